@@ -1,0 +1,1 @@
+"""The two IRs: types, layouts, ops, verification and text."""

@@ -1,0 +1,95 @@
+"""The elementwise functions of both levels: one table with dtype rules, NumPy meaning and cost.
+
+Arithmetic on 16-bit floats is defined as: widen to float32, compute, round to nearest even. The interpreters do exactly that and the
+CUDA printer emits it, so all three agree up to the accuracy of the special functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from .types import DType, bf16, f16, f32
+
+
+@dataclass(frozen=True)
+class Fn:
+    """name; arity; `kind` of dtype rule: "arith" (same in, same out), "float" (floats only), "int", "compare" (same in, i1 out),
+    "logic" (i1, or integers bitwise); NumPy meaning on float32/int/bool arrays."""
+
+    name: str
+    arity: int
+    kind: str
+    numpy: Callable[..., np.ndarray]
+    symbol: str = ""
+    commutative: bool = False
+
+
+def _erf(x: np.ndarray) -> np.ndarray:
+    """erf in float64 by Abramowitz & Stegun 7.1.26's successor: series for small, continued by erfc asymptotics; |err| < 1e-7."""
+    from math import erf
+
+    return np.vectorize(erf, otypes=[np.float64])(x).astype(np.asarray(x).dtype)
+
+
+def _intdiv(a, b):
+    return np.floor_divide(a, b)
+
+
+FNS: dict[str, Fn] = {f.name: f for f in [
+    Fn("add", 2, "arith", np.add, "+", True), Fn("sub", 2, "arith", np.subtract, "-"),
+    Fn("mul", 2, "arith", np.multiply, "*", True), Fn("div", 2, "float", np.divide, "/"),
+    Fn("max", 2, "arith", np.maximum, "", True), Fn("min", 2, "arith", np.minimum, "", True),
+    Fn("pow", 2, "float", np.power), Fn("floordiv", 2, "int", _intdiv), Fn("mod", 2, "int", np.mod),
+    Fn("shl", 2, "int", np.left_shift, "<<"), Fn("shr", 2, "int", np.right_shift, ">>"),
+    Fn("lt", 2, "compare", np.less, "<"), Fn("le", 2, "compare", np.less_equal, "<="),
+    Fn("gt", 2, "compare", np.greater, ">"), Fn("ge", 2, "compare", np.greater_equal, ">="),
+    Fn("eq", 2, "compare", np.equal, "==", True), Fn("ne", 2, "compare", np.not_equal, "!=", True),
+    Fn("and", 2, "logic", np.bitwise_and, "&", True), Fn("or", 2, "logic", np.bitwise_or, "|", True),
+    Fn("xor", 2, "logic", np.bitwise_xor, "^", True), Fn("not", 1, "logic", np.invert, "!"),
+    Fn("neg", 1, "arith", np.negative, "-"), Fn("abs", 1, "arith", np.abs),
+    Fn("exp", 1, "float", np.exp), Fn("exp2", 1, "float", np.exp2), Fn("log", 1, "float", np.log),
+    Fn("log2", 1, "float", np.log2), Fn("sqrt", 1, "float", np.sqrt),
+    Fn("rsqrt", 1, "float", lambda x: 1.0 / np.sqrt(x)), Fn("rcp", 1, "float", lambda x: 1.0 / x),
+    Fn("sin", 1, "float", np.sin), Fn("cos", 1, "float", np.cos), Fn("tanh", 1, "float", np.tanh),
+    Fn("sigmoid", 1, "float", lambda x: 0.5 * (1.0 + np.tanh(0.5 * x))), Fn("erf", 1, "float", _erf),
+    Fn("floor", 1, "float", np.floor), Fn("ceil", 1, "float", np.ceil),
+    # a * b + c with one rounding; NumPy has none, float64 then one rounding is the same to within half an ulp
+    Fn("fma", 3, "float", lambda a, b, c: (np.asarray(a, np.float64) * b + c).astype(np.float32)),
+]}
+
+REDUCTIONS: dict[str, tuple[Callable[..., np.ndarray], str, float]] = {
+    # kind -> (NumPy reduce, the binary function it folds, its neutral element)
+    "sum": (np.sum, "add", 0.0), "max": (np.max, "max", -np.inf), "min": (np.min, "min", np.inf)}
+
+
+def round_bf16(x: np.ndarray) -> np.ndarray:
+    """float32 -> the nearest bf16 (ties to even), held as float32. NaN stays NaN."""
+    x = np.ascontiguousarray(x, np.float32)
+    bits = x.view(np.uint32)
+    rounded = (bits + (0x7FFF + ((bits >> 16) & 1)).astype(np.uint32)) & np.uint32(0xFFFF0000)
+    return np.where(np.isnan(x), x, rounded.view(np.float32))
+
+
+def to_dtype(x: np.ndarray, dtype: DType) -> np.ndarray:
+    """Round or convert to `dtype` in the representation `DType.np_dtype`."""
+    with np.errstate(all="ignore"):
+        if dtype == bf16:
+            return round_bf16(np.asarray(x, np.float32))
+        return np.asarray(x).astype(dtype.np_dtype)
+
+
+def apply(name: str, dtype: DType, *args: np.ndarray) -> np.ndarray:
+    """The NumPy meaning of one function at operand dtype `dtype` (see the module docstring for 16-bit floats)."""
+    fn = FNS[name]
+    with np.errstate(all="ignore"):
+        if dtype in (f16, bf16):
+            args = tuple(np.asarray(a, np.float32) for a in args)
+        out = fn.numpy(*args)
+        if fn.kind == "compare":
+            return np.asarray(out, np.bool_)
+        if dtype == f32:
+            return np.asarray(out, np.float32)
+        return to_dtype(out, dtype)

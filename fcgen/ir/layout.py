@@ -1,0 +1,327 @@
+"""Layouts as values: where the elements of a tile live in registers (`RegLayout`) and in shared memory (`SmemLayout`).
+
+A layout is the only place that knows a mapping. Facts about one (bijective, conflict-free, equal to another) are found by
+enumeration: tiles are small, and NumPy compares all of their elements faster than a proof can be read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from math import prod
+
+import numpy as np
+
+LANES = 32
+BANKS = 32
+
+
+@dataclass(frozen=True)
+class Factor:
+    """One digit of a coordinate: `(index of unit // stride) % size`. unit: "w" warp, "l" lane, "r" register."""
+
+    unit: str
+    size: int
+    stride: int
+
+    def __str__(self) -> str:
+        return f"{self.unit}{self.size}@{self.stride}"
+
+    def digit(self, index: np.ndarray | int):
+        return index // self.stride % self.size
+
+
+def _normal(axis: tuple[Factor, ...]) -> tuple[Factor, ...]:
+    """Drop digits of size 1 and join neighbours that count as one, so that equal maps are equal values."""
+    out: list[Factor] = []
+    for f in axis:
+        if f.size == 1:
+            continue
+        if out and out[-1].unit == f.unit and out[-1].stride == f.stride * f.size:
+            out[-1] = Factor(f.unit, out[-1].size * f.size, f.stride)
+        else:
+            out.append(f)
+    return tuple(out)
+
+
+@dataclass(frozen=True)
+class RegLayout:
+    """A tile over warps, lanes and registers.
+
+    axes: for each tile axis its digits, the most significant first: the coordinate is their mixed-radix number. A warp or
+    lane digit that no axis uses means copies: every such thread holds the element. Register digits are dense.
+    Text: `{w4@1 r2@2 l8@4 | r8@4 l4@1 r2@1}`.
+    """
+
+    axes: tuple[tuple[Factor, ...], ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "axes", tuple(_normal(tuple(a)) for a in self.axes))
+
+    def __str__(self) -> str:
+        return "{" + " | ".join(" ".join(map(str, a)) or "1" for a in self.axes) + "}"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(prod(f.size for f in a) for a in self.axes)
+
+    @property
+    def regs(self) -> int:
+        """Registers (elements) per thread."""
+        return prod(f.size for a in self.axes for f in a if f.unit == "r")
+
+    @property
+    def warps(self) -> int:
+        """How many warps the layout tells apart (a power-of-two-like product of its warp digits' reach)."""
+        return max([1] + [f.size * f.stride for a in self.axes for f in a if f.unit == "w"])
+
+    def weights(self, axis: int) -> list[tuple[Factor, int]]:
+        """(digit, what one step of it adds to the coordinate) for one axis, most significant first."""
+        out, w = [], 1
+        for f in reversed(self.axes[axis]):
+            out.append((f, w))
+            w *= f.size
+        return out[::-1]
+
+    def part(self, axis: int, unit: str, index):
+        """The share of one unit's index in the coordinate along `axis`; coordinates are the sum over w, l and r."""
+        return sum((f.digit(index) * w for f, w in self.weights(axis) if f.unit == unit), start=index * 0)
+
+    def coords(self, warps: int | None = None) -> np.ndarray:
+        """int32 [warps, 32, regs, rank]: the tile coordinate held by each register."""
+        return _coords(self, self.warps if warps is None else warps)
+
+    def drop(self, axis: int) -> RegLayout:
+        """The layout of a tile without `axis`: its lanes and warps become copies, registers are renumbered densely."""
+        kept = tuple(a for i, a in enumerate(self.axes) if i != axis)
+        return RegLayout(_renumber(kept))
+
+    def drop_map(self, axis: int) -> np.ndarray:
+        """int [regs]: for each register of this layout, the register of `drop(axis)` that holds its row."""
+        small = self.drop(axis)
+        kept = [a for i, a in enumerate(self.axes) if i != axis]
+        index = np.arange(self.regs)
+        out = np.zeros_like(index)
+        for a, b in zip(kept, small.axes):
+            old = [f for f in a if f.unit == "r"]
+            new = [f for f in b if f.unit == "r"]
+            # `_normal` may have joined digits of b, so go through the coordinate share instead of pairing digits
+            value = sum((f.digit(index) * w for f, w in _weights(old)), start=index * 0)
+            out += _place(value, new)
+        return out
+
+    def transpose(self) -> RegLayout:
+        return RegLayout(self.axes[::-1])
+
+    def reduces_over(self, axis: int) -> tuple[list[int], list[int]]:
+        """(lane strides, warp strides) of the binary butterfly steps that combine the copies left by dropping `axis`."""
+        lanes = [f.stride << b for f in self.axes[axis] if f.unit == "l" for b in range((f.size - 1).bit_length())]
+        warps = [f.stride << b for f in self.axes[axis] if f.unit == "w" for b in range((f.size - 1).bit_length())]
+        return lanes, warps
+
+    def vector(self) -> int:
+        """How many consecutive registers hold consecutive elements of the last axis."""
+        last = self.axes[-1]
+        if last and last[-1].unit == "r" and last[-1].stride == 1:
+            return last[-1].size
+        return 1
+
+    def picture(self, warp: int = 0, limit: int = 32) -> str:
+        """ASCII: for each element of a 2-d tile `warp.lane:register`, one row of text per tile row."""
+        return _ascii(self, warp, limit)
+
+
+def _weights(digits: list[Factor]) -> list[tuple[Factor, int]]:
+    out, w = [], 1
+    for f in reversed(digits):
+        out.append((f, w))
+        w *= f.size
+    return out[::-1]
+
+
+def _place(value: np.ndarray, digits: list[Factor]) -> np.ndarray:
+    return sum((value // w % f.size * f.stride for f, w in _weights(digits)), start=value * 0)
+
+
+def _renumber(axes: tuple[tuple[Factor, ...], ...]) -> tuple[tuple[Factor, ...], ...]:
+    """Give the register digits that are left dense strides, in the order of their old ones."""
+    digits = sorted((f for a in axes for f in a if f.unit == "r"), key=lambda f: f.stride)
+    stride, new = 1, {}
+    for f in digits:
+        new[f.stride] = stride
+        stride *= f.size
+    return tuple(tuple(Factor("r", f.size, new[f.stride]) if f.unit == "r" else f for f in a) for a in axes)
+
+
+@lru_cache(maxsize=512)
+def _coords(layout: RegLayout, warps: int) -> np.ndarray:
+    w, l, r = np.meshgrid(np.arange(warps), np.arange(LANES), np.arange(layout.regs), indexing="ij")
+    out = np.stack([sum((layout.part(a, u, x) for u, x in (("w", w), ("l", l), ("r", r))), start=w * 0)
+                    for a in range(len(layout.axes))] or [w[..., :0]], axis=-1) if layout.axes else np.zeros(w.shape + (0,), int)
+    out = out.astype(np.int32)
+    out.setflags(write=False)
+    return out
+
+
+def _ascii(layout: RegLayout, warp: int, limit: int) -> str:
+    if len(layout.axes) != 2:
+        raise ValueError("picture() draws two-dimensional tiles")
+    c = layout.coords()
+    text: dict[tuple[int, int], str] = {}
+    for w in range(c.shape[0]):
+        for l in range(LANES):
+            for r in range(c.shape[2]):
+                key = (int(c[w, l, r, 0]), int(c[w, l, r, 1]))
+                if key not in text or w == warp:
+                    text.setdefault(key, f"w{w}.t{l:<2}:{r}")
+    rows, cols = layout.shape
+    lines = []
+    for i in range(min(rows, limit)):
+        lines.append(f"{i:>4} | " + " ".join(f"{text.get((i, j), '?'):<10}" for j in range(min(cols, limit))).rstrip())
+    if rows > limit or cols > limit:
+        lines.append(f"     ... {rows} x {cols} in all")
+    return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class OpaqueLayout:
+    """A WMMA fragment grid: which thread holds which element is not specified (CUDA C++ guide, 'Warp matrix functions').
+
+    role: "acc", "a" or "b". warps_m x warps_n warps; each holds whole 16 x 16 fragments of contiguous rows and columns.
+    Legal on such a value: fill, mma, elementwise with a scalar or a value of the same layout, load and store. Row operations
+    are not. Text: `{wmma acc 4x1}`.
+    """
+
+    role: str
+    warps_m: int
+    warps_n: int = 1
+
+    def __str__(self) -> str:
+        return f"{{wmma {self.role} {self.warps_m}x{self.warps_n}}}"
+
+    @property
+    def warps(self) -> int:
+        return self.warps_m * self.warps_n
+
+
+@dataclass(frozen=True)
+class SmemLayout:
+    """Bytes of a tile in shared memory: panels of `panel` columns, rows of a panel one after the other, `pad` elements after
+    each row, and the XOR swizzle of TMA and wgmma on byte addresses (span 32, 64 or 128; 0 for none).
+
+    Text: `{panel 64 swizzle 128}`, `{panel 64 pad 8}`.
+    """
+
+    panel: int
+    pad: int = 0
+    swizzle: int = 0
+
+    def __str__(self) -> str:
+        return (f"{{panel {self.panel}" + (f" pad {self.pad}" if self.pad else "")
+                + (f" swizzle {self.swizzle}" if self.swizzle else "") + "}")
+
+    def row_bytes(self, size: int) -> int:
+        return (self.panel + self.pad) * size
+
+    def panel_bytes(self, shape: tuple[int, ...], size: int) -> int:
+        rows = shape[0] if len(shape) == 2 else 1
+        return rows * self.row_bytes(size)
+
+    def slot_bytes(self, shape: tuple[int, ...], size: int) -> int:
+        cols = shape[-1]
+        assert cols % self.panel == 0, f"{cols} columns are not whole panels of {self.panel}"
+        raw = cols // self.panel * self.panel_bytes(shape, size)
+        align = 1024 if self.swizzle else 128
+        return -(-raw // align) * align
+
+    def address(self, shape: tuple[int, ...], size: int, i, j):
+        """Byte address of element (i, j) from the slot's start; i, j may be arrays. size: bytes of an element."""
+        off = (j // self.panel) * self.panel_bytes(shape, size) + i * self.row_bytes(size) + j % self.panel * size
+        return self.swizzled(off)
+
+    def swizzled(self, off):
+        """XOR the 16-byte chunk number with the row number, as `CU_TENSOR_MAP_SWIZZLE_*` and wgmma do (PTX ISA, 'Swizzling
+        modes'): bits 7.. of the address into bits 4.. of it."""
+        mask = {0: 0, 32: 0x10, 64: 0x30, 128: 0x70}[self.swizzle]
+        return off ^ ((off >> 3) & mask)
+
+    def conflicts(self, shape: tuple[int, ...], size: int, rows, cols, width: int) -> int:
+        """Bank conflict degree of one warp access: element (rows[l], cols[l]) per lane, `width` bytes each. 1 is none.
+
+        Accesses wider than 4 bytes are served in phases of 128 bytes (8 lanes of 16 bytes, 16 of 8)."""
+        addr = np.asarray(self.address(shape, size, np.asarray(rows), np.asarray(cols)))
+        per_phase = max(1, 128 // max(4, width))
+        worst = 1
+        for p in range(0, len(addr), per_phase):
+            words: dict[int, set[int]] = {}
+            for a in addr[p: p + per_phase]:
+                for b in range(0, max(4, width), 4):
+                    word = (int(a) + b) // 4
+                    words.setdefault(word % BANKS, set()).add(word)
+            worst = max(worst, max(len(s) for s in words.values()))
+        return worst
+
+    def picture(self, shape: tuple[int, int], size: int, limit: int = 16) -> str:
+        """ASCII: the 16-byte chunk (address // 16) in which each run of 16 bytes of a row lands."""
+        step = 16 // size
+        rows, cols = shape
+        out = []
+        for i in range(min(rows, limit)):
+            chunks = [int(self.address(shape, size, i, j)) // 16 for j in range(0, cols, step)]
+            out.append(f"{i:>4} | " + " ".join(f"{c:>4}" for c in chunks[:limit]))
+        return "\n".join(out)
+
+
+def native_smem(cols: int, size: int) -> SmemLayout:
+    """The conflict-free swizzled layout for rows of `cols` elements: the widest panel of 128, 64 or 32 bytes that divides them."""
+    for span in (128, 64, 32):
+        if cols * size % span == 0:
+            return SmemLayout(span // size, 0, span)
+    return SmemLayout(cols, 0, 0)
+
+
+def mma_c(rows: int, cols: int, warps: tuple[int, int] = (4, 1)) -> RegLayout:
+    """Accumulator of `mma.m16n8k16` tiled over rows x cols (PTX ISA, 'Matrix Fragments for mma.m16n8k16', C/D)."""
+    wm, wn = warps
+    m, n = rows // wm // 16, cols // wn // 8
+    return RegLayout((
+        (Factor("w", wm, wn), Factor("r", m, n * 4), Factor("r", 2, 2), Factor("l", 8, 4)),
+        (Factor("w", wn, 1), Factor("r", n, 4), Factor("l", 4, 1), Factor("r", 2, 1))))
+
+
+def mma_a(rows: int, depth: int, warps: tuple[int, int] = (4, 1)) -> RegLayout:
+    """A operand of `mma.m16n8k16` over rows x depth (same PTX section): for one warp column its registers are exactly the
+    accumulator's, which is why P needs no shuffle."""
+    wm, wn = warps
+    m, k = rows // wm // 16, depth // 16
+    return RegLayout((
+        (Factor("w", wm, wn), Factor("r", m, k * 8), Factor("r", 2, 2), Factor("l", 8, 4)),
+        (Factor("r", k, 8), Factor("r", 2, 4), Factor("l", 4, 1), Factor("r", 2, 1))))
+
+
+def mma_b(depth: int, cols: int, warps: tuple[int, int] = (4, 1)) -> RegLayout:
+    """B operand of `mma.m16n8k16` over depth x cols (same PTX section)."""
+    wm, wn = warps
+    n, k = cols // wn // 8, depth // 16
+    return RegLayout((
+        (Factor("r", k, n * 4), Factor("r", 2, 2), Factor("l", 4, 1), Factor("r", 2, 1)),
+        (Factor("w", wn, 1), Factor("r", n, 4), Factor("l", 8, 4))))
+
+
+def blocked(rows: int, cols: int, warps: int, vec: int = 1, lanes_per_row: int = 0) -> RegLayout:
+    """Rows over warps then lanes, columns over the rest of the lanes in runs of `vec`: the layout for plain element work.
+
+    Sizes that do not divide leave copies rather than holes: every thread always holds whole registers."""
+    lanes = lanes_per_row or min(LANES, max(1, cols // vec))
+    while cols % (lanes * vec) or LANES % lanes:
+        lanes -= 1
+    w = warps
+    while rows % w:
+        w -= 1
+    lr = LANES // lanes
+    while rows // w % lr:
+        lr //= 2
+    rr, rc = rows // w // lr, cols // (lanes * vec)
+    return RegLayout((
+        (Factor("r", rr, rc * vec), Factor("w", w, 1), Factor("l", lr, lanes)),
+        (Factor("r", rc, vec), Factor("l", lanes, 1), Factor("r", vec, 1))))

@@ -1,0 +1,225 @@
+"""Ops that exist only in the machine IR.
+
+Shared memory is reached through `Buffer` values: `kernel.buffers` are rings; `slot ring, n` is a view of one slot and every op below
+takes views (or a ring of one slot). Positions (row, col) are element offsets in the stored tile. `transposed` means that the
+fragment is the transpose of what is stored. A warp touches the part of the rectangle that the fragment's layout gives it.
+
+Asynchrony: `cp_async` starts copies that belong to the thread's current group; `commit_group` closes the group; `wait_group n` returns
+when at most n of this thread's groups are still in flight. Other threads see the data after a `barrier` that follows the wait.
+"""
+
+from __future__ import annotations
+
+from .core import Op
+from .layout import OpaqueLayout, RegLayout
+from .ops import define, need
+from .tile_ops import check_index
+from .types import Buffer, Frag, Scalar, Tensor, f32, i1, i32
+
+
+def _none(types, attrs):
+    return None
+
+
+def _effect_only(types, attrs):
+    return ()
+
+
+def _buffer(t, what: str) -> None:
+    need(isinstance(t, Buffer), f"{what}: a shared-memory buffer", "smem ...", t)
+    need(t.slots == 1, f"{what}: one slot of a ring, taken with `slot`", "one slot", t)
+
+
+def _positions(types, what: str) -> None:
+    need(len(types) == 2 and all(isinstance(t, Scalar) and t.dtype == i32 for t in types), f"{what}: row and col are i32 scalars",
+         "i32, i32", ", ".join(map(str, types)))
+
+
+def _slot(types, attrs):
+    from dataclasses import replace
+
+    need(len(types) == 2 and isinstance(types[0], Buffer) and types[1] == Scalar(i32), "slot takes a ring and an i32", "smem, i32",
+         ", ".join(map(str, types)))
+    return (replace(types[0], slots=1),)
+
+
+define("slot", "machine", "View of slot (n + ahead) mod slots of a ring. `ahead` is how many tiles past the loop's current one.",
+       _slot, ahead=int)
+
+
+def _check_cp_async(op: Op) -> None:
+    tensor, buffer = op.operands[0].type, op.operands[-1].type
+    _buffer(buffer, "cp_async")
+    check_index(tensor, tuple(v.type for v in op.operands[1:-1]), buffer.shape, op.attrs, "cp_async")
+    need(tensor.dtype == buffer.dtype, "cp_async: one dtype", tensor.dtype, buffer.dtype)
+    t = op["threads"]
+    need(t.shape == buffer.shape, "cp_async: `threads` covers the tile", buffer.shape, t.shape)
+    need(t.vector() * buffer.dtype.bytes in (4, 8, 16), "cp_async copies 4, 8 or 16 bytes", "4, 8, 16", t.vector() * buffer.dtype.bytes)
+
+
+define("cp_async", "machine", """`cp_async T, scalars..., buffer`: start copying a rectangle of a tensor into a slot, each thread the runs of
+       elements that `threads` (a register layout) gives it; guarded-out elements become zero.""", _effect_only, effect="write",
+       check=_check_cp_async, index=tuple, guard=tuple, threads=RegLayout)
+define("commit_group", "machine", "Close this thread's group of cp_async copies (an empty group counts).", _effect_only, effect="write")
+define("wait_group", "machine", "Wait until at most n of this thread's groups are in flight.", _effect_only, effect="write", n=int)
+define("barrier", "machine", "All warps of the block; orders shared memory among them.", _effect_only, effect="write")
+define("syncwarp", "machine", "All lanes of the warp; orders shared memory among them.", _effect_only, effect="write")
+
+
+def _frag_of(tensor_or_buffer, t, what: str) -> None:
+    need(isinstance(t, Frag), f"{what} makes a fragment", "frag", t)
+    need(t.dtype == tensor_or_buffer.dtype, f"{what}: one dtype", tensor_or_buffer.dtype, t.dtype)
+
+
+def _check_ld_global(op: Op) -> None:
+    tensor, t = op.operands[0].type, op.result.type
+    need(isinstance(tensor, Tensor), "ld_global reads a tensor parameter", "tensor", tensor)
+    _frag_of(tensor, t, "ld_global")
+    check_index(tensor, tuple(v.type for v in op.operands[1:]), t.shape, op.attrs, "ld_global")
+
+
+define("ld_global", "machine", """`ld_global T, scalars...`: a rectangle of a tensor into registers; guarded-out elements are zero. vec: at
+       most this many elements per load.""", _none, effect="read", check=_check_ld_global, index=tuple, guard=tuple, vec=int)
+
+
+def _check_st_global(op: Op) -> None:
+    tensor, t = op.operands[0].type, op.operands[1].type
+    _frag_of(tensor, t, "st_global")
+    need(t.partial is None, "st_global: the value is complete", "no partial reduction", t)
+    check_index(tensor, tuple(v.type for v in op.operands[2:]), t.shape, op.attrs, "st_global")
+
+
+define("st_global", "machine", """`st_global T, frag, scalars...`: registers to a rectangle of a tensor; of threads that hold copies one writes.
+       reduce="add" adds atomically.""", _effect_only, effect="write", check=_check_st_global, index=tuple, guard=tuple, vec=int,
+       reduce=(str, None))
+
+
+def _region_fits(buffer: Buffer, t: Frag, transposed: bool, what: str) -> None:
+    shape = t.shape[::-1] if transposed else t.shape
+    if len(shape) == 2 and len(buffer.shape) == 2:
+        need(all(a <= b for a, b in zip(shape, buffer.shape)), f"{what}: the fragment fits the stored tile", buffer.shape, shape)
+
+
+def _check_ld_shared(op: Op) -> None:
+    buffer, t = op.operands[0].type, op.result.type
+    _buffer(buffer, "ld_shared")
+    _positions([v.type for v in op.operands[1:]], "ld_shared")
+    _frag_of(buffer, t, "ld_shared")
+    need(isinstance(t.layout, RegLayout), "ld_shared fills a specified layout", "registers", t.layout)
+    if len(t.shape) == 1:
+        need(op.get("along", 1) in (0, 1), "ld_shared: along is 0 (down a column) or 1 (along a row)")
+    _region_fits(buffer, t, op.get("transposed", False), "ld_shared")
+
+
+define("ld_shared", "machine", """`ld_shared buffer, row, col`: plain loads from a slot. A 1-d fragment runs along axis `along` of the stored
+       tile.""", _none, effect="read", check=_check_ld_shared, transposed=(bool, None), along=(int, None))
+
+
+def _check_st_shared(op: Op) -> None:
+    t, buffer = op.operands[0].type, op.operands[1].type
+    _buffer(buffer, "st_shared")
+    _positions([v.type for v in op.operands[2:]], "st_shared")
+    _frag_of(buffer, t, "st_shared")
+    need(t.partial is None, "st_shared: the value is complete", "no partial reduction", t)
+    _region_fits(buffer, t, op.get("transposed", False), "st_shared")
+
+
+define("st_shared", "machine", "`st_shared frag, buffer, row, col`: plain stores to a slot; of threads that hold copies one writes.",
+       _effect_only, effect="write", check=_check_st_shared, transposed=(bool, None), along=(int, None))
+
+
+def _check_ldmatrix(op: Op) -> None:
+    buffer, t = op.operands[0].type, op.result.type
+    _buffer(buffer, "ldmatrix")
+    _positions([v.type for v in op.operands[1:]], "ldmatrix")
+    _frag_of(buffer, t, "ldmatrix")
+    need(t.dtype.bits == 16 and len(t.shape) == 2, "ldmatrix moves 2-d tiles of 16-bit elements", "16 bits", t)
+    _region_fits(buffer, t, op["transposed"], "ldmatrix")
+
+
+define("ldmatrix", "machine", """`ldmatrix buffer, row, col`: 8x8 blocks of 16-bit elements from a slot, four at a time; lane l supplies the
+       address of row l. trans: the .trans form, which hands out each block transposed.""", _none, effect="read",
+       check=_check_ldmatrix, transposed=bool, trans=bool)
+
+
+def _check_mma(op: Op) -> None:
+    a, b, c = (v.type for v in op.operands)
+    need(op.result.type == c, "mma: the result has the accumulator's type", c, op.result.type)
+    need(c.dtype == f32 and a.dtype == b.dtype, "mma: 16-bit operands of one dtype, f32 accumulator", "f32", c.dtype)
+    need(a.shape[1] == b.shape[0] and c.shape == (a.shape[0], b.shape[1]), "mma: shapes agree", got=f"{a} {b} {c}")
+
+
+define("mma", "machine", """`mma a, b, acc`: acc + a b by the target's instruction `instr`, repeated over the fragments. The instruction's own
+       register map must be the layouts': checked where the instruction is declared.""", _none, check=_check_mma, instr=str)
+
+
+def _slice(types, attrs):
+    return None
+
+
+def _check_slice(op: Op) -> None:
+    src, out = op.operands[0].type, op.result.type
+    need(isinstance(src, Frag) and isinstance(out, Frag) and src.dtype == out.dtype, "slice takes and makes a fragment")
+    need(op.operands[1].type == Scalar(i32), "slice: the first position is an i32 scalar", "i32", op.operands[1].type)
+    axis = op["axis"]
+    need(all(a == b for i, (a, b) in enumerate(zip(src.shape, out.shape)) if i != axis), "slice: other axes are whole", src, out)
+    need(src.shape[axis] % out.shape[axis] == 0, "slice: whole parts", src, out)
+
+
+define("slice", "machine", """`slice frag, first`: the part of a fragment that starts at `first` (a multiple of the part's size, known when the
+       enclosing loop is expanded) along `axis`. Moves nothing: each thread keeps its own registers.""", _slice, check=_check_slice, axis=int)
+
+
+def _combine(types, attrs):
+    t = types[0]
+    need(isinstance(t, Frag) and t.partial is not None, "combine finishes a partial reduction", "partial", t)
+    return (Frag(t.dtype, t.shape, t.layout),)
+
+
+define("combine", "machine", "Fold a partial reduction over lanes: one butterfly step (shfl.xor) per stride in `lanes`.", _combine,
+       lanes=tuple)
+
+
+def _vote(types, attrs):
+    need(types[0].dtype == i1, "vote_any takes i1", "i1", types[0])
+    return (Scalar(i1),)
+
+
+define("vote_any", "machine", "True where any thread of the warp holds a true element. The same in all lanes of a warp, not of the block: "
+       "no barrier may depend on it.", _vote)
+
+
+def _check_wmma_load(op: Op) -> None:
+    buffer, t = op.operands[0].type, op.result.type
+    _buffer(buffer, "wmma_load")
+    _positions([v.type for v in op.operands[1:]], "wmma_load")
+    _frag_of(buffer, t, "wmma_load")
+    need(isinstance(t.layout, OpaqueLayout), "wmma_load fills an opaque fragment", "wmma", t.layout)
+    need(not buffer.layout.swizzle, "wmma_load: rows at one stride", "a layout without swizzle", buffer.layout)
+
+
+define("wmma_load", "machine", "`wmma_load buffer, row, col`: wmma::load_matrix_sync for each 16x16 fragment.", _none, effect="read",
+       check=_check_wmma_load, transposed=(bool, None))
+
+
+def _check_wmma_store(op: Op) -> None:
+    t, buffer = op.operands[0].type, op.operands[1].type
+    _buffer(buffer, "wmma_store")
+    _positions([v.type for v in op.operands[2:]], "wmma_store")
+    need(isinstance(t, Frag) and isinstance(t.layout, OpaqueLayout) and t.layout.role == "acc", "wmma_store stores an accumulator",
+         "wmma acc", t)
+    need(not buffer.layout.swizzle, "wmma_store: rows at one stride", "a layout without swizzle", buffer.layout)
+
+
+define("wmma_store", "machine", "`wmma_store frag, buffer, row, col`: wmma::store_matrix_sync for each 16x16 fragment.", _effect_only,
+       effect="write", check=_check_wmma_store)
+
+
+def _check_wmma_mma(op: Op) -> None:
+    a, b, c = (v.type for v in op.operands)
+    need(op.result.type == c, "wmma_mma: the result has the accumulator's type", c, op.result.type)
+    need(a.shape[1] == b.shape[0] and c.shape == (a.shape[0], b.shape[1]), "wmma_mma: shapes agree", got=f"{a} {b} {c}")
+    need([t.layout.role for t in (a, b, c)] == ["a", "b", "acc"], "wmma_mma takes a, b and accumulator fragments")
+
+
+define("wmma_mma", "machine", "`wmma_mma a, b, acc`: wmma::mma_sync for each 16x16x16 product.", _none, check=_check_wmma_mma)

@@ -1,0 +1,86 @@
+"""Schedules: everything that changes a kernel's speed and nothing that changes its meaning, as one frozen value.
+
+A `Schedule` is plain data: it prints, parses (`Schedule.parse`), compares and hashes, and stands on top of the generated file.
+Names in per-value fields (`math`, `stages`) are the spec's own variable names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from ..errors import FcError
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "math": ("mma", "wmma", "fma"), "copy": ("cp_async", "vector", "scalar"), "epilogue": ("smem", "direct")}
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How one program runs on one target.
+
+    tiles: BLOCK name -> size. warps: warps per block, laid along the rows of dot results. math: instruction family of the dots, one
+    for all or per dot (by the name of the value that it makes): "mma" (mma.sync + ldmatrix), "wmma" (wmma API, opaque
+    fragments), "fma" (plain multiply-adds). copy: how tiles reach shared memory: "cp_async" (16 bytes, asynchronous), "vector"
+    (16-byte loads through registers), "scalar" (one element at a time). stages: slots of each shared-memory ring inside loops; 1 loads
+    in place, n keeps n - 1 tiles in flight; one number or per load. ahead: with stages=1, start the next load as soon as the slot's
+    last reader is done. hold_a: keep loop-invariant left operands of dots in registers. reuse_frags: a dot result feeds the next dot
+    from registers where the layouts agree (else through shared memory). split: separate loop copies for tiles that a mask leaves
+    whole. skip_ones: leave out `tile * row` multiplications when every row factor of the warp is one. defer: finish loop-carried
+    row sums after the loop. epilogue: stores through shared memory as 16-byte rows, or straight from fragments. longest_first: run the
+    row tiles with the most work first. min_blocks: blocks per multiprocessor that registers must allow (launch bounds).
+    """
+
+    tiles: Any = ()
+    warps: int = 4
+    math: Any = "mma"
+    copy: str = "cp_async"
+    stages: Any = 2
+    ahead: bool = False
+    hold_a: bool = True
+    reuse_frags: bool = True
+    split: bool = True
+    skip_ones: bool = False
+    defer: bool = True
+    epilogue: str = "smem"
+    longest_first: bool = True
+    min_blocks: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("tiles", "math", "stages"):
+            v = getattr(self, name)
+            if isinstance(v, Mapping):
+                object.__setattr__(self, name, tuple(sorted(v.items())))
+        for name, allowed in CHOICES.items():
+            v = getattr(self, name)
+            for x in [y for _, y in v] if isinstance(v, tuple) else [v]:
+                if x not in allowed:
+                    raise FcError("compile/schedule", f"Schedule.{name} has no such choice", expected=", ".join(allowed), got=repr(x))
+        if self.warps not in (1, 2, 4, 8, 16):
+            raise FcError("compile/schedule", "Schedule.warps is the number of warps in a block", expected="1, 2, 4, 8 or 16",
+                          got=self.warps)
+        for name, n in self.tiles:
+            if not isinstance(n, int) or n < 1 or (n & (n - 1) and n % 16):
+                raise FcError("compile/schedule", f"tile size {name} is a power of two or a multiple of 16", got=n)
+        for v in [y for _, y in self.stages] if isinstance(self.stages, tuple) else [self.stages]:
+            if not isinstance(v, int) or not 1 <= v <= 8:
+                raise FcError("compile/schedule", "Schedule.stages counts ring slots", expected="1 to 8", got=v)
+
+    def tile(self, name: str) -> int | None:
+        return dict(self.tiles).get(name)
+
+    def math_of(self, name: str) -> str:
+        return self.math if isinstance(self.math, str) else dict(self.math).get(name, "mma")
+
+    def stages_of(self, name: str) -> int:
+        return self.stages if isinstance(self.stages, int) else dict(self.stages).get(name, 2)
+
+    def __str__(self) -> str:
+        """Only what differs from the defaults, so that a schedule reads as a sentence."""
+        out = []
+        for f in fields(self):
+            v = getattr(self, f.name)
+            if v != f.default or f.name in ("tiles", "warps", "math", "stages"):
+                out.append(f"{f.name}=" + ("{" + ", ".join(f"{k}: {x}" for k, x in v) + "}" if isinstance(v, tuple) else str(v)))
+        return ", ".join(out)

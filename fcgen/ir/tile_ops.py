@@ -1,0 +1,289 @@
+"""Ops of the tile IR, most of which the machine IR shares (there their operands are fragments).
+
+An *index* names a rectangle of a tensor: attribute `index` holds one word per tensor dimension,
+  "at"    one position, given by a scalar operand;
+  "tile"  a run of positions whose first is a scalar operand and whose length is the result's axis;
+  "all"   the whole compile-time dimension (the result's axis may be longer: padding, read as zero).
+The result has one axis per "tile" or "all" word, in order. Attribute `guard` has one bool per result axis: True means that
+positions at or past the tensor's size read as zero (a load) or are left alone (a store). An axis without a guard is known to be
+inside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from .core import Op
+from .elementwise import FNS, REDUCTIONS
+from .layout import RegLayout
+from .ops import define, need
+from .types import DTYPES, Frag, Scalar, Tensor, Tile, bf16, f16, f32, i1, i32, i64, with_dtype
+
+BOTH = "tile machine"
+
+
+def shaped(types: tuple[Any, ...], rule: str) -> Any:
+    """The common type of elementwise operands: scalars go with anything, shaped operands must agree in shape and layout."""
+    out: Any = None
+    for t in types:
+        need(isinstance(t, (Scalar, Tile, Frag)), f"{rule} takes scalars and tiles, not {t}")
+        if isinstance(t, Scalar):
+            continue
+        if out is None:
+            out = t
+        else:
+            need(type(t) is type(out) and t.shape == out.shape, f"{rule}: shapes agree", out, t,
+                 hint="broadcast the smaller one explicitly")
+            if isinstance(t, Frag) and isinstance(out, Frag):
+                need(t.layout == out.layout, f"{rule}: layouts agree", out.layout, t.layout)
+                need(t.partial == out.partial, f"{rule}: a partial reduction only meets its like", out, t)
+    return out if out is not None else types[0]
+
+
+def infer_elementwise(name: str):
+    fn = FNS[name]
+
+    def run(types: tuple[Any, ...], attrs: Mapping[str, Any]) -> tuple[Any, ...]:
+        need(len(types) == fn.arity, f"{name} takes {fn.arity} operands", fn.arity, len(types))
+        base = shaped(types, name)
+        dtypes = {t.dtype for t in types}
+        need(len(dtypes) == 1, f"{name}: operands have one dtype", got=", ".join(sorted(map(str, dtypes))))
+        dtype = types[0].dtype
+        if fn.kind == "float":
+            need(dtype.is_float, f"{name} is for floats", "f16, bf16, f32", dtype)
+        elif fn.kind == "int":
+            need(dtype.is_int, f"{name} is for integers", "i32, i64", dtype)
+        elif fn.kind == "logic":
+            need(not dtype.is_float, f"{name} is for i1 and integers", "i1, i32, i64", dtype)
+        elif fn.kind == "arith":
+            need(dtype != i1, f"{name} is not defined on i1")
+        return (with_dtype(base, i1 if fn.kind == "compare" else dtype),)
+
+    return run
+
+
+for _fn in FNS.values():
+    define(_fn.name, BOTH, f"Elementwise {_fn.name}; scalars go with tiles.", infer_elementwise(_fn.name))
+
+
+def _select(types, attrs):
+    need(len(types) == 3, "select takes condition, value if true, value if false", 3, len(types))
+    need(types[0].dtype == i1, "select: the condition is i1", "i1", types[0])
+    need(types[1].dtype == types[2].dtype, "select: both values have one dtype", types[1].dtype, types[2].dtype)
+    return (with_dtype(shaped(types, "select"), types[1].dtype),)
+
+
+define("select", BOTH, "Elementwise `condition ? a : b`.", _select)
+
+
+def _cast(types, attrs):
+    need(attrs.get("to") in DTYPES, "cast: `to` names a dtype", ", ".join(DTYPES), attrs.get("to"))
+    return (with_dtype(types[0], DTYPES[attrs["to"]]),)
+
+
+define("cast", BOTH, "Convert; to a narrower float rounds to nearest even, float to integer truncates.", _cast, to=str)
+
+
+def _const(types, attrs):
+    return (Scalar(DTYPES[attrs["dtype"]]),)
+
+
+define("const", BOTH, "A compile-time scalar.", _const, value=(int, float, bool), dtype=str)
+
+
+def _full(types, attrs):
+    need(len(types) == 1 and isinstance(types[0], Scalar), "full takes one scalar")
+    if "shape" in attrs:
+        return (Tile(types[0].dtype, tuple(attrs["shape"])),)
+    return None
+
+
+def _check_full(op: Op) -> None:
+    t = op.result.type
+    need(isinstance(t, (Tile, Frag)) and t.dtype == op.operands[0].type.dtype, "full makes a tile of its scalar's dtype",
+         op.operands[0].type.dtype, t)
+
+
+define("full", BOTH, "A tile with the scalar operand everywhere. Tile level: attribute shape.", _full, check=_check_full,
+       shape=(tuple, None))
+
+
+def _iota(types, attrs):
+    need(not types, "iota takes no operands")
+    return (Tile(i32, tuple(attrs["shape"])),) if "shape" in attrs else None
+
+
+def _check_iota(op: Op) -> None:
+    t = op.result.type
+    need(len(t.shape) == 1 and t.dtype == i32, "iota makes i32[n]", "i32[n]", t)
+
+
+define("iota", BOTH, "0, 1, ... n-1 as i32[n]. Tile level: attribute shape.", _iota, check=_check_iota, shape=(tuple, None))
+
+
+def _broadcast(types, attrs):
+    return (Tile(types[0].dtype, tuple(attrs["shape"])),) if "shape" in attrs else None
+
+
+def _check_broadcast(op: Op) -> None:
+    src, out, axes = op.operands[0].type, op.result.type, op["axes"]
+    need(len(axes) == len(src.shape) and len(set(axes)) == len(axes), "broadcast: one target axis per source axis", src, axes)
+    need(all(0 <= a < len(out.shape) and out.shape[a] == n for a, n in zip(axes, src.shape)), "broadcast: sizes agree", src, out)
+    if isinstance(out, Frag):
+        layout: Any = out.layout
+        for a in sorted(set(range(len(out.shape))) - set(axes), reverse=True):
+            layout = layout.drop(a)
+        need(src.layout == layout, "broadcast: the source has the layout of the target without the new axes", layout, src.layout)
+
+
+define("broadcast", BOTH, "Copy a tile along new axes: source axis i becomes axis axes[i] of the result.", _broadcast,
+       check=_check_broadcast, axes=tuple, shape=(tuple, None))
+
+
+def _transpose(types, attrs):
+    need(len(types[0].shape) == 2, "transpose takes a 2-d tile", "2 axes", types[0])
+    if isinstance(types[0], Tile):
+        return (Tile(types[0].dtype, types[0].shape[::-1]),)
+    return None
+
+
+define("transpose", BOTH, "A view with the two axes swapped.", _transpose)
+
+
+def _reduce(types, attrs):
+    t: Any
+    t, axis = types[0], attrs["axis"]
+    need(attrs["fn"] in REDUCTIONS, "reduce: fn", ", ".join(REDUCTIONS), attrs["fn"])
+    need(0 <= axis < len(t.shape), "reduce: axis is one of the tile's", f"0..{len(t.shape) - 1}", axis)
+    shape = tuple(n for i, n in enumerate(t.shape) if i != axis)
+    if isinstance(t, Frag):
+        need(isinstance(t.layout, RegLayout), "reduce: an opaque fragment has no known rows", "registers", t.layout)
+        lanes, warps = t.layout.reduces_over(axis)
+        need(not warps, "reduce: the axis lies inside a warp", "no warp digit on the axis", t.layout)
+        return (Frag(t.dtype, shape, t.layout.drop(axis), attrs["fn"] if lanes else None),)
+    return (Tile(t.dtype, shape) if shape else Scalar(t.dtype),)
+
+
+define("reduce", BOTH, """Fold one axis with sum, max or min. On fragments each thread folds what it holds; the result is `partial`
+       where lanes share the axis, and `combine` finishes it.""", _reduce, fn=str, axis=int)
+
+
+def _dot(types, attrs):
+    need(len(types) in (2, 3), "dot takes a, b and optionally an accumulator", "2 or 3", len(types))
+    a, b = types[:2]
+    need(len(a.shape) == 2 and len(b.shape) == 2, "dot takes 2-d tiles", got=f"{a} and {b}")
+    need(a.dtype == b.dtype, "dot: operands have one dtype", a.dtype, b.dtype, hint="cast one of them: x.to(dtype)")
+    need(a.dtype in (f16, bf16, f32), "dot: operands are f16, bf16 or f32", "f16, bf16, f32", a.dtype)
+    need(a.shape[1] == b.shape[0], "dot: inner sizes agree", f"{a.shape[1]} rows in b", b)
+    if isinstance(a, Tile) and isinstance(b, Tile):
+        out = Tile(f32, (a.shape[0], b.shape[1]))
+        if len(types) == 3:
+            need(types[2] == out, "dot: the accumulator's type is the result's", out, types[2])
+        return (out,)
+    return None
+
+
+define("dot", BOTH, "Matrix product with float32 accumulation: a[M,K] b[K,N] (+ acc[M,N]) -> f32[M,N].", _dot)
+
+
+def check_index(tensor: Any, scalars: tuple[Any, ...], shape: tuple[int, ...], attrs: Mapping[str, Any], what: str) -> None:
+    """The rule of the module docstring."""
+    need(isinstance(tensor, Tensor), f"{what}: the first operand is a tensor parameter", "tensor", tensor)
+    index, guard = attrs["index"], attrs["guard"]
+    need(len(index) == len(tensor.dims), f"{what}: one index word per tensor dimension", len(tensor.dims), len(index))
+    need(all(w in ("at", "tile", "all") for w in index), f"{what}: index words", "at, tile, all", index)
+    need(len(scalars) == sum(w != "all" for w in index), f"{what}: one scalar per 'at' and 'tile'",
+         sum(w != "all" for w in index), len(scalars))
+    need(all(isinstance(s, Scalar) and s.dtype in (i32, i64) for s in scalars), f"{what}: positions are integer scalars",
+         "i32", ", ".join(map(str, scalars)))
+    axes = [(d, w) for d, w in zip(tensor.dims, index) if w != "at"]
+    need(len(axes) == len(shape), f"{what}: one tile axis per 'tile' and 'all'", len(axes), len(shape))
+    need(len(guard) == len(axes), f"{what}: one guard per tile axis", len(axes), len(guard))
+    for (dim, word), n, g in zip(axes, shape, guard):
+        if word == "all":
+            need(isinstance(dim, int), f"{what}: 'all' is for compile-time dimensions", "a number", dim)
+            need(n == dim or (n > dim and g), f"{what}: the axis is the whole dimension, or longer with a guard", dim, n)
+
+
+def _none(types, attrs):
+    return None
+
+
+def _check_load(op: Op) -> None:
+    tensor, t = op.operands[0].type, op.result.type
+    check_index(tensor, tuple(v.type for v in op.operands[1:]), t.shape, op.attrs, "load")
+    need(t.dtype == tensor.dtype, "load: the tile has the tensor's dtype", tensor.dtype, t.dtype)
+
+
+define("load", BOTH, "Read a rectangle of a tensor: `load T, scalars...`. See the module docstring.", _none, effect="read",
+       check=_check_load, index=tuple, guard=tuple)
+
+
+def _check_store(op: Op) -> None:
+    tensor, value = op.operands[0].type, op.operands[1].type
+    check_index(tensor, tuple(v.type for v in op.operands[2:]), value.shape, op.attrs, "store")
+    need(value.dtype == tensor.dtype, "store: the tile has the tensor's dtype", tensor.dtype, value.dtype,
+         hint="cast it: x.to(T.dtype)")
+    need(op.get("reduce", "") in ("", "add"), "store: reduce is add or absent", "add", op.get("reduce"))
+
+
+define("store", BOTH, "Write a rectangle of a tensor: `store T, value, scalars...`; reduce=\"add\" adds atomically.", _none,
+       effect="write", check=_check_store, index=tuple, guard=tuple, reduce=(str, None))
+
+
+def _gather(types, attrs):
+    need(isinstance(types[0], Tensor), "gather: the first operand is a tensor parameter", "tensor", types[0])
+    need(len(types) - 1 == len(types[0].dims), "gather: one position per dimension", len(types[0].dims), len(types) - 1)
+    need(all(t.dtype in (i32, i64) for t in types[1:]), "gather: positions are integers", "i32")
+    return (with_dtype(shaped(types[1:], "gather"), types[0].dtype),)
+
+
+define("gather", BOTH, "Read one element per position: `gather T, i0, i1, ...` with scalars and tiles of integers. Positions outside "
+       "the tensor read as zero.", _gather, effect="read")
+
+
+def _size(types, attrs):
+    return (Scalar(i32),)
+
+
+define("size", BOTH, "The run-time size of the tensor dimension with this name.", _size, dim=str)
+
+
+def _for(types, attrs):
+    need(len(types) >= 2, "for takes low, high and the initial carried values")
+    need(all(isinstance(t, Scalar) and t.dtype == i32 for t in types[:2]), "for: bounds are i32", "i32, i32",
+         ", ".join(map(str, types[:2])))
+    return tuple(types[2:])
+
+
+def _check_for(op: Op) -> None:
+    body = op.regions[0]
+    carried = tuple(v.type for v in op.operands[2:])
+    need(len(op.regions) in (1, 2), "for has a body and possibly a `live` region")
+    need(tuple(a.type for a in body.args) == (Scalar(i32), *carried), "for: the body's arguments are the index and the carried values",
+         ", ".join(map(str, (Scalar(i32), *carried))), ", ".join(str(a.type) for a in body.args))
+    need(bool(body.ops) and body.ops[-1].kind == "yield", "for: the body ends in yield")
+    need(tuple(v.type for v in body.yielded) == carried, "for: the body yields the carried types",
+         ", ".join(map(str, carried)), ", ".join(str(v.type) for v in body.yielded))
+
+
+define("for", BOTH, """`for lo, hi, inits... -> (i, carried...)`: i runs over [lo, hi), downwards if descending. tile: the tile size that i
+       counts; label: its name. A second region `live(i)` yields an i1 tile: where it is false everywhere the iteration may be left
+       out. unroll: bounds are constants and the body is expanded (machine level). chain: loops with one number run one after
+       the other over one range and share rings. part: which part of the range ("masked", "full"), for people.""", _for, check=_check_for,
+       descending=(bool, None), label=(str, None), tile=(int, None), unroll=(bool, None), chain=(int, None), part=(str, None))
+
+
+def _check_if(op: Op) -> None:
+    need(len(op.regions) == 2, "if has two regions")
+    need(op.operands[0].type == Scalar(i1), "if: the condition is a scalar i1", "i1", op.operands[0].type)
+    want = tuple(r.type for r in op.results)
+    for r in op.regions:
+        need(bool(r.ops) and r.ops[-1].kind == "yield", "if: each region ends in yield")
+        need(tuple(v.type for v in r.yielded) == want, "if: each region yields the result types",
+             ", ".join(map(str, want)), ", ".join(str(v.type) for v in r.yielded))
+
+
+define("if", BOTH, "Run one of two regions; the results are what it yields.", _none, check=_check_if)
+define("yield", BOTH, "Ends a region.", lambda types, attrs: (), effect="write")

@@ -1,0 +1,147 @@
+"""Types of both IR levels.
+
+A tile-level value is a `Scalar` or a `Tile` (dtype and shape, nothing else). A machine-level value is a `Scalar`, a `Frag`
+(a tile spread over the registers of a group of warps by a `RegLayout`) or a `Buffer` (a ring of tiles in shared memory).
+`Tensor` is a kernel parameter in global memory at both levels. Types are frozen values: equal when their fields are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from math import prod
+
+import numpy as np
+
+from .layout import OpaqueLayout, RegLayout, SmemLayout
+
+
+@dataclass(frozen=True)
+class DType:
+    """An element type. `np_dtype` is what the interpreters compute and store in; bf16 is held as float32 rounded to bf16."""
+
+    name: str
+    bits: int
+    is_float: bool
+
+    def __str__(self) -> str:
+        return self.name
+
+    def __repr__(self) -> str:
+        return f"fc.{self.name}"
+
+    @property
+    def bytes(self) -> int:
+        return max(1, self.bits // 8)
+
+    @property
+    def is_int(self) -> bool:
+        return not self.is_float and self.bits > 1
+
+    @property
+    def np_dtype(self) -> np.dtype:
+        return np.dtype({"f16": np.float16, "bf16": np.float32, "f32": np.float32, "f64": np.float64, "i1": np.bool_,
+                         "i32": np.int32, "i64": np.int64}[self.name])
+
+
+f16 = DType("f16", 16, True)
+bf16 = DType("bf16", 16, True)
+f32 = DType("f32", 32, True)
+f64 = DType("f64", 64, True)
+i1 = DType("i1", 1, False)
+i32 = DType("i32", 32, False)
+i64 = DType("i64", 64, False)
+DTYPES: dict[str, DType] = {d.name: d for d in (f16, bf16, f32, f64, i1, i32, i64)}
+
+
+@dataclass(frozen=True)
+class Scalar:
+    """One value per program, the same in every thread."""
+
+    dtype: DType
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return ()
+
+    def __str__(self) -> str:
+        return str(self.dtype)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A tile-level value: no threads, no memory space."""
+
+    dtype: DType
+    shape: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"{self.dtype}[{','.join(map(str, self.shape))}]"
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A parameter in global memory. dims: a name (run-time size; equal names are equal sizes) or an int (compile-time)."""
+
+    dtype: DType
+    dims: tuple[str | int, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        raise TypeError("a tensor's sizes are run-time values")
+
+    def __str__(self) -> str:
+        return f"tensor {self.dtype}[{', '.join(map(str, self.dims))}]"
+
+
+@dataclass(frozen=True)
+class Frag:
+    """A tile in registers. `partial` names a reduction ("sum", "max", "min") whose combine over the lanes that hold copies of
+    an element is still to be done: until then each copy is one lane's part."""
+
+    dtype: DType
+    shape: tuple[int, ...]
+    layout: RegLayout | OpaqueLayout
+    partial: str | None = None
+
+    def __str__(self) -> str:
+        dims = ",".join(map(str, self.shape))
+        return f"frag {self.dtype}[{dims}]{self.layout}" + (f" partial {self.partial}" if self.partial else "")
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """`slots` tiles in shared memory, one after the other, each addressed through `layout`."""
+
+    dtype: DType
+    shape: tuple[int, ...]
+    layout: SmemLayout
+    slots: int = 1
+
+    @property
+    def slot_bytes(self) -> int:
+        """Bytes of one slot, rounded up so that every slot starts on a swizzle period (1024 B) or at least 128 B."""
+        return self.layout.slot_bytes(self.shape, self.dtype.bytes)
+
+    @property
+    def bytes(self) -> int:
+        return self.slot_bytes * self.slots
+
+    def __str__(self) -> str:
+        ring = f" x{self.slots}" if self.slots != 1 else ""
+        return f"smem {self.dtype}[{','.join(map(str, self.shape))}]{self.layout}{ring}"
+
+
+Type = Scalar | Tile | Tensor | Frag | Buffer
+
+
+def with_shape(t: Type, shape: tuple[int, ...], dtype: DType | None = None) -> Type:
+    """`t`'s kind at another shape: `Tile` or, for an empty shape, `Scalar`."""
+    return Tile(dtype or t.dtype, shape) if shape else Scalar(dtype or t.dtype)
+
+
+def with_dtype(t: Type, dtype: DType) -> Type:
+    return replace(t, dtype=dtype)
+
+
+def num_elements(t: Type) -> int:
+    return prod(t.shape)
