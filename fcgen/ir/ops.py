@@ -68,7 +68,7 @@ def infer(kind: str, operands: Iterable[Value], attrs: Mapping[str, Any], loc: L
 def has_effect(op: Op) -> bool:
     """Whether the op must stay even if nobody reads its results."""
     load_ops()
-    if op.regions and any(has_effect(o) for r in op.regions for o in r.ops):
+    if any(o.kind != "yield" and has_effect(o) for r in op.regions for o in r.ops):
         return True
     return OPS[op.kind].effect == "write"
 
@@ -149,6 +149,8 @@ class _Verifier:
         rule = None
         if isinstance(t, Frag) and isinstance(t.layout, RegLayout) and t.layout.shape != t.shape:
             rule = RuleError(f"%{v.name}: the fragment's layout covers its shape", t.shape, t.layout.shape)
+        elif isinstance(t, Frag) and isinstance(t.layout, RegLayout) and t.layout.problem():
+            rule = RuleError(f"%{v.name}: {t.layout.problem()}", got=t.layout)
         elif isinstance(t, Buffer) and (not t.shape or t.shape[-1] % t.layout.panel):
             rule = RuleError(f"%{v.name}: the buffer's columns are whole panels", f"a multiple of {t.layout.panel}", t)
         if rule is not None:
