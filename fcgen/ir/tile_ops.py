@@ -89,6 +89,7 @@ define("cast", BOTH, "Convert; to a narrower float rounds to nearest even, float
 
 
 def _const(types, attrs):
+    need(not types, "const takes no operands")
     need(attrs["dtype"] in DTYPES, "const: `dtype` names a dtype", ", ".join(DTYPES), attrs["dtype"])
     need(DTYPES[attrs["dtype"]].is_float or attrs["value"] in (0, 1) or isinstance(attrs["value"], int),
          "const: an integer dtype takes a whole number", "a whole number", attrs["value"])
@@ -255,6 +256,7 @@ define("gather", BOTH,
 
 
 def _size(types, attrs):
+    need(not types, "size takes no operands")
     return (Scalar(i32),)
 
 
