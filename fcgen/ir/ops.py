@@ -146,14 +146,14 @@ class _Verifier:
 
     def check_type(self, v: Value, op: Op | None) -> None:
         """What a type must hold by itself."""
-        t = v.type
+        t, who = v.type, f"%{v.name}: " if v.name else ""
         rule = None
         if isinstance(t, Frag) and isinstance(t.layout, RegLayout) and t.layout.shape != t.shape:
-            rule = RuleError(f"%{v.name}: the fragment's layout covers its shape", t.shape, t.layout.shape)
+            rule = RuleError(f"{who}the fragment's layout covers its shape", t.shape, t.layout.shape)
         elif isinstance(t, Frag) and isinstance(t.layout, RegLayout) and t.layout.problem():
-            rule = RuleError(f"%{v.name}: {t.layout.problem()}", got=t.layout)
+            rule = RuleError(f"{who}{t.layout.problem()}", got=t.layout)
         elif isinstance(t, Buffer) and (not t.shape or t.shape[-1] % t.layout.panel):
-            rule = RuleError(f"%{v.name}: the buffer's columns are whole panels", f"a multiple of {t.layout.panel}", t)
+            rule = RuleError(f"{who}the buffer's columns are whole panels", f"a multiple of {t.layout.panel}", t)
         if rule is not None:
             raise self.bad(op, rule) if op is not None else FcError("ir/verify", rule.rule, expected=rule.expected, got=rule.got,
                                                                     loc=self.places.get(v), source=self.source)
