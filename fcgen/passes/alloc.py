@@ -8,10 +8,9 @@ bytes; `sync` comes after this pass and orders them.
 from __future__ import annotations
 
 from ..errors import FcError
-from ..ir.core import Kernel, Op, Value, walk
+from ..ir.core import Block, Kernel, Op, Value, walk
 from ..ir.schedule import Schedule
 from ..ir.target import Target
-from ..ir.core import Block
 
 ALIGN = 1024  # one period of the widest swizzle: addresses are swizzled by their absolute bits
 

@@ -125,10 +125,10 @@ class Homes:
             if op.kind == "for":
                 self._loop(op)
             elif op.kind == "if":
-                for r in op.regions:
-                    self._forward(r)
+                for region in op.regions:
+                    self._forward(region)
                 for i, res in enumerate(op.results):
-                    sides = [self._carry_home(r.yielded[i]) for r in op.regions]
+                    sides = [self._carry_home(region.yielded[i]) for region in op.regions]
                     self._set(res, next((s for s in sides if s is not None), None))
             else:
                 for r in op.results:

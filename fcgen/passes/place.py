@@ -193,7 +193,7 @@ class _Placer:
             return v
         if isinstance(t, Frag):
             opaque = isinstance(t.layout, OpaqueLayout) or isinstance(home, OpaqueLayout)
-            v = b.emit("stage", v, type=buffer_for(t.dtype, t.shape, "wmma" if opaque else "plain"), name=f"{name}_tile")
+            v = b.emit("stage", v, type=buffer_for(t.dtype, t.shape, "wmma" if opaque else "plain"), name=f"{name}_tile" if name else "tile")
         return b.emit("unstage", v, type=Frag(t.dtype, t.shape, home), name=name)
 
     # ---- ops -----------------------------------------------------------------------------------------------------
@@ -296,7 +296,7 @@ class _Placer:
                 return scope[key]
         home = self.homes[v] or self.homes.plain(v.type)
         frag = self.want(v, home, b, env)
-        out = b.emit("stage", frag, type=buffer_for(v.type.dtype, v.type.shape, family), name=f"{v.name}_tile")
+        out = b.emit("stage", frag, type=buffer_for(v.type.dtype, v.type.shape, family), name=f"{v.name}_tile" if v.name else "tile")
         self.scopes[-1][key] = out
         return out
 

@@ -117,14 +117,19 @@ class _Sync:
         return any(conflict(s, a, self.offsets, self.warps) == kind for s in past for a in accesses)
 
     def loop(self, op: Op, state: _State, out: list[Op]) -> _State:
-        inner = {v for o in walk(op.regions[0]) if o.kind == "for" for r in o.regions for v in _rings(r)}
+        nested = {v for o in walk(op.regions[0]) if o.kind == "for" for r in o.regions for v in _rings(r)}
+        own = _rings(op.regions[0]) - nested
+
+        def next_iteration(a: Access) -> Access:
+            return a.forgotten() if a.ring in nested else a.shifted() if a.ring in own else a
+
         if not any(o.kind in WRITES or o.kind == "acquire" for o in walk(op.regions[0])):
             accesses = [a for o in walk(op.regions[0]) for a in self.accesses(o)]
             state = self.before(accesses, state, out, op)
         entry = state
         for _ in range(8):
             body, after = self.ops(op.regions[0].ops, entry)
-            back = after.map(lambda a: a.forgotten() if a.ring in inner else a.shifted())
+            back = after.map(next_iteration)
             joined = state.join(back)
             if joined == entry:
                 break
