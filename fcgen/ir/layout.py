@@ -157,7 +157,7 @@ def _renumber(axes: tuple[tuple[Factor, ...], ...]) -> tuple[tuple[Factor, ...],
 def _coords(layout: RegLayout, warps: int) -> np.ndarray:
     w, l, r = np.meshgrid(np.arange(warps), np.arange(LANES), np.arange(layout.regs), indexing="ij")
     out = np.stack([sum((layout.part(a, u, x) for u, x in (("w", w), ("l", l), ("r", r))), start=w * 0)
-                    for a in range(len(layout.axes))] or [w[..., :0]], axis=-1) if layout.axes else np.zeros(w.shape + (0,), int)
+                    for a in range(len(layout.axes))] or [w[..., :0]], axis=-1) if layout.axes else np.zeros((*w.shape, 0), int)
     out = out.astype(np.int32)
     out.setflags(write=False)
     return out
@@ -273,7 +273,7 @@ class SmemLayout:
 
 
 def native_smem(cols: int, size: int) -> SmemLayout:
-    """The conflict-free swizzled layout for rows of `cols` elements: the widest panel of 128, 64 or 32 bytes that divides them."""
+    """The conflict-free swizzled layout for rows of `cols` elements: the widest panel of 128, 64 or 32 bytes that fits."""
     for span in (128, 64, 32):
         if cols * size % span == 0:
             return SmemLayout(span // size, 0, span)
@@ -301,7 +301,7 @@ def mma_a(rows: int, depth: int, warps: tuple[int, int] = (4, 1)) -> RegLayout:
 
 def mma_b(depth: int, cols: int, warps: tuple[int, int] = (4, 1)) -> RegLayout:
     """B operand of `mma.m16n8k16` over depth x cols (same PTX section)."""
-    wm, wn = warps
+    wn = warps[1]
     n, k = cols // wn // 8, depth // 16
     return RegLayout((
         (Factor("r", k, n * 4), Factor("r", 2, 2), Factor("l", 4, 1), Factor("r", 2, 1)),
@@ -309,8 +309,8 @@ def mma_b(depth: int, cols: int, warps: tuple[int, int] = (4, 1)) -> RegLayout:
 
 
 def rowwise(rows: int, cols: int, warps: int, lanes_per_row: int = 4, vec: int = 1) -> RegLayout:
-    """Contiguous rows per warp; in a warp `lanes_per_row` lanes share a row, each with runs of `vec` columns: the layout for plain
-    element work and coalesced access. Sizes that do not divide leave copies rather than holes."""
+    """Contiguous rows per warp; in a warp `lanes_per_row` lanes share a row, each with runs of `vec` columns: the layout for
+    plain element work and coalesced access. Sizes that do not divide leave copies rather than holes."""
     vec = max(v for v in range(1, vec + 1) if cols % v == 0)
     lanes = max(n for n in (1, 2, 4, 8, 16, 32) if n <= lanes_per_row and cols % (n * vec) == 0)
     w = max(n for n in range(1, warps + 1) if rows % n == 0 and warps % n == 0)

@@ -56,7 +56,7 @@ def need(condition: bool, rule: str, expected: Any = None, got: Any = None, hint
 
 def infer(kind: str, operands: Iterable[Value], attrs: Mapping[str, Any], loc: Loc | None = None) -> tuple[Type, ...]:
     """Result types of an op. Raises FcError "ir/verify" where the rule is broken or the result type is a free choice."""
-    _load()
+    load_ops()
     try:
         types = OPS[kind].infer(tuple(v.type for v in operands), attrs)
     except RuleError as e:
@@ -67,7 +67,7 @@ def infer(kind: str, operands: Iterable[Value], attrs: Mapping[str, Any], loc: L
 
 def has_effect(op: Op) -> bool:
     """Whether the op must stay even if nobody reads its results."""
-    _load()
+    load_ops()
     if op.regions and any(has_effect(o) for r in op.regions for o in r.ops):
         return True
     return OPS[op.kind].effect == "write"
@@ -78,7 +78,7 @@ def verify(kernel: Kernel, *, places: Mapping[Op, Loc] | None = None, source: st
 
     Raises FcError "ir/verify" with the op's place and, as notes, the op itself. places, source: for a kernel that was read from
     text, each op's place in it and the text; shown where an op has no place of its own, as a note where it has."""
-    _load()
+    load_ops()
     _Verifier(kernel, places or {}, source).run()
     return kernel
 
@@ -96,7 +96,8 @@ class _Verifier:
             self.check_type(v, None)
         for role in k.roles:
             if len(role.body.args) != len(k.grid):
-                raise FcError("ir/verify", f"role {role.name}: one argument per grid axis", expected=len(k.grid), got=len(role.body.args))
+                raise FcError("ir/verify", f"role {role.name}: one argument per grid axis", expected=len(k.grid),
+                              got=len(role.body.args))
             self.block(role.body, outer)
 
     def block(self, block: Block, outer: set[Value]) -> None:
@@ -162,8 +163,8 @@ class _Verifier:
                 loc, source = place, self.source
             elif loc != Loc(place.file, place.line):
                 notes.append(f"which is line {place.line} of {place.file}")
-        return FcError("ir/verify", f"{op.kind}: {e.rule.removeprefix(op.kind + ': ')}", expected=e.expected, got=e.got, hint=e.hint,
-                       loc=loc, notes=notes, source=source)
+        return FcError("ir/verify", f"{op.kind}: {e.rule.removeprefix(op.kind + ': ')}", expected=e.expected, got=e.got,
+                       hint=e.hint, loc=loc, notes=notes, source=source)
 
 
 def _join(types: Iterable[Any]) -> str:
@@ -189,10 +190,10 @@ def attr_problem(d: OpDef, attrs: Mapping[str, Any]) -> tuple[str, RuleError] | 
     return None
 
 
-_TYPE_WORDS: dict[type, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "a string", tuple: "a tuple",
-                                RegLayout: "a register layout"}
+_TYPE_WORDS: dict[type, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "a string",
+                                tuple: "a tuple", RegLayout: "a register layout"}
 
 
-def _load() -> None:
+def load_ops() -> None:
     """The tables live in modules that import this one."""
     from . import machine_ops, tile_ops  # noqa: F401

@@ -92,17 +92,19 @@ def cache_dir() -> Path:
 
 def open_cache() -> DiskCache:
     """The user's cache. A disk that cannot be written gives one that keeps nothing, with one warning per process."""
-    path = _wanted_dir()
     try:
-        return DiskCache(_prepare(path))
+        return DiskCache(_prepare(_wanted_dir()))
     except OSError as error:
-        _warn_once(str(path), error)
+        _warn_once(os.environ.get("FCGEN_CACHE_DIR") or "the user's cache folder", error)
         return DiskCache(None)
 
 
 def _wanted_dir() -> Path:
     named = os.environ.get("FCGEN_CACHE_DIR")
-    return Path(named).expanduser() if named else Path(platformdirs.user_cache_dir("fcgen", appauthor=False))
+    path = Path(os.path.expanduser(named or platformdirs.user_cache_dir("fcgen", appauthor=False)))
+    if not named and not path.is_absolute():
+        raise FileNotFoundError("this user has no home folder")
+    return path.absolute()
 
 
 def _prepare(path: Path) -> Path:
@@ -252,14 +254,17 @@ def _decode(raw: bytes, key: str) -> Entry | None:
         return None
     json_size, = _JSON_SIZE.unpack_from(payload)
     at = _JSON_SIZE.size + json_size
-    head = json.loads(bytes(payload[_JSON_SIZE.size:at]))
-    if head["key"] != key:
-        return None  # a file that was renamed
-    files = {}
-    for name, length in head["files"]:
-        files[name] = bytes(payload[at:at + length])
-        at += length
-    return Entry(files, head["meta"], hit=True)
+    try:
+        head = json.loads(bytes(payload[_JSON_SIZE.size:at]))
+        if head["key"] != key:
+            return None  # a file that was renamed
+        files = {}
+        for name, length in head["files"]:
+            files[name] = bytes(payload[at:at + length])
+            at += length
+        return Entry(files, head["meta"], hit=True)
+    except (ValueError, TypeError, KeyError):  # well hashed, but not written by `_encode`
+        return None
 
 
 def _remove(path: Path) -> None:

@@ -65,7 +65,7 @@ def resources(cubin: bytes, log: str = "") -> dict[str, Resources]:
     """kernel name -> what it needs. log: NVRTC's or ptxas's with -v, for the exact spilled bytes."""
     try:
         found = _read(cubin)
-    except (struct.error, IndexError, ValueError, UnicodeDecodeError) as error:
+    except (struct.error, IndexError, ValueError, OverflowError) as error:
         raise FcError("file/missing", "this is not a whole cubin", got=f"{len(cubin)} bytes: {error}") from error
     for name, (stores, loads) in spilled_bytes(log).items():
         if name in found:

@@ -51,7 +51,7 @@ def failure(log: str, source: str, file: str, arch: str, line_map: Mapping[int, 
             number = int(found["line"])
             notes.append(f"in the PTX:\n{_excerpt(ptx, number)}")
             line = _line_of_ptx(ptx, number, source, file)
-        more = max(0, len(_PTXAS.findall(log)) - 1 - log.count("; fatal"))
+        more = len(_PTXAS.findall(log)) - 1
     if line is not None:
         notes.insert(0, f"generated {file}:{line}\n{_excerpt(source, line)}")
         loc = _spec_place(line, line_map) or _declared(source, file, line)

@@ -151,7 +151,7 @@ def _compile(source: str, file: str, flags: list[str], kind: str) -> tuple[bytes
         status = int(nvrtc.nvrtcCompileProgram(program, len(flags), [f.encode() for f in flags])[0])
         log_buffer = b" " * must(nvrtc.nvrtcGetProgramLogSize(program))
         must(nvrtc.nvrtcGetProgramLog(program, log_buffer))
-        log = log_buffer.rstrip(b"\0").decode(errors="replace").rstrip()
+        log = log_buffer.replace(b"\0", b"").decode(errors="replace").rstrip()  # ptxas's part ends in a NUL of its own
         if status == int(nvrtc.nvrtcResult.NVRTC_ERROR_INVALID_OPTION):
             raise FcError("compile/toolchain", "NVRTC does not know one of its options", got=" ".join(flags),
                           notes=log.splitlines())
