@@ -92,3 +92,17 @@ def find_tool(name: str) -> Path | None:
             return Path(found)
     found = shutil.which(name)
     return Path(found) if found else None
+
+
+def nvrtc_identity() -> str:
+    """What tells one installed NVRTC from another without loading it: path, size and time of each library file found."""
+    folders = [d for r in wheel_roots() for d in sorted([*r.glob("*/lib"), *r.glob("*/bin")])]
+    folders += [d for r in toolkit_roots() for d in (r / "lib64", r / "lib")]
+    found = []
+    for folder in folders:
+        if folder.is_dir():
+            for file in sorted(folder.glob("*nvrtc*")):
+                if "builtins" not in file.name:
+                    facts = file.stat()
+                    found.append(f"{file}:{facts.st_size}:{facts.st_mtime_ns}")
+    return "|".join(found) or "system"
