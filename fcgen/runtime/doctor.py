@@ -134,6 +134,7 @@ def _gpu(ordinal: int) -> Check:
         info = driver.device_info(ordinal)
     except FcError as error:
         return Check(f"GPU {ordinal}", False, error.message, error.hint or "", optional=True)
-    return Check(f"GPU {ordinal}", info.capability >= (8, 0),
+    ok = info.capability >= (8, 0)
+    return Check(f"GPU {ordinal}", ok,
                  f"{info.name}: {info.arch}, {info.sm_count} SMs, {info.smem_per_block // 1024} KiB shared memory per block, "
-                 f"{info.memory_bytes / 2**30:.0f} GiB", "fcgen needs sm_80 or newer", optional=True)
+                 f"{info.memory_bytes / 2**30:.0f} GiB", "" if ok else "fcgen needs sm_80 or newer", optional=True)

@@ -124,7 +124,7 @@ def device_info(ordinal: int = 0) -> DeviceInfo:
     major, minor = get("COMPUTE_CAPABILITY_MAJOR"), get("COMPUTE_CAPABILITY_MINOR")
     version = int(check(cu.cuDriverGetVersion(), "reading the driver's version"))
     return DeviceInfo(
-        ordinal=ordinal, name=check(cu.cuDeviceGetName(128, device), "reading the GPU's name").rstrip(b"\0").decode(),
+        ordinal=ordinal, name=check(cu.cuDeviceGetName(128, device), "reading the GPU's name").split(b"\0")[0].decode(),
         capability=(major, minor), arch=f"sm_{major}{minor}{'a' if major >= 9 else ''}",
         sm_count=get("MULTIPROCESSOR_COUNT"), smem_per_block=get("MAX_SHARED_MEMORY_PER_BLOCK_OPTIN"),
         smem_per_sm=get("MAX_SHARED_MEMORY_PER_MULTIPROCESSOR"), regs_per_sm=get("MAX_REGISTERS_PER_MULTIPROCESSOR"),

@@ -104,9 +104,9 @@ def check(arg: TensorArg, *, name: str, dtype: str | tuple[str, ...] | None = No
 
 
 def current_device() -> int:
-    """torch's current device where torch uses CUDA, else the current context's, else 0."""
+    """torch's current device where torch has begun to use CUDA, else the current context's, else 0."""
     torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
+    if torch is not None and torch.cuda.is_initialized():
         return int(torch.cuda.current_device())
     if driver.available()[0]:
         status, device = driver.bindings().cuCtxGetDevice()

@@ -178,7 +178,7 @@ def torch(monkeypatch):
     module = types.ModuleType("torch")
     module.Tensor = FakeTensor
     module._C = types.SimpleNamespace(_cuda_getCurrentRawStream=lambda device: 1000 + device)
-    module.cuda = types.SimpleNamespace(is_available=lambda: True, current_device=lambda: 2)
+    module.cuda = types.SimpleNamespace(is_available=lambda: True, is_initialized=lambda: True, current_device=lambda: 2)
     monkeypatch.setitem(sys.modules, "torch", module)
     return module
 
