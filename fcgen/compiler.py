@@ -179,3 +179,10 @@ def nvrtc_fingerprint() -> str:
     from .runtime.toolchain import nvrtc_identity
 
     return nvrtc_identity()
+
+
+def from_text(text: str, filename: str) -> Kernel:
+    """Parse IR text of either level; what was edited by hand goes through the same checks as what the passes made."""
+    from .ir.text import parse_kernel
+
+    return parse_kernel(text, filename)
