@@ -51,6 +51,11 @@ class Op:
     def with_attrs(self, **attrs: Attr) -> Op:
         return replace(self, attrs={**self.attrs, **attrs})
 
+    def __str__(self) -> str:
+        from .text import print_op
+
+        return print_op(self)
+
 
 @dataclass(frozen=True, eq=False)
 class Block:
@@ -125,6 +130,11 @@ class Kernel:
 
     def param(self, name: str) -> Value:
         return next(p for p in self.params if p.name == name)
+
+    def __str__(self) -> str:
+        from .text import print_kernel
+
+        return print_kernel(self)
 
 
 # ---- walking ---------------------------------------------------------------------------------------------------------

@@ -308,20 +308,19 @@ def mma_b(depth: int, cols: int, warps: tuple[int, int] = (4, 1)) -> RegLayout:
         (Factor("w", wn, 1), Factor("r", n, 4), Factor("l", 8, 4))))
 
 
-def blocked(rows: int, cols: int, warps: int, vec: int = 1, lanes_per_row: int = 0) -> RegLayout:
-    """Rows over warps then lanes, columns over the rest of the lanes in runs of `vec`: the layout for plain element work.
-
-    Sizes that do not divide leave copies rather than holes: every thread always holds whole registers."""
-    lanes = lanes_per_row or min(LANES, max(1, cols // vec))
-    while cols % (lanes * vec) or LANES % lanes:
-        lanes -= 1
-    w = warps
-    while rows % w:
-        w -= 1
-    lr = LANES // lanes
-    while rows // w % lr:
-        lr //= 2
-    rr, rc = rows // w // lr, cols // (lanes * vec)
+def rowwise(rows: int, cols: int, warps: int, lanes_per_row: int = 4, vec: int = 1) -> RegLayout:
+    """Contiguous rows per warp; in a warp `lanes_per_row` lanes share a row, each with runs of `vec` columns: the layout for plain
+    element work and coalesced access. Sizes that do not divide leave copies rather than holes."""
+    vec = max(v for v in range(1, vec + 1) if cols % v == 0)
+    lanes = max(n for n in (1, 2, 4, 8, 16, 32) if n <= lanes_per_row and cols % (n * vec) == 0)
+    w = max(n for n in range(1, warps + 1) if rows % n == 0 and warps % n == 0)
+    down = max(n for n in (1, 2, 4, 8, 16, 32) if n * lanes <= LANES and rows // w % n == 0)
+    rr, rc = rows // w // down, cols // (lanes * vec)
     return RegLayout((
-        (Factor("r", rr, rc * vec), Factor("w", w, 1), Factor("l", lr, lanes)),
+        (Factor("w", w, 1), Factor("r", rr, rc * vec), Factor("l", down, lanes)),
         (Factor("r", rc, vec), Factor("l", lanes, 1), Factor("r", vec, 1))))
+
+
+def blocked(rows: int, cols: int, warps: int, vec: int = 1, lanes_per_row: int = 32) -> RegLayout:
+    """`rowwise` with as many lanes as a row can use: consecutive threads touch consecutive runs of `vec` columns."""
+    return rowwise(rows, cols, warps, lanes_per_row, vec)

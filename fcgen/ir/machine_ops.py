@@ -143,14 +143,40 @@ define("ldmatrix", "machine", """`ldmatrix buffer, row, col`: 8x8 blocks of 16-b
 
 
 def _check_mma(op: Op) -> None:
-    a, b, c = (v.type for v in op.operands)
+    need(len(op.operands) in (3, 4), "mma takes a, b, acc and possibly a first column", "3 or 4", len(op.operands))
+    a, b, c = (v.type for v in op.operands[:3])
     need(op.result.type == c, "mma: the result has the accumulator's type", c, op.result.type)
     need(c.dtype == f32 and a.dtype == b.dtype, "mma: 16-bit operands of one dtype, f32 accumulator", "f32", c.dtype)
-    need(a.shape[1] == b.shape[0] and c.shape == (a.shape[0], b.shape[1]), "mma: shapes agree", got=f"{a} {b} {c}")
+    need(a.shape[1] == b.shape[0] and a.shape[0] == c.shape[0], "mma: shapes agree", got=f"{a} {b} {c}")
+    if len(op.operands) == 3:
+        need(b.shape[1] == c.shape[1], "mma: b is as wide as the accumulator, or a first column says where it goes", c, b)
+    else:
+        need(c.shape[1] % b.shape[1] == 0, "mma: b is a whole part of the accumulator's width", c, b)
 
 
-define("mma", "machine", """`mma a, b, acc`: acc + a b by the target's instruction `instr`, repeated over the fragments. The instruction's own
-       register map must be the layouts': checked where the instruction is declared.""", _none, check=_check_mma, instr=str)
+define("mma", "machine", """`mma a, b, acc` or `mma a, b, acc, col`: acc + a b by the target's instruction `instr`, repeated over the fragments;
+       with col (known when the enclosing loop is expanded) only columns col .. col + b's width change. The instruction's own register
+       map must be the layouts': checked where the instruction is declared.""", _none, check=_check_mma, instr=str)
+
+
+def _check_stage(op: Op) -> None:
+    src, out = op.operands[0].type, op.result.type
+    need(isinstance(src, Frag) and isinstance(out, Buffer), "stage puts a fragment into shared memory", "frag", src)
+    need(src.shape == out.shape and src.dtype == out.dtype, "stage: one shape and dtype", src, out)
+
+
+define("stage", "machine", "A fragment's tile as a fresh tile in shared memory (until `select` gives it a buffer and stores).", _none,
+       effect="none", check=_check_stage)
+
+
+def _check_unstage(op: Op) -> None:
+    src, out = op.operands[0].type, op.result.type
+    need(isinstance(src, Buffer) and isinstance(out, Frag), "unstage reads a shared-memory tile", "smem", src)
+    need(src.shape == out.shape and src.dtype == out.dtype, "unstage: one shape and dtype", src, out)
+
+
+define("unstage", "machine", "A shared-memory tile as a fragment (until `select` chooses the loads).", _none, effect="read",
+       check=_check_unstage)
 
 
 def _slice(types, attrs):

@@ -13,7 +13,8 @@ from typing import Any
 
 from ..errors import FcError, Loc
 from .core import Block, Kernel, Op, Value
-from .types import Type
+from .layout import RegLayout
+from .types import Buffer, Frag, Type
 
 
 class RuleError(Exception):
@@ -72,67 +73,124 @@ def has_effect(op: Op) -> bool:
     return OPS[op.kind].effect == "write"
 
 
-def verify(kernel: Kernel) -> Kernel:
-    """Check every op against its record, and that values are defined before use. Returns the kernel.
+def verify(kernel: Kernel, *, places: Mapping[Op, Loc] | None = None, source: str | None = None) -> Kernel:
+    """Check every op against its record, and that values are defined once and before use. Returns the kernel.
 
-    Raises FcError "ir/verify" with the op's place and, as notes, the op itself."""
+    Raises FcError "ir/verify" with the op's place and, as notes, the op itself. places, source: for a kernel that was read from
+    text, each op's place in it and the text; shown where an op has no place of its own, as a note where it has."""
     _load()
-    seen: set[Value] = set(kernel.params) | set(kernel.buffers)
-    for role in kernel.roles:
-        if len(role.body.args) != len(kernel.grid):
-            raise FcError("ir/verify", f"role {role.name}: one argument per grid axis", expected=len(kernel.grid),
-                          got=len(role.body.args))
-        _verify_block(kernel, role.body, seen)
+    _Verifier(kernel, places or {}, source).run()
     return kernel
 
 
-def _verify_block(kernel: Kernel, block: Block, outer: set[Value]) -> None:
-    seen = outer | set(block.args)
-    for op in block.ops:
+class _Verifier:
+    def __init__(self, kernel: Kernel, places: Mapping[Op, Loc], source: str | None):
+        self.kernel, self.places, self.source = kernel, places, source
+
+    def run(self) -> None:
+        k = self.kernel
+        if k.level not in ("tile", "machine"):
+            raise FcError("ir/verify", "a kernel is at one of two levels", expected="tile or machine", got=k.level)
+        outer = set(k.params) | set(k.buffers)
+        for v in outer:
+            self.check_type(v, None)
+        for role in k.roles:
+            if len(role.body.args) != len(k.grid):
+                raise FcError("ir/verify", f"role {role.name}: one argument per grid axis", expected=len(k.grid), got=len(role.body.args))
+            self.block(role.body, outer)
+
+    def block(self, block: Block, outer: set[Value]) -> None:
+        seen = outer | set(block.args)
+        for op in block.ops:
+            self.op(op, seen)
+            if op.kind == "yield" and op is not block.ops[-1]:
+                raise self.bad(op, RuleError("yield is the last op of its region"))
+            for r in op.regions:
+                self.block(r, seen)
+            for v in op.results:
+                if v in seen:
+                    raise self.bad(op, RuleError(f"value %{v.name} is defined twice"))
+                self.check_type(v, op)
+            seen |= set(op.results)
+
+    def op(self, op: Op, seen: set[Value]) -> None:
         d = OPS.get(op.kind)
         if d is None:
-            raise _bad(op, RuleError(f"no op is called {op.kind!r}"))
-        if kernel.level not in d.levels:
-            raise _bad(op, RuleError(f"{op.kind} does not exist at this level", expected=" or ".join(d.levels), got=kernel.level))
+            raise self.bad(op, RuleError(f"no op is called {op.kind!r}"))
+        if self.kernel.level not in d.levels:
+            raise self.bad(op, RuleError(f"{op.kind} does not exist at this level", expected=" or ".join(d.levels),
+                                         got=self.kernel.level))
         for v in op.operands:
             if v not in seen:
-                raise _bad(op, RuleError(f"operand %{v.name} is used before it is defined"))
-        _check_attrs(op, d)
+                raise self.bad(op, RuleError(f"operand %{v.name} is used before it is defined"))
+        problem = attr_problem(d, op.attrs)
+        if problem is not None:
+            raise self.bad(op, problem[1])
         try:
             types = d.infer(tuple(v.type for v in op.operands), op.attrs)
             if types is not None:
                 got = tuple(r.type for r in op.results)
-                need(tuple(types) == got, "result types follow from the operands", expected=", ".join(map(str, types)),
-                     got=", ".join(map(str, got)))
+                need(tuple(types) == got, "result types follow from the operands", expected=_join(types), got=_join(got))
             if d.check is not None:
                 d.check(op)
+            need(d.check is not None or not op.regions, f"{op.kind} has no regions")
         except RuleError as e:
-            raise _bad(op, e) from None
-        for r in op.regions:
-            _verify_block(kernel, r, seen)
-        seen |= set(op.results)
+            raise self.bad(op, e) from None
+        except (AssertionError, AttributeError, IndexError, KeyError, TypeError, ValueError) as e:
+            # The rules read like the ops' documentation and take the number and kind of operands for granted.
+            raise self.bad(op, RuleError("these operands and results make no sense here", expected=d.doc,
+                                         got=f"{_join(v.type for v in op.operands) or 'nothing'} -> "
+                                             f"{_join(v.type for v in op.results) or 'nothing'}")) from e
+
+    def check_type(self, v: Value, op: Op | None) -> None:
+        """What a type must hold by itself."""
+        t = v.type
+        rule = None
+        if isinstance(t, Frag) and isinstance(t.layout, RegLayout) and t.layout.shape != t.shape:
+            rule = RuleError(f"%{v.name}: the fragment's layout covers its shape", t.shape, t.layout.shape)
+        elif isinstance(t, Buffer) and (not t.shape or t.shape[-1] % t.layout.panel):
+            rule = RuleError(f"%{v.name}: the buffer's columns are whole panels", f"a multiple of {t.layout.panel}", t)
+        if rule is not None:
+            raise FcError("ir/verify", rule.rule, expected=rule.expected, got=rule.got) if op is None else self.bad(op, rule)
+
+    def bad(self, op: Op, e: RuleError) -> FcError:
+        from .text import print_op
+
+        notes, loc, source, place = [f"in  {print_op(op, self.kernel)}"], op.loc, None, self.places.get(op)
+        if place is not None:
+            if loc is None:
+                loc, source = place, self.source
+            elif loc != Loc(place.file, place.line):
+                notes.append(f"which is line {place.line} of {place.file}")
+        return FcError("ir/verify", f"{op.kind}: {e.rule.removeprefix(op.kind + ': ')}", expected=e.expected, got=e.got, hint=e.hint,
+                       loc=loc, notes=notes, source=source)
 
 
-def _check_attrs(op: Op, d: OpDef) -> None:
+def _join(types: Iterable[Any]) -> str:
+    return ", ".join(map(str, types))
+
+
+def attr_problem(d: OpDef, attrs: Mapping[str, Any]) -> tuple[str, RuleError] | None:
+    """The first attribute that is missing, of the wrong type or unknown, and what to say about it."""
     for name, kind in d.attrs.items():
         optional = isinstance(kind, tuple) and None in kind
         allowed = tuple(k for k in kind if k is not None) if isinstance(kind, tuple) else (kind,)
-        if name not in op.attrs:
+        if name not in attrs:
             if not optional:
-                raise _bad(op, RuleError(f"{op.kind} needs the attribute {name!r}"))
-        elif not isinstance(op.attrs[name], allowed):
-            raise _bad(op, RuleError(f"{op.kind}: attribute {name!r} has the wrong type",
-                                     expected=" or ".join(t.__name__ for t in allowed), got=repr(op.attrs[name])))
-    for name in op.attrs:
+                return name, RuleError(f"{d.kind} needs the attribute {name!r}")
+            continue
+        v = attrs[name]
+        if not isinstance(v, allowed) or (isinstance(v, bool) and bool not in allowed):
+            return name, RuleError(f"{d.kind}: attribute {name!r} has the wrong type",
+                                   expected=" or ".join(_TYPE_WORDS.get(t, t.__name__) for t in allowed), got=repr(v))
+    for name in attrs:
         if name not in d.attrs:
-            raise _bad(op, RuleError(f"{op.kind} has no attribute {name!r}", expected=", ".join(d.attrs) or "no attributes"))
+            return name, RuleError(f"{d.kind} has no attribute {name!r}", expected=", ".join(d.attrs) or "no attributes")
+    return None
 
 
-def _bad(op: Op, e: RuleError) -> FcError:
-    from .text import print_op
-
-    return FcError("ir/verify", f"{op.kind}: {e.rule}", expected=e.expected, got=e.got, hint=e.hint, loc=op.loc,
-                   notes=[f"in  {print_op(op)}"])
+_TYPE_WORDS: dict[type, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "a string", tuple: "a tuple",
+                                RegLayout: "a register layout"}
 
 
 def _load() -> None:

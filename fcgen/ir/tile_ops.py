@@ -37,7 +37,10 @@ def shaped(types: tuple[Any, ...], rule: str) -> Any:
                  hint="broadcast the smaller one explicitly")
             if isinstance(t, Frag) and isinstance(out, Frag):
                 need(t.layout == out.layout, f"{rule}: layouts agree", out.layout, t.layout)
-                need(t.partial == out.partial, f"{rule}: a partial reduction only meets its like", out, t)
+                if rule == "mul" and "sum" in (t.partial, out.partial):
+                    out = out if out.partial else t  # a lane's part of a sum, scaled by what all lanes agree on
+                else:
+                    need(t.partial == out.partial, f"{rule}: a partial reduction only meets its like", out, t)
     return out if out is not None else types[0]
 
 
@@ -175,7 +178,8 @@ def _dot(types, attrs):
     need(len(a.shape) == 2 and len(b.shape) == 2, "dot takes 2-d tiles", got=f"{a} and {b}")
     need(a.dtype == b.dtype, "dot: operands have one dtype", a.dtype, b.dtype, hint="cast one of them: x.to(dtype)")
     need(a.dtype in (f16, bf16, f32), "dot: operands are f16, bf16 or f32", "f16, bf16, f32", a.dtype)
-    need(a.shape[1] == b.shape[0], "dot: inner sizes agree", f"{a.shape[1]} rows in b", b)
+    inner_a, inner_b = a.shape[0 if attrs.get("ta") else 1], b.shape[1 if attrs.get("tb") else 0]
+    need(inner_a == inner_b, "dot: inner sizes agree", f"{inner_a} rows in b", b)
     if isinstance(a, Tile) and isinstance(b, Tile):
         out = Tile(f32, (a.shape[0], b.shape[1]))
         if len(types) == 3:
@@ -184,7 +188,9 @@ def _dot(types, attrs):
     return None
 
 
-define("dot", BOTH, "Matrix product with float32 accumulation: a[M,K] b[K,N] (+ acc[M,N]) -> f32[M,N].", _dot)
+define("dot", BOTH, """Matrix product with float32 accumulation: a[M,K] b[K,N] (+ acc[M,N]) -> f32[M,N]. Machine level, until `select`
+       expands it: an operand may be a shared-memory tile, stored transposed where ta / tb says so; math names the instruction
+       family.""", _dot, ta=(bool, None), tb=(bool, None), math=(str, None))
 
 
 def check_index(tensor: Any, scalars: tuple[Any, ...], shape: tuple[int, ...], attrs: Mapping[str, Any], what: str) -> None:
