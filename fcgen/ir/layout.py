@@ -126,8 +126,12 @@ class RegLayout:
             return last[-1].size
         return 1
 
+    def problem(self) -> str | None:
+        """Why this is no layout, or None: each digit stands by itself, registers count without gaps, lanes are 32."""
+        return _problem(self)
+
     def picture(self, warp: int = 0, limit: int = 32) -> str:
-        """ASCII: for each element of a 2-d tile `warp.lane:register`, one row of text per tile row."""
+        """ASCII: for each element of a 2-d tile `warp.lane:register` (of several holders one, `warp` first), a line per row."""
         return _ascii(self, warp, limit)
 
 
@@ -154,6 +158,21 @@ def _renumber(axes: tuple[tuple[Factor, ...], ...]) -> tuple[tuple[Factor, ...],
 
 
 @lru_cache(maxsize=512)
+def _problem(layout: RegLayout) -> str | None:
+    for unit, what in (("r", "register"), ("l", "lane"), ("w", "warp")):
+        end = 1
+        for f in sorted((f for a in layout.axes for f in a if f.unit == unit), key=lambda f: f.stride):
+            if f.stride % end:
+                return f"{what} digit {f} overlaps a smaller one"
+            if unit == "r" and f.stride != end:
+                return f"registers {end} to {f.stride - 1} hold nothing of their own: {f} starts late"
+            end = f.stride * f.size
+        if unit == "l" and end > LANES:
+            return f"a warp has {LANES} lanes, these digits count {end}"
+    return None
+
+
+@lru_cache(maxsize=512)
 def _coords(layout: RegLayout, warps: int) -> np.ndarray:
     w, l, r = np.meshgrid(np.arange(warps), np.arange(LANES), np.arange(layout.regs), indexing="ij")
     out = np.stack([sum((layout.part(a, u, x) for u, x in (("w", w), ("l", l), ("r", r))), start=w * 0)
@@ -163,21 +182,27 @@ def _coords(layout: RegLayout, warps: int) -> np.ndarray:
     return out
 
 
+def owners(layout: RegLayout, warp: int = 0) -> dict[tuple[int, ...], tuple[int, int, int]]:
+    """element -> the (warp, lane, register) that holds it: of several the first, those of `warp` before others."""
+    c = layout.coords()
+    out: dict[tuple[int, ...], tuple[int, int, int]] = {}
+    for w in sorted(range(c.shape[0]), key=lambda w: (w != warp, w)):
+        for l in range(LANES):
+            for r, at in enumerate(c[w, l].tolist()):
+                out.setdefault(tuple(at), (w, l, r))
+    return out
+
+
 def _ascii(layout: RegLayout, warp: int, limit: int) -> str:
     if len(layout.axes) != 2:
         raise ValueError("picture() draws two-dimensional tiles")
-    c = layout.coords()
-    text: dict[tuple[int, int], str] = {}
-    for w in range(c.shape[0]):
-        for l in range(LANES):
-            for r in range(c.shape[2]):
-                key = (int(c[w, l, r, 0]), int(c[w, l, r, 1]))
-                if key not in text or w == warp:
-                    text.setdefault(key, f"w{w}.t{l:<2}:{r}")
     rows, cols = layout.shape
+    home = owners(layout, warp)
+    width = max(len(f"{w}.{l}:{r}") for w, l, r in home.values())
     lines = []
     for i in range(min(rows, limit)):
-        lines.append(f"{i:>4} | " + " ".join(f"{text.get((i, j), '?'):<10}" for j in range(min(cols, limit))).rstrip())
+        cells = ["{}.{}:{}".format(*home[i, j]) if (i, j) in home else "?" for j in range(min(cols, limit))]
+        lines.append(f"{i:>4} | " + " ".join(f"{c:<{width}}" for c in cells).rstrip())
     if rows > limit or cols > limit:
         lines.append(f"     ... {rows} x {cols} in all")
     return "\n".join(lines)

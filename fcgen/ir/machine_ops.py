@@ -26,6 +26,11 @@ def _effect_only(types, attrs):
     return ()
 
 
+def _no_operands(types, attrs):
+    need(not types, "this op takes no operands", "none", ", ".join(map(str, types)))
+    return ()
+
+
 def _buffer(t, what: str) -> None:
     need(isinstance(t, Buffer), f"{what}: a shared-memory buffer", "smem ...", t)
     need(t.slots == 1, f"{what}: one slot of a ring, taken with `slot`", "one slot", t)
@@ -68,11 +73,11 @@ define("cp_async", "machine", """`cp_async T, scalars..., buffer`: start copying
        effect="write",
        check=_check_cp_async, index=tuple, guard=tuple, threads=RegLayout)
 define("commit_group", "machine",
-       "Close this thread's group of cp_async copies (an empty group counts).", _effect_only, effect="write")
+       "Close this thread's group of cp_async copies (an empty group counts).", _no_operands, effect="write")
 define("wait_group", "machine",
-       "Wait until at most n of this thread's groups are in flight.", _effect_only, effect="write", n=int)
-define("barrier", "machine", "All warps of the block; orders shared memory among them.", _effect_only, effect="write")
-define("syncwarp", "machine", "All lanes of the warp; orders shared memory among them.", _effect_only, effect="write")
+       "Wait until at most n of this thread's groups are in flight.", _no_operands, effect="write", n=int)
+define("barrier", "machine", "All warps of the block; orders shared memory among them.", _no_operands, effect="write")
+define("syncwarp", "machine", "All lanes of the warp; orders shared memory among them.", _no_operands, effect="write")
 
 
 def _frag_of(tensor_or_buffer, t, what: str) -> None:

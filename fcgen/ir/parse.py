@@ -52,7 +52,7 @@ class _Reader(WordReader):
         self.locate = locate
         self.tree: Any = None
         self.files: dict[str, str] = {}  # mark -> file
-        self.places: dict[Op, Loc] = {}
+        self.places: dict[Op | Value, Loc] = {}
         self.made: dict[str, Any] = {}  # value name -> the token that made it last
 
     def syntax(self, e: UnexpectedInput) -> NoReturn:
@@ -67,7 +67,15 @@ class _Reader(WordReader):
         line, col = int(e.line), int(e.column) - 1
         if not 1 <= line <= len(lines):
             line, col = len(lines), len(lines[-1])
-        hint = "a string ends on the line where it starts" if got == '`"`' else None
+        keywords = [s for t, s in _spelled().items() if t in expected and s.isalpha()]
+        if got == '`"`':
+            hint: str | None = "a string ends on the line where it starts"
+        elif got == "the end of the text" and "RBRACE" in expected:
+            hint = "a `{` above is not closed"
+        else:
+            hint = closest(got.strip("`"), keywords)
+        if keywords:
+            expected.discard("$END")
         raise FcError("ir/parse", f"{got} does not fit here", expected=_in_words(expected), hint=hint, source=self.source,
                       loc=Loc(self.filename, line, col, col + max(1, width))) from None
 
@@ -95,6 +103,7 @@ class _Reader(WordReader):
                  for p, t in zip(params, lines("param")) if t.children[2:]}
         axes = [(axis.children[0], self.axis(axis)) for t in lines("grid") for axis in t.children]
         buffers = tuple(self.define(t.children[0], self.buffer(t.children[1:]), scope) for t in lines("smem"))
+        self.places.update((v, self.place(t.children[0])) for v, t in zip(buffers, lines("smem")))
         roles = tuple(self.role(t, [token for token, _ in axes], dict(scope)) for t in items if t.data in ("role", "body"))
         if not roles:
             raise FcError("ir/parse", "the kernel has no body", expected="`{ ... }`, or `role NAME warps N { ... }`",
@@ -224,8 +233,12 @@ class _Reader(WordReader):
         return Loc(self.files.get(name, name), int(line))
 
 
+def _spelled() -> dict[str, str]:
+    return {t.name: t.pattern.value for t in parser().terminals if t.pattern.type == "str"}
+
+
 def _in_words(terminals: set[str]) -> str:
     """`a`, `b` or a name: what the grammar takes here."""
-    spelled = {t.name: t.pattern.value for t in parser().terminals if t.pattern.type == "str"}
+    spelled = _spelled()
     words = sorted((f"`{spelled[t]}`" if t in spelled else WORDS.get(t, t) for t in terminals), key=lambda w: (w[0] == "`", w))
     return words[0] if len(words) == 1 else ", ".join(words[:-1]) + " or " + words[-1] if words else "something else"

@@ -89,6 +89,10 @@ define("cast", BOTH, "Convert; to a narrower float rounds to nearest even, float
 
 
 def _const(types, attrs):
+    need(not types, "const takes no operands")
+    need(attrs["dtype"] in DTYPES, "const: `dtype` names a dtype", ", ".join(DTYPES), attrs["dtype"])
+    need(DTYPES[attrs["dtype"]].is_float or attrs["value"] in (0, 1) or isinstance(attrs["value"], int),
+         "const: an integer dtype takes a whole number", "a whole number", attrs["value"])
     return (Scalar(DTYPES[attrs["dtype"]]),)
 
 
@@ -252,6 +256,7 @@ define("gather", BOTH,
 
 
 def _size(types, attrs):
+    need(not types, "size takes no operands")
     return (Scalar(i32),)
 
 
@@ -275,6 +280,11 @@ def _check_for(op: Op) -> None:
     need(bool(body.ops) and body.ops[-1].kind == "yield", "for: the body ends in yield")
     need(tuple(v.type for v in body.yielded) == carried, "for: the body yields the carried types",
          ", ".join(map(str, carried)), ", ".join(str(v.type) for v in body.yielded))
+    for live in op.regions[1:]:
+        need(tuple(a.type for a in live.args) == (Scalar(i32),), "for: the argument of `live` is the index", "i32",
+             ", ".join(str(a.type) for a in live.args))
+        need([v.type.dtype for v in live.yielded] == [i1], "for: `live` yields one i1 scalar or tile", "i1",
+             ", ".join(str(v.type) for v in live.yielded))
 
 
 define("for", BOTH, """`for lo, hi, inits... -> (i, carried...)`: i runs over [lo, hi), downwards if descending. tile: the tile
