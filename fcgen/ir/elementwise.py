@@ -1,7 +1,7 @@
 """The elementwise functions of both levels: one table with dtype rules, NumPy meaning and cost.
 
-Arithmetic on 16-bit floats is defined as: widen to float32, compute, round to nearest even. The interpreters do exactly that and the
-CUDA printer emits it, so all three agree up to the accuracy of the special functions.
+Arithmetic on 16-bit floats is defined as: widen to float32, compute, round to nearest even. The interpreters do exactly that and
+the CUDA printer emits it, so all three agree up to the accuracy of the special functions.
 """
 
 from __future__ import annotations

@@ -126,8 +126,12 @@ class RegLayout:
             return last[-1].size
         return 1
 
+    def problem(self) -> str | None:
+        """Why this is no layout, or None: each digit stands by itself, registers count without gaps, lanes are 32."""
+        return _problem(self)
+
     def picture(self, warp: int = 0, limit: int = 32) -> str:
-        """ASCII: for each element of a 2-d tile `warp.lane:register`, one row of text per tile row."""
+        """ASCII: for each element of a 2-d tile `warp.lane:register` (of several holders one, `warp` first), a line per row."""
         return _ascii(self, warp, limit)
 
 
@@ -154,30 +158,51 @@ def _renumber(axes: tuple[tuple[Factor, ...], ...]) -> tuple[tuple[Factor, ...],
 
 
 @lru_cache(maxsize=512)
+def _problem(layout: RegLayout) -> str | None:
+    for unit, what in (("r", "register"), ("l", "lane"), ("w", "warp")):
+        end = 1
+        for f in sorted((f for a in layout.axes for f in a if f.unit == unit), key=lambda f: f.stride):
+            if f.stride % end:
+                return f"{what} digit {f} overlaps a smaller one"
+            if unit == "r" and f.stride != end:
+                return f"registers {end} to {f.stride - 1} hold nothing of their own: {f} starts late"
+            end = f.stride * f.size
+        if unit == "l" and end > LANES:
+            return f"a warp has {LANES} lanes, these digits count {end}"
+    return None
+
+
+@lru_cache(maxsize=512)
 def _coords(layout: RegLayout, warps: int) -> np.ndarray:
     w, l, r = np.meshgrid(np.arange(warps), np.arange(LANES), np.arange(layout.regs), indexing="ij")
     out = np.stack([sum((layout.part(a, u, x) for u, x in (("w", w), ("l", l), ("r", r))), start=w * 0)
-                    for a in range(len(layout.axes))] or [w[..., :0]], axis=-1) if layout.axes else np.zeros(w.shape + (0,), int)
+                    for a in range(len(layout.axes))] or [w[..., :0]], axis=-1) if layout.axes else np.zeros((*w.shape, 0), int)
     out = out.astype(np.int32)
     out.setflags(write=False)
+    return out
+
+
+def owners(layout: RegLayout, warp: int = 0) -> dict[tuple[int, ...], tuple[int, int, int]]:
+    """element -> the (warp, lane, register) that holds it: of several the first, those of `warp` before others."""
+    c = layout.coords()
+    out: dict[tuple[int, ...], tuple[int, int, int]] = {}
+    for w in sorted(range(c.shape[0]), key=lambda w: (w != warp, w)):
+        for l in range(LANES):
+            for r, at in enumerate(c[w, l].tolist()):
+                out.setdefault(tuple(at), (w, l, r))
     return out
 
 
 def _ascii(layout: RegLayout, warp: int, limit: int) -> str:
     if len(layout.axes) != 2:
         raise ValueError("picture() draws two-dimensional tiles")
-    c = layout.coords()
-    text: dict[tuple[int, int], str] = {}
-    for w in range(c.shape[0]):
-        for l in range(LANES):
-            for r in range(c.shape[2]):
-                key = (int(c[w, l, r, 0]), int(c[w, l, r, 1]))
-                if key not in text or w == warp:
-                    text.setdefault(key, f"w{w}.t{l:<2}:{r}")
     rows, cols = layout.shape
+    home = owners(layout, warp)
+    width = max(len(f"{w}.{l}:{r}") for w, l, r in home.values())
     lines = []
     for i in range(min(rows, limit)):
-        lines.append(f"{i:>4} | " + " ".join(f"{text.get((i, j), '?'):<10}" for j in range(min(cols, limit))).rstrip())
+        cells = ["{}.{}:{}".format(*home[i, j]) if (i, j) in home else "?" for j in range(min(cols, limit))]
+        lines.append(f"{i:>4} | " + " ".join(f"{c:<{width}}" for c in cells).rstrip())
     if rows > limit or cols > limit:
         lines.append(f"     ... {rows} x {cols} in all")
     return "\n".join(lines)
@@ -273,7 +298,7 @@ class SmemLayout:
 
 
 def native_smem(cols: int, size: int) -> SmemLayout:
-    """The conflict-free swizzled layout for rows of `cols` elements: the widest panel of 128, 64 or 32 bytes that divides them."""
+    """The conflict-free swizzled layout for rows of `cols` elements: the widest panel of 128, 64 or 32 bytes that fits."""
     for span in (128, 64, 32):
         if cols * size % span == 0:
             return SmemLayout(span // size, 0, span)
@@ -301,7 +326,7 @@ def mma_a(rows: int, depth: int, warps: tuple[int, int] = (4, 1)) -> RegLayout:
 
 def mma_b(depth: int, cols: int, warps: tuple[int, int] = (4, 1)) -> RegLayout:
     """B operand of `mma.m16n8k16` over depth x cols (same PTX section)."""
-    wm, wn = warps
+    wn = warps[1]
     n, k = cols // wn // 8, depth // 16
     return RegLayout((
         (Factor("r", k, n * 4), Factor("r", 2, 2), Factor("l", 4, 1), Factor("r", 2, 1)),
@@ -309,8 +334,8 @@ def mma_b(depth: int, cols: int, warps: tuple[int, int] = (4, 1)) -> RegLayout:
 
 
 def rowwise(rows: int, cols: int, warps: int, lanes_per_row: int = 4, vec: int = 1) -> RegLayout:
-    """Contiguous rows per warp; in a warp `lanes_per_row` lanes share a row, each with runs of `vec` columns: the layout for plain
-    element work and coalesced access. Sizes that do not divide leave copies rather than holes."""
+    """Contiguous rows per warp; in a warp `lanes_per_row` lanes share a row, each with runs of `vec` columns: the layout for
+    plain element work and coalesced access. Sizes that do not divide leave copies rather than holes."""
     vec = max(v for v in range(1, vec + 1) if cols % v == 0)
     lanes = max(n for n in (1, 2, 4, 8, 16, 32) if n <= lanes_per_row and cols % (n * vec) == 0)
     w = max(n for n in range(1, warps + 1) if rows % n == 0 and warps % n == 0)

@@ -1,11 +1,12 @@
 """Ops that exist only in the machine IR.
 
-Shared memory is reached through `Buffer` values: `kernel.buffers` are rings; `slot ring, n` is a view of one slot and every op below
-takes views (or a ring of one slot). Positions (row, col) are element offsets in the stored tile. `transposed` means that the
-fragment is the transpose of what is stored. A warp touches the part of the rectangle that the fragment's layout gives it.
+Shared memory is reached through `Buffer` values: `kernel.buffers` are rings; `slot ring, n` is a view of one slot and every op
+below takes views (or a ring of one slot). Positions (row, col) are element offsets in the stored tile. `transposed` means that
+the fragment is the transpose of what is stored. A warp touches the part of the rectangle that the fragment's layout gives it.
 
-Asynchrony: `cp_async` starts copies that belong to the thread's current group; `commit_group` closes the group; `wait_group n` returns
-when at most n of this thread's groups are still in flight. Other threads see the data after a `barrier` that follows the wait.
+Asynchrony: `cp_async` starts copies that belong to the thread's current group; `commit_group` closes the group; `wait_group n`
+returns when at most n of this thread's groups are still in flight. Other threads see the data after a `barrier` that follows the
+wait.
 """
 
 from __future__ import annotations
@@ -25,6 +26,11 @@ def _effect_only(types, attrs):
     return ()
 
 
+def _no_operands(types, attrs):
+    need(not types, "this op takes no operands", "none", ", ".join(map(str, types)))
+    return ()
+
+
 def _buffer(t, what: str) -> None:
     need(isinstance(t, Buffer), f"{what}: a shared-memory buffer", "smem ...", t)
     need(t.slots == 1, f"{what}: one slot of a ring, taken with `slot`", "one slot", t)
@@ -38,13 +44,17 @@ def _positions(types, what: str) -> None:
 def _slot(types, attrs):
     from dataclasses import replace
 
-    need(len(types) == 2 and isinstance(types[0], Buffer) and types[1] == Scalar(i32), "slot takes a ring and an i32", "smem, i32",
-         ", ".join(map(str, types)))
+    need(len(types) == 2 and isinstance(types[0], Buffer) and types[1] == Scalar(i32), "slot takes a ring and an i32",
+         "smem, i32", ", ".join(map(str, types)))
     return (replace(types[0], slots=1),)
 
 
 define("slot", "machine", "View of slot (n + ahead) mod slots of a ring. `ahead` is how many tiles past the loop's current one.",
        _slot, ahead=int)
+
+
+define("acquire", "machine", """`acquire views...`: from here on these tiles are read. Says where a loop wants to wait for its tiles; `sync` puts
+       the wait and the barrier in its place.""", _effect_only, effect="write")
 
 
 def _check_cp_async(op: Op) -> None:
@@ -54,16 +64,20 @@ def _check_cp_async(op: Op) -> None:
     need(tensor.dtype == buffer.dtype, "cp_async: one dtype", tensor.dtype, buffer.dtype)
     t = op["threads"]
     need(t.shape == buffer.shape, "cp_async: `threads` covers the tile", buffer.shape, t.shape)
-    need(t.vector() * buffer.dtype.bytes in (4, 8, 16), "cp_async copies 4, 8 or 16 bytes", "4, 8, 16", t.vector() * buffer.dtype.bytes)
+    need(t.vector() * buffer.dtype.bytes in (4, 8, 16), "cp_async copies 4, 8 or 16 bytes", "4, 8, 16",
+         t.vector() * buffer.dtype.bytes)
 
 
-define("cp_async", "machine", """`cp_async T, scalars..., buffer`: start copying a rectangle of a tensor into a slot, each thread the runs of
-       elements that `threads` (a register layout) gives it; guarded-out elements become zero.""", _effect_only, effect="write",
+define("cp_async", "machine", """`cp_async T, scalars..., buffer`: start copying a rectangle of a tensor into a slot, each thread
+       the runs of elements that `threads` (a register layout) gives it; guarded-out elements become zero.""", _effect_only,
+       effect="write",
        check=_check_cp_async, index=tuple, guard=tuple, threads=RegLayout)
-define("commit_group", "machine", "Close this thread's group of cp_async copies (an empty group counts).", _effect_only, effect="write")
-define("wait_group", "machine", "Wait until at most n of this thread's groups are in flight.", _effect_only, effect="write", n=int)
-define("barrier", "machine", "All warps of the block; orders shared memory among them.", _effect_only, effect="write")
-define("syncwarp", "machine", "All lanes of the warp; orders shared memory among them.", _effect_only, effect="write")
+define("commit_group", "machine",
+       "Close this thread's group of cp_async copies (an empty group counts).", _no_operands, effect="write")
+define("wait_group", "machine",
+       "Wait until at most n of this thread's groups are in flight.", _no_operands, effect="write", n=int)
+define("barrier", "machine", "All warps of the block; orders shared memory among them.", _no_operands, effect="write")
+define("syncwarp", "machine", "All lanes of the warp; orders shared memory among them.", _no_operands, effect="write")
 
 
 def _frag_of(tensor_or_buffer, t, what: str) -> None:
@@ -78,8 +92,9 @@ def _check_ld_global(op: Op) -> None:
     check_index(tensor, tuple(v.type for v in op.operands[1:]), t.shape, op.attrs, "ld_global")
 
 
-define("ld_global", "machine", """`ld_global T, scalars...`: a rectangle of a tensor into registers; guarded-out elements are zero. vec: at
-       most this many elements per load.""", _none, effect="read", check=_check_ld_global, index=tuple, guard=tuple, vec=int)
+define("ld_global", "machine", """`ld_global T, scalars...`: a rectangle of a tensor into registers; guarded-out elements are
+       zero. vec: at most this many elements per load.""", _none, effect="read",
+       check=_check_ld_global, index=tuple, guard=tuple, vec=int)
 
 
 def _check_st_global(op: Op) -> None:
@@ -89,8 +104,9 @@ def _check_st_global(op: Op) -> None:
     check_index(tensor, tuple(v.type for v in op.operands[2:]), t.shape, op.attrs, "st_global")
 
 
-define("st_global", "machine", """`st_global T, frag, scalars...`: registers to a rectangle of a tensor; of threads that hold copies one writes.
-       reduce="add" adds atomically.""", _effect_only, effect="write", check=_check_st_global, index=tuple, guard=tuple, vec=int,
+define("st_global", "machine", """`st_global T, frag, scalars...`: registers to a rectangle of a tensor; of threads that hold
+       copies one writes. reduce="add" adds atomically.""", _effect_only, effect="write",
+       check=_check_st_global, index=tuple, guard=tuple, vec=int,
        reduce=(str, None))
 
 
@@ -111,8 +127,8 @@ def _check_ld_shared(op: Op) -> None:
     _region_fits(buffer, t, op.get("transposed", False), "ld_shared")
 
 
-define("ld_shared", "machine", """`ld_shared buffer, row, col`: plain loads from a slot. A 1-d fragment runs along axis `along` of the stored
-       tile.""", _none, effect="read", check=_check_ld_shared, transposed=(bool, None), along=(int, None))
+define("ld_shared", "machine", """`ld_shared buffer, row, col`: plain loads from a slot. A 1-d fragment runs along axis `along` of
+       the stored tile.""", _none, effect="read", check=_check_ld_shared, transposed=(bool, None), along=(int, None))
 
 
 def _check_st_shared(op: Op) -> None:
@@ -124,7 +140,8 @@ def _check_st_shared(op: Op) -> None:
     _region_fits(buffer, t, op.get("transposed", False), "st_shared")
 
 
-define("st_shared", "machine", "`st_shared frag, buffer, row, col`: plain stores to a slot; of threads that hold copies one writes.",
+define("st_shared", "machine",
+       "`st_shared frag, buffer, row, col`: plain stores to a slot; of threads that hold copies one writes.",
        _effect_only, effect="write", check=_check_st_shared, transposed=(bool, None), along=(int, None))
 
 
@@ -137,8 +154,8 @@ def _check_ldmatrix(op: Op) -> None:
     _region_fits(buffer, t, op["transposed"], "ldmatrix")
 
 
-define("ldmatrix", "machine", """`ldmatrix buffer, row, col`: 8x8 blocks of 16-bit elements from a slot, four at a time; lane l supplies the
-       address of row l. trans: the .trans form, which hands out each block transposed.""", _none, effect="read",
+define("ldmatrix", "machine", """`ldmatrix buffer, row, col`: 8x8 blocks of 16-bit elements from a slot, four at a time; lane l
+       supplies the address of row l. trans: the .trans form, which hands out each block transposed.""", _none, effect="read",
        check=_check_ldmatrix, transposed=bool, trans=bool)
 
 
@@ -154,9 +171,10 @@ def _check_mma(op: Op) -> None:
         need(c.shape[1] % b.shape[1] == 0, "mma: b is a whole part of the accumulator's width", c, b)
 
 
-define("mma", "machine", """`mma a, b, acc` or `mma a, b, acc, col`: acc + a b by the target's instruction `instr`, repeated over the fragments;
-       with col (known when the enclosing loop is expanded) only columns col .. col + b's width change. The instruction's own register
-       map must be the layouts': checked where the instruction is declared.""", _none, check=_check_mma, instr=str)
+define("mma", "machine", """`mma a, b, acc` or `mma a, b, acc, col`: acc + a b by the target's instruction `instr`, repeated over
+       the fragments; with col (known when the enclosing loop is expanded) only columns col .. col + b's width change. The
+       instruction's own register map must be the layouts': checked where the instruction is declared.""", _none,
+       check=_check_mma, instr=str)
 
 
 def _check_stage(op: Op) -> None:
@@ -165,7 +183,8 @@ def _check_stage(op: Op) -> None:
     need(src.shape == out.shape and src.dtype == out.dtype, "stage: one shape and dtype", src, out)
 
 
-define("stage", "machine", "A fragment's tile as a fresh tile in shared memory (until `select` gives it a buffer and stores).", _none,
+define("stage", "machine",
+       "A fragment's tile as a fresh tile in shared memory (until `select` gives it a buffer and stores).", _none,
        effect="none", check=_check_stage)
 
 
@@ -192,8 +211,9 @@ def _check_slice(op: Op) -> None:
     need(src.shape[axis] % out.shape[axis] == 0, "slice: whole parts", src, out)
 
 
-define("slice", "machine", """`slice frag, first`: the part of a fragment that starts at `first` (a multiple of the part's size, known when the
-       enclosing loop is expanded) along `axis`. Moves nothing: each thread keeps its own registers.""", _slice, check=_check_slice, axis=int)
+define("slice", "machine", """`slice frag, first`: the part of a fragment that starts at `first` (a multiple of the part's size,
+       known when the enclosing loop is expanded) along `axis`. Moves nothing: each thread keeps its own registers.""", _slice,
+       check=_check_slice, axis=int)
 
 
 def _combine(types, attrs):
@@ -202,8 +222,8 @@ def _combine(types, attrs):
     return (Frag(t.dtype, t.shape, t.layout),)
 
 
-define("combine", "machine", "Fold a partial reduction over lanes: one butterfly step (shfl.xor) per stride in `lanes`.", _combine,
-       lanes=tuple)
+define("combine", "machine", "Fold a partial reduction over lanes: one butterfly step (shfl.xor) per stride in `lanes`.",
+       _combine, lanes=tuple)
 
 
 def _vote(types, attrs):
@@ -211,7 +231,8 @@ def _vote(types, attrs):
     return (Scalar(i1),)
 
 
-define("vote_any", "machine", "True where any thread of the warp holds a true element. The same in all lanes of a warp, not of the block: "
+define("vote_any", "machine",
+       "True where any thread of the warp holds a true element. The same in all lanes of a warp, not of the block: "
        "no barrier may depend on it.", _vote)
 
 
@@ -224,21 +245,21 @@ def _check_wmma_load(op: Op) -> None:
     need(not buffer.layout.swizzle, "wmma_load: rows at one stride", "a layout without swizzle", buffer.layout)
 
 
-define("wmma_load", "machine", "`wmma_load buffer, row, col`: wmma::load_matrix_sync for each 16x16 fragment.", _none, effect="read",
-       check=_check_wmma_load, transposed=(bool, None))
+define("wmma_load", "machine", "`wmma_load buffer, row, col`: wmma::load_matrix_sync for each 16x16 fragment.", _none,
+       effect="read", check=_check_wmma_load, transposed=(bool, None))
 
 
 def _check_wmma_store(op: Op) -> None:
     t, buffer = op.operands[0].type, op.operands[1].type
     _buffer(buffer, "wmma_store")
     _positions([v.type for v in op.operands[2:]], "wmma_store")
-    need(isinstance(t, Frag) and isinstance(t.layout, OpaqueLayout) and t.layout.role == "acc", "wmma_store stores an accumulator",
-         "wmma acc", t)
+    need(isinstance(t, Frag) and isinstance(t.layout, OpaqueLayout) and t.layout.role == "acc",
+         "wmma_store stores an accumulator", "wmma acc", t)
     need(not buffer.layout.swizzle, "wmma_store: rows at one stride", "a layout without swizzle", buffer.layout)
 
 
-define("wmma_store", "machine", "`wmma_store frag, buffer, row, col`: wmma::store_matrix_sync for each 16x16 fragment.", _effect_only,
-       effect="write", check=_check_wmma_store)
+define("wmma_store", "machine", "`wmma_store frag, buffer, row, col`: wmma::store_matrix_sync for each 16x16 fragment.",
+       _effect_only, effect="write", check=_check_wmma_store)
 
 
 def _check_wmma_mma(op: Op) -> None:

@@ -56,35 +56,36 @@ def need(condition: bool, rule: str, expected: Any = None, got: Any = None, hint
 
 def infer(kind: str, operands: Iterable[Value], attrs: Mapping[str, Any], loc: Loc | None = None) -> tuple[Type, ...]:
     """Result types of an op. Raises FcError "ir/verify" where the rule is broken or the result type is a free choice."""
-    _load()
+    load_ops()
     try:
         types = OPS[kind].infer(tuple(v.type for v in operands), attrs)
     except RuleError as e:
-        raise FcError("ir/verify", f"{kind}: {e.rule}", expected=e.expected, got=e.got, hint=e.hint, loc=loc) from None
+        raise FcError("ir/verify", _told(kind, e), expected=e.expected, got=e.got, hint=e.hint, loc=loc) from None
     assert types is not None, f"{kind}: the result type is a free choice and must be given"
     return types
 
 
 def has_effect(op: Op) -> bool:
     """Whether the op must stay even if nobody reads its results."""
-    _load()
-    if op.regions and any(has_effect(o) for r in op.regions for o in r.ops):
+    load_ops()
+    if any(o.kind != "yield" and has_effect(o) for r in op.regions for o in r.ops):
         return True
     return OPS[op.kind].effect == "write"
 
 
-def verify(kernel: Kernel, *, places: Mapping[Op, Loc] | None = None, source: str | None = None) -> Kernel:
+def verify(kernel: Kernel, *, places: Mapping[Op | Value, Loc] | None = None, source: str | None = None) -> Kernel:
     """Check every op against its record, and that values are defined once and before use. Returns the kernel.
 
     Raises FcError "ir/verify" with the op's place and, as notes, the op itself. places, source: for a kernel that was read from
-    text, each op's place in it and the text; shown where an op has no place of its own, as a note where it has."""
-    _load()
+    text, the place in it of each op and of each kernel-level value, and the text; shown where an op has no place of its own, as a
+    note where it has."""
+    load_ops()
     _Verifier(kernel, places or {}, source).run()
     return kernel
 
 
 class _Verifier:
-    def __init__(self, kernel: Kernel, places: Mapping[Op, Loc], source: str | None):
+    def __init__(self, kernel: Kernel, places: Mapping[Op | Value, Loc], source: str | None):
         self.kernel, self.places, self.source = kernel, places, source
 
     def run(self) -> None:
@@ -96,7 +97,8 @@ class _Verifier:
             self.check_type(v, None)
         for role in k.roles:
             if len(role.body.args) != len(k.grid):
-                raise FcError("ir/verify", f"role {role.name}: one argument per grid axis", expected=len(k.grid), got=len(role.body.args))
+                raise FcError("ir/verify", f"role {role.name}: one argument per grid axis", expected=len(k.grid),
+                              got=len(role.body.args))
             self.block(role.body, outer)
 
     def block(self, block: Block, outer: set[Value]) -> None:
@@ -148,10 +150,13 @@ class _Verifier:
         rule = None
         if isinstance(t, Frag) and isinstance(t.layout, RegLayout) and t.layout.shape != t.shape:
             rule = RuleError(f"%{v.name}: the fragment's layout covers its shape", t.shape, t.layout.shape)
+        elif isinstance(t, Frag) and isinstance(t.layout, RegLayout) and t.layout.problem():
+            rule = RuleError(f"%{v.name}: {t.layout.problem()}", got=t.layout)
         elif isinstance(t, Buffer) and (not t.shape or t.shape[-1] % t.layout.panel):
             rule = RuleError(f"%{v.name}: the buffer's columns are whole panels", f"a multiple of {t.layout.panel}", t)
         if rule is not None:
-            raise FcError("ir/verify", rule.rule, expected=rule.expected, got=rule.got) if op is None else self.bad(op, rule)
+            raise self.bad(op, rule) if op is not None else FcError("ir/verify", rule.rule, expected=rule.expected, got=rule.got,
+                                                                    loc=self.places.get(v), source=self.source)
 
     def bad(self, op: Op, e: RuleError) -> FcError:
         from .text import print_op
@@ -162,8 +167,13 @@ class _Verifier:
                 loc, source = place, self.source
             elif loc != Loc(place.file, place.line):
                 notes.append(f"which is line {place.line} of {place.file}")
-        return FcError("ir/verify", f"{op.kind}: {e.rule.removeprefix(op.kind + ': ')}", expected=e.expected, got=e.got, hint=e.hint,
-                       loc=loc, notes=notes, source=source)
+        return FcError("ir/verify", _told(op.kind, e), expected=e.expected, got=e.got,
+                       hint=e.hint, loc=loc, notes=notes, source=source)
+
+
+def _told(kind: str, e: RuleError) -> str:
+    """The rule, which names its op."""
+    return e.rule if e.rule.startswith(kind) else f"{kind}: {e.rule}"
 
 
 def _join(types: Iterable[Any]) -> str:
@@ -189,10 +199,10 @@ def attr_problem(d: OpDef, attrs: Mapping[str, Any]) -> tuple[str, RuleError] | 
     return None
 
 
-_TYPE_WORDS: dict[type, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "a string", tuple: "a tuple",
-                                RegLayout: "a register layout"}
+_TYPE_WORDS: dict[type, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "a string",
+                                tuple: "a tuple", RegLayout: "a register layout"}
 
 
-def _load() -> None:
+def load_ops() -> None:
     """The tables live in modules that import this one."""
     from . import machine_ops, tile_ops  # noqa: F401

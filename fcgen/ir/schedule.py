@@ -20,16 +20,17 @@ CHOICES: dict[str, tuple[str, ...]] = {
 class Schedule:
     """How one program runs on one target.
 
-    tiles: BLOCK name -> size. warps: warps per block, laid along the rows of dot results. math: instruction family of the dots, one
-    for all or per dot (by the name of the value that it makes): "mma" (mma.sync + ldmatrix), "wmma" (wmma API, opaque
+    tiles: BLOCK name -> size. warps: warps per block, laid along the rows of dot results. math: instruction family of the dots,
+    one for all or per dot (by the name of the value that it makes): "mma" (mma.sync + ldmatrix), "wmma" (wmma API, opaque
     fragments), "fma" (plain multiply-adds). copy: how tiles reach shared memory: "cp_async" (16 bytes, asynchronous), "vector"
-    (16-byte loads through registers), "scalar" (one element at a time). stages: slots of each shared-memory ring inside loops; 1 loads
-    in place, n keeps n - 1 tiles in flight; one number or per load. ahead: with stages=1, start the next load as soon as the slot's
-    last reader is done. hold_a: keep loop-invariant left operands of dots in registers. reuse_frags: a dot result feeds the next dot
-    from registers where the layouts agree (else through shared memory). split: separate loop copies for tiles that a mask leaves
-    whole. skip_ones: leave out `tile * row` multiplications when every row factor of the warp is one. defer: finish loop-carried
-    row sums after the loop. epilogue: stores through shared memory as 16-byte rows, or straight from fragments. longest_first: run the
-    row tiles with the most work first. min_blocks: blocks per multiprocessor that registers must allow (launch bounds).
+    (16-byte loads through registers), "scalar" (one element at a time). stages: slots of each shared-memory ring inside loops; 1
+    loads in place, n keeps n - 1 tiles in flight; one number or per load. ahead: with stages=1, start the next load as soon as
+    the slot's last reader is done. hold_a: keep loop-invariant left operands of dots in registers. reuse_frags: a dot result
+    feeds the next dot from registers where the layouts agree (else through shared memory). split: separate loop copies for tiles
+    that a mask leaves whole. skip_ones: leave out `tile * row` multiplications when every row factor of the warp is one. defer:
+    finish loop-carried row sums after the loop. epilogue: stores through shared memory as 16-byte rows, or straight from
+    fragments. longest_first: run the row tiles with the most work first. min_blocks: blocks per multiprocessor that registers
+    must allow (launch bounds).
     """
 
     tiles: Any = ()
@@ -56,7 +57,8 @@ class Schedule:
             v = getattr(self, name)
             for x in [y for _, y in v] if isinstance(v, tuple) else [v]:
                 if x not in allowed:
-                    raise FcError("compile/schedule", f"Schedule.{name} has no such choice", expected=", ".join(allowed), got=repr(x))
+                    raise FcError("compile/schedule", f"Schedule.{name} has no such choice", expected=", ".join(allowed),
+                                  got=repr(x))
         if self.warps not in (1, 2, 4, 8, 16):
             raise FcError("compile/schedule", "Schedule.warps is the number of warps in a block", expected="1, 2, 4, 8 or 16",
                           got=self.warps)

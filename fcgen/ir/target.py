@@ -1,7 +1,7 @@
 """What a GPU can do, as data: limits and instruction records. Passes, printer and simulator receive a `Target`; none imports one.
 
-An `Instr` is declared once: the fragments it works on, the text it prints as, its meaning in NumPy on physical registers, and how it
-completes. The printer and the simulator both use that record; one conformance test per record on a GPU keeps it true.
+An `Instr` is declared once: the fragments it works on, the text it prints as, its meaning in NumPy on physical registers, and how
+it completes. The printer and the simulator both use that record; one conformance test per record on a GPU keeps it true.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ class Instr:
 
     name: also the name of the device function that wraps it. shape: (m, n, k) of one issue for matrix instructions, else ().
     dtype: operand element type. a, b, c: register maps of one warp's operands, straight from the PTX tables (`RegLayout` of one
-    instruction's tile). signature: the C++ parameter list of the wrapper; body: its statement, holding one inline-PTX instruction.
-    effect: NumPy on arrays [lanes, regs] per operand, returning the result's. completes: "at once", or what must be waited for.
-    needs: lowest compute capability (80 for sm_80). doc: the PTX section.
+    instruction's tile). signature: the C++ parameter list of the wrapper; body: its statement, holding one inline-PTX
+    instruction. effect: NumPy on arrays [lanes, regs] per operand, returning the result's. completes: "at once", or what must be
+    waited for. needs: lowest compute capability (80 for sm_80). doc: the PTX section.
     """
 
     name: str

@@ -108,7 +108,7 @@ def attr_text(v: Any, aliases: Mapping[str, str] | None = None) -> str:
     if isinstance(v, (RegLayout, OpaqueLayout, SmemLayout)):
         s = str(v)
         return aliases.get(s, s) if aliases else s
-    raise TypeError(f"an attribute holds a {type(v).__name__}; IR text knows numbers, strings, bools, layouts and tuples of these")
+    raise TypeError(f"an attribute holds a {type(v).__name__}; IR text has numbers, strings, bools, layouts and tuples of these")
 
 
 class Names:
@@ -286,7 +286,7 @@ def _basename(file: str) -> str:
 
 @lru_cache(maxsize=512)
 def _attr_order(kind: str) -> dict[str, int]:
-    from .ops import OPS, _load
+    from .ops import OPS, load_ops
 
-    _load()
+    load_ops()
     return {name: i for i, name in enumerate(OPS[kind].attrs)} if kind in OPS else {}

@@ -89,6 +89,10 @@ define("cast", BOTH, "Convert; to a narrower float rounds to nearest even, float
 
 
 def _const(types, attrs):
+    need(not types, "const takes no operands")
+    need(attrs["dtype"] in DTYPES, "const: `dtype` names a dtype", ", ".join(DTYPES), attrs["dtype"])
+    need(DTYPES[attrs["dtype"]].is_float or attrs["value"] in (0, 1) or isinstance(attrs["value"], int),
+         "const: an integer dtype takes a whole number", "a whole number", attrs["value"])
     return (Scalar(DTYPES[attrs["dtype"]]),)
 
 
@@ -162,14 +166,15 @@ def _reduce(types, attrs):
     shape = tuple(n for i, n in enumerate(t.shape) if i != axis)
     if isinstance(t, Frag):
         need(isinstance(t.layout, RegLayout), "reduce: an opaque fragment has no known rows", "registers", t.layout)
-        lanes, warps = t.layout.reduces_over(axis)
-        need(not warps, "reduce: the axis lies inside a warp", "no warp digit on the axis", t.layout)
-        return (Frag(t.dtype, shape, t.layout.drop(axis), attrs["fn"] if lanes else None),)
+        layout: Any = t.layout
+        lanes, warps = layout.reduces_over(axis)
+        need(not warps, "reduce: the axis lies inside a warp", "no warp digit on the axis", layout)
+        return (Frag(t.dtype, shape, layout.drop(axis), attrs["fn"] if lanes else None),)
     return (Tile(t.dtype, shape) if shape else Scalar(t.dtype),)
 
 
-define("reduce", BOTH, """Fold one axis with sum, max or min. On fragments each thread folds what it holds; the result is `partial`
-       where lanes share the axis, and `combine` finishes it.""", _reduce, fn=str, axis=int)
+define("reduce", BOTH, """Fold one axis with sum, max or min. On fragments each thread folds what it holds; the result is
+       `partial` where lanes share the axis, and `combine` finishes it.""", _reduce, fn=str, axis=int)
 
 
 def _dot(types, attrs):
@@ -188,9 +193,9 @@ def _dot(types, attrs):
     return None
 
 
-define("dot", BOTH, """Matrix product with float32 accumulation: a[M,K] b[K,N] (+ acc[M,N]) -> f32[M,N]. Machine level, until `select`
-       expands it: an operand may be a shared-memory tile, stored transposed where ta / tb says so; math names the instruction
-       family.""", _dot, ta=(bool, None), tb=(bool, None), math=(str, None))
+define("dot", BOTH, """Matrix product with float32 accumulation: a[M,K] b[K,N] (+ acc[M,N]) -> f32[M,N]. Machine level, until
+       `select` expands it: an operand may be a shared-memory tile, stored transposed where ta / tb says so; math names the
+       instruction family.""", _dot, ta=(bool, None), tb=(bool, None), math=(str, None))
 
 
 def check_index(tensor: Any, scalars: tuple[Any, ...], shape: tuple[int, ...], attrs: Mapping[str, Any], what: str) -> None:
@@ -245,11 +250,13 @@ def _gather(types, attrs):
     return (with_dtype(shaped(types[1:], "gather"), types[0].dtype),)
 
 
-define("gather", BOTH, "Read one element per position: `gather T, i0, i1, ...` with scalars and tiles of integers. Positions outside "
+define("gather", BOTH,
+       "Read one element per position: `gather T, i0, i1, ...` with scalars and tiles of integers. Positions outside "
        "the tensor read as zero.", _gather, effect="read")
 
 
 def _size(types, attrs):
+    need(not types, "size takes no operands")
     return (Scalar(i32),)
 
 
@@ -267,17 +274,24 @@ def _check_for(op: Op) -> None:
     body = op.regions[0]
     carried = tuple(v.type for v in op.operands[2:])
     need(len(op.regions) in (1, 2), "for has a body and possibly a `live` region")
-    need(tuple(a.type for a in body.args) == (Scalar(i32), *carried), "for: the body's arguments are the index and the carried values",
+    need(tuple(a.type for a in body.args) == (Scalar(i32), *carried),
+         "for: the body's arguments are the index and the carried values",
          ", ".join(map(str, (Scalar(i32), *carried))), ", ".join(str(a.type) for a in body.args))
     need(bool(body.ops) and body.ops[-1].kind == "yield", "for: the body ends in yield")
     need(tuple(v.type for v in body.yielded) == carried, "for: the body yields the carried types",
          ", ".join(map(str, carried)), ", ".join(str(v.type) for v in body.yielded))
+    for live in op.regions[1:]:
+        need(tuple(a.type for a in live.args) == (Scalar(i32),), "for: the argument of `live` is the index", "i32",
+             ", ".join(str(a.type) for a in live.args))
+        need([v.type.dtype for v in live.yielded] == [i1], "for: `live` yields one i1 scalar or tile", "i1",
+             ", ".join(str(v.type) for v in live.yielded))
 
 
-define("for", BOTH, """`for lo, hi, inits... -> (i, carried...)`: i runs over [lo, hi), downwards if descending. tile: the tile size that i
-       counts; label: its name. A second region `live(i)` yields an i1 tile: where it is false everywhere the iteration may be left
-       out. unroll: bounds are constants and the body is expanded (machine level). chain: loops with one number run one after
-       the other over one range and share rings. part: which part of the range ("masked", "full"), for people.""", _for, check=_check_for,
+define("for", BOTH, """`for lo, hi, inits... -> (i, carried...)`: i runs over [lo, hi), downwards if descending. tile: the tile
+       size that i counts; label: its name. A second region `live(i)` yields an i1 tile: where it is false everywhere the
+       iteration may be left out. unroll: bounds are constants and the body is expanded (machine level). chain: loops with one
+       number run one after the other over one range and share rings. part: which part of the range ("masked", "full"), for
+       people.""", _for, check=_check_for,
        descending=(bool, None), label=(str, None), tile=(int, None), unroll=(bool, None), chain=(int, None), part=(str, None))
 
 

@@ -14,7 +14,7 @@ from ..ir.core import Kernel
 from ..ir.ops import verify
 from ..ir.schedule import Schedule
 from ..ir.target import Target
-from . import pad, scale, simplify, split_loops
+from . import alloc, defer, pad, pipeline, place, scale, select, simplify, split_loops, sync, tidy
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,14 @@ PIPELINE: tuple[Pass, ...] = (
     Pass("pad", pad.run, "axes become multiples of what matrix instructions work on"),
     Pass("split_loops", split_loops.run, "leave out dead tiles; separate copies of a loop for masked and for whole tiles"),
     Pass("simplify.3", simplify.run, "remove the masks that are constant in a copy"),
+    # from here on: machine IR
+    Pass("place", place.run, "a memory space and a layout for every tile; changes of layout are explicit"),
+    Pass("defer", defer.run, "lane sums carried by a loop are finished once, after it"),
+    Pass("pipeline", pipeline.run, "shared tiles become rings that are filled ahead of their readers"),
+    Pass("select", select.run, "dots, staging, loads and stores become the target's instructions"),
+    Pass("tidy", tidy.run, "scalar constants folded, nothing computed twice"),
+    Pass("alloc", alloc.run, "shared-memory offsets; buffers whose uses are apart share bytes"),
+    Pass("sync", sync.run, "barriers and waits where the hazards are"),
 )
 
 

@@ -43,7 +43,8 @@ def tile_kernel() -> Kernel:
     s = c.emit("dot", q, c.emit("transpose", k, name="kt"), name="s")
     s = c.emit("mul", s, scale, name="s")
     m2 = c.emit("max", m1, c.emit("reduce", s, name="rowmax", fn="max", axis=1), name="m")
-    p = c.emit("exp", c.emit("sub", s, c.emit("broadcast", m2, axes=(0,), shape=(128, 64))), name="p", loc=spec(11, "lib/score.py"))
+    p = c.emit("exp", c.emit("sub", s, c.emit("broadcast", m2, axes=(0,), shape=(128, 64))), name="p", loc=spec(11,
+                                                                                                                "lib/score.py"))
     acc2 = c.emit("dot", c.emit("cast", p, name="h", to="f16"), k, acc1, name="acc", loc=spec(12, "other/score.py"))
     c.do("yield", m2, acc2)
     j2 = Value(I, "j")
@@ -119,7 +120,8 @@ def same(a: Kernel, b: Kernel) -> None:
         for v, w in zip(x.args, y.args):
             made(v, w)
         for o, p in zip(x.ops, y.ops):
-            assert (o.kind, len(o.operands), len(o.results), len(o.regions)) == (p.kind, len(p.operands), len(p.results), len(p.regions))
+            assert (o.kind, len(o.operands), len(o.results), len(o.regions)) == (p.kind, len(p.operands), len(p.results),
+                                                                                 len(p.regions))
             assert [env[v] for v in o.operands] == list(p.operands), str(o)
             assert {n: attr(v) for n, v in o.attrs.items()} == {n: attr(v) for n, v in p.attrs.items()}
             assert (o.loc and (o.loc.file, o.loc.line)) == (p.loc and (p.loc.file, p.loc.line))

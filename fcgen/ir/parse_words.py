@@ -1,0 +1,155 @@
+"""The leaves of IR text: words, attribute values, types and layouts; and errors that point into the text.
+
+Trees are lark's: `Tree(data, children)` as named in `grammar.lark`, with tokens as leaves.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterable
+from typing import Any, NoReturn
+
+from lark import Token, Tree
+
+from ..errors import FcError, Loc
+from .layout import Factor, OpaqueLayout, RegLayout, SmemLayout
+from .text import RESERVED
+from .types import DTYPES, Buffer, DType, Frag, Scalar, Tensor, Tile
+
+
+def closest(name: str, known: Iterable[str]) -> str | None:
+    """`did you mean ...?`, or None."""
+    near = difflib.get_close_matches(name, list(known), 1, 0.6)
+    return f"did you mean {near[0]}?" if near else None
+
+
+class WordReader:
+    """Reads everything below an op. layouts: what `layout $n = ...` lines declare."""
+
+    def __init__(self, source: str, filename: str):
+        self.source, self.filename = source, filename
+        self.layouts: dict[str, RegLayout] = {}
+
+    # ---- errors ----
+
+    def place(self, node: Any) -> Loc:
+        at: Any = node if isinstance(node, Token) else node.meta
+        end = at.end_column - 1 if at.end_line == at.line and at.end_column else -1
+        return Loc(self.filename, at.line, at.column - 1, end)
+
+    def fail(self, node: Any, message: str, **more: Any) -> NoReturn:
+        raise FcError("ir/parse", message, loc=self.place(node), source=self.source, **more) from None
+
+    # ---- words and attributes ----
+
+    def string(self, token: Any) -> str:
+        try:
+            return json.loads(token)
+        except ValueError as e:
+            self.fail(token, "this string has a bad escape", got=str(e), hint="a backslash itself is written \\\\")
+
+    def word(self, tree: Any) -> str:
+        (token,) = tree.children
+        return self.string(token) if token.type == "STRING" else str(token)
+
+    def number(self, token: Any, least: int | None = None, what: str = "this number") -> int:
+        try:
+            n = int(token)
+        except ValueError:
+            self.fail(token, "this number has too many digits")
+        if least is not None and n < least:
+            self.fail(token, f"{what} is at least {least}", got=n)
+        return n
+
+    def attr(self, tree: Any) -> tuple[str, Any]:
+        return self.word(tree.children[0]), self.value(tree.children[1])
+
+    def value(self, t: Any) -> Any:
+        if isinstance(t, Tree):
+            if t.data == "tuple":
+                return tuple(self.value(c) for c in t.children if c is not None)
+            return self.any_layout(t)
+        if t.type == "INT":
+            return self.number(t)
+        if t.type == "FLOAT":
+            return float(t)
+        if t.type == "STRING":
+            return self.string(t)
+        if t.type == "ALIAS":
+            return self.alias(t)
+        return RESERVED.get(t, str(t))
+
+    # ---- types ----
+
+    def dtype(self, token: Any) -> DType:
+        d = DTYPES.get(token)
+        if d is None:
+            self.fail(token, f"no dtype is called {str(token)!r}", expected=", ".join(DTYPES), hint=closest(token, DTYPES))
+        return d
+
+    def shape(self, tree: Any) -> tuple[int, ...]:
+        return tuple(self.number(t, 1, "a size") for t in tree.children if t is not None)
+
+    def dim(self, tree: Any) -> str | int:
+        c = tree.children[0]
+        return self.word(c) if isinstance(c, Tree) else self.number(c, 1, "a size")
+
+    def type(self, tree: Any) -> Any:
+        c = tree.children
+        if tree.data == "scalar_type":
+            return Scalar(self.dtype(c[0]))
+        if tree.data == "tile_type":
+            return Tile(self.dtype(c[0]), self.shape(c[1]))
+        if tree.data == "tensor_type":
+            return Tensor(self.dtype(c[0]), tuple(self.dim(d) for d in c[1:] if d is not None))
+        if tree.data == "frag_type":
+            layout = self.alias(c[2]) if isinstance(c[2], Token) else self.any_layout(c[2])
+            partial = str(c[3].children[0]) if len(c) > 3 else None
+            if partial not in (None, "sum", "max", "min"):
+                self.fail(c[3].children[0], "partial names a reduction", expected="sum, max or min", got=partial)
+            return Frag(self.dtype(c[0]), self.shape(c[1]), layout, partial)
+        return self.buffer(c)
+
+    def buffer(self, c: list[Any]) -> Buffer:
+        slots = int(c[3][1:]) if len(c) > 3 else 1
+        if slots < 1:
+            self.fail(c[3], "a ring has at least one slot", got=slots)
+        return Buffer(self.dtype(c[0]), self.shape(c[1]), self.any_layout(c[2]), slots)
+
+    # ---- layouts ----
+
+    def alias(self, token: Any) -> RegLayout:
+        if token not in self.layouts:
+            self.fail(token, f"no layout is called {token}",
+                      hint=closest(token, self.layouts) or f"declare it: layout {token} = {{...}}")
+        return self.layouts[token]
+
+    def any_layout(self, tree: Any) -> Any:
+        if tree.data == "reg_layout":
+            return self.reg_layout(tree)
+        if tree.data == "wmma_layout":
+            role, grid = tree.children
+            if role not in ("acc", "a", "b"):
+                self.fail(role, "a wmma fragment has one of three roles", expected="acc, a or b", got=role)
+            m, n = grid.split("x")
+            return OpaqueLayout(str(role), int(m), int(n))
+        panel, pad, swizzle = tree.children
+        if swizzle is not None and swizzle not in ("0", "32", "64", "128"):
+            self.fail(swizzle, "there is no such swizzle", expected="32, 64 or 128", got=swizzle)
+        return SmemLayout(self.number(panel, 1, "a panel"), self.number(pad, 0, "padding") if pad is not None else 0,
+                          self.number(swizzle) if swizzle is not None else 0)
+
+    def reg_layout(self, tree: Any) -> RegLayout:
+        return RegLayout(tuple(tuple(self.digit(t) for t in axis.children) for axis in tree.children if axis is not None))
+
+    def digit(self, token: Any) -> Factor:
+        if token.type == "INT":
+            if token != "1":
+                self.fail(token,
+                          "a layout's axis is a list of digits", expected="digits such as w4@1, or 1 for none", got=str(token))
+            return Factor("r", 1, 1)
+        size, stride = (int(n) for n in token[1:].split("@"))
+        if size < 1 or stride < 1:
+            self.fail(token, "the size and stride of a layout's digit are at least 1", got=str(token))
+        return Factor(str(token[0]), size, stride)
