@@ -1,7 +1,7 @@
 """The compiler's passes. `PIPELINE` is the table of contents: what happens to a program, in order.
 
-A pass is `run(kernel, schedule, target) -> kernel`: it takes a verified program and returns a new one that means the same. Its module
-says what comes in, what goes out and what is guaranteed.
+A pass is `run(kernel, schedule, target) -> kernel`: it takes a verified program and returns a new one that means the same. Its
+module says what comes in, what goes out and what is guaranteed.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ def run_passes(kernel: Kernel, schedule: Schedule, target: Target, stop_after: s
         try:
             verify(kernel)
         except FcError as e:
-            raise FcError(e.code, f"internal error: after the pass {p.name}: {e.message}", expected=e.expected, got=e.got, loc=e.loc,
-                          notes=[*e.notes, "the program:", *str(kernel).splitlines()],
+            raise FcError(e.code, f"internal error: after the pass {p.name}: {e.message}", expected=e.expected, got=e.got,
+                          loc=e.loc, notes=[*e.notes, "the program:", *str(kernel).splitlines()],
                           hint="this is a bug in fcgen, not in your kernel: please report it with this text") from e
         if trace is not None:
             trace(p.name, kernel)

@@ -1,16 +1,17 @@
-"""What is known about integers inside one loop: linear forms in the loop index, and the tiles of the loop for which a condition holds.
+"""What is known about integers inside one loop: linear forms in the loop index, and the tiles of the loop for which a condition
+holds.
 
-A `Form` is `step * i + sum(coefficient * scalar) + const`. A tile of integers is seen as two forms, a lower and an upper bound of its
-elements. A condition is a tree of and / or / not over comparisons; of each comparison follows
+A `Form` is `step * i + sum(coefficient * scalar) + const`. A tile of integers is seen as two forms, a lower and an upper bound
+of its elements. A condition is a tree of and / or / not over comparisons; of each comparison follows
   may   an interval of i outside of which it is false everywhere in the tile, and
   must  an interval of i inside of which it is true everywhere in the tile.
-What is not understood may always be true and must never be. Interval ends are run-time scalars: they are built, before the loop, from
-`floordiv`, which rounds down for negative numbers too.
+What is not understood may always be true and must never be. Interval ends are run-time scalars: they are built, before the
+loop, from `floordiv`, which rounds down for negative numbers too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from ..ir.core import Builder, Op, Value
@@ -23,21 +24,20 @@ INVERSE = {"lt": "ge", "ge": "lt", "gt": "le", "le": "gt", "eq": "ne", "ne": "eq
 
 @dataclass(frozen=True)
 class Form:
-    """step * i + sum(terms) + const. terms: scalar value -> coefficient, none of them 0."""
+    """step * i + sum(terms) + const. terms: pairs of a scalar value and its coefficient, none of them 0."""
 
     step: int
-    terms: tuple[tuple[Value, int], ...]
+    terms: frozenset[tuple[Value, int]]
     const: int
 
     def __add__(self, other: Form) -> Form:
         terms = dict(self.terms)
         for v, n in other.terms:
             terms[v] = terms.get(v, 0) + n
-        kept = tuple(sorted(((v, n) for v, n in terms.items() if n), key=lambda t: id(t[0])))
-        return Form(self.step + other.step, kept, self.const + other.const)
+        return Form(self.step + other.step, frozenset((v, n) for v, n in terms.items() if n), self.const + other.const)
 
     def __mul__(self, k: int) -> Form:
-        return Form(self.step * k, tuple((v, n * k) for v, n in self.terms), self.const * k) if k else number(0)
+        return Form(self.step * k, frozenset((v, n * k) for v, n in self.terms), self.const * k) if k else number(0)
 
     def __sub__(self, other: Form) -> Form:
         return self + other * -1
@@ -51,12 +51,11 @@ class Form:
         return None if self.step or self.terms else self.const
 
 
+NO_TERMS: frozenset[tuple[Value, int]] = frozenset()
+
+
 def number(n: int) -> Form:
-    return Form(0, (), n)
-
-
-def symbol(v: Value) -> Form:
-    return Form(0, ((v, 1),), 0)
+    return Form(0, NO_TERMS, n)
 
 
 @dataclass(frozen=True)
@@ -98,35 +97,46 @@ class Affine:
         self.index, self.inside, self.defs, self.b = index, inside, defs, b
         self.spans: dict[Value, Span | None] = {}
         self.scalars: dict[object, Form] = {}
+        self.flags: dict[object, Value] = {}
+        self.order: dict[Value, int] = {}  # in which order scalars were met: equal programs get equal text
 
     # ---- scalars before the loop -------------------------------------------------------------------------------------
+
+    def symbol(self, v: Value) -> Form:
+        self.order.setdefault(v, len(self.order))
+        return Form(0, frozenset(((v, 1),)), 0)
 
     def size(self, dim: str | int) -> Form:
         if isinstance(dim, int):
             return number(dim)
         return self.once(("size", dim), lambda: self.b.emit("size", dim=dim))
 
-    def once(self, key: object, make) -> Form:
+    def once(self, key: object, make: Callable[[], Value]) -> Form:
         if key not in self.scalars:
-            self.scalars[key] = symbol(make())
+            self.scalars[key] = self.symbol(make())
         return self.scalars[key]
+
+    def flag(self, key: object, make: Callable[[], Value]) -> Value:
+        if key not in self.flags:
+            self.flags[key] = make()
+        return self.flags[key]
 
     def value(self, f: Form) -> Value:
         """The form as a scalar before the loop."""
         assert f.step == 0
         out: Value | None = None
-        for v, n in sorted(f.terms, key=lambda t: t[1] < 0):
+        for v, n in sorted(f.terms, key=lambda t: (t[1] < 0, self.order[t[0]])):
             if out is None:
-                out = v if n == 1 else self.b.emit("mul", v, self.int(n))
+                out = v if n == 1 else self.b.emit("mul", v, self.literal(n))
             elif n == -1:
                 out = self.b.emit("sub", out, v)
             else:
-                out = self.b.emit("add", out, v if n == 1 else self.b.emit("mul", v, self.int(n)))
+                out = self.b.emit("add", out, v if n == 1 else self.b.emit("mul", v, self.literal(n)))
         if out is None:
-            return self.int(f.const)
-        return self.b.emit("add", out, self.int(f.const)) if f.const else out
+            return self.literal(f.const)
+        return self.b.emit("add", out, self.literal(f.const)) if f.const else out
 
-    def int(self, n: int) -> Value:
+    def literal(self, n: int) -> Value:
         return self.b.emit("const", value=n, dtype="i32")
 
     def floordiv(self, f: Form, d: int) -> Form | None:
@@ -134,23 +144,23 @@ class Affine:
         if f.step % d:
             return None
         q, r = divmod(f.const, d)
-        whole = Form(f.step // d, tuple((v, n // d) for v, n in f.terms if n % d == 0), q)
-        rest = Form(0, tuple((v, n) for v, n in f.terms if n % d), r)
+        whole = Form(f.step // d, frozenset((v, n // d) for v, n in f.terms if n % d == 0), q)
+        rest = Form(0, frozenset((v, n) for v, n in f.terms if n % d), r)
         if not rest.terms:
             return whole
-        return whole + self.once(("floordiv", rest, d), lambda: self.b.emit("floordiv", self.value(rest), self.int(d)))
+        return whole + self.once(("floordiv", rest, d), lambda: self.b.emit("floordiv", self.value(rest), self.literal(d)))
 
-    def extreme(self, kind: str, a: Form, b: Form) -> Form:
+    def extreme(self, kind: str, a: Form, b: Form, name: str = "") -> Form:
         """max or min of two scalars; of two that differ by a known number, the right one."""
         gap = (a - b).known
         if gap is not None:
             return a if (gap >= 0) == (kind == "max") else b
         key = (kind, frozenset((a, b)))
-        return self.once(key, lambda: self.b.emit(kind, self.value(a), self.value(b)))
+        return self.once(key, lambda: self.b.emit(kind, self.value(a), self.value(b), name=name))
 
     def switch(self, cond: Value) -> Range:
         """Everything or nothing, by a scalar condition."""
-        make = lambda: self.b.emit("select", cond, self.int(BIG), self.int(-BIG))
+        make = lambda: self.b.emit("select", cond, self.literal(BIG), self.literal(-BIG))
         return Range(None, self.once(("switch", cond), make))
 
     # ---- integers ----------------------------------------------------------------------------------------------------
@@ -166,13 +176,13 @@ class Affine:
 
     def find_span(self, v: Value) -> Span | None:
         if v is self.index:
-            return _point(Form(1, (), 0))
+            return _point(Form(1, NO_TERMS, 0))
         if v.type.dtype.is_float or v.type.dtype == i1:
             return None
         op = self.defs.get(v)
         found = self.op_span(op) if op is not None and len(op.results) == 1 else None
         if found is None and v not in self.inside and v.type == Scalar(i32):
-            found = _point(symbol(v))
+            found = _point(self.symbol(v))
         return found
 
     def op_span(self, op: Op) -> Span | None:
@@ -184,7 +194,7 @@ class Affine:
         if kind == "size":
             key = ("size", op["dim"])
             if key not in self.scalars and op.result not in self.inside:
-                self.scalars[key] = symbol(op.result)
+                self.scalars[key] = self.symbol(op.result)
             return _point(self.size(op["dim"]))
         if kind not in ("full", "broadcast", "transpose", "cast", "neg", "add", "sub", "mul", "floordiv", "mod", "max", "min"):
             return None
@@ -221,7 +231,7 @@ class Affine:
             q, r = divmod(a.lo.const, d)
             rest = Form(0, a.lo.terms, r)
             if q == 0 and all(n % d for _, n in rest.terms):
-                self.scalars.setdefault(("floordiv", rest, d), symbol(op.result))  # no need to make it again
+                self.scalars.setdefault(("floordiv", rest, d), self.symbol(op.result))  # no need to make it again
         lo, hi = self.floordiv(a.lo, d), self.floordiv(a.hi, d)
         return None if lo is None or hi is None else Span(lo, hi)
 
@@ -239,10 +249,7 @@ class Affine:
             return Range(None, high.shift(1))
         if f.known is not None:
             return ALL if f.known >= 0 else EMPTY
-        key = ("nonneg", f)
-        if key not in self.scalars:
-            self.scalars[key] = symbol(self.b.emit("ge", self.value(f), self.int(0)))
-        return self.switch(self.scalars[key].terms[0][0])
+        return self.switch(self.flag(("ge", f), lambda: self.b.emit("ge", self.value(f), self.literal(0))))
 
     def both(self, a: Range, b: Range) -> Range:
         if a.is_empty or b.is_empty:
@@ -272,7 +279,7 @@ class Affine:
         if a.lo is None or a.hi is None or b.lo is None or b.hi is None:
             return EMPTY
         longer = self.b.emit("ge", self.value(a.hi - a.lo), self.value(b.hi - b.lo))
-        pick = lambda x, y: symbol(self.b.emit("select", longer, self.value(x), self.value(y)))
+        pick = lambda x, y: self.symbol(self.b.emit("select", longer, self.value(x), self.value(y)))
         return Range(pick(a.lo, b.lo), pick(a.hi, b.hi))
 
     def may(self, cond: Value, negated: bool = False) -> Range:
@@ -296,12 +303,13 @@ class Affine:
                 return self.both(a, b)
             return self.either(a, b, whole) if must else self.hull(a, b)
         if op is not None and kind in INVERSE:
-            found = self.comparison(INVERSE[kind] if negated else kind, *op.operands, must, whole)
+            x, y = op.operands
+            found = self.comparison(INVERSE[kind] if negated else kind, x, y, must, whole)
             if found is not None:
                 return found
         if v.type == Scalar(i1) and v not in self.inside:
             if negated:
-                return self.switch(self.once(("not", v), lambda: self.b.emit("not", v)).terms[0][0])
+                return self.switch(self.flag(("not", v), lambda: self.b.emit("not", v)))
             return self.switch(v)
         return EMPTY if must else ALL
 

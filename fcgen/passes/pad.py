@@ -1,12 +1,13 @@
 """pad: every tile axis gets a size that the matrix instructions like.
 
 In: a tile program with axes of any size. Out: an equal one where each axis of n > 1 elements has `padded(n)` of them: the next
-multiple of 16, unless all dots are plain multiply-adds (then nothing changes). It is a function of the size alone, so shapes that
-agreed still agree. The elements past n are padding:
-  - loads of a whole dimension read zeros there (guard on that axis); loads of a run read what follows, guarded; stores of a whole
-    dimension leave padding out by their guard. A run cannot be stored padded, its end is inside the tensor: that is an error;
-  - nothing real is ever computed from padding: a reduction over a padded axis first selects its neutral element there, a dot over
-    one selects zeros, unless the padding is known to be that already.
+multiple of 16, unless all dots are plain multiply-adds (then nothing changes). It is a function of the size alone, so shapes
+that agreed still agree. The elements past n are padding:
+  - loads of a whole dimension read zeros there (guard on that axis); loads of a run read what follows, guarded; stores of a
+    whole dimension leave padding out by their guard. A run cannot be stored padded, its end is inside the tensor: that is an
+    error;
+  - nothing real is ever computed from padding: a reduction over a padded axis first selects its neutral element there, a dot
+    over one selects zeros, unless the padding is known to be that already.
 For this the pass follows, per value and padded axis, the one number that the padding is known to hold.
 """
 
@@ -127,8 +128,8 @@ class _Pad:
         out = []
         for n, word, guard in zip(tile.shape, words, op["guard"]):
             if padded(n) != n and op.kind == "store" and word == "tile":
-                raise FcError("compile/schedule", f"a run of {n} positions is stored, and matrix instructions work on multiples of "
-                              f"{GRANULE}", expected=f"a tile size that is a multiple of {GRANULE}", got=n, loc=op.loc,
+                raise FcError("compile/schedule", f"a run of {n} positions is stored, and matrix instructions work on multiples "
+                              f"of {GRANULE}", expected=f"a tile size that is a multiple of {GRANULE}", got=n, loc=op.loc,
                               hint='choose a larger tile, or math="fma"')
             out.append(guard or padded(n) != n)
         return tuple(out)
@@ -207,7 +208,7 @@ class _Pad:
             return xs[1] if _same(xs[1], xs[2]) else None
         if op.kind == "mul" and any(_same(x, 0) for x in xs):
             # zero times a run-time scalar counts as zero: a scalar that is not finite spoils the real elements just the same
-            return 0.0 if all(x is not None and isfinite(x) or not rank(v) for x, v in zip(xs, operands)) else None
+            return 0.0 if all((x is not None and isfinite(x)) or not rank(v) for x, v in zip(xs, operands)) else None
         if any(x is None for x in xs):
             return None
         if op.kind in ("floordiv", "mod") and xs[1] == 0:

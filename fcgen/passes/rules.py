@@ -1,7 +1,8 @@
 """The algebraic rules of `simplify`: each looks at one op and returns the value to use instead, or None.
 
-A rule is a function of the sweep and an op whose operands are already simplified; it builds what it needs with `s.make`. Rules are
-tried in the order of this file. Operands of commutative ops come with the simpler one on the right (tile, scalar, constant).
+A rule is a function of the sweep and an op whose operands are already simplified; it builds what it needs with `s.make`. Rules
+are tried in the order of this file. Operands of commutative ops come with the simpler one on the right (tile, scalar,
+constant).
 
 Exact rules come first. Rules under "up to rounding" change float32 results in the last places, and only ever float32:
   - (x * s1) * s2 becomes x * (s1 * s2), (x - r) * s becomes x*s - r*s where r has lower rank (one multiply-add per element);
@@ -197,6 +198,19 @@ def same_operands(s: Sweep, op: Op) -> Value | None:
     return s.spread(s.number(op.kind in ("le", "ge", "eq"), i1), op.result.type)
 
 
+@rule("max", "min", "and", "or")
+def nested(s: Sweep, op: Op) -> Value | None:
+    """max(max(x, y), x) = max(x, y), and for integers max(min(x, y), x) = x; and / or likewise."""
+    dual = {"max": "min", "min": "max", "and": "or", "or": "and"}[op.kind]
+    for x, y in (op.operands, op.operands[::-1]):
+        inner = s.made_by(x, op.kind, dual)
+        if inner and y in inner.operands:
+            if inner.kind == op.kind:
+                return x
+            return y if not y.type.dtype.is_float and y.type == op.result.type else None
+    return None
+
+
 @rule("add", "sub", "neg", "abs", "not")
 def signs(s: Sweep, op: Op) -> Value | None:
     x = op.operands[-1]
@@ -312,7 +326,8 @@ def scalar_factors(s: Sweep, op: Op) -> Value | None:
     if op.result.type.dtype != f32 or rank(k):
         return None
     inner = s.made_by(x, "mul")
-    if inner and rank(inner.operands[1]) == 0 and (rank(x) or s.const(k) is not None and s.const(inner.operands[1]) is not None):
+    constants = s.const(k) is not None and inner is not None and s.const(inner.operands[1]) is not None
+    if inner and rank(inner.operands[1]) == 0 and (rank(x) or constants):
         return s.make("mul", inner.operands[0], s.make("mul", inner.operands[1], k))
     inner = s.made_by(x, "sub", "add")
     if inner is None or rank(x) == 0:
@@ -320,16 +335,12 @@ def scalar_factors(s: Sweep, op: Op) -> Value | None:
     parts = [_low_rank(s, v, rank(x)) for v in inner.operands]
     if sum(parts) != 1:
         return None
-    return s.make(inner.kind, *(_times(s, v, k) for v in inner.operands))
+    return s.make(inner.kind, *(s.make("mul", v, k) for v in inner.operands))
 
 
 def _low_rank(s: Sweep, v: Value, n: int) -> bool:
     spread = s.made_by(v, "broadcast")
     return rank(v) == 0 or (spread is not None and rank(spread.operands[0]) < n)
-
-
-def _times(s: Sweep, v: Value, k: Value) -> Value:
-    return s.make("mul", v, k)
 
 
 @rule("add")

@@ -3,13 +3,14 @@
 In: a simplified tile program. Out: an equal one (up to rounding) with fewer per-element multiplications, or the same one.
 
 A value v has the factor c when v = c * x for a value x that can be had instead of it and a scalar c > 0 (a parameter flagged
-"positive", a positive constant, products of these, ...). Factors start at `x * c` and pass through what commutes with a positive
-scale: max, min, reductions, select, broadcast, transpose, neg, abs, sums of two such values, with 0 and the infinities counting as
-c * themselves; and through values carried by a loop, if what they start from and what the body yields have the factor too.
-A comparison of two such values needs no factor at all, and a later `v * k` becomes `x * (c * k)`: there the multiplication has gone.
+"positive", a positive constant, products of these, ...). Factors start at `x * c` and pass through what commutes with a
+positive scale: max, min, reductions, select, broadcast, transpose, neg, abs, sums of two such values, with 0 and the infinities
+counting as c * themselves; and through values carried by a loop, if what they start from and what the body yields have the
+factor too. A comparison of two such values needs no factor at all, and a later `v * k` becomes `x * (c * k)`: there the
+multiplication has gone.
 
-For every c in turn the program is rewritten this way and kept if it got cheaper. Each factored v stays available as `x * c` right
-where it was made, for readers that need it; what nobody reads is dropped before costs are compared.
+For every c in turn the program is rewritten this way and kept if it got cheaper. Each factored v stays available as `x * c`
+right where it was made, for readers that need it; what nobody reads is dropped before costs are compared.
 """
 
 from __future__ import annotations

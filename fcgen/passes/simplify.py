@@ -1,12 +1,12 @@
 """simplify: the same program with less work in it.
 
 In: any tile-level program. Out: an equal one, where
-  - the algebraic rules of `rules` no longer apply (constants folded, broadcasts as late as possible, exp and log in base 2, a sum
-    with a dot folded into its accumulator, ...);
+  - the algebraic rules of `rules` no longer apply (constants folded, broadcasts as late as possible, exp and log in base 2, a
+    sum with a dot folded into its accumulator, ...);
   - no pure value is computed twice where one is in sight, no tile is read twice without a write in between;
-  - what does not change in a loop is computed before it. Reads move too (every load is guarded, so reading early is safe) unless
-    the loop writes. Tiles of rank two that cost little to remake (views, integers, truth values) stay where they are used: holding
-    them through a loop would cost registers;
+  - what does not change in a loop is computed before it. Reads move too (every load is guarded, so reading early is safe)
+    unless the loop writes. Tiles of rank two that cost little to remake (views, integers, truth values) stay where they are
+    used: holding them through a loop would cost registers;
   - nothing is computed that nobody needs, and loops carry only what changes.
 Results are equal up to rounding: rules that reassociate float32 say so.
 

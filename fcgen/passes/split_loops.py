@@ -3,14 +3,15 @@
 In: a tile program. Out: an equal one in which, for every loop,
   - the bounds are shrunk to the iterations whose `live` tile can be true somewhere (that is what `live` allows), and the `live`
     region is gone;
-  - if `schedule.split` and the loop has no loop inside: there is a copy (part="full") for the iterations in which the conditions of
-    its selects are decided everywhere in the tile and its guarded runs of positions lie inside their tensors. In that copy those
-    conditions are constants and those guards are off. Iterations before and after it run in copies that keep both (part="masked").
-    The copies stand one after the other in the loop's own direction, share a `chain` number and hand the carried values on. A copy
-    that is empty for all sizes is left out; a loop that is whole everywhere is only relieved of masks.
+  - if `schedule.split` and the loop has no loop inside: there is a copy (part="full") for the iterations in which the
+    conditions of its selects are decided everywhere in the tile and its guarded runs of positions lie inside their tensors. In
+    that copy those conditions are constants and those guards are off. Iterations before and after it run in copies that keep
+    both (part="masked"). The copies stand one after the other in the loop's own direction, share a `chain` number and hand the
+    carried values on. A copy that is empty for all sizes is left out; a loop that is whole everywhere is only relieved of
+    masks.
 
-Which iterations these are follows from interval analysis (`affine`) on comparisons of affine integer expressions. Rows of the program's
-own tile that hang over the end of a tensor count as real: then more iterations are masked than need be, never fewer.
+Which iterations these are follows from interval analysis (`affine`) on comparisons of affine integer expressions. Rows of the
+program's own tile that hang over the end of a tensor count as real: then more iterations are masked than need be, never fewer.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from ..ir.core import Block, Builder, Env, Kernel, Op, Value, definitions, map_b
 from ..ir.schedule import Schedule
 from ..ir.target import Target
 from ..ir.types import Scalar, Tile
-from .affine import Affine, Form, Range
+from .affine import Affine, Form, Range, number
 from .common import const_of
 
 
@@ -110,10 +111,10 @@ class _Splitter:
         start, end = lo, hi
         if left:
             assert full.lo is not None
-            start = affine.extreme("min", affine.extreme("max", lo, full.lo), hi)
+            start = affine.extreme("min", affine.extreme("max", lo, full.lo), hi, "whole_from")
         if right:
             assert full.hi is not None
-            end = affine.extreme("max", affine.extreme("min", hi, full.hi), start)
+            end = affine.extreme("max", affine.extreme("min", hi, full.hi), start, "whole_to")
         parts = [(Range(lo, start), always, "masked")] if left else []
         parts.append((Range(start, end), always | sometimes, "full"))
         if right:
@@ -131,7 +132,11 @@ class _Splitter:
         """One copy of the loop; the last one makes the loop's own results."""
         assert r.lo is not None and r.hi is not None
         ends = affine.value(r.lo), affine.value(r.hi)
-        body = _specialise(op.regions[0], Env(), facts) if facts or attrs else op.regions[0]
+        env = Env()
+        for v, truth in facts.conditions.items():
+            if v not in affine.inside:
+                env[v] = _truth(out, v, truth)
+        body = _specialise(op.regions[0], env, facts) if facts or attrs else op.regions[0]
         results = op.results if last else tuple(Value(v.type, v.name) for v in op.results)
         more = {**(attrs or {}), **({"part": part} if part else {})}
         out.add(replace(op, operands=(*ends, *op.operands[2:]), results=results, attrs={**op.attrs, **more}, regions=(body,)))
@@ -152,8 +157,10 @@ class _Splitter:
             full = affine.both(full, r)
         for o in walk(op.regions[0]):
             for axis, room in _room(o, affine):
-                r = self.clip(affine.at_least_zero(room), bounds) if room.step or room.known is not None else None
-                if r is None or r.is_empty:
+                if not room.step and room.known is None:
+                    continue
+                r = self.clip(affine.at_least_zero(room), bounds)
+                if r.is_empty:
                     continue
                 (always if r.is_all else sometimes).guards.add((o, axis))
                 full = affine.both(full, r)
@@ -207,8 +214,13 @@ def _room(op: Op, affine: Affine) -> Iterator[tuple[int, Form]]:
             assert at is not None
             first = affine.exact(at)
             if first is not None:
-                yield axis, affine.size(dim) - first - Form(0, (), shape[axis])
+                yield axis, affine.size(dim) - first - number(shape[axis])
         axis += word != "at"
+
+
+def _truth(b: Builder, v: Value, truth: bool) -> Value:
+    value = b.emit("const", value=truth, dtype="i1")
+    return b.emit("full", value, shape=v.type.shape) if isinstance(v.type, Tile) else value
 
 
 def _specialise(block: Block, env: Env, facts: Facts) -> Block:
@@ -220,16 +232,14 @@ def _specialise(block: Block, env: Env, facts: Facts) -> Block:
     for op in block.ops:
         b.loc = op.loc
         if len(op.results) == 1 and op.result in facts.conditions:
-            value = b.emit("const", value=facts.conditions[op.result], dtype="i1")
-            shape = op.result.type.shape
-            env[op.result] = b.emit("full", value, shape=shape) if isinstance(op.result.type, Tile) else value
+            env[op.result] = _truth(b, op.result, facts.conditions[op.result])
             continue
         attrs = op.attrs
         if "guard" in attrs:
             attrs = {**attrs, "guard": tuple(g and (op, a) not in facts.guards for a, g in enumerate(attrs["guard"]))}
-        new = replace(op, operands=env.all(op.operands), attrs=attrs, regions=tuple(_specialise(r, env, facts) for r in op.regions),
-                      results=tuple(Value(r.type, r.name) for r in op.results))
-        for old, fresh in zip(op.results, new.results):
-            env[old] = fresh
-        b.add(new)
+        operands, regions = env.all(op.operands), tuple(_specialise(r, env, facts) for r in op.regions)
+        results = tuple(Value(r.type, r.name) for r in op.results)
+        for old, new in zip(op.results, results):
+            env[old] = new
+        b.add(replace(op, operands=operands, attrs=attrs, regions=regions, results=results))
     return b.block(args)

@@ -1,5 +1,6 @@
 """A small evaluator of tile programs in NumPy, so that these tests need nothing but the IR. It computes floats in float64: a pass
-must keep the meaning, and rounding should not blur what that is. Padding and guards read zero; an unguarded read outside raises."""
+must keep the meaning, and rounding should not blur what that is. Padding and guards read zero; an unguarded read outside
+raises."""
 
 from __future__ import annotations
 
@@ -57,7 +58,7 @@ class Run:
         for r in op.results:
             self.counts[k] += int(np.prod(r.type.shape))
         if k in FNS:
-            f = lambda x: np.float64(x) if op.operands[0].type.dtype.is_float else x  # noqa: E731
+            f = lambda x: np.float64(x) if op.operands[0].type.dtype.is_float else x
             out = FNS[k].numpy(*[f(a) for a in args])
             return [np.broadcast_to(out, shape)]
         if k == "select":

@@ -91,7 +91,7 @@ class E:
     def __init__(self, t: T, v: Value):
         self.t, self.v = t, v
 
-    def _op(name: str, swap: bool = False):  # noqa: N805
+    def _op(name: str, swap: bool = False):
         def run(self, other: Any) -> E:
             return self.t.fn(name, other, self) if swap else self.t.fn(name, self, other)
 
@@ -256,7 +256,8 @@ def sigmoid_rows(bm: int = 32, bn: int = 16, d: int = 24, e: int = 40) -> Kernel
         (acc,) = t.loop(t.const(0, "i32"), ceil_div(t.size("N"), bn), {"acc": t.full(0.0, bm, e)}, step, live=keep, tile=bn)
         t.store(O, acc, ("tile", start), "all", guard=(True, False))
 
-    return kernel("sigmoid_rows", [Q, K, V, O, scale, shift], [GridAxis("mt", "M", bm)], {"O": ("out",), "scale": ("positive",)}, body)
+    flags = {"O": ("out",), "scale": ("positive",)}
+    return kernel("sigmoid_rows", [Q, K, V, O, scale, shift], [GridAxis("mt", "M", bm)], flags, body)
 
 
 def linear(d: int = 24, e: int = 40, bn: int = 16) -> Kernel:
