@@ -1,0 +1,50 @@
+"""Differential attention (Ye et al., 2024): one softmax map minus a learned share of another, applied to the same values.
+
+Both maps run through one pass over the keys; each keeps its own running maximum, sum and accumulator.
+"""
+
+import numpy as np
+from harness import Example, main
+
+import fcgen as fc
+
+
+@fc.kernel
+def differential_attention(Q1: "T[B, H, M, D]", K1: "T[B, H, N, D]", Q2: "T[B, H, M, D]", K2: "T[B, H, N, D]",
+                           V: "T[B, H, N, E]", lam: "f32[H]", O: "out T[B, H, M, E]", *, scale: "f32 > 0"):
+    b, h, rows = fc.grid(Q1.B, Q1.H, fc.tile(Q1.M, "BLOCK_M"))
+    maps = []
+    for Q, K in ((Q1, K1), (Q2, K2)):  # Python values: this loop runs while tracing
+        maps.append((fc.load(Q[b, h, rows]), K, fc.var(fc.full(rows, -fc.inf)), fc.var(fc.zeros(rows)), fc.var(fc.zeros(rows, V.E))))
+    for cols in fc.loop(fc.tile(V.N, "BLOCK_N")):
+        v = fc.load(V[b, h, cols])
+        for q, K, m, l, acc in maps:
+            s = fc.where(cols.valid, fc.dot(q, fc.load(K[b, h, cols]).T) * scale, -fc.inf)
+            mn = fc.maximum(m, fc.max(s, axis=1))
+            p, a = fc.exp(s - mn), fc.exp(m - mn)
+            l <<= l * a + fc.sum(p, axis=1)
+            acc <<= acc * a + fc.dot(p.to(V.dtype), v)
+            m <<= mn
+    (_, _, _, l1, acc1), (_, _, _, l2, acc2) = maps
+    fc.store(O[b, h, rows], (acc1 / l1 - lam[h] * (acc2 / l2)).to(O.dtype))
+
+
+def inputs(rng, b=1, h=2, m=100, n=136, d=64, e=64):
+    t = lambda s, w: rng.standard_normal((b, h, s, w))
+    return {"Q1": t(m, d), "K1": t(n, d), "Q2": t(m, d), "K2": t(n, d), "V": t(n, e), "lam": rng.uniform(0.2, 0.8, h), "scale": d**-0.5}
+
+
+def reference(Q1, K1, Q2, K2, V, lam, scale):
+    def map_(q, k):
+        s = np.einsum("bhmd,bhnd->bhmn", q, k) * scale
+        e = np.exp(s - s.max(-1, keepdims=True))
+        return e / e.sum(-1, keepdims=True)
+
+    return {"O": np.einsum("bhmn,bhne->bhme", map_(Q1, K1) - lam[None, :, None, None] * map_(Q2, K2), V)}
+
+
+example = Example(differential_attention, inputs, reference, binding={"T": fc.f16, "D": 64, "E": 64},
+                  schedule=fc.Schedule(tiles={"BLOCK_M": 64, "BLOCK_N": 64}))
+
+if __name__ == "__main__":
+    main(example)

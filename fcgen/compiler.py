@@ -1,0 +1,188 @@
+"""From a tile kernel to a program: passes, text, NVRTC, and the disk cache around them.
+
+In: tile IR (or edited machine IR), a schedule and a target. Out: a `Built`, which holds every level as text, the cubin and the facts that
+a launch needs. Guaranteed: the same input never compiles twice on one machine while the cache is kept, and what the cache holds is used
+only if the spec, the schedule, the target, fcgen's own code and NVRTC are the same as when it was made.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from . import __version__
+from .errors import FcError, Loc
+from .ir.core import Kernel
+from .ir.ops import verify
+from .ir.schedule import Schedule
+from .ir.target import Target
+
+#: C++17 for the constexpr helpers; -restrict: distinct tensor parameters do not overlap, outputs included.
+NVRTC_OPTIONS = ("--std=c++17", "-default-device")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a launch needs to know, as plain data (it is stored in the cache as JSON).
+
+    params: (name, "tensor", dtype, dims, flags) or (name, "scalar", dtype, [], flags), in call order. flat: the kernel's own parameters,
+    (kind, name, axis). grid: (name, dim, tile) per axis.
+    """
+
+    name: str
+    arch: str
+    threads: int
+    smem_bytes: int
+    params: tuple[tuple[Any, ...], ...]
+    flat: tuple[tuple[Any, ...], ...]
+    grid: tuple[tuple[Any, ...], ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {k: getattr(self, k) for k in self.__dataclass_fields__}
+
+    @staticmethod
+    def from_json(d: Mapping[str, Any]) -> Facts:
+        def frozen(x: Any) -> Any:
+            return tuple(map(frozen, x)) if isinstance(x, list) else x
+
+        return Facts(**{k: frozen(v) for k, v in d.items()})
+
+
+@dataclass
+class Built:
+    """A compiled kernel: every level as text. `cached`: it came from disk and nothing was compiled."""
+
+    facts: Facts
+    schedule: Schedule
+    tile_text: str
+    machine_text: str
+    cuda_text: str
+    cubin: bytes
+    log: str
+    cached: bool = False
+    line_map: dict[int, Loc] = field(default_factory=dict)
+
+
+def targets() -> dict[str, Target]:
+    from .backends.ada import TARGETS
+
+    return dict(TARGETS)
+
+
+def target(arch: str) -> Target:
+    """The record of a target, by NVRTC's name for it ("sm_89")."""
+    known = targets()
+    if arch not in known:
+        raise FcError("compile/unsupported", f"fcgen has no target {arch!r}", expected=", ".join(known), got=arch)
+    return known[arch]
+
+
+def lower(kernel: Kernel, schedule: Schedule, to: Target, *, stop_after: str | None = None,
+          trace: Callable[[str, Kernel], None] | None = None) -> Kernel:
+    """Run the passes on a tile kernel; `stop_after` names one of them."""
+    from .passes import run_passes
+
+    return run_passes(kernel, schedule, to, stop_after=stop_after, trace=trace)
+
+
+def build(kernel: Kernel, schedule: Schedule, to: Target, *, check: bool = True, cache: bool = True,
+          progress: Callable[[str], None] | None = None) -> Built:
+    """Compile a tile kernel, or a machine kernel as it is, to a cubin. progress: told the name of each step."""
+    from .ir.text import print_kernel
+    from .runtime.cache import key_of, open_cache
+
+    text = print_kernel(kernel)
+    if not cache:
+        files, meta = _build(kernel, text, schedule, to, progress)
+        return _unpack(files, meta, schedule, False)
+    key = key_of("built", text, repr(schedule), to.arch, code_fingerprint(), nvrtc_fingerprint(), NVRTC_OPTIONS)
+    entry = open_cache().get_or_build(key, lambda: _build(kernel, text, schedule, to, progress))
+    return _unpack(entry.files, entry.meta, schedule, entry.hit)
+
+
+def to_machine(kernel: Kernel, schedule: Schedule, to: Target) -> Kernel:
+    return verify(kernel) if kernel.level == "machine" else lower(kernel, schedule, to)
+
+
+def to_cuda(machine: Kernel, to: Target) -> Any:
+    """The CUDA C++ of a machine kernel, after its budgets were checked."""
+    from .backends.budget import check_budget
+    from .backends.cuda import print_cuda
+
+    check_budget(machine, to)
+    return print_cuda(machine, to)
+
+
+def _build(kernel: Kernel, text: str, schedule: Schedule, to: Target,
+           progress: Callable[[str], None] | None) -> tuple[dict[str, bytes], dict[str, Any]]:
+    from .ir.text import print_kernel
+    from .runtime.nvrtc import compile_cuda
+
+    say = progress or (lambda step: None)
+    say("passes")
+    machine = to_machine(kernel, schedule, to)
+    say("CUDA text")
+    cuda = to_cuda(machine, to)
+    say("NVRTC")
+    binary = compile_cuda(cuda.text, to.arch, name=cuda.name, options=NVRTC_OPTIONS, line_map=cuda.line_map)
+    facts = facts_of(machine, cuda, to)
+    places = {str(line): [loc.file, loc.line] for line, loc in cuda.line_map.items()}
+    files = {"tile": text.encode(), "machine": print_kernel(machine).encode(), "cuda": cuda.text.encode(), "cubin": binary.cubin,
+             "log": binary.log.encode(), "lines": json.dumps(places).encode()}
+    return files, {"facts": facts.to_json()}
+
+
+def _unpack(files: Mapping[str, bytes], meta: Mapping[str, Any], schedule: Schedule, hit: bool) -> Built:
+    lines = {int(k): Loc(f, n) for k, (f, n) in json.loads(files["lines"]).items()}
+    return Built(Facts.from_json(json.loads(json.dumps(meta["facts"]))), schedule, files["tile"].decode(), files["machine"].decode(),
+                 files["cuda"].decode(), files["cubin"], files["log"].decode(), hit, lines)
+
+
+def facts_of(machine: Kernel, cuda: Any, to: Target) -> Facts:
+    from .ir.types import Tensor
+
+    params = []
+    for p in machine.params:
+        flags = tuple(machine.flags.get(p.name, ()))
+        if isinstance(p.type, Tensor):
+            params.append((p.name, "tensor", p.type.dtype.name, p.type.dims, flags))
+        else:
+            params.append((p.name, "scalar", p.type.dtype.name, (), flags))
+    flat = tuple((s.kind, s.name, s.axis) for s in cuda.params)
+    grid = tuple((a.name, a.dim, a.tile) for a in machine.grid)
+    return Facts(cuda.name, to.arch, cuda.threads, cuda.smem_bytes, tuple(params), flat, grid)
+
+
+@functools.cache
+def code_fingerprint() -> str:
+    """Changes when any file of the package does: what was compiled by other code is not used."""
+    root = Path(__file__).parent
+    parts = []
+    for folder, _, names in sorted(os.walk(root)):
+        for name in sorted(names):
+            if name.endswith((".py", ".lark")):
+                s = os.stat(os.path.join(folder, name))
+                parts.append(f"{name}:{s.st_size}:{s.st_mtime_ns}")
+    from hashlib import sha256
+
+    return __version__ + ":" + sha256("|".join(parts).encode()).hexdigest()[:16]
+
+
+@functools.cache
+def nvrtc_fingerprint() -> str:
+    """Which NVRTC would be used, without loading it (that costs more than a cache hit): the version in its wheel or toolkit."""
+    from .runtime.toolchain import nvrtc_identity
+
+    return nvrtc_identity()
+
+
+def from_text(text: str, filename: str) -> Kernel:
+    """Parse IR text of either level; what was edited by hand goes through the same checks as what the passes made."""
+    from .ir.text import parse_kernel
+
+    return parse_kernel(text, filename)

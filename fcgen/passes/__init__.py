@@ -1,0 +1,68 @@
+"""The compiler's passes. `PIPELINE` is the table of contents: what happens to a program, in order.
+
+A pass is `run(kernel, schedule, target) -> kernel`: it takes a verified program and returns a new one that means the same. Its
+module says what comes in, what goes out and what is guaranteed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ..errors import FcError
+from ..ir.core import Kernel
+from ..ir.ops import verify
+from ..ir.schedule import Schedule
+from ..ir.target import Target
+from . import alloc, defer, pad, pipeline, place, scale, select, simplify, split_loops, sync, tidy
+
+
+@dataclass(frozen=True)
+class Pass:
+    """name: what `stop_after` and traces call it; a pass that runs again has a number (`simplify.2`)."""
+
+    name: str
+    run: Callable[[Kernel, Schedule, Target], Kernel]
+    doc: str
+
+
+PIPELINE: tuple[Pass, ...] = (
+    Pass("simplify", simplify.run, "fold constants, compute once, move what does not change out of loops, exp and log in base 2"),
+    Pass("scale", scale.run, "positive factors move out of maxima, masks and loops to where they cost least"),
+    Pass("simplify.2", simplify.run, "merge the factors that have met"),
+    Pass("pad", pad.run, "axes become multiples of what matrix instructions work on"),
+    Pass("split_loops", split_loops.run, "leave out dead tiles; separate copies of a loop for masked and for whole tiles"),
+    Pass("simplify.3", simplify.run, "remove the masks that are constant in a copy"),
+    # from here on: machine IR
+    Pass("place", place.run, "a memory space and a layout for every tile; changes of layout are explicit"),
+    Pass("defer", defer.run, "lane sums carried by a loop are finished once, after it"),
+    Pass("pipeline", pipeline.run, "shared tiles become rings that are filled ahead of their readers"),
+    Pass("select", select.run, "dots, staging, loads and stores become the target's instructions"),
+    Pass("tidy", tidy.run, "scalar constants folded, nothing computed twice"),
+    Pass("alloc", alloc.run, "shared-memory offsets; buffers whose uses are apart share bytes"),
+    Pass("sync", sync.run, "barriers and waits where the hazards are"),
+)
+
+
+def run_passes(kernel: Kernel, schedule: Schedule, target: Target, stop_after: str | None = None,
+               trace: Callable[[str, Kernel], None] | None = None) -> Kernel:
+    """Run the pipeline, to its end or through the pass called `stop_after`, verifying after each pass.
+
+    trace(name, kernel) sees the program after each pass. A program that stops verifying is a mistake in a pass: the error names
+    the pass and shows the program."""
+    names = [p.name for p in PIPELINE]
+    if stop_after is not None and stop_after not in names:
+        raise FcError("compile/schedule", "no pass has this name", expected=", ".join(names), got=stop_after)
+    for p in PIPELINE:
+        kernel = p.run(kernel, schedule, target)
+        try:
+            verify(kernel)
+        except FcError as e:
+            raise FcError(e.code, f"internal error: after the pass {p.name}: {e.message}", expected=e.expected, got=e.got,
+                          loc=e.loc, notes=[*e.notes, "the program:", *str(kernel).splitlines()],
+                          hint="this is a bug in fcgen, not in your kernel: please report it with this text") from e
+        if trace is not None:
+            trace(p.name, kernel)
+        if p.name == stop_after:
+            break
+    return kernel

@@ -1,0 +1,47 @@
+"""Small questions that several tile-level passes ask about values and ops."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import inf, isinf
+from typing import Any
+
+from ..ir import tile_ops  # noqa: F401  (fills the op table)
+from ..ir.core import Block, Op, Value, walk
+from ..ir.elementwise import FNS
+from ..ir.ops import OPS
+
+ELEMENTWISE = frozenset(FNS) | {"select", "cast"}
+COMPARISONS = frozenset(n for n, f in FNS.items() if f.kind == "compare")
+
+
+def effect(op: Op) -> str:
+    """ "none", "read" or "write"; of an op with regions, the strongest inside it."""
+    if not op.regions:
+        return OPS[op.kind].effect
+    inner = {effect(o) for r in op.regions for o in r.ops if o.kind != "yield"}
+    return "write" if "write" in inner else "read" if "read" in inner else "none"
+
+
+def writes(block: Block) -> bool:
+    return any(o.kind != "yield" and OPS[o.kind].effect == "write" for o in walk(block))
+
+
+def const_of(v: Value, defs: Mapping[Value, Op]) -> Any:
+    """The number that the scalar, or every element of the tile, is known to be; else None."""
+    op = defs.get(v)
+    while op is not None and op.kind in ("full", "broadcast"):
+        op = defs.get(op.operands[0])
+    return op["value"] if op is not None and op.kind == "const" else None
+
+
+def rank(v: Value) -> int:
+    return len(v.type.shape)
+
+
+def scale_free(x: Any) -> bool:
+    """Numbers that a multiplication by a positive finite number leaves as they are."""
+    return x is not None and not isinstance(x, bool) and (x == 0 or (isinstance(x, float) and isinf(x)))
+
+
+INF = inf

@@ -1,0 +1,324 @@
+"""place: tile IR -> machine IR in its placed phase. Every tile gets a memory space and a layout.
+
+In: tile IR. Out: machine IR in which registers hold `Frag`s, loads that feed dots make shared-memory tiles, and every change of layout is
+an explicit `stage` (registers to shared memory) and `unstage` (back). Dots are still one op each; loads are not yet rings; nothing
+synchronises. Guaranteed: element work sees equal layouts; a dot reads its left operand from registers exactly where enumeration says
+that the fragment already has the right map (layouts are compared in normal form).
+
+Where values live is decided in `homes`; this file only writes it down.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from ..errors import FcError
+from ..ir.core import Block, Builder, Env, Kernel, Op, Role, Value
+from ..ir.layout import OpaqueLayout, RegLayout, SmemLayout, native_smem, rowwise
+from ..ir.schedule import Schedule
+from ..ir.target import Target
+from ..ir.types import Buffer, Frag, Scalar, Tensor, Tile, f32, i1
+from .homes import ELEMENTWISE, SMEM, Homes
+
+
+def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
+    homes = Homes(kernel, schedule, target)
+    body = _Placer(homes).block(kernel.body, Env(), tuple(Value(a.type, a.name) for a in kernel.body.args))
+    meta = {"target": target.arch, "stage": "placed", "schedule": str(schedule), "min_blocks": schedule.min_blocks}
+    return replace(kernel, level="machine", roles=(Role("main", schedule.warps, body),), meta={**kernel.meta, **meta})
+
+
+def buffer_for(dtype: Any, shape: tuple[int, ...], reader: str) -> Buffer:
+    """A shared-memory tile for its main reader: swizzled rows for ldmatrix and 16-byte rows, one padded stride for the WMMA API and
+    for plain loads down columns."""
+    cols = shape[-1]
+    if reader == "wmma":
+        return Buffer(dtype, shape, SmemLayout(cols, 16 // dtype.bytes))
+    if reader == "fma":
+        return Buffer(dtype, shape, SmemLayout(cols, 8 if dtype.bits == 16 else 4))
+    if dtype.bits == 16 and cols % 16 == 0:
+        return Buffer(dtype, shape, native_smem(cols, dtype.bytes))
+    return Buffer(dtype, shape, SmemLayout(cols, max(1, 16 // dtype.bytes)))
+
+
+class _Placer:
+    def __init__(self, homes: Homes):
+        self.homes = homes
+        self.schedule: Schedule = homes.schedule
+        self.scopes: list[dict[tuple[Value, Any], Value]] = []  # what has been made in another layout, per open block
+
+    # ---- blocks --------------------------------------------------------------------------------------------------
+
+    def block(self, block: Block, env: Env, args: tuple[Value, ...]) -> Block:
+        for old, new in zip(block.args, args):
+            env[old] = new
+        b = Builder()
+        self.scopes.append({})
+        for op in block.ops:
+            b.loc = op.loc
+            try:
+                self.op(op, b, env)
+            except FcError as e:
+                raise e.at(op.loc) from None
+        self.scopes.pop()
+        return b.block(args)
+
+    def op(self, op: Op, b: Builder, env: Env) -> None:
+        if op.kind == "for":
+            self.loop(op, b, env)
+        elif op.kind == "if":
+            self.branch(op, b, env)
+        elif op.kind == "store":
+            self.store(op, b, env)
+        elif op.kind == "dot":
+            self.dot(op, b, env)
+        elif op.kind == "load":
+            self.load(op, b, env)
+        elif op.kind == "yield":
+            raise AssertionError("yield is written by its loop")
+        elif not any(isinstance(r.type, Tile) for r in op.results):
+            if any(isinstance(v.type, Tile) for v in op.operands):
+                raise FcError("compile/unsupported", "a tile reduced to a single number has no lowering yet", got=op.kind,
+                              hint="keep one axis: reduce a 2-d tile to its rows")
+            self.plain(op, b, env)
+        elif self.homes[op.result] is None:
+            return  # flexible: made where it is read, in the layout wanted there
+        elif op.kind in ELEMENTWISE:
+            self.element(op, b, env)
+        elif op.kind == "reduce":
+            self.reduce(op, b, env)
+        elif op.kind == "transpose":
+            layout = self.homes[op.result]
+            src = self.want(op.operands[0], layout.transpose(), b, env)
+            env[op.result] = b.emit("transpose", src, type=_frag(op.result, layout), name=op.result.name)
+        else:
+            env[op.result] = self.make(op, self.homes[op.result], b, env)
+
+    def plain(self, op: Op, b: Builder, env: Env) -> None:
+        results = tuple(Value(r.type, r.name) for r in op.results)
+        for old, new in zip(op.results, results):
+            env[old] = new
+        b.add(replace(op, operands=env.all(op.operands), results=results))
+
+    def loop(self, op: Op, b: Builder, env: Env) -> None:
+        body = op.regions[0]
+        homes = [self.homes[a] for a in body.args[1:]]
+        inits = tuple(self.at_home(v, h, b, env) for v, h in zip(op.operands[2:], homes))
+        args = (Value(Scalar(body.args[0].type.dtype), body.args[0].name),
+                *(Value(_at(a, h), a.name) for a, h in zip(body.args[1:], homes)))
+        inner = Block((), body.ops[:-1])
+        new = self.region(inner, env, dict(zip(body.args, args)), body.yielded, homes, body.ops[-1].loc)
+        results = tuple(Value(_at(r, h), r.name) for r, h in zip(op.results, homes))
+        for old, res in zip(op.results, results):
+            env[old] = res
+        b.add(replace(op, operands=(*env.all(op.operands[:2]), *inits), results=results, regions=(replace(new, args=args),)))
+
+    def region(self, block: Block, env: Env, args: dict[Value, Value], yielded: tuple[Value, ...], homes: list[Any], loc: Any) -> Block:
+        for old, fresh in args.items():
+            env[old] = fresh
+        b = Builder()
+        self.scopes.append({})
+        for op in block.ops:
+            b.loc = op.loc
+            try:
+                self.op(op, b, env)
+            except FcError as e:
+                raise e.at(op.loc) from None
+        out = [self.at_home(v, h, b, env) for v, h in zip(yielded, homes)]
+        b.do("yield", *out, loc=loc)
+        self.scopes.pop()
+        return b.block()
+
+    def branch(self, op: Op, b: Builder, env: Env) -> None:
+        homes = [self.homes[r] for r in op.results]
+        regions = tuple(self.region(Block((), r.ops[:-1]), env, {}, r.yielded, homes, r.ops[-1].loc) for r in op.regions)
+        results = tuple(Value(_at(r, h), r.name) for r, h in zip(op.results, homes))
+        for old, res in zip(op.results, results):
+            env[old] = res
+        b.add(replace(op, operands=env.all(op.operands), results=results, regions=regions))
+
+    # ---- values in the layout a reader wants ---------------------------------------------------------------------------
+
+    def at_home(self, v: Value, home: Any, b: Builder, env: Env) -> Value:
+        return env[v] if isinstance(v.type, Scalar) else self.want(v, home, b, env)
+
+    def want(self, v: Value, home: Any, b: Builder, env: Env) -> Value:
+        """`v` in `home` (a register or opaque layout)."""
+        if isinstance(v.type, Scalar):
+            return env[v]
+        have = self.homes[v]
+        if have == home:
+            return env[v]
+        for scope in self.scopes:
+            if (v, home) in scope:
+                return scope[v, home]
+        if have is not None:
+            out = self.convert(env[v], home, b, v.name)
+        elif isinstance(home, OpaqueLayout) and self.homes.defs[v].kind != "full":
+            out = self.convert(self.want(v, self.homes.partner(v.type), b, env), home, b, v.name)
+        else:
+            out = self.make(self.homes.defs[v], home, b, env)
+        self.scopes[-1][v, home] = out
+        return out
+
+    def make(self, op: Op, layout: Any, b: Builder, env: Env) -> Value:
+        """A flexible op's result in `layout`."""
+        v = op.result
+        t = Frag(v.type.dtype, v.type.shape, layout)
+        if op.kind == "full":
+            return b.emit("full", env[op.operands[0]], type=t, name=v.name, loc=op.loc)
+        if op.kind == "iota":
+            return b.emit("iota", type=t, name=v.name, loc=op.loc)
+        if op.kind == "broadcast":
+            small = layout
+            for a in sorted(set(range(len(v.type.shape))) - set(op["axes"]), reverse=True):
+                small = small.drop(a)
+            src = self.want(op.operands[0], small, b, env)
+            return b.emit("broadcast", src, type=t, name=v.name, loc=op.loc, axes=op["axes"])
+        if op.kind == "transpose":
+            src = self.want(op.operands[0], layout.transpose(), b, env)
+            return b.emit("transpose", src, type=t, name=v.name, loc=op.loc)
+        if op.kind == "reduce":
+            return self.convert(self.reduced(op, self.homes.plain(op.operands[0].type), b, env), layout, b, v.name)
+        if op.kind in ELEMENTWISE or op.kind == "gather":
+            args = [x if isinstance(x.type, Tensor) else self.want(x, layout, b, env) for x in op.operands]
+            return b.emit(op.kind, *args, type=t, name=v.name, loc=op.loc, **op.attrs)
+        raise AssertionError(f"{op.kind} has no home and cannot be remade")
+
+    def convert(self, v: Value, home: Any, b: Builder, name: str) -> Value:
+        """Through shared memory, unless the map is the same."""
+        t = v.type
+        if isinstance(t, Frag) and t.layout == home:
+            return v
+        if isinstance(t, Frag):
+            opaque = isinstance(t.layout, OpaqueLayout) or isinstance(home, OpaqueLayout)
+            v = b.emit("stage", v, type=buffer_for(t.dtype, t.shape, "wmma" if opaque else "plain"), name=f"{name}_tile" if name else "tile")
+        return b.emit("unstage", v, type=Frag(t.dtype, t.shape, home), name=name)
+
+    # ---- ops -----------------------------------------------------------------------------------------------------
+
+    def element(self, op: Op, b: Builder, env: Env) -> None:
+        home = self.homes[op.result]
+        if self.schedule.skip_ones and (pair := self.row_factor(op)) is not None:
+            env[op.result] = self.skipped(op, *pair, home, b, env)
+            return
+        env[op.result] = self.compute(op, home, b, env)
+
+    def compute(self, op: Op, home: Any, b: Builder, env: Env) -> Value:
+        shape = op.result.type.shape
+        layout = self.homes.partner(op.result.type) if isinstance(home, OpaqueLayout) else home
+        args = [self.want(x, layout, b, env) if x.type.shape == shape else env[x] for x in op.operands]
+        out = b.emit(op.kind, *args, type=Frag(op.result.type.dtype, shape, layout), name=op.result.name, **op.attrs)
+        return self.convert(out, home, b, op.result.name)
+
+    def row_factor(self, op: Op) -> tuple[Value, Value] | None:
+        """(tile, row) where the op is tile * broadcast(row)."""
+        if op.kind != "mul" or len(op.result.type.shape) != 2:
+            return None
+        for x, y in (op.operands, op.operands[::-1]):
+            d = self.homes.defs.get(y)
+            if d is not None and d.kind == "broadcast" and len(d.operands[0].type.shape) == 1 and self.homes[x] == self.homes[op.result]:
+                return x, d.operands[0]
+        return None
+
+    def skipped(self, op: Op, tile: Value, row: Value, home: Any, b: Builder, env: Env) -> Value:
+        """tile * row only in warps where some row factor is not one."""
+        layout = self.homes[row]
+        if not isinstance(layout, RegLayout):
+            return self.compute(op, home, b, env)
+        one = b.emit("full", b.emit("const", value=1.0, dtype=str(row.type.dtype)), type=_frag(row, layout))
+        moved = b.emit("vote_any", b.emit("ne", env[row], one, type=Frag(i1, row.type.shape, layout)), name="moved")
+        inner = Builder(op.loc)
+        self.scopes.append({})
+        inner.do("yield", self.compute(op, home, inner, env))
+        self.scopes.pop()
+        keep = Builder(op.loc)
+        keep.do("yield", env[tile])
+        return b.emit("if", moved, type=_at(op.result, home), name=op.result.name, regions=(inner.block(), keep.block()))
+
+    def reduced(self, op: Op, layout: RegLayout, b: Builder, env: Env) -> Value:
+        src = self.want(op.operands[0], self.homes.reducible(op, layout), b, env)
+        out = b.emit("reduce", src, name=op.result.name, **op.attrs)
+        lanes, _ = src.type.layout.reduces_over(op["axis"])
+        return b.emit("combine", out, name=op.result.name, lanes=tuple(lanes)) if lanes else out
+
+    def reduce(self, op: Op, b: Builder, env: Env) -> None:
+        layout = self.homes.known(op.operands[0])
+        assert layout is not None
+        env[op.result] = self.reduced(op, layout, b, env)
+
+    def load(self, op: Op, b: Builder, env: Env) -> None:
+        home, t = self.homes[op.result], op.result.type
+        if home == SMEM:
+            type_: Any = buffer_for(t.dtype, t.shape, self.reader(op.result))
+        else:
+            type_ = _frag(op.result, home)
+        env[op.result] = b.emit("load", *env.all(op.operands), type=type_, name=op.result.name, **op.attrs)
+
+    def reader(self, v: Value) -> str:
+        """The instruction family that reads a shared tile; one that mixes families takes the plainest layout."""
+        families: set[str] = set()
+        for u in self.homes.uses.get(v, ()):
+            if u.kind == "dot":
+                families.add(self.homes.family(u))
+            elif u.kind == "transpose":
+                families.add(self.reader(u.result))
+        families -= {"plain"}
+        return next((f for f in ("wmma", "fma", "mma") if f in families), "plain")
+
+    def dot(self, op: Op, b: Builder, env: Env) -> None:
+        family, home = self.homes.family(op), self.homes[op.result]
+        a, ta = self.left(op, family, b, env)
+        right, tb = self.homes.source(op.operands[1])
+        bv = self.shared(right, family, b, env)
+        if len(op.operands) == 3:
+            acc = self.want(op.operands[2], home, b, env)
+        else:
+            zero = b.emit("const", value=0.0, dtype=f32.name)
+            acc = b.emit("full", zero, type=_frag(op.result, home), name=op.result.name)
+        env[op.result] = b.emit("dot", a, bv, acc, type=_frag(op.result, home), name=op.result.name, ta=ta, tb=tb, math=family)
+
+    def left(self, op: Op, family: str, b: Builder, env: Env) -> tuple[Value, bool]:
+        v = op.operands[0]
+        if family == "mma" and self.schedule.reuse_frags and self.homes[v] == self.homes.a_layout(op):
+            return env[v], False
+        stored, flipped = self.homes.source(v)
+        return self.shared(stored, family, b, env), flipped
+
+    def shared(self, v: Value, family: str, b: Builder, env: Env) -> Value:
+        """A dot operand in shared memory: the load's own tile, or a staged copy."""
+        if self.homes[v] == SMEM:
+            return env[v]
+        key = (v, "smem " + family)
+        for scope in self.scopes:
+            if key in scope:
+                return scope[key]
+        home = self.homes[v] or self.homes.plain(v.type)
+        frag = self.want(v, home, b, env)
+        out = b.emit("stage", frag, type=buffer_for(v.type.dtype, v.type.shape, family), name=f"{v.name}_tile" if v.name else "tile")
+        self.scopes[-1][key] = out
+        return out
+
+    def store(self, op: Op, b: Builder, env: Env) -> None:
+        v, t = op.operands[1], op.operands[1].type
+        if not isinstance(t, Tile):
+            raise FcError("compile/unsupported", "a store writes a tile", got=str(t), hint="store a tile of one row")
+        home = self.homes[v] or self.homes.plain(t)
+        layout = self.homes.partner(t) if isinstance(home, OpaqueLayout) else home
+        if home == SMEM:
+            layout = self.homes.plain(t)
+        frag = self.want(v, layout, b, env)
+        vec = 16 // t.dtype.bytes
+        if (self.schedule.epilogue == "smem" and len(t.shape) == 2 and layout.vector() < vec and t.shape[1] % vec == 0
+                and not op.get("reduce")):
+            frag = self.convert(frag, rowwise(t.shape[0], t.shape[1], self.schedule.warps, 32, vec), b, v.name)
+        b.do("store", env[op.operands[0]], frag, *env.all(op.operands[2:]), **op.attrs)
+
+
+def _frag(v: Value, home: Any) -> Frag:
+    return Frag(v.type.dtype, v.type.shape, home)
+
+
+def _at(v: Value, home: Any) -> Any:
+    return v.type if isinstance(v.type, Scalar) else _frag(v, home)

@@ -1,0 +1,202 @@
+"""select: placed ops become the target's instructions.
+
+In: pipelined machine IR. Out: no `dot`, `stage`, `unstage`, `load` or `store` is left: a dot is an unrolled loop over the depth of one
+instruction, reading its operands by `ldmatrix` (or from fragments it already has), a rolled loop of multiply-adds, or WMMA calls; staged
+tiles have kernel buffers. Each dot carries the decision in `math`; this pass only carries it out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from ..errors import FcError
+from ..ir.core import Block, Builder, Env, Kernel, Op, Value, free_values, walk
+from ..ir.layout import OpaqueLayout, RegLayout, mma_a, mma_b
+from ..ir.schedule import Schedule
+from ..ir.target import Target
+from ..ir.types import Buffer, Frag, Scalar, f32, i32
+
+#: Columns of a right operand held in fragments at once: 64 columns of 16 rows are 16 registers.
+CHUNK = 64
+
+
+def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
+    s = _Selector(schedule, target)
+    body = s.block(kernel.body, Env())
+    return replace(kernel.with_body(body), buffers=(*kernel.buffers, *s.buffers)).with_meta(stage="selected")
+
+
+@dataclass
+class _Selector:
+    schedule: Schedule
+    target: Target
+    buffers: list[Value] = field(default_factory=list)
+    held: dict[Value, Value] = field(default_factory=dict)  # left operands kept in registers: tile -> fragment
+
+    def block(self, block: Block, env: Env) -> Block:
+        b, held = Builder(), dict(self.held)
+        for op in block.ops:
+            b.loc = op.loc
+            op = replace(op, operands=env.all(op.operands))
+            if op.kind == "for" and self.schedule.hold_a:
+                self.hold(op, b, env)
+            rule = getattr(self, "on_" + op.kind, None)
+            if rule is not None:
+                rule(op, b, env)
+                continue
+            results = tuple(Value(r.type, r.name) for r in op.results)
+            for old, new in zip(op.results, results):
+                env[old] = new
+            b.add(replace(op, results=results, regions=tuple(self.block(r, env) for r in op.regions)))
+        self.held = held  # what was fetched in this block does not reach the ops outside it
+        return b.block(block.args)
+
+    # ---- data movement -----------------------------------------------------------------------------------------------
+
+    def on_load(self, op: Op, b: Builder, env: Env) -> None:
+        vec = 1 if self.schedule.copy == "scalar" else 16 // op.result.type.dtype.bytes
+        env[op.result] = b.emit("ld_global", *op.operands, type=op.result.type, name=op.result.name, vec=vec, **op.attrs)
+
+    def on_store(self, op: Op, b: Builder, env: Env) -> None:
+        vec = 1 if self.schedule.copy == "scalar" else 16 // op.operands[1].type.dtype.bytes
+        b.do("st_global", *op.operands, vec=vec, **op.attrs)
+
+    def on_stage(self, op: Op, b: Builder, env: Env) -> None:
+        buffer = Value(op.result.type, op.result.name)
+        self.buffers.append(buffer)
+        frag, zero = op.operands[0], _int(0, b)
+        opaque = isinstance(frag.type.layout, OpaqueLayout)
+        b.do("wmma_store" if opaque else "st_shared", frag, buffer, zero, zero)
+        env[op.result] = buffer
+
+    def on_unstage(self, op: Op, b: Builder, env: Env) -> None:
+        t, zero = op.result.type, _int(0, b)
+        if isinstance(t.layout, OpaqueLayout):
+            env[op.result] = b.emit("wmma_load", op.operands[0], zero, zero, type=t, name=op.result.name)
+        else:
+            env[op.result] = b.emit("ld_shared", op.operands[0], zero, zero, type=t, name=op.result.name)
+
+    # ---- dots ----------------------------------------------------------------------------------------------------
+
+    def on_dot(self, op: Op, b: Builder, env: Env) -> None:
+        env[op.result] = {"mma": self.mma, "wmma": self.wmma, "fma": self.fma}[op["math"]](op, b)
+
+    def hold(self, loop: Op, b: Builder, env: Env) -> None:
+        """Left operands that a loop only reads are fetched into registers once, in front of it."""
+        outside = free_values(loop.regions[0]) - _written(loop.regions[0])
+        for op in _dots(loop.regions[0]):
+            a = env[op.operands[0]]
+            if op["math"] == "mma" and isinstance(a.type, Buffer) and op.operands[0] in outside and a not in self.held:
+                rows, depth = a.type.shape[::-1] if op["ta"] else a.type.shape
+                t = Frag(a.type.dtype, (rows, depth), mma_a(rows, depth, (self.schedule.warps, 1)))
+                zero = _int(0, b)
+                self.held[a] = b.emit("ldmatrix", a, zero, zero, type=t, name=a.name, loc=op.loc, transposed=op["ta"], trans=op["ta"])
+
+    def mma(self, op: Op, b: Builder) -> Value:
+        a, right, acc = op.operands
+        a = self.held.get(a, a)
+        instr = self.target.matrix_instr("mma", a.type.dtype.name)
+        if instr is None:
+            raise FcError("compile/unsupported", f"{self.target.arch} has no mma instruction for {a.type.dtype}", loc=op.loc,
+                          hint='Schedule(math="fma")')
+        (rows, cols), step = acc.type.shape, instr.shape[2]
+        flip_a = op["ta"] and isinstance(a.type, Buffer)
+        depth = a.type.shape[0 if flip_a else 1]
+        warps = (self.schedule.warps, 1)
+
+        def at_depth(k: Value, acc: Value, b: Builder) -> Value:
+            first = b.emit("mul", k, _int(step, b))
+            part = Frag(a.type.dtype, (rows, step), mma_a(rows, step, warps))
+            if isinstance(a.type, Buffer):
+                pos = (first, _int(0, b)) if flip_a else (_int(0, b), first)
+                left = b.emit("ldmatrix", a, *pos, type=part, name=a.name, transposed=flip_a, trans=flip_a)
+            else:
+                left = b.emit("slice", a, first, type=part, name=a.name, axis=1)
+            width = _chunk(cols)
+
+            def at_column(n: Value | None, acc: Value, b: Builder) -> Value:
+                col = b.emit("mul", n, _int(width, b)) if n is not None else _int(0, b)
+                pos = (col, first) if op["tb"] else (first, col)
+                t = Frag(a.type.dtype, (step, width), mma_b(step, width, warps))
+                r = b.emit("ldmatrix", right, *pos, type=t, name=right.name, transposed=op["tb"], trans=not op["tb"])
+                extra = (col,) if n is not None else ()
+                return b.emit("mma", left, r, acc, *extra, type=acc.type, name=op.result.name, instr=instr.name)
+
+            if width == cols:
+                return at_column(None, acc, b)
+            return _unrolled(cols // width, "n", acc, at_column, b)
+
+        return _unrolled(depth // step, "k", acc, at_depth, b)
+
+    def wmma(self, op: Op, b: Builder) -> Value:
+        a, right, acc = op.operands
+        (rows, cols), warps = acc.type.shape, self.schedule.warps
+        depth = a.type.shape[0 if op["ta"] else 1]
+
+        def at_depth(k: Value, acc: Value, b: Builder) -> Value:
+            first, zero = b.emit("mul", k, _int(16, b)), _int(0, b)
+            left = b.emit("wmma_load", a, *((first, zero) if op["ta"] else (zero, first)), transposed=op["ta"], name=a.name,
+                          type=Frag(a.type.dtype, (rows, 16), OpaqueLayout("a", warps)))
+            r = b.emit("wmma_load", right, *((zero, first) if op["tb"] else (first, zero)), transposed=op["tb"], name=right.name,
+                       type=Frag(right.type.dtype, (16, cols), OpaqueLayout("b", warps)))
+            return b.emit("wmma_mma", left, r, acc, type=acc.type, name=op.result.name)
+
+        return _unrolled(depth // 16, "k", acc, at_depth, b)
+
+    def fma(self, op: Op, b: Builder) -> Value:
+        a, right, acc = op.operands
+        t: Any = acc.type
+        layout: RegLayout = t.layout
+        depth = a.type.shape[0 if op["ta"] else 1]
+
+        def vector(buffer: Value, k: Value, along: int, axis: int, b: Builder) -> Value:
+            """Column or row k of a stored tile, spread like axis `axis` of the accumulator, as f32."""
+            zero = _int(0, b)
+            n = t.shape[axis]
+            frag = Frag(buffer.type.dtype, (n,), layout.drop(1 - axis))
+            pos = (zero, k) if along == 0 else (k, zero)
+            v = b.emit("ld_shared", buffer, *pos, type=frag, name=buffer.name, along=along)
+            if v.type.dtype != f32:
+                v = b.emit("cast", v, to="f32", name=buffer.name)
+            return b.emit("broadcast", v, type=t, axes=(axis,), name=buffer.name)
+
+        def at_depth(k: Value, acc: Value, b: Builder) -> Value:
+            left = vector(a, k, 1 if op["ta"] else 0, 0, b)
+            r = vector(right, k, 0 if op["tb"] else 1, 1, b)
+            return b.emit("fma", left, r, acc, name=op.result.name)
+
+        return _unrolled(depth, "k", acc, at_depth, b, unroll=False)
+
+
+# ---- helpers -----------------------------------------------------------------------------------------------------------
+
+
+def _unrolled(count: int, name: str, acc: Value, step: Any, b: Builder, unroll: bool = True) -> Value:
+    """for name in 0..count carrying an accumulator; `step(index, acc, builder) -> acc` writes the body."""
+    index, inner = Value(Scalar(i32), name), Value(acc.type, acc.name)
+    body = Builder(b.loc)
+    body.do("yield", step(index, inner, body))
+    result = Value(acc.type, acc.name)
+    attrs = {"unroll": True} if unroll else {}
+    b.add(Op("for", (_int(0, b), _int(count, b), acc), (result,), attrs, (body.block((index, inner)),), b.loc))
+    return result
+
+
+def _chunk(cols: int) -> int:
+    if cols <= CHUNK:
+        return cols
+    return max((n for n in range(16, CHUNK + 1, 16) if cols % n == 0), default=cols)
+
+
+def _int(value: int, b: Builder) -> Value:
+    return b.emit("const", value=value, dtype="i32")
+
+
+def _written(block: Block) -> set[Value]:
+    """Buffers that are filled inside the block."""
+    return {v for o in walk(block) if o.kind in ("cp_async", "st_shared") for v in o.operands if isinstance(v.type, Buffer)}
+
+
+def _dots(block: Block) -> list[Op]:
+    return [o for o in walk(block) if o.kind == "dot"]

@@ -1,0 +1,245 @@
+"""split_loops: loops run only where something is left to do, and without masks where masks change nothing.
+
+In: a tile program. Out: an equal one in which, for every loop,
+  - the bounds are shrunk to the iterations whose `live` tile can be true somewhere (that is what `live` allows), and the `live`
+    region is gone;
+  - if `schedule.split` and the loop has no loop inside: there is a copy (part="full") for the iterations in which the
+    conditions of its selects are decided everywhere in the tile and its guarded runs of positions lie inside their tensors. In
+    that copy those conditions are constants and those guards are off. Iterations before and after it run in copies that keep
+    both (part="masked"). The copies stand one after the other in the loop's own direction, share a `chain` number and hand the
+    carried values on. A copy that is empty for all sizes is left out; a loop that is whole everywhere is only relieved of
+    masks.
+
+Which iterations these are follows from interval analysis (`affine`) on comparisons of affine integer expressions. Rows of the
+program's own tile that hang over the end of a tensor count as real: then more iterations are masked than need be, never fewer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from ..ir.core import Block, Builder, Env, Kernel, Op, Value, definitions, map_bodies, remove_dead, walk, walk_kernel
+from ..ir.schedule import Schedule
+from ..ir.target import Target
+from ..ir.types import Scalar, Tile
+from .affine import Affine, Form, Range, number
+from .common import const_of
+
+
+def run(kernel: Kernel, schedule: Schedule, target: Target | None) -> Kernel:
+    if not any(op.kind == "for" for op in walk_kernel(kernel)):
+        return kernel
+    chain = max([op.get("chain", -1) for op in walk_kernel(kernel) if op.kind == "for"], default=-1) + 1
+    splitter = _Splitter(schedule.split, chain)
+    return map_bodies(kernel, lambda block: remove_dead(splitter.body(block)))
+
+
+@dataclass
+class Facts:
+    """What holds in one copy: conditions with their value, and guards (an op, an axis) that are not needed."""
+
+    conditions: dict[Value, bool]
+    guards: set[tuple[Op, int]]
+
+    def __or__(self, other: Facts) -> Facts:
+        return Facts({**self.conditions, **other.conditions}, self.guards | other.guards)
+
+    def __bool__(self) -> bool:
+        return bool(self.conditions or self.guards)
+
+
+class _Splitter:
+    def __init__(self, split: bool, chain: int):
+        self.split, self.chain = split, chain
+        self.defs: dict[Value, Op] = {}
+
+    def body(self, block: Block) -> Block:
+        self.defs = definitions(block)
+        return self.block(block)
+
+    def block(self, block: Block) -> Block:
+        out = Builder()
+        for op in block.ops:
+            if op.regions:
+                nested = any(o.kind == "for" for o in walk(op.regions[0]))
+                op = replace(op, regions=tuple(self.block(r) for r in op.regions))
+                if op.kind == "for":
+                    self.loop(op, out, nested)
+                    continue
+            out.add(op)
+        return Block(block.args, tuple(out.ops))
+
+    # ---- one loop ----------------------------------------------------------------------------------------------------
+
+    def loop(self, op: Op, out: Builder, nested: bool) -> None:
+        out.loc = op.loc
+        body = op.regions[0]
+        inside = {v for r in op.regions for o in walk(r) for v in (*o.results, *(a for q in o.regions for a in q.args))}
+        inside |= {a for r in op.regions for a in r.args}
+        affine = Affine(body.args[0], inside, self.defs, out)
+        lo, hi = (affine.exact(v) for v in op.operands[:2])
+        if lo is None or hi is None:  # cannot be: bounds are scalars from outside
+            out.add(op)
+            return
+        bounds = Range(lo, hi)
+        if len(op.regions) == 2:
+            live = op.regions[1]
+            affine.index = live.args[0]
+            bounds = affine.both(bounds, affine.may(live.yielded[0]))
+            affine.index = body.args[0]
+            if bounds.is_empty:
+                bounds = Range(lo, lo)
+            op = replace(op, regions=(body,))
+        if not self.split or nested:
+            self.emit(op, out, affine, bounds, Facts({}, set()), "")
+            return
+        always, sometimes, full = self.facts(op, affine, bounds)
+        self.copies(op, out, affine, bounds, always, sometimes, full)
+
+    def copies(self, op: Op, out: Builder, affine: Affine, bounds: Range, always: Facts, sometimes: Facts, full: Range) -> None:
+        lo, hi = bounds.lo, bounds.hi
+        assert lo is not None and hi is not None
+        left = full.lo is not None and not _at_least(lo, full.lo)
+        right = full.hi is not None and not _at_least(full.hi, hi)
+        if not sometimes.conditions and any(o.kind == "dot" for o in walk(op.regions[0])):
+            sometimes = Facts({}, set())  # guards alone: copies that run ahead need theirs in every copy of the loop
+        if not sometimes or full.is_empty or not (left or right):
+            facts = always if full.is_empty else always | sometimes
+            self.emit(op, out, affine, bounds, facts, "full" if facts else "")
+            return
+        start, end = lo, hi
+        if left:
+            assert full.lo is not None
+            start = affine.extreme("min", affine.extreme("max", lo, full.lo), hi, "whole_from")
+        if right:
+            assert full.hi is not None
+            end = affine.extreme("max", affine.extreme("min", hi, full.hi), start, "whole_to")
+        parts = [(Range(lo, start), always, "masked")] if left else []
+        parts.append((Range(start, end), always | sometimes, "full"))
+        if right:
+            parts.append((Range(end, hi), always, "masked"))
+        if op.get("descending"):
+            parts.reverse()
+        chain = {"chain": self.chain}
+        self.chain += 1
+        for n, (r, facts, part) in enumerate(parts):
+            results = self.emit(op, out, affine, r, facts, part, chain, last=n == len(parts) - 1)
+            op = replace(op, operands=op.operands[:2] + results)
+
+    def emit(self, op: Op, out: Builder, affine: Affine, r: Range, facts: Facts, part: str, attrs: dict | None = None,
+             last: bool = True) -> tuple[Value, ...]:
+        """One copy of the loop; the last one makes the loop's own results."""
+        assert r.lo is not None and r.hi is not None
+        ends = affine.value(r.lo), affine.value(r.hi)
+        env = Env()
+        for v, truth in facts.conditions.items():
+            if v not in affine.inside:
+                env[v] = _truth(out, v, truth)
+        body = _specialise(op.regions[0], env, facts) if facts or attrs else op.regions[0]
+        results = op.results if last else tuple(Value(v.type, v.name) for v in op.results)
+        more = {**(attrs or {}), **({"part": part} if part else {})}
+        out.add(replace(op, operands=(*ends, *op.operands[2:]), results=results, attrs={**op.attrs, **more}, regions=(body,)))
+        return results
+
+    # ---- what can be decided -----------------------------------------------------------------------------------------
+
+    def facts(self, op: Op, affine: Affine, bounds: Range) -> tuple[Facts, Facts, Range]:
+        """(facts of every iteration, facts of the iterations in the range, the range)."""
+        always, sometimes, full = Facts({}, set()), Facts({}, set()), Range()
+        for v, wanted in self.wanted(op.regions[0]):
+            if v in always.conditions or v in sometimes.conditions:
+                continue
+            r = self.clip(affine.must(v, bounds, not wanted), bounds)
+            if r.is_empty or (isinstance(v.type, Scalar) and not r.is_all):
+                continue
+            (always if r.is_all else sometimes).conditions[v] = wanted
+            full = affine.both(full, r)
+        for o in walk(op.regions[0]):
+            for axis, room in _room(o, affine):
+                if not room.step and room.known is None:
+                    continue
+                r = self.clip(affine.at_least_zero(room), bounds)
+                if r.is_empty:
+                    continue
+                (always if r.is_all else sometimes).guards.add((o, axis))
+                full = affine.both(full, r)
+        return always, sometimes, full
+
+    @staticmethod
+    def clip(r: Range, bounds: Range) -> Range:
+        """Without the ends that the loop has anyway."""
+        assert bounds.lo is not None and bounds.hi is not None
+        return Range(None if r.lo is not None and _at_least(bounds.lo, r.lo) else r.lo,
+                     None if r.hi is not None and _at_least(r.hi, bounds.hi) else r.hi)
+
+    def wanted(self, block: Block) -> Iterator[tuple[Value, bool]]:
+        """Conditions that selects hang on, and the value that makes the select the branch that is not a constant."""
+        for op in walk(block):
+            if op.kind == "select":
+                cond, a, b = op.operands
+                other = const_of(a, self.defs) is not None and const_of(b, self.defs) is None
+                yield from self.parts(cond, not other)
+
+    def parts(self, v: Value, wanted: bool) -> Iterator[tuple[Value, bool]]:
+        """A conjunction (or, wanted false, a disjunction) taken apart: each part that is decided is a gain."""
+        op = self.defs.get(v)
+        if op is not None and op.kind in ("broadcast", "transpose", "full"):
+            yield from self.parts(op.operands[0], wanted)
+        elif op is not None and op.kind == "not":
+            yield from self.parts(op.operands[0], not wanted)
+        elif op is not None and op.kind == ("and" if wanted else "or"):
+            for x in op.operands:
+                yield from self.parts(x, wanted)
+        else:
+            yield v, wanted
+
+
+def _at_least(a: Form, b: Form) -> bool:
+    """a >= b whatever the run-time sizes are."""
+    gap = (a - b).known
+    return gap is not None and gap >= 0
+
+
+def _room(op: Op, affine: Affine) -> Iterator[tuple[int, Form]]:
+    """(axis, how many positions are left after the run) for the guarded runs of a load or store."""
+    if op.kind not in ("load", "store"):
+        return
+    shape = (op.result if op.kind == "load" else op.operands[1]).type.shape
+    positions = list(op.operands[1 if op.kind == "load" else 2:])
+    axis = 0
+    for dim, word in zip(op.operands[0].type.dims, op["index"]):
+        at = positions.pop(0) if word != "all" else None
+        if word == "tile" and op["guard"][axis]:
+            assert at is not None
+            first = affine.exact(at)
+            if first is not None:
+                yield axis, affine.size(dim) - first - number(shape[axis])
+        axis += word != "at"
+
+
+def _truth(b: Builder, v: Value, truth: bool) -> Value:
+    value = b.emit("const", value=truth, dtype="i1")
+    return b.emit("full", value, shape=v.type.shape) if isinstance(v.type, Tile) else value
+
+
+def _specialise(block: Block, env: Env, facts: Facts) -> Block:
+    """A copy in which the facts have been used."""
+    args = tuple(Value(a.type, a.name) for a in block.args)
+    for old, new in zip(block.args, args):
+        env[old] = new
+    b = Builder()
+    for op in block.ops:
+        b.loc = op.loc
+        if len(op.results) == 1 and op.result in facts.conditions:
+            env[op.result] = _truth(b, op.result, facts.conditions[op.result])
+            continue
+        attrs = op.attrs
+        if "guard" in attrs:
+            attrs = {**attrs, "guard": tuple(g and (op, a) not in facts.guards for a, g in enumerate(attrs["guard"]))}
+        operands, regions = env.all(op.operands), tuple(_specialise(r, env, facts) for r in op.regions)
+        results = tuple(Value(r.type, r.name) for r in op.results)
+        for old, new in zip(op.results, results):
+            env[old] = new
+        b.add(replace(op, operands=operands, attrs=attrs, regions=regions, results=results))
+    return b.block(args)

@@ -1,0 +1,193 @@
+"""sync: barriers and waits, put where the hazards are and nowhere else.
+
+In: allocated machine IR without any synchronisation. Out: the same with `barrier`, `syncwarp` and `wait_group n` in front of the ops that
+need them. The pass walks the program once in order with a state of what has happened since the last barrier:
+
+  edge                                               carried by
+  st_shared -> read or write by another warp         barrier
+  st_shared -> read or write by the same warp        syncwarp
+  read -> write of the same bytes                    barrier, or syncwarp within a warp
+  cp_async -> anyone                                 wait_group n, n = groups committed since, then barrier
+
+Loops are walked until the state at their head no longer changes, the slots of rings counted relative to the current tile; so a hazard
+between iterations is found like any other. Buffers that share bytes meet by their addresses.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from ..errors import FcError
+from ..ir.core import Block, Kernel, Op, Value, definitions, walk
+from ..ir.schedule import Schedule
+from ..ir.target import Target
+from ..ir.types import Frag
+from .accesses import READS, WHOLE, WRITES, Access, area_of, conflict
+
+
+def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
+    offsets = dict(zip(kernel.buffers, kernel.meta.get("smem_offsets", ())))
+    roles = []
+    for role in kernel.roles:
+        s = _Sync(offsets, role.warps, definitions(role.body))
+        ops, state = s.ops(role.body.ops, _State(frozenset(), frozenset(), (), frozenset()))
+        if any(state.groups) or state.open:
+            ops.append(Op("wait_group", attrs={"n": 0}, loc=role.body.ops[-1].loc))
+        roles.append(replace(role, body=Block(role.body.args, tuple(ops))))
+    return replace(kernel, roles=tuple(roles)).with_meta(stage="synced")
+
+
+@dataclass(frozen=True)
+class _State:
+    """seen: accesses since the last barrier. lane: those since the last syncwarp or barrier. groups: copies committed and not waited for,
+    oldest first. open: copies not yet committed."""
+
+    seen: frozenset[Access]
+    lane: frozenset[Access]
+    groups: tuple[frozenset[Access], ...]
+    open: frozenset[Access]
+
+    def join(self, other: _State) -> _State:
+        """Either may be the past. Groups are counted from the newest, which is how `wait_group` counts."""
+        n = max(len(self.groups), len(other.groups))
+        pad = lambda g: (frozenset(),) * (n - len(g)) + g
+        groups = tuple(a | b for a, b in zip(pad(self.groups), pad(other.groups)))
+        return _State(self.seen | other.seen, self.lane | other.lane, groups, self.open | other.open).trim()
+
+    def trim(self) -> _State:
+        """Without empty groups at the old end: nobody waits for those."""
+        i = 0
+        while i < len(self.groups) and not self.groups[i]:
+            i += 1
+        return replace(self, groups=self.groups[i:])
+
+    def map(self, fn) -> _State:
+        return _State(frozenset(map(fn, self.seen)), frozenset(map(fn, self.lane)), tuple(frozenset(map(fn, g)) for g in self.groups), frozenset(map(fn, self.open)))
+
+
+class _Sync:
+    def __init__(self, offsets: dict[Value, int], warps: int, defs: dict[Value, Op]):
+        self.offsets, self.warps, self.defs = offsets, warps, defs
+
+    # ---- walking ---------------------------------------------------------------------------------------------------
+
+    def ops(self, ops: tuple[Op, ...], state: _State) -> tuple[list[Op], _State]:
+        out: list[Op] = []
+        for op in ops:
+            if op.kind == "for":
+                state = self.loop(op, state, out)
+            elif op.kind == "if":
+                state = self.branch(op, state, out)
+            elif op.kind == "commit_group":
+                state = replace(state, groups=(*state.groups, state.open), open=frozenset()).trim()
+                out.append(op)
+            else:
+                accesses = self.accesses(op)
+                state = self.before(accesses, state, out, op)
+                if op.kind == "acquire":
+                    continue
+                copies = frozenset(a for a in accesses if a.copy)
+                plain = frozenset(accesses) - copies
+                state = replace(state, seen=state.seen | plain, lane=state.lane | plain, open=state.open | copies)
+                out.append(op)
+        return out, state
+
+    def before(self, accesses: list[Access], state: _State, out: list[Op], op: Op) -> _State:
+        """Emit what must stand between the past and these accesses."""
+        wait = None
+        for n, group in enumerate(reversed(state.groups)):
+            if any(conflict(g, a, self.offsets, self.warps) for g in group for a in accesses):
+                wait = n  # the newest group that matters; older ones are done when it is
+                break
+        if any(conflict(g, a, self.offsets, self.warps) for g in state.open for a in accesses if not (g.copy and a.copy)):
+            raise FcError("ir/verify", "a tile is used while its copy is not yet committed to a group", loc=op.loc)
+        if wait is not None:
+            out.append(Op("wait_group", attrs={"n": wait}, loc=op.loc))
+            done = len(state.groups) - wait
+            landed = frozenset(a.landed() for g in state.groups[:done] for a in g)
+            state = replace(state, seen=state.seen | landed, groups=state.groups[done:])
+        if wait is not None or self.meet(state.seen, accesses, "block"):
+            out.append(Op("barrier", loc=op.loc))
+            return replace(state, seen=frozenset(), lane=frozenset())
+        if self.meet(state.lane, accesses, "warp"):
+            out.append(Op("syncwarp", loc=op.loc))
+            return replace(state, lane=frozenset())
+        return state
+
+    def meet(self, past: frozenset[Access], accesses: list[Access], kind: str) -> bool:
+        return any(conflict(s, a, self.offsets, self.warps) == kind for s in past for a in accesses)
+
+    def loop(self, op: Op, state: _State, out: list[Op]) -> _State:
+        nested = {v for o in walk(op.regions[0]) if o.kind == "for" for r in o.regions for v in _rings(r)}
+        own = _rings(op.regions[0]) - nested
+
+        def next_iteration(a: Access) -> Access:
+            return a.forgotten() if a.ring in nested else a.shifted() if a.ring in own else a
+
+        if not any(o.kind in WRITES or o.kind == "acquire" for o in walk(op.regions[0])):
+            accesses = [a for o in walk(op.regions[0]) for a in self.accesses(o)]
+            state = self.before(accesses, state, out, op)
+        entry = state
+        for _ in range(8):
+            body, after = self.ops(op.regions[0].ops, entry)
+            back = after.map(next_iteration)
+            joined = state.join(back)
+            if joined == entry:
+                break
+            entry = joined
+        else:
+            raise AssertionError("the state of a loop did not settle")
+        out.append(replace(op, regions=(Block(op.regions[0].args, tuple(body)),)))
+        return state.join(back)
+
+    def branch(self, op: Op, state: _State, out: list[Op]) -> _State:
+        accesses = [a for r in op.regions for o in walk(r) for a in self.accesses(o)]
+        state = self.before(accesses, state, out, op)
+        regions, ends = [], []
+        for r in op.regions:
+            ops, end = self.ops(r.ops, state)
+            if self._per_warp(op.operands[0]) and any(o.kind == "barrier" for o in ops):
+                raise FcError("compile/unsupported", "a branch that warps take on their own needs a barrier of the whole block",
+                              loc=op.loc, hint="Schedule(skip_ones=False)")
+            regions.append(Block(r.args, tuple(ops)))
+            ends.append(end)
+        out.append(replace(op, regions=tuple(regions)))
+        return ends[0].join(ends[1])
+
+    def _per_warp(self, v: Value) -> bool:
+        d = self.defs.get(v)
+        return d is not None and (d.kind == "vote_any" or any(self._per_warp(o) for o in d.operands))
+
+    # ---- accesses --------------------------------------------------------------------------------------------------
+
+    def accesses(self, op: Op) -> list[Access]:
+        if op.kind == "acquire":
+            return [Access(*self.place(v), False, WHOLE) for v in op.operands]
+        if op.kind == "cp_async":
+            return [Access(*self.place(op.operands[-1]), True, WHOLE, True)]
+        if op.kind not in READS | WRITES:
+            return []
+        write = op.kind in WRITES
+        frag = op.operands[0] if write else op.result
+        buffer, row, col = op.operands[1:] if write else op.operands
+        assert isinstance(frag.type, Frag)
+        area = area_of(op, frag.type, buffer.type, self.const(row), self.const(col))
+        return [Access(*self.place(buffer), write, area)]
+
+    def place(self, view: Value) -> tuple[Value, int | None]:
+        """(ring, slot relative to the current tile) of a view."""
+        op = self.defs.get(view)
+        if op is None:
+            return view, 0
+        assert op.kind == "slot", f"a view made by {op.kind}"
+        ring, ordinal = op.operands
+        base = self.const(ordinal)
+        return ring, op["ahead"] + (base or 0)
+
+    def const(self, v: Value) -> int | None:
+        d = self.defs.get(v)
+        return d["value"] if d is not None and d.kind == "const" else None
+
+
+def _rings(block: Block) -> set[Value]:
+    return {o.operands[0] for o in walk(block) if o.kind == "slot"}

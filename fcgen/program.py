@@ -1,0 +1,159 @@
+"""A spec compiled for one target: every level of it to look at, to run without a GPU, and to call on tensors."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from . import compiler
+from .errors import FcError
+from .ir.core import Kernel
+from .ir.schedule import Schedule
+from .ir.types import Tensor
+
+
+class Program:
+    """What `spec.compile(...)` returns. Nothing is compiled before it is needed: `tile` and `machine` only run passes, `cubin` and a call
+    run NVRTC (or find the result on disk).
+
+    A call takes the spec's tensors and scalars, by position or name, and writes the `out` tensors; sizes are read from the tensors.
+    """
+
+    def __init__(self, kernel: Kernel, schedule: Schedule, arch: str):
+        self.target = compiler.target(arch)
+        self.schedule = schedule
+        self._source = kernel
+        self._launcher: Any = None
+
+    def __repr__(self) -> str:
+        return f"<fcgen program {self.name} for {self.target.arch}: {self.schedule}>"
+
+    @property
+    def name(self) -> str:
+        return self._source.name
+
+    # ---- levels ----------------------------------------------------------------------------------------------------
+
+    @property
+    def tile(self) -> Kernel:
+        """The tile IR as traced (a program made from edited machine IR has none)."""
+        if self._source.level != "tile":
+            raise FcError("compile/unsupported", f"{self.name} was built from machine IR and has no tile level")
+        return self._source
+
+    @functools.cached_property
+    def machine(self) -> Kernel:
+        """The machine IR after all passes."""
+        return compiler.to_machine(self._source, self.schedule, self.target)
+
+    def stages(self) -> dict[str, Kernel]:
+        """pass name -> the kernel after it, in order."""
+        out: dict[str, Kernel] = {}
+
+        def keep(name: str, kernel: Kernel) -> None:
+            out[name if name not in out else f"{name}-{sum(k.split('-')[0] == name for k in out) + 1}"] = kernel
+
+        compiler.lower(self.tile, self.schedule, self.target, trace=keep)
+        return out
+
+    @functools.cached_property
+    def built(self) -> compiler.Built:
+        return compiler.build(self._source, self.schedule, self.target)
+
+    @property
+    def cuda(self) -> str:
+        """The generated CUDA C++."""
+        return self.built.cuda_text
+
+    @property
+    def cubin(self) -> bytes:
+        return self.built.cubin
+
+    @functools.cached_property
+    def ptx(self) -> str:
+        from .runtime.nvrtc import ptx_of
+
+        return ptx_of(self.cuda, self.target.arch, name=self.name, options=compiler.NVRTC_OPTIONS, line_map=self.built.line_map)
+
+    @functools.cached_property
+    def sass(self) -> str:
+        """The machine code, disassembled (needs nvdisasm or cuobjdump: `pip install fcgen[sass]`)."""
+        from .runtime.cubin import sass
+
+        return sass(self.cubin)
+
+    @functools.cached_property
+    def resources(self) -> Any:
+        """Registers, spills, stack and shared memory, read from the cubin."""
+        from .runtime.cubin import resources
+
+        return resources(self.cubin, self.built.log)[self.built.facts.name]
+
+    # ---- without a GPU -----------------------------------------------------------------------------------------------
+
+    def interpret(self, **arguments: Any) -> dict[str, np.ndarray]:
+        """Run the tile IR in NumPy. Takes the input arrays and scalars, returns the outputs."""
+        from .sim.tile import interpret
+
+        return interpret(self.tile, self._inputs(arguments))
+
+    def simulate(self, *, seed: int = 0, **arguments: Any) -> dict[str, np.ndarray]:
+        """Run the machine IR in the simulator; raises the first race, stale read or deadlock that it finds."""
+        from .sim.machine import check
+
+        return check(self.machine, self._inputs(arguments), self.target, seed=seed).outputs
+
+    def _inputs(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        flags = self._source.flags
+        want = [p.name for p in self._source.params if "out" not in flags.get(p.name, ())]
+        for name in want:
+            if name not in arguments:
+                raise FcError("call/argument", f"argument `{name}` is missing", expected=", ".join(want))
+        return {k: v for k, v in arguments.items() if k in {p.name for p in self._source.params}}
+
+    # ---- on the GPU ----------------------------------------------------------------------------------------------------
+
+    @property
+    def launcher(self) -> Callable[..., None]:
+        if self._launcher is None:
+            from .launch import Launcher
+
+            self._launcher = Launcher(self.built)
+        return self._launcher
+
+    def __call__(self, *tensors: Any, stream: int | None = None, **named: Any) -> None:
+        names = [p.name for p in self._source.params]
+        if len(tensors) > len(names):
+            raise FcError("call/argument", f"{self.name} takes {len(names)} arguments", expected=", ".join(names), got=len(tensors))
+        self.launcher({**dict(zip(names, tensors)), **named}, stream)
+
+    def run(self, **arguments: Any) -> dict[str, np.ndarray]:
+        """Run on the GPU with NumPy arrays: inputs are copied there, outputs come back (poisoned with NaN before). Uses torch."""
+        import torch
+
+        from .ir.types import DTYPES, bf16
+
+        torch_dtypes = {"f16": torch.float16, "bf16": torch.bfloat16, "f32": torch.float32, "i32": torch.int32, "i64": torch.int64}
+        sizes: dict[str, int] = {}
+        given: dict[str, Any] = {}
+        inputs = self._inputs(arguments)
+        for p in self._source.params:
+            if isinstance(p.type, Tensor) and p.name in inputs:
+                x = np.asarray(inputs[p.name])
+                sizes.update({d: n for d, n in zip(p.type.dims, x.shape) if isinstance(d, str)})
+                given[p.name] = torch.from_numpy(np.ascontiguousarray(x)).to("cuda", torch_dtypes[p.type.dtype.name])
+            elif not isinstance(p.type, Tensor):
+                given[p.name] = inputs[p.name]
+        outs = {}
+        for p in self._source.params:
+            if isinstance(p.type, Tensor) and p.name not in given:
+                shape = [d if isinstance(d, int) else sizes[d] for d in p.type.dims]
+                fill = float("nan") if p.type.dtype.is_float else -(2**31)
+                given[p.name] = outs[p.name] = torch.full(shape, fill, dtype=torch_dtypes[p.type.dtype.name], device="cuda")
+        self(**given)
+        torch.cuda.synchronize()
+        wide = lambda t, d: t.float().cpu().numpy() if DTYPES[d] == bf16 else t.cpu().numpy()
+        return {p.name: wide(outs[p.name], p.type.dtype.name) for p in self._source.params if p.name in outs}

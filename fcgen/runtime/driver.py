@@ -1,0 +1,152 @@
+"""The CUDA driver: is it there, what GPUs does it see, and its errors as FcError.
+
+In: device numbers, results of cuda.bindings calls. Out: `DeviceInfo`, plain values. Guaranteed: `available()` never
+raises and says why not; a failed call names the CUDA error and explains it; nothing happens before the first call.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+from fcgen.errors import FcError
+
+
+@dataclass(frozen=True)
+class DeviceInfo:
+    """A GPU's facts. arch: what to compile for ("sm_89", "sm_90a": Hopper's own instructions need the `a`)."""
+
+    ordinal: int
+    name: str
+    capability: tuple[int, int]
+    arch: str
+    sm_count: int
+    smem_per_block: int  # the most a block can opt in to
+    smem_per_sm: int
+    regs_per_sm: int
+    l2_bytes: int
+    memory_bytes: int
+    clock_khz: int
+    memory_clock_khz: int
+    driver_version: tuple[int, int]
+
+
+def bindings() -> Any:
+    """cuda.bindings.driver."""
+    try:
+        from cuda.bindings import driver
+    except ImportError as error:
+        raise FcError("call/driver", "cuda-python cannot be imported", got=str(error),
+                      hint="pip install 'cuda-python>=12.6'") from error
+    return driver
+
+
+def check(result: tuple[Any, ...], what: str, *, code: str = "call/driver", hint: str | None = None) -> Any:
+    """The values of a cuda.bindings call (None, one, or a tuple), or FcError naming the CUDA error.
+
+    what: what was tried, as in "the launch of attention".
+    """
+    if int(result[0]) != 0:
+        name, text = error_text(result[0])
+        raise FcError(code, f"{what} failed: {name} ({text})", hint=hint or _hint(name))
+    return None if len(result) == 1 else result[1] if len(result) == 2 else result[1:]
+
+
+def error_text(status: Any) -> tuple[str, str]:
+    """CUDA's name and description of an error."""
+    cu = bindings()
+    name, text = (f(status)[1] for f in (cu.cuGetErrorName, cu.cuGetErrorString))
+    return (name.decode() if name else f"error {int(status)}", text.decode() if text else "no description")
+
+
+def _hint(name: str) -> str | None:
+    if name in ("CUDA_ERROR_ILLEGAL_ADDRESS", "CUDA_ERROR_LAUNCH_FAILED", "CUDA_ERROR_MISALIGNED_ADDRESS",
+                "CUDA_ERROR_ILLEGAL_INSTRUCTION"):
+        return ("a kernel launched earlier failed, and this process cannot use the GPU any more; run it again under "
+                "compute-sanitizer to find which access it was")
+    if name == "CUDA_ERROR_OUT_OF_MEMORY":
+        return "other tensors or processes hold the GPU's memory"
+    if name == "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH":
+        return "the driver was updated while it was in use: restart the machine"
+    return None
+
+
+@functools.cache
+def available() -> tuple[bool, str]:
+    """(True, what is there) or (False, why no kernel can be launched here)."""
+    try:
+        cu = bindings()
+        status = cu.cuInit(0)[0]
+    except FcError as error:
+        return False, f"{error.message}: {error.got}"
+    except (RuntimeError, OSError) as error:  # how cuda.bindings says that libcuda is not there
+        return False, f"no CUDA driver on this machine ({str(error).splitlines()[0]})"
+    if int(status) != 0:
+        # cuGetErrorName works without an initialised driver
+        name, text = error_text(status)
+        return False, f"the CUDA driver does not start: {name} ({text})"
+    status, count = cu.cuDeviceGetCount()
+    if int(status) != 0 or count == 0:
+        return False, "the CUDA driver sees no GPU (is CUDA_VISIBLE_DEVICES empty?)"
+    return True, f"{count} GPU{'s' if count > 1 else ''}"
+
+
+def require() -> Any:
+    """cuda.bindings.driver with the driver started, or FcError."""
+    ok, reason = available()
+    if not ok:
+        raise FcError("call/driver", "there is no GPU to run on", got=reason,
+                      hint="programs can be interpreted, simulated, compiled and read without a GPU; only a launch "
+                           "needs one")
+    return bindings()
+
+
+def device_count() -> int:
+    """How many GPUs there are; 0 without a driver."""
+    return int(bindings().cuDeviceGetCount()[1]) if available()[0] else 0
+
+
+@functools.cache
+def device_info(ordinal: int = 0) -> DeviceInfo:
+    """The facts of one GPU."""
+    cu = require()
+    if not 0 <= ordinal < device_count():
+        raise FcError("call/driver", "there is no such GPU", expected=f"a device below {device_count()}", got=ordinal)
+    device = check(cu.cuDeviceGet(ordinal), f"opening device {ordinal}")
+    attributes = cu.CUdevice_attribute
+
+    def get(name: str) -> int:
+        attribute = getattr(attributes, "CU_DEVICE_ATTRIBUTE_" + name)
+        return int(check(cu.cuDeviceGetAttribute(attribute, device), f"reading {name}"))
+
+    major, minor = get("COMPUTE_CAPABILITY_MAJOR"), get("COMPUTE_CAPABILITY_MINOR")
+    version = int(check(cu.cuDriverGetVersion(), "reading the driver's version"))
+    return DeviceInfo(
+        ordinal=ordinal, name=check(cu.cuDeviceGetName(128, device), "reading the GPU's name").split(b"\0")[0].decode(),
+        capability=(major, minor), arch=f"sm_{major}{minor}{'a' if major >= 9 else ''}",
+        sm_count=get("MULTIPROCESSOR_COUNT"), smem_per_block=get("MAX_SHARED_MEMORY_PER_BLOCK_OPTIN"),
+        smem_per_sm=get("MAX_SHARED_MEMORY_PER_MULTIPROCESSOR"), regs_per_sm=get("MAX_REGISTERS_PER_MULTIPROCESSOR"),
+        l2_bytes=get("L2_CACHE_SIZE"), memory_bytes=int(check(cu.cuDeviceTotalMem(device), "reading the memory size")),
+        clock_khz=get("CLOCK_RATE"), memory_clock_khz=get("MEMORY_CLOCK_RATE"),
+        driver_version=(version // 1000, version % 1000 // 10))
+
+
+_contexts: dict[int, Any] = {}
+_contexts_lock = threading.Lock()
+
+
+def primary_context(ordinal: int) -> Any:
+    """The device's primary context, the one that torch and every runtime-API library use. It is kept for good."""
+    context = _contexts.get(ordinal)
+    if context is None:
+        cu = require()
+        device_info(ordinal)  # refuses a device that is not there
+        with _contexts_lock:
+            context = _contexts.get(ordinal)
+            if context is None:
+                device = check(cu.cuDeviceGet(ordinal), f"opening device {ordinal}")
+                context = check(cu.cuDevicePrimaryCtxRetain(device), f"opening device {ordinal}")
+                _contexts[ordinal] = context
+    return context

@@ -1,0 +1,163 @@
+"""Load a cubin onto a device and launch its kernel.
+
+In: a cubin, a kernel's name, packed arguments. Out: launches. Guaranteed: the device's primary context is used, the one
+torch uses, and the caller's current context is as before afterwards; a steady launch allocates nothing per argument
+and costs a few microseconds; any number of threads may launch the same kernel.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+from fcgen.errors import FcError
+from fcgen.runtime import cubin as cubin_facts
+from fcgen.runtime import driver
+
+#: kind of argument -> (struct code, bytes, alignment). tensormap: the 128 bytes of a TMA descriptor.
+KINDS: dict[str, tuple[str, int, int]] = {
+    "ptr": ("Q", 8, 8), "i32": ("i", 4, 4), "i64": ("q", 8, 8), "f32": ("f", 4, 4), "tensormap": ("128s", 128, 64),
+}
+
+
+class ArgPacker:
+    """Puts argument values where the driver reads them. Each thread has a buffer of its own, made on first use."""
+
+    def __init__(self, kinds: tuple[str, ...]):
+        self.kinds = kinds
+        self.offsets: tuple[int, ...]
+        offsets, layout, at = [], "<", 0
+        for kind in kinds:
+            if kind not in KINDS:
+                raise FcError("call/argument", "unknown kind of kernel argument", expected=", ".join(KINDS), got=kind)
+            code, size, align = KINDS[kind]
+            pad = -at % align
+            layout += f"{pad}x{code}" if pad else code
+            offsets.append(at + pad)
+            at += pad + size
+        self.offsets, self.size = tuple(offsets), at
+        self._struct = struct.Struct(layout)
+        self._local = threading.local()
+
+    def pack(self, values: Sequence[Any]) -> int:
+        """The address of an array of pointers to the values, as cuLaunchKernel takes it.
+
+        It stays valid until this thread packs again: the driver copies the values during the launch.
+        """
+        try:
+            buffer, address = self._local.slot
+        except AttributeError:
+            buffer, address = self._new_slot()
+        try:
+            self._struct.pack_into(buffer, 0, *values)
+        except (struct.error, OverflowError, TypeError) as error:
+            raise self._explain(values, error) from error
+        return address
+
+    def _new_slot(self) -> tuple[Any, int]:
+        buffer = ctypes.create_string_buffer(self.size + 64)
+        start = ctypes.addressof(buffer)
+        skip = -start % 64
+        aligned = (ctypes.c_char * self.size).from_buffer(buffer, skip)
+        pointers = (ctypes.c_void_p * max(1, len(self.kinds)))(*(start + skip + o for o in self.offsets))
+        self._local.keep = (buffer, pointers)
+        self._local.slot = (aligned, ctypes.addressof(pointers))
+        return self._local.slot
+
+    def _explain(self, values: Sequence[Any], error: Exception) -> FcError:
+        if len(values) != len(self.kinds):
+            return FcError("call/argument", "wrong number of kernel arguments", expected=len(self.kinds),
+                           got=len(values))
+        for number, (kind, value) in enumerate(zip(self.kinds, values)):
+            try:
+                struct.pack("<" + KINDS[kind][0], value)
+            except (struct.error, OverflowError, TypeError) as reason:
+                return FcError("call/argument", f"kernel argument {number} does not fit", expected=kind,
+                               got=f"{value!r} ({reason})")
+        return FcError("call/argument", "the kernel arguments cannot be packed", got=str(error))
+
+
+class LoadedKernel:
+    """A kernel on one device."""
+
+    def __init__(self, name: str, device: int, module: Any, function: Any, context: Any, smem_bytes: int):
+        self.name, self.device, self.smem_bytes = name, device, smem_bytes
+        self._module, self._function, self._context = module, function, context
+        self._context_id = int(context)
+        self._cu = driver.bindings()
+        self._launch = self._cu.cuLaunchKernel
+        self._current = self._cu.cuCtxGetCurrent
+        self._streams: dict[int, Any] = {}
+
+    def launch(self, grid: tuple[int, int, int], block: tuple[int, int, int], smem: int, params: int,
+               stream: int) -> None:
+        """Launch with arguments from `ArgPacker.pack`, on a stream given as its address (0: the default stream).
+
+        Returns at once. A grid with no blocks launches nothing. Errors of an earlier kernel may show up here.
+        """
+        if 0 in grid:
+            return
+        handle = self._streams.get(stream)
+        if handle is None:
+            handle = self._streams[stream] = self._cu.CUstream(stream)
+        if int(self._current()[1]) == self._context_id:
+            result = self._launch(self._function, *grid, *block, smem, handle, params, 0)
+        else:
+            driver.check(self._cu.cuCtxPushCurrent(self._context), "switching to the kernel's device")
+            try:
+                result = self._launch(self._function, *grid, *block, smem, handle, params, 0)
+            finally:
+                self._cu.cuCtxPopCurrent()
+        if int(result[0]) != 0:
+            self._refused(result, grid, block, smem)
+
+    def attribute(self, name: str) -> int:
+        """One of the driver's facts on the kernel: "NUM_REGS", "LOCAL_SIZE_BYTES", "SHARED_SIZE_BYTES", ..."""
+        which = getattr(self._cu.CUfunction_attribute, "CU_FUNC_ATTRIBUTE_" + name)
+        return int(driver.check(self._cu.cuFuncGetAttribute(which, self._function), f"reading {name}"))
+
+    def unload(self) -> None:
+        """Give the device memory of the code back. The kernel must not be launched again."""
+        driver.check(self._cu.cuCtxPushCurrent(self._context), "switching to the kernel's device")
+        try:
+            driver.check(self._cu.cuModuleUnload(self._module), f"unloading {self.name}")
+        finally:
+            self._cu.cuCtxPopCurrent()
+
+    def _refused(self, result: tuple[Any, ...], grid: tuple[int, int, int], block: tuple[int, int, int],
+                 smem: int) -> None:
+        shape = f"grid {grid}, block {block}, {smem} bytes of shared memory"
+        hint = None
+        if smem > self.smem_bytes:
+            hint = f"the kernel was loaded for at most {self.smem_bytes} bytes of dynamic shared memory"
+        driver.check(result, f"the launch of {self.name} ({shape})", code="call/launch", hint=hint)
+
+
+def load(cubin: bytes, kernel_name: str, smem_bytes: int, device: int = 0) -> LoadedKernel:
+    """Load a kernel onto a device and let it use up to smem_bytes of dynamic shared memory per block."""
+    cu = driver.require()
+    info = driver.device_info(device)
+    if smem_bytes > info.smem_per_block:
+        raise FcError("compile/budget", f"{kernel_name} needs more shared memory than {info.name} has",
+                      expected=f"at most {info.smem_per_block} bytes per block", got=f"{smem_bytes} bytes",
+                      hint="use fewer stages or smaller tiles")
+    context = driver.primary_context(device)
+    driver.check(cu.cuCtxPushCurrent(context), f"switching to device {device}")
+    try:
+        status, module = cu.cuModuleLoadData(cubin)
+        if int(status) != 0:
+            made_for = cubin_facts.arch_of(cubin)
+            driver.check((status,), f"loading {kernel_name}, compiled for {made_for}, on {info.name} ({info.arch})")
+        what = f"finding the kernel {kernel_name} in its cubin"
+        function = driver.check(cu.cuModuleGetFunction(module, kernel_name.encode()), what,
+                                hint="the cubin has: " + ", ".join(cubin_facts.resources(cubin)))
+        if smem_bytes > 0:
+            limit = cu.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+            driver.check(cu.cuFuncSetAttribute(function, limit, smem_bytes),
+                         f"giving {kernel_name} {smem_bytes} bytes of shared memory", code="compile/budget")
+    finally:
+        cu.cuCtxPopCurrent()
+    return LoadedKernel(kernel_name, device, module, function, context, smem_bytes)

@@ -1,0 +1,266 @@
+"""Tensors of any library, as the few facts a launch needs.
+
+In: torch tensors, objects with `__cuda_array_interface__` (CuPy, Numba), objects with `__dlpack__` (JAX and all others).
+Out: `TensorArg`. Guaranteed: no copy is made and no library is imported; a tensor on the CPU, of a dtype that kernels do
+not know, or of the wrong shape is refused by name with what would help; a producer's pending work is ordered before
+ours where its protocol says how. torch tensors that require grad are taken as they are: kernels read and write values,
+autograd is the caller's business.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from fcgen.errors import FcError
+from fcgen.runtime import driver
+
+ITEMSIZE = {"f16": 2, "bf16": 2, "f32": 4, "f64": 8, "i8": 1, "i32": 4, "i64": 8, "u8": 1, "bool": 1}
+_TORCH_NAMES = {"float16": "f16", "bfloat16": "bf16", "float32": "f32", "float64": "f64", "int8": "i8",
+                "int32": "i32", "int64": "i64", "uint8": "u8", "bool": "bool"}
+_TYPESTR = {"<f2": "f16", "<f4": "f32", "<f8": "f64", "|i1": "i8", "<i4": "i32", "<i8": "i64", "|u1": "u8",
+            "|b1": "bool"}
+_DLPACK_DTYPES = {(0, 8): "i8", (0, 32): "i32", (0, 64): "i64", (1, 8): "u8", (2, 16): "f16", (2, 32): "f32",
+                  (2, 64): "f64", (4, 16): "bf16", (6, 8): "bool"}
+_DL_CPU, _DL_CUDA, _DL_CUDA_HOST, _DL_CUDA_MANAGED = 1, 2, 3, 13
+CPU = -1
+
+
+class TensorArg(NamedTuple):
+    """Where a tensor's data is. strides count elements; device is CPU (-1) for host memory.
+
+    owner keeps borrowed memory alive (a DLPack capsule); readonly where the producer says so.
+    """
+
+    ptr: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: str
+    device: int
+    readonly: bool = False
+    owner: Any = None
+
+
+#: torch.dtype -> ours, filled as dtypes are met (torch is never imported here)
+_torch_dtypes: dict[Any, str] = {}
+
+
+def describe(x: Any, name: str, *, cpu_ok: bool = False) -> TensorArg:
+    """The facts of tensor `x`, which the call knows as `name`. cpu_ok: host memory is wanted (interpreter, tests)."""
+    torch = sys.modules.get("torch")
+    tensor_type = getattr(torch, "Tensor", None)
+    if tensor_type is not None and isinstance(x, tensor_type):
+        arg = _from_torch(x, name)
+    elif getattr(x, "__cuda_array_interface__", None) is not None:
+        arg = _from_cuda_array(x, name)
+    elif hasattr(x, "__dlpack__"):
+        if hasattr(x, "__dlpack_device__") and x.__dlpack_device__()[0] == _DL_CPU and not cpu_ok:
+            raise _on_cpu(name, x)
+        arg = from_dlpack(x, name)
+    else:
+        raise FcError("call/argument", f"argument `{name}` is not a tensor", got=f"a {type(x).__name__}",
+                      expected="a torch tensor, or an object with __cuda_array_interface__ or __dlpack__")
+    if arg.device == CPU and not cpu_ok:
+        raise _on_cpu(name, x)
+    return arg
+
+
+def check(arg: TensorArg, *, name: str, dtype: str | tuple[str, ...] | None = None,
+          shape: Sequence[int | None] | None = None, device: int | None = None, contiguous_last: bool = True,
+          align: int = 16, stride_align: int = 1) -> None:
+    """Refuse an argument that the kernel cannot take. None in `shape`: any size.
+
+    align: of the first element, in bytes. stride_align: of every stride but the last, in bytes (16 for TMA).
+    """
+    if dtype is not None and arg.dtype != dtype and arg.dtype not in ((dtype,) if isinstance(dtype, str) else dtype):
+        wanted = dtype if isinstance(dtype, str) else " or ".join(dtype)
+        raise FcError("call/argument", f"argument `{name}` has the wrong dtype", expected=wanted, got=arg.dtype,
+                      hint=f"convert {name}, or compile the kernel for {arg.dtype}")
+    if shape is not None and (len(shape) != len(arg.shape) or
+                              any(w is not None and w != g for w, g in zip(shape, arg.shape))):
+        wanted = "(" + ", ".join("any" if s is None else str(s) for s in shape) + ")"
+        raise FcError("call/argument", f"argument `{name}` has the wrong shape", expected=wanted, got=arg.shape)
+    if device is not None and arg.device != device:
+        where = "the CPU" if arg.device == CPU else f"cuda:{arg.device}"
+        raise FcError("call/argument", f"argument `{name}` is on {where}", expected=f"cuda:{device}", got=where,
+                      hint="all tensors of one call must be on the same GPU")
+    if contiguous_last and arg.shape and arg.strides[-1] != 1 and arg.shape[-1] > 1:
+        raise FcError("call/argument", f"the last axis of argument `{name}` is not contiguous", expected="stride 1",
+                      got=f"stride {arg.strides[-1]} (strides {arg.strides})", hint=f"call {name}.contiguous()")
+    if arg.ptr % align:
+        raise FcError("call/argument", f"argument `{name}` is not aligned", expected=f"a multiple of {align} bytes",
+                      got=f"{arg.ptr:#x}, {arg.ptr % align} bytes past one",
+                      hint=f"{name} looks like a slice that starts inside a row: call {name}.clone()")
+    if stride_align > 1:
+        itemsize = ITEMSIZE[arg.dtype]
+        for axis, (size, stride) in enumerate(zip(arg.shape[:-1], arg.strides[:-1])):
+            if size > 1 and stride * itemsize % stride_align:
+                raise FcError("call/argument", f"axis {axis} of argument `{name}` is not aligned",
+                              expected=f"a stride that is a multiple of {stride_align} bytes",
+                              got=f"{stride} elements of {itemsize} bytes",
+                              hint=f"pad the last axis of {name} to a multiple of {stride_align // itemsize} elements")
+
+
+def current_device() -> int:
+    """torch's current device where torch has begun to use CUDA, else the current context's, else 0."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        return int(torch.cuda.current_device())
+    if driver.available()[0]:
+        status, device = driver.bindings().cuCtxGetDevice()
+        if int(status) == 0:
+            return int(device)
+    return 0
+
+
+def current_stream(device: int) -> int:
+    """The stream to launch on: torch's current one for the device where torch is loaded, else the default stream."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return 0
+    raw = getattr(torch._C, "_cuda_getCurrentRawStream", None)
+    if raw is not None:  # absent in builds of torch without CUDA
+        return int(raw(device))
+    return int(torch.cuda.current_stream(device).cuda_stream) if torch.cuda.is_available() else 0
+
+
+def from_dlpack(x: Any, name: str) -> TensorArg:
+    """The facts of an object with `__dlpack__`, on the CPU or a GPU.
+
+    The capsule is never consumed: it is kept as `owner`, and its own destructor gives the memory back.
+    """
+    kind, number = x.__dlpack_device__()
+    if kind not in (_DL_CPU, _DL_CUDA, _DL_CUDA_HOST, _DL_CUDA_MANAGED):
+        raise FcError("call/argument", f"argument `{name}` is on a device that CUDA cannot read",
+                      expected="a CUDA tensor", got=f"DLPack device type {int(kind)}")
+    on_gpu = kind in (_DL_CUDA, _DL_CUDA_MANAGED)
+    # DLPack's name for the legacy default stream is 1
+    arguments: dict[str, Any] = {"stream": current_stream(number) or 1} if on_gpu else {}
+    try:
+        try:
+            capsule = x.__dlpack__(max_version=(1, 0), **arguments)
+        except TypeError:  # a producer older than DLPack 1.0
+            capsule = x.__dlpack__(**arguments)
+    except (BufferError, RuntimeError) as error:
+        raise FcError("call/argument", f"argument `{name}` cannot be shared through DLPack", got=str(error)) from error
+    tensor, readonly = _open_capsule(capsule, name)
+    dtype = _DLPACK_DTYPES.get((tensor.code, tensor.bits)) if tensor.lanes == 1 else None
+    if dtype is None:
+        raise _bad_dtype(name, f"DLPack type code {tensor.code} with {tensor.bits} bits and {tensor.lanes} lanes")
+    shape = tuple(tensor.shape[i] for i in range(tensor.ndim))
+    strides = tuple(tensor.strides[i] for i in range(tensor.ndim)) if tensor.strides else _row_major(shape)
+    return TensorArg((tensor.data or 0) + tensor.byte_offset, shape, strides, dtype, int(number) if on_gpu else CPU,
+                     readonly, capsule)
+
+
+def _from_torch(x: Any, name: str) -> TensorArg:
+    dtype = _torch_dtypes.get(x.dtype)
+    if dtype is None:
+        dtype = _TORCH_NAMES.get(str(x.dtype).rsplit(".", 1)[-1])
+        if dtype is None:
+            raise _bad_dtype(name, str(x.dtype))
+        _torch_dtypes[x.dtype] = dtype
+    if not x.is_cuda:
+        kind = x.device.type
+        if kind != "cpu":
+            raise FcError("call/argument", f"argument `{name}` is not on a GPU", expected="a CUDA tensor",
+                          got=f"a tensor on {kind}")
+        return TensorArg(x.data_ptr(), tuple(x.shape), x.stride(), dtype, CPU)
+    return TensorArg(x.data_ptr(), tuple(x.shape), x.stride(), dtype, x.get_device())
+
+
+def _from_cuda_array(x: Any, name: str) -> TensorArg:
+    facts = x.__cuda_array_interface__
+    typestr, shape = facts["typestr"], tuple(facts["shape"])
+    dtype = _TYPESTR.get(typestr)
+    if dtype is None:
+        if hasattr(x, "__dlpack__"):  # can say bfloat16, which this interface cannot
+            return from_dlpack(x, name)
+        raise _bad_dtype(name, f"typestr {typestr!r}")
+    if facts.get("mask") is not None:
+        raise FcError("call/argument", f"argument `{name}` is a masked array", expected="a plain tensor")
+    ptr, readonly = facts["data"]
+    size = ITEMSIZE[dtype]
+    steps = facts.get("strides")
+    if steps is not None and any(s % size for s in steps):
+        raise FcError("call/argument", f"the strides of argument `{name}` are not whole elements",
+                      expected=f"multiples of {size} bytes", got=tuple(steps), hint="make a contiguous copy")
+    strides = tuple(s // size for s in steps) if steps is not None else _row_major(shape)
+    device = _device_of(ptr) if ptr else current_device()
+    _wait_for(facts.get("stream"), device)
+    return TensorArg(ptr, shape, strides, dtype, device, bool(readonly), None)
+
+
+def _device_of(ptr: int) -> int:
+    cu = driver.require()
+    attribute = cu.CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
+    return int(driver.check(cu.cuPointerGetAttribute(attribute, ptr), "finding which GPU a pointer belongs to"))
+
+
+def _wait_for(stream: int | None, device: int) -> None:
+    """Wait for the producer's stream, as version 3 of the interface asks, unless ours follows it anyway."""
+    if stream is None or stream == 0:
+        return
+    ours = current_stream(device)
+    if stream == ours or (stream == 1 and ours == 0):
+        return
+    cu = driver.require()
+    driver.check(cu.cuCtxPushCurrent(driver.primary_context(device)), f"switching to device {device}")
+    try:
+        driver.check(cu.cuStreamSynchronize(cu.CUstream(stream)), "waiting for the producer of a tensor")
+    finally:
+        cu.cuCtxPopCurrent()
+
+
+def _row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
+    strides, step = [], 1
+    for size in reversed(shape):
+        strides.append(step)
+        step *= max(size, 1)
+    return tuple(reversed(strides))
+
+
+def _on_cpu(name: str, x: Any) -> FcError:
+    hint = f"pass {name}.cuda()" if hasattr(x, "cuda") else "copy it to the GPU with its own library first"
+    return FcError("call/argument", f"argument `{name}` is on the CPU", expected="a tensor on a GPU",
+                   got=f"a {type(x).__module__}.{type(x).__qualname__} in host memory", hint=hint)
+
+
+def _bad_dtype(name: str, got: str) -> FcError:
+    return FcError("call/argument", f"argument `{name}` has a dtype that kernels do not know",
+                   expected=", ".join(ITEMSIZE), got=got)
+
+
+class _DLTensor(ctypes.Structure):
+    _fields_ = [("data", ctypes.c_void_p), ("device_type", ctypes.c_int32), ("device_id", ctypes.c_int32),
+                ("ndim", ctypes.c_int32), ("code", ctypes.c_uint8), ("bits", ctypes.c_uint8),
+                ("lanes", ctypes.c_uint16), ("shape", ctypes.POINTER(ctypes.c_int64)),
+                ("strides", ctypes.POINTER(ctypes.c_int64)), ("byte_offset", ctypes.c_uint64)]
+
+
+class _Versioned(ctypes.Structure):
+    _fields_ = [("major", ctypes.c_uint32), ("minor", ctypes.c_uint32), ("context", ctypes.c_void_p),
+                ("deleter", ctypes.c_void_p), ("flags", ctypes.c_uint64), ("tensor", _DLTensor)]
+
+
+_capsule_pointer = ctypes.pythonapi.PyCapsule_GetPointer
+_capsule_pointer.restype, _capsule_pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+_capsule_name = ctypes.pythonapi.PyCapsule_GetName
+_capsule_name.restype, _capsule_name.argtypes = ctypes.c_char_p, [ctypes.py_object]
+
+
+def _open_capsule(capsule: Any, name: str) -> tuple[_DLTensor, bool]:
+    """(the tensor inside, is it read-only). Valid as long as the capsule lives."""
+    kind = _capsule_name(capsule)
+    if kind == b"dltensor":  # DLManagedTensor begins with the tensor
+        return _DLTensor.from_address(_capsule_pointer(capsule, kind)), False
+    if kind == b"dltensor_versioned":
+        managed = _Versioned.from_address(_capsule_pointer(capsule, kind))
+        if managed.major == 1:
+            return managed.tensor, bool(managed.flags & 1)
+        raise FcError("call/argument", f"argument `{name}` speaks a newer DLPack", expected="version 1",
+                      got=f"version {managed.major}.{managed.minor}")
+    raise FcError("call/argument", f"argument `{name}` gave a DLPack capsule that is used up or unknown",
+                  got=(kind or b"none").decode())
