@@ -11,7 +11,7 @@ from fcgen.ir.schedule import Schedule
 from fcgen.passes import PIPELINE, run_passes
 
 from .check import execute, inputs, same
-from .programs import attention, gemm, i32, linear, row_norm, scalar, sigmoid_rows, tensor
+from .programs import attention, branches, gemm, i32, linear, nested, row_norm, scalar, sigmoid_rows, tensor
 
 LAST = "simplify.3"
 MASKS = {
@@ -63,7 +63,7 @@ PROGRAMS = {
     "stale maximum": lambda: masked("bottom_right", stale=True),
     "no live": lambda: masked("top_left", live=False),
     "gemm": gemm, "gemm whole": lambda: gemm(k=64), "gemm tail": lambda: gemm(k=40), "norm": row_norm, "sigmoid": sigmoid_rows,
-    "linear": linear,
+    "linear": linear, "branches": branches, "nested": nested,
 }
 
 
@@ -145,6 +145,12 @@ def test_gemm_splits_only_for_a_tail():
     assert [op.get("part") for op in loops(stages(gemm(k=40))[LAST])] == ["full", "masked"]
     dots = [op for op in walk_kernel(stages(gemm())[LAST]) if op.kind == "dot"]
     assert all(len(op.operands) == 3 for op in dots)
+
+
+def test_inner_loops_split_and_outer_ones_do_not():
+    outer, *inner = loops(stages(nested())[LAST])
+    assert "part" not in outer.attrs and [op["part"] for op in inner] == ["full", "masked"]
+    assert sum(op.kind == "mul" and op.result.type.shape == (16, 16) for op in walk(inner[0].regions[0])) == 1
 
 
 def test_deterministic_text():

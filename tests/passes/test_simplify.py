@@ -193,7 +193,8 @@ def test_scale_through_a_sum():
 
 FLOAT2, FLOAT1 = ["add", "sub", "mul", "max", "min"], ["neg", "abs", "exp", "tanh", "sigmoid"]
 INT2 = ["add", "sub", "mul", "max", "min", "floordiv", "mod"]
-KINDS = ["f2", "f2", "f1", "i2", "cmp", "icmp", "logic", "not", "select", "iselect", "cast", "row", "reduce", "const", "iconst", "T"]
+KINDS = ["f2", "f2", "f1", "i2", "cmp", "icmp", "logic", "not", "select", "iselect", "cast", "row", "reduce", "const", "iconst",
+         "T"]
 steps = st.lists(st.tuples(st.sampled_from(KINDS), *[st.integers(0, 10**6)] * 4), min_size=3, max_size=25)
 
 
