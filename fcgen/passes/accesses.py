@@ -57,8 +57,10 @@ def conflict(a: Access, b: Access, offsets: dict[Value, int], warps: int) -> str
         return ""
     if a.ring is not b.ring:
         la, lb = offsets[a.ring], offsets[b.ring]
-        apart = la + a.ring.type.bytes <= lb or lb + b.ring.type.bytes <= la
-        return "" if apart else "block"
+        if la + a.ring.type.bytes <= lb or lb + b.ring.type.bytes <= la:
+            return ""
+        if la != lb or a.ring.type != b.ring.type or a.ring.type.slots > 1 or a.copy or b.copy:
+            return "block"  # else: the same bytes under another name, element for element
     if not same_slot(a, b):
         return ""
     if a.copy or b.copy:

@@ -2,7 +2,8 @@
 
 In: placed machine IR. Out: the same, where every load into shared memory is a copy into a slot of a kernel buffer. A load in a loop, with
 `copy="cp_async"` and `stages` > 1, becomes a ring: before the loop the first stages - 1 tiles are started; each iteration acquires its
-own slots, then starts the tiles stages - 1 iterations ahead. Loops of one chain run one after the other over one range and share their rings,
+own slots, then starts the tiles stages - 1 iterations ahead. With `stages` = 1 and `ahead`, the loads of a loop take turns: each one's only
+slot is refilled as soon as the next load's tile has been acquired, half an iteration before it is read again. Loops of one chain run one after the other over one range and share their rings,
 so no tile is waited for at the seam. Every other load is copied in place into a ring of one slot. Nothing synchronises yet: `sync` finds
 the hazards.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..ir.core import Block, Builder, Env, Kernel, Op, Value, copy_op
+from ..ir.core import Block, Builder, Env, Kernel, Op, Value, copy_op, free_values
 from ..ir.layout import rowwise
 from ..ir.schedule import Schedule
 from ..ir.target import Target
@@ -91,13 +92,21 @@ class _Pipeliner:
         inner = [_substituted(o.regions[0], env) for o in chain]
         rings = self._rings(inner)
         down = bool(chain[0].get("descending"))
+        turns = bool(rings) and rings[0].buffer.type.slots == 1
         low, high = (chain[-1].operands[0], chain[0].operands[1]) if down else (chain[0].operands[0], chain[-1].operands[1])
         depth = max((r.buffer.type.slots for r in rings), default=1)
-        if rings:
+        if turns:
+            first = b.emit("sub", high, b.emit("const", value=1, dtype="i32"), name="first") if down else low
+            some = b.emit("lt", low, high)
+            for r in rings[:-1] or rings:
+                self._start([r], 0, inner[0], first, some, b.emit("const", value=0, dtype="i32"), 0, b)
+        elif rings:
             self._prologue(rings, inner[0], low, high, down, depth, b)
         for i, (op, old) in enumerate(zip(chain, olds)):
             body = inner[i]
-            if rings:
+            if turns:
+                body = self._take_turns(rings, i, body, low, high, down)
+            elif rings:
                 body = self._steady(rings, i, body, low, high, down)
             operands = (*op.operands[:2], *(env[v] for v in old.operands[2:]))
             new = replace(op, operands=operands, regions=(self.block(body),), results=tuple(Value(r.type, r.name) for r in old.results))
@@ -112,12 +121,12 @@ class _Pipeliner:
         loads = [[o for o in body.ops if is_shared_load(o)] for body in bodies]
         if len({tuple((o.operands[0], o.result.type) for o in ls) for ls in loads}) != 1:
             return []
-        rings = []
-        for same in zip(*loads):
-            slots = self.schedule.stages_of(same[0].result.name)
-            if slots > 1 and all(_scalar_slice(body, o.operands) is not None for o, body in zip(same, bodies)):
-                rings.append(_Ring(self.ring(same[0], slots), list(same)))
-        return rings
+        ahead = [same for same in zip(*loads) if all(_scalar_slice(body, o.operands) is not None for o, body in zip(same, bodies))]
+        deep = [s for s in ahead if self.schedule.stages_of(s[0].result.name) > 1]
+        if not deep and self.schedule.ahead and ahead and all(_in_turn([s[i] for s in ahead], body) for i, body in enumerate(bodies)):
+            ahead.sort(key=lambda s: _span(s[0].result, bodies[0])[0])
+            return [_Ring(self.ring(s[0], 1), list(s)) for s in ahead]
+        return [_Ring(self.ring(s[0], self.schedule.stages_of(s[0].result.name)), list(s)) for s in deep]
 
     def _prologue(self, rings: list[_Ring], body: Block, low: Value, high: Value, down: bool, depth: int, b: Builder) -> None:
         for step in range(depth - 1):
@@ -171,6 +180,40 @@ class _Pipeliner:
         return Block(body.args, (*b.ops, *_substituted(rest, env).ops))
 
 
+    def _take_turns(self, rings: list[_Ring], loop: int, body: Block, low: Value, high: Value, down: bool) -> Block:
+        """One slot per load: acquire each tile in front of its first reader, then refill the slot whose readers are done."""
+        j, env = body.args[0], Env({r.loads[loop].result: r.buffer for r in rings})
+        first = {_span(r.loads[loop].result, body)[0]: i for i, r in enumerate(rings)}
+        loads = {id(r.loads[loop]) for r in rings}
+        b = Builder()
+        one = b.emit("const", value=1, dtype="i32")
+        zero = b.emit("const", value=0, dtype="i32")
+        following = b.emit("sub", j, one, name="next") if down else b.emit("add", j, one, name="next")
+        more = b.emit("ge", following, low) if down else b.emit("lt", following, high)
+
+        def refill(i: int) -> None:
+            """The load before the i-th in turn; the last one is still to be read in this iteration."""
+            load = rings[i - 1]
+            b.loc = load.loads[loop].loc
+            if i == 0:
+                yes = b.emit("const", value=True, dtype="i1")
+                self._start([load], loop, body, j, yes, zero, 0, b)
+            else:
+                self._start([load], loop, body, following, more, zero, 0, b)
+
+        for k, op in enumerate(body.ops):
+            if id(op) in loads:
+                continue
+            if k in first:
+                b.do("acquire", rings[first[k]].buffer, loc=op.loc)
+                if len(rings) > 1:
+                    refill(first[k])
+            if op.kind == "yield" and len(rings) == 1:
+                refill(1)
+            b.add(_substituted(Block((), (op,)), env).ops[0])
+        return b.block(body.args)
+
+
 # ---- helpers -----------------------------------------------------------------------------------------------------------
 
 
@@ -191,6 +234,18 @@ def start_copy(load: Op, operands: tuple[Value, ...], buffer: Value, schedule: S
     frag = b.emit("ld_global", *operands, type=Frag(t.dtype, t.shape, threads), name=load.result.name, vec=vec, loc=load.loc, **attrs)
     zero = b.emit("const", value=0, dtype="i32")
     b.do("st_shared", frag, buffer, zero, zero, loc=load.loc)
+
+
+def _span(v: Value, body: Block) -> tuple[int, int]:
+    """Numbers of the first and the last op of the body that read a value, in a region or not."""
+    at = [k for k, op in enumerate(body.ops) if v in op.operands or any(v in free_values(r) for r in op.regions)]
+    return (at[0], at[-1]) if at else (len(body.ops) - 1, len(body.ops) - 1)
+
+
+def _in_turn(loads: list[Op], body: Block) -> bool:
+    """Whether each tile's readers are done before the next tile's first."""
+    spans = sorted(_span(o.result, body) for o in loads)
+    return all(a[1] < b[0] for a, b in zip(spans, spans[1:]))
 
 
 def _scalar_slice(body: Block, operands: tuple[Value, ...]) -> list[Op] | None:

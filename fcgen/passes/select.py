@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..errors import FcError
-from ..ir.core import Block, Builder, Env, Kernel, Op, Value, free_values
+from ..ir.core import Block, Builder, Env, Kernel, Op, Value, free_values, walk
 from ..ir.layout import OpaqueLayout, RegLayout, mma_a, mma_b
 from ..ir.schedule import Schedule
 from ..ir.target import Target
@@ -84,7 +84,7 @@ class _Selector:
 
     def hold(self, loop: Op, b: Builder, env: Env) -> None:
         """Left operands that a loop only reads are fetched into registers once, in front of it."""
-        outside = free_values(loop.regions[0])
+        outside = free_values(loop.regions[0]) - _written(loop.regions[0])
         for op in _dots(loop.regions[0]):
             a = env[op.operands[0]]
             if op["math"] == "mma" and isinstance(a.type, Buffer) and op.operands[0] in outside and a not in self.held:
@@ -193,7 +193,10 @@ def _int(value: int, b: Builder) -> Value:
     return b.emit("const", value=value, dtype="i32")
 
 
-def _dots(block: Block) -> list[Op]:
-    from ..ir.core import walk
+def _written(block: Block) -> set[Value]:
+    """Buffers that are filled inside the block."""
+    return {v for o in walk(block) if o.kind in ("cp_async", "st_shared") for v in o.operands if isinstance(v.type, Buffer)}
 
+
+def _dots(block: Block) -> list[Op]:
     return [o for o in walk(block) if o.kind == "dot"]

@@ -102,6 +102,8 @@ class _Splitter:
         assert lo is not None and hi is not None
         left = full.lo is not None and not _at_least(lo, full.lo)
         right = full.hi is not None and not _at_least(full.hi, hi)
+        if not sometimes.conditions and any(o.kind == "dot" for o in walk(op.regions[0])):
+            sometimes = Facts({}, set())  # guards alone: copies that run ahead need theirs in every copy of the loop
         if not sometimes or full.is_empty or not (left or right):
             facts = always if full.is_empty else always | sometimes
             self.emit(op, out, affine, bounds, facts, "full" if facts else "")

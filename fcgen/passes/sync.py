@@ -97,7 +97,8 @@ class _Sync:
         wait = None
         for n, group in enumerate(reversed(state.groups)):
             if any(conflict(g, a, self.offsets, self.warps) for g in group for a in accesses):
-                wait = n
+                wait = n  # the newest group that matters; older ones are done when it is
+                break
         if any(conflict(g, a, self.offsets, self.warps) for g in state.open for a in accesses if not (g.copy and a.copy)):
             raise FcError("ir/verify", "a tile is used while its copy is not yet committed to a group", loc=op.loc)
         if wait is not None:
