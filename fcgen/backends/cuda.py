@@ -8,6 +8,7 @@ buffers, slots and barriers are the kernel's ops, printed where they stand.
 
 from __future__ import annotations
 
+import itertools
 import re
 from dataclasses import dataclass
 
@@ -63,7 +64,7 @@ def print_cuda(kernel: Kernel, target: Target, line_directives: bool = False) ->
             em.scalars[b] = em.buffer_base(b)
     _grid(em)
     cuda_flow.emit_block(em, kernel.body)
-    for t in _thread_lines("\n".join(t for _, t, _ in em.w.root.flat())):
+    for t in _thread_lines("\n".join(t for _, t, _ in _used(list(em.w.root.flat())))):
         start.line(t)
     return _assemble(em, _params(em), kernel.name, line_directives)
 
@@ -80,6 +81,23 @@ def _thread_lines(text: str) -> list[str]:
     return [line for word, line in lines.items() if re.search(rf"\b{word}\b", text)]
 
 
+def _used(lines: list[tuple[int, str, Loc | None]]) -> list[tuple[int, str, Loc | None]]:
+    """Without constants that nothing in their block reads: what was folded into an address leaves its scalar behind."""
+    while True:
+        kept = []
+        for n, (indent, t, loc) in enumerate(lines):
+            found = re.match(r"const [\w ]+ (\w+) = |const \w+\* (\w+) = ", t)
+            if found:
+                word = re.compile(rf"\b{found[1] or found[2]}\b")
+                rest = itertools.takewhile(lambda x, d=indent: x[0] >= d, lines[n + 1:])  # type: ignore[misc]
+                if not any(word.search(x[1]) for x in rest):
+                    continue
+            kept.append((indent, t, loc))
+        if len(kept) == len(lines):
+            return kept
+        lines = kept
+
+
 def _grid(em: Emitter) -> None:
     """Program indices from the linear block number, the fastest axis of `kernel.order` first."""
     kernel = em.kernel
@@ -88,15 +106,20 @@ def _grid(em: Emitter) -> None:
     left = X("blockIdx.x")
     for n, a in enumerate(order):
         axis, arg = kernel.grid[a], kernel.body.args[a]
-        size = em.size(axis.dim)
+        used, last = arg in users, n == len(order) - 1
+        if last and not (used and axis.reverse):
+            size = X("")
+        else:
+            size = em.size(axis.dim)
         if isinstance(axis.dim, int):
             count = X(str(-(-axis.dim // axis.tile)))
         elif axis.tile == 1:
             count = size
+        elif last and not (used and axis.reverse):
+            count = X("")
         else:
             count = X(em.names(f"{arg.name or axis.name}_tiles"))
             em.w.line(f"const int {count} = ({size} + {axis.tile - 1}) / {axis.tile};")
-        used, last = arg in users, n == len(order) - 1
         if used:
             x = left if last else binary("%", left, count)
             if axis.reverse:
@@ -176,13 +199,16 @@ def _assemble(em: Emitter, params: tuple[ParamSpec, ...], name: str, line_direct
         lines.append((f"#include <{h}>", None))
     if em.headers:
         lines += [("using namespace nvcuda;", None), ("", None)]
-    body = [(indent, t, loc) for indent, t, loc in em.w.root.flat()]
+    body = _used(list(em.w.root.flat()))
     text = "\n".join(t for _, t, _ in body)
     if "INF" in text:
         lines += [("#define INF __int_as_float(0x7f800000)", None)]
     if "NAN" in text:
         lines += [("#define NAN __int_as_float(0x7fffffff)", None)]
-    lines += [("using uint32_t = unsigned int;", None), ("", None)]
+    lines += [("using uint32_t = unsigned int;", None)]
+    for d in sorted({p.type.dtype.name for p in k.params if isinstance(p.type, Tensor) and p.type.dtype.bits == 16}):
+        lines.append((f"using {d} = unsigned short;  // its bits", None))
+    lines.append(("", None))
     for rec in em.used.values():
         lines += [(t, None) for t in _function(rec)]
     if em.helpers:

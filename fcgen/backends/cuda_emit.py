@@ -87,14 +87,31 @@ class Emitter:
             text = (loc.source_line() or "").strip()
             self.w.line(f"// {text}  [{loc.short}]" if text else f"// {loc.short}")
 
-    def open(self, text: str) -> None:
+    def open(self, head: Callable[[], list[str]] | str) -> None:
+        """Open a block; a callable gives its first lines, whose names live in the block."""
+        self.names.push()
         before = self.w.mark()
-        self.w.open(text)
+        lines = [head] if isinstance(head, str) else head()
+        for t in lines[:-1]:
+            self.w.line(t)
+        self.w.open(lines[-1])
         self.frames.append(Frame(before))
 
     def close(self, text: str = "}") -> None:
         self.frames.pop()
+        self.names.pop()
         self.w.close(text)
+
+    def turn(self, text: str) -> None:
+        """Close a block and open its other branch."""
+        self.frames.pop()
+        self.names.pop()
+        self.names.push()
+        self.w.close("")
+        self.w.root.items.pop()
+        before = self.w.mark()
+        self.w.open(text)
+        self.frames.append(Frame(before))
 
     def hoist(self, ctype: str, wish: str, x: X) -> X:
         """A named constant holding `x`, declared in the innermost block that x depends on; equal expressions share it."""
@@ -104,9 +121,10 @@ class Emitter:
             return frame.cache[key]
         if x.text.isidentifier():
             return x
-        name = X(self.names(wish), depth=min(x.depth, self.depth))
+        depth = min(x.depth, self.depth)
+        name = X(self.names(wish, scope=depth), depth=depth)
         frame.cache[key] = name
-        line = f"const {ctype} {name} = {x};"
+        line = f"{ctype} {name} = {x};" if ctype.endswith("*") else f"const {ctype} {name} = {x};"
         if x.depth >= self.depth:
             self.w.line(line)
         else:
@@ -125,7 +143,7 @@ class Emitter:
             return X(str(dim))
         self.sizes[dim] = None
         if dim not in self.size_names:
-            self.size_names[dim] = self.names(dim)
+            self.size_names[dim] = self.names(dim, scope=0)
         return X(self.size_names[dim])
 
     def stride(self, tensor: Value, axis: int) -> X:
@@ -204,7 +222,7 @@ class Emitter:
         if root not in self.arrays:
             t = v.type
             assert isinstance(t, Frag) and isinstance(t.layout, RegLayout)
-            self.arrays[root] = name = self.names(v.name, "frag")
+            self.arrays[root] = name = self.names(v.name, "tmp")
             n = t.layout.regs
             ctype, n = ("uint32_t", -(-n // 2)) if t.dtype.bits == 16 else (CTYPES[t.dtype.name], n)
             self.w.line(f"{ctype} {name}[{n}];")
@@ -224,7 +242,7 @@ class Emitter:
     def helper(self, table: np.ndarray, wish: str) -> str:
         key = table.tobytes()
         if key not in self.tables:
-            name = self.names(wish)
+            name = self.names(wish, scope=0)
             self.tables[key] = name
             form = closed_form(table, X("i"))
             if form is not None:

@@ -111,6 +111,10 @@ def define_scalar(em: Emitter, op: Op, x: X, inline: bool | None = None) -> None
     if inline:
         em.scalars[v] = x
         return
+    known = em.fold(v)
+    if known is not None:
+        em.scalars[v] = literal(known, v.type.dtype)
+        return
     em.comment([op.loc])
     name = X(em.names(v.name, "t"), depth=em.depth)
     em.w.line(f"const {CTYPES[v.type.dtype.name]} {name} = {x};")

@@ -101,25 +101,30 @@ def _for(em: Emitter, op: Op) -> None:
         elif isinstance(arg.type, Buffer):
             raise FcError("compile/unsupported", "a loop cannot carry a shared-memory buffer", loc=op.loc)
     _move(em, [(a, i) for a, i in zip(carried, op.operands[2:]) if isinstance(a.type, Frag)], names)
-    down, part = bool(op.get("descending")), op.get("part")
-    var = em.names(index.name, "i")
     a, b = em.fold(lo), em.fold(hi)
-    if op.get("unroll") and a is not None and b is not None:
-        em.unrolled[index] = Unrolled(var, list(range(a, b)))
-        if b <= a:
-            for r, c in zip(op.results, carried):
-                if isinstance(r.type, Scalar):
-                    em.scalars[r] = X(names[c], depth=em.depth)
-            return
-    elif part:
-        em.w.line(f"// {part} part of the range")
+    expanded = bool(op.get("unroll")) and a is not None and b is not None
+    if expanded and b <= a:  # type: ignore[operator]
+        for r, c in zip(op.results, carried):
+            if isinstance(r.type, Scalar):
+                em.scalars[r] = X(names[c], depth=em.depth)
+        return
+    if op.get("part"):
+        em.w.line(f"// {op['part']} part of the range")
     x, y = em.scalar(lo), em.scalar(hi)
-    head = (f"for (int {var} = {binary('-', y, X('1')) if b is None else b - 1}; {var} >= {x}; --{var}) {{" if down else
-            f"for (int {var} = {x}; {var} < {y.within(60)}; ++{var}) {{")
-    before = em.w.mark()
-    em.w.line("#pragma unroll" if op.get("unroll") else "#pragma unroll 1")
+    last_index = str(b - 1) if b is not None else binary("-", y, X("1"))
+
+    def head() -> list[str]:
+        nonlocal var
+        var = em.names(index.name, "n")
+        pragma = "#pragma unroll" if op.get("unroll") else "#pragma unroll 1"
+        if op.get("descending"):
+            return [pragma, f"for (int {var} = {last_index}; {var} >= {x.within(60)}; --{var}) {{"]
+        return [pragma, f"for (int {var} = {x}; {var} < {y.within(60)}; ++{var}) {{"]
+
+    var = ""
     em.open(head)
-    em.frames[-1].before = before
+    if expanded:
+        em.unrolled[index] = Unrolled(var, list(range(a, b)))  # type: ignore[arg-type]
     em.scalars[index] = X(var, depth=em.depth)
     if nonneg(em, lo):
         em.nonneg.add(index)
@@ -153,16 +158,7 @@ def _if(em: Emitter, op: Op) -> None:
     em.open(f"if ({cond}) {{")
     _branch(em, op, then, names)
     if _prints(em, op, other):
-        em.frames.pop()
-        before = em.frames  # the same parent frame; a fresh frame for the other branch
-        del before
-        seg = em.w.mark()
-        em.w.indent -= 1
-        em.w.line("} else {")
-        em.w.indent += 1
-        from .cuda_emit import Frame
-
-        em.frames.append(Frame(seg))
+        em.turn("} else {")
         _branch(em, op, other, names)
     em.close()
     for r in op.results:
@@ -179,8 +175,6 @@ def _prints(em: Emitter, op: Op, block: Block) -> bool:
 
 
 def _branch(em: Emitter, op: Op, block: Block, names: dict[Value, str]) -> None:
-    last, em.last_loc = em.last_loc, None
-    em.last_loc = last
     emit_block(em, block)
     em.w.loc = op.loc
     _move(em, list(zip(op.results, block.yielded)), names)

@@ -161,8 +161,8 @@ def _reduce(em: Emitter, op: Op) -> None:
         x = Registers(em, at, lines, _domain_name(em, src)).value(src, np.arange(layout.regs))
         if known or len(x.text) <= 40 and chains == 1 or x.text.endswith("]"):
             return x
-        lines.append(f"const {ctype} x = {x};")
-        return X("x")
+        lines.append(f"const {ctype} value = {x};")
+        return X("value")
 
     def row(j: X) -> list[str]:
         first = em.form(starts, j, f"first_{name}")

@@ -25,7 +25,8 @@ def scaled(x: X, stride: X) -> X:
 class Rectangle:
     """The global side of an op: a pointer for the thread, offsets and guards per instance (a run of `vec` registers)."""
 
-    def __init__(self, em: Emitter, op: Op, tensor: Value, scalars: tuple[Value, ...], layout: RegLayout, vec: int):
+    def __init__(self, em: Emitter, op: Op, tensor: Value, scalars: tuple[Value, ...], layout: RegLayout, vec: int,
+                 who: str = ""):
         assert isinstance(tensor.type, Tensor)
         self.em, self.tensor, self.vec = em, tensor, vec
         regs = np.arange(0, layout.regs, vec)
@@ -39,7 +40,7 @@ class Rectangle:
             if word == "at":
                 terms.append(scaled(first, stride))
                 continue
-            thread = em.thread_part(layout, axis, f"{tensor.name.lower()}_{'row' if d < len(words) - 1 else 'col'}")
+            thread = em.thread_part(layout, axis, f"{who or tensor.name.lower()}_{'row' if d < len(words) - 1 else 'col'}")
             table = np.asarray(layout.part(axis, "r", regs))
             terms += [scaled(add(first, thread), stride)] if first.depth == 0 else [scaled(thread, stride), scaled(first, stride)]
             self.axes.append((table, stride))
@@ -71,7 +72,7 @@ class Rectangle:
 
     def prepare(self) -> None:
         """Name the thread's guarded positions before the loop over instances."""
-        self.guards = [(self.em.hoist("int", f"{self.tensor.name.lower()}_at", g[0]) if g[0].prec < 100 else g[0], *g[1:]) for g in self.guards]
+        self.guards = [(self.em.hoist("int", f"{self.tensor.name.lower()}_pos", g[0]) if g[0].prec < 100 else g[0], *g[1:]) for g in self.guards]
 
     def inside(self, i: X) -> X | None:
         """True where the first element of the run is inside the tensor."""
@@ -102,8 +103,8 @@ def _cp_async(em: Emitter, op: Op) -> None:
     rows, cols = (c[..., 0], c[..., 1]) if c.shape[-1] == 2 else (c[..., 0] * 0, c[..., 0])
     for e in range(1, vec):
         assert (byte_address(buffer.type, rows, cols + e) == byte_address(buffer.type, rows, cols) + e * size).all(), "a run is contiguous"
-    to = Access(em, buffer, None, None, rows, cols)
-    rect = Rectangle(em, op, tensor, op.operands[1:-1], layout, vec)
+    to = Access(em, buffer, None, None, rows, cols, "copy_lane")
+    rect = Rectangle(em, op, tensor, op.operands[1:-1], layout, vec, "copy")
     src = rect.pointer()
     rect.prepare()
     plain, fill = f"cp_async_{vec * size}", f"cp_async_{vec * size}_fill"

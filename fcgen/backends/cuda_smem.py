@@ -74,7 +74,8 @@ def thread_offset(em: Emitter, t: Buffer, rows: np.ndarray, cols: np.ndarray, wi
 class Access:
     """Addresses of one op: call it with the instance's index to get the byte address as a 32-bit expression."""
 
-    def __init__(self, em: Emitter, buffer: Value, row: Value | None, col: Value | None, rows: np.ndarray, cols: np.ndarray):
+    def __init__(self, em: Emitter, buffer: Value, row: Value | None, col: Value | None, rows: np.ndarray, cols: np.ndarray,
+                 wish: str = ""):
         """rows, cols: int [warps, lanes, instances] relative to (row, col)."""
         self.em, self.t = em, buffer.type
         base, name = em.scalars[buffer], em.ring_name[buffer]
@@ -86,10 +87,10 @@ class Access:
         r, c = (x[:, :, None, :] + at[None, None, :, n, None] for n, x in enumerate((rows, cols)))
         self.rows, self.cols = r, c
         self.split = split(self.t, r, c) if known is not None else None
-        thread = thread_offset(em, self.t, r[:, :, 0, 0], c[:, :, 0, 0], f"{name}_lane") if self.split is not None else None
+        thread = thread_offset(em, self.t, r[:, :, 0, 0], c[:, :, 0, 0], wish or f"{name}_lane") if self.split is not None else None
         if thread is not None:
             both = add(base, thread)
-            self.base = em.hoist("uint32_t", f"{name}_at", both) if not thread.is_zero else base
+            self.base = em.hoist("uint32_t", f"{name}_{'dst' if wish else 'at'}", both) if not thread.is_zero else base
             self.address = self._split_address
         else:  # a position that only run time knows: the whole formula per access
             self.slot, self.row, self.col = base, row, col
@@ -162,12 +163,12 @@ def _slot(em: Emitter, op: Op) -> None:
     else:
         which = add(em.scalar(n), X(str(ahead)))
         if t.slots & (t.slots - 1) == 0:
-            which = X(f"({which.within(ADD)} & {t.slots - 1})", 100, which.depth)
+            which = X(f"({which.within(90)} & {t.slots - 1})", 100, which.depth)
         else:
             which = binary("%", which, X(str(t.slots)))
     em.comment([op.loc])
     x = add(base, mul(which, t.slot_bytes))
-    em.scalars[op.result] = em.hoist("uint32_t", f"{name}_slot", X(x.text, x.prec, max(which.depth, base.depth)))
+    em.scalars[op.result] = em.hoist("uint32_t", op.result.name or f"{name}_{'next' if op['ahead'] else 'slot'}", X(x.text, x.prec, max(which.depth, base.depth)))
 
 
 __all__ = ["Access", "byte_address", "call", "linear", "split"]

@@ -16,7 +16,7 @@ from ..ir.types import DType
 #: C++ type of one element (16-bit floats are computed as float and kept packed)
 CTYPES = {"f16": "float", "bf16": "float", "f32": "float", "f64": "double", "i1": "bool", "i32": "int", "i64": "long long"}
 #: type of an element in global memory; 16-bit floats are raw bits, so that no header is needed
-MEMTYPES = {**CTYPES, "f16": "unsigned short", "bf16": "unsigned short", "i1": "unsigned char"}
+MEMTYPES = {**CTYPES, "f16": "f16", "bf16": "bf16", "i1": "unsigned char"}
 
 ATOM, UNARY, MUL, ADD, SHIFT, LESS, EQUAL, BITS, AND, TERNARY = 100, 90, 80, 70, 60, 50, 45, 40, 30, 10
 _PREC = {"*": MUL, "/": MUL, "%": MUL, "+": ADD, "-": ADD, "<<": SHIFT, ">>": SHIFT, "<": LESS, "<=": LESS, ">": LESS, ">=": LESS,
@@ -225,26 +225,33 @@ class Writer:
 _WORDS = set("""alignas auto bool break case char class const constexpr continue default delete do double else enum explicit export
 extern false float for friend goto if inline int long namespace new operator private protected public register return short signed
 sizeof static struct switch template this throw true try typedef typename union unsigned using virtual void volatile while and or
-not xor asm half int8_t uint32_t lane warp smem smem_base block i j e mi ni ki g part threadIdx blockIdx blockDim gridDim INF NAN
+not xor asm half int8_t uint32_t lane warp smem smem_base block i j e mi ni ki g part value lo hi in at pack threadIdx blockIdx blockDim gridDim INF NAN
 f16 bf16 main exp log max min abs pow floor ceil sqrt erf tanh sin cos wmma nvcuda""".split())
 
 
 class Names:
     """Gives each thing a C++ name of its own, as near to the wished one as can be."""
 
-    def __init__(self, taken: set[str] = frozenset()):  # type: ignore[assignment]
-        self.taken = set(_WORDS) | set(taken)
+    def __init__(self) -> None:
+        self.scopes: list[set[str]] = [set(_WORDS)]
 
-    def __call__(self, wish: str, default: str = "t") -> str:
+    def push(self) -> None:
+        """Names given from here on are free again after `pop`."""
+        self.scopes.append(set())
+
+    def pop(self) -> None:
+        self.scopes.pop()
+
+    def __call__(self, wish: str, default: str = "t", scope: int = -1) -> str:
         base = re.sub(r"\W+", "_", wish).strip("_") or default
         if base[0].isdigit():
             base = "v" + base
         name, n = base, 1
         if name in _WORDS:
             name = base + "_"
-        while name in self.taken or "__" in name:
+        while any(name in s for s in self.scopes) or "__" in name:
             n += 1
             base = base.replace("__", "_")
             name = f"{base}_{n}"
-        self.taken.add(name)
+        self.scopes[scope].add(name)
         return name

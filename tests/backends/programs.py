@@ -198,8 +198,8 @@ def two_dots(m=128, n=64, d=64, dtype: DType = bf16, warps: int = 4, stages: int
             a = e.at(10).emit("exp2", e.emit("mul", e.emit("sub", mx, new), c), name="a")
             nc = e.emit("mul", new, c, name="nc")
             p = e.at(11).emit("exp2", e.emit("sub", e.emit("mul", s, c), e.rows(nc, s_t)), name="p")
-            l2 = e.at(12).emit("add", e.emit("mul", l, a), e.emit("reduce", p, fn="sum", axis=1, name="ps").__class__(row_t, "_")
-                               if False else _complete(e, p, row_t), name="l")
+            ps = e.at(12).emit("combine", e.emit("reduce", p, fn="sum", axis=1, name="ps"), lanes=quad, name="ps")
+            l2 = e.emit("add", e.emit("mul", l, a), ps, name="l")
             h_ = e.at(13).emit("cast", p, to=dtype.name, name="h")
             acc1 = e.emit("mul", acc, e.rows(a, acc_t), name="acc")
 
@@ -211,9 +211,6 @@ def two_dots(m=128, n=64, d=64, dtype: DType = bf16, warps: int = 4, stages: int
 
             (acc2,) = e.loop(zero, e.const(n // 16), [acc1], ["acc"], step2, "k", unroll=True)
             return [new, l2, acc2]
-
-        def _complete(e: K, p: Value, t: Frag) -> Value:
-            return e.emit("combine", e.emit("reduce", p, fn="sum", axis=1, name="ps"), lanes=quad, name="ps")
 
         mx, l, acc = b.at(5).loop(zero, tiles, [mx, l, acc], ["mx", "l", "acc"], body, "j")
         out = b.at(14).emit("div", acc, b.rows(l, acc_t))
