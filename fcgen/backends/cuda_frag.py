@@ -268,7 +268,7 @@ def _instances(layout: RegLayout, unit: RegLayout, warps: int, what: str, loc: L
 
 @emits("mma")
 def _mma(em: Emitter, op: Op) -> None:
-    a, b, acc = op.operands
+    a, b, acc = op.operands[:3]
     rec = em.target.instrs.get(op["instr"])
     if rec is None or rec.a is None or rec.b is None or rec.c is None:
         raise FcError("compile/unsupported", f"{em.target.arch} has no matrix instruction {op['instr']!r}", loc=op.loc)
@@ -276,14 +276,17 @@ def _mma(em: Emitter, op: Op) -> None:
     ia, ib, ic = (_instances(v.type.layout, u, warps, w, op.loc) for v, u, w in ((a, rec.a, "left"), (b, rec.b, "right"), (acc, rec.c, "accumulator")))
     _, _, kk = rec.shape
     depth = a.type.shape[1] // kk
-    ms, ns = sorted({r for r, _ in ic}), sorted({c for _, c in ic})
+    ms, ns = sorted({r for r, _ in ic}), sorted({c for _, c in ib})
+    part, firsts = _columns(em, op)
     ta = np.array([[ia[(r, k * kk)][0] for k in range(depth)] for r in ms])
     tb = np.array([[ib[(k * kk, c)][0] for c in ns] for k in range(depth)])
-    tc = np.array([[ic[(r, c)][0] for c in ns] for r in ms])
+    tcs = np.array([[[ic[(r, c + first)][0] for c in ns] for r in ms] for first in firsts])
+    tc = tcs[0] - tcs[0, 0, 0]
+    assert (tcs - tcs[:, :1, :1] == tc).all(), "parts of the accumulator are laid out alike"
     for r in ms:
         for c in ns:
             for k in range(depth):
-                at, bt, ct = ia[(r, k * kk)][1], ib[(k * kk, c)][1], ic[(r, c)][1]
+                at, bt, ct = ia[(r, k * kk)][1], ib[(k * kk, c)][1], ic[(r, c)][1]  # the instruction's corner in every warp
                 assert (at[:, 0] == ct[:, 0]).all() and (bt[:, 1] == ct[:, 1]).all() and (at[:, 1] == bt[:, 0]).all(), "warps agree"
     em.comment([*locs_of(em, op)])
     name = em.declare(op.result)
@@ -292,7 +295,7 @@ def _mma(em: Emitter, op: Op) -> None:
     fn = em.fn(rec.name)
     vm, vn, vk = (X(v) if n > 1 else X("0") for v, n in (("mi", len(ms)), ("ni", len(ns)), ("ki", depth)))
 
-    def pointer(v: Value, table: np.ndarray, x: X, y: X, packed: bool) -> str:
+    def pointer(v: Value, table: np.ndarray, x: X, y: X, packed: bool, start: X = X("0")) -> str:
         rows, cols = table[:, 0], table[0] - table[0, 0]
         assert (table == rows[:, None] + cols).all(), "instances are laid out alike"
         src = em.plan.base(v)
@@ -309,11 +312,12 @@ def _mma(em: Emitter, op: Op) -> None:
             scale = 2 if packed else 1
             first = em.form(base // scale, over, f"part_{em.array(src)}")
         else:
-            scale, first = (2 if packed else 1), X("0")
+            scale, first = (2 if packed else 1), start
         index = add(add(first, em.form(rows // scale, x, f"tile_{em.array(src)}")), em.form(cols // scale, y, f"tile_{em.array(src)}"))
         return f"&{em.array(src)}[{index}]" if index.text != "0" else em.array(src)
 
-    text = (f"{fn}({pointer(op.result, tc, vm, vn, False)}, {pointer(a, ta, vm, vk, True)}, {pointer(b, tb, vk, vn, True)});")
+    start = em.form(tcs[:, 0, 0], part, f"part_{name}")
+    text = (f"{fn}({pointer(op.result, tc, vm, vn, False, start)}, {pointer(a, ta, vm, vk, True)}, {pointer(b, tb, vk, vn, True)});")
     loops = [(v.text, n) for v, n in ((vk, depth), (vm, len(ms)), (vn, len(ns))) if n > 1]
     for v, n in loops:
         em.w.line("#pragma unroll")
@@ -321,6 +325,18 @@ def _mma(em: Emitter, op: Op) -> None:
         em.w.indent += 1
     em.w.line(text)
     em.w.indent -= len(loops)
+
+
+def _columns(em: Emitter, op: Op) -> tuple[X, list[int]]:
+    """(index, first column for each of its values): which part of the accumulator an mma changes."""
+    if len(op.operands) == 3:
+        return X("0"), [0]
+    known = em.static([op.operands[3]])
+    if known is None:
+        raise FcError("compile/unsupported", "mma: the column is not known when the loop is expanded", loc=op.loc,
+                      hint="registers cannot be indexed at run time: mark the enclosing loop unroll")
+    width = op.operands[2].type.shape[1]
+    return known[0], [int(first) for (first,) in known[1] if first < width]
 
 
 def _view_table(em: Emitter, v: Value, regs: np.ndarray) -> tuple[X, np.ndarray]:

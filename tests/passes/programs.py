@@ -52,14 +52,14 @@ class T:
 
     def load(self, tensor: Value, *at: Any, shape: Sequence[int], guard: Sequence[bool], name: str = "") -> E:
         """at: "all", ("tile", E) or E per dimension."""
-        words = tuple("all" if a == "all" else "tile" if isinstance(a, tuple) else "at" for a in at)
-        pos = [self.e(a[1] if isinstance(a, tuple) else a, "i32").v for a in at if a != "all"]
+        words = tuple("all" if isinstance(a, str) else "tile" if isinstance(a, tuple) else "at" for a in at)
+        pos = [self.e(a[1] if isinstance(a, tuple) else a, "i32").v for a in at if not isinstance(a, str)]
         typ = Tile(tensor.type.dtype, tuple(shape)) if shape else Scalar(tensor.type.dtype)
         return E(self, self.b.emit("load", tensor, *pos, type=typ, name=name, index=words, guard=tuple(guard)))
 
     def store(self, tensor: Value, value: E, *at: Any, guard: Sequence[bool], **kw: Any) -> None:
-        words = tuple("all" if a == "all" else "tile" if isinstance(a, tuple) else "at" for a in at)
-        pos = [self.e(a[1] if isinstance(a, tuple) else a, "i32").v for a in at if a != "all"]
+        words = tuple("all" if isinstance(a, str) else "tile" if isinstance(a, tuple) else "at" for a in at)
+        pos = [self.e(a[1] if isinstance(a, tuple) else a, "i32").v for a in at if not isinstance(a, str)]
         self.b.do("store", tensor, value.v, *pos, index=words, guard=tuple(guard), **kw)
 
     def loop(self, lo: E, hi: E, inits: dict[str, E], body: Callable[..., Sequence[E]], live: Callable[[E], E] | None = None,
