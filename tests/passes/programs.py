@@ -10,8 +10,8 @@ from typing import Any
 from fcgen.ir.core import Builder, GridAxis, Kernel, Op, Role, Value
 from fcgen.ir.types import Scalar, Tensor, Tile, f16, f32, i1, i32
 
-__all__ = ["E", "T", "attention", "branches", "ceil_div", "f16", "f32", "gemm", "i1", "i32", "kernel", "linear", "nested",
-           "row_norm", "scalar", "sigmoid_rows", "tensor"]
+__all__ = ["E", "T", "attention", "branches", "ceil_div", "column_sums", "f16", "f32", "gemm", "i1", "i32", "kernel", "linear",
+           "nested", "row_norm", "scalar", "sigmoid_rows", "tensor"]
 
 
 class T:
@@ -288,6 +288,20 @@ def linear(d: int = 24, e: int = 40, bn: int = 16) -> Kernel:
         t.loop(t.const(0, "i32"), ceil_div(t.size("N"), bn), {"state": t.full(0.0, d, e)}, step, tile=bn)
 
     return kernel("linear", [Q, K, V, O, decay], [GridAxis("one", 1)], {"O": ("out",)}, body)
+
+
+def column_sums(n: str | int = "N", d: int = 24, bn: int = 16) -> Kernel:
+    """Guards and nothing else to decide."""
+    X, O = tensor("X", f32, n, d), tensor("O", f32, d)
+
+    def body(t: T, one: E) -> None:
+        def step(i: E, s: E) -> list[E]:
+            return [s + t.load(X, ("tile", i * bn), "all", shape=(bn, d), guard=(True, False)).reduce("sum", 0)]
+
+        (s,) = t.loop(t.const(0, "i32"), ceil_div(t.size(n), bn), {"s": t.full(0.0, d)}, step, tile=bn)
+        t.store(O, s, "all", guard=(False,))
+
+    return kernel("column_sums", [X, O], [GridAxis("one", 1)], {"O": ("out",)}, body)
 
 
 def branches(d: int = 24, bn: int = 16) -> Kernel:

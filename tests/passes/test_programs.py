@@ -11,7 +11,7 @@ from fcgen.ir.schedule import Schedule
 from fcgen.passes import PIPELINE, run_passes
 
 from .check import execute, inputs, same
-from .programs import attention, branches, gemm, i32, linear, nested, row_norm, scalar, sigmoid_rows, tensor
+from .programs import attention, branches, column_sums, gemm, i32, linear, nested, row_norm, scalar, sigmoid_rows, tensor
 
 LAST = "simplify.3"
 MASKS = {
@@ -63,7 +63,7 @@ PROGRAMS = {
     "stale maximum": lambda: masked("bottom_right", stale=True),
     "no live": lambda: masked("top_left", live=False),
     "gemm": gemm, "gemm whole": lambda: gemm(k=64), "gemm tail": lambda: gemm(k=40), "norm": row_norm, "sigmoid": sigmoid_rows,
-    "linear": linear, "branches": branches, "nested": nested,
+    "linear": linear, "columns": column_sums, "branches": branches, "nested": nested,
 }
 
 
@@ -138,13 +138,20 @@ def test_soft_cap_is_factored_too():
     assert sum(op.kind == "mul" and op.result.type.shape == (32, 16) for op in walk(body)) == 2  # into tanh, and out of it
 
 
-def test_gemm_splits_only_for_a_tail():
-    assert [op.get("part") for op in loops(stages(gemm())[LAST])] == ["full", "masked"]
+def test_guards_alone_split_a_loop_without_dots():
+    """With dots the next tiles are read ahead, guarded, in every copy: a second one would gain nothing."""
+    for k in ("K", 40):
+        (loop,) = loops(stages(gemm(k=k))[LAST])
+        assert all(op["guard"] == (True, True) for op in walk(loop.regions[0]) if op.kind == "load")
     (whole,) = loops(stages(gemm(k=64))[LAST])
     assert [op["guard"] for op in walk(whole.regions[0]) if op.kind == "load"] == [(True, False), (False, True)]
-    assert [op.get("part") for op in loops(stages(gemm(k=40))[LAST])] == ["full", "masked"]
-    dots = [op for op in walk_kernel(stages(gemm())[LAST]) if op.kind == "dot"]
-    assert all(len(op.operands) == 3 for op in dots)
+    assert [op["part"] for op in loops(stages(column_sums())[LAST])] == ["full", "masked"]
+    assert [op.get("part") for op in loops(stages(column_sums(n=64))[LAST])] == ["full"]
+
+
+def test_gemm_accumulates_in_its_dot():
+    (dot,) = [op for op in walk_kernel(stages(gemm())[LAST]) if op.kind == "dot"]
+    assert len(dot.operands) == 3
 
 
 def test_inner_loops_split_and_outer_ones_do_not():
