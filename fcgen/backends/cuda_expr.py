@@ -107,7 +107,7 @@ def define_scalar(em: Emitter, op: Op, x: X, inline: bool | None = None) -> None
     users = em.plan.users.get(v, [])
     if inline is None:
         same = len(users) == 1 and users[0][1] is em.plan.home[v] and users[0][0].kind not in ("for", "yield", "if")
-        inline = x.prec == 100 and "(" not in x.text and "[" not in x.text or (same and len(x.text) <= 40)
+        inline = (x.prec == 100 and "(" not in x.text and "[" not in x.text) or (same and len(x.text) <= 40)
     if inline:
         em.scalars[v] = x
         return

@@ -159,7 +159,7 @@ def _reduce(em: Emitter, op: Op) -> None:
     def element(at: X, lines: list[str]) -> X:
         known = at.text.isdigit()
         x = Registers(em, at, lines, _domain_name(em, src)).value(src, np.arange(layout.regs))
-        if known or len(x.text) <= 40 and chains == 1 or x.text.endswith("]"):
+        if known or (len(x.text) <= 40 and chains == 1) or x.text.endswith("]"):
             return x
         lines.append(f"const {ctype} value = {x};")
         return X("value")

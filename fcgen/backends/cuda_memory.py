@@ -116,8 +116,8 @@ def _cp_async(em: Emitter, op: Op) -> None:
             return [f"{em.fn(plain)}({to.address(i)}, {at});"]
         count = rect.count(i) if rect.ragged() else None
         taken = mul(count, size) if count is not None else X(str(vec * size))
-        return [f"const bool in = {inside};",
-                f"{em.fn(fill)}({to.address(i)}, in ? {at} : {em.pname[tensor]}, in ? {taken} : 0);"]
+        # zero bytes taken: nothing is read, so the address may lie past the tensor and needs no clamp
+        return [f"{em.fn(fill)}({to.address(i)}, {at}, {inside.within(4)} ? {taken} : 0);"]
 
     predicate = _copies(em, layout)
     if predicate is not None:

@@ -69,7 +69,7 @@ class Plan:
 
     def reads(self, op: Op) -> list[tuple[Value, bool]]:
         """Stored fragments that the op reads where it is printed."""
-        if op.results and op.results[0] in self.fused or op.kind in VIEWS:
+        if (op.results and op.results[0] in self.fused) or op.kind in VIEWS:
             return []
         same = op.kind in POINTWISE or op.kind in ("combine", "gather", "for", "yield")
         out: list[tuple[Value, bool]] = []

@@ -138,7 +138,8 @@ def gemm(m=128, n=64, k=64, dtype: DType = f16, stages: int = 2, warps: int = 4,
                   schedule=f"tiles={{M: {m}, N: {n}, K: {k}}}, warps={warps}, stages={stages}")
 
 
-def two_dots(m=128, n=64, d=64, dtype: DType = bf16, warps: int = 4, stages: int = 2, masked: bool = True, min_blocks: int = 1) -> Kernel:
+def two_dots(m=128, n=64, d=64, dtype: DType = bf16, warps: int = 4, stages: int = 2, masked: bool = True,
+             hold: bool = True, min_blocks: int = 1) -> Kernel:
     """Two chained products with a row maximum and a row sum carried along: the shape of register use that matters most."""
     dims = [("B", "H", x, d) for x in ("M", "N", "N", "M")]
     x, y, z, o = (Value(Tensor(dtype, t), nm) for t, nm in zip(dims, "XYZO"))
@@ -171,7 +172,7 @@ def two_dots(m=128, n=64, d=64, dtype: DType = bf16, warps: int = 4, stages: int
         load(b.at(6), zero, 0)
         b.do("wait_group", n=1)
         b.do("barrier")
-        xf = b.at(3).emit("ldmatrix", bx, zero, zero, type=Frag(dtype, (m, d), mma_a(m, d, w)), name="xf", transposed=False, trans=False)
+        xf = hold and b.at(3).emit("ldmatrix", bx, zero, zero, type=Frag(dtype, (m, d), mma_a(m, d, w)), name="xf", transposed=False, trans=False)
         mx, l = b.at(4).full(float("-inf"), row_t, "mx"), b.full(0.0, row_t, "l")
         acc = b.full(0.0, acc_t, "acc")
 
@@ -183,7 +184,10 @@ def two_dots(m=128, n=64, d=64, dtype: DType = bf16, warps: int = 4, stages: int
 
             def step1(f: K, k: Value, s: Value) -> list[Value]:
                 at = f.at(7).emit("mul", k, f.const(16))
-                part = f.emit("slice", xf, at, type=Frag(dtype, (m, 16), mma_a(m, 16, w)), axis=1)
+                if hold:
+                    part = f.emit("slice", xf, at, type=Frag(dtype, (m, 16), mma_a(m, 16, w)), axis=1)
+                else:
+                    part = f.emit("ldmatrix", bx, zero, at, type=Frag(dtype, (m, 16), mma_a(m, 16, w)), name="xk", transposed=False, trans=False)
                 yf = f.emit("ldmatrix", ys, zero, at, type=Frag(dtype, (16, n), mma_b(16, n, w)), name="yf", transposed=True, trans=False)
                 return [f.emit("mma", part, yf, s, type=s_t, name="s", instr=instr)]
 
@@ -304,5 +308,5 @@ def branches() -> Kernel:
 PROGRAMS = {
     "row_softmax": row_softmax, "row_softmax_f16": lambda: row_softmax(256, f16, 4, 8), "gemm": gemm,
     "gemm_bf16_3": lambda: gemm(64, 128, 32, bf16, 3, 4, False, False), "two_dots": two_dots,
-    "two_dots_plain": lambda: two_dots(masked=False, d=128, dtype=f16), "wmma_gemm": wmma_gemm, "branches": branches}
+    "two_dots_plain": lambda: two_dots(masked=False, hold=False, d=128, dtype=f16), "wmma_gemm": wmma_gemm, "branches": branches}
 __all__ = ["PROGRAMS", "i1"]
