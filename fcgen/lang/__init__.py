@@ -1,0 +1,1 @@
+"""The DSL: a traced Python function over tiles."""

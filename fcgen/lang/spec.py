@@ -1,0 +1,185 @@
+"""`@fc.kernel`: a Python function becomes a `Spec`, which traces to tile IR for a binding and tile sizes."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from ..errors import FcError, Loc
+from ..ir.core import Block, Kernel, Role, Value, definitions, walk
+from ..ir.ops import verify
+from ..ir.types import DTYPES, Scalar, Tensor
+from .annotations import Param, Signature, as_dtype, read_signature
+from .handles import Handle, Range, TensorParam
+from .trace import Trace, here, tracing
+from .until import until
+
+#: set by the package: what `spec.compile` and a call of a spec do (the language itself knows no compiler)
+compile_hook: Callable[..., Any] | None = None
+call_hook: Callable[..., Any] | None = None
+
+
+class Spec:
+    """A kernel specification. `trace` gives tile IR; `compile` a program for a target; calling it compiles for its arguments and runs.
+
+    signature: its parameters. Compile-time facts are given by name: dtypes (`T=fc.f16`), sizes (`D=64`), Python values.
+    """
+
+    def __init__(self, fn: Callable[..., Any], stop: str | None = None):
+        self.fn, self.stop = fn, stop
+        code = fn.__code__
+        self.loc = Loc(code.co_filename, code.co_firstlineno)
+        self.signature: Signature = read_signature(fn, self.loc)
+        functools.update_wrapper(self, fn)
+
+    @property
+    def name(self) -> str:
+        return self.fn.__name__ if self.stop is None else f"{self.fn.__name__}_until_{self.stop}"
+
+    def __repr__(self) -> str:
+        return f"<fcgen spec {self.name}({', '.join(p.name for p in self.signature.params)})>"
+
+    def until(self, name: str) -> Spec:
+        """The same spec, stopped at the value called `name`: its kernel writes that value to an extra output `UNTIL` instead of the
+        spec's own outputs."""
+        return Spec(self.fn, name)
+
+    def compile(self, *, target: str | None = None, schedule: Any = None, **binding: Any) -> Any:
+        """A `Program` for a target (the GPU's own if None)."""
+        assert compile_hook is not None, "import fcgen"
+        return compile_hook(self, target, schedule, binding)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        assert call_hook is not None, "import fcgen"
+        return call_hook(self, args, kwargs)
+
+    def trace(self, tiles: Mapping[str, int], **binding: Any) -> Kernel:
+        """Tile IR for these BLOCK sizes and compile-time facts."""
+        self._check_binding(binding)
+        t = Trace(self.fn.__name__, inspect.unwrap(self.fn).__code__, dict(tiles), binding)
+        params: list[Value] = []
+        with tracing(t):
+            given = {}
+            for p in self.signature.params:
+                if p.kind == "static":
+                    given[p.name] = binding.get(p.name, p.default)
+                    continue
+                v = Value(self._type(p, binding), p.name)
+                params.append(v)
+                given[p.name] = TensorParam(v, p.dims, p.flags) if p.kind == "tensor" else Handle(v)
+            with t.block("kernel"):
+                try:
+                    self.fn(**given)
+                except FcError as e:
+                    raise e.at(self.loc) from None
+                if t.counter == -1:
+                    raise FcError("trace/usage", "a loop of the program was left with break or return", loc=self.loc,
+                                  hint="the body of fc.loop is traced once, to its end; use fc.when or fc.where for conditions")
+                self._sweep_last(t)
+                body = Block(tuple(t.ids), tuple(t.scope.builder.ops))
+        self._check_outputs(t, body)
+        named = t.named(body)
+        ids = [replace(a, name=a.name or f"i{n}") for n, a in enumerate(named.args)]
+        named = _rename_args(named, ids)
+        grid = tuple(replace(g, name=v.name) for g, v in zip(t.grid, ids))
+        flags = {p.name: tuple("out" if f == "inout" else f for f in p.flags) for p in self.signature.params if p.flags}
+        kernel = Kernel(self.fn.__name__, "tile", tuple(params), grid, (Role("all", 0, named),), flags)
+        kernel = until(kernel, self.stop) if self.stop else kernel
+        return verify(kernel)
+
+    # ---- checks ----------------------------------------------------------------------------------------------------
+
+    def _check_binding(self, binding: Mapping[str, Any]) -> None:
+        sig = self.signature
+        known = {*sig.dims, *sig.dtype_names, *(p.name for p in sig.params if p.kind == "static")}
+        for name in binding:
+            if name not in known:
+                from difflib import get_close_matches
+
+                near = get_close_matches(name, known, 1)
+                raise FcError("trace/static", f"{self.fn.__name__} has no compile-time parameter {name}", expected=", ".join(sorted(known)),
+                              got=name, loc=self.loc, hint=f"did you mean {near[0]}?" if near else None)
+        for name in sig.dtype_names:
+            if name not in binding:
+                raise FcError("trace/static", f"the dtype {name} is not bound", loc=self.loc, hint=f"compile(..., {name}=fc.f16)")
+        for name in sig.dims:
+            if name in binding and (isinstance(binding[name], bool) or not isinstance(binding[name], int) or binding[name] < 1):
+                raise FcError("trace/static", f"the size {name} must be a positive whole number", got=repr(binding[name]), loc=self.loc)
+        for p in sig.params:
+            if p.kind == "static" and p.name not in binding and p.default is inspect.Parameter.empty:
+                raise FcError("trace/static", f"the compile-time parameter {p.name} is not given", loc=self.loc,
+                              hint=f"compile(..., {p.name}=...)")
+
+    def _type(self, p: Param, binding: Mapping[str, Any]) -> Any:
+        dtype = DTYPES[p.dtype] if p.dtype in DTYPES else as_dtype(binding[p.dtype], p.dtype)
+        if p.kind == "scalar":
+            return Scalar(dtype)
+        return Tensor(dtype, tuple(binding.get(d, d) if isinstance(d, str) else d for d in p.dims))
+
+    def _sweep_last(self, t: Trace) -> None:
+        """Names that locals got after the last op are still in the frame that just returned."""
+        t.sweep_names()
+        if t.frame is not None:
+            for name, x in list(t.frame.f_locals.items()):
+                if isinstance(x, Range) and x._start in {op.results[0] for op in t.scope.builder.ops if op.results}:
+                    t.names.setdefault(x._start, f"{name}_start")
+                    i = next((v for v, g in zip(t.ids, t.grid) if g.tile == x.size and _reaches(x._start, v, t)), None)
+                    if i is not None:
+                        t.names.setdefault(i, f"{name}_tile")
+
+    def _check_outputs(self, t: Trace, body: Block) -> None:
+        if not t.grid:
+            raise FcError("trace/usage", f"{self.fn.__name__} does not call fc.grid", loc=self.loc,
+                          hint='b, h, rows = fc.grid(Q.B, Q.H, fc.tile(Q.M, "BLOCK_M"))')
+        for p in self.signature.tensors:
+            if "out" in p.flags and p.name not in t.stored:
+                raise FcError("trace/store", f"the output {p.name} is never stored", loc=self.loc, hint=f"fc.store({p.name}[...], tile)")
+        defs = definitions(body)
+        for op in walk(body):
+            if op.kind != "store" or op.get("reduce"):
+                continue
+            reached = _closure(op.operands[2:], defs)
+            for g, i in zip(t.grid, t.ids):
+                alone = isinstance(g.dim, int) and g.dim <= g.tile
+                if not alone and i not in reached:
+                    axis = t.names.get(i) or (f"the tiles of {g.dim}" if g.tile > 1 else str(g.dim))
+                    raise FcError("trace/store", f"every program along {axis} writes the same part of {op.operands[0].name}",
+                                  expected="a place that depends on each axis of the grid", loc=op.loc,
+                                  hint="index the output by every grid axis, or add with fc.atomic_add")
+
+
+def kernel(fn: Callable[..., Any]) -> Spec:
+    """Decorator: make a spec of a function over tiles. Parameters are annotated as `annotations` says."""
+    if not inspect.isfunction(fn):
+        raise FcError("trace/usage", "@fc.kernel decorates a function", got=repr(fn), loc=here())
+    return Spec(fn)
+
+
+def _reaches(v: Value, target: Value, t: Trace) -> bool:
+    return target in _closure((v,), {r: op for op in t.scope.builder.ops for r in op.results})
+
+
+def _closure(values: tuple[Value, ...], defs: Mapping[Value, Any]) -> set[Value]:
+    seen: set[Value] = set()
+    todo = list(values)
+    while todo:
+        v = todo.pop()
+        if v not in seen:
+            seen.add(v)
+            op = defs.get(v)
+            if op is not None:
+                todo += op.operands
+    return seen
+
+
+def _rename_args(block: Block, args: list[Value]) -> Block:
+    mapping = dict(zip(block.args, args))
+
+    def walk_(b: Block) -> Block:
+        return Block(tuple(mapping.get(a, a) for a in b.args), tuple(
+            replace(o, operands=tuple(mapping.get(v, v) for v in o.operands), regions=tuple(walk_(r) for r in o.regions)) for o in b.ops))
+
+    return walk_(block)

@@ -1,0 +1,188 @@
+"""The state of one tracing run: blocks being written, variables, names and places.
+
+Tracing calls the spec's Python function once. Every operation on a handle appends an op to the innermost open block; a loop's body runs once,
+with fresh values in place of its index and of every variable, and is closed when Python asks the loop for its next item.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from types import CodeType, FrameType
+from typing import Any
+
+from ..errors import FcError, Loc
+from ..ir.core import Block, Builder, GridAxis, Op, Value
+from ..ir.types import Scalar, i32
+
+_HERE = __file__.rsplit("trace.py", 1)[0]
+_state = threading.local()
+
+
+@dataclass
+class Scope:
+    """A block being written. `outer` values made before it; handles made inside are not readable after it closes."""
+
+    builder: Builder
+    kind: str
+    number: int
+    parent: Scope | None
+
+    def encloses(self, other: Scope | None) -> bool:
+        while other is not None:
+            if other is self:
+                return True
+            other = other.parent
+        return False
+
+
+@dataclass
+class Trace:
+    """binding: dtypes, sizes and Python values given when tracing; tiles: BLOCK sizes, from the schedule."""
+
+    name: str
+    code: CodeType
+    tiles: Mapping[str, int]
+    binding: Mapping[str, Any]
+    grid: list[GridAxis] = field(default_factory=list)
+    ids: list[Value] = field(default_factory=list)
+    used_tiles: set[str] = field(default_factory=set)
+    variables: list[Any] = field(default_factory=list)
+    stored: set[str] = field(default_factory=set)
+    names: dict[Value, str] = field(default_factory=dict)
+    scope: Scope = None  # type: ignore[assignment]
+    counter: int = 0
+    frame: FrameType | None = None
+    sizes: dict[str, Value] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.scope = Scope(Builder(), "kernel", 0, None)
+
+    # ---- emitting --------------------------------------------------------------------------------------------------
+
+    def emit(self, kind: str, *operands: Value, type: Any = None, **attrs: Any) -> Value:
+        loc = here()
+        self.sweep_names()
+        try:
+            return self.scope.builder.emit(kind, *operands, type=type, loc=loc, **attrs)
+        except FcError as e:
+            raise (FcError("trace/dtype" if "dtype" in e.message or "floats" in e.message or "integers" in e.message else "trace/shape",
+                           e.message, expected=e.expected, got=e.got, hint=e.hint, loc=loc) if e.code == "ir/verify" else e) from None
+
+    def do(self, kind: str, *operands: Value, **attrs: Any) -> None:
+        self.sweep_names()
+        self.scope.builder.do(kind, *operands, loc=here(), **attrs)
+
+    def size(self, dim: str) -> Value:
+        """The run-time size of a dimension, asked for once, at the top of the kernel."""
+        if dim not in self.sizes:
+            top = self.scope
+            while top.parent is not None and top.parent.parent is not None:
+                top = top.parent
+            value = Value(Scalar(i32), dim)
+            top.builder.ops.insert(len(self.sizes), Op("size", (), (value,), {"dim": dim}, (), here()))
+            self.sizes[dim] = value
+        return self.sizes[dim]
+
+    # ---- names -----------------------------------------------------------------------------------------------------
+
+    def sweep_names(self) -> None:
+        """Handles that the spec's function has bound to local variables since the last op take those names."""
+        from .handles import Handle
+
+        frame = _frame_of(self.code)
+        if frame is not None:
+            self.frame = frame
+        if self.frame is None:
+            return
+        for name, x in list(self.frame.f_locals.items()):
+            if isinstance(x, Handle) and x.scope is not None:
+                self.names.setdefault(x.value, name)
+
+    def named(self, block: Block) -> Block:
+        """The block with every value under the name it was given (values are replaced consistently)."""
+        mapping: dict[Value, Value] = {}
+
+        def new(v: Value) -> Value:
+            if v not in mapping:
+                mapping[v] = replace(v, name=self.names[v]) if v in self.names and not v.name else v
+            return mapping[v]
+
+        def walk(b: Block) -> Block:
+            args = tuple(new(a) for a in b.args)
+            ops = []
+            for op in b.ops:
+                regions = tuple(walk(r) for r in op.regions)
+                ops.append(replace(op, operands=tuple(new(v) for v in op.operands), results=tuple(new(v) for v in op.results),
+                                   regions=regions))
+            return Block(args, tuple(ops))
+
+        return walk(block)
+
+    # ---- blocks ----------------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def block(self, kind: str) -> Iterator[Scope]:
+        self.counter += 1
+        outer = self.scope
+        self.scope = Scope(Builder(), kind, self.counter, outer)
+        try:
+            yield self.scope
+        finally:
+            self.scope = outer
+
+    def region(self, write: Any) -> Block:
+        """A region with no arguments of its own, written by a function that returns what it yields."""
+        with self.block("region") as scope:
+            values = write()
+            self.do("yield", *values)
+            return scope.builder.block()
+
+
+def current() -> Trace:
+    trace = getattr(_state, "trace", None)
+    if trace is None:
+        raise FcError("trace/usage", "this only works inside a spec while it is traced", loc=here(),
+                      hint="call it in a function decorated with @fc.kernel")
+    return trace
+
+
+@contextlib.contextmanager
+def tracing(trace: Trace) -> Iterator[Trace]:
+    before = getattr(_state, "trace", None)
+    _state.trace = trace
+    try:
+        yield trace
+    finally:
+        _state.trace = before
+
+
+def here() -> Loc:
+    """The user's line: the innermost frame outside this folder, with columns where Python knows them."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and (frame.f_code.co_filename.startswith(_HERE) or "contextlib" in frame.f_code.co_filename):
+        frame = frame.f_back
+    if frame is None:
+        return Loc("<unknown>", 0)
+    if sys.version_info >= (3, 11):
+        positions = list(frame.f_code.co_positions())
+        at = frame.f_lasti // 2
+        if 0 <= at < len(positions):
+            line, end_line, col, end_col = positions[at]
+            if line is not None and line == end_line and col is not None:
+                return Loc(frame.f_code.co_filename, line, col, end_col or -1)
+    return Loc(frame.f_code.co_filename, frame.f_lineno)
+
+
+def _frame_of(code: CodeType) -> FrameType | None:
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code is code:
+            return frame
+        frame = frame.f_back
+    return None
+
+

@@ -1,0 +1,67 @@
+"""Stage isolation: a kernel that writes one named value out, so that a wrong intermediate is found in one call.
+
+In: tile IR and the name of a value in it. Out: tile IR with one output, `UNTIL`, of shape [grid axes..., iterations of each enclosing loop...,
+the value's own axes...]; every other store, and what only they needed, is gone. The value is what it was: nothing before it changes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ..errors import FcError
+from ..ir.core import Block, Builder, Kernel, Op, Value, remove_dead, walk
+from ..ir.types import Tensor, Tile, i1, i32
+
+
+def until(kernel: Kernel, name: str) -> Kernel:
+    found = [(op, r) for op in walk(kernel.body) for r in op.results if r.name == name and not isinstance(r.type, Tensor)]
+    if not found:
+        names = dict.fromkeys(r.name for op in walk(kernel.body) for r in op.results if r.name and isinstance(r.type, Tile))
+        raise FcError("trace/usage", f"{kernel.name} has no tile called {name}", expected=", ".join(names), got=name)
+    op, value = found[-1]
+    if not isinstance(value.type, Tile):
+        raise FcError("trace/usage", f"{name} is a scalar; a tile can be written out", got=str(value.type))
+    loops = _enclosing(kernel.body, op) or ()
+    dtype = i32 if value.type.dtype == i1 else value.type.dtype
+    dims: list[str | int] = [g.dim if g.tile == 1 else f"UNTIL_{g.name}" for g in kernel.grid]
+    dims += [f"UNTIL_loop{n}" for n in range(len(loops))]
+    out = Value(Tensor(dtype, (*dims, *value.type.shape)), "UNTIL")
+    at = (*kernel.body.args, *(loop.regions[0].args[0] for loop in loops))
+    body = _written(kernel.body, op, value, out, at)
+    body = remove_dead(body)
+    flags = {k: tuple(f for f in v if f != "out") for k, v in kernel.flags.items()}
+    used = {v for o in walk(body) for v in o.operands}
+    params = tuple(p for p in kernel.params if p in used or "out" not in kernel.flags.get(p.name, ()))
+    return replace(kernel, name=f"{kernel.name}_until_{name}", params=(*params, out), flags={**flags, "UNTIL": ("out",)}).with_body(body)
+
+
+def _enclosing(block: Block, target: Op) -> tuple[Op, ...] | None:
+    """The loops around an op, outermost first."""
+    for op in block.ops:
+        if op is target:
+            return ()
+        for r in op.regions:
+            inner = _enclosing(r, target)
+            if inner is not None:
+                return (op, *inner) if op.kind == "for" else inner
+    return None
+
+
+def _written(block: Block, target: Op, value: Value, out: Value, at: tuple[Value, ...]) -> Block:
+    ops: list[Op] = []
+    for op in block.ops:
+        if op.kind == "store":
+            continue
+        ops.append(replace(op, regions=tuple(_written(r, target, value, out, at) for r in op.regions)) if op.regions else op)
+        if op is target:
+            b = Builder(op.loc)
+            v = value
+            if value.type.dtype == i1:
+                one, zero = (b.emit("full", b.emit("const", value=n, dtype="i32"), shape=value.type.shape) for n in (1, 0))
+                v = b.emit("select", value, one, zero)
+            index = ("at",) * len(at) + ("all",) * len(value.type.shape)
+            b.do("store", out, v, *at, index=index, guard=(False,) * len(value.type.shape))
+            ops += b.ops
+    return Block(block.args, tuple(ops))
+
+
