@@ -217,8 +217,7 @@ def _assemble(em: Emitter, params: tuple[ParamSpec, ...], name: str, line_direct
             lines += [(t, None) for t in h.split("\n")]
         lines.append(("", None))
     blocks = meta.get("min_blocks", 1)
-    bounds = f"{threads}, {blocks}" if blocks and blocks > 1 else f"{threads}"
-    lines.append((f'extern "C" __global__ void __launch_bounds__({bounds})', None))
+    lines.append((f'extern "C" __global__ void __launch_bounds__({threads}, {blocks or 1})', None))
     args = [_c_param(em, p) for p in params]
     lines += _wrapped(f"{name}(", args)
     if any(t.find("smem") >= 0 for _, t, _ in body):

@@ -29,7 +29,7 @@ __device__ __forceinline__ float sigmoid_approx(float x) {
     return rcp_approx(1.0f + exp2_approx(-1.4426950408889634f * x));
 }
 
-extern "C" __global__ void __launch_bounds__(128)
+extern "C" __global__ void __launch_bounds__(128, 1)
 branches(const float* __restrict__ X, float* __restrict__ Y, const int* __restrict__ table, int N) {
     const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);  // known to be the same in all lanes
     const int lane = threadIdx.x % 32;

@@ -67,7 +67,7 @@ __device__ __forceinline__ unsigned short half_of(const uint32_t* p, int i) {
 // Register i of a tile -> the register, or the offset, that goes with it.
 __device__ constexpr int col_out(int i) { return i / 4 % 8 * 2 + i % 2; }
 
-extern "C" __global__ void __launch_bounds__(128)
+extern "C" __global__ void __launch_bounds__(128, 1)
 gemm(const f16* __restrict__ A, long long A_s0, const f16* __restrict__ B, long long B_s0, f16* __restrict__ C,
         long long C_s0, const float* __restrict__ bias, int M, int K, int N) {
     extern __shared__ __align__(1024) unsigned char smem[];

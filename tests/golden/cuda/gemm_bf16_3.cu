@@ -64,7 +64,7 @@ __device__ __forceinline__ unsigned short half_of(const uint32_t* p, int i) {
     return static_cast<unsigned short>(i % 2 ? p[i / 2] >> 16 : p[i / 2]);
 }
 
-extern "C" __global__ void __launch_bounds__(128)
+extern "C" __global__ void __launch_bounds__(128, 1)
 gemm(const bf16* __restrict__ A, long long A_s0, const bf16* __restrict__ B, long long B_s0, bf16* __restrict__ C,
         long long C_s0, int M, int K, int N) {
     extern __shared__ __align__(1024) unsigned char smem[];

@@ -102,7 +102,7 @@ __device__ __forceinline__ float log2_approx(float x) {
 __device__ constexpr int row_p(int i) { return i / 32 * 2 + i / 2 % 2; }
 __device__ constexpr int row_acc(int i) { return i / 64 * 2 + i / 2 % 2; }
 
-extern "C" __global__ void __launch_bounds__(128)
+extern "C" __global__ void __launch_bounds__(128, 1)
 two_dots(const f16* __restrict__ X, long long X_s0, long long X_s1, long long X_s2, const f16* __restrict__ Y,
         long long Y_s0, long long Y_s1, long long Y_s2, const f16* __restrict__ Z, long long Z_s0, long long Z_s1,
         long long Z_s2, f16* __restrict__ O, long long O_s0, long long O_s1, long long O_s2, float* __restrict__ L,

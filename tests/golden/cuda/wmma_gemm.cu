@@ -34,7 +34,7 @@ __device__ __forceinline__ void st_global_f32x4(void* dst, const float* v) {
     *static_cast<float4*>(dst) = make_float4(v[0], v[1], v[2], v[3]);
 }
 
-extern "C" __global__ void __launch_bounds__(128)
+extern "C" __global__ void __launch_bounds__(128, 1)
 wmma_gemm(const f16* __restrict__ A, long long A_s0, const f16* __restrict__ B, long long B_s0, float* __restrict__ C,
         long long C_s0, float alpha, int M, int K) {
     extern __shared__ __align__(1024) unsigned char smem[];
