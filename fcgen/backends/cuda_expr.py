@@ -12,7 +12,7 @@ import numpy as np
 
 from ..errors import FcError
 from ..ir.core import Op, Value
-from ..ir.elementwise import FNS
+from ..ir.elementwise import FNS, to_dtype
 from ..ir.layout import OpaqueLayout, RegLayout
 from ..ir.types import DType, Frag, Scalar
 from .cuda_emit import EMIT, Emitter, emits
@@ -123,7 +123,9 @@ def define_scalar(em: Emitter, op: Op, x: X, inline: bool | None = None) -> None
 
 @emits("const")
 def _const(em: Emitter, op: Op) -> None:
-    em.scalars[op.result] = literal(op["value"], op.result.type.dtype)
+    dtype = op.result.type.dtype
+    value = float(to_dtype(np.float32(op["value"]), dtype)) if dtype.bits == 16 else op["value"]
+    em.scalars[op.result] = literal(value, dtype)
 
 
 @emits("size")

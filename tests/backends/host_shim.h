@@ -127,6 +127,7 @@ static unsigned short ld_shared_b16(uint32_t a) { unsigned short h; memcpy(&h, s
 static void st_shared_b16(uint32_t a, unsigned short v) { memcpy(shared(a, 2), &v, 2); }
 static void red_add_f32(float* p, float v) { *p += v; }
 static void red_add_i32(int* p, int v) { *p += v; }
+static void red_add_f16(unsigned short* p, unsigned short v) { *p = half_bits(to_f32_f16(*p) + to_f32_f16(v)); }
 static void red_add_f16x2(unsigned short* p, uint32_t v) {
     for (int i = 0; i < 2; ++i) p[i] = half_bits(to_f32_f16(p[i]) + to_f32_f16(v >> 16 * i));
 }

@@ -305,8 +305,65 @@ def branches() -> Kernel:
     return kernel("branches", [x, y, tab], [GridAxis("i", "N", 256, reverse=True)], 4, build, flags={"Y": ("out",)})
 
 
+def through_shared(dtype: DType, shape, smem: SmemLayout, first: RegLayout, second: RegLayout, how: str = "ld_shared", transposed: bool = False,
+                   trans: bool = False, moving: bool = False, reduce: str = "") -> Kernel:
+    """A tile through shared memory: registers in one layout, stored, loaded in another (or transposed), written out. moving: into the
+    lower right of a tile twice as large, at positions that only run time knows."""
+    out_shape = shape[::-1] if transposed else shape
+    big = tuple(2 * n for n in shape) if moving else shape
+    x, y = Value(Tensor(dtype, ("R", "C")), "X"), Value(Tensor(dtype, ("P", "Q")), "Y")
+    at, buf = Value(Scalar(i32), "where"), Value(Buffer(dtype, big, smem), "t")
+
+    def build(b: K, i: Value) -> None:
+        zero = b.const(0)
+        v = b.at(2).emit("ld_global", x, zero, zero, type=Frag(dtype, shape, first), name="v", index=("tile", "tile"), guard=(True, True), vec=16)
+        row, col = (b.emit("add", at, b.const(0), name="row"), b.emit("mul", at, b.const(shape[1] // shape[0]), name="col")) if moving else (zero, zero)
+        b.at(3).do("st_shared", v, buf, row, col)
+        b.do("barrier")
+        t = Frag(dtype, out_shape, second)
+        extra = {"trans": trans} if how == "ldmatrix" else {}
+        w = b.at(4).emit(how, buf, row, col, type=t, name="w", transposed=transposed, **extra)
+        red = {"reduce": reduce} if reduce else {}
+        b.at(5).do("st_global", y, w, zero, zero, index=("tile", "tile"), guard=(True, True), vec=16, **red)
+
+    return kernel("through_shared", [x, y] + ([at] if moving else []), [GridAxis("i", 1)], 4, build, [buf], {"Y": ("out",)})
+
+
+def half_math() -> Kernel:
+    """16-bit arithmetic rounds after every function; integers; a column value along rows; both branches of an `if`; f32 atomics."""
+    x, y, total = Value(Tensor(f16, ("M", 64)), "X"), Value(Tensor(f16, ("M", 64)), "Y"), Value(Tensor(f32, (64,)), "T")
+    lay = blocked(32, 64, 4, 8)
+    t, ti = Frag(f16, (32, 64), lay), Frag(i32, (32, 64), lay)
+
+    def build(b: K, i: Value) -> None:
+        row = b.at(2).emit("mul", i, b.const(32), name="row")
+        u = b.emit("ld_global", x, row, type=t, name="u", index=("tile", "all"), guard=(True, False), vec=8)
+        w = b.at(3).emit("add", b.emit("mul", u, u, name="sq"), b.const(0.1, f16), name="w")
+        w = b.emit("mul", w, b.emit("add", w, u), name="w")
+        r = b.at(4).emit("iota", type=Frag(i32, (32,), lay.drop(1)), name="r")
+        c = b.emit("iota", type=Frag(i32, (64,), lay.drop(0)), name="c")
+        lower = b.emit("le", b.rows(c, ti, 1), b.rows(r, ti, 0))
+        w = b.at(5).emit("select", lower, w, u, name="w")
+        odd = b.at(6).emit("eq", b.emit("mod", i, b.const(2)), b.const(1), name="odd")
+
+        def branch(value) -> Block:
+            e = K(b.loc)
+            e.do("yield", *value(e))
+            return e.block()
+
+        z, s = Value(t, "z"), Value(Scalar(f32), "s")
+        b.add(Op("if", (odd,), (z, s), {}, (branch(lambda e: [e.emit("neg", w, name="z"), e.const(2.0, f32)]),
+                                            branch(lambda e: [e.emit("max", w, u, name="z"), e.const(3.0, f32)])), Loc("spec.py", 6)))
+        b.at(7).do("st_global", y, z, row, index=("tile", "all"), guard=(True, False), vec=8)
+        ones = b.at(8).emit("mul", b.emit("cast", c, to="f32"), s, name="ones")
+        b.do("st_global", total, ones, b.const(0), index=("tile",), guard=(False,), vec=1, reduce="add")
+
+    return kernel("half_math", [x, y, total], [GridAxis("i", "M", 32)], 4, build, flags={"Y": ("out",), "T": ("out",)})
+
+
 PROGRAMS = {
     "row_softmax": row_softmax, "row_softmax_f16": lambda: row_softmax(256, f16, 4, 8), "gemm": gemm,
     "gemm_bf16_3": lambda: gemm(64, 128, 32, bf16, 3, 4, False, False), "two_dots": two_dots,
-    "two_dots_plain": lambda: two_dots(masked=False, hold=False, d=128, dtype=f16), "wmma_gemm": wmma_gemm, "branches": branches}
+    "two_dots_plain": lambda: two_dots(masked=False, hold=False, d=128, dtype=f16), "wmma_gemm": wmma_gemm, "branches": branches,
+    "half_math": half_math}
 __all__ = ["PROGRAMS", "i1"]

@@ -8,11 +8,12 @@ import pytest
 from fcgen.backends.ada import TARGETS
 from fcgen.backends.cuda import print_cuda
 from fcgen.ir.elementwise import round_bf16
+from fcgen.ir.layout import SmemLayout, blocked, mma_a, mma_b, mma_c, native_smem
 from fcgen.ir.ops import verify
-from fcgen.ir.types import bf16, f16, f32
+from fcgen.ir.types import bf16, f16, f32, i32
 
 from .host import run_on_host
-from .programs import branches, gemm, row_softmax, two_dots
+from .programs import branches, gemm, half_math, row_softmax, through_shared, two_dots
 
 
 def stored(x: np.ndarray, dtype) -> np.ndarray:
@@ -85,3 +86,57 @@ def test_branches(n, tmp_path):
     out = np.where(low, p * k, p)
     sig = 1 / (1 + np.exp(-out))
     np.testing.assert_allclose(y, (sig * (sig + 1))[:n], rtol=2e-6, atol=1e-30)
+
+
+PAD = SmemLayout(64, 8)
+CASES = {
+    "swizzled f16 to accumulator": (f16, (64, 64), native_smem(64, 2), blocked(64, 64, 4, 8), mma_c(64, 64)),
+    "accumulator to rows": (bf16, (128, 64), native_smem(64, 2), mma_c(128, 64), blocked(128, 64, 4, 8)),
+    "two panels": (f16, (64, 128), native_smem(128, 2), mma_c(64, 128), blocked(64, 128, 4, 8)),
+    "padded f32": (f32, (32, 64), SmemLayout(64, 4), blocked(32, 64, 4, 4), blocked(32, 64, 4, 2)),
+    "padded f16": (f16, (64, 64), PAD, mma_c(64, 64, (2, 2)), blocked(64, 64, 4, 4)),
+    "swizzle 32": (f16, (64, 16), native_smem(16, 2), blocked(64, 16, 4, 4), mma_a(64, 16)),
+    "swizzle 64, integers": (i32, (64, 16), native_smem(16, 4), blocked(64, 16, 4, 4), blocked(64, 16, 4, 1)),
+    "ldmatrix a": (f16, (128, 64), native_smem(64, 2), blocked(128, 64, 4, 8), mma_a(128, 64), "ldmatrix"),
+    "ldmatrix a, padded": (f16, (64, 64), PAD, blocked(64, 64, 4, 8), mma_a(64, 64), "ldmatrix"),
+    "ldmatrix b": (f16, (64, 128), native_smem(128, 2), blocked(64, 128, 4, 8), mma_b(64, 128), "ldmatrix", False, True),
+    "ldmatrix b, stored transposed": (bf16, (32, 128), native_smem(128, 2), blocked(32, 128, 4, 8), mma_b(128, 32), "ldmatrix", True, False),
+    "ldmatrix a, stored transposed": (f16, (64, 64), native_smem(64, 2), blocked(64, 64, 4, 8), mma_a(64, 64), "ldmatrix", True, True),
+    "ldmatrix b over warps": (f16, (64, 32), native_smem(32, 2), blocked(64, 32, 4, 8), mma_b(64, 32, (1, 4)), "ldmatrix", False, True),
+    "plain transposed": (f16, (32, 64), native_smem(64, 2), blocked(32, 64, 4, 8), blocked(64, 32, 4, 2), "ld_shared", True),
+    "plain transposed f32": (f32, (32, 64), SmemLayout(64, 1), blocked(32, 64, 4, 4), blocked(64, 32, 4, 4), "ld_shared", True),
+    "at run time": (f16, (32, 64), native_smem(128, 2), blocked(32, 64, 4, 8), mma_c(32, 64, (2, 2)), "ld_shared", False, False, True),
+    "ldmatrix at run time": (f16, (64, 64), native_smem(128, 2), mma_c(64, 64), mma_a(64, 64), "ldmatrix", False, False, True),
+    "at run time f32": (f32, (32, 32), SmemLayout(64, 4), blocked(32, 32, 4, 4), blocked(32, 32, 4, 2), "ld_shared", False, False, True),
+    "atomics": (f16, (64, 64), native_smem(64, 2), blocked(64, 64, 4, 8), mma_c(64, 64), "ld_shared", False, False, False, "add"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("cut", [0, 3])
+def test_through_shared(case, cut, tmp_path):
+    """Every element arrives where its coordinates say, through each pair of layouts; with rows and columns cut off by guards."""
+    dtype, shape, *_ = args = CASES[case]
+    transposed = args[6] if len(args) > 6 else False
+    rng = np.random.default_rng(5)
+    x = rng.integers(-100, 100, (shape[0] - cut, shape[1] - 2 * cut)).astype(np.float32)
+    out_shape = shape[::-1] if transposed else shape
+    x, y = stored(x, dtype), np.zeros(out_shape, stored(x, dtype).dtype)
+    k = through_shared(*args)
+    run(k, tmp_path, 1, {"X": x, "Y": y}, {"where": shape[0]}, dict(zip("RCPQ", x.shape + y.shape)))
+    want = np.zeros(shape, x.dtype)
+    want[: x.shape[0], : x.shape[1]] = x
+    np.testing.assert_array_equal(y, want.T if transposed else want)
+
+
+def test_half_math(tmp_path):
+    m, h = 70, np.float16
+    x = np.random.default_rng(6).standard_normal((m, 64)).astype(h)
+    y, t = np.zeros_like(x), np.zeros(64, np.float32)
+    run(half_math(), tmp_path, 3, {"X": x, "Y": y, "T": t}, {}, {"M": m})
+    w = x * x + h(0.1)
+    w = w * (w + x)
+    w = np.where(np.arange(64)[None] <= (np.arange(m) % 32)[:, None], w, x)
+    odd = (np.arange(m) // 32 % 2 == 1)[:, None]
+    np.testing.assert_array_equal(y, np.where(odd, -w, np.maximum(w, x)))
+    np.testing.assert_array_equal(t, np.arange(64) * 8.0)
