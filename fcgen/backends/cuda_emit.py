@@ -53,7 +53,7 @@ class Emitter:
         self.tables: dict[bytes, str] = {}       # index table -> helper name
         self.sizes: dict[str, None] = {}
         self.strides: dict[tuple[str, int], None] = {}
-        self.written: set[str] = set()
+        self.written: set[Value] = set()
         self.last_loc: tuple[str, int] | None = None
         self.headers: dict[str, None] = {}
         self.uses_smem = False
@@ -84,7 +84,7 @@ class Emitter:
             if loc is None or (loc.file, loc.line) == self.last_loc:
                 continue
             self.last_loc = (loc.file, loc.line)
-            text = (loc.source_line() or "").strip()
+            text = (loc.source_line() or "").strip().rstrip("\\")  # a backslash would swallow the next line
             self.w.line(f"// {text}  [{loc.short}]" if text else f"// {loc.short}")
 
     def open(self, head: Callable[[], list[str]] | str) -> None:
@@ -302,8 +302,11 @@ class Emitter:
         on = np.ones(lane.shape, bool)
         for t in terms:
             on &= eval(t.replace("/", "//"), {"lane": lane, "warp": warp})  # our own text
-        c = layout.coords(self.kernel.warps)[on].reshape(-1, len(layout.axes))
-        if len(np.unique(c, axis=0)) != len(c) or len(c) != int(np.prod(layout.shape)):
+        c = layout.coords(self.kernel.warps)[on]
+        element = np.zeros((len(c), layout.regs), np.int64)  # the tile's elements, numbered row by row
+        for axis, n in enumerate(layout.shape):
+            element = element * n + c[..., axis]
+        if sorted(element.ravel()) != list(range(int(np.prod(layout.shape)))):
             raise FcError("compile/unsupported", "a stored fragment's layout does not give each element one writer", got=layout, loc=loc)
 
 

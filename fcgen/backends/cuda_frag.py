@@ -29,10 +29,9 @@ def locs_of(em: Emitter, op: Op) -> list[Loc | None]:
 
     for o in op.operands:
         visit(o)
-    seen: dict[Loc | None, None] = {}
-    for loc in [*out, op.loc]:
-        seen[loc] = None
-    return sorted((x for x in seen if x is not None), key=lambda x: (x.file != (op.loc.file if op.loc else ""), x.line))
+    seen = dict.fromkeys(x for x in [*out, op.loc] if x is not None)
+    here = op.loc.file if op.loc else ""
+    return list(sorted(seen, key=lambda x: (x.file != here, x.line)))
 
 
 def fill(em: Emitter, name: str, t: Frag, value) -> None:
@@ -81,7 +80,19 @@ def evaluate_into(em: Emitter, name: str, v: Value) -> None:
 
 
 def _full(t: Frag) -> np.ndarray:
+    assert isinstance(t.layout, RegLayout)
     return np.arange(t.layout.regs)
+
+
+def stored(em: Emitter, v: Value) -> str:
+    """The array of v; a view is copied out for whoever needs registers in a row."""
+    if em.plan.base(v) is v:
+        return em.array(v)
+    if v not in em.arrays:
+        em.plan.parent[v] = v
+        evaluate_into(em, em.declare(v), v)
+        del em.plan.parent[v]
+    return em.arrays[v]
 
 
 @emits("materialise")
@@ -124,9 +135,8 @@ def _gather(em: Emitter, op: Op) -> None:
 
     if isinstance(op.result.type, Scalar):
         x = element([em.scalar(p) for p in positions])
-        name = X(em.names(op.result.name), depth=em.depth)
-        em.w.line(f"const {CTYPES[dtype.name]} {name} = {x};")
-        em.scalars[op.result] = name
+        em.scalars[op.result] = X(em.names(op.result.name), depth=em.depth)
+        em.w.line(f"const {CTYPES[dtype.name]} {em.scalars[op.result]} = {x};")
         return
     t, name = op.result.type, em.declare(op.result)
     fill(em, name, t, lambda regs: element([regs.value(p, _full(t)) for p in positions]))

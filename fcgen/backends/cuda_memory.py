@@ -9,6 +9,7 @@ from ..ir.core import Op, Value
 from ..ir.layout import LANES, RegLayout
 from ..ir.types import DType, Tensor
 from .cuda_emit import Emitter, emits, memtype
+from .cuda_frag import stored
 from .cuda_smem import Access, byte_address
 from .cuda_text import CTYPES, LESS, UNARY, ZERO, X, add, binary, call, mul
 
@@ -135,7 +136,7 @@ def _copies(em: Emitter, layout: RegLayout) -> X | None:
 def _width(em: Emitter, op: Op, tensor: Value, layout: RegLayout, scalars: tuple[Value, ...]) -> int:
     """Elements per global access: what the layout, the op and the guards allow."""
     size = tensor.type.dtype.bytes
-    vec = min(layout.vector(), op["vec"], 16 // size)
+    vec = min(layout.vector(), op["vec"], 16 // size) if layout.axes else 1
     while vec > 1 and (vec & (vec - 1) or layout.regs % vec or Rectangle(em, op, tensor, scalars, layout, vec).ragged()):
         vec -= 1
     return vec
@@ -195,7 +196,7 @@ def _st_global(em: Emitter, op: Op) -> None:
     layout, dtype = v.type.layout, v.type.dtype
     em.comment([op.loc])
     adds = op.get("reduce") == "add"
-    name = em.array(v)
+    name = stored(em, v)
     vec = _width(em, op, tensor, layout, op.operands[2:])
     if adds:
         vec = min(vec, 2) if dtype.name == "f16" else 1
@@ -281,7 +282,7 @@ def _st_shared(em: Emitter, op: Op) -> None:
     dtype, layout = v.type.dtype, v.type.layout
     em.comment([op.loc])
     access, vec = _shared(em, op, v, buffer, row, col)
-    name = em.array(v)
+    name = stored(em, v)
     predicate = em.writer_predicate(layout, op.loc)
 
     def body(i: X) -> list[str]:

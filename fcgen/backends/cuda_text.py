@@ -151,7 +151,7 @@ def closed_form(table: np.ndarray, var: X) -> X | None:
             t = binary("%", t, X(str(mod)))
         terms.append(X(f"{t.within(MUL)} * {weight}", MUL, t.depth) if weight != 1 else t)
     if start:
-        terms.insert(0, X(str(start), ATOM if start > 0 else UNARY))
+        terms.append(X(str(start), ATOM if start > 0 else UNARY))
     return total(terms)
 
 

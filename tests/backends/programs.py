@@ -361,9 +361,35 @@ def half_math() -> Kernel:
     return kernel("half_math", [x, y, total], [GridAxis("i", "M", 32)], 4, build, flags={"Y": ("out",), "T": ("out",)})
 
 
+def small_shapes() -> Kernel:
+    """One-dimensional buffers, a slice that is stored, a fold to one number, a column read down a stored tile."""
+    x, y, z = Value(Tensor(f32, ("N",)), "X"), Value(Tensor(f32, ("N",)), "Y"), Value(Tensor(f32, (4,)), "Z")
+    line, tile = Value(Buffer(f32, (128,), SmemLayout(128)), "line"), Value(Buffer(f32, (64, 8), SmemLayout(8, 1)), "tile")
+    one = RegLayout(((Factor("r", 4, 1), Factor("l", 32, 1)),))     # every warp has all of it
+    half = RegLayout(((Factor("r", 2, 1), Factor("l", 32, 1)),))
+    wide = RegLayout(((Factor("w", 4, 1), Factor("l", 32, 1)),))
+
+    def build(b: K, i: Value) -> None:
+        zero, three = b.const(0), b.const(3)
+        v = b.at(2).emit("ld_global", x, zero, type=Frag(f32, (128,), one), name="v", index=("tile",), guard=(False,), vec=4)
+        b.at(3).do("st_shared", v, line, zero, zero)
+        b.do("barrier")
+        w = b.at(4).emit("ld_shared", line, zero, zero, type=Frag(f32, (128,), wide), name="w")
+        top = b.at(5).emit("slice", v, b.const(64), type=Frag(f32, (64,), half), name="top", axis=0)
+        b.do("st_shared", top, tile, zero, three, along=0)
+        b.do("barrier")
+        down = b.at(6).emit("ld_shared", tile, zero, three, type=Frag(f32, (64,), half), name="down", along=0)
+        b.at(7).do("st_global", y, w, zero, index=("tile",), guard=(False,), vec=1)
+        b.do("st_global", y, down, b.const(128), index=("tile",), guard=(False,), vec=1)
+        s = b.at(8).emit("combine", b.emit("reduce", v, fn="sum", axis=0, name="s"), lanes=(1, 2, 4, 8, 16), name="s")
+        b.do("st_global", z, s, three, index=("at",), guard=(), vec=1)
+
+    return kernel("small_shapes", [x, y, z], [GridAxis("i", 1)], 4, build, [line, tile], {"Y": ("out",), "Z": ("out",)})
+
+
 PROGRAMS = {
     "row_softmax": row_softmax, "row_softmax_f16": lambda: row_softmax(256, f16, 4, 8), "gemm": gemm,
     "gemm_bf16_3": lambda: gemm(64, 128, 32, bf16, 3, 4, False, False), "two_dots": two_dots,
     "two_dots_plain": lambda: two_dots(masked=False, hold=False, d=128, dtype=f16), "wmma_gemm": wmma_gemm, "branches": branches,
-    "half_math": half_math}
+    "half_math": half_math, "small_shapes": small_shapes}
 __all__ = ["PROGRAMS", "i1"]

@@ -13,7 +13,7 @@ from fcgen.ir.ops import verify
 from fcgen.ir.types import bf16, f16, f32, i32
 
 from .host import run_on_host
-from .programs import branches, gemm, half_math, row_softmax, through_shared, two_dots
+from .programs import branches, gemm, half_math, row_softmax, small_shapes, through_shared, two_dots
 
 
 def stored(x: np.ndarray, dtype) -> np.ndarray:
@@ -140,3 +140,11 @@ def test_half_math(tmp_path):
     odd = (np.arange(m) // 32 % 2 == 1)[:, None]
     np.testing.assert_array_equal(y, np.where(odd, -w, np.maximum(w, x)))
     np.testing.assert_array_equal(t, np.arange(64) * 8.0)
+
+
+def test_small_shapes(tmp_path):
+    x = np.random.default_rng(7).standard_normal(128).astype(np.float32)
+    y, z = np.zeros(192, np.float32), np.zeros(4, np.float32)
+    run(small_shapes(), tmp_path, 1, {"X": x, "Y": y, "Z": z}, {}, {"N": 192})
+    np.testing.assert_array_equal(y, np.concatenate([x, x[64:]]))
+    np.testing.assert_allclose(z, [0, 0, 0, x.sum(dtype=np.float64)], rtol=1e-5)

@@ -102,8 +102,8 @@ wmma_gemm(const f16* __restrict__ A, long long A_s0, const f16* __restrict__ B, 
     #pragma unroll
     for (int i = 0; i < 4; ++i)
         #pragma unroll
-        for (int t = 0; t < acc[i].num_elements; ++t)
-            acc[i].x[t] = acc[i].x[t] * alpha;
+        for (int e = 0; e < acc[i].num_elements; ++e)
+            acc[i].x[e] = acc[i].x[e] * alpha;
     #pragma unroll
     for (int i = 0; i < 4; ++i)
         wmma::store_matrix_sync(reinterpret_cast<float*>(smem + 18432 + warp * 4352 + i * 64), acc[i], 68, wmma::mem_row_major);
