@@ -1,9 +1,9 @@
 """Machine IR -> CUDA C++: `print_cuda(kernel, target)`.
 
-In: a machine-level kernel with one role, its buffers placed (`meta["smem_offsets"]`), its instructions chosen. Out: a `CudaSource` whose
-text reads top to bottom (header, the device functions that are used, the kernel with one comment per spec line), a map from its lines to
-the spec's, and the flat parameter list in order. The same kernel always gives the same text. The printer decides no schedule: loops,
-buffers, slots and barriers are the kernel's ops, printed where they stand.
+In: a machine-level kernel with one role, its buffers placed (`meta["smem_offsets"]`), its instructions chosen. Out: a
+`CudaSource` whose text reads top to bottom (header, the device functions that are used, the kernel with one comment per spec
+line), a map from its lines to the spec's, and the flat parameter list in order. The same kernel always gives the same text.
+The printer decides no schedule: loops, buffers, slots and barriers are the kernel's ops, printed where they stand.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The printer's state while it walks a kernel: names, scalars, loops, hoisted declarations, index tables, comments.
 
-One `Emitter` per printed kernel. `frames` is the stack of C++ blocks that are open; a declaration that depends only on outer blocks
-is hoisted to the innermost of those (`hoist`), so that loop-invariant addresses stand before the loop.
+One `Emitter` per printed kernel. `frames` is the stack of C++ blocks that are open; a declaration that depends only on outer
+blocks is hoisted to the innermost of those (`hoist`), so that loop-invariant addresses stand before the loop.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from .cuda_text import CTYPES, MEMTYPES, UNARY, ZERO, Names, Segment, Writer, X,
 
 @dataclass
 class Frame:
-    """An open block. before: where declarations hoisted out of it go (they belong to the parent frame). cache: hoisted text -> name."""
+    """An open block. before: where declarations hoisted out of it go (they belong to the parent frame). cache: hoisted text ->
+    name."""
 
     before: Segment | None = None
     cache: dict[tuple[str, str], X] = field(default_factory=dict)
@@ -307,7 +308,8 @@ class Emitter:
         for axis, n in enumerate(layout.shape):
             element = element * n + c[..., axis]
         if sorted(element.ravel()) != list(range(int(np.prod(layout.shape)))):
-            raise FcError("compile/unsupported", "a stored fragment's layout does not give each element one writer", got=layout, loc=loc)
+            raise FcError("compile/unsupported", "a stored fragment's layout does not give each element one writer", got=layout,
+                          loc=loc)
 
 
 EMIT: dict[str, Callable[[Emitter, Op], None]] = {}

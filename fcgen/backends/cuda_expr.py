@@ -18,12 +18,10 @@ from ..ir.types import DType, Frag, Scalar
 from .cuda_emit import EMIT, Emitter, emits
 from .cuda_text import CTYPES, TERNARY, UNARY, X, add, binary, call, literal
 
-_LIBM = {"pow": "powf", "sqrt": "sqrt_approx", "rsqrt": "rsqrt_approx", "rcp": "rcp_approx", "sin": "sin_approx", "cos": "cos_approx",
-         "tanh": "tanhf", "sigmoid": "sigmoid_approx", "erf": "erff", "floor": "floorf", "ceil": "ceilf", "fma": "fmaf",
-         "exp2": "exp2_approx", "max": "fmaxf", "min": "fminf", "abs": "fabsf", "div": "div_approx"}
-_LIBM64 = {"pow": "pow", "sqrt": "sqrt", "rsqrt": "rsqrt", "sin": "sin", "cos": "cos", "tanh": "tanh", "erf": "erf", "floor": "floor",
-           "ceil": "ceil", "fma": "fma", "exp2": "exp2", "exp": "exp", "log": "log", "log2": "log2", "max": "fmax", "min": "fmin",
-           "abs": "fabs"}
+_LIBM = {"pow": "powf", "sqrt": "sqrt_approx", "rsqrt": "rsqrt_approx", "rcp": "rcp_approx", "sin": "sin_approx",
+         "cos": "cos_approx", "tanh": "tanhf", "sigmoid": "sigmoid_approx", "erf": "erff", "floor": "floorf", "ceil": "ceilf",
+         "fma": "fmaf", "exp2": "exp2_approx", "max": "fmaxf", "min": "fminf", "abs": "fabsf", "div": "div_approx"}
+_LIBM64 = {"max": "fmax", "min": "fmin", "abs": "fabs"}  # the others have the function's own name
 
 
 def apply(em: Emitter, name: str, dtype: DType, args: list[X], nonneg: bool = False) -> X:
@@ -53,7 +51,7 @@ def apply(em: Emitter, name: str, dtype: DType, args: list[X], nonneg: bool = Fa
             return binary("/", X("1.0"), args[0])
         if name == "sigmoid":
             return X(f"1.0 / (1.0 + exp(-{args[0].within(UNARY + 1)}))", 80, depth)
-        return call(_LIBM64[name], *args)
+        return call(_LIBM64.get(name, name), *args)
     if name == "exp":
         return call(em.fn("exp2_approx"), binary("*", args[0], literal(math.log2(math.e), dtype)))
     if name in ("log", "log2"):
@@ -161,7 +159,8 @@ def _apply_op(em: Emitter, op: Op, args: list[X]) -> X:
 
 
 class Registers:
-    """Evaluates fragment values at register `i` of one loop. Values used more than once become constants of the loop's body (`lines`)."""
+    """Evaluates fragment values at register `i` of one loop. Values used more than once become constants of the
+    loop's body (`lines`)."""
 
     def __init__(self, em: Emitter, i: X, lines: list[str], domain: str = "tile"):
         self.em, self.i, self.lines, self.domain = em, i, lines, domain
@@ -242,7 +241,8 @@ def view_index(em: Emitter, v: Value, table: np.ndarray, i: X, hint: str = "") -
     base, inner = em.plan.base(v), regs[0]
     # register = (what the part adds) + (what the register adds)
     if not (parts - parts[:, :1] == parts[0] - parts[0, 0]).all():
-        raise FcError("compile/unsupported", "slice: the parts are not laid out alike", got=op.operands[0].type.layout, loc=op.loc)
+        raise FcError("compile/unsupported", "slice: the parts are not laid out alike", got=op.operands[0].type.layout,
+                      loc=op.loc)
     first = em.form(parts[:, 0] - parts[0, 0], over, f"part_{em.array(base)}")
     return base, add(first, em.form(parts[0], i, f"regs_{em.array(base)}")) if len(inner) else X("0")
 

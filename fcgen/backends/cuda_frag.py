@@ -29,7 +29,7 @@ def locs_of(em: Emitter, op: Op) -> list[Loc | None]:
 
     for o in op.operands:
         visit(o)
-    seen = dict.fromkeys(x for x in [*out, op.loc] if x is not None)
+    seen: dict[Loc, None] = dict.fromkeys(x for x in [*out, op.loc] if x is not None)
     here = op.loc.file if op.loc else ""
     return list(sorted(seen, key=lambda x: (x.file != here, x.line)))
 
@@ -261,7 +261,8 @@ def _vote(em: Emitter, op: Op) -> None:
 # ---- matrix products -------------------------------------------------------------------------------------------------
 
 
-def _instances(layout: RegLayout, unit: RegLayout, warps: int, what: str, loc: Loc | None) -> dict[tuple[int, ...], tuple[int, np.ndarray]]:
+def _instances(layout: RegLayout, unit: RegLayout, warps: int, what: str,
+               loc: Loc | None) -> dict[tuple[int, ...], tuple[int, np.ndarray]]:
     """origin of an instruction's tile in warp 0 -> (its first register, its origin in every warp). Every run of registers must be
     exactly the instruction's map, in every warp."""
     have, want, n = layout.coords(warps), unit.coords(1)[0], unit.regs
@@ -270,7 +271,8 @@ def _instances(layout: RegLayout, unit: RegLayout, warps: int, what: str, loc: L
         block = have[:, :, b: b + n]
         origin = block[:, :1, :1]
         if block.shape[2] != n or not (block - origin == want).all():
-            raise FcError("compile/unsupported", f"mma: the {what} fragment does not hold the instruction's registers one after the other",
+            raise FcError("compile/unsupported", f"mma: the {what} fragment does not hold the instruction's "
+                          "registers one after the other",
                           expected=unit, got=layout, loc=loc)
         out[tuple(int(x) for x in origin[0, 0, 0])] = (b, origin[:, 0, 0])
     return out
@@ -283,7 +285,8 @@ def _mma(em: Emitter, op: Op) -> None:
     if rec is None or rec.a is None or rec.b is None or rec.c is None:
         raise FcError("compile/unsupported", f"{em.target.arch} has no matrix instruction {op['instr']!r}", loc=op.loc)
     warps = em.kernel.warps
-    ia, ib, ic = (_instances(v.type.layout, u, warps, w, op.loc) for v, u, w in ((a, rec.a, "left"), (b, rec.b, "right"), (acc, rec.c, "accumulator")))
+    ia, ib, ic = (_instances(v.type.layout, u, warps, what, op.loc)
+                  for v, u, what in ((a, rec.a, "left"), (b, rec.b, "right"), (acc, rec.c, "accumulator")))
     _, _, kk = rec.shape
     depth = a.type.shape[1] // kk
     ms, ns = sorted({r for r, _ in ic}), sorted({c for _, c in ic})
@@ -294,7 +297,8 @@ def _mma(em: Emitter, op: Op) -> None:
         for c in ns:
             for k in range(depth):
                 at, bt, ct = ia[(r, k * kk)][1], ib[(k * kk, c)][1], ic[(r, c)][1]
-                assert (at[:, 0] == ct[:, 0]).all() and (bt[:, 1] == ct[:, 1]).all() and (at[:, 1] == bt[:, 0]).all(), "warps agree"
+                agree = (at[:, 0] == ct[:, 0]) & (bt[:, 1] == ct[:, 1]) & (at[:, 1] == bt[:, 0])
+                assert agree.all(), "the three fragments split one product over the warps"
     em.comment([*locs_of(em, op)])
     name = em.declare(op.result)
     if em.plan.root(em.plan.base(acc)) is not em.plan.root(op.result) or acc in em.plan.fused:
@@ -320,7 +324,8 @@ def _mma(em: Emitter, op: Op) -> None:
             first = em.form(base // scale, over, f"part_{em.array(src)}")
         else:
             scale, first = (2 if packed else 1), X("0")
-        index = add(add(first, em.form(rows // scale, x, f"tile_{em.array(src)}")), em.form(cols // scale, y, f"tile_{em.array(src)}"))
+        wish = f"tile_{em.array(src)}"
+        index = add(add(first, em.form(rows // scale, x, wish)), em.form(cols // scale, y, wish))
         return f"&{em.array(src)}[{index}]" if index.text != "0" else em.array(src)
 
     text = (f"{fn}({pointer(op.result, tc, vm, vn, False)}, {pointer(a, ta, vm, vk, True)}, {pointer(b, tb, vk, vn, True)});")

@@ -73,7 +73,8 @@ class Rectangle:
 
     def prepare(self) -> None:
         """Name the thread's guarded positions before the loop over instances."""
-        self.guards = [(self.em.hoist("int", f"{self.tensor.name.lower()}_pos", g[0]) if g[0].prec < 100 else g[0], *g[1:]) for g in self.guards]
+        wish = f"{self.tensor.name.lower()}_pos"
+        self.guards = [(self.em.hoist("int", wish, at) if at.prec < 100 else at, *rest) for at, *rest in self.guards]  # type: ignore[misc]
 
     def inside(self, i: X) -> X | None:
         """True where the first element of the run is inside the tensor."""
@@ -90,7 +91,8 @@ class Rectangle:
         """Elements of the run that are inside, where it may straddle the end."""
         for at, table, size, _, last in self.guards:
             if last:
-                return call("max", X("0"), call("min", X(str(self.vec)), binary("-", size, add(at, self.em.form(table, i, "at")))))
+                left = binary("-", size, add(at, self.em.form(table, i, "at")))
+                return call("max", X("0"), call("min", X(str(self.vec)), left))
         return None
 
 
@@ -103,7 +105,8 @@ def _cp_async(em: Emitter, op: Op) -> None:
     c = layout.coords(em.kernel.warps)[:, :, ::vec]
     rows, cols = (c[..., 0], c[..., 1]) if c.shape[-1] == 2 else (c[..., 0] * 0, c[..., 0])
     for e in range(1, vec):
-        assert (byte_address(buffer.type, rows, cols + e) == byte_address(buffer.type, rows, cols) + e * size).all(), "a run is contiguous"
+        step = byte_address(buffer.type, rows, cols + e) - byte_address(buffer.type, rows, cols)
+        assert (step == e * size).all(), "a run of elements is contiguous in shared memory"
     to = Access(em, buffer, None, None, rows, cols, "copy_lane")
     rect = Rectangle(em, op, tensor, op.operands[1:-1], layout, vec, "copy")
     src = rect.pointer()
@@ -163,7 +166,8 @@ def _ld_global(em: Emitter, op: Op) -> None:
         def element(i: X) -> X:
             at, inside = rect.offset(i), rect.inside(i)
             x = X(f"{src}[{at}]")
-            return x if inside is None else X(f"{inside.within(11)} ? {x} : {'0' if dtype.bits != 32 or dtype.is_int else '0.0f'}", 10)
+            zero = "0.0f" if dtype.name == "f32" else "0"
+            return x if inside is None else X(f"{inside.within(11)} ? {x} : {zero}", 10)
 
         def one(i: X) -> list[str]:
             if dtype.bits != 16:
@@ -182,9 +186,7 @@ def _ld_global(em: Emitter, op: Op) -> None:
         load = f"{em.fn(f'ld_global_{_TAGS[dtype.name]}x{per}')}({into}, {add(src, rect.offset(i))});"
         if inside is None:
             return [load]
-        at = into.removeprefix("&")
         clear = [f"{name}[{add(mul(i, per), X(str(k)))}]" for k in range(per)]
-        del at
         return [f"{' = '.join(clear)} = 0;", f"if ({inside}) {load}"]
 
     em.w.loop(layout.regs // vec, "i", body)
@@ -212,8 +214,7 @@ def _st_global(em: Emitter, op: Op) -> None:
             bits = f"{em.fn('half_of')}({name}, {i})" if dtype.bits == 16 else f"{name}[{i}]"
             text = f"{em.fn('red_add_' + dtype.name)}({to}, {bits});" if adds else f"{dst}[{at}] = {bits};"
         elif adds:
-            into, _ = _registers(dtype, name, i, vec)
-            text = f"{em.fn('red_add_f16x2' if vec == 2 else 'red_add_' + dtype.name)}({to}, {into.removeprefix('&') if '[' in into else name + '[0]'});"
+            text = f"{em.fn('red_add_f16x2' if vec == 2 else 'red_add_' + dtype.name)}({to}, {name}[{i}]);"
         elif vec == 1:
             text = f"{dst}[{at}] = {name}[{i}];"
         else:
@@ -313,7 +314,8 @@ def _ldmatrix(em: Emitter, op: Op) -> None:
     if v.type.layout.regs % 2 or not all((have.reshape(shape) == b[:, None, :, None] + w).all()
                                          for have, b, w in ((rows, br, want[0]), (cols, bc, want[1]))):
         raise FcError("compile/unsupported", "ldmatrix: the fragment's registers are not 8 x 8 blocks of the stored tile",
-                      got=v.type.layout, loc=op.loc, hint="the .trans form is for fragments whose pairs run down the stored columns")
+                      got=v.type.layout, loc=op.loc,
+                      hint="the .trans form is for fragments whose pairs run down the stored columns")
     count = next(n for n in (4, 2, 1) if blocks % n == 0)
     which = np.arange(LANES) // 8 % count
     lr = br.reshape(-1, blocks // count, count)[:, :, which].transpose(0, 2, 1) + (np.arange(LANES) % 8)[None, :, None]
@@ -321,7 +323,8 @@ def _ldmatrix(em: Emitter, op: Op) -> None:
     em.comment([op.loc])
     name = em.declare(v)
     access = Access(em, buffer, row, col, lr, lc)
-    assert not access.split or (byte_address(buffer.type, access.rows, access.cols) % 16 == 0).all(), "ldmatrix rows start on 16 bytes"
+    aligned = byte_address(buffer.type, access.rows, access.cols) % 16 == 0
+    assert not access.split or aligned.all(), "ldmatrix rows start on 16 bytes"
     fn = em.fn(f"ldmatrix_x{count}{'_trans' if op['trans'] else ''}")
 
     def body(i: X) -> list[str]:

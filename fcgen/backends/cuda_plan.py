@@ -239,7 +239,8 @@ def _liveness(plan: Plan, block: Block, live_out: set[Value]) -> set[Value]:
 
 
 def _same_storage(a: Value, b: Value) -> bool:
-    return isinstance(a.type, Frag) and isinstance(b.type, Frag) and a.type.dtype == b.type.dtype and a.type.layout == b.type.layout
+    s, t = a.type, b.type
+    return isinstance(s, Frag) and isinstance(t, Frag) and (s.dtype, s.layout) == (t.dtype, t.layout)
 
 
 def _merge(plan: Plan, a: Value, b: Value, force: bool = False) -> None:

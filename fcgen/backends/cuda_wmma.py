@@ -106,9 +106,11 @@ def _places(em: Emitter, op: Op, t: Frag, buffer: Value, row: Value, col: Value,
         fr, fc = fc, fr
     addr = np.asarray(b.layout.address(b.shape, b.dtype.bytes, fr[None] + at[:, 0, None, None], fc[None] + at[:, 1, None, None]))
     base = addr[:1, :1, :1]
-    assert (addr == base + (addr[:, :1, :1] - base) + (addr[:1, :, :1] - base) + (addr[:1, :1, :] - base)).all(), "fragments are evenly placed"
+    even = addr[:, :1, :1] + addr[:1, :, :1] + addr[:1, :1, :] - 2 * base
+    assert (addr == even).all(), "fragments are evenly placed"
     if b.layout.panel % 16 or b.layout.row_bytes(b.dtype.bytes) % 16:
-        raise FcError("compile/unsupported", "wmma: rows start on 16 bytes and panels are whole fragments", got=b.layout, loc=op.loc)
+        raise FcError("compile/unsupported", "wmma: rows start on 16 bytes and panels are whole fragments", got=b.layout,
+                      loc=op.loc)
     x = add(em.offset_of(buffer), X(str(int(base[0, 0, 0]))))
     x = add(x, em.form((addr[:, 0, 0] - base[0, 0, 0]), over, "part"))
     wx = closed_form(addr[0, :, 0] - base[0, 0, 0], X("warp"))

@@ -21,22 +21,28 @@ def host_text(src: CudaSource) -> str:
     """The kernel as host C++: device functions that the shim provides are taken out."""
     shim = SHIM.read_text(encoding="utf-8")
     provided = set(re.findall(r"\b(\w+)\(", "\n".join(t for t in shim.splitlines() if t.startswith(("static", "template"))))) | {
-        f"{o}_shared_{t}x{n}" for o in ("ld", "st") for t in ("f32", "b32", "i32") for n in (1, 2, 4)}
+        f"{o}_shared_{t}x{n}" for o in ("ld", "st") for t in ("f32", "b32", "i32") for n in (1, 2, 4)
+    }
 
     def keep(m: re.Match[str]) -> str:
         return "" if m[2] in provided else m[0]
 
-    text = re.sub(r"(template <int \w+>\n)?__device__ __forceinline__ [\w ]+? (\w+)\([^\n]*\{\n.*?\n\}\n", keep, src.text, flags=re.S)
+    text = re.sub(
+        r"(template <int \w+>\n)?__device__ __forceinline__ [\w ]+? (\w+)\([^\n]*\{\n.*?\n\}\n", keep, src.text, flags=re.S
+    )
     text = re.sub(r"template <int N>\n(?=\n)", "", text).replace("using uint32_t = unsigned int;", "")
     args = "\n".join(f"static {p.ctype} arg{n};" for n, p in enumerate(src.params))
     read = "\n".join(f"    arg{n} = *({p.ctype}*)a[{n}];" for n, p in enumerate(src.params))
     names = ", ".join(f"arg{n}" for n in range(len(src.params)))
-    return (f'#include "{SHIM}"\n{text}\n{args}\nextern "C" void run(void** a, int blocks) {{\n{read}\n'
-            f"    kernel_body = [] {{ {src.name}({names}); }};\n    launch(blocks, {src.threads});\n}}\n")
+    return (
+        f'#include "{SHIM}"\n{text}\n{args}\nextern "C" void run(void** a, int blocks) {{\n{read}\n'
+        f"    kernel_body = [] {{ {src.name}({names}); }};\n    launch(blocks, {src.threads});\n}}\n"
+    )
 
 
-def run_on_host(src: CudaSource, tmp: Path, blocks: int, tensors: dict[str, np.ndarray], scalars: dict[str, float],
-                sizes: dict[str, int]) -> None:
+def run_on_host(
+    src: CudaSource, tmp: Path, blocks: int, tensors: dict[str, np.ndarray], scalars: dict[str, float], sizes: dict[str, int]
+) -> None:
     """Run all blocks. Tensors are C-contiguous or strided arrays of the storage dtype (uint16 for bf16); outputs are written."""
     if shutil.which("g++") is None:
         pytest.skip("g++ is not installed")

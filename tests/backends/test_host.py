@@ -41,14 +41,23 @@ def test_row_softmax(cols, dtype, vec, tmp_path):
     np.testing.assert_allclose(loaded(y, dtype), p / p.sum(1, keepdims=True), rtol=1e-5 if dtype == f32 else 1e-2, atol=1e-7)
 
 
-@pytest.mark.parametrize("shape, tile, dtype, stages", [((150, 100, 130), (128, 64, 64), f16, 2), ((64, 128, 96), (64, 128, 32), bf16, 3)])
+@pytest.mark.parametrize(
+    "shape, tile, dtype, stages", [((150, 100, 130), (128, 64, 64), f16, 2), ((64, 128, 96), (64, 128, 32), bf16, 3)]
+)
 def test_gemm(shape, tile, dtype, stages, tmp_path):
     (m, n, k), rng = shape, np.random.default_rng(1)
     a, b = (stored(rng.standard_normal(s).astype(np.float32), dtype) for s in ((m, k), (k, n)))
     bias, c = rng.standard_normal(n).astype(np.float32), np.zeros((m, n), a.dtype)
     guard = dtype == f16
     blocks = -(-m // tile[0]) * -(-n // tile[1])
-    run(gemm(*tile, dtype, stages, 4, True, guard), tmp_path, blocks, {"A": a, "B": b, "C": c, "bias": bias}, {}, {"M": m, "N": n, "K": k})
+    run(
+        gemm(*tile, dtype, stages, 4, True, guard),
+        tmp_path,
+        blocks,
+        {"A": a, "B": b, "C": c, "bias": bias},
+        {},
+        {"M": m, "N": n, "K": k},
+    )
     want = loaded(a, dtype).astype(np.float64) @ loaded(b, dtype) + (bias if guard else 0)
     np.testing.assert_allclose(loaded(c, dtype), want, rtol=1e-2, atol=0.05)
 
@@ -58,9 +67,15 @@ def test_two_dots(m, n, d, dtype, hold, tmp_path):
     rows, cols, rng = m + 9, 2 * n + 5, np.random.default_rng(2)
     x, y, z = (stored(rng.standard_normal((1, 2, s, d)).astype(np.float32), dtype) for s in (rows, cols, cols))
     o, l = np.zeros_like(x), np.zeros((1, 2, rows), np.float32)
-    c = 1.4426950408889634 / d ** 0.5
-    run(two_dots(m, n, d, dtype, hold=hold), tmp_path, 4, {"X": x, "Y": y, "Z": z, "O": o, "L": l}, {"c": c},
-        {"B": 1, "H": 2, "M": rows, "N": cols})
+    c = 1.4426950408889634 / d**0.5
+    run(
+        two_dots(m, n, d, dtype, hold=hold),
+        tmp_path,
+        4,
+        {"X": x, "Y": y, "Z": z, "O": o, "L": l},
+        {"c": c},
+        {"B": 1, "H": 2, "M": rows, "N": cols},
+    )
     s = loaded(x, dtype).astype(np.float64) @ np.swapaxes(loaded(y, dtype), 2, 3)
     top = s.max(-1, keepdims=True)
     p = np.exp2((s - top) * c)
@@ -100,14 +115,61 @@ CASES = {
     "ldmatrix a": (f16, (128, 64), native_smem(64, 2), blocked(128, 64, 4, 8), mma_a(128, 64), "ldmatrix"),
     "ldmatrix a, padded": (f16, (64, 64), PAD, blocked(64, 64, 4, 8), mma_a(64, 64), "ldmatrix"),
     "ldmatrix b": (f16, (64, 128), native_smem(128, 2), blocked(64, 128, 4, 8), mma_b(64, 128), "ldmatrix", False, True),
-    "ldmatrix b, stored transposed": (bf16, (32, 128), native_smem(128, 2), blocked(32, 128, 4, 8), mma_b(128, 32), "ldmatrix", True, False),
-    "ldmatrix a, stored transposed": (f16, (64, 64), native_smem(64, 2), blocked(64, 64, 4, 8), mma_a(64, 64), "ldmatrix", True, True),
-    "ldmatrix b over warps": (f16, (64, 32), native_smem(32, 2), blocked(64, 32, 4, 8), mma_b(64, 32, (1, 4)), "ldmatrix", False, True),
+    "ldmatrix b, stored transposed": (
+        bf16,
+        (32, 128),
+        native_smem(128, 2),
+        blocked(32, 128, 4, 8),
+        mma_b(128, 32),
+        "ldmatrix",
+        True,
+        False,
+    ),
+    "ldmatrix a, stored transposed": (
+        f16,
+        (64, 64),
+        native_smem(64, 2),
+        blocked(64, 64, 4, 8),
+        mma_a(64, 64),
+        "ldmatrix",
+        True,
+        True,
+    ),
+    "ldmatrix b over warps": (
+        f16,
+        (64, 32),
+        native_smem(32, 2),
+        blocked(64, 32, 4, 8),
+        mma_b(64, 32, (1, 4)),
+        "ldmatrix",
+        False,
+        True,
+    ),
     "plain transposed": (f16, (32, 64), native_smem(64, 2), blocked(32, 64, 4, 8), blocked(64, 32, 4, 2), "ld_shared", True),
     "plain transposed f32": (f32, (32, 64), SmemLayout(64, 1), blocked(32, 64, 4, 4), blocked(64, 32, 4, 4), "ld_shared", True),
-    "at run time": (f16, (32, 64), native_smem(128, 2), blocked(32, 64, 4, 8), mma_c(32, 64, (2, 2)), "ld_shared", False, False, True),
+    "at run time": (
+        f16,
+        (32, 64),
+        native_smem(128, 2),
+        blocked(32, 64, 4, 8),
+        mma_c(32, 64, (2, 2)),
+        "ld_shared",
+        False,
+        False,
+        True,
+    ),
     "ldmatrix at run time": (f16, (64, 64), native_smem(128, 2), mma_c(64, 64), mma_a(64, 64), "ldmatrix", False, False, True),
-    "at run time f32": (f32, (32, 32), SmemLayout(64, 4), blocked(32, 32, 4, 4), blocked(32, 32, 4, 2), "ld_shared", False, False, True),
+    "at run time f32": (
+        f32,
+        (32, 32),
+        SmemLayout(64, 4),
+        blocked(32, 32, 4, 4),
+        blocked(32, 32, 4, 2),
+        "ld_shared",
+        False,
+        False,
+        True,
+    ),
     "atomics": (f16, (64, 64), native_smem(64, 2), blocked(64, 64, 4, 8), mma_c(64, 64), "ld_shared", False, False, False, "add"),
 }
 

@@ -21,7 +21,8 @@ __device__ __forceinline__ uint32_t swizzle(uint32_t offset) {
 
 // PTX ISA, cp.async: 16 bytes; past the first `bytes` of the source, zeros
 __device__ __forceinline__ void cp_async_16_fill(uint32_t dst, const void* src, int bytes) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" :: "r"(dst), "l"(src), "r"(bytes) : "memory");
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
+             :: "r"(dst), "l"(src), "r"(bytes) : "memory");
 }
 
 // PTX ISA, cp.async.commit_group
