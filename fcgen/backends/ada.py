@@ -41,7 +41,7 @@ MMA_A = RegLayout(((Factor("r", 2, 2), Factor("l", 8, 4)), (Factor("r", 2, 4), F
 MMA_B = RegLayout(((Factor("r", 2, 2), Factor("l", 4, 1), Factor("r", 2, 1)), (Factor("l", 8, 4),)))
 # C: c_i has row group (+8 for i >= 2), column 2 * thread + i % 2.
 MMA_C = RegLayout(((Factor("r", 2, 2), Factor("l", 8, 4)), (Factor("l", 4, 1), Factor("r", 2, 1))))
-assert (mma_a(16, 16, (1, 1)), mma_b(16, 8, (1, 1)), mma_c(16, 8, (1, 1))) == (MMA_A, MMA_B, MMA_C), "ir.layout is not the PTX table"
+assert (mma_a(16, 16, (1, 1)), mma_b(16, 8, (1, 1)), mma_c(16, 8, (1, 1))) == (MMA_A, MMA_B, MMA_C), "ir.layout is not as in PTX"
 
 
 def _mma(dtype: str) -> Instr:

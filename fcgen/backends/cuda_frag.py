@@ -29,9 +29,9 @@ def locs_of(em: Emitter, op: Op) -> list[Loc | None]:
 
     for o in op.operands:
         visit(o)
-    seen: dict[Loc, None] = dict.fromkeys(x for x in [*out, op.loc] if x is not None)
     here = op.loc.file if op.loc else ""
-    return list(sorted(seen, key=lambda x: (x.file != here, x.line)))
+    order: list[Loc] = [x for x in dict.fromkeys([*out, op.loc]) if x is not None]
+    return [*sorted(order, key=lambda x: (x.file != here, x.line))]
 
 
 def fill(em: Emitter, name: str, t: Frag, value) -> None:

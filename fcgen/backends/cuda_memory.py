@@ -52,17 +52,43 @@ class Rectangle:
             axis += 1
         self.terms = [t for t in terms if not t.is_zero]
 
+    def step(self) -> X | None:
+        """Elements from one instance to the next where that is one run-time constant: the pointer can walk."""
+        moving = [(t, s) for t, s in self.axes if t.any()]
+        if len(moving) != 1 or moving[0][1].text == "1" or len(moving[0][0]) < 2:
+            return None
+        table, stride = moving[0]
+        rows = int(table[1] - table[0])
+        if not (table == np.arange(len(table)) * rows).all():
+            return None
+        return self.em.hoist("long long", f"{self.tensor.name.lower()}_step", X(f"{rows} * {stride}", 80))
+
+    def walker(self) -> X:
+        """A pointer of this op's own, to be moved by `step`."""
+        em = self.em
+        now = [t for t in self.terms if t.depth >= em.depth]
+        self.terms = [t for t in self.terms if t.depth < em.depth]
+        x = self.pointer()
+        for t in now:
+            x = X(f"{x} + {t.within(70)}", 70, em.depth)
+        name = em.names(f"{self.tensor.name.lower()}_src")
+        em.w.line(f"{self.ctype} {name} = {x};")
+        return X(name, depth=em.depth)
+
+    @property
+    def ctype(self) -> str:
+        return f"{'' if self.tensor in self.em.written else 'const '}{memtype(self.tensor)}*"
+
     def pointer(self) -> X:
         """The thread's pointer; what outer blocks know is added there."""
         em = self.em
-        ctype = f"{'' if self.tensor in em.written else 'const '}{memtype(self.tensor)}*"
         base = X(em.pname[self.tensor])
         for depth in sorted({t.depth for t in self.terms}):
             for t in self.terms:
                 if t.depth == depth:
                     base = X(f"{base} + {t.within(70)}", 70, depth)
             wish = f"{self.tensor.name.lower()}_{'ptr' if depth == em.depth else 'base'}"
-            base = em.hoist(ctype, wish, base)
+            base = em.hoist(self.ctype, wish, base)
         return base
 
     def offset(self, i: X) -> X:
@@ -109,19 +135,21 @@ def _cp_async(em: Emitter, op: Op) -> None:
         assert (step == e * size).all(), "a run of elements is contiguous in shared memory"
     to = Access(em, buffer, None, None, rows, cols, "copy_lane")
     rect = Rectangle(em, op, tensor, op.operands[1:-1], layout, vec, "copy")
-    src = rect.pointer()
+    step = rect.step()
+    src = rect.pointer() if step is None else rect.walker()
     rect.prepare()
     plain, fill = f"cp_async_{vec * size}", f"cp_async_{vec * size}_fill"
 
     def body(i: X) -> list[str]:
-        at = add(src, rect.offset(i))
+        at = add(src, rect.offset(i)) if step is None else src
+        walk = [] if step is None else [f"{src} += {step};"]
         inside = rect.inside(i)
         if inside is None:
-            return [f"{em.fn(plain)}({to.address(i)}, {at});"]
+            return [f"{em.fn(plain)}({to.address(i)}, {at});", *walk]
         count = rect.count(i) if rect.ragged() else None
         taken = mul(count, size) if count is not None else X(str(vec * size))
         return [f"const bool in = {inside};",
-                f"{em.fn(fill)}({to.address(i)}, in ? {at} : {em.pname[tensor]}, in ? {taken} : 0);"]
+                f"{em.fn(fill)}({to.address(i)}, in ? {at} : {em.pname[tensor]}, in ? {taken} : 0);", *walk]
 
     predicate = _copies(em, layout)
     if predicate is not None:

@@ -1,7 +1,7 @@
 """Shared-memory addresses: split by enumeration into what the slot, the thread and the instruction's number add.
 
-`address(thread, n) == ((slot + thread part) ^ flip[n]) + step[n]` with compile-time flip and step: the form that costs one
-instruction with an immediate in an unrolled loop. The split is computed from `SmemLayout.address` for every thread and checked on all.
+`address(thread, n) == ((slot + thread part) ^ flip[n]) + step[n]` with compile-time flip and step: one instruction with an
+immediate in an unrolled loop. The split is computed from `SmemLayout.address` for every thread and checked on all.
 """
 
 from __future__ import annotations

@@ -452,8 +452,8 @@ def through_shared(
     moving: bool = False,
     reduce: str = "",
 ) -> Kernel:
-    """A tile through shared memory: registers in one layout, stored, loaded in another (or transposed), written out. moving: into the
-    lower right of a tile twice as large, at positions that only run time knows."""
+    """A tile through shared memory: registers in one layout, stored, loaded in another (or transposed), written out.
+    moving: into the lower right of a tile twice as large, at positions that only run time knows."""
     out_shape = shape[::-1] if transposed else shape
     big = tuple(2 * n for n in shape) if moving else shape
     x, y = Value(Tensor(dtype, ("R", "C")), "X"), Value(Tensor(dtype, ("P", "Q")), "Y")
@@ -489,7 +489,7 @@ def through_shared(
 
 
 def half_math() -> Kernel:
-    """16-bit arithmetic rounds after every function; integers; a column value along rows; both branches of an `if`; f32 atomics."""
+    """16-bit arithmetic rounds after every function; integers; a column value along rows; both branches of an `if`; atomics."""
     x, y, total = Value(Tensor(f16, ("M", 64)), "X"), Value(Tensor(f16, ("M", 64)), "Y"), Value(Tensor(f32, (64,)), "T")
     lay = blocked(32, 64, 4, 8)
     t, ti = Frag(f16, (32, 64), lay), Frag(i32, (32, 64), lay)
