@@ -18,6 +18,8 @@ from ..ir.types import DType, Frag, Scalar
 from .cuda_emit import EMIT, Emitter, emits
 from .cuda_text import CTYPES, TERNARY, UNARY, X, add, binary, call, literal
 
+LONG = 90  # an expression longer than this gets a name of its own
+
 _LIBM = {"pow": "powf", "sqrt": "sqrt_approx", "rsqrt": "rsqrt_approx", "rcp": "rcp_approx", "sin": "sin_approx",
          "cos": "cos_approx", "tanh": "tanhf", "sigmoid": "sigmoid_approx", "erf": "erff", "floor": "floorf", "ceil": "ceilf",
          "fma": "fmaf", "exp2": "exp2_approx", "max": "fmaxf", "min": "fminf", "abs": "fabsf", "div": "div_approx"}
@@ -198,7 +200,8 @@ class Registers:
             return self.known[key]
         x = _apply_op(em, op, [self.value(o, table) for o in op.operands])
         uses = [u for u, _ in em.plan.users.get(v, [])]
-        if v in em.plan.fused and len(uses) + (1 if any(list(u.operands).count(v) > 1 for u in uses) else 0) > 1:
+        twice = len(uses) > 1 or any(list(u.operands).count(v) > 1 for u in uses)
+        if v in em.plan.fused and (twice or len(x.text) > LONG):
             x = rounded(em, x, t.dtype)
             name = X(em.names(v.name, "x"))
             self.lines.append(f"const {CTYPES[t.dtype.name]} {name} = {x};")

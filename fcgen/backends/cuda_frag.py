@@ -10,10 +10,8 @@ from ..ir.elementwise import REDUCTIONS
 from ..ir.layout import RegLayout
 from ..ir.types import Frag, Scalar, Tensor
 from .cuda_emit import EMIT, Emitter, emits
-from .cuda_expr import Registers, apply, choose, is_opaque, slice_table, view_index
+from .cuda_expr import LONG, Registers, apply, choose, is_opaque, slice_table, view_index
 from .cuda_text import CTYPES, X, add, binary, call, literal
-
-LONG = 100  # an expression longer than this gets a name of its own
 
 
 def locs_of(em: Emitter, op: Op) -> list[Loc | None]:

@@ -221,11 +221,13 @@ class Writer:
 
 
 #: C++ words, and names that the printed text itself uses
-_WORDS = set("""alignas auto bool break case char class const constexpr continue default delete do double else enum explicit
-export extern false float for friend goto if inline int long namespace new operator private protected public register return short signed
-sizeof static struct switch template this throw true try typedef typename union unsigned using virtual void volatile while and or
-not xor asm half int8_t uint32_t lane warp smem smem_base block i j e mi ni ki part value lo hi in at threadIdx blockIdx blockDim
-gridDim INF NAN f16 bf16 main exp log max min abs pow floor ceil sqrt erf tanh sin cos wmma nvcuda
+_WORDS = set("""
+alignas auto bool break case char class const constexpr continue default delete do double else enum explicit export
+extern false float for friend goto if inline int long namespace new operator private protected public register return
+short signed sizeof static struct switch template this throw true try typedef typename union unsigned using virtual void
+volatile while and or not xor asm half int8_t uint32_t lane warp smem smem_base block i j e mi ni ki part value lo hi in
+at threadIdx blockIdx blockDim gridDim INF NAN f16 bf16 main exp log max min abs pow floor ceil sqrt erf tanh sin cos
+wmma nvcuda
 """.split())  # noqa: SIM905
 
 
