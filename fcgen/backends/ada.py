@@ -1,7 +1,7 @@
 """The Ampere/Ada family (sm_80, sm_86, sm_89; sm_90 runs the same code): limits, and one record per instruction.
 
-`TARGETS[arch]` is what passes, printer and simulator receive. A record's `body` holds one inline-PTX instruction or one fixed idiom
-(pack, unpack, clamp); it knows nothing of tiles, buffers or loops. A signature that starts with `<int N>` makes a template
+`TARGETS[arch]` is what passes, printer and simulator receive. A record's `body` holds one inline-PTX instruction or one fixed
+idiom (pack, unpack, clamp); it knows nothing of tiles, buffers or loops. A signature that starts with `<int N>` makes a template
 of one compile-time integer. Records that touch shared memory are `volatile` with a memory clobber: the compiler must not move
 them over a barrier. Arithmetic records are plain, so that equal calls are joined.
 """
@@ -41,7 +41,7 @@ MMA_A = RegLayout(((Factor("r", 2, 2), Factor("l", 8, 4)), (Factor("r", 2, 4), F
 MMA_B = RegLayout(((Factor("r", 2, 2), Factor("l", 4, 1), Factor("r", 2, 1)), (Factor("l", 8, 4),)))
 # C: c_i has row group (+8 for i >= 2), column 2 * thread + i % 2.
 MMA_C = RegLayout(((Factor("r", 2, 2), Factor("l", 8, 4)), (Factor("l", 4, 1), Factor("r", 2, 1))))
-assert (mma_a(16, 16, (1, 1)), mma_b(16, 8, (1, 1)), mma_c(16, 8, (1, 1))) == (MMA_A, MMA_B, MMA_C), "ir.layout disagrees with PTX"
+assert (mma_a(16, 16, (1, 1)), mma_b(16, 8, (1, 1)), mma_c(16, 8, (1, 1))) == (MMA_A, MMA_B, MMA_C), "ir.layout is not as in PTX"
 
 
 def _mma(dtype: str) -> Instr:
@@ -87,7 +87,8 @@ def _cp_async(size: int) -> list[Instr]:
               f'asm volatile("cp.async.{kind}.shared.global [%0], [%1], {size};" :: "r"(dst), "l"(src) : "memory");',
               doc, completes="wait_group"),
         Instr(f"cp_async_{size}_fill", "uint32_t dst, const void* src, int bytes",
-              f'asm volatile("cp.async.{kind}.shared.global [%0], [%1], {size}, %2;" :: "r"(dst), "l"(src), "r"(bytes) : "memory");',
+              f'asm volatile("cp.async.{kind}.shared.global [%0], [%1], {size}, %2;"\n'
+              '             :: "r"(dst), "l"(src), "r"(bytes) : "memory");',
               doc + "; past the first `bytes` of the source, zeros", completes="wait_group")]
 
 
@@ -110,7 +111,8 @@ def _memory(tag: str, n: int) -> list[Instr]:
     cvec = ctype if one else f"{vec}{n}"
     fields = "xyzw"[:n]
     read = (f"d[0] = *static_cast<const {ctype}*>(src);" if one else
-            f"const {cvec} v = *static_cast<const {cvec}*>(src);\n    " + " ".join(f"d[{i}] = v.{f};" for i, f in enumerate(fields)))
+            f"const {cvec} v = *static_cast<const {cvec}*>(src);\n    "
+            + " ".join(f"d[{i}] = v.{f};" for i, f in enumerate(fields)))
     write = (f"*static_cast<{ctype}*>(dst) = v[0];" if one else
              f"*static_cast<{cvec}*>(dst) = make_{cvec}({', '.join(f'v[{i}]' for i in range(n))});")
     return [
@@ -137,7 +139,8 @@ def _numeric() -> list[Instr]:
         _unary("rcp_approx", "rcp.approx.ftz.f32", "PTX ISA, rcp: 1/x within 1 ulp"),
         _unary("sqrt_approx", "sqrt.approx.f32", "PTX ISA, sqrt: relative error below 2^-22.9"),
         _unary("rsqrt_approx", "rsqrt.approx.f32", "PTX ISA, rsqrt: relative error below 2^-22.9"),
-        _fn("div_approx", "float a, float b", 'float y;\n    asm("div.approx.ftz.f32 %0, %1, %2;" : "=f"(y) : "f"(a), "f"(b));\n    return y;',
+        _fn("div_approx", "float a, float b",
+            'float y;\n    asm("div.approx.ftz.f32 %0, %1, %2;" : "=f"(y) : "f"(a), "f"(b));\n    return y;',
             "PTX ISA, div: a/b within 2 ulp for |b| from 2^-126 to 2^126"),
         _fn("sigmoid_approx", "float x", "return rcp_approx(1.0f + exp2_approx(-1.4426950408889634f * x));",
             "1 / (1 + e^-x), relative error about 3e-7"),
@@ -155,13 +158,16 @@ def _numeric() -> list[Instr]:
             "PTX ISA, cvt: two floats to packed bfloat16, the first in the low half", "uint32_t"),
         _fn("to_f32_f16", "unsigned short h", 'float y;\n    asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(h));\n    return y;',
             "PTX ISA, cvt: half to float, exact"),
-        _fn("to_f32_bf16", "unsigned short h", "return __uint_as_float(uint32_t(h) << 16);", "bfloat16 is the upper half of a float"),
-        _fn("at_f16", "const uint32_t* p, int i", "return to_f32_f16(static_cast<unsigned short>(i % 2 ? p[i / 2] >> 16 : p[i / 2]));",
+        _fn("to_f32_bf16", "unsigned short h", "return __uint_as_float(uint32_t(h) << 16);",
+            "bfloat16 is the upper half of a float"),
+        _fn("at_f16", "const uint32_t* p, int i",
+            "return to_f32_f16(static_cast<unsigned short>(i % 2 ? p[i / 2] >> 16 : p[i / 2]));",
             "element i of packed halves"),
         _fn("at_bf16", "const uint32_t* p, int i", "return __uint_as_float(i % 2 ? p[i / 2] & 0xffff0000u : p[i / 2] << 16);",
             "element i of packed bfloat16"),
         _fn("round_f16", "float x", "return to_f32_f16(static_cast<unsigned short>(pack_f16(x, 0.0f)));", "x rounded to half"),
-        _fn("round_bf16", "float x", "return to_f32_bf16(static_cast<unsigned short>(pack_bf16(x, 0.0f)));", "x rounded to bfloat16"),
+        _fn("round_bf16", "float x", "return to_f32_bf16(static_cast<unsigned short>(pack_bf16(x, 0.0f)));",
+            "x rounded to bfloat16"),
         _fn("half_of", "const uint32_t* p, int i", "return static_cast<unsigned short>(i % 2 ? p[i / 2] >> 16 : p[i / 2]);",
             "bits of element i of a packed array", "unsigned short"),
         _fn("floor_div", "int a, int b", "const int q = a / b;\n    return q - (q * b != a && (a < 0) != (b < 0));",
@@ -176,7 +182,8 @@ def _exchange() -> list[Instr]:
            for t, c in (("f32", "float"), ("i32", "int"), ("i64", "long long"), ("f64", "double"))]
     for t, c, con in (("f32", "float", "f"), ("i32", "int", "r"), ("f64", "double", "d")):
         ptx = {"i32": "s32"}.get(t, t)
-        out.append(_fn(f"red_add_{t}", f"{c}* p, {c} v", f'asm volatile("red.global.add.{ptx} [%0], %1;" :: "l"(p), "{con}"(v) : "memory");',
+        out.append(_fn(f"red_add_{t}", f"{c}* p, {c} v",
+                       f'asm volatile("red.global.add.{ptx} [%0], %1;" :: "l"(p), "{con}"(v) : "memory");',
                        "PTX ISA, red: atomic add without return", "void"))
     out.append(_fn("red_add_f16", "unsigned short* p, unsigned short v",
                    'asm volatile("red.global.add.noftz.f16 [%0], %1;" :: "l"(p), "h"(v) : "memory");', "PTX ISA, red", "void"))
@@ -219,7 +226,8 @@ def _target(capability: int, block_kib: int, sm_kib: int, blocks: int) -> Target
     return Target(f"sm_{capability}", capability, block_kib * 1024, sm_kib * 1024, max_blocks_per_sm=blocks, instrs=INSTRS)
 
 
-#: Shared memory per block (opt-in) and per multiprocessor: CUDA C++ Programming Guide, "Technical Specifications per Compute Capability".
+#: Shared memory per block (opt-in) and per multiprocessor: CUDA C++ Programming Guide,
+#: "Technical Specifications per Compute Capability".
 TARGETS: dict[str, Target] = {
     "sm_80": _target(80, 163, 164, 32),
     "sm_86": _target(86, 99, 100, 16),

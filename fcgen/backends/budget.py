@@ -51,7 +51,7 @@ def check_budget(kernel: Kernel, target: Target) -> Usage:
     if plan.live_regs > limit:
         worst = plan.live_at
         raise FcError("compile/budget", f"the fragments of {kernel.name} do not fit the registers of a thread",
-                      expected=f"at most {limit} registers ({threads} threads, {blocks} block{'s' if blocks > 1 else ''} per multiprocessor)",
+                      expected=f"at most {limit} registers ({threads} threads, {blocks} per multiprocessor)",
                       got=f"{plan.live_regs} live at `{worst.kind}`" if worst is not None else plan.live_regs,
                       loc=worst.loc if worst is not None else None, hint=_regs_hint(blocks))
     per_sm = target.smem_per_sm // (smem + target.smem_reserved) if smem else target.max_blocks_per_sm

@@ -1,9 +1,9 @@
 """Machine IR -> CUDA C++: `print_cuda(kernel, target)`.
 
-In: a machine-level kernel with one role, its buffers placed (`meta["smem_offsets"]`), its instructions chosen. Out: a `CudaSource` whose
-text reads top to bottom (header, the device functions that are used, the kernel with one comment per spec line), a map from its lines to
-the spec's, and the flat parameter list in order. The same kernel always gives the same text. The printer decides no schedule: loops,
-buffers, slots and barriers are the kernel's ops, printed where they stand.
+In: a machine-level kernel with one role, its buffers placed (`meta["smem_offsets"]`), its instructions chosen. Out: a
+`CudaSource` whose text reads top to bottom (header, the device functions that are used, the kernel with one comment per spec
+line), a map from its lines to the spec's, and the flat parameter list in order. The same kernel always gives the same text.
+The printer decides no schedule: loops, buffers, slots and barriers are the kernel's ops, printed where they stand.
 """
 
 from __future__ import annotations
@@ -217,8 +217,7 @@ def _assemble(em: Emitter, params: tuple[ParamSpec, ...], name: str, line_direct
             lines += [(t, None) for t in h.split("\n")]
         lines.append(("", None))
     blocks = meta.get("min_blocks", 1)
-    bounds = f"{threads}, {blocks}" if blocks and blocks > 1 else f"{threads}"
-    lines.append((f'extern "C" __global__ void __launch_bounds__({bounds})', None))
+    lines.append((f'extern "C" __global__ void __launch_bounds__({threads}, {blocks or 1})', None))
     args = [_c_param(em, p) for p in params]
     lines += _wrapped(f"{name}(", args)
     if any(t.find("smem") >= 0 for _, t, _ in body):

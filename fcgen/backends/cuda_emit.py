@@ -1,7 +1,7 @@
 """The printer's state while it walks a kernel: names, scalars, loops, hoisted declarations, index tables, comments.
 
-One `Emitter` per printed kernel. `frames` is the stack of C++ blocks that are open; a declaration that depends only on outer blocks
-is hoisted to the innermost of those (`hoist`), so that loop-invariant addresses stand before the loop.
+One `Emitter` per printed kernel. `frames` is the stack of C++ blocks that are open; a declaration that depends only on outer
+blocks is hoisted to the innermost of those (`hoist`), so that loop-invariant addresses stand before the loop.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from .cuda_text import CTYPES, MEMTYPES, UNARY, ZERO, Names, Segment, Writer, X,
 
 @dataclass
 class Frame:
-    """An open block. before: where declarations hoisted out of it go (they belong to the parent frame). cache: hoisted text -> name."""
+    """An open block. before: where declarations hoisted out of it go (they belong to the parent frame). cache: hoisted text ->
+    name."""
 
     before: Segment | None = None
     cache: dict[tuple[str, str], X] = field(default_factory=dict)
@@ -53,7 +54,7 @@ class Emitter:
         self.tables: dict[bytes, str] = {}       # index table -> helper name
         self.sizes: dict[str, None] = {}
         self.strides: dict[tuple[str, int], None] = {}
-        self.written: set[str] = set()
+        self.written: set[Value] = set()
         self.last_loc: tuple[str, int] | None = None
         self.headers: dict[str, None] = {}
         self.uses_smem = False
@@ -84,7 +85,7 @@ class Emitter:
             if loc is None or (loc.file, loc.line) == self.last_loc:
                 continue
             self.last_loc = (loc.file, loc.line)
-            text = (loc.source_line() or "").strip()
+            text = (loc.source_line() or "").strip().rstrip("\\")  # a backslash would swallow the next line
             self.w.line(f"// {text}  [{loc.short}]" if text else f"// {loc.short}")
 
     def open(self, head: Callable[[], list[str]] | str) -> None:
@@ -302,9 +303,13 @@ class Emitter:
         on = np.ones(lane.shape, bool)
         for t in terms:
             on &= eval(t.replace("/", "//"), {"lane": lane, "warp": warp})  # our own text
-        c = layout.coords(self.kernel.warps)[on].reshape(-1, len(layout.axes))
-        if len(np.unique(c, axis=0)) != len(c) or len(c) != int(np.prod(layout.shape)):
-            raise FcError("compile/unsupported", "a stored fragment's layout does not give each element one writer", got=layout, loc=loc)
+        c = layout.coords(self.kernel.warps)[on]
+        element = np.zeros((len(c), layout.regs), np.int64)  # the tile's elements, numbered row by row
+        for axis, n in enumerate(layout.shape):
+            element = element * n + c[..., axis]
+        if sorted(element.ravel()) != list(range(int(np.prod(layout.shape)))):
+            raise FcError("compile/unsupported", "a stored fragment's layout does not give each element one writer", got=layout,
+                          loc=loc)
 
 
 EMIT: dict[str, Callable[[Emitter, Op], None]] = {}

@@ -12,18 +12,18 @@ import numpy as np
 
 from ..errors import FcError
 from ..ir.core import Op, Value
-from ..ir.elementwise import FNS
+from ..ir.elementwise import FNS, to_dtype
 from ..ir.layout import OpaqueLayout, RegLayout
 from ..ir.types import DType, Frag, Scalar
 from .cuda_emit import EMIT, Emitter, emits
 from .cuda_text import CTYPES, TERNARY, UNARY, X, add, binary, call, literal
 
-_LIBM = {"pow": "powf", "sqrt": "sqrt_approx", "rsqrt": "rsqrt_approx", "rcp": "rcp_approx", "sin": "sin_approx", "cos": "cos_approx",
-         "tanh": "tanhf", "sigmoid": "sigmoid_approx", "erf": "erff", "floor": "floorf", "ceil": "ceilf", "fma": "fmaf",
-         "exp2": "exp2_approx", "max": "fmaxf", "min": "fminf", "abs": "fabsf", "div": "div_approx"}
-_LIBM64 = {"pow": "pow", "sqrt": "sqrt", "rsqrt": "rsqrt", "sin": "sin", "cos": "cos", "tanh": "tanh", "erf": "erf", "floor": "floor",
-           "ceil": "ceil", "fma": "fma", "exp2": "exp2", "exp": "exp", "log": "log", "log2": "log2", "max": "fmax", "min": "fmin",
-           "abs": "fabs"}
+LONG = 90  # an expression longer than this gets a name of its own
+
+_LIBM = {"pow": "powf", "sqrt": "sqrt_approx", "rsqrt": "rsqrt_approx", "rcp": "rcp_approx", "sin": "sin_approx",
+         "cos": "cos_approx", "tanh": "tanhf", "sigmoid": "sigmoid_approx", "erf": "erff", "floor": "floorf", "ceil": "ceilf",
+         "fma": "fmaf", "exp2": "exp2_approx", "max": "fmaxf", "min": "fminf", "abs": "fabsf", "div": "div_approx"}
+_LIBM64 = {"max": "fmax", "min": "fmin", "abs": "fabs"}  # the others have the function's own name
 
 
 def apply(em: Emitter, name: str, dtype: DType, args: list[X], nonneg: bool = False) -> X:
@@ -53,7 +53,7 @@ def apply(em: Emitter, name: str, dtype: DType, args: list[X], nonneg: bool = Fa
             return binary("/", X("1.0"), args[0])
         if name == "sigmoid":
             return X(f"1.0 / (1.0 + exp(-{args[0].within(UNARY + 1)}))", 80, depth)
-        return call(_LIBM64[name], *args)
+        return call(_LIBM64.get(name, name), *args)
     if name == "exp":
         return call(em.fn("exp2_approx"), binary("*", args[0], literal(math.log2(math.e), dtype)))
     if name in ("log", "log2"):
@@ -123,7 +123,9 @@ def define_scalar(em: Emitter, op: Op, x: X, inline: bool | None = None) -> None
 
 @emits("const")
 def _const(em: Emitter, op: Op) -> None:
-    em.scalars[op.result] = literal(op["value"], op.result.type.dtype)
+    dtype = op.result.type.dtype
+    value = float(to_dtype(np.float32(op["value"]), dtype)) if dtype.bits == 16 else op["value"]
+    em.scalars[op.result] = literal(value, dtype)
 
 
 @emits("size")
@@ -159,7 +161,8 @@ def _apply_op(em: Emitter, op: Op, args: list[X]) -> X:
 
 
 class Registers:
-    """Evaluates fragment values at register `i` of one loop. Values used more than once become constants of the loop's body (`lines`)."""
+    """Evaluates fragment values at register `i` of one loop. Values used more than once become constants of the
+    loop's body (`lines`)."""
 
     def __init__(self, em: Emitter, i: X, lines: list[str], domain: str = "tile"):
         self.em, self.i, self.lines, self.domain = em, i, lines, domain
@@ -197,7 +200,8 @@ class Registers:
             return self.known[key]
         x = _apply_op(em, op, [self.value(o, table) for o in op.operands])
         uses = [u for u, _ in em.plan.users.get(v, [])]
-        if v in em.plan.fused and len(uses) + (1 if any(list(u.operands).count(v) > 1 for u in uses) else 0) > 1:
+        twice = len(uses) > 1 or any(list(u.operands).count(v) > 1 for u in uses)
+        if v in em.plan.fused and (twice or len(x.text) > LONG):
             x = rounded(em, x, t.dtype)
             name = X(em.names(v.name, "x"))
             self.lines.append(f"const {CTYPES[t.dtype.name]} {name} = {x};")
@@ -240,7 +244,8 @@ def view_index(em: Emitter, v: Value, table: np.ndarray, i: X, hint: str = "") -
     base, inner = em.plan.base(v), regs[0]
     # register = (what the part adds) + (what the register adds)
     if not (parts - parts[:, :1] == parts[0] - parts[0, 0]).all():
-        raise FcError("compile/unsupported", "slice: the parts are not laid out alike", got=op.operands[0].type.layout, loc=op.loc)
+        raise FcError("compile/unsupported", "slice: the parts are not laid out alike", got=op.operands[0].type.layout,
+                      loc=op.loc)
     first = em.form(parts[:, 0] - parts[0, 0], over, f"part_{em.array(base)}")
     return base, add(first, em.form(parts[0], i, f"regs_{em.array(base)}")) if len(inner) else X("0")
 

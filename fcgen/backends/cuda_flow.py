@@ -113,6 +113,8 @@ def _for(em: Emitter, op: Op) -> None:
     x, y = em.scalar(lo), em.scalar(hi)
     last_index = str(b - 1) if b is not None else binary("-", y, X("1"))
 
+    var = ""
+
     def head() -> list[str]:
         nonlocal var
         var = em.names(index.name, "n")
@@ -121,7 +123,6 @@ def _for(em: Emitter, op: Op) -> None:
             return [pragma, f"for (int {var} = {last_index}; {var} >= {x.within(60)}; --{var}) {{"]
         return [pragma, f"for (int {var} = {x}; {var} < {y.within(60)}; ++{var}) {{"]
 
-    var = ""
     em.open(head)
     if expanded:
         em.unrolled[index] = Unrolled(var, list(range(a, b)))  # type: ignore[arg-type]

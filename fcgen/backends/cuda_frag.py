@@ -10,10 +10,8 @@ from ..ir.elementwise import REDUCTIONS
 from ..ir.layout import RegLayout
 from ..ir.types import Frag, Scalar, Tensor
 from .cuda_emit import EMIT, Emitter, emits
-from .cuda_expr import Registers, apply, choose, is_opaque, slice_table, view_index
+from .cuda_expr import LONG, Registers, apply, choose, is_opaque, slice_table, view_index
 from .cuda_text import CTYPES, X, add, binary, call, literal
-
-LONG = 100  # an expression longer than this gets a name of its own
 
 
 def locs_of(em: Emitter, op: Op) -> list[Loc | None]:
@@ -29,10 +27,9 @@ def locs_of(em: Emitter, op: Op) -> list[Loc | None]:
 
     for o in op.operands:
         visit(o)
-    seen: dict[Loc | None, None] = {}
-    for loc in [*out, op.loc]:
-        seen[loc] = None
-    return sorted((x for x in seen if x is not None), key=lambda x: (x.file != (op.loc.file if op.loc else ""), x.line))
+    here = op.loc.file if op.loc else ""
+    order: list[Loc] = [x for x in dict.fromkeys([*out, op.loc]) if x is not None]
+    return [*sorted(order, key=lambda x: (x.file != here, x.line))]
 
 
 def fill(em: Emitter, name: str, t: Frag, value) -> None:
@@ -81,7 +78,19 @@ def evaluate_into(em: Emitter, name: str, v: Value) -> None:
 
 
 def _full(t: Frag) -> np.ndarray:
+    assert isinstance(t.layout, RegLayout)
     return np.arange(t.layout.regs)
+
+
+def stored(em: Emitter, v: Value) -> str:
+    """The array of v; a view is copied out for whoever needs registers in a row."""
+    if em.plan.base(v) is v:
+        return em.array(v)
+    if v not in em.arrays:
+        em.plan.parent[v] = v
+        evaluate_into(em, em.declare(v), v)
+        del em.plan.parent[v]
+    return em.arrays[v]
 
 
 @emits("materialise")
@@ -124,9 +133,8 @@ def _gather(em: Emitter, op: Op) -> None:
 
     if isinstance(op.result.type, Scalar):
         x = element([em.scalar(p) for p in positions])
-        name = X(em.names(op.result.name), depth=em.depth)
-        em.w.line(f"const {CTYPES[dtype.name]} {name} = {x};")
-        em.scalars[op.result] = name
+        em.scalars[op.result] = X(em.names(op.result.name), depth=em.depth)
+        em.w.line(f"const {CTYPES[dtype.name]} {em.scalars[op.result]} = {x};")
         return
     t, name = op.result.type, em.declare(op.result)
     fill(em, name, t, lambda regs: element([regs.value(p, _full(t)) for p in positions]))
@@ -251,7 +259,8 @@ def _vote(em: Emitter, op: Op) -> None:
 # ---- matrix products -------------------------------------------------------------------------------------------------
 
 
-def _instances(layout: RegLayout, unit: RegLayout, warps: int, what: str, loc: Loc | None) -> dict[tuple[int, ...], tuple[int, np.ndarray]]:
+def _instances(layout: RegLayout, unit: RegLayout, warps: int, what: str,
+               loc: Loc | None) -> dict[tuple[int, ...], tuple[int, np.ndarray]]:
     """origin of an instruction's tile in warp 0 -> (its first register, its origin in every warp). Every run of registers must be
     exactly the instruction's map, in every warp."""
     have, want, n = layout.coords(warps), unit.coords(1)[0], unit.regs
@@ -260,7 +269,8 @@ def _instances(layout: RegLayout, unit: RegLayout, warps: int, what: str, loc: L
         block = have[:, :, b: b + n]
         origin = block[:, :1, :1]
         if block.shape[2] != n or not (block - origin == want).all():
-            raise FcError("compile/unsupported", f"mma: the {what} fragment does not hold the instruction's registers one after the other",
+            raise FcError("compile/unsupported", f"mma: the {what} fragment does not hold the instruction's "
+                          "registers one after the other",
                           expected=unit, got=layout, loc=loc)
         out[tuple(int(x) for x in origin[0, 0, 0])] = (b, origin[:, 0, 0])
     return out
@@ -273,7 +283,8 @@ def _mma(em: Emitter, op: Op) -> None:
     if rec is None or rec.a is None or rec.b is None or rec.c is None:
         raise FcError("compile/unsupported", f"{em.target.arch} has no matrix instruction {op['instr']!r}", loc=op.loc)
     warps = em.kernel.warps
-    ia, ib, ic = (_instances(v.type.layout, u, warps, w, op.loc) for v, u, w in ((a, rec.a, "left"), (b, rec.b, "right"), (acc, rec.c, "accumulator")))
+    ia, ib, ic = (_instances(v.type.layout, u, warps, what, op.loc)
+                  for v, u, what in ((a, rec.a, "left"), (b, rec.b, "right"), (acc, rec.c, "accumulator")))
     _, _, kk = rec.shape
     depth = a.type.shape[1] // kk
     ms, ns = sorted({r for r, _ in ic}), sorted({c for _, c in ib})
@@ -286,8 +297,9 @@ def _mma(em: Emitter, op: Op) -> None:
     for r in ms:
         for c in ns:
             for k in range(depth):
-                at, bt, ct = ia[(r, k * kk)][1], ib[(k * kk, c)][1], ic[(r, c)][1]  # the instruction's corner in every warp
-                assert (at[:, 0] == ct[:, 0]).all() and (bt[:, 1] == ct[:, 1]).all() and (at[:, 1] == bt[:, 0]).all(), "warps agree"
+                at, bt, ct = ia[(r, k * kk)][1], ib[(k * kk, c)][1], ic[(r, c)][1]
+                agree = (at[:, 0] == ct[:, 0]) & (bt[:, 1] == ct[:, 1]) & (at[:, 1] == bt[:, 0])
+                assert agree.all(), "the three fragments split one product over the warps"
     em.comment([*locs_of(em, op)])
     name = em.declare(op.result)
     if em.plan.root(em.plan.base(acc)) is not em.plan.root(op.result) or acc in em.plan.fused:
@@ -313,7 +325,8 @@ def _mma(em: Emitter, op: Op) -> None:
             first = em.form(base // scale, over, f"part_{em.array(src)}")
         else:
             scale, first = (2 if packed else 1), start
-        index = add(add(first, em.form(rows // scale, x, f"tile_{em.array(src)}")), em.form(cols // scale, y, f"tile_{em.array(src)}"))
+        wish = f"tile_{em.array(src)}"
+        index = add(add(first, em.form(rows // scale, x, wish)), em.form(cols // scale, y, wish))
         return f"&{em.array(src)}[{index}]" if index.text != "0" else em.array(src)
 
     start = em.form(tcs[:, 0, 0], part, f"part_{name}")

@@ -9,6 +9,7 @@ from ..ir.core import Op, Value
 from ..ir.layout import LANES, RegLayout
 from ..ir.types import DType, Tensor
 from .cuda_emit import Emitter, emits, memtype
+from .cuda_frag import stored
 from .cuda_smem import Access, byte_address
 from .cuda_text import CTYPES, LESS, UNARY, ZERO, X, add, binary, call, mul
 
@@ -51,17 +52,43 @@ class Rectangle:
             axis += 1
         self.terms = [t for t in terms if not t.is_zero]
 
+    def step(self) -> X | None:
+        """Elements from one instance to the next where that is one run-time constant: the pointer can walk."""
+        moving = [(t, s) for t, s in self.axes if t.any()]
+        if len(moving) != 1 or moving[0][1].text == "1" or len(moving[0][0]) < 2:
+            return None
+        table, stride = moving[0]
+        rows = int(table[1] - table[0])
+        if not (table == np.arange(len(table)) * rows).all():
+            return None
+        return self.em.hoist("long long", f"{self.tensor.name.lower()}_step", X(f"{rows} * {stride}", 80))
+
+    def walker(self) -> X:
+        """A pointer of this op's own, to be moved by `step`."""
+        em = self.em
+        now = [t for t in self.terms if t.depth >= em.depth]
+        self.terms = [t for t in self.terms if t.depth < em.depth]
+        x = self.pointer()
+        for t in now:
+            x = X(f"{x} + {t.within(70)}", 70, em.depth)
+        name = em.names(f"{self.tensor.name.lower()}_src")
+        em.w.line(f"{self.ctype} {name} = {x};")
+        return X(name, depth=em.depth)
+
+    @property
+    def ctype(self) -> str:
+        return f"{'' if self.tensor in self.em.written else 'const '}{memtype(self.tensor)}*"
+
     def pointer(self) -> X:
         """The thread's pointer; what outer blocks know is added there."""
         em = self.em
-        ctype = f"{'' if self.tensor in em.written else 'const '}{memtype(self.tensor)}*"
         base = X(em.pname[self.tensor])
         for depth in sorted({t.depth for t in self.terms}):
             for t in self.terms:
                 if t.depth == depth:
                     base = X(f"{base} + {t.within(70)}", 70, depth)
             wish = f"{self.tensor.name.lower()}_{'ptr' if depth == em.depth else 'base'}"
-            base = em.hoist(ctype, wish, base)
+            base = em.hoist(self.ctype, wish, base)
         return base
 
     def offset(self, i: X) -> X:
@@ -72,7 +99,8 @@ class Rectangle:
 
     def prepare(self) -> None:
         """Name the thread's guarded positions before the loop over instances."""
-        self.guards = [(self.em.hoist("int", f"{self.tensor.name.lower()}_pos", g[0]) if g[0].prec < 100 else g[0], *g[1:]) for g in self.guards]
+        wish = f"{self.tensor.name.lower()}_pos"
+        self.guards = [(self.em.hoist("int", wish, at) if at.prec < 100 else at, *rest) for at, *rest in self.guards]  # type: ignore[misc]
 
     def inside(self, i: X) -> X | None:
         """True where the first element of the run is inside the tensor."""
@@ -89,7 +117,8 @@ class Rectangle:
         """Elements of the run that are inside, where it may straddle the end."""
         for at, table, size, _, last in self.guards:
             if last:
-                return call("max", X("0"), call("min", X(str(self.vec)), binary("-", size, add(at, self.em.form(table, i, "at")))))
+                left = binary("-", size, add(at, self.em.form(table, i, "at")))
+                return call("max", X("0"), call("min", X(str(self.vec)), left))
         return None
 
 
@@ -102,22 +131,25 @@ def _cp_async(em: Emitter, op: Op) -> None:
     c = layout.coords(em.kernel.warps)[:, :, ::vec]
     rows, cols = (c[..., 0], c[..., 1]) if c.shape[-1] == 2 else (c[..., 0] * 0, c[..., 0])
     for e in range(1, vec):
-        assert (byte_address(buffer.type, rows, cols + e) == byte_address(buffer.type, rows, cols) + e * size).all(), "a run is contiguous"
+        step = byte_address(buffer.type, rows, cols + e) - byte_address(buffer.type, rows, cols)
+        assert (step == e * size).all(), "a run of elements is contiguous in shared memory"
     to = Access(em, buffer, None, None, rows, cols, "copy_lane")
     rect = Rectangle(em, op, tensor, op.operands[1:-1], layout, vec, "copy")
-    src = rect.pointer()
+    step = rect.step()
+    src = rect.pointer() if step is None else rect.walker()
     rect.prepare()
     plain, fill = f"cp_async_{vec * size}", f"cp_async_{vec * size}_fill"
 
     def body(i: X) -> list[str]:
-        at = add(src, rect.offset(i))
+        at = add(src, rect.offset(i)) if step is None else src
+        walk = [] if step is None else [f"{src} += {step};"]
         inside = rect.inside(i)
         if inside is None:
-            return [f"{em.fn(plain)}({to.address(i)}, {at});"]
+            return [f"{em.fn(plain)}({to.address(i)}, {at});", *walk]
         count = rect.count(i) if rect.ragged() else None
         taken = mul(count, size) if count is not None else X(str(vec * size))
         # zero bytes taken: nothing is read, so the address may lie past the tensor and needs no clamp
-        return [f"{em.fn(fill)}({to.address(i)}, {at}, {inside.within(4)} ? {taken} : 0);"]
+        return [f"{em.fn(fill)}({to.address(i)}, {at}, {inside.within(4)} ? {taken} : 0);", *walk]
 
     predicate = _copies(em, layout)
     if predicate is not None:
@@ -135,7 +167,7 @@ def _copies(em: Emitter, layout: RegLayout) -> X | None:
 def _width(em: Emitter, op: Op, tensor: Value, layout: RegLayout, scalars: tuple[Value, ...]) -> int:
     """Elements per global access: what the layout, the op and the guards allow."""
     size = tensor.type.dtype.bytes
-    vec = min(layout.vector(), op["vec"], 16 // size)
+    vec = min(layout.vector(), op["vec"], 16 // size) if layout.axes else 1
     while vec > 1 and (vec & (vec - 1) or layout.regs % vec or Rectangle(em, op, tensor, scalars, layout, vec).ragged()):
         vec -= 1
     return vec
@@ -162,7 +194,8 @@ def _ld_global(em: Emitter, op: Op) -> None:
         def element(i: X) -> X:
             at, inside = rect.offset(i), rect.inside(i)
             x = X(f"{src}[{at}]")
-            return x if inside is None else X(f"{inside.within(11)} ? {x} : {'0' if dtype.bits != 32 or dtype.is_int else '0.0f'}", 10)
+            zero = "0.0f" if dtype.name == "f32" else "0"
+            return x if inside is None else X(f"{inside.within(11)} ? {x} : {zero}", 10)
 
         def one(i: X) -> list[str]:
             if dtype.bits != 16:
@@ -181,9 +214,7 @@ def _ld_global(em: Emitter, op: Op) -> None:
         load = f"{em.fn(f'ld_global_{_TAGS[dtype.name]}x{per}')}({into}, {add(src, rect.offset(i))});"
         if inside is None:
             return [load]
-        at = into.removeprefix("&")
         clear = [f"{name}[{add(mul(i, per), X(str(k)))}]" for k in range(per)]
-        del at
         return [f"{' = '.join(clear)} = 0;", f"if ({inside}) {load}"]
 
     em.w.loop(layout.regs // vec, "i", body)
@@ -195,7 +226,7 @@ def _st_global(em: Emitter, op: Op) -> None:
     layout, dtype = v.type.layout, v.type.dtype
     em.comment([op.loc])
     adds = op.get("reduce") == "add"
-    name = em.array(v)
+    name = stored(em, v)
     vec = _width(em, op, tensor, layout, op.operands[2:])
     if adds:
         vec = min(vec, 2) if dtype.name == "f16" else 1
@@ -211,8 +242,7 @@ def _st_global(em: Emitter, op: Op) -> None:
             bits = f"{em.fn('half_of')}({name}, {i})" if dtype.bits == 16 else f"{name}[{i}]"
             text = f"{em.fn('red_add_' + dtype.name)}({to}, {bits});" if adds else f"{dst}[{at}] = {bits};"
         elif adds:
-            into, _ = _registers(dtype, name, i, vec)
-            text = f"{em.fn('red_add_f16x2' if vec == 2 else 'red_add_' + dtype.name)}({to}, {into.removeprefix('&') if '[' in into else name + '[0]'});"
+            text = f"{em.fn('red_add_f16x2' if vec == 2 else 'red_add_' + dtype.name)}({to}, {name}[{i}]);"
         elif vec == 1:
             text = f"{dst}[{at}] = {name}[{i}];"
         else:
@@ -281,7 +311,7 @@ def _st_shared(em: Emitter, op: Op) -> None:
     dtype, layout = v.type.dtype, v.type.layout
     em.comment([op.loc])
     access, vec = _shared(em, op, v, buffer, row, col)
-    name = em.array(v)
+    name = stored(em, v)
     predicate = em.writer_predicate(layout, op.loc)
 
     def body(i: X) -> list[str]:
@@ -312,7 +342,8 @@ def _ldmatrix(em: Emitter, op: Op) -> None:
     if v.type.layout.regs % 2 or not all((have.reshape(shape) == b[:, None, :, None] + w).all()
                                          for have, b, w in ((rows, br, want[0]), (cols, bc, want[1]))):
         raise FcError("compile/unsupported", "ldmatrix: the fragment's registers are not 8 x 8 blocks of the stored tile",
-                      got=v.type.layout, loc=op.loc, hint="the .trans form is for fragments whose pairs run down the stored columns")
+                      got=v.type.layout, loc=op.loc,
+                      hint="the .trans form is for fragments whose pairs run down the stored columns")
     count = next(n for n in (4, 2, 1) if blocks % n == 0)
     which = np.arange(LANES) // 8 % count
     lr = br.reshape(-1, blocks // count, count)[:, :, which].transpose(0, 2, 1) + (np.arange(LANES) % 8)[None, :, None]
@@ -320,7 +351,8 @@ def _ldmatrix(em: Emitter, op: Op) -> None:
     em.comment([op.loc])
     name = em.declare(v)
     access = Access(em, buffer, row, col, lr, lc)
-    assert not access.split or (byte_address(buffer.type, access.rows, access.cols) % 16 == 0).all(), "ldmatrix rows start on 16 bytes"
+    aligned = byte_address(buffer.type, access.rows, access.cols) % 16 == 0
+    assert not access.split or aligned.all(), "ldmatrix rows start on 16 bytes"
     fn = em.fn(f"ldmatrix_x{count}{'_trans' if op['trans'] else ''}")
 
     def body(i: X) -> list[str]:

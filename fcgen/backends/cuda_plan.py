@@ -155,12 +155,10 @@ def _choose_fused(plan: Plan, block: Block) -> None:
                 if all(u.kind in _EVALUATE or (u.kind in _COPY_IN and _copied_in(u, v)) for u, _ in users):
                     plan.fused[v] = op
                 continue
-            sinks = set()
-            for u, where in users:
-                ok = where is b and u.kind in _EVALUATE and u.kind != "broadcast"
-                end = sink.get(u.result, u) if ok and u.results else None
-                sinks.add(end if end is not None else None)
-            if len(sinks) == 1 and None not in sinks:
+            if not users or not all(where is b and u.kind in _EVALUATE and u.kind != "broadcast" for u, where in users):
+                continue
+            sinks = {sink.get(u.result, u) for u, _ in users}
+            if len(sinks) == 1:
                 (end,) = sinks
                 if _domain(end) == v.type.layout:
                     plan.fused[v] = op
@@ -241,7 +239,8 @@ def _liveness(plan: Plan, block: Block, live_out: set[Value]) -> set[Value]:
 
 
 def _same_storage(a: Value, b: Value) -> bool:
-    return isinstance(a.type, Frag) and isinstance(b.type, Frag) and a.type.dtype == b.type.dtype and a.type.layout == b.type.layout
+    s, t = a.type, b.type
+    return isinstance(s, Frag) and isinstance(t, Frag) and (s.dtype, s.layout) == (t.dtype, t.layout)
 
 
 def _merge(plan: Plan, a: Value, b: Value, force: bool = False) -> None:

@@ -1,7 +1,7 @@
 """Shared-memory addresses: split by enumeration into what the slot, the thread and the instruction's number add.
 
-`address(thread, n) == (slot + thread part) ^ flip[n]) + step[n]` with compile-time flip and step: the form that costs one instruction
-with an immediate in an unrolled loop. The split is computed from `SmemLayout.address` for every thread and checked on all.
+`address(thread, n) == ((slot + thread part) ^ flip[n]) + step[n]` with compile-time flip and step: one instruction with an
+immediate in an unrolled loop. The split is computed from `SmemLayout.address` for every thread and checked on all.
 """
 
 from __future__ import annotations
@@ -87,7 +87,9 @@ class Access:
         r, c = (x[:, :, None, :] + at[None, None, :, n, None] for n, x in enumerate((rows, cols)))
         self.rows, self.cols = r, c
         self.split = split(self.t, r, c) if known is not None else None
-        thread = thread_offset(em, self.t, r[:, :, 0, 0], c[:, :, 0, 0], wish or f"{name}_lane") if self.split is not None else None
+        thread = None
+        if self.split is not None:
+            thread = thread_offset(em, self.t, r[:, :, 0, 0], c[:, :, 0, 0], wish or f"{name}_lane")
         if thread is not None:
             both = add(base, thread)
             self.base = em.hoist("uint32_t", f"{name}_{'dst' if wish else 'at'}", both) if not thread.is_zero else base
@@ -111,7 +113,9 @@ class Access:
     def _split_address(self, i: X) -> X:
         assert self.split is not None
         flip, step = self._two(self.split.flip, i, "flip"), self._two(self.split.step, i, "step")
-        x = self.base if flip.is_zero else X(f"{self.base.within(ADD)} ^ {flip.within(90)}", BITS, max(self.base.depth, flip.depth))
+        x = self.base
+        if not flip.is_zero:
+            x = X(f"{x.within(ADD)} ^ {flip.within(90)}", BITS, max(x.depth, flip.depth))
         return x if step.is_zero else X(f"{x.within(ADD)} + {step.within(ADD)}", ADD, max(x.depth, step.depth))
 
     def _full_address(self, i: X) -> X:
@@ -119,7 +123,7 @@ class Access:
         coords = []
         for v, table in ((self.row, self.lane_r), (self.col, self.lane_c)):
             lanes, warps, regs = table[0, :, 0], table[:, 0, 0] - table[0, 0, 0], table[0, 0] - table[0, 0, 0]
-            assert (table == lanes[:, None] + warps[:, None, None] + regs).all(), "positions are sums of warp, lane and register parts"
+            assert (table == lanes[:, None] + warps[:, None, None] + regs).all(), "a position is a sum of warp, lane and register"
             x = add(em.lane_form(lanes, warps), em.form(regs, i, "at"))
             coords.append(add(em.scalar(v), x) if v is not None else x)
         size, lay = t.dtype.bytes, t.layout
@@ -168,7 +172,8 @@ def _slot(em: Emitter, op: Op) -> None:
             which = binary("%", which, X(str(t.slots)))
     em.comment([op.loc])
     x = add(base, mul(which, t.slot_bytes))
-    em.scalars[op.result] = em.hoist("uint32_t", op.result.name or f"{name}_{'next' if op['ahead'] else 'slot'}", X(x.text, x.prec, max(which.depth, base.depth)))
+    wish = op.result.name or f"{name}_{'next' if op['ahead'] else 'slot'}"
+    em.scalars[op.result] = em.hoist("uint32_t", wish, X(x.text, x.prec, max(which.depth, base.depth)))
 
 
 __all__ = ["Access", "byte_address", "call", "linear", "split"]

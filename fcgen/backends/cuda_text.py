@@ -106,10 +106,8 @@ def literal(value: object, dtype: DType) -> X:
     if dtype.name == "f64":
         text = repr(x)
     else:
-        text = np.format_float_positional(np.float32(x), trim="0") if 1e-5 <= abs(x) < 1e7 or x == 0 else repr(float(np.float32(x)))
-        if "e" in text:
-            text = np.format_float_scientific(np.float32(x), trim="0")
-        text += "f"
+        plain = 1e-5 <= abs(x) < 1e7 or x == 0
+        text = (np.format_float_positional if plain else np.format_float_scientific)(np.float32(x), trim="0") + "f"
     return X(text, ATOM if not text.startswith("-") else UNARY)
 
 
@@ -151,7 +149,7 @@ def closed_form(table: np.ndarray, var: X) -> X | None:
             t = binary("%", t, X(str(mod)))
         terms.append(X(f"{t.within(MUL)} * {weight}", MUL, t.depth) if weight != 1 else t)
     if start:
-        terms.insert(0, X(str(start), ATOM if start > 0 else UNARY))
+        terms.append(X(str(start), ATOM if start > 0 else UNARY))
     return total(terms)
 
 
@@ -222,7 +220,15 @@ class Writer:
         self.close()
 
 
-_WORDS = set(["alignas", "auto", "bool", "break", "case", "char", "class", "const", "constexpr", "continue", "default", "delete", "do", "double", "else", "enum", "explicit", "export", "extern", "false", "float", "for", "friend", "goto", "if", "inline", "int", "long", "namespace", "new", "operator", "private", "protected", "public", "register", "return", "short", "signed", "sizeof", "static", "struct", "switch", "template", "this", "throw", "true", "try", "typedef", "typename", "union", "unsigned", "using", "virtual", "void", "volatile", "while", "and", "or", "not", "xor", "asm", "half", "int8_t", "uint32_t", "lane", "warp", "smem", "smem_base", "block", "i", "j", "e", "mi", "ni", "ki", "g", "part", "value", "lo", "hi", "in", "at", "pack", "threadIdx", "blockIdx", "blockDim", "gridDim", "INF", "NAN", "f16", "bf16", "main", "exp", "log", "max", "min", "abs", "pow", "floor", "ceil", "sqrt", "erf", "tanh", "sin", "cos", "wmma", "nvcuda"])
+#: C++ words, and names that the printed text itself uses
+_WORDS = set("""
+alignas auto bool break case char class const constexpr continue default delete do double else enum explicit export
+extern false float for friend goto if inline int long namespace new operator private protected public register return
+short signed sizeof static struct switch template this throw true try typedef typename union unsigned using virtual void
+volatile while and or not xor asm half int8_t uint32_t lane warp smem smem_base block i j e mi ni ki part value lo hi in
+at threadIdx blockIdx blockDim gridDim INF NAN f16 bf16 main exp log max min abs pow floor ceil sqrt erf tanh sin cos
+wmma nvcuda
+""".split())  # noqa: SIM905
 
 
 class Names:

@@ -77,20 +77,21 @@ def _opaque(em: Emitter, op: Op) -> None:
         maker = em.plan.maker.get(o)
         if o in em.plan.fused and maker is not None and maker.kind == "full":
             return em.scalar(maker.operands[0])
-        return X(f"{em.array(o)}[i].x[t]")
+        return X(f"{em.array(o)}[i].x[e]")
 
     args = [element(o) for o in op.operands]
     x = choose(*args) if op.kind == "select" else apply(em, op.kind, op.operands[0].type.dtype, args)
     em.w.line("#pragma unroll")
     em.w.line(f"for (int i = 0; i < {int(np.prod(grid(v.type)))}; ++i)")
     em.w.line("    #pragma unroll")
-    em.w.line(f"    for (int t = 0; t < {name}[i].num_elements; ++t)")
-    em.w.line(f"        {name}[i].x[t] = {x};")
+    em.w.line(f"    for (int e = 0; e < {name}[i].num_elements; ++e)")
+    em.w.line(f"        {name}[i].x[e] = {x};")
 
 
 def _places(em: Emitter, op: Op, t: Frag, buffer: Value, row: Value, col: Value, transposed: bool) -> tuple[str, int]:
     """(byte offset in shared memory of fragment i, as text; elements from row to row)."""
     lay, b = t.layout, buffer.type
+    assert isinstance(lay, OpaqueLayout)
     known = em.static([row, col])
     if known is None:
         raise FcError("compile/unsupported", "wmma: the position is not known when the kernel is compiled", loc=op.loc)
@@ -105,9 +106,11 @@ def _places(em: Emitter, op: Op, t: Frag, buffer: Value, row: Value, col: Value,
         fr, fc = fc, fr
     addr = np.asarray(b.layout.address(b.shape, b.dtype.bytes, fr[None] + at[:, 0, None, None], fc[None] + at[:, 1, None, None]))
     base = addr[:1, :1, :1]
-    assert (addr == base + (addr[:, :1, :1] - base) + (addr[:1, :, :1] - base) + (addr[:1, :1, :] - base)).all(), "fragments are evenly placed"
+    even = addr[:, :1, :1] + addr[:1, :, :1] + addr[:1, :1, :] - 2 * base
+    assert (addr == even).all(), "fragments are evenly placed"
     if b.layout.panel % 16 or b.layout.row_bytes(b.dtype.bytes) % 16:
-        raise FcError("compile/unsupported", "wmma: rows start on 16 bytes and panels are whole fragments", got=b.layout, loc=op.loc)
+        raise FcError("compile/unsupported", "wmma: rows start on 16 bytes and panels are whole fragments", got=b.layout,
+                      loc=op.loc)
     x = add(em.offset_of(buffer), X(str(int(base[0, 0, 0]))))
     x = add(x, em.form((addr[:, 0, 0] - base[0, 0, 0]), over, "part"))
     wx = closed_form(addr[0, :, 0] - base[0, 0, 0], X("warp"))

@@ -289,7 +289,7 @@ def loop(over: Any, start: Any = None, stop: Any = None, *, descending: bool = F
             left = False
             t.sweep_names()
             name_variables()
-            fresh = [v for v in t.variables if v.scope.encloses(outer) and v not in carried and v._value is not None]
+            fresh = [v for v in t.variables if v.scope.encloses(outer) and v._value is not None and not any(v is c for c in carried)]
             if fresh:
                 raise FcError("trace/unset", "a variable is set for the first time inside a loop that may run no iteration", loc=where,
                               hint="give it a value before the loop: fc.var(init)")
@@ -354,9 +354,8 @@ def when(condition: Any) -> Iterator[None]:
 
 def name_variables() -> None:
     """Variables learn the names of the locals that hold them."""
-    t = current()
-    if t.frame is not None:
-        for name, x in list(t.frame.f_locals.items()):
+    for frame in current().frames:
+        for name, x in list(frame.f_locals.items()):
             if isinstance(x, Var) and not x.name:
                 x.name = name
 

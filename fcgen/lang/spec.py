@@ -122,13 +122,14 @@ class Spec:
     def _sweep_last(self, t: Trace) -> None:
         """Names that locals got after the last op are still in the frame that just returned."""
         t.sweep_names()
-        if t.frame is not None:
-            for name, x in list(t.frame.f_locals.items()):
-                if isinstance(x, Range) and x._start in {op.results[0] for op in t.scope.builder.ops if op.results}:
+        made = {op.results[0] for op in t.scope.builder.ops if op.results}
+        for frame in t.frames:
+            for name, x in list(frame.f_locals.items()):
+                if isinstance(x, Range) and x._start in made:
                     t.names.setdefault(x._start, f"{name}_start")
-                    i = next((v for v, g in zip(t.ids, t.grid) if g.tile == x.size and _reaches(x._start, v, t)), None)
-                    if i is not None:
-                        t.names.setdefault(i, f"{name}_tile")
+                    tile = next((v for v, g in zip(t.ids, t.grid) if g.tile == x.size and _reaches(x._start, v, t)), None)
+                    if tile is not None:
+                        t.names.setdefault(tile, f"{name}_tile")
 
     def _check_outputs(self, t: Trace, body: Block) -> None:
         if not t.grid:

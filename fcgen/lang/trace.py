@@ -55,7 +55,7 @@ class Trace:
     names: dict[Value, str] = field(default_factory=dict)
     scope: Scope = None  # type: ignore[assignment]
     counter: int = 0
-    frame: FrameType | None = None
+    frames: tuple[FrameType, ...] = ()
     sizes: dict[str, Value] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -93,14 +93,11 @@ class Trace:
         """Handles that the spec's function has bound to local variables since the last op take those names."""
         from .handles import Handle
 
-        frame = _frame_of(self.code)
-        if frame is not None:
-            self.frame = frame
-        if self.frame is None:
-            return
-        for name, x in list(self.frame.f_locals.items()):
-            if isinstance(x, Handle) and x.scope is not None:
-                self.names.setdefault(x.value, name)
+        self.frames = _frames(self.code) or self.frames
+        for frame in self.frames:
+            for name, x in list(frame.f_locals.items()):
+                if isinstance(x, Handle) and x.scope is not None and x._value is not None:
+                    self.names.setdefault(x._value, name)
 
     def named(self, block: Block) -> Block:
         """The block with every value under the name it was given (values are replaced consistently)."""
@@ -177,12 +174,14 @@ def here() -> Loc:
     return Loc(frame.f_code.co_filename, frame.f_lineno)
 
 
-def _frame_of(code: CodeType) -> FrameType | None:
+def _frames(code: CodeType) -> tuple[FrameType, ...]:
+    """The user's frames of this call of the spec: its own, and those of helpers that it calls."""
+    out: list[FrameType] = []
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
+        if not frame.f_code.co_filename.startswith(_HERE):
+            out.append(frame)
         if frame.f_code is code:
-            return frame
+            return tuple(out)
         frame = frame.f_back
-    return None
-
-
+    return ()

@@ -42,8 +42,9 @@ def compile_cubin(text: str, arch: str, *options: str) -> tuple[bytes, bytes, st
 def sass(cubin: bytes, tmp: Path) -> str:
     """The disassembly, or a skip where nvdisasm is missing."""
     spec = find_spec("nvidia")
-    found = shutil.which("nvdisasm") or next((str(p) for r in (spec.submodule_search_locations if spec else ()) or ()
-                                              for p in Path(r).glob("*/bin/nvdisasm")), None)
+    found = shutil.which("nvdisasm") or next(
+        (str(p) for r in (spec.submodule_search_locations if spec else ()) or () for p in Path(r).glob("*/bin/nvdisasm")), None
+    )
     if found is None:
         pytest.skip("nvdisasm is not installed")
     path = tmp / "k.cubin"

@@ -49,8 +49,17 @@ def kernel(name, params, grid, warps, build, buffers=(), flags=None, order=(), *
     args = tuple(Value(Scalar(i32), g.name) for g in grid)
     b = K()
     build(b, *args)
-    return Kernel(name, "machine", tuple(params), tuple(grid), (Role("all", warps, b.block(args)),), flags or {}, order,
-                  tuple(buffers), {**place(list(buffers)), **meta})
+    return Kernel(
+        name,
+        "machine",
+        tuple(params),
+        tuple(grid),
+        (Role("all", warps, b.block(args)),),
+        flags or {},
+        order,
+        tuple(buffers),
+        {**place(list(buffers)), **meta},
+    )
 
 
 def row_softmax(cols: int = 128, dtype: DType = f32, warps: int = 4, vec: int = 4) -> Kernel:
@@ -62,7 +71,9 @@ def row_softmax(cols: int = 128, dtype: DType = f32, warps: int = 4, vec: int = 
 
     def build(b: K, i: Value) -> None:
         row = b.at(3).emit("mul", i, b.const(16), name="row")
-        a = b.at(4).emit("ld_global", x, row, type=Frag(dtype, (16, cols), lay), name="a", index=("tile", "all"), guard=(True, False), vec=8)
+        a = b.at(4).emit(
+            "ld_global", x, row, type=Frag(dtype, (16, cols), lay), name="a", index=("tile", "all"), guard=(True, False), vec=8
+        )
         if dtype != f32:
             a = b.emit("cast", a, to="f32", name="a")
         a = b.emit("mul", a, scale, name="a")
@@ -99,10 +110,26 @@ def gemm(m=128, n=64, k=64, dtype: DType = f16, stages: int = 2, warps: int = 4,
 
         def load(e: K, t: Value, ahead: int) -> None:
             first = e.emit("mul", e.emit("add", t, e.const(ahead)) if ahead else t, e.const(k), name="k0")
-            e.at(6).do("cp_async", a, row, first, e.emit("slot", ra, t, ahead=ahead, name="a_slot"), index=("tile", "tile"),
-                       guard=(guard, guard), threads=la)
-            e.at(7).do("cp_async", b_, first, col, e.emit("slot", rb, t, ahead=ahead, name="b_slot"), index=("tile", "tile"),
-                       guard=(guard, guard), threads=lb)
+            e.at(6).do(
+                "cp_async",
+                a,
+                row,
+                first,
+                e.emit("slot", ra, t, ahead=ahead, name="a_slot"),
+                index=("tile", "tile"),
+                guard=(guard, guard),
+                threads=la,
+            )
+            e.at(7).do(
+                "cp_async",
+                b_,
+                first,
+                col,
+                e.emit("slot", rb, t, ahead=ahead, name="b_slot"),
+                index=("tile", "tile"),
+                guard=(guard, guard),
+                threads=lb,
+            )
 
         for s in range(stages - 1):
             load(b.at(5), b.const(s), 0)
@@ -118,8 +145,12 @@ def gemm(m=128, n=64, k=64, dtype: DType = f16, stages: int = 2, warps: int = 4,
 
             def step(f: K, ks: Value, acc: Value) -> list[Value]:
                 at = f.at(8).emit("mul", ks, f.const(16))
-                fa = f.emit("ldmatrix", sa, zero, at, type=Frag(dtype, (m, 16), mma_a(m, 16, w)), name="x", transposed=False, trans=False)
-                fb = f.emit("ldmatrix", sb, at, zero, type=Frag(dtype, (16, n), mma_b(16, n, w)), name="y", transposed=False, trans=True)
+                fa = f.emit(
+                    "ldmatrix", sa, zero, at, type=Frag(dtype, (m, 16), mma_a(m, 16, w)), name="x", transposed=False, trans=False
+                )
+                fb = f.emit(
+                    "ldmatrix", sb, at, zero, type=Frag(dtype, (16, n), mma_b(16, n, w)), name="y", transposed=False, trans=True
+                )
                 return [f.emit("mma", fa, fb, acc, type=acc_t, name="acc", instr=f"mma_m16n8k16_{dtype}")]
 
             return e.at(8).loop(e.const(0), e.const(k // 16), [acc], ["acc"], step, "ks", unroll=True)
@@ -134,12 +165,30 @@ def gemm(m=128, n=64, k=64, dtype: DType = f16, stages: int = 2, warps: int = 4,
         b.do("st_global", c, out, row, col, index=("tile", "tile"), guard=(True, True), vec=2)
 
     params = [a, b_, c] + ([bv] if bias else [])
-    return kernel("gemm", params, [GridAxis("i", "M", m), GridAxis("j", "N", n)], warps, build, [ra, rb], {"C": ("out",)}, (0, 1),
-                  schedule=f"tiles={{M: {m}, N: {n}, K: {k}}}, warps={warps}, stages={stages}")
+    return kernel(
+        "gemm",
+        params,
+        [GridAxis("i", "M", m), GridAxis("j", "N", n)],
+        warps,
+        build,
+        [ra, rb],
+        {"C": ("out",)},
+        (0, 1),
+        schedule=f"tiles={{M: {m}, N: {n}, K: {k}}}, warps={warps}, stages={stages}",
+    )
 
 
-def two_dots(m=128, n=64, d=64, dtype: DType = bf16, warps: int = 4, stages: int = 2, masked: bool = True,
-             hold: bool = True, min_blocks: int = 1) -> Kernel:
+def two_dots(
+    m=128,
+    n=64,
+    d=64,
+    dtype: DType = bf16,
+    warps: int = 4,
+    stages: int = 2,
+    masked: bool = True,
+    hold: bool = True,
+    min_blocks: int = 1,
+) -> Kernel:
     """Two chained products with a row maximum and a row sum carried along: the shape of register use that matters most."""
     dims = [("B", "H", x, d) for x in ("M", "N", "N", "M")]
     x, y, z, o = (Value(Tensor(dtype, t), nm) for t, nm in zip(dims, "XYZO"))
@@ -157,7 +206,9 @@ def two_dots(m=128, n=64, d=64, dtype: DType = bf16, warps: int = 4, stages: int
     def build(b: K, bb: Value, h: Value, i: Value) -> None:
         zero = b.const(0)
         row = b.at(2).emit("mul", i, b.const(m), name="row0")
-        b.do("cp_async", x, bb, h, row, bx, index=("at", "at", "tile", "all"), guard=(True, False), threads=blocked(m, d, warps, 8))
+        b.do(
+            "cp_async", x, bb, h, row, bx, index=("at", "at", "tile", "all"), guard=(True, False), threads=blocked(m, d, warps, 8)
+        )
         b.do("commit_group")
         nn = b.emit("size", dim="N", name="N")
         tiles = b.emit("floordiv", b.emit("add", nn, b.const(n - 1)), b.const(n), name="tiles")
@@ -165,14 +216,25 @@ def two_dots(m=128, n=64, d=64, dtype: DType = bf16, warps: int = 4, stages: int
         def load(e: K, t: Value, ahead: int) -> None:
             first = e.emit("mul", e.emit("add", t, e.const(ahead)) if ahead else t, e.const(n), name="col0")
             for tensor, ring in ((y, by), (z, bz)):
-                e.do("cp_async", tensor, bb, h, first, e.emit("slot", ring, t, ahead=ahead), index=("at", "at", "tile", "all"),
-                     guard=(masked, False), threads=blocked(n, d, warps, 8))
+                e.do(
+                    "cp_async",
+                    tensor,
+                    bb,
+                    h,
+                    first,
+                    e.emit("slot", ring, t, ahead=ahead),
+                    index=("at", "at", "tile", "all"),
+                    guard=(masked, False),
+                    threads=blocked(n, d, warps, 8),
+                )
             e.do("commit_group")
 
         load(b.at(6), zero, 0)
         b.do("wait_group", n=1)
         b.do("barrier")
-        xf = hold and b.at(3).emit("ldmatrix", bx, zero, zero, type=Frag(dtype, (m, d), mma_a(m, d, w)), name="xf", transposed=False, trans=False)
+        xf = hold and b.at(3).emit(
+            "ldmatrix", bx, zero, zero, type=Frag(dtype, (m, d), mma_a(m, d, w)), name="xf", transposed=False, trans=False
+        )
         mx, l = b.at(4).full(float("-inf"), row_t, "mx"), b.full(0.0, row_t, "l")
         acc = b.full(0.0, acc_t, "acc")
 
@@ -187,8 +249,19 @@ def two_dots(m=128, n=64, d=64, dtype: DType = bf16, warps: int = 4, stages: int
                 if hold:
                     part = f.emit("slice", xf, at, type=Frag(dtype, (m, 16), mma_a(m, 16, w)), axis=1)
                 else:
-                    part = f.emit("ldmatrix", bx, zero, at, type=Frag(dtype, (m, 16), mma_a(m, 16, w)), name="xk", transposed=False, trans=False)
-                yf = f.emit("ldmatrix", ys, zero, at, type=Frag(dtype, (16, n), mma_b(16, n, w)), name="yf", transposed=True, trans=False)
+                    part = f.emit(
+                        "ldmatrix",
+                        bx,
+                        zero,
+                        at,
+                        type=Frag(dtype, (m, 16), mma_a(m, 16, w)),
+                        name="xk",
+                        transposed=False,
+                        trans=False,
+                    )
+                yf = f.emit(
+                    "ldmatrix", ys, zero, at, type=Frag(dtype, (16, n), mma_b(16, n, w)), name="yf", transposed=True, trans=False
+                )
                 return [f.emit("mma", part, yf, s, type=s_t, name="s", instr=instr)]
 
             (s,) = e.at(7).loop(zero, e.const(d // 16), [e.full(0.0, s_t, "s")], ["s"], step1, "k", unroll=True)
@@ -210,7 +283,9 @@ def two_dots(m=128, n=64, d=64, dtype: DType = bf16, warps: int = 4, stages: int
             def step2(f: K, k: Value, acc: Value) -> list[Value]:
                 at = f.at(13).emit("mul", k, f.const(16))
                 part = f.emit("slice", h_, at, type=Frag(dtype, (m, 16), mma_a(m, 16, w)), axis=1)
-                zf = f.emit("ldmatrix", zs, at, zero, type=Frag(dtype, (16, d), mma_b(16, d, w)), name="zf", transposed=False, trans=True)
+                zf = f.emit(
+                    "ldmatrix", zs, at, zero, type=Frag(dtype, (16, d), mma_b(16, d, w)), name="zf", transposed=False, trans=True
+                )
                 return [f.emit("mma", part, zf, acc, type=acc_t, name="acc", instr=instr)]
 
             (acc2,) = e.loop(zero, e.const(n // 16), [acc1], ["acc"], step2, "k", unroll=True)
@@ -218,14 +293,41 @@ def two_dots(m=128, n=64, d=64, dtype: DType = bf16, warps: int = 4, stages: int
 
         mx, l, acc = b.at(5).loop(zero, tiles, [mx, l, acc], ["mx", "l", "acc"], body, "j")
         out = b.at(14).emit("div", acc, b.rows(l, acc_t))
-        b.do("st_global", o, b.emit("cast", out, to=dtype.name, name="out"), bb, h, row, index=("at", "at", "tile", "all"),
-             guard=(True, False), vec=2)
-        b.at(15).do("st_global", stat, b.emit("add", mx, b.emit("log2", l), name="st"), bb, h, row, index=("at", "at", "tile"),
-                    guard=(True,), vec=1)
+        b.do(
+            "st_global",
+            o,
+            b.emit("cast", out, to=dtype.name, name="out"),
+            bb,
+            h,
+            row,
+            index=("at", "at", "tile", "all"),
+            guard=(True, False),
+            vec=2,
+        )
+        b.at(15).do(
+            "st_global",
+            stat,
+            b.emit("add", mx, b.emit("log2", l), name="st"),
+            bb,
+            h,
+            row,
+            index=("at", "at", "tile"),
+            guard=(True,),
+            vec=1,
+        )
 
-    return kernel("two_dots", [x, y, z, o, stat, c], [GridAxis("b", "B"), GridAxis("h", "H"), GridAxis("i", "M", m)], warps, build,
-                  [bx, by, bz], {"O": ("out",), "L": ("out",)}, (2, 1, 0), min_blocks=min_blocks,
-                  schedule=f"tiles={{M: {m}, N: {n}}}, warps={warps}, stages={stages}")
+    return kernel(
+        "two_dots",
+        [x, y, z, o, stat, c],
+        [GridAxis("b", "B"), GridAxis("h", "H"), GridAxis("i", "M", m)],
+        warps,
+        build,
+        [bx, by, bz],
+        {"O": ("out",), "L": ("out",)},
+        (2, 1, 0),
+        min_blocks=min_blocks,
+        schedule=f"tiles={{M: {m}, N: {n}}}, warps={warps}, stages={stages}",
+    )
 
 
 def wmma_gemm(m=64, n=64, k=64, warps: int = 4) -> Kernel:
@@ -245,15 +347,26 @@ def wmma_gemm(m=64, n=64, k=64, warps: int = 4) -> Kernel:
             k0 = e.at(4).emit("mul", t, e.const(k), name="k0")
             e.do("barrier")
             for tensor, first, buf, lay in ((a, row, ba, blocked(m, k, warps, 8)), (b_, col, bb, blocked(n, k, warps, 8))):
-                v = e.emit("ld_global", tensor, first, k0, type=Frag(f16, buf.type.shape, lay), name=tensor.name.lower() + "_in",
-                           index=("tile", "tile"), guard=(False, False), vec=8)
+                v = e.emit(
+                    "ld_global",
+                    tensor,
+                    first,
+                    k0,
+                    type=Frag(f16, buf.type.shape, lay),
+                    name=tensor.name.lower() + "_in",
+                    index=("tile", "tile"),
+                    guard=(False, False),
+                    vec=8,
+                )
                 e.do("st_shared", v, buf, zero, zero)
             e.do("barrier")
 
             def step(f: K, ks: Value, acc: Value) -> list[Value]:
                 at = f.at(5).emit("mul", ks, f.const(16))
                 fa = f.emit("wmma_load", ba, zero, at, type=Frag(f16, (m, 16), OpaqueLayout("a", warps)), name="fa")
-                fb = f.emit("wmma_load", bb, zero, at, type=Frag(f16, (16, n), OpaqueLayout("b", warps)), name="fb", transposed=True)
+                fb = f.emit(
+                    "wmma_load", bb, zero, at, type=Frag(f16, (16, n), OpaqueLayout("b", warps)), name="fb", transposed=True
+                )
                 return [f.emit("wmma_mma", fa, fb, acc, type=acc_t, name="acc")]
 
             return e.at(5).loop(e.const(0), e.const(k // 16), [acc], ["acc"], step, "ks", unroll=True)
@@ -262,13 +375,25 @@ def wmma_gemm(m=64, n=64, k=64, warps: int = 4) -> Kernel:
         acc = b.at(6).emit("mul", acc, alpha, name="acc")
         b.do("wmma_store", acc, bc, zero, zero)
         b.do("syncwarp")
-        lay = RegLayout(((Factor("w", warps, 1), Factor("r", m // warps // 2, 4), Factor("l", 2, 16)),
-                         (Factor("l", 16, 1), Factor("r", 4, 1))))
+        lay = RegLayout(
+            (
+                (Factor("w", warps, 1), Factor("r", m // warps // 2, 4), Factor("l", 2, 16)),
+                (Factor("l", 16, 1), Factor("r", 4, 1)),
+            )
+        )
         out = b.emit("ld_shared", bc, zero, zero, type=Frag(f32, (m, n), lay), name="out")
         b.at(7).do("st_global", c, out, row, col, index=("tile", "tile"), guard=(True, False), vec=4)
 
-    return kernel("wmma_gemm", [a, b_, c, alpha], [GridAxis("i", "M", m), GridAxis("j", "N", n)], warps, build, [ba, bb, bc],
-                  {"C": ("out",)}, (0, 1))
+    return kernel(
+        "wmma_gemm",
+        [a, b_, c, alpha],
+        [GridAxis("i", "M", m), GridAxis("j", "N", n)],
+        warps,
+        build,
+        [ba, bb, bc],
+        {"C": ("out",)},
+        (0, 1),
+    )
 
 
 def branches() -> Kernel:
@@ -287,7 +412,9 @@ def branches() -> Kernel:
             k2 = e.at(5).emit("floordiv", e.emit("sub", k, e.const(3)), e.const(2), name="k")
             return [q, p, k2]
 
-        p, q, k = b.at(4).loop(b.const(0), b.emit("size", dim="N"), [u, v, b.const(7)], ["p", "q", "k"], body, "n", descending=True)
+        p, q, k = b.at(4).loop(
+            b.const(0), b.emit("size", dim="N"), [u, v, b.const(7)], ["p", "q", "k"], body, "n", descending=True
+        )
         low = b.at(6).emit("vote_any", b.emit("lt", p, q), name="low")
 
         def branch(value) -> Block:
@@ -296,8 +423,16 @@ def branches() -> Kernel:
             return e.block()
 
         out = Value(t, "out")
-        b.add(Op("if", (low,), (out,), {}, (branch(lambda e: [e.at(7).emit("mul", p, e.emit("cast", k, to="f32"), name="out")]),
-                                            branch(lambda e: [p])), Loc("spec.py", 6)))
+        b.add(
+            Op(
+                "if",
+                (low,),
+                (out,),
+                {},
+                (branch(lambda e: [e.at(7).emit("mul", p, e.emit("cast", k, to="f32"), name="out")]), branch(lambda e: [p])),
+                Loc("spec.py", 6),
+            )
+        )
         sig = b.at(8).emit("sigmoid", out, name="sig")
         gelu = b.emit("mul", sig, b.emit("add", sig, b.const(1.0, f32)), name="y")
         b.at(9).do("st_global", y, gelu, at, index=("tile",), guard=(True,), vec=1)
@@ -305,8 +440,133 @@ def branches() -> Kernel:
     return kernel("branches", [x, y, tab], [GridAxis("i", "N", 256, reverse=True)], 4, build, flags={"Y": ("out",)})
 
 
+def through_shared(
+    dtype: DType,
+    shape,
+    smem: SmemLayout,
+    first: RegLayout,
+    second: RegLayout,
+    how: str = "ld_shared",
+    transposed: bool = False,
+    trans: bool = False,
+    moving: bool = False,
+    reduce: str = "",
+) -> Kernel:
+    """A tile through shared memory: registers in one layout, stored, loaded in another (or transposed), written out.
+    moving: into the lower right of a tile twice as large, at positions that only run time knows."""
+    out_shape = shape[::-1] if transposed else shape
+    big = tuple(2 * n for n in shape) if moving else shape
+    x, y = Value(Tensor(dtype, ("R", "C")), "X"), Value(Tensor(dtype, ("P", "Q")), "Y")
+    at, buf = Value(Scalar(i32), "where"), Value(Buffer(dtype, big, smem), "t")
+
+    def build(b: K, i: Value) -> None:
+        zero = b.const(0)
+        v = b.at(2).emit(
+            "ld_global",
+            x,
+            zero,
+            zero,
+            type=Frag(dtype, shape, first),
+            name="v",
+            index=("tile", "tile"),
+            guard=(True, True),
+            vec=16,
+        )
+        row, col = (
+            (b.emit("add", at, b.const(0), name="row"), b.emit("mul", at, b.const(shape[1] // shape[0]), name="col"))
+            if moving
+            else (zero, zero)
+        )
+        b.at(3).do("st_shared", v, buf, row, col)
+        b.do("barrier")
+        t = Frag(dtype, out_shape, second)
+        extra = {"trans": trans} if how == "ldmatrix" else {}
+        w = b.at(4).emit(how, buf, row, col, type=t, name="w", transposed=transposed, **extra)
+        red = {"reduce": reduce} if reduce else {}
+        b.at(5).do("st_global", y, w, zero, zero, index=("tile", "tile"), guard=(True, True), vec=16, **red)
+
+    return kernel("through_shared", [x, y] + ([at] if moving else []), [GridAxis("i", 1)], 4, build, [buf], {"Y": ("out",)})
+
+
+def half_math() -> Kernel:
+    """16-bit arithmetic rounds after every function; integers; a column value along rows; both branches of an `if`; atomics."""
+    x, y, total = Value(Tensor(f16, ("M", 64)), "X"), Value(Tensor(f16, ("M", 64)), "Y"), Value(Tensor(f32, (64,)), "T")
+    lay = blocked(32, 64, 4, 8)
+    t, ti = Frag(f16, (32, 64), lay), Frag(i32, (32, 64), lay)
+
+    def build(b: K, i: Value) -> None:
+        row = b.at(2).emit("mul", i, b.const(32), name="row")
+        u = b.emit("ld_global", x, row, type=t, name="u", index=("tile", "all"), guard=(True, False), vec=8)
+        w = b.at(3).emit("add", b.emit("mul", u, u, name="sq"), b.const(0.1, f16), name="w")
+        w = b.emit("mul", w, b.emit("add", w, u), name="w")
+        r = b.at(4).emit("iota", type=Frag(i32, (32,), lay.drop(1)), name="r")
+        c = b.emit("iota", type=Frag(i32, (64,), lay.drop(0)), name="c")
+        lower = b.emit("le", b.rows(c, ti, 1), b.rows(r, ti, 0))
+        w = b.at(5).emit("select", lower, w, u, name="w")
+        odd = b.at(6).emit("eq", b.emit("mod", i, b.const(2)), b.const(1), name="odd")
+
+        def branch(value) -> Block:
+            e = K(b.loc)
+            e.do("yield", *value(e))
+            return e.block()
+
+        z, s = Value(t, "z"), Value(Scalar(f32), "s")
+        b.add(
+            Op(
+                "if",
+                (odd,),
+                (z, s),
+                {},
+                (
+                    branch(lambda e: [e.emit("neg", w, name="z"), e.const(2.0, f32)]),
+                    branch(lambda e: [e.emit("max", w, u, name="z"), e.const(3.0, f32)]),
+                ),
+                Loc("spec.py", 6),
+            )
+        )
+        b.at(7).do("st_global", y, z, row, index=("tile", "all"), guard=(True, False), vec=8)
+        ones = b.at(8).emit("mul", b.emit("cast", c, to="f32"), s, name="ones")
+        b.do("st_global", total, ones, b.const(0), index=("tile",), guard=(False,), vec=1, reduce="add")
+
+    return kernel("half_math", [x, y, total], [GridAxis("i", "M", 32)], 4, build, flags={"Y": ("out",), "T": ("out",)})
+
+
+def small_shapes() -> Kernel:
+    """One-dimensional buffers, a slice that is stored, a fold to one number, a column read down a stored tile."""
+    x, y, z = Value(Tensor(f32, ("N",)), "X"), Value(Tensor(f32, ("N",)), "Y"), Value(Tensor(f32, (4,)), "Z")
+    line, tile = Value(Buffer(f32, (128,), SmemLayout(128)), "line"), Value(Buffer(f32, (64, 8), SmemLayout(8, 1)), "tile")
+    one = RegLayout(((Factor("r", 4, 1), Factor("l", 32, 1)),))  # every warp has all of it
+    half = RegLayout(((Factor("r", 2, 1), Factor("l", 32, 1)),))
+    wide = RegLayout(((Factor("w", 4, 1), Factor("l", 32, 1)),))
+
+    def build(b: K, i: Value) -> None:
+        zero, three = b.const(0), b.const(3)
+        v = b.at(2).emit("ld_global", x, zero, type=Frag(f32, (128,), one), name="v", index=("tile",), guard=(False,), vec=4)
+        b.at(3).do("st_shared", v, line, zero, zero)
+        b.do("barrier")
+        w = b.at(4).emit("ld_shared", line, zero, zero, type=Frag(f32, (128,), wide), name="w")
+        top = b.at(5).emit("slice", v, b.const(64), type=Frag(f32, (64,), half), name="top", axis=0)
+        b.do("st_shared", top, tile, zero, three, along=0)
+        b.do("barrier")
+        down = b.at(6).emit("ld_shared", tile, zero, three, type=Frag(f32, (64,), half), name="down", along=0)
+        b.at(7).do("st_global", y, w, zero, index=("tile",), guard=(False,), vec=1)
+        b.do("st_global", y, down, b.const(128), index=("tile",), guard=(False,), vec=1)
+        s = b.at(8).emit("combine", b.emit("reduce", v, fn="sum", axis=0, name="s"), lanes=(1, 2, 4, 8, 16), name="s")
+        b.do("st_global", z, s, three, index=("at",), guard=(), vec=1)
+
+    return kernel("small_shapes", [x, y, z], [GridAxis("i", 1)], 4, build, [line, tile], {"Y": ("out",), "Z": ("out",)})
+
+
 PROGRAMS = {
-    "row_softmax": row_softmax, "row_softmax_f16": lambda: row_softmax(256, f16, 4, 8), "gemm": gemm,
-    "gemm_bf16_3": lambda: gemm(64, 128, 32, bf16, 3, 4, False, False), "two_dots": two_dots,
-    "two_dots_plain": lambda: two_dots(masked=False, hold=False, d=128, dtype=f16), "wmma_gemm": wmma_gemm, "branches": branches}
+    "row_softmax": row_softmax,
+    "row_softmax_f16": lambda: row_softmax(256, f16, 4, 8),
+    "gemm": gemm,
+    "gemm_bf16_3": lambda: gemm(64, 128, 32, bf16, 3, 4, False, False),
+    "two_dots": two_dots,
+    "two_dots_plain": lambda: two_dots(masked=False, hold=False, d=128, dtype=f16),
+    "wmma_gemm": wmma_gemm,
+    "branches": branches,
+    "half_math": half_math,
+    "small_shapes": small_shapes,
+}
 __all__ = ["PROGRAMS", "i1"]

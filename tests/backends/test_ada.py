@@ -52,7 +52,11 @@ def test_records_hold_one_instruction_and_no_program():
 
 def test_every_family_member_has_its_limits():
     assert {a: (t.smem_per_block, t.smem_per_sm) for a, t in TARGETS.items()} == {
-        "sm_80": (166912, 167936), "sm_86": (101376, 102400), "sm_89": (101376, 102400), "sm_90": (232448, 233472)}
+        "sm_80": (166912, 167936),
+        "sm_86": (101376, 102400),
+        "sm_89": (101376, 102400),
+        "sm_90": (232448, 233472),
+    }
     assert TARGETS["sm_89"].matrix_instr("mma", "bf16").name == "mma_m16n8k16_bf16"
 
 
@@ -63,7 +67,10 @@ def test_backends_know_no_application():
             assert word not in text, f"{path.name} says {word}"
         assert len(text.splitlines()) < 400, path.name
         for line in re.findall(r"^\s*(?:from|import) (\S+)", text, re.M):
-            assert line.split(".")[0] in ("", *["__future__", "numpy", "collections", "dataclasses", "typing", "math", "re", "itertools"]), line
+            assert line.split(".")[0] in (
+                "",
+                *["__future__", "numpy", "collections", "dataclasses", "typing", "math", "re", "itertools"],
+            ), line
 
 
 def test_budget_counts():
@@ -71,11 +78,15 @@ def test_budget_counts():
     assert use.smem_bytes == 49152 and use.threads == 128 and 160 <= use.fragment_regs <= 230
 
 
-@pytest.mark.parametrize("kernel, words", [
-    (lambda: gemm(128, 128, 128, stages=4), ("shared memory", "Schedule.stages", "4 slots")),
-    (lambda: two_dots(m=128, n=128, d=64), ("registers", "Schedule.tiles", "hold_a")),
-    (lambda: two_dots(min_blocks=3), ("shared memory of a multiprocessor", "min_blocks")),
-    (lambda: gemm(warps=64, m=1024), ("threads", "Schedule.warps"))])
+@pytest.mark.parametrize(
+    "kernel, words",
+    [
+        (lambda: gemm(128, 128, 128, stages=4), ("shared memory", "Schedule.stages", "4 slots")),
+        (lambda: two_dots(m=128, n=128, d=64), ("registers", "Schedule.tiles", "hold_a")),
+        (lambda: two_dots(min_blocks=3), ("shared memory of a multiprocessor", "min_blocks")),
+        (lambda: gemm(warps=64, m=1024), ("threads", "Schedule.warps")),
+    ],
+)
 def test_budget_names_the_field(kernel, words):
     with pytest.raises(FcError) as e:
         check_budget(kernel(), TARGETS["sm_89"])

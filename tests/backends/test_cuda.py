@@ -18,9 +18,11 @@ from fcgen.ir.types import Frag, Tensor, f16, f32
 from .nvrtc import compile_cubin, sass
 from .programs import PROGRAMS, K, gemm, kernel, row_softmax, two_dots
 
-EXPECT = {"gemm": (("mma.sync.aligned.m16n8k16", "ldmatrix", "cp.async.cg"), ("HMMA.16816", "LDSM", "LDGSTS")),
-          "two_dots": (("mma.sync.aligned.m16n8k16", "ldmatrix", "ex2.approx.ftz"), ("HMMA.16816", "LDSM", "LDGSTS", "MUFU.EX2")),
-          "wmma_gemm": (("wmma.mma.sync",), ("HMMA",))}
+EXPECT = {
+    "gemm": (("mma.sync.aligned.m16n8k16", "ldmatrix", "cp.async.cg"), ("HMMA.16816", "LDSM", "LDGSTS")),
+    "two_dots": (("mma.sync.aligned.m16n8k16", "ldmatrix", "ex2.approx.ftz"), ("HMMA.16816", "LDSM", "LDGSTS", "MUFU.EX2")),
+    "wmma_gemm": (("wmma.mma.sync",), ("HMMA",)),
+}
 
 
 def printed(name: str, arch: str = "sm_89") -> CudaSource:
@@ -66,9 +68,14 @@ def test_line_map_points_into_the_spec():
 
 def test_params_are_flat_and_only_those_used():
     src = print_cuda(row_softmax(), TARGETS["sm_80"])
-    assert src.params == (ParamSpec("ptr", "X", -1, "const float*"), ParamSpec("stride", "X", 0, "long long"),
-                          ParamSpec("ptr", "Y", -1, "float*"), ParamSpec("stride", "Y", 0, "long long"),
-                          ParamSpec("scalar", "scale", -1, "float"), ParamSpec("size", "M", -1, "int"))
+    assert src.params == (
+        ParamSpec("ptr", "X", -1, "const float*"),
+        ParamSpec("stride", "X", 0, "long long"),
+        ParamSpec("ptr", "Y", -1, "float*"),
+        ParamSpec("stride", "Y", 0, "long long"),
+        ParamSpec("scalar", "scale", -1, "float"),
+        ParamSpec("size", "M", -1, "int"),
+    )
     assert (src.threads, src.smem_bytes, src.name) == (128, 0, "row_softmax")
 
 
@@ -97,6 +104,7 @@ def test_inner_loops_do_no_address_arithmetic_that_varies():
 
 def test_a_moved_register_is_refused():
     """An accumulator layout is no left operand where the instruction wants its own order of registers."""
+
     def build(b: K, i: Value) -> None:
         a = b.full(1.0, Frag(f16, (64, 16), mma_c(64, 16, (4, 1))), "a")
         bb = b.full(1.0, Frag(f16, (16, 8), mma_c(16, 8, (1, 1))), "b")

@@ -29,7 +29,7 @@ __device__ __forceinline__ float sigmoid_approx(float x) {
     return rcp_approx(1.0f + exp2_approx(-1.4426950408889634f * x));
 }
 
-extern "C" __global__ void __launch_bounds__(128)
+extern "C" __global__ void __launch_bounds__(128, 1)
 branches(const float* __restrict__ X, float* __restrict__ Y, const int* __restrict__ table, int N) {
     const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);  // known to be the same in all lanes
     const int lane = threadIdx.x % 32;
@@ -45,14 +45,14 @@ branches(const float* __restrict__ X, float* __restrict__ Y, const int* __restri
     for (int i = 0; i < 2; ++i)
         u[i] = x_pos + i * 128 < N ? x_ptr[i * 128] : 0.0f;
     // spec.py:3
-    int g_[2];
+    int g[2];
     #pragma unroll
     for (int i = 0; i < 2; ++i)
-        g_[i] = unsigned(x_col + i * 128 + at_) < unsigned(N) ? table[x_col + i * 128 + at_] : 0;
+        g[i] = unsigned(x_col + i * 128 + at_) < unsigned(N) ? table[x_col + i * 128 + at_] : 0;
     float v[2];
     #pragma unroll
     for (int i = 0; i < 2; ++i)
-        v[i] = float(g_[i]);
+        v[i] = float(g[i]);
     // spec.py:4
     int k = 7;
     #pragma unroll 1

@@ -18,7 +18,8 @@ __device__ __forceinline__ uint32_t swizzle(uint32_t offset) {
 
 // PTX ISA, cp.async: 16 bytes; past the first `bytes` of the source, zeros
 __device__ __forceinline__ void cp_async_16_fill(uint32_t dst, const void* src, int bytes) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" :: "r"(dst), "l"(src), "r"(bytes) : "memory");
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
+             :: "r"(dst), "l"(src), "r"(bytes) : "memory");
 }
 
 // PTX ISA, cp.async.commit_group
@@ -67,7 +68,7 @@ __device__ __forceinline__ unsigned short half_of(const uint32_t* p, int i) {
 // Register i of a tile -> the register, or the offset, that goes with it.
 __device__ constexpr int col_out(int i) { return i / 4 % 8 * 2 + i % 2; }
 
-extern "C" __global__ void __launch_bounds__(128)
+extern "C" __global__ void __launch_bounds__(128, 1)
 gemm(const f16* __restrict__ A, long long A_s0, const f16* __restrict__ B, long long B_s0, f16* __restrict__ C,
         long long C_s0, const float* __restrict__ bias, int M, int K, int N) {
     extern __shared__ __align__(1024) unsigned char smem[];
@@ -86,22 +87,26 @@ gemm(const f16* __restrict__ A, long long A_s0, const f16* __restrict__ B, long 
     const uint32_t a_dst = smem_base + copy_lane;
     const int copy_row = warp * 4 + lane / 8;
     const int copy_col = lane % 8 * 8;
-    const f16* a_ptr = A + (long long)(row + copy_row) * A_s0 + copy_col;
+    const long long a_step = 16 * A_s0;
+    const f16* a_src = A + (long long)(row + copy_row) * A_s0 + copy_col;
     const int a_pos = row + copy_row;
     #pragma unroll
     for (int i = 0; i < 8; ++i) {
         const bool in = a_pos + i * 16 < M && copy_col < K;
-        cp_async_16_fill(a_dst + i * 2048, in ? a_ptr + (long long)(i * 16) * A_s0 : A, in ? max(0, min(8, K - copy_col)) * 2 : 0);
+        cp_async_16_fill(a_dst + i * 2048, in ? a_src : A, in ? max(0, min(8, K - copy_col)) * 2 : 0);
+        a_src += a_step;
     }
     const uint32_t b_smem = smem_base + 32768;
     // spec.py:7
     const uint32_t b_dst = b_smem + copy_lane;
-    const f16* b_ptr = B + (long long)copy_row * B_s0 + col + copy_col;
+    const long long b_step = 16 * B_s0;
+    const f16* b_src = B + (long long)copy_row * B_s0 + col + copy_col;
     const int b_pos = col + copy_col;
     #pragma unroll
     for (int i = 0; i < 4; ++i) {
         const bool in = copy_row + i * 16 < K && b_pos < N;
-        cp_async_16_fill(b_dst + i * 2048, in ? b_ptr + (long long)(i * 16) * B_s0 : B, in ? max(0, min(8, N - b_pos)) * 2 : 0);
+        cp_async_16_fill(b_dst + i * 2048, in ? b_src : B, in ? max(0, min(8, N - b_pos)) * 2 : 0);
+        b_src += b_step;
     }
     commit_group();
     // spec.py:5
@@ -109,6 +114,8 @@ gemm(const f16* __restrict__ A, long long A_s0, const f16* __restrict__ B, long 
     #pragma unroll
     for (int i = 0; i < 64; ++i)
         acc[i] = 0.0f;
+    const f16* a_base = A + (long long)(row + copy_row) * A_s0 + copy_col;
+    const f16* b_base = B + (long long)copy_row * B_s0 + col + copy_col;
     const uint32_t a_lane = swizzle<0x70>(warp * 4096 + lane / 16 * 16 + lane % 16 * 128);
     const uint32_t b_lane = swizzle<0x70>(lane / 16 * 16 + lane % 16 * 128);
     #pragma unroll 1
@@ -119,22 +126,24 @@ gemm(const f16* __restrict__ A, long long A_s0, const f16* __restrict__ B, long 
         const int k0 = (t + 1) * 64;
         const uint32_t a_slot = smem_base + ((t + 1) & 1) * 16384;
         const uint32_t a_dst_2 = a_slot + copy_lane;
-        const f16* a_ptr_2 = a_ptr + k0;
+        const f16* a_src_2 = a_base + k0;
         const int a_pos_2 = k0 + copy_col;
         #pragma unroll
         for (int i = 0; i < 8; ++i) {
             const bool in = a_pos + i * 16 < M && a_pos_2 < K;
-            cp_async_16_fill(a_dst_2 + i * 2048, in ? a_ptr_2 + (long long)(i * 16) * A_s0 : A, in ? max(0, min(8, K - a_pos_2)) * 2 : 0);
+            cp_async_16_fill(a_dst_2 + i * 2048, in ? a_src_2 : A, in ? max(0, min(8, K - a_pos_2)) * 2 : 0);
+            a_src_2 += a_step;
         }
         // spec.py:7
         const uint32_t b_slot = b_smem + ((t + 1) & 1) * 8192;
         const uint32_t b_dst_2 = b_slot + copy_lane;
-        const f16* b_ptr_2 = b_ptr + (long long)k0 * B_s0;
+        const f16* b_src_2 = b_base + (long long)k0 * B_s0;
         const int b_pos_2 = k0 + copy_row;
         #pragma unroll
         for (int i = 0; i < 4; ++i) {
             const bool in = b_pos_2 + i * 16 < K && b_pos < N;
-            cp_async_16_fill(b_dst_2 + i * 2048, in ? b_ptr_2 + (long long)(i * 16) * B_s0 : B, in ? max(0, min(8, N - b_pos)) * 2 : 0);
+            cp_async_16_fill(b_dst_2 + i * 2048, in ? b_src_2 : B, in ? max(0, min(8, N - b_pos)) * 2 : 0);
+            b_src_2 += b_step;
         }
         commit_group();
         const uint32_t a_slot_2 = smem_base + (t & 1) * 16384;

@@ -64,7 +64,7 @@ __device__ __forceinline__ unsigned short half_of(const uint32_t* p, int i) {
     return static_cast<unsigned short>(i % 2 ? p[i / 2] >> 16 : p[i / 2]);
 }
 
-extern "C" __global__ void __launch_bounds__(128)
+extern "C" __global__ void __launch_bounds__(128, 1)
 gemm(const bf16* __restrict__ A, long long A_s0, const bf16* __restrict__ B, long long B_s0, bf16* __restrict__ C,
         long long C_s0, int M, int K, int N) {
     extern __shared__ __align__(1024) unsigned char smem[];
@@ -83,41 +83,53 @@ gemm(const bf16* __restrict__ A, long long A_s0, const bf16* __restrict__ B, lon
     const uint32_t a_dst = smem_base + copy_lane;
     const int copy_row = warp * 8 + lane / 4;
     const int copy_col = lane % 4 * 8;
-    const bf16* a_ptr = A + (long long)(row + copy_row) * A_s0 + copy_col;
+    const long long a_step = 32 * A_s0;
+    const bf16* a_src = A + (long long)(row + copy_row) * A_s0 + copy_col;
     #pragma unroll
-    for (int i = 0; i < 2; ++i)
-        cp_async_16(a_dst + i * 2048, a_ptr + (long long)(i * 32) * A_s0);
+    for (int i = 0; i < 2; ++i) {
+        cp_async_16(a_dst + i * 2048, a_src);
+        a_src += a_step;
+    }
     const uint32_t b_smem = smem_base + 12288;
     // spec.py:7
     const uint32_t copy_lane_2 = swizzle<0x70>(warp * 256 + lane / 16 * 128 + lane / 8 % 2 * 4096 + lane % 8 * 16);
     const uint32_t b_dst = b_smem + copy_lane_2;
     const int copy_row_2 = warp * 2 + lane / 16;
     const int copy_col_2 = lane % 16 * 8;
-    const bf16* b_ptr = B + (long long)copy_row_2 * B_s0 + col + copy_col_2;
+    const long long b_step = 8 * B_s0;
+    const bf16* b_src = B + (long long)copy_row_2 * B_s0 + col + copy_col_2;
     #pragma unroll
-    for (int i = 0; i < 4; ++i)
-        cp_async_16(b_dst + i * 1024, b_ptr + (long long)(i * 8) * B_s0);
+    for (int i = 0; i < 4; ++i) {
+        cp_async_16(b_dst + i * 1024, b_src);
+        b_src += b_step;
+    }
     commit_group();
     // spec.py:6
     const uint32_t a_slot = smem_base + 4096;
     const uint32_t a_dst_2 = a_slot + copy_lane;
-    const bf16* a_ptr_2 = A + (long long)(row + copy_row) * A_s0 + 32 + copy_col;
+    const bf16* a_src_2 = A + (long long)(row + copy_row) * A_s0 + 32 + copy_col;
     #pragma unroll
-    for (int i = 0; i < 2; ++i)
-        cp_async_16(a_dst_2 + i * 2048, a_ptr_2 + (long long)(i * 32) * A_s0);
+    for (int i = 0; i < 2; ++i) {
+        cp_async_16(a_dst_2 + i * 2048, a_src_2);
+        a_src_2 += a_step;
+    }
     // spec.py:7
     const uint32_t b_slot = b_smem + 8192;
     const uint32_t b_dst_2 = b_slot + copy_lane_2;
-    const bf16* b_ptr_2 = B + (long long)(32 + copy_row_2) * B_s0 + col + copy_col_2;
+    const bf16* b_src_2 = B + (long long)(32 + copy_row_2) * B_s0 + col + copy_col_2;
     #pragma unroll
-    for (int i = 0; i < 4; ++i)
-        cp_async_16(b_dst_2 + i * 1024, b_ptr_2 + (long long)(i * 8) * B_s0);
+    for (int i = 0; i < 4; ++i) {
+        cp_async_16(b_dst_2 + i * 1024, b_src_2);
+        b_src_2 += b_step;
+    }
     commit_group();
     // spec.py:5
     float acc[64];
     #pragma unroll
     for (int i = 0; i < 64; ++i)
         acc[i] = 0.0f;
+    const bf16* a_base = A + (long long)(row + copy_row) * A_s0 + copy_col;
+    const bf16* b_base = B + (long long)copy_row_2 * B_s0 + col + copy_col_2;
     const uint32_t a_lane = swizzle<0x30>(warp * 1024 + lane / 16 * 16 + lane % 16 * 64);
     const uint32_t b_lane = swizzle<0x70>(lane / 16 * 16 + lane % 16 * 128);
     #pragma unroll 1
@@ -128,17 +140,21 @@ gemm(const bf16* __restrict__ A, long long A_s0, const bf16* __restrict__ B, lon
         const int k0 = (t + 2) * 32;
         const uint32_t a_slot_2 = smem_base + (t + 2) % 3 * 4096;
         const uint32_t a_dst_3 = a_slot_2 + copy_lane;
-        const bf16* a_ptr_3 = a_ptr + k0;
+        const bf16* a_src_3 = a_base + k0;
         #pragma unroll
-        for (int i = 0; i < 2; ++i)
-            cp_async_16(a_dst_3 + i * 2048, a_ptr_3 + (long long)(i * 32) * A_s0);
+        for (int i = 0; i < 2; ++i) {
+            cp_async_16(a_dst_3 + i * 2048, a_src_3);
+            a_src_3 += a_step;
+        }
         // spec.py:7
         const uint32_t b_slot_2 = b_smem + (t + 2) % 3 * 8192;
         const uint32_t b_dst_3 = b_slot_2 + copy_lane_2;
-        const bf16* b_ptr_3 = b_ptr + (long long)k0 * B_s0;
+        const bf16* b_src_3 = b_base + (long long)k0 * B_s0;
         #pragma unroll
-        for (int i = 0; i < 4; ++i)
-            cp_async_16(b_dst_3 + i * 1024, b_ptr_3 + (long long)(i * 8) * B_s0);
+        for (int i = 0; i < 4; ++i) {
+            cp_async_16(b_dst_3 + i * 1024, b_src_3);
+            b_src_3 += b_step;
+        }
         commit_group();
         const uint32_t a_slot_3 = smem_base + t % 3 * 4096;
         const uint32_t b_slot_3 = b_smem + t % 3 * 8192;

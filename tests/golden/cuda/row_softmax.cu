@@ -37,7 +37,7 @@ __device__ __forceinline__ void st_global_f32x4(void* dst, const float* v) {
 // Register i of a tile -> the register, or the offset, that goes with it.
 __device__ constexpr int row_p(int i) { return i / 4; }
 
-extern "C" __global__ void __launch_bounds__(128)
+extern "C" __global__ void __launch_bounds__(128, 1)
 row_softmax(const float* __restrict__ X, long long X_s0, float* __restrict__ Y, long long Y_s0, float scale, int M) {
     const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);  // known to be the same in all lanes
     const int lane = threadIdx.x % 32;

@@ -57,7 +57,7 @@ __device__ __forceinline__ void st_global_b32x4(void* dst, const uint32_t* v) {
 // Register i of a tile -> the register, or the offset, that goes with it.
 __device__ constexpr int row_p(int i) { return i / 8; }
 
-extern "C" __global__ void __launch_bounds__(128)
+extern "C" __global__ void __launch_bounds__(128, 1)
 row_softmax(const f16* __restrict__ X, long long X_s0, f16* __restrict__ Y, long long Y_s0, float scale, int M) {
     const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);  // known to be the same in all lanes
     const int lane = threadIdx.x % 32;

@@ -21,7 +21,8 @@ __device__ __forceinline__ uint32_t swizzle(uint32_t offset) {
 
 // PTX ISA, cp.async: 16 bytes; past the first `bytes` of the source, zeros
 __device__ __forceinline__ void cp_async_16_fill(uint32_t dst, const void* src, int bytes) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" :: "r"(dst), "l"(src), "r"(bytes) : "memory");
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
+             :: "r"(dst), "l"(src), "r"(bytes) : "memory");
 }
 
 // PTX ISA, cp.async.commit_group
@@ -97,7 +98,7 @@ __device__ __forceinline__ float log2_approx(float x) {
 __device__ constexpr int col_s(int i) { return i / 4 % 8 * 2 + i % 2; }
 __device__ constexpr int row_p(int i) { return i / 32 * 2 + i / 2 % 2; }
 
-extern "C" __global__ void __launch_bounds__(128)
+extern "C" __global__ void __launch_bounds__(128, 1)
 two_dots(const bf16* __restrict__ X, long long X_s0, long long X_s1, long long X_s2, const bf16* __restrict__ Y,
         long long Y_s0, long long Y_s1, long long Y_s2, const bf16* __restrict__ Z, long long Z_s0, long long Z_s1,
         long long Z_s2, bf16* __restrict__ O, long long O_s0, long long O_s1, long long O_s2, float* __restrict__ L,
@@ -117,31 +118,37 @@ two_dots(const bf16* __restrict__ X, long long X_s0, long long X_s1, long long X
     const uint32_t x_dst = smem_base + copy_lane;
     const int copy_row = warp * 4 + lane / 8;
     const int copy_col = lane % 8 * 8;
-    const bf16* x_ptr = X + (long long)b * X_s0 + (long long)h * X_s1 + (long long)(row0 + copy_row) * X_s2 + copy_col;
+    const long long x_step = 16 * X_s2;
+    const bf16* x_src = X + (long long)b * X_s0 + (long long)h * X_s1 + (long long)(row0 + copy_row) * X_s2 + copy_col;
     const int x_pos = row0 + copy_row;
     #pragma unroll
     for (int i = 0; i < 8; ++i) {
         const bool in = x_pos + i * 16 < M;
-        cp_async_16_fill(x_dst + i * 2048, in ? x_ptr + (long long)(i * 16) * X_s2 : X, in ? 16 : 0);
+        cp_async_16_fill(x_dst + i * 2048, in ? x_src : X, in ? 16 : 0);
+        x_src += x_step;
     }
     commit_group();
     const int tiles = (N + 63) / 64;
     const uint32_t y_smem = smem_base + 16384;
     // spec.py:6
     const uint32_t y_dst = y_smem + copy_lane;
-    const bf16* y_ptr = Y + (long long)b * Y_s0 + (long long)h * Y_s1 + (long long)copy_row * Y_s2 + copy_col;
+    const long long y_step = 16 * Y_s2;
+    const bf16* y_src = Y + (long long)b * Y_s0 + (long long)h * Y_s1 + (long long)copy_row * Y_s2 + copy_col;
     #pragma unroll
     for (int i = 0; i < 4; ++i) {
         const bool in = copy_row + i * 16 < N;
-        cp_async_16_fill(y_dst + i * 2048, in ? y_ptr + (long long)(i * 16) * Y_s2 : Y, in ? 16 : 0);
+        cp_async_16_fill(y_dst + i * 2048, in ? y_src : Y, in ? 16 : 0);
+        y_src += y_step;
     }
     const uint32_t z_smem = smem_base + 32768;
     const uint32_t z_dst = z_smem + copy_lane;
-    const bf16* z_ptr = Z + (long long)b * Z_s0 + (long long)h * Z_s1 + (long long)copy_row * Z_s2 + copy_col;
+    const long long z_step = 16 * Z_s2;
+    const bf16* z_src = Z + (long long)b * Z_s0 + (long long)h * Z_s1 + (long long)copy_row * Z_s2 + copy_col;
     #pragma unroll
     for (int i = 0; i < 4; ++i) {
         const bool in = copy_row + i * 16 < N;
-        cp_async_16_fill(z_dst + i * 2048, in ? z_ptr + (long long)(i * 16) * Z_s2 : Z, in ? 16 : 0);
+        cp_async_16_fill(z_dst + i * 2048, in ? z_src : Z, in ? 16 : 0);
+        z_src += z_step;
     }
     commit_group();
     wait_group<1>();
@@ -166,6 +173,8 @@ two_dots(const bf16* __restrict__ X, long long X_s0, long long X_s1, long long X
     #pragma unroll
     for (int i = 0; i < 64; ++i)
         acc[i] = 0.0f;
+    const bf16* y_base = Y + (long long)b * Y_s0 + (long long)h * Y_s1 + (long long)copy_row * Y_s2 + copy_col;
+    const bf16* z_base = Z + (long long)b * Z_s0 + (long long)h * Z_s1 + (long long)copy_row * Z_s2 + copy_col;
     const uint32_t y_lane = swizzle<0x70>(lane / 16 * 1024 + lane / 8 % 2 * 16 + lane % 8 * 128);
     const int cols0 = lane % 4 * 2;
     const uint32_t z_lane = swizzle<0x70>(lane / 16 * 16 + lane % 16 * 128);
@@ -177,20 +186,22 @@ two_dots(const bf16* __restrict__ X, long long X_s0, long long X_s1, long long X
         const int col0 = (j_ + 1) * 64;
         const uint32_t y_next = y_smem + ((j_ + 1) & 1) * 8192;
         const uint32_t y_dst_2 = y_next + copy_lane;
-        const bf16* y_ptr_2 = y_ptr + (long long)col0 * Y_s2;
+        const bf16* y_src_2 = y_base + (long long)col0 * Y_s2;
         const int y_pos = col0 + copy_row;
         #pragma unroll
         for (int i = 0; i < 4; ++i) {
             const bool in = y_pos + i * 16 < N;
-            cp_async_16_fill(y_dst_2 + i * 2048, in ? y_ptr_2 + (long long)(i * 16) * Y_s2 : Y, in ? 16 : 0);
+            cp_async_16_fill(y_dst_2 + i * 2048, in ? y_src_2 : Y, in ? 16 : 0);
+            y_src_2 += y_step;
         }
         const uint32_t z_next = z_smem + ((j_ + 1) & 1) * 8192;
         const uint32_t z_dst_2 = z_next + copy_lane;
-        const bf16* z_ptr_2 = z_ptr + (long long)col0 * Z_s2;
+        const bf16* z_src_2 = z_base + (long long)col0 * Z_s2;
         #pragma unroll
         for (int i = 0; i < 4; ++i) {
             const bool in = y_pos + i * 16 < N;
-            cp_async_16_fill(z_dst_2 + i * 2048, in ? z_ptr_2 + (long long)(i * 16) * Z_s2 : Z, in ? 16 : 0);
+            cp_async_16_fill(z_dst_2 + i * 2048, in ? z_src_2 : Z, in ? 16 : 0);
+            z_src_2 += z_step;
         }
         commit_group();
         const uint32_t y_slot = y_smem + (j_ & 1) * 8192;

@@ -34,7 +34,7 @@ __device__ __forceinline__ void st_global_f32x4(void* dst, const float* v) {
     *static_cast<float4*>(dst) = make_float4(v[0], v[1], v[2], v[3]);
 }
 
-extern "C" __global__ void __launch_bounds__(128)
+extern "C" __global__ void __launch_bounds__(128, 1)
 wmma_gemm(const f16* __restrict__ A, long long A_s0, const f16* __restrict__ B, long long B_s0, float* __restrict__ C,
         long long C_s0, float alpha, int M, int K) {
     extern __shared__ __align__(1024) unsigned char smem[];
@@ -102,8 +102,8 @@ wmma_gemm(const f16* __restrict__ A, long long A_s0, const f16* __restrict__ B, 
     #pragma unroll
     for (int i = 0; i < 4; ++i)
         #pragma unroll
-        for (int t = 0; t < acc[i].num_elements; ++t)
-            acc[i].x[t] = acc[i].x[t] * alpha;
+        for (int e = 0; e < acc[i].num_elements; ++e)
+            acc[i].x[e] = acc[i].x[e] * alpha;
     #pragma unroll
     for (int i = 0; i < 4; ++i)
         wmma::store_matrix_sync(reinterpret_cast<float*>(smem + 18432 + warp * 4352 + i * 64), acc[i], 68, wmma::mem_row_major);
