@@ -1,0 +1,1 @@
+"""Both IRs without a GPU: the tile interpreter and the machine simulator."""

@@ -1,0 +1,214 @@
+"""The tile IR in NumPy: what a program means, one grid point at a time.
+
+Values are arrays of the tile's shape in the dtype's NumPy representation (bf16 as rounded float32); rounding happens exactly where the IR
+casts or computes in 16 bits. Outputs start as NaN (or the smallest integer), so that what no program wrote is seen.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ..errors import FcError
+from ..ir.core import Block, Kernel, Op, Value
+from ..ir.elementwise import FNS, REDUCTIONS, apply, to_dtype
+from ..ir.types import DTYPES, DType, Tensor, f32
+
+
+def interpret(kernel: Kernel, arguments: Mapping[str, Any], *, skip_dead: bool = False) -> dict[str, np.ndarray]:
+    """Run a tile kernel over its whole grid; returns its outputs by name.
+
+    arguments: arrays and numbers by parameter name; an output may be given (an "inout" tensor) or is made. skip_dead: leave out loop
+    iterations whose `live` tile is false everywhere, as the compiler may. Raises FcError "call/argument", "sim/bounds", "sim/race".
+    """
+    memory, sizes = bind(kernel, arguments)
+    machine = _Interpreter(kernel, memory, sizes, skip_dead)
+    for place in itertools.product(*[range(axis.count(sizes)) for axis in kernel.grid]):
+        machine.program(place)
+    return {name: memory[name] for name, flags in kernel.flags.items() if "out" in flags and name in memory}
+
+
+def bind(kernel: Kernel, arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, int]]:
+    """(parameter name -> array or number, dimension name -> size). Inputs are converted to their dtypes; missing outputs are made."""
+    sizes: dict[str, int] = {}
+    memory: dict[str, Any] = {}
+    for p in kernel.params:
+        if not isinstance(p.type, Tensor):
+            if p.name not in arguments:
+                raise FcError("call/argument", f"argument `{p.name}` is missing")
+            memory[p.name] = to_dtype(np.asarray(arguments[p.name]), p.type.dtype)[()]
+            if "positive" in kernel.flags.get(p.name, ()) and not memory[p.name] > 0:
+                raise FcError("call/argument", f"argument `{p.name}` must be positive: the spec says so", expected="> 0", got=arguments[p.name])
+            continue
+        if p.name not in arguments:
+            if "out" not in kernel.flags.get(p.name, ()):
+                raise FcError("call/argument", f"argument `{p.name}` is missing")
+            continue
+        x = np.asarray(arguments[p.name])
+        if x.ndim != len(p.type.dims):
+            raise FcError("call/argument", f"argument `{p.name}` has the wrong number of axes", expected=f"[{', '.join(map(str, p.type.dims))}]",
+                          got=x.shape)
+        for dim, n in zip(p.type.dims, x.shape):
+            want = dim if isinstance(dim, int) else sizes.setdefault(dim, n)
+            if want != n:
+                raise FcError("call/argument", f"argument `{p.name}` disagrees on the size of {dim}", expected=want, got=n)
+        memory[p.name] = np.array(to_dtype(x, p.type.dtype))
+    for p in kernel.params:
+        if isinstance(p.type, Tensor) and p.name not in memory:
+            unknown = [d for d in p.type.dims if isinstance(d, str) and d not in sizes]
+            for axis in kernel.grid:  # an output of `until` counts programs
+                for d in [d for d in unknown if d == f"UNTIL_{axis.name}"]:
+                    sizes[d] = axis.count(sizes)
+            unknown = [d for d in unknown if d not in sizes]
+            if unknown:
+                raise FcError("call/argument", f"the size {unknown[0]} of output `{p.name}` follows from no input", hint=f"pass {p.name} itself")
+            shape = tuple(d if isinstance(d, int) else sizes[d] for d in p.type.dims)
+            memory[p.name] = poison(shape, p.type.dtype)
+    return memory, sizes
+
+
+def poison(shape: tuple[int, ...], dtype: DType) -> np.ndarray:
+    return np.full(shape, np.nan if dtype.is_float else np.iinfo(dtype.np_dtype).min, dtype.np_dtype)
+
+
+class _Interpreter:
+    def __init__(self, kernel: Kernel, memory: dict[str, Any], sizes: dict[str, int], skip_dead: bool):
+        self.kernel, self.memory, self.sizes, self.skip_dead = kernel, memory, sizes, skip_dead
+        self.writer = {n: np.full(memory[n].shape, -1) for n, flags in kernel.flags.items() if "out" in flags and n in memory}
+        self.number = -1
+
+    def program(self, place: tuple[int, ...]) -> None:
+        self.number += 1
+        env: dict[Value, Any] = {p: (p.name if isinstance(p.type, Tensor) else self.memory[p.name]) for p in self.kernel.params}
+        env.update(zip(self.kernel.body.args, place))
+        self.block(self.kernel.body, env)
+
+    def block(self, block: Block, env: dict[Value, Any]) -> tuple[Any, ...]:
+        for op in block.ops:
+            if op.kind == "yield":
+                return tuple(env[v] for v in op.operands)
+            run = getattr(self, "do_" + op.kind, None)
+            args = [env[v] for v in op.operands]
+            if run is not None:
+                out = run(op, args, env)
+            elif op.kind in FNS:
+                out = apply(op.kind, op.operands[0].type.dtype, *args)
+            else:
+                raise FcError("compile/unsupported", f"the tile interpreter has no meaning for {op.kind}", loc=op.loc)
+            if len(op.results) == 1 and not op.regions:
+                env[op.result] = out
+        return ()
+
+    # ---- values ----------------------------------------------------------------------------------------------------
+
+    def do_const(self, op: Op, args: list[Any], env: Any) -> Any:
+        return to_dtype(np.asarray(op["value"]), DTYPES[op["dtype"]])[()]
+
+    def do_full(self, op: Op, args: list[Any], env: Any) -> Any:
+        return np.full(op.result.type.shape, args[0], op.result.type.dtype.np_dtype)
+
+    def do_iota(self, op: Op, args: list[Any], env: Any) -> Any:
+        return np.arange(op.result.type.shape[0], dtype=np.int32)
+
+    def do_size(self, op: Op, args: list[Any], env: Any) -> Any:
+        return np.int32(self.sizes[op["dim"]])
+
+    def do_broadcast(self, op: Op, args: list[Any], env: Any) -> Any:
+        shape = [1] * len(op.result.type.shape)
+        order = np.argsort(op["axes"])
+        for a in op["axes"]:
+            shape[a] = op.result.type.shape[a]
+        return np.broadcast_to(np.transpose(args[0], order).reshape(shape), op.result.type.shape)
+
+    def do_transpose(self, op: Op, args: list[Any], env: Any) -> Any:
+        return args[0].T
+
+    def do_select(self, op: Op, args: list[Any], env: Any) -> Any:
+        return np.where(*args)
+
+    def do_cast(self, op: Op, args: list[Any], env: Any) -> Any:
+        return to_dtype(np.asarray(args[0]), DTYPES[op["to"]])
+
+    def do_reduce(self, op: Op, args: list[Any], env: Any) -> Any:
+        wide = np.asarray(args[0], np.float32) if op.operands[0].type.dtype.is_float else args[0]
+        return to_dtype(REDUCTIONS[op["fn"]][0](wide, axis=op["axis"]), op.result.type.dtype)
+
+    def do_dot(self, op: Op, args: list[Any], env: Any) -> Any:
+        product = np.asarray(args[0], np.float32) @ np.asarray(args[1], np.float32)
+        return np.asarray(product if len(args) == 2 else args[2] + product, f32.np_dtype)
+
+    # ---- memory ----------------------------------------------------------------------------------------------------
+
+    def places(self, op: Op, tensor: str, scalars: list[Any], shape: tuple[int, ...]) -> tuple[tuple[Any, ...], np.ndarray]:
+        """(index arrays into the tensor, which elements are inside). Raises where an unguarded one is not."""
+        data = self.memory[tensor]
+        rank, axis, it = len(shape), 0, iter(scalars)
+        index: list[Any] = []
+        inside = np.ones(shape, bool)
+        for dim, (n, word) in enumerate(zip(data.shape, op["index"])):
+            if word == "at":
+                i = int(next(it))
+                if not 0 <= i < n:
+                    raise FcError("sim/bounds", f"{op.kind} outside {tensor}", expected=f"0..{n - 1} along axis {dim}", got=i, loc=op.loc)
+                index.append(i)
+                continue
+            first = int(next(it)) if word == "tile" else 0
+            run = first + np.arange(shape[axis])
+            ok = (run >= 0) & (run < n)
+            if not op["guard"][axis] and not ok.all():
+                raise FcError("sim/bounds", f"{op.kind} outside {tensor}", expected=f"0..{n - 1} along axis {dim}",
+                              got=f"{run[0]}..{run[-1]}", loc=op.loc)
+            along = [1] * rank
+            along[axis] = shape[axis]
+            inside &= ok.reshape(along)
+            index.append(np.where(ok, run, 0).reshape(along))
+            axis += 1
+        return tuple(index), inside
+
+    def do_load(self, op: Op, args: list[Any], env: Any) -> Any:
+        shape = op.result.type.shape
+        index, inside = self.places(op, args[0], args[1:], shape)
+        data = np.broadcast_to(self.memory[args[0]][index], shape) if shape else self.memory[args[0]][index]
+        return np.where(inside, data, np.zeros((), data.dtype)) if shape else data
+
+    def do_store(self, op: Op, args: list[Any], env: Any) -> None:
+        tensor, value = args[0], args[1]
+        index, inside = self.places(op, tensor, args[2:], value.shape)
+        where = tuple(np.broadcast_to(i, value.shape)[inside] for i in index)
+        if op.get("reduce"):
+            np.add.at(self.memory[tensor], where, value[inside])
+            return
+        before = self.writer[tensor][where]
+        if ((before != -1) & (before != self.number)).any():
+            raise FcError("sim/race", f"two programs write the same element of {tensor}", loc=op.loc,
+                          hint="index the output by every grid axis, or add with fc.atomic_add")
+        self.writer[tensor][where] = self.number
+        self.memory[tensor][where] = value[inside]
+
+    def do_gather(self, op: Op, args: list[Any], env: Any) -> Any:
+        data, index = self.memory[args[0]], np.broadcast_arrays(*args[1:])
+        inside = np.logical_and.reduce([(i >= 0) & (i < n) for i, n in zip(index, data.shape)])
+        out = np.where(inside, data[tuple(np.where(inside, i, 0) for i in index)], np.zeros((), data.dtype))
+        return out if op.result.type.shape else out[()]
+
+    # ---- control flow ------------------------------------------------------------------------------------------------
+
+    def do_for(self, op: Op, args: list[Any], env: dict[Value, Any]) -> None:
+        body = op.regions[0]
+        steps = range(int(args[0]), int(args[1]))
+        carried = tuple(args[2:])
+        for i in reversed(steps) if op.get("descending") else steps:
+            if self.skip_dead and len(op.regions) == 2:
+                env[op.regions[1].args[0]] = np.int32(i)
+                (live,) = self.block(op.regions[1], env)
+                if not np.any(live):
+                    continue
+            env.update(zip(body.args, (np.int32(i), *carried)))
+            carried = self.block(body, env)
+        env.update(zip(op.results, carried))
+
+    def do_if(self, op: Op, args: list[Any], env: dict[Value, Any]) -> None:
+        env.update(zip(op.results, self.block(op.regions[0 if args[0] else 1], env)))
