@@ -38,7 +38,7 @@ def attention(q: Any, k: Any, v: Any, *, causal: bool | str = False, scale: floa
     o = _empty(q, shape, None) if out is None else out
     arguments = {"Q": q, "K": k, "V": v, "O": o, "scale": scale}
     lse = None
-    if return_lse:
+    if return_lse or not scale > 0:
         lse = arguments["LSE"] = _empty(q, shape[:3], "float32")
     program.launcher(arguments)
     return (o, lse) if return_lse else o
@@ -49,12 +49,12 @@ def compiled(dtype: str, d: int, e: int, mask: str, lse: bool, arch: str, schedu
              positive: bool = True) -> Program:
     """The program that `attention` runs for these compile-time facts. mask: "none", "causal_top_left", "causal_bottom_right"."""
     from .ir.types import DTYPES
-    from .kernels.attention import attention as spec
-    from .kernels.attention import attention_any_scale
+    from .kernels.attention import SPECS
     from .kernels.schedules import pick
 
-    chosen = schedule or pick(arch, max(d, e))
-    return (spec if positive else attention_any_scale).compile(target=arch, schedule=chosen, T=DTYPES[dtype], D=d, E=e, mask=mask, lse=lse)
+    chosen = schedule or pick(arch, max(d, e), mask=mask)
+    spec = SPECS["any_scale" if not positive else "lse" if lse else "plain"]
+    return spec.compile(target=arch, schedule=chosen, T=DTYPES[dtype], D=d, E=e, mask=mask)
 
 
 @functools.lru_cache(maxsize=64)
