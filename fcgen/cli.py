@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import click
 
@@ -82,15 +82,12 @@ def dump(spec: str, target: str | None, settings: tuple[str, ...], schedule: str
 @click.option("--size", "sizes", multiple=True, metavar="NAME=N", help="a size for the check: M=100")
 def build(spec: str, target: str | None, settings: tuple[str, ...], schedule: str | None, out: Path, check: bool, sizes: tuple[str, ...]) -> None:
     """Compile a spec, or an edited file of IR text, and write every level of it."""
-    from .cli_specs import find, parse_settings, random_inputs
+    from .cli_specs import find, parse_settings, simulate_cases
 
     program = find(spec).program(target, settings, schedule)
     if check:
-        from .sim.machine import check as run_check
-
-        inputs = random_inputs(program, parse_settings(sizes))
-        waiting("simulating", lambda: run_check(program.machine, inputs, program.target))
-        click.echo("simulated: no race, stale read or deadlock")
+        cases = simulate_cases(program, parse_settings(sizes), 1, waiting)
+        click.echo(f"simulated {len(cases)} sizes: no race, stale read or deadlock")
     waiting(f"compiling {program.name} for {program.target.arch}", lambda: program.cubin)
     click.echo(_report(program))
     for path in write_levels(program, out):
@@ -103,25 +100,13 @@ def build(spec: str, target: str | None, settings: tuple[str, ...], schedule: st
 @click.option("--seeds", default=3, show_default=True, help="orders of the warps to try")
 def check(spec: str, target: str | None, settings: tuple[str, ...], schedule: str | None, sizes: tuple[str, ...], seeds: int) -> None:
     """Run a kernel's machine IR in the simulator, over several trip counts, and look for races, stale reads and deadlocks."""
-    from .cli_specs import find, parse_settings, random_inputs
-    from .sim.machine import check as run_check
+    from .cli_specs import find, parse_settings, simulate_cases
 
     program = find(spec).program(target, settings, schedule)
-    machine = program.machine
-    given = parse_settings(sizes)
-    tiles = {o.attrs.get("tile", 1) for r in machine.roles for o in r.body.ops if o.kind == "for"} or {16}
-    tile = max(tiles)
-    grid_dims = {g.dim for g in machine.grid}
-    dims = [d for p in machine.params for d in getattr(p.type, "dims", ()) if isinstance(d, str) and d not in grid_dims]
-    ring = max([b.type.slots for b in machine.buffers], default=1)
-    cases = [dict.fromkeys(dims, n * tile - 3) for n in range(1, 2 * ring + 2)] if dims and not given else [{}]
-    total = 0
+    cases = simulate_cases(program, parse_settings(sizes), seeds, waiting)
+    click.echo(f"{program.name} on {program.target.arch}: no race, stale read or deadlock in {len(cases) * seeds} runs")
     for case in cases:
-        inputs = random_inputs(program, {**{d: 1 for d in grid_dims if isinstance(d, str) and d in ("B",)}, **case, **given})
-        for seed in range(seeds):
-            waiting(f"simulating {case or given or 'the default sizes'}", lambda i=inputs, s=seed: run_check(machine, i, program.target, seed=s))
-            total += 1
-    click.echo(f"{program.name} on {program.target.arch}: {total} runs ({', '.join(str(c) for c in cases)}), no race, stale read or deadlock")
+        click.echo(f"  {case}")
 
 
 @main.command(epilog=SPEC_HELP)
@@ -206,7 +191,7 @@ def layout(name: str, rows: int, cols: int, warps: int, svg: Path | None) -> Non
 
     if name == "smem":
         shared = layouts.native_smem(cols, 2)
-        text, value = shared.picture((rows, cols), 2), shared
+        text, value = shared.picture((rows, cols), 2), cast(Any, shared)
     elif name == "rowwise":
         value = layouts.rowwise(rows, cols, warps)
         text = value.picture()

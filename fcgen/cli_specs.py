@@ -75,7 +75,7 @@ def find(name: str) -> Found:
         return _member(_load_file(path), member, where)
     if path.exists() and path.is_file():
         return Found(text=path.read_text(), filename=str(path))
-    if "/" in where or path.suffix:
+    if "/" in where or path.suffix in (".fc", ".txt", ".cu"):
         raise FcError("file/missing", f"there is no file {where}", got=where)
     try:
         module = importlib.import_module(where)
@@ -134,3 +134,39 @@ def random_inputs(program: Program, sizes: Mapping[str, int], seed: int = 0) -> 
         else:
             out[p.name] = 0.125 if p.type.dtype.is_float else 1
     return out
+
+
+def simulate_cases(program: Program, given: Mapping[str, int], seeds: int, doing: Any) -> list[str]:
+    """Run the machine code in the simulator for trip counts 1 to 2 x stages + 1 of its loops, the first and the last program of the grid,
+    several orders of the warps. Raises the first report; returns what was run. doing(text, fn) runs fn."""
+    from .sim.machine import check
+
+    machine = program.machine
+    counted = [o for r in machine.roles for o in r.body.ops if o.kind == "for" and o.get("tile")]
+    tile = max([o["tile"] for o in counted], default=16)
+    ring = max([b.type.slots for b in machine.buffers], default=1)
+    plain = {g.dim for g in machine.grid if g.tile == 1}
+    dims = dict.fromkeys(d for p in machine.params for d in getattr(p.type, "dims", ()) if isinstance(d, str) and d not in given)
+    done = []
+    for n in range(1, 2 * ring + 2):
+        sizes = {**{d: 1 if d in plain or (d not in plain and _groups(d, machine)) else n * tile - 3 for d in dims}, **given}
+        inputs = random_inputs(program, sizes)
+        counts = [g.count(sizes) if not isinstance(g.dim, int) else g.dim for g in machine.grid]
+        ends = [tuple(0 for _ in counts), tuple(c - 1 for c in counts)]
+        for seed in range(seeds):
+            doing(f"simulating {sizes}", lambda i=inputs, s=seed: check(machine, i, program.target, seed=s, programs=dict.fromkeys(ends)))
+        done.append(", ".join(f"{d}={s}" for d, s in sizes.items() if s > 1))
+    return done
+
+
+def _groups(dim: str, machine: Any) -> bool:
+    """A dimension that is only ever a position (a head of K and V), never an axis of a tile."""
+    for role in machine.roles:
+        from .ir.core import walk
+
+        for op in walk(role.body):
+            if op.get("index") and op.operands and hasattr(op.operands[0].type, "dims"):
+                for d, word in zip(op.operands[0].type.dims, op["index"]):
+                    if d == dim and word != "at":
+                        return False
+    return True

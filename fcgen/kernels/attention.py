@@ -1,3 +1,5 @@
+# mypy: disable-error-code="name-defined, valid-type, syntax"
+# (annotations of specs are fcgen's own: "T[B, H, M, D]")
 """Attention forward, as FlashAttention-2 (Dao, 2023) computes it: one pass over the keys with a running row maximum and sum.
 
     O[b, h, i] = sum_j softmax_j(q_i . k_j * scale) v_j        LSE[b, h, i] = log sum_j exp(q_i . k_j * scale)
