@@ -6,13 +6,13 @@ Mistakes print as errors with a hint and exit with 1; a traceback is only ever a
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
 import click
 
+from .console import report, waiting, write_levels
 from .errors import ERROR_CODES, FcError
 
 SPEC_HELP = "SPEC is path/to/file.py[:name], package.module:name, or a file of IR text."
@@ -71,7 +71,7 @@ def dump(spec: str, target: str | None, settings: tuple[str, ...], schedule: str
         click.echo(str(compiler.lower(program.tile, program.schedule, program.target, stop_after=stop_after)))
         return
     text = {"tile": lambda: str(program.tile), "machine": lambda: str(program.machine), "cuda": lambda: program.cuda,
-            "ptx": lambda: program.ptx, "sass": lambda: program.sass, "report": lambda: _report(program)}[stage]
+            "ptx": lambda: program.ptx, "sass": lambda: program.sass, "report": lambda: report(program)}[stage]
     click.echo(waiting(f"compiling {program.name}", text) if stage in ("cuda", "ptx", "sass", "report") else text())
 
 
@@ -89,7 +89,7 @@ def build(spec: str, target: str | None, settings: tuple[str, ...], schedule: st
         cases = simulate_cases(program, parse_settings(sizes), 1, waiting)
         click.echo(f"simulated {len(cases)} sizes: no race, stale read or deadlock")
     waiting(f"compiling {program.name} for {program.target.arch}", lambda: program.cubin)
-    click.echo(_report(program))
+    click.echo(report(program))
     for path in write_levels(program, out):
         click.echo(f"wrote {path}")
 
@@ -205,44 +205,3 @@ def layout(name: str, rows: int, cols: int, warps: int, svg: Path | None) -> Non
         click.echo(f"wrote {svg}")
     else:
         click.echo(f"{value}\n{text}")
-
-
-# ---- helpers ---------------------------------------------------------------------------------------------------------------
-
-
-def waiting(what: str, fn: Callable[[], Any]) -> Any:
-    """fn(), with a spinner on a terminal."""
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        return fn()
-    with console.status(what):
-        return fn()
-
-
-def _report(program: Any) -> str:
-    r, facts = program.resources, program.built.facts
-    spills = f"{r.spill_stores} B stored, {r.spill_loads} B loaded" if r.spills else "none"
-    return (f"{program.name} for {facts.arch}: {r.registers} registers, spills {spills}, {facts.smem_bytes} B shared memory, "
-            f"{r.stack_bytes} B stack, {facts.threads} threads" + (" (from the cache)" if program.built.cached else ""))
-
-
-def write_levels(program: Any, out: Path) -> list[Path]:
-    """Every level as a file, each complete or absent."""
-    levels = {"machine.fc": str(program.machine), "cu": program.cuda, "ptx": program.ptx}
-    if program._source.level == "tile":
-        levels = {"tile.fc": str(program.tile), **levels}
-    out.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for suffix, text in levels.items():
-        path = out / f"{program.name}.{suffix}"
-        temporary = path.with_name(path.name + ".part")
-        temporary.write_text(text)
-        temporary.replace(path)
-        paths.append(path)
-    return paths
-
-
-def milliseconds(start: float) -> str:
-    return f"{(time.perf_counter() - start) * 1e3:.0f} ms"

@@ -11,7 +11,7 @@ import numpy as np
 
 from . import compiler
 from .api import gpu_available, gpu_target
-from .cli import milliseconds, waiting, write_levels
+from .console import milliseconds, waiting, write_levels
 from .ir.types import f16
 from .program import Program
 

@@ -1,4 +1,4 @@
-"""Shared fixtures: golden files."""
+"""Shared fixtures: golden files; tests marked `gpu` are skipped, with the reason, where no kernel can be launched."""
 
 from __future__ import annotations
 
@@ -7,11 +7,21 @@ from pathlib import Path
 
 import pytest
 
+from fcgen.runtime import driver
+
 GOLDEN = Path(__file__).parent / "golden"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="write what the tests produce as the new golden files")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    ok, reason = driver.available() if marked else (True, "")
+    if not ok:
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason=f"needs a GPU: {reason}"))
 
 
 @pytest.fixture

@@ -83,29 +83,29 @@ gemm(const f16* __restrict__ A, long long A_s0, const f16* __restrict__ B, long 
     const int col = j_ * 64;
     const int tiles = (K + 63) / 64;
     // spec.py:6
-    const uint32_t copy_lane = swizzle<0x70>(warp * 512 + lane * 16);
+    const uint32_t copy_lane = swizzle<0x70>(warp * 4096 + lane * 16);
     const uint32_t a_dst = smem_base + copy_lane;
-    const int copy_row = warp * 4 + lane / 8;
+    const int copy_row = warp * 32 + lane / 8;
     const int copy_col = lane % 8 * 8;
-    const long long a_step = 16 * A_s0;
+    const long long a_step = 4 * A_s0;
     const f16* a_src = A + (long long)(row + copy_row) * A_s0 + copy_col;
     const int a_pos = row + copy_row;
     #pragma unroll
     for (int i = 0; i < 8; ++i) {
-        const bool in = a_pos + i * 16 < M && copy_col < K;
-        cp_async_16_fill(a_dst + i * 2048, in ? a_src : A, in ? max(0, min(8, K - copy_col)) * 2 : 0);
+        cp_async_16_fill((a_dst ^ (i % 2 * 64)) + i * 512, a_src, a_pos + i * 4 < M && copy_col < K ? max(0, min(8, K - copy_col)) * 2 : 0);
         a_src += a_step;
     }
     const uint32_t b_smem = smem_base + 32768;
     // spec.py:7
-    const uint32_t b_dst = b_smem + copy_lane;
-    const long long b_step = 16 * B_s0;
-    const f16* b_src = B + (long long)copy_row * B_s0 + col + copy_col;
+    const uint32_t copy_lane_2 = swizzle<0x70>(warp * 2048 + lane * 16);
+    const uint32_t b_dst = b_smem + copy_lane_2;
+    const int copy_row_2 = warp * 16 + lane / 8;
+    const long long b_step = 4 * B_s0;
+    const f16* b_src = B + (long long)copy_row_2 * B_s0 + col + copy_col;
     const int b_pos = col + copy_col;
     #pragma unroll
     for (int i = 0; i < 4; ++i) {
-        const bool in = copy_row + i * 16 < K && b_pos < N;
-        cp_async_16_fill(b_dst + i * 2048, in ? b_src : B, in ? max(0, min(8, N - b_pos)) * 2 : 0);
+        cp_async_16_fill((b_dst ^ (i % 2 * 64)) + i * 512, b_src, copy_row_2 + i * 4 < K && b_pos < N ? max(0, min(8, N - b_pos)) * 2 : 0);
         b_src += b_step;
     }
     commit_group();
@@ -115,7 +115,7 @@ gemm(const f16* __restrict__ A, long long A_s0, const f16* __restrict__ B, long 
     for (int i = 0; i < 64; ++i)
         acc[i] = 0.0f;
     const f16* a_base = A + (long long)(row + copy_row) * A_s0 + copy_col;
-    const f16* b_base = B + (long long)copy_row * B_s0 + col + copy_col;
+    const f16* b_base = B + (long long)copy_row_2 * B_s0 + col + copy_col;
     const uint32_t a_lane = swizzle<0x70>(warp * 4096 + lane / 16 * 16 + lane % 16 * 128);
     const uint32_t b_lane = swizzle<0x70>(lane / 16 * 16 + lane % 16 * 128);
     #pragma unroll 1
@@ -130,19 +130,17 @@ gemm(const f16* __restrict__ A, long long A_s0, const f16* __restrict__ B, long 
         const int a_pos_2 = k0 + copy_col;
         #pragma unroll
         for (int i = 0; i < 8; ++i) {
-            const bool in = a_pos + i * 16 < M && a_pos_2 < K;
-            cp_async_16_fill(a_dst_2 + i * 2048, in ? a_src_2 : A, in ? max(0, min(8, K - a_pos_2)) * 2 : 0);
+            cp_async_16_fill((a_dst_2 ^ (i % 2 * 64)) + i * 512, a_src_2, a_pos + i * 4 < M && a_pos_2 < K ? max(0, min(8, K - a_pos_2)) * 2 : 0);
             a_src_2 += a_step;
         }
         // spec.py:7
         const uint32_t b_slot = b_smem + ((t + 1) & 1) * 8192;
-        const uint32_t b_dst_2 = b_slot + copy_lane;
+        const uint32_t b_dst_2 = b_slot + copy_lane_2;
         const f16* b_src_2 = b_base + (long long)k0 * B_s0;
-        const int b_pos_2 = k0 + copy_row;
+        const int b_pos_2 = k0 + copy_row_2;
         #pragma unroll
         for (int i = 0; i < 4; ++i) {
-            const bool in = b_pos_2 + i * 16 < K && b_pos < N;
-            cp_async_16_fill(b_dst_2 + i * 2048, in ? b_src_2 : B, in ? max(0, min(8, N - b_pos)) * 2 : 0);
+            cp_async_16_fill((b_dst_2 ^ (i % 2 * 64)) + i * 512, b_src_2, b_pos_2 + i * 4 < K && b_pos < N ? max(0, min(8, N - b_pos)) * 2 : 0);
             b_src_2 += b_step;
         }
         commit_group();

@@ -79,28 +79,28 @@ gemm(const bf16* __restrict__ A, long long A_s0, const bf16* __restrict__ B, lon
     const int col = j_ * 128;
     const int tiles = (K + 31) / 32;
     // spec.py:6
-    const uint32_t copy_lane = swizzle<0x30>(warp * 512 + lane * 16);
+    const uint32_t copy_lane = swizzle<0x30>(warp * 1024 + lane * 16);
     const uint32_t a_dst = smem_base + copy_lane;
-    const int copy_row = warp * 8 + lane / 4;
+    const int copy_row = warp * 16 + lane / 4;
     const int copy_col = lane % 4 * 8;
-    const long long a_step = 32 * A_s0;
+    const long long a_step = 8 * A_s0;
     const bf16* a_src = A + (long long)(row + copy_row) * A_s0 + copy_col;
     #pragma unroll
     for (int i = 0; i < 2; ++i) {
-        cp_async_16(a_dst + i * 2048, a_src);
+        cp_async_16(a_dst + i * 512, a_src);
         a_src += a_step;
     }
     const uint32_t b_smem = smem_base + 12288;
     // spec.py:7
-    const uint32_t copy_lane_2 = swizzle<0x70>(warp * 256 + lane / 16 * 128 + lane / 8 % 2 * 4096 + lane % 8 * 16);
+    const uint32_t copy_lane_2 = swizzle<0x70>(warp * 1024 + lane / 16 * 128 + lane / 8 % 2 * 4096 + lane % 8 * 16);
     const uint32_t b_dst = b_smem + copy_lane_2;
-    const int copy_row_2 = warp * 2 + lane / 16;
+    const int copy_row_2 = warp * 8 + lane / 16;
     const int copy_col_2 = lane % 16 * 8;
-    const long long b_step = 8 * B_s0;
+    const long long b_step = 2 * B_s0;
     const bf16* b_src = B + (long long)copy_row_2 * B_s0 + col + copy_col_2;
     #pragma unroll
     for (int i = 0; i < 4; ++i) {
-        cp_async_16(b_dst + i * 1024, b_src);
+        cp_async_16((b_dst ^ (i * 32)) + i * 256, b_src);
         b_src += b_step;
     }
     commit_group();
@@ -110,7 +110,7 @@ gemm(const bf16* __restrict__ A, long long A_s0, const bf16* __restrict__ B, lon
     const bf16* a_src_2 = A + (long long)(row + copy_row) * A_s0 + 32 + copy_col;
     #pragma unroll
     for (int i = 0; i < 2; ++i) {
-        cp_async_16(a_dst_2 + i * 2048, a_src_2);
+        cp_async_16(a_dst_2 + i * 512, a_src_2);
         a_src_2 += a_step;
     }
     // spec.py:7
@@ -119,7 +119,7 @@ gemm(const bf16* __restrict__ A, long long A_s0, const bf16* __restrict__ B, lon
     const bf16* b_src_2 = B + (long long)(32 + copy_row_2) * B_s0 + col + copy_col_2;
     #pragma unroll
     for (int i = 0; i < 4; ++i) {
-        cp_async_16(b_dst_2 + i * 1024, b_src_2);
+        cp_async_16((b_dst_2 ^ (i * 32)) + i * 256, b_src_2);
         b_src_2 += b_step;
     }
     commit_group();
@@ -143,7 +143,7 @@ gemm(const bf16* __restrict__ A, long long A_s0, const bf16* __restrict__ B, lon
         const bf16* a_src_3 = a_base + k0;
         #pragma unroll
         for (int i = 0; i < 2; ++i) {
-            cp_async_16(a_dst_3 + i * 2048, a_src_3);
+            cp_async_16(a_dst_3 + i * 512, a_src_3);
             a_src_3 += a_step;
         }
         // spec.py:7
@@ -152,7 +152,7 @@ gemm(const bf16* __restrict__ A, long long A_s0, const bf16* __restrict__ B, lon
         const bf16* b_src_3 = b_base + (long long)k0 * B_s0;
         #pragma unroll
         for (int i = 0; i < 4; ++i) {
-            cp_async_16(b_dst_3 + i * 1024, b_src_3);
+            cp_async_16((b_dst_3 ^ (i * 32)) + i * 256, b_src_3);
             b_src_3 += b_step;
         }
         commit_group();
@@ -180,10 +180,9 @@ gemm(const bf16* __restrict__ A, long long A_s0, const bf16* __restrict__ B, lon
     #pragma unroll
     for (int i = 0; i < 32; ++i)
         out[i] = pack_bf16(acc[2 * i], acc[2 * i + 1]);
-    const int c_row = warp * 16 + lane / 4;
     const int c_col = lane % 4 * 2;
-    bf16* c_ptr = C + (long long)(row + c_row) * C_s0 + col + c_col;
-    const int c_pos = row + c_row;
+    bf16* c_ptr = C + (long long)(row + copy_row) * C_s0 + col + c_col;
+    const int c_pos = row + copy_row;
     const int c_pos_2 = col + c_col;
     #pragma unroll
     for (int i = 0; i < 64; ++i)

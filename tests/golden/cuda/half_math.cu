@@ -54,14 +54,14 @@ half_math(const f16* __restrict__ X, long long X_s0, f16* __restrict__ Y, long l
     // spec.py:2
     const int row = i_ * 32;
     uint32_t u[8];
-    const int x_row = warp * 4 + lane / 8;
+    const int x_row = warp * 8 + lane / 8;
     const int x_col = lane % 8 * 8;
     const f16* x_ptr = X + (long long)(row + x_row) * X_s0 + x_col;
     const int x_pos = row + x_row;
     #pragma unroll
     for (int i = 0; i < 2; ++i) {
         u[i * 4] = u[i * 4 + 1] = u[i * 4 + 2] = u[i * 4 + 3] = 0;
-        if (x_pos + i * 16 < M) ld_global_b32x4(&u[i * 4], x_ptr + (long long)(i * 16) * X_s0);
+        if (x_pos + i * 4 < M) ld_global_b32x4(&u[i * 4], x_ptr + (long long)(i * 4) * X_s0);
     }
     // spec.py:3
     // spec.py:4
@@ -71,8 +71,8 @@ half_math(const f16* __restrict__ X, long long X_s0, f16* __restrict__ Y, long l
     for (int i = 0; i < 8; ++i) {
         const float w_2 = round_f16(round_f16(at_f16(u, 2 * i) * at_f16(u, 2 * i)) + 0.099975586f);
         const float w_3 = round_f16(round_f16(at_f16(u, 2 * i + 1) * at_f16(u, 2 * i + 1)) + 0.099975586f);
-        const float lo_ = x_col + 2 * i % 8 <= x_row + 2 * i / 8 * 16 ? round_f16(w_2 * round_f16(w_2 + at_f16(u, 2 * i))) : at_f16(u, 2 * i);
-        const float hi_ = x_col + (2 * i + 1) % 8 <= x_row + (2 * i + 1) / 8 * 16 ? round_f16(w_3 * round_f16(w_3 + at_f16(u, 2 * i + 1))) : at_f16(u, 2 * i + 1);
+        const float lo_ = x_col + 2 * i % 8 <= x_row + 2 * i / 8 * 4 ? round_f16(w_2 * round_f16(w_2 + at_f16(u, 2 * i))) : at_f16(u, 2 * i);
+        const float hi_ = x_col + (2 * i + 1) % 8 <= x_row + (2 * i + 1) / 8 * 4 ? round_f16(w_3 * round_f16(w_3 + at_f16(u, 2 * i + 1))) : at_f16(u, 2 * i + 1);
         w[i] = pack_f16(lo_, hi_);
     }
     // spec.py:6
@@ -94,7 +94,7 @@ half_math(const f16* __restrict__ X, long long X_s0, f16* __restrict__ Y, long l
     f16* y_ptr = Y + (long long)(row + x_row) * Y_s0 + x_col;
     #pragma unroll
     for (int i = 0; i < 2; ++i)
-        if (x_pos + i * 16 < M) st_global_b32x4(y_ptr + (long long)(i * 16) * Y_s0, &z[i * 4]);
+        if (x_pos + i * 4 < M) st_global_b32x4(y_ptr + (long long)(i * 4) * Y_s0, &z[i * 4]);
     // spec.py:4
     // spec.py:8
     float ones[8];

@@ -46,13 +46,14 @@ row_softmax(const float* __restrict__ X, long long X_s0, float* __restrict__ Y, 
     const int row = i_ * 16;
     // spec.py:4
     float a[16];
+    const int x_row = warp * 4;
     const int x_col = lane * 4;
-    const float* x_ptr = X + (long long)(row + warp) * X_s0 + x_col;
-    const int x_pos = row + warp;
+    const float* x_ptr = X + (long long)(row + x_row) * X_s0 + x_col;
+    const int x_pos = row + x_row;
     #pragma unroll
     for (int i = 0; i < 4; ++i) {
         a[i * 4] = a[i * 4 + 1] = a[i * 4 + 2] = a[i * 4 + 3] = 0;
-        if (x_pos + i * 4 < M) ld_global_f32x4(&a[i * 4], x_ptr + (long long)(i * 4) * X_s0);
+        if (x_pos + i < M) ld_global_f32x4(&a[i * 4], x_ptr + (long long)i * X_s0);
     }
     #pragma unroll
     for (int i = 0; i < 16; ++i)
@@ -104,8 +105,8 @@ row_softmax(const float* __restrict__ X, long long X_s0, float* __restrict__ Y, 
     for (int i = 0; i < 16; ++i)
         out[i] = div_approx(p[i], s[row_p(i)]);
     // spec.py:9
-    float* y_ptr = Y + (long long)(row + warp) * Y_s0 + x_col;
+    float* y_ptr = Y + (long long)(row + x_row) * Y_s0 + x_col;
     #pragma unroll
     for (int i = 0; i < 4; ++i)
-        if (x_pos + i * 4 < M) st_global_f32x4(y_ptr + (long long)(i * 4) * Y_s0, &out[i * 4]);
+        if (x_pos + i < M) st_global_f32x4(y_ptr + (long long)i * Y_s0, &out[i * 4]);
 }

@@ -66,13 +66,14 @@ row_softmax(const f16* __restrict__ X, long long X_s0, f16* __restrict__ Y, long
     const int row = i_ * 16;
     // spec.py:4
     uint32_t a[16];
+    const int x_row = warp * 4;
     const int x_col = lane * 8;
-    const f16* x_ptr = X + (long long)(row + warp) * X_s0 + x_col;
-    const int x_pos = row + warp;
+    const f16* x_ptr = X + (long long)(row + x_row) * X_s0 + x_col;
+    const int x_pos = row + x_row;
     #pragma unroll
     for (int i = 0; i < 4; ++i) {
         a[i * 4] = a[i * 4 + 1] = a[i * 4 + 2] = a[i * 4 + 3] = 0;
-        if (x_pos + i * 4 < M) ld_global_b32x4(&a[i * 4], x_ptr + (long long)(i * 4) * X_s0);
+        if (x_pos + i < M) ld_global_b32x4(&a[i * 4], x_ptr + (long long)i * X_s0);
     }
     float a_2[32];
     #pragma unroll
@@ -129,8 +130,8 @@ row_softmax(const f16* __restrict__ X, long long X_s0, f16* __restrict__ Y, long
     for (int i = 0; i < 16; ++i)
         out[i] = pack_f16(div_approx(p[2 * i], s[row_p(2 * i)]), div_approx(p[2 * i + 1], s[row_p(2 * i + 1)]));
     // spec.py:9
-    f16* y_ptr = Y + (long long)(row + warp) * Y_s0 + x_col;
+    f16* y_ptr = Y + (long long)(row + x_row) * Y_s0 + x_col;
     #pragma unroll
     for (int i = 0; i < 4; ++i)
-        if (x_pos + i * 4 < M) st_global_b32x4(y_ptr + (long long)(i * 4) * Y_s0, &out[i * 4]);
+        if (x_pos + i < M) st_global_b32x4(y_ptr + (long long)i * Y_s0, &out[i * 4]);
 }

@@ -114,40 +114,39 @@ two_dots(const bf16* __restrict__ X, long long X_s0, long long X_s1, long long X
     const int b = rest / H;
     // spec.py:2
     const int row0 = i_ * 128;
-    const uint32_t copy_lane = swizzle<0x70>(warp * 512 + lane * 16);
+    const uint32_t copy_lane = swizzle<0x70>(warp * 4096 + lane * 16);
     const uint32_t x_dst = smem_base + copy_lane;
-    const int copy_row = warp * 4 + lane / 8;
+    const int copy_row = warp * 32 + lane / 8;
     const int copy_col = lane % 8 * 8;
-    const long long x_step = 16 * X_s2;
+    const long long x_step = 4 * X_s2;
     const bf16* x_src = X + (long long)b * X_s0 + (long long)h * X_s1 + (long long)(row0 + copy_row) * X_s2 + copy_col;
     const int x_pos = row0 + copy_row;
     #pragma unroll
     for (int i = 0; i < 8; ++i) {
-        const bool in = x_pos + i * 16 < M;
-        cp_async_16_fill(x_dst + i * 2048, in ? x_src : X, in ? 16 : 0);
+        cp_async_16_fill((x_dst ^ (i % 2 * 64)) + i * 512, x_src, x_pos + i * 4 < M ? 16 : 0);
         x_src += x_step;
     }
     commit_group();
     const int tiles = (N + 63) / 64;
     const uint32_t y_smem = smem_base + 16384;
     // spec.py:6
-    const uint32_t y_dst = y_smem + copy_lane;
-    const long long y_step = 16 * Y_s2;
-    const bf16* y_src = Y + (long long)b * Y_s0 + (long long)h * Y_s1 + (long long)copy_row * Y_s2 + copy_col;
+    const uint32_t copy_lane_2 = swizzle<0x70>(warp * 2048 + lane * 16);
+    const uint32_t y_dst = y_smem + copy_lane_2;
+    const int copy_row_2 = warp * 16 + lane / 8;
+    const long long y_step = 4 * Y_s2;
+    const bf16* y_src = Y + (long long)b * Y_s0 + (long long)h * Y_s1 + (long long)copy_row_2 * Y_s2 + copy_col;
     #pragma unroll
     for (int i = 0; i < 4; ++i) {
-        const bool in = copy_row + i * 16 < N;
-        cp_async_16_fill(y_dst + i * 2048, in ? y_src : Y, in ? 16 : 0);
+        cp_async_16_fill((y_dst ^ (i % 2 * 64)) + i * 512, y_src, copy_row_2 + i * 4 < N ? 16 : 0);
         y_src += y_step;
     }
     const uint32_t z_smem = smem_base + 32768;
-    const uint32_t z_dst = z_smem + copy_lane;
-    const long long z_step = 16 * Z_s2;
-    const bf16* z_src = Z + (long long)b * Z_s0 + (long long)h * Z_s1 + (long long)copy_row * Z_s2 + copy_col;
+    const uint32_t z_dst = z_smem + copy_lane_2;
+    const long long z_step = 4 * Z_s2;
+    const bf16* z_src = Z + (long long)b * Z_s0 + (long long)h * Z_s1 + (long long)copy_row_2 * Z_s2 + copy_col;
     #pragma unroll
     for (int i = 0; i < 4; ++i) {
-        const bool in = copy_row + i * 16 < N;
-        cp_async_16_fill(z_dst + i * 2048, in ? z_src : Z, in ? 16 : 0);
+        cp_async_16_fill((z_dst ^ (i % 2 * 64)) + i * 512, z_src, copy_row_2 + i * 4 < N ? 16 : 0);
         z_src += z_step;
     }
     commit_group();
@@ -173,8 +172,8 @@ two_dots(const bf16* __restrict__ X, long long X_s0, long long X_s1, long long X
     #pragma unroll
     for (int i = 0; i < 64; ++i)
         acc[i] = 0.0f;
-    const bf16* y_base = Y + (long long)b * Y_s0 + (long long)h * Y_s1 + (long long)copy_row * Y_s2 + copy_col;
-    const bf16* z_base = Z + (long long)b * Z_s0 + (long long)h * Z_s1 + (long long)copy_row * Z_s2 + copy_col;
+    const bf16* y_base = Y + (long long)b * Y_s0 + (long long)h * Y_s1 + (long long)copy_row_2 * Y_s2 + copy_col;
+    const bf16* z_base = Z + (long long)b * Z_s0 + (long long)h * Z_s1 + (long long)copy_row_2 * Z_s2 + copy_col;
     const uint32_t y_lane = swizzle<0x70>(lane / 16 * 1024 + lane / 8 % 2 * 16 + lane % 8 * 128);
     const int cols0 = lane % 4 * 2;
     const uint32_t z_lane = swizzle<0x70>(lane / 16 * 16 + lane % 16 * 128);
@@ -185,22 +184,20 @@ two_dots(const bf16* __restrict__ X, long long X_s0, long long X_s1, long long X
         // spec.py:6
         const int col0 = (j_ + 1) * 64;
         const uint32_t y_next = y_smem + ((j_ + 1) & 1) * 8192;
-        const uint32_t y_dst_2 = y_next + copy_lane;
+        const uint32_t y_dst_2 = y_next + copy_lane_2;
         const bf16* y_src_2 = y_base + (long long)col0 * Y_s2;
-        const int y_pos = col0 + copy_row;
+        const int y_pos = col0 + copy_row_2;
         #pragma unroll
         for (int i = 0; i < 4; ++i) {
-            const bool in = y_pos + i * 16 < N;
-            cp_async_16_fill(y_dst_2 + i * 2048, in ? y_src_2 : Y, in ? 16 : 0);
+            cp_async_16_fill((y_dst_2 ^ (i % 2 * 64)) + i * 512, y_src_2, y_pos + i * 4 < N ? 16 : 0);
             y_src_2 += y_step;
         }
         const uint32_t z_next = z_smem + ((j_ + 1) & 1) * 8192;
-        const uint32_t z_dst_2 = z_next + copy_lane;
+        const uint32_t z_dst_2 = z_next + copy_lane_2;
         const bf16* z_src_2 = z_base + (long long)col0 * Z_s2;
         #pragma unroll
         for (int i = 0; i < 4; ++i) {
-            const bool in = y_pos + i * 16 < N;
-            cp_async_16_fill(z_dst_2 + i * 2048, in ? z_src_2 : Z, in ? 16 : 0);
+            cp_async_16_fill((z_dst_2 ^ (i % 2 * 64)) + i * 512, z_src_2, y_pos + i * 4 < N ? 16 : 0);
             z_src_2 += z_step;
         }
         commit_group();

@@ -119,39 +119,39 @@ two_dots(const f16* __restrict__ X, long long X_s0, long long X_s1, long long X_
     const int b = rest / H;
     // spec.py:2
     const int row0 = i_ * 128;
-    const uint32_t copy_lane = swizzle<0x70>(warp * 256 + lane / 16 * 128 + lane / 8 % 2 * 16384 + lane % 8 * 16);
+    const uint32_t copy_lane = swizzle<0x70>(warp * 4096 + lane / 16 * 128 + lane / 8 % 2 * 16384 + lane % 8 * 16);
     const uint32_t x_dst = smem_base + copy_lane;
-    const int copy_row = warp * 2 + lane / 16;
+    const int copy_row = warp * 32 + lane / 16;
     const int copy_col = lane % 16 * 8;
-    const long long x_step = 8 * X_s2;
+    const long long x_step = 2 * X_s2;
     const f16* x_src = X + (long long)b * X_s0 + (long long)h * X_s1 + (long long)(row0 + copy_row) * X_s2 + copy_col;
     const int x_pos = row0 + copy_row;
     #pragma unroll
     for (int i = 0; i < 16; ++i) {
-        const bool in = x_pos + i * 8 < M;
-        cp_async_16_fill(x_dst + i * 1024, in ? x_src : X, in ? 16 : 0);
+        cp_async_16_fill((x_dst ^ (i % 4 * 32)) + i * 256, x_src, x_pos + i * 2 < M ? 16 : 0);
         x_src += x_step;
     }
     commit_group();
     const int tiles = (N + 63) / 64;
     const uint32_t y_smem = smem_base + 32768;
     // spec.py:6
-    const uint32_t copy_lane_2 = swizzle<0x70>(warp * 256 + lane / 16 * 128 + lane / 8 % 2 * 8192 + lane % 8 * 16);
+    const uint32_t copy_lane_2 = swizzle<0x70>(warp * 2048 + lane / 16 * 128 + lane / 8 % 2 * 8192 + lane % 8 * 16);
     const uint32_t y_dst = y_smem + copy_lane_2;
-    const long long y_step = 8 * Y_s2;
-    const f16* y_src = Y + (long long)b * Y_s0 + (long long)h * Y_s1 + (long long)copy_row * Y_s2 + copy_col;
+    const int copy_row_2 = warp * 16 + lane / 16;
+    const long long y_step = 2 * Y_s2;
+    const f16* y_src = Y + (long long)b * Y_s0 + (long long)h * Y_s1 + (long long)copy_row_2 * Y_s2 + copy_col;
     #pragma unroll
     for (int i = 0; i < 8; ++i) {
-        cp_async_16(y_dst + i * 1024, y_src);
+        cp_async_16((y_dst ^ (i % 4 * 32)) + i * 256, y_src);
         y_src += y_step;
     }
     const uint32_t z_smem = smem_base + 65536;
     const uint32_t z_dst = z_smem + copy_lane_2;
-    const long long z_step = 8 * Z_s2;
-    const f16* z_src = Z + (long long)b * Z_s0 + (long long)h * Z_s1 + (long long)copy_row * Z_s2 + copy_col;
+    const long long z_step = 2 * Z_s2;
+    const f16* z_src = Z + (long long)b * Z_s0 + (long long)h * Z_s1 + (long long)copy_row_2 * Z_s2 + copy_col;
     #pragma unroll
     for (int i = 0; i < 8; ++i) {
-        cp_async_16(z_dst + i * 1024, z_src);
+        cp_async_16((z_dst ^ (i % 4 * 32)) + i * 256, z_src);
         z_src += z_step;
     }
     commit_group();
@@ -170,8 +170,8 @@ two_dots(const f16* __restrict__ X, long long X_s0, long long X_s1, long long X_
     #pragma unroll
     for (int i = 0; i < 128; ++i)
         acc[i] = 0.0f;
-    const f16* y_base = Y + (long long)b * Y_s0 + (long long)h * Y_s1 + (long long)copy_row * Y_s2 + copy_col;
-    const f16* z_base = Z + (long long)b * Z_s0 + (long long)h * Z_s1 + (long long)copy_row * Z_s2 + copy_col;
+    const f16* y_base = Y + (long long)b * Y_s0 + (long long)h * Y_s1 + (long long)copy_row_2 * Y_s2 + copy_col;
+    const f16* z_base = Z + (long long)b * Z_s0 + (long long)h * Z_s1 + (long long)copy_row_2 * Z_s2 + copy_col;
     const uint32_t x_lane = swizzle<0x70>(warp * 4096 + lane / 16 * 16 + lane % 16 * 128);
     const uint32_t x_at = smem_base + x_lane;
     const uint32_t y_lane = swizzle<0x70>(lane / 16 * 1024 + lane / 8 % 2 * 16 + lane % 8 * 128);
@@ -187,7 +187,7 @@ two_dots(const f16* __restrict__ X, long long X_s0, long long X_s1, long long X_
         const f16* y_src_2 = y_base + (long long)col0 * Y_s2;
         #pragma unroll
         for (int i = 0; i < 8; ++i) {
-            cp_async_16(y_dst_2 + i * 1024, y_src_2);
+            cp_async_16((y_dst_2 ^ (i % 4 * 32)) + i * 256, y_src_2);
             y_src_2 += y_step;
         }
         const uint32_t z_next = z_smem + ((j_ + 1) & 1) * 16384;
@@ -195,7 +195,7 @@ two_dots(const f16* __restrict__ X, long long X_s0, long long X_s1, long long X_
         const f16* z_src_2 = z_base + (long long)col0 * Z_s2;
         #pragma unroll
         for (int i = 0; i < 8; ++i) {
-            cp_async_16(z_dst_2 + i * 1024, z_src_2);
+            cp_async_16((z_dst_2 ^ (i % 4 * 32)) + i * 256, z_src_2);
             z_src_2 += z_step;
         }
         commit_group();

@@ -55,10 +55,10 @@ wmma_gemm(const f16* __restrict__ A, long long A_s0, const f16* __restrict__ B, 
     #pragma unroll
     for (int i = 0; i < 4; ++i)
         wmma::fill_fragment(acc[i], 0.0f);
-    const int a_row = warp * 4 + lane / 8;
+    const int a_row = warp * 16 + lane / 8;
     const int a_col = lane % 8 * 8;
     const f16* a_base = A + (long long)(row + a_row) * A_s0 + a_col;
-    const uint32_t a_lane = warp * 576 + lane / 8 * 144 + lane % 8 * 16;
+    const uint32_t a_lane = warp * 2304 + lane / 8 * 144 + lane % 8 * 16;
     const uint32_t a_at = smem_base + a_lane;
     const f16* b_base = B + (long long)(col + a_row) * B_s0 + a_col;
     const uint32_t b_at = b_smem + a_lane;
@@ -71,18 +71,18 @@ wmma_gemm(const f16* __restrict__ A, long long A_s0, const f16* __restrict__ B, 
         const f16* a_ptr = a_base + k0;
         #pragma unroll
         for (int i = 0; i < 4; ++i)
-            ld_global_b32x4(&a_in[i * 4], a_ptr + (long long)(i * 16) * A_s0);
+            ld_global_b32x4(&a_in[i * 4], a_ptr + (long long)(i * 4) * A_s0);
         #pragma unroll
         for (int i = 0; i < 4; ++i)
-            st_shared_b32x4(a_at + i * 2304, &a_in[i * 4]);
+            st_shared_b32x4(a_at + i * 576, &a_in[i * 4]);
         uint32_t b_in[16];
         const f16* b_ptr = b_base + k0;
         #pragma unroll
         for (int i = 0; i < 4; ++i)
-            ld_global_b32x4(&b_in[i * 4], b_ptr + (long long)(i * 16) * B_s0);
+            ld_global_b32x4(&b_in[i * 4], b_ptr + (long long)(i * 4) * B_s0);
         #pragma unroll
         for (int i = 0; i < 4; ++i)
-            st_shared_b32x4(b_at + i * 2304, &b_in[i * 4]);
+            st_shared_b32x4(b_at + i * 576, &b_in[i * 4]);
         __syncthreads();
         // spec.py:5
         #pragma unroll
