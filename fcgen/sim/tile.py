@@ -15,6 +15,7 @@ import numpy as np
 from ..errors import FcError
 from ..ir.core import Block, Kernel, Op, Value
 from ..ir.elementwise import FNS, REDUCTIONS, apply, to_dtype
+from ..ir.sizes import output_shape
 from ..ir.types import DTYPES, DType, Tensor, f32
 
 
@@ -58,14 +59,8 @@ def bind(kernel: Kernel, arguments: Mapping[str, Any]) -> tuple[dict[str, Any], 
         memory[p.name] = np.array(to_dtype(x, p.type.dtype))
     for p in kernel.params:
         if isinstance(p.type, Tensor) and p.name not in memory:
-            unknown = [d for d in p.type.dims if isinstance(d, str) and d not in sizes]
-            for axis in kernel.grid:  # an output of `until` counts programs
-                for d in [d for d in unknown if d == f"UNTIL_{axis.name}"]:
-                    sizes[d] = axis.count(sizes)
-            unknown = [d for d in unknown if d not in sizes]
-            if unknown:
-                raise FcError("call/argument", f"the size {unknown[0]} of output `{p.name}` follows from no input", hint=f"pass {p.name} itself")
-            shape = tuple(d if isinstance(d, int) else sizes[d] for d in p.type.dims)
+            shape = output_shape(kernel, p.name, sizes)
+            sizes.update({d: n for d, n in zip(p.type.dims, shape) if isinstance(d, str)})
             memory[p.name] = poison(shape, p.type.dtype)
     return memory, sizes
 
