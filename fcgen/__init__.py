@@ -18,8 +18,42 @@ from .errors import FcError
 from .ir.schedule import Schedule
 from .ir.types import bf16, f16, f32, f64, i1, i32, i64
 from .lang import spec as _spec
-from .lang.functions import (abs, atomic_add, cast, ceil, cos, dot, erf, exp, exp2, floor, full, gather, grid, inf, load, log, log2, loop,
-                             max, maximum, min, minimum, rsqrt, sigmoid, sin, sqrt, store, sum, tanh, tile, var, when, where, zeros)
+from .lang.functions import (
+    abs,
+    atomic_add,
+    cast,
+    ceil,
+    cos,
+    dot,
+    erf,
+    exp,
+    exp2,
+    floor,
+    full,
+    gather,
+    grid,
+    inf,
+    load,
+    log,
+    log2,
+    loop,
+    max,
+    maximum,
+    min,
+    minimum,
+    rsqrt,
+    sigmoid,
+    sin,
+    sqrt,
+    store,
+    sum,
+    tanh,
+    tile,
+    var,
+    when,
+    where,
+    zeros,
+)
 from .lang.spec import Spec, kernel
 
 __version__ = "0.1.0"

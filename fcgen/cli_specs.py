@@ -154,7 +154,7 @@ def simulate_cases(program: Program, given: Mapping[str, int], seeds: int, doing
         counts = [g.count(sizes) if not isinstance(g.dim, int) else g.dim for g in machine.grid]
         ends = [tuple(0 for _ in counts), tuple(c - 1 for c in counts)]
         for seed in range(seeds):
-            doing(f"simulating {sizes}", lambda i=inputs, s=seed: check(machine, i, program.target, seed=s, programs=dict.fromkeys(ends)))
+            doing(f"simulating {sizes}", lambda i=inputs, s=seed, e=ends: check(machine, i, program.target, seed=s, programs=dict.fromkeys(e)))
         done.append(", ".join(f"{d}={s}" for d, s in sizes.items() if s > 1))
     return done
 

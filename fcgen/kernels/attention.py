@@ -54,20 +54,20 @@ def _body(Q: Any, K: Any, V: Any, O: Any, LSE: Any, scale: Any, mask: str, score
 
 
 @fc.kernel
-def attention(Q: "T[B, H, M, D]", K: "T[B, G, N, D]", V: "T[B, G, N, E]", O: "out T[B, H, M, E]", LSE: "out f32[B, H, M]", *,
-              scale: "f32 > 0", mask="none", score=None, lazy=0.0):
+def attention(Q: T[B, H, M, D], K: T[B, G, N, D], V: T[B, G, N, E], O: "out T[B, H, M, E]", LSE: "out f32[B, H, M]", *,
+              scale: f32 > 0, mask="none", score=None, lazy=0.0):
     _body(Q, K, V, O, LSE, scale, mask, score, True, lazy)
 
 
 @fc.kernel
-def attention_no_lse(Q: "T[B, H, M, D]", K: "T[B, G, N, D]", V: "T[B, G, N, E]", O: "out T[B, H, M, E]", *,
-                     scale: "f32 > 0", mask="none", score=None, lazy=0.0):
+def attention_no_lse(Q: T[B, H, M, D], K: T[B, G, N, D], V: T[B, G, N, E], O: "out T[B, H, M, E]", *,
+                     scale: f32 > 0, mask="none", score=None, lazy=0.0):
     _body(Q, K, V, O, None, scale, mask, score, False, lazy)
 
 
 @fc.kernel
-def attention_any_scale(Q: "T[B, H, M, D]", K: "T[B, G, N, D]", V: "T[B, G, N, E]", O: "out T[B, H, M, E]", LSE: "out f32[B, H, M]", *,
-                        scale: "f32", mask="none", score=None, lazy=0.0):
+def attention_any_scale(Q: T[B, H, M, D], K: T[B, G, N, D], V: T[B, G, N, E], O: "out T[B, H, M, E]", LSE: "out f32[B, H, M]", *,
+                        scale: f32, mask="none", score=None, lazy=0.0):
     _body(Q, K, V, O, LSE, scale, mask, score, True, lazy)
 
 

@@ -11,8 +11,22 @@ from typing import Any
 from ..errors import FcError
 from ..ir.core import Block, GridAxis, Op, Value
 from ..ir.types import DType, Scalar, f32, i1, i32
-from .handles import (Dim, Handle, Range, RunDim, TensorParam, TiledSize, Var, View, aligned, elementwise, label_name, lift, spread,
-                      tile_type)
+from .handles import (
+    Dim,
+    Handle,
+    Range,
+    RunDim,
+    TensorParam,
+    TiledSize,
+    Var,
+    View,
+    aligned,
+    elementwise,
+    label_name,
+    lift,
+    spread,
+    tile_type,
+)
 from .trace import Scope, current, here
 
 inf = math.inf

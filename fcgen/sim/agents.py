@@ -1,7 +1,7 @@
 """One warp: what each op does to its 32 x n registers.
 
-A fragment is an array [32, registers]; an opaque fragment is this warp's block of the tile, since nobody may know more. Scalars are the same in all
-lanes. Everything that touches memory goes through index maps made from the op's layout.
+A fragment is an array [32, registers]; an opaque fragment is this warp's block of the tile, since nobody may know more. Scalars are
+the same in all lanes. Everything that touches memory goes through index maps made from the op's layout.
 """
 
 from __future__ import annotations
@@ -241,7 +241,7 @@ class Agent:
         row, col = int(args[1]), int(args[2])
         key = ("ldmatrix", id(op), self.warp, row, col)
         if key not in self.sim.maps:
-            origin = registers.matrix_origins(t.layout, self.role.warps, self.warp, op["transposed"]) + (row, col)
+            origin = registers.matrix_origins(t.layout, self.role.warps, self.warp, op["transposed"]) + np.array([row, col])
             i, j = origin[:, 0, None, None] + np.arange(8)[:, None], origin[:, 1, None, None] + np.arange(8)
             if i.max() >= buffer.shape[0] or j.max() >= buffer.shape[1]:
                 self.sim.report("sim/bounds", "ldmatrix outside its tile", op, expected=f"{buffer.shape}", got=f"row {i.max()}, column {j.max()}")
@@ -301,7 +301,7 @@ class Agent:
 
     def do_gather(self, op: Op, args: list[Any]) -> Any:
         data, index = self.sim.memory[args[0]], np.broadcast_arrays(*args[1:])
-        inside = np.logical_and.reduce([(i >= 0) & (i < n) for i, n in zip(index, data.shape)])
+        inside = np.all([(i >= 0) & (i < n) for i, n in zip(index, data.shape)], axis=0)
         out = np.where(inside, data[tuple(np.where(inside, i, 0) for i in index)], np.zeros((), data.dtype))
         return out[()] if isinstance(op.result.type, Scalar) else out
 

@@ -1,7 +1,7 @@
 """The machine IR in a simulator: every warp an agent with its own registers, shared memory with a history, copies that land late.
 
-`simulate` runs programs of the grid one after the other; inside one, warps run in an order drawn from the seed, each up to its next barrier. What
-is reported does not depend on that order: races are found by vector clocks. `check` raises the first report.
+`simulate` runs programs of the grid one after the other; inside one, warps run in an order drawn from the seed, each up to its next
+barrier. What is reported does not depend on that order: races are found by vector clocks. `check` raises the first report.
 """
 
 from __future__ import annotations

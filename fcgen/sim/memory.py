@@ -1,8 +1,8 @@
 """Shared memory that remembers: who touched each element last, when, and what had been synchronised by then.
 
-Time is a vector clock per agent (a warp): an access is ordered before another if its time is in what the other's agent has seen. Barriers join the
-clocks. Inside a warp, lanes are ordered only by `syncwarp` or a barrier. Copies in flight own their bytes until they were waited for.
-Kept per pair of bytes, the smallest element there is.
+Time is a vector clock per agent (a warp): an access is ordered before another if its time is in what the other's agent has seen.
+Barriers join the clocks. Inside a warp, lanes are ordered only by `syncwarp` or a barrier. Copies in flight own their bytes until
+they were waited for. Kept per pair of bytes, the smallest element there is.
 """
 
 from __future__ import annotations

@@ -185,7 +185,7 @@ class _Interpreter:
 
     def do_gather(self, op: Op, args: list[Any], env: Any) -> Any:
         data, index = self.memory[args[0]], np.broadcast_arrays(*args[1:])
-        inside = np.logical_and.reduce([(i >= 0) & (i < n) for i, n in zip(index, data.shape)])
+        inside = np.all([(i >= 0) & (i < n) for i, n in zip(index, data.shape)], axis=0)
         out = np.where(inside, data[tuple(np.where(inside, i, 0) for i in index)], np.zeros((), data.dtype))
         return out if op.result.type.shape else out[()]
 
