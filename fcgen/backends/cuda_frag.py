@@ -11,7 +11,7 @@ from ..ir.layout import RegLayout
 from ..ir.types import Frag, Scalar, Tensor
 from .cuda_emit import EMIT, Emitter, emits
 from .cuda_expr import LONG, Registers, apply, choose, is_opaque, slice_table, view_index
-from .cuda_text import CTYPES, X, add, binary, call, literal
+from .cuda_text import CTYPES, ZERO, X, add, binary, call, literal
 
 
 def locs_of(em: Emitter, op: Op) -> list[Loc | None]:

@@ -27,7 +27,9 @@ def visible(mask: str, rows: Any, cols: Any, M: Any, N: Any) -> Any:
     return cols.valid
 
 
-def _body(Q: Any, K: Any, V: Any, O: Any, LSE: Any, scale: Any, mask: str, score: Callable[..., Any] | None, lse: bool, lazy: float) -> None:
+def _body(
+    Q: Any, K: Any, V: Any, O: Any, LSE: Any, scale: Any, mask: str, score: Callable[..., Any] | None, lse: bool, lazy: float
+) -> None:
     b, h, rows = fc.grid(Q.B, Q.H, fc.tile(Q.M, "BLOCK_M"))
     g = h // (Q.H // K.G)
     q = fc.load(Q[b, h, rows])

@@ -179,7 +179,9 @@ class Agent:
             i, j = i + row, j + col
             rows, cols = buffer.shape if len(buffer.shape) == 2 else (1, buffer.shape[0])
             if i.min() < 0 or j.min() < 0 or i.max() >= rows or j.max() >= cols:
-                self.sim.report("sim/bounds", f"{op.kind} outside its tile", op, expected=f"{rows} x {cols}", got=f"row {i.max()}, column {j.max()}")
+                self.sim.report(
+                    "sim/bounds", f"{op.kind} outside its tile", op, expected=f"{rows} x {cols}", got=f"row {i.max()}, column {j.max()}"
+                )
                 i, j = np.clip(i, 0, rows - 1), np.clip(j, 0, cols - 1)
             size = buffer.dtype.bytes
             address = np.asarray(buffer.layout.address(buffer.shape, size, i, j)) // 2
@@ -244,7 +246,9 @@ class Agent:
             origin = registers.matrix_origins(t.layout, self.role.warps, self.warp, op["transposed"]) + np.array([row, col])
             i, j = origin[:, 0, None, None] + np.arange(8)[:, None], origin[:, 1, None, None] + np.arange(8)
             if i.max() >= buffer.shape[0] or j.max() >= buffer.shape[1]:
-                self.sim.report("sim/bounds", "ldmatrix outside its tile", op, expected=f"{buffer.shape}", got=f"row {i.max()}, column {j.max()}")
+                self.sim.report(
+                    "sim/bounds", "ldmatrix outside its tile", op, expected=f"{buffer.shape}", got=f"row {i.max()}, column {j.max()}"
+                )
                 i, j = np.minimum(i, buffer.shape[0] - 1), np.minimum(j, buffer.shape[1] - 1)
             address = np.asarray(buffer.layout.address(buffer.shape, 2, i, j))
             if (address[..., 0] % 16).any() or (address - address[..., :1] != 2 * np.arange(8)).any():

@@ -118,7 +118,9 @@ class Simulation:
 
     def deadlock(self, agents: list[Agent], waiting: dict[Agent, Op], done: list[Agent]) -> None:
         op = next(iter(waiting.values()))
-        lines = [f"{a.who}: " + (f"waits at {describe(waiting[a])}" if a in waiting else "has finished" if a in done else "runs") for a in agents]
+        lines = [
+            f"{a.who}: " + (f"waits at {describe(waiting[a])}" if a in waiting else "has finished" if a in done else "runs") for a in agents
+        ]
         self.report("sim/deadlock", "warps wait for each other at different places", op, notes=lines, key=("deadlock", id(op)))
 
     # ---- reports ---------------------------------------------------------------------------------------------------
@@ -142,7 +144,9 @@ class Simulation:
         key = key or (code, id(op))
         if key not in self.seen:
             self.seen.add(key)
-            self.reports.append(FcError(code, message, expected=expected, got=got, loc=op.loc, notes=notes or [], hint=hint or HINTS.get(code)))
+            self.reports.append(
+                FcError(code, message, expected=expected, got=got, loc=op.loc, notes=notes or [], hint=hint or HINTS.get(code))
+            )
 
     def _who(self, number: int) -> str:
         for role in self.kernel.roles:

@@ -42,7 +42,9 @@ def bind(kernel: Kernel, arguments: Mapping[str, Any]) -> tuple[dict[str, Any], 
                 raise FcError("call/argument", f"argument `{p.name}` is missing")
             memory[p.name] = to_dtype(np.asarray(arguments[p.name]), p.type.dtype)[()]
             if "positive" in kernel.flags.get(p.name, ()) and not memory[p.name] > 0:
-                raise FcError("call/argument", f"argument `{p.name}` must be positive: the spec says so", expected="> 0", got=arguments[p.name])
+                raise FcError(
+                    "call/argument", f"argument `{p.name}` must be positive: the spec says so", expected="> 0", got=arguments[p.name]
+                )
             continue
         if p.name not in arguments:
             if "out" not in kernel.flags.get(p.name, ()):
@@ -50,8 +52,12 @@ def bind(kernel: Kernel, arguments: Mapping[str, Any]) -> tuple[dict[str, Any], 
             continue
         x = np.asarray(arguments[p.name])
         if x.ndim != len(p.type.dims):
-            raise FcError("call/argument", f"argument `{p.name}` has the wrong number of axes", expected=f"[{', '.join(map(str, p.type.dims))}]",
-                          got=x.shape)
+            raise FcError(
+                "call/argument",
+                f"argument `{p.name}` has the wrong number of axes",
+                expected=f"[{', '.join(map(str, p.type.dims))}]",
+                got=x.shape,
+            )
         for dim, n in zip(p.type.dims, x.shape):
             want = dim if isinstance(dim, int) else sizes.setdefault(dim, n)
             if want != n:
