@@ -15,7 +15,7 @@ from ..ir.types import DTYPES, Scalar, Tensor
 from .annotations import Param, Signature, as_dtype, read_signature
 from .handles import Handle, Range
 from .tensors import TensorParam
-from .trace import Trace, here, tracing
+from .trace import Trace, here, shown, tracing
 from .until import until
 
 #: set by the package: what `spec.compile` and a call of a spec do (the language itself knows no compiler)
@@ -32,7 +32,7 @@ class Spec:
     def __init__(self, fn: Callable[..., Any], stop: str | None = None):
         self.fn, self.stop = fn, stop
         code = fn.__code__
-        self.loc = Loc(code.co_filename, code.co_firstlineno)
+        self.loc = Loc(shown(code.co_filename), code.co_firstlineno)
         self.signature: Signature = read_signature(fn, self.loc)
         functools.update_wrapper(self, fn)
 

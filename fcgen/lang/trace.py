@@ -7,6 +7,8 @@ runs once, with fresh values in place of its index and of every variable, and is
 from __future__ import annotations
 
 import contextlib
+import functools
+import os
 import sys
 import threading
 from collections.abc import Iterator, Mapping
@@ -170,8 +172,19 @@ def here() -> Loc:
         if 0 <= at < len(positions):
             line, end_line, col, end_col = positions[at]
             if line is not None and line == end_line and col is not None:
-                return Loc(frame.f_code.co_filename, line, col, end_col or -1)
-    return Loc(frame.f_code.co_filename, frame.f_lineno)
+                return Loc(shown(frame.f_code.co_filename), line, col, end_col or -1)
+    return Loc(shown(frame.f_code.co_filename), frame.f_lineno)
+
+
+def shown(file: str) -> str:
+    """A file's name relative to the current folder where it lies inside: the same on every machine that has the project."""
+    return _relative(file, os.getcwd())
+
+
+@functools.lru_cache(maxsize=256)
+def _relative(file: str, folder: str) -> str:
+    inside = os.path.isabs(file) and file.startswith(folder.rstrip(os.sep) + os.sep)
+    return os.path.relpath(file, folder).replace(os.sep, "/") if inside else file
 
 
 def _frames(code: CodeType) -> tuple[FrameType, ...]:
