@@ -60,7 +60,8 @@ def grid(*axes: Any) -> tuple[Any, ...]:
             t.grid.append(GridAxis(f"i{n}", axis.name if isinstance(axis, RunDim) else int(axis)))
             out.append(Handle(i))
         else:
-            raise FcError("trace/usage", "a grid axis is a tensor's dimension, a number, or fc.tile(...) of one", got=repr(axis), loc=here())
+            raise FcError("trace/usage", "a grid axis is a tensor's dimension, a number, or fc.tile(...) of one", got=repr(axis),
+                          loc=here())
     return tuple(out)
 
 
@@ -68,7 +69,8 @@ def grid(*axes: Any) -> tuple[Any, ...]:
 
 
 def _axes(where: tuple[Any, ...]) -> tuple[tuple[Any, ...], tuple[int, ...]]:
-    labels, shape = [], []
+    labels: list[Any] = []
+    shape = []
     for w in where:
         if isinstance(w, Range):
             labels.append(w)
@@ -129,7 +131,8 @@ def atomic_add(view: Any, value: Any) -> None:
 
 def _store(view: Any, value: Any, attrs: dict[str, Any]) -> None:
     if not isinstance(view, View):
-        raise FcError("trace/usage", "a store names a rectangle of a tensor by at least one range", expected="fc.store(O[b, h, rows], tile)",
+        raise FcError("trace/usage", "a store names a rectangle of a tensor by at least one range",
+                      expected="fc.store(O[b, h, rows], tile)",
                       got=repr(view), loc=here())
     t, p = current(), view.tensor._param
     if not any(f in ("out", "inout") for f in view.tensor._flags):
@@ -240,7 +243,8 @@ def dot(a: Any, b: Any, acc: Any = None) -> Handle:
             raise FcError("trace/shape", f"the {what} operand of fc.dot is a 2-d tile", got=repr(x), loc=here(),
                           hint="load views first: fc.load(K[b, h, cols])" if isinstance(x, View) else None)
     if a.dtype != b.dtype:
-        raise FcError("trace/dtype", "fc.dot of two dtypes", expected=a.dtype, got=b.dtype, loc=here(), hint=f"convert one: .to(fc.{b.dtype})")
+        raise FcError("trace/dtype", "fc.dot of two dtypes", expected=a.dtype, got=b.dtype, loc=here(),
+                      hint=f"convert one: .to(fc.{b.dtype})")
     inner_a, inner_b = a.labels[1], b.labels[0]
     names = isinstance(inner_a, str) and isinstance(inner_b, str)
     if (inner_a != inner_b and not names) or a.shape[1] != b.shape[0]:
@@ -258,7 +262,8 @@ def dot(a: Any, b: Any, acc: Any = None) -> Handle:
 # ---- control flow ----------------------------------------------------------------------------------------------------------
 
 
-def loop(over: Any, start: Any = None, stop: Any = None, *, descending: bool = False, live: Callable[[Any], Handle] | None = None) -> Iterator[Any]:
+def loop(over: Any, start: Any = None, stop: Any = None, *, descending: bool = False,
+         live: Callable[[Any], Handle] | None = None) -> Iterator[Any]:
     """`for cols in fc.loop(fc.tile(K.N, "BLOCK_N")):` runs the body for every block, as a loop of the program.
 
     over: a tiled dimension (yields a `Range`), or a count (yields an i32 scalar). start, stop: in blocks. descending: from the last to
@@ -340,7 +345,8 @@ def loop(over: Any, start: Any = None, stop: Any = None, *, descending: bool = F
 
 @contextlib.contextmanager
 def when(condition: Any) -> Iterator[None]:
-    """`with fc.when(cond):` runs the block only where a scalar condition holds; variables assigned inside keep their old value otherwise."""
+    """`with fc.when(cond):` runs the block only where a scalar condition holds; variables assigned inside keep
+    their old value otherwise."""
     t = current()
     c = lift(condition, None)
     if c.labels or c.dtype != i1:
@@ -378,6 +384,6 @@ def _replaced(block: Block, mapping: dict[Value, Value]) -> Block:
     """The block with values replaced, everything else as it is."""
     if not mapping:
         return block
-    new = lambda v: mapping.get(v, v)
+    new: Callable[[Value], Value] = lambda v: mapping.get(v, v)
     return Block(block.args, tuple(replace(o, operands=tuple(map(new, o.operands)), regions=tuple(_replaced(r, mapping) for r in o.regions))
                                    for o in block.ops))

@@ -7,7 +7,7 @@ operands by label, so `[rows, cols] - [rows]` needs no reshaping and can never p
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import FcError
 from ..ir.core import Value
@@ -22,6 +22,14 @@ class Handle:
 
     __array_priority__ = 1000
     __hash__ = object.__hash__
+
+    if TYPE_CHECKING:  # the operators are made in a loop below; there, comparisons replace those of `object`
+        def _op(self, other: Any) -> Handle: ...
+
+        __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = _op
+        __floordiv__ = __rfloordiv__ = __mod__ = __rmod__ = __pow__ = __rpow__ = _op
+        __and__ = __rand__ = __or__ = __ror__ = __xor__ = __rxor__ = _op
+        __lt__ = __le__ = __gt__ = __ge__ = _op
 
     def __init__(self, value: Value, labels: tuple[Label, ...] = ()):
         self._value: Value | None = value
@@ -109,11 +117,9 @@ for _name, _fn in {"add": "add", "sub": "sub", "mul": "mul", "floordiv": "floord
     setattr(Handle, f"__r{_name}__", _operator(_fn, swap=True))
 for _name in ("lt", "le", "gt", "ge", "eq", "ne"):
     setattr(Handle, f"__{_name}__", _operator(_name))
-Handle.__truediv__ = _division(False)  # type: ignore[attr-defined]
-Handle.__rtruediv__ = _division(True)  # type: ignore[attr-defined]
-Handle.__neg__ = lambda self: elementwise("neg", self)  # type: ignore[attr-defined]
-Handle.__abs__ = lambda self: elementwise("abs", self)  # type: ignore[attr-defined]
-Handle.__invert__ = lambda self: elementwise("not", self)  # type: ignore[attr-defined]
+for _name, _method in {"truediv": _division(False), "rtruediv": _division(True), "neg": lambda self: elementwise("neg", self),
+                       "abs": lambda self: elementwise("abs", self), "invert": lambda self: elementwise("not", self)}.items():
+    setattr(Handle, f"__{_name}__", _method)
 
 
 class Var(Handle):
@@ -185,7 +191,8 @@ class Range:
         return h
 
     def __iter__(self) -> Any:
-        raise FcError("trace/usage", "a range is not a loop", got=repr(self), loc=here(), hint="for cols in fc.loop(fc.tile(K.N, 'BLOCK_N')):")
+        raise FcError("trace/usage", "a range is not a loop", got=repr(self), loc=here(),
+                      hint="for cols in fc.loop(fc.tile(K.N, 'BLOCK_N')):")
 
 
 class TiledSize:
@@ -234,9 +241,11 @@ def lift(x: Any, dtype: DType | None) -> Handle:
     if dtype.is_float:
         return Handle(current().emit("const", value=float(x), dtype=dtype.name))
     if isinstance(x, float) and (not x.is_integer() or math.isinf(x)):
-        raise FcError("trace/dtype", "a fractional number meets integers", expected=dtype, got=x, loc=here(), hint="convert the tile: .to(fc.f32)")
+        raise FcError("trace/dtype", "a fractional number meets integers", expected=dtype, got=x, loc=here(),
+                      hint="convert the tile: .to(fc.f32)")
     if isinstance(x, float):
-        raise FcError("trace/dtype", "a float meets integers", expected=dtype, got=x, loc=here(), hint=f"write {int(x)}, or convert: .to(fc.f32)")
+        raise FcError("trace/dtype", "a float meets integers", expected=dtype, got=x, loc=here(),
+                      hint=f"write {int(x)}, or convert: .to(fc.f32)")
     return Handle(current().emit("const", value=int(x), dtype=dtype.name))
 
 
@@ -312,9 +321,10 @@ class TensorParam:
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") or name not in self._names:
-            raise FcError("trace/usage", f"tensor {self.__dict__['_param'].name} has no dimension {name}" if not name.startswith("__") else name,
-                          expected=", ".join(map(str, self.__dict__.get("_names", ()))), got=name, loc=here()) \
-                if not name.startswith("__") else AttributeError(name)
+            if name.startswith("__"):
+                raise AttributeError(name)
+            raise FcError("trace/usage", f"tensor {self.__dict__['_param'].name} has no dimension {name}",
+                          expected=", ".join(map(str, self.__dict__.get("_names", ()))), got=name, loc=here())
         size = self._param.type.dims[self._names.index(name)]
         return Dim(name, size) if isinstance(size, int) else RunDim(name)
 
@@ -322,7 +332,8 @@ class TensorParam:
         index = index if isinstance(index, tuple) else (index,)
         dims = self._param.type.dims
         if len(index) > len(dims):
-            raise FcError("trace/shape", f"too many indices for {self._param.name}", expected=f"at most {len(dims)}", got=len(index), loc=here())
+            raise FcError("trace/shape", f"too many indices for {self._param.name}", expected=f"at most {len(dims)}", got=len(index),
+                          loc=here())
         index = (*index, *[slice(None)] * (len(dims) - len(index)))
         if any(isinstance(i, Handle) and i.labels for i in index) or not any(isinstance(i, (Range, slice)) for i in index):
             return self._gather(index)
@@ -361,7 +372,8 @@ class View:
 
     def __init__(self, tensor: TensorParam, index: tuple[Any, ...]):
         self.tensor = tensor
-        words, scalars, guard, labels, shape = [], [], [], [], []
+        words, scalars, guard, shape = [], [], [], []
+        labels: list[Label] = []
         for i, dim, name in zip(index, tensor._param.type.dims, tensor._names):
             if isinstance(i, Range):
                 words.append("tile")

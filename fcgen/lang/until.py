@@ -1,7 +1,8 @@
 """Stage isolation: a kernel that writes one named value out, so that a wrong intermediate is found in one call.
 
-In: tile IR and the name of a value in it. Out: tile IR with one output, `UNTIL`, of shape [grid axes..., iterations of each enclosing loop...,
-the value's own axes...]; every other store, and what only they needed, is gone. The value is what it was: nothing before it changes.
+In: tile IR and the name of a value in it. Out: tile IR with one output, `UNTIL`, of shape [grid axes..., iterations of each enclosing
+loop..., the value's own axes...]; every other store, and what only they needed, is gone. The value is what it was: nothing before it
+changes.
 """
 
 from __future__ import annotations
