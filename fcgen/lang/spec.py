@@ -13,7 +13,8 @@ from ..ir.core import Block, Kernel, Role, Value, definitions, walk
 from ..ir.ops import verify
 from ..ir.types import DTYPES, Scalar, Tensor
 from .annotations import Param, Signature, as_dtype, read_signature
-from .handles import Handle, Range, TensorParam
+from .handles import Handle, Range
+from .tensors import TensorParam
 from .trace import Trace, here, tracing
 from .until import until
 

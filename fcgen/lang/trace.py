@@ -1,7 +1,7 @@
 """The state of one tracing run: blocks being written, variables, names and places.
 
-Tracing calls the spec's Python function once. Every operation on a handle appends an op to the innermost open block; a loop's body runs
-once, with fresh values in place of its index and of every variable, and is closed when Python asks the loop for its next item.
+Tracing calls the spec's Python function once. Every operation on a handle appends an op to the innermost open block; a loop's body
+runs once, with fresh values in place of its index and of every variable, and is closed when Python asks the loop for its next item.
 """
 
 from __future__ import annotations
