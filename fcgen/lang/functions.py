@@ -13,7 +13,7 @@ from ..ir.core import Block, GridAxis, Op, Value
 from ..ir.types import DType, Scalar, f32, i1, i32
 from .handles import Handle, Range, TiledSize, Var, aligned, elementwise, label_name, lift, spread
 from .tensors import Dim, RunDim, TensorParam, View, tile_type
-from .trace import Scope, current, here
+from .trace import current, here
 
 inf = math.inf
 
@@ -190,7 +190,8 @@ def where(condition: Any, a: Any, b: Any) -> Handle:
     if c.dtype != i1:
         raise FcError("trace/dtype", "the condition of fc.where is not a truth value", expected="i1", got=repr(c), loc=here(),
                       hint="compare: x > 0")
-    known = next((x.dtype for x in (a, b) if isinstance(x, Handle)), f32)
+    whole = all(isinstance(x, int) for x in (a, b))
+    known = next((x.dtype for x in (a, b) if isinstance(x, Handle)), i32 if whole else f32)
     x, y = lift(a, known), lift(b, known)
     if x.dtype != y.dtype:
         raise FcError("trace/dtype", "the two values of fc.where have different dtypes", expected=x.dtype, got=y.dtype, loc=here(),
@@ -308,8 +309,7 @@ def loop(
             changed = [i for i, v in enumerate(carried) if v._value is not args[i]]
             ops = [*scope.builder.ops, Op("yield", tuple(carried[i]._value for i in changed), loc=where)]
     except GeneratorExit:
-        t.counter = -1
-        t.scope = Scope(outer.builder, "broken loop", -1, outer)
+        t.broken = where
         raise
     assert not left
     same = {a: b for i, (a, b) in enumerate(zip(args, before)) if i not in changed}

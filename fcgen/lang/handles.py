@@ -39,6 +39,7 @@ class Handle:
         t = current()
         assert self.scope is not None
         if not self.scope.encloses(t.scope):
+            t.check_loops()
             raise FcError("trace/unset", f"a value made inside a {self.scope.kind} is read outside of it", loc=here(),
                           hint="carry it out in a variable: v = fc.var(...) before the loop, v <<= value inside, v after it")
 

@@ -76,9 +76,7 @@ class Spec:
                     self.fn(**given)
                 except FcError as e:
                     raise e.at(self.loc) from None
-                if t.counter == -1:
-                    raise FcError("trace/usage", "a loop of the program was left with break or return", loc=self.loc,
-                                  hint="the body of fc.loop is traced once, to its end; use fc.when or fc.where for conditions")
+                t.check_loops()
                 self._sweep_last(t)
                 body = Block(tuple(t.ids), tuple(t.scope.builder.ops))
         self._check_outputs(t, body)

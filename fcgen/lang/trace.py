@@ -57,6 +57,7 @@ class Trace:
     names: dict[Value, str] = field(default_factory=dict)
     scope: Scope = None  # type: ignore[assignment]
     counter: int = 0
+    broken: Loc | None = None  # a loop that was left before its body had been traced to the end
     frames: tuple[FrameType, ...] = ()
     sizes: dict[str, Value] = field(default_factory=dict)
 
@@ -88,6 +89,11 @@ class Trace:
             top.builder.ops.insert(len(self.sizes), Op("size", (), (value,), {"dim": dim}, (), here()))
             self.sizes[dim] = value
         return self.sizes[dim]
+
+    def check_loops(self) -> None:
+        if self.broken is not None:
+            raise FcError("trace/usage", "a loop of the program was left with break or return", loc=self.broken,
+                          hint="the body of fc.loop is traced once, to its end; use fc.when or fc.where for conditions")
 
     # ---- names -----------------------------------------------------------------------------------------------------
 

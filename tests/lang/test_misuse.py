@@ -145,12 +145,12 @@ def test_a_var_keeps_its_axes_and_dtype() -> None:
 def test_leaving_a_loop_early() -> None:
     def spec(X: "f32[M, D]", Y: "out f32[M, D]"):
         (rows,) = fc.grid(fc.tile(X.M, "BM"))
-        for _ in fc.loop(3):
+        for _ in fc.loop(3):  # here
             x = fc.load(X[rows])
             break
         fc.store(Y[rows], x)
 
-    refused(spec, "trace/usage", "break or return", marker="")
+    refused(spec, "trace/usage", "break or return")
 
 
 def test_a_store_that_every_program_repeats() -> None:
@@ -196,9 +196,9 @@ def test_bindings_are_checked(binding: dict, words: list[str]) -> None:
 
 
 def test_sizes_and_dtypes_that_are_needed_are_asked_for() -> None:
-    def spec(X: "T[M, E]", Y: "out T[M, E]"):
+    def spec(X: "T[M, D, E]", Y: "out T[M, D, E]"):
         (rows,) = fc.grid(fc.tile(X.M, "BM"))
-        fc.store(Y[rows], fc.load(X[rows]))  # here
+        fc.store(Y[rows, 0], fc.load(X[rows, 0]))  # here
 
     refused(spec, "trace/static", "dtype T", marker="")
     refused(spec, "trace/static", "E must be known", T=fc.f16)
