@@ -73,7 +73,10 @@ class SharedMemory:
             if never.any():
                 bad = Conflict("unwritten", None, NOBODY, int(at[never][0]) * 2)
         known = self.r_sync[agent, at] == self.sync[agent]
-        self.r_lane[agent, at] = np.where(known & (self.r_time[agent, at] > 0) & (self.r_lane[agent, at] != lanes), SEVERAL, lanes)
+        lane = np.where(known & (self.r_time[agent, at] > 0) & (self.r_lane[agent, at] != lanes), SEVERAL, lanes)
+        self.r_lane[agent, at] = lane
+        twice = self.r_lane[agent, at] != lane  # read by several lanes at once
+        self.r_lane[agent, at[twice]] = SEVERAL
         self.r_time[agent, at] = self.clock[agent, agent]
         self.r_sync[agent, at] = self.sync[agent]
         self.r_op[agent, at] = self.number(op)
