@@ -204,6 +204,7 @@ def _drop_commit(kernel: Kernel) -> Iterator[Mutant]:
 @fault("early-copy")
 def _early_copy(kernel: Kernel) -> Iterator[Mutant]:
     """Copies start in front of the barrier that says that their slot's readers are done."""
+    count = 0
     for block in _blocks(kernel):
         barrier: Op | None = None
         for op in block.ops:
@@ -211,7 +212,8 @@ def _early_copy(kernel: Kernel) -> Iterator[Mutant]:
                 barrier = op
             elif barrier is not None and op.kind == "if" and any(o.kind == "cp_async" for r in op.regions for o in walk(r)):
                 copy = next(o for r in op.regions for o in walk(r) if o.kind == "cp_async")
-                yield Mutant(_replace(kernel, {barrier: (), op: (op, barrier)}), op.loc, f"before the barrier: {_plain(copy)}")
+                yield Mutant(_replace(kernel, {barrier: (), op: (op, barrier)}), op.loc, f"copies {count}: {_plain(copy)}")
+                count += 1
 
 
 # ---- rings ---------------------------------------------------------------------------------------------------------------
