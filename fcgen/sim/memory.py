@@ -18,13 +18,15 @@ NOBODY, SEVERAL = -1, -2
 
 @dataclass
 class Conflict:
-    """kind: "race", "stale" or "unwritten"; the earlier access's op, agent and lane; where it is."""
+    """kind: "race", "stale" or "unwritten"; the earlier access's op and agent; where it is; whether only lanes of one warp meet; whether the
+    earlier one is a copy in flight."""
 
     kind: str
     op: Op | None
     agent: int
     byte: int
     lanes: bool = False
+    flying: bool = False
 
 
 @dataclass
@@ -112,7 +114,7 @@ class SharedMemory:
         if not flying.any():
             return None
         g = at[flying][0]
-        return Conflict(kind, self.ops[self.flight[g]], int(self.f_agent[g]), int(g) * 2)
+        return Conflict(kind, self.ops[self.flight[g]], int(self.f_agent[g]), int(g) * 2, flying=True)
 
     def _against_write(self, agent: int, at: np.ndarray, lanes: np.ndarray) -> Conflict | None:
         who = self.w_agent[at]

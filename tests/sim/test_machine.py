@@ -18,13 +18,13 @@ smem %s: f32[32,32]{{panel 32}}{slots}
 role main warps {warps} {{
   %0 = const {{value = 0, dtype = i32}} : i32
 """
-WHOLE = "index = (all, all), guard = (true, false)"
-LOAD = f"%x = ld_global %X {{{WHOLE}, vec = 1}} : frag f32[32,32]"
-STORE = f"st_global %Y, %y {{{WHOLE}, vec = 1}}"
+WHOLE = "index = (tile, all), guard = (true, false)"
+LOAD = f"%x = ld_global %X, %0 {{{WHOLE}, vec = 1}} : frag f32[32,32]"
+STORE = f"st_global %Y, %y, %0 {{{WHOLE}, vec = 1}}"
 ROWS1, COLS1 = "{r32@1 | l32@1}", "{l32@1 | r32@1}"  # one warp: a lane holds a column, or a row
 ROWS2, MIXED2 = "{w2@1 r16@1 | l32@1}", "{r16@1 w2@1 | l32@1}"  # two warps: halves, or every other row
 THREADS = "{r8@4 l4@8 | l8@1 r4@1}"
-COPY = f"cp_async %X, %s {{{WHOLE}, threads = {THREADS}}}"
+COPY = f"cp_async %X, %0, %s {{{WHOLE}, threads = {THREADS}}}"
 READ = "%y = ld_shared %s, %0, %0 : frag f32[32,32]" + ROWS1
 
 
@@ -138,7 +138,7 @@ def test_copy(between, codes):
 
 def test_copy_of_another_warp_needs_a_barrier():
     threads = "{w2@1 r4@4 l4@8 | l8@1 r4@1}"
-    copy = [f"cp_async %X, %s {{{WHOLE}, threads = {threads}}}", "commit_group", "wait_group {n = 0}"]
+    copy = [f"cp_async %X, %0, %s {{{WHOLE}, threads = {threads}}}", "commit_group", "wait_group {n = 0}"]
     read = "%y = ld_shared %s, %0, %0 : frag f32[32,32]" + MIXED2
     assert {e.code for e in run(kernel(*copy, "syncwarp", read, STORE, warps=2))[1].reports} & {"sim/race", "sim/stale"}
     assert not run(kernel(*copy, "barrier", read, STORE, warps=2))[1].reports
@@ -147,11 +147,11 @@ def test_copy_of_another_warp_needs_a_barrier():
 def test_store_under_a_copy():
     """Whichever lands last wins: a race, not a stale read."""
     _, r = run(kernel(LOAD + ROWS1, COPY, "commit_group", "st_shared %x, %s, %0, %0", "wait_group {n = 0}", "syncwarp", READ, STORE))
-    assert r.reports[0].code == "sim/race" and "st_shared touches s row 0, column 0" in r.reports[0].message
+    assert r.reports[0].code == "sim/race" and "wait_group" in r.reports[0].hint and "st_shared touches s row 0, column 0" in r.reports[0].message
 
 
 def test_copy_over_readers():
-    _, r = run(kernel(LOAD + ROWS1, "st_shared %x, %s, %0, %0", READ, COPY, "commit_group", "wait_group {n = 0}", STORE))
+    _, r = run(kernel(LOAD + ROWS1, "st_shared %x, %s, %0, %0", "syncwarp", READ, COPY, "commit_group", "wait_group {n = 0}", STORE))
     assert {e.code for e in r.reports} == {"sim/race"} and "ld_shared" in " ".join(n for e in r.reports for n in e.notes)
 
 
@@ -194,7 +194,7 @@ def test_two_barriers_are_not_one():
 def test_outside_a_tensor(op):
     bad = WHOLE.replace("true", "false")
     load = (LOAD + ROWS1).replace(WHOLE, bad if op == "ld_global" else WHOLE)
-    store = "st_global %Y, %x {" + (bad if op == "st_global" else WHOLE) + ", vec = 1}"
+    store = "st_global %Y, %x, %0 {" + (bad if op == "st_global" else WHOLE) + ", vec = 1}"
     copy = [COPY.replace(WHOLE, bad), "commit_group", "wait_group {n = 0}"] if op == "cp_async" else []
     k = kernel(load, store, *copy)
     assert not run(k, rows=32)[1].reports
@@ -240,5 +240,6 @@ def test_check_raises_the_first_report():
 
 
 def test_reports_do_not_depend_on_the_seed():
+    """Also where the reader may come first and find nothing written."""
     k = kernel(*warp_kernel([]), warps=2)
     assert {frozenset(e.code for e in run(k, seed=s)[1].reports) for s in range(8)} == {frozenset({"sim/race"})}
