@@ -234,7 +234,8 @@ class Agent:
     def do_wmma_store(self, op: Op, args: list[Any]) -> None:
         t = op.operands[0].type
         _, at = self.half_words(op, t, op.operands[1].type, int(args[2]), int(args[3]))
-        self.put(op, args[1], at, encode(args[0], t.dtype), np.full((1, 1, 1), -4))
+        # which lane stores what is nobody's to know: the same lanes only for the same op
+        self.put(op, args[1], at, encode(args[0], t.dtype), np.full((1, 1, 1), -4 - self.shared.number(op)))
 
     def do_ldmatrix(self, op: Op, args: list[Any]) -> Any:
         """PTX ISA, ldmatrix: lane l supplies the address of row l % 8 of its block; lane t receives row t / 4, columns 2 (t % 4) + {0, 1},

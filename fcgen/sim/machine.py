@@ -68,6 +68,7 @@ class Simulation:
         self.kernel, self.target, self.memory, self.sizes, self.rng = kernel, target, memory, sizes, rng
         self.reports: list[FcError] = []
         self.seen: set[tuple[Any, ...]] = set()
+        self.unwritten: dict[Op, tuple[str, Agent]] = {}
         self.steps = 0
         self.maps: dict[Any, Any] = {}  # addresses by op, warp and position: the same in every program
         self.offsets = dict(zip(kernel.buffers, self._offsets()))
@@ -86,6 +87,10 @@ class Simulation:
 
     def program(self, place: tuple[int, ...]) -> None:
         self.number += 1
+        self.run(place)
+        self.flush()
+
+    def run(self, place: tuple[int, ...]) -> None:
         size = max([self.kernel.meta.get("smem_bytes", 0)] + [o + b.type.bytes for b, o in self.offsets.items()])
         self.shared = SharedMemory(size, self.kernel.warps)
         agents: list[Agent] = []
@@ -129,15 +134,23 @@ class Simulation:
         where = self.locate(ring, c.byte - offset)
         code = "sim/race" if c.kind == "race" else "sim/stale"
         if c.kind == "unwritten":
-            self.report(code, f"{op.kind} reads {where}, which nothing has written", op, notes=[f"{agent.who}: {describe(op)}"],
-                        key=(c.kind, id(op)), hint="a copy or store before it, and what orders the two")
+            self.unwritten.setdefault(op, (where, agent))
             return
         other = self._who(c.agent)
-        message = (f"{op.kind} touches {where} while its copy is in flight" if c.kind == "stale"
+        message = (f"{op.kind} touches {where} while its copy is in flight" if c.flying
                    else f"two {'lanes of one warp' if c.lanes else 'warps'} touch {where}, and nothing orders them")
         assert c.op is not None
+        self.unwritten.pop(c.op, None)
         self.report(code, message, op, notes=[f"earlier: {other}: {describe(c.op)}", f"later:   {agent.who}: {describe(op)}"],
-                    key=(code, id(c.op), id(op)))
+                    key=(code, id(c.op), id(op)), hint=HINTS["sim/stale"] if c.flying else None)
+
+    def flush(self) -> None:
+        """Report the reads of what nothing had written, but for those that race with a write that came later: which of these comes first is
+        the seed's doing."""
+        for op, (where, agent) in self.unwritten.items():
+            self.report("sim/stale", f"{op.kind} reads {where}, which nothing has written", op, notes=[f"{agent.who}: {describe(op)}"],
+                        key=("unwritten", id(op)), hint="a copy or store before it, and what orders the two")
+        self.unwritten.clear()
 
     def report(self, code: str, message: str, op: Op, *, notes: list[str] | None = None, key: tuple[Any, ...] | None = None,
                hint: str | None = None, expected: Any = None, got: Any = None) -> None:
