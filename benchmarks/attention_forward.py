@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import fcgen as fc
@@ -100,7 +101,10 @@ def cases(dtype: str, lengths: tuple[int, ...] = LENGTHS) -> Iterator[tuple[int,
                 yield d, s, mask, (q, k, v)
 
 
-def candidates(made: dict[str, dict[tuple[int, str], Made]], d: int, mask: str, qkv: tuple[Any, Any, Any]) -> Iterator[tuple[str, Any, Any]]:
+Kernels = dict[str, dict[tuple[int, str], Made]]
+
+
+def candidates(made: Kernels, d: int, mask: str, qkv: tuple[Any, Any, Any]) -> Iterator[tuple[str, Any, Any]]:
     """(name, run, the output that run writes or None where it returns it)."""
     import torch
 
@@ -110,12 +114,12 @@ def candidates(made: dict[str, dict[tuple[int, str], Made]], d: int, mask: str, 
             continue
         o, lse = torch.full_like(q, float("nan")), torch.full(q.shape[:3], float("nan"), device="cuda")
         call = {"Q": q, "K": k, "V": v, "O": o, "LSE": lse, "scale": d**-0.5}
-        yield name, (lambda f=launcher(kernels[d, mask]), call=call: f(call)), o
+        yield name, partial(launcher(kernels[d, mask]), call), o
     yield "fa2", sdpa("FLASH_ATTENTION", q, k, v, mask != "none"), None
     yield "cudnn", sdpa("CUDNN_ATTENTION", q, k, v, mask != "none"), None
 
 
-def measure(made: dict[str, dict[tuple[int, str], Made]], dtype: str, rounds: int) -> tuple[list[dict[str, Any]], list[str]]:
+def measure(made: Kernels, dtype: str, rounds: int) -> tuple[list[dict[str, Any]], list[str]]:
     import torch
 
     table, wrong = [], []
