@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import fcgen as fc
