@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 from dataclasses import fields, replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import fcgen as fc
@@ -68,6 +70,18 @@ def run(name: str, arch: str) -> str | None:
     return "; ".join(wrong) or None
 
 
+def tool() -> str:
+    """compute-sanitizer in NVIDIA's wheels or the default toolkit; empty where it is not."""
+    places = [Path(d) for d in find_spec("nvidia").submodule_search_locations] if find_spec("nvidia") else []
+    found = [p for d in places for p in sorted(d.glob("*/compute-sanitizer/compute-sanitizer"))]
+    found += [p for p in [Path("/usr/local/cuda/bin/compute-sanitizer")] if p.exists()]
+    for p in found[:1]:
+        for helper in p.parent.iterdir():  # wheels do not always keep the executable bit
+            if helper.is_file() and not os.access(helper, os.X_OK):
+                helper.chmod(0o755)
+    return str(found[0]) if found else ""
+
+
 def summary(folder: Path) -> dict[str, dict[str, str]]:
     """tool -> kernel -> "clean" or what its log says."""
     out: dict[str, dict[str, str]] = {}
@@ -91,12 +105,15 @@ def log_verdict(text: str) -> str:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--list", action="store_true")
+    parser.add_argument("--find-tool", action="store_true", help="where compute-sanitizer is")
     parser.add_argument("--kernel", choices=(*KERNELS, "all"))
     parser.add_argument("--dry-run", action="store_true", help="only compile them, for sm_90")
     parser.add_argument("--summary", metavar="FOLDER", type=Path)
     parser.add_argument("--json", metavar="PATH")
     args = parser.parse_args(argv)
 
+    if args.find_tool:
+        print(tool())
     if args.list:
         print("\n".join(KERNELS))
     if args.dry_run:
