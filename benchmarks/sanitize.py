@@ -70,7 +70,7 @@ def run(name: str, arch: str) -> str | None:
     return "; ".join(wrong) or None
 
 
-def tool() -> str:
+def find_tool() -> str:
     """compute-sanitizer in NVIDIA's wheels or the default toolkit; empty where it is not."""
     places = [Path(d) for d in find_spec("nvidia").submodule_search_locations] if find_spec("nvidia") else []
     found = [p for d in places for p in sorted(d.glob("*/compute-sanitizer/compute-sanitizer"))]
@@ -113,7 +113,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     if args.find_tool:
-        print(tool())
+        print(find_tool())
     if args.list:
         print("\n".join(KERNELS))
     if args.dry_run:
