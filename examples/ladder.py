@@ -13,7 +13,7 @@ import numpy as np
 
 import fcgen as fc
 from fcgen.kernels.attention import attention
-from fcgen.kernels.reference import attention as reference
+from fcgen.kernels.reference import attention_reference as reference
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -47,7 +47,7 @@ def simulated(arch="sm_90"):
     b, h, s = SMALL
     rng = np.random.default_rng(0)
     q, k, v = (fc.round_to(rng.standard_normal((b, h, s, D)), fc.f16) for _ in range(3))
-    want, _ = reference(*(x.astype(np.float64) for x in (q, k, v)), D**-0.5, "none")
+    want, _ = reference(*(x.astype(np.float64) for x in (q, k, v)), mask="none", scale=D**-0.5)
     for name in LADDER:
         program = compile(name, arch)
         got = program.simulate(Q=q, K=k, V=v, scale=D**-0.5)
