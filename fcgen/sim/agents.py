@@ -18,6 +18,8 @@ from ..ir.layout import LANES, OpaqueLayout
 from ..ir.types import DTYPES, Buffer, DType, Frag, Scalar, bf16
 from . import registers
 from .engines import CopyEngine
+from .memory import WARP
+from .tensors import Stamp
 
 if TYPE_CHECKING:
     from .machine import Simulation
@@ -164,8 +166,8 @@ class Agent:
         t = op.operands[0].type
         return ring, base + (int(args[1]) + op["ahead"]) % t.slots * t.slot_bytes
 
-    def half_words(self, op: Op, t: Frag, buffer: Buffer, row: int, col: int) -> tuple[np.ndarray, np.ndarray]:
-        """(half-word of each register's element from the slot's start [32, regs], the same with a last axis for wide elements)."""
+    def half_words(self, op: Op, t: Frag, buffer: Buffer, row: int, col: int) -> np.ndarray:
+        """The half-words of each register's element from the slot's start: [32, regs, 1 or 2]."""
         key = ("hw", id(op), self.warp, row, col)
         if key not in self.sim.maps:
             if isinstance(t.layout, OpaqueLayout):
@@ -184,8 +186,13 @@ class Agent:
                 )
                 i, j = np.clip(i, 0, rows - 1), np.clip(j, 0, cols - 1)
             size = buffer.dtype.bytes
-            address = np.asarray(buffer.layout.address(buffer.shape, size, i, j)) // 2
-            self.sim.maps[key] = (address, address[..., None] + np.arange(size // 2))
+            address = np.asarray(buffer.layout.address(buffer.shape, size, i, j))
+            if isinstance(t.layout, OpaqueLayout):
+                stride = buffer.layout.row_bytes(size)
+                if (address[::16, ::16] % 32).any() or stride % 16:  # CUDA C++ guide, "Warp matrix functions": ptr and ldm
+                    self.sim.report("sim/bounds", f"{op.kind}: a 16x16 block does not start on 32 bytes, or its rows not on 16", op,
+                                    got=f"{buffer.layout} at row {row}, column {col}", key=("wmma", id(op)))
+            self.sim.maps[key] = (address // 2)[..., None] + np.arange(size // 2)
         return self.sim.maps[key]
 
     def block_coords(self, t: Frag) -> np.ndarray:
@@ -209,13 +216,13 @@ class Agent:
 
     def do_ld_shared(self, op: Op, args: list[Any]) -> Any:
         t = op.result.type
-        _, at = self.half_words(op, t, op.operands[0].type, int(args[1]), int(args[2]))
+        at = self.half_words(op, t, op.operands[0].type, int(args[1]), int(args[2]))
         return decode(self.fetch(op, args[0], at, LANE[:, None, None]), t.dtype)
 
     def do_wmma_load(self, op: Op, args: list[Any]) -> Any:
         t = op.result.type
-        _, at = self.half_words(op, t, op.operands[0].type, int(args[1]), int(args[2]))
-        return decode(self.fetch(op, args[0], at, np.full((1, 1, 1), -3)), t.dtype)
+        at = self.half_words(op, t, op.operands[0].type, int(args[1]), int(args[2]))
+        return decode(self.fetch(op, args[0], at, np.full((1, 1, 1), WARP)), t.dtype)
 
     def put(self, op: Op, view: Any, at: np.ndarray, data: np.ndarray, lanes: np.ndarray) -> None:
         ring, base = view
@@ -227,13 +234,13 @@ class Agent:
 
     def do_st_shared(self, op: Op, args: list[Any]) -> None:
         t = op.operands[0].type
-        _, at = self.half_words(op, t, op.operands[1].type, int(args[2]), int(args[3]))
+        at = self.half_words(op, t, op.operands[1].type, int(args[2]), int(args[3]))
         mine = registers.writers(t.layout, self.role.warps, self.warp)
         self.put(op, args[1], at[mine], encode(args[0], t.dtype)[mine], LANE[mine][:, None, None])
 
     def do_wmma_store(self, op: Op, args: list[Any]) -> None:
         t = op.operands[0].type
-        _, at = self.half_words(op, t, op.operands[1].type, int(args[2]), int(args[3]))
+        at = self.half_words(op, t, op.operands[1].type, int(args[2]), int(args[3]))
         # which lane stores what is nobody's to know: the same lanes only for the same op
         self.put(op, args[1], at, encode(args[0], t.dtype), np.full((1, 1, 1), -4 - self.shared.number(op)))
 
@@ -246,18 +253,17 @@ class Agent:
         if key not in self.sim.maps:
             origin = registers.matrix_origins(t.layout, self.role.warps, self.warp, op["transposed"]) + np.array([row, col])
             i, j = origin[:, 0, None, None] + np.arange(8)[:, None], origin[:, 1, None, None] + np.arange(8)
-            if i.max() >= buffer.shape[0] or j.max() >= buffer.shape[1]:
+            if min(i.min(), j.min()) < 0 or i.max() >= buffer.shape[0] or j.max() >= buffer.shape[1]:
                 self.sim.report(
                     "sim/bounds", "ldmatrix outside its tile", op, expected=f"{buffer.shape}", got=f"row {i.max()}, column {j.max()}"
                 )
-                i, j = np.minimum(i, buffer.shape[0] - 1), np.minimum(j, buffer.shape[1] - 1)
+                i, j = np.clip(i, 0, buffer.shape[0] - 1), np.clip(j, 0, buffer.shape[1] - 1)
             address = np.asarray(buffer.layout.address(buffer.shape, 2, i, j))
             if (address[..., 0] % 16).any() or (address - address[..., :1] != 2 * np.arange(8)).any():
                 self.sim.report("sim/bounds", "ldmatrix: a row of a block is not 16 aligned bytes in shared memory", op, got=buffer.layout)
-            lanes = (np.arange(len(origin))[:, None] % 4 * 8 + np.arange(8))[..., None]
-            self.sim.maps[key] = (address // 2, lanes)
-        at, lanes = self.sim.maps[key]
-        blocks = decode(self.fetch(op, args[0], at, lanes)[..., None], t.dtype)
+            self.sim.maps[key] = address // 2
+        # a lane gives the address of a row, but all lanes receive parts of it: the row is read by the warp
+        blocks = decode(self.fetch(op, args[0], self.sim.maps[key], np.full((1, 1, 1), WARP))[..., None], t.dtype)
         pair = 2 * (LANE % 4)[:, None] + np.arange(2)
         picked = blocks[:, pair, LANE[:, None] // 4] if op["trans"] else blocks[:, LANE[:, None] // 4, pair]
         return picked.transpose(1, 0, 2).reshape(LANES, -1)
@@ -301,12 +307,25 @@ class Agent:
 
     def do_ld_global(self, op: Op, args: list[Any]) -> Any:
         index, inside = self.rectangle(op, args[0], args[1:], self.coords(op.result.type))
+        self.touch(op, args[0], index, inside, "read")
         data = self.sim.memory[args[0]][index]
         return np.where(inside, data, np.zeros((), data.dtype))
+
+    def touch(self, op: Op, tensor: str, index: tuple[Any, ...], inside: np.ndarray, kind: str) -> None:
+        """Record an access of elements [32, regs] of a tensor, or of one element by the whole warp."""
+        history = self.sim.history.get(tensor)
+        if history is None:
+            return
+        lanes = np.broadcast_to(LANE[:, None] if inside.ndim else WARP, inside.shape)[inside]
+        who = Stamp(self.sim.number, self.number, self.shared.clock[self.number], int(self.shared.sync[self.number]), op)
+        bad = history.access(who, tuple(np.broadcast_to(i, inside.shape)[inside] for i in index), lanes, kind)
+        if bad is not None:
+            self.sim.tensor_conflict(bad, self, op, tensor)
 
     def do_gather(self, op: Op, args: list[Any]) -> Any:
         data, index = self.sim.memory[args[0]], np.broadcast_arrays(*args[1:])
         inside = np.all([(i >= 0) & (i < n) for i, n in zip(index, data.shape)], axis=0)
+        self.touch(op, args[0], tuple(index), inside, "read")
         out = np.where(inside, data[tuple(np.where(inside, i, 0) for i in index)], np.zeros((), data.dtype))
         return out[()] if isinstance(op.result.type, Scalar) else out
 
@@ -315,16 +334,11 @@ class Agent:
         index, inside = self.rectangle(op, tensor, args[2:], self.coords(t))
         inside = inside & registers.writers(t.layout, self.role.warps, self.warp)[:, None]
         where, value = tuple(i[inside] for i in index), args[1][inside]
+        self.touch(op, tensor, index, inside, "add" if op.get("reduce") else "store")
         if op.get("reduce"):
             np.add.at(self.sim.memory[tensor], where, value)
-            return
-        me = self.sim.number * 1024 + self.number
-        before = self.sim.writer[tensor][where]
-        if ((before != -1) & (before != me)).any() or len(set(zip(*where))) != len(value):
-            self.sim.report("sim/race", f"an element of {tensor} is written twice", op, notes=[f"{self.who}"],
-                            hint="two programs or warps own the same rows")
-        self.sim.writer[tensor][where] = me
-        self.sim.memory[tensor][where] = value
+        else:
+            self.sim.memory[tensor][where] = value
 
 
 def encode(x: np.ndarray, dtype: DType) -> np.ndarray:

@@ -44,9 +44,16 @@ class CopyEngine:
         if key not in a.sim.maps:
             i, j = (c[..., 0], c[..., 1]) if c.shape[-1] == 2 else (c[..., 0] * 0, c[..., 0])
             size = buffer.dtype.bytes
-            address = np.asarray(buffer.layout.address(buffer.shape, size, i, j)) // 2
-            a.sim.maps[key] = address[..., None] + np.arange(size // 2)
+            address = np.asarray(buffer.layout.address(buffer.shape, size, i, j))
+            width = layout.vector() * size
+            runs = address.reshape(LANES, -1, layout.vector())
+            if (runs[..., 0] % width).any() or (runs - runs[..., :1] != np.arange(0, width, size)).any():
+                a.sim.report("sim/bounds", f"cp_async: a run of {width} bytes is not contiguous and aligned in shared memory", op,
+                             expected=f"a multiple of {width} bytes", got=buffer.layout, hint="shorter runs, or another padding",
+                             key=("runs", id(op)))
+            a.sim.maps[key] = (address // 2)[..., None] + np.arange(size // 2)
         mine = registers.writers(layout, a.role.warps, a.warp)
+        a.touch(op, args[0], index, inside & mine[:, None], "read")
         at = (a.sim.maps[key][mine] + base // 2).ravel()
         lanes = np.broadcast_to(np.arange(LANES)[:, None, None], data.shape)[mine].ravel()
         bad = a.shared.launch(a.number, at, lanes, op)

@@ -7,7 +7,7 @@ barrier. What is reported does not depend on that order: races are found by vect
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,8 @@ from ..ir.core import Kernel, Op, Value
 from ..ir.target import Target
 from ..ir.types import Buffer, Tensor
 from .agents import Agent
-from .memory import Conflict, SharedMemory
+from .memory import SEVERAL, Conflict, SharedMemory
+from .tensors import TensorConflict, TensorHistory
 from .tile import bind
 
 HINTS = {
@@ -44,10 +45,11 @@ def simulate(kernel: Kernel, arguments: Mapping[str, Any], target: Target, *, se
     if kernel.level != "machine":
         raise FcError("compile/unsupported", "the simulator runs machine IR", got=kernel.level, hint="the tile interpreter runs tile IR")
     memory, sizes = bind(kernel, arguments)
-    s = Simulation(kernel, target, memory, sizes, np.random.default_rng(seed))
+    s = Simulation(kernel, target, memory, sizes, set(arguments), np.random.default_rng(seed))
     every = itertools.product(*[range(axis.count(sizes)) for axis in kernel.grid])
-    for place in programs if programs is not None else every:
-        s.program(place)
+    with np.errstate(all="ignore"):  # poison is NaN
+        for place in programs if programs is not None else every:
+            s.program(place)
     outputs = {n: memory[n] for n, flags in kernel.flags.items() if "out" in flags and n in memory}
     return Result(outputs, s.reports, s.steps)
 
@@ -64,7 +66,8 @@ def check(kernel: Kernel, arguments: Mapping[str, Any], target: Target, *, seed:
 class Simulation:
     """One launch. Agents report through `report`."""
 
-    def __init__(self, kernel: Kernel, target: Target, memory: dict[str, Any], sizes: dict[str, int], rng: np.random.Generator):
+    def __init__(self, kernel: Kernel, target: Target, memory: dict[str, Any], sizes: dict[str, int], given: Container[str],
+                 rng: np.random.Generator):
         self.kernel, self.target, self.memory, self.sizes, self.rng = kernel, target, memory, sizes, rng
         self.reports: list[FcError] = []
         self.seen: set[tuple[Any, ...]] = set()
@@ -72,12 +75,22 @@ class Simulation:
         self.steps = 0
         self.maps: dict[Any, Any] = {}  # addresses by op, warp and position: the same in every program
         self.offsets = dict(zip(kernel.buffers, self._offsets()))
-        self.writer = {n: np.full(memory[n].shape, -1) for n, flags in kernel.flags.items() if "out" in flags and n in memory}
-        self.number = -1
+        self.history = {n: TensorHistory(memory[n].shape, n in given)
+                        for n, flags in kernel.flags.items() if "out" in flags and n in memory}
+        self.places: list[tuple[int, ...]] = []
 
     def _offsets(self) -> tuple[int, ...]:
+        """Where each buffer starts: as allocated, or one after the other."""
         given = self.kernel.meta.get("smem_offsets")
         if given is not None:
+            if len(given) != len(self.kernel.buffers):
+                raise FcError("ir/verify", "smem_offsets has one number per buffer", expected=len(self.kernel.buffers), got=given)
+            size = self.kernel.meta.get("smem_bytes")
+            for b, at in zip(self.kernel.buffers, given):
+                if at < 0 or at % 16 or (size is not None and at + b.type.bytes > size):
+                    self.reports.append(FcError("sim/bounds", f"buffer {b.name} does not lie in the kernel's shared memory on 16 bytes",
+                                                expected=f"0..{size}", got=f"{at}..{at + b.type.bytes}",
+                                                hint="smem_bytes and smem_offsets are the kernel's own: see its meta"))
             return tuple(given)
         out, at = [], 0
         for b in self.kernel.buffers:
@@ -85,8 +98,13 @@ class Simulation:
             at += -(-b.type.bytes // 1024) * 1024
         return tuple(out)
 
+    @property
+    def number(self) -> int:
+        """Of the program that runs."""
+        return len(self.places) - 1
+
     def program(self, place: tuple[int, ...]) -> None:
-        self.number += 1
+        self.places.append(tuple(place))
         self.run(place)
         self.flush()
 
@@ -106,7 +124,7 @@ class Simulation:
         while running:
             free = [a for a in running if a not in waiting]
             if not free:
-                if len(waiting) == len(agents) and len({id(op) for op in waiting.values()}) == 1:
+                if len(waiting) == len(agents) and len({(a.role.name, id(op)) for a, op in waiting.items()}) == len(self.kernel.roles):
                     self.shared.join_all()
                     waiting.clear()
                     continue
@@ -122,7 +140,7 @@ class Simulation:
                 waiting[agent] = op
 
     def deadlock(self, agents: list[Agent], waiting: dict[Agent, Op], done: list[Agent]) -> None:
-        op = next(iter(waiting.values()))
+        op = next(waiting[a] for a in agents if a in waiting)
         lines = [
             f"{a.who}: " + (f"waits at {describe(waiting[a])}" if a in waiting else "has finished" if a in done else "runs") for a in agents
         ]
@@ -143,6 +161,24 @@ class Simulation:
         self.unwritten.pop(c.op, None)
         self.report(code, message, op, notes=[f"earlier: {other}: {describe(c.op)}", f"later:   {agent.who}: {describe(op)}"],
                     key=(code, id(c.op), id(op)), hint=HINTS["sim/stale"] if c.flying else None)
+
+    def tensor_conflict(self, c: TensorConflict, agent: Agent, op: Op, tensor: str) -> None:
+        where = f"{tensor}[{', '.join(map(str, c.place))}]"
+        if c.kind == "unwritten":
+            self.unwritten.setdefault(op, (where, agent))
+            return
+        assert c.op is not None
+        self.unwritten.pop(c.op, None)
+        apart = c.program != self.number
+        place = "" if len(self.kernel.grid) == 0 or not apart else \
+            "several programs, " if c.program == SEVERAL else f"program {self.places[c.program]}, "
+        other = "several warps" if c.agent == SEVERAL else self._who(c.agent)
+        what = "two programs" if apart else "two lanes of one warp" if c.agent == agent.number else "two warps"
+        self.report("sim/race", f"{what} touch {where}, and nothing orders them", op, key=("sim/race", id(c.op), id(op)),
+                    notes=[f"earlier: {place}{other}: {describe(c.op)}",
+                           f"later:   {f'program {self.places[-1]}, ' if apart else ''}{agent.who}: {describe(op)}"],
+                    hint="programs run in any order: each element of an output belongs to one program, or is only added to"
+                    if apart else None)
 
     def flush(self) -> None:
         """Report the reads of what nothing had written, but for those that race with a write that came later: which of these comes first is

@@ -14,6 +14,7 @@ import numpy as np
 from ..ir.core import Op
 
 NOBODY, SEVERAL = -1, -2
+WARP = -3  # as a lane: all lanes of the warp together, as ldmatrix and wmma read
 
 
 @dataclass
@@ -45,7 +46,7 @@ class SharedMemory:
         self.w_time, self.w_sync, self.w_lane, self.w_op = (np.zeros(n, np.int32) for _ in range(4))
         self.r_time, self.r_sync, self.r_lane, self.r_op = (np.zeros((self.agents, n), np.int32) for _ in range(4))
         self.flight = np.full(n, NOBODY, np.int32)  # number of the op whose copy is under way
-        self.f_agent = np.zeros(n, np.int16)
+        self.f_agent, self.f_time = np.zeros(n, np.int16), np.zeros(n, np.int32)
         self._numbers: dict[int, int] = {}
 
     def number(self, op: Op) -> int:
@@ -69,7 +70,7 @@ class SharedMemory:
 
     def read(self, agent: int, at: np.ndarray, lanes: np.ndarray, op: Op) -> Conflict | None:
         """Record reads of half-words `at` (flat), each by a lane; the first conflict, if any."""
-        bad = self._against_flight(at, op) or self._against_write(agent, at, lanes)
+        bad = self._against_flight(agent, at, False) or self._against_write(agent, at, lanes)
         if bad is None:
             never = self.w_agent[at] == NOBODY
             if never.any():
@@ -86,15 +87,15 @@ class SharedMemory:
 
     def write(self, agent: int, at: np.ndarray, lanes: np.ndarray, op: Op) -> Conflict | None:
         """Record writes; the first conflict with a write or read that nothing orders before them."""
-        bad = self._against_flight(at, op, "race") or self._against_write(agent, at, lanes) or self._against_reads(agent, at, lanes)
+        bad = self._against_flight(agent, at, True) or self._against_write(agent, at, lanes) or self._against_reads(agent, at, lanes)
         self.w_agent[at], self.w_time[at], self.w_sync[at] = agent, self.clock[agent, agent], self.sync[agent]
         self.w_lane[at], self.w_op[at] = lanes, self.number(op)
         return bad
 
     def launch(self, agent: int, at: np.ndarray, lanes: np.ndarray, op: Op) -> Conflict | None:
         """A copy starts: its bytes are nobody's until it has landed."""
-        bad = self._against_flight(at, op, "race") or self._against_write(agent, at, lanes) or self._against_reads(agent, at, lanes)
-        self.flight[at], self.f_agent[at] = self.number(op), agent
+        bad = self._against_flight(agent, at, True) or self._against_write(agent, at, lanes) or self._against_reads(agent, at, lanes)
+        self.flight[at], self.f_agent[at], self.f_time[at] = self.number(op), agent, self.clock[agent, agent]
         self.bytes.view(np.uint16)[at] = 0xFFFF
         return bad
 
@@ -109,12 +110,15 @@ class SharedMemory:
 
     # ---- conflicts -------------------------------------------------------------------------------------------------
 
-    def _against_flight(self, at: np.ndarray, op: Op, kind: str = "stale") -> Conflict | None:
+    def _against_flight(self, agent: int, at: np.ndarray, writes: bool) -> Conflict | None:
+        """A read that comes after the start of a copy is stale; one that nothing orders after it, or a write, is a race."""
         flying = self.flight[at] != NOBODY
         if not flying.any():
             return None
         g = at[flying][0]
-        return Conflict(kind, self.ops[self.flight[g]], int(self.f_agent[g]), int(g) * 2, flying=True)
+        owner = int(self.f_agent[g])
+        unordered = owner != agent and self.f_time[g] > self.clock[agent, owner]
+        return Conflict("race" if writes or unordered else "stale", self.ops[self.flight[g]], owner, int(g) * 2, flying=True)
 
     def _against_write(self, agent: int, at: np.ndarray, lanes: np.ndarray) -> Conflict | None:
         who = self.w_agent[at]

@@ -274,7 +274,7 @@ def test_guarded_elements():
 
 def test_two_programs_write_one_element():
     (e,) = run(kernel(LOAD + ROWS1, STORE.replace("%y", "%x"), grid="2"))[1].reports
-    assert e.code == "sim/race" and "an element of Y is written twice" in e.message
+    assert e.code == "sim/race" and "two programs touch Y[0, 0]" in e.message and "program (0,), role main, warp 0" in e.notes[0]
 
 
 def test_two_programs_add_to_one_element():
