@@ -69,6 +69,7 @@ class CopyEngine:
         while len(self.groups) > n:
             for copy in self.groups.pop(0):
                 self.agent.shared.land(self.agent.number, copy.at, copy.data, copy.lanes, copy.op)
+                self.agent.sim.landed(copy.op, self.agent)
 
     def check_empty(self) -> None:
         from .machine import describe

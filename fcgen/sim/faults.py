@@ -211,8 +211,10 @@ def _early_copy(kernel: Kernel) -> Iterator[Mutant]:
         for op in block.ops:
             if op.kind == "barrier":
                 barrier = op
-            elif barrier is not None and op.kind == "if" and any(o.kind == "cp_async" for r in op.regions for o in walk(r)):
-                copy = next(o for r in op.regions for o in walk(r) if o.kind == "cp_async")
+            elif barrier is not None and op.kind in ("if", "cp_async"):
+                copy = next((o for o in [op, *(o for r in op.regions for o in walk(r))] if o.kind == "cp_async"), None)
+                if copy is None:
+                    continue
                 yield Mutant(_replace(kernel, {barrier: (), op: (op, barrier)}), op.loc, f"copies {count}: {_plain(copy)}")
                 count += 1
 

@@ -1,14 +1,14 @@
 """The machine IR in a simulator: every warp an agent with its own registers, shared memory with a history, copies that land late.
 
 `simulate` runs programs of the grid one after the other; inside one, warps run in an order drawn from the seed, each up to its next
-barrier. What is reported does not depend on that order: races are found by vector clocks. `check` raises the first report.
+barrier. Whether a kernel is found wrong does not depend on that order: races are found by vector clocks. `check` raises the first report.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Container, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -72,6 +72,7 @@ class Simulation:
         self.reports: list[FcError] = []
         self.seen: set[tuple[Any, ...]] = set()
         self.unwritten: dict[Op, tuple[str, Agent]] = {}
+        self.early: list[tuple[Conflict, Agent, Op, str, int]] = []  # reads under another warp's copy, and when
         self.steps = 0
         self.maps: dict[Any, Any] = {}  # addresses by op, warp and position: the same in every program
         self.offsets = dict(zip(kernel.buffers, self._offsets()))
@@ -150,10 +151,24 @@ class Simulation:
 
     def conflict(self, c: Conflict, agent: Agent, op: Op, ring: Value, offset: int) -> None:
         where = self.locate(ring, c.byte - offset)
-        code = "sim/race" if c.kind == "race" else "sim/stale"
         if c.kind == "unwritten":
             self.unwritten.setdefault(op, (where, agent))
             return
+        if c.kind == "stale" and c.agent != agent.number:
+            self.early.append((c, agent, op, where, int(self.shared.clock[agent.number, agent.number])))
+            return
+        self.tell(c, agent, op, where)
+
+    def landed(self, copy: Op, owner: Agent) -> None:
+        """A copy is complete. Who read under it either raced with that moment or, if ordered before it, was too early in any case."""
+        for entry in [e for e in self.early if e[0].op is copy and e[0].agent == owner.number]:
+            c, reader, op, where, time = entry
+            self.early.remove(entry)
+            race = time > self.shared.clock[owner.number, reader.number]
+            self.tell(replace(c, kind="race" if race else "stale"), reader, op, where)
+
+    def tell(self, c: Conflict, agent: Agent, op: Op, where: str) -> None:
+        code = "sim/race" if c.kind == "race" else "sim/stale"
         other = self._who(c.agent)
         message = (f"{op.kind} touches {where} while its copy is in flight" if c.flying
                    else f"two {'lanes of one warp' if c.lanes else 'warps'} touch {where}, and nothing orders them")
@@ -182,7 +197,10 @@ class Simulation:
 
     def flush(self) -> None:
         """Report the reads of what nothing had written, but for those that race with a write that came later: which of these comes first is
-        the seed's doing."""
+        the seed's doing. And reads under copies of other warps that did not land: they were not waited for."""
+        for c, agent, op, where, _ in self.early:
+            self.tell(c, agent, op, where)
+        self.early.clear()
         for op, (where, agent) in self.unwritten.items():
             self.report("sim/stale", f"{op.kind} reads {where}, which nothing has written", op, notes=[f"{agent.who}: {describe(op)}"],
                         key=("unwritten", id(op)), hint="a copy or store before it, and what orders the two")
