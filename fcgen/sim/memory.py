@@ -41,10 +41,13 @@ class SharedMemory:
         self.bytes = np.full(self.size, 0xFF, np.uint8)  # NaN in every float format
         self.clock = np.zeros((self.agents, self.agents), np.int32)
         np.fill_diagonal(self.clock, 1)
-        self.sync = np.zeros(self.agents, np.int32)
+        self.sync = np.ones(self.agents, np.int32)
         self.w_agent = np.full(n, NOBODY, np.int16)
         self.w_time, self.w_sync, self.w_lane, self.w_op = (np.zeros(n, np.int32) for _ in range(4))
         self.r_time, self.r_sync, self.r_lane, self.r_op = (np.zeros((self.agents, n), np.int32) for _ in range(4))
+        # the last read by another lane than the last read's: whoever writes, one of the two is by another lane
+        self.s_lane, self.s_sync, self.s_op = (np.zeros((self.agents, n), np.int32) for _ in range(3))
+        self.scratch = np.zeros(n, np.int32)
         self.flight = np.full(n, NOBODY, np.int32)  # number of the op whose copy is under way
         self.f_agent, self.f_time = np.zeros(n, np.int16), np.zeros(n, np.int32)
         self._numbers: dict[int, int] = {}
@@ -75,14 +78,14 @@ class SharedMemory:
             never = self.w_agent[at] == NOBODY
             if never.any():
                 bad = Conflict("unwritten", None, NOBODY, int(at[never][0]) * 2)
-        known = self.r_sync[agent, at] == self.sync[agent]
-        lane = np.where(known & (self.r_time[agent, at] > 0) & (self.r_lane[agent, at] != lanes), SEVERAL, lanes)
-        self.r_lane[agent, at] = lane
-        twice = self.r_lane[agent, at] != lane  # read by several lanes at once
-        self.r_lane[agent, at[twice]] = SEVERAL
-        self.r_time[agent, at] = self.clock[agent, agent]
-        self.r_sync[agent, at] = self.sync[agent]
-        self.r_op[agent, at] = self.number(op)
+        lanes = self._one_lane_each(at, lanes)
+        prior = (self.r_time[agent, at] > 0) & (self.r_sync[agent, at] == self.sync[agent]) & (self.r_lane[agent, at] != lanes)
+        if prior.any():
+            p = at[prior]
+            self.s_lane[agent, p], self.s_sync[agent, p], self.s_op[agent, p] = (
+                self.r_lane[agent, p], self.r_sync[agent, p], self.r_op[agent, p])
+        self.r_lane[agent, at], self.r_time[agent, at] = lanes, self.clock[agent, agent]
+        self.r_sync[agent, at], self.r_op[agent, at] = self.sync[agent], self.number(op)
         return bad
 
     def write(self, agent: int, at: np.ndarray, lanes: np.ndarray, op: Op) -> Conflict | None:
@@ -107,6 +110,13 @@ class SharedMemory:
         self.flight[at] = NOBODY
         self.w_agent[at], self.w_time[at], self.w_sync[at] = agent, self.clock[agent, agent], self.sync[agent]
         self.w_lane[at], self.w_op[at] = lanes, self.number(op)
+
+    def _one_lane_each(self, at: np.ndarray, lanes: np.ndarray) -> np.ndarray:
+        """Lanes, SEVERAL where one access touches an element by more than one of them."""
+        self.scratch[at] = lanes
+        twice = self.scratch[at] != lanes
+        self.scratch[at[twice]] = SEVERAL
+        return self.scratch[at]
 
     # ---- conflicts -------------------------------------------------------------------------------------------------
 
@@ -133,11 +143,13 @@ class SharedMemory:
     def _against_reads(self, agent: int, at: np.ndarray, lanes: np.ndarray) -> Conflict | None:
         for a in range(self.agents):
             time = self.r_time[a, at]
+            ops = self.r_op[a, at]
             if a == agent:
-                bad = (time > 0) & (self.r_sync[a, at] == self.sync[agent]) & (self.r_lane[a, at] != lanes)
+                last = (time > 0) & (self.r_sync[a, at] == self.sync[agent]) & (self.r_lane[a, at] != lanes)
+                second = (self.s_sync[a, at] == self.sync[agent]) & (self.s_lane[a, at] != lanes)
+                bad, ops = last | second, np.where(last, ops, self.s_op[a, at])
             else:
                 bad = time > self.clock[agent, a]
             if bad.any():
-                g = at[bad][0]
-                return Conflict("race", self.ops[self.r_op[a, g]], a, int(g) * 2, a == agent)
+                return Conflict("race", self.ops[ops[bad][0]], a, int(at[bad][0]) * 2, a == agent)
         return None
