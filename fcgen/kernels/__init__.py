@@ -1,0 +1,1 @@
+"""The library of kernels, written in the DSL."""

@@ -1,0 +1,1 @@
+"""The DSL: a Python function over tiles, traced to tile IR."""
