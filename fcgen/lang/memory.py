@@ -134,7 +134,9 @@ def _store(t: Tracer, what: str, view: Any, value: Any, **attrs: Any) -> None:
         raise t.error("trace/dtype", f"{what}: the tile has not the tensor's dtype", expected=tensor.dtype, got=x,
                       hint=f"convert it: x.to({tensor.name}.dtype)")
     x = fill(t, x, v.axes, what) if v.axes or x.axes else x
-    if "reduce" not in attrs:
+    if "reduce" in attrs:
+        check_readable(t, tensor)
+    else:
         _check_owned(t, v)
     t.written.add(tensor.name)
     t.do("store", tensor._value, x.value, *(as_expr(s).value for s in v.scalars), index=v.words, guard=v.guard, **attrs)

@@ -1,0 +1,1 @@
+"""Running programs without a GPU: tile IR in NumPy."""
