@@ -16,7 +16,7 @@ def linear_attention(Q: "T[B, H, M, D]", K: "T[B, H, M, D]", V: "T[B, H, M, E]",
     w = log_decay[h]
     state = fc.var(fc.zeros(K.D, V.E))
     for rows in fc.loop(fc.tile(Q.M, "BLOCK_M")):
-        cols = fc.same(rows)  # the chunk again, as the axis of its keys
+        cols = rows.again()  # the chunk once more, as the axis of its keys
         q, k, v = fc.load(Q[b, h, rows]), fc.load(K[b, h, cols]), fc.load(V[b, h, cols])
         i, j = (rows.index - rows.start).to(fc.f32), (cols.index - cols.start).to(fc.f32)
         inside = fc.dot(q, k.T) * fc.where(i >= j, fc.exp((i - j) * w), 0.0)

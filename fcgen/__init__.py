@@ -1,37 +1,144 @@
 """fcgen: tiled kernels from a small Python DSL, as readable CUDA C++, checked without a GPU.
 
-Names are loaded when they are first used: `import fcgen` costs nothing.
+    import fcgen as fc
+
+    @fc.kernel
+    def scale(X: "T[M, D]", Y: "out T[M, D]", *, factor: "f32"):
+        (rows,) = fc.grid(fc.tile(X.M, "BLOCK_M"))
+        fc.store(Y[rows], (fc.load(X[rows]).to(fc.f32) * factor).to(Y.dtype))
+
+Importing this package loads neither torch nor a driver; what needs them is imported when it is used.
 """
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import Any
+
+from .errors import FcError
+from .ir.schedule import Schedule
+from .ir.types import bf16, f16, f32, f64, i1, i32, i64
+from .lang import spec as _spec
+from .lang.functions import (
+    abs,
+    atomic_add,
+    cast,
+    ceil,
+    cos,
+    dot,
+    erf,
+    exp,
+    exp2,
+    floor,
+    full,
+    gather,
+    grid,
+    inf,
+    load,
+    log,
+    log2,
+    loop,
+    max,
+    maximum,
+    min,
+    minimum,
+    rsqrt,
+    sigmoid,
+    sin,
+    sqrt,
+    store,
+    sum,
+    tanh,
+    tile,
+    var,
+    when,
+    where,
+    zeros,
+)
+from .lang.spec import Spec, kernel
 
 __version__ = "0.1.0"
 
-#: module -> the public names that it provides
-_PROVIDES = {
-    "fcgen.lang.spec": ("Spec", "kernel"),
-    "fcgen.lang.control": ("grid", "loop", "same", "span", "tile", "var", "when"),
-    "fcgen.lang.memory": ("atomic_add", "gather", "load", "store"),
-    "fcgen.lang.functions": ("abs", "arange", "cast", "ceil", "cos", "dot", "erf", "exp", "exp2", "floor", "full", "inf", "log", "log2",
-                             "max", "maximum", "min", "minimum", "rsqrt", "sigmoid", "sin", "sqrt", "sum", "tanh", "transpose", "where",
-                             "zeros"),
-    "fcgen.ir.types": ("bf16", "f16", "f32", "i32", "i64"),
-    "fcgen.ir.schedule": ("Schedule",),
-    "fcgen.errors": ("FcError", "Loc"),
-}
-_HOME = {name: module for module, names in _PROVIDES.items() for name in names}
-
 
 def __getattr__(name: str) -> Any:
-    module = _HOME.get(name)
-    if module is None:
+    """What brings more of the package along is imported on first use."""
+    from importlib import import_module
+
+    lazy = {"attention": ("attention", "attention"), "Program": ("program", "Program"), "compile": ("api", "compile"),
+            "gpu_available": ("api", "gpu_available"), "gpu_target": ("api", "gpu_target"), "round_to": ("api", "round_to"),
+            "program_from_text": ("api", "program_from_text")}
+    if name not in lazy:
         raise AttributeError(f"module 'fcgen' has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(module), name)
+    module, attribute = lazy[name]
+    value = getattr(import_module(f".{module}", __name__), attribute)
+    globals()[name] = value
     return value
 
 
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME})
+def _compile(spec: Spec, target: str | None, schedule: Schedule | None, binding: dict[str, Any]) -> Any:
+    from .api import compile
+
+    return compile(spec, target=target, schedule=schedule, **binding)
+
+
+def _call(spec: Spec, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    from .api import call
+
+    return call(spec, args, kwargs)
+
+
+_spec.compile_hook, _spec.call_hook = _compile, _call
+
+__all__ = [
+    "FcError",
+    "Program",
+    "Schedule",
+    "Spec",
+    "abs",
+    "atomic_add",
+    "attention",
+    "bf16",
+    "cast",
+    "ceil",
+    "compile",
+    "cos",
+    "dot",
+    "erf",
+    "exp",
+    "exp2",
+    "f16",
+    "f32",
+    "f64",
+    "floor",
+    "full",
+    "gather",
+    "gpu_available",
+    "gpu_target",
+    "grid",
+    "i1",
+    "i32",
+    "i64",
+    "inf",
+    "kernel",
+    "load",
+    "log",
+    "log2",
+    "loop",
+    "max",
+    "maximum",
+    "min",
+    "minimum",
+    "program_from_text",
+    "round_to",
+    "rsqrt",
+    "sigmoid",
+    "sin",
+    "sqrt",
+    "store",
+    "sum",
+    "tanh",
+    "tile",
+    "var",
+    "when",
+    "where",
+    "zeros",
+]

@@ -1,10 +1,19 @@
-"""Tests marked `gpu` are skipped, with the reason, where no kernel can be launched."""
+"""Shared fixtures: golden files; tests marked `gpu` are skipped, with the reason, where no kernel can be launched."""
 
 from __future__ import annotations
+
+import difflib
+from pathlib import Path
 
 import pytest
 
 from fcgen.runtime import driver
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-golden", action="store_true", help="write what the tests produce as the new golden files")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -13,3 +22,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not ok:
         for item in marked:
             item.add_marker(pytest.mark.skip(reason=f"needs a GPU: {reason}"))
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest):
+    """`golden(name, text)` compares text with tests/golden/<name>; `--update-golden` writes it instead.
+    Review the diff like code."""
+
+    def check(name: str, text: str) -> None:
+        path = GOLDEN / name
+        if request.config.getoption("--update-golden"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8", newline="\n")
+            return
+        if not path.exists():
+            pytest.fail(f"no golden file {name}: run pytest --update-golden and review it")
+        want = path.read_text(encoding="utf-8")
+        if want != text:
+            diff = difflib.unified_diff(want.splitlines(), text.splitlines(), f"golden/{name}", "now", lineterm="", n=2)
+            pytest.fail("\n".join(["differs from the golden file (--update-golden accepts it)", *list(diff)[:80]]), pytrace=False)
+
+    return check

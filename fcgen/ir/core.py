@@ -12,7 +12,7 @@ from typing import Any
 
 from ..errors import Loc
 
-Attr = Any  # int | float | str | bool | tuple of these
+Attr = Any  # int | float | str | bool | None | a layout | tuple of these
 
 
 @dataclass(frozen=True, eq=False)

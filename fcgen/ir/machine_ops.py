@@ -53,8 +53,8 @@ define("slot", "machine", "View of slot (n + ahead) mod slots of a ring. `ahead`
        _slot, ahead=int)
 
 
-define("acquire", "machine", """`acquire views...`: from here on these tiles are read. Says where a loop wants to wait for its tiles; `sync` puts
-       the wait and the barrier in its place.""", _effect_only, effect="write")
+define("acquire", "machine", """`acquire views...`: from here on these tiles are read. Says where a loop wants to wait for its
+       tiles; `sync` puts the wait and the barrier in its place.""", _effect_only, effect="write")
 
 
 def _check_cp_async(op: Op) -> None:

@@ -205,4 +205,5 @@ _TYPE_WORDS: dict[type, str] = {int: "a whole number", float: "a number", bool: 
 
 def load_ops() -> None:
     """The tables live in modules that import this one."""
-    from . import machine_ops, tile_ops  # noqa: F401
+    if "for" not in OPS or "barrier" not in OPS:
+        from . import machine_ops, tile_ops  # noqa: F401

@@ -190,8 +190,9 @@ class _Reader(WordReader):
     def region(self, tree: Any, scope: dict[str, Value]) -> Block:
         inner, rest = dict(scope), list(tree.children)
         args: tuple[Value, ...] = ()
-        if rest and isinstance(rest[0], Tree) and rest[0].data == "args":
-            args = tuple(self.define(*self.arg(a), inner) for a in rest.pop(0).children if a is not None)
+        head = rest.pop(0)  # the arguments, or None
+        if head is not None:
+            args = tuple(self.define(*self.arg(a), inner) for a in head.children if a is not None)
         return Block(args, self.ops(rest, inner))
 
     def arg(self, tree: Any) -> tuple[Any, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from difflib import get_close_matches
 from typing import Any
 
 from ..errors import FcError
@@ -69,6 +70,27 @@ class Schedule:
             if not isinstance(v, int) or not 1 <= v <= 8:
                 raise FcError("compile/schedule", "Schedule.stages counts ring slots", expected="1 to 8", got=v)
 
+    @staticmethod
+    def parse(text: str) -> Schedule:
+        """The inverse of `str`: `tiles={BLOCK_M: 128, BLOCK_N: 64}, stages=2, math={s: wmma, acc: fma}`. Evaluates nothing."""
+        known = {f.name: f for f in fields(Schedule)}
+        values: dict[str, Any] = {}
+        for part in _split(text):
+            name, equals, value = (w.strip() for w in part.partition("="))
+            if not equals or name not in known:
+                near = get_close_matches(name, known, 1)
+                raise FcError("compile/schedule", f"Schedule has no field {name!r}", expected=", ".join(known), got=part.strip(),
+                              hint=f"did you mean {near[0]}?" if near else "write field=value, separated by commas")
+            if value.startswith("{") and value.endswith("}"):
+                pairs = [p.partition(":") for p in _split(value[1:-1])]
+                values[name] = {k.strip(): _word(v.strip()) for k, _, v in pairs}
+            else:
+                values[name] = _word(value)
+            want = type(known[name].default)
+            if want in (bool, int) and name not in ("stages",) and not isinstance(values[name], want):
+                raise FcError("compile/schedule", f"Schedule.{name} takes {'True or False' if want is bool else 'a number'}", got=value)
+        return Schedule(**values)
+
     def tile(self, name: str) -> int | None:
         return dict(self.tiles).get(name)
 
@@ -86,3 +108,20 @@ class Schedule:
             if v != f.default or f.name in ("tiles", "warps", "math", "stages"):
                 out.append(f"{f.name}=" + ("{" + ", ".join(f"{k}: {x}" for k, x in v) + "}" if isinstance(v, tuple) else str(v)))
         return ", ".join(out)
+
+
+def _split(text: str) -> list[str]:
+    """At the commas outside braces."""
+    parts, depth, start = [], 0, 0
+    for i, c in enumerate(text):
+        depth += (c == "{") - (c == "}")
+        if c == "," and depth == 0:
+            parts.append(text[start:i])
+            start = i + 1
+    return [p for p in (*parts, text[start:]) if p.strip()]
+
+
+def _word(text: str) -> Any:
+    if text in ("True", "true", "False", "false"):
+        return text in ("True", "true")
+    return int(text) if text.lstrip("-").isdigit() else text

@@ -9,7 +9,7 @@
     layout $0 = {w4@1 r2@2 l8@4 | r8@4 l4@1 r2@1}   # layouts that occur more than once get a name
     smem %k: f16[64,64]{panel 64 swizzle 128} x2
     role all warps 4 {
-      %m2 = for %lo, %hi, %m {tile = 64, label = BLOCK_N} (%j: i32, %m1: frag f32[128,64]$0) {   @attention.py:12
+      %m2 = for %lo, %hi, %m {label = BLOCK_N, tile = 64} (%j: i32, %m1: frag f32[128,64]$0) {   @attention.py:12
         yield %m1
       } : frag f32[128,64]$0
     }
@@ -40,6 +40,8 @@ REGION_WORDS = {"for": "live", "if": "else"}
 RESERVED = {"true": True, "false": False, "none": None, "inf": float("inf"), "nan": float("nan")}
 #: marks stand in one column, as far right as the longest line not above this
 MARK_COLUMN = 100
+#: the heads of regions are broken into lines of this length
+WIDTH = 120
 
 _NAME = re.compile(r"[^\W\d][\w.]*")
 _PLAIN = re.compile(r"[^\W\d]\w*")
@@ -234,10 +236,26 @@ class _Printer:
                 continue
             for i, r in enumerate(op.regions):
                 start = head if i == 0 else "} " + REGION_WORDS.get(op.kind, "and")
-                args = "(" + ", ".join([f"{self.names.define(a)}: {self.type(a.type)}" for a in r.args]) + ") " if r.args else ""
-                self.lines.append((f"{indent}{start} {args}{{", mark if i == 0 else ""))
+                args = [f"{self.names.define(a)}: {self.type(a.type)}" for a in r.args]
+                self.region_head(indent, start, args, mark if i == 0 else "")
                 self.block(r, indent + "  ")
             self.lines.append((indent + "}" + self.results(op), ""))
+
+    def region_head(self, indent: str, start: str, args: list[str], mark: str) -> None:
+        """`start (args) {`, over as many lines as it takes."""
+        line = f"{indent}{start} ({', '.join(args)}) {{" if args else f"{indent}{start} {{"
+        if len(line) <= WIDTH or not args:
+            self.lines.append((line, mark))
+            return
+        self.lines.append((indent + start, ""))
+        line = indent + "    (" + args[0]
+        for a in args[1:]:
+            if len(line) + len(a) + 6 > WIDTH:
+                self.lines.append((line + ",", ""))
+                line = indent + "     " + a
+            else:
+                line += ", " + a
+        self.lines.append((line + ") {", mark))
 
     def head(self, op: Op) -> str:
         names = self.names

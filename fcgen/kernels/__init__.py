@@ -1,1 +1,1 @@
-"""The library of kernels, written in the DSL."""
+"""The library, written in the DSL."""

@@ -1,8 +1,10 @@
-"""Softmax attention, one tile of query rows per program, walking the keys once (FlashAttention-2; Dao, 2023).
+# mypy: disable-error-code="name-defined, valid-type, syntax"
+# (annotations of specs are fcgen's own: "T[B, H, M, D]")
+"""Attention forward, as FlashAttention-2 (Dao, 2023) computes it: one pass over the keys with a running row maximum and sum.
 
-Masks say which keys a query sees: "none" (all), "causal_top_left" (key j if j <= i), "causal_bottom_right" (key j if
-j <= i + N - M: the last query sees every key), or a function (b, h, query index, key index) -> condition. score: a function (score, b, h,
-query index, key index) -> score, before the mask. Rows that see no key give O = 0 and LSE = -inf.
+    O[b, h, i] = sum_j softmax_j(q_i . k_j * scale) v_j        LSE[b, h, i] = log sum_j exp(q_i . k_j * scale)
+
+Heads may be grouped: H is a multiple of G, and head h of Q reads head h // (H / G) of K and V.
 """
 
 from __future__ import annotations
@@ -11,48 +13,64 @@ from collections.abc import Callable
 from typing import Any
 
 import fcgen as fc
-
-MASKS = ("none", "causal_top_left", "causal_bottom_right")
-#: compile-time choice -> (b, h, i, j, M, N) -> condition
-_VISIBLE: dict[str, Callable[..., Any]] = {
-    "causal_top_left": lambda b, h, i, j, M, N: j <= i,
-    "causal_bottom_right": lambda b, h, i, j, M, N: j <= i + (N - M),
-}
+from fcgen.lang.spec import Spec
 
 
-@fc.kernel
-def attention(Q: "T[B, H, M, D]", K: "T[B, Hk, N, D]", V: "T[B, Hk, N, E]", O: "out T[B, H, M, E]", LSE: "out f32[B, H, M] if lse",
-              *, scale: "f32 > 0", mask="none", score=None, lse=True):
+def visible(mask: str, rows: Any, cols: Any, M: Any, N: Any) -> Any:
+    """Which keys a row sees: "none" all, "causal_top_left" j <= i, "causal_bottom_right" j <= i + N - M."""
+    if mask == "causal_top_left":
+        return cols.valid & (cols.index <= rows.index)
+    if mask == "causal_bottom_right":
+        return cols.valid & (cols.index <= rows.index + (N - M))
+    if mask != "none":
+        raise fc.FcError("trace/static", "no such mask", expected="none, causal_top_left, causal_bottom_right", got=mask)
+    return cols.valid
+
+
+def _body(
+    Q: Any, K: Any, V: Any, O: Any, LSE: Any, scale: Any, mask: str, score: Callable[..., Any] | None, lse: bool, lazy: float
+) -> None:
     b, h, rows = fc.grid(Q.B, Q.H, fc.tile(Q.M, "BLOCK_M"))
-    g = h // (Q.H // K.Hk)
-
-    def live(cols):
-        if mask == "none":
-            return cols.valid
-        if callable(mask):
-            return cols.valid & mask(b, h, rows.index, cols.index)
-        return cols.valid & _VISIBLE[mask](b, h, rows.index, cols.index, Q.M, K.N)
-
+    g = h // (Q.H // K.G)
     q = fc.load(Q[b, h, rows])
-    m, l = fc.var(fc.full(rows, -fc.inf)), fc.var(fc.zeros(rows))
-    acc = fc.var(fc.zeros(rows, V.E))
+    m, l, acc = fc.var(fc.full(rows, -fc.inf)), fc.var(fc.zeros(rows)), fc.var(fc.zeros(rows, V.E))
+    live = lambda cols: visible(mask, rows, cols, Q.M, K.N)
     for cols in fc.loop(fc.tile(K.N, "BLOCK_N"), descending=True, live=live):
         k = fc.load(K[b, g, cols])
         s = fc.dot(q, k.T) * scale
         if score is not None:
             s = score(s, b, h, rows.index, cols.index)
         s = fc.where(live(cols), s, -fc.inf)
-        mn = fc.maximum(m, fc.max(s, axis=1))
-        base = fc.where(mn == -fc.inf, 0.0, mn)
-        p, a = fc.exp(s - base), fc.exp(m - base)
+        top = fc.maximum(m, fc.max(s, axis=1))
+        if lazy:  # keep a maximum that is only a little too small: then the factors below are exactly one
+            top = fc.where(top - m > lazy, top, m)
+        base = fc.where(top == -fc.inf, 0.0, top)
+        p, fade = fc.exp(s - base), fc.exp(m - base)
+        l <<= l * fade + fc.sum(p, axis=1)
         v = fc.load(V[b, g, cols])
-        l <<= l * a + fc.sum(p, axis=1)
-        acc <<= acc * a + fc.dot(p.to(V.dtype), v)
-        m <<= mn
-    fc.store(O[b, h, rows], fc.where(l > 0, acc / l, 0.0).to(O.dtype))
+        acc <<= acc * fade + fc.dot(p.to(V.dtype), v)
+        m <<= top
+    fc.store(O[b, h, rows], fc.where(l > 0.0, acc / l, 0.0).to(O.dtype))
     if lse:
         fc.store(LSE[b, h, rows], m + fc.log(l))
 
 
-#: the same for scales of any sign
-attention_any_scale = attention.annotated(scale="f32")
+@fc.kernel
+def attention(Q: T[B, H, M, D], K: T[B, G, N, D], V: T[B, G, N, E], O: "out T[B, H, M, E]", LSE: "out f32[B, H, M]", *,
+              scale: f32 > 0, mask="none", score=None, lazy=0.0):
+    _body(Q, K, V, O, LSE, scale, mask, score, True, lazy)
+
+
+@fc.kernel
+def attention_no_lse(Q: T[B, H, M, D], K: T[B, G, N, D], V: T[B, G, N, E], O: "out T[B, H, M, E]", *,
+                     scale: f32 > 0, mask="none", score=None, lazy=0.0):
+    _body(Q, K, V, O, None, scale, mask, score, False, lazy)
+
+
+@fc.kernel
+def attention_any_scale(Q: T[B, H, M, D], K: T[B, G, N, D], V: T[B, G, N, E], O: "out T[B, H, M, E]", LSE: "out f32[B, H, M]", *,
+                        scale: f32, mask="none", score=None, lazy=0.0):
+    _body(Q, K, V, O, LSE, scale, mask, score, True, lazy)
+
+
+SPECS: dict[str, Spec] = {"lse": attention, "plain": attention_no_lse, "any_scale": attention_any_scale}

@@ -1,1 +1,1 @@
-"""The DSL: a Python function over tiles, traced to tile IR."""
+"""The DSL: a traced Python function over tiles."""

@@ -1,192 +1,47 @@
-"""Handles that a spec computes with: values (scalars and tiles), tensors, and rectangles of tensors."""
+"""What a spec's function works with: tiles and scalars, variables, and the ranges that label their axes.
+
+Every tile axis carries a label: the `Range` that it runs over, or the name of the tensor dimension that it is. Operations align their
+operands by label, so `[rows, cols] - [rows]` needs no reshaping and can never pick the wrong axis of a square tile.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
 from typing import Any
 
+from ..errors import FcError
 from ..ir.core import Value
-from ..ir.types import DType, Scalar, Tensor
-from .axes import Label, Range, Size, Tiling, shape_of
-from .trace import Scope, Tracer, current
+from ..ir.types import DType, f32, i32
+from .trace import Scope, current, here
+
+Label = Any  # Range | str
 
 
-def _binary(fn: str, a: Any, b: Any) -> Expr:
-    from .arith import binary
+class Handle:
+    """A tile or a scalar of the program. Python operators are elementwise; `bool()` is refused, since no value is known yet."""
 
-    return binary(fn, a, b)
+    __array_priority__ = 1000
+    __hash__ = object.__hash__
 
-
-def _unary(fn: str, a: Any) -> Expr:
-    from .arith import elementwise
-
-    return elementwise(fn, (a,))
-
-
-class Operators:
-    """Python's operators, for everything that stands for a value."""
-
-    def describe(self) -> str:
-        raise NotImplementedError
-
-    def __add__(self, o: Any) -> Expr:
-        return _binary("add", self, o)
-
-    def __radd__(self, o: Any) -> Expr:
-        return _binary("add", o, self)
-
-    def __sub__(self, o: Any) -> Expr:
-        return _binary("sub", self, o)
-
-    def __rsub__(self, o: Any) -> Expr:
-        return _binary("sub", o, self)
-
-    def __mul__(self, o: Any) -> Expr:
-        return _binary("mul", self, o)
-
-    def __rmul__(self, o: Any) -> Expr:
-        return _binary("mul", o, self)
-
-    def __truediv__(self, o: Any) -> Expr:
-        return _binary("div", self, o)
-
-    def __rtruediv__(self, o: Any) -> Expr:
-        return _binary("div", o, self)
-
-    def __floordiv__(self, o: Any) -> Expr:
-        return _binary("floordiv", self, o)
-
-    def __rfloordiv__(self, o: Any) -> Expr:
-        return _binary("floordiv", o, self)
-
-    def __mod__(self, o: Any) -> Expr:
-        return _binary("mod", self, o)
-
-    def __rmod__(self, o: Any) -> Expr:
-        return _binary("mod", o, self)
-
-    def __pow__(self, o: Any) -> Expr:
-        return _binary("pow", self, o)
-
-    def __rpow__(self, o: Any) -> Expr:
-        return _binary("pow", o, self)
-
-    def __lshift__(self, o: Any) -> Expr:
-        return _binary("shl", self, o)
-
-    def __rlshift__(self, o: Any) -> Expr:
-        return _binary("shl", o, self)
-
-    def __rshift__(self, o: Any) -> Expr:
-        return _binary("shr", self, o)
-
-    def __rrshift__(self, o: Any) -> Expr:
-        return _binary("shr", o, self)
-
-    def __and__(self, o: Any) -> Expr:
-        return _binary("and", self, o)
-
-    def __rand__(self, o: Any) -> Expr:
-        return _binary("and", o, self)
-
-    def __or__(self, o: Any) -> Expr:
-        return _binary("or", self, o)
-
-    def __ror__(self, o: Any) -> Expr:
-        return _binary("or", o, self)
-
-    def __xor__(self, o: Any) -> Expr:
-        return _binary("xor", self, o)
-
-    def __rxor__(self, o: Any) -> Expr:
-        return _binary("xor", o, self)
-
-    def __lt__(self, o: Any) -> Expr:
-        return _binary("lt", self, o)
-
-    def __le__(self, o: Any) -> Expr:
-        return _binary("le", self, o)
-
-    def __gt__(self, o: Any) -> Expr:
-        return _binary("gt", self, o)
-
-    def __ge__(self, o: Any) -> Expr:
-        return _binary("ge", self, o)
-
-    def __eq__(self, o: Any) -> Expr:  # type: ignore[override]
-        return _binary("eq", self, o)
-
-    def __ne__(self, o: Any) -> Expr:  # type: ignore[override]
-        return _binary("ne", self, o)
-
-    def __hash__(self) -> int:
-        return id(self)
-
-    def __invert__(self) -> Expr:
-        return _unary("not", self)
-
-    def __neg__(self) -> Expr:
-        return _unary("neg", self)
-
-    def __pos__(self) -> Expr:
-        return as_expr(self)
-
-    def __abs__(self) -> Expr:
-        return _unary("abs", self)
-
-    def __ilshift__(self, o: Any) -> Any:
-        raise current("`<<=`").error("trace/usage", "`<<=` assigns to a var, and this is none", got=self.describe(),
-                                     hint="make it one before the loop: x = fc.var(init)")
-
-    def __bool__(self) -> bool:
-        raise current("a tile").error(
-            "trace/python-if", "a traced value has no Python truth value: `if`, `while`, `and`, `or`, `not` and chained "
-            "comparisons cannot depend on it", got=self.describe(),
-            hint="elementwise: fc.where(c, a, b), and & | ~ for conditions; for the whole program: with fc.when(c)")
-
-    def __iter__(self) -> Iterator[Any]:
-        raise current("a tile").error("trace/usage", "a traced value cannot be iterated or unpacked", got=self.describe(),
-                                      hint="tiles are computed with as a whole; fc.loop walks over tiles of a tensor")
-
-    def _number(self, what: str) -> Any:
-        raise current("a tile").error("trace/static", f"a traced value is no Python number: {what} needs one while tracing",
-                                      got=self.describe(), hint="pass the number as a compile-time parameter of the spec")
-
-    def __int__(self) -> int:
-        return self._number("int()")
-
-    def __index__(self) -> int:
-        return self._number("an index or range()")
-
-    def __float__(self) -> float:
-        return self._number("float()")
-
-    def to(self, dtype: DType) -> Expr:
-        from .arith import cast
-
-        return cast(self, dtype)
+    def __init__(self, value: Value, labels: tuple[Label, ...] = ()):
+        self._value: Value | None = value
+        self.labels = labels
+        self.scope: Scope | None = current().scope
 
     @property
-    def T(self) -> Expr:
-        from .functions import transpose
+    def value(self) -> Value:
+        if self._value is None:
+            raise FcError("trace/unset", "this variable has not been set", loc=here(), hint="assign it first: v <<= ...")
+        self.check_scope()
+        return self._value
 
-        return transpose(self)
-
-    @property
-    def dtype(self) -> DType:
-        return as_expr(self).dtype
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return as_expr(self).shape
-
-
-class Expr(Operators):
-    """A value of the traced program: a scalar, or a tile with one label per axis."""
-
-    def __init__(self, tracer: Tracer, value: Value, axes: tuple[Label, ...]):
-        self.tracer, self.value, self.axes = tracer, value, axes
-        self.scope: Scope = tracer.scope
+    def check_scope(self) -> None:
+        t = current()
+        assert self.scope is not None
+        if not self.scope.encloses(t.scope):
+            t.check_loops()
+            raise FcError("trace/unset", f"a value made inside a {self.scope.kind} is read outside of it", loc=here(),
+                          hint="carry it out in a variable: v = fc.var(...) before the loop, v <<= value inside, v after it")
 
     @property
     def dtype(self) -> DType:
@@ -194,160 +49,331 @@ class Expr(Operators):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return shape_of(self.axes)
-
-    def describe(self) -> str:
-        return f"{self.dtype}[{', '.join(map(repr, self.axes))}]" if self.axes else f"{self.dtype} scalar"
+        return self.value.type.shape
 
     def __repr__(self) -> str:
-        return f"<fcgen {self.describe()}>"
+        if self._value is None:
+            return "<unset variable>"
+        t = self._value.type
+        axes = ", ".join(f"{label_name(l)}: {n}" for l, n in zip(self.labels, t.shape))
+        return f"<{t.dtype} [{axes}]>" if axes else f"<{t.dtype} scalar>"
 
-    def take_name(self, name: str) -> None:
-        self.tracer.names.setdefault(self.value, name)
+    def to(self, dtype: DType | str) -> Handle:
+        """Converted to another dtype (round to nearest even)."""
+        from .annotations import as_dtype
 
-
-class RunSize(Operators):
-    """The run-time size of a dimension."""
-
-    def __init__(self, name: str):
-        self.name = name
-
-    @property
-    def expr(self) -> Expr:
-        t = current("a size")
-        return t.wrap(t.emit("size", name=self.name, dim=self.name))
-
-    def describe(self) -> str:
-        return f"run-time size {self.name}"
-
-    def __repr__(self) -> str:
-        return f"<fcgen {self.describe()}>"
-
-
-class TensorHandle:
-    """A tensor parameter. `Q.M` is the size of its dimension M: a number if bound, else a run-time scalar."""
-
-    def __init__(self, tracer: Tracer, value: Value, names: tuple[str | int, ...], role: str):
-        self._tracer, self._value, self._names, self._role = tracer, value, names, role
+        d = as_dtype(dtype, "dtype")
+        return self if d == self.dtype else Handle(current().emit("cast", self.value, to=d.name), self.labels)
 
     @property
-    def name(self) -> str:
-        return self._value.name
-
-    @property
-    def dtype(self) -> DType:
-        return self._value.type.dtype
-
-    @property
-    def shape(self) -> tuple[Any, ...]:
-        return tuple(self._size(n) for n in self._names)
-
-    def _size(self, name: str | int) -> Any:
-        if isinstance(name, int):
-            return Size(name, str(name))
-        return Size(self._tracer.sizes[name], name) if name in self._tracer.sizes else RunSize(name)
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):
-            raise AttributeError(name)
-        if name in self._names:
-            return self._size(name)
-        raise self._tracer.error("trace/usage", f"tensor {self.name} has no dimension {name}",
-                                 expected=", ".join(map(str, self._names)), got=name)
-
-    def __getitem__(self, index: Any) -> Any:
-        from .memory import index_tensor
-
-        return index_tensor(self, index if isinstance(index, tuple) else (index,))
-
-    def describe(self) -> str:
-        return f"tensor {self.name}: {self.dtype}[{', '.join(map(str, self._names))}]"
-
-    def __repr__(self) -> str:
-        return f"<fcgen {self.describe()}>"
+    def T(self) -> Handle:
+        """The transposed view of a 2-d tile."""
+        if len(self.shape) != 2:
+            raise FcError("trace/shape", ".T is for 2-d tiles", got=repr(self), loc=here())
+        return Handle(current().emit("transpose", self.value), self.labels[::-1])
 
     def __bool__(self) -> bool:
-        return True  # `if LSE:` asks whether an optional tensor was given
+        raise FcError("trace/python-if", "a value of the program has no truth value while it is traced", got=repr(self), loc=here(),
+                      hint="choose with fc.where(cond, a, b), or branch on a scalar with `with fc.when(cond):`; "
+                           "`and`, `or`, `not` are &, |, ~")
 
-    def __iter__(self) -> Iterator[Any]:
-        raise self._tracer.error("trace/usage", "a tensor cannot be iterated", hint="index it with the ranges of fc.grid and fc.loop")
+    def __iter__(self) -> Any:
+        raise FcError("trace/usage", "a tile cannot be iterated over", got=repr(self), loc=here(), hint="loop over a range: fc.loop(...)")
 
-    def _mistaken(self, *_: Any) -> Any:
-        raise self._tracer.error("trace/usage", f"{self.name} is a tensor, not a tile", got=self.describe(),
-                                 hint=f"load a tile of it first: fc.load({self.name}[...])")
+    def __index__(self) -> int:
+        raise FcError("trace/usage", "a value of the program is not a Python integer", got=repr(self), loc=here(),
+                      hint="sizes that Python needs must be bound when the spec is compiled")
 
-    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = _mistaken
-    __lt__ = __le__ = __gt__ = __ge__ = __neg__ = _mistaken
+    def __float__(self) -> float:
+        raise FcError("trace/usage", "a value of the program is not a Python number", got=repr(self), loc=here())
+
+    # ---- operators: elementwise ----
+
+    def __add__(self, other: Any) -> Handle:
+        return elementwise("add", self, other)
+
+    def __radd__(self, other: Any) -> Handle:
+        return elementwise("add", other, self)
+
+    def __sub__(self, other: Any) -> Handle:
+        return elementwise("sub", self, other)
+
+    def __rsub__(self, other: Any) -> Handle:
+        return elementwise("sub", other, self)
+
+    def __mul__(self, other: Any) -> Handle:
+        return elementwise("mul", self, other)
+
+    def __rmul__(self, other: Any) -> Handle:
+        return elementwise("mul", other, self)
+
+    def __floordiv__(self, other: Any) -> Handle:
+        return elementwise("floordiv", self, other)
+
+    def __rfloordiv__(self, other: Any) -> Handle:
+        return elementwise("floordiv", other, self)
+
+    def __mod__(self, other: Any) -> Handle:
+        return elementwise("mod", self, other)
+
+    def __rmod__(self, other: Any) -> Handle:
+        return elementwise("mod", other, self)
+
+    def __pow__(self, other: Any) -> Handle:
+        return elementwise("pow", self, other)
+
+    def __rpow__(self, other: Any) -> Handle:
+        return elementwise("pow", other, self)
+
+    def __and__(self, other: Any) -> Handle:
+        return elementwise("and", self, other)
+
+    def __rand__(self, other: Any) -> Handle:
+        return elementwise("and", other, self)
+
+    def __or__(self, other: Any) -> Handle:
+        return elementwise("or", self, other)
+
+    def __ror__(self, other: Any) -> Handle:
+        return elementwise("or", other, self)
+
+    def __xor__(self, other: Any) -> Handle:
+        return elementwise("xor", self, other)
+
+    def __rxor__(self, other: Any) -> Handle:
+        return elementwise("xor", other, self)
+
+    def __lshift__(self, other: Any) -> Handle:
+        return elementwise("shl", self, other)
+
+    def __rlshift__(self, other: Any) -> Handle:
+        return elementwise("shl", other, self)
+
+    def __rshift__(self, other: Any) -> Handle:
+        return elementwise("shr", self, other)
+
+    def __rrshift__(self, other: Any) -> Handle:
+        return elementwise("shr", other, self)
+
+    def __truediv__(self, other: Any) -> Handle:
+        return elementwise("div", self._dividable(), other)
+
+    def __rtruediv__(self, other: Any) -> Handle:
+        return elementwise("div", other, self._dividable())
+
+    def _dividable(self) -> Handle:
+        if not self.dtype.is_float:
+            raise FcError("trace/dtype", "/ is for floats", got=repr(self), loc=here(), hint="use // for integers, or .to(fc.f32)")
+        return self
+
+    def __lt__(self, other: Any) -> Handle:
+        return elementwise("lt", self, other)
+
+    def __le__(self, other: Any) -> Handle:
+        return elementwise("le", self, other)
+
+    def __gt__(self, other: Any) -> Handle:
+        return elementwise("gt", self, other)
+
+    def __ge__(self, other: Any) -> Handle:
+        return elementwise("ge", self, other)
+
+    def __eq__(self, other: Any) -> Handle:  # type: ignore[override]
+        return elementwise("eq", self, other)
+
+    def __ne__(self, other: Any) -> Handle:  # type: ignore[override]
+        return elementwise("ne", self, other)
+
+    def __neg__(self) -> Handle:
+        return elementwise("neg", self)
+
+    def __abs__(self) -> Handle:
+        return elementwise("abs", self)
+
+    def __invert__(self) -> Handle:
+        return elementwise("not", self)
 
 
-class View(Operators):
-    """A rectangle of a tensor: words, scalars and guards as the IR has them. A view of one element is also a scalar."""
 
-    def __init__(self, tensor: TensorHandle, words: tuple[str, ...], scalars: tuple[Expr, ...], axes: tuple[Label, ...],
-                 guard: tuple[bool, ...]):
-        self.tensor, self.words, self.scalars, self.axes, self.guard = tensor, words, scalars, axes, guard
-        self._element: Expr | None = None
+class Var(Handle):
+    """A variable: reads as its current value; `v <<= x` assigns. What a loop's body assigns is carried from iteration to iteration."""
 
-    @property
-    def element(self) -> Expr:
-        from .memory import gather
+    def __init__(self, init: Handle | None):
+        self._value = None if init is None else init.value
+        self.labels = () if init is None else init.labels
+        self.scope = current().scope
+        self.name = ""
+        current().variables.append(self)
 
-        t = self.tensor._tracer
-        if self.axes:
-            raise t.error("trace/usage", f"a rectangle of {self.tensor.name} is not a tile yet", got=self.describe(),
-                          hint="load it: fc.load(...)")
-        if self._element is None or self._element.scope.closed or self.tensor._role == "inout":
-            self._element = gather(self.tensor, *self.scalars)
-        return self._element
+    def __ilshift__(self, other: Any) -> Var:
+        self.check_scope()
+        if self._value is None:
+            x = lift(other, None)
+            self.labels = x.labels
+        else:
+            x = lift(other, self._value.type.dtype)
+            if x.value.type.dtype != self._value.type.dtype:
+                raise FcError("trace/dtype", "a variable keeps its dtype", expected=self._value.type.dtype, got=x.value.type.dtype,
+                              loc=here(), hint=f"convert: .to(fc.{self._value.type.dtype})")
+            if set(x.labels) != set(self.labels) or len(x.labels) != len(self.labels):
+                raise FcError("trace/shape", "a variable keeps its axes", expected=repr(self), got=repr(x), loc=here())
+            x = aligned(x, self.labels)
+        self._value = x.value
+        return self
 
-    def describe(self) -> str:
-        return f"{self.tensor.dtype}[{', '.join(map(repr, self.axes))}] of tensor {self.tensor.name}"
+
+class Range:
+    """A run of positions along a dimension: what `fc.tile` of a grid or loop axis yields, and an axis label of what it indexes."""
+
+    count = 0
+
+    def __init__(self, block: str, size: int, start: Value, dim: str | int):
+        self.block, self.size, self.dim = block, size, dim
+        self.scope = current().scope
+        self._start = start
+        Range.count += 1
+        self.number = Range.count
 
     def __repr__(self) -> str:
-        return f"<fcgen {self.describe()}>"
+        return f"<range {self.block} of {self.size} along {self.dim}>"
 
-    def take_name(self, name: str) -> None:
-        if self._element is not None:
-            self._element.take_name(name)
+    @property
+    def start(self) -> Handle:
+        """The first position, an i32 scalar."""
+        return self._scoped(Handle(self._start))
 
+    @property
+    def index(self) -> Handle:
+        """The positions, i32 [self]."""
+        t = current()
+        return Handle(t.emit("add", t.emit("iota", shape=(self.size,)), self.start.value), (self,))
 
-def as_expr(x: Any) -> Expr:
-    """The current value behind a handle, checked to be usable here."""
-    from .control import Var
+    @property
+    def valid(self) -> Handle:
+        """Which positions lie inside the dimension, i1 [self]."""
+        return elementwise("lt", self.index, dim_size(self.dim))
 
-    t = current("a tile")
-    if isinstance(x, Var):
-        x = x.get()
-    elif isinstance(x, RunSize):
-        x = x.expr
-    elif isinstance(x, View):
-        x = x.element
-    if not isinstance(x, Expr):
-        hint = None
-        if isinstance(x, TensorHandle):
-            hint = f"load a tile of it: fc.load({x.name}[...])"
-        elif isinstance(x, Range):
-            hint = "its positions are `.index`, its first one `.start`"
-        elif isinstance(x, Tiling):
-            hint = "give it to fc.grid or fc.loop, which hand out its ranges"
-        elif x is None:
-            hint = "an optional parameter that was not given is None: ask with Python's `if x is not None`"
-        raise t.error("trace/usage", "this is no scalar and no tile", expected="a tile, a scalar or a number",
-                      got=x.describe() if hasattr(x, "describe") else repr(x)[:60], hint=hint)
-    if x.tracer is not t:
-        raise t.error("trace/unset", "this value belongs to another trace", got=x.describe(),
-                      hint="do not keep handles between calls: make the value inside the spec")
-    if x.scope.closed:
-        name = t.names.get(x.value)
-        raise t.error("trace/unset", f"{f'`{name}`' if name else 'this value'} was made inside {x.scope.what} and is used after it",
-                      got=x.describe(), notes=[f"{x.scope.what} starts at {x.scope.loc}"],
-                      hint="carry it out in a var: x = fc.var(init) before, x <<= value inside")
-    return x
+    def again(self) -> Range:
+        """The same positions as an axis of its own, for products of a chunk with itself."""
+        twin = Range(self.block, self.size, self.start.value, self.dim)
+        return twin
+
+    def _scoped(self, h: Handle) -> Handle:
+        h.scope = self.scope
+        h.check_scope()
+        return h
+
+    def __iter__(self) -> Any:
+        raise FcError(
+            "trace/usage", "a range is not a loop", got=repr(self), loc=here(), hint="for cols in fc.loop(fc.tile(K.N, 'BLOCK_N')):"
+        )
 
 
-def tensor_type(dtype: DType, names: tuple[str | int, ...], sizes: dict[str, int]) -> Tensor:
-    return Tensor(dtype, tuple(sizes.get(n, n) if isinstance(n, str) else n for n in names))
+class TiledSize:
+    """`fc.tile(size, "BLOCK")`: a dimension cut into blocks. An axis of the grid, or what a loop runs over."""
+
+    def __init__(self, dim: str | int, block: str):
+        self.dim, self.block = dim, block
+        t = current()
+        if block not in t.tiles:
+            raise FcError("trace/static", f"no tile size is given for {block}", loc=here(), got=", ".join(t.tiles) or "no tile sizes",
+                          hint=f'Schedule(tiles={{"{block}": 64, ...}})')
+        self.size = t.tiles[block]
+        t.used_tiles.add(block)
 
 
-def is_scalar(x: Expr) -> bool:
-    return isinstance(x.value.type, Scalar)
+def label_name(label: Label) -> str:
+    return label.block if isinstance(label, Range) else str(label)
+
+
+def dim_size(dim: str | int) -> Handle:
+    t = current()
+    if isinstance(dim, int):
+        return lift(dim, i32)
+    h = Handle(t.size(dim))
+    while h.scope is not None and h.scope.parent is not None and h.scope.parent.parent is not None:
+        h.scope = h.scope.parent  # it stands at the top of the kernel
+    return h
+
+
+# ---- numbers, alignment, elementwise ---------------------------------------------------------------------------------------
+
+
+def lift(x: Any, dtype: DType | None) -> Handle:
+    """A handle for a Python number; its dtype is that of what it meets."""
+    if isinstance(x, Handle):
+        return x
+    if isinstance(x, bool):
+        return Handle(current().emit("const", value=x, dtype="i1"))
+    if hasattr(x, "item") and not isinstance(x, (int, float)) and getattr(x, "shape", None) == ():
+        x = x.item()
+    if not isinstance(x, (int, float)):
+        hint = "load it first: fc.load(T[...])" if type(x).__name__ in ("View", "TensorParam") else None
+        raise FcError("trace/usage", "this is not a value of the program", got=repr(x), loc=here(), hint=hint)
+    if dtype is None:
+        dtype = i32 if isinstance(x, int) else f32
+    if dtype.is_float:
+        return Handle(current().emit("const", value=float(x), dtype=dtype.name))
+    if isinstance(x, float) and (not x.is_integer() or math.isinf(x)):
+        raise FcError(
+            "trace/dtype", "a fractional number meets integers", expected=dtype, got=x, loc=here(), hint="convert the tile: .to(fc.f32)"
+        )
+    if isinstance(x, float):
+        raise FcError(
+            "trace/dtype", "a float meets integers", expected=dtype, got=x, loc=here(), hint=f"write {int(x)}, or convert: .to(fc.f32)"
+        )
+    return Handle(current().emit("const", value=int(x), dtype=dtype.name))
+
+
+def joint_labels(handles: list[Handle]) -> tuple[Label, ...]:
+    """The axes of an elementwise result: those of the operand that has them all, else all of them, ranges in the order they were made."""
+    every = list(dict.fromkeys(l for h in handles for l in h.labels))
+    for h in handles:
+        if len(h.labels) == len(every):
+            return h.labels
+    ranges = sorted((l for l in every if isinstance(l, Range)), key=lambda r: r.number)
+    return (*ranges, *(l for l in every if not isinstance(l, Range)))
+
+
+def aligned(h: Handle, labels: tuple[Label, ...], sizes: dict[Label, int] | None = None) -> Handle:
+    """`h` with exactly these axes in this order."""
+    if h.labels == labels or not h.labels:
+        return h
+    t = current()
+    if len(h.labels) == len(labels):
+        return Handle(t.emit("transpose", h.value), labels)
+    if len(h.labels) == 2 and [l for l in labels if l in h.labels] != list(h.labels):
+        h = h.T
+    assert sizes is not None
+    axes = tuple(labels.index(l) for l in h.labels)
+    return Handle(t.emit("broadcast", h.value, axes=axes, shape=tuple(sizes[l] for l in labels)), labels)
+
+
+def spread(handles: list[Handle]) -> tuple[list[Handle], tuple[Label, ...]]:
+    """Operands brought to their joint axes; scalars stay scalars."""
+    labels = joint_labels(handles)
+    sizes: dict[Label, int] = {}
+    for h in handles:
+        for l, n in zip(h.labels, h.shape):
+            if sizes.setdefault(l, n) != n:
+                raise FcError("trace/shape", f"two axes called {label_name(l)} differ in size", expected=sizes[l], got=n, loc=here())
+    if len(labels) > 2:
+        raise FcError("trace/shape", "these operands do not share their axes, and together have more than two",
+                      expected="one or two axes in all", got="; ".join(map(repr, handles)), loc=here(),
+                      hint="axes are told apart by the range or dimension they run over")
+    return [aligned(h, labels, sizes) for h in handles], labels
+
+
+def elementwise(name: str, *args: Any) -> Handle:
+    known = [a for a in args if isinstance(a, Handle)]
+    dtype = next((h.dtype for h in known if h.labels), known[0].dtype if known else None)
+    if name in ("and", "or", "xor", "not") and dtype is not None and dtype.is_float:
+        raise FcError("trace/dtype", "&, |, ^ and ~ are for conditions and integers", got=repr(known[0]), loc=here())
+    handles = [lift(a, dtype) for a in args]
+    dtypes = list(dict.fromkeys(h.dtype for h in handles))
+    if len(dtypes) > 1:
+        a, b = (next(h for h in handles if h.dtype == d) for d in dtypes[:2])
+        raise FcError("trace/dtype", f"{name} of two dtypes", expected=repr(a), got=repr(b), loc=here(),
+                      hint=f"convert one of them: .to(fc.{dtypes[0]})")
+    handles, labels = spread(handles)
+    return Handle(current().emit(name, *[h.value for h in handles]), labels)

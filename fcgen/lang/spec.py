@@ -1,157 +1,185 @@
-"""`@fc.kernel`: a Python function over tiles, and its trace to a tile kernel."""
+"""`@fc.kernel`: a Python function becomes a `Spec`, which traces to tile IR for a binding and tile sizes."""
 
 from __future__ import annotations
 
-import copy
 import functools
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from ..errors import FcError
-from ..ir.core import Kernel, Role, Value
+from ..errors import FcError, Loc
+from ..ir.core import Block, Kernel, Role, Value, definitions, walk
 from ..ir.ops import verify
-from ..ir.types import Scalar, Tensor
-from .annotations import Param, Signature, def_loc, read_signature
-from .handles import TensorHandle
-from .names import Finisher
-from .trace import Tracer, tracing
+from ..ir.types import DTYPES, Scalar, Tensor
+from .annotations import Param, Signature, as_dtype, read_signature
+from .handles import Handle, Range
+from .tensors import TensorParam
+from .trace import Trace, here, shown, tracing
 from .until import until
+
+#: set by the package: what `spec.compile` and a call of a spec do (the language itself knows no compiler)
+compile_hook: Callable[..., Any] | None = None
+call_hook: Callable[..., Any] | None = None
 
 
 class Spec:
-    """A kernel in the DSL. `trace` makes tile IR; nothing runs before.
+    """A kernel specification. `trace` gives tile IR; `compile` a program for a target; calling it compiles for its arguments and runs.
 
-    name: the function's. signature: its parameters, dimensions, free dtype names, and the block names met in traces so far.
+    signature: its parameters. Compile-time facts are given by name: dtypes (`T=fc.f16`), sizes (`D=64`), Python values.
     """
 
-    def __init__(self, fn: Callable[..., Any]):
-        if not hasattr(fn, "__code__"):
-            raise FcError("trace/usage", "@fc.kernel decorates a Python function", got=repr(fn))
+    def __init__(self, fn: Callable[..., Any], stop: str | None = None):
+        self.fn, self.stop = fn, stop
+        code = fn.__code__
+        self.loc = Loc(shown(code.co_filename), code.co_firstlineno)
+        self.signature: Signature = read_signature(fn, self.loc)
         functools.update_wrapper(self, fn)
-        self.fn, self.name = fn, fn.__name__
-        self.loc = def_loc(fn)
-        self.signature: Signature = read_signature(fn)
-        self._until: str | None = None
+
+    @property
+    def name(self) -> str:
+        return self.fn.__name__ if self.stop is None else f"{self.fn.__name__}_until_{self.stop}"
 
     def __repr__(self) -> str:
-        return f"<fcgen spec {self.name}{f' until {self._until}' if self._until else ''} at {self.loc.short}>"
+        return f"<fcgen spec {self.name}({', '.join(p.name for p in self.signature.params)})>"
+
+    def until(self, name: str) -> Spec:
+        """The same spec, stopped at the value called `name`: its kernel writes that value to an extra output `UNTIL` instead of the
+        spec's own outputs."""
+        return Spec(self.fn, name)
+
+    def compile(self, *, target: str | None = None, schedule: Any = None, **binding: Any) -> Any:
+        """A `Program` for a target (the GPU's own if None)."""
+        assert compile_hook is not None, "import fcgen"
+        return compile_hook(self, target, schedule, binding)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        raise FcError("trace/usage", f"{self.name} is a kernel spec and is not called as a function", loc=self.loc,
-                      hint=f"compile it first: {self.name}.compile(T=fc.f16, ...)")
+        assert call_hook is not None, "import fcgen"
+        return call_hook(self, args, kwargs)
 
-    def until(self, name: str) -> Any:
-        """The same spec, stopped at a named value: it stores that value to one more parameter, UNTIL, and nothing else."""
-        out = copy.copy(self)
-        out._until = name
-        return out
-
-    def annotated(self, **annotations: str) -> Any:
-        """The same spec with other annotations for some parameters."""
-        out = copy.copy(self)
-        out.signature = read_signature(self.fn, annotations)
-        return out
-
-    def trace(self, tiles: Mapping[str, int] | None = None, **binding: Any) -> Kernel:
-        """The tile kernel for these tile sizes, dtypes (T=fc.f16), dimension sizes (D=64) and compile-time values.
-
-        Dimensions that are not bound are run-time sizes. Raises FcError "trace/..." with the line of the spec."""
-        sig = self.signature
-        self._check_names(binding)
-        sizes = {d: self._size(d, binding[d]) for d in sig.dims if d in binding}
-        statics = {p.name: self._static(p, binding) for p in sig.statics}
-        t = Tracer(self.name, self.fn.__code__, dict(tiles) if type(tiles) is dict else (tiles or {}), sizes, self.loc)
+    def trace(self, tiles: Mapping[str, int], **binding: Any) -> Kernel:
+        """Tile IR for these BLOCK sizes and compile-time facts."""
+        self._check_binding(binding)
+        t = Trace(self.fn.__name__, inspect.unwrap(self.fn).__code__, dict(tiles), binding)
         params: list[Value] = []
-        flags: dict[str, tuple[str, ...]] = {}
-        handles: dict[str, Any] = {}
         with tracing(t):
-            for p in sig.params:
+            given = {}
+            for p in self.signature.params:
                 if p.kind == "static":
-                    handles[p.name] = statics[p.name]
+                    given[p.name] = binding.get(p.name, p.default)
                     continue
-                if p.condition is not None and not statics[p.condition]:
-                    handles[p.name] = None
-                    continue
-                dtype = sig.dtype(p, binding)
-                words = (("out",) if p.role == "out" else ("out", "inout") if p.written else ()) + (("positive",) if p.positive else ())
-                if words:
-                    flags[p.name] = words
-                if p.kind == "scalar":
-                    v = Value(Scalar(dtype), p.name)
-                    handles[p.name] = t.wrap(v)
-                    t.names[v] = p.name
-                else:
-                    v = Value(Tensor(dtype, tuple(sizes.get(d, d) if isinstance(d, str) else d for d in p.dims)), p.name)
-                    handles[p.name] = TensorHandle(t, v, p.dims, p.role)
+                v = Value(self._type(p, binding), p.name)
                 params.append(v)
-            self.fn(**handles)
-            kernel = self._finish(t, tuple(params), flags, [p for p in sig.params if handles[p.name] is not None])
-        if t.blocks:
-            self.signature = replace(sig, blocks=tuple(dict.fromkeys((*self.signature.blocks, *t.blocks))))
-        return kernel if self._until is None else until(kernel, self._until)
+                given[p.name] = TensorParam(v, p.dims, p.flags) if p.kind == "tensor" else Handle(v)
+            with t.block("kernel"):
+                try:
+                    self.fn(**given)
+                except FcError as e:
+                    raise e.at(self.loc) from None
+                t.check_loops()
+                self._sweep_last(t)
+                body = Block(tuple(t.ids), tuple(t.scope.builder.ops))
+        self._check_outputs(t, body)
+        named = t.named(body)
+        ids = [replace(a, name=a.name or f"i{n}") for n, a in enumerate(named.args)]
+        named = _rename_args(named, ids)
+        grid = tuple(replace(g, name=v.name) for g, v in zip(t.grid, ids))
+        flags = {p.name: tuple("out" if f == "inout" else f for f in p.flags) for p in self.signature.params if p.flags}
+        kernel = Kernel(self.fn.__name__, "tile", tuple(params), grid, (Role("all", 0, named),), flags)
+        kernel = until(kernel, self.stop) if self.stop else kernel
+        return verify(kernel)
 
-    def block_names(self, **binding: Any) -> tuple[str, ...]:
-        """The tile names that the spec asks a schedule for."""
-        self.trace(_AnySize(), **binding)
-        return self.signature.blocks
+    # ---- checks ----------------------------------------------------------------------------------------------------
 
-    def _finish(self, t: Tracer, params: tuple[Value, ...], flags: dict[str, tuple[str, ...]], given: list[Param]) -> Kernel:
-        if len(t.scopes) > 1:
-            raise FcError("trace/usage", f"{t.scope.what} was left early", loc=t.scope.loc,
-                          hint="no `break` or `return` leaves a traced loop: say where it ends with stop=, or mask with fc.where")
-        if t.grid is None:
-            raise FcError("trace/usage", f"{self.name} never called fc.grid, so it has no programs", loc=self.loc,
-                          hint="start with: b, h, rows = fc.grid(Q.B, Q.H, fc.tile(Q.M, \"BLOCK_M\"))")
-        for p in given:
-            if p.role == "out" and p.name not in t.written:
-                raise FcError("trace/usage", f"`{p.name}` is marked `out` and is never stored to", loc=p.loc,
-                              hint=f"store to it, or drop it; an output that a flag switches off is `\"out ... if flag\"`")
-        t.sweep()
-        body = t.scope.builder.block(t.grid_args)
-        finisher = Finisher(t, body)
-        block = finisher.block(body)
-        role = Role("all", 0, block)
-        return verify(Kernel(self.name, "tile", params, finisher.grid(t.grid_args), (role,), flags))
-
-    def _check_names(self, binding: Mapping[str, Any]) -> None:
+    def _check_binding(self, binding: Mapping[str, Any]) -> None:
         sig = self.signature
-        known = (*sig.free, *sig.dims, *(p.name for p in sig.statics))
+        known = {*sig.dims, *sig.dtype_names, *(p.name for p in sig.params if p.kind == "static")}
         for name in binding:
-            if name in known:
+            if name not in known:
+                from difflib import get_close_matches
+
+                near = get_close_matches(name, known, 1)
+                raise FcError("trace/static", f"{self.fn.__name__} has no compile-time parameter {name}", expected=", ".join(sorted(known)),
+                              got=name, loc=self.loc, hint=f"did you mean {near[0]}?" if near else None)
+        for name in sig.dtype_names:
+            if name not in binding:
+                raise FcError("trace/static", f"the dtype {name} is not bound", loc=self.loc, hint=f"compile(..., {name}=fc.f16)")
+        for name in sig.dims:
+            if name in binding and (isinstance(binding[name], bool) or not isinstance(binding[name], int) or binding[name] < 1):
+                raise FcError("trace/static", f"the size {name} must be a positive whole number", got=repr(binding[name]), loc=self.loc)
+        for p in sig.params:
+            if p.kind == "static" and p.name not in binding and p.default is inspect.Parameter.empty:
+                raise FcError("trace/static", f"the compile-time parameter {p.name} is not given", loc=self.loc,
+                              hint=f"compile(..., {p.name}=...)")
+
+    def _type(self, p: Param, binding: Mapping[str, Any]) -> Any:
+        dtype = DTYPES[p.dtype] if p.dtype in DTYPES else as_dtype(binding[p.dtype], p.dtype)
+        if p.kind == "scalar":
+            return Scalar(dtype)
+        return Tensor(dtype, tuple(binding.get(d, d) if isinstance(d, str) else d for d in p.dims))
+
+    def _sweep_last(self, t: Trace) -> None:
+        """Names that locals got after the last op are still in the frame that just returned."""
+        t.sweep_names()
+        made = {op.results[0] for op in t.scope.builder.ops if op.results}
+        for frame in t.frames:
+            for name, x in list(frame.f_locals.items()):
+                if isinstance(x, Range) and x._start in made:
+                    t.names.setdefault(x._start, f"{name}_start")
+                    tile = next((v for v, g in zip(t.ids, t.grid) if g.tile == x.size and _reaches(x._start, v, t)), None)
+                    if tile is not None:
+                        t.names.setdefault(tile, f"{name}_tile")
+
+    def _check_outputs(self, t: Trace, body: Block) -> None:
+        if not t.grid:
+            raise FcError("trace/usage", f"{self.fn.__name__} does not call fc.grid", loc=self.loc,
+                          hint='b, h, rows = fc.grid(Q.B, Q.H, fc.tile(Q.M, "BLOCK_M"))')
+        for p in self.signature.tensors:
+            if "out" in p.flags and p.name not in t.stored:
+                raise FcError("trace/store", f"the output {p.name} is never stored", loc=self.loc, hint=f"fc.store({p.name}[...], tile)")
+        defs = definitions(body)
+        for op in walk(body):
+            if op.kind != "store" or op.get("reduce"):
                 continue
-            run_time = any(p.name == name for p in sig.params)
-            raise FcError("trace/usage", f"{self.name} has no compile-time parameter `{name}`", expected=", ".join(known) or "none",
-                          got=name, loc=self.loc, hint="it is given when the kernel is called" if run_time else None)
-
-    def _size(self, dim: str, n: Any) -> int:
-        if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-            raise FcError("trace/static", f"dimension {dim} of {self.name} is bound to a size", expected="a whole number above 0",
-                          got=repr(n), loc=self.loc)
-        return int(n)
-
-    def _static(self, p: Param, binding: Mapping[str, Any]) -> Any:
-        if p.name in binding:
-            return binding[p.name]
-        if p.default is inspect.Parameter.empty:
-            raise FcError("trace/static", f"compile-time parameter `{p.name}` of {self.name} was not given", loc=p.loc,
-                          hint=f"compile with {p.name}=..., or give it a default; a run-time number is annotated, for example \"f32\"")
-        return p.default
-
-
-class _AnySize(dict):
-    """Tile sizes for a trace whose sizes do not matter."""
-
-    def __contains__(self, name: object) -> bool:
-        return True
-
-    def __missing__(self, name: str) -> int:
-        return 16
+            reached = _closure(op.operands[2:], defs)
+            for g, i in zip(t.grid, t.ids):
+                alone = isinstance(g.dim, int) and g.dim <= g.tile
+                if not alone and i not in reached:
+                    axis = t.names.get(i) or (f"the tiles of {g.dim}" if g.tile > 1 else str(g.dim))
+                    raise FcError("trace/store", f"every program along {axis} writes the same part of {op.operands[0].name}",
+                                  expected="a place that depends on each axis of the grid", loc=op.loc,
+                                  hint="index the output by every grid axis, or add with fc.atomic_add")
 
 
 def kernel(fn: Callable[..., Any]) -> Spec:
-    """Decorator: this function is a kernel spec."""
+    """Decorator: make a spec of a function over tiles. Parameters are annotated as `annotations` says."""
+    if not inspect.isfunction(fn):
+        raise FcError("trace/usage", "@fc.kernel decorates a function", got=repr(fn), loc=here())
     return Spec(fn)
 
 
+def _reaches(v: Value, target: Value, t: Trace) -> bool:
+    return target in _closure((v,), {r: op for op in t.scope.builder.ops for r in op.results})
+
+
+def _closure(values: tuple[Value, ...], defs: Mapping[Value, Any]) -> set[Value]:
+    seen: set[Value] = set()
+    todo = list(values)
+    while todo:
+        v = todo.pop()
+        if v not in seen:
+            seen.add(v)
+            op = defs.get(v)
+            if op is not None:
+                todo += op.operands
+    return seen
+
+
+def _rename_args(block: Block, args: list[Value]) -> Block:
+    mapping = dict(zip(block.args, args))
+
+    def walk_(b: Block) -> Block:
+        return Block(tuple(mapping.get(a, a) for a in b.args), tuple(
+            replace(o, operands=tuple(mapping.get(v, v) for v in o.operands), regions=tuple(walk_(r) for r in o.regions)) for o in b.ops))
+
+    return walk_(block)

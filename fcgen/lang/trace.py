@@ -1,204 +1,206 @@
-"""The state of one trace: open regions, ops emitted so far, names, and where in the user's file we are.
+"""The state of one tracing run: blocks being written, variables, names and places.
 
-A scope is an IR region that is being filled. Scopes are a stack; a value may be used while the scope that made it is open. Values get
-their names from the spec's local variables: `sweep` looks at the running spec before every op.
+Tracing calls the spec's Python function once. Every operation on a handle appends an op to the innermost open block; a loop's body
+runs once, with fresh values in place of its index and of every variable, and is closed when Python asks the loop for its next item.
 """
 
 from __future__ import annotations
 
-import linecache
+import contextlib
+import functools
+import os
 import sys
-from collections.abc import Iterable, Mapping
-from contextvars import ContextVar
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from types import CodeType, FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import FcError, Loc
-from ..ir.core import Builder, GridAxis, Op, Value
-from ..ir.types import DType, Scalar
+from ..ir.core import Block, Builder, GridAxis, Op, Value
+from ..ir.types import Scalar, i32
 
-if TYPE_CHECKING:
-    from .control import Var
-    from .handles import Expr
-
-_current: ContextVar[Tracer | None] = ContextVar("fcgen_trace", default=None)
-_PACKAGE = __name__.rpartition(".")[0]
+_HERE = __file__.rsplit("trace.py", 1)[0]
+_state = threading.local()
 
 
+@dataclass
 class Scope:
-    """One open region. what: how messages call it."""
+    """A block being written. `outer` values made before it; handles made inside are not readable after it closes."""
 
-    def __init__(self, what: str, loc: Loc | None, args: tuple[Value, ...] = (), depends: frozenset[int] = frozenset()):
-        self.what, self.loc, self.args, self.depends = what, loc, args, depends
-        self.builder = Builder()
-        self.closed = False
+    builder: Builder
+    kind: str
+    number: int
+    parent: Scope | None
+
+    def encloses(self, other: Scope | None) -> bool:
+        while other is not None:
+            if other is self:
+                return True
+            other = other.parent
+        return False
 
 
-class Tracer:
-    """tiles: block name -> size. sizes: bound dimensions. code: the spec's code object, to find its frame."""
+@dataclass
+class Trace:
+    """binding: dtypes, sizes and Python values given when tracing; tiles: BLOCK sizes, from the schedule."""
 
-    def __init__(self, name: str, code: CodeType, tiles: Mapping[str, int], sizes: Mapping[str, int], loc: Loc):
-        self.name, self.code, self.tiles, self.sizes, self.loc = name, code, tiles, sizes, loc
-        self.blocks: dict[str, int] = {}
-        self.scopes = [Scope("the kernel", loc)]
-        self.grid: tuple[GridAxis, ...] | None = None
-        self.grid_args: tuple[Value, ...] = ()
-        self.grid_handles: tuple[Any, ...] = ()
-        self.vars: list[Var] = []
-        self.var_reads: set[Var] | None = None
-        self.var_values: dict[Value, Var] = {}
-        self.names: dict[Value, str] = {}
-        self.alias: dict[Value, Value] = {}
-        self.spare: set[Value] = set()  # results that are dropped if nobody reads them
-        self.depends: dict[Value, frozenset[int]] = {}  # which grid axes a value depends on
-        self.order: set[tuple[Any, Any]] = set()  # pairs of axes, in the order in which tiles have them
-        self.written: set[str] = set()
-        self.frame: FrameType | None = None
-        self._bound: dict[str, Any] = {}
-        self._positions: dict[CodeType, list[Any]] = {}
+    name: str
+    code: CodeType
+    tiles: Mapping[str, int]
+    binding: Mapping[str, Any]
+    grid: list[GridAxis] = field(default_factory=list)
+    ids: list[Value] = field(default_factory=list)
+    used_tiles: set[str] = field(default_factory=set)
+    variables: list[Any] = field(default_factory=list)
+    stored: set[str] = field(default_factory=set)
+    names: dict[Value, str] = field(default_factory=dict)
+    scope: Scope = None  # type: ignore[assignment]
+    counter: int = 0
+    broken: Loc | None = None  # a loop that was left before its body had been traced to the end
+    frames: tuple[FrameType, ...] = ()
+    sizes: dict[str, Value] = field(default_factory=dict)
 
-    # ---- scopes ----
+    def __post_init__(self) -> None:
+        self.scope = Scope(Builder(), "kernel", 0, None)
 
-    @property
-    def scope(self) -> Scope:
-        return self.scopes[-1]
+    # ---- emitting --------------------------------------------------------------------------------------------------
 
-    def open(self, scope: Scope) -> None:
-        self.scopes.append(scope)
-
-    def close(self, scope: Scope) -> None:
-        """Close the innermost scope, which must be this one."""
-        if self.scope is not scope:
-            raise self.error("trace/usage", f"{self.scope.what} was left early", loc=self.scope.loc,
-                             hint="no `break`, `return` or exception leaves a traced loop: say when it ends with stop=, or mask with fc.where")
-        scope.closed = True
-        self.scopes.pop()
-
-    # ---- ops ----
-
-    def emit(self, kind: str, *operands: Value, type: Any = None, name: str = "", loc: Loc | None = None, **attrs: Any) -> Value:
-        self.sweep()
-        out = self.scope.builder.emit(kind, *operands, type=type, name=name, loc=loc or self.here(), **attrs)
-        deps = self.union(operands)
-        if deps:
-            self.depends[out] = deps
-        return out
+    def emit(self, kind: str, *operands: Value, type: Any = None, **attrs: Any) -> Value:
+        loc = here()
+        self.sweep_names()
+        try:
+            return self.scope.builder.emit(kind, *operands, type=type, loc=loc, **attrs)
+        except FcError as e:
+            raise (FcError("trace/dtype" if "dtype" in e.message or "floats" in e.message or "integers" in e.message else "trace/shape",
+                           e.message, expected=e.expected, got=e.got, hint=e.hint, loc=loc) if e.code == "ir/verify" else e) from None
 
     def do(self, kind: str, *operands: Value, **attrs: Any) -> None:
-        self.sweep()
-        self.scope.builder.do(kind, *operands, loc=self.here(), **attrs)
+        self.sweep_names()
+        self.scope.builder.do(kind, *operands, loc=here(), **attrs)
 
-    def add(self, op: Op) -> None:
-        self.sweep()
-        self.scope.builder.add(op)
+    def size(self, dim: str) -> Value:
+        """The run-time size of a dimension, asked for once, at the top of the kernel."""
+        if dim not in self.sizes:
+            top = self.scope
+            while top.parent is not None and top.parent.parent is not None:
+                top = top.parent
+            value = Value(Scalar(i32), dim)
+            top.builder.ops.insert(len(self.sizes), Op("size", (), (value,), {"dim": dim}, (), here()))
+            self.sizes[dim] = value
+        return self.sizes[dim]
 
-    def union(self, values: Iterable[Value]) -> frozenset[int]:
-        return frozenset().union(*(self.depends.get(v, frozenset()) for v in values))
+    def check_loops(self) -> None:
+        if self.broken is not None:
+            raise FcError("trace/usage", "a loop of the program was left with break or return", loc=self.broken,
+                          hint="the body of fc.loop is traced once, to its end; use fc.when or fc.where for conditions")
 
-    def const(self, value: Any, dtype: DType) -> Value:
-        return self.emit("const", value=value, dtype=dtype.name)
+    # ---- names -----------------------------------------------------------------------------------------------------
 
-    def wrap(self, value: Value, axes: tuple[Any, ...] = ()) -> Expr:
-        from .handles import Expr
+    def sweep_names(self) -> None:
+        """Handles that the spec's function has bound to local variables since the last op take those names."""
+        from .handles import Handle
 
-        return Expr(self, value, axes)
+        self.frames = _frames(self.code) or self.frames
+        for frame in self.frames:
+            for name, x in list(frame.f_locals.items()):
+                if isinstance(x, Handle) and x.scope is not None and x._value is not None:
+                    self.names.setdefault(x._value, name)
 
-    def scalar(self, value: Value) -> Expr:
-        assert isinstance(value.type, Scalar)
-        return self.wrap(value)
+    def named(self, block: Block) -> Block:
+        """The block with every value under the name it was given (values are replaced consistently)."""
+        mapping: dict[Value, Value] = {}
 
-    def grid_name(self, i: int) -> str:
-        """What the spec calls its i-th grid axis."""
-        axis = getattr(self.grid_handles[i], "axis", None)
-        return axis.name if axis is not None else self.names.get(self.grid_args[i], f"axis {i}")
+        def new(v: Value) -> Value:
+            if v not in mapping:
+                mapping[v] = replace(v, name=self.names[v]) if v in self.names and not v.name else v
+            return mapping[v]
 
-    # ---- places and errors ----
+        def walk(b: Block) -> Block:
+            args = tuple(new(a) for a in b.args)
+            ops = []
+            for op in b.ops:
+                regions = tuple(walk(r) for r in op.regions)
+                ops.append(replace(op, operands=tuple(new(v) for v in op.operands), results=tuple(new(v) for v in op.results),
+                                   regions=regions))
+            return Block(args, tuple(ops))
 
-    def here(self) -> Loc:
-        return self.locate(user_frame())
+        return walk(block)
 
-    def locate(self, frame: FrameType | None) -> Loc:
-        """The expression that a frame is evaluating (columns where Python keeps them: 3.11 and later)."""
-        if frame is None:
-            return self.loc
-        code, line = frame.f_code, frame.f_lineno
-        if sys.version_info < (3, 11):
-            return Loc(code.co_filename, line)
-        table = self._positions.get(code)
-        if table is None:
-            table = self._positions[code] = list(code.co_positions())
-        at, end, col, end_col = table[frame.f_lasti // 2]
-        if at is None or col is None or end_col is None:
-            return Loc(code.co_filename, line)
-        text = linecache.getline(code.co_filename, at).rstrip("\n")
-        if end != at:
-            end_col = len(text.encode())
-        if not text.isascii():
-            col, end_col = (len(text.encode()[:n].decode(errors="ignore")) for n in (col, end_col))
-        return Loc(code.co_filename, at, col, end_col)
+    # ---- blocks ----------------------------------------------------------------------------------------------------
 
-    def error(self, code: str, message: str, **more: Any) -> FcError:
-        self.sweep()
-        for key in ("expected", "got"):
-            value = more.get(key)
-            if hasattr(value, "describe"):
-                more[key] = value.describe()
-        more.setdefault("loc", self.here())
-        return FcError(code, message, **more)
+    @contextlib.contextmanager
+    def block(self, kind: str) -> Iterator[Scope]:
+        self.counter += 1
+        outer = self.scope
+        self.scope = Scope(Builder(), kind, self.counter, outer)
+        try:
+            yield self.scope
+        finally:
+            self.scope = outer
 
-    # ---- names ----
-
-    def sweep(self) -> None:
-        """Name what the spec has bound to local variables since the last look."""
-        frame = self.frame
-        if frame is None:
-            f: FrameType | None = user_frame()
-            while f is not None and f.f_code is not self.code:
-                f = f.f_back
-            if f is None:
-                return
-            frame = self.frame = f
-        bound = self._bound
-        for name, value in frame.f_locals.items():
-            if bound.get(name) is not value:
-                bound[name] = value
-                give = getattr(type(value), "take_name", None)
-                if give is not None:
-                    give(value, name)
+    def region(self, write: Any) -> Block:
+        """A region with no arguments of its own, written by a function that returns what it yields."""
+        with self.block("region") as scope:
+            values = write()
+            self.do("yield", *values)
+            return scope.builder.block()
 
 
-def user_frame() -> FrameType | None:
-    """The innermost frame outside this package."""
-    f: FrameType | None = sys._getframe(1)
-    while f is not None and f.f_globals.get("__name__", "").startswith(_PACKAGE):
-        f = f.f_back
-    return f
+def current() -> Trace:
+    trace = getattr(_state, "trace", None)
+    if trace is None:
+        raise FcError("trace/usage", "this only works inside a spec while it is traced", loc=here(),
+                      hint="call it in a function decorated with @fc.kernel")
+    return trace
 
 
-def current(what: str = "this") -> Tracer:
-    t = _current.get()
-    if t is None:
-        f = user_frame()
-        raise FcError("trace/usage", f"{what} has a meaning only while a spec is traced",
-                      loc=Loc(f.f_code.co_filename, f.f_lineno) if f else None,
-                      hint="call it inside a function decorated with @fc.kernel")
-    return t
+@contextlib.contextmanager
+def tracing(trace: Trace) -> Iterator[Trace]:
+    before = getattr(_state, "trace", None)
+    _state.trace = trace
+    try:
+        yield trace
+    finally:
+        _state.trace = before
 
 
-class tracing:
-    """`with tracing(t):` makes t the current trace."""
+def here() -> Loc:
+    """The user's line: the innermost frame outside this folder, with columns where Python knows them."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and (frame.f_code.co_filename.startswith(_HERE) or "contextlib" in frame.f_code.co_filename):
+        frame = frame.f_back
+    if frame is None:
+        return Loc("<unknown>", 0)
+    if sys.version_info >= (3, 11):
+        positions = list(frame.f_code.co_positions())
+        at = frame.f_lasti // 2
+        if 0 <= at < len(positions):
+            line, end_line, col, end_col = positions[at]
+            if line is not None and line == end_line and col is not None:
+                return Loc(shown(frame.f_code.co_filename), line, col, end_col or -1)
+    return Loc(shown(frame.f_code.co_filename), frame.f_lineno)
 
-    def __init__(self, tracer: Tracer):
-        self.tracer = tracer
 
-    def __enter__(self) -> Tracer:
-        if _current.get() is not None:
-            raise current().error("trace/usage", "a spec was traced while another one is being traced",
-                                  hint="compile both before, or call a plain Python helper instead")
-        self.token = _current.set(self.tracer)
-        return self.tracer
+def shown(file: str) -> str:
+    """A file's name relative to the current folder where it lies inside: the same on every machine that has the project."""
+    return _relative(file, os.getcwd())
 
-    def __exit__(self, *exc: Any) -> None:
-        _current.reset(self.token)
-        self.tracer.frame = None
-        self.tracer._bound.clear()
+
+@functools.lru_cache(maxsize=256)
+def _relative(file: str, folder: str) -> str:
+    inside = os.path.isabs(file) and file.startswith(folder.rstrip(os.sep) + os.sep)
+    return os.path.relpath(file, folder).replace(os.sep, "/") if inside else file
+
+
+def _frames(code: CodeType) -> tuple[FrameType, ...]:
+    """The user's frames of this call of the spec: its own, and those of helpers that it calls."""
+    out: list[FrameType] = []
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if not frame.f_code.co_filename.startswith(_HERE):
+            out.append(frame)
+        if frame.f_code is code:
+            return tuple(out)
+        frame = frame.f_back
+    return ()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import inf, isinf
+from math import isinf
 from typing import Any
 
 from ..ir import tile_ops  # noqa: F401  (fills the op table)
@@ -43,5 +43,3 @@ def scale_free(x: Any) -> bool:
     """Numbers that a multiplication by a positive finite number leaves as they are."""
     return x is not None and not isinstance(x, bool) and (x == 0 or (isinstance(x, float) and isinf(x)))
 
-
-INF = inf

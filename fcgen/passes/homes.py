@@ -52,7 +52,17 @@ class Homes:
         """The instruction family of a dot: what the schedule says, and plain multiply-adds for 32-bit operands."""
         if op.operands[0].type.dtype.bits != 16:
             return "fma"
-        return self.schedule.math_of(op.result.name)
+        return self.schedule.math_of(self.dot_name(op))
+
+    def dot_name(self, op: Op) -> str:
+        """The name a schedule knows a dot by: its own, or that of the first named value that it alone flows into."""
+        v = op.result
+        while not v.name:
+            readers = [u for u in self.uses.get(v, ()) if u.results]
+            if len(readers) != 1 or len(readers[0].results) != 1:
+                break
+            v = readers[0].result
+        return v.name
 
     def accumulator(self, op: Op) -> Home:
         rows, cols = op.result.type.shape

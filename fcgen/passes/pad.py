@@ -26,7 +26,7 @@ from ..ir.elementwise import FNS, REDUCTIONS, apply, to_dtype
 from ..ir.schedule import Schedule
 from ..ir.target import Target
 from ..ir.types import Tile
-from .common import rank
+from .common import const_of, rank
 
 GRANULE = 16
 
@@ -219,10 +219,7 @@ class _Pad:
 
     def scalar(self, v: Value) -> Any:
         """The number that a scalar, or all of a tile made from one, is known to be."""
-        op = self.defs.get(v)
-        while op is not None and op.kind in ("full", "broadcast"):
-            op = self.defs.get(op.operands[0])
-        return op["value"] if op is not None and op.kind == "const" else None
+        return const_of(v, self.defs)
 
 
 def _same(x: Any, y: Any) -> bool:

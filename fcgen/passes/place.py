@@ -18,7 +18,7 @@ from ..ir.core import Block, Builder, Env, Kernel, Op, Role, Value
 from ..ir.layout import OpaqueLayout, RegLayout, SmemLayout, native_smem, rowwise
 from ..ir.schedule import Schedule
 from ..ir.target import Target
-from ..ir.types import Buffer, Frag, Scalar, Tensor, Tile, f32, i1
+from ..ir.types import Buffer, Frag, Scalar, Tensor, Tile, f32, i1, i32
 from .homes import ELEMENTWISE, SMEM, Homes
 
 
@@ -191,9 +191,15 @@ class _Placer:
         t = v.type
         if isinstance(t, Frag) and t.layout == home:
             return v
+        if isinstance(t, Frag) and t.dtype == i1:  # shared memory holds numbers
+            one, zero = (b.emit("const", value=n, dtype="i32") for n in (1, 0))
+            moved = self.convert(b.emit("select", v, one, zero, type=replace(t, dtype=i32)), home, b, name)
+            return b.emit("ne", moved, zero, name=name)
         if isinstance(t, Frag):
             opaque = isinstance(t.layout, OpaqueLayout) or isinstance(home, OpaqueLayout)
-            v = b.emit("stage", v, type=buffer_for(t.dtype, t.shape, "wmma" if opaque else "plain"), name=f"{name}_tile" if name else "tile")
+            v = b.emit(
+                "stage", v, type=buffer_for(t.dtype, t.shape, "wmma" if opaque else "plain"), name=f"{name}_tile" if name else "tile"
+            )
         return b.emit("unstage", v, type=Frag(t.dtype, t.shape, home), name=name)
 
     # ---- ops -----------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from ..ir.target import Target
 from ..ir.types import Buffer, Frag, Scalar, f32, i32
 
 #: Columns of a right operand held in fragments at once: 64 columns of 16 rows are 16 registers.
-CHUNK = 64
+CHUNK = 128
 
 
 def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:

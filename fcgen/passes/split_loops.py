@@ -8,7 +8,7 @@ In: a tile program. Out: an equal one in which, for every loop,
     that copy those conditions are constants and those guards are off. Iterations before and after it run in copies that keep
     both (part="masked"). The copies stand one after the other in the loop's own direction, share a `chain` number and hand the
     carried values on. A copy that is empty for all sizes is left out; a loop that is whole everywhere is only relieved of
-    masks.
+    masks; a loop with dots and no masks keeps its guards, since its tiles are read ahead from every copy of the loop.
 
 Which iterations these are follows from interval analysis (`affine`) on comparisons of affine integer expressions. Rows of the
 program's own tile that hang over the end of a tensor count as real: then more iterations are masked than need be, never fewer.

@@ -1,1 +1,1 @@
-"""Running programs without a GPU: tile IR in NumPy."""
+"""Both IRs without a GPU: the tile interpreter and the machine simulator."""

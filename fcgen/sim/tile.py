@@ -1,13 +1,13 @@
-"""Runs tile programs in NumPy: what a kernel means, program by program, with every rounding where the IR has it.
+"""The tile IR in NumPy: what a program means, one grid point at a time.
 
-Outputs start poisoned (NaN; the smallest integer), so that what a kernel forgets to write is seen. Accesses outside a tensor without a
-guard, and two programs that touch one element without order, are errors with the op's place.
+Values are arrays of the tile's shape in the dtype's NumPy representation (bf16 as rounded float32); rounding happens exactly where the IR
+casts or computes in 16 bits. Outputs start as NaN (or the smallest integer), so that what no program wrote is seen.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,226 +15,201 @@ import numpy as np
 from ..errors import FcError
 from ..ir.core import Block, Kernel, Op, Value
 from ..ir.elementwise import FNS, REDUCTIONS, apply, to_dtype
-from ..ir.types import DTYPES, Scalar, Tensor
-from .arguments import Arguments, read_arguments
+from ..ir.sizes import output_shape
+from ..ir.types import DTYPES, DType, Tensor, f32
 
 
-def interpret(kernel: Kernel, args: Mapping[str, Any], *, sizes: Mapping[str, int] | None = None, skip: bool = False) -> dict[str, np.ndarray]:
-    """Run the whole grid and return the tensors that the kernel writes.
+def interpret(kernel: Kernel, arguments: Mapping[str, Any], *, skip_dead: bool = False) -> dict[str, np.ndarray]:
+    """Run a tile kernel over its whole grid; returns its outputs by name.
 
-    args: arrays and numbers by parameter name; an `out` tensor may be given for its shape only. sizes: run-time dimensions that no
-    input has. skip: leave out iterations whose `live` tile is false everywhere. Floats come back in their NumPy dtype (bf16 as
-    float32). Raises FcError "call/argument", "sim/bounds" or "sim/race"."""
-    if kernel.level != "tile":
-        raise FcError("call/argument", "interpret runs tile IR", expected="tile", got=kernel.level)
-    given = read_arguments(kernel, args, sizes or {})
-    run = _Run(kernel, given, skip)
-    counts = [g.count(given.sizes) for g in kernel.grid]
-    with np.errstate(all="ignore"):
-        for number, ids in enumerate(itertools.product(*map(range, counts))):
-            run.program(number, ids)
-    return {name: given.tensors[name] for name in given.written}
+    arguments: arrays and numbers by parameter name; an output may be given (an "inout" tensor) or is made. skip_dead: leave out loop
+    iterations whose `live` tile is false everywhere, as the compiler may. Raises FcError "call/argument", "sim/bounds", "sim/race".
+    """
+    memory, sizes = bind(kernel, arguments)
+    machine = _Interpreter(kernel, memory, sizes, skip_dead)
+    for place in itertools.product(*[range(axis.count(sizes)) for axis in kernel.grid]):
+        machine.program(place)
+    return {name: memory[name] for name, flags in kernel.flags.items() if "out" in flags and name in memory}
 
 
-class _Owners:
-    """For each element of a tensor that the kernel writes: which program stored, added to and read it (-1 none, -2 several)."""
+def bind(kernel: Kernel, arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, int]]:
+    """(parameter name -> array or number, dimension name -> size). Inputs are converted to their dtypes; missing outputs are made."""
+    sizes: dict[str, int] = {}
+    memory: dict[str, Any] = {}
+    for p in kernel.params:
+        if not isinstance(p.type, Tensor):
+            if p.name not in arguments:
+                raise FcError("call/argument", f"argument `{p.name}` is missing")
+            memory[p.name] = to_dtype(np.asarray(arguments[p.name]), p.type.dtype)[()]
+            if "positive" in kernel.flags.get(p.name, ()) and not memory[p.name] > 0:
+                raise FcError(
+                    "call/argument", f"argument `{p.name}` must be positive: the spec says so", expected="> 0", got=arguments[p.name]
+                )
+            continue
+        if p.name not in arguments:
+            if "out" not in kernel.flags.get(p.name, ()):
+                raise FcError("call/argument", f"argument `{p.name}` is missing")
+            continue
+        x = np.asarray(arguments[p.name])
+        if x.ndim != len(p.type.dims):
+            raise FcError(
+                "call/argument",
+                f"argument `{p.name}` has the wrong number of axes",
+                expected=f"[{', '.join(map(str, p.type.dims))}]",
+                got=x.shape,
+            )
+        for dim, n in zip(p.type.dims, x.shape):
+            want = dim if isinstance(dim, int) else sizes.setdefault(dim, n)
+            if want != n:
+                raise FcError("call/argument", f"argument `{p.name}` disagrees on the size of {dim}", expected=want, got=n)
+        memory[p.name] = np.array(to_dtype(x, p.type.dtype))
+    for p in kernel.params:
+        if isinstance(p.type, Tensor) and p.name not in memory:
+            shape = output_shape(kernel, p.name, sizes)
+            sizes.update({d: n for d, n in zip(p.type.dims, shape) if isinstance(d, str)})
+            memory[p.name] = poison(shape, p.type.dtype)
+    return memory, sizes
 
-    def __init__(self, shape: tuple[int, ...]):
-        self.by = {what: np.full(shape, -1, np.int32) for what in ("stored", "added", "read")}
 
-    def touch(self, what: str, where: Any, program: int) -> tuple[str, np.ndarray] | None:
-        """Record an access. Returns how another program touched some of the same elements out of order, and where."""
-        clash = {"stored": ("stored", "added", "read"), "added": ("stored", "read"), "read": ("stored", "added")}[what]
-        for other in clash:
-            by = self.by[other][where]
-            bad = (by != -1) & (by != program)
-            if bad.any():
-                return other, bad
-        mine = self.by[what][where]
-        self.by[what][where] = np.where((mine == -1) | (mine == program), program, -2)
-        return None
+def poison(shape: tuple[int, ...], dtype: DType) -> np.ndarray:
+    return np.full(shape, np.nan if dtype.is_float else np.iinfo(dtype.np_dtype).min, dtype.np_dtype)
 
 
-class _Run:
-    def __init__(self, kernel: Kernel, given: Arguments, skip: bool):
-        self.kernel, self.given, self.skip = kernel, given, skip
-        self.owners = {n: _Owners(given.tensors[n].shape) for n in given.written}
-        self.base: dict[Value, Any] = {}
-        for p in kernel.params:
-            self.base[p] = p.name if isinstance(p.type, Tensor) else given.scalars[p.name]
-        self.env: dict[Value, Any] = {}
-        self.number, self.ids = 0, ()
-        self.special: dict[str, Callable[[Op, list[Any]], tuple[Any, ...]]] = {
-            "select": self.select, "cast": self.cast, "const": self.const, "full": self.full, "iota": self.iota,
-            "broadcast": self.broadcast, "transpose": self.transpose, "reduce": self.reduce, "dot": self.dot, "load": self.load,
-            "store": self.store, "gather": self.gather, "size": self.size, "for": self.loop, "if": self.branch}
+class _Interpreter:
+    def __init__(self, kernel: Kernel, memory: dict[str, Any], sizes: dict[str, int], skip_dead: bool):
+        self.kernel, self.memory, self.sizes, self.skip_dead = kernel, memory, sizes, skip_dead
+        self.writer = {n: np.full(memory[n].shape, -1) for n, flags in kernel.flags.items() if "out" in flags and n in memory}
+        self.number = -1
 
-    def program(self, number: int, ids: tuple[int, ...]) -> None:
-        self.number, self.ids = number, ids
-        self.env = dict(self.base)
-        self.env.update(zip(self.kernel.body.args, map(np.int32, ids)))
-        self.block(self.kernel.body)
+    def program(self, place: tuple[int, ...]) -> None:
+        self.number += 1
+        env: dict[Value, Any] = {p: (p.name if isinstance(p.type, Tensor) else self.memory[p.name]) for p in self.kernel.params}
+        env.update(zip(self.kernel.body.args, place))
+        self.block(self.kernel.body, env)
 
-    def block(self, block: Block) -> tuple[Any, ...]:
-        env, special = self.env, self.special
+    def block(self, block: Block, env: dict[Value, Any]) -> tuple[Any, ...]:
         for op in block.ops:
+            if op.kind == "yield":
+                return tuple(env[v] for v in op.operands)
+            run = getattr(self, "do_" + op.kind, None)
             args = [env[v] for v in op.operands]
-            kind = op.kind
-            if kind == "yield":
-                return tuple(args)
-            if kind in FNS:
-                env[op.results[0]] = _shaped(apply(kind, op.operands[0].type.dtype, *args), op)
+            if run is not None:
+                out = run(op, args, env)
+            elif op.kind in FNS:
+                out = apply(op.kind, op.operands[0].type.dtype, *args)
             else:
-                for v, x in zip(op.results, special[kind](op, args)):
-                    env[v] = x
+                raise FcError("compile/unsupported", f"the tile interpreter has no meaning for {op.kind}", loc=op.loc)
+            if len(op.results) == 1 and not op.regions:
+                env[op.result] = out
         return ()
 
-    # ---- values ----
+    # ---- values ----------------------------------------------------------------------------------------------------
 
-    def select(self, op: Op, args: list[Any]) -> tuple[Any, ...]:
-        return (_shaped(np.where(*args).astype(op.result.type.dtype.np_dtype, copy=False), op),)
+    def do_const(self, op: Op, args: list[Any], env: Any) -> Any:
+        return to_dtype(np.asarray(op["value"]), DTYPES[op["dtype"]])[()]
 
-    def cast(self, op: Op, args: list[Any]) -> tuple[Any, ...]:
-        return (to_dtype(args[0], DTYPES[op["to"]]),)
+    def do_full(self, op: Op, args: list[Any], env: Any) -> Any:
+        return np.full(op.result.type.shape, args[0], op.result.type.dtype.np_dtype)
 
-    def const(self, op: Op, args: list[Any]) -> tuple[Any, ...]:
-        return (to_dtype(np.asarray(op["value"]), DTYPES[op["dtype"]])[()],)
+    def do_iota(self, op: Op, args: list[Any], env: Any) -> Any:
+        return np.arange(op.result.type.shape[0], dtype=np.int32)
 
-    def full(self, op: Op, args: list[Any]) -> tuple[Any, ...]:
-        t = op.result.type
-        return (np.full(t.shape, args[0], t.dtype.np_dtype),)
+    def do_size(self, op: Op, args: list[Any], env: Any) -> Any:
+        return np.int32(self.sizes[op["dim"]])
 
-    def iota(self, op: Op, args: list[Any]) -> tuple[Any, ...]:
-        return (np.arange(op.result.type.shape[0], dtype=np.int32),)
+    def do_broadcast(self, op: Op, args: list[Any], env: Any) -> Any:
+        shape = [1] * len(op.result.type.shape)
+        order = np.argsort(op["axes"])
+        for a in op["axes"]:
+            shape[a] = op.result.type.shape[a]
+        return np.broadcast_to(np.transpose(args[0], order).reshape(shape), op.result.type.shape)
 
-    def broadcast(self, op: Op, args: list[Any]) -> tuple[Any, ...]:
-        shape, axes = op.result.type.shape, op["axes"]
-        x = np.transpose(args[0], np.argsort(axes))
-        return (np.broadcast_to(x[tuple(slice(None) if a in axes else None for a in range(len(shape)))], shape),)
+    def do_transpose(self, op: Op, args: list[Any], env: Any) -> Any:
+        return args[0].T
 
-    def transpose(self, op: Op, args: list[Any]) -> tuple[Any, ...]:
-        return (args[0].T,)
+    def do_select(self, op: Op, args: list[Any], env: Any) -> Any:
+        return np.where(*args)
 
-    def reduce(self, op: Op, args: list[Any]) -> tuple[Any, ...]:
-        x, dtype = args[0], op.operands[0].type.dtype
-        if dtype.is_float:
-            x = np.asarray(x, np.float32)
-        return (to_dtype(REDUCTIONS[op["fn"]][0](x, axis=op["axis"]), dtype),)
+    def do_cast(self, op: Op, args: list[Any], env: Any) -> Any:
+        return to_dtype(np.asarray(args[0]), DTYPES[op["to"]])
 
-    def dot(self, op: Op, args: list[Any]) -> tuple[Any, ...]:
-        out = np.asarray(args[0], np.float32) @ np.asarray(args[1], np.float32)
-        return (out + args[2] if len(args) == 3 else out,)
+    def do_reduce(self, op: Op, args: list[Any], env: Any) -> Any:
+        wide = np.asarray(args[0], np.float32) if op.operands[0].type.dtype.is_float else args[0]
+        return to_dtype(REDUCTIONS[op["fn"]][0](wide, axis=op["axis"]), op.result.type.dtype)
 
-    def size(self, op: Op, args: list[Any]) -> tuple[Any, ...]:
-        return (np.int32(self.given.sizes[op["dim"]]),)
+    def do_dot(self, op: Op, args: list[Any], env: Any) -> Any:
+        product = np.asarray(args[0], np.float32) @ np.asarray(args[1], np.float32)
+        return np.asarray(product if len(args) == 2 else args[2] + product, f32.np_dtype)
 
-    # ---- memory ----
+    # ---- memory ----------------------------------------------------------------------------------------------------
 
-    def window(self, op: Op, name: str, scalars: list[Any], shape: tuple[int, ...]) -> tuple[tuple[Any, ...], tuple[slice, ...]]:
-        """The part of the tensor that exists, and the part of the tile that it fills."""
-        tensor = self.given.tensors[name]
-        there: list[Any] = []
-        here: list[slice] = []
-        rest = iter(scalars)
-        for dim, (word, n) in enumerate(zip(op["index"], tensor.shape)):
+    def places(self, op: Op, tensor: str, scalars: list[Any], shape: tuple[int, ...]) -> tuple[tuple[Any, ...], np.ndarray]:
+        """(index arrays into the tensor, which elements are inside). Raises where an unguarded one is not."""
+        data = self.memory[tensor]
+        rank, axis, it = len(shape), 0, iter(scalars)
+        index: list[Any] = []
+        inside = np.ones(shape, bool)
+        for dim, (n, word) in enumerate(zip(data.shape, op["index"])):
             if word == "at":
-                p = int(next(rest))
-                if not 0 <= p < n:
-                    raise self.outside(op, name, dim, p, p)
-                there.append(p)
+                i = int(next(it))
+                if not 0 <= i < n:
+                    raise FcError("sim/bounds", f"{op.kind} outside {tensor}", expected=f"0..{n - 1} along axis {dim}", got=i, loc=op.loc)
+                index.append(i)
                 continue
-            start = int(next(rest)) if word == "tile" else 0
-            axis = len(here)
-            stop = start + shape[axis]
-            if start < 0 or (stop > n and not op["guard"][axis]):
-                raise self.outside(op, name, dim, start, stop - 1)
-            end = min(stop, n)
-            there.append(slice(min(start, n), max(end, min(start, n))))
-            here.append(slice(0, max(0, end - start)))
-        return tuple(there), tuple(here)
+            first = int(next(it)) if word == "tile" else 0
+            run = first + np.arange(shape[axis])
+            ok = (run >= 0) & (run < n)
+            if not op["guard"][axis] and not ok.all():
+                raise FcError("sim/bounds", f"{op.kind} outside {tensor}", expected=f"0..{n - 1} along axis {dim}",
+                              got=f"{run[0]}..{run[-1]}", loc=op.loc)
+            along = [1] * rank
+            along[axis] = shape[axis]
+            inside &= ok.reshape(along)
+            index.append(np.where(ok, run, 0).reshape(along))
+            axis += 1
+        return tuple(index), inside
 
-    def outside(self, op: Op, name: str, dim: int, first: int, last: int) -> FcError:
-        tensor = self.given.tensors[name]
-        label = self.kernel.param(name).type.dims[dim]
-        return FcError("sim/bounds", f"{op.kind} outside {name} along {f'dimension {label}' if isinstance(label, str) else f'axis {dim}'}",
-                       expected=f"positions 0 to {tensor.shape[dim] - 1}", got=str(first) if first == last else f"{first} to {last}", loc=op.loc,
-                       notes=[f"in program {self.where()}"])
+    def do_load(self, op: Op, args: list[Any], env: Any) -> Any:
+        shape = op.result.type.shape
+        index, inside = self.places(op, args[0], args[1:], shape)
+        data = np.broadcast_to(self.memory[args[0]][index], shape) if shape else self.memory[args[0]][index]
+        return np.where(inside, data, np.zeros((), data.dtype)) if shape else data
 
-    def where(self) -> str:
-        return ", ".join(f"{g.name or i}={n}" for i, (g, n) in enumerate(zip(self.kernel.grid, self.ids))) or "0"
-
-    def touch(self, op: Op, name: str, what: str, there: Any) -> None:
-        owners = self.owners.get(name)
-        clash = owners.touch(what, there, self.number) if owners is not None else None
-        if clash is not None:
-            other, bad = clash
-            first = tuple(int(i[0]) for i in np.nonzero(bad)) if np.ndim(bad) else ()
-            words = {"stored": "stores to", "added": "adds to", "read": "reads"}
-            raise FcError("sim/race", f"program {self.where()} {words[what]} {name} where another program {words[other]} it",
-                          expected="programs that touch different elements", got=f"{int(np.sum(bad))} shared, the first at {first} of the tile",
-                          loc=op.loc, hint="index with every grid axis, or use fc.atomic_add for sums")
-
-    def load(self, op: Op, args: list[Any]) -> tuple[Any, ...]:
-        name, t = args[0], op.result.type
-        there, here = self.window(op, name, args[1:], t.shape)
-        part = self.given.tensors[name][there]
-        self.touch(op, name, "read", there)
-        if np.shape(part) == t.shape:
-            return (part.copy() if name in self.owners else part,)
-        out = np.zeros(t.shape, t.dtype.np_dtype)
-        out[here] = part
-        return (out,)
-
-    def store(self, op: Op, args: list[Any]) -> tuple[Any, ...]:
-        name, value = args[0], args[1]
-        there, here = self.window(op, name, args[2:], np.shape(value))
-        tensor = self.given.tensors[name]
-        part = value[here] if np.ndim(value) else value
+    def do_store(self, op: Op, args: list[Any], env: Any) -> None:
+        tensor, value = args[0], args[1]
+        index, inside = self.places(op, tensor, args[2:], value.shape)
+        where = tuple(np.broadcast_to(i, value.shape)[inside] for i in index)
         if op.get("reduce"):
-            self.touch(op, name, "added", there)
-            tensor[there] = apply("add", self.kernel.param(name).type.dtype, tensor[there], part)
-        else:
-            self.touch(op, name, "stored", there)
-            tensor[there] = part
-        return ()
+            np.add.at(self.memory[tensor], where, value[inside])
+            return
+        before = self.writer[tensor][where]
+        if ((before != -1) & (before != self.number)).any():
+            raise FcError("sim/race", f"two programs write the same element of {tensor}", loc=op.loc,
+                          hint="index the output by every grid axis, or add with fc.atomic_add")
+        self.writer[tensor][where] = self.number
+        self.memory[tensor][where] = value[inside]
 
-    def gather(self, op: Op, args: list[Any]) -> tuple[Any, ...]:
-        name, t = args[0], op.result.type
-        tensor = self.given.tensors[name]
-        at = np.broadcast_arrays(*(np.asarray(a, np.int64) for a in args[1:]))
-        inside = np.ones(np.shape(at[0]), bool)
-        for a, n in zip(at, tensor.shape):
-            inside = inside & (a >= 0) & (a < n)
-        safe = tuple(np.where(inside, a, 0) for a in at)
-        if 0 in tensor.shape:
-            return (_shaped(np.zeros(np.shape(inside), t.dtype.np_dtype), op),)
-        self.touch(op, name, "read", tuple(a[inside] for a in safe))
-        return (_shaped(np.where(inside, tensor[safe], np.zeros((), tensor.dtype)), op),)
+    def do_gather(self, op: Op, args: list[Any], env: Any) -> Any:
+        data, index = self.memory[args[0]], np.broadcast_arrays(*args[1:])
+        inside = np.all([(i >= 0) & (i < n) for i, n in zip(index, data.shape)], axis=0)
+        out = np.where(inside, data[tuple(np.where(inside, i, 0) for i in index)], np.zeros((), data.dtype))
+        return out if op.result.type.shape else out[()]
 
-    # ---- control ----
+    # ---- control flow ------------------------------------------------------------------------------------------------
 
-    def loop(self, op: Op, args: list[Any]) -> tuple[Any, ...]:
-        carried = tuple(args[2:])
-        order = range(int(args[0]), int(args[1]))
+    def do_for(self, op: Op, args: list[Any], env: dict[Value, Any]) -> None:
         body = op.regions[0]
-        live = op.regions[1] if self.skip and len(op.regions) == 2 else None
-        for i in reversed(order) if op.get("descending") else order:
-            if live is not None:
-                self.env[live.args[0]] = np.int32(i)
-                if not np.any(self.block(live)[0]):
+        steps = range(int(args[0]), int(args[1]))
+        carried = tuple(args[2:])
+        for i in reversed(steps) if op.get("descending") else steps:
+            if self.skip_dead and len(op.regions) == 2:
+                env[op.regions[1].args[0]] = np.int32(i)
+                (live,) = self.block(op.regions[1], env)
+                if not np.any(live):
                     continue
-            self.env.update(zip(body.args, (np.int32(i), *carried)))
-            carried = self.block(body)
-        return carried
+            env.update(zip(body.args, (np.int32(i), *carried)))
+            carried = self.block(body, env)
+        env.update(zip(op.results, carried))
 
-    def branch(self, op: Op, args: list[Any]) -> tuple[Any, ...]:
-        return self.block(op.regions[0 if args[0] else 1])
-
-
-def _shaped(x: Any, op: Op) -> Any:
-    """The value in the shape of its type: NumPy makes scalars of what are scalars here."""
-    t = op.results[0].type
-    if isinstance(t, Scalar):
-        return np.asarray(x)[()]
-    return x if np.shape(x) == t.shape else np.broadcast_to(x, t.shape)
-
+    def do_if(self, op: Op, args: list[Any], env: dict[Value, Any]) -> None:
+        env.update(zip(op.results, self.block(op.regions[0 if args[0] else 1], env)))

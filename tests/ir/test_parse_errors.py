@@ -102,7 +102,7 @@ def test_a_rule_broken_in_the_text():
     e = mistake("max %m.2, %rowmax", "max %m.2, %s.1")
     assert e.code == "ir/verify" and e.message == "max: shapes agree"
     assert str(e.loc) == "examples/attention.py:7", "the spec's line where the text has a mark"
-    assert e.notes == ("in  %m.3 = max %m.2, %s.1 : f32[128]", "which is line 35 of k.fcir")
+    assert e.notes == ("in  %m.3 = max %m.2, %s.1 : f32[128]", "which is line 36 of k.fcir")
 
 
 def test_a_rule_broken_in_text_without_marks_points_into_the_text():

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fcgen.errors import Loc
-from fcgen.ir.core import Block, Builder, Env, Kernel, Role, Value, copy_op, walk
+from fcgen.ir.core import Block, Builder, Env, Kernel, Op, Role, Value, copy_op, walk
 from fcgen.ir.layout import blocked
 from fcgen.ir.ops import verify
 from fcgen.ir.text import attr_text, parse_kernel, print_kernel, print_op
@@ -62,6 +62,22 @@ def test_the_look():
     assert "} live (%j.1: i32) {" in text and "} else {" in text
     columns = {line.index("@") for line in text.splitlines() if "@" in line and " for " not in line}
     assert len(columns) == 1
+
+
+def test_long_heads_of_regions_are_broken():
+    k = tile_kernel()
+    lines = print_kernel(k).splitlines()
+    at = next(i for i, s in enumerate(lines) if " = for " in s)
+    assert lines[at].endswith("{descending = true, label = BLOCK_N, tile = 64}")
+    assert lines[at + 1].split("  @") == ["      (%j: i32, %m.2: f32[128], %acc.2: f32[128,64]) {".ljust(len(lines[at + 1]) - 17),
+                                          "attention.py:7"]
+    many, b, body = [Value(Scalar(f32), f"a_long_name_{n}") for n in range(20)], Builder(), Builder()
+    lo, x = b.emit("const", value=0, dtype="i32"), b.emit("const", value=0.0, dtype="f32")
+    body.do("yield", *many)
+    b.add(Op("for", (lo, lo, *[x] * 20), tuple(Value(Scalar(f32)) for _ in many), {}, (body.block((Value(Scalar(i32), "i"),
+                                                                                                   *many)),)))
+    text = round_trip(Kernel("k", "tile", (), (), (Role("all", 0, b.block()),)))
+    assert all(len(s) < 130 for s in text.splitlines() if s.strip().startswith(("(", "%a_long")))
 
 
 def test_layouts_that_repeat_get_a_name():

@@ -7,10 +7,11 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from fcgen.ir.core import Block, Builder, GridAxis, Kernel, Op, Role, Value
+from fcgen.ir.core import Builder, GridAxis, Kernel, Op, Role, Value
 from fcgen.ir.types import Scalar, Tensor, Tile, f16, f32, i1, i32
 
-__all__ = ["E", "T", "attention", "f16", "f32", "gemm", "i1", "i32", "kernel", "linear", "row_norm", "sigmoid_rows"]
+__all__ = ["E", "T", "attention", "branches", "ceil_div", "column_sums", "f16", "f32", "gemm", "i1", "i32", "kernel", "linear",
+           "nested", "row_norm", "scalar", "sigmoid_rows", "tensor"]
 
 
 class T:
@@ -51,14 +52,14 @@ class T:
 
     def load(self, tensor: Value, *at: Any, shape: Sequence[int], guard: Sequence[bool], name: str = "") -> E:
         """at: "all", ("tile", E) or E per dimension."""
-        words = tuple("all" if a == "all" else "tile" if isinstance(a, tuple) else "at" for a in at)
-        pos = [self.e(a[1] if isinstance(a, tuple) else a, "i32").v for a in at if a != "all"]
+        words = tuple("all" if isinstance(a, str) else "tile" if isinstance(a, tuple) else "at" for a in at)
+        pos = [self.e(a[1] if isinstance(a, tuple) else a, "i32").v for a in at if not isinstance(a, str)]
         typ = Tile(tensor.type.dtype, tuple(shape)) if shape else Scalar(tensor.type.dtype)
         return E(self, self.b.emit("load", tensor, *pos, type=typ, name=name, index=words, guard=tuple(guard)))
 
     def store(self, tensor: Value, value: E, *at: Any, guard: Sequence[bool], **kw: Any) -> None:
-        words = tuple("all" if a == "all" else "tile" if isinstance(a, tuple) else "at" for a in at)
-        pos = [self.e(a[1] if isinstance(a, tuple) else a, "i32").v for a in at if a != "all"]
+        words = tuple("all" if isinstance(a, str) else "tile" if isinstance(a, tuple) else "at" for a in at)
+        pos = [self.e(a[1] if isinstance(a, tuple) else a, "i32").v for a in at if not isinstance(a, str)]
         self.b.do("store", tensor, value.v, *pos, index=words, guard=tuple(guard), **kw)
 
     def loop(self, lo: E, hi: E, inits: dict[str, E], body: Callable[..., Sequence[E]], live: Callable[[E], E] | None = None,
@@ -76,6 +77,16 @@ class T:
             i = Value(Scalar(i32), "i")
         results = tuple(Value(a.type, a.name) for a in args)
         self.b.add(Op("for", (lo.v, hi.v, *(v.v for v in inits.values())), results, attrs, tuple(regions)))
+        return [E(self, r) for r in results]
+
+    def branch(self, cond: E, then: Callable[[], Sequence[E]], other: Callable[[], Sequence[E]]) -> list[E]:
+        regions = []
+        for fn in (then, other):
+            with self.inner() as b:
+                b.do("yield", *[o.v for o in fn()])
+            regions.append(b.block())
+        results = tuple(Value(v.type, v.name) for v in regions[0].yielded)
+        self.b.add(Op("if", (cond.v,), results, {}, tuple(regions)))
         return [E(self, r) for r in results]
 
     @contextlib.contextmanager
@@ -279,5 +290,75 @@ def linear(d: int = 24, e: int = 40, bn: int = 16) -> Kernel:
     return kernel("linear", [Q, K, V, O, decay], [GridAxis("one", 1)], {"O": ("out",)}, body)
 
 
-def block_ops(block: Block) -> list[str]:
-    return [o.kind for o in block.ops]
+def column_sums(n: str | int = "N", d: int = 24, bn: int = 16) -> Kernel:
+    """Guards and nothing else to decide."""
+    X, O = tensor("X", f32, n, d), tensor("O", f32, d)
+
+    def body(t: T, one: E) -> None:
+        def step(i: E, s: E) -> list[E]:
+            return [s + t.load(X, ("tile", i * bn), "all", shape=(bn, d), guard=(True, False)).reduce("sum", 0)]
+
+        (s,) = t.loop(t.const(0, "i32"), ceil_div(t.size(n), bn), {"s": t.full(0.0, d)}, step, tile=bn)
+        t.store(O, s, "all", guard=(False,))
+
+    return kernel("column_sums", [X, O], [GridAxis("one", 1)], {"O": ("out",)}, body)
+
+
+def branches(d: int = 24, bn: int = 16) -> Kernel:
+    """A running maximum of scaled rows, taken in a branch; every third tile is skipped, the last tile is counted double."""
+    X, O, P = tensor("X", f32, "N", d), tensor("O", f32, d), tensor("P", f32, d)
+    scale = scalar("scale")
+
+    def body(t: T, one: E) -> None:
+        n = t.size("N")
+        last = ceil_div(n, bn) - 1
+
+        def step(i: E, m: E, s: E) -> list[E]:
+            def then() -> list[E]:
+                x = t.load(X, ("tile", i * bn), "all", shape=(bn, d), guard=(True, False)) * E(t, scale)
+                ok = (t.iota(bn) + i * bn).col(d) < n
+                return [t.fn("max", m, t.where(ok, x, -math.inf).reduce("max", 0)), s + t.where(ok, x, 0.0).reduce("sum", 0)]
+
+            m, s = t.branch((i % 3) < 2, then, lambda: [m, s])
+            (s,) = t.branch(i >= last, lambda: [s + s], lambda: [s])
+            return [m, s]
+
+        inits = {"m": t.full(-math.inf, d), "s": t.full(0.0, d)}
+        m, s = t.loop(t.const(0, "i32"), last + 1, inits, step, tile=bn)
+        t.store(O, t.where(m == -math.inf, 0.0, t.fn("exp", m)), "all", guard=(False,))
+        t.store(P, s, "all", guard=(False,))
+
+    flags = {"O": ("out",), "P": ("out",), "scale": ("positive",)}
+    return kernel("branches", [X, O, P, scale], [GridAxis("one", 1)], flags, body)
+
+
+def nested(bm: int = 16, bn: int = 16, d: int = 24) -> Kernel:
+    """One program for all row tiles: sums below the diagonal, one loop in the other, and a store in the outer one."""
+    Q, K, O = tensor("Q", f16, "M", d), tensor("K", f16, "N", d), tensor("O", f32, "M")
+    scale = scalar("scale")
+
+    def body(t: T, one: E) -> None:
+        def outer(j: E, total: E) -> list[E]:
+            q = t.load(Q, ("tile", j * bm), "all", shape=(bm, d), guard=(True, False))
+            rows = (t.iota(bm) + j * bm).col(bn)
+
+            def keep(i: E) -> E:
+                c = (t.iota(bn) + i * bn).row(bm)
+                return (c <= rows) & (c < t.size("N"))
+
+            def step(i: E, m: E, l: E) -> list[E]:
+                k = t.load(K, ("tile", i * bn), "all", shape=(bn, d), guard=(True, False))
+                s = t.where(keep(i), q.dot(k.T) * E(t, scale), -math.inf)
+                mn = t.fn("max", m, s.reduce("max", 1))
+                base = t.where(mn == -math.inf, 0.0, mn)
+                return [mn, l * t.fn("exp", m - base) + t.fn("exp", s - base.col(bn)).reduce("sum", 1)]
+
+            m, l = t.loop(t.const(0, "i32"), ceil_div(t.size("N"), bn), {"m": t.full(-math.inf, bm), "l": t.full(0.0, bm)}, step,
+                          live=keep, tile=bn)
+            x = m + t.fn("log", l)
+            t.store(O, x + total, ("tile", j * bm), guard=(True,))
+            return [t.fn("max", total, x)]
+
+        t.loop(t.const(0, "i32"), ceil_div(t.size("M"), bm), {"total": t.full(0.0, bm)}, outer)
+
+    return kernel("nested", [Q, K, O, scale], [GridAxis("one", 1)], {"O": ("out",), "scale": ("positive",)}, body)

@@ -1,0 +1,272 @@
+"""Random calls of `fcgen.attention`, each compared with float64 on the GPU, its outputs guarded on all sides.
+
+A configuration is a pure function of its seed: `--only SEED` runs one again. Head sizes come from a pool that the first seed chooses, so
+that the number of kernels stays bounded; they are compiled in many processes before the first call.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import multiprocessing
+import random
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import fcgen as fc
+
+from .environment import facts
+from .pool import processes, write_json
+
+LENGTHS = (1, 2, 3, 5, 7, 8, 15, 16, 17, 31, 33, 63, 64, 65, 96, 127, 128, 129, 200, 255, 256, 257, 333, 511, 513, 777, 1024, 1025)
+LAYOUTS = ("plain", "bshd", "padded", "sliced", "broadcast")
+CAUSAL = (False, "top_left", "bottom_right")
+GUARD = 4096  # elements on either side of an output
+REPEATS = 100
+
+
+@dataclass(frozen=True)
+class Config:
+    seed: int
+    dtype: str
+    b: int
+    h: int
+    g: int
+    m: int
+    n: int
+    d: int
+    e: int
+    causal: Any
+    scale: float | None
+    spread: float  # standard deviation of q and k
+    layouts: tuple[str, str, str, str]  # of q, k, v, out
+
+    @property
+    def kernel(self) -> tuple[Any, ...]:
+        """What `fcgen.attention` compiles for."""
+        mask = {False: "none", "top_left": "causal_top_left", "bottom_right": "causal_bottom_right"}[self.causal]
+        return self.dtype, self.d, self.e, mask, self.scale is None or self.scale > 0
+
+
+def head_sizes(first_seed: int, kernels: int) -> list[tuple[int, int]]:
+    """(D, E) pairs: D == E, and different ones, from all multiples of 8."""
+    rng = random.Random(f"heads {first_seed}")
+    sizes = list(range(16, 257, 8))
+    pairs = [(64, 64), (128, 128), (16, 16), (256, 256), (192, 128), (72, 40)]
+    while len(pairs) < max(6, kernels):
+        d = rng.choice(sizes)
+        pairs.append((d, d if rng.random() < 0.5 else rng.choice(sizes)))
+    return pairs[:max(6, kernels)]
+
+
+def draw(seed: int, heads: list[tuple[int, int]]) -> Config:
+    rng = random.Random(seed)
+    d, e = rng.choice(heads)
+    g = rng.choice((1, 1, 2, 3, 4))
+    causal = rng.choice(CAUSAL)
+    m, n = rng.choice(LENGTHS), rng.choice(LENGTHS)
+    if rng.random() < 0.3:
+        n = m
+    scale = rng.choice((None, None, None, 1.0 / 8, 0.05, 1e-3, -0.1 if rng.random() < 0.25 else 0.3))
+    b, h = rng.choice((1, 1, 2, 3)), g * rng.choice((1, 1, 2, 4, 7))
+    layouts = (rng.choice(LAYOUTS), rng.choice(LAYOUTS), rng.choice(LAYOUTS), rng.choice(LAYOUTS[:4]))
+    return Config(seed, rng.choice(("f16", "bf16")), b, h, g, m, n, d, e, causal, scale, rng.choice((0.2, 1.0, 1.0, 3.0)), layouts)
+
+
+# ---- tensors -------------------------------------------------------------------------------------------------------
+
+
+def place(shape: tuple[int, int, int, int], layout: str, empty: Callable[[tuple[int, ...]], Any]) -> Any:
+    """A [B, H, M, D] view, laid out as `layout` says, of what `empty` gives; strides but the last are multiples of 8 elements."""
+    b, h, m, d = shape
+    if layout == "bshd":
+        return empty((b, m, h, d)).transpose(1, 2)
+    if layout == "padded":
+        return empty((b, h, m, d + 24))[..., 8:8 + d]
+    if layout == "sliced":
+        return empty((2 * b + 1, h, m, d))[1::2]
+    if layout == "broadcast":
+        return empty((b, 1, m, d)).expand(b, h, m, d)
+    return empty(shape)
+
+
+def torch_dtype(name: str) -> Any:
+    import torch
+
+    return {"f16": torch.float16, "bf16": torch.bfloat16}[name]
+
+
+def inputs(c: Config, device: str = "cuda") -> tuple[Any, Any, Any]:
+    import torch
+
+    generator = torch.Generator(device=device).manual_seed(c.seed)
+    new = lambda size: lambda shape: (torch.randn(shape, generator=generator, device=device) * size).to(torch_dtype(c.dtype))
+    return (place((c.b, c.h, c.m, c.d), c.layouts[0], new(c.spread)), place((c.b, c.g, c.n, c.d), c.layouts[1], new(c.spread)),
+            place((c.b, c.g, c.n, c.e), c.layouts[2], new(1.0)))
+
+
+class Guarded:
+    """A tensor inside a larger buffer of NaN: `damage()` counts what was written outside it."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: Any, layout: str = "plain", device: str = "cuda"):
+        import torch
+
+        def empty(full: tuple[int, ...]) -> Any:
+            size = math.prod(full)
+            self.buffer = torch.full((size + 2 * GUARD,), float("nan"), dtype=dtype, device=device)
+            return self.buffer[GUARD:GUARD + size].view(full)
+
+        self.tensor = place(shape, layout, empty) if len(shape) == 4 else empty(shape)
+
+    def damage(self) -> int:
+        """Elements of the buffer that hold numbers, less those of the tensor that do."""
+        return int((~self.buffer.isnan()).sum() - (~self.tensor.isnan()).sum())
+
+
+# ---- one call ------------------------------------------------------------------------------------------------------
+
+
+def reference(c: Config, q: Any, k: Any, v: Any) -> tuple[Any, Any, Any, Any]:
+    """(output, log-sum-exp, sum of weight * |v|, largest |score|) in float64."""
+    import torch
+
+    q, k, v = q.double(), k.double().repeat_interleave(c.h // c.g, 1), v.double().repeat_interleave(c.h // c.g, 1)
+    s = q @ k.transpose(-1, -2) * (c.d**-0.5 if c.scale is None else c.scale)
+    size = s.abs().max()
+    if c.causal:
+        i, j = torch.arange(c.m, device=q.device)[:, None], torch.arange(c.n, device=q.device)
+        s.masked_fill_(j > i + (c.n - c.m if c.causal == "bottom_right" else 0), float("-inf"))
+    lse = torch.logsumexp(s, -1)
+    p = torch.exp(s - torch.where(lse == float("-inf"), 0.0, lse)[..., None])  # rows without keys: all zero
+    return p @ v, lse, p @ v.abs(), size
+
+
+def verdict(c: Config, got: tuple[Any, Any], want: tuple[Any, Any, Any, Any]) -> tuple[float, list[str]]:
+    """(largest error in units of what is allowed, what is wrong).
+
+    Allowed for an output: its own rounding and that of the weights, at most u * sum(weight * |v|) each (u: half of the dtype's step at 1),
+    and half as much again; then float32's error in the scores, which are sums of D products. For the log-sum-exp: that error too, 2^-20 of
+    the largest score, and 2^-16.
+    """
+    (o, lse), (want_o, want_lse, weight, size) = got, want
+    u = 2.0**-11 if c.dtype == "f16" else 2.0**-8
+    scores = 2.0**-21 * size * math.sqrt(c.d)
+    allowed = weight * (3 * u + 4 * scores) + 1e-6
+    wrong = []
+    share = ((o.double() - want_o).abs() / allowed).max().item()
+    if not share <= 1.0:
+        wrong.append(f"output: error {share:.3g} times what is allowed, {int(o.isnan().sum())} NaN")
+    seen = want_lse > float("-inf")
+    if not (lse[~seen] == float("-inf")).all() or not (o[~seen] == 0).all():
+        wrong.append("a row without keys does not give 0 and -inf")
+    off = ((lse[seen].double() - want_lse[seen]).abs() / (2.0**-16 + 2.0**-20 * size + scores)).max().item() if seen.any() else 0.0
+    if not off <= 1.0:
+        wrong.append(f"log-sum-exp: error {off:.3g} times what is allowed")
+    return max(share, off), wrong
+
+
+def run(c: Config, repeats: int = 0) -> tuple[float, list[str]]:
+    import torch
+
+    from fcgen.attention import compiled
+
+    q, k, v = inputs(c)
+    out = Guarded((c.b, c.h, c.m, c.e), q.dtype, c.layouts[3])
+    lse = Guarded((c.b, c.h, c.m), torch.float32)
+    dtype, d, e, mask, positive = c.kernel
+    program = compiled(dtype, d, e, mask, True, fc.gpu_target(), None, positive)
+    scale = c.d**-0.5 if c.scale is None else c.scale
+    program(Q=q, K=k, V=v, O=out.tensor, LSE=lse.tensor, scale=scale)
+    torch.cuda.synchronize()
+    share, wrong = verdict(c, (out.tensor, lse.tensor), reference(c, q, k, v))
+    for name, guarded in (("output", out), ("log-sum-exp", lse)):
+        if n := guarded.damage():
+            wrong.append(f"{name}: {n} elements written outside it")
+    through, through_lse = function(c, q, k, v)
+    if not (torch.equal(through, out.tensor) and torch.equal(through_lse, lse.tensor)):
+        wrong.append("fcgen.attention differs from the program it runs")
+    first = out.tensor.clone(), lse.tensor.clone()
+    for n in range(repeats):
+        program(Q=q, K=k, V=v, O=out.tensor, LSE=lse.tensor, scale=scale)
+        if not (torch.equal(first[0], out.tensor) and torch.equal(first[1], lse.tensor)):
+            wrong.append(f"repeat {n} differs from the first run")
+            break
+    return share, wrong
+
+
+def function(c: Config, q: Any, k: Any, v: Any) -> tuple[Any, Any]:
+    from fcgen.attention import attention
+
+    return attention(q, k, v, causal=c.causal, scale=c.scale, return_lse=True)
+
+
+def compile_one(kernel: tuple[Any, ...], arch: str) -> str | None:
+    """Into the disk cache, from any process. Returns what went wrong."""
+    from fcgen.attention import compiled
+
+    dtype, d, e, mask, positive = kernel
+    try:
+        compiled(dtype, d, e, mask, True, arch, None, positive).built  # noqa: B018
+        return None
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def compile_all(configs: list[Config], arch: str) -> dict[tuple[Any, ...], str]:
+    kernels = list(dict.fromkeys(c.kernel for c in configs))
+    with ProcessPoolExecutor(processes(), mp_context=multiprocessing.get_context("spawn")) as executor:
+        said = list(executor.map(compile_one, kernels, [arch] * len(kernels)))
+    print(f"{len(kernels)} kernels for {arch}", flush=True)
+    return {k: s for k, s in zip(kernels, said) if s}
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--count", type=int, default=2000)
+    parser.add_argument("--seed", type=int, default=0, help="the first seed; configuration i has seed + i")
+    parser.add_argument("--only", type=int, metavar="SEED", help="run one configuration of the same run again")
+    parser.add_argument("--heads", type=int, default=24, help="how many (D, E) pairs")
+    parser.add_argument("--repeat-every", type=int, default=400, help=f"every so many configurations, {REPEATS} runs must be bit-identical")
+    parser.add_argument("--json", metavar="PATH")
+    parser.add_argument("--dry-run", action="store_true", help="print the configurations, run nothing")
+    args = parser.parse_args(argv)
+
+    heads = head_sizes(args.seed, args.heads)
+    seeds = [args.only] if args.only is not None else range(args.seed, args.seed + args.count)
+    configs = [draw(s, heads) for s in seeds]
+    if args.dry_run:
+        print("\n".join(map(str, configs)), f"\n{len({c.kernel for c in configs})} kernels")
+        return 0
+    start = time.time()
+    broken = compile_all(configs, fc.gpu_target())
+    print(f"compiled in {time.time() - start:.0f} s", flush=True)
+    failures, worst, repeated = [{"config": None, "wrong": [f"{k}: {s}"]} for k, s in broken.items()], 0.0, 0
+    for n, c in enumerate(configs):
+        if c.kernel in broken:
+            continue
+        again = n % args.repeat_every == 0
+        share, wrong = run(c, REPEATS if again else 0)
+        repeated += again
+        worst = max(worst, share)
+        if wrong:
+            failures.append({"config": asdict(c), "wrong": wrong})
+            print(f"FAILED seed {c.seed} (again: --seed {args.seed} --heads {args.heads} --only {c.seed})\n  {c}\n  " + "\n  ".join(wrong),
+                  flush=True)
+    for f in failures[:len(broken)]:
+        print("FAILED to compile", f["wrong"][0])
+    print(f"{len(configs)} configurations, {len(failures)} failures, largest error {worst:.2f} of what is allowed, {repeated} repeated "
+          f"{REPEATS} times, {time.time() - start:.0f} s")
+    counts = {k: dict(Counter(str(getattr(c, k)) for c in configs)) for k in ("dtype", "d", "e", "causal", "b", "g")}
+    write_json(args.json, {"part": "random", "environment": facts(), "count": len(configs), "seed": args.seed, "heads": heads,
+                           "failures": failures, "largest_error": worst, "repeated": repeated, "drawn": counts,
+                           "problems": [str(f) for f in failures]})
+    return bool(failures)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

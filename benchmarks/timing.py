@@ -1,0 +1,108 @@
+"""Timing that compares: candidates are measured in turns, in both orders, and only after their results were checked.
+
+In: `Checked` candidates, each with the error that was measured. Out: `Time` per name, in milliseconds per call. Guaranteed: a candidate
+whose error is missing or not finite is refused, so that no wrong kernel gets a time.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Checked:
+    """Something to time. run: enqueues one call. max_error, rms_error: against a float64 reference, measured before."""
+
+    name: str
+    run: Callable[[], Any]
+    max_error: float | None = None
+    rms_error: float | None = None
+
+
+@dataclass(frozen=True)
+class Time:
+    """Milliseconds per call: the median of the rounds, and (slowest - fastest) / median."""
+
+    ms: float
+    spread: float
+
+
+def refuse_unchecked(candidates: Iterable[Checked]) -> None:
+    for c in candidates:
+        for kind, value in (("max", c.max_error), ("rms", c.rms_error)):
+            if value is None or not math.isfinite(value):
+                raise ValueError(f"{c.name}: its {kind} error is {value}; only what was compared with a reference is timed")
+
+
+def summary(samples: Sequence[float]) -> Time:
+    middle = statistics.median(samples)
+    return Time(middle, (max(samples) - min(samples)) / middle)
+
+
+def geomean(values: Iterable[float]) -> float:
+    values = list(values)
+    return math.exp(sum(map(math.log, values)) / len(values))
+
+
+def round_robin(candidates: Sequence[Checked], launches: int, rounds: int = 7, preheat_ms: float = 200.0) -> dict[str, Time]:
+    """Each round times `launches` calls of every candidate between two events; the order is reversed each round."""
+    refuse_unchecked(candidates)
+    import torch
+
+    for c in candidates:
+        c.run()
+    torch.cuda.synchronize()
+    _preheat(candidates[0].run, preheat_ms)
+    samples: dict[str, list[float]] = {c.name: [] for c in candidates}
+    for n in range(rounds):
+        for c in candidates if n % 2 else candidates[::-1]:
+            start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            start.record()
+            for _ in range(launches):
+                c.run()
+            stop.record()
+            torch.cuda.synchronize()
+            samples[c.name].append(start.elapsed_time(stop) / launches)
+    return {name: summary(s) for name, s in samples.items()}
+
+
+def graph_times(candidates: Sequence[Checked], calls: int = 20, rounds: int = 9, replays: int = 3) -> dict[str, Time]:
+    """As `round_robin`, for calls so short that the launch would be measured: `calls` of them in one CUDA graph."""
+    refuse_unchecked(candidates)
+    graphs = [Checked(c.name, _captured(c.run, calls).replay, c.max_error, c.rms_error) for c in candidates]
+    return {name: Time(t.ms / calls, t.spread) for name, t in round_robin(graphs, replays, rounds).items()}
+
+
+def _captured(run: Callable[[], Any], calls: int) -> Any:
+    import torch
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        run()
+    torch.cuda.current_stream().wait_stream(side)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(calls):
+            run()
+    return graph
+
+
+def _preheat(run: Callable[[], Any], ms: float) -> None:
+    """Let the clocks settle."""
+    import torch
+
+    start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
+    while True:
+        for _ in range(10):
+            run()
+        stop.record()
+        torch.cuda.synchronize()
+        if start.elapsed_time(stop) >= ms:
+            return

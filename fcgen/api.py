@@ -1,0 +1,111 @@
+"""The public functions around a spec: compile it, call it on tensors, make a program from IR text."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+
+from . import compiler
+from .errors import FcError
+from .ir.schedule import Schedule
+from .ir.types import DType
+from .lang.spec import Spec
+from .program import Program
+
+
+def compile(spec: Spec, *, target: str | None = None, schedule: Schedule | None = None, **binding: Any) -> Program:
+    """A program of a spec for a target ("sm_80", "sm_86", "sm_89", "sm_90"; the GPU's own if None).
+
+    binding: the spec's compile-time facts. Raises FcError with the spec's line where the spec, the schedule or the target does not
+    allow it.
+    """
+    schedule = schedule or Schedule()
+    return Program(spec.trace(dict(schedule.tiles), **binding), schedule, target or gpu_target())
+
+
+def program_from_text(text: str, filename: str = "<ir>", *, target: str | None = None, schedule: Schedule | None = None) -> Program:
+    """A program from IR text of either level. Machine IR names its target itself (`meta target`)."""
+    kernel = compiler.from_text(text, filename)
+    arch = target or kernel.meta.get("target") or gpu_target()
+    return Program(kernel, schedule or Schedule(), arch)
+
+
+def call(spec: Spec, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Compile `spec` for what it is called with, and run it: dtypes are those of the tensors, sizes that the spec needs at compile time
+    are theirs too. `schedule=` chooses the schedule; programs are kept."""
+    from .runtime import tensors
+
+    schedule = kwargs.pop("schedule", None) or Schedule()
+    names = [p.name for p in spec.signature.params]
+    given = {**dict(zip(names, args)), **kwargs}
+    binding: dict[str, Any] = {}
+    device = 0
+    for p in spec.signature.params:
+        if p.name not in given:
+            if p.kind != "static":
+                raise FcError("call/argument", f"argument `{p.name}` is missing", expected=", ".join(names))
+            continue
+        if p.kind == "tensor":
+            arg = tensors.describe(given[p.name], p.name)
+            device = arg.device
+            if len(arg.shape) != len(p.dims):
+                raise FcError(
+                    "call/argument",
+                    f"argument `{p.name}` has the wrong number of axes",
+                    expected=f"[{', '.join(map(str, p.dims))}]",
+                    got=arg.shape,
+                )
+            if p.dtype in spec.signature.dtype_names:
+                binding.setdefault(p.dtype, arg.dtype)
+            for dim, n in zip(p.dims, arg.shape):
+                if isinstance(dim, str) and dim in _whole_dims(spec):
+                    binding.setdefault(dim, n)
+        elif p.kind == "static":
+            binding[p.name] = given.pop(p.name)
+    program = _program(spec, schedule, _arch(device), tuple(sorted(binding.items(), key=lambda kv: kv[0])))
+    program(**{k: v for k, v in given.items()})
+
+
+@functools.lru_cache(maxsize=1024)
+def _program(spec: Spec, schedule: Schedule, arch: str, binding: tuple[tuple[str, Any], ...]) -> Program:
+    return compile(spec, target=arch, schedule=schedule, **dict(binding))
+
+
+@functools.lru_cache(maxsize=256)
+def _whole_dims(spec: Spec) -> frozenset[str]:
+    """Dimensions that the spec uses whole, as a tile's axis: names that its code reads but never tiles, by the last letter of the shape.
+
+    A dimension is needed at compile time where tracing says so; the last dimension of a tensor of rank 2 or more is taken to be."""
+    tiled = {d for p in spec.signature.tensors for d in p.dims[:-1]}
+    return frozenset(
+        p.dims[-1] for p in spec.signature.tensors if len(p.dims) > 1 and isinstance(p.dims[-1], str) and p.dims[-1] not in tiled
+    )
+
+
+def gpu_available() -> bool:
+    from .runtime import driver
+
+    return driver.available()[0]
+
+
+def gpu_target(device: int = 0) -> str:
+    """The target for a GPU of this machine."""
+    return _arch(device)
+
+
+@functools.lru_cache(maxsize=64)
+def _arch(device: int) -> str:
+    from .runtime import driver
+
+    arch = driver.device_info(device).arch.rstrip("a")
+    compiler.target(arch)
+    return arch
+
+
+def round_to(x: np.ndarray, dtype: DType) -> np.ndarray:
+    """An array rounded to a dtype of fcgen, as the interpreters hold it (bf16 as float32)."""
+    from .ir.elementwise import to_dtype
+
+    return to_dtype(np.asarray(x), dtype)

@@ -1,0 +1,114 @@
+"""`fcgen.attention`: the library's kernel behind one function, compiled on first use for the GPU that the tensors are on."""
+
+from __future__ import annotations
+
+import functools
+import math
+import sys
+from typing import Any
+
+from .compiler import target
+from .errors import FcError
+from .ir.schedule import Schedule
+from .program import Program
+
+CAUSAL = {False: "none", None: "none", "none": "none", "top_left": "causal_top_left", "bottom_right": "causal_bottom_right"}
+HEADS = range(16, 257, 8)
+
+
+def attention(q: Any, k: Any, v: Any, *, causal: bool | str = False, scale: float | None = None, return_lse: bool = False,
+              schedule: Schedule | None = None, out: Any = None) -> Any:
+    """softmax(q k^T * scale) v on the GPU, float32 inside.
+
+    q: [B, H, M, D]; k: [B, Hkv, N, D]; v: [B, Hkv, N, E]; f16 or bf16, any strides with a contiguous last axis; H a multiple of Hkv
+    (grouped heads); D and E multiples of 8 from 16 to 256. causal: "top_left" (key j is seen by row i if j <= i), "bottom_right"
+    (j <= i + N - M), or True where M = N and both are the same. scale: 1/sqrt(D) if None. Returns [B, H, M, E], and with return_lse the
+    natural log-sum-exp [B, H, M] in float32. Rows that see no key give 0 and -inf. out: where to write instead of a new tensor.
+
+    Raises FcError "call/argument" before anything is launched. The algorithm is FlashAttention-2's (Dao, 2023).
+    """
+    from .runtime import tensors
+
+    qa, ka, va = tensors.describe(q, "q"), tensors.describe(k, "k"), tensors.describe(v, "v")
+    _check_shapes(qa, ka, va)
+    kind = _mask_kind(causal, qa.shape[2], ka.shape[2])
+    scale = 1.0 / math.sqrt(qa.shape[3]) if scale is None else float(scale)
+    program = compiled(qa.dtype, qa.shape[3], va.shape[3], kind, return_lse, _arch(qa.device), schedule, scale > 0)
+    shape = (*qa.shape[:3], va.shape[3])
+    o = _empty(q, shape, None) if out is None else out
+    arguments = {"Q": q, "K": k, "V": v, "O": o, "scale": scale}
+    lse = None
+    if return_lse or not scale > 0:
+        lse = arguments["LSE"] = _empty(q, shape[:3], "float32")
+    program.launcher(arguments)
+    return (o, lse) if return_lse else o
+
+
+@functools.lru_cache(maxsize=1024)
+def compiled(dtype: str, d: int, e: int, mask: str, lse: bool, arch: str, schedule: Schedule | None = None,
+             positive: bool = True) -> Program:
+    """The program that `attention` runs for these compile-time facts. mask: "none", "causal_top_left", "causal_bottom_right"."""
+    from .ir.types import DTYPES
+    from .kernels.attention import SPECS
+    from .kernels.schedules import pick
+
+    chosen = schedule or pick(arch, max(d, e), mask=mask)
+    spec = SPECS["any_scale" if not positive else "lse" if lse else "plain"]
+    return spec.compile(target=arch, schedule=chosen, T=DTYPES[dtype], D=d, E=e, mask=mask)
+
+
+@functools.lru_cache(maxsize=64)
+def _arch(device: int) -> str:
+    """The target whose code runs on a device: its own architecture's, without the `a` features."""
+    from .runtime import driver
+
+    arch = driver.device_info(device).arch.rstrip("a")
+    target(arch)
+    return arch
+
+
+def _check_shapes(q: Any, k: Any, v: Any) -> None:
+    for name, t in (("q", q), ("k", k), ("v", v)):
+        if len(t.shape) != 4:
+            raise FcError("call/argument", f"argument `{name}` has the wrong number of axes", expected="[batch, heads, length, head size]",
+                          got=t.shape)
+        if t.dtype not in ("f16", "bf16"):
+            raise FcError("call/argument", f"argument `{name}` has the wrong dtype", expected="f16 or bf16", got=t.dtype)
+        if t.dtype != q.dtype:
+            raise FcError("call/argument", f"`q` and `{name}` have different dtypes", expected=q.dtype, got=t.dtype)
+        if t.shape[3] not in HEADS:
+            raise FcError("call/argument", f"the head size of `{name}` is not supported", expected="a multiple of 8 from 16 to 256",
+                          got=t.shape[3], hint="pad the last axis with zeros")
+    if k.shape[:3] != v.shape[:3]:
+        raise FcError("call/argument", "`k` and `v` differ in batch, heads or length", expected=k.shape[:3], got=v.shape[:3])
+    if q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3]:
+        raise FcError("call/argument", "`q` and `k` differ in batch or head size", expected=(q.shape[0], q.shape[3]),
+                      got=(k.shape[0], k.shape[3]))
+    if k.shape[1] == 0 or q.shape[1] % k.shape[1]:
+        raise FcError("call/argument", "the heads of `q` are not a multiple of those of `k`", expected=f"a divisor of {q.shape[1]}",
+                      got=k.shape[1])
+
+
+def _mask_kind(causal: bool | str | None, m: int, n: int) -> str:
+    if causal is True:
+        if m != n:
+            raise FcError("call/argument", "causal=True is ambiguous where q and k have different lengths", expected=f"{m} keys", got=n,
+                          hint='say causal="top_left" (aligned at the start) or causal="bottom_right" (aligned at the end)')
+        return CAUSAL["top_left"]
+    if causal not in CAUSAL:
+        raise FcError("call/argument", "no such mask", expected='False, True, "top_left" or "bottom_right"', got=repr(causal))
+    return CAUSAL[causal]
+
+
+def _empty(like: Any, shape: tuple[int, ...], dtype: str | None) -> Any:
+    """A new tensor of the caller's library, on the caller's device."""
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(like, torch.Tensor):
+        if dtype is None and shape == tuple(like.shape):
+            return torch.empty_like(like)
+        return torch.empty(shape, dtype=getattr(torch, dtype) if dtype else like.dtype, device=like.device)
+    cupy = sys.modules.get("cupy")
+    if cupy is not None and isinstance(like, cupy.ndarray):
+        return cupy.empty(shape, dtype=dtype or like.dtype)
+    raise FcError("call/argument", f"cannot make an output tensor for a {type(like).__name__}",
+                  hint="pass `out`; for the log-sum-exp, call the compiled program with an LSE tensor of your own")

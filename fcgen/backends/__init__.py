@@ -1,0 +1,1 @@
+"""GPU families (limits and instruction records), budgets, and the CUDA C++ printer."""

@@ -1,0 +1,256 @@
+"""Machine IR -> CUDA C++: `print_cuda(kernel, target)`.
+
+In: a machine-level kernel with one role, its buffers placed (`meta["smem_offsets"]`), its instructions chosen. Out: a
+`CudaSource` whose text reads top to bottom (header, the device functions that are used, the kernel with one comment per spec
+line), a map from its lines to the spec's, and the flat parameter list in order. The same kernel always gives the same text.
+The printer decides no schedule: loops, buffers, slots and barriers are the kernel's ops, printed where they stand.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from dataclasses import dataclass
+
+from ..errors import FcError, Loc
+from ..ir.core import Kernel, walk_kernel
+from ..ir.target import Instr, Target
+from ..ir.types import Scalar, Tensor
+from . import cuda_flow, cuda_frag, cuda_memory, cuda_smem, cuda_wmma  # noqa: F401  (they register how ops print)
+from .cuda_emit import Emitter, memtype
+from .cuda_text import CTYPES, X, binary
+
+
+@dataclass(frozen=True)
+class ParamSpec:
+    """One flat kernel parameter. kind: "ptr" (tensor `name`), "stride" (elements along `axis` of tensor `name`, 64 bits), "size"
+    (dimension `name`, 32 bits) or "scalar" (`name`). ctype: its C++ type."""
+
+    kind: str
+    name: str
+    axis: int = -1
+    ctype: str = ""
+
+
+@dataclass(frozen=True)
+class CudaSource:
+    """Generated text and what a launch needs to know about it."""
+
+    text: str
+    line_map: dict[int, Loc]
+    params: tuple[ParamSpec, ...]
+    smem_bytes: int
+    threads: int
+    name: str
+
+
+def print_cuda(kernel: Kernel, target: Target, line_directives: bool = False) -> CudaSource:
+    """The kernel as CUDA C++. line_directives: also emit `#line`, so that profilers show the spec."""
+    if kernel.level != "machine" or len(kernel.roles) != 1:
+        raise FcError("compile/unsupported", f"{target.arch} prints machine kernels with one role", expected="machine, 1 role",
+                      got=f"{kernel.level}, {len(kernel.roles)} roles")
+    em = Emitter(kernel, target)
+    for op in walk_kernel(kernel):
+        if op.kind == "st_global":
+            em.written.add(op.operands[0])
+    for p in kernel.params:
+        if isinstance(p.type, Scalar):
+            em.scalars[p] = X(em.pname[p])
+        elif "out" in kernel.flags.get(p.name, ()):
+            em.written.add(p)
+    start = em.w.mark()
+    for b in kernel.buffers:
+        if b.type.slots == 1 and _reads_address(kernel, b):
+            em.scalars[b] = em.buffer_base(b)
+    _grid(em)
+    cuda_flow.emit_block(em, kernel.body)
+    for t in _thread_lines("\n".join(t for _, t, _ in _used(list(em.w.root.flat())))):
+        start.line(t)
+    return _assemble(em, _params(em), kernel.name, line_directives)
+
+
+def _reads_address(kernel: Kernel, b) -> bool:
+    return any(b in op.operands and not op.kind.startswith("wmma") for op in walk_kernel(kernel))
+
+
+def _thread_lines(text: str) -> list[str]:
+    """Who am I, and where is shared memory: only what the body reads."""
+    lines = {"smem_base": "const uint32_t smem_base = static_cast<uint32_t>(__cvta_generic_to_shared(smem));",
+             "warp": "const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);  // known to be the same in all lanes",
+             "lane": "const int lane = threadIdx.x % 32;"}
+    return [line for word, line in lines.items() if re.search(rf"\b{word}\b", text)]
+
+
+def _used(lines: list[tuple[int, str, Loc | None]]) -> list[tuple[int, str, Loc | None]]:
+    """Without constants that nothing in their block reads: what was folded into an address leaves its scalar behind."""
+    while True:
+        kept = []
+        for n, (indent, t, loc) in enumerate(lines):
+            found = re.match(r"const [\w ]+ (\w+) = |const \w+\* (\w+) = ", t)
+            if found:
+                word = re.compile(rf"\b{found[1] or found[2]}\b")
+                rest = itertools.takewhile(lambda x, d=indent: x[0] >= d, lines[n + 1:])  # type: ignore[misc]
+                if not any(word.search(x[1]) for x in rest):
+                    continue
+            kept.append((indent, t, loc))
+        if len(kept) == len(lines):
+            return kept
+        lines = kept
+
+
+def _grid(em: Emitter) -> None:
+    """Program indices from the linear block number, the fastest axis of `kernel.order` first."""
+    kernel = em.kernel
+    order = list(kernel.order) or list(range(len(kernel.grid)))
+    users = em.plan.users
+    left = X("blockIdx.x")
+    for n, a in enumerate(order):
+        axis, arg = kernel.grid[a], kernel.body.args[a]
+        used, last = arg in users, n == len(order) - 1
+        if last and not (used and axis.reverse):
+            size = X("")
+        else:
+            size = em.size(axis.dim)
+        if isinstance(axis.dim, int):
+            count = X(str(-(-axis.dim // axis.tile)))
+        elif axis.tile == 1:
+            count = size
+        elif last and not (used and axis.reverse):
+            count = X("")
+        else:
+            count = X(em.names(f"{arg.name or axis.name}_tiles"))
+            em.w.line(f"const int {count} = ({size} + {axis.tile - 1}) / {axis.tile};")
+        if used:
+            x = left if last else binary("%", left, count)
+            if axis.reverse:
+                x = X(f"{count} - 1 - {x.within(80)}", 70)
+            name = em.names(arg.name or axis.name)
+            em.w.line(f"const int {name} = {_int(x)};")
+            em.scalars[arg] = X(name)
+            em.nonneg.add(arg)
+        if not last and any(kernel.body.args[o] in users for o in order[n + 1:]):
+            rest = binary("/", left, count)
+            if n + 2 == len(order):
+                left = rest
+            else:
+                name = em.names("rest")
+                em.w.line(f"const int {name} = {_int(rest)};")
+                left = X(name)
+
+
+def _int(x: X) -> str:
+    """blockIdx.x is unsigned: make the arithmetic signed."""
+    return x.text.replace("blockIdx.x", "int(blockIdx.x)") if x.text != "blockIdx.x" else x.text
+
+
+def _params(em: Emitter) -> tuple[ParamSpec, ...]:
+    out: list[ParamSpec] = []
+    for p in em.kernel.params:
+        if isinstance(p.type, Tensor):
+            out.append(ParamSpec("ptr", p.name, -1, f"{'' if p in em.written else 'const '}{memtype(p)}*"))
+            out += [ParamSpec("stride", p.name, a, "long long") for a in range(len(p.type.dims)) if (p.name, a) in em.strides]
+    out += [ParamSpec("scalar", p.name, -1, CTYPES[p.type.dtype.name]) for p in em.kernel.params if isinstance(p.type, Scalar)]
+    dims = dict.fromkeys(d for p in em.kernel.params if isinstance(p.type, Tensor) for d in p.type.dims if isinstance(d, str))
+    out += [ParamSpec("size", d, -1, "int") for d in [*dims, *(s for s in em.sizes if s not in dims)] if d in em.sizes]
+    return tuple(out)
+
+
+def _c_param(em: Emitter, p: ParamSpec) -> str:
+    if p.kind == "size":
+        return f"int {em.size_names[p.name]}"
+    name = em.pname[em.kernel.param(p.name)]
+    if p.kind == "ptr":
+        return f"{p.ctype} __restrict__ {name}"
+    return f"{p.ctype} {name}_s{p.axis}" if p.kind == "stride" else f"{p.ctype} {name}"
+
+
+def _header(em: Emitter) -> list[str]:
+    k, meta = em.kernel, em.kernel.meta
+    out = [f"{k.name}: generated for {em.target.arch}"]
+    if meta.get("schedule"):
+        out.append(f"schedule: {meta['schedule']}")
+    out.append(f"block:    {k.warps} warps, {k.warps * 32} threads")
+    for a in k.grid:
+        tile = f" in tiles of {a.tile}" if a.tile != 1 else ""
+        out.append(f"grid:     {a.name} over {a.dim}{tile}{', last first' if a.reverse else ''}")
+    if k.buffers:
+        out.append(f"shared:   {meta.get('smem_bytes', 0)} bytes")
+        for b, at in zip(k.buffers, meta["smem_offsets"]):
+            out.append(f"          {at:>6}  {b.name}: {str(b.type).removeprefix('smem ')}")
+    return [f"// {t}".rstrip() for t in out]
+
+
+def _function(rec: Instr) -> list[str]:
+    signature, template = rec.signature, ""
+    if signature.startswith("<"):
+        inner, _, signature = signature[1:].partition(">")
+        template = f"template <{inner}>\n"
+    lines = [f"// {rec.doc}", f"{template}__device__ __forceinline__ {rec.returns} {rec.name}({signature.strip()}) {{"]
+    lines += [f"    {t}" if n == 0 else t if t.startswith("    ") else f"    {t}" for n, t in enumerate(rec.body.split("\n"))]
+    return "\n".join([*lines, "}", ""]).split("\n")
+
+
+def _assemble(em: Emitter, params: tuple[ParamSpec, ...], name: str, line_directives: bool) -> CudaSource:
+    k, meta = em.kernel, em.kernel.meta
+    threads = k.warps * 32
+    lines: list[tuple[str, Loc | None]] = [(t, None) for t in _header(em)]
+    lines.append(("", None))
+    for h in em.headers:
+        lines.append((f"#include <{h}>", None))
+    if em.headers:
+        lines += [("using namespace nvcuda;", None), ("", None)]
+    body = _used(list(em.w.root.flat()))
+    text = "\n".join(t for _, t, _ in body)
+    if "INF" in text:
+        lines += [("#define INF __int_as_float(0x7f800000)", None)]
+    if "NAN" in text:
+        lines += [("#define NAN __int_as_float(0x7fffffff)", None)]
+    lines += [("using uint32_t = unsigned int;", None)]
+    for d in sorted({p.type.dtype.name for p in k.params if isinstance(p.type, Tensor) and p.type.dtype.bits == 16}):
+        lines.append((f"using {d} = unsigned short;  // its bits", None))
+    lines.append(("", None))
+    for rec in em.used.values():
+        lines += [(t, None) for t in _function(rec)]
+    if em.helpers:
+        lines.append(("// Register i of a tile -> the register, or the offset, that goes with it.", None))
+        for h in em.helpers.values():
+            lines += [(t, None) for t in h.split("\n")]
+        lines.append(("", None))
+    blocks = meta.get("min_blocks", 1)
+    lines.append((f'extern "C" __global__ void __launch_bounds__({threads}, {blocks or 1})', None))
+    args = [_c_param(em, p) for p in params]
+    lines += _wrapped(f"{name}(", args)
+    if any(t.find("smem") >= 0 for _, t, _ in body):
+        lines.append(("    extern __shared__ __align__(1024) unsigned char smem[];", None))
+    for indent, t, loc in body:
+        pad = "    " * indent
+        lines.append((f"{pad}{t}" if t else "", loc))
+    lines.append(("}", None))
+    if line_directives:
+        lines = _with_directives(lines)
+    line_map = {n: loc for n, (_, loc) in enumerate(lines, 1) if loc is not None}
+    return CudaSource("\n".join(t for t, _ in lines) + "\n", line_map, params, meta.get("smem_bytes", 0), threads, name)
+
+
+def _wrapped(head: str, args: list[str], width: int = 120) -> list[tuple[str, Loc | None]]:
+    out, line = [], head
+    for n, a in enumerate(args):
+        piece = a + (", " if n < len(args) - 1 else ") {")
+        if len(line) + len(piece) > width:
+            out.append((line.rstrip(), None))
+            line = "    " + " " * 4
+        line += piece
+    if not args:
+        line += ") {"
+    return [*out, (line, None)]
+
+
+def _with_directives(lines: list[tuple[str, Loc | None]]) -> list[tuple[str, Loc | None]]:
+    out: list[tuple[str, Loc | None]] = []
+    last = None
+    for t, loc in lines:
+        if loc is not None and loc != last and not t.lstrip().startswith(("//", "}", "#")):
+            out.append((f'#line {loc.line} "{loc.file}"', loc))
+            last = loc
+        out.append((t, loc))
+    return out

@@ -1,0 +1,363 @@
+"""Fragment ops: one unrolled loop over registers per stored pointwise value, folds, butterflies, votes and matrix products."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..errors import FcError, Loc
+from ..ir.core import Op, Value
+from ..ir.elementwise import REDUCTIONS
+from ..ir.layout import RegLayout
+from ..ir.types import Frag, Scalar, Tensor
+from .cuda_emit import EMIT, Emitter, emits
+from .cuda_expr import LONG, Registers, apply, choose, is_opaque, slice_table, view_index
+from .cuda_text import CTYPES, ZERO, X, add, binary, call, literal
+
+
+def locs_of(em: Emitter, op: Op) -> list[Loc | None]:
+    """The op's place and those of the expressions it evaluates, in program order."""
+    out: list[Loc | None] = []
+
+    def visit(v: Value) -> None:
+        if v in em.plan.fused:
+            src = em.plan.maker[v]
+            for o in src.operands:
+                visit(o)
+            out.append(src.loc)
+
+    for o in op.operands:
+        visit(o)
+    here = op.loc.file if op.loc else ""
+    order: list[Loc] = [x for x in dict.fromkeys([*out, op.loc]) if x is not None]
+    return [*sorted(order, key=lambda x: (x.file != here, x.line))]
+
+
+def fill(em: Emitter, name: str, t: Frag, value) -> None:
+    """`name[i] = value(register i)` over all registers of type t. value(Registers) -> X."""
+    layout = t.layout
+    assert isinstance(layout, RegLayout)
+    n = layout.regs
+
+    if t.dtype.bits != 16:
+        def body(i: X) -> list[str]:
+            lines: list[str] = []
+            x = value(Registers(em, i, lines, name))
+            return [*lines, f"{name}[{i}] = {x};"]
+
+        em.w.loop(n, "i", body)
+        return
+    pack = em.fn(f"pack_{t.dtype.name}")
+
+    def pair(i: X) -> list[str]:
+        lines: list[str] = []
+        known = i.text.isdigit()
+        lo_i = X(str(2 * int(i.text))) if known else X(f"2 * {i}", 80)
+        hi_i = X(str(2 * int(i.text) + 1)) if known else X(f"2 * {i} + 1", 70)
+        lo = value(Registers(em, lo_i, lines, name))
+        hi = value(Registers(em, hi_i, lines, name)) if n > 1 else X("0.0f")
+        if len(lo.text) + len(hi.text) > LONG:
+            a, b = em.names("lo"), em.names("hi")
+            return [*lines, f"const float {a} = {lo};", f"const float {b} = {hi};", f"{name}[{i}] = {pack}({a}, {b});"]
+        return [*lines, f"{name}[{i}] = {pack}({lo}, {hi});"]
+
+    if n > 1 and n % 2:
+        raise FcError("compile/unsupported", "a 16-bit fragment with an odd number of registers", got=layout)
+    em.w.loop((n + 1) // 2, "i", pair)
+
+
+def evaluate_into(em: Emitter, name: str, v: Value) -> None:
+    """Copy or compute value v into the array `name`."""
+    t = v.type
+    if is_opaque(v):
+        EMIT["opaque_into"](em, Op("copy", (v,), (), {"into": name}))
+        return
+    if v not in em.plan.fused and t.dtype.bits == 16 and em.plan.base(v) is v:
+        em.w.loop((t.layout.regs + 1) // 2, "i", lambda i: [f"{name}[{i}] = {em.array(v)}[{i}];"])
+        return
+    fill(em, name, t, lambda regs: regs.value(v, _full(t), final=True))
+
+
+def _full(t: Frag) -> np.ndarray:
+    assert isinstance(t.layout, RegLayout)
+    return np.arange(t.layout.regs)
+
+
+def stored(em: Emitter, v: Value) -> str:
+    """The array of v; a view is copied out for whoever needs registers in a row."""
+    if em.plan.base(v) is v:
+        return em.array(v)
+    if v not in em.arrays:
+        em.plan.parent[v] = v
+        evaluate_into(em, em.declare(v), v)
+        del em.plan.parent[v]
+    return em.arrays[v]
+
+
+@emits("materialise")
+def _materialise(em: Emitter, op: Op) -> None:
+    em.comment(locs_of(em, op))
+    v = op.result
+    if is_opaque(v):
+        EMIT["opaque"](em, op)
+        return
+    name = em.declare(v)
+    fill(em, name, v.type, lambda regs: regs.compute(op, _full(v.type), final=True))
+
+
+@emits("slice", "transpose")
+def _view(em: Emitter, op: Op) -> None:
+    pass  # a view: whoever reads it indexes the stored fragment
+
+
+@emits("gather")
+def _gather(em: Emitter, op: Op) -> None:
+    tensor, positions = op.operands[0], op.operands[1:]
+    assert isinstance(tensor.type, Tensor)
+    em.comment(locs_of(em, op))
+    dtype = op.result.type.dtype
+
+    def element(args: list[X]) -> X:
+        inside, offset = [], X("0")
+        for axis, (p, dim) in enumerate(zip(args, tensor.type.dims)):
+            unsigned = call("unsigned", p)
+            inside.append(f"{unsigned} < {call('unsigned', em.size(dim))}" if positions[axis].type.dtype.bits == 32 else
+                          f"{p.within(60)} >= 0 && {p.within(60)} < {em.size(dim)}")
+            s = em.stride(tensor, axis)
+            offset = add(offset, p if s.text == "1" else binary("*", call("(long long)", p), s))
+        raw = X(f"{em.pname[tensor]}[{offset}]")
+        if dtype.bits == 16:
+            raw = call(em.fn(f"to_f32_{dtype.name}"), raw)
+        if dtype.bits == 1:
+            raw = binary("!=", raw, X("0"))
+        return choose(X(" && ".join(inside), 30), raw, literal(0, dtype))
+
+    if isinstance(op.result.type, Scalar):
+        x = element([em.scalar(p) for p in positions])
+        em.scalars[op.result] = X(em.names(op.result.name), depth=em.depth)
+        em.w.line(f"const {CTYPES[dtype.name]} {em.scalars[op.result]} = {x};")
+        return
+    t, name = op.result.type, em.declare(op.result)
+    fill(em, name, t, lambda regs: element([regs.value(p, _full(t)) for p in positions]))
+
+
+# ---- folds -----------------------------------------------------------------------------------------------------------
+
+
+@emits("reduce")
+def _reduce(em: Emitter, op: Op) -> None:
+    """Each result register folds its elements in a fixed order, in two interleaved chains where there are eight or more."""
+    em.comment(locs_of(em, op))
+    src, v, axis = op.operands[0], op.result, op["axis"]
+    name = em.declare(v)
+    layout = src.type.layout
+    drop = layout.drop_map(axis)
+    rows = v.type.layout.regs if v.type.shape else 1
+    members = np.array([np.flatnonzero(drop == r) for r in range(rows)])
+    per_row, f = members.shape[1], REDUCTIONS[op["fn"]][1]
+    dtype = v.type.dtype
+    packed = dtype.bits == 16
+    if packed:
+        raise FcError("compile/unsupported", "reduce: sums and extrema are kept in f32 or integers", got=v.type, loc=op.loc,
+                      hint="cast the tile to f32 first")
+    starts, steps = members[:, 0], members[0] - members[0, 0]
+    assert (members - starts[:, None] == steps).all(), "rows of a register layout are laid out alike"
+    ctype = CTYPES[dtype.name]
+    chains = 2 if per_row >= 8 else 1
+
+    def element(at: X, lines: list[str]) -> X:
+        known = at.text.isdigit()
+        x = Registers(em, at, lines, _domain_name(em, src)).value(src, np.arange(layout.regs))
+        if known or (len(x.text) <= 40 and chains == 1) or x.text.endswith("]"):
+            return x
+        lines.append(f"const {ctype} value = {x};")
+        return X("value")
+
+    def row(j: X) -> list[str]:
+        first = em.form(starts, j, f"first_{name}")
+        if per_row == 1:
+            lines: list[str] = []
+            x = element(first, lines)
+            return [*lines, f"{name}[{j}] = {x};"]
+        into = "part[i % 2]" if chains == 2 else f"{name}[{j}]"
+        at = add(first, em.form(steps, X("i"), f"step_{name}"))
+        inner: list[str] = []
+        if not at.text.isidentifier():
+            inner.append(f"const int e = {at};")
+            at = X("e")
+        x = element(at, inner)
+        folded = apply(em, f, dtype, [X(into), x])
+        inner.append(f"{into} = i < {chains} ? {x} : {folded};")
+        out = [f"{ctype} part[2];"] if chains == 2 else []
+        out += ["#pragma unroll", f"for (int i = 0; i < {per_row}; ++i) {{", *("    " + t for t in inner), "}"]
+        if chains == 2:
+            out.append(f"{name}[{j}] = {apply(em, f, dtype, [X('part[0]'), X('part[1]')])};")
+        return out
+
+    if rows == 1:
+        if chains == 2 and per_row > 1:
+            em.w.open("{")
+        for t in row(X("0")):
+            em.w.line(t)
+        if chains == 2 and per_row > 1:
+            em.w.close()
+    else:
+        em.w.loop(rows, "j", row)
+
+
+def _domain_name(em: Emitter, v: Value) -> str:
+    base = em.plan.base(v)
+    root = em.plan.root(base)
+    return em.arrays.get(root, v.name or "tile")
+
+
+@emits("combine")
+def _combine(em: Emitter, op: Op) -> None:
+    em.comment([op.loc])
+    src, v = op.operands[0], op.result
+    f = REDUCTIONS[src.type.partial][1]
+    dtype = v.type.dtype
+    if dtype.name not in ("f32", "i32", "i64", "f64"):
+        raise FcError("compile/unsupported", "combine: sums and extrema are kept in f32 or integers", got=v.type, loc=op.loc)
+    name = em.declare(v)
+    shfl = em.fn(f"shfl_xor_{dtype.name}")
+
+    def body(i: X) -> list[str]:
+        out, at = [], f"{name}[{i}]"
+        base, k = view_index(em, src, np.arange(v.type.layout.regs), i)
+        read = f"{em.array(base)}[{k}]"
+        for s in op["lanes"]:
+            out.append(f"{at} = {apply(em, f, dtype, [X(read), call(shfl, read, str(s))])};")
+            read = at
+        if not out and read != at:
+            out.append(f"{at} = {read};")
+        return out
+
+    if op["lanes"] or em.plan.root(em.plan.base(src)) is not em.plan.root(v):
+        em.w.loop(v.type.layout.regs, "i", body)
+
+
+@emits("vote_any")
+def _vote(em: Emitter, op: Op) -> None:
+    em.comment(locs_of(em, op))
+    src = op.operands[0]
+    name = em.names(op.result.name, "any")
+    if isinstance(src.type, Scalar):
+        em.w.line(f"const bool {name} = __any_sync(0xffffffffu, {em.scalar(src)});")
+    else:
+        em.w.line(f"bool {name} = false;")
+
+        def body(i: X) -> list[str]:
+            lines: list[str] = []
+            x = Registers(em, i, lines, _domain_name(em, src)).value(src, _full(src.type))
+            return [*lines, f"{name} |= {x.within(40)};"]
+
+        em.w.loop(src.type.layout.regs, "i", body)
+        em.w.line(f"{name} = __any_sync(0xffffffffu, {name});")
+    em.scalars[op.result] = X(name, depth=em.depth)
+
+
+# ---- matrix products -------------------------------------------------------------------------------------------------
+
+
+def _instances(layout: RegLayout, unit: RegLayout, warps: int, what: str,
+               loc: Loc | None) -> dict[tuple[int, ...], tuple[int, np.ndarray]]:
+    """origin of an instruction's tile in warp 0 -> (its first register, its origin in every warp). Every run of registers must be
+    exactly the instruction's map, in every warp."""
+    have, want, n = layout.coords(warps), unit.coords(1)[0], unit.regs
+    out = {}
+    for b in range(0, layout.regs, n):
+        block = have[:, :, b: b + n]
+        origin = block[:, :1, :1]
+        if block.shape[2] != n or not (block - origin == want).all():
+            raise FcError("compile/unsupported", f"mma: the {what} fragment does not hold the instruction's "
+                          "registers one after the other",
+                          expected=unit, got=layout, loc=loc)
+        out[tuple(int(x) for x in origin[0, 0, 0])] = (b, origin[:, 0, 0])
+    return out
+
+
+@emits("mma")
+def _mma(em: Emitter, op: Op) -> None:
+    a, b, acc = op.operands[:3]
+    rec = em.target.instrs.get(op["instr"])
+    if rec is None or rec.a is None or rec.b is None or rec.c is None:
+        raise FcError("compile/unsupported", f"{em.target.arch} has no matrix instruction {op['instr']!r}", loc=op.loc)
+    warps = em.kernel.warps
+    ia, ib, ic = (_instances(v.type.layout, u, warps, what, op.loc)
+                  for v, u, what in ((a, rec.a, "left"), (b, rec.b, "right"), (acc, rec.c, "accumulator")))
+    _, _, kk = rec.shape
+    depth = a.type.shape[1] // kk
+    ms, ns = sorted({r for r, _ in ic}), sorted({c for _, c in ib})
+    part, firsts = _columns(em, op)
+    ta = np.array([[ia[(r, k * kk)][0] for k in range(depth)] for r in ms])
+    tb = np.array([[ib[(k * kk, c)][0] for c in ns] for k in range(depth)])
+    tcs = np.array([[[ic[(r, c + first)][0] for c in ns] for r in ms] for first in firsts])
+    tc = tcs[0] - tcs[0, 0, 0]
+    assert (tcs - tcs[:, :1, :1] == tc).all(), "parts of the accumulator are laid out alike"
+    for r in ms:
+        for c in ns:
+            for k in range(depth):
+                at, bt, ct = ia[(r, k * kk)][1], ib[(k * kk, c)][1], ic[(r, c)][1]
+                agree = (at[:, 0] == ct[:, 0]) & (bt[:, 1] == ct[:, 1]) & (at[:, 1] == bt[:, 0])
+                assert agree.all(), "the three fragments split one product over the warps"
+    em.comment([*locs_of(em, op)])
+    name = em.declare(op.result)
+    if em.plan.root(em.plan.base(acc)) is not em.plan.root(op.result) or acc in em.plan.fused:
+        evaluate_into(em, name, acc)
+    fn = em.fn(rec.name)
+    vm, vn, vk = (X(v) if n > 1 else X("0") for v, n in (("mi", len(ms)), ("ni", len(ns)), ("ki", depth)))
+
+    def pointer(v: Value, table: np.ndarray, x: X, y: X, packed: bool, start: X = ZERO) -> str:
+        rows, cols = table[:, 0], table[0] - table[0, 0]
+        assert (table == rows[:, None] + cols).all(), "instances are laid out alike"
+        src = em.plan.base(v)
+        if src is not v:  # a view: compose with the stored fragment's registers
+            regs = np.arange(v.type.layout.regs)
+            over, full = _view_table(em, v, regs)
+            step = rec.a.regs if v is a else rec.b.regs  # type: ignore[union-attr]
+            for p in full:
+                for t in table.ravel():
+                    if not (p[t: t + step] == p[t] + np.arange(step)).all():
+                        raise FcError("compile/unsupported", "mma: a sliced operand's registers are not consecutive", loc=op.loc)
+            base = full[:, rows[0]]
+            rows, cols = full[0][rows] - full[0][rows[0]], full[0][rows[0] + cols] - full[0][rows[0]]
+            scale = 2 if packed else 1
+            first = em.form(base // scale, over, f"part_{em.array(src)}")
+        else:
+            scale, first = (2 if packed else 1), start
+        wish = f"tile_{em.array(src)}"
+        index = add(add(first, em.form(rows // scale, x, wish)), em.form(cols // scale, y, wish))
+        return f"&{em.array(src)}[{index}]" if index.text != "0" else em.array(src)
+
+    start = em.form(tcs[:, 0, 0], part, f"part_{name}")
+    text = (f"{fn}({pointer(op.result, tc, vm, vn, False, start)}, {pointer(a, ta, vm, vk, True)}, {pointer(b, tb, vk, vn, True)});")
+    loops = [(v.text, n) for v, n in ((vk, depth), (vm, len(ms)), (vn, len(ns))) if n > 1]
+    for v, n in loops:
+        em.w.line("#pragma unroll")
+        em.w.line(f"for (int {v} = 0; {v} < {n}; ++{v})")
+        em.w.indent += 1
+    em.w.line(text)
+    em.w.indent -= len(loops)
+
+
+def _columns(em: Emitter, op: Op) -> tuple[X, list[int]]:
+    """(index, first column for each of its values): which part of the accumulator an mma changes."""
+    if len(op.operands) == 3:
+        return X("0"), [0]
+    known = em.static([op.operands[3]])
+    if known is None:
+        raise FcError("compile/unsupported", "mma: the column is not known when the loop is expanded", loc=op.loc,
+                      hint="registers cannot be indexed at run time: mark the enclosing loop unroll")
+    width = op.operands[2].type.shape[1]
+    return known[0], [int(first) for (first,) in known[1] if first < width]
+
+
+def _view_table(em: Emitter, v: Value, regs: np.ndarray) -> tuple[X, np.ndarray]:
+    op = em.plan.maker[v]
+    if op.kind == "transpose":
+        raise FcError("compile/unsupported", "mma on a transposed view", loc=op.loc)
+    over, full = slice_table(em, op)
+    if not (full - full[:, :1] == full[0] - full[0, 0]).all():
+        raise FcError("compile/unsupported", "slice: the parts are not laid out alike", loc=op.loc)
+    return over, full[:, regs]
+

@@ -1,0 +1,365 @@
+"""Moves between global memory, shared memory and registers: pointers, guards, vector widths, cp.async and ldmatrix."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..errors import FcError
+from ..ir.core import Op, Value
+from ..ir.layout import LANES, RegLayout
+from ..ir.types import DType, Tensor
+from .cuda_emit import Emitter, emits, memtype
+from .cuda_frag import stored
+from .cuda_smem import Access, byte_address
+from .cuda_text import CTYPES, LESS, UNARY, ZERO, X, add, binary, call, mul
+
+_TAGS = {"f16": "b32", "bf16": "b32", "f32": "f32", "i32": "i32", "f64": "f64", "i64": "i64"}
+
+
+def scaled(x: X, stride: X) -> X:
+    """Elements: position times stride, in 64 bits."""
+    if x.is_zero or stride.text == "1":
+        return x
+    return X(f"(long long){x.within(UNARY + 1)} * {stride}", 80, x.depth)
+
+
+class Rectangle:
+    """The global side of an op: a pointer for the thread, offsets and guards per instance (a run of `vec` registers)."""
+
+    def __init__(self, em: Emitter, op: Op, tensor: Value, scalars: tuple[Value, ...], layout: RegLayout, vec: int,
+                 who: str = ""):
+        assert isinstance(tensor.type, Tensor)
+        self.em, self.tensor, self.vec = em, tensor, vec
+        regs = np.arange(0, layout.regs, vec)
+        words, left, axis = op["index"], list(scalars), 0
+        terms: list[X] = []
+        self.axes: list[tuple[np.ndarray, X]] = []
+        self.guards: list[tuple[X, np.ndarray, X, str | int, bool]] = []
+        for d, word in enumerate(words):
+            first = em.scalar(left.pop(0)) if word != "all" else ZERO
+            stride = em.stride(tensor, d)
+            if word == "at":
+                terms.append(scaled(first, stride))
+                continue
+            thread = em.thread_part(layout, axis, f"{who or tensor.name.lower()}_{'row' if d < len(words) - 1 else 'col'}")
+            table = np.asarray(layout.part(axis, "r", regs))
+            terms += [scaled(add(first, thread), stride)] if first.depth == 0 else [scaled(thread, stride), scaled(first, stride)]
+            self.axes.append((table, stride))
+            if op["guard"][axis]:
+                dim = tensor.type.dims[d]
+                at = add(first, thread)
+                self.guards.append((at, table, em.size(dim), dim, d == len(words) - 1))
+            axis += 1
+        self.terms = [t for t in terms if not t.is_zero]
+
+    def step(self) -> X | None:
+        """Elements from one instance to the next where that is one run-time constant: the pointer can walk."""
+        moving = [(t, s) for t, s in self.axes if t.any()]
+        if len(moving) != 1 or moving[0][1].text == "1" or len(moving[0][0]) < 2:
+            return None
+        table, stride = moving[0]
+        rows = int(table[1] - table[0])
+        if not (table == np.arange(len(table)) * rows).all():
+            return None
+        return self.em.hoist("long long", f"{self.tensor.name.lower()}_step", X(f"{rows} * {stride}", 80))
+
+    def walker(self) -> X:
+        """A pointer of this op's own, to be moved by `step`."""
+        em = self.em
+        now = [t for t in self.terms if t.depth >= em.depth]
+        self.terms = [t for t in self.terms if t.depth < em.depth]
+        x = self.pointer()
+        for t in now:
+            x = X(f"{x} + {t.within(70)}", 70, em.depth)
+        name = em.names(f"{self.tensor.name.lower()}_src")
+        em.w.line(f"{self.ctype} {name} = {x};")
+        return X(name, depth=em.depth)
+
+    @property
+    def ctype(self) -> str:
+        return f"{'' if self.tensor in self.em.written else 'const '}{memtype(self.tensor)}*"
+
+    def pointer(self) -> X:
+        """The thread's pointer; what outer blocks know is added there."""
+        em = self.em
+        base = X(em.pname[self.tensor])
+        for depth in sorted({t.depth for t in self.terms}):
+            for t in self.terms:
+                if t.depth == depth:
+                    base = X(f"{base} + {t.within(70)}", 70, depth)
+            wish = f"{self.tensor.name.lower()}_{'ptr' if depth == em.depth else 'base'}"
+            base = em.hoist(self.ctype, wish, base)
+        return base
+
+    def offset(self, i: X) -> X:
+        out = ZERO
+        for table, stride in self.axes:
+            out = add(out, scaled(self.em.form(table, i, "at"), stride))
+        return out
+
+    def prepare(self) -> None:
+        """Name the thread's guarded positions before the loop over instances."""
+        wish = f"{self.tensor.name.lower()}_pos"
+        self.guards = [(self.em.hoist("int", wish, at) if at.prec < 100 else at, *rest) for at, *rest in self.guards]  # type: ignore[misc]
+
+    def inside(self, i: X) -> X | None:
+        """True where the first element of the run is inside the tensor."""
+        out = []
+        for at, table, size, _, _ in self.guards:
+            out.append(f"{add(at, self.em.form(table, i, 'at')).within(LESS)} < {size}")
+        return X(" && ".join(out), 30 if len(out) > 1 else LESS) if out else None
+
+    def ragged(self) -> bool:
+        """Whether a run may straddle the end of the last axis."""
+        return any(last and (isinstance(dim, str) or dim % self.vec) for *_, dim, last in self.guards)
+
+    def count(self, i: X) -> X | None:
+        """Elements of the run that are inside, where it may straddle the end."""
+        for at, table, size, _, last in self.guards:
+            if last:
+                left = binary("-", size, add(at, self.em.form(table, i, "at")))
+                return call("max", X("0"), call("min", X(str(self.vec)), left))
+        return None
+
+
+@emits("cp_async")
+def _cp_async(em: Emitter, op: Op) -> None:
+    tensor, buffer, layout = op.operands[0], op.operands[-1], op["threads"]
+    vec, size = layout.vector(), buffer.type.dtype.bytes
+    em.comment([op.loc])
+    n = layout.regs // vec
+    c = layout.coords(em.kernel.warps)[:, :, ::vec]
+    rows, cols = (c[..., 0], c[..., 1]) if c.shape[-1] == 2 else (c[..., 0] * 0, c[..., 0])
+    for e in range(1, vec):
+        step = byte_address(buffer.type, rows, cols + e) - byte_address(buffer.type, rows, cols)
+        assert (step == e * size).all(), "a run of elements is contiguous in shared memory"
+    to = Access(em, buffer, None, None, rows, cols, "copy_lane")
+    rect = Rectangle(em, op, tensor, op.operands[1:-1], layout, vec, "copy")
+    step = rect.step()
+    src = rect.pointer() if step is None else rect.walker()
+    rect.prepare()
+    plain, fill = f"cp_async_{vec * size}", f"cp_async_{vec * size}_fill"
+
+    def body(i: X) -> list[str]:
+        at = add(src, rect.offset(i)) if step is None else src
+        walk = [] if step is None else [f"{src} += {step};"]
+        inside = rect.inside(i)
+        if inside is None:
+            return [f"{em.fn(plain)}({to.address(i)}, {at});", *walk]
+        count = rect.count(i) if rect.ragged() else None
+        taken = mul(count, size) if count is not None else X(str(vec * size))
+        # zero bytes taken: nothing is read, so the address may lie past the tensor and needs no clamp
+        return [f"{em.fn(fill)}({to.address(i)}, {at}, {inside.within(4)} ? {taken} : 0);", *walk]
+
+    predicate = _copies(em, layout)
+    if predicate is not None:
+        em.w.open(f"if ({predicate}) {{")
+    em.w.loop(n, "i", body)
+    if predicate is not None:
+        em.w.close()
+
+
+def _copies(em: Emitter, layout: RegLayout) -> X | None:
+    """A tile too small for all threads: only one of those with copies moves it."""
+    return em.writer_predicate(layout, None)
+
+
+def _width(em: Emitter, op: Op, tensor: Value, layout: RegLayout, scalars: tuple[Value, ...]) -> int:
+    """Elements per global access: what the layout, the op and the guards allow."""
+    size = tensor.type.dtype.bytes
+    vec = min(layout.vector(), op["vec"], 16 // size) if layout.axes else 1
+    while vec > 1 and (vec & (vec - 1) or layout.regs % vec or Rectangle(em, op, tensor, scalars, layout, vec).ragged()):
+        vec -= 1
+    return vec
+
+
+def _registers(dtype: DType, name: str, i: X, vec: int) -> tuple[str, int]:
+    """(pointer to the run's registers, how many) for run i."""
+    per = vec * dtype.bits // 32 if dtype.bits == 16 else vec
+    at = mul(i, per)
+    return (name if at.is_zero else f"&{name}[{at}]"), per
+
+
+@emits("ld_global")
+def _ld_global(em: Emitter, op: Op) -> None:
+    tensor, v = op.operands[0], op.result
+    layout, dtype = v.type.layout, v.type.dtype
+    em.comment([op.loc])
+    name = em.declare(v)
+    vec = _width(em, op, tensor, layout, op.operands[1:])
+    rect = Rectangle(em, op, tensor, op.operands[1:], layout, vec)
+    src = rect.pointer()
+    rect.prepare()
+    if vec * dtype.bytes < 4 or (vec == 1 and dtype.name != "i1" and dtype.bits != 16):
+        def element(i: X) -> X:
+            at, inside = rect.offset(i), rect.inside(i)
+            x = X(f"{src}[{at}]")
+            zero = "0.0f" if dtype.name == "f32" else "0"
+            return x if inside is None else X(f"{inside.within(11)} ? {x} : {zero}", 10)
+
+        def one(i: X) -> list[str]:
+            if dtype.bits != 16:
+                return [f"{name}[{i}] = {element(i)};"]
+            lo, hi = (X(str(2 * int(i.text) + k)) if i.text.isdigit() else add(X(f"2 * {i}", 80), X(str(k))) for k in (0, 1))
+            if layout.regs == 1:
+                return [f"{name}[0] = {element(X('0'))};"]
+            return [f"const uint32_t lo = {element(lo)};", f"const uint32_t hi = {element(hi)};", f"{name}[{i}] = lo | hi << 16;"]
+
+        em.w.loop((layout.regs + 1) // 2 if dtype.bits == 16 else layout.regs, "i", one)
+        return
+
+    def body(i: X) -> list[str]:
+        into, per = _registers(dtype, name, i, vec)
+        inside = rect.inside(i)
+        load = f"{em.fn(f'ld_global_{_TAGS[dtype.name]}x{per}')}({into}, {add(src, rect.offset(i))});"
+        if inside is None:
+            return [load]
+        clear = [f"{name}[{add(mul(i, per), X(str(k)))}]" for k in range(per)]
+        return [f"{' = '.join(clear)} = 0;", f"if ({inside}) {load}"]
+
+    em.w.loop(layout.regs // vec, "i", body)
+
+
+@emits("st_global")
+def _st_global(em: Emitter, op: Op) -> None:
+    tensor, v = op.operands[:2]
+    layout, dtype = v.type.layout, v.type.dtype
+    em.comment([op.loc])
+    adds = op.get("reduce") == "add"
+    name = stored(em, v)
+    vec = _width(em, op, tensor, layout, op.operands[2:])
+    if adds:
+        vec = min(vec, 2) if dtype.name == "f16" else 1
+    rect = Rectangle(em, op, tensor, op.operands[2:], layout, vec)
+    dst = rect.pointer()
+    rect.prepare()
+    predicate = em.writer_predicate(layout, op.loc)
+
+    def body(i: X) -> list[str]:
+        inside, at = rect.inside(i), rect.offset(i)
+        to = add(dst, at)
+        if vec * dtype.bytes < 4:
+            bits = f"{em.fn('half_of')}({name}, {i})" if dtype.bits == 16 else f"{name}[{i}]"
+            text = f"{em.fn('red_add_' + dtype.name)}({to}, {bits});" if adds else f"{dst}[{at}] = {bits};"
+        elif adds:
+            text = f"{em.fn('red_add_f16x2' if vec == 2 else 'red_add_' + dtype.name)}({to}, {name}[{i}]);"
+        elif vec == 1:
+            text = f"{dst}[{at}] = {name}[{i}];"
+        else:
+            into, per = _registers(dtype, name, i, vec)
+            text = f"{em.fn(f'st_global_{_TAGS[dtype.name]}x{per}')}({to}, {into});"
+        return [text if inside is None else f"if ({inside}) {text}"]
+
+    if predicate is not None:
+        em.open(f"if ({predicate}) {{")
+    em.w.loop(layout.regs // vec, "i", body)
+    if predicate is not None:
+        em.close()
+
+
+# ---- shared memory and registers -------------------------------------------------------------------------------------
+
+
+def _stored_positions(em: Emitter, op: Op, v: Value) -> tuple[np.ndarray, np.ndarray]:
+    """Row and column in the stored tile of each register: int [warps, lanes, registers] each."""
+    c = v.type.layout.coords(em.kernel.warps).astype(np.int64)
+    if c.shape[-1] == 1:
+        along = op.get("along", 1)
+        return (c[..., 0] * 0, c[..., 0]) if along in (None, 1) else (c[..., 0], c[..., 0] * 0)
+    return (c[..., 1], c[..., 0]) if op.get("transposed") else (c[..., 0], c[..., 1])
+
+
+def _shared(em: Emitter, op: Op, v: Value, buffer: Value, row: Value, col: Value) -> tuple[Access, int]:
+    """Addresses of runs of registers, and how many elements a run has."""
+    rows, cols = _stored_positions(em, op, v)
+    one = Access(em, buffer, row, col, rows, cols) if em.static([row, col]) is not None else None
+    vec = one.run(16 // v.type.dtype.bytes) if one is not None else 1
+    return Access(em, buffer, row, col, rows[..., ::vec], cols[..., ::vec]), vec
+
+
+@emits("ld_shared")
+def _ld_shared(em: Emitter, op: Op) -> None:
+    buffer, row, col = op.operands
+    v = op.result
+    dtype = v.type.dtype
+    em.comment([op.loc])
+    name = em.declare(v)
+    access, vec = _shared(em, op, v, buffer, row, col)
+    n = v.type.layout.regs
+    if vec * dtype.bytes < 4:
+        def pair(i: X) -> list[str]:
+            ld = em.fn("ld_shared_b16")
+            if n == 1:
+                return [f"{name}[0] = {ld}({access.address(X('0'))});"]
+            lo, hi = (X(str(2 * int(i.text) + k)) if i.text.isdigit() else add(X(f"2 * {i}", 80), X(str(k))) for k in (0, 1))
+            return [f"const uint32_t lo = {ld}({access.address(lo)});", f"const uint32_t hi = {ld}({access.address(hi)});",
+                    f"{name}[{i}] = lo | hi << 16;"]
+
+        em.w.loop((n + 1) // 2, "i", pair)
+        return
+
+    def body(i: X) -> list[str]:
+        into, per = _registers(dtype, name, i, vec)
+        return [f"{em.fn(f'ld_shared_{_TAGS[dtype.name]}x{per}')}({into}, {access.address(i)});"]
+
+    em.w.loop(n // vec, "i", body)
+
+
+@emits("st_shared")
+def _st_shared(em: Emitter, op: Op) -> None:
+    v, buffer, row, col = op.operands
+    dtype, layout = v.type.dtype, v.type.layout
+    em.comment([op.loc])
+    access, vec = _shared(em, op, v, buffer, row, col)
+    name = stored(em, v)
+    predicate = em.writer_predicate(layout, op.loc)
+
+    def body(i: X) -> list[str]:
+        if vec * dtype.bytes < 4:
+            return [f"{em.fn('st_shared_b16')}({access.address(i)}, {em.fn('half_of')}({name}, {i}));"]
+        into, per = _registers(dtype, name, i, vec)
+        return [f"{em.fn(f'st_shared_{_TAGS[dtype.name]}x{per}')}({access.address(i)}, {into});"]
+
+    if predicate is not None:
+        em.open(f"if ({predicate}) {{")
+    em.w.loop(layout.regs // vec, "i", body)
+    if predicate is not None:
+        em.close()
+
+
+@emits("ldmatrix")
+def _ldmatrix(em: Emitter, op: Op) -> None:
+    """Registers 2p, 2p+1 are block p; the lanes' row addresses of 4 blocks go into one instruction."""
+    buffer, row, col = op.operands
+    v = op.result
+    rows, cols = _stored_positions(em, op, v)
+    lane, e = np.arange(LANES)[None, :, None, None], np.arange(2)
+    blocks = v.type.layout.regs // 2
+    br, bc = rows[:, 0, ::2], cols[:, 0, ::2]  # [warps, blocks]
+    long, short = 2 * (lane % 4) + e, lane // 4
+    want = (long, short) if op["trans"] else (short, long)
+    shape = (rows.shape[0], LANES, blocks, 2)
+    if v.type.layout.regs % 2 or not all((have.reshape(shape) == b[:, None, :, None] + w).all()
+                                         for have, b, w in ((rows, br, want[0]), (cols, bc, want[1]))):
+        raise FcError("compile/unsupported", "ldmatrix: the fragment's registers are not 8 x 8 blocks of the stored tile",
+                      got=v.type.layout, loc=op.loc,
+                      hint="the .trans form is for fragments whose pairs run down the stored columns")
+    count = next(n for n in (4, 2, 1) if blocks % n == 0)
+    which = np.arange(LANES) // 8 % count
+    lr = br.reshape(-1, blocks // count, count)[:, :, which].transpose(0, 2, 1) + (np.arange(LANES) % 8)[None, :, None]
+    lc = bc.reshape(-1, blocks // count, count)[:, :, which].transpose(0, 2, 1)
+    em.comment([op.loc])
+    name = em.declare(v)
+    access = Access(em, buffer, row, col, lr, lc)
+    aligned = byte_address(buffer.type, access.rows, access.cols) % 16 == 0
+    assert not access.split or aligned.all(), "ldmatrix rows start on 16 bytes"
+    fn = em.fn(f"ldmatrix_x{count}{'_trans' if op['trans'] else ''}")
+
+    def body(i: X) -> list[str]:
+        into, _ = _registers(v.type.dtype, name, i, 2 * count)
+        return [f"{fn}({into}, {access.address(i)});"]
+
+    em.w.loop(blocks // count, "i", body)
+
+
+__all__ = ["CTYPES", "Rectangle"]

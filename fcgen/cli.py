@@ -1,0 +1,215 @@
+"""The command line: `fcgen demo | dump | build | run | check | doctor | explain | layout`.
+
+Mistakes print as errors with a hint and exit with 1; a traceback is only ever a bug of fcgen.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import click
+
+from .console import report, waiting, write_levels
+from .errors import ERROR_CODES, FcError
+
+SPEC_HELP = "SPEC is path/to/file.py[:name], package.module:name, or a file of IR text."
+
+
+class Group(click.Group):
+    """Shows an FcError as a message, not as a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except FcError as e:
+            head, _, rest = e.render().partition("\n")
+            click.echo(click.style("error ", fg="red", bold=True, reset=False) + click.style("", reset=True) + head, err=True)
+            if rest:
+                click.echo(rest, err=True)
+            ctx.exit(1)
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="fcgen")
+def main() -> None:
+    """fcgen: tiled kernels from a small Python DSL, as readable CUDA C++, checked without a GPU."""
+
+
+def spec_options(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """What every command on a spec takes."""
+    for option in (
+            click.option("--schedule", help='e.g. "tiles={BLOCK_M: 128, BLOCK_N: 64}, stages=2"'),
+            click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="a compile-time fact: D=64, T=f16, mask=none"),
+            click.option("--target", help="sm_80, sm_86, sm_89, sm_90 (the GPU's own, else sm_89)")):
+        fn = option(fn)
+    return click.argument("spec")(fn)
+
+
+@main.command(epilog=SPEC_HELP)
+@spec_options
+@click.option("--stage", type=click.Choice(["tile", "machine", "cuda", "ptx", "sass", "report"]), default="machine", show_default=True)
+@click.option("--stop-after", metavar="PASS", help="the IR after this pass")
+@click.option("--until", metavar="NAME", help="the kernel that writes out this value of the spec")
+def dump(spec: str, target: str | None, settings: tuple[str, ...], schedule: str | None, stage: str, stop_after: str | None,
+         until: str | None) -> None:
+    """Print one level of a kernel."""
+    from dataclasses import replace
+
+    from . import compiler
+    from .cli_specs import find
+
+    found = find(spec)
+    if until:
+        if found.spec is None:
+            raise FcError("file/missing", "--until works on a spec, not on IR text", got=spec)
+        found = replace(found, spec=found.spec.until(until))
+    program = found.program(target, settings, schedule)
+    if stop_after:
+        click.echo(str(compiler.lower(program.tile, program.schedule, program.target, stop_after=stop_after)))
+        return
+    text = {"tile": lambda: str(program.tile), "machine": lambda: str(program.machine), "cuda": lambda: program.cuda,
+            "ptx": lambda: program.ptx, "sass": lambda: program.sass, "report": lambda: report(program)}[stage]
+    click.echo(waiting(f"compiling {program.name}", text) if stage in ("cuda", "ptx", "sass", "report") else text())
+
+
+@main.command(epilog=SPEC_HELP)
+@spec_options
+@click.option(
+    "--out", type=click.Path(file_okay=False, path_type=Path), default=Path("out"), show_default=True, help="folder for the files"
+)
+@click.option("--check/--no-check", default=True, show_default=True, help="run machine IR through the simulator before compiling")
+@click.option("--size", "sizes", multiple=True, metavar="NAME=N", help="a size for the check: M=100")
+def build(
+    spec: str, target: str | None, settings: tuple[str, ...], schedule: str | None, out: Path, check: bool, sizes: tuple[str, ...]
+) -> None:
+    """Compile a spec, or an edited file of IR text, and write every level of it."""
+    from .cli_specs import find, parse_settings, simulate_cases
+
+    program = find(spec).program(target, settings, schedule)
+    if check:
+        cases = simulate_cases(program, parse_settings(sizes), 1, waiting)
+        click.echo(f"simulated {len(cases)} sizes: no race, stale read or deadlock")
+    waiting(f"compiling {program.name} for {program.target.arch}", lambda: program.cubin)
+    click.echo(report(program))
+    for path in write_levels(program, out):
+        click.echo(f"wrote {path}")
+
+
+@main.command(epilog=SPEC_HELP)
+@spec_options
+@click.option("--size", "sizes", multiple=True, metavar="NAME=N", help="a size to check: M=100")
+@click.option("--seeds", default=3, show_default=True, help="orders of the warps to try")
+def check(spec: str, target: str | None, settings: tuple[str, ...], schedule: str | None, sizes: tuple[str, ...], seeds: int) -> None:
+    """Run a kernel's machine IR in the simulator, over several trip counts, and look for races, stale reads and deadlocks."""
+    from .cli_specs import find, parse_settings, simulate_cases
+
+    program = find(spec).program(target, settings, schedule)
+    cases = simulate_cases(program, parse_settings(sizes), seeds, waiting)
+    click.echo(f"{program.name} on {program.target.arch}: no race, stale read or deadlock in {len(cases) * seeds} runs")
+    for case in cases:
+        click.echo(f"  {case}")
+
+
+@main.command(epilog=SPEC_HELP)
+@spec_options
+@click.option("--size", "sizes", multiple=True, metavar="NAME=N", help="a size: M=1000")
+@click.option("--simulate", is_flag=True, help="in the simulator even where there is a GPU")
+def run(spec: str, target: str | None, settings: tuple[str, ...], schedule: str | None, sizes: tuple[str, ...], simulate: bool) -> None:
+    """Run a kernel on random inputs: on the GPU, or in the simulator where there is none."""
+    import numpy as np
+
+    from .api import gpu_available
+    from .cli_specs import find, parse_settings, random_inputs
+
+    found = find(spec)
+    program = found.program(target, settings, schedule)
+    want: dict[str, Any] = {}
+    if found.example is not None:
+        inputs, want = found.example.draw(**parse_settings(sizes))
+    else:
+        inputs = random_inputs(program, parse_settings(sizes))
+    on_gpu = gpu_available() and not simulate
+    outputs = waiting("running", lambda: program.run(**inputs) if on_gpu else program.simulate(**inputs))
+    click.echo(f"{program.name} {'on the GPU' if on_gpu else 'in the simulator'}")
+    for name, x in outputs.items():
+        x = np.asarray(x, np.float64)
+        line = f"  {name} {list(x.shape)}  mean {x.mean():+.4f}  rms {np.sqrt((x * x).mean()):.4f}"
+        if name in want:
+            line += f"  max error against the reference {np.abs(x - want[name]).max():.1e}"
+        click.echo(line)
+
+
+@main.command()
+@click.option("--target", default=None, help="sm_80, sm_86, sm_89, sm_90 (the GPU's own, else sm_89)")
+@click.option(
+    "--out", type=click.Path(file_okay=False, path_type=Path), default=Path("out"), show_default=True, help="folder for the files"
+)
+def demo(target: str | None, out: Path) -> None:
+    """Attention from spec to kernel: trace, simulate, compile, report; with a GPU also run and time it."""
+    from .demo import run_demo
+
+    run_demo(target, out)
+
+
+@main.command()
+def doctor() -> None:
+    """What this machine has of what fcgen needs, and how to get the rest."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from .runtime.doctor import checks
+
+    found = waiting("looking", checks)
+    table = Table(box=None, pad_edge=False)
+    for column in ("", "what", "found"):
+        table.add_column(column)
+    for c in found:
+        mark = "[green]ok[/]" if c.ok else "[yellow]--[/]" if c.optional else "[red]missing[/]"
+        table.add_row(mark, c.name, c.detail + (f"\n[dim]{c.hint}[/]" if c.hint and not c.ok else ""))
+    Console(highlight=False).print(table)
+    if any(not c.ok and not c.optional for c in found):
+        sys.exit(1)
+
+
+@main.command()
+@click.argument("code", required=False)
+def explain(code: str | None) -> None:
+    """What an error code means (all of them without CODE)."""
+    if code is not None and code not in ERROR_CODES:
+        raise FcError("file/missing", f"no error has the code {code}", expected=", ".join(ERROR_CODES), got=code)
+    for name in [code] if code else ERROR_CODES:
+        click.echo(f"{name:22} {ERROR_CODES[name]}")
+
+
+@main.command()
+@click.argument("name", type=click.Choice(["mma_a", "mma_b", "mma_c", "rowwise", "smem"]))
+@click.argument("rows", type=click.IntRange(1))
+@click.argument("cols", type=click.IntRange(1))
+@click.option("--warps", default=1, show_default=True)
+@click.option("--svg", type=click.Path(dir_okay=False, path_type=Path), help="write a drawing instead of text")
+def layout(name: str, rows: int, cols: int, warps: int, svg: Path | None) -> None:
+    """Picture of a layout: which lane and register, or which bank, holds each element of a ROWS x COLS tile."""
+    from .ir import layout as layouts
+    from .ir.picture import svg as draw
+
+    if name == "smem":
+        shared = layouts.native_smem(cols, 2)
+        text, value = shared.picture((rows, cols), 2), cast(Any, shared)
+    elif name == "rowwise":
+        value = layouts.rowwise(rows, cols, warps)
+        text = value.picture()
+    else:
+        value = getattr(layouts, name)(rows, cols, (warps, 1))
+        if value.shape != (rows, cols):
+            raise FcError(
+                "compile/schedule", f"{name} covers whole fragments", expected="rows and columns of 16 and 8", got=f"{rows} x {cols}"
+            )
+        text = value.picture()
+    if svg:
+        svg.write_text(draw(value, shape=(rows, cols)))
+        click.echo(f"wrote {svg}")
+    else:
+        click.echo(f"{value}\n{text}")

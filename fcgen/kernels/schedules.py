@@ -1,0 +1,61 @@
+"""Which schedule the library runs a head size with: data, measured on one H200 where a line says so, and checked everywhere.
+
+A row holds up to its head size (the larger of the key's and the value's, in multiples of 16) and for one mask; "any" is the rest. Every row
+compiles for every target of its table, for each head size it covers, without spills: the tests see to it.
+"""
+
+from __future__ import annotations
+
+from ..errors import FcError
+from ..ir.schedule import Schedule
+
+
+def _tiles(m: int, n: int) -> dict[str, int]:
+    return {"BLOCK_M": m, "BLOCK_N": n}
+
+
+Row = tuple[int, str, Schedule]
+
+#: 163 KiB of shared memory and more: sm_80, sm_90
+LARGE: tuple[Row, ...] = (
+    (64, "any", Schedule(tiles=_tiles(128, 64))),  # H200, 2026-11: 1.07 to 1.23 x FlashAttention-2 at D = 64
+    (96, "any", Schedule(tiles=_tiles(64, 64), hold_a=False)),
+    (128, "none", Schedule(tiles=_tiles(64, 64), stages=1, ahead=True)),  # H200: 0.93 to 0.95 at D = 128
+    (128, "any", Schedule(tiles=_tiles(64, 96), hold_a=False)),  # H200: 0.96 to 1.10
+    (192, "any", Schedule(tiles=_tiles(128, 64), warps=8, stages=1, ahead=True, hold_a=False)),
+    (240, "any", Schedule(tiles=_tiles(128, 32), warps=8, stages=1, ahead=True, hold_a=False)),
+    (256, "any", Schedule(tiles=_tiles(128, 64), warps=8, stages=1, ahead=True, hold_a=False)),
+)
+#: 99 KiB: sm_86, sm_89. Two blocks share a multiprocessor up to head size 128.
+SMALL: tuple[Row, ...] = (
+    (64, "any", Schedule(tiles=_tiles(128, 64))),
+    (128, "any", Schedule(tiles=_tiles(64, 64), stages=1, ahead=True)),
+    (192, "any", Schedule(tiles=_tiles(64, 32), hold_a=False)),
+    (256, "any", Schedule(tiles=_tiles(64, 64), stages=1, ahead=True, hold_a=False)),
+)
+#: The WMMA API, staged through shared memory; to be used with the spec's `lazy` option, which makes most rescaling factors one.
+WMMA_LARGE: tuple[Row, ...] = (
+    (64, "any", Schedule(tiles=_tiles(128, 64), math="wmma", stages=1, ahead=True, skip_ones=True)),  # H200: 0.59 to 0.62
+    (128, "none", Schedule(tiles=_tiles(128, 32), math="wmma", stages=1, skip_ones=True)),  # H200: 0.52 to 0.61
+    (128, "any", Schedule(tiles=_tiles(64, 64), math="wmma", stages=1, ahead=True, skip_ones=True)),  # H200: 0.60
+)
+WMMA_SMALL: tuple[Row, ...] = (
+    (64, "any", Schedule(tiles=_tiles(128, 64), math="wmma", stages=1, ahead=True, skip_ones=True)),
+    (128, "any", Schedule(tiles=_tiles(64, 64), math="wmma", stages=1, ahead=True, skip_ones=True)),
+)
+TABLES: dict[tuple[str, str], tuple[Row, ...]] = {
+    ("sm_80", "mma"): LARGE, ("sm_86", "mma"): SMALL, ("sm_89", "mma"): SMALL, ("sm_90", "mma"): LARGE,
+    ("sm_80", "wmma"): WMMA_LARGE, ("sm_86", "wmma"): WMMA_SMALL, ("sm_89", "wmma"): WMMA_SMALL, ("sm_90", "wmma"): WMMA_LARGE,
+}
+
+
+def pick(arch: str, head: int, math: str = "mma", mask: str = "none") -> Schedule:
+    """The schedule for a target, a head size (the larger of the key's and the value's) and a mask kind.
+
+    Raises FcError "compile/schedule" where the family has none for that head size."""
+    table = TABLES[arch, math]
+    for size, kind, schedule in table:
+        if head <= size and kind in ("any", mask):
+            return schedule
+    raise FcError("compile/schedule", f"the library has no {math} schedule for head size {head} on {arch}",
+                  expected=f"at most {table[-1][0]}", got=head, hint='use math="mma", or pass a Schedule of your own')

@@ -1,0 +1,346 @@
+"""One warp: what each op does to its 32 x n registers.
+
+A fragment is an array [32, registers]; an opaque fragment is this warp's block of the tile, since nobody may know more. Scalars are
+the same in all lanes. Everything that touches memory goes through index maps made from the op's layout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import FcError
+from ..ir.core import Block, Op, Role, Value
+from ..ir.elementwise import FNS, REDUCTIONS, apply, to_dtype
+from ..ir.layout import LANES, OpaqueLayout
+from ..ir.types import DTYPES, Buffer, DType, Frag, Scalar, bf16
+from . import registers
+from .engines import CopyEngine
+
+if TYPE_CHECKING:
+    from .machine import Simulation
+
+LANE = np.arange(LANES)
+
+
+class Agent:
+    """number: among all warps of the block; warp: within its role."""
+
+    def __init__(self, sim: Simulation, role: Role, number: int, warp: int, env: dict[Value, Any]):
+        self.sim, self.role, self.number, self.warp, self.env = sim, role, number, warp, env
+        self.shared = sim.shared
+        self.copies = CopyEngine(self)
+
+    @property
+    def who(self) -> str:
+        return f"role {self.role.name}, warp {self.warp}"
+
+    def run(self) -> Iterator[Op]:
+        """Runs to the end; yields the op at each barrier, to be resumed when all have come."""
+        yield from self.block(self.role.body)
+
+    def finish(self) -> None:
+        self.copies.check_empty()
+
+    def block(self, block: Block) -> Iterator[Op]:
+        for op in block.ops:
+            self.sim.steps += 1
+            if op.kind == "barrier":
+                yield op
+            elif op.kind == "for":
+                yield from self.loop(op)
+            elif op.kind == "if":
+                region = op.regions[0 if self.env[op.operands[0]] else 1]
+                yield from self.block(region)
+                self.env.update(zip(op.results, [self.env[v] for v in region.yielded]))
+            elif op.kind == "yield":
+                return
+            else:
+                out = self.step(op)
+                if op.results:
+                    self.env[op.results[0]] = out
+
+    def loop(self, op: Op) -> Iterator[Op]:
+        env, body = self.env, op.regions[0]
+        steps = range(int(env[op.operands[0]]), int(env[op.operands[1]]))
+        carried = [env[v] for v in op.operands[2:]]
+        for i in reversed(steps) if op.get("descending") else steps:
+            env.update(zip(body.args, (np.int32(i), *carried)))
+            yield from self.block(body)
+            carried = [env[v] for v in body.yielded]
+        env.update(zip(op.results, carried))
+
+    def step(self, op: Op) -> Any:
+        args = [self.env[v] for v in op.operands]
+        run = getattr(self, "do_" + op.kind, None)
+        if run is not None:
+            return run(op, args)
+        if op.kind in FNS:
+            return apply(op.kind, op.operands[0].type.dtype, *args)
+        raise FcError("compile/unsupported", f"the simulator has no meaning for {op.kind}", loc=op.loc)
+
+    def coords(self, t: Frag) -> np.ndarray:
+        return registers.coords(t.layout, self.role.warps, self.warp)
+
+    # ---- values ----------------------------------------------------------------------------------------------------
+
+    def do_const(self, op: Op, args: list[Any]) -> Any:
+        return to_dtype(np.asarray(op["value"]), DTYPES[op["dtype"]])[()]
+
+    def do_size(self, op: Op, args: list[Any]) -> Any:
+        return np.int32(self.sim.sizes[op["dim"]])
+
+    def do_full(self, op: Op, args: list[Any]) -> Any:
+        t = op.result.type
+        return np.full(self.opaque_shape(t) if isinstance(t.layout, OpaqueLayout) else (LANES, t.layout.regs), args[0], t.dtype.np_dtype)
+
+    def do_iota(self, op: Op, args: list[Any]) -> Any:
+        return self.coords(op.result.type)[..., 0].astype(np.int32)
+
+    def do_broadcast(self, op: Op, args: list[Any]) -> Any:
+        layout, x = op.result.type.layout, args[0]
+        (new,) = set(range(len(op.result.type.shape))) - set(op["axes"])
+        return x[:, layout.drop_map(new)]
+
+    def do_transpose(self, op: Op, args: list[Any]) -> Any:
+        return args[0]
+
+    def do_select(self, op: Op, args: list[Any]) -> Any:
+        return np.where(*args).astype(op.result.type.dtype.np_dtype)
+
+    def do_cast(self, op: Op, args: list[Any]) -> Any:
+        return to_dtype(np.asarray(args[0]), DTYPES[op["to"]])
+
+    def do_reduce(self, op: Op, args: list[Any]) -> Any:
+        t = op.operands[0].type
+        table = registers.groups(t.layout, op["axis"])
+        return REDUCTIONS[op["fn"]][0](args[0][:, table], axis=2).astype(t.dtype.np_dtype)
+
+    def do_combine(self, op: Op, args: list[Any]) -> Any:
+        x, t = args[0], op.operands[0].type
+        for step in op["lanes"]:
+            x = apply(REDUCTIONS[t.partial][1], t.dtype, x, x[LANE ^ step])
+        return x
+
+    def do_slice(self, op: Op, args: list[Any]) -> Any:
+        src, out = op.operands[0].type, op.result.type
+        return args[0][:, registers.slice_registers(src.layout, out.layout, op["axis"], int(args[1]), self.role.warps, self.warp)]
+
+    def do_vote_any(self, op: Op, args: list[Any]) -> Any:
+        return np.bool_(np.any(args[0]))
+
+    # ---- matrix products -------------------------------------------------------------------------------------------
+
+    def do_mma(self, op: Op, args: list[Any]) -> Any:
+        instr = self.sim.target.instrs[op["instr"]]
+        ta, tb, tc = (v.type.layout for v in op.operands[:3])
+        warps, w = self.role.warps, self.warp
+        la, ra, _ = registers.operand_map(ta, instr.a, warps, w)
+        lb, rb, _ = registers.operand_map(tb, instr.b, warps, w)
+        lc, rc, _ = registers.operand_map(tc, instr.c, warps, w)
+        first = int(args[3]) if len(args) == 4 else 0
+        cols = slice(first, first + lb.shape[1])
+        lc, rc = lc[:, cols], rc[:, cols]
+        a, b = np.asarray(args[0], np.float32)[la, ra], np.asarray(args[1], np.float32)[lb, rb]
+        out = args[2].copy()
+        out[lc, rc] += a @ b
+        return out
+
+    def do_wmma_mma(self, op: Op, args: list[Any]) -> Any:
+        return args[2] + np.asarray(args[0], np.float32) @ np.asarray(args[1], np.float32)
+
+    def opaque_shape(self, t: Frag) -> tuple[int, int]:
+        rows, cols = t.shape
+        layout = t.layout
+        assert isinstance(layout, OpaqueLayout)
+        return (rows // (1 if layout.role == "b" else layout.warps_m), cols // (1 if layout.role == "a" else layout.warps_n))
+
+    # ---- shared memory ---------------------------------------------------------------------------------------------
+
+    def do_slot(self, op: Op, args: list[Any]) -> Any:
+        ring, base = args[0]
+        t = op.operands[0].type
+        return ring, base + (int(args[1]) + op["ahead"]) % t.slots * t.slot_bytes
+
+    def half_words(self, op: Op, t: Frag, buffer: Buffer, row: int, col: int) -> tuple[np.ndarray, np.ndarray]:
+        """(half-word of each register's element from the slot's start [32, regs], the same with a last axis for wide elements)."""
+        key = ("hw", id(op), self.warp, row, col)
+        if key not in self.sim.maps:
+            if isinstance(t.layout, OpaqueLayout):
+                c = self.block_coords(t)
+            else:
+                c = self.coords(t)
+            if len(t.shape) == 1:
+                i, j = (c[..., 0], c[..., 0] * 0) if op.get("along", 1) == 0 else (c[..., 0] * 0, c[..., 0])
+            else:
+                i, j = (c[..., 1], c[..., 0]) if op.get("transposed") else (c[..., 0], c[..., 1])
+            i, j = i + row, j + col
+            rows, cols = buffer.shape if len(buffer.shape) == 2 else (1, buffer.shape[0])
+            if i.min() < 0 or j.min() < 0 or i.max() >= rows or j.max() >= cols:
+                self.sim.report(
+                    "sim/bounds", f"{op.kind} outside its tile", op, expected=f"{rows} x {cols}", got=f"row {i.max()}, column {j.max()}"
+                )
+                i, j = np.clip(i, 0, rows - 1), np.clip(j, 0, cols - 1)
+            size = buffer.dtype.bytes
+            address = np.asarray(buffer.layout.address(buffer.shape, size, i, j)) // 2
+            self.sim.maps[key] = (address, address[..., None] + np.arange(size // 2))
+        return self.sim.maps[key]
+
+    def block_coords(self, t: Frag) -> np.ndarray:
+        """Tile coordinates of this warp's block of an opaque fragment."""
+        layout = t.layout
+        assert isinstance(layout, OpaqueLayout)
+        rows, cols = self.opaque_shape(t)
+        i, j = np.meshgrid(np.arange(rows), np.arange(cols), indexing="ij")
+        i = i + (0 if layout.role == "b" else self.warp // layout.warps_n * rows)
+        j = j + (0 if layout.role == "a" else self.warp % layout.warps_n * cols)
+        return np.stack([i, j], -1)
+
+    def fetch(self, op: Op, view: Any, at: np.ndarray, lanes: np.ndarray) -> np.ndarray:
+        """Raw half-words at offsets from a view, recorded as reads."""
+        ring, base = view
+        where = at + base // 2
+        bad = self.shared.read(self.number, where.ravel(), np.broadcast_to(lanes, where.shape).ravel(), op)
+        if bad is not None:
+            self.sim.conflict(bad, self, op, ring, self.sim.offsets[ring])
+        return self.shared.bytes.view(np.uint16)[where]
+
+    def do_ld_shared(self, op: Op, args: list[Any]) -> Any:
+        t = op.result.type
+        _, at = self.half_words(op, t, op.operands[0].type, int(args[1]), int(args[2]))
+        return decode(self.fetch(op, args[0], at, LANE[:, None, None]), t.dtype)
+
+    def do_wmma_load(self, op: Op, args: list[Any]) -> Any:
+        t = op.result.type
+        _, at = self.half_words(op, t, op.operands[0].type, int(args[1]), int(args[2]))
+        return decode(self.fetch(op, args[0], at, np.full((1, 1, 1), -3)), t.dtype)
+
+    def put(self, op: Op, view: Any, at: np.ndarray, data: np.ndarray, lanes: np.ndarray) -> None:
+        ring, base = view
+        where = at + base // 2
+        bad = self.shared.write(self.number, where.ravel(), np.broadcast_to(lanes, where.shape).ravel(), op)
+        if bad is not None:
+            self.sim.conflict(bad, self, op, ring, self.sim.offsets[ring])
+        self.shared.bytes.view(np.uint16)[where] = data
+
+    def do_st_shared(self, op: Op, args: list[Any]) -> None:
+        t = op.operands[0].type
+        _, at = self.half_words(op, t, op.operands[1].type, int(args[2]), int(args[3]))
+        mine = registers.writers(t.layout, self.role.warps, self.warp)
+        self.put(op, args[1], at[mine], encode(args[0], t.dtype)[mine], LANE[mine][:, None, None])
+
+    def do_wmma_store(self, op: Op, args: list[Any]) -> None:
+        t = op.operands[0].type
+        _, at = self.half_words(op, t, op.operands[1].type, int(args[2]), int(args[3]))
+        # which lane stores what is nobody's to know: the same lanes only for the same op
+        self.put(op, args[1], at, encode(args[0], t.dtype), np.full((1, 1, 1), -4 - self.shared.number(op)))
+
+    def do_ldmatrix(self, op: Op, args: list[Any]) -> Any:
+        """PTX ISA, ldmatrix: lane l supplies the address of row l % 8 of its block; lane t receives row t / 4, columns 2 (t % 4) + {0, 1},
+        or with .trans the transposed block's."""
+        t, buffer = op.result.type, op.operands[0].type
+        row, col = int(args[1]), int(args[2])
+        key = ("ldmatrix", id(op), self.warp, row, col)
+        if key not in self.sim.maps:
+            origin = registers.matrix_origins(t.layout, self.role.warps, self.warp, op["transposed"]) + np.array([row, col])
+            i, j = origin[:, 0, None, None] + np.arange(8)[:, None], origin[:, 1, None, None] + np.arange(8)
+            if i.max() >= buffer.shape[0] or j.max() >= buffer.shape[1]:
+                self.sim.report(
+                    "sim/bounds", "ldmatrix outside its tile", op, expected=f"{buffer.shape}", got=f"row {i.max()}, column {j.max()}"
+                )
+                i, j = np.minimum(i, buffer.shape[0] - 1), np.minimum(j, buffer.shape[1] - 1)
+            address = np.asarray(buffer.layout.address(buffer.shape, 2, i, j))
+            if (address[..., 0] % 16).any() or (address - address[..., :1] != 2 * np.arange(8)).any():
+                self.sim.report("sim/bounds", "ldmatrix: a row of a block is not 16 aligned bytes in shared memory", op, got=buffer.layout)
+            lanes = (np.arange(len(origin))[:, None] % 4 * 8 + np.arange(8))[..., None]
+            self.sim.maps[key] = (address // 2, lanes)
+        at, lanes = self.sim.maps[key]
+        blocks = decode(self.fetch(op, args[0], at, lanes)[..., None], t.dtype)
+        pair = 2 * (LANE % 4)[:, None] + np.arange(2)
+        picked = blocks[:, pair, LANE[:, None] // 4] if op["trans"] else blocks[:, LANE[:, None] // 4, pair]
+        return picked.transpose(1, 0, 2).reshape(LANES, -1)
+
+    # ---- asynchronous copies ---------------------------------------------------------------------------------------
+
+    def do_cp_async(self, op: Op, args: list[Any]) -> None:
+        self.copies.start(op, args)
+
+    def do_commit_group(self, op: Op, args: list[Any]) -> None:
+        self.copies.commit()
+
+    def do_wait_group(self, op: Op, args: list[Any]) -> None:
+        self.copies.wait(op["n"])
+
+    def do_syncwarp(self, op: Op, args: list[Any]) -> None:
+        self.shared.sync_warp(self.number)
+
+    # ---- global memory ---------------------------------------------------------------------------------------------
+
+    def rectangle(self, op: Op, tensor: str, scalars: list[Any], c: np.ndarray) -> tuple[tuple[Any, ...], np.ndarray]:
+        """(index arrays of shape [32, regs], which are inside) for tile coordinates c."""
+        data = self.sim.memory[tensor]
+        inside = np.ones(c.shape[:-1], bool)
+        index, axis, it = [], 0, iter(scalars)
+        for dim, (n, word) in enumerate(zip(data.shape, op["index"])):
+            if word == "at":
+                i = np.full(c.shape[:-1], int(next(it)))
+                guarded = False
+            else:
+                i = c[..., axis] + (int(next(it)) if word == "tile" else 0)
+                guarded = op["guard"][axis]
+                axis += 1
+            ok = (i >= 0) & (i < n)
+            if not guarded and not ok.all():
+                self.sim.report("sim/bounds", f"{op.kind} outside {tensor}", op, expected=f"0..{n - 1} along axis {dim}",
+                                got=f"{i.min()}..{i.max()}", hint="a guard on this axis", notes=[f"{self.who}"])
+            inside &= ok
+            index.append(np.where(ok, i, 0))
+        return tuple(index), inside
+
+    def do_ld_global(self, op: Op, args: list[Any]) -> Any:
+        index, inside = self.rectangle(op, args[0], args[1:], self.coords(op.result.type))
+        data = self.sim.memory[args[0]][index]
+        return np.where(inside, data, np.zeros((), data.dtype))
+
+    def do_gather(self, op: Op, args: list[Any]) -> Any:
+        data, index = self.sim.memory[args[0]], np.broadcast_arrays(*args[1:])
+        inside = np.all([(i >= 0) & (i < n) for i, n in zip(index, data.shape)], axis=0)
+        out = np.where(inside, data[tuple(np.where(inside, i, 0) for i in index)], np.zeros((), data.dtype))
+        return out[()] if isinstance(op.result.type, Scalar) else out
+
+    def do_st_global(self, op: Op, args: list[Any]) -> None:
+        tensor, t = args[0], op.operands[1].type
+        index, inside = self.rectangle(op, tensor, args[2:], self.coords(t))
+        inside = inside & registers.writers(t.layout, self.role.warps, self.warp)[:, None]
+        where, value = tuple(i[inside] for i in index), args[1][inside]
+        if op.get("reduce"):
+            np.add.at(self.sim.memory[tensor], where, value)
+            return
+        me = self.sim.number * 1024 + self.number
+        before = self.sim.writer[tensor][where]
+        if ((before != -1) & (before != me)).any() or len(set(zip(*where))) != len(value):
+            self.sim.report("sim/race", f"an element of {tensor} is written twice", op, notes=[f"{self.who}"],
+                            hint="two programs or warps own the same rows")
+        self.sim.writer[tensor][where] = me
+        self.sim.memory[tensor][where] = value
+
+
+def encode(x: np.ndarray, dtype: DType) -> np.ndarray:
+    """Values -> half-words [..., 1 or 2] as they lie in memory."""
+    x = np.ascontiguousarray(x)
+    if dtype == bf16:
+        return (x.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)[..., None]
+    raw = x.astype(dtype.np_dtype)
+    return raw.view(np.uint16)[..., None] if dtype.bytes == 2 else raw[..., None].view(np.uint16)
+
+
+def decode(raw: np.ndarray, dtype: DType) -> np.ndarray:
+    """Half-words [..., 1 or 2] -> values."""
+    raw = np.ascontiguousarray(raw)
+    if dtype == bf16:
+        return (raw[..., 0].astype(np.uint32) << 16).view(np.float32)
+    return raw.view(dtype.np_dtype)[..., 0]
+
+

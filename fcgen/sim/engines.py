@@ -1,0 +1,71 @@
+"""The copy engine of one warp: `cp.async` groups that complete as late as they may (PTX ISA, 'Asynchronous copy operations')."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..ir.core import Op
+from ..ir.layout import LANES
+from . import registers
+
+if TYPE_CHECKING:
+    from .agents import Agent
+
+
+@dataclass
+class _Copy:
+    op: Op
+    at: np.ndarray
+    data: np.ndarray
+    lanes: np.ndarray
+
+
+class CopyEngine:
+    """Copies belong to the open group until `commit`; `wait(n)` lands the oldest groups until n are left."""
+
+    def __init__(self, agent: Agent):
+        self.agent = agent
+        self.open: list[_Copy] = []
+        self.groups: list[list[_Copy]] = []
+
+    def start(self, op: Op, args: list[Any]) -> None:
+        from .agents import encode
+
+        a, buffer, layout = self.agent, op.operands[-1].type, op["threads"]
+        ring, base = args[-1]
+        c = registers.coords(layout, a.role.warps, a.warp)
+        index, inside = a.rectangle(op, args[0], args[1:-1], c)
+        source = a.sim.memory[args[0]][index]
+        data = encode(np.where(inside, source, np.zeros((), source.dtype)), buffer.dtype)
+        key = ("copy", id(op), a.warp)
+        if key not in a.sim.maps:
+            i, j = (c[..., 0], c[..., 1]) if c.shape[-1] == 2 else (c[..., 0] * 0, c[..., 0])
+            size = buffer.dtype.bytes
+            address = np.asarray(buffer.layout.address(buffer.shape, size, i, j)) // 2
+            a.sim.maps[key] = address[..., None] + np.arange(size // 2)
+        mine = registers.writers(layout, a.role.warps, a.warp)
+        at = (a.sim.maps[key][mine] + base // 2).ravel()
+        lanes = np.broadcast_to(np.arange(LANES)[:, None, None], data.shape)[mine].ravel()
+        bad = a.shared.launch(a.number, at, lanes, op)
+        if bad is not None:
+            a.sim.conflict(bad, a, op, ring, a.sim.offsets[ring])
+        self.open.append(_Copy(op, at, data[mine].ravel(), lanes))
+
+    def commit(self) -> None:
+        self.groups.append(self.open)
+        self.open = []
+
+    def wait(self, n: int) -> None:
+        while len(self.groups) > n:
+            for copy in self.groups.pop(0):
+                self.agent.shared.land(self.agent.number, copy.at, copy.data, copy.lanes, copy.op)
+
+    def check_empty(self) -> None:
+        from .machine import describe
+
+        for copy in [c for g in [*self.groups, self.open] for c in g]:
+            self.agent.sim.report("sim/leftover", "the kernel ends while a copy is in flight", copy.op,
+                                  notes=[f"{self.agent.who}: {describe(copy.op)}"], key=("leftover", id(copy.op)))
