@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from ..errors import FcError
+from ..errors import FcError, Loc
 from ..ir.core import Block, GridAxis, Op, Value
 from ..ir.types import DType, Scalar, f32, i1, i32
-from .handles import Handle, Range, TiledSize, Var, aligned, elementwise, label_name, lift, spread
+from .arith import aligned, common, elementwise, lift, spread
+from .handles import Handle, NotATile, Range, TiledSize, Var, label_name
 from .tensors import Dim, RunDim, TensorParam, View, tile_type
 from .trace import current, here
 
@@ -32,6 +33,8 @@ def grid(*axes: Any) -> tuple[Any, ...]:
     t = current()
     if t.grid:
         raise FcError("trace/usage", "fc.grid is called twice", loc=here())
+    if len(t.scope.builder.ops) > len(t.sizes):
+        raise FcError("trace/usage", "fc.grid comes first in a spec, before any operation", loc=here())
     if not axes:
         raise FcError("trace/usage", "fc.grid needs at least one axis", loc=here())
     out: list[Any] = []
@@ -102,6 +105,7 @@ def load(view: Any) -> Handle:
     if not isinstance(view, View):
         raise FcError("trace/usage", "fc.load takes a view of a tensor", expected="fc.load(Q[b, h, rows])", got=repr(view), loc=here())
     p = view.tensor._param
+    view.tensor.check_readable()
     v = current().emit("load", p, *view.scalars, type=tile_type(p.type.dtype, view.shape), index=view.index, guard=view.guard)
     return Handle(v, view.labels)
 
@@ -120,21 +124,24 @@ def _store(view: Any, value: Any, attrs: dict[str, Any]) -> None:
     if not isinstance(view, View):
         raise FcError(
             "trace/usage",
-            "a store names a rectangle of a tensor by at least one range",
+            "a store names a rectangle or one element of an output",
             expected="fc.store(O[b, h, rows], tile)",
             got=repr(view),
             loc=here(),
+            hint='is the tensor annotated as an output: "out f32[...]"?' if isinstance(view, Handle) else None,
         )
     t, p = current(), view.tensor._param
     if not any(f in ("out", "inout") for f in view.tensor._flags):
         raise FcError("trace/store", f"{p.name} is not an output", loc=here(), hint=f'annotate it: {p.name}: "out {p.type.dtype}[...]"')
+    if attrs:
+        view.tensor.check_readable()
     x = lift(value, p.type.dtype)
     if x.dtype != p.type.dtype:
         raise FcError("trace/dtype", f"{p.name} holds another dtype", expected=p.type.dtype, got=x.dtype, loc=here(),
                       hint=f"convert: .to({p.name}.dtype)")
-    if not x.labels:
+    if not x.labels and view.labels:
         x = Handle(t.emit("full", x.value, shape=view.shape), view.labels)
-    if set(x.labels) - set(view.labels) or (len(x.labels) < len(view.labels) and not set(x.labels) <= set(view.labels)):
+    if not set(x.labels) <= set(view.labels):
         raise FcError("trace/shape", f"the tile's axes are not those of the view of {p.name}",
                       expected=", ".join(map(label_name, view.labels)), got=", ".join(map(label_name, x.labels)), loc=here())
     x = aligned(x, view.labels, dict(zip(view.labels, view.shape)))
@@ -192,10 +199,7 @@ def where(condition: Any, a: Any, b: Any) -> Handle:
                       hint="compare: x > 0")
     whole = all(isinstance(x, int) for x in (a, b))
     known = next((x.dtype for x in (a, b) if isinstance(x, Handle)), i32 if whole else f32)
-    x, y = lift(a, known), lift(b, known)
-    if x.dtype != y.dtype:
-        raise FcError("trace/dtype", "the two values of fc.where have different dtypes", expected=x.dtype, got=y.dtype, loc=here(),
-                      hint=f"convert one: .to(fc.{x.dtype})")
+    x, y = common("fc.where", (a, b), known)
     (c, x, y), labels = spread([c, x, y])
     return Handle(current().emit("select", c.value, x.value, y.value), labels)
 
@@ -207,12 +211,19 @@ def cast(x: Handle, dtype: DType) -> Handle:
 
 def _reduction(name: str) -> Callable[..., Handle]:
     def fn(x: Handle, axis: Any = -1) -> Handle:
-        if not isinstance(x, Handle) or not x.labels:
-            raise FcError("trace/shape", f"fc.{name} reduces a tile", got=repr(x), loc=here(), hint=f"for two values: fc.{name}imum(a, b)")
-        if isinstance(axis, (Range, str)):
-            if axis not in x.labels:
-                raise FcError("trace/shape", f"the tile has no axis {label_name(axis)}", got=repr(x), loc=here())
-            axis = x.labels.index(axis)
+        if isinstance(x, NotATile):
+            raise x.mistaken()
+        if not isinstance(x, Handle) or not x.labels or isinstance(axis, Handle):
+            hint = "for two values: a + b" if name == "sum" else f"for two values: fc.{name}imum(a, b)"
+            raise FcError("trace/shape", f"fc.{name} reduces a tile", got=repr(x), loc=here(), hint=hint)
+        if x.dtype == i1:
+            raise FcError("trace/dtype", f"fc.{name} folds numbers, not conditions", got=repr(x), loc=here(), hint="convert: c.to(fc.i32)")
+        if isinstance(axis, (Range, str, Dim)):
+            label = axis.name if isinstance(axis, Dim) else axis
+            if x.labels.count(label) != 1:
+                raise FcError("trace/shape", f"the tile has {'two axes' if label in x.labels else 'no axis'} {label_name(label)}",
+                              got=repr(x), loc=here(), hint="name the axis by its number: 0 or 1")
+            axis = x.labels.index(label)
         if not isinstance(axis, int) or not -len(x.labels) <= axis < len(x.labels):
             raise FcError("trace/shape", "no such axis", expected=f"0 to {len(x.labels) - 1}, or a range", got=axis, loc=here())
         axis %= len(x.labels)
@@ -239,17 +250,25 @@ def dot(a: Any, b: Any, acc: Any = None) -> Handle:
             "trace/dtype", "fc.dot of two dtypes", expected=a.dtype, got=b.dtype, loc=here(), hint=f"convert one: .to(fc.{b.dtype})"
         )
     inner_a, inner_b = a.labels[1], b.labels[0]
-    names = isinstance(inner_a, str) and isinstance(inner_b, str)
+    names = not isinstance(inner_a, Range) and not isinstance(inner_b, Range)
     if (inner_a != inner_b and not names) or a.shape[1] != b.shape[0]:
         flip = " (did you mean .T?)" if b.labels[1] == inner_a else ""
         raise FcError("trace/shape", f"fc.dot contracts the last axis of a with the first of b{flip}",
                       expected=f"b [{label_name(inner_a)}: {a.shape[1]}, ...]", got=repr(b), loc=here())
-    if a.labels[0] == b.labels[1]:
+    if a.labels[0] == b.labels[1] and isinstance(a.labels[0], Range):
         raise FcError("trace/shape", "both axes of the product would be the same range", got=repr(a), loc=here(),
                       hint="give one side an axis of its own: cols = rows.again()")
     labels = (a.labels[0], b.labels[1])
-    more = () if acc is None else (aligned(lift(acc, f32), labels).value,)
+    more = () if acc is None else (_accumulator(acc, labels).value,)
     return Handle(current().emit("dot", a.value, b.value, *more), labels)
+
+
+def _accumulator(acc: Any, labels: tuple[Any, ...]) -> Handle:
+    x = lift(acc, f32)
+    if x.dtype != f32 or set(x.labels) != set(labels):
+        raise FcError("trace/shape" if x.dtype == f32 else "trace/dtype", "fc.dot adds to a tile with the product's axes, in f32",
+                      expected=f"f32 [{', '.join(map(label_name, labels))}]", got=repr(x), loc=here())
+    return aligned(x, labels)
 
 
 # ---- control flow ----------------------------------------------------------------------------------------------------------
@@ -273,11 +292,11 @@ def loop(
         size = one(over.dim) if isinstance(over.dim, int) else t.size(over.dim)
         count = t.emit("floordiv", t.emit("add", size, one(over.size - 1)), one(over.size))
     elif isinstance(over, (int, Handle)):
-        count = lift(over, i32).value
+        count = _bound(over)
     else:
         raise FcError("trace/usage", "fc.loop runs over a tiled dimension or a count", got=repr(over), loc=here())
-    low = one(0) if start is None else lift(start, i32).value
-    high = count if stop is None else lift(stop, i32).value
+    low = one(0) if start is None else _bound(start)
+    high = count if stop is None else _bound(stop)
     where = here()
     t.sweep_names()
     name_variables()
@@ -316,13 +335,11 @@ def loop(
     body = _replaced(Block((index, *(args[i] for i in changed)), tuple(ops)), same)
     regions = [body]
     if live is not None:
-        j = Value(Scalar(i32), "")
-        with t.block("live region") as scope:
-            x = live(item(j))
-            if not isinstance(x, Handle) or x.dtype != i1:
-                raise FcError("trace/dtype", "`live` returns a condition", expected="i1", got=repr(x), loc=where)
-            ops = [*scope.builder.ops, Op("yield", (x.value,), loc=where)]
-        regions.append(Block((j,), tuple(ops)))
+        for i, (v, b) in enumerate(zip(carried, before)):
+            v._value, v.closed = b, "changes in the loop, so `live` cannot use it" if i in changed else None
+        regions.append(_live_region(live, item, carried, where))
+        for v in carried:
+            v.closed = None
     results = [Value(args[i].type, carried[i].name) for i in changed]
     attrs: dict[str, Any] = {"descending": True} if descending else {}
     if tiled:
@@ -334,6 +351,30 @@ def loop(
         carried[i]._value = r
     if tiled:
         t.names.setdefault(index, "j")
+
+
+def _bound(n: Any) -> Value:
+    x = lift(n, i32)
+    if x.labels or x.dtype != i32:
+        raise FcError("trace/dtype", "a loop counts in i32", expected="an i32 scalar or a number", got=repr(x), loc=here())
+    return x.value
+
+
+def _live_region(live: Callable[[Any], Any], item: Callable[[Value], Any], carried: list[Var], where: Loc) -> Block:
+    """What `live` says about one iteration, from what is known before the loop."""
+    t = current()
+    j = Value(Scalar(i32), "")
+    values = [v._value for v in carried]
+    with t.block("live region") as scope:
+        x = live(item(j))
+        if isinstance(x, bool):
+            x = lift(x, i1)
+        if not isinstance(x, Handle) or x.dtype != i1:
+            raise FcError("trace/dtype", "`live` returns a condition", expected="i1", got=repr(x), loc=where)
+        if any(v._value is not b for v, b in zip(carried, values)):
+            raise FcError("trace/usage", "`live` assigns to a variable; it only says which elements matter", loc=where)
+        ops = [*scope.builder.ops, Op("yield", (x.value,), loc=where)]
+    return Block((j,), tuple(ops))
 
 
 @contextlib.contextmanager
