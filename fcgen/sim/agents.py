@@ -118,7 +118,8 @@ class Agent:
     def do_reduce(self, op: Op, args: list[Any]) -> Any:
         t = op.operands[0].type
         table = registers.groups(t.layout, op["axis"])
-        return REDUCTIONS[op["fn"]][0](args[0][:, table], axis=2).astype(t.dtype.np_dtype)
+        wide = np.asarray(args[0], np.float32) if t.dtype.is_float else args[0]  # 16 bits: folded in float32, rounded once
+        return to_dtype(REDUCTIONS[op["fn"]][0](wide[:, table], axis=2), t.dtype)
 
     def do_combine(self, op: Op, args: list[Any]) -> Any:
         x, t = args[0], op.operands[0].type
