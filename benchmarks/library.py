@@ -113,7 +113,7 @@ def precompile(jobs: Iterable[Any], workers: int | None = None, limit_s: float =
     # not fork: the parent may hold a CUDA context
     pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
     futures = {job: pool.submit(_compile, job) for job in wanted}
-    done, late = wait(futures.values(), timeout=limit_s)
+    _, late = wait(futures.values(), timeout=limit_s)
     out = {}
     for job, future in futures.items():
         if future in late:
@@ -155,11 +155,28 @@ class Caller:
         return lambda: simulate_into(program, arguments)
 
 
+def check_call(program: Any, arguments: Mapping[str, Any]) -> None:
+    """The checks of a launch that need no GPU, so that a dry run refuses what a real one would."""
+    from fcgen.launch import sizes_of
+    from fcgen.runtime import tensors
+
+    facts = program.built.facts
+    given = {p[0]: tensors.describe(arguments[p[0]], p[0], cpu_ok=True) for p in facts.params if p[1] == "tensor"}
+    sizes_of(facts, {n: x.shape for n, x in given.items()})
+    for name, kind, dtype, dims, _ in facts.params:
+        if kind == "tensor":
+            size = tensors.ITEMSIZE[dtype]
+            wide = len(dims) > 1 and size <= 4
+            whole = wide and given[name].shape[-1] * size % 16 == 0
+            tensors.check(given[name], name=name, dtype=dtype, align=16 if wide else size, stride_align=16 if whole else size)
+
+
 def simulate_into(program: Any, arguments: Mapping[str, Any]) -> None:
     """A program on torch tensors of the CPU, by the simulator."""
     import torch
 
     flags = program.tile.flags
+    check_call(program, arguments)
     inputs = {name: x.detach().float().numpy().astype("float16" if x.dtype == torch.float16 else "float32")
               if isinstance(x, torch.Tensor) else x for name, x in arguments.items() if "out" not in flags.get(name, ())}
     for name, value in program.simulate(**inputs).items():
