@@ -1,1 +1,1 @@
-"""Measurements of fcgen. Every script runs from the repository's root as `python -m benchmarks.NAME`, and with `--dry` without a GPU."""
+"""Measurements on a GPU. Each script is run from the repository's root: `python -m benchmarks.NAME --help`."""

@@ -1,23 +1,20 @@
-"""What a number was measured on: GPU, driver, clocks, libraries, commit and date, as a dict that JSON can hold.
-
-    python -m benchmarks.environment
-"""
+"""What a measurement was made on: GPU, its clocks, versions, date, commit. `python -m benchmarks.environment` prints it."""
 
 from __future__ import annotations
 
+import argparse
 import datetime
-import importlib.metadata
 import json
 import os
 import platform
-import re
 import subprocess
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-_QUERY = {"name": str, "driver_version": str, "clocks.sm": float, "clocks.mem": float, "clocks.max.sm": float, "power.draw": float,
-          "power.limit": float, "temperature.gpu": float, "utilization.gpu": float}
+QUERY = ("name", "driver_version", "clocks.sm", "clocks.mem", "clocks.max.sm", "clocks.max.mem", "power.draw", "power.limit",
+         "temperature.gpu", "persistence_mode")
 
 
 def _output(*command: str) -> str | None:
@@ -28,87 +25,52 @@ def _output(*command: str) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-def parse_smi(line: str) -> dict[str, Any]:
-    """One line of `nvidia-smi --query-gpu`; what the board does not tell is None."""
-    out: dict[str, Any] = {}
-    for (name, kind), text in zip(_QUERY.items(), (t.strip() for t in line.split(","))):
-        try:
-            out[name.replace(".", "_")] = kind(text)
-        except ValueError:
-            out[name.replace(".", "_")] = None
-    return out
+def _gpu() -> dict[str, str]:
+    """nvidia-smi's facts of the first GPU; empty without one."""
+    said = _output("nvidia-smi", "-i", "0", "--query-gpu=" + ",".join(QUERY), "--format=csv,noheader")
+    return dict(zip(QUERY, [v.strip() for v in said.splitlines()[0].split(",")])) if said else {}
 
 
-def gpu_now() -> dict[str, Any]:
-    """The board's clocks, power and temperature at this moment ({} without a GPU)."""
-    line = _output("nvidia-smi", f"--query-gpu={','.join(_QUERY)}", "--format=csv,noheader,nounits")
-    return parse_smi(line.splitlines()[0]) if line else {}
-
-
-class Board:
-    """Clock and power many times a second, through NVML: nvidia-smi takes as long as a whole measurement. None values without it."""
-
-    def __init__(self) -> None:
-        self._nvml = self._handle = None
-        try:
-            import pynvml
-
-            pynvml.nvmlInit()
-            self._nvml, self._handle = pynvml, pynvml.nvmlDeviceGetHandleByIndex(0)
-        except Exception:  # no package, no driver or no GPU: a clock is worth having, not worth failing for
-            self._nvml = None
-
-    def now(self) -> dict[str, float | None]:
-        if self._nvml is None:
-            return {"sm_mhz": None, "watts": None, "celsius": None}
-        n = self._nvml
-        try:
-            return {"sm_mhz": float(n.nvmlDeviceGetClockInfo(self._handle, n.NVML_CLOCK_SM)),
-                    "watts": n.nvmlDeviceGetPowerUsage(self._handle) / 1000,
-                    "celsius": float(n.nvmlDeviceGetTemperature(self._handle, n.NVML_TEMPERATURE_GPU))}
-        except n.NVMLError:
-            return {"sm_mhz": None, "watts": None, "celsius": None}
-
-
-def commit() -> dict[str, Any]:
-    """The commit and whether files differ from it. Without .git (a copy of the tree) FCGEN_COMMIT says which, "unknown" if nobody does."""
-    named = os.environ.get("FCGEN_COMMIT")
-    found = _output("git", "rev-parse", "HEAD")
-    if named or not found:
-        text = named or "unknown"
-        return {"commit": text.removesuffix("-dirty"), "dirty": text.endswith("-dirty") if named else None}
-    # what a measurement itself writes does not make the tree another one
-    status = _output("git", "status", "--porcelain", "--", ".", ":!benchmarks/results")
-    return {"commit": found, "dirty": bool(status)}
-
-
-def versions() -> dict[str, str]:
-    out = {"python": platform.python_version()}
-    for name in ("torch", "triton", "numpy", "cuda-bindings", "nvidia-cudnn-cu13", "nvidia-cuda-nvrtc"):
-        try:
-            out[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
+def _version(package: str) -> str | None:
     try:
-        from fcgen.runtime.nvrtc import nvrtc_version
-
-        out["nvrtc"] = ".".join(map(str, nvrtc_version()))
-    except Exception as error:
-        out["nvrtc"] = f"none ({type(error).__name__})"
-    return out
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
-def describe() -> dict[str, Any]:
-    """Everything; call it before and after a measurement for the clocks at both ends."""
-    return {"date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"), **commit(), "gpu": gpu_now(),
-            "versions": versions(), "machine": {"cpus": os.cpu_count(), "system": platform.platform()}}
+def _nvrtc() -> str | None:
+    from fcgen.errors import FcError
+    from fcgen.runtime.nvrtc import nvrtc_version
+
+    try:
+        return ".".join(map(str, nvrtc_version()))
+    except FcError:
+        return None
 
 
-def slug(name: str | None) -> str:
-    """A GPU's name as part of a file name: "NVIDIA H200" -> "h200"."""
-    text = re.sub(r"[^a-z0-9]+", "-", (name or "no-gpu").lower()).strip("-")
-    return text.removeprefix("nvidia-") or "no-gpu"
+def _torch() -> dict[str, Any]:
+    try:
+        import torch
+    except ImportError:
+        return {"torch": None}
+    cudnn = torch.backends.cudnn.version() if torch.cuda.is_available() else None
+    return {"torch": torch.__version__, "torch_cuda": torch.version.cuda, "cudnn": cudnn}
+
+
+def facts() -> dict[str, Any]:
+    """Everything as strings and numbers; None for what is not there. commit: of the checkout, else $FCGEN_COMMIT."""
+    commit = _output("git", "rev-parse", "HEAD")
+    changed = _output("git", "status", "--porcelain", "--untracked-files=no") if commit else None
+    return {"gpu": _gpu(), **_torch(), "nvrtc": _nvrtc(), "cuda_bindings": _version("cuda-bindings"), "numpy": _version("numpy"),
+            "python": platform.python_version(), "system": platform.platform(),
+            "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            "commit": commit or os.environ.get("FCGEN_COMMIT"), "dirty": bool(changed) if commit else None}
+
+
+def main() -> None:
+    argparse.ArgumentParser(description=__doc__).parse_args()
+    print(json.dumps(facts(), indent=2))
 
 
 if __name__ == "__main__":
-    print(json.dumps(describe(), indent=1))
+    main()

@@ -18,7 +18,8 @@ from .program import Program
 def compile(spec: Spec, *, target: str | None = None, schedule: Schedule | None = None, **binding: Any) -> Program:
     """A program of a spec for a target ("sm_80", "sm_86", "sm_89", "sm_90"; the GPU's own if None).
 
-    binding: the spec's compile-time facts. Raises FcError with the spec's line where the spec, the schedule or the target does not allow it.
+    binding: the spec's compile-time facts. Raises FcError with the spec's line where the spec, the schedule or the target does not
+    allow it.
     """
     schedule = schedule or Schedule()
     return Program(spec.trace(dict(schedule.tiles), **binding), schedule, target or gpu_target())
@@ -50,8 +51,12 @@ def call(spec: Spec, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             arg = tensors.describe(given[p.name], p.name)
             device = arg.device
             if len(arg.shape) != len(p.dims):
-                raise FcError("call/argument", f"argument `{p.name}` has the wrong number of axes", expected=f"[{', '.join(map(str, p.dims))}]",
-                              got=arg.shape)
+                raise FcError(
+                    "call/argument",
+                    f"argument `{p.name}` has the wrong number of axes",
+                    expected=f"[{', '.join(map(str, p.dims))}]",
+                    got=arg.shape,
+                )
             if p.dtype in spec.signature.dtype_names:
                 binding.setdefault(p.dtype, arg.dtype)
             for dim, n in zip(p.dims, arg.shape):
@@ -74,7 +79,9 @@ def _whole_dims(spec: Spec) -> frozenset[str]:
 
     A dimension is needed at compile time where tracing says so; the last dimension of a tensor of rank 2 or more is taken to be."""
     tiled = {d for p in spec.signature.tensors for d in p.dims[:-1]}
-    return frozenset(p.dims[-1] for p in spec.signature.tensors if len(p.dims) > 1 and isinstance(p.dims[-1], str) and p.dims[-1] not in tiled)
+    return frozenset(
+        p.dims[-1] for p in spec.signature.tensors if len(p.dims) > 1 and isinstance(p.dims[-1], str) and p.dims[-1] not in tiled
+    )
 
 
 def gpu_available() -> bool:

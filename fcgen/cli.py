@@ -77,10 +77,14 @@ def dump(spec: str, target: str | None, settings: tuple[str, ...], schedule: str
 
 @main.command(epilog=SPEC_HELP)
 @spec_options
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path("out"), show_default=True, help="folder for the files")
+@click.option(
+    "--out", type=click.Path(file_okay=False, path_type=Path), default=Path("out"), show_default=True, help="folder for the files"
+)
 @click.option("--check/--no-check", default=True, show_default=True, help="run machine IR through the simulator before compiling")
 @click.option("--size", "sizes", multiple=True, metavar="NAME=N", help="a size for the check: M=100")
-def build(spec: str, target: str | None, settings: tuple[str, ...], schedule: str | None, out: Path, check: bool, sizes: tuple[str, ...]) -> None:
+def build(
+    spec: str, target: str | None, settings: tuple[str, ...], schedule: str | None, out: Path, check: bool, sizes: tuple[str, ...]
+) -> None:
     """Compile a spec, or an edited file of IR text, and write every level of it."""
     from .cli_specs import find, parse_settings, simulate_cases
 
@@ -140,7 +144,9 @@ def run(spec: str, target: str | None, settings: tuple[str, ...], schedule: str 
 
 @main.command()
 @click.option("--target", default=None, help="sm_80, sm_86, sm_89, sm_90 (the GPU's own, else sm_89)")
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path("out"), show_default=True, help="folder for the files")
+@click.option(
+    "--out", type=click.Path(file_okay=False, path_type=Path), default=Path("out"), show_default=True, help="folder for the files"
+)
 def demo(target: str | None, out: Path) -> None:
     """Attention from spec to kernel: trace, simulate, compile, report; with a GPU also run and time it."""
     from .demo import run_demo
@@ -198,7 +204,9 @@ def layout(name: str, rows: int, cols: int, warps: int, svg: Path | None) -> Non
     else:
         value = getattr(layouts, name)(rows, cols, (warps, 1))
         if value.shape != (rows, cols):
-            raise FcError("compile/schedule", f"{name} covers whole fragments", expected="rows and columns of 16 and 8", got=f"{rows} x {cols}")
+            raise FcError(
+                "compile/schedule", f"{name} covers whole fragments", expected="rows and columns of 16 and 8", got=f"{rows} x {cols}"
+            )
         text = value.picture()
     if svg:
         svg.write_text(draw(value, shape=(rows, cols)))

@@ -34,7 +34,9 @@ class Found:
         chosen = Schedule.parse(schedule) if schedule else self.schedule
         if self.spec is None:
             return program_from_text(self.text, self.filename, target=arch, schedule=chosen)
-        return compile(self.spec, target=arch or default_target(), schedule=chosen or Schedule(), **{**self.binding, **parse_settings(settings)})
+        return compile(
+            self.spec, target=arch or default_target(), schedule=chosen or Schedule(), **{**self.binding, **parse_settings(settings)}
+        )
 
 
 def default_target() -> str:
@@ -154,7 +156,9 @@ def simulate_cases(program: Program, given: Mapping[str, int], seeds: int, doing
         counts = [g.count(sizes) if not isinstance(g.dim, int) else g.dim for g in machine.grid]
         ends = [tuple(0 for _ in counts), tuple(c - 1 for c in counts)]
         for seed in range(seeds):
-            doing(f"simulating {sizes}", lambda i=inputs, s=seed: check(machine, i, program.target, seed=s, programs=dict.fromkeys(ends)))
+            doing(
+                f"simulating {sizes}", lambda i=inputs, s=seed, e=ends: check(machine, i, program.target, seed=s, programs=dict.fromkeys(e))
+            )
         done.append(", ".join(f"{d}={s}" for d, s in sizes.items() if s > 1))
     return done
 

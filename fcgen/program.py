@@ -134,6 +134,7 @@ class Program:
         """Run on the GPU with NumPy arrays: inputs are copied there, outputs come back (poisoned with NaN before). Uses torch."""
         import torch
 
+        from .ir.sizes import output_shape
         from .ir.types import DTYPES, bf16
 
         torch_dtypes = {"f16": torch.float16, "bf16": torch.bfloat16, "f32": torch.float32, "i32": torch.int32, "i64": torch.int64}
@@ -150,7 +151,7 @@ class Program:
         outs = {}
         for p in self._source.params:
             if isinstance(p.type, Tensor) and p.name not in given:
-                shape = [d if isinstance(d, int) else sizes[d] for d in p.type.dims]
+                shape = output_shape(self._source, p.name, sizes)
                 fill = float("nan") if p.type.dtype.is_float else -(2**31)
                 given[p.name] = outs[p.name] = torch.full(shape, fill, dtype=torch_dtypes[p.type.dtype.name], device="cuda")
         self(**given)

@@ -11,7 +11,7 @@ from ..ir.layout import RegLayout
 from ..ir.types import Frag, Scalar, Tensor
 from .cuda_emit import EMIT, Emitter, emits
 from .cuda_expr import LONG, Registers, apply, choose, is_opaque, slice_table, view_index
-from .cuda_text import CTYPES, X, add, binary, call, literal
+from .cuda_text import CTYPES, ZERO, X, add, binary, call, literal
 
 
 def locs_of(em: Emitter, op: Op) -> list[Loc | None]:
@@ -307,7 +307,7 @@ def _mma(em: Emitter, op: Op) -> None:
     fn = em.fn(rec.name)
     vm, vn, vk = (X(v) if n > 1 else X("0") for v, n in (("mi", len(ms)), ("ni", len(ns)), ("ki", depth)))
 
-    def pointer(v: Value, table: np.ndarray, x: X, y: X, packed: bool, start: X = X("0")) -> str:
+    def pointer(v: Value, table: np.ndarray, x: X, y: X, packed: bool, start: X = ZERO) -> str:
         rows, cols = table[:, 0], table[0] - table[0, 0]
         assert (table == rows[:, None] + cols).all(), "instances are laid out alike"
         src = em.plan.base(v)

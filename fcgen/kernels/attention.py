@@ -27,7 +27,9 @@ def visible(mask: str, rows: Any, cols: Any, M: Any, N: Any) -> Any:
     return cols.valid
 
 
-def _body(Q: Any, K: Any, V: Any, O: Any, LSE: Any, scale: Any, mask: str, score: Callable[..., Any] | None, lse: bool, lazy: float) -> None:
+def _body(
+    Q: Any, K: Any, V: Any, O: Any, LSE: Any, scale: Any, mask: str, score: Callable[..., Any] | None, lse: bool, lazy: float
+) -> None:
     b, h, rows = fc.grid(Q.B, Q.H, fc.tile(Q.M, "BLOCK_M"))
     g = h // (Q.H // K.G)
     q = fc.load(Q[b, h, rows])
@@ -54,20 +56,20 @@ def _body(Q: Any, K: Any, V: Any, O: Any, LSE: Any, scale: Any, mask: str, score
 
 
 @fc.kernel
-def attention(Q: "T[B, H, M, D]", K: "T[B, G, N, D]", V: "T[B, G, N, E]", O: "out T[B, H, M, E]", LSE: "out f32[B, H, M]", *,
-              scale: "f32 > 0", mask="none", score=None, lazy=0.0):
+def attention(Q: T[B, H, M, D], K: T[B, G, N, D], V: T[B, G, N, E], O: "out T[B, H, M, E]", LSE: "out f32[B, H, M]", *,
+              scale: f32 > 0, mask="none", score=None, lazy=0.0):
     _body(Q, K, V, O, LSE, scale, mask, score, True, lazy)
 
 
 @fc.kernel
-def attention_no_lse(Q: "T[B, H, M, D]", K: "T[B, G, N, D]", V: "T[B, G, N, E]", O: "out T[B, H, M, E]", *,
-                     scale: "f32 > 0", mask="none", score=None, lazy=0.0):
+def attention_no_lse(Q: T[B, H, M, D], K: T[B, G, N, D], V: T[B, G, N, E], O: "out T[B, H, M, E]", *,
+                     scale: f32 > 0, mask="none", score=None, lazy=0.0):
     _body(Q, K, V, O, None, scale, mask, score, False, lazy)
 
 
 @fc.kernel
-def attention_any_scale(Q: "T[B, H, M, D]", K: "T[B, G, N, D]", V: "T[B, G, N, E]", O: "out T[B, H, M, E]", LSE: "out f32[B, H, M]", *,
-                        scale: "f32", mask="none", score=None, lazy=0.0):
+def attention_any_scale(Q: T[B, H, M, D], K: T[B, G, N, D], V: T[B, G, N, E], O: "out T[B, H, M, E]", LSE: "out f32[B, H, M]", *,
+                        scale: f32, mask="none", score=None, lazy=0.0):
     _body(Q, K, V, O, LSE, scale, mask, score, True, lazy)
 
 

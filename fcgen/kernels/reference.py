@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 
-def attention_reference(q: np.ndarray, k: np.ndarray, v: np.ndarray, *, mask: str = "none", scale: float | None = None) -> tuple[np.ndarray, np.ndarray]:
+def attention_reference(
+    q: np.ndarray, k: np.ndarray, v: np.ndarray, *, mask: str = "none", scale: float | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """(O [B, H, M, E], LSE [B, H, M]) in float64. q [B, H, M, D]; k, v [B, G, N, D | E] with H a multiple of G. mask: "none",
     "causal_top_left", "causal_bottom_right". A row that sees no key gives 0 and -inf."""
     q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))

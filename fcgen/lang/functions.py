@@ -11,9 +11,9 @@ from typing import Any
 from ..errors import FcError
 from ..ir.core import Block, GridAxis, Op, Value
 from ..ir.types import DType, Scalar, f32, i1, i32
-from .handles import (Dim, Handle, Range, RunDim, TensorParam, TiledSize, Var, View, aligned, elementwise, label_name, lift, spread,
-                      tile_type)
-from .trace import Scope, current, here
+from .handles import Handle, Range, TiledSize, Var, aligned, elementwise, label_name, lift, spread
+from .tensors import Dim, RunDim, TensorParam, View, tile_type
+from .trace import current, here
 
 inf = math.inf
 
@@ -46,7 +46,9 @@ def grid(*axes: Any) -> tuple[Any, ...]:
             t.grid.append(GridAxis(f"i{n}", axis.name if isinstance(axis, RunDim) else int(axis)))
             out.append(Handle(i))
         else:
-            raise FcError("trace/usage", "a grid axis is a tensor's dimension, a number, or fc.tile(...) of one", got=repr(axis), loc=here())
+            raise FcError(
+                "trace/usage", "a grid axis is a tensor's dimension, a number, or fc.tile(...) of one", got=repr(axis), loc=here()
+            )
     return tuple(out)
 
 
@@ -54,7 +56,8 @@ def grid(*axes: Any) -> tuple[Any, ...]:
 
 
 def _axes(where: tuple[Any, ...]) -> tuple[tuple[Any, ...], tuple[int, ...]]:
-    labels, shape = [], []
+    labels: list[Any] = []
+    shape: list[int] = []
     for w in where:
         if isinstance(w, Range):
             labels.append(w)
@@ -115,8 +118,13 @@ def atomic_add(view: Any, value: Any) -> None:
 
 def _store(view: Any, value: Any, attrs: dict[str, Any]) -> None:
     if not isinstance(view, View):
-        raise FcError("trace/usage", "a store names a rectangle of a tensor by at least one range", expected="fc.store(O[b, h, rows], tile)",
-                      got=repr(view), loc=here())
+        raise FcError(
+            "trace/usage",
+            "a store names a rectangle of a tensor by at least one range",
+            expected="fc.store(O[b, h, rows], tile)",
+            got=repr(view),
+            loc=here(),
+        )
     t, p = current(), view.tensor._param
     if not any(f in ("out", "inout") for f in view.tensor._flags):
         raise FcError("trace/store", f"{p.name} is not an output", loc=here(), hint=f'annotate it: {p.name}: "out {p.type.dtype}[...]"')
@@ -182,7 +190,8 @@ def where(condition: Any, a: Any, b: Any) -> Handle:
     if c.dtype != i1:
         raise FcError("trace/dtype", "the condition of fc.where is not a truth value", expected="i1", got=repr(c), loc=here(),
                       hint="compare: x > 0")
-    known = next((x.dtype for x in (a, b) if isinstance(x, Handle)), f32)
+    whole = all(isinstance(x, int) for x in (a, b))
+    known = next((x.dtype for x in (a, b) if isinstance(x, Handle)), i32 if whole else f32)
     x, y = lift(a, known), lift(b, known)
     if x.dtype != y.dtype:
         raise FcError("trace/dtype", "the two values of fc.where have different dtypes", expected=x.dtype, got=y.dtype, loc=here(),
@@ -226,7 +235,9 @@ def dot(a: Any, b: Any, acc: Any = None) -> Handle:
             raise FcError("trace/shape", f"the {what} operand of fc.dot is a 2-d tile", got=repr(x), loc=here(),
                           hint="load views first: fc.load(K[b, h, cols])" if isinstance(x, View) else None)
     if a.dtype != b.dtype:
-        raise FcError("trace/dtype", "fc.dot of two dtypes", expected=a.dtype, got=b.dtype, loc=here(), hint=f"convert one: .to(fc.{b.dtype})")
+        raise FcError(
+            "trace/dtype", "fc.dot of two dtypes", expected=a.dtype, got=b.dtype, loc=here(), hint=f"convert one: .to(fc.{b.dtype})"
+        )
     inner_a, inner_b = a.labels[1], b.labels[0]
     names = isinstance(inner_a, str) and isinstance(inner_b, str)
     if (inner_a != inner_b and not names) or a.shape[1] != b.shape[0]:
@@ -244,7 +255,9 @@ def dot(a: Any, b: Any, acc: Any = None) -> Handle:
 # ---- control flow ----------------------------------------------------------------------------------------------------------
 
 
-def loop(over: Any, start: Any = None, stop: Any = None, *, descending: bool = False, live: Callable[[Any], Handle] | None = None) -> Iterator[Any]:
+def loop(
+    over: Any, start: Any = None, stop: Any = None, *, descending: bool = False, live: Callable[[Any], Handle] | None = None
+) -> Iterator[Any]:
     """`for cols in fc.loop(fc.tile(K.N, "BLOCK_N")):` runs the body for every block, as a loop of the program.
 
     over: a tiled dimension (yields a `Range`), or a count (yields an i32 scalar). start, stop: in blocks. descending: from the last to
@@ -296,8 +309,7 @@ def loop(over: Any, start: Any = None, stop: Any = None, *, descending: bool = F
             changed = [i for i, v in enumerate(carried) if v._value is not args[i]]
             ops = [*scope.builder.ops, Op("yield", tuple(carried[i]._value for i in changed), loc=where)]
     except GeneratorExit:
-        t.counter = -1
-        t.scope = Scope(outer.builder, "broken loop", -1, outer)
+        t.broken = where
         raise
     assert not left
     same = {a: b for i, (a, b) in enumerate(zip(args, before)) if i not in changed}
@@ -326,7 +338,8 @@ def loop(over: Any, start: Any = None, stop: Any = None, *, descending: bool = F
 
 @contextlib.contextmanager
 def when(condition: Any) -> Iterator[None]:
-    """`with fc.when(cond):` runs the block only where a scalar condition holds; variables assigned inside keep their old value otherwise."""
+    """`with fc.when(cond):` runs the block only where a scalar condition holds; variables assigned inside keep their old value
+    otherwise."""
     t = current()
     c = lift(condition, None)
     if c.labels or c.dtype != i1:
@@ -364,6 +377,8 @@ def _replaced(block: Block, mapping: dict[Value, Value]) -> Block:
     """The block with values replaced, everything else as it is."""
     if not mapping:
         return block
-    new = lambda v: mapping.get(v, v)
+    def new(v: Value) -> Value:
+        return mapping.get(v, v)
+
     return Block(block.args, tuple(replace(o, operands=tuple(map(new, o.operands)), regions=tuple(_replaced(r, mapping) for r in o.regions))
                                    for o in block.ops))

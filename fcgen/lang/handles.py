@@ -1,4 +1,4 @@
-"""What a spec's function works with: tiles and scalars, variables, ranges, tensors and views of them.
+"""What a spec's function works with: tiles and scalars, variables, and the ranges that label their axes.
 
 Every tile axis carries a label: the `Range` that it runs over, or the name of the tensor dimension that it is. Operations align their
 operands by label, so `[rows, cols] - [rows]` needs no reshaping and can never pick the wrong axis of a square tile.
@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import FcError
 from ..ir.core import Value
-from ..ir.types import DType, Scalar, Tile, f32, i32
+from ..ir.types import DType, f32, i32
 from .trace import Scope, current, here
 
 Label = Any  # Range | str
@@ -39,6 +39,7 @@ class Handle:
         t = current()
         assert self.scope is not None
         if not self.scope.encloses(t.scope):
+            t.check_loops()
             raise FcError("trace/unset", f"a value made inside a {self.scope.kind} is read outside of it", loc=here(),
                           hint="carry it out in a variable: v = fc.var(...) before the loop, v <<= value inside, v after it")
 
@@ -86,34 +87,112 @@ class Handle:
     def __float__(self) -> float:
         raise FcError("trace/usage", "a value of the program is not a Python number", got=repr(self), loc=here())
 
+    # ---- operators: elementwise ----
 
-def _operator(name: str, swap: bool = False) -> Any:
-    def method(self: Handle, other: Any) -> Any:
-        return elementwise(name, other, self) if swap else elementwise(name, self, other)
+    def __add__(self, other: Any) -> Handle:
+        return elementwise("add", self, other)
 
-    return method
+    def __radd__(self, other: Any) -> Handle:
+        return elementwise("add", other, self)
 
+    def __sub__(self, other: Any) -> Handle:
+        return elementwise("sub", self, other)
 
-def _division(swap: bool) -> Any:
-    def method(self: Handle, other: Any) -> Any:
+    def __rsub__(self, other: Any) -> Handle:
+        return elementwise("sub", other, self)
+
+    def __mul__(self, other: Any) -> Handle:
+        return elementwise("mul", self, other)
+
+    def __rmul__(self, other: Any) -> Handle:
+        return elementwise("mul", other, self)
+
+    def __floordiv__(self, other: Any) -> Handle:
+        return elementwise("floordiv", self, other)
+
+    def __rfloordiv__(self, other: Any) -> Handle:
+        return elementwise("floordiv", other, self)
+
+    def __mod__(self, other: Any) -> Handle:
+        return elementwise("mod", self, other)
+
+    def __rmod__(self, other: Any) -> Handle:
+        return elementwise("mod", other, self)
+
+    def __pow__(self, other: Any) -> Handle:
+        return elementwise("pow", self, other)
+
+    def __rpow__(self, other: Any) -> Handle:
+        return elementwise("pow", other, self)
+
+    def __and__(self, other: Any) -> Handle:
+        return elementwise("and", self, other)
+
+    def __rand__(self, other: Any) -> Handle:
+        return elementwise("and", other, self)
+
+    def __or__(self, other: Any) -> Handle:
+        return elementwise("or", self, other)
+
+    def __ror__(self, other: Any) -> Handle:
+        return elementwise("or", other, self)
+
+    def __xor__(self, other: Any) -> Handle:
+        return elementwise("xor", self, other)
+
+    def __rxor__(self, other: Any) -> Handle:
+        return elementwise("xor", other, self)
+
+    def __lshift__(self, other: Any) -> Handle:
+        return elementwise("shl", self, other)
+
+    def __rlshift__(self, other: Any) -> Handle:
+        return elementwise("shl", other, self)
+
+    def __rshift__(self, other: Any) -> Handle:
+        return elementwise("shr", self, other)
+
+    def __rrshift__(self, other: Any) -> Handle:
+        return elementwise("shr", other, self)
+
+    def __truediv__(self, other: Any) -> Handle:
+        return elementwise("div", self._dividable(), other)
+
+    def __rtruediv__(self, other: Any) -> Handle:
+        return elementwise("div", other, self._dividable())
+
+    def _dividable(self) -> Handle:
         if not self.dtype.is_float:
             raise FcError("trace/dtype", "/ is for floats", got=repr(self), loc=here(), hint="use // for integers, or .to(fc.f32)")
-        return elementwise("div", other, self) if swap else elementwise("div", self, other)
+        return self
 
-    return method
+    def __lt__(self, other: Any) -> Handle:
+        return elementwise("lt", self, other)
 
+    def __le__(self, other: Any) -> Handle:
+        return elementwise("le", self, other)
 
-for _name, _fn in {"add": "add", "sub": "sub", "mul": "mul", "floordiv": "floordiv", "mod": "mod", "and": "and", "or": "or",
-                   "xor": "xor", "pow": "pow", "lshift": "shl", "rshift": "shr"}.items():
-    setattr(Handle, f"__{_name}__", _operator(_fn))
-    setattr(Handle, f"__r{_name}__", _operator(_fn, swap=True))
-for _name in ("lt", "le", "gt", "ge", "eq", "ne"):
-    setattr(Handle, f"__{_name}__", _operator(_name))
-Handle.__truediv__ = _division(False)  # type: ignore[attr-defined]
-Handle.__rtruediv__ = _division(True)  # type: ignore[attr-defined]
-Handle.__neg__ = lambda self: elementwise("neg", self)  # type: ignore[attr-defined]
-Handle.__abs__ = lambda self: elementwise("abs", self)  # type: ignore[attr-defined]
-Handle.__invert__ = lambda self: elementwise("not", self)  # type: ignore[attr-defined]
+    def __gt__(self, other: Any) -> Handle:
+        return elementwise("gt", self, other)
+
+    def __ge__(self, other: Any) -> Handle:
+        return elementwise("ge", self, other)
+
+    def __eq__(self, other: Any) -> Handle:  # type: ignore[override]
+        return elementwise("eq", self, other)
+
+    def __ne__(self, other: Any) -> Handle:  # type: ignore[override]
+        return elementwise("ne", self, other)
+
+    def __neg__(self) -> Handle:
+        return elementwise("neg", self)
+
+    def __abs__(self) -> Handle:
+        return elementwise("abs", self)
+
+    def __invert__(self) -> Handle:
+        return elementwise("not", self)
+
 
 
 class Var(Handle):
@@ -185,7 +264,9 @@ class Range:
         return h
 
     def __iter__(self) -> Any:
-        raise FcError("trace/usage", "a range is not a loop", got=repr(self), loc=here(), hint="for cols in fc.loop(fc.tile(K.N, 'BLOCK_N')):")
+        raise FcError(
+            "trace/usage", "a range is not a loop", got=repr(self), loc=here(), hint="for cols in fc.loop(fc.tile(K.N, 'BLOCK_N')):"
+        )
 
 
 class TiledSize:
@@ -227,16 +308,20 @@ def lift(x: Any, dtype: DType | None) -> Handle:
     if hasattr(x, "item") and not isinstance(x, (int, float)) and getattr(x, "shape", None) == ():
         x = x.item()
     if not isinstance(x, (int, float)):
-        hint = "load it first: fc.load(T[...])" if isinstance(x, (View, TensorParam)) else None
+        hint = "load it first: fc.load(T[...])" if type(x).__name__ in ("View", "TensorParam") else None
         raise FcError("trace/usage", "this is not a value of the program", got=repr(x), loc=here(), hint=hint)
     if dtype is None:
         dtype = i32 if isinstance(x, int) else f32
     if dtype.is_float:
         return Handle(current().emit("const", value=float(x), dtype=dtype.name))
     if isinstance(x, float) and (not x.is_integer() or math.isinf(x)):
-        raise FcError("trace/dtype", "a fractional number meets integers", expected=dtype, got=x, loc=here(), hint="convert the tile: .to(fc.f32)")
+        raise FcError(
+            "trace/dtype", "a fractional number meets integers", expected=dtype, got=x, loc=here(), hint="convert the tile: .to(fc.f32)"
+        )
     if isinstance(x, float):
-        raise FcError("trace/dtype", "a float meets integers", expected=dtype, got=x, loc=here(), hint=f"write {int(x)}, or convert: .to(fc.f32)")
+        raise FcError(
+            "trace/dtype", "a float meets integers", expected=dtype, got=x, loc=here(), hint=f"write {int(x)}, or convert: .to(fc.f32)"
+        )
     return Handle(current().emit("const", value=int(x), dtype=dtype.name))
 
 
@@ -292,103 +377,3 @@ def elementwise(name: str, *args: Any) -> Handle:
                       hint=f"convert one of them: .to(fc.{dtypes[0]})")
     handles, labels = spread(handles)
     return Handle(current().emit(name, *[h.value for h in handles]), labels)
-
-
-# ---- tensors ---------------------------------------------------------------------------------------------------------------
-
-
-class TensorParam:
-    """A tensor parameter inside a spec: `T.dtype`, `T.M` (a dimension's size), `T[b, rows]` (a view to load or store)."""
-
-    def __init__(self, value: Value, dim_names: tuple[str | int, ...], flags: tuple[str, ...]):
-        self._param, self._names, self._flags = value, dim_names, flags
-
-    def __repr__(self) -> str:
-        return f"<tensor {self._param.name}: {self._param.type}>"
-
-    @property
-    def dtype(self) -> DType:
-        return self._param.type.dtype
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_") or name not in self._names:
-            raise FcError("trace/usage", f"tensor {self.__dict__['_param'].name} has no dimension {name}" if not name.startswith("__") else name,
-                          expected=", ".join(map(str, self.__dict__.get("_names", ()))), got=name, loc=here()) \
-                if not name.startswith("__") else AttributeError(name)
-        size = self._param.type.dims[self._names.index(name)]
-        return Dim(name, size) if isinstance(size, int) else RunDim(name)
-
-    def __getitem__(self, index: Any) -> Any:
-        index = index if isinstance(index, tuple) else (index,)
-        dims = self._param.type.dims
-        if len(index) > len(dims):
-            raise FcError("trace/shape", f"too many indices for {self._param.name}", expected=f"at most {len(dims)}", got=len(index), loc=here())
-        index = (*index, *[slice(None)] * (len(dims) - len(index)))
-        if any(isinstance(i, Handle) and i.labels for i in index) or not any(isinstance(i, (Range, slice)) for i in index):
-            return self._gather(index)
-        return View(self, index)
-
-    def _gather(self, index: tuple[Any, ...]) -> Handle:
-        if any(isinstance(i, slice) for i in index):
-            raise FcError("trace/usage", "element positions need one index per dimension", got=f"{self._param.name}[...]", loc=here())
-        handles = [i.index if isinstance(i, Range) else lift(i, i32) for i in index]
-        handles, labels = spread(handles)
-        return Handle(current().emit("gather", self._param, *[h.value for h in handles]), labels)
-
-
-class Dim(int):
-    """A compile-time size that remembers which dimension it is."""
-
-    name: str
-
-    def __new__(cls, name: str, size: int) -> Dim:
-        x = super().__new__(cls, size)
-        x.name = name
-        return x
-
-
-class RunDim(Handle):
-    """The run-time size of a dimension, as a scalar."""
-
-    def __init__(self, name: str):
-        self.name = name
-        h = dim_size(name)
-        self._value, self.labels, self.scope = h._value, (), h.scope
-
-
-class View:
-    """A rectangle of a tensor, not loaded yet."""
-
-    def __init__(self, tensor: TensorParam, index: tuple[Any, ...]):
-        self.tensor = tensor
-        words, scalars, guard, labels, shape = [], [], [], [], []
-        for i, dim, name in zip(index, tensor._param.type.dims, tensor._names):
-            if isinstance(i, Range):
-                words.append("tile")
-                scalars.append(i.start.value)
-                guard.append(True)
-                labels.append(i)
-                shape.append(i.size)
-            elif isinstance(i, slice):
-                if i != slice(None):
-                    raise FcError("trace/usage", "a tile is named by a range, not a Python slice", got=repr(i), loc=here(),
-                                  hint="fc.tile(...) in the grid or a loop makes ranges")
-                if not isinstance(dim, int):
-                    raise FcError("trace/static", f"{tensor._param.name} is used whole along {dim}, so {dim} must be known at compile time",
-                                  loc=here(), hint=f"bind it: compile(..., {dim}=64)")
-                words.append("all")
-                guard.append(False)
-                labels.append(name)
-                shape.append(dim)
-            else:
-                words.append("at")
-                scalars.append(lift(i, i32).value)
-        self.index, self.scalars, self.guard = tuple(words), tuple(scalars), tuple(guard)
-        self.labels, self.shape = tuple(labels), tuple(shape)
-
-    def __repr__(self) -> str:
-        return f"<view of {self.tensor._param.name} [{', '.join(map(label_name, self.labels))}]>"
-
-
-def tile_type(dtype: DType, shape: tuple[int, ...]) -> Any:
-    return Tile(dtype, shape) if shape else Scalar(dtype)

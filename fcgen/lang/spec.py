@@ -13,8 +13,9 @@ from ..ir.core import Block, Kernel, Role, Value, definitions, walk
 from ..ir.ops import verify
 from ..ir.types import DTYPES, Scalar, Tensor
 from .annotations import Param, Signature, as_dtype, read_signature
-from .handles import Handle, Range, TensorParam
-from .trace import Trace, here, tracing
+from .handles import Handle, Range
+from .tensors import TensorParam
+from .trace import Trace, here, shown, tracing
 from .until import until
 
 #: set by the package: what `spec.compile` and a call of a spec do (the language itself knows no compiler)
@@ -31,7 +32,7 @@ class Spec:
     def __init__(self, fn: Callable[..., Any], stop: str | None = None):
         self.fn, self.stop = fn, stop
         code = fn.__code__
-        self.loc = Loc(code.co_filename, code.co_firstlineno)
+        self.loc = Loc(shown(code.co_filename), code.co_firstlineno)
         self.signature: Signature = read_signature(fn, self.loc)
         functools.update_wrapper(self, fn)
 
@@ -75,9 +76,7 @@ class Spec:
                     self.fn(**given)
                 except FcError as e:
                     raise e.at(self.loc) from None
-                if t.counter == -1:
-                    raise FcError("trace/usage", "a loop of the program was left with break or return", loc=self.loc,
-                                  hint="the body of fc.loop is traced once, to its end; use fc.when or fc.where for conditions")
+                t.check_loops()
                 self._sweep_last(t)
                 body = Block(tuple(t.ids), tuple(t.scope.builder.ops))
         self._check_outputs(t, body)

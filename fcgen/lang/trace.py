@@ -1,12 +1,14 @@
 """The state of one tracing run: blocks being written, variables, names and places.
 
-Tracing calls the spec's Python function once. Every operation on a handle appends an op to the innermost open block; a loop's body runs once,
-with fresh values in place of its index and of every variable, and is closed when Python asks the loop for its next item.
+Tracing calls the spec's Python function once. Every operation on a handle appends an op to the innermost open block; a loop's body
+runs once, with fresh values in place of its index and of every variable, and is closed when Python asks the loop for its next item.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import os
 import sys
 import threading
 from collections.abc import Iterator, Mapping
@@ -55,6 +57,7 @@ class Trace:
     names: dict[Value, str] = field(default_factory=dict)
     scope: Scope = None  # type: ignore[assignment]
     counter: int = 0
+    broken: Loc | None = None  # a loop that was left before its body had been traced to the end
     frames: tuple[FrameType, ...] = ()
     sizes: dict[str, Value] = field(default_factory=dict)
 
@@ -86,6 +89,11 @@ class Trace:
             top.builder.ops.insert(len(self.sizes), Op("size", (), (value,), {"dim": dim}, (), here()))
             self.sizes[dim] = value
         return self.sizes[dim]
+
+    def check_loops(self) -> None:
+        if self.broken is not None:
+            raise FcError("trace/usage", "a loop of the program was left with break or return", loc=self.broken,
+                          hint="the body of fc.loop is traced once, to its end; use fc.when or fc.where for conditions")
 
     # ---- names -----------------------------------------------------------------------------------------------------
 
@@ -170,8 +178,19 @@ def here() -> Loc:
         if 0 <= at < len(positions):
             line, end_line, col, end_col = positions[at]
             if line is not None and line == end_line and col is not None:
-                return Loc(frame.f_code.co_filename, line, col, end_col or -1)
-    return Loc(frame.f_code.co_filename, frame.f_lineno)
+                return Loc(shown(frame.f_code.co_filename), line, col, end_col or -1)
+    return Loc(shown(frame.f_code.co_filename), frame.f_lineno)
+
+
+def shown(file: str) -> str:
+    """A file's name relative to the current folder where it lies inside: the same on every machine that has the project."""
+    return _relative(file, os.getcwd())
+
+
+@functools.lru_cache(maxsize=256)
+def _relative(file: str, folder: str) -> str:
+    inside = os.path.isabs(file) and file.startswith(folder.rstrip(os.sep) + os.sep)
+    return os.path.relpath(file, folder).replace(os.sep, "/") if inside else file
 
 
 def _frames(code: CodeType) -> tuple[FrameType, ...]:

@@ -1,7 +1,8 @@
 """Stage isolation: a kernel that writes one named value out, so that a wrong intermediate is found in one call.
 
-In: tile IR and the name of a value in it. Out: tile IR with one output, `UNTIL`, of shape [grid axes..., iterations of each enclosing loop...,
-the value's own axes...]; every other store, and what only they needed, is gone. The value is what it was: nothing before it changes.
+In: tile IR and the name of a value in it. Out: tile IR with one output, `UNTIL`, of shape [grid axes..., iterations of each enclosing
+loop..., the value's own axes...]; every other store, and what only they needed, is gone. The value is what it was: nothing before it
+changes.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..errors import FcError
-from ..ir.core import Block, Builder, Kernel, Op, Value, remove_dead, walk
+from ..ir.core import Block, Builder, Kernel, Op, Value, definitions, remove_dead, walk
 from ..ir.types import Tensor, Tile, i1, i32
 
 
@@ -26,13 +27,30 @@ def until(kernel: Kernel, name: str) -> Kernel:
     dims: list[str | int] = [g.dim if g.tile == 1 else f"UNTIL_{g.name}" for g in kernel.grid]
     dims += [f"UNTIL_loop{n}" for n in range(len(loops))]
     out = Value(Tensor(dtype, (*dims, *value.type.shape)), "UNTIL")
+    defs = definitions(kernel.body)
+    counted = tuple((f"UNTIL_loop{n}", dim, loop["tile"]) for n, loop in enumerate(loops) if (dim := _dimension(loop, defs)) is not None)
     at = (*kernel.body.args, *(loop.regions[0].args[0] for loop in loops))
     body = _written(kernel.body, op, value, out, at)
     body = remove_dead(body)
     flags = {k: tuple(f for f in v if f != "out") for k, v in kernel.flags.items()}
     used = {v for o in walk(body) for v in o.operands}
     params = tuple(p for p in kernel.params if p in used or "out" not in kernel.flags.get(p.name, ()))
-    return replace(kernel, name=f"{kernel.name}_until_{name}", params=(*params, out), flags={**flags, "UNTIL": ("out",)}).with_body(body)
+    return replace(kernel, name=f"{kernel.name}_until_{name}", params=(*params, out), flags={**flags, "UNTIL": ("out",)},
+                   meta={**kernel.meta, "until_loops": counted}).with_body(body)
+
+
+def _dimension(loop: Op, defs: dict[Value, Op]) -> str | None:
+    """The tensor dimension that a loop's upper bound counts the tiles of, if it is one."""
+    if not loop.get("tile"):
+        return None
+    sizes, todo = set(), [loop.operands[1]]
+    while todo:
+        op = defs.get(todo.pop())
+        if op is not None:
+            if op.kind == "size":
+                sizes.add(op["dim"])
+            todo += op.operands
+    return sizes.pop() if len(sizes) == 1 else None
 
 
 def _enclosing(block: Block, target: Op) -> tuple[Op, ...] | None:

@@ -97,7 +97,7 @@ def _mask(area: tuple, shape: tuple[int, ...], warps: int) -> np.ndarray:
 def _positions(layout, tile: tuple[int, ...], transposed: bool, along: int, warp: int, warps: int) -> tuple[np.ndarray, np.ndarray]:
     """Stored (row, col) of every element that the warp holds of a fragment."""
     if isinstance(layout, OpaqueLayout):
-        rows, cols = tile
+        rows, _ = tile
         part = np.zeros(tile, bool)
         r = rows // layout.warps_m
         part[(warp % layout.warps_m) * r:(warp % layout.warps_m + 1) * r if layout.role != "b" else None] = True

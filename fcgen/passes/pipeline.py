@@ -1,16 +1,17 @@
 """pipeline: shared-memory loads become rings of slots that are filled ahead of their readers.
 
-In: placed machine IR. Out: the same, where every load into shared memory is a copy into a slot of a kernel buffer. A load in a loop, with
-`copy="cp_async"` and `stages` > 1, becomes a ring: before the loop the first stages - 1 tiles are started; each iteration acquires its
-own slots, then starts the tiles stages - 1 iterations ahead. With `stages` = 1 and `ahead`, the loads of a loop take turns: each one's only
-slot is refilled as soon as the next load's tile has been acquired, half an iteration before it is read again. Loops of one chain run one after the other over one range and share their rings,
-so no tile is waited for at the seam. Every other load is copied in place into a ring of one slot. Nothing synchronises yet: `sync` finds
-the hazards.
+In: placed machine IR. Out: the same, where every load into shared memory is a copy into a slot of a kernel buffer. A load in a loop,
+with `copy="cp_async"` and `stages` > 1, becomes a ring: before the loop the first stages - 1 tiles are started; each iteration
+acquires its own slots, then starts the tiles stages - 1 iterations ahead. With `stages` = 1 and `ahead`, the loads of a loop take
+turns: each one's only slot is refilled as soon as the next load's tile has been acquired, half an iteration before it is read again.
+Loops of one chain run one after the other over one range and share their rings, so no tile is waited for at the seam. Every other
+load is copied in place into a ring of one slot. Nothing synchronises yet: `sync` finds the hazards.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 from ..ir.core import Block, Builder, Env, Kernel, Op, Value, copy_op, free_values
@@ -245,7 +246,7 @@ def _span(v: Value, body: Block) -> tuple[int, int]:
 def _in_turn(loads: list[Op], body: Block) -> bool:
     """Whether each tile's readers are done before the next tile's first."""
     spans = sorted(_span(o.result, body) for o in loads)
-    return all(a[1] < b[0] for a, b in zip(spans, spans[1:]))
+    return all(a[1] < b[0] for a, b in pairwise(spans))
 
 
 def _scalar_slice(body: Block, operands: tuple[Value, ...]) -> list[Op] | None:

@@ -197,7 +197,9 @@ class _Placer:
             return b.emit("ne", moved, zero, name=name)
         if isinstance(t, Frag):
             opaque = isinstance(t.layout, OpaqueLayout) or isinstance(home, OpaqueLayout)
-            v = b.emit("stage", v, type=buffer_for(t.dtype, t.shape, "wmma" if opaque else "plain"), name=f"{name}_tile" if name else "tile")
+            v = b.emit(
+                "stage", v, type=buffer_for(t.dtype, t.shape, "wmma" if opaque else "plain"), name=f"{name}_tile" if name else "tile"
+            )
         return b.emit("unstage", v, type=Frag(t.dtype, t.shape, home), name=name)
 
     # ---- ops -----------------------------------------------------------------------------------------------------

@@ -62,7 +62,12 @@ class _State:
         return replace(self, groups=self.groups[i:])
 
     def map(self, fn) -> _State:
-        return _State(frozenset(map(fn, self.seen)), frozenset(map(fn, self.lane)), tuple(frozenset(map(fn, g)) for g in self.groups), frozenset(map(fn, self.open)))
+        return _State(
+            frozenset(map(fn, self.seen)),
+            frozenset(map(fn, self.lane)),
+            tuple(frozenset(map(fn, g)) for g in self.groups),
+            frozenset(map(fn, self.open)),
+        )
 
 
 class _Sync:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from ..ir.core import Block, Builder, Env, Kernel, Op, Value, map_bodies, remove_dead
 from ..ir.elementwise import FNS, apply
 from ..ir.schedule import Schedule
@@ -44,7 +46,7 @@ def _tidy(block: Block, env: Env, seen: dict[Any, Value], consts: dict[Value, An
             known = [consts.get(v) for v in op.operands]
             if all(k is not None for k in known):
                 dtype = op.result.type.dtype
-                folded = apply(op.kind, op.operands[0].type.dtype, *known).item()
+                folded = apply(op.kind, op.operands[0].type.dtype, *map(np.asarray, known)).item()
                 env[op.result] = constant(folded, dtype.name, op.loc)
                 continue
             if len(known) == 2 and (op.kind, known[1]) in UNIT and op.operands[0].type == op.result.type:

@@ -1,7 +1,7 @@
 """One warp: what each op does to its 32 x n registers.
 
-A fragment is an array [32, registers]; an opaque fragment is this warp's block of the tile, since nobody may know more. Scalars are the same in all
-lanes. Everything that touches memory goes through index maps made from the op's layout.
+A fragment is an array [32, registers]; an opaque fragment is this warp's block of the tile, since nobody may know more. Scalars are
+the same in all lanes. Everything that touches memory goes through index maps made from the op's layout.
 """
 
 from __future__ import annotations
@@ -179,7 +179,9 @@ class Agent:
             i, j = i + row, j + col
             rows, cols = buffer.shape if len(buffer.shape) == 2 else (1, buffer.shape[0])
             if i.min() < 0 or j.min() < 0 or i.max() >= rows or j.max() >= cols:
-                self.sim.report("sim/bounds", f"{op.kind} outside its tile", op, expected=f"{rows} x {cols}", got=f"row {i.max()}, column {j.max()}")
+                self.sim.report(
+                    "sim/bounds", f"{op.kind} outside its tile", op, expected=f"{rows} x {cols}", got=f"row {i.max()}, column {j.max()}"
+                )
                 i, j = np.clip(i, 0, rows - 1), np.clip(j, 0, cols - 1)
             size = buffer.dtype.bytes
             address = np.asarray(buffer.layout.address(buffer.shape, size, i, j)) // 2
@@ -232,7 +234,8 @@ class Agent:
     def do_wmma_store(self, op: Op, args: list[Any]) -> None:
         t = op.operands[0].type
         _, at = self.half_words(op, t, op.operands[1].type, int(args[2]), int(args[3]))
-        self.put(op, args[1], at, encode(args[0], t.dtype), np.full((1, 1, 1), -4))
+        # which lane stores what is nobody's to know: the same lanes only for the same op
+        self.put(op, args[1], at, encode(args[0], t.dtype), np.full((1, 1, 1), -4 - self.shared.number(op)))
 
     def do_ldmatrix(self, op: Op, args: list[Any]) -> Any:
         """PTX ISA, ldmatrix: lane l supplies the address of row l % 8 of its block; lane t receives row t / 4, columns 2 (t % 4) + {0, 1},
@@ -241,10 +244,12 @@ class Agent:
         row, col = int(args[1]), int(args[2])
         key = ("ldmatrix", id(op), self.warp, row, col)
         if key not in self.sim.maps:
-            origin = registers.matrix_origins(t.layout, self.role.warps, self.warp, op["transposed"]) + (row, col)
+            origin = registers.matrix_origins(t.layout, self.role.warps, self.warp, op["transposed"]) + np.array([row, col])
             i, j = origin[:, 0, None, None] + np.arange(8)[:, None], origin[:, 1, None, None] + np.arange(8)
             if i.max() >= buffer.shape[0] or j.max() >= buffer.shape[1]:
-                self.sim.report("sim/bounds", "ldmatrix outside its tile", op, expected=f"{buffer.shape}", got=f"row {i.max()}, column {j.max()}")
+                self.sim.report(
+                    "sim/bounds", "ldmatrix outside its tile", op, expected=f"{buffer.shape}", got=f"row {i.max()}, column {j.max()}"
+                )
                 i, j = np.minimum(i, buffer.shape[0] - 1), np.minimum(j, buffer.shape[1] - 1)
             address = np.asarray(buffer.layout.address(buffer.shape, 2, i, j))
             if (address[..., 0] % 16).any() or (address - address[..., :1] != 2 * np.arange(8)).any():
@@ -301,7 +306,7 @@ class Agent:
 
     def do_gather(self, op: Op, args: list[Any]) -> Any:
         data, index = self.sim.memory[args[0]], np.broadcast_arrays(*args[1:])
-        inside = np.logical_and.reduce([(i >= 0) & (i < n) for i, n in zip(index, data.shape)])
+        inside = np.all([(i >= 0) & (i < n) for i, n in zip(index, data.shape)], axis=0)
         out = np.where(inside, data[tuple(np.where(inside, i, 0) for i in index)], np.zeros((), data.dtype))
         return out[()] if isinstance(op.result.type, Scalar) else out
 

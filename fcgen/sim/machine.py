@@ -1,7 +1,7 @@
 """The machine IR in a simulator: every warp an agent with its own registers, shared memory with a history, copies that land late.
 
-`simulate` runs programs of the grid one after the other; inside one, warps run in an order drawn from the seed, each up to its next barrier. What
-is reported does not depend on that order: races are found by vector clocks. `check` raises the first report.
+`simulate` runs programs of the grid one after the other; inside one, warps run in an order drawn from the seed, each up to its next
+barrier. What is reported does not depend on that order: races are found by vector clocks. `check` raises the first report.
 """
 
 from __future__ import annotations
@@ -68,6 +68,7 @@ class Simulation:
         self.kernel, self.target, self.memory, self.sizes, self.rng = kernel, target, memory, sizes, rng
         self.reports: list[FcError] = []
         self.seen: set[tuple[Any, ...]] = set()
+        self.unwritten: dict[Op, tuple[str, Agent]] = {}
         self.steps = 0
         self.maps: dict[Any, Any] = {}  # addresses by op, warp and position: the same in every program
         self.offsets = dict(zip(kernel.buffers, self._offsets()))
@@ -86,6 +87,10 @@ class Simulation:
 
     def program(self, place: tuple[int, ...]) -> None:
         self.number += 1
+        self.run(place)
+        self.flush()
+
+    def run(self, place: tuple[int, ...]) -> None:
         size = max([self.kernel.meta.get("smem_bytes", 0)] + [o + b.type.bytes for b, o in self.offsets.items()])
         self.shared = SharedMemory(size, self.kernel.warps)
         agents: list[Agent] = []
@@ -118,7 +123,9 @@ class Simulation:
 
     def deadlock(self, agents: list[Agent], waiting: dict[Agent, Op], done: list[Agent]) -> None:
         op = next(iter(waiting.values()))
-        lines = [f"{a.who}: " + (f"waits at {describe(waiting[a])}" if a in waiting else "has finished" if a in done else "runs") for a in agents]
+        lines = [
+            f"{a.who}: " + (f"waits at {describe(waiting[a])}" if a in waiting else "has finished" if a in done else "runs") for a in agents
+        ]
         self.report("sim/deadlock", "warps wait for each other at different places", op, notes=lines, key=("deadlock", id(op)))
 
     # ---- reports ---------------------------------------------------------------------------------------------------
@@ -127,22 +134,32 @@ class Simulation:
         where = self.locate(ring, c.byte - offset)
         code = "sim/race" if c.kind == "race" else "sim/stale"
         if c.kind == "unwritten":
-            self.report(code, f"{op.kind} reads {where}, which nothing has written", op, notes=[f"{agent.who}: {describe(op)}"],
-                        key=(c.kind, id(op)), hint="a copy or store before it, and what orders the two")
+            self.unwritten.setdefault(op, (where, agent))
             return
         other = self._who(c.agent)
-        message = (f"{op.kind} touches {where} while its copy is in flight" if c.kind == "stale"
+        message = (f"{op.kind} touches {where} while its copy is in flight" if c.flying
                    else f"two {'lanes of one warp' if c.lanes else 'warps'} touch {where}, and nothing orders them")
         assert c.op is not None
+        self.unwritten.pop(c.op, None)
         self.report(code, message, op, notes=[f"earlier: {other}: {describe(c.op)}", f"later:   {agent.who}: {describe(op)}"],
-                    key=(code, id(c.op), id(op)))
+                    key=(code, id(c.op), id(op)), hint=HINTS["sim/stale"] if c.flying else None)
+
+    def flush(self) -> None:
+        """Report the reads of what nothing had written, but for those that race with a write that came later: which of these comes first is
+        the seed's doing."""
+        for op, (where, agent) in self.unwritten.items():
+            self.report("sim/stale", f"{op.kind} reads {where}, which nothing has written", op, notes=[f"{agent.who}: {describe(op)}"],
+                        key=("unwritten", id(op)), hint="a copy or store before it, and what orders the two")
+        self.unwritten.clear()
 
     def report(self, code: str, message: str, op: Op, *, notes: list[str] | None = None, key: tuple[Any, ...] | None = None,
                hint: str | None = None, expected: Any = None, got: Any = None) -> None:
         key = key or (code, id(op))
         if key not in self.seen:
             self.seen.add(key)
-            self.reports.append(FcError(code, message, expected=expected, got=got, loc=op.loc, notes=notes or [], hint=hint or HINTS.get(code)))
+            self.reports.append(
+                FcError(code, message, expected=expected, got=got, loc=op.loc, notes=notes or [], hint=hint or HINTS.get(code))
+            )
 
     def _who(self, number: int) -> str:
         for role in self.kernel.roles:

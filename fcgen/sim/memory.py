@@ -1,8 +1,8 @@
 """Shared memory that remembers: who touched each element last, when, and what had been synchronised by then.
 
-Time is a vector clock per agent (a warp): an access is ordered before another if its time is in what the other's agent has seen. Barriers join the
-clocks. Inside a warp, lanes are ordered only by `syncwarp` or a barrier. Copies in flight own their bytes until they were waited for.
-Kept per pair of bytes, the smallest element there is.
+Time is a vector clock per agent (a warp): an access is ordered before another if its time is in what the other's agent has seen.
+Barriers join the clocks. Inside a warp, lanes are ordered only by `syncwarp` or a barrier. Copies in flight own their bytes until
+they were waited for. Kept per pair of bytes, the smallest element there is.
 """
 
 from __future__ import annotations
@@ -18,13 +18,15 @@ NOBODY, SEVERAL = -1, -2
 
 @dataclass
 class Conflict:
-    """kind: "race", "stale" or "unwritten"; the earlier access's op, agent and lane; where it is."""
+    """kind: "race", "stale" or "unwritten"; the earlier access's op and agent; where it is; whether only lanes of one warp meet; whether the
+    earlier one is a copy in flight."""
 
     kind: str
     op: Op | None
     agent: int
     byte: int
     lanes: bool = False
+    flying: bool = False
 
 
 @dataclass
@@ -73,7 +75,10 @@ class SharedMemory:
             if never.any():
                 bad = Conflict("unwritten", None, NOBODY, int(at[never][0]) * 2)
         known = self.r_sync[agent, at] == self.sync[agent]
-        self.r_lane[agent, at] = np.where(known & (self.r_time[agent, at] > 0) & (self.r_lane[agent, at] != lanes), SEVERAL, lanes)
+        lane = np.where(known & (self.r_time[agent, at] > 0) & (self.r_lane[agent, at] != lanes), SEVERAL, lanes)
+        self.r_lane[agent, at] = lane
+        twice = self.r_lane[agent, at] != lane  # read by several lanes at once
+        self.r_lane[agent, at[twice]] = SEVERAL
         self.r_time[agent, at] = self.clock[agent, agent]
         self.r_sync[agent, at] = self.sync[agent]
         self.r_op[agent, at] = self.number(op)
@@ -109,7 +114,7 @@ class SharedMemory:
         if not flying.any():
             return None
         g = at[flying][0]
-        return Conflict(kind, self.ops[self.flight[g]], int(self.f_agent[g]), int(g) * 2)
+        return Conflict(kind, self.ops[self.flight[g]], int(self.f_agent[g]), int(g) * 2, flying=True)
 
     def _against_write(self, agent: int, at: np.ndarray, lanes: np.ndarray) -> Conflict | None:
         who = self.w_agent[at]

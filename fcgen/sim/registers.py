@@ -44,9 +44,9 @@ def slice_registers(src: RegLayout, out: RegLayout, axis: int, first: int, warps
 
 @lru_cache(maxsize=512)
 def operand_map(layout: RegLayout, unit: RegLayout, warps: int, warp: int) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
-    """Where the instruction finds the elements of a whole operand: (lane, register) index arrays of the operand's tile in this warp, and
-    the tile coordinate of its corner. Runs of `unit.regs` registers are one instruction's operand; their place in the tile is where lane 0's
-    first register says it is, their inner order is the instruction's."""
+    """Where the instruction finds the elements of a whole operand: (lane, register) index arrays of the operand's tile in this warp,
+    and the tile coordinate of its corner. Runs of `unit.regs` registers are one instruction's operand; their place in the tile is
+    where lane 0's first register says it is, their inner order is the instruction's."""
     have, inner = coords(layout, warps, warp), coords(unit, 1, 0)
     n = unit.regs
     origins = [(tuple(have[0, b] - inner[0, 0]), b) for b in range(0, layout.regs, n)]

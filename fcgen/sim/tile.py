@@ -15,6 +15,7 @@ import numpy as np
 from ..errors import FcError
 from ..ir.core import Block, Kernel, Op, Value
 from ..ir.elementwise import FNS, REDUCTIONS, apply, to_dtype
+from ..ir.sizes import output_shape
 from ..ir.types import DTYPES, DType, Tensor, f32
 
 
@@ -41,7 +42,9 @@ def bind(kernel: Kernel, arguments: Mapping[str, Any]) -> tuple[dict[str, Any], 
                 raise FcError("call/argument", f"argument `{p.name}` is missing")
             memory[p.name] = to_dtype(np.asarray(arguments[p.name]), p.type.dtype)[()]
             if "positive" in kernel.flags.get(p.name, ()) and not memory[p.name] > 0:
-                raise FcError("call/argument", f"argument `{p.name}` must be positive: the spec says so", expected="> 0", got=arguments[p.name])
+                raise FcError(
+                    "call/argument", f"argument `{p.name}` must be positive: the spec says so", expected="> 0", got=arguments[p.name]
+                )
             continue
         if p.name not in arguments:
             if "out" not in kernel.flags.get(p.name, ()):
@@ -49,8 +52,12 @@ def bind(kernel: Kernel, arguments: Mapping[str, Any]) -> tuple[dict[str, Any], 
             continue
         x = np.asarray(arguments[p.name])
         if x.ndim != len(p.type.dims):
-            raise FcError("call/argument", f"argument `{p.name}` has the wrong number of axes", expected=f"[{', '.join(map(str, p.type.dims))}]",
-                          got=x.shape)
+            raise FcError(
+                "call/argument",
+                f"argument `{p.name}` has the wrong number of axes",
+                expected=f"[{', '.join(map(str, p.type.dims))}]",
+                got=x.shape,
+            )
         for dim, n in zip(p.type.dims, x.shape):
             want = dim if isinstance(dim, int) else sizes.setdefault(dim, n)
             if want != n:
@@ -58,14 +65,8 @@ def bind(kernel: Kernel, arguments: Mapping[str, Any]) -> tuple[dict[str, Any], 
         memory[p.name] = np.array(to_dtype(x, p.type.dtype))
     for p in kernel.params:
         if isinstance(p.type, Tensor) and p.name not in memory:
-            unknown = [d for d in p.type.dims if isinstance(d, str) and d not in sizes]
-            for axis in kernel.grid:  # an output of `until` counts programs
-                for d in [d for d in unknown if d == f"UNTIL_{axis.name}"]:
-                    sizes[d] = axis.count(sizes)
-            unknown = [d for d in unknown if d not in sizes]
-            if unknown:
-                raise FcError("call/argument", f"the size {unknown[0]} of output `{p.name}` follows from no input", hint=f"pass {p.name} itself")
-            shape = tuple(d if isinstance(d, int) else sizes[d] for d in p.type.dims)
+            shape = output_shape(kernel, p.name, sizes)
+            sizes.update({d: n for d, n in zip(p.type.dims, shape) if isinstance(d, str)})
             memory[p.name] = poison(shape, p.type.dtype)
     return memory, sizes
 
@@ -190,7 +191,7 @@ class _Interpreter:
 
     def do_gather(self, op: Op, args: list[Any], env: Any) -> Any:
         data, index = self.memory[args[0]], np.broadcast_arrays(*args[1:])
-        inside = np.logical_and.reduce([(i >= 0) & (i < n) for i, n in zip(index, data.shape)])
+        inside = np.all([(i >= 0) & (i < n) for i, n in zip(index, data.shape)], axis=0)
         out = np.where(inside, data[tuple(np.where(inside, i, 0) for i in index)], np.zeros((), data.dtype))
         return out if op.result.type.shape else out[()]
 

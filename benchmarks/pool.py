@@ -1,0 +1,77 @@
+"""Kernels compiled in many processes at once, through the disk cache where there is one (FCGEN_CACHE_DIR chooses its folder)."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import fcgen as fc
+from fcgen.ir.types import DTYPES
+from fcgen.kernels.attention import SPECS
+
+#: Scores may exceed the running maximum by this much (a factor of 2^8) before the WMMA kernels rescale.
+LAZY = 5.545
+
+
+@dataclass(frozen=True)
+class Job:
+    """One attention kernel: which spec of the library, its compile-time facts, its schedule and target."""
+
+    schedule: fc.Schedule
+    d: int = 64
+    e: int = 64
+    mask: str = "none"
+    dtype: str = "f16"
+    lazy: float = 0.0
+    spec: str = "lse"
+    arch: str = "sm_90"
+
+
+@dataclass(frozen=True)
+class Made:
+    """built and resources, or why there are none."""
+
+    built: Any = None
+    resources: Any = None
+    error: str | None = None
+
+
+def program(job: Job) -> fc.Program:
+    return SPECS[job.spec].compile(target=job.arch, schedule=job.schedule, T=DTYPES[job.dtype], D=job.d, E=job.e, mask=job.mask,
+                                   lazy=job.lazy)
+
+
+def build(job: Job) -> Made:
+    try:
+        p = program(job)
+        return Made(p.built, p.resources)
+    except Exception as error:  # it is reported with the job, the other jobs go on
+        return Made(error=f"{type(error).__name__}: {error}")
+
+
+def processes() -> int:
+    return max(1, min(32, len(os.sched_getaffinity(0)) - 1))
+
+
+def build_all(jobs: Iterable[Job]) -> dict[Job, Made]:
+    jobs = list(dict.fromkeys(jobs))
+    with ProcessPoolExecutor(min(processes(), len(jobs)), mp_context=multiprocessing.get_context("spawn")) as executor:
+        return dict(zip(jobs, executor.map(build, jobs)))
+
+
+def launcher(made: Made) -> Any:
+    from fcgen.launch import Launcher
+
+    return Launcher(made.built)
+
+
+def write_json(path: str | None, data: Any) -> None:
+    if path:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")

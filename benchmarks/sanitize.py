@@ -1,0 +1,141 @@
+"""A few small kernels that together use every field of a schedule, to be run under compute-sanitizer (see sanitize.sh).
+
+`--list` names them, `--kernel NAME` runs one (or all) and compares it with float64. `--summary` reads the logs of sanitize.sh.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+from dataclasses import fields, replace
+from importlib.util import find_spec
+from pathlib import Path
+
+import fcgen as fc
+
+from .environment import facts
+from .pool import LAZY, Job, build, launcher, write_json
+
+
+def _schedule(m: int, n: int, **rest: object) -> fc.Schedule:
+    return fc.Schedule(tiles={"BLOCK_M": m, "BLOCK_N": n}, **rest)
+
+
+#: name -> kernel. Every field of Schedule has a value besides its default in at least one of them.
+KERNELS: dict[str, Job] = {
+    "default": Job(_schedule(64, 64)),
+    "three_stages": Job(_schedule(64, 32, stages=3), mask="causal_top_left"),
+    "ahead": Job(_schedule(64, 64, stages=1, ahead=True), mask="causal_bottom_right", dtype="bf16"),
+    "warps_8": Job(_schedule(128, 32, warps=8, hold_a=False), d=128, e=128, mask="causal_top_left"),
+    "one_warp": Job(_schedule(16, 64, warps=1, min_blocks=2)),
+    "through_smem": Job(_schedule(64, 64, reuse_frags=False, epilogue="direct"), mask="causal_top_left"),
+    "plain_loops": Job(_schedule(64, 64, split=False, defer=False, longest_first=False), mask="causal_bottom_right"),
+    "vector": Job(_schedule(64, 64, copy="vector", stages=1), d=72, e=40),
+    "scalar": Job(_schedule(4, 64, math="fma", copy="scalar", epilogue="direct", stages=1), mask="causal_top_left"),
+    "fma": Job(_schedule(16, 64, math="fma", copy="vector", stages=1)),
+    "wmma_qk": Job(_schedule(64, 64, math={"s": "wmma", "acc": "fma"}, copy="vector", stages=1)),
+    "wmma": Job(_schedule(64, 64, math="wmma", stages=1, ahead=True, skip_ones=True), mask="causal_top_left", lazy=LAZY),
+    "wmma_two": Job(_schedule(64, 32, math="wmma", stages=2), mask="causal_bottom_right"),
+    "ragged_heads": Job(_schedule(64, 64), d=24, e=56, mask="causal_top_left"),
+}
+#: (B, H, G, M, N) of each run: odd ends, grouped heads, more than one row tile and key tile
+SHAPE = (1, 2, 1, 97, 133)
+
+
+def uncovered() -> list[str]:
+    """Fields of Schedule that no kernel sets."""
+    return [f.name for f in fields(fc.Schedule) if all(getattr(j.schedule, f.name) == f.default for j in KERNELS.values())]
+
+
+def run(name: str, arch: str) -> str | None:
+    """Returns what is wrong with the result."""
+    import torch
+
+    from .random_configs import Config, Guarded, inputs, reference, verdict
+
+    job = replace(KERNELS[name], arch=arch)
+    b, h, g, m, n = SHAPE
+    causal = {"none": False, "causal_top_left": "top_left", "causal_bottom_right": "bottom_right"}[job.mask]
+    c = Config(0, job.dtype, b, h, g, m, n, job.d, job.e, causal, None, 1.0, ("plain", "bshd", "padded", "plain"))
+    made = build(job)
+    if made.error:
+        return made.error
+    q, k, v = inputs(c)
+    out, lse = Guarded((b, h, m, job.e), q.dtype), Guarded((b, h, m), torch.float32)
+    launcher(made)({"Q": q, "K": k, "V": v, "O": out.tensor, "LSE": lse.tensor, "scale": job.d**-0.5})
+    torch.cuda.synchronize()
+    wrong = verdict(c, (out.tensor, lse.tensor), reference(c, q, k, v))[1]
+    return "; ".join(wrong) or None
+
+
+def find_tool() -> str:
+    """compute-sanitizer in NVIDIA's wheels or the default toolkit; empty where it is not."""
+    places = [Path(d) for d in find_spec("nvidia").submodule_search_locations] if find_spec("nvidia") else []
+    found = [p for d in places for p in sorted(d.glob("*/compute-sanitizer/compute-sanitizer"))]
+    found += [p for p in [Path("/usr/local/cuda/bin/compute-sanitizer")] if p.exists()]
+    for p in found[:1]:
+        for helper in p.parent.iterdir():  # wheels do not always keep the executable bit
+            if helper.is_file() and not os.access(helper, os.X_OK):
+                helper.chmod(0o755)
+    return str(found[0]) if found else ""
+
+
+def summary(folder: Path) -> dict[str, dict[str, str]]:
+    """tool -> kernel -> "clean" or what its log says."""
+    out: dict[str, dict[str, str]] = {}
+    for log in sorted(folder.glob("*.log")):
+        tool, _, name = log.stem.partition("-")
+        out.setdefault(tool, {})[name] = log_verdict(log.read_text(encoding="utf-8", errors="replace"))
+    return out
+
+
+def log_verdict(text: str) -> str:
+    """memcheck ends in "ERROR SUMMARY: n errors", racecheck in "RACECHECK SUMMARY: n hazards displayed (...)"; the last one counts."""
+    found = re.findall(r"(?:ERROR SUMMARY: (\d+) error|RACECHECK SUMMARY: (\d+) hazard)", text)
+    if not found:
+        return "no summary in the log"
+    if "result is right" not in text:
+        return "the result is wrong, or the run did not end"
+    count = int(found[-1][0] or found[-1][1])
+    return "clean" if count == 0 else f"{count} found"
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--list", action="store_true")
+    parser.add_argument("--find-tool", action="store_true", help="where compute-sanitizer is")
+    parser.add_argument("--kernel", choices=(*KERNELS, "all"))
+    parser.add_argument("--dry-run", action="store_true", help="only compile them, for sm_90")
+    parser.add_argument("--summary", metavar="FOLDER", type=Path)
+    parser.add_argument("--json", metavar="PATH")
+    args = parser.parse_args(argv)
+
+    if args.find_tool:
+        print(find_tool())
+    if args.list:
+        print("\n".join(KERNELS))
+    if args.dry_run:
+        made = {name: build(job) for name, job in KERNELS.items()}
+        print("\n".join(f"{name:14} {m.error or f'{m.resources.registers} registers'}" for name, m in made.items()))
+        return any(m.error for m in made.values())
+    if args.kernel:
+        wrong = {name: run(name, fc.gpu_target()) for name in (KERNELS if args.kernel == "all" else [args.kernel])}
+        print("\n".join(f"{name}: {w or 'result is right'}" for name, w in wrong.items()))
+        return any(wrong.values())
+    if args.summary:
+        found = summary(args.summary)
+        for tool, by_kernel in found.items():
+            for name, text in by_kernel.items():
+                print(f"{tool:10} {name:14} {text}")
+        bad = [f"{t} {n}: {x}" for t, by in found.items() for n, x in by.items() if x != "clean"]
+        bad += [f"no log of {t}" for t in ("memcheck", "racecheck") if len(found.get(t, {})) != len(KERNELS)]
+        print("dirty" if bad else "clean")
+        write_json(args.json, {"part": "sanitize", "environment": facts(), "verdicts": found, "problems": bad})
+        return bool(bad)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# Every kernel of sanitize.py under memcheck and racecheck: benchmarks/sanitize.sh [FOLDER FOR LOGS [JSON]]
+# COMPUTE_SANITIZER names the tool where it is neither on PATH nor installed (pip install nvidia-cuda-sanitizer-api, or a CUDA toolkit).
+set -uo pipefail
+cd "$(dirname "$0")/.."
+logs=${1:-out/sanitize}
+json=${2:-$logs/sanitize.json}
+python=${PYTHON:-python}
+tool=${COMPUTE_SANITIZER:-$(command -v compute-sanitizer || "$python" -m benchmarks.sanitize --find-tool)}
+[ -n "$tool" ] || { echo "compute-sanitizer is not installed: pip install nvidia-cuda-sanitizer-api, or set COMPUTE_SANITIZER" >&2; exit 2; }
+mkdir -p "$logs"
+rm -f "$logs"/*.log
+export PYTORCH_NO_CUDA_MEMORY_CACHING=1   # each tensor an allocation of its own, so that memcheck sees its ends
+
+"$python" -m benchmarks.sanitize --kernel all   # compiles all, and stops nothing: a wrong result shows in its log too
+for name in $("$python" -m benchmarks.sanitize --list); do
+    for check in memcheck racecheck; do
+        echo "$check $name"
+        "$tool" --tool "$check" --report-api-errors no --kernel-name kernel_substring=attention "$python" -m benchmarks.sanitize --kernel "$name" \
+            >"$logs/$check-$name.log" 2>&1
+    done
+done
+"$python" -m benchmarks.sanitize --summary "$logs" --json "$json"

@@ -1,0 +1,251 @@
+// gemm_bias_gelu: generated for sm_89
+// schedule: tiles={BLOCK_K: 32, BLOCK_M: 128, BLOCK_N: 64}, warps=4, math=mma, stages=3
+// block:    4 warps, 128 threads
+// grid:     rows_tile over M in tiles of 128
+// grid:     cols_tile over N in tiles of 64
+// shared:   36864 bytes
+//                0  tile: f16[128,32]{panel 32 swizzle 64} x3
+//            24576  tile: f16[64,32]{panel 32 swizzle 64} x3
+//                0  tile: f16[128,64]{panel 64 swizzle 128}
+
+using uint32_t = unsigned int;
+using f16 = unsigned short;  // its bits
+
+// XOR of the 16-byte chunk number with the row number (PTX ISA, Swizzling modes)
+template <int Mask>
+__device__ __forceinline__ uint32_t swizzle(uint32_t offset) {
+    return offset ^ ((offset >> 3) & Mask);
+}
+
+// PTX ISA, cp.async: 16 bytes; past the first `bytes` of the source, zeros
+__device__ __forceinline__ void cp_async_16_fill(uint32_t dst, const void* src, int bytes) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
+             :: "r"(dst), "l"(src), "r"(bytes) : "memory");
+}
+
+// PTX ISA, cp.async.commit_group
+__device__ __forceinline__ void commit_group() {
+    asm volatile("cp.async.commit_group;" ::: "memory");
+}
+
+// PTX ISA, cp.async.wait_group: at most N of this thread's groups stay in flight
+template <int N>
+__device__ __forceinline__ void wait_group() {
+    asm volatile("cp.async.wait_group %0;" :: "n"(N) : "memory");
+}
+
+// PTX ISA, ldmatrix: 4 blocks of 8 x 8; lane l gives the address of row l % 8 of block l / 8
+__device__ __forceinline__ void ldmatrix_x4(uint32_t* d, uint32_t row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+             : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3]) : "r"(row) : "memory");
+}
+
+// PTX ISA, Matrix Fragments for mma.m16n8k16 with floating point type: c += a b
+__device__ __forceinline__ void mma_m16n8k16_f16(float* c, const uint32_t* a, const uint32_t* b) {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+             "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+             : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+             : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// PTX ISA, cvt: two floats to packed halves, the first in the low half
+__device__ __forceinline__ uint32_t pack_f16(float lo, float hi) {
+    uint32_t d;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(d) : "f"(hi), "f"(lo));
+    return d;
+}
+
+// PTX ISA, st
+__device__ __forceinline__ void st_shared_b32x1(uint32_t dst, const uint32_t* v) {
+    asm volatile("st.shared.b32 [%0], %1;" :: "r"(dst), "r"(v[0]) : "memory");
+}
+
+// PTX ISA, ld
+__device__ __forceinline__ void ld_shared_b32x4(uint32_t* d, uint32_t src) {
+    asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];" : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3]) : "r"(src) : "memory");
+}
+
+// bits of element i of a packed array
+__device__ __forceinline__ unsigned short half_of(const uint32_t* p, int i) {
+    return static_cast<unsigned short>(i % 2 ? p[i / 2] >> 16 : p[i / 2]);
+}
+
+// Register i of a tile -> the register, or the offset, that goes with it.
+__device__ constexpr int col_tmp_4(int i) { return i / 4 % 8 * 2 + i % 2; }
+
+extern "C" __global__ void __launch_bounds__(128, 1)
+gemm_bias_gelu(const f16* __restrict__ A, long long A_s0, const f16* __restrict__ B, long long B_s0,
+        const float* __restrict__ bias, f16* __restrict__ C, long long C_s0, int M, int K, int N) {
+    extern __shared__ __align__(1024) unsigned char smem[];
+    const uint32_t smem_base = static_cast<uint32_t>(__cvta_generic_to_shared(smem));
+    const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);  // known to be the same in all lanes
+    const int lane = threadIdx.x % 32;
+    const int cols_tile_tiles = (N + 63) / 64;
+    const int cols_tile = int(blockIdx.x) % cols_tile_tiles;
+    const int rows_tile = int(blockIdx.x) / cols_tile_tiles;
+    // rows, cols = fc.grid(fc.tile(A.M, "BLOCK_M"), fc.tile(B.N, "BLOCK_N"))  [gemm.py:11]
+    const int rows_start = rows_tile * 128;
+    const int cols_start = cols_tile * 64;
+    // for depth in fc.loop(fc.tile(A.K, "BLOCK_K")):  [gemm.py:13]
+    const int t = (K + 31) / 32;
+    const bool t_2 = 0 < t;
+    // acc <<= acc + fc.dot(fc.load(A[rows, depth]), fc.load(B[cols, depth]).T)  [gemm.py:14]
+    const uint32_t copy_lane = swizzle<0x30>(warp * 2048 + lane * 16);
+    const uint32_t tile_dst = smem_base + copy_lane;
+    const int copy_row = warp * 32 + lane / 4;
+    const int copy_col = lane % 4 * 8;
+    const long long a_step = 8 * A_s0;
+    const f16* a_base = A + (long long)(rows_start + copy_row) * A_s0 + copy_col;
+    const int a_pos = rows_start + copy_row;
+    const uint32_t tile_smem = smem_base + 24576;
+    const uint32_t copy_lane_2 = swizzle<0x30>(warp * 1024 + lane * 16);
+    const uint32_t tile_dst_2 = tile_smem + copy_lane_2;
+    const int copy_row_2 = warp * 16 + lane / 4;
+    const long long b_step = 8 * B_s0;
+    const f16* b_base = B + (long long)(cols_start + copy_row_2) * B_s0 + copy_col;
+    const int b_pos = cols_start + copy_row_2;
+    if (t_2) {
+        const f16* a_src = a_base;
+        #pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            cp_async_16_fill(tile_dst + i * 512, a_src, a_pos + i * 8 < M && copy_col < K ? max(0, min(8, K - copy_col)) * 2 : 0);
+            a_src += a_step;
+        }
+        const f16* b_src = b_base;
+        #pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            cp_async_16_fill(tile_dst_2 + i * 512, b_src, b_pos + i * 8 < N && copy_col < K ? max(0, min(8, K - copy_col)) * 2 : 0);
+            b_src += b_step;
+        }
+    }
+    commit_group();
+    // for depth in fc.loop(fc.tile(A.K, "BLOCK_K")):  [gemm.py:13]
+    const bool t_3 = 1 < t;
+    // acc <<= acc + fc.dot(fc.load(A[rows, depth]), fc.load(B[cols, depth]).T)  [gemm.py:14]
+    const uint32_t tile = smem_base + 8192;
+    const uint32_t tile_dst_3 = tile + copy_lane;
+    const f16* a_base_2 = A + (long long)(rows_start + copy_row) * A_s0 + 32 + copy_col;
+    const int a_pos_2 = 32 + copy_col;
+    const uint32_t tile_2 = tile_smem + 4096;
+    const uint32_t tile_dst_4 = tile_2 + copy_lane_2;
+    const f16* b_base_2 = B + (long long)(cols_start + copy_row_2) * B_s0 + 32 + copy_col;
+    if (t_3) {
+        const f16* a_src = a_base_2;
+        #pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            cp_async_16_fill(tile_dst_3 + i * 512, a_src, a_pos + i * 8 < M && a_pos_2 < K ? max(0, min(8, K - a_pos_2)) * 2 : 0);
+            a_src += a_step;
+        }
+        const f16* b_src = b_base_2;
+        #pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            cp_async_16_fill(tile_dst_4 + i * 512, b_src, b_pos + i * 8 < N && a_pos_2 < K ? max(0, min(8, K - a_pos_2)) * 2 : 0);
+            b_src += b_step;
+        }
+    }
+    commit_group();
+    // for depth in fc.loop(fc.tile(A.K, "BLOCK_K")):  [gemm.py:13]
+    float acc[64];
+    #pragma unroll
+    for (int i = 0; i < 64; ++i)
+        acc[i] = 0.0f;
+    const uint32_t tile_lane = swizzle<0x30>(warp * 2048 + lane / 16 * 16 + lane % 16 * 64);
+    const uint32_t tile_lane_2 = swizzle<0x30>(lane / 16 * 512 + lane / 8 % 2 * 16 + lane % 8 * 64);
+    #pragma unroll 1
+    for (int j_ = 0; j_ < t; ++j_) {
+        // acc <<= acc + fc.dot(fc.load(A[rows, depth]), fc.load(B[cols, depth]).T)  [gemm.py:14]
+        const uint32_t tile_3 = smem_base + j_ % 3 * 8192;
+        const uint32_t tile_4 = tile_smem + j_ % 3 * 4096;
+        wait_group<1>();
+        __syncthreads();
+        const int next = j_ + 2;
+        const bool t_4 = next < t;
+        const uint32_t tile_5 = smem_base + (j_ + 2) % 3 * 8192;
+        const uint32_t tile_dst_5 = tile_5 + copy_lane;
+        const uint32_t tile_6 = tile_smem + (j_ + 2) % 3 * 4096;
+        const uint32_t tile_dst_6 = tile_6 + copy_lane_2;
+        if (t_4) {
+            // for depth in fc.loop(fc.tile(A.K, "BLOCK_K")):  [gemm.py:13]
+            const int t_5 = next * 32;
+            // acc <<= acc + fc.dot(fc.load(A[rows, depth]), fc.load(B[cols, depth]).T)  [gemm.py:14]
+            const f16* a_src = a_base + t_5;
+            const int a_pos_3 = t_5 + copy_col;
+            #pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                cp_async_16_fill(tile_dst_5 + i * 512, a_src, a_pos + i * 8 < M && a_pos_3 < K ? max(0, min(8, K - a_pos_3)) * 2 : 0);
+                a_src += a_step;
+            }
+            const f16* b_src = b_base + t_5;
+            #pragma unroll
+            for (int i = 0; i < 2; ++i) {
+                cp_async_16_fill(tile_dst_6 + i * 512, b_src, b_pos + i * 8 < N && a_pos_3 < K ? max(0, min(8, K - a_pos_3)) * 2 : 0);
+                b_src += b_step;
+            }
+        }
+        commit_group();
+        const uint32_t tile_at = tile_3 + tile_lane;
+        const uint32_t tile_at_2 = tile_4 + tile_lane_2;
+        #pragma unroll
+        for (int k = 0; k < 2; ++k) {
+            uint32_t tile_7[8];
+            #pragma unroll
+            for (int i = 0; i < 2; ++i)
+                ldmatrix_x4(&tile_7[i * 4], (tile_at ^ (k * 32)) + i * 1024);
+            uint32_t tile_8[16];
+            #pragma unroll
+            for (int i = 0; i < 4; ++i)
+                ldmatrix_x4(&tile_8[i * 4], (tile_at_2 ^ (k * 32)) + i * 1024);
+            #pragma unroll
+            for (int mi = 0; mi < 2; ++mi)
+                #pragma unroll
+                for (int ni = 0; ni < 8; ++ni)
+                    mma_m16n8k16_f16(&acc[mi * 32 + ni * 4], &tile_7[mi * 4], &tile_8[ni * 2]);
+        }
+    }
+    // x = acc + fc.load(bias[cols])  [gemm.py:15]
+    float tmp[16];
+    const int bias_col = lane % 4 * 2;
+    const float* bias_ptr = bias + cols_start + bias_col;
+    const int bias_pos = cols_start + bias_col;
+    #pragma unroll
+    for (int i = 0; i < 16; ++i)
+        tmp[i] = bias_pos + i / 2 * 8 + i % 2 < N ? bias_ptr[i / 2 * 8 + i % 2] : 0.0f;
+    // fc.store(C[rows, cols], (0.5 * x * (1.0 + fc.erf(x * 0.7071067811865476))).to(C.dtype))  [gemm.py:16]
+    float tmp_2[16];
+    #pragma unroll
+    for (int i = 0; i < 16; ++i)
+        tmp_2[i] = tmp[i] * 0.5f;
+    float tmp_3[16];
+    #pragma unroll
+    for (int i = 0; i < 16; ++i)
+        tmp_3[i] = tmp[i] * 0.70710677f;
+    uint32_t tmp_4[32];
+    #pragma unroll
+    for (int i = 0; i < 32; ++i) {
+        const float x = (acc[2 * i] * 0.5f + tmp_2[col_tmp_4(2 * i)]) * (erff(acc[2 * i] * 0.70710677f + tmp_3[col_tmp_4(2 * i)]) + 1.0f);
+        const float x_2 = (acc[2 * i + 1] * 0.5f + tmp_2[col_tmp_4(2 * i + 1)]) * (erff(acc[2 * i + 1] * 0.70710677f + tmp_3[col_tmp_4(2 * i + 1)]) + 1.0f);
+        tmp_4[i] = pack_f16(x, x_2);
+    }
+    wait_group<0>();
+    __syncthreads();
+    const uint32_t tile_lane_3 = swizzle<0x70>(warp * 4096 + lane / 4 * 128 + lane % 4 * 4);
+    const uint32_t tile_at = smem_base + tile_lane_3;
+    #pragma unroll
+    for (int i = 0; i < 32; ++i)
+        st_shared_b32x1((tile_at ^ (i / 2 % 8 * 16)) + i / 16 * 2048 + i % 2 * 1024, &tmp_4[i]);
+    __syncwarp();
+    uint32_t tmp_5[32];
+    const uint32_t tile_lane_4 = swizzle<0x70>(warp * 4096 + lane * 16);
+    const uint32_t tile_at_2 = smem_base + tile_lane_4;
+    #pragma unroll
+    for (int i = 0; i < 8; ++i)
+        ld_shared_b32x4(&tmp_5[i * 4], (tile_at_2 ^ (i % 2 * 64)) + i * 512);
+    const int c_row = warp * 32 + lane / 8;
+    const int c_col = lane % 8 * 8;
+    f16* c_ptr = C + (long long)(rows_start + c_row) * C_s0 + cols_start + c_col;
+    const int c_pos = rows_start + c_row;
+    const int c_pos_2 = cols_start + c_col;
+    #pragma unroll
+    for (int i = 0; i < 64; ++i)
+        if (c_pos + i / 8 * 4 < M && c_pos_2 + i % 8 < N) c_ptr[(long long)(i / 8 * 4) * C_s0 + i % 8] = half_of(tmp_5, i);
+}

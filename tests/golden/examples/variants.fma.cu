@@ -1,0 +1,732 @@
+// variant_attention: generated for sm_89
+// schedule: tiles={BLOCK_M: 64, BLOCK_N: 64}, warps=4, math=fma, copy=scalar, stages=1
+// block:    4 warps, 128 threads
+// grid:     b over B
+// grid:     h over H
+// grid:     rows_tile over M in tiles of 64, last first
+// shared:   27648 bytes
+//                0  q: f16[64,64]{panel 64 pad 8}
+//             9216  tile: f16[64,64]{panel 64 pad 8}
+//             9216  tile: f16[64,64]{panel 64 pad 8}
+//             9216  tile: f16[64,64]{panel 64 pad 8}
+//             9216  tile: f16[64,64]{panel 64 pad 8}
+//             9216  tile: f16[64,64]{panel 64 pad 8}
+//             9216  tile: f16[64,64]{panel 64 pad 8}
+//            18432  tile: f16[64,64]{panel 64 pad 8}
+//            18432  tile: f16[64,64]{panel 64 pad 8}
+//            18432  tile: f16[64,64]{panel 64 pad 8}
+//                0  tile: f16[64,64]{panel 64 swizzle 128}
+
+#define INF __int_as_float(0x7f800000)
+using uint32_t = unsigned int;
+using f16 = unsigned short;  // its bits
+
+// PTX ISA, st
+__device__ __forceinline__ void st_shared_b16(uint32_t dst, unsigned short v) {
+    asm volatile("st.shared.b16 [%0], %1;" :: "r"(dst), "h"(v) : "memory");
+}
+
+// bits of element i of a packed array
+__device__ __forceinline__ unsigned short half_of(const uint32_t* p, int i) {
+    return static_cast<unsigned short>(i % 2 ? p[i / 2] >> 16 : p[i / 2]);
+}
+
+// PTX ISA, rcp: 1/x within 1 ulp
+__device__ __forceinline__ float rcp_approx(float x) {
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+// a / b rounded down
+__device__ __forceinline__ int floor_div(int a, int b) {
+    const int q = a / b;
+    return q - (q * b != a && (a < 0) != (b < 0));
+}
+
+// PTX ISA, ld
+__device__ __forceinline__ unsigned short ld_shared_b16(uint32_t src) {
+    unsigned short h;
+    asm volatile("ld.shared.b16 %0, [%1];" : "=h"(h) : "r"(src) : "memory");
+    return h;
+}
+
+// PTX ISA, cvt: half to float, exact
+__device__ __forceinline__ float to_f32_f16(unsigned short h) {
+    float y;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(h));
+    return y;
+}
+
+// element i of packed halves
+__device__ __forceinline__ float at_f16(const uint32_t* p, int i) {
+    return to_f32_f16(static_cast<unsigned short>(i % 2 ? p[i / 2] >> 16 : p[i / 2]));
+}
+
+// PTX ISA, shfl.sync.bfly: x of the lane whose number differs in `lanes`
+__device__ __forceinline__ float shfl_xor_f32(float x, int lanes) {
+    return __shfl_xor_sync(0xffffffffu, x, lanes);
+}
+
+// PTX ISA, ex2: 2^x, relative error below 2^-22.5
+__device__ __forceinline__ float exp2_approx(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+// PTX ISA, cvt: two floats to packed halves, the first in the low half
+__device__ __forceinline__ uint32_t pack_f16(float lo, float hi) {
+    uint32_t d;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(d) : "f"(hi), "f"(lo));
+    return d;
+}
+
+// XOR of the 16-byte chunk number with the row number (PTX ISA, Swizzling modes)
+template <int Mask>
+__device__ __forceinline__ uint32_t swizzle(uint32_t offset) {
+    return offset ^ ((offset >> 3) & Mask);
+}
+
+// PTX ISA, ld
+__device__ __forceinline__ void ld_shared_b32x4(uint32_t* d, uint32_t src) {
+    asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];" : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3]) : "r"(src) : "memory");
+}
+
+// Register i of a tile -> the register, or the offset, that goes with it.
+__device__ constexpr int row_tmp_2(int i) { return i / 2; }
+__device__ constexpr int col_tmp_2(int i) { return i % 2; }
+__device__ constexpr int flip(int i) {
+    constexpr int at[] = {0, 64, 16, 80, 32, 96, 48, 112, 64, 0, 80, 16, 96, 32, 112, 48, 0, 64, 16, 80, 32, 96, 48, 112, 64, 0, 80, 16, 96, 32, 112, 48};
+    return at[i];
+}
+
+extern "C" __global__ void __launch_bounds__(128, 1)
+variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, long long Q_s2, const f16* __restrict__ K,
+        long long K_s0, long long K_s1, long long K_s2, const f16* __restrict__ V, long long V_s0, long long V_s1,
+        long long V_s2, const float* __restrict__ slopes, f16* __restrict__ O, long long O_s0, long long O_s1,
+        long long O_s2, float scale, float cap, int window, int H, int M, int N) {
+    extern __shared__ __align__(1024) unsigned char smem[];
+    const uint32_t smem_base = static_cast<uint32_t>(__cvta_generic_to_shared(smem));
+    const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);  // known to be the same in all lanes
+    const int lane = threadIdx.x % 32;
+    const uint32_t tile_smem = smem_base + 9216;
+    const uint32_t tile_smem_2 = smem_base + 18432;
+    const int rows_tile_tiles = (M + 63) / 64;
+    const int rows_tile = rows_tile_tiles - 1 - int(blockIdx.x) % rows_tile_tiles;
+    const int rest = int(blockIdx.x) / rows_tile_tiles;
+    const int h = rest % H;
+    const int b = rest / H;
+    // b, h, rows = fc.grid(Q.B, Q.H, fc.tile(Q.M, "BLOCK_M"))  [variants.py:12]
+    const int rows_start = rows_tile * 64;
+    // q, slope = fc.load(Q[b, h, rows]), slopes[h]  [variants.py:14]
+    uint32_t q[16];
+    const int q_row = warp * 16;
+    const f16* q_ptr = Q + (long long)b * Q_s0 + (long long)h * Q_s1 + (long long)(rows_start + q_row) * Q_s2 + lane;
+    const int q_pos = rows_start + q_row;
+    #pragma unroll
+    for (int i = 0; i < 16; ++i) {
+        const uint32_t lo = q_pos + 2 * i / 2 < M ? q_ptr[(long long)(2 * i / 2) * Q_s2 + 2 * i % 2 * 32] : 0;
+        const uint32_t hi = q_pos + (2 * i + 1) / 2 < M ? q_ptr[(long long)((2 * i + 1) / 2) * Q_s2 + (2 * i + 1) % 2 * 32] : 0;
+        q[i] = lo | hi << 16;
+    }
+    const uint32_t q_lane = warp * 2304 + lane * 2;
+    const uint32_t q_at = smem_base + q_lane;
+    #pragma unroll
+    for (int i = 0; i < 32; ++i)
+        st_shared_b16(q_at + i / 2 * 144 + i % 2 * 64, half_of(q, i));
+    const float slope = unsigned(h) < unsigned(H) ? slopes[h] : 0.0f;
+    // s = cap * fc.tanh(s / cap)  [variants.py:18]
+    const float t = scale * rcp_approx(cap);
+    // for cols in fc.loop(fc.tile(K.N, "BLOCK_N"), descending=True, live=visible):  [variants.py:16]
+    const int t_2 = min((N + 63) / 64, rows_tile + 1);
+    const int t_3 = max(rows_tile - floor_div(window + 62, 64), 0);
+    const int t_4 = max(t_3, rows_tile - floor_div(window, 64) + 1);
+    const int whole_from = min(t_4, t_2);
+    const int whole_to = max(min(t_2, min(N / 64, rows_tile)), whole_from);
+    float m[16];
+    float l[16];
+    float acc[32];
+    #pragma unroll
+    for (int i = 0; i < 16; ++i)
+        m[i] = -INF;
+    #pragma unroll
+    for (int i = 0; i < 16; ++i)
+        l[i] = 0.0f;
+    #pragma unroll
+    for (int i = 0; i < 32; ++i)
+        acc[i] = 0.0f;
+    // masked part of the range
+    const f16* k_base = K + (long long)b * K_s0 + (long long)h * K_s1 + (long long)q_row * K_s2 + lane;
+    const uint32_t tile_at = tile_smem + q_lane;
+    const f16* v_base = V + (long long)b * V_s0 + (long long)h * V_s1 + (long long)q_row * V_s2 + lane;
+    const uint32_t tile_at_2 = tile_smem_2 + q_lane;
+    #pragma unroll 1
+    for (int j_ = t_2 - 1; j_ >= whole_to; --j_) {
+        const int t_5 = j_ * 64;
+        // s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale  [variants.py:17]
+        uint32_t tmp[16];
+        const f16* k_ptr = k_base + (long long)t_5 * K_s2;
+        const int k_pos = t_5 + q_row;
+        #pragma unroll
+        for (int i = 0; i < 16; ++i) {
+            const uint32_t lo = k_pos + 2 * i / 2 < N ? k_ptr[(long long)(2 * i / 2) * K_s2 + 2 * i % 2 * 32] : 0;
+            const uint32_t hi = k_pos + (2 * i + 1) / 2 < N ? k_ptr[(long long)((2 * i + 1) / 2) * K_s2 + (2 * i + 1) % 2 * 32] : 0;
+            tmp[i] = lo | hi << 16;
+        }
+        __syncthreads();
+        #pragma unroll
+        for (int i = 0; i < 32; ++i)
+            st_shared_b16(tile_at + i / 2 * 144 + i % 2 * 64, half_of(tmp, i));
+        __syncthreads();
+        float tmp_2[32];
+        #pragma unroll
+        for (int i = 0; i < 32; ++i)
+            tmp_2[i] = 0.0f;
+        #pragma unroll 1
+        for (int k = 0; k < 64; ++k) {
+            uint32_t q_2[8];
+            #pragma unroll
+            for (int i = 0; i < 8; ++i) {
+                const uint32_t lo = ld_shared_b16(smem_base + ((warp * 16 + 2 * i) * 144 + k * 2));
+                const uint32_t hi = ld_shared_b16(smem_base + ((warp * 16 + 2 * i + 1) * 144 + k * 2));
+                q_2[i] = lo | hi << 16;
+            }
+            float q_3[16];
+            #pragma unroll
+            for (int i = 0; i < 16; ++i)
+                q_3[i] = at_f16(q_2, i);
+            uint32_t tile[1];
+            const uint32_t lo = ld_shared_b16(tile_smem + (lane * 144 + k * 2));
+            const uint32_t hi = ld_shared_b16(tile_smem + ((lane + 32) * 144 + k * 2));
+            tile[0] = lo | hi << 16;
+            float tile_2[2];
+            #pragma unroll
+            for (int i = 0; i < 2; ++i)
+                tile_2[i] = at_f16(tile, i);
+            #pragma unroll
+            for (int i = 0; i < 32; ++i)
+                tmp_2[i] = fmaf(q_3[row_tmp_2(i)], tile_2[col_tmp_2(i)], tmp_2[i]);
+        }
+        // s = s + slope * (cols.index - rows.index).to(fc.f32)  [variants.py:19]
+        int tmp_3[2];
+        #pragma unroll
+        for (int i = 0; i < 2; ++i)
+            tmp_3[i] = lane + i * 32 + t_5;
+        int tmp_4[16];
+        #pragma unroll
+        for (int i = 0; i < 16; ++i)
+            tmp_4[i] = q_row + i + rows_start;
+        // visible = lambda cols: (cols.valid & (rows.index >= cols.index)) & (rows.index - cols.index < window)  [variants.py:13]
+        bool tmp_5[2];
+        #pragma unroll
+        for (int i = 0; i < 2; ++i)
+            tmp_5[i] = tmp_3[i] < N;
+        // s = cap * fc.tanh(s / cap)  [variants.py:18]
+        // s = s + slope * (cols.index - rows.index).to(fc.f32)  [variants.py:19]
+        // s = fc.where(visible(cols), s, -fc.inf)  [variants.py:20]
+        float s[32];
+        #pragma unroll
+        for (int i = 0; i < 32; ++i) {
+            const bool x = (tmp_5[col_tmp_2(i)] && tmp_4[row_tmp_2(i)] >= tmp_3[col_tmp_2(i)]) && tmp_4[row_tmp_2(i)] - tmp_3[col_tmp_2(i)] < window;
+            s[i] = x ? tanhf(tmp_2[i] * t) * cap + float(tmp_3[col_tmp_2(i)] - tmp_4[row_tmp_2(i)]) * slope : -INF;
+        }
+        // mn = fc.maximum(m, fc.max(s, axis=1))  [variants.py:21]
+        float tmp_6[16];
+        #pragma unroll
+        for (int j = 0; j < 16; ++j) {
+            #pragma unroll
+            for (int i = 0; i < 2; ++i) {
+                const int e = j * 2 + i;
+                tmp_6[j] = i < 1 ? s[e] : fmaxf(tmp_6[j], s[e]);
+            }
+        }
+        #pragma unroll
+        for (int i = 0; i < 16; ++i) {
+            tmp_6[i] = fmaxf(tmp_6[i], shfl_xor_f32(tmp_6[i], 1));
+            tmp_6[i] = fmaxf(tmp_6[i], shfl_xor_f32(tmp_6[i], 2));
+            tmp_6[i] = fmaxf(tmp_6[i], shfl_xor_f32(tmp_6[i], 4));
+            tmp_6[i] = fmaxf(tmp_6[i], shfl_xor_f32(tmp_6[i], 8));
+            tmp_6[i] = fmaxf(tmp_6[i], shfl_xor_f32(tmp_6[i], 16));
+        }
+        float mn[16];
+        #pragma unroll
+        for (int i = 0; i < 16; ++i)
+            mn[i] = fmaxf(m[i], tmp_6[i]);
+        // base = fc.where(mn == -fc.inf, 0.0, mn)  [variants.py:22]
+        float base[16];
+        #pragma unroll
+        for (int i = 0; i < 16; ++i)
+            base[i] = mn[i] == -INF ? 0.0f : mn[i];
+        // p, a = fc.exp(s - base), fc.exp(m - base)  [variants.py:23]
+        float tmp_7[16];
+        #pragma unroll
+        for (int i = 0; i < 16; ++i)
+            tmp_7[i] = base[i] * 1.442695f;
+        float p[32];
+        #pragma unroll
+        for (int i = 0; i < 32; ++i)
+            p[i] = exp2_approx(s[i] * 1.442695f - tmp_7[row_tmp_2(i)]);
+        float a[16];
+        #pragma unroll
+        for (int i = 0; i < 16; ++i)
+            a[i] = exp2_approx((m[i] - base[i]) * 1.442695f);
+        // l <<= l * a + fc.sum(p, axis=1)  [variants.py:24]
+        float tmp_8[16];
+        #pragma unroll
+        for (int j = 0; j < 16; ++j) {
+            #pragma unroll
+            for (int i = 0; i < 2; ++i) {
+                const int e = j * 2 + i;
+                tmp_8[j] = i < 1 ? p[e] : tmp_8[j] + p[e];
+            }
+        }
+        #pragma unroll
+        for (int i = 0; i < 16; ++i)
+            l[i] = l[i] * a[i] + tmp_8[i];
+        // acc <<= acc * a + fc.dot(p.to(V.dtype), fc.load(V[b, h, cols]))  [variants.py:25]
+        #pragma unroll
+        for (int i = 0; i < 32; ++i)
+            acc[i] = acc[i] * a[row_tmp_2(i)];
+        uint32_t tmp_9[16];
+        #pragma unroll
+        for (int i = 0; i < 16; ++i)
+            tmp_9[i] = pack_f16(p[2 * i], p[2 * i + 1]);
+        uint32_t tmp_10[16];
+        const f16* v_ptr = v_base + (long long)t_5 * V_s2;
+        #pragma unroll
+        for (int i = 0; i < 16; ++i) {
+            const uint32_t lo = k_pos + 2 * i / 2 < N ? v_ptr[(long long)(2 * i / 2) * V_s2 + 2 * i % 2 * 32] : 0;
+            const uint32_t hi = k_pos + (2 * i + 1) / 2 < N ? v_ptr[(long long)((2 * i + 1) / 2) * V_s2 + (2 * i + 1) % 2 * 32] : 0;
+            tmp_10[i] = lo | hi << 16;
+        }
+        __syncthreads();
+        #pragma unroll
+        for (int i = 0; i < 32; ++i)
+            st_shared_b16(tile_at + i / 2 * 144 + i % 2 * 64, half_of(tmp_10, i));
+        #pragma unroll
+        for (int i = 0; i < 32; ++i)
+            st_shared_b16(tile_at_2 + i / 2 * 144 + i % 2 * 64, half_of(tmp_9, i));
+        __syncthreads();
+        #pragma unroll 1
+        for (int k = 0; k < 64; ++k) {
+            uint32_t tile[8];
+            #pragma unroll
+            for (int i = 0; i < 8; ++i) {
+                const uint32_t lo = ld_shared_b16(tile_smem_2 + ((warp * 16 + 2 * i) * 144 + k * 2));
+                const uint32_t hi = ld_shared_b16(tile_smem_2 + ((warp * 16 + 2 * i + 1) * 144 + k * 2));
+                tile[i] = lo | hi << 16;
+            }
+            float tile_2[16];
+            #pragma unroll
+            for (int i = 0; i < 16; ++i)
+                tile_2[i] = at_f16(tile, i);
+            uint32_t tile_3[1];
+            const uint32_t lo = ld_shared_b16(tile_smem + (k * 144 + lane * 2));
+            const uint32_t hi = ld_shared_b16(tile_smem + (k * 144 + (lane + 32) * 2));
+            tile_3[0] = lo | hi << 16;
+            float tile_4[2];
+            #pragma unroll
+            for (int i = 0; i < 2; ++i)
+                tile_4[i] = at_f16(tile_3, i);
+            #pragma unroll
+            for (int i = 0; i < 32; ++i)
+                acc[i] = fmaf(tile_2[row_tmp_2(i)], tile_4[col_tmp_2(i)], acc[i]);
+        }
+        #pragma unroll
+        for (int i = 0; i < 16; ++i)
+            m[i] = mn[i];
+    }
+    // for cols in fc.loop(fc.tile(K.N, "BLOCK_N"), descending=True, live=visible):  [variants.py:16]
+    // full part of the range
+    #pragma unroll 1
+    for (int j_ = whole_to - 1; j_ >= whole_from; --j_) {
+        const int t_5 = j_ * 64;
+        // s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale  [variants.py:17]
+        uint32_t tmp[16];
+        const f16* k_ptr = k_base + (long long)t_5 * K_s2;
+        #pragma unroll
+        for (int i = 0; i < 16; ++i) {
+            const uint32_t lo = k_ptr[(long long)(2 * i / 2) * K_s2 + 2 * i % 2 * 32];
+            const uint32_t hi = k_ptr[(long long)((2 * i + 1) / 2) * K_s2 + (2 * i + 1) % 2 * 32];
+            tmp[i] = lo | hi << 16;
+        }
+        __syncthreads();
+        #pragma unroll
+        for (int i = 0; i < 32; ++i)
+            st_shared_b16(tile_at + i / 2 * 144 + i % 2 * 64, half_of(tmp, i));
+        __syncthreads();
+        float tmp_2[32];
+        #pragma unroll
+        for (int i = 0; i < 32; ++i)
+            tmp_2[i] = 0.0f;
+        #pragma unroll 1
+        for (int k = 0; k < 64; ++k) {
+            uint32_t q_2[8];
+            #pragma unroll
+            for (int i = 0; i < 8; ++i) {
+                const uint32_t lo = ld_shared_b16(smem_base + ((warp * 16 + 2 * i) * 144 + k * 2));
+                const uint32_t hi = ld_shared_b16(smem_base + ((warp * 16 + 2 * i + 1) * 144 + k * 2));
+                q_2[i] = lo | hi << 16;
+            }
+            float q_3[16];
+            #pragma unroll
+            for (int i = 0; i < 16; ++i)
+                q_3[i] = at_f16(q_2, i);
+            uint32_t tile[1];
+            const uint32_t lo = ld_shared_b16(tile_smem + (lane * 144 + k * 2));
+            const uint32_t hi = ld_shared_b16(tile_smem + ((lane + 32) * 144 + k * 2));
+            tile[0] = lo | hi << 16;
+            float tile_2[2];
+            #pragma unroll
+            for (int i = 0; i < 2; ++i)
+                tile_2[i] = at_f16(tile, i);
+            #pragma unroll
+            for (int i = 0; i < 32; ++i)
+                tmp_2[i] = fmaf(q_3[row_tmp_2(i)], tile_2[col_tmp_2(i)], tmp_2[i]);
+        }
+        // s = s + slope * (cols.index - rows.index).to(fc.f32)  [variants.py:19]
+        int tmp_3[2];
+        #pragma unroll
+        for (int i = 0; i < 2; ++i)
+            tmp_3[i] = lane + i * 32 + t_5;
+        int tmp_4[16];
+        #pragma unroll
+        for (int i = 0; i < 16; ++i)
+            tmp_4[i] = q_row + i + rows_start;
+        // s = cap * fc.tanh(s / cap)  [variants.py:18]
+        // s = s + slope * (cols.index - rows.index).to(fc.f32)  [variants.py:19]
+        float s[32];
+        #pragma unroll
+        for (int i = 0; i < 32; ++i)
+            s[i] = tanhf(tmp_2[i] * t) * cap + float(tmp_3[col_tmp_2(i)] - tmp_4[row_tmp_2(i)]) * slope;
+        // mn = fc.maximum(m, fc.max(s, axis=1))  [variants.py:21]
+        float tmp_5[16];
+        #pragma unroll
+        for (int j = 0; j < 16; ++j) {
+            #pragma unroll
+            for (int i = 0; i < 2; ++i) {
+                const int e = j * 2 + i;
+                tmp_5[j] = i < 1 ? s[e] : fmaxf(tmp_5[j], s[e]);
+            }
+        }
+        #pragma unroll
+        for (int i = 0; i < 16; ++i) {
+            tmp_5[i] = fmaxf(tmp_5[i], shfl_xor_f32(tmp_5[i], 1));
+            tmp_5[i] = fmaxf(tmp_5[i], shfl_xor_f32(tmp_5[i], 2));
+            tmp_5[i] = fmaxf(tmp_5[i], shfl_xor_f32(tmp_5[i], 4));
+            tmp_5[i] = fmaxf(tmp_5[i], shfl_xor_f32(tmp_5[i], 8));
+            tmp_5[i] = fmaxf(tmp_5[i], shfl_xor_f32(tmp_5[i], 16));
+        }
+        float mn[16];
+        #pragma unroll
+        for (int i = 0; i < 16; ++i)
+            mn[i] = fmaxf(m[i], tmp_5[i]);
+        // base = fc.where(mn == -fc.inf, 0.0, mn)  [variants.py:22]
+        float base[16];
+        #pragma unroll
+        for (int i = 0; i < 16; ++i)
+            base[i] = mn[i] == -INF ? 0.0f : mn[i];
+        // p, a = fc.exp(s - base), fc.exp(m - base)  [variants.py:23]
+        float tmp_6[16];
+        #pragma unroll
+        for (int i = 0; i < 16; ++i)
+            tmp_6[i] = base[i] * 1.442695f;
+        float p[32];
+        #pragma unroll
+        for (int i = 0; i < 32; ++i)
+            p[i] = exp2_approx(s[i] * 1.442695f - tmp_6[row_tmp_2(i)]);
+        float a[16];
+        #pragma unroll
+        for (int i = 0; i < 16; ++i)
+            a[i] = exp2_approx((m[i] - base[i]) * 1.442695f);
+        // l <<= l * a + fc.sum(p, axis=1)  [variants.py:24]
+        float tmp_7[16];
+        #pragma unroll
+        for (int j = 0; j < 16; ++j) {
+            #pragma unroll
+            for (int i = 0; i < 2; ++i) {
+                const int e = j * 2 + i;
+                tmp_7[j] = i < 1 ? p[e] : tmp_7[j] + p[e];
+            }
+        }
+        #pragma unroll
+        for (int i = 0; i < 16; ++i)
+            l[i] = l[i] * a[i] + tmp_7[i];
+        // acc <<= acc * a + fc.dot(p.to(V.dtype), fc.load(V[b, h, cols]))  [variants.py:25]
+        #pragma unroll
+        for (int i = 0; i < 32; ++i)
+            acc[i] = acc[i] * a[row_tmp_2(i)];
+        uint32_t tmp_8[16];
+        #pragma unroll
+        for (int i = 0; i < 16; ++i)
+            tmp_8[i] = pack_f16(p[2 * i], p[2 * i + 1]);
+        uint32_t tmp_9[16];
+        const f16* v_ptr = v_base + (long long)t_5 * V_s2;
+        #pragma unroll
+        for (int i = 0; i < 16; ++i) {
+            const uint32_t lo = v_ptr[(long long)(2 * i / 2) * V_s2 + 2 * i % 2 * 32];
+            const uint32_t hi = v_ptr[(long long)((2 * i + 1) / 2) * V_s2 + (2 * i + 1) % 2 * 32];
+            tmp_9[i] = lo | hi << 16;
+        }
+        __syncthreads();
+        #pragma unroll
+        for (int i = 0; i < 32; ++i)
+            st_shared_b16(tile_at + i / 2 * 144 + i % 2 * 64, half_of(tmp_9, i));
+        #pragma unroll
+        for (int i = 0; i < 32; ++i)
+            st_shared_b16(tile_at_2 + i / 2 * 144 + i % 2 * 64, half_of(tmp_8, i));
+        __syncthreads();
+        #pragma unroll 1
+        for (int k = 0; k < 64; ++k) {
+            uint32_t tile[8];
+            #pragma unroll
+            for (int i = 0; i < 8; ++i) {
+                const uint32_t lo = ld_shared_b16(tile_smem_2 + ((warp * 16 + 2 * i) * 144 + k * 2));
+                const uint32_t hi = ld_shared_b16(tile_smem_2 + ((warp * 16 + 2 * i + 1) * 144 + k * 2));
+                tile[i] = lo | hi << 16;
+            }
+            float tile_2[16];
+            #pragma unroll
+            for (int i = 0; i < 16; ++i)
+                tile_2[i] = at_f16(tile, i);
+            uint32_t tile_3[1];
+            const uint32_t lo = ld_shared_b16(tile_smem + (k * 144 + lane * 2));
+            const uint32_t hi = ld_shared_b16(tile_smem + (k * 144 + (lane + 32) * 2));
+            tile_3[0] = lo | hi << 16;
+            float tile_4[2];
+            #pragma unroll
+            for (int i = 0; i < 2; ++i)
+                tile_4[i] = at_f16(tile_3, i);
+            #pragma unroll
+            for (int i = 0; i < 32; ++i)
+                acc[i] = fmaf(tile_2[row_tmp_2(i)], tile_4[col_tmp_2(i)], acc[i]);
+        }
+        #pragma unroll
+        for (int i = 0; i < 16; ++i)
+            m[i] = mn[i];
+    }
+    // for cols in fc.loop(fc.tile(K.N, "BLOCK_N"), descending=True, live=visible):  [variants.py:16]
+    // masked part of the range
+    #pragma unroll 1
+    for (int j_ = whole_from - 1; j_ >= t_3; --j_) {
+        const int t_5 = j_ * 64;
+        // s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale  [variants.py:17]
+        uint32_t tmp[16];
+        const f16* k_ptr = k_base + (long long)t_5 * K_s2;
+        const int k_pos = t_5 + q_row;
+        #pragma unroll
+        for (int i = 0; i < 16; ++i) {
+            const uint32_t lo = k_pos + 2 * i / 2 < N ? k_ptr[(long long)(2 * i / 2) * K_s2 + 2 * i % 2 * 32] : 0;
+            const uint32_t hi = k_pos + (2 * i + 1) / 2 < N ? k_ptr[(long long)((2 * i + 1) / 2) * K_s2 + (2 * i + 1) % 2 * 32] : 0;
+            tmp[i] = lo | hi << 16;
+        }
+        __syncthreads();
+        #pragma unroll
+        for (int i = 0; i < 32; ++i)
+            st_shared_b16(tile_at + i / 2 * 144 + i % 2 * 64, half_of(tmp, i));
+        __syncthreads();
+        float tmp_2[32];
+        #pragma unroll
+        for (int i = 0; i < 32; ++i)
+            tmp_2[i] = 0.0f;
+        #pragma unroll 1
+        for (int k = 0; k < 64; ++k) {
+            uint32_t q_2[8];
+            #pragma unroll
+            for (int i = 0; i < 8; ++i) {
+                const uint32_t lo = ld_shared_b16(smem_base + ((warp * 16 + 2 * i) * 144 + k * 2));
+                const uint32_t hi = ld_shared_b16(smem_base + ((warp * 16 + 2 * i + 1) * 144 + k * 2));
+                q_2[i] = lo | hi << 16;
+            }
+            float q_3[16];
+            #pragma unroll
+            for (int i = 0; i < 16; ++i)
+                q_3[i] = at_f16(q_2, i);
+            uint32_t tile[1];
+            const uint32_t lo = ld_shared_b16(tile_smem + (lane * 144 + k * 2));
+            const uint32_t hi = ld_shared_b16(tile_smem + ((lane + 32) * 144 + k * 2));
+            tile[0] = lo | hi << 16;
+            float tile_2[2];
+            #pragma unroll
+            for (int i = 0; i < 2; ++i)
+                tile_2[i] = at_f16(tile, i);
+            #pragma unroll
+            for (int i = 0; i < 32; ++i)
+                tmp_2[i] = fmaf(q_3[row_tmp_2(i)], tile_2[col_tmp_2(i)], tmp_2[i]);
+        }
+        // s = s + slope * (cols.index - rows.index).to(fc.f32)  [variants.py:19]
+        int tmp_3[2];
+        #pragma unroll
+        for (int i = 0; i < 2; ++i)
+            tmp_3[i] = lane + i * 32 + t_5;
+        int tmp_4[16];
+        #pragma unroll
+        for (int i = 0; i < 16; ++i)
+            tmp_4[i] = q_row + i + rows_start;
+        // visible = lambda cols: (cols.valid & (rows.index >= cols.index)) & (rows.index - cols.index < window)  [variants.py:13]
+        bool tmp_5[2];
+        #pragma unroll
+        for (int i = 0; i < 2; ++i)
+            tmp_5[i] = tmp_3[i] < N;
+        // s = cap * fc.tanh(s / cap)  [variants.py:18]
+        // s = s + slope * (cols.index - rows.index).to(fc.f32)  [variants.py:19]
+        // s = fc.where(visible(cols), s, -fc.inf)  [variants.py:20]
+        float s[32];
+        #pragma unroll
+        for (int i = 0; i < 32; ++i) {
+            const bool x = (tmp_5[col_tmp_2(i)] && tmp_4[row_tmp_2(i)] >= tmp_3[col_tmp_2(i)]) && tmp_4[row_tmp_2(i)] - tmp_3[col_tmp_2(i)] < window;
+            s[i] = x ? tanhf(tmp_2[i] * t) * cap + float(tmp_3[col_tmp_2(i)] - tmp_4[row_tmp_2(i)]) * slope : -INF;
+        }
+        // mn = fc.maximum(m, fc.max(s, axis=1))  [variants.py:21]
+        float tmp_6[16];
+        #pragma unroll
+        for (int j = 0; j < 16; ++j) {
+            #pragma unroll
+            for (int i = 0; i < 2; ++i) {
+                const int e = j * 2 + i;
+                tmp_6[j] = i < 1 ? s[e] : fmaxf(tmp_6[j], s[e]);
+            }
+        }
+        #pragma unroll
+        for (int i = 0; i < 16; ++i) {
+            tmp_6[i] = fmaxf(tmp_6[i], shfl_xor_f32(tmp_6[i], 1));
+            tmp_6[i] = fmaxf(tmp_6[i], shfl_xor_f32(tmp_6[i], 2));
+            tmp_6[i] = fmaxf(tmp_6[i], shfl_xor_f32(tmp_6[i], 4));
+            tmp_6[i] = fmaxf(tmp_6[i], shfl_xor_f32(tmp_6[i], 8));
+            tmp_6[i] = fmaxf(tmp_6[i], shfl_xor_f32(tmp_6[i], 16));
+        }
+        float mn[16];
+        #pragma unroll
+        for (int i = 0; i < 16; ++i)
+            mn[i] = fmaxf(m[i], tmp_6[i]);
+        // base = fc.where(mn == -fc.inf, 0.0, mn)  [variants.py:22]
+        float base[16];
+        #pragma unroll
+        for (int i = 0; i < 16; ++i)
+            base[i] = mn[i] == -INF ? 0.0f : mn[i];
+        // p, a = fc.exp(s - base), fc.exp(m - base)  [variants.py:23]
+        float tmp_7[16];
+        #pragma unroll
+        for (int i = 0; i < 16; ++i)
+            tmp_7[i] = base[i] * 1.442695f;
+        float p[32];
+        #pragma unroll
+        for (int i = 0; i < 32; ++i)
+            p[i] = exp2_approx(s[i] * 1.442695f - tmp_7[row_tmp_2(i)]);
+        float a[16];
+        #pragma unroll
+        for (int i = 0; i < 16; ++i)
+            a[i] = exp2_approx((m[i] - base[i]) * 1.442695f);
+        // l <<= l * a + fc.sum(p, axis=1)  [variants.py:24]
+        float tmp_8[16];
+        #pragma unroll
+        for (int j = 0; j < 16; ++j) {
+            #pragma unroll
+            for (int i = 0; i < 2; ++i) {
+                const int e = j * 2 + i;
+                tmp_8[j] = i < 1 ? p[e] : tmp_8[j] + p[e];
+            }
+        }
+        #pragma unroll
+        for (int i = 0; i < 16; ++i)
+            l[i] = l[i] * a[i] + tmp_8[i];
+        // acc <<= acc * a + fc.dot(p.to(V.dtype), fc.load(V[b, h, cols]))  [variants.py:25]
+        #pragma unroll
+        for (int i = 0; i < 32; ++i)
+            acc[i] = acc[i] * a[row_tmp_2(i)];
+        uint32_t tmp_9[16];
+        #pragma unroll
+        for (int i = 0; i < 16; ++i)
+            tmp_9[i] = pack_f16(p[2 * i], p[2 * i + 1]);
+        uint32_t tmp_10[16];
+        const f16* v_ptr = v_base + (long long)t_5 * V_s2;
+        #pragma unroll
+        for (int i = 0; i < 16; ++i) {
+            const uint32_t lo = k_pos + 2 * i / 2 < N ? v_ptr[(long long)(2 * i / 2) * V_s2 + 2 * i % 2 * 32] : 0;
+            const uint32_t hi = k_pos + (2 * i + 1) / 2 < N ? v_ptr[(long long)((2 * i + 1) / 2) * V_s2 + (2 * i + 1) % 2 * 32] : 0;
+            tmp_10[i] = lo | hi << 16;
+        }
+        __syncthreads();
+        #pragma unroll
+        for (int i = 0; i < 32; ++i)
+            st_shared_b16(tile_at + i / 2 * 144 + i % 2 * 64, half_of(tmp_10, i));
+        #pragma unroll
+        for (int i = 0; i < 32; ++i)
+            st_shared_b16(tile_at_2 + i / 2 * 144 + i % 2 * 64, half_of(tmp_9, i));
+        __syncthreads();
+        #pragma unroll 1
+        for (int k = 0; k < 64; ++k) {
+            uint32_t tile[8];
+            #pragma unroll
+            for (int i = 0; i < 8; ++i) {
+                const uint32_t lo = ld_shared_b16(tile_smem_2 + ((warp * 16 + 2 * i) * 144 + k * 2));
+                const uint32_t hi = ld_shared_b16(tile_smem_2 + ((warp * 16 + 2 * i + 1) * 144 + k * 2));
+                tile[i] = lo | hi << 16;
+            }
+            float tile_2[16];
+            #pragma unroll
+            for (int i = 0; i < 16; ++i)
+                tile_2[i] = at_f16(tile, i);
+            uint32_t tile_3[1];
+            const uint32_t lo = ld_shared_b16(tile_smem + (k * 144 + lane * 2));
+            const uint32_t hi = ld_shared_b16(tile_smem + (k * 144 + (lane + 32) * 2));
+            tile_3[0] = lo | hi << 16;
+            float tile_4[2];
+            #pragma unroll
+            for (int i = 0; i < 2; ++i)
+                tile_4[i] = at_f16(tile_3, i);
+            #pragma unroll
+            for (int i = 0; i < 32; ++i)
+                acc[i] = fmaf(tile_2[row_tmp_2(i)], tile_4[col_tmp_2(i)], acc[i]);
+        }
+        #pragma unroll
+        for (int i = 0; i < 16; ++i)
+            m[i] = mn[i];
+    }
+    // for cols in fc.loop(fc.tile(K.N, "BLOCK_N"), descending=True, live=visible):  [variants.py:16]
+    #pragma unroll
+    for (int i = 0; i < 16; ++i) {
+        l[i] = l[i] + shfl_xor_f32(l[i], 1);
+        l[i] = l[i] + shfl_xor_f32(l[i], 2);
+        l[i] = l[i] + shfl_xor_f32(l[i], 4);
+        l[i] = l[i] + shfl_xor_f32(l[i], 8);
+        l[i] = l[i] + shfl_xor_f32(l[i], 16);
+    }
+    // fc.store(O[b, h, rows], fc.where(l > 0, acc / l, 0.0).to(O.dtype))  [variants.py:27]
+    bool tmp[16];
+    #pragma unroll
+    for (int i = 0; i < 16; ++i)
+        tmp[i] = l[i] > 0.0f;
+    float tmp_2[16];
+    #pragma unroll
+    for (int i = 0; i < 16; ++i)
+        tmp_2[i] = rcp_approx(l[i]);
+    uint32_t tmp_3[16];
+    #pragma unroll
+    for (int i = 0; i < 16; ++i) {
+        const float lo_ = tmp[row_tmp_2(2 * i)] ? acc[2 * i] * tmp_2[row_tmp_2(2 * i)] : 0.0f;
+        const float hi_ = tmp[row_tmp_2(2 * i + 1)] ? acc[2 * i + 1] * tmp_2[row_tmp_2(2 * i + 1)] : 0.0f;
+        tmp_3[i] = pack_f16(lo_, hi_);
+    }
+    __syncthreads();
+    const uint32_t tile_lane = swizzle<0x70>(warp * 2048 + lane * 2);
+    const uint32_t tile_at_3 = smem_base + tile_lane;
+    #pragma unroll
+    for (int i = 0; i < 32; ++i)
+        st_shared_b16((tile_at_3 ^ flip(i)) + i / 2 * 128, half_of(tmp_3, i));
+    __syncwarp();
+    uint32_t tmp_4[16];
+    const uint32_t tile_lane_2 = swizzle<0x70>(warp * 2048 + lane * 16);
+    const uint32_t tile_at_4 = smem_base + tile_lane_2;
+    #pragma unroll
+    for (int i = 0; i < 4; ++i)
+        ld_shared_b32x4(&tmp_4[i * 4], (tile_at_4 ^ (i % 2 * 64)) + i * 512);
+    const int o_row = warp * 16 + lane / 8;
+    const int o_col = lane % 8 * 8;
+    f16* o_ptr = O + (long long)b * O_s0 + (long long)h * O_s1 + (long long)(rows_start + o_row) * O_s2 + o_col;
+    const int o_pos = rows_start + o_row;
+    #pragma unroll
+    for (int i = 0; i < 32; ++i)
+        if (o_pos + i / 8 * 4 < M) o_ptr[(long long)(i / 8 * 4) * O_s2 + i % 8] = half_of(tmp_4, i);
+}

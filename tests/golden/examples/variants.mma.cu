@@ -1,0 +1,698 @@
+// variant_attention: generated for sm_89
+// schedule: tiles={BLOCK_M: 64, BLOCK_N: 64}, warps=4, math=mma, stages=2
+// block:    4 warps, 128 threads
+// grid:     b over B
+// grid:     h over H
+// grid:     rows_tile over M in tiles of 64, last first
+// shared:   40960 bytes
+//            32768  q: f16[64,64]{panel 64 swizzle 128}
+//                0  tile: f16[64,64]{panel 64 swizzle 128} x2
+//            16384  tile: f16[64,64]{panel 64 swizzle 128} x2
+//                0  tile: f16[64,64]{panel 64 swizzle 128}
+
+#define INF __int_as_float(0x7f800000)
+using uint32_t = unsigned int;
+using f16 = unsigned short;  // its bits
+
+// XOR of the 16-byte chunk number with the row number (PTX ISA, Swizzling modes)
+template <int Mask>
+__device__ __forceinline__ uint32_t swizzle(uint32_t offset) {
+    return offset ^ ((offset >> 3) & Mask);
+}
+
+// PTX ISA, cp.async: 16 bytes; past the first `bytes` of the source, zeros
+__device__ __forceinline__ void cp_async_16_fill(uint32_t dst, const void* src, int bytes) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
+             :: "r"(dst), "l"(src), "r"(bytes) : "memory");
+}
+
+// PTX ISA, cp.async.commit_group
+__device__ __forceinline__ void commit_group() {
+    asm volatile("cp.async.commit_group;" ::: "memory");
+}
+
+// PTX ISA, rcp: 1/x within 1 ulp
+__device__ __forceinline__ float rcp_approx(float x) {
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+// a / b rounded down
+__device__ __forceinline__ int floor_div(int a, int b) {
+    const int q = a / b;
+    return q - (q * b != a && (a < 0) != (b < 0));
+}
+
+// PTX ISA, cp.async.wait_group: at most N of this thread's groups stay in flight
+template <int N>
+__device__ __forceinline__ void wait_group() {
+    asm volatile("cp.async.wait_group %0;" :: "n"(N) : "memory");
+}
+
+// PTX ISA, ldmatrix: 4 blocks of 8 x 8; lane l gives the address of row l % 8 of block l / 8
+__device__ __forceinline__ void ldmatrix_x4(uint32_t* d, uint32_t row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+             : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3]) : "r"(row) : "memory");
+}
+
+// PTX ISA, Matrix Fragments for mma.m16n8k16 with floating point type: c += a b
+__device__ __forceinline__ void mma_m16n8k16_f16(float* c, const uint32_t* a, const uint32_t* b) {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+             "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+             : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+             : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// PTX ISA, shfl.sync.bfly: x of the lane whose number differs in `lanes`
+__device__ __forceinline__ float shfl_xor_f32(float x, int lanes) {
+    return __shfl_xor_sync(0xffffffffu, x, lanes);
+}
+
+// PTX ISA, ex2: 2^x, relative error below 2^-22.5
+__device__ __forceinline__ float exp2_approx(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+// PTX ISA, cvt: two floats to packed halves, the first in the low half
+__device__ __forceinline__ uint32_t pack_f16(float lo, float hi) {
+    uint32_t d;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(d) : "f"(hi), "f"(lo));
+    return d;
+}
+
+// PTX ISA, ldmatrix: 4 blocks of 8 x 8; lane l gives the address of row l % 8 of block l / 8
+__device__ __forceinline__ void ldmatrix_x4_trans(uint32_t* d, uint32_t row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+             : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3]) : "r"(row) : "memory");
+}
+
+// PTX ISA, st
+__device__ __forceinline__ void st_shared_b32x1(uint32_t dst, const uint32_t* v) {
+    asm volatile("st.shared.b32 [%0], %1;" :: "r"(dst), "r"(v[0]) : "memory");
+}
+
+// PTX ISA, ld
+__device__ __forceinline__ void ld_shared_b32x4(uint32_t* d, uint32_t src) {
+    asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];" : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3]) : "r"(src) : "memory");
+}
+
+// 4 registers in one global store
+__device__ __forceinline__ void st_global_b32x4(void* dst, const uint32_t* v) {
+    *static_cast<uint4*>(dst) = make_uint4(v[0], v[1], v[2], v[3]);
+}
+
+// Register i of a tile -> the register, or the offset, that goes with it.
+__device__ constexpr int col_s(int i) { return i / 4 * 2 + i % 2; }
+__device__ constexpr int row_s(int i) { return i / 2 % 2; }
+
+extern "C" __global__ void __launch_bounds__(128, 1)
+variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, long long Q_s2, const f16* __restrict__ K,
+        long long K_s0, long long K_s1, long long K_s2, const f16* __restrict__ V, long long V_s0, long long V_s1,
+        long long V_s2, const float* __restrict__ slopes, f16* __restrict__ O, long long O_s0, long long O_s1,
+        long long O_s2, float scale, float cap, int window, int H, int M, int N) {
+    extern __shared__ __align__(1024) unsigned char smem[];
+    const uint32_t smem_base = static_cast<uint32_t>(__cvta_generic_to_shared(smem));
+    const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);  // known to be the same in all lanes
+    const int lane = threadIdx.x % 32;
+    const uint32_t q_smem = smem_base + 32768;
+    const int rows_tile_tiles = (M + 63) / 64;
+    const int rows_tile = rows_tile_tiles - 1 - int(blockIdx.x) % rows_tile_tiles;
+    const int rest = int(blockIdx.x) / rows_tile_tiles;
+    const int h = rest % H;
+    const int b = rest / H;
+    // b, h, rows = fc.grid(Q.B, Q.H, fc.tile(Q.M, "BLOCK_M"))  [variants.py:12]
+    const int rows_start = rows_tile * 64;
+    // q, slope = fc.load(Q[b, h, rows]), slopes[h]  [variants.py:14]
+    const uint32_t copy_lane = swizzle<0x70>(warp * 2048 + lane * 16);
+    const uint32_t q_dst = q_smem + copy_lane;
+    const int copy_row = warp * 16 + lane / 8;
+    const int copy_col = lane % 8 * 8;
+    const long long q_step = 4 * Q_s2;
+    const f16* q_src = Q + (long long)b * Q_s0 + (long long)h * Q_s1 + (long long)(rows_start + copy_row) * Q_s2 + copy_col;
+    const int q_pos = rows_start + copy_row;
+    #pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        cp_async_16_fill((q_dst ^ (i % 2 * 64)) + i * 512, q_src, q_pos + i * 4 < M ? 16 : 0);
+        q_src += q_step;
+    }
+    commit_group();
+    const float slope = unsigned(h) < unsigned(H) ? slopes[h] : 0.0f;
+    // s = cap * fc.tanh(s / cap)  [variants.py:18]
+    const float t = scale * rcp_approx(cap);
+    // for cols in fc.loop(fc.tile(K.N, "BLOCK_N"), descending=True, live=visible):  [variants.py:16]
+    const int t_2 = min((N + 63) / 64, rows_tile + 1);
+    const int t_3 = max(rows_tile - floor_div(window + 62, 64), 0);
+    const int t_4 = max(t_3, rows_tile - floor_div(window, 64) + 1);
+    const int whole_from = min(t_4, t_2);
+    const int whole_to = max(min(t_2, min(N / 64, rows_tile)), whole_from);
+    const int t_5 = t_2 - 1;
+    const bool t_6 = t_5 >= t_3;
+    // s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale  [variants.py:17]
+    const uint32_t tile_dst = smem_base + copy_lane;
+    const long long k_step = 4 * K_s2;
+    const f16* k_base = K + (long long)b * K_s0 + (long long)h * K_s1 + (long long)copy_row * K_s2 + copy_col;
+    const uint32_t tile_smem = smem_base + 16384;
+    const uint32_t tile_dst_2 = tile_smem + copy_lane;
+    const long long v_step = 4 * V_s2;
+    const f16* v_base = V + (long long)b * V_s0 + (long long)h * V_s1 + (long long)copy_row * V_s2 + copy_col;
+    if (t_6) {
+        // for cols in fc.loop(fc.tile(K.N, "BLOCK_N"), descending=True, live=visible):  [variants.py:16]
+        const int t_7 = t_5 * 64;
+        // s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale  [variants.py:17]
+        const f16* k_src = k_base + (long long)t_7 * K_s2;
+        const int k_pos = t_7 + copy_row;
+        #pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            cp_async_16_fill((tile_dst ^ (i % 2 * 64)) + i * 512, k_src, k_pos + i * 4 < N ? 16 : 0);
+            k_src += k_step;
+        }
+        // acc <<= acc * a + fc.dot(p.to(V.dtype), fc.load(V[b, h, cols]))  [variants.py:25]
+        const f16* v_src = v_base + (long long)t_7 * V_s2;
+        #pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            cp_async_16_fill((tile_dst_2 ^ (i % 2 * 64)) + i * 512, v_src, k_pos + i * 4 < N ? 16 : 0);
+            v_src += v_step;
+        }
+    }
+    commit_group();
+    wait_group<1>();
+    __syncthreads();
+    // s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale  [variants.py:17]
+    uint32_t q[16];
+    const uint32_t q_lane = swizzle<0x70>(warp * 2048 + lane / 16 * 16 + lane % 16 * 128);
+    const uint32_t q_at = q_smem + q_lane;
+    #pragma unroll
+    for (int i = 0; i < 4; ++i)
+        ldmatrix_x4(&q[i * 4], q_at ^ (i * 32));
+    // for cols in fc.loop(fc.tile(K.N, "BLOCK_N"), descending=True, live=visible):  [variants.py:16]
+    float m[2];
+    float l[2];
+    float acc[32];
+    #pragma unroll
+    for (int i = 0; i < 2; ++i)
+        m[i] = -INF;
+    #pragma unroll
+    for (int i = 0; i < 2; ++i)
+        l[i] = 0.0f;
+    #pragma unroll
+    for (int i = 0; i < 32; ++i)
+        acc[i] = 0.0f;
+    // masked part of the range
+    const uint32_t tile_lane = swizzle<0x70>(lane / 16 * 1024 + lane / 8 % 2 * 16 + lane % 8 * 128);
+    const int pos0 = lane % 4 * 2;
+    const int pos0_2 = warp * 16 + lane / 4;
+    const uint32_t tile_lane_2 = swizzle<0x70>(lane / 16 * 16 + lane % 16 * 128);
+    #pragma unroll 1
+    for (int j_ = t_2 - 1; j_ >= whole_to; --j_) {
+        // s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale  [variants.py:17]
+        const int n = t_5 - j_;
+        const uint32_t tile = smem_base + (n & 1) * 8192;
+        // acc <<= acc * a + fc.dot(p.to(V.dtype), fc.load(V[b, h, cols]))  [variants.py:25]
+        const uint32_t tile_2 = tile_smem + (n & 1) * 8192;
+        wait_group<0>();
+        __syncthreads();
+        // s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale  [variants.py:17]
+        const int next = j_ - 1;
+        const bool t_7 = next >= t_3;
+        const uint32_t tile_3 = smem_base + ((n + 1) & 1) * 8192;
+        const uint32_t tile_dst_3 = tile_3 + copy_lane;
+        const uint32_t tile_4 = tile_smem + ((n + 1) & 1) * 8192;
+        const uint32_t tile_dst_4 = tile_4 + copy_lane;
+        if (t_7) {
+            // for cols in fc.loop(fc.tile(K.N, "BLOCK_N"), descending=True, live=visible):  [variants.py:16]
+            const int t_8 = next * 64;
+            // s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale  [variants.py:17]
+            const f16* k_src = k_base + (long long)t_8 * K_s2;
+            const int k_pos = t_8 + copy_row;
+            #pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                cp_async_16_fill((tile_dst_3 ^ (i % 2 * 64)) + i * 512, k_src, k_pos + i * 4 < N ? 16 : 0);
+                k_src += k_step;
+            }
+            // acc <<= acc * a + fc.dot(p.to(V.dtype), fc.load(V[b, h, cols]))  [variants.py:25]
+            const f16* v_src = v_base + (long long)t_8 * V_s2;
+            #pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                cp_async_16_fill((tile_dst_4 ^ (i % 2 * 64)) + i * 512, v_src, k_pos + i * 4 < N ? 16 : 0);
+                v_src += v_step;
+            }
+        }
+        commit_group();
+        // s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale  [variants.py:17]
+        float tmp[32];
+        #pragma unroll
+        for (int i = 0; i < 32; ++i)
+            tmp[i] = 0.0f;
+        const uint32_t tile_at = tile + tile_lane;
+        #pragma unroll
+        for (int k = 0; k < 4; ++k) {
+            uint32_t tile_5[16];
+            #pragma unroll
+            for (int i = 0; i < 4; ++i)
+                ldmatrix_x4(&tile_5[i * 4], (tile_at ^ (k * 32)) + i * 2048);
+            #pragma unroll
+            for (int ni = 0; ni < 8; ++ni)
+                mma_m16n8k16_f16(&tmp[ni * 4], &q[k * 4], &tile_5[ni * 2]);
+        }
+        // s = s + slope * (cols.index - rows.index).to(fc.f32)  [variants.py:19]
+        int tmp_2[16];
+        #pragma unroll
+        for (int i = 0; i < 16; ++i)
+            tmp_2[i] = pos0 + i / 2 * 8 + i % 2 + j_ * 64;
+        int tmp_3[2];
+        #pragma unroll
+        for (int i = 0; i < 2; ++i)
+            tmp_3[i] = pos0_2 + i * 8 + rows_start;
+        // visible = lambda cols: (cols.valid & (rows.index >= cols.index)) & (rows.index - cols.index < window)  [variants.py:13]
+        bool tmp_4[16];
+        #pragma unroll
+        for (int i = 0; i < 16; ++i)
+            tmp_4[i] = tmp_2[i] < N;
+        // s = cap * fc.tanh(s / cap)  [variants.py:18]
+        // s = s + slope * (cols.index - rows.index).to(fc.f32)  [variants.py:19]
+        // s = fc.where(visible(cols), s, -fc.inf)  [variants.py:20]
+        float s[32];
+        #pragma unroll
+        for (int i = 0; i < 32; ++i) {
+            const bool x = (tmp_4[col_s(i)] && tmp_3[row_s(i)] >= tmp_2[col_s(i)]) && tmp_3[row_s(i)] - tmp_2[col_s(i)] < window;
+            s[i] = x ? tanhf(tmp[i] * t) * cap + float(tmp_2[col_s(i)] - tmp_3[row_s(i)]) * slope : -INF;
+        }
+        // mn = fc.maximum(m, fc.max(s, axis=1))  [variants.py:21]
+        float tmp_5[2];
+        #pragma unroll
+        for (int j = 0; j < 2; ++j) {
+            float part[2];
+            #pragma unroll
+            for (int i = 0; i < 16; ++i) {
+                const int e = j * 2 + i / 2 * 4 + i % 2;
+                part[i % 2] = i < 2 ? s[e] : fmaxf(part[i % 2], s[e]);
+            }
+            tmp_5[j] = fmaxf(part[0], part[1]);
+        }
+        #pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            tmp_5[i] = fmaxf(tmp_5[i], shfl_xor_f32(tmp_5[i], 1));
+            tmp_5[i] = fmaxf(tmp_5[i], shfl_xor_f32(tmp_5[i], 2));
+        }
+        float mn[2];
+        #pragma unroll
+        for (int i = 0; i < 2; ++i)
+            mn[i] = fmaxf(m[i], tmp_5[i]);
+        // base = fc.where(mn == -fc.inf, 0.0, mn)  [variants.py:22]
+        float base[2];
+        #pragma unroll
+        for (int i = 0; i < 2; ++i)
+            base[i] = mn[i] == -INF ? 0.0f : mn[i];
+        // p, a = fc.exp(s - base), fc.exp(m - base)  [variants.py:23]
+        float tmp_6[2];
+        #pragma unroll
+        for (int i = 0; i < 2; ++i)
+            tmp_6[i] = base[i] * 1.442695f;
+        float p[32];
+        #pragma unroll
+        for (int i = 0; i < 32; ++i)
+            p[i] = exp2_approx(s[i] * 1.442695f - tmp_6[row_s(i)]);
+        float a[2];
+        #pragma unroll
+        for (int i = 0; i < 2; ++i)
+            a[i] = exp2_approx((m[i] - base[i]) * 1.442695f);
+        // l <<= l * a + fc.sum(p, axis=1)  [variants.py:24]
+        float tmp_7[2];
+        #pragma unroll
+        for (int j = 0; j < 2; ++j) {
+            float part[2];
+            #pragma unroll
+            for (int i = 0; i < 16; ++i) {
+                const int e = j * 2 + i / 2 * 4 + i % 2;
+                part[i % 2] = i < 2 ? p[e] : part[i % 2] + p[e];
+            }
+            tmp_7[j] = part[0] + part[1];
+        }
+        #pragma unroll
+        for (int i = 0; i < 2; ++i)
+            l[i] = l[i] * a[i] + tmp_7[i];
+        // acc <<= acc * a + fc.dot(p.to(V.dtype), fc.load(V[b, h, cols]))  [variants.py:25]
+        #pragma unroll
+        for (int i = 0; i < 32; ++i)
+            acc[i] = acc[i] * a[row_s(i)];
+        uint32_t tmp_8[16];
+        #pragma unroll
+        for (int i = 0; i < 16; ++i)
+            tmp_8[i] = pack_f16(p[2 * i], p[2 * i + 1]);
+        const uint32_t tile_at_2 = tile_2 + tile_lane_2;
+        #pragma unroll
+        for (int k = 0; k < 4; ++k) {
+            uint32_t tile_5[16];
+            #pragma unroll
+            for (int i = 0; i < 4; ++i)
+                ldmatrix_x4_trans(&tile_5[i * 4], (tile_at_2 ^ (i * 32)) + k * 2048);
+            #pragma unroll
+            for (int ni = 0; ni < 8; ++ni)
+                mma_m16n8k16_f16(&acc[ni * 4], &tmp_8[k * 4], &tile_5[ni * 2]);
+        }
+        #pragma unroll
+        for (int i = 0; i < 2; ++i)
+            m[i] = mn[i];
+    }
+    // for cols in fc.loop(fc.tile(K.N, "BLOCK_N"), descending=True, live=visible):  [variants.py:16]
+    // full part of the range
+    #pragma unroll 1
+    for (int j_ = whole_to - 1; j_ >= whole_from; --j_) {
+        // s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale  [variants.py:17]
+        const int n = t_5 - j_;
+        const uint32_t tile = smem_base + (n & 1) * 8192;
+        // acc <<= acc * a + fc.dot(p.to(V.dtype), fc.load(V[b, h, cols]))  [variants.py:25]
+        const uint32_t tile_2 = tile_smem + (n & 1) * 8192;
+        wait_group<0>();
+        __syncthreads();
+        // s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale  [variants.py:17]
+        const int next = j_ - 1;
+        const bool t_7 = next >= t_3;
+        const uint32_t tile_3 = smem_base + ((n + 1) & 1) * 8192;
+        const uint32_t tile_dst_3 = tile_3 + copy_lane;
+        const uint32_t tile_4 = tile_smem + ((n + 1) & 1) * 8192;
+        const uint32_t tile_dst_4 = tile_4 + copy_lane;
+        if (t_7) {
+            // for cols in fc.loop(fc.tile(K.N, "BLOCK_N"), descending=True, live=visible):  [variants.py:16]
+            const int t_8 = next * 64;
+            // s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale  [variants.py:17]
+            const f16* k_src = k_base + (long long)t_8 * K_s2;
+            const int k_pos = t_8 + copy_row;
+            #pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                cp_async_16_fill((tile_dst_3 ^ (i % 2 * 64)) + i * 512, k_src, k_pos + i * 4 < N ? 16 : 0);
+                k_src += k_step;
+            }
+            // acc <<= acc * a + fc.dot(p.to(V.dtype), fc.load(V[b, h, cols]))  [variants.py:25]
+            const f16* v_src = v_base + (long long)t_8 * V_s2;
+            #pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                cp_async_16_fill((tile_dst_4 ^ (i % 2 * 64)) + i * 512, v_src, k_pos + i * 4 < N ? 16 : 0);
+                v_src += v_step;
+            }
+        }
+        commit_group();
+        // s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale  [variants.py:17]
+        float tmp[32];
+        #pragma unroll
+        for (int i = 0; i < 32; ++i)
+            tmp[i] = 0.0f;
+        const uint32_t tile_at = tile + tile_lane;
+        #pragma unroll
+        for (int k = 0; k < 4; ++k) {
+            uint32_t tile_5[16];
+            #pragma unroll
+            for (int i = 0; i < 4; ++i)
+                ldmatrix_x4(&tile_5[i * 4], (tile_at ^ (k * 32)) + i * 2048);
+            #pragma unroll
+            for (int ni = 0; ni < 8; ++ni)
+                mma_m16n8k16_f16(&tmp[ni * 4], &q[k * 4], &tile_5[ni * 2]);
+        }
+        // s = s + slope * (cols.index - rows.index).to(fc.f32)  [variants.py:19]
+        int tmp_2[16];
+        #pragma unroll
+        for (int i = 0; i < 16; ++i)
+            tmp_2[i] = pos0 + i / 2 * 8 + i % 2 + j_ * 64;
+        int tmp_3[2];
+        #pragma unroll
+        for (int i = 0; i < 2; ++i)
+            tmp_3[i] = pos0_2 + i * 8 + rows_start;
+        // s = cap * fc.tanh(s / cap)  [variants.py:18]
+        // s = s + slope * (cols.index - rows.index).to(fc.f32)  [variants.py:19]
+        float s[32];
+        #pragma unroll
+        for (int i = 0; i < 32; ++i)
+            s[i] = tanhf(tmp[i] * t) * cap + float(tmp_2[col_s(i)] - tmp_3[row_s(i)]) * slope;
+        // mn = fc.maximum(m, fc.max(s, axis=1))  [variants.py:21]
+        float tmp_4[2];
+        #pragma unroll
+        for (int j = 0; j < 2; ++j) {
+            float part[2];
+            #pragma unroll
+            for (int i = 0; i < 16; ++i) {
+                const int e = j * 2 + i / 2 * 4 + i % 2;
+                part[i % 2] = i < 2 ? s[e] : fmaxf(part[i % 2], s[e]);
+            }
+            tmp_4[j] = fmaxf(part[0], part[1]);
+        }
+        #pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            tmp_4[i] = fmaxf(tmp_4[i], shfl_xor_f32(tmp_4[i], 1));
+            tmp_4[i] = fmaxf(tmp_4[i], shfl_xor_f32(tmp_4[i], 2));
+        }
+        float mn[2];
+        #pragma unroll
+        for (int i = 0; i < 2; ++i)
+            mn[i] = fmaxf(m[i], tmp_4[i]);
+        // base = fc.where(mn == -fc.inf, 0.0, mn)  [variants.py:22]
+        float base[2];
+        #pragma unroll
+        for (int i = 0; i < 2; ++i)
+            base[i] = mn[i] == -INF ? 0.0f : mn[i];
+        // p, a = fc.exp(s - base), fc.exp(m - base)  [variants.py:23]
+        float tmp_5[2];
+        #pragma unroll
+        for (int i = 0; i < 2; ++i)
+            tmp_5[i] = base[i] * 1.442695f;
+        float p[32];
+        #pragma unroll
+        for (int i = 0; i < 32; ++i)
+            p[i] = exp2_approx(s[i] * 1.442695f - tmp_5[row_s(i)]);
+        float a[2];
+        #pragma unroll
+        for (int i = 0; i < 2; ++i)
+            a[i] = exp2_approx((m[i] - base[i]) * 1.442695f);
+        // l <<= l * a + fc.sum(p, axis=1)  [variants.py:24]
+        float tmp_6[2];
+        #pragma unroll
+        for (int j = 0; j < 2; ++j) {
+            float part[2];
+            #pragma unroll
+            for (int i = 0; i < 16; ++i) {
+                const int e = j * 2 + i / 2 * 4 + i % 2;
+                part[i % 2] = i < 2 ? p[e] : part[i % 2] + p[e];
+            }
+            tmp_6[j] = part[0] + part[1];
+        }
+        #pragma unroll
+        for (int i = 0; i < 2; ++i)
+            l[i] = l[i] * a[i] + tmp_6[i];
+        // acc <<= acc * a + fc.dot(p.to(V.dtype), fc.load(V[b, h, cols]))  [variants.py:25]
+        #pragma unroll
+        for (int i = 0; i < 32; ++i)
+            acc[i] = acc[i] * a[row_s(i)];
+        uint32_t tmp_7[16];
+        #pragma unroll
+        for (int i = 0; i < 16; ++i)
+            tmp_7[i] = pack_f16(p[2 * i], p[2 * i + 1]);
+        const uint32_t tile_at_2 = tile_2 + tile_lane_2;
+        #pragma unroll
+        for (int k = 0; k < 4; ++k) {
+            uint32_t tile_5[16];
+            #pragma unroll
+            for (int i = 0; i < 4; ++i)
+                ldmatrix_x4_trans(&tile_5[i * 4], (tile_at_2 ^ (i * 32)) + k * 2048);
+            #pragma unroll
+            for (int ni = 0; ni < 8; ++ni)
+                mma_m16n8k16_f16(&acc[ni * 4], &tmp_7[k * 4], &tile_5[ni * 2]);
+        }
+        #pragma unroll
+        for (int i = 0; i < 2; ++i)
+            m[i] = mn[i];
+    }
+    // for cols in fc.loop(fc.tile(K.N, "BLOCK_N"), descending=True, live=visible):  [variants.py:16]
+    // masked part of the range
+    #pragma unroll 1
+    for (int j_ = whole_from - 1; j_ >= t_3; --j_) {
+        // s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale  [variants.py:17]
+        const int n = t_5 - j_;
+        const uint32_t tile = smem_base + (n & 1) * 8192;
+        // acc <<= acc * a + fc.dot(p.to(V.dtype), fc.load(V[b, h, cols]))  [variants.py:25]
+        const uint32_t tile_2 = tile_smem + (n & 1) * 8192;
+        wait_group<0>();
+        __syncthreads();
+        // s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale  [variants.py:17]
+        const int next = j_ - 1;
+        const bool t_7 = next >= t_3;
+        const uint32_t tile_3 = smem_base + ((n + 1) & 1) * 8192;
+        const uint32_t tile_dst_3 = tile_3 + copy_lane;
+        const uint32_t tile_4 = tile_smem + ((n + 1) & 1) * 8192;
+        const uint32_t tile_dst_4 = tile_4 + copy_lane;
+        if (t_7) {
+            // for cols in fc.loop(fc.tile(K.N, "BLOCK_N"), descending=True, live=visible):  [variants.py:16]
+            const int t_8 = next * 64;
+            // s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale  [variants.py:17]
+            const f16* k_src = k_base + (long long)t_8 * K_s2;
+            const int k_pos = t_8 + copy_row;
+            #pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                cp_async_16_fill((tile_dst_3 ^ (i % 2 * 64)) + i * 512, k_src, k_pos + i * 4 < N ? 16 : 0);
+                k_src += k_step;
+            }
+            // acc <<= acc * a + fc.dot(p.to(V.dtype), fc.load(V[b, h, cols]))  [variants.py:25]
+            const f16* v_src = v_base + (long long)t_8 * V_s2;
+            #pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                cp_async_16_fill((tile_dst_4 ^ (i % 2 * 64)) + i * 512, v_src, k_pos + i * 4 < N ? 16 : 0);
+                v_src += v_step;
+            }
+        }
+        commit_group();
+        // s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale  [variants.py:17]
+        float tmp[32];
+        #pragma unroll
+        for (int i = 0; i < 32; ++i)
+            tmp[i] = 0.0f;
+        const uint32_t tile_at = tile + tile_lane;
+        #pragma unroll
+        for (int k = 0; k < 4; ++k) {
+            uint32_t tile_5[16];
+            #pragma unroll
+            for (int i = 0; i < 4; ++i)
+                ldmatrix_x4(&tile_5[i * 4], (tile_at ^ (k * 32)) + i * 2048);
+            #pragma unroll
+            for (int ni = 0; ni < 8; ++ni)
+                mma_m16n8k16_f16(&tmp[ni * 4], &q[k * 4], &tile_5[ni * 2]);
+        }
+        // s = s + slope * (cols.index - rows.index).to(fc.f32)  [variants.py:19]
+        int tmp_2[16];
+        #pragma unroll
+        for (int i = 0; i < 16; ++i)
+            tmp_2[i] = pos0 + i / 2 * 8 + i % 2 + j_ * 64;
+        int tmp_3[2];
+        #pragma unroll
+        for (int i = 0; i < 2; ++i)
+            tmp_3[i] = pos0_2 + i * 8 + rows_start;
+        // visible = lambda cols: (cols.valid & (rows.index >= cols.index)) & (rows.index - cols.index < window)  [variants.py:13]
+        bool tmp_4[16];
+        #pragma unroll
+        for (int i = 0; i < 16; ++i)
+            tmp_4[i] = tmp_2[i] < N;
+        // s = cap * fc.tanh(s / cap)  [variants.py:18]
+        // s = s + slope * (cols.index - rows.index).to(fc.f32)  [variants.py:19]
+        // s = fc.where(visible(cols), s, -fc.inf)  [variants.py:20]
+        float s[32];
+        #pragma unroll
+        for (int i = 0; i < 32; ++i) {
+            const bool x = (tmp_4[col_s(i)] && tmp_3[row_s(i)] >= tmp_2[col_s(i)]) && tmp_3[row_s(i)] - tmp_2[col_s(i)] < window;
+            s[i] = x ? tanhf(tmp[i] * t) * cap + float(tmp_2[col_s(i)] - tmp_3[row_s(i)]) * slope : -INF;
+        }
+        // mn = fc.maximum(m, fc.max(s, axis=1))  [variants.py:21]
+        float tmp_5[2];
+        #pragma unroll
+        for (int j = 0; j < 2; ++j) {
+            float part[2];
+            #pragma unroll
+            for (int i = 0; i < 16; ++i) {
+                const int e = j * 2 + i / 2 * 4 + i % 2;
+                part[i % 2] = i < 2 ? s[e] : fmaxf(part[i % 2], s[e]);
+            }
+            tmp_5[j] = fmaxf(part[0], part[1]);
+        }
+        #pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            tmp_5[i] = fmaxf(tmp_5[i], shfl_xor_f32(tmp_5[i], 1));
+            tmp_5[i] = fmaxf(tmp_5[i], shfl_xor_f32(tmp_5[i], 2));
+        }
+        float mn[2];
+        #pragma unroll
+        for (int i = 0; i < 2; ++i)
+            mn[i] = fmaxf(m[i], tmp_5[i]);
+        // base = fc.where(mn == -fc.inf, 0.0, mn)  [variants.py:22]
+        float base[2];
+        #pragma unroll
+        for (int i = 0; i < 2; ++i)
+            base[i] = mn[i] == -INF ? 0.0f : mn[i];
+        // p, a = fc.exp(s - base), fc.exp(m - base)  [variants.py:23]
+        float tmp_6[2];
+        #pragma unroll
+        for (int i = 0; i < 2; ++i)
+            tmp_6[i] = base[i] * 1.442695f;
+        float p[32];
+        #pragma unroll
+        for (int i = 0; i < 32; ++i)
+            p[i] = exp2_approx(s[i] * 1.442695f - tmp_6[row_s(i)]);
+        float a[2];
+        #pragma unroll
+        for (int i = 0; i < 2; ++i)
+            a[i] = exp2_approx((m[i] - base[i]) * 1.442695f);
+        // l <<= l * a + fc.sum(p, axis=1)  [variants.py:24]
+        float tmp_7[2];
+        #pragma unroll
+        for (int j = 0; j < 2; ++j) {
+            float part[2];
+            #pragma unroll
+            for (int i = 0; i < 16; ++i) {
+                const int e = j * 2 + i / 2 * 4 + i % 2;
+                part[i % 2] = i < 2 ? p[e] : part[i % 2] + p[e];
+            }
+            tmp_7[j] = part[0] + part[1];
+        }
+        #pragma unroll
+        for (int i = 0; i < 2; ++i)
+            l[i] = l[i] * a[i] + tmp_7[i];
+        // acc <<= acc * a + fc.dot(p.to(V.dtype), fc.load(V[b, h, cols]))  [variants.py:25]
+        #pragma unroll
+        for (int i = 0; i < 32; ++i)
+            acc[i] = acc[i] * a[row_s(i)];
+        uint32_t tmp_8[16];
+        #pragma unroll
+        for (int i = 0; i < 16; ++i)
+            tmp_8[i] = pack_f16(p[2 * i], p[2 * i + 1]);
+        const uint32_t tile_at_2 = tile_2 + tile_lane_2;
+        #pragma unroll
+        for (int k = 0; k < 4; ++k) {
+            uint32_t tile_5[16];
+            #pragma unroll
+            for (int i = 0; i < 4; ++i)
+                ldmatrix_x4_trans(&tile_5[i * 4], (tile_at_2 ^ (i * 32)) + k * 2048);
+            #pragma unroll
+            for (int ni = 0; ni < 8; ++ni)
+                mma_m16n8k16_f16(&acc[ni * 4], &tmp_8[k * 4], &tile_5[ni * 2]);
+        }
+        #pragma unroll
+        for (int i = 0; i < 2; ++i)
+            m[i] = mn[i];
+    }
+    // for cols in fc.loop(fc.tile(K.N, "BLOCK_N"), descending=True, live=visible):  [variants.py:16]
+    #pragma unroll
+    for (int i = 0; i < 2; ++i) {
+        l[i] = l[i] + shfl_xor_f32(l[i], 1);
+        l[i] = l[i] + shfl_xor_f32(l[i], 2);
+    }
+    // fc.store(O[b, h, rows], fc.where(l > 0, acc / l, 0.0).to(O.dtype))  [variants.py:27]
+    bool tmp[2];
+    #pragma unroll
+    for (int i = 0; i < 2; ++i)
+        tmp[i] = l[i] > 0.0f;
+    float tmp_2[2];
+    #pragma unroll
+    for (int i = 0; i < 2; ++i)
+        tmp_2[i] = rcp_approx(l[i]);
+    uint32_t tmp_3[16];
+    #pragma unroll
+    for (int i = 0; i < 16; ++i) {
+        const float lo_ = tmp[row_s(2 * i)] ? acc[2 * i] * tmp_2[row_s(2 * i)] : 0.0f;
+        const float hi_ = tmp[row_s(2 * i + 1)] ? acc[2 * i + 1] * tmp_2[row_s(2 * i + 1)] : 0.0f;
+        tmp_3[i] = pack_f16(lo_, hi_);
+    }
+    wait_group<0>();
+    __syncthreads();
+    const uint32_t tile_lane_3 = swizzle<0x70>(warp * 2048 + lane / 4 * 128 + lane % 4 * 4);
+    const uint32_t tile_at = smem_base + tile_lane_3;
+    #pragma unroll
+    for (int i = 0; i < 16; ++i)
+        st_shared_b32x1((tile_at ^ (i / 2 * 16)) + i % 2 * 1024, &tmp_3[i]);
+    __syncwarp();
+    uint32_t tmp_4[16];
+    #pragma unroll
+    for (int i = 0; i < 4; ++i)
+        ld_shared_b32x4(&tmp_4[i * 4], (tile_dst ^ (i % 2 * 64)) + i * 512);
+    f16* o_ptr = O + (long long)b * O_s0 + (long long)h * O_s1 + (long long)(rows_start + copy_row) * O_s2 + copy_col;
+    #pragma unroll
+    for (int i = 0; i < 4; ++i)
+        if (q_pos + i * 4 < M) st_global_b32x4(o_ptr + (long long)(i * 4) * O_s2, &tmp_4[i * 4]);
+}

@@ -1,0 +1,771 @@
+// variant_attention: generated for sm_89
+// schedule: tiles={BLOCK_M: 64, BLOCK_N: 64}, warps=4, math=wmma, copy=vector, stages=1, skip_ones=True
+// block:    4 warps, 128 threads
+// grid:     b over B
+// grid:     h over H
+// grid:     rows_tile over M in tiles of 64, last first
+// shared:   35840 bytes
+//            17408  q: f16[64,64]{panel 64 pad 8}
+//                0  tile: f16[64,64]{panel 64 pad 8}
+//                0  tile: f16[64,64]{panel 64 pad 8}
+//                0  tile: f16[64,64]{panel 64 pad 8}
+//                0  tile: f16[64,64]{panel 64 pad 8}
+//                0  tile: f16[64,64]{panel 64 pad 8}
+//                0  tile: f16[64,64]{panel 64 pad 8}
+//                0  tile: f32[64,64]{panel 64 pad 4}
+//                0  acc_tile: f32[64,64]{panel 64 pad 4}
+//                0  tile: f32[64,64]{panel 64 pad 4}
+//            26624  tile: f16[64,64]{panel 64 pad 8}
+//                0  tile: f32[64,64]{panel 64 pad 4}
+//                0  acc_tile: f32[64,64]{panel 64 pad 4}
+//                0  tile: f32[64,64]{panel 64 pad 4}
+//            26624  tile: f16[64,64]{panel 64 pad 8}
+//                0  tile: f32[64,64]{panel 64 pad 4}
+//                0  acc_tile: f32[64,64]{panel 64 pad 4}
+//                0  tile: f32[64,64]{panel 64 pad 4}
+//            26624  tile: f16[64,64]{panel 64 pad 8}
+//                0  acc_tile: f32[64,64]{panel 64 pad 4}
+//                0  tile: f16[64,64]{panel 64 swizzle 128}
+
+#include <mma.h>
+using namespace nvcuda;
+
+#define INF __int_as_float(0x7f800000)
+using uint32_t = unsigned int;
+using f16 = unsigned short;  // its bits
+
+// 4 registers in one global load
+__device__ __forceinline__ void ld_global_b32x4(uint32_t* d, const void* src) {
+    const uint4 v = *static_cast<const uint4*>(src);
+    d[0] = v.x; d[1] = v.y; d[2] = v.z; d[3] = v.w;
+}
+
+// PTX ISA, st
+__device__ __forceinline__ void st_shared_b32x4(uint32_t dst, const uint32_t* v) {
+    asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" :: "r"(dst), "r"(v[0]), "r"(v[1]), "r"(v[2]), "r"(v[3]) : "memory");
+}
+
+// PTX ISA, rcp: 1/x within 1 ulp
+__device__ __forceinline__ float rcp_approx(float x) {
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+// a / b rounded down
+__device__ __forceinline__ int floor_div(int a, int b) {
+    const int q = a / b;
+    return q - (q * b != a && (a < 0) != (b < 0));
+}
+
+// PTX ISA, ld
+__device__ __forceinline__ void ld_shared_f32x4(float* d, uint32_t src) {
+    asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3]) : "r"(src) : "memory");
+}
+
+// PTX ISA, shfl.sync.bfly: x of the lane whose number differs in `lanes`
+__device__ __forceinline__ float shfl_xor_f32(float x, int lanes) {
+    return __shfl_xor_sync(0xffffffffu, x, lanes);
+}
+
+// PTX ISA, ex2: 2^x, relative error below 2^-22.5
+__device__ __forceinline__ float exp2_approx(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+// PTX ISA, st
+__device__ __forceinline__ void st_shared_f32x4(uint32_t dst, const float* v) {
+    asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" :: "r"(dst), "f"(v[0]), "f"(v[1]), "f"(v[2]), "f"(v[3]) : "memory");
+}
+
+// PTX ISA, cvt: two floats to packed halves, the first in the low half
+__device__ __forceinline__ uint32_t pack_f16(float lo, float hi) {
+    uint32_t d;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(d) : "f"(hi), "f"(lo));
+    return d;
+}
+
+// PTX ISA, st
+__device__ __forceinline__ void st_shared_b32x2(uint32_t dst, const uint32_t* v) {
+    asm volatile("st.shared.v2.b32 [%0], {%1, %2};" :: "r"(dst), "r"(v[0]), "r"(v[1]) : "memory");
+}
+
+// XOR of the 16-byte chunk number with the row number (PTX ISA, Swizzling modes)
+template <int Mask>
+__device__ __forceinline__ uint32_t swizzle(uint32_t offset) {
+    return offset ^ ((offset >> 3) & Mask);
+}
+
+// PTX ISA, ld
+__device__ __forceinline__ void ld_shared_b32x4(uint32_t* d, uint32_t src) {
+    asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];" : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3]) : "r"(src) : "memory");
+}
+
+// 4 registers in one global store
+__device__ __forceinline__ void st_global_b32x4(void* dst, const uint32_t* v) {
+    *static_cast<uint4*>(dst) = make_uint4(v[0], v[1], v[2], v[3]);
+}
+
+// Register i of a tile -> the register, or the offset, that goes with it.
+__device__ constexpr int col_s(int i) { return i % 16; }
+__device__ constexpr int row_s(int i) { return i / 16; }
+
+extern "C" __global__ void __launch_bounds__(128, 1)
+variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, long long Q_s2, const f16* __restrict__ K,
+        long long K_s0, long long K_s1, long long K_s2, const f16* __restrict__ V, long long V_s0, long long V_s1,
+        long long V_s2, const float* __restrict__ slopes, f16* __restrict__ O, long long O_s0, long long O_s1,
+        long long O_s2, float scale, float cap, int window, int H, int M, int N) {
+    extern __shared__ __align__(1024) unsigned char smem[];
+    const uint32_t smem_base = static_cast<uint32_t>(__cvta_generic_to_shared(smem));
+    const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);  // known to be the same in all lanes
+    const int lane = threadIdx.x % 32;
+    const uint32_t q_smem = smem_base + 17408;
+    const uint32_t tile_smem = smem_base + 26624;
+    const int rows_tile_tiles = (M + 63) / 64;
+    const int rows_tile = rows_tile_tiles - 1 - int(blockIdx.x) % rows_tile_tiles;
+    const int rest = int(blockIdx.x) / rows_tile_tiles;
+    const int h = rest % H;
+    const int b = rest / H;
+    // b, h, rows = fc.grid(Q.B, Q.H, fc.tile(Q.M, "BLOCK_M"))  [variants.py:12]
+    const int rows_start = rows_tile * 64;
+    // q, slope = fc.load(Q[b, h, rows]), slopes[h]  [variants.py:14]
+    uint32_t q[16];
+    const int q_row = warp * 16 + lane / 8;
+    const int q_col = lane % 8 * 8;
+    const f16* q_ptr = Q + (long long)b * Q_s0 + (long long)h * Q_s1 + (long long)(rows_start + q_row) * Q_s2 + q_col;
+    const int q_pos = rows_start + q_row;
+    #pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        q[i * 4] = q[i * 4 + 1] = q[i * 4 + 2] = q[i * 4 + 3] = 0;
+        if (q_pos + i * 4 < M) ld_global_b32x4(&q[i * 4], q_ptr + (long long)(i * 4) * Q_s2);
+    }
+    const uint32_t q_lane = warp * 2304 + lane / 8 * 144 + lane % 8 * 16;
+    const uint32_t q_at = q_smem + q_lane;
+    #pragma unroll
+    for (int i = 0; i < 4; ++i)
+        st_shared_b32x4(q_at + i * 576, &q[i * 4]);
+    const float slope = unsigned(h) < unsigned(H) ? slopes[h] : 0.0f;
+    // s = cap * fc.tanh(s / cap)  [variants.py:18]
+    const float t = scale * rcp_approx(cap);
+    // for cols in fc.loop(fc.tile(K.N, "BLOCK_N"), descending=True, live=visible):  [variants.py:16]
+    const int t_2 = min((N + 63) / 64, rows_tile + 1);
+    const int t_3 = max(rows_tile - floor_div(window + 62, 64), 0);
+    const int t_4 = max(t_3, rows_tile - floor_div(window, 64) + 1);
+    const int whole_from = min(t_4, t_2);
+    const int whole_to = max(min(t_2, min(N / 64, rows_tile)), whole_from);
+    float m[2];
+    float l[2];
+    wmma::fragment<wmma::accumulator, 16, 16, 16, float> acc[4];
+    #pragma unroll
+    for (int i = 0; i < 2; ++i)
+        m[i] = -INF;
+    #pragma unroll
+    for (int i = 0; i < 2; ++i)
+        l[i] = 0.0f;
+    #pragma unroll
+    for (int i = 0; i < 4; ++i)
+        wmma::fill_fragment(acc[i], 0.0f);
+    // masked part of the range
+    const f16* k_base = K + (long long)b * K_s0 + (long long)h * K_s1 + (long long)q_row * K_s2 + q_col;
+    const uint32_t tile_at = smem_base + q_lane;
+    const uint32_t tile_lane = warp * 4352 + lane / 4 * 272 + lane % 4 * 16;
+    const uint32_t tile_at_2 = smem_base + tile_lane;
+    const int pos0 = lane % 4 * 4;
+    const int pos0_2 = warp * 16 + lane / 4;
+    const f16* v_base = V + (long long)b * V_s0 + (long long)h * V_s1 + (long long)q_row * V_s2 + q_col;
+    const uint32_t tile_lane_2 = warp * 2304 + lane / 4 * 144 + lane % 4 * 8;
+    const uint32_t tile_at_3 = tile_smem + tile_lane_2;
+    #pragma unroll 1
+    for (int j_ = t_2 - 1; j_ >= whole_to; --j_) {
+        const int t_5 = j_ * 64;
+        // s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale  [variants.py:17]
+        uint32_t tmp[16];
+        const f16* k_ptr = k_base + (long long)t_5 * K_s2;
+        const int k_pos = t_5 + q_row;
+        #pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            tmp[i * 4] = tmp[i * 4 + 1] = tmp[i * 4 + 2] = tmp[i * 4 + 3] = 0;
+            if (k_pos + i * 4 < N) ld_global_b32x4(&tmp[i * 4], k_ptr + (long long)(i * 4) * K_s2);
+        }
+        __syncthreads();
+        #pragma unroll
+        for (int i = 0; i < 4; ++i)
+            st_shared_b32x4(tile_at + i * 576, &tmp[i * 4]);
+        __syncthreads();
+        wmma::fragment<wmma::accumulator, 16, 16, 16, float> frag[4];
+        #pragma unroll
+        for (int i = 0; i < 4; ++i)
+            wmma::fill_fragment(frag[i], 0.0f);
+        #pragma unroll
+        for (int k = 0; k < 4; ++k) {
+            wmma::fragment<wmma::matrix_a, 16, 16, 16, half, wmma::row_major> q_2[1];
+            wmma::load_matrix_sync(q_2[0], reinterpret_cast<const half*>(smem + 17408 + k * 32 + warp * 2304), 72);
+            wmma::fragment<wmma::matrix_b, 16, 16, 16, half, wmma::col_major> tile[4];
+            #pragma unroll
+            for (int i = 0; i < 4; ++i)
+                wmma::load_matrix_sync(tile[i], reinterpret_cast<const half*>(smem + k * 32 + i * 2304), 72);
+            #pragma unroll
+            for (int ni = 0; ni < 4; ++ni)
+                wmma::mma_sync(frag[ni], q_2[0], tile[ni], frag[ni]);
+        }
+        __syncthreads();
+        // s = cap * fc.tanh(s / cap)  [variants.py:18]
+        #pragma unroll
+        for (int i = 0; i < 4; ++i)
+            wmma::store_matrix_sync(reinterpret_cast<float*>(smem + warp * 4352 + i * 64), frag[i], 68, wmma::mem_row_major);
+        __syncwarp();
+        float tmp_2[32];
+        #pragma unroll
+        for (int i = 0; i < 8; ++i)
+            ld_shared_f32x4(&tmp_2[i * 4], tile_at_2 + i / 4 * 2176 + i % 4 * 64);
+        // s = s + slope * (cols.index - rows.index).to(fc.f32)  [variants.py:19]
+        int tmp_3[16];
+        #pragma unroll
+        for (int i = 0; i < 16; ++i)
+            tmp_3[i] = pos0 + i / 4 * 16 + i % 4 + t_5;
+        int tmp_4[2];
+        #pragma unroll
+        for (int i = 0; i < 2; ++i)
+            tmp_4[i] = pos0_2 + i * 8 + rows_start;
+        // visible = lambda cols: (cols.valid & (rows.index >= cols.index)) & (rows.index - cols.index < window)  [variants.py:13]
+        bool tmp_5[16];
+        #pragma unroll
+        for (int i = 0; i < 16; ++i)
+            tmp_5[i] = tmp_3[i] < N;
+        // s = cap * fc.tanh(s / cap)  [variants.py:18]
+        // s = s + slope * (cols.index - rows.index).to(fc.f32)  [variants.py:19]
+        // s = fc.where(visible(cols), s, -fc.inf)  [variants.py:20]
+        float s[32];
+        #pragma unroll
+        for (int i = 0; i < 32; ++i) {
+            const bool x = (tmp_5[col_s(i)] && tmp_4[row_s(i)] >= tmp_3[col_s(i)]) && tmp_4[row_s(i)] - tmp_3[col_s(i)] < window;
+            s[i] = x ? tanhf(tmp_2[i] * t) * cap + float(tmp_3[col_s(i)] - tmp_4[row_s(i)]) * slope : -INF;
+        }
+        // mn = fc.maximum(m, fc.max(s, axis=1))  [variants.py:21]
+        float tmp_6[2];
+        #pragma unroll
+        for (int j = 0; j < 2; ++j) {
+            float part[2];
+            #pragma unroll
+            for (int i = 0; i < 16; ++i) {
+                const int e = j * 16 + i;
+                part[i % 2] = i < 2 ? s[e] : fmaxf(part[i % 2], s[e]);
+            }
+            tmp_6[j] = fmaxf(part[0], part[1]);
+        }
+        #pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            tmp_6[i] = fmaxf(tmp_6[i], shfl_xor_f32(tmp_6[i], 1));
+            tmp_6[i] = fmaxf(tmp_6[i], shfl_xor_f32(tmp_6[i], 2));
+        }
+        float mn[2];
+        #pragma unroll
+        for (int i = 0; i < 2; ++i)
+            mn[i] = fmaxf(m[i], tmp_6[i]);
+        // base = fc.where(mn == -fc.inf, 0.0, mn)  [variants.py:22]
+        float base[2];
+        #pragma unroll
+        for (int i = 0; i < 2; ++i)
+            base[i] = mn[i] == -INF ? 0.0f : mn[i];
+        // p, a = fc.exp(s - base), fc.exp(m - base)  [variants.py:23]
+        float tmp_7[2];
+        #pragma unroll
+        for (int i = 0; i < 2; ++i)
+            tmp_7[i] = base[i] * 1.442695f;
+        float p[32];
+        #pragma unroll
+        for (int i = 0; i < 32; ++i)
+            p[i] = exp2_approx(s[i] * 1.442695f - tmp_7[row_s(i)]);
+        float a[2];
+        #pragma unroll
+        for (int i = 0; i < 2; ++i)
+            a[i] = exp2_approx((m[i] - base[i]) * 1.442695f);
+        // l <<= l * a + fc.sum(p, axis=1)  [variants.py:24]
+        float tmp_8[2];
+        #pragma unroll
+        for (int j = 0; j < 2; ++j) {
+            float part[2];
+            #pragma unroll
+            for (int i = 0; i < 16; ++i) {
+                const int e = j * 16 + i;
+                part[i % 2] = i < 2 ? p[e] : part[i % 2] + p[e];
+            }
+            tmp_8[j] = part[0] + part[1];
+        }
+        #pragma unroll
+        for (int i = 0; i < 2; ++i)
+            l[i] = l[i] * a[i] + tmp_8[i];
+        // acc <<= acc * a + fc.dot(p.to(V.dtype), fc.load(V[b, h, cols]))  [variants.py:25]
+        bool moved = false;
+        #pragma unroll
+        for (int i = 0; i < 2; ++i)
+            moved |= a[i] != 1.0f;
+        moved = __any_sync(0xffffffffu, moved);
+        __syncwarp();
+        if (moved) {
+            #pragma unroll
+            for (int i = 0; i < 4; ++i)
+                wmma::store_matrix_sync(reinterpret_cast<float*>(smem + warp * 4352 + i * 64), acc[i], 68, wmma::mem_row_major);
+            __syncwarp();
+            float acc_2[32];
+            #pragma unroll
+            for (int i = 0; i < 8; ++i)
+                ld_shared_f32x4(&acc_2[i * 4], tile_at_2 + i / 4 * 2176 + i % 4 * 64);
+            float tmp_9[32];
+            #pragma unroll
+            for (int i = 0; i < 32; ++i)
+                tmp_9[i] = acc_2[i] * a[row_s(i)];
+            __syncwarp();
+            #pragma unroll
+            for (int i = 0; i < 8; ++i)
+                st_shared_f32x4(tile_at_2 + i / 4 * 2176 + i % 4 * 64, &tmp_9[i * 4]);
+            __syncwarp();
+            #pragma unroll
+            for (int i = 0; i < 4; ++i)
+                wmma::load_matrix_sync(acc[i], reinterpret_cast<const float*>(smem + warp * 4352 + i * 64), 68, wmma::mem_row_major);
+        }
+        uint32_t tmp_9[16];
+        #pragma unroll
+        for (int i = 0; i < 16; ++i)
+            tmp_9[i] = pack_f16(p[2 * i], p[2 * i + 1]);
+        uint32_t tmp_10[16];
+        const f16* v_ptr = v_base + (long long)t_5 * V_s2;
+        #pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            tmp_10[i * 4] = tmp_10[i * 4 + 1] = tmp_10[i * 4 + 2] = tmp_10[i * 4 + 3] = 0;
+            if (k_pos + i * 4 < N) ld_global_b32x4(&tmp_10[i * 4], v_ptr + (long long)(i * 4) * V_s2);
+        }
+        __syncthreads();
+        #pragma unroll
+        for (int i = 0; i < 4; ++i)
+            st_shared_b32x4(tile_at + i * 576, &tmp_10[i * 4]);
+        #pragma unroll
+        for (int i = 0; i < 8; ++i)
+            st_shared_b32x2(tile_at_3 + i / 4 * 1152 + i % 4 * 32, &tmp_9[i * 2]);
+        __syncthreads();
+        #pragma unroll
+        for (int k = 0; k < 4; ++k) {
+            wmma::fragment<wmma::matrix_a, 16, 16, 16, half, wmma::row_major> tile[1];
+            wmma::load_matrix_sync(tile[0], reinterpret_cast<const half*>(smem + 26624 + k * 32 + warp * 2304), 72);
+            wmma::fragment<wmma::matrix_b, 16, 16, 16, half, wmma::row_major> tile_2[4];
+            #pragma unroll
+            for (int i = 0; i < 4; ++i)
+                wmma::load_matrix_sync(tile_2[i], reinterpret_cast<const half*>(smem + k * 2304 + i * 32), 72);
+            #pragma unroll
+            for (int ni = 0; ni < 4; ++ni)
+                wmma::mma_sync(acc[ni], tile[0], tile_2[ni], acc[ni]);
+        }
+        #pragma unroll
+        for (int i = 0; i < 2; ++i)
+            m[i] = mn[i];
+    }
+    // for cols in fc.loop(fc.tile(K.N, "BLOCK_N"), descending=True, live=visible):  [variants.py:16]
+    // full part of the range
+    #pragma unroll 1
+    for (int j_ = whole_to - 1; j_ >= whole_from; --j_) {
+        const int t_5 = j_ * 64;
+        // s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale  [variants.py:17]
+        uint32_t tmp[16];
+        const f16* k_ptr = k_base + (long long)t_5 * K_s2;
+        #pragma unroll
+        for (int i = 0; i < 4; ++i)
+            ld_global_b32x4(&tmp[i * 4], k_ptr + (long long)(i * 4) * K_s2);
+        __syncthreads();
+        #pragma unroll
+        for (int i = 0; i < 4; ++i)
+            st_shared_b32x4(tile_at + i * 576, &tmp[i * 4]);
+        __syncthreads();
+        wmma::fragment<wmma::accumulator, 16, 16, 16, float> frag[4];
+        #pragma unroll
+        for (int i = 0; i < 4; ++i)
+            wmma::fill_fragment(frag[i], 0.0f);
+        #pragma unroll
+        for (int k = 0; k < 4; ++k) {
+            wmma::fragment<wmma::matrix_a, 16, 16, 16, half, wmma::row_major> q_2[1];
+            wmma::load_matrix_sync(q_2[0], reinterpret_cast<const half*>(smem + 17408 + k * 32 + warp * 2304), 72);
+            wmma::fragment<wmma::matrix_b, 16, 16, 16, half, wmma::col_major> tile[4];
+            #pragma unroll
+            for (int i = 0; i < 4; ++i)
+                wmma::load_matrix_sync(tile[i], reinterpret_cast<const half*>(smem + k * 32 + i * 2304), 72);
+            #pragma unroll
+            for (int ni = 0; ni < 4; ++ni)
+                wmma::mma_sync(frag[ni], q_2[0], tile[ni], frag[ni]);
+        }
+        __syncthreads();
+        // s = cap * fc.tanh(s / cap)  [variants.py:18]
+        #pragma unroll
+        for (int i = 0; i < 4; ++i)
+            wmma::store_matrix_sync(reinterpret_cast<float*>(smem + warp * 4352 + i * 64), frag[i], 68, wmma::mem_row_major);
+        __syncwarp();
+        float tmp_2[32];
+        #pragma unroll
+        for (int i = 0; i < 8; ++i)
+            ld_shared_f32x4(&tmp_2[i * 4], tile_at_2 + i / 4 * 2176 + i % 4 * 64);
+        // s = s + slope * (cols.index - rows.index).to(fc.f32)  [variants.py:19]
+        int tmp_3[16];
+        #pragma unroll
+        for (int i = 0; i < 16; ++i)
+            tmp_3[i] = pos0 + i / 4 * 16 + i % 4 + t_5;
+        int tmp_4[2];
+        #pragma unroll
+        for (int i = 0; i < 2; ++i)
+            tmp_4[i] = pos0_2 + i * 8 + rows_start;
+        // s = cap * fc.tanh(s / cap)  [variants.py:18]
+        // s = s + slope * (cols.index - rows.index).to(fc.f32)  [variants.py:19]
+        float s[32];
+        #pragma unroll
+        for (int i = 0; i < 32; ++i)
+            s[i] = tanhf(tmp_2[i] * t) * cap + float(tmp_3[col_s(i)] - tmp_4[row_s(i)]) * slope;
+        // mn = fc.maximum(m, fc.max(s, axis=1))  [variants.py:21]
+        float tmp_5[2];
+        #pragma unroll
+        for (int j = 0; j < 2; ++j) {
+            float part[2];
+            #pragma unroll
+            for (int i = 0; i < 16; ++i) {
+                const int e = j * 16 + i;
+                part[i % 2] = i < 2 ? s[e] : fmaxf(part[i % 2], s[e]);
+            }
+            tmp_5[j] = fmaxf(part[0], part[1]);
+        }
+        #pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            tmp_5[i] = fmaxf(tmp_5[i], shfl_xor_f32(tmp_5[i], 1));
+            tmp_5[i] = fmaxf(tmp_5[i], shfl_xor_f32(tmp_5[i], 2));
+        }
+        float mn[2];
+        #pragma unroll
+        for (int i = 0; i < 2; ++i)
+            mn[i] = fmaxf(m[i], tmp_5[i]);
+        // base = fc.where(mn == -fc.inf, 0.0, mn)  [variants.py:22]
+        float base[2];
+        #pragma unroll
+        for (int i = 0; i < 2; ++i)
+            base[i] = mn[i] == -INF ? 0.0f : mn[i];
+        // p, a = fc.exp(s - base), fc.exp(m - base)  [variants.py:23]
+        float tmp_6[2];
+        #pragma unroll
+        for (int i = 0; i < 2; ++i)
+            tmp_6[i] = base[i] * 1.442695f;
+        float p[32];
+        #pragma unroll
+        for (int i = 0; i < 32; ++i)
+            p[i] = exp2_approx(s[i] * 1.442695f - tmp_6[row_s(i)]);
+        float a[2];
+        #pragma unroll
+        for (int i = 0; i < 2; ++i)
+            a[i] = exp2_approx((m[i] - base[i]) * 1.442695f);
+        // l <<= l * a + fc.sum(p, axis=1)  [variants.py:24]
+        float tmp_7[2];
+        #pragma unroll
+        for (int j = 0; j < 2; ++j) {
+            float part[2];
+            #pragma unroll
+            for (int i = 0; i < 16; ++i) {
+                const int e = j * 16 + i;
+                part[i % 2] = i < 2 ? p[e] : part[i % 2] + p[e];
+            }
+            tmp_7[j] = part[0] + part[1];
+        }
+        #pragma unroll
+        for (int i = 0; i < 2; ++i)
+            l[i] = l[i] * a[i] + tmp_7[i];
+        // acc <<= acc * a + fc.dot(p.to(V.dtype), fc.load(V[b, h, cols]))  [variants.py:25]
+        bool moved = false;
+        #pragma unroll
+        for (int i = 0; i < 2; ++i)
+            moved |= a[i] != 1.0f;
+        moved = __any_sync(0xffffffffu, moved);
+        __syncwarp();
+        if (moved) {
+            #pragma unroll
+            for (int i = 0; i < 4; ++i)
+                wmma::store_matrix_sync(reinterpret_cast<float*>(smem + warp * 4352 + i * 64), acc[i], 68, wmma::mem_row_major);
+            __syncwarp();
+            float acc_2[32];
+            #pragma unroll
+            for (int i = 0; i < 8; ++i)
+                ld_shared_f32x4(&acc_2[i * 4], tile_at_2 + i / 4 * 2176 + i % 4 * 64);
+            float tmp_8[32];
+            #pragma unroll
+            for (int i = 0; i < 32; ++i)
+                tmp_8[i] = acc_2[i] * a[row_s(i)];
+            __syncwarp();
+            #pragma unroll
+            for (int i = 0; i < 8; ++i)
+                st_shared_f32x4(tile_at_2 + i / 4 * 2176 + i % 4 * 64, &tmp_8[i * 4]);
+            __syncwarp();
+            #pragma unroll
+            for (int i = 0; i < 4; ++i)
+                wmma::load_matrix_sync(acc[i], reinterpret_cast<const float*>(smem + warp * 4352 + i * 64), 68, wmma::mem_row_major);
+        }
+        uint32_t tmp_8[16];
+        #pragma unroll
+        for (int i = 0; i < 16; ++i)
+            tmp_8[i] = pack_f16(p[2 * i], p[2 * i + 1]);
+        uint32_t tmp_9[16];
+        const f16* v_ptr = v_base + (long long)t_5 * V_s2;
+        #pragma unroll
+        for (int i = 0; i < 4; ++i)
+            ld_global_b32x4(&tmp_9[i * 4], v_ptr + (long long)(i * 4) * V_s2);
+        __syncthreads();
+        #pragma unroll
+        for (int i = 0; i < 4; ++i)
+            st_shared_b32x4(tile_at + i * 576, &tmp_9[i * 4]);
+        #pragma unroll
+        for (int i = 0; i < 8; ++i)
+            st_shared_b32x2(tile_at_3 + i / 4 * 1152 + i % 4 * 32, &tmp_8[i * 2]);
+        __syncthreads();
+        #pragma unroll
+        for (int k = 0; k < 4; ++k) {
+            wmma::fragment<wmma::matrix_a, 16, 16, 16, half, wmma::row_major> tile[1];
+            wmma::load_matrix_sync(tile[0], reinterpret_cast<const half*>(smem + 26624 + k * 32 + warp * 2304), 72);
+            wmma::fragment<wmma::matrix_b, 16, 16, 16, half, wmma::row_major> tile_2[4];
+            #pragma unroll
+            for (int i = 0; i < 4; ++i)
+                wmma::load_matrix_sync(tile_2[i], reinterpret_cast<const half*>(smem + k * 2304 + i * 32), 72);
+            #pragma unroll
+            for (int ni = 0; ni < 4; ++ni)
+                wmma::mma_sync(acc[ni], tile[0], tile_2[ni], acc[ni]);
+        }
+        #pragma unroll
+        for (int i = 0; i < 2; ++i)
+            m[i] = mn[i];
+    }
+    // for cols in fc.loop(fc.tile(K.N, "BLOCK_N"), descending=True, live=visible):  [variants.py:16]
+    // masked part of the range
+    #pragma unroll 1
+    for (int j_ = whole_from - 1; j_ >= t_3; --j_) {
+        const int t_5 = j_ * 64;
+        // s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale  [variants.py:17]
+        uint32_t tmp[16];
+        const f16* k_ptr = k_base + (long long)t_5 * K_s2;
+        const int k_pos = t_5 + q_row;
+        #pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            tmp[i * 4] = tmp[i * 4 + 1] = tmp[i * 4 + 2] = tmp[i * 4 + 3] = 0;
+            if (k_pos + i * 4 < N) ld_global_b32x4(&tmp[i * 4], k_ptr + (long long)(i * 4) * K_s2);
+        }
+        __syncthreads();
+        #pragma unroll
+        for (int i = 0; i < 4; ++i)
+            st_shared_b32x4(tile_at + i * 576, &tmp[i * 4]);
+        __syncthreads();
+        wmma::fragment<wmma::accumulator, 16, 16, 16, float> frag[4];
+        #pragma unroll
+        for (int i = 0; i < 4; ++i)
+            wmma::fill_fragment(frag[i], 0.0f);
+        #pragma unroll
+        for (int k = 0; k < 4; ++k) {
+            wmma::fragment<wmma::matrix_a, 16, 16, 16, half, wmma::row_major> q_2[1];
+            wmma::load_matrix_sync(q_2[0], reinterpret_cast<const half*>(smem + 17408 + k * 32 + warp * 2304), 72);
+            wmma::fragment<wmma::matrix_b, 16, 16, 16, half, wmma::col_major> tile[4];
+            #pragma unroll
+            for (int i = 0; i < 4; ++i)
+                wmma::load_matrix_sync(tile[i], reinterpret_cast<const half*>(smem + k * 32 + i * 2304), 72);
+            #pragma unroll
+            for (int ni = 0; ni < 4; ++ni)
+                wmma::mma_sync(frag[ni], q_2[0], tile[ni], frag[ni]);
+        }
+        __syncthreads();
+        // s = cap * fc.tanh(s / cap)  [variants.py:18]
+        #pragma unroll
+        for (int i = 0; i < 4; ++i)
+            wmma::store_matrix_sync(reinterpret_cast<float*>(smem + warp * 4352 + i * 64), frag[i], 68, wmma::mem_row_major);
+        __syncwarp();
+        float tmp_2[32];
+        #pragma unroll
+        for (int i = 0; i < 8; ++i)
+            ld_shared_f32x4(&tmp_2[i * 4], tile_at_2 + i / 4 * 2176 + i % 4 * 64);
+        // s = s + slope * (cols.index - rows.index).to(fc.f32)  [variants.py:19]
+        int tmp_3[16];
+        #pragma unroll
+        for (int i = 0; i < 16; ++i)
+            tmp_3[i] = pos0 + i / 4 * 16 + i % 4 + t_5;
+        int tmp_4[2];
+        #pragma unroll
+        for (int i = 0; i < 2; ++i)
+            tmp_4[i] = pos0_2 + i * 8 + rows_start;
+        // visible = lambda cols: (cols.valid & (rows.index >= cols.index)) & (rows.index - cols.index < window)  [variants.py:13]
+        bool tmp_5[16];
+        #pragma unroll
+        for (int i = 0; i < 16; ++i)
+            tmp_5[i] = tmp_3[i] < N;
+        // s = cap * fc.tanh(s / cap)  [variants.py:18]
+        // s = s + slope * (cols.index - rows.index).to(fc.f32)  [variants.py:19]
+        // s = fc.where(visible(cols), s, -fc.inf)  [variants.py:20]
+        float s[32];
+        #pragma unroll
+        for (int i = 0; i < 32; ++i) {
+            const bool x = (tmp_5[col_s(i)] && tmp_4[row_s(i)] >= tmp_3[col_s(i)]) && tmp_4[row_s(i)] - tmp_3[col_s(i)] < window;
+            s[i] = x ? tanhf(tmp_2[i] * t) * cap + float(tmp_3[col_s(i)] - tmp_4[row_s(i)]) * slope : -INF;
+        }
+        // mn = fc.maximum(m, fc.max(s, axis=1))  [variants.py:21]
+        float tmp_6[2];
+        #pragma unroll
+        for (int j = 0; j < 2; ++j) {
+            float part[2];
+            #pragma unroll
+            for (int i = 0; i < 16; ++i) {
+                const int e = j * 16 + i;
+                part[i % 2] = i < 2 ? s[e] : fmaxf(part[i % 2], s[e]);
+            }
+            tmp_6[j] = fmaxf(part[0], part[1]);
+        }
+        #pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            tmp_6[i] = fmaxf(tmp_6[i], shfl_xor_f32(tmp_6[i], 1));
+            tmp_6[i] = fmaxf(tmp_6[i], shfl_xor_f32(tmp_6[i], 2));
+        }
+        float mn[2];
+        #pragma unroll
+        for (int i = 0; i < 2; ++i)
+            mn[i] = fmaxf(m[i], tmp_6[i]);
+        // base = fc.where(mn == -fc.inf, 0.0, mn)  [variants.py:22]
+        float base[2];
+        #pragma unroll
+        for (int i = 0; i < 2; ++i)
+            base[i] = mn[i] == -INF ? 0.0f : mn[i];
+        // p, a = fc.exp(s - base), fc.exp(m - base)  [variants.py:23]
+        float tmp_7[2];
+        #pragma unroll
+        for (int i = 0; i < 2; ++i)
+            tmp_7[i] = base[i] * 1.442695f;
+        float p[32];
+        #pragma unroll
+        for (int i = 0; i < 32; ++i)
+            p[i] = exp2_approx(s[i] * 1.442695f - tmp_7[row_s(i)]);
+        float a[2];
+        #pragma unroll
+        for (int i = 0; i < 2; ++i)
+            a[i] = exp2_approx((m[i] - base[i]) * 1.442695f);
+        // l <<= l * a + fc.sum(p, axis=1)  [variants.py:24]
+        float tmp_8[2];
+        #pragma unroll
+        for (int j = 0; j < 2; ++j) {
+            float part[2];
+            #pragma unroll
+            for (int i = 0; i < 16; ++i) {
+                const int e = j * 16 + i;
+                part[i % 2] = i < 2 ? p[e] : part[i % 2] + p[e];
+            }
+            tmp_8[j] = part[0] + part[1];
+        }
+        #pragma unroll
+        for (int i = 0; i < 2; ++i)
+            l[i] = l[i] * a[i] + tmp_8[i];
+        // acc <<= acc * a + fc.dot(p.to(V.dtype), fc.load(V[b, h, cols]))  [variants.py:25]
+        bool moved = false;
+        #pragma unroll
+        for (int i = 0; i < 2; ++i)
+            moved |= a[i] != 1.0f;
+        moved = __any_sync(0xffffffffu, moved);
+        __syncwarp();
+        if (moved) {
+            #pragma unroll
+            for (int i = 0; i < 4; ++i)
+                wmma::store_matrix_sync(reinterpret_cast<float*>(smem + warp * 4352 + i * 64), acc[i], 68, wmma::mem_row_major);
+            __syncwarp();
+            float acc_2[32];
+            #pragma unroll
+            for (int i = 0; i < 8; ++i)
+                ld_shared_f32x4(&acc_2[i * 4], tile_at_2 + i / 4 * 2176 + i % 4 * 64);
+            float tmp_9[32];
+            #pragma unroll
+            for (int i = 0; i < 32; ++i)
+                tmp_9[i] = acc_2[i] * a[row_s(i)];
+            __syncwarp();
+            #pragma unroll
+            for (int i = 0; i < 8; ++i)
+                st_shared_f32x4(tile_at_2 + i / 4 * 2176 + i % 4 * 64, &tmp_9[i * 4]);
+            __syncwarp();
+            #pragma unroll
+            for (int i = 0; i < 4; ++i)
+                wmma::load_matrix_sync(acc[i], reinterpret_cast<const float*>(smem + warp * 4352 + i * 64), 68, wmma::mem_row_major);
+        }
+        uint32_t tmp_9[16];
+        #pragma unroll
+        for (int i = 0; i < 16; ++i)
+            tmp_9[i] = pack_f16(p[2 * i], p[2 * i + 1]);
+        uint32_t tmp_10[16];
+        const f16* v_ptr = v_base + (long long)t_5 * V_s2;
+        #pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            tmp_10[i * 4] = tmp_10[i * 4 + 1] = tmp_10[i * 4 + 2] = tmp_10[i * 4 + 3] = 0;
+            if (k_pos + i * 4 < N) ld_global_b32x4(&tmp_10[i * 4], v_ptr + (long long)(i * 4) * V_s2);
+        }
+        __syncthreads();
+        #pragma unroll
+        for (int i = 0; i < 4; ++i)
+            st_shared_b32x4(tile_at + i * 576, &tmp_10[i * 4]);
+        #pragma unroll
+        for (int i = 0; i < 8; ++i)
+            st_shared_b32x2(tile_at_3 + i / 4 * 1152 + i % 4 * 32, &tmp_9[i * 2]);
+        __syncthreads();
+        #pragma unroll
+        for (int k = 0; k < 4; ++k) {
+            wmma::fragment<wmma::matrix_a, 16, 16, 16, half, wmma::row_major> tile[1];
+            wmma::load_matrix_sync(tile[0], reinterpret_cast<const half*>(smem + 26624 + k * 32 + warp * 2304), 72);
+            wmma::fragment<wmma::matrix_b, 16, 16, 16, half, wmma::row_major> tile_2[4];
+            #pragma unroll
+            for (int i = 0; i < 4; ++i)
+                wmma::load_matrix_sync(tile_2[i], reinterpret_cast<const half*>(smem + k * 2304 + i * 32), 72);
+            #pragma unroll
+            for (int ni = 0; ni < 4; ++ni)
+                wmma::mma_sync(acc[ni], tile[0], tile_2[ni], acc[ni]);
+        }
+        #pragma unroll
+        for (int i = 0; i < 2; ++i)
+            m[i] = mn[i];
+    }
+    // for cols in fc.loop(fc.tile(K.N, "BLOCK_N"), descending=True, live=visible):  [variants.py:16]
+    #pragma unroll
+    for (int i = 0; i < 2; ++i) {
+        l[i] = l[i] + shfl_xor_f32(l[i], 1);
+        l[i] = l[i] + shfl_xor_f32(l[i], 2);
+    }
+    // fc.store(O[b, h, rows], fc.where(l > 0, acc / l, 0.0).to(O.dtype))  [variants.py:27]
+    bool tmp[2];
+    #pragma unroll
+    for (int i = 0; i < 2; ++i)
+        tmp[i] = l[i] > 0.0f;
+    float tmp_2[2];
+    #pragma unroll
+    for (int i = 0; i < 2; ++i)
+        tmp_2[i] = rcp_approx(l[i]);
+    __syncthreads();
+    #pragma unroll
+    for (int i = 0; i < 4; ++i)
+        wmma::store_matrix_sync(reinterpret_cast<float*>(smem + warp * 4352 + i * 64), acc[i], 68, wmma::mem_row_major);
+    __syncwarp();
+    float acc_2[32];
+    #pragma unroll
+    for (int i = 0; i < 8; ++i)
+        ld_shared_f32x4(&acc_2[i * 4], tile_at_2 + i / 4 * 2176 + i % 4 * 64);
+    uint32_t tmp_3[16];
+    #pragma unroll
+    for (int i = 0; i < 16; ++i) {
+        const float lo_ = tmp[row_s(2 * i)] ? acc_2[2 * i] * tmp_2[row_s(2 * i)] : 0.0f;
+        const float hi_ = tmp[row_s(2 * i + 1)] ? acc_2[2 * i + 1] * tmp_2[row_s(2 * i + 1)] : 0.0f;
+        tmp_3[i] = pack_f16(lo_, hi_);
+    }
+    __syncthreads();
+    const uint32_t tile_lane_3 = swizzle<0x70>(warp * 2048 + lane / 4 * 128 + lane % 4 * 8);
+    const uint32_t tile_at_4 = smem_base + tile_lane_3;
+    #pragma unroll
+    for (int i = 0; i < 8; ++i)
+        st_shared_b32x2((tile_at_4 ^ (i % 4 * 32)) + i / 4 * 1024, &tmp_3[i * 2]);
+    __syncwarp();
+    uint32_t tmp_4[16];
+    const uint32_t tile_lane_4 = swizzle<0x70>(warp * 2048 + lane * 16);
+    const uint32_t tile_at_5 = smem_base + tile_lane_4;
+    #pragma unroll
+    for (int i = 0; i < 4; ++i)
+        ld_shared_b32x4(&tmp_4[i * 4], (tile_at_5 ^ (i % 2 * 64)) + i * 512);
+    f16* o_ptr = O + (long long)b * O_s0 + (long long)h * O_s1 + (long long)(rows_start + q_row) * O_s2 + q_col;
+    #pragma unroll
+    for (int i = 0; i < 4; ++i)
+        if (q_pos + i * 4 < M) st_global_b32x4(o_ptr + (long long)(i * 4) * O_s2, &tmp_4[i * 4]);
+}
