@@ -25,7 +25,7 @@ def probe(arch: str | None) -> dict[str, Any]:
     import fcgen as fc
     import fcgen.kernels.attention
     import fcgen.kernels.schedules
-    import fcgen.launch  # noqa: F401
+    import fcgen.launch
     from fcgen.attention import compiled
     from fcgen.runtime import nvrtc
 

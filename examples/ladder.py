@@ -13,7 +13,7 @@ import numpy as np
 
 import fcgen as fc
 from fcgen.kernels.attention import attention
-from fcgen.kernels.reference import attention as reference
+from fcgen.kernels.reference import attention_reference
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -47,7 +47,7 @@ def simulated(arch="sm_90"):
     b, h, s = SMALL
     rng = np.random.default_rng(0)
     q, k, v = (fc.round_to(rng.standard_normal((b, h, s, D)), fc.f16) for _ in range(3))
-    want, _ = reference(*(x.astype(np.float64) for x in (q, k, v)), D**-0.5, "none")
+    want, _ = attention_reference(q, k, v)
     for name in LADDER:
         program = compile(name, arch)
         got = program.simulate(Q=q, K=k, V=v, scale=D**-0.5)
@@ -115,13 +115,14 @@ def plot(rows, path, title):
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
 
-    matplotlib.rcParams["svg.hashsalt"] = "ladder"
+    matplotlib.rcParams.update({"svg.hashsalt": "ladder", "svg.fonttype": "none"})
     ours, theirs = [r for r in rows if r["name"] in LADDER], [r for r in rows if r["name"] not in LADDER]
     figure, axes = plt.subplots(figsize=(8.5, 4.2), layout="constrained")
     bars = axes.barh([r["name"] for r in ours], [r["us"] for r in ours], color="#3b6ea5", height=0.65)
-    axes.bar_label(bars, [f"{r['us']:.3g} µs" for r in ours], padding=4)
+    axes.bar_label(bars, [f"{r['us']:.3g} µs" for r in ours], padding=5, zorder=3,
+                   bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5})
     for r, style in zip(theirs, ("--", ":")):
-        axes.axvline(r["us"], color="#b5542b", linestyle=style, linewidth=1.4, label=f"{r['name']}, {r['us']:.3g} µs")
+        axes.axvline(r["us"], color="#b5542b", linestyle=style, linewidth=1.4, zorder=0.5, label=f"{r['name']}, {r['us']:.3g} µs")
     axes.invert_yaxis()
     axes.set_xscale("log")
     axes.set_xlim(3, max(r["us"] for r in ours) * 1.7)
