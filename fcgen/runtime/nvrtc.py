@@ -149,7 +149,7 @@ def _compile(source: str, file: str, flags: list[str], kind: str) -> tuple[bytes
     program = must(nvrtc.nvrtcCreateProgram(source.encode(), file.encode(), 0, [], []))
     try:
         status = int(nvrtc.nvrtcCompileProgram(program, len(flags), [f.encode() for f in flags])[0])
-        log_buffer = b" " * must(nvrtc.nvrtcGetProgramLogSize(program))
+        log_buffer = _buffer(must(nvrtc.nvrtcGetProgramLogSize(program)))
         must(nvrtc.nvrtcGetProgramLog(program, log_buffer))
         log = log_buffer.replace(b"\0", b"").decode(errors="replace").rstrip()  # ptxas's part ends in a NUL of its own
         if status == int(nvrtc.nvrtcResult.NVRTC_ERROR_INVALID_OPTION):
@@ -158,8 +158,14 @@ def _compile(source: str, file: str, flags: list[str], kind: str) -> tuple[bytes
         if status != 0:
             reason = nvrtc.nvrtcGetErrorString(nvrtc.nvrtcResult(status))[1].decode()
             return None, log or reason
-        output = b" " * must(getattr(nvrtc, f"nvrtcGet{kind}Size")(program))
+        output = _buffer(size := must(getattr(nvrtc, f"nvrtcGet{kind}Size")(program)))
         must(getattr(nvrtc, f"nvrtcGet{kind}")(program, output))
-        return output, log
+        return output[:size], log
     finally:
         nvrtc.nvrtcDestroyProgram(program)
+
+
+def _buffer(size: int) -> bytes:
+    """Room that NVRTC writes into. At least two bytes: CPython keeps one object for every one-byte string, and a log of length 1 would be
+    written over the b" " of the whole process."""
+    return b"\0" * (size + 1)

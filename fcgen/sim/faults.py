@@ -1,7 +1,7 @@
 """Faults planted in machine kernels on purpose, so that the simulator's silence can be trusted: what it does not report here it would miss.
 
-`FAULTS[name].mutants(kernel)` yields, for each site in the kernel where the fault fits, a kernel with that one fault. `survey` runs them all on given
-arguments and says how each was caught: by a report of the simulator, by numbers that are wrong, or not at all.
+`FAULTS[name].mutants(kernel)` yields, for each site in the kernel where the fault fits, a kernel with that one fault. `survey` runs
+them all on given arguments and says how each was caught: by a report of the simulator, by numbers that are wrong, or not at all.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ def fault(name: str) -> Callable[[Callable[[Kernel], Iterator[Mutant]]], Callabl
 
 @dataclass(frozen=True)
 class Caught:
-    """What became of one mutant. codes: of the reports on the first arguments that showed anything, with "wrong" where the numbers are not the
-    expected ones; empty if nothing was seen on any arguments."""
+    """What became of one mutant. codes: of the reports on the first arguments that showed anything, with "wrong" where the numbers
+    are not the expected ones; empty if nothing was seen on any arguments."""
 
     fault: str
     mutant: Mutant
@@ -278,8 +278,8 @@ def _swap_rows(kernel: Kernel) -> Iterator[Mutant]:
 
 
 def _rows_swapped(layout: RegLayout) -> RegLayout:
-    """Axis 0 with its first register digit and the digit after it exchanged: 8x8 blocks land in each other's registers. (Digits inside a block are
-    ldmatrix's and mma's own; a layout that is wrong about those alone changes no number between the two.)"""
+    """Axis 0 with its first register digit and the digit after it exchanged: 8x8 blocks land in each other's registers. (Digits
+    inside a block are ldmatrix's and mma's own; a layout that is wrong about those alone changes no number between the two.)"""
     rows = list(layout.axes[0])
     i = min(next(n for n, f in enumerate(rows) if f.unit == "r"), len(rows) - 2)
     rows[i], rows[i + 1] = rows[i + 1], rows[i]

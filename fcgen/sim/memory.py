@@ -18,8 +18,8 @@ NOBODY, SEVERAL = -1, -2
 
 @dataclass
 class Conflict:
-    """kind: "race", "stale" or "unwritten"; the earlier access's op and agent; where it is; whether only lanes of one warp meet; whether the
-    earlier one is a copy in flight."""
+    """kind: "race", "stale" or "unwritten"; the earlier access's op and agent; where it is; whether only lanes of one warp meet;
+    whether the earlier one is a copy in flight."""
 
     kind: str
     op: Op | None

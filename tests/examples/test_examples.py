@@ -1,4 +1,5 @@
-"""Every example, interpreted and simulated in each instruction family, against its float64 reference; named values of attention against NumPy."""
+"""Every example, interpreted and simulated in each instruction family, against its float64 reference; named values of attention
+against NumPy."""
 
 from __future__ import annotations
 
@@ -17,6 +18,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 #: example -> small sizes
 SIZES = {
+    "attention": {},
     "gemm": {"m": 140, "n": 40, "k": 72},
     "linear_attention": {"b": 1, "h": 1, "m": 100},
     "sigmoid_attention": {"b": 1, "h": 1, "m": 50, "n": 90},
@@ -49,7 +51,7 @@ def compare(example, got, want):
 
 
 def test_all_are_here():
-    assert {p.stem for p in EXAMPLES.glob("*.py")} - {"harness"} == set(SIZES)
+    assert {p.stem for p in EXAMPLES.glob("*.py")} - {"harness", "ladder"} == set(SIZES)
 
 
 @pytest.mark.parametrize("name", SIZES)

@@ -42,7 +42,10 @@ def elementwise(name: str, out: str, *args: str) -> str:
 
 
 def packed(name: str, out: str) -> str:
-    return f"KERNEL t_{name}({out}* y, const uint32_t* p) {{\n    const int i = blockIdx.x * 128 + threadIdx.x;\n    y[i] = {name}(p, i);\n}}"
+    return f"""KERNEL t_{name}({out}* y, const uint32_t* p) {{
+    const int i = blockIdx.x * 128 + threadIdx.x;
+    y[i] = {name}(p, i);
+}}"""
 
 
 def move(tag: str, ctype: str, n: int) -> str:
@@ -77,8 +80,8 @@ def copy(size: int) -> str:
 }}"""
 
 
-FLOAT = ("exp2_approx", "log2_approx", "rcp_approx", "sqrt_approx", "rsqrt_approx", "sigmoid_approx", "sin_approx", "cos_approx", "round_f16",
-         "round_bf16")
+FLOAT = ("exp2_approx", "log2_approx", "rcp_approx", "sqrt_approx", "rsqrt_approx", "sigmoid_approx", "sin_approx", "cos_approx",
+         "round_f16", "round_bf16")
 MOVES = [(tag, c, n) for tag, c in (("f32", "float"), ("b32", "uint32_t"), ("i32", "int")) for n in (1, 2, 4)]
 MOVES += [(tag, c, n) for tag, c in (("f64", "double"), ("i64", "long long")) for n in (1, 2)]
 SHUFFLES = {"f32": "float", "i32": "int", "i64": "long long", "f64": "double"}

@@ -89,4 +89,6 @@ def test_a_score_function_is_traced_into_the_loop() -> None:
     p = SPECS["plain"].compile(target="sm_89", schedule=SMALL, T=fc.f16, D=16, E=16, score=cap)
     s = 2 * np.tanh(np.einsum("bhmd,bhnd->bhmn", q.astype(np.float64), k.astype(np.float64)) * 0.25 / 2)
     w = np.exp(s - s.max(-1, keepdims=True))
-    compare(p.simulate(Q=q, K=k, V=v, scale=0.25)["O"], np.einsum("bhmn,bhne->bhme", w / w.sum(-1, keepdims=True), v.astype(np.float64)), 2e-3)
+    compare(
+        p.simulate(Q=q, K=k, V=v, scale=0.25)["O"], np.einsum("bhmn,bhne->bhme", w / w.sum(-1, keepdims=True), v.astype(np.float64)), 2e-3
+    )

@@ -1,4 +1,5 @@
-"""Every schedule that the library ships compiles for every target it ships for, without spills, and computes the right thing in the simulator."""
+"""Every schedule that the library ships compiles for every target it ships for, without spills, and computes the right thing in the
+simulator."""
 
 from __future__ import annotations
 
@@ -16,11 +17,15 @@ from fcgen.sim.machine import simulate
 
 LAZY = 5.545  # 8 in powers of two: what the WMMA schedules are meant for
 HEADS = {"mma": range(16, 257, 16), "wmma": range(16, 129, 16)}
-SHIPPED = [(arch, math, d, mask) for arch, math in TABLES if arch != "sm_86" for d in HEADS[math] for mask in ("none", "causal_bottom_right")]
+SHIPPED = [
+    (arch, math, d, mask) for arch, math in TABLES if arch != "sm_86" for d in HEADS[math] for mask in ("none", "causal_bottom_right")
+]
 
 
 def program(arch: str, math: str, d: int, mask: str, dtype: fc.ir.types.DType = fc.f16) -> Program:
-    return attention.compile(target=arch, schedule=pick(arch, d, math, mask), T=dtype, D=d, E=d, mask=mask, lazy=LAZY if math == "wmma" else 0.0)
+    return attention.compile(
+        target=arch, schedule=pick(arch, d, math, mask), T=dtype, D=d, E=d, mask=mask, lazy=LAZY if math == "wmma" else 0.0
+    )
 
 
 @pytest.mark.parametrize(("arch", "math", "d", "mask"), SHIPPED)
@@ -54,5 +59,7 @@ def test_each_is_silent_in_the_simulator_and_right(arch: str, math: str, d: int,
         want, lse = attention_reference(q, k, v, mask=mask)
         rows = slice(tiles["BLOCK_M"], None)
         with np.errstate(invalid="ignore"):
-            np.testing.assert_allclose(np.asarray(result.outputs["O"][:, :, rows], np.float64), want[:, :, rows], atol=2e-2 if d % 32 else 3e-3)
+            np.testing.assert_allclose(
+                np.asarray(result.outputs["O"][:, :, rows], np.float64), want[:, :, rows], atol=2e-2 if d % 32 else 3e-3
+            )
             np.testing.assert_allclose(result.outputs["LSE"][:, :, rows], lse[:, :, rows], atol=1e-4)

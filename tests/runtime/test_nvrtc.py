@@ -193,3 +193,8 @@ def test_importing_the_runtime_loads_neither_torch_nor_cuda():
             "print([m for m in sys.modules if m.split('.')[0] in ('torch', 'cuda')])")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_an_empty_log_is_not_written_over_pythons_own_bytes() -> None:
+    nvrtc.ptx_of('extern "C" __global__ void k() {}', "sm_89", name="k")
+    assert [bytes([i])[0] for i in range(256)] == list(range(256))

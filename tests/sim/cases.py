@@ -22,8 +22,8 @@ Runs = list[tuple[dict[str, Any], dict[str, np.ndarray]]]
 
 @dataclass(frozen=True)
 class Case:
-    """name; compile() -> the program; draw(seed, steps, whole) -> (arguments, expected): the loop takes `steps` tiles, the last one whole or not.
-    stages: how far the copies run ahead. none: the loop may take no step at all."""
+    """name; compile() -> the program; draw(seed, steps, whole) -> (arguments, expected): the loop takes `steps` tiles, the last one
+    whole or not. stages: how far the copies run ahead. none: the loop may take no step at all."""
 
     name: str
     compile: Callable[[], Any]

@@ -37,24 +37,51 @@ EXPECTED: dict[str, set[str]] = {
 
 #: (fault, cases, pattern of the site, why leaving it out changes nothing): what the compiler puts in and need not.
 BENIGN = [
-    ("drop-wait", {"stages-2", "stages-3", "gemm"}, r"before st_shared tile$",
-     "after the loop only empty groups are open; `sync` does not know that a loop of no steps started no copies"),
-    ("drop-wait", {"ahead"}, r"^wait_group 1: wait_group$",
-     "the same, at the end of the kernel"),
-    ("weaken-wait", {"stages-2", "stages-3", "gemm", "masked"}, r"before st_shared tile$",
-     "the newest group is the empty one of the last iteration, or of a loop of no steps"),
+    (
+        "drop-wait",
+        {"stages-2", "stages-3", "gemm"},
+        r"before st_shared tile$",
+        "after the loop only empty groups are open; `sync` does not know that a loop of no steps started no copies",
+    ),
+    ("drop-wait", {"ahead"}, r"^wait_group 1: wait_group$", "the same, at the end of the kernel"),
+    (
+        "weaken-wait",
+        {"stages-2", "stages-3", "gemm", "masked"},
+        r"before st_shared tile$",
+        "the newest group is the empty one of the last iteration, or of a loop of no steps",
+    ),
     ("weaken-wait", {"ahead"}, r"^wait_group 1: wait_group$", "the same"),
     ("weaken-wait", {"wmma"}, r"before wmma_store acc, acc_tile$", "the same"),
-    ("drop-barrier", {"wmma"}, r"before wmma_store acc, acc_tile$",
-     "it follows that wait: the copies that it would order are none, and the last readers of those bytes are behind the loop's own barrier"),
-    ("early-copy", {"stages-2", "stages-3"}, r"^copies 0: ",
-     "in the masked part: without a mask it has one step, so nobody read the slot before (`masked` sees this fault)"),
-    ("drop-commit", {"masked", "wmma"}, r"^commit_group 0: ",
-     "the first load shares the group of the first tiles, which are waited for before either is read"),
-    ("drop-syncwarp", {"wmma"}, r"^syncwarp (6|12): syncwarp, before st_shared tile$",
-     "each lane stores to the elements that it has just read, in one layout; `sync` compares warps, not lanes"),
-    ("unguarded-load", {"stages-2", "stages-3", "masked", "ahead", "wmma"}, r"^cp_async [3-8]: ",
-     "a descending loop starts with the last tile, which the prologue loads: the tiles after it are whole"),
+    (
+        "drop-barrier",
+        {"wmma"},
+        r"before wmma_store acc, acc_tile$",
+        "it follows that wait: the copies that it would order are none, and the last readers of those bytes are behind the loop's own barrier",
+    ),
+    (
+        "early-copy",
+        {"stages-2", "stages-3"},
+        r"^copies 0: ",
+        "in the masked part: without a mask it has one step, so nobody read the slot before (`masked` sees this fault)",
+    ),
+    (
+        "drop-commit",
+        {"masked", "wmma"},
+        r"^commit_group 0: ",
+        "the first load shares the group of the first tiles, which are waited for before either is read",
+    ),
+    (
+        "drop-syncwarp",
+        {"wmma"},
+        r"^syncwarp (6|12): syncwarp, before st_shared tile$",
+        "each lane stores to the elements that it has just read, in one layout; `sync` compares warps, not lanes",
+    ),
+    (
+        "unguarded-load",
+        {"stages-2", "stages-3", "masked", "ahead", "wmma"},
+        r"^cp_async [3-8]: ",
+        "a descending loop starts with the last tile, which the prologue loads: the tiles after it are whole",
+    ),
 ]
 
 

@@ -29,7 +29,9 @@ READ = "%y = ld_shared %s, %0, %0 : frag f32[32,32]" + ROWS1
 
 
 def kernel(*lines, warps=1, slots="", grid="1"):
-    return parse_kernel(HEAD.format(warps=warps, slots=slots, grid=grid) + "".join(f"  {x}\n" for x in lines) + "}\n", "t.fcir", locate=True)
+    return parse_kernel(
+        HEAD.format(warps=warps, slots=slots, grid=grid) + "".join(f"  {x}\n" for x in lines) + "}\n", "t.fcir", locate=True
+    )
 
 
 def run(k, rows=32, seed=0, **more):
@@ -43,7 +45,7 @@ def line_of(k, text):
 
 
 def lane_kernel(between):
-    return [LOAD + ROWS1, f"st_shared %x, %s, %0, %0", *between, "%y = ld_shared %s, %0, %0 : frag f32[32,32]" + COLS1, STORE]
+    return [LOAD + ROWS1, "st_shared %x, %s, %0, %0", *between, "%y = ld_shared %s, %0, %0 : frag f32[32,32]" + COLS1, STORE]
 
 
 @pytest.mark.parametrize("between", [["syncwarp"], ["barrier"]])
@@ -73,8 +75,17 @@ def test_own_elements_need_nothing():
 def test_read_by_many_lanes_then_written_by_one():
     """All lanes read one row; the store after it races with 31 of them, whichever the simulator looked at last."""
     for lane_of in ("{r32@1 | l32@1}", "{l32@1 | r32@1}"):
-        _, r = run(kernel(LOAD + lane_of, "st_shared %x, %s, %0, %0", "barrier", "%z = ld_shared %s, %0, %0 {along = 1} : frag f32[32]{r32@1}",
-                          "st_shared %x, %s, %0, %0", "%y = mul %x, %x : frag f32[32,32]" + lane_of, STORE))
+        _, r = run(
+            kernel(
+                LOAD + lane_of,
+                "st_shared %x, %s, %0, %0",
+                "barrier",
+                "%z = ld_shared %s, %0, %0 {along = 1} : frag f32[32]{r32@1}",
+                "st_shared %x, %s, %0, %0",
+                "%y = mul %x, %x : frag f32[32,32]" + lane_of,
+                STORE,
+            )
+        )
         assert [e.code for e in r.reports] == ["sim/race"]
 
 
@@ -104,8 +115,19 @@ def test_warps_in_order():
 
 def test_race_is_told_once():
     """Once for two ops, not once for each element, warp and iteration."""
-    k = kernel(LOAD + ROWS2, "%n = const {value = 5, dtype = i32} : i32", "for %0, %n (%j: i32) {", "  barrier", "  st_shared %x, %s, %0, %0",
-               "  %y = ld_shared %s, %0, %0 : frag f32[32,32]" + MIXED2, "  yield", "}", "%y = mul %x, %x : frag f32[32,32]" + ROWS2, STORE, warps=2)
+    k = kernel(
+        LOAD + ROWS2,
+        "%n = const {value = 5, dtype = i32} : i32",
+        "for %0, %n (%j: i32) {",
+        "  barrier",
+        "  st_shared %x, %s, %0, %0",
+        "  %y = ld_shared %s, %0, %0 : frag f32[32,32]" + MIXED2,
+        "  yield",
+        "}",
+        "%y = mul %x, %x : frag f32[32,32]" + ROWS2,
+        STORE,
+        warps=2,
+    )
     _, r = run(k)
     pairs = [tuple(n.split(": ")[-1] for n in e.notes) for e in r.reports]
     assert 1 <= len(pairs) <= 2 and len(set(pairs)) == len(pairs)  # read after write, write after read
@@ -147,7 +169,11 @@ def test_copy_of_another_warp_needs_a_barrier():
 def test_store_under_a_copy():
     """Whichever lands last wins: a race, not a stale read."""
     _, r = run(kernel(LOAD + ROWS1, COPY, "commit_group", "st_shared %x, %s, %0, %0", "wait_group {n = 0}", "syncwarp", READ, STORE))
-    assert r.reports[0].code == "sim/race" and "wait_group" in r.reports[0].hint and "st_shared touches s row 0, column 0" in r.reports[0].message
+    assert (
+        r.reports[0].code == "sim/race"
+        and "wait_group" in r.reports[0].hint
+        and "st_shared touches s row 0, column 0" in r.reports[0].message
+    )
 
 
 def test_copy_over_readers():
@@ -173,9 +199,21 @@ def test_nothing_has_written():
 
 def test_divergent_barrier():
     """A branch that one warp takes holds a barrier."""
-    lines = [LOAD + ROWS2, "%n = const {value = 16, dtype = i32} : i32", "%r = iota : frag i32[32]{w2@1 r16@1}",
-             "%low = lt %r, %n : frag i1[32]{w2@1 r16@1}", "%some = vote_any %low : i1", "if %some {", "  barrier", "  yield", "} else {", "  yield", "}",
-             "%y = mul %x, %x : frag f32[32,32]" + ROWS2, STORE]
+    lines = [
+        LOAD + ROWS2,
+        "%n = const {value = 16, dtype = i32} : i32",
+        "%r = iota : frag i32[32]{w2@1 r16@1}",
+        "%low = lt %r, %n : frag i1[32]{w2@1 r16@1}",
+        "%some = vote_any %low : i1",
+        "if %some {",
+        "  barrier",
+        "  yield",
+        "} else {",
+        "  yield",
+        "}",
+        "%y = mul %x, %x : frag f32[32,32]" + ROWS2,
+        STORE,
+    ]
     for seed in range(4):
         (e,) = run(kernel(*lines, warps=2), seed=seed)[1].reports
         assert e.code == "sim/deadlock" and e.loc.line == line_of(lines, "barrier")
@@ -184,8 +222,19 @@ def test_divergent_barrier():
 
 
 def test_two_barriers_are_not_one():
-    lines = ["%n = const {value = 16, dtype = i32} : i32", "%r = iota : frag i32[32]{w2@1 r16@1}", "%low = lt %r, %n : frag i1[32]{w2@1 r16@1}",
-             "%some = vote_any %low : i1", "if %some {", "  barrier", "  yield", "} else {", "  barrier", "  yield", "}"]
+    lines = [
+        "%n = const {value = 16, dtype = i32} : i32",
+        "%r = iota : frag i32[32]{w2@1 r16@1}",
+        "%low = lt %r, %n : frag i1[32]{w2@1 r16@1}",
+        "%some = vote_any %low : i1",
+        "if %some {",
+        "  barrier",
+        "  yield",
+        "} else {",
+        "  barrier",
+        "  yield",
+        "}",
+    ]
     (e,) = run(kernel(*lines, warps=2))[1].reports
     assert e.code == "sim/deadlock" and sum("waits at barrier" in n for n in e.notes) == 2
 
@@ -203,13 +252,22 @@ def test_outside_a_tensor(op):
 
 
 def test_outside_a_tile():
-    (e, *_) = run(kernel(LOAD + ROWS1, "%n = const {value = 8, dtype = i32} : i32", "st_shared %x, %s, %n, %0", "%y = mul %x, %x : frag f32[32,32]" + ROWS1,
-                         STORE))[1].reports
+    (e, *_) = run(
+        kernel(
+            LOAD + ROWS1,
+            "%n = const {value = 8, dtype = i32} : i32",
+            "st_shared %x, %s, %n, %0",
+            "%y = mul %x, %x : frag f32[32,32]" + ROWS1,
+            STORE,
+        )
+    )[1].reports
     assert e.code == "sim/bounds" and "st_shared outside its tile" in e.message and "row 39" in e.got
 
 
 def test_guarded_elements():
-    x, r = run(kernel(LOAD + ROWS1, "%one = const {value = 1.0, dtype = f32} : f32", "%y = add %x, %one : frag f32[32,32]" + ROWS1, STORE), rows=20)
+    x, r = run(
+        kernel(LOAD + ROWS1, "%one = const {value = 1.0, dtype = f32} : f32", "%y = add %x, %one : frag f32[32,32]" + ROWS1, STORE), rows=20
+    )
     assert not r.reports
     np.testing.assert_array_equal(r.outputs["Y"], x + 1)
 

@@ -73,10 +73,15 @@ def compiled(dtype):
 
 def test_arguments():
     p, x = compiled(fc.f32), np.ones((5, 16))
-    for given, word in [({"X": x, "Z": np.ones((6, 16)), "factor": 1.0}, "size of M"), ({"X": x, "Z": np.ones((5, 8)), "factor": 1.0}, "size of 16"),
-                        ({"X": x, "Z": np.ones(5), "factor": 1.0}, "number of axes"), ({"X": x, "factor": 1.0}, "`Z` is missing"),
-                        ({"X": x, "Z": x}, "`factor` is missing"), ({"X": x, "Z": x, "factor": -1.0}, "must be positive"),
-                        ({"X": x, "Z": x, "factor": 0.0}, "must be positive")]:
+    for given, word in [
+        ({"X": x, "Z": np.ones((6, 16)), "factor": 1.0}, "size of M"),
+        ({"X": x, "Z": np.ones((5, 8)), "factor": 1.0}, "size of 16"),
+        ({"X": x, "Z": np.ones(5), "factor": 1.0}, "number of axes"),
+        ({"X": x, "factor": 1.0}, "`Z` is missing"),
+        ({"X": x, "Z": x}, "`factor` is missing"),
+        ({"X": x, "Z": x, "factor": -1.0}, "must be positive"),
+        ({"X": x, "Z": x, "factor": 0.0}, "must be positive"),
+    ]:
         with pytest.raises(FcError) as e:
             p.interpret(**given)
         assert e.value.code == "call/argument" and word in e.value.message, str(e.value)

@@ -1,0 +1,70 @@
+"""TFLOP/s against sequence length, one panel per head size and mask: `python -m benchmarks.plot RESULTS.json PICTURE.svg`.
+
+Reads what attention_forward.py or gpu_check.sh wrote. Needs matplotlib (pip install 'fcgen[plot]').
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+NAMES = {"mma": ("fcgen, mma", "#3b6ea5", "-"), "wmma": ("fcgen, WMMA", "#7fb0dd", "-"), "fa2": ("FlashAttention-2", "#b5542b", "--"),
+         "cudnn": ("cuDNN", "#888888", ":")}
+
+
+def table_of(data: dict[str, Any]) -> list[dict[str, Any]]:
+    return data["table"] if "table" in data else data["parts"]["forward"]["table"]
+
+
+def series(table: list[dict[str, Any]]) -> dict[tuple[int, str], dict[str, list[tuple[int, float]]]]:
+    """(head size, mask) -> candidate -> [(length, TFLOP/s)], by length."""
+    out: dict[tuple[int, str], dict[str, list[tuple[int, float]]]] = {}
+    for row in sorted(table, key=lambda r: r["s"]):
+        panel = out.setdefault((row["d"], row["mask"]), {})
+        for name, r in row["results"].items():
+            panel.setdefault(name, []).append((row["s"], r["tflops"]))
+    return dict(sorted(out.items(), key=lambda p: (p[0][0], p[0][1] != "none")))
+
+
+def draw(table: list[dict[str, Any]], path: Path, title: str) -> None:
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    matplotlib.rcParams.update({"svg.hashsalt": "forward", "svg.fonttype": "none"})
+    panels = series(table)
+    figure, axes = plt.subplots(1, len(panels), figsize=(3.1 * len(panels), 3.4), sharey=True, layout="constrained", squeeze=False)
+    for a, ((d, mask), lines) in zip(axes[0], panels.items()):
+        for name, points in lines.items():
+            label, color, style = NAMES.get(name, (name, None, "-"))
+            a.plot(*zip(*points), style, marker="o", markersize=4, color=color, label=label)
+        lengths = sorted({s for points in lines.values() for s, _ in points})
+        a.set_xscale("log", base=2)
+        a.set_xticks(lengths, [f"{s // 1024}k" if s % 1024 == 0 else str(s) for s in lengths])
+        a.minorticks_off()
+        a.set_ylim(bottom=0)
+        a.set_title(f"D = {d}, {'causal' if mask != 'none' else 'no mask'}", fontsize=10)
+        a.set_xlabel("sequence length")
+        a.spines[["top", "right"]].set_visible(False)
+        a.grid(axis="y", color="#e5e5e5")
+    axes[0][0].set_ylabel("TFLOP/s")
+    axes[0][0].legend(frameon=False, fontsize=8, loc="lower right")
+    figure.suptitle(title)
+    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("results", type=Path)
+    parser.add_argument("picture", type=Path)
+    args = parser.parse_args(argv)
+    data = json.loads(args.results.read_text(encoding="utf-8"))
+    gpu = data["environment"]["gpu"].get("name", "")
+    draw(table_of(data), args.picture, f"Attention forward{', ' + gpu if gpu else ''}")
+
+
+if __name__ == "__main__":
+    main()
