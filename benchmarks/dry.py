@@ -10,20 +10,23 @@ fcgen's own (tests/gpu/micro.py) cannot run. Needs torch, with or without CUDA.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import functools
 import importlib
-import runpy
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 ARCH = "sm_90"
 #: module -> names that are set to something small
-SMALL: dict[str, dict[str, Any]] = {"benchmarks.attention_forward": {"TOKENS": 128, "WIDTH": 128, "LENGTHS": (32, 128)}}
+SMALL: dict[str, dict[str, Any]] = {
+    "benchmarks.attention_forward": {"TOKENS": 128, "WIDTH": 128, "LENGTHS": (32, 128)},
+    "benchmarks.random_configs": {"LENGTHS": (1, 2, 7, 16, 33, 65)}, "ladder": {"H": 2, "S": 64}}
 #: what a graph that is being captured has seen
 _capturing: list[list[Callable[[], Any]]] = []
 
@@ -159,22 +162,19 @@ def install() -> None:
 
 
 def shrink() -> None:
-    """Small sizes in the modules that have large ones; defaults of arguments that hold them change too."""
-    for module_name, values in SMALL.items():
-        module = importlib.import_module(module_name)
-        for name, value in values.items():
-            old = getattr(module, name)
-            setattr(module, name, value)
-            for f in vars(module).values():
-                if getattr(f, "__defaults__", None):
-                    f.__defaults__ = tuple(value if d is old else d for d in f.__defaults__)
+    """Small sizes in the loaded modules that have large ones (defaults of arguments that hold them change too), and one round of timing."""
     from . import timing
 
     whole = timing.round_robin
-    once = lambda candidates, launches, rounds=1, preheat_ms=0.0: whole(candidates, 1, 1, 0.0)
-    for module in [m for n, m in sys.modules.items() if n.startswith("benchmarks.")]:
-        if getattr(module, "round_robin", None) is whole:
-            module.round_robin = once  # type: ignore[attr-defined]
+    for name, module in list(sys.modules.items()):
+        for key, value in SMALL.get(name, {}).items():
+            old = getattr(module, key)
+            setattr(module, key, value)
+            for f in vars(module).values():
+                if getattr(f, "__defaults__", None):
+                    f.__defaults__ = tuple(value if d is old else d for d in f.__defaults__)
+        if name.startswith("benchmarks.") and getattr(module, "round_robin", None) is whole:
+            module.round_robin = lambda ways, launches, rounds=1, preheat_ms=0.0: whole(ways, 1, 1, 0.0)  # type: ignore[attr-defined]
 
 
 def pytest_configure(config: Any) -> None:
@@ -182,19 +182,20 @@ def pytest_configure(config: Any) -> None:
     install()
 
 
-def main(argv: list[str]) -> None:
-    if not argv:
-        raise SystemExit(__doc__)
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("script", help="a module (benchmarks.attention_forward) or a file (examples/ladder.py)")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER)
+    args = parser.parse_args(argv)
     install()
-    sys.argv = argv
-    if not argv[0].endswith(".py"):
-        importlib.import_module(argv[0])
+    path = Path(args.script)
+    if path.suffix == ".py":
+        sys.path.insert(0, str(path.parent))
+    module = importlib.import_module(path.stem if path.suffix == ".py" else args.script)
+    importlib.import_module("benchmarks.timing")
     shrink()
-    if argv[0].endswith(".py"):
-        runpy.run_path(argv[0], run_name="__main__")
-    else:
-        raise SystemExit(importlib.import_module(argv[0]).main(argv[1:]))
+    raise SystemExit(module.main(args.arguments))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -194,9 +194,13 @@ class Sweep:
         for job in jobs:
             o.fill_(float("nan"))
             run = self.machine.bind(self.built[job], job, call)
-            run()
-            self.machine.sync()
-            c = Checked(f"{job.schedule}, lazy={job.lazy:.3g}", run, *errors(o, want, sample))
+            name = f"{job.schedule}, lazy={job.lazy:.3g}"
+            try:
+                run()
+                self.machine.sync()
+            except RuntimeError as error:  # the GPU may be lost to this process: say whose fault it is
+                raise RuntimeError(f"D={d} S={s} {mask}: {name}") from error
+            c = Checked(name, run, *errors(o, want, sample))
             if c.max_error is None or base.max_error is None or not c.max_error <= WRONG * base.max_error:
                 self.wrong.append(f"D={d} S={s} {mask}: max error {c.max_error:.1e}, FA2's {base.max_error:.1e}: {c.name}")
                 print("WRONG", self.wrong[-1], flush=True)
