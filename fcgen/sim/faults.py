@@ -249,15 +249,15 @@ def _far_copy(kernel: Kernel) -> Iterator[Mutant]:
 @fault("overlap")
 def _overlap(kernel: Kernel) -> Iterator[Mutant]:
     """Two buffers that are in use at the same time share bytes."""
-    from ..passes.alloc import _meet, _spans
+    from ..ir.lifetimes import meet, spans
 
     offsets = kernel.meta.get("smem_offsets")
     if offsets is None:
         return
-    used = {b: span for role in kernel.roles for b, span in _spans(role.body, set(kernel.buffers)).items()}
+    used = {b: span for role in kernel.roles for b, span in spans(role.body, set(kernel.buffers)).items()}
     for i, a in enumerate(kernel.buffers):
         for j, b in enumerate(kernel.buffers):
-            if i < j and a in used and b in used and _meet(used[a], used[b]):
+            if i < j and a in used and b in used and meet(used[a], used[b]):
                 moved = tuple(offsets[i] if n == j else o for n, o in enumerate(offsets))
                 yield Mutant(kernel.with_meta(smem_offsets=moved), None, f"{a.name} {i} and {b.name} {j}")
 
