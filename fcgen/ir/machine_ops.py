@@ -15,7 +15,7 @@ from .core import Op
 from .layout import OpaqueLayout, RegLayout
 from .ops import define, need
 from .tile_ops import check_index
-from .types import Buffer, Frag, Scalar, Tensor, f32, i1, i32
+from .types import Buffer, Cursor, Frag, Scalar, Tensor, f32, i1, i32
 
 
 def _none(types, attrs):
@@ -44,8 +44,10 @@ def _positions(types, what: str) -> None:
 def _slot(types, attrs):
     from dataclasses import replace
 
-    need(len(types) == 2 and isinstance(types[0], Buffer) and types[1] == Scalar(i32), "slot takes a ring and an i32",
-         "smem, i32", ", ".join(map(str, types)))
+    need(len(types) == 2 and isinstance(types[0], Buffer) and (types[1] == Scalar(i32) or isinstance(types[1], Cursor)),
+         "slot takes a ring and an i32 or a cursor", "smem, i32", ", ".join(map(str, types)))
+    need(not isinstance(types[1], Cursor) or types[1].slots == types[0].slots, "slot: the cursor counts as many slots as the ring has",
+         types[0], types[1])
     return (replace(types[0], slots=1),)
 
 

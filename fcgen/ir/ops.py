@@ -14,7 +14,7 @@ from typing import Any
 from ..errors import FcError, Loc
 from .core import Block, Kernel, Op, Value
 from .layout import RegLayout
-from .types import Buffer, Frag, Type
+from .types import Buffer, Cursor, Frag, Pending, Type
 
 
 class RuleError(Exception):
@@ -128,6 +128,9 @@ class _Verifier:
         problem = attr_problem(d, op.attrs)
         if problem is not None:
             raise self.bad(op, problem[1])
+        wrong = misuse(op)
+        if wrong is not None:
+            raise self.bad(op, wrong)
         try:
             types = d.infer(tuple(v.type for v in op.operands), op.attrs)
             if types is not None:
@@ -203,7 +206,22 @@ _TYPE_WORDS: dict[type, str] = {int: "a whole number", float: "a number", bool: 
                                 tuple: "a tuple", RegLayout: "a register layout"}
 
 
+def misuse(op: Op) -> RuleError | None:
+    """An op that takes an accumulator in flight or a ring's position, and is not one of those that may."""
+    for v in op.operands:
+        for type_, may, what, want in ((Pending, MAY_BE_PENDING, "touches an accumulator in flight", "a settled fragment"),
+                                       (Cursor, MAY_BE_CURSOR, "takes a ring's position", "a value")):
+            if isinstance(v.type, type_) and op.kind not in may:
+                return RuleError(f"{op.kind} {what}", want, v.type)
+    return None
+
+
+#: ops that may take an accumulator in flight, and a position in a ring
+MAY_BE_PENDING = {"wgmma", "settle", "yield", "for", "if", "while"}
+MAY_BE_CURSOR = {"advance", "slot", "mbar_expect", "mbar_arrive", "mbar_wait", "tma_load", "yield", "for", "if", "while"}
+
+
 def load_ops() -> None:
     """The tables live in modules that import this one."""
-    if "for" not in OPS or "barrier" not in OPS:
-        from . import machine_ops, tile_ops  # noqa: F401
+    if "for" not in OPS or "barrier" not in OPS or "wgmma" not in OPS:
+        from . import async_ops, machine_ops, tile_ops  # noqa: F401

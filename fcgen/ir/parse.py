@@ -102,7 +102,7 @@ class _Reader(WordReader):
         flags = {p.name: tuple(self.word(f.children[0]) for f in t.children[2:])
                  for p, t in zip(params, lines("param")) if t.children[2:]}
         axes = [(axis.children[0], self.axis(axis)) for t in lines("grid") for axis in t.children]
-        buffers = tuple(self.define(t.children[0], self.buffer(t.children[1:]), scope) for t in lines("smem"))
+        buffers = tuple(self.define(t.children[0], self.shared(t.children[1:]), scope) for t in lines("smem"))
         self.places.update((v, self.place(t.children[0])) for v, t in zip(buffers, lines("smem")))
         roles = tuple(self.role(t, [token for token, _ in axes], dict(scope)) for t in items if t.data in ("role", "body"))
         if not roles:

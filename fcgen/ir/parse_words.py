@@ -15,7 +15,7 @@ from lark import Token, Tree
 from ..errors import FcError, Loc
 from .layout import Factor, OpaqueLayout, RegLayout, SmemLayout
 from .text import RESERVED
-from .types import DTYPES, Buffer, DType, Frag, Scalar, Tensor, Tile
+from .types import DTYPES, Buffer, Cursor, DType, Frag, Mbarrier, Pending, Scalar, Tensor, Tile
 
 
 def closest(name: str, known: Iterable[str]) -> str | None:
@@ -109,13 +109,30 @@ class WordReader:
             if partial not in (None, "sum", "max", "min"):
                 self.fail(c[3].children[0], "partial names a reduction", expected="sum, max or min", got=partial)
             return Frag(self.dtype(c[0]), self.shape(c[1]), layout, partial)
+        if tree.data == "pending_type":
+            return Pending(self.type(Tree("frag_type", c, tree.meta)))
+        if tree.data == "cursor_type":
+            return Cursor(self.ring(c[0]))
+        if tree.data == "barrier_type":
+            return self.mbarrier(c[0])
         return self.buffer(c)
 
-    def buffer(self, c: list[Any]) -> Buffer:
-        slots = int(c[3][1:]) if len(c) > 3 else 1
+    def shared(self, c: list[Any]) -> Buffer | Mbarrier:
+        """What an `smem` line declares."""
+        return self.mbarrier(c[0]) if isinstance(c[0], Tree) else self.buffer(c)
+
+    def ring(self, token: Any) -> int:
+        slots = int(token[1:])
         if slots < 1:
-            self.fail(c[3], "a ring has at least one slot", got=slots)
-        return Buffer(self.dtype(c[0]), self.shape(c[1]), self.any_layout(c[2]), slots)
+            self.fail(token, "a ring has at least one slot", got=slots)
+        return slots
+
+    def mbarrier(self, tree: Any) -> Mbarrier:
+        count, slots = tree.children
+        return Mbarrier(self.number(count, 1, "the number of arrivals"), self.ring(slots) if slots is not None else 1)
+
+    def buffer(self, c: list[Any]) -> Buffer:
+        return Buffer(self.dtype(c[0]), self.shape(c[1]), self.any_layout(c[2]), self.ring(c[3]) if len(c) > 3 else 1)
 
     # ---- layouts ----
 

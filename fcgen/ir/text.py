@@ -32,7 +32,7 @@ import numpy as np
 from ..errors import Loc
 from .core import Block, Kernel, Op, Value
 from .layout import OpaqueLayout, RegLayout, SmemLayout
-from .types import Frag
+from .types import Frag, Pending
 
 #: the word before an op's second region; "and" for ops that are not listed
 REGION_WORDS = {"for": "live", "if": "else"}
@@ -278,7 +278,7 @@ class _Printer:
         text = self.types.get(id(t))
         if text is None:
             text = str(t)
-            if t.__class__ is Frag and self.aliases:
+            if t.__class__ in (Frag, Pending) and self.aliases:
                 layout = str(t.layout)
                 text = text.replace(layout, self.aliases.get(layout, layout))
             self.types[id(t)] = text

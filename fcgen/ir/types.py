@@ -131,7 +131,55 @@ class Buffer:
         return f"smem {self.dtype}[{','.join(map(str, self.shape))}]{self.layout}{ring}"
 
 
-Type = Scalar | Tile | Tensor | Frag | Buffer
+@dataclass(frozen=True)
+class Pending:
+    """An accumulator that asynchronous matrix instructions are still writing: nobody may touch it before its `settle`."""
+
+    frag: Frag
+
+    @property
+    def dtype(self) -> DType:
+        return self.frag.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.frag.shape
+
+    @property
+    def layout(self) -> RegLayout | OpaqueLayout:
+        return self.frag.layout
+
+    def __str__(self) -> str:
+        return f"pending {self.frag}"
+
+
+@dataclass(frozen=True)
+class Mbarrier:
+    """`slots` mbarrier objects in shared memory (PTX ISA, 'mbarrier'). A phase ends after `count` arrivals and all expected bytes."""
+
+    count: int
+    slots: int = 1
+
+    @property
+    def bytes(self) -> int:
+        return 8 * self.slots
+
+    def __str__(self) -> str:
+        return f"mbarrier count {self.count}" + (f" x{self.slots}" if self.slots != 1 else "")
+
+
+@dataclass(frozen=True)
+class Cursor:
+    """A position in a ring of `slots`: how many tiles have passed, n. The slot is n mod slots, the phase number n div slots; what is kept in
+    registers is the slot and the phase's parity."""
+
+    slots: int
+
+    def __str__(self) -> str:
+        return f"cursor x{self.slots}"
+
+
+Type = Scalar | Tile | Tensor | Frag | Pending | Buffer | Mbarrier | Cursor
 
 
 def with_shape(t: Type, shape: tuple[int, ...], dtype: DType | None = None) -> Type:

@@ -1,0 +1,173 @@
+"""Machine ops of asynchronous engines: bulk tensor copies (TMA), warpgroup matrix instructions (wgmma), and what orders them.
+
+A *channel* is a ring of tiles in shared memory with two arrays of mbarriers: `full` (the copy has landed) and `empty` (all readers are
+done). Both sides walk it with a `Cursor` that counts tiles. The filling role waits on `empty` with lag=1, announces the bytes with
+`mbar_expect` and starts the copy; the reading role waits on `full`, reads, and arrives on `empty`.
+
+`wgmma` makes a `Pending` accumulator: it may be accumulated onto by another wgmma and nothing else until `settle` has waited for the
+group it belongs to. A left operand in registers must stay as it is that long: `settle` lists it, which keeps its registers taken.
+
+Two proxies reach shared memory: loads, stores and ldmatrix go through the generic one; TMA and wgmma through the async one. What the
+generic proxy wrote is seen by the async one after `proxy_fence` in the writing threads and a barrier (PTX ISA, 'Async proxy').
+"""
+
+from __future__ import annotations
+
+from .core import Op
+from .machine_ops import _buffer, _effect_only, _no_operands
+from .ops import define, need
+from .tile_ops import check_index
+from .types import Buffer, Cursor, Frag, Mbarrier, Pending, Scalar, Tensor, f32, i32
+
+
+def _cursor(types, attrs):
+    need(not types, "cursor takes no operands")
+    need(attrs["slots"] >= 1, "a ring has at least one slot", "1 or more", attrs["slots"])
+    return (Cursor(attrs["slots"]),)
+
+
+define("cursor", "machine", "The start of a ring: no tile has passed.", _cursor, slots=int)
+
+
+def _advance(types, attrs):
+    need(len(types) == 1 and isinstance(types[0], Cursor), "advance takes a cursor", "cursor", ", ".join(map(str, types)))
+    return (types[0],)
+
+
+define("advance", "machine", "One tile further.", _advance)
+
+
+def _bars(types, what: str) -> None:
+    need(len(types) >= 2 and isinstance(types[-2], Mbarrier) and isinstance(types[-1], Cursor), f"{what} takes barriers and a cursor",
+         "mbarrier, cursor", ", ".join(map(str, types)))
+    need(types[-2].slots == types[-1].slots, f"{what}: the cursor counts as many slots as there are barriers", types[-2], types[-1])
+
+
+def _on_bars(kind: str):
+    def infer(types, attrs):
+        _bars(types, kind)
+        return ()
+
+    return infer
+
+
+define("mbar_expect", "machine", """`mbar_expect bars, cursor`: one arrival by one thread, and the phase ends only after `bytes` more
+       bytes have been copied (mbarrier.arrive.expect_tx).""", _on_bars("mbar_expect"), effect="write", bytes=int)
+define("mbar_arrive", "machine", "`mbar_arrive bars, cursor`: one arrival per warp of the role.", _on_bars("mbar_arrive"), effect="write")
+define("mbar_wait", "machine", """`mbar_wait bars, cursor`: until the phase of this slot that the cursor is in has ended; with lag=1 the phase
+       before it, which for the first round of a ring is no wait at all (mbarrier.try_wait.parity in a loop).""", _on_bars("mbar_wait"),
+       effect="write", lag=int)
+
+
+def _check_tma_load(op: Op) -> None:
+    types = tuple(v.type for v in op.operands)
+    need(len(types) >= 4 and isinstance(types[0], Tensor), "tma_load takes a tensor, positions, a slot, barriers and a cursor", "tensor",
+         ", ".join(map(str, types)))
+    _bars(types, "tma_load")
+    _buffer(types[-3], "tma_load")
+    check_index(types[0], types[1:-3], types[-3].shape, op.attrs, "tma_load")
+    need(types[0].dtype == types[-3].dtype, "tma_load: one dtype", types[0].dtype, types[-3].dtype)
+    need(types[-3].layout.pad == 0, "tma_load: rows without padding", "pad 0", types[-3].layout)
+    need(all(n <= 256 for n in types[-3].shape[:-1]) and types[-3].layout.panel <= 256, "tma_load: at most 256 positions along each axis",
+         "256", types[-3])
+
+
+define("tma_load", "machine", """`tma_load T, scalars..., slot, bars, cursor`: one thread starts the copy of a rectangle of a tensor into a
+       slot (cp.async.bulk.tensor, one per panel of the slot); positions outside the tensor become zero. The bytes of the whole slot
+       count towards the cursor's barrier when they have landed.""", _effect_only, effect="write", check=_check_tma_load,
+       index=tuple, guard=tuple, hint=(str, None))
+
+
+def _check_wgmma(op: Op) -> None:
+    need(len(op.operands) in (2, 3), "wgmma takes a, b and possibly an accumulator", "2 or 3", len(op.operands))
+    a, b = (v.type for v in op.operands[:2])
+    out = op.result.type
+    need(isinstance(out, Pending), "wgmma makes a pending accumulator", "pending frag", out)
+    need(isinstance(b, Buffer), "wgmma: b is in shared memory", "smem", b)
+    need(isinstance(a, (Buffer, Frag)), "wgmma: a is a fragment or in shared memory", "frag or smem", a)
+    for t, what in ((a, "a"), (b, "b")):
+        if isinstance(t, Buffer):
+            _buffer(t, f"wgmma: {what}")
+            need(t.layout.pad == 0 and t.layout.swizzle > 0, f"wgmma: {what} is swizzled", "swizzle 32, 64 or 128", t.layout)
+    need(isinstance(a, Buffer) or not op["ta"], "wgmma: only a stored a can be read transposed")
+    rows, depth = a.shape[::-1] if op["ta"] else a.shape
+    depth_b, cols = b.shape[::-1] if op["tb"] else b.shape
+    need(depth == depth_b and out.shape == (rows, cols), "wgmma: shapes agree", got=f"{a} {b} {out}")
+    need(a.dtype == b.dtype and out.dtype == f32, "wgmma: 16-bit operands of one dtype, f32 accumulator", "f32", out.dtype)
+    if len(op.operands) == 3:
+        acc = op.operands[2].type
+        need(acc in (out, out.frag), "wgmma: the accumulator has the result's type", out.frag, acc)
+
+
+define("wgmma", "machine", """`wgmma a, b` or `wgmma a, b, acc`: [acc +] a b by the target's instruction `instr`, repeated over depth and rows;
+       ta, tb: the stored tile is the transpose of the operand. Asynchronous: it belongs to the group that the next `wgmma_commit`
+       closes.""", lambda types, attrs: None, effect="write", check=_check_wgmma, instr=str, ta=bool, tb=bool)
+define("wgmma_fence", "machine", """Orders this thread's accesses of accumulators and operand registers before the wgmmas that follow; needed
+       before the first one and after every such access.""", _no_operands, effect="write")
+define("wgmma_commit", "machine", "Close the group of this warpgroup's wgmmas.", _no_operands, effect="write")
+
+
+def _settle(types, attrs):
+    need(any(isinstance(t, Pending) for t in types), "settle takes pending accumulators", "pending frag", ", ".join(map(str, types)))
+    need(all(isinstance(t, (Pending, Frag)) for t in types), "settle takes pending accumulators and the fragments they read",
+         "pending frag, frag", ", ".join(map(str, types)))
+    return tuple(t.frag for t in types if isinstance(t, Pending))
+
+
+define("settle", "machine", """`settle pending..., frags...`: wait until at most `groups` wgmma groups are in flight; the pending accumulators
+       become fragments. The other operands are left operands in registers, which may be overwritten from here on.""", _settle,
+       effect="write", groups=int)
+define("proxy_fence", "machine", "What this thread wrote to shared memory is seen by TMA and wgmma (fence.proxy.async).", _no_operands,
+       effect="write")
+define("token_take", "machine", """Wait for this warpgroup's turn: one token goes around the warpgroups of the role. `id`: the first of as many
+       named barriers as the role has warpgroups.""", _no_operands, effect="write", id=int)
+define("token_give", "machine", "Hand the token to the next warpgroup.", _no_operands, effect="write", id=int)
+define("token_start", "machine", "The last warpgroup hands the first one the token.", _no_operands, effect="write", id=int)
+
+
+def _programs(types, attrs):
+    need(not types, "this op takes no operands", "none")
+    return (Scalar(i32),)
+
+
+define("block_index", "machine", "The number of this block in the launch.", _programs)
+define("block_count", "machine", "How many blocks were launched.", _programs)
+define("claim", "machine", """The next tile that no block has taken: a counter in global memory, shared by all blocks of the launch, which starts at
+       the number of blocks. One thread asks.""", _programs, effect="write")
+define("claim_done", "machine", "This block will claim no more; the last one to say so resets the counter for the next launch.",
+       _no_operands, effect="write")
+
+
+def _post(types, attrs):
+    need(len(types) == 2 and types[0] == Scalar(i32) and isinstance(types[1], Buffer) and types[1].slots == 1 and types[1].dtype == i32,
+         "post takes an i32 and a slot of i32", "i32, smem i32", ", ".join(map(str, types)))
+    return ()
+
+
+define("post", "machine", "`post x, slot`: one thread writes a scalar into shared memory.", _post, effect="write")
+
+
+def _fetch(types, attrs):
+    need(len(types) == 1 and isinstance(types[0], Buffer) and types[0].slots == 1 and types[0].dtype == i32, "fetch takes a slot of i32",
+         "smem i32", ", ".join(map(str, types)))
+    return (Scalar(i32),)
+
+
+define("fetch", "machine", "`fetch slot`: the scalar that was posted, known to be the same in the whole warp.", _fetch, effect="read")
+
+
+def _check_while(op: Op) -> None:
+    body = op.regions[0]
+    need(len(op.regions) == 1 and len(op.operands) >= 1, "while takes a condition and carried values")
+    types = [v.type for v in op.operands[1:]]
+    need(op.operands[0].type.dtype.name == "i1" and isinstance(op.operands[0].type, Scalar), "while: the condition is a scalar i1", "i1",
+         op.operands[0].type)
+    need([a.type for a in body.args] == types, "while: one region argument per carried value", ", ".join(map(str, types)),
+         ", ".join(str(a.type) for a in body.args))
+    need([v.type for v in body.yielded] == [op.operands[0].type, *types], "while: yields the next condition and the carried values",
+         ", ".join(map(str, [op.operands[0].type, *types])), ", ".join(str(v.type) for v in body.yielded))
+    need([r.type for r in op.results] == types, "while: one result per carried value")
+
+
+define("while", "machine", """`while go, inits... -> (carried...)`: the body runs as long as the condition holds; it yields the next condition
+       and the carried values.""", lambda types, attrs: None, check=_check_while)
