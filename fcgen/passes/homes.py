@@ -17,6 +17,7 @@ from ..ir.layout import OpaqueLayout, RegLayout, mma_a, mma_c, rowwise
 from ..ir.schedule import Schedule
 from ..ir.target import Target
 from ..ir.types import Scalar, Tile
+from .common import dot_name
 
 SMEM = "smem"
 ELEMENTWISE = {*FNS, "select", "cast"}
@@ -55,14 +56,7 @@ class Homes:
         return self.schedule.math_of(self.dot_name(op))
 
     def dot_name(self, op: Op) -> str:
-        """The name a schedule knows a dot by: its own, or that of the first named value that it alone flows into."""
-        v = op.result
-        while not v.name:
-            readers = [u for u in self.uses.get(v, ()) if u.results]
-            if len(readers) != 1 or len(readers[0].results) != 1:
-                break
-            v = readers[0].result
-        return v.name
+        return dot_name(op, self.uses)
 
     def accumulator(self, op: Op) -> Home:
         rows, cols = op.result.type.shape
