@@ -14,7 +14,7 @@ from ..ir.core import Kernel
 from ..ir.ops import verify
 from ..ir.schedule import Schedule
 from ..ir.target import Target
-from . import alloc, defer, order, overlap, pad, pipeline, place, roles, scale, select, simplify, skew, split_loops, sync, tidy
+from . import alloc, defer, order, overlap, pad, pipeline, place, roles, scale, select, simplify, skew, split_loops, sync, tidy, vote
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ PIPELINE: tuple[Pass, ...] = (
     # from here on: machine IR
     Pass("place", place.run, "a memory space and a layout for every tile; changes of layout are explicit"),
     Pass("defer", defer.run, "lane sums carried by a loop are finished once, after it"),
+    Pass("vote", vote.run, "what hangs on a rarely true row condition is skipped by a vote of the warp"),
     Pass("pipeline", pipeline.run, "shared tiles become rings that are filled ahead of their readers"),
     Pass("roles", roles.run, "bulk copies become a role of their own; tiles pass through channels of full and empty barriers"),
     Pass("select", select.run, "dots, staging, loads and stores become the target's instructions"),
