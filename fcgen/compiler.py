@@ -69,9 +69,9 @@ class Built:
 
 
 def targets() -> dict[str, Target]:
-    from .backends.ada import TARGETS
+    from .backends import ada, hopper
 
-    return dict(TARGETS)
+    return {**ada.TARGETS, **hopper.TARGETS}
 
 
 def target(arch: str) -> Target:

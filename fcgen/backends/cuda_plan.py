@@ -14,15 +14,17 @@ from dataclasses import dataclass, field
 from ..ir.core import Block, Kernel, Op, Value, walk
 from ..ir.elementwise import FNS
 from ..ir.layout import OpaqueLayout
-from ..ir.types import Frag, Scalar
+from ..ir.types import Frag, Pending, Scalar
 
 #: ops whose result is a function of the same register of their operands (or of nothing but the register's number)
 CHEAP = {"iota", "full", "broadcast"}
 POINTWISE = {*FNS, "select", "cast", *CHEAP}
 VIEWS = {"slice", "transpose"}
+#: products whose third operand is the accumulator, in the result's registers
+ACCUMULATE = {"mma", "wmma_mma", "wgmma"}
 #: consumers that evaluate an expression register by register, and those that can evaluate one into an array they own
 _EVALUATE = POINTWISE | {"reduce", "vote_any", "gather"}
-_COPY_IN = {"for", "yield", "mma", "wmma_mma"}
+_COPY_IN = {"for", "yield", "mma", "wmma_mma", "wgmma"}
 
 
 @dataclass
@@ -63,7 +65,7 @@ class Plan:
             op = self.maker[v]
             for o in op.operands:
                 yield from self.leaves(o, direct and op.kind != "broadcast")
-        elif isinstance(v.type, Frag):
+        elif isinstance(v.type, (Frag, Pending)):
             b = self.base(v)
             yield b, direct and b is v
 
@@ -72,15 +74,18 @@ class Plan:
         if (op.results and op.results[0] in self.fused) or op.kind in VIEWS:
             return []
         same = op.kind in POINTWISE or op.kind in ("combine", "gather", "for", "yield")
+        late = op.kind == "settle"
         out: list[tuple[Value, bool]] = []
         for n, o in enumerate(op.operands):
-            if isinstance(o.type, Frag):
-                out += list(self.leaves(o, (same or (op.kind in ("mma", "wmma_mma") and n == 2)) and op.kind != "broadcast"))
+            if isinstance(o.type, (Frag, Pending)):
+                here = same or (op.kind in ACCUMULATE and n == 2) or (late and isinstance(o.type, Pending))
+                out += list(self.leaves(o, here and op.kind != "broadcast"))
         return out
 
 
 def frag_words(t: object) -> int:
     """32-bit registers of a fragment."""
+    t = t.frag if isinstance(t, Pending) else t
     if not isinstance(t, Frag):
         return 0
     if isinstance(t.layout, OpaqueLayout):
@@ -99,7 +104,7 @@ def make_plan(kernel: Kernel) -> Plan:
     for role in kernel.roles:
         _choose_fused(plan, role.body)
     for v in [*plan.maker, *_args(kernel)]:
-        if isinstance(v.type, Frag) and v not in plan.fused and not (v in plan.maker and plan.maker[v].kind in VIEWS):
+        if isinstance(v.type, (Frag, Pending)) and v not in plan.fused and not (v in plan.maker and plan.maker[v].kind in VIEWS):
             plan.parent[v] = v
             plan.near.setdefault(v, set())
     for role in kernel.roles:
@@ -175,8 +180,8 @@ def _domain(sink: Op) -> object:
 
 def _copied_in(user: Op, v: Value) -> bool:
     """Whether the user can evaluate v into an array that it owns."""
-    if user.kind in ("mma", "wmma_mma"):
-        return v is user.operands[2] and v is not user.operands[0] and v is not user.operands[1]
+    if user.kind in ACCUMULATE:
+        return len(user.operands) > 2 and v is user.operands[2] and v is not user.operands[0] and v is not user.operands[1]
     return True
 
 
@@ -208,7 +213,7 @@ def _liveness(plan: Plan, block: Block, live_out: set[Value]) -> set[Value]:
         if words > plan.live_regs:
             plan.live_regs, plan.live_at = words, op
         after = live - set(defs)
-        if op.kind == "for":
+        if op.kind in ("for", "while"):
             body = op.regions[0]
             args = [a for a in body.args if a in plan.parent]
             around = set(after)
@@ -240,7 +245,8 @@ def _liveness(plan: Plan, block: Block, live_out: set[Value]) -> set[Value]:
 
 def _same_storage(a: Value, b: Value) -> bool:
     s, t = a.type, b.type
-    return isinstance(s, Frag) and isinstance(t, Frag) and (s.dtype, s.layout) == (t.dtype, t.layout)
+    kinds = (Frag, Pending)
+    return isinstance(s, kinds) and isinstance(t, kinds) and (s.dtype, s.layout) == (t.dtype, t.layout)
 
 
 def _merge(plan: Plan, a: Value, b: Value, force: bool = False) -> None:
@@ -277,8 +283,11 @@ def _merge_loops(plan: Plan, block: Block) -> None:
             for r in op.regions:
                 for out, y in zip(op.results, r.yielded):
                     _merge(plan, out, y)
-        elif op.kind in ("mma", "wmma_mma"):
+        elif op.kind in ACCUMULATE and len(op.operands) > 2:
             _merge(plan, op.operands[2], op.result)
+        elif op.kind == "settle":
+            for v, r in zip([o for o in op.operands if isinstance(o.type, Pending)], op.results):
+                _merge(plan, v, r, force=True)
         elif op.kind == "combine":
             _merge(plan, op.result, op.operands[0])
         for r in op.regions:
