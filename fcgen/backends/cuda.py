@@ -128,7 +128,7 @@ def _params(em: Emitter) -> tuple[ParamSpec, ...]:
             out += [ParamSpec("stride", p.name, a, "long long") for a in range(len(p.type.dims)) if (p.name, a) in em.strides]
     maps = [ParamSpec("map", tensor.name, -1, "TensorMap", detail) for tensor, detail in em.maps]
     if maps or em.counter:
-        text = "\n".join(t for _, t, _ in em.w.root.flat())
+        text = "\n".join(t for _, t, _ in em.w.root.flat() if not t.lstrip().startswith("//"))
         out = [p for p in out if p.kind != "ptr" or re.search(rf"\b{em.pname[em.kernel.param(p.name)]}\b", text)]
     out = [*maps, *out, *([ParamSpec("counter", "counter", -1, "int*")] if em.counter else [])]
     out += [ParamSpec("scalar", p.name, -1, CTYPES[p.type.dtype.name]) for p in em.kernel.params if isinstance(p.type, Scalar)]
