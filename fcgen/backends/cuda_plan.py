@@ -154,9 +154,10 @@ def _choose_fused(plan: Plan, block: Block) -> None:
             if op.kind not in POINTWISE or not op.results or not isinstance(op.result.type, Frag):
                 continue
             v, users = op.result, plan.users.get(op.result, [])
+            counted = op.kind not in CHEAP and len(v.type.shape) == 1 and _counts(plan, v)
             if isinstance(v.type.layout, OpaqueLayout) and op.kind != "full":
                 continue
-            if op.kind in CHEAP:
+            if op.kind in CHEAP or counted:
                 if all(u.kind in _EVALUATE or (u.kind in _COPY_IN and _copied_in(u, v)) for u, _ in users):
                     plan.fused[v] = op
                 continue
@@ -170,6 +171,19 @@ def _choose_fused(plan: Plan, block: Block) -> None:
                     sink[v] = end
 
     visit(block)
+
+
+def _counts(plan: Plan, v: Value, fuel: int = 6) -> bool:
+    """Whether a vector is a position or a test of one: cheaper to compute again than to keep."""
+    if isinstance(v.type, Scalar):
+        return True
+    op = plan.maker.get(v)
+    if op is None or fuel == 0:
+        return False
+    if op.kind in ("iota", "full"):
+        return True
+    return op.kind in ("add", "sub", "lt", "le", "gt", "ge") and op.operands[0].type.dtype.is_int \
+        and all(_counts(plan, o, fuel - 1) for o in op.operands)
 
 
 def _domain(sink: Op) -> object:

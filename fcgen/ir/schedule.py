@@ -38,7 +38,8 @@ class Schedule:
     of the consumer warpgroups, four each, and a producer warpgroup is added. late: names of dots that run one iteration behind the rest of
     their loop, so that two dots are in flight together. vote: a row condition that is rarely true is tested first, with one vote per warp,
     and what hangs on it is skipped. tokens: consumer warpgroups take turns at issuing their dots. persistent: one block per multiprocessor
-    that works through the grid's tiles, in fixed steps ("static") or claiming each from a counter ("dynamic").
+    that works through the grid's tiles, in fixed steps ("static") or claiming each from a counter ("dynamic"). l2: where tiles differ in work, as many programs of the other axes run side by side, longest tile
+    first, as have looped-over tensors of this many MiB together.
     """
 
     tiles: Any = ()
@@ -59,6 +60,7 @@ class Schedule:
     vote: bool = False
     tokens: bool = False
     persistent: str = "none"
+    l2: int = 0
 
     def __post_init__(self) -> None:
         if isinstance(self.late, str):

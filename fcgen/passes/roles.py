@@ -21,7 +21,7 @@ from ..ir.schedule import Schedule
 from ..ir.target import Target
 from ..ir.types import Buffer, Cursor, Mbarrier, Scalar, i32
 from .cursors import thread_cursors
-from .tiles import block_tile
+from .tiles import Tiles
 
 #: consumer warpgroups -> registers per thread (producer, consumers); setmaxnreg takes multiples of 8 and moves what the block got at launch
 REGISTERS = {1: (56, 240), 2: (40, 232), 3: (32, 160), 4: (24, 112)}
@@ -70,7 +70,7 @@ def _channels(loads: list[Op], body: Block, schedule: Schedule) -> dict[int, Cha
     out = {}
     for ops in groups.values():
         name = ops[0].result.name or "tile"
-        slots = schedule.stages_of(name) if any(id(o) in inside for o in ops) else 1
+        slots = schedule.stages_of(name) if any(id(o) in inside for o in ops) or name in dict(schedule.stages if isinstance(schedule.stages, tuple) else ()) else 1
         channel = Channel(Value(replace(ops[0].result.type, slots=slots), name), Value(Mbarrier(1, slots), f"{name}_full"),
                           Value(Mbarrier(schedule.warps, slots), f"{name}_empty"))
         out.update({id(o): channel for o in ops})
@@ -153,6 +153,7 @@ class _Reader:
 
     def __init__(self, channels: dict[int, Channel]):
         self.channels = channels
+        self.inner: dict[int, list[tuple[Value, Channel]]] = {}  # branch -> the tiles that are let go inside it
 
     def block(self, block: Block) -> Block:
         return self._block(copy_marked(block, self.channels))
@@ -161,7 +162,14 @@ class _Reader:
         block, channels = marked
         return self._walk(block, channels)
 
-    def _walk(self, block: Block, channels: dict[int, Channel]) -> Block:
+    @staticmethod
+    def release(channels: list[Channel], b: Builder) -> None:
+        for c in channels:
+            b.do("mbar_arrive", c.empty, c.cursor)
+            b.do("advance", c.cursor)
+
+    def _walk(self, block: Block, channels: dict[int, Channel], passed: tuple[tuple[Value, Channel], ...] = ()) -> Block:
+        """passed: tiles of an outer block whose last reader is in here, or in the other branch: this block lets them go."""
         env = Env()
         spans = {id(o): _readers(o.result, block) for o in block.ops if id(o) in channels}
         first: dict[int, list[Channel]] = {}
@@ -172,8 +180,18 @@ class _Reader:
                 if not span:
                     raise FcError("compile/unsupported", "a tile is loaded that nothing in its block reads", loc=o.loc)
                 first.setdefault(span[0], []).append(channels[id(o)])
-                last.setdefault(span[-1], []).append(channels[id(o)])
+                if block.ops[span[-1]].kind == "if":
+                    self.inner.setdefault(id(block.ops[span[-1]]), []).append((o.result, channels[id(o)]))
+                else:
+                    last.setdefault(span[-1], []).append(channels[id(o)])
+        for v, c in passed:  # tiles of an outer block that are let go in here
+            span = _readers(v, block)
+            if span and block.ops[span[-1]].kind == "if":
+                self.inner.setdefault(id(block.ops[span[-1]]), []).append((v, c))
+            else:
+                last.setdefault(span[-1] if span else -1, []).append(c)
         b = Builder()
+        self.release(last.get(-1, []), b)
         for n, op in enumerate(block.ops):
             b.loc = op.loc
             for c in first.get(n, ()):
@@ -182,10 +200,9 @@ class _Reader:
                 c = channels[id(op)]
                 env[op.result] = b.emit("slot", c.ring, c.cursor, ahead=0, name=c.ring.name)
             else:
-                b.add(_renamed(replace(op, regions=tuple(self._walk(r, channels) for r in op.regions)), env))
-            for c in last.get(n, ()):
-                b.do("mbar_arrive", c.empty, c.cursor)
-                b.do("advance", c.cursor)
+                inner = tuple(self.inner.get(id(op), ()))
+                b.add(_renamed(replace(op, regions=tuple(self._walk(r, channels, inner) for r in op.regions)), env))
+            self.release(last.get(n, []), b)
         return b.block(block.args)
 
 
@@ -228,15 +245,14 @@ def _grid(kernel: Kernel, body: Block, schedule: Schedule, box: Channel | None, 
     args = tuple(Value(Scalar(i32), a.name) for a in kernel.body.args)
     b = Builder()
     index = b.emit("block_index", name="block")
+    tiles = Tiles(kernel, schedule, b)
     if schedule.persistent == "none":
-        tile, _ = block_tile(kernel, index, schedule, b)
-        b.ops += _inline(body, tile)
+        b.ops += _inline(body, tiles.decode(index, b))
         return b.block(args)
-    step = b.emit("block_count", name="blocks")
-    _, total = block_tile(kernel, index, schedule, b)
+    step, total = b.emit("block_count", name="blocks"), tiles.total
     inner = Builder()
     t = Value(Scalar(i32), "t")
-    tile, _ = block_tile(kernel, t, schedule, inner)
+    tile = tiles.decode(t, inner)
     if box is None:
         inner.ops += _inline(body, tile)
         after = inner.emit("add", t, step, name="t")
