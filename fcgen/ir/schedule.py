@@ -39,7 +39,7 @@ class Schedule:
     their loop, so that two dots are in flight together. vote: a row condition that is rarely true is tested first, with one vote per warp,
     and what hangs on it is skipped. tokens: consumer warpgroups take turns at issuing their dots. persistent: one block per multiprocessor
     that works through the grid's tiles, in fixed steps ("static") or claiming each from a counter ("dynamic"). l2: where tiles differ in work, as many programs of the other axes run side by side, longest tile
-    first, as have looped-over tensors of this many MiB together.
+    first, as have looped-over tensors of this many MiB together. own_rows: a consumer warpgroup leaves out the tiles that only other rows than its own need.
     """
 
     tiles: Any = ()
@@ -61,6 +61,7 @@ class Schedule:
     tokens: bool = False
     persistent: str = "none"
     l2: int = 0
+    own_rows: bool = True
 
     def __post_init__(self) -> None:
         if isinstance(self.late, str):
