@@ -180,6 +180,13 @@ def _exchange() -> list[Instr]:
     out = [_fn(f"shfl_xor_{t}", f"{c} x, int lanes", "return __shfl_xor_sync(0xffffffffu, x, lanes);",
                "PTX ISA, shfl.sync.bfly: x of the lane whose number differs in `lanes`", c)
            for t, c in (("f32", "float"), ("i32", "int"), ("i64", "long long"), ("f64", "double"))]
+    swap = ("uint32_t x = {sel} ? {a} : {b};\n    x = __shfl_xor_sync(0xffffffffu, x, {by});\n"
+            "    {a} = {sel} ? x : {a};\n    {b} = {sel} ? {b} : x;\n")
+    steps = [("odd", 0, 1, 1), ("odd", 2, 3, 1), ("high", 0, 2, 2), ("high", 1, 3, 2)]
+    body = "const bool odd = lane & 1, high = lane & 2;\n    uint32_t x;\n" + "".join(
+        "    " + swap.format(sel=sel, a=f"w[{a}]", b=f"w[{b}]", by=by).replace("uint32_t x =", "x =") for sel, a, b, by in steps)
+    out.append(_fn("quad_transpose", "uint32_t* w, int lane", body.rstrip(),
+                   "word k of lane q goes to lane k, which keeps it as word q: four shuffles for four words", "void"))
     for t, c, con in (("f32", "float", "f"), ("i32", "int", "r"), ("f64", "double", "d")):
         ptx = {"i32": "s32"}.get(t, t)
         out.append(_fn(f"red_add_{t}", f"{c}* p, {c} v",

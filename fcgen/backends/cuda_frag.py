@@ -11,7 +11,7 @@ from ..ir.layout import RegLayout
 from ..ir.types import Frag, Scalar, Tensor
 from .cuda_emit import EMIT, Emitter, emits
 from .cuda_expr import LONG, Registers, apply, choose, is_opaque, slice_table, view_index
-from .cuda_text import CTYPES, ZERO, X, add, binary, call, literal
+from .cuda_text import CTYPES, ZERO, X, add, binary, call, literal, mul
 
 
 def locs_of(em: Emitter, op: Op) -> list[Loc | None]:
@@ -180,6 +180,8 @@ def _reduce(em: Emitter, op: Op) -> None:
             return [*lines, f"{name}[{j}] = {x};"]
         into = "part[i % 2]" if chains == 2 else f"{name}[{j}]"
         at = add(first, em.form(steps, X("i"), f"step_{name}"))
+        if op["fn"] == "max" and dtype.name == "i32" and "vmax3" in em.target.instrs and per_row % 4 == 0:
+            return _max3(em, op, src, layout, first, steps, name, j)
         inner: list[str] = []
         if not at.text.isidentifier():
             inner.append(f"const int e = {at};")
@@ -202,6 +204,21 @@ def _reduce(em: Emitter, op: Op) -> None:
             em.w.close()
     else:
         em.w.loop(rows, "j", row)
+
+
+def _max3(em: Emitter, op: Op, src: Value, layout: RegLayout, first: X, steps: np.ndarray, name: str, j: X) -> list[str]:
+    """The largest of a row's integers, two new ones per instruction, in two chains."""
+    lines: list[str] = []
+
+    def element(i: str) -> X:
+        at = add(first, em.form(steps, X(i), f"step_{name}"))
+        return Registers(em, at, lines, _domain_name(em, src)).value(src, np.arange(layout.regs))
+
+    fn, n = em.fn("vmax3"), len(steps)
+    x = [element(f"({e})" if not e.isidentifier() else e) for e in ("i", "i + 1", "i + 2", "i + 3")]
+    return ["int part[2] = {0, 0};", "#pragma unroll", f"for (int i = 0; i < {n}; i += 4) {{",
+            *("    " + t for t in lines), f"    part[0] = {fn}(part[0], {x[0]}, {x[1]});", f"    part[1] = {fn}(part[1], {x[2]}, {x[3]});", "}",
+            f"{name}[{j}] = max(part[0], part[1]);"]
 
 
 def _domain_name(em: Emitter, v: Value) -> str:
@@ -254,6 +271,25 @@ def _vote(em: Emitter, op: Op) -> None:
         em.w.loop(src.type.layout.regs, "i", body)
         em.w.line(f"{name} = __any_sync(0xffffffffu, {name});")
     em.scalars[op.result] = X(name, depth=em.depth)
+
+
+@emits("quad_transpose")
+def _quad_transpose(em: Emitter, op: Op) -> None:
+    """Four words at a time: those of one row, 32 columns apart in the quad's lanes."""
+    src, out = op.operands[0], op.result
+    em.comment(locs_of(em, op))
+    name, source = em.declare(out), stored(em, src)
+    have = {tuple(c): r for r, c in enumerate(src.type.layout.coords(em.kernel.warps)[0, 0].tolist())}
+    first = out.type.layout.coords(em.kernel.warps)[0, 0, ::8].tolist()
+    words = np.array([have[r, c + 8 * q] // 2 for r, c in first for q in range(4)])
+    fn = em.fn("quad_transpose")
+
+    def body(i: X) -> list[str]:
+        at = mul(i, 4)
+        return [f"{name}[{add(at, X(str(q)))}] = {source}[{em.form(words[q::4], i, f'word_{name}')}];" for q in range(4)] \
+            + [f"{fn}(&{name}[{at}], lane);"]
+
+    em.w.loop(len(first), "i", body)
 
 
 # ---- matrix products -------------------------------------------------------------------------------------------------

@@ -56,6 +56,8 @@ FNS: dict[str, Fn] = {f.name: f for f in [
     Fn("sin", 1, "float", np.sin), Fn("cos", 1, "float", np.cos), Fn("tanh", 1, "float", np.tanh),
     Fn("sigmoid", 1, "float", lambda x: 0.5 * (1.0 + np.tanh(0.5 * x))), Fn("erf", 1, "float", _erf),
     Fn("floor", 1, "float", np.floor), Fn("ceil", 1, "float", np.ceil),
+    # the bit pattern of a float as an integer: of two that are at least 0, the larger has the larger pattern
+    Fn("bits", 1, "bits", lambda x: np.asarray(x, np.float32).view(np.int32)),
     # a * b + c with one rounding; NumPy has none, float64 then one rounding is the same to within half an ulp
     Fn("fma", 3, "float", lambda a, b, c: (np.asarray(a, np.float64) * b + c).astype(np.float32)),
 ]}
@@ -90,6 +92,8 @@ def apply(name: str, dtype: DType, *args: np.ndarray) -> np.ndarray:
         out = fn.numpy(*args)
         if fn.kind == "compare":
             return np.asarray(out, np.bool_)
+        if fn.kind == "bits":
+            return out
         if dtype == f32:
             return np.asarray(out, np.float32)
         return to_dtype(out, dtype)

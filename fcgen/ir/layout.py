@@ -333,6 +333,17 @@ def wgmma_c(rows: int, cols: int, groups: int) -> RegLayout:
         (Factor("r", n, 4), Factor("l", 4, 1), Factor("r", 2, 1))))
 
 
+def quad_rows(layout: RegLayout) -> RegLayout | None:
+    """An accumulator's layout after the four lanes of a quad have swapped pairs of columns so that each holds eight in a row; None for
+    other layouts, or where the columns are not whole runs of 32."""
+    *down, across = layout.axes
+    n = layout.shape[-1] // 8
+    if len(down) != 1 or across != _normal((Factor("r", n, 4), Factor("l", 4, 1), Factor("r", 2, 1))) or n % 4:
+        return None
+    rows = [Factor(f.unit, f.size, {2: 8}.get(f.stride, f.stride)) if f.unit == "r" and f.stride < 4 else f for f in down[0]]
+    return RegLayout((tuple(rows), (Factor("r", n // 4, 16), Factor("l", 4, 1), Factor("r", 8, 1))))
+
+
 def mma_b(depth: int, cols: int, warps: tuple[int, int] = (4, 1)) -> RegLayout:
     """B operand of `mma.m16n8k16` over depth x cols (same PTX section)."""
     wn = warps[1]

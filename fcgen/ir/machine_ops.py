@@ -12,7 +12,7 @@ wait.
 from __future__ import annotations
 
 from .core import Op
-from .layout import OpaqueLayout, RegLayout
+from .layout import OpaqueLayout, RegLayout, quad_rows
 from .ops import define, need
 from .tile_ops import check_index
 from .types import Buffer, Cursor, Frag, Scalar, Tensor, f32, i1, i32
@@ -216,6 +216,19 @@ def _check_slice(op: Op) -> None:
 define("slice", "machine", """`slice frag, first`: the part of a fragment that starts at `first` (a multiple of the part's size,
        known when the enclosing loop is expanded) along `axis`. Moves nothing: each thread keeps its own registers.""", _slice,
        check=_check_slice, axis=int)
+
+
+def _check_quad_transpose(op: Op) -> None:
+    src, out = op.operands[0].type, op.result.type
+    need(isinstance(src, Frag) and isinstance(src.layout, RegLayout) and src.dtype.bits == 16, "quad_transpose takes 16-bit registers", "frag",
+         src)
+    need(quad_rows(src.layout) is not None, "quad_transpose: an accumulator's layout with runs of 32 columns", got=src.layout)
+    need(out == Frag(src.dtype, src.shape, quad_rows(src.layout)), "quad_transpose: the result's layout follows",
+         quad_rows(src.layout), out)
+
+
+define("quad_transpose", "machine", """The same tile with eight columns in a row per lane: the four lanes that share a row of an accumulator swap pairs
+       of columns (shfl.xor).""", _none, check=_check_quad_transpose)
 
 
 def _combine(types, attrs):

@@ -30,8 +30,8 @@ class Schedule:
     the slot's last reader is done. hold_a: keep loop-invariant left operands of dots in registers. reuse_frags: a dot result
     feeds the next dot from registers where the layouts agree (else through shared memory). split: separate loop copies for tiles
     that a mask leaves whole. skip_ones: leave out `tile * row` multiplications when every row factor of the warp is one. defer:
-    finish loop-carried row sums after the loop. epilogue: stores through shared memory as 16-byte rows, or straight from
-    fragments. longest_first: run the row tiles with the most work first. min_blocks: blocks per multiprocessor that registers
+    finish loop-carried row sums after the loop. epilogue: stores through shared memory as 16-byte rows ("smem"), straight
+    from fragments ("direct"), or from fragments whose quads of lanes have swapped columns ("quad": 16 bytes, no shared memory). longest_first: run the row tiles with the most work first. min_blocks: blocks per multiprocessor that registers
     must allow (launch bounds).
 
     Hopper: math "wgmma" (warpgroup instructions) and copy "tma" (bulk tensor copies by a role of its own) go together; warps are then those
@@ -40,6 +40,7 @@ class Schedule:
     and what hangs on it is skipped. tokens: consumer warpgroups take turns at issuing their dots. persistent: one block per multiprocessor
     that works through the grid's tiles, in fixed steps ("static") or claiming each from a counter ("dynamic"). l2: where tiles differ in work, as many programs of the other axes run side by side, longest tile
     first, as have looped-over tensors of this many MiB together. own_rows: a consumer warpgroup leaves out the tiles that only other rows than its own need.
+    compare_bits: with vote, a threshold on a row maximum is tested on bit patterns, two elements per instruction.
     """
 
     tiles: Any = ()
@@ -62,6 +63,7 @@ class Schedule:
     persistent: str = "none"
     l2: int = 0
     own_rows: bool = True
+    compare_bits: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.late, str):

@@ -63,7 +63,9 @@ def infer_elementwise(name: str):
             need(not dtype.is_float, f"{name} is for i1 and integers", "i1, i32, i64", dtype)
         elif fn.kind == "arith":
             need(dtype != i1, f"{name} is not defined on i1")
-        return (with_dtype(base, i1 if fn.kind == "compare" else dtype),)
+        elif fn.kind == "bits":
+            need(dtype == f32, f"{name} is for 32-bit floats", "f32", dtype)
+        return (with_dtype(base, {"compare": i1, "bits": i32}.get(fn.kind, dtype)),)
 
     return run
 
@@ -305,6 +307,10 @@ def _check_if(op: Op) -> None:
         need(bool(r.ops) and r.ops[-1].kind == "yield", "if: each region ends in yield")
         need(tuple(v.type for v in r.yielded) == want, "if: each region yields the result types",
              ", ".join(map(str, want)), ", ".join(str(v.type) for v in r.yielded))
+
+
+define("turn", BOTH, """Groups of warps that take turns issue their matrix products one after the other: a group's turn starts here and ends when
+       its first product is done.""", lambda types, attrs: (), effect="write")
 
 
 def _row_part(types, attrs):

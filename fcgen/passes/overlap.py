@@ -3,7 +3,7 @@
 In: selected machine IR in which every wgmma is settled at once. Out: the same with each `settle` as late as it can be: in front of the first
 op that reads its result, and of anything that would touch what is in flight. What a settle lets go (the arrival that frees a ring's slot)
 moves with it. Products complete in the order of their groups, so a settle leaves as many groups in flight as were issued after its own.
-Waits for tiles that stand between two products are moved in front of the first, so that the second is issued right behind it.
+A turn is taken in front of its first product and given on when that is done. Waits for tiles that stand between two products are moved in front of the first, so that the second is issued right behind it.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from ..ir.core import Block, Kernel, Op, Value, free_values, map_bodies, walk
 from ..ir.schedule import Schedule
 from ..ir.target import Target
 from ..ir.types import Buffer
+from .roles import TOKENS
 
 
 def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
-    if not any(o.kind == "settle" for r in kernel.roles for o in walk(r.body)):
+    if not any(o.kind in ("settle", "turn") for r in kernel.roles for o in walk(r.body)):
         return kernel
     return map_bodies(kernel, _block)
 
@@ -40,14 +41,23 @@ def _block(block: Block) -> Block:
     flying: list[_Flight] = []
     start = 0  # where the run of products in flight begins in `out`
 
+    turn: Op | None = None  # a turn that has not been taken, or not been given on
+
     def land(n: int) -> None:
         """Settle the first n products."""
+        nonlocal turn
         for _ in range(n):
             f = flying.pop(0)
             out.append(f.settle.with_attrs(groups=len(flying)))
             out.extend(f.then)
+            if turn is not None and turn.kind == "token_give":
+                out.append(turn)
+                turn = None
 
     for op in block.ops:
+        if op.kind == "turn":
+            turn = Op("token_take", attrs={"id": TOKENS}, loc=op.loc)
+            continue
         if op.kind == "settle":
             wgmma = next(o for o in reversed(out) if o.kind == "wgmma")
             flying.append(_Flight(op, {v for v in wgmma.operands if isinstance(v.type, Buffer)}))
@@ -67,6 +77,14 @@ def _block(block: Block) -> Block:
         land(late)
         if not flying and op.kind == "wgmma_fence":
             start = len(out)
+            if turn is not None and turn.kind == "token_take":
+                out.append(turn)
+                turn = replace(turn, kind="token_give")
+        if op.kind == "yield":
+            land(len(flying))
+            if turn is not None:  # a turn without a product
+                out += [turn, replace(turn, kind="token_give")]
+                turn = None
         out.append(op)
     land(len(flying))
     return Block(block.args, tuple(out))

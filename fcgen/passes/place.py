@@ -15,7 +15,7 @@ from typing import Any
 
 from ..errors import FcError
 from ..ir.core import Block, Builder, Env, Kernel, Op, Role, Value
-from ..ir.layout import OpaqueLayout, RegLayout, SmemLayout, native_smem, rowwise
+from ..ir.layout import OpaqueLayout, RegLayout, SmemLayout, native_smem, quad_rows, rowwise
 from ..ir.schedule import Schedule
 from ..ir.target import Target
 from ..ir.types import Buffer, Frag, Scalar, Tensor, Tile, f32, i1, i32
@@ -319,6 +319,9 @@ class _Placer:
         if (self.schedule.epilogue == "smem" and len(t.shape) == 2 and layout.vector() < vec and t.shape[1] % vec == 0
                 and not op.get("reduce")):
             frag = self.convert(frag, rowwise(t.shape[0], t.shape[1], self.schedule.warps, 32, vec), b, v.name)
+        swapped = quad_rows(layout) if self.schedule.epilogue == "quad" and t.dtype.bits == 16 and isinstance(layout, RegLayout) else None
+        if swapped is not None:
+            frag = b.emit("quad_transpose", frag, type=Frag(t.dtype, t.shape, swapped), name=v.name)
         b.do("store", env[op.operands[0]], frag, *env.all(op.operands[2:]), **op.attrs)
 
 

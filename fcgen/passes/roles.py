@@ -24,6 +24,7 @@ from .cursors import thread_cursors
 from .tiles import Tiles
 
 #: consumer warpgroups -> registers per thread (producer, consumers); setmaxnreg takes multiples of 8 and moves what the block got at launch
+TOKENS = 1  # the first of the named barriers that pass a token around
 REGISTERS = {1: (56, 240), 2: (40, 232), 3: (32, 160), 4: (24, 112)}
 
 
@@ -35,7 +36,7 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
     channels = _channels(loads, kernel.body, schedule)
     box = _mailbox(schedule) if schedule.persistent == "dynamic" else None
     filled = _Filler(channels).block(kernel.body)
-    read = _Reader(channels).block(kernel.body)
+    read = _Reader(channels, schedule.tokens).block(kernel.body)
     roles = []
     regs = REGISTERS[groups]
     if loads or box:
@@ -153,8 +154,8 @@ def _has_effect(op: Op) -> bool:
 class _Reader:
     """The role that computes: a load is a view of the channel's slot, waited for and released around its readers."""
 
-    def __init__(self, channels: dict[int, Channel]):
-        self.channels = channels
+    def __init__(self, channels: dict[int, Channel], turns: bool):
+        self.channels, self.turns = channels, turns
         self.inner: dict[int, list[tuple[Value, Channel]]] = {}  # branch -> the tiles that are let go inside it
 
     def block(self, block: Block) -> Block:
@@ -187,6 +188,8 @@ class _Reader:
             for c in dict.fromkeys(channels[id(o)] for _, loops in at for l in loops for o in walk(l.regions[0]) if id(o) in channels):
                 inner.do("mbar_wait", c.full, c.cursor, lag=0)
                 self.release([c], inner)
+            if self.turns and inner.ops:
+                inner.do("turn")
             inner.do("yield")
             every, own = op.operands
             down, first = bool(at[0][1][0].get("descending")), op["end"] == "first"
@@ -277,6 +280,8 @@ def _grid(kernel: Kernel, body: Block, schedule: Schedule, box: Channel | None, 
     """The role's body for one tile, put under what hands out tiles. Block arguments stay (the printer's grid), unread."""
     args = tuple(Value(Scalar(i32), a.name) for a in kernel.body.args)
     b = Builder()
+    if schedule.tokens and not fills:
+        b.do("token_start", id=TOKENS)
     index = b.emit("block_index", name="block")
     tiles = Tiles(kernel, schedule, b)
     if schedule.persistent == "none":

@@ -6,6 +6,8 @@ the late ops of the tile before it: first the early dots that do not wait for la
 ops read from the early ones of their own tile is carried to the next iteration; what they make is no longer carried. The first tile's early
 ops stand before the loops and the last tile's late ops after them, all of it under one `if` (a loop may have no tile at all).
 
+With `schedule.tokens`, a group of warps starts a turn with each iteration's first dot.
+
 A chain of loops is skewed as one loop: the tile before the first one of a copy is the last one of the copy before it. The first tile's ops
 come from a copy that keeps all masks, which holds for any tile; a masked copy that only existed for that tile is left out.
 
@@ -26,12 +28,12 @@ VIEWS = {"load", "transpose"}
 
 
 def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
-    if not schedule.late:
-        return kernel
-    return map_bodies(kernel, lambda body: remove_dead(_block(body, set(schedule.late), definitions(body))))
+    if schedule.late:
+        kernel = map_bodies(kernel, lambda body: remove_dead(_block(body, set(schedule.late), definitions(body), schedule.tokens)))
+    return kernel
 
 
-def _block(block: Block, late: set[str], defs: dict[Value, Op]) -> Block:
+def _block(block: Block, late: set[str], defs: dict[Value, Op], turns: bool) -> Block:
     out, env = Builder(), Env()
     ops = list(block.ops)
     i = 0
@@ -39,7 +41,7 @@ def _block(block: Block, late: set[str], defs: dict[Value, Op]) -> Block:
         op = replace(ops[i], operands=env.all(ops[i].operands))
         out.loc = op.loc
         if op.kind != "for":
-            out.add(replace(op, regions=tuple(_block(_renamed(r, env), late, defs) for r in op.regions)))
+            out.add(replace(op, regions=tuple(_block(_renamed(r, env), late, defs, turns) for r in op.regions)))
             i += 1
             continue
         chain = [ops[i]]
@@ -51,9 +53,9 @@ def _block(block: Block, late: set[str], defs: dict[Value, Op]) -> Block:
         parts = [_Parts(o.regions[0], late) for o in chain]
         if not any(p.late for p in parts):
             for o in chain:
-                out.add(replace(o, regions=tuple(_block(r, late, defs) for r in o.regions)))
+                out.add(replace(o, regions=tuple(_block(r, late, defs, turns) for r in o.regions)))
             continue
-        results = _Skew(chain, parts, defs).build(out)
+        results = _Skew(chain, parts, defs, turns).build(out)
         for old, new in zip(chain[-1].results, results):
             env[old] = new
     return out.block(block.args)
@@ -109,6 +111,7 @@ class _Skew:
     chain: list[Op]
     parts: list[_Parts]
     defs: dict[Value, Op]
+    turns: bool
 
     def build(self, out: Builder) -> tuple[Value, ...]:
         first, last = self.chain[0], self.chain[-1]
@@ -155,6 +158,8 @@ class _Skew:
         inner = Builder(op.loc)
         late_args = {body.args[1 + k] for k in parts.finished}
         front = parts.first(late_args)
+        if self.turns:
+            inner.do("turn")
         for o in front:
             inner.add(copy_op(o, env))
         inner.loc = op.loc
@@ -187,6 +192,8 @@ class _Skew:
     def finish(self, n: int, index: Value, values: list[Value], cut: list[Value], b: Builder) -> list[Value]:
         parts = self.parts[n]
         whole = next((p for p, o in zip(self.parts, self.chain) if o.get("part") != "full"), parts)
+        if self.turns:
+            b.do("turn")
         late = self.late(whole, index, dict(zip(whole.cut, cut)), b)
         return [late[whole.body.yielded[k]] if k in whole.finished else v for k, v in enumerate(values)]
 

@@ -31,13 +31,13 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
     positive = {p for p in kernel.params if "positive" in kernel.flags.get(p.name, ())}
 
     def body(block: Block) -> Block:
-        return remove_dead(_block(block, definitions(block), positive))
+        return remove_dead(_block(block, definitions(block), positive, schedule.compare_bits))
 
     return map_bodies(kernel, body)
 
 
-def _block(block: Block, defs: dict[Value, Op], positive: set[Value]) -> Block:
-    block = Block(block.args, tuple(replace(o, regions=tuple(_block(r, defs, positive) for r in o.regions)) if o.regions else o
+def _block(block: Block, defs: dict[Value, Op], positive: set[Value], bits: bool) -> Block:
+    block = Block(block.args, tuple(replace(o, regions=tuple(_block(r, defs, positive, bits) for r in o.regions)) if o.regions else o
                                     for o in block.ops))
     tried: set[Value] = set()
     while True:
@@ -45,7 +45,7 @@ def _block(block: Block, defs: dict[Value, Op], positive: set[Value]) -> Block:
         if not conditions:
             return block
         tried.add(conditions[0])
-        block = _Vote(block, conditions[0], defs, positive).result() or block
+        block = _Vote(block, conditions[0], defs, positive, bits).result() or block
 
 
 def _is_row(v: Value) -> bool:
@@ -55,8 +55,9 @@ def _is_row(v: Value) -> bool:
 class _Vote:
     """One condition of one block."""
 
-    def __init__(self, block: Block, condition: Value, defs: dict[Value, Op], positive: set[Value]):
+    def __init__(self, block: Block, condition: Value, defs: dict[Value, Op], positive: set[Value], bits: bool):
         self.block, self.condition, self.defs, self.positive = block, condition, defs, positive
+        self.compare_bits = bits
         self.local = {r: o for o in block.ops for r in o.results}
         self.place = {id(o): n for n, o in enumerate(block.ops)}
         self.users = uses(block)
@@ -144,7 +145,7 @@ class _Vote:
         while changed:  # ops that turned out to serve only the branch
             changed = False
             for o in self.block.ops:
-                if id(o) not in need and o.kind in ROW_WORK and all(_is_row(v) or isinstance(v.type, Scalar) for v in o.operands) \
+                if id(o) not in need and (self.is_row_work(o) or (o.kind == "reduce" and self.threshold() is not None)) \
                         and not o.result in self.same and self.users.get(o.result) \
                         and all(id(u) in need for u in self.users.get(o.result, ())):
                     need[id(o)] = o
@@ -174,7 +175,7 @@ class _Vote:
     def branch(self, outputs: list[Value], inside: list[Op], b: Builder, env: Env) -> None:
         b.loc = self.local[self.condition].loc
         kept = {r for o in inside for r in o.results}
-        test = self.lane_condition(b, kept)
+        test = self.bit_condition(b, kept) or self.lane_condition(b, kept)
         if test is None:
             test = copy_slice(self.condition, {r: o for o in inside for r in o.results}, b)
         moved = b.emit("vote_any", test, name="moved")
@@ -188,6 +189,49 @@ class _Vote:
         b.add(Op("if", (moved,), results, {}, (then.block(), keep.block()), b.loc))
         for v, r in zip(outputs, results):
             env[v] = r
+
+    @staticmethod
+    def is_row_work(op: Op) -> bool:
+        return op.kind in ROW_WORK and all(_is_row(v) or isinstance(v.type, Scalar) for v in op.operands)
+
+    def threshold(self) -> tuple[Op, Value, Value | None, Value] | None:
+        """(reduce, old, scale, t) where the condition is (max(old, row maximum) - old) [* scale] > t with scale and t positive."""
+        if not self.compare_bits:
+            return None
+        op = self.local.get(self.condition)
+        if op is None or op.kind != "gt" or not self.is_positive(op.operands[1]):
+            return None
+        t, v, scale = op.operands[1], op.operands[0], None
+        op = self.local.get(v)
+        if op is not None and op.kind == "mul":
+            sides = [n for n, x in enumerate(op.operands) if isinstance(x.type, Scalar) and self.is_positive(x)]
+            if not sides:
+                return None
+            scale, op = op.operands[sides[0]], self.local.get(op.operands[1 - sides[0]])
+        if op is None or op.kind != "sub":
+            return None
+        top, old = self.local.get(op.operands[0]), op.operands[1]
+        if top is None or top.kind != "max" or old not in top.operands:
+            return None
+        row = self.local.get(next(x for x in top.operands if x is not old)) if top.operands.count(old) == 1 else None
+        if row is None or row.kind != "combine" or row.operands[0] not in self.local:
+            return None
+        reduce = self.local[row.operands[0]]
+        return (reduce, old, scale, t) if reduce.kind == "reduce" and reduce["fn"] == "max" and reduce.result.type.dtype.name == "f32" else None
+
+    def bit_condition(self, b: Builder, inside: set[Value]) -> Value | None:
+        """The condition as one comparison of bit patterns. Patterns of floats from 0 on order like the floats; with 0 as the least, negative
+        elements drop out. Where the threshold itself is negative its pattern is a negative number, and the branch is taken: it decides."""
+        found = self.threshold()
+        if found is None:
+            return None
+        reduce, old, scale, t = found
+        env = Env()
+        old = copy_slice(old, {r: o for r, o in self.local.items() if r in inside}, b, env)
+        limit = b.emit("add", old, t if scale is None else b.emit("div", t, scale), name="limit")
+        most = b.emit("reduce", b.emit("bits", reduce.operands[0]), **reduce.attrs)
+        most = b.emit("max", most, b.emit("const", value=0, dtype="i32"), name="most")
+        return b.emit("gt", most, b.emit("bits", limit), name="moved")
 
     def lane_condition(self, b: Builder, inside: set[Value]) -> Value | None:
         """The condition on each lane's own part of the row maximum that it is a threshold on."""
