@@ -31,7 +31,8 @@ class Facts:
     """What a launch needs to know, as plain data (it is stored in the cache as JSON).
 
     params: (name, "tensor", dtype, dims, flags) or (name, "scalar", dtype, [], flags), in call order. flat: the kernel's own parameters,
-    (kind, name, axis). grid: (name, dim, tile) per axis.
+    (kind, name, axis, detail), as in `ParamSpec`. grid: (name, dim, tile) per axis. persistent: "" where every tile is a block of its own;
+    "static" or "dynamic" where as many blocks as the GPU has multiprocessors share the tiles.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Facts:
     params: tuple[tuple[Any, ...], ...]
     flat: tuple[tuple[Any, ...], ...]
     grid: tuple[tuple[Any, ...], ...]
+    persistent: str = ""
 
     def to_json(self) -> dict[str, Any]:
         return {k: getattr(self, k) for k in self.__dataclass_fields__}
@@ -153,9 +155,9 @@ def facts_of(machine: Kernel, cuda: Any, to: Target) -> Facts:
             params.append((p.name, "tensor", p.type.dtype.name, p.type.dims, flags))
         else:
             params.append((p.name, "scalar", p.type.dtype.name, (), flags))
-    flat = tuple((s.kind, s.name, s.axis) for s in cuda.params)
+    flat = tuple((s.kind, s.name, s.axis, tuple(s.detail)) for s in cuda.params)
     grid = tuple((a.name, a.dim, a.tile) for a in machine.grid)
-    return Facts(cuda.name, to.arch, cuda.threads, cuda.smem_bytes, tuple(params), flat, grid)
+    return Facts(cuda.name, to.arch, cuda.threads, cuda.smem_bytes, tuple(params), flat, grid, str(machine.meta.get("persistent") or ""))
 
 
 @functools.cache

@@ -24,12 +24,15 @@ from .cuda_text import CTYPES, X, binary
 @dataclass(frozen=True)
 class ParamSpec:
     """One flat kernel parameter. kind: "ptr" (tensor `name`), "stride" (elements along `axis` of tensor `name`, 64 bits), "size"
-    (dimension `name`, 32 bits) or "scalar" (`name`). ctype: its C++ type."""
+    (dimension `name`, 32 bits), "scalar" (`name`), "map" (128 bytes by value: the tensor map of boxes of tensor `name`) or
+    "counter" (a pointer to two ints that are 0 when no launch runs). ctype: its C++ type. detail, of a map: the box's size along
+    each dimension of the tensor, outermost first, and the swizzle span in bytes."""
 
     kind: str
     name: str
     axis: int = -1
     ctype: str = ""
+    detail: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
