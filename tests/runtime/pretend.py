@@ -9,7 +9,7 @@ import struct
 import threading
 import types
 
-from fcgen.runtime import counters, driver, module, tensormap, tensors
+from fcgen.runtime import driver, module, tensormap, tensors
 
 KIB = 1024
 INFO = driver.DeviceInfo(0, "pretend H200", (9, 0), "sm_90a", 132, 227 * KIB, 228 * KIB, 65536, 50 << 20, 140 << 30, 1, 1, (13, 0))
@@ -36,12 +36,13 @@ class TensorMap:
     def __init__(self, *facts):
         self.raw = ctypes.create_string_buffer(repr(hash(facts)).encode().ljust(128, b"."), 128)
 
-    def getPtr(self):  # noqa: N802
+    def getPtr(self):
         return ctypes.addressof(self.raw)
 
 
 class Driver:
-    """What `driver.bindings()` gives. sizes: of the kernel's parameters in bytes, as the real driver knows them from the cubin."""
+    """What `driver.bindings()` gives. sizes: of the kernel's parameters in bytes, as the real driver knows them from the cubin (kernels:
+    by cubin, where there are several)."""
 
     CUtensorMapDataType = CUtensorMapInterleave = CUtensorMapSwizzle = CUtensorMapL2promotion = CUtensorMapFloatOOBfill = Word
     CUstreamCaptureMode = CUstreamCaptureStatus = CUfunction_attribute = Word
@@ -49,47 +50,48 @@ class Driver:
     cuuint64_t = cuuint32_t = CUstream = int
 
     def __init__(self, sizes=()):
-        self.sizes, self.launches, self.encoded, self.calls = sizes, [], [], []
+        self.sizes, self.kernels, self.launches, self.encoded, self.calls = sizes, {}, [], [], []
         self.device, self.entered, self.capture = threading.local(), [], {}
         self.pages = itertools.count(0x70000000, 1 << 20)
 
-    def cuLaunchKernel(self, function, gx, gy, gz, bx, by, bz, smem, stream, params, extra):  # noqa: N802
+    def cuLaunchKernel(self, function, gx, gy, gz, bx, by, bz, smem, stream, params, extra):
         if getattr(self.device, "lost", False) and not self.entered:
             return (Status.INVALID_CONTEXT,)
-        pointers = (ctypes.c_void_p * len(self.sizes)).from_address(params)
-        assert all(p % min(s, 64) == 0 for p, s in zip(pointers, self.sizes)), "aligned"
-        self.launches.append(((gx, gy, gz), (bx, by, bz), smem, stream, [ctypes.string_at(p, s) for p, s in zip(pointers, self.sizes)]))
+        sizes = self.kernels.get(function, self.sizes)
+        pointers = (ctypes.c_void_p * len(sizes)).from_address(params)
+        assert all(p % min(s, 64) == 0 for p, s in zip(pointers, sizes)), "aligned"
+        self.launches.append(((gx, gy, gz), (bx, by, bz), smem, stream, [ctypes.string_at(p, s) for p, s in zip(pointers, sizes)]))
         return (Status.OK,)
 
-    def cuCtxGetDevice(self):  # noqa: N802
+    def cuCtxGetDevice(self):
         return Status.OK, 0
 
-    def cuTensorMapEncodeTiled(self, *facts):  # noqa: N802
+    def cuTensorMapEncodeTiled(self, *facts):
         self.encoded.append(facts)
         return Status.OK, TensorMap(*map(str, facts))
 
-    def cuStreamIsCapturing(self, stream):  # noqa: N802
+    def cuStreamIsCapturing(self, stream):
         return Status.OK, f"CU_STREAM_CAPTURE_STATUS_{'ACTIVE' if stream in self.capture else 'NONE'}"
 
-    def cuStreamGetCaptureInfo(self, stream):  # noqa: N802
+    def cuStreamGetCaptureInfo(self, stream):
         return Status.OK, "ACTIVE", self.capture[stream], None, None, 0
 
-    def cuCtxPushCurrent(self, context):  # noqa: N802
+    def cuCtxPushCurrent(self, context):
         self.entered.append(context)
         return (Status.OK,)
 
-    def cuCtxPopCurrent(self):  # noqa: N802
+    def cuCtxPopCurrent(self):
         return Status.OK, self.entered.pop()
 
-    def cuMemAlloc(self, size):  # noqa: N802
+    def cuMemAlloc(self, size):
         self.calls.append("cuMemAlloc")
         return Status.OK, next(self.pages)
 
-    def cuThreadExchangeStreamCaptureMode(self, mode):  # noqa: N802
+    def cuThreadExchangeStreamCaptureMode(self, mode):
         self.calls.append(mode.removeprefix("CU_STREAM_CAPTURE_MODE_"))
         return Status.OK, "GLOBAL"
 
-    def cuStreamCreate(self, flags):  # noqa: N802
+    def cuStreamCreate(self, flags):
         return Status.OK, 77
 
     def __getattr__(self, name):  # the rest succeeds and gives nothing
@@ -98,14 +100,14 @@ class Driver:
         return lambda *args: self.calls.append((name, *args)) or (Status.OK,)
 
 
-def install(monkeypatch, fake, load_with=None):
+def install(monkeypatch, fake):
     """Put the driver in place; `module.load` then gives a kernel of it."""
     monkeypatch.setattr(driver, "bindings", lambda: fake)
     monkeypatch.setattr(driver, "require", lambda: fake)
     monkeypatch.setattr(driver, "available", lambda: (True, "1 GPU"))
     monkeypatch.setattr(driver, "device_info", lambda ordinal=0: INFO)
     monkeypatch.setattr(driver, "primary_context", lambda ordinal: 5)
-    monkeypatch.setattr(module, "load", lambda cubin, name, smem, device=0: module.LoadedKernel(name, device, None, "function", 5, smem))
+    monkeypatch.setattr(module, "load", lambda cubin, name, smem, device=0: module.LoadedKernel(name, device, None, cubin, 5, smem))
     monkeypatch.setattr(tensormap, "_cache", type(tensormap._cache)())
     return fake
 
@@ -156,5 +158,3 @@ def torch():
 def number(raw, code):
     return struct.unpack("<" + code, raw)[0]
 
-
-__all__ = ["Driver", "Dtype", "INFO", "Status", "Tensor", "counters", "install", "number", "torch"]

@@ -6,7 +6,7 @@ import sys
 import threading
 
 import pytest
-from pretend import Dtype, Driver, Tensor, install, number, torch
+from pretend import Driver, Dtype, Tensor, install, number, torch
 
 from fcgen.compiler import Built, Facts
 from fcgen.errors import FcError
