@@ -31,8 +31,7 @@ class Facts:
     """What a launch needs to know, as plain data (it is stored in the cache as JSON).
 
     params: (name, "tensor", dtype, dims, flags) or (name, "scalar", dtype, [], flags), in call order. flat: the kernel's own parameters,
-    (kind, name, axis, detail), as in `ParamSpec`. grid: (name, dim, tile) per axis. persistent: "" where every tile is a block of its own;
-    "static" or "dynamic" where as many blocks as the GPU has multiprocessors share the tiles.
+    (kind, name, axis, detail). grid: (name, dim, tile) per axis. persistent: "none", or how blocks come to their tiles.
     """
 
     name: str
@@ -42,7 +41,7 @@ class Facts:
     params: tuple[tuple[Any, ...], ...]
     flat: tuple[tuple[Any, ...], ...]
     grid: tuple[tuple[Any, ...], ...]
-    persistent: str = ""
+    persistent: str = "none"
 
     def to_json(self) -> dict[str, Any]:
         return {k: getattr(self, k) for k in self.__dataclass_fields__}
@@ -71,9 +70,9 @@ class Built:
 
 
 def targets() -> dict[str, Target]:
-    from .backends.ada import TARGETS
+    from .backends import ada, hopper
 
-    return dict(TARGETS)
+    return {**ada.TARGETS, **hopper.TARGETS}
 
 
 def target(arch: str) -> Target:
@@ -155,9 +154,9 @@ def facts_of(machine: Kernel, cuda: Any, to: Target) -> Facts:
             params.append((p.name, "tensor", p.type.dtype.name, p.type.dims, flags))
         else:
             params.append((p.name, "scalar", p.type.dtype.name, (), flags))
-    flat = tuple((s.kind, s.name, s.axis, tuple(s.detail)) for s in cuda.params)
+    flat = tuple((s.kind, s.name, s.axis, s.detail) for s in cuda.params)
     grid = tuple((a.name, a.dim, a.tile) for a in machine.grid)
-    return Facts(cuda.name, to.arch, cuda.threads, cuda.smem_bytes, tuple(params), flat, grid, str(machine.meta.get("persistent") or ""))
+    return Facts(cuda.name, to.arch, cuda.threads, cuda.smem_bytes, tuple(params), flat, grid, machine.meta.get("persistent", "none"))
 
 
 @functools.cache

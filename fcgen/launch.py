@@ -77,7 +77,7 @@ class Launcher:
                 if "out" in flags and described[name].readonly:
                     raise FcError("call/argument", f"argument `{name}` is written, but its owner says it is read-only")
         blocks = grid_blocks(self.facts, sizes)
-        if self.facts.persistent:
+        if self.facts.persistent != "none":
             blocks = min(blocks, driver.device_info(device).sm_count)
         parameters = [self._parameter(flat, described, sizes) for flat in self.facts.flat]
         for p in parameters:

@@ -39,6 +39,8 @@ def shaped(types: tuple[Any, ...], rule: str) -> Any:
                 need(t.layout == out.layout, f"{rule}: layouts agree", out.layout, t.layout)
                 if rule == "mul" and "sum" in (t.partial, out.partial):
                     out = out if out.partial else t  # a lane's part of a sum, scaled by what all lanes agree on
+                elif rule in ("max", "add", "mul", "sub", "gt", "ge") and "max" in (t.partial, out.partial) and t.partial != out.partial:
+                    out = out if out.partial else t  # grows with each lane's part of a maximum
                 else:
                     need(t.partial == out.partial, f"{rule}: a partial reduction only meets its like", out, t)
     return out if out is not None else types[0]
@@ -303,6 +305,25 @@ def _check_if(op: Op) -> None:
         need(bool(r.ops) and r.ops[-1].kind == "yield", "if: each region ends in yield")
         need(tuple(v.type for v in r.yielded) == want, "if: each region yields the result types",
              ", ".join(map(str, want)), ", ".join(str(v.type) for v in r.yielded))
+
+
+def _row_part(types, attrs):
+    need(not types and attrs["parts"] >= 1, "row_part takes no operands and counts parts", "parts >= 1", attrs["parts"])
+    return (Scalar(i32),)
+
+
+define("row_part", BOTH, """Which of `parts` equal parts of the program's rows this group of warps works on. Where nobody shares rows out
+       (tile level, one group) it is 0.""", _row_part, parts=int)
+
+
+def _narrow(types, attrs):
+    need(types == (Scalar(i32), Scalar(i32)), "narrow takes two i32", "i32, i32", ", ".join(map(str, types)))
+    return (Scalar(i32),)
+
+
+define("narrow", BOTH, """`narrow all, own`: one end of a range. `all` holds for every row of the program; a group of warps that works on its own
+       part of the rows may take `own` instead. chain: of the loops whose range it is; end: "first" where they start, "last" where they stop,
+       "inner" between two of them.""", _narrow, chain=int, end=str)
 
 
 define("if", BOTH, "Run one of two regions; the results are what it yields.", _none, check=_check_if)

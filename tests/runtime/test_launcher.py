@@ -72,7 +72,7 @@ def test_more_tensors_than_are_remembered(fake, monkeypatch):
     assert len(set(maps[:10])) == 10 and maps[:10] == maps[10:] and len(fake.encoded) == 11
 
 
-@pytest.mark.parametrize(("rows", "persistent", "blocks"), [(64, "", 1), (64 * 500, "", 500), (64 * 500, "static", 132),
+@pytest.mark.parametrize(("rows", "persistent", "blocks"), [(64, "none", 1), (64 * 500, "none", 500), (64 * 500, "static", 132),
                                                           (64 * 500, "dynamic", 132), (64 * 9, "dynamic", 9)])
 def test_a_persistent_grid_has_one_block_per_multiprocessor(fake, rows, persistent, blocks):
     made(persistent=persistent)({"X": Tensor((rows, 64), F16), "Y": Tensor((rows, 64), F16), "scale": 1})
