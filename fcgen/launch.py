@@ -12,55 +12,45 @@ from typing import Any
 
 from .compiler import Built, Facts
 from .errors import FcError
-from .runtime import driver, module, tensormap, tensors
-
-_KIND = {"f32": "f32", "i32": "i32", "i64": "i64"}
+from .runtime import counters, driver, module, steady, tensors
 
 
 class Launcher:
-    """One compiled kernel on the devices it has been called on."""
+    """One compiled kernel on the devices it has been called on. order: the arguments whose values vary from call to call, tensors first."""
 
     def __init__(self, built: Built):
         self.built, self.facts = built, built.facts
         self.names = tuple(p[0] for p in self.facts.params)
-        kinds = {p[0]: p[2] for p in self.facts.params if p[1] == "scalar"}
-        table = {"ptr": "ptr", "stride": "i64", "size": "i32", "map": "tensormap", "counter": "ptr"}
-        self.packer = module.ArgPacker(tuple(table.get(k) or _KIND[kinds[n]] for k, n, *_ in self.facts.flat))
-        self._counters: dict[tuple[int, int], int] = {}
+        self._kinds = {p[0]: "ptr" if p[1] == "tensor" else p[2] for p in self.facts.params}
+        self.order = tuple(sorted(self.names, key=lambda n: self._kinds[n] != "ptr"))
         self._loaded: dict[int, module.LoadedKernel] = {}
-        self._plans: dict[Any, tuple[list[Any], list[tuple[int, str]], int]] = {}
+        self._counters: dict[int, counters.Counters] = {}
+        self._plans: dict[Any, steady.SteadyLaunch] = {}
         self._lock = threading.Lock()
 
     def __call__(self, arguments: Mapping[str, Any], stream: int | None = None) -> None:
-        described, scalars = {}, {}
+        plan, values, device = self.resolve(arguments)
+        plan.launch(tensors.current_stream(device) if stream is None else stream, values)
+
+    def resolve(self, arguments: Mapping[str, Any]) -> tuple[steady.SteadyLaunch, tuple[Any, ...], int]:
+        """Check the arguments: (the launch of every call like this one, what varies, in `order`; the device)."""
+        described, scalars = {}, []
         for name, kind, dtype, _, flags in self.facts.params:
             if name not in arguments:
                 raise FcError("call/argument", f"argument `{name}` is missing", expected=", ".join(self.names))
             if kind == "tensor":
                 described[name] = tensors.describe(arguments[name], name)
             else:
-                scalars[name] = _scalar(name, dtype, flags, arguments[name])
-        key = tuple((a.shape, a.strides, a.dtype, a.device, a.ptr & 15) for a in described.values())
+                scalars.append(_scalar(name, dtype, flags, arguments[name]))
+        device = next(iter(described.values())).device
+        key = tuple((a.shape, a.strides, a.dtype, a.device, a.ptr & 15, a.readonly) for a in described.values())
         plan = self._plans.get(key)
         if plan is None:
-            plan = self._plan(described, key)
-        values, holes, blocks = plan
-        values = list(values)
-        device = next(iter(described.values())).device
-        if stream is None:
-            stream = tensors.current_stream(device)
-        for i, name in holes:
-            kind, _, _, detail = self.facts.flat[i]
-            if kind == "map":
-                a = described[name]
-                values[i] = tensormap.encode(a.ptr, a.dtype, a.shape, a.strides, detail[:-1], detail[-1], name)
-            elif kind == "counter":
-                values[i] = self._counter(device, stream)
-            else:
-                values[i] = described[name].ptr if name in described else scalars[name]
-        kernel = self._loaded.get(device) or self._load(device)
-        if blocks:
-            kernel.launch((blocks, 1, 1), (self.facts.threads, 1, 1), self.facts.smem_bytes, self.packer.pack(values), stream)
+            plan = self._plan(described, device)
+            if len(self._plans) > 4096:
+                self._plans.clear()
+            self._plans[key] = plan
+        return plan, (*(a.ptr for a in described.values()), *scalars), device
 
     def _load(self, device: int) -> module.LoadedKernel:
         with self._lock:
@@ -68,16 +58,14 @@ class Launcher:
                 self._loaded[device] = module.load(self.built.cubin, self.facts.name, self.facts.smem_bytes, device)
             return self._loaded[device]
 
-    def _counter(self, device: int, stream: int) -> int:
-        """Two zeroed numbers that launches on one stream use in turn; the kernel leaves them zero."""
-        if (device, stream) not in self._counters:
-            with self._lock:
-                self._counters[device, stream] = module.zeroed(8, device)
-        return self._counters[device, stream]
+    def _counter(self, device: int) -> counters.Counters:
+        with self._lock:
+            if device not in self._counters:
+                self._counters[device] = counters.Counters(device)
+            return self._counters[device]
 
-    def _plan(self, described: dict[str, tensors.TensorArg], key: Any) -> tuple[list[Any], list[tuple[int, str]], int]:
+    def _plan(self, described: dict[str, tensors.TensorArg], device: int) -> steady.SteadyLaunch:
         """Check shapes, dtypes, devices and alignment; then what is the same for every call like this one."""
-        device = next(iter(described.values())).device
         check_arch(self.facts, device)
         sizes = sizes_of(self.facts, {n: a.shape for n, a in described.items()})
         for name, kind, dtype, dims, flags in self.facts.params:
@@ -88,24 +76,31 @@ class Launcher:
                               stride_align=16 if wide and described[name].shape[-1] * itemsize % 16 == 0 else itemsize)
                 if "out" in flags and described[name].readonly:
                     raise FcError("call/argument", f"argument `{name}` is written, but its owner says it is read-only")
-        values: list[Any] = []
-        holes: list[tuple[int, str]] = []
-        for i, (kind, name, axis, _) in enumerate(self.facts.flat):
-            if kind == "stride":
-                values.append(described[name].strides[axis])
-            elif kind == "size":
-                values.append(sizes[name])
-            else:
-                values.append(0)
-                holes.append((i, name))
         blocks = grid_blocks(self.facts, sizes)
         if self.facts.persistent != "none":
             blocks = min(blocks, driver.device_info(device).sm_count)
-        plan = (values, holes, blocks)
-        if len(self._plans) > 4096:
-            self._plans.clear()
-        self._plans[key] = plan
-        return plan
+        parameters = [self._parameter(flat, described, sizes) for flat in self.facts.flat]
+        for p in parameters:
+            if isinstance(p, steady.Map):  # what TMA cannot take is refused before the kernel is loaded
+                p.at(described[self.order[p.index]].ptr)
+        kernel = self._loaded.get(device) or self._load(device)
+        counted = any(isinstance(p, steady.Counter) for p in parameters)
+        return steady.SteadyLaunch([self._kinds[n] for n in self.order], parameters,
+                                   kernel.bind((blocks, 1, 1), (self.facts.threads, 1, 1), self.facts.smem_bytes),
+                                   self._counter(device).address if counted and blocks else lambda stream: 0)
+
+    def _parameter(self, flat: tuple[Any, ...], described: dict[str, tensors.TensorArg], sizes: dict[str, int]) -> steady.Parameter:
+        kind, name, axis, detail = flat
+        if kind == "stride":
+            return steady.Constant("i64", described[name].strides[axis])
+        if kind == "size":
+            return steady.Constant("i32", sizes[name])
+        if kind == "counter":
+            return steady.Counter()
+        if kind == "map":
+            a = described[name]
+            return steady.Map(self.order.index(name), a.dtype, a.shape, a.strides, tuple(detail[:-1]), detail[-1], name)
+        return steady.Varying(self.order.index(name))
 
 
 def sizes_of(facts: Facts, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
@@ -144,13 +139,11 @@ def grid_blocks(facts: Facts, sizes: Mapping[str, int]) -> int:
 
 
 def check_arch(facts: Facts, device: int) -> None:
-    """A cubin runs on its own major architecture from its minor one on."""
+    """A cubin runs on its own major architecture from its minor one on; one with the features of an `a` target on exactly that."""
     have = driver.device_info(device).arch.removeprefix("sm_").rstrip("a")
     want = facts.arch.removeprefix("sm_").rstrip("a")
-    if facts.arch.endswith("a") and have != want:
-        raise FcError("call/driver", f"{facts.name} was compiled for {facts.arch} and runs on exactly that", expected=facts.arch,
-                      got=f"sm_{have}", hint=f"compile it with target='sm_{have}', or leave `target` out")
-    if have[:-1] != want[:-1] or int(have) < int(want):
+    exact = facts.arch.endswith("a")
+    if have[:-1] != want[:-1] or int(have) < int(want) or (exact and have != want):
         raise FcError("call/driver", f"{facts.name} was compiled for {facts.arch} and cannot run on this GPU", expected=facts.arch,
                       got=f"sm_{have}", hint=f"compile it with target='sm_{have}', or leave `target` out")
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,6 +13,9 @@ from .errors import FcError
 from .ir.core import Kernel
 from .ir.schedule import Schedule
 from .ir.types import Tensor
+
+if TYPE_CHECKING:
+    from .launch import Launcher
 
 
 class Program:
@@ -26,7 +29,7 @@ class Program:
         self.target = compiler.target(arch)
         self.schedule = schedule
         self._source = kernel
-        self._launcher: Any = None
+        self._launcher: Launcher | None = None
 
     def __repr__(self) -> str:
         return f"<fcgen program {self.name} for {self.target.arch}: {self.schedule}>"
@@ -117,7 +120,7 @@ class Program:
     # ---- on the GPU ----------------------------------------------------------------------------------------------------
 
     @property
-    def launcher(self) -> Callable[..., None]:
+    def launcher(self) -> Launcher:
         if self._launcher is None:
             from .launch import Launcher
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import ctypes
 import struct
+import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from fcgen.errors import FcError
@@ -80,16 +81,36 @@ class ArgPacker:
         return FcError("call/argument", "the kernel arguments cannot be packed", got=str(error))
 
 
+#: What a launch says where the thread's context is not the kernel's: CUDA_ERROR_INVALID_CONTEXT and _INVALID_HANDLE. Nothing was launched.
+_WRONG_CONTEXT = (201, 400)
+
+
+def _current_device() -> Callable[[], int]:
+    """A function that gives the calling thread's current device, -1 where it has none: torch's own, which is cheap, or the driver's.
+
+    torch may say a device whose context the thread has not entered yet: a launch then fails with one of `_WRONG_CONTEXT`.
+    """
+    torch = sys.modules.get("torch")
+    cheap = getattr(getattr(torch, "_C", None), "_cuda_getDevice", None)
+    if cheap is not None and torch is not None and torch.cuda.is_initialized():
+        return cheap  # type: ignore[no-any-return]
+    cu = driver.bindings()
+
+    def ask() -> int:
+        status, device = cu.cuCtxGetDevice()
+        return -1 if int(status) else int(device)
+
+    return ask
+
+
 class LoadedKernel:
     """A kernel on one device."""
 
     def __init__(self, name: str, device: int, module: Any, function: Any, context: Any, smem_bytes: int):
         self.name, self.device, self.smem_bytes = name, device, smem_bytes
         self._module, self._function, self._context = module, function, context
-        self._context_id = int(context)
         self._cu = driver.bindings()
         self._launch = self._cu.cuLaunchKernel
-        self._current = self._cu.cuCtxGetCurrent
         self._streams: dict[int, Any] = {}
 
     def launch(self, grid: tuple[int, int, int], block: tuple[int, int, int], smem: int, params: int,
@@ -98,19 +119,44 @@ class LoadedKernel:
 
         Returns at once. A grid with no blocks launches nothing. Errors of an earlier kernel may show up here.
         """
+        self.bind(grid, block, smem)(params, stream)
+
+    def bind(self, grid: tuple[int, int, int], block: tuple[int, int, int], smem: int) -> Callable[[int, int], None]:
+        """The launch for one grid, as a function of the arguments and the stream that does as little as possible."""
         if 0 in grid:
-            return
-        handle = self._streams.get(stream)
-        if handle is None:
-            handle = self._streams[stream] = self._cu.CUstream(stream)
-        if int(self._current()[1]) == self._context_id:
+            return lambda params, stream: None
+        launch, function, device = self._launch, self._function, self.device
+        (gx, gy, gz), (bx, by, bz) = grid, block
+        streams, handle_of, elsewhere = self._streams, self._handle, self._elsewhere
+        here = _current_device()
+
+        def enqueue(params: int, stream: int) -> None:
+            handle = streams.get(stream)
+            if handle is None:
+                handle = handle_of(stream)
+            if here() == device:
+                result = launch(function, gx, gy, gz, bx, by, bz, smem, handle, params, 0)
+                if not result[0]:
+                    return
+                if int(result[0]) not in _WRONG_CONTEXT:
+                    self._refused(result, grid, block, smem)
+            elsewhere(grid, block, smem, params, handle)
+
+        return enqueue
+
+    def _handle(self, stream: int) -> Any:
+        if len(self._streams) > 4096:
+            self._streams.clear()
+        handle = self._streams[stream] = self._cu.CUstream(stream)
+        return handle
+
+    def _elsewhere(self, grid: tuple[int, int, int], block: tuple[int, int, int], smem: int, params: int, handle: Any) -> None:
+        """Launch from a thread whose current context is another one, or none."""
+        driver.check(self._cu.cuCtxPushCurrent(self._context), "switching to the kernel's device")
+        try:
             result = self._launch(self._function, *grid, *block, smem, handle, params, 0)
-        else:
-            driver.check(self._cu.cuCtxPushCurrent(self._context), "switching to the kernel's device")
-            try:
-                result = self._launch(self._function, *grid, *block, smem, handle, params, 0)
-            finally:
-                self._cu.cuCtxPopCurrent()
+        finally:
+            self._cu.cuCtxPopCurrent()
         if int(result[0]) != 0:
             self._refused(result, grid, block, smem)
 
@@ -134,19 +180,6 @@ class LoadedKernel:
         if smem > self.smem_bytes:
             hint = f"the kernel was loaded for at most {self.smem_bytes} bytes of dynamic shared memory"
         driver.check(result, f"the launch of {self.name} ({shape})", code="call/launch", hint=hint)
-
-
-def zeroed(size: int, device: int) -> int:
-    """The address of `size` bytes of zeros on a device, a multiple of 4. They stay for the life of the process."""
-    cu = driver.require()
-    driver.check(cu.cuCtxPushCurrent(driver.primary_context(device)), f"switching to device {device}")
-    try:
-        address = driver.check(cu.cuMemAlloc(size), f"allocating {size} bytes")
-        driver.check(cu.cuMemsetD32(address, 0, size // 4), "clearing them")
-        driver.check(cu.cuCtxSynchronize(), "clearing them")
-    finally:
-        cu.cuCtxPopCurrent()
-    return int(address)
 
 
 def load(cubin: bytes, kernel_name: str, smem_bytes: int, device: int = 0) -> LoadedKernel:

@@ -1,0 +1,140 @@
+"""Host time of a call: what Python and the driver spend before `fcgen.attention` returns, on a GPU that never makes them wait.
+
+    python -m benchmarks.host_time [--out FILE.json]
+
+Rows: `fcgen.attention` (output made, output given, with log-sum-exp), torch's SDPA with each backend that takes the problem, the bare
+launch of the same kernel (arguments packed before), and the pieces. Each number is the median over rounds of the mean over `--calls` calls.
+The queue is drained between rounds, and `--calls` stays below its depth (about a thousand launches), so that the GPU makes nobody wait.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from . import environment
+
+Shape = tuple[int, int, int, int]
+NAN = float("nan")
+SHAPE: Shape = (1, 8, 512, 64)
+
+
+def host_us(run: Callable[[], Any], calls: int, rounds: int) -> float:
+    """Microseconds of host time per call."""
+    import torch
+
+    for _ in range(20):
+        run()
+    samples = []
+    for _ in range(rounds):
+        torch.cuda.synchronize()
+        start = time.perf_counter_ns()
+        for _ in range(calls):
+            run()
+        samples.append((time.perf_counter_ns() - start) / calls / 1000)
+    torch.cuda.synchronize()
+    return statistics.median(samples)
+
+
+def candidates(shape: Shape, causal: bool) -> dict[str, Callable[[], Any]]:
+    import torch
+    from torch.nn.functional import scaled_dot_product_attention as sdpa
+
+    import fcgen
+
+    q, k, v = (torch.randn(shape, device="cuda", dtype=torch.float16) for _ in range(3))
+    out = torch.empty_like(q)
+    turn = [0]
+    many = [tuple(torch.randn(shape, device="cuda", dtype=torch.float16) for _ in range(3)) for _ in range(16)]
+
+    def moving() -> Any:
+        turn[0] = (turn[0] + 1) % 16
+        return fcgen.attention(*many[turn[0]], causal=causal, out=out)
+
+    runs: dict[str, Callable[[], Any]] = {
+        "fcgen.attention": lambda: fcgen.attention(q, k, v, causal=causal),
+        "fcgen.attention, out given": lambda: fcgen.attention(q, k, v, causal=causal, out=out),
+        "fcgen.attention, out given, other tensors each call": moving,
+        "fcgen.attention, log-sum-exp": lambda: fcgen.attention(q, k, v, causal=causal, return_lse=True),
+        "bare launch": bare(q, k, v, out, causal),
+        "torch SDPA": lambda: sdpa(q, k, v, is_causal=causal),
+    }
+    runs["torch.empty_like"] = lambda: torch.empty_like(q)
+    runs["shape, stride, dtype, device of one tensor"] = lambda: (q.shape, q.stride(), q.dtype, q.device)
+    runs["data_ptr"] = q.data_ptr
+    runs["raw stream"] = lambda: torch._C._cuda_getCurrentRawStream(0)
+    return runs
+
+
+def sdpa_backends(shape: Shape, causal: bool, calls: int, rounds: int) -> dict[str, float]:
+    """torch's SDPA with one backend at a time; its choice is made once, outside of what is timed."""
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.nn.functional import scaled_dot_product_attention as sdpa
+
+    q, k, v = (torch.randn(shape, device="cuda", dtype=torch.float16) for _ in range(3))
+    out = {}
+    for name, backend in (("flash", SDPBackend.FLASH_ATTENTION), ("cuDNN", SDPBackend.CUDNN_ATTENTION)):
+        with sdpa_kernel(backend):
+            try:
+                out[f"torch SDPA, {name}"] = host_us(lambda: sdpa(q, k, v, is_causal=causal), calls, rounds)
+            except RuntimeError as error:
+                print(f"# {name} does not take this problem: {str(error).splitlines()[0]}")
+    return out
+
+
+def bare(q: Any, k: Any, v: Any, out: Any, causal: bool) -> Callable[[], Any]:
+    """The driver's launch of the kernel that `fcgen.attention` runs, arguments packed before."""
+    import torch
+
+    from fcgen import forward
+
+    program, scale = forward._program(q, k, v, causal, None, False, None)
+    plan, values, device = program.launcher.resolve({"Q": q, "K": k, "V": v, "O": out, "scale": scale})
+    stream = torch._C._cuda_getCurrentRawStream(device)
+    plan.launch(stream, values)
+    block, enqueue = plan._free[-1], plan._enqueue
+    return lambda: enqueue(block.at, stream)
+
+
+def measure(shape: Shape = SHAPE, calls: int = 200, rounds: int = 31) -> list[dict[str, Any]]:
+    rows = []
+    for causal in (False, True):
+        times = {name: host_us(run, calls, rounds) for name, run in candidates(shape, causal).items()}
+        times |= sdpa_backends(shape, causal, calls, rounds)
+        rows += [{"what": name, "causal": causal, "us": round(us, 2)} for name, us in times.items()]
+    return rows
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    by_name: dict[str, dict[bool, float]] = {}
+    for r in rows:
+        by_name.setdefault(r["what"], {})[r["causal"]] = r["us"]
+    width = max(map(len, by_name))
+    lines = [f"{'us of host time per call':{width}}  full  causal"]
+    lines += [f"{name:{width}} {us.get(False, NAN):5.2f}   {us.get(True, NAN):5.2f}" for name, us in by_name.items()]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", type=int, nargs=4, default=SHAPE, metavar=("B", "H", "S", "D"))
+    parser.add_argument("--calls", type=int, default=200)
+    parser.add_argument("--rounds", type=int, default=31)
+    parser.add_argument("--out", type=Path, help="also write the numbers as JSON")
+    args = parser.parse_args()
+    rows = measure(tuple(args.shape), args.calls, args.rounds)
+    print(table(rows))
+    said = json.dumps({"facts": environment.facts(), "shape": args.shape, "calls": args.calls, "rounds": args.rounds, "rows": rows})
+    print(said)
+    if args.out:
+        args.out.write_text(said + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

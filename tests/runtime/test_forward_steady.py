@@ -1,0 +1,211 @@
+"""`fcgen.attention` after the first call: same launches, nothing described again, every check still made."""
+
+from __future__ import annotations
+
+import sys
+import timeit
+
+import pytest
+from pretend import Driver, Tensor, install, number, torch
+
+import fcgen
+from fcgen import forward
+from fcgen.compiler import Built, Facts
+from fcgen.errors import FcError
+from fcgen.ir.schedule import Schedule
+from fcgen.launch import Launcher
+from fcgen.runtime import tensors
+
+DIMS = {"Q": ("B", "H", "M", "D"), "K": ("B", "G", "N", "D"), "V": ("B", "G", "N", "E"), "O": ("B", "H", "M", "E"), "LSE": ("B", "H", "M")}
+
+
+class Program:
+    """A program with three maps, and strides and sizes, as the Hopper kernels have."""
+
+    def __init__(self, dtype, lse, positive):
+        names = ["Q", "K", "V", "O"] + ["LSE"] * lse
+        params = [(n, "tensor", "f32" if n == "LSE" else dtype, DIMS[n], ("out",) if n in ("O", "LSE") else ()) for n in names]
+        flat = [(k, n, a, ()) for n in names for k, a in [("ptr", -1), *(("stride", a) for a in range(len(DIMS[n]) - 1))]]
+        flat += [("map", n, -1, (1, 1, 64, 64, 128)) for n in "QKV"] + [("scalar", "scale", -1, ())]
+        flat += [("size", d, -1, ()) for d in "BHMNG"]
+        params.append(("scale", "scalar", "f32", (), ("positive",) if positive else ()))
+        facts = Facts("attention", "sm_90", 384, 1 << 17, tuple(params), tuple(flat), (("b", "B", 1), ("h", "H", 1), ("m", "M", 128)))
+        self.launcher = Launcher(Built(facts, Schedule(), "", "", "", repr((flat, positive)).encode(), ""))
+        self.sizes = [128 if k == "map" else 4 if k in ("scalar", "size") else 8 for k, *_ in flat]
+        self.flat = flat
+
+
+@pytest.fixture
+def world(monkeypatch):
+    """(torch, driver); every program that `attention` asks for is in driver.programs."""
+    t, fake = torch(), Driver()
+    fake.programs = []
+    monkeypatch.setitem(sys.modules, "torch", t)
+    monkeypatch.setattr(tensors, "_torch_dtypes", {})
+    install(monkeypatch, fake)
+    made = {}
+
+    def compiled(dtype, d, e, mask, lse, arch, schedule=None, positive=True):
+        key = (dtype, d, e, mask, lse, arch, schedule, positive)
+        if key not in made:
+            made[key] = Program(dtype, lse or not positive, positive)
+            fake.programs.append(key)
+            fake.kernels[made[key].launcher.built.cubin] = made[key].sizes
+        fake.flat = made[key].flat
+        return made[key]
+
+    monkeypatch.setattr(forward, "compiled", compiled)
+    monkeypatch.setattr(forward, "_KNOWN", {})
+    forward._arch.cache_clear()
+    yield t, fake
+    forward._arch.cache_clear()
+
+
+def read(fake, n=-1):
+    """The pointers, the scale and the stream of a launch."""
+    *_, stream, raw = fake.launches[n]
+    out = {name: number(raw[i], "Q") for i, (kind, name, *_) in enumerate(fake.flat) if kind == "ptr"}
+    return out | {"scale": next(number(raw[i], "f") for i, f in enumerate(fake.flat) if f[0] == "scalar"), "stream": stream,
+                  "maps": [raw[i] for i, f in enumerate(fake.flat) if f[0] == "map"]}
+
+
+def three(t, shape=(2, 4, 256, 64), dtype="float16", **change):
+    return [Tensor(shape, getattr(t, dtype), **change) for _ in range(3)]
+
+
+def forbid(monkeypatch):
+    """From here on only the short way works."""
+    def no(*a, **k):
+        raise AssertionError("the long way")
+
+    monkeypatch.setattr(forward, "_checked", no)
+
+
+@pytest.mark.parametrize("return_lse", [False, True])
+@pytest.mark.parametrize("given", [False, True])
+def test_the_second_call_reads_pointers_only(world, monkeypatch, return_lse, given):
+    t, fake = world
+    out = Tensor((2, 4, 256, 64), t.float16) if given else None
+    call = lambda qkv: fcgen.attention(*qkv, causal=True, return_lse=return_lse, out=out)
+    first = three(t)
+    call(first)
+    forbid(monkeypatch)
+    for qkv in (three(t), first, three(t)):
+        result = call(qkv)
+        o, lse = result if return_lse else (result, None)
+        got = read(fake)
+        assert [got[n] for n in "QKVO"] == [x.data_ptr() for x in (*qkv, o)] and got["scale"] == 0.125
+        assert (o is out) == given and (lse is None or (got["LSE"] == lse.data_ptr() and lse.shape == (2, 4, 256)))
+    assert len(fake.launches) == 4 and fake.launches[0][0] == (16, 1, 1)
+    maps = [read(fake, n)["maps"] for n in range(4)]
+    assert maps[0] == maps[2] and len({m for ms in maps for m in ms}) == 9
+    assert len(fake.encoded) == 9, "each map was made once"
+
+
+def test_the_short_way_gives_what_the_long_one_gives(world):
+    t, fake = world
+    qkv, out = three(t), Tensor((2, 4, 256, 64), t.float16)
+    fcgen.attention(*qkv, out=out, scale=0.3)
+    fcgen.attention(*qkv, out=out, scale=0.3)
+    assert fake.launches[0] == fake.launches[1]
+
+
+@pytest.mark.parametrize("change", [
+    {"causal": True}, {"causal": "top_left"}, {"scale": 0.5}, {"scale": 0}, {"return_lse": True}, {"schedule": Schedule(warps=8)},
+])
+def test_other_options_are_other_calls(world, change):
+    t, fake = world
+    qkv = three(t)
+    fcgen.attention(*qkv)
+    fcgen.attention(*qkv, **change)
+    fcgen.attention(*qkv, **change)
+    assert len(forward._KNOWN) == 2 and len(fake.launches) == 3
+    if "scale" in change:
+        assert read(fake)["scale"] == change["scale"]
+    elif "causal" in change or "return_lse" in change or "schedule" in change:
+        assert len(fake.programs) == 2
+
+
+def test_other_tensors_are_other_calls(world):
+    t, fake = world
+    fcgen.attention(*three(t))
+    seen = 1
+    for qkv in (three(t, (2, 4, 128, 64)), three(t, dtype="bfloat16"), three(t, strides=(4 * 256 * 64, 64, 4 * 64, 1)),
+                [three(t)[0], *three(t, (2, 4, 512, 64))[1:]]):
+        fcgen.attention(*qkv)
+        seen += 1
+        assert len(forward._KNOWN) == seen and read(fake)["Q"] == qkv[0].data_ptr()
+    fcgen.attention(*three(t), out=Tensor((2, 4, 256, 64), t.float16, (4 * 256 * 64, 64, 4 * 64, 1)))
+    assert len(forward._KNOWN) == seen + 1
+
+
+@pytest.mark.parametrize(("position", "bad", "said"), [
+    (0, {"ptr": 0x1002}, "not aligned"), (1, {"ptr": 0x1008}, "not aligned"), (2, {"ptr": 0x1008}, "not aligned"),
+    (3, {"ptr": 0x1008}, "not aligned"), (1, {"device": "cuda:1"}, "is on cuda:1"), (3, {"shape": (2, 4, 255, 64)}, "disagree"),
+    (3, {"device": "cuda:1"}, "is on cuda:1"), (2, {"strides": (4 * 256 * 128, 256 * 128, 128, 2)}, "not contiguous"),
+])
+def test_what_the_first_call_refuses_later_ones_refuse(world, position, bad, said):
+    t, fake = world
+    good = [*three(t), Tensor((2, 4, 256, 64), t.float16)]
+    fcgen.attention(*good[:3], out=good[3])
+    fcgen.attention(*good[:3], out=good[3])
+    good[position] = Tensor(**{"shape": (2, 4, 256, 64), "dtype": t.float16, **bad})
+    with pytest.raises(FcError, match=said):
+        fcgen.attention(*good[:3], out=good[3])
+    assert len(fake.launches) == 2
+
+
+def test_the_stream_is_the_current_one(world, monkeypatch):
+    t, fake = world
+    fcgen.attention(*three(t))
+    forbid(monkeypatch)
+    t.now.stream = 1234
+    fcgen.attention(*three(t))
+    assert read(fake, 0)["stream"] == 0 and read(fake, 1)["stream"] == 1234
+
+
+def test_a_schedule_is_not_mistaken_for_one_that_is_gone(world):
+    t, fake = world
+    qkv = three(t)
+    for n in range(50):
+        fcgen.attention(*qkv, schedule=Schedule(warps=4 if n % 2 else 8))
+    assert [k[6].warps for k in fake.programs] == [8, 4] and len(fake.launches) == 50
+
+
+def test_no_tensor_is_kept_alive(world):
+    import gc
+    import weakref
+
+    t, _ = world
+    qkv, out = three(t), Tensor((2, 4, 256, 64), t.float16)
+    for _ in range(2):
+        fcgen.attention(*qkv, out=out)
+        fcgen.attention(*qkv, return_lse=True)
+    dead = [weakref.ref(x) for x in (*qkv, out)]
+    del qkv, out
+    gc.collect()
+    assert not any(d() for d in dead)
+
+
+def test_what_is_not_torch_goes_the_long_way(world):
+    with pytest.raises(FcError, match="is not a tensor"):
+        fcgen.attention(None, None, None)
+    assert not forward._KNOWN
+
+
+def steady_us(t, fake, given):
+    """Microseconds of a steady call, without the driver's part and the making of tensors."""
+    qkv, out = three(t), Tensor((2, 4, 256, 64), t.float16)
+    t.empty_like = lambda x: out
+    fake.cuLaunchKernel = lambda *a: done
+    done = (0,)
+    call = (lambda: fcgen.attention(*qkv, causal=True, out=out)) if given else (lambda: fcgen.attention(*qkv, causal=True))
+    call()
+    return min(timeit.repeat(call, number=2000, repeat=7)) / 2000 * 1e6
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_a_steady_call_is_cheap(world, given):
+    us = steady_us(*world, given)
+    print(f"steady call, out {'given' if given else 'made'}: {us:.2f} us")
+    assert us < 20, "4 is expected; this machine may be busy"

@@ -1,0 +1,196 @@
+"""Launches with a driver that only listens: parameters, maps, counters, grids, contexts, threads, errors."""
+
+from __future__ import annotations
+
+import sys
+import threading
+
+import pytest
+from pretend import Driver, Dtype, Tensor, install, number, torch
+
+from fcgen.compiler import Built, Facts
+from fcgen.errors import FcError
+from fcgen.ir.schedule import Schedule
+from fcgen.launch import Launcher, check_arch
+from fcgen.runtime import steady
+
+F16 = Dtype("float16")
+FLAT = (("ptr", "X", -1, ()), ("stride", "X", 0, ()), ("ptr", "Y", -1, ()), ("map", "X", -1, (64, 64, 128)), ("map", "Y", -1, (8, 16, 32)),
+        ("counter", "counter", -1, ()), ("scalar", "scale", -1, ()), ("size", "M", -1, ()))
+SIZES = (8, 8, 8, 128, 128, 8, 4, 4)
+
+
+def facts(flat=FLAT, persistent="dynamic", arch="sm_90a"):
+    return Facts("k", arch, 384, 1024, (("X", "tensor", "f16", ("M", "D"), ()), ("Y", "tensor", "f16", ("M", "D"), ("out",)),
+                                        ("scale", "scalar", "f32", (), ("positive",))), flat, (("m", "M", 64),), persistent)
+
+
+def made(**change):
+    return Launcher(Built(facts(**change), Schedule(), "", "", "", b"", ""))
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", torch())
+    return install(monkeypatch, Driver(SIZES))
+
+
+def test_facts_survive_the_cache():
+    import json
+
+    assert Facts.from_json(json.loads(json.dumps(facts().to_json()))) == facts()
+
+
+def test_every_parameter_is_where_the_kernel_reads_it(fake):
+    x, y = Tensor((100, 64), F16, (128, 1)), Tensor((100, 64), F16)
+    call = made()
+    call({"X": x, "Y": y, "scale": 0.5})
+    (grid, block, smem, stream, raw), = fake.launches
+    assert (grid, block, smem, stream) == ((2, 1, 1), (384, 1, 1), 1024, 0)
+    assert [number(raw[0], "Q"), number(raw[1], "q"), number(raw[2], "Q")] == [x.data_ptr(), 128, y.data_ptr()]
+    assert (number(raw[6], "f"), number(raw[7], "i")) == (0.5, 100) and number(raw[5], "Q") >= 0x70000000
+    assert raw[3] != raw[4] and fake.encoded[0][2:6] == (x.data_ptr(), [64, 100], [256], [64, 64])
+    assert fake.encoded[1][2:6] == (y.data_ptr(), [64, 100], [128], [16, 8]) and len(fake.encoded) == 2
+
+
+def test_maps_follow_their_tensors(fake):
+    call, y = made(), Tensor((100, 64), F16)
+    xs = [Tensor((100, 64), F16) for _ in range(3)]
+    for x in (*xs, *xs, xs[2]):
+        call({"X": x, "Y": y, "scale": 1})
+    maps = [raw[3] for *_, raw in fake.launches]
+    assert len(set(maps)) == 3 and maps[:3] == maps[3:6] and maps[6] == maps[2]
+    assert len({raw[4] for *_, raw in fake.launches}) == 1 and len(fake.encoded) == 4
+
+
+def test_more_tensors_than_are_remembered(fake, monkeypatch):
+    monkeypatch.setattr(steady, "_REMEMBERED", 4)
+    call, y, xs = made(), Tensor((64, 64), F16), [Tensor((64, 64), F16) for _ in range(10)]
+    for x in (*xs, *xs):
+        call({"X": x, "Y": y, "scale": 1})
+    maps = [raw[3] for *_, raw in fake.launches]
+    assert len(set(maps[:10])) == 10 and maps[:10] == maps[10:] and len(fake.encoded) == 11
+
+
+@pytest.mark.parametrize(("rows", "persistent", "blocks"), [(64, "none", 1), (64 * 500, "none", 500), (64 * 500, "static", 132),
+                                                          (64 * 500, "dynamic", 132), (64 * 9, "dynamic", 9)])
+def test_a_persistent_grid_has_one_block_per_multiprocessor(fake, rows, persistent, blocks):
+    made(persistent=persistent)({"X": Tensor((rows, 64), F16), "Y": Tensor((rows, 64), F16), "scale": 1})
+    assert fake.launches[0][0] == (blocks, 1, 1)
+
+
+def test_nothing_to_do_launches_nothing(fake):
+    made()({"X": Tensor((0, 64), F16, ptr=0), "Y": Tensor((0, 64), F16, ptr=0), "scale": 1})
+    assert not fake.launches and "cuMemAlloc" not in fake.calls
+
+
+def test_counters_belong_to_streams_and_captures(fake):
+    call, given = made(), {"X": Tensor((64, 64), F16), "Y": Tensor((64, 64), F16), "scale": 1}
+
+    def at(stream, capture=None):
+        fake.capture = {stream: capture} if capture else {}
+        call(given, stream)
+        return number(fake.launches[-1][4][5], "Q")
+
+    seen = [at(0), at(100), at(100, 1), at(100, 2), at(200, 2)]
+    assert len(set(seen)) == 5, "launches that may overlap have counters of their own"
+    assert [at(0), at(100), at(100, 1), at(100, 2), at(200, 2)] == seen
+    assert fake.calls.count("cuMemAlloc") == 1 and all(s % 128 == 0 for s in seen)
+    assert ("cuMemsetD32Async", 0x70000000, 0, 64 * 128 // 4, 77) in fake.calls
+    assert fake.calls[0] == "RELAXED" and fake.calls[-1] == "GLOBAL", "capture is left as it was"
+    others = {at(1000 + n) for n in range(70)}
+    assert len(others) == 70 and not others & set(seen) and fake.calls.count("cuMemAlloc") == 2
+
+
+def test_threads_of_the_per_thread_stream_do_not_share_a_counter(fake):
+    call, given = made(), {"X": Tensor((64, 64), F16), "Y": Tensor((64, 64), F16), "scale": 1}
+    call(given, 2)
+    threads = [threading.Thread(target=call, args=(given, 2)) for _ in range(1)]
+    for t in threads:
+        t.start()
+        t.join()
+    assert len({raw[5] for *_, raw in fake.launches}) == 2
+
+
+def test_a_thread_without_the_context_enters_it(fake):
+    call, given = made(), {"X": Tensor((64, 64), F16), "Y": Tensor((64, 64), F16), "scale": 1}
+    fake.device.lost = True                        # torch says device 0, the driver has no context yet
+    call(given)
+    assert len(fake.launches) == 1 and not fake.entered
+    sys.modules["torch"].now.device = 1            # another device is current
+    call(given)
+    assert len(fake.launches) == 2 and not fake.entered
+
+
+def test_threads_never_see_each_others_arguments(fake):
+    call, failures = made(), []
+
+    def work(n):
+        tensors = [(Tensor((64, 64), F16), Tensor((64, 64), F16)) for _ in range(3)]
+        for i in range(200):
+            x, y = tensors[i % 3]
+            call({"X": x, "Y": y, "scale": n + 1}, 1000 + n)
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(6)]
+    old = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for t in threads:
+            t.start()
+        for t in threads:
+            t.join()
+    finally:
+        sys.setswitchinterval(old)
+    by_x, by_stream = {}, {}
+    for _, _, _, stream, raw in fake.launches:
+        by_x.setdefault(raw[0], set()).add((stream, raw[2], raw[3], raw[4], raw[6]))
+        by_stream.setdefault(stream, set()).add((raw[5], raw[6]))
+    assert len(fake.launches) == 1200 and not failures
+    assert len(by_x) == 18 and all(len(s) == 1 for s in by_x.values()) and all(len(s) == 1 for s in by_stream.values())
+
+
+@pytest.mark.parametrize(("x", "said"), [
+    (Tensor((64, 64), F16, ptr=0x1008), "not aligned"),
+    (Tensor((64, 64), F16, (68, 1)), "not aligned"),
+    (Tensor((64, 64), Dtype("float32")), "wrong dtype"),
+    (Tensor((64, 64), F16, device="cuda:1"), "is on cuda:1"),
+])
+def test_errors_come_before_any_launch(fake, x, said):
+    with pytest.raises(FcError, match=said) as caught:
+        made()({"X": Tensor((64, 64), F16), "Y": Tensor((64, 64), F16), "scale": 1} | {"Y": x})
+    assert caught.value.code == "call/argument" and not fake.launches
+
+
+def test_a_failed_call_leaves_the_launcher_in_order(fake, monkeypatch):
+    call = made()
+    given = {"X": Tensor((64, 64), F16), "Y": Tensor((64, 64), F16), "scale": 1}
+    call(given)
+    monkeypatch.setattr(fake, "cuTensorMapEncodeTiled", lambda *a: (1,), raising=False)
+    monkeypatch.setattr(fake, "cuGetErrorName", lambda e: (0, b"CUDA_ERROR_INVALID_VALUE"), raising=False)
+    monkeypatch.setattr(fake, "cuGetErrorString", lambda e: (0, b"invalid argument"), raising=False)
+    with pytest.raises(FcError, match="describing argument `X`"):
+        call(given | {"X": Tensor((64, 64), F16)})
+    call(given)
+    assert len(fake.launches) == 2 and fake.launches[0][4] == fake.launches[1][4]
+
+
+@pytest.mark.parametrize(("made_for", "runs"), [("sm_90a", True), ("sm_90", True), ("sm_89", False), ("sm_80", False), ("sm_100a", False)])
+def test_which_cubins_run_on_hopper(fake, made_for, runs):
+    if runs:
+        check_arch(facts(arch=made_for), 0)
+    else:
+        with pytest.raises(FcError, match="compiled for"):
+            check_arch(facts(arch=made_for), 0)
+
+
+def test_an_arch_specific_cubin_runs_on_no_later_gpu(fake, monkeypatch):
+    import dataclasses
+
+    from pretend import INFO
+
+    from fcgen.runtime import driver
+
+    monkeypatch.setattr(driver, "device_info", lambda ordinal=0: dataclasses.replace(INFO, arch="sm_103a"))
+    check_arch(facts(arch="sm_100"), 0)
+    with pytest.raises(FcError, match="compiled for sm_100a"):
+        check_arch(facts(arch="sm_100a"), 0)
