@@ -162,15 +162,18 @@ def _claim_done(em: Emitter, op: Op) -> None:
 
 @emits("post")
 def _post(em: Emitter, op: Op) -> None:
-    em.w.line(f"{em.fn('post_i32')}({em.scalars[op.operands[1]]}, {em.scalar(op.operands[0])});")
+    *values, slot = op.operands
+    for n, v in enumerate(values):
+        em.w.line(f"{em.fn('post_i32')}({add(em.scalars[slot], X(str(4 * n)))}, {em.scalar(v)});")
 
 
 @emits("fetch")
 def _fetch(em: Emitter, op: Op) -> None:
-    name = em.names(op.result.name, "next")
-    em.w.line(f"const int {name} = {em.fn('fetch_i32')}({em.scalars[op.operands[0]]});")
-    em.scalars[op.result] = X(name, depth=em.depth)
-    em.nonneg.add(op.result)
+    for n, r in enumerate(op.results):
+        name = em.names(r.name, "next")
+        em.w.line(f"const int {name} = {em.fn('fetch_i32')}({add(em.scalars[op.operands[0]], X(str(4 * n)))});")
+        em.scalars[r] = X(name, depth=em.depth)
+        em.nonneg.add(r)
 
 
 @emits("while")

@@ -138,22 +138,29 @@ define("claim_done", "machine", "This block will claim no more; the last one to 
        _no_operands, effect="write")
 
 
-def _post(types, attrs):
-    need(len(types) == 2 and types[0] == Scalar(i32) and isinstance(types[1], Buffer) and types[1].slots == 1 and types[1].dtype == i32,
-         "post takes an i32 and a slot of i32", "i32, smem i32", ", ".join(map(str, types)))
-    return ()
+def _check_post(op: Op) -> None:
+    *values, slot = (v.type for v in op.operands)
+    need(bool(values) and all(t == Scalar(i32) for t in values), "post takes i32 scalars and a slot of i32", "i32, ..., smem i32",
+         ", ".join(str(v.type) for v in op.operands))
+    _numbers(slot, len(values), "post")
 
 
-define("post", "machine", "`post x, slot`: one thread writes a scalar into shared memory.", _post, effect="write")
+def _numbers(slot, count: int, what: str) -> None:
+    need(isinstance(slot, Buffer) and slot.slots == 1 and slot.dtype == i32 and len(slot.shape) == 1, f"{what}: a slot of i32", "smem i32[n]", slot)
+    need(slot.shape[0] >= count, f"{what}: the slot holds that many numbers", count, slot.shape[0])
 
 
-def _fetch(types, attrs):
-    need(len(types) == 1 and isinstance(types[0], Buffer) and types[0].slots == 1 and types[0].dtype == i32, "fetch takes a slot of i32",
-         "smem i32", ", ".join(map(str, types)))
-    return (Scalar(i32),)
+define("post", "machine", "`post x, ..., slot`: one thread writes scalars into shared memory.", _effect_only, effect="write", check=_check_post)
 
 
-define("fetch", "machine", "`fetch slot`: the scalar that was posted, known to be the same in the whole warp.", _fetch, effect="read")
+def _check_fetch(op: Op) -> None:
+    need(len(op.operands) == 1 and bool(op.results) and all(r.type == Scalar(i32) for r in op.results), "fetch makes i32 scalars from a slot",
+         "smem i32[n] -> i32, ...", ", ".join(str(v.type) for v in (*op.operands, *op.results)))
+    _numbers(op.operands[0].type, len(op.results), "fetch")
+
+
+define("fetch", "machine", "`fetch slot`: the scalars that were posted, known to be the same in the whole warp.", lambda types, attrs: None,
+       effect="read", check=_check_fetch)
 
 
 def _check_while(op: Op) -> None:

@@ -34,7 +34,7 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
     groups = schedule.warps // 4
     loads = [o for o in walk(kernel.body) if o.kind == "load" and isinstance(o.result.type, Buffer)]
     channels = _channels(loads, kernel.body, schedule)
-    box = _mailbox(schedule) if schedule.persistent == "dynamic" else None
+    box = _mailbox(kernel, schedule) if schedule.persistent != "none" else None
     filled = _Filler(channels).block(kernel.body)
     read = _Reader(channels, schedule.tokens).block(kernel.body)
     roles = []
@@ -78,6 +78,13 @@ def _channels(loads: list[Op], body: Block, schedule: Schedule) -> dict[int, Cha
     return out
 
 
+def _mailbox(kernel: Kernel, schedule: Schedule) -> Channel:
+    """The channel through which `main` learns its next tile: whether there is one, and the program's index on each axis."""
+    slots, numbers = 2, 1 + len(kernel.grid)
+    return Channel(Value(Buffer(i32, (numbers,), SmemLayout(numbers), slots), "next"), Value(Mbarrier(1, slots), "next_full"),
+                   Value(Mbarrier(schedule.warps, slots), "next_empty"))
+
+
 def _held_together(others: list[Op], load: Op, body: Block) -> bool:
     """Whether a tile of `others` is still read after `load` stands, in the block of both or around it."""
     for block in _blocks(body):
@@ -91,12 +98,6 @@ def _held_together(others: list[Op], load: Op, body: Block) -> bool:
 
 def _blocks(block: Block) -> list[Block]:
     return [block, *(b for o in block.ops for r in o.regions for b in _blocks(r))]
-
-
-def _mailbox(schedule: Schedule) -> Channel:
-    slots = 2
-    return Channel(Value(Buffer(i32, (1,), SmemLayout(1), slots), "next"), Value(Mbarrier(1, slots), "next_full"),
-                   Value(Mbarrier(schedule.warps, slots), "next_empty"))
 
 
 class _Filler:
@@ -282,50 +283,57 @@ def _grid(kernel: Kernel, body: Block, schedule: Schedule, box: Channel | None, 
     b = Builder()
     if schedule.tokens and not fills:
         b.do("token_start", id=TOKENS)
-    index = b.emit("block_index", name="block")
+    index = b.emit("block_index", name="block") if fills or box is None else args[0]
+    if box is not None and not fills:
+        return _taking(kernel, body, box, args, b)
     tiles = Tiles(kernel, schedule, b)
-    if schedule.persistent == "none":
+    if box is None:
         b.ops += _inline(body, tiles.decode(index, b))
         return b.block(args)
-    step, total = b.emit("block_count", name="blocks"), tiles.total
-    inner = Builder()
-    t = Value(Scalar(i32), "t")
+    step = b.emit("block_count", name="blocks") if schedule.persistent == "static" else None
+    t, inner = Value(Scalar(i32), "t"), Builder()
     tile = tiles.decode(t, inner)
-    if box is None:
-        inner.ops += _inline(body, tile)
-        after = inner.emit("add", t, step, name="t")
-    elif fills:
-        after = _filling(box, body, tile, inner, t)
-    else:
-        inner.ops += _inline(body, tile)
-        after = _take(box, inner)
-    inner.do("yield", inner.emit("lt", after, total), after)
-    b.add(Op("while", (b.emit("lt", index, total), index), (Value(Scalar(i32), "t"),), {}, (inner.block((t,)),)))
-    if box is not None and fills:
+    _tell(box, [inner.emit("const", value=1, dtype="i32"), *(tile[n] for n in range(len(kernel.grid)))], inner)
+    inner.ops += _inline(body, tile)
+    # claimed when all copies of this tile have been started, so that longest-first keeps its meaning
+    after = inner.emit("add", t, step, name="t") if step is not None else inner.emit("claim", name="t")
+    inner.do("yield", inner.emit("lt", after, tiles.total), after)
+    b.add(Op("while", (b.emit("lt", index, tiles.total), index), (Value(Scalar(i32), "t"),), {}, (inner.block((t,)),)))
+    _tell(box, [b.emit("const", value=0, dtype="i32")] * (1 + len(kernel.grid)), b)
+    if step is None:
         b.do("claim_done")
     return b.block(args)
 
 
-def _filling(box: Channel, body: Block, tile: dict[Any, Value], b: Builder, t: Value) -> Value:
-    """The producer's tile: the next one is claimed when all copies of this one have been started, so that longest-first keeps its meaning,
-    and told to the consumers."""
-    b.ops += _inline(body, tile)
-    after = b.emit("claim", name="next")
+def _tell(box: Channel, numbers: list[Value], b: Builder) -> None:
     view = b.emit("slot", box.ring, box.cursor, ahead=0, name="next")
     b.do("mbar_wait", box.empty, box.cursor, lag=1)
-    b.do("post", after, view)
+    b.do("post", *numbers, view)
     b.do("mbar_expect", box.full, box.cursor, bytes=0)
     b.do("advance", box.cursor)
-    return after
 
 
-def _take(box: Channel, b: Builder) -> Value:
+def _hear(kernel: Kernel, box: Channel, b: Builder) -> tuple[Value, list[Value]]:
+    """Whether there is a tile, and its place on each axis."""
     view = b.emit("slot", box.ring, box.cursor, ahead=0, name="next")
     b.do("mbar_wait", box.full, box.cursor, lag=0)
-    after = b.emit("fetch", view, name="next")
+    more, *tile = (Value(Scalar(i32), name) for name in ("more", *(a.name for a in kernel.grid)))
+    b.add(Op("fetch", (view,), (more, *tile)))
     b.do("mbar_arrive", box.empty, box.cursor)
     b.do("advance", box.cursor)
-    return after
+    return b.emit("ne", more, b.emit("const", value=0, dtype="i32")), tile
+
+
+def _taking(kernel: Kernel, body: Block, box: Channel, args: tuple[Value, ...], b: Builder) -> Block:
+    """The reading role works on tiles as it is told of them: where a tile lies was computed once, by the role that runs ahead."""
+    go, tile = _hear(kernel, box, b)
+    inside = tuple(Value(Scalar(i32), a.name) for a in kernel.grid)
+    inner = Builder()
+    inner.ops += _inline(body, dict(enumerate(inside)))
+    again, after = _hear(kernel, box, inner)
+    inner.do("yield", again, *after)
+    b.add(Op("while", (go, *tile), tuple(Value(Scalar(i32), a.name) for a in kernel.grid), {}, (inner.block(inside),)))
+    return b.block(args)
 
 
 def _inline(body: Block, tile: dict[int, Value]) -> list[Op]:
