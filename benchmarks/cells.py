@@ -164,7 +164,7 @@ def sampled(batch: int, heads: int) -> list[tuple[int, int]]:
 
 @dataclass(frozen=True)
 class Errors:
-    """max: largest absolute; rms: over the reference's rms; row: the worst row's norm over the reference's typical row norm at its place."""
+    """max: largest absolute; rms: over the reference's rms; row: the worst row, norm over norm."""
 
     max: float
     rms: float
