@@ -125,9 +125,9 @@ class Race:
                   + "  ".join(f"{n} {us:.1f} us" for n, us in row["us"].items()), flush=True)
 
     def to_json(self) -> dict[str, Any]:
-        return {"part": "hopper_forward", "environment": facts(), "dtype": self.dtype, "ceilings": self.limits, "schedule": self.schedule,
-                "table": self.table, "small": self.small, "summary": summary_of(self.table), "absent": self.absent, "problems": self.wrong,
-                "left_out": self.left_out}
+        return {"part": "hopper_forward", "environment": facts(), "dry": peers_of.STAND_IN, "dtype": self.dtype,
+                "ceilings": self.limits, "schedule": self.schedule, "table": self.table, "small": self.small,
+                "summary": summary_of(self.table), "absent": self.absent, "problems": self.wrong, "left_out": self.left_out}
 
 
 class Hung(RuntimeError):
@@ -214,6 +214,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{len(heads)} kernels in {time.monotonic() - begin:.0f} s, {len(failed)} of them refused", flush=True)
     race.limits = ceilings(args.dtype)
     print_environment(facts(), race.limits)
+    if peers_of.STAND_IN:
+        print("dry run: PyTorch on the CPU stands for FA3 and cuDNN, and no number here means anything")
     print(header(list(race.peers)), flush=True)
     slowest = 0.0
     try:

@@ -65,6 +65,7 @@ def pictures(data: dict[str, Any], folder: str | Path) -> str:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     gpu = data["environment"]["gpu"].get("name", "")
+    gpu = "DRY RUN, numbers mean nothing" if data.get("dry") else gpu
     title = f"Attention forward, {data.get('dtype', '')}{', ' + gpu if gpu else ''}, {data['environment']['date'][:10]}"
     for kind in ("svg", "png"):
         draw(data["table"], folder / f"forward.{kind}", title, columns=2)
