@@ -62,12 +62,12 @@ class Race:
             poison(x.q)
             out = call.run()
             if not finishes():
-                raise Hung(f"{name} {cell}")
+                raise Hung("the kernel does not end")
             got = call.output(out)
             torch.cuda.synchronize()
         except (Absent, NotImplementedError, RuntimeError, fc.FcError) as error:
-            if isinstance(error, Hung):
-                raise
+            if isinstance(error, Hung) or not alive():
+                raise Hung(f"{name} {cell}: {(str(error).splitlines() or ['?'])[0]}") from error
             said = (str(error).splitlines() or [type(error).__name__])[0][:160]
             (self.wrong.append if name == "fcgen" else lambda text: self.absent.setdefault(name, text))(f"{cell} {name}: {said}")
             return None
@@ -131,7 +131,18 @@ class Race:
 
 
 class Hung(RuntimeError):
-    """A kernel that does not end. The process cannot go on: its context is lost."""
+    """A kernel that does not end, or broke the context. The process cannot go on."""
+
+
+def alive() -> bool:
+    """Is the GPU still there for this process?"""
+    import torch
+
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return False
+    return True
 
 
 # ---- what is said about it ---------------------------------------------------------------------------------------------
@@ -230,7 +241,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not args.no_small and time.monotonic() - begin <= args.budget_s:
             race.small_shape()
     except Hung as error:
-        race.wrong.append(f"{error}: the kernel does not end; nothing was measured after it")
+        race.wrong.append(f"{error}; nothing was measured after it")
         write_json(args.json, race.to_json())
         print_summary(race)
         sys.stdout.flush()
