@@ -133,8 +133,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, why in absent.items():
         print(f"without {name}: {why}")
     print("\n".join(wrong) or "errors within the target, the same bits every time")
-    write_json(args.json, {"part": "accuracy", "environment": facts(), "dry": peers_of.STAND_IN, "dtype": args.dtype, "table": table, "repeats": count,
-                           "absent": absent, "problems": wrong})
+    write_json(args.json, {"part": "accuracy", "environment": facts(), "dry": peers_of.STAND_IN, "dtype": args.dtype,
+                           "table": table, "repeats": count, "absent": absent, "problems": wrong})
     return bool(wrong)
 
 

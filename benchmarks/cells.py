@@ -1,4 +1,4 @@
-"""The cells of the Hopper benchmark (head size, length, mask): which are meant, their inputs, an exact reference, and the verdict on a result.
+"""The cells of the Hopper benchmark (head size, length, mask): which, their inputs, an exact reference, and the verdict on a result.
 
 A cell has 16384 tokens in total and H = 2048 / D heads, stored [B, S, H, D]. The reference is float64, over whole (batch, head) slices: the
 first, a middle one and the last, all rows and all keys, in blocks of rows. A result passes if all of it is finite, its rms error over the

@@ -5,7 +5,7 @@
     python -m benchmarks.hopper_forward --cells D128 --schedule "tiles={BLOCK_M: 128, BLOCK_N: 64}, stages=2"
 
 Every result is compared with float64 first (cells.py), into memory full of NaN, and only right ones get a rate. Within a cell everyone is
-timed in turns on a warm board; fcgen's output must still be the same bits after that. FLOPs are 4 B H S S D, half of it under a causal mask.
+timed in turns on a warm board; fcgen's output must still be the same bits after that. FLOPs are 4 B H S S D, half if causal.
 Inputs and output of a cell are 256 MB, so that no launch finds much of them in the L2.
 """
 
@@ -102,7 +102,8 @@ class Race:
         times = round_robin(ways, n, self.rounds, warm=max(1, n // 4))
         self.kept(cell, mine, before, times)
         board = under_load(next(iter(calls.values())).run, 4 * n)
-        row = {"d": cell.d, "s": cell.s, "b": cell.batch, "h": cell.heads, "mask": cell.mask, "dtype": self.dtype, "board": board, "results": {
+        row = {"d": cell.d, "s": cell.s, "b": cell.batch, "h": cell.heads, "mask": cell.mask, "dtype": self.dtype,
+               "board": board, "results": {
             name: {"ms": t.ms, "spread": t.spread, "tflops": cell.flops / t.ms / 1e9, "max_error": errors[name].max,
                    "rms_error": errors[name].rms} for name, t in times.items()}}
         row["ratio"] = ratio(row["results"])
@@ -163,7 +164,8 @@ def text_of(row: dict[str, Any], names: Sequence[str]) -> str:
     spread = max(r["spread"] for r in row["results"].values()) if row["results"] else 0.0
     board = f"  {row['board']['mhz']} MHz {row['board']['watts']} W" if row["board"] else ""
     found = f"{row['ratio']:.3f}" if row["ratio"] is not None else "  -  "
-    return f"{row['d']:>4} {length(row['s']):>5} {'causal' if row['mask'] != 'none' else 'full':6} {rates}   {found}  (spread {spread:.0%}){board}"
+    mask = "causal" if row["mask"] != "none" else "full"
+    return f"{row['d']:>4} {length(row['s']):>5} {mask:6} {rates}   {found}  (spread {spread:.0%}){board}"
 
 
 def summary_of(table: Sequence[dict[str, Any]]) -> dict[str, Any]:

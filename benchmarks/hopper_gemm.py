@@ -117,7 +117,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{row['tflops']:7.0f} TFLOP/s  {row['ratio']:.3f} of cuBLAS  rms error {row['rms_error']:.1e}  {row['name']}")
     wrong += more
     print("\n".join(wrong) or "all that was timed was right")
-    write_json(args.json, {"part": "hopper_gemm", "environment": facts(), "size": SIZE, "dtype": args.dtype, "table": table, "problems": wrong})
+    write_json(args.json, {"part": "hopper_gemm", "environment": facts(), "size": SIZE, "dtype": args.dtype, "table": table,
+                           "problems": wrong})
     return bool(wrong)
 
 

@@ -1,7 +1,7 @@
 """Which schedule is fastest on this GPU for one head size and mask: candidates are compiled side by side, checked, and timed in turns.
 
     python -m benchmarks.search_schedules --d 128 --causal --lengths 2k,16k --candidates schedules.txt --json out/d128.json
-    python -m benchmarks.search_schedules --d 64 --limit 40                 the built-in candidates: the library's schedule and changes of it
+    python -m benchmarks.search_schedules --d 64 --limit 40                 the built-in candidates: the library's and changes of it
     python -m benchmarks.search_schedules --d 64 --compile-only             which fit without spills or serialised wgmma; needs no GPU
 
 A file of candidates has one schedule a line (as `str(Schedule)` prints it; # starts a comment). Left out, each with its reason: what does
@@ -110,6 +110,7 @@ class Search:
     running: tuple[str, ...] = ()
 
     def compile(self, texts: Sequence[str]) -> None:
+        mask = Cell(self.d, 1, self.causal).mask
         jobs: dict[str, Job] = {}
         for text in texts:
             try:
@@ -118,7 +119,7 @@ class Search:
                 self.left_out[text] = (str(error).splitlines() or ["?"])[0]
                 continue
             if (name := str(schedule)) not in self.hung:
-                jobs[name] = Job(schedule, self.d, self.d, Cell(self.d, 1, self.causal).mask, DTYPES[self.dtype], spec="plain", arch=self.arch)
+                jobs[name] = Job(schedule, self.d, self.d, mask, DTYPES[self.dtype], spec="plain", arch=self.arch)
         begin = time.monotonic()
         made = build_all(jobs.values()) if jobs else {}
         for text, job in jobs.items():
@@ -129,7 +130,8 @@ class Search:
                 self.good[text] = made[job]
             self.compiled.append({"schedule": text, "refused": self.left_out.get(text), **({
                 "registers": r.registers, "spilled_bytes": r.spill_stores, "smem_bytes": made[job].built.facts.smem_bytes} if r else {})})
-        print(f"{len(jobs)} kernels in {time.monotonic() - begin:.0f} s: {len(self.left_out)} left out, {len(self.good)} to time", flush=True)
+        print(f"{len(jobs)} kernels in {time.monotonic() - begin:.0f} s: {len(self.left_out)} left out, {len(self.good)} to time",
+              flush=True)
 
     # ---- timing ----------------------------------------------------------------------------------------------------
 
@@ -276,7 +278,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (Hung, RuntimeError) as error:  # the GPU is lost to this process
         search.hung += search.running
         save()
-        print(f"STOPPED by {' or '.join(search.running)}: {(str(error).splitlines() or ['?'])[0]}; run the same command again to go on without it", flush=True)
+        said = (str(error).splitlines() or ["?"])[0]
+        print(f"STOPPED by {' or '.join(search.running)}: {said}; run the same command again to go on without it", flush=True)
         os._exit(3)
     show(search, str(now))
     save()
