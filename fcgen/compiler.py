@@ -31,7 +31,7 @@ class Facts:
     """What a launch needs to know, as plain data (it is stored in the cache as JSON).
 
     params: (name, "tensor", dtype, dims, flags) or (name, "scalar", dtype, [], flags), in call order. flat: the kernel's own parameters,
-    (kind, name, axis). grid: (name, dim, tile) per axis.
+    (kind, name, axis, detail). grid: (name, dim, tile) per axis. persistent: "none", or how blocks come to their tiles.
     """
 
     name: str
@@ -41,6 +41,7 @@ class Facts:
     params: tuple[tuple[Any, ...], ...]
     flat: tuple[tuple[Any, ...], ...]
     grid: tuple[tuple[Any, ...], ...]
+    persistent: str = "none"
 
     def to_json(self) -> dict[str, Any]:
         return {k: getattr(self, k) for k in self.__dataclass_fields__}
@@ -69,9 +70,9 @@ class Built:
 
 
 def targets() -> dict[str, Target]:
-    from .backends.ada import TARGETS
+    from .backends import ada, hopper
 
-    return dict(TARGETS)
+    return {**ada.TARGETS, **hopper.TARGETS}
 
 
 def target(arch: str) -> Target:
@@ -153,9 +154,9 @@ def facts_of(machine: Kernel, cuda: Any, to: Target) -> Facts:
             params.append((p.name, "tensor", p.type.dtype.name, p.type.dims, flags))
         else:
             params.append((p.name, "scalar", p.type.dtype.name, (), flags))
-    flat = tuple((s.kind, s.name, s.axis) for s in cuda.params)
+    flat = tuple((s.kind, s.name, s.axis, s.detail) for s in cuda.params)
     grid = tuple((a.name, a.dim, a.tile) for a in machine.grid)
-    return Facts(cuda.name, to.arch, cuda.threads, cuda.smem_bytes, tuple(params), flat, grid)
+    return Facts(cuda.name, to.arch, cuda.threads, cuda.smem_bytes, tuple(params), flat, grid, machine.meta.get("persistent", "none"))
 
 
 @functools.cache

@@ -12,7 +12,7 @@ from typing import Any
 
 from .compiler import Built, Facts
 from .errors import FcError
-from .runtime import driver, module, tensors
+from .runtime import driver, module, tensormap, tensors
 
 _KIND = {"f32": "f32", "i32": "i32", "i64": "i64"}
 
@@ -24,8 +24,9 @@ class Launcher:
         self.built, self.facts = built, built.facts
         self.names = tuple(p[0] for p in self.facts.params)
         kinds = {p[0]: p[2] for p in self.facts.params if p[1] == "scalar"}
-        table = {"ptr": "ptr", "stride": "i64", "size": "i32"}
-        self.packer = module.ArgPacker(tuple(table.get(k) or _KIND[kinds[n]] for k, n, _ in self.facts.flat))
+        table = {"ptr": "ptr", "stride": "i64", "size": "i32", "map": "tensormap", "counter": "ptr"}
+        self.packer = module.ArgPacker(tuple(table.get(k) or _KIND[kinds[n]] for k, n, *_ in self.facts.flat))
+        self._counters: dict[tuple[int, int], int] = {}
         self._loaded: dict[int, module.LoadedKernel] = {}
         self._plans: dict[Any, tuple[list[Any], list[tuple[int, str]], int]] = {}
         self._lock = threading.Lock()
@@ -45,12 +46,19 @@ class Launcher:
             plan = self._plan(described, key)
         values, holes, blocks = plan
         values = list(values)
-        for i, name in holes:
-            values[i] = described[name].ptr if name in described else scalars[name]
         device = next(iter(described.values())).device
-        kernel = self._loaded.get(device) or self._load(device)
         if stream is None:
             stream = tensors.current_stream(device)
+        for i, name in holes:
+            kind, _, _, detail = self.facts.flat[i]
+            if kind == "map":
+                a = described[name]
+                values[i] = tensormap.encode(a.ptr, a.dtype, a.shape, a.strides, detail[:-1], detail[-1], name)
+            elif kind == "counter":
+                values[i] = self._counter(device, stream)
+            else:
+                values[i] = described[name].ptr if name in described else scalars[name]
+        kernel = self._loaded.get(device) or self._load(device)
         if blocks:
             kernel.launch((blocks, 1, 1), (self.facts.threads, 1, 1), self.facts.smem_bytes, self.packer.pack(values), stream)
 
@@ -59,6 +67,13 @@ class Launcher:
             if device not in self._loaded:
                 self._loaded[device] = module.load(self.built.cubin, self.facts.name, self.facts.smem_bytes, device)
             return self._loaded[device]
+
+    def _counter(self, device: int, stream: int) -> int:
+        """Two zeroed numbers that launches on one stream use in turn; the kernel leaves them zero."""
+        if (device, stream) not in self._counters:
+            with self._lock:
+                self._counters[device, stream] = module.zeroed(8, device)
+        return self._counters[device, stream]
 
     def _plan(self, described: dict[str, tensors.TensorArg], key: Any) -> tuple[list[Any], list[tuple[int, str]], int]:
         """Check shapes, dtypes, devices and alignment; then what is the same for every call like this one."""
@@ -75,7 +90,7 @@ class Launcher:
                     raise FcError("call/argument", f"argument `{name}` is written, but its owner says it is read-only")
         values: list[Any] = []
         holes: list[tuple[int, str]] = []
-        for i, (kind, name, axis) in enumerate(self.facts.flat):
+        for i, (kind, name, axis, _) in enumerate(self.facts.flat):
             if kind == "stride":
                 values.append(described[name].strides[axis])
             elif kind == "size":
@@ -83,7 +98,10 @@ class Launcher:
             else:
                 values.append(0)
                 holes.append((i, name))
-        plan = (values, holes, grid_blocks(self.facts, sizes))
+        blocks = grid_blocks(self.facts, sizes)
+        if self.facts.persistent != "none":
+            blocks = min(blocks, driver.device_info(device).sm_count)
+        plan = (values, holes, blocks)
         if len(self._plans) > 4096:
             self._plans.clear()
         self._plans[key] = plan
@@ -129,6 +147,9 @@ def check_arch(facts: Facts, device: int) -> None:
     """A cubin runs on its own major architecture from its minor one on."""
     have = driver.device_info(device).arch.removeprefix("sm_").rstrip("a")
     want = facts.arch.removeprefix("sm_").rstrip("a")
+    if facts.arch.endswith("a") and have != want:
+        raise FcError("call/driver", f"{facts.name} was compiled for {facts.arch} and runs on exactly that", expected=facts.arch,
+                      got=f"sm_{have}", hint=f"compile it with target='sm_{have}', or leave `target` out")
     if have[:-1] != want[:-1] or int(have) < int(want):
         raise FcError("call/driver", f"{facts.name} was compiled for {facts.arch} and cannot run on this GPU", expected=facts.arch,
                       got=f"sm_{have}", hint=f"compile it with target='sm_{have}', or leave `target` out")

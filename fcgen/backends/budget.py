@@ -47,7 +47,12 @@ def check_budget(kernel: Kernel, target: Target) -> Usage:
                       expected=f"at most {target.smem_per_sm} bytes with {target.smem_reserved} reserved per block",
                       got=f"{blocks} x {smem} bytes", hint="lower Schedule.min_blocks, or " + _smem_hint(kernel))
     plan = make_plan(kernel)
-    limit = min(target.regs_per_thread, target.regs_per_sm // (threads * blocks) // 8 * 8)
+    launch = target.regs_per_sm // (threads * blocks) // 8 * 8
+    limit = min(target.regs_per_thread, max([launch] + [r.regs for r in kernel.roles]))
+    pool = sum(r.warps * r.regs for r in kernel.roles)
+    if len(kernel.roles) > 1 and pool > launch * kernel.warps:
+        raise FcError("compile/budget", "the roles of a block take more registers than it was launched with",
+                      expected=f"at most {launch * kernel.warps} x 32", got=f"{pool} x 32", hint="lower the roles' `regs`")
     if plan.live_regs > limit:
         worst = plan.live_at
         raise FcError("compile/budget", f"the fragments of {kernel.name} do not fit the registers of a thread",

@@ -8,28 +8,30 @@ The printer decides no schedule: loops, buffers, slots and barriers are the kern
 
 from __future__ import annotations
 
-import itertools
 import re
 from dataclasses import dataclass
 
 from ..errors import FcError, Loc
 from ..ir.core import Kernel, walk_kernel
 from ..ir.target import Instr, Target
-from ..ir.types import Scalar, Tensor
-from . import cuda_flow, cuda_frag, cuda_memory, cuda_smem, cuda_wmma  # noqa: F401  (they register how ops print)
+from ..ir.types import Mbarrier, Scalar, Tensor
+from . import cuda_async, cuda_flow, cuda_frag, cuda_memory, cuda_roles, cuda_smem, cuda_wgmma, cuda_wmma  # noqa: F401  (they register how ops print)
 from .cuda_emit import Emitter, memtype
+from .cuda_roles import used_lines
 from .cuda_text import CTYPES, X, binary
 
 
 @dataclass(frozen=True)
 class ParamSpec:
     """One flat kernel parameter. kind: "ptr" (tensor `name`), "stride" (elements along `axis` of tensor `name`, 64 bits), "size"
-    (dimension `name`, 32 bits) or "scalar" (`name`). ctype: its C++ type."""
+    (dimension `name`, 32 bits), "scalar" (`name`), "map" (a tensor map of tensor `name`: `detail` is its box, outermost axis first, and its
+    swizzle) or "counter" (two zeroed numbers that belong to the launch). ctype: its C++ type."""
 
     kind: str
     name: str
     axis: int = -1
     ctype: str = ""
+    detail: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -46,31 +48,23 @@ class CudaSource:
 
 def print_cuda(kernel: Kernel, target: Target, line_directives: bool = False) -> CudaSource:
     """The kernel as CUDA C++. line_directives: also emit `#line`, so that profilers show the spec."""
-    if kernel.level != "machine" or len(kernel.roles) != 1:
-        raise FcError("compile/unsupported", f"{target.arch} prints machine kernels with one role", expected="machine, 1 role",
-                      got=f"{kernel.level}, {len(kernel.roles)} roles")
-    em = Emitter(kernel, target)
-    for op in walk_kernel(kernel):
-        if op.kind == "st_global":
-            em.written.add(op.operands[0])
-    for p in kernel.params:
-        if isinstance(p.type, Scalar):
-            em.scalars[p] = X(em.pname[p])
-        elif "out" in kernel.flags.get(p.name, ()):
-            em.written.add(p)
-    start = em.w.mark()
-    for b in kernel.buffers:
-        if b.type.slots == 1 and _reads_address(kernel, b):
-            em.scalars[b] = em.buffer_base(b)
-    _grid(em)
-    cuda_flow.emit_block(em, kernel.body)
-    for t in _thread_lines("\n".join(t for _, t, _ in _used(list(em.w.root.flat())))):
-        start.line(t)
+    if kernel.level != "machine":
+        raise FcError("compile/unsupported", f"{target.arch} prints machine kernels", expected="machine", got=kernel.level)
+    written = {op.operands[0] for op in walk_kernel(kernel) if op.kind == "st_global"}
+    written |= {p for p in kernel.params if "out" in kernel.flags.get(p.name, ())}
+    if len(kernel.roles) > 1 or any(isinstance(b.type, Mbarrier) for b in kernel.buffers):
+        em = cuda_roles.print_roles(kernel, target, written)
+    else:
+        em = Emitter(kernel, target)
+        em.written |= written
+        start = em.w.mark()
+        cuda_roles.prepare(em)
+        if not any(op.kind == "block_index" for op in walk_kernel(kernel)):
+            _grid(em)
+        cuda_flow.emit_block(em, kernel.body)
+        for t in _thread_lines("\n".join(t for _, t, _ in used_lines(list(em.w.root.flat())))):
+            start.line(t)
     return _assemble(em, _params(em), kernel.name, line_directives)
-
-
-def _reads_address(kernel: Kernel, b) -> bool:
-    return any(b in op.operands and not op.kind.startswith("wmma") for op in walk_kernel(kernel))
 
 
 def _thread_lines(text: str) -> list[str]:
@@ -79,23 +73,6 @@ def _thread_lines(text: str) -> list[str]:
              "warp": "const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);  // known to be the same in all lanes",
              "lane": "const int lane = threadIdx.x % 32;"}
     return [line for word, line in lines.items() if re.search(rf"\b{word}\b", text)]
-
-
-def _used(lines: list[tuple[int, str, Loc | None]]) -> list[tuple[int, str, Loc | None]]:
-    """Without constants that nothing in their block reads: what was folded into an address leaves its scalar behind."""
-    while True:
-        kept = []
-        for n, (indent, t, loc) in enumerate(lines):
-            found = re.match(r"const [\w ]+ (\w+) = |const \w+\* (\w+) = ", t)
-            if found:
-                word = re.compile(rf"\b{found[1] or found[2]}\b")
-                rest = itertools.takewhile(lambda x, d=indent: x[0] >= d, lines[n + 1:])  # type: ignore[misc]
-                if not any(word.search(x[1]) for x in rest):
-                    continue
-            kept.append((indent, t, loc))
-        if len(kept) == len(lines):
-            return kept
-        lines = kept
 
 
 def _grid(em: Emitter) -> None:
@@ -149,6 +126,11 @@ def _params(em: Emitter) -> tuple[ParamSpec, ...]:
         if isinstance(p.type, Tensor):
             out.append(ParamSpec("ptr", p.name, -1, f"{'' if p in em.written else 'const '}{memtype(p)}*"))
             out += [ParamSpec("stride", p.name, a, "long long") for a in range(len(p.type.dims)) if (p.name, a) in em.strides]
+    maps = [ParamSpec("map", tensor.name, -1, "TensorMap", detail) for tensor, detail in em.maps]
+    if maps or em.counter:
+        text = "\n".join(t for _, t, _ in em.w.root.flat() if not t.lstrip().startswith("//"))
+        out = [p for p in out if p.kind != "ptr" or re.search(rf"\b{em.pname[em.kernel.param(p.name)]}\b", text)]
+    out = [*maps, *out, *([ParamSpec("counter", "counter", -1, "int*")] if em.counter else [])]
     out += [ParamSpec("scalar", p.name, -1, CTYPES[p.type.dtype.name]) for p in em.kernel.params if isinstance(p.type, Scalar)]
     dims = dict.fromkeys(d for p in em.kernel.params if isinstance(p.type, Tensor) for d in p.type.dims if isinstance(d, str))
     out += [ParamSpec("size", d, -1, "int") for d in [*dims, *(s for s in em.sizes if s not in dims)] if d in em.sizes]
@@ -158,6 +140,10 @@ def _params(em: Emitter) -> tuple[ParamSpec, ...]:
 def _c_param(em: Emitter, p: ParamSpec) -> str:
     if p.kind == "size":
         return f"int {em.size_names[p.name]}"
+    if p.kind == "counter":
+        return "int* counter"
+    if p.kind == "map":
+        return f"const __grid_constant__ TensorMap {em.maps[em.kernel.param(p.name), p.detail]}"
     name = em.pname[em.kernel.param(p.name)]
     if p.kind == "ptr":
         return f"{p.ctype} __restrict__ {name}"
@@ -169,7 +155,11 @@ def _header(em: Emitter) -> list[str]:
     out = [f"{k.name}: generated for {em.target.arch}"]
     if meta.get("schedule"):
         out.append(f"schedule: {meta['schedule']}")
-    out.append(f"block:    {k.warps} warps, {k.warps * 32} threads")
+    if len(k.roles) > 1:
+        out.append(f"block:    {k.warps} warps, {k.warps * 32} threads: "
+                   + ", ".join(f"{r.name} {r.warps} warps of {r.regs} registers" for r in k.roles))
+    else:
+        out.append(f"block:    {k.warps} warps, {k.warps * 32} threads")
     for a in k.grid:
         tile = f" in tiles of {a.tile}" if a.tile != 1 else ""
         out.append(f"grid:     {a.name} over {a.dim}{tile}{', last first' if a.reverse else ''}")
@@ -199,13 +189,17 @@ def _assemble(em: Emitter, params: tuple[ParamSpec, ...], name: str, line_direct
         lines.append((f"#include <{h}>", None))
     if em.headers:
         lines += [("using namespace nvcuda;", None), ("", None)]
-    body = _used(list(em.w.root.flat()))
+    body = used_lines(list(em.w.root.flat()))
     text = "\n".join(t for _, t, _ in body)
     if "INF" in text:
         lines += [("#define INF __int_as_float(0x7f800000)", None)]
     if "NAN" in text:
         lines += [("#define NAN __int_as_float(0x7fffffff)", None)]
     lines += [("using uint32_t = unsigned int;", None)]
+    if re.search(r"\buint64_t\b", text) or any("uint64_t" in r.signature + r.returns for r in em.used.values()):
+        lines += [("using uint64_t = unsigned long long;", None)]
+    if em.maps:
+        lines += [("struct __align__(64) TensorMap { unsigned char bytes[128]; };  // made by cuTensorMapEncodeTiled", None)]
     for d in sorted({p.type.dtype.name for p in k.params if isinstance(p.type, Tensor) and p.type.dtype.bits == 16}):
         lines.append((f"using {d} = unsigned short;  // its bits", None))
     lines.append(("", None))
@@ -220,7 +214,7 @@ def _assemble(em: Emitter, params: tuple[ParamSpec, ...], name: str, line_direct
     lines.append((f'extern "C" __global__ void __launch_bounds__({threads}, {blocks or 1})', None))
     args = [_c_param(em, p) for p in params]
     lines += _wrapped(f"{name}(", args)
-    if any(t.find("smem") >= 0 for _, t, _ in body):
+    if em.uses_smem or any(t.find("smem") >= 0 for _, t, _ in body):
         lines.append(("    extern __shared__ __align__(1024) unsigned char smem[];", None))
     for indent, t, loc in body:
         pad = "    " * indent

@@ -15,7 +15,7 @@ from ..errors import FcError, Loc
 from ..ir.core import Kernel, Op, Value
 from ..ir.layout import LANES, RegLayout
 from ..ir.target import Instr, Target
-from ..ir.types import Frag, Scalar, Tensor
+from ..ir.types import Buffer, Frag, Pending, Scalar, Tensor
 from .cuda_plan import Plan, make_plan
 from .cuda_text import CTYPES, MEMTYPES, UNARY, ZERO, Names, Segment, Writer, X, add, binary, call, closed_form, literal
 
@@ -60,6 +60,28 @@ class Emitter:
         self.uses_smem = False
         self.nonneg: set[Value] = set()
         self.ring_name: dict[Value, str] = {b: b.name or "buf" for b in kernel.buffers}
+        self.cursors: dict[Value, tuple[str, str]] = {}   # position in a ring -> (slot variable or "", parity variable)
+        self.slots: dict[Value, tuple[Value, str | None]] = {}  # view -> (ring, slot variable)
+        self.maps: dict[tuple[Value, tuple[int, ...]], str] = {}
+        self.fences: dict[int, list[Op]] = {}
+        self.one_thread = False   # the role is a single thread
+        self.role_barrier = 0     # the named barrier of a role's warps; 0: the whole block's
+        self.counter = False
+        self.branch: dict[Value, Op] = {}
+
+    def share(self, first: Emitter) -> None:
+        """Print another role of the kernel: what stands outside of the roles is common."""
+        self.used, self.helpers, self.tables, self.headers = first.used, first.helpers, first.tables, first.headers
+        self.size_names, self.sizes, self.strides, self.written = first.size_names, first.sizes, first.strides, first.written
+        self.maps, self.pname, self.ring_name = first.maps, first.pname, first.ring_name
+        self.names.scopes[0] |= {*first.pname.values(), *first.size_names.values(), *first.maps.values(), *first.tables.values()}
+
+    def map_of(self, tensor: Value, detail: tuple[int, ...]) -> str:
+        """The parameter that holds the tensor map for boxes of these sizes (outermost axis first) and this swizzle."""
+        key = (tensor, detail)
+        if key not in self.maps:
+            self.maps[key] = self.names(f"{tensor.name.lower()}_map", scope=0)
+        return self.maps[key]
 
     # ---- text ----
 
@@ -202,7 +224,8 @@ class Emitter:
     def buffer_base(self, ring: Value) -> X:
         """The ring's first byte as a shared-memory address."""
         offset = self.kernel.meta["smem_offsets"][self.kernel.buffers.index(ring)]
-        assert offset % (1024 if ring.type.layout.swizzle else 16) == 0, "a swizzled buffer starts on its period"
+        if isinstance(ring.type, Buffer):
+            assert offset % (1024 if ring.type.layout.swizzle else 16) == 0, "a swizzled buffer starts on its period"
         self.uses_smem = True
         return self.hoist("uint32_t", f"{self.ring_name[ring]}_smem", X(f"smem_base + {offset}" if offset else "smem_base", 70))
 
@@ -222,7 +245,7 @@ class Emitter:
         root = self.plan.root(v)
         if root not in self.arrays:
             t = v.type
-            assert isinstance(t, Frag) and isinstance(t.layout, RegLayout)
+            assert isinstance(t, (Frag, Pending)) and isinstance(t.layout, RegLayout)
             self.arrays[root] = name = self.names(v.name, "tmp")
             n = t.layout.regs
             ctype, n = ("uint32_t", -(-n // 2)) if t.dtype.bits == 16 else (CTYPES[t.dtype.name], n)

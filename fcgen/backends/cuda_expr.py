@@ -98,7 +98,7 @@ def nonneg(em: Emitter, v: Value, fuel: int = 12) -> bool:
         return any(nonneg(em, o, fuel - 1) for o in op.operands)
     if op.kind in ("cast",) and op.operands[0].type.dtype.is_int:
         return nonneg(em, op.operands[0], fuel - 1)
-    return op.kind == "size"
+    return op.kind in ("size", "block_index", "block_count", "claim", "fetch")
 
 
 def define_scalar(em: Emitter, op: Op, x: X, inline: bool | None = None) -> None:

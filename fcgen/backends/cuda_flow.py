@@ -7,7 +7,7 @@ import re
 from ..errors import FcError
 from ..ir.core import Block, Op, Value
 from ..ir.layout import OpaqueLayout
-from ..ir.types import Buffer, Frag, Scalar
+from ..ir.types import Buffer, Cursor, Frag, Scalar
 from .cuda_emit import EMIT, Emitter, Unrolled, emits
 from .cuda_expr import nonneg
 from .cuda_frag import evaluate_into
@@ -35,7 +35,7 @@ def _declare_carried(em: Emitter, op: Op, results: tuple[Value, ...]) -> None:
             (EMIT["opaque_declare"](em, Op("declare", (r,))) if isinstance(r.type.layout, OpaqueLayout) else em.declare(r))
 
 
-def _move(em: Emitter, pairs: list[tuple[Value, Value]], scalar_names: dict[Value, str]) -> None:
+def move(em: Emitter, pairs: list[tuple[Value, Value]], scalar_names: dict[Value, str]) -> None:
     """Set each target to its source, all at once: (target, source) pairs, copies ordered so that nothing is lost."""
     todo = []
     for dst, src in pairs:
@@ -98,15 +98,15 @@ def _for(em: Emitter, op: Op) -> None:
         if isinstance(arg.type, Scalar):
             names[arg] = em.names(arg.name)
             em.w.line(f"{CTYPES[arg.type.dtype.name]} {names[arg]} = {em.scalar(init)};")
+        elif isinstance(arg.type, Cursor):
+            em.cursors[arg] = em.cursors[init]
         elif isinstance(arg.type, Buffer):
             raise FcError("compile/unsupported", "a loop cannot carry a shared-memory buffer", loc=op.loc)
-    _move(em, [(a, i) for a, i in zip(carried, op.operands[2:]) if isinstance(a.type, Frag)], names)
+    move(em, [(a, i) for a, i in zip(carried, op.operands[2:]) if isinstance(a.type, Frag)], names)
     a, b = em.fold(lo), em.fold(hi)
     expanded = bool(op.get("unroll")) and a is not None and b is not None
     if expanded and b <= a:  # type: ignore[operator]
-        for r, c in zip(op.results, carried):
-            if isinstance(r.type, Scalar):
-                em.scalars[r] = X(names[c], depth=em.depth)
+        _carry_out(em, op, names)
         return
     if op.get("part"):
         em.w.line(f"// {op['part']} part of the range")
@@ -135,12 +135,19 @@ def _for(em: Emitter, op: Op) -> None:
     last = em.last_loc
     emit_block(em, body)
     em.w.loc = op.loc
-    _move(em, list(zip(carried, body.yielded)), names)
+    move(em, list(zip(carried, body.yielded)), names)
     em.close()
     em.last_loc = last if em.last_loc == last else None
-    for r, c in zip(op.results, carried):
+    _carry_out(em, op, names)
+
+
+def _carry_out(em: Emitter, op: Op, names: dict[Value, str]) -> None:
+    """A loop's scalar results and ring positions are the variables it carried."""
+    for r, c in zip(op.results, op.regions[0].args[1:]):
         if isinstance(r.type, Scalar):
             em.scalars[r] = X(names[c], depth=em.depth)
+        elif isinstance(r.type, Cursor):
+            em.cursors[r] = em.cursors[c]
 
 
 @emits("if")
@@ -162,9 +169,13 @@ def _if(em: Emitter, op: Op) -> None:
         em.turn("} else {")
         _branch(em, op, other, names)
     em.close()
-    for r in op.results:
+    for n, r in enumerate(op.results):
         if r in names:
             em.scalars[r] = X(names[r], depth=em.depth)
+        elif isinstance(r.type, Cursor):
+            ends = {em.cursors[block.yielded[n]] for block in op.regions}
+            assert len(ends) == 1, "both branches move the same ring on"
+            (em.cursors[r],) = ends
 
 
 def _prints(em: Emitter, op: Op, block: Block) -> bool:
@@ -178,7 +189,7 @@ def _prints(em: Emitter, op: Op, block: Block) -> bool:
 def _branch(em: Emitter, op: Op, block: Block, names: dict[Value, str]) -> None:
     emit_block(em, block)
     em.w.loc = op.loc
-    _move(em, list(zip(op.results, block.yielded)), names)
+    move(em, list(zip(op.results, block.yielded)), names)
 
 
 @emits("commit_group")
@@ -193,4 +204,7 @@ def _wait(em: Emitter, op: Op) -> None:
 
 @emits("barrier", "syncwarp")
 def _barrier(em: Emitter, op: Op) -> None:
+    if op.kind == "barrier" and em.role_barrier:
+        em.w.line(f"{em.fn('bar_sync')}({em.role_barrier}, {em.kernel.warps * 32});")
+        return
     em.w.line(em.target.instrs[op.kind].body)

@@ -14,15 +14,17 @@ from dataclasses import dataclass, field
 from ..ir.core import Block, Kernel, Op, Value, walk
 from ..ir.elementwise import FNS
 from ..ir.layout import OpaqueLayout
-from ..ir.types import Frag, Scalar
+from ..ir.types import Frag, Pending, Scalar
 
 #: ops whose result is a function of the same register of their operands (or of nothing but the register's number)
 CHEAP = {"iota", "full", "broadcast"}
 POINTWISE = {*FNS, "select", "cast", *CHEAP}
 VIEWS = {"slice", "transpose"}
+#: products whose third operand is the accumulator, in the result's registers
+ACCUMULATE = {"mma", "wmma_mma", "wgmma"}
 #: consumers that evaluate an expression register by register, and those that can evaluate one into an array they own
 _EVALUATE = POINTWISE | {"reduce", "vote_any", "gather"}
-_COPY_IN = {"for", "yield", "mma", "wmma_mma"}
+_COPY_IN = {"for", "yield", "mma", "wmma_mma", "wgmma"}
 
 
 @dataclass
@@ -63,7 +65,7 @@ class Plan:
             op = self.maker[v]
             for o in op.operands:
                 yield from self.leaves(o, direct and op.kind != "broadcast")
-        elif isinstance(v.type, Frag):
+        elif isinstance(v.type, (Frag, Pending)):
             b = self.base(v)
             yield b, direct and b is v
 
@@ -72,15 +74,18 @@ class Plan:
         if (op.results and op.results[0] in self.fused) or op.kind in VIEWS:
             return []
         same = op.kind in POINTWISE or op.kind in ("combine", "gather", "for", "yield")
+        late = op.kind == "settle"
         out: list[tuple[Value, bool]] = []
         for n, o in enumerate(op.operands):
-            if isinstance(o.type, Frag):
-                out += list(self.leaves(o, (same or (op.kind in ("mma", "wmma_mma") and n == 2)) and op.kind != "broadcast"))
+            if isinstance(o.type, (Frag, Pending)):
+                here = same or (op.kind in ACCUMULATE and n == 2) or (late and isinstance(o.type, Pending))
+                out += list(self.leaves(o, here and op.kind != "broadcast"))
         return out
 
 
 def frag_words(t: object) -> int:
     """32-bit registers of a fragment."""
+    t = t.frag if isinstance(t, Pending) else t
     if not isinstance(t, Frag):
         return 0
     if isinstance(t.layout, OpaqueLayout):
@@ -99,7 +104,7 @@ def make_plan(kernel: Kernel) -> Plan:
     for role in kernel.roles:
         _choose_fused(plan, role.body)
     for v in [*plan.maker, *_args(kernel)]:
-        if isinstance(v.type, Frag) and v not in plan.fused and not (v in plan.maker and plan.maker[v].kind in VIEWS):
+        if isinstance(v.type, (Frag, Pending)) and v not in plan.fused and not (v in plan.maker and plan.maker[v].kind in VIEWS):
             plan.parent[v] = v
             plan.near.setdefault(v, set())
     for role in kernel.roles:
@@ -149,9 +154,10 @@ def _choose_fused(plan: Plan, block: Block) -> None:
             if op.kind not in POINTWISE or not op.results or not isinstance(op.result.type, Frag):
                 continue
             v, users = op.result, plan.users.get(op.result, [])
+            counted = op.kind not in CHEAP and len(v.type.shape) == 1 and _counts(plan, v)
             if isinstance(v.type.layout, OpaqueLayout) and op.kind != "full":
                 continue
-            if op.kind in CHEAP:
+            if op.kind in CHEAP or counted:
                 if all(u.kind in _EVALUATE or (u.kind in _COPY_IN and _copied_in(u, v)) for u, _ in users):
                     plan.fused[v] = op
                 continue
@@ -167,6 +173,19 @@ def _choose_fused(plan: Plan, block: Block) -> None:
     visit(block)
 
 
+def _counts(plan: Plan, v: Value, fuel: int = 6) -> bool:
+    """Whether a vector is a position or a test of one: cheaper to compute again than to keep."""
+    if isinstance(v.type, Scalar):
+        return True
+    op = plan.maker.get(v)
+    if op is None or fuel == 0:
+        return False
+    if op.kind in ("iota", "full"):
+        return True
+    return op.kind in ("add", "sub", "lt", "le", "gt", "ge") and op.operands[0].type.dtype.is_int \
+        and all(_counts(plan, o, fuel - 1) for o in op.operands)
+
+
 def _domain(sink: Op) -> object:
     """The layout over whose registers the op's loop runs."""
     t = sink.operands[0].type if sink.kind in ("reduce", "vote_any") else sink.result.type
@@ -175,8 +194,8 @@ def _domain(sink: Op) -> object:
 
 def _copied_in(user: Op, v: Value) -> bool:
     """Whether the user can evaluate v into an array that it owns."""
-    if user.kind in ("mma", "wmma_mma"):
-        return v is user.operands[2] and v is not user.operands[0] and v is not user.operands[1]
+    if user.kind in ACCUMULATE:
+        return len(user.operands) > 2 and v is user.operands[2] and v is not user.operands[0] and v is not user.operands[1]
     return True
 
 
@@ -208,7 +227,7 @@ def _liveness(plan: Plan, block: Block, live_out: set[Value]) -> set[Value]:
         if words > plan.live_regs:
             plan.live_regs, plan.live_at = words, op
         after = live - set(defs)
-        if op.kind == "for":
+        if op.kind in ("for", "while"):
             body = op.regions[0]
             args = [a for a in body.args if a in plan.parent]
             around = set(after)
@@ -240,7 +259,8 @@ def _liveness(plan: Plan, block: Block, live_out: set[Value]) -> set[Value]:
 
 def _same_storage(a: Value, b: Value) -> bool:
     s, t = a.type, b.type
-    return isinstance(s, Frag) and isinstance(t, Frag) and (s.dtype, s.layout) == (t.dtype, t.layout)
+    kinds = (Frag, Pending)
+    return isinstance(s, kinds) and isinstance(t, kinds) and (s.dtype, s.layout) == (t.dtype, t.layout)
 
 
 def _merge(plan: Plan, a: Value, b: Value, force: bool = False) -> None:
@@ -277,8 +297,11 @@ def _merge_loops(plan: Plan, block: Block) -> None:
             for r in op.regions:
                 for out, y in zip(op.results, r.yielded):
                     _merge(plan, out, y)
-        elif op.kind in ("mma", "wmma_mma"):
+        elif op.kind in ACCUMULATE and len(op.operands) > 2:
             _merge(plan, op.operands[2], op.result)
+        elif op.kind == "settle":
+            for v, r in zip([o for o in op.operands if isinstance(o.type, Pending)], op.results):
+                _merge(plan, v, r, force=True)
         elif op.kind == "combine":
             _merge(plan, op.result, op.operands[0])
         for r in op.regions:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..ir.core import Op, Value
-from ..ir.types import Buffer, Scalar
+from ..ir.types import Buffer, Cursor
 from .cuda_emit import Emitter, emits
 from .cuda_text import ADD, BITS, ZERO, X, add, binary, call, mul
 
@@ -149,11 +149,23 @@ class Access:
         return 1
 
 
+def slot_view(em: Emitter, op: Op) -> None:
+    """A slot by cursor: its address is written where it is used, since the cursor moves on."""
+    ring, cursor = op.operands
+    em.ring_name[op.result] = em.ring_name[ring]
+    slot, _ = em.cursors[cursor]
+    base = em.buffer_base(ring)
+    em.slots[op.result] = (ring, slot or None)
+    em.scalars[op.result] = add(base, X(f"{slot} * {ring.type.slot_bytes}", 80, em.depth)) if slot else base
+
+
 @emits("slot")
 def _slot(em: Emitter, op: Op) -> None:
     ring, n = op.operands
     t = ring.type
-    assert isinstance(n.type, Scalar)
+    if isinstance(n.type, Cursor):
+        slot_view(em, op)
+        return
     name = em.ring_name[ring]
     em.ring_name[op.result] = name
     base = em.buffer_base(ring)

@@ -324,6 +324,15 @@ def mma_a(rows: int, depth: int, warps: tuple[int, int] = (4, 1)) -> RegLayout:
         (Factor("r", k, 8), Factor("r", 2, 4), Factor("l", 4, 1), Factor("r", 2, 1))))
 
 
+def wgmma_c(rows: int, cols: int, groups: int) -> RegLayout:
+    """Accumulators of `wgmma.m64nNk16` over rows x cols: each warpgroup has contiguous rows, 64 per instruction, 16 of them per warp (PTX
+    ISA, 'Register Fragments for wgmma.m64nNk16'). With 64 rows per warpgroup this is `mma_c` over its warps."""
+    m, n = rows // groups // 64, cols // 8
+    return RegLayout((
+        (Factor("w", groups, 4), Factor("r", m, n * 4), Factor("w", 4, 1), Factor("r", 2, 2), Factor("l", 8, 4)),
+        (Factor("r", n, 4), Factor("l", 4, 1), Factor("r", 2, 1))))
+
+
 def mma_b(depth: int, cols: int, warps: tuple[int, int] = (4, 1)) -> RegLayout:
     """B operand of `mma.m16n8k16` over depth x cols (same PTX section)."""
     wn = warps[1]

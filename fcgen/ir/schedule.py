@@ -14,7 +14,8 @@ from typing import Any
 from ..errors import FcError
 
 CHOICES: dict[str, tuple[str, ...]] = {
-    "math": ("mma", "wmma", "fma"), "copy": ("cp_async", "vector", "scalar"), "epilogue": ("smem", "direct")}
+    "math": ("mma", "wmma", "fma", "wgmma"), "copy": ("cp_async", "vector", "scalar", "tma"), "epilogue": ("smem", "direct", "quad"),
+    "persistent": ("none", "static", "dynamic")}
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,13 @@ class Schedule:
     finish loop-carried row sums after the loop. epilogue: stores through shared memory as 16-byte rows, or straight from
     fragments. longest_first: run the row tiles with the most work first. min_blocks: blocks per multiprocessor that registers
     must allow (launch bounds).
+
+    Hopper: math "wgmma" (warpgroup instructions) and copy "tma" (bulk tensor copies by a role of its own) go together; warps are then those
+    of the consumer warpgroups, four each, and a producer warpgroup is added. late: names of dots that run one iteration behind the rest of
+    their loop, so that two dots are in flight together. vote: a row condition that is rarely true is tested first, with one vote per warp,
+    and what hangs on it is skipped. tokens: consumer warpgroups take turns at issuing their dots. persistent: one block per multiprocessor
+    that works through the grid's tiles, in fixed steps ("static") or claiming each from a counter ("dynamic"). l2: where tiles differ in work, as many programs of the other axes run side by side, longest tile
+    first, as have looped-over tensors of this many MiB together.
     """
 
     tiles: Any = ()
@@ -48,8 +56,15 @@ class Schedule:
     epilogue: str = "smem"
     longest_first: bool = True
     min_blocks: int = 1
+    late: Any = ()
+    vote: bool = False
+    tokens: bool = False
+    persistent: str = "none"
+    l2: int = 0
 
     def __post_init__(self) -> None:
+        if isinstance(self.late, str):
+            object.__setattr__(self, "late", tuple(w for w in self.late.split("+") if w))
         for name in ("tiles", "math", "stages"):
             v = getattr(self, name)
             if isinstance(v, Mapping):
@@ -60,8 +75,8 @@ class Schedule:
                 if x not in allowed:
                     raise FcError("compile/schedule", f"Schedule.{name} has no such choice", expected=", ".join(allowed),
                                   got=repr(x))
-        if self.warps not in (1, 2, 4, 8, 16):
-            raise FcError("compile/schedule", "Schedule.warps is the number of warps in a block", expected="1, 2, 4, 8 or 16",
+        if self.warps not in (1, 2, 4, 8, 12, 16):
+            raise FcError("compile/schedule", "Schedule.warps is the number of warps in a block", expected="1, 2, 4, 8, 12 or 16",
                           got=self.warps)
         for name, n in self.tiles:
             if not isinstance(n, int) or n < 1 or (n & (n - 1) and n % 16):
@@ -106,6 +121,9 @@ class Schedule:
         for f in fields(self):
             v = getattr(self, f.name)
             if v != f.default or f.name in ("tiles", "warps", "math", "stages"):
+                if f.name == "late":
+                    out.append("late=" + "+".join(v))
+                    continue
                 out.append(f"{f.name}=" + ("{" + ", ".join(f"{k}: {x}" for k, x in v) + "}" if isinstance(v, tuple) else str(v)))
         return ", ".join(out)
 

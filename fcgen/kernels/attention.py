@@ -42,10 +42,13 @@ def _body(
             s = score(s, b, h, rows.index, cols.index)
         s = fc.where(live(cols), s, -fc.inf)
         top = fc.maximum(m, fc.max(s, axis=1))
+        moved = top - m > lazy
         if lazy:  # keep a maximum that is only a little too small: then the factors below are exactly one
-            top = fc.where(top - m > lazy, top, m)
+            top = fc.where(moved, top, m)
         base = fc.where(top == -fc.inf, 0.0, top)
         p, fade = fc.exp(s - base), fc.exp(m - base)
+        if lazy:
+            fade = fc.where(moved, fade, 1.0)
         l <<= l * fade + fc.sum(p, axis=1)
         v = fc.load(V[b, g, cols])
         acc <<= acc * fade + fc.dot(p.to(V.dtype), v)

@@ -14,7 +14,7 @@ from ..ir.core import Kernel
 from ..ir.ops import verify
 from ..ir.schedule import Schedule
 from ..ir.target import Target
-from . import alloc, defer, order, pad, pipeline, place, scale, select, simplify, split_loops, sync, tidy
+from . import alloc, defer, order, overlap, pad, pipeline, place, roles, scale, select, simplify, skew, split_loops, sync, tidy, vote
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,15 @@ PIPELINE: tuple[Pass, ...] = (
     Pass("split_loops", split_loops.run, "leave out dead tiles; separate copies of a loop for masked and for whole tiles"),
     Pass("simplify.3", simplify.run, "remove the masks that are constant in a copy"),
     Pass("order", order.run, "programs that share tiles run together, those with the most work first"),
+    Pass("skew", skew.run, "dots named in `late` run one iteration behind, so that two are in flight"),
     # from here on: machine IR
     Pass("place", place.run, "a memory space and a layout for every tile; changes of layout are explicit"),
     Pass("defer", defer.run, "lane sums carried by a loop are finished once, after it"),
+    Pass("vote", vote.run, "what hangs on a rarely true row condition is skipped by a vote of the warp"),
     Pass("pipeline", pipeline.run, "shared tiles become rings that are filled ahead of their readers"),
+    Pass("roles", roles.run, "bulk copies become a role of their own; tiles pass through channels of full and empty barriers"),
     Pass("select", select.run, "dots, staging, loads and stores become the target's instructions"),
+    Pass("overlap", overlap.run, "products in flight are waited for where their results are needed"),
     Pass("tidy", tidy.run, "scalar constants folded, nothing computed twice"),
     Pass("alloc", alloc.run, "shared-memory offsets; buffers whose uses are apart share bytes"),
     Pass("sync", sync.run, "barriers and waits where the hazards are"),

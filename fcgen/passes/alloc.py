@@ -15,21 +15,27 @@ from ..ir.core import Kernel, Value
 from ..ir.lifetimes import meet, spans
 from ..ir.schedule import Schedule
 from ..ir.target import Target
+from ..ir.types import Mbarrier
 
+ALWAYS = (0, 1 << 60)
 ALIGN = 1024  # one period of the widest swizzle: addresses are swizzled by their absolute bits
 
 
 def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
-    live = {b: span for role in kernel.roles for b, span in spans(role.body, set(kernel.buffers)).items()}
+    live: dict[Value, tuple[int, int]] = {}
+    for role in kernel.roles:
+        for b, span in spans(role.body, set(kernel.buffers)).items():
+            live[b] = ALWAYS if b in live or isinstance(b.type, Mbarrier) else span  # what two roles share has no order of its own
     kept = [b for b in kernel.buffers if b in live]
     offsets: dict[Value, int] = {}
     for b in sorted(kept, key=lambda v: (-v.type.bytes, live[v][0])):
+        align = 8 if isinstance(b.type, Mbarrier) else ALIGN
         taken = sorted((offsets[o], offsets[o] + o.type.bytes) for o in offsets if meet(live[o], live[b]))
         at = 0
         for low, high in taken:
             if at + b.type.bytes <= low:
                 break
-            at = max(at, -(-high // ALIGN) * ALIGN)
+            at = max(at, -(-high // align) * align)
         offsets[b] = at
     total = max((offsets[b] + b.type.bytes for b in kept), default=0)
     if total > target.smem_per_block:

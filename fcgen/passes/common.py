@@ -43,3 +43,14 @@ def scale_free(x: Any) -> bool:
     """Numbers that a multiplication by a positive finite number leaves as they are."""
     return x is not None and not isinstance(x, bool) and (x == 0 or (isinstance(x, float) and isinf(x)))
 
+
+
+def dot_name(dot: Op, readers: Mapping[Value, list[Op]]) -> str:
+    """The name a schedule knows a dot by: its own, or that of the first named value that it alone flows into."""
+    v = dot.result
+    while not v.name:
+        us = [u for u in readers.get(v, ()) if u.results]
+        if len(us) != 1 or len(us[0].results) != 1:
+            break
+        v = us[0].result
+    return v.name

@@ -1,147 +1,188 @@
-"""defer: a loop-carried row sum stays a per-lane partial until after its loop.
+"""defer: lane sums carried by a loop are finished once, after it.
 
-In: placed machine IR. Out: the same with fewer lane exchanges. A carried value that starts at zero and is only ever scaled by a row factor
-and added to, `l = l * a + combine(part)`, is linear: the lanes that share a row may each carry their own part, `l = l * a + part`, and one
-`combine` after the last loop of the chain makes the sum. Each lane's parts are added in the order of the loop, so the result is as
-deterministic as before.
+In: placed machine IR. Out: the same with fewer lane exchanges. A row sum that only ever starts at zero, is scaled by row factors and added
+to, `l = l * a + combine(part)`, is linear: the lanes that share a row may each carry their own part, `l = l * a + part`, and one `combine`
+where the sum leaves the loops makes it whole. Each lane's parts are added in the order of the loop, so the result is as deterministic as
+before.
+
+Which values can stay parts is the greatest set that is closed: zeros, combines of sums, sums of two members, a member times a row factor,
+and loop-carried values and results of branches whose sources are all members. A member that anything else reads inside a loop stays whole.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from ..ir.core import Block, Builder, Env, Kernel, Op, Value, definitions, map_bodies, rewrite, uses
+from ..ir.core import Block, Builder, Kernel, Op, Value, map_bodies
 from ..ir.schedule import Schedule
 from ..ir.target import Target
 from ..ir.types import Frag
 
 
 def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
-    return map_bodies(kernel, _defer_block) if schedule.defer else kernel
+    return map_bodies(kernel, _defer) if schedule.defer else kernel
 
 
-def _defer_block(block: Block) -> Block:
-    """Finds one chain of loops at a time and rewrites it; inner blocks first."""
-    block = Block(block.args, tuple(replace(o, regions=tuple(_defer_block(r) for r in o.regions)) if o.regions else o for o in block.ops))
-    while (found := _find(block)) is not None:
-        block = _apply(block, *found)
+def _defer(block: Block) -> Block:
+    for lanes in sorted(_lanes(block)):
+        parts = _Parts(block, lanes)
+        if parts.members:
+            block = _Rewriter(parts, lanes).block(block)
     return block
 
 
-def _find(block: Block) -> tuple[list[tuple[Op, int]], tuple[int, ...]] | None:
-    """A chain [(loop, carried number)] whose value starts at zero, and the lanes to combine at the end."""
-    defs, readers = definitions(block), uses(block)
-    for op in block.ops:
-        if op.kind != "for" or op.get("unroll"):
-            continue
-        for i, init in enumerate(op.operands[2:]):
-            start = defs.get(init)
-            if start is None or start.kind != "full" or not _is_zero(start, defs):
+def _lanes(block: Block) -> set[tuple[int, ...]]:
+    out = {tuple(o["lanes"]) for o in block.ops if o.kind == "combine" and o.operands[0].type.partial == "sum"}
+    for o in block.ops:
+        for r in o.regions:
+            out |= _lanes(r)
+    return out
+
+
+class _Parts:
+    """members: the values that stay parts of sums over `lanes`."""
+
+    def __init__(self, block: Block, lanes: tuple[int, ...]):
+        self.lanes = lanes
+        self.defs: dict[Value, Op] = {}
+        self.sources: dict[Value, list[Value]] = {}  # carried value, loop result, branch result -> where it comes from
+        self.depth: dict[Value, int] = {}
+        self.users: dict[Value, list[tuple[Op, int]]] = {}
+        self.index(block, 0)
+        self.members = self.closed()
+
+    def index(self, block: Block, depth: int) -> None:
+        for op in block.ops:
+            for v in op.operands:
+                self.users.setdefault(v, []).append((op, depth))
+            for r in op.results:
+                self.defs[r], self.depth[r] = op, depth
+            if op.kind == "for":
+                body = op.regions[0]
+                for arg, init, y, res in zip(body.args[1:], op.operands[2:], body.yielded, op.results):
+                    self.sources[arg], self.sources[res] = [init, y], [arg]
+                    self.depth[arg] = depth + 1
+            elif op.kind == "if":
+                for n, res in enumerate(op.results):
+                    self.sources[res] = [r.yielded[n] for r in op.regions]
+            for r in op.regions:
+                self.index(r, depth + (op.kind == "for"))
+
+    def closed(self) -> set[Value]:
+        every = [v for v in {*self.defs, *self.sources} if isinstance(v.type, Frag) and v.type.partial is None and len(v.type.shape) == 1
+                 and v.type.dtype.is_float]
+        members = set(every)
+        while True:
+            kept = {v for v in members if self.linear(v, members) and not self.leaks(v, members)}
+            if kept == members:  # a square of a sum is not linear
+                kept -= {v for v in members if v in self.defs and self.defs[v].kind == "mul" and all(x in members for x in self.defs[v].operands)}
+                if kept == members:
+                    break
+            members = kept
+        carried = {v for v in members if v in self.sources and v not in self.defs}
+        return members if carried and any(self.defs[v].kind == "combine" for v in members if v in self.defs) else set()
+
+    def linear(self, v: Value, members: set[Value]) -> bool:
+        if v in self.sources:
+            return all(s in members for s in self.sources[v])
+        op = self.defs[v]
+        if op.kind == "full":
+            d = self.defs.get(op.operands[0])
+            return d is not None and d.kind == "const" and d["value"] == 0
+        if op.kind == "combine":
+            return op.operands[0].type.partial == "sum" and tuple(op["lanes"]) == self.lanes
+        if op.kind == "add":
+            return all(x in members for x in op.operands)
+        return op.kind == "mul" and any(x in members for x in op.operands)
+
+    def leaks(self, v: Value, members: set[Value]) -> bool:
+        """Whether something else reads the value inside a loop. Zeros are made again for whoever else wants them."""
+        if v in self.defs and self.defs[v].kind == "full":
+            return False
+        return any(depth > 0 and not self.carries(op, v, members) for op, depth in self.users.get(v, ()))
+
+    def read_whole(self) -> set[Value]:
+        """Members that something else reads, outside of loops."""
+        return {v for v in self.members if not (v in self.defs and self.defs[v].kind == "full")
+                and any(not self.carries(op, v, self.members) for op, _ in self.users.get(v, ()))}
+
+    def carries(self, op: Op, v: Value, members: set[Value]) -> bool:
+        if op.kind == "yield":
+            return True  # what it feeds has all of its sources checked
+        if op.kind == "for":
+            return v not in op.operands[:2]
+        return op.kind in ("add", "mul") and op.result in members
+
+
+class _Rewriter:
+    def __init__(self, parts: _Parts, lanes: tuple[int, ...]):
+        self.members, self.lanes, self.read_whole = parts.members, lanes, parts.read_whole()
+        self.part: dict[Value, Value] = {}  # member -> its lanes' parts
+
+    def block(self, block: Block) -> Block:
+        return Block(block.args, tuple(self.ops(block.ops)))
+
+    def ops(self, ops: tuple[Op, ...]) -> list[Op]:
+        b = Builder()
+        whole: dict[Value, Value] = {}
+        for op in ops:
+            b.loc = op.loc
+            if op.results and len(op.results) == 1 and op.result in self.members and not op.regions:
+                self.member(op, b)
+                if op.kind == "full":
+                    b.add(op)  # whoever reads the whole zero finds it
+                elif op.result in self.read_whole:
+                    whole[op.result] = b.emit("combine", self.part[op.result], name=op.result.name, lanes=self.lanes)
                 continue
-            lanes = _linear(op, i)
-            if lanes is None:
+            if op.kind in ("for", "if"):
+                b.add(self.region(op))
+                for r in op.results:
+                    if r in self.read_whole:
+                        whole[r] = b.emit("combine", self.part[r], name=r.name, lanes=self.lanes)
                 continue
-            chain = [(op, i)]
-            while (after := _next(chain[-1], readers, block)) is not None and _linear(*after) == lanes:
-                chain.append(after)
-            return chain, lanes
-    return None
+            if op.kind == "yield":
+                b.add(op)
+                continue
+            b.add(replace(op, operands=tuple(whole.get(v, v) for v in op.operands), regions=tuple(self.block(r) for r in op.regions)))
+        return [_swap(o, whole) for o in b.ops] if whole else b.ops
+
+    def member(self, op: Op, b: Builder) -> None:
+        v = op.result
+        if op.kind == "combine":
+            self.part[v] = op.operands[0]
+        elif op.kind == "full":
+            self.part[v] = b.emit("full", op.operands[0], type=_part(v.type), name=v.name)
+        else:
+            operands = [self.part.get(x, x) if x in self.members else x for x in op.operands]
+            self.part[v] = b.emit(op.kind, *operands, type=_part(v.type), name=v.name, **op.attrs)
+
+    def region(self, op: Op) -> Op:
+        first = 2 if op.kind == "for" else 1
+        operands = list(op.operands)
+        results = list(op.results)
+        loops = op.kind == "for"
+        args = list(op.regions[0].args)
+        for n, r in enumerate(op.results):
+            if r in self.members:
+                results[n] = self.part[r] = Value(_part(r.type), r.name)
+                if loops:
+                    operands[first + n] = self.part[operands[first + n]]
+                    arg = args[1 + n]
+                    args[1 + n] = self.part[arg] = Value(_part(arg.type), arg.name)
+        regions = []
+        for block in op.regions:
+            inner = self.block(block)
+            last = inner.ops[-1]
+            yields = tuple(self.part[y] if r in self.members else y for y, r in zip(last.operands, op.results))
+            regions.append(Block(tuple(args) if loops else block.args, (*inner.ops[:-1], replace(last, operands=yields))))
+        return replace(op, operands=tuple(operands), results=tuple(results), regions=tuple(regions))
 
 
-def _next(link: tuple[Op, int], readers: dict[Value, list[Op]], block: Block) -> tuple[Op, int] | None:
-    """The loop of this block that takes the value on, if nobody else reads it in between."""
-    result = link[0].results[link[1]]
-    us = readers.get(result, [])
-    if len(us) == 1 and us[0].kind == "for" and any(us[0] is o for o in block.ops) and us[0].operands[2:].count(result) == 1:
-        return us[0], us[0].operands[2:].index(result)
-    return None
+def _part(t: Frag) -> Frag:
+    return replace(t, partial="sum")
 
 
-def _is_zero(full: Op, defs: dict[Value, Op]) -> bool:
-    c = defs.get(full.operands[0])
-    return c is not None and c.kind == "const" and c["value"] == 0
-
-
-def _linear(loop: Op, i: int) -> tuple[int, ...] | None:
-    """The lanes of `carried = carried [* factor] + combine(part)`, or None if the value is used in any other way."""
-    body = loop.regions[0]
-    arg, out = body.args[1 + i], body.yielded[i]
-    defs, readers = definitions(body), uses(body)
-    if not isinstance(arg.type, Frag) or arg.type.partial or len(readers.get(out, ())) != 1 or len(readers.get(arg, ())) != 1:
-        return None
-    total = defs.get(out)
-    if total is None or total.kind != "add":
-        return None
-    for scaled, part in (total.operands, total.operands[::-1]):
-        combine = defs.get(part)
-        if combine is None or combine.kind != "combine" or len(readers[part]) != 1 or combine.operands[0].type.partial != "sum":
-            continue
-        mul = defs.get(scaled)
-        if scaled is arg or (mul is not None and mul.kind == "mul" and arg in mul.operands and mul.operands[0] is not mul.operands[1]
-                             and len(readers[scaled]) == 1):
-            return tuple(combine["lanes"])
-    return None
-
-
-def _apply(block: Block, chain: list[tuple[Op, int]], lanes: tuple[int, ...]) -> Block:
-    defs = definitions(block)
-    zero = defs[chain[0][0].operands[2 + chain[0][1]]]
-    links = {id(op): i for op, i in chain}
-    b, env = Builder(), Env()
-    for op in block.ops:
-        b.loc = op.loc
-        new = replace(op, operands=env.all(op.operands))
-        if id(op) not in links:
-            b.add(replace(new, regions=tuple(_renamed(r, env) for r in op.regions)))
-            continue
-        i = links[id(op)]
-        if op is chain[0][0]:
-            first = b.emit("full", env[zero.operands[0]], type=_part(zero.result), name=op.results[i].name)
-            new = _with_operand(new, 2 + i, first)
-        result = Value(_part(op.results[i]), op.results[i].name)
-        body = _partial_body(op.regions[0], i, env)
-        results = tuple(result if k == i else r for k, r in enumerate(op.results))
-        b.add(replace(new, results=results, regions=(body, *new.regions[1:])))
-        env[op.results[i]] = result
-        if op is chain[-1][0]:
-            env[op.results[i]] = b.emit("combine", result, name=result.name, lanes=lanes)
-    return b.block(block.args)
-
-
-def _partial_body(body: Block, i: int, outer: Env) -> Block:
-    arg, out = body.args[1 + i], body.yielded[i]
-    defs = definitions(body)
-    total = defs[out]
-    env = Env(outer.map)
-    new_arg = Value(_part(arg), arg.name)
-
-    def rule(op: Op, b: Builder, e: Env) -> bool:
-        if op.results and op.results[0] is out:
-            parts = []
-            for v in total.operands:
-                d = defs.get(v)
-                parts.append(e[d.operands[0]] if d is not None and d.kind == "combine" else e[v])
-            e[out] = b.emit("add", *parts, name=out.name)
-            return True
-        if op.kind == "mul" and any(x is e[arg] for x in op.operands):
-            e[op.result] = b.emit("mul", *op.operands, name=op.result.name)
-            return True
-        return False
-
-    args = tuple(new_arg if a is arg else a for a in body.args)
-    env[arg] = new_arg
-    fresh = rewrite(Block((), body.ops), rule, env)
-    return Block(args, fresh.ops)
-
-
-def _part(v: Value) -> Frag:
-    return replace(v.type, partial="sum")
-
-
-def _with_operand(op: Op, i: int, v: Value) -> Op:
-    return replace(op, operands=(*op.operands[:i], v, *op.operands[i + 1:]))
-
-
-def _renamed(block: Block, env: Env) -> Block:
-    return Block(block.args, tuple(replace(o, operands=env.all(o.operands), regions=tuple(_renamed(r, env) for r in o.regions))
-                                   for o in block.ops))
+def _swap(op: Op, whole: dict[Value, Value]) -> Op:
+    """With members that left a loop replaced by their whole sums (the combine itself reads the part)."""
+    return replace(op, operands=tuple(whole.get(v, v) for v in op.operands), regions=tuple(
+        Block(r.args, tuple(_swap(o, whole) for o in r.ops)) for r in op.regions))

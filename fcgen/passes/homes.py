@@ -13,10 +13,11 @@ from typing import Any
 from ..errors import FcError
 from ..ir.core import Block, Kernel, Op, Value, definitions, uses, walk
 from ..ir.elementwise import FNS
-from ..ir.layout import OpaqueLayout, RegLayout, mma_a, mma_c, rowwise
+from ..ir.layout import OpaqueLayout, RegLayout, mma_a, mma_c, rowwise, wgmma_c
 from ..ir.schedule import Schedule
 from ..ir.target import Target
 from ..ir.types import Scalar, Tile
+from .common import dot_name
 
 SMEM = "smem"
 ELEMENTWISE = {*FNS, "select", "cast"}
@@ -55,20 +56,19 @@ class Homes:
         return self.schedule.math_of(self.dot_name(op))
 
     def dot_name(self, op: Op) -> str:
-        """The name a schedule knows a dot by: its own, or that of the first named value that it alone flows into."""
-        v = op.result
-        while not v.name:
-            readers = [u for u in self.uses.get(v, ()) if u.results]
-            if len(readers) != 1 or len(readers[0].results) != 1:
-                break
-            v = readers[0].result
-        return v.name
+        return dot_name(op, self.uses)
 
     def accumulator(self, op: Op) -> Home:
         rows, cols = op.result.type.shape
         warps, family = self.schedule.warps, self.family(op)
         if family == "fma":
             return rowwise(rows, cols, warps, 32)
+        if family == "wgmma":
+            if warps % 4 or rows % (16 * warps) or cols % 8 or cols > 256:
+                raise FcError("compile/schedule", f"the tile of %{self.dot_name(op)} does not divide into wgmma instructions",
+                              expected=f"rows a multiple of 64 for each of {max(1, warps // 4)} warpgroups, columns of 8 up to 256",
+                              got=f"{rows} x {cols} over {warps} warps", loc=op.loc, hint="change Schedule.tiles or Schedule.warps")
+            return wgmma_c(rows, cols, warps // 4)
         if rows % (16 * warps) or cols % (16 if family == "wmma" else 8):
             raise FcError("compile/schedule", f"the tile of %{op.result.name} does not divide into {family} fragments over the warps",
                           expected=f"rows a multiple of 16 x {warps} warps, columns of 16", got=f"{rows} x {cols}", loc=op.loc,
@@ -76,7 +76,9 @@ class Homes:
         return OpaqueLayout("acc", warps) if family == "wmma" else mma_c(rows, cols, (warps, 1))
 
     def a_layout(self, op: Op) -> RegLayout:
-        """The register layout of the left operand of an mma dot."""
+        """The register layout of the left operand of an mma or wgmma dot."""
+        if self.family(op) == "wgmma":
+            return wgmma_c(op.result.type.shape[0], self.inner(op), self.schedule.warps // 4)
         return mma_a(op.result.type.shape[0], self.inner(op), (self.schedule.warps, 1))
 
     def inner(self, op: Op) -> int:

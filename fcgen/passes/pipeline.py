@@ -22,6 +22,8 @@ from ..ir.types import Buffer, Frag, Scalar
 
 
 def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
+    if schedule.copy == "tma":
+        return kernel
     p = _Pipeliner(schedule)
     body = p.block(kernel.body)
     return replace(kernel.with_body(body), buffers=(*kernel.buffers, *p.buffers)).with_meta(stage="pipelined")

@@ -271,7 +271,7 @@ class _Placer:
             elif u.kind == "transpose":
                 families.add(self.reader(u.result))
         families -= {"plain"}
-        return next((f for f in ("wmma", "fma", "mma") if f in families), "plain")
+        return next((f for f in ("wmma", "fma", "wgmma", "mma") if f in families), "plain")
 
     def dot(self, op: Op, b: Builder, env: Env) -> None:
         family, home = self.homes.family(op), self.homes[op.result]
@@ -287,7 +287,7 @@ class _Placer:
 
     def left(self, op: Op, family: str, b: Builder, env: Env) -> tuple[Value, bool]:
         v = op.operands[0]
-        if family == "mma" and self.schedule.reuse_frags and self.homes[v] == self.homes.a_layout(op):
+        if family in ("mma", "wgmma") and self.schedule.reuse_frags and self.homes[v] == self.homes.a_layout(op):
             return env[v], False
         stored, flipped = self.homes.source(v)
         return self.shared(stored, family, b, env), flipped

@@ -15,7 +15,7 @@ from ..ir.core import Block, Builder, Env, Kernel, Op, Value, free_values, walk
 from ..ir.layout import OpaqueLayout, RegLayout, mma_a, mma_b
 from ..ir.schedule import Schedule
 from ..ir.target import Target
-from ..ir.types import Buffer, Frag, Scalar, f32, i32
+from ..ir.types import Buffer, Frag, Pending, Scalar, f32, i32
 
 #: Columns of a right operand held in fragments at once: 64 columns of 16 rows are 16 registers.
 CHUNK = 128
@@ -23,8 +23,8 @@ CHUNK = 128
 
 def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
     s = _Selector(schedule, target)
-    body = s.block(kernel.body, Env())
-    return replace(kernel.with_body(body), buffers=(*kernel.buffers, *s.buffers)).with_meta(stage="selected")
+    roles = tuple(replace(r, body=s.block(r.body, Env())) for r in kernel.roles)
+    return replace(kernel, roles=roles, buffers=(*kernel.buffers, *s.buffers)).with_meta(stage="selected")
 
 
 @dataclass
@@ -32,6 +32,7 @@ class _Selector:
     schedule: Schedule
     target: Target
     buffers: list[Value] = field(default_factory=list)
+    defs: dict[Value, Op] = field(default_factory=dict)
     held: dict[Value, Value] = field(default_factory=dict)  # left operands kept in registers: tile -> fragment
 
     def block(self, block: Block, env: Env) -> Block:
@@ -48,6 +49,7 @@ class _Selector:
             results = tuple(Value(r.type, r.name) for r in op.results)
             for old, new in zip(op.results, results):
                 env[old] = new
+                self.defs[new] = op
             b.add(replace(op, results=results, regions=tuple(self.block(r, env) for r in op.regions)))
         self.held = held  # what was fetched in this block does not reach the ops outside it
         return b.block(block.args)
@@ -80,7 +82,7 @@ class _Selector:
     # ---- dots ----------------------------------------------------------------------------------------------------
 
     def on_dot(self, op: Op, b: Builder, env: Env) -> None:
-        env[op.result] = {"mma": self.mma, "wmma": self.wmma, "fma": self.fma}[op["math"]](op, b)
+        env[op.result] = {"mma": self.mma, "wmma": self.wmma, "fma": self.fma, "wgmma": self.wgmma}[op["math"]](op, b)
 
     def hold(self, loop: Op, b: Builder, env: Env) -> None:
         """Left operands that a loop only reads are fetched into registers once, in front of it."""
@@ -128,6 +130,29 @@ class _Selector:
             return _unrolled(cols // width, "n", acc, at_column, b)
 
         return _unrolled(depth // step, "k", acc, at_depth, b)
+
+    def wgmma(self, op: Op, b: Builder) -> Value:
+        """Issued and settled where the dot stands; `overlap` moves the settling to where the result is needed."""
+        a, right, acc = op.operands
+        cols = acc.type.shape[1]
+        name = f"wgmma_m64n{cols}k16_{a.type.dtype.name}"
+        if name not in self.target.instrs:
+            raise FcError("compile/unsupported", f"{self.target.arch} has no wgmma for {a.type.dtype} and {cols} columns", loc=op.loc,
+                          hint='Schedule(math="mma", copy="cp_async"), or target="sm_90a"')
+        b.do("wgmma_fence")
+        extra = () if self.zero(acc) else (acc,)
+        out = b.emit("wgmma", a, right, *extra, type=Pending(acc.type), name=op.result.name, instr=name, ta=op["ta"], tb=op["tb"])
+        b.do("wgmma_commit")
+        read = (a,) if isinstance(a.type, Frag) else ()
+        return b.emit("settle", out, *read, type=acc.type, name=op.result.name, groups=0)
+
+    def zero(self, v: Value) -> bool:
+        """Whether an accumulator is zero everywhere: then the first instruction overwrites."""
+        d = self.defs.get(v)
+        if d is None or d.kind != "full":
+            return False
+        c = self.defs.get(d.operands[0])
+        return c is not None and c.kind == "const" and c["value"] == 0
 
     def wmma(self, op: Op, b: Builder) -> Value:
         a, right, acc = op.operands

@@ -8,6 +8,9 @@ need them. The pass walks the program once in order with a state of what has hap
   st_shared -> read or write by the same warp        syncwarp
   read -> write of the same bytes                    barrier, or syncwarp within a warp
   cp_async -> anyone                                 wait_group n, n = groups committed since, then barrier
+  st_shared -> wgmma                                 proxy_fence (wgmma reads through the async proxy), then barrier
+
+What two roles share is a channel: its barriers were put there by `roles`.
 
 Loops are walked until the state at their head no longer changes, the slots of rings counted relative to the current tile; so a hazard
 between iterations is found like any other. Buffers that share bytes meet by their addresses.
@@ -22,15 +25,17 @@ from ..ir.core import Block, Kernel, Op, Value, definitions, walk
 from ..ir.lifetimes import WRITES
 from ..ir.schedule import Schedule
 from ..ir.target import Target
-from ..ir.types import Frag
+from ..ir.types import Buffer, Frag
 from .accesses import READS, WHOLE, Access, area_of, conflict
 
 
 def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
     offsets = dict(zip(kernel.buffers, kernel.meta.get("smem_offsets", ())))
     roles = []
+    used = [{v for o in walk(r.body) for v in o.operands if v in offsets} for r in kernel.roles]
+    shared = {v for n, vs in enumerate(used) for v in vs if any(v in other for other in used[:n] + used[n + 1:])}
     for role in kernel.roles:
-        s = _Sync(offsets, role.warps, definitions(role.body))
+        s = _Sync(offsets, role.warps, definitions(role.body), shared)
         ops, state = s.ops(role.body.ops, _State(frozenset(), frozenset(), (), frozenset()))
         if any(state.groups) or state.open:
             ops.append(Op("wait_group", attrs={"n": 0}, loc=role.body.ops[-1].loc))
@@ -72,15 +77,15 @@ class _State:
 
 
 class _Sync:
-    def __init__(self, offsets: dict[Value, int], warps: int, defs: dict[Value, Op]):
-        self.offsets, self.warps, self.defs = offsets, warps, defs
+    def __init__(self, offsets: dict[Value, int], warps: int, defs: dict[Value, Op], shared: set[Value]):
+        self.offsets, self.warps, self.defs, self.shared = offsets, warps, defs, shared
 
     # ---- walking ---------------------------------------------------------------------------------------------------
 
     def ops(self, ops: tuple[Op, ...], state: _State) -> tuple[list[Op], _State]:
         out: list[Op] = []
-        for op in ops:
-            if op.kind == "for":
+        for n, op in enumerate(ops):
+            if op.kind in ("for", "while"):
                 state = self.loop(op, state, out)
             elif op.kind == "if":
                 state = self.branch(op, state, out)
@@ -89,7 +94,8 @@ class _Sync:
                 out.append(op)
             else:
                 accesses = self.accesses(op)
-                state = self.before(accesses, state, out, op)
+                ahead = next((o for o in ops[n:] if o.kind == "wgmma"), None) if op.kind == "wgmma_fence" else None
+                state = self.before(self.accesses(ahead) if ahead is not None else accesses, state, out, op)
                 if op.kind == "acquire":
                     continue
                 copies = frozenset(a for a in accesses if a.copy)
@@ -113,6 +119,8 @@ class _Sync:
             landed = frozenset(a.landed() for g in state.groups[:done] for a in g)
             state = replace(state, seen=state.seen | landed, groups=state.groups[done:])
         if wait is not None or self.meet(state.seen, accesses, "block"):
+            if op.kind == "wgmma_fence":
+                out.append(Op("proxy_fence", loc=op.loc))
             out.append(Op("barrier", loc=op.loc))
             return replace(state, seen=frozenset(), lane=frozenset())
         if self.meet(state.lane, accesses, "warp"):
@@ -124,7 +132,7 @@ class _Sync:
         return any(conflict(s, a, self.offsets, self.warps) == kind for s in past for a in accesses)
 
     def loop(self, op: Op, state: _State, out: list[Op]) -> _State:
-        nested = {v for o in walk(op.regions[0]) if o.kind == "for" for r in o.regions for v in _rings(r)}
+        nested = {v for o in walk(op.regions[0]) if o.kind in ("for", "while") for r in o.regions for v in _rings(r)}
         own = _rings(op.regions[0]) - nested
 
         def next_iteration(a: Access) -> Access:
@@ -171,12 +179,17 @@ class _Sync:
             return [Access(*self.place(v), False, WHOLE) for v in op.operands]
         if op.kind == "cp_async":
             return [Access(*self.place(op.operands[-1]), True, WHOLE, True)]
+        if op.kind == "wgmma":
+            read = [v for v in op.operands if isinstance(v.type, Buffer)]
+            return [Access(ring, rel, False, WHOLE) for ring, rel in map(self.place, read) if ring not in self.shared]
         if op.kind not in READS | WRITES:
             return []
         write = op.kind in WRITES
         frag = op.operands[0] if write else op.result
         buffer, row, col = op.operands[1:] if write else op.operands
         assert isinstance(frag.type, Frag)
+        if self.place(buffer)[0] in self.shared:
+            return []
         area = area_of(op, frag.type, buffer.type, self.const(row), self.const(col))
         return [Access(*self.place(buffer), write, area)]
 

@@ -136,6 +136,19 @@ class LoadedKernel:
         driver.check(result, f"the launch of {self.name} ({shape})", code="call/launch", hint=hint)
 
 
+def zeroed(size: int, device: int) -> int:
+    """The address of `size` bytes of zeros on a device, a multiple of 4. They stay for the life of the process."""
+    cu = driver.require()
+    driver.check(cu.cuCtxPushCurrent(driver.primary_context(device)), f"switching to device {device}")
+    try:
+        address = driver.check(cu.cuMemAlloc(size), f"allocating {size} bytes")
+        driver.check(cu.cuMemsetD32(address, 0, size // 4), "clearing them")
+        driver.check(cu.cuCtxSynchronize(), "clearing them")
+    finally:
+        cu.cuCtxPopCurrent()
+    return int(address)
+
+
 def load(cubin: bytes, kernel_name: str, smem_bytes: int, device: int = 0) -> LoadedKernel:
     """Load a kernel onto a device and let it use up to smem_bytes of dynamic shared memory per block."""
     cu = driver.require()

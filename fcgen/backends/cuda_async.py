@@ -1,0 +1,200 @@
+"""Channels in text: cursors as a slot and a parity, mbarriers, bulk copies, tokens, and the tiles that a block claims."""
+
+from __future__ import annotations
+
+from ..errors import FcError
+from ..ir.core import Block, Op, Value, walk
+from ..ir.types import Buffer, Cursor, Scalar, Tensor
+from .cuda_emit import Emitter, emits
+from .cuda_flow import emit_block, move
+from .cuda_text import CTYPES, ZERO, X, add
+from .hopper import HINTS
+
+
+@emits("cursor")
+def _cursor(em: Emitter, op: Op) -> None:
+    c = op.result
+    base = (c.name or "ring").removesuffix("_at")
+    slot = em.names(f"{base}_slot") if c.type.slots > 1 else ""
+    parity = em.names(f"{base}_parity")
+    em.cursors[c] = (slot, parity)
+    if slot:
+        em.w.line(f"int {slot} = 0;")
+    em.w.line(f"uint32_t {parity} = 0;")
+
+
+@emits("advance")
+def _advance(em: Emitter, op: Op) -> None:
+    old, new = op.operands[0], op.result
+    em.cursors[new] = slot, parity = em.cursors[old]
+    if slot:
+        em.w.line(f"if (++{slot} == {new.type.slots}) {{ {slot} = 0; {parity} ^= 1; }}")
+    else:
+        em.w.line(f"{parity} ^= 1;")
+
+
+def check_cursors(block: Block) -> None:
+    """A cursor is one pair of variables that `advance` changes in place: nothing may read the old position afterwards."""
+    for n, op in enumerate(block.ops):
+        for r in op.regions:
+            check_cursors(r)
+        gone = {op.operands[0]} if op.kind == "advance" else {v for v in op.operands if isinstance(v.type, Cursor) and op.regions}
+        for later in block.ops[n + 1:]:
+            if gone & {v for o in (later, *(x for r in later.regions for x in walk(r))) for v in o.operands}:
+                raise FcError("compile/unsupported", "a ring's position is read after it has moved on", loc=later.loc,
+                              hint="put the op in front of the advance")
+
+
+def _bar(em: Emitter, bars: Value, cursor: Value) -> X:
+    slot, _ = em.cursors[cursor]
+    base = em.buffer_base(bars)
+    return X(f"{base} + {slot} * 8", 70, em.depth) if slot else base
+
+
+@emits("mbar_wait")
+def _wait(em: Emitter, op: Op) -> None:
+    bars, cursor = op.operands
+    em.comment([op.loc])
+    _, parity = em.cursors[cursor]
+    em.w.line(f"{em.fn('mbar_wait')}({_bar(em, bars, cursor)}, {parity}{' ^ 1' if op['lag'] else ''});")
+
+
+@emits("mbar_expect")
+def _expect(em: Emitter, op: Op) -> None:
+    bars, cursor = op.operands
+    em.w.line(f"{em.fn('mbar_expect')}({_bar(em, bars, cursor)}, {op['bytes']});")
+
+
+@emits("mbar_arrive")
+def _arrive(em: Emitter, op: Op) -> None:
+    bars, cursor = op.operands
+    one = "" if em.one_thread else "if (lane == 0) "
+    em.w.line(f"{one}{em.fn('mbar_arrive')}({_bar(em, bars, cursor)});")
+
+
+@emits("tma_load")
+def _tma_load(em: Emitter, op: Op) -> None:
+    tensor, view, bars, cursor = op.operands[0], *op.operands[-3:]
+    t: Buffer = view.type
+    assert isinstance(tensor.type, Tensor)
+    em.comment([op.loc])
+    positions, shape = list(op.operands[1:-3]), list(t.shape)
+    at, box = [], []
+    for word in op["index"]:
+        at.append(em.scalar(positions.pop(0)) if word != "all" else ZERO)
+        box.append(1 if word == "at" else shape.pop(0))
+    panels = t.shape[-1] // t.layout.panel
+    if op["index"][-1] == "at":
+        raise FcError("compile/unsupported", "a bulk copy runs along the tensor's last axis", got=op["index"], loc=op.loc)
+    box[-1] = t.layout.panel
+    name = em.map_of(tensor, (*box, t.layout.swizzle))
+    hint = op.get("hint")
+    fn = em.fn(f"tma_load_{len(at)}d" + ("_hint" if hint else ""))
+    dst, bar = em.scalars[view], _bar(em, bars, cursor)
+    for p in range(panels):
+        coords = [add(at[-1], X(str(p * t.layout.panel))), *reversed(at[:-1])]
+        to = add(dst, X(str(p * t.layout.panel_bytes(t.shape, t.dtype.bytes))))
+        policy = f", {HINTS[hint]}" if hint else ""
+        em.w.line(f"{fn}({to}, {name}, {bar}, {', '.join(map(str, coords))}{policy});")
+
+
+# ---- turns, and tiles to work on ---------------------------------------------------------------------------------------
+
+
+def _turn(em: Emitter, first: int, ahead: int) -> X:
+    groups = em.kernel.warps // 4
+    if ahead == 0:
+        return X(f"{first} + warp / 4", 70)
+    return X(f"{first} + (warp / 4 + {ahead}) % {groups}", 70)
+
+
+@emits("token_take")
+def _take(em: Emitter, op: Op) -> None:
+    em.w.line(f"{em.fn('bar_sync')}({em.hoist('int', 'my_turn', _turn(em, op['id'], 0))}, 256);")
+
+
+@emits("token_give")
+def _give(em: Emitter, op: Op) -> None:
+    em.w.line(f"{em.fn('bar_arrive')}({em.hoist('int', 'next_turn', _turn(em, op['id'], 1))}, 256);")
+
+
+@emits("token_start")
+def _start(em: Emitter, op: Op) -> None:
+    em.w.line(f"if (warp / 4 == {em.kernel.warps // 4 - 1}) {em.fn('bar_arrive')}({op['id']}, 256);")
+
+
+@emits("block_index")
+def _block_index(em: Emitter, op: Op) -> None:
+    em.scalars[op.result] = X("int(blockIdx.x)")
+    em.nonneg.add(op.result)
+
+
+@emits("block_count")
+def _block_count(em: Emitter, op: Op) -> None:
+    em.scalars[op.result] = X("int(gridDim.x)")
+    em.nonneg.add(op.result)
+
+
+@emits("claim")
+def _claim(em: Emitter, op: Op) -> None:
+    em.counter = True
+    name = em.names(op.result.name, "next")
+    em.w.line(f"const int {name} = atomicAdd(counter, 1) + int(gridDim.x);")
+    em.scalars[op.result] = X(name, depth=em.depth)
+    em.nonneg.add(op.result)
+
+
+@emits("claim_done")
+def _claim_done(em: Emitter, op: Op) -> None:
+    em.counter = True
+    em.w.line("// the last block to finish resets the counter for the next launch")
+    em.w.open("if (atomicAdd(counter + 1, 1) == int(gridDim.x) - 1) {")
+    em.w.line("counter[0] = 0;")
+    em.w.line("counter[1] = 0;")
+    em.w.close()
+
+
+@emits("post")
+def _post(em: Emitter, op: Op) -> None:
+    em.w.line(f"{em.fn('post_i32')}({em.scalars[op.operands[1]]}, {em.scalar(op.operands[0])});")
+
+
+@emits("fetch")
+def _fetch(em: Emitter, op: Op) -> None:
+    name = em.names(op.result.name, "next")
+    em.w.line(f"const int {name} = {em.fn('fetch_i32')}({em.scalars[op.operands[0]]});")
+    em.scalars[op.result] = X(name, depth=em.depth)
+    em.nonneg.add(op.result)
+
+
+@emits("while")
+def _while(em: Emitter, op: Op) -> None:
+    body = op.regions[0]
+    names: dict[Value, str] = {}
+    for arg, init in zip(body.args, op.operands[1:]):
+        if isinstance(arg.type, Cursor):
+            em.cursors[arg] = em.cursors[init]
+        elif isinstance(arg.type, Scalar):
+            names[arg] = em.names(arg.name, "t")
+            em.w.line(f"{CTYPES[arg.type.dtype.name]} {names[arg]} = {em.scalar(init)};")
+            if init in em.nonneg:
+                em.nonneg.add(arg)
+        else:
+            raise FcError("compile/unsupported", "a while loop carries scalars and cursors", got=arg.type, loc=op.loc)
+    go = em.names("go")
+    em.w.line(f"bool {go} = {em.scalar(op.operands[0])};")
+    em.open(f"while ({go}) {{")
+    for arg, name in names.items():
+        em.scalars[arg] = X(name, depth=em.depth)
+    emit_block(em, body)
+    cond = em.scalar(body.yielded[0])
+    pairs = [(a, y) for a, y in zip(body.args, body.yielded[1:]) if a in names]
+    em.w.line(f"{go} = {cond};")
+    move(em, pairs, names)
+    em.close()
+    for r, arg in zip(op.results, body.args):
+        if isinstance(arg.type, Cursor):
+            em.cursors[r] = em.cursors[arg]
+        else:
+            em.scalars[r] = X(names[arg], depth=em.depth)
+

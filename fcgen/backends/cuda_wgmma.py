@@ -1,0 +1,149 @@
+"""wgmma in text: descriptors, one call per instruction in unrolled loops, and what keeps registers in place around it.
+
+A descriptor is a base for the ring's first slot, computed once, plus the slot's offset plus constants for the instruction. Registers in
+flight are not touched between the fence and the wait: copies into an accumulator stand in front of the fence.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..errors import FcError
+from ..ir.core import Block, Op, Value
+from ..ir.layout import wgmma_c
+from ..ir.types import Buffer, Frag, Pending
+from .cuda_emit import Emitter, emits
+from .cuda_frag import evaluate_into, locs_of, stored
+from .cuda_text import ZERO, X, add, mul
+
+SWIZZLE_CODE = {128: 1, 64: 2, 32: 3}
+GROUP = 4  # warps of a warpgroup
+
+
+def fences(block: Block) -> dict[int, list[Op]]:
+    """wgmma_fence -> the products issued under it."""
+    out: dict[int, list[Op]] = {}
+    now: list[Op] | None = None
+    for op in block.ops:
+        if op.kind == "wgmma_fence":
+            now = out.setdefault(id(op), [])
+        elif op.kind == "wgmma" and now is not None:
+            now.append(op)
+        elif op.kind == "settle":
+            now = None
+        for r in op.regions:
+            out.update(fences(r))
+    return out
+
+
+def _touch(em: Emitter, v: Value) -> None:
+    name = em.array(v)
+    em.w.line(f"{em.fn('touch_b32' if v.type.dtype.bits == 16 else 'touch')}({name});")
+
+
+@emits("wgmma_fence")
+def _fence(em: Emitter, op: Op) -> None:
+    for product in em.fences.get(id(op), ()):
+        em.comment(locs_of(em, product))
+        a, acc = product.operands[0], product.operands[2] if len(product.operands) == 3 else None
+        name = em.declare(product.result)
+        if acc is not None:
+            if acc in em.plan.fused or em.plan.root(em.plan.base(acc)) is not em.plan.root(product.result):
+                evaluate_into(em, name, acc)
+            if not isinstance(acc.type, Pending):
+                _touch(em, product.result)
+        if isinstance(a.type, Frag):
+            stored(em, a)
+            _touch(em, a)
+    em.w.line(f"{em.fn('wgmma_fence')}();")
+
+
+@emits("wgmma_commit")
+def _commit(em: Emitter, op: Op) -> None:
+    em.w.line(f"{em.fn('wgmma_commit')}();")
+
+
+@emits("settle")
+def _settle(em: Emitter, op: Op) -> None:
+    em.w.line(f"{em.fn('wgmma_wait')}<{op['groups']}>();")
+    for v in op.operands:
+        _touch(em, v)
+
+
+@emits("proxy_fence")
+def _proxy(em: Emitter, op: Op) -> None:
+    em.w.line(f"{em.fn('proxy_fence')}();")
+
+
+@emits("wgmma")
+def _wgmma(em: Emitter, op: Op) -> None:
+    a, b = op.operands[:2]
+    t: Frag = op.result.type.frag
+    rows, cols = t.shape
+    groups = em.kernel.warps // GROUP
+    if em.kernel.warps % GROUP or rows % (64 * groups) or t.layout != wgmma_c(rows, cols, groups):
+        raise FcError("compile/unsupported", "wgmma: the accumulator does not have the instruction's map",
+                      expected=wgmma_c(rows, cols, groups) if rows % (64 * max(1, groups)) == 0 else f"{64 * groups} rows", got=t.layout, loc=op.loc)
+    tall = rows // (64 * groups)
+    regs = isinstance(a.type, Frag)
+    if regs and a.type.layout != wgmma_c(rows, a.type.shape[1], groups):
+        raise FcError("compile/unsupported", "wgmma: the left operand does not have the instruction's map",
+                      expected=wgmma_c(rows, a.type.shape[1], groups), got=a.type.layout, loc=op.loc)
+    depth = (a.type.shape[0] if op["ta"] else a.type.shape[1]) // 16
+    fn = em.fn(op["instr"] + ("_rs" if regs else ""))
+    name = em.array(op.result)
+    bd = _descriptor(em, b, not op["tb"])
+    b_at = _steps(b.type, depth, not op["tb"])
+    k, m = (X("k") if depth > 1 else ZERO), (X("m") if tall > 1 else ZERO)
+    d = add(X(f"&{name}[0]") if tall > 1 else X(name), mul(m, cols // 2)) if tall > 1 else X(name)
+    right = add(bd, em.form(b_at // 16, k, f"{em.ring_name[b]}_step"))
+    if regs:
+        part = add(mul(m, depth * 4), mul(k, 4))
+        left, args = X(f"&{em.array(a)}[{part}]"), f"<{int(not op['tb'])}>"
+    else:
+        ad = _descriptor(em, a, op["ta"], tall)
+        left = add(ad, em.form(_steps(a.type, depth, op["ta"]) // 16, k, f"{em.ring_name[a]}_step"))
+        if tall > 1:
+            left = add(left, mul(m, _row_step(a.type, op["ta"]) // 16))
+        args = f"<{int(op['ta'])}, {int(not op['tb'])}>"
+    accumulate = "1" if len(op.operands) == 3 else ("k != 0" if depth > 1 else "0")
+    loops = [(v.text, n) for v, n in ((m, tall), (k, depth)) if n > 1]
+    for v, n in loops:
+        em.w.line("#pragma unroll")
+        em.w.line(f"for (int {v} = 0; {v} < {n}; ++{v})")
+        em.w.indent += 1
+    em.w.line(f"{fn}{args}({d}, {left}, {right}, {accumulate});")
+    em.w.indent -= len(loops)
+
+
+def _steps(t: Buffer, depth: int, along_rows: bool) -> np.ndarray:
+    """Bytes from the first to each 16-deep step. along_rows: the depth runs down the stored rows (MN-major)."""
+    k = np.arange(depth) * 16
+    if along_rows:
+        return k * t.layout.row_bytes(t.dtype.bytes)
+    return k // t.layout.panel * t.layout.panel_bytes(t.shape, t.dtype.bytes) + k % t.layout.panel * t.dtype.bytes
+
+
+def _row_step(t: Buffer, along_rows: bool) -> int:
+    """Bytes from one 64-row block of a left operand to the next."""
+    if along_rows:
+        if 64 % t.layout.panel:
+            raise FcError("compile/unsupported", "wgmma: 64 rows of a transposed operand are not whole panels", got=t.layout)
+        return 64 // t.layout.panel * t.layout.panel_bytes(t.shape, t.dtype.bytes)
+    return 64 * t.layout.row_bytes(t.dtype.bytes)
+
+
+def _descriptor(em: Emitter, v: Value, along_rows: bool, tall: int = 0) -> X:
+    """The descriptor of a slot's first instruction; of a left operand, this warpgroup's."""
+    t: Buffer = v.type
+    row = t.layout.row_bytes(t.dtype.bytes)
+    lbo = t.layout.panel_bytes(t.shape, t.dtype.bytes) if along_rows and t.shape[1] > t.layout.panel else 16
+    ring, slot = em.slots.get(v, (v, None))
+    wish = f"{em.ring_name[v]}_desc"
+    start = em.buffer_base(ring)
+    if tall and em.kernel.warps > GROUP:
+        start = add(start, mul(X("(warp / 4)"), tall * _row_step(t, along_rows)))
+    base = em.hoist("uint64_t", wish, X(f"{em.fn('smem_desc')}<{SWIZZLE_CODE[t.layout.swizzle]}, {lbo}, {8 * row}>({start})", 100, start.depth))
+    if slot is None:
+        return base
+    return X(f"{base} + uint32_t({slot} * {t.slot_bytes // 16})", 70, em.depth)

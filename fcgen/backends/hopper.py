@@ -1,0 +1,138 @@
+"""Hopper (sm_90a): limits, and one record per instruction that Ada's family does not have.
+
+The records of warpgroup matrix products exist for every width, 8 to 256 columns in steps of 8; they are made when they are asked for. What
+the generic and what the async proxy does is told apart in `ir.async_ops`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+
+from ..ir.layout import wgmma_c
+from ..ir.target import Instr, Target
+from . import ada
+
+DTYPES = ("f16", "bf16")
+WIDTHS = range(8, 257, 8)
+#: L2 policies of cp.async.bulk.tensor (createpolicy's encodings for the whole line)
+HINTS = {"evict_first": "0x12F0000000000000ull", "evict_last": "0x14F0000000000000ull"}
+
+
+def wgmma_name(cols: int, dtype: str, regs: bool) -> str:
+    return f"wgmma_m64n{cols}k16_{dtype}" + ("_rs" if regs else "")
+
+
+@lru_cache(maxsize=256)
+def wgmma(cols: int, dtype: str, regs: bool) -> Instr:
+    """D[64, cols] = A[64, 16] B[16, cols] + D. The transposition bits are template arguments: 1 where the stored rows run along k."""
+    n = cols // 2
+    outs = ", ".join(f"%{i}" for i in range(n))
+    constraints = ", ".join(f'"+f"(d[{i}])' for i in range(n))
+    if regs:
+        a, b, first = f"{{%{n}, %{n + 1}, %{n + 2}, %{n + 3}}}", f"%{n + 4}", n + 5
+        inputs = '"r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b)'
+        tail, extra, signature = f"1, 1, %{first + 1}", '"n"(TransB)', "<int TransB> float* d, const uint32_t* a, uint64_t b, int add"
+    else:
+        a, b, first = f"%{n}", f"%{n + 1}", n + 2
+        inputs, tail = '"l"(a), "l"(b)', f"1, 1, %{first + 1}, %{first + 2}"
+        extra, signature = '"n"(TransA), "n"(TransB)', "<int TransA, int TransB> float* d, uint64_t a, uint64_t b, int add"
+    body = (f'asm volatile("{{\\n.reg .pred p;\\nsetp.ne.b32 p, %{first}, 0;\\n"\n'
+            f'             "wgmma.mma_async.sync.aligned.m64n{cols}k16.f32.{dtype}.{dtype} "\n'
+            f'             "{{{outs}}}, {a}, {b}, p, {tail};\\n}}"\n'
+            f'             : {constraints}\n'
+            f'             : {inputs}, "r"(add), {extra} : "memory");')
+    return Instr(wgmma_name(cols, dtype, regs), signature, body,
+                 f"PTX ISA, wgmma.mma_async: d[64 x {cols}] (+)= a b, " + ("a in registers" if regs else "both in shared memory"),
+                 (64, cols, 16), dtype, c=wgmma_c(64, cols, 1), completes="wgmma_wait")
+
+
+def _tma(rank: int, hint: bool) -> Instr:
+    at = ", ".join(f"int c{i}" for i in range(rank))
+    names = ", ".join(f"%{i + 3}" for i in range(rank))
+    ins = ", ".join(f'"r"(c{i})' for i in range(rank))
+    policy, arg, use = (".L2::cache_hint", ", uint64_t policy", f', "l"(policy)') if hint else ("", "", "")
+    last = f", %{rank + 3}" if hint else ""
+    return Instr(f"tma_load_{rank}d" + ("_hint" if hint else ""), f"uint32_t dst, const TensorMap& map, uint32_t bar, {at}{arg}",
+                 f'asm volatile("cp.async.bulk.tensor.{rank}d.shared::cluster.global.mbarrier::complete_tx::bytes{policy} "\n'
+                 f'             "[%0], [%1, {{{names}}}], [%2]{last};"\n'
+                 f'             :: "r"(dst), "l"(&map), "r"(bar), {ins}{use} : "memory");',
+                 "PTX ISA, cp.async.bulk.tensor: one box, coordinates from the innermost axis", completes="mbar_wait")
+
+
+def _fn(name: str, signature: str, body: str, doc: str, returns: str = "void", completes: str = "at once") -> Instr:
+    return Instr(name, signature, body, doc, returns=returns, completes=completes)
+
+
+def _records() -> dict[str, Instr]:
+    out = [_tma(rank, hint) for rank in range(1, 6) for hint in (False, True)]
+    out += [
+        _fn("wgmma_fence", "", 'asm volatile("wgmma.fence.sync.aligned;" ::: "memory");',
+            "PTX ISA, wgmma.fence: register accesses before it come before the wgmmas after it"),
+        _fn("wgmma_commit", "", 'asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");', "PTX ISA, wgmma.commit_group"),
+        _fn("wgmma_wait", "<int N>", 'asm volatile("wgmma.wait_group.sync.aligned %0;" :: "n"(N) : "memory");',
+            "PTX ISA, wgmma.wait_group: at most N of this warpgroup's groups stay in flight"),
+        _fn("touch", "<int N> float (&r)[N]", '#pragma unroll\n    for (int i = 0; i < N; ++i) asm volatile("" : "+f"(r[i]) :: "memory");',
+            "no instruction: the compiler may not move accesses of these registers over this point"),
+        _fn("touch_b32", "<int N> uint32_t (&r)[N]",
+            '#pragma unroll\n    for (int i = 0; i < N; ++i) asm volatile("" : "+r"(r[i]) :: "memory");', "as touch"),
+        _fn("smem_desc", "<int Swizzle, int Lbo, int Sbo> uint32_t addr",
+            "return uint64_t(Swizzle) << 62 | uint64_t(Sbo >> 4) << 32 | uint64_t(Lbo >> 4) << 16 | (addr & 0x3ffff) >> 4;",
+            "PTX ISA, matrix descriptor: address, byte offsets of panels and of 8-row groups, swizzle code", "uint64_t"),
+        _fn("proxy_fence", "", 'asm volatile("fence.proxy.async.shared::cta;" ::: "memory");', "PTX ISA, fence.proxy.async"),
+        _fn("mbar_init", "uint32_t bar, int count", 'asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" :: "r"(bar), "r"(count) : "memory");',
+            "PTX ISA, mbarrier.init"),
+        _fn("mbar_init_fence", "", 'asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");', "PTX ISA, fence.mbarrier_init"),
+        _fn("mbar_expect", "uint32_t bar, int bytes",
+            'asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" :: "r"(bar), "r"(bytes) : "memory");',
+            "PTX ISA, mbarrier.arrive.expect_tx"),
+        _fn("mbar_arrive", "uint32_t bar", 'asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" :: "r"(bar) : "memory");',
+            "PTX ISA, mbarrier.arrive"),
+        _fn("mbar_wait", "uint32_t bar, uint32_t parity",
+            'asm volatile("{\\n.reg .pred p;\\nWAIT:\\nmbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\\n@p bra DONE;\\nbra WAIT;\\n'
+            'DONE:\\n}"\n             :: "r"(bar), "r"(parity) : "memory");', "PTX ISA, mbarrier.try_wait.parity, until the phase of that parity has ended"),
+        _fn("tensormap_prefetch", "const TensorMap& map", 'asm volatile("prefetch.tensormap [%0];" :: "l"(&map) : "memory");',
+            "PTX ISA, prefetch.tensormap"),
+        _fn("setmaxnreg_inc", "<int Regs>", 'asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" :: "n"(Regs));', "PTX ISA, setmaxnreg"),
+        _fn("setmaxnreg_dec", "<int Regs>", 'asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" :: "n"(Regs));', "PTX ISA, setmaxnreg"),
+        _fn("bar_sync", "int id, int threads", 'asm volatile("bar.sync %0, %1;" :: "r"(id), "r"(threads) : "memory");',
+            "PTX ISA, bar.sync: a named barrier of some of the block's threads"),
+        _fn("bar_arrive", "int id, int threads", 'asm volatile("bar.arrive %0, %1;" :: "r"(id), "r"(threads) : "memory");', "PTX ISA, bar.arrive"),
+        _fn("opaque", "uint32_t x", 'asm volatile("mov.b32 %0, %0;" : "+r"(x));\n    return x;',
+            "x, which the compiler then keeps in a register instead of computing it again", "uint32_t"),
+        _fn("fetch_i32", "uint32_t src", 'int x;\n    asm volatile("ld.shared.b32 %0, [%1];" : "=r"(x) : "r"(src) : "memory");\n'
+            "    return __shfl_sync(0xffffffffu, x, 0);", "PTX ISA, ld; the shuffle tells the compiler that all lanes have the same", "int"),
+        _fn("post_i32", "uint32_t dst, int x", 'asm volatile("st.shared.b32 [%0], %1;" :: "r"(dst), "r"(x) : "memory");', "PTX ISA, st"),
+        _fn("vmax3", "int a, int b, int c", "return __vimax3_s32(a, b, c);", "the largest of three: one instruction, for two new numbers", "int"),
+    ]
+    return {i.name: i for i in out}
+
+
+class _Instrs(Mapping[str, Instr]):
+    """Ada's records, Hopper's, and the matrix products of every width on demand."""
+
+    def __init__(self) -> None:
+        self.fixed = {**ada.INSTRS, **_records()}
+
+    def __getitem__(self, name: str) -> Instr:
+        if name in self.fixed:
+            return self.fixed[name]
+        key = _WGMMA.get(name)
+        if key is None:
+            raise KeyError(name)
+        return wgmma(*key)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.fixed or name in _WGMMA
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self.fixed
+        yield from _WGMMA
+
+    def __len__(self) -> int:
+        return len(self.fixed) + len(_WGMMA)
+
+
+_WGMMA = {wgmma_name(n, d, regs): (n, d, regs) for n in WIDTHS for d in DTYPES for regs in (False, True)}
+INSTRS: Mapping[str, Instr] = _Instrs()
+TARGETS: dict[str, Target] = {"sm_90a": Target("sm_90a", 90, 227 * 1024, 228 * 1024, max_blocks_per_sm=32, instrs=INSTRS)}

@@ -1,0 +1,94 @@
+"""overlap: matrix products are waited for where their results are needed, not where they were issued.
+
+In: selected machine IR in which every wgmma is settled at once. Out: the same with each `settle` as late as it can be: in front of the first
+op that reads its result, and of anything that would touch what is in flight. What a settle lets go (the arrival that frees a ring's slot)
+moves with it. Products complete in the order of their groups, so a settle leaves as many groups in flight as were issued after its own.
+Waits for tiles that stand between two products are moved in front of the first, so that the second is issued right behind it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from ..ir.core import Block, Kernel, Op, Value, free_values, map_bodies, walk
+from ..ir.schedule import Schedule
+from ..ir.target import Target
+from ..ir.types import Buffer
+
+
+def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
+    if not any(o.kind == "settle" for r in kernel.roles for o in walk(r.body)):
+        return kernel
+    return map_bodies(kernel, _block)
+
+
+@dataclass
+class _Flight:
+    """A product in flight: its settle, the slots it reads, and the ops that follow its completion."""
+
+    settle: Op
+    reads: set[Value]
+    then: list[Op] = field(default_factory=list)
+
+    @property
+    def results(self) -> set[Value]:
+        return {r for o in (self.settle, *self.then) for r in o.results}
+
+
+def _block(block: Block) -> Block:
+    out: list[Op] = []
+    flying: list[_Flight] = []
+    start = 0  # where the run of products in flight begins in `out`
+
+    def land(n: int) -> None:
+        """Settle the first n products."""
+        for _ in range(n):
+            f = flying.pop(0)
+            out.append(f.settle.with_attrs(groups=len(flying)))
+            out.extend(f.then)
+
+    for op in block.ops:
+        if op.kind == "settle":
+            wgmma = next(o for o in reversed(out) if o.kind == "wgmma")
+            flying.append(_Flight(op, {v for v in wgmma.operands if isinstance(v.type, Buffer)}))
+            continue
+        if op.regions:
+            op = replace(op, regions=tuple(_block(r) for r in op.regions))
+        if flying and op.kind in ("mbar_arrive", "advance"):
+            owner = next((f for f in reversed(flying) if _frees(op, f, out)), None)
+            if owner is not None:
+                owner.then.append(op)
+                continue
+        if flying and op.kind == "mbar_wait" and not _uses(op, {r for f in flying for r in f.results}):
+            out.insert(start, op)
+            start += 1
+            continue
+        late = max((n + 1 for n, f in enumerate(flying) if _needs(op, f)), default=0)
+        land(late)
+        if not flying and op.kind == "wgmma_fence":
+            start = len(out)
+        out.append(op)
+    land(len(flying))
+    return Block(block.args, tuple(out))
+
+
+def _frees(op: Op, f: _Flight, out: list[Op]) -> bool:
+    """Whether an arrival (or the step after it) is for a slot that the product reads."""
+    cursor = op.operands[-1]
+    if any(cursor in o.operands for o in f.then):
+        return True
+    made = {r: o for o in out for r in o.results}
+    return any(v in made and made[v].kind == "slot" and made[v].operands[1] is cursor for v in f.reads)
+
+
+def _uses(op: Op, values: set[Value]) -> bool:
+    return any(v in values for v in op.operands) or any(free_values(r) & values for r in op.regions)
+
+
+def _needs(op: Op, f: _Flight) -> bool:
+    """Whether the op may not run before the product is done."""
+    if op.kind in ("for", "while") or (op.regions and any(o.kind in ("wgmma", "mbar_wait", "barrier") for r in op.regions for o in walk(r))):
+        return True
+    if _uses(op, f.results):
+        return True
+    return op.kind in ("st_shared", "ld_shared", "barrier") and any(v in f.reads for v in op.operands)

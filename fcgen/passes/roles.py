@@ -1,0 +1,295 @@
+"""roles: copies into shared memory become a role of their own, which runs ahead of the one that computes.
+
+In: placed machine IR with one role, for targets with bulk tensor copies and `copy="tma"`. Out: two roles. Every load into shared memory
+becomes a *channel*: a ring of slots with `full` and `empty` barriers, filled by the role `load` and read by the role `main`. `load` keeps
+the control flow and the scalars that its copies follow from; `main` keeps everything else. A tile is waited for in front of its first
+reader and released after its last one. Cursors, which count a channel's tiles, are carried through loops and branches.
+
+The grid becomes explicit here: a block takes its own tile (`block_index`), or, with `persistent`, works through the grid's tiles, in steps of
+the number of blocks or as it claims them; claimed tiles reach `main` through a channel of one number.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from ..errors import FcError
+from ..ir.core import Block, Builder, Env, Kernel, Op, Role, Value, copy_block, copy_op, free_values, remove_dead, walk
+from ..ir.layout import SmemLayout
+from ..ir.schedule import Schedule
+from ..ir.target import Target
+from ..ir.types import Buffer, Cursor, Mbarrier, Scalar, i32
+from .cursors import thread_cursors
+from .tiles import Tiles
+
+#: consumer warpgroups -> registers per thread (producer, consumers); setmaxnreg takes multiples of 8 and moves what the block got at launch
+REGISTERS = {1: (56, 240), 2: (40, 232), 3: (32, 160), 4: (24, 112)}
+
+
+def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
+    if schedule.copy != "tma":
+        return kernel
+    groups = schedule.warps // 4
+    loads = [o for o in walk(kernel.body) if o.kind == "load" and isinstance(o.result.type, Buffer)]
+    channels = _channels(loads, kernel.body, schedule)
+    box = _mailbox(schedule) if schedule.persistent == "dynamic" else None
+    filled = _Filler(channels).block(kernel.body)
+    read = _Reader(channels).block(kernel.body)
+    roles = []
+    regs = REGISTERS[groups]
+    if loads or box:
+        roles.append(Role("load", 4, remove_dead(thread_cursors(_grid(kernel, filled, schedule, box, True))), regs[0]))
+    roles.append(Role("main", schedule.warps, thread_cursors(_grid(kernel, read, schedule, box, False)), regs[1] if roles else 0))
+    every = dict.fromkeys([*channels.values(), *([box] if box else [])])
+    buffers = [b for c in every for b in (c.ring, c.full, c.empty)]
+    return replace(kernel, roles=tuple(roles), buffers=(*kernel.buffers, *buffers)).with_meta(stage="pipelined", persistent=schedule.persistent)
+
+
+@dataclass(eq=False)
+class Channel:
+    """cursor: stands for the channel's position until `thread_cursors` gives each role values of its own."""
+
+    ring: Value
+    full: Value
+    empty: Value
+    cursor: Value = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.cursor = Value(Cursor(self.full.type.slots), self.ring.name)
+
+
+def _channels(loads: list[Op], body: Block, schedule: Schedule) -> dict[int, Channel]:
+    """The channel of each load. Copies of one load of the spec (in front of a loop, in its copies, after it) share one, since their tiles
+    follow each other; they do not where two of them are held at a time."""
+    inside = {id(o) for f in walk(body) if f.kind == "for" for o in walk(f.regions[0])}
+    groups: dict[Any, list[Op]] = {}
+    for o in loads:
+        key = (o.operands[0], o.result.type, o["index"], o.loc)
+        groups.setdefault(key if o.loc is not None and not _held_together(groups.get(key, []), o, body) else id(o), []).append(o)
+    out = {}
+    for ops in groups.values():
+        name = ops[0].result.name or "tile"
+        slots = schedule.stages_of(name) if any(id(o) in inside for o in ops) or name in dict(schedule.stages if isinstance(schedule.stages, tuple) else ()) else 1
+        channel = Channel(Value(replace(ops[0].result.type, slots=slots), name), Value(Mbarrier(1, slots), f"{name}_full"),
+                          Value(Mbarrier(schedule.warps, slots), f"{name}_empty"))
+        out.update({id(o): channel for o in ops})
+    return out
+
+
+def _held_together(others: list[Op], load: Op, body: Block) -> bool:
+    """Whether a tile of `others` is still read after `load` stands, in the block of both or around it."""
+    for block in _blocks(body):
+        at = [n for n, o in enumerate(block.ops) if o is load or any(x is load for r in o.regions for x in walk(r))]
+        for other in others:
+            mine = [n for n, o in enumerate(block.ops) if o is other]
+            if mine and at and mine[0] <= at[0] <= max(_readers(other.result, block), default=mine[0]):
+                return True
+    return False
+
+
+def _blocks(block: Block) -> list[Block]:
+    return [block, *(b for o in block.ops for r in o.regions for b in _blocks(r))]
+
+
+def _mailbox(schedule: Schedule) -> Channel:
+    slots = 2
+    return Channel(Value(Buffer(i32, (1,), SmemLayout(1), slots), "next"), Value(Mbarrier(1, slots), "next_full"),
+                   Value(Mbarrier(schedule.warps, slots), "next_empty"))
+
+
+class _Filler:
+    """The role that copies: loads become waits, announcements and copies; nothing else has an effect."""
+
+    def __init__(self, channels: dict[int, Channel]):
+        self.channels = channels
+
+    def block(self, block: Block) -> Block:
+        return self._block(block, Env())
+
+    def _block(self, block: Block, env: Env) -> Block:
+        b = Builder()
+        args = tuple(Value(a.type, a.name) for a in block.args)
+        for old, new in zip(block.args, args):
+            env[old] = new
+        for op in block.ops:
+            b.loc = op.loc
+            channel = self.channels.get(id(op))
+            if channel is not None:
+                size = _bytes(channel.ring.type)
+                view = b.emit("slot", channel.ring, channel.cursor, ahead=0, name=channel.ring.name)
+                b.do("mbar_wait", channel.empty, channel.cursor, lag=1)
+                b.do("mbar_expect", channel.full, channel.cursor, bytes=size)
+                b.do("tma_load", *env.all(op.operands), view, channel.full, channel.cursor, index=op["index"], guard=op["guard"])
+                b.do("advance", channel.cursor)
+                env[op.result] = view
+            elif op.regions:
+                new = replace(op, operands=env.all(op.operands), regions=tuple(self._block(r, env) for r in op.regions),
+                              results=tuple(Value(r.type, r.name) for r in op.results))
+                for old, res in zip(op.results, new.results):
+                    env[old] = res
+                b.add(new)
+            elif op.kind == "yield" or not _has_effect(op):
+                b.add(copy_op(op, env))
+        return b.block(args)
+
+
+def _bytes(ring: Buffer) -> int:
+    """What a copy of one tile brings: all panels, with the rows and columns outside the tensor as zeros."""
+    n = ring.dtype.bytes
+    for s in ring.shape:
+        n *= s
+    return n
+
+
+def _has_effect(op: Op) -> bool:
+    from ..ir.ops import has_effect
+
+    return has_effect(op)
+
+
+class _Reader:
+    """The role that computes: a load is a view of the channel's slot, waited for and released around its readers."""
+
+    def __init__(self, channels: dict[int, Channel]):
+        self.channels = channels
+        self.inner: dict[int, list[tuple[Value, Channel]]] = {}  # branch -> the tiles that are let go inside it
+
+    def block(self, block: Block) -> Block:
+        return self._block(copy_marked(block, self.channels))
+
+    def _block(self, marked: tuple[Block, dict[int, Channel]]) -> Block:
+        block, channels = marked
+        return self._walk(block, channels)
+
+    @staticmethod
+    def release(channels: list[Channel], b: Builder) -> None:
+        for c in channels:
+            b.do("mbar_arrive", c.empty, c.cursor)
+            b.do("advance", c.cursor)
+
+    def _walk(self, block: Block, channels: dict[int, Channel], passed: tuple[tuple[Value, Channel], ...] = ()) -> Block:
+        """passed: tiles of an outer block whose last reader is in here, or in the other branch: this block lets them go."""
+        env = Env()
+        spans = {id(o): _readers(o.result, block) for o in block.ops if id(o) in channels}
+        first: dict[int, list[Channel]] = {}
+        last: dict[int, list[Channel]] = {}
+        for o in block.ops:
+            if id(o) in channels:
+                span = spans[id(o)]
+                if not span:
+                    raise FcError("compile/unsupported", "a tile is loaded that nothing in its block reads", loc=o.loc)
+                first.setdefault(span[0], []).append(channels[id(o)])
+                if block.ops[span[-1]].kind == "if":
+                    self.inner.setdefault(id(block.ops[span[-1]]), []).append((o.result, channels[id(o)]))
+                else:
+                    last.setdefault(span[-1], []).append(channels[id(o)])
+        for v, c in passed:  # tiles of an outer block that are let go in here
+            span = _readers(v, block)
+            if span and block.ops[span[-1]].kind == "if":
+                self.inner.setdefault(id(block.ops[span[-1]]), []).append((v, c))
+            else:
+                last.setdefault(span[-1] if span else -1, []).append(c)
+        b = Builder()
+        self.release(last.get(-1, []), b)
+        for n, op in enumerate(block.ops):
+            b.loc = op.loc
+            for c in first.get(n, ()):
+                b.do("mbar_wait", c.full, c.cursor, lag=0)
+            if id(op) in channels:
+                c = channels[id(op)]
+                env[op.result] = b.emit("slot", c.ring, c.cursor, ahead=0, name=c.ring.name)
+            else:
+                inner = tuple(self.inner.get(id(op), ()))
+                b.add(_renamed(replace(op, regions=tuple(self._walk(r, channels, inner) for r in op.regions)), env))
+            self.release(last.get(n, []), b)
+        return b.block(block.args)
+
+
+def copy_marked(block: Block, channels: dict[int, Channel]) -> tuple[Block, dict[int, Channel]]:
+    """A copy with values of its own, and which of its ops are the channels' loads."""
+    env, marked = Env(), {}
+
+    def copy(b: Block) -> Block:
+        args = tuple(Value(a.type, a.name) for a in b.args)
+        for old, new in zip(b.args, args):
+            env[old] = new
+        ops = []
+        for op in b.ops:
+            regions = tuple(copy(r) for r in op.regions) if op.regions else ()
+            new = replace(op, operands=env.all(op.operands), regions=regions, results=tuple(Value(r.type, r.name) for r in op.results))
+            for old, res in zip(op.results, new.results):
+                env[old] = res
+            if id(op) in channels:
+                marked[id(new)] = channels[id(op)]
+            ops.append(new)
+        return Block(args, tuple(ops))
+
+    return copy(block), marked
+
+
+def _readers(v: Value, block: Block) -> list[int]:
+    return [n for n, o in enumerate(block.ops) if v in o.operands or any(v in free_values(r) for r in o.regions)]
+
+
+def _renamed(op: Op, env: Env) -> Op:
+    return replace(op, operands=env.all(op.operands), regions=tuple(
+        Block(r.args, tuple(_renamed(o, env) for o in r.ops)) for r in op.regions))
+
+
+# ---- the grid ----------------------------------------------------------------------------------------------------------
+
+
+def _grid(kernel: Kernel, body: Block, schedule: Schedule, box: Channel | None, fills: bool) -> Block:
+    """The role's body for one tile, put under what hands out tiles. Block arguments stay (the printer's grid), unread."""
+    args = tuple(Value(Scalar(i32), a.name) for a in kernel.body.args)
+    b = Builder()
+    index = b.emit("block_index", name="block")
+    tiles = Tiles(kernel, schedule, b)
+    if schedule.persistent == "none":
+        b.ops += _inline(body, tiles.decode(index, b))
+        return b.block(args)
+    step, total = b.emit("block_count", name="blocks"), tiles.total
+    inner = Builder()
+    t = Value(Scalar(i32), "t")
+    tile = tiles.decode(t, inner)
+    if box is None:
+        inner.ops += _inline(body, tile)
+        after = inner.emit("add", t, step, name="t")
+    elif fills:
+        after = _filling(box, body, tile, inner, t)
+    else:
+        inner.ops += _inline(body, tile)
+        after = _take(box, inner)
+    inner.do("yield", inner.emit("lt", after, total), after)
+    b.add(Op("while", (b.emit("lt", index, total), index), (Value(Scalar(i32), "t"),), {}, (inner.block((t,)),)))
+    if box is not None and fills:
+        b.do("claim_done")
+    return b.block(args)
+
+
+def _filling(box: Channel, body: Block, tile: dict[Any, Value], b: Builder, t: Value) -> Value:
+    """The producer's tile: the next one is claimed when all copies of this one have been started, so that longest-first keeps its meaning,
+    and told to the consumers."""
+    b.ops += _inline(body, tile)
+    after = b.emit("claim", name="next")
+    view = b.emit("slot", box.ring, box.cursor, ahead=0, name="next")
+    b.do("mbar_wait", box.empty, box.cursor, lag=1)
+    b.do("post", after, view)
+    b.do("mbar_expect", box.full, box.cursor, bytes=0)
+    b.do("advance", box.cursor)
+    return after
+
+
+def _take(box: Channel, b: Builder) -> Value:
+    view = b.emit("slot", box.ring, box.cursor, ahead=0, name="next")
+    b.do("mbar_wait", box.full, box.cursor, lag=0)
+    after = b.emit("fetch", view, name="next")
+    b.do("mbar_arrive", box.empty, box.cursor)
+    b.do("advance", box.cursor)
+    return after
+
+
+def _inline(body: Block, tile: dict[int, Value]) -> list[Op]:
+    env = Env({a: tile[n] for n, a in enumerate(body.args)})
+    return list(copy_block(Block((), body.ops), env).ops)

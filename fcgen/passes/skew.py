@@ -1,0 +1,224 @@
+"""skew: a dot runs one iteration behind the rest of its loop, so that two dots are in flight together.
+
+In: tile IR with its loops split. Out: an equal program. `schedule.late` names dots (by the value they make). In their loop the late ops are
+the dots, and the loads and views that only they read; the others are early. Iteration j of the new loop runs the early ops of tile j and
+the late ops of the tile before it: first the early dots that do not wait for late results, then the late ops, then the rest. What the late
+ops read from the early ones of their own tile is carried to the next iteration; what they make is no longer carried. The first tile's early
+ops stand before the loops and the last tile's late ops after them, all of it under one `if` (a loop may have no tile at all).
+
+A chain of loops is skewed as one loop: the tile before the first one of a copy is the last one of the copy before it. The first tile's ops
+come from a copy that keeps all masks, which holds for any tile; a masked copy that only existed for that tile is left out.
+
+This is modulo scheduling (Rau, 1994) with two stages; FlashAttention-3 (Shah et al., 2024) calls the result intra-warpgroup overlap.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from ..ir.core import Block, Builder, Env, Kernel, Op, Value, copy_op, definitions, map_bodies, remove_dead, uses
+from ..ir.schedule import Schedule
+from ..ir.target import Target
+from ..ir.types import Scalar
+from .common import dot_name
+
+VIEWS = {"load", "transpose"}
+
+
+def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
+    if not schedule.late:
+        return kernel
+    return map_bodies(kernel, lambda body: remove_dead(_block(body, set(schedule.late), definitions(body))))
+
+
+def _block(block: Block, late: set[str], defs: dict[Value, Op]) -> Block:
+    out, env = Builder(), Env()
+    ops = list(block.ops)
+    i = 0
+    while i < len(ops):
+        op = replace(ops[i], operands=env.all(ops[i].operands))
+        out.loc = op.loc
+        if op.kind != "for":
+            out.add(replace(op, regions=tuple(_block(_renamed(r, env), late, defs) for r in op.regions)))
+            i += 1
+            continue
+        chain = [ops[i]]
+        while ops[i].get("chain") is not None and i + 1 < len(ops) and ops[i + 1].kind == "for" and ops[i + 1].get("chain") == ops[i]["chain"]:
+            i += 1
+            chain.append(ops[i])
+        i += 1
+        chain = [replace(o, operands=env.all(o.operands), regions=tuple(_renamed(r, env) for r in o.regions)) for o in chain]
+        parts = [_Parts(o.regions[0], late) for o in chain]
+        if not any(p.late for p in parts):
+            for o in chain:
+                out.add(replace(o, regions=tuple(_block(r, late, defs) for r in o.regions)))
+            continue
+        results = _Skew(chain, parts, defs).build(out)
+        for old, new in zip(chain[-1].results, results):
+            env[old] = new
+    return out.block(block.args)
+
+
+class _Parts:
+    """The early and the late ops of one loop body."""
+
+    def __init__(self, body: Block, late: set[str]):
+        self.body, self.readers = body, uses(body)
+        chosen = {id(o) for o in body.ops if o.kind == "dot" and dot_name(o, self.readers) in late}
+        ops = body.ops[:-1]
+        for op in reversed(ops):
+            us = [u for r in op.results for u in self.readers.get(r, ())]
+            if op.kind in VIEWS and us and all(id(u) in chosen for u in us):
+                chosen.add(id(op))
+        self.late = [o for o in ops if id(o) in chosen]
+        self.early = [o for o in ops if id(o) not in chosen]
+        made = {r for o in self.late for r in o.results}
+        #: carried values whose next value a late op makes
+        self.finished = [n for n, y in enumerate(body.yielded) if y in made]
+        scalars = {r: o for o in self.early for r in o.results if isinstance(r.type, Scalar)}
+        #: values of early ops that late ops read, except what follows from the loop's index
+        self.cut = list(dict.fromkeys(v for o in self.late for v in o.operands
+                                      if any(v in e.results for e in self.early) and v not in scalars))
+        self.index_ops = _slice([v for o in self.late for v in o.operands if v in scalars], scalars)
+
+    def first(self, late_results: set[Value]) -> list[Op]:
+        """Early ops that stand in front of the late ones: dots that need nothing from them, with what they read."""
+        made = {r: o for o in self.early for r in o.results}
+        waits: set[int] = set()
+        for o in self.early:
+            if any(v in late_results or (v in made and id(made[v]) in waits) for v in o.operands):
+                waits.add(id(o))
+        need = {id(o) for d in self.early if d.kind == "dot" and id(d) not in waits for o in [d, *_slice(list(d.operands), made)]}
+        return [o for o in self.early if id(o) in need]
+
+
+def _slice(values: list[Value], made: dict[Value, Op]) -> list[Op]:
+    """The ops that these values follow from, in order."""
+    need: dict[int, Op] = {}
+    todo = list(values)
+    while todo:
+        op = made.get(todo.pop())
+        if op is not None and id(op) not in need:
+            need[id(op)] = op
+            todo += op.operands
+    return [o for o in dict.fromkeys(made.values()) if id(o) in need]
+
+
+@dataclass
+class _Skew:
+    chain: list[Op]
+    parts: list[_Parts]
+    defs: dict[Value, Op]
+
+    def build(self, out: Builder) -> tuple[Value, ...]:
+        first, last = self.chain[0], self.chain[-1]
+        down = bool(first.get("descending"))
+        low, high = (last.operands[0], first.operands[1]) if down else (first.operands[0], last.operands[1])
+        b = Builder(first.loc)
+        one = b.emit("const", value=1, dtype="i32")
+        some = out.emit("lt", low, high, name="some", loc=first.loc)
+        start = b.emit("sub", high, one, name="first") if down else low
+        end = low if down else b.emit("sub", high, one, name="last")
+        limit = start if down else b.emit("add", low, one)
+        whole = next((n for n, o in enumerate(self.chain) if o.get("part") != "full"), 0)
+        carried = list(first.operands[2:])
+        values, cut = self.peel(whole, start, carried, b)
+        for n, op in enumerate(self.chain):
+            bounds = tuple(limit if v is (high if down else low) else v if v is end or v is low or v is high
+                           else b.emit("min" if down else "max", v, limit) for v in op.operands[:2])
+            if op.get("part") == "masked" and len(self.chain) > 1 and self.one_tile(op):
+                continue
+            values, cut = self.loop(n, op, bounds, values, cut, one, b)
+        values = self.finish(len(self.chain) - 1, end, values, cut, b)
+        b.do("yield", *values)
+        idle = Builder(first.loc)
+        idle.do("yield", *first.operands[2:])
+        results = tuple(Value(r.type, r.name) for r in last.results)
+        out.add(Op("if", (some,), results, {}, (b.block(), idle.block()), first.loc))
+        return results
+
+    def peel(self, n: int, index: Value, carried: list[Value], b: Builder) -> tuple[list[Value], list[Value]]:
+        """The early ops of the first tile."""
+        parts = self.parts[n]
+        env = Env(dict(zip(parts.body.args, [index, *carried])))
+        for op in parts.early:
+            b.add(copy_op(op, env))
+        return [v if k in parts.finished else env[y] for k, (v, y) in enumerate(zip(carried, parts.body.yielded))], env.all(parts.cut)
+
+    def loop(self, n: int, op: Op, bounds: tuple[Value, ...], values: list[Value], cut: list[Value], one: Value,
+             b: Builder) -> tuple[list[Value], list[Value]]:
+        parts, body = self.parts[n], op.regions[0]
+        kept = [k for k in range(len(values)) if k not in parts.finished]
+        index = Value(body.args[0].type, body.args[0].name)
+        args = [Value(body.args[1 + k].type, body.args[1 + k].name) for k in kept] + [Value(v.type, v.name or "late") for v in cut]
+        env = Env({body.args[0]: index, **{body.args[1 + k]: a for k, a in zip(kept, args)}})
+        inner = Builder(op.loc)
+        late_args = {body.args[1 + k] for k in parts.finished}
+        front = parts.first(late_args)
+        for o in front:
+            inner.add(copy_op(o, env))
+        inner.loc = op.loc
+        before = inner.emit("add" if op.get("descending") else "sub", index, one, name="before")
+        late = self.late(parts, before, dict(zip(parts.cut, args[len(kept):])), inner)
+        for k in parts.finished:
+            env[body.args[1 + k]] = late[body.yielded[k]]
+        for o in parts.early:
+            if not any(o is f for f in front):
+                inner.add(copy_op(o, env))
+        inner.do("yield", *(env[body.yielded[k]] for k in kept), *env.all(parts.cut), loc=body.ops[-1].loc)
+        results = tuple(Value(a.type, a.name) for a in args)
+        b.add(replace(op, operands=(*bounds, *(values[k] for k in kept), *cut), results=results, regions=(inner.block((index, *args)),)))
+        new = list(values)
+        for k, r in zip(kept, results):
+            new[k] = r
+        return new, list(results[len(kept):])
+
+    def late(self, parts: _Parts, index: Value, cut: dict[Value, Value], b: Builder) -> Env:
+        """The late ops of tile `index`, which may be a tile of the copy before: loads keep a guard that any copy has."""
+        env = Env({parts.body.args[0]: index, **cut})
+        for op in parts.index_ops:
+            b.add(copy_op(op, env))
+        for k, op in enumerate(parts.late):
+            if op.kind == "load":
+                op = op.with_attrs(guard=tuple(map(any, zip(*(p.late[k]["guard"] for p in self.parts)))))
+            b.add(copy_op(op, env))
+        return env
+
+    def finish(self, n: int, index: Value, values: list[Value], cut: list[Value], b: Builder) -> list[Value]:
+        parts = self.parts[n]
+        whole = next((p for p, o in zip(self.parts, self.chain) if o.get("part") != "full"), parts)
+        late = self.late(whole, index, dict(zip(whole.cut, cut)), b)
+        return [late[whole.body.yielded[k]] if k in whole.finished else v for k, v in enumerate(values)]
+
+    def one_tile(self, op: Op) -> bool:
+        """Whether the copy holds at most one tile: from x // c to (x + c - 1) // c."""
+        low, high = op.operands[:2]
+        d = self.defs.get(high)
+        if d is None or d.kind != "floordiv":
+            return False
+        size, up = self.number(d.operands[1]), self.defs.get(d.operands[0])
+        if size is None or up is None or up.kind != "add" or self.number(up.operands[1]) != size - 1:
+            return False
+        return self.at_least(low, high, up.operands[0], size)
+
+    def at_least(self, v: Value, high: Value, x: Value, size: int, fuel: int = 8) -> bool:
+        """Whether v >= min(high, x // size)."""
+        d = self.defs.get(v)
+        if v is high:
+            return True
+        if d is None or fuel == 0:
+            return False
+        if d.kind == "floordiv" and d.operands[0] is x and self.number(d.operands[1]) == size:
+            return True
+        if d.kind == "min":
+            return all(self.at_least(o, high, x, size, fuel - 1) for o in d.operands)
+        return d.kind == "max" and any(self.at_least(o, high, x, size, fuel - 1) for o in d.operands)
+
+    def number(self, v: Value) -> int | None:
+        d = self.defs.get(v)
+        return d["value"] if d is not None and d.kind == "const" else None
+
+
+def _renamed(block: Block, env: Env) -> Block:
+    return Block(block.args, tuple(replace(o, operands=env.all(o.operands), regions=tuple(_renamed(r, env) for r in o.regions))
+                                   for o in block.ops))

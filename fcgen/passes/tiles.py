@@ -1,0 +1,90 @@
+"""Which tile of the grid a number stands for: the order of `order`, as scalar ops.
+
+Axes vary in the kernel's `order`, the fastest first; an axis marked `reverse` runs from its last tile to its first. With `schedule.l2`, and
+an axis along which work differs, the other axes are cut into groups whose looped-over tensors fit that much of L2: a group's longest tiles
+run first, all of its members' side by side.
+"""
+
+from __future__ import annotations
+
+from math import prod
+
+from ..ir.core import Builder, Kernel, Value, walk
+from ..ir.schedule import Schedule
+from ..ir.types import Tensor
+
+
+class Tiles:
+    """Writes the decoding of a tile's number. The sizes that it needs are made where it was created (`b`), outside of a loop over tiles."""
+
+    def __init__(self, kernel: Kernel, schedule: Schedule, b: Builder):
+        self.kernel = kernel
+        self.order = list(kernel.order) or list(range(len(kernel.grid)))
+        self.counts: dict[int, Value] = {}
+        for a, axis in enumerate(kernel.grid):
+            size = self.number(axis.dim, b) if isinstance(axis.dim, int) else b.emit("size", dim=axis.dim, name=axis.dim)
+            if axis.tile != 1:
+                size = b.emit("floordiv", b.emit("add", size, self.number(axis.tile - 1, b)), self.number(axis.tile, b), name=f"{axis.name}_tiles")
+            self.counts[a] = size
+        uneven = [a for a in self.order if kernel.grid[a].reverse]
+        self.long = uneven[0] if schedule.l2 and len(uneven) == 1 and len(self.order) > 1 else None
+        if self.long is not None:
+            self.others = self.product([a for a in self.order if a != self.long], b)
+            room = b.emit("floordiv", self.number(schedule.l2 << 20, b), self.looped_bytes(b))
+            self.group = b.emit("max", self.number(1, b), b.emit("min", room, self.others), name="side_by_side")
+        self.total = self.product(self.order, b)
+
+    def number(self, n: int, b: Builder) -> Value:
+        return b.emit("const", value=n, dtype="i32")
+
+    def product(self, axes: list[int], b: Builder) -> Value:
+        out = self.number(1, b)
+        for a in axes:
+            out = b.emit("mul", out, self.counts[a])
+        return out
+
+    def looped_bytes(self, b: Builder) -> Value:
+        """Bytes that the loops of one program read from tensors, as if they ran over whole axes."""
+        seen: dict[Value, Value] = {}
+        for loop in (o for o in walk(self.kernel.body) if o.kind == "for"):
+            for op in walk(loop.regions[0]):
+                if op.kind != "load" or op.operands[0] in seen:
+                    continue
+                t = op.operands[0].type
+                assert isinstance(t, Tensor)
+                dims = [d for d, word in zip(t.dims, op["index"]) if word != "at"]
+                out = self.number(prod([d for d in dims if isinstance(d, int)]) * t.dtype.bytes, b)
+                for d in dims:
+                    if isinstance(d, str):
+                        out = b.emit("mul", out, b.emit("size", dim=d, name=d))
+                seen[op.operands[0]] = out
+        total = self.number(1, b)
+        for v in seen.values():
+            total = b.emit("add", total, v)
+        return total
+
+    def decode(self, t: Value, b: Builder) -> dict[int, Value]:
+        """axis -> the program's index on it, for tile number t."""
+        out: dict[int, Value] = {}
+        order, left = self.order, t
+        if self.long is not None:
+            a, count = self.long, self.counts[self.long]
+            whole = b.emit("mul", self.group, count)
+            g = b.emit("floordiv", t, whole)
+            inside = b.emit("mod", t, whole)
+            first = b.emit("mul", g, self.group)
+            members = b.emit("min", self.group, b.emit("sub", self.others, first), name="members")
+            out[a] = self.turned(a, b.emit("floordiv", inside, members), b)
+            left = b.emit("add", first, b.emit("mod", inside, members))
+            order = [x for x in order if x != a]
+        for n, a in enumerate(order):
+            last = n == len(order) - 1
+            out[a] = self.turned(a, left if last else b.emit("mod", left, self.counts[a]), b)
+            if not last:
+                left = b.emit("floordiv", left, self.counts[a])
+        return out
+
+    def turned(self, a: int, x: Value, b: Builder) -> Value:
+        if not self.kernel.grid[a].reverse:
+            return x
+        return b.emit("sub", b.emit("sub", self.counts[a], self.number(1, b)), x)

@@ -1,0 +1,250 @@
+"""vote: what hangs on a row condition that is rarely true is done under one branch per warp.
+
+In: placed machine IR. Out, with `schedule.vote`: where a row condition selects between new and old row values, `n = select(c, new, old)`, and
+`f = select(c, factor, 1)`, the selects and every `x * f` become one `if` on a vote of the warp. The other branch is the program with the
+condition false: n is old, x * f is x, nothing is computed.
+
+Where the condition is a threshold on a row maximum, `max(old, row) - old > t`, a lane does not need the whole row's maximum to vote: the
+condition grows with the maximum, so it holds for the row exactly if it holds for some lane's part. The exchange between lanes moves into
+the branch too. (FlashAttention-4 calls the case of online softmax lazy rescaling; Hopper is glad of the exchanges.)
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ..ir.core import Block, Builder, Env, Kernel, Op, Value, copy_op, definitions, free_values, map_bodies, remove_dead, uses
+from ..ir.elementwise import FNS
+from ..ir.schedule import Schedule
+from ..ir.target import Target
+from ..ir.types import Frag, Scalar
+
+#: grow with their first operand; max and add with either
+MONOTONE = {"max", "add", "sub", "mul", "gt", "ge"}
+#: what a branch may take with it if nothing else reads it
+ROW_WORK = {*FNS, "select", "cast", "combine", "broadcast", "full"}
+
+
+def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
+    if not schedule.vote:
+        return kernel
+    positive = {p for p in kernel.params if "positive" in kernel.flags.get(p.name, ())}
+
+    def body(block: Block) -> Block:
+        return remove_dead(_block(block, definitions(block), positive))
+
+    return map_bodies(kernel, body)
+
+
+def _block(block: Block, defs: dict[Value, Op], positive: set[Value]) -> Block:
+    block = Block(block.args, tuple(replace(o, regions=tuple(_block(r, defs, positive) for r in o.regions)) if o.regions else o
+                                    for o in block.ops))
+    tried: set[Value] = set()
+    while True:
+        conditions = [o.operands[0] for o in block.ops if o.kind == "select" and _is_row(o.operands[0]) and o.operands[0] not in tried]
+        if not conditions:
+            return block
+        tried.add(conditions[0])
+        block = _Vote(block, conditions[0], defs, positive).result() or block
+
+
+def _is_row(v: Value) -> bool:
+    return isinstance(v.type, Frag) and len(v.type.shape) == 1
+
+
+class _Vote:
+    """One condition of one block."""
+
+    def __init__(self, block: Block, condition: Value, defs: dict[Value, Op], positive: set[Value]):
+        self.block, self.condition, self.defs, self.positive = block, condition, defs, positive
+        self.local = {r: o for o in block.ops for r in o.results}
+        self.place = {id(o): n for n, o in enumerate(block.ops)}
+        self.users = uses(block)
+        self.same: dict[Value, Value] = {}  # value -> what it is where the condition is false everywhere
+        self.ones: set[Value] = set()
+
+    def result(self) -> Block | None:
+        self.idle_values()
+        outputs = self.outputs()
+        if not outputs or not any(len(v.type.shape) == 2 for v in outputs) or self.condition not in self.local:
+            return None
+        at = min(self.first_use(v) for v in outputs)
+        inside = self.inside(outputs)
+        operands = {v for o in inside for v in o.operands} | {self.same[v] for v in outputs}
+        made = {r for o in inside for r in o.results}
+        if any(self.position(v) >= at for v in operands - made if v in self.local):
+            return None
+        return self.rewrite(outputs, inside, at)
+
+    # ---- what the false condition leaves ----
+
+    def idle_values(self) -> None:
+        for op in self.block.ops:
+            if len(op.results) != 1:
+                continue
+            v = op.result
+            if op.kind == "select" and op.operands[0] is self.condition:
+                other = op.operands[2]
+                if self.is_one(other):
+                    self.ones.add(v)
+                elif self.is_full(other):  # a start value, which hardly stays
+                    self.same.clear()
+                    return
+                elif isinstance(other.type, Frag):
+                    self.same[v] = self.same.get(other, other)
+            elif op.kind == "broadcast" and op.operands[0] in self.ones:
+                self.ones.add(v)
+            elif op.kind == "mul":
+                for x, f in (op.operands, op.operands[::-1]):
+                    if f in self.ones and isinstance(x.type, Frag) and x.type == v.type:
+                        self.same[v] = self.same.get(x, x)
+
+    def is_full(self, v: Value) -> bool:
+        d = self.defs.get(v)
+        return d is not None and d.kind == "full"
+
+    def is_one(self, v: Value) -> bool:
+        d = self.defs.get(v)
+        if d is not None and d.kind == "full":
+            d = self.defs.get(d.operands[0])
+        return d is not None and d.kind == "const" and d["value"] == 1.0
+
+    # ---- what goes into the branch ----
+
+    def outputs(self) -> list[Value]:
+        """Values that are read outside of what the branch covers."""
+        return [v for v in self.same if any(not (o.results and (o.results[0] in self.same or o.results[0] in self.ones))
+                                            for o in self.users.get(v, ()))]
+
+    def first_use(self, v: Value) -> int:
+        spots = [self.place[id(o)] for o in self.users[v] if id(o) in self.place
+                 and not (o.results and (o.results[0] in self.same or o.results[0] in self.ones))]
+        nested = [n for n, o in enumerate(self.block.ops) if o.regions and any(v in free_values(r) for r in o.regions)]
+        return min([*spots, *nested], default=len(self.block.ops) - 1)
+
+    def position(self, v: Value) -> int:
+        return self.place[id(self.local[v])]
+
+    def inside(self, outputs: list[Value]) -> list[Op]:
+        """The ops that make the outputs, as far as they hang on the condition or serve nothing else."""
+        hangs: set[Value] = {self.condition}
+        for o in self.block.ops:
+            if any(v in hangs for v in o.operands):
+                hangs |= set(o.results)
+        need: dict[int, Op] = {}
+        todo = list(outputs)
+        while todo:
+            op = self.local.get(todo.pop())
+            if op is None or id(op) in need or op.regions:
+                continue
+            if any(r in hangs for r in op.results):
+                need[id(op)] = op
+                todo += op.operands
+        changed = True
+        while changed:  # ops that turned out to serve only the branch
+            changed = False
+            for o in self.block.ops:
+                if id(o) not in need and o.kind in ROW_WORK and all(_is_row(v) or isinstance(v.type, Scalar) for v in o.operands) \
+                        and not o.result in self.same and self.users.get(o.result) \
+                        and all(id(u) in need for u in self.users.get(o.result, ())):
+                    need[id(o)] = o
+                    changed = True
+        return [o for o in self.block.ops if id(o) in need]
+
+    # ---- writing ----
+
+    def rewrite(self, outputs: list[Value], inside: list[Op], at: int) -> Block:
+        gone = {r for r in (*self.same, *self.ones)}
+        covered = {id(o) for o in inside}
+        todo = [v for o in self.block.ops if id(o) not in covered for v in (*o.operands, *(x for r in o.regions for x in free_values(r)))]
+        while todo:  # what ops outside read stays for them too, unless the branch gives it
+            v = todo.pop()
+            op = self.local.get(v)
+            if op is not None and id(op) in covered and v not in gone:
+                covered.discard(id(op))
+                todo += op.operands
+        b, env = Builder(), Env()
+        for n, op in enumerate(self.block.ops):
+            if n == at:
+                self.branch(outputs, inside, b, env)
+            if id(op) not in covered:
+                b.add(_renamed(op, env))
+        return b.block(self.block.args)
+
+    def branch(self, outputs: list[Value], inside: list[Op], b: Builder, env: Env) -> None:
+        b.loc = self.local[self.condition].loc
+        kept = {r for o in inside for r in o.results}
+        test = self.lane_condition(b, kept)
+        if test is None:
+            test = copy_slice(self.condition, {r: o for o in inside for r in o.results}, b)
+        moved = b.emit("vote_any", test, name="moved")
+        then, inner = Builder(b.loc), Env()
+        for o in inside:
+            then.add(copy_op(o, inner))
+        then.do("yield", *(inner[v] for v in outputs))
+        keep = Builder(b.loc)
+        keep.do("yield", *(self.same[v] for v in outputs))
+        results = tuple(Value(v.type, v.name) for v in outputs)
+        b.add(Op("if", (moved,), results, {}, (then.block(), keep.block()), b.loc))
+        for v, r in zip(outputs, results):
+            env[v] = r
+
+    def lane_condition(self, b: Builder, inside: set[Value]) -> Value | None:
+        """The condition on each lane's own part of the row maximum that it is a threshold on."""
+        chain: list[tuple[Op, int]] = []
+        v = self.condition
+        while True:
+            op = self.local.get(v)
+            if op is None:
+                return None
+            if op.kind == "combine" and op.operands[0].type.partial == "max":
+                break
+            if op.kind not in MONOTONE:
+                return None
+            sides = [n for n, x in enumerate(op.operands) if self.from_combine(x)]
+            if len(sides) != 1 or (op.kind in ("sub", "gt", "ge") and sides[0] != 0):
+                return None
+            if op.kind == "mul" and not self.is_positive(op.operands[1 - sides[0]]):
+                return None
+            chain.append((op, sides[0]))
+            v = op.operands[sides[0]]
+        part = op.operands[0]
+        env = Env()
+        for link, side in reversed(chain):
+            operands = tuple(part if n == side else copy_slice(x, {r: o for r, o in self.local.items() if r in inside}, b, env)
+                             for n, x in enumerate(link.operands))
+            part = b.emit(link.kind, *operands, name=link.result.name, **link.attrs)
+        return part
+
+    def from_combine(self, v: Value) -> bool:
+        op = self.local.get(v)
+        if op is None:
+            return False
+        return op.kind == "combine" or (op.kind in MONOTONE and any(self.from_combine(x) for x in op.operands))
+
+    def is_positive(self, v: Value) -> bool:
+        if v in self.positive:
+            return True
+        d = self.defs.get(v)
+        if d is None:
+            return False
+        if d.kind == "const":
+            return d["value"] > 0
+        return d.kind in ("mul", "full", "broadcast") and all(self.is_positive(x) for x in d.operands)
+
+
+def copy_slice(v: Value, made: dict[Value, Op], b: Builder, env: Env | None = None) -> Value:
+    """`v` computed here from copies of the ops that the branch takes with it."""
+    env = Env() if env is None else env
+    op = made.get(v)
+    if op is None or isinstance(v.type, Scalar) or v in env.map:
+        return env[v]
+    for x in op.operands:
+        copy_slice(x, made, b, env)
+    b.add(copy_op(op, env))
+    return env[v]
+
+
+def _renamed(op: Op, env: Env) -> Op:
+    return replace(op, operands=env.all(op.operands), regions=tuple(
+        Block(r.args, tuple(_renamed(o, env) for o in r.ops)) for r in op.regions))
