@@ -8,7 +8,6 @@ import pytest
 from click.testing import CliRunner, Result
 
 from fcgen.cli import main
-from fcgen.ir.schedule import Schedule
 from fcgen.runtime import driver
 
 ROOT = Path(__file__).parents[2]
@@ -135,16 +134,3 @@ def test_mistakes_are_errors_with_a_hint_not_tracebacks(arguments: list[str], wo
     result = fcgen(*arguments)
     assert result.exit_code == 1 and "Traceback" not in result.output
     assert all(w in result.output for w in words), result.output
-
-
-@pytest.mark.parametrize(
-    "schedule",
-    [
-        Schedule(),
-        Schedule(tiles={"BLOCK_M": 128, "X": 16}, stages={"k": 3}, math={"s": "wmma", "acc": "fma"}),
-        Schedule(warps=8, ahead=True, hold_a=False, epilogue="direct", min_blocks=2, copy="scalar"),
-    ],
-    ids=str,
-)
-def test_a_schedule_is_its_own_text(schedule: Schedule) -> None:
-    assert Schedule.parse(str(schedule)) == schedule
