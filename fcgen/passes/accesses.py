@@ -15,9 +15,6 @@ from ..ir.core import Op, Value
 from ..ir.layout import OpaqueLayout, RegLayout
 from ..ir.types import Buffer, Frag
 
-READS = {"ld_shared", "ldmatrix", "wmma_load", "acquire"}
-WRITES = {"st_shared", "wmma_store", "cp_async"}
-
 
 @dataclass(frozen=True)
 class Access:

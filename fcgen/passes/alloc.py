@@ -11,20 +11,20 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..errors import FcError
-from ..ir.core import Block, Kernel, Op, Value
+from ..ir.core import Kernel, Value
+from ..ir.lifetimes import meet, spans_of
 from ..ir.schedule import Schedule
 from ..ir.target import Target
-from .accesses import WRITES
 
 ALIGN = 1024  # one period of the widest swizzle: addresses are swizzled by their absolute bits
 
 
 def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
-    spans = {b: span for role in kernel.roles for b, span in _spans(role.body, set(kernel.buffers)).items()}
+    spans = {b: span for role in kernel.roles for b, span in spans_of(role.body, set(kernel.buffers)).items()}
     kept = [b for b in kernel.buffers if b in spans]
     offsets: dict[Value, int] = {}
     for b in sorted(kept, key=lambda v: (-v.type.bytes, spans[v][0])):
-        taken = sorted((offsets[o], offsets[o] + o.type.bytes) for o in offsets if _meet(spans[o], spans[b]))
+        taken = sorted((offsets[o], offsets[o] + o.type.bytes) for o in offsets if meet(spans[o], spans[b]))
         at = 0
         for low, high in taken:
             if at + b.type.bytes <= low:
@@ -38,41 +38,3 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
                       expected=f"at most {target.smem_per_block} bytes", got=f"{total} bytes ({parts})",
                       hint="make Schedule.tiles smaller or Schedule.stages fewer")
     return replace(kernel, buffers=tuple(kept)).with_meta(stage="allocated", smem_offsets=tuple(offsets[b] for b in kept), smem_bytes=total)
-
-
-def _spans(body: Block, buffers: set[Value]) -> dict[Value, tuple[int, int]]:
-    """buffer -> (first, last) position in program order between which it is in use."""
-    start: dict[int, int] = {}
-    end: dict[int, int] = {}
-    paths: dict[Value, list[tuple[Op, ...]]] = {}
-    count = 0
-
-    def visit(block: Block, outer: tuple[Op, ...]) -> None:
-        nonlocal count
-        for op in block.ops:
-            start[id(op)] = count
-            count += 1
-            path = (*outer, op)
-            for v in op.operands:
-                if v in buffers:
-                    paths.setdefault(v, []).append(path)
-            for r in op.regions:
-                visit(r, path)
-            end[id(op)] = count - 1
-
-    visit(body, ())
-    out = {}
-    for buffer, ps in paths.items():
-        depth = 0
-        while all(len(p) > depth + 1 for p in ps) and len({id(p[depth]) for p in ps}) == 1:
-            depth += 1
-        first, last = ps[0][depth], ps[-1][depth]
-        loop = ps[0][depth - 1] if depth and ps[0][depth - 1].kind == "for" else None
-        if loop is not None and ps[0][-1].kind not in WRITES | {"slot"}:  # read before written: it comes from the iteration before
-            first = last = loop
-        out[buffer] = (start[id(first)], end[id(last)])
-    return out
-
-
-def _meet(a: tuple[int, int], b: tuple[int, int]) -> bool:
-    return a[0] <= b[1] and b[0] <= a[1]

@@ -15,6 +15,7 @@ import numpy as np
 from ..errors import FcError, Loc
 from ..ir.core import Block, Env, Kernel, Op, Value, map_bodies, rewrite, walk, walk_kernel
 from ..ir.layout import RegLayout
+from ..ir.lifetimes import meet, spans_of
 from ..ir.target import Target
 from ..ir.types import Buffer
 from .machine import describe, simulate
@@ -249,15 +250,13 @@ def _far_copy(kernel: Kernel) -> Iterator[Mutant]:
 @fault("overlap")
 def _overlap(kernel: Kernel) -> Iterator[Mutant]:
     """Two buffers that are in use at the same time share bytes."""
-    from ..passes.alloc import _meet, _spans
-
     offsets = kernel.meta.get("smem_offsets")
     if offsets is None:
         return
-    used = {b: span for role in kernel.roles for b, span in _spans(role.body, set(kernel.buffers)).items()}
+    used = {b: span for role in kernel.roles for b, span in spans_of(role.body, set(kernel.buffers)).items()}
     for i, a in enumerate(kernel.buffers):
         for j, b in enumerate(kernel.buffers):
-            if i < j and a in used and b in used and _meet(used[a], used[b]):
+            if i < j and a in used and b in used and meet(used[a], used[b]):
                 moved = tuple(offsets[i] if n == j else o for n, o in enumerate(offsets))
                 yield Mutant(kernel.with_meta(smem_offsets=moved), None, f"{a.name} {i} and {b.name} {j}")
 

@@ -1,0 +1,50 @@
+"""When a kernel's shared-memory buffers are in use: what `alloc` shares bytes by, and what a planted fault breaks.
+
+Positions count ops in program order, an op before those of its regions.
+"""
+
+from __future__ import annotations
+
+from .core import Block, Op, Value
+
+#: Ops that read and that write shared memory.
+READS = {"ld_shared", "ldmatrix", "wmma_load", "acquire"}
+WRITES = {"st_shared", "wmma_store", "cp_async"}
+
+
+def spans_of(body: Block, buffers: set[Value]) -> dict[Value, tuple[int, int]]:
+    """buffer -> (first, last) position in program order between which it is in use."""
+    start: dict[int, int] = {}
+    end: dict[int, int] = {}
+    paths: dict[Value, list[tuple[Op, ...]]] = {}
+    count = 0
+
+    def visit(block: Block, outer: tuple[Op, ...]) -> None:
+        nonlocal count
+        for op in block.ops:
+            start[id(op)] = count
+            count += 1
+            path = (*outer, op)
+            for v in op.operands:
+                if v in buffers:
+                    paths.setdefault(v, []).append(path)
+            for r in op.regions:
+                visit(r, path)
+            end[id(op)] = count - 1
+
+    visit(body, ())
+    out = {}
+    for buffer, ps in paths.items():
+        depth = 0
+        while all(len(p) > depth + 1 for p in ps) and len({id(p[depth]) for p in ps}) == 1:
+            depth += 1
+        first, last = ps[0][depth], ps[-1][depth]
+        loop = ps[0][depth - 1] if depth and ps[0][depth - 1].kind == "for" else None
+        if loop is not None and ps[0][-1].kind not in WRITES | {"slot"}:  # read before written: it comes from the iteration before
+            first = last = loop
+        out[buffer] = (start[id(first)], end[id(last)])
+    return out
+
+
+def meet(a: tuple[int, int], b: tuple[int, int]) -> bool:
+    return a[0] <= b[1] and b[0] <= a[1]
