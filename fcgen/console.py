@@ -59,5 +59,19 @@ def write_files(files: Mapping[Path, str], keep: Path | None = None) -> list[Pat
     return list(chosen)
 
 
+class Steps:
+    """How long each step of something takes: call it with the step's name as the step begins; `text` ends the last one."""
+
+    def __init__(self) -> None:
+        self.begun: list[tuple[str, float]] = []
+
+    def __call__(self, name: str) -> None:
+        self.begun.append((name, time.perf_counter()))
+
+    def text(self) -> str:
+        ends = [*(t for _, t in self.begun[1:]), time.perf_counter()]
+        return ", ".join(f"{name} {(end - start) * 1e3:.0f} ms" for (name, start), end in zip(self.begun, ends))
+
+
 def milliseconds(start: float) -> str:
     return f"{(time.perf_counter() - start) * 1e3:.0f} ms"

@@ -133,8 +133,11 @@ def test_run_without_a_gpu_simulates_and_compares_with_the_reference() -> None:
 
 def test_demo_reports_and_writes(tmp_path: Path) -> None:
     text = output("demo", "--target", "sm_89", "--out", str(tmp_path))
-    assert all(w in text for w in ("traced", "simulated", "registers, 0 B spilled", "attention.cu"))
+    assert all(w in text for w in ("sizes     B=1", "traced", "simulated", "NVRTC", "registers, 0 B spilled", "attention.cu"))
     assert (tmp_path / "attention.machine.fc").read_text().startswith("machine kernel attention")
+    again = output("demo", "--target", "sm_89", "--out", str(tmp_path))
+    assert "from the cache" in again
+    output("dump", str(tmp_path / "attention.tile.fc"), "--target", "sm_89", "--stop-after", "place")  # what it proposes next works
 
 
 def test_doctor_lists_what_is_needed() -> None:
