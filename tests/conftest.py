@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import difflib
+import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from fcgen.runtime import driver
+
+# In CI every run draws the same examples; elsewhere each run looks at new ones. Neither spends minutes on shrinking a failure.
+settings.register_profile("ci", derandomize=True, deadline=None, print_blob=True)
+settings.register_profile("dev", deadline=None)
+settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -1,18 +1,14 @@
-"""When a kernel's shared-memory buffers are in use: what `alloc` shares bytes by, and what a planted fault breaks.
-
-Positions count ops in program order, an op before those of its regions.
-"""
+"""When each shared-memory buffer of a machine kernel is in use, as positions in program order."""
 
 from __future__ import annotations
 
 from .core import Block, Op, Value
 
-#: Ops that read and that write shared memory.
-READS = {"ld_shared", "ldmatrix", "wmma_load", "acquire"}
+#: ops that fill a buffer
 WRITES = {"st_shared", "wmma_store", "cp_async"}
 
 
-def spans_of(body: Block, buffers: set[Value]) -> dict[Value, tuple[int, int]]:
+def spans(body: Block, buffers: set[Value]) -> dict[Value, tuple[int, int]]:
     """buffer -> (first, last) position in program order between which it is in use."""
     start: dict[int, int] = {}
     end: dict[int, int] = {}

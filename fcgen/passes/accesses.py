@@ -15,6 +15,8 @@ from ..ir.core import Op, Value
 from ..ir.layout import OpaqueLayout, RegLayout
 from ..ir.types import Buffer, Frag
 
+READS = {"ld_shared", "ldmatrix", "wmma_load", "acquire"}
+
 
 @dataclass(frozen=True)
 class Access:

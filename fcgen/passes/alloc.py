@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from ..errors import FcError
 from ..ir.core import Kernel, Value
-from ..ir.lifetimes import meet, spans_of
+from ..ir.lifetimes import meet, spans
 from ..ir.schedule import Schedule
 from ..ir.target import Target
 
@@ -20,11 +20,11 @@ ALIGN = 1024  # one period of the widest swizzle: addresses are swizzled by thei
 
 
 def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
-    spans = {b: span for role in kernel.roles for b, span in spans_of(role.body, set(kernel.buffers)).items()}
-    kept = [b for b in kernel.buffers if b in spans]
+    live = {b: span for role in kernel.roles for b, span in spans(role.body, set(kernel.buffers)).items()}
+    kept = [b for b in kernel.buffers if b in live]
     offsets: dict[Value, int] = {}
-    for b in sorted(kept, key=lambda v: (-v.type.bytes, spans[v][0])):
-        taken = sorted((offsets[o], offsets[o] + o.type.bytes) for o in offsets if meet(spans[o], spans[b]))
+    for b in sorted(kept, key=lambda v: (-v.type.bytes, live[v][0])):
+        taken = sorted((offsets[o], offsets[o] + o.type.bytes) for o in offsets if meet(live[o], live[b]))
         at = 0
         for low, high in taken:
             if at + b.type.bytes <= low:

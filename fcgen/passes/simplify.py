@@ -27,7 +27,7 @@ from ..ir.elementwise import FNS
 from ..ir.ops import OPS, infer
 from ..ir.schedule import Schedule
 from ..ir.target import Target
-from ..ir.types import DType
+from ..ir.types import DType, Scalar, Tile
 from .common import const_of, writes
 from .rules import apply_rules
 
@@ -159,6 +159,8 @@ class Sweep:
             op = replace(op, operands=op.operands[::-1])
         found = apply_rules(self, op)
         if found is not None:
+            if isinstance(found.type, Scalar) and isinstance(op.result.type, Tile):  # a tile's op was left only its scalar operand
+                found = self.make("full", found, shape=op.result.type.shape)
             assert found.type == op.result.type, f"a rule for {op.kind} made {found.type} out of {op.result.type}"
             self.changed = True
             return found

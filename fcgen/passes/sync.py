@@ -19,11 +19,11 @@ from dataclasses import dataclass, replace
 
 from ..errors import FcError
 from ..ir.core import Block, Kernel, Op, Value, definitions, walk
-from ..ir.lifetimes import READS, WRITES
+from ..ir.lifetimes import WRITES
 from ..ir.schedule import Schedule
 from ..ir.target import Target
 from ..ir.types import Frag
-from .accesses import WHOLE, Access, area_of, conflict
+from .accesses import READS, WHOLE, Access, area_of, conflict
 
 
 def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:

@@ -15,7 +15,6 @@ import numpy as np
 from ..errors import FcError, Loc
 from ..ir.core import Block, Env, Kernel, Op, Value, map_bodies, rewrite, walk, walk_kernel
 from ..ir.layout import RegLayout
-from ..ir.lifetimes import meet, spans_of
 from ..ir.target import Target
 from ..ir.types import Buffer
 from .machine import describe, simulate
@@ -250,10 +249,12 @@ def _far_copy(kernel: Kernel) -> Iterator[Mutant]:
 @fault("overlap")
 def _overlap(kernel: Kernel) -> Iterator[Mutant]:
     """Two buffers that are in use at the same time share bytes."""
+    from ..ir.lifetimes import meet, spans
+
     offsets = kernel.meta.get("smem_offsets")
     if offsets is None:
         return
-    used = {b: span for role in kernel.roles for b, span in spans_of(role.body, set(kernel.buffers)).items()}
+    used = {b: span for role in kernel.roles for b, span in spans(role.body, set(kernel.buffers)).items()}
     for i, a in enumerate(kernel.buffers):
         for j, b in enumerate(kernel.buffers):
             if i < j and a in used and b in used and meet(used[a], used[b]):

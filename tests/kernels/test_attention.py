@@ -69,7 +69,7 @@ def test_families_agree_with_a_stale_maximum_too(math: str, lazy: float) -> None
     got = p.simulate(Q=4 * q, K=k, V=v, scale=0.2)
     want, lse = attention_reference(4 * q, k, v, scale=0.2)
     compare(got["O"], want, 4e-3)
-    compare(got["LSE"], lse, 1e-4)
+    compare(got["LSE"], lse, 5e-4 if lazy else 1e-5)  # lazy: the sum is that of the rounded weights
 
 
 @pytest.mark.parametrize("scale", [-0.3, 0.0])

@@ -112,9 +112,9 @@ def test_wmma_fragments_are_staged_within_the_warp() -> None:
                                       {"math": {"s": "wmma", "%": "fma"}}, {"epilogue": "direct"}], ids=str)
 def test_buffers_in_use_together_do_not_overlap(schedule: dict) -> None:
     kernel = lowered(**schedule)
-    from fcgen.ir.lifetimes import spans_of
+    from fcgen.ir.lifetimes import spans as lifetimes
 
-    spans = spans_of(kernel.body, set(kernel.buffers))
+    spans = lifetimes(kernel.body, set(kernel.buffers))
     where = dict(zip(kernel.buffers, kernel.meta["smem_offsets"]))
     for a, b in itertools.combinations(kernel.buffers, 2):
         together = spans[a][0] <= spans[b][1] and spans[b][0] <= spans[a][1]
