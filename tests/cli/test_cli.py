@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -217,3 +218,38 @@ def test_what_a_module_misses_is_not_hidden(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(ModuleNotFoundError, match="no_such_thing_at_all"):
         fcgen("dump", "needs_more.py:x")
     assert "needs_more" not in sys.modules
+
+
+def blocks(heading: str) -> list[str]:
+    """The lines of the code blocks below a heading of the README, without indentation; `...` stands for lines that are left out."""
+    section = (ROOT / "README.md").read_text(encoding="utf-8").split(f"## {heading}\n")[1].split("\n## ")[0]
+    lines = [" ".join(line.split()) for block in re.findall(r"```\w*\n(.*?)```", section, re.DOTALL) for line in block.splitlines()]
+    return [line for line in lines if line not in ("", "...")]
+
+
+def test_the_readme_shows_what_each_level_looks_like_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    command = ["dump", "examples/attention.py", "--target", "sm_89", "--set", "T=f16", "--set", "D=64", "--set", "E=64",
+               "--schedule", "tiles={BLOCK_M: 64, BLOCK_N: 64}", "--stage"]
+    now = {" ".join(line.split()) for stage in ("tile", "machine", "cuda") for line in output(*command, stage).splitlines()}
+    shown = blocks("What you get at each level")
+    assert len(shown) > 50 and [line for line in shown if line not in now] == []
+
+
+def test_the_readme_shows_what_the_demo_prints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shown = (ROOT / "README.md").read_text(encoding="utf-8").split("```text\n")[1].split("```")[0]
+    same = lambda text: re.sub(r"[\d.]+(e-\d+)?", "#", text.partition("\nno GPU here")[0].partition("\non ")[0])
+    assert same(output("demo", "--target", "sm_89")) == same(shown)
+
+
+def test_the_readme_shows_what_the_errors_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    shown = blocks("When something is wrong")
+    lines = output("dump", "examples/attention.py", "--target", "sm_89", "--schedule", "tiles={BLOCK_M: 64, BLOCK_N: 64}").splitlines()
+    barrier = next(i for i, line in enumerate(lines) if line.startswith("    barrier"))
+    edited = tmp_path / "edited.fc"
+    edited.write_text("\n".join(lines[:barrier] + lines[barrier + 1:]) + "\n")
+    result = fcgen("check", str(edited))
+    said = [" ".join(line.split()) for line in result.output.splitlines()]
+    assert result.exit_code == 1 and len(said) > 5 and [line for line in said if line not in shown] == []
