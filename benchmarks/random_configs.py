@@ -173,7 +173,7 @@ def verdict(c: Config, got: tuple[Any, Any], want: tuple[Any, Any, Any, Any]) ->
 def run(c: Config, repeats: int = 0) -> tuple[float, list[str]]:
     import torch
 
-    from fcgen.attention import compiled
+    from fcgen.forward import compiled
 
     q, k, v = inputs(c)
     out = Guarded((c.b, c.h, c.m, c.e), q.dtype, c.layouts[3])
@@ -200,14 +200,14 @@ def run(c: Config, repeats: int = 0) -> tuple[float, list[str]]:
 
 
 def function(c: Config, q: Any, k: Any, v: Any) -> tuple[Any, Any]:
-    from fcgen.attention import attention
+    from fcgen.forward import attention
 
     return attention(q, k, v, causal=c.causal, scale=c.scale, return_lse=True)
 
 
 def compile_one(kernel: tuple[Any, ...], arch: str) -> str | None:
     """Into the disk cache, from any process. Returns what went wrong."""
-    from fcgen.attention import compiled
+    from fcgen.forward import compiled
 
     dtype, d, e, mask, positive = kernel
     try:

@@ -18,6 +18,7 @@ from .errors import FcError
 from .ir.schedule import Schedule
 from .ir.types import bf16, f16, f32, f64, i1, i32, i64
 from .lang import spec as _spec
+from .lang.control import grid, loop, tile, var, when
 from .lang.functions import (
     abs,
     atomic_add,
@@ -31,12 +32,10 @@ from .lang.functions import (
     floor,
     full,
     gather,
-    grid,
     inf,
     load,
     log,
     log2,
-    loop,
     max,
     maximum,
     min,
@@ -48,9 +47,6 @@ from .lang.functions import (
     store,
     sum,
     tanh,
-    tile,
-    var,
-    when,
     where,
     zeros,
 )
@@ -63,7 +59,7 @@ def __getattr__(name: str) -> Any:
     """What brings more of the package along is imported on first use."""
     from importlib import import_module
 
-    lazy = {"attention": ("attention", "attention"), "Program": ("program", "Program"), "compile": ("api", "compile"),
+    lazy = {"attention": ("forward", "attention"), "Program": ("program", "Program"), "compile": ("api", "compile"),
             "gpu_available": ("api", "gpu_available"), "gpu_target": ("api", "gpu_target"), "round_to": ("api", "round_to"),
             "program_from_text": ("api", "program_from_text")}
     if name not in lazy:

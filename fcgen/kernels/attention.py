@@ -46,11 +46,9 @@ def _body(
             top = fc.where(top - m > lazy, top, m)
         base = fc.where(top == -fc.inf, 0.0, top)
         p, fade = fc.exp(s - base), fc.exp(m - base)
-        w = p.to(V.dtype)
-        # under a stale maximum no weight is exactly one: summing them as rounded lets the rounding cancel in acc / l
-        l <<= l * fade + fc.sum(w.to(fc.f32) if lazy else p, axis=1)
+        l <<= l * fade + fc.sum(p, axis=1)
         v = fc.load(V[b, g, cols])
-        acc <<= acc * fade + fc.dot(w, v)
+        acc <<= acc * fade + fc.dot(p.to(V.dtype), v)
         m <<= top
     fc.store(O[b, h, rows], fc.where(l > 0.0, acc / l, 0.0).to(O.dtype))
     if lse:

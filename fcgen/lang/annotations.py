@@ -4,15 +4,21 @@
     O: "out T[B, H, M, E]"    a tensor that the spec writes ("inout": and reads)
     scale: "f32", n: "i32"    run-time numbers; "f32 > 0" promises a positive one, which calls check
     anything else             a compile-time Python value
+
+With `from __future__ import annotations` the quotes may be left away, and a type such as `list[int]` or `Callable[..., Any]` is still
+a type.
 """
 
 from __future__ import annotations
+import __future__
 
 import ast
+import builtins
 import inspect
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 from ..errors import FcError, Loc
@@ -67,16 +73,22 @@ def read_signature(fn: Callable[..., Any], loc: Loc) -> Signature:
     for p in inspect.signature(fn).parameters.values():
         if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
             raise FcError("trace/usage", f"a spec takes named parameters, not *{p.name}", loc=loc)
-        params.append(_read(p.name, p.annotation, p.default, loc))
+        types = fn.__globals__ if fn.__code__.co_flags & __future__.annotations.compiler_flag else None
+        params.append(_read(p.name, p.annotation, p.default, loc, types))
     return Signature(tuple(params))
 
 
-def _read(name: str, annotation: Any, default: Any, loc: Loc) -> Param:
+def _read(name: str, annotation: Any, default: Any, loc: Loc, types: Mapping[str, Any] | None) -> Param:
+    """types: where annotations come as source text, the names that they may use."""
     if not isinstance(annotation, str):
         return Param(name, "static", default=default)
     text = annotation.strip()
-    if text[:1] in "'\"":  # `from __future__ import annotations` keeps the quotes
-        text = str(ast.literal_eval(text)).strip()
+    if types is not None:
+        try:
+            text = str(ast.literal_eval(text)).strip()
+        except (ValueError, SyntaxError):  # not quoted: ours, or a Python type
+            if _is_type(text, types):
+                return Param(name, "static", default=default)
     if m := _SCALAR.match(text):
         return Param(name, "scalar", m[1], flags=("positive",) if m[2] else (), default=default)
     if m := _TENSOR.match(text):
@@ -94,6 +106,15 @@ def _read(name: str, annotation: Any, default: Any, loc: Loc) -> Param:
                       expected='"T[B, H, M, D]", "out T[M, N]", "f32", "f32 > 0", "i32", or a type for a compile-time value',
                       got=repr(text), loc=loc)
     return Param(name, "static", default=default)
+
+
+def _is_type(text: str, types: Mapping[str, Any]) -> bool:
+    """Whether source text means a Python type: `list[int]`, `Callable[..., Any] | None`."""
+    word = re.match(r"[\w.]*", text)[0].split(".")[0]  # type: ignore[index]
+    known = types.get(word, getattr(builtins, word, None))
+    if isinstance(known, (type, ModuleType)) or getattr(known, "__module__", None) == "typing":
+        return True
+    return any(mark in text for mark in ("|", "...", "[["))  # a name that only a type checker imports
 
 
 def as_dtype(value: Any, name: str) -> DType:

@@ -6,15 +6,39 @@ operands by label, so `[rows, cols] - [rows]` needs no reshaping and can never p
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from ..errors import FcError
 from ..ir.core import Value
-from ..ir.types import DType, f32, i32
+from ..ir.types import DType, i1, i32
 from .trace import Scope, current, here
 
 Label = Any  # Range | str
+
+
+def elementwise(name: str, *args: Any) -> Handle:
+    from . import arith
+
+    return arith.elementwise(name, *args)
+
+
+def lift(x: Any, dtype: DType | None) -> Handle:
+    from . import arith
+
+    return arith.lift(x, dtype)
+
+
+class NotATile:
+    """What a spec holds besides values: arithmetic with it is a mistake, and the message says what to write instead."""
+
+    def mistaken(self) -> FcError:
+        raise NotImplementedError
+
+    def _mistaken(self, *_: Any) -> Any:
+        raise self.mistaken()
+
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = __floordiv__ = __rfloordiv__ = _mistaken
+    __mod__ = __rmod__ = __pow__ = __rpow__ = __lt__ = __le__ = __gt__ = __ge__ = __neg__ = __abs__ = __and__ = __or__ = _mistaken
 
 
 class Handle:
@@ -40,8 +64,12 @@ class Handle:
         assert self.scope is not None
         if not self.scope.encloses(t.scope):
             t.check_loops()
-            raise FcError("trace/unset", f"a value made inside a {self.scope.kind} is read outside of it", loc=here(),
-                          hint="carry it out in a variable: v = fc.var(...) before the loop, v <<= value inside, v after it")
+            kind = self.scope.kind
+            if kind == "kernel":
+                raise FcError("trace/unset", "a value of another trace is read", got=repr(self), loc=here(),
+                              hint="handles live as long as one trace: make the value inside this spec")
+            raise FcError("trace/unset", f"a value made inside a {kind} is read outside of it", loc=here(),
+                          hint=f"carry it out in a variable: v = fc.var(...) before the {kind}, v <<= value inside, v after it")
 
     @property
     def dtype(self) -> DType:
@@ -63,6 +91,8 @@ class Handle:
         from .annotations import as_dtype
 
         d = as_dtype(dtype, "dtype")
+        if d == i1 != self.dtype:
+            raise FcError("trace/dtype", "a number is not converted to a condition", got=repr(self), loc=here(), hint="compare it: x != 0")
         return self if d == self.dtype else Handle(current().emit("cast", self.value, to=d.name), self.labels)
 
     @property
@@ -156,15 +186,10 @@ class Handle:
         return elementwise("shr", other, self)
 
     def __truediv__(self, other: Any) -> Handle:
-        return elementwise("div", self._dividable(), other)
+        return elementwise("div", self, other)
 
     def __rtruediv__(self, other: Any) -> Handle:
-        return elementwise("div", other, self._dividable())
-
-    def _dividable(self) -> Handle:
-        if not self.dtype.is_float:
-            raise FcError("trace/dtype", "/ is for floats", got=repr(self), loc=here(), hint="use // for integers, or .to(fc.f32)")
-        return self
+        return elementwise("div", other, self)
 
     def __lt__(self, other: Any) -> Handle:
         return elementwise("lt", self, other)
@@ -193,6 +218,9 @@ class Handle:
     def __invert__(self) -> Handle:
         return elementwise("not", self)
 
+    def __ilshift__(self, other: Any) -> Any:
+        raise FcError("trace/usage", "`<<=` assigns to a variable, and this is none", got=repr(self), loc=here(),
+                      hint="make it one before: v = fc.var(init)")
 
 
 class Var(Handle):
@@ -203,7 +231,15 @@ class Var(Handle):
         self.labels = () if init is None else init.labels
         self.scope = current().scope
         self.name = ""
+        self.closed: str | None = None  # why it cannot be read just now
         current().variables.append(self)
+
+    @property
+    def value(self) -> Value:
+        if self.closed is not None:
+            raise FcError("trace/usage", f"variable {self.name or 'v'} {self.closed}", loc=here(),
+                          hint="`live` sees what is known before the loop: ranges, sizes, and variables that the loop does not assign")
+        return super().value
 
     def __ilshift__(self, other: Any) -> Var:
         self.check_scope()
@@ -217,12 +253,13 @@ class Var(Handle):
                               loc=here(), hint=f"convert: .to(fc.{self._value.type.dtype})")
             if set(x.labels) != set(self.labels) or len(x.labels) != len(self.labels):
                 raise FcError("trace/shape", "a variable keeps its axes", expected=repr(self), got=repr(x), loc=here())
-            x = aligned(x, self.labels)
+            if x.labels != self.labels:
+                x = x.T
         self._value = x.value
         return self
 
 
-class Range:
+class Range(NotATile):
     """A run of positions along a dimension: what `fc.tile` of a grid or loop axis yields, and an axis label of what it indexes."""
 
     count = 0
@@ -233,6 +270,14 @@ class Range:
         self._start = start
         Range.count += 1
         self.number = Range.count
+
+    def mistaken(self) -> FcError:
+        return FcError("trace/usage", "a range is not a tile", got=repr(self), loc=here(),
+                       hint="its positions are .index, the first one is .start")
+
+    def __bool__(self) -> bool:
+        raise FcError("trace/python-if", "a range has no truth value", got=repr(self), loc=here(),
+                      hint="its positions are .index; choose with fc.where")
 
     def __repr__(self) -> str:
         return f"<range {self.block} of {self.size} along {self.dim}>"
@@ -269,17 +314,24 @@ class Range:
         )
 
 
-class TiledSize:
+class TiledSize(NotATile):
     """`fc.tile(size, "BLOCK")`: a dimension cut into blocks. An axis of the grid, or what a loop runs over."""
 
     def __init__(self, dim: str | int, block: str):
         self.dim, self.block = dim, block
         t = current()
+        if not isinstance(block, str):
+            raise FcError("trace/usage", "fc.tile names its block size, and the schedule says how large it is", expected='"BLOCK_M"',
+                          got=block, loc=here(), hint='Schedule(tiles={"BLOCK_M": 64, ...})')
         if block not in t.tiles:
             raise FcError("trace/static", f"no tile size is given for {block}", loc=here(), got=", ".join(t.tiles) or "no tile sizes",
                           hint=f'Schedule(tiles={{"{block}": 64, ...}})')
         self.size = t.tiles[block]
         t.used_tiles.add(block)
+
+    def mistaken(self) -> FcError:
+        return FcError("trace/usage", "fc.tile(...) is a way to cut a dimension, not a tile", loc=here(),
+                       hint="fc.grid and fc.loop take it and hand out ranges")
 
 
 def label_name(label: Label) -> str:
@@ -294,86 +346,3 @@ def dim_size(dim: str | int) -> Handle:
     while h.scope is not None and h.scope.parent is not None and h.scope.parent.parent is not None:
         h.scope = h.scope.parent  # it stands at the top of the kernel
     return h
-
-
-# ---- numbers, alignment, elementwise ---------------------------------------------------------------------------------------
-
-
-def lift(x: Any, dtype: DType | None) -> Handle:
-    """A handle for a Python number; its dtype is that of what it meets."""
-    if isinstance(x, Handle):
-        return x
-    if isinstance(x, bool):
-        return Handle(current().emit("const", value=x, dtype="i1"))
-    if hasattr(x, "item") and not isinstance(x, (int, float)) and getattr(x, "shape", None) == ():
-        x = x.item()
-    if not isinstance(x, (int, float)):
-        hint = "load it first: fc.load(T[...])" if type(x).__name__ in ("View", "TensorParam") else None
-        raise FcError("trace/usage", "this is not a value of the program", got=repr(x), loc=here(), hint=hint)
-    if dtype is None:
-        dtype = i32 if isinstance(x, int) else f32
-    if dtype.is_float:
-        return Handle(current().emit("const", value=float(x), dtype=dtype.name))
-    if isinstance(x, float) and (not x.is_integer() or math.isinf(x)):
-        raise FcError(
-            "trace/dtype", "a fractional number meets integers", expected=dtype, got=x, loc=here(), hint="convert the tile: .to(fc.f32)"
-        )
-    if isinstance(x, float):
-        raise FcError(
-            "trace/dtype", "a float meets integers", expected=dtype, got=x, loc=here(), hint=f"write {int(x)}, or convert: .to(fc.f32)"
-        )
-    return Handle(current().emit("const", value=int(x), dtype=dtype.name))
-
-
-def joint_labels(handles: list[Handle]) -> tuple[Label, ...]:
-    """The axes of an elementwise result: those of the operand that has them all, else all of them, ranges in the order they were made."""
-    every = list(dict.fromkeys(l for h in handles for l in h.labels))
-    for h in handles:
-        if len(h.labels) == len(every):
-            return h.labels
-    ranges = sorted((l for l in every if isinstance(l, Range)), key=lambda r: r.number)
-    return (*ranges, *(l for l in every if not isinstance(l, Range)))
-
-
-def aligned(h: Handle, labels: tuple[Label, ...], sizes: dict[Label, int] | None = None) -> Handle:
-    """`h` with exactly these axes in this order."""
-    if h.labels == labels or not h.labels:
-        return h
-    t = current()
-    if len(h.labels) == len(labels):
-        return Handle(t.emit("transpose", h.value), labels)
-    if len(h.labels) == 2 and [l for l in labels if l in h.labels] != list(h.labels):
-        h = h.T
-    assert sizes is not None
-    axes = tuple(labels.index(l) for l in h.labels)
-    return Handle(t.emit("broadcast", h.value, axes=axes, shape=tuple(sizes[l] for l in labels)), labels)
-
-
-def spread(handles: list[Handle]) -> tuple[list[Handle], tuple[Label, ...]]:
-    """Operands brought to their joint axes; scalars stay scalars."""
-    labels = joint_labels(handles)
-    sizes: dict[Label, int] = {}
-    for h in handles:
-        for l, n in zip(h.labels, h.shape):
-            if sizes.setdefault(l, n) != n:
-                raise FcError("trace/shape", f"two axes called {label_name(l)} differ in size", expected=sizes[l], got=n, loc=here())
-    if len(labels) > 2:
-        raise FcError("trace/shape", "these operands do not share their axes, and together have more than two",
-                      expected="one or two axes in all", got="; ".join(map(repr, handles)), loc=here(),
-                      hint="axes are told apart by the range or dimension they run over")
-    return [aligned(h, labels, sizes) for h in handles], labels
-
-
-def elementwise(name: str, *args: Any) -> Handle:
-    known = [a for a in args if isinstance(a, Handle)]
-    dtype = next((h.dtype for h in known if h.labels), known[0].dtype if known else None)
-    if name in ("and", "or", "xor", "not") and dtype is not None and dtype.is_float:
-        raise FcError("trace/dtype", "&, |, ^ and ~ are for conditions and integers", got=repr(known[0]), loc=here())
-    handles = [lift(a, dtype) for a in args]
-    dtypes = list(dict.fromkeys(h.dtype for h in handles))
-    if len(dtypes) > 1:
-        a, b = (next(h for h in handles if h.dtype == d) for d in dtypes[:2])
-        raise FcError("trace/dtype", f"{name} of two dtypes", expected=repr(a), got=repr(b), loc=here(),
-                      hint=f"convert one of them: .to(fc.{dtypes[0]})")
-    handles, labels = spread(handles)
-    return Handle(current().emit(name, *[h.value for h in handles]), labels)

@@ -9,11 +9,12 @@ from dataclasses import replace
 from typing import Any
 
 from ..errors import FcError, Loc
-from ..ir.core import Block, Kernel, Role, Value, definitions, walk
+from ..ir.core import Block, Kernel, Role, Value
 from ..ir.ops import verify
 from ..ir.types import DTYPES, Scalar, Tensor
 from .annotations import Param, Signature, as_dtype, read_signature
 from .handles import Handle, Range
+from .owners import shared_stores
 from .tensors import TensorParam
 from .trace import Trace, here, shown, tracing
 from .until import until
@@ -137,14 +138,9 @@ class Spec:
         for p in self.signature.tensors:
             if "out" in p.flags and p.name not in t.stored:
                 raise FcError("trace/store", f"the output {p.name} is never stored", loc=self.loc, hint=f"fc.store({p.name}[...], tile)")
-        defs = definitions(body)
-        for op in walk(body):
-            if op.kind != "store" or op.get("reduce"):
-                continue
-            reached = _closure(op.operands[2:], defs)
+        for op, missing in shared_stores(body):
             for g, i in zip(t.grid, t.ids):
-                alone = isinstance(g.dim, int) and g.dim <= g.tile
-                if not alone and i not in reached:
+                if i in missing and not (isinstance(g.dim, int) and g.dim <= g.tile):
                     axis = t.names.get(i) or (f"the tiles of {g.dim}" if g.tile > 1 else str(g.dim))
                     raise FcError("trace/store", f"every program along {axis} writes the same part of {op.operands[0].name}",
                                   expected="a place that depends on each axis of the grid", loc=op.loc,

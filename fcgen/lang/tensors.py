@@ -6,12 +6,13 @@ from typing import Any
 
 from ..errors import FcError
 from ..ir.core import Value
-from ..ir.types import DType, Scalar, Tile, i32
-from .handles import Handle, Label, Range, dim_size, label_name, lift, spread
+from ..ir.types import DType, Scalar, Tile, i32, i64
+from .arith import lift, spread
+from .handles import Handle, Label, NotATile, Range, dim_size, label_name
 from .trace import current, here
 
 
-class TensorParam:
+class TensorParam(NotATile):
     """A tensor parameter inside a spec: `T.dtype`, `T.M` (a dimension's size), `T[b, rows]` (a view to load or store)."""
 
     def __init__(self, value: Value, dim_names: tuple[str | int, ...], flags: tuple[str, ...]):
@@ -19,6 +20,21 @@ class TensorParam:
 
     def __repr__(self) -> str:
         return f"<tensor {self._param.name}: {self._param.type}>"
+
+    def mistaken(self) -> FcError:
+        name = self._param.name
+        return FcError("trace/usage", f"{name} is a tensor, not a tile", got=repr(self), loc=here(),
+                       hint=f"load a part of it: fc.load({name}[...])")
+
+    @property
+    def written(self) -> bool:
+        return "out" in self._flags or "inout" in self._flags
+
+    def check_readable(self) -> None:
+        if "out" in self._flags:
+            name = self._param.name
+            raise FcError("trace/usage", f"{name} is an output: what it holds before the kernel is not known", loc=here(),
+                          hint=f'annotate it as read and written: {name}: "inout {self._param.type.dtype}[...]"')
 
     @property
     def dtype(self) -> DType:
@@ -41,14 +57,22 @@ class TensorParam:
                 "trace/shape", f"too many indices for {self._param.name}", expected=f"at most {len(dims)}", got=len(index), loc=here()
             )
         index = (*index, *[slice(None)] * (len(dims) - len(index)))
-        if any(isinstance(i, Handle) and i.labels for i in index) or not any(isinstance(i, (Range, slice)) for i in index):
+        for i in index:
+            if isinstance(i, int) and i < 0:
+                raise FcError("trace/usage", "positions count from the start of a dimension", expected="0 or more", got=i, loc=here())
+        whole = all(not isinstance(i, (Range, slice)) for i in index)
+        if any(isinstance(i, Handle) and i.labels for i in index) or (whole and not self.written):
             return self._gather(index)
         return View(self, index)
 
     def _gather(self, index: tuple[Any, ...]) -> Handle:
         if any(isinstance(i, slice) for i in index):
             raise FcError("trace/usage", "element positions need one index per dimension", got=f"{self._param.name}[...]", loc=here())
-        handles = [i.index if isinstance(i, Range) else lift(i, i32) for i in index]
+        self.check_readable()
+        if len(index) != len(self._names):
+            raise FcError("trace/shape", f"{self._param.name} needs one position per dimension", expected=", ".join(map(str, self._names)),
+                          got=len(index), loc=here())
+        handles = [_position(i.index if isinstance(i, Range) else i, self._param.name) for i in index]
         handles, labels = spread(handles)
         return Handle(current().emit("gather", self._param, *[h.value for h in handles]), labels)
 
@@ -73,7 +97,7 @@ class RunDim(Handle):
         self._value, self.labels, self.scope = h._value, (), h.scope
 
 
-class View:
+class View(NotATile):
     """A rectangle of a tensor, not loaded yet."""
 
     def __init__(self, tensor: TensorParam, index: tuple[Any, ...]):
@@ -103,12 +127,24 @@ class View:
                 shape.append(dim)
             else:
                 words.append("at")
-                scalars.append(lift(i, i32).value)
+                scalars.append(_position(i, tensor._param.name).value)
         self.index, self.scalars, self.guard = tuple(words), tuple(scalars), tuple(guard)
         self.labels, self.shape = tuple(labels), tuple(shape)
 
+    def mistaken(self) -> FcError:
+        return FcError("trace/usage", f"a view of {self.tensor._param.name} is not a tile yet", got=repr(self), loc=here(),
+                       hint="load it: fc.load(...)")
+
     def __repr__(self) -> str:
         return f"<view of {self.tensor._param.name} [{', '.join(map(label_name, self.labels))}]>"
+
+
+def _position(i: Any, name: str) -> Handle:
+    h = lift(i, i32)
+    if h.dtype not in (i32, i64):
+        raise FcError("trace/dtype", f"a position in {name} is a whole number", expected="i32", got=repr(h), loc=here(),
+                      hint="convert: .to(fc.i32)" if h.dtype.is_float else None)
+    return h
 
 
 def tile_type(dtype: DType, shape: tuple[int, ...]) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import linecache
 import os
 import sys
 import threading
@@ -172,14 +173,29 @@ def here() -> Loc:
         frame = frame.f_back
     if frame is None:
         return Loc("<unknown>", 0)
-    if sys.version_info >= (3, 11):
-        positions = list(frame.f_code.co_positions())
-        at = frame.f_lasti // 2
-        if 0 <= at < len(positions):
-            line, end_line, col, end_col = positions[at]
-            if line is not None and line == end_line and col is not None:
-                return Loc(shown(frame.f_code.co_filename), line, col, end_col or -1)
-    return Loc(shown(frame.f_code.co_filename), frame.f_lineno)
+    file = shown(frame.f_code.co_filename)
+    positions, at = _positions(frame.f_code), frame.f_lasti // 2
+    if 0 <= at < len(positions):
+        line, end_line, col, end_col = positions[at]
+        if line is not None and line == end_line and col is not None:
+            return Loc(file, line, *_characters(frame.f_code.co_filename, line, (col, end_col or -1)))
+    return Loc(file, frame.f_lineno)
+
+
+@functools.lru_cache(maxsize=256)
+def _positions(code: CodeType) -> list[tuple[int | None, int | None, int | None, int | None]]:
+    """Per instruction where it stands; nothing before Python 3.11."""
+    positions = getattr(code, "co_positions", None)
+    return list(positions()) if positions is not None else []
+
+
+def _characters(file: str, line: int, columns: tuple[int, int]) -> tuple[int, int]:
+    """Columns in characters: Python counts the bytes of the line."""
+    text = linecache.getline(file, line)
+    if text.isascii():
+        return columns
+    first, end = (len(text.encode()[:n].decode(errors="ignore")) if n >= 0 else n for n in columns)
+    return first, end
 
 
 def shown(file: str) -> str:

@@ -1,6 +1,7 @@
 """Stage isolation: a kernel that writes one named value out, so that a wrong intermediate is found in one call.
 
-In: tile IR and the name of a value in it. Out: tile IR with one output, `UNTIL`, of shape [grid axes..., iterations of each enclosing
+In: tile IR and the name of a value in it: a variable's last value by its name, an earlier one as the kernel's text calls it (`s.1`; the
+first is `s.0`). Out: tile IR with one output, `UNTIL`, of shape [grid axes..., iterations of each enclosing
 loop..., the value's own axes...]; every other store, and what only they needed, is gone. The value is what it was: nothing before it
 changes.
 """
@@ -11,17 +12,17 @@ from dataclasses import replace
 
 from ..errors import FcError
 from ..ir.core import Block, Builder, Kernel, Op, Value, definitions, remove_dead, walk
-from ..ir.types import Tensor, Tile, i1, i32
+from ..ir.types import Tensor, i1, i32
 
 
 def until(kernel: Kernel, name: str) -> Kernel:
-    found = [(op, r) for op in walk(kernel.body) for r in op.results if r.name == name and not isinstance(r.type, Tensor)]
+    texts = text_names(kernel)
+    made = [(op, r) for op in walk(kernel.body) for r in op.results if r.name]
+    exact = name.removesuffix(".0") if name.endswith(".0") else name
+    found = [(op, r) for op, r in made if (texts[r] == exact if "." in name else r.name == name)]
     if not found:
-        names = dict.fromkeys(r.name for op in walk(kernel.body) for r in op.results if r.name and isinstance(r.type, Tile))
-        raise FcError("trace/usage", f"{kernel.name} has no tile called {name}", expected=", ".join(names), got=name)
+        raise FcError("trace/usage", f"{kernel.name} has no value called {name}", expected=", ".join(texts[r] for _, r in made), got=name)
     op, value = found[-1]
-    if not isinstance(value.type, Tile):
-        raise FcError("trace/usage", f"{name} is a scalar; a tile can be written out", got=str(value.type))
     loops = _enclosing(kernel.body, op) or ()
     dtype = i32 if value.type.dtype == i1 else value.type.dtype
     dims: list[str | int] = [g.dim if g.tile == 1 else f"UNTIL_{g.name}" for g in kernel.grid]
@@ -37,6 +38,29 @@ def until(kernel: Kernel, name: str) -> Kernel:
     params = tuple(p for p in kernel.params if p in used or "out" not in kernel.flags.get(p.name, ()))
     return replace(kernel, name=f"{kernel.name}_until_{name}", params=(*params, out), flags={**flags, "UNTIL": ("out",)},
                    meta={**kernel.meta, "until_loops": counted}).with_body(body)
+
+
+def text_names(kernel: Kernel) -> dict[Value, str]:
+    """Each value's name as the kernel's text has it: `s`, `s.1`, ..."""
+    from ..ir.text import Names
+
+    names = Names()
+    for p in kernel.params:
+        names.define(p)
+    for axis, i in zip(kernel.grid, kernel.body.args):
+        names.of[i] = names.fresh(axis.name)
+
+    def visit(block: Block) -> None:
+        for op in block.ops:
+            for v in op.results:
+                names.define(v)
+            for r in op.regions:
+                for v in r.args:
+                    names.define(v)
+                visit(r)
+
+    visit(kernel.body)
+    return {v: n.removeprefix("%") for v, n in names.of.items()}
 
 
 def _dimension(loop: Op, defs: dict[Value, Op]) -> str | None:
@@ -75,7 +99,9 @@ def _written(block: Block, target: Op, value: Value, out: Value, at: tuple[Value
             b = Builder(op.loc)
             v = value
             if value.type.dtype == i1:
-                one, zero = (b.emit("full", b.emit("const", value=n, dtype="i32"), shape=value.type.shape) for n in (1, 0))
+                one, zero = (b.emit("const", value=n, dtype="i32") for n in (1, 0))
+                if value.type.shape:
+                    one, zero = (b.emit("full", n, shape=value.type.shape) for n in (one, zero))
                 v = b.emit("select", value, one, zero)
             index = ("at",) * len(at) + ("all",) * len(value.type.shape)
             b.do("store", out, v, *at, index=index, guard=(False,) * len(value.type.shape))

@@ -159,7 +159,7 @@ class Sweep:
             op = replace(op, operands=op.operands[::-1])
         found = apply_rules(self, op)
         if found is not None:
-            if isinstance(found.type, Scalar) and isinstance(op.result.type, Tile):  # a tile's op was left only its scalar operand
+            if isinstance(found.type, Scalar) and isinstance(op.result.type, Tile):
                 found = self.make("full", found, shape=op.result.type.shape)
             assert found.type == op.result.type, f"a rule for {op.kind} made {found.type} out of {op.result.type}"
             self.changed = True

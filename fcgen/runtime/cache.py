@@ -23,9 +23,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import filelock
-import platformdirs
-
 from fcgen.errors import FcError
 
 _MAGIC, _FORMAT = b"FCGENENT", 1
@@ -100,6 +97,8 @@ def open_cache() -> DiskCache:
 
 
 def _wanted_dir() -> Path:
+    import platformdirs
+
     named = os.environ.get("FCGEN_CACHE_DIR")
     path = Path(os.path.expanduser(named or platformdirs.user_cache_dir("fcgen", appauthor=False)))
     if not named and not path.is_absolute():
@@ -221,10 +220,12 @@ class DiskCache:
         assert key and all(c in "0123456789abcdef" for c in key), f"not a key of key_of: {key!r}"
         return self.root / key[:2] / f"{key}.fce"
 
-    def _lock(self, key: str) -> filelock.BaseFileLock | None:
+    def _lock(self, key: str) -> Any:
         """The key's lock, held; None where there is nothing to lock or no locking to be had."""
         if self.root is None:
             return None
+        import filelock  # a hit needs no lock, and importing it takes longer than the hit
+
         path = self._path(key).with_suffix(".lock")
         try:
             path.parent.mkdir(mode=0o700, exist_ok=True)

@@ -27,8 +27,9 @@ def interpret(kernel: Kernel, arguments: Mapping[str, Any], *, skip_dead: bool =
     """
     memory, sizes = bind(kernel, arguments)
     machine = _Interpreter(kernel, memory, sizes, skip_dead)
-    for place in itertools.product(*[range(axis.count(sizes)) for axis in kernel.grid]):
-        machine.program(place)
+    with np.errstate(all="ignore"):
+        for place in itertools.product(*[range(axis.count(sizes)) for axis in kernel.grid]):
+            machine.program(place)
     return {name: memory[name] for name, flags in kernel.flags.items() if "out" in flags and name in memory}
 
 
@@ -36,6 +37,10 @@ def bind(kernel: Kernel, arguments: Mapping[str, Any]) -> tuple[dict[str, Any], 
     """(parameter name -> array or number, dimension name -> size). Inputs are converted to their dtypes; missing outputs are made."""
     sizes: dict[str, int] = {}
     memory: dict[str, Any] = {}
+    names = [p.name for p in kernel.params]
+    for name in arguments:
+        if name not in names:
+            raise FcError("call/argument", f"{kernel.name} has no parameter `{name}`", expected=", ".join(names), got=name)
     for p in kernel.params:
         if not isinstance(p.type, Tensor):
             if p.name not in arguments:
@@ -75,16 +80,24 @@ def poison(shape: tuple[int, ...], dtype: DType) -> np.ndarray:
     return np.full(shape, np.nan if dtype.is_float else np.iinfo(dtype.np_dtype).min, dtype.np_dtype)
 
 
+#: how a program touches an element -> how no other program may have touched it, whichever came first
+CLASHES = {"stores": ("stores", "adds", "reads"), "adds": ("stores", "reads"), "reads": ("stores", "adds")}
+
+
 class _Interpreter:
     def __init__(self, kernel: Kernel, memory: dict[str, Any], sizes: dict[str, int], skip_dead: bool):
         self.kernel, self.memory, self.sizes, self.skip_dead = kernel, memory, sizes, skip_dead
-        self.writer = {n: np.full(memory[n].shape, -1) for n, flags in kernel.flags.items() if "out" in flags and n in memory}
+        written = [n for n, flags in kernel.flags.items() if "out" in flags and n in memory]
+        #: how an element was touched -> by which program: -1 none, -2 several
+        self.touched = {n: {how: np.full(memory[n].shape, -1, np.int32) for how in CLASHES} for n in written}
         self.number = -1
+        self.place: tuple[int, ...] = ()
 
     def program(self, place: tuple[int, ...]) -> None:
         self.number += 1
+        self.place = place
         env: dict[Value, Any] = {p: (p.name if isinstance(p.type, Tensor) else self.memory[p.name]) for p in self.kernel.params}
-        env.update(zip(self.kernel.body.args, place))
+        env.update(zip(self.kernel.body.args, map(np.int32, place)))
         self.block(self.kernel.body, env)
 
     def block(self, block: Block, env: dict[Value, Any]) -> tuple[Any, ...]:
@@ -153,7 +166,8 @@ class _Interpreter:
             if word == "at":
                 i = int(next(it))
                 if not 0 <= i < n:
-                    raise FcError("sim/bounds", f"{op.kind} outside {tensor}", expected=f"0..{n - 1} along axis {dim}", got=i, loc=op.loc)
+                    raise FcError("sim/bounds", f"{op.kind} outside {tensor}", expected=f"0..{n - 1} along axis {dim}", got=i, loc=op.loc,
+                                  notes=[self.where()])
                 index.append(i)
                 continue
             first = int(next(it)) if word == "tile" else 0
@@ -161,7 +175,7 @@ class _Interpreter:
             ok = (run >= 0) & (run < n)
             if not op["guard"][axis] and not ok.all():
                 raise FcError("sim/bounds", f"{op.kind} outside {tensor}", expected=f"0..{n - 1} along axis {dim}",
-                              got=f"{run[0]}..{run[-1]}", loc=op.loc)
+                              got=f"{run[0]}..{run[-1]}", loc=op.loc, notes=[self.where()])
             along = [1] * rank
             along[axis] = shape[axis]
             inside &= ok.reshape(along)
@@ -172,6 +186,10 @@ class _Interpreter:
     def do_load(self, op: Op, args: list[Any], env: Any) -> Any:
         shape = op.result.type.shape
         index, inside = self.places(op, args[0], args[1:], shape)
+        if not self.memory[args[0]].size:
+            return np.zeros(shape, self.memory[args[0]].dtype)
+        if args[0] in self.touched:
+            self.touch(op, args[0], "reads", tuple(np.broadcast_to(i, shape)[inside] for i in index))
         data = np.broadcast_to(self.memory[args[0]][index], shape) if shape else self.memory[args[0]][index]
         return np.where(inside, data, np.zeros((), data.dtype)) if shape else data
 
@@ -180,18 +198,38 @@ class _Interpreter:
         index, inside = self.places(op, tensor, args[2:], value.shape)
         where = tuple(np.broadcast_to(i, value.shape)[inside] for i in index)
         if op.get("reduce"):
-            np.add.at(self.memory[tensor], where, value[inside])
+            self.touch(op, tensor, "adds", where)
+            self.memory[tensor][where] = apply("add", self.kernel.param(tensor).type.dtype, self.memory[tensor][where], value[inside])
             return
-        before = self.writer[tensor][where]
-        if ((before != -1) & (before != self.number)).any():
-            raise FcError("sim/race", f"two programs write the same element of {tensor}", loc=op.loc,
-                          hint="index the output by every grid axis, or add with fc.atomic_add")
-        self.writer[tensor][where] = self.number
+        self.touch(op, tensor, "stores", where)
         self.memory[tensor][where] = value[inside]
+
+    def touch(self, op: Op, tensor: str, how: str, where: tuple[Any, ...]) -> None:
+        """Record an access to a tensor that the kernel writes. Raises where another program did what no order makes right."""
+        by = self.touched[tensor]
+        for other in CLASHES[how]:
+            before = by[other][where]
+            clash = (before != -1) & (before != self.number)
+            if clash.any():
+                first = tuple(int(i[clash][0]) for i in where)
+                both = "write" if how == other == "stores" else "touch"
+                raise FcError("sim/race", f"two programs {both} the same element of {tensor}", loc=op.loc,
+                              expected="each element to one program, or only added to", got=f"one {other} it, another one {how} it",
+                              notes=[f"element {first}, {self.where()}"],
+                              hint="index the output by every grid axis, or add with fc.atomic_add")
+        mine = by[how][where]
+        by[how][where] = np.where((mine == -1) | (mine == self.number), self.number, -2)
+
+    def where(self) -> str:
+        return "in the program " + (", ".join(f"{g.name or n} = {i}" for n, (g, i) in enumerate(zip(self.kernel.grid, self.place))) or "0")
 
     def do_gather(self, op: Op, args: list[Any], env: Any) -> Any:
         data, index = self.memory[args[0]], np.broadcast_arrays(*args[1:])
+        if not data.size:
+            return np.zeros(op.result.type.shape, data.dtype)[()]
         inside = np.all([(i >= 0) & (i < n) for i, n in zip(index, data.shape)], axis=0)
+        if args[0] in self.touched:
+            self.touch(op, args[0], "reads", tuple(i[inside] for i in index))
         out = np.where(inside, data[tuple(np.where(inside, i, 0) for i in index)], np.zeros((), data.dtype))
         return out if op.result.type.shape else out[()]
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fcgen.attention import attention
+from fcgen.forward import attention
 from fcgen.errors import FcError
 
 pytestmark = pytest.mark.gpu

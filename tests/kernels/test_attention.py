@@ -61,7 +61,7 @@ def test_rows_that_see_no_key_give_zero_and_minus_infinity() -> None:
 
 
 @pytest.mark.parametrize("math", ["mma", "wmma", "fma"])
-@pytest.mark.parametrize("lazy", [0.0, 5.545])
+@pytest.mark.parametrize("lazy", [0.0, 2.77])
 def test_families_agree_with_a_stale_maximum_too(math: str, lazy: float) -> None:
     q, k, v = inputs(fc.f16, 1, 1, 1, 40, 90, 32, 32)
     schedule = fc.Schedule(tiles={"BLOCK_M": 32, "BLOCK_N": 32}, warps=2, math=math, skip_ones=True)
@@ -69,7 +69,7 @@ def test_families_agree_with_a_stale_maximum_too(math: str, lazy: float) -> None
     got = p.simulate(Q=4 * q, K=k, V=v, scale=0.2)
     want, lse = attention_reference(4 * q, k, v, scale=0.2)
     compare(got["O"], want, 4e-3)
-    compare(got["LSE"], lse, 5e-4 if lazy else 1e-5)  # lazy: the sum is that of the rounded weights
+    compare(got["LSE"], lse, 1e-5)
 
 
 @pytest.mark.parametrize("scale", [-0.3, 0.0])

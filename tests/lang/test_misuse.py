@@ -85,7 +85,7 @@ def test_arithmetic_of_two_dtypes() -> None:
     refused(spec, "trace/dtype", "convert one of them")
 
 
-@pytest.mark.parametrize(("expression", "word"), [("i + 0.5", "fractional"), ("i / 2", "//"), ("i & x", "dtypes")])
+@pytest.mark.parametrize(("expression", "word"), [("i + 0.5", "fractional"), ("i / 2", "//"), ("i & x", "conditions")])
 def test_integers_stay_integers(expression: str, word: str) -> None:
     def spec(X: "f32[M, D]", Y: "out i32[M]"):
         (rows,) = fc.grid(fc.tile(X.M, "BM"))

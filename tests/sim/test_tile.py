@@ -116,3 +116,73 @@ def test_leaving_out_dead_iterations_changes_nothing(mask, m, n):
     full, skipped = (interpret(p.tile, {**arguments, "scale": 0.25}, skip_dead=skip) for skip in (False, True))
     for name in ("O", "LSE"):
         np.testing.assert_array_equal(full[name], skipped[name])
+
+
+# ---- programs that meet ----------------------------------------------------------------------------------------------------
+
+
+@fc.kernel
+def neighbour(X: "inout f32[H]"):
+    (h,) = fc.grid(X.H)
+    fc.store(X[h], fc.load(X[h + 1 - h // 3]))
+
+
+@fc.kernel
+def add_and_read(X: "f32[H]", Y: "inout T[N]"):
+    (h,) = fc.grid(X.H)
+    fc.atomic_add(Y[0], fc.load(X[h]).to(Y.dtype))
+    with fc.when(h == 2):
+        fc.store(Y[2], fc.load(Y[0]) * 1.0)
+
+
+@fc.kernel
+def add_only(X: "f32[H]", Y: "inout T[N]"):
+    (h,) = fc.grid(X.H)
+    fc.atomic_add(Y[0], fc.load(X[h]).to(Y.dtype))
+
+
+def test_a_read_of_what_another_program_writes_is_a_race():
+    with pytest.raises(FcError) as e:
+        interpret(neighbour.trace({}), {"X": np.arange(4.0)})
+    assert e.value.code == "sim/race" and "X" in e.value.message and "element (1,)" in str(e.value) and "h = 1" in str(e.value)
+    with pytest.raises(FcError) as e:
+        interpret(add_and_read.trace({}, T=fc.f32), {"X": np.ones(4), "Y": np.zeros(3)})
+    assert e.value.code == "sim/race" and "adds it" in str(e.value) and "reads it" in str(e.value) and e.value.loc.source_line()
+
+
+def test_sums_of_16_bits_round_each_time():
+    y = interpret(add_only.trace({}, T=fc.bf16), {"X": np.full(4, 2.0**-9), "Y": np.ones(3)})["Y"]
+    np.testing.assert_array_equal(y, 1)  # each addend is less than half a step of bf16 at 1
+    y = interpret(add_only.trace({}, T=fc.f32), {"X": np.full(4, 2.0**-9), "Y": np.ones(3)})["Y"]
+    assert y[0] == 1 + 2.0**-7
+
+
+def test_bounds_name_the_program():
+    with pytest.raises(FcError) as e:
+        interpret(copy_kernel("false", "true"), {"X": np.zeros((13, 4))})
+    assert "in the program i = 1" in str(e.value)
+
+
+def test_unknown_arguments():
+    with pytest.raises(FcError) as e:
+        interpret(copy_kernel(), {"X": np.zeros((8, 4)), "Z": 1})
+    assert e.value.code == "call/argument" and "no parameter `Z`" in e.value.message and e.value.expected == "X, Y"
+
+
+@fc.kernel
+def looked_up(X: "f32[M]", table: "f32[N]", Y: "out f32[M]"):
+    (rows,) = fc.grid(fc.tile(X.M, "BLOCK_M"))
+    fc.store(Y[rows], fc.load(X[rows]) + table[rows.index])
+
+
+@pytest.mark.filterwarnings("error")
+def test_empty_tensors_and_silent_arithmetic():
+    k = looked_up.trace({"BLOCK_M": 8})
+    np.testing.assert_array_equal(interpret(k, {"X": np.arange(5), "table": np.zeros(0)})["Y"], np.arange(5))
+    assert interpret(k, {"X": np.zeros(0), "table": np.ones(3)})["Y"].shape == (0,)
+    q = np.full((1, 1, 4, 16), np.inf)
+    tiles = {"BLOCK_M": 16, "BLOCK_N": 16}
+    out = interpret(attention.trace(tiles, T=fc.f16, D=16, E=16), {"Q": q, "K": np.zeros_like(q), "V": q, "scale": 1.0})
+    assert np.isnan(out["LSE"]).all()
+    out = interpret(attention.trace(tiles, T=fc.f16, D=16, E=16), {"Q": q, "K": q[:, :, :0], "V": q[:, :, :0], "scale": 1.0})
+    assert (out["O"] == 0).all() and np.isneginf(out["LSE"]).all()

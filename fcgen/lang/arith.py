@@ -1,0 +1,143 @@
+"""Elementwise arithmetic on handles: Python numbers take the dtype of what they meet, tiles meet axis by axis.
+
+Every rule about dtypes and axes that a spec can break by writing an expression is checked here, before an op is made.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from ..errors import FcError
+from ..ir.elementwise import FNS
+from ..ir.types import DType, f32, i1, i32
+from .handles import Handle, Label, NotATile, Range, label_name
+from .trace import current, here
+
+#: how messages call the functions that are written as operators
+SYMBOLS = {"div": "/", "floordiv": "//", "mod": "%", "pow": "**", "max": "maximum", "min": "minimum", "not": "~",
+           **{f.name: f.symbol for f in FNS.values() if f.symbol and f.name not in ("not",)}}
+
+
+def lift(x: Any, dtype: DType | None) -> Handle:
+    """A handle for a Python number; its dtype is that of what it meets."""
+    if isinstance(x, Handle):
+        return x
+    if isinstance(x, NotATile):
+        raise x.mistaken()
+    if isinstance(x, bool):
+        return Handle(current().emit("const", value=x, dtype="i1"))
+    if hasattr(x, "item") and not isinstance(x, (int, float)) and getattr(x, "shape", None) == ():
+        x = x.item()
+    if not isinstance(x, (int, float)):
+        hint = "an optional parameter that was not given is None: ask with Python's `if x is not None`" if x is None else None
+        raise FcError("trace/usage", "this is not a value of the program", expected="a tile, a scalar or a number", got=repr(x)[:80],
+                      loc=here(), hint=hint)
+    if dtype is None:
+        dtype = i32 if isinstance(x, int) else f32
+    if dtype == i1:
+        raise FcError("trace/dtype", "a number meets a condition", expected="i1", got=x, loc=here(),
+                      hint="choose with fc.where(c, a, b), or count conditions: c.to(fc.i32)")
+    if dtype.is_float:
+        return Handle(current().emit("const", value=float(x), dtype=dtype.name))
+    if isinstance(x, float):
+        whole = math.isfinite(x) and x.is_integer()
+        raise FcError("trace/dtype", f"a {'float' if whole else 'fractional number'} meets integers", expected=dtype, got=x, loc=here(),
+                      hint=f"write {int(x)}, or convert: .to(fc.f32)" if whole else "convert the tile: .to(fc.f32)")
+    top = 2 ** (dtype.bits - 1)
+    if not -top <= x < top:
+        raise FcError("trace/dtype", f"the number does not fit {dtype}", expected=f"{-top} to {top - 1}", got=x, loc=here(),
+                      hint="convert what it meets: .to(fc.i64)" if dtype == i32 else None)
+    return Handle(current().emit("const", value=int(x), dtype=dtype.name))
+
+
+def common(what: str, args: Sequence[Any], dtype: DType | None) -> list[Handle]:
+    """The operands as handles of one dtype."""
+    handles = [lift(a, dtype) for a in args]
+    dtypes = list(dict.fromkeys(h.dtype for h in handles))
+    if len(dtypes) > 1:
+        a, b = (next(h for h in handles if h.dtype == d) for d in dtypes[:2])
+        to = next((d for d in dtypes if d.is_float), dtypes[0])
+        raise FcError("trace/dtype", f"{what} of two dtypes", expected=repr(a), got=repr(b), loc=here(),
+                      hint=f"convert one of them: .to(fc.{i32 if to == i1 else to})")
+    return handles
+
+
+def joint_labels(handles: list[Handle]) -> tuple[Label, ...]:
+    """The axes of an elementwise result: those of the operand that has them all, else all of them, ranges in the order they were made."""
+    shaped = list(dict.fromkeys(h.labels for h in handles if h.labels))
+    if len(shaped) <= 1:
+        return shaped[0] if shaped else ()
+    for h in handles:
+        if len(set(h.labels)) < len(h.labels):
+            raise FcError("trace/shape", f"both axes of this tile run over {label_name(h.labels[0])}, so it is not clear which one the "
+                          "other operand meets", expected=repr(h), got="; ".join(repr(x) for x in handles if x is not h), loc=here(),
+                          hint="give one of the two an axis of its own: another dimension name, or rows.again()")
+    every = list(dict.fromkeys(l for h in handles for l in h.labels))
+    for h in handles:
+        if len(h.labels) == len(every):
+            return h.labels
+    ranges = sorted((l for l in every if isinstance(l, Range)), key=lambda r: r.number)
+    return (*ranges, *(l for l in every if not isinstance(l, Range)))
+
+
+def aligned(h: Handle, labels: tuple[Label, ...], sizes: dict[Label, int] | None = None) -> Handle:
+    """`h` with exactly these axes in this order. Raises FcError "trace/shape" if it has others."""
+    if h.labels == labels or not h.labels:
+        return h
+    if not set(h.labels) <= set(labels) or len(set(h.labels)) < len(h.labels):
+        raise FcError("trace/shape", "the tile runs over other axes", expected=", ".join(map(label_name, labels)), got=repr(h), loc=here(),
+                      hint="axes are told apart by the range or dimension they run over")
+    t = current()
+    if len(h.labels) == len(labels):
+        return Handle(t.emit("transpose", h.value), labels)
+    if len(h.labels) == 2 and [l for l in labels if l in h.labels] != list(h.labels):
+        h = h.T
+    assert sizes is not None
+    axes = tuple(labels.index(l) for l in h.labels)
+    return Handle(t.emit("broadcast", h.value, axes=axes, shape=tuple(sizes[l] for l in labels)), labels)
+
+
+def spread(handles: list[Handle]) -> tuple[list[Handle], tuple[Label, ...]]:
+    """Operands brought to their joint axes; scalars stay scalars."""
+    labels = joint_labels(handles)
+    sizes: dict[Label, int] = {}
+    for h in handles:
+        for l, n in zip(h.labels, h.shape):
+            if sizes.setdefault(l, n) != n:
+                raise FcError("trace/shape", f"two axes called {label_name(l)} differ in size", expected=sizes[l], got=n, loc=here())
+    if len(labels) > 2:
+        raise FcError("trace/shape", "these operands do not share their axes, and together have more than two",
+                      expected="one or two axes in all", got="; ".join(map(repr, handles)), loc=here(),
+                      hint="axes are told apart by the range or dimension they run over")
+    return [aligned(h, labels, sizes) for h in handles], labels
+
+
+def elementwise(name: str, *args: Any) -> Handle:
+    """One op of the elementwise table, its operands brought to one dtype and to joint axes."""
+    known = [a for a in args if isinstance(a, Handle)]
+    kind = FNS[name].kind
+    dtype = next((h.dtype for h in known if h.labels), known[0].dtype if known else f32 if kind == "float" else None)
+    for h in known:
+        check_kind(name, h)
+    handles, labels = spread(common(SYMBOLS.get(name, name), args, dtype))
+    check_kind(name, handles[0])
+    return Handle(current().emit(name, *[h.value for h in handles]), labels)
+
+
+def check_kind(name: str, h: Handle) -> None:
+    """Whether a function is defined for the dtype of one of its operands."""
+    kind, d, word = FNS[name].kind, h.dtype, SYMBOLS.get(name, name)
+    if kind == "float" and not d.is_float:
+        known = {"div": "use // for integers, or .to(fc.f32)", "pow": "multiply it out, or convert: .to(fc.f32)"}
+        hint = known.get(name, "convert: .to(fc.f32)")
+        raise FcError("trace/dtype", f"{word} is for floats", expected="f16, bf16, f32", got=repr(h), loc=here(), hint=hint)
+    if kind == "int" and not d.is_int:
+        known = {"floordiv": "for floats: fc.floor(a / b)", "mod": "for floats: a - b * fc.floor(a / b)"} if d.is_float else {}
+        raise FcError("trace/dtype", f"{word} is for integers", expected="i32, i64", got=repr(h), loc=here(), hint=known.get(name))
+    if kind == "logic" and d.is_float:
+        raise FcError("trace/dtype", "&, |, ^ and ~ are for conditions and integers", got=repr(h), loc=here(), hint="compare first: x > 0")
+    if kind == "arith" and d == i1:
+        raise FcError("trace/dtype", f"{word} is not defined on conditions", expected="a number", got=repr(h), loc=here(),
+                      hint="combine conditions with & | ^ ~, or make numbers of them: c.to(fc.i32)")

@@ -1,0 +1,208 @@
+"""Control flow of the DSL: the grid, loops, branches and the variables that they carry."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+from ..errors import FcError, Loc
+from ..ir.core import Block, GridAxis, Op, Value
+from ..ir.types import Scalar, i1, i32
+from .arith import lift
+from .handles import Handle, Range, TiledSize, Var
+from .tensors import Dim, RunDim
+from .trace import current, here
+
+
+def tile(size: Any, block: str) -> TiledSize:
+    """A dimension (`Q.M`) cut into blocks whose size the schedule gives under the name `block`."""
+    if isinstance(size, (Dim, RunDim)):
+        return TiledSize(int(size) if isinstance(size, Dim) else size.name, block)
+    if isinstance(size, int):
+        return TiledSize(size, block)
+    raise FcError("trace/usage", "fc.tile takes a tensor's dimension", expected='fc.tile(Q.M, "BLOCK_M")', got=repr(size), loc=here())
+
+
+def grid(*axes: Any) -> tuple[Any, ...]:
+    """The program's place in the launch: a scalar per dimension, a `Range` per tiled one. Called once, before anything else."""
+    t = current()
+    if t.grid:
+        raise FcError("trace/usage", "fc.grid is called twice", loc=here())
+    if len(t.scope.builder.ops) > len(t.sizes):
+        raise FcError("trace/usage", "fc.grid comes first in a spec, before any operation", loc=here())
+    if not axes:
+        raise FcError("trace/usage", "fc.grid needs at least one axis", loc=here())
+    out: list[Any] = []
+    for n, axis in enumerate(axes):
+        i = Value(Scalar(i32), "")
+        t.ids.append(i)
+        if isinstance(axis, TiledSize):
+            t.grid.append(GridAxis(f"i{n}", axis.dim, axis.size))
+            start = t.emit("mul", i, t.emit("const", value=axis.size, dtype="i32"))
+            out.append(Range(axis.block, axis.size, start, axis.dim))
+        elif isinstance(axis, (RunDim, int)):
+            t.grid.append(GridAxis(f"i{n}", axis.name if isinstance(axis, RunDim) else int(axis)))
+            out.append(Handle(i))
+        else:
+            raise FcError(
+                "trace/usage", "a grid axis is a tensor's dimension, a number, or fc.tile(...) of one", got=repr(axis), loc=here()
+            )
+    return tuple(out)
+
+
+def var(init: Any = None) -> Var:
+    """A variable. `v <<= x` assigns it; without `init` it must be assigned before it is read."""
+    return Var(None if init is None else lift(init, None))
+
+
+def loop(
+    over: Any, start: Any = None, stop: Any = None, *, descending: bool = False, live: Callable[[Any], Handle] | None = None
+) -> Iterator[Any]:
+    """`for cols in fc.loop(fc.tile(K.N, "BLOCK_N")):` runs the body for every block, as a loop of the program.
+
+    over: a tiled dimension (yields a `Range`), or a count (yields an i32 scalar). start, stop: in blocks. descending: from the last to
+    the first. live: a function of the range that says which elements matter; blocks where it is false everywhere may be left out.
+    The body is traced once; variables that it assigns are carried.
+    """
+    t = current()
+    if not t.grid:
+        raise FcError("trace/usage", "call fc.grid before the first loop", loc=here())
+    tiled = isinstance(over, TiledSize)
+    one = lambda n: t.emit("const", value=n, dtype="i32")
+    if tiled:
+        size = one(over.dim) if isinstance(over.dim, int) else t.size(over.dim)
+        count = t.emit("floordiv", t.emit("add", size, one(over.size - 1)), one(over.size))
+    elif isinstance(over, (int, Handle)):
+        count = _bound(over)
+    else:
+        raise FcError("trace/usage", "fc.loop runs over a tiled dimension or a count", got=repr(over), loc=here())
+    low = one(0) if start is None else _bound(start)
+    high = count if stop is None else _bound(stop)
+    where = here()
+    t.sweep_names()
+    name_variables()
+
+    def item(index: Value) -> Any:
+        if not tiled:
+            return Handle(index)
+        first = t.emit("mul", index, one(over.size))
+        return Range(over.block, over.size, first, over.dim)
+
+    carried = [v for v in t.variables if v._value is not None and v.scope.encloses(t.scope)]
+    before = [v._value for v in carried]
+    args = [Value(v._value.type, v.name) for v in carried]
+    index = Value(Scalar(i32), "")
+    left = True
+    outer = t.scope
+    try:
+        with t.block("loop") as scope:
+            for v, a in zip(carried, args):
+                v._value = a
+            yield item(index)
+            left = False
+            t.sweep_names()
+            name_variables()
+            fresh = [v for v in t.variables if v.scope.encloses(outer) and v._value is not None and not any(v is c for c in carried)]
+            if fresh:
+                raise FcError("trace/unset", "a variable is set for the first time inside a loop that may run no iteration", loc=where,
+                              hint="give it a value before the loop: fc.var(init)")
+            changed = [i for i, v in enumerate(carried) if v._value is not args[i]]
+            ops = [*scope.builder.ops, Op("yield", tuple(carried[i]._value for i in changed), loc=where)]
+    except GeneratorExit:
+        t.broken = where
+        raise
+    assert not left
+    same = {a: b for i, (a, b) in enumerate(zip(args, before)) if i not in changed}
+    body = _replaced(Block((index, *(args[i] for i in changed)), tuple(ops)), same)
+    regions = [body]
+    if live is not None:
+        for i, (v, b) in enumerate(zip(carried, before)):
+            v._value, v.closed = b, "changes in the loop, so `live` cannot use it" if i in changed else None
+        regions.append(_live_region(live, item, carried, where))
+        for v in carried:
+            v.closed = None
+    results = [Value(args[i].type, carried[i].name) for i in changed]
+    attrs: dict[str, Any] = {"descending": True} if descending else {}
+    if tiled:
+        attrs |= {"tile": over.size, "label": over.block}
+    t.scope.builder.add(Op("for", (low, high, *(before[i] for i in changed)), tuple(results), attrs, tuple(regions), where))
+    for v, b in zip(carried, before):
+        v._value = b
+    for i, r in zip(changed, results):
+        carried[i]._value = r
+    if tiled:
+        t.names.setdefault(index, "j")
+
+
+def _bound(n: Any) -> Value:
+    x = lift(n, i32)
+    if x.labels or x.dtype != i32:
+        raise FcError("trace/dtype", "a loop counts in i32", expected="an i32 scalar or a number", got=repr(x), loc=here())
+    return x.value
+
+
+def _live_region(live: Callable[[Any], Any], item: Callable[[Value], Any], carried: list[Var], where: Loc) -> Block:
+    """What `live` says about one iteration, from what is known before the loop."""
+    t = current()
+    j = Value(Scalar(i32), "")
+    values = [v._value for v in carried]
+    with t.block("live region") as scope:
+        x = live(item(j))
+        if isinstance(x, bool):
+            x = lift(x, i1)
+        if not isinstance(x, Handle) or x.dtype != i1:
+            raise FcError("trace/dtype", "`live` returns a condition", expected="i1", got=repr(x), loc=where)
+        if any(v._value is not b for v, b in zip(carried, values)):
+            raise FcError("trace/usage", "`live` assigns to a variable; it only says which elements matter", loc=where)
+        ops = [*scope.builder.ops, Op("yield", (x.value,), loc=where)]
+    return Block((j,), tuple(ops))
+
+
+@contextlib.contextmanager
+def when(condition: Any) -> Iterator[None]:
+    """`with fc.when(cond):` runs the block only where a scalar condition holds; variables assigned inside keep their old value
+    otherwise."""
+    t = current()
+    c = lift(condition, None)
+    if c.labels or c.dtype != i1:
+        raise FcError("trace/python-if", "fc.when branches on one condition for the whole program", expected="an i1 scalar", got=repr(c),
+                      loc=here(), hint="for tiles use fc.where")
+    where = here()
+    t.sweep_names()
+    name_variables()
+    seen = [v for v in t.variables if v.scope.encloses(t.scope)]
+    before = [v._value for v in seen]
+    with t.block("branch") as scope:
+        yield
+        t.sweep_names()
+        changed = [i for i, v in enumerate(seen) if v._value is not before[i]]
+        if any(before[i] is None for i in changed):
+            raise FcError("trace/unset", "a variable is set for the first time in a branch that may not run", loc=where,
+                          hint="give it a value before: fc.var(init)")
+        ops = (*scope.builder.ops, Op("yield", tuple(seen[i]._value for i in changed), loc=where))  # type: ignore[misc]
+    other = Block((), (Op("yield", tuple(before[i] for i in changed), loc=where),))  # type: ignore[misc]
+    results = [Value(before[i].type, seen[i].name) for i in changed]  # type: ignore[union-attr]
+    t.scope.builder.add(Op("if", (c.value,), tuple(results), {}, (Block((), ops), other), where))
+    for i, r in zip(changed, results):
+        seen[i]._value = r
+
+
+def name_variables() -> None:
+    """Variables learn the names of the locals that hold them."""
+    for frame in current().frames:
+        for name, x in list(frame.f_locals.items()):
+            if isinstance(x, Var) and not x.name:
+                x.name = name
+
+
+def _replaced(block: Block, mapping: dict[Value, Value]) -> Block:
+    """The block with values replaced, everything else as it is."""
+    if not mapping:
+        return block
+    def new(v: Value) -> Value:
+        return mapping.get(v, v)
+
+    return Block(block.args, tuple(replace(o, operands=tuple(map(new, o.operands)), regions=tuple(_replaced(r, mapping) for r in o.regions))
+                                   for o in block.ops))
