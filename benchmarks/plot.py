@@ -45,13 +45,13 @@ def draw(table: list[dict[str, Any]], path: Path, title: str) -> None:
         a.set_xscale("log", base=2)
         a.set_xticks(lengths, [f"{s // 1024}k" if s % 1024 == 0 else str(s) for s in lengths])
         a.minorticks_off()
-        a.set_ylim(bottom=0)
         a.set_title(f"D = {d}, {'causal' if mask != 'none' else 'no mask'}", fontsize=10)
         a.set_xlabel("sequence length")
         a.spines[["top", "right"]].set_visible(False)
         a.grid(axis="y", color="#e5e5e5")
     axes[0][0].set_ylabel("TFLOP/s")
-    axes[0][0].legend(frameon=False, fontsize=8, loc="lower right")
+    axes[0][0].set_ylim(0, 1.05 * max(r["tflops"] for row in table for r in row["results"].values()))  # shared by all panels
+    figure.legend(*axes[0][0].get_legend_handles_labels(), frameon=False, fontsize=9, loc="outside lower center", ncols=4)
     figure.suptitle(title)
     figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
 

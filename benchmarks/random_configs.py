@@ -105,9 +105,20 @@ def inputs(c: Config, device: str = "cuda") -> tuple[Any, Any, Any]:
     import torch
 
     generator = torch.Generator(device=device).manual_seed(c.seed)
-    new = lambda size: lambda shape: (torch.randn(shape, generator=generator, device=device) * size).to(torch_dtype(c.dtype))
-    return (place((c.b, c.h, c.m, c.d), c.layouts[0], new(c.spread)), place((c.b, c.g, c.n, c.d), c.layouts[1], new(c.spread)),
-            place((c.b, c.g, c.n, c.e), c.layouts[2], new(1.0)))
+
+    def new(shape: tuple[int, int, int, int], layout: str, size: float) -> Any:
+        """NaN wherever the tensor is not: what is read there and used shows in the result."""
+        def empty(full: tuple[int, ...]) -> Any:
+            n = math.prod(full)
+            return torch.full((n + 2 * GUARD,), float("nan"), dtype=torch_dtype(c.dtype), device=device)[GUARD:GUARD + n].view(full)
+
+        view = place(shape, layout, empty)
+        once = view[:, :1] if layout == "broadcast" else view
+        once.copy_(torch.randn(once.shape, generator=generator, device=device) * size)
+        return view
+
+    return (new((c.b, c.h, c.m, c.d), c.layouts[0], c.spread), new((c.b, c.g, c.n, c.d), c.layouts[1], c.spread),
+            new((c.b, c.g, c.n, c.e), c.layouts[2], 1.0))
 
 
 class Guarded:

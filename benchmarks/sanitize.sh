@@ -13,11 +13,12 @@ rm -f "$logs"/*.log
 export PYTORCH_NO_CUDA_MEMORY_CACHING=1   # each tensor an allocation of its own, so that memcheck sees its ends
 
 "$python" -m benchmarks.sanitize --kernel all   # compiles all, and stops nothing: a wrong result shows in its log too
+export tool python logs
+# several at once: most of a run is the start of Python and torch under the tool
 for name in $("$python" -m benchmarks.sanitize --list); do
-    for check in memcheck racecheck; do
-        echo "$check $name"
-        "$tool" --tool "$check" --report-api-errors no --kernel-name kernel_substring=attention "$python" -m benchmarks.sanitize --kernel "$name" \
-            >"$logs/$check-$name.log" 2>&1
-    done
-done
+    printf '%s\n' "memcheck $name" "racecheck $name"
+done | xargs -P "${FCGEN_JOBS:-8}" -L 1 bash -c '
+    echo "$0 $1"
+    "$tool" --tool "$0" --report-api-errors no --kernel-name kernel_substring=attention "$python" -m benchmarks.sanitize --kernel "$1" \
+        >"$logs/$0-$1.log" 2>&1'
 "$python" -m benchmarks.sanitize --summary "$logs" --json "$json"

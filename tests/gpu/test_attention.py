@@ -17,7 +17,8 @@ CASES = {
     "plain": {}, "bf16": {"dtype": "bf16"}, "top_left": {"causal": "top_left"}, "bottom_right": {"causal": "bottom_right"},
     "no_keys": {"causal": "bottom_right", "m": 200, "n": 70}, "one_row": {"m": 1}, "one_key": {"n": 1}, "one": {"m": 1, "n": 1},
     "odd": {"m": 77, "n": 333, "causal": "top_left"}, "mqa": {"h": 8, "g": 1}, "same_heads": {"h": 3, "g": 3},
-    "d16": {"d": 16, "e": 16}, "d72_e40": {"d": 72, "e": 40}, "d128": {"d": 128, "e": 128, "causal": "top_left"}, "d256": {"d": 256, "e": 256},
+    "d16": {"d": 16, "e": 16}, "d72_e40": {"d": 72, "e": 40}, "d256": {"d": 256, "e": 256},
+    "d128": {"d": 128, "e": 128, "causal": "top_left"},
     "bshd": {"layouts": ("bshd",) * 4}, "padded": {"layouts": ("padded",) * 4}, "sliced": {"layouts": ("sliced",) * 4},
     "broadcast": {"layouts": ("broadcast", "broadcast", "plain", "bshd")}, "scale": {"scale": 0.3}, "negative_scale": {"scale": -0.1},
 }

@@ -1,0 +1,1 @@
+"""What the benchmarks do before they need a GPU."""
