@@ -32,11 +32,17 @@ from .cells import BAD, DTYPES, Cell, Inputs, Reference, inputs, length, number
 from .environment import facts
 from .hopper_forward import Hung, launches
 from .peers import BEST, Call, Peer
-from .pool import Job, Made, build_all, launcher, write_json
+from .pool import LAZY, Job, Made, build_all, launcher, write_json
 from .timing import Checked, finishes, geomean, round_robin
 
 LENGTHS = (2048, 16384)
 TILES_M, TILES_N = (64, 128, 192, 256), (32, 48, 64, 80, 96, 128, 160, 176, 192)
+#: what a Hopper schedule is made of: warpgroups of 64 rows, keys per tile, ring slots, and the fields that most often matter
+GROUPS, KEYS, SLOTS = (2, 3), (64, 80, 96, 112, 128, 160, 176, 192), (2, 3)
+WAYS: tuple[dict[str, Any], ...] = ({}, {"late": ("acc",)}, {"late": ("acc",), "vote": True}, {"tokens": True},
+                                    {"late": ("acc",), "vote": True, "persistent": "static"},
+                                    {"late": ("acc",), "vote": True, "persistent": "dynamic", "l2": 32},
+                                    {"late": ("acc",), "vote": True, "tokens": True, "persistent": "dynamic", "l2": 32})
 #: candidates of one round robin, so that a turn comes back while the board is in the same state
 HEAT = 10
 SERIALISED = re.compile(r"\(?(C75\d\d)\)?")
@@ -69,9 +75,25 @@ def changes(base: fc.Schedule) -> Iterator[fc.Schedule]:
                 continue
 
 
-def built_in(base: fc.Schedule) -> list[str]:
-    """The library's schedule, each of its fields changed, and other tiles; for each tile also what follows from two fields at once."""
+def library(arch: str, d: int, mask: str) -> fc.Schedule:
+    """What the library runs; for a target of Hopper's own instructions that has no table yet, the table of the target without them."""
+    try:
+        return pick(arch, d, mask=mask)
+    except (fc.FcError, KeyError):
+        return pick(arch.rstrip("a"), d, mask=mask)
+
+
+def hopper() -> Iterator[fc.Schedule]:
+    """Schedules of wgmma and bulk copies."""
+    for way, groups, n, slots in product(WAYS, GROUPS, KEYS, SLOTS):
+        yield fc.Schedule(tiles={"BLOCK_M": 64 * groups, "BLOCK_N": n}, warps=4 * groups, math="wgmma", copy="tma", stages=slots, **way)
+
+
+def built_in(base: fc.Schedule, arch: str = "sm_90") -> list[str]:
+    """The library's schedule, each of its fields changed, and other tiles; on Hopper's own target the families of `hopper`."""
     found = [base, *changes(base)]
+    if arch.endswith("a"):
+        return list(dict.fromkeys(map(str, [*found, *hopper()])))
     for m, n in product(TILES_M, TILES_N):
         tiles = {**dict(base.tiles), "BLOCK_M": m, "BLOCK_N": n}
         found += [replace(base, tiles=tiles), *(replace(base, tiles=tiles, stages=s) for s in (1, 2, 3) if s != base.stages)]
@@ -94,7 +116,7 @@ def refusal(made: Made) -> str | None:
 
 @dataclass
 class Search:
-    """texts: candidates. good: text -> what compiled. left_out: text -> why. rows: one per candidate and length that was timed."""
+    """lazy: the spec's option, for schedules that make use of it (vote, skip_ones); 0 for the others. good: text -> what compiled. left_out: text -> why. rows: one per candidate and length that was timed."""
 
     d: int
     causal: bool
@@ -102,6 +124,7 @@ class Search:
     arch: str
     dtype: str = "fp16"
     rounds: int = 7
+    lazy: float = LAZY
     good: dict[str, Made] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
     hung: list[str] = field(default_factory=list)
@@ -119,7 +142,8 @@ class Search:
                 self.left_out[text] = (str(error).splitlines() or ["?"])[0]
                 continue
             if (name := str(schedule)) not in self.hung:
-                jobs[name] = Job(schedule, self.d, self.d, mask, DTYPES[self.dtype], spec="plain", arch=self.arch)
+                lazy = self.lazy if schedule.vote or schedule.skip_ones else 0.0
+                jobs[name] = Job(schedule, self.d, self.d, mask, DTYPES[self.dtype], lazy, "plain", self.arch)
         begin = time.monotonic()
         made = build_all(jobs.values()) if jobs else {}
         for text, job in jobs.items():
@@ -206,7 +230,7 @@ class Search:
 
     def to_json(self) -> dict[str, Any]:
         return {"part": "search", "environment": facts(), "dry": peers_of.STAND_IN, "d": self.d, "causal": self.causal, "dtype": self.dtype,
-                "arch": self.arch, "lengths": list(self.lengths), "ranking": self.ranking(), "rows": self.rows, "compiled": self.compiled,
+                "arch": self.arch, "lazy": self.lazy, "lengths": list(self.lengths), "ranking": self.ranking(), "rows": self.rows, "compiled": self.compiled,
                 "left_out": self.left_out, "hung": self.hung}
 
 
@@ -250,6 +274,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--limit", type=int, help="only the first candidates")
     parser.add_argument("--keep", type=int, default=20, help="candidates that are timed at every length")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--lazy", type=float, default=LAZY, help="how stale a maximum may be, in schedules with vote or skip_ones (%(default)s)")
     parser.add_argument("--peers", default=",".join(BEST))
     parser.add_argument("--fa3", metavar="FOLDER", default=os.environ.get("FCGEN_PEERS", ".peers"))
     parser.add_argument("--target", help="the GPU's own (sm_90 for --compile-only)")
@@ -258,9 +283,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     arch = args.target or ("sm_90" if args.compile_only else fc.gpu_target())
-    search = Search(args.d, args.causal, args.lengths or LENGTHS, arch, args.dtype, args.rounds, hung=hung_before(args.json))
-    now = pick(arch, args.d, mask=Cell(args.d, 1, args.causal).mask)
-    search.compile((from_file(args.candidates) if args.candidates else built_in(now))[:args.limit])
+    search = Search(args.d, args.causal, args.lengths or LENGTHS, arch, args.dtype, args.rounds, args.lazy, hung=hung_before(args.json))
+    now = library(arch, args.d, Cell(args.d, 1, args.causal).mask)
+    search.compile((from_file(args.candidates) if args.candidates else built_in(now, arch))[:args.limit])
     save = lambda: write_json(args.json, search.to_json())
     save()
     for text, why in list(search.left_out.items())[:20 if not args.compile_only else None]:

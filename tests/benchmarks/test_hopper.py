@@ -136,6 +136,12 @@ def test_built_in_candidates_parse():
     assert len(switches) == 4
 
 
+def test_hopper_candidates_parse():
+    found = search_schedules.built_in(search_schedules.library("sm_90a", 128, "none"), "sm_90a")
+    assert all(str(fc.Schedule.parse(t)) == t for t in found) and sum("math=wgmma" in t and "copy=tma" in t for t in found) > 50
+    assert {"late=acc", "vote=True", "tokens=True", "persistent=dynamic", "l2=32"} <= {w for t in found for w in t.split(", ")}
+
+
 def test_candidates_of_a_file(tmp_path):
     path = tmp_path / "c.txt"
     path.write_text(f"# first\n{LIBRARY}  # the library's\n\n{LIBRARY}\nstages=3\n")
