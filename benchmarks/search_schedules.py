@@ -42,6 +42,7 @@ GROUPS, KEYS, SLOTS = (2, 3), (64, 80, 96, 112, 128, 160, 176, 192), (2, 3)
 WAYS: tuple[dict[str, Any], ...] = ({}, {"late": ("acc",)}, {"late": ("acc",), "vote": True}, {"tokens": True},
                                     {"late": ("acc",), "vote": True, "persistent": "static"},
                                     {"late": ("acc",), "vote": True, "persistent": "dynamic", "l2": 32},
+                                    {"late": ("acc",), "vote": True, "own_rows": True, "persistent": "dynamic", "l2": 32},
                                     {"late": ("acc",), "vote": True, "tokens": True, "persistent": "dynamic", "l2": 32})
 #: candidates of one round robin, so that a turn comes back while the board is in the same state
 HEAT = 10
@@ -116,7 +117,8 @@ def refusal(made: Made) -> str | None:
 
 @dataclass
 class Search:
-    """lazy: the spec's option, for schedules that make use of it (vote, skip_ones); 0 for the others. good: text -> what compiled. left_out: text -> why. rows: one per candidate and length that was timed."""
+    """lazy: the spec's option, for schedules that make use of it (vote, skip_ones); 0 for the others. good: text -> what compiled.
+    left_out: text -> why. rows: one per candidate and length that was timed."""
 
     d: int
     causal: bool
@@ -230,8 +232,8 @@ class Search:
 
     def to_json(self) -> dict[str, Any]:
         return {"part": "search", "environment": facts(), "dry": peers_of.STAND_IN, "d": self.d, "causal": self.causal, "dtype": self.dtype,
-                "arch": self.arch, "lazy": self.lazy, "lengths": list(self.lengths), "ranking": self.ranking(), "rows": self.rows, "compiled": self.compiled,
-                "left_out": self.left_out, "hung": self.hung}
+                "arch": self.arch, "lazy": self.lazy, "lengths": list(self.lengths), "ranking": self.ranking(),
+                "rows": self.rows, "compiled": self.compiled, "left_out": self.left_out, "hung": self.hung}
 
 
 def show(search: Search, now: str, most: int = 25) -> None:
@@ -274,7 +276,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--limit", type=int, help="only the first candidates")
     parser.add_argument("--keep", type=int, default=20, help="candidates that are timed at every length")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--lazy", type=float, default=LAZY, help="how stale a maximum may be, in schedules with vote or skip_ones (%(default)s)")
+    parser.add_argument("--lazy", type=float, default=LAZY, help="how stale a maximum may be, with vote or skip_ones (%(default)s)")
     parser.add_argument("--peers", default=",".join(BEST))
     parser.add_argument("--fa3", metavar="FOLDER", default=os.environ.get("FCGEN_PEERS", ".peers"))
     parser.add_argument("--target", help="the GPU's own (sm_90 for --compile-only)")

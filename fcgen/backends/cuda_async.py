@@ -135,6 +135,12 @@ def _block_count(em: Emitter, op: Op) -> None:
     em.nonneg.add(op.result)
 
 
+@emits("row_part")
+def _row_part(em: Emitter, op: Op) -> None:
+    em.scalars[op.result] = X("warp / 4", 80)
+    em.nonneg.add(op.result)
+
+
 @emits("claim")
 def _claim(em: Emitter, op: Op) -> None:
     em.counter = True

@@ -126,13 +126,12 @@ class Emitter:
         self.w.close(text)
 
     def turn(self, text: str) -> None:
-        """Close a block and open its other branch."""
-        self.frames.pop()
+        """Close a block and open its other branch. What is hoisted out of that one stands in front of both."""
+        before = self.frames.pop().before
         self.names.pop()
         self.names.push()
         self.w.close("")
         self.w.root.items.pop()
-        before = self.w.mark()
         self.w.open(text)
         self.frames.append(Frame(before))
 

@@ -43,6 +43,7 @@ class Schedule:
     and what hangs on it is skipped. tokens: consumer warpgroups take turns at issuing their dots. persistent: one block per multiprocessor
     that works through the grid's tiles, in fixed steps ("static") or claiming each from a counter ("dynamic"). l2: where tiles differ in
     work, as many programs of the other axes run side by side, longest tile first, as have looped-over tensors of this many MiB together.
+    own_rows: a consumer warpgroup leaves out the tiles that only other rows than its own need.
     """
 
     tiles: Any = ()
@@ -64,6 +65,7 @@ class Schedule:
     tokens: bool = False
     persistent: str = "none"
     l2: int = 0
+    own_rows: bool = True
 
     def __post_init__(self) -> None:
         if isinstance(self.late, str):

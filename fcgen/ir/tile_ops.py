@@ -307,5 +307,24 @@ def _check_if(op: Op) -> None:
              ", ".join(map(str, want)), ", ".join(str(v.type) for v in r.yielded))
 
 
+def _row_part(types, attrs):
+    need(not types and attrs["parts"] >= 1, "row_part takes no operands and counts parts", "parts >= 1", attrs["parts"])
+    return (Scalar(i32),)
+
+
+define("row_part", BOTH, """Which of `parts` equal parts of the program's rows this group of warps works on. Where nobody shares rows out
+       (tile level, one group) it is 0.""", _row_part, parts=int)
+
+
+def _narrow(types, attrs):
+    need(types == (Scalar(i32), Scalar(i32)), "narrow takes two i32", "i32, i32", ", ".join(map(str, types)))
+    return (Scalar(i32),)
+
+
+define("narrow", BOTH, """`narrow all, own`: one end of a range. `all` holds for every row of the program; a group of warps that works on its own
+       part of the rows may take `own` instead. chain: of the loops whose range it is; end: "first" where they start, "last" where they stop,
+       "inner" between two of them.""", _narrow, chain=int, end=str)
+
+
 define("if", BOTH, "Run one of two regions; the results are what it yields.", _none, check=_check_if)
 define("yield", BOTH, "Ends a region.", lambda types, attrs: (), effect="write")

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from ..ir.core import Builder, Op, Value
 from ..ir.types import Scalar, i1, i32
@@ -90,12 +91,23 @@ ALL = Range()
 EMPTY = Range(None, number(-BIG))
 
 
+@dataclass(frozen=True)
+class Rows:
+    """One of the equal parts that the rows of the program's tiles are cut into. count: rows in all; each: rows of a part; part: which."""
+
+    count: int
+    each: int
+    part: Value
+
+
 class Affine:
     """Questions about the values of one loop. New scalars are appended to `b`, which stands before the loop."""
 
-    def __init__(self, index: Value, inside: set[Value], defs: Mapping[Value, Op], b: Builder):
+    def __init__(self, index: Value, inside: set[Value], defs: Mapping[Value, Op], b: Builder, rows: Rows | None = None):
+        """rows: ask about a part of the rows of 2-d tiles only."""
         self.index, self.inside, self.defs, self.b = index, inside, defs, b
-        self.spans: dict[Value, Span | None] = {}
+        self.rows, self.down_rows = rows, False  # down_rows: what is asked about runs down the rows of a 2-d tile
+        self.spans: dict[tuple[Value, bool], Span | None] = {}
         self.scalars: dict[object, Form] = {}
         self.flags: dict[object, Value] = {}
         self.order: dict[Value, int] = {}  # in which order scalars were met: equal programs get equal text
@@ -170,9 +182,19 @@ class Affine:
         return s.lo if s is not None and s.lo == s.hi else None
 
     def span(self, v: Value) -> Span | None:
-        if v not in self.spans:
-            self.spans[v] = self.find_span(v)
-        return self.spans[v]
+        key = (v, self.down_rows)
+        if key not in self.spans:
+            self.spans[key] = self.find_span(v)
+        return self.spans[key]
+
+    def through(self, op: Op, ask: Callable[[Value], Any]) -> Any:
+        """`ask` about the operand of a broadcast, transpose, full or cast."""
+        before = self.down_rows
+        if op.kind == "broadcast" and len(op.result.type.shape) == 2:
+            self.down_rows = tuple(op["axes"]) == (0,)
+        out = ask(op.operands[0])
+        self.down_rows = before
+        return out
 
     def find_span(self, v: Value) -> Span | None:
         if v is self.index:
@@ -189,6 +211,9 @@ class Affine:
         kind = op.kind
         if kind == "const":
             return _point(number(op["value"]))
+        if kind == "iota" and self.rows is not None and self.down_rows and op["shape"][0] == self.rows.count:
+            first = self.symbol(self.rows.part) * self.rows.each
+            return Span(first, first.shift(self.rows.each - 1))
         if kind == "iota":
             return Span(number(0), number(op["shape"][0] - 1))
         if kind == "size":
@@ -198,13 +223,13 @@ class Affine:
             return _point(self.size(op["dim"]))
         if kind not in ("full", "broadcast", "transpose", "cast", "neg", "add", "sub", "mul", "floordiv", "mod", "max", "min"):
             return None
+        if kind in ("full", "broadcast", "transpose", "cast"):
+            return self.through(op, self.span)
         spans = [self.span(x) for x in op.operands]
         if any(s is None for s in spans):
             return None
         a = spans[0]
         assert a is not None
-        if kind in ("full", "broadcast", "transpose", "cast"):
-            return a
         if kind == "neg":
             return Span(a.hi * -1, a.lo * -1)
         b = spans[1]
@@ -292,7 +317,7 @@ class Affine:
         op = self.defs.get(v)
         kind = op.kind if op is not None else ""
         if op is not None and kind in ("broadcast", "full", "transpose"):
-            return self.tree(op.operands[0], negated, must, whole)
+            return self.through(op, lambda x: self.tree(x, negated, must, whole))
         if op is not None and kind == "not":
             return self.tree(op.operands[0], not negated, must, whole)
         if op is not None and kind == "const":

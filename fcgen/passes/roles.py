@@ -129,6 +129,8 @@ class _Filler:
                 for old, res in zip(op.results, new.results):
                     env[old] = res
                 b.add(new)
+            elif op.kind == "narrow":
+                env[op.result] = env[op.operands[0]]
             elif op.kind == "yield" or not _has_effect(op):
                 b.add(copy_op(op, env))
         return b.block(args)
@@ -168,6 +170,32 @@ class _Reader:
             b.do("mbar_arrive", c.empty, c.cursor)
             b.do("advance", c.cursor)
 
+    def drains(self, block: Block, channels: dict[int, Channel]) -> tuple[dict[int, list[Op]], dict[int, list[Op]]]:
+        """Loops over the tiles that all rows together need and this group's own do not: they are let go unread. (In front of op n, after
+        op n) of the block."""
+        before: dict[int, list[Op]] = {}
+        after: dict[int, list[Op]] = {}
+        for op in block.ops:
+            if op.kind != "narrow" or op["end"] == "inner":
+                continue
+            at = [(n, [o for o in (x, *(y for r in x.regions for y in walk(r))) if o.kind == "for" and o.get("chain") == op["chain"]])
+                  for n, x in enumerate(block.ops)]
+            at = [(n, loops) for n, loops in at if loops]
+            if not at:
+                continue
+            inner = Builder(op.loc)
+            for c in dict.fromkeys(channels[id(o)] for _, loops in at for l in loops for o in walk(l.regions[0]) if id(o) in channels):
+                inner.do("mbar_wait", c.full, c.cursor, lag=0)
+                self.release([c], inner)
+            inner.do("yield")
+            every, own = op.operands
+            down, first = bool(at[0][1][0].get("descending")), op["end"] == "first"
+            low, high = (own, every) if down == first else (every, own)
+            loop = Op("for", (low, high), (), {}, (inner.block((Value(Scalar(i32), "unread"),)),), op.loc)
+            if inner.ops[:-1]:
+                (before if first else after).setdefault(at[0][0] if first else at[-1][0], []).append(loop)
+        return before, after
+
     def _walk(self, block: Block, channels: dict[int, Channel], passed: tuple[tuple[Value, Channel], ...] = ()) -> Block:
         """passed: tiles of an outer block whose last reader is in here, or in the other branch: this block lets them go."""
         env = Env()
@@ -191,18 +219,23 @@ class _Reader:
             else:
                 last.setdefault(span[-1] if span else -1, []).append(c)
         b = Builder()
+        before, after = self.drains(block, channels)
         self.release(last.get(-1, []), b)
         for n, op in enumerate(block.ops):
             b.loc = op.loc
+            b.ops += [_renamed(o, env) for o in before.get(n, ())]
             for c in first.get(n, ()):
                 b.do("mbar_wait", c.full, c.cursor, lag=0)
-            if id(op) in channels:
+            if op.kind == "narrow":
+                env[op.result] = env[op.operands[1]]
+            elif id(op) in channels:
                 c = channels[id(op)]
                 env[op.result] = b.emit("slot", c.ring, c.cursor, ahead=0, name=c.ring.name)
             else:
                 inner = tuple(self.inner.get(id(op), ()))
                 b.add(_renamed(replace(op, regions=tuple(self._walk(r, channels, inner) for r in op.regions)), env))
             self.release(last.get(n, []), b)
+            b.ops += [_renamed(o, env) for o in after.get(n, ())]
         return b.block(block.args)
 
 

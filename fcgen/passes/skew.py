@@ -191,9 +191,15 @@ class _Skew:
         return [late[whole.body.yielded[k]] if k in whole.finished else v for k, v in enumerate(values)]
 
     def one_tile(self, op: Op) -> bool:
-        """Whether the copy holds at most one tile: from x // c to (x + c - 1) // c."""
-        low, high = op.operands[:2]
+        """Whether the copy holds at most one tile, for all rows and for each part of them: from x // c to (x + c - 1) // c."""
+        ends = [self.defs.get(v) for v in op.operands[:2]]
+        both = [d.operands if d is not None and d.kind == "narrow" else (v, v) for d, v in zip(ends, op.operands)]
+        return all(self.short(low, high) for low, high in zip(*both))
+
+    def short(self, low: Value, high: Value) -> bool:
         d = self.defs.get(high)
+        if d is not None and d.kind == "select":  # or nothing at all
+            d = self.defs.get(d.operands[1])
         if d is None or d.kind != "floordiv":
             return False
         size, up = self.number(d.operands[1]), self.defs.get(d.operands[0])

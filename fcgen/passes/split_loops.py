@@ -23,7 +23,7 @@ from ..ir.core import Block, Builder, Env, Kernel, Op, Value, definitions, map_b
 from ..ir.schedule import Schedule
 from ..ir.target import Target
 from ..ir.types import Scalar, Tile
-from .affine import Affine, Form, Range, number
+from .affine import ALL, Affine, Form, Range, Rows, number
 from .common import const_of
 
 
@@ -31,7 +31,8 @@ def run(kernel: Kernel, schedule: Schedule, target: Target | None) -> Kernel:
     if not any(op.kind == "for" for op in walk_kernel(kernel)):
         return kernel
     chain = max([op.get("chain", -1) for op in walk_kernel(kernel) if op.kind == "for"], default=-1) + 1
-    splitter = _Splitter(schedule.split, chain)
+    parts = schedule.warps // 4 if schedule.copy == "tma" and schedule.own_rows else 1
+    splitter = _Splitter(schedule.split, chain, parts)
     return map_bodies(kernel, lambda block: remove_dead(splitter.body(block)))
 
 
@@ -50,12 +51,18 @@ class Facts:
 
 
 class _Splitter:
-    def __init__(self, split: bool, chain: int):
-        self.split, self.chain = split, chain
+    def __init__(self, split: bool, chain: int, parts: int = 1):
+        self.split, self.chain, self.groups = split, chain, parts
         self.defs: dict[Value, Op] = {}
+        self.own: Affine | None = None  # the loop's questions, asked about one part of the rows
+        self.mine = self.mine_full = ALL
+        self.narrow: dict[tuple[Form, Form], Value] = {}
+        self.down = False
+        self.stored: tuple[Value, str | int, int] | None = None
 
     def body(self, block: Block) -> Block:
         self.defs = definitions(block)
+        self.stored = _stored_rows(block)
         return self.block(block)
 
     def block(self, block: Block) -> Block:
@@ -82,20 +89,62 @@ class _Splitter:
         if lo is None or hi is None:  # cannot be: bounds are scalars from outside
             out.add(op)
             return
-        bounds = Range(lo, hi)
-        if len(op.regions) == 2:
-            live = op.regions[1]
-            affine.index = live.args[0]
-            bounds = affine.both(bounds, affine.may(live.yielded[0]))
-            affine.index = body.args[0]
-            if bounds.is_empty:
-                bounds = Range(lo, lo)
-            op = replace(op, regions=(body,))
+        rows = independent_rows(body) if self.groups > 1 and not nested else None
+        if rows is not None and rows % (64 * self.groups) == 0:
+            part = out.emit("row_part", parts=self.groups, name="own")
+            self.own = Affine(body.args[0], inside, self.defs, out, Rows(rows, rows // self.groups, part))
+            self.own.scalars, self.own.flags, self.own.order = affine.scalars, affine.flags, affine.order
+        else:
+            self.own = None
+        full_op = op
+        bounds = self.live_bounds(op, affine, Range(lo, hi))
+        op = replace(op, regions=(body,))
         if not self.split or nested:
+            self.own = None
             self.emit(op, out, affine, bounds, Facts({}, set()), "")
             return
         always, sometimes, full = self.facts(op, affine, bounds)
+        self.narrow, self.down = {}, bool(op.get("descending"))
+        if self.own is not None:
+            self.compare(full_op, op, Range(lo, hi), bounds, always, sometimes, full)
         self.copies(op, out, affine, bounds, always, sometimes, full)
+
+    def live_bounds(self, op: Op, affine: Affine, bounds: Range) -> Range:
+        if len(op.regions) == 2:
+            live, index = op.regions[1], affine.index
+            affine.index = live.args[0]
+            lo = bounds.lo
+            bounds = affine.both(bounds, affine.may(live.yielded[0]))
+            affine.index = index
+            if bounds.is_empty:
+                bounds = Range(lo, lo)
+        return bounds
+
+    def compare(self, full_op: Op, op: Op, ends: Range, bounds: Range, always: Facts, sometimes: Facts, full: Range) -> None:
+        """The same questions for one part of the rows. Where the same things hold, only in other iterations, a group of warps that has
+        that part may walk its own ones: `narrow` says so of each end of a range."""
+        own = self.own
+        assert own is not None
+        mine = self.live_bounds(full_op, own, ends)
+        a, s, f = self.facts(op, own, mine)
+        same = (a.conditions, a.guards, s.conditions, s.guards) == (always.conditions, always.guards, sometimes.conditions, sometimes.guards)
+        if not same or mine.is_empty or (f.lo is None, f.hi is None) != (full.lo is None, full.hi is None):
+            self.own = None
+            return
+        self.mine, self.mine_full = self.unless_outside(own, mine, op), f
+
+    def unless_outside(self, own: Affine, mine: Range, op: Op) -> Range:
+        """No iterations for a part whose rows are all past the end of every tensor they are stored to."""
+        rows = own.rows
+        if self.stored is None or rows is None or self.stored[2] != rows.count or self.stored[0] in own.inside:
+            return mine
+        first, dim, _ = self.stored
+        assert mine.lo is not None and mine.hi is not None
+        at = own.symbol(first) + own.symbol(rows.part) * rows.each
+        lo, hi = mine.lo, mine.hi
+        inside = lambda: own.b.emit("lt", own.value(at), own.value(own.size(dim)))
+        make = lambda: own.b.emit("select", own.flag(("inside", at), inside), own.value(hi), own.value(lo), name="own_to")
+        return Range(lo, own.once(("inside", at, lo, hi), make))
 
     def copies(self, op: Op, out: Builder, affine: Affine, bounds: Range, always: Facts, sometimes: Facts, full: Range) -> None:
         lo, hi = bounds.lo, bounds.hi
@@ -106,8 +155,28 @@ class _Splitter:
             sometimes = Facts({}, set())  # guards alone: copies that run ahead need theirs in every copy of the loop
         if not sometimes or full.is_empty or not (left or right):
             facts = always if full.is_empty else always | sometimes
-            self.emit(op, out, affine, bounds, facts, "full" if facts else "")
+            chain: dict = {}
+            if self.own is not None:
+                chain, self.chain = {"chain": self.chain}, self.chain + 1
+            self.emit(op, out, affine, bounds, facts, "full" if facts else "", chain, own=self.mine)
             return
+        ranges = self.ranges(affine, bounds, full, left, right)
+        mine = self.ranges(self.own, self.mine, self.mine_full, left, right) if self.own is not None else ranges
+        facts_of = [(always, "masked")] * left + [(always | sometimes, "full")] + [(always, "masked")] * right
+        parts = list(zip(ranges, mine, facts_of))
+        if op.get("descending"):
+            parts.reverse()
+        chain = {"chain": self.chain}
+        self.chain += 1
+        for n, (r, m, (facts, part)) in enumerate(parts):
+            results = self.emit(op, out, affine, r, facts, part, chain, last=n == len(parts) - 1, own=m)
+            op = replace(op, operands=op.operands[:2] + results)
+
+    @staticmethod
+    def ranges(affine: Affine, bounds: Range, full: Range, left: bool, right: bool) -> list[Range]:
+        """The iterations of each copy, in ascending order."""
+        lo, hi = bounds.lo, bounds.hi
+        assert lo is not None and hi is not None
         start, end = lo, hi
         if left:
             assert full.lo is not None
@@ -115,23 +184,13 @@ class _Splitter:
         if right:
             assert full.hi is not None
             end = affine.extreme("max", affine.extreme("min", hi, full.hi), start, "whole_to")
-        parts = [(Range(lo, start), always, "masked")] if left else []
-        parts.append((Range(start, end), always | sometimes, "full"))
-        if right:
-            parts.append((Range(end, hi), always, "masked"))
-        if op.get("descending"):
-            parts.reverse()
-        chain = {"chain": self.chain}
-        self.chain += 1
-        for n, (r, facts, part) in enumerate(parts):
-            results = self.emit(op, out, affine, r, facts, part, chain, last=n == len(parts) - 1)
-            op = replace(op, operands=op.operands[:2] + results)
+        return [Range(lo, start)] * left + [Range(start, end)] + [Range(end, hi)] * right
 
     def emit(self, op: Op, out: Builder, affine: Affine, r: Range, facts: Facts, part: str, attrs: dict | None = None,
-             last: bool = True) -> tuple[Value, ...]:
+             last: bool = True, own: Range = ALL) -> tuple[Value, ...]:
         """One copy of the loop; the last one makes the loop's own results."""
-        assert r.lo is not None and r.hi is not None
-        ends = affine.value(r.lo), affine.value(r.hi)
+        number = (attrs or {}).get("chain", -1)
+        ends = tuple(self.end(affine, f, g, out, number, w) for f, g, w in ((r.lo, own.lo, "lo"), (r.hi, own.hi, "hi")))
         env = Env()
         for v, truth in facts.conditions.items():
             if v not in affine.inside:
@@ -141,6 +200,19 @@ class _Splitter:
         more = {**(attrs or {}), **({"part": part} if part else {})}
         out.add(replace(op, operands=(*ends, *op.operands[2:]), results=results, attrs={**op.attrs, **more}, regions=(body,)))
         return results
+
+    def end(self, affine: Affine, wide: Form | None, own: Form | None, out: Builder, chain: int, side: str) -> Value:
+        """One end of a range, as all rows have it; where a part of the rows has another one, it is told."""
+        assert wide is not None
+        if self.own is None or own is None:
+            return affine.value(wide)
+        key = (wide, own)
+        if key not in self.narrow:
+            v, w = affine.value(wide), self.own.value(own)
+            outer = self.mine.lo if side == "lo" else self.mine.hi
+            word = "inner" if own != outer else "first" if (side == "hi") == self.down else "last"
+            self.narrow[key] = v if v is w or not own.terms else out.emit("narrow", v, w, name=v.name or "own", chain=chain, end=word)
+        return self.narrow[key]
 
     # ---- what can be decided -----------------------------------------------------------------------------------------
 
@@ -193,6 +265,42 @@ class _Splitter:
                 yield from self.parts(x, wanted)
         else:
             yield v, wanted
+
+
+def _stored_rows(block: Block) -> tuple[Value, str | int, int] | None:
+    """(first row, dimension, rows) of the guarded rows that every store of the program writes, if they are the same for all."""
+    found: set[tuple[Value, str | int, int]] = set()
+    for op in walk(block):
+        if op.kind != "store":
+            continue
+        positions, words = list(op.operands[2:]), list(op["index"])
+        at = [positions.pop(0) if w != "all" else None for w in words]
+        axes = [n for n, w in enumerate(words) if w != "at"]
+        if not axes or words[axes[0]] != "tile" or not op["guard"][0]:
+            return None
+        found.add((at[axes[0]], op.operands[0].type.dims[axes[0]], op.operands[1].type.shape[0]))
+    return found.pop() if len(found) == 1 else None
+
+
+def independent_rows(body: Block) -> int | None:
+    """The number of rows of the loop's 2-d tiles, if no row takes anything from another one; else None."""
+    defs = {r: o for o in body.ops for r in o.results}
+    loaded = {v for v, o in defs.items() if o.kind == "load"}
+    loaded |= {v for v, o in defs.items() if o.kind == "transpose" and o.operands[0] in loaded}
+    rows: set[int] = set()
+    for op in body.ops:
+        if op.regions or op.kind in ("store", "gather"):
+            return None
+        for v in op.results:
+            if isinstance(v.type, Tile) and len(v.type.shape) == 2 and v not in loaded:
+                rows.add(v.type.shape[0])
+        if op.kind == "transpose" and op.result not in loaded:
+            return None
+        if op.kind == "reduce" and (op["axis"] != 1 or len(op.operands[0].type.shape) != 2):
+            return None
+        if op.kind == "dot" and op.operands[1] not in loaded:
+            return None
+    return rows.pop() if len(rows) == 1 else None
 
 
 def _at_least(a: Form, b: Form) -> bool:

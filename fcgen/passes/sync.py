@@ -170,7 +170,7 @@ class _Sync:
 
     def _per_warp(self, v: Value) -> bool:
         d = self.defs.get(v)
-        return d is not None and (d.kind == "vote_any" or any(self._per_warp(o) for o in d.operands))
+        return d is not None and (d.kind in ("vote_any", "row_part") or any(self._per_warp(o) for o in d.operands))
 
     # ---- accesses --------------------------------------------------------------------------------------------------
 
