@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 NAMES = {"mma": ("fcgen, mma", "#3b6ea5", "-"), "wmma": ("fcgen, WMMA", "#7fb0dd", "-"), "fa2": ("FlashAttention-2", "#b5542b", "--"),
-         "cudnn": ("cuDNN", "#888888", ":")}
+         "cudnn": ("cuDNN", "#888888", ":"), "fcgen": ("fcgen", "#3b6ea5", "-"), "fa3": ("FlashAttention-3", "#b5542b", "--"),
+         "flash": ("PyTorch flash", "#d9a441", ":"), "flex": ("FlexAttention", "#7a9a4a", ":"), "mosaic": ("Mosaic GPU", "#8a5fa8", ":"),
+         "triton": ("Triton's tutorial", "#4fa3a0", ":")}
 
 
 def table_of(data: dict[str, Any]) -> list[dict[str, Any]]:
@@ -28,7 +30,8 @@ def series(table: list[dict[str, Any]]) -> dict[tuple[int, str], dict[str, list[
     return dict(sorted(out.items(), key=lambda p: (p[0][0], p[0][1] != "none")))
 
 
-def draw(table: list[dict[str, Any]], path: Path, title: str) -> None:
+def draw(table: list[dict[str, Any]], path: Path, title: str, columns: int | None = None) -> None:
+    """columns: panels in a row (all of them)."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -36,8 +39,12 @@ def draw(table: list[dict[str, Any]], path: Path, title: str) -> None:
 
     matplotlib.rcParams.update({"svg.hashsalt": "forward", "svg.fonttype": "none"})
     panels = series(table)
-    figure, axes = plt.subplots(1, len(panels), figsize=(3.1 * len(panels), 3.4), sharey=True, layout="constrained", squeeze=False)
-    for a, ((d, mask), lines) in zip(axes[0], panels.items()):
+    wide = min(columns or len(panels), len(panels))
+    rows = -(-len(panels) // wide)
+    figure, axes = plt.subplots(rows, wide, figsize=(3.1 * wide, 2.9 * rows + 0.5), sharey=True, layout="constrained", squeeze=False)
+    for a in axes.flat[len(panels):]:
+        a.axis("off")
+    for a, ((d, mask), lines) in zip(axes.flat, panels.items()):
         for name, points in lines.items():
             label, color, style = NAMES.get(name, (name, None, "-"))
             a.plot(*zip(*points), style, marker="o", markersize=4, color=color, label=label)
@@ -49,11 +56,14 @@ def draw(table: list[dict[str, Any]], path: Path, title: str) -> None:
         a.set_xlabel("sequence length")
         a.spines[["top", "right"]].set_visible(False)
         a.grid(axis="y", color="#e5e5e5")
-    axes[0][0].set_ylabel("TFLOP/s")
+    for row in axes:
+        row[0].set_ylabel("TFLOP/s")
     axes[0][0].set_ylim(0, 1.05 * max(r["tflops"] for row in table for r in row["results"].values()))  # shared by all panels
-    figure.legend(*axes[0][0].get_legend_handles_labels(), frameon=False, fontsize=9, loc="outside lower center", ncols=4)
+    named = {label: line for a in axes.flat for line, label in zip(*a.get_legend_handles_labels())}
+    figure.legend(named.values(), named.keys(), frameon=False, fontsize=9, loc="outside lower center", ncols=4)
     figure.suptitle(title)
     figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+    plt.close(figure)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -65,6 +65,26 @@ def build_all(jobs: Iterable[Job]) -> dict[Job, Made]:
         return dict(zip(jobs, executor.map(build, jobs)))
 
 
+def _warm(one: tuple[int, str, str, str, fc.Schedule | None]) -> str | None:
+    from fcgen.forward import compiled
+
+    d, mask, dtype, arch, schedule = one
+    try:
+        compiled(dtype, d, d, mask, False, arch, schedule).built  # noqa: B018  (it is in the disk cache then)
+    except Exception as error:
+        return f"D={d} {mask}: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+    return None
+
+
+def warm_library(heads: Iterable[tuple[int, str]], dtype: str, schedule: fc.Schedule | None = None) -> list[str]:
+    """Compile what `fcgen.attention` runs on this GPU for these (head size, mask kind), all at once. Returns what was refused."""
+    from fcgen.forward import _arch
+
+    work = [(d, mask, dtype, _arch(0), schedule) for d, mask in heads]
+    with ProcessPoolExecutor(min(processes(), len(work)), mp_context=multiprocessing.get_context("spawn")) as executor:
+        return [error for error in executor.map(_warm, work) if error]
+
+
 def launcher(made: Made) -> Any:
     from fcgen.launch import Launcher
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import statistics
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,12 +16,14 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Checked:
-    """Something to time. run: enqueues one call. max_error, rms_error: against a float64 reference, measured before."""
+    """Something to time. run: enqueues one call. max_error, rms_error: against a float64 reference, measured before. finish: for work that
+    is not on torch's stream (JAX), waits for what the last `run` returned; such a candidate is timed with the host's clock."""
 
     name: str
     run: Callable[[], Any]
     max_error: float | None = None
     rms_error: float | None = None
+    finish: Callable[[Any], Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -48,8 +51,15 @@ def geomean(values: Iterable[float]) -> float:
     return math.exp(sum(map(math.log, values)) / len(values))
 
 
-def round_robin(candidates: Sequence[Checked], launches: int, rounds: int = 7, preheat_ms: float = 200.0) -> dict[str, Time]:
-    """Each round times `launches` calls of every candidate between two events; the order is reversed each round."""
+def turned(candidates: Sequence[Checked], n: int) -> list[Checked]:
+    """The order of round n: reversed every other round, and every two rounds another one comes first."""
+    at = n // 2 % len(candidates)
+    order = [*candidates[at:], *candidates[:at]]
+    return order if n % 2 else order[::-1]
+
+
+def round_robin(candidates: Sequence[Checked], launches: int, rounds: int = 7, preheat_ms: float = 200.0, warm: int = 0) -> dict[str, Time]:
+    """Each round times `launches` calls of every candidate between two events, after `warm` calls of it that are not timed."""
     refuse_unchecked(candidates)
     import torch
 
@@ -59,15 +69,46 @@ def round_robin(candidates: Sequence[Checked], launches: int, rounds: int = 7, p
     _preheat(candidates[0].run, preheat_ms)
     samples: dict[str, list[float]] = {c.name: [] for c in candidates}
     for n in range(rounds):
-        for c in candidates if n % 2 else candidates[::-1]:
-            start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            start.record()
-            for _ in range(launches):
-                c.run()
-            stop.record()
-            torch.cuda.synchronize()
-            samples[c.name].append(start.elapsed_time(stop) / launches)
+        for c in turned(candidates, n):
+            samples[c.name].append(_sample(c, launches, warm))
     return {name: summary(s) for name, s in samples.items()}
+
+
+def _sample(c: Checked, launches: int, warm: int) -> float:
+    """Milliseconds per call."""
+    import torch
+
+    last = None
+    for _ in range(warm):
+        last = c.run()
+    if c.finish is not None:
+        c.finish(c.run() if last is None else last)
+        begin = time.perf_counter()
+        for _ in range(launches):
+            last = c.run()
+        c.finish(last)
+        return (time.perf_counter() - begin) * 1e3 / launches
+    start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
+    for _ in range(launches):
+        c.run()
+    stop.record()
+    torch.cuda.synchronize()
+    return start.elapsed_time(stop) / launches
+
+
+def finishes(seconds: float = 20.0) -> bool:
+    """Does what is on torch's stream come to an end in time? A kernel that waits for itself never does, and cannot be stopped."""
+    import torch
+
+    event = torch.cuda.Event()
+    event.record()
+    end = time.monotonic() + seconds
+    while not event.query():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.0005)
+    return True
 
 
 def graph_times(candidates: Sequence[Checked], calls: int = 20, rounds: int = 9, replays: int = 3) -> dict[str, Time]:

@@ -5,14 +5,16 @@ Mistakes print as errors with a hint and exit with 1; a traceback is only ever a
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from collections.abc import Callable
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, cast
 
 import click
 
-from .console import report, waiting, write_levels
+from .console import report, waiting, write_files, write_levels
 from .errors import ERROR_CODES, FcError
 
 SPEC_HELP = "SPEC is path/to/file.py[:name], package.module:name, or a file of IR text."
@@ -70,7 +72,8 @@ def dump(spec: str, target: str | None, settings: tuple[str, ...], schedule: str
     if stop_after:
         click.echo(str(compiler.lower(program.tile, program.schedule, program.target, stop_after=stop_after)))
         return
-    text = {"tile": lambda: str(program.tile), "machine": lambda: str(program.machine), "cuda": lambda: program.cuda,
+    text = {"tile": lambda: str(program.tile), "machine": lambda: str(program.machine),
+            "cuda": lambda: compiler.to_cuda(program.machine, program.target).text,  # to be read, also where NVRTC is missing or refuses it
             "ptx": lambda: program.ptx, "sass": lambda: program.sass, "report": lambda: report(program)}[stage]
     click.echo(waiting(f"compiling {program.name}", text) if stage in ("cuda", "ptx", "sass", "report") else text())
 
@@ -86,28 +89,32 @@ def build(
     spec: str, target: str | None, settings: tuple[str, ...], schedule: str | None, out: Path, check: bool, sizes: tuple[str, ...]
 ) -> None:
     """Compile a spec, or an edited file of IR text, and write every level of it."""
-    from .cli_specs import find, parse_settings, simulate_cases
+    from .cli_specs import dimensions, find, parse_sizes, simulate_cases
 
     program = find(spec).program(target, settings, schedule)
     if check:
-        cases = simulate_cases(program, parse_settings(sizes), 1, waiting)
+        cases = simulate_cases(program, parse_sizes(sizes, dimensions(program)), 1, waiting)
         click.echo(f"simulated {len(cases)} sizes: no race, stale read or deadlock")
     waiting(f"compiling {program.name} for {program.target.arch}", lambda: program.cubin)
     click.echo(report(program))
-    for path in write_levels(program, out):
+    source = Path(spec)
+    paths = write_levels(program, out, source)
+    for path in paths:
         click.echo(f"wrote {path}")
+    if source.is_file() and source.parent.resolve() == out.resolve() and source not in paths:
+        click.echo(f"left  {source} as it is")
 
 
 @main.command(epilog=SPEC_HELP)
 @spec_options
 @click.option("--size", "sizes", multiple=True, metavar="NAME=N", help="a size to check: M=100")
-@click.option("--seeds", default=3, show_default=True, help="orders of the warps to try")
+@click.option("--seeds", default=3, show_default=True, type=click.IntRange(1), help="inputs and orders of the warps to try")
 def check(spec: str, target: str | None, settings: tuple[str, ...], schedule: str | None, sizes: tuple[str, ...], seeds: int) -> None:
     """Run a kernel's machine IR in the simulator, over several trip counts, and look for races, stale reads and deadlocks."""
-    from .cli_specs import find, parse_settings, simulate_cases
+    from .cli_specs import dimensions, find, parse_sizes, simulate_cases
 
     program = find(spec).program(target, settings, schedule)
-    cases = simulate_cases(program, parse_settings(sizes), seeds, waiting)
+    cases = simulate_cases(program, parse_sizes(sizes, dimensions(program)), seeds, waiting)
     click.echo(f"{program.name} on {program.target.arch}: no race, stale read or deadlock in {len(cases) * seeds} runs")
     for case in cases:
         click.echo(f"  {case}")
@@ -122,16 +129,15 @@ def run(spec: str, target: str | None, settings: tuple[str, ...], schedule: str 
     import numpy as np
 
     from .api import gpu_available
-    from .cli_specs import find, parse_settings, random_inputs
+    from .cli_specs import draw, find
 
     found = find(spec)
     program = found.program(target, settings, schedule)
-    want: dict[str, Any] = {}
-    if found.example is not None:
-        inputs, want = found.example.draw(**parse_settings(sizes))
-    else:
-        inputs = random_inputs(program, parse_settings(sizes))
+    inputs, want = draw(found, program, sizes)
     on_gpu = gpu_available() and not simulate
+    if on_gpu and importlib.util.find_spec("torch") is None:
+        raise FcError("call/driver", "running on the GPU from here takes torch, which is not installed",
+                      hint="pip install 'fcgen[torch]', or --simulate")
     outputs = waiting("running", lambda: program.run(**inputs) if on_gpu else program.simulate(**inputs))
     click.echo(f"{program.name} {'on the GPU' if on_gpu else 'in the simulator'}")
     for name, x in outputs.items():
@@ -158,6 +164,7 @@ def demo(target: str | None, out: Path) -> None:
 def doctor() -> None:
     """What this machine has of what fcgen needs, and how to get the rest."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from .runtime.doctor import checks
@@ -168,7 +175,7 @@ def doctor() -> None:
         table.add_column(column)
     for c in found:
         mark = "[green]ok[/]" if c.ok else "[yellow]--[/]" if c.optional else "[red]missing[/]"
-        table.add_row(mark, c.name, c.detail + (f"\n[dim]{c.hint}[/]" if c.hint and not c.ok else ""))
+        table.add_row(mark, c.name, escape(c.detail) + (f"\n[dim]{escape(c.hint)}[/]" if c.hint and not c.ok else ""))
     Console(highlight=False).print(table)
     if any(not c.ok and not c.optional for c in found):
         sys.exit(1)
@@ -179,7 +186,9 @@ def doctor() -> None:
 def explain(code: str | None) -> None:
     """What an error code means (all of them without CODE)."""
     if code is not None and code not in ERROR_CODES:
-        raise FcError("file/missing", f"no error has the code {code}", expected=", ".join(ERROR_CODES), got=code)
+        near = get_close_matches(code, ERROR_CODES, 1)
+        raise FcError("cli/usage", f"no error has the code {code}", got=code,
+                      hint=f"did you mean {near[0]}?" if near else "`fcgen explain` lists all codes")
     for name in [code] if code else ERROR_CODES:
         click.echo(f"{name:22} {ERROR_CODES[name]}")
 
@@ -188,9 +197,9 @@ def explain(code: str | None) -> None:
 @click.argument("name", type=click.Choice(["mma_a", "mma_b", "mma_c", "rowwise", "smem"]))
 @click.argument("rows", type=click.IntRange(1))
 @click.argument("cols", type=click.IntRange(1))
-@click.option("--warps", default=1, show_default=True)
-@click.option("--svg", type=click.Path(dir_okay=False, path_type=Path), help="write a drawing instead of text")
-def layout(name: str, rows: int, cols: int, warps: int, svg: Path | None) -> None:
+@click.option("--warps", default=1, show_default=True, type=click.IntRange(1))
+@click.option("--svg", is_flag=False, flag_value="-", metavar="[FILE]", help="a drawing instead of text, to FILE or the terminal")
+def layout(name: str, rows: int, cols: int, warps: int, svg: str | None) -> None:
     """Picture of a layout: which lane and register, or which bank, holds each element of a ROWS x COLS tile."""
     from .ir import layout as layouts
     from .ir.picture import svg as draw
@@ -208,8 +217,10 @@ def layout(name: str, rows: int, cols: int, warps: int, svg: Path | None) -> Non
                 "compile/schedule", f"{name} covers whole fragments", expected="rows and columns of 16 and 8", got=f"{rows} x {cols}"
             )
         text = value.picture()
-    if svg:
-        svg.write_text(draw(value, shape=(rows, cols)))
-        click.echo(f"wrote {svg}")
+    if svg == "-":
+        click.echo(draw(value, shape=(rows, cols)))
+    elif svg:
+        for path in write_files({Path(svg): draw(value, shape=(rows, cols))}):
+            click.echo(f"wrote {path}")
     else:
         click.echo(f"{value}\n{text}")

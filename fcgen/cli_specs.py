@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -51,9 +52,43 @@ def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
     for item in settings:
         name, equals, value = item.partition("=")
         if not equals or not name.isidentifier():
-            raise FcError("file/missing", "a setting is written NAME=VALUE", got=item, hint="--set D=64 --set T=f16")
+            raise FcError("cli/usage", "a setting is written NAME=VALUE", got=item, hint="--set D=64 --set T=f16")
+        if name in out:
+            raise FcError("cli/usage", f"{name} is set twice", got=item)
         out[name] = _value(value)
     return out
+
+
+def parse_sizes(sizes: Iterable[str], known: Iterable[str]) -> dict[str, int]:
+    """`M=100` for the names in `known`; `m` finds `M` and the other way around where only one of them is known."""
+    known = list(known)
+    out: dict[str, int] = {}
+    for item in sizes:
+        name, equals, value = item.partition("=")
+        if not equals or not (value.isascii() and value.isdigit()) or not int(value):
+            raise FcError("cli/usage", "a size is written NAME=NUMBER", expected="a number from 1 on", got=item, hint="--size M=100")
+        same = [k for k in known if k == name] or [k for k in known if k.lower() == name.lower()]
+        if len(same) != 1:
+            near = get_close_matches(name, known, 1)
+            raise FcError("cli/usage", f"there is no size {name} here", expected=", ".join(known) or "none", got=item,
+                          hint=f"did you mean {near[0]}?" if near else None)
+        if same[0] in out:
+            raise FcError("cli/usage", f"{same[0]} is given twice", got=item)
+        out[same[0]] = int(value)
+    return out
+
+
+def dimensions(program: Program) -> list[str]:
+    """The sizes that a kernel takes at run time, in the order of its parameters."""
+    return list(dict.fromkeys(d for p in program.params for d in getattr(p.type, "dims", ()) if isinstance(d, str)))
+
+
+def draw(found: Found, program: Program, sizes: Iterable[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Random inputs, and the outputs that an example's reference wants for them (none for other specs)."""
+    if found.example is None:
+        return random_inputs(program, parse_sizes(sizes, dimensions(program))), {}
+    names = list(inspect.signature(found.example.inputs).parameters)[1:]  # after the generator
+    return found.example.draw(**parse_sizes(sizes, names))
 
 
 def _value(text: str) -> Any:
@@ -70,69 +105,94 @@ def _value(text: str) -> Any:
 
 
 def find(name: str) -> Found:
-    """`file.py`, `file.py:spec`, `package.module:spec`, or a file of IR text."""
+    """`file.py`, `file.py:spec`, `package.module:spec`, or a file of IR text. Modules are also looked for in the current folder."""
     where, _, member = name.partition(":") if not (len(name) > 2 and name[1:3] == ":\\") else (name, "", "")
     path = Path(where)
     if path.suffix == ".py":
         return _member(_load_file(path), member, where)
-    if path.exists() and path.is_file():
-        return Found(text=path.read_text(), filename=str(path))
-    if "/" in where or path.suffix in (".fc", ".txt", ".cu"):
-        raise FcError("file/missing", f"there is no file {where}", got=where)
+    if path.is_file():
+        return Found(text=_text(path), filename=str(path))
+    if "/" in where or path.is_dir() or path.suffix in (".fc", ".txt", ".cu") or not all(w.isidentifier() for w in where.split(".")):
+        raise _no_file(path)
+    if "" not in sys.path:
+        sys.path.insert(0, "")
     try:
         module = importlib.import_module(where)
     except ModuleNotFoundError as e:
+        if e.name is None or not f"{where}.".startswith(f"{e.name}."):
+            raise  # the module is there; something that it imports is not
         raise FcError("file/missing", f"{where} is neither a file nor a module", got=str(e),
                       hint="name a spec as path/to/file.py:name or package.module:name") from None
     return _member(module, member, where)
 
 
+def _no_file(path: Path) -> FcError:
+    near = get_close_matches(path.name, [p.name for p in path.parent.glob("*")], 1) if path.parent.is_dir() else []
+    return FcError("file/missing", f"{path} is a folder" if path.is_dir() else f"there is no file {path}", expected="a file",
+                   got=str(path), hint=f"did you mean {path.parent / near[0]}?" if near and not path.is_dir() else None)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as e:
+        raise FcError("file/missing", f"{path} cannot be read as text", got=str(e),
+                      hint="SPEC is a Python file, or IR text as `fcgen dump` prints it") from None
+
+
 def _load_file(path: Path) -> Any:
     if not path.is_file():
-        raise FcError("file/missing", f"there is no file {path}", got=str(path))
+        raise _no_file(path)
     sys.path.insert(0, str(path.parent.resolve()))
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules.setdefault(path.stem, module)
-    spec.loader.exec_module(module)
+    added = sys.modules.setdefault(path.stem, module) is module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        if added:
+            del sys.modules[path.stem]
+        raise
     return module
 
 
 def _member(module: Any, member: str, where: str) -> Found:
     specs = {k: v for k, v in vars(module).items() if isinstance(v, Spec) and v.fn.__module__ == module.__name__}
-    if not member and hasattr(module, "example") and isinstance(getattr(module.example, "spec", None), Spec):
-        e = module.example
-        return Found(e.spec, binding=e.binding, schedule=e.schedule, example=e)
+    named: Any = getattr(module, member or "example", None)
+    if isinstance(getattr(named, "spec", None), Spec) and hasattr(named, "binding"):
+        return Found(named.spec, binding=named.binding, schedule=named.schedule, example=named)
     if not member and len(specs) == 1:
         return Found(next(iter(specs.values())))
-    if member in specs or isinstance(getattr(module, member or "?", None), Spec):
-        return Found(getattr(module, member))
+    if member and isinstance(named, Spec):
+        return Found(named)
     near = get_close_matches(member, specs, 1)
+    if member and named is not None:
+        raise FcError("file/missing", f"{where}:{member} is not a spec", got=f"a {type(named).__name__}",
+                      expected=", ".join(specs) or "a function decorated with @fc.kernel",
+                      hint=f"write {where}:{next(iter(specs))}" if specs else "decorate it with @fc.kernel")
     raise FcError("file/missing", f"{where} has no spec called {member}" if member else f"{where} does not say which spec",
                   expected=", ".join(specs) or "a function decorated with @fc.kernel", got=member or None,
                   hint=f"did you mean {where}:{near[0]}?" if near else (f"write {where}:{next(iter(specs))}" if specs else None))
 
 
 def random_inputs(program: Program, sizes: Mapping[str, int], seed: int = 0) -> dict[str, Any]:
-    """Random inputs for a kernel: normal tensors of the given sizes, scalars that suit (1/sqrt of the last compile-time size for a positive
-    one)."""
+    """Random inputs for a kernel: normal tensors of the given sizes (small ones where none is given), 1/8 for a float, 1 for a number."""
     import numpy as np
 
+    from .ir.elementwise import to_dtype
     from .ir.types import Tensor
 
     rng = np.random.default_rng(seed)
-    source = program._source
     out: dict[str, Any] = {}
     known = dict(sizes)
-    for p in source.params:
-        flags = source.flags.get(p.name, ())
+    for p in program.params:
         if isinstance(p.type, Tensor):
-            if "out" in flags:
+            if program.is_output(p.name):
                 continue
             shape = [d if isinstance(d, int) else known.setdefault(d, 2 if d in ("B", "H", "G") else 100) for d in p.type.dims]
             x = rng.standard_normal(shape) if p.type.dtype.is_float else rng.integers(0, 4, shape)
-            out[p.name] = x.astype(p.type.dtype.np_dtype)
+            out[p.name] = to_dtype(x, p.type.dtype)
         else:
             out[p.name] = 0.125 if p.type.dtype.is_float else 1
     return out
@@ -140,7 +200,7 @@ def random_inputs(program: Program, sizes: Mapping[str, int], seed: int = 0) -> 
 
 def simulate_cases(program: Program, given: Mapping[str, int], seeds: int, doing: Any) -> list[str]:
     """Run the machine code in the simulator for trip counts 1 to 2 x stages + 1 of its loops, the first and the last program of the grid,
-    several orders of the warps. Raises the first report; returns what was run. doing(text, fn) runs fn."""
+    several inputs and orders of the warps. Raises the first report; returns what was run. doing(text, fn) runs fn."""
     from .sim.machine import check
 
     machine = program.machine
@@ -148,14 +208,14 @@ def simulate_cases(program: Program, given: Mapping[str, int], seeds: int, doing
     tile = max([o["tile"] for o in counted], default=16)
     ring = max([b.type.slots for b in machine.buffers], default=1)
     plain = {g.dim for g in machine.grid if g.tile == 1}
-    dims = dict.fromkeys(d for p in machine.params for d in getattr(p.type, "dims", ()) if isinstance(d, str) and d not in given)
+    dims = [d for d in dimensions(program) if d not in given]
     done = []
     for n in range(1, 2 * ring + 2):
         sizes = {**{d: 1 if d in plain or (d not in plain and _groups(d, machine)) else n * tile - 3 for d in dims}, **given}
-        inputs = random_inputs(program, sizes)
         counts = [g.count(sizes) if not isinstance(g.dim, int) else g.dim for g in machine.grid]
         ends = [tuple(0 for _ in counts), tuple(c - 1 for c in counts)]
         for seed in range(seeds):
+            inputs = random_inputs(program, sizes, seed)
             doing(
                 f"simulating {sizes}", lambda i=inputs, s=seed, e=ends: check(machine, i, program.target, seed=s, programs=dict.fromkeys(e))
             )

@@ -1,11 +1,15 @@
-"""What the commands share: a spinner, the resource report, files written whole or not at all."""
+"""What the commands share: a spinner, the resource report, files written together or not at all."""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+from .errors import FcError
 
 
 def waiting(what: str, fn: Callable[[], Any]) -> Any:
@@ -26,20 +30,47 @@ def report(program: Any) -> str:
             f"{r.stack_bytes} B stack, {facts.threads} threads" + (" (from the cache)" if program.built.cached else ""))
 
 
-def write_levels(program: Any, out: Path) -> list[Path]:
-    """Every level as a file, each complete or absent."""
+def write_levels(program: Any, out: Path, source: Path | None = None) -> list[Path]:
+    """Every level as a file: all of them, or none where one cannot be made or written. `source`, the file that the program was read from,
+    is left as it is: its comments are its author's."""
     levels = {"machine.fc": str(program.machine), "cu": program.cuda, "ptx": program.ptx}
-    if program._source.level == "tile":
+    if program.level == "tile":
         levels = {"tile.fc": str(program.tile), **levels}
-    out.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for suffix, text in levels.items():
-        path = out / f"{program.name}.{suffix}"
-        temporary = path.with_name(path.name + ".part")
-        temporary.write_text(text)
-        temporary.replace(path)
-        paths.append(path)
-    return paths
+    return write_files({out / f"{program.name}.{suffix}": text for suffix, text in levels.items()}, source)
+
+
+def write_files(files: Mapping[Path, str], keep: Path | None = None) -> list[Path]:
+    """Write texts beside their places, then move all of them there."""
+    chosen = {p: text for p, text in files.items() if keep is None or not p.exists() or not keep.exists() or not p.samefile(keep)}
+    parts = {p: p.with_name(f"{p.name}.{os.getpid()}.part") for p in chosen}
+    path = next(iter(files))
+    try:
+        for path, text in chosen.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            parts[path].write_text(text, encoding="utf-8")
+        for path, part in parts.items():
+            part.replace(path)
+    except OSError as e:
+        raise FcError("file/missing", f"cannot write {path}", got=e.strerror, hint="name a place that you may write to") from None
+    finally:
+        for part in parts.values():
+            with contextlib.suppress(OSError):
+                part.unlink()
+    return list(chosen)
+
+
+class Steps:
+    """How long each step of something takes: call it with the step's name as the step begins; `text` ends the last one."""
+
+    def __init__(self) -> None:
+        self.begun: list[tuple[str, float]] = []
+
+    def __call__(self, name: str) -> None:
+        self.begun.append((name, time.perf_counter()))
+
+    def text(self) -> str:
+        ends = [*(t for _, t in self.begun[1:]), time.perf_counter()]
+        return ", ".join(f"{name} {(end - start) * 1e3:.0f} ms" for (name, start), end in zip(self.begun, ends))
 
 
 def milliseconds(start: float) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 
 from . import compiler
 from .api import gpu_available, gpu_target
-from .console import milliseconds, waiting, write_levels
+from .console import Steps, milliseconds, waiting, write_levels
 from .ir.types import f16
 from .program import Program
 
@@ -30,7 +30,10 @@ def run_demo(target: str | None, out: Path) -> None:
     to = compiler.target(arch)
     mask, d = "causal_bottom_right", SIMULATED[-1]
     schedule = pick(arch, d, mask=mask)
-    click.echo(f"attention, head size {d}, f16, causal, for {arch}\nschedule  {schedule}\n")
+    b, h, g, m, n, _ = SIMULATED
+    click.echo(f"attention f16, causal, for {arch}\n"
+               f"sizes     B={b} H={h} G={g} M={m} N={n} D={d} (batch, heads, heads of K and V, rows, keys, head size)\n"
+               f"schedule  {schedule}\n")
 
     start = time.perf_counter()
     tile = attention.trace(dict(schedule.tiles), T=f16, D=d, E=d, mask=mask)
@@ -40,7 +43,6 @@ def run_demo(target: str | None, out: Path) -> None:
     machine = program.machine
     click.echo(f"traced    {count(tile)} tile ops in {traced}, lowered to {count(machine)} machine ops in {milliseconds(start)}")
 
-    b, h, g, m, n, _ = SIMULATED
     rng = np.random.default_rng(0)
     q, k, v = (rng.standard_normal((b, heads, length, d)).astype(np.float16) for heads, length in ((h, m), (g, n), (g, n)))
     want, want_lse = attention_reference(q, k, v, mask=mask)
@@ -54,11 +56,14 @@ def run_demo(target: str | None, out: Path) -> None:
                f"{worst(result.outputs['O'], want):.1e}, log-sum-exp {worst(result.outputs['LSE'], want_lse):.1e}; no race, no stale read")
 
     start = time.perf_counter()
+    program.progress = steps = Steps()
     built = waiting("compiling", lambda: program.built)
     r = program.resources
-    how = "from the cache" if built.cached else "compiled"
-    click.echo(f"cubin     {how} in {milliseconds(start)}: {r.registers} registers, {r.spill_stores} B spilled, "
-               f"{built.facts.smem_bytes} B shared memory, {r.stack_bytes} B stack, {built.facts.threads} threads")
+    how = f"from the cache in {milliseconds(start)}" if built.cached else f"compiled in {milliseconds(start)} ({steps.text()})"
+    click.echo(f"CUDA C++  {len(built.cuda_text.splitlines())} lines\n"
+               f"cubin     {how}\n"
+               f"          {r.registers} registers, {r.spill_stores} B spilled, {built.facts.smem_bytes} B shared memory, "
+               f"{r.stack_bytes} B stack, {built.facts.threads} threads")
     for path in waiting("writing", lambda: write_levels(program, out)):
         click.echo(f"wrote     {path}")
     if gpu_available() and gpu_target() == arch:
@@ -66,7 +71,7 @@ def run_demo(target: str | None, out: Path) -> None:
     else:
         click.echo("\nno GPU here that runs this: the kernel was checked in the simulator and compiled, not run")
     click.echo(f"\nnext: fcgen dump {out}/attention.tile.fc --target {arch} --stop-after place\n"
-               f"      edit {out}/attention.machine.fc, then: fcgen build {out}/attention.machine.fc")
+               f"      cp {out}/attention.machine.fc mine.fc, edit it, then: fcgen build mine.fc")
 
 
 def count(kernel: Any) -> int:

@@ -40,6 +40,8 @@ ERROR_CODES: dict[str, str] = {
     "call/argument": "an argument of a kernel call has the wrong type, shape, dtype, device or alignment",
     "call/driver": "no usable CUDA driver or GPU",
     "call/launch": "the driver refused a launch",
+    # command line
+    "cli/usage": "a word on the command line that means nothing there",
     # files
     "file/missing": "a file named on the command line does not exist or is not what it should be",
     "cache/unusable": "the cache folder cannot be used",

@@ -13,7 +13,7 @@ from .errors import FcError
 from .ir.schedule import Schedule
 from .program import Program
 
-CAUSAL = {False: "none", None: "none", "none": "none", "top_left": "causal_top_left", "bottom_right": "causal_bottom_right"}
+MASKS = {None: "none", "none": "none", "top_left": "causal_top_left", "bottom_right": "causal_bottom_right"}
 HEADS = range(16, 257, 8)
 
 
@@ -42,17 +42,30 @@ def attention(q: Any, k: Any, v: Any, *, causal: bool | str = False, scale: floa
     _remember(key, q, k, v, causal, scale, return_lse, schedule, result)
     return result
 
+<<<<<<< HEAD
 
 def _checked(q: Any, k: Any, v: Any, causal: bool | str, scale: float | None, return_lse: bool, schedule: Schedule | None, out: Any) -> Any:
     """A call whose arguments may be anything."""
     program, scale = _program(q, k, v, causal, scale, return_lse, schedule)
     shape = (*q.shape[:3], v.shape[3])
+=======
+    qa, ka, va = tensors.describe(q, "q"), tensors.describe(k, "k"), tensors.describe(v, "v")
+    _check_shapes(qa, ka, va)
+    kind = _mask_kind(causal, qa.shape[2], ka.shape[2])
+    scale = 1.0 / math.sqrt(qa.shape[3]) if scale is None else _scale(scale)
+    shape = (*qa.shape[:3], va.shape[3])
+    if out is not None:
+        oa = tensors.describe(out, "out")
+        tensors.check(oa, name="out", dtype=qa.dtype, shape=shape, device=qa.device)
+        if oa.readonly:
+            raise FcError("call/argument", "argument `out` is written, but its owner says it is read-only")
+>>>>>>> hbench
     o = _empty(q, shape, None) if out is None else out
-    arguments = {"Q": q, "K": k, "V": v, "O": o, "scale": scale}
-    lse = None
-    if return_lse or not scale > 0:
-        lse = arguments["LSE"] = _empty(q, shape[:3], "float32")
-    program.launcher(arguments)
+    lse = _empty(q, shape[:3], "float32") if return_lse else None
+    filled = ka.shape[2] == 0 and _fill(o, 0.0) and (lse is None or _fill(lse, -math.inf))
+    if 0 not in shape and not filled:
+        program = compiled(qa.dtype, qa.shape[3], va.shape[3], kind, bool(return_lse), _arch(qa.device), schedule, scale > 0)
+        program.launcher({"Q": q, "K": k, "V": v, "O": o, "scale": scale, **({"LSE": lse} if return_lse else {})})
     return (o, lse) if return_lse else o
 
 
@@ -123,7 +136,7 @@ def compiled(dtype: str, d: int, e: int, mask: str, lse: bool, arch: str, schedu
     from .kernels.schedules import pick
 
     chosen = schedule or pick(arch, max(d, e), mask=mask)
-    spec = SPECS["any_scale" if not positive else "lse" if lse else "plain"]
+    spec = SPECS[("" if positive else "any_scale_") + ("lse" if lse else "plain")]
     return spec.compile(target=arch, schedule=chosen, T=DTYPES[dtype], D=d, E=e, mask=mask)
 
 
@@ -147,6 +160,9 @@ def _check_shapes(q: Any, k: Any, v: Any) -> None:
                           got=t.shape)
         if t.dtype not in ("f16", "bf16"):
             raise FcError("call/argument", f"argument `{name}` has the wrong dtype", expected="f16 or bf16", got=t.dtype)
+        if t.device != q.device:
+            raise FcError("call/argument", f"`q` and `{name}` are on different devices", expected=f"cuda:{q.device}",
+                          got=f"cuda:{t.device}")
         if t.dtype != q.dtype:
             raise FcError("call/argument", f"`q` and `{name}` have different dtypes", expected=q.dtype, got=t.dtype)
         if t.shape[3] not in HEADS:
@@ -157,20 +173,45 @@ def _check_shapes(q: Any, k: Any, v: Any) -> None:
     if q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3]:
         raise FcError("call/argument", "`q` and `k` differ in batch or head size", expected=(q.shape[0], q.shape[3]),
                       got=(k.shape[0], k.shape[3]))
-    if k.shape[1] == 0 or q.shape[1] % k.shape[1]:
+    if q.shape[1] % k.shape[1] if k.shape[1] else q.shape[1]:
         raise FcError("call/argument", "the heads of `q` are not a multiple of those of `k`", expected=f"a divisor of {q.shape[1]}",
                       got=k.shape[1])
 
 
-def _mask_kind(causal: bool | str | None, m: int, n: int) -> str:
-    if causal is True:
+def _scale(scale: Any) -> float:
+    try:
+        out = float(scale)
+    except (TypeError, ValueError):
+        raise FcError("call/argument", "argument `scale` is not a number", got=repr(scale)) from None
+    if not math.isfinite(out):
+        raise FcError("call/argument", "argument `scale` is not finite", got=scale)
+    return out
+
+
+def _mask_kind(causal: Any, m: int, n: int) -> str:
+    if type(causal).__name__ in ("bool", "bool_"):  # NumPy's too
+        if not causal:
+            return "none"
         if m != n:
             raise FcError("call/argument", "causal=True is ambiguous where q and k have different lengths", expected=f"{m} keys", got=n,
                           hint='say causal="top_left" (aligned at the start) or causal="bottom_right" (aligned at the end)')
-        return CAUSAL["top_left"]
-    if causal not in CAUSAL:
+        return MASKS["top_left"]
+    if not (causal is None or isinstance(causal, str)) or causal not in MASKS:
         raise FcError("call/argument", "no such mask", expected='False, True, "top_left" or "bottom_right"', got=repr(causal))
-    return CAUSAL[causal]
+    return MASKS[causal]
+
+
+def _fill(x: Any, value: float) -> bool:
+    """Fill a tensor of torch or CuPy; False where its library is not known."""
+    torch, cupy = sys.modules.get("torch"), sys.modules.get("cupy")
+    if torch is not None and isinstance(x, torch.Tensor):
+        with torch.no_grad():
+            x.fill_(value)
+        return True
+    if cupy is not None and isinstance(x, cupy.ndarray):
+        x.fill(value)
+        return True
+    return False
 
 
 def _empty(like: Any, shape: tuple[int, ...], dtype: str | None) -> Any:
@@ -178,7 +219,7 @@ def _empty(like: Any, shape: tuple[int, ...], dtype: str | None) -> Any:
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(like, torch.Tensor):
         if dtype is None and shape == tuple(like.shape):
-            return torch.empty_like(like)
+            return torch.empty_like(like, requires_grad=False)
         return torch.empty(shape, dtype=getattr(torch, dtype) if dtype else like.dtype, device=like.device)
     cupy = sys.modules.get("cupy")
     if cupy is not None and isinstance(like, cupy.ndarray):

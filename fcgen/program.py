@@ -10,7 +10,7 @@ import numpy as np
 
 from . import compiler
 from .errors import FcError
-from .ir.core import Kernel
+from .ir.core import Kernel, Value
 from .ir.schedule import Schedule
 from .ir.types import Tensor
 
@@ -30,6 +30,8 @@ class Program:
         self.schedule = schedule
         self._source = kernel
         self._launcher: Launcher | None = None
+        #: told the name of each step of a compilation as it begins
+        self.progress: Callable[[str], None] | None = None
 
     def __repr__(self) -> str:
         return f"<fcgen program {self.name} for {self.target.arch}: {self.schedule}>"
@@ -37,6 +39,19 @@ class Program:
     @property
     def name(self) -> str:
         return self._source.name
+
+    @property
+    def params(self) -> tuple[Value, ...]:
+        """Tensors and scalars, in call order."""
+        return self._source.params
+
+    def is_output(self, name: str) -> bool:
+        return "out" in self._source.flags.get(name, ())
+
+    @property
+    def level(self) -> str:
+        """What the program was made from: "tile" or "machine"."""
+        return self._source.level
 
     # ---- levels ----------------------------------------------------------------------------------------------------
 
@@ -64,7 +79,7 @@ class Program:
 
     @functools.cached_property
     def built(self) -> compiler.Built:
-        return compiler.build(self._source, self.schedule, self.target)
+        return compiler.build(self._source, self.schedule, self.target, progress=self.progress)
 
     @property
     def cuda(self) -> str:

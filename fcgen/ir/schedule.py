@@ -17,6 +17,9 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "math": ("mma", "wmma", "fma", "wgmma"), "copy": ("cp_async", "vector", "scalar", "tma"), "epilogue": ("smem", "direct", "quad"),
     "persistent": ("none", "static", "dynamic")}
 
+#: Fields that take one value for all, or one per name of the spec.
+BY_NAME = ("tiles", "math", "stages")
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -38,9 +41,15 @@ class Schedule:
     of the consumer warpgroups, four each, and a producer warpgroup is added. late: names of dots that run one iteration behind the rest of
     their loop, so that two dots are in flight together. vote: a row condition that is rarely true is tested first, with one vote per warp,
     and what hangs on it is skipped. tokens: consumer warpgroups take turns at issuing their dots. persistent: one block per multiprocessor
+<<<<<<< HEAD
     that works through the grid's tiles, in fixed steps ("static") or claiming each from a counter ("dynamic"). l2: where tiles differ in work, as many programs of the other axes run side by side, longest tile
     first, as have looped-over tensors of this many MiB together. own_rows: a consumer warpgroup leaves out the tiles that only other rows than its own need.
     compare_bits: with vote, a threshold on a row maximum is tested on bit patterns, two elements per instruction.
+=======
+    that works through the grid's tiles, in fixed steps ("static") or claiming each from a counter ("dynamic"). l2: where tiles differ in
+    work, as many programs of the other axes run side by side, longest tile first, as have looped-over tensors of this many MiB together.
+    own_rows: a consumer warpgroup leaves out the tiles that only other rows than its own need.
+>>>>>>> hbench
     """
 
     tiles: Any = ()
@@ -68,45 +77,55 @@ class Schedule:
     def __post_init__(self) -> None:
         if isinstance(self.late, str):
             object.__setattr__(self, "late", tuple(w for w in self.late.split("+") if w))
-        for name in ("tiles", "math", "stages"):
+        for name in BY_NAME:
             v = getattr(self, name)
             if isinstance(v, Mapping):
                 object.__setattr__(self, name, tuple(sorted(v.items())))
+        if not isinstance(self.tiles, tuple):
+            raise FcError("compile/schedule", "Schedule.tiles names each tile size", expected="{BLOCK_M: 128, BLOCK_N: 64}", got=self.tiles)
+        for f in fields(self):
+            v = getattr(self, f.name)
+            if isinstance(f.default, bool) and not isinstance(v, bool):
+                raise FcError("compile/schedule", f"Schedule.{f.name} is a switch", expected="True or False", got=repr(v))
         for name, allowed in CHOICES.items():
             v = getattr(self, name)
             for x in [y for _, y in v] if isinstance(v, tuple) else [v]:
                 if x not in allowed:
                     raise FcError("compile/schedule", f"Schedule.{name} has no such choice", expected=", ".join(allowed),
                                   got=repr(x))
-        if self.warps not in (1, 2, 4, 8, 12, 16):
+        if not _is_int(self.warps) or self.warps not in (1, 2, 4, 8, 12, 16):
             raise FcError("compile/schedule", "Schedule.warps is the number of warps in a block", expected="1, 2, 4, 8, 12 or 16",
                           got=self.warps)
         for name, n in self.tiles:
-            if not isinstance(n, int) or n < 1 or (n & (n - 1) and n % 16):
+            if not _is_int(n) or n < 1 or (n & (n - 1) and n % 16):
                 raise FcError("compile/schedule", f"tile size {name} is a power of two or a multiple of 16", got=n)
         for v in [y for _, y in self.stages] if isinstance(self.stages, tuple) else [self.stages]:
-            if not isinstance(v, int) or not 1 <= v <= 8:
+            if not _is_int(v) or not 1 <= v <= 8:
                 raise FcError("compile/schedule", "Schedule.stages counts ring slots", expected="1 to 8", got=v)
+        if not _is_int(self.min_blocks) or not 1 <= self.min_blocks <= 32:
+            raise FcError("compile/schedule", "Schedule.min_blocks counts blocks per multiprocessor", expected="1 to 32",
+                          got=self.min_blocks)
+        if not _is_int(self.l2) or self.l2 < 0:
+            raise FcError("compile/schedule", "Schedule.l2 counts megabytes", expected="0 or more", got=self.l2)
+        if not isinstance(self.late, tuple) or not all(isinstance(w, str) for w in self.late):
+            raise FcError("compile/schedule", "Schedule.late names dots", expected="a tuple of names, or acc+s", got=self.late)
 
     @staticmethod
     def parse(text: str) -> Schedule:
         """The inverse of `str`: `tiles={BLOCK_M: 128, BLOCK_N: 64}, stages=2, math={s: wmma, acc: fma}`. Evaluates nothing."""
-        known = {f.name: f for f in fields(Schedule)}
+        known = [f.name for f in fields(Schedule)]
         values: dict[str, Any] = {}
         for part in _split(text):
             name, equals, value = (w.strip() for w in part.partition("="))
-            if not equals or name not in known:
+            if name not in known:
                 near = get_close_matches(name, known, 1)
                 raise FcError("compile/schedule", f"Schedule has no field {name!r}", expected=", ".join(known), got=part.strip(),
                               hint=f"did you mean {near[0]}?" if near else "write field=value, separated by commas")
-            if value.startswith("{") and value.endswith("}"):
-                pairs = [p.partition(":") for p in _split(value[1:-1])]
-                values[name] = {k.strip(): _word(v.strip()) for k, _, v in pairs}
-            else:
-                values[name] = _word(value)
-            want = type(known[name].default)
-            if want in (bool, int) and name not in ("stages",) and not isinstance(values[name], want):
-                raise FcError("compile/schedule", f"Schedule.{name} takes {'True or False' if want is bool else 'a number'}", got=value)
+            if not equals:
+                raise FcError("compile/schedule", f"Schedule.{name} has no value", expected=f"{name}=...", got=part.strip())
+            if name in values:
+                raise FcError("compile/schedule", f"Schedule.{name} is given twice", got=text)
+            values[name] = _pairs(name, value) if value.startswith("{") else _word(value)
         return Schedule(**values)
 
     def tile(self, name: str) -> int | None:
@@ -136,13 +155,40 @@ def _split(text: str) -> list[str]:
     parts, depth, start = [], 0, 0
     for i, c in enumerate(text):
         depth += (c == "{") - (c == "}")
+        if depth not in (0, 1):
+            break
         if c == "," and depth == 0:
             parts.append(text[start:i])
             start = i + 1
+    if depth:
+        raise FcError("compile/schedule", "the braces of a schedule do not match", expected="name={A: 1, B: 2}", got=text)
     return [p for p in (*parts, text[start:]) if p.strip()]
+
+
+def _pairs(name: str, text: str) -> dict[str, Any]:
+    """`{A: 1, B: 2}` as the value of a field that takes one per name."""
+    if name not in BY_NAME:
+        raise FcError("compile/schedule", f"Schedule.{name} takes one value", got=text, hint=f"only {', '.join(BY_NAME)} take one per name")
+    slip = FcError("compile/schedule", f"Schedule.{name} takes each name once, with a value", expected="{A: 1, B: 2}", got=text)
+    if not text.endswith("}"):
+        raise slip
+    out: dict[str, Any] = {}
+    for part in _split(text[1:-1]):
+        key, colon, value = (w.strip() for w in part.partition(":"))
+        if not colon or not key.isidentifier() or key in out:
+            raise slip
+        out[key] = _word(value)
+    return out
 
 
 def _word(text: str) -> Any:
     if text in ("True", "true", "False", "false"):
         return text in ("True", "true")
-    return int(text) if text.lstrip("-").isdigit() else text
+    try:
+        return int(text)
+    except ValueError:
+        return text
+
+
+def _is_int(x: Any) -> bool:
+    return isinstance(x, int) and not isinstance(x, bool)

@@ -76,4 +76,11 @@ def attention_any_scale(Q: T[B, H, M, D], K: T[B, G, N, D], V: T[B, G, N, E], O:
     _body(Q, K, V, O, LSE, scale, mask, score, True, lazy)
 
 
-SPECS: dict[str, Spec] = {"lse": attention, "plain": attention_no_lse, "any_scale": attention_any_scale}
+@fc.kernel
+def attention_any_scale_no_lse(Q: T[B, H, M, D], K: T[B, G, N, D], V: T[B, G, N, E], O: "out T[B, H, M, E]", *,
+                               scale: f32, mask="none", score=None, lazy=0.0):
+    _body(Q, K, V, O, None, scale, mask, score, False, lazy)
+
+
+SPECS: dict[str, Spec] = {"lse": attention, "plain": attention_no_lse, "any_scale_lse": attention_any_scale,
+                          "any_scale_plain": attention_any_scale_no_lse}

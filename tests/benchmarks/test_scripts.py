@@ -18,7 +18,7 @@ from tests.gpu import micro
 
 ROOT = Path(__file__).parents[2]
 MODULES = sorted(p.stem for p in (ROOT / "benchmarks").glob("*.py") if p.stem != "__init__")
-SCRIPTS = [m for m in MODULES if m not in ("timing", "pool")]
+SCRIPTS = [m for m in MODULES if m not in ("timing", "pool", "cells", "peers", "ceilings")]
 SHELL = sorted((ROOT / "benchmarks").glob("*.sh"))
 
 

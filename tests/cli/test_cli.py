@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
 from fcgen.cli import main
-from fcgen.ir.schedule import Schedule
-from fcgen.runtime import driver
+from fcgen.console import write_files
+from fcgen.errors import FcError
+from fcgen.runtime import doctor, driver
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["--set", "T=f16", "--set", "D=32", "--set", "E=32", "--schedule", "tiles={BLOCK_M: 64, BLOCK_N: 32}"]
@@ -66,6 +70,37 @@ def test_build_writes_every_level_and_what_it_wrote_builds_again(tmp_path: Path)
     output("build", str(first / "attention.tile.fc"), "--target", "sm_89", "--out", str(second), "--schedule", SMALL[-1])
 
 
+def test_building_an_edited_file_in_its_own_folder_leaves_it_as_it_is(tmp_path: Path) -> None:
+    output("build", SPEC, *SMALL, "--target", "sm_89", "--out", str(tmp_path), "--no-check")
+    path = tmp_path / "attention.machine.fc"
+    edited = path.read_text().replace("\n", "\n# a note to myself\n", 1)
+    path.write_text(edited)
+    cu = (tmp_path / "attention.cu").read_text()
+    (tmp_path / "attention.cu").unlink()
+    text = output("build", str(path), "--out", str(tmp_path), "--no-check")
+    assert path.read_text() == edited and "as it is" in text
+    assert (tmp_path / "attention.cu").read_text() == cu
+    assert [p.name for p in tmp_path.iterdir() if p.name.endswith(".part")] == []
+
+
+def test_files_are_written_together_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / "a").write_text("old")
+    whole = Path.write_text
+
+    def full(path: Path, text: str, **options: Any) -> int:
+        if path.name.startswith("c."):
+            whole(path, text[:1], **options)
+            raise OSError(28, "No space left on device")
+        return whole(path, text, **options)
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(FcError, match="cannot write"):
+        write_files({folder / "a": "new", folder / "c": "new"})
+    assert (folder / "a").read_text() == "old" and [p.name for p in folder.iterdir()] == ["a"]
+
+
 def test_a_race_edited_into_the_machine_ir_stops_the_build(tmp_path: Path) -> None:
     output("build", SPEC, *SMALL, "--target", "sm_89", "--out", str(tmp_path))
     path = tmp_path / "attention.machine.fc"
@@ -93,14 +128,17 @@ def test_check_says_what_it_ran() -> None:
 
 @pytest.mark.skipif(driver.available()[0], reason="there is a GPU")
 def test_run_without_a_gpu_simulates_and_compares_with_the_reference() -> None:
-    text = output("run", str(ROOT / "examples" / "softmax.py"), "--size", "m=20", "--size", "n=300")
+    text = output("run", str(ROOT / "examples" / "softmax.py"), "--size", "M=20", "--size", "n=300")
     assert "in the simulator" in text and "max error against the reference" in text
 
 
 def test_demo_reports_and_writes(tmp_path: Path) -> None:
     text = output("demo", "--target", "sm_89", "--out", str(tmp_path))
-    assert all(w in text for w in ("traced", "simulated", "registers, 0 B spilled", "attention.cu"))
+    assert all(w in text for w in ("sizes     B=1", "traced", "simulated", "NVRTC", "registers, 0 B spilled", "attention.cu"))
     assert (tmp_path / "attention.machine.fc").read_text().startswith("machine kernel attention")
+    again = output("demo", "--target", "sm_89", "--out", str(tmp_path))
+    assert "from the cache" in again
+    output("dump", str(tmp_path / "attention.tile.fc"), "--target", "sm_89", "--stop-after", "place")  # what it proposes next works
 
 
 def test_doctor_lists_what_is_needed() -> None:
@@ -108,14 +146,24 @@ def test_doctor_lists_what_is_needed() -> None:
     assert all(w in text for w in ("NVRTC", "CUDA headers", "driver"))
 
 
+@pytest.mark.parametrize(("optional", "exit_code"), [(False, 1), (True, 0)])
+def test_doctor_fails_only_where_something_needed_is_missing(monkeypatch: pytest.MonkeyPatch, optional: bool, exit_code: int) -> None:
+    missing = doctor.Check("thing", False, "not installed", "pip install 'fcgen[thing]'", optional=optional)
+    monkeypatch.setattr(doctor, "checks", lambda: [missing])
+    result = fcgen("doctor")
+    assert result.exit_code == exit_code and "fcgen[thing]" in result.output
+
+
 def test_explain_knows_every_code_and_no_other() -> None:
     assert "nothing that orders them" in output("explain", "sim/race")
     assert len(output("explain").splitlines()) > 20
-    assert fcgen("explain", "sim/nonsense").exit_code == 1
+    result = fcgen("explain", "sim/rase")
+    assert result.exit_code == 1 and "did you mean sim/race?" in result.output
 
 
 def test_layout_draws_text_and_svg(tmp_path: Path) -> None:
     assert "0.0:0" in output("layout", "mma_c", "16", "8")
+    assert output("layout", "mma_c", "16", "16", "--svg").startswith("<svg")
     output("layout", "smem", "8", "64", "--svg", str(tmp_path / "s.svg"))
     assert (tmp_path / "s.svg").read_text().startswith("<svg")
     assert fcgen("layout", "mma_c", "10", "8").exit_code == 1
@@ -125,26 +173,83 @@ def test_layout_draws_text_and_svg(tmp_path: Path) -> None:
     (["dump", "nowhere.py"], ["file/missing", "nowhere.py"]),
     (["dump", "no.such.module:x"], ["file/missing", "neither a file nor a module"]),
     (["dump", "fcgen.kernels.attention:attentoin"], ["did you mean", "attention"]),
+    (["dump", "examples/softmaks.py"], ["file/missing", "did you mean examples/softmax.py?"]),
+    (["dump", "examples"], ["file/missing", "is a folder"]),
+    (["dump", "docs/flow.svg"], ["ir/parse", "flow.svg"]),
+    (["dump", "examples/softmax.py:inputs"], ["file/missing", "is not a spec", "examples/softmax.py:softmax"]),
+    (["dump", SPEC, "--set", "D"], ["cli/usage", "NAME=VALUE"]),
+    (["dump", SPEC, "--set", "D=32", "--set", "D=64"], ["cli/usage", "set twice"]),
+    (["run", "examples/softmax.py", "--size", "m=x"], ["cli/usage", "NAME=NUMBER"]),
+    (["run", "examples/softmax.py", "--size", "k=3"], ["cli/usage", "expected: m, n"]),
+    (["check", "examples/softmax.py", "--size", "Q=3"], ["cli/usage", "expected: M, N"]),
+    (["check", "examples/softmax.py", "--size", "M=0"], ["cli/usage", "from 1 on"]),
+    (["build", "examples/softmax.py", "--no-check", "--out", "README.md/x"], ["file/missing", "cannot write"]),
     (["dump", SPEC, *SMALL, "--target", "sm_75"], ["compile/unsupported", "sm_89"]),
     (["dump", SPEC, "--target", "sm_89", "--set", "T=f16"], ["trace/static"]),
     (["dump", SPEC, *SMALL, "--target", "sm_89", "--set", "Z=3"], ["trace/static", "Z"]),
     (["dump", SPEC, "--target", "sm_89", "--schedule", "tile={A: 1}"], ["did you mean tiles?"]),
     (["dump", SPEC, *SMALL[:-1], "tiles={BLOCK_M: 64, BLOCK_N: 32}, warps=3", "--target", "sm_89"], ["compile/schedule", "warps"])],
     ids=lambda x: x[0] if isinstance(x, list) and len(x) < 3 else None)
-def test_mistakes_are_errors_with_a_hint_not_tracebacks(arguments: list[str], words: list[str]) -> None:
+def test_mistakes_are_errors_with_a_hint_not_tracebacks(arguments: list[str], words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
     result = fcgen(*arguments)
     assert result.exit_code == 1 and "Traceback" not in result.output
     assert all(w in result.output for w in words), result.output
 
 
-@pytest.mark.parametrize(
-    "schedule",
-    [
-        Schedule(),
-        Schedule(tiles={"BLOCK_M": 128, "X": 16}, stages={"k": 3}, math={"s": "wmma", "acc": "fma"}),
-        Schedule(warps=8, ahead=True, hold_a=False, epilogue="direct", min_blocks=2, copy="scalar"),
-    ],
-    ids=str,
-)
-def test_a_schedule_is_its_own_text(schedule: Schedule) -> None:
-    assert Schedule.parse(str(schedule)) == schedule
+def test_a_module_of_the_current_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_specs_here.py").write_text((ROOT / "examples" / "softmax.py").read_text().replace("from harness import Example, main\n", "")
+                                               .partition("\n\ndef inputs")[0])
+    (tmp_path / "not_text.fc").write_bytes(b"\xff\xfe\x00")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [p for p in sys.path if p])
+    small = ["--set", "T=f16", "--schedule", "tiles={BLOCK_M: 16, BLOCK_N: 64}", "--stage", "tile"]
+    assert "tile kernel softmax" in output("dump", "my_specs_here:softmax", *small)
+    assert "cannot be read as text" in fcgen("dump", "not_text.fc").output
+    sys.modules.pop("my_specs_here")
+
+
+def test_what_a_module_misses_is_not_hidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "needs_more.py").write_text("import no_such_thing_at_all\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", ["", *sys.path])
+    with pytest.raises(ModuleNotFoundError, match="no_such_thing_at_all"):
+        fcgen("dump", "needs_more:x")
+    with pytest.raises(ModuleNotFoundError, match="no_such_thing_at_all"):
+        fcgen("dump", "needs_more.py:x")
+    assert "needs_more" not in sys.modules
+
+
+def blocks(heading: str) -> list[str]:
+    """The lines of the code blocks below a heading of the README, without indentation; `...` stands for lines that are left out."""
+    section = (ROOT / "README.md").read_text(encoding="utf-8").split(f"## {heading}\n")[1].split("\n## ")[0]
+    lines = [" ".join(line.split()) for block in re.findall(r"```\w*\n(.*?)```", section, re.DOTALL) for line in block.splitlines()]
+    return [line for line in lines if line not in ("", "...")]
+
+
+def test_the_readme_shows_what_each_level_looks_like_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    command = ["dump", "examples/attention.py", "--target", "sm_89", "--set", "T=f16", "--set", "D=64", "--set", "E=64",
+               "--schedule", "tiles={BLOCK_M: 64, BLOCK_N: 64}", "--stage"]
+    now = {" ".join(line.split()) for stage in ("tile", "machine", "cuda") for line in output(*command, stage).splitlines()}
+    shown = blocks("What you get at each level")
+    assert len(shown) > 50 and [line for line in shown if line not in now] == []
+
+
+def test_the_readme_shows_what_the_demo_prints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shown = (ROOT / "README.md").read_text(encoding="utf-8").split("```text\n")[1].split("```")[0]
+    same = lambda text: re.sub(r"[\d.]+(e-\d+)?", "#", text.partition("\nno GPU here")[0].partition("\non ")[0])
+    assert same(output("demo", "--target", "sm_89")) == same(shown)
+
+
+def test_the_readme_shows_what_the_errors_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    shown = blocks("When something is wrong")
+    lines = output("dump", "examples/attention.py", "--target", "sm_89", "--schedule", "tiles={BLOCK_M: 64, BLOCK_N: 64}").splitlines()
+    barrier = next(i for i, line in enumerate(lines) if line.startswith("    barrier"))
+    edited = tmp_path / "edited.fc"
+    edited.write_text("\n".join(lines[:barrier] + lines[barrier + 1:]) + "\n")
+    result = fcgen("check", str(edited))
+    said = [" ".join(line.split()) for line in result.output.splitlines()]
+    assert result.exit_code == 1 and len(said) > 5 and [line for line in said if line not in shown] == []

@@ -1,0 +1,55 @@
+"""A schedule prints as text that parses back to the same value; whatever else is written is refused with words, never evaluated."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fcgen.errors import FcError
+from fcgen.ir.schedule import CHOICES, Schedule
+
+NAMES = st.sampled_from(["BLOCK_M", "BLOCK_N", "k", "acc", "s2", "_x"])
+TILES = st.one_of(st.sampled_from([1, 2, 4, 8, 16, 32, 64, 128, 256]), st.integers(1, 20).map(lambda n: 16 * n))
+
+
+def by_name(one: st.SearchStrategy) -> st.SearchStrategy:
+    return st.one_of(one, st.dictionaries(NAMES, one, min_size=1, max_size=3))
+
+
+SCHEDULES = st.builds(
+    Schedule, tiles=st.dictionaries(NAMES, TILES, max_size=3), warps=st.sampled_from([1, 2, 4, 8, 16]),
+    math=by_name(st.sampled_from(CHOICES["math"])), copy=st.sampled_from(CHOICES["copy"]), stages=by_name(st.integers(1, 8)),
+    epilogue=st.sampled_from(CHOICES["epilogue"]), min_blocks=st.integers(1, 32),
+    **{name: st.booleans() for name in ("ahead", "hold_a", "reuse_frags", "split", "skip_ones", "defer", "longest_first")})
+
+
+@settings(max_examples=300, deadline=None)
+@given(SCHEDULES)
+def test_a_schedule_is_its_own_text(schedule: Schedule) -> None:
+    again = Schedule.parse(str(schedule))
+    assert again == schedule and hash(again) == hash(schedule) and str(again) == str(schedule)
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.one_of(st.text(max_size=40), st.text(alphabet="tilesmah={}:, 12-TrueABCK_x", max_size=60)))
+def test_any_other_text_is_a_schedule_or_an_error_of_ours(text: str) -> None:
+    try:
+        schedule = Schedule.parse(text)
+    except FcError as error:
+        assert error.code == "compile/schedule"
+    else:
+        assert Schedule.parse(str(schedule)) == schedule
+
+
+@pytest.mark.parametrize(("text", "words"), [
+    ("tile={A: 16}", "did you mean tiles?"), ("stage=2", "did you mean stages?"), ("warps", "has no value"), ("tiles=5", "BLOCK_M: 128"),
+    ("tiles={A: 16", "braces"), ("tiles={{A: 16}}", "braces"), ("tiles={A}", "each name once"), ("tiles={A: 16, A: 32}", "each name once"),
+    ("tiles={A: x}", "power of two"), ("tiles={A: True}", "power of two"), ("stages=2, stages=3", "given twice"), ("stages=True", "1 to 8"),
+    ("min_blocks=--5", "1 to 32"), ("min_blocks=0", "1 to 32"), ("warps=True", "1, 2, 4, 8, 12 or 16"), ("ahead=1", "True or False"),
+    ("copy={k: vector}", "takes one value"), ("math=tensor", "mma, wmma, fma"), ("tiles={A: 16} x", "each name once"),
+    ("__class__=1", "no field"), ("warps=__import__('os').getpid()", "1, 2, 4, 8, 12 or 16")])
+def test_slips_are_named(text: str, words: str) -> None:
+    with pytest.raises(FcError) as caught:
+        Schedule.parse(text)
+    assert caught.value.code == "compile/schedule" and words in str(caught.value)
