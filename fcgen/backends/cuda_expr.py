@@ -197,6 +197,8 @@ class Registers:
             x = self.value(op.operands[0], broadcast_map(op)[table])
             self.hint = outer
             return x
+        if op.kind in ("lt", "le") and (sides := self.against_position(op, table)) is not None:
+            return binary("<" if op.kind == "lt" else "<=", *sides)
         key = (v, table.tobytes())
         if key in self.known:
             return self.known[key]
@@ -211,6 +213,22 @@ class Registers:
         elif not final:
             x = rounded(em, x, t.dtype)
         return x
+
+    def against_position(self, op: Op, table: np.ndarray) -> tuple[X, X] | None:
+        """Both sides of `position < bound` with the thread's part of the position on the bound's side: what is left is a number in an
+        unrolled loop, and the bound the same for many registers."""
+        em, (x, y) = self.em, op.operands
+        step, at = em.plan.maker.get(x), table
+        if x not in em.plan.fused or step is None or step.kind != "broadcast" or not isinstance(x.type, Frag):
+            return None
+        source = em.plan.maker.get(step.operands[0])
+        if source is None or source.kind != "iota" or step.operands[0] not in em.plan.fused:
+            return None
+        layout = source.result.type.layout
+        regs = np.asarray(layout.part(0, "r", np.arange(layout.regs)))[broadcast_map(step)[at]]
+        base = em.thread_part(layout, 0, f"{source.result.name or 'pos'}0")
+        bound = self.value(y, table)
+        return em.form(regs, self.i, f"{source.result.name or 'pos'}_at"), binary("-", bound, base)
 
     def load(self, v: Value, table: np.ndarray) -> X:
         """Register of a stored fragment, or of a view into one."""

@@ -14,7 +14,7 @@ from ..ir.core import Kernel
 from ..ir.ops import verify
 from ..ir.schedule import Schedule
 from ..ir.target import Target
-from . import alloc, defer, order, overlap, pad, pipeline, place, roles, scale, select, simplify, skew, split_loops, sync, tidy, vote
+from . import alloc, defer, limits, order, overlap, pad, pipeline, place, roles, scale, select, simplify, skew, split_loops, sync, tidy, vote
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ PIPELINE: tuple[Pass, ...] = (
     Pass("pad", pad.run, "axes become multiples of what matrix instructions work on"),
     Pass("split_loops", split_loops.run, "leave out dead tiles; separate copies of a loop for masked and for whole tiles"),
     Pass("simplify.3", simplify.run, "remove the masks that are constant in a copy"),
+    Pass("limits", limits.run, "masks on positions become one comparison per element"),
     Pass("order", order.run, "programs that share tiles run together, those with the most work first"),
     Pass("skew", skew.run, "dots named in `late` run one iteration behind, so that two are in flight"),
     # from here on: machine IR
