@@ -29,7 +29,7 @@ def attention(q: Any, k: Any, v: Any, *, causal: bool | str = False, scale: floa
     Raises FcError "call/argument" before anything is launched. The algorithm is FlashAttention-2's (Dao, 2023).
     """
     if scale is not None and type(scale) is not float:
-        scale = float(scale)
+        scale = _scale(scale)
     try:
         key = (q.shape, k.shape, v.shape, q.stride(), k.stride(), v.stride(), q.dtype, k.dtype, v.dtype, q.device, k.device, v.device,
                causal, scale, return_lse, id(schedule), None if out is None else (out.shape, out.stride(), out.dtype, out.device))
@@ -42,44 +42,50 @@ def attention(q: Any, k: Any, v: Any, *, causal: bool | str = False, scale: floa
     _remember(key, q, k, v, causal, scale, return_lse, schedule, result)
     return result
 
-<<<<<<< HEAD
 
 def _checked(q: Any, k: Any, v: Any, causal: bool | str, scale: float | None, return_lse: bool, schedule: Schedule | None, out: Any) -> Any:
     """A call whose arguments may be anything."""
-    program, scale = _program(q, k, v, causal, scale, return_lse, schedule)
-    shape = (*q.shape[:3], v.shape[3])
-=======
-    qa, ka, va = tensors.describe(q, "q"), tensors.describe(k, "k"), tensors.describe(v, "v")
-    _check_shapes(qa, ka, va)
-    kind = _mask_kind(causal, qa.shape[2], ka.shape[2])
-    scale = 1.0 / math.sqrt(qa.shape[3]) if scale is None else _scale(scale)
+    from .runtime import tensors
+
+    qa, ka, va, kind, scale = _described(q, k, v, causal, scale)
     shape = (*qa.shape[:3], va.shape[3])
     if out is not None:
         oa = tensors.describe(out, "out")
         tensors.check(oa, name="out", dtype=qa.dtype, shape=shape, device=qa.device)
         if oa.readonly:
             raise FcError("call/argument", "argument `out` is written, but its owner says it is read-only")
->>>>>>> hbench
     o = _empty(q, shape, None) if out is None else out
     lse = _empty(q, shape[:3], "float32") if return_lse else None
     filled = ka.shape[2] == 0 and _fill(o, 0.0) and (lse is None or _fill(lse, -math.inf))
     if 0 not in shape and not filled:
-        program = compiled(qa.dtype, qa.shape[3], va.shape[3], kind, bool(return_lse), _arch(qa.device), schedule, scale > 0)
+        program = _program(qa, ka, va, kind, scale, return_lse, schedule)
         program.launcher({"Q": q, "K": k, "V": v, "O": o, "scale": scale, **({"LSE": lse} if return_lse else {})})
     return (o, lse) if return_lse else o
 
 
-def _program(q: Any, k: Any, v: Any, causal: bool | str, scale: float | None, return_lse: bool,
-             schedule: Schedule | None) -> tuple[Program, float]:
-    """The program for these arguments, and the scale."""
+def _described(q: Any, k: Any, v: Any, causal: Any, scale: float | None) -> tuple[Any, Any, Any, str, float]:
+    """The three tensors' facts, checked, the mask's kind and the scale."""
     from .runtime import tensors
 
     qa, ka, va = tensors.describe(q, "q"), tensors.describe(k, "k"), tensors.describe(v, "v")
     _check_shapes(qa, ka, va)
     kind = _mask_kind(causal, qa.shape[2], ka.shape[2])
-    scale = 1.0 / math.sqrt(qa.shape[3]) if scale is None else scale
+    return qa, ka, va, kind, 1.0 / math.sqrt(qa.shape[3]) if scale is None else _scale(scale)
+
+
+def _program(qa: Any, ka: Any, va: Any, kind: str, scale: float, return_lse: bool, schedule: Schedule | None) -> Program:
+    """The program for these arguments."""
     arch = _arch(qa.device, schedule)
-    return compiled(qa.dtype, qa.shape[3], va.shape[3], kind, bool(return_lse), arch, schedule, scale > 0), scale
+    if schedule is None:
+        from .kernels.schedules import choose
+        from .runtime import driver
+
+        work = choose(arch, qa.shape, ka.shape, va.shape[3], kind, driver.device_info(qa.device).sm_count)
+    else:
+        from .kernels.hopper_schedules import LAZY
+
+        work = (schedule, LAZY if schedule.vote or schedule.skip_ones else 0.0)
+    return compiled(qa.dtype, qa.shape[3], va.shape[3], kind, bool(return_lse), arch, *work, scale > 0)
 
 
 #: what a call looks like -> the call with everything decided but the pointers
@@ -94,11 +100,12 @@ def _remember(key: tuple[Any, ...], q: Any, k: Any, v: Any, causal: bool | str, 
     raw_stream = getattr(getattr(torch, "_C", None), "_cuda_getCurrentRawStream", None)
     if torch is None or raw_stream is None or not all(isinstance(t, torch.Tensor) and t.is_cuda for t in (q, k, v)):
         return
-    program, scale = _program(q, k, v, causal, scale, return_lse, schedule)
+    qa, ka, va, kind, scale = _described(q, k, v, causal, scale)
+    if 0 in qa.shape or 0 in ka.shape:
+        return
+    program = _program(qa, ka, va, kind, scale, return_lse, schedule)
     o, lse = result if return_lse else (result, None)
-    with_lse = return_lse or not scale > 0
-    if with_lse and lse is None:
-        lse = _empty(q, tuple(o.shape[:3]), "float32")
+    with_lse = bool(return_lse)
     arguments = {"Q": q, "K": k, "V": v, "O": o, "LSE": lse, "scale": scale}
     launcher = program.launcher
     if launcher.order != tuple(n for n in ORDER if n != "LSE" or with_lse):
@@ -128,27 +135,27 @@ def _remember(key: tuple[Any, ...], q: Any, k: Any, v: Any, causal: bool | str, 
 
 
 @functools.lru_cache(maxsize=1024)
-def compiled(dtype: str, d: int, e: int, mask: str, lse: bool, arch: str, schedule: Schedule | None = None,
+def compiled(dtype: str, d: int, e: int, mask: str, lse: bool, arch: str, schedule: Schedule | None = None, lazy: float = 0.0,
              positive: bool = True) -> Program:
-    """The program that `attention` runs for these compile-time facts. mask: "none", "causal_top_left", "causal_bottom_right"."""
+    """The program that `attention` runs for these compile-time facts. mask: "none", "causal_top_left", "causal_bottom_right". lazy: how far
+    (in powers of e) a row's maximum may have moved before what was summed is scaled to it."""
     from .ir.types import DTYPES
     from .kernels.attention import SPECS
     from .kernels.schedules import pick
 
     chosen = schedule or pick(arch, max(d, e), mask=mask)
     spec = SPECS[("" if positive else "any_scale_") + ("lse" if lse else "plain")]
-    return spec.compile(target=arch, schedule=chosen, T=DTYPES[dtype], D=d, E=e, mask=mask)
+    return spec.compile(target=arch, schedule=chosen, T=DTYPES[dtype], D=d, E=e, mask=mask, lazy=lazy)
 
 
 @functools.lru_cache(maxsize=64)
 def _arch(device: int, schedule: Schedule | None = None) -> str:
-    """The target whose code runs on a device: the one with its own instructions (sm_90a) where the library has schedules for it, and a
-    schedule of the caller's asks for them; else its architecture's common one."""
-    from .kernels.schedules import TABLES
+    """The target whose code runs on a device: the one with its own instructions (sm_90a) unless a schedule of the caller's does without
+    them; else its architecture's common one."""
     from .runtime import driver
 
     own = driver.device_info(device).arch
-    if own in targets() and any(arch == own for arch, _ in TABLES) and (schedule is None or "wgmma" in str(schedule.math)):
+    if own in targets() and (schedule is None or "wgmma" in str(schedule.math)):
         return own
     return target(own.rstrip("a")).arch
 

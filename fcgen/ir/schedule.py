@@ -34,22 +34,17 @@ class Schedule:
     feeds the next dot from registers where the layouts agree (else through shared memory). split: separate loop copies for tiles
     that a mask leaves whole. skip_ones: leave out `tile * row` multiplications when every row factor of the warp is one. defer:
     finish loop-carried row sums after the loop. epilogue: stores through shared memory as 16-byte rows ("smem"), straight
-    from fragments ("direct"), or from fragments whose quads of lanes have swapped columns ("quad": 16 bytes, no shared memory). longest_first: run the row tiles with the most work first. min_blocks: blocks per multiprocessor that registers
-    must allow (launch bounds).
+    from fragments ("direct"), or from fragments whose quads of lanes have swapped columns ("quad": 16 bytes, no shared memory). longest_first: run
+    the row tiles with the most work first. min_blocks: blocks per multiprocessor that registers must allow (launch bounds).
 
     Hopper: math "wgmma" (warpgroup instructions) and copy "tma" (bulk tensor copies by a role of its own) go together; warps are then those
     of the consumer warpgroups, four each, and a producer warpgroup is added. late: names of dots that run one iteration behind the rest of
     their loop, so that two dots are in flight together. vote: a row condition that is rarely true is tested first, with one vote per warp,
     and what hangs on it is skipped. tokens: consumer warpgroups take turns at issuing their dots. persistent: one block per multiprocessor
-<<<<<<< HEAD
-    that works through the grid's tiles, in fixed steps ("static") or claiming each from a counter ("dynamic"). l2: where tiles differ in work, as many programs of the other axes run side by side, longest tile
-    first, as have looped-over tensors of this many MiB together. own_rows: a consumer warpgroup leaves out the tiles that only other rows than its own need.
-    compare_bits: with vote, a threshold on a row maximum is tested on bit patterns, two elements per instruction.
-=======
     that works through the grid's tiles, in fixed steps ("static") or claiming each from a counter ("dynamic"). l2: where tiles differ in
     work, as many programs of the other axes run side by side, longest tile first, as have looped-over tensors of this many MiB together.
     own_rows: a consumer warpgroup leaves out the tiles that only other rows than its own need.
->>>>>>> hbench
+    compare_bits: with vote, a threshold on a row maximum is tested on bit patterns, two elements per instruction.
     """
 
     tiles: Any = ()

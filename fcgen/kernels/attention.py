@@ -53,7 +53,7 @@ def _body(
         v = fc.load(V[b, g, cols])
         acc <<= acc * fade + fc.dot(p.to(V.dtype), v)
         m <<= top
-    fc.store(O[b, h, rows], fc.where(l > 0.0, acc / l, 0.0).to(O.dtype))
+    fc.store(O[b, h, rows], fc.where(l == 0.0, 0.0, acc / l).to(O.dtype))
     if lse:
         fc.store(LSE[b, h, rows], m + fc.log(l))
 

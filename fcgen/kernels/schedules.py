@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from ..errors import FcError
 from ..ir.schedule import Schedule
+from . import hopper_schedules
 
 
 def _tiles(m: int, n: int) -> dict[str, int]:
@@ -59,3 +60,12 @@ def pick(arch: str, head: int, math: str = "mma", mask: str = "none") -> Schedul
             return schedule
     raise FcError("compile/schedule", f"the library has no {math} schedule for head size {head} on {arch}",
                   expected=f"at most {table[-1][0]}", got=head, hint='use math="mma", or pass a Schedule of your own')
+
+
+def choose(arch: str, q: tuple[int, ...], k: tuple[int, ...], value: int, mask: str, sms: int) -> tuple[Schedule, float]:
+    """(schedule, the spec's `lazy` option) for one call of attention. q: [B, H, M, D], k: [B, Hkv, N, D], value: the value's head size; sms: the
+    GPU's multiprocessors."""
+    head = max(q[3], value)
+    if arch == "sm_90a":
+        return hopper_schedules.pick(head, mask, q[2], q[0] * q[1], sms), hopper_schedules.LAZY
+    return pick(arch, head, mask=mask), 0.0
