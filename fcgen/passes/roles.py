@@ -295,14 +295,32 @@ def _grid(kernel: Kernel, body: Block, schedule: Schedule, box: Channel | None, 
     tile = tiles.decode(t, inner)
     _tell(box, [inner.emit("const", value=1, dtype="i32"), *(tile[n] for n in range(len(kernel.grid)))], inner)
     inner.ops += _inline(body, tile)
-    # claimed when all copies of this tile have been started, so that longest-first keeps its meaning
-    after = inner.emit("add", t, step, name="t") if step is not None else inner.emit("claim", name="t")
+    if step is not None:
+        after = inner.emit("add", t, step, name="t")
+    else:
+        inner.ops, after = _with_claim(inner.ops)
     inner.do("yield", inner.emit("lt", after, tiles.total), after)
     b.add(Op("while", (b.emit("lt", index, tiles.total), index), (Value(Scalar(i32), "t"),), {}, (inner.block((t,)),)))
     _tell(box, [b.emit("const", value=0, dtype="i32")] * (1 + len(kernel.grid)), b)
     if step is None:
         b.do("claim_done")
     return b.block(args)
+
+
+def _with_claim(ops: list[Op]) -> tuple[list[Op], Value]:
+    """The tile's ops with the claim of the next tile in front of its last copy: late, so that longest-first keeps its meaning, and early
+    enough that the answer is there when it is needed."""
+    n = max((n for n, o in enumerate(ops) if o.kind == "mbar_wait" or any(x.kind == "mbar_wait" for r in o.regions for x in walk(r))), default=-1)
+    claim = Value(Scalar(i32), "t")
+    if n >= 0 and ops[n].kind == "if":
+        op, regions = ops[n], []
+        for r in op.regions:
+            inner, got = _with_claim(list(r.ops[:-1]))
+            last = r.ops[-1]
+            regions.append(Block(r.args, (*inner, replace(last, operands=(*last.operands, got)))))
+        return [*ops[:n], replace(op, regions=tuple(regions), results=(*op.results, claim)), *ops[n + 1:]], claim
+    at = n if n >= 0 and ops[n].kind == "mbar_wait" else len(ops)
+    return [*ops[:at], Op("claim", (), (claim,)), *ops[at:]], claim
 
 
 def _tell(box: Channel, numbers: list[Value], b: Builder) -> None:

@@ -131,7 +131,13 @@ class _Splitter:
         if not same or mine.is_empty or (f.lo is None, f.hi is None) != (full.lo is None, full.hi is None):
             self.own = None
             return
-        self.mine, self.mine_full = self.unless_outside(own, mine, op), f
+        mine = self.unless_outside(own, mine, op)
+        assert None not in (mine.lo, mine.hi, bounds.lo, bounds.hi)
+        # an empty range of all rows has no part: the own ends stay on the right side of it
+        low = mine.lo if mine.lo == bounds.lo else own.extreme("min", mine.lo, bounds.hi)  # type: ignore[arg-type]
+        high = mine.hi if mine.hi == bounds.hi else own.extreme("max", mine.hi, bounds.lo)  # type: ignore[arg-type]
+        self.mine = Range(low, high)
+        self.mine_full = f
 
     def unless_outside(self, own: Affine, mine: Range, op: Op) -> Range:
         """No iterations for a part whose rows are all past the end of every tensor they are stored to."""
