@@ -23,6 +23,10 @@ def _schedule(m: int, n: int, **rest: object) -> fc.Schedule:
     return fc.Schedule(tiles={"BLOCK_M": m, "BLOCK_N": n}, **rest)
 
 
+def _hopper(m: int, n: int, groups: int, **rest: object) -> fc.Schedule:
+    return _schedule(m, n, warps=4 * groups, math="wgmma", copy="tma", **{"late": "acc", "vote": True, "epilogue": "quad", **rest})
+
+
 #: name -> kernel. Every field of Schedule has a value besides its default in at least one of them.
 KERNELS: dict[str, Job] = {
     "default": Job(_schedule(64, 64)),
@@ -38,6 +42,11 @@ KERNELS: dict[str, Job] = {
     "wmma_qk": Job(_schedule(64, 64, math={"s": "wmma", "acc": "fma"}, copy="vector", stages=1)),
     "wmma": Job(_schedule(64, 64, math="wmma", stages=1, ahead=True, skip_ones=True), mask="causal_top_left", lazy=LAZY),
     "wmma_two": Job(_schedule(64, 32, math="wmma", stages=2), mask="causal_bottom_right"),
+    "hopper": Job(_hopper(64, 64, 1), mask="causal_top_left", lazy=LAZY, arch="sm_90a"),
+    "hopper_plain": Job(_hopper(128, 32, 2, late="", vote=False, epilogue="smem", own_rows=False), d=72, e=40, mask="causal_bottom_right"),
+    "hopper_turns": Job(_hopper(192, 80, 3, tokens=True, compare_bits=True, persistent="dynamic", l2=32, stages={"q": 2, "k": 3, "v": 3}),
+                        d=128, e=128, mask="causal_top_left", lazy=LAZY, arch="sm_90a"),
+    "hopper_static": Job(_hopper(128, 64, 2, persistent="static", epilogue="direct"), mask="none", dtype="bf16", lazy=LAZY),
     "ragged_heads": Job(_schedule(64, 64), d=24, e=56, mask="causal_top_left"),
 }
 #: (B, H, G, M, N) of each run: odd ends, grouped heads, more than one row tile and key tile
@@ -55,7 +64,8 @@ def run(name: str, arch: str) -> str | None:
 
     from .random_configs import Config, Guarded, inputs, reference, verdict
 
-    job = replace(KERNELS[name], arch=arch)
+    job = KERNELS[name]
+    job = job if job.arch == "sm_90a" else replace(job, arch=arch)
     b, h, g, m, n = SHAPE
     causal = {"none": False, "causal_top_left": "top_left", "causal_bottom_right": "bottom_right"}[job.mask]
     c = Config(0, job.dtype, b, h, g, m, n, job.d, job.e, causal, None, 1.0, ("plain", "bshd", "padded", "plain"))

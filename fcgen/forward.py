@@ -80,12 +80,12 @@ def _program(qa: Any, ka: Any, va: Any, kind: str, scale: float, return_lse: boo
         from .kernels.schedules import choose
         from .runtime import driver
 
-        work = choose(arch, qa.shape, ka.shape, va.shape[3], kind, driver.device_info(qa.device).sm_count)
+        chosen, lazy = choose(arch, qa.shape, ka.shape, va.shape[3], kind, driver.device_info(qa.device).sm_count)
     else:
         from .kernels.hopper_schedules import LAZY
 
-        work = (schedule, LAZY if schedule.vote or schedule.skip_ones else 0.0)
-    return compiled(qa.dtype, qa.shape[3], va.shape[3], kind, bool(return_lse), arch, *work, scale > 0)
+        chosen, lazy = schedule, LAZY if schedule.vote or schedule.skip_ones else 0.0
+    return compiled(qa.dtype, qa.shape[3], va.shape[3], kind, bool(return_lse), arch, chosen, scale > 0, lazy)
 
 
 #: what a call looks like -> the call with everything decided but the pointers
@@ -135,15 +135,15 @@ def _remember(key: tuple[Any, ...], q: Any, k: Any, v: Any, causal: bool | str, 
 
 
 @functools.lru_cache(maxsize=1024)
-def compiled(dtype: str, d: int, e: int, mask: str, lse: bool, arch: str, schedule: Schedule | None = None, lazy: float = 0.0,
-             positive: bool = True) -> Program:
+def compiled(dtype: str, d: int, e: int, mask: str, lse: bool, arch: str, schedule: Schedule | None = None,
+             positive: bool = True, lazy: float = 0.0) -> Program:
     """The program that `attention` runs for these compile-time facts. mask: "none", "causal_top_left", "causal_bottom_right". lazy: how far
     (in powers of e) a row's maximum may have moved before what was summed is scaled to it."""
     from .ir.types import DTYPES
     from .kernels.attention import SPECS
     from .kernels.schedules import pick
 
-    chosen = schedule or pick(arch, max(d, e), mask=mask)
+    chosen = schedule or pick(arch, max(d, e), "wgmma" if arch == "sm_90a" else "mma", mask)
     spec = SPECS[("" if positive else "any_scale_") + ("lse" if lse else "plain")]
     return spec.compile(target=arch, schedule=chosen, T=DTYPES[dtype], D=d, E=e, mask=mask, lazy=lazy)
 

@@ -7,7 +7,6 @@ the generic and what the async proxy does is told apart in `ir.async_ops`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from functools import lru_cache
 
 from ..ir.layout import wgmma_c
 from ..ir.target import Instr, Target
@@ -23,7 +22,6 @@ def wgmma_name(cols: int, dtype: str, regs: bool) -> str:
     return f"wgmma_m64n{cols}k16_{dtype}" + ("_rs" if regs else "")
 
 
-@lru_cache(maxsize=256)
 def wgmma(cols: int, dtype: str, regs: bool) -> Instr:
     """D[64, cols] = A[64, 16] B[16, cols] + D. The transposition bits are template arguments: 1 where the stored rows run along k."""
     n = cols // 2
@@ -113,14 +111,14 @@ class _Instrs(Mapping[str, Instr]):
 
     def __init__(self) -> None:
         self.fixed = {**ada.INSTRS, **_records()}
+        self.made: dict[str, Instr] = {}
 
     def __getitem__(self, name: str) -> Instr:
         if name in self.fixed:
             return self.fixed[name]
-        key = _WGMMA.get(name)
-        if key is None:
-            raise KeyError(name)
-        return wgmma(*key)
+        if name not in self.made:
+            self.made[name] = wgmma(*_WGMMA[name])
+        return self.made[name]
 
     def __contains__(self, name: object) -> bool:
         return name in self.fixed or name in _WGMMA

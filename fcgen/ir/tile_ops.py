@@ -39,7 +39,7 @@ def shaped(types: tuple[Any, ...], rule: str) -> Any:
                 need(t.layout == out.layout, f"{rule}: layouts agree", out.layout, t.layout)
                 if rule == "mul" and "sum" in (t.partial, out.partial):
                     out = out if out.partial else t  # a lane's part of a sum, scaled by what all lanes agree on
-                elif rule in ("max", "add", "mul", "sub", "gt", "ge") and "max" in (t.partial, out.partial) and t.partial != out.partial:
+                elif rule in ("max", "add", "mul", "sub", "gt", "ge") and {t.partial, out.partial} == {"max", None}:
                     out = out if out.partial else t  # grows with each lane's part of a maximum
                 else:
                     need(t.partial == out.partial, f"{rule}: a partial reduction only meets its like", out, t)

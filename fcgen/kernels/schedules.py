@@ -37,7 +37,6 @@ SMALL: tuple[Row, ...] = (
 #: The WMMA API, staged through shared memory; to be used with the spec's `lazy` option, which makes most rescaling factors one.
 WMMA_LARGE: tuple[Row, ...] = (
     (64, "any", Schedule(tiles=_tiles(128, 64), math="wmma", stages=1, ahead=True, skip_ones=True)),  # H200: 0.59 to 0.62
-    (128, "none", Schedule(tiles=_tiles(128, 32), math="wmma", stages=1, skip_ones=True)),  # H200: 0.52 to 0.61
     (128, "any", Schedule(tiles=_tiles(64, 64), math="wmma", stages=1, ahead=True, skip_ones=True)),  # H200: 0.60
 )
 WMMA_SMALL: tuple[Row, ...] = (
@@ -53,7 +52,9 @@ TABLES: dict[tuple[str, str], tuple[Row, ...]] = {
 def pick(arch: str, head: int, math: str = "mma", mask: str = "none") -> Schedule:
     """The schedule for a target, a head size (the larger of the key's and the value's) and a mask kind.
 
-    Raises FcError "compile/schedule" where the family has none for that head size."""
+    On Hopper ("wgmma"), the one for long inputs. Raises FcError "compile/schedule" where the family has none for that head size."""
+    if math == "wgmma":
+        return hopper_schedules.pick(head, mask, hopper_schedules.ANY, hopper_schedules.ANY, 0)
     table = TABLES[arch, math]
     for size, kind, schedule in table:
         if head <= size and kind in ("any", mask):

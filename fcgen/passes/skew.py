@@ -11,7 +11,7 @@ With `schedule.tokens`, a group of warps starts a turn with each iteration's fir
 A chain of loops is skewed as one loop: the tile before the first one of a copy is the last one of the copy before it. The first tile's ops
 come from a copy that keeps all masks, which holds for any tile; a masked copy that only existed for that tile is left out.
 
-This is modulo scheduling (Rau, 1994) with two stages; FlashAttention-3 (Shah et al., 2024) calls the result intra-warpgroup overlap.
+This is modulo scheduling (Rau, 1994) with two stages.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ condition false: n is old, x * f is x, nothing is computed.
 
 Where the condition is a threshold on a row maximum, `max(old, row) - old > t`, a lane does not need the whole row's maximum to vote: the
 condition grows with the maximum, so it holds for the row exactly if it holds for some lane's part. The exchange between lanes moves into
-the branch too. (FlashAttention-4 calls the case of online softmax lazy rescaling; Hopper is glad of the exchanges.)
+the branch too.
 """
 
 from __future__ import annotations

@@ -147,8 +147,8 @@ def torch():
     out.Tensor = Tensor
     for name in ("float16", "bfloat16", "float32", "int32"):
         setattr(out, name, Dtype(name))
-    out.empty = lambda shape, dtype, device: Tensor(shape, dtype, device=device)
-    out.empty_like = lambda x: Tensor(x.shape, x.dtype, device=x.device)
+    out.empty = lambda shape, dtype, device, **_: Tensor(shape, dtype, device=device)
+    out.empty_like = lambda x, **_: Tensor(x.shape, x.dtype, device=x.device)
     out.now = types.SimpleNamespace(stream=0, device=0)
     out._C = types.SimpleNamespace(_cuda_getCurrentRawStream=lambda d: out.now.stream, _cuda_getDevice=lambda: out.now.device)
     out.cuda = types.SimpleNamespace(is_initialized=lambda: True, is_available=lambda: True, current_device=lambda: 0)

@@ -45,10 +45,10 @@ def world(monkeypatch):
     install(monkeypatch, fake)
     made = {}
 
-    def compiled(dtype, d, e, mask, lse, arch, schedule=None, positive=True):
+    def compiled(dtype, d, e, mask, lse, arch, schedule=None, positive=True, lazy=0.0):
         key = (dtype, d, e, mask, lse, arch, schedule, positive)
         if key not in made:
-            made[key] = Program(dtype, lse or not positive, positive)
+            made[key] = Program(dtype, lse, positive)
             fake.programs.append(key)
             fake.kernels[made[key].launcher.built.cubin] = made[key].sizes
         fake.flat = made[key].flat
@@ -141,7 +141,7 @@ def test_other_tensors_are_other_calls(world):
 
 @pytest.mark.parametrize(("position", "bad", "said"), [
     (0, {"ptr": 0x1002}, "not aligned"), (1, {"ptr": 0x1008}, "not aligned"), (2, {"ptr": 0x1008}, "not aligned"),
-    (3, {"ptr": 0x1008}, "not aligned"), (1, {"device": "cuda:1"}, "is on cuda:1"), (3, {"shape": (2, 4, 255, 64)}, "disagree"),
+    (3, {"ptr": 0x1008}, "not aligned"), (1, {"device": "cuda:1"}, "different devices"), (3, {"shape": (2, 4, 255, 64)}, "wrong shape"),
     (3, {"device": "cuda:1"}, "is on cuda:1"), (2, {"strides": (4 * 256 * 128, 256 * 128, 128, 2)}, "not contiguous"),
 ])
 def test_what_the_first_call_refuses_later_ones_refuse(world, position, bad, said):
@@ -196,7 +196,7 @@ def test_what_is_not_torch_goes_the_long_way(world):
 def steady_us(t, fake, given):
     """Microseconds of a steady call, without the driver's part and the making of tensors."""
     qkv, out = three(t), Tensor((2, 4, 256, 64), t.float16)
-    t.empty_like = lambda x: out
+    t.empty_like = lambda x, **_: out
     fake.cuLaunchKernel = lambda *a: done
     done = (0,)
     call = (lambda: fcgen.attention(*qkv, causal=True, out=out)) if given else (lambda: fcgen.attention(*qkv, causal=True))
