@@ -77,6 +77,9 @@ class _Parts:
         made = {r for o in self.late for r in o.results}
         #: carried values whose next value a late op makes
         self.finished = [n for n, y in enumerate(body.yielded) if y in made]
+        read = {v for o in self.late for v in o.operands}
+        #: of these, the ones that the next tile's late ops go on with
+        self.onward = [n for n in self.finished if body.args[1 + n] in read]
         scalars = {r: o for o in self.early for r in o.results if isinstance(r.type, Scalar)}
         #: values of early ops that late ops read, except what follows from the loop's index
         self.cut = list(dict.fromkeys(v for o in self.late for v in o.operands
@@ -151,10 +154,11 @@ class _Skew:
     def loop(self, n: int, op: Op, bounds: tuple[Value, ...], values: list[Value], cut: list[Value], one: Value,
              b: Builder) -> tuple[list[Value], list[Value]]:
         parts, body = self.parts[n], op.regions[0]
-        kept = [k for k in range(len(values)) if k not in parts.finished]
+        kept = [k for k in range(len(values)) if k not in parts.finished or k in parts.onward]
         index = Value(body.args[0].type, body.args[0].name)
         args = [Value(body.args[1 + k].type, body.args[1 + k].name) for k in kept] + [Value(v.type, v.name or "late") for v in cut]
-        env = Env({body.args[0]: index, **{body.args[1 + k]: a for k, a in zip(kept, args)}})
+        carried = {body.args[1 + k]: a for k, a in zip(kept, args)}
+        env = Env({body.args[0]: index, **carried})
         inner = Builder(op.loc)
         late_args = {body.args[1 + k] for k in parts.finished}
         front = parts.first(late_args)
@@ -164,13 +168,13 @@ class _Skew:
             inner.add(copy_op(o, env))
         inner.loc = op.loc
         before = inner.emit("add" if op.get("descending") else "sub", index, one, name="before")
-        late = self.late(parts, before, dict(zip(parts.cut, args[len(kept):])), inner)
+        late = self.late(parts, before, {**carried, **dict(zip(parts.cut, args[len(kept):]))}, inner)
         for k in parts.finished:
             env[body.args[1 + k]] = late[body.yielded[k]]
         for o in parts.early:
             if not any(o is f for f in front):
                 inner.add(copy_op(o, env))
-        inner.do("yield", *(env[body.yielded[k]] for k in kept), *env.all(parts.cut), loc=body.ops[-1].loc)
+        inner.do("yield", *((late if k in parts.onward else env)[body.yielded[k]] for k in kept), *env.all(parts.cut), loc=body.ops[-1].loc)
         results = tuple(Value(a.type, a.name) for a in args)
         b.add(replace(op, operands=(*bounds, *(values[k] for k in kept), *cut), results=results, regions=(inner.block((index, *args)),)))
         new = list(values)
@@ -194,7 +198,8 @@ class _Skew:
         whole = next((p for p, o in zip(self.parts, self.chain) if o.get("part") != "full"), parts)
         if self.turns:
             b.do("turn")
-        late = self.late(whole, index, dict(zip(whole.cut, cut)), b)
+        onward = {whole.body.args[1 + k]: values[k] for k in whole.onward}
+        late = self.late(whole, index, {**onward, **dict(zip(whole.cut, cut))}, b)
         return [late[whole.body.yielded[k]] if k in whole.finished else v for k, v in enumerate(values)]
 
     def one_tile(self, op: Op) -> bool:

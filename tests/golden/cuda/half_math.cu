@@ -71,8 +71,8 @@ half_math(const f16* __restrict__ X, long long X_s0, f16* __restrict__ Y, long l
     for (int i = 0; i < 8; ++i) {
         const float w_2 = round_f16(round_f16(at_f16(u, 2 * i) * at_f16(u, 2 * i)) + 0.099975586f);
         const float w_3 = round_f16(round_f16(at_f16(u, 2 * i + 1) * at_f16(u, 2 * i + 1)) + 0.099975586f);
-        const float lo_ = x_col + 2 * i % 8 <= x_row + 2 * i / 8 * 4 ? round_f16(w_2 * round_f16(w_2 + at_f16(u, 2 * i))) : at_f16(u, 2 * i);
-        const float hi_ = x_col + (2 * i + 1) % 8 <= x_row + (2 * i + 1) / 8 * 4 ? round_f16(w_3 * round_f16(w_3 + at_f16(u, 2 * i + 1))) : at_f16(u, 2 * i + 1);
+        const float lo_ = 2 * i % 8 <= x_row + 2 * i / 8 * 4 - x_col ? round_f16(w_2 * round_f16(w_2 + at_f16(u, 2 * i))) : at_f16(u, 2 * i);
+        const float hi_ = (2 * i + 1) % 8 <= x_row + (2 * i + 1) / 8 * 4 - x_col ? round_f16(w_3 * round_f16(w_3 + at_f16(u, 2 * i + 1))) : at_f16(u, 2 * i + 1);
         w[i] = pack_f16(lo_, hi_);
     }
     // spec.py:6

@@ -95,7 +95,6 @@ __device__ __forceinline__ float log2_approx(float x) {
 }
 
 // Register i of a tile -> the register, or the offset, that goes with it.
-__device__ constexpr int col_s(int i) { return i / 4 % 8 * 2 + i % 2; }
 __device__ constexpr int row_p(int i) { return i / 32 * 2 + i / 2 % 2; }
 
 extern "C" __global__ void __launch_bounds__(128, 1)
@@ -222,13 +221,9 @@ two_dots(const bf16* __restrict__ X, long long X_s0, long long X_s1, long long X
                     mma_m16n8k16_bf16(&s[mi * 32 + ni * 4], &xf[k * 4 + mi * 16], &yf[ni * 2]);
         }
         // spec.py:8
-        int tmp[16];
-        #pragma unroll
-        for (int i = 0; i < 16; ++i)
-            tmp[i] = cols0 + i / 2 * 8 + i % 2 + j_ * 64;
         #pragma unroll
         for (int i = 0; i < 64; ++i)
-            s[i] = tmp[col_s(i)] < N ? s[i] : -INF;
+            s[i] = cols0 + i / 4 % 8 * 8 + i % 2 + j_ * 64 < N ? s[i] : -INF;
         // spec.py:9
         float r[4];
         #pragma unroll

@@ -63,7 +63,6 @@ __device__ __forceinline__ unsigned short half_of(const uint32_t* p, int i) {
 
 // Register i of a tile -> the register, or the offset, that goes with it.
 __device__ constexpr int row_tile(int i) { return i / 8; }
-__device__ constexpr int col_x(int i) { return i % 8; }
 
 extern "C" __global__ void __launch_bounds__(128, 1)
 softmax(const f16* __restrict__ X, long long X_s0, f16* __restrict__ Y, long long Y_s0, int M, int N) {
@@ -165,16 +164,12 @@ softmax(const f16* __restrict__ X, long long X_s0, f16* __restrict__ Y, long lon
             const uint32_t hi = x_pos + (2 * i + 1) / 8 < M && x_pos_2 + (2 * i + 1) % 8 < N ? x_ptr[(long long)((2 * i + 1) / 8) * X_s0 + (2 * i + 1) % 8] : 0;
             tmp[i] = lo | hi << 16;
         }
-        bool tmp_2[8];
-        #pragma unroll
-        for (int i = 0; i < 8; ++i)
-            tmp_2[i] = x_col + i + t_2 < N;
         float x[32];
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            x[i] = tmp_2[col_x(i)] ? at_f16(tmp, i) : -INF;
+            x[i] = x_col + i % 8 + t_2 < N ? at_f16(tmp, i) : -INF;
         // mn = fc.maximum(m, fc.max(x, axis=1))  [softmax.py:15]
-        float tmp_3[4];
+        float tmp_2[4];
         #pragma unroll
         for (int j = 0; j < 4; ++j) {
             float part[2];
@@ -183,40 +178,40 @@ softmax(const f16* __restrict__ X, long long X_s0, f16* __restrict__ Y, long lon
                 const int e = j * 8 + i;
                 part[i % 2] = i < 2 ? x[e] : fmaxf(part[i % 2], x[e]);
             }
-            tmp_3[j] = fmaxf(part[0], part[1]);
+            tmp_2[j] = fmaxf(part[0], part[1]);
         }
         #pragma unroll
         for (int i = 0; i < 4; ++i) {
-            tmp_3[i] = fmaxf(tmp_3[i], shfl_xor_f32(tmp_3[i], 1));
-            tmp_3[i] = fmaxf(tmp_3[i], shfl_xor_f32(tmp_3[i], 2));
-            tmp_3[i] = fmaxf(tmp_3[i], shfl_xor_f32(tmp_3[i], 4));
-            tmp_3[i] = fmaxf(tmp_3[i], shfl_xor_f32(tmp_3[i], 8));
-            tmp_3[i] = fmaxf(tmp_3[i], shfl_xor_f32(tmp_3[i], 16));
+            tmp_2[i] = fmaxf(tmp_2[i], shfl_xor_f32(tmp_2[i], 1));
+            tmp_2[i] = fmaxf(tmp_2[i], shfl_xor_f32(tmp_2[i], 2));
+            tmp_2[i] = fmaxf(tmp_2[i], shfl_xor_f32(tmp_2[i], 4));
+            tmp_2[i] = fmaxf(tmp_2[i], shfl_xor_f32(tmp_2[i], 8));
+            tmp_2[i] = fmaxf(tmp_2[i], shfl_xor_f32(tmp_2[i], 16));
         }
         float mn[4];
         #pragma unroll
         for (int i = 0; i < 4; ++i)
-            mn[i] = fmaxf(m[i], tmp_3[i]);
+            mn[i] = fmaxf(m[i], tmp_2[i]);
         // l <<= l * fc.exp(m - mn) + fc.sum(fc.exp(x - mn), axis=1)  [softmax.py:16]
-        float tmp_4[4];
+        float tmp_3[4];
         #pragma unroll
         for (int i = 0; i < 4; ++i)
-            tmp_4[i] = mn[i] * 1.442695f;
-        float tmp_5[4];
+            tmp_3[i] = mn[i] * 1.442695f;
+        float tmp_4[4];
         #pragma unroll
         for (int j = 0; j < 4; ++j) {
             float part[2];
             #pragma unroll
             for (int i = 0; i < 8; ++i) {
                 const int e = j * 8 + i;
-                const float value = exp2_approx(x[e] * 1.442695f - tmp_4[row_tile(e)]);
+                const float value = exp2_approx(x[e] * 1.442695f - tmp_3[row_tile(e)]);
                 part[i % 2] = i < 2 ? value : part[i % 2] + value;
             }
-            tmp_5[j] = part[0] + part[1];
+            tmp_4[j] = part[0] + part[1];
         }
         #pragma unroll
         for (int i = 0; i < 4; ++i)
-            l[i] = l[i] * exp2_approx((m[i] - mn[i]) * 1.442695f) + tmp_5[i];
+            l[i] = l[i] * exp2_approx((m[i] - mn[i]) * 1.442695f) + tmp_4[i];
         #pragma unroll
         for (int i = 0; i < 4; ++i)
             m[i] = mn[i];

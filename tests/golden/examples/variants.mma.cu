@@ -105,7 +105,6 @@ __device__ __forceinline__ void st_global_b32x4(void* dst, const uint32_t* v) {
 }
 
 // Register i of a tile -> the register, or the offset, that goes with it.
-__device__ constexpr int col_s(int i) { return i / 4 * 2 + i % 2; }
 __device__ constexpr int row_s(int i) { return i / 2 % 2; }
 
 extern "C" __global__ void __launch_bounds__(128, 1)
@@ -202,8 +201,8 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
         acc[i] = 0.0f;
     // masked part of the range
     const uint32_t tile_lane = swizzle<0x70>(lane / 16 * 1024 + lane / 8 % 2 * 16 + lane % 8 * 128);
-    const int pos0 = lane % 4 * 2;
-    const int pos0_2 = warp * 16 + lane / 4;
+    const int pos0 = warp * 16 + lane / 4;
+    const int pos0_2 = lane % 4 * 2;
     const uint32_t tile_lane_2 = swizzle<0x70>(lane / 16 * 16 + lane % 16 * 128);
     #pragma unroll 1
     for (int j_ = t_2 - 1; j_ >= whole_to; --j_) {
@@ -241,6 +240,8 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
             }
         }
         commit_group();
+        // for cols in fc.loop(fc.tile(K.N, "BLOCK_N"), descending=True, live=visible):  [variants.py:16]
+        const int t_8 = j_ * 64;
         // s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale  [variants.py:17]
         float tmp[32];
         #pragma unroll
@@ -257,31 +258,27 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
             for (int ni = 0; ni < 8; ++ni)
                 mma_m16n8k16_f16(&tmp[ni * 4], &q[k * 4], &tile_5[ni * 2]);
         }
-        // s = s + slope * (cols.index - rows.index).to(fc.f32)  [variants.py:19]
-        int tmp_2[16];
-        #pragma unroll
-        for (int i = 0; i < 16; ++i)
-            tmp_2[i] = pos0 + i / 2 * 8 + i % 2 + j_ * 64;
-        int tmp_3[2];
-        #pragma unroll
-        for (int i = 0; i < 2; ++i)
-            tmp_3[i] = pos0_2 + i * 8 + rows_start;
         // visible = lambda cols: (cols.valid & (rows.index >= cols.index)) & (rows.index - cols.index < window)  [variants.py:13]
-        bool tmp_4[16];
+        // s = s + slope * (cols.index - rows.index).to(fc.f32)  [variants.py:19]
+        int limit[2];
         #pragma unroll
-        for (int i = 0; i < 16; ++i)
-            tmp_4[i] = tmp_2[i] < N;
+        for (int i = 0; i < 2; ++i) {
+            const int x = pos0 + i * 8 + rows_start;
+            limit[i] = min(x + 1 - t_8, N - t_8);
+        }
+        // visible = lambda cols: (cols.valid & (rows.index >= cols.index)) & (rows.index - cols.index < window)  [variants.py:13]
         // s = cap * fc.tanh(s / cap)  [variants.py:18]
         // s = s + slope * (cols.index - rows.index).to(fc.f32)  [variants.py:19]
         // s = fc.where(visible(cols), s, -fc.inf)  [variants.py:20]
         float s[32];
         #pragma unroll
         for (int i = 0; i < 32; ++i) {
-            const bool x = (tmp_4[col_s(i)] && tmp_3[row_s(i)] >= tmp_2[col_s(i)]) && tmp_3[row_s(i)] - tmp_2[col_s(i)] < window;
-            s[i] = x ? tanhf(tmp[i] * t) * cap + float(tmp_2[col_s(i)] - tmp_3[row_s(i)]) * slope : -INF;
+            const int x_2 = pos0 + i / 2 % 2 * 8 + rows_start;
+            const bool x_3 = i / 4 * 8 + i % 2 < limit[row_s(i)] - pos0_2 && x_2 - (pos0_2 + i / 4 * 8 + i % 2 + t_8) < window;
+            s[i] = x_3 ? tanhf(tmp[i] * t) * cap + float(pos0_2 + i / 4 * 8 + i % 2 + t_8 - x_2) * slope : -INF;
         }
         // mn = fc.maximum(m, fc.max(s, axis=1))  [variants.py:21]
-        float tmp_5[2];
+        float tmp_2[2];
         #pragma unroll
         for (int j = 0; j < 2; ++j) {
             float part[2];
@@ -290,37 +287,37 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
                 const int e = j * 2 + i / 2 * 4 + i % 2;
                 part[i % 2] = i < 2 ? s[e] : fmaxf(part[i % 2], s[e]);
             }
-            tmp_5[j] = fmaxf(part[0], part[1]);
+            tmp_2[j] = fmaxf(part[0], part[1]);
         }
         #pragma unroll
         for (int i = 0; i < 2; ++i) {
-            tmp_5[i] = fmaxf(tmp_5[i], shfl_xor_f32(tmp_5[i], 1));
-            tmp_5[i] = fmaxf(tmp_5[i], shfl_xor_f32(tmp_5[i], 2));
+            tmp_2[i] = fmaxf(tmp_2[i], shfl_xor_f32(tmp_2[i], 1));
+            tmp_2[i] = fmaxf(tmp_2[i], shfl_xor_f32(tmp_2[i], 2));
         }
         float mn[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            mn[i] = fmaxf(m[i], tmp_5[i]);
+            mn[i] = fmaxf(m[i], tmp_2[i]);
         // base = fc.where(mn == -fc.inf, 0.0, mn)  [variants.py:22]
         float base[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i)
             base[i] = mn[i] == -INF ? 0.0f : mn[i];
         // p, a = fc.exp(s - base), fc.exp(m - base)  [variants.py:23]
-        float tmp_6[2];
+        float tmp_3[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            tmp_6[i] = base[i] * 1.442695f;
+            tmp_3[i] = base[i] * 1.442695f;
         float p[32];
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            p[i] = exp2_approx(s[i] * 1.442695f - tmp_6[row_s(i)]);
+            p[i] = exp2_approx(s[i] * 1.442695f - tmp_3[row_s(i)]);
         float a[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i)
             a[i] = exp2_approx((m[i] - base[i]) * 1.442695f);
         // l <<= l * a + fc.sum(p, axis=1)  [variants.py:24]
-        float tmp_7[2];
+        float tmp_4[2];
         #pragma unroll
         for (int j = 0; j < 2; ++j) {
             float part[2];
@@ -329,19 +326,19 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
                 const int e = j * 2 + i / 2 * 4 + i % 2;
                 part[i % 2] = i < 2 ? p[e] : part[i % 2] + p[e];
             }
-            tmp_7[j] = part[0] + part[1];
+            tmp_4[j] = part[0] + part[1];
         }
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            l[i] = l[i] * a[i] + tmp_7[i];
+            l[i] = l[i] * a[i] + tmp_4[i];
         // acc <<= acc * a + fc.dot(p.to(V.dtype), fc.load(V[b, h, cols]))  [variants.py:25]
         #pragma unroll
         for (int i = 0; i < 32; ++i)
             acc[i] = acc[i] * a[row_s(i)];
-        uint32_t tmp_8[16];
+        uint32_t tmp_5[16];
         #pragma unroll
         for (int i = 0; i < 16; ++i)
-            tmp_8[i] = pack_f16(p[2 * i], p[2 * i + 1]);
+            tmp_5[i] = pack_f16(p[2 * i], p[2 * i + 1]);
         const uint32_t tile_at_2 = tile_2 + tile_lane_2;
         #pragma unroll
         for (int k = 0; k < 4; ++k) {
@@ -351,7 +348,7 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
                 ldmatrix_x4_trans(&tile_5[i * 4], (tile_at_2 ^ (i * 32)) + k * 2048);
             #pragma unroll
             for (int ni = 0; ni < 8; ++ni)
-                mma_m16n8k16_f16(&acc[ni * 4], &tmp_8[k * 4], &tile_5[ni * 2]);
+                mma_m16n8k16_f16(&acc[ni * 4], &tmp_5[k * 4], &tile_5[ni * 2]);
         }
         #pragma unroll
         for (int i = 0; i < 2; ++i)
@@ -411,23 +408,14 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
             for (int ni = 0; ni < 8; ++ni)
                 mma_m16n8k16_f16(&tmp[ni * 4], &q[k * 4], &tile_5[ni * 2]);
         }
-        // s = s + slope * (cols.index - rows.index).to(fc.f32)  [variants.py:19]
-        int tmp_2[16];
-        #pragma unroll
-        for (int i = 0; i < 16; ++i)
-            tmp_2[i] = pos0 + i / 2 * 8 + i % 2 + j_ * 64;
-        int tmp_3[2];
-        #pragma unroll
-        for (int i = 0; i < 2; ++i)
-            tmp_3[i] = pos0_2 + i * 8 + rows_start;
         // s = cap * fc.tanh(s / cap)  [variants.py:18]
         // s = s + slope * (cols.index - rows.index).to(fc.f32)  [variants.py:19]
         float s[32];
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            s[i] = tanhf(tmp[i] * t) * cap + float(tmp_2[col_s(i)] - tmp_3[row_s(i)]) * slope;
+            s[i] = tanhf(tmp[i] * t) * cap + float(pos0_2 + i / 4 * 8 + i % 2 + j_ * 64 - (pos0 + i / 2 % 2 * 8 + rows_start)) * slope;
         // mn = fc.maximum(m, fc.max(s, axis=1))  [variants.py:21]
-        float tmp_4[2];
+        float tmp_2[2];
         #pragma unroll
         for (int j = 0; j < 2; ++j) {
             float part[2];
@@ -436,37 +424,37 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
                 const int e = j * 2 + i / 2 * 4 + i % 2;
                 part[i % 2] = i < 2 ? s[e] : fmaxf(part[i % 2], s[e]);
             }
-            tmp_4[j] = fmaxf(part[0], part[1]);
+            tmp_2[j] = fmaxf(part[0], part[1]);
         }
         #pragma unroll
         for (int i = 0; i < 2; ++i) {
-            tmp_4[i] = fmaxf(tmp_4[i], shfl_xor_f32(tmp_4[i], 1));
-            tmp_4[i] = fmaxf(tmp_4[i], shfl_xor_f32(tmp_4[i], 2));
+            tmp_2[i] = fmaxf(tmp_2[i], shfl_xor_f32(tmp_2[i], 1));
+            tmp_2[i] = fmaxf(tmp_2[i], shfl_xor_f32(tmp_2[i], 2));
         }
         float mn[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            mn[i] = fmaxf(m[i], tmp_4[i]);
+            mn[i] = fmaxf(m[i], tmp_2[i]);
         // base = fc.where(mn == -fc.inf, 0.0, mn)  [variants.py:22]
         float base[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i)
             base[i] = mn[i] == -INF ? 0.0f : mn[i];
         // p, a = fc.exp(s - base), fc.exp(m - base)  [variants.py:23]
-        float tmp_5[2];
+        float tmp_3[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            tmp_5[i] = base[i] * 1.442695f;
+            tmp_3[i] = base[i] * 1.442695f;
         float p[32];
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            p[i] = exp2_approx(s[i] * 1.442695f - tmp_5[row_s(i)]);
+            p[i] = exp2_approx(s[i] * 1.442695f - tmp_3[row_s(i)]);
         float a[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i)
             a[i] = exp2_approx((m[i] - base[i]) * 1.442695f);
         // l <<= l * a + fc.sum(p, axis=1)  [variants.py:24]
-        float tmp_6[2];
+        float tmp_4[2];
         #pragma unroll
         for (int j = 0; j < 2; ++j) {
             float part[2];
@@ -475,19 +463,19 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
                 const int e = j * 2 + i / 2 * 4 + i % 2;
                 part[i % 2] = i < 2 ? p[e] : part[i % 2] + p[e];
             }
-            tmp_6[j] = part[0] + part[1];
+            tmp_4[j] = part[0] + part[1];
         }
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            l[i] = l[i] * a[i] + tmp_6[i];
+            l[i] = l[i] * a[i] + tmp_4[i];
         // acc <<= acc * a + fc.dot(p.to(V.dtype), fc.load(V[b, h, cols]))  [variants.py:25]
         #pragma unroll
         for (int i = 0; i < 32; ++i)
             acc[i] = acc[i] * a[row_s(i)];
-        uint32_t tmp_7[16];
+        uint32_t tmp_5[16];
         #pragma unroll
         for (int i = 0; i < 16; ++i)
-            tmp_7[i] = pack_f16(p[2 * i], p[2 * i + 1]);
+            tmp_5[i] = pack_f16(p[2 * i], p[2 * i + 1]);
         const uint32_t tile_at_2 = tile_2 + tile_lane_2;
         #pragma unroll
         for (int k = 0; k < 4; ++k) {
@@ -497,7 +485,7 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
                 ldmatrix_x4_trans(&tile_5[i * 4], (tile_at_2 ^ (i * 32)) + k * 2048);
             #pragma unroll
             for (int ni = 0; ni < 8; ++ni)
-                mma_m16n8k16_f16(&acc[ni * 4], &tmp_7[k * 4], &tile_5[ni * 2]);
+                mma_m16n8k16_f16(&acc[ni * 4], &tmp_5[k * 4], &tile_5[ni * 2]);
         }
         #pragma unroll
         for (int i = 0; i < 2; ++i)
@@ -541,6 +529,8 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
             }
         }
         commit_group();
+        // for cols in fc.loop(fc.tile(K.N, "BLOCK_N"), descending=True, live=visible):  [variants.py:16]
+        const int t_8 = j_ * 64;
         // s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale  [variants.py:17]
         float tmp[32];
         #pragma unroll
@@ -557,31 +547,27 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
             for (int ni = 0; ni < 8; ++ni)
                 mma_m16n8k16_f16(&tmp[ni * 4], &q[k * 4], &tile_5[ni * 2]);
         }
-        // s = s + slope * (cols.index - rows.index).to(fc.f32)  [variants.py:19]
-        int tmp_2[16];
-        #pragma unroll
-        for (int i = 0; i < 16; ++i)
-            tmp_2[i] = pos0 + i / 2 * 8 + i % 2 + j_ * 64;
-        int tmp_3[2];
-        #pragma unroll
-        for (int i = 0; i < 2; ++i)
-            tmp_3[i] = pos0_2 + i * 8 + rows_start;
         // visible = lambda cols: (cols.valid & (rows.index >= cols.index)) & (rows.index - cols.index < window)  [variants.py:13]
-        bool tmp_4[16];
+        // s = s + slope * (cols.index - rows.index).to(fc.f32)  [variants.py:19]
+        int limit[2];
         #pragma unroll
-        for (int i = 0; i < 16; ++i)
-            tmp_4[i] = tmp_2[i] < N;
+        for (int i = 0; i < 2; ++i) {
+            const int x = pos0 + i * 8 + rows_start;
+            limit[i] = min(x + 1 - t_8, N - t_8);
+        }
+        // visible = lambda cols: (cols.valid & (rows.index >= cols.index)) & (rows.index - cols.index < window)  [variants.py:13]
         // s = cap * fc.tanh(s / cap)  [variants.py:18]
         // s = s + slope * (cols.index - rows.index).to(fc.f32)  [variants.py:19]
         // s = fc.where(visible(cols), s, -fc.inf)  [variants.py:20]
         float s[32];
         #pragma unroll
         for (int i = 0; i < 32; ++i) {
-            const bool x = (tmp_4[col_s(i)] && tmp_3[row_s(i)] >= tmp_2[col_s(i)]) && tmp_3[row_s(i)] - tmp_2[col_s(i)] < window;
-            s[i] = x ? tanhf(tmp[i] * t) * cap + float(tmp_2[col_s(i)] - tmp_3[row_s(i)]) * slope : -INF;
+            const int x_2 = pos0 + i / 2 % 2 * 8 + rows_start;
+            const bool x_3 = i / 4 * 8 + i % 2 < limit[row_s(i)] - pos0_2 && x_2 - (pos0_2 + i / 4 * 8 + i % 2 + t_8) < window;
+            s[i] = x_3 ? tanhf(tmp[i] * t) * cap + float(pos0_2 + i / 4 * 8 + i % 2 + t_8 - x_2) * slope : -INF;
         }
         // mn = fc.maximum(m, fc.max(s, axis=1))  [variants.py:21]
-        float tmp_5[2];
+        float tmp_2[2];
         #pragma unroll
         for (int j = 0; j < 2; ++j) {
             float part[2];
@@ -590,37 +576,37 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
                 const int e = j * 2 + i / 2 * 4 + i % 2;
                 part[i % 2] = i < 2 ? s[e] : fmaxf(part[i % 2], s[e]);
             }
-            tmp_5[j] = fmaxf(part[0], part[1]);
+            tmp_2[j] = fmaxf(part[0], part[1]);
         }
         #pragma unroll
         for (int i = 0; i < 2; ++i) {
-            tmp_5[i] = fmaxf(tmp_5[i], shfl_xor_f32(tmp_5[i], 1));
-            tmp_5[i] = fmaxf(tmp_5[i], shfl_xor_f32(tmp_5[i], 2));
+            tmp_2[i] = fmaxf(tmp_2[i], shfl_xor_f32(tmp_2[i], 1));
+            tmp_2[i] = fmaxf(tmp_2[i], shfl_xor_f32(tmp_2[i], 2));
         }
         float mn[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            mn[i] = fmaxf(m[i], tmp_5[i]);
+            mn[i] = fmaxf(m[i], tmp_2[i]);
         // base = fc.where(mn == -fc.inf, 0.0, mn)  [variants.py:22]
         float base[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i)
             base[i] = mn[i] == -INF ? 0.0f : mn[i];
         // p, a = fc.exp(s - base), fc.exp(m - base)  [variants.py:23]
-        float tmp_6[2];
+        float tmp_3[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            tmp_6[i] = base[i] * 1.442695f;
+            tmp_3[i] = base[i] * 1.442695f;
         float p[32];
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            p[i] = exp2_approx(s[i] * 1.442695f - tmp_6[row_s(i)]);
+            p[i] = exp2_approx(s[i] * 1.442695f - tmp_3[row_s(i)]);
         float a[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i)
             a[i] = exp2_approx((m[i] - base[i]) * 1.442695f);
         // l <<= l * a + fc.sum(p, axis=1)  [variants.py:24]
-        float tmp_7[2];
+        float tmp_4[2];
         #pragma unroll
         for (int j = 0; j < 2; ++j) {
             float part[2];
@@ -629,19 +615,19 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
                 const int e = j * 2 + i / 2 * 4 + i % 2;
                 part[i % 2] = i < 2 ? p[e] : part[i % 2] + p[e];
             }
-            tmp_7[j] = part[0] + part[1];
+            tmp_4[j] = part[0] + part[1];
         }
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            l[i] = l[i] * a[i] + tmp_7[i];
+            l[i] = l[i] * a[i] + tmp_4[i];
         // acc <<= acc * a + fc.dot(p.to(V.dtype), fc.load(V[b, h, cols]))  [variants.py:25]
         #pragma unroll
         for (int i = 0; i < 32; ++i)
             acc[i] = acc[i] * a[row_s(i)];
-        uint32_t tmp_8[16];
+        uint32_t tmp_5[16];
         #pragma unroll
         for (int i = 0; i < 16; ++i)
-            tmp_8[i] = pack_f16(p[2 * i], p[2 * i + 1]);
+            tmp_5[i] = pack_f16(p[2 * i], p[2 * i + 1]);
         const uint32_t tile_at_2 = tile_2 + tile_lane_2;
         #pragma unroll
         for (int k = 0; k < 4; ++k) {
@@ -651,7 +637,7 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
                 ldmatrix_x4_trans(&tile_5[i * 4], (tile_at_2 ^ (i * 32)) + k * 2048);
             #pragma unroll
             for (int ni = 0; ni < 8; ++ni)
-                mma_m16n8k16_f16(&acc[ni * 4], &tmp_8[k * 4], &tile_5[ni * 2]);
+                mma_m16n8k16_f16(&acc[ni * 4], &tmp_5[k * 4], &tile_5[ni * 2]);
         }
         #pragma unroll
         for (int i = 0; i < 2; ++i)

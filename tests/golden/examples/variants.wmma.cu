@@ -109,7 +109,6 @@ __device__ __forceinline__ void st_global_b32x4(void* dst, const uint32_t* v) {
 }
 
 // Register i of a tile -> the register, or the offset, that goes with it.
-__device__ constexpr int col_s(int i) { return i % 16; }
 __device__ constexpr int row_s(int i) { return i / 16; }
 
 extern "C" __global__ void __launch_bounds__(128, 1)
@@ -172,8 +171,8 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
     const uint32_t tile_at = smem_base + q_lane;
     const uint32_t tile_lane = warp * 4352 + lane / 4 * 272 + lane % 4 * 16;
     const uint32_t tile_at_2 = smem_base + tile_lane;
-    const int pos0 = lane % 4 * 4;
-    const int pos0_2 = warp * 16 + lane / 4;
+    const int pos0 = warp * 16 + lane / 4;
+    const int pos0_2 = lane % 4 * 4;
     const f16* v_base = V + (long long)b * V_s0 + (long long)h * V_s1 + (long long)q_row * V_s2 + q_col;
     const uint32_t tile_lane_2 = warp * 2304 + lane / 4 * 144 + lane % 4 * 8;
     const uint32_t tile_at_3 = tile_smem + tile_lane_2;
@@ -220,31 +219,27 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
         #pragma unroll
         for (int i = 0; i < 8; ++i)
             ld_shared_f32x4(&tmp_2[i * 4], tile_at_2 + i / 4 * 2176 + i % 4 * 64);
-        // s = s + slope * (cols.index - rows.index).to(fc.f32)  [variants.py:19]
-        int tmp_3[16];
-        #pragma unroll
-        for (int i = 0; i < 16; ++i)
-            tmp_3[i] = pos0 + i / 4 * 16 + i % 4 + t_5;
-        int tmp_4[2];
-        #pragma unroll
-        for (int i = 0; i < 2; ++i)
-            tmp_4[i] = pos0_2 + i * 8 + rows_start;
         // visible = lambda cols: (cols.valid & (rows.index >= cols.index)) & (rows.index - cols.index < window)  [variants.py:13]
-        bool tmp_5[16];
+        // s = s + slope * (cols.index - rows.index).to(fc.f32)  [variants.py:19]
+        int limit[2];
         #pragma unroll
-        for (int i = 0; i < 16; ++i)
-            tmp_5[i] = tmp_3[i] < N;
+        for (int i = 0; i < 2; ++i) {
+            const int x = pos0 + i * 8 + rows_start;
+            limit[i] = min(x + 1 - t_5, N - t_5);
+        }
+        // visible = lambda cols: (cols.valid & (rows.index >= cols.index)) & (rows.index - cols.index < window)  [variants.py:13]
         // s = cap * fc.tanh(s / cap)  [variants.py:18]
         // s = s + slope * (cols.index - rows.index).to(fc.f32)  [variants.py:19]
         // s = fc.where(visible(cols), s, -fc.inf)  [variants.py:20]
         float s[32];
         #pragma unroll
         for (int i = 0; i < 32; ++i) {
-            const bool x = (tmp_5[col_s(i)] && tmp_4[row_s(i)] >= tmp_3[col_s(i)]) && tmp_4[row_s(i)] - tmp_3[col_s(i)] < window;
-            s[i] = x ? tanhf(tmp_2[i] * t) * cap + float(tmp_3[col_s(i)] - tmp_4[row_s(i)]) * slope : -INF;
+            const int x_2 = pos0 + i / 16 * 8 + rows_start;
+            const bool x_3 = i / 4 % 4 * 16 + i % 4 < limit[row_s(i)] - pos0_2 && x_2 - (pos0_2 + i / 4 % 4 * 16 + i % 4 + t_5) < window;
+            s[i] = x_3 ? tanhf(tmp_2[i] * t) * cap + float(pos0_2 + i / 4 % 4 * 16 + i % 4 + t_5 - x_2) * slope : -INF;
         }
         // mn = fc.maximum(m, fc.max(s, axis=1))  [variants.py:21]
-        float tmp_6[2];
+        float tmp_3[2];
         #pragma unroll
         for (int j = 0; j < 2; ++j) {
             float part[2];
@@ -253,37 +248,37 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
                 const int e = j * 16 + i;
                 part[i % 2] = i < 2 ? s[e] : fmaxf(part[i % 2], s[e]);
             }
-            tmp_6[j] = fmaxf(part[0], part[1]);
+            tmp_3[j] = fmaxf(part[0], part[1]);
         }
         #pragma unroll
         for (int i = 0; i < 2; ++i) {
-            tmp_6[i] = fmaxf(tmp_6[i], shfl_xor_f32(tmp_6[i], 1));
-            tmp_6[i] = fmaxf(tmp_6[i], shfl_xor_f32(tmp_6[i], 2));
+            tmp_3[i] = fmaxf(tmp_3[i], shfl_xor_f32(tmp_3[i], 1));
+            tmp_3[i] = fmaxf(tmp_3[i], shfl_xor_f32(tmp_3[i], 2));
         }
         float mn[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            mn[i] = fmaxf(m[i], tmp_6[i]);
+            mn[i] = fmaxf(m[i], tmp_3[i]);
         // base = fc.where(mn == -fc.inf, 0.0, mn)  [variants.py:22]
         float base[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i)
             base[i] = mn[i] == -INF ? 0.0f : mn[i];
         // p, a = fc.exp(s - base), fc.exp(m - base)  [variants.py:23]
-        float tmp_7[2];
+        float tmp_4[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            tmp_7[i] = base[i] * 1.442695f;
+            tmp_4[i] = base[i] * 1.442695f;
         float p[32];
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            p[i] = exp2_approx(s[i] * 1.442695f - tmp_7[row_s(i)]);
+            p[i] = exp2_approx(s[i] * 1.442695f - tmp_4[row_s(i)]);
         float a[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i)
             a[i] = exp2_approx((m[i] - base[i]) * 1.442695f);
         // l <<= l * a + fc.sum(p, axis=1)  [variants.py:24]
-        float tmp_8[2];
+        float tmp_5[2];
         #pragma unroll
         for (int j = 0; j < 2; ++j) {
             float part[2];
@@ -292,11 +287,11 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
                 const int e = j * 16 + i;
                 part[i % 2] = i < 2 ? p[e] : part[i % 2] + p[e];
             }
-            tmp_8[j] = part[0] + part[1];
+            tmp_5[j] = part[0] + part[1];
         }
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            l[i] = l[i] * a[i] + tmp_8[i];
+            l[i] = l[i] * a[i] + tmp_5[i];
         // acc <<= acc * a + fc.dot(p.to(V.dtype), fc.load(V[b, h, cols]))  [variants.py:25]
         bool moved = false;
         #pragma unroll
@@ -313,37 +308,37 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
             #pragma unroll
             for (int i = 0; i < 8; ++i)
                 ld_shared_f32x4(&acc_2[i * 4], tile_at_2 + i / 4 * 2176 + i % 4 * 64);
-            float tmp_9[32];
+            float tmp_6[32];
             #pragma unroll
             for (int i = 0; i < 32; ++i)
-                tmp_9[i] = acc_2[i] * a[row_s(i)];
+                tmp_6[i] = acc_2[i] * a[row_s(i)];
             __syncwarp();
             #pragma unroll
             for (int i = 0; i < 8; ++i)
-                st_shared_f32x4(tile_at_2 + i / 4 * 2176 + i % 4 * 64, &tmp_9[i * 4]);
+                st_shared_f32x4(tile_at_2 + i / 4 * 2176 + i % 4 * 64, &tmp_6[i * 4]);
             __syncwarp();
             #pragma unroll
             for (int i = 0; i < 4; ++i)
                 wmma::load_matrix_sync(acc[i], reinterpret_cast<const float*>(smem + warp * 4352 + i * 64), 68, wmma::mem_row_major);
         }
-        uint32_t tmp_9[16];
+        uint32_t tmp_6[16];
         #pragma unroll
         for (int i = 0; i < 16; ++i)
-            tmp_9[i] = pack_f16(p[2 * i], p[2 * i + 1]);
-        uint32_t tmp_10[16];
+            tmp_6[i] = pack_f16(p[2 * i], p[2 * i + 1]);
+        uint32_t tmp_7[16];
         const f16* v_ptr = v_base + (long long)t_5 * V_s2;
         #pragma unroll
         for (int i = 0; i < 4; ++i) {
-            tmp_10[i * 4] = tmp_10[i * 4 + 1] = tmp_10[i * 4 + 2] = tmp_10[i * 4 + 3] = 0;
-            if (k_pos + i * 4 < N) ld_global_b32x4(&tmp_10[i * 4], v_ptr + (long long)(i * 4) * V_s2);
+            tmp_7[i * 4] = tmp_7[i * 4 + 1] = tmp_7[i * 4 + 2] = tmp_7[i * 4 + 3] = 0;
+            if (k_pos + i * 4 < N) ld_global_b32x4(&tmp_7[i * 4], v_ptr + (long long)(i * 4) * V_s2);
         }
         __syncthreads();
         #pragma unroll
         for (int i = 0; i < 4; ++i)
-            st_shared_b32x4(tile_at + i * 576, &tmp_10[i * 4]);
+            st_shared_b32x4(tile_at + i * 576, &tmp_7[i * 4]);
         #pragma unroll
         for (int i = 0; i < 8; ++i)
-            st_shared_b32x2(tile_at_3 + i / 4 * 1152 + i % 4 * 32, &tmp_9[i * 2]);
+            st_shared_b32x2(tile_at_3 + i / 4 * 1152 + i % 4 * 32, &tmp_6[i * 2]);
         __syncthreads();
         #pragma unroll
         for (int k = 0; k < 4; ++k) {
@@ -404,22 +399,12 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
         for (int i = 0; i < 8; ++i)
             ld_shared_f32x4(&tmp_2[i * 4], tile_at_2 + i / 4 * 2176 + i % 4 * 64);
         // s = s + slope * (cols.index - rows.index).to(fc.f32)  [variants.py:19]
-        int tmp_3[16];
-        #pragma unroll
-        for (int i = 0; i < 16; ++i)
-            tmp_3[i] = pos0 + i / 4 * 16 + i % 4 + t_5;
-        int tmp_4[2];
-        #pragma unroll
-        for (int i = 0; i < 2; ++i)
-            tmp_4[i] = pos0_2 + i * 8 + rows_start;
-        // s = cap * fc.tanh(s / cap)  [variants.py:18]
-        // s = s + slope * (cols.index - rows.index).to(fc.f32)  [variants.py:19]
         float s[32];
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            s[i] = tanhf(tmp_2[i] * t) * cap + float(tmp_3[col_s(i)] - tmp_4[row_s(i)]) * slope;
+            s[i] = tanhf(tmp_2[i] * t) * cap + float(pos0_2 + i / 4 % 4 * 16 + i % 4 + t_5 - (pos0 + i / 16 * 8 + rows_start)) * slope;
         // mn = fc.maximum(m, fc.max(s, axis=1))  [variants.py:21]
-        float tmp_5[2];
+        float tmp_3[2];
         #pragma unroll
         for (int j = 0; j < 2; ++j) {
             float part[2];
@@ -428,37 +413,37 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
                 const int e = j * 16 + i;
                 part[i % 2] = i < 2 ? s[e] : fmaxf(part[i % 2], s[e]);
             }
-            tmp_5[j] = fmaxf(part[0], part[1]);
+            tmp_3[j] = fmaxf(part[0], part[1]);
         }
         #pragma unroll
         for (int i = 0; i < 2; ++i) {
-            tmp_5[i] = fmaxf(tmp_5[i], shfl_xor_f32(tmp_5[i], 1));
-            tmp_5[i] = fmaxf(tmp_5[i], shfl_xor_f32(tmp_5[i], 2));
+            tmp_3[i] = fmaxf(tmp_3[i], shfl_xor_f32(tmp_3[i], 1));
+            tmp_3[i] = fmaxf(tmp_3[i], shfl_xor_f32(tmp_3[i], 2));
         }
         float mn[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            mn[i] = fmaxf(m[i], tmp_5[i]);
+            mn[i] = fmaxf(m[i], tmp_3[i]);
         // base = fc.where(mn == -fc.inf, 0.0, mn)  [variants.py:22]
         float base[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i)
             base[i] = mn[i] == -INF ? 0.0f : mn[i];
         // p, a = fc.exp(s - base), fc.exp(m - base)  [variants.py:23]
-        float tmp_6[2];
+        float tmp_4[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            tmp_6[i] = base[i] * 1.442695f;
+            tmp_4[i] = base[i] * 1.442695f;
         float p[32];
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            p[i] = exp2_approx(s[i] * 1.442695f - tmp_6[row_s(i)]);
+            p[i] = exp2_approx(s[i] * 1.442695f - tmp_4[row_s(i)]);
         float a[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i)
             a[i] = exp2_approx((m[i] - base[i]) * 1.442695f);
         // l <<= l * a + fc.sum(p, axis=1)  [variants.py:24]
-        float tmp_7[2];
+        float tmp_5[2];
         #pragma unroll
         for (int j = 0; j < 2; ++j) {
             float part[2];
@@ -467,11 +452,11 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
                 const int e = j * 16 + i;
                 part[i % 2] = i < 2 ? p[e] : part[i % 2] + p[e];
             }
-            tmp_7[j] = part[0] + part[1];
+            tmp_5[j] = part[0] + part[1];
         }
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            l[i] = l[i] * a[i] + tmp_7[i];
+            l[i] = l[i] * a[i] + tmp_5[i];
         // acc <<= acc * a + fc.dot(p.to(V.dtype), fc.load(V[b, h, cols]))  [variants.py:25]
         bool moved = false;
         #pragma unroll
@@ -488,35 +473,35 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
             #pragma unroll
             for (int i = 0; i < 8; ++i)
                 ld_shared_f32x4(&acc_2[i * 4], tile_at_2 + i / 4 * 2176 + i % 4 * 64);
-            float tmp_8[32];
+            float tmp_6[32];
             #pragma unroll
             for (int i = 0; i < 32; ++i)
-                tmp_8[i] = acc_2[i] * a[row_s(i)];
+                tmp_6[i] = acc_2[i] * a[row_s(i)];
             __syncwarp();
             #pragma unroll
             for (int i = 0; i < 8; ++i)
-                st_shared_f32x4(tile_at_2 + i / 4 * 2176 + i % 4 * 64, &tmp_8[i * 4]);
+                st_shared_f32x4(tile_at_2 + i / 4 * 2176 + i % 4 * 64, &tmp_6[i * 4]);
             __syncwarp();
             #pragma unroll
             for (int i = 0; i < 4; ++i)
                 wmma::load_matrix_sync(acc[i], reinterpret_cast<const float*>(smem + warp * 4352 + i * 64), 68, wmma::mem_row_major);
         }
-        uint32_t tmp_8[16];
+        uint32_t tmp_6[16];
         #pragma unroll
         for (int i = 0; i < 16; ++i)
-            tmp_8[i] = pack_f16(p[2 * i], p[2 * i + 1]);
-        uint32_t tmp_9[16];
+            tmp_6[i] = pack_f16(p[2 * i], p[2 * i + 1]);
+        uint32_t tmp_7[16];
         const f16* v_ptr = v_base + (long long)t_5 * V_s2;
         #pragma unroll
         for (int i = 0; i < 4; ++i)
-            ld_global_b32x4(&tmp_9[i * 4], v_ptr + (long long)(i * 4) * V_s2);
+            ld_global_b32x4(&tmp_7[i * 4], v_ptr + (long long)(i * 4) * V_s2);
         __syncthreads();
         #pragma unroll
         for (int i = 0; i < 4; ++i)
-            st_shared_b32x4(tile_at + i * 576, &tmp_9[i * 4]);
+            st_shared_b32x4(tile_at + i * 576, &tmp_7[i * 4]);
         #pragma unroll
         for (int i = 0; i < 8; ++i)
-            st_shared_b32x2(tile_at_3 + i / 4 * 1152 + i % 4 * 32, &tmp_8[i * 2]);
+            st_shared_b32x2(tile_at_3 + i / 4 * 1152 + i % 4 * 32, &tmp_6[i * 2]);
         __syncthreads();
         #pragma unroll
         for (int k = 0; k < 4; ++k) {
@@ -579,31 +564,27 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
         #pragma unroll
         for (int i = 0; i < 8; ++i)
             ld_shared_f32x4(&tmp_2[i * 4], tile_at_2 + i / 4 * 2176 + i % 4 * 64);
-        // s = s + slope * (cols.index - rows.index).to(fc.f32)  [variants.py:19]
-        int tmp_3[16];
-        #pragma unroll
-        for (int i = 0; i < 16; ++i)
-            tmp_3[i] = pos0 + i / 4 * 16 + i % 4 + t_5;
-        int tmp_4[2];
-        #pragma unroll
-        for (int i = 0; i < 2; ++i)
-            tmp_4[i] = pos0_2 + i * 8 + rows_start;
         // visible = lambda cols: (cols.valid & (rows.index >= cols.index)) & (rows.index - cols.index < window)  [variants.py:13]
-        bool tmp_5[16];
+        // s = s + slope * (cols.index - rows.index).to(fc.f32)  [variants.py:19]
+        int limit[2];
         #pragma unroll
-        for (int i = 0; i < 16; ++i)
-            tmp_5[i] = tmp_3[i] < N;
+        for (int i = 0; i < 2; ++i) {
+            const int x = pos0 + i * 8 + rows_start;
+            limit[i] = min(x + 1 - t_5, N - t_5);
+        }
+        // visible = lambda cols: (cols.valid & (rows.index >= cols.index)) & (rows.index - cols.index < window)  [variants.py:13]
         // s = cap * fc.tanh(s / cap)  [variants.py:18]
         // s = s + slope * (cols.index - rows.index).to(fc.f32)  [variants.py:19]
         // s = fc.where(visible(cols), s, -fc.inf)  [variants.py:20]
         float s[32];
         #pragma unroll
         for (int i = 0; i < 32; ++i) {
-            const bool x = (tmp_5[col_s(i)] && tmp_4[row_s(i)] >= tmp_3[col_s(i)]) && tmp_4[row_s(i)] - tmp_3[col_s(i)] < window;
-            s[i] = x ? tanhf(tmp_2[i] * t) * cap + float(tmp_3[col_s(i)] - tmp_4[row_s(i)]) * slope : -INF;
+            const int x_2 = pos0 + i / 16 * 8 + rows_start;
+            const bool x_3 = i / 4 % 4 * 16 + i % 4 < limit[row_s(i)] - pos0_2 && x_2 - (pos0_2 + i / 4 % 4 * 16 + i % 4 + t_5) < window;
+            s[i] = x_3 ? tanhf(tmp_2[i] * t) * cap + float(pos0_2 + i / 4 % 4 * 16 + i % 4 + t_5 - x_2) * slope : -INF;
         }
         // mn = fc.maximum(m, fc.max(s, axis=1))  [variants.py:21]
-        float tmp_6[2];
+        float tmp_3[2];
         #pragma unroll
         for (int j = 0; j < 2; ++j) {
             float part[2];
@@ -612,37 +593,37 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
                 const int e = j * 16 + i;
                 part[i % 2] = i < 2 ? s[e] : fmaxf(part[i % 2], s[e]);
             }
-            tmp_6[j] = fmaxf(part[0], part[1]);
+            tmp_3[j] = fmaxf(part[0], part[1]);
         }
         #pragma unroll
         for (int i = 0; i < 2; ++i) {
-            tmp_6[i] = fmaxf(tmp_6[i], shfl_xor_f32(tmp_6[i], 1));
-            tmp_6[i] = fmaxf(tmp_6[i], shfl_xor_f32(tmp_6[i], 2));
+            tmp_3[i] = fmaxf(tmp_3[i], shfl_xor_f32(tmp_3[i], 1));
+            tmp_3[i] = fmaxf(tmp_3[i], shfl_xor_f32(tmp_3[i], 2));
         }
         float mn[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            mn[i] = fmaxf(m[i], tmp_6[i]);
+            mn[i] = fmaxf(m[i], tmp_3[i]);
         // base = fc.where(mn == -fc.inf, 0.0, mn)  [variants.py:22]
         float base[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i)
             base[i] = mn[i] == -INF ? 0.0f : mn[i];
         // p, a = fc.exp(s - base), fc.exp(m - base)  [variants.py:23]
-        float tmp_7[2];
+        float tmp_4[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            tmp_7[i] = base[i] * 1.442695f;
+            tmp_4[i] = base[i] * 1.442695f;
         float p[32];
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            p[i] = exp2_approx(s[i] * 1.442695f - tmp_7[row_s(i)]);
+            p[i] = exp2_approx(s[i] * 1.442695f - tmp_4[row_s(i)]);
         float a[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i)
             a[i] = exp2_approx((m[i] - base[i]) * 1.442695f);
         // l <<= l * a + fc.sum(p, axis=1)  [variants.py:24]
-        float tmp_8[2];
+        float tmp_5[2];
         #pragma unroll
         for (int j = 0; j < 2; ++j) {
             float part[2];
@@ -651,11 +632,11 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
                 const int e = j * 16 + i;
                 part[i % 2] = i < 2 ? p[e] : part[i % 2] + p[e];
             }
-            tmp_8[j] = part[0] + part[1];
+            tmp_5[j] = part[0] + part[1];
         }
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            l[i] = l[i] * a[i] + tmp_8[i];
+            l[i] = l[i] * a[i] + tmp_5[i];
         // acc <<= acc * a + fc.dot(p.to(V.dtype), fc.load(V[b, h, cols]))  [variants.py:25]
         bool moved = false;
         #pragma unroll
@@ -672,37 +653,37 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
             #pragma unroll
             for (int i = 0; i < 8; ++i)
                 ld_shared_f32x4(&acc_2[i * 4], tile_at_2 + i / 4 * 2176 + i % 4 * 64);
-            float tmp_9[32];
+            float tmp_6[32];
             #pragma unroll
             for (int i = 0; i < 32; ++i)
-                tmp_9[i] = acc_2[i] * a[row_s(i)];
+                tmp_6[i] = acc_2[i] * a[row_s(i)];
             __syncwarp();
             #pragma unroll
             for (int i = 0; i < 8; ++i)
-                st_shared_f32x4(tile_at_2 + i / 4 * 2176 + i % 4 * 64, &tmp_9[i * 4]);
+                st_shared_f32x4(tile_at_2 + i / 4 * 2176 + i % 4 * 64, &tmp_6[i * 4]);
             __syncwarp();
             #pragma unroll
             for (int i = 0; i < 4; ++i)
                 wmma::load_matrix_sync(acc[i], reinterpret_cast<const float*>(smem + warp * 4352 + i * 64), 68, wmma::mem_row_major);
         }
-        uint32_t tmp_9[16];
+        uint32_t tmp_6[16];
         #pragma unroll
         for (int i = 0; i < 16; ++i)
-            tmp_9[i] = pack_f16(p[2 * i], p[2 * i + 1]);
-        uint32_t tmp_10[16];
+            tmp_6[i] = pack_f16(p[2 * i], p[2 * i + 1]);
+        uint32_t tmp_7[16];
         const f16* v_ptr = v_base + (long long)t_5 * V_s2;
         #pragma unroll
         for (int i = 0; i < 4; ++i) {
-            tmp_10[i * 4] = tmp_10[i * 4 + 1] = tmp_10[i * 4 + 2] = tmp_10[i * 4 + 3] = 0;
-            if (k_pos + i * 4 < N) ld_global_b32x4(&tmp_10[i * 4], v_ptr + (long long)(i * 4) * V_s2);
+            tmp_7[i * 4] = tmp_7[i * 4 + 1] = tmp_7[i * 4 + 2] = tmp_7[i * 4 + 3] = 0;
+            if (k_pos + i * 4 < N) ld_global_b32x4(&tmp_7[i * 4], v_ptr + (long long)(i * 4) * V_s2);
         }
         __syncthreads();
         #pragma unroll
         for (int i = 0; i < 4; ++i)
-            st_shared_b32x4(tile_at + i * 576, &tmp_10[i * 4]);
+            st_shared_b32x4(tile_at + i * 576, &tmp_7[i * 4]);
         #pragma unroll
         for (int i = 0; i < 8; ++i)
-            st_shared_b32x2(tile_at_3 + i / 4 * 1152 + i % 4 * 32, &tmp_9[i * 2]);
+            st_shared_b32x2(tile_at_3 + i / 4 * 1152 + i % 4 * 32, &tmp_6[i * 2]);
         __syncthreads();
         #pragma unroll
         for (int k = 0; k < 4; ++k) {
