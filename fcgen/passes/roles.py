@@ -49,11 +49,13 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
 
 @dataclass(eq=False)
 class Channel:
-    """cursor: stands for the channel's position until `thread_cursors` gives each role values of its own."""
+    """again: other blocks read the same tiles, so L2 should keep them. cursor: stands for the channel's position until `thread_cursors` gives
+    each role values of its own."""
 
     ring: Value
     full: Value
     empty: Value
+    again: bool = False
     cursor: Value = field(init=False)
 
     def __post_init__(self) -> None:
@@ -73,7 +75,7 @@ def _channels(loads: list[Op], body: Block, schedule: Schedule) -> dict[int, Cha
         name = ops[0].result.name or "tile"
         slots = schedule.stages_of(name) if any(id(o) in inside for o in ops) or name in dict(schedule.stages if isinstance(schedule.stages, tuple) else ()) else 1
         channel = Channel(Value(replace(ops[0].result.type, slots=slots), name), Value(Mbarrier(1, slots), f"{name}_full"),
-                          Value(Mbarrier(schedule.warps, slots), f"{name}_empty"))
+                          Value(Mbarrier(schedule.warps, slots), f"{name}_empty"), any(id(o) in inside for o in ops))
         out.update({id(o): channel for o in ops})
     return out
 
@@ -122,7 +124,8 @@ class _Filler:
                 view = b.emit("slot", channel.ring, channel.cursor, ahead=0, name=channel.ring.name)
                 b.do("mbar_wait", channel.empty, channel.cursor, lag=1)
                 b.do("mbar_expect", channel.full, channel.cursor, bytes=size)
-                b.do("tma_load", *env.all(op.operands), view, channel.full, channel.cursor, index=op["index"], guard=op["guard"])
+                b.do("tma_load", *env.all(op.operands), view, channel.full, channel.cursor, index=op["index"], guard=op["guard"],
+                     hint="evict_last" if channel.again else "evict_first")
                 b.do("advance", channel.cursor)
                 env[op.result] = view
             elif op.regions:

@@ -210,6 +210,8 @@ class _Skew:
 
     def short(self, low: Value, high: Value) -> bool:
         d = self.defs.get(high)
+        if d is not None and d.kind == "max" and self.defs.get(d.operands[0]) is not None and self.defs[d.operands[0]].kind == "select":
+            d = self.defs[d.operands[0]]
         if d is not None and d.kind == "select":  # or nothing at all
             d = self.defs.get(d.operands[1])
         if d is None or d.kind != "floordiv":
