@@ -45,6 +45,7 @@ class Schedule:
     work, as many programs of the other axes run side by side, longest tile first, as have looped-over tensors of this many MiB together.
     own_rows: a consumer warpgroup leaves out the tiles that only other rows than its own need.
     compare_bits: with vote, a threshold on a row maximum is tested on bit patterns, two elements per instruction.
+    hints: bulk copies tell L2 to keep what loops read and to let go of the rest first.
     """
 
     tiles: Any = ()
@@ -68,6 +69,7 @@ class Schedule:
     l2: int = 0
     own_rows: bool = True
     compare_bits: bool = False
+    hints: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.late, str):

@@ -35,7 +35,7 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
     loads = [o for o in walk(kernel.body) if o.kind == "load" and isinstance(o.result.type, Buffer)]
     channels = _channels(loads, kernel.body, schedule)
     box = _mailbox(kernel, schedule) if schedule.persistent != "none" else None
-    filled = _Filler(channels).block(kernel.body)
+    filled = _Filler(channels, schedule.hints).block(kernel.body)
     read = _Reader(channels, schedule.tokens).block(kernel.body)
     roles = []
     regs = REGISTERS[groups]
@@ -105,8 +105,8 @@ def _blocks(block: Block) -> list[Block]:
 class _Filler:
     """The role that copies: loads become waits, announcements and copies; nothing else has an effect."""
 
-    def __init__(self, channels: dict[int, Channel]):
-        self.channels = channels
+    def __init__(self, channels: dict[int, Channel], hints: bool):
+        self.channels, self.hints = channels, hints
 
     def block(self, block: Block) -> Block:
         return self._block(block, Env())
@@ -124,8 +124,8 @@ class _Filler:
                 view = b.emit("slot", channel.ring, channel.cursor, ahead=0, name=channel.ring.name)
                 b.do("mbar_wait", channel.empty, channel.cursor, lag=1)
                 b.do("mbar_expect", channel.full, channel.cursor, bytes=size)
-                b.do("tma_load", *env.all(op.operands), view, channel.full, channel.cursor, index=op["index"], guard=op["guard"],
-                     hint="evict_last" if channel.again else "evict_first")
+                hint = {"hint": "evict_last" if channel.again else "evict_first"} if self.hints else {}
+                b.do("tma_load", *env.all(op.operands), view, channel.full, channel.cursor, index=op["index"], guard=op["guard"], **hint)
                 b.do("advance", channel.cursor)
                 env[op.result] = view
             elif op.regions:
