@@ -28,7 +28,7 @@ _THREE = {"q": 2, "k": 3, "v": 3}
 #: H200, 2026-11-21
 ROWS: tuple[Row, ...] = (
     (64, "any", ANY, _s(192, 128, 3, _THREE)),
-    (128, "causal", 512, _s(128, 128, 2, _TWO, tokens=True)),
+    (128, "causal", 1024, _s(128, 128, 2, _TWO, tokens=True)),
     (128, "any", ANY, _s(192, 80, 3, _THREE)),
     (192, "any", ANY, _s(128, 80, 2)),
     (256, "any", ANY, _s(128, 64, 2)),

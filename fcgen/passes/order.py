@@ -37,5 +37,5 @@ def _depends(v: Value, on: Value, defs: dict[Value, Op]) -> bool:
             return True
         if v not in seen and v in defs:
             seen.add(v)
-            todo += defs[v].operands
+            todo += defs[v].operands[:1] if defs[v].kind == "narrow" else defs[v].operands  # what holds for all rows
     return False

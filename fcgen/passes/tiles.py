@@ -2,8 +2,8 @@
 
 Axes vary in the kernel's `order`, the fastest first; an axis marked `reverse` runs from its last tile to its first. With `schedule.l2`, and
 an axis along which work differs, the other axes are cut into groups whose looped-over tensors fit that much of L2: a group's longest tiles
-run first, all of its members' side by side. A group is never so small that its tiles are few per block: the last group's short tiles must
-be enough to even out its long ones (H200: groups of 2 tiles per block left the busiest multiprocessor 16 % above the mean).
+run first, all of its members' side by side. Groups are equally large, and never so small that their tiles are few per block: the last
+group's short tiles must be enough to even out its long ones (H200: a small last group left the busiest multiprocessor 16 % above the mean).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ..ir.types import Tensor
 
 
 #: tiles per block that a group has at least
-WAVES = 8
+WAVES = 2
 
 
 class Tiles:
@@ -35,14 +35,20 @@ class Tiles:
         self.long = uneven[0] if schedule.l2 and len(uneven) == 1 and len(self.order) > 1 else None
         if self.long is not None:
             self.others = self.product([a for a in self.order if a != self.long], b)
-            room = b.emit("floordiv", self.number(schedule.l2 << 20, b), self.looped_bytes(b))
+            one = self.number(1, b)
+            room = b.emit("floordiv", self.number(schedule.l2 << 20, b), b.emit("max", self.looped_bytes(b), one))
             waves = b.emit("mul", b.emit("block_count", name="blocks"), self.number(WAVES, b))
-            even = b.emit("add", b.emit("floordiv", waves, self.counts[self.long]), self.number(1, b))
-            self.group = b.emit("min", b.emit("max", room, even), self.others, name="side_by_side")
+            enough = b.emit("add", b.emit("floordiv", waves, self.counts[self.long]), one)
+            most = b.emit("min", b.emit("max", room, enough), self.others)
+            groups = self.ceil(self.others, most, b)
+            self.group = b.emit("max", self.ceil(self.others, b.emit("max", groups, one), b), one, name="side_by_side")
         self.total = self.product(self.order, b)
 
     def number(self, n: int, b: Builder) -> Value:
         return b.emit("const", value=n, dtype="i32")
+
+    def ceil(self, x: Value, y: Value, b: Builder) -> Value:
+        return b.emit("floordiv", b.emit("sub", b.emit("add", x, y), self.number(1, b)), y)
 
     def product(self, axes: list[int], b: Builder) -> Value:
         out = self.number(1, b)
@@ -65,7 +71,7 @@ class Tiles:
                     if isinstance(d, str):
                         out = b.emit("mul", out, b.emit("size", dim=d, name=d))
                 seen[op.operands[0]] = out
-        total = self.number(1, b)
+        total = self.number(0, b)
         for v in seen.values():
             total = b.emit("add", total, v)
         return total
