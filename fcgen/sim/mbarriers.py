@@ -183,5 +183,5 @@ class Barriers:
         for n in self.named.values():
             if (n.arrived or n.waiting) and not (n in whole and len(whole) == 1):
                 op = next(iter([o for o, _ in n.arrived.values()] + list(n.waiting.values())))
-                self.sim.report("sim/leftover", f"the kernel ends with unmatched arrivals: {n.state()}", op, key=("leftover", "named", n.number),
-                                hint="one token goes around; each give is matched by a take")
+                self.sim.report("sim/leftover", f"the kernel ends with unmatched arrivals: {n.state()}", op,
+                                key=("leftover", "named", n.number), hint="one token goes around; each give is matched by a take")

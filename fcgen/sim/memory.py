@@ -129,13 +129,15 @@ class SharedMemory:
         self.bytes.view(np.uint16)[at] = 0xFFFF
         return bad
 
-    def land(self, agent: int, at: np.ndarray, data: np.ndarray, lanes: np.ndarray, op: Op) -> None:
-        """The copy is seen by its agent; others see it after the next barrier. Where another write came in between, it stays."""
+    def land(self, agent: int, at: np.ndarray, data: np.ndarray, lanes: np.ndarray, op: Op, time: int | None = None) -> None:
+        """The copy is seen by its agent; others see it after what orders them. Where another write came in between, it stays.
+        time: the agent's at the start of the copy, for an engine that runs many."""
         mine = self.flight[at] == self.number(op)
         at, data, lanes = at[mine], data[mine], lanes[mine]
         self.bytes.view(np.uint16)[at] = data
         self.flight[at] = NOBODY
-        self.w_agent[at], self.w_time[at], self.w_sync[at] = agent, self.clock[agent, agent], self.sync[agent]
+        self.w_agent[at], self.w_sync[at] = agent, self.sync[agent]
+        self.w_time[at] = self.clock[agent, agent] if time is None else time
         self.w_lane[at], self.w_op[at] = lanes, self.number(op)
 
     def _one_lane_each(self, at: np.ndarray, lanes: np.ndarray) -> np.ndarray:
