@@ -129,5 +129,6 @@ class BulkEngine:
 
         for load in list(self.flying):
             self.sim.report("sim/leftover", "the kernel ends while a copy is in flight", load.op,
-                            notes=[f"{load.who}: {describe(load.op)}"], key=("leftover", id(load.op)), hint="somebody waits for every copy before the kernel ends")
+                            notes=[f"{load.who}: {describe(load.op)}"], key=("leftover", id(load.op)),
+                            hint="somebody waits for every copy before the kernel ends")
             self.land(load)

@@ -212,7 +212,7 @@ class TensorCore:
             if isinstance(v.type, Pending):
                 out.append(self.result(op, v, job, groups))
                 if any(id(x) not in listed for x in job.lefts):
-                    self.fault(op, f"settle of {v.name or 'an accumulator'} does not list a left operand, whose registers may be overwritten",
+                    self.fault(op, f"settle of {v.name or 'a result'} does not list a left operand, whose registers may be overwritten",
                                "listed", "list the fragments that the wgmmas read")
         return tuple(out)
 
