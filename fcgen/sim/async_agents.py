@@ -108,8 +108,9 @@ class AsyncOps:
     def token_take(self, op: Op, args: list[Any]) -> Iterator[Blocked | None]:
         barrier = self.sim.barriers.token(op["id"] + self._turn(0))
         barrier.take(self, op)  # type: ignore[arg-type]
-        if not barrier.may_pass(self.number):
-            yield Blocked(op, lambda: barrier.may_pass(self.number), barrier.state)
+        if self.number not in barrier.passed:
+            yield Blocked(op, lambda: self.number in barrier.passed, lambda: f"for the token; {barrier.state()}")
+        barrier.passed.discard(self.number)
 
     def token_give(self, op: Op, args: list[Any]) -> Iterator[Blocked | None]:
         self.sim.barriers.token(op["id"] + self._turn(1)).give(self, op)  # type: ignore[arg-type]

@@ -147,12 +147,6 @@ class NamedBarrier:
             self.passed |= set(self.waiting)
             self.arrived, self.waiting, self.clock = {}, {}, None
 
-    def may_pass(self, number: int) -> bool:
-        if number in self.passed:
-            self.passed.discard(number)
-            return True
-        return False
-
     def state(self) -> str:
         return f"named barrier {self.number} has {len(self.arrived)} of {self.size // 2} warps that give and {len(self.waiting)} that take"
 

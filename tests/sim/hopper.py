@@ -215,7 +215,7 @@ role main warps 8 regs 240 {{
   wgmma_commit
   %out = settle %last, %p9 {{groups = 0}} : {frag}
   mbar_arrive %v_empty, %ev
-  st_global %O, %out, %row, %0 {{index = (tile, all), guard = (true, false), vec = 2}}
+  st_global %O, %out, %row {{index = (tile, all), guard = (true, false), vec = 2}}
 }}
 """
 
@@ -231,7 +231,7 @@ def chain_draw(seed: int, steps: int) -> tuple[dict[str, np.ndarray], dict[str, 
 def turns(stages: int) -> str:
     """C = A B with A put into shared memory by ordinary stores, and the warpgroups taking turns at the tensor core."""
     ring = f"x{stages}"
-    rows = "{w8@1 r2@8 l8@4 | l4@16 r16@1}"
+    rows = "{w8@1 r2@16 l8@4 | l4@1 r16@1}"
     return f"""\
 machine kernel turns
 param %A: tensor f16[128, K]
