@@ -35,6 +35,9 @@ ERROR_CODES: dict[str, str] = {
     "sim/stale": "a value is read before the asynchronous operation that makes it has completed",
     "sim/deadlock": "every agent waits for something that no one will do",
     "sim/leftover": "the kernel ends with work that nobody waited for",
+    "sim/protocol": "arrivals, bytes or phases of a barrier do not fit together",
+    "sim/proxy": "what ordinary stores wrote is read by an engine of the async proxy without a proxy fence",
+    "sim/register": "registers of an asynchronous matrix instruction are touched without the fence or wait that it needs",
     "sim/bounds": "an access outside its tensor or buffer",
     # calls
     "call/argument": "an argument of a kernel call has the wrong type, shape, dtype, device or alignment",

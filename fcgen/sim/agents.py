@@ -17,42 +17,52 @@ from ..ir.elementwise import FNS, REDUCTIONS, apply, to_dtype
 from ..ir.layout import LANES, OpaqueLayout
 from ..ir.types import DTYPES, Buffer, DType, Frag, Scalar, bf16
 from . import registers
+from .async_agents import AsyncOps
 from .engines import CopyEngine
+from .mbarriers import Blocked
 from .memory import WARP
 from .tensors import Stamp
 
 if TYPE_CHECKING:
     from .machine import Simulation
+    from .tensorcore import TensorCore
 
 LANE = np.arange(LANES)
 
 
-class Agent:
-    """number: among all warps of the block; warp: within its role."""
+class Agent(AsyncOps):
+    """number: among all agents of the block; warp: within its role. A role that works on no fragments is one thread, and one agent."""
 
     def __init__(self, sim: Simulation, role: Role, number: int, warp: int, env: dict[Value, Any]):
         self.sim, self.role, self.number, self.warp, self.env = sim, role, number, warp, env
         self.shared = sim.shared
         self.copies = CopyEngine(self)
+        self.core: TensorCore | None = None
 
     @property
     def who(self) -> str:
         return f"role {self.role.name}, warp {self.warp}"
 
-    def run(self) -> Iterator[Op]:
-        """Runs to the end; yields the op at each barrier, to be resumed when all have come."""
+    def run(self) -> Iterator[Blocked | None]:
+        """Runs to the end; yields what it waits for, to be resumed when that has come, or None where others may well go first."""
         yield from self.block(self.role.body)
 
     def finish(self) -> None:
         self.copies.check_empty()
+        if self.core is not None:
+            self.core.check_empty()
 
-    def block(self, block: Block) -> Iterator[Op]:
+    def block(self, block: Block) -> Iterator[Blocked | None]:
         for op in block.ops:
             self.sim.steps += 1
             if op.kind == "barrier":
-                yield op
+                yield Blocked(op)
             elif op.kind == "for":
                 yield from self.loop(op)
+            elif op.kind == "while":
+                yield from self.repeat(op)
+            elif op.kind in self.PAUSES:
+                yield from self.PAUSES[op.kind](self, op, [self.env[v] for v in op.operands])
             elif op.kind == "if":
                 region = op.regions[0 if self.env[op.operands[0]] else 1]
                 yield from self.block(region)
@@ -62,9 +72,11 @@ class Agent:
             else:
                 out = self.step(op)
                 if op.results:
-                    self.env[op.results[0]] = out
+                    self.env.update(zip(op.results, out if op.kind == "settle" else (out,)))
+                if self.core is not None and op.kind not in ("wgmma", "settle"):
+                    self.core.touch(op, self.env)
 
-    def loop(self, op: Op) -> Iterator[Op]:
+    def loop(self, op: Op) -> Iterator[Blocked | None]:
         env, body = self.env, op.regions[0]
         steps = range(int(env[op.operands[0]]), int(env[op.operands[1]]))
         carried = [env[v] for v in op.operands[2:]]
@@ -318,10 +330,15 @@ class Agent:
         if history is None:
             return
         lanes = np.broadcast_to(LANE[:, None] if inside.ndim else WARP, inside.shape)[inside]
-        who = Stamp(self.sim.number, self.number, self.shared.clock[self.number], int(self.shared.sync[self.number]), op)
+        who = self.stamp(op)
         bad = history.access(who, tuple(np.broadcast_to(i, inside.shape)[inside] for i in index), lanes, kind)
         if bad is not None:
             self.sim.tensor_conflict(bad, self, op, tensor)
+
+    def stamp(self, op: Op) -> Stamp:
+        shared = self.shared
+        return Stamp(self.sim.number, self.number, shared.clock[self.number], int(shared.sync[self.number]), op,
+                     self.sim.peers[self.role.name])
 
     def do_gather(self, op: Op, args: list[Any]) -> Any:
         data, index = self.sim.memory[args[0]], np.broadcast_arrays(*args[1:])

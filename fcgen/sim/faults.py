@@ -1,6 +1,7 @@
 """Faults planted in machine kernels on purpose, so that the simulator's silence can be trusted: what it does not report here it would miss.
 
-`FAULTS[name].mutants(kernel)` yields, for each site in the kernel where the fault fits, a kernel with that one fault. `survey` runs
+`FAULTS[name].mutants(kernel)` yields, for each site in the kernel where the fault fits, a kernel with that one fault. Those of asynchronous
+engines are in `async_faults`. `survey` runs
 them all on given arguments and says how each was caught: by a report of the simulator, by numbers that are wrong, or not at all.
 """
 
@@ -48,9 +49,10 @@ class Fault:
 FAULTS: dict[str, Fault] = {}
 
 
-def fault(name: str) -> Callable[[Callable[[Kernel], Iterator[Mutant]]], Callable[[Kernel], Iterator[Mutant]]]:
+def fault(name: str, table: dict[str, Fault] = FAULTS) -> Callable[[Callable[[Kernel], Iterator[Mutant]]],
+                                                                   Callable[[Kernel], Iterator[Mutant]]]:
     def keep(make: Callable[[Kernel], Iterator[Mutant]]) -> Callable[[Kernel], Iterator[Mutant]]:
-        FAULTS[name] = Fault(name, (make.__doc__ or "").strip(), make)
+        table[name] = Fault(name, (make.__doc__ or "").strip(), make)
         return make
 
     return keep

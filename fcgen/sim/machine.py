@@ -7,24 +7,33 @@ barrier. Whether a kernel is found wrong does not depend on that order: races ar
 from __future__ import annotations
 
 import itertools
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from ..errors import FcError
-from ..ir.core import Kernel, Op, Value
+from ..ir.core import Kernel, Op, Value, walk, walk_kernel
 from ..ir.target import Target
-from ..ir.types import Buffer, Tensor
+from ..ir.types import Buffer, Mbarrier, Tensor
 from .agents import Agent
+from .async_agents import is_one_thread
+from .bulk import BulkEngine
+from .mbarriers import Barriers, Blocked
 from .memory import SEVERAL, Conflict, SharedMemory
+from .tensorcore import TensorCore
 from .tensors import TensorConflict, TensorHistory
 from .tile import bind
 
 HINTS = {
     "sim/race": "a barrier (or, within one warp, a syncwarp) between the two accesses",
     "sim/stale": "wait_group before the read, and a barrier if another warp made the copy",
+    "sim/proxy": "proxy_fence after the stores, and a barrier if other warps made them",
+    "engine": "an mbarrier: who reads waits for `full`; who fills waits for `empty`, on which readers arrive when all reads have completed",
+    "sim/protocol": "each phase gets as many arrivals as its barrier counts and as many bytes as it was told",
+    "sim/register": "wgmma_fence after the last access and before the wgmma",
     "sim/deadlock": "every warp must reach the same barriers: none inside a branch that only some take",
     "sim/leftover": "wait_group 0 before the kernel ends",
 }
@@ -46,10 +55,9 @@ def simulate(kernel: Kernel, arguments: Mapping[str, Any], target: Target, *, se
         raise FcError("compile/unsupported", "the simulator runs machine IR", got=kernel.level, hint="the tile interpreter runs tile IR")
     memory, sizes = bind(kernel, arguments)
     s = Simulation(kernel, target, memory, sizes, set(arguments), np.random.default_rng(seed))
-    every = itertools.product(*[range(axis.count(sizes)) for axis in kernel.grid])
+    s.order = {0: "late", 1: "eager"}.get(seed, "any")
     with np.errstate(all="ignore"):  # poison is NaN
-        for place in programs if programs is not None else every:
-            s.program(place)
+        s.launch(seed, programs)
     outputs = {n: memory[n] for n, flags in kernel.flags.items() if "out" in flags and n in memory}
     return Result(outputs, s.reports, s.steps)
 
@@ -79,6 +87,9 @@ class Simulation:
         self.history = {n: TensorHistory(memory[n].shape, n in given)
                         for n, flags in kernel.flags.items() if "out" in flags and n in memory}
         self.places: list[tuple[int, ...]] = []
+        self.order = "late"  # when engines act: as late as may be, at once ("eager"), or as the dice say ("any")
+        self.block_index, self.block_count, self.claimed = 0, 1, 1
+        self.retired: set[int] = set()  # blocks that said claim_done
 
     def _offsets(self) -> tuple[int, ...]:
         """Where each buffer starts: as allocated, or one after the other."""
@@ -99,6 +110,25 @@ class Simulation:
             at += -(-b.type.bytes // 1024) * 1024
         return tuple(out)
 
+    def launch(self, seed: int, programs: Iterable[tuple[int, ...]] | None) -> None:
+        counts = [axis.count(self.sizes) for axis in self.kernel.grid]
+        total = int(np.prod(counts, dtype=int))
+        if self.kernel.meta.get("persistent"):
+            self.block_count = min(total, 2 + seed % 2)
+            every: Iterable[tuple[int, ...]] = [(0,) * len(counts)] * self.block_count
+        else:
+            self.block_count = total
+            every = itertools.product(*map(range, counts)) if programs is None else programs
+        self.claimed = self.block_count
+        for n, place in enumerate(every):
+            self.block_index = n if self.kernel.meta.get("persistent") or not counts else int(np.ravel_multi_index(place, counts))
+            self.program(place)
+        claim = next((op for op in walk_kernel(self.kernel) if op.kind == "claim"), None)
+        if claim is not None and len(self.retired) != self.block_count:
+            self.report("sim/leftover", "a block claims tiles and never says claim_done: the counter is wrong for the next launch", claim,
+                        notes=[f"{len(self.retired)} of {self.block_count} blocks said it"], key=("leftover", "claim"),
+                        hint="claim_done once per block, after its last claim")
+
     @property
     def number(self) -> int:
         """Of the program that runs."""
@@ -111,41 +141,98 @@ class Simulation:
 
     def run(self, place: tuple[int, ...]) -> None:
         size = max([self.kernel.meta.get("smem_bytes", 0)] + [o + b.type.bytes for b, o in self.offsets.items()])
-        self.shared = SharedMemory(size, self.kernel.warps)
-        agents: list[Agent] = []
-        for role in self.kernel.roles:
-            for w in range(role.warps):
-                env: dict[Value, Any] = {p: (p.name if isinstance(p.type, Tensor) else self.memory[p.name]) for p in self.kernel.params}
-                env.update({b: (b, self.offsets[b]) for b in self.kernel.buffers})
-                env.update(zip(role.body.args, (np.int32(i) for i in place)))
-                agents.append(Agent(self, role, len(agents), w, env))
-        waiting: dict[Agent, Op] = {}
-        running: dict[Agent, Iterator[Op]] = {a: a.run() for a in agents}
+        agents = self.make_agents(size, place)
+        waiting: dict[Agent, Blocked] = {}
+        running: dict[Agent, Iterator[Blocked | None]] = {a: a.run() for a in agents}
         done: list[Agent] = []
         while running:
-            free = [a for a in running if a not in waiting]
-            if not free:
-                if len(waiting) == len(agents) and len({(a.role.name, id(op)) for a, op in waiting.items()}) == len(self.kernel.roles):
-                    self.shared.join_all()
-                    waiting.clear()
+            free = [a for a in running if a not in waiting or (waiting[a].ready is not None and waiting[a].ready())]
+            events = [] if self.order == "late" and free else self.events(agents)
+            if self.order == "eager" and events:
+                free = []
+            if not free and not events:
+                if self.release(waiting):
                     continue
                 self.deadlock(agents, waiting, done)
                 return
-            agent = free[int(self.rng.integers(len(free)))]
-            op = next(running[agent], None)
-            if op is None:
+            n = int(self.rng.integers(len(free) + len(events)))
+            if n >= len(free):
+                events[n - len(free)]()
+                continue
+            agent = free[n]
+            waiting.pop(agent, None)
+            try:
+                stop = next(running[agent])
+            except StopIteration:
                 del running[agent]
                 done.append(agent)
                 agent.finish()
-            else:
-                waiting[agent] = op
+                continue
+            if stop is not None:
+                waiting[agent] = stop
+        self.bulk.check_idle()
+        self.barriers.check_idle()
 
-    def deadlock(self, agents: list[Agent], waiting: dict[Agent, Op], done: list[Agent]) -> None:
-        op = next(waiting[a] for a in agents if a in waiting)
-        lines = [
-            f"{a.who}: " + (f"waits at {describe(waiting[a])}" if a in waiting else "has finished" if a in done else "runs") for a in agents
-        ]
-        self.report("sim/deadlock", "warps wait for each other at different places", op, notes=lines, key=("deadlock", id(op)))
+    def make_agents(self, size: int, place: tuple[int, ...]) -> list[Agent]:
+        """The block's agents, and behind their numbers those of the engines: a tensor core per warp, a TMA engine per mbarrier."""
+        roles = self.kernel.roles
+        counts = [1 if len(roles) > 1 and is_one_thread(role) else role.warps for role in roles]
+        cores = [role.warps if any(op.kind == "wgmma" for op in walk(role.body)) else 0 for role in roles]
+        first = sum(counts)
+        objects = sum(b.type.slots for b in self.kernel.buffers if isinstance(b.type, Mbarrier))
+        self.shared = SharedMemory(size, first + sum(cores) + objects)
+        self.shared.generic = first
+        self.names: dict[int, str] = {}
+        self.peers: dict[str, tuple[int, ...]] = {}
+        self.barriers = Barriers(self)
+        self.bulk = BulkEngine(self, first + sum(cores))
+        agents: list[Agent] = []
+        for role, count, core in zip(roles, counts, cores):
+            self.peers[role.name] = tuple(range(len(agents), len(agents) + count))
+            for w in range(count):
+                env: dict[Value, Any] = {p: (p.name if isinstance(p.type, Tensor) else self.memory[p.name]) for p in self.kernel.params}
+                env.update({b: (b, self.offsets[b]) for b in self.kernel.buffers})
+                env.update(zip(role.body.args, (np.int32(i) for i in place)))
+                agent = Agent(self, role, len(agents), w, env)
+                self.names[agent.number] = agent.who
+                if core:
+                    agent.core = TensorCore(agent, first)
+                    first += 1
+                agents.append(agent)
+        return agents
+
+    def events(self, agents: list[Agent]) -> list[Callable[[], None]]:
+        """What an engine may do now."""
+        out: list[Callable[[], None]] = [partial(self.bulk.land, load) for load in self.bulk.flying]
+        if self.order != "late":  # else a wgmma runs when it is waited for
+            out += [a.core.run_next for a in agents if a.core is not None and a.core.waiting]
+        return out
+
+    def release(self, waiting: dict[Agent, Blocked]) -> bool:
+        """Let those go who have all come to one barrier: the warps of a role, or, where nothing counted orders roles, of the block."""
+        counted = any(isinstance(b.type, Mbarrier) for b in self.kernel.buffers)
+        groups = list(self.peers.values()) if counted else [tuple(n for members in self.peers.values() for n in members)]
+        moved = False
+        for members in groups:
+            here = [a for a in waiting if a.number in members and waiting[a].ready is None]
+            if len(here) == len(members) and len({id(waiting[a].op) for a in here}) == len({a.role.name for a in here}):
+                self.shared.join(list(members))
+                for a in here:
+                    del waiting[a]
+                moved = True
+        return moved
+
+    def deadlock(self, agents: list[Agent], waiting: dict[Agent, Blocked], done: list[Agent]) -> None:
+        lines = []
+        for a in agents:
+            stop = waiting.get(a)
+            what = "has finished" if stop is None else f"waits at {describe(stop.op)}" + (f" {stop.why()}" if stop.why is not None else "")
+            lines.append(f"{a.who}: {what}")
+        stop = next(waiting[a] for a in agents if a in waiting)
+        counted = any(w.ready is not None for w in waiting.values())
+        self.report("sim/deadlock", "roles wait for each other" if counted else "warps wait for each other at different places", stop.op,
+                    notes=lines, key=("deadlock", id(stop.op)),
+                    hint="somebody must make the arrivals, or bring the bytes, that each barrier still waits for" if counted else None)
 
     # ---- reports ---------------------------------------------------------------------------------------------------
 
@@ -154,7 +241,7 @@ class Simulation:
         if c.kind == "unwritten":
             self.unwritten.setdefault(op, (where, agent))
             return
-        if c.kind == "stale" and c.agent != agent.number:
+        if c.kind == "stale" and c.agent != agent.number and c.agent < self.shared.generic:
             self.early.append((c, agent, op, where, int(self.shared.clock[agent.number, agent.number])))
             return
         self.tell(c, agent, op, where)
@@ -168,14 +255,21 @@ class Simulation:
             self.tell(replace(c, kind="race" if race else "stale"), reader, op, where)
 
     def tell(self, c: Conflict, agent: Agent, op: Op, where: str) -> None:
-        code = "sim/race" if c.kind == "race" else "sim/stale"
+        code = f"sim/{c.kind}"
         other = self._who(c.agent)
-        message = (f"{op.kind} touches {where} while its copy is in flight" if c.flying
-                   else f"two {'lanes of one warp' if c.lanes else 'warps'} touch {where}, and nothing orders them")
+        pair = "lanes of one warp" if c.lanes else "agents" if c.agent >= self.shared.generic else "warps"
+        message = (f"{op.kind} reaches {where} through the async proxy, and its writer made no proxy fence" if c.kind == "proxy" else
+                   f"{op.kind} touches {where} while its copy is in flight" if c.flying else
+                   f"two {pair} touch {where}, and nothing orders them")
         assert c.op is not None
         self.unwritten.pop(c.op, None)
         self.report(code, message, op, notes=[f"earlier: {other}: {describe(c.op)}", f"later:   {agent.who}: {describe(op)}"],
-                    key=(code, id(c.op), id(op)), hint=HINTS["sim/stale"] if c.flying else None)
+                    key=(code, id(c.op), id(op)), hint=self.advice(c, op))
+
+    def advice(self, c: Conflict, op: Op) -> str | None:
+        if c.agent >= self.shared.generic or op.kind in ("tma_load", "wgmma"):
+            return HINTS["sim/proxy" if c.kind == "proxy" else "engine"]
+        return HINTS["sim/stale"] if c.flying else None
 
     def tensor_conflict(self, c: TensorConflict, agent: Agent, op: Op, tensor: str) -> None:
         where = f"{tensor}[{', '.join(map(str, c.place))}]"
@@ -216,11 +310,7 @@ class Simulation:
             )
 
     def _who(self, number: int) -> str:
-        for role in self.kernel.roles:
-            if number < role.warps:
-                return f"role {role.name}, warp {number}"
-            number -= role.warps
-        return "?"
+        return self.names.get(number, "?")
 
     def locate(self, ring: Value, byte: int) -> str:
         """`k[slot 1] row 3, column 16`: an element of a ring, by its byte."""

@@ -51,6 +51,9 @@ class SharedMemory:
         self.flight = np.full(n, NOBODY, np.int32)  # number of the op whose copy is under way
         self.f_agent, self.f_time = np.zeros(n, np.int16), np.zeros(n, np.int32)
         self._numbers: dict[int, int] = {}
+        self.readers: set[int] = set()  # agents that ever read
+        self.fences: dict[int, list[int]] = {}  # agent -> its time at each proxy fence
+        self.generic = self.agents  # agents from this number on are engines, which are of the async proxy
 
     def number(self, op: Op) -> int:
         if id(op) not in self._numbers:
@@ -60,11 +63,34 @@ class SharedMemory:
 
     # ---- synchronisation -------------------------------------------------------------------------------------------
 
-    def join_all(self) -> None:
-        """A barrier of all agents."""
-        self.clock[:] = self.clock.max(axis=0)
-        self.clock[np.diag_indices(self.agents)] += 1
-        self.sync += 1
+    def join(self, agents: list[int]) -> None:
+        """A barrier of some agents."""
+        self.clock[agents] = self.clock[agents].max(axis=0)
+        self.clock[agents, agents] += 1
+        self.sync[agents] += 1
+
+    def acquire(self, agent: int, clock: np.ndarray) -> None:
+        """The agent gets to know what a clock knows."""
+        np.maximum(self.clock[agent], clock, out=self.clock[agent])
+
+    def proxy_fence(self, agent: int) -> None:
+        self.fences.setdefault(agent, []).append(int(self.clock[agent, agent]))
+        self.clock[agent, agent] += 1
+
+    def unfenced(self, engine: int, at: np.ndarray) -> Conflict | None:
+        """An element written through the generic proxy that an access of an engine does not see: its writer made no proxy fence after the
+        write and before what orders the two."""
+        who = self.w_agent[at]
+        for a in np.unique(who[(who >= 0) & (who < self.generic)]):
+            mine = at[who == a]
+            fences = np.array(self.fences.get(int(a), []), np.int64)
+            first = np.searchsorted(fences, self.w_time[mine])
+            fence = np.append(fences, np.iinfo(np.int64).max)[first]
+            bad = fence >= self.clock[engine, a]
+            if bad.any():
+                g = mine[bad][0]
+                return Conflict("proxy", self.ops[self.w_op[g]], int(a), int(g) * 2)
+        return None
 
     def sync_warp(self, agent: int) -> None:
         self.sync[agent] += 1
@@ -73,6 +99,7 @@ class SharedMemory:
 
     def read(self, agent: int, at: np.ndarray, lanes: np.ndarray, op: Op) -> Conflict | None:
         """Record reads of half-words `at` (flat), each by a lane; the first conflict, if any."""
+        self.readers.add(agent)
         bad = self._against_flight(agent, at, False) or self._against_write(agent, at, lanes)
         if bad is None:
             never = self.w_agent[at] == NOBODY
@@ -96,19 +123,21 @@ class SharedMemory:
         return bad
 
     def launch(self, agent: int, at: np.ndarray, lanes: np.ndarray, op: Op) -> Conflict | None:
-        """A copy starts: its bytes are nobody's until it has landed."""
+        """A copy starts: its bytes are nobody's until it has landed. agent: who makes it, a warp or an engine."""
         bad = self._against_flight(agent, at, True) or self._against_write(agent, at, lanes) or self._against_reads(agent, at, lanes)
         self.flight[at], self.f_agent[at], self.f_time[at] = self.number(op), agent, self.clock[agent, agent]
         self.bytes.view(np.uint16)[at] = 0xFFFF
         return bad
 
-    def land(self, agent: int, at: np.ndarray, data: np.ndarray, lanes: np.ndarray, op: Op) -> None:
-        """The copy is seen by its agent; others see it after the next barrier. Where another write came in between, it stays."""
+    def land(self, agent: int, at: np.ndarray, data: np.ndarray, lanes: np.ndarray, op: Op, time: int | None = None) -> None:
+        """The copy is seen by its agent; others see it after what orders them. Where another write came in between, it stays.
+        time: the agent's at the start of the copy, for an engine that runs many."""
         mine = self.flight[at] == self.number(op)
         at, data, lanes = at[mine], data[mine], lanes[mine]
         self.bytes.view(np.uint16)[at] = data
         self.flight[at] = NOBODY
-        self.w_agent[at], self.w_time[at], self.w_sync[at] = agent, self.clock[agent, agent], self.sync[agent]
+        self.w_agent[at], self.w_sync[at] = agent, self.sync[agent]
+        self.w_time[at] = self.clock[agent, agent] if time is None else time
         self.w_lane[at], self.w_op[at] = lanes, self.number(op)
 
     def _one_lane_each(self, at: np.ndarray, lanes: np.ndarray) -> np.ndarray:
@@ -141,7 +170,7 @@ class SharedMemory:
         return Conflict("race", self.ops[self.w_op[g]], int(self.w_agent[g]), int(g) * 2, not other[bad][0])
 
     def _against_reads(self, agent: int, at: np.ndarray, lanes: np.ndarray) -> Conflict | None:
-        for a in range(self.agents):
+        for a in sorted(self.readers):
             time = self.r_time[a, at]
             ops = self.r_op[a, at]
             if a == agent:

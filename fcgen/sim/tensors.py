@@ -17,13 +17,15 @@ from .memory import NOBODY, SEVERAL
 
 @dataclass(frozen=True)
 class Stamp:
-    """Who accesses, and when: program and agent numbers, the vector clock of the agent, its count of warp syncs, the op."""
+    """Who accesses, and when: program and agent numbers, the vector clock of the agent, its count of warp syncs, the op, the agents of the
+    same role: who "several warps" are."""
 
     program: int
     agent: int
     clock: np.ndarray
     sync: int
     op: Op
+    peers: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Marks:
         """bool per access: nothing orders the marks at these elements before it."""
         program, agent, time = self.program[at], self.agent[at], self.time[at]
         here = program == who.program
-        others = np.delete(who.clock, who.agent)
+        others = who.clock[[p for p in who.peers if p != who.agent]]
         seen = np.where(agent == SEVERAL, others.min() if len(others) else 0, who.clock[np.maximum(agent, 0)])
         alone = here & (agent == who.agent)
         lane = alone & (self.sync[at] == who.sync) & ((self.lane[at] != lanes) | (lanes == SEVERAL))

@@ -1,0 +1,134 @@
+"""The TMA engine: bulk copies that start at their `tma_load` and land whenever the launch's order of events says so.
+
+For the clocks, all copies that complete on one mbarrier are one agent: it knows what the issuing thread knew, and whoever waits for the
+barrier's phase gets to know it. Its writes go through the async proxy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..ir.core import Op, Value
+from ..ir.types import num_elements
+from .mbarriers import PhaseBarrier
+from .memory import WARP
+
+if TYPE_CHECKING:
+    from .agents import Agent
+    from .machine import Simulation
+
+
+@dataclass
+class Load:
+    op: Op
+    who: str
+    owner: int
+    time: int
+    at: np.ndarray
+    data: np.ndarray
+    barrier: PhaseBarrier
+    phase: int
+    bytes: int
+    clock: np.ndarray
+
+
+class BulkEngine:
+    """Copies in flight of one block. first: the number of the first engine agent; one for each mbarrier object in use."""
+
+    def __init__(self, sim: Simulation, first: int):
+        self.sim, self.first = sim, first
+        self.flying: list[Load] = []
+        self.owners: dict[tuple[Value, int], int] = {}
+
+    def owner(self, barrier: PhaseBarrier, who: str) -> int:
+        key = (barrier.bars, barrier.slot)
+        if key not in self.owners:
+            self.owners[key] = self.first + len(self.owners)
+        self.sim.names[self.owners[key]] = f"{who}, its TMA copy"
+        return self.owners[key]
+
+    def start(self, agent: Agent, op: Op, args: list[Any]) -> None:
+        shared, sim = agent.shared, self.sim
+        tensor, scalars, (ring, base), (bars, _), cursor = args[0], args[1:-3], args[-3], args[-2], args[-1]
+        buffer = op.operands[-3].type
+        barrier, phase = sim.barriers.phase(bars, cursor)
+        owner = self.owner(barrier, agent.who)
+        shared.acquire(owner, shared.clock[agent.number])
+        shared.clock[owner, owner] += 1
+        time = int(shared.clock[owner, owner])
+
+        where = self.destination(op, buffer, base)
+        bad = shared.unfenced(owner, where)
+        if bad is not None:
+            sim.conflict(bad, agent, op, ring, sim.offsets[ring])
+        bad = shared.launch(owner, where, np.full(where.shape, WARP), op)
+        if bad is not None:
+            sim.conflict(bad, agent, op, ring, sim.offsets[ring])
+        if phase != barrier.phase:
+            barrier.fault(op, agent.who,
+                          f"{op.kind} starts for phase {phase} of {barrier.name}, which is in phase {barrier.phase}", "start")
+        data = self.source(agent, op, tensor, scalars, buffer)
+        self.flying.append(Load(op, agent.who, owner, time, where, data, barrier, phase, num_elements(buffer) * buffer.dtype.bytes,
+                                shared.clock[owner].copy()))
+
+    def destination(self, op: Op, buffer: Any, base: int) -> np.ndarray:
+        """Half-words of the tile's elements, row by row: boxes of one panel each, swizzled on absolute address bits."""
+        size, layout = buffer.dtype.bytes, buffer.layout
+        rows, cols = buffer.shape if len(buffer.shape) == 2 else (1, buffer.shape[0])
+        align = 8 * layout.swizzle if layout.swizzle else 128
+        if base % align:
+            self.sim.report("sim/bounds", f"{op.kind}: the slot does not start on {align} bytes", op, got=base, key=("align", id(op)))
+        if layout.panel * size % 16 or (layout.swizzle and layout.panel * size > layout.swizzle):
+            self.sim.report("sim/bounds", f"{op.kind}: a box's rows are whole runs of 16 bytes, within the swizzle's span", op, got=layout,
+                            key=("box", id(op)))
+        key = ("bulk", id(op), base)
+        if key not in self.sim.maps:
+            i, j = np.divmod(np.arange(rows * cols), cols)
+            span = layout.panel * size
+            linear = base + j // layout.panel * (rows * span) + i * span + j % layout.panel * size
+            mask = {0: 0, 32: 1, 64: 3, 128: 7}[layout.swizzle]
+            address = linear ^ (linear >> 7 & mask) << 4
+            self.sim.maps[key] = (address[:, None] // 2 + np.arange(max(1, size // 2))).ravel()
+        return self.sim.maps[key]
+
+    def source(self, agent: Agent, op: Op, tensor: str, scalars: list[Any], buffer: Any) -> np.ndarray:
+        """The rectangle as half-words, zero outside of the tensor."""
+        from .agents import encode
+
+        data, shape = self.sim.memory[tensor], buffer.shape
+        index, inside, axis, it = [], np.ones(shape, bool), 0, iter(scalars)
+        for n, word in zip(data.shape, op["index"]):
+            if word == "at":
+                i = np.full(shape, int(next(it)))
+            else:
+                along = np.arange(shape[axis]).reshape([-1 if a == axis else 1 for a in range(len(shape))])
+                i = np.broadcast_to(along + (int(next(it)) if word == "tile" else 0), shape)
+                axis += 1
+            ok = (i >= 0) & (i < n)
+            inside &= ok
+            index.append(np.where(ok, i, 0))
+        history = self.sim.history.get(tensor)
+        if history is not None:
+            bad = history.access(agent.stamp(op), tuple(i[inside] for i in index), np.full(int(inside.sum()), WARP), "read")
+            if bad is not None:
+                self.sim.tensor_conflict(bad, agent, op, tensor)
+        return encode(np.where(inside, data[tuple(index)], np.zeros((), data.dtype)), buffer.dtype).ravel()
+
+    def land(self, load: Load) -> None:
+        self.flying.remove(load)
+        shared = self.sim.shared
+        shared.land(load.owner, load.at, load.data, np.full(load.at.shape, WARP), load.op, load.time)
+        load.barrier.complete(load.bytes, load.clock, load.op, load.who, load.phase)
+
+    def check_idle(self) -> None:
+        """At the end, before the last copies land: nobody waited for them."""
+        from .machine import describe
+
+        for load in list(self.flying):
+            self.sim.report("sim/leftover", "the kernel ends while a copy is in flight", load.op,
+                            notes=[f"{load.who}: {describe(load.op)}"], key=("leftover", id(load.op)),
+                            hint="somebody waits for every copy before the kernel ends")
+            self.land(load)

@@ -1,0 +1,243 @@
+"""The tensor core as one warp sees it: wgmmas that run at any time between their issue and the `settle` that covers their group.
+
+Each warp of a warpgroup gets its own 16 rows of every block of 64; that the four issue together is not taken for granted. For the clocks
+the engine is an agent of its own, whose time is the number of the group: its reads are over for whoever has settled that group.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import FcError
+from ..ir.core import Op
+from ..ir.layout import RegLayout, mma_a, mma_c
+from ..ir.types import Buffer, Frag, Pending
+from . import descriptor, registers
+from .memory import WARP
+
+if TYPE_CHECKING:
+    from .agents import Agent
+
+REGISTER = "sim/register"
+BLOCK = 64  # rows of one instruction
+
+
+@dataclass
+class Job:
+    """One wgmma op of one warp. group: its number once it is issued; the group is in flight until settled. lefts: the operands in registers
+    of it and of what it accumulates onto."""
+
+    op: Op
+    group: int
+    acc: Any  # a Job, an array, or None
+    left: np.ndarray | None
+    a_at: list[np.ndarray]
+    b_at: np.ndarray
+    lefts: list[np.ndarray] = field(default_factory=list)
+    value: np.ndarray | None = None  # float64 [32, regs]
+
+
+class TensorCore:
+    """Of one warp. engine: its agent number."""
+
+    def __init__(self, agent: Agent, engine: int):
+        self.agent, self.sim, self.engine = agent, agent.sim, engine
+        self.sim.names[engine] = f"{agent.who}, its wgmma"
+        self.commits, self.settled = 0, 0  # groups closed, groups waited for
+        self.jobs: list[Job] = []  # issued, not settled
+        self.waiting: list[Job] = []  # not yet run
+        self.fenced = False
+        self.touched: dict[int, np.ndarray] = {}  # registers that ordinary instructions accessed since the last wgmma_fence
+        self.accumulators: dict[int, np.ndarray] = {}  # results of settle
+        self.busy: dict[int, np.ndarray] = {}  # registers of accumulators that were handed to wgmmas in flight
+
+    # ---- registers ---------------------------------------------------------------------------------------------------
+
+    def touch(self, op: Op, env: dict[Any, Any]) -> None:
+        """An ordinary instruction reads and writes registers."""
+        for v in op.operands:
+            if isinstance(v.type, Frag):
+                x = env[v]
+                if id(x) in self.busy:
+                    self.fault(op, f"{op.kind} touches an accumulator that a wgmma in flight works on", "busy")
+                self.touched[id(x)] = x
+        for v in op.results:
+            if isinstance(v.type, Frag):
+                self.touched[id(env[v])] = env[v]
+
+    def fence(self) -> None:
+        self.fenced = True
+        self.touched.clear()
+
+    def fault(self, op: Op, message: str, key: str, hint: str | None = None) -> None:
+        from .machine import describe
+
+        self.sim.report(REGISTER, message, op, notes=[f"{self.agent.who}: {describe(op)}"], key=(REGISTER, key, id(op)), hint=hint)
+
+    def check_fence(self, op: Op, acc: Any, left: np.ndarray | None) -> None:
+        if not self.fenced:
+            self.fault(op, "wgmma without a wgmma_fence before the first one", "first")
+        elif isinstance(acc, np.ndarray) and id(acc) in self.touched:
+            self.fault(op, "wgmma accumulates onto registers that were touched since the last wgmma_fence", "acc")
+        elif left is not None and id(left) in self.touched:
+            self.fault(op, "wgmma reads a left operand from registers that were touched since the last wgmma_fence", "left")
+        elif acc is None and any(i in self.accumulators for i in self.touched):
+            self.fault(op, "wgmma makes an accumulator, and accumulators were touched since the last wgmma_fence", "new")
+
+    # ---- issue -------------------------------------------------------------------------------------------------------
+
+    def issue(self, op: Op, args: list[Any]) -> Job:
+        agent, shared = self.agent, self.agent.shared
+        acc = args[2] if len(args) == 3 else None
+        left = None if isinstance(op.operands[0].type, Buffer) else args[0]
+        self.check_fence(op, acc, left)
+        shared.acquire(self.engine, shared.clock[agent.number])
+        shared.clock[self.engine, self.engine] = self.commits + 1
+        a_at, b_at = self.operands(op, args)
+        if left is None:
+            for at in a_at:
+                self.read(op, args[0], at)
+        self.read(op, args[1], b_at)
+        job = Job(op, self.commits + 1, acc, left, a_at, b_at)
+        job.lefts = ([left] if left is not None else []) + (acc.lefts if isinstance(acc, Job) else [])
+        if isinstance(acc, np.ndarray):
+            self.busy[id(acc)] = acc
+        self.jobs.append(job)
+        self.waiting.append(job)
+        return job
+
+    def read(self, op: Op, view: Any, at: np.ndarray) -> None:
+        ring, _ = view
+        shared, sim, flat = self.agent.shared, self.sim, np.unique(at) // 2
+        bad = shared.read(self.engine, flat, np.full(flat.shape, WARP), op) or shared.unfenced(self.engine, flat)
+        if bad is not None:
+            sim.conflict(bad, self.agent, op, ring, sim.offsets[ring])
+
+    def operands(self, op: Op, args: list[Any]) -> tuple[list[np.ndarray], np.ndarray]:
+        """Byte addresses: of a, [64, depth] per block of rows, and of b, [cols, depth], as descriptors find them."""
+        a, b, out = op.operands[0].type, op.operands[1].type, op.result.type
+        in_smem = isinstance(a, Buffer)
+        key = ("wgmma", id(op), self.agent.warp, args[0][1] if in_smem else None, args[1][1])
+        if key not in self.sim.maps:
+            depth = b.shape[1] if op["tb"] else b.shape[0]
+            rows = self.blocks(op) if in_smem else []
+            a_at = [self.tile(op, a, args[0][1], BLOCK, row, depth, "MN" if op["ta"] else "K") for row in rows]
+            b_at = self.tile(op, b, args[1][1], out.shape[1], 0, depth, "K" if op["tb"] else "MN")
+            self.sim.maps[key] = (a_at, b_at)
+        return self.sim.maps[key]
+
+    def tile(self, op: Op, t: Buffer, start: int, rows: int, row: int, depth: int, major: str) -> np.ndarray:
+        if start % (8 * t.layout.swizzle):
+            self.sim.report("sim/bounds", f"wgmma: a tile starts on 8 rows of its swizzle, {8 * t.layout.swizzle} bytes", op, got=start,
+                            key=("align", id(op)))
+            start -= start % (8 * t.layout.swizzle)
+        shape = (t.shape[0], t.shape[1])
+        parts = [descriptor.addresses(descriptor.encode(t.layout, shape, t.dtype.bytes, major, start, row, k), rows, major)
+                 for k in range(0, depth, descriptor.DEPTH)]
+        at = np.concatenate(parts, axis=1)
+        if at.max() + 2 > self.agent.shared.size:
+            self.sim.report("sim/bounds", "wgmma reads outside of shared memory", op, got=int(at.max()), key=("outside", id(op)))
+            at = np.minimum(at, self.agent.shared.size - 2)
+        return at
+
+    def unit(self, op: Op) -> tuple[RegLayout, RegLayout]:
+        """What one warp holds of an instruction's accumulator and of a left operand in registers (PTX ISA, wgmma)."""
+        m = re.search(r"m64n(\d+)k16", op["instr"])
+        if m is None:
+            raise FcError("compile/unsupported", f"the simulator does not know {op['instr']}", loc=op.loc, expected="m64nNk16")
+        return mma_c(16, int(m[1]), (1, 1)), mma_a(16, 16, (1, 1))
+
+    def blocks(self, op: Op) -> list[int]:
+        """First row of each block of 64 rows that this warp's warpgroup works on."""
+        agent, t = self.agent, op.result.type
+        unit = self.unit(op)[0]
+        have = registers.coords(t.layout, agent.role.warps, agent.warp)
+        rows = sorted({int(have[0, b, 0]) - 16 * (agent.warp % 4) for b in range(0, have.shape[1], unit.regs)})
+        if any(r % BLOCK for r in rows):
+            self.sim.report("sim/bounds", "wgmma: the accumulator's rows are not those of warpgroups", op, got=t.layout,
+                            key=("rows", id(op)))
+            rows = [r - r % BLOCK for r in rows]
+        return rows
+
+    # ---- completion --------------------------------------------------------------------------------------------------
+
+    def run_next(self) -> None:
+        """The oldest wgmma that has not run reads its operands now."""
+        job = self.waiting.pop(0)
+        op, agent = job.op, self.agent
+        t = op.result.type
+        acc_unit, left_unit = self.unit(op)
+        lanes, regs, _ = registers.operand_map(t.layout, acc_unit, agent.role.warps, agent.warp)
+        b = self.fetch(job.b_at, op.operands[1].type)
+        if job.left is None:
+            own = slice(16 * (agent.warp % 4), 16 * (agent.warp % 4) + 16)
+            a = np.concatenate([self.fetch(at, op.operands[0].type)[own] for at in job.a_at])
+        else:
+            la, ra, _ = registers.operand_map(op.operands[0].type.layout, left_unit, agent.role.warps, agent.warp)
+            a = job.left[la, ra].astype(np.float64)
+        out = np.full((32, t.layout.regs), np.nan)
+        out[lanes, regs] = a @ b.T
+        if isinstance(job.acc, Job):
+            assert job.acc.value is not None
+            out = out + job.acc.value
+        elif job.acc is not None:
+            out = out + job.acc
+        job.value = out
+
+    def fetch(self, at: np.ndarray, t: Buffer) -> np.ndarray:
+        from .agents import decode
+
+        return decode(self.agent.shared.bytes.view(np.uint16)[at // 2][..., None], t.dtype).astype(np.float64)
+
+    def commit(self) -> None:
+        self.commits += 1
+
+    def settle(self, op: Op, args: list[Any]) -> tuple[np.ndarray, ...]:
+        groups = self.commits - op["groups"]
+        while self.waiting and self.waiting[0].group <= groups:
+            self.run_next()
+        self.jobs = [j for j in self.jobs if j.group > groups]
+        self.busy = {id(j.acc): j.acc for j in self.jobs if isinstance(j.acc, np.ndarray)}
+        if groups > self.settled:
+            self.settled = groups
+            clock = self.agent.shared.clock
+            clock[self.agent.number, self.engine] = max(clock[self.agent.number, self.engine], groups)
+        listed = {id(x) for v, x in zip(op.operands, args) if isinstance(v.type, Frag)}
+        out = []
+        for v, job in zip(op.operands, args):
+            if isinstance(v.type, Pending):
+                out.append(self.result(op, v, job, groups))
+                if any(id(x) not in listed for x in job.lefts):
+                    self.fault(op, f"settle of {v.name or 'a result'} does not list a left operand, whose registers may be overwritten",
+                               "listed", "list the fragments that the wgmmas read")
+        return tuple(out)
+
+    def result(self, op: Op, v: Any, job: Job, groups: int) -> np.ndarray:
+        from .machine import describe
+
+        if job.group > groups:
+            left = "in a group that was never committed" if job.group > self.commits else \
+                f"in one of the {op['groups']} groups that may still be in flight"
+            self.sim.report("sim/stale", f"settle does not wait for {v.name or 'its accumulator'}: its wgmma is {left}", op,
+                            notes=[f"{self.agent.who}: {describe(job.op)}", f"{self.agent.who}: {describe(op)}"],
+                            key=("settle", id(op), id(job.op)), hint="groups = how many were committed after the one that is waited for")
+            value = np.full((32, v.type.layout.regs), np.nan, np.float32)
+        else:
+            assert job.value is not None
+            value = job.value.astype(np.float32)
+        self.accumulators[id(value)] = value
+        if len(self.accumulators) > 64:  # only those touched since the last fence matter
+            self.accumulators = {i: x for i, x in self.accumulators.items() if i in self.touched or x is value}
+        return value
+
+    def check_empty(self) -> None:
+        from .machine import describe
+
+        for job in self.jobs:
+            what = "was never committed" if job.group > self.commits else "nobody waited for"
+            self.sim.report("sim/leftover", f"the kernel ends with a wgmma that {what}", job.op,
+                            notes=[f"{self.agent.who}: {describe(job.op)}"], key=("leftover", id(job.op)), hint="wgmma_commit, and settle")
