@@ -58,13 +58,14 @@ def _torch() -> dict[str, Any]:
 
 
 def facts() -> dict[str, Any]:
-    """Everything as strings and numbers; None for what is not there. commit: of the checkout, else $FCGEN_COMMIT."""
-    commit = _output("git", "rev-parse", "HEAD")
-    changed = _output("git", "status", "--porcelain", "--untracked-files=no") if commit else None
+    """Everything as strings and numbers; None for what is not there. commit: $FCGEN_COMMIT (of a copy without its history), else of the checkout."""
+    told = os.environ.get("FCGEN_COMMIT")
+    commit = told or _output("git", "rev-parse", "HEAD")
+    changed = _output("git", "status", "--porcelain", "--untracked-files=no") if commit and not told else None
     return {"gpu": _gpu(), **_torch(), "nvrtc": _nvrtc(), "cuda_bindings": _version("cuda-bindings"), "numpy": _version("numpy"),
             "python": platform.python_version(), "system": platform.platform(),
             "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-            "commit": commit or os.environ.get("FCGEN_COMMIT"), "dirty": bool(changed) if commit else None}
+            "commit": commit, "dirty": bool(changed) if commit else None}
 
 
 def main() -> None:
