@@ -72,7 +72,7 @@ class Agent(AsyncOps):
             else:
                 out = self.step(op)
                 if op.results:
-                    self.env.update(zip(op.results, out if op.kind == "settle" else (out,)))
+                    self.env.update(zip(op.results, out if op.kind in ("settle", "fetch") else (out,)))
                 if self.core is not None and op.kind not in ("wgmma", "settle"):
                     self.core.touch(op, self.env)
 
@@ -138,6 +138,10 @@ class Agent(AsyncOps):
         for step in op["lanes"]:
             x = apply(REDUCTIONS[t.partial][1], t.dtype, x, x[LANE ^ step])
         return x
+
+    def do_quad_transpose(self, op: Op, args: list[Any]) -> Any:
+        lane, reg = registers.exchange(op.operands[0].type.layout, op.result.type.layout, self.role.warps, self.warp)
+        return args[0][lane, reg]
 
     def do_slice(self, op: Op, args: list[Any]) -> Any:
         src, out = op.operands[0].type, op.result.type

@@ -145,12 +145,16 @@ class AsyncOps:
 
     def do_post(self, op: Op, args: list[Any]) -> None:
         if self.warp == 0:
-            raw = np.array([args[0]], np.int32).view(np.uint16)
-            self.put(op, args[1], np.arange(2), raw, np.zeros(1, np.int32))  # type: ignore[attr-defined]
+            *values, view = args
+            raw = np.array(values, np.int32).view(np.uint16)
+            self.put(op, view, np.arange(len(raw)), raw, np.zeros(1, np.int32))  # type: ignore[attr-defined]
 
-    def do_fetch(self, op: Op, args: list[Any]) -> np.int32:
-        raw = self.fetch(op, args[0], np.arange(2), np.full(1, WARP))  # type: ignore[attr-defined]
-        return np.ascontiguousarray(raw).view(np.int32)[0]
+    def do_fetch(self, op: Op, args: list[Any]) -> Any:
+        raw = self.fetch(op, args[0], np.arange(2 * len(op.results)), np.full(1, WARP))  # type: ignore[attr-defined]
+        return tuple(np.ascontiguousarray(raw).view(np.int32))
+
+    def do_row_part(self, op: Op, args: list[Any]) -> np.int32:
+        return np.int32(self.warp * op["parts"] // self.role.warps)
 
     #: ops at which the agent may stop
     PAUSES: dict[str, Callable[..., Iterator[Blocked | None]]] = {

@@ -89,6 +89,7 @@ class Simulation:
         self.places: list[tuple[int, ...]] = []
         self.order = "late"  # when engines act: as late as may be, at once ("eager"), or as the dice say ("any")
         self.block_index, self.block_count, self.claimed = 0, 1, 1
+        self.persistent = self.kernel.meta.get("persistent", "none") not in ("none", "", None, False)
         self.retired: set[int] = set()  # blocks that said claim_done
 
     def _offsets(self) -> tuple[int, ...]:
@@ -99,7 +100,7 @@ class Simulation:
                 raise FcError("ir/verify", "smem_offsets has one number per buffer", expected=len(self.kernel.buffers), got=given)
             size = self.kernel.meta.get("smem_bytes")
             for b, at in zip(self.kernel.buffers, given):
-                if at < 0 or at % 16 or (size is not None and at + b.type.bytes > size):
+                if at < 0 or at % (8 if isinstance(b.type, Mbarrier) else 16) or (size is not None and at + b.type.bytes > size):
                     self.reports.append(FcError("sim/bounds", f"buffer {b.name} does not lie in the kernel's shared memory on 16 bytes",
                                                 expected=f"0..{size}", got=f"{at}..{at + b.type.bytes}",
                                                 hint="smem_bytes and smem_offsets are the kernel's own: see its meta"))
@@ -113,7 +114,7 @@ class Simulation:
     def launch(self, seed: int, programs: Iterable[tuple[int, ...]] | None) -> None:
         counts = [axis.count(self.sizes) for axis in self.kernel.grid]
         total = int(np.prod(counts, dtype=int))
-        if self.kernel.meta.get("persistent"):
+        if self.persistent:
             self.block_count = min(total, 2 + seed % 2)
             every: Iterable[tuple[int, ...]] = [(0,) * len(counts)] * self.block_count
         else:
@@ -121,7 +122,7 @@ class Simulation:
             every = itertools.product(*map(range, counts)) if programs is None else programs
         self.claimed = self.block_count
         for n, place in enumerate(every):
-            self.block_index = n if self.kernel.meta.get("persistent") or not counts else int(np.ravel_multi_index(place, counts))
+            self.block_index = n if self.persistent or not counts else int(np.ravel_multi_index(place, counts))
             self.program(place)
         claim = next((op for op in walk_kernel(self.kernel) if op.kind == "claim"), None)
         if claim is not None and len(self.retired) != self.block_count:

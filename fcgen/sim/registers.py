@@ -43,6 +43,15 @@ def slice_registers(src: RegLayout, out: RegLayout, axis: int, first: int, warps
 
 
 @lru_cache(maxsize=512)
+def exchange(src: RegLayout, out: RegLayout, warps: int, warp: int) -> tuple[np.ndarray, np.ndarray]:
+    """For each lane and register of `out`, the lane and register of `src` in the same warp that hold its element."""
+    have, want = coords(src, warps, warp), coords(out, warps, warp)
+    at = {tuple(have[l, r].tolist()): (l, r) for l in range(LANES) for r in range(have.shape[1])}
+    found = np.array([[at[tuple(c)] for c in row] for row in want.tolist()])
+    return found[..., 0], found[..., 1]
+
+
+@lru_cache(maxsize=512)
 def operand_map(layout: RegLayout, unit: RegLayout, warps: int, warp: int) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
     """Where the instruction finds the elements of a whole operand: (lane, register) index arrays of the operand's tile in this warp,
     and the tile coordinate of its corner. Runs of `unit.regs` registers are one instruction's operand; their place in the tile is
