@@ -58,7 +58,8 @@ def _torch() -> dict[str, Any]:
 
 
 def facts() -> dict[str, Any]:
-    """Everything as strings and numbers; None for what is not there. commit: $FCGEN_COMMIT (of a copy without its history), else of the checkout."""
+    """Everything as strings and numbers; None for what is not there. commit: $FCGEN_COMMIT (of a copy without its history), else of the
+    checkout."""
     told = os.environ.get("FCGEN_COMMIT")
     commit = told or _output("git", "rev-parse", "HEAD")
     changed = _output("git", "status", "--porcelain", "--untracked-files=no") if commit and not told else None

@@ -67,13 +67,14 @@ def build_all(jobs: Iterable[Job]) -> dict[Job, Made]:
 
 def _warm(one: tuple[int, str, str, str, fc.Schedule | None]) -> str | None:
     from fcgen.forward import compiled
-
     from fcgen.kernels.schedules import choose
 
     d, mask, dtype, arch, schedule = one
     try:
         for length in (1 << n for n in range(9, 15)):
-            chosen, lazy = (schedule, 0.0) if schedule else choose(arch, (16384 // length, 2048 // d, length, d), (1, 1, length, d), d, mask, 132)
+            chosen, lazy = (
+                (schedule, 0.0) if schedule else choose(arch, (16384 // length, 2048 // d, length, d), (1, 1, length, d), d, mask, 132)
+            )
             compiled(dtype, d, d, mask, False, arch, chosen, True, lazy).built  # noqa: B018  (it is in the disk cache then)
     except Exception as error:
         return f"D={d} {mask}: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"

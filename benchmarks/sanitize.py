@@ -43,10 +43,17 @@ KERNELS: dict[str, Job] = {
     "wmma": Job(_schedule(64, 64, math="wmma", stages=1, ahead=True, skip_ones=True), mask="causal_top_left", lazy=LAZY),
     "wmma_two": Job(_schedule(64, 32, math="wmma", stages=2), mask="causal_bottom_right"),
     "hopper": Job(_hopper(64, 64, 1), mask="causal_top_left", lazy=LAZY, arch="sm_90a"),
-    "hopper_plain": Job(_hopper(128, 32, 2, late="", vote=False, epilogue="smem", own_rows=False), d=72, e=40, mask="causal_bottom_right",
-                        arch="sm_90a"),
-    "hopper_turns": Job(_hopper(192, 80, 3, tokens=True, compare_bits=True, persistent="dynamic", l2=32, hints=True, stages={"q": 2, "k": 3, "v": 3}),
-                        d=128, e=128, mask="causal_top_left", lazy=LAZY, arch="sm_90a"),
+    "hopper_plain": Job(
+        _hopper(128, 32, 2, late="", vote=False, epilogue="smem", own_rows=False), d=72, e=40, mask="causal_bottom_right", arch="sm_90a"
+    ),
+    "hopper_turns": Job(
+        _hopper(192, 80, 3, tokens=True, compare_bits=True, persistent="dynamic", l2=32, hints=True, stages={"q": 2, "k": 3, "v": 3}),
+        d=128,
+        e=128,
+        mask="causal_top_left",
+        lazy=LAZY,
+        arch="sm_90a",
+    ),
     "hopper_static": Job(_hopper(128, 64, 2, persistent="static", epilogue="direct"), mask="none", dtype="bf16", lazy=LAZY, arch="sm_90a"),
     "ragged_heads": Job(_schedule(64, 64), d=24, e=56, mask="causal_top_left"),
 }

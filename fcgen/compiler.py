@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any
 
 from . import __version__
 from .errors import FcError, Loc
-from .ir.core import Kernel
+from .ir.core import Kernel, walk_kernel
 from .ir.ops import verify
 from .ir.schedule import Schedule
 from .ir.target import Target
@@ -131,11 +132,23 @@ def _build(kernel: Kernel, text: str, schedule: Schedule, to: Target,
     cuda = to_cuda(machine, to)
     say("NVRTC")
     binary = compile_cuda(cuda.text, to.arch, name=cuda.name, options=NVRTC_OPTIONS, line_map=cuda.line_map)
+    refuse_serialised(binary.log, machine)
     facts = facts_of(machine, cuda, to)
     places = {str(line): [loc.file, loc.line] for line, loc in cuda.line_map.items()}
     files = {"tile": text.encode(), "machine": print_kernel(machine).encode(), "cuda": cuda.text.encode(), "cubin": binary.cubin,
              "log": binary.log.encode(), "lines": json.dumps(places).encode()}
     return files, {"facts": facts.to_json()}
+
+
+def refuse_serialised(log: str, machine: Kernel) -> None:
+    """ptxas says in its notes C7504 to C7520 that it made matrix products wait for each other, or ignored a role's registers: the kernel
+    would be right and slow. Raises FcError "compile/ptxas" at the spec's line of the first product."""
+    notes = [line.strip() for line in log.splitlines() if re.search(r"\bC75[012]\d\b", line)]
+    if notes:
+        first = next((op.loc for op in walk_kernel(machine) if op.kind == "wgmma"), None)
+        raise FcError("compile/ptxas", f"ptxas serialised the matrix products of {machine.name}", loc=first, notes=notes[:4],
+                      expected="products in flight together", got=re.findall(r"C75\d\d", notes[0])[0],
+                      hint="fewer registers in flight: smaller Schedule.tiles, or no `late` dot")
 
 
 def _unpack(files: Mapping[str, bytes], meta: Mapping[str, Any], schedule: Schedule, hit: bool) -> Built:

@@ -216,9 +216,16 @@ def _max3(em: Emitter, op: Op, src: Value, layout: RegLayout, first: X, steps: n
 
     fn, n = em.fn("vmax3"), len(steps)
     x = [element(f"({e})" if not e.isidentifier() else e) for e in ("i", "i + 1", "i + 2", "i + 3")]
-    return ["int part[2] = {0, 0};", "#pragma unroll", f"for (int i = 0; i < {n}; i += 4) {{",
-            *("    " + t for t in lines), f"    part[0] = {fn}(part[0], {x[0]}, {x[1]});", f"    part[1] = {fn}(part[1], {x[2]}, {x[3]});", "}",
-            f"{name}[{j}] = max(part[0], part[1]);"]
+    return [
+        "int part[2] = {0, 0};",
+        "#pragma unroll",
+        f"for (int i = 0; i < {n}; i += 4) {{",
+        *("    " + t for t in lines),
+        f"    part[0] = {fn}(part[0], {x[0]}, {x[1]});",
+        f"    part[1] = {fn}(part[1], {x[2]}, {x[3]});",
+        "}",
+        f"{name}[{j}] = max(part[0], part[1]);",
+    ]
 
 
 def _domain_name(em: Emitter, v: Value) -> str:

@@ -300,8 +300,8 @@ def _merge_loops(plan: Plan, block: Block) -> None:
         elif op.kind in ACCUMULATE and len(op.operands) > 2:
             _merge(plan, op.operands[2], op.result)
         elif op.kind == "settle":
-            for v, r in zip([o for o in op.operands if isinstance(o.type, Pending)], op.results):
-                _merge(plan, v, r, force=True)
+            for v, settled in zip([o for o in op.operands if isinstance(o.type, Pending)], op.results):
+                _merge(plan, v, settled, force=True)
         elif op.kind == "combine":
             _merge(plan, op.result, op.operands[0])
         for r in op.regions:

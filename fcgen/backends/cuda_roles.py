@@ -1,7 +1,8 @@
 """Roles in text: the block's warps are told apart once, at the top; each role is a branch of its own with its own names.
 
-A role takes whole warpgroups, in the kernel's order. `warp` is the warp's number within its role, as layouts count. A role without fragments
-is one thread's work. Every branch starts by giving registers away or taking them (setmaxnreg); the barriers are initialised before.
+A role takes whole warpgroups, in the kernel's order. `warp` is the warp's number within its role, as layouts count. A role without
+fragments is one thread's work. Every branch starts by giving registers away or taking them (setmaxnreg); the barriers are initialised
+before.
 """
 
 from __future__ import annotations
@@ -62,11 +63,11 @@ def print_roles(kernel: Kernel, target: Target, written: set[Value]) -> Emitter:
         em.share(main)
         em.one_thread = not any(isinstance(v.type, (Frag, Pending)) for o in walk(role.body) for v in o.results)
         em.role_barrier = LAST_BARRIER - n
-        parts.append((role, first, em, _role(em, role, first)))
+        parts.append((role, first, _role(em, role, first)))
         main.counter |= em.counter
         first += role.warps
     launch = 65536 // threads // 8 * 8
-    for n, (role, first, em, lines) in enumerate(parts):
+    for n, (role, first, lines) in enumerate(parts):
         last = n == len(parts) - 1
         test = f"group < {(first + role.warps) // 4}"
         head = f"{'} else ' if n else ''}{'{' if last and n else f'if ({test}) {{'}" if len(parts) > 1 else "{"

@@ -82,8 +82,13 @@ def _wgmma(em: Emitter, op: Op) -> None:
     rows, cols = t.shape
     groups = em.kernel.warps // GROUP
     if em.kernel.warps % GROUP or rows % (64 * groups) or t.layout != wgmma_c(rows, cols, groups):
-        raise FcError("compile/unsupported", "wgmma: the accumulator does not have the instruction's map",
-                      expected=wgmma_c(rows, cols, groups) if rows % (64 * max(1, groups)) == 0 else f"{64 * groups} rows", got=t.layout, loc=op.loc)
+        raise FcError(
+            "compile/unsupported",
+            "wgmma: the accumulator does not have the instruction's map",
+            expected=wgmma_c(rows, cols, groups) if rows % (64 * max(1, groups)) == 0 else f"{64 * groups} rows",
+            got=t.layout,
+            loc=op.loc,
+        )
     tall = rows // (64 * groups)
     regs = isinstance(a.type, Frag)
     if regs and a.type.layout != wgmma_c(rows, a.type.shape[1], groups):
@@ -143,7 +148,9 @@ def _descriptor(em: Emitter, v: Value, along_rows: bool, tall: int = 0) -> X:
     start = em.buffer_base(ring)
     if tall and em.kernel.warps > GROUP:
         start = add(start, mul(X("(warp / 4)"), tall * _row_step(t, along_rows)))
-    base = em.hoist("uint64_t", wish, X(f"{em.fn('smem_desc')}<{SWIZZLE_CODE[t.layout.swizzle]}, {lbo}, {8 * row}>({start})", 100, start.depth))
+    base = em.hoist(
+        "uint64_t", wish, X(f"{em.fn('smem_desc')}<{SWIZZLE_CODE[t.layout.swizzle]}, {lbo}, {8 * row}>({start})", 100, start.depth)
+    )
     if slot is None:
         return base
     return X(f"{base} + uint32_t({slot} * {t.slot_bytes // 16})", 70, em.depth)

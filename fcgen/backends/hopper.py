@@ -49,7 +49,7 @@ def _tma(rank: int, hint: bool) -> Instr:
     at = ", ".join(f"int c{i}" for i in range(rank))
     names = ", ".join(f"%{i + 3}" for i in range(rank))
     ins = ", ".join(f'"r"(c{i})' for i in range(rank))
-    policy, arg, use = (".L2::cache_hint", ", uint64_t policy", f', "l"(policy)') if hint else ("", "", "")
+    policy, arg, use = (".L2::cache_hint", ", uint64_t policy", ', "l"(policy)') if hint else ("", "", "")
     last = f", %{rank + 3}" if hint else ""
     return Instr(f"tma_load_{rank}d" + ("_hint" if hint else ""), f"uint32_t dst, const TensorMap& map, uint32_t bar, {at}{arg}",
                  f'asm volatile("cp.async.bulk.tensor.{rank}d.shared::cluster.global.mbarrier::complete_tx::bytes{policy} "\n'
@@ -65,43 +65,108 @@ def _fn(name: str, signature: str, body: str, doc: str, returns: str = "void", c
 def _records() -> dict[str, Instr]:
     out = [_tma(rank, hint) for rank in range(1, 6) for hint in (False, True)]
     out += [
-        _fn("wgmma_fence", "", 'asm volatile("wgmma.fence.sync.aligned;" ::: "memory");',
-            "PTX ISA, wgmma.fence: register accesses before it come before the wgmmas after it"),
+        _fn(
+            "wgmma_fence",
+            "",
+            'asm volatile("wgmma.fence.sync.aligned;" ::: "memory");',
+            "PTX ISA, wgmma.fence: register accesses before it come before the wgmmas after it",
+        ),
         _fn("wgmma_commit", "", 'asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");', "PTX ISA, wgmma.commit_group"),
-        _fn("wgmma_wait", "<int N>", 'asm volatile("wgmma.wait_group.sync.aligned %0;" :: "n"(N) : "memory");',
-            "PTX ISA, wgmma.wait_group: at most N of this warpgroup's groups stay in flight"),
-        _fn("touch", "<int N> float (&r)[N]", '#pragma unroll\n    for (int i = 0; i < N; ++i) asm volatile("" : "+f"(r[i]) :: "memory");',
-            "no instruction: the compiler may not move accesses of these registers over this point"),
-        _fn("touch_b32", "<int N> uint32_t (&r)[N]",
-            '#pragma unroll\n    for (int i = 0; i < N; ++i) asm volatile("" : "+r"(r[i]) :: "memory");', "as touch"),
-        _fn("smem_desc", "<int Swizzle, int Lbo, int Sbo> uint32_t addr",
+        _fn(
+            "wgmma_wait",
+            "<int N>",
+            'asm volatile("wgmma.wait_group.sync.aligned %0;" :: "n"(N) : "memory");',
+            "PTX ISA, wgmma.wait_group: at most N of this warpgroup's groups stay in flight",
+        ),
+        _fn(
+            "touch",
+            "<int N> float (&r)[N]",
+            '#pragma unroll\n    for (int i = 0; i < N; ++i) asm volatile("" : "+f"(r[i]) :: "memory");',
+            "no instruction: the compiler may not move accesses of these registers over this point",
+        ),
+        _fn(
+            "touch_b32",
+            "<int N> uint32_t (&r)[N]",
+            '#pragma unroll\n    for (int i = 0; i < N; ++i) asm volatile("" : "+r"(r[i]) :: "memory");',
+            "as touch",
+        ),
+        _fn(
+            "smem_desc",
+            "<int Swizzle, int Lbo, int Sbo> uint32_t addr",
             "return uint64_t(Swizzle) << 62 | uint64_t(Sbo >> 4) << 32 | uint64_t(Lbo >> 4) << 16 | (addr & 0x3ffff) >> 4;",
-            "PTX ISA, matrix descriptor: address, byte offsets of panels and of 8-row groups, swizzle code", "uint64_t"),
+            "PTX ISA, matrix descriptor: address, byte offsets of panels and of 8-row groups, swizzle code",
+            "uint64_t",
+        ),
         _fn("proxy_fence", "", 'asm volatile("fence.proxy.async.shared::cta;" ::: "memory");', "PTX ISA, fence.proxy.async"),
-        _fn("mbar_init", "uint32_t bar, int count", 'asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" :: "r"(bar), "r"(count) : "memory");',
-            "PTX ISA, mbarrier.init"),
+        _fn(
+            "mbar_init",
+            "uint32_t bar, int count",
+            'asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" :: "r"(bar), "r"(count) : "memory");',
+            "PTX ISA, mbarrier.init",
+        ),
         _fn("mbar_init_fence", "", 'asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");', "PTX ISA, fence.mbarrier_init"),
-        _fn("mbar_expect", "uint32_t bar, int bytes",
+        _fn(
+            "mbar_expect",
+            "uint32_t bar, int bytes",
             'asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" :: "r"(bar), "r"(bytes) : "memory");',
-            "PTX ISA, mbarrier.arrive.expect_tx"),
-        _fn("mbar_arrive", "uint32_t bar", 'asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" :: "r"(bar) : "memory");',
-            "PTX ISA, mbarrier.arrive"),
-        _fn("mbar_wait", "uint32_t bar, uint32_t parity",
+            "PTX ISA, mbarrier.arrive.expect_tx",
+        ),
+        _fn(
+            "mbar_arrive",
+            "uint32_t bar",
+            'asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" :: "r"(bar) : "memory");',
+            "PTX ISA, mbarrier.arrive",
+        ),
+        _fn(
+            "mbar_wait",
+            "uint32_t bar, uint32_t parity",
             'asm volatile("{\\n.reg .pred p;\\nWAIT:\\nmbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\\n@p bra DONE;\\nbra WAIT;\\n'
-            'DONE:\\n}"\n             :: "r"(bar), "r"(parity) : "memory");', "PTX ISA, mbarrier.try_wait.parity, until the phase of that parity has ended"),
-        _fn("tensormap_prefetch", "const TensorMap& map", 'asm volatile("prefetch.tensormap [%0];" :: "l"(&map) : "memory");',
-            "PTX ISA, prefetch.tensormap"),
+            'DONE:\\n}"\n             :: "r"(bar), "r"(parity) : "memory");',
+            "PTX ISA, mbarrier.try_wait.parity, until the phase of that parity has ended",
+        ),
+        _fn(
+            "tensormap_prefetch",
+            "const TensorMap& map",
+            'asm volatile("prefetch.tensormap [%0];" :: "l"(&map) : "memory");',
+            "PTX ISA, prefetch.tensormap",
+        ),
         _fn("setmaxnreg_inc", "<int Regs>", 'asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" :: "n"(Regs));', "PTX ISA, setmaxnreg"),
         _fn("setmaxnreg_dec", "<int Regs>", 'asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" :: "n"(Regs));', "PTX ISA, setmaxnreg"),
-        _fn("bar_sync", "int id, int threads", 'asm volatile("bar.sync %0, %1;" :: "r"(id), "r"(threads) : "memory");',
-            "PTX ISA, bar.sync: a named barrier of some of the block's threads"),
-        _fn("bar_arrive", "int id, int threads", 'asm volatile("bar.arrive %0, %1;" :: "r"(id), "r"(threads) : "memory");', "PTX ISA, bar.arrive"),
-        _fn("opaque", "uint32_t x", 'asm volatile("mov.b32 %0, %0;" : "+r"(x));\n    return x;',
-            "x, which the compiler then keeps in a register instead of computing it again", "uint32_t"),
-        _fn("fetch_i32", "uint32_t src", 'int x;\n    asm volatile("ld.shared.b32 %0, [%1];" : "=r"(x) : "r"(src) : "memory");\n'
-            "    return __shfl_sync(0xffffffffu, x, 0);", "PTX ISA, ld; the shuffle tells the compiler that all lanes have the same", "int"),
+        _fn(
+            "bar_sync",
+            "int id, int threads",
+            'asm volatile("bar.sync %0, %1;" :: "r"(id), "r"(threads) : "memory");',
+            "PTX ISA, bar.sync: a named barrier of some of the block's threads",
+        ),
+        _fn(
+            "bar_arrive",
+            "int id, int threads",
+            'asm volatile("bar.arrive %0, %1;" :: "r"(id), "r"(threads) : "memory");',
+            "PTX ISA, bar.arrive",
+        ),
+        _fn(
+            "opaque",
+            "uint32_t x",
+            'asm volatile("mov.b32 %0, %0;" : "+r"(x));\n    return x;',
+            "x, which the compiler then keeps in a register instead of computing it again",
+            "uint32_t",
+        ),
+        _fn(
+            "fetch_i32",
+            "uint32_t src",
+            'int x;\n    asm volatile("ld.shared.b32 %0, [%1];" : "=r"(x) : "r"(src) : "memory");\n'
+            "    return __shfl_sync(0xffffffffu, x, 0);",
+            "PTX ISA, ld; the shuffle tells the compiler that all lanes have the same",
+            "int",
+        ),
         _fn("post_i32", "uint32_t dst, int x", 'asm volatile("st.shared.b32 [%0], %1;" :: "r"(dst), "r"(x) : "memory");', "PTX ISA, st"),
-        _fn("vmax3", "int a, int b, int c", "return __vimax3_s32(a, b, c);", "the largest of three: one instruction, for two new numbers", "int"),
+        _fn(
+            "vmax3",
+            "int a, int b, int c",
+            "return __vimax3_s32(a, b, c);",
+            "the largest of three: one instruction, for two new numbers",
+            "int",
+        ),
     ]
     return {i.name: i for i in out}
 

@@ -54,9 +54,15 @@ def _on_bars(kind: str):
 define("mbar_expect", "machine", """`mbar_expect bars, cursor`: one arrival by one thread, and the phase ends only after `bytes` more
        bytes have been copied (mbarrier.arrive.expect_tx).""", _on_bars("mbar_expect"), effect="write", bytes=int)
 define("mbar_arrive", "machine", "`mbar_arrive bars, cursor`: one arrival per warp of the role.", _on_bars("mbar_arrive"), effect="write")
-define("mbar_wait", "machine", """`mbar_wait bars, cursor`: until the phase of this slot that the cursor is in has ended; with lag=1 the phase
-       before it, which for the first round of a ring is no wait at all (mbarrier.try_wait.parity in a loop).""", _on_bars("mbar_wait"),
-       effect="write", lag=int)
+define(
+    "mbar_wait",
+    "machine",
+    """`mbar_wait bars, cursor`: until the phase of this slot that the cursor is in has ended; with lag=1 the phase
+       before it, which for the first round of a ring is no wait at all (mbarrier.try_wait.parity in a loop).""",
+    _on_bars("mbar_wait"),
+    effect="write",
+    lag=int,
+)
 
 
 def _check_tma_load(op: Op) -> None:
@@ -99,11 +105,27 @@ def _check_wgmma(op: Op) -> None:
         need(acc in (out, out.frag), "wgmma: the accumulator has the result's type", out.frag, acc)
 
 
-define("wgmma", "machine", """`wgmma a, b` or `wgmma a, b, acc`: [acc +] a b by the target's instruction `instr`, repeated over depth and rows;
+define(
+    "wgmma",
+    "machine",
+    """`wgmma a, b` or `wgmma a, b, acc`: [acc +] a b by the target's instruction `instr`, repeated over depth and rows;
        ta, tb: the stored tile is the transpose of the operand. Asynchronous: it belongs to the group that the next `wgmma_commit`
-       closes.""", lambda types, attrs: None, effect="write", check=_check_wgmma, instr=str, ta=bool, tb=bool)
-define("wgmma_fence", "machine", """Orders this thread's accesses of accumulators and operand registers before the wgmmas that follow; needed
-       before the first one and after every such access.""", _no_operands, effect="write")
+       closes.""",
+    lambda types, attrs: None,
+    effect="write",
+    check=_check_wgmma,
+    instr=str,
+    ta=bool,
+    tb=bool,
+)
+define(
+    "wgmma_fence",
+    "machine",
+    """Orders this thread's accesses of accumulators and operand registers before the wgmmas that follow; needed
+       before the first one and after every such access.""",
+    _no_operands,
+    effect="write",
+)
 define("wgmma_commit", "machine", "Close the group of this warpgroup's wgmmas.", _no_operands, effect="write")
 
 
@@ -114,13 +136,26 @@ def _settle(types, attrs):
     return tuple(t.frag for t in types if isinstance(t, Pending))
 
 
-define("settle", "machine", """`settle pending..., frags...`: wait until at most `groups` wgmma groups are in flight; the pending accumulators
-       become fragments. The other operands are left operands in registers, which may be overwritten from here on.""", _settle,
-       effect="write", groups=int)
+define(
+    "settle",
+    "machine",
+    """`settle pending..., frags...`: wait until at most `groups` wgmma groups are in flight; the pending accumulators
+       become fragments. The other operands are left operands in registers, which may be overwritten from here on.""",
+    _settle,
+    effect="write",
+    groups=int,
+)
 define("proxy_fence", "machine", "What this thread wrote to shared memory is seen by TMA and wgmma (fence.proxy.async).", _no_operands,
        effect="write")
-define("token_take", "machine", """Wait for this warpgroup's turn: one token goes around the warpgroups of the role. `id`: the first of as many
-       named barriers as the role has warpgroups.""", _no_operands, effect="write", id=int)
+define(
+    "token_take",
+    "machine",
+    """Wait for this warpgroup's turn: one token goes around the warpgroups of the role. `id`: the first of as many
+       named barriers as the role has warpgroups.""",
+    _no_operands,
+    effect="write",
+    id=int,
+)
 define("token_give", "machine", "Hand the token to the next warpgroup.", _no_operands, effect="write", id=int)
 define("token_start", "machine", "The last warpgroup hands the first one the token.", _no_operands, effect="write", id=int)
 
@@ -132,8 +167,14 @@ def _programs(types, attrs):
 
 define("block_index", "machine", "The number of this block in the launch.", _programs)
 define("block_count", "machine", "How many blocks were launched.", _programs)
-define("claim", "machine", """The next tile that no block has taken: a counter in global memory, shared by all blocks of the launch, which starts at
-       the number of blocks. One thread asks.""", _programs, effect="write")
+define(
+    "claim",
+    "machine",
+    """The next tile that no block has taken: a counter in global memory, shared by all blocks of the launch, which starts at
+       the number of blocks. One thread asks.""",
+    _programs,
+    effect="write",
+)
 define("claim_done", "machine", "This block will claim no more; the last one to say so resets the counter for the next launch.",
        _no_operands, effect="write")
 
@@ -146,16 +187,27 @@ def _check_post(op: Op) -> None:
 
 
 def _numbers(slot, count: int, what: str) -> None:
-    need(isinstance(slot, Buffer) and slot.slots == 1 and slot.dtype == i32 and len(slot.shape) == 1, f"{what}: a slot of i32", "smem i32[n]", slot)
+    need(
+        isinstance(slot, Buffer) and slot.slots == 1 and slot.dtype == i32 and len(slot.shape) == 1,
+        f"{what}: a slot of i32",
+        "smem i32[n]",
+        slot,
+    )
     need(slot.shape[0] >= count, f"{what}: the slot holds that many numbers", count, slot.shape[0])
 
 
-define("post", "machine", "`post x, ..., slot`: one thread writes scalars into shared memory.", _effect_only, effect="write", check=_check_post)
+define(
+    "post", "machine", "`post x, ..., slot`: one thread writes scalars into shared memory.", _effect_only, effect="write", check=_check_post
+)
 
 
 def _check_fetch(op: Op) -> None:
-    need(len(op.operands) == 1 and bool(op.results) and all(r.type == Scalar(i32) for r in op.results), "fetch makes i32 scalars from a slot",
-         "smem i32[n] -> i32, ...", ", ".join(str(v.type) for v in (*op.operands, *op.results)))
+    need(
+        len(op.operands) == 1 and bool(op.results) and all(r.type == Scalar(i32) for r in op.results),
+        "fetch makes i32 scalars from a slot",
+        "smem i32[n] -> i32, ...",
+        ", ".join(str(v.type) for v in (*op.operands, *op.results)),
+    )
     _numbers(op.operands[0].type, len(op.results), "fetch")
 
 
@@ -176,5 +228,11 @@ def _check_while(op: Op) -> None:
     need([r.type for r in op.results] == types, "while: one result per carried value")
 
 
-define("while", "machine", """`while go, inits... -> (carried...)`: the body runs as long as the condition holds; it yields the next condition
-       and the carried values.""", lambda types, attrs: None, check=_check_while)
+define(
+    "while",
+    "machine",
+    """`while go, inits... -> (carried...)`: the body runs as long as the condition holds; it yields the next condition
+       and the carried values.""",
+    lambda types, attrs: None,
+    check=_check_while,
+)

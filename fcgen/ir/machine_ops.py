@@ -220,15 +220,26 @@ define("slice", "machine", """`slice frag, first`: the part of a fragment that s
 
 def _check_quad_transpose(op: Op) -> None:
     src, out = op.operands[0].type, op.result.type
-    need(isinstance(src, Frag) and isinstance(src.layout, RegLayout) and src.dtype.bits == 16, "quad_transpose takes 16-bit registers", "frag",
-         src)
-    need(quad_rows(src.layout) is not None, "quad_transpose: an accumulator's layout with runs of 32 columns", got=src.layout)
-    need(out == Frag(src.dtype, src.shape, quad_rows(src.layout)), "quad_transpose: the result's layout follows",
-         quad_rows(src.layout), out)
+    need(
+        isinstance(src, Frag) and isinstance(src.layout, RegLayout) and src.dtype.bits == 16,
+        "quad_transpose takes 16-bit registers",
+        "frag",
+        src,
+    )
+    swapped = quad_rows(src.layout)
+    need(swapped is not None, "quad_transpose: an accumulator's layout with runs of 32 columns", got=src.layout)
+    need(isinstance(out, Frag) and (out.dtype, out.shape, out.layout) == (src.dtype, src.shape, swapped),
+         "quad_transpose: the result's layout follows", swapped, out)
 
 
-define("quad_transpose", "machine", """The same tile with eight columns in a row per lane: the four lanes that share a row of an accumulator swap pairs
-       of columns (shfl.xor).""", _none, check=_check_quad_transpose)
+define(
+    "quad_transpose",
+    "machine",
+    """The same tile with eight columns in a row per lane: the four lanes that share a row of an accumulator swap pairs
+       of columns (shfl.xor).""",
+    _none,
+    check=_check_quad_transpose,
+)
 
 
 def _combine(types, attrs):

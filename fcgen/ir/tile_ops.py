@@ -309,8 +309,14 @@ def _check_if(op: Op) -> None:
              ", ".join(map(str, want)), ", ".join(str(v.type) for v in r.yielded))
 
 
-define("turn", BOTH, """Groups of warps that take turns issue their matrix products one after the other: a group's turn starts here and ends when
-       its first product is done.""", lambda types, attrs: (), effect="write")
+define(
+    "turn",
+    BOTH,
+    """Groups of warps that take turns issue their matrix products one after the other: a group's turn starts here and ends when
+       its first product is done.""",
+    lambda types, attrs: (),
+    effect="write",
+)
 
 
 def _row_part(types, attrs):
@@ -327,9 +333,16 @@ def _narrow(types, attrs):
     return (Scalar(i32),)
 
 
-define("narrow", BOTH, """`narrow all, own`: one end of a range. `all` holds for every row of the program; a group of warps that works on its own
-       part of the rows may take `own` instead. chain: of the loops whose range it is; end: "first" where they start, "last" where they stop,
-       "inner" between two of them.""", _narrow, chain=int, end=str)
+define(
+    "narrow",
+    BOTH,
+    """`narrow all, own`: one end of a range. `all` holds for every row of the program; a group of warps that works on its own
+       part of the rows may take `own` instead. chain: of the loops whose range it is; end: "first" where they start, "last" where they
+       stop, "inner" between two of them.""",
+    _narrow,
+    chain=int,
+    end=str,
+)
 
 
 define("if", BOTH, "Run one of two regions; the results are what it yields.", _none, check=_check_if)

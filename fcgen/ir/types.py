@@ -170,8 +170,8 @@ class Mbarrier:
 
 @dataclass(frozen=True)
 class Cursor:
-    """A position in a ring of `slots`: how many tiles have passed, n. The slot is n mod slots, the phase number n div slots; what is kept in
-    registers is the slot and the phase's parity."""
+    """A position in a ring of `slots`: how many tiles have passed, n. The slot is n mod slots, the phase number n div slots; what is kept
+    in registers is the slot and the phase's parity."""
 
     slots: int
 
@@ -179,17 +179,18 @@ class Cursor:
         return f"cursor x{self.slots}"
 
 
-Type = Scalar | Tile | Tensor | Frag | Pending | Buffer | Mbarrier | Cursor
+Shaped = Scalar | Tile | Tensor | Frag | Pending | Buffer
+Type = Shaped | Mbarrier | Cursor
 
 
-def with_shape(t: Type, shape: tuple[int, ...], dtype: DType | None = None) -> Type:
+def with_shape(t: Shaped, shape: tuple[int, ...], dtype: DType | None = None) -> Type:
     """`t`'s kind at another shape: `Tile` or, for an empty shape, `Scalar`."""
     return Tile(dtype or t.dtype, shape) if shape else Scalar(dtype or t.dtype)
 
 
-def with_dtype(t: Type, dtype: DType) -> Type:
+def with_dtype(t: Scalar | Tile | Tensor | Frag | Buffer, dtype: DType) -> Type:
     return replace(t, dtype=dtype)
 
 
-def num_elements(t: Type) -> int:
+def num_elements(t: Shaped) -> int:
     return prod(t.shape)

@@ -1,8 +1,8 @@
 """Which schedule the library runs on Hopper: data, found by `benchmarks/search_schedules.py` on one H200.
 
 A row holds up to its head size (the larger of the key's and the value's), for one mask kind ("causal" is both alignments) and up to its
-length; the first row that fits is taken. Where a grid of the row's tiles would leave half of the multiprocessors idle, the last table's rows
-come first. `lazy` is the spec's option, in powers of e: 5.5 is a factor of 2**8.
+length; the first row that fits is taken. Where a grid of the row's tiles would leave half of the multiprocessors idle, the last table's
+rows come first. `lazy` is the spec's option, in powers of e: 5.5 is a factor of 2**8.
 """
 
 from __future__ import annotations
@@ -50,4 +50,6 @@ def pick(head: int, mask: str, length: int, tiles: int, sms: int) -> Schedule:
             if table is SMALL and tiles * -(-length // 128) > sms // 2:
                 break
             return schedule
-    raise FcError("compile/schedule", f"the library has no Hopper schedule for head size {head}", expected=f"at most {ROWS[-1][0]}", got=head)
+    raise FcError(
+        "compile/schedule", f"the library has no Hopper schedule for head size {head}", expected=f"at most {ROWS[-1][0]}", got=head
+    )

@@ -64,8 +64,8 @@ def pick(arch: str, head: int, math: str = "mma", mask: str = "none") -> Schedul
 
 
 def choose(arch: str, q: tuple[int, ...], k: tuple[int, ...], value: int, mask: str, sms: int) -> tuple[Schedule, float]:
-    """(schedule, the spec's `lazy` option) for one call of attention. q: [B, H, M, D], k: [B, Hkv, N, D], value: the value's head size; sms: the
-    GPU's multiprocessors."""
+    """(schedule, the spec's `lazy` option) for one call of attention. q: [B, H, M, D], k: [B, Hkv, N, D], value: the value's head size;
+    sms: the GPU's multiprocessors."""
     head = max(q[3], value)
     if arch == "sm_90a":
         return hopper_schedules.pick(head, mask, q[2], q[0] * q[1], sms), hopper_schedules.LAZY

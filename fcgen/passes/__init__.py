@@ -14,7 +14,25 @@ from ..ir.core import Kernel
 from ..ir.ops import verify
 from ..ir.schedule import Schedule
 from ..ir.target import Target
-from . import alloc, defer, limits, order, overlap, pad, pipeline, place, roles, scale, select, simplify, skew, split_loops, sync, tidy, vote
+from . import (
+    alloc,
+    defer,
+    limits,
+    order,
+    overlap,
+    pad,
+    pipeline,
+    place,
+    roles,
+    scale,
+    select,
+    simplify,
+    skew,
+    split_loops,
+    sync,
+    tidy,
+    vote,
+)
 
 
 @dataclass(frozen=True)

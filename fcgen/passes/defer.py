@@ -65,8 +65,8 @@ class _Parts:
             elif op.kind == "if":
                 for n, res in enumerate(op.results):
                     self.sources[res] = [r.yielded[n] for r in op.regions]
-            for r in op.regions:
-                self.index(r, depth + (op.kind == "for"))
+            for region in op.regions:
+                self.index(region, depth + (op.kind == "for"))
 
     def closed(self) -> set[Value]:
         every = [v for v in {*self.defs, *self.sources} if isinstance(v.type, Frag) and v.type.partial is None and len(v.type.shape) == 1
@@ -75,7 +75,9 @@ class _Parts:
         while True:
             kept = {v for v in members if self.linear(v, members) and not self.leaks(v, members)}
             if kept == members:  # a square of a sum is not linear
-                kept -= {v for v in members if v in self.defs and self.defs[v].kind == "mul" and all(x in members for x in self.defs[v].operands)}
+                kept -= {
+                    v for v in members if v in self.defs and self.defs[v].kind == "mul" and all(x in members for x in self.defs[v].operands)
+                }
                 if kept == members:
                     break
             members = kept

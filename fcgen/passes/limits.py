@@ -1,8 +1,9 @@
 """limits: masks on positions become one comparison per element, with a limit that is known per row.
 
-In: tile IR with its loops split. Out: the same masks, written with less per element. For positions x along one axis of a tile and bounds along
-the other or none, `x < a and x <= b` is `x < min(a, b + 1)`, and where x is a scalar further on than plain positions the scalar goes to the
-other side. Sizes and positions are below 2**30, so nothing overflows. This comes after `split_loops`, which asks about each bound on its own.
+In: tile IR with its loops split. Out: the same masks, written with less per element. For positions x along one axis of a tile and bounds
+along the other or none, `x < a and x <= b` is `x < min(a, b + 1)`, and where x is a scalar further on than plain positions the scalar
+goes to the other side. Sizes and positions are below 2**30, so nothing overflows. This comes after `split_loops`, which asks about each
+bound on its own.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
 
 @dataclass(frozen=True)
 class _Below:
-    """position + shift < bound + extra for every element: position is a vector along `axis` of the tile, bound a vector along the other axis
-    or a scalar."""
+    """position + shift < bound + extra for every element: position is a vector along `axis` of the tile, bound a vector along the other
+    axis or a scalar."""
 
     position: Value
     shift: Value | None
@@ -64,13 +65,13 @@ def _below(v: Value, defs: dict[Value, Op]) -> _Below | None:
     if op.kind not in ORDER or not op.operands[0].type.dtype.is_int:
         return None
     turned, extra = ORDER[op.kind]
-    x, y = (defs.get(o) for o in (op.operands[::-1] if turned else op.operands))
-    if x is None or x.kind != "broadcast" or len(x.operands[0].type.shape) != 1:
+    left, right = (defs.get(o) for o in (op.operands[::-1] if turned else op.operands))
+    if left is None or left.kind != "broadcast" or len(left.operands[0].type.shape) != 1:
         return None
-    axis = x["axes"][0]
-    if y is None or y.kind != "broadcast" or tuple(y["axes"]) != (1 - axis,):
+    axis = left["axes"][0]
+    if right is None or right.kind != "broadcast" or tuple(right["axes"]) != (1 - axis,):
         return None
-    return _Below(*_plain(x.operands[0], defs), axis, y.operands[0], extra)
+    return _Below(*_plain(left.operands[0], defs), axis, right.operands[0], extra)
 
 
 def _plain(x: Value, defs: dict[Value, Op]) -> tuple[Value, Value | None]:

@@ -1,9 +1,10 @@
 """overlap: matrix products are waited for where their results are needed, not where they were issued.
 
-In: selected machine IR in which every wgmma is settled at once. Out: the same with each `settle` as late as it can be: in front of the first
-op that reads its result, and of anything that would touch what is in flight. What a settle lets go (the arrival that frees a ring's slot)
-moves with it. Products complete in the order of their groups, so a settle leaves as many groups in flight as were issued after its own.
-A turn is taken in front of its first product and given on when that is done. Waits for tiles that stand between two products are moved in front of the first, so that the second is issued right behind it.
+In: selected machine IR in which every wgmma is settled at once. Out: the same with each `settle` as late as it can be: in front of the
+first op that reads its result, and of anything that would touch what is in flight. What a settle lets go (the arrival that frees a ring's
+slot) moves with it. Products complete in the order of their groups, so a settle leaves as many groups in flight as were issued after its
+own. A turn is taken in front of its first product and given on when that is done. Waits for tiles that stand between two products are
+moved in front of the first, so that the second is issued right behind it.
 """
 
 from __future__ import annotations
@@ -105,7 +106,9 @@ def _uses(op: Op, values: set[Value]) -> bool:
 
 def _needs(op: Op, f: _Flight) -> bool:
     """Whether the op may not run before the product is done."""
-    if op.kind in ("for", "while") or (op.regions and any(o.kind in ("wgmma", "mbar_wait", "barrier") for r in op.regions for o in walk(r))):
+    if op.kind in ("for", "while") or (
+        op.regions and any(o.kind in ("wgmma", "mbar_wait", "barrier") for r in op.regions for o in walk(r))
+    ):
         return True
     if _uses(op, f.results):
         return True

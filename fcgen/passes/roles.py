@@ -5,8 +5,8 @@ becomes a *channel*: a ring of slots with `full` and `empty` barriers, filled by
 the control flow and the scalars that its copies follow from; `main` keeps everything else. A tile is waited for in front of its first
 reader and released after its last one. Cursors, which count a channel's tiles, are carried through loops and branches.
 
-The grid becomes explicit here: a block takes its own tile (`block_index`), or, with `persistent`, works through the grid's tiles, in steps of
-the number of blocks or as it claims them; claimed tiles reach `main` through a channel of one number.
+The grid becomes explicit here: a block takes its own tile (`block_index`), or, with `persistent`, works through the grid's tiles, in
+steps of the number of blocks or as it claims them; claimed tiles reach `main` through a channel of one number.
 """
 
 from __future__ import annotations
@@ -44,13 +44,15 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
     roles.append(Role("main", schedule.warps, thread_cursors(_grid(kernel, read, schedule, box, False)), regs[1] if roles else 0))
     every = dict.fromkeys([*channels.values(), *([box] if box else [])])
     buffers = [b for c in every for b in (c.ring, c.full, c.empty)]
-    return replace(kernel, roles=tuple(roles), buffers=(*kernel.buffers, *buffers)).with_meta(stage="pipelined", persistent=schedule.persistent)
+    return replace(kernel, roles=tuple(roles), buffers=(*kernel.buffers, *buffers)).with_meta(
+        stage="pipelined", persistent=schedule.persistent
+    )
 
 
 @dataclass(eq=False)
 class Channel:
-    """again: other blocks read the same tiles, so L2 should keep them. cursor: stands for the channel's position until `thread_cursors` gives
-    each role values of its own."""
+    """again: other blocks read the same tiles, so L2 should keep them. cursor: stands for the channel's position until `thread_cursors`
+    gives each role values of its own."""
 
     ring: Value
     full: Value
@@ -73,7 +75,11 @@ def _channels(loads: list[Op], body: Block, schedule: Schedule) -> dict[int, Cha
     out = {}
     for ops in groups.values():
         name = ops[0].result.name or "tile"
-        slots = schedule.stages_of(name) if any(id(o) in inside for o in ops) or name in dict(schedule.stages if isinstance(schedule.stages, tuple) else ()) else 1
+        slots = (
+            schedule.stages_of(name)
+            if any(id(o) in inside for o in ops) or name in dict(schedule.stages if isinstance(schedule.stages, tuple) else ())
+            else 1
+        )
         channel = Channel(Value(replace(ops[0].result.type, slots=slots), name), Value(Mbarrier(1, slots), f"{name}_full"),
                           Value(Mbarrier(schedule.warps, slots), f"{name}_empty"), any(id(o) in inside for o in ops))
         out.update({id(o): channel for o in ops})
@@ -124,16 +130,16 @@ class _Filler:
                 view = b.emit("slot", channel.ring, channel.cursor, ahead=0, name=channel.ring.name)
                 b.do("mbar_wait", channel.empty, channel.cursor, lag=1)
                 b.do("mbar_expect", channel.full, channel.cursor, bytes=size)
-                hint = {"hint": "evict_last" if channel.again else "evict_first"} if self.hints else {}
+                hint: dict[str, Any] = {"hint": "evict_last" if channel.again else "evict_first"} if self.hints else {}
                 b.do("tma_load", *env.all(op.operands), view, channel.full, channel.cursor, index=op["index"], guard=op["guard"], **hint)
                 b.do("advance", channel.cursor)
                 env[op.result] = view
             elif op.regions:
-                new = replace(op, operands=env.all(op.operands), regions=tuple(self._block(r, env) for r in op.regions),
-                              results=tuple(Value(r.type, r.name) for r in op.results))
-                for old, res in zip(op.results, new.results):
+                copied = replace(op, operands=env.all(op.operands), regions=tuple(self._block(r, env) for r in op.regions),
+                                 results=tuple(Value(r.type, r.name) for r in op.results))
+                for old, res in zip(op.results, copied.results):
                     env[old] = res
-                b.add(new)
+                b.add(copied)
             elif op.kind == "narrow":
                 env[op.result] = env[op.operands[0]]
             elif op.kind == "yield" or not _has_effect(op):
@@ -257,12 +263,12 @@ def copy_marked(block: Block, channels: dict[int, Channel]) -> tuple[Block, dict
         ops = []
         for op in b.ops:
             regions = tuple(copy(r) for r in op.regions) if op.regions else ()
-            new = replace(op, operands=env.all(op.operands), regions=regions, results=tuple(Value(r.type, r.name) for r in op.results))
-            for old, res in zip(op.results, new.results):
+            made = replace(op, operands=env.all(op.operands), regions=regions, results=tuple(Value(r.type, r.name) for r in op.results))
+            for old, res in zip(op.results, made.results):
                 env[old] = res
             if id(op) in channels:
-                marked[id(new)] = channels[id(op)]
-            ops.append(new)
+                marked[id(made)] = channels[id(op)]
+            ops.append(made)
         return Block(args, tuple(ops))
 
     return copy(block), marked
@@ -313,7 +319,10 @@ def _grid(kernel: Kernel, body: Block, schedule: Schedule, box: Channel | None, 
 def _with_claim(ops: list[Op]) -> tuple[list[Op], Value]:
     """The tile's ops with the claim of the next tile in front of its last copy: late, so that longest-first keeps its meaning, and early
     enough that the answer is there when it is needed."""
-    n = max((n for n, o in enumerate(ops) if o.kind == "mbar_wait" or any(x.kind == "mbar_wait" for r in o.regions for x in walk(r))), default=-1)
+    n = max(
+        (n for n, o in enumerate(ops) if o.kind == "mbar_wait" or any(x.kind == "mbar_wait" for r in o.regions for x in walk(r))),
+        default=-1,
+    )
     claim = Value(Scalar(i32), "t")
     if n >= 0 and ops[n].kind == "if":
         op, regions = ops[n], []

@@ -45,7 +45,9 @@ def _block(block: Block, late: set[str], defs: dict[Value, Op], turns: bool) -> 
             i += 1
             continue
         chain = [ops[i]]
-        while ops[i].get("chain") is not None and i + 1 < len(ops) and ops[i + 1].kind == "for" and ops[i + 1].get("chain") == ops[i]["chain"]:
+        while (
+            ops[i].get("chain") is not None and i + 1 < len(ops) and ops[i + 1].kind == "for" and ops[i + 1].get("chain") == ops[i]["chain"]
+        ):
             i += 1
             chain.append(ops[i])
         i += 1
@@ -149,7 +151,7 @@ class _Skew:
         env = Env(dict(zip(parts.body.args, [index, *carried])))
         for op in parts.early:
             b.add(copy_op(op, env))
-        return [v if k in parts.finished else env[y] for k, (v, y) in enumerate(zip(carried, parts.body.yielded))], env.all(parts.cut)
+        return [v if k in parts.finished else env[y] for k, (v, y) in enumerate(zip(carried, parts.body.yielded))], list(env.all(parts.cut))
 
     def loop(self, n: int, op: Op, bounds: tuple[Value, ...], values: list[Value], cut: list[Value], one: Value,
              b: Builder) -> tuple[list[Value], list[Value]]:

@@ -127,7 +127,12 @@ class _Splitter:
         assert own is not None
         mine = self.live_bounds(full_op, own, ends)
         a, s, f = self.facts(op, own, mine)
-        same = (a.conditions, a.guards, s.conditions, s.guards) == (always.conditions, always.guards, sometimes.conditions, sometimes.guards)
+        same = (a.conditions, a.guards, s.conditions, s.guards) == (
+            always.conditions,
+            always.guards,
+            sometimes.conditions,
+            sometimes.guards,
+        )
         if not same or mine.is_empty or (f.lo is None, f.hi is None) != (full.lo is None, full.hi is None):
             self.own = None
             return
@@ -284,7 +289,9 @@ def _stored_rows(block: Block) -> tuple[Value, str | int, int] | None:
         axes = [n for n, w in enumerate(words) if w != "at"]
         if not axes or words[axes[0]] != "tile" or not op["guard"][0]:
             return None
-        found.add((at[axes[0]], op.operands[0].type.dims[axes[0]], op.operands[1].type.shape[0]))
+        first = at[axes[0]]
+        assert first is not None, "a run of positions has a first one"
+        found.add((first, op.operands[0].type.dims[axes[0]], op.operands[1].type.shape[0]))
     return found.pop() if len(found) == 1 else None
 
 

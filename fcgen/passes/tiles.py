@@ -14,7 +14,6 @@ from ..ir.core import Builder, Kernel, Value, walk
 from ..ir.schedule import Schedule
 from ..ir.types import Tensor
 
-
 #: tiles per block that a group has at least
 WAVES = 2
 
@@ -29,7 +28,9 @@ class Tiles:
         for a, axis in enumerate(kernel.grid):
             size = self.number(axis.dim, b) if isinstance(axis.dim, int) else b.emit("size", dim=axis.dim, name=axis.dim)
             if axis.tile != 1:
-                size = b.emit("floordiv", b.emit("add", size, self.number(axis.tile - 1, b)), self.number(axis.tile, b), name=f"{axis.name}_tiles")
+                size = b.emit(
+                    "floordiv", b.emit("add", size, self.number(axis.tile - 1, b)), self.number(axis.tile, b), name=f"{axis.name}_tiles"
+                )
             self.counts[a] = size
         uneven = [a for a in self.order if kernel.grid[a].reverse]
         self.long = uneven[0] if schedule.l2 and len(uneven) == 1 and len(self.order) > 1 else None

@@ -1,8 +1,8 @@
 """vote: what hangs on a row condition that is rarely true is done under one branch per warp.
 
-In: placed machine IR. Out, with `schedule.vote`: where a row condition selects between new and old row values, `n = select(c, new, old)`, and
-`f = select(c, factor, 1)`, the selects and every `x * f` become one `if` on a vote of the warp. The other branch is the program with the
-condition false: n is old, x * f is x, nothing is computed.
+In: placed machine IR. Out, with `schedule.vote`: where a row condition selects between new and old row values, `n = select(c, new, old)`,
+and `f = select(c, factor, 1)`, the selects and every `x * f` become one `if` on a vote of the warp. The other branch is the program with
+the condition false: n is old, x * f is x, nothing is computed.
 
 Where the condition is a threshold on a row maximum, `max(old, row) - old > t`, a lane does not need the whole row's maximum to vote: the
 condition grows with the maximum, so it holds for the row exactly if it holds for some lane's part. The exchange between lanes moves into
@@ -146,7 +146,7 @@ class _Vote:
             changed = False
             for o in self.block.ops:
                 if id(o) not in need and (self.is_row_work(o) or (o.kind == "reduce" and self.threshold() is not None)) \
-                        and not o.result in self.same and self.users.get(o.result) \
+                        and o.result not in self.same and self.users.get(o.result) \
                         and all(id(u) in need for u in self.users.get(o.result, ())):
                     need[id(o)] = o
                     changed = True
@@ -217,11 +217,16 @@ class _Vote:
         if row is None or row.kind != "combine" or row.operands[0] not in self.local:
             return None
         reduce = self.local[row.operands[0]]
-        return (reduce, old, scale, t) if reduce.kind == "reduce" and reduce["fn"] == "max" and reduce.result.type.dtype.name == "f32" else None
+        return (
+            (reduce, old, scale, t)
+            if reduce.kind == "reduce" and reduce["fn"] == "max" and reduce.result.type.dtype.name == "f32"
+            else None
+        )
 
     def bit_condition(self, b: Builder, inside: set[Value]) -> Value | None:
-        """The condition as one comparison of bit patterns. Patterns of floats from 0 on order like the floats; with 0 as the least, negative
-        elements drop out. Where the threshold itself is negative its pattern is a negative number, and the branch is taken: it decides."""
+        """The condition as one comparison of bit patterns. Patterns of floats from 0 on order like the floats; with 0 as the least,
+        negative elements drop out. Where the threshold itself is negative its pattern is a negative number, and the branch is taken: it
+        decides."""
         found = self.threshold()
         if found is None:
             return None

@@ -1,0 +1,115 @@
+"""Attention on Hopper without a GPU: every schedule field runs in the simulator, silently and with the right numbers, at trip counts around
+the depth of its rings; the library's schedules compile without spills or serialised products."""
+
+import numpy as np
+import pytest
+
+from fcgen.errors import FcError
+from fcgen.ir.core import walk, walk_kernel
+from fcgen.ir.schedule import Schedule
+from fcgen.ir.types import DTYPES
+from fcgen.kernels import hopper_schedules
+from fcgen.kernels.attention import SPECS
+
+
+def schedule(m, n, groups, stages=2, **more):
+    return Schedule(tiles={"BLOCK_M": m, "BLOCK_N": n}, warps=4 * groups, math="wgmma", copy="tma", stages=stages,
+                    **{"late": "acc", "vote": True, "epilogue": "quad", **more})
+
+
+SCHEDULES = {
+    "one_group": schedule(64, 16, 1),
+    "plain": schedule(128, 16, 2, late="", vote=False, own_rows=False, epilogue="smem"),
+    "dynamic": schedule(128, 16, 2, persistent="dynamic", compare_bits=True, l2=32),
+    "turns": schedule(192, 16, 3, {"q": 2, "k": 3, "v": 3}, persistent="dynamic", tokens=True, l2=32, hints=True),
+    "static": schedule(128, 16, 2, {"q": 1, "k": 1, "v": 1}, persistent="static", epilogue="direct"),
+    "not_split": schedule(128, 16, 2, split=False, defer=False),
+}
+
+
+def compiled(s, mask="none", d=16, e=16, spec="lse", lazy=2.0, dtype="f16"):
+    return SPECS[spec].compile(target="sm_90a", schedule=s, T=DTYPES[dtype], D=d, E=e, mask=mask, lazy=lazy)
+
+
+def arguments(m, n, d=16, e=16, seed=0):
+    rng = np.random.default_rng(seed)
+    draw = lambda h, s, w: rng.standard_normal((1, h, s, w)).astype(np.float16)
+    return {"Q": draw(2, m, d), "K": draw(1, n, d), "V": draw(1, n, e), "scale": 0.4}
+
+
+@pytest.mark.parametrize("mask", ["none", "causal_top_left", "causal_bottom_right"])
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_the_simulator_is_silent_and_agrees_with_the_tile_program(name, mask):
+    p = compiled(SCHEDULES[name], mask)
+    for trips in (0, 1, 2, 3, 7):
+        args = arguments(70, max(1, 16 * trips - 5), seed=trips)
+        got, want = p.simulate(seed=trips, **args), p.interpret(**args)
+        for key in want:
+            a, b = got[key].astype(np.float32), want[key].astype(np.float32)
+            assert (np.isinf(a) == np.isinf(b)).all()
+            assert np.abs(np.where(np.isinf(b), 0, a - np.where(np.isinf(b), 0, b))[~np.isinf(b)]).max(initial=0) < 2e-3
+
+
+@pytest.mark.parametrize("m, n", [(200, 33), (33, 200), (300, 1)])
+def test_rows_without_keys_and_groups_without_rows_stop_nobody(m, n):
+    """More rows than keys: whole warpgroups see no key, and ranges are empty, even negative."""
+    for name in ("dynamic", "turns"):
+        got = compiled(SCHEDULES[name], "causal_bottom_right").simulate(**arguments(m, n))
+        assert np.isfinite(got["O"].astype(np.float32)).all()
+
+
+@pytest.mark.parametrize("kind", ["mbar_arrive", "mbar_wait", "wgmma_fence", "settle"])
+def test_a_missing_op_is_reported(kind):
+    """The protocol that `roles`, `overlap` and `sync` wrote, with one op taken out of `main`'s loop."""
+    from dataclasses import replace
+
+    from fcgen.ir.core import Block
+    from fcgen.sim.machine import check
+
+    p = compiled(SCHEDULES["one_group"])
+    role = p.machine.roles[1]
+    loop = next(o for o in walk(role.body) if o.kind == "for" and any(x.kind == "wgmma" for x in walk(o.regions[0])))
+    victim = next(o for o in loop.regions[0].ops if o.kind == kind)
+    if kind == "settle":
+        broken = replace(victim, attrs={"groups": victim["groups"] + 1})
+
+    def without(block):
+        return Block(block.args, tuple(
+            (broken if kind == "settle" else None) if o is victim else replace(o, regions=tuple(map(without, o.regions))) if o.regions else o
+            for o in block.ops if o is not victim or kind == "settle"))
+
+    kernel = replace(p.machine, roles=(p.machine.roles[0], replace(role, body=without(role.body))))
+    with pytest.raises(FcError) as e:
+        check(kernel, arguments(64, 200), p.target)
+    assert e.value.code.startswith("sim/")
+
+
+@pytest.mark.parametrize("mask", ["none", "causal_top_left"])
+@pytest.mark.parametrize("d", [16, 64, 72, 128, 192, 256])
+def test_no_library_schedule_spills_or_serialises(d, mask):
+    for length, tiles in ((512, 1 << 20), (4096, 1 << 20), (512, 2)):
+        p = compiled(hopper_schedules.pick(d, mask, length, tiles, 132), mask, d, d, lazy=hopper_schedules.LAZY)
+        assert p.resources.spill_stores == 0
+        assert "C75" not in p.built.log
+
+
+def test_two_dots_are_in_flight_together():
+    p = compiled(SCHEDULES["dynamic"])
+    groups = [o["groups"] for o in walk_kernel(p.machine) if o.kind == "settle"]
+    assert 1 in groups and 0 in groups
+
+
+def test_a_tile_that_does_not_divide_over_the_warpgroups_is_refused():
+    with pytest.raises(FcError, match="does not divide into wgmma instructions"):
+        _ = compiled(schedule(64, 16, 2)).machine
+
+
+def test_a_note_of_ptxas_on_serialised_products_fails_the_build_at_the_products_line():
+    from fcgen.compiler import refuse_serialised
+
+    machine = compiled(SCHEDULES["one_group"]).machine
+    refuse_serialised("ptxas info : Used 128 registers", machine)
+    note = "ptxas info : (C7510) Potential Performance Loss: wgmma.mma_async instructions are serialized due to ..."
+    with pytest.raises(FcError, match="serialised") as e:
+        refuse_serialised(note, machine)
+    assert e.value.code == "compile/ptxas" and e.value.loc is not None and "attention.py" in e.value.loc.file
