@@ -16,7 +16,7 @@ from .program import Program
 
 
 def compile(spec: Spec, *, target: str | None = None, schedule: Schedule | None = None, **binding: Any) -> Program:
-    """A program of a spec for a target ("sm_80", "sm_86", "sm_89", "sm_90"; the GPU's own if None).
+    """A program of a spec for a target ("sm_80", "sm_86", "sm_89", "sm_90", "sm_90a"; the GPU's own if None).
 
     binding: the spec's compile-time facts. Raises FcError with the spec's line where the spec, the schedule or the target does not
     allow it.

@@ -45,7 +45,7 @@ def spec_options(fn: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
             click.option("--schedule", help='e.g. "tiles={BLOCK_M: 128, BLOCK_N: 64}, stages=2"'),
             click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="a compile-time fact: D=64, T=f16, mask=none"),
-            click.option("--target", help="sm_80, sm_86, sm_89, sm_90 (the GPU's own, else sm_89)")):
+            click.option("--target", help="sm_80, sm_86, sm_89, sm_90, sm_90a (the GPU's own, else sm_89)")):
         fn = option(fn)
     return click.argument("spec")(fn)
 
@@ -149,7 +149,7 @@ def run(spec: str, target: str | None, settings: tuple[str, ...], schedule: str 
 
 
 @main.command()
-@click.option("--target", default=None, help="sm_80, sm_86, sm_89, sm_90 (the GPU's own, else sm_89)")
+@click.option("--target", default=None, help="sm_80, sm_86, sm_89, sm_90, sm_90a (the GPU's own, else sm_89)")
 @click.option(
     "--out", type=click.Path(file_okay=False, path_type=Path), default=Path("out"), show_default=True, help="folder for the files"
 )
