@@ -17,8 +17,9 @@ from ..ir.target import Instr, Target
 from ..ir.types import Mbarrier, Scalar, Tensor
 from . import cuda_async, cuda_flow, cuda_frag, cuda_memory, cuda_roles, cuda_smem, cuda_wgmma, cuda_wmma  # noqa: F401  (they register how ops print)
 from .cuda_emit import Emitter, memtype
+from .cuda_grid import grid
 from .cuda_roles import used_lines
-from .cuda_text import CTYPES, X, binary
+from .cuda_text import CTYPES
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def print_cuda(kernel: Kernel, target: Target, line_directives: bool = False) ->
         start = em.w.mark()
         cuda_roles.prepare(em)
         if not any(op.kind == "block_index" for op in walk_kernel(kernel)):
-            _grid(em)
+            grid(em)
         cuda_flow.emit_block(em, kernel.body)
         for t in _thread_lines("\n".join(t for _, t, _ in used_lines(list(em.w.root.flat())))):
             start.line(t)
@@ -73,51 +74,6 @@ def _thread_lines(text: str) -> list[str]:
              "warp": "const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);  // known to be the same in all lanes",
              "lane": "const int lane = threadIdx.x % 32;"}
     return [line for word, line in lines.items() if re.search(rf"\b{word}\b", text)]
-
-
-def _grid(em: Emitter) -> None:
-    """Program indices from the linear block number, the fastest axis of `kernel.order` first."""
-    kernel = em.kernel
-    order = list(kernel.order) or list(range(len(kernel.grid)))
-    users = em.plan.users
-    left = X("blockIdx.x")
-    for n, a in enumerate(order):
-        axis, arg = kernel.grid[a], kernel.body.args[a]
-        used, last = arg in users, n == len(order) - 1
-        if last and not (used and axis.reverse):
-            size = X("")
-        else:
-            size = em.size(axis.dim)
-        if isinstance(axis.dim, int):
-            count = X(str(-(-axis.dim // axis.tile)))
-        elif axis.tile == 1:
-            count = size
-        elif last and not (used and axis.reverse):
-            count = X("")
-        else:
-            count = X(em.names(f"{arg.name or axis.name}_tiles"))
-            em.w.line(f"const int {count} = ({size} + {axis.tile - 1}) / {axis.tile};")
-        if used:
-            x = left if last else binary("%", left, count)
-            if axis.reverse:
-                x = X(f"{count} - 1 - {x.within(80)}", 70)
-            name = em.names(arg.name or axis.name)
-            em.w.line(f"const int {name} = {_int(x)};")
-            em.scalars[arg] = X(name)
-            em.nonneg.add(arg)
-        if not last and any(kernel.body.args[o] in users for o in order[n + 1:]):
-            rest = binary("/", left, count)
-            if n + 2 == len(order):
-                left = rest
-            else:
-                name = em.names("rest")
-                em.w.line(f"const int {name} = {_int(rest)};")
-                left = X(name)
-
-
-def _int(x: X) -> str:
-    """blockIdx.x is unsigned: make the arithmetic signed."""
-    return x.text.replace("blockIdx.x", "int(blockIdx.x)") if x.text != "blockIdx.x" else x.text
 
 
 def _params(em: Emitter) -> tuple[ParamSpec, ...]:

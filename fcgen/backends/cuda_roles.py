@@ -18,6 +18,7 @@ from ..ir.types import Buffer, Frag, Mbarrier, Pending, Scalar
 from .cuda_async import check_cursors
 from .cuda_emit import Emitter
 from .cuda_flow import emit_block
+from .cuda_grid import grid
 from .cuda_text import X
 from .cuda_wgmma import fences
 
@@ -113,6 +114,8 @@ def _role(em: Emitter, role: Role, first: int) -> list[tuple[int, str, Loc | Non
     prepare(em)
     if em.one_thread:
         em.w.open(f"if (threadIdx.x == {first * 32}) {{  // one thread")
+    if any(a in em.plan.users for a in role.body.args):
+        grid(em)
     emit_block(em, role.body)
     if em.one_thread:
         em.w.close()

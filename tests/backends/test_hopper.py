@@ -1,0 +1,98 @@
+"""Hopper kernels as text: what a hand-written one prints and compiles to, descriptors against layouts, and what the printer refuses."""
+
+import numpy as np
+import pytest
+
+from fcgen import compiler
+from fcgen.backends.cuda import print_cuda
+from fcgen.backends.cuda_wgmma import _row_step, _steps
+from fcgen.backends.hopper import INSTRS, TARGETS
+from fcgen.errors import FcError
+from fcgen.ir.layout import native_smem, quad_rows, wgmma_c
+from fcgen.ir.text import parse_kernel
+from fcgen.ir.types import Buffer, f16
+from tests.ir.test_async_text import KERNEL
+
+TARGET = TARGETS["sm_90a"]
+
+
+@pytest.fixture(scope="module")
+def product():
+    from fcgen.runtime.cubin import resources, sass
+    from fcgen.runtime.nvrtc import compile_cuda
+
+    cuda = print_cuda(parse_kernel(KERNEL), TARGET)
+    binary = compile_cuda(cuda.text, "sm_90a", name=cuda.name, options=compiler.NVRTC_OPTIONS, line_map=cuda.line_map)
+    return cuda, resources(binary.cubin, binary.log)[cuda.name], sass(binary.cubin), binary.log
+
+
+def test_a_product_of_two_roles_compiles_to_hoppers_instructions(product):
+    _, facts, sass, log = product
+    assert facts.spill_stores == 0 and "C75" not in log
+    for word in ("HGMMA.64x64x16.F32", "UTMALDG.2D", "SYNCS", "USETMAXREG"):
+        assert word in sass, word
+
+
+def test_maps_are_parameters_with_their_boxes(product):
+    cuda, *_ = product
+    assert [(p.kind, p.name, p.detail) for p in cuda.params if p.kind == "map"] == [("map", "A", (64, 64, 128)), ("map", "B", (64, 64, 128))]
+    assert "A" not in [p.name for p in cuda.params if p.kind == "ptr"], "what only bulk copies read needs no pointer"
+    assert cuda.threads == 256
+
+
+def test_the_text_tells_roles_apart_once_and_initialises_barriers_before(product):
+    text = product[0].text
+    assert text.index("mbar_init(") < text.index("__syncthreads();") < text.index("// role load") < text.index("// role main")
+    assert text.count("// role ") == 2 and "setmaxnreg_dec<56>" in text and "setmaxnreg_inc<240>" not in text.split("// role main")[0]
+
+
+@pytest.mark.parametrize("cols", [16, 32, 48, 64, 80, 96, 128, 256])
+def test_descriptor_steps_are_addresses(cols):
+    """Every 16-deep step of a descriptor is where the layout puts the step's first element, in both majors."""
+    t = Buffer(f16, (128, cols), native_smem(cols, 2))
+    at = lambda i, j: np.asarray(t.layout.address(t.shape, 2, i, j))
+    deep = np.arange(cols // 16) * 16
+    assert (_steps(t, cols // 16, False) == at(0 * deep, deep)).all()
+    down = np.arange(8) * 16
+    assert (_steps(t, 8, True) == at(down, 0 * down)).all()
+    assert _row_step(t, False) == at(64, 0)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 3])
+def test_the_accumulator_is_the_left_operand_of_the_next_product(groups):
+    """wgmma's accumulator registers hold what its A registers want: P needs no exchange."""
+    layout = wgmma_c(64 * groups, 32, groups)
+    c = layout.coords(4 * groups)
+    w, l, r = np.meshgrid(np.arange(4 * groups), np.arange(32), np.arange(layout.regs), indexing="ij")
+    assert (c[..., 0] == 16 * w + l // 4 + 8 * (r // 2 % 2)).all() and (c[..., 1] == 8 * (r // 4) + 2 * (l % 4) + r % 2).all()
+
+
+def test_a_quad_holds_the_same_elements_after_it_has_swapped_columns():
+    layout = wgmma_c(128, 64, 2)
+    swapped = quad_rows(layout)
+    a, b = layout.coords(8).reshape(8, 8, -1, 2), swapped.coords(8).reshape(8, 8, -1, 2)
+    for w in range(8):
+        for quad in range(8):
+            assert {tuple(x) for x in a[w, quad].tolist()} == {tuple(x) for x in b[w, quad].tolist()}
+    assert swapped.vector() == 8 and quad_rows(wgmma_c(64, 48, 1)) is None
+
+
+def test_products_of_every_width_have_a_record():
+    assert all(f"wgmma_m64n{n}k16_{d}{r}" in INSTRS for n in range(8, 257, 8) for d in ("f16", "bf16") for r in ("", "_rs"))
+    assert "wgmma_m64n12k16_f16" not in INSTRS and INSTRS["wgmma_m64n24k16_bf16_rs"].shape == (64, 24, 16)
+
+
+@pytest.mark.parametrize("old, new, message", [
+    ("mbar_arrive %empty, %c", "%d = advance %c : cursor x1\n  mbar_arrive %empty, %c", "after it has moved on"),
+    ("main warps 4 regs 240", "main warps 4 regs 256", ""),
+    ("load warps 4 regs 56", "load warps 3 regs 56", "whole warpgroups"),
+])
+def test_what_cannot_be_printed_is_refused(old, new, message):
+    kernel = parse_kernel(KERNEL.replace(old, new))
+    if not message:
+        kernel = parse_kernel(KERNEL.replace(old, new).replace("regs 56", "regs 264"))
+        with pytest.raises(FcError, match="more registers than it was launched with"):
+            compiler.to_cuda(kernel, TARGET)
+        return
+    with pytest.raises(FcError, match=message):
+        print_cuda(kernel, TARGET)
