@@ -15,7 +15,17 @@ from ..errors import FcError, Loc
 from ..ir.core import Kernel, walk_kernel
 from ..ir.target import Instr, Target
 from ..ir.types import Mbarrier, Scalar, Tensor
-from . import cuda_async, cuda_flow, cuda_frag, cuda_memory, cuda_roles, cuda_smem, cuda_wgmma, cuda_wmma  # noqa: F401  (they register how ops print)
+from . import (  # noqa: F401  (they register how ops print)
+    cuda_async,
+    cuda_flow,
+    cuda_frag,
+    cuda_memory,
+    cuda_mma,
+    cuda_roles,
+    cuda_smem,
+    cuda_wgmma,
+    cuda_wmma,
+)
 from .cuda_emit import Emitter, memtype
 from .cuda_grid import grid
 from .cuda_roles import used_lines
