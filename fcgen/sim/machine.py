@@ -89,6 +89,7 @@ class Simulation:
         self.places: list[tuple[int, ...]] = []
         self.order = "late"  # when engines act: as late as may be, at once ("eager"), or as the dice say ("any")
         self.block_index, self.block_count, self.claimed = 0, 1, 1
+        self.patience = 1000  # rounds of a `while`
         self.retired: set[int] = set()  # blocks that said claim_done
 
     def _offsets(self) -> tuple[int, ...]:
@@ -119,7 +120,7 @@ class Simulation:
         else:
             self.block_count = total
             every = itertools.product(*map(range, counts)) if programs is None else programs
-        self.claimed = self.block_count
+        self.claimed, self.patience = self.block_count, 100 + 2 * total
         for n, place in enumerate(every):
             self.block_index = n if self.kernel.meta.get("persistent") or not counts else int(np.ravel_multi_index(place, counts))
             self.program(place)
@@ -193,7 +194,7 @@ class Simulation:
                 env: dict[Value, Any] = {p: (p.name if isinstance(p.type, Tensor) else self.memory[p.name]) for p in self.kernel.params}
                 env.update({b: (b, self.offsets[b]) for b in self.kernel.buffers})
                 env.update(zip(role.body.args, (np.int32(i) for i in place)))
-                agent = Agent(self, role, len(agents), w, env)
+                agent = Agent(self, role, len(agents), w, env, alone=count < role.warps)
                 self.names[agent.number] = agent.who
                 if core:
                     agent.core = TensorCore(agent, first)
@@ -223,11 +224,13 @@ class Simulation:
         return moved
 
     def deadlock(self, agents: list[Agent], waiting: dict[Agent, Blocked], done: list[Agent]) -> None:
-        lines = []
+        same: dict[tuple[str, str], list[Agent]] = {}
         for a in agents:
             stop = waiting.get(a)
             what = "has finished" if stop is None else f"waits at {describe(stop.op)}" + (f" {stop.why()}" if stop.why is not None else "")
-            lines.append(f"{a.who}: {what}")
+            same.setdefault((a.role.name, what), []).append(a)
+        lines = [(who[0].who if len(who) == 1 else f"role {role}, warps " + ", ".join(str(a.warp) for a in who)) + f": {what}"
+                 for (role, what), who in same.items()]
         stop = next(waiting[a] for a in agents if a in waiting)
         counted = any(w.ready is not None for w in waiting.values())
         self.report("sim/deadlock", "roles wait for each other" if counted else "warps wait for each other at different places", stop.op,
