@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import FcError
-from ..ir.core import Kernel, Op, Value, walk, walk_kernel
+from ..ir.core import Kernel, Op, Value, walk
 from ..ir.target import Target
 from ..ir.types import Buffer, Mbarrier, Tensor
 from .agents import Agent
@@ -124,10 +124,10 @@ class Simulation:
         for n, place in enumerate(every):
             self.block_index = n if self.kernel.meta.get("persistent") or not counts else int(np.ravel_multi_index(place, counts))
             self.program(place)
-        claim = next((op for op in walk_kernel(self.kernel) if op.kind == "claim"), None)
-        if claim is not None and len(self.retired) != self.block_count:
+        role, claim = next(((r, op) for r in self.kernel.roles for op in walk(r.body) if op.kind == "claim"), (None, None))
+        if role is not None and claim is not None and len(self.retired) != self.block_count:
             self.report("sim/leftover", "a block claims tiles and never says claim_done: the counter is wrong for the next launch", claim,
-                        notes=[f"{len(self.retired)} of {self.block_count} blocks said it"], key=("leftover", "claim"),
+                        notes=[f"role {role.name}: {len(self.retired)} of {self.block_count} blocks said it"], key=("leftover", "claim"),
                         hint="claim_done once per block, after its last claim")
 
     @property
