@@ -33,15 +33,16 @@ LANE = np.arange(LANES)
 class Agent(AsyncOps):
     """number: among all agents of the block; warp: within its role. A role that works on no fragments is one thread, and one agent."""
 
-    def __init__(self, sim: Simulation, role: Role, number: int, warp: int, env: dict[Value, Any]):
+    def __init__(self, sim: Simulation, role: Role, number: int, warp: int, env: dict[Value, Any], alone: bool = False):
         self.sim, self.role, self.number, self.warp, self.env = sim, role, number, warp, env
         self.shared = sim.shared
+        self.alone = alone
         self.copies = CopyEngine(self)
         self.core: TensorCore | None = None
 
     @property
     def who(self) -> str:
-        return f"role {self.role.name}, warp {self.warp}"
+        return f"role {self.role.name}" if self.alone else f"role {self.role.name}, warp {self.warp}"
 
     def run(self) -> Iterator[Blocked | None]:
         """Runs to the end; yields what it waits for, to be resumed when that has come, or None where others may well go first."""

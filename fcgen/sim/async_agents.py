@@ -40,7 +40,11 @@ class AsyncOps:
     def repeat(self, op: Op) -> Iterator[Blocked | None]:
         env, body = self.env, op.regions[0]
         go, *carried = (env[v] for v in op.operands)
+        rounds, most = 0, self.sim.patience
         while go:
+            rounds += 1
+            if rounds > most:
+                yield Blocked(op, lambda: False, lambda: f"after {most} rounds, which is more than there are tiles: it would not end")
             env.update(zip(body.args, carried))
             yield from self.block(body)  # type: ignore[attr-defined]
             go, *carried = (env[v] for v in body.yielded)

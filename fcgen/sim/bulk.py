@@ -41,6 +41,7 @@ class BulkEngine:
     def __init__(self, sim: Simulation, first: int):
         self.sim, self.first = sim, first
         self.flying: list[Load] = []
+        self.landed: dict[tuple[PhaseBarrier, int], Load] = {}  # the last one of each phase
         self.owners: dict[tuple[Value, int], int] = {}
 
     def owner(self, barrier: PhaseBarrier, who: str) -> int:
@@ -120,15 +121,18 @@ class BulkEngine:
     def land(self, load: Load) -> None:
         self.flying.remove(load)
         shared = self.sim.shared
+        self.landed[load.barrier, load.phase] = load
         shared.land(load.owner, load.at, load.data, np.full(load.at.shape, WARP), load.op, load.time)
         load.barrier.complete(load.bytes, load.clock, load.op, load.who, load.phase)
 
     def check_idle(self) -> None:
-        """At the end, before the last copies land: nobody waited for them."""
+        """At the end: somebody waited for every phase that copies landed in, whenever they did land."""
         from .machine import describe
 
-        for load in list(self.flying):
-            self.sim.report("sim/leftover", "the kernel ends while a copy is in flight", load.op,
+        late = list(self.flying) + [x for (barrier, phase), x in self.landed.items() if phase not in barrier.heard]
+        for load in late:
+            self.sim.report("sim/leftover", "the kernel may end while a copy is in flight: nobody waited for it", load.op,
                             notes=[f"{load.who}: {describe(load.op)}"], key=("leftover", id(load.op)),
                             hint="somebody waits for every copy before the kernel ends")
+        for load in list(self.flying):
             self.land(load)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import FcError
-from ..ir.core import Kernel, Op, Value, walk, walk_kernel
+from ..ir.core import Kernel, Op, Value, walk
 from ..ir.target import Target
 from ..ir.types import Buffer, Mbarrier, Tensor
 from .agents import Agent
@@ -90,6 +90,7 @@ class Simulation:
         self.order = "late"  # when engines act: as late as may be, at once ("eager"), or as the dice say ("any")
         self.block_index, self.block_count, self.claimed = 0, 1, 1
         self.persistent = self.kernel.meta.get("persistent", "none") not in ("none", "", None, False)
+        self.patience = 1000  # rounds of a `while`
         self.retired: set[int] = set()  # blocks that said claim_done
 
     def _offsets(self) -> tuple[int, ...]:
@@ -120,14 +121,14 @@ class Simulation:
         else:
             self.block_count = total
             every = itertools.product(*map(range, counts)) if programs is None else programs
-        self.claimed = self.block_count
+        self.claimed, self.patience = self.block_count, 100 + 2 * total
         for n, place in enumerate(every):
             self.block_index = n if self.persistent or not counts else int(np.ravel_multi_index(place, counts))
             self.program(place)
-        claim = next((op for op in walk_kernel(self.kernel) if op.kind == "claim"), None)
-        if claim is not None and len(self.retired) != self.block_count:
+        role, claim = next(((r, op) for r in self.kernel.roles for op in walk(r.body) if op.kind == "claim"), (None, None))
+        if role is not None and claim is not None and len(self.retired) != self.block_count:
             self.report("sim/leftover", "a block claims tiles and never says claim_done: the counter is wrong for the next launch", claim,
-                        notes=[f"{len(self.retired)} of {self.block_count} blocks said it"], key=("leftover", "claim"),
+                        notes=[f"role {role.name}: {len(self.retired)} of {self.block_count} blocks said it"], key=("leftover", "claim"),
                         hint="claim_done once per block, after its last claim")
 
     @property
@@ -194,7 +195,7 @@ class Simulation:
                 env: dict[Value, Any] = {p: (p.name if isinstance(p.type, Tensor) else self.memory[p.name]) for p in self.kernel.params}
                 env.update({b: (b, self.offsets[b]) for b in self.kernel.buffers})
                 env.update(zip(role.body.args, (np.int32(i) for i in place)))
-                agent = Agent(self, role, len(agents), w, env)
+                agent = Agent(self, role, len(agents), w, env, alone=count < role.warps)
                 self.names[agent.number] = agent.who
                 if core:
                     agent.core = TensorCore(agent, first)
@@ -224,11 +225,13 @@ class Simulation:
         return moved
 
     def deadlock(self, agents: list[Agent], waiting: dict[Agent, Blocked], done: list[Agent]) -> None:
-        lines = []
+        same: dict[tuple[str, str], list[Agent]] = {}
         for a in agents:
             stop = waiting.get(a)
             what = "has finished" if stop is None else f"waits at {describe(stop.op)}" + (f" {stop.why()}" if stop.why is not None else "")
-            lines.append(f"{a.who}: {what}")
+            same.setdefault((a.role.name, what), []).append(a)
+        lines = [(who[0].who if len(who) == 1 else f"role {role}, warps " + ", ".join(str(a.warp) for a in who)) + f": {what}"
+                 for (role, what), who in same.items()]
         stop = next(waiting[a] for a in agents if a in waiting)
         counted = any(w.ready is not None for w in waiting.values())
         self.report("sim/deadlock", "roles wait for each other" if counted else "warps wait for each other at different places", stop.op,

@@ -39,6 +39,7 @@ class PhaseBarrier:
         self.clock = np.zeros(sim.shared.agents, np.int32)
         self.ended: list[np.ndarray] = []  # what a waiter for each phase gets to know
         self.last: Op | None = None
+        self.heard: set[int] = set()  # phases that somebody waited for
 
     @property
     def name(self) -> str:
@@ -98,6 +99,7 @@ class PhaseBarrier:
         elif self.phase < phase:
             self.fault(op, agent.who, f"{op.kind} for phase {phase} of {self.name} before phase {phase - 1} has ended: this wait would see "
                                       "the wrong parity", "behind")
+        self.heard.add(phase)
         if 0 <= phase < len(self.ended):
             agent.shared.acquire(agent.number, self.ended[phase])
 

@@ -373,6 +373,11 @@ def tiles_draw(seed: int, steps: int) -> tuple[dict[str, np.ndarray], dict[str, 
     return {"X": x, "B": b}, {"Y": x.astype(np.float64) @ b.astype(np.float64)}
 
 
+def stores(stages: int) -> str:
+    """`turns` without turns: nothing but the barrier orders what one warp stores before what another warp's wgmma reads."""
+    return "".join(line + "\n" for line in turns(stages).splitlines() if "token_" not in line)
+
+
 def turns_draw(seed: int, steps: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     return gemm_draw(short=0)(seed, steps)
 
@@ -383,5 +388,6 @@ CASES = {c.name: c for c in (
     Case("chain-2", chain(2), chain_draw, 2),
     Case("chain-3", chain(3), chain_draw, 3),
     Case("turns-2", turns(2), turns_draw, 2),
+    Case("stores-2", stores(2), turns_draw, 2),
     Case("tiles-2", tiles(2), tiles_draw, 2),
 )}
