@@ -70,7 +70,7 @@ def _arrive(em: Emitter, op: Op) -> None:
     bars, cursor = op.operands
     one = "" if em.one_thread else "if (lane == 0) "
     if not em.one_thread and any(op.kind in ("ld_shared", "ldmatrix") for op in em.plan.maker.values()):
-        em.w.line(f"{em.fn('syncwarp')}();")  # lane 0 speaks for the others: their loads are done too
+        em.w.line("__syncwarp();")  # lane 0 speaks for the others: their loads are done too
     em.w.line(f"{one}{em.fn('mbar_arrive')}({_bar(em, bars, cursor)});")
 
 

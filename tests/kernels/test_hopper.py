@@ -113,3 +113,9 @@ def test_a_note_of_ptxas_on_serialised_products_fails_the_build_at_the_products_
     with pytest.raises(FcError, match="serialised") as e:
         refuse_serialised(note, machine)
     assert e.value.code == "compile/ptxas" and e.value.loc is not None and "attention.py" in e.value.loc.file
+
+
+def test_an_arrival_after_plain_loads_waits_for_the_whole_warp():
+    p = compiled(schedule(64, 16, 1, epilogue="smem"))
+    before = [a for a, b in zip(p.cuda.splitlines(), p.cuda.splitlines()[1:]) if "if (lane == 0) mbar_arrive(" in b]
+    assert before and all("__syncwarp();" in line for line in before)
