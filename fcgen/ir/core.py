@@ -198,6 +198,15 @@ class Env:
         return tuple(self[v] for v in vs)
 
 
+def substitute(op: Op, env: Env) -> Op:
+    """The op, and those in its regions, with operands through `env`; it keeps its own values."""
+    return replace(op, operands=env.all(op.operands), regions=tuple(substitute_block(r, env) for r in op.regions))
+
+
+def substitute_block(block: Block, env: Env) -> Block:
+    return Block(block.args, tuple(substitute(op, env) for op in block.ops))
+
+
 class Builder:
     """Appends ops to a growing list. `emit` infers result types from the op table where they follow from the operands."""
 

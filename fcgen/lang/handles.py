@@ -32,7 +32,8 @@ class NotATile:
     """What a spec holds besides values: arithmetic with it is a mistake, and the message says what to write instead."""
 
     def mistaken(self) -> FcError:
-        raise NotImplementedError
+        """What to write instead. Kinds that know better say so."""
+        return FcError("trace/static", f"a {type(self).__name__} is no tile", expected="a tile or a number", loc=here())
 
     def _mistaken(self, *_: Any) -> Any:
         raise self.mistaken()

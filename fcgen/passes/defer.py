@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..ir.core import Block, Builder, Kernel, Op, Value, map_bodies
+from ..ir.core import Block, Builder, Env, Kernel, Op, Value, map_bodies, substitute
 from ..ir.schedule import Schedule
 from ..ir.target import Target
 from ..ir.types import Frag
@@ -146,7 +146,7 @@ class _Rewriter:
                 b.add(op)
                 continue
             b.add(replace(op, operands=tuple(whole.get(v, v) for v in op.operands), regions=tuple(self.block(r) for r in op.regions)))
-        return [_swap(o, whole) for o in b.ops] if whole else b.ops
+        return [substitute(o, Env(whole)) for o in b.ops] if whole else b.ops
 
     def member(self, op: Op, b: Builder) -> None:
         v = op.result
@@ -182,9 +182,3 @@ class _Rewriter:
 
 def _part(t: Frag) -> Frag:
     return replace(t, partial="sum")
-
-
-def _swap(op: Op, whole: dict[Value, Value]) -> Op:
-    """With members that left a loop replaced by their whole sums (the combine itself reads the part)."""
-    return replace(op, operands=tuple(whole.get(v, v) for v in op.operands), regions=tuple(
-        Block(r.args, tuple(_swap(o, whole) for o in r.ops)) for r in op.regions))

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
-from ..ir.core import Block, Builder, Env, Kernel, Op, Value, copy_op, free_values
+from ..ir.core import Block, Builder, Env, Kernel, Op, Value, copy_op, free_values, substitute_block
 from ..ir.layout import rowwise
 from ..ir.schedule import Schedule
 from ..ir.target import Target
@@ -69,7 +69,7 @@ class _Pipeliner:
         return b.block(block.args)
 
     def _region(self, block: Block, env: Env) -> Block:
-        inner = _substituted(block, env)
+        inner = substitute_block(block, env)
         return self.block(inner)
 
     def _subst(self, op: Op, env: Env) -> Op:
@@ -92,7 +92,7 @@ class _Pipeliner:
 
     def loops(self, chain: list[Op], olds: list[Op], b: Builder, env: Env) -> None:
         """A chain of loops with shared rings (`chain` has its operands substituted, `olds` are the ops as they were)."""
-        inner = [_substituted(o.regions[0], env) for o in chain]
+        inner = [substitute_block(o.regions[0], env) for o in chain]
         rings = self._rings(inner)
         down = bool(chain[0].get("descending"))
         turns = bool(rings) and rings[0].buffer.type.slots == 1
@@ -180,7 +180,7 @@ class _Pipeliner:
             self._start([r for r in rings if r.buffer.type.slots == depth], loop, body, index, inside, n, None, b)
         ring_loads = {id(r.loads[loop]) for r in rings}
         rest = Block((), tuple(o for o in body.ops if id(o) not in ring_loads))
-        return Block(body.args, (*b.ops, *_substituted(rest, env).ops))
+        return Block(body.args, (*b.ops, *substitute_block(rest, env).ops))
 
 
     def _take_turns(self, rings: list[_Ring], loop: int, body: Block, low: Value, high: Value, down: bool) -> Block:
@@ -213,7 +213,7 @@ class _Pipeliner:
                     refill(first[k])
             if op.kind == "yield" and len(rings) == 1:
                 refill(1)
-            b.add(_substituted(Block((), (op,)), env).ops[0])
+            b.add(substitute_block(Block((), (op,)), env).ops[0])
         return b.block(body.args)
 
 
@@ -275,11 +275,5 @@ def _clone(ops: list[Op], mapping: dict[Value, Value], wanted: tuple[Value, ...]
     for op in ops:
         b.add(copy_op(op, env))
     return env.all(wanted)
-
-
-def _substituted(block: Block, env: Env) -> Block:
-    """The block with values replaced through `env`, keeping its own values."""
-    return Block(block.args, tuple(replace(o, operands=env.all(o.operands), regions=tuple(_substituted(r, env) for r in o.regions))
-                                   for o in block.ops))
 
 

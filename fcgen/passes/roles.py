@@ -15,8 +15,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..errors import FcError
-from ..ir.core import Block, Builder, Env, Kernel, Op, Role, Value, copy_block, copy_op, free_values, remove_dead, walk
+from ..ir.core import Block, Builder, Env, Kernel, Op, Role, Value, copy_block, copy_op, free_values, remove_dead, substitute, walk
 from ..ir.layout import SmemLayout
+from ..ir.ops import has_effect
 from ..ir.schedule import Schedule
 from ..ir.target import Target
 from ..ir.types import Buffer, Cursor, Mbarrier, Scalar, i32
@@ -142,7 +143,7 @@ class _Filler:
                 b.add(copied)
             elif op.kind == "narrow":
                 env[op.result] = env[op.operands[0]]
-            elif op.kind == "yield" or not _has_effect(op):
+            elif op.kind == "yield" or not has_effect(op):
                 b.add(copy_op(op, env))
         return b.block(args)
 
@@ -153,12 +154,6 @@ def _bytes(ring: Buffer) -> int:
     for s in ring.shape:
         n *= s
     return n
-
-
-def _has_effect(op: Op) -> bool:
-    from ..ir.ops import has_effect
-
-    return has_effect(op)
 
 
 class _Reader:
@@ -236,7 +231,7 @@ class _Reader:
         self.release(last.get(-1, []), b)
         for n, op in enumerate(block.ops):
             b.loc = op.loc
-            b.ops += [_renamed(o, env) for o in before.get(n, ())]
+            b.ops += [substitute(o, env) for o in before.get(n, ())]
             for c in first.get(n, ()):
                 b.do("mbar_wait", c.full, c.cursor, lag=0)
             if op.kind == "narrow":
@@ -246,9 +241,9 @@ class _Reader:
                 env[op.result] = b.emit("slot", c.ring, c.cursor, ahead=0, name=c.ring.name)
             else:
                 inner = tuple(self.inner.get(id(op), ()))
-                b.add(_renamed(replace(op, regions=tuple(self._walk(r, channels, inner) for r in op.regions)), env))
+                b.add(substitute(replace(op, regions=tuple(self._walk(r, channels, inner) for r in op.regions)), env))
             self.release(last.get(n, []), b)
-            b.ops += [_renamed(o, env) for o in after.get(n, ())]
+            b.ops += [substitute(o, env) for o in after.get(n, ())]
         return b.block(block.args)
 
 
@@ -276,11 +271,6 @@ def copy_marked(block: Block, channels: dict[int, Channel]) -> tuple[Block, dict
 
 def _readers(v: Value, block: Block) -> list[int]:
     return [n for n, o in enumerate(block.ops) if v in o.operands or any(v in free_values(r) for r in o.regions)]
-
-
-def _renamed(op: Op, env: Env) -> Op:
-    return replace(op, operands=env.all(op.operands), regions=tuple(
-        Block(r.args, tuple(_renamed(o, env) for o in r.ops)) for r in op.regions))
 
 
 # ---- the grid ----------------------------------------------------------------------------------------------------------

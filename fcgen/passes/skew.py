@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from ..ir.core import Block, Builder, Env, Kernel, Op, Value, copy_op, definitions, map_bodies, remove_dead, uses
+from ..ir.core import Block, Builder, Env, Kernel, Op, Value, copy_op, definitions, map_bodies, remove_dead, substitute_block, uses
 from ..ir.schedule import Schedule
 from ..ir.target import Target
 from ..ir.types import Scalar
@@ -41,7 +41,7 @@ def _block(block: Block, late: set[str], defs: dict[Value, Op], turns: bool) -> 
         op = replace(ops[i], operands=env.all(ops[i].operands))
         out.loc = op.loc
         if op.kind != "for":
-            out.add(replace(op, regions=tuple(_block(_renamed(r, env), late, defs, turns) for r in op.regions)))
+            out.add(replace(op, regions=tuple(_block(substitute_block(r, env), late, defs, turns) for r in op.regions)))
             i += 1
             continue
         chain = [ops[i]]
@@ -51,7 +51,7 @@ def _block(block: Block, late: set[str], defs: dict[Value, Op], turns: bool) -> 
             i += 1
             chain.append(ops[i])
         i += 1
-        chain = [replace(o, operands=env.all(o.operands), regions=tuple(_renamed(r, env) for r in o.regions)) for o in chain]
+        chain = [replace(o, operands=env.all(o.operands), regions=tuple(substitute_block(r, env) for r in o.regions)) for o in chain]
         parts = [_Parts(o.regions[0], late) for o in chain]
         if not any(p.late for p in parts):
             for o in chain:
@@ -239,8 +239,3 @@ class _Skew:
     def number(self, v: Value) -> int | None:
         d = self.defs.get(v)
         return d["value"] if d is not None and d.kind == "const" else None
-
-
-def _renamed(block: Block, env: Env) -> Block:
-    return Block(block.args, tuple(replace(o, operands=env.all(o.operands), regions=tuple(_renamed(r, env) for r in o.regions))
-                                   for o in block.ops))

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..ir.core import Block, Builder, Env, Kernel, Op, Value, copy_op, definitions, free_values, map_bodies, remove_dead, uses
+from ..ir.core import Block, Builder, Env, Kernel, Op, Value, copy_op, definitions, free_values, map_bodies, remove_dead, substitute, uses
 from ..ir.elementwise import FNS
 from ..ir.schedule import Schedule
 from ..ir.target import Target
@@ -169,7 +169,7 @@ class _Vote:
             if n == at:
                 self.branch(outputs, inside, b, env)
             if id(op) not in covered:
-                b.add(_renamed(op, env))
+                b.add(substitute(op, env))
         return b.block(self.block.args)
 
     def branch(self, outputs: list[Value], inside: list[Op], b: Builder, env: Env) -> None:
@@ -292,8 +292,3 @@ def copy_slice(v: Value, made: dict[Value, Op], b: Builder, env: Env | None = No
         copy_slice(x, made, b, env)
     b.add(copy_op(op, env))
     return env[v]
-
-
-def _renamed(op: Op, env: Env) -> Op:
-    return replace(op, operands=env.all(op.operands), regions=tuple(
-        Block(r.args, tuple(_renamed(o, env) for o in r.ops)) for r in op.regions))
