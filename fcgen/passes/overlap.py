@@ -15,7 +15,7 @@ from ..ir.core import Block, Kernel, Op, Value, free_values, map_bodies, walk
 from ..ir.schedule import Schedule
 from ..ir.target import Target
 from ..ir.types import Buffer
-from .roles import TOKENS
+from .grid import TOKENS
 
 
 def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:

@@ -5,27 +5,25 @@ becomes a *channel*: a ring of slots with `full` and `empty` barriers, filled by
 the control flow and the scalars that its copies follow from; `main` keeps everything else. A tile is waited for in front of its first
 reader and released after its last one. Cursors, which count a channel's tiles, are carried through loops and branches.
 
-The grid becomes explicit here: a block takes its own tile (`block_index`), or, with `persistent`, works through the grid's tiles, in
-steps of the number of blocks or as it claims them; claimed tiles reach `main` through a channel of one number.
+What a role does for one tile goes under what hands out tiles (`grid`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 from ..errors import FcError
-from ..ir.core import Block, Builder, Env, Kernel, Op, Role, Value, copy_block, copy_op, free_values, remove_dead, substitute, walk
-from ..ir.layout import SmemLayout
+from ..ir.core import Block, Builder, Env, Kernel, Op, Role, Value, copy_op, remove_dead, substitute, walk
 from ..ir.ops import has_effect
 from ..ir.schedule import Schedule
 from ..ir.target import Target
-from ..ir.types import Buffer, Cursor, Mbarrier, Scalar, i32
+from ..ir.types import Buffer, Scalar, i32
+from .channels import Channel, find_channels, mailbox, readers, tile_bytes
 from .cursors import thread_cursors
-from .tiles import Tiles
+from .grid import over_grid
 
 #: consumer warpgroups -> registers per thread (producer, consumers); setmaxnreg takes multiples of 8 and moves what the block got at launch
-TOKENS = 1  # the first of the named barriers that pass a token around
 REGISTERS = {1: (56, 240), 2: (40, 232), 3: (32, 160), 4: (24, 112)}
 
 
@@ -34,79 +32,20 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
         return kernel
     groups = schedule.warps // 4
     loads = [o for o in walk(kernel.body) if o.kind == "load" and isinstance(o.result.type, Buffer)]
-    channels = _channels(loads, kernel.body, schedule)
-    box = _mailbox(kernel, schedule) if schedule.persistent != "none" else None
+    channels = find_channels(loads, kernel.body, schedule)
+    box = mailbox(kernel, schedule) if schedule.persistent != "none" else None
     filled = _Filler(channels, schedule.hints).block(kernel.body)
     read = _Reader(channels, schedule.tokens).block(kernel.body)
     roles = []
     regs = REGISTERS[groups]
     if loads or box:
-        roles.append(Role("load", 4, remove_dead(thread_cursors(_grid(kernel, filled, schedule, box, True))), regs[0]))
-    roles.append(Role("main", schedule.warps, thread_cursors(_grid(kernel, read, schedule, box, False)), regs[1] if roles else 0))
+        roles.append(Role("load", 4, remove_dead(thread_cursors(over_grid(kernel, filled, schedule, box, True))), regs[0]))
+    roles.append(Role("main", schedule.warps, thread_cursors(over_grid(kernel, read, schedule, box, False)), regs[1] if roles else 0))
     every = dict.fromkeys([*channels.values(), *([box] if box else [])])
     buffers = [b for c in every for b in (c.ring, c.full, c.empty)]
     return replace(kernel, roles=tuple(roles), buffers=(*kernel.buffers, *buffers)).with_meta(
         stage="pipelined", persistent=schedule.persistent
     )
-
-
-@dataclass(eq=False)
-class Channel:
-    """again: other blocks read the same tiles, so L2 should keep them. cursor: stands for the channel's position until `thread_cursors`
-    gives each role values of its own."""
-
-    ring: Value
-    full: Value
-    empty: Value
-    again: bool = False
-    cursor: Value = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.cursor = Value(Cursor(self.full.type.slots), self.ring.name)
-
-
-def _channels(loads: list[Op], body: Block, schedule: Schedule) -> dict[int, Channel]:
-    """The channel of each load. Copies of one load of the spec (in front of a loop, in its copies, after it) share one, since their tiles
-    follow each other; they do not where two of them are held at a time."""
-    inside = {id(o) for f in walk(body) if f.kind == "for" for o in walk(f.regions[0])}
-    groups: dict[Any, list[Op]] = {}
-    for o in loads:
-        key = (o.operands[0], o.result.type, o["index"], o.loc)
-        groups.setdefault(key if o.loc is not None and not _held_together(groups.get(key, []), o, body) else id(o), []).append(o)
-    out = {}
-    for ops in groups.values():
-        name = ops[0].result.name or "tile"
-        slots = (
-            schedule.stages_of(name)
-            if any(id(o) in inside for o in ops) or name in dict(schedule.stages if isinstance(schedule.stages, tuple) else ())
-            else 1
-        )
-        channel = Channel(Value(replace(ops[0].result.type, slots=slots), name), Value(Mbarrier(1, slots), f"{name}_full"),
-                          Value(Mbarrier(schedule.warps, slots), f"{name}_empty"), any(id(o) in inside for o in ops))
-        out.update({id(o): channel for o in ops})
-    return out
-
-
-def _mailbox(kernel: Kernel, schedule: Schedule) -> Channel:
-    """The channel through which `main` learns its next tile: whether there is one, and the program's index on each axis."""
-    slots, numbers = 2, 1 + len(kernel.grid)
-    return Channel(Value(Buffer(i32, (numbers,), SmemLayout(numbers), slots), "next"), Value(Mbarrier(1, slots), "next_full"),
-                   Value(Mbarrier(schedule.warps, slots), "next_empty"))
-
-
-def _held_together(others: list[Op], load: Op, body: Block) -> bool:
-    """Whether a tile of `others` is still read after `load` stands, in the block of both or around it."""
-    for block in _blocks(body):
-        at = [n for n, o in enumerate(block.ops) if o is load or any(x is load for r in o.regions for x in walk(r))]
-        for other in others:
-            mine = [n for n, o in enumerate(block.ops) if o is other]
-            if mine and at and mine[0] <= at[0] <= max(_readers(other.result, block), default=mine[0]):
-                return True
-    return False
-
-
-def _blocks(block: Block) -> list[Block]:
-    return [block, *(b for o in block.ops for r in o.regions for b in _blocks(r))]
 
 
 class _Filler:
@@ -127,7 +66,7 @@ class _Filler:
             b.loc = op.loc
             channel = self.channels.get(id(op))
             if channel is not None:
-                size = _bytes(channel.ring.type)
+                size = tile_bytes(channel.ring.type)
                 view = b.emit("slot", channel.ring, channel.cursor, ahead=0, name=channel.ring.name)
                 b.do("mbar_wait", channel.empty, channel.cursor, lag=1)
                 b.do("mbar_expect", channel.full, channel.cursor, bytes=size)
@@ -146,14 +85,6 @@ class _Filler:
             elif op.kind == "yield" or not has_effect(op):
                 b.add(copy_op(op, env))
         return b.block(args)
-
-
-def _bytes(ring: Buffer) -> int:
-    """What a copy of one tile brings: all panels, with the rows and columns outside the tensor as zeros."""
-    n = ring.dtype.bytes
-    for s in ring.shape:
-        n *= s
-    return n
 
 
 class _Reader:
@@ -207,7 +138,7 @@ class _Reader:
     def _walk(self, block: Block, channels: dict[int, Channel], passed: tuple[tuple[Value, Channel], ...] = ()) -> Block:
         """passed: tiles of an outer block whose last reader is in here, or in the other branch: this block lets them go."""
         env = Env()
-        spans = {id(o): _readers(o.result, block) for o in block.ops if id(o) in channels}
+        spans = {id(o): readers(o.result, block) for o in block.ops if id(o) in channels}
         first: dict[int, list[Channel]] = {}
         last: dict[int, list[Channel]] = {}
         for o in block.ops:
@@ -221,7 +152,7 @@ class _Reader:
                 else:
                     last.setdefault(span[-1], []).append(channels[id(o)])
         for v, c in passed:  # tiles of an outer block that are let go in here
-            span = _readers(v, block)
+            span = readers(v, block)
             if span and block.ops[span[-1]].kind == "if":
                 self.inner.setdefault(id(block.ops[span[-1]]), []).append((v, c))
             else:
@@ -267,95 +198,3 @@ def copy_marked(block: Block, channels: dict[int, Channel]) -> tuple[Block, dict
         return Block(args, tuple(ops))
 
     return copy(block), marked
-
-
-def _readers(v: Value, block: Block) -> list[int]:
-    return [n for n, o in enumerate(block.ops) if v in o.operands or any(v in free_values(r) for r in o.regions)]
-
-
-# ---- the grid ----------------------------------------------------------------------------------------------------------
-
-
-def _grid(kernel: Kernel, body: Block, schedule: Schedule, box: Channel | None, fills: bool) -> Block:
-    """The role's body for one tile, put under what hands out tiles. Block arguments stay (the printer's grid), unread."""
-    args = tuple(Value(Scalar(i32), a.name) for a in kernel.body.args)
-    b = Builder()
-    if schedule.tokens and not fills:
-        b.do("token_start", id=TOKENS)
-    index = b.emit("block_index", name="block") if fills or box is None else args[0]
-    if box is not None and not fills:
-        return _taking(kernel, body, box, args, b)
-    tiles = Tiles(kernel, schedule, b)
-    if box is None:
-        b.ops += _inline(body, tiles.decode(index, b))
-        return b.block(args)
-    step = b.emit("block_count", name="blocks") if schedule.persistent == "static" else None
-    t, inner = Value(Scalar(i32), "t"), Builder()
-    tile = tiles.decode(t, inner)
-    _tell(box, [inner.emit("const", value=1, dtype="i32"), *(tile[n] for n in range(len(kernel.grid)))], inner)
-    inner.ops += _inline(body, tile)
-    if step is not None:
-        after = inner.emit("add", t, step, name="t")
-    else:
-        inner.ops, after = _with_claim(inner.ops)
-    inner.do("yield", inner.emit("lt", after, tiles.total), after)
-    b.add(Op("while", (b.emit("lt", index, tiles.total), index), (Value(Scalar(i32), "t"),), {}, (inner.block((t,)),)))
-    _tell(box, [b.emit("const", value=0, dtype="i32")] * (1 + len(kernel.grid)), b)
-    if step is None:
-        b.do("claim_done")
-    return b.block(args)
-
-
-def _with_claim(ops: list[Op]) -> tuple[list[Op], Value]:
-    """The tile's ops with the claim of the next tile in front of its last copy: late, so that longest-first keeps its meaning, and early
-    enough that the answer is there when it is needed."""
-    n = max(
-        (n for n, o in enumerate(ops) if o.kind == "mbar_wait" or any(x.kind == "mbar_wait" for r in o.regions for x in walk(r))),
-        default=-1,
-    )
-    claim = Value(Scalar(i32), "t")
-    if n >= 0 and ops[n].kind == "if":
-        op, regions = ops[n], []
-        for r in op.regions:
-            inner, got = _with_claim(list(r.ops[:-1]))
-            last = r.ops[-1]
-            regions.append(Block(r.args, (*inner, replace(last, operands=(*last.operands, got)))))
-        return [*ops[:n], replace(op, regions=tuple(regions), results=(*op.results, claim)), *ops[n + 1:]], claim
-    at = n if n >= 0 and ops[n].kind == "mbar_wait" else len(ops)
-    return [*ops[:at], Op("claim", (), (claim,)), *ops[at:]], claim
-
-
-def _tell(box: Channel, numbers: list[Value], b: Builder) -> None:
-    view = b.emit("slot", box.ring, box.cursor, ahead=0, name="next")
-    b.do("mbar_wait", box.empty, box.cursor, lag=1)
-    b.do("post", *numbers, view)
-    b.do("mbar_expect", box.full, box.cursor, bytes=0)
-    b.do("advance", box.cursor)
-
-
-def _hear(kernel: Kernel, box: Channel, b: Builder) -> tuple[Value, list[Value]]:
-    """Whether there is a tile, and its place on each axis."""
-    view = b.emit("slot", box.ring, box.cursor, ahead=0, name="next")
-    b.do("mbar_wait", box.full, box.cursor, lag=0)
-    more, *tile = (Value(Scalar(i32), name) for name in ("more", *(a.name for a in kernel.grid)))
-    b.add(Op("fetch", (view,), (more, *tile)))
-    b.do("mbar_arrive", box.empty, box.cursor)
-    b.do("advance", box.cursor)
-    return b.emit("ne", more, b.emit("const", value=0, dtype="i32")), tile
-
-
-def _taking(kernel: Kernel, body: Block, box: Channel, args: tuple[Value, ...], b: Builder) -> Block:
-    """The reading role works on tiles as it is told of them: where a tile lies was computed once, by the role that runs ahead."""
-    go, tile = _hear(kernel, box, b)
-    inside = tuple(Value(Scalar(i32), a.name) for a in kernel.grid)
-    inner = Builder()
-    inner.ops += _inline(body, dict(enumerate(inside)))
-    again, after = _hear(kernel, box, inner)
-    inner.do("yield", again, *after)
-    b.add(Op("while", (go, *tile), tuple(Value(Scalar(i32), a.name) for a in kernel.grid), {}, (inner.block(inside),)))
-    return b.block(args)
-
-
-def _inline(body: Block, tile: dict[int, Value]) -> list[Op]:
-    env = Env({a: tile[n] for n, a in enumerate(body.args)})
-    return list(copy_block(Block((), body.ops), env).ops)
