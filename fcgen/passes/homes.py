@@ -186,6 +186,9 @@ class Homes:
         if op.kind == "transpose":
             k = self.known(op.operands[0])
             return k.transpose() if k is not None else None
+        if op.kind == "slice":
+            k = self.known(op.operands[0])
+            return k.part_of(op["axis"], t.shape[op["axis"]]) if k is not None else None
         if op.kind == "reduce":
             k = self.known(op.operands[0])
             if k is None:

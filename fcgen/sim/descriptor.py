@@ -17,12 +17,13 @@ DEPTH = 16  # k of one instruction with 16-bit operands
 MODES = {128: 1, 64: 2, 32: 3}
 
 
-def encode(layout: SmemLayout, shape: tuple[int, int], size: int, major: str, start: int, row: int = 0, k: int = 0) -> int:
+def encode(layout: SmemLayout, shape: tuple[int, int], size: int, major: str, start: int, row: int = 0, k: int = 0,
+           beside: int | None = None) -> int:
     """The descriptor of one instruction's operand.
 
     layout, shape: of the stored tile; size: bytes of an element (2). major: "K" where the tile is stored [rows, depth] (depth
     contiguous), "MN" where it is stored [depth, rows]. start: the tile's first byte in shared memory. row, k: first row (of M or N)
-    and first depth position of the operand, in elements."""
+    and first depth position of the operand, in elements. beside: where the next panel of each step's 16 rows lies, if not in the tile."""
     assert size == 2 and layout.pad == 0 and layout.swizzle in MODES and layout.panel * size == layout.swizzle, layout
     span, panel = layout.swizzle, layout.panel
     panel_bytes = shape[0] * span
@@ -33,7 +34,7 @@ def encode(layout: SmemLayout, shape: tuple[int, int], size: int, major: str, st
     else:
         assert row % panel == 0 and k % 8 == 0
         at = start + row // panel * panel_bytes + k * span
-        leading = panel_bytes
+        leading = panel_bytes if beside is None else beside - at
     return (at >> 4 & 0x3FFF) | (leading >> 4 & 0x3FFF) << 16 | (8 * span >> 4 & 0x3FFF) << 32 | MODES[span] << 62
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import FcError
+from ..ir.async_ops import accumulator
 from ..ir.core import Op
 from ..ir.layout import RegLayout, mma_a, mma_c
 from ..ir.types import Buffer, Frag, Pending
@@ -92,7 +93,7 @@ class TensorCore:
 
     def issue(self, op: Op, args: list[Any]) -> Job:
         agent, shared = self.agent, self.agent.shared
-        acc = args[2] if len(args) == 3 else None
+        acc = args[2] if accumulator(op) is not None else None
         left = None if isinstance(op.operands[0].type, Buffer) else args[0]
         self.check_fence(op, acc, left)
         shared.acquire(self.engine, shared.clock[agent.number])
@@ -101,7 +102,10 @@ class TensorCore:
         if left is None:
             for at in a_at:
                 self.read(op, args[0], at)
-        self.read(op, args[1], b_at)
+        wide = op.operands[1].type.shape[0 if op["tb"] else 1]
+        self.read(op, args[1], b_at[:wide])
+        if op.get("ones"):
+            self.read(op, args[-1], b_at[wide:])
         job = Job(op, self.commits + 1, acc, left, a_at, b_at)
         job.lefts = ([left] if left is not None else []) + (acc.lefts if isinstance(acc, Job) else [])
         if isinstance(acc, np.ndarray):
@@ -121,22 +125,23 @@ class TensorCore:
         """Byte addresses: of a, [64, depth] per block of rows, and of b, [cols, depth], as descriptors find them."""
         a, b, out = op.operands[0].type, op.operands[1].type, op.result.type
         in_smem = isinstance(a, Buffer)
-        key = ("wgmma", id(op), self.agent.warp, args[0][1] if in_smem else None, args[1][1])
+        beside = args[-1][1] if op.get("ones") else None
+        key = ("wgmma", id(op), self.agent.warp, args[0][1] if in_smem else None, args[1][1], beside)
         if key not in self.sim.maps:
             depth = b.shape[1] if op["tb"] else b.shape[0]
             rows = self.blocks(op) if in_smem else []
             a_at = [self.tile(op, a, args[0][1], BLOCK, row, depth, "MN" if op["ta"] else "K") for row in rows]
-            b_at = self.tile(op, b, args[1][1], out.shape[1], 0, depth, "K" if op["tb"] else "MN")
+            b_at = self.tile(op, b, args[1][1], out.shape[1], 0, depth, "K" if op["tb"] else "MN", beside)
             self.sim.maps[key] = (a_at, b_at)
         return self.sim.maps[key]
 
-    def tile(self, op: Op, t: Buffer, start: int, rows: int, row: int, depth: int, major: str) -> np.ndarray:
+    def tile(self, op: Op, t: Buffer, start: int, rows: int, row: int, depth: int, major: str, beside: int | None = None) -> np.ndarray:
         if start % (8 * t.layout.swizzle):
             self.sim.report("sim/bounds", f"wgmma: a tile starts on 8 rows of its swizzle, {8 * t.layout.swizzle} bytes", op, got=start,
                             key=("align", id(op)))
             start -= start % (8 * t.layout.swizzle)
         shape = (t.shape[0], t.shape[1])
-        parts = [descriptor.addresses(descriptor.encode(t.layout, shape, t.dtype.bytes, major, start, row, k), rows, major)
+        parts = [descriptor.addresses(descriptor.encode(t.layout, shape, t.dtype.bytes, major, start, row, k, beside), rows, major)
                  for k in range(0, depth, descriptor.DEPTH)]
         at = np.concatenate(parts, axis=1)
         if at.max() + 2 > self.agent.shared.size:

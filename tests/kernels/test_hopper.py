@@ -21,14 +21,15 @@ SCHEDULES = {
     "one_group": schedule(64, 16, 1),
     "plain": schedule(128, 16, 2, late="", vote=False, own_rows=False, epilogue="smem"),
     "dynamic": schedule(128, 16, 2, persistent="dynamic", compare_bits=True, l2=32),
-    "turns": schedule(192, 16, 3, {"q": 2, "k": 3, "v": 3}, persistent="dynamic", tokens=True, l2=32, hints=True),
+    "turns": schedule(192, 16, 3, {"q": 2, "k": 3, "v": 3}, persistent="dynamic", tokens=True, l2=32, hints=True, ones="acc"),
     "static": schedule(128, 16, 2, {"q": 1, "k": 1, "v": 1}, persistent="static", epilogue="direct"),
     "not_split": schedule(128, 16, 2, split=False, defer=False),
+    "ones": schedule(64, 32, 1, late="", vote=False, ones="acc", persistent="static"),
 }
 
 
-def compiled(s, mask="none", d=16, e=16, spec="lse", lazy=2.0, dtype="f16"):
-    return SPECS[spec].compile(target="sm_90a", schedule=s, T=DTYPES[dtype], D=d, E=e, mask=mask, lazy=lazy)
+def compiled(s, mask="none", d=16, e=16, spec="lse", lazy=2.0, dtype="f16", sum_rounded=True):
+    return SPECS[spec].compile(target="sm_90a", schedule=s, T=DTYPES[dtype], D=d, E=e, mask=mask, lazy=lazy, sum_rounded=sum_rounded)
 
 
 def arguments(m, n, d=16, e=16, seed=0):
