@@ -112,9 +112,10 @@ def _check_wgmma(op: Op) -> None:
     if ones:
         t = op.operands[-1].type
         _buffer(t, "wgmma: ones")
-        need(not op["tb"] and b.layout.panel == b.shape[1], "wgmma: ones stand beside a right operand of one panel, stored as rows",
-             "one panel", b)
-        need(t == Buffer(b.dtype, (16, b.shape[1]), b.layout), "wgmma: ones are 16 rows stored like those of b", b, t)
+        need(not op["tb"], "wgmma: ones stand beside a right operand that is stored as rows", "tb = false", "tb = true")
+        need(t == Buffer(b.dtype, (16, b.layout.panel), b.layout), "wgmma: ones are 16 rows of one panel, stored like those of b", b, t)
+    several = bool(ones) and b.shape[1] > b.layout.panel
+    need(("first" in op.attrs) == several, "wgmma: `first` goes with ones beside the last of several panels")
 
 
 define(
@@ -122,7 +123,8 @@ define(
     "machine",
     """`wgmma a, b` or `wgmma a, b, acc`: [acc +] a b by the target's instruction `instr`, repeated over depth and rows;
        ta, tb: the stored tile is the transpose of the operand. ones: so many columns to the right of b's come from the last operand, 16
-       stored rows that every step of the depth reads again. Asynchronous: it belongs to the group that the next `wgmma_commit` closes.""",
+       stored rows that every step of the depth reads again; `instr` then takes b's last panel and the ones, and `first` the panels before.
+       Asynchronous: it belongs to the group that the next `wgmma_commit` closes.""",
     lambda types, attrs: None,
     effect="write",
     check=_check_wgmma,
@@ -130,6 +132,7 @@ define(
     ta=bool,
     tb=bool,
     ones=(int, None),
+    first=(str, None),
 )
 define(
     "wgmma_fence",

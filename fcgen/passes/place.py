@@ -288,10 +288,10 @@ class _Placer:
             zero = b.emit("const", value=0.0, dtype=f32.name)
             acc = b.emit("full", zero, type=_frag(op.result, home), name=op.result.name)
         extra = {"ones": op["ones"]} if op.get("ones") else {}
-        if extra and (family != "wgmma" or tb or bv.type.layout.panel != bv.type.shape[1]):
+        if extra and (family != "wgmma" or tb):
             raise FcError("compile/schedule", f"the dot %{self.homes.dot_name(op)} cannot read ones beside its right operand",
-                          expected="math wgmma, and a right operand stored as rows of 16, 32 or 64 columns (one panel)",
-                          got=f"{family}, {bv.type}", loc=op.loc, hint="leave it out of Schedule.ones")
+                          expected="math wgmma, and a right operand that is stored as it is read",
+                          got=f"{family}, {'transposed ' if tb else ''}{bv.type}", loc=op.loc, hint="leave it out of Schedule.ones")
         env[op.result] = b.emit("dot", a, bv, acc, type=_frag(op.result, home), name=op.result.name, ta=ta, tb=tb, math=family, **extra)
 
     def left(self, op: Op, family: str, b: Builder, env: Env) -> tuple[Value, bool]:

@@ -137,14 +137,15 @@ class _Selector:
         """Issued and settled where the dot stands; `overlap` moves the settling to where the result is needed."""
         a, right, acc = op.operands
         cols, ones = acc.type.shape[1], op.get("ones", 0)
-        name = f"wgmma_m64n{cols}k16_{a.type.dtype.name}"
-        if name not in self.target.instrs:
+        before = cols - ones - right.type.layout.panel if ones else 0  # columns of the panels that ones do not stand beside
+        name, first = (f"wgmma_m64n{n}k16_{a.type.dtype.name}" for n in (cols - before, before))
+        if name not in self.target.instrs or (before and first not in self.target.instrs):
             raise FcError("compile/unsupported", f"{self.target.arch} has no wgmma for {a.type.dtype} and {cols} columns", loc=op.loc,
                           hint='Schedule(math="mma", copy="cp_async"), or target="sm_90a"')
         b.do("wgmma_fence")
         extra = () if self.zero(acc) else (acc,)
         beside = (self.tile_of_ones(right.type),) if ones else ()
-        attrs = {"ones": ones} if ones else {}
+        attrs: dict[str, Any] = {"ones": ones, **({"first": first} if before else {})} if ones else {}
         out = b.emit("wgmma", a, right, *extra, *beside, type=Pending(acc.type), name=op.result.name, instr=name, ta=op["ta"], tb=op["tb"],
                      **attrs)
         b.do("wgmma_commit")
@@ -153,7 +154,7 @@ class _Selector:
 
     def tile_of_ones(self, right: Any) -> Value:
         """16 rows of ones, stored like those of a right operand; one tile for the whole kernel."""
-        t = replace(right, shape=(16, right.shape[1]), slots=1)
+        t = replace(right, shape=(16, right.layout.panel), slots=1)
         return self.ones.setdefault(t, Value(t, "ones"))
 
     def fill_ones(self, body: Block) -> Block:

@@ -131,7 +131,10 @@ class TensorCore:
             depth = b.shape[1] if op["tb"] else b.shape[0]
             rows = self.blocks(op) if in_smem else []
             a_at = [self.tile(op, a, args[0][1], BLOCK, row, depth, "MN" if op["ta"] else "K") for row in rows]
-            b_at = self.tile(op, b, args[1][1], out.shape[1], 0, depth, "K" if op["tb"] else "MN", beside)
+            before = b.shape[1] - b.layout.panel if op.get("first") else 0  # columns of an instruction of their own
+            b_at = self.tile(op, b, args[1][1], out.shape[1] - before, before, depth, "K" if op["tb"] else "MN", beside)
+            if before:
+                b_at = np.concatenate([self.tile(op, b, args[1][1], before, 0, depth, "MN"), b_at])
             self.sim.maps[key] = (a_at, b_at)
         return self.sim.maps[key]
 
@@ -151,10 +154,13 @@ class TensorCore:
 
     def unit(self, op: Op) -> tuple[RegLayout, RegLayout]:
         """What one warp holds of an instruction's accumulator and of a left operand in registers (PTX ISA, wgmma)."""
-        m = re.search(r"m64n(\d+)k16", op["instr"])
-        if m is None:
-            raise FcError("compile/unsupported", f"the simulator does not know {op['instr']}", loc=op.loc, expected="m64nNk16")
-        return mma_c(16, int(m[1]), (1, 1)), mma_a(16, 16, (1, 1))
+        cols = 0
+        for instr in (op.get("first"), op["instr"]):
+            m = re.search(r"m64n(\d+)k16", instr or "m64n0k16")
+            if m is None:
+                raise FcError("compile/unsupported", f"the simulator does not know {instr}", loc=op.loc, expected="m64nNk16")
+            cols += int(m[1])
+        return mma_c(16, cols, (1, 1)), mma_a(16, 16, (1, 1))
 
     def blocks(self, op: Op) -> list[int]:
         """First row of each block of 64 rows that this warp's warpgroup works on."""
