@@ -146,7 +146,7 @@ def compiled(dtype: str, d: int, e: int, mask: str, lse: bool, arch: str, schedu
 
     chosen = schedule or pick(arch, max(d, e), "wgmma" if arch == "sm_90a" else "mma", mask)
     spec = SPECS[("" if positive else "any_scale_") + ("lse" if lse else "plain")]
-    return spec.compile(target=arch, schedule=chosen, T=DTYPES[dtype], D=d, E=e, mask=mask, lazy=lazy, sum_rounded=lazy > 0)
+    return spec.compile(target=arch, schedule=chosen, T=DTYPES[dtype], D=d, E=e, mask=mask, lazy=lazy, sums="rounded" if lazy else "exact")
 
 
 @functools.lru_cache(maxsize=64)

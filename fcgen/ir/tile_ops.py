@@ -65,7 +65,9 @@ def infer_elementwise(name: str):
             need(dtype != i1, f"{name} is not defined on i1")
         elif fn.kind == "bits":
             need(dtype == f32, f"{name} is for 32-bit floats", "f32", dtype)
-        return (with_dtype(base, {"compare": i1, "bits": i32}.get(fn.kind, dtype)),)
+        elif fn.kind == "from_bits":
+            need(dtype == i32, f"{name} is for 32-bit integers", "i32", dtype)
+        return (with_dtype(base, {"compare": i1, "bits": i32, "from_bits": f32}.get(fn.kind, dtype)),)
 
     return run
 
