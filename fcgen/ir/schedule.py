@@ -20,7 +20,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
 #: Fields that take one value for all, or one per name of the spec.
 BY_NAME = ("tiles", "math", "stages")
 #: Fields that list names of dots.
-NAMES = ("late", "ones")
+NAMES = ("late", "ones", "regs_a")
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,8 @@ class Schedule:
     own_rows: a consumer warpgroup leaves out the tiles that only other rows than its own need.
     compare_bits: with vote, a threshold on a row maximum is tested on bit patterns, two elements per instruction.
     hints: bulk copies tell L2 to keep what loops read and to let go of the rest first. ones: names of dots that also make the row sum of
-    their left operand, by eight columns of ones on their right.
+    their left operand, by eight columns of ones on their right. regs_a: names of wgmma dots whose left operand, where it is loaded, is taken
+    from shared memory into registers once.
     """
 
     tiles: Any = ()
@@ -75,6 +76,7 @@ class Schedule:
     compare_bits: bool = False
     hints: bool = False
     ones: Any = ()
+    regs_a: Any = ()
 
     def __post_init__(self) -> None:
         for name in NAMES:

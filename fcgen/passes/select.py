@@ -78,8 +78,14 @@ class _Selector:
         t, zero = op.result.type, _int(0, b)
         if isinstance(t.layout, OpaqueLayout):
             env[op.result] = b.emit("wmma_load", op.operands[0], zero, zero, type=t, name=op.result.name)
+        elif t.dtype.bits == 16 and len(t.shape) == 2 and "ldmatrix_x4" in self.target.instrs and t.layout == self.left_layout(t):
+            env[op.result] = b.emit("ldmatrix", op.operands[0], zero, zero, type=t, name=op.result.name, transposed=False, trans=False)
         else:
             env[op.result] = b.emit("ld_shared", op.operands[0], zero, zero, type=t, name=op.result.name)
+
+    def left_layout(self, t: Frag) -> RegLayout | None:
+        rows, depth = t.shape
+        return mma_a(rows, depth, (self.schedule.warps, 1)) if rows % (16 * self.schedule.warps) == 0 and depth % 16 == 0 else None
 
     # ---- dots ----------------------------------------------------------------------------------------------------
 
