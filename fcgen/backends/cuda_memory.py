@@ -9,6 +9,7 @@ from ..ir.core import Op, Value
 from ..ir.layout import LANES, RegLayout
 from ..ir.types import DType, Tensor
 from .cuda_emit import Emitter, emits, memtype
+from .cuda_expr import nonneg
 from .cuda_frag import stored
 from .cuda_smem import Access, byte_address
 from .cuda_text import CTYPES, LESS, UNARY, ZERO, X, add, binary, call, mul
@@ -35,7 +36,9 @@ class Rectangle:
         terms: list[X] = []
         self.axes: list[tuple[np.ndarray, X]] = []
         self.guards: list[tuple[X, np.ndarray, X, str | int, bool]] = []
+        self.before: set[int] = set()  # guards of runs that may begin in front of the tensor
         for d, word in enumerate(words):
+            at_least_zero = word == "all" or nonneg(em, left[0])
             first = em.scalar(left.pop(0)) if word != "all" else ZERO
             stride = em.stride(tensor, d)
             if word == "at":
@@ -48,6 +51,7 @@ class Rectangle:
             if op["guard"][axis]:
                 dim = tensor.type.dims[d]
                 at = add(first, thread)
+                self.before |= set() if at_least_zero else {len(self.guards)}
                 self.guards.append((at, table, em.size(dim), dim, d == len(words) - 1))
             axis += 1
         self.terms = [t for t in terms if not t.is_zero]
@@ -105,8 +109,9 @@ class Rectangle:
     def inside(self, i: X) -> X | None:
         """True where the first element of the run is inside the tensor."""
         out = []
-        for at, table, size, _, _ in self.guards:
-            out.append(f"{add(at, self.em.form(table, i, 'at')).within(LESS)} < {size}")
+        for n, (at, table, size, _, _) in enumerate(self.guards):
+            x = add(at, self.em.form(table, i, "at"))
+            out.append(f"{call('unsigned', x)} < {call('unsigned', size)}" if n in self.before else f"{x.within(LESS)} < {size}")
         return X(" && ".join(out), 30 if len(out) > 1 else LESS) if out else None
 
     def ragged(self) -> bool:

@@ -19,8 +19,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
 
 #: Fields that take one value for all, or one per name of the spec.
 BY_NAME = ("tiles", "math", "stages")
-#: Fields that list names of dots.
-NAMES = ("late", "ones", "regs_a")
+#: Fields that list names: of dots, `from_end` of axes.
+NAMES = ("late", "ones", "regs_a", "from_end")
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,10 @@ class Schedule:
     own_rows: a consumer warpgroup leaves out the tiles that only other rows than its own need.
     compare_bits: with vote, a threshold on a row maximum is tested on bit patterns, two elements per instruction.
     hints: bulk copies tell L2 to keep what loops read and to let go of the rest first. ones: names of dots that also make the row sum of
-    their left operand, by eight columns of ones on their right. regs_a: names of wgmma dots whose left operand, where it is loaded, is taken
+    their left operand, by eight columns of ones on their right. regs_a: names of wgmma dots whose left operand, which is loaded, is taken
     from shared memory into registers once.
+
+    from_end: names of the grid's axes (of the variable along them) whose tiles are counted from the end: the ragged one is then the first.
     """
 
     tiles: Any = ()
@@ -77,6 +79,7 @@ class Schedule:
     hints: bool = False
     ones: Any = ()
     regs_a: Any = ()
+    from_end: Any = ()
 
     def __post_init__(self) -> None:
         for name in NAMES:
@@ -116,7 +119,7 @@ class Schedule:
         for name in NAMES:
             v = getattr(self, name)
             if not isinstance(v, tuple) or not all(isinstance(w, str) for w in v):
-                raise FcError("compile/schedule", f"Schedule.{name} names dots", expected="a tuple of names, or acc+s", got=v)
+                raise FcError("compile/schedule", f"Schedule.{name} lists names", expected="a tuple of names, or acc+s", got=v)
 
     @staticmethod
     def parse(text: str) -> Schedule:
