@@ -196,19 +196,6 @@ def _exchange() -> list[Instr]:
                    'asm volatile("red.global.add.noftz.f16 [%0], %1;" :: "l"(p), "h"(v) : "memory");', "PTX ISA, red", "void"))
     out.append(_fn("red_add_f16x2", "void* p, uint32_t v",
                    'asm volatile("red.global.add.noftz.f16x2 [%0], %1;" :: "l"(p), "r"(v) : "memory");', "PTX ISA, red", "void"))
-    # red.bf16 is an instruction from sm_90 on: before, the word is exchanged until nobody came in between
-    loop = ("uint32_t* w = {word};\n    uint32_t old = *w, seen;\n    do {{\n        seen = old;\n        old = atomicCAS(w, seen, {sum});\n"
-            "    }} while (old != seen);")
-    half = "at_bf16(&seen, {i}) + at_bf16(&v, {i})"
-    both = f"pack_bf16({half.format(i=0)}, {half.format(i=1)})"
-    out.append(_fn("red_add_bf16x2", "void* p, uint32_t v", loop.format(word="static_cast<uint32_t*>(p)", sum=both),
-                   "two bfloat16 added atomically, each sum rounded once", "void"))
-    one = "const size_t at = reinterpret_cast<size_t>(p);\n    const uint32_t shift = at & 2 ? 16 : 0;\n    "
-    sum16 = ("(seen & ~(0xffffu << shift)) | (pack_bf16(to_f32_bf16(static_cast<unsigned short>(seen >> shift)) + to_f32_bf16(v), 0.0f)"
-             " & 0xffffu) << shift")
-    out.append(_fn("red_add_bf16", "unsigned short* p, unsigned short v",
-                   one + loop.format(word="reinterpret_cast<uint32_t*>(at & ~size_t(3))", sum=sum16),
-                   "a bfloat16 added atomically, through the word that it lies in", "void"))
     return out
 
 

@@ -13,7 +13,6 @@ from .cuda_expr import nonneg
 from .cuda_frag import evaluate_into
 from .cuda_text import CTYPES, X, binary
 
-
 #: the first of the named barriers of parts of a role; below are the tokens', above those of whole roles
 PART_BARRIER = 8
 

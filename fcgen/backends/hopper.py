@@ -65,12 +65,12 @@ def _tma_store(rank: int, add: bool) -> Instr:
     at = ", ".join(f"int c{i}" for i in range(rank))
     names = ", ".join(f"%{i + 2}" for i in range(rank))
     ins = ", ".join(f'"r"(c{i})' for i in range(rank))
-    what, word, doc = ("cp.reduce", ".add", "cp.reduce.async.bulk.tensor: one box is added") if add else ("cp", "", "cp.async.bulk.tensor: one box is written")
+    what, word, done = ("cp.reduce", ".add", "added") if add else ("cp", "", "written")
     return Instr(f"tma_{'add' if add else 'store'}_{rank}d", f"const TensorMap& map, {at}, uint32_t src",
                  f'asm volatile("{what}.async.bulk.tensor.{rank}d.global.shared::cta{word}.bulk_group "\n'
                  f'             "[%0, {{{names}}}], [%1];"\n'
                  f'             :: "l"(&map), "r"(src), {ins} : "memory");',
-                 f"PTX ISA, {doc}, what lies outside the tensor left out", completes="bulk_wait")
+                 f"PTX ISA, {what}.async.bulk.tensor: one box is {done}, what lies outside the tensor left out", completes="bulk_wait")
 
 
 def _stmatrix(count: int, trans: bool) -> Instr:

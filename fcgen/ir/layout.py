@@ -345,8 +345,8 @@ def quad_rows(layout: RegLayout) -> RegLayout | None:
 
 
 def matrix_blocks(layout: RegLayout, warps: int) -> str | None:
-    """Whether pairs of registers are the 8 x 8 blocks that ldmatrix and stmatrix move: "rows" where a lane's two elements are neighbours in a
-    row, "columns" where in a column (the .trans forms); None for other layouts, and for those with copies."""
+    """Whether pairs of registers are the 8 x 8 blocks that ldmatrix and stmatrix move: "rows" where a lane's two elements are neighbours in
+    a row, "columns" where in a column (the .trans forms); None for other layouts, and for those with copies."""
     if len(layout.axes) != 2 or layout.regs % 2 or prod(layout.shape) != warps * LANES * layout.regs:
         return None
     c = layout.coords(warps).reshape(warps, LANES, layout.regs // 2, 2, 2)

@@ -1,8 +1,8 @@
 """Machine ops of bulk stores: a tile goes from registers to shared memory and from there, by an engine, to global memory.
 
-The engine reads the staged tile through the async proxy, at any time up to the `bulk_wait` with read=true that covers its group, and writes
-the tensor up to the one without. Groups are counted per thread, and the thread that starts a store is the one that waits for it: what others
-may then do with the staging buffer takes a barrier. What the generic proxy has staged is seen after a `proxy_fence` of the threads that
+The engine reads the staged tile through the async proxy, at any time up to the `bulk_wait` with read=true that covers its
+group, and writes the tensor up to the one without. Groups are counted per thread, and the thread that starts a store is the one that waits
+for it: what others may then do with the staging buffer takes a barrier. What the generic proxy has staged is seen after a `proxy_fence` of the threads that
 wrote and a barrier.
 """
 
@@ -53,13 +53,13 @@ def _check_tma_store(op: Op) -> None:
     need(op.get("reduce", "") in ("", "add"), "tma_store: reduce is add or absent", "add", op.get("reduce"))
 
 
-define("tma_store", "machine", """`tma_store T, scalars..., buffer`: one thread of each of `parts` equal parts of the role's warps starts the copy
-       of as large a part of a staged tile's rows to a rectangle of a tensor (cp.async.bulk.tensor, one per panel); positions outside the
-       tensor are left out, guarded or not. reduce="add" adds atomically. It belongs to the group that the thread's next `bulk_commit`
+define("tma_store", "machine", """`tma_store T, scalars..., buffer`: one thread of each of `parts` equal parts of the role's warps starts
+       the copy of as large a part of a staged tile's rows to a rectangle of a tensor (cp.async.bulk.tensor, one per panel); positions outside
+       the tensor are left out, guarded or not. reduce="add" adds atomically. It belongs to the group that the thread's next `bulk_commit`
        closes.""", _effect_only, effect="write", check=_check_tma_store, index=tuple, guard=tuple, parts=int, reduce=(str, None))
 define("bulk_commit", "machine", "Close this thread's group of bulk stores (an empty group counts).", _no_operands, effect="write")
-define("bulk_wait", "machine", """Wait until at most n of this thread's groups of bulk stores are under way; with read=true only until all others
-       have read their shared memory, which may then be written again.""", _no_operands, effect="write", n=int, read=bool)
+define("bulk_wait", "machine", """Wait until at most n of this thread's groups of bulk stores are under way; with read=true only until all
+       others have read their shared memory, which may then be written again.""", _no_operands, effect="write", n=int, read=bool)
 
 
 def _check_stmatrix(op: Op) -> None:
@@ -72,6 +72,6 @@ def _check_stmatrix(op: Op) -> None:
     _region_fits(buffer, t, False, "stmatrix")
 
 
-define("stmatrix", "machine", """`stmatrix frag, buffer, row, col`: 8x8 blocks of 16-bit elements to a slot, four at a time; lane l supplies the
-       address of row l. trans: the .trans form, which writes each block transposed.""", _effect_only, effect="write",
+define("stmatrix", "machine", """`stmatrix frag, buffer, row, col`: 8x8 blocks of 16-bit elements to a slot, four at a time; lane l supplies
+       the address of row l. trans: the .trans form, which writes each block transposed.""", _effect_only, effect="write",
        check=_check_stmatrix, trans=bool)

@@ -20,8 +20,9 @@ INSTEAD = 'Schedule(epilogue="quad") or epilogue="smem"'
 
 @dataclass(frozen=True)
 class Staging:
-    """buffer: the staged tile. parts: into how many parts the warps divide so that each stages rows of its own. blocks: how its registers are
-    8 x 8 blocks (`matrix_blocks`), where they are and the target stores such."""
+    """buffer: the staged tile. parts: into how many parts the warps divide so that each stages rows of its own. blocks: how its registers
+    are 8 x 8 blocks (`matrix_blocks`), where they are and the target stores
+    such."""
 
     buffer: Buffer
     parts: int
@@ -42,7 +43,8 @@ def staging(op: Op, warps: int, target: Target) -> Staging:
     wrong = refusal(tensor.type, op["index"], buffer, parts)
     if wrong is not None:
         rule, expected, got = wrong
-        raise FcError("compile/unsupported", f"a bulk store of {tensor.name} takes {rule}", expected=expected, got=got, loc=op.loc, hint=INSTEAD)
+        raise FcError("compile/unsupported", f"a bulk store of {tensor.name} takes {rule}", expected=expected, got=got, loc=op.loc,
+                      hint=INSTEAD)
     blocks = matrix_blocks(layout, warps) if frag.dtype.bits == 16 and "stmatrix_x1" in target.instrs else None
     return Staging(buffer, parts, blocks)
 
@@ -64,5 +66,5 @@ def check_alone(kernel: Kernel) -> None:
         for v in op.operands:
             if v in bulk and not (op.kind == "store" and len(op.operands[1].type.shape) == 2):
                 what = "is stored in pieces of one axis too" if op.kind == "store" else f"is read too ({op.kind})"
-                raise FcError("compile/unsupported", f"{v.name} is written by bulk stores and {what}: nothing would order the two", loc=op.loc,
-                              expected="a tensor that the kernel only writes, in tiles of two axes", hint=INSTEAD)
+                raise FcError("compile/unsupported", f"{v.name} is written by bulk stores and {what}: nothing would order the two",
+                              loc=op.loc, expected="a tensor that the kernel only writes, in tiles of two axes", hint=INSTEAD)

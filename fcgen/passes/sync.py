@@ -53,8 +53,8 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
 @dataclass(frozen=True)
 class _State:
     """seen: accesses since the last barrier. lane: those since the last syncwarp or barrier. groups: copies committed and not waited for,
-    oldest first. open: copies not yet committed. bulk: what groups of bulk stores may still read, oldest first. sent: (tensor, whether it is
-    added to) of bulk stores of this program that may not be complete."""
+    oldest first. open: copies not yet committed. bulk: what groups of bulk stores may still read, oldest first. sent: (tensor, whether it
+    is added to) of bulk stores of this program that may not be complete."""
 
     seen: frozenset[Access]
     lane: frozenset[Access]
@@ -171,7 +171,8 @@ class _Sync:
         return state
 
     def of_parts(self, past: frozenset[Access], accesses: list[Access]) -> int:
-        """The parts whose own barriers are enough: all that meets is in staging buffers of as many parts. 1 if the role's is needed, or none."""
+        """The parts whose own barriers are enough: all that meets is in staging buffers of as many parts. 1 if the role's is
+        needed, or none."""
         meeting = [(s.ring, a.ring) for s in past for a in accesses if conflict(s, a, self.offsets, self.warps) == "block"]
         found = {self.parts.get(s, 1) if s is a else 1 for s, a in meeting}
         return found.pop() if len(found) == 1 else 1

@@ -32,7 +32,7 @@ HINTS = {
     "sim/race": "a barrier (or, within one warp, a syncwarp) between the two accesses",
     "sim/stale": "wait_group before the read, and a barrier if another warp made the copy",
     "sim/proxy": "proxy_fence after the stores, and a barrier if other warps made them",
-    "store": "proxy_fence by those who stage a tile, and a barrier before its bulk store; bulk_wait by who started that, and a barrier, after it",
+    "store": "proxy_fence by those who stage a tile, and a barrier before its bulk store; bulk_wait by who started it, and a barrier after",
     "engine": "an mbarrier: who reads waits for `full`; who fills waits for `empty`, on which readers arrive when all reads have completed",
     "sim/protocol": "each phase gets as many arrivals as its barrier counts and as many bytes as it was told",
     "sim/register": "wgmma_fence after the last access and before the wgmma",

@@ -1,7 +1,7 @@
 """Bulk stores of one warp: an engine that reads the staged tile as late as its waits permit, and writes the tensor later still.
 
-For the clocks, the stores that one thread starts are one agent. Each knows what the thread knew when it was started. Who waits with read=true
-gets to know that the tile has been read; only who waits without knows that the tensor has been written.
+For the clocks, the stores that one thread starts are one agent. Each knows what the thread knew when it was started. Who waits with
+read=true gets to know that the tile has been read; only who waits without knows that the tensor has been written.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 @dataclass
 class Store:
-    """read, written: the engine's clocks at these moments. data: None until the tile has been read. epoch: how many waits for everything came
-    before it."""
+    """read, written: the engine's clocks at these moments. data: None until the tile has been read. epoch: how many waits for everything
+    came before it."""
 
     op: Op
     where: np.ndarray
@@ -77,7 +77,8 @@ class StoreEngine:
         self.started += 1
         self.open.append(Store(op, where, args[0], tuple(i[own] for i in index), inside[own], read, written, self.started, self.epoch))
 
-    def rectangle(self, tensor: str, scalars: list[Any], words: tuple[str, ...], shape: tuple[int, int]) -> tuple[list[np.ndarray], np.ndarray]:
+    def rectangle(self, tensor: str, scalars: list[Any], words: tuple[str, ...],
+                  shape: tuple[int, int]) -> tuple[list[np.ndarray], np.ndarray]:
         """Positions in the tensor of the tile's elements, and which of them are inside it."""
         index, inside, axis, it = [], np.ones(shape, bool), 0, iter(scalars)
         for n, word in zip(self.sim.memory[tensor].shape, words):
@@ -122,8 +123,8 @@ class StoreEngine:
     def events(self) -> list[Callable[[], None]]:
         """What it may do now."""
         flying = [s for g in [*self.groups, self.open] for s in g]
-        return [partial(self.take, s) for s in flying if s.data is None] + [
-            partial(self.put, s) for s in flying if s.data is not None and not s.done]
+        out: list[Callable[[], None]] = [partial(self.take, s) for s in flying if s.data is None]
+        return [*out, *(partial(self.put, s) for s in flying if s.data is not None and not s.done)]
 
     # ---- the thread's side --------------------------------------------------------------------------------------------
 
@@ -168,7 +169,6 @@ class StoreOps:
     def tma_store(self, op: Op, args: list[Any]) -> Iterator[Blocked | None]:
         agent: Any = self
         if agent.warp * op["parts"] % agent.role.warps < op["parts"]:  # the first warp of its part
-            agent.shared.sync_warp(agent.number)
             agent.stores.start(op, args)
         yield None
 
@@ -181,8 +181,8 @@ class StoreOps:
             self.stores.wait(op["n"], op["read"])
 
     def do_stmatrix(self, op: Op, args: list[Any]) -> None:
-        """PTX ISA, stmatrix: lane l supplies the address of row l % 8 of its block, and the elements of row l / 4, columns 2 (l % 4) + {0, 1},
-        or with .trans those of the transposed block."""
+        """PTX ISA, stmatrix: lane l supplies the address of row l % 8 of its block, and the elements of row l / 4, columns 2 (l % 4) +
+        {0, 1}, or with .trans those of the transposed block."""
         from .agents import encode
 
         agent: Any = self
@@ -192,7 +192,8 @@ class StoreOps:
             origin = registers.matrix_origins(t.layout, agent.role.warps, agent.warp, False) + np.array([row, col])
             i, j = origin[:, 0, None, None] + np.arange(8)[:, None], origin[:, 1, None, None] + np.arange(8)
             if min(i.min(), j.min()) < 0 or i.max() >= buffer.shape[0] or j.max() >= buffer.shape[1]:
-                agent.sim.report("sim/bounds", "stmatrix outside its tile", op, expected=f"{buffer.shape}", got=f"row {i.max()}, column {j.max()}")
+                agent.sim.report("sim/bounds", "stmatrix outside its tile", op, expected=f"{buffer.shape}",
+                                 got=f"row {i.max()}, column {j.max()}")
                 i, j = np.clip(i, 0, buffer.shape[0] - 1), np.clip(j, 0, buffer.shape[1] - 1)
             address = np.asarray(buffer.layout.address(buffer.shape, 2, i, j))
             if (address[..., 0] % 16).any() or (address - address[..., :1] != 2 * np.arange(8)).any():
