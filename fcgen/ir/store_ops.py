@@ -1,9 +1,9 @@
 """Machine ops of bulk stores: a tile goes from registers to shared memory and from there, by an engine, to global memory.
 
-The engine reads the staged tile through the async proxy, at any time up to the `bulk_wait` with read=true that covers its
-group, and writes the tensor up to the one without. Groups are counted per thread, and the thread that starts a store is the one that waits
-for it: what others may then do with the staging buffer takes a barrier. What the generic proxy has staged is seen after a `proxy_fence` of the threads that
-wrote and a barrier.
+The engine reads the staged tile through the async proxy, at any time up to the `bulk_wait` with read=true that covers its group, and
+writes the tensor up to the one without. Groups are counted per thread, and the thread that starts a store is the one that waits for it:
+what others may then do with the staging buffer takes a barrier. What the generic proxy has staged is seen after a `proxy_fence` of the
+threads that wrote and a barrier.
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ def _check_tma_store(op: Op) -> None:
 
 
 define("tma_store", "machine", """`tma_store T, scalars..., buffer`: one thread of each of `parts` equal parts of the role's warps starts
-       the copy of as large a part of a staged tile's rows to a rectangle of a tensor (cp.async.bulk.tensor, one per panel); positions outside
-       the tensor are left out, guarded or not. reduce="add" adds atomically. It belongs to the group that the thread's next `bulk_commit`
-       closes.""", _effect_only, effect="write", check=_check_tma_store, index=tuple, guard=tuple, parts=int, reduce=(str, None))
+       the copy of as large a part of a staged tile's rows to a rectangle of a tensor (cp.async.bulk.tensor, one per panel). Positions
+       outside the tensor are left out, guarded or not. reduce="add" adds atomically. It belongs to the group that the thread's next
+       `bulk_commit` closes.""", _effect_only, effect="write", check=_check_tma_store, index=tuple, guard=tuple, parts=int, reduce=(str, None))
 define("bulk_commit", "machine", "Close this thread's group of bulk stores (an empty group counts).", _no_operands, effect="write")
 define("bulk_wait", "machine", """Wait until at most n of this thread's groups of bulk stores are under way; with read=true only until all
        others have read their shared memory, which may then be written again.""", _no_operands, effect="write", n=int, read=bool)
