@@ -55,8 +55,9 @@ def _check_tma_store(op: Op) -> None:
 
 define("tma_store", "machine", """`tma_store T, scalars..., buffer`: one thread of each of `parts` equal parts of the role's warps starts
        the copy of as large a part of a staged tile's rows to a rectangle of a tensor (cp.async.bulk.tensor, one per panel). Positions
-       outside the tensor are left out, guarded or not. reduce="add" adds atomically. It belongs to the group that the thread's next
-       `bulk_commit` closes.""", _effect_only, effect="write", check=_check_tma_store, index=tuple, guard=tuple, parts=int, reduce=(str, None))
+       outside the tensor are left out, guarded or not. reduce="add" adds atomically. It belongs to the group that the thread's
+       next `bulk_commit` closes.""", _effect_only, effect="write", check=_check_tma_store, index=tuple, guard=tuple, parts=int,
+       reduce=(str, None))
 define("bulk_commit", "machine", "Close this thread's group of bulk stores (an empty group counts).", _no_operands, effect="write")
 define("bulk_wait", "machine", """Wait until at most n of this thread's groups of bulk stores are under way; with read=true only until all
        others have read their shared memory, which may then be written again.""", _no_operands, effect="write", n=int, read=bool)

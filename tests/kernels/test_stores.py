@@ -262,7 +262,7 @@ def test_rows_of_a_box_are_whole_runs_of_16_bytes():
         fc.store(Y[rows, cols], fc.load(X[rows, cols]))
 
     with pytest.raises(FcError, match="a bulk store of Y takes rows are multiples of 16 bytes"):
-        _ = narrow.compile(target="sm_90a", schedule=Schedule(tiles={"BLOCK_M": 64, "BLOCK_N": 2}, epilogue="tma")).machine
+        _ = narrow.compile(target="sm_90a", schedule=Schedule(tiles={"BLOCK_M": 64, "BLOCK_N": 2}, math="fma", epilogue="tma")).machine
 
 
 def test_element_types_without_a_map():
