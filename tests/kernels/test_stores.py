@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 
 import fcgen as fc
+from fcgen.backends.hopper import INSTRS
 from fcgen.errors import FcError
 from fcgen.ir.core import walk, walk_kernel
+from fcgen.ir.layout import matrix_blocks, rowwise, wgmma_c
 from fcgen.ir.schedule import Schedule
+from fcgen.ir.text import parse_kernel, print_kernel
 from fcgen.kernels.attention import SPECS
 
 PERSISTENT = ["none", "static", "dynamic"]
@@ -233,6 +236,39 @@ def test_attention_compiles_without_spills_and_needs_no_pointer_to_its_output():
     assert p.resources.spill_stores == 0 and "C75" not in p.built.log
     flat = [(kind, name, detail) for kind, name, _, detail in p.built.facts.flat if name == "O"]
     assert flat == [("map", "O", (1, 1, 64, 64, 128))]
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+@pytest.mark.parametrize("trans", ["", "_trans"])
+def test_a_matrix_store_is_the_inverse_of_the_matrix_load(count, trans):
+    regs = np.arange(32 * 2 * count).reshape(32, 2 * count)
+    blocks = INSTRS[f"stmatrix_x{count}{trans}"].effect(regs)
+    np.testing.assert_array_equal(INSTRS[f"ldmatrix_x{count}{trans}"].effect(blocks), regs)
+
+
+def test_which_fragments_are_made_of_blocks():
+    assert matrix_blocks(wgmma_c(128, 64, 2), 8) == "rows" and matrix_blocks(wgmma_c(64, 32, 1).transpose(), 4) == "columns"
+    assert matrix_blocks(wgmma_c(64, 32, 1), 8) is None, "copies: two warps would write one block"
+    assert matrix_blocks(rowwise(64, 64, 4, 8, 8), 4) is None and matrix_blocks(wgmma_c(64, 32, 1).drop(1), 4) is None
+
+
+def test_bulk_ops_read_back_as_they_were_printed():
+    text = print_kernel(compiled(persistent="static").machine)
+    assert print_kernel(parse_kernel(text)) == text
+
+
+@pytest.mark.parametrize("old, new, rule", [
+    ("parts = 2, reduce", "parts = 3, reduce", "equal parts of the rows"),
+    ("tma_store %C", "tma_store %A", "staged tile|one dtype|dtype"),
+    ("reduce = add", "reduce = mul", "reduce is add or absent"),
+    ("panel 32 swizzle 128", "panel 32 pad 4", "without padding"),
+])
+def test_a_bulk_store_that_breaks_a_rule_is_named(old, new, rule):
+    text = print_kernel(compiled(split_product, out=fc.f32).machine)
+    assert old in text
+    with pytest.raises(FcError, match=rule) as e:
+        parse_kernel(text.replace(old, new))
+    assert e.value.code == "ir/verify"
 
 
 # ---- refusals ----------------------------------------------------------------------------------------------------------
