@@ -23,6 +23,7 @@ from . import (  # noqa: F401  (they register how ops print)
     cuda_mma,
     cuda_roles,
     cuda_smem,
+    cuda_stores,
     cuda_wgmma,
     cuda_wmma,
 )

@@ -14,7 +14,7 @@ from typing import Any
 from ..errors import FcError
 
 CHOICES: dict[str, tuple[str, ...]] = {
-    "math": ("mma", "wmma", "fma", "wgmma"), "copy": ("cp_async", "vector", "scalar", "tma"), "epilogue": ("smem", "direct", "quad"),
+    "math": ("mma", "wmma", "fma", "wgmma"), "copy": ("cp_async", "vector", "scalar", "tma"), "epilogue": ("smem", "direct", "quad", "tma"),
     "persistent": ("none", "static", "dynamic")}
 
 #: Fields that take one value for all, or one per name of the spec.
@@ -36,7 +36,8 @@ class Schedule:
     feeds the next dot from registers where the layouts agree (else through shared memory). split: separate loop copies for tiles
     that a mask leaves whole. skip_ones: leave out `tile * row` multiplications when every row factor of the warp is one. defer:
     finish loop-carried row sums after the loop. epilogue: stores through shared memory as 16-byte rows ("smem"), straight
-    from fragments ("direct"), or from fragments whose quads of lanes have swapped columns ("quad": 16 bytes, no shared memory).
+    from fragments ("direct"), or from fragments whose quads of lanes have swapped columns ("quad": 16 bytes, no shared memory), or staged
+    in shared memory and written by bulk copies ("tma", Hopper: two-axis tiles; the copy runs on beside the work that follows).
     longest_first: run the row tiles with the most work first. min_blocks: blocks per multiprocessor that registers must allow (launch
     bounds).
 

@@ -21,6 +21,7 @@ from .async_agents import AsyncOps
 from .engines import CopyEngine
 from .mbarriers import Blocked
 from .memory import WARP
+from .stores import StoreOps
 from .tensors import Stamp
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 LANE = np.arange(LANES)
 
 
-class Agent(AsyncOps):
+class Agent(AsyncOps, StoreOps):
     """number: among all agents of the block; warp: within its role. A role that works on no fragments is one thread, and one agent."""
 
     def __init__(self, sim: Simulation, role: Role, number: int, warp: int, env: dict[Value, Any], alone: bool = False):
@@ -39,6 +40,8 @@ class Agent(AsyncOps):
         self.alone = alone
         self.copies = CopyEngine(self)
         self.core: TensorCore | None = None
+
+    PAUSES = {**AsyncOps.PAUSES, **StoreOps.PAUSES}
 
     @property
     def who(self) -> str:
@@ -52,6 +55,8 @@ class Agent(AsyncOps):
         self.copies.check_empty()
         if self.core is not None:
             self.core.check_empty()
+        if self.stores is not None:
+            self.stores.check_empty()
 
     def block(self, block: Block) -> Iterator[Blocked | None]:
         for op in block.ops:
@@ -359,7 +364,7 @@ class Agent(AsyncOps):
         where, value = tuple(i[inside] for i in index), args[1][inside]
         self.touch(op, tensor, index, inside, "add" if op.get("reduce") else "store")
         if op.get("reduce"):
-            np.add.at(self.sim.memory[tensor], where, value)
+            self.sim.memory[tensor][where] = apply("add", t.dtype, self.sim.memory[tensor][where], value)
         else:
             self.sim.memory[tensor][where] = value
 

@@ -23,6 +23,7 @@ from .async_agents import is_one_thread
 from .bulk import BulkEngine
 from .mbarriers import Barriers, Blocked
 from .memory import SEVERAL, Conflict, SharedMemory
+from .stores import StoreEngine
 from .tensorcore import TensorCore
 from .tensors import TensorConflict, TensorHistory
 from .tile import bind
@@ -31,6 +32,7 @@ HINTS = {
     "sim/race": "a barrier (or, within one warp, a syncwarp) between the two accesses",
     "sim/stale": "wait_group before the read, and a barrier if another warp made the copy",
     "sim/proxy": "proxy_fence after the stores, and a barrier if other warps made them",
+    "store": "proxy_fence by those who stage a tile, and a barrier before its bulk store; bulk_wait by who started it, and a barrier after",
     "engine": "an mbarrier: who reads waits for `full`; who fills waits for `empty`, on which readers arrive when all reads have completed",
     "sim/protocol": "each phase gets as many arrivals as its barrier counts and as many bytes as it was told",
     "sim/register": "wgmma_fence after the last access and before the wgmma",
@@ -182,14 +184,16 @@ class Simulation:
         cores = [role.warps if any(op.kind == "wgmma" for op in walk(role.body)) else 0 for role in roles]
         first = sum(counts)
         objects = sum(b.type.slots for b in self.kernel.buffers if isinstance(b.type, Mbarrier))
-        self.shared = SharedMemory(size, first + sum(cores) + objects)
+        storing = [role.warps if any(op.kind == "tma_store" for op in walk(role.body)) else 0 for role in roles]
+        self.shared = SharedMemory(size, first + sum(cores) + sum(storing) + objects)
         self.shared.generic = first
         self.names: dict[int, str] = {}
         self.peers: dict[str, tuple[int, ...]] = {}
         self.barriers = Barriers(self)
-        self.bulk = BulkEngine(self, first + sum(cores))
+        store = first + sum(cores)
+        self.bulk = BulkEngine(self, store + sum(storing))
         agents: list[Agent] = []
-        for role, count, core in zip(roles, counts, cores):
+        for role, count, core, stores in zip(roles, counts, cores, storing):
             self.peers[role.name] = tuple(range(len(agents), len(agents) + count))
             for w in range(count):
                 env: dict[Value, Any] = {p: (p.name if isinstance(p.type, Tensor) else self.memory[p.name]) for p in self.kernel.params}
@@ -200,14 +204,18 @@ class Simulation:
                 if core:
                     agent.core = TensorCore(agent, first)
                     first += 1
+                if stores:
+                    agent.stores = StoreEngine(agent, store)
+                    store += 1
                 agents.append(agent)
         return agents
 
     def events(self, agents: list[Agent]) -> list[Callable[[], None]]:
         """What an engine may do now."""
         out: list[Callable[[], None]] = [partial(self.bulk.land, load) for load in self.bulk.flying]
-        if self.order != "late":  # else a wgmma runs when it is waited for
+        if self.order != "late":  # else a wgmma runs, and a store reads and writes, when it is waited for
             out += [a.core.run_next for a in agents if a.core is not None and a.core.waiting]
+            out += [event for a in agents if a.stores is not None for event in a.stores.events()]
         return out
 
     def release(self, waiting: dict[Agent, Blocked]) -> bool:
@@ -215,8 +223,11 @@ class Simulation:
         counted = any(isinstance(b.type, Mbarrier) for b in self.kernel.buffers)
         groups = list(self.peers.values()) if counted else [tuple(n for members in self.peers.values() for n in members)]
         moved = False
-        for members in groups:
-            here = [a for a in waiting if a.number in members and waiting[a].ready is None]
+        parts = {a: waiting[a].op.get("parts", 1) for a in waiting if waiting[a].ready is None}
+        own = [members[k * len(members) // n:(k + 1) * len(members) // n] for members in self.peers.values()
+               for n in {parts[a] for a in parts if a.number in members and parts[a] > 1} for k in range(n)]
+        for members in [*groups, *own]:
+            here = [a for a in parts if a in waiting and a.number in members and (parts[a] > 1) == (members in own)]
             if len(here) == len(members) and len({id(waiting[a].op) for a in here}) == len({a.role.name for a in here}):
                 self.shared.join(list(members))
                 for a in here:
@@ -271,6 +282,8 @@ class Simulation:
                     key=(code, id(c.op), id(op)), hint=self.advice(c, op))
 
     def advice(self, c: Conflict, op: Op) -> str | None:
+        if "tma_store" in (op.kind, c.op.kind if c.op is not None else ""):
+            return HINTS["store"]
         if c.agent >= self.shared.generic or op.kind in ("tma_load", "wgmma"):
             return HINTS["sim/proxy" if c.kind == "proxy" else "engine"]
         return HINTS["sim/stale"] if c.flying else None

@@ -46,6 +46,12 @@ EXPECTED: dict[str, set[str]] = {
     "drop-proxy-fence": {PROXY},
     "late-proxy-fence": {PROXY},
     "drop-store-barrier": {RACE},
+    "drop-read-wait": {RACE},
+    "weaken-read-wait": {RACE},
+    "late-read-wait": {RACE},
+    "drop-final-wait": {LEFTOVER},
+    "drop-bulk-commit": {RACE, LEFTOVER},
+    "early-bulk-store": {RACE, PROXY},
     "drop-token-start": {DEADLOCK},
     "drop-token-give": {DEADLOCK},
     "drop-token-take": {PROTOCOL},
@@ -103,7 +109,7 @@ def names(kernel: Kernel, mutant: Mutant) -> tuple[str | None, list[str]]:
 
 
 @pytest.mark.parametrize("name", EXPECTED)
-@pytest.mark.parametrize("case", ["gemm-2", "chain-2", "turns-2", "stores-2", "tiles-2"])
+@pytest.mark.parametrize("case", ["gemm-2", "chain-2", "turns-2", "stores-2", "tiles-2", "bulk-1"])
 def test_every_mutant_shows(case, name):
     c, unexpected = CASES[case], []
     for mutant in ASYNC_FAULTS[name].mutants(c.kernel):
