@@ -198,4 +198,4 @@ class _Instrs(Mapping[str, Instr]):
 
 _WGMMA = {wgmma_name(n, d, regs): (n, d, regs) for n in WIDTHS for d in DTYPES for regs in (False, True)}
 INSTRS: Mapping[str, Instr] = _Instrs()
-TARGETS: dict[str, Target] = {"sm_90a": Target("sm_90a", 90, 227 * 1024, 228 * 1024, max_blocks_per_sm=32, instrs=INSTRS)}
+TARGETS: dict[str, Target] = {"sm_90a": Target("sm_90a", 90, 227 * 1024, 228 * 1024, max_blocks_per_sm=32, max_cluster=8, instrs=INSTRS)}

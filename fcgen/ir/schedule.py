@@ -18,7 +18,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "persistent": ("none", "static", "dynamic")}
 
 #: Fields that take one value for all, or one per name of the spec.
-BY_NAME = ("tiles", "math", "stages")
+BY_NAME = ("tiles", "math", "stages", "cluster")
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,8 @@ class Schedule:
     own_rows: a consumer warpgroup leaves out the tiles that only other rows than its own need.
     compare_bits: with vote, a threshold on a row maximum is tested on bit patterns, two elements per instruction.
     hints: bulk copies tell L2 to keep what loops read and to let go of the rest first.
+    cluster: grid axis -> how many blocks that are neighbours along it (2, 4 or 8) form a cluster: tiles that are the same for all of them
+    are copied once, a part by each block, into the shared memory of all. Axes have the spec's names, `rows` or `rows_tile`.
     """
 
     tiles: Any = ()
@@ -71,6 +73,7 @@ class Schedule:
     own_rows: bool = True
     compare_bits: bool = False
     hints: bool = False
+    cluster: Any = ()
 
     def __post_init__(self) -> None:
         if isinstance(self.late, str):
@@ -105,6 +108,15 @@ class Schedule:
                           got=self.min_blocks)
         if not _is_int(self.l2) or self.l2 < 0:
             raise FcError("compile/schedule", "Schedule.l2 counts megabytes", expected="0 or more", got=self.l2)
+        if not isinstance(self.cluster, tuple):
+            raise FcError("compile/schedule", "Schedule.cluster names the grid axis that its blocks lie along", expected="{rows: 2}",
+                          got=self.cluster)
+        for name, n in self.cluster:
+            if not _is_int(n) or n not in (1, 2, 4, 8):
+                raise FcError("compile/schedule", f"Schedule.cluster counts the blocks of a cluster along {name}", expected="1, 2, 4 or 8",
+                              got=n)
+        if sum(n > 1 for _, n in self.cluster) > 1:
+            raise FcError("compile/schedule", "a cluster lies along one axis of the grid", expected="{rows: 2}", got=dict(self.cluster))
         if not isinstance(self.late, tuple) or not all(isinstance(w, str) for w in self.late):
             raise FcError("compile/schedule", "Schedule.late names dots", expected="a tuple of names, or acc+s", got=self.late)
 
