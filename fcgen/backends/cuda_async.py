@@ -57,8 +57,7 @@ def _wait(em: Emitter, op: Op) -> None:
     bars, cursor = op.operands
     em.comment([op.loc])
     _, parity = em.cursors[cursor]
-    wait = em.fn("mbar_wait_cluster" if op.get("cluster") else "mbar_wait")
-    em.w.line(f"{wait}({_bar(em, bars, cursor)}, {parity}{' ^ 1' if op['lag'] else ''});")
+    em.w.line(f"{em.fn('mbar_wait')}({_bar(em, bars, cursor)}, {parity}{' ^ 1' if op['lag'] else ''});")
 
 
 @emits("mbar_expect")

@@ -129,17 +129,11 @@ def _records() -> dict[str, Instr]:
             "PTX ISA, mbarrier.try_wait.parity, until the phase of that parity has ended",
         ),
         _fn(
-            "mbar_wait_cluster",
-            "uint32_t bar, uint32_t parity",
-            'asm volatile("{\\n.reg .pred p;\\nWAIT:\\nmbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%0], %1;\\n"\n'
-            '             "@p bra DONE;\\nbra WAIT;\\nDONE:\\n}"\n             :: "r"(bar), "r"(parity) : "memory");',
-            "PTX ISA, mbarrier.try_wait.parity: sees what other blocks of the cluster released",
-        ),
-        _fn(
             "mbar_arrive_cluster",
             "uint32_t bar, uint32_t block",
             'asm volatile("{\\n.reg .b32 there;\\nmapa.shared::cluster.u32 there, %0, %1;\\n"\n'
-            '             "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there];\\n}" :: "r"(bar), "r"(block) : "memory");',
+            '             "mbarrier.arrive.shared::cluster.b64 _, [there];\\n}" :: "r"(bar), "r"(block) : "memory");',
+            # what it tells is that reads are over: it publishes no writes, for which .release.cluster would put MEMBAR.ALL.GPU in front
             "PTX ISA, mapa and mbarrier.arrive: on the barrier of the same place in a block of the cluster",
         ),
         _fn(

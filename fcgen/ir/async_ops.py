@@ -60,16 +60,15 @@ def _on_bars(kind: str):
 define("mbar_expect", "machine", """`mbar_expect bars, cursor`: one arrival by one thread, and the phase ends only after `bytes` more
        bytes have been copied (mbarrier.arrive.expect_tx).""", _on_bars("mbar_expect"), effect="write", bytes=int)
 define("mbar_arrive", "machine", """`mbar_arrive bars, cursor`: one arrival per warp of the role; with `cluster`, on these barriers in
-       each of its blocks (mapa, mbarrier.arrive.release.cluster).""", _on_bars("mbar_arrive"), effect="write", cluster=(int, None))
+       each of its blocks (mapa, mbarrier.arrive).""", _on_bars("mbar_arrive"), effect="write", cluster=(int, None))
 define(
     "mbar_wait",
     "machine",
     """`mbar_wait bars, cursor`: until the phase of this slot that the cursor is in has ended; with lag=1 the phase
-       before it, which for the first round of a ring is no wait at all (mbarrier.try_wait.parity in a loop). With `cluster`, it acquires what other blocks released.""",
+       before it, which for the first round of a ring is no wait at all (mbarrier.try_wait.parity in a loop).""",
     _on_bars("mbar_wait"),
     effect="write",
     lag=int,
-    cluster=(int, None),
 )
 
 

@@ -74,7 +74,7 @@ class _Filler:
             if channel is not None:
                 size = tile_bytes(channel.ring.type)
                 view = b.emit("slot", channel.ring, channel.cursor, ahead=0, name=channel.ring.name)
-                b.do("mbar_wait", channel.empty, channel.cursor, lag=1, **channel.among("cluster"))
+                b.do("mbar_wait", channel.empty, channel.cursor, lag=1)
                 b.do("mbar_expect", channel.full, channel.cursor, bytes=size)
                 hint: dict[str, Any] = {"hint": "evict_last" if channel.again else "evict_first"} if self.hints else {}
                 b.do("tma_load", *env.all(op.operands), view, channel.full, channel.cursor, index=op["index"], guard=op["guard"], **hint,
