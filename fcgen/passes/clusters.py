@@ -54,7 +54,6 @@ def shared_loads(kernel: Kernel) -> dict[int, int]:
     name = grid.name.removesuffix("_tile")
     index = kernel.body.args[axis]
     varying = depending(kernel.body, index)
-    _check_guards(kernel, grid, index, varying)
     same = {id(o) for o in walk(kernel.body)
             if o.kind == "load" and isinstance(o.result.type, Buffer) and not any(v in varying for v in o.operands)}
     _check_lockstep(kernel.body, varying, same, name)
@@ -66,6 +65,7 @@ def shared_loads(kernel: Kernel) -> dict[int, int]:
                            expected=f"{n} panels, or {8 * n} rows", hint="a smaller cluster, or larger tiles")
         raise _refused(f"the blocks along {name} share no tile: each copied tile lies at a place that depends on {name}",
                        hint=f"a cluster along another axis than {name}")
+    _check_guards(kernel, grid, index, varying)
     return out
 
 

@@ -1,7 +1,7 @@
 """order: which programs of the grid run next to each other, and which run first.
 
-In and out: tile IR; only the kernel's `order` and the `reverse` and `cluster` of grid axes change. Tiled axes vary fastest, so that programs that
-run at the same time read the same tiles of the other operands from L2; then the remaining axes, the last one first. With
+In and out: tile IR; only the kernel's `order` and the `reverse` and `cluster` of grid axes change. Tiled axes vary fastest, so that
+programs that run at the same time read the same tiles of the other operands from L2; then the remaining axes, the last one first. With
 `longest_first`, an axis along which a loop's upper bound grows is walked backwards: the programs with the most work start first, and
 the short ones fill the end of the last wave. The neighbours that a cluster is made of come before any other axis.
 """

@@ -62,7 +62,8 @@ class BulkEngine:
         blocks = op.get("multicast") or 1
         part = self.part(buffer, agent.rank, blocks)
         for rank in range(blocks) if blocks > 1 else [agent.rank]:
-            self.launch(agent, op, (view[0], view[1] + (rank - agent.rank) * self.sim.stretch), rank, args[-2][0], args[-1], part, data[part])
+            there = view[0], view[1] + (rank - agent.rank) * self.sim.stretch
+            self.launch(agent, op, there, rank, args[-2][0], args[-1], part, data[part])
 
     @staticmethod
     def part(buffer: Any, rank: int, blocks: int) -> np.ndarray:

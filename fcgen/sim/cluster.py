@@ -62,4 +62,4 @@ class Reach:
             if self.exits[t.rank][t.agent] < t.time:
                 self.sim.report("sim/leftover", f"block {t.rank} of a cluster may have ended when {t.op.kind} reaches it", t.op,
                                 notes=[f"{t.who}: {describe(t.op)}"], key=("leftover", "cluster", id(t.op)),
-                                hint="cluster_sync at the end of the role that reaches other blocks, and of one in the block that is reached")
+                                hint="cluster_sync at the end, of a role that reaches other blocks and of one in the block that is reached")

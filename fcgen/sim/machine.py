@@ -1,7 +1,8 @@
 """The machine IR in a simulator: every warp an agent with its own registers, shared memory with a history, copies that land late.
 
 `simulate` runs programs of the grid one after the other, those of a cluster together; inside one, warps run in an order drawn from the
-seed, each up to its next barrier. The shared memory of a cluster is one array, a stretch of it per block. Whether a kernel is found wrong does not depend on that order: races are found by vector clocks. `check` raises the first report.
+seed, each up to its next barrier. The shared memory of a cluster is one array, a stretch of it per block. Whether a kernel is found wrong
+does not depend on that order: races are found by vector clocks. `check` raises the first report.
 """
 
 from __future__ import annotations
