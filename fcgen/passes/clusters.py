@@ -70,7 +70,8 @@ def shared_loads(kernel: Kernel) -> dict[int, int]:
 
 
 def depending(block: Block, index: Value) -> set[Value]:
-    """Values that are made from `index`. What is narrowed for a part of the rows counts as what holds for all."""
+    """Values that are made from `index`. What is narrowed for a part of the rows counts as what holds for all; the index of a loop whose
+    bounds depend is not among them: who shares what such a loop copies is refused for its bounds."""
     out = {index}
     while True:
         before = len(out)
@@ -85,7 +86,7 @@ def _spread(op: Op, out: set[Value]) -> None:
         lo_hi, inits = op.operands[:2], op.operands[2:]
         body = op.regions[0]
         if any(v in out for v in lo_hi):
-            out.update((*body.args, *op.results))
+            out.update((*body.args[1:], *op.results))
         for init, arg, y, result in zip(inits, body.args[1:], body.yielded, op.results):
             if init in out or y in out or arg in out:
                 out.update((arg, result))
