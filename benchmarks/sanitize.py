@@ -61,6 +61,7 @@ KERNELS: dict[str, Job] = {
     "hopper_stores": Job(
         _hopper(128, 64, 2, persistent="dynamic", epilogue="tma"), d=64, e=72, mask="causal_top_left", lazy=LAZY, arch="sm_90a"
     ),
+    "hopper_cluster": Job(_hopper(64, 64, 1, persistent="static", cluster={"rows": 2}), lazy=LAZY, arch="sm_90a"),
     "ragged_heads": Job(_schedule(64, 64), d=24, e=56, mask="causal_top_left"),
 }
 #: (B, H, G, M, N) of each run: odd ends, grouped heads, more than one row tile and key tile

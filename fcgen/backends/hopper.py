@@ -47,17 +47,21 @@ def wgmma(cols: int, dtype: str, regs: bool) -> Instr:
                  (64, cols, 16), dtype, c=wgmma_c(64, cols, 1), completes="wgmma_wait")
 
 
-def _tma(rank: int, hint: bool) -> Instr:
+def _tma(rank: int, hint: bool, multicast: bool) -> Instr:
     at = ", ".join(f"int c{i}" for i in range(rank))
     names = ", ".join(f"%{i + 3}" for i in range(rank))
     ins = ", ".join(f'"r"(c{i})' for i in range(rank))
     policy, arg, use = (".L2::cache_hint", ", uint64_t policy", ', "l"(policy)') if hint else ("", "", "")
     last = f", %{rank + 3}" if hint else ""
-    return Instr(f"tma_load_{rank}d" + ("_hint" if hint else ""), f"uint32_t dst, const TensorMap& map, uint32_t bar, {at}{arg}",
-                 f'asm volatile("cp.async.bulk.tensor.{rank}d.shared::cluster.global.mbarrier::complete_tx::bytes{policy} "\n'
+    to, doc = "", "PTX ISA, cp.async.bulk.tensor: one box, coordinates from the innermost axis"
+    if multicast:
+        to, last, doc = ".multicast::cluster", f", %{rank + 3}" + (f", %{rank + 4}" if hint else ""), f"{doc}, to every block of the mask"
+        arg, use = f", uint16_t blocks{arg}", f', "h"(blocks){use}'
+    return Instr(f"tma_load_{rank}d" + ("_multicast" if multicast else "") + ("_hint" if hint else ""),
+                 f"uint32_t dst, const TensorMap& map, uint32_t bar, {at}{arg}",
+                 f'asm volatile("cp.async.bulk.tensor.{rank}d.shared::cluster.global.mbarrier::complete_tx::bytes{to}{policy} "\n'
                  f'             "[%0], [%1, {{{names}}}], [%2]{last};"\n'
-                 f'             :: "r"(dst), "l"(&map), "r"(bar), {ins}{use} : "memory");',
-                 "PTX ISA, cp.async.bulk.tensor: one box, coordinates from the innermost axis", completes="mbar_wait")
+                 f'             :: "r"(dst), "l"(&map), "r"(bar), {ins}{use} : "memory");', doc, completes="mbar_wait")
 
 
 def _tma_store(rank: int, add: bool) -> Instr:
@@ -126,7 +130,7 @@ def _fn(name: str, signature: str, body: str, doc: str, returns: str = "void", c
 
 
 def _records() -> dict[str, Instr]:
-    out = [_tma(rank, hint) for rank in range(1, 6) for hint in (False, True)]
+    out = [_tma(rank, hint, multicast) for rank in range(1, 6) for hint in (False, True) for multicast in (False, True)]
     out += [
         _fn(
             "wgmma_fence",
@@ -186,6 +190,27 @@ def _records() -> dict[str, Instr]:
             'asm volatile("{\\n.reg .pred p;\\nWAIT:\\nmbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\\n@p bra DONE;\\nbra WAIT;\\n'
             'DONE:\\n}"\n             :: "r"(bar), "r"(parity) : "memory");',
             "PTX ISA, mbarrier.try_wait.parity, until the phase of that parity has ended",
+        ),
+        _fn(
+            "mbar_arrive_cluster",
+            "uint32_t bar, uint32_t block",
+            'asm volatile("{\\n.reg .b32 there;\\nmapa.shared::cluster.u32 there, %0, %1;\\n"\n'
+            '             "mbarrier.arrive.shared::cluster.b64 _, [there];\\n}" :: "r"(bar), "r"(block) : "memory");',
+            # what it tells is that reads are over: it publishes no writes, for which .release.cluster would put MEMBAR.ALL.GPU in front
+            "PTX ISA, mapa and mbarrier.arrive: on the barrier of the same place in a block of the cluster",
+        ),
+        _fn(
+            "cluster_rank",
+            "",
+            'int x;\n    asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(x));\n    return x;',
+            "PTX ISA, %cluster_ctarank: this block's number in its cluster",
+            "int",
+        ),
+        _fn(
+            "cluster_sync",
+            "",
+            'asm volatile("barrier.cluster.arrive.release;\\nbarrier.cluster.wait.acquire;" ::: "memory");',
+            "PTX ISA, barrier.cluster: all threads of the cluster, but for those that have ended",
         ),
         _fn(
             "tensormap_prefetch",
@@ -261,4 +286,4 @@ class _Instrs(Mapping[str, Instr]):
 
 _WGMMA = {wgmma_name(n, d, regs): (n, d, regs) for n in WIDTHS for d in DTYPES for regs in (False, True)}
 INSTRS: Mapping[str, Instr] = _Instrs()
-TARGETS: dict[str, Target] = {"sm_90a": Target("sm_90a", 90, 227 * 1024, 228 * 1024, max_blocks_per_sm=32, instrs=INSTRS)}
+TARGETS: dict[str, Target] = {"sm_90a": Target("sm_90a", 90, 227 * 1024, 228 * 1024, max_blocks_per_sm=32, max_cluster=8, instrs=INSTRS)}

@@ -18,7 +18,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "persistent": ("none", "static", "dynamic")}
 
 #: Fields that take one value for all, or one per name of the spec.
-BY_NAME = ("tiles", "math", "stages")
+BY_NAME = ("tiles", "math", "stages", "cluster")
 #: Fields that list names: of dots, `from_end` of axes.
 NAMES = ("late", "ones", "regs_a", "from_end")
 
@@ -54,6 +54,8 @@ class Schedule:
     from shared memory into registers once.
 
     from_end: names of the grid's axes (of the variable along them) whose tiles are counted from the end: the ragged one is then the first.
+    cluster: grid axis -> how many blocks that are neighbours along it (2, 4 or 8) form a cluster: tiles that are the same for all of them
+    are copied once, a part by each block, into the shared memory of all. Axes have the spec's names, `rows` or `rows_tile`.
     """
 
     tiles: Any = ()
@@ -81,6 +83,7 @@ class Schedule:
     ones: Any = ()
     regs_a: Any = ()
     from_end: Any = ()
+    cluster: Any = ()
 
     def __post_init__(self) -> None:
         for name in NAMES:
@@ -121,6 +124,15 @@ class Schedule:
             v = getattr(self, name)
             if not isinstance(v, tuple) or not all(isinstance(w, str) for w in v):
                 raise FcError("compile/schedule", f"Schedule.{name} lists names", expected="a tuple of names, or acc+s", got=v)
+        if not isinstance(self.cluster, tuple):
+            raise FcError("compile/schedule", "Schedule.cluster names the grid axis that its blocks lie along", expected="{rows: 2}",
+                          got=self.cluster)
+        for name, n in self.cluster:
+            if not _is_int(n) or n not in (1, 2, 4, 8):
+                raise FcError("compile/schedule", f"Schedule.cluster counts the blocks of a cluster along {name}", expected="1, 2, 4 or 8",
+                              got=n)
+        if sum(n > 1 for _, n in self.cluster) > 1:
+            raise FcError("compile/schedule", "a cluster lies along one axis of the grid", expected="{rows: 2}", got=dict(self.cluster))
 
     @staticmethod
     def parse(text: str) -> Schedule:

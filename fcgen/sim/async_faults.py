@@ -132,6 +132,35 @@ def _arrive_other(kernel: Kernel) -> Iterator[Mutant]:
     return _other(kernel, "mbar_arrive")
 
 
+# ---- clusters ------------------------------------------------------------------------------------------------------------
+
+
+def _alone(op: Op) -> Op:
+    return replace(op, attrs={name: v for name, v in op.attrs.items() if name != "cluster"})
+
+
+@_fault("own-arrive")
+def _own_arrive(kernel: Kernel) -> Iterator[Mutant]:
+    """A slot that several blocks fill is released in the warp's own block alone."""
+    return _change(kernel, "mbar_arrive", lambda op: (_alone(op),) if op.get("cluster") else None)
+
+
+@_fault("forget-peers")
+def _forget_peers(kernel: Kernel) -> Iterator[Mutant]:
+    """The same, and the barriers count the block's own arrivals alone."""
+    bars = {op.operands[0]: op["cluster"] for op in walk_kernel(kernel) if op.kind == "mbar_arrive" and op.get("cluster")}
+    for b, blocks in bars.items():
+        lone = {op: (_alone(op),) for op in walk_kernel(kernel) if op.kind == "mbar_arrive" and op.operands[0] is b}
+        fewer = Value(replace(b.type, count=b.type.count // blocks), b.name)
+        yield Mutant(_substitute(_replace(kernel, lone), {b: fewer}), None, f"barriers {b.name}")
+
+
+@_fault("drop-cluster-sync")
+def _drop_cluster_sync(kernel: Kernel) -> Iterator[Mutant]:
+    """A `cluster_sync` is missing."""
+    return _drop(kernel, "cluster_sync")
+
+
 # ---- rings and copies ----------------------------------------------------------------------------------------------------
 
 

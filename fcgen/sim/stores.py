@@ -113,7 +113,7 @@ class StoreEngine:
         at, add = tuple(i[s.inside] for i in s.index), s.op.get("reduce") == "add"
         history, memory = self.sim.history.get(s.tensor), self.sim.memory[s.tensor]
         if history is not None:
-            stamp = Stamp(self.sim.number, self.owner, s.written, s.epoch, s.op, ())
+            stamp = Stamp(self.agent.program, self.owner, s.written, s.epoch, s.op, ())
             bad = history.access(stamp, at, np.full(at[0].shape, s.number), "add" if add else "store")
             if bad is not None:
                 self.sim.tensor_conflict(bad, self.agent, s.op, s.tensor)

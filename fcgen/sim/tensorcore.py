@@ -139,6 +139,8 @@ class TensorCore:
         return self.sim.maps[key]
 
     def tile(self, op: Op, t: Buffer, start: int, rows: int, row: int, depth: int, major: str, beside: int | None = None) -> np.ndarray:
+        base = self.agent.rank * self.sim.stretch  # descriptors hold addresses within the block's own shared memory
+        start -= base
         if start % (8 * t.layout.swizzle):
             self.sim.report("sim/bounds", f"wgmma: a tile starts on 8 rows of its swizzle, {8 * t.layout.swizzle} bytes", op, got=start,
                             key=("align", id(op)))
@@ -147,10 +149,10 @@ class TensorCore:
         parts = [descriptor.addresses(descriptor.encode(t.layout, shape, t.dtype.bytes, major, start, row, k, beside), rows, major)
                  for k in range(0, depth, descriptor.DEPTH)]
         at = np.concatenate(parts, axis=1)
-        if at.max() + 2 > self.agent.shared.size:
+        if at.max() + 2 > self.sim.stretch:
             self.sim.report("sim/bounds", "wgmma reads outside of shared memory", op, got=int(at.max()), key=("outside", id(op)))
-            at = np.minimum(at, self.agent.shared.size - 2)
-        return at
+            at = np.minimum(at, self.sim.stretch - 2)
+        return at + base
 
     def unit(self, op: Op) -> tuple[RegLayout, RegLayout]:
         """What one warp holds of an instruction's accumulator and of a left operand in registers (PTX ISA, wgmma)."""

@@ -373,6 +373,18 @@ def tiles_draw(seed: int, steps: int) -> tuple[dict[str, np.ndarray], dict[str, 
     return {"X": x, "B": b}, {"Y": x.astype(np.float64) @ b.astype(np.float64)}
 
 
+def pair(stages: int) -> str:
+    """`gemm` by clusters of two blocks along the rows: B's tiles are copied by both, half by each, and freed by the readers of both."""
+    text = gemm(stages)
+    for old, new in [("grid %i: M / 128,", "grid %i: M / 128 cluster 2,"), ("%empty: mbarrier count 8", "%empty: mbarrier count 16"),
+                     ("tma_load %B, %col, %d, %sb, %full, %n {", "tma_load %B, %col, %d, %sb, %full, %n {multicast = 2, "),
+                     ("mbar_arrive %empty, %n", "mbar_arrive %empty, %n {cluster = 2}"),
+                     ("guard = (true, true), vec = 2}\n", "guard = (true, true), vec = 2}\n  cluster_sync\n")]:
+        assert text.count(old) == 1, old
+        text = text.replace(old, new)
+    return text
+
+
 def stores(stages: int) -> str:
     """`turns` without turns: nothing but the barrier orders what one warp stores before what another warp's wgmma reads."""
     return "".join(line + "\n" for line in turns(stages).splitlines() if "token_" not in line)
@@ -429,4 +441,6 @@ CASES = {c.name: c for c in (
     Case("stores-2", stores(2), turns_draw, 2),
     Case("tiles-2", tiles(2), tiles_draw, 2),
     Case("bulk-1", bulk(1), bulk_draw, 1),
+    Case("pair-2", pair(2), gemm_draw(m=200), 2),
+    Case("pair-3", pair(3), gemm_draw(m=300, n=40), 3),
 )}
