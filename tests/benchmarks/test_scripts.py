@@ -211,7 +211,7 @@ RACE = """\
     (READ, {"Uninitialized __global__ memory read of size 4 bytes": 2}, "attention", 30, 0),
     (COPIED, {"Host API uninitialized memory access: 8 bytes at 0x... on access by cudaMemcpyAsync source": 2}, "", 0, 2),
     (RACE, {"Error: Race reported between Write access at attention(float *, int)+0x... in attention.cu:77": 1}, "attention", 77, 0),
-    ("========= Invalid __shared__ read of size 2\n=========     at 0x90 in /tmp/attention.cu:41:attention", None, "attention", 41, 0)])
+    ("========= Invalid __shared__ read of size 2\n=========     at 0x90 in attention.cu:41:attention", None, "attention", 41, 0)])
 def test_the_first_error_of_a_log(text, kinds, kernel, line, frames):
     error = sanitize.first_error(text)
     assert (error["kernel"], error["line"], len(error["frames"])) == (kernel, line, frames)
