@@ -99,7 +99,7 @@ def bare(q: Any, k: Any, v: Any, out: Any, causal: bool) -> Callable[[], Any]:
     plan, values, device = program.launcher.resolve({"Q": q, "K": k, "V": v, "O": out, "scale": scale})
     stream = torch._C._cuda_getCurrentRawStream(device)
     plan.launch(stream, values)
-    block, enqueue = plan._free[-1], plan._enqueue
+    block, enqueue = next(iter(plan._ready.values())), plan._enqueue
     return lambda: enqueue(block.at, stream)
 
 
