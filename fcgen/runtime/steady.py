@@ -2,8 +2,8 @@
 
 In: a loaded kernel and, per kernel parameter, where its value comes from. Out: `launch(stream, values)`. Guaranteed: a steady launch calls
 the driver with a block of parameters that already holds these values, if one of the last launches had the same (the layers of a model, over
-and over); else one is written. The driver copies a block before it returns. A block belongs to one launch at a time, so any number of threads
-(and whatever interrupts them) may launch. Nothing is launched where a tensor cannot be described.
+and over); else one is written. The driver copies a block before it returns. A block belongs to one launch at a time, so any number of
+threads (and whatever interrupts them) may launch. Nothing is launched where a tensor cannot be described.
 """
 
 from __future__ import annotations
