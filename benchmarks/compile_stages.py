@@ -140,6 +140,12 @@ def _rounded(times: dict[str, float]) -> dict[str, float]:
     return {k: round(v, 2) for k, v in times.items()}
 
 
+def cpu() -> str:
+    """The processor's model, as Linux names it."""
+    found = [line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    return f"{found[0]}, {len(found)} cores" if found else ""
+
+
 def head_line() -> str:
     return (f"{'milliseconds':38} {'wall':>5} {'CPU':>5} | {'trace':>5} {'passes':>6} {'verify':>6} {'text':>5} | "
             f"{'NVRTC':>5} (front, optimizer, ptxas)")
@@ -164,7 +170,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     begin, table, left_out = time.monotonic(), [], []
-    said = {"part": "compile_stages", "environment": facts(), "repeats": args.repeats, "loaded": fc.gpu_available()}
+    said = {"part": "compile_stages", "cpu": cpu(), "environment": facts(), "repeats": args.repeats, "loaded": fc.gpu_available()}
     wanted = {"no": (False,), "yes": (True,), "both": (False, True)}[args.lse]
     print(head_line())
     with tempfile.TemporaryDirectory() as folder:
