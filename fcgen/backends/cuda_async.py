@@ -40,8 +40,8 @@ def check_cursors(block: Block) -> None:
         for r in op.regions:
             check_cursors(r)
         gone = {op.operands[0]} if op.kind == "advance" else {v for v in op.operands if isinstance(v.type, Cursor) and op.regions}
-        for later in block.ops[n + 1:]:
-            if gone & {v for o in (later, *(x for r in later.regions for x in walk(r))) for v in o.operands}:
+        for later in block.ops[n + 1:] if gone else ():
+            if any(not gone.isdisjoint(o.operands) for o in (later, *(x for r in later.regions for x in walk(r)))):
                 raise FcError("compile/unsupported", "a ring's position is read after it has moved on", loc=later.loc,
                               hint="put the op in front of the advance")
 

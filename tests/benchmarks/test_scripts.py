@@ -100,7 +100,7 @@ def test_jobs(arch):
 
 def test_plot_series():
     panels = plot.series(plot.table_of({"parts": {"forward": {"table": TABLE}}}))
-    assert list(panels) == [(64, "none"), (64, "causal_top_left"), (128, "none")]
+    assert list(panels) == [(64, "none"), (128, "none"), (64, "causal_top_left")]
     assert panels[64, "none"]["mma"] == [(1024, 100.0), (4096, 25.0)]
 
 
