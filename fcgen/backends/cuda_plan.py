@@ -24,7 +24,7 @@ VIEWS = {"slice", "transpose"}
 ACCUMULATE = {"mma", "wmma_mma", "wgmma"}
 #: consumers that evaluate an expression register by register, and those that can evaluate one into an array they own
 _EVALUATE = POINTWISE | {"reduce", "vote_any", "gather"}
-_COPY_IN = {"for", "yield", "mma", "wmma_mma", "wgmma"}
+_COPY_IN = {"for", "yield", "mma", "wmma_mma", "wgmma", "pend"}
 
 
 @dataclass
@@ -70,7 +70,7 @@ class Plan:
         """Stored fragments that the op reads where it is printed."""
         if (op.results and op.results[0] in self.fused) or op.kind in VIEWS:
             return []
-        same = op.kind in POINTWISE or op.kind in ("combine", "gather", "for", "yield")
+        same = op.kind in POINTWISE or op.kind in ("combine", "gather", "for", "yield", "pend")
         late = op.kind == "settle"
         out: list[tuple[Value, bool]] = []
         for n, o in enumerate(op.operands):
@@ -301,7 +301,7 @@ def _merge_loops(plan: Plan, block: Block) -> None:
         elif op.kind == "settle":
             for v, settled in zip([o for o in op.operands if isinstance(o.type, Pending)], op.results):
                 _merge(plan, v, settled, force=True)
-        elif op.kind == "combine":
+        elif op.kind in ("combine", "pend"):
             _merge(plan, op.result, op.operands[0])
         for r in op.regions:
             _merge_loops(plan, r)
