@@ -1,8 +1,8 @@
 """Products that a loop carries in flight: an accumulator that nothing but products touch needs no settling between iterations.
 
-In: a loop of selected machine IR in which every wgmma is settled at once. Out: a loop that carries the pending accumulator. Iteration i issues
-its product, waits until that of iteration i - 1 is done, and lets go of what that one read; the tensor core has the next product before it
-has finished the last. The loop's end is settled, and lets go of the last iteration's tiles, behind it.
+In: a loop of selected machine IR in which every wgmma is settled at once. Out: a loop that carries the pending accumulator. Iteration i
+issues its product, waits until that of iteration i - 1 is done, and lets go of what that one read; the tensor core has the next product
+before it has finished the last. The loop's end is settled, and lets go of the last iteration's tiles, behind it.
 """
 
 from __future__ import annotations
@@ -88,7 +88,8 @@ def _rewritten(loop: Op, p: _Product) -> list[Op]:
                     results=tuple(flying if r is result else r for r in loop.results), regions=(inner.block(args),)))
     out.add(Op("settle", (flying,), (result,), {"groups": 0}, (), p.settle.loc))
     some = out.emit("lt", lo, hi)
-    out.add(_if(some, [replace(a, operands=(a.operands[0], loop.results[n]), attrs={**a.attrs, "lag": 1}) for a, n in p.arrivals], p.settle))
+    last = [replace(a, operands=(a.operands[0], loop.results[n]), attrs={**a.attrs, "lag": 1}) for a, n in p.arrivals]
+    out.add(_if(some, last, p.settle))
     return out.ops
 
 
