@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -75,7 +76,7 @@ def test_everyone_runs_behind_everyone_else():
     ways = [timing.Checked(n, lambda: None, 0.0, 0.0) for n in "abcd"]
     orders = ["".join(c.name for c in timing.turned(ways, n)) for n in range(16)]
     assert all(sorted(o) == list("abcd") for o in orders) and all(a == b[::-1] for a, b in zip(orders[::2], orders[1::2]))
-    assert {pair for o in orders for pair in zip(o, o[1:])} == {(a, b) for a in "abcd" for b in "abcd" if a != b}
+    assert {pair for o in orders for pair in pairwise(o)} == {(a, b) for a in "abcd" for b in "abcd" if a != b}
 
 
 def row(d, s, mask, **rates):
