@@ -38,7 +38,7 @@ class PhaseBarrier:
         self.phase, self.pending, self.bytes = 0, self.count, 0
         self.clock = np.zeros(sim.shared.agents, np.int32)
         self.ended: list[np.ndarray] = []  # what a waiter for each phase gets to know
-        self.last: Op | None = None
+        self.last: tuple[Op, str] | None = None  # what happened to it last, and who did it
         self.heard: set[int] = set()  # phases that somebody waited for
 
     @property
@@ -46,7 +46,8 @@ class PhaseBarrier:
         return f"{self.bars.name or 'mbarrier'}" + (f"[slot {self.slot}]" if self.bars.type.slots > 1 else "")
 
     def state(self) -> str:
-        return f"{self.name} is in phase {self.phase} with {self.pending} of {self.count} arrivals and {self.bytes} bytes to come"
+        copies = f"{self.bytes} bytes to come" if self.bytes >= 0 else f"{-self.bytes} bytes more than it was told of"
+        return f"{self.name} is in phase {self.phase} with {self.pending} of {self.count} arrivals and {copies}"
 
     def fault(self, op: Op, who: str, message: str, key: str) -> None:
         from .machine import describe
@@ -65,7 +66,7 @@ class PhaseBarrier:
         self.release(agent.shared.clock[agent.number])
         agent.shared.clock[agent.number, agent.number] += 1
         self.pending -= 1
-        self.last = op
+        self.last = op, agent.who
         self.end_if_complete()
 
     def complete(self, count: int, clock: np.ndarray, op: Op, who: str, phase: int) -> None:
@@ -76,7 +77,7 @@ class PhaseBarrier:
             self.fault(op, who, f"{op.kind} brings {count} bytes, and {self.name} expects {self.bytes} more", "bytes")
         self.release(clock)
         self.bytes -= count
-        self.last = op
+        self.last = op, who
         self.end_if_complete()
 
     def release(self, clock: np.ndarray) -> None:
@@ -104,10 +105,14 @@ class PhaseBarrier:
             agent.shared.acquire(agent.number, self.ended[phase])
 
     def check_idle(self) -> None:
+        from .machine import describe
+
         if self.pending != self.count or self.bytes:
             assert self.last is not None
-            self.sim.report("sim/leftover", f"the kernel ends in the middle of a phase: {self.state()}", self.last,
-                            key=("leftover", self.bars, self.last), hint="every phase that begins is completed and waited for")
+            op, who = self.last
+            self.sim.report("sim/leftover", f"the kernel ends in the middle of a phase: {self.state()}", op,
+                            notes=[f"last:    {who}: {describe(op)}"], key=("leftover", self.bars, op),
+                            hint="every phase that begins is completed and waited for")
 
 
 @dataclass
