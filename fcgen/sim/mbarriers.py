@@ -6,6 +6,7 @@ the wrong reason is a report and not a hang.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,15 @@ if TYPE_CHECKING:
     from .machine import Simulation
 
 PROTOCOL = "sim/protocol"
+
+
+def crowd(agents: Iterable[Agent]) -> str:
+    """Agents in words: `role load`, or `role main, warps 0, 1`."""
+    roles: dict[str, list[Agent]] = {}
+    for a in agents:
+        roles.setdefault(a.role.name, []).append(a)
+    return "; ".join(who[0].who if len(who) == 1 else f"role {role}, warps {', '.join(str(a.warp) for a in who)}"
+                     for role, who in roles.items())
 
 
 @dataclass
@@ -39,6 +49,7 @@ class PhaseBarrier:
         self.clock = np.zeros(sim.shared.agents, np.int32)
         self.ended: list[np.ndarray] = []  # what a waiter for each phase gets to know
         self.last: tuple[Op, str] | None = None  # what happened to it last, and who did it
+        self.here: list[Agent] = []  # who has arrived in the open phase
         self.heard: set[int] = set()  # phases that somebody waited for
 
     @property
@@ -46,8 +57,9 @@ class PhaseBarrier:
         return f"{self.bars.name or 'mbarrier'}" + (f"[slot {self.slot}]" if self.bars.type.slots > 1 else "")
 
     def state(self) -> str:
-        copies = f"{self.bytes} bytes to come" if self.bytes >= 0 else f"{-self.bytes} bytes more than it was told of"
-        return f"{self.name} is in phase {self.phase} with {self.pending} of {self.count} arrivals and {copies}"
+        copies = f"and {self.bytes} bytes to come" if self.bytes >= 0 else f"to come and {-self.bytes} bytes more than it was told of"
+        came = f" ({crowd(sorted(self.here, key=lambda a: a.number))} came)" if self.here else ""
+        return f"{self.name} is in phase {self.phase} with {self.pending} of {self.count} arrivals {copies}{came}"
 
     def fault(self, op: Op, who: str, message: str, key: str) -> None:
         from .machine import describe
@@ -66,6 +78,7 @@ class PhaseBarrier:
         self.release(agent.shared.clock[agent.number])
         agent.shared.clock[agent.number, agent.number] += 1
         self.pending -= 1
+        self.here.append(agent)
         self.last = op, agent.who
         self.end_if_complete()
 
@@ -86,7 +99,7 @@ class PhaseBarrier:
     def end_if_complete(self) -> None:
         if self.pending == 0 and self.bytes == 0:
             self.ended.append(self.clock.copy())
-            self.phase, self.pending = self.phase + 1, self.count
+            self.phase, self.pending, self.here = self.phase + 1, self.count, []
 
     # ---- waiting -----------------------------------------------------------------------------------------------------
 
