@@ -44,7 +44,7 @@ class Made:
 
 def program(job: Job) -> fc.Program:
     return SPECS[job.spec].compile(target=job.arch, schedule=job.schedule, T=DTYPES[job.dtype], D=job.d, E=job.e, mask=job.mask,
-                                   lazy=job.lazy)
+                                   lazy=job.lazy, sums="rounded" if job.lazy else "exact")
 
 
 def build(job: Job) -> Made:

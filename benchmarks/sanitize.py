@@ -42,7 +42,7 @@ KERNELS: dict[str, Job] = {
     "wmma_qk": Job(_schedule(64, 64, math={"s": "wmma", "acc": "fma"}, copy="vector", stages=1)),
     "wmma": Job(_schedule(64, 64, math="wmma", stages=1, ahead=True, skip_ones=True), mask="causal_top_left", lazy=LAZY),
     "wmma_two": Job(_schedule(64, 32, math="wmma", stages=2), mask="causal_bottom_right"),
-    "hopper": Job(_hopper(64, 64, 1), mask="causal_top_left", lazy=LAZY, arch="sm_90a"),
+    "hopper": Job(_hopper(64, 64, 1, ones="acc"), mask="causal_top_left", lazy=LAZY, arch="sm_90a"),
     "hopper_plain": Job(
         _hopper(128, 32, 2, late="", vote=False, epilogue="smem", own_rows=False), d=72, e=40, mask="causal_bottom_right", arch="sm_90a"
     ),

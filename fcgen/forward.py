@@ -138,14 +138,15 @@ def _remember(key: tuple[Any, ...], q: Any, k: Any, v: Any, causal: bool | str, 
 def compiled(dtype: str, d: int, e: int, mask: str, lse: bool, arch: str, schedule: Schedule | None = None,
              positive: bool = True, lazy: float = 0.0) -> Program:
     """The program that `attention` runs for these compile-time facts. mask: "none", "causal_top_left", "causal_bottom_right". lazy: how far
-    (in powers of e) a row's maximum may have moved before what was summed is scaled to it."""
+    (in powers of e) a row's maximum may have moved before what was summed is scaled to it; with it, O is divided by the sum of the rounded
+    weights (see the spec)."""
     from .ir.types import DTYPES
     from .kernels.attention import SPECS
     from .kernels.schedules import pick
 
     chosen = schedule or pick(arch, max(d, e), "wgmma" if arch == "sm_90a" else "mma", mask)
     spec = SPECS[("" if positive else "any_scale_") + ("lse" if lse else "plain")]
-    return spec.compile(target=arch, schedule=chosen, T=DTYPES[dtype], D=d, E=e, mask=mask, lazy=lazy)
+    return spec.compile(target=arch, schedule=chosen, T=DTYPES[dtype], D=d, E=e, mask=mask, lazy=lazy, sums="rounded" if lazy else "exact")
 
 
 @functools.lru_cache(maxsize=64)

@@ -32,8 +32,8 @@ def apply(em: Emitter, name: str, dtype: DType, args: list[X], nonneg: bool = Fa
     depth = max(a.depth for a in args)
     if name == "neg":
         return X(f"-{args[0].within(UNARY + 1)}", UNARY, depth)
-    if name == "bits":
-        return call("__float_as_int", *args)
+    if name in ("bits", "from_bits"):
+        return call("__float_as_int" if name == "bits" else "__int_as_float", *args)
     if name == "not":
         return X(f"{'!' if dtype.name == 'i1' else '~'}{args[0].within(UNARY)}", UNARY, depth)
     if fn.kind == "logic" and dtype.name == "i1" and name in ("and", "or"):

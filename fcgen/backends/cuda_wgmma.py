@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..errors import FcError
+from ..ir.async_ops import accumulator
 from ..ir.core import Block, Op, Value
 from ..ir.layout import wgmma_c
 from ..ir.types import Buffer, Frag, Pending
@@ -18,6 +19,7 @@ from .cuda_text import ZERO, X, add, mul
 
 SWIZZLE_CODE = {128: 1, 64: 2, 32: 3}
 GROUP = 4  # warps of a warpgroup
+LEADING = (1 << 16) - 1  # one unit less of leading offset and one more of address, subtracted from a descriptor
 
 
 def fences(block: Block) -> dict[int, list[Op]]:
@@ -45,7 +47,7 @@ def _touch(em: Emitter, v: Value) -> None:
 def _fence(em: Emitter, op: Op) -> None:
     for product in em.fences.get(id(op), ()):
         em.comment(locs_of(em, product))
-        a, acc = product.operands[0], product.operands[2] if len(product.operands) == 3 else None
+        a, acc = product.operands[0], accumulator(product)
         name = em.declare(product.result)
         if acc is not None:
             if acc in em.plan.fused or em.plan.root(em.plan.base(acc)) is not em.plan.root(product.result):
@@ -97,11 +99,18 @@ def _wgmma(em: Emitter, op: Op) -> None:
     depth = (a.type.shape[0] if op["ta"] else a.type.shape[1]) // 16
     fn = em.fn(op["instr"] + ("_rs" if regs else ""))
     name = em.array(op.result)
-    bd = _descriptor(em, b, not op["tb"])
     b_at = _steps(b.type, depth, not op["tb"])
     k, m = (X("k") if depth > 1 else ZERO), (X("m") if tall > 1 else ZERO)
     d = add(X(f"&{name}[0]") if tall > 1 else X(name), mul(m, cols // 2)) if tall > 1 else X(name)
-    right = add(bd, em.form(b_at // 16, k, f"{em.ring_name[b]}_step"))
+    right = add(_descriptor(em, b, not op["tb"]), em.form(b_at // 16, k, f"{em.ring_name[b]}_step"))
+    calls = [(fn, d, right)]
+    if op.get("ones"):
+        step = int(b_at[1] // 16) if depth > 1 else 0
+        last = add(_beside(em, b, op.operands[-1]), mul(k, -step * LEADING))
+        before = (b.type.shape[1] - b.type.layout.panel) // 2  # registers of the panels before the last
+        calls = [(fn, X(f"&{name}[{add(mul(m, cols // 2), X(str(before)))}]") if before else d, last)]
+        if before:
+            calls.insert(0, (em.fn(op["first"] + ("_rs" if regs else "")), d, right))
     if regs:
         part = add(mul(m, depth * 4), mul(k, 4))
         left, args = X(f"&{em.array(a)}[{part}]"), f"<{int(not op['tb'])}>"
@@ -111,14 +120,20 @@ def _wgmma(em: Emitter, op: Op) -> None:
         if tall > 1:
             left = add(left, mul(m, _row_step(a.type, op["ta"]) // 16))
         args = f"<{int(op['ta'])}, {int(not op['tb'])}>"
-    accumulate = "1" if len(op.operands) == 3 else ("k != 0" if depth > 1 else "0")
+    accumulate = "1" if accumulator(op) is not None else ("k != 0" if depth > 1 else "0")
     loops = [(v.text, n) for v, n in ((m, tall), (k, depth)) if n > 1]
+    several = len(loops) > 0 and len(calls) > 1
     for v, n in loops:
         em.w.line("#pragma unroll")
-        em.w.line(f"for (int {v} = 0; {v} < {n}; ++{v})")
+        em.w.line(f"for (int {v} = 0; {v} < {n}; ++{v})" + (" {" if several and v == loops[-1][0] else ""))
         em.w.indent += 1
-    em.w.line(f"{fn}{args}({d}, {left}, {right}, {accumulate});")
+    for call, out, source in calls:
+        em.w.line(f"{call}{args}({out}, {left}, {source}, {accumulate});")
     em.w.indent -= len(loops)
+    if several:
+        em.w.indent += len(loops) - 1
+        em.w.line("}")
+        em.w.indent -= len(loops) - 1
 
 
 def _steps(t: Buffer, depth: int, along_rows: bool) -> np.ndarray:
@@ -154,3 +169,23 @@ def _descriptor(em: Emitter, v: Value, along_rows: bool, tall: int = 0) -> X:
     if slot is None:
         return base
     return X(f"{base} + uint32_t({slot} * {t.slot_bytes // 16})", 70, em.depth)
+
+
+def _beside(em: Emitter, v: Value, ones: Value) -> X:
+    """The descriptor of a right operand's last panel, beside which stands another buffer: the leading offset says how far away that is. One
+    step on in the operand (or its ring) is one unit more of address and one less of offset: both fields are in one number."""
+    t: Buffer = v.type
+    row = t.layout.row_bytes(t.dtype.bytes)
+    ring, slot = em.slots.get(v, (v, None))
+    offsets = dict(zip(em.kernel.buffers, em.kernel.meta["smem_offsets"]))
+    before = t.layout.panel_bytes(t.shape, t.dtype.bytes) * (t.shape[1] // t.layout.panel - 1)
+    gap = offsets[ones] - offsets[ring] - before
+    if gap + before < ring.type.bytes:
+        raise FcError("compile/unsupported", "wgmma: ones lie after the ring of the right operand", expected=f"at least {ring.type.bytes}",
+                      got=gap)
+    start = add(em.buffer_base(ring), X(str(before)))
+    base = em.hoist("uint64_t", f"{em.ring_name[v]}_ones_desc",
+                    X(f"{em.fn('smem_desc')}<{SWIZZLE_CODE[t.layout.swizzle]}, {gap}, {8 * row}>({start})", 100, start.depth))
+    if slot is None:
+        return base
+    return X(f"{base} - {slot} * {t.slot_bytes // 16 * LEADING}", 70, em.depth)

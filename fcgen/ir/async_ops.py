@@ -13,7 +13,7 @@ generic proxy wrote is seen by the async one after `proxy_fence` in the writing 
 
 from __future__ import annotations
 
-from .core import Op
+from .core import Op, Value
 from .machine_ops import _buffer, _effect_only, _no_operands
 from .ops import define, need
 from .tile_ops import check_index
@@ -84,8 +84,15 @@ define("tma_load", "machine", """`tma_load T, scalars..., slot, bars, cursor`: o
        index=tuple, guard=tuple, hint=(str, None))
 
 
+def accumulator(op: Op) -> Value | None:
+    """What a wgmma adds to, if anything."""
+    return op.operands[2] if len(op.operands) - bool(op.get("ones")) == 3 else None
+
+
 def _check_wgmma(op: Op) -> None:
-    need(len(op.operands) in (2, 3), "wgmma takes a, b and possibly an accumulator", "2 or 3", len(op.operands))
+    ones = op.get("ones", 0)
+    need(len(op.operands) - bool(ones) in (2, 3), "wgmma takes a, b, possibly an accumulator, and with `ones` a tile of ones", "2 or 3",
+         len(op.operands))
     a, b = (v.type for v in op.operands[:2])
     out = op.result.type
     need(isinstance(out, Pending), "wgmma makes a pending accumulator", "pending frag", out)
@@ -98,25 +105,34 @@ def _check_wgmma(op: Op) -> None:
     need(isinstance(a, Buffer) or not op["ta"], "wgmma: only a stored a can be read transposed")
     rows, depth = a.shape[::-1] if op["ta"] else a.shape
     depth_b, cols = b.shape[::-1] if op["tb"] else b.shape
-    need(depth == depth_b and out.shape == (rows, cols), "wgmma: shapes agree", got=f"{a} {b} {out}")
+    need(depth == depth_b and out.shape == (rows, cols + ones), "wgmma: shapes agree", got=f"{a} {b} {out}")
     need(a.dtype == b.dtype and out.dtype == f32, "wgmma: 16-bit operands of one dtype, f32 accumulator", "f32", out.dtype)
-    if len(op.operands) == 3:
-        acc = op.operands[2].type
-        need(acc in (out, out.frag), "wgmma: the accumulator has the result's type", out.frag, acc)
+    if (acc := accumulator(op)) is not None:
+        need(acc.type in (out, out.frag), "wgmma: the accumulator has the result's type", out.frag, acc.type)
+    if ones:
+        t = op.operands[-1].type
+        _buffer(t, "wgmma: ones")
+        need(not op["tb"], "wgmma: ones stand beside a right operand that is stored as rows", "tb = false", "tb = true")
+        need(t == Buffer(b.dtype, (16, b.layout.panel), b.layout), "wgmma: ones are 16 rows of one panel, stored like those of b", b, t)
+    several = bool(ones) and b.shape[1] > b.layout.panel
+    need(("first" in op.attrs) == several, "wgmma: `first` goes with ones beside the last of several panels")
 
 
 define(
     "wgmma",
     "machine",
     """`wgmma a, b` or `wgmma a, b, acc`: [acc +] a b by the target's instruction `instr`, repeated over depth and rows;
-       ta, tb: the stored tile is the transpose of the operand. Asynchronous: it belongs to the group that the next `wgmma_commit`
-       closes.""",
+       ta, tb: the stored tile is the transpose of the operand. ones: so many columns to the right of b's come from the last operand, 16
+       stored rows that every step of the depth reads again; `instr` then takes b's last panel and the ones, and `first` the panels before.
+       Asynchronous: it belongs to the group that the next `wgmma_commit` closes.""",
     lambda types, attrs: None,
     effect="write",
     check=_check_wgmma,
     instr=str,
     ta=bool,
     tb=bool,
+    ones=(int, None),
+    first=(str, None),
 )
 define(
     "wgmma_fence",

@@ -58,6 +58,7 @@ FNS: dict[str, Fn] = {f.name: f for f in [
     Fn("floor", 1, "float", np.floor), Fn("ceil", 1, "float", np.ceil),
     # the bit pattern of a float as an integer: of two that are at least 0, the larger has the larger pattern
     Fn("bits", 1, "bits", lambda x: np.asarray(x, np.float32).view(np.int32)),
+    Fn("from_bits", 1, "from_bits", lambda x: np.asarray(x, np.int32).view(np.float32)),
     # a * b + c with one rounding; NumPy has none, float64 then one rounding is the same to within half an ulp
     Fn("fma", 3, "float", lambda a, b, c: (np.asarray(a, np.float64) * b + c).astype(np.float32)),
 ]}
@@ -92,7 +93,7 @@ def apply(name: str, dtype: DType, *args: np.ndarray) -> np.ndarray:
         out = fn.numpy(*args)
         if fn.kind == "compare":
             return np.asarray(out, np.bool_)
-        if fn.kind == "bits":
+        if fn.kind in ("bits", "from_bits"):
             return out
         if dtype == f32:
             return np.asarray(out, np.float32)

@@ -110,6 +110,16 @@ class RegLayout:
             out += _place(value, new)
         return out
 
+    def part_of(self, axis: int, size: int) -> RegLayout | None:
+        """The layout of `size` positions of `axis`, from any multiple of what its topmost digit counts in; None where a thread would not
+        keep whole digits of its own."""
+        first, *rest = self.axes[axis] or (None,)
+        step = prod(f.size for f in rest)
+        if first is None or first.unit != "r" or size % step:
+            return None
+        axes = tuple((Factor("r", size // step, first.stride), *rest) if n == axis else a for n, a in enumerate(self.axes))
+        return RegLayout(_renumber(axes))
+
     def transpose(self) -> RegLayout:
         return RegLayout(self.axes[::-1])
 

@@ -200,24 +200,6 @@ define("unstage", "machine", "A shared-memory tile as a fragment (until `select`
        check=_check_unstage)
 
 
-def _slice(types, attrs):
-    return None
-
-
-def _check_slice(op: Op) -> None:
-    src, out = op.operands[0].type, op.result.type
-    need(isinstance(src, Frag) and isinstance(out, Frag) and src.dtype == out.dtype, "slice takes and makes a fragment")
-    need(op.operands[1].type == Scalar(i32), "slice: the first position is an i32 scalar", "i32", op.operands[1].type)
-    axis = op["axis"]
-    need(all(a == b for i, (a, b) in enumerate(zip(src.shape, out.shape)) if i != axis), "slice: other axes are whole", src, out)
-    need(src.shape[axis] % out.shape[axis] == 0, "slice: whole parts", src, out)
-
-
-define("slice", "machine", """`slice frag, first`: the part of a fragment that starts at `first` (a multiple of the part's size,
-       known when the enclosing loop is expanded) along `axis`. Moves nothing: each thread keeps its own registers.""", _slice,
-       check=_check_slice, axis=int)
-
-
 def _check_quad_transpose(op: Op) -> None:
     src, out = op.operands[0].type, op.result.type
     need(

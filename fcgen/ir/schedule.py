@@ -19,6 +19,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
 
 #: Fields that take one value for all, or one per name of the spec.
 BY_NAME = ("tiles", "math", "stages")
+#: Fields that list names of dots.
+NAMES = ("late", "ones")
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,8 @@ class Schedule:
     work, as many programs of the other axes run side by side, longest tile first, as have looped-over tensors of this many MiB together.
     own_rows: a consumer warpgroup leaves out the tiles that only other rows than its own need.
     compare_bits: with vote, a threshold on a row maximum is tested on bit patterns, two elements per instruction.
-    hints: bulk copies tell L2 to keep what loops read and to let go of the rest first.
+    hints: bulk copies tell L2 to keep what loops read and to let go of the rest first. ones: names of dots that also make the row sum of
+    their left operand, by eight columns of ones on their right.
     """
 
     tiles: Any = ()
@@ -71,10 +74,13 @@ class Schedule:
     own_rows: bool = True
     compare_bits: bool = False
     hints: bool = False
+    ones: Any = ()
 
     def __post_init__(self) -> None:
-        if isinstance(self.late, str):
-            object.__setattr__(self, "late", tuple(w for w in self.late.split("+") if w))
+        for name in NAMES:
+            v = getattr(self, name)
+            if isinstance(v, str):
+                object.__setattr__(self, name, tuple(w for w in v.split("+") if w))
         for name in BY_NAME:
             v = getattr(self, name)
             if isinstance(v, Mapping):
@@ -105,8 +111,10 @@ class Schedule:
                           got=self.min_blocks)
         if not _is_int(self.l2) or self.l2 < 0:
             raise FcError("compile/schedule", "Schedule.l2 counts megabytes", expected="0 or more", got=self.l2)
-        if not isinstance(self.late, tuple) or not all(isinstance(w, str) for w in self.late):
-            raise FcError("compile/schedule", "Schedule.late names dots", expected="a tuple of names, or acc+s", got=self.late)
+        for name in NAMES:
+            v = getattr(self, name)
+            if not isinstance(v, tuple) or not all(isinstance(w, str) for w in v):
+                raise FcError("compile/schedule", f"Schedule.{name} names dots", expected="a tuple of names, or acc+s", got=v)
 
     @staticmethod
     def parse(text: str) -> Schedule:
@@ -141,8 +149,8 @@ class Schedule:
         for f in fields(self):
             v = getattr(self, f.name)
             if v != f.default or f.name in ("tiles", "warps", "math", "stages"):
-                if f.name == "late":
-                    out.append("late=" + "+".join(v))
+                if f.name in NAMES:
+                    out.append(f"{f.name}=" + "+".join(v))
                     continue
                 out.append(f"{f.name}=" + ("{" + ", ".join(f"{k}: {x}" for k, x in v) + "}" if isinstance(v, tuple) else str(v)))
         return ", ".join(out)

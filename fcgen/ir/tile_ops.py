@@ -65,7 +65,9 @@ def infer_elementwise(name: str):
             need(dtype != i1, f"{name} is not defined on i1")
         elif fn.kind == "bits":
             need(dtype == f32, f"{name} is for 32-bit floats", "f32", dtype)
-        return (with_dtype(base, {"compare": i1, "bits": i32}.get(fn.kind, dtype)),)
+        elif fn.kind == "from_bits":
+            need(dtype == i32, f"{name} is for 32-bit integers", "i32", dtype)
+        return (with_dtype(base, {"compare": i1, "bits": i32, "from_bits": f32}.get(fn.kind, dtype)),)
 
     return run
 
@@ -190,7 +192,7 @@ def _dot(types, attrs):
     inner_a, inner_b = a.shape[0 if attrs.get("ta") else 1], b.shape[1 if attrs.get("tb") else 0]
     need(inner_a == inner_b, "dot: inner sizes agree", f"{inner_a} rows in b", b)
     if isinstance(a, Tile) and isinstance(b, Tile):
-        out = Tile(f32, (a.shape[0], b.shape[1]))
+        out = Tile(f32, (a.shape[0], b.shape[1] + attrs.get("ones", 0)))
         if len(types) == 3:
             need(types[2] == out, "dot: the accumulator's type is the result's", out, types[2])
         return (out,)
@@ -199,7 +201,30 @@ def _dot(types, attrs):
 
 define("dot", BOTH, """Matrix product with float32 accumulation: a[M,K] b[K,N] (+ acc[M,N]) -> f32[M,N]. Machine level, until
        `select` expands it: an operand may be a shared-memory tile, stored transposed where ta / tb says so; math names the
-       instruction family.""", _dot, ta=(bool, None), tb=(bool, None), math=(str, None))
+       instruction family. ones: so many columns of ones stand to the right of b, and the result is that much wider.""", _dot,
+       ta=(bool, None), tb=(bool, None), math=(str, None), ones=(int, None))
+
+
+def _slice(types, attrs):
+    t, axis = types[0], attrs["axis"]
+    need(isinstance(t, (Tile, Frag)) and 0 <= axis < len(t.shape), "slice: axis is one of the tile's", "0 or 1", axis)
+    if isinstance(t, Tile):
+        need("size" in attrs and 0 < attrs["size"] <= t.shape[axis], "slice: size says how many", f"1..{t.shape[axis]}", attrs.get("size"))
+        return (Tile(t.dtype, tuple(attrs["size"] if n == axis else s for n, s in enumerate(t.shape))),)
+    return None
+
+
+def _check_slice(op: Op) -> None:
+    src, out, axis = op.operands[0].type, op.result.type, op["axis"]
+    need(len(op.operands) == 2 and type(src) is type(out) and src.dtype == out.dtype, "slice takes a tile and makes one", src, out)
+    need(op.operands[1].type == Scalar(i32), "slice: the first position is an i32 scalar", "i32", op.operands[1].type)
+    need(all(a == b or (n == axis and b <= a) for n, (a, b) in enumerate(zip(src.shape, out.shape))), "slice: other axes are whole", src,
+         out)
+
+
+define("slice", BOTH, """`slice tile, first`: the part that starts at `first` along `axis`. Tile level: `size` positions. On fragments it
+       moves nothing, each thread keeps its own registers; `first` is known when the enclosing loop is expanded.""", _slice,
+       check=_check_slice, axis=int, size=(int, None))
 
 
 def check_index(tensor: Any, scalars: tuple[Any, ...], shape: tuple[int, ...], attrs: Mapping[str, Any], what: str) -> None:

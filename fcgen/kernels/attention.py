@@ -5,6 +5,11 @@
     O[b, h, i] = sum_j softmax_j(q_i . k_j * scale) v_j        LSE[b, h, i] = log sum_j exp(q_i . k_j * scale)
 
 Heads may be grouped: H is a multiple of G, and head h of Q reads head h // (H / G) of K and V.
+
+lazy: the maximum may be so many powers of e too small, which spares most rescaling; the largest weight of a row is then no exact 1.
+sums: what a row of O is divided by. "exact": the sum of its weights; "rounded": the sum of the weights as they were rounded for the second
+product, so that their rounding cancels; "corrected": the exact sum with the largest weight as it was rounded, which is the one that counts
+in a row of few large weights (an exact 1 where nothing is lazy). LSE is always of the exact sum.
 """
 
 from __future__ import annotations
@@ -28,12 +33,17 @@ def visible(mask: str, rows: Any, cols: Any, M: Any, N: Any) -> Any:
 
 
 def _body(
-    Q: Any, K: Any, V: Any, O: Any, LSE: Any, scale: Any, mask: str, score: Callable[..., Any] | None, lse: bool, lazy: float
+    Q: Any, K: Any, V: Any, O: Any, LSE: Any, scale: Any, mask: str, score: Callable[..., Any] | None, lse: bool, lazy: float,
+    sums: str,
 ) -> None:
     b, h, rows = fc.grid(Q.B, Q.H, fc.tile(Q.M, "BLOCK_M"))
     g = h // (Q.H // K.G)
     q = fc.load(Q[b, h, rows])
     m, l, acc = fc.var(fc.full(rows, -fc.inf)), fc.var(fc.zeros(rows)), fc.var(fc.zeros(rows, V.E))
+    if sums not in ("exact", "rounded", "corrected"):
+        raise fc.FcError("trace/static", "no such sums", expected="exact, rounded, corrected", got=sums)
+    exact = fc.var(fc.zeros(rows)) if lse and sums == "rounded" else l
+    peak = fc.var(fc.zeros(rows)) if sums == "corrected" else None  # the largest score, if it is positive
     live = lambda cols: visible(mask, rows, cols, Q.M, K.N)
     for cols in fc.loop(fc.tile(K.N, "BLOCK_N"), descending=True, live=live):
         k = fc.load(K[b, g, cols])
@@ -41,7 +51,10 @@ def _body(
         if score is not None:
             s = score(s, b, h, rows.index, cols.index)
         s = fc.where(live(cols), s, -fc.inf)
-        top = fc.maximum(m, fc.max(s, axis=1))
+        best = fc.max(s, axis=1)
+        if peak is not None:
+            peak <<= fc.maximum(peak, best)
+        top = fc.maximum(m, best)
         moved = top - m > lazy
         if lazy:  # keep a maximum that is only a little too small: then the factors below are exactly one
             top = fc.where(moved, top, m)
@@ -49,37 +62,44 @@ def _body(
         p, fade = fc.exp(s - base), fc.exp(m - base)
         if lazy:
             fade = fc.where(moved, fade, 1.0)
-        l <<= l * fade + fc.sum(p, axis=1)
+        weights = p.to(V.dtype)
+        l <<= l * fade + fc.sum(weights.to(fc.f32) if sums == "rounded" else p, axis=1)
+        if exact is not l:
+            exact <<= exact * fade + fc.sum(p, axis=1)
         v = fc.load(V[b, g, cols])
-        acc <<= acc * fade + fc.dot(p.to(V.dtype), v)
+        acc <<= acc * fade + fc.dot(weights, v)
         m <<= top
-    fc.store(O[b, h, rows], fc.where(l == 0.0, 0.0, acc / l).to(O.dtype))
+    divisor: Any = l
+    if peak is not None:
+        largest = fc.exp(peak - m)
+        divisor = fc.where(peak > 0.0, l + (largest.to(V.dtype).to(fc.f32) - largest), l)
+    fc.store(O[b, h, rows], fc.where(l == 0.0, 0.0, acc / divisor).to(O.dtype))
     if lse:
-        fc.store(LSE[b, h, rows], m + fc.log(l))
+        fc.store(LSE[b, h, rows], m + fc.log(exact))
 
 
 @fc.kernel
 def attention(Q: T[B, H, M, D], K: T[B, G, N, D], V: T[B, G, N, E], O: "out T[B, H, M, E]", LSE: "out f32[B, H, M]", *,
-              scale: f32 > 0, mask="none", score=None, lazy=0.0):
-    _body(Q, K, V, O, LSE, scale, mask, score, True, lazy)
+              scale: f32 > 0, mask="none", score=None, lazy=0.0, sums="exact"):
+    _body(Q, K, V, O, LSE, scale, mask, score, True, lazy, sums)
 
 
 @fc.kernel
 def attention_no_lse(Q: T[B, H, M, D], K: T[B, G, N, D], V: T[B, G, N, E], O: "out T[B, H, M, E]", *,
-                     scale: f32 > 0, mask="none", score=None, lazy=0.0):
-    _body(Q, K, V, O, None, scale, mask, score, False, lazy)
+                     scale: f32 > 0, mask="none", score=None, lazy=0.0, sums="exact"):
+    _body(Q, K, V, O, None, scale, mask, score, False, lazy, sums)
 
 
 @fc.kernel
 def attention_any_scale(Q: T[B, H, M, D], K: T[B, G, N, D], V: T[B, G, N, E], O: "out T[B, H, M, E]", LSE: "out f32[B, H, M]", *,
-                        scale: f32, mask="none", score=None, lazy=0.0):
-    _body(Q, K, V, O, LSE, scale, mask, score, True, lazy)
+                        scale: f32, mask="none", score=None, lazy=0.0, sums="exact"):
+    _body(Q, K, V, O, LSE, scale, mask, score, True, lazy, sums)
 
 
 @fc.kernel
 def attention_any_scale_no_lse(Q: T[B, H, M, D], K: T[B, G, N, D], V: T[B, G, N, E], O: "out T[B, H, M, E]", *,
-                               scale: f32, mask="none", score=None, lazy=0.0):
-    _body(Q, K, V, O, None, scale, mask, score, False, lazy)
+                               scale: f32, mask="none", score=None, lazy=0.0, sums="exact"):
+    _body(Q, K, V, O, None, scale, mask, score, False, lazy, sums)
 
 
 SPECS: dict[str, Spec] = {"lse": attention, "plain": attention_no_lse, "any_scale_lse": attention_any_scale,

@@ -24,6 +24,7 @@ from . import (
     pipeline,
     place,
     roles,
+    row_sums,
     scale,
     select,
     simplify,
@@ -53,6 +54,7 @@ PIPELINE: tuple[Pass, ...] = (
     Pass("simplify.3", simplify.run, "remove the masks that are constant in a copy"),
     Pass("limits", limits.run, "masks on positions become one comparison per element"),
     Pass("order", order.run, "programs that share tiles run together, those with the most work first"),
+    Pass("row_sums", row_sums.run, "row sums named in `ones` become columns of the dots that read the same tile"),
     Pass("skew", skew.run, "dots named in `late` run one iteration behind, so that two are in flight"),
     # from here on: machine IR
     Pass("place", place.run, "a memory space and a layout for every tile; changes of layout are explicit"),

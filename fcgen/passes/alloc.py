@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..errors import FcError
-from ..ir.core import Kernel, Value
+from ..ir.core import Kernel, Value, walk
 from ..ir.lifetimes import meet, spans
 from ..ir.schedule import Schedule
 from ..ir.target import Target
@@ -28,8 +28,12 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
             live[b] = ALWAYS if b in live or isinstance(b.type, Mbarrier) else span  # what two roles share has no order of its own
     kept = [b for b in kernel.buffers if b in live]
     offsets: dict[Value, int] = {}
-    for b in sorted(kept, key=lambda v: (-v.type.bytes, live[v][0])):
+    beside = {o.operands[-1] for r in kernel.roles for o in walk(r.body) if o.kind == "wgmma" and o.get("ones")}
+    for b in sorted(kept, key=lambda v: (v in beside, -v.type.bytes, live[v][0])):
         align = 8 if isinstance(b.type, Mbarrier) else ALIGN
+        if b in beside:  # a descriptor's leading offset counts upwards: behind all that it could be counted from
+            offsets[b] = max((-(-(offsets[o] + o.type.bytes) // align) * align for o in offsets), default=0)
+            continue
         taken = sorted((offsets[o], offsets[o] + o.type.bytes) for o in offsets if meet(live[o], live[b]))
         at = 0
         for low, high in taken:

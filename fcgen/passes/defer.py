@@ -1,4 +1,4 @@
-"""defer: lane sums carried by a loop are finished once, after it.
+"""defer: lane sums and running maxima carried by a loop are finished once, after it.
 
 In: placed machine IR. Out: the same with fewer lane exchanges. A row sum that only ever starts at zero, is scaled by row factors and added
 to, `l = l * a + combine(part)`, is linear: the lanes that share a row may each carry their own part, `l = l * a + part`, and one `combine`
@@ -7,42 +7,53 @@ before.
 
 Which values can stay parts is the greatest set that is closed: zeros, combines of sums, sums of two members, a member times a row factor,
 and loop-carried values and results of branches whose sources are all members. A member that anything else reads inside a loop stays whole.
+
+A running maximum, `top = max(top, combine(part))`, that only the loop's end reads stays a part in the same way: constants, and maxima of
+members and combines. One that starts at 0 or above is kept as a bit pattern with `compare_bits`: patterns of floats from 0 on order like
+the floats, and integers have a maximum of three.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
+
 from ..ir.core import Block, Builder, Env, Kernel, Op, Value, map_bodies, substitute
 from ..ir.schedule import Schedule
 from ..ir.target import Target
-from ..ir.types import Frag
+from ..ir.types import Frag, f32, i32
 
 
 def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
-    return map_bodies(kernel, _defer) if schedule.defer else kernel
+    return map_bodies(kernel, lambda body: _defer(body, schedule.compare_bits)) if schedule.defer else kernel
 
 
-def _defer(block: Block) -> Block:
-    for lanes in sorted(_lanes(block)):
-        parts = _Parts(block, lanes)
-        if parts.members:
-            block = _Rewriter(parts, lanes).block(block)
+def _defer(block: Block, bits: bool) -> Block:
+    for kind in (_Sums, _Maxima):
+        for lanes in sorted(_lanes(block, kind.fn)):
+            parts = kind(block, lanes, bits)
+            if parts.members:
+                block = _Rewriter(parts).block(block)
     return block
 
 
-def _lanes(block: Block) -> set[tuple[int, ...]]:
-    out = {tuple(o["lanes"]) for o in block.ops if o.kind == "combine" and o.operands[0].type.partial == "sum"}
+def _lanes(block: Block, fn: str) -> set[tuple[int, ...]]:
+    out = {tuple(o["lanes"]) for o in block.ops if o.kind == "combine" and o.operands[0].type.partial == fn}
     for o in block.ops:
         for r in o.regions:
-            out |= _lanes(r)
+            out |= _lanes(r, fn)
     return out
 
 
-class _Parts:
+class _Sums:
     """members: the values that stay parts of sums over `lanes`."""
 
-    def __init__(self, block: Block, lanes: tuple[int, ...]):
+    fn = "sum"
+    kinds: tuple[str, ...] = ("add", "mul")  # ops that make members of members
+    bits = False  # members are kept as bit patterns
+
+    def __init__(self, block: Block, lanes: tuple[int, ...], bits: bool):
         self.lanes = lanes
         self.defs: dict[Value, Op] = {}
         self.sources: dict[Value, list[Value]] = {}  # carried value, loop result, branch result -> where it comes from
@@ -82,7 +93,15 @@ class _Parts:
                     break
             members = kept
         carried = {v for v in members if v in self.sources and v not in self.defs}
-        return members if carried and any(self.defs[v].kind == "combine" for v in members if v in self.defs) else set()
+        return members if carried and any(self.starts(self.defs[v]) for v in members if v in self.defs) else set()
+
+    def starts(self, op: Op) -> bool:
+        """Whether a member takes in what lanes hold parts of."""
+        return op.kind == "combine"
+
+    def atom(self, v: Value) -> bool:
+        op = self.defs.get(v)
+        return op is not None and op.kind == "combine" and op.operands[0].type.partial == self.fn and tuple(op["lanes"]) == self.lanes
 
     def linear(self, v: Value, members: set[Value]) -> bool:
         if v in self.sources:
@@ -92,7 +111,7 @@ class _Parts:
             d = self.defs.get(op.operands[0])
             return d is not None and d.kind == "const" and d["value"] == 0
         if op.kind == "combine":
-            return op.operands[0].type.partial == "sum" and tuple(op["lanes"]) == self.lanes
+            return self.atom(v)
         if op.kind == "add":
             return all(x in members for x in op.operands)
         return op.kind == "mul" and any(x in members for x in op.operands)
@@ -113,12 +132,48 @@ class _Parts:
             return True  # what it feeds has all of its sources checked
         if op.kind == "for":
             return v not in op.operands[:2]
-        return op.kind in ("add", "mul") and op.result in members
+        return op.kind in self.kinds and op.result in members
+
+
+class _Maxima(_Sums):
+    """members: the values that stay parts of maxima over `lanes`. Whoever else reads a tile's maximum finds it as it was."""
+
+    fn = "max"
+    kinds = ("max",)
+
+    def __init__(self, block: Block, lanes: tuple[int, ...], bits: bool):
+        super().__init__(block, lanes, bits)
+        self.members = self.carried()
+        starts = [self.defs[op.operands[0]]["value"] for v in self.members if (op := self.defs.get(v)) is not None and op.kind == "full"]
+        self.bits = bits and all(v.type.dtype == f32 for v in self.members) and all(x >= 0 for x in starts)
+
+    def carried(self) -> set[Value]:
+        """The members that a loop carries, what they come from and what comes from them: a maximum of its own outside stays whole."""
+        feeds = lambda v: self.sources[v] if v in self.sources else self.defs[v].operands
+        come = {v: [x for x in feeds(v) if x in self.members] for v in self.members}
+        out = {v for v in self.members if v in self.sources and v not in self.defs}
+        while True:
+            more = {x for v in out for x in come[v]} | {v for v in self.members if any(x in out for x in come[v]) and v not in out}
+            if more <= out:
+                return out
+            out |= more
+
+    def starts(self, op: Op) -> bool:
+        return op.kind == "max" and any(self.atom(x) for x in op.operands)
+
+    def linear(self, v: Value, members: set[Value]) -> bool:
+        if v in self.sources:
+            return all(s in members for s in self.sources[v])
+        op = self.defs[v]
+        if op.kind == "full":
+            d = self.defs.get(op.operands[0])
+            return d is not None and d.kind == "const"
+        return op.kind == "max" and all(x in members or self.atom(x) for x in op.operands)
 
 
 class _Rewriter:
-    def __init__(self, parts: _Parts, lanes: tuple[int, ...]):
-        self.members, self.lanes, self.read_whole = parts.members, lanes, parts.read_whole()
+    def __init__(self, parts: _Sums):
+        self.parts, self.members, self.lanes, self.read_whole = parts, parts.members, parts.lanes, parts.read_whole()
         self.part: dict[Value, Value] = {}  # member -> its lanes' parts
 
     def block(self, block: Block) -> Block:
@@ -134,13 +189,13 @@ class _Rewriter:
                 if op.kind == "full":
                     b.add(op)  # whoever reads the whole zero finds it
                 elif op.result in self.read_whole:
-                    whole[op.result] = b.emit("combine", self.part[op.result], name=op.result.name, lanes=self.lanes)
+                    whole[op.result] = self.whole(op.result, b)
                 continue
             if op.kind in ("for", "if"):
                 b.add(self.region(op))
                 for r in op.results:
                     if r in self.read_whole:
-                        whole[r] = b.emit("combine", self.part[r], name=r.name, lanes=self.lanes)
+                        whole[r] = self.whole(r, b)
                 continue
             if op.kind == "yield":
                 b.add(op)
@@ -148,15 +203,35 @@ class _Rewriter:
             b.add(replace(op, operands=tuple(whole.get(v, v) for v in op.operands), regions=tuple(self.block(r) for r in op.regions)))
         return [substitute(o, Env(whole)) for o in b.ops] if whole else b.ops
 
+    def whole(self, v: Value, b: Builder) -> Value:
+        out = b.emit("combine", self.part[v], name=v.name, lanes=self.lanes)
+        return b.emit("from_bits", out, name=v.name) if self.parts.bits else out
+
     def member(self, op: Op, b: Builder) -> None:
         v = op.result
         if op.kind == "combine":
             self.part[v] = op.operands[0]
         elif op.kind == "full":
-            self.part[v] = b.emit("full", op.operands[0], type=_part(v.type), name=v.name)
+            start = op.operands[0]
+            if self.parts.bits:
+                start = b.emit("const", value=int(np.float32(self.parts.defs[start]["value"]).view(np.int32)), dtype="i32")
+            self.part[v] = b.emit("full", start, type=self.type(v), name=v.name)
         else:
-            operands = [self.part.get(x, x) if x in self.members else x for x in op.operands]
-            self.part[v] = b.emit(op.kind, *operands, type=_part(v.type), name=v.name, **op.attrs)
+            operands = [self.part[x] if x in self.members else self.part_of(x, b) for x in op.operands]
+            self.part[v] = b.emit(op.kind, *operands, type=self.type(v), name=v.name, **op.attrs)
+
+    def part_of(self, v: Value, b: Builder) -> Value:
+        """A factor as it is; of a combine that is no member, its lanes' parts."""
+        if not self.parts.atom(v):
+            return v
+        part = self.parts.defs[v].operands[0]
+        if not self.parts.bits:
+            return part
+        reduce = self.parts.defs[part]
+        return b.emit("reduce", b.emit("bits", reduce.operands[0]), **reduce.attrs)
+
+    def type(self, v: Value) -> Frag:
+        return replace(v.type, partial=self.parts.fn, dtype=i32 if self.parts.bits else v.type.dtype)
 
     def region(self, op: Op) -> Op:
         first = 2 if op.kind == "for" else 1
@@ -166,11 +241,11 @@ class _Rewriter:
         args = list(op.regions[0].args)
         for n, r in enumerate(op.results):
             if r in self.members:
-                results[n] = self.part[r] = Value(_part(r.type), r.name)
+                results[n] = self.part[r] = Value(self.type(r), r.name)
                 if loops:
                     operands[first + n] = self.part[operands[first + n]]
                     arg = args[1 + n]
-                    args[1 + n] = self.part[arg] = Value(_part(arg.type), arg.name)
+                    args[1 + n] = self.part[arg] = Value(self.type(arg), arg.name)
         regions = []
         for block in op.regions:
             inner = self.block(block)
@@ -178,7 +253,3 @@ class _Rewriter:
             yields = tuple(self.part[y] if r in self.members else y for y, r in zip(last.operands, op.results))
             regions.append(Block(tuple(args) if loops else block.args, (*inner.ops[:-1], replace(last, operands=yields))))
         return replace(op, operands=tuple(operands), results=tuple(results), regions=tuple(regions))
-
-
-def _part(t: Frag) -> Frag:
-    return replace(t, partial="sum")

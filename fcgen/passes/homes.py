@@ -64,7 +64,7 @@ class Homes:
         if family == "fma":
             return rowwise(rows, cols, warps, 32)
         if family == "wgmma":
-            if warps % 4 or rows % (16 * warps) or cols % 8 or cols > 256:
+            if warps % 4 or rows % (16 * warps) or cols % 8 or cols - op.get("ones", 0) > 256:
                 raise FcError("compile/schedule", f"the tile of %{self.dot_name(op)} does not divide into wgmma instructions",
                               expected=f"rows a multiple of 64 for each of {max(1, warps // 4)} warpgroups, columns of 8 up to 256",
                               got=f"{rows} x {cols} over {warps} warps", loc=op.loc, hint="change Schedule.tiles or Schedule.warps")
@@ -186,6 +186,9 @@ class Homes:
         if op.kind == "transpose":
             k = self.known(op.operands[0])
             return k.transpose() if k is not None else None
+        if op.kind == "slice":
+            k = self.known(op.operands[0])
+            return k.part_of(op["axis"], t.shape[op["axis"]]) if k is not None else None
         if op.kind == "reduce":
             k = self.known(op.operands[0])
             if k is None:

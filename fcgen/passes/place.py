@@ -92,6 +92,10 @@ class _Placer:
             layout = self.homes[op.result]
             src = self.want(op.operands[0], layout.transpose(), b, env)
             env[op.result] = b.emit("transpose", src, type=_frag(op.result, layout), name=op.result.name)
+        elif op.kind == "slice":
+            src = self.want(op.operands[0], self.homes.known(op.operands[0]), b, env)
+            env[op.result] = b.emit("slice", src, env[op.operands[1]], type=_frag(op.result, self.homes[op.result]), name=op.result.name,
+                                    axis=op["axis"])
         else:
             env[op.result] = self.make(op, self.homes[op.result], b, env)
 
@@ -283,7 +287,12 @@ class _Placer:
         else:
             zero = b.emit("const", value=0.0, dtype=f32.name)
             acc = b.emit("full", zero, type=_frag(op.result, home), name=op.result.name)
-        env[op.result] = b.emit("dot", a, bv, acc, type=_frag(op.result, home), name=op.result.name, ta=ta, tb=tb, math=family)
+        extra = {"ones": op["ones"]} if op.get("ones") else {}
+        if extra and (family != "wgmma" or tb):
+            raise FcError("compile/schedule", f"the dot %{self.homes.dot_name(op)} cannot read ones beside its right operand",
+                          expected="math wgmma, and a right operand that is stored as it is read",
+                          got=f"{family}, {'transposed ' if tb else ''}{bv.type}", loc=op.loc, hint="leave it out of Schedule.ones")
+        env[op.result] = b.emit("dot", a, bv, acc, type=_frag(op.result, home), name=op.result.name, ta=ta, tb=tb, math=family, **extra)
 
     def left(self, op: Op, family: str, b: Builder, env: Env) -> tuple[Value, bool]:
         v = op.operands[0]

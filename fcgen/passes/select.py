@@ -12,7 +12,7 @@ from typing import Any
 
 from ..errors import FcError
 from ..ir.core import Block, Builder, Env, Kernel, Op, Value, free_values, walk
-from ..ir.layout import OpaqueLayout, RegLayout, mma_a, mma_b
+from ..ir.layout import OpaqueLayout, RegLayout, mma_a, mma_b, rowwise
 from ..ir.schedule import Schedule
 from ..ir.target import Target
 from ..ir.types import Buffer, Frag, Pending, Scalar, f32, i32
@@ -23,8 +23,9 @@ CHUNK = 128
 
 def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
     s = _Selector(schedule, target)
-    roles = tuple(replace(r, body=s.block(r.body, Env())) for r in kernel.roles)
-    return replace(kernel, roles=roles, buffers=(*kernel.buffers, *s.buffers)).with_meta(stage="selected")
+    roles = [replace(r, body=s.block(r.body, Env())) for r in kernel.roles]
+    roles = [replace(r, body=s.fill_ones(r.body)) for r in roles]
+    return replace(kernel, roles=tuple(roles), buffers=(*kernel.buffers, *s.buffers, *s.ones.values())).with_meta(stage="selected")
 
 
 @dataclass
@@ -33,6 +34,7 @@ class _Selector:
     target: Target
     buffers: list[Value] = field(default_factory=list)
     defs: dict[Value, Op] = field(default_factory=dict)
+    ones: dict[Buffer, Value] = field(default_factory=dict)  # how stored -> the buffer
     held: dict[Value, Value] = field(default_factory=dict)  # left operands kept in registers: tile -> fragment
 
     def block(self, block: Block, env: Env) -> Block:
@@ -134,17 +136,40 @@ class _Selector:
     def wgmma(self, op: Op, b: Builder) -> Value:
         """Issued and settled where the dot stands; `overlap` moves the settling to where the result is needed."""
         a, right, acc = op.operands
-        cols = acc.type.shape[1]
-        name = f"wgmma_m64n{cols}k16_{a.type.dtype.name}"
-        if name not in self.target.instrs:
+        cols, ones = acc.type.shape[1], op.get("ones", 0)
+        before = cols - ones - right.type.layout.panel if ones else 0  # columns of the panels that ones do not stand beside
+        name, first = (f"wgmma_m64n{n}k16_{a.type.dtype.name}" for n in (cols - before, before))
+        if name not in self.target.instrs or (before and first not in self.target.instrs):
             raise FcError("compile/unsupported", f"{self.target.arch} has no wgmma for {a.type.dtype} and {cols} columns", loc=op.loc,
                           hint='Schedule(math="mma", copy="cp_async"), or target="sm_90a"')
         b.do("wgmma_fence")
         extra = () if self.zero(acc) else (acc,)
-        out = b.emit("wgmma", a, right, *extra, type=Pending(acc.type), name=op.result.name, instr=name, ta=op["ta"], tb=op["tb"])
+        beside = (self.tile_of_ones(right.type),) if ones else ()
+        attrs: dict[str, Any] = {"ones": ones, **({"first": first} if before else {})} if ones else {}
+        out = b.emit("wgmma", a, right, *extra, *beside, type=Pending(acc.type), name=op.result.name, instr=name, ta=op["ta"], tb=op["tb"],
+                     **attrs)
         b.do("wgmma_commit")
         read = (a,) if isinstance(a.type, Frag) else ()
         return b.emit("settle", out, *read, type=acc.type, name=op.result.name, groups=0)
+
+    def tile_of_ones(self, right: Any) -> Value:
+        """16 rows of ones, stored like those of a right operand; one tile for the whole kernel."""
+        t = replace(right, shape=(16, right.layout.panel), slots=1)
+        return self.ones.setdefault(t, Value(t, "ones"))
+
+    def fill_ones(self, body: Block) -> Block:
+        """Ones are written once, where a role begins that reads them. The barrier is here, since they are written in one place for readers
+        anywhere."""
+        used = {v for o in walk(body) for v in o.operands}
+        b = Builder()
+        for t, v in self.ones.items():
+            if v in used:
+                one = b.emit("full", b.emit("const", value=1.0, dtype=t.dtype.name),
+                             type=Frag(t.dtype, t.shape, rowwise(16, t.shape[1], self.schedule.warps, 32, 16 // t.dtype.bytes)), name="one")
+                b.do("st_shared", one, v, _int(0, b), _int(0, b))
+                b.do("proxy_fence")
+                b.do("barrier")
+        return Block(body.args, (*b.ops, *body.ops))
 
     def zero(self, v: Value) -> bool:
         """Whether an accumulator is zero everywhere: then the first instruction overwrites."""

@@ -89,6 +89,9 @@ class _Sync:
                 state = self.loop(op, state, out)
             elif op.kind == "if":
                 state = self.branch(op, state, out)
+            elif op.kind == "barrier":  # another pass put it there
+                state = replace(state, seen=frozenset(), lane=frozenset())
+                out.append(op)
             elif op.kind == "commit_group":
                 state = replace(state, groups=(*state.groups, state.open), open=frozenset()).trim()
                 out.append(op)

@@ -234,9 +234,18 @@ class _Vote:
         env = Env()
         old = copy_slice(old, {r: o for r, o in self.local.items() if r in inside}, b, env)
         limit = b.emit("add", old, t if scale is None else b.emit("div", t, scale), name="limit")
-        most = b.emit("reduce", b.emit("bits", reduce.operands[0]), **reduce.attrs)
+        most = self.most_bits(reduce, b)
         most = b.emit("max", most, b.emit("const", value=0, dtype="i32"), name="most")
         return b.emit("gt", most, b.emit("bits", limit), name="moved")
+
+    def most_bits(self, reduce: Op, b: Builder) -> Value:
+        """The largest pattern of each lane's part of the rows; a running maximum of patterns may have asked for it too."""
+        for n, op in enumerate(b.ops):
+            if op.kind == "reduce" and op.attrs == reduce.attrs:
+                source = next((o for o in b.ops[:n] if op.operands[0] in o.results), None)
+                if source is not None and source.kind == "bits" and source.operands[0] is reduce.operands[0]:
+                    return op.result
+        return b.emit("reduce", b.emit("bits", reduce.operands[0]), **reduce.attrs)
 
     def lane_condition(self, b: Builder, inside: set[Value]) -> Value | None:
         """The condition on each lane's own part of the row maximum that it is a threshold on."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
+from ..ir.async_ops import accumulator
 from ..ir.core import Kernel, Op, Value, walk, walk_kernel
 from ..ir.types import Buffer, Cursor, Mbarrier, Pending
 from .faults import Fault, Mutant, _blocks, _drop, _replace, _sites, _substitute, fault
@@ -217,7 +218,7 @@ def _forget_left(kernel: Kernel) -> Iterator[Mutant]:
 def _touch_accumulator(kernel: Kernel) -> Iterator[Mutant]:
     """An ordinary instruction reads an accumulator right after a wgmma was given it."""
     def edit(op: Op) -> tuple[Op, ...] | None:
-        if len(op.operands) < 3 or isinstance(op.operands[2].type, Pending):
+        if accumulator(op) is None or isinstance(op.operands[2].type, Pending):
             return None
         acc = op.operands[2]
         return op, Op("add", (acc, acc), (Value(acc.type, "touched"),), loc=op.loc)

@@ -19,12 +19,13 @@ DEPTH = 16  # k of one instruction with 16-bit operands
 MODES = {128: 1, 64: 2, 32: 3}
 
 
-def encode(layout: SmemLayout, shape: tuple[int, int], size: int, major: str, start: int, row: int = 0, k: int = 0) -> int:
+def encode(layout: SmemLayout, shape: tuple[int, int], size: int, major: str, start: int, row: int = 0, k: int = 0,
+           beside: int | None = None) -> int:
     """The descriptor of one instruction's operand.
 
     layout, shape: of the stored tile; size: bytes of an element (2). major: "K" where the tile is stored [rows, depth] (depth
     contiguous), "MN" where it is stored [depth, rows]. start: the tile's first byte in shared memory. row, k: first row (of M or N)
-    and first depth position of the operand, in elements."""
+    and first depth position of the operand, in elements. beside: where the next panel of each step's 16 rows lies, if not in the tile."""
     assert size == 2 and layout.pad == 0 and layout.swizzle in MODES and layout.panel * size == layout.swizzle, layout
     span, panel = layout.swizzle, layout.panel
     panel_bytes = shape[0] * span
@@ -35,7 +36,7 @@ def encode(layout: SmemLayout, shape: tuple[int, int], size: int, major: str, st
     else:
         assert row % panel == 0 and k % 8 == 0
         at = start + row // panel * panel_bytes + k * span
-        leading = panel_bytes
+        leading = panel_bytes if beside is None else beside - at
     return (at >> 4 & 0x3FFF) | (leading >> 4 & 0x3FFF) << 16 | (8 * span >> 4 & 0x3FFF) << 32 | MODES[span] << 62
 
 
@@ -57,7 +58,8 @@ def addresses(descriptor: int, rows: int, major: str, size: int = 2, depth: int 
 
 
 @lru_cache(maxsize=256)
-def tile(layout: SmemLayout, shape: tuple[int, int], size: int, major: str, start: int, row: int, rows: int, depth: int) -> np.ndarray:
+def tile(layout: SmemLayout, shape: tuple[int, int], size: int, major: str, start: int, row: int, rows: int, depth: int,
+         beside: int | None = None) -> np.ndarray:
     """int [rows, depth]: the byte of each element of a whole operand, one descriptor after the other along its depth."""
-    parts = [addresses(encode(layout, shape, size, major, start, row, k), rows, major) for k in range(0, depth, DEPTH)]
+    parts = [addresses(encode(layout, shape, size, major, start, row, k, beside), rows, major) for k in range(0, depth, DEPTH)]
     return np.concatenate(parts, axis=1)

@@ -22,6 +22,8 @@ Where = np.ndarray | slice
 
 def runs(at: np.ndarray) -> list[Where]:
     """The distinct half-words among `at`, in a few slices where that is what they are."""
+    if not at.size:
+        return []
     flat = np.sort(at, axis=None)
     flat = flat[np.append(True, flat[1:] != flat[:-1])]
     ends = np.flatnonzero(np.diff(flat) != 1) + 1

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import FcError
+from ..ir.async_ops import accumulator
 from ..ir.core import Op
 from ..ir.layout import RegLayout, mma_a, mma_c
 from ..ir.types import Buffer, Frag, Pending
@@ -92,13 +93,13 @@ class TensorCore:
 
     def issue(self, op: Op, args: list[Any]) -> Job:
         agent, shared = self.agent, self.agent.shared
-        acc = args[2] if len(args) == 3 else None
+        acc = args[2] if accumulator(op) is not None else None
         left = None if isinstance(op.operands[0].type, Buffer) else args[0]
         self.check_fence(op, acc, left)
         shared.acquire(self.engine, shared.clock[agent.number])
         shared.clock[self.engine, self.engine] = self.commits + 1
         a_at, b_at, parts = self.operands(op, args)
-        for view, part in zip(args, parts):
+        for view, part in zip((*args[:2], args[-1]), parts):
             self.read(op, view, part)
         job = Job(op, self.commits + 1, acc, left, a_at, b_at)
         job.lefts = ([left] if left is not None else []) + (acc.lefts if isinstance(acc, Job) else [])
@@ -115,11 +116,11 @@ class TensorCore:
             if bad is not None:
                 sim.conflict(bad, self.agent, op, view[0], sim.offsets[view[0]])
 
-    def operands(self, op: Op, args: list[Any]) -> tuple[np.ndarray, np.ndarray, tuple[list[Where], list[Where]]]:
+    def operands(self, op: Op, args: list[Any]) -> tuple[np.ndarray, np.ndarray, tuple[list[Where], ...]]:
         """Half-words as descriptors find them: of this warp's rows of a, [rows, depth], and of b, [cols, depth]; and all that the
-        instruction may read of each, whichever warp it is for."""
+        instruction may read of a, of b and of the ones beside b, whichever warp it is for."""
         a, b, out = op.operands[0].type, op.operands[1].type, op.result.type
-        maps = self.sim.maps
+        maps, beside = self.sim.maps, args[-1][1] if op.get("ones") else None
         depth = b.shape[1] if op["tb"] else b.shape[0]
         own, read = np.zeros((0, depth), int), list[Where]()
         if isinstance(a, Buffer):
@@ -129,18 +130,23 @@ class TensorCore:
                 first = 16 * (self.agent.warp % 4)
                 maps[key] = np.concatenate([at[first:first + 16] for at in blocks]), [part for at in blocks for part in runs(at)]
             own, read = maps[key]
-        key = ("wgmma b", id(op), args[1][1])
+        key = ("wgmma b", id(op), args[1][1], beside)
         if key not in maps:
-            at = self.tile(op, b, args[1][1], out.shape[1], 0, depth, "K" if op["tb"] else "MN")
-            maps[key] = at, runs(at)
-        return own, maps[key][0], (read, maps[key][1])
+            before = b.shape[1] - b.layout.panel if op.get("first") else 0  # columns of an instruction of their own
+            at = self.tile(op, b, args[1][1], out.shape[1] - before, before, depth, "K" if op["tb"] else "MN", beside)
+            if before:
+                at = np.concatenate([self.tile(op, b, args[1][1], before, 0, depth, "MN"), at])
+            wide = b.shape[0 if op["tb"] else 1]
+            maps[key] = at, runs(at[:wide]), runs(at[wide:])
+        at, of_b, of_ones = maps[key]
+        return own, at, (read, of_b, of_ones)
 
-    def tile(self, op: Op, t: Buffer, start: int, rows: int, row: int, depth: int, major: str) -> np.ndarray:
+    def tile(self, op: Op, t: Buffer, start: int, rows: int, row: int, depth: int, major: str, beside: int | None = None) -> np.ndarray:
         if start % (8 * t.layout.swizzle):
             self.sim.report("sim/bounds", f"wgmma: a tile starts on 8 rows of its swizzle, {8 * t.layout.swizzle} bytes", op, got=start,
                             key=("align", id(op)))
             start -= start % (8 * t.layout.swizzle)
-        at = descriptor.tile(t.layout, (t.shape[0], t.shape[1]), t.dtype.bytes, major, start, row, rows, depth)
+        at = descriptor.tile(t.layout, (t.shape[0], t.shape[1]), t.dtype.bytes, major, start, row, rows, depth, beside)
         if at.max() + 2 > self.agent.shared.size:
             self.sim.report("sim/bounds", "wgmma reads outside of shared memory", op, got=int(at.max()), key=("outside", id(op)))
             at = np.minimum(at, self.agent.shared.size - 2)
@@ -148,10 +154,13 @@ class TensorCore:
 
     def unit(self, op: Op) -> tuple[RegLayout, RegLayout]:
         """What one warp holds of an instruction's accumulator and of a left operand in registers (PTX ISA, wgmma)."""
-        m = re.search(r"m64n(\d+)k16", op["instr"])
-        if m is None:
-            raise FcError("compile/unsupported", f"the simulator does not know {op['instr']}", loc=op.loc, expected="m64nNk16")
-        return mma_c(16, int(m[1]), (1, 1)), mma_a(16, 16, (1, 1))
+        cols = 0
+        for instr in (op.get("first"), op["instr"]):
+            m = re.search(r"m64n(\d+)k16", instr or "m64n0k16")
+            if m is None:
+                raise FcError("compile/unsupported", f"the simulator does not know {instr}", loc=op.loc, expected="m64nNk16")
+            cols += int(m[1])
+        return mma_c(16, cols, (1, 1)), mma_a(16, 16, (1, 1))
 
     def blocks(self, op: Op) -> list[int]:
         """First row of each block of 64 rows that this warp's warpgroup works on."""

@@ -140,6 +140,10 @@ class _Interpreter:
     def do_transpose(self, op: Op, args: list[Any], env: Any) -> Any:
         return args[0].T
 
+    def do_slice(self, op: Op, args: list[Any], env: Any) -> Any:
+        first = int(args[1])
+        return args[0][:, first:first + op["size"]] if op["axis"] else args[0][first:first + op["size"]]
+
     def do_select(self, op: Op, args: list[Any], env: Any) -> Any:
         return np.where(*args)
 
@@ -151,7 +155,10 @@ class _Interpreter:
         return to_dtype(REDUCTIONS[op["fn"]][0](wide, axis=op["axis"]), op.result.type.dtype)
 
     def do_dot(self, op: Op, args: list[Any], env: Any) -> Any:
-        product = np.asarray(args[0], np.float32) @ np.asarray(args[1], np.float32)
+        right = np.asarray(args[1], np.float32)
+        if op.get("ones"):
+            right = np.concatenate([right, np.ones((len(right), op["ones"]), np.float32)], axis=1)
+        product = np.asarray(args[0], np.float32) @ right
         return np.asarray(product if len(args) == 2 else args[2] + product, f32.np_dtype)
 
     # ---- memory ----------------------------------------------------------------------------------------------------

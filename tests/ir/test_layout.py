@@ -52,6 +52,16 @@ def test_accumulators_are_bijective(rows, cols, warps):
 
 
 @quick
+@given(st.sampled_from([16, 64, 128]), st.integers(1, 9), st.integers(1, 9))
+def test_a_part_keeps_each_threads_own_registers(rows, blocks, more):
+    whole = mma_c(rows, 8 * (blocks + more), (1, 1))
+    part = whole.part_of(1, 8 * blocks)
+    assert part == mma_c(rows, 8 * blocks, (1, 1))
+    assert {tuple(x) for x in part.coords()[0, 5]} <= {tuple(x) for x in whole.coords()[0, 5]}
+    assert whole.part_of(1, 4) is None and rowwise(16, 32, 1, 32).part_of(1, 8) is None
+
+
+@quick
 @given(strategies.row_layouts())
 def test_row_layouts_cover_with_exact_copies(layout):
     n = counts(layout)

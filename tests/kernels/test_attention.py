@@ -92,3 +92,26 @@ def test_a_score_function_is_traced_into_the_loop() -> None:
     compare(
         p.simulate(Q=q, K=k, V=v, scale=0.25)["O"], np.einsum("bhmn,bhne->bhme", w / w.sum(-1, keepdims=True), v.astype(np.float64)), 2e-3
     )
+
+
+@pytest.mark.parametrize(("sums", "most"), [("exact", 1.4), ("rounded", 1.14), ("corrected", 1.14)])
+def test_a_stale_maximum_costs_accuracy_only_where_the_sum_does_not_know_of_the_rounding(sums: str, most: float) -> None:
+    """Few large weights per row: with an exact maximum the largest is exactly 1, with a stale one it is rounded like any other."""
+    q, k, v = inputs(fc.f16, 1, 1, 1, 96, 640, 32, 32)
+    q = fc.round_to(q * 4, fc.f16)
+    want, lse = attention_reference(q, k, v)
+
+    def error(lazy: float, sums: str) -> float:
+        got = SPECS["lse"].compile(target="sm_89", schedule=SMALL, T=fc.f16, D=32, E=32, lazy=lazy, sums=sums).interpret(
+            Q=q, K=k, V=v, scale=32**-0.5)
+        compare(got["LSE"], lse, 1e-5)
+        return float(np.sqrt(np.mean((got["O"].astype(np.float64) - want) ** 2)))
+
+    ratio = error(5.5, sums) / error(0.0, "exact")
+    assert ratio < most
+    assert sums != "exact" or ratio > 1.2, "the case is not hard any more"
+
+
+def test_a_sum_that_the_spec_does_not_know_is_refused() -> None:
+    with pytest.raises(fc.FcError, match="no such sums"):
+        SPECS["lse"].compile(target="sm_89", schedule=SMALL, T=fc.f16, D=32, E=32, sums="kahan").tile  # noqa: B018

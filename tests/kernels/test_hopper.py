@@ -21,14 +21,15 @@ SCHEDULES = {
     "one_group": schedule(64, 16, 1),
     "plain": schedule(128, 16, 2, late="", vote=False, own_rows=False, epilogue="smem"),
     "dynamic": schedule(128, 16, 2, persistent="dynamic", compare_bits=True, l2=32),
-    "turns": schedule(192, 16, 3, {"q": 2, "k": 3, "v": 3}, persistent="dynamic", tokens=True, l2=32, hints=True),
+    "turns": schedule(192, 16, 3, {"q": 2, "k": 3, "v": 3}, persistent="dynamic", tokens=True, l2=32, hints=True, ones="acc"),
     "static": schedule(128, 16, 2, {"q": 1, "k": 1, "v": 1}, persistent="static", epilogue="direct"),
     "not_split": schedule(128, 16, 2, split=False, defer=False),
+    "ones": schedule(64, 32, 1, late="", vote=False, ones="acc", persistent="static"),
 }
 
 
-def compiled(s, mask="none", d=16, e=16, spec="lse", lazy=2.0, dtype="f16"):
-    return SPECS[spec].compile(target="sm_90a", schedule=s, T=DTYPES[dtype], D=d, E=e, mask=mask, lazy=lazy)
+def compiled(s, mask="none", d=16, e=16, spec="lse", lazy=2.0, dtype="f16", sums="rounded"):
+    return SPECS[spec].compile(target="sm_90a", schedule=s, T=DTYPES[dtype], D=d, E=e, mask=mask, lazy=lazy, sums=sums)
 
 
 def arguments(m, n, d=16, e=16, seed=0):
@@ -48,6 +49,19 @@ def test_the_simulator_is_silent_and_agrees_with_the_tile_program(name, mask):
             a, b = got[key].astype(np.float32), want[key].astype(np.float32)
             assert (np.isinf(a) == np.isinf(b)).all()
             assert np.abs(np.where(np.isinf(b), 0, a - np.where(np.isinf(b), 0, b))[~np.isinf(b)]).max(initial=0) < 2e-3
+
+
+@pytest.mark.parametrize("sums", ["exact", "corrected"])
+@pytest.mark.parametrize("name", ["plain", "dynamic", "not_split"])
+def test_every_kind_of_sum_runs_silently(name, sums):
+    """A running maximum is kept by lanes, as floats or as bit patterns; it starts at 0, and here most scores are negative."""
+    p = compiled(SCHEDULES[name], "causal_bottom_right", sums=sums)
+    args = arguments(70, 75)
+    args["K"] = -np.abs(args["K"]) + 0.3
+    args["Q"] = np.abs(args["Q"]) * 3
+    got, want = p.simulate(**args), p.interpret(**args)
+    for key in want:
+        np.testing.assert_allclose(got[key].astype(np.float32), want[key].astype(np.float32), atol=2e-3)
 
 
 @pytest.mark.parametrize("m, n", [(200, 33), (33, 200), (300, 1)])

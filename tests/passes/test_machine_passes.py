@@ -157,3 +157,19 @@ def test_any_program_lowers_at_every_pass_and_prints_the_same_after_parsing(prog
 
 def test_every_pass_has_a_name_and_a_sentence() -> None:
     assert len({p.name for p in PIPELINE}) == len(PIPELINE) and all(p.doc for p in PIPELINE)
+
+
+@pytest.mark.parametrize("bits", [False, True])
+def test_a_running_maximum_that_nothing_reads_in_the_loop_is_kept_by_lanes(bits: bool) -> None:
+    from fcgen.ir.types import f16
+    from fcgen.kernels.attention import SPECS
+
+    schedule = Schedule(tiles={"BLOCK_M": 64, "BLOCK_N": 64}, compare_bits=bits)
+    tile = SPECS["plain"].compile(target="sm_89", schedule=schedule, T=f16, D=64, E=64, lazy=2.0, sums="corrected").tile
+    kernel = run_passes(tile, schedule, TARGET, stop_after="defer")
+    *_, loop = loops(kernel)
+    peak = next(a for a in loop.regions[0].args if a.name == "peak")
+    assert peak.type.partial == "max" and peak.type.dtype.name == ("i32" if bits else "f32")
+    after = [o for o in kernel.body.ops if o.kind == "combine" and o.result.name == "peak"]
+    assert len(after) == 1 and ("from_bits" in [o.kind for o in kernel.body.ops]) is bits
+    assert any(o.kind == "combine" for o in walk(loop.regions[0])), "the maximum that is read stays whole"

@@ -45,7 +45,7 @@ ALL = {**FAULTS, **ASYNC_FAULTS}
 
 #: (fault, cases, pattern of the site, why the kernel is right without it)
 BENIGN: list[tuple[str, set[str], str, str]] = [
-    ("drop-wgmma-fence", {"claims", "programs"}, r"^wgmma_fence [35]: wgmma_fence, before acc = wgmma late",
+    ("drop-wgmma-fence", {"claims", "programs"}, r"^wgmma_fence [35]: wgmma_fence, before acc = wgmma \w+, v, late$",
      "the fence in front of the other product of the step covers it: between the two, nothing touches a register"),
     ("drop-phase-wait", {"claims"}, r"^mbar_wait 12: mbar_wait k_full, k_at, before mbar_arrive",
      "a K that this warpgroup does not read: it is started before the V that was waited for, or, in front of the first of a tile, a turn "
