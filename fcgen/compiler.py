@@ -32,7 +32,7 @@ class Facts:
     """What a launch needs to know, as plain data (it is stored in the cache as JSON).
 
     params: (name, "tensor", dtype, dims, flags) or (name, "scalar", dtype, [], flags), in call order. flat: the kernel's own parameters,
-    (kind, name, axis, detail). grid: (name, dim, tile) per axis. persistent: "none", or how blocks come to their tiles.
+    (kind, name, axis, detail). grid: (name, dim, tile, cluster) per axis. persistent: "none", or how blocks come to their tiles.
     """
 
     name: str
@@ -176,7 +176,7 @@ def facts_of(machine: Kernel, cuda: Any, to: Target) -> Facts:
         else:
             params.append((p.name, "scalar", p.type.dtype.name, (), flags))
     flat = tuple((s.kind, s.name, s.axis, s.detail) for s in cuda.params)
-    grid = tuple((a.name, a.dim, a.tile) for a in machine.grid)
+    grid = tuple((a.name, a.dim, a.tile, a.cluster) for a in machine.grid)
     return Facts(cuda.name, to.arch, cuda.threads, cuda.smem_bytes, tuple(params), flat, grid, machine.meta.get("persistent", "none"))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from math import prod
 from typing import Any
 
 from .compiler import Built, Facts
@@ -78,7 +79,8 @@ class Launcher:
                     raise FcError("call/argument", f"argument `{name}` is written, but its owner says it is read-only")
         blocks = grid_blocks(self.facts, sizes)
         if self.facts.persistent != "none":
-            blocks = min(blocks, driver.device_info(device).sm_count)
+            cluster = prod(axis[3] for axis in self.facts.grid)
+            blocks = min(blocks, driver.device_info(device).sm_count // cluster * cluster)
         parameters = [self._parameter(flat, described, sizes) for flat in self.facts.flat]
         for p in parameters:
             if isinstance(p, steady.Map):  # what TMA cannot take is refused before the kernel is loaded
@@ -130,9 +132,10 @@ def sizes_of(facts: Facts, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, i
 
 
 def grid_blocks(facts: Facts, sizes: Mapping[str, int]) -> int:
+    """Of whole clusters."""
     blocks = 1
-    for _, dim, tile in facts.grid:
-        blocks *= -(-(dim if isinstance(dim, int) else sizes[dim]) // tile)
+    for _, dim, tile, cluster in facts.grid:
+        blocks *= -(-(dim if isinstance(dim, int) else sizes[dim]) // (tile * cluster)) * cluster
     if blocks >= 2**31:
         raise FcError("call/argument", "the call needs more blocks than a grid can have", expected="below 2**31", got=blocks)
     return blocks

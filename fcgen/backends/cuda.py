@@ -23,6 +23,7 @@ from . import (  # noqa: F401  (they register how ops print)
     cuda_mma,
     cuda_roles,
     cuda_smem,
+    cuda_stores,
     cuda_wgmma,
     cuda_wmma,
 )
@@ -128,7 +129,8 @@ def _header(em: Emitter) -> list[str]:
         out.append(f"block:    {k.warps} warps, {k.warps * 32} threads")
     for a in k.grid:
         tile = f" in tiles of {a.tile}" if a.tile != 1 else ""
-        out.append(f"grid:     {a.name} over {a.dim}{tile}{', last first' if a.reverse else ''}")
+        cluster = f", {a.cluster} to a cluster" if a.cluster != 1 else ""
+        out.append(f"grid:     {a.name} over {a.dim}{tile}{cluster}{', last first' if a.reverse else ''}")
     if k.buffers:
         out.append(f"shared:   {meta.get('smem_bytes', 0)} bytes")
         for b, at in zip(k.buffers, meta["smem_offsets"]):
@@ -161,6 +163,8 @@ def _assemble(em: Emitter, params: tuple[ParamSpec, ...], name: str, line_direct
         lines += [("#define INF __int_as_float(0x7f800000)", None)]
     if "NAN" in text:
         lines += [("#define NAN __int_as_float(0x7fffffff)", None)]
+    if any("uint16_t" in r.signature for r in em.used.values()):
+        lines += [("using uint16_t = unsigned short;", None)]
     lines += [("using uint32_t = unsigned int;", None)]
     if re.search(r"\buint64_t\b", text) or any("uint64_t" in r.signature + r.returns for r in em.used.values()):
         lines += [("using uint64_t = unsigned long long;", None)]
@@ -177,7 +181,8 @@ def _assemble(em: Emitter, params: tuple[ParamSpec, ...], name: str, line_direct
             lines += [(t, None) for t in h.split("\n")]
         lines.append(("", None))
     blocks = meta.get("min_blocks", 1)
-    lines.append((f'extern "C" __global__ void __launch_bounds__({threads}, {blocks or 1})', None))
+    cluster = f"__cluster_dims__({k.cluster}, 1, 1) " if k.cluster > 1 else ""
+    lines.append((f'extern "C" __global__ void {cluster}__launch_bounds__({threads}, {blocks or 1})', None))
     args = [_c_param(em, p) for p in params]
     lines += _wrapped(f"{name}(", args)
     if em.uses_smem or any(t.find("smem") >= 0 for _, t, _ in body):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from ..errors import FcError
+from ..ir.async_ops import share
 from ..ir.core import Block, Op, Value, walk
 from ..ir.types import Buffer, Cursor, Scalar, Tensor
 from .cuda_emit import Emitter, emits
 from .cuda_flow import emit_block, move
-from .cuda_text import CTYPES, ZERO, X, add
+from .cuda_text import CTYPES, ZERO, X, add, binary
 from .hopper import HINTS
 
 
@@ -68,10 +69,21 @@ def _expect(em: Emitter, op: Op) -> None:
 @emits("mbar_arrive")
 def _arrive(em: Emitter, op: Op) -> None:
     bars, cursor = op.operands
+    blocks = op.get("cluster") or 1
     one = "" if em.one_thread else "if (lane == 0) "
     if not em.one_thread and any(op.kind in ("ld_shared", "ldmatrix") for op in em.plan.maker.values()):
         em.w.line("__syncwarp();")  # lane 0 speaks for the others: their loads are done too
-    em.w.line(f"{one}{em.fn('mbar_arrive')}({_bar(em, bars, cursor)});")
+    if blocks == 1:
+        em.w.line(f"{one}{em.fn('mbar_arrive')}({_bar(em, bars, cursor)});")
+    elif em.one_thread:
+        em.w.line(f"for (int i = 0; i < {blocks}; ++i) {em.fn('mbar_arrive_cluster')}({_bar(em, bars, cursor)}, i);")
+    else:
+        em.w.line(f"if (lane < {blocks}) {em.fn('mbar_arrive_cluster')}({_bar(em, bars, cursor)}, lane);")
+
+
+@emits("cluster_sync")
+def _cluster_sync(em: Emitter, op: Op) -> None:
+    em.w.line(f"{em.fn('cluster_sync')}();")
 
 
 @emits("tma_load")
@@ -88,16 +100,29 @@ def _tma_load(em: Emitter, op: Op) -> None:
     panels = t.shape[-1] // t.layout.panel
     if op["index"][-1] == "at":
         raise FcError("compile/unsupported", "a bulk copy runs along the tensor's last axis", got=op["index"], loc=op.loc)
+    dst, bar, size = em.scalars[view], _bar(em, bars, cursor), t.dtype.bytes
+    blocks, hint = op.get("multicast") or 1, op.get("hint")
+    if blocks > 1:
+        part = share(t, blocks)
+        assert part is not None, "verified"
+        rank = em.hoist("int", "rank", X(f"{em.fn('cluster_rank')}()"))
+        if part[1] < panels:
+            panels = part[1]
+            at[-1] = add(at[-1], binary("*", rank, X(str(panels * t.layout.panel))))
+            dst = add(dst, binary("*", rank, X(str(panels * t.layout.panel_bytes(t.shape, size)))))
+        else:
+            axis = next(n for n, word in enumerate(op["index"]) if word != "at")
+            box[axis] = part[0]
+            at[axis] = add(at[axis], binary("*", rank, X(str(part[0]))))
+            dst = add(dst, binary("*", rank, X(str(part[0] * t.layout.row_bytes(size)))))
     box[-1] = t.layout.panel
     name = em.map_of(tensor, (*box, t.layout.swizzle))
-    hint = op.get("hint")
-    fn = em.fn(f"tma_load_{len(at)}d" + ("_hint" if hint else ""))
-    dst, bar = em.scalars[view], _bar(em, bars, cursor)
+    fn = em.fn(f"tma_load_{len(at)}d" + ("_multicast" if blocks > 1 else "") + ("_hint" if hint else ""))
+    extra = (f", {hex((1 << blocks) - 1)}" if blocks > 1 else "") + (f", {HINTS[hint]}" if hint else "")
     for p in range(panels):
         coords = [add(at[-1], X(str(p * t.layout.panel))), *reversed(at[:-1])]
-        to = add(dst, X(str(p * t.layout.panel_bytes(t.shape, t.dtype.bytes))))
-        policy = f", {HINTS[hint]}" if hint else ""
-        em.w.line(f"{fn}({to}, {name}, {bar}, {', '.join(map(str, coords))}{policy});")
+        to = add(dst, X(str(p * t.layout.panel_bytes(t.shape, size))))
+        em.w.line(f"{fn}({to}, {name}, {bar}, {', '.join(map(str, coords))}{extra});")
 
 
 # ---- turns, and tiles to work on ---------------------------------------------------------------------------------------

@@ -7,11 +7,11 @@ from .cuda_text import X, binary
 
 
 def grid(em: Emitter) -> None:
-    """Program indices from the linear block number, the fastest axis of `kernel.order` first."""
+    """Program indices from the linear block number: a block's place in its cluster, then the fastest axis of `kernel.order` first."""
     kernel = em.kernel
     order = list(kernel.order) or list(range(len(kernel.grid)))
     users = em.plan.users
-    left = X("blockIdx.x")
+    left = X("blockIdx.x") if kernel.cluster == 1 else X(f"blockIdx.x / {kernel.cluster}", 80)
     for n, a in enumerate(order):
         axis, arg = kernel.grid[a], kernel.body.args[a]
         used, last = arg in users, n == len(order) - 1
@@ -19,19 +19,22 @@ def grid(em: Emitter) -> None:
             size = X("")
         else:
             size = em.size(axis.dim)
+        span = axis.tile * axis.cluster
         if isinstance(axis.dim, int):
-            count = X(str(-(-axis.dim // axis.tile)))
-        elif axis.tile == 1:
+            count = X(str(-(-axis.dim // span)))
+        elif span == 1:
             count = size
         elif last and not (used and axis.reverse):
             count = X("")
         else:
-            count = X(em.names(f"{arg.name or axis.name}_tiles"))
-            em.w.line(f"const int {count} = ({size} + {axis.tile - 1}) / {axis.tile};")
+            count = X(em.names(f"{arg.name or axis.name}_{'tiles' if axis.cluster == 1 else 'clusters'}"))
+            em.w.line(f"const int {count} = ({size} + {span - 1}) / {span};")
         if used:
             x = left if last else binary("%", left, count)
             if axis.reverse:
                 x = X(f"{count} - 1 - {x.within(80)}", 70)
+            if axis.cluster > 1:
+                x = binary("+", binary("*", x, X(str(axis.cluster))), X(f"blockIdx.x % {axis.cluster}", 80))
             name = em.names(arg.name or axis.name)
             em.w.line(f"const int {name} = {_int(x)};")
             em.scalars[arg] = X(name)

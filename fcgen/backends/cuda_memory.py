@@ -9,6 +9,7 @@ from ..ir.core import Op, Value
 from ..ir.layout import LANES, RegLayout
 from ..ir.types import DType, Tensor
 from .cuda_emit import Emitter, emits, memtype
+from .cuda_expr import nonneg
 from .cuda_frag import stored
 from .cuda_smem import Access, byte_address
 from .cuda_text import CTYPES, LESS, UNARY, ZERO, X, add, binary, call, mul
@@ -35,7 +36,9 @@ class Rectangle:
         terms: list[X] = []
         self.axes: list[tuple[np.ndarray, X]] = []
         self.guards: list[tuple[X, np.ndarray, X, str | int, bool]] = []
+        self.before: set[int] = set()  # guards of runs that may begin in front of the tensor
         for d, word in enumerate(words):
+            at_least_zero = word == "all" or nonneg(em, left[0])
             first = em.scalar(left.pop(0)) if word != "all" else ZERO
             stride = em.stride(tensor, d)
             if word == "at":
@@ -48,6 +51,7 @@ class Rectangle:
             if op["guard"][axis]:
                 dim = tensor.type.dims[d]
                 at = add(first, thread)
+                self.before |= set() if at_least_zero else {len(self.guards)}
                 self.guards.append((at, table, em.size(dim), dim, d == len(words) - 1))
             axis += 1
         self.terms = [t for t in terms if not t.is_zero]
@@ -105,8 +109,9 @@ class Rectangle:
     def inside(self, i: X) -> X | None:
         """True where the first element of the run is inside the tensor."""
         out = []
-        for at, table, size, _, _ in self.guards:
-            out.append(f"{add(at, self.em.form(table, i, 'at')).within(LESS)} < {size}")
+        for n, (at, table, size, _, _) in enumerate(self.guards):
+            x = add(at, self.em.form(table, i, "at"))
+            out.append(f"{call('unsigned', x)} < {call('unsigned', size)}" if n in self.before else f"{x.within(LESS)} < {size}")
         return X(" && ".join(out), 30 if len(out) > 1 else LESS) if out else None
 
     def ragged(self) -> bool:
@@ -173,7 +178,7 @@ def _width(em: Emitter, op: Op, tensor: Value, layout: RegLayout, scalars: tuple
     return vec
 
 
-def _registers(dtype: DType, name: str, i: X, vec: int) -> tuple[str, int]:
+def registers(dtype: DType, name: str, i: X, vec: int) -> tuple[str, int]:
     """(pointer to the run's registers, how many) for run i."""
     per = vec * dtype.bits // 32 if dtype.bits == 16 else vec
     at = mul(i, per)
@@ -209,7 +214,7 @@ def _ld_global(em: Emitter, op: Op) -> None:
         return
 
     def body(i: X) -> list[str]:
-        into, per = _registers(dtype, name, i, vec)
+        into, per = registers(dtype, name, i, vec)
         inside = rect.inside(i)
         load = f"{em.fn(f'ld_global_{_TAGS[dtype.name]}x{per}')}({into}, {add(src, rect.offset(i))});"
         if inside is None:
@@ -229,7 +234,7 @@ def _st_global(em: Emitter, op: Op) -> None:
     name = stored(em, v)
     vec = _width(em, op, tensor, layout, op.operands[2:])
     if adds:
-        vec = min(vec, 2) if dtype.name == "f16" else 1
+        vec = min(vec, 2) if dtype.bits == 16 else 1
     rect = Rectangle(em, op, tensor, op.operands[2:], layout, vec)
     dst = rect.pointer()
     rect.prepare()
@@ -242,11 +247,11 @@ def _st_global(em: Emitter, op: Op) -> None:
             bits = f"{em.fn('half_of')}({name}, {i})" if dtype.bits == 16 else f"{name}[{i}]"
             text = f"{em.fn('red_add_' + dtype.name)}({to}, {bits});" if adds else f"{dst}[{at}] = {bits};"
         elif adds:
-            text = f"{em.fn('red_add_f16x2' if vec == 2 else 'red_add_' + dtype.name)}({to}, {name}[{i}]);"
+            text = f"{em.fn('red_add_' + dtype.name + ('x2' if vec == 2 else ''))}({to}, {name}[{i}]);"
         elif vec == 1:
             text = f"{dst}[{at}] = {name}[{i}];"
         else:
-            into, per = _registers(dtype, name, i, vec)
+            into, per = registers(dtype, name, i, vec)
             text = f"{em.fn(f'st_global_{_TAGS[dtype.name]}x{per}')}({to}, {into});"
         return [text if inside is None else f"if ({inside}) {text}"]
 
@@ -260,7 +265,7 @@ def _st_global(em: Emitter, op: Op) -> None:
 # ---- shared memory and registers -------------------------------------------------------------------------------------
 
 
-def _stored_positions(em: Emitter, op: Op, v: Value) -> tuple[np.ndarray, np.ndarray]:
+def stored_positions(em: Emitter, op: Op, v: Value) -> tuple[np.ndarray, np.ndarray]:
     """Row and column in the stored tile of each register: int [warps, lanes, registers] each."""
     c = v.type.layout.coords(em.kernel.warps).astype(np.int64)
     if c.shape[-1] == 1:
@@ -271,7 +276,7 @@ def _stored_positions(em: Emitter, op: Op, v: Value) -> tuple[np.ndarray, np.nda
 
 def _shared(em: Emitter, op: Op, v: Value, buffer: Value, row: Value, col: Value) -> tuple[Access, int]:
     """Addresses of runs of registers, and how many elements a run has."""
-    rows, cols = _stored_positions(em, op, v)
+    rows, cols = stored_positions(em, op, v)
     one = Access(em, buffer, row, col, rows, cols) if em.static([row, col]) is not None else None
     vec = one.run(16 // v.type.dtype.bytes) if one is not None else 1
     return Access(em, buffer, row, col, rows[..., ::vec], cols[..., ::vec]), vec
@@ -299,7 +304,7 @@ def _ld_shared(em: Emitter, op: Op) -> None:
         return
 
     def body(i: X) -> list[str]:
-        into, per = _registers(dtype, name, i, vec)
+        into, per = registers(dtype, name, i, vec)
         return [f"{em.fn(f'ld_shared_{_TAGS[dtype.name]}x{per}')}({into}, {access.address(i)});"]
 
     em.w.loop(n // vec, "i", body)
@@ -317,7 +322,7 @@ def _st_shared(em: Emitter, op: Op) -> None:
     def body(i: X) -> list[str]:
         if vec * dtype.bytes < 4:
             return [f"{em.fn('st_shared_b16')}({access.address(i)}, {em.fn('half_of')}({name}, {i}));"]
-        into, per = _registers(dtype, name, i, vec)
+        into, per = registers(dtype, name, i, vec)
         return [f"{em.fn(f'st_shared_{_TAGS[dtype.name]}x{per}')}({access.address(i)}, {into});"]
 
     if predicate is not None:
@@ -332,7 +337,7 @@ def _ldmatrix(em: Emitter, op: Op) -> None:
     """Registers 2p, 2p+1 are block p; the lanes' row addresses of 4 blocks go into one instruction."""
     buffer, row, col = op.operands
     v = op.result
-    rows, cols = _stored_positions(em, op, v)
+    rows, cols = stored_positions(em, op, v)
     lane, e = np.arange(LANES)[None, :, None, None], np.arange(2)
     blocks = v.type.layout.regs // 2
     br, bc = rows[:, 0, ::2], cols[:, 0, ::2]  # [warps, blocks]
@@ -356,7 +361,7 @@ def _ldmatrix(em: Emitter, op: Op) -> None:
     fn = em.fn(f"ldmatrix_x{count}{'_trans' if op['trans'] else ''}")
 
     def body(i: X) -> list[str]:
-        into, _ = _registers(v.type.dtype, name, i, 2 * count)
+        into, _ = registers(v.type.dtype, name, i, 2 * count)
         return [f"{fn}({into}, {access.address(i)});"]
 
     em.w.loop(blocks // count, "i", body)

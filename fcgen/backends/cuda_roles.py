@@ -105,7 +105,7 @@ def _barriers(em: Emitter) -> None:
     w.line(f"{em.fn('mbar_init_fence')}();")
     w.line(f"{em.fn('proxy_fence')}();")
     w.close()
-    w.line("__syncthreads();")
+    w.line("__syncthreads();" if em.kernel.cluster == 1 else f"{em.fn('cluster_sync')}();")
 
 
 def _role(em: Emitter, role: Role, first: int) -> list[tuple[int, str, Loc | None]]:

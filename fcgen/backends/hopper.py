@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from ..ir.layout import wgmma_c
+import numpy as np
+
+from ..ir.layout import LANES, wgmma_c
 from ..ir.target import Instr, Target
 from . import ada
 
@@ -45,17 +47,82 @@ def wgmma(cols: int, dtype: str, regs: bool) -> Instr:
                  (64, cols, 16), dtype, c=wgmma_c(64, cols, 1), completes="wgmma_wait")
 
 
-def _tma(rank: int, hint: bool) -> Instr:
+def _tma(rank: int, hint: bool, multicast: bool) -> Instr:
     at = ", ".join(f"int c{i}" for i in range(rank))
     names = ", ".join(f"%{i + 3}" for i in range(rank))
     ins = ", ".join(f'"r"(c{i})' for i in range(rank))
     policy, arg, use = (".L2::cache_hint", ", uint64_t policy", ', "l"(policy)') if hint else ("", "", "")
     last = f", %{rank + 3}" if hint else ""
-    return Instr(f"tma_load_{rank}d" + ("_hint" if hint else ""), f"uint32_t dst, const TensorMap& map, uint32_t bar, {at}{arg}",
-                 f'asm volatile("cp.async.bulk.tensor.{rank}d.shared::cluster.global.mbarrier::complete_tx::bytes{policy} "\n'
+    to, doc = "", "PTX ISA, cp.async.bulk.tensor: one box, coordinates from the innermost axis"
+    if multicast:
+        to, last, doc = ".multicast::cluster", f", %{rank + 3}" + (f", %{rank + 4}" if hint else ""), f"{doc}, to every block of the mask"
+        arg, use = f", uint16_t blocks{arg}", f', "h"(blocks){use}'
+    return Instr(f"tma_load_{rank}d" + ("_multicast" if multicast else "") + ("_hint" if hint else ""),
+                 f"uint32_t dst, const TensorMap& map, uint32_t bar, {at}{arg}",
+                 f'asm volatile("cp.async.bulk.tensor.{rank}d.shared::cluster.global.mbarrier::complete_tx::bytes{to}{policy} "\n'
                  f'             "[%0], [%1, {{{names}}}], [%2]{last};"\n'
-                 f'             :: "r"(dst), "l"(&map), "r"(bar), {ins}{use} : "memory");',
-                 "PTX ISA, cp.async.bulk.tensor: one box, coordinates from the innermost axis", completes="mbar_wait")
+                 f'             :: "r"(dst), "l"(&map), "r"(bar), {ins}{use} : "memory");', doc, completes="mbar_wait")
+
+
+def _tma_store(rank: int, add: bool) -> Instr:
+    """The element type, and with it what adding means, is the tensor map's."""
+    at = ", ".join(f"int c{i}" for i in range(rank))
+    names = ", ".join(f"%{i + 2}" for i in range(rank))
+    ins = ", ".join(f'"r"(c{i})' for i in range(rank))
+    what, word, done = ("cp.reduce", ".add", "added") if add else ("cp", "", "written")
+    return Instr(f"tma_{'add' if add else 'store'}_{rank}d", f"const TensorMap& map, {at}, uint32_t src",
+                 f'asm volatile("{what}.async.bulk.tensor.{rank}d.global.shared::cta{word}.bulk_group "\n'
+                 f'             "[%0, {{{names}}}], [%1];"\n'
+                 f'             :: "l"(&map), "r"(src), {ins} : "memory");',
+                 f"PTX ISA, {what}.async.bulk.tensor: one box is {done}, what lies outside the tensor left out", completes="bulk_wait")
+
+
+def _stmatrix(count: int, trans: bool) -> Instr:
+    ins = ", ".join(f"%{i + 1}" for i in range(count))
+    regs = ", ".join(f'"r"(v[{i}])' for i in range(count))
+    return Instr(f"stmatrix_x{count}{'_trans' if trans else ''}", "uint32_t row, const uint32_t* v",
+                 f'asm volatile("stmatrix.sync.aligned.m8n8.x{count}{".trans" if trans else ""}.shared.b16 [%0], {{{ins}}};"\n'
+                 f'             :: "r"(row), {regs} : "memory");',
+                 f"PTX ISA, stmatrix: {count} blocks of 8 x 8; lane l gives the address of row l % 8 of block l / 8",
+                 effect=_stmatrix_effect(count, trans))
+
+
+def _stmatrix_effect(count: int, trans: bool):
+    """registers [lanes, 2 * count] -> blocks [count, 8, 8]: lane l has row l / 4, columns 2 (l % 4) and the next; .trans writes the
+    transposed block."""
+
+    def effect(regs: np.ndarray) -> np.ndarray:
+        lane, out = np.arange(LANES), np.zeros((count, 8, 8), regs.dtype)
+        for i in range(count):
+            for e in (0, 1):
+                out[i, lane // 4, lane % 4 * 2 + e] = regs[:, 2 * i + e]
+        return out.transpose(0, 2, 1) if trans else out
+
+    return effect
+
+
+def _stores() -> list[Instr]:
+    out = [_tma_store(rank, add) for rank in range(2, 6) for add in (False, True)]
+    out += [_stmatrix(n, t) for n in (4, 2, 1) for t in (False, True)]
+    out += [
+        _fn("bulk_commit", "", 'asm volatile("cp.async.bulk.commit_group;" ::: "memory");', "PTX ISA, cp.async.bulk.commit_group"),
+        _fn(
+            "bulk_wait",
+            "<int N>",
+            'asm volatile("cp.async.bulk.wait_group %0;" :: "n"(N) : "memory");',
+            "PTX ISA, cp.async.bulk.wait_group: at most N of this thread's groups are not complete",
+        ),
+        _fn(
+            "bulk_wait_read",
+            "<int N>",
+            'asm volatile("cp.async.bulk.wait_group.read %0;" :: "n"(N) : "memory");',
+            "PTX ISA, cp.async.bulk.wait_group.read: at most N of this thread's groups still read shared memory",
+        ),
+    ]
+    for name, ptr, ctype, con in (("bf16", "unsigned short", "unsigned short", "h"), ("bf16x2", "void", "uint32_t", "r")):
+        out.append(_fn(f"red_add_{name}", f"{ptr}* p, {ctype} v",
+                       f'asm volatile("red.global.add.noftz.{name} [%0], %1;" :: "l"(p), "{con}"(v) : "memory");', "PTX ISA, red"))
+    return out
 
 
 def _fn(name: str, signature: str, body: str, doc: str, returns: str = "void", completes: str = "at once") -> Instr:
@@ -63,7 +130,7 @@ def _fn(name: str, signature: str, body: str, doc: str, returns: str = "void", c
 
 
 def _records() -> dict[str, Instr]:
-    out = [_tma(rank, hint) for rank in range(1, 6) for hint in (False, True)]
+    out = [_tma(rank, hint, multicast) for rank in range(1, 6) for hint in (False, True) for multicast in (False, True)]
     out += [
         _fn(
             "wgmma_fence",
@@ -125,6 +192,27 @@ def _records() -> dict[str, Instr]:
             "PTX ISA, mbarrier.try_wait.parity, until the phase of that parity has ended",
         ),
         _fn(
+            "mbar_arrive_cluster",
+            "uint32_t bar, uint32_t block",
+            'asm volatile("{\\n.reg .b32 there;\\nmapa.shared::cluster.u32 there, %0, %1;\\n"\n'
+            '             "mbarrier.arrive.shared::cluster.b64 _, [there];\\n}" :: "r"(bar), "r"(block) : "memory");',
+            # what it tells is that reads are over: it publishes no writes, for which .release.cluster would put MEMBAR.ALL.GPU in front
+            "PTX ISA, mapa and mbarrier.arrive: on the barrier of the same place in a block of the cluster",
+        ),
+        _fn(
+            "cluster_rank",
+            "",
+            'int x;\n    asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(x));\n    return x;',
+            "PTX ISA, %cluster_ctarank: this block's number in its cluster",
+            "int",
+        ),
+        _fn(
+            "cluster_sync",
+            "",
+            'asm volatile("barrier.cluster.arrive.release;\\nbarrier.cluster.wait.acquire;" ::: "memory");',
+            "PTX ISA, barrier.cluster: all threads of the cluster, but for those that have ended",
+        ),
+        _fn(
             "tensormap_prefetch",
             "const TensorMap& map",
             'asm volatile("prefetch.tensormap [%0];" :: "l"(&map) : "memory");',
@@ -168,7 +256,7 @@ def _records() -> dict[str, Instr]:
             "int",
         ),
     ]
-    return {i.name: i for i in out}
+    return {i.name: i for i in [*out, *_stores()]}
 
 
 class _Instrs(Mapping[str, Instr]):
@@ -198,4 +286,4 @@ class _Instrs(Mapping[str, Instr]):
 
 _WGMMA = {wgmma_name(n, d, regs): (n, d, regs) for n in WIDTHS for d in DTYPES for regs in (False, True)}
 INSTRS: Mapping[str, Instr] = _Instrs()
-TARGETS: dict[str, Target] = {"sm_90a": Target("sm_90a", 90, 227 * 1024, 228 * 1024, max_blocks_per_sm=32, instrs=INSTRS)}
+TARGETS: dict[str, Target] = {"sm_90a": Target("sm_90a", 90, 227 * 1024, 228 * 1024, max_blocks_per_sm=32, max_cluster=8, instrs=INSTRS)}

@@ -7,6 +7,12 @@ done). Both sides walk it with a `Cursor` that counts tiles. The filling role wa
 `wgmma` makes a `Pending` accumulator: it may be accumulated onto by another wgmma and nothing else until `settle` has waited for the
 group it belongs to. A left operand in registers must stay as it is that long: `settle` lists it, which keeps its registers taken.
 
+In a kernel with clusters, the blocks of one go through the same loops. A channel whose tiles are the same for all of them is filled by
+all: each copies its part of a tile and `multicast`s it to the same place in every block, where it counts towards that block's `full`
+barrier. A slot may then be filled again when the readers of all blocks are done, so they arrive on every block's `empty` barrier.
+Barriers are reached by nobody before all blocks have initialised theirs; no block may end while another one may still reach it, which is
+what `cluster_sync` is for.
+
 Two proxies reach shared memory: loads, stores and ldmatrix go through the generic one; TMA and wgmma through the async one. What the
 generic proxy wrote is seen by the async one after `proxy_fence` in the writing threads and a barrier (PTX ISA, 'Async proxy').
 """
@@ -53,7 +59,8 @@ def _on_bars(kind: str):
 
 define("mbar_expect", "machine", """`mbar_expect bars, cursor`: one arrival by one thread, and the phase ends only after `bytes` more
        bytes have been copied (mbarrier.arrive.expect_tx).""", _on_bars("mbar_expect"), effect="write", bytes=int)
-define("mbar_arrive", "machine", "`mbar_arrive bars, cursor`: one arrival per warp of the role.", _on_bars("mbar_arrive"), effect="write")
+define("mbar_arrive", "machine", """`mbar_arrive bars, cursor`: one arrival per warp of the role; with `cluster`, on these barriers in
+       each of its blocks (mapa, mbarrier.arrive).""", _on_bars("mbar_arrive"), effect="write", cluster=(int, None))
 define(
     "mbar_wait",
     "machine",
@@ -76,12 +83,27 @@ def _check_tma_load(op: Op) -> None:
     need(types[-3].layout.pad == 0, "tma_load: rows without padding", "pad 0", types[-3].layout)
     need(all(n <= 256 for n in types[-3].shape[:-1]) and types[-3].layout.panel <= 256, "tma_load: at most 256 positions along each axis",
          "256", types[-3])
+    n = op.get("multicast") or 1
+    need(n == 1 or share(types[-3], n) is not None, "tma_load: a tile that is copied in parts is made of as many panels, or runs of 8 rows",
+         f"{n} parts", types[-3])
+
+
+def share(t: Buffer, blocks: int) -> tuple[int, int] | None:
+    """(rows, panels) of the part of a tile that each of some blocks copies; None where it does not divide. Parts are whole panels, else
+    whole groups of 8 rows, so that each starts on a period of the swizzle."""
+    rows, panels = (t.shape[0] if len(t.shape) == 2 else 1), t.shape[-1] // t.layout.panel
+    if panels % blocks == 0:
+        return rows, panels // blocks
+    return (rows // blocks, panels) if rows % (8 * blocks) == 0 else None
 
 
 define("tma_load", "machine", """`tma_load T, scalars..., slot, bars, cursor`: one thread starts the copy of a rectangle of a tensor into a
        slot (cp.async.bulk.tensor, one per panel of the slot); positions outside the tensor become zero. The bytes of the whole slot
-       count towards the cursor's barrier when they have landed.""", _effect_only, effect="write", check=_check_tma_load,
-       index=tuple, guard=tuple, hint=(str, None))
+       count towards the cursor's barrier when they have landed. With `multicast`, the op of this block copies only its part (`share`)
+       of the tile, to the slot and barrier of the same place in every block of the cluster.""", _effect_only, effect="write",
+       check=_check_tma_load, index=tuple, guard=tuple, hint=(str, None), multicast=(int, None))
+define("cluster_sync", "machine", """Wait until all warps of all blocks of the cluster have come here, but for roles that have ended
+       (barrier.cluster).""", _no_operands, effect="write")
 
 
 def accumulator(op: Op) -> Value | None:

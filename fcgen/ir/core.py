@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from math import prod
 from typing import Any
 
 from ..errors import Loc
@@ -71,16 +72,21 @@ class Block:
 
 @dataclass(frozen=True)
 class GridAxis:
-    """One axis of the launch grid: ceil(size / tile) programs. dim: a tensor dimension's name or a number."""
+    """One axis of the launch grid: ceil(size / tile) programs. dim: a tensor dimension's name or a number. cluster: as many neighbours
+    along the axis run at the same time and reach each other's shared memory; the launch is rounded up to whole clusters."""
 
     name: str
     dim: str | int
     tile: int = 1
     reverse: bool = False
+    cluster: int = 1
 
     def count(self, sizes: Mapping[str, int]) -> int:
         n = self.dim if isinstance(self.dim, int) else sizes[self.dim]
         return -(-n // self.tile)
+
+    def clusters(self, sizes: Mapping[str, int]) -> int:
+        return -(-self.count(sizes) // self.cluster)
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,6 +127,11 @@ class Kernel:
     @property
     def warps(self) -> int:
         return sum(r.warps for r in self.roles)
+
+    @property
+    def cluster(self) -> int:
+        """Blocks per cluster."""
+        return prod(a.cluster for a in self.grid)
 
     def with_body(self, body: Block) -> Kernel:
         return replace(self, roles=(replace(self.roles[0], body=body),))

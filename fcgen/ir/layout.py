@@ -354,6 +354,23 @@ def quad_rows(layout: RegLayout) -> RegLayout | None:
     return RegLayout((tuple(rows), (Factor("r", n // 4, 16), Factor("l", 4, 1), Factor("r", 8, 1))))
 
 
+def matrix_blocks(layout: RegLayout, warps: int) -> str | None:
+    """Whether pairs of registers are the 8 x 8 blocks that ldmatrix and stmatrix move: "rows" where a lane's two elements are neighbours in
+    a row, "columns" where in a column (the .trans forms); None for other layouts, and for those with copies."""
+    if len(layout.axes) != 2 or layout.regs % 2 or prod(layout.shape) != warps * LANES * layout.regs:
+        return None
+    c = layout.coords(warps).reshape(warps, LANES, layout.regs // 2, 2, 2)
+    off = c - c[:, :1, :, :1]
+    if (c[:, 0, :, 0, 1] % 8).any():
+        return None
+    lane, e = np.arange(LANES)[:, None, None], np.arange(2)
+    along, across = 2 * (lane % 4) + e, lane // 4
+    for name, want in (("rows", (across, along)), ("columns", (along, across))):
+        if all((off[..., axis] == want[axis]).all() for axis in (0, 1)):
+            return name
+    return None
+
+
 def mma_b(depth: int, cols: int, warps: tuple[int, int] = (4, 1)) -> RegLayout:
     """B operand of `mma.m16n8k16` over depth x cols (same PTX section)."""
     wn = warps[1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from .core import Block, Op, Value
 
 #: ops that fill a buffer
-WRITES = {"st_shared", "wmma_store", "cp_async"}
+WRITES = {"st_shared", "stmatrix", "wmma_store", "cp_async"}
 
 
 def spans(body: Block, buffers: set[Value]) -> dict[Value, tuple[int, int]]:

@@ -78,7 +78,8 @@ define("commit_group", "machine",
        "Close this thread's group of cp_async copies (an empty group counts).", _no_operands, effect="write")
 define("wait_group", "machine",
        "Wait until at most n of this thread's groups are in flight.", _no_operands, effect="write", n=int)
-define("barrier", "machine", "All warps of the block; orders shared memory among them.", _no_operands, effect="write")
+define("barrier", "machine", """All warps of the block; orders shared memory among them. parts=n: the warps of each of n equal parts of the
+       role by themselves.""", _no_operands, effect="write", parts=(int, None))
 define("syncwarp", "machine", "All lanes of the warp; orders shared memory among them.", _no_operands, effect="write")
 
 

@@ -223,5 +223,5 @@ MAY_BE_CURSOR = {"advance", "slot", "mbar_expect", "mbar_arrive", "mbar_wait", "
 
 def load_ops() -> None:
     """The tables live in modules that import this one."""
-    if "for" not in OPS or "barrier" not in OPS or "wgmma" not in OPS:
-        from . import async_ops, machine_ops, tile_ops  # noqa: F401
+    if "for" not in OPS or "barrier" not in OPS or "wgmma" not in OPS or "tma_store" not in OPS:
+        from . import async_ops, machine_ops, store_ops, tile_ops  # noqa: F401

@@ -114,8 +114,9 @@ class _Reader(WordReader):
 
     def axis(self, tree: Any) -> GridAxis:
         token, dim, *rest = tree.children
-        tile = next((self.number(t.children[0], 1, "a tile") for t in rest if isinstance(t, Tree)), 1)
-        return GridAxis(base_name(token[1:]), self.dim(dim), tile, any(isinstance(t, Token) for t in rest))
+        given = {t.data: self.number(t.children[0], 1, f"a {t.data}") for t in rest if isinstance(t, Tree)}
+        return GridAxis(base_name(token[1:]), self.dim(dim), given.get("tile", 1), any(isinstance(t, Token) for t in rest),
+                        given.get("cluster", 1))
 
     def order(self, lines: Iterator[Any], axes: int) -> tuple[int, ...]:
         order: tuple[int, ...] = ()

@@ -14,13 +14,13 @@ from typing import Any
 from ..errors import FcError
 
 CHOICES: dict[str, tuple[str, ...]] = {
-    "math": ("mma", "wmma", "fma", "wgmma"), "copy": ("cp_async", "vector", "scalar", "tma"), "epilogue": ("smem", "direct", "quad"),
+    "math": ("mma", "wmma", "fma", "wgmma"), "copy": ("cp_async", "vector", "scalar", "tma"), "epilogue": ("smem", "direct", "quad", "tma"),
     "persistent": ("none", "static", "dynamic")}
 
 #: Fields that take one value for all, or one per name of the spec.
-BY_NAME = ("tiles", "math", "stages")
-#: Fields that list names of dots.
-NAMES = ("late", "ones")
+BY_NAME = ("tiles", "math", "stages", "cluster")
+#: Fields that list names: of dots, `from_end` of axes.
+NAMES = ("late", "ones", "regs_a", "from_end")
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,8 @@ class Schedule:
     feeds the next dot from registers where the layouts agree (else through shared memory). split: separate loop copies for tiles
     that a mask leaves whole. skip_ones: leave out `tile * row` multiplications when every row factor of the warp is one. defer:
     finish loop-carried row sums after the loop. epilogue: stores through shared memory as 16-byte rows ("smem"), straight
-    from fragments ("direct"), or from fragments whose quads of lanes have swapped columns ("quad": 16 bytes, no shared memory).
+    from fragments ("direct"), or from fragments whose quads of lanes have swapped columns ("quad": 16 bytes, no shared memory), or staged
+    in shared memory and written by bulk copies ("tma", Hopper: two-axis tiles; the copy runs on beside the work that follows).
     longest_first: run the row tiles with the most work first. min_blocks: blocks per multiprocessor that registers must allow (launch
     bounds).
 
@@ -49,7 +50,12 @@ class Schedule:
     own_rows: a consumer warpgroup leaves out the tiles that only other rows than its own need.
     compare_bits: with vote, a threshold on a row maximum is tested on bit patterns, two elements per instruction.
     hints: bulk copies tell L2 to keep what loops read and to let go of the rest first. ones: names of dots that also make the row sum of
-    their left operand, by eight columns of ones on their right.
+    their left operand, by eight columns of ones on their right. regs_a: names of wgmma dots whose left operand, which is loaded, is taken
+    from shared memory into registers once.
+
+    from_end: names of the grid's axes (of the variable along them) whose tiles are counted from the end: the ragged one is then the first.
+    cluster: grid axis -> how many blocks that are neighbours along it (2, 4 or 8) form a cluster: tiles that are the same for all of them
+    are copied once, a part by each block, into the shared memory of all. Axes have the spec's names, `rows` or `rows_tile`.
     """
 
     tiles: Any = ()
@@ -75,6 +81,9 @@ class Schedule:
     compare_bits: bool = False
     hints: bool = False
     ones: Any = ()
+    regs_a: Any = ()
+    from_end: Any = ()
+    cluster: Any = ()
 
     def __post_init__(self) -> None:
         for name in NAMES:
@@ -114,7 +123,16 @@ class Schedule:
         for name in NAMES:
             v = getattr(self, name)
             if not isinstance(v, tuple) or not all(isinstance(w, str) for w in v):
-                raise FcError("compile/schedule", f"Schedule.{name} names dots", expected="a tuple of names, or acc+s", got=v)
+                raise FcError("compile/schedule", f"Schedule.{name} lists names", expected="a tuple of names, or acc+s", got=v)
+        if not isinstance(self.cluster, tuple):
+            raise FcError("compile/schedule", "Schedule.cluster names the grid axis that its blocks lie along", expected="{rows: 2}",
+                          got=self.cluster)
+        for name, n in self.cluster:
+            if not _is_int(n) or n not in (1, 2, 4, 8):
+                raise FcError("compile/schedule", f"Schedule.cluster counts the blocks of a cluster along {name}", expected="1, 2, 4 or 8",
+                              got=n)
+        if sum(n > 1 for _, n in self.cluster) > 1:
+            raise FcError("compile/schedule", "a cluster lies along one axis of the grid", expected="{rows: 2}", got=dict(self.cluster))
 
     @staticmethod
     def parse(text: str) -> Schedule:

@@ -42,7 +42,8 @@ class Instr:
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """One compile target: `arch` is what NVRTC is given. Sizes in bytes; per block unless said otherwise."""
+    """One compile target: `arch` is what NVRTC is given. Sizes in bytes; per block unless said otherwise. max_cluster: the most blocks
+    of a cluster on any chip of the architecture; 1 where there are no clusters."""
 
     arch: str
     capability: int
@@ -53,6 +54,7 @@ class Target:
     regs_per_thread: int = 255
     max_blocks_per_sm: int = 32
     smem_reserved: int = 1024
+    max_cluster: int = 1
     instrs: Mapping[str, Instr] = field(default_factory=dict)
 
     def matrix_instr(self, family: str, dtype: str) -> Instr | None:

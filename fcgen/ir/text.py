@@ -172,7 +172,7 @@ class _Printer:
         if k.grid:
             out.append("grid " + ", ".join(
                 f"{n}: {a.dim if isinstance(a.dim, int) else word(a.dim)}" + (f" / {a.tile}" if a.tile != 1 else "")
-                + (" reverse" if a.reverse else "") for n, a in zip(axes, k.grid)))
+                + (f" cluster {a.cluster}" if a.cluster != 1 else "") + (" reverse" if a.reverse else "") for n, a in zip(axes, k.grid)))
         if k.order:
             out.append("order " + ", ".join(map(str, k.order)))
         out += [f"meta {word(name)} = {attr_text(v)}" for name, v in sorted(k.meta.items())]

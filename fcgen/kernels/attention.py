@@ -52,8 +52,6 @@ def _body(
             s = score(s, b, h, rows.index, cols.index)
         s = fc.where(live(cols), s, -fc.inf)
         best = fc.max(s, axis=1)
-        if peak is not None:
-            peak <<= fc.maximum(peak, best)
         top = fc.maximum(m, best)
         moved = top - m > lazy
         if lazy:  # keep a maximum that is only a little too small: then the factors below are exactly one
@@ -69,6 +67,8 @@ def _body(
         v = fc.load(V[b, g, cols])
         acc <<= acc * fade + fc.dot(weights, v)
         m <<= top
+        if peak is not None:
+            peak <<= fc.maximum(peak, best)
     divisor: Any = l
     if peak is not None:
         largest = fc.exp(peak - m)

@@ -17,6 +17,7 @@ from ..ir.target import Target
 from . import (
     alloc,
     defer,
+    from_end,
     limits,
     order,
     overlap,
@@ -50,6 +51,7 @@ PIPELINE: tuple[Pass, ...] = (
     Pass("scale", scale.run, "positive factors move out of maxima, masks and loops to where they cost least"),
     Pass("simplify.2", simplify.run, "merge the factors that have met"),
     Pass("pad", pad.run, "axes become multiples of what matrix instructions work on"),
+    Pass("from_end", from_end.run, "tiles of the axes named in `from_end` are counted from the end: the ragged one comes first"),
     Pass("split_loops", split_loops.run, "leave out dead tiles; separate copies of a loop for masked and for whole tiles"),
     Pass("simplify.3", simplify.run, "remove the masks that are constant in a copy"),
     Pass("limits", limits.run, "masks on positions become one comparison per element"),

@@ -3,7 +3,8 @@
 In: selected machine IR. Out: the same with `smem_offsets` and `smem_bytes`. Buffers that are in use at the same time never overlap. A
 buffer is in use from its first to its last access, counted in the ops of the innermost block that holds them all: a tile staged and
 read within one iteration is in use for that part of the iteration only, one that lives across iterations for the whole loop. Buffers
-whose uses are apart share bytes; `sync` comes after this pass and orders them.
+whose uses are apart share bytes; `sync` comes after this pass and orders them. What a bulk store reads is in use all the time: it reads as
+late as it likes.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..errors import FcError
-from ..ir.core import Kernel, Value, walk
+from ..ir.core import Kernel, Value, walk_kernel
 from ..ir.lifetimes import meet, spans
 from ..ir.schedule import Schedule
 from ..ir.target import Target
@@ -26,9 +27,10 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
     for role in kernel.roles:
         for b, span in spans(role.body, set(kernel.buffers)).items():
             live[b] = ALWAYS if b in live or isinstance(b.type, Mbarrier) else span  # what two roles share has no order of its own
+    live.update({op.operands[-1]: ALWAYS for op in walk_kernel(kernel) if op.kind == "tma_store"})
     kept = [b for b in kernel.buffers if b in live]
     offsets: dict[Value, int] = {}
-    beside = {o.operands[-1] for r in kernel.roles for o in walk(r.body) if o.kind == "wgmma" and o.get("ones")}
+    beside = {o.operands[-1] for o in walk_kernel(kernel) if o.kind == "wgmma" and o.get("ones")}
     for b in sorted(kept, key=lambda v: (v in beside, -v.type.bytes, live[v][0])):
         align = 8 if isinstance(b.type, Mbarrier) else ALIGN
         if b in beside:  # a descriptor's leading offset counts upwards: behind all that it could be counted from

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,22 +14,28 @@ from ..ir.types import Buffer, Cursor, Mbarrier, i32
 
 @dataclass(eq=False)
 class Channel:
-    """again: other blocks read the same tiles, so L2 should keep them. cursor: stands for the channel's position until `thread_cursors`
+    """again: other blocks read the same tiles, so L2 should keep them. blocks: how many of a cluster fill it together, and free its slots
+    together. cursor: stands for the channel's position until `thread_cursors`
     gives each role values of its own."""
 
     ring: Value
     full: Value
     empty: Value
     again: bool = False
+    blocks: int = 1
     cursor: Value = field(init=False)
 
     def __post_init__(self) -> None:
         self.cursor = Value(Cursor(self.full.type.slots), self.ring.name)
 
+    def among(self, word: str) -> dict[str, Any]:
+        """The attribute that says how many blocks an op of the channel reaches, where it is more than its own."""
+        return {word: self.blocks} if self.blocks > 1 else {}
 
-def find_channels(loads: list[Op], body: Block, schedule: Schedule) -> dict[int, Channel]:
+
+def find_channels(loads: list[Op], body: Block, schedule: Schedule, shared: Mapping[int, int]) -> dict[int, Channel]:
     """The channel of each load. Copies of one load of the spec (in front of a loop, in its copies, after it) share one, since their tiles
-    follow each other; they do not where two of them are held at a time."""
+    follow each other; they do not where two of them are held at a time. shared: how many blocks share the copies of a load, by its id."""
     inside = {id(o) for f in walk(body) if f.kind == "for" for o in walk(f.regions[0])}
     groups: dict[Any, list[Op]] = {}
     for o in loads:
@@ -42,8 +49,9 @@ def find_channels(loads: list[Op], body: Block, schedule: Schedule) -> dict[int,
             if any(id(o) in inside for o in ops) or name in dict(schedule.stages if isinstance(schedule.stages, tuple) else ())
             else 1
         )
+        blocks = min(shared.get(id(o), 1) for o in ops)
         channel = Channel(Value(replace(ops[0].result.type, slots=slots), name), Value(Mbarrier(1, slots), f"{name}_full"),
-                          Value(Mbarrier(schedule.warps, slots), f"{name}_empty"), any(id(o) in inside for o in ops))
+                          Value(Mbarrier(schedule.warps * blocks, slots), f"{name}_empty"), any(id(o) in inside for o in ops), blocks)
         out.update({id(o): channel for o in ops})
     return out
 

@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..errors import FcError
-from ..ir.core import Block, Builder, Env, Kernel, Op, Role, Value
+from ..ir.core import Block, Builder, Env, Kernel, Op, Role, Value, walk
 from ..ir.layout import OpaqueLayout, RegLayout, SmemLayout, native_smem, quad_rows, rowwise
 from ..ir.schedule import Schedule
 from ..ir.target import Target
@@ -47,6 +47,7 @@ class _Placer:
         self.homes = homes
         self.schedule: Schedule = homes.schedule
         self.scopes: list[dict[tuple[Value, Any], Value]] = []  # what has been made in another layout, per open block
+        self.in_regs = self.left_operands_in_regs()
 
     # ---- blocks --------------------------------------------------------------------------------------------------
 
@@ -265,6 +266,30 @@ class _Placer:
         else:
             type_ = _frag(op.result, home)
         env[op.result] = b.emit("load", *env.all(op.operands), type=type_, name=op.result.name, **op.attrs)
+        if op.result in self.in_regs:
+            t = _frag(op.result, self.in_regs[op.result])
+            self.scopes[-1][op.result, "left operand"] = b.emit("unstage", env[op.result], type=t, name=op.result.name)
+
+    def left_operands_in_regs(self) -> dict[Value, RegLayout]:
+        """Loaded tiles that dots named in `regs_a` read as their left operand -> the layout they read."""
+        out: dict[Value, RegLayout] = {}
+        left = set(self.schedule.regs_a)
+        for op in walk(self.homes.kernel.body):
+            name = self.homes.dot_name(op) if op.kind == "dot" else ""
+            if name not in self.schedule.regs_a or not name:
+                continue
+            v, flipped = self.homes.source(op.operands[0])
+            made = self.homes.defs.get(v)
+            if self.homes.family(op) != "wgmma" or flipped or made is None or made.kind != "load":
+                raise FcError("compile/schedule", f"Schedule.regs_a: the left operand of %{name} is not loaded as it is read",
+                              expected="a wgmma dot whose left operand is a loaded tile", got=f"{self.homes.family(op)}, %{v.name or '?'}",
+                              loc=op.loc, hint="leave it out of Schedule.regs_a")
+            left.discard(name)
+            out[v] = self.homes.a_layout(op)
+        if left:
+            raise FcError("compile/schedule", f"Schedule.regs_a names {', '.join(sorted(left))}, and no dot is called so",
+                          hint="a dot is called by the variable that it makes")
+        return out
 
     def reader(self, v: Value) -> str:
         """The instruction family that reads a shared tile; one that mixes families takes the plainest layout."""
@@ -299,6 +324,8 @@ class _Placer:
         if family in ("mma", "wgmma") and self.schedule.reuse_frags and self.homes[v] == self.homes.a_layout(op):
             return env[v], False
         stored, flipped = self.homes.source(v)
+        if family == "wgmma" and self.homes.dot_name(op) in self.schedule.regs_a:
+            return next(scope[stored, "left operand"] for scope in self.scopes if (stored, "left operand") in scope), False
         return self.shared(stored, family, b, env), flipped
 
     def shared(self, v: Value, family: str, b: Builder, env: Env) -> Value:

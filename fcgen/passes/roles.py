@@ -3,7 +3,9 @@
 In: placed machine IR with one role, for targets with bulk tensor copies and `copy="tma"`. Out: two roles. Every load into shared memory
 becomes a *channel*: a ring of slots with `full` and `empty` barriers, filled by the role `load` and read by the role `main`. `load` keeps
 the control flow and the scalars that its copies follow from; `main` keeps everything else. A tile is waited for in front of its first
-reader and released after its last one. Cursors, which count a channel's tiles, are carried through loops and branches.
+reader and released after its last one. Cursors, which count a channel's tiles, are carried through loops and branches. In a cluster, a
+channel whose tiles are the same for all blocks (`clusters`) is filled by all of them, a part each, and its slots are free when the readers
+of all blocks have arrived; `main` ends with a `cluster_sync`.
 
 What a role does for one tile goes under what hands out tiles (`grid`).
 """
@@ -20,6 +22,7 @@ from ..ir.schedule import Schedule
 from ..ir.target import Target
 from ..ir.types import Buffer, Scalar, i32
 from .channels import Channel, find_channels, mailbox, readers, tile_bytes
+from .clusters import shared_loads
 from .cursors import thread_cursors
 from .grid import over_grid
 
@@ -32,7 +35,7 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
         return kernel
     groups = schedule.warps // 4
     loads = [o for o in walk(kernel.body) if o.kind == "load" and isinstance(o.result.type, Buffer)]
-    channels = find_channels(loads, kernel.body, schedule)
+    channels = find_channels(loads, kernel.body, schedule, shared_loads(kernel))
     box = mailbox(kernel, schedule) if schedule.persistent != "none" else None
     filled = _Filler(channels, schedule.hints).block(kernel.body)
     read = _Reader(channels, schedule.tokens).block(kernel.body)
@@ -40,7 +43,10 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
     regs = REGISTERS[groups]
     if loads or box:
         roles.append(Role("load", 4, remove_dead(thread_cursors(over_grid(kernel, filled, schedule, box, True))), regs[0]))
-    roles.append(Role("main", schedule.warps, thread_cursors(over_grid(kernel, read, schedule, box, False)), regs[1] if roles else 0))
+    main = thread_cursors(over_grid(kernel, read, schedule, box, False))
+    if kernel.cluster > 1:  # no block may end while others copy into it or arrive on its barriers
+        main = replace(main, ops=(*main.ops, Op("cluster_sync")))
+    roles.append(Role("main", schedule.warps, main, regs[1] if roles else 0))
     every = dict.fromkeys([*channels.values(), *([box] if box else [])])
     buffers = [b for c in every for b in (c.ring, c.full, c.empty)]
     return replace(kernel, roles=tuple(roles), buffers=(*kernel.buffers, *buffers)).with_meta(
@@ -71,7 +77,8 @@ class _Filler:
                 b.do("mbar_wait", channel.empty, channel.cursor, lag=1)
                 b.do("mbar_expect", channel.full, channel.cursor, bytes=size)
                 hint: dict[str, Any] = {"hint": "evict_last" if channel.again else "evict_first"} if self.hints else {}
-                b.do("tma_load", *env.all(op.operands), view, channel.full, channel.cursor, index=op["index"], guard=op["guard"], **hint)
+                b.do("tma_load", *env.all(op.operands), view, channel.full, channel.cursor, index=op["index"], guard=op["guard"], **hint,
+                     **channel.among("multicast"))
                 b.do("advance", channel.cursor)
                 env[op.result] = view
             elif op.regions:
@@ -104,7 +111,7 @@ class _Reader:
     @staticmethod
     def release(channels: list[Channel], b: Builder) -> None:
         for c in channels:
-            b.do("mbar_arrive", c.empty, c.cursor)
+            b.do("mbar_arrive", c.empty, c.cursor, **c.among("cluster"))
             b.do("advance", c.cursor)
 
     def drains(self, block: Block, channels: dict[int, Channel]) -> tuple[dict[int, list[Op]], dict[int, list[Op]]]:

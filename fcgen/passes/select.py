@@ -16,14 +16,17 @@ from ..ir.layout import OpaqueLayout, RegLayout, mma_a, mma_b, rowwise
 from ..ir.schedule import Schedule
 from ..ir.target import Target
 from ..ir.types import Buffer, Frag, Pending, Scalar, f32, i32
+from .stores import check_alone, staging
 
 #: Columns of a right operand held in fragments at once: 64 columns of 16 rows are 16 registers.
 CHUNK = 128
 
 
 def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
+    if schedule.epilogue == "tma":
+        check_alone(kernel)
     s = _Selector(schedule, target)
-    roles = [replace(r, body=s.block(r.body, Env())) for r in kernel.roles]
+    roles = [replace(r, body=s.block(r.body, Env(), r.warps)) for r in kernel.roles]
     roles = [replace(r, body=s.fill_ones(r.body)) for r in roles]
     return replace(kernel, roles=tuple(roles), buffers=(*kernel.buffers, *s.buffers, *s.ones.values())).with_meta(stage="selected")
 
@@ -36,8 +39,10 @@ class _Selector:
     defs: dict[Value, Op] = field(default_factory=dict)
     ones: dict[Buffer, Value] = field(default_factory=dict)  # how stored -> the buffer
     held: dict[Value, Value] = field(default_factory=dict)  # left operands kept in registers: tile -> fragment
+    warps: int = 0  # of the role
 
-    def block(self, block: Block, env: Env) -> Block:
+    def block(self, block: Block, env: Env, warps: int) -> Block:
+        self.warps = warps
         b, held = Builder(), dict(self.held)
         for op in block.ops:
             b.loc = op.loc
@@ -52,7 +57,7 @@ class _Selector:
             for old, new in zip(op.results, results):
                 env[old] = new
                 self.defs[new] = op
-            b.add(replace(op, results=results, regions=tuple(self.block(r, env) for r in op.regions)))
+            b.add(replace(op, results=results, regions=tuple(self.block(r, env, warps) for r in op.regions)))
         self.held = held  # what was fetched in this block does not reach the ops outside it
         return b.block(block.args)
 
@@ -63,8 +68,24 @@ class _Selector:
         env[op.result] = b.emit("ld_global", *op.operands, type=op.result.type, name=op.result.name, vec=vec, **op.attrs)
 
     def on_store(self, op: Op, b: Builder, env: Env) -> None:
+        if self.schedule.epilogue == "tma" and len(op.operands[1].type.shape) == 2:
+            self.bulk_store(op, b)
+            return
         vec = 1 if self.schedule.copy == "scalar" else 16 // op.operands[1].type.dtype.bytes
         b.do("st_global", *op.operands, vec=vec, **op.attrs)
+
+    def bulk_store(self, op: Op, b: Builder) -> None:
+        """Through a buffer of its own, from which one thread of each group of warps with rows of their own starts a copy."""
+        frag = op.operands[1]
+        s = staging(op, self.warps, self.target)
+        buffer, zero = Value(s.buffer, f"{op.operands[0].name.lower()}_tile"), _int(0, b)
+        self.buffers.append(buffer)
+        if s.blocks:
+            b.do("stmatrix", frag, buffer, zero, zero, trans=s.blocks == "columns")
+        else:
+            b.do("st_shared", frag, buffer, zero, zero)
+        b.do("tma_store", op.operands[0], *op.operands[2:], buffer, parts=s.parts, **op.attrs)
+        b.do("bulk_commit")
 
     def on_stage(self, op: Op, b: Builder, env: Env) -> None:
         buffer = Value(op.result.type, op.result.name)
@@ -78,8 +99,14 @@ class _Selector:
         t, zero = op.result.type, _int(0, b)
         if isinstance(t.layout, OpaqueLayout):
             env[op.result] = b.emit("wmma_load", op.operands[0], zero, zero, type=t, name=op.result.name)
+        elif t.dtype.bits == 16 and len(t.shape) == 2 and "ldmatrix_x4" in self.target.instrs and t.layout == self.left_layout(t):
+            env[op.result] = b.emit("ldmatrix", op.operands[0], zero, zero, type=t, name=op.result.name, transposed=False, trans=False)
         else:
             env[op.result] = b.emit("ld_shared", op.operands[0], zero, zero, type=t, name=op.result.name)
+
+    def left_layout(self, t: Frag) -> RegLayout | None:
+        rows, depth = t.shape
+        return mma_a(rows, depth, (self.schedule.warps, 1)) if rows % (16 * self.schedule.warps) == 0 and depth % 16 == 0 else None
 
     # ---- dots ----------------------------------------------------------------------------------------------------
 
@@ -245,7 +272,7 @@ def _int(value: int, b: Builder) -> Value:
 
 def _written(block: Block) -> set[Value]:
     """Buffers that are filled inside the block."""
-    return {v for o in walk(block) if o.kind in ("cp_async", "st_shared") for v in o.operands if isinstance(v.type, Buffer)}
+    return {v for o in walk(block) if o.kind in ("cp_async", "st_shared", "stmatrix") for v in o.operands if isinstance(v.type, Buffer)}
 
 
 def _dots(block: Block) -> list[Op]:

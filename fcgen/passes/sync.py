@@ -9,8 +9,12 @@ need them. The pass walks the program once in order with a state of what has hap
   read -> write of the same bytes                    barrier, or syncwarp within a warp
   cp_async -> anyone                                 wait_group n, n = groups committed since, then barrier
   st_shared -> wgmma                                 proxy_fence (wgmma reads through the async proxy), then barrier
+  st_shared, stmatrix -> tma_store                   proxy_fence right behind the store, then barrier
+  tma_store -> st_shared, stmatrix                   bulk_wait n (read), n = groups of bulk stores since, then barrier
+  tma_store -> tma_store of the same tensor          bulk_wait 0, then barrier: bulk stores of one program have no order of their own
 
-What two roles share is a channel: its barriers were put there by `roles`.
+Where a tile is staged in parts, each by warps of its own, a barrier is only that of the part. What two roles share is a channel: its
+barriers were put there by `roles`.
 
 Loops are walked until the state at their head no longer changes, the slots of rings counted relative to the current tile; so a hazard
 between iterations is found like any other. Buffers that share bytes meet by their addresses.
@@ -18,6 +22,7 @@ between iterations is found like any other. Buffers that share bytes meet by the
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from ..errors import FcError
@@ -35,8 +40,10 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
     used = [{v for o in walk(r.body) for v in o.operands if v in offsets} for r in kernel.roles]
     shared = {v for n, vs in enumerate(used) for v in vs if any(v in other for other in used[:n] + used[n + 1:])}
     for role in kernel.roles:
-        s = _Sync(offsets, role.warps, definitions(role.body), shared)
+        s = _Sync(offsets, role.warps, definitions(role.body), shared, walk(role.body))
         ops, state = s.ops(role.body.ops, _State(frozenset(), frozenset(), (), frozenset()))
+        if state.bulk:
+            ops.append(Op("bulk_wait", attrs={"n": 0, "read": False}, loc=role.body.ops[-1].loc))
         if any(state.groups) or state.open:
             ops.append(Op("wait_group", attrs={"n": 0}, loc=role.body.ops[-1].loc))
         roles.append(replace(role, body=Block(role.body.args, tuple(ops))))
@@ -46,19 +53,25 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
 @dataclass(frozen=True)
 class _State:
     """seen: accesses since the last barrier. lane: those since the last syncwarp or barrier. groups: copies committed and not waited for,
-    oldest first. open: copies not yet committed."""
+    oldest first. open: copies not yet committed. bulk: what groups of bulk stores may still read, oldest first. sent: (tensor, whether it
+    is added to) of bulk stores of this program that may not be complete."""
 
     seen: frozenset[Access]
     lane: frozenset[Access]
     groups: tuple[frozenset[Access], ...]
     open: frozenset[Access]
+    bulk: tuple[frozenset[Access], ...] = ()
+    sent: frozenset[tuple[Value, bool]] = frozenset()
 
     def join(self, other: _State) -> _State:
         """Either may be the past. Groups are counted from the newest, which is how `wait_group` counts."""
-        n = max(len(self.groups), len(other.groups))
-        pad = lambda g: (frozenset(),) * (n - len(g)) + g
-        groups = tuple(a | b for a, b in zip(pad(self.groups), pad(other.groups)))
-        return _State(self.seen | other.seen, self.lane | other.lane, groups, self.open | other.open).trim()
+        def both(mine: tuple[frozenset[Access], ...], others: tuple[frozenset[Access], ...]) -> tuple[frozenset[Access], ...]:
+            n = max(len(mine), len(others))
+            pad = lambda g: (frozenset(),) * (n - len(g)) + g
+            return tuple(a | b for a, b in zip(pad(mine), pad(others)))
+
+        return _State(self.seen | other.seen, self.lane | other.lane, both(self.groups, other.groups), self.open | other.open,
+                      both(self.bulk, other.bulk), self.sent | other.sent).trim()
 
     def trim(self) -> _State:
         """Without empty groups at the old end: nobody waits for those."""
@@ -73,12 +86,16 @@ class _State:
             frozenset(map(fn, self.lane)),
             tuple(frozenset(map(fn, g)) for g in self.groups),
             frozenset(map(fn, self.open)),
+            tuple(frozenset(map(fn, g)) for g in self.bulk),
+            self.sent,
         )
 
 
 class _Sync:
-    def __init__(self, offsets: dict[Value, int], warps: int, defs: dict[Value, Op], shared: set[Value]):
+    def __init__(self, offsets: dict[Value, int], warps: int, defs: dict[Value, Op], shared: set[Value], ops: Iterable[Op]):
         self.offsets, self.warps, self.defs, self.shared = offsets, warps, defs, shared
+        #: staging buffer -> parts, each of warps that write and read rows of their own
+        self.parts: dict[Value, int] = {o.operands[-1]: o["parts"] for o in ops if o.kind == "tma_store"}
 
     # ---- walking ---------------------------------------------------------------------------------------------------
 
@@ -103,12 +120,19 @@ class _Sync:
                     continue
                 copies = frozenset(a for a in accesses if a.copy)
                 plain = frozenset(accesses) - copies
+                if op.kind == "tma_store":
+                    out.append(op)
+                    state = replace(state, bulk=(*state.bulk, frozenset(plain)), sent=state.sent | {_target(op)})
+                    continue
                 state = replace(state, seen=state.seen | plain, lane=state.lane | plain, open=state.open | copies)
                 out.append(op)
+                if any(a.ring in self.parts for a in plain):
+                    out.append(Op("proxy_fence", loc=op.loc))
         return out, state
 
     def before(self, accesses: list[Access], state: _State, out: list[Op], op: Op) -> _State:
         """Emit what must stand between the past and these accesses."""
+        state = self.bulk(accesses, state, out, op)
         wait = None
         for n, group in enumerate(reversed(state.groups)):
             if any(conflict(g, a, self.offsets, self.warps) for g in group for a in accesses):
@@ -121,6 +145,10 @@ class _Sync:
             done = len(state.groups) - wait
             landed = frozenset(a.landed() for g in state.groups[:done] for a in g)
             state = replace(state, seen=state.seen | landed, groups=state.groups[done:])
+        if wait is None and (parts := self.of_parts(state.seen, accesses)) > 1:
+            out.append(Op("barrier", attrs={"parts": parts}, loc=op.loc))
+            others = lambda past: frozenset(a for a in past if self.parts.get(a.ring) != parts)
+            return replace(state, seen=others(state.seen), lane=others(state.lane))
         if wait is not None or self.meet(state.seen, accesses, "block"):
             if op.kind == "wgmma_fence":
                 out.append(Op("proxy_fence", loc=op.loc))
@@ -130,6 +158,27 @@ class _Sync:
             out.append(Op("syncwarp", loc=op.loc))
             return replace(state, lane=frozenset())
         return state
+
+    def bulk(self, accesses: list[Access], state: _State, out: list[Op], op: Op) -> _State:
+        """Wait for bulk stores that still read what is written here, or that still write where another one begins to."""
+        if op.kind == "tma_store" and any(v is _target(op)[0] and not (add and _target(op)[1]) for v, add in state.sent):
+            out.append(Op("bulk_wait", attrs={"n": 0, "read": False}, loc=op.loc))
+            out.append(Op("barrier", loc=op.loc))
+            return replace(state, seen=frozenset(), lane=frozenset(), bulk=(), sent=frozenset())
+        for n, group in enumerate(reversed(state.bulk)):
+            if any(conflict(g, a, self.offsets, self.warps) for g in group for a in accesses):
+                out.append(Op("bulk_wait", attrs={"n": n, "read": True}, loc=op.loc))
+                done = len(state.bulk) - n
+                read = frozenset(a for g in state.bulk[:done] for a in g)
+                return replace(state, seen=state.seen | read, lane=state.lane | read, bulk=state.bulk[done:])
+        return state
+
+    def of_parts(self, past: frozenset[Access], accesses: list[Access]) -> int:
+        """The parts whose own barriers are enough: all that meets is in staging buffers of as many parts. 1 if the role's is
+        needed, or none."""
+        meeting = [(s.ring, a.ring) for s in past for a in accesses if conflict(s, a, self.offsets, self.warps) == "block"]
+        found = {self.parts.get(s, 1) if s is a else 1 for s, a in meeting}
+        return found.pop() if len(found) == 1 else 1
 
     def meet(self, past: frozenset[Access], accesses: list[Access], kind: str) -> bool:
         return any(conflict(s, a, self.offsets, self.warps) == kind for s in past for a in accesses)
@@ -148,6 +197,8 @@ class _Sync:
         for _ in range(8):
             body, after = self.ops(op.regions[0].ops, entry)
             back = after.map(next_iteration)
+            if op.kind == "while":  # the next tile of the grid: programs write to places of their own
+                back = replace(back, sent=frozenset())
             joined = state.join(back)
             if joined == entry:
                 break
@@ -182,6 +233,8 @@ class _Sync:
             return [Access(*self.place(v), False, WHOLE) for v in op.operands]
         if op.kind == "cp_async":
             return [Access(*self.place(op.operands[-1]), True, WHOLE, True)]
+        if op.kind == "tma_store":
+            return [Access(*self.place(op.operands[-1]), False, ("parts", op["parts"]))]
         if op.kind == "wgmma":
             read = [v for v in op.operands if isinstance(v.type, Buffer)]
             return [Access(ring, rel, False, WHOLE) for ring, rel in map(self.place, read) if ring not in self.shared]
@@ -209,6 +262,10 @@ class _Sync:
     def const(self, v: Value) -> int | None:
         d = self.defs.get(v)
         return d["value"] if d is not None and d.kind == "const" else None
+
+
+def _target(op: Op) -> tuple[Value, bool]:
+    return op.operands[0], op.get("reduce") == "add"
 
 
 def _rings(block: Block) -> set[Value]:

@@ -1,9 +1,11 @@
 """Which tile of the grid a number stands for: the order of `order`, as scalar ops.
 
-Axes vary in the kernel's `order`, the fastest first; an axis marked `reverse` runs from its last tile to its first. With `schedule.l2`, and
-an axis along which work differs, the other axes are cut into groups whose looped-over tensors fit that much of L2: a group's longest tiles
-run first, all of its members' side by side. Groups are equally large, and never so small that their tiles are few per block: the last
-group's short tiles must be enough to even out its long ones (H200: a small last group left the busiest multiprocessor 16 % above the mean).
+Blocks of a cluster have consecutive numbers: they are counted first, and everything below is about clusters, each one program that is
+`cluster` tiles long. Axes vary in the kernel's `order`, the fastest first; an axis marked `reverse` runs from its last tile to its first.
+With `schedule.l2`, and an axis along which work differs, the other axes are cut into groups whose looped-over tensors fit that much of L2:
+a group's longest tiles run first, all of its members' side by side. Groups are equally large, and never so small that their tiles are few
+per block: the last group's short tiles must be enough to even out its long ones (H200: a small last group left the busiest multiprocessor
+16 % above the mean).
 """
 
 from __future__ import annotations
@@ -27,10 +29,10 @@ class Tiles:
         self.counts: dict[int, Value] = {}
         for a, axis in enumerate(kernel.grid):
             size = self.number(axis.dim, b) if isinstance(axis.dim, int) else b.emit("size", dim=axis.dim, name=axis.dim)
-            if axis.tile != 1:
-                size = b.emit(
-                    "floordiv", b.emit("add", size, self.number(axis.tile - 1, b)), self.number(axis.tile, b), name=f"{axis.name}_tiles"
-                )
+            span = axis.tile * axis.cluster
+            if span != 1:
+                name = f"{axis.name}_clusters" if axis.cluster > 1 else f"{axis.name}_tiles"
+                size = b.emit("floordiv", b.emit("add", size, self.number(span - 1, b)), self.number(span, b), name=name)
             self.counts[a] = size
         uneven = [a for a in self.order if kernel.grid[a].reverse]
         self.long = uneven[0] if schedule.l2 and len(uneven) == 1 and len(self.order) > 1 else None
@@ -38,15 +40,22 @@ class Tiles:
             self.others = self.product([a for a in self.order if a != self.long], b)
             one = self.number(1, b)
             room = b.emit("floordiv", self.number(schedule.l2 << 20, b), b.emit("max", self.looped_bytes(b), one))
-            waves = b.emit("mul", b.emit("block_count", name="blocks"), self.number(WAVES, b))
+            blocks = self.fewer(b.emit("block_count", name="blocks"), b)
+            waves = b.emit("mul", blocks, self.number(WAVES, b))
             enough = b.emit("add", b.emit("floordiv", waves, self.counts[self.long]), one)
             most = b.emit("min", b.emit("max", room, enough), self.others)
             groups = self.ceil(self.others, most, b)
             self.group = b.emit("max", self.ceil(self.others, b.emit("max", groups, one), b), one, name="side_by_side")
         self.total = self.product(self.order, b)
+        if kernel.cluster > 1:
+            self.total = b.emit("mul", self.total, self.number(kernel.cluster, b))
 
     def number(self, n: int, b: Builder) -> Value:
         return b.emit("const", value=n, dtype="i32")
+
+    def fewer(self, blocks: Value, b: Builder) -> Value:
+        """How many clusters so many blocks are."""
+        return blocks if self.kernel.cluster == 1 else b.emit("floordiv", blocks, self.number(self.kernel.cluster, b))
 
     def ceil(self, x: Value, y: Value, b: Builder) -> Value:
         return b.emit("floordiv", b.emit("sub", b.emit("add", x, y), self.number(1, b)), y)
@@ -80,12 +89,12 @@ class Tiles:
     def decode(self, t: Value, b: Builder) -> dict[int, Value]:
         """axis -> the program's index on it, for tile number t."""
         out: dict[int, Value] = {}
-        order, left = self.order, t
+        order, left = self.order, self.fewer(t, b)
         if self.long is not None:
             a, count = self.long, self.counts[self.long]
             whole = b.emit("mul", self.group, count)
-            g = b.emit("floordiv", t, whole)
-            inside = b.emit("mod", t, whole)
+            g = b.emit("floordiv", left, whole)
+            inside = b.emit("mod", left, whole)
             first = b.emit("mul", g, self.group)
             members = b.emit("min", self.group, b.emit("sub", self.others, first), name="members")
             out[a] = self.turned(a, b.emit("floordiv", inside, members), b)
@@ -96,6 +105,10 @@ class Tiles:
             out[a] = self.turned(a, left if last else b.emit("mod", left, self.counts[a]), b)
             if not last:
                 left = b.emit("floordiv", left, self.counts[a])
+        for a, axis in enumerate(self.kernel.grid):
+            if axis.cluster > 1:
+                size = self.number(axis.cluster, b)
+                out[a] = b.emit("add", b.emit("mul", out[a], size), b.emit("mod", t, size))
         return out
 
     def turned(self, a: int, x: Value, b: Builder) -> Value:

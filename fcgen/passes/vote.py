@@ -175,7 +175,7 @@ class _Vote:
     def branch(self, outputs: list[Value], inside: list[Op], b: Builder, env: Env) -> None:
         b.loc = self.local[self.condition].loc
         kept = {r for o in inside for r in o.results}
-        test = self.bit_condition(b, kept) or self.lane_condition(b, kept)
+        test = self.bit_condition(b, kept, env) or self.lane_condition(b, kept)
         if test is None:
             test = copy_slice(self.condition, {r: o for o in inside for r in o.results}, b)
         moved = b.emit("vote_any", test, name="moved")
@@ -223,7 +223,7 @@ class _Vote:
             else None
         )
 
-    def bit_condition(self, b: Builder, inside: set[Value]) -> Value | None:
+    def bit_condition(self, b: Builder, inside: set[Value], later: Env) -> Value | None:
         """The condition as one comparison of bit patterns. Patterns of floats from 0 on order like the floats; with 0 as the least,
         negative elements drop out. Where the threshold itself is negative its pattern is a negative number, and the branch is taken: it
         decides."""
@@ -234,18 +234,19 @@ class _Vote:
         env = Env()
         old = copy_slice(old, {r: o for r, o in self.local.items() if r in inside}, b, env)
         limit = b.emit("add", old, t if scale is None else b.emit("div", t, scale), name="limit")
-        most = self.most_bits(reduce, b)
+        most = self.most_bits(reduce, b, later)
         most = b.emit("max", most, b.emit("const", value=0, dtype="i32"), name="most")
         return b.emit("gt", most, b.emit("bits", limit), name="moved")
 
-    def most_bits(self, reduce: Op, b: Builder) -> Value:
-        """The largest pattern of each lane's part of the rows; a running maximum of patterns may have asked for it too."""
-        for n, op in enumerate(b.ops):
-            if op.kind == "reduce" and op.attrs == reduce.attrs:
-                source = next((o for o in b.ops[:n] if op.operands[0] in o.results), None)
+    def most_bits(self, reduce: Op, b: Builder, later: Env) -> Value:
+        """The largest pattern of each lane's part of the rows. A running maximum of patterns may ask for it too, and finds it here."""
+        most = b.emit("reduce", b.emit("bits", reduce.operands[0]), **reduce.attrs)
+        for op in self.block.ops:
+            if op.kind == "reduce" and op.attrs == reduce.attrs and op.result.type == most.type:
+                source = self.local.get(op.operands[0])
                 if source is not None and source.kind == "bits" and source.operands[0] is reduce.operands[0]:
-                    return op.result
-        return b.emit("reduce", b.emit("bits", reduce.operands[0]), **reduce.attrs)
+                    later[op.result] = most
+        return most
 
     def lane_condition(self, b: Builder, inside: set[Value]) -> Value | None:
         """The condition on each lane's own part of the row maximum that it is a threshold on."""

@@ -21,6 +21,7 @@ from .async_agents import AsyncOps
 from .engines import CopyEngine
 from .mbarriers import Blocked
 from .memory import WARP
+from .stores import StoreOps
 from .tensors import Stamp
 
 if TYPE_CHECKING:
@@ -30,8 +31,11 @@ if TYPE_CHECKING:
 LANE = np.arange(LANES)
 
 
-class Agent(AsyncOps):
-    """number: among all agents of the block; warp: within its role. A role that works on no fragments is one thread, and one agent."""
+class Agent(AsyncOps, StoreOps):
+    """number: among all agents of the cluster; rank: the block's in its cluster; warp: within its role. program: the number of the block's
+    program among all that have run. A role that works on no fragments is one thread, and one agent."""
+
+    rank, block_index, program = 0, 0, 0
 
     def __init__(self, sim: Simulation, role: Role, number: int, warp: int, env: dict[Value, Any], alone: bool = False):
         self.sim, self.role, self.number, self.warp, self.env = sim, role, number, warp, env
@@ -40,9 +44,15 @@ class Agent(AsyncOps):
         self.copies = CopyEngine(self)
         self.core: TensorCore | None = None
 
+    PAUSES = {**AsyncOps.PAUSES, **StoreOps.PAUSES}
+
     @property
     def who(self) -> str:
-        return f"role {self.role.name}" if self.alone else f"role {self.role.name}, warp {self.warp}"
+        return f"{self.where}role {self.role.name}" if self.alone else f"{self.where}role {self.role.name}, warp {self.warp}"
+
+    @property
+    def where(self) -> str:
+        return f"block {self.rank} of its cluster, " if len(self.sim.barriers) > 1 else ""
 
     def run(self) -> Iterator[Blocked | None]:
         """Runs to the end; yields what it waits for, to be resumed when that has come, or None where others may well go first."""
@@ -52,11 +62,13 @@ class Agent(AsyncOps):
         self.copies.check_empty()
         if self.core is not None:
             self.core.check_empty()
+        if self.stores is not None:
+            self.stores.check_empty()
 
     def block(self, block: Block) -> Iterator[Blocked | None]:
         for op in block.ops:
             self.sim.steps += 1
-            if op.kind == "barrier":
+            if op.kind in ("barrier", "cluster_sync"):
                 yield Blocked(op)
             elif op.kind == "for":
                 yield from self.loop(op)
@@ -342,8 +354,8 @@ class Agent(AsyncOps):
 
     def stamp(self, op: Op) -> Stamp:
         shared = self.shared
-        return Stamp(self.sim.number, self.number, shared.clock[self.number], int(shared.sync[self.number]), op,
-                     self.sim.peers[self.role.name])
+        return Stamp(self.program, self.number, shared.clock[self.number], int(shared.sync[self.number]), op,
+                     self.sim.peers[self.rank, self.role.name])
 
     def do_gather(self, op: Op, args: list[Any]) -> Any:
         data, index = self.sim.memory[args[0]], np.broadcast_arrays(*args[1:])
@@ -359,7 +371,7 @@ class Agent(AsyncOps):
         where, value = tuple(i[inside] for i in index), args[1][inside]
         self.touch(op, tensor, index, inside, "add" if op.get("reduce") else "store")
         if op.get("reduce"):
-            np.add.at(self.sim.memory[tensor], where, value)
+            self.sim.memory[tensor][where] = apply("add", t.dtype, self.sim.memory[tensor][where], value)
         else:
             self.sim.memory[tensor][where] = value
 

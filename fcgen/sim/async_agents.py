@@ -15,6 +15,7 @@ from .memory import WARP
 
 if TYPE_CHECKING:
     from .machine import Simulation
+    from .mbarriers import Barriers
     from .memory import SharedMemory
     from .tensorcore import TensorCore
 
@@ -34,6 +35,12 @@ class AsyncOps:
     env: dict[Value, Any]
     number: int
     warp: int
+    rank: int
+    block_index: int
+
+    @property
+    def barriers(self) -> Barriers:
+        return self.sim.barriers[self.rank]
 
     # ---- control -----------------------------------------------------------------------------------------------------
 
@@ -60,17 +67,19 @@ class AsyncOps:
 
     def do_mbar_expect(self, op: Op, args: list[Any]) -> None:
         if self.warp == 0:
-            barrier, phase = self.sim.barriers.phase(args[0][0], args[1])
+            barrier, phase = self.barriers.phase(args[0][0], args[1])
             barrier.arrive(self, op, phase, op["bytes"])  # type: ignore[arg-type]
 
     def mbar_arrive(self, op: Op, args: list[Any]) -> Iterator[Blocked | None]:
         self.shared.sync_warp(self.number)  # one lane arrives for all: they meet before
-        barrier, phase = self.sim.barriers.phase(args[0][0], args[1])
-        barrier.arrive(self, op, phase)  # type: ignore[arg-type]
+        for rank in range(op["cluster"]) if op.get("cluster") else [self.rank]:
+            barrier, phase = self.sim.barriers[rank].phase(args[0][0], args[1])
+            self.sim.reach.touches(self, rank, op)  # type: ignore[arg-type]
+            barrier.arrive(self, op, phase)  # type: ignore[arg-type]
         yield None
 
     def mbar_wait(self, op: Op, args: list[Any]) -> Iterator[Blocked | None]:
-        barrier, round_ = self.sim.barriers.phase(args[0][0], args[1])
+        barrier, round_ = self.barriers.phase(args[0][0], args[1])
         phase = round_ - op["lag"]
         if not barrier.passes(phase):
             yield Blocked(op, lambda: barrier.passes(phase), lambda: f"for the end of phase {phase}; {barrier.state()}")
@@ -110,24 +119,24 @@ class AsyncOps:
         return (self.warp // 4 + ahead) % groups
 
     def token_take(self, op: Op, args: list[Any]) -> Iterator[Blocked | None]:
-        barrier = self.sim.barriers.token(op["id"] + self._turn(0))
+        barrier = self.barriers.token(op["id"] + self._turn(0))
         barrier.take(self, op)  # type: ignore[arg-type]
         if self.number not in barrier.passed:
             yield Blocked(op, lambda: self.number in barrier.passed, lambda: f"for the token; {barrier.state()}")
         barrier.passed.discard(self.number)
 
     def token_give(self, op: Op, args: list[Any]) -> Iterator[Blocked | None]:
-        self.sim.barriers.token(op["id"] + self._turn(1)).give(self, op)  # type: ignore[arg-type]
+        self.barriers.token(op["id"] + self._turn(1)).give(self, op)  # type: ignore[arg-type]
         yield None
 
     def do_token_start(self, op: Op, args: list[Any]) -> None:
         if self.warp // 4 == self.role.warps // 4 - 1:
-            self.sim.barriers.token(op["id"]).give(self, op)  # type: ignore[arg-type]
+            self.barriers.token(op["id"]).give(self, op)  # type: ignore[arg-type]
 
     # ---- tiles handed out at run time ----------------------------------------------------------------------------------
 
     def do_block_index(self, op: Op, args: list[Any]) -> np.int32:
-        return np.int32(self.sim.block_index)
+        return np.int32(self.block_index)
 
     def do_block_count(self, op: Op, args: list[Any]) -> np.int32:
         return np.int32(self.sim.block_count)
@@ -136,16 +145,16 @@ class AsyncOps:
         if self.role.warps > 1 and not is_one_thread(self.role):
             raise FcError("compile/unsupported", "claim belongs to a role of one thread", loc=op.loc, got=f"role {self.role.name}",
                           hint="post what was claimed for the other roles")
-        if self.sim.block_index in self.sim.retired:
+        if self.block_index in self.sim.retired:
             self.sim.report("sim/protocol", "claim after this block's claim_done", op, notes=[self.who])  # type: ignore[attr-defined]
         self.sim.claimed += 1
         return np.int32(self.sim.claimed - 1)
 
     def do_claim_done(self, op: Op, args: list[Any]) -> None:
         if self.warp == 0:
-            if self.sim.block_index in self.sim.retired:
+            if self.block_index in self.sim.retired:
                 self.sim.report("sim/protocol", "claim_done twice in one block", op, notes=[self.who])  # type: ignore[attr-defined]
-            self.sim.retired.add(self.sim.block_index)
+            self.sim.retired.add(self.block_index)
 
     def do_post(self, op: Op, args: list[Any]) -> None:
         if self.warp == 0:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import pairwise
 
 from ..ir.async_ops import accumulator
 from ..ir.core import Kernel, Op, Value, walk, walk_kernel
@@ -133,6 +134,35 @@ def _arrive_other(kernel: Kernel) -> Iterator[Mutant]:
     return _other(kernel, "mbar_arrive")
 
 
+# ---- clusters ------------------------------------------------------------------------------------------------------------
+
+
+def _alone(op: Op) -> Op:
+    return replace(op, attrs={name: v for name, v in op.attrs.items() if name != "cluster"})
+
+
+@_fault("own-arrive")
+def _own_arrive(kernel: Kernel) -> Iterator[Mutant]:
+    """A slot that several blocks fill is released in the warp's own block alone."""
+    return _change(kernel, "mbar_arrive", lambda op: (_alone(op),) if op.get("cluster") else None)
+
+
+@_fault("forget-peers")
+def _forget_peers(kernel: Kernel) -> Iterator[Mutant]:
+    """The same, and the barriers count the block's own arrivals alone."""
+    bars = {op.operands[0]: op["cluster"] for op in walk_kernel(kernel) if op.kind == "mbar_arrive" and op.get("cluster")}
+    for b, blocks in bars.items():
+        lone = {op: (_alone(op),) for op in walk_kernel(kernel) if op.kind == "mbar_arrive" and op.operands[0] is b}
+        fewer = Value(replace(b.type, count=b.type.count // blocks), b.name)
+        yield Mutant(_substitute(_replace(kernel, lone), {b: fewer}), None, f"barriers {b.name}")
+
+
+@_fault("drop-cluster-sync")
+def _drop_cluster_sync(kernel: Kernel) -> Iterator[Mutant]:
+    """A `cluster_sync` is missing."""
+    return _drop(kernel, "cluster_sync")
+
+
 # ---- rings and copies ----------------------------------------------------------------------------------------------------
 
 
@@ -245,6 +275,48 @@ def _late_proxy_fence(kernel: Kernel) -> Iterator[Mutant]:
 def _drop_store_barrier(kernel: Kernel) -> Iterator[Mutant]:
     """A `barrier` of a role is missing."""
     return _drop(kernel, "barrier")
+
+
+# ---- bulk stores ---------------------------------------------------------------------------------------------------------
+
+
+@_fault("drop-read-wait")
+def _drop_read_wait(kernel: Kernel) -> Iterator[Mutant]:
+    """A staging buffer is written without a wait for the store that reads it."""
+    return _change(kernel, "bulk_wait", lambda op: () if op["read"] else None)
+
+
+@_fault("weaken-read-wait")
+def _weaken_read_wait(kernel: Kernel) -> Iterator[Mutant]:
+    """A wait for bulk stores lets one more be under way."""
+    return _change(kernel, "bulk_wait", lambda op: (op.with_attrs(n=op["n"] + 1),) if op["read"] else None)
+
+
+@_fault("late-read-wait")
+def _late_read_wait(kernel: Kernel) -> Iterator[Mutant]:
+    """The wait for a bulk store comes after the barrier that tells the other warps of it."""
+    for block in _blocks(kernel):
+        for op, after in pairwise(block.ops):
+            if op.kind == "bulk_wait" and after.kind == "barrier":
+                yield Mutant(_replace(kernel, {op: (), after: (after, op)}), op.loc, f"bulk_wait after barrier, {op.loc}", op)
+
+
+@_fault("drop-final-wait")
+def _drop_final_wait(kernel: Kernel) -> Iterator[Mutant]:
+    """The kernel ends while bulk stores read shared memory."""
+    return _change(kernel, "bulk_wait", lambda op: None if op["read"] else ())
+
+
+@_fault("drop-bulk-commit")
+def _drop_bulk_commit(kernel: Kernel) -> Iterator[Mutant]:
+    """A `bulk_commit` is missing: no wait covers the store."""
+    return _drop(kernel, "bulk_commit")
+
+
+@_fault("early-bulk-store")
+def _early_bulk_store(kernel: Kernel) -> Iterator[Mutant]:
+    """A bulk store starts in front of the barrier that shows it what the other warps staged."""
+    return _move_before(kernel, ("tma_store",), ("barrier",))
 
 
 # ---- turns ---------------------------------------------------------------------------------------------------------------

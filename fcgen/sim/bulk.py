@@ -1,7 +1,8 @@
 """The TMA engine: bulk copies that start at their `tma_load` and land whenever the launch's order of events says so.
 
-For the clocks, all copies that complete on one mbarrier are one agent: it knows what the issuing thread knew, and whoever waits for the
-barrier's phase gets to know it. Its writes go through the async proxy.
+For the clocks, all copies of a block that complete on one mbarrier are one agent: it knows what the issuing thread knew, and whoever waits
+for the barrier's phase gets to know it. Its writes go through the async proxy. A copy to all blocks of a cluster is as many copies, each of
+which lands when it likes.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..ir.async_ops import share
 from ..ir.core import Op, Value
-from ..ir.types import num_elements
+from .cluster import Touch
 from .mbarriers import PhaseBarrier
 from .memory import WARP
 
@@ -33,35 +35,62 @@ class Load:
     phase: int
     bytes: int
     clock: np.ndarray
+    rank: int  # of the block that issued it
 
 
 class BulkEngine:
-    """Copies in flight of one block. first: the number of the first engine agent; one for each mbarrier object in use."""
+    """Copies in flight of one cluster. first: the number of the first engine agent; one for each mbarrier object in use, and for each block
+    that copies to it."""
 
     def __init__(self, sim: Simulation, first: int):
         self.sim, self.first = sim, first
         self.flying: list[Load] = []
         self.landed: dict[tuple[PhaseBarrier, int], Load] = {}  # the last one of each phase
-        self.owners: dict[tuple[Value, int], int] = {}
+        self.owners: dict[tuple[Value, int, int, int], int] = {}
 
-    def owner(self, barrier: PhaseBarrier, who: str) -> int:
-        key = (barrier.bars, barrier.slot)
+    def owner(self, barrier: PhaseBarrier, rank: int, who: str) -> int:
+        key = (barrier.bars, barrier.slot, barrier.rank, rank)
         if key not in self.owners:
             self.owners[key] = self.first + len(self.owners)
         self.sim.names[self.owners[key]] = f"{who}, its TMA copy"
         return self.owners[key]
 
     def start(self, agent: Agent, op: Op, args: list[Any]) -> None:
-        shared, sim = agent.shared, self.sim
-        tensor, scalars, (ring, base), (bars, _), cursor = args[0], args[1:-3], args[-3], args[-2], args[-1]
+        tensor, scalars, view = args[0], args[1:-3], args[-3]
         buffer = op.operands[-3].type
-        barrier, phase = sim.barriers.phase(bars, cursor)
-        owner = self.owner(barrier, agent.who)
+        data = self.source(agent, op, tensor, scalars, buffer)
+        blocks = op.get("multicast") or 1
+        part = self.part(buffer, agent.rank, blocks)
+        for rank in range(blocks) if blocks > 1 else [agent.rank]:
+            there = view[0], view[1] + (rank - agent.rank) * self.sim.stretch
+            self.launch(agent, op, there, rank, args[-2][0], args[-1], part, data[part])
+
+    @staticmethod
+    def part(buffer: Any, rank: int, blocks: int) -> np.ndarray:
+        """Half-words that a block copies of a tile which so many share, as `destination` counts them."""
+        rows, cols = buffer.shape if len(buffer.shape) == 2 else (1, buffer.shape[0])
+        if blocks == 1:
+            return np.arange(rows * cols * max(1, buffer.dtype.bytes // 2))
+        i, j = np.divmod(np.arange(rows * cols), cols)
+        found = share(buffer, blocks)
+        assert found is not None, "verified"
+        mine = i // found[0] == rank if found[0] < rows else j // (found[1] * buffer.layout.panel) == rank
+        return np.flatnonzero(np.repeat(mine, max(1, buffer.dtype.bytes // 2)))
+
+    def launch(self, agent: Agent, op: Op, view: tuple[Value, int], rank: int, bars: Value, cursor: int, part: np.ndarray,
+               data: np.ndarray) -> None:
+        """To one block: `part` of a slot, and its barrier."""
+        shared, sim, (ring, base) = agent.shared, self.sim, view
+        buffer = op.operands[-3].type
+        barrier, phase = sim.barriers[rank].phase(bars, cursor)
+        owner = self.owner(barrier, agent.rank, agent.who)
         shared.acquire(owner, shared.clock[agent.number])
         shared.clock[owner, owner] += 1
         time = int(shared.clock[owner, owner])
+        if rank != agent.rank:
+            sim.reach.touched.append(Touch(owner, time, rank, op, agent.who))
 
-        where = self.destination(op, buffer, base)
+        where = self.destination(op, buffer, base)[part]
         bad = shared.unfenced(owner, where)
         if bad is not None:
             sim.conflict(bad, agent, op, ring, sim.offsets[ring])
@@ -71,9 +100,8 @@ class BulkEngine:
         if phase != barrier.phase:
             barrier.fault(op, agent.who,
                           f"{op.kind} starts for phase {phase} of {barrier.name}, which is in phase {barrier.phase}", "start")
-        data = self.source(agent, op, tensor, scalars, buffer)
-        self.flying.append(Load(op, agent.who, owner, time, where, data, barrier, phase, num_elements(buffer) * buffer.dtype.bytes,
-                                shared.clock[owner].copy()))
+        self.flying.append(Load(op, agent.who, owner, time, where, data, barrier, phase, 2 * len(part), shared.clock[owner].copy(),
+                                agent.rank))
 
     def destination(self, op: Op, buffer: Any, base: int) -> np.ndarray:
         """Half-words of the tile's elements, row by row: boxes of one panel each, swizzled on absolute address bits."""
@@ -123,7 +151,7 @@ class BulkEngine:
         shared = self.sim.shared
         self.landed[load.barrier, load.phase] = load
         shared.land(load.owner, load.at, load.data, np.full(load.at.shape, WARP), load.op, load.time)
-        load.barrier.complete(load.bytes, load.clock, load.op, load.who, load.phase)
+        load.barrier.complete(load.bytes, load.clock, load.op, load.who, load.phase, load.rank != load.barrier.rank)
 
     def check_idle(self) -> None:
         """At the end: somebody waited for every phase that copies landed in, whenever they did land."""

@@ -1,7 +1,8 @@
 """The machine IR in a simulator: every warp an agent with its own registers, shared memory with a history, copies that land late.
 
-`simulate` runs programs of the grid one after the other; inside one, warps run in an order drawn from the seed, each up to its next
-barrier. Whether a kernel is found wrong does not depend on that order: races are found by vector clocks. `check` raises the first report.
+`simulate` runs programs of the grid one after the other, those of a cluster together; inside one, warps run in an order drawn from the
+seed, each up to its next barrier. The shared memory of a cluster is one array, a stretch of it per block. Whether a kernel is found wrong
+does not depend on that order: races are found by vector clocks. `check` raises the first report.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import itertools
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -21,8 +23,10 @@ from ..ir.types import Buffer, Mbarrier, Tensor
 from .agents import Agent
 from .async_agents import is_one_thread
 from .bulk import BulkEngine
+from .cluster import Reach
 from .mbarriers import Barriers, Blocked, crowd
 from .memory import SEVERAL, Conflict, SharedMemory
+from .stores import StoreEngine
 from .tensorcore import TensorCore
 from .tensors import TensorConflict, TensorHistory
 from .tile import bind
@@ -31,6 +35,7 @@ HINTS = {
     "sim/race": "a barrier (or, within one warp, a syncwarp) between the two accesses",
     "sim/stale": "wait_group before the read, and a barrier if another warp made the copy",
     "sim/proxy": "proxy_fence after the stores, and a barrier if other warps made them",
+    "store": "proxy_fence by those who stage a tile, and a barrier before its bulk store; bulk_wait by who started it, and a barrier after",
     "engine": "an mbarrier: who reads waits for `full`; who fills waits for `empty`, on which readers arrive when all reads have completed",
     "sim/protocol": "each phase gets as many arrivals as its barrier counts and as many bytes as it was told",
     "sim/register": "wgmma_fence after the last access and before the wgmma",
@@ -84,11 +89,13 @@ class Simulation:
         self.steps = 0
         self.maps: dict[Any, Any] = {}  # addresses by op, warp and position: the same in every program
         self.offsets = dict(zip(kernel.buffers, self._offsets()))
+        size = max([kernel.meta.get("smem_bytes", 0)] + [o + b.type.bytes for b, o in self.offsets.items()])
+        self.stretch = size if kernel.cluster == 1 else -(-size // 1024) * 1024  # bytes of one block
         self.history = {n: TensorHistory(memory[n].shape, n in given)
                         for n, flags in kernel.flags.items() if "out" in flags and n in memory}
         self.places: list[tuple[int, ...]] = []
         self.order = "late"  # when engines act: as late as may be, at once ("eager"), or as the dice say ("any")
-        self.block_index, self.block_count, self.claimed = 0, 1, 1
+        self.block_count, self.claimed = 1, 1
         self.persistent = self.kernel.meta.get("persistent", "none") not in ("none", "", None, False)
         self.patience = 1000  # rounds of a `while`
         self.retired: set[int] = set()  # blocks that said claim_done
@@ -113,37 +120,52 @@ class Simulation:
         return tuple(out)
 
     def launch(self, seed: int, programs: Iterable[tuple[int, ...]] | None) -> None:
-        counts = [axis.count(self.sizes) for axis in self.kernel.grid]
-        total = int(np.prod(counts, dtype=int))
+        counts, size = [axis.count(self.sizes) for axis in self.kernel.grid], self.kernel.cluster
+        total = prod(axis.clusters(self.sizes) for axis in self.kernel.grid) * size
         if self.persistent:
-            self.block_count = min(total, 2 + seed % 2)
+            self.block_count = min(total, (2 + seed % 2 if size == 1 else 1 + seed % 2) * size)
             every: Iterable[tuple[int, ...]] = [(0,) * len(counts)] * self.block_count
         else:
             self.block_count = total
             every = itertools.product(*map(range, counts)) if programs is None else programs
         self.claimed, self.patience = self.block_count, 100 + 2 * total
-        for n, place in enumerate(every):
-            self.block_index = n if self.persistent or not counts else int(np.ravel_multi_index(place, counts))
-            self.program(place)
+        if size > 1:
+            self.clusters(None if programs is None else set(programs))
+        else:
+            for n, place in enumerate(every):
+                self.run([(place, n if self.persistent or not counts else int(np.ravel_multi_index(place, counts)))])
         role, claim = next(((r, op) for r in self.kernel.roles for op in walk(r.body) if op.kind == "claim"), (None, None))
         if role is not None and claim is not None and len(self.retired) != self.block_count:
             self.report("sim/leftover", "a block claims tiles and never says claim_done: the counter is wrong for the next launch", claim,
                         notes=[f"role {role.name}: {len(self.retired)} of {self.block_count} blocks said it"], key=("leftover", "claim"),
                         hint="claim_done once per block, after its last claim")
 
-    @property
-    def number(self) -> int:
-        """Of the program that runs."""
-        return len(self.places) - 1
+    def clusters(self, programs: set[tuple[int, ...]] | None) -> None:
+        """Run the blocks of each cluster that has one of the programs."""
+        size = self.kernel.cluster
+        for first in range(0, self.block_count, size):
+            blocks = [(self.place(n), n) for n in range(first, first + size)]
+            if programs is None or self.persistent or any(place in programs for place, _ in blocks):
+                self.run(blocks)
 
-    def program(self, place: tuple[int, ...]) -> None:
-        self.places.append(tuple(place))
-        self.run(place)
+    def place(self, block: int) -> tuple[int, ...]:
+        """The program of a block: its place in its cluster, then the axes in the kernel's order."""
+        grid = self.kernel.grid
+        left, out = block // self.kernel.cluster, [0] * len(grid)
+        for a in self.kernel.order or range(len(grid)):
+            count = grid[a].clusters(self.sizes)
+            at = left % count
+            out[a] = (count - 1 - at if grid[a].reverse else at) * grid[a].cluster + (block % grid[a].cluster)
+            left //= count
+        return tuple(out)
+
+    def run(self, blocks: list[tuple[tuple[int, ...], int]]) -> None:
+        """One cluster, or a block of its own: (program, number) of each block."""
+        agents = self.make_agents(blocks)
+        self.play(agents)
         self.flush()
 
-    def run(self, place: tuple[int, ...]) -> None:
-        size = max([self.kernel.meta.get("smem_bytes", 0)] + [o + b.type.bytes for b, o in self.offsets.items()])
-        agents = self.make_agents(size, place)
+    def play(self, agents: list[Agent]) -> None:
         waiting: dict[Agent, Blocked] = {}
         running: dict[Agent, Iterator[Blocked | None]] = {a: a.run() for a in agents}
         done: list[Agent] = []
@@ -169,67 +191,87 @@ class Simulation:
                 del running[agent]
                 done.append(agent)
                 agent.finish()
+                self.reach.finished(agent)
                 continue
             if stop is not None:
                 waiting[agent] = stop
         self.bulk.check_idle()
-        self.barriers.check_idle()
+        for barriers in self.barriers:
+            barriers.check_idle()
+        self.reach.check()
 
-    def make_agents(self, size: int, place: tuple[int, ...]) -> list[Agent]:
-        """The block's agents, and behind their numbers those of the engines: a tensor core per warp, a TMA engine per mbarrier."""
+    def make_agents(self, blocks: list[tuple[tuple[int, ...], int]]) -> list[Agent]:
+        """The blocks' agents, and behind their numbers those of the engines: a tensor core per warp, a TMA engine per mbarrier and block
+        that copies."""
         roles = self.kernel.roles
         counts = [1 if len(roles) > 1 and is_one_thread(role) else role.warps for role in roles]
         cores = [role.warps if any(op.kind == "wgmma" for op in walk(role.body)) else 0 for role in roles]
-        first = sum(counts)
-        objects = sum(b.type.slots for b in self.kernel.buffers if isinstance(b.type, Mbarrier))
-        self.shared = SharedMemory(size, first + sum(cores) + objects)
+        first = sum(counts) * len(blocks)
+        objects = sum(b.type.slots for b in self.kernel.buffers if isinstance(b.type, Mbarrier)) * len(blocks) ** 2
+        storing = [role.warps if any(op.kind == "tma_store" for op in walk(role.body)) else 0 for role in roles]
+        store = first + sum(cores) * len(blocks)
+        engines = store + sum(storing) * len(blocks)
+        self.shared = SharedMemory(self.stretch * len(blocks), engines + objects)
         self.shared.generic = first
         self.names: dict[int, str] = {}
-        self.peers: dict[str, tuple[int, ...]] = {}
-        self.barriers = Barriers(self)
-        self.bulk = BulkEngine(self, first + sum(cores))
+        self.peers: dict[tuple[int, str], tuple[int, ...]] = {}
+        self.barriers = [Barriers(self, rank) for rank in range(len(blocks))]
+        self.bulk = BulkEngine(self, engines)
+        self.reach = Reach(self, len(blocks))
         agents: list[Agent] = []
-        for role, count, core in zip(roles, counts, cores):
-            self.peers[role.name] = tuple(range(len(agents), len(agents) + count))
-            for w in range(count):
-                env: dict[Value, Any] = {p: (p.name if isinstance(p.type, Tensor) else self.memory[p.name]) for p in self.kernel.params}
-                env.update({b: (b, self.offsets[b]) for b in self.kernel.buffers})
-                env.update(zip(role.body.args, (np.int32(i) for i in place)))
-                agent = Agent(self, role, len(agents), w, env, alone=count < role.warps)
-                self.names[agent.number] = agent.who
-                if core:
-                    agent.core = TensorCore(agent, first)
-                    first += 1
-                agents.append(agent)
+        for rank, (place, number) in enumerate(blocks):
+            self.places.append(tuple(place))
+            for role, count, core, stores in zip(roles, counts, cores, storing):
+                self.peers[rank, role.name] = tuple(range(len(agents), len(agents) + count))
+                for w in range(count):
+                    env: dict[Value, Any] = {p: (p.name if isinstance(p.type, Tensor) else self.memory[p.name])
+                                             for p in self.kernel.params}
+                    env.update({b: (b, self.offsets[b] + rank * self.stretch) for b in self.kernel.buffers})
+                    env.update(zip(role.body.args, (np.int32(i) for i in place)))
+                    agent = Agent(self, role, len(agents), w, env, alone=count < role.warps)
+                    agent.rank, agent.block_index, agent.program = rank, number, len(self.places) - 1
+                    self.names[agent.number] = agent.who
+                    if core:
+                        agent.core = TensorCore(agent, first)
+                        first += 1
+                    if stores:
+                        agent.stores = StoreEngine(agent, store)
+                        store += 1
+                    agents.append(agent)
         return agents
 
     def events(self, agents: list[Agent]) -> list[Callable[[], None]]:
         """What an engine may do now."""
         out: list[Callable[[], None]] = [partial(self.bulk.land, load) for load in self.bulk.flying]
-        if self.order != "late":  # else a wgmma runs when it is waited for
+        if self.order != "late":  # else a wgmma runs, and a store reads and writes, when it is waited for
             out += [a.core.run_next for a in agents if a.core is not None and a.core.waiting]
+            out += [event for a in agents if a.stores is not None for event in a.stores.events()]
         return out
 
     def release(self, waiting: dict[Agent, Blocked]) -> bool:
         """Let those go who have all come to one barrier: the warps of a role, or, where nothing counted orders roles, of the block."""
         counted = any(isinstance(b.type, Mbarrier) for b in self.kernel.buffers)
-        groups = list(self.peers.values()) if counted else [tuple(n for members in self.peers.values() for n in members)]
+        groups = list(self.peers.values()) if counted else \
+            [tuple(n for (r, _), members in self.peers.items() if r == rank for n in members) for rank in range(len(self.barriers))]
         moved = False
-        for members in groups:
-            here = [a for a in waiting if a.number in members and waiting[a].ready is None]
+        parts = {a: waiting[a].op.get("parts", 1) for a in waiting if waiting[a].ready is None and waiting[a].op.kind == "barrier"}
+        own = [members[k * len(members) // n:(k + 1) * len(members) // n] for members in self.peers.values()
+               for n in {parts[a] for a in parts if a.number in members and parts[a] > 1} for k in range(n)]
+        for members in [*groups, *own]:
+            here = [a for a in parts if a in waiting and a.number in members and (parts[a] > 1) == (members in own)]
             if len(here) == len(members) and len({id(waiting[a].op) for a in here}) == len({a.role.name for a in here}):
                 self.shared.join(list(members))
                 for a in here:
                     del waiting[a]
                 moved = True
-        return moved
+        return moved or self.reach.release(waiting)
 
     def deadlock(self, agents: list[Agent], waiting: dict[Agent, Blocked], done: list[Agent]) -> None:
-        same: dict[tuple[str, str], list[Agent]] = {}
+        same: dict[tuple[str, ...], list[Agent]] = {}
         for a in agents:
             stop = waiting.get(a)
             what = "has finished" if stop is None else f"waits at {describe(stop.op)}" + (f" {stop.why()}" if stop.why is not None else "")
-            same.setdefault((a.role.name, what), []).append(a)
+            same.setdefault((a.where + a.role.name, what), []).append(a)
         lines = [f"{crowd(who)}: {what}" for (_, what), who in same.items()]
         stop = next(waiting[a] for a in agents if a in waiting)
         counted = any(w.ready is not None for w in waiting.values())
@@ -240,7 +282,7 @@ class Simulation:
     # ---- reports ---------------------------------------------------------------------------------------------------
 
     def conflict(self, c: Conflict, agent: Agent, op: Op, ring: Value, offset: int) -> None:
-        where = self.locate(ring, c.byte - offset)
+        where = self.locate(ring, c.byte % self.stretch - offset)
         if c.kind == "unwritten":
             self.unwritten.setdefault(op, (where, agent))
             return
@@ -270,6 +312,8 @@ class Simulation:
                     key=(code, id(c.op), id(op)), hint=self.advice(c, op))
 
     def advice(self, c: Conflict, op: Op) -> str | None:
+        if "tma_store" in (op.kind, c.op.kind if c.op is not None else ""):
+            return HINTS["store"]
         if c.agent >= self.shared.generic or op.kind in ("tma_load", "wgmma"):
             return HINTS["sim/proxy" if c.kind == "proxy" else "engine"]
         return HINTS["sim/stale"] if c.flying else None
@@ -281,14 +325,14 @@ class Simulation:
             return
         assert c.op is not None
         self.unwritten.pop(c.op, None)
-        apart = c.program != self.number
+        apart = c.program != agent.program
         place = "" if len(self.kernel.grid) == 0 or not apart else \
             "several programs, " if c.program == SEVERAL else f"program {self.places[c.program]}, "
         other = "several warps" if c.agent == SEVERAL else self._who(c.agent)
         what = "two programs" if apart else "two lanes of one warp" if c.agent == agent.number else "two warps"
         self.report("sim/race", f"{what} touch {where}, and nothing orders them", op, key=("sim/race", id(c.op), id(op)),
                     notes=[f"earlier: {place}{other}: {describe(c.op)}",
-                           f"later:   {f'program {self.places[-1]}, ' if apart else ''}{agent.who}: {describe(op)}"],
+                           f"later:   {f'program {self.places[agent.program]}, ' if apart else ''}{agent.who}: {describe(op)}"],
                     hint="programs run in any order: each element of an output belongs to one program, or is only added to"
                     if apart else None)
 

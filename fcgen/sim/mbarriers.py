@@ -25,9 +25,8 @@ def crowd(agents: Iterable[Agent]) -> str:
     """Agents in words: `role load`, or `role main, warps 0, 1`."""
     roles: dict[str, list[Agent]] = {}
     for a in agents:
-        roles.setdefault(a.role.name, []).append(a)
-    return "; ".join(who[0].who if len(who) == 1 else f"role {role}, warps {', '.join(str(a.warp) for a in who)}"
-                     for role, who in roles.items())
+        roles.setdefault(f"{a.where}role {a.role.name}", []).append(a)
+    return "; ".join(who[0].who if len(who) == 1 else f"{role}, warps {', '.join(str(a.warp) for a in who)}" for role, who in roles.items())
 
 
 @dataclass
@@ -42,8 +41,8 @@ class Blocked:
 class PhaseBarrier:
     """One mbarrier object. phase: the number of the phase that is open."""
 
-    def __init__(self, sim: Simulation, bars: Value, slot: int):
-        self.sim, self.bars, self.slot = sim, bars, slot
+    def __init__(self, sim: Simulation, bars: Value, slot: int, rank: int):
+        self.sim, self.bars, self.slot, self.rank = sim, bars, slot, rank
         self.count = bars.type.count
         self.phase, self.pending, self.bytes = 0, self.count, 0
         self.clock = np.zeros(sim.shared.agents, np.int32)
@@ -54,7 +53,8 @@ class PhaseBarrier:
 
     @property
     def name(self) -> str:
-        return f"{self.bars.name or 'mbarrier'}" + (f"[slot {self.slot}]" if self.bars.type.slots > 1 else "")
+        return f"{self.bars.name or 'mbarrier'}" + (f"[slot {self.slot}]" if self.bars.type.slots > 1 else "") + \
+            (f" of block {self.rank}" if len(self.sim.barriers) > 1 else "")
 
     def state(self) -> str:
         copies = f"and {self.bytes} bytes to come" if self.bytes >= 0 else f"to come and {-self.bytes} bytes more than it was told of"
@@ -80,13 +80,15 @@ class PhaseBarrier:
         self.pending -= 1
         self.here.append(agent)
         self.last = op, agent.who
+        if self.pending == 0 and self.bytes < 0:
+            self.fault(op, agent.who, f"other blocks brought {-self.bytes} bytes more to {self.name} than were announced", "bytes")
         self.end_if_complete()
 
-    def complete(self, count: int, clock: np.ndarray, op: Op, who: str, phase: int) -> None:
-        """The bytes of a copy have landed."""
+    def complete(self, count: int, clock: np.ndarray, op: Op, who: str, phase: int, early: bool) -> None:
+        """The bytes of a copy have landed. early: they may come before they are announced: another block's copy brings them."""
         if phase != self.phase:
             self.fault(op, who, f"{op.kind} lands in phase {self.phase} of {self.name}, and was started for phase {phase}", "late")
-        elif self.bytes < count:
+        elif self.bytes < count and not (early and self.pending):
             self.fault(op, who, f"{op.kind} brings {count} bytes, and {self.name} expects {self.bytes} more", "bytes")
         self.release(clock)
         self.bytes -= count
@@ -172,10 +174,10 @@ class NamedBarrier:
 
 
 class Barriers:
-    """All counted barriers of one block."""
+    """All counted barriers of one block. rank: its place in its cluster."""
 
-    def __init__(self, sim: Simulation):
-        self.sim = sim
+    def __init__(self, sim: Simulation, rank: int):
+        self.sim, self.rank = sim, rank
         self.phases: dict[tuple[Value, int], PhaseBarrier] = {}
         self.named: dict[int, NamedBarrier] = {}
 
@@ -183,7 +185,7 @@ class Barriers:
         """(barrier of the slot that a cursor is in, number of its phase)."""
         round_, slot = divmod(cursor, bars.type.slots)
         if (bars, slot) not in self.phases:
-            self.phases[bars, slot] = PhaseBarrier(self.sim, bars, slot)
+            self.phases[bars, slot] = PhaseBarrier(self.sim, bars, slot, self.rank)
         return self.phases[bars, slot], round_
 
     def token(self, number: int) -> NamedBarrier:

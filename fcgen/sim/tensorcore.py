@@ -142,15 +142,18 @@ class TensorCore:
         return own, at, (read, of_b, of_ones)
 
     def tile(self, op: Op, t: Buffer, start: int, rows: int, row: int, depth: int, major: str, beside: int | None = None) -> np.ndarray:
+        base = self.agent.rank * self.sim.stretch  # descriptors hold addresses within the block's own shared memory
+        start -= base
         if start % (8 * t.layout.swizzle):
             self.sim.report("sim/bounds", f"wgmma: a tile starts on 8 rows of its swizzle, {8 * t.layout.swizzle} bytes", op, got=start,
                             key=("align", id(op)))
             start -= start % (8 * t.layout.swizzle)
-        at = descriptor.tile(t.layout, (t.shape[0], t.shape[1]), t.dtype.bytes, major, start, row, rows, depth, beside)
-        if at.max() + 2 > self.agent.shared.size:
+        at = descriptor.tile(t.layout, (t.shape[0], t.shape[1]), t.dtype.bytes, major, start, row, rows, depth,
+                             None if beside is None else beside - base)
+        if at.max() + 2 > self.sim.stretch:
             self.sim.report("sim/bounds", "wgmma reads outside of shared memory", op, got=int(at.max()), key=("outside", id(op)))
-            at = np.minimum(at, self.agent.shared.size - 2)
-        return at // 2
+            at = np.minimum(at, self.sim.stretch - 2)
+        return (at + base) // 2
 
     def unit(self, op: Op) -> tuple[RegLayout, RegLayout]:
         """What one warp holds of an instruction's accumulator and of a left operand in registers (PTX ISA, wgmma)."""

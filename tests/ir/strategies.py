@@ -124,7 +124,7 @@ def kernels(draw):
                     name)
               for name in draw(st.lists(words, max_size=3, unique=True))]
     flags = {p.name: tuple(draw(st.lists(words, min_size=1, max_size=2))) for p in params if draw(st.booleans())}
-    grid = tuple(GridAxis(n, draw(st.integers(1, 9) | words), draw(st.integers(1, 3)), draw(st.booleans()))
+    grid = tuple(GridAxis(n, draw(st.integers(1, 9) | words), draw(st.integers(1, 3)), draw(st.booleans()), draw(st.sampled_from([1, 1, 2, 4])))
                  for n in draw(st.lists(words, max_size=3)))
     order = tuple(draw(st.permutations(range(len(grid))))) if draw(st.booleans()) else ()
     buffers: list[Value] = []

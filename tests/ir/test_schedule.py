@@ -20,7 +20,7 @@ def by_name(one: st.SearchStrategy) -> st.SearchStrategy:
 SCHEDULES = st.builds(
     Schedule, tiles=st.dictionaries(NAMES, TILES, max_size=3), warps=st.sampled_from([1, 2, 4, 8, 16]),
     math=by_name(st.sampled_from(CHOICES["math"])), copy=st.sampled_from(CHOICES["copy"]), stages=by_name(st.integers(1, 8)),
-    epilogue=st.sampled_from(CHOICES["epilogue"]), min_blocks=st.integers(1, 32),
+    cluster=st.dictionaries(NAMES, st.sampled_from([1, 2, 4, 8]), max_size=1), epilogue=st.sampled_from(CHOICES["epilogue"]), min_blocks=st.integers(1, 32),
     **{name: st.booleans() for name in ("ahead", "hold_a", "reuse_frags", "split", "skip_ones", "defer", "longest_first")})
 
 
@@ -47,7 +47,8 @@ def test_any_other_text_is_a_schedule_or_an_error_of_ours(text: str) -> None:
     ("tiles={A: 16", "braces"), ("tiles={{A: 16}}", "braces"), ("tiles={A}", "each name once"), ("tiles={A: 16, A: 32}", "each name once"),
     ("tiles={A: x}", "power of two"), ("tiles={A: True}", "power of two"), ("stages=2, stages=3", "given twice"), ("stages=True", "1 to 8"),
     ("min_blocks=--5", "1 to 32"), ("min_blocks=0", "1 to 32"), ("warps=True", "1, 2, 4, 8, 12 or 16"), ("ahead=1", "True or False"),
-    ("copy={k: vector}", "takes one value"), ("math=tensor", "mma, wmma, fma"), ("tiles={A: 16} x", "each name once"),
+    ("copy={k: vector}", "takes one value"), ("cluster=2", "{rows: 2}"), ("cluster={rows: 3}", "1, 2, 4 or 8"),
+    ("cluster={rows: 2, cols: 2}", "along one axis"), ("math=tensor", "mma, wmma, fma"), ("tiles={A: 16} x", "each name once"),
     ("__class__=1", "no field"), ("warps=__import__('os').getpid()", "1, 2, 4, 8, 12 or 16")])
 def test_slips_are_named(text: str, words: str) -> None:
     with pytest.raises(FcError) as caught:

@@ -20,9 +20,9 @@ FLAT = (("ptr", "X", -1, ()), ("stride", "X", 0, ()), ("ptr", "Y", -1, ()), ("ma
 SIZES = (8, 8, 8, 128, 128, 8, 4, 4)
 
 
-def facts(flat=FLAT, persistent="dynamic", arch="sm_90a"):
+def facts(flat=FLAT, persistent="dynamic", arch="sm_90a", cluster=1):
     return Facts("k", arch, 384, 1024, (("X", "tensor", "f16", ("M", "D"), ()), ("Y", "tensor", "f16", ("M", "D"), ("out",)),
-                                        ("scale", "scalar", "f32", (), ("positive",))), flat, (("m", "M", 64),), persistent)
+                                        ("scale", "scalar", "f32", (), ("positive",))), flat, (("m", "M", 64, cluster),), persistent)
 
 
 def made(**change):
@@ -194,3 +194,17 @@ def test_an_arch_specific_cubin_runs_on_no_later_gpu(fake, monkeypatch):
     check_arch(facts(arch="sm_100"), 0)
     with pytest.raises(FcError, match="compiled for sm_100a"):
         check_arch(facts(arch="sm_100a"), 0)
+
+
+@pytest.mark.parametrize("rows, persistent, blocks", [(64, "none", 4), (257, "none", 8), (10**6, "none", 15628), (257, "static", 8),
+                                                      (10**6, "static", 132)])
+def test_launches_are_whole_clusters(fake, rows, persistent, blocks):
+    x, y = Tensor((rows, 64), F16), Tensor((rows, 64), F16)
+    made(persistent=persistent, cluster=4)({"X": x, "Y": y, "scale": 1.0})
+    assert fake.launches[0][0] == (blocks, 1, 1)
+
+
+def test_persistent_blocks_that_fill_no_cluster_are_not_launched(fake):
+    x, y = Tensor((10**6, 64), F16), Tensor((10**6, 64), F16)
+    made(persistent="static", cluster=8)({"X": x, "Y": y, "scale": 1.0})
+    assert fake.launches[0][0] == (128, 1, 1), "of 132 multiprocessors"

@@ -373,9 +373,59 @@ def tiles_draw(seed: int, steps: int) -> tuple[dict[str, np.ndarray], dict[str, 
     return {"X": x, "B": b}, {"Y": x.astype(np.float64) @ b.astype(np.float64)}
 
 
+def pair(stages: int) -> str:
+    """`gemm` by clusters of two blocks along the rows: B's tiles are copied by both, half by each, and freed by the readers of both."""
+    text = gemm(stages)
+    for old, new in [("grid %i: M / 128,", "grid %i: M / 128 cluster 2,"), ("%empty: mbarrier count 8", "%empty: mbarrier count 16"),
+                     ("tma_load %B, %col, %d, %sb, %full, %n {", "tma_load %B, %col, %d, %sb, %full, %n {multicast = 2, "),
+                     ("mbar_arrive %empty, %n", "mbar_arrive %empty, %n {cluster = 2}"),
+                     ("guard = (true, true), vec = 2}\n", "guard = (true, true), vec = 2}\n  cluster_sync\n")]:
+        assert text.count(old) == 1, old
+        text = text.replace(old, new)
+    return text
+
+
 def stores(stages: int) -> str:
     """`turns` without turns: nothing but the barrier orders what one warp stores before what another warp's wgmma reads."""
     return "".join(line + "\n" for line in turns(stages).splitlines() if "token_" not in line)
+
+
+def bulk(stages: int) -> str:
+    """Y = X, tile by tile through one staging buffer: each warpgroup stages its rows and one of its threads starts their copy."""
+    half = f"frag f16[128,64]{ACC}"
+    return f"""\
+machine kernel bulk
+param %X: tensor f16[M, 64]
+param %Y: tensor f16[M, 64] out
+grid %i: 1
+smem %y: f16[128,64]{SW}
+role main warps 8 {{
+{CONSTANTS}\
+  %128 = const {{value = 128, dtype = i32}} : i32
+  %127 = const {{value = 127, dtype = i32}} : i32
+  %size = size {{dim = M}} : i32
+  %size1 = add %size, %127 : i32
+  %steps = floordiv %size1, %128 : i32
+  for %0, %steps (%step: i32) {{
+    %row = mul %step, %128 : i32
+    %x = ld_global %X, %row {{index = (tile, all), guard = (true, false), vec = 2}} : {half}
+    bulk_wait {{n = 0, read = true}}
+    barrier {{parts = 2}}
+    stmatrix %x, %y, %0, %0 {{trans = false}}
+    proxy_fence
+    barrier {{parts = 2}}
+    tma_store %Y, %row, %y {{index = (tile, all), guard = (true, false), parts = 2}}
+    bulk_commit
+    yield
+  }}
+  bulk_wait {{n = 0, read = false}}
+}}
+"""
+
+
+def bulk_draw(seed: int, steps: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    x = halves(np.random.default_rng(seed), 128 * steps - (9 if steps > 1 else 0), 64)
+    return {"X": x}, {"Y": x}
 
 
 def turns_draw(seed: int, steps: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
@@ -390,4 +440,7 @@ CASES = {c.name: c for c in (
     Case("turns-2", turns(2), turns_draw, 2),
     Case("stores-2", stores(2), turns_draw, 2),
     Case("tiles-2", tiles(2), tiles_draw, 2),
+    Case("bulk-1", bulk(1), bulk_draw, 1),
+    Case("pair-2", pair(2), gemm_draw(m=200), 2),
+    Case("pair-3", pair(3), gemm_draw(m=300, n=40), 3),
 )}

@@ -46,6 +46,12 @@ EXPECTED: dict[str, set[str]] = {
     "drop-proxy-fence": {PROXY},
     "late-proxy-fence": {PROXY},
     "drop-store-barrier": {RACE},
+    "drop-read-wait": {RACE},
+    "weaken-read-wait": {RACE},
+    "late-read-wait": {RACE},
+    "drop-final-wait": {LEFTOVER},
+    "drop-bulk-commit": {RACE, LEFTOVER},
+    "early-bulk-store": {RACE, PROXY},
     "drop-token-start": {DEADLOCK},
     "drop-token-give": {DEADLOCK},
     "drop-token-take": {PROTOCOL},
@@ -53,6 +59,9 @@ EXPECTED: dict[str, set[str]] = {
     "give-twice": {PROTOCOL},
     "drop-post": {STALE, RACE},
     "drop-claim-done": {LEFTOVER},
+    "own-arrive": {DEADLOCK},
+    "forget-peers": {RACE},
+    "drop-cluster-sync": {LEFTOVER},
 }
 
 #: (fault, cases, pattern of the site, why it changes nothing)
@@ -97,13 +106,14 @@ def names(kernel: Kernel, mutant: Mutant) -> tuple[str | None, list[str]]:
     for v in (v for op in near for v in op.operands):
         ring = made[v].operands[0] if v in made and made[v].kind == "slot" else v
         words += [ring.name] if ring in kernel.buffers else []
+    words += ["mbar_arrive"] if ops[at].kind == "cluster_sync" else []  # what reaches a block that may have ended
     words += ["named barrier"] if ops[at].kind.startswith("token") else []
     post = ops[at].kind == "post" or any(op.kind == "post" and set(op.operands) & set(ops[at].results) for op in ops)
     return None if post else role_of(kernel, mutant.op), words  # who reads what nobody posted cannot say who should have
 
 
 @pytest.mark.parametrize("name", EXPECTED)
-@pytest.mark.parametrize("case", ["gemm-2", "chain-2", "turns-2", "stores-2", "tiles-2"])
+@pytest.mark.parametrize("case", ["gemm-2", "chain-2", "turns-2", "stores-2", "tiles-2", "bulk-1", "pair-2"])
 def test_every_mutant_shows(case, name):
     c, unexpected = CASES[case], []
     for mutant in ASYNC_FAULTS[name].mutants(c.kernel):

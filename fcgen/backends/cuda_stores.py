@@ -1,0 +1,74 @@
+"""Bulk stores in text: matrix stores into the staging buffer, the copies that one thread of each part starts, and the waits for them."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..errors import FcError
+from ..ir.core import Op
+from ..ir.layout import LANES, matrix_blocks
+from ..ir.types import Buffer, Tensor
+from .cuda_emit import Emitter, emits
+from .cuda_frag import stored
+from .cuda_memory import registers, stored_positions
+from .cuda_smem import Access
+from .cuda_text import ZERO, X, add, mul
+
+
+@emits("stmatrix")
+def _stmatrix(em: Emitter, op: Op) -> None:
+    """Registers 2p, 2p+1 are block p; the lanes' row addresses of 4 blocks go into one instruction."""
+    v, buffer, row, col = op.operands
+    layout = v.type.layout
+    if matrix_blocks(layout, em.kernel.warps) != ("columns" if op["trans"] else "rows"):
+        raise FcError("compile/unsupported", "stmatrix: the fragment's registers are not 8 x 8 blocks of the stored tile", got=layout,
+                      loc=op.loc, hint="the .trans form is for fragments whose pairs run down the stored columns")
+    rows, cols = stored_positions(em, op, v)
+    blocks = layout.regs // 2
+    count = next(n for n in (4, 2, 1) if blocks % n == 0)
+    which = np.arange(LANES) // 8 % count
+    lr, lc = (x[:, 0, ::2].reshape(-1, blocks // count, count)[:, :, which].transpose(0, 2, 1) for x in (rows, cols))
+    em.comment([op.loc])
+    name = stored(em, v)
+    access = Access(em, buffer, row, col, lr + (np.arange(LANES) % 8)[None, :, None], lc)
+    fn = em.fn(f"stmatrix_x{count}{'_trans' if op['trans'] else ''}")
+    em.w.loop(blocks // count, "i", lambda i: [f"{fn}({access.address(i)}, {registers(v.type.dtype, name, i, 2 * count)[0]});"])
+
+
+@emits("tma_store")
+def _tma_store(em: Emitter, op: Op) -> None:
+    tensor, view = op.operands[0], op.operands[-1]
+    t: Buffer = view.type
+    assert isinstance(tensor.type, Tensor)
+    em.comment([op.loc])
+    parts = op["parts"]
+    rows, warps = t.shape[0] // parts, em.kernel.warps // parts
+    part = X(f"warp / {warps}", 80) if parts > 1 else ZERO
+    positions, sizes = list(op.operands[1:-1]), [rows, t.layout.panel]
+    at, box = [], []
+    for word in op["index"]:
+        x = em.scalar(positions.pop(0)) if word != "all" else ZERO
+        if word != "at" and len(sizes) == 2:
+            x = add(x, mul(part, rows)) if parts > 1 else x
+        at.append(x)
+        box.append(1 if word == "at" else sizes.pop(0))
+    name = em.map_of(tensor, (*box, t.layout.swizzle))
+    fn = em.fn(f"tma_{'add' if op.get('reduce') else 'store'}_{len(at)}d")
+    first = "warp == 0" if parts == 1 else f"warp % {warps} == 0" if warps > 1 else ""
+    em.open(f"if ({first}{' && ' if first else ''}lane == 0) {{" if em.kernel.warps > 1 else "if (lane == 0) {")
+    src = add(em.scalars[view], mul(part, rows * t.layout.row_bytes(t.dtype.bytes))) if parts > 1 else em.scalars[view]
+    for p in range(t.shape[-1] // t.layout.panel):
+        coords = [add(at[-1], X(str(p * t.layout.panel))), *reversed(at[:-1])]
+        panel = add(src, X(str(p * t.layout.panel_bytes(t.shape, t.dtype.bytes))))
+        em.w.line(f"{fn}({name}, {', '.join(map(str, coords))}, {panel});")
+    em.close()
+
+
+@emits("bulk_commit")
+def _commit(em: Emitter, op: Op) -> None:
+    em.w.line(f"{em.fn('bulk_commit')}();  // of a thread that started none: an empty group")
+
+
+@emits("bulk_wait")
+def _wait(em: Emitter, op: Op) -> None:
+    em.w.line(f"{em.fn('bulk_wait_read' if op['read'] else 'bulk_wait')}<{op['n']}>();")

@@ -1,0 +1,78 @@
+"""Machine ops of bulk stores: a tile goes from registers to shared memory and from there, by an engine, to global memory.
+
+The engine reads the staged tile through the async proxy, at any time up to the `bulk_wait` with read=true that covers its group, and
+writes the tensor up to the one without. Groups are counted per thread, and the thread that starts a store is the one that waits for it:
+what others may then do with the staging buffer takes a barrier. What the generic proxy has staged is seen after a `proxy_fence` of the
+threads that wrote and a barrier.
+"""
+
+from __future__ import annotations
+
+from .core import Op
+from .machine_ops import _buffer, _effect_only, _frag_of, _no_operands, _positions, _region_fits
+from .ops import define, need
+from .tile_ops import check_index
+from .types import Buffer, Tensor
+
+#: what a tensor map can describe: axes, positions of a box along each of them, bytes that a box's rows are multiples of
+MOST_AXES, MOST_BOX, ROW_BYTES = 5, 256, 16
+#: element types of tensor maps
+DTYPES = ("f16", "bf16", "f32", "i32")
+
+
+def refusal(tensor: Tensor, index: tuple[str, ...], buffer: Buffer, parts: int) -> tuple[str, object, object] | None:
+    """(rule, expected, got) where no bulk store can move the tile."""
+    rows = buffer.shape[0] // parts
+    if tensor.dtype.name not in DTYPES:
+        return "an element type that tensor maps have", ", ".join(DTYPES), tensor.dtype
+    if not 2 <= len(tensor.dims) <= MOST_AXES:
+        return "a tensor of two to five axes", f"2 to {MOST_AXES}", len(tensor.dims)
+    if index[-1] == "at":
+        return "the tile runs along the tensor's last axis", "tile or all", index[-1]
+    if buffer.layout.panel * buffer.dtype.bytes % ROW_BYTES:
+        return f"rows are multiples of {ROW_BYTES} bytes", f"{ROW_BYTES // buffer.dtype.bytes} elements", buffer.shape[-1]
+    if rows > MOST_BOX or buffer.layout.panel > MOST_BOX:
+        return f"at most {MOST_BOX} positions along each axis", MOST_BOX, f"{rows} x {buffer.layout.panel}"
+    return None
+
+
+def _check_tma_store(op: Op) -> None:
+    types = tuple(v.type for v in op.operands)
+    need(len(types) >= 2 and isinstance(types[0], Tensor), "tma_store takes a tensor, positions and a staged tile", "tensor, ..., smem",
+         ", ".join(map(str, types)))
+    buffer, parts = types[-1], op["parts"]
+    _buffer(buffer, "tma_store")
+    check_index(types[0], types[1:-1], buffer.shape, op.attrs, "tma_store")
+    need(types[0].dtype == buffer.dtype, "tma_store: one dtype", types[0].dtype, buffer.dtype)
+    need(len(buffer.shape) == 2 and buffer.layout.pad == 0, "tma_store: a tile of two axes, its rows without padding", "pad 0", buffer)
+    need(parts >= 1 and buffer.shape[0] % parts == 0, "tma_store: equal parts of the rows", buffer.shape[0], parts)
+    need(not buffer.layout.swizzle or buffer.shape[0] // parts % 8 == 0, "tma_store: a part is whole periods of the swizzle",
+         "rows in multiples of 8", buffer.shape[0] // parts)
+    wrong = refusal(types[0], op["index"], buffer, parts)
+    need(wrong is None, f"tma_store: {wrong[0]}" if wrong else "", *(wrong or ("", ""))[1:])
+    need(op.get("reduce", "") in ("", "add"), "tma_store: reduce is add or absent", "add", op.get("reduce"))
+
+
+define("tma_store", "machine", """`tma_store T, scalars..., buffer`: one thread of each of `parts` equal parts of the role's warps starts
+       the copy of as large a part of a staged tile's rows to a rectangle of a tensor (cp.async.bulk.tensor, one per panel). Positions
+       outside the tensor are left out, guarded or not. reduce="add" adds atomically. It belongs to the group that the thread's
+       next `bulk_commit` closes.""", _effect_only, effect="write", check=_check_tma_store, index=tuple, guard=tuple, parts=int,
+       reduce=(str, None))
+define("bulk_commit", "machine", "Close this thread's group of bulk stores (an empty group counts).", _no_operands, effect="write")
+define("bulk_wait", "machine", """Wait until at most n of this thread's groups of bulk stores are under way; with read=true only until all
+       others have read their shared memory, which may then be written again.""", _no_operands, effect="write", n=int, read=bool)
+
+
+def _check_stmatrix(op: Op) -> None:
+    t, buffer = op.operands[0].type, op.operands[1].type
+    _buffer(buffer, "stmatrix")
+    _positions([v.type for v in op.operands[2:]], "stmatrix")
+    _frag_of(buffer, t, "stmatrix")
+    need(t.dtype.bits == 16 and len(t.shape) == 2, "stmatrix moves 2-d tiles of 16-bit elements", "16 bits", t)
+    need(t.partial is None, "stmatrix: the value is complete", "no partial reduction", t)
+    _region_fits(buffer, t, False, "stmatrix")
+
+
+define("stmatrix", "machine", """`stmatrix frag, buffer, row, col`: 8x8 blocks of 16-bit elements to a slot, four at a time; lane l supplies
+       the address of row l. trans: the .trans form, which writes each block transposed.""", _effect_only, effect="write",
+       check=_check_stmatrix, trans=bool)

@@ -1,0 +1,70 @@
+"""Bulk stores: how a tile is staged for one, which warps share a part of it, and where a bulk store is not legal."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..errors import FcError
+from ..ir.core import Kernel, Op, walk_kernel
+from ..ir.layout import RegLayout, matrix_blocks, native_smem
+from ..ir.store_ops import refusal
+from ..ir.target import Target
+from ..ir.types import Buffer, Tensor
+
+#: warps of a warpgroup: the smallest part that has a barrier of its own
+GROUP = 4
+INSTEAD = 'Schedule(epilogue="quad") or epilogue="smem"'
+
+
+@dataclass(frozen=True)
+class Staging:
+    """buffer: the staged tile. parts: into how many parts the warps divide so that each stages rows of its own. blocks: how its registers
+    are 8 x 8 blocks (`matrix_blocks`), where they are and the target stores
+    such."""
+
+    buffer: Buffer
+    parts: int
+    blocks: str | None
+
+
+def staging(op: Op, warps: int, target: Target) -> Staging:
+    """For a store of a fragment of two axes. Raises FcError where the target, or the tensor map, cannot do it."""
+    tensor, frag = op.operands[0], op.operands[1].type
+    assert isinstance(tensor.type, Tensor)
+    if "tma_store_2d" not in target.instrs:
+        raise FcError("compile/unsupported", f"{target.arch} has no bulk tensor stores", loc=op.loc, expected="sm_90a",
+                      got=f'epilogue="tma" on {target.arch}', hint=INSTEAD)
+    layout = frag.layout
+    assert isinstance(layout, RegLayout)
+    buffer = Buffer(frag.dtype, frag.shape, native_smem(frag.shape[1], frag.dtype.bytes))
+    parts = next(n for n in (warps // GROUP, 1) if n <= 1 or _own_rows(layout, warps, n)) or 1
+    wrong = refusal(tensor.type, op["index"], buffer, parts)
+    if wrong is not None:
+        rule, expected, got = wrong
+        raise FcError("compile/unsupported", f"a bulk store of {tensor.name} takes {rule}", expected=expected, got=got, loc=op.loc,
+                      hint=INSTEAD)
+    blocks = matrix_blocks(layout, warps) if frag.dtype.bits == 16 and "stmatrix_x1" in target.instrs else None
+    return Staging(buffer, parts, blocks)
+
+
+def _own_rows(layout: RegLayout, warps: int, parts: int) -> bool:
+    """Whether the tile's n-th part of rows is what the n-th part of the warps holds, in whole periods of any swizzle."""
+    rows = layout.shape[0] // parts
+    if layout.shape[0] % (8 * parts) or warps % parts:
+        return False
+    row = layout.coords(warps)[..., 0].reshape(parts, -1)
+    return bool((row // rows == np.arange(parts)[:, None]).all())
+
+
+def check_alone(kernel: Kernel) -> None:
+    """A tensor that bulk stores write is reached by nothing else in the kernel: accesses of the two proxies have no order among them."""
+    ops = list(walk_kernel(kernel))
+    bulk = {o.operands[0]: o for o in ops if o.kind == "store" and len(o.operands[1].type.shape) == 2}
+    for op in ops:
+        for v in op.operands:
+            if v in bulk and not (op.kind == "store" and len(op.operands[1].type.shape) == 2):
+                what = "is stored in pieces of one axis too" if op.kind == "store" else f"is read too ({op.kind})"
+                raise FcError("compile/unsupported", f"{v.name} is written by bulk stores and {what}: nothing would order the two",
+                              loc=op.loc, expected="a tensor that the kernel only writes, in tiles of two axes", hint=INSTEAD)
