@@ -46,18 +46,18 @@ class Generated:
         return self.program.machine
 
 
-def attention(name: str, **fields: Any) -> Generated:
-    """Two warpgroups, bottom-right causal: row tiles that see no key, that see part, and, with enough keys, that are whole."""
+def attention(name: str, mask: str = "causal_bottom_right", **fields: Any) -> Generated:
+    """Two warpgroups. Bottom-right causal: row tiles that see no key, that see part, and, with enough keys, that are whole."""
     schedule = fc.Schedule(tiles={"BLOCK_M": 128, "BLOCK_N": 16}, warps=8, math="wgmma", copy="tma", late="acc", vote=True,
                            **{"stages": 2, "compare_bits": True, **fields})
 
     def draw(seed: int, steps: int) -> Run:
         rng = np.random.default_rng(seed)
         q, k, v = (rng.standard_normal((1, h, n, 16)).astype(np.float16) for h, n in ((2, 260), (1, 16 * steps - 5), (1, 16 * steps - 5)))
-        o, lse = attention_reference(q, k, v, mask="causal_bottom_right", scale=0.3)
+        o, lse = attention_reference(q, k, v, mask=mask, scale=0.3)
         return {"Q": q, "K": k, "V": v, "scale": 0.3}, {"O": o, "LSE": lse}
 
-    options = {"T": fc.f16, "D": 16, "E": 16, "mask": "causal_bottom_right", "lazy": 2.0}
+    options = {"T": fc.f16, "D": 16, "E": 16, "mask": mask, "lazy": 2.0}
     return Generated(name, lambda: SPECS["lse"].compile(target="sm_90a", schedule=schedule, **options), draw, (3, 10, 1, 2, 4, 5))
 
 
@@ -75,5 +75,7 @@ def _draw_staged(seed: int, steps: int) -> Run:
 CASES = {c.name: c for c in (
     attention("claims", stages={"q": 2, "k": 2, "v": 2}, persistent="dynamic", tokens=True, epilogue="quad", l2=32),
     attention("programs", persistent="none", epilogue="smem"),
+    attention("stores", stages={"q": 2, "k": 2, "v": 2}, persistent="dynamic", epilogue="tma", ones="acc", l2=32),
+    attention("cluster", "none", stages={"q": 2, "k": 2, "v": 2}, persistent="static", epilogue="quad", cluster={"rows": 2}),
     Generated("staged", _staged, _draw_staged, (3, 1, 2, 4, 5)),
 )}
