@@ -5,7 +5,7 @@ PEERS ?= .peers
 OUT ?= out
 BENCH ?=
 
-.PHONY: bench bench-forward bench-gemm bench-accuracy bench-dry test
+.PHONY: bench bench-forward bench-gemm bench-accuracy bench-all bench-dry test
 
 bench: bench-forward bench-gemm bench-accuracy
 
@@ -17,6 +17,11 @@ bench-gemm:
 
 bench-accuracy:
 	$(PYTHON) -m benchmarks.accuracy --fa3 $(PEERS) --json $(OUT)/accuracy.json
+
+# What matters most first, within SECONDS; what is finished by then is in OUT.
+SECONDS ?= 480
+bench-all:
+	PYTHON=$(PYTHON) benchmarks/hopper_all.sh $(OUT) $(SECONDS) $(PEERS)
 
 # All of it on a pretend GPU, tiny, in about a minute: needs torch, with or without CUDA. Its numbers mean nothing.
 bench-dry:

@@ -12,6 +12,7 @@ import argparse
 import math
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,7 +21,7 @@ import fcgen as fc
 from . import peers as peers_of
 from .cells import DTYPES, Cell, Errors, Inputs, Reference, choose, inputs, poison
 from .environment import facts
-from .peers import BEST, Absent, Peer
+from .peers import BEST, Peer, reason
 from .pool import warm_library, write_json
 from .timing import finishes
 
@@ -60,23 +61,30 @@ def over(mine: Errors, other: Errors) -> dict[str, float]:
     return {"rms": divided(mine.rms, other.rms), "max": divided(mine.max, other.max)}
 
 
-def compare(cells: Sequence[Cell], dtype: str, peers: dict[str, Peer], absent: dict[str, str]) -> tuple[list[dict[str, Any]], list[str]]:
-    table, wrong = [], []
+def compare(cells: Sequence[Cell], dtype: str, peers: dict[str, Peer], absent: dict[str, str], until: float = math.inf,
+            keep: Callable[[list[dict[str, Any]]], None] = lambda table: None) -> tuple[list[dict[str, Any]], list[str]]:
+    """until: when no new row is begun, by `time.monotonic`. keep: is given the table after every row."""
+    table: list[dict[str, Any]] = []
+    wrong: list[str] = []
     for cell in cells:
         for name, change in INPUTS.items():
+            if time.monotonic() > until:
+                print(f"no time for {cell} {name}")
+                continue
             x = inputs(cell, dtype, change)
             reference = Reference(x)
             found: dict[str, Errors] = {}
             for p, peer in peers.items():
                 try:
                     found[p] = reference.errors(result(peer, x))
-                except (Absent, RuntimeError, fc.FcError) as error:
-                    absent.setdefault(p, f"{cell}: {(str(error).splitlines() or [''])[0][:120]}")
+                except Exception as error:  # in whatever way a peer says that it does not take this cell
+                    (wrong.append if p == "fcgen" else lambda text, p=p: absent.setdefault(p, text))(f"{cell} {p}: {reason(error)}")
             base = next((b for b in BEST if b in found), None)
             row = {"d": cell.d, "s": cell.s, "mask": cell.mask, "inputs": name, "against": base,
                    "errors": {p: {"max": e.max, "rms": e.rms} for p, e in found.items()},
                    "ratio": over(found["fcgen"], found[base]) if base and "fcgen" in found else None}
             table.append(row)
+            keep(table)
             print(text_of(row), flush=True)
             if "fcgen" in found and not math.isfinite(found["fcgen"].rms):
                 wrong.append(f"{cell} {name}: fcgen's output is not finite")
@@ -91,12 +99,15 @@ def text_of(row: dict[str, Any]) -> str:
     return f"D={row['d']:<4} S={row['s']:<6} {row['mask']:16} {row['inputs']:9} {each}{ratio}"
 
 
-def repeats(cells: Sequence[Cell], dtype: str, peer: Peer, count: int) -> list[str]:
+def repeats(cells: Sequence[Cell], dtype: str, peer: Peer, count: int, until: float = math.inf) -> list[str]:
     """The cells whose output was not the same bits `count` times, each time into memory full of NaN."""
     import torch
 
     wrong = []
     for cell in cells:
+        if time.monotonic() > until:
+            print(f"no time to repeat {cell}")
+            continue
         call = peer(inputs(cell, dtype))
         first = call.output(call.run()).clone()
         changed = torch.zeros((), dtype=torch.int64, device=first.device)
@@ -118,23 +129,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--fa3", metavar="FOLDER", default=os.environ.get("FCGEN_PEERS", ".peers"))
     parser.add_argument("--schedule", metavar="TEXT")
     parser.add_argument("--repeats", type=int, default=None, help=f"{REPEATS}; 0 for none")
-    parser.add_argument("--json", metavar="PATH")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="no new row after that long")
+    parser.add_argument("--json", metavar="PATH", help="written after every row")
     args = parser.parse_args(argv)
 
+    until = time.monotonic() + args.seconds
     cells = choose(args.cells or CELLS)
     schedule = fc.Schedule.parse(args.schedule) if args.schedule else None
     peers, absent = peers_of.load([n.strip() for n in args.peers.split(",")], args.fa3, schedule)
     wrong = warm_library(sorted({(c.d, c.mask) for c in cells}), DTYPES[args.dtype], schedule) if "fcgen" in peers else []
-    table, more = compare(cells, args.dtype, peers, absent)
-    wrong += more
     count = REPEATS if args.repeats is None else args.repeats
+    where = facts()
+
+    def keep(table: list[dict[str, Any]]) -> None:
+        write_json(args.json, {"part": "accuracy", "environment": where, "dry": peers_of.STAND_IN, "dtype": args.dtype,
+                               "table": table, "repeats": count, "absent": absent, "problems": wrong})
+
+    table, more = compare(cells, args.dtype, peers, absent, until, keep)
+    wrong += more
     if "fcgen" in peers and count > 1:
-        wrong += repeats(cells, args.dtype, peers["fcgen"], count)
+        wrong += repeats(cells, args.dtype, peers["fcgen"], count, until)
     for name, why in absent.items():
         print(f"without {name}: {why}")
     print("\n".join(wrong) or "errors within the target, the same bits every time")
-    write_json(args.json, {"part": "accuracy", "environment": facts(), "dry": peers_of.STAND_IN, "dtype": args.dtype,
-                           "table": table, "repeats": count, "absent": absent, "problems": wrong})
+    keep(table)
     return bool(wrong)
 
 

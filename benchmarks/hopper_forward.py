@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import statistics
 import sys
 import time
 from collections.abc import Sequence
@@ -25,7 +26,7 @@ from . import peers as peers_of
 from .ceilings import ceilings, under_load
 from .cells import BAD, DTYPES, Cell, Errors, Inputs, Reference, choose, inputs, length, poison
 from .environment import facts
-from .peers import BEST, Absent, Call, Peer
+from .peers import BEST, Call, Peer, reason
 from .pool import warm_library, write_json
 from .timing import Checked, Time, finishes, geomean, graph_times, round_robin
 
@@ -52,6 +53,7 @@ class Race:
     wrong: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
     limits: dict[str, float] = field(default_factory=dict)
+    json: str | None = None
 
     def check(self, cell: Cell, x: Inputs, reference: Reference, name: str) -> tuple[Call, Errors] | None:
         """Bind, run once, compare. None, with a line in `absent` or `wrong`, for what cannot be timed."""
@@ -65,17 +67,23 @@ class Race:
                 raise Hung("the kernel does not end")
             got = call.output(out)
             torch.cuda.synchronize()
-        except (Absent, NotImplementedError, RuntimeError, fc.FcError) as error:
-            if isinstance(error, Hung) or not alive():
-                raise Hung(f"{name} {cell}: {(str(error).splitlines() or ['?'])[0]}") from error
-            said = (str(error).splitlines() or [type(error).__name__])[0][:160]
-            (self.wrong.append if name == "fcgen" else lambda text: self.absent.setdefault(name, text))(f"{cell} {name}: {said}")
+        except Exception as error:  # a peer may say in any way that it does not take this cell; the others go on
+            self.failed(cell, name, error)
             return None
         errors = reference.errors(got) if tuple(got.shape) == tuple(x.q.shape) else BAD
         if problem := errors.problem(self.dtype):
             self.wrong.append(f"{cell} {name}: {problem}")
             return None
         return call, errors
+
+    def failed(self, cell: Cell, name: str, error: Exception) -> None:
+        """A line about it; raises Hung where nothing can go on after it."""
+        if isinstance(error, Hung) or not alive():
+            raise Hung(f"{name} {cell}: {reason(error)}") from error
+        if name == "fcgen":
+            self.wrong.append(f"{cell} fcgen: {reason(error)}")
+        else:
+            self.absent.setdefault(name, f"{cell}: {reason(error)}")
 
     def candidates(self, cell: Cell, x: Inputs, names: Sequence[str]) -> tuple[dict[str, Call], dict[str, Errors]]:
         reference = Reference(x)
@@ -99,7 +107,10 @@ class Race:
         before = mine.output(mine.run()).clone() if mine else None
         n = launches(cell)
         ways = [Checked(name, c.run, errors[name].max, errors[name].rms, c.finish) for name, c in calls.items()]
-        times = round_robin(ways, n, self.rounds, warm=max(1, n // 4))
+        try:
+            times = round_robin(ways, n, self.rounds, warm=max(1, n // 4))
+        except RuntimeError as error:  # out of memory, say: the next cells may do
+            return self.failed(cell, "fcgen", error)
         self.kept(cell, mine, before, times)
         board = under_load(next(iter(calls.values())).run, 4 * n)
         row = {"d": cell.d, "s": cell.s, "b": cell.batch, "h": cell.heads, "mask": cell.mask, "dtype": self.dtype,
@@ -118,17 +129,23 @@ class Race:
             calls, errors = self.candidates(cell, inputs(cell, self.dtype), names)
             if not calls:
                 continue
-            times = graph_times([Checked(n, c.run, errors[n].max, errors[n].rms) for n, c in calls.items()])
+            try:
+                times = graph_times([Checked(n, c.run, errors[n].max, errors[n].rms) for n, c in calls.items()])
+            except RuntimeError as error:  # something that cannot be captured
+                self.failed(cell, "fcgen", error)
+                continue
             row = {"d": cell.d, "s": cell.s, "b": cell.batch, "h": cell.heads, "mask": cell.mask, "dtype": self.dtype,
                    "us": {n: t.ms * 1e3 for n, t in times.items()}}
             self.small.append(row)
+            write_json(self.json, self.to_json())
             print(f"B={cell.batch} H={cell.heads} S={cell.s} D={cell.d} {'causal' if causal else 'full':6} "
                   + "  ".join(f"{n} {us:.1f} us" for n, us in row["us"].items()), flush=True)
 
     def to_json(self) -> dict[str, Any]:
         return {"part": "hopper_forward", "environment": facts(), "dry": peers_of.STAND_IN, "dtype": self.dtype,
                 "ceilings": self.limits, "schedule": self.schedule, "table": self.table, "small": self.small,
-                "summary": summary_of(self.table), "absent": self.absent, "problems": self.wrong, "left_out": self.left_out}
+                "summary": summary_of(self.table), "spread": spread_of(self.table),
+                "absent": self.absent, "problems": self.wrong, "left_out": self.left_out}
 
 
 class Hung(RuntimeError):
@@ -180,6 +197,15 @@ def summary_of(table: Sequence[dict[str, Any]]) -> dict[str, Any]:
             "by_mask": {m: mean([r for r in rated if r["mask"] == m]) for m in sorted({r["mask"] for r in rated})}}
 
 
+def spread_of(table: Sequence[dict[str, Any]], mine: str = "fcgen") -> dict[str, Any]:
+    """(slowest - fastest) / median over the rounds of each cell: the median and the largest over cells, and where it is."""
+    found = [(r["results"][mine]["spread"], str(Cell(r["d"], r["s"], r["mask"] != "none"))) for r in table if mine in r["results"]]
+    if not found:
+        return {}
+    largest, at = max(found)
+    return {"median": statistics.median(s for s, _ in found), "largest": largest, "at": at}
+
+
 def print_summary(race: Race) -> None:
     for name, why in race.absent.items():
         print(f"without {name}: {why}")
@@ -188,6 +214,8 @@ def print_summary(race: Race) -> None:
         w = s["worst"]
         print(f"geometric mean of fcgen / best of {', '.join(BEST)}: {s['geomean']:.3f} over {s['cells']} cells ({by})\n"
               f"worst cell: D={w['d']} S={w['s']} {w['mask']} {w['ratio']:.3f}")
+    if spread := spread_of(race.table):
+        print(f"spread over rounds, fcgen: median {spread['median']:.1%}, largest {spread['largest']:.1%} at {spread['at']}")
     if race.left_out:
         print("no time for: " + ", ".join(race.left_out))
     print("\n".join(race.wrong) or "all that was timed was right")
@@ -208,7 +236,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--peers", default=",".join(peers_of.NAMES), help="%(default)s")
     parser.add_argument("--fa3", metavar="FOLDER", default=os.environ.get("FCGEN_PEERS", ".peers"), help="where get_fa3.sh put its files")
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--budget-s", type=float, default=float("inf"), help="stop before a cell that would not end by then")
+    parser.add_argument("--budget-s", "--seconds", type=float, default=float("inf"), help="stop before a cell that would not end by then")
     parser.add_argument("--schedule", metavar="TEXT", help="this one instead of the library's choice, in every cell")
     parser.add_argument("--no-small", action="store_true", help="without the small shape")
     parser.add_argument("--json", metavar="PATH", help="written after every cell")
@@ -219,7 +247,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     cells = choose(args.cells)
     schedule = fc.Schedule.parse(args.schedule) if args.schedule else None
     names = [n.strip() for n in args.peers.split(",")]
-    race = Race(args.dtype, *peers_of.load(names, args.fa3, schedule), rounds=args.rounds, schedule=args.schedule)
+    race = Race(args.dtype, *peers_of.load(names, args.fa3, schedule), rounds=args.rounds, schedule=args.schedule, json=args.json)
     if "fcgen" in race.peers:
         heads = sorted({(c.d, c.mask) for c in cells} | (set() if args.no_small else {(SMALL.d, m) for m in ("none", "causal_top_left")}))
         failed = warm_library(heads, DTYPES[args.dtype], schedule)

@@ -42,6 +42,12 @@ class Absent(Exception):
     """Why a peer cannot run here, or not this cell."""
 
 
+def reason(error: BaseException) -> str:
+    """One line."""
+    said = next((line.strip() for line in str(error).splitlines() if line.strip()), "")[:160]
+    return said if isinstance(error, Absent) else f"{type(error).__name__}: {said}" if said else type(error).__name__
+
+
 def swap(out: Any) -> Any:
     return out.transpose(1, 2)
 
@@ -76,9 +82,10 @@ def flex() -> Peer:
     import torch
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-    compiled = torch.compile(flex_attention, dynamic=False)
-
     def bind(x: Inputs) -> Call:
+        # Dynamo gives up on a function after a few shapes and then runs it op by op; `fullgraph` makes that an error.
+        torch._dynamo.reset()
+        compiled = torch.compile(flex_attention, dynamic=False, fullgraph=True)
         s = x.q.shape[1]
         mask = create_block_mask(lambda b, h, i, j: i >= j, None, None, s, s, device="cuda") if x.causal else None
         q, k, v = x.bhsd
@@ -204,6 +211,6 @@ def load(names: Sequence[str], folder: str = ".peers", schedule: Any = None) -> 
             raise ValueError(f"no such peer: {name} ({', '.join(NAMES)})")
         try:
             here[name] = makers[name]()
-        except (Absent, ImportError, OSError, RuntimeError, subprocess.CalledProcessError) as error:
-            absent[name] = (str(error).splitlines() or [type(error).__name__])[0]
+        except Exception as error:  # in whatever way a library says that it cannot run here
+            absent[name] = reason(error)
     return here, absent

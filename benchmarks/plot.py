@@ -10,10 +10,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-NAMES = {"mma": ("fcgen, mma", "#3b6ea5", "-"), "wmma": ("fcgen, WMMA", "#7fb0dd", "-"), "fa2": ("FlashAttention-2", "#b5542b", "--"),
-         "cudnn": ("cuDNN", "#888888", ":"), "fcgen": ("fcgen", "#3b6ea5", "-"), "fa3": ("FlashAttention-3", "#b5542b", "--"),
-         "flash": ("PyTorch flash", "#d9a441", ":"), "flex": ("FlexAttention", "#7a9a4a", ":"), "mosaic": ("Mosaic GPU", "#8a5fa8", ":"),
-         "triton": ("Triton's tutorial", "#4fa3a0", ":")}
+#: name -> label, colour (Okabe and Ito's, which the colour-blind can tell apart) and line
+NAMES = {"mma": ("fcgen, mma", "#0072b2", "-"), "wmma": ("fcgen, WMMA", "#56b4e9", "-"), "fa2": ("FlashAttention-2", "#d55e00", "--"),
+         "cudnn": ("cuDNN", "#555555", ":"), "fcgen": ("fcgen", "#0072b2", "-"), "fa3": ("FlashAttention-3", "#d55e00", "--"),
+         "flash": ("PyTorch flash", "#e69f00", "-."), "flex": ("FlexAttention", "#009e73", ":"), "mosaic": ("Mosaic GPU", "#cc79a7", "-."),
+         "triton": ("Triton's tutorial", "#56b4e9", "--")}
 
 
 def table_of(data: dict[str, Any]) -> list[dict[str, Any]]:
@@ -27,11 +28,11 @@ def series(table: list[dict[str, Any]]) -> dict[tuple[int, str], dict[str, list[
         panel = out.setdefault((row["d"], row["mask"]), {})
         for name, r in row["results"].items():
             panel.setdefault(name, []).append((row["s"], r["tflops"]))
-    return dict(sorted(out.items(), key=lambda p: (p[0][0], p[0][1] != "none")))
+    return dict(sorted(out.items(), key=lambda p: (p[0][1] != "none", p[0][0])))
 
 
 def draw(table: list[dict[str, Any]], path: Path, title: str, columns: int | None = None) -> None:
-    """columns: panels in a row (all of them)."""
+    """A row of panels for each mask, unless `columns` says how many panels a row has."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -39,30 +40,34 @@ def draw(table: list[dict[str, Any]], path: Path, title: str, columns: int | Non
 
     matplotlib.rcParams.update({"svg.hashsalt": "forward", "svg.fonttype": "none"})
     panels = series(table)
-    wide = min(columns or len(panels), len(panels))
+    wide = min(columns or max(sum(m == mask for _, m in panels) for _, mask in panels), len(panels))
     rows = -(-len(panels) // wide)
-    figure, axes = plt.subplots(rows, wide, figsize=(3.1 * wide, 2.9 * rows + 0.5), sharey=True, layout="constrained", squeeze=False)
+    figure, axes = plt.subplots(rows, wide, figsize=(3.1 * wide, 2.6 * rows + 0.8), sharex=True, sharey=True,
+                                layout="constrained", squeeze=False)
     for a in axes.flat[len(panels):]:
         a.axis("off")
     for a, ((d, mask), lines) in zip(axes.flat, panels.items()):
         for name, points in lines.items():
             label, color, style = NAMES.get(name, (name, None, "-"))
-            a.plot(*zip(*points), style, marker="o", markersize=4, color=color, label=label)
+            a.plot(*zip(*points), style, marker="o", markersize=4.5, color=color, label=label)
         lengths = sorted({s for points in lines.values() for s, _ in points})
         a.set_xscale("log", base=2)
         a.set_xticks(lengths, [f"{s // 1024}k" if s % 1024 == 0 else str(s) for s in lengths])
         a.minorticks_off()
         a.set_title(f"D = {d}, {'causal' if mask != 'none' else 'no mask'}", fontsize=10)
-        a.set_xlabel("sequence length")
         a.spines[["top", "right"]].set_visible(False)
         a.grid(axis="y", color="#e5e5e5")
     for row in axes:
         row[0].set_ylabel("TFLOP/s")
+    for n, a in enumerate(axes.flat[:len(panels)]):
+        if n + wide >= len(panels):
+            a.set_xlabel("sequence length")
+            a.tick_params(labelbottom=True)
     axes[0][0].set_ylim(0, 1.05 * max(r["tflops"] for row in table for r in row["results"].values()))  # shared by all panels
     named = {label: line for a in axes.flat for line, label in zip(*a.get_legend_handles_labels())}
     figure.legend(named.values(), named.keys(), frameon=False, fontsize=9, loc="outside lower center", ncols=4)
     figure.suptitle(title)
-    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None, **({"dpi": 130} if path.suffix == ".png" else {}))
     plt.close(figure)
 
 

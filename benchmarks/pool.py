@@ -43,8 +43,10 @@ class Made:
 
 
 def program(job: Job) -> fc.Program:
+    from fcgen.forward import sums_of
+
     return SPECS[job.spec].compile(target=job.arch, schedule=job.schedule, T=DTYPES[job.dtype], D=job.d, E=job.e, mask=job.mask,
-                                   lazy=job.lazy, sums="rounded" if job.lazy else "exact")
+                                   lazy=job.lazy, sums=sums_of(job.schedule, job.lazy))
 
 
 def build(job: Job) -> Made:

@@ -32,7 +32,8 @@ def attention(q: Any, k: Any, v: Any, *, causal: bool | str = False, scale: floa
         scale = _scale(scale)
     try:
         key = (q.shape, k.shape, v.shape, q.stride(), k.stride(), v.stride(), q.dtype, k.dtype, v.dtype, q.device, k.device, v.device,
-               causal, scale, return_lse, id(schedule), None if out is None else (out.shape, out.stride(), out.dtype, out.device))
+               causal, scale, return_lse, None if schedule is None else id(schedule),
+               None if out is None else (out.shape, out.stride(), out.dtype, out.device))
         known = _KNOWN.get(key)
     except (AttributeError, TypeError):  # not torch tensors: no short way
         return _checked(q, k, v, causal, scale, return_lse, schedule, out)
@@ -96,6 +97,8 @@ ORDER = ("Q", "K", "V", "O", "LSE", "scale")
 def _remember(key: tuple[Any, ...], q: Any, k: Any, v: Any, causal: bool | str, scale: float | None, return_lse: bool,
               schedule: Schedule | None, result: Any) -> None:
     """After a call that went well: the next one like it only reads pointers. Only for torch tensors, on a GPU."""
+    from .runtime import tensors
+
     torch = sys.modules.get("torch")
     raw_stream = getattr(getattr(torch, "_C", None), "_cuda_getCurrentRawStream", None)
     if torch is None or raw_stream is None or not all(isinstance(t, torch.Tensor) and t.is_cuda for t in (q, k, v)):
@@ -113,19 +116,21 @@ def _remember(key: tuple[Any, ...], q: Any, k: Any, v: Any, causal: bool | str, 
     plan, values, device = launcher.resolve(arguments)
     if any(p & 15 for p in values[:-1]):
         return
-    empty, empty_like = torch.empty, torch.empty_like
+    # empty_strided takes half the time of empty, which has a memory format to think about
+    empty, empty_like = torch.empty_strided, torch.empty_like
     shape, rows, dtype, where, f32 = tuple(o.shape), tuple(o.shape[:3]), q.dtype, q.device, torch.float32
+    packed, packed_rows = (tensors.row_major(s) for s in (shape, rows))
     alike, launch = shape == tuple(q.shape), plan.launch
 
     def known(q: Any, k: Any, v: Any, out: Any) -> Any:
-        o = out if out is not None else empty_like(q) if alike else empty(shape, dtype=dtype, device=where)
+        o = out if out is not None else empty_like(q) if alike else empty(shape, packed, dtype=dtype, device=where)
         a, b, c, d = q.data_ptr(), k.data_ptr(), v.data_ptr(), o.data_ptr()
         if (a | b | c | d) & 15:
             return _checked(q, k, v, causal, scale, return_lse, schedule, out)
         if not with_lse:
             launch(raw_stream(device), (a, b, c, d, scale))
             return o
-        lse = empty(rows, dtype=f32, device=where)
+        lse = empty(rows, packed_rows, dtype=f32, device=where)
         launch(raw_stream(device), (a, b, c, d, lse.data_ptr(), scale))
         return (o, lse) if return_lse else o
 
@@ -134,19 +139,23 @@ def _remember(key: tuple[Any, ...], q: Any, k: Any, v: Any, causal: bool | str, 
     _KNOWN[key] = known
 
 
+def sums_of(schedule: Schedule, lazy: float) -> str:
+    """The spec's option `sums`: with a stale maximum, the sum that knows of the weights' rounding and costs least."""
+    return "exact" if not lazy else "rounded" if schedule.ones else "corrected"
+
+
 @functools.lru_cache(maxsize=1024)
 def compiled(dtype: str, d: int, e: int, mask: str, lse: bool, arch: str, schedule: Schedule | None = None,
              positive: bool = True, lazy: float = 0.0) -> Program:
     """The program that `attention` runs for these compile-time facts. mask: "none", "causal_top_left", "causal_bottom_right". lazy: how far
-    (in powers of e) a row's maximum may have moved before what was summed is scaled to it; with it, O is divided by the sum of the rounded
-    weights (see the spec)."""
+    (in powers of e) a row's maximum may have moved before what was summed is scaled to it; with it goes another kind of sum (`sums_of`)."""
     from .ir.types import DTYPES
     from .kernels.attention import SPECS
     from .kernels.schedules import pick
 
     chosen = schedule or pick(arch, max(d, e), "wgmma" if arch == "sm_90a" else "mma", mask)
     spec = SPECS[("" if positive else "any_scale_") + ("lse" if lse else "plain")]
-    return spec.compile(target=arch, schedule=chosen, T=DTYPES[dtype], D=d, E=e, mask=mask, lazy=lazy, sums="rounded" if lazy else "exact")
+    return spec.compile(target=arch, schedule=chosen, T=DTYPES[dtype], D=d, E=e, mask=mask, lazy=lazy, sums=sums_of(chosen, lazy))
 
 
 @functools.lru_cache(maxsize=64)

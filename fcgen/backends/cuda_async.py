@@ -40,15 +40,17 @@ def check_cursors(block: Block) -> None:
         for r in op.regions:
             check_cursors(r)
         gone = {op.operands[0]} if op.kind == "advance" else {v for v in op.operands if isinstance(v.type, Cursor) and op.regions}
-        for later in block.ops[n + 1:]:
-            if gone & {v for o in (later, *(x for r in later.regions for x in walk(r))) for v in o.operands}:
+        for later in block.ops[n + 1:] if gone else ():
+            if any(not gone.isdisjoint(o.operands) for o in (later, *(x for r in later.regions for x in walk(r)))):
                 raise FcError("compile/unsupported", "a ring's position is read after it has moved on", loc=later.loc,
                               hint="put the op in front of the advance")
 
 
-def _bar(em: Emitter, bars: Value, cursor: Value) -> X:
+def _bar(em: Emitter, bars: Value, cursor: Value, lag: int = 0) -> X:
     slot, _ = em.cursors[cursor]
     base = em.buffer_base(bars)
+    if lag and slot:
+        slot = f"({slot} == 0 ? {bars.type.slots - 1} : {slot} - 1)"
     return X(f"{base} + {slot} * 8", 70, em.depth) if slot else base
 
 
@@ -70,15 +72,16 @@ def _expect(em: Emitter, op: Op) -> None:
 def _arrive(em: Emitter, op: Op) -> None:
     bars, cursor = op.operands
     blocks = op.get("cluster") or 1
+    bar = _bar(em, bars, cursor, op.get("lag", 0))
     one = "" if em.one_thread else "if (lane == 0) "
     if not em.one_thread and any(op.kind in ("ld_shared", "ldmatrix") for op in em.plan.maker.values()):
         em.w.line("__syncwarp();")  # lane 0 speaks for the others: their loads are done too
     if blocks == 1:
-        em.w.line(f"{one}{em.fn('mbar_arrive')}({_bar(em, bars, cursor)});")
+        em.w.line(f"{one}{em.fn('mbar_arrive')}({bar});")
     elif em.one_thread:
-        em.w.line(f"for (int i = 0; i < {blocks}; ++i) {em.fn('mbar_arrive_cluster')}({_bar(em, bars, cursor)}, i);")
+        em.w.line(f"for (int i = 0; i < {blocks}; ++i) {em.fn('mbar_arrive_cluster')}({bar}, i);")
     else:
-        em.w.line(f"if (lane < {blocks}) {em.fn('mbar_arrive_cluster')}({_bar(em, bars, cursor)}, lane);")
+        em.w.line(f"if (lane < {blocks}) {em.fn('mbar_arrive_cluster')}({bar}, lane);")
 
 
 @emits("cluster_sync")

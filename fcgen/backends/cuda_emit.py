@@ -186,7 +186,8 @@ class Emitter:
         if op.kind == "const":
             return int(op["value"]) if v.type.dtype.is_int else None
         if op.kind in ("add", "sub", "mul", "floordiv", "mod", "max", "min") and v.type.dtype.is_int:
-            a, b = (self.fold(o, env) for o in op.operands)
+            a = self.fold(op.operands[0], env)
+            b = None if a is None else self.fold(op.operands[1], env)
             if a is None or b is None or (b == 0 and op.kind in ("floordiv", "mod")):
                 return None
             return {"add": a + b, "sub": a - b, "mul": a * b, "max": max(a, b), "min": min(a, b),
@@ -329,7 +330,7 @@ class Emitter:
         element = np.zeros((len(c), layout.regs), np.int64)  # the tile's elements, numbered row by row
         for axis, n in enumerate(layout.shape):
             element = element * n + c[..., axis]
-        if sorted(element.ravel()) != list(range(int(np.prod(layout.shape)))):
+        if not np.array_equal(np.sort(element.ravel()), np.arange(np.prod(layout.shape))):
             raise FcError("compile/unsupported", "a stored fragment's layout does not give each element one writer", got=layout,
                           loc=loc)
 

@@ -24,13 +24,13 @@ VIEWS = {"slice", "transpose"}
 ACCUMULATE = {"mma", "wmma_mma", "wgmma"}
 #: consumers that evaluate an expression register by register, and those that can evaluate one into an array they own
 _EVALUATE = POINTWISE | {"reduce", "vote_any", "gather"}
-_COPY_IN = {"for", "yield", "mma", "wmma_mma", "wgmma"}
+_COPY_IN = {"for", "yield", "mma", "wmma_mma", "wgmma", "pend"}
 
 
 @dataclass
 class Plan:
-    """fused: fragment values that are expressions. root: stored value -> the value whose array it lives in. live_regs: the
-    most 32-bit registers that fragments need at one point, and `live_at` the op there."""
+    """fused: fragment values that are expressions. root: stored value -> the value whose array it lives in, and group: the
+    other way round. live_regs: the most 32-bit registers that fragments need at one point, and `live_at` the op there."""
 
     kernel: Kernel
     users: dict[Value, list[tuple[Op, Block]]] = field(default_factory=dict)
@@ -39,6 +39,7 @@ class Plan:
     fused: dict[Value, Op] = field(default_factory=dict)
     near: dict[Value, set[Value]] = field(default_factory=dict)
     parent: dict[Value, Value] = field(default_factory=dict)
+    group: dict[Value, list[Value]] = field(default_factory=dict)
     live_regs: int = 0
     live_at: Op | None = None
 
@@ -46,10 +47,6 @@ class Plan:
         while self.parent.get(v, v) is not v:
             v = self.parent[v]
         return v
-
-    def members(self, v: Value) -> list[Value]:
-        r = self.root(v)
-        return [x for x in self.parent if self.root(x) is r]
 
     def base(self, v: Value) -> Value:
         """The stored value that a view looks into."""
@@ -73,7 +70,7 @@ class Plan:
         """Stored fragments that the op reads where it is printed."""
         if (op.results and op.results[0] in self.fused) or op.kind in VIEWS:
             return []
-        same = op.kind in POINTWISE or op.kind in ("combine", "gather", "for", "yield")
+        same = op.kind in POINTWISE or op.kind in ("combine", "gather", "for", "yield", "pend")
         late = op.kind == "settle"
         out: list[tuple[Value, bool]] = []
         for n, o in enumerate(op.operands):
@@ -106,6 +103,7 @@ def make_plan(kernel: Kernel) -> Plan:
     for v in [*plan.maker, *_args(kernel)]:
         if isinstance(v.type, (Frag, Pending)) and v not in plan.fused and not (v in plan.maker and plan.maker[v].kind in VIEWS):
             plan.parent[v] = v
+            plan.group[v] = [v]
             plan.near.setdefault(v, set())
     for role in kernel.roles:
         _liveness(plan, role.body, set())
@@ -269,10 +267,11 @@ def _merge(plan: Plan, a: Value, b: Value, force: bool = False) -> None:
     ra, rb = plan.root(a), plan.root(b)
     if ra is rb:
         return
-    others = set(plan.members(rb))
-    if not force and any(plan.near[m] & others for m in plan.members(ra)):
+    others = plan.group[rb]
+    if not force and any(not plan.near[m].isdisjoint(others) for m in plan.group[ra]):
         return
     plan.parent[rb] = ra
+    plan.group[ra] += plan.group.pop(rb)
 
 
 def _share(plan: Plan, block: Block) -> None:
@@ -302,7 +301,7 @@ def _merge_loops(plan: Plan, block: Block) -> None:
         elif op.kind == "settle":
             for v, settled in zip([o for o in op.operands if isinstance(o.type, Pending)], op.results):
                 _merge(plan, v, settled, force=True)
-        elif op.kind == "combine":
+        elif op.kind in ("combine", "pend"):
             _merge(plan, op.result, op.operands[0])
         for r in op.regions:
             _merge_loops(plan, r)

@@ -24,6 +24,7 @@ from .cuda_wgmma import fences
 
 #: named barriers of roles count down from the last one; tokens count up from 1
 LAST_BARRIER = 15
+WORD, CONSTANT = re.compile(r"\w+"), re.compile(r"const [\w ]+ (\w+) = |const \w+\* (\w+) = ")
 
 
 def prepare(em: Emitter) -> None:
@@ -131,14 +132,18 @@ def _role(em: Emitter, role: Role, first: int) -> list[tuple[int, str, Loc | Non
 
 def used_lines(lines: list[tuple[int, str, Loc | None]]) -> list[tuple[int, str, Loc | None]]:
     """Without constants that nothing in their block reads: what was folded into an address leaves its scalar behind."""
+    words: dict[str, set[str]] = {}
+    constant: dict[str, str] = {}  # line -> the name it gives
+    for _, t, _ in lines:
+        words[t] = set(WORD.findall(t))
+        if found := CONSTANT.match(t):
+            constant[t] = found[1] or found[2]
     while True:
         kept = []
         for n, (indent, t, loc) in enumerate(lines):
-            found = re.match(r"const [\w ]+ (\w+) = |const \w+\* (\w+) = ", t)
-            if found:
-                word = re.compile(rf"\b{found[1] or found[2]}\b")
+            if (name := constant.get(t)) is not None:
                 rest = itertools.takewhile(lambda x, d=indent: x[0] >= d, lines[n + 1:])  # type: ignore[misc]
-                if not any(word.search(x[1]) for x in rest):
+                if not any(name in words[x[1]] for x in rest):
                     continue
             kept.append((indent, t, loc))
         if len(kept) == len(lines):

@@ -154,6 +154,9 @@ def slot_view(em: Emitter, op: Op) -> None:
     ring, cursor = op.operands
     em.ring_name[op.result] = em.ring_name[ring]
     slot, _ = em.cursors[cursor]
+    ahead = op["ahead"] % ring.type.slots
+    if ahead:
+        slot = f"(({slot} + {ahead}) % {ring.type.slots})"
     base = em.buffer_base(ring)
     em.slots[op.result] = (ring, slot or None)
     em.scalars[op.result] = add(base, X(f"{slot} * {ring.type.slot_bytes}", 80, em.depth)) if slot else base

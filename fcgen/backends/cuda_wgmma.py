@@ -65,6 +65,20 @@ def _commit(em: Emitter, op: Op) -> None:
     em.w.line(f"{em.fn('wgmma_commit')}();")
 
 
+@emits("wgmma_wait")
+def _wait(em: Emitter, op: Op) -> None:
+    em.w.line(f"{em.fn('wgmma_wait')}<{op['groups']}>();")
+
+
+@emits("pend")
+def _pend(em: Emitter, op: Op) -> None:
+    acc = op.operands[0]
+    name = em.declare(op.result)
+    if acc in em.plan.fused or em.plan.root(em.plan.base(acc)) is not em.plan.root(op.result):
+        evaluate_into(em, name, acc)
+    _touch(em, op.result)
+
+
 @emits("settle")
 def _settle(em: Emitter, op: Op) -> None:
     em.w.line(f"{em.fn('wgmma_wait')}<{op['groups']}>();")

@@ -6,11 +6,11 @@ the generic and what the async proxy does is told apart in `ir.async_ops`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
-from ..ir.layout import LANES, wgmma_c
+from ..ir.layout import LANES, RegLayout, wgmma_c
 from ..ir.target import Instr, Target
 from . import ada
 
@@ -22,6 +22,28 @@ HINTS = {"evict_first": "0x12F0000000000000ull", "evict_last": "0x14F00000000000
 
 def wgmma_name(cols: int, dtype: str, regs: bool) -> str:
     return f"wgmma_m64n{cols}k16_{dtype}" + ("_rs" if regs else "")
+
+
+def _matrix(layout: RegLayout, regs: np.ndarray) -> np.ndarray:
+    """The registers [warps, lanes, regs] of a warpgroup as the matrix they hold."""
+    at = layout.coords(4)
+    out = np.zeros(layout.shape, np.float64)
+    out[at[..., 0], at[..., 1]] = regs
+    return out
+
+
+def _wgmma_effect(cols: int, regs: bool) -> Callable[..., np.ndarray]:
+    """a: the operand [64, 16], or the registers [4, lanes, 8] that hold it; b: the operand [16, cols]; c: [4, lanes, cols / 2]. How the
+    stored operands lie is the descriptors' matter. Products in float32, summed in float64, rounded once."""
+    a_map, c_map = wgmma_c(64, 16, 1), wgmma_c(64, cols, 1)
+
+    def effect(a: np.ndarray, b: np.ndarray, c: np.ndarray, add: bool = True) -> np.ndarray:
+        left = _matrix(a_map, a) if regs else a.astype(np.float64)
+        full = (left @ b.astype(np.float64) + (_matrix(c_map, c) if add else 0.0)).astype(np.float32)
+        at = c_map.coords(4)
+        return full[at[..., 0], at[..., 1]]
+
+    return effect
 
 
 def wgmma(cols: int, dtype: str, regs: bool) -> Instr:
@@ -44,7 +66,30 @@ def wgmma(cols: int, dtype: str, regs: bool) -> Instr:
             f'             : {inputs}, "r"(add), {extra} : "memory");')
     return Instr(wgmma_name(cols, dtype, regs), signature, body,
                  f"PTX ISA, wgmma.mma_async: d[64 x {cols}] (+)= a b, " + ("a in registers" if regs else "both in shared memory"),
-                 (64, cols, 16), dtype, c=wgmma_c(64, cols, 1), completes="wgmma_wait")
+                 (64, cols, 16), dtype, a=wgmma_c(64, 16, 1) if regs else None, c=wgmma_c(64, cols, 1), effect=_wgmma_effect(cols, regs),
+                 completes="wgmma_wait")
+
+
+def _tma_effect(tensor: np.ndarray, box: tuple[int, ...], *at: int) -> np.ndarray:
+    """The box, outermost axis first, that starts at the coordinates, innermost axis first. Outside of the tensor it is zero."""
+    index = np.ix_(*(np.arange(n) + start for n, start in zip(box, reversed(at))))
+    inside = np.broadcast_to(True, box)
+    for i, n in zip(index, tensor.shape):
+        inside = inside & (i >= 0) & (i < n)
+    clipped = tuple(np.clip(i, 0, n - 1) for i, n in zip(index, tensor.shape))
+    return np.where(inside, tensor[clipped], np.zeros((), tensor.dtype))
+
+
+def _desc_effect(swizzle: int, lbo: int, sbo: int, addr: np.ndarray) -> np.ndarray:
+    """The fields of PTX's table, one by one: address in bits 0-13, leading and stride byte offset in 16-29 and 32-45, swizzle in 62-63."""
+    fields = ((np.asarray(addr) // 16 % 2**14, 0), (lbo // 16 % 2**14, 16), (sbo // 16 % 2**14, 32), (swizzle, 62))
+    return sum((np.asarray(x).astype(np.uint64) << np.uint64(at) for x, at in fields), start=np.uint64(0))
+
+
+def _post_effect(memory: np.ndarray, at: int, x: int) -> np.ndarray:
+    out = memory.copy()
+    out[at] = x
+    return out
 
 
 def _tma(rank: int, hint: bool, multicast: bool) -> Instr:
@@ -61,7 +106,7 @@ def _tma(rank: int, hint: bool, multicast: bool) -> Instr:
                  f"uint32_t dst, const TensorMap& map, uint32_t bar, {at}{arg}",
                  f'asm volatile("cp.async.bulk.tensor.{rank}d.shared::cluster.global.mbarrier::complete_tx::bytes{to}{policy} "\n'
                  f'             "[%0], [%1, {{{names}}}], [%2]{last};"\n'
-                 f'             :: "r"(dst), "l"(&map), "r"(bar), {ins}{use} : "memory");', doc, completes="mbar_wait")
+                 f'             :: "r"(dst), "l"(&map), "r"(bar), {ins}{use} : "memory");', doc, effect=_tma_effect, completes="mbar_wait")
 
 
 def _tma_store(rank: int, add: bool) -> Instr:
@@ -125,8 +170,8 @@ def _stores() -> list[Instr]:
     return out
 
 
-def _fn(name: str, signature: str, body: str, doc: str, returns: str = "void", completes: str = "at once") -> Instr:
-    return Instr(name, signature, body, doc, returns=returns, completes=completes)
+def _fn(name: str, signature: str, body: str, doc: str, returns: str = "void", effect: Callable[..., np.ndarray] | None = None) -> Instr:
+    return Instr(name, signature, body, doc, returns=returns, effect=effect)
 
 
 def _records() -> dict[str, Instr]:
@@ -150,12 +195,14 @@ def _records() -> dict[str, Instr]:
             "<int N> float (&r)[N]",
             '#pragma unroll\n    for (int i = 0; i < N; ++i) asm volatile("" : "+f"(r[i]) :: "memory");',
             "no instruction: the compiler may not move accesses of these registers over this point",
+            effect=np.copy,
         ),
         _fn(
             "touch_b32",
             "<int N> uint32_t (&r)[N]",
             '#pragma unroll\n    for (int i = 0; i < N; ++i) asm volatile("" : "+r"(r[i]) :: "memory");',
             "as touch",
+            effect=np.copy,
         ),
         _fn(
             "smem_desc",
@@ -163,6 +210,7 @@ def _records() -> dict[str, Instr]:
             "return uint64_t(Swizzle) << 62 | uint64_t(Sbo >> 4) << 32 | uint64_t(Lbo >> 4) << 16 | (addr & 0x3ffff) >> 4;",
             "PTX ISA, matrix descriptor: address, byte offsets of panels and of 8-row groups, swizzle code",
             "uint64_t",
+            _desc_effect,
         ),
         _fn("proxy_fence", "", 'asm volatile("fence.proxy.async.shared::cta;" ::: "memory");', "PTX ISA, fence.proxy.async"),
         _fn(
@@ -238,6 +286,7 @@ def _records() -> dict[str, Instr]:
             'asm volatile("mov.b32 %0, %0;" : "+r"(x));\n    return x;',
             "x, which the compiler then keeps in a register instead of computing it again",
             "uint32_t",
+            np.copy,
         ),
         _fn(
             "fetch_i32",
@@ -246,14 +295,22 @@ def _records() -> dict[str, Instr]:
             "    return __shfl_sync(0xffffffffu, x, 0);",
             "PTX ISA, ld; the shuffle tells the compiler that all lanes have the same",
             "int",
+            lambda memory, at: memory[at],
         ),
-        _fn("post_i32", "uint32_t dst, int x", 'asm volatile("st.shared.b32 [%0], %1;" :: "r"(dst), "r"(x) : "memory");', "PTX ISA, st"),
+        _fn(
+            "post_i32",
+            "uint32_t dst, int x",
+            'asm volatile("st.shared.b32 [%0], %1;" :: "r"(dst), "r"(x) : "memory");',
+            "PTX ISA, st",
+            effect=_post_effect,
+        ),
         _fn(
             "vmax3",
             "int a, int b, int c",
             "return __vimax3_s32(a, b, c);",
             "the largest of three: one instruction, for two new numbers",
             "int",
+            lambda a, b, c: np.maximum(np.maximum(a, b), c),
         ),
     ]
     return {i.name: i for i in [*out, *_stores()]}

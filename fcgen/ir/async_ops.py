@@ -60,7 +60,8 @@ def _on_bars(kind: str):
 define("mbar_expect", "machine", """`mbar_expect bars, cursor`: one arrival by one thread, and the phase ends only after `bytes` more
        bytes have been copied (mbarrier.arrive.expect_tx).""", _on_bars("mbar_expect"), effect="write", bytes=int)
 define("mbar_arrive", "machine", """`mbar_arrive bars, cursor`: one arrival per warp of the role; with `cluster`, on these barriers in
-       each of its blocks (mapa, mbarrier.arrive).""", _on_bars("mbar_arrive"), effect="write", cluster=(int, None))
+       each of its blocks (mapa, mbarrier.arrive). lag=1: for the tile before the cursor's.""",
+       _on_bars("mbar_arrive"), effect="write", cluster=(int, None), lag=(int, None))
 define(
     "mbar_wait",
     "machine",
@@ -164,6 +165,16 @@ define(
     _no_operands,
     effect="write",
 )
+
+
+def _pend(types, attrs):
+    need(len(types) == 1 and isinstance(types[0], Frag), "pend takes an accumulator", "frag", ", ".join(map(str, types)))
+    return (Pending(types[0]),)
+
+
+define("pend", "machine", "An accumulator that products will be added to; from here on it is theirs until a `settle`.", _pend)
+define("wgmma_wait", "machine", """Wait until at most `groups` of this warpgroup's groups are in flight: what older ones read may be
+       overwritten. Their accumulators stay pending.""", _no_operands, effect="write", groups=int)
 define("wgmma_commit", "machine", "Close the group of this warpgroup's wgmmas.", _no_operands, effect="write")
 
 

@@ -206,12 +206,13 @@ class Env:
         self.map[old] = new
 
     def all(self, vs: Iterable[Value]) -> tuple[Value, ...]:
-        return tuple(self[v] for v in vs)
+        return tuple([self.map.get(v, v) for v in vs])
 
 
 def substitute(op: Op, env: Env) -> Op:
     """The op, and those in its regions, with operands through `env`; it keeps its own values."""
-    return replace(op, operands=env.all(op.operands), regions=tuple(substitute_block(r, env) for r in op.regions))
+    regions = tuple(substitute_block(r, env) for r in op.regions)
+    return Op(op.kind, env.all(op.operands), op.results, op.attrs, regions, op.loc)
 
 
 def substitute_block(block: Block, env: Env) -> Block:
@@ -255,7 +256,7 @@ def copy_op(op: Op, env: Env) -> Op:
     results = tuple(Value(r.type, r.name) for r in op.results)
     for old, new in zip(op.results, results):
         env[old] = new
-    return replace(op, operands=operands, results=results, regions=regions)
+    return Op(op.kind, operands, results, op.attrs, regions, op.loc)
 
 
 def copy_block(block: Block, env: Env) -> Block:
@@ -275,14 +276,15 @@ def rewrite(block: Block, rule: Callable[[Op, Builder, Env], bool], env: Env | N
         env[old] = new
     b = Builder()
     for op in block.ops:
-        new_op = replace(op, operands=env.all(op.operands), regions=tuple(rewrite(r, rule, env) for r in op.regions))
+        operands, regions = env.all(op.operands), tuple(rewrite(r, rule, env) for r in op.regions)
+        new_op = Op(op.kind, operands, op.results, op.attrs, regions, op.loc)
         b.loc = op.loc
         if rule(new_op, b, env):
             continue
         results = tuple(Value(r.type, r.name) for r in op.results)
         for old, fresh in zip(op.results, results):
             env[old] = fresh
-        b.add(replace(new_op, results=results))
+        b.add(Op(op.kind, operands, results, op.attrs, regions, op.loc))
     return b.block(args)
 
 

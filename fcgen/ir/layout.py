@@ -7,7 +7,7 @@ enumeration: tiles are small, and NumPy compares all of their elements faster th
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from math import prod
 
 import numpy as np
@@ -61,11 +61,11 @@ class RegLayout:
     def __str__(self) -> str:
         return "{" + " | ".join(" ".join(map(str, a)) or "1" for a in self.axes) + "}"
 
-    @property
+    @cached_property
     def shape(self) -> tuple[int, ...]:
         return tuple(prod(f.size for f in a) for a in self.axes)
 
-    @property
+    @cached_property
     def regs(self) -> int:
         """Registers (elements) per thread."""
         return prod(f.size for a in self.axes for f in a if f.unit == "r")
@@ -138,6 +138,10 @@ class RegLayout:
 
     def problem(self) -> str | None:
         """Why this is no layout, or None: each digit stands by itself, registers count without gaps, lanes are 32."""
+        return self._problem
+
+    @cached_property
+    def _problem(self) -> str | None:
         return _problem(self)
 
     def picture(self, warp: int = 0, limit: int = 32) -> str:
@@ -167,7 +171,6 @@ def _renumber(axes: tuple[tuple[Factor, ...], ...]) -> tuple[tuple[Factor, ...],
     return tuple(tuple(Factor("r", f.size, new[f.stride]) if f.unit == "r" else f for f in a) for a in axes)
 
 
-@lru_cache(maxsize=512)
 def _problem(layout: RegLayout) -> str | None:
     for unit, what in (("r", "register"), ("l", "lane"), ("w", "warp")):
         end = 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from ..errors import FcError, Loc
@@ -37,6 +38,12 @@ class OpDef:
     attrs: Mapping[str, type | tuple[type, ...]]
     effect: str = "none"
     check: Callable[[Op], None] | None = None
+
+    @cached_property
+    def attr_rules(self) -> tuple[tuple[str, tuple[type, ...], bool], ...]:
+        """(name, the types it may have, whether it may be missing) of each attribute."""
+        every = {name: kind if isinstance(kind, tuple) else (kind,) for name, kind in self.attrs.items()}
+        return tuple((name, tuple(k for k in kinds if k is not None), None in kinds) for name, kinds in every.items())
 
 
 OPS: dict[str, OpDef] = {}
@@ -132,10 +139,11 @@ class _Verifier:
         if wrong is not None:
             raise self.bad(op, wrong)
         try:
-            types = d.infer(tuple(v.type for v in op.operands), op.attrs)
+            types = d.infer(tuple([v.type for v in op.operands]), op.attrs)
             if types is not None:
-                got = tuple(r.type for r in op.results)
-                need(tuple(types) == got, "result types follow from the operands", expected=_join(types), got=_join(got))
+                got = tuple([r.type for r in op.results])
+                if tuple(types) != got:
+                    raise RuleError("result types follow from the operands", expected=_join(types), got=_join(got))
             if d.check is not None:
                 d.check(op)
             need(d.check is not None or not op.regions, f"{op.kind} has no regions")
@@ -185,9 +193,7 @@ def _join(types: Iterable[Any]) -> str:
 
 def attr_problem(d: OpDef, attrs: Mapping[str, Any]) -> tuple[str, RuleError] | None:
     """The first attribute that is missing, of the wrong type or unknown, and what to say about it."""
-    for name, kind in d.attrs.items():
-        optional = isinstance(kind, tuple) and None in kind
-        allowed = tuple(k for k in kind if k is not None) if isinstance(kind, tuple) else (kind,)
+    for name, allowed, optional in d.attr_rules:
         if name not in attrs:
             if not optional:
                 return name, RuleError(f"{d.kind} needs the attribute {name!r}")
@@ -209,10 +215,10 @@ _TYPE_WORDS: dict[type, str] = {int: "a whole number", float: "a number", bool: 
 def misuse(op: Op) -> RuleError | None:
     """An op that takes an accumulator in flight or a ring's position, and is not one of those that may."""
     for v in op.operands:
-        for type_, may, what, want in ((Pending, MAY_BE_PENDING, "touches an accumulator in flight", "a settled fragment"),
-                                       (Cursor, MAY_BE_CURSOR, "takes a ring's position", "a value")):
-            if isinstance(v.type, type_) and op.kind not in may:
-                return RuleError(f"{op.kind} {what}", want, v.type)
+        if isinstance(v.type, Pending) and op.kind not in MAY_BE_PENDING:
+            return RuleError(f"{op.kind} touches an accumulator in flight", "a settled fragment", v.type)
+        if isinstance(v.type, Cursor) and op.kind not in MAY_BE_CURSOR:
+            return RuleError(f"{op.kind} takes a ring's position", "a value", v.type)
     return None
 
 

@@ -21,8 +21,8 @@ class Instr:
     name: also the name of the device function that wraps it. shape: (m, n, k) of one issue for matrix instructions, else ().
     dtype: operand element type. a, b, c: register maps of one warp's operands, straight from the PTX tables (`RegLayout` of one
     instruction's tile). signature: the C++ parameter list of the wrapper; body: its statement, holding one inline-PTX
-    instruction. effect: NumPy on arrays [lanes, regs] per operand, returning the result's. completes: "at once", or what must be
-    waited for. needs: lowest compute capability (80 for sm_80). doc: the PTX section.
+    instruction. effect: NumPy on arrays [lanes, regs] per operand ([warps, lanes, regs] where a warpgroup works together), returning the
+    result's. completes: "at once", or what must be waited for. needs: lowest compute capability (80 for sm_80). doc: the PTX section.
     """
 
     name: str

@@ -78,10 +78,10 @@ def base_name(name: str) -> str:
     if _PLAIN.fullmatch(name):
         return name
     name = re.sub(r"\.\d+$", "", name)
-    if not name or name.isdigit():
+    if not name or name.isdecimal():
         return ""
     name = re.sub(r"\W", "_", name)
-    return "_" + name if name[0].isdigit() else name
+    return "_" + name if name[0].isdecimal() else name
 
 
 def word(s: str) -> str:

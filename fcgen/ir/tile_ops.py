@@ -17,7 +17,7 @@ from typing import Any
 from .core import Op
 from .elementwise import FNS, REDUCTIONS
 from .layout import RegLayout
-from .ops import define, need
+from .ops import RuleError, define, need
 from .types import DTYPES, Frag, Scalar, Tensor, Tile, bf16, f16, f32, i1, i32, i64, with_dtype
 
 BOTH = "tile machine"
@@ -27,7 +27,8 @@ def shaped(types: tuple[Any, ...], rule: str) -> Any:
     """The common type of elementwise operands: scalars go with anything, shaped operands must agree in shape and layout."""
     out: Any = None
     for t in types:
-        need(isinstance(t, (Scalar, Tile, Frag)), f"{rule} takes scalars and tiles, not {t}")
+        if not isinstance(t, (Scalar, Tile, Frag)):
+            raise RuleError(f"{rule} takes scalars and tiles, not {t}")
         if isinstance(t, Scalar):
             continue
         if out is None:
@@ -52,9 +53,9 @@ def infer_elementwise(name: str):
     def run(types: tuple[Any, ...], attrs: Mapping[str, Any]) -> tuple[Any, ...]:
         need(len(types) == fn.arity, f"{name} takes {fn.arity} operands", fn.arity, len(types))
         base = shaped(types, name)
-        dtypes = {t.dtype for t in types}
-        need(len(dtypes) == 1, f"{name}: operands have one dtype", got=", ".join(sorted(map(str, dtypes))))
         dtype = types[0].dtype
+        if any(t.dtype != dtype for t in types):
+            raise RuleError(f"{name}: operands have one dtype", got=", ".join(sorted({str(t.dtype) for t in types})))
         if fn.kind == "float":
             need(dtype.is_float, f"{name} is for floats", "f16, bf16, f32", dtype)
         elif fn.kind == "int":

@@ -189,7 +189,7 @@ def with_shape(t: Shaped, shape: tuple[int, ...], dtype: DType | None = None) ->
 
 
 def with_dtype(t: Scalar | Tile | Tensor | Frag | Buffer, dtype: DType) -> Type:
-    return replace(t, dtype=dtype)
+    return t if t.dtype == dtype else replace(t, dtype=dtype)
 
 
 def num_elements(t: Shaped) -> int:

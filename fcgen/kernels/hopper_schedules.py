@@ -2,7 +2,8 @@
 
 A row holds up to its head size (the larger of the key's and the value's), for one mask kind ("causal" is both alignments) and up to its
 length; the first row that fits is taken. Where a grid of the row's tiles would leave half of the multiprocessors idle, the last table's
-rows come first. `lazy` is the spec's option, in powers of e: 5.5 is a factor of 2**8.
+rows come first. `lazy` is the spec's option, in powers of e: 5.5 is a factor of 2**8. With it goes `sums`: "rounded" where the tensor core
+makes the sums (`ones`: level in time at D = 64, 3 % slower at D = 128), else "corrected" (1 to 2 %; "rounded" costs 6 % at D = 128).
 """
 
 from __future__ import annotations
@@ -27,8 +28,11 @@ _TWO = {"q": 2, "k": 2, "v": 2}
 _THREE = {"q": 2, "k": 3, "v": 3}
 #: H200, 2026-11-21
 ROWS: tuple[Row, ...] = (
-    (64, "any", ANY, _s(192, 128, 3, _THREE)),
-    (128, "causal", 1024, _s(128, 128, 2, _TWO, tokens=True)),
+    (64, "causal", ANY, _s(192, 128, 3, _THREE, ones="acc", from_end="rows")),
+    (64, "any", ANY, _s(192, 128, 3, _THREE, ones="acc")),
+    (128, "causal", 1024, _s(128, 128, 2, _TWO, tokens=True, ones="acc", regs_a="s")),
+    (128, "none", 512, _s(128, 128, 2, _TWO, tokens=True, ones="acc", regs_a="s")),
+    (128, "causal", ANY, _s(192, 80, 3, _THREE, from_end="rows")),
     (128, "any", ANY, _s(192, 80, 3, _THREE)),
     (192, "any", ANY, _s(128, 80, 2)),
     (256, "any", ANY, _s(128, 64, 2)),

@@ -3,7 +3,7 @@
 In: selected machine IR in which every wgmma is settled at once. Out: the same with each `settle` as late as it can be: in front of the
 first op that reads its result, and of anything that would touch what is in flight. What a settle lets go (the arrival that frees a ring's
 slot) moves with it. Products complete in the order of their groups, so a settle leaves as many groups in flight as were issued after its
-own. A turn is taken in front of its first product and given on when that is done. Waits for tiles that stand between two products are
+own. A loop whose accumulator only products touch carries it in flight (`carried`). A turn is taken in front of its first product and given on when that is done. Waits for tiles that stand between two products are
 moved in front of the first, so that the second is issued right behind it.
 """
 
@@ -15,6 +15,7 @@ from ..ir.core import Block, Kernel, Op, Value, free_values, map_bodies, walk
 from ..ir.schedule import Schedule
 from ..ir.target import Target
 from ..ir.types import Buffer
+from .carried import carried
 from .grid import TOKENS
 
 
@@ -62,6 +63,10 @@ def _block(block: Block) -> Block:
         if op.kind == "settle":
             wgmma = next(o for o in reversed(out) if o.kind == "wgmma")
             flying.append(_Flight(op, {v for v in wgmma.operands if isinstance(v.type, Buffer)}))
+            continue
+        kept = carried(op) if op.kind == "for" and not flying else None
+        if kept is not None:
+            out += kept
             continue
         if op.regions:
             op = replace(op, regions=tuple(_block(r) for r in op.regions))

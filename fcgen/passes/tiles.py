@@ -6,11 +6,14 @@ With `schedule.l2`, and an axis along which work differs, the other axes are cut
 a group's longest tiles run first, all of its members' side by side. Groups are equally large, and never so small that their tiles are few
 per block: the last group's short tiles must be enough to even out its long ones (H200: a small last group left the busiest multiprocessor
 16 % above the mean).
+
+Where no axis's work differs and the two fastest axes both have tiles, `l2` makes strips: the tiles that run together are then about a square
+of the two axes, which reads least of both operands.
 """
 
 from __future__ import annotations
 
-from math import prod
+from math import prod, sqrt
 
 from ..ir.core import Builder, Kernel, Value, walk
 from ..ir.schedule import Schedule
@@ -18,6 +21,8 @@ from ..ir.types import Tensor
 
 #: tiles per block that a group has at least
 WAVES = 2
+#: blocks that a strip is shaped for: multiprocessors of the GPUs that have these instructions, about
+TOGETHER = 128
 
 
 class Tiles:
@@ -46,9 +51,18 @@ class Tiles:
             most = b.emit("min", b.emit("max", room, enough), self.others)
             groups = self.ceil(self.others, most, b)
             self.group = b.emit("max", self.ceil(self.others, b.emit("max", groups, one), b), one, name="side_by_side")
+        self.strip = self.strip_of(schedule)
         self.total = self.product(self.order, b)
         if kernel.cluster > 1:
             self.total = b.emit("mul", self.total, self.number(kernel.cluster, b))
+
+    def strip_of(self, schedule: Schedule) -> int:
+        """How many tiles of the second axis run side by side, 0 for no strips."""
+        fast = [self.kernel.grid[a] for a in self.order[:2]]
+        if not schedule.l2 or self.long is not None or len(fast) < 2 or any(axis.tile == 1 for axis in fast):
+            return 0
+        across, along = (axis.tile * axis.cluster for axis in fast)
+        return max(1, round(sqrt(TOGETHER / self.kernel.cluster * across / along)))
 
     def number(self, n: int, b: Builder) -> Value:
         return b.emit("const", value=n, dtype="i32")
@@ -100,6 +114,16 @@ class Tiles:
             out[a] = self.turned(a, b.emit("floordiv", inside, members), b)
             left = b.emit("add", first, b.emit("mod", inside, members))
             order = [x for x in order if x != a]
+        if self.strip:
+            (across, along), order = order[:2], order[2:]
+            area = b.emit("mul", self.counts[across], self.counts[along])
+            t_in, left = (b.emit("mod", left, area), b.emit("floordiv", left, area)) if order else (left, left)
+            whole = b.emit("mul", self.counts[across], self.number(self.strip, b))
+            first = b.emit("mul", b.emit("floordiv", t_in, whole), self.number(self.strip, b))
+            inside = b.emit("mod", t_in, whole)
+            members = b.emit("min", self.number(self.strip, b), b.emit("sub", self.counts[along], first), name="members")
+            out[across] = self.turned(across, b.emit("floordiv", inside, members), b)
+            out[along] = self.turned(along, b.emit("add", first, b.emit("mod", inside, members)), b)
         for n, a in enumerate(order):
             last = n == len(order) - 1
             out[a] = self.turned(a, left if last else b.emit("mod", left, self.counts[a]), b)

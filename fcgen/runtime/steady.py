@@ -1,9 +1,9 @@
 """A launch of which everything but the pointers and scalars is decided: what a call costs after the first one.
 
-In: a loaded kernel and, per kernel parameter, where its value comes from. Out: `launch(stream, values)`. Guaranteed: a steady launch writes
-the pointers and scalars into a block made before, replaces the tensor maps whose tensor moved, and calls the driver, which copies the block
-before it returns. A block belongs to one launch at a time, so any number of threads (and whatever interrupts them) may launch. Nothing is
-launched where a tensor cannot be described.
+In: a loaded kernel and, per kernel parameter, where its value comes from. Out: `launch(stream, values)`. Guaranteed: a steady launch calls
+the driver with a block of parameters that already holds these values, if one of the last launches had the same (the layers of a model, over
+and over); else one is written. The driver copies a block before it returns. A block belongs to one launch at a time, so any number of
+threads (and whatever interrupts them) may launch. Nothing is launched where a tensor cannot be described.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 from fcgen.runtime import tensormap
 from fcgen.runtime.module import KINDS
 
+#: launches whose parameters are kept
 _REMEMBERED = 256
 
 
@@ -39,15 +40,17 @@ class Map:
     def __init__(self, index: int, dtype: str, shape: tuple[int, ...], strides: tuple[int, ...], box: tuple[int, ...], swizzle: int,
                  name: str):
         self.index = index
-        self.made: dict[int, bytes] = {}
         self._facts = (dtype, shape, strides, box, swizzle, name)
+        self._made: dict[int, bytes] = {}
 
     def at(self, ptr: int) -> bytes:
         """The map of the tensor where it lies now."""
-        made = tensormap.encode(ptr, *self._facts)
-        if len(self.made) >= _REMEMBERED:
-            self.made.clear()
-        self.made[ptr] = made
+        made = self._made.get(ptr)
+        if made is None:
+            made = tensormap.encode(ptr, *self._facts)
+            if len(self._made) >= _REMEMBERED:
+                self._made.clear()
+            self._made[ptr] = made
         return made
 
 
@@ -59,11 +62,12 @@ Parameter = Constant | Varying | Map | Counter
 
 
 class Block:
-    """Parameter values where the driver reads them, and the array of pointers to them. Maps come first: they are aligned to 64 bytes."""
+    """Parameter values where the driver reads them, and the array of pointers to them. Maps come first: they are aligned to 64 bytes.
+    exact: values equal to these are the same bits (0.0 and -0.0 are not)."""
 
-    __slots__ = ("at", "bytes", "keep", "seen")
+    __slots__ = ("at", "bytes", "exact", "keep")
 
-    def __init__(self, size: int, offsets: Sequence[int], maps: int):
+    def __init__(self, size: int, offsets: Sequence[int]):
         raw = ctypes.create_string_buffer(size + tensormap.ALIGN)
         start = ctypes.addressof(raw)
         skip = -start % tensormap.ALIGN
@@ -71,7 +75,7 @@ class Block:
         self.keep = (raw, pointers)
         self.bytes = memoryview(raw).cast("B")[skip:skip + size]
         self.at = ctypes.addressof(pointers)
-        self.seen: list[int | None] = [None] * maps  # the pointer that each map describes now
+        self.exact = False
 
 
 class SteadyLaunch:
@@ -81,9 +85,9 @@ class SteadyLaunch:
     def __init__(self, kinds: Sequence[str], parameters: Sequence[Parameter], enqueue: Callable[[int, int], None],
                  counter: Callable[[int], int] | None = None):
         self._enqueue = enqueue
-        self._maps = [p for p in parameters if isinstance(p, Map)]
-        self._windows = [(n, m.index, m.made, m.at, slice(n * tensormap.SIZE, (n + 1) * tensormap.SIZE)) for n, m in enumerate(self._maps)]
-        self._start = len(self._maps) * tensormap.SIZE
+        found = [p for p in parameters if isinstance(p, Map)]
+        self._windows = [(m.index, m.at, slice(n * tensormap.SIZE, (n + 1) * tensormap.SIZE)) for n, m in enumerate(found)]
+        self._start = len(found) * tensormap.SIZE
         self._counter = counter if any(isinstance(p, Counter) for p in parameters) else None
         layout = _Layout(self._start)
         places = [layout.add(k) for k in kinds]
@@ -105,29 +109,39 @@ class SteadyLaunch:
                 self._offsets.append(layout.add(p.kind))
                 self._constants.append((self._offsets[-1], struct.pack("<" + KINDS[p.kind][0], p.value)))
         self._size = layout.at
-        self._free: list[Block] = []
+        self._ready: dict[tuple[Any, ...], Block] = {}
+        self.launch = self._bound()
 
-    def launch(self, stream: int, values: tuple[Any, ...]) -> None:
-        """Launch on a stream given as its address. values: pointers and scalars, as `kinds` says."""
-        free = self._free
+    def _bound(self) -> Callable[[int, tuple[Any, ...]], None]:
+        """`launch(stream, values)`: on a stream given as its address; values: pointers and scalars, as `kinds` says. A function of its own,
+        since looking up what it needs on `self` would cost a tenth of a call."""
+        ready, make, enqueue, counter = self._ready, self._block, self._enqueue, self._counter
+        take = ready.pop
+
+        def launch(stream: int, values: tuple[Any, ...]) -> None:
+            if counter is not None:
+                values = (*values, counter(stream))
+            block = take(values, None) or make(values)  # taking it out is atomic, so this block is ours alone
+            enqueue(block.at, stream)
+            if block.exact:
+                ready[values] = block
+
+        return launch
+
+    def _block(self, values: tuple[Any, ...]) -> Block:
+        """A block with these values: the one used last where there are many, else a new one."""
         try:
-            block = free.pop()  # taking and giving back are atomic, so this block is ours alone
-        except IndexError:
-            block = self._block()
-        if self._counter is not None:
-            values = (*values, self._counter(stream))
+            block = self._ready.popitem()[1] if len(self._ready) >= _REMEMBERED else self._new()
+        except KeyError:  # other threads took them all
+            block = self._new()
         self._pack(block.bytes, self._start, *values)
-        for n, index, made, at, window in self._windows:
-            ptr = values[index]
-            if block.seen[n] != ptr:
-                block.seen[n] = None
-                block.bytes[window] = made.get(ptr) or at(ptr)
-                block.seen[n] = ptr
-        self._enqueue(block.at, stream)
-        free.append(block)
+        for index, at, window in self._windows:
+            block.bytes[window] = at(values[index])
+        block.exact = not any(v == 0.0 and isinstance(v, float) for v in values)
+        return block
 
-    def _block(self) -> Block:
-        block = Block(self._size, self._offsets, len(self._maps))
+    def _new(self) -> Block:
+        block = Block(self._size, self._offsets)
         for offset, value in self._constants:
             block.bytes[offset:offset + len(value)] = value
         return block

@@ -150,7 +150,7 @@ def from_dlpack(x: Any, name: str) -> TensorArg:
     if dtype is None:
         raise _bad_dtype(name, f"DLPack type code {tensor.code} with {tensor.bits} bits and {tensor.lanes} lanes")
     shape = tuple(tensor.shape[i] for i in range(tensor.ndim))
-    strides = tuple(tensor.strides[i] for i in range(tensor.ndim)) if tensor.strides else _row_major(shape)
+    strides = tuple(tensor.strides[i] for i in range(tensor.ndim)) if tensor.strides else row_major(shape)
     return TensorArg((tensor.data or 0) + tensor.byte_offset, shape, strides, dtype, int(number) if on_gpu else CPU,
                      readonly, capsule)
 
@@ -187,7 +187,7 @@ def _from_cuda_array(x: Any, name: str) -> TensorArg:
     if steps is not None and any(s % size for s in steps):
         raise FcError("call/argument", f"the strides of argument `{name}` are not whole elements",
                       expected=f"multiples of {size} bytes", got=tuple(steps), hint="make a contiguous copy")
-    strides = tuple(s // size for s in steps) if steps is not None else _row_major(shape)
+    strides = tuple(s // size for s in steps) if steps is not None else row_major(shape)
     device = _device_of(ptr) if ptr else current_device()
     _wait_for(facts.get("stream"), device)
     return TensorArg(ptr, shape, strides, dtype, device, bool(readonly), None)
@@ -214,7 +214,7 @@ def _wait_for(stream: int | None, device: int) -> None:
         cu.cuCtxPopCurrent()
 
 
-def _row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
+def row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
     strides, step = [], 1
     for size in reversed(shape):
         strides.append(step)

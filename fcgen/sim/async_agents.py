@@ -73,7 +73,7 @@ class AsyncOps:
     def mbar_arrive(self, op: Op, args: list[Any]) -> Iterator[Blocked | None]:
         self.shared.sync_warp(self.number)  # one lane arrives for all: they meet before
         for rank in range(op["cluster"]) if op.get("cluster") else [self.rank]:
-            barrier, phase = self.sim.barriers[rank].phase(args[0][0], args[1])
+            barrier, phase = self.sim.barriers[rank].phase(args[0][0], args[1] - op.get("lag", 0))
             self.sim.reach.touches(self, rank, op)  # type: ignore[arg-type]
             barrier.arrive(self, op, phase)  # type: ignore[arg-type]
         yield None
@@ -104,6 +104,13 @@ class AsyncOps:
         if self.core is not None:
             self.core.commit()
         yield None
+
+    def do_pend(self, op: Op, args: list[Any]) -> Any:
+        return args[0]
+
+    def do_wgmma_wait(self, op: Op, args: list[Any]) -> None:
+        if self.core is not None:
+            self.core.wait(op["groups"])
 
     def do_settle(self, op: Op, args: list[Any]) -> Any:
         assert self.core is not None

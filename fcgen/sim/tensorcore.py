@@ -209,8 +209,9 @@ class TensorCore:
     def commit(self) -> None:
         self.commits += 1
 
-    def settle(self, op: Op, args: list[Any]) -> tuple[np.ndarray, ...]:
-        groups = self.commits - op["groups"]
+    def wait(self, left: int) -> int:
+        """At most `left` groups stay in flight; returns how many are done."""
+        groups = self.commits - left
         while self.waiting and self.waiting[0].group <= groups:
             self.run_next()
         self.jobs = [j for j in self.jobs if j.group > groups]
@@ -219,10 +220,16 @@ class TensorCore:
             self.settled = groups
             clock = self.agent.shared.clock
             clock[self.agent.number, self.engine] = max(clock[self.agent.number, self.engine], groups)
+        return groups
+
+    def settle(self, op: Op, args: list[Any]) -> tuple[np.ndarray, ...]:
+        groups = self.wait(op["groups"])
         listed = {id(x) for v, x in zip(op.operands, args) if isinstance(v.type, Frag)}
         out = []
         for v, job in zip(op.operands, args):
-            if isinstance(v.type, Pending):
+            if isinstance(v.type, Pending) and isinstance(job, np.ndarray):  # no product was added to it
+                out.append(job)
+            elif isinstance(v.type, Pending):
                 out.append(self.result(op, v, job, groups))
                 if any(id(x) not in listed for x in job.lefts):
                     self.fault(op, f"settle of {v.name or 'a result'} does not list a left operand, whose registers may be overwritten",

@@ -122,7 +122,21 @@ def test_accuracy_ratios():
 
 def test_roofline_points():
     found = roofline.points(TABLE[:1])
-    assert found["fcgen"] == [(256.0, 400.0, 64)]
+    assert found[TABLE[0]["mask"], "fcgen", 64] == [(256.0, 400.0)]
+
+
+def test_the_largest_spread_is_told_with_its_cell():
+    rows = [{"d": 64, "s": 512 << n, "mask": "none", "results": {"fcgen": {"spread": x}}} for n, x in enumerate((0.01, 0.05, 0.02))]
+    assert hopper_forward.spread_of(rows) == {"median": 0.02, "largest": 0.05, "at": "D64:S1k:full"}
+    assert hopper_forward.spread_of([]) == {}
+
+
+def test_a_peer_that_fails_in_any_way_is_left_out_with_its_reason(monkeypatch):
+    def broken():
+        raise ValueError("no such layout\nand more")
+
+    monkeypatch.setattr(peers, "cudnn", broken)
+    assert peers.load(["cudnn"]) == ({}, {"cudnn": "ValueError: no such layout"})
 
 
 # ---- the search --------------------------------------------------------------------------------------------------------

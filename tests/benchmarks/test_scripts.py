@@ -14,6 +14,7 @@ import pytest
 import fcgen as fc
 from benchmarks import attention_forward, environment, merge, plot, random_configs, sanitize, timing
 from benchmarks.pool import LAZY
+from fcgen import compiler
 from tests.gpu import micro
 
 ROOT = Path(__file__).parents[2]
@@ -99,7 +100,7 @@ def test_jobs(arch):
 
 def test_plot_series():
     panels = plot.series(plot.table_of({"parts": {"forward": {"table": TABLE}}}))
-    assert list(panels) == [(64, "none"), (64, "causal_top_left"), (128, "none")]
+    assert list(panels) == [(64, "none"), (128, "none"), (64, "causal_top_left")]
     assert panels[64, "none"]["mma"] == [(1024, 100.0), (4096, 25.0)]
 
 
@@ -171,6 +172,71 @@ def test_all_sanitized_kernels_compile(monkeypatch, tmp_path):
     ("========= ERROR SUMMARY: 0 errors", "the result is wrong, or the run did not end"), ("Killed", "no summary in the log")])
 def test_sanitizer_logs(text, want):
     assert sanitize.log_verdict(text) == want
+
+
+READ = """\
+========= COMPUTE-SANITIZER
+hopper: result is right
+========= Uninitialized __global__ memory read of size 4 bytes
+=========     at attention+0x1a0 in attention.cu:30
+=========     by thread (0,0,0) in block (1,0,0)
+=========     Saved host backtrace up to driver entry point at kernel launch time
+=========         Host Frame: [0x2f0a1f] in libcuda.so.1
+=========
+========= Uninitialized __global__ memory read of size 4 bytes
+=========     at attention+0x1b0 in attention.cu:31
+=========
+========= ERROR SUMMARY: 2 errors
+"""
+COPIED = """\
+========= COMPUTE-SANITIZER
+========= Host API uninitialized memory access: 8 bytes at 0x7f0012 on access by cudaMemcpyAsync source
+=========     Saved host backtrace up to driver entry point at error
+=========         Host Frame: [0x2f0a1f] in libcuda.so.1
+=========         Host Frame: at::native::nonzero_cuda(at::Tensor const&) in libtorch_cuda.so
+=========
+========= Host API uninitialized memory access: 8 bytes at 0x7f0212 on access by cudaMemcpyAsync source
+hopper: result is right
+========= ERROR SUMMARY: 2 errors
+"""
+RACE = """\
+========= COMPUTE-SANITIZER
+========= Error: Race reported between Write access at attention(float *, int)+0x3c0 in attention.cu:77
+=========     and Read access at attention(float *, int)+0x520 in attention.cu:91 [128 hazards]
+========= RACECHECK SUMMARY: 1 hazard displayed (1 error, 0 warnings)
+"""
+
+
+@pytest.mark.parametrize("text, kinds, kernel, line, frames", [
+    (READ, {"Uninitialized __global__ memory read of size 4 bytes": 2}, "attention", 30, 0),
+    (COPIED, {"Host API uninitialized memory access: 8 bytes at 0x... on access by cudaMemcpyAsync source": 2}, "", 0, 2),
+    (RACE, {"Error: Race reported between Write access at attention(float *, int)+0x... in attention.cu:77": 1}, "attention", 77, 0),
+    ("========= Invalid __shared__ read of size 2\n=========     at 0x90 in attention.cu:41:attention", None, "attention", 41, 0)])
+def test_the_first_error_of_a_log(text, kinds, kernel, line, frames):
+    error = sanitize.first_error(text)
+    assert (error["kernel"], error["line"], len(error["frames"])) == (kernel, line, frames)
+    assert kinds in (None, error["kinds"])
+
+
+def test_a_clean_log_has_no_first_error():
+    assert sanitize.first_error("========= COMPUTE-SANITIZER\nhopper: result is right\n========= ERROR SUMMARY: 0 errors") is None
+
+
+def test_the_summary_shows_the_generated_line(tmp_path, capsys, monkeypatch):
+    """Of kernels compiled with line numbers: the text of the line is next to the tool's words, in the table and in the file."""
+    pytest.importorskip("cuda.bindings.nvrtc")
+    monkeypatch.setenv("FCGEN_CACHE_DIR", str(tmp_path / "cache"))
+    made = sanitize.made_for("hopper", "sm_90").built
+    line = next(n for n, text in enumerate(made.cuda_text.splitlines(), 1) if n in made.line_map and "tma_load" in text)
+    (tmp_path / "initcheck-hopper.log").write_text(READ.replace("attention.cu:30", f"attention.cu:{line}"))
+    path = tmp_path / "out.json"
+    assert sanitize.main(["--summary", str(tmp_path), "--tools", "initcheck", "--kernels", "hopper", "--json", str(path)]) == 1
+    text = made.cuda_text.splitlines()[line - 1].strip()
+    said = capsys.readouterr().out
+    assert text in said and "2 x Uninitialized" in said and said.splitlines()[-1] == "dirty"
+    error = json.loads(path.read_text())["first_errors"]["initcheck hopper"]
+    assert error["text"] == text and error["spec"] and error["kernel"] == made.facts.name
+    assert "-lineinfo" not in compiler.NVRTC_OPTIONS
 
 
 def test_a_missing_log_is_dirty(tmp_path, capsys):

@@ -15,7 +15,7 @@ from fcgen.errors import Loc
 from fcgen.ir.core import Block, Builder, Env, Kernel, Op, Role, Value, copy_op, walk
 from fcgen.ir.layout import blocked
 from fcgen.ir.ops import verify
-from fcgen.ir.text import attr_text, parse_kernel, print_kernel, print_op
+from fcgen.ir.text import attr_text, base_name, parse_kernel, print_kernel, print_op
 from fcgen.ir.types import Frag, Scalar, f32, i32
 
 from . import strategies
@@ -42,6 +42,12 @@ def test_round_trip(name):
 @given(strategies.kernels())
 def test_random_kernels(kernel):
     round_trip(kernel)
+
+
+@pytest.mark.parametrize("name", ["¹", "x¹", "٣", "1.5", "_.7", "a b"])
+def test_the_name_in_text_is_its_own_name_in_text(name):
+    assert base_name(base_name(name)) == base_name(name)
+    assert not base_name(name) or parse_kernel(print_kernel(replace(tile_kernel(), name=base_name(name))), "k.fcir").name == base_name(name)
 
 
 @settings(max_examples=200, deadline=None)

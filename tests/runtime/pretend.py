@@ -128,7 +128,7 @@ class Tensor:
 
     def __init__(self, shape, dtype, strides=None, ptr=None, device="cuda:0"):
         self.shape, self.dtype, self.device = tuple(shape), dtype, device
-        self._strides = tensors._row_major(self.shape) if strides is None else tuple(strides)
+        self._strides = tensors.row_major(self.shape) if strides is None else tuple(strides)
         self._ptr = next(self.ends) if ptr is None else ptr
 
     def stride(self):
@@ -148,6 +148,7 @@ def torch():
     for name in ("float16", "bfloat16", "float32", "int32"):
         setattr(out, name, Dtype(name))
     out.empty = lambda shape, dtype, device, **_: Tensor(shape, dtype, device=device)
+    out.empty_strided = lambda shape, strides, dtype, device: Tensor(shape, dtype, strides, device=device)
     out.empty_like = lambda x, **_: Tensor(x.shape, x.dtype, device=x.device)
     out.now = types.SimpleNamespace(stream=0, device=0)
     out._C = types.SimpleNamespace(_cuda_getCurrentRawStream=lambda d: out.now.stream, _cuda_getDevice=lambda: out.now.device)

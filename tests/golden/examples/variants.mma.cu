@@ -165,14 +165,14 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
         const int k_pos = t_7 + copy_row;
         #pragma unroll
         for (int i = 0; i < 4; ++i) {
-            cp_async_16_fill((tile_dst ^ (i % 2 * 64)) + i * 512, k_src, k_pos + i * 4 < N ? 16 : 0);
+            cp_async_16_fill((tile_dst ^ (i % 2 * 64)) + i * 512, k_src, unsigned(k_pos + i * 4) < unsigned(N) ? 16 : 0);
             k_src += k_step;
         }
         // acc <<= acc * a + fc.dot(p.to(V.dtype), fc.load(V[b, h, cols]))  [variants.py:25]
         const f16* v_src = v_base + (long long)t_7 * V_s2;
         #pragma unroll
         for (int i = 0; i < 4; ++i) {
-            cp_async_16_fill((tile_dst_2 ^ (i % 2 * 64)) + i * 512, v_src, k_pos + i * 4 < N ? 16 : 0);
+            cp_async_16_fill((tile_dst_2 ^ (i % 2 * 64)) + i * 512, v_src, unsigned(k_pos + i * 4) < unsigned(N) ? 16 : 0);
             v_src += v_step;
         }
     }
@@ -228,14 +228,14 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
             const int k_pos = t_8 + copy_row;
             #pragma unroll
             for (int i = 0; i < 4; ++i) {
-                cp_async_16_fill((tile_dst_3 ^ (i % 2 * 64)) + i * 512, k_src, k_pos + i * 4 < N ? 16 : 0);
+                cp_async_16_fill((tile_dst_3 ^ (i % 2 * 64)) + i * 512, k_src, unsigned(k_pos + i * 4) < unsigned(N) ? 16 : 0);
                 k_src += k_step;
             }
             // acc <<= acc * a + fc.dot(p.to(V.dtype), fc.load(V[b, h, cols]))  [variants.py:25]
             const f16* v_src = v_base + (long long)t_8 * V_s2;
             #pragma unroll
             for (int i = 0; i < 4; ++i) {
-                cp_async_16_fill((tile_dst_4 ^ (i % 2 * 64)) + i * 512, v_src, k_pos + i * 4 < N ? 16 : 0);
+                cp_async_16_fill((tile_dst_4 ^ (i % 2 * 64)) + i * 512, v_src, unsigned(k_pos + i * 4) < unsigned(N) ? 16 : 0);
                 v_src += v_step;
             }
         }
@@ -380,14 +380,14 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
             const int k_pos = t_8 + copy_row;
             #pragma unroll
             for (int i = 0; i < 4; ++i) {
-                cp_async_16_fill((tile_dst_3 ^ (i % 2 * 64)) + i * 512, k_src, k_pos + i * 4 < N ? 16 : 0);
+                cp_async_16_fill((tile_dst_3 ^ (i % 2 * 64)) + i * 512, k_src, unsigned(k_pos + i * 4) < unsigned(N) ? 16 : 0);
                 k_src += k_step;
             }
             // acc <<= acc * a + fc.dot(p.to(V.dtype), fc.load(V[b, h, cols]))  [variants.py:25]
             const f16* v_src = v_base + (long long)t_8 * V_s2;
             #pragma unroll
             for (int i = 0; i < 4; ++i) {
-                cp_async_16_fill((tile_dst_4 ^ (i % 2 * 64)) + i * 512, v_src, k_pos + i * 4 < N ? 16 : 0);
+                cp_async_16_fill((tile_dst_4 ^ (i % 2 * 64)) + i * 512, v_src, unsigned(k_pos + i * 4) < unsigned(N) ? 16 : 0);
                 v_src += v_step;
             }
         }
@@ -517,14 +517,14 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
             const int k_pos = t_8 + copy_row;
             #pragma unroll
             for (int i = 0; i < 4; ++i) {
-                cp_async_16_fill((tile_dst_3 ^ (i % 2 * 64)) + i * 512, k_src, k_pos + i * 4 < N ? 16 : 0);
+                cp_async_16_fill((tile_dst_3 ^ (i % 2 * 64)) + i * 512, k_src, unsigned(k_pos + i * 4) < unsigned(N) ? 16 : 0);
                 k_src += k_step;
             }
             // acc <<= acc * a + fc.dot(p.to(V.dtype), fc.load(V[b, h, cols]))  [variants.py:25]
             const f16* v_src = v_base + (long long)t_8 * V_s2;
             #pragma unroll
             for (int i = 0; i < 4; ++i) {
-                cp_async_16_fill((tile_dst_4 ^ (i % 2 * 64)) + i * 512, v_src, k_pos + i * 4 < N ? 16 : 0);
+                cp_async_16_fill((tile_dst_4 ^ (i % 2 * 64)) + i * 512, v_src, unsigned(k_pos + i * 4) < unsigned(N) ? 16 : 0);
                 v_src += v_step;
             }
         }

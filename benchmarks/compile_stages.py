@@ -1,0 +1,196 @@
+"""Where compile time goes: every schedule the library ships for Hopper, each mask, from the spec to the loaded cubin, nothing cached.
+
+    python -m benchmarks.compile_stages [--dtypes f16,bf16] [--lse both] [--repeats 5] [--seconds 120] [--json FILE]
+
+One row per kernel: the fastest of `--repeats` compilations in a process that has compiled before, in milliseconds of wall clock and of CPU,
+split into tracing, every pass, verification (after each pass), the CUDA text, and NVRTC's own three parts (its `--time` option). With a GPU
+the cubin is loaded as well. What the first kernel of a process costs on top (imports, loading NVRTC) is compile_time.py's `cold`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import fcgen as fc
+from fcgen import compiler
+from fcgen.backends.budget import check_budget
+from fcgen.backends.cuda import print_cuda
+from fcgen.errors import FcError
+from fcgen.ir.ops import verify
+from fcgen.ir.text import print_kernel
+from fcgen.ir.types import DTYPES
+from fcgen.kernels.attention import SPECS
+from fcgen.kernels.hopper_schedules import LAZY, ROWS, SMALL
+from fcgen.passes import PIPELINE
+from fcgen.runtime import nvrtc
+
+from .environment import facts
+from .pool import write_json
+
+ARCH = "sm_90a"
+MASKS = ("none", "causal_top_left", "causal_bottom_right")
+#: seconds from spec to loaded cubin that we allow ourselves, by head size
+LIMITS = {128: 0.6, 256: 1.0}
+#: NVRTC's names for its parts -> ours
+PARTS = {"CUDA C++ Frontend": "frontend", "NVVM Optimizer": "optimizer", "PTX Translation": "ptxas"}
+
+
+@dataclass(frozen=True)
+class Case:
+    head: int
+    schedule: fc.Schedule
+    mask: str
+    dtype: str = "f16"
+    lse: bool = False
+
+    def __str__(self) -> str:
+        m, n = (dict(self.schedule.tiles)[k] for k in ("BLOCK_M", "BLOCK_N"))
+        return f"D={self.head} {m}x{n} {self.mask} {self.dtype}{' lse' if self.lse else ''}"
+
+    @property
+    def limit(self) -> float:
+        return next(s for head, s in LIMITS.items() if self.head <= head)
+
+
+def cases(dtypes: tuple[str, ...], lse: tuple[bool, ...]) -> Iterator[Case]:
+    """Each row of the tables at its largest head size, with the masks that it is for."""
+    for dtype in dtypes:
+        for with_lse in lse:
+            for head, masks, _, schedule in (*ROWS, *SMALL):
+                for mask in MASKS:
+                    if masks == "any" or masks == ("none" if mask == "none" else "causal"):
+                        yield Case(head, schedule, mask, dtype, with_lse)
+
+
+class Watch:
+    """Milliseconds of wall clock and CPU since the last `lap`, summed by name."""
+
+    def __init__(self) -> None:
+        self.wall: dict[str, float] = {}
+        self.cpu: dict[str, float] = {}
+        self._at = (time.perf_counter(), time.process_time())
+
+    def lap(self, name: str) -> None:
+        now = (time.perf_counter(), time.process_time())
+        for sums, a, b in ((self.wall, self._at[0], now[0]), (self.cpu, self._at[1], now[1])):
+            sums[name] = sums.get(name, 0.0) + (b - a) * 1e3
+        self._at = now
+
+
+def compile_once(case: Case, folder: str) -> tuple[Watch, dict[str, int], dict[str, float]]:
+    """(times by step, sizes, NVRTC's parts)."""
+    to, schedule = compiler.target(ARCH), case.schedule
+    watch = Watch()
+    kernel = SPECS["lse" if case.lse else "plain"].trace(dict(schedule.tiles), T=DTYPES[case.dtype], D=case.head, E=case.head,
+                                                         mask=case.mask, lazy=LAZY)
+    watch.lap("trace")
+    print_kernel(kernel)  # the cache's key
+    watch.lap("IR text")
+    for p in PIPELINE:
+        kernel = p.run(kernel, schedule, to)
+        watch.lap(p.name)
+        verify(kernel)
+        watch.lap("verify")
+    check_budget(kernel, to)
+    cuda = print_cuda(kernel, to)
+    watch.lap("CUDA text")
+    print_kernel(kernel)
+    watch.lap("IR text")
+    binary, parts = _nvrtc(cuda, folder)
+    watch.lap("NVRTC")
+    if fc.gpu_available():
+        from fcgen.runtime import module
+
+        module.load(binary.cubin, cuda.name, cuda.smem_bytes, 0)
+        watch.lap("load")
+    return watch, {"cuda_lines": cuda.text.count("\n"), "cubin_bytes": len(binary.cubin)}, parts
+
+
+def _nvrtc(cuda: Any, folder: str) -> tuple[nvrtc.Binary, dict[str, float]]:
+    """NVRTC appends a line per part to the file it is told; an older one does not know the option."""
+    file = Path(folder) / "parts.csv"
+    file.write_text("")
+    try:
+        binary = nvrtc.compile_cuda(cuda.text, ARCH, name=cuda.name, options=(*compiler.NVRTC_OPTIONS, f"--time={file}"))
+    except FcError as error:
+        if error.code != "compile/toolchain":
+            raise
+        return nvrtc.compile_cuda(cuda.text, ARCH, name=cuda.name, options=compiler.NVRTC_OPTIONS), {}
+    rows = [line.split(",") for line in file.read_text().splitlines()]
+    return binary, {PARTS[r[1].strip()]: float(r[2]) for r in rows if len(r) > 2 and r[1].strip() in PARTS}
+
+
+def measure(case: Case, repeats: int, folder: str) -> dict[str, Any]:
+    runs = [compile_once(case, folder) for _ in range(repeats)]
+    watch, sizes, parts = min(runs, key=lambda r: sum(r[0].wall.values()))
+    total = {"wall": sum(watch.wall.values()), "cpu": min(sum(r[0].cpu.values()) for r in runs)}
+    return {"d": case.head, "tiles": dict(case.schedule.tiles), "mask": case.mask, "dtype": case.dtype, "lse": case.lse,
+            "wall_ms": total["wall"], "cpu_ms": total["cpu"], "limit_ms": case.limit * 1e3, **sizes,
+            "steps_wall_ms": _rounded(watch.wall), "steps_cpu_ms": _rounded(watch.cpu), "nvrtc_parts_ms": parts}
+
+
+def _rounded(times: dict[str, float]) -> dict[str, float]:
+    return {k: round(v, 2) for k, v in times.items()}
+
+
+def cpu() -> str:
+    """The processor's model, as Linux names it."""
+    found = [line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    return f"{found[0]}, {len(found)} cores" if found else ""
+
+
+def head_line() -> str:
+    return (f"{'milliseconds':38} {'wall':>5} {'CPU':>5} | {'trace':>5} {'passes':>6} {'verify':>6} {'text':>5} | "
+            f"{'NVRTC':>5} (front, optimizer, ptxas)")
+
+
+def line(case: Case, row: dict[str, Any]) -> str:
+    t = row["steps_cpu_ms"]
+    passes = sum(t[p.name] for p in PIPELINE)
+    parts = ", ".join(f"{v:.0f}" for v in row["nvrtc_parts_ms"].values())
+    slow = f"   over {row['limit_ms']:.0f}" if row["wall_ms"] > row["limit_ms"] else ""
+    return (f"{case!s:38} {row['wall_ms']:5.0f} {row['cpu_ms']:5.0f} | {t['trace']:5.1f} {passes:6.1f} {t['verify']:6.1f} "
+            f"{t['CUDA text'] + t['IR text']:5.1f} | {t['NVRTC']:5.0f} ({parts}){slow}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dtypes", default="f16", help="f16, bf16 or both with a comma (%(default)s)")
+    parser.add_argument("--lse", choices=("no", "yes", "both"), default="no", help="with the log-sum-exp (%(default)s)")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="no new row after that long")
+    parser.add_argument("--json", metavar="PATH", help="written after every row")
+    args = parser.parse_args(argv)
+
+    begin, table, left_out = time.monotonic(), [], []
+    said = {"part": "compile_stages", "cpu": cpu(), "environment": facts(), "repeats": args.repeats, "loaded": fc.gpu_available()}
+    wanted = {"no": (False,), "yes": (True,), "both": (False, True)}[args.lse]
+    print(head_line())
+    with tempfile.TemporaryDirectory() as folder:
+        for n, case in enumerate(cases(tuple(args.dtypes.split(",")), wanted)):
+            if time.monotonic() - begin > args.seconds:
+                left_out.append(str(case))
+                continue
+            if n == 0:
+                compile_once(case, folder)  # imports and tables of the first kernel
+            table.append(measure(case, args.repeats, folder))
+            print(line(case, table[-1]), flush=True)
+            write_json(args.json, {**said, "table": table, "left_out": left_out})
+    worst = {head: max((r["wall_ms"] for r in table if r["d"] <= head and r["limit_ms"] == s * 1e3), default=0.0)
+             for head, s in LIMITS.items()}
+    print("slowest: " + ", ".join(f"head size up to {head}: {ms:.0f} ms of {LIMITS[head] * 1e3:.0f}" for head, ms in worst.items()))
+    if left_out:
+        print(f"no time for {len(left_out)} kernels")
+    write_json(args.json, {**said, "table": table, "left_out": left_out})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
