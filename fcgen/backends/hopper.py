@@ -175,7 +175,7 @@ def _fn(name: str, signature: str, body: str, doc: str, returns: str = "void", e
 
 
 def _records() -> dict[str, Instr]:
-    out = [_tma(rank, hint, multicast) for rank in range(1, 6) for hint in (False, True) for multicast in (False, True)]
+    out = [_tma(rank, hint, multicast) for rank in range(2, 6) for hint in (False, True) for multicast in (False, True)]
     out += [
         _fn(
             "wgmma_fence",

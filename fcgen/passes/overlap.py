@@ -3,8 +3,9 @@
 In: selected machine IR in which every wgmma is settled at once. Out: the same with each `settle` as late as it can be: in front of the
 first op that reads its result, and of anything that would touch what is in flight. What a settle lets go (the arrival that frees a ring's
 slot) moves with it. Products complete in the order of their groups, so a settle leaves as many groups in flight as were issued after its
-own. A loop whose accumulator only products touch carries it in flight (`carried`). A turn is taken in front of its first product and given on when that is done. Waits for tiles that stand between two products are
-moved in front of the first, so that the second is issued right behind it.
+own. A loop whose accumulator only products touch carries it in flight (`carried`). A turn is taken in front of its first product and given
+on when that is done. Waits for tiles that stand between two products are moved in front of the first, so that the second is issued right
+behind it.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ a group's longest tiles run first, all of its members' side by side. Groups are 
 per block: the last group's short tiles must be enough to even out its long ones (H200: a small last group left the busiest multiprocessor
 16 % above the mean).
 
-Where no axis's work differs and the two fastest axes both have tiles, `l2` makes strips: the tiles that run together are then about a square
-of the two axes, which reads least of both operands.
+Where no axis's work differs and the two fastest axes both have tiles, `l2` makes strips: the tiles that run together are then about a
+square of the two axes, which reads least of both operands.
 """
 
 from __future__ import annotations

@@ -91,8 +91,8 @@ def _encode(name: str, ptr: int, dtype: str, shape: tuple[int, ...], strides: tu
 
 
 def _check(name: str, ptr: int, itemsize: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> None:
-    if not 1 <= len(shape) <= MOST_AXES:
-        raise FcError("call/argument", f"argument `{name}` has a number of axes that TMA cannot take", expected=f"1 to {MOST_AXES}",
+    if not 2 <= len(shape) <= MOST_AXES:  # the driver takes no map of one axis (H200, driver 580)
+        raise FcError("call/argument", f"argument `{name}` has a number of axes that TMA cannot take", expected=f"2 to {MOST_AXES}",
                       got=len(shape))
     if ptr % 16:
         raise FcError("call/argument", f"argument `{name}` is not aligned", expected="a multiple of 16 bytes",

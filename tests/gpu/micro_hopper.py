@@ -44,7 +44,7 @@ COVERS = {
                              "wgmma_commit", "wgmma_wait", "touch", "touch_b32", "proxy_fence", "smem_desc"},
     "test_groups_end_in_order": {"wgmma_commit", "wgmma_wait"},
     "test_descriptors": {"smem_desc"},
-    "test_bulk_copies": {*(f"tma_load_{n}d{h}" for n in range(1, 6) for h in ("", "_hint")), "tensormap_prefetch", "mbar_expect"},
+    "test_bulk_copies": {*(f"tma_load_{n}d{h}" for n in range(2, 6) for h in ("", "_hint")), "tensormap_prefetch", "mbar_expect"},
     "test_barrier_states": {"mbar_init", "mbar_init_fence", "mbar_arrive", "mbar_expect"},
     "test_waits": {"mbar_wait", "mbar_arrive"},
     "test_a_ring": {"mbar_wait", "mbar_arrive", "mbar_expect", "tma_load_2d"},
@@ -389,7 +389,7 @@ def wgmma_kernels(dtype: str) -> list[str]:
 def kernels(part: str) -> list[str]:
     if part != "rest":
         return wgmma_kernels(part)
-    out = [copy(rank, hint) for rank in range(1, 6) for hint in ("", *HINTS)]
+    out = [copy(rank, hint) for rank in range(2, 6) for hint in ("", *HINTS)]
     return [*out, STATES, WAITS, RINGS, TURNS, REGISTERS, POSTS, KEPT, LARGEST, descriptors()]
 
 

@@ -49,8 +49,8 @@ def cubin():
 
 def launch(name, out, given):
     kernel = module.load(cubin(), f"t_{name}", 0, 0)
-    params = module.ArgPacker(("ptr", "ptr")).pack([out.data_ptr(), given.data_ptr()])
-    kernel.launch((1, 1, 1), (32, 1, 1), 0, params, torch.cuda.current_stream().cuda_stream)
+    packer = module.ArgPacker(("ptr", "ptr"))  # the parameters are its own
+    kernel.launch((1, 1, 1), (32, 1, 1), 0, packer.pack([out.data_ptr(), given.data_ptr()]), torch.cuda.current_stream().cuda_stream)
     torch.cuda.synchronize()
     return out
 

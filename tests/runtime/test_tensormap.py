@@ -31,7 +31,6 @@ def test_dtypes_and_swizzles(fake, dtype, word, swizzle, mode):
 
 
 @pytest.mark.parametrize(("shape", "strides", "want"), [
-    ((256,), (1,), []),
     ((4, 64), (64, 1), [128]),
     ((1, 64), (7, 1), [128]),                      # what is never stepped along may have any stride
     ((1, 1, 20), (3, 5, 1), [48, 48]),             # rounded up to 16 bytes

@@ -1,0 +1,43 @@
+"""Roles: what a bulk copy cannot do is refused where the spec asks for it."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+import fcgen as fc
+from fcgen.errors import FcError
+from fcgen.ir.core import walk
+from fcgen.ir.text import parse_kernel
+from fcgen.passes import run_passes
+
+
+@fc.kernel
+def product(A: T[M, K], B: T[N, K], C: "out f32[M, N]"):
+    rows, cols = fc.grid(fc.tile(A.M, "BLOCK_M"), fc.tile(B.N, "BLOCK_N"))
+    acc = fc.var(fc.zeros(rows, cols))
+    for depth in fc.loop(fc.tile(A.K, "BLOCK_K")):
+        acc <<= acc + fc.dot(fc.load(A[rows, depth]), fc.load(B[cols, depth]).T)
+    fc.store(C[rows, cols], acc)
+
+
+def lowered(k, edit=lambda text: text):
+    schedule = fc.Schedule(tiles={"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": k}, math="wgmma", copy="tma")
+    p = product.compile(target="sm_90a", T=fc.f16, schedule=schedule)
+    return run_passes(parse_kernel(edit(str(p.tile))), schedule, p.target, stop_after="roles")
+
+
+@pytest.mark.parametrize("k, copied", [(4, False), (8, False), (16, True), (64, True)])
+def test_tiles_that_are_no_whole_panels_go_through_registers(k, copied):
+    assert any(o.kind == "tma_load" for r in lowered(k).roles for o in walk(r.body)) is copied
+
+
+def test_copies_that_would_start_inside_16_bytes_are_refused():
+    def shifted(text):
+        line = next(x for x in text.splitlines() if "= mul %j," in x)
+        start = re.search(r"%\d+", line)[0]
+        return text.replace(line, line.replace(start, "%mine", 1) + f"\n    {start} = add %mine, %j : i32")
+
+    with pytest.raises(FcError, match="may start inside 16 bytes of a row"):
+        lowered(16, shifted)
