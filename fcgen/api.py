@@ -25,11 +25,16 @@ def compile(spec: Spec, *, target: str | None = None, schedule: Schedule | None 
     return Program(spec.trace(dict(schedule.tiles), **binding), schedule, target or gpu_target())
 
 
-def program_from_text(text: str, filename: str = "<ir>", *, target: str | None = None, schedule: Schedule | None = None) -> Program:
-    """A program from IR text of either level. Machine IR names its target itself (`meta target`)."""
+def program_from_text(text: str, filename: str = "<ir>", *, target: str | None = None, schedule: Schedule | None = None,
+                      check: bool = True) -> Program:
+    """A program from IR text of either level. Machine IR names its target itself (`meta target`).
+
+    check: machine IR runs in the simulator, at a few small sizes, before it is compiled for the first time; what that finds is raised."""
     kernel = compiler.from_text(text, filename)
     arch = target or kernel.meta.get("target") or gpu_target()
-    return Program(kernel, schedule or Schedule(), arch)
+    program = Program(kernel, schedule or Schedule(), arch)
+    program.trust = not check
+    return program
 
 
 def call(spec: Spec, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

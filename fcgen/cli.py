@@ -89,11 +89,13 @@ def build(
     spec: str, target: str | None, settings: tuple[str, ...], schedule: str | None, out: Path, check: bool, sizes: tuple[str, ...]
 ) -> None:
     """Compile a spec, or an edited file of IR text, and write every level of it."""
-    from .cli_specs import dimensions, find, parse_sizes, simulate_cases
+    from .cli_specs import find, parse_sizes
+    from .sim.trial import dimensions, run_trials
 
     program = find(spec).program(target, settings, schedule)
+    program.trust = True  # it is checked here, at the sizes that were asked for, or not at all
     if check:
-        cases = simulate_cases(program, parse_sizes(sizes, dimensions(program)), 1, waiting)
+        cases = run_trials(program.machine, program.target, parse_sizes(sizes, dimensions(program.machine)), 1, waiting)
         click.echo(f"simulated {len(cases)} sizes: no race, stale read or deadlock")
     waiting(f"compiling {program.name} for {program.target.arch}", lambda: program.cubin)
     click.echo(report(program))
@@ -111,13 +113,17 @@ def build(
 @click.option("--seeds", default=3, show_default=True, type=click.IntRange(1), help="inputs and orders of the warps to try")
 def check(spec: str, target: str | None, settings: tuple[str, ...], schedule: str | None, sizes: tuple[str, ...], seeds: int) -> None:
     """Run a kernel's machine IR in the simulator, over several trip counts, and look for races, stale reads and deadlocks."""
-    from .cli_specs import dimensions, find, parse_sizes, simulate_cases
+    from .cli_specs import find, parse_sizes
+    from .sim.trial import dimensions, run_trials, summary
 
     program = find(spec).program(target, settings, schedule)
-    cases = simulate_cases(program, parse_sizes(sizes, dimensions(program)), seeds, waiting)
+    machine = program.machine
+    cases = run_trials(machine, program.target, parse_sizes(sizes, dimensions(machine)), seeds, waiting)
     click.echo(f"{program.name} on {program.target.arch}: no race, stale read or deadlock in {len(cases) * seeds} runs")
-    for case in cases:
-        click.echo(f"  {case}")
+    for line in summary(machine, seeds):
+        click.echo(f"  {line}")
+    for n, case in enumerate(cases):
+        click.echo(f"  {'' if n else 'sizes':8} {case}")
 
 
 @main.command(epilog=SPEC_HELP)

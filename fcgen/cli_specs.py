@@ -78,15 +78,12 @@ def parse_sizes(sizes: Iterable[str], known: Iterable[str]) -> dict[str, int]:
     return out
 
 
-def dimensions(program: Program) -> list[str]:
-    """The sizes that a kernel takes at run time, in the order of its parameters."""
-    return list(dict.fromkeys(d for p in program.params for d in getattr(p.type, "dims", ()) if isinstance(d, str)))
-
-
 def draw(found: Found, program: Program, sizes: Iterable[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Random inputs, and the outputs that an example's reference wants for them (none for other specs)."""
+    from .sim.trial import dimensions, random_inputs
+
     if found.example is None:
-        return random_inputs(program, parse_sizes(sizes, dimensions(program))), {}
+        return random_inputs(program.machine, parse_sizes(sizes, dimensions(program.machine))), {}
     names = list(inspect.signature(found.example.inputs).parameters)[1:]  # after the generator
     return found.example.draw(**parse_sizes(sizes, names))
 
@@ -174,63 +171,3 @@ def _member(module: Any, member: str, where: str) -> Found:
     raise FcError("file/missing", f"{where} has no spec called {member}" if member else f"{where} does not say which spec",
                   expected=", ".join(specs) or "a function decorated with @fc.kernel", got=member or None,
                   hint=f"did you mean {where}:{near[0]}?" if near else (f"write {where}:{next(iter(specs))}" if specs else None))
-
-
-def random_inputs(program: Program, sizes: Mapping[str, int], seed: int = 0) -> dict[str, Any]:
-    """Random inputs for a kernel: normal tensors of the given sizes (small ones where none is given), 1/8 for a float, 1 for a number."""
-    import numpy as np
-
-    from .ir.elementwise import to_dtype
-    from .ir.types import Tensor
-
-    rng = np.random.default_rng(seed)
-    out: dict[str, Any] = {}
-    known = dict(sizes)
-    for p in program.params:
-        if isinstance(p.type, Tensor):
-            if program.is_output(p.name):
-                continue
-            shape = [d if isinstance(d, int) else known.setdefault(d, 2 if d in ("B", "H", "G") else 100) for d in p.type.dims]
-            x = rng.standard_normal(shape) if p.type.dtype.is_float else rng.integers(0, 4, shape)
-            out[p.name] = to_dtype(x, p.type.dtype)
-        else:
-            out[p.name] = 0.125 if p.type.dtype.is_float else 1
-    return out
-
-
-def simulate_cases(program: Program, given: Mapping[str, int], seeds: int, doing: Any) -> list[str]:
-    """Run the machine code in the simulator for trip counts 1 to 2 x stages + 1 of its loops, the first and the last program of the grid,
-    several inputs and orders of the warps. Raises the first report; returns what was run. doing(text, fn) runs fn."""
-    from .sim.machine import check
-
-    machine = program.machine
-    counted = [o for r in machine.roles for o in r.body.ops if o.kind == "for" and o.get("tile")]
-    tile = max([o["tile"] for o in counted], default=16)
-    ring = max([b.type.slots for b in machine.buffers], default=1)
-    plain = {g.dim for g in machine.grid if g.tile == 1}
-    dims = [d for d in dimensions(program) if d not in given]
-    done = []
-    for n in range(1, 2 * ring + 2):
-        sizes = {**{d: 1 if d in plain or (d not in plain and _groups(d, machine)) else n * tile - 3 for d in dims}, **given}
-        counts = [g.count(sizes) if not isinstance(g.dim, int) else g.dim for g in machine.grid]
-        ends = [tuple(0 for _ in counts), tuple(c - 1 for c in counts)]
-        for seed in range(seeds):
-            inputs = random_inputs(program, sizes, seed)
-            doing(
-                f"simulating {sizes}", lambda i=inputs, s=seed, e=ends: check(machine, i, program.target, seed=s, programs=dict.fromkeys(e))
-            )
-        done.append(", ".join(f"{d}={s}" for d, s in sizes.items() if s > 1))
-    return done
-
-
-def _groups(dim: str, machine: Any) -> bool:
-    """A dimension that is only ever a position (a head of K and V), never an axis of a tile."""
-    for role in machine.roles:
-        from .ir.core import walk
-
-        for op in walk(role.body):
-            if op.get("index") and op.operands and hasattr(op.operands[0].type, "dims"):
-                for d, word in zip(op.operands[0].type.dims, op["index"]):
-                    if d == dim and word != "at":
-                        return False
-    return True

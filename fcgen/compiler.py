@@ -94,16 +94,19 @@ def lower(kernel: Kernel, schedule: Schedule, to: Target, *, stop_after: str | N
 
 def build(kernel: Kernel, schedule: Schedule, to: Target, *, check: bool = True, cache: bool = True,
           progress: Callable[[str], None] | None = None) -> Built:
-    """Compile a tile kernel, or a machine kernel as it is, to a cubin. progress: told the name of each step."""
+    """Compile a tile kernel, or a machine kernel as it is, to a cubin. check: what was given as machine IR runs in the simulator first: no
+    pass vouches for it. progress: told the name of each step."""
     from .ir.text import print_kernel
     from .runtime.cache import key_of, open_cache
 
     text = print_kernel(kernel)
+    check = check and kernel.level == "machine"
     if not cache:
-        files, meta = _build(kernel, text, schedule, to, progress)
+        files, meta = _build(kernel, text, schedule, to, check, progress)
         return _unpack(files, meta, schedule, False)
-    key = key_of("built", text, repr(schedule), to.arch, code_fingerprint(), nvrtc_fingerprint(), NVRTC_OPTIONS)
-    entry = open_cache().get_or_build(key, lambda: _build(kernel, text, schedule, to, progress))
+    key = key_of("built", text, repr(schedule), to.arch, code_fingerprint(), nvrtc_fingerprint(), NVRTC_OPTIONS,
+                 *(["checked"] if check else []))
+    entry = open_cache().get_or_build(key, lambda: _build(kernel, text, schedule, to, check, progress))
     return _unpack(entry.files, entry.meta, schedule, entry.hit)
 
 
@@ -120,7 +123,7 @@ def to_cuda(machine: Kernel, to: Target) -> Any:
     return print_cuda(machine, to)
 
 
-def _build(kernel: Kernel, text: str, schedule: Schedule, to: Target,
+def _build(kernel: Kernel, text: str, schedule: Schedule, to: Target, check: bool,
            progress: Callable[[str], None] | None) -> tuple[dict[str, bytes], dict[str, Any]]:
     from .ir.text import print_kernel
     from .runtime.nvrtc import compile_cuda
@@ -128,6 +131,11 @@ def _build(kernel: Kernel, text: str, schedule: Schedule, to: Target,
     say = progress or (lambda step: None)
     say("passes")
     machine = to_machine(kernel, schedule, to)
+    if check:
+        from .sim.trial import run_trials
+
+        say("simulator")
+        run_trials(machine, to)
     say("CUDA text")
     cuda = to_cuda(machine, to)
     say("NVRTC")

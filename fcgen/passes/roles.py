@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from ..errors import FcError
+from ..errors import FcError, Loc
 from ..ir.core import Block, Builder, Env, Kernel, Op, Role, Value, copy_op, definitions, remove_dead, substitute, walk
 from ..ir.ops import has_effect
 from ..ir.schedule import Schedule
@@ -168,8 +168,9 @@ class _Reader:
                 (before if first else after).setdefault(at[0][0] if first else at[-1][0], []).append(loop)
         return before, after
 
-    def _walk(self, block: Block, channels: dict[int, Channel], passed: tuple[tuple[Value, Channel], ...] = ()) -> Block:
-        """passed: tiles of an outer block whose last reader is in here, or in the other branch: this block lets them go."""
+    def _walk(self, block: Block, channels: dict[int, Channel], passed: tuple[tuple[Value, Channel], ...] = (),
+              loc: Loc | None = None) -> Block:
+        """passed: tiles of an outer block whose last reader is in here, or in the other branch: this block, at `loc`, lets them go."""
         env = Env()
         spans = {id(o): readers(o.result, block) for o in block.ops if id(o) in channels}
         first: dict[int, list[Channel]] = {}
@@ -190,7 +191,7 @@ class _Reader:
                 self.inner.setdefault(id(block.ops[span[-1]]), []).append((v, c))
             else:
                 last.setdefault(span[-1] if span else -1, []).append(c)
-        b = Builder()
+        b = Builder(loc)
         before, after = self.drains(block, channels)
         self.release(last.get(-1, []), b)
         for n, op in enumerate(block.ops):
@@ -205,7 +206,7 @@ class _Reader:
                 env[op.result] = b.emit("slot", c.ring, c.cursor, ahead=0, name=c.ring.name)
             else:
                 inner = tuple(self.inner.get(id(op), ()))
-                b.add(substitute(replace(op, regions=tuple(self._walk(r, channels, inner) for r in op.regions)), env))
+                b.add(substitute(replace(op, regions=tuple(self._walk(r, channels, inner, op.loc) for r in op.regions)), env))
             self.release(last.get(n, []), b)
             b.ops += [substitute(o, env) for o in after.get(n, ())]
         return b.block(block.args)

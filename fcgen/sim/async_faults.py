@@ -29,16 +29,18 @@ def _change(kernel: Kernel, kind: str, edit: Callable[[Op], tuple[Op, ...] | Non
     for op, words in _sites(kernel, kind):
         new = edit(op)
         if new is not None:
-            yield Mutant(_replace(kernel, {op: new}), op.loc, words)
+            yield Mutant(_replace(kernel, {op: new}), op.loc, words, op)
 
 
 def _move_before(kernel: Kernel, kinds: tuple[str, ...], past: tuple[str, ...]) -> Iterator[Mutant]:
     """An op moved to the front of the nearest op of `past` before it in its block, if one is there."""
+    words = {id(op): text for kind in kinds for op, text in _sites(kernel, kind)}
     for block in _blocks(kernel):
         before: Op | None = None
         for op in block.ops:
             if op.kind in kinds and before is not None:
-                yield Mutant(_replace(kernel, {op: (), before: (op, before)}), op.loc, f"{op.kind} before {before.kind}, {op.loc}")
+                yield Mutant(_replace(kernel, {op: (), before: (op, before)}), op.loc, f"{words[id(op)]}: before {before.kind}, {op.loc}",
+                             op)
             elif op.kind in past:
                 before = op
 
@@ -117,7 +119,7 @@ def _other(kernel: Kernel, kind: str) -> Iterator[Mutant]:
         other = next((b for b in kernel.buffers if isinstance(b.type, Mbarrier) and b is not op.operands[0]
                       and b.type.slots == op.operands[0].type.slots), None)
         if other is not None:
-            yield Mutant(_replace(kernel, {op: (replace(op, operands=(other, *op.operands[1:])),)}), op.loc, words)
+            yield Mutant(_replace(kernel, {op: (replace(op, operands=(other, *op.operands[1:])),)}), op.loc, words, op)
 
 
 @_fault("wait-other")
@@ -188,7 +190,7 @@ def _slots(kernel: Kernel, users: tuple[str, ...]) -> Iterator[Mutant]:
     used = {v for op in walk_kernel(kernel) if op.kind in users for v in op.operands}
     for op, words in _sites(kernel, "slot"):
         if op.result in used and isinstance(op.operands[1].type, Cursor) and op.operands[0].type.slots > 1:
-            yield Mutant(_replace(kernel, {op: (op.with_attrs(ahead=op["ahead"] + 1),)}), op.loc, words)
+            yield Mutant(_replace(kernel, {op: (op.with_attrs(ahead=op["ahead"] + 1),)}), op.loc, words, op)
 
 
 @_fault("load-far")
@@ -208,7 +210,7 @@ def _drop_advance(kernel: Kernel) -> Iterator[Mutant]:
     """A cursor stays where it is."""
     for op, words in _sites(kernel, "advance"):
         stays = Op("advance", op.operands, op.results, {"by": 0}, loc=op.loc)
-        yield Mutant(_replace(kernel, {op: (stays,)}), op.loc, words)
+        yield Mutant(_replace(kernel, {op: (stays,)}), op.loc, words, op)
 
 
 # ---- wgmma ---------------------------------------------------------------------------------------------------------------
@@ -296,7 +298,7 @@ def _late_read_wait(kernel: Kernel) -> Iterator[Mutant]:
     for block in _blocks(kernel):
         for op, after in pairwise(block.ops):
             if op.kind == "bulk_wait" and after.kind == "barrier":
-                yield Mutant(_replace(kernel, {op: (), after: (after, op)}), op.loc, f"bulk_wait after barrier, {op.loc}")
+                yield Mutant(_replace(kernel, {op: (), after: (after, op)}), op.loc, f"bulk_wait after barrier, {op.loc}", op)
 
 
 @_fault("drop-final-wait")
@@ -365,6 +367,6 @@ def _drop_claim_done(kernel: Kernel) -> Iterator[Mutant]:
     return _drop(kernel, "claim_done")
 
 
-def role_of(kernel: Kernel, line: int) -> str | None:
-    """The role that has an op at a line."""
-    return next((r.name for r in kernel.roles if any(op.loc is not None and op.loc.line == line for op in walk(r.body))), None)
+def role_of(kernel: Kernel, op: Op) -> str | None:
+    """The role that has an op."""
+    return next((r.name for r in kernel.roles if any(o is op for o in walk(r.body))), None)

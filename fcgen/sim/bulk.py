@@ -85,6 +85,7 @@ class BulkEngine:
         barrier, phase = sim.barriers[rank].phase(bars, cursor)
         owner = self.owner(barrier, agent.rank, agent.who)
         shared.acquire(owner, shared.clock[agent.number])
+        shared.clock[agent.number, agent.number] += 1  # what the thread does from here on, the copy does not know
         shared.clock[owner, owner] += 1
         time = int(shared.clock[owner, owner])
         if rank != agent.rank:

@@ -9,6 +9,8 @@ offset, 62-63 swizzle (1: 128 bytes, 2: 64, 3: 32).
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 
 from ..ir.layout import SmemLayout
@@ -53,3 +55,11 @@ def addresses(descriptor: int, rows: int, major: str, size: int = 2, depth: int 
     at = start + at
     chunk_bits = span // 16 - 1  # so many of bits 7.. go into bits 4..
     return at ^ (at >> 7 & chunk_bits) << 4
+
+
+@lru_cache(maxsize=256)
+def tile(layout: SmemLayout, shape: tuple[int, int], size: int, major: str, start: int, row: int, rows: int, depth: int,
+         beside: int | None = None) -> np.ndarray:
+    """int [rows, depth]: the byte of each element of a whole operand, one descriptor after the other along its depth."""
+    parts = [addresses(encode(layout, shape, size, major, start, row, k, beside), rows, major) for k in range(0, depth, DEPTH)]
+    return np.concatenate(parts, axis=1)

@@ -23,11 +23,13 @@ from .machine import describe, simulate
 
 @dataclass(frozen=True)
 class Mutant:
-    """A kernel with one fault. loc: the spec line of the site. site: the site in words, the same from run to run."""
+    """A kernel with one fault. loc: the spec line of the site. site: the site in words, the same from run to run. op: the one that is gone
+    or other in it, if it is one op."""
 
     kernel: Kernel
     loc: Loc | None
     site: str
+    op: Op | None = None
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.kernel, self.loc, self.site))
@@ -166,7 +168,7 @@ def _blocks(kernel: Kernel) -> Iterator[Block]:
 
 def _drop(kernel: Kernel, kind: str) -> Iterator[Mutant]:
     for op, words in _sites(kernel, kind):
-        yield Mutant(_replace(kernel, {op: ()}), op.loc, words)
+        yield Mutant(_replace(kernel, {op: ()}), op.loc, words, op)
 
 
 # ---- synchronisation -----------------------------------------------------------------------------------------------------

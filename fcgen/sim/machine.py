@@ -24,7 +24,7 @@ from .agents import Agent
 from .async_agents import is_one_thread
 from .bulk import BulkEngine
 from .cluster import Reach
-from .mbarriers import Barriers, Blocked
+from .mbarriers import Barriers, Blocked, crowd
 from .memory import SEVERAL, Conflict, SharedMemory
 from .stores import StoreEngine
 from .tensorcore import TensorCore
@@ -272,8 +272,7 @@ class Simulation:
             stop = waiting.get(a)
             what = "has finished" if stop is None else f"waits at {describe(stop.op)}" + (f" {stop.why()}" if stop.why is not None else "")
             same.setdefault((a.where + a.role.name, what), []).append(a)
-        lines = [(who[0].who if len(who) == 1 else f"{who[0].where}role {who[0].role.name}, warps " + ", ".join(str(a.warp) for a in who))
-                 + f": {what}" for (_, what), who in same.items()]
+        lines = [f"{crowd(who)}: {what}" for (_, what), who in same.items()]
         stop = next(waiting[a] for a in agents if a in waiting)
         counted = any(w.ready is not None for w in waiting.values())
         self.report("sim/deadlock", "roles wait for each other" if counted else "warps wait for each other at different places", stop.op,

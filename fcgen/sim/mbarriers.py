@@ -6,6 +6,7 @@ the wrong reason is a report and not a hang.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,14 @@ if TYPE_CHECKING:
     from .machine import Simulation
 
 PROTOCOL = "sim/protocol"
+
+
+def crowd(agents: Iterable[Agent]) -> str:
+    """Agents in words: `role load`, or `role main, warps 0, 1`."""
+    roles: dict[str, list[Agent]] = {}
+    for a in agents:
+        roles.setdefault(f"{a.where}role {a.role.name}", []).append(a)
+    return "; ".join(who[0].who if len(who) == 1 else f"{role}, warps {', '.join(str(a.warp) for a in who)}" for role, who in roles.items())
 
 
 @dataclass
@@ -38,7 +47,8 @@ class PhaseBarrier:
         self.phase, self.pending, self.bytes = 0, self.count, 0
         self.clock = np.zeros(sim.shared.agents, np.int32)
         self.ended: list[np.ndarray] = []  # what a waiter for each phase gets to know
-        self.last: Op | None = None
+        self.last: tuple[Op, str] | None = None  # what happened to it last, and who did it
+        self.here: list[Agent] = []  # who has arrived in the open phase
         self.heard: set[int] = set()  # phases that somebody waited for
 
     @property
@@ -47,7 +57,9 @@ class PhaseBarrier:
             (f" of block {self.rank}" if len(self.sim.barriers) > 1 else "")
 
     def state(self) -> str:
-        return f"{self.name} is in phase {self.phase} with {self.pending} of {self.count} arrivals and {self.bytes} bytes to come"
+        copies = f"and {self.bytes} bytes to come" if self.bytes >= 0 else f"to come and {-self.bytes} bytes more than it was told of"
+        came = f" ({crowd(sorted(self.here, key=lambda a: a.number))} came)" if self.here else ""
+        return f"{self.name} is in phase {self.phase} with {self.pending} of {self.count} arrivals {copies}{came}"
 
     def fault(self, op: Op, who: str, message: str, key: str) -> None:
         from .machine import describe
@@ -66,7 +78,8 @@ class PhaseBarrier:
         self.release(agent.shared.clock[agent.number])
         agent.shared.clock[agent.number, agent.number] += 1
         self.pending -= 1
-        self.last = op
+        self.here.append(agent)
+        self.last = op, agent.who
         if self.pending == 0 and self.bytes < 0:
             self.fault(op, agent.who, f"other blocks brought {-self.bytes} bytes more to {self.name} than were announced", "bytes")
         self.end_if_complete()
@@ -79,7 +92,7 @@ class PhaseBarrier:
             self.fault(op, who, f"{op.kind} brings {count} bytes, and {self.name} expects {self.bytes} more", "bytes")
         self.release(clock)
         self.bytes -= count
-        self.last = op
+        self.last = op, who
         self.end_if_complete()
 
     def release(self, clock: np.ndarray) -> None:
@@ -88,7 +101,7 @@ class PhaseBarrier:
     def end_if_complete(self) -> None:
         if self.pending == 0 and self.bytes == 0:
             self.ended.append(self.clock.copy())
-            self.phase, self.pending = self.phase + 1, self.count
+            self.phase, self.pending, self.here = self.phase + 1, self.count, []
 
     # ---- waiting -----------------------------------------------------------------------------------------------------
 
@@ -107,10 +120,14 @@ class PhaseBarrier:
             agent.shared.acquire(agent.number, self.ended[phase])
 
     def check_idle(self) -> None:
+        from .machine import describe
+
         if self.pending != self.count or self.bytes:
             assert self.last is not None
-            self.sim.report("sim/leftover", f"the kernel ends in the middle of a phase: {self.state()}", self.last,
-                            key=("leftover", self.bars, self.last), hint="every phase that begins is completed and waited for")
+            op, who = self.last
+            self.sim.report("sim/leftover", f"the kernel ends in the middle of a phase: {self.state()}", op,
+                            notes=[f"last:    {who}: {describe(op)}"], key=("leftover", self.bars, op),
+                            hint="every phase that begins is completed and waited for")
 
 
 @dataclass

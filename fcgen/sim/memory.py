@@ -3,6 +3,8 @@
 Time is a vector clock per agent (a warp): an access is ordered before another if its time is in what the other's agent has seen.
 Barriers join the clocks. Inside a warp, lanes are ordered only by `syncwarp` or a barrier. Copies in flight own their bytes until
 they were waited for. Kept per pair of bytes, the smallest element there is.
+
+Half-words are named by an index array, or by a slice where they lie side by side: a tile that an engine reads is a few runs of thousands.
 """
 
 from __future__ import annotations
@@ -15,6 +17,36 @@ from ..ir.core import Op
 
 NOBODY, SEVERAL = -1, -2
 WARP = -3  # as a lane: all lanes of the warp together, as ldmatrix and wmma read
+Where = np.ndarray | slice
+
+
+def runs(at: np.ndarray) -> list[Where]:
+    """The distinct half-words among `at`, in a few slices where that is what they are."""
+    if not at.size:
+        return []
+    flat = np.sort(at, axis=None)
+    flat = flat[np.append(True, flat[1:] != flat[:-1])]
+    ends = np.flatnonzero(np.diff(flat) != 1) + 1
+    if len(ends) >= 16:
+        return [flat]
+    return [slice(int(run[0]), int(run[-1]) + 1) for run in np.split(flat, ends)]
+
+
+def _first(at: Where, bad: np.ndarray) -> tuple[int, int]:
+    """(position among `at`, half-word) of the first that is bad."""
+    n = int(np.argmax(bad))
+    return n, int(at.start + n if isinstance(at, slice) else at[n])
+
+
+class Reads:
+    """One agent's last reads, per half-word. Of a warp also by which lane: `s_...` is the last read by another lane than the last read's,
+    so that whoever writes, one of the two is by another lane. An engine has no lanes."""
+
+    def __init__(self, n: int, lanes: bool):
+        self.time, self.op = np.zeros(n, np.int32), np.zeros(n, np.int32)
+        self.lanes = lanes
+        if lanes:
+            self.sync, self.lane, self.s_lane, self.s_sync, self.s_op = (np.zeros(n, np.int32) for _ in range(5))
 
 
 @dataclass
@@ -44,14 +76,11 @@ class SharedMemory:
         self.sync = np.ones(self.agents, np.int32)
         self.w_agent = np.full(n, NOBODY, np.int16)
         self.w_time, self.w_sync, self.w_lane, self.w_op = (np.zeros(n, np.int32) for _ in range(4))
-        self.r_time, self.r_sync, self.r_lane, self.r_op = (np.zeros((self.agents, n), np.int32) for _ in range(4))
-        # the last read by another lane than the last read's: whoever writes, one of the two is by another lane
-        self.s_lane, self.s_sync, self.s_op = (np.zeros((self.agents, n), np.int32) for _ in range(3))
+        self.reads: dict[int, Reads] = {}  # of agents that ever read
         self.scratch = np.zeros(n, np.int32)
         self.flight = np.full(n, NOBODY, np.int32)  # number of the op whose copy is under way
         self.f_agent, self.f_time = np.zeros(n, np.int16), np.zeros(n, np.int32)
         self._numbers: dict[int, int] = {}
-        self.readers: set[int] = set()  # agents that ever read
         self.fences: dict[int, list[int]] = {}  # agent -> its time at each proxy fence
         self.generic = self.agents  # agents from this number on are engines, which are of the async proxy
 
@@ -77,19 +106,21 @@ class SharedMemory:
         self.fences.setdefault(agent, []).append(int(self.clock[agent, agent]))
         self.clock[agent, agent] += 1
 
-    def unfenced(self, engine: int, at: np.ndarray) -> Conflict | None:
+    def unfenced(self, engine: int, at: Where) -> Conflict | None:
         """An element written through the generic proxy that an access of an engine does not see: its writer made no proxy fence after the
         write and before what orders the two."""
         who = self.w_agent[at]
-        for a in np.unique(who[(who >= 0) & (who < self.generic)]):
-            mine = at[who == a]
+        generic = (who >= 0) & (who < self.generic)
+        if not generic.any():
+            return None
+        for a in np.unique(who[generic]):
             fences = np.array(self.fences.get(int(a), []), np.int64)
-            first = np.searchsorted(fences, self.w_time[mine])
+            first = np.searchsorted(fences, self.w_time[at])
             fence = np.append(fences, np.iinfo(np.int64).max)[first]
-            bad = fence >= self.clock[engine, a]
+            bad = (who == a) & (fence >= self.clock[engine, a])
             if bad.any():
-                g = mine[bad][0]
-                return Conflict("proxy", self.ops[self.w_op[g]], int(a), int(g) * 2)
+                _, g = _first(at, bad)
+                return Conflict("proxy", self.ops[self.w_op[g]], int(a), g * 2)
         return None
 
     def sync_warp(self, agent: int) -> None:
@@ -97,22 +128,25 @@ class SharedMemory:
 
     # ---- accesses --------------------------------------------------------------------------------------------------
 
-    def read(self, agent: int, at: np.ndarray, lanes: np.ndarray, op: Op) -> Conflict | None:
+    def read(self, agent: int, at: Where, lanes: np.ndarray | int, op: Op) -> Conflict | None:
         """Record reads of half-words `at` (flat), each by a lane; the first conflict, if any."""
-        self.readers.add(agent)
+        mine = self.reads.get(agent)
+        if mine is None:
+            mine = self.reads[agent] = Reads(len(self.w_agent), lanes=agent < self.generic)
         bad = self._against_flight(agent, at, False) or self._against_write(agent, at, lanes)
         if bad is None:
             never = self.w_agent[at] == NOBODY
             if never.any():
-                bad = Conflict("unwritten", None, NOBODY, int(at[never][0]) * 2)
-        lanes = self._one_lane_each(at, lanes)
-        prior = (self.r_time[agent, at] > 0) & (self.r_sync[agent, at] == self.sync[agent]) & (self.r_lane[agent, at] != lanes)
-        if prior.any():
-            p = at[prior]
-            self.s_lane[agent, p], self.s_sync[agent, p], self.s_op[agent, p] = (
-                self.r_lane[agent, p], self.r_sync[agent, p], self.r_op[agent, p])
-        self.r_lane[agent, at], self.r_time[agent, at] = lanes, self.clock[agent, agent]
-        self.r_sync[agent, at], self.r_op[agent, at] = self.sync[agent], self.number(op)
+                bad = Conflict("unwritten", None, NOBODY, _first(at, never)[1] * 2)
+        if mine.lanes:
+            assert isinstance(at, np.ndarray)
+            lanes = self._one_lane_each(at, lanes)
+            prior = (mine.time[at] > 0) & (mine.sync[at] == self.sync[agent]) & (mine.lane[at] != lanes)
+            if prior.any():
+                p = at[prior]
+                mine.s_lane[p], mine.s_sync[p], mine.s_op[p] = mine.lane[p], mine.sync[p], mine.op[p]
+            mine.lane[at], mine.sync[at] = lanes, self.sync[agent]
+        mine.time[at], mine.op[at] = self.clock[agent, agent], self.number(op)
         return bad
 
     def write(self, agent: int, at: np.ndarray, lanes: np.ndarray, op: Op) -> Conflict | None:
@@ -122,7 +156,7 @@ class SharedMemory:
         self.w_lane[at], self.w_op[at] = lanes, self.number(op)
         return bad
 
-    def launch(self, agent: int, at: np.ndarray, lanes: np.ndarray, op: Op) -> Conflict | None:
+    def launch(self, agent: int, at: Where, lanes: np.ndarray | int, op: Op) -> Conflict | None:
         """A copy starts: its bytes are nobody's until it has landed. agent: who makes it, a warp or an engine."""
         bad = self._against_flight(agent, at, True) or self._against_write(agent, at, lanes) or self._against_reads(agent, at, lanes)
         self.flight[at], self.f_agent[at], self.f_time[at] = self.number(op), agent, self.clock[agent, agent]
@@ -140,7 +174,7 @@ class SharedMemory:
         self.w_time[at] = self.clock[agent, agent] if time is None else time
         self.w_lane[at], self.w_op[at] = lanes, self.number(op)
 
-    def _one_lane_each(self, at: np.ndarray, lanes: np.ndarray) -> np.ndarray:
+    def _one_lane_each(self, at: np.ndarray, lanes: np.ndarray | int) -> np.ndarray:
         """Lanes, SEVERAL where one access touches an element by more than one of them."""
         self.scratch[at] = lanes
         twice = self.scratch[at] != lanes
@@ -149,36 +183,43 @@ class SharedMemory:
 
     # ---- conflicts -------------------------------------------------------------------------------------------------
 
-    def _against_flight(self, agent: int, at: np.ndarray, writes: bool) -> Conflict | None:
+    def _against_flight(self, agent: int, at: Where, writes: bool) -> Conflict | None:
         """A read that comes after the start of a copy is stale; one that nothing orders after it, or a write, is a race."""
         flying = self.flight[at] != NOBODY
         if not flying.any():
             return None
-        g = at[flying][0]
+        _, g = _first(at, flying)
         owner = int(self.f_agent[g])
         unordered = owner != agent and self.f_time[g] > self.clock[agent, owner]
-        return Conflict("race" if writes or unordered else "stale", self.ops[self.flight[g]], owner, int(g) * 2, flying=True)
+        return Conflict("race" if writes or unordered else "stale", self.ops[self.flight[g]], owner, g * 2, flying=True)
 
-    def _against_write(self, agent: int, at: np.ndarray, lanes: np.ndarray) -> Conflict | None:
-        who = self.w_agent[at]
-        other = (who != NOBODY) & (who != agent) & (self.w_time[at] > self.clock[agent, np.maximum(who, 0)])
+    def _against_write(self, agent: int, at: Where, lanes: np.ndarray | int) -> Conflict | None:
+        who, time = self.w_agent[at], self.w_time[at]
+        if not who.size:
+            return None
+        one = int(who[0])
+        if one != agent and (who == one).all() and (one == NOBODY or np.max(time) <= self.clock[agent, one]):
+            return None  # one writer, and its last write is known: by far the most frequent case
+        other = (who != NOBODY) & (who != agent) & (time > self.clock[agent, np.maximum(who, 0)])
         lane = (who == agent) & (self.w_sync[at] == self.sync[agent]) & (self.w_lane[at] != lanes)
         bad = other | lane
         if not bad.any():
             return None
-        g = at[bad][0]
-        return Conflict("race", self.ops[self.w_op[g]], int(self.w_agent[g]), int(g) * 2, not other[bad][0])
+        n, g = _first(at, bad)
+        return Conflict("race", self.ops[self.w_op[g]], int(self.w_agent[g]), g * 2, not other[n])
 
-    def _against_reads(self, agent: int, at: np.ndarray, lanes: np.ndarray) -> Conflict | None:
-        for a in sorted(self.readers):
-            time = self.r_time[a, at]
-            ops = self.r_op[a, at]
-            if a == agent:
-                last = (time > 0) & (self.r_sync[a, at] == self.sync[agent]) & (self.r_lane[a, at] != lanes)
-                second = (self.s_sync[a, at] == self.sync[agent]) & (self.s_lane[a, at] != lanes)
-                bad, ops = last | second, np.where(last, ops, self.s_op[a, at])
+    def _against_reads(self, agent: int, at: Where, lanes: np.ndarray | int) -> Conflict | None:
+        for a, r in sorted(self.reads.items()):
+            ops = r.op
+            if a != agent:
+                bad = r.time[at] > self.clock[agent, a]
+            elif r.lanes:
+                last = (r.time[at] > 0) & (r.sync[at] == self.sync[agent]) & (r.lane[at] != lanes)
+                bad = last | (r.s_sync[at] == self.sync[agent]) & (r.s_lane[at] != lanes)
+                ops = r.op if not bad.any() or last[np.argmax(bad)] else r.s_op
             else:
-                bad = time > self.clock[agent, a]
+                continue
             if bad.any():
-                return Conflict("race", self.ops[ops[bad][0]], a, int(at[bad][0]) * 2, a == agent)
+                _, g = _first(at, bad)
+                return Conflict("race", self.ops[ops[g]], a, g * 2, a == agent)
         return None

@@ -45,10 +45,14 @@ def slice_registers(src: RegLayout, out: RegLayout, axis: int, first: int, warps
 @lru_cache(maxsize=512)
 def exchange(src: RegLayout, out: RegLayout, warps: int, warp: int) -> tuple[np.ndarray, np.ndarray]:
     """For each lane and register of `out`, the lane and register of `src` in the same warp that hold its element."""
-    have, want = coords(src, warps, warp), coords(out, warps, warp)
-    at = {tuple(have[l, r].tolist()): (l, r) for l in range(LANES) for r in range(have.shape[1])}
-    found = np.array([[at[tuple(c)] for c in row] for row in want.tolist()])
-    return found[..., 0], found[..., 1]
+    have, want = (coords(x, warps, warp).reshape(-1, len(x.shape)) for x in (src, out))
+    held, wanted = (np.ravel_multi_index(tuple(c.T), src.shape) for c in (have, want))
+    order = np.argsort(held, kind="stable")
+    found = order[np.minimum(np.searchsorted(held, wanted, sorter=order), len(order) - 1)]
+    if (held[found] != wanted).any():
+        raise FcError("ir/verify", "quad_transpose: the warp does not hold the elements", expected=out, got=src)
+    lane, reg = np.divmod(found.reshape(LANES, -1), src.regs)
+    return lane, reg
 
 
 @lru_cache(maxsize=512)

@@ -18,7 +18,7 @@ from ..ir.core import Op
 from ..ir.layout import RegLayout, mma_a, mma_c
 from ..ir.types import Buffer, Frag, Pending
 from . import descriptor, registers
-from .memory import WARP
+from .memory import WARP, Where, runs
 
 if TYPE_CHECKING:
     from .agents import Agent
@@ -36,7 +36,7 @@ class Job:
     group: int
     acc: Any  # a Job, an array, or None
     left: np.ndarray | None
-    a_at: list[np.ndarray]
+    a_at: np.ndarray
     b_at: np.ndarray
     lefts: list[np.ndarray] = field(default_factory=list)
     value: np.ndarray | None = None  # float64 [32, regs]
@@ -98,14 +98,9 @@ class TensorCore:
         self.check_fence(op, acc, left)
         shared.acquire(self.engine, shared.clock[agent.number])
         shared.clock[self.engine, self.engine] = self.commits + 1
-        a_at, b_at = self.operands(op, args)
-        if left is None:
-            for at in a_at:
-                self.read(op, args[0], at)
-        wide = op.operands[1].type.shape[0 if op["tb"] else 1]
-        self.read(op, args[1], b_at[:wide])
-        if op.get("ones"):
-            self.read(op, args[-1], b_at[wide:])
+        a_at, b_at, parts = self.operands(op, args)
+        for view, part in zip((*args[:2], args[-1]), parts):
+            self.read(op, view, part)
         job = Job(op, self.commits + 1, acc, left, a_at, b_at)
         job.lefts = ([left] if left is not None else []) + (acc.lefts if isinstance(acc, Job) else [])
         if isinstance(acc, np.ndarray):
@@ -114,29 +109,37 @@ class TensorCore:
         self.waiting.append(job)
         return job
 
-    def read(self, op: Op, view: Any, at: np.ndarray) -> None:
-        ring, _ = view
-        shared, sim, flat = self.agent.shared, self.sim, np.unique(at) // 2
-        bad = shared.read(self.engine, flat, np.full(flat.shape, WARP), op) or shared.unfenced(self.engine, flat)
-        if bad is not None:
-            sim.conflict(bad, self.agent, op, ring, sim.offsets[ring])
+    def read(self, op: Op, view: Any, parts: list[Where]) -> None:
+        shared, sim = self.agent.shared, self.sim
+        for at in parts:
+            bad = shared.read(self.engine, at, WARP, op) or shared.unfenced(self.engine, at)
+            if bad is not None:
+                sim.conflict(bad, self.agent, op, view[0], sim.offsets[view[0]])
 
-    def operands(self, op: Op, args: list[Any]) -> tuple[list[np.ndarray], np.ndarray]:
-        """Byte addresses: of a, [64, depth] per block of rows, and of b, [cols, depth], as descriptors find them."""
+    def operands(self, op: Op, args: list[Any]) -> tuple[np.ndarray, np.ndarray, tuple[list[Where], ...]]:
+        """Half-words as descriptors find them: of this warp's rows of a, [rows, depth], and of b, [cols, depth]; and all that the
+        instruction may read of a, of b and of the ones beside b, whichever warp it is for."""
         a, b, out = op.operands[0].type, op.operands[1].type, op.result.type
-        in_smem = isinstance(a, Buffer)
-        beside = args[-1][1] if op.get("ones") else None
-        key = ("wgmma", id(op), self.agent.warp, args[0][1] if in_smem else None, args[1][1], beside)
-        if key not in self.sim.maps:
-            depth = b.shape[1] if op["tb"] else b.shape[0]
-            rows = self.blocks(op) if in_smem else []
-            a_at = [self.tile(op, a, args[0][1], BLOCK, row, depth, "MN" if op["ta"] else "K") for row in rows]
+        maps, beside = self.sim.maps, args[-1][1] if op.get("ones") else None
+        depth = b.shape[1] if op["tb"] else b.shape[0]
+        own, read = np.zeros((0, depth), int), list[Where]()
+        if isinstance(a, Buffer):
+            key: tuple[Any, ...] = ("wgmma a", id(op), self.agent.warp, args[0][1])
+            if key not in maps:
+                blocks = [self.tile(op, a, args[0][1], BLOCK, row, depth, "MN" if op["ta"] else "K") for row in self.blocks(op)]
+                first = 16 * (self.agent.warp % 4)
+                maps[key] = np.concatenate([at[first:first + 16] for at in blocks]), [part for at in blocks for part in runs(at)]
+            own, read = maps[key]
+        key = ("wgmma b", id(op), args[1][1], beside)
+        if key not in maps:
             before = b.shape[1] - b.layout.panel if op.get("first") else 0  # columns of an instruction of their own
-            b_at = self.tile(op, b, args[1][1], out.shape[1] - before, before, depth, "K" if op["tb"] else "MN", beside)
+            at = self.tile(op, b, args[1][1], out.shape[1] - before, before, depth, "K" if op["tb"] else "MN", beside)
             if before:
-                b_at = np.concatenate([self.tile(op, b, args[1][1], before, 0, depth, "MN"), b_at])
-            self.sim.maps[key] = (a_at, b_at)
-        return self.sim.maps[key]
+                at = np.concatenate([self.tile(op, b, args[1][1], before, 0, depth, "MN"), at])
+            wide = b.shape[0 if op["tb"] else 1]
+            maps[key] = at, runs(at[:wide]), runs(at[wide:])
+        at, of_b, of_ones = maps[key]
+        return own, at, (read, of_b, of_ones)
 
     def tile(self, op: Op, t: Buffer, start: int, rows: int, row: int, depth: int, major: str, beside: int | None = None) -> np.ndarray:
         base = self.agent.rank * self.sim.stretch  # descriptors hold addresses within the block's own shared memory
@@ -145,14 +148,12 @@ class TensorCore:
             self.sim.report("sim/bounds", f"wgmma: a tile starts on 8 rows of its swizzle, {8 * t.layout.swizzle} bytes", op, got=start,
                             key=("align", id(op)))
             start -= start % (8 * t.layout.swizzle)
-        shape = (t.shape[0], t.shape[1])
-        parts = [descriptor.addresses(descriptor.encode(t.layout, shape, t.dtype.bytes, major, start, row, k, beside), rows, major)
-                 for k in range(0, depth, descriptor.DEPTH)]
-        at = np.concatenate(parts, axis=1)
+        at = descriptor.tile(t.layout, (t.shape[0], t.shape[1]), t.dtype.bytes, major, start, row, rows, depth,
+                             None if beside is None else beside - base)
         if at.max() + 2 > self.sim.stretch:
             self.sim.report("sim/bounds", "wgmma reads outside of shared memory", op, got=int(at.max()), key=("outside", id(op)))
             at = np.minimum(at, self.sim.stretch - 2)
-        return at + base
+        return (at + base) // 2
 
     def unit(self, op: Op) -> tuple[RegLayout, RegLayout]:
         """What one warp holds of an instruction's accumulator and of a left operand in registers (PTX ISA, wgmma)."""
@@ -187,8 +188,7 @@ class TensorCore:
         lanes, regs, _ = registers.operand_map(t.layout, acc_unit, agent.role.warps, agent.warp)
         b = self.fetch(job.b_at, op.operands[1].type)
         if job.left is None:
-            own = slice(16 * (agent.warp % 4), 16 * (agent.warp % 4) + 16)
-            a = np.concatenate([self.fetch(at, op.operands[0].type)[own] for at in job.a_at])
+            a = self.fetch(job.a_at, op.operands[0].type)
         else:
             la, ra, _ = registers.operand_map(op.operands[0].type.layout, left_unit, agent.role.warps, agent.warp)
             a = job.left[la, ra].astype(np.float64)
@@ -204,7 +204,7 @@ class TensorCore:
     def fetch(self, at: np.ndarray, t: Buffer) -> np.ndarray:
         from .agents import decode
 
-        return decode(self.agent.shared.bytes.view(np.uint16)[at // 2][..., None], t.dtype).astype(np.float64)
+        return decode(self.agent.shared.bytes.view(np.uint16)[at][..., None], t.dtype).astype(np.float64)
 
     def commit(self) -> None:
         self.commits += 1

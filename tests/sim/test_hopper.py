@@ -12,7 +12,7 @@ from fcgen.ir.text import parse_kernel
 from fcgen.sim import descriptor
 from fcgen.sim.machine import simulate
 
-from .hopper import CASES, gemm, gemm_draw
+from .hopper import CASES, gemm, gemm_draw, tiles
 
 SM = target("sm_89")  # no op of these kernels looks at the target's instructions
 
@@ -140,6 +140,14 @@ role main warps 4 {
     np.testing.assert_array_equal(r.outputs["Y"], x)
     (e,) = run(parse_kernel(text.replace("  proxy_fence\n", ""), "t", locate=True), {"X": x}).reports
     assert e.code == "sim/proxy" and any("st_shared n, x" in n for n in e.notes) and any("tma_load X" in n for n in e.notes)
+
+
+def test_who_waits_for_a_copy_knows_nothing_of_what_its_thread_did_after_starting_it():
+    lines = tiles(2).splitlines(keepends=True)
+    post, load = (next(n for n, line in enumerate(lines) if line.strip().startswith(w)) for w in ("post %tile", "tma_load %X"))
+    text = "".join([*lines[:post], *lines[post + 1:load + 1], lines[post], *lines[load + 1:]])
+    result = run(parse_kernel(text, "late_post.fcir", locate=True), CASES["tiles-2"].draw(0, 3)[0])
+    assert any(e.code == "sim/race" and "fetch" in str(e) and "post" in str(e) for e in result.reports), result.reports
 
 
 def test_a_second_start_token():

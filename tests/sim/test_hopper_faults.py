@@ -96,20 +96,20 @@ def show(case: Case, mutant: Kernel) -> tuple[set[str], str]:
 
 def names(kernel: Kernel, mutant: Mutant) -> tuple[str | None, list[str]]:
     """(role, any of these must be named): the op's line or that of a neighbour, or the buffers and barriers that these work on."""
-    if mutant.loc is None:
+    if mutant.op is None:
         return None, [mutant.site.split()[-1]]
     ops = [op for r in kernel.roles for op in walk(r.body)]
-    at = next(n for n, op in enumerate(ops) if op.loc == mutant.loc)
+    at = next(n for n, op in enumerate(ops) if op is mutant.op)
     made = {r: op for op in ops for r in op.results}
     near = ops[max(0, at - 3):at + 5] + [op for op in ops if ops[at].kind == "advance" and set(op.operands) & set(ops[at].operands)]
-    words = [op.loc.short for op in near]
+    words = [op.loc.short for op in near if op.loc is not None]
     for v in (v for op in near for v in op.operands):
         ring = made[v].operands[0] if v in made and made[v].kind == "slot" else v
         words += [ring.name] if ring in kernel.buffers else []
     words += ["mbar_arrive"] if ops[at].kind == "cluster_sync" else []  # what reaches a block that may have ended
     words += ["named barrier"] if ops[at].kind.startswith("token") else []
     post = ops[at].kind == "post" or any(op.kind == "post" and set(op.operands) & set(ops[at].results) for op in ops)
-    return None if post else role_of(kernel, mutant.loc.line), words  # who reads what nobody posted cannot say who should have
+    return None if post else role_of(kernel, mutant.op), words  # who reads what nobody posted cannot say who should have
 
 
 @pytest.mark.parametrize("name", EXPECTED)

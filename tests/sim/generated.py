@@ -1,0 +1,81 @@
+"""Kernels of asynchronous engines as the passes write them, with inputs and what should come out: what faults are planted into."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+import fcgen as fc
+from fcgen.ir.core import Kernel
+from fcgen.kernels.attention import SPECS
+from fcgen.kernels.reference import attention_reference
+
+Run = tuple[dict[str, Any], dict[str, np.ndarray]]
+
+
+@fc.kernel
+def halved(A: "T[M, K]", B: "T[K, N]", C: "out f32[M, N]"):  # type: ignore[name-defined]
+    """C = A (B / 2): what is computed for a right operand goes to the tensor core through shared memory."""
+    rows, cols = fc.grid(fc.tile(A.M, "BLOCK_M"), fc.tile(B.N, "BLOCK_N"))
+    acc = fc.var(fc.zeros(rows, cols))
+    for depth in fc.loop(fc.tile(A.K, "BLOCK_K")):
+        a, b = fc.load(A[rows, depth]), fc.load(B[depth, cols])
+        acc <<= acc + fc.dot(a, (b * 0.5).to(B.dtype))
+    fc.store(C[rows, cols], acc)
+
+
+@dataclass(frozen=True)
+class Generated:
+    """compile() -> the program; draw(seed, steps) -> (arguments, expected); counts: steps of the loop, those that show most faults first."""
+
+    name: str
+    compile: Callable[[], Any]
+    draw: Callable[[int, int], Run]
+    counts: tuple[int, ...]
+
+    @cached_property
+    def program(self) -> Any:
+        return self.compile()
+
+    @property
+    def kernel(self) -> Kernel:
+        return self.program.machine
+
+
+def attention(name: str, mask: str = "causal_bottom_right", **fields: Any) -> Generated:
+    """Two warpgroups. Bottom-right causal: row tiles that see no key, that see part, and, with enough keys, that are whole."""
+    schedule = fc.Schedule(tiles={"BLOCK_M": 128, "BLOCK_N": 16}, warps=8, math="wgmma", copy="tma", late="acc", vote=True,
+                           **{"stages": 2, "compare_bits": True, **fields})
+
+    def draw(seed: int, steps: int) -> Run:
+        rng = np.random.default_rng(seed)
+        q, k, v = (rng.standard_normal((1, h, n, 16)).astype(np.float16) for h, n in ((2, 260), (1, 16 * steps - 5), (1, 16 * steps - 5)))
+        o, lse = attention_reference(q, k, v, mask=mask, scale=0.3)
+        return {"Q": q, "K": k, "V": v, "scale": 0.3}, {"O": o, "LSE": lse}
+
+    options = {"T": fc.f16, "D": 16, "E": 16, "mask": mask, "lazy": 2.0}
+    return Generated(name, lambda: SPECS["lse"].compile(target="sm_90a", schedule=schedule, **options), draw, (3, 10, 1, 2, 4, 5))
+
+
+def _staged() -> Any:
+    schedule = fc.Schedule(tiles={"BLOCK_M": 128, "BLOCK_N": 64, "BLOCK_K": 64}, warps=8, math="wgmma", copy="tma", stages=2)
+    return halved.compile(target="sm_90a", schedule=schedule, T=fc.f16)
+
+
+def _draw_staged(seed: int, steps: int) -> Run:
+    rng, depth = np.random.default_rng(seed), 64 * steps - 5
+    a, b = (rng.standard_normal(s).astype(np.float16) / 4 for s in ((130, depth), (depth, 70)))
+    return {"A": a, "B": b}, {"C": a.astype(np.float64) @ b.astype(np.float64) / 2}
+
+
+CASES = {c.name: c for c in (
+    attention("claims", stages={"q": 2, "k": 2, "v": 2}, persistent="dynamic", tokens=True, epilogue="quad", l2=32),
+    attention("programs", persistent="none", epilogue="smem"),
+    attention("stores", stages={"q": 2, "k": 2, "v": 2}, persistent="dynamic", epilogue="tma", ones="acc", l2=32),
+    attention("cluster", "none", stages={"q": 2, "k": 2, "v": 2}, persistent="static", epilogue="quad", cluster={"rows": 2}),
+    Generated("staged", _staged, _draw_staged, (3, 1, 2, 4, 5)),
+)}
