@@ -53,8 +53,8 @@ def geomean(values: Iterable[float]) -> float:
 
 
 def turned(candidates: Sequence[Checked], n: int) -> list[Checked]:
-    """The order of round n: shuffled, the same for everybody, and every other round the last one reversed. On a power-limited board who runs
-    behind a frugal kernel finds a higher clock: in a fixed order of five, the second one gained up to 6 %."""
+    """The order of round n: shuffled, the same for everybody, and every other round the last one reversed. On a power-limited board who
+    runs behind a frugal kernel finds a higher clock: in a fixed order of five, the second one gained up to 6 %."""
     order = list(candidates)
     Random(n // 2).shuffle(order)
     return order[::-1] if n % 2 else order

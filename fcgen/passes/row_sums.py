@@ -93,9 +93,8 @@ class _Widen:
         if factor is None:
             return None
         source = self.bare(dot.operands[0])
-        for op in body.ops:
-            if op.kind != "reduce" or op["fn"] != "sum" or op["axis"] != 1 or self.bare(op.operands[0]) is not source:
-                continue
+        sums = [o for o in body.ops if o.kind == "reduce" and o["fn"] == "sum" and o["axis"] == 1 and self.bare(o.operands[0]) is source]
+        for op in sorted(sums, key=lambda o: o.operands[0] is source):  # first what was rounded as the dot's operand was
             for add in self.uses.get(op.result, ()):
                 row = self.carried(add.result, body) if add.kind == "add" else None
                 if row is None or not (self.only_read_by(op.result, 1) and self.only_read_by(yielded[row], 1)):
