@@ -11,6 +11,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from random import Random
 from typing import Any
 
 
@@ -52,10 +53,11 @@ def geomean(values: Iterable[float]) -> float:
 
 
 def turned(candidates: Sequence[Checked], n: int) -> list[Checked]:
-    """The order of round n: reversed every other round, and every two rounds another one comes first."""
-    at = n // 2 % len(candidates)
-    order = [*candidates[at:], *candidates[:at]]
-    return order if n % 2 else order[::-1]
+    """The order of round n: shuffled, the same for everybody, and every other round the last one reversed. On a power-limited board who runs
+    behind a frugal kernel finds a higher clock: in a fixed order of five, the second one gained up to 6 %."""
+    order = list(candidates)
+    Random(n // 2).shuffle(order)
+    return order[::-1] if n % 2 else order
 
 
 def round_robin(candidates: Sequence[Checked], launches: int, rounds: int = 7, preheat_ms: float = 200.0, warm: int = 0) -> dict[str, Time]:

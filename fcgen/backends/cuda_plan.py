@@ -20,6 +20,8 @@ from ..ir.types import Frag, Pending, Scalar
 CHEAP = {"iota", "full", "broadcast"}
 POINTWISE = {*FNS, "select", "cast", *CHEAP}
 VIEWS = {"slice", "transpose"}
+#: one instruction: may be computed once more
+AGAIN = {"add", "sub", "mul", "max", "min"}
 #: products whose third operand is the accumulator, in the result's registers
 ACCUMULATE = {"mma", "wmma_mma", "wgmma"}
 #: consumers that evaluate an expression register by register, and those that can evaluate one into an array they own
@@ -159,6 +161,10 @@ def _choose_fused(plan: Plan, block: Block) -> None:
                 if all(u.kind in _EVALUATE or (u.kind in _COPY_IN and _copied_in(u, v)) for u, _ in users):
                     plan.fused[v] = op
                 continue
+            spread = users and all(u.kind == "broadcast" and u.result in plan.fused for u, _ in users)
+            if spread and op.kind in AGAIN and all(_repeats(v, u.result) <= 2 for u, _ in users):
+                plan.fused[v] = op  # computing it for each of two registers is cheaper than keeping it
+                continue
             if not users or not all(where is b and u.kind in _EVALUATE and u.kind != "broadcast" for u, where in users):
                 continue
             sinks = {sink.get(u.result, u) for u, _ in users}
@@ -169,6 +175,11 @@ def _choose_fused(plan: Plan, block: Block) -> None:
                     sink[v] = end
 
     visit(block)
+
+
+def _repeats(small: Value, large: Value) -> int:
+    """How many registers of the large fragment have one element of the small one."""
+    return large.type.layout.regs // small.type.layout.regs
 
 
 def _counts(plan: Plan, v: Value, fuel: int = 6) -> bool:

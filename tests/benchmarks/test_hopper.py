@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -71,10 +72,11 @@ def test_reference_and_what_it_notices(causal, monkeypatch):
 # ---- order and rates ---------------------------------------------------------------------------------------------------
 
 
-def test_everyone_is_first_and_last():
-    ways = [timing.Checked(n, lambda: None, 0.0, 0.0) for n in "abc"]
-    orders = ["".join(c.name for c in timing.turned(ways, n)) for n in range(6)]
-    assert {o[0] for o in orders} == {o[-1] for o in orders} == set("abc") and all(sorted(o) == list("abc") for o in orders)
+def test_everyone_runs_behind_everyone_else():
+    ways = [timing.Checked(n, lambda: None, 0.0, 0.0) for n in "abcd"]
+    orders = ["".join(c.name for c in timing.turned(ways, n)) for n in range(16)]
+    assert all(sorted(o) == list("abcd") for o in orders) and all(a == b[::-1] for a, b in zip(orders[::2], orders[1::2]))
+    assert {pair for o in orders for pair in pairwise(o)} == {(a, b) for a in "abcd" for b in "abcd" if a != b}
 
 
 def row(d, s, mask, **rates):

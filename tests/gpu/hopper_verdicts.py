@@ -8,9 +8,13 @@ end; and a wait gives up after a while. Faults whose outcome is the hardware's c
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -171,6 +175,29 @@ def run(made: Built, arguments: dict[str, np.ndarray], expected: dict[str, np.nd
     return {n: x.cpu().numpy() for n, x in outputs.items()}
 
 
+def run_apart(case: str, verdict: Verdict | None, slow: tuple[str, str] | None, arguments: dict[str, np.ndarray],
+              expected: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """`run` in a process of its own: a kernel that fails takes the process's GPU context with it, and a kernel that hangs the process."""
+    with tempfile.TemporaryDirectory() as folder:
+        given, made = Path(folder, "given.npz"), Path(folder, "made.npz")
+        np.savez(given, **{f"in_{n}": x for n, x in arguments.items()}, **{f"out_{n}": x for n, x in expected.items()})
+        words = [case, verdict.name if verdict else "", *(slow or ())]
+        done = subprocess.run([sys.executable, "-m", "tests.gpu.hopper_verdicts", str(given), str(made), *words],
+                              cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=120)
+        if done.returncode:
+            raise RuntimeError(f"the kernel did not come to its end: {done.stderr.strip().splitlines()[-1:]}")
+        with np.load(made) as z:
+            return dict(z)
+
+
+def main(given: str, made: str, case: str, verdict: str, *slow: str) -> None:
+    with np.load(given) as z:
+        arrays = dict(z)
+    pick = lambda kind: {n.removeprefix(kind): x for n, x in arrays.items() if n.startswith(kind)}
+    planted = next((v for v in VERDICTS if v.name == verdict), None)
+    np.savez(made, **run(built(case, planted, (slow[0], slow[1]) if slow else None), pick("in_"), pick("out_")))
+
+
 def right(got: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> bool:
     return all(np.allclose(got[n], want, rtol=5e-3, atol=5e-3) for n, want in expected.items())
 
@@ -178,3 +205,7 @@ def right(got: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> bool:
 def reparsed(case: str) -> Kernel:
     """What was written is a kernel by all rules."""
     return parse_kernel(CASES[case].text, f"{case}.fcir", locate=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -6,7 +6,7 @@ import pytest
 from fcgen.runtime import driver
 from fcgen.sim.machine import simulate
 
-from .hopper_verdicts import CASES, TARGET, VERDICTS, WRONG, built, mutant, right, run
+from .hopper_verdicts import CASES, TARGET, VERDICTS, WRONG, mutant, right, run_apart
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(driver.available()[0] and driver.device_info().capability != (9, 0),
                                                   reason="needs a GPU of compute capability 9.0: sm_90a runs on no other")]
@@ -19,7 +19,7 @@ def test_without_a_fault(case, steps, slow):
     for seed in range(3):
         arguments, expected = CASES[case].draw(seed, steps)
         assert not simulate(CASES[case].kernel, arguments, TARGET, seed=seed).reports
-        assert right(run(built(case, None, slow or None), arguments, expected), expected)
+        assert right(run_apart(case, None, slow or None, arguments, expected), expected)
 
 
 @pytest.mark.parametrize("verdict", VERDICTS, ids=lambda v: v.name)
@@ -31,7 +31,7 @@ def test_with_its_fault(verdict):
         with np.errstate(all="ignore"):
             said = [simulate(kernel, arguments, TARGET, seed=order) for order in range(4)]
         assert any({e.code for e in s.reports} & verdict.codes for s in said) or verdict.codes == {WRONG}
-        got = run(built(verdict.case, verdict, verdict.slow), arguments, expected)
+        got = run_apart(verdict.case, verdict, verdict.slow, arguments, expected)
         assert not right(got, expected), verdict.why
         if verdict.codes == {WRONG}:
             assert right(got, said[0].outputs)

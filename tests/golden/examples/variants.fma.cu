@@ -209,22 +209,14 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
                 tmp_2[i] = fmaf(q_3[row_tmp_2(i)], tile_2[col_tmp_2(i)], tmp_2[i]);
         }
         // visible = lambda cols: (cols.valid & (rows.index >= cols.index)) & (rows.index - cols.index < window)  [variants.py:13]
-        // s = s + slope * (cols.index - rows.index).to(fc.f32)  [variants.py:19]
-        int limit[16];
-        #pragma unroll
-        for (int i = 0; i < 16; ++i) {
-            const int x = q_row + i + rows_start;
-            limit[i] = min(x + 1 - t_5, N - t_5);
-        }
-        // visible = lambda cols: (cols.valid & (rows.index >= cols.index)) & (rows.index - cols.index < window)  [variants.py:13]
         // s = cap * fc.tanh(s / cap)  [variants.py:18]
         // s = s + slope * (cols.index - rows.index).to(fc.f32)  [variants.py:19]
         // s = fc.where(visible(cols), s, -fc.inf)  [variants.py:20]
         float s[32];
         #pragma unroll
         for (int i = 0; i < 32; ++i) {
-            const int x_2 = q_row + i / 2 + rows_start;
-            s[i] = i % 2 * 32 < limit[row_tmp_2(i)] - lane && x_2 - (lane + i % 2 * 32 + t_5) < window ? tanhf(tmp_2[i] * t) * cap + float(lane + i % 2 * 32 + t_5 - x_2) * slope : -INF;
+            const int x = q_row + i / 2 + rows_start;
+            s[i] = i % 2 * 32 < min(x + 1 - t_5, N - t_5) - lane && x - (lane + i % 2 * 32 + t_5) < window ? tanhf(tmp_2[i] * t) * cap + float(lane + i % 2 * 32 + t_5 - x) * slope : -INF;
         }
         // mn = fc.maximum(m, fc.max(s, axis=1))  [variants.py:21]
         float tmp_3[16];
@@ -254,54 +246,50 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
         for (int i = 0; i < 16; ++i)
             base[i] = mn[i] == -INF ? 0.0f : mn[i];
         // p, a = fc.exp(s - base), fc.exp(m - base)  [variants.py:23]
-        float tmp_4[16];
-        #pragma unroll
-        for (int i = 0; i < 16; ++i)
-            tmp_4[i] = base[i] * 1.442695f;
         float p[32];
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            p[i] = exp2_approx(s[i] * 1.442695f - tmp_4[row_tmp_2(i)]);
+            p[i] = exp2_approx(s[i] * 1.442695f - base[row_tmp_2(i)] * 1.442695f);
         float a[16];
         #pragma unroll
         for (int i = 0; i < 16; ++i)
             a[i] = exp2_approx((m[i] - base[i]) * 1.442695f);
         // l <<= l * a + fc.sum(p, axis=1)  [variants.py:24]
-        float tmp_5[16];
+        float tmp_4[16];
         #pragma unroll
         for (int j = 0; j < 16; ++j) {
             #pragma unroll
             for (int i = 0; i < 2; ++i) {
                 const int e = j * 2 + i;
-                tmp_5[j] = i < 1 ? p[e] : tmp_5[j] + p[e];
+                tmp_4[j] = i < 1 ? p[e] : tmp_4[j] + p[e];
             }
         }
         #pragma unroll
         for (int i = 0; i < 16; ++i)
-            l[i] = l[i] * a[i] + tmp_5[i];
+            l[i] = l[i] * a[i] + tmp_4[i];
         // acc <<= acc * a + fc.dot(p.to(V.dtype), fc.load(V[b, h, cols]))  [variants.py:25]
         #pragma unroll
         for (int i = 0; i < 32; ++i)
             acc[i] = acc[i] * a[row_tmp_2(i)];
-        uint32_t tmp_6[16];
+        uint32_t tmp_5[16];
         #pragma unroll
         for (int i = 0; i < 16; ++i)
-            tmp_6[i] = pack_f16(p[2 * i], p[2 * i + 1]);
-        uint32_t tmp_7[16];
+            tmp_5[i] = pack_f16(p[2 * i], p[2 * i + 1]);
+        uint32_t tmp_6[16];
         const f16* v_ptr = v_base + (long long)t_5 * V_s2;
         #pragma unroll
         for (int i = 0; i < 16; ++i) {
             const uint32_t lo = k_pos + 2 * i / 2 < N ? v_ptr[(long long)(2 * i / 2) * V_s2 + 2 * i % 2 * 32] : 0;
             const uint32_t hi = k_pos + (2 * i + 1) / 2 < N ? v_ptr[(long long)((2 * i + 1) / 2) * V_s2 + (2 * i + 1) % 2 * 32] : 0;
-            tmp_7[i] = lo | hi << 16;
+            tmp_6[i] = lo | hi << 16;
         }
         __syncthreads();
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            st_shared_b16(tile_at + i / 2 * 144 + i % 2 * 64, half_of(tmp_7, i));
+            st_shared_b16(tile_at + i / 2 * 144 + i % 2 * 64, half_of(tmp_6, i));
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            st_shared_b16(tile_at_2 + i / 2 * 144 + i % 2 * 64, half_of(tmp_6, i));
+            st_shared_b16(tile_at_2 + i / 2 * 144 + i % 2 * 64, half_of(tmp_5, i));
         __syncthreads();
         #pragma unroll 1
         for (int k = 0; k < 64; ++k) {
@@ -414,54 +402,50 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
         for (int i = 0; i < 16; ++i)
             base[i] = mn[i] == -INF ? 0.0f : mn[i];
         // p, a = fc.exp(s - base), fc.exp(m - base)  [variants.py:23]
-        float tmp_4[16];
-        #pragma unroll
-        for (int i = 0; i < 16; ++i)
-            tmp_4[i] = base[i] * 1.442695f;
         float p[32];
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            p[i] = exp2_approx(s[i] * 1.442695f - tmp_4[row_tmp_2(i)]);
+            p[i] = exp2_approx(s[i] * 1.442695f - base[row_tmp_2(i)] * 1.442695f);
         float a[16];
         #pragma unroll
         for (int i = 0; i < 16; ++i)
             a[i] = exp2_approx((m[i] - base[i]) * 1.442695f);
         // l <<= l * a + fc.sum(p, axis=1)  [variants.py:24]
-        float tmp_5[16];
+        float tmp_4[16];
         #pragma unroll
         for (int j = 0; j < 16; ++j) {
             #pragma unroll
             for (int i = 0; i < 2; ++i) {
                 const int e = j * 2 + i;
-                tmp_5[j] = i < 1 ? p[e] : tmp_5[j] + p[e];
+                tmp_4[j] = i < 1 ? p[e] : tmp_4[j] + p[e];
             }
         }
         #pragma unroll
         for (int i = 0; i < 16; ++i)
-            l[i] = l[i] * a[i] + tmp_5[i];
+            l[i] = l[i] * a[i] + tmp_4[i];
         // acc <<= acc * a + fc.dot(p.to(V.dtype), fc.load(V[b, h, cols]))  [variants.py:25]
         #pragma unroll
         for (int i = 0; i < 32; ++i)
             acc[i] = acc[i] * a[row_tmp_2(i)];
-        uint32_t tmp_6[16];
+        uint32_t tmp_5[16];
         #pragma unroll
         for (int i = 0; i < 16; ++i)
-            tmp_6[i] = pack_f16(p[2 * i], p[2 * i + 1]);
-        uint32_t tmp_7[16];
+            tmp_5[i] = pack_f16(p[2 * i], p[2 * i + 1]);
+        uint32_t tmp_6[16];
         const f16* v_ptr = v_base + (long long)t_5 * V_s2;
         #pragma unroll
         for (int i = 0; i < 16; ++i) {
             const uint32_t lo = v_ptr[(long long)(2 * i / 2) * V_s2 + 2 * i % 2 * 32];
             const uint32_t hi = v_ptr[(long long)((2 * i + 1) / 2) * V_s2 + (2 * i + 1) % 2 * 32];
-            tmp_7[i] = lo | hi << 16;
+            tmp_6[i] = lo | hi << 16;
         }
         __syncthreads();
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            st_shared_b16(tile_at + i / 2 * 144 + i % 2 * 64, half_of(tmp_7, i));
+            st_shared_b16(tile_at + i / 2 * 144 + i % 2 * 64, half_of(tmp_6, i));
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            st_shared_b16(tile_at_2 + i / 2 * 144 + i % 2 * 64, half_of(tmp_6, i));
+            st_shared_b16(tile_at_2 + i / 2 * 144 + i % 2 * 64, half_of(tmp_5, i));
         __syncthreads();
         #pragma unroll 1
         for (int k = 0; k < 64; ++k) {
@@ -542,22 +526,14 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
                 tmp_2[i] = fmaf(q_3[row_tmp_2(i)], tile_2[col_tmp_2(i)], tmp_2[i]);
         }
         // visible = lambda cols: (cols.valid & (rows.index >= cols.index)) & (rows.index - cols.index < window)  [variants.py:13]
-        // s = s + slope * (cols.index - rows.index).to(fc.f32)  [variants.py:19]
-        int limit[16];
-        #pragma unroll
-        for (int i = 0; i < 16; ++i) {
-            const int x = q_row + i + rows_start;
-            limit[i] = min(x + 1 - t_5, N - t_5);
-        }
-        // visible = lambda cols: (cols.valid & (rows.index >= cols.index)) & (rows.index - cols.index < window)  [variants.py:13]
         // s = cap * fc.tanh(s / cap)  [variants.py:18]
         // s = s + slope * (cols.index - rows.index).to(fc.f32)  [variants.py:19]
         // s = fc.where(visible(cols), s, -fc.inf)  [variants.py:20]
         float s[32];
         #pragma unroll
         for (int i = 0; i < 32; ++i) {
-            const int x_2 = q_row + i / 2 + rows_start;
-            s[i] = i % 2 * 32 < limit[row_tmp_2(i)] - lane && x_2 - (lane + i % 2 * 32 + t_5) < window ? tanhf(tmp_2[i] * t) * cap + float(lane + i % 2 * 32 + t_5 - x_2) * slope : -INF;
+            const int x = q_row + i / 2 + rows_start;
+            s[i] = i % 2 * 32 < min(x + 1 - t_5, N - t_5) - lane && x - (lane + i % 2 * 32 + t_5) < window ? tanhf(tmp_2[i] * t) * cap + float(lane + i % 2 * 32 + t_5 - x) * slope : -INF;
         }
         // mn = fc.maximum(m, fc.max(s, axis=1))  [variants.py:21]
         float tmp_3[16];
@@ -587,54 +563,50 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
         for (int i = 0; i < 16; ++i)
             base[i] = mn[i] == -INF ? 0.0f : mn[i];
         // p, a = fc.exp(s - base), fc.exp(m - base)  [variants.py:23]
-        float tmp_4[16];
-        #pragma unroll
-        for (int i = 0; i < 16; ++i)
-            tmp_4[i] = base[i] * 1.442695f;
         float p[32];
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            p[i] = exp2_approx(s[i] * 1.442695f - tmp_4[row_tmp_2(i)]);
+            p[i] = exp2_approx(s[i] * 1.442695f - base[row_tmp_2(i)] * 1.442695f);
         float a[16];
         #pragma unroll
         for (int i = 0; i < 16; ++i)
             a[i] = exp2_approx((m[i] - base[i]) * 1.442695f);
         // l <<= l * a + fc.sum(p, axis=1)  [variants.py:24]
-        float tmp_5[16];
+        float tmp_4[16];
         #pragma unroll
         for (int j = 0; j < 16; ++j) {
             #pragma unroll
             for (int i = 0; i < 2; ++i) {
                 const int e = j * 2 + i;
-                tmp_5[j] = i < 1 ? p[e] : tmp_5[j] + p[e];
+                tmp_4[j] = i < 1 ? p[e] : tmp_4[j] + p[e];
             }
         }
         #pragma unroll
         for (int i = 0; i < 16; ++i)
-            l[i] = l[i] * a[i] + tmp_5[i];
+            l[i] = l[i] * a[i] + tmp_4[i];
         // acc <<= acc * a + fc.dot(p.to(V.dtype), fc.load(V[b, h, cols]))  [variants.py:25]
         #pragma unroll
         for (int i = 0; i < 32; ++i)
             acc[i] = acc[i] * a[row_tmp_2(i)];
-        uint32_t tmp_6[16];
+        uint32_t tmp_5[16];
         #pragma unroll
         for (int i = 0; i < 16; ++i)
-            tmp_6[i] = pack_f16(p[2 * i], p[2 * i + 1]);
-        uint32_t tmp_7[16];
+            tmp_5[i] = pack_f16(p[2 * i], p[2 * i + 1]);
+        uint32_t tmp_6[16];
         const f16* v_ptr = v_base + (long long)t_5 * V_s2;
         #pragma unroll
         for (int i = 0; i < 16; ++i) {
             const uint32_t lo = k_pos + 2 * i / 2 < N ? v_ptr[(long long)(2 * i / 2) * V_s2 + 2 * i % 2 * 32] : 0;
             const uint32_t hi = k_pos + (2 * i + 1) / 2 < N ? v_ptr[(long long)((2 * i + 1) / 2) * V_s2 + (2 * i + 1) % 2 * 32] : 0;
-            tmp_7[i] = lo | hi << 16;
+            tmp_6[i] = lo | hi << 16;
         }
         __syncthreads();
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            st_shared_b16(tile_at + i / 2 * 144 + i % 2 * 64, half_of(tmp_7, i));
+            st_shared_b16(tile_at + i / 2 * 144 + i % 2 * 64, half_of(tmp_6, i));
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            st_shared_b16(tile_at_2 + i / 2 * 144 + i % 2 * 64, half_of(tmp_6, i));
+            st_shared_b16(tile_at_2 + i / 2 * 144 + i % 2 * 64, half_of(tmp_5, i));
         __syncthreads();
         #pragma unroll 1
         for (int k = 0; k < 64; ++k) {

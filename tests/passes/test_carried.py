@@ -1,0 +1,94 @@
+"""Products that a loop carries in flight, tiles counted from the end, and tiles that run together as squares."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import fcgen as fc
+from fcgen.errors import FcError
+from fcgen.ir.core import walk
+from fcgen.passes import run_passes
+
+from .test_roles import product
+
+
+@fc.kernel
+def scaled(A: T[M, K], B: T[N, K], C: "out f32[M, N]"):
+    rows, cols = fc.grid(fc.tile(A.M, "BLOCK_M"), fc.tile(B.N, "BLOCK_N"))
+    acc = fc.var(fc.zeros(rows, cols))
+    for depth in fc.loop(fc.tile(A.K, "BLOCK_K")):
+        acc <<= acc * 0.5 + fc.dot(fc.load(A[rows, depth]), fc.load(B[cols, depth]).T)
+    fc.store(C[rows, cols], acc)
+
+
+@fc.kernel
+def tails(A: T[M, K], S: "out f32[M]"):
+    (rows,) = fc.grid(fc.tile(A.M, "BLOCK_M"))
+    total = fc.var(fc.zeros(rows))
+    for depth in fc.loop(fc.tile(A.K, "BLOCK_K")):
+        x = fc.load(A[rows, depth]).to(fc.f32)
+        total <<= total + fc.sum(fc.where(rows.valid, x, 0.0), axis=1)
+    fc.store(S[rows], total)
+
+
+def compiled(spec=product, **more):
+    tiles = {"BLOCK_M": 64, "BLOCK_N": 32, "BLOCK_K": 16}
+    schedule = fc.Schedule(**{"tiles": tiles, "math": "wgmma", "copy": "tma", "stages": 2, **more})
+    return spec.compile(target="sm_90a", T=fc.f16, schedule=schedule)
+
+
+def draw(m, n, k):
+    rng = np.random.default_rng(m + n + k)
+    return {"A": rng.standard_normal((m, k)).astype(np.float16), "B": rng.standard_normal((n, k)).astype(np.float16)}
+
+
+def loop_kinds(program):
+    main = next(r for r in program.machine.roles if r.name == "main")
+    loop = next(o for o in walk(main.body) if o.kind == "for" and any(x.kind == "wgmma" for x in o.regions[0].ops))
+    return [o.kind for o in loop.regions[0].ops]
+
+
+@pytest.mark.parametrize("spec, stages, carried", [(product, 2, True), (product, 4, True), (product, 1, False), (scaled, 2, False)])
+def test_an_accumulator_that_only_products_touch_stays_in_flight(spec, stages, carried):
+    """With one slot there is no tile to read while the last one is still in use."""
+    kinds = loop_kinds(compiled(spec, stages=stages))
+    assert ("wgmma_wait" in kinds, "settle" in kinds) == (carried, not carried)
+
+
+@pytest.mark.parametrize("more", [{}, {"stages": 3, "persistent": "dynamic"}, {"persistent": "static", "l2": 32, "epilogue": "tma"}])
+@pytest.mark.parametrize("trips", [0, 1, 2, 3, 5])
+def test_what_is_carried_is_right_and_the_simulator_is_silent(trips, more):
+    p, args = compiled(**more), draw(130, 70, max(1, 16 * trips - 3) if trips else 0)
+    np.testing.assert_allclose(p.simulate(**args)["C"], p.interpret(**args)["C"], atol=1e-4)
+
+
+@pytest.mark.parametrize("m, n", [(64, 32), (640, 32), (64, 320), (700, 500)])
+def test_squares_cover_the_grid_once(m, n):
+    """Every tile is stored once: the tensors' histories would report two programs at one element, and none would leave NaN."""
+    p, args = compiled(l2=32, persistent="static"), draw(m, n, 16)
+    np.testing.assert_allclose(p.simulate(**args)["C"], p.interpret(**args)["C"], atol=1e-4)
+
+
+@pytest.mark.parametrize("spec, names, message", [
+    (product, "x", "no axis of the grid with tiles"),
+    (product, "cols", "runs along the last axis of C"),
+    (tails, "rows", "positions along rows are compared with its size"),
+])
+def test_axes_that_cannot_be_counted_from_the_end_are_refused(spec, names, message):
+    more = {"math": "mma", "copy": "cp_async"} if spec is tails else {}
+    with pytest.raises(FcError, match=message):
+        _ = compiled(spec, from_end=names, **more).machine
+
+
+@pytest.mark.parametrize("m", [1, 63, 64, 65, 200])
+@pytest.mark.parametrize("target, more", [("sm_90a", {"math": "wgmma", "copy": "tma"}), ("sm_89", {})])
+def test_rows_counted_from_the_end_are_the_same_rows(m, target, more):
+    tiles = {"BLOCK_M": 64, "BLOCK_N": 32, "BLOCK_K": 16}
+    p = product.compile(target=target, T=fc.f16, schedule=fc.Schedule(tiles=tiles, from_end="rows", **more))
+    args = draw(m, 40, 24)
+    want = args["A"].astype(np.float32) @ args["B"].astype(np.float32).T
+    np.testing.assert_allclose(p.interpret(**args)["C"], want, atol=1e-3)
+    np.testing.assert_allclose(p.simulate(**args)["C"], want, atol=1e-3)
+    if m % 64:
+        assert "short" in str(run_passes(p.tile, p.schedule, p.target, stop_after="from_end"))
