@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from ..ir.async_ops import accumulator
 from ..ir.core import Block, Builder, Op, Value, uses
+from ..ir.lifetimes import WRITES
 from ..ir.types import Buffer, Pending
 
 
@@ -45,6 +46,9 @@ def _find(loop: Op) -> _Product | None:
     at = carried_values.index(acc)
     if body.yielded[at] is not settle.result or [len(readers[v]) for v in (acc, settle.result, wgmma.result)] != [1, 1, 1]:
         return None
+    read = {v for v in wgmma.operands if isinstance(v.type, Buffer)}
+    if any(o.kind in WRITES and read & set(o.operands) for o in body.ops):
+        return None  # the next iteration stores what this one's product may still read
     made = {r: o for o in body.ops for r in o.results}
     rings = {made[v].operands[1] for v in wgmma.operands if isinstance(v.type, Buffer) and v in made and made[v].kind == "slot"}
     arrivals = []

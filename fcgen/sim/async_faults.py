@@ -234,6 +234,12 @@ def _weaken_settle(kernel: Kernel) -> Iterator[Mutant]:
     return _change(kernel, "settle", lambda op: (op.with_attrs(groups=op["groups"] + 1),))
 
 
+@_fault("drop-wgmma-wait")
+def _drop_wgmma_wait(kernel: Kernel) -> Iterator[Mutant]:
+    """A `wgmma_wait` is missing: what follows does not know that the product before the last is done."""
+    return _drop(kernel, "wgmma_wait")
+
+
 @_fault("forget-left")
 def _forget_left(kernel: Kernel) -> Iterator[Mutant]:
     """A `settle` does not name the left operand in registers."""

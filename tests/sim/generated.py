@@ -28,6 +28,16 @@ def halved(A: "T[M, K]", B: "T[K, N]", C: "out f32[M, N]"):  # type: ignore[name
     fc.store(C[rows, cols], acc)
 
 
+@fc.kernel
+def product(A: "T[M, K]", B: "T[N, K]", C: "out f32[M, N]"):  # type: ignore[name-defined]
+    """C = A B^T: the accumulator is carried in flight."""
+    rows, cols = fc.grid(fc.tile(A.M, "BLOCK_M"), fc.tile(B.N, "BLOCK_N"))
+    acc = fc.var(fc.zeros(rows, cols))
+    for depth in fc.loop(fc.tile(A.K, "BLOCK_K")):
+        acc <<= acc + fc.dot(fc.load(A[rows, depth]), fc.load(B[cols, depth]).T)
+    fc.store(C[rows, cols], acc)
+
+
 @dataclass(frozen=True)
 class Generated:
     """compile() -> the program; draw(seed, steps) -> (arguments, expected); counts: steps of the loop, those that show most faults first."""
@@ -61,15 +71,15 @@ def attention(name: str, mask: str = "causal_bottom_right", **fields: Any) -> Ge
     return Generated(name, lambda: SPECS["lse"].compile(target="sm_90a", schedule=schedule, **options), draw, (3, 10, 1, 2, 4, 5))
 
 
-def _staged() -> Any:
-    schedule = fc.Schedule(tiles={"BLOCK_M": 128, "BLOCK_N": 64, "BLOCK_K": 64}, warps=8, math="wgmma", copy="tma", stages=2)
-    return halved.compile(target="sm_90a", schedule=schedule, T=fc.f16)
+def gemm(name: str, spec: Any, transposed: bool, scale: float, **fields: Any) -> Generated:
+    schedule = fc.Schedule(tiles={"BLOCK_M": 128, "BLOCK_N": 64, "BLOCK_K": 64}, warps=8, math="wgmma", copy="tma", **{"stages": 2, **fields})
 
+    def draw(seed: int, steps: int) -> Run:
+        rng, depth = np.random.default_rng(seed), 64 * steps - 5
+        a, b = ((rng.standard_normal(s) / 4).astype(np.float16) for s in ((260, depth), (depth, 70)))
+        return {"A": a, "B": b.T.copy() if transposed else b}, {"C": scale * (a.astype(np.float64) @ b.astype(np.float64))}
 
-def _draw_staged(seed: int, steps: int) -> Run:
-    rng, depth = np.random.default_rng(seed), 64 * steps - 5
-    a, b = (rng.standard_normal(s).astype(np.float16) / 4 for s in ((130, depth), (depth, 70)))
-    return {"A": a, "B": b}, {"C": a.astype(np.float64) @ b.astype(np.float64) / 2}
+    return Generated(name, lambda: spec.compile(target="sm_90a", schedule=schedule, T=fc.f16), draw, (3, 1, 2, 4, 5))
 
 
 CASES = {c.name: c for c in (
@@ -77,5 +87,6 @@ CASES = {c.name: c for c in (
     attention("programs", persistent="none", epilogue="smem"),
     attention("stores", stages={"q": 2, "k": 2, "v": 2}, persistent="dynamic", epilogue="tma", ones="acc", l2=32),
     attention("cluster", "none", stages={"q": 2, "k": 2, "v": 2}, persistent="static", epilogue="quad", cluster={"rows": 2}),
-    Generated("staged", _staged, _draw_staged, (3, 1, 2, 4, 5)),
+    gemm("staged", halved, False, 0.5),
+    gemm("carried", product, True, 1.0, persistent="static"),
 )}

@@ -29,6 +29,7 @@ DROPS: dict[str, dict[str, set[str]]] = {
     "wgmma_fence": {"drop-wgmma-fence": {REGISTER}},
     "wgmma_commit": {"drop-wgmma-commit": {STALE}},
     "settle": {"weaken-settle": {STALE}},
+    "wgmma_wait": {"drop-wgmma-wait": {RACE}},
     "proxy_fence": {"drop-proxy-fence": {PROXY}},
     "barrier": {"drop-store-barrier": {RACE}},
     "syncwarp": {"drop-syncwarp": {RACE}},
@@ -57,13 +58,17 @@ BENIGN: list[tuple[str, set[str], str, str]] = [
      "a K that this warpgroup does not read: it is started before the V that was waited for, or, in front of the first of a tile, a turn "
      "ago the other group had released all K: so the arrival falls into the right phase"),
     ("drop-phase-wait", {"programs"}, r"^mbar_wait [01]: mbar_wait [qk]_empty", "the first tile of a ring, which is empty"),
+    ("drop-syncwarp", {"carried"}, r"^syncwarp 0: syncwarp, before st_shared acc, acc_tile$",
+     "arrivals since the last tile have gathered the warp; `sync` does not count them"),
     ("early-arrive", {"programs"}, r"^mbar_arrive [34]: mbar_arrive [qv]_empty", "nobody fills the slots of Q and of the last V again"),
 ]
 #: (fault, cases, pattern of the site, why the report names those whom it misleads, and not its own role)
 MISLED = [
-    ("drop-post", {"claims", "stores", "cluster"}, r".", "who reads what nobody posted cannot say who should have"),
+    ("drop-post", {"claims", "stores", "cluster", "carried"}, r".", "who reads what nobody posted cannot say who should have"),
     ("drop-phase-wait", {"cluster"}, r"^mbar_wait 10: mbar_wait k_full, k_at, before mbar_arrive",
      "a K that nobody reads: it is let go before it has landed, and what shows is that its slot is filled again"),
+    ("drop-phase-wait", {"carried"}, r"^mbar_wait 3: mbar_wait tile_empty",
+     "a slot is filled again too early, and those who let tiles go unread are a phase ahead of the others: they are named"),
 ]
 
 
