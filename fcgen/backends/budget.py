@@ -7,15 +7,18 @@ temporaries need comes on top, so a kernel is refused only where its fragments a
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from ..errors import FcError
-from ..ir.core import Kernel
+from ..ir.core import Kernel, walk_kernel
 from ..ir.target import Target
 from .cuda_plan import make_plan
 
 #: registers that addresses, loop counters and temporaries take besides fragments (observed: 20 to 40)
 MARGIN = 24
+#: registers that ptxas wants for one wgmma besides its accumulator
+PRODUCT = 26
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ def check_budget(kernel: Kernel, target: Target) -> Usage:
     plan = make_plan(kernel)
     launch = target.regs_per_sm // (threads * blocks) // 8 * 8
     limit = min(target.regs_per_thread, max([launch] + [r.regs for r in kernel.roles]))
+    _check_products(kernel, launch, threads)
     pool = sum(r.warps * r.regs for r in kernel.roles)
     if len(kernel.roles) > 1 and pool > launch * kernel.warps:
         raise FcError("compile/budget", "the roles of a block take more registers than it was launched with",
@@ -61,6 +65,17 @@ def check_budget(kernel: Kernel, target: Target) -> Usage:
                       loc=worst.loc if worst is not None else None, hint=_regs_hint(blocks))
     per_sm = target.smem_per_sm // (smem + target.smem_reserved) if smem else target.max_blocks_per_sm
     return Usage(smem, threads, plan.live_regs, plan.live_regs + MARGIN, max(1, min(per_sm, target.max_blocks_per_sm)))
+
+
+def _check_products(kernel: Kernel, launch: int, threads: int) -> None:
+    """One wgmma has to fit the registers that the block was launched with: what roles take later does not help (ptxas C7602)."""
+    for op in walk_kernel(kernel):
+        if op.kind == "wgmma":
+            cols = max(int(n) for name in (op["instr"], op.get("first") or "") for n in re.findall(r"m64n(\d+)k", name))
+            if cols // 2 + PRODUCT > launch:
+                raise FcError("compile/budget", f"a matrix product over {cols} columns does not fit the registers of a thread",
+                              expected=f"at most {launch} registers ({threads} threads at launch)", got=cols // 2 + PRODUCT, loc=op.loc,
+                              hint="fewer columns in Schedule.tiles, or fewer Schedule.warps")
 
 
 def _smem_hint(kernel: Kernel) -> str:

@@ -113,3 +113,18 @@ def test_what_cannot_be_printed_is_refused(old, new, message):
         return
     with pytest.raises(FcError, match=message):
         print_cuda(kernel, TARGET)
+
+
+@pytest.mark.parametrize("cols, fits", [(192, True), (208, False), (256, False)])
+def test_a_product_that_is_too_wide_for_the_launch_is_refused_before_ptxas_does(cols, fits):
+    """16 warps leave 128 registers at launch; ptxas wants 26 besides the accumulator of one instruction."""
+    import fcgen as fc
+    from tests.passes.test_carried import product
+
+    tiles = {"BLOCK_M": 192, "BLOCK_N": cols, "BLOCK_K": 16}
+    p = product.compile(target="sm_90a", T=f16, schedule=fc.Schedule(tiles=tiles, warps=12, math="wgmma", copy="tma", epilogue="direct"))
+    if fits:
+        assert p.resources.spill_stores == 0
+    else:
+        with pytest.raises(FcError, match=f"over {cols} columns does not fit the registers"):
+            compiler.to_cuda(p.machine, TARGET)
