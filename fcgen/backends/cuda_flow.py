@@ -186,7 +186,7 @@ def _prints(em: Emitter, op: Op, block: Block) -> bool:
     if any(o.kind != "yield" for o in block.ops):
         return True
     return any(isinstance(r.type, Scalar) or y in em.plan.fused or em.plan.root(em.plan.base(y)) is not em.plan.root(r)
-               for r, y in zip(op.results, block.yielded))
+               for r, y in zip(op.results, block.yielded) if not isinstance(r.type, Cursor))  # both branches move a ring on alike
 
 
 def _branch(em: Emitter, op: Op, block: Block, names: dict[Value, str]) -> None:

@@ -19,6 +19,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from ..ir.core import Block, Builder, Env, Kernel, Op, Value, copy_op, definitions, map_bodies, remove_dead, substitute_block, uses
+from ..ir.ops import has_effect
 from ..ir.schedule import Schedule
 from ..ir.target import Target
 from ..ir.types import Scalar
@@ -45,10 +46,10 @@ def _block(block: Block, late: set[str], defs: dict[Value, Op], turns: bool) -> 
             i += 1
             continue
         chain = [ops[i]]
-        while (
-            ops[i].get("chain") is not None and i + 1 < len(ops) and ops[i + 1].kind == "for" and ops[i + 1].get("chain") == ops[i]["chain"]
-        ):
-            i += 1
+        while (between := _up_to_next(ops, i)) is not None:
+            for scalar in between:  # ends of the next range: they hang on no loop
+                out.add(replace(scalar, operands=env.all(scalar.operands)))
+            i += len(between) + 1
             chain.append(ops[i])
         i += 1
         chain = [replace(o, operands=env.all(o.operands), regions=tuple(substitute_block(r, env) for r in o.regions)) for o in chain]
@@ -61,6 +62,18 @@ def _block(block: Block, late: set[str], defs: dict[Value, Op], turns: bool) -> 
         for old, new in zip(chain[-1].results, results):
             env[old] = new
     return out.block(block.args)
+
+
+def _up_to_next(ops: list[Op], i: int) -> list[Op] | None:
+    """The ops between loop i and the next loop of its chain, if these are scalars that could as well stand before it; else None."""
+    made = set(ops[i].results)
+    for n in range(i + 1, len(ops) if ops[i].get("chain") is not None else 0):
+        op = ops[n]
+        if op.kind == "for":
+            return ops[i + 1:n] if op.get("chain") == ops[i]["chain"] else None
+        if has_effect(op) or op.regions or any(v in made for v in op.operands) or not all(isinstance(r.type, Scalar) for r in op.results):
+            return None
+    return None
 
 
 class _Parts:
@@ -134,8 +147,8 @@ class _Skew:
         for n, op in enumerate(self.chain):
             bounds = tuple(limit if v is (high if down else low) else v if v is end or v is low or v is high
                            else b.emit("min" if down else "max", v, limit) for v in op.operands[:2])
-            if op.get("part") == "masked" and len(self.chain) > 1 and self.one_tile(op):
-                continue
+            if n == 0 and op.get("part") == "masked" and len(self.chain) > 1 and self.one_tile(op):
+                continue  # the tile in front of the loops is all that this copy was for
             values, cut = self.loop(n, op, bounds, values, cut, one, b)
         values = self.finish(len(self.chain) - 1, end, values, cut, b)
         b.do("yield", *values)
