@@ -70,7 +70,7 @@ REDUCTIONS: dict[str, tuple[Callable[..., np.ndarray], str, float]] = {
 
 def round_bf16(x: np.ndarray) -> np.ndarray:
     """float32 -> the nearest bf16 (ties to even), held as float32. NaN stays NaN."""
-    x = np.ascontiguousarray(x, np.float32)
+    x = np.ascontiguousarray(x, np.float32).reshape(np.shape(x))  # a number stays one
     bits = x.view(np.uint32)
     rounded = (bits + (0x7FFF + ((bits >> 16) & 1)).astype(np.uint32)) & np.uint32(0xFFFF0000)
     return np.where(np.isnan(x), x, rounded.view(np.float32))

@@ -18,7 +18,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from ..ir.core import Block, Builder, Env, Kernel, Op, Value, copy_op, definitions, map_bodies, remove_dead, substitute_block, uses
+from ..errors import FcError
+from ..ir.core import (
+    Block,
+    Builder,
+    Env,
+    Kernel,
+    Op,
+    Value,
+    copy_op,
+    definitions,
+    free_values,
+    map_bodies,
+    remove_dead,
+    substitute_block,
+    uses,
+)
 from ..ir.ops import has_effect
 from ..ir.schedule import Schedule
 from ..ir.target import Target
@@ -29,6 +44,9 @@ VIEWS = {"load", "transpose"}
 
 
 def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
+    if schedule.tokens and not schedule.late:
+        raise FcError("compile/schedule", "Schedule.tokens: warpgroups take turns at dots that run late, and none does",
+                      hint='Schedule(late="acc", ...), or no tokens')
     if schedule.late:
         kernel = map_bodies(kernel, lambda body: remove_dead(_block(body, set(schedule.late), definitions(body), schedule.tokens)))
     return kernel
@@ -54,6 +72,8 @@ def _block(block: Block, late: set[str], defs: dict[Value, Op], turns: bool) -> 
         i += 1
         chain = [replace(o, operands=env.all(o.operands), regions=tuple(substitute_block(r, env) for r in o.regions)) for o in chain]
         parts = [_Parts(o.regions[0], late) for o in chain]
+        for o, p in zip(chain, parts):
+            p.check(o)
         if not any(p.late for p in parts):
             for o in chain:
                 out.add(replace(o, regions=tuple(_block(r, late, defs, turns) for r in o.regions)))
@@ -100,6 +120,15 @@ class _Parts:
         self.cut = list(dict.fromkeys(v for o in self.late for v in o.operands
                                       if any(v in e.results for e in self.early) and v not in scalars))
         self.index_ops = _slice([v for o in self.late for v in o.operands if v in scalars], scalars)
+
+    def check(self, loop: Op) -> None:
+        made = {r for o in self.late for r in o.results}
+        reader = next((o for o in self.early if any(v in made for v in o.operands) or any(free_values(r) & made for r in o.regions)), None)
+        if reader is not None:
+            dot = next(o for o in self.late if o.kind == "dot")
+            raise FcError("compile/schedule", f"the dot %{dot_name(dot, self.readers)} cannot run late: its own iteration reads the result",
+                          got=f"{reader.kind} reads it", loc=reader.loc or loop.loc,
+                          hint="Schedule.late names dots that only a carried value depends on")
 
     def first(self, late_results: set[Value]) -> list[Op]:
         """Early ops that stand in front of the late ones: dots that need nothing from them, with what they read."""

@@ -205,6 +205,13 @@ class _Sync:
             entry = joined
         else:
             raise AssertionError("the state of a loop did not settle")
+        if _common_barrier(body):
+            if op.kind == "for" and any(self._per_warp(v) for v in op.operands[:2]):
+                raise FcError("compile/unsupported", "warpgroups walk this loop each over its own tiles, and it needs a barrier of all",
+                              loc=op.loc, hint="Schedule(own_rows=False), or what goes through shared memory stays in registers")
+            if any(o.kind == "token_take" for o in body):
+                raise FcError("compile/unsupported", "warpgroups take turns in this loop, and it needs a barrier of them all", loc=op.loc,
+                              hint="Schedule(tokens=False), or what goes through shared memory stays in registers")
         out.append(replace(op, regions=(Block(op.regions[0].args, tuple(body)),)))
         return state.join(back)
 
@@ -214,9 +221,9 @@ class _Sync:
         regions, ends = [], []
         for r in op.regions:
             ops, end = self.ops(r.ops, state)
-            if self._per_warp(op.operands[0]) and any(o.kind == "barrier" for o in ops):
+            if self._per_warp(op.operands[0]) and _common_barrier(ops):
                 raise FcError("compile/unsupported", "a branch that warps take on their own needs a barrier of the whole block",
-                              loc=op.loc, hint="Schedule(skip_ones=False)")
+                              loc=op.loc, hint="Schedule(skip_ones=False, own_rows=False)")
             regions.append(Block(r.args, tuple(ops)))
             ends.append(end)
         out.append(replace(op, regions=tuple(regions)))
@@ -266,6 +273,11 @@ class _Sync:
 
 def _target(op: Op) -> tuple[Value, bool]:
     return op.operands[0], op.get("reduce") == "add"
+
+
+def _common_barrier(ops: Iterable[Op]) -> bool:
+    """Whether all warps of the role meet in there."""
+    return any((o.kind == "barrier" and o.get("parts", 1) == 1) or any(_common_barrier(r.ops) for r in o.regions) for o in ops)
 
 
 def _rings(block: Block) -> set[Value]:
