@@ -9,11 +9,13 @@ WRITES = {"st_shared", "stmatrix", "wmma_store", "cp_async"}
 
 
 def spans(body: Block, buffers: set[Value]) -> dict[Value, tuple[int, int]]:
-    """buffer -> (first, last) position in program order between which it is in use."""
+    """buffer -> (first, last) position in program order between which it is in use. What a wgmma reads is in use until a `settle` that
+    leaves nothing in flight."""
     start: dict[int, int] = {}
     end: dict[int, int] = {}
     paths: dict[Value, list[tuple[Op, ...]]] = {}
     count = 0
+    flying: set[Value] = set()
 
     def visit(block: Block, outer: tuple[Op, ...]) -> None:
         nonlocal count
@@ -24,6 +26,12 @@ def spans(body: Block, buffers: set[Value]) -> dict[Value, tuple[int, int]]:
             for v in op.operands:
                 if v in buffers:
                     paths.setdefault(v, []).append(path)
+                    flying.update({v} if op.kind == "wgmma" else ())
+            if op.kind == "settle":
+                for v in flying:
+                    paths[v].append(path)
+                if op["groups"] == 0:
+                    flying.clear()
             for r in op.regions:
                 visit(r, path)
             end[id(op)] = count - 1

@@ -9,6 +9,7 @@ need them. The pass walks the program once in order with a state of what has hap
   read -> write of the same bytes                    barrier, or syncwarp within a warp
   cp_async -> anyone                                 wait_group n, n = groups committed since, then barrier
   st_shared -> wgmma                                 proxy_fence (wgmma reads through the async proxy), then barrier
+  wgmma -> st_shared                                 its settle, then barrier
   st_shared, stmatrix -> tma_store                   proxy_fence right behind the store, then barrier
   tma_store -> st_shared, stmatrix                   bulk_wait n (read), n = groups of bulk stores since, then barrier
   tma_store -> tma_store of the same tensor          bulk_wait 0, then barrier: bulk stores of one program have no order of their own
@@ -54,7 +55,8 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
 class _State:
     """seen: accesses since the last barrier. lane: those since the last syncwarp or barrier. groups: copies committed and not waited for,
     oldest first. open: copies not yet committed. bulk: what groups of bulk stores may still read, oldest first. sent: (tensor, whether it
-    is added to) of bulk stores of this program that may not be complete."""
+    is added to) of bulk stores of this program that may not be complete. flying: what products in flight may still read: a barrier before
+    their `settle` orders nothing."""
 
     seen: frozenset[Access]
     lane: frozenset[Access]
@@ -62,6 +64,7 @@ class _State:
     open: frozenset[Access]
     bulk: tuple[frozenset[Access], ...] = ()
     sent: frozenset[tuple[Value, bool]] = frozenset()
+    flying: frozenset[Access] = frozenset()
 
     def join(self, other: _State) -> _State:
         """Either may be the past. Groups are counted from the newest, which is how `wait_group` counts."""
@@ -71,7 +74,7 @@ class _State:
             return tuple(a | b for a, b in zip(pad(mine), pad(others)))
 
         return _State(self.seen | other.seen, self.lane | other.lane, both(self.groups, other.groups), self.open | other.open,
-                      both(self.bulk, other.bulk), self.sent | other.sent).trim()
+                      both(self.bulk, other.bulk), self.sent | other.sent, self.flying | other.flying).trim()
 
     def trim(self) -> _State:
         """Without empty groups at the old end: nobody waits for those."""
@@ -88,6 +91,7 @@ class _State:
             frozenset(map(fn, self.open)),
             tuple(frozenset(map(fn, g)) for g in self.bulk),
             self.sent,
+            frozenset(map(fn, self.flying)),
         )
 
 
@@ -106,6 +110,10 @@ class _Sync:
                 state = self.loop(op, state, out)
             elif op.kind == "if":
                 state = self.branch(op, state, out)
+            elif op.kind == "settle":
+                state = replace(state, seen=state.seen | state.flying, lane=state.lane | state.flying,
+                                flying=state.flying if op["groups"] else frozenset())
+                out.append(op)
             elif op.kind == "barrier":  # another pass put it there
                 state = replace(state, seen=frozenset(), lane=frozenset())
                 out.append(op)
@@ -118,6 +126,8 @@ class _Sync:
                 state = self.before(self.accesses(ahead) if ahead is not None else accesses, state, out, op)
                 if op.kind == "acquire":
                     continue
+                if op.kind == "wgmma":
+                    state = replace(state, flying=state.flying | frozenset(accesses))
                 copies = frozenset(a for a in accesses if a.copy)
                 plain = frozenset(accesses) - copies
                 if op.kind == "tma_store":
