@@ -109,9 +109,16 @@ class _Sums:
         op = self.defs[v]
         if op.kind == "full":
             d = self.defs.get(op.operands[0])
-            return d is not None and d.kind == "const" and d["value"] == 0
+            return d is not None and d.kind == "const" and self.may_start(d["value"])
+        return self.step(op, members)
+
+    def may_start(self, x: float) -> bool:
+        return x == 0
+
+    def step(self, op: Op, members: set[Value]) -> bool:
+        """Whether an op makes a member of members."""
         if op.kind == "combine":
-            return self.atom(v)
+            return self.atom(op.result)
         if op.kind == "add":
             return all(x in members for x in op.operands)
         return op.kind == "mul" and any(x in members for x in op.operands)
@@ -161,13 +168,10 @@ class _Maxima(_Sums):
     def starts(self, op: Op) -> bool:
         return op.kind == "max" and any(self.atom(x) for x in op.operands)
 
-    def linear(self, v: Value, members: set[Value]) -> bool:
-        if v in self.sources:
-            return all(s in members for s in self.sources[v])
-        op = self.defs[v]
-        if op.kind == "full":
-            d = self.defs.get(op.operands[0])
-            return d is not None and d.kind == "const"
+    def may_start(self, x: float) -> bool:
+        return True  # each lane may start with it: a maximum takes it in once, however often
+
+    def step(self, op: Op, members: set[Value]) -> bool:
         return op.kind == "max" and all(x in members or self.atom(x) for x in op.operands)
 
 
