@@ -76,7 +76,7 @@ def changes(base: fc.Schedule) -> Iterator[fc.Schedule]:
                 continue
 
 
-def library(arch: str, d: int, mask: str) -> fc.Schedule:
+def shipped(arch: str, d: int, mask: str) -> fc.Schedule:
     """What the library runs; for a target of Hopper's own instructions that has no table yet, the table of the target without them."""
     try:
         return pick(arch, d, mask=mask)
@@ -286,7 +286,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     arch = args.target or ("sm_90" if args.compile_only else fc.gpu_target())
     search = Search(args.d, args.causal, args.lengths or LENGTHS, arch, args.dtype, args.rounds, args.lazy, hung=hung_before(args.json))
-    now = library(arch, args.d, Cell(args.d, 1, args.causal).mask)
+    now = shipped(arch, args.d, Cell(args.d, 1, args.causal).mask)
     search.compile((from_file(args.candidates) if args.candidates else built_in(now, arch))[:args.limit])
     save = lambda: write_json(args.json, search.to_json())
     save()

@@ -276,7 +276,7 @@ class _Placer:
         left = set(self.schedule.regs_a)
         for op in walk(self.homes.kernel.body):
             name = self.homes.dot_name(op) if op.kind == "dot" else ""
-            if name not in self.schedule.regs_a or not name:
+            if name not in self.schedule.regs_a:
                 continue
             v, flipped = self.homes.source(op.operands[0])
             made = self.homes.defs.get(v)

@@ -153,7 +153,7 @@ def test_built_in_candidates_parse():
 
 
 def test_hopper_candidates_parse():
-    found = search_schedules.built_in(search_schedules.library("sm_90a", 128, "none"), "sm_90a")
+    found = search_schedules.built_in(search_schedules.shipped("sm_90a", 128, "none"), "sm_90a")
     assert all(str(fc.Schedule.parse(t)) == t for t in found) and sum("math=wgmma" in t and "copy=tma" in t for t in found) > 50
     assert {"late=acc", "vote=True", "tokens=True", "persistent=dynamic", "l2=32"} <= {w for t in found for w in t.split(", ")}
 
