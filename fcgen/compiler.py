@@ -33,6 +33,7 @@ class Facts:
 
     params: (name, "tensor", dtype, dims, flags) or (name, "scalar", dtype, [], flags), in call order. flat: the kernel's own parameters,
     (kind, name, axis, detail). grid: (name, dim, tile, cluster) per axis. persistent: "none", or how blocks come to their tiles.
+    pdl: the kernel itself waits for those in front of it, and may be launched before they have ended.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Facts:
     flat: tuple[tuple[Any, ...], ...]
     grid: tuple[tuple[Any, ...], ...]
     persistent: str = "none"
+    pdl: bool = False
 
     def to_json(self) -> dict[str, Any]:
         return {k: getattr(self, k) for k in self.__dataclass_fields__}
@@ -166,6 +168,7 @@ def _unpack(files: Mapping[str, bytes], meta: Mapping[str, Any], schedule: Sched
 
 
 def facts_of(machine: Kernel, cuda: Any, to: Target) -> Facts:
+    from .ir.core import walk
     from .ir.types import Tensor
 
     params = []
@@ -177,7 +180,8 @@ def facts_of(machine: Kernel, cuda: Any, to: Target) -> Facts:
             params.append((p.name, "scalar", p.type.dtype.name, (), flags))
     flat = tuple((s.kind, s.name, s.axis, s.detail) for s in cuda.params)
     grid = tuple((a.name, a.dim, a.tile, a.cluster) for a in machine.grid)
-    return Facts(cuda.name, to.arch, cuda.threads, cuda.smem_bytes, tuple(params), flat, grid, machine.meta.get("persistent", "none"))
+    return Facts(cuda.name, to.arch, cuda.threads, cuda.smem_bytes, tuple(params), flat, grid, machine.meta.get("persistent", "none"),
+                 any(op.kind == "grid_wait" for role in machine.roles for op in walk(role.body)))
 
 
 @functools.cache

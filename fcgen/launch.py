@@ -88,7 +88,7 @@ class Launcher:
         kernel = self._loaded.get(device) or self._load(device)
         counted = any(isinstance(p, steady.Counter) for p in parameters)
         return steady.SteadyLaunch([self._kinds[n] for n in self.order], parameters,
-                                   kernel.bind((blocks, 1, 1), (self.facts.threads, 1, 1), self.facts.smem_bytes),
+                                   kernel.bind((blocks, 1, 1), (self.facts.threads, 1, 1), self.facts.smem_bytes, self.facts.pdl),
                                    self._counter(device).address if counted and blocks else lambda stream: 0)
 
     def _parameter(self, flat: tuple[Any, ...], described: dict[str, tensors.TensorArg], sizes: dict[str, int]) -> steady.Parameter:

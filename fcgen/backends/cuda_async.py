@@ -89,6 +89,16 @@ def _cluster_sync(em: Emitter, op: Op) -> None:
     em.w.line(f"{em.fn('cluster_sync')}();")
 
 
+@emits("grid_wait")
+def _grid_wait(em: Emitter, op: Op) -> None:
+    em.w.line(f"{em.fn('grid_wait')}();  // until the kernels in front have ended: tensors may be touched from here on")
+
+
+@emits("launch_dependents")
+def _launch_dependents(em: Emitter, op: Op) -> None:
+    em.w.line(f"{em.fn('launch_dependents')}();")
+
+
 @emits("tma_load")
 def _tma_load(em: Emitter, op: Op) -> None:
     tensor, view, bars, cursor = op.operands[0], *op.operands[-3:]

@@ -261,6 +261,13 @@ def _records() -> dict[str, Instr]:
             "PTX ISA, barrier.cluster: all threads of the cluster, but for those that have ended",
         ),
         _fn(
+            "grid_wait",
+            "",
+            'asm volatile("griddepcontrol.wait;" ::: "memory");',
+            "PTX ISA, griddepcontrol.wait: the grids that this one was launched to overlap have ended",
+        ),
+        _fn("launch_dependents", "", 'asm volatile("griddepcontrol.launch_dependents;" ::: "memory");', "PTX ISA, griddepcontrol"),
+        _fn(
             "tensormap_prefetch",
             "const TensorMap& map",
             'asm volatile("prefetch.tensormap [%0];" :: "l"(&map) : "memory");',

@@ -228,6 +228,18 @@ define("claim_done", "machine", "This block will claim no more; the last one to 
        _no_operands, effect="write")
 
 
+define("grid_wait", "machine", """Wait until the grids in front of this one on its stream have ended and all that they wrote is seen
+       (griddepcontrol.wait). A kernel that has this op is launched before they have: each of its roles says it before it touches a
+       tensor.""", _no_operands, effect="write")
+define("launch_dependents", "machine", """This block does not mind if the next grid begins: it does when all blocks have said so or ended
+       (griddepcontrol.launch_dependents).""", _no_operands, effect="write")
+
+
+def reaches_tensors(op: Op) -> bool:
+    """Whether the op itself, without its regions, accesses global memory; the counter of claimed tiles lies there too."""
+    return op.kind in ("claim", "claim_done") or any(isinstance(v.type, Tensor) for v in op.operands)
+
+
 def _check_post(op: Op) -> None:
     *values, slot = (v.type for v in op.operands)
     need(bool(values) and all(t == Scalar(i32) for t in values), "post takes i32 scalars and a slot of i32", "i32, ..., smem i32",

@@ -56,7 +56,9 @@ class Schedule:
 
     from_end: names of the grid's axes (of the variable along them) whose tiles are counted from the end: the ragged one is then the first.
     cluster: grid axis -> how many blocks that are neighbours along it (2, 4 or 8) form a cluster: tiles that are the same for all of them
-    are copied once, a part by each block, into the shared memory of all. Axes have the spec's names, `rows` or `rows_tile`.
+    are copied once, a part by each block, into the shared memory of all. Axes have the spec's names, `rows` or `rows_tile`. pdl:
+    programmatic dependent launch: a launch begins while the one in front of it on the stream still runs, and waits for its end before it
+    touches a tensor.
     """
 
     tiles: Any = ()
@@ -85,6 +87,7 @@ class Schedule:
     regs_a: Any = ()
     from_end: Any = ()
     cluster: Any = ()
+    pdl: bool = False
 
     def __post_init__(self) -> None:
         for name in NAMES:

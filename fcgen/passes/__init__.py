@@ -17,6 +17,7 @@ from ..ir.target import Target
 from . import (
     alloc,
     defer,
+    early_launch,
     from_end,
     limits,
     order,
@@ -67,6 +68,7 @@ PIPELINE: tuple[Pass, ...] = (
     Pass("select", select.run, "dots, staging, loads and stores become the target's instructions"),
     Pass("overlap", overlap.run, "products in flight are waited for where their results are needed"),
     Pass("tidy", tidy.run, "scalar constants folded, nothing computed twice"),
+    Pass("early_launch", early_launch.run, "with `pdl`: what touches tensors waits for the kernels in front, the rest does not"),
     Pass("alloc", alloc.run, "shared-memory offsets; buffers whose uses are apart share bytes"),
     Pass("sync", sync.run, "barriers and waits where the hazards are"),
 )

@@ -12,6 +12,7 @@ import struct
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from fcgen.errors import FcError
@@ -110,8 +111,6 @@ class LoadedKernel:
         self.name, self.device, self.smem_bytes = name, device, smem_bytes
         self._module, self._function, self._context = module, function, context
         self._cu = driver.bindings()
-        self._launch = self._cu.cuLaunchKernel
-        self._streams: dict[int, Any] = {}
 
     def launch(self, grid: tuple[int, int, int], block: tuple[int, int, int], smem: int, params: int,
                stream: int) -> None:
@@ -121,40 +120,49 @@ class LoadedKernel:
         """
         self.bind(grid, block, smem)(params, stream)
 
-    def bind(self, grid: tuple[int, int, int], block: tuple[int, int, int], smem: int) -> Callable[[int, int], None]:
-        """The launch for one grid, as a function of the arguments and the stream that does as little as possible."""
+    def bind(self, grid: tuple[int, int, int], block: tuple[int, int, int], smem: int, pdl: bool = False) -> Callable[[int, int], None]:
+        """The launch for one grid, as a function of the arguments and the stream that does as little as possible. pdl: the kernel may begin
+        before those in front of it have ended, and waits for them itself (programmatic stream serialization)."""
         if 0 in grid:
             return lambda params, stream: None
-        launch, function, device = self._launch, self._function, self.device
-        (gx, gy, gz), (bx, by, bz) = grid, block
-        streams, handle_of, elsewhere = self._streams, self._handle, self._elsewhere
-        here = _current_device()
+        device, starts = self.device, {}
+        here, elsewhere = _current_device(), self._elsewhere
 
         def enqueue(params: int, stream: int) -> None:
-            handle = streams.get(stream)
-            if handle is None:
-                handle = handle_of(stream)
+            start = starts.get(stream)
+            if start is None:
+                if len(starts) > 4096:
+                    starts.clear()
+                start = starts[stream] = self._start(grid, block, smem, pdl, stream)
             if here() == device:
-                result = launch(function, gx, gy, gz, bx, by, bz, smem, handle, params, 0)
+                result = start(params, 0)
                 if not result[0]:
                     return
                 if int(result[0]) not in _WRONG_CONTEXT:
                     self._refused(result, grid, block, smem)
-            elsewhere(grid, block, smem, params, handle)
+            elsewhere(start, params, grid, block, smem)
 
         return enqueue
 
-    def _handle(self, stream: int) -> Any:
-        if len(self._streams) > 4096:
-            self._streams.clear()
-        handle = self._streams[stream] = self._cu.CUstream(stream)
-        return handle
+    def _start(self, grid: tuple[int, int, int], block: tuple[int, int, int], smem: int, pdl: bool, stream: int) -> Callable[..., Any]:
+        """The driver's launch on one stream: what is left to give is the arguments."""
+        cu = self._cu
+        if not pdl:
+            return partial(cu.cuLaunchKernel, self._function, *grid, *block, smem, cu.CUstream(stream))
+        config, overlap = cu.CUlaunchConfig(), cu.CUlaunchAttribute()
+        overlap.id = cu.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+        overlap.value.programmaticStreamSerializationAllowed = 1
+        config.gridDimX, config.gridDimY, config.gridDimZ = grid
+        config.blockDimX, config.blockDimY, config.blockDimZ = block
+        config.sharedMemBytes, config.hStream = smem, cu.CUstream(stream)
+        config.attrs, config.numAttrs = [overlap], 1
+        return partial(cu.cuLaunchKernelEx, config, self._function)
 
-    def _elsewhere(self, grid: tuple[int, int, int], block: tuple[int, int, int], smem: int, params: int, handle: Any) -> None:
+    def _elsewhere(self, start: Callable[..., Any], params: int, grid: tuple[int, int, int], block: tuple[int, int, int], smem: int) -> None:
         """Launch from a thread whose current context is another one, or none."""
         driver.check(self._cu.cuCtxPushCurrent(self._context), "switching to the kernel's device")
         try:
-            result = self._launch(self._function, *grid, *block, smem, handle, params, 0)
+            result = start(params, 0)
         finally:
             self._cu.cuCtxPopCurrent()
         if int(result[0]) != 0:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import FcError
+from ..ir.async_ops import reaches_tensors
 from ..ir.core import Block, Op, Role, Value
 from ..ir.elementwise import FNS, REDUCTIONS, apply, to_dtype
 from ..ir.layout import LANES, OpaqueLayout
@@ -43,6 +44,7 @@ class Agent(AsyncOps, StoreOps):
         self.alone = alone
         self.copies = CopyEngine(self)
         self.core: TensorCore | None = None
+        self.early = sim.early_launch  # has not waited for the kernels in front
 
     PAUSES = {**AsyncOps.PAUSES, **StoreOps.PAUSES}
 
@@ -68,6 +70,10 @@ class Agent(AsyncOps, StoreOps):
     def block(self, block: Block) -> Iterator[Blocked | None]:
         for op in block.ops:
             self.sim.steps += 1
+            if self.early and reaches_tensors(op):
+                self.early = False
+                self.sim.report("sim/launch", f"{op.kind} reaches a tensor while the kernel in front may still run", op, notes=[self.who],
+                                key=("launch", op, self.role.name), hint="grid_wait in each role, before it touches tensors")
             if op.kind in ("barrier", "cluster_sync"):
                 yield Blocked(op)
             elif op.kind == "for":

@@ -37,6 +37,7 @@ class AsyncOps:
     warp: int
     rank: int
     block_index: int
+    early: bool
 
     @property
     def barriers(self) -> Barriers:
@@ -141,6 +142,12 @@ class AsyncOps:
             self.barriers.token(op["id"]).give(self, op)  # type: ignore[arg-type]
 
     # ---- tiles handed out at run time ----------------------------------------------------------------------------------
+
+    def do_grid_wait(self, op: Op, args: list[Any]) -> None:
+        self.early = False
+
+    def do_launch_dependents(self, op: Op, args: list[Any]) -> None:
+        """The next grid waits for the whole of this one, whenever it begins."""
 
     def do_block_index(self, op: Op, args: list[Any]) -> np.int32:
         return np.int32(self.block_index)

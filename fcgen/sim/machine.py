@@ -99,6 +99,7 @@ class Simulation:
         self.persistent = self.kernel.meta.get("persistent", "none") not in ("none", "", None, False)
         self.patience = 1000  # rounds of a `while`
         self.retired: set[int] = set()  # blocks that said claim_done
+        self.early_launch = any(op.kind == "grid_wait" for role in kernel.roles for op in walk(role.body))
 
     def _offsets(self) -> tuple[int, ...]:
         """Where each buffer starts: as allocated, or one after the other."""

@@ -185,7 +185,7 @@ def run_apart(case: str, verdict: Verdict | None, slow: tuple[str, str] | None, 
         done = subprocess.run([sys.executable, "-m", "tests.gpu.hopper_verdicts", str(given), str(made), *words],
                               cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=120)
         if done.returncode:
-            raise RuntimeError(f"the kernel did not come to its end: {done.stderr.strip().splitlines()[-1:]}")
+            raise RuntimeError(f"the kernel did not come to its end: {done.stderr.strip().splitlines()[-12:]}")
         with np.load(made) as z:
             return dict(z)
 
