@@ -26,6 +26,7 @@ from fcgen.errors import FcError
 from fcgen.ir.ops import verify
 from fcgen.ir.text import print_kernel
 from fcgen.ir.types import DTYPES
+from fcgen.forward import sums_of
 from fcgen.kernels.attention import SPECS
 from fcgen.kernels.hopper_schedules import LAZY, ROWS, SMALL
 from fcgen.passes import PIPELINE
@@ -89,7 +90,7 @@ def compile_once(case: Case, folder: str) -> tuple[Watch, dict[str, int], dict[s
     to, schedule = compiler.target(ARCH), case.schedule
     watch = Watch()
     kernel = SPECS["lse" if case.lse else "plain"].trace(dict(schedule.tiles), T=DTYPES[case.dtype], D=case.head, E=case.head,
-                                                         mask=case.mask, lazy=LAZY)
+                                                         mask=case.mask, lazy=LAZY, sums=sums_of(schedule, LAZY, case.head))
     watch.lap("trace")
     print_kernel(kernel)  # the cache's key
     watch.lap("IR text")

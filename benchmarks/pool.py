@@ -46,7 +46,7 @@ def program(job: Job) -> fc.Program:
     from fcgen.forward import sums_of
 
     return SPECS[job.spec].compile(target=job.arch, schedule=job.schedule, T=DTYPES[job.dtype], D=job.d, E=job.e, mask=job.mask,
-                                   lazy=job.lazy, sums=sums_of(job.schedule, job.lazy))
+                                   lazy=job.lazy, sums=sums_of(job.schedule, job.lazy, max(job.d, job.e)))
 
 
 def build(job: Job) -> Made:

@@ -68,7 +68,7 @@ KERNELS: dict[str, Job] = {
     ),
     "hopper_from_end": Job(_hopper(128, 64, 2, from_end="rows"), mask="causal_bottom_right", lazy=LAZY, arch="sm_90a"),
     "hopper_stores": Job(
-        _hopper(128, 64, 2, persistent="dynamic", epilogue="tma"), d=64, e=72, mask="causal_top_left", lazy=LAZY, arch="sm_90a"
+        _hopper(128, 64, 2, persistent="dynamic", epilogue="tma", pdl=True), d=64, e=72, mask="causal_top_left", lazy=LAZY, arch="sm_90a"
     ),
     "hopper_cluster": Job(_hopper(64, 64, 1, persistent="static", cluster={"rows": 2}), lazy=LAZY, arch="sm_90a"),
     "ragged_heads": Job(_schedule(64, 64), d=24, e=56, mask="causal_top_left"),

@@ -18,7 +18,7 @@ Row = tuple[int, str, int, Schedule]
 
 def _s(m: int, n: int, groups: int, stages: object = 2, **more: object) -> Schedule:
     """Tiles of m x n over consumer warpgroups, with what every row has in common."""
-    common = {"persistent": "dynamic", "l2": 32, "epilogue": "quad", "compare_bits": True}
+    common = {"persistent": "dynamic", "l2": 32, "epilogue": "quad", "compare_bits": True, "pdl": True}
     return Schedule(tiles={"BLOCK_M": m, "BLOCK_N": n}, warps=4 * groups, math="wgmma", copy="tma", stages=stages, late="acc", vote=True,
                     **{**common, **more})  # type: ignore[arg-type]
 
@@ -28,8 +28,9 @@ _TWO = {"q": 2, "k": 2, "v": 2}
 _THREE = {"q": 2, "k": 3, "v": 3}
 #: H200, 2026-11-21
 ROWS: tuple[Row, ...] = (
+    (64, "causal", 512, _s(192, 128, 3, _THREE, ones="acc", epilogue="tma")),
     (64, "causal", ANY, _s(192, 128, 3, _THREE, ones="acc", from_end="rows")),
-    (64, "any", ANY, _s(192, 128, 3, _THREE, ones="acc")),
+    (64, "any", ANY, _s(192, 128, 3, _THREE, ones="acc", epilogue="tma")),
     (128, "causal", 1024, _s(128, 128, 2, _TWO, tokens=True, ones="acc", regs_a="s")),
     (128, "none", 512, _s(128, 128, 2, _TWO, tokens=True, ones="acc", regs_a="s")),
     (128, "causal", ANY, _s(192, 80, 3, _THREE, from_end="rows")),
@@ -38,7 +39,7 @@ ROWS: tuple[Row, ...] = (
     (256, "any", ANY, _s(128, 64, 2)),
 )
 SMALL: tuple[Row, ...] = (
-    (64, "any", ANY, _s(64, 128, 1, 4, persistent="none")),
+    (64, "any", ANY, _s(64, 128, 1, 4, persistent="none", epilogue="tma")),
     (128, "any", ANY, _s(64, 128, 1, persistent="none")),
     (256, "any", ANY, _s(64, 64, 1, persistent="none")),
 )

@@ -28,6 +28,8 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
         axis = kernel.grid[names[name]]
         _check(kernel, axis, kernel.body.args[names[name]], name)
         if isinstance(axis.dim, str) or axis.dim % axis.tile:
+            if schedule.epilogue == "tma":
+                _check_stores(kernel, axis, kernel.body.args[names[name]], name)
             kernel = map_bodies(kernel, lambda body: _shifted(body, axis, body.args[names[name]]))  # noqa: B023 (called at once)
     return kernel
 
@@ -64,6 +66,16 @@ def _check(kernel: Kernel, axis: GridAxis, index: Value, name: str) -> None:
         if at[last] in first and len([w for w in words if w != "at"]) > 1:
             raise FcError("compile/schedule", f"Schedule.from_end: {name} runs along the last axis of {op.operands[0].name}", loc=op.loc,
                           expected="an axis whose neighbours are whole rows apart")
+
+
+def _check_stores(kernel: Kernel, axis: GridAxis, index: Value, name: str) -> None:
+    first = {s.result for s in _starts(kernel.body, axis, index)}
+    defs = definitions(kernel.body)
+    for op in walk(kernel.body):
+        if op.kind == "store" and len(op.operands[1].type.shape) == 2 and any(_follows(v, first, defs) for v in op.operands[2:]):
+            raise FcError("compile/schedule", f"Schedule.from_end: the first tile along {name} may begin in front of {op.operands[0].name}, "
+                          "where a bulk store is an illegal instruction", expected='epilogue="quad", "smem" or "direct"', got='epilogue="tma"',
+                          loc=op.loc, hint=f"without {name} in from_end the ragged tile is the last one, which bulk stores cut off")
 
 
 def _is_size(v: Value, axis: GridAxis, defs: dict[Value, Op]) -> bool:

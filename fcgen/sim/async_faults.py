@@ -373,6 +373,12 @@ def _drop_claim_done(kernel: Kernel) -> Iterator[Mutant]:
     return _drop(kernel, "claim_done")
 
 
+@_fault("drop-grid-wait")
+def _drop_grid_wait(kernel: Kernel) -> Iterator[Mutant]:
+    """A role does not wait for the kernels in front."""
+    return _drop(kernel, "grid_wait")
+
+
 def role_of(kernel: Kernel, op: Op) -> str | None:
     """The role that has an op."""
     return next((r.name for r in kernel.roles if any(o is op for o in walk(r.body))), None)

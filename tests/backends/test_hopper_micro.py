@@ -15,7 +15,7 @@ from tests.gpu import micro_hopper as micro
 TESTS = Path(micro.__file__).with_name("test_hopper_instructions.py")
 #: records without a value: they order others, or move registers
 ORDER = {"wgmma_fence", "wgmma_commit", "wgmma_wait", "proxy_fence", "mbar_init", "mbar_init_fence", "mbar_expect", "mbar_arrive", "mbar_wait",
-         "tensormap_prefetch", "setmaxnreg_inc", "setmaxnreg_dec", "bar_sync", "bar_arrive"}
+         "tensormap_prefetch", "setmaxnreg_inc", "setmaxnreg_dec", "bar_sync", "bar_arrive", "grid_wait", "launch_dependents"}
 
 
 @pytest.fixture(scope="module")

@@ -53,6 +53,7 @@ COVERS = {
     "test_posts": {"post_i32", "fetch_i32"},
     "test_what_is_kept": {"opaque", "touch", "touch_b32"},
     "test_largest_of_three": {"vmax3"},
+    "test_a_grid_begins_early_and_waits": {"grid_wait", "launch_dependents"},
 }
 
 # ---- matrix products ------------------------------------------------------------------------------------------------------
@@ -369,6 +370,22 @@ LARGEST = """KERNEL(128) t_vmax3(int* y, const int* a, const int* b, const int* 
     y[i] = vmax3(a[i], b[i], c[i]);
 }"""
 
+#: One grid of a chain: when it began and ended, and what it read of what the one in front counts, at its end.
+CHAIN = """KERNEL(32) t_chain(long long* out, volatile int* count, int n) {
+    if (threadIdx.x != 0) return;
+    long long begin, end;
+    asm volatile("mov.u64 %0, %globaltimer;" : "=l"(begin));
+    grid_wait();
+    launch_dependents();
+    const int seen = *count;
+    delay(400000);
+    *count = n + 1;
+    asm volatile("mov.u64 %0, %globaltimer;" : "=l"(end));
+    out[3 * n] = begin;
+    out[3 * n + 1] = end;
+    out[3 * n + 2] = seen;
+}"""
+
 #: (swizzle code, LBO, SBO) of the descriptors that are made with compile-time fields
 FIELDS = [(1, 16, 1024), (1, 16384, 1024), (2, 16, 512), (2, 4096, 512), (3, 16, 256), (3, 512, 256), (0, 128, 512), (1, 65536, 262128)]
 
@@ -390,7 +407,7 @@ def kernels(part: str) -> list[str]:
     if part != "rest":
         return wgmma_kernels(part)
     out = [copy(rank, hint) for rank in range(2, 6) for hint in ("", *HINTS)]
-    return [*out, STATES, WAITS, RINGS, TURNS, REGISTERS, POSTS, KEPT, LARGEST, descriptors()]
+    return [*out, STATES, WAITS, RINGS, TURNS, REGISTERS, POSTS, KEPT, LARGEST, CHAIN, descriptors()]
 
 
 PARTS = ("f16", "bf16", "rest")
@@ -417,11 +434,14 @@ def loaded(part: str, name: str, smem: int) -> module.LoadedKernel:
     return module.load(binary(part).cubin, f"t_{name}", smem, 0)
 
 
-def launch(part: str, name: str, kinds: tuple[str, ...], values: list[Any], *, threads: int, blocks: int = 1, smem: int = 0) -> None:
-    """Run t_<name>; tensors among the values are passed as their pointers. A 64-bit number is passed as "ptr": it has no sign."""
+def launch(part: str, name: str, kinds: tuple[str, ...], values: list[Any], *, threads: int, blocks: int = 1, smem: int = 0,
+           pdl: bool = False) -> None:
+    """Run t_<name>; tensors among the values are passed as their pointers. A 64-bit number is passed as "ptr": it has no sign. pdl: it may
+    begin before the launch in front has ended, and is not waited for."""
     import torch
 
     packer = module.ArgPacker(kinds)
     params = packer.pack([v.data_ptr() if isinstance(v, torch.Tensor) else v for v in values])
-    loaded(part, name, smem).launch((blocks, 1, 1), (threads, 1, 1), smem, params, torch.cuda.current_stream().cuda_stream)
-    torch.cuda.synchronize()
+    loaded(part, name, smem).bind((blocks, 1, 1), (threads, 1, 1), smem, pdl)(params, torch.cuda.current_stream().cuda_stream)
+    if not pdl:
+        torch.cuda.synchronize()

@@ -255,3 +255,13 @@ def test_largest_of_three():
     np.testing.assert_array_equal(out.cpu().numpy(), INSTRS["vmax3"].effect(a, b, c))
 
 
+def test_a_grid_begins_early_and_waits():
+    """Each of a chain of launches reads, after its wait, what the one in front wrote at its end; and began before that."""
+    launches = 12
+    out, count = empty((launches, 3), torch.int64), torch.zeros(1, dtype=torch.int32, device="cuda")
+    for n in range(launches):
+        micro.launch("rest", "chain", ("ptr", "ptr", "i32"), [out, count, n], threads=32, pdl=True)
+    torch.cuda.synchronize()
+    begin, end, seen = out.cpu().numpy().T
+    np.testing.assert_array_equal(seen, np.arange(launches))
+    assert (begin[1:] < end[:-1]).sum() > launches // 2, "no launch began early"

@@ -21,6 +21,7 @@ FIELDS: dict[str, tuple[tuple[Any, ...], float]] = {
     "regs_a": (("s",), 0.3), "from_end": (("rows",), 0.3), "own_rows": ((False,), 0.3), "split": ((False,), 0.2), "defer": ((False,), 0.2),
     "reuse_frags": ((False,), 0.2), "skip_ones": ((True,), 0.2), "hints": ((True,), 0.2), "l2": ((32,), 0.4),
     "persistent": (("static", "dynamic"), 0.6), "epilogue": (("quad", "tma", "direct"), 0.7), "cluster": (({"rows": 2},), 0.15),
+    "pdl": ((True,), 0.3),
 }
 SUMS = ("exact", "rounded", "corrected")
 MASKS = ("none", "causal_top_left", "causal_bottom_right")
@@ -67,6 +68,7 @@ def test_a_schedule_is_right_or_refused_with_a_reason(seed: int) -> None:
     ({"regs_a": "acc"}, "not loaded as it is read"),
     ({"regs_a": "x"}, "no dot is called so"),
     ({"from_end": "b"}, "no axis of the grid with tiles"),
+    ({"from_end": "rows", "epilogue": "tma"}, "may begin in front of O, where a bulk store is an illegal instruction"),
 ])
 def test_what_does_not_go_together_is_refused(fields: dict[str, Any], message: str) -> None:
     schedule = fc.Schedule(tiles={"BLOCK_M": 128, "BLOCK_N": 32}, warps=8, math="wgmma", copy="tma", **fields)

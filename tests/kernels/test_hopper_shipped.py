@@ -29,7 +29,7 @@ ATOL = {fc.f16: 3e-3, fc.bf16: 2e-2}
 def compiled(row: str, mask: str, spec: str) -> Program:
     size, _, _, schedule = ROWS[row]
     return SPECS[spec].compile(target="sm_90a", schedule=schedule, T=DTYPE[spec], D=size, E=size, mask=mask, lazy=hopper_schedules.LAZY,
-                              sums=sums_of(schedule, hopper_schedules.LAZY))
+                              sums=sums_of(schedule, hopper_schedules.LAZY, size))
 
 
 def trip_counts(p: Program) -> range:

@@ -83,8 +83,8 @@ def gemm(name: str, spec: Any, transposed: bool, scale: float, **fields: Any) ->
 
 
 CASES = {c.name: c for c in (
-    attention("claims", stages={"q": 2, "k": 2, "v": 2}, persistent="dynamic", tokens=True, epilogue="quad", l2=32),
-    attention("programs", persistent="none", epilogue="smem"),
+    attention("claims", stages={"q": 2, "k": 2, "v": 2}, persistent="dynamic", tokens=True, epilogue="quad", l2=32, pdl=True),
+    attention("programs", persistent="none", epilogue="smem", pdl=True),
     attention("stores", stages={"q": 2, "k": 2, "v": 2}, persistent="dynamic", epilogue="tma", ones="acc", l2=32),
     attention("cluster", "none", stages={"q": 2, "k": 2, "v": 2}, persistent="static", epilogue="quad", cluster={"rows": 2}),
     gemm("staged", halved, False, 0.5),

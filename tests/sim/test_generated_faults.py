@@ -8,6 +8,7 @@ import re
 import numpy as np
 import pytest
 
+from fcgen.ir.async_ops import reaches_tensors
 from fcgen.ir.core import Kernel, Op, walk_kernel
 from fcgen.ir.types import Buffer, Mbarrier
 from fcgen.sim.async_faults import ASYNC_FAULTS, role_of
@@ -16,8 +17,8 @@ from fcgen.sim.machine import simulate
 
 from .generated import CASES, Generated
 
-RACE, STALE, DEADLOCK, LEFTOVER, PROTOCOL, PROXY, REGISTER, WRONG = (
-    "sim/race", "sim/stale", "sim/deadlock", "sim/leftover", "sim/protocol", "sim/proxy", "sim/register", "wrong")
+RACE, STALE, DEADLOCK, LEFTOVER, PROTOCOL, PROXY, REGISTER, LAUNCH, WRONG = (
+    "sim/race", "sim/stale", "sim/deadlock", "sim/leftover", "sim/protocol", "sim/proxy", "sim/register", "sim/launch", "wrong")
 
 #: kind of op -> faults that take one away, with the codes one of which each of their mutants must show
 DROPS: dict[str, dict[str, set[str]]] = {
@@ -40,13 +41,15 @@ DROPS: dict[str, dict[str, set[str]]] = {
     "token_give": {"drop-token-give": {DEADLOCK}},
     "token_take": {"drop-token-take": {PROTOCOL}},
     "post": {"drop-post": {STALE, RACE, DEADLOCK}},  # deadlock: what was posted two tiles ago is taken for news
+    "grid_wait": {"drop-grid-wait": {LAUNCH}},
     "claim_done": {"drop-claim-done": {LEFTOVER}},
 }
 #: ops in the wrong place, or for the wrong phase
-MOVES = {"wrong-lag": {DEADLOCK, RACE, PROTOCOL}, "early-arrive": {RACE}, "early-load": {RACE, PROTOCOL}, "late-proxy-fence": {PROXY},
+MOVES = {"wrong-lag": {DEADLOCK, RACE, PROTOCOL}, "early-arrive": {RACE}, "early-load": {RACE, PROTOCOL, LAUNCH}, "late-proxy-fence": {PROXY},
          "late-read-wait": {RACE}, "early-bulk-store": {RACE, PROXY}}
 EXPECTED = {**{name: codes for faults in DROPS.values() for name, codes in faults.items()}, **MOVES}
 STORES = ("st_shared", "st_global", "stmatrix", "tma_store")
+SPEED = ("launch_dependents",)  # nothing depends on it
 ALL = {**FAULTS, **ASYNC_FAULTS}
 
 #: (fault, cases, pattern of the site, why the kernel is right without it)
@@ -102,6 +105,8 @@ def concerned(kernel: Kernel, op: Op) -> tuple[set[str], set[str]]:
     same = lambda o: any(re.sub("_(full|empty)$", "", v.name) in ring for v in places(o))
     at = next(n for n, o in enumerate(ops) if o is op)
     near = [o for o in ops if same(o)] if ring else ops[max(0, at - 4):at + 5]
+    if op.kind == "grid_wait":  # what should have waited
+        near = [o for o in ops[at:] if reaches_tensors(o)]
     return {o.loc.short for o in [op, *near] if o.loc is not None}, ring
 
 
@@ -149,7 +154,7 @@ def test_every_op_that_orders_something_is_dropped_once() -> None:
     kinds: set[str] = set()
     for c in CASES.values():
         ops = [op for op in walk_kernel(c.kernel) if op.kind in ("settle", "advance")
-               or not (op.results or op.regions or op.kind == "yield" or op.kind in STORES)]
+               or not (op.results or op.regions or op.kind == "yield" or op.kind in STORES + SPEED)]
         assert {op.kind for op in ops} <= set(DROPS)
         for kind in {op.kind for op in ops}:
             dropped = [m for name in DROPS[kind] for m in ALL[name].mutants(c.kernel)]

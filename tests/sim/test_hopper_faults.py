@@ -61,6 +61,7 @@ EXPECTED: dict[str, set[str]] = {
     "give-twice": {PROTOCOL},
     "drop-post": {STALE, RACE},
     "drop-claim-done": {LEFTOVER},
+    "drop-grid-wait": {"sim/launch"},
     "own-arrive": {DEADLOCK},
     "forget-peers": {RACE},
     "drop-cluster-sync": {LEFTOVER},
