@@ -123,7 +123,7 @@ class Race:
 
     def small_shape(self) -> None:
         """Microseconds of the small shape, by replays of a CUDA graph."""
-        names = [n for n in ("fcgen", *BEST) if n in self.peers]
+        names = [n for n in ("fcgen", "fcgen_serial", *BEST) if n in self.peers]
         for causal in (False, True):
             cell = Cell(SMALL.d, SMALL.s, causal, SMALL.b, SMALL.h)
             calls, errors = self.candidates(cell, inputs(cell, self.dtype), names)
@@ -192,7 +192,9 @@ def summary_of(table: Sequence[dict[str, Any]]) -> dict[str, Any]:
         return {}
     mean = lambda rows: geomean(r["ratio"] for r in rows)
     worst = min(rated, key=lambda r: r["ratio"])
-    return {"cells": len(rated), "geomean": mean(rated), "worst": {k: worst[k] for k in ("d", "s", "mask", "ratio")},
+    serial = [x for r in table if (x := ratio(r["results"], "fcgen_serial")) is not None]
+    alone = {"geomean_serial": geomean(serial), "worst_serial": min(serial)} if serial else {}
+    return {"cells": len(rated), "geomean": mean(rated), **alone, "worst": {k: worst[k] for k in ("d", "s", "mask", "ratio")},
             "by_d": {d: mean([r for r in rated if r["d"] == d]) for d in sorted({r["d"] for r in rated})},
             "by_mask": {m: mean([r for r in rated if r["mask"] == m]) for m in sorted({r["mask"] for r in rated})}}
 
@@ -214,6 +216,8 @@ def print_summary(race: Race) -> None:
         w = s["worst"]
         print(f"geometric mean of fcgen / best of {', '.join(BEST)}: {s['geomean']:.3f} over {s['cells']} cells ({by})\n"
               f"worst cell: D={w['d']} S={w['s']} {w['mask']} {w['ratio']:.3f}")
+        if "geomean_serial" in s:
+            print(f"without programmatic dependent launch: {s['geomean_serial']:.3f}, worst {s['worst_serial']:.3f}")
     if spread := spread_of(race.table):
         print(f"spread over rounds, fcgen: median {spread['median']:.1%}, largest {spread['largest']:.1%} at {spread['at']}")
     if race.left_out:
@@ -250,7 +254,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     race = Race(args.dtype, *peers_of.load(names, args.fa3, schedule), rounds=args.rounds, schedule=args.schedule, json=args.json)
     if "fcgen" in race.peers:
         heads = sorted({(c.d, c.mask) for c in cells} | (set() if args.no_small else {(SMALL.d, m) for m in ("none", "causal_top_left")}))
-        failed = warm_library(heads, DTYPES[args.dtype], schedule)
+        failed = warm_library(heads, DTYPES[args.dtype], schedule, serial="fcgen_serial" in race.peers)
         race.wrong += failed
         print(f"{len(heads)} kernels in {time.monotonic() - begin:.0f} s, {len(failed)} of them refused", flush=True)
     race.limits = ceilings(args.dtype)

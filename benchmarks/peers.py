@@ -12,14 +12,14 @@ import os
 import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from .attention_forward import sdpa
 from .cells import Inputs
 
-NAMES = ("fcgen", "fa3", "cudnn", "flash", "flex", "mosaic", "triton")
+NAMES = ("fcgen", "fcgen_serial", "fa3", "cudnn", "flash", "flex", "mosaic", "triton")
 #: fcgen is compared with the faster of these
 BEST = ("fa3", "cudnn")
 #: dry runs have neither; float32 stands for them then
@@ -199,11 +199,38 @@ def fcgen(schedule: Any = None) -> Peer:
     return bind
 
 
+def fcgen_serial() -> Peer:
+    """The library's choice, launched when the kernel in front has ended: what programmatic dependent launch brings is the difference."""
+    import torch
+
+    from fcgen import forward
+    from fcgen.kernels.schedules import choose
+    from fcgen.runtime import driver
+
+    def bind(x: Inputs) -> Call:
+        q, k, v = x.bhsd
+        arch, mask = forward._arch(q.device.index or 0), "causal_top_left" if x.causal else "none"
+        chosen = choose(arch, q.shape, k.shape, v.shape[3], mask, driver.device_info(0).sm_count)
+        dtype = {torch.float16: "f16", torch.bfloat16: "bf16"}[q.dtype]
+        serial = replace(chosen.schedule, pdl=False)
+        program = forward.compiled(dtype, q.shape[3], v.shape[3], mask, False, arch, serial, True, chosen.lazy, chosen.sums)
+        out = torch.full_like(x.q, float("nan"))
+        plan, values, device = program.launcher.resolve({"Q": q, "K": k, "V": v, "O": out.transpose(1, 2), "scale": x.scale})
+
+        def run() -> Any:
+            plan.launch(torch.cuda.current_stream(device).cuda_stream, values)
+            return out
+
+        return Call(run, same)
+
+    return bind
+
+
 def load(names: Sequence[str], folder: str = ".peers", schedule: Any = None) -> tuple[dict[str, Peer], dict[str, str]]:
     """(name -> peer, name -> why it is absent)."""
     makers: dict[str, Callable[[], Peer]] = {
-        "fcgen": lambda: fcgen(schedule), "fa3": lambda: fa3(folder), "cudnn": cudnn, "flash": flash, "flex": flex, "mosaic": mosaic,
-        "triton": lambda: triton(folder)}
+        "fcgen": lambda: fcgen(schedule), "fcgen_serial": fcgen_serial, "fa3": lambda: fa3(folder), "cudnn": cudnn, "flash": flash,
+        "flex": flex, "mosaic": mosaic, "triton": lambda: triton(folder)}
     here: dict[str, Peer] = {}
     absent: dict[str, str] = {}
     for name in names:

@@ -27,6 +27,8 @@ def series(table: list[dict[str, Any]]) -> dict[tuple[int, str], dict[str, list[
     for row in sorted(table, key=lambda r: r["s"]):
         panel = out.setdefault((row["d"], row["mask"]), {})
         for name, r in row["results"].items():
+            if name == "fcgen_serial":  # on top of fcgen's line
+                continue
             panel.setdefault(name, []).append((row["s"], r["tflops"]))
     return dict(sorted(out.items(), key=lambda p: (p[0][1] != "none", p[0][0])))
 

@@ -7,7 +7,7 @@ import multiprocessing
 import os
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ class Job:
     lazy: float = 0.0
     spec: str = "lse"
     arch: str = "sm_90"
+    sums: str = ""
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def program(job: Job) -> fc.Program:
     from fcgen.forward import sums_of
 
     return SPECS[job.spec].compile(target=job.arch, schedule=job.schedule, T=DTYPES[job.dtype], D=job.d, E=job.e, mask=job.mask,
-                                   lazy=job.lazy, sums=sums_of(job.schedule, job.lazy, max(job.d, job.e)))
+                                   lazy=job.lazy, sums=job.sums or sums_of(job.schedule, job.lazy))
 
 
 def build(job: Job) -> Made:
@@ -67,27 +68,30 @@ def build_all(jobs: Iterable[Job]) -> dict[Job, Made]:
         return dict(zip(jobs, executor.map(build, jobs)))
 
 
-def _warm(one: tuple[int, str, str, str, fc.Schedule | None]) -> str | None:
+def _warm(one: tuple[int, str, str, str, fc.Schedule | None, bool]) -> str | None:
     from fcgen.forward import compiled
+    from fcgen.kernels.hopper_schedules import Choice
     from fcgen.kernels.schedules import choose
 
-    d, mask, dtype, arch, schedule = one
+    d, mask, dtype, arch, schedule, serial = one
     try:
         for length in (1 << n for n in range(9, 15)):
-            chosen, lazy = (
-                (schedule, 0.0) if schedule else choose(arch, (16384 // length, 2048 // d, length, d), (1, 1, length, d), d, mask, 132)
-            )
-            compiled(dtype, d, d, mask, False, arch, chosen, True, lazy).built  # noqa: B018  (it is in the disk cache then)
+            shapes = (16384 // length, 2048 // d, length, d), (1, 1, length, d)
+            chosen = Choice(schedule) if schedule else choose(arch, *shapes, d, mask, 132)
+            given = replace(chosen.schedule, pdl=False) if serial else chosen.schedule
+            compiled(dtype, d, d, mask, False, arch, given, True, chosen.lazy, chosen.sums).built  # noqa: B018  (it is in the disk cache then)
     except Exception as error:
         return f"D={d} {mask}: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
     return None
 
 
-def warm_library(heads: Iterable[tuple[int, str]], dtype: str, schedule: fc.Schedule | None = None) -> list[str]:
-    """Compile what `fcgen.attention` runs on this GPU for these (head size, mask kind), all at once. Returns what was refused."""
+def warm_library(heads: Iterable[tuple[int, str]], dtype: str, schedule: fc.Schedule | None = None,
+                 serial: bool = False) -> list[str]:
+    """Compile what `fcgen.attention` runs on this GPU for these (head size, mask kind), all at once; serial: without programmatic dependent
+    launch too. Returns what was refused."""
     from fcgen.forward import _arch
 
-    work = [(d, mask, dtype, _arch(0), schedule) for d, mask in heads]
+    work = [(d, mask, dtype, _arch(0), schedule, x) for d, mask in heads for x in (False, True)[:1 + serial]]
     with ProcessPoolExecutor(min(processes(), len(work)), mp_context=multiprocessing.get_context("spawn")) as executor:
         return [error for error in executor.map(_warm, work) if error]
 

@@ -81,12 +81,13 @@ def _program(qa: Any, ka: Any, va: Any, kind: str, scale: float, return_lse: boo
         from .kernels.schedules import choose
         from .runtime import driver
 
-        chosen, lazy = choose(arch, qa.shape, ka.shape, va.shape[3], kind, driver.device_info(qa.device).sm_count)
+        chosen, lazy, sums = choose(arch, qa.shape, ka.shape, va.shape[3], kind, driver.device_info(qa.device).sm_count)
     else:
         from .kernels.hopper_schedules import LAZY
 
         chosen, lazy = schedule, LAZY if schedule.vote or schedule.skip_ones else 0.0
-    return compiled(qa.dtype, qa.shape[3], va.shape[3], kind, bool(return_lse), arch, chosen, scale > 0, lazy)
+        sums = sums_of(schedule, lazy)
+    return compiled(qa.dtype, qa.shape[3], va.shape[3], kind, bool(return_lse), arch, chosen, scale > 0, lazy, sums)
 
 
 #: what a call looks like -> the call with everything decided but the pointers
@@ -139,24 +140,24 @@ def _remember(key: tuple[Any, ...], q: Any, k: Any, v: Any, causal: bool | str, 
     _KNOWN[key] = known
 
 
-def sums_of(schedule: Schedule, lazy: float, head: int) -> str:
-    """The spec's option `sums`: with a stale maximum, the sum that knows of the weights' rounding and costs least (head: the larger size).
-    Beyond 128 the products leave room for it beside them: there adding what was rounded is the faster one by 2 to 3 % (H200)."""
-    return "exact" if not lazy else "rounded" if schedule.ones or head > 128 else "corrected"
+def sums_of(schedule: Schedule, lazy: float) -> str:
+    """The spec's option `sums` for a schedule that is not the library's: with a stale maximum, one that knows of the weights' rounding."""
+    return "exact" if not lazy else "rounded" if schedule.ones else "corrected"
 
 
 @functools.lru_cache(maxsize=1024)
 def compiled(dtype: str, d: int, e: int, mask: str, lse: bool, arch: str, schedule: Schedule | None = None,
-             positive: bool = True, lazy: float = 0.0) -> Program:
+             positive: bool = True, lazy: float = 0.0, sums: str = "") -> Program:
     """The program that `attention` runs for these compile-time facts. mask: "none", "causal_top_left", "causal_bottom_right". lazy: how far
-    (in powers of e) a row's maximum may have moved before what was summed is scaled to it; with it goes another kind of sum (`sums_of`)."""
+    (in powers of e) a row's maximum may have moved before what was summed is scaled to it; sums: the kind of sum that goes with it, if not
+    `sums_of`."""
     from .ir.types import DTYPES
     from .kernels.attention import SPECS
     from .kernels.schedules import pick
 
     chosen = schedule or pick(arch, max(d, e), "wgmma" if arch == "sm_90a" else "mma", mask)
     spec = SPECS[("" if positive else "any_scale_") + ("lse" if lse else "plain")]
-    return spec.compile(target=arch, schedule=chosen, T=DTYPES[dtype], D=d, E=e, mask=mask, lazy=lazy, sums=sums_of(chosen, lazy, max(d, e)))
+    return spec.compile(target=arch, schedule=chosen, T=DTYPES[dtype], D=d, E=e, mask=mask, lazy=lazy, sums=sums or sums_of(chosen, lazy))
 
 
 @functools.lru_cache(maxsize=64)

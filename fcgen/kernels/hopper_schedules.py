@@ -2,18 +2,38 @@
 
 A row holds up to its head size (the larger of the key's and the value's), for one mask kind ("causal" is both alignments) and up to its
 length; the first row that fits is taken. Where a grid of the row's tiles would leave half of the multiprocessors idle, the last table's
-rows come first. `lazy` is the spec's option, in powers of e: 5.5 is a factor of 2**8. With it goes `sums`: "rounded" where the tensor core
-makes the sums (`ones`: level in time at D = 64, 3 % slower at D = 128), else "corrected" (1 to 2 %; "rounded" costs 6 % at D = 128).
+rows come first. The spec's option `lazy` is in powers of e: 5.5 is a factor of 2**8. With it goes `sums`, whichever of the two kinds that
+know of the weights' rounding is the faster one: "rounded" where the tensor core makes the sums (`ones`: level in time at D = 64, 3 % slower
+at D = 128), and in short loops at D = 256 (2 to 3 %); else "corrected" (1 to 2 % at D = 128, where "rounded" costs 6 %).
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 from ..errors import FcError
 from ..ir.schedule import Schedule
 
 LAZY = 5.5
 ANY = 1 << 31
-Row = tuple[int, str, int, Schedule]
+
+
+class Choice(NamedTuple):
+    """A schedule, and the spec's options that were tuned with it."""
+
+    schedule: Schedule
+    lazy: float = 0.0
+    sums: str = "exact"
+
+
+class Row(NamedTuple):
+    """head, length: up to which this is the schedule. masks: "none", "causal" or "any"."""
+
+    head: int
+    masks: str
+    length: int
+    schedule: Schedule
+    sums: str = "corrected"
 
 
 def _s(m: int, n: int, groups: int, stages: object = 2, **more: object) -> Schedule:
@@ -28,33 +48,35 @@ _TWO = {"q": 2, "k": 2, "v": 2}
 _THREE = {"q": 2, "k": 3, "v": 3}
 #: H200, 2026-11-21
 ROWS: tuple[Row, ...] = (
-    (64, "causal", 512, _s(192, 128, 3, _THREE, ones="acc", epilogue="tma")),
-    (64, "causal", ANY, _s(192, 128, 3, _THREE, ones="acc", from_end="rows")),
-    (64, "any", ANY, _s(192, 128, 3, _THREE, ones="acc", epilogue="tma")),
-    (128, "causal", 1024, _s(128, 128, 2, _TWO, tokens=True, ones="acc", regs_a="s")),
-    (128, "none", 512, _s(128, 128, 2, _TWO, tokens=True, ones="acc", regs_a="s")),
-    (128, "causal", ANY, _s(192, 80, 3, _THREE, from_end="rows")),
-    (128, "any", ANY, _s(192, 80, 3, _THREE)),
-    (192, "any", ANY, _s(128, 80, 2)),
-    (256, "any", ANY, _s(128, 64, 2)),
+    Row(64, "causal", 512, _s(192, 128, 3, _THREE, ones="acc", epilogue="tma"), "rounded"),
+    Row(64, "causal", ANY, _s(192, 128, 3, _THREE, ones="acc", from_end="rows"), "rounded"),
+    Row(64, "any", ANY, _s(192, 128, 3, _THREE, ones="acc", epilogue="tma"), "rounded"),
+    Row(128, "causal", 1024, _s(128, 128, 2, _TWO, tokens=True, ones="acc", regs_a="s"), "rounded"),
+    Row(128, "none", 512, _s(128, 128, 2, _TWO, tokens=True, ones="acc", regs_a="s"), "rounded"),
+    Row(128, "causal", ANY, _s(192, 80, 3, _THREE, from_end="rows")),
+    Row(128, "any", ANY, _s(192, 80, 3, _THREE)),
+    Row(192, "causal", ANY, _s(128, 80, 2), "rounded"),
+    Row(192, "any", ANY, _s(128, 80, 2)),
+    Row(256, "any", 1024, _s(128, 64, 2), "rounded"),
+    Row(256, "any", ANY, _s(128, 64, 2)),
 )
 SMALL: tuple[Row, ...] = (
-    (64, "any", ANY, _s(64, 128, 1, 4, persistent="none", epilogue="tma")),
-    (128, "any", ANY, _s(64, 128, 1, persistent="none")),
-    (256, "any", ANY, _s(64, 64, 1, persistent="none")),
+    Row(64, "any", ANY, _s(64, 128, 1, 4, persistent="none", epilogue="tma")),
+    Row(128, "any", ANY, _s(64, 128, 1, persistent="none", epilogue="tma")),
+    Row(256, "any", ANY, _s(64, 64, 1, persistent="none", epilogue="tma")),
 )
 
 
-def pick(head: int, mask: str, length: int, tiles: int, sms: int) -> Schedule:
-    """The schedule for a head size, mask kind and length. tiles: programs of one row each, the grid without its row axis."""
+def pick(head: int, mask: str, length: int, tiles: int, sms: int) -> Choice:
+    """What to run for a head size, mask kind and length. tiles: programs of one row each, the grid without its row axis."""
     kind = "none" if mask == "none" else "causal"
     for table in (SMALL, ROWS):
-        for size, masks, longest, schedule in table:
-            if head > size or masks not in ("any", kind) or length > longest:
+        for row in table:
+            if head > row.head or row.masks not in ("any", kind) or length > row.length:
                 continue
             if table is SMALL and tiles * -(-length // 128) > sms // 2:
                 break
-            return schedule
+            return Choice(row.schedule, LAZY, row.sums)
     raise FcError(
         "compile/schedule", f"the library has no Hopper schedule for head size {head}", expected=f"at most {ROWS[-1][0]}", got=head
     )

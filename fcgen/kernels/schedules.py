@@ -54,7 +54,7 @@ def pick(arch: str, head: int, math: str = "mma", mask: str = "none") -> Schedul
 
     On Hopper ("wgmma"), the one for long inputs. Raises FcError "compile/schedule" where the family has none for that head size."""
     if math == "wgmma":
-        return hopper_schedules.pick(head, mask, hopper_schedules.ANY, hopper_schedules.ANY, 0)
+        return hopper_schedules.pick(head, mask, hopper_schedules.ANY, hopper_schedules.ANY, 0).schedule
     table = TABLES[arch, math]
     for size, kind, schedule in table:
         if head <= size and kind in ("any", mask):
@@ -63,10 +63,10 @@ def pick(arch: str, head: int, math: str = "mma", mask: str = "none") -> Schedul
                   expected=f"at most {table[-1][0]}", got=head, hint='use math="mma", or pass a Schedule of your own')
 
 
-def choose(arch: str, q: tuple[int, ...], k: tuple[int, ...], value: int, mask: str, sms: int) -> tuple[Schedule, float]:
-    """(schedule, the spec's `lazy` option) for one call of attention. q: [B, H, M, D], k: [B, Hkv, N, D], value: the value's head size;
+def choose(arch: str, q: tuple[int, ...], k: tuple[int, ...], value: int, mask: str, sms: int) -> hopper_schedules.Choice:
+    """The schedule and the spec's options for one call of attention. q: [B, H, M, D], k: [B, Hkv, N, D], value: the value's head size;
     sms: the GPU's multiprocessors."""
     head = max(q[3], value)
     if arch == "sm_90a":
-        return hopper_schedules.pick(head, mask, q[2], q[0] * q[1], sms), hopper_schedules.LAZY
-    return pick(arch, head, mask=mask), 0.0
+        return hopper_schedules.pick(head, mask, q[2], q[0] * q[1], sms)
+    return hopper_schedules.Choice(pick(arch, head, mask=mask))

@@ -1,8 +1,8 @@
 """early_launch: with `pdl`, a grid begins while the one in front of it on the stream still runs.
 
-In: machine IR with selected instructions. Out: in each role a `grid_wait` in front of its first access of a tensor, so that all before it (barriers,
-descriptors, registers moved between roles) overlaps the other grid's end; in the first role `launch_dependents` after it, so that at most
-one grid runs ahead.
+In: machine IR with selected instructions. Out: in each role a `grid_wait` in front of its first access of a tensor, so that all before it
+(barriers, descriptors, registers moved between roles) overlaps the other grid's end; in the first role `launch_dependents` after it, so
+that at most one grid runs ahead.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from ..errors import FcError
 from ..ir.async_ops import reaches_tensors
-from ..ir.core import Kernel, Op, walk
+from ..ir.core import Kernel, Op, Role, walk
 from ..ir.schedule import Schedule
 from ..ir.target import Target
 
@@ -22,7 +22,7 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
     if "grid_wait" not in target.instrs:
         raise FcError("compile/schedule", f"{target.arch} has no programmatic dependent launch", expected="pdl=False", got="pdl=True",
                       hint="targets from sm_90a on have it")
-    roles = []
+    roles: list[Role] = []
     for role in kernel.roles:
         ops = list(role.body.ops)
         first = next((n for n, op in enumerate(ops) if any(map(reaches_tensors, _within(op)))), None)

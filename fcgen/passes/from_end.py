@@ -73,9 +73,12 @@ def _check_stores(kernel: Kernel, axis: GridAxis, index: Value, name: str) -> No
     defs = definitions(kernel.body)
     for op in walk(kernel.body):
         if op.kind == "store" and len(op.operands[1].type.shape) == 2 and any(_follows(v, first, defs) for v in op.operands[2:]):
-            raise FcError("compile/schedule", f"Schedule.from_end: the first tile along {name} may begin in front of {op.operands[0].name}, "
-                          "where a bulk store is an illegal instruction", expected='epilogue="quad", "smem" or "direct"', got='epilogue="tma"',
-                          loc=op.loc, hint=f"without {name} in from_end the ragged tile is the last one, which bulk stores cut off")
+            tensor = op.operands[0].name
+            tensor = op.operands[0].name
+            raise FcError("compile/schedule", f"Schedule.from_end: the first tile along {name} may begin in front of {tensor}, "
+                          "where a bulk store is an illegal instruction", loc=op.loc, got='epilogue="tma"',
+                          expected='epilogue="quad", "smem" or "direct"',
+                          hint=f"without {name} in from_end the ragged tile is the last one, which bulk stores cut off")
 
 
 def _is_size(v: Value, axis: GridAxis, defs: dict[Value, Op]) -> bool:

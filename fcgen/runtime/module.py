@@ -125,7 +125,8 @@ class LoadedKernel:
         before those in front of it have ended, and waits for them itself (programmatic stream serialization)."""
         if 0 in grid:
             return lambda params, stream: None
-        device, starts = self.device, {}
+        device = self.device
+        starts: dict[int, Callable[..., Any]] = {}
         here, elsewhere = _current_device(), self._elsewhere
 
         def enqueue(params: int, stream: int) -> None:
@@ -158,7 +159,8 @@ class LoadedKernel:
         config.attrs, config.numAttrs = [overlap], 1
         return partial(cu.cuLaunchKernelEx, config, self._function)
 
-    def _elsewhere(self, start: Callable[..., Any], params: int, grid: tuple[int, int, int], block: tuple[int, int, int], smem: int) -> None:
+    def _elsewhere(self, start: Callable[..., Any], params: int, grid: tuple[int, int, int], block: tuple[int, int, int],
+                   smem: int) -> None:
         """Launch from a thread whose current context is another one, or none."""
         driver.check(self._cu.cuCtxPushCurrent(self._context), "switching to the kernel's device")
         try:

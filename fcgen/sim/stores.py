@@ -75,8 +75,8 @@ class StoreEngine:
             sim.conflict(bad, agent, op, ring, sim.offsets[ring])
         index, inside = self.rectangle(args[0], args[1:-1], op["index"], (rows, cols))
         if any(i[own].size and i[own].min() < 0 for i in index):
-            sim.report("sim/bounds", f"a bulk store begins in front of {op.operands[0].name}: that is an illegal instruction (seen on an H200)",
-                       op, notes=[agent.who], hint="bulk copies cut off what lies behind the end; in front, only those that load do")
+            sim.report("sim/bounds", f"a bulk store begins in front of {op.operands[0].name}: an illegal instruction (seen on an H200)", op,
+                       notes=[agent.who], hint="bulk copies cut off what lies behind the end; in front, only those that load do")
         self.started += 1
         self.open.append(Store(op, where, args[0], tuple(i[own] for i in index), inside[own], read, written, self.started, self.epoch))
 

@@ -258,7 +258,7 @@ def test_largest_of_three():
 def test_a_grid_begins_early_and_waits():
     """Each of a chain of launches reads, after its wait, what the one in front wrote at its end; and began before that."""
     launches = 12
-    out, count = empty((launches, 3), torch.int64), torch.zeros(1, dtype=torch.int32, device="cuda")
+    out, count = torch.full((launches, 3), -1, dtype=torch.int64, device="cuda"), torch.zeros(1, dtype=torch.int32, device="cuda")
     for n in range(launches):
         micro.launch("rest", "chain", ("ptr", "ptr", "i32"), [out, count, n], threads=32, pdl=True)
     torch.cuda.synchronize()

@@ -102,7 +102,8 @@ def test_a_missing_op_is_reported(kind):
 @pytest.mark.parametrize("d", [16, 64, 72, 128, 192, 256])
 def test_no_library_schedule_spills_or_serialises(d, mask):
     for length, tiles in ((512, 1 << 20), (4096, 1 << 20), (512, 2)):
-        p = compiled(hopper_schedules.pick(d, mask, length, tiles, 132), mask, d, d, lazy=hopper_schedules.LAZY)
+        schedule, lazy, sums = hopper_schedules.pick(d, mask, length, tiles, 132)
+        p = compiled(schedule, mask, d, d, lazy=lazy, sums=sums)
         assert p.resources.spill_stores == 0
         assert "C75" not in p.built.log
 

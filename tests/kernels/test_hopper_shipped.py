@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 import fcgen as fc
-from fcgen.forward import sums_of
 from fcgen.ir.types import Buffer
 from fcgen.kernels import hopper_schedules
 from fcgen.kernels.attention import SPECS
@@ -27,9 +26,9 @@ ATOL = {fc.f16: 3e-3, fc.bf16: 2e-2}
 
 
 def compiled(row: str, mask: str, spec: str) -> Program:
-    size, _, _, schedule = ROWS[row]
-    return SPECS[spec].compile(target="sm_90a", schedule=schedule, T=DTYPE[spec], D=size, E=size, mask=mask, lazy=hopper_schedules.LAZY,
-                              sums=sums_of(schedule, hopper_schedules.LAZY, size))
+    r = ROWS[row]
+    return SPECS[spec].compile(target="sm_90a", schedule=r.schedule, T=DTYPE[spec], D=r.head, E=r.head, mask=mask, lazy=hopper_schedules.LAZY,
+                              sums=r.sums)
 
 
 def trip_counts(p: Program) -> range:

@@ -51,6 +51,7 @@ class Driver:
 
     def __init__(self, sizes=()):
         self.sizes, self.kernels, self.launches, self.encoded, self.calls = sizes, {}, [], [], []
+        self.attributes = []
         self.device, self.entered, self.capture = threading.local(), [], {}
         self.pages = itertools.count(0x70000000, 1 << 20)
 
@@ -62,6 +63,22 @@ class Driver:
         assert all(p % min(s, 64) == 0 for p, s in zip(pointers, sizes)), "aligned"
         self.launches.append(((gx, gy, gz), (bx, by, bz), smem, stream, [ctypes.string_at(p, s) for p, s in zip(pointers, sizes)]))
         return (Status.OK,)
+
+    class CUlaunchConfig:
+        """Its fields are what a launch sets."""
+
+    class CUlaunchAttribute:
+        def __init__(self):
+            self.value = types.SimpleNamespace()
+
+    CUlaunchAttributeID = types.SimpleNamespace(CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION="programmatic stream serialization")
+
+    def cuLaunchKernelEx(self, config, function, params, extra):
+        c = config
+        assert len(c.attrs) == c.numAttrs
+        self.attributes.append({a.id: vars(a.value) for a in c.attrs})
+        return self.cuLaunchKernel(function, c.gridDimX, c.gridDimY, c.gridDimZ, c.blockDimX, c.blockDimY, c.blockDimZ, c.sharedMemBytes,
+                                   c.hStream, params, extra)
 
     def cuCtxGetDevice(self):
         return Status.OK, 0

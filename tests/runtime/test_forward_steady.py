@@ -46,7 +46,7 @@ def world(monkeypatch):
     install(monkeypatch, fake)
     made = {}
 
-    def compiled(dtype, d, e, mask, lse, arch, schedule=None, positive=True, lazy=0.0):
+    def compiled(dtype, d, e, mask, lse, arch, schedule=None, positive=True, lazy=0.0, sums=""):
         key = (dtype, d, e, mask, lse, arch, schedule, positive)
         if key not in made:
             made[key] = Program(dtype, lse, positive)

@@ -20,9 +20,9 @@ FLAT = (("ptr", "X", -1, ()), ("stride", "X", 0, ()), ("ptr", "Y", -1, ()), ("ma
 SIZES = (8, 8, 8, 128, 128, 8, 4, 4)
 
 
-def facts(flat=FLAT, persistent="dynamic", arch="sm_90a", cluster=1):
+def facts(flat=FLAT, persistent="dynamic", arch="sm_90a", cluster=1, pdl=False):
     return Facts("k", arch, 384, 1024, (("X", "tensor", "f16", ("M", "D"), ()), ("Y", "tensor", "f16", ("M", "D"), ("out",)),
-                                        ("scale", "scalar", "f32", (), ("positive",))), flat, (("m", "M", 64, cluster),), persistent)
+                                        ("scale", "scalar", "f32", (), ("positive",))), flat, (("m", "M", 64, cluster),), persistent, pdl)
 
 
 def made(**change):
@@ -208,3 +208,14 @@ def test_persistent_blocks_that_fill_no_cluster_are_not_launched(fake):
     x, y = Tensor((10**6, 64), F16), Tensor((10**6, 64), F16)
     made(persistent="static", cluster=8)({"X": x, "Y": y, "scale": 1.0})
     assert fake.launches[0][0] == (128, 1, 1), "of 132 multiprocessors"
+
+
+@pytest.mark.parametrize("pdl", [False, True])
+def test_a_kernel_that_waits_for_those_in_front_is_launched_before_they_have_ended(fake, pdl):
+    x, y = Tensor((100, 64), F16), Tensor((100, 64), F16)
+    call = made(pdl=pdl)
+    for stream in (3, 3, 4):
+        call({"X": x, "Y": y, "scale": 0.5}, stream)
+    assert [(launch[:3], launch[3]) for launch in fake.launches] == [(((2, 1, 1), (384, 1, 1), 1024), s) for s in (3, 3, 4)]
+    told = {"programmatic stream serialization": {"programmaticStreamSerializationAllowed": 1}}
+    assert fake.attributes == [told] * 3 * pdl
