@@ -115,17 +115,20 @@ def compile_once(case: Case, folder: str) -> tuple[Watch, dict[str, int], dict[s
 
 
 def _nvrtc(cuda: Any, folder: str) -> tuple[nvrtc.Binary, dict[str, float]]:
-    """NVRTC appends a line per part to the file it is told; an older one does not know the option."""
+    """NVRTC appends a line per part to the file it is told, and keeps what it compiled unless told not to (beside a driver, since 12.9);
+    older ones do not know the options."""
     file = Path(folder) / "parts.csv"
-    file.write_text("")
-    try:
-        binary = nvrtc.compile_cuda(cuda.text, ARCH, name=cuda.name, options=(*compiler.NVRTC_OPTIONS, f"--time={file}"))
-    except FcError as error:
-        if error.code != "compile/toolchain":
-            raise
-        return nvrtc.compile_cuda(cuda.text, ARCH, name=cuda.name, options=compiler.NVRTC_OPTIONS), {}
-    rows = [line.split(",") for line in file.read_text().splitlines()]
-    return binary, {PARTS[r[1].strip()]: float(r[2]) for r in rows if len(r) > 2 and r[1].strip() in PARTS}
+    for options in ((f"--time={file}", "--no-cache"), (f"--time={file}",), ()):
+        file.write_text("")
+        try:
+            binary = nvrtc.compile_cuda(cuda.text, ARCH, name=cuda.name, options=(*compiler.NVRTC_OPTIONS, *options))
+        except FcError as error:
+            if error.code != "compile/toolchain" or not options:
+                raise
+            continue
+        rows = [line.split(",") for line in file.read_text().splitlines()]
+        return binary, {PARTS[r[1].strip()]: float(r[2]) for r in rows if len(r) > 2 and r[1].strip() in PARTS}
+    raise AssertionError("the last one has no options to be refused")
 
 
 def measure(case: Case, repeats: int, folder: str) -> dict[str, Any]:

@@ -18,8 +18,6 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import fcgen as fc
-
 from .environment import facts
 from .pool import processes, write_json
 
@@ -46,11 +44,15 @@ class Config:
     spread: float  # standard deviation of q and k
     layouts: tuple[str, str, str, str]  # of q, k, v, out
 
-    @property
-    def kernel(self) -> tuple[Any, ...]:
-        """What `fcgen.attention` compiles for."""
+    def kernel(self, arch: str, sms: int = 132) -> tuple[Any, ...]:
+        """What `fcgen.attention` compiles for: the arguments of `forward.compiled`."""
+        from fcgen.kernels.schedules import choose
+
         mask = {False: "none", "top_left": "causal_top_left", "bottom_right": "causal_bottom_right"}[self.causal]
-        return self.dtype, self.d, self.e, mask, self.scale is None or self.scale > 0
+        q, k = (self.b, self.h, self.m, self.d), (self.b, self.g, self.n, self.d)
+        chosen = choose(arch, q, k, self.e, mask, sms)
+        positive = self.scale is None or self.scale > 0
+        return self.dtype, self.d, self.e, mask, True, arch, chosen.schedule, positive, chosen.lazy, chosen.sums
 
 
 def head_sizes(first_seed: int, kernels: int) -> list[tuple[int, int]]:
@@ -189,8 +191,7 @@ def run(c: Config, repeats: int = 0) -> tuple[float, list[str]]:
     q, k, v = inputs(c)
     out = Guarded((c.b, c.h, c.m, c.e), q.dtype, c.layouts[3])
     lse = Guarded((c.b, c.h, c.m), torch.float32)
-    dtype, d, e, mask, positive = c.kernel
-    program = compiled(dtype, d, e, mask, True, fc.gpu_target(), None, positive)
+    program = compiled(*c.kernel(target()))
     scale = c.d**-0.5 if c.scale is None else c.scale
     program(Q=q, K=k, V=v, O=out.tensor, LSE=lse.tensor, scale=scale)
     torch.cuda.synchronize()
@@ -210,28 +211,34 @@ def run(c: Config, repeats: int = 0) -> tuple[float, list[str]]:
     return share, wrong
 
 
+def target() -> str:
+    """The target whose kernels `fcgen.attention` runs on this GPU."""
+    from fcgen.forward import _arch
+
+    return _arch(0)
+
+
 def function(c: Config, q: Any, k: Any, v: Any) -> tuple[Any, Any]:
     from fcgen.forward import attention
 
     return attention(q, k, v, causal=c.causal, scale=c.scale, return_lse=True)
 
 
-def compile_one(kernel: tuple[Any, ...], arch: str) -> str | None:
+def compile_one(kernel: tuple[Any, ...]) -> str | None:
     """Into the disk cache, from any process. Returns what went wrong."""
     from fcgen.forward import compiled
 
-    dtype, d, e, mask, positive = kernel
     try:
-        compiled(dtype, d, e, mask, True, arch, None, positive).built  # noqa: B018
+        compiled(*kernel).built  # noqa: B018
         return None
     except Exception as error:
         return f"{type(error).__name__}: {error}"
 
 
 def compile_all(configs: list[Config], arch: str) -> dict[tuple[Any, ...], str]:
-    kernels = list(dict.fromkeys(c.kernel for c in configs))
+    kernels = list(dict.fromkeys(c.kernel(arch) for c in configs))
     with ProcessPoolExecutor(processes(), mp_context=multiprocessing.get_context("spawn")) as executor:
-        said = list(executor.map(compile_one, kernels, [arch] * len(kernels)))
+        said = list(executor.map(compile_one, kernels))
     print(f"{len(kernels)} kernels for {arch}", flush=True)
     return {k: s for k, s in zip(kernels, said) if s}
 
@@ -245,21 +252,28 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--repeat-every", type=int, default=400, help=f"every so many configurations, {REPEATS} runs must be bit-identical")
     parser.add_argument("--json", metavar="PATH")
     parser.add_argument("--dry-run", action="store_true", help="print the configurations, run nothing")
+    parser.add_argument("--arch", default="sm_90a", help="of the kernels that a dry run counts (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="no new configuration after that long")
     args = parser.parse_args(argv)
 
     heads = head_sizes(args.seed, args.heads)
     seeds = [args.only] if args.only is not None else range(args.seed, args.seed + args.count)
     configs = [draw(s, heads) for s in seeds]
     if args.dry_run:
-        print("\n".join(map(str, configs)), f"\n{len({c.kernel for c in configs})} kernels")
+        print("\n".join(map(str, configs)), f"\n{len({c.kernel(args.arch) for c in configs})} kernels")
         return 0
     start = time.time()
-    broken = compile_all(configs, fc.gpu_target())
+    arch = target()
+    broken = compile_all(configs, arch)
     print(f"compiled in {time.time() - start:.0f} s", flush=True)
     failures, worst, repeated = [{"config": None, "wrong": [f"{k}: {s}"]} for k, s in broken.items()], 0.0, 0
     for n, c in enumerate(configs):
-        if c.kernel in broken:
+        if c.kernel(arch) in broken:
             continue
+        if time.time() - start > args.seconds:
+            print(f"no time for {len(configs) - n} of them")
+            configs = configs[:n]
+            break
         again = n % args.repeat_every == 0
         share, wrong = run(c, REPEATS if again else 0)
         repeated += again
