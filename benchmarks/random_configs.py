@@ -50,8 +50,8 @@ class Config:
 
         mask = {False: "none", "top_left": "causal_top_left", "bottom_right": "causal_bottom_right"}[self.causal]
         q, k = (self.b, self.h, self.m, self.d), (self.b, self.g, self.n, self.d)
-        chosen = choose(arch, q, k, self.e, mask, sms)
         positive = self.scale is None or self.scale > 0
+        chosen = choose(arch, q, k, self.e, mask, sms, positive)
         return self.dtype, self.d, self.e, mask, True, arch, chosen.schedule, positive, chosen.lazy, chosen.sums
 
 
@@ -74,7 +74,7 @@ def draw(seed: int, heads: list[tuple[int, int]]) -> Config:
     m, n = rng.choice(LENGTHS), rng.choice(LENGTHS)
     if rng.random() < 0.3:
         n = m
-    scale = rng.choice((None, None, None, 1.0 / 8, 0.05, 1e-3, -0.1 if rng.random() < 0.25 else 0.3))
+    scale = rng.choice((None, None, None, 1.0 / 8, 0.05, 1e-3, 0.3, -0.1))
     b, h = rng.choice((1, 1, 2, 3)), g * rng.choice((1, 1, 2, 4, 7))
     layouts = (rng.choice(LAYOUTS), rng.choice(LAYOUTS), rng.choice(LAYOUTS), rng.choice(LAYOUTS[:4]))
     return Config(seed, rng.choice(("f16", "bf16")), b, h, g, m, n, d, e, causal, scale, rng.choice((0.2, 1.0, 1.0, 3.0)), layouts)

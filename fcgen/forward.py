@@ -81,7 +81,8 @@ def _program(qa: Any, ka: Any, va: Any, kind: str, scale: float, return_lse: boo
         from .kernels.schedules import choose
         from .runtime import driver
 
-        chosen, lazy, sums = choose(arch, qa.shape, ka.shape, va.shape[3], kind, driver.device_info(qa.device).sm_count)
+        chosen, lazy, sums = choose(arch, qa.shape, ka.shape, va.shape[3], kind, driver.device_info(qa.device).sm_count,
+                                    scale > 0)
     else:
         from .kernels.hopper_schedules import LAZY
 

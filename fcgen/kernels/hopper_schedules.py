@@ -65,12 +65,18 @@ SMALL: tuple[Row, ...] = (
     Row(128, "any", ANY, _s(64, 128, 1, persistent="none", epilogue="tma")),
     Row(256, "any", ANY, _s(64, 64, 1, persistent="none", epilogue="tma")),
 )
+#: A scale that may be negative is multiplied into every score: a second tile of them is alive, and the tiles above do not fit. Not tuned.
+ANY_SCALE: tuple[Row, ...] = (
+    Row(64, "any", ANY, _s(128, 128, 2, _THREE)),
+    Row(128, "any", ANY, _s(128, 128, 2, _TWO)),
+)
 
 
-def pick(head: int, mask: str, length: int, tiles: int, sms: int) -> Choice:
-    """What to run for a head size, mask kind and length. tiles: programs of one row each, the grid without its row axis."""
+def pick(head: int, mask: str, length: int, tiles: int, sms: int, positive: bool = True) -> Choice:
+    """What to run for a head size, mask kind and length. tiles: programs of one row each, the grid without its row axis. positive: the
+    scale is."""
     kind = "none" if mask == "none" else "causal"
-    for table in (SMALL, ROWS):
+    for table in (SMALL, ROWS) if positive else (SMALL, ANY_SCALE, ROWS):
         for row in table:
             if head > row.head or row.masks not in ("any", kind) or length > row.length:
                 continue

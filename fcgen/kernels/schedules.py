@@ -63,10 +63,11 @@ def pick(arch: str, head: int, math: str = "mma", mask: str = "none") -> Schedul
                   expected=f"at most {table[-1][0]}", got=head, hint='use math="mma", or pass a Schedule of your own')
 
 
-def choose(arch: str, q: tuple[int, ...], k: tuple[int, ...], value: int, mask: str, sms: int) -> hopper_schedules.Choice:
+def choose(arch: str, q: tuple[int, ...], k: tuple[int, ...], value: int, mask: str, sms: int,
+           positive: bool = True) -> hopper_schedules.Choice:
     """The schedule and the spec's options for one call of attention. q: [B, H, M, D], k: [B, Hkv, N, D], value: the value's head size;
     sms: the GPU's multiprocessors."""
     head = max(q[3], value)
     if arch == "sm_90a":
-        return hopper_schedules.pick(head, mask, q[2], q[0] * q[1], sms)
+        return hopper_schedules.pick(head, mask, q[2], q[0] * q[1], sms, positive)
     return hopper_schedules.Choice(pick(arch, head, mask=mask))

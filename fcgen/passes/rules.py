@@ -303,8 +303,8 @@ def base_two(s: Sweep, op: Op) -> Value | None:
     if op.result.type.dtype != f32:
         return None
     if op.kind == "exp":
-        return s.make("exp2", s.make("mul", op.operands[0], s.number(float(np.float32(log2(e))), f32)))
-    return s.make("mul", s.make("log2", op.operands[0]), s.number(float(np.float32(log(2))), f32))
+        return s.make("exp2", s.make("mul", op.operands[0], s.number(log2(e), f32)))
+    return s.make("mul", s.make("log2", op.operands[0]), s.number(log(2), f32))
 
 
 @rule("div")

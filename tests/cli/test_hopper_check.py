@@ -146,7 +146,7 @@ def test_what_the_passes_made_is_compiled_without_a_simulation() -> None:
 @pytest.mark.parametrize("row", hopper_schedules.ROWS, ids=lambda r: str(r[0]))
 def test_trials_take_every_loop_around_its_ring_and_every_block_to_several_tiles(row: hopper_schedules.Row) -> None:
     """The loops of a kernel that claims its tiles stand inside of the loop over claims."""
-    size, _, _, schedule = row
+    size, schedule = row.head, row.schedule
     machine = SPECS["plain"].compile(target="sm_90a", schedule=schedule, T=fc.f16, D=size, E=size).machine
     planned, ring, tiles = trials(machine, {}), max(b.type.slots for b in machine.buffers), dict(schedule.tiles)
     assert [-(-t.sizes["N"] // tiles["BLOCK_N"]) for t in planned] == list(range(1, 2 * ring + 2))

@@ -18,7 +18,7 @@ from fcgen.kernels.reference import attention_reference
 from fcgen.program import Program
 from fcgen.sim.machine import simulate
 
-ROWS = {f"{table}-{n}-{row[0]}": row for table in ("ROWS", "SMALL") for n, row in enumerate(getattr(hopper_schedules, table))}
+ROWS = {f"{table}-{n}-{row[0]}": row for table in ("ROWS", "SMALL", "ANY_SCALE") for n, row in enumerate(getattr(hopper_schedules, table))}
 MASKS = {"none": ["none"], "causal": ["causal_top_left", "causal_bottom_right"]}
 MASKS["any"] = MASKS["none"] + MASKS["causal"]
 DTYPE = {"lse": fc.f16, "plain": fc.bf16, "any_scale_lse": fc.f16, "any_scale_plain": fc.bf16}
@@ -50,7 +50,7 @@ def run(p: Program, mask: str, spec: str, trips: int, scale: float) -> None:
         np.testing.assert_allclose(result.outputs["LSE"], lse, atol=1e-4)
 
 
-CASES = [(row, mask, spec) for row in ROWS for mask in MASKS[ROWS[row][1]] for spec in ("lse", "plain")]
+CASES = [(row, mask, spec) for row in ROWS if "ANY" not in row for mask in MASKS[ROWS[row][1]] for spec in ("lse", "plain")]
 
 
 @pytest.mark.parametrize(("row", "mask", "spec"), CASES)
@@ -60,7 +60,7 @@ def test_every_shipped_schedule_is_silent_and_right(row: str, mask: str, spec: s
         run(p, mask, spec, trips, 0.1)
 
 
-@pytest.mark.parametrize("row", ROWS)
+@pytest.mark.parametrize("row", [row for row in ROWS if row[:4] != "ROWS" or ROWS[row].head > 128])
 def test_so_is_it_for_a_scale_that_is_not_positive(row: str) -> None:
     mask = MASKS[ROWS[row][1]][-1]
     run(compiled(row, mask, "any_scale_plain"), mask, "any_scale_plain", 2, -0.1)
