@@ -44,7 +44,7 @@ KERNELS: dict[str, Job] = {
     "warps_8": Job(_schedule(128, 32, warps=8, hold_a=False), d=128, e=128, mask="causal_top_left"),
     "one_warp": Job(_schedule(16, 64, warps=1, min_blocks=2)),
     "through_smem": Job(_schedule(64, 64, reuse_frags=False, epilogue="direct"), mask="causal_top_left"),
-    "plain_loops": Job(_schedule(64, 64, split=False, defer=False, longest_first=False), mask="causal_bottom_right"),
+    "plain_loops": Job(_schedule(64, 64, split="none", defer=False, longest_first=False), mask="causal_bottom_right"),
     "vector": Job(_schedule(64, 64, copy="vector", stages=1), d=72, e=40),
     "scalar": Job(_schedule(4, 64, math="fma", copy="scalar", epilogue="direct", stages=1), mask="causal_top_left"),
     "fma": Job(_schedule(16, 64, math="fma", copy="vector", stages=1)),
@@ -66,7 +66,7 @@ KERNELS: dict[str, Job] = {
     "hopper_static": Job(
         _hopper(128, 64, 2, persistent="static", epilogue="direct", regs_a="s"), mask="none", dtype="bf16", lazy=LAZY, arch="sm_90a"
     ),
-    "hopper_from_end": Job(_hopper(128, 64, 2, from_end="rows"), mask="causal_bottom_right", lazy=LAZY, arch="sm_90a"),
+    "hopper_from_end": Job(_hopper(128, 64, 2, from_end="rows", split="branch"), mask="causal_bottom_right", lazy=LAZY, arch="sm_90a"),
     "hopper_stores": Job(
         _hopper(128, 64, 2, persistent="dynamic", epilogue="tma", pdl=True), d=64, e=72, mask="causal_top_left", lazy=LAZY, arch="sm_90a"
     ),

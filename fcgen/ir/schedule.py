@@ -15,7 +15,7 @@ from ..errors import FcError
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "math": ("mma", "wmma", "fma", "wgmma"), "copy": ("cp_async", "vector", "scalar", "tma"), "epilogue": ("smem", "direct", "quad", "tma"),
-    "persistent": ("none", "static", "dynamic")}
+    "persistent": ("none", "static", "dynamic"), "split": ("loops", "branch", "none")}
 
 #: Fields that take one value for all, or one per name of the spec.
 BY_NAME = ("tiles", "math", "stages", "cluster")
@@ -33,11 +33,12 @@ class Schedule:
     (16-byte loads through registers), "scalar" (one element at a time). stages: slots of each shared-memory ring inside loops; 1
     loads in place, n keeps n - 1 tiles in flight; one number or per load. ahead: with stages=1, start the next load as soon as
     the slot's last reader is done. hold_a: keep loop-invariant left operands of dots in registers. reuse_frags: a dot result
-    feeds the next dot from registers where the layouts agree (else through shared memory). split: separate loop copies for tiles
-    that a mask leaves whole. skip_ones: leave out `tile * row` multiplications when every row factor of the warp is one. defer:
-    finish loop-carried row sums after the loop. epilogue: stores through shared memory as 16-byte rows ("smem"), straight
-    from fragments ("direct"), or from fragments whose quads of lanes have swapped columns ("quad": 16 bytes, no shared memory), or staged
-    in shared memory and written by bulk copies ("tma", Hopper: two-axis tiles; the copy runs on beside the work that follows).
+    feeds the next dot from registers where the layouts agree (else through shared memory). split: where a mask leaves tiles whole, separate
+    loop copies for those ("loops"), or one loop with the mask under a branch that all warps take alike ("branch": a third less code, which
+    compiles faster), or neither ("none"). skip_ones: leave out `tile * row` multiplications when every row factor of the warp is one.
+    defer: finish loop-carried row sums after the loop. epilogue: stores through shared memory as 16-byte rows ("smem"), straight from
+    fragments ("direct"), or from fragments whose quads of lanes have swapped columns ("quad": 16 bytes, no shared memory), or staged in
+    shared memory and written by bulk copies ("tma", Hopper: two-axis tiles; the copy runs on beside the work that follows).
     longest_first: run the row tiles with the most work first. min_blocks: blocks per multiprocessor that registers must allow (launch
     bounds).
 
@@ -69,7 +70,7 @@ class Schedule:
     ahead: bool = False
     hold_a: bool = True
     reuse_frags: bool = True
-    split: bool = True
+    split: str = "loops"
     skip_ones: bool = False
     defer: bool = True
     epilogue: str = "smem"

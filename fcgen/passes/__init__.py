@@ -16,6 +16,7 @@ from ..ir.schedule import Schedule
 from ..ir.target import Target
 from . import (
     alloc,
+    branches,
     defer,
     early_launch,
     from_end,
@@ -63,6 +64,7 @@ PIPELINE: tuple[Pass, ...] = (
     Pass("place", place.run, "a memory space and a layout for every tile; changes of layout are explicit"),
     Pass("defer", defer.run, "lane sums carried by a loop are finished once, after it"),
     Pass("vote", vote.run, "what hangs on a rarely true row condition is skipped by a vote of the warp"),
+    Pass("branches", branches.run, "choices that a scalar decides for a whole tile become branches"),
     Pass("pipeline", pipeline.run, "shared tiles become rings that are filled ahead of their readers"),
     Pass("roles", roles.run, "bulk copies become a role of their own; tiles pass through channels of full and empty barriers"),
     Pass("select", select.run, "dots, staging, loads and stores become the target's instructions"),

@@ -3,12 +3,14 @@
 In: a tile program. Out: an equal one in which, for every loop,
   - the bounds are shrunk to the iterations whose `live` tile can be true somewhere (that is what `live` allows), and the `live`
     region is gone;
-  - if `schedule.split` and the loop has no loop inside: there is a copy (part="full") for the iterations in which the
+  - if `schedule.split` is not "none" and the loop has no loop inside: there is a copy (part="full") for the iterations in which the
     conditions of its selects are decided everywhere in the tile and its guarded runs of positions lie inside their tensors. In
     that copy those conditions are constants and those guards are off. Iterations before and after it run in copies that keep
     both (part="masked"). The copies stand one after the other in the loop's own direction, share a `chain` number and hand the
     carried values on. A copy that is empty for all sizes is left out; a loop that is whole everywhere is only relieved of
     masks; a loop with dots and no masks keeps its guards, since its tiles are read ahead from every copy of the loop.
+  - with split="branch", there is one loop instead, whose selects ask where the index is: `select(whole or mask, x, y)`, of which
+    `branches` makes a branch.
 
 Which iterations these are follows from interval analysis (`affine`) on comparisons of affine integer expressions. Rows of the
 program's own tile that hang over the end of a tensor count as real: then more iterations are masked than need be, never fewer.
@@ -51,7 +53,7 @@ class Facts:
 
 
 class _Splitter:
-    def __init__(self, split: bool, chain: int, parts: int = 1):
+    def __init__(self, split: str, chain: int, parts: int = 1):
         self.split, self.chain, self.groups = split, chain, parts
         self.defs: dict[Value, Op] = {}
         self.own: Affine | None = None  # the loop's questions, asked about one part of the rows
@@ -99,7 +101,7 @@ class _Splitter:
         full_op = op
         bounds = self.live_bounds(op, affine, Range(lo, hi))
         op = replace(op, regions=(body,))
-        if not self.split or nested:
+        if self.split == "none" or nested:
             self.own = None
             self.emit(op, out, affine, bounds, Facts({}, set()), "")
             return
@@ -171,6 +173,9 @@ class _Splitter:
                 chain, self.chain = {"chain": self.chain}, self.chain + 1
             self.emit(op, out, affine, bounds, facts, "full" if facts else "", chain, own=self.mine)
             return
+        if self.split == "branch":
+            self.one(op, out, affine, bounds, always, sometimes, full)
+            return
         ranges = self.ranges(affine, bounds, full, left, right)
         mine = self.ranges(self.own, self.mine, self.mine_full, left, right) if self.own is not None else ranges
         facts_of = [(always, "masked")] * left + [(always | sometimes, "full")] + [(always, "masked")] * right
@@ -182,6 +187,20 @@ class _Splitter:
         for n, (r, m, (facts, part)) in enumerate(parts):
             results = self.emit(op, out, affine, r, facts, part, chain, last=n == len(parts) - 1, own=m)
             op = replace(op, operands=op.operands[:2] + results)
+
+    def one(self, op: Op, out: Builder, affine: Affine, bounds: Range, always: Facts, sometimes: Facts, full: Range) -> None:
+        """One loop over all iterations; its selects ask first whether the tile is whole."""
+        chain = {"chain": self.chain} if self.own is not None else {}
+        self.chain += bool(chain)
+        mine = self.mine_full if self.own is not None else full
+        ends = [self.end(affine, f, g, out, chain.get("chain", -1), w) if f is not None else None
+                for f, g, w in ((full.lo, mine.lo, "lo"), (full.hi, mine.hi, "hi"))]
+        decided = {v for v, _ in self.wanted(op.regions[0]) if v in always.conditions or v in sometimes.conditions}
+        masks = {o: wanted for o in walk(op.regions[0]) if o.kind == "select" and isinstance(o.operands[0].type, Tile)
+                 for wanted in [const_of(o.operands[1], self.defs) is None or const_of(o.operands[2], self.defs) is not None]
+                 if all(v in decided for v, _ in self.parts(o.operands[0], wanted))}
+        op = replace(op, regions=(_asking(op, ends[0], ends[1], masks),))
+        self.emit(op, out, affine, bounds, always, "", chain, own=self.mine if chain else ALL)
 
     @staticmethod
     def ranges(affine: Affine, bounds: Range, full: Range, left: bool, right: bool) -> list[Range]:
@@ -364,3 +383,19 @@ def _specialise(block: Block, env: Env, facts: Facts) -> Block:
             env[old] = new
         b.add(replace(op, operands=operands, attrs=attrs, regions=regions, results=results))
     return b.block(args)
+
+
+def _asking(loop: Op, low: Value | None, high: Value | None, masks: dict[Op, bool]) -> Block:
+    """A loop's body in which these selects, masks or their opposites, let all of a tile pass while low <= index < high."""
+    block = loop.regions[0]
+    b, index = Builder(loop.loc), block.args[0]
+    tests = ([b.emit("ge", index, low)] if low is not None else []) + ([b.emit("lt", index, high)] if high is not None else [])
+    whole = tests[0] if len(tests) == 1 else b.emit("and", *tests)
+    for op in block.ops:
+        b.loc = op.loc
+        if op in masks:
+            cond, kind = op.operands[0], "or" if masks[op] else "and"
+            word = b.emit("full", whole if masks[op] else b.emit("not", whole), shape=cond.type.shape)
+            op = replace(op, operands=(b.emit(kind, word, cond), *op.operands[1:]))
+        b.add(op)
+    return b.block(block.args)

@@ -15,7 +15,7 @@ from .test_examples import SIZES, load, path  # noqa: F401  (a fixture)
 
 FIELDS: dict[str, tuple[tuple[Any, ...], float]] = {
     "late": (("acc", "acc+acc2"), 0.4), "vote": ((True,), 0.4), "ones": (("acc",), 0.15), "from_end": (("rows",), 0.2),
-    "own_rows": ((False,), 0.4), "split": ((False,), 0.2), "reuse_frags": ((False,), 0.2), "l2": ((32,), 0.4),
+    "own_rows": ((False,), 0.4), "split": (("none", "branch"), 0.4), "reuse_frags": ((False,), 0.2), "l2": ((32,), 0.4),
     "persistent": (("static", "dynamic"), 0.6), "epilogue": (("quad", "tma", "direct"), 0.7), "cluster": (({"rows": 2}, {"cols": 2}), 0.1),
 }
 

@@ -23,7 +23,7 @@ SCHEDULES = {
     "dynamic": schedule(128, 16, 2, persistent="dynamic", compare_bits=True, l2=32),
     "turns": schedule(192, 16, 3, {"q": 2, "k": 3, "v": 3}, persistent="dynamic", tokens=True, l2=32, hints=True, ones="acc"),
     "static": schedule(128, 16, 2, {"q": 1, "k": 1, "v": 1}, persistent="static", epilogue="direct", regs_a="s"),
-    "not_split": schedule(128, 16, 2, split=False, defer=False),
+    "not_split": schedule(128, 16, 2, split="none", defer=False),
     "ones": schedule(64, 32, 1, late="", vote=False, ones="acc", persistent="static"),
 }
 

@@ -18,7 +18,7 @@ from fcgen.sim.machine import simulate
 #: field -> its values besides the default, and how often one of them is drawn
 FIELDS: dict[str, tuple[tuple[Any, ...], float]] = {
     "late": (("acc",), 0.7), "vote": ((True,), 0.5), "compare_bits": ((True,), 0.5), "tokens": ((True,), 0.3), "ones": (("acc",), 0.4),
-    "regs_a": (("s",), 0.3), "from_end": (("rows",), 0.3), "own_rows": ((False,), 0.3), "split": ((False,), 0.2), "defer": ((False,), 0.2),
+    "regs_a": (("s",), 0.3), "from_end": (("rows",), 0.3), "own_rows": ((False,), 0.3), "split": (("none", "branch"), 0.4), "defer": ((False,), 0.2),
     "reuse_frags": ((False,), 0.2), "skip_ones": ((True,), 0.2), "hints": ((True,), 0.2), "l2": ((32,), 0.4),
     "persistent": (("static", "dynamic"), 0.6), "epilogue": (("quad", "tma", "direct"), 0.7), "cluster": (({"rows": 2},), 0.15),
     "pdl": ((True,), 0.3),

@@ -115,7 +115,7 @@ def exact(tr) -> bool:
 @given(trees, st.integers(1, 20), st.integers(1, 30), st.integers(-10, 10), st.booleans())
 def test_bounds_keep_every_live_tile(tree, m, n, w, descending):
     k = simplify.run(verify(build(tree, None, descending)), Schedule(), None)
-    k = verify(split_loops.run(k, Schedule(split=False), None))
+    k = verify(split_loops.run(k, Schedule(split="none"), None))
     arrays = marks(m, n, 1)
     Run(k, arrays, {"w": w}).run()
     for g in range(-(-m // BM)):

@@ -25,7 +25,7 @@ def two_maps(X: T[M, D], W: T[V, D], U: T[V, E], Y: "out f32[M, E]"):
 @pytest.mark.parametrize("reuse", [True, False])
 def test_tiles_of_products_in_flight_share_no_bytes(late, reuse):
     schedule = fc.Schedule(tiles={"BLOCK_M": 64, "BLOCK_V": 16}, math="wgmma", copy="tma", stages=2, late=late, reuse_frags=reuse,
-                           own_rows=False, split=False)
+                           own_rows=False, split="none")
     p = two_maps.compile(target="sm_90a", T=fc.f16, D=16, E=16, schedule=schedule)
     for seed in range(3):
         rng = np.random.default_rng(seed)

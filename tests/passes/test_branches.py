@@ -1,0 +1,93 @@
+"""Masks under a branch: one loop for whole and masked tiles, the same numbers, and nothing spent on masks of whole tiles."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fcgen as fc
+from fcgen.ir.core import Op, free_values, walk, walk_kernel
+from fcgen.kernels.attention import SPECS
+from fcgen.kernels.reference import attention_reference
+
+HOPPER: dict[str, Any] = {"math": "wgmma", "copy": "tma", "late": "acc", "vote": True}
+MASKS = ("none", "causal_top_left", "causal_bottom_right")
+
+
+def compiled(mask: str = "causal_bottom_right", target: str = "sm_90a", **more: Any) -> Any:
+    fields = {"split": "branch", **(HOPPER if target == "sm_90a" else {}), **more}
+    schedule = fc.Schedule(tiles={"BLOCK_M": 128, "BLOCK_N": 32}, warps=8, **fields)
+    return SPECS["lse"].compile(target=target, schedule=schedule, T=fc.f16, D=32, E=32, mask=mask, lazy=2.0)
+
+
+def masking(ops: Any) -> list[Op]:
+    return [o for o in ops if o.kind == "select" and o.result.name == "s"]
+
+
+@pytest.mark.parametrize("target", ["sm_89", "sm_90a"])
+def test_there_is_one_loop_and_its_masks_stand_under_a_branch(target: str) -> None:
+    p = compiled(target=target)
+    main = p.machine.roles[-1].body
+    loops = [o for o in walk(main) if o.kind == "for" and masking(walk(o.regions[0]))]
+    assert len(loops) == 1
+    body = loops[0].regions[0]
+    assert not masking(body.ops), "no mask is always on"
+    (branch,) = [o for o in body.ops if o.kind == "if" and masking(o.regions[0].ops)]
+    other = branch.regions[1]
+    assert [o.kind for o in other.ops] == ["yield"], "a whole tile passes as it is"
+    made = {r for o in branch.regions[0].ops for r in o.results}
+    (select,) = masking(branch.regions[0].ops)
+    assert select.operands[0] in made, "what the mask is made of is under the branch too"
+    assert free_values(branch.regions[0])
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("more", [{}, {"own_rows": False}, {"persistent": "dynamic", "tokens": True, "ones": "acc"}, {"late": "", "vote": False}],
+                         ids=["own_rows", "all_rows", "turns", "plain"])
+def test_it_is_silent_and_right(more: dict[str, Any], mask: str) -> None:
+    p = compiled(mask, **more)
+    rng = np.random.default_rng(0)
+    for m, n in ((128, 32), (130, 300), (260, 95), (100, 512)):
+        q, k, v = (rng.standard_normal((1, 1, s, 32)).astype(np.float16) for s in (m, n, n))
+        want, lse = attention_reference(q, k, v, mask=mask, scale=0.3)
+        got = p.simulate(seed=m % 3, Q=q, K=k, V=v, scale=0.3)
+        np.testing.assert_allclose(np.asarray(got["O"], np.float64), want, atol=3e-3)
+        np.testing.assert_allclose(got["LSE"], lse, atol=5e-4)  # `ones` sums rounded weights
+
+
+@pytest.mark.parametrize("mask", MASKS)
+def test_it_gives_the_same_bits_as_two_loops(mask: str) -> None:
+    rng = np.random.default_rng(1)
+    q, k, v = (rng.standard_normal((1, 1, s, 32)).astype(np.float16) for s in (200, 333, 333))
+    one, two = (compiled(mask, split=split).simulate(Q=q, K=k, V=v, scale=0.3) for split in ("branch", "loops"))
+    for name, x in one.items():
+        np.testing.assert_array_equal(x, two[name])
+
+
+@fc.kernel
+def clipped(X: "f32[M, N]", Y: "out f32[M, N]", *, bound: "i32"):  # type: ignore[name-defined]
+    """A mask that is where the index is small: the other way round."""
+    (rows,) = fc.grid(fc.tile(X.M, "BLOCK_M"))
+    total = fc.var(fc.zeros(rows))
+    for cols in fc.loop(fc.tile(X.N, "BLOCK_N")):
+        x = fc.load(X[rows, cols])
+        x = fc.where(cols.index < bound, 0.0, x)
+        total <<= total + fc.sum(x, axis=1)
+        fc.store(Y[rows, cols], x)
+
+
+def test_masks_that_let_pass_where_their_condition_is_false_work_too() -> None:
+    schedule = fc.Schedule(tiles={"BLOCK_M": 16, "BLOCK_N": 16}, warps=1, split="branch")
+    p = clipped.compile(target="sm_89", schedule=schedule)
+    assert any(o.kind == "if" and any(x.kind == "select" for x in o.regions[0].ops) for o in walk_kernel(p.machine))
+    x = np.random.default_rng(0).standard_normal((20, 100)).astype(np.float32)
+    for bound in (0, 5, 16, 37, 100, 200):
+        want = np.where(np.arange(100) < bound, 0, x).astype(np.float32)
+        np.testing.assert_array_equal(p.simulate(X=x, bound=bound)["Y"], want)
+
+
+def test_a_third_of_the_text_goes() -> None:
+    one, two = (len(compiled(split=split).cuda.splitlines()) for split in ("branch", "loops"))
+    assert one < 0.9 * two
