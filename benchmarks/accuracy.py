@@ -2,13 +2,14 @@
 
     python -m benchmarks.accuracy --fa3 .peers --json out/accuracy.json
 
-Errors are against float64 on every element of the sampled heads: rms over the reference's rms, and largest absolute. The table shows each
+Errors are against float64 on every element (of few, the largest error is a matter of luck): rms over the reference's rms, and largest absolute. The table shows each
 one's error and fcgen's over FA3's (over cuDNN's where FA3 is absent).
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 import os
 import sys
@@ -27,8 +28,8 @@ from .timing import finishes
 
 CELLS = "S2k"
 REPEATS = 1000
-#: fcgen's error may be this many times FA3's
-TARGET = 1.5
+#: fcgen's errors may be this many times FA3's
+TARGETS = {"rms": 1.1, "max": 1.5}
 
 
 def outliers(x: Any, which: int) -> Any:
@@ -72,7 +73,8 @@ def compare(cells: Sequence[Cell], dtype: str, peers: dict[str, Peer], absent: d
                 print(f"no time for {cell} {name}")
                 continue
             x = inputs(cell, dtype, change)
-            reference = Reference(x)
+            batch, _, heads, _ = x.q.shape
+            reference = Reference(x, itertools.product(range(batch), range(heads)))
             found: dict[str, Errors] = {}
             for p, peer in peers.items():
                 try:
@@ -88,8 +90,9 @@ def compare(cells: Sequence[Cell], dtype: str, peers: dict[str, Peer], absent: d
             print(text_of(row), flush=True)
             if "fcgen" in found and not math.isfinite(found["fcgen"].rms):
                 wrong.append(f"{cell} {name}: fcgen's output is not finite")
-            elif row["ratio"] and not row["ratio"]["rms"] <= TARGET:
-                wrong.append(f"{cell} {name}: fcgen's rms error is {row['ratio']['rms']:.2f} times {base}'s, at most {TARGET}")
+            for kind, most in TARGETS.items() if row["ratio"] else ():
+                if not row["ratio"][kind] <= most:
+                    wrong.append(f"{cell} {name}: fcgen's {kind} error is {row['ratio'][kind]:.2f} times {base}'s, at most {most}")
     return table, wrong
 
 

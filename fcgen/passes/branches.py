@@ -44,7 +44,8 @@ class _Uniform:
 def _uniform(op: Op, defs: dict[Value, Op]) -> _Uniform | None:
     if op.kind != "select" or not isinstance(op.result.type, Frag):
         return None
-    cond, spread = defs.get(op.operands[0]), []
+    cond = defs.get(op.operands[0])
+    spread: list[Op] = []
     while cond is not None and cond.kind in ("broadcast", "transpose"):
         spread.insert(0, cond)
         cond = defs.get(cond.operands[0])
