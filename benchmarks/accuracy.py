@@ -2,8 +2,8 @@
 
     python -m benchmarks.accuracy --fa3 .peers --json out/accuracy.json
 
-Errors are against float64 on every element (of few, the largest error is a matter of luck): rms over the reference's rms, and largest absolute. The table shows each
-one's error and fcgen's over FA3's (over cuDNN's where FA3 is absent).
+Errors are against float64 on every element (of few, the largest error is a matter of luck): rms over the reference's rms, and largest
+absolute. The table shows each one's error and fcgen's over FA3's (over cuDNN's where FA3 is absent).
 """
 
 from __future__ import annotations
