@@ -76,7 +76,12 @@ def _block(block: Block, late: set[str], defs: dict[Value, Op], turns: bool) -> 
             p.check(o)
         if not any(p.late for p in parts):
             for o in chain:
-                out.add(replace(o, regions=tuple(_block(r, late, defs, turns) for r in o.regions)))
+                if o.operands[0] is o.operands[1]:  # of no iterations: there for a first tile to be cut off
+                    for old, new in zip(o.results, o.operands[2:]):
+                        env[old] = env[new]
+                    continue
+                regions = tuple(_block(substitute_block(r, env), late, defs, turns) for r in o.regions)
+                out.add(replace(o, operands=env.all(o.operands), regions=regions))
             continue
         results = _Skew(chain, parts, defs, turns).build(out)
         for old, new in zip(chain[-1].results, results):
@@ -253,6 +258,8 @@ class _Skew:
         return all(self.short(low, high) for low, high in zip(*both))
 
     def short(self, low: Value, high: Value) -> bool:
+        if low is high:
+            return True
         d = self.defs.get(high)
         if d is not None and d.kind == "max" and self.defs.get(d.operands[0]) is not None and self.defs[d.operands[0]].kind == "select":
             d = self.defs[d.operands[0]]

@@ -34,7 +34,7 @@ def run(kernel: Kernel, schedule: Schedule, target: Target | None) -> Kernel:
         return kernel
     chain = max([op.get("chain", -1) for op in walk_kernel(kernel) if op.kind == "for"], default=-1) + 1
     parts = schedule.warps // 4 if schedule.copy == "tma" and schedule.own_rows else 1
-    splitter = _Splitter(schedule.split, chain, parts)
+    splitter = _Splitter(schedule.split, chain, parts, bool(schedule.late))
     return map_bodies(kernel, lambda block: remove_dead(splitter.body(block)))
 
 
@@ -53,8 +53,8 @@ class Facts:
 
 
 class _Splitter:
-    def __init__(self, split: str, chain: int, parts: int = 1):
-        self.split, self.chain, self.groups = split, chain, parts
+    def __init__(self, split: str, chain: int, parts: int = 1, ahead: bool = False):
+        self.split, self.chain, self.groups, self.ahead = split, chain, parts, ahead
         self.defs: dict[Value, Op] = {}
         self.own: Affine | None = None  # the loop's questions, asked about one part of the rows
         self.mine = self.mine_full = ALL
@@ -189,7 +189,8 @@ class _Splitter:
             op = replace(op, operands=op.operands[:2] + results)
 
     def one(self, op: Op, out: Builder, affine: Affine, bounds: Range, always: Facts, sometimes: Facts, full: Range) -> None:
-        """One loop over all iterations; its selects ask first whether the tile is whole."""
+        """One loop over all iterations; its selects ask first whether the tile is whole. Where dots run late, a loop of no iterations whose
+        masks are always on stands in front."""
         chain = {"chain": self.chain} if self.own is not None else {}
         self.chain += bool(chain)
         mine = self.mine_full if self.own is not None else full
@@ -199,8 +200,19 @@ class _Splitter:
         masks = {o: wanted for o in walk(op.regions[0]) if o.kind == "select" and isinstance(o.operands[0].type, Tile)
                  for wanted in [const_of(o.operands[1], self.defs) is None or const_of(o.operands[2], self.defs) is not None]
                  if all(v in decided for v, _ in self.parts(o.operands[0], wanted))}
-        op = replace(op, regions=(_asking(op, ends[0], ends[1], masks),))
-        self.emit(op, out, affine, bounds, always, "", chain, own=self.mine if chain else ALL)
+        asking = replace(op, regions=(_asking(op, ends[0], ends[1], masks),))
+        if not self.ahead:
+            self.emit(asking, out, affine, bounds, always, "", chain, own=self.mine if chain else ALL)
+            return
+        # what `skew` takes the first tile's ops from: there, a branch gains nothing
+        chain = chain or {"chain": self.chain}
+        self.chain += self.own is None
+        side = "hi" if op.get("descending") else "lo"
+        wide, own = getattr(bounds, side), getattr(self.mine, side) if self.own is not None else None
+        self.end(affine, wide, own, out, chain["chain"], side)
+        results = self.emit(op, out, affine, Range(wide, wide), always, "masked", chain, last=False, own=Range(own, own))
+        asking = replace(asking, operands=asking.operands[:2] + results)
+        self.emit(asking, out, affine, bounds, always, "full", chain, own=self.mine if self.own is not None else ALL)
 
     @staticmethod
     def ranges(affine: Affine, bounds: Range, full: Range, left: bool, right: bool) -> list[Range]:

@@ -11,6 +11,7 @@ import fcgen as fc
 from fcgen.ir.core import Op, free_values, walk, walk_kernel
 from fcgen.kernels.attention import SPECS
 from fcgen.kernels.reference import attention_reference
+from fcgen.passes import run_passes
 
 HOPPER: dict[str, Any] = {"math": "wgmma", "copy": "tma", "late": "acc", "vote": True}
 MASKS = ("none", "causal_top_left", "causal_bottom_right")
@@ -91,3 +92,33 @@ def test_masks_that_let_pass_where_their_condition_is_false_work_too() -> None:
 def test_a_third_of_the_text_goes() -> None:
     one, two = (len(compiled(split=split).cuda.splitlines()) for split in ("branch", "loops"))
     assert one < 0.9 * two
+
+
+@fc.kernel
+def twice(X: "f16[M, N]", W: "f16[N, K]", Y: "out f32[M, K]", Z: "out f32[M]"):  # type: ignore[name-defined]
+    """Y = X W below the diagonal, and Z the same sums of rows: only one of the two loops has a dot that runs late."""
+    (rows,) = fc.grid(fc.tile(X.M, "BLOCK_M"))
+    live = lambda cols: cols.valid & (cols.index <= rows.index)
+    acc, total = fc.var(fc.zeros(rows, W.K)), fc.var(fc.zeros(rows))
+    for cols in fc.loop(fc.tile(X.N, "BLOCK_N"), live=live):
+        x = fc.load(X[rows, cols])
+        x = fc.where(live(cols), x, 0.0)
+        acc <<= acc + fc.dot(x, fc.load(W[cols]))
+    for cols in fc.loop(fc.tile(X.N, "BLOCK_N"), live=live):
+        x = fc.where(live(cols), fc.load(X[rows, cols]).to(fc.f32), 0.0)
+        total <<= total + fc.sum(x, axis=1)
+    fc.store(Y[rows], acc)
+    fc.store(Z[rows], total)
+
+
+def test_loops_without_a_late_dot_keep_no_empty_copy() -> None:
+    schedule = fc.Schedule(tiles={"BLOCK_M": 32, "BLOCK_N": 16}, warps=2, split="branch", late="acc")
+    p = twice.compile(target="sm_89", schedule=schedule, K=16)
+    loops = [o for o in walk_kernel(run_passes(p.tile, p.schedule, p.target, stop_after="skew")) if o.kind == "for"]
+    assert len(loops) == 2 and all(o.operands[0] is not o.operands[1] for o in loops)
+    rng = np.random.default_rng(0)
+    x, w = rng.standard_normal((70, 90)).astype(np.float16), rng.standard_normal((90, 16)).astype(np.float16)
+    low = np.tril(x.astype(np.float64))
+    got = p.simulate(X=x, W=w)
+    np.testing.assert_allclose(got["Y"], low @ w.astype(np.float64), atol=1e-2)
+    np.testing.assert_allclose(got["Z"], low.sum(axis=1), atol=1e-3)
