@@ -59,9 +59,22 @@ def _checked(q: Any, k: Any, v: Any, causal: bool | str, scale: float | None, re
     lse = _empty(q, shape[:3], "float32") if return_lse else None
     filled = ka.shape[2] == 0 and _fill(o, 0.0) and (lse is None or _fill(lse, -math.inf))
     if 0 not in shape and not filled:
-        program = _program(qa, ka, va, kind, scale, return_lse, schedule)
-        program.launcher({"Q": q, "K": k, "V": v, "O": o, "scale": scale, **({"LSE": lse} if return_lse else {})})
+        program, arguments = _call(qa, ka, va, o, lse, kind, scale, schedule)
+        program.launcher(arguments)
     return (o, lse) if return_lse else o
+
+
+def _call(qa: Any, ka: Any, va: Any, o: Any, lse: Any, kind: str, scale: float,
+          schedule: Schedule | None) -> tuple[Program, dict[str, Any]]:
+    """(the program, its arguments) of a call on these tensors; heads that share keys are rows of one where the mask allows it."""
+    from .grouped import packed
+    from .runtime import tensors
+
+    given = {"Q": qa, "K": ka, "V": va, "O": tensors.describe(o, "out")} | ({} if lse is None else {"LSE": tensors.describe(lse, "lse")})
+    rows = packed(given, kind)
+    if rows is not None:
+        given, kind = rows, "none"
+    return _program(given["Q"], ka, va, kind, scale, lse is not None, schedule), {**given, "scale": scale}
 
 
 def _described(q: Any, k: Any, v: Any, causal: Any, scale: float | None) -> tuple[Any, Any, Any, str, float]:
@@ -108,10 +121,9 @@ def _remember(key: tuple[Any, ...], q: Any, k: Any, v: Any, causal: bool | str, 
     qa, ka, va, kind, scale = _described(q, k, v, causal, scale)
     if 0 in qa.shape or 0 in ka.shape:
         return
-    program = _program(qa, ka, va, kind, scale, return_lse, schedule)
     o, lse = result if return_lse else (result, None)
     with_lse = bool(return_lse)
-    arguments = {"Q": q, "K": k, "V": v, "O": o, "LSE": lse, "scale": scale}
+    program, arguments = _call(qa, ka, va, o, lse, kind, scale, schedule)
     launcher = program.launcher
     if launcher.order != tuple(n for n in ORDER if n != "LSE" or with_lse):
         return

@@ -48,7 +48,9 @@ _torch_dtypes: dict[Any, str] = {}
 
 
 def describe(x: Any, name: str, *, cpu_ok: bool = False) -> TensorArg:
-    """The facts of tensor `x`, which the call knows as `name`. cpu_ok: host memory is wanted (interpreter, tests)."""
+    """The facts of tensor `x`, which the call knows as `name`. cpu_ok: host memory is wanted (interpreter, tests). Facts are their own."""
+    if isinstance(x, TensorArg):
+        return x
     torch = sys.modules.get("torch")
     tensor_type = getattr(torch, "Tensor", None)
     if tensor_type is not None and isinstance(x, tensor_type):

@@ -127,6 +127,25 @@ def test_other_options_are_other_calls(world, change):
         assert len(fake.programs) == 2
 
 
+@pytest.mark.parametrize(("q", "causal", "return_lse", "rows"), [
+    ((2, 8, 1, 64), "bottom_right", True, 4), ((2, 8, 1, 64), False, False, 4), ((2, 8, 30, 64), False, True, 120),
+    ((2, 8, 30, 64), "bottom_right", True, None),
+])
+def test_grouped_heads_are_rows_of_one_where_the_mask_allows_it(world, monkeypatch, q, causal, return_lse, rows):
+    t, fake = world
+    call = lambda: fcgen.attention(Tensor(q, t.float16), *(Tensor((2, 2, 256, 64), t.float16) for _ in range(2)), causal=causal,
+                                   return_lse=return_lse)
+    call()
+    forbid(monkeypatch)
+    assert tuple((call()[0] if return_lse else call()).shape) == q
+    assert fake.programs[0][3] == ("none" if rows else "causal_bottom_right")
+    for n in range(2):
+        raw = fake.launches[n][-1]
+        sizes = {name: number(raw[i], "i") for i, (kind, name, *_) in enumerate(fake.flat) if kind == "size"}
+        assert (sizes["H"], sizes["M"], sizes["G"]) == ((2, rows, 2) if rows else (8, q[2], 2))
+    assert fake.launches[0][:3] == fake.launches[1][:3]
+
+
 def test_other_tensors_are_other_calls(world):
     t, fake = world
     fcgen.attention(*three(t))
