@@ -10,6 +10,7 @@ from ..ir.core import Block, Kernel, Op, Value, free_values, walk
 from ..ir.layout import SmemLayout
 from ..ir.schedule import Schedule
 from ..ir.types import Buffer, Cursor, Mbarrier, i32
+from .common import loaded_name
 
 
 @dataclass(eq=False)
@@ -43,7 +44,7 @@ def find_channels(loads: list[Op], body: Block, schedule: Schedule, shared: Mapp
         groups.setdefault(key if o.loc is not None and not _held_together(groups.get(key, []), o, body) else id(o), []).append(o)
     out = {}
     for ops in groups.values():
-        name = ops[0].result.name or "tile"
+        name = loaded_name(ops[0])
         slots = (
             schedule.stages_of(name)
             if any(id(o) in inside for o in ops) or name in dict(schedule.stages if isinstance(schedule.stages, tuple) else ())

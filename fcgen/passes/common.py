@@ -35,6 +35,11 @@ def const_of(v: Value, defs: Mapping[Value, Op]) -> Any:
     return op["value"] if op is not None and op.kind == "const" else None
 
 
+def loaded_name(load: Op) -> str:
+    """What a loaded tile is called: as the spec calls it, else after its tensor."""
+    return load.result.name or f"{(load.operands[0].name or 'x').lower()}_tile"
+
+
 def rank(v: Value) -> int:
     return len(v.type.shape)
 

@@ -19,6 +19,7 @@ from ..ir.layout import rowwise
 from ..ir.schedule import Schedule
 from ..ir.target import Target
 from ..ir.types import Buffer, Frag, Scalar
+from .common import loaded_name
 
 
 def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
@@ -76,7 +77,7 @@ class _Pipeliner:
         return replace(op, operands=env.all(op.operands))
 
     def ring(self, load: Op, slots: int) -> Value:
-        v = Value(replace(load.result.type, slots=slots), load.result.name or "tile")
+        v = Value(replace(load.result.type, slots=slots), loaded_name(load))
         self.buffers.append(v)
         return v
 
@@ -125,11 +126,11 @@ class _Pipeliner:
         if len({tuple((o.operands[0], o.result.type) for o in ls) for ls in loads}) != 1:
             return []
         ahead = [same for same in zip(*loads) if all(_scalar_slice(body, o.operands) is not None for o, body in zip(same, bodies))]
-        deep = [s for s in ahead if self.schedule.stages_of(s[0].result.name) > 1]
+        deep = [s for s in ahead if self.schedule.stages_of(loaded_name(s[0])) > 1]
         if not deep and self.schedule.ahead and ahead and all(_in_turn([s[i] for s in ahead], body) for i, body in enumerate(bodies)):
             ahead.sort(key=lambda s: _span(s[0].result, bodies[0])[0])
             return [_Ring(self.ring(s[0], 1), list(s)) for s in ahead]
-        return [_Ring(self.ring(s[0], self.schedule.stages_of(s[0].result.name)), list(s)) for s in deep]
+        return [_Ring(self.ring(s[0], self.schedule.stages_of(loaded_name(s[0]))), list(s)) for s in deep]
 
     def _prologue(self, rings: list[_Ring], body: Block, low: Value, high: Value, down: bool, depth: int, b: Builder) -> None:
         for step in range(depth - 1):

@@ -70,7 +70,7 @@ MISLED = [
     ("drop-post", {"claims", "stores", "cluster", "carried"}, r".", "who reads what nobody posted cannot say who should have"),
     ("drop-phase-wait", {"cluster"}, r"^mbar_wait 10: mbar_wait k_full, k_at, before mbar_arrive",
      "a K that nobody reads: it is let go before it has landed, and what shows is that its slot is filled again"),
-    ("drop-phase-wait", {"carried"}, r"^mbar_wait 3: mbar_wait tile_empty",
+    ("drop-phase-wait", {"carried"}, r"^mbar_wait 3: mbar_wait [ab]_tile_empty",
      "a slot is filled again too early, and those who let tiles go unread are a phase ahead of the others: they are named"),
 ]
 

@@ -4,8 +4,8 @@
 // grid:     rows_tile over M in tiles of 128
 // grid:     cols_tile over N in tiles of 64
 // shared:   36864 bytes
-//                0  tile: f16[128,32]{panel 32 swizzle 64} x3
-//            24576  tile: f16[64,32]{panel 32 swizzle 64} x3
+//                0  a_tile: f16[128,32]{panel 32 swizzle 64} x3
+//            24576  b_tile: f16[64,32]{panel 32 swizzle 64} x3
 //                0  tile: f16[128,64]{panel 64 swizzle 128}
 
 using uint32_t = unsigned int;
@@ -91,15 +91,15 @@ gemm_bias_gelu(const f16* __restrict__ A, long long A_s0, const f16* __restrict_
     const bool t_2 = 0 < t;
     // acc <<= acc + fc.dot(fc.load(A[rows, depth]), fc.load(B[cols, depth]).T)  [gemm.py:14]
     const uint32_t copy_lane = swizzle<0x30>(warp * 2048 + lane * 16);
-    const uint32_t tile_dst = smem_base + copy_lane;
+    const uint32_t a_tile_dst = smem_base + copy_lane;
     const int copy_row = warp * 32 + lane / 4;
     const int copy_col = lane % 4 * 8;
     const long long a_step = 8 * A_s0;
     const f16* a_base = A + (long long)(rows_start + copy_row) * A_s0 + copy_col;
     const int a_pos = rows_start + copy_row;
-    const uint32_t tile_smem = smem_base + 24576;
+    const uint32_t b_tile_smem = smem_base + 24576;
     const uint32_t copy_lane_2 = swizzle<0x30>(warp * 1024 + lane * 16);
-    const uint32_t tile_dst_2 = tile_smem + copy_lane_2;
+    const uint32_t b_tile_dst = b_tile_smem + copy_lane_2;
     const int copy_row_2 = warp * 16 + lane / 4;
     const long long b_step = 8 * B_s0;
     const f16* b_base = B + (long long)(cols_start + copy_row_2) * B_s0 + copy_col;
@@ -108,13 +108,13 @@ gemm_bias_gelu(const f16* __restrict__ A, long long A_s0, const f16* __restrict_
         const f16* a_src = a_base;
         #pragma unroll
         for (int i = 0; i < 4; ++i) {
-            cp_async_16_fill(tile_dst + i * 512, a_src, a_pos + i * 8 < M && copy_col < K ? max(0, min(8, K - copy_col)) * 2 : 0);
+            cp_async_16_fill(a_tile_dst + i * 512, a_src, a_pos + i * 8 < M && copy_col < K ? max(0, min(8, K - copy_col)) * 2 : 0);
             a_src += a_step;
         }
         const f16* b_src = b_base;
         #pragma unroll
         for (int i = 0; i < 2; ++i) {
-            cp_async_16_fill(tile_dst_2 + i * 512, b_src, b_pos + i * 8 < N && copy_col < K ? max(0, min(8, K - copy_col)) * 2 : 0);
+            cp_async_16_fill(b_tile_dst + i * 512, b_src, b_pos + i * 8 < N && copy_col < K ? max(0, min(8, K - copy_col)) * 2 : 0);
             b_src += b_step;
         }
     }
@@ -122,24 +122,24 @@ gemm_bias_gelu(const f16* __restrict__ A, long long A_s0, const f16* __restrict_
     // for depth in fc.loop(fc.tile(A.K, "BLOCK_K")):  [gemm.py:13]
     const bool t_3 = 1 < t;
     // acc <<= acc + fc.dot(fc.load(A[rows, depth]), fc.load(B[cols, depth]).T)  [gemm.py:14]
-    const uint32_t tile = smem_base + 8192;
-    const uint32_t tile_dst_3 = tile + copy_lane;
+    const uint32_t a_tile = smem_base + 8192;
+    const uint32_t a_tile_dst_2 = a_tile + copy_lane;
     const f16* a_base_2 = A + (long long)(rows_start + copy_row) * A_s0 + 32 + copy_col;
     const int a_pos_2 = 32 + copy_col;
-    const uint32_t tile_2 = tile_smem + 4096;
-    const uint32_t tile_dst_4 = tile_2 + copy_lane_2;
+    const uint32_t b_tile = b_tile_smem + 4096;
+    const uint32_t b_tile_dst_2 = b_tile + copy_lane_2;
     const f16* b_base_2 = B + (long long)(cols_start + copy_row_2) * B_s0 + 32 + copy_col;
     if (t_3) {
         const f16* a_src = a_base_2;
         #pragma unroll
         for (int i = 0; i < 4; ++i) {
-            cp_async_16_fill(tile_dst_3 + i * 512, a_src, a_pos + i * 8 < M && a_pos_2 < K ? max(0, min(8, K - a_pos_2)) * 2 : 0);
+            cp_async_16_fill(a_tile_dst_2 + i * 512, a_src, a_pos + i * 8 < M && a_pos_2 < K ? max(0, min(8, K - a_pos_2)) * 2 : 0);
             a_src += a_step;
         }
         const f16* b_src = b_base_2;
         #pragma unroll
         for (int i = 0; i < 2; ++i) {
-            cp_async_16_fill(tile_dst_4 + i * 512, b_src, b_pos + i * 8 < N && a_pos_2 < K ? max(0, min(8, K - a_pos_2)) * 2 : 0);
+            cp_async_16_fill(b_tile_dst_2 + i * 512, b_src, b_pos + i * 8 < N && a_pos_2 < K ? max(0, min(8, K - a_pos_2)) * 2 : 0);
             b_src += b_step;
         }
     }
@@ -149,21 +149,21 @@ gemm_bias_gelu(const f16* __restrict__ A, long long A_s0, const f16* __restrict_
     #pragma unroll
     for (int i = 0; i < 64; ++i)
         acc[i] = 0.0f;
-    const uint32_t tile_lane = swizzle<0x30>(warp * 2048 + lane / 16 * 16 + lane % 16 * 64);
-    const uint32_t tile_lane_2 = swizzle<0x30>(lane / 16 * 512 + lane / 8 % 2 * 16 + lane % 8 * 64);
+    const uint32_t a_tile_lane = swizzle<0x30>(warp * 2048 + lane / 16 * 16 + lane % 16 * 64);
+    const uint32_t b_tile_lane = swizzle<0x30>(lane / 16 * 512 + lane / 8 % 2 * 16 + lane % 8 * 64);
     #pragma unroll 1
     for (int j_ = 0; j_ < t; ++j_) {
         // acc <<= acc + fc.dot(fc.load(A[rows, depth]), fc.load(B[cols, depth]).T)  [gemm.py:14]
-        const uint32_t tile_3 = smem_base + j_ % 3 * 8192;
-        const uint32_t tile_4 = tile_smem + j_ % 3 * 4096;
+        const uint32_t a_tile_2 = smem_base + j_ % 3 * 8192;
+        const uint32_t b_tile_2 = b_tile_smem + j_ % 3 * 4096;
         wait_group<1>();
         __syncthreads();
         const int next = j_ + 2;
         const bool t_4 = next < t;
-        const uint32_t tile_5 = smem_base + (j_ + 2) % 3 * 8192;
-        const uint32_t tile_dst_5 = tile_5 + copy_lane;
-        const uint32_t tile_6 = tile_smem + (j_ + 2) % 3 * 4096;
-        const uint32_t tile_dst_6 = tile_6 + copy_lane_2;
+        const uint32_t a_tile_3 = smem_base + (j_ + 2) % 3 * 8192;
+        const uint32_t a_tile_dst_3 = a_tile_3 + copy_lane;
+        const uint32_t b_tile_3 = b_tile_smem + (j_ + 2) % 3 * 4096;
+        const uint32_t b_tile_dst_3 = b_tile_3 + copy_lane_2;
         if (t_4) {
             // for depth in fc.loop(fc.tile(A.K, "BLOCK_K")):  [gemm.py:13]
             const int t_5 = next * 32;
@@ -172,34 +172,34 @@ gemm_bias_gelu(const f16* __restrict__ A, long long A_s0, const f16* __restrict_
             const int a_pos_3 = t_5 + copy_col;
             #pragma unroll
             for (int i = 0; i < 4; ++i) {
-                cp_async_16_fill(tile_dst_5 + i * 512, a_src, a_pos + i * 8 < M && a_pos_3 < K ? max(0, min(8, K - a_pos_3)) * 2 : 0);
+                cp_async_16_fill(a_tile_dst_3 + i * 512, a_src, a_pos + i * 8 < M && a_pos_3 < K ? max(0, min(8, K - a_pos_3)) * 2 : 0);
                 a_src += a_step;
             }
             const f16* b_src = b_base + t_5;
             #pragma unroll
             for (int i = 0; i < 2; ++i) {
-                cp_async_16_fill(tile_dst_6 + i * 512, b_src, b_pos + i * 8 < N && a_pos_3 < K ? max(0, min(8, K - a_pos_3)) * 2 : 0);
+                cp_async_16_fill(b_tile_dst_3 + i * 512, b_src, b_pos + i * 8 < N && a_pos_3 < K ? max(0, min(8, K - a_pos_3)) * 2 : 0);
                 b_src += b_step;
             }
         }
         commit_group();
-        const uint32_t tile_at = tile_3 + tile_lane;
-        const uint32_t tile_at_2 = tile_4 + tile_lane_2;
+        const uint32_t a_tile_at = a_tile_2 + a_tile_lane;
+        const uint32_t b_tile_at = b_tile_2 + b_tile_lane;
         #pragma unroll
         for (int k = 0; k < 2; ++k) {
-            uint32_t tile_7[8];
+            uint32_t a_tile_4[8];
             #pragma unroll
             for (int i = 0; i < 2; ++i)
-                ldmatrix_x4(&tile_7[i * 4], (tile_at ^ (k * 32)) + i * 1024);
-            uint32_t tile_8[16];
+                ldmatrix_x4(&a_tile_4[i * 4], (a_tile_at ^ (k * 32)) + i * 1024);
+            uint32_t b_tile_4[16];
             #pragma unroll
             for (int i = 0; i < 4; ++i)
-                ldmatrix_x4(&tile_8[i * 4], (tile_at_2 ^ (k * 32)) + i * 1024);
+                ldmatrix_x4(&b_tile_4[i * 4], (b_tile_at ^ (k * 32)) + i * 1024);
             #pragma unroll
             for (int mi = 0; mi < 2; ++mi)
                 #pragma unroll
                 for (int ni = 0; ni < 8; ++ni)
-                    mma_m16n8k16_f16(&acc[mi * 32 + ni * 4], &tile_7[mi * 4], &tile_8[ni * 2]);
+                    mma_m16n8k16_f16(&acc[mi * 32 + ni * 4], &a_tile_4[mi * 4], &b_tile_4[ni * 2]);
         }
     }
     // x = acc + fc.load(bias[cols])  [gemm.py:15]
@@ -228,15 +228,15 @@ gemm_bias_gelu(const f16* __restrict__ A, long long A_s0, const f16* __restrict_
     }
     wait_group<0>();
     __syncthreads();
-    const uint32_t tile_lane_3 = swizzle<0x70>(warp * 4096 + lane / 4 * 128 + lane % 4 * 4);
-    const uint32_t tile_at = smem_base + tile_lane_3;
+    const uint32_t tile_lane = swizzle<0x70>(warp * 4096 + lane / 4 * 128 + lane % 4 * 4);
+    const uint32_t tile_at = smem_base + tile_lane;
     #pragma unroll
     for (int i = 0; i < 32; ++i)
         st_shared_b32x1((tile_at ^ (i / 2 % 8 * 16)) + i / 16 * 2048 + i % 2 * 1024, &tmp_4[i]);
     __syncwarp();
     uint32_t tmp_5[32];
-    const uint32_t tile_lane_4 = swizzle<0x70>(warp * 4096 + lane * 16);
-    const uint32_t tile_at_2 = smem_base + tile_lane_4;
+    const uint32_t tile_lane_2 = swizzle<0x70>(warp * 4096 + lane * 16);
+    const uint32_t tile_at_2 = smem_base + tile_lane_2;
     #pragma unroll
     for (int i = 0; i < 8; ++i)
         ld_shared_b32x4(&tmp_5[i * 4], (tile_at_2 ^ (i % 2 * 64)) + i * 512);

@@ -6,12 +6,12 @@
 // grid:     rows_tile over M in tiles of 64, last first
 // shared:   27648 bytes
 //                0  q: f16[64,64]{panel 64 pad 8}
-//             9216  tile: f16[64,64]{panel 64 pad 8}
-//             9216  tile: f16[64,64]{panel 64 pad 8}
-//             9216  tile: f16[64,64]{panel 64 pad 8}
-//             9216  tile: f16[64,64]{panel 64 pad 8}
-//             9216  tile: f16[64,64]{panel 64 pad 8}
-//             9216  tile: f16[64,64]{panel 64 pad 8}
+//             9216  k_tile: f16[64,64]{panel 64 pad 8}
+//             9216  v_tile: f16[64,64]{panel 64 pad 8}
+//             9216  k_tile: f16[64,64]{panel 64 pad 8}
+//             9216  v_tile: f16[64,64]{panel 64 pad 8}
+//             9216  k_tile: f16[64,64]{panel 64 pad 8}
+//             9216  v_tile: f16[64,64]{panel 64 pad 8}
 //            18432  tile: f16[64,64]{panel 64 pad 8}
 //            18432  tile: f16[64,64]{panel 64 pad 8}
 //            18432  tile: f16[64,64]{panel 64 pad 8}
@@ -110,8 +110,8 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
     const uint32_t smem_base = static_cast<uint32_t>(__cvta_generic_to_shared(smem));
     const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);  // known to be the same in all lanes
     const int lane = threadIdx.x % 32;
-    const uint32_t tile_smem = smem_base + 9216;
-    const uint32_t tile_smem_2 = smem_base + 18432;
+    const uint32_t k_tile_smem = smem_base + 9216;
+    const uint32_t tile_smem = smem_base + 18432;
     const int rows_tile_tiles = (M + 63) / 64;
     const int rows_tile = rows_tile_tiles - 1 - int(blockIdx.x) % rows_tile_tiles;
     const int rest = int(blockIdx.x) / rows_tile_tiles;
@@ -158,9 +158,9 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
         acc[i] = 0.0f;
     // masked part of the range
     const f16* k_base = K + (long long)b * K_s0 + (long long)h * K_s1 + (long long)q_row * K_s2 + lane;
-    const uint32_t tile_at = tile_smem + q_lane;
+    const uint32_t k_tile_at = k_tile_smem + q_lane;
     const f16* v_base = V + (long long)b * V_s0 + (long long)h * V_s1 + (long long)q_row * V_s2 + lane;
-    const uint32_t tile_at_2 = tile_smem_2 + q_lane;
+    const uint32_t tile_at = tile_smem + q_lane;
     #pragma unroll 1
     for (int j_ = t_2 - 1; j_ >= whole_to; --j_) {
         const int t_5 = j_ * 64;
@@ -177,7 +177,7 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
         __syncthreads();
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            st_shared_b16(tile_at + i / 2 * 144 + i % 2 * 64, half_of(tmp, i));
+            st_shared_b16(k_tile_at + i / 2 * 144 + i % 2 * 64, half_of(tmp, i));
         __syncthreads();
         float tmp_2[32];
         #pragma unroll
@@ -196,17 +196,17 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
             #pragma unroll
             for (int i = 0; i < 16; ++i)
                 q_3[i] = at_f16(q_2, i);
-            uint32_t tile[1];
-            const uint32_t lo = ld_shared_b16(tile_smem + (lane * 144 + k * 2));
-            const uint32_t hi = ld_shared_b16(tile_smem + ((lane + 32) * 144 + k * 2));
-            tile[0] = lo | hi << 16;
-            float tile_2[2];
+            uint32_t k_tile[1];
+            const uint32_t lo = ld_shared_b16(k_tile_smem + (lane * 144 + k * 2));
+            const uint32_t hi = ld_shared_b16(k_tile_smem + ((lane + 32) * 144 + k * 2));
+            k_tile[0] = lo | hi << 16;
+            float k_tile_2[2];
             #pragma unroll
             for (int i = 0; i < 2; ++i)
-                tile_2[i] = at_f16(tile, i);
+                k_tile_2[i] = at_f16(k_tile, i);
             #pragma unroll
             for (int i = 0; i < 32; ++i)
-                tmp_2[i] = fmaf(q_3[row_tmp_2(i)], tile_2[col_tmp_2(i)], tmp_2[i]);
+                tmp_2[i] = fmaf(q_3[row_tmp_2(i)], k_tile_2[col_tmp_2(i)], tmp_2[i]);
         }
         // visible = lambda cols: (cols.valid & (rows.index >= cols.index)) & (rows.index - cols.index < window)  [variants.py:13]
         // s = cap * fc.tanh(s / cap)  [variants.py:18]
@@ -286,35 +286,35 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
         __syncthreads();
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            st_shared_b16(tile_at + i / 2 * 144 + i % 2 * 64, half_of(tmp_6, i));
+            st_shared_b16(k_tile_at + i / 2 * 144 + i % 2 * 64, half_of(tmp_6, i));
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            st_shared_b16(tile_at_2 + i / 2 * 144 + i % 2 * 64, half_of(tmp_5, i));
+            st_shared_b16(tile_at + i / 2 * 144 + i % 2 * 64, half_of(tmp_5, i));
         __syncthreads();
         #pragma unroll 1
         for (int k = 0; k < 64; ++k) {
             uint32_t tile[8];
             #pragma unroll
             for (int i = 0; i < 8; ++i) {
-                const uint32_t lo = ld_shared_b16(tile_smem_2 + ((warp * 16 + 2 * i) * 144 + k * 2));
-                const uint32_t hi = ld_shared_b16(tile_smem_2 + ((warp * 16 + 2 * i + 1) * 144 + k * 2));
+                const uint32_t lo = ld_shared_b16(tile_smem + ((warp * 16 + 2 * i) * 144 + k * 2));
+                const uint32_t hi = ld_shared_b16(tile_smem + ((warp * 16 + 2 * i + 1) * 144 + k * 2));
                 tile[i] = lo | hi << 16;
             }
             float tile_2[16];
             #pragma unroll
             for (int i = 0; i < 16; ++i)
                 tile_2[i] = at_f16(tile, i);
-            uint32_t tile_3[1];
-            const uint32_t lo = ld_shared_b16(tile_smem + (k * 144 + lane * 2));
-            const uint32_t hi = ld_shared_b16(tile_smem + (k * 144 + (lane + 32) * 2));
-            tile_3[0] = lo | hi << 16;
-            float tile_4[2];
+            uint32_t v_tile[1];
+            const uint32_t lo = ld_shared_b16(k_tile_smem + (k * 144 + lane * 2));
+            const uint32_t hi = ld_shared_b16(k_tile_smem + (k * 144 + (lane + 32) * 2));
+            v_tile[0] = lo | hi << 16;
+            float v_tile_2[2];
             #pragma unroll
             for (int i = 0; i < 2; ++i)
-                tile_4[i] = at_f16(tile_3, i);
+                v_tile_2[i] = at_f16(v_tile, i);
             #pragma unroll
             for (int i = 0; i < 32; ++i)
-                acc[i] = fmaf(tile_2[row_tmp_2(i)], tile_4[col_tmp_2(i)], acc[i]);
+                acc[i] = fmaf(tile_2[row_tmp_2(i)], v_tile_2[col_tmp_2(i)], acc[i]);
         }
         #pragma unroll
         for (int i = 0; i < 16; ++i)
@@ -337,7 +337,7 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
         __syncthreads();
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            st_shared_b16(tile_at + i / 2 * 144 + i % 2 * 64, half_of(tmp, i));
+            st_shared_b16(k_tile_at + i / 2 * 144 + i % 2 * 64, half_of(tmp, i));
         __syncthreads();
         float tmp_2[32];
         #pragma unroll
@@ -356,17 +356,17 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
             #pragma unroll
             for (int i = 0; i < 16; ++i)
                 q_3[i] = at_f16(q_2, i);
-            uint32_t tile[1];
-            const uint32_t lo = ld_shared_b16(tile_smem + (lane * 144 + k * 2));
-            const uint32_t hi = ld_shared_b16(tile_smem + ((lane + 32) * 144 + k * 2));
-            tile[0] = lo | hi << 16;
-            float tile_2[2];
+            uint32_t k_tile[1];
+            const uint32_t lo = ld_shared_b16(k_tile_smem + (lane * 144 + k * 2));
+            const uint32_t hi = ld_shared_b16(k_tile_smem + ((lane + 32) * 144 + k * 2));
+            k_tile[0] = lo | hi << 16;
+            float k_tile_2[2];
             #pragma unroll
             for (int i = 0; i < 2; ++i)
-                tile_2[i] = at_f16(tile, i);
+                k_tile_2[i] = at_f16(k_tile, i);
             #pragma unroll
             for (int i = 0; i < 32; ++i)
-                tmp_2[i] = fmaf(q_3[row_tmp_2(i)], tile_2[col_tmp_2(i)], tmp_2[i]);
+                tmp_2[i] = fmaf(q_3[row_tmp_2(i)], k_tile_2[col_tmp_2(i)], tmp_2[i]);
         }
         // s = cap * fc.tanh(s / cap)  [variants.py:18]
         // s = s + slope * (cols.index - rows.index).to(fc.f32)  [variants.py:19]
@@ -442,35 +442,35 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
         __syncthreads();
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            st_shared_b16(tile_at + i / 2 * 144 + i % 2 * 64, half_of(tmp_6, i));
+            st_shared_b16(k_tile_at + i / 2 * 144 + i % 2 * 64, half_of(tmp_6, i));
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            st_shared_b16(tile_at_2 + i / 2 * 144 + i % 2 * 64, half_of(tmp_5, i));
+            st_shared_b16(tile_at + i / 2 * 144 + i % 2 * 64, half_of(tmp_5, i));
         __syncthreads();
         #pragma unroll 1
         for (int k = 0; k < 64; ++k) {
             uint32_t tile[8];
             #pragma unroll
             for (int i = 0; i < 8; ++i) {
-                const uint32_t lo = ld_shared_b16(tile_smem_2 + ((warp * 16 + 2 * i) * 144 + k * 2));
-                const uint32_t hi = ld_shared_b16(tile_smem_2 + ((warp * 16 + 2 * i + 1) * 144 + k * 2));
+                const uint32_t lo = ld_shared_b16(tile_smem + ((warp * 16 + 2 * i) * 144 + k * 2));
+                const uint32_t hi = ld_shared_b16(tile_smem + ((warp * 16 + 2 * i + 1) * 144 + k * 2));
                 tile[i] = lo | hi << 16;
             }
             float tile_2[16];
             #pragma unroll
             for (int i = 0; i < 16; ++i)
                 tile_2[i] = at_f16(tile, i);
-            uint32_t tile_3[1];
-            const uint32_t lo = ld_shared_b16(tile_smem + (k * 144 + lane * 2));
-            const uint32_t hi = ld_shared_b16(tile_smem + (k * 144 + (lane + 32) * 2));
-            tile_3[0] = lo | hi << 16;
-            float tile_4[2];
+            uint32_t v_tile[1];
+            const uint32_t lo = ld_shared_b16(k_tile_smem + (k * 144 + lane * 2));
+            const uint32_t hi = ld_shared_b16(k_tile_smem + (k * 144 + (lane + 32) * 2));
+            v_tile[0] = lo | hi << 16;
+            float v_tile_2[2];
             #pragma unroll
             for (int i = 0; i < 2; ++i)
-                tile_4[i] = at_f16(tile_3, i);
+                v_tile_2[i] = at_f16(v_tile, i);
             #pragma unroll
             for (int i = 0; i < 32; ++i)
-                acc[i] = fmaf(tile_2[row_tmp_2(i)], tile_4[col_tmp_2(i)], acc[i]);
+                acc[i] = fmaf(tile_2[row_tmp_2(i)], v_tile_2[col_tmp_2(i)], acc[i]);
         }
         #pragma unroll
         for (int i = 0; i < 16; ++i)
@@ -494,7 +494,7 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
         __syncthreads();
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            st_shared_b16(tile_at + i / 2 * 144 + i % 2 * 64, half_of(tmp, i));
+            st_shared_b16(k_tile_at + i / 2 * 144 + i % 2 * 64, half_of(tmp, i));
         __syncthreads();
         float tmp_2[32];
         #pragma unroll
@@ -513,17 +513,17 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
             #pragma unroll
             for (int i = 0; i < 16; ++i)
                 q_3[i] = at_f16(q_2, i);
-            uint32_t tile[1];
-            const uint32_t lo = ld_shared_b16(tile_smem + (lane * 144 + k * 2));
-            const uint32_t hi = ld_shared_b16(tile_smem + ((lane + 32) * 144 + k * 2));
-            tile[0] = lo | hi << 16;
-            float tile_2[2];
+            uint32_t k_tile[1];
+            const uint32_t lo = ld_shared_b16(k_tile_smem + (lane * 144 + k * 2));
+            const uint32_t hi = ld_shared_b16(k_tile_smem + ((lane + 32) * 144 + k * 2));
+            k_tile[0] = lo | hi << 16;
+            float k_tile_2[2];
             #pragma unroll
             for (int i = 0; i < 2; ++i)
-                tile_2[i] = at_f16(tile, i);
+                k_tile_2[i] = at_f16(k_tile, i);
             #pragma unroll
             for (int i = 0; i < 32; ++i)
-                tmp_2[i] = fmaf(q_3[row_tmp_2(i)], tile_2[col_tmp_2(i)], tmp_2[i]);
+                tmp_2[i] = fmaf(q_3[row_tmp_2(i)], k_tile_2[col_tmp_2(i)], tmp_2[i]);
         }
         // visible = lambda cols: (cols.valid & (rows.index >= cols.index)) & (rows.index - cols.index < window)  [variants.py:13]
         // s = cap * fc.tanh(s / cap)  [variants.py:18]
@@ -603,35 +603,35 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
         __syncthreads();
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            st_shared_b16(tile_at + i / 2 * 144 + i % 2 * 64, half_of(tmp_6, i));
+            st_shared_b16(k_tile_at + i / 2 * 144 + i % 2 * 64, half_of(tmp_6, i));
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            st_shared_b16(tile_at_2 + i / 2 * 144 + i % 2 * 64, half_of(tmp_5, i));
+            st_shared_b16(tile_at + i / 2 * 144 + i % 2 * 64, half_of(tmp_5, i));
         __syncthreads();
         #pragma unroll 1
         for (int k = 0; k < 64; ++k) {
             uint32_t tile[8];
             #pragma unroll
             for (int i = 0; i < 8; ++i) {
-                const uint32_t lo = ld_shared_b16(tile_smem_2 + ((warp * 16 + 2 * i) * 144 + k * 2));
-                const uint32_t hi = ld_shared_b16(tile_smem_2 + ((warp * 16 + 2 * i + 1) * 144 + k * 2));
+                const uint32_t lo = ld_shared_b16(tile_smem + ((warp * 16 + 2 * i) * 144 + k * 2));
+                const uint32_t hi = ld_shared_b16(tile_smem + ((warp * 16 + 2 * i + 1) * 144 + k * 2));
                 tile[i] = lo | hi << 16;
             }
             float tile_2[16];
             #pragma unroll
             for (int i = 0; i < 16; ++i)
                 tile_2[i] = at_f16(tile, i);
-            uint32_t tile_3[1];
-            const uint32_t lo = ld_shared_b16(tile_smem + (k * 144 + lane * 2));
-            const uint32_t hi = ld_shared_b16(tile_smem + (k * 144 + (lane + 32) * 2));
-            tile_3[0] = lo | hi << 16;
-            float tile_4[2];
+            uint32_t v_tile[1];
+            const uint32_t lo = ld_shared_b16(k_tile_smem + (k * 144 + lane * 2));
+            const uint32_t hi = ld_shared_b16(k_tile_smem + (k * 144 + (lane + 32) * 2));
+            v_tile[0] = lo | hi << 16;
+            float v_tile_2[2];
             #pragma unroll
             for (int i = 0; i < 2; ++i)
-                tile_4[i] = at_f16(tile_3, i);
+                v_tile_2[i] = at_f16(v_tile, i);
             #pragma unroll
             for (int i = 0; i < 32; ++i)
-                acc[i] = fmaf(tile_2[row_tmp_2(i)], tile_4[col_tmp_2(i)], acc[i]);
+                acc[i] = fmaf(tile_2[row_tmp_2(i)], v_tile_2[col_tmp_2(i)], acc[i]);
         }
         #pragma unroll
         for (int i = 0; i < 16; ++i)
@@ -664,17 +664,17 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
     }
     __syncthreads();
     const uint32_t tile_lane = swizzle<0x70>(warp * 2048 + lane * 2);
-    const uint32_t tile_at_3 = smem_base + tile_lane;
+    const uint32_t tile_at_2 = smem_base + tile_lane;
     #pragma unroll
     for (int i = 0; i < 32; ++i)
-        st_shared_b16((tile_at_3 ^ flip(i)) + i / 2 * 128, half_of(tmp_3, i));
+        st_shared_b16((tile_at_2 ^ flip(i)) + i / 2 * 128, half_of(tmp_3, i));
     __syncwarp();
     uint32_t tmp_4[16];
     const uint32_t tile_lane_2 = swizzle<0x70>(warp * 2048 + lane * 16);
-    const uint32_t tile_at_4 = smem_base + tile_lane_2;
+    const uint32_t tile_at_3 = smem_base + tile_lane_2;
     #pragma unroll
     for (int i = 0; i < 4; ++i)
-        ld_shared_b32x4(&tmp_4[i * 4], (tile_at_4 ^ (i % 2 * 64)) + i * 512);
+        ld_shared_b32x4(&tmp_4[i * 4], (tile_at_3 ^ (i % 2 * 64)) + i * 512);
     const int o_row = warp * 16 + lane / 8;
     const int o_col = lane % 8 * 8;
     f16* o_ptr = O + (long long)b * O_s0 + (long long)h * O_s1 + (long long)(rows_start + o_row) * O_s2 + o_col;

@@ -6,8 +6,8 @@
 // grid:     rows_tile over M in tiles of 64, last first
 // shared:   40960 bytes
 //            32768  q: f16[64,64]{panel 64 swizzle 128}
-//                0  tile: f16[64,64]{panel 64 swizzle 128} x2
-//            16384  tile: f16[64,64]{panel 64 swizzle 128} x2
+//                0  k_tile: f16[64,64]{panel 64 swizzle 128} x2
+//            16384  v_tile: f16[64,64]{panel 64 swizzle 128} x2
 //                0  tile: f16[64,64]{panel 64 swizzle 128}
 
 #define INF __int_as_float(0x7f800000)
@@ -150,11 +150,11 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
     const int t_5 = t_2 - 1;
     const bool t_6 = t_5 >= t_3;
     // s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale  [variants.py:17]
-    const uint32_t tile_dst = smem_base + copy_lane;
+    const uint32_t k_tile_dst = smem_base + copy_lane;
     const long long k_step = 4 * K_s2;
     const f16* k_base = K + (long long)b * K_s0 + (long long)h * K_s1 + (long long)copy_row * K_s2 + copy_col;
-    const uint32_t tile_smem = smem_base + 16384;
-    const uint32_t tile_dst_2 = tile_smem + copy_lane;
+    const uint32_t v_tile_smem = smem_base + 16384;
+    const uint32_t v_tile_dst = v_tile_smem + copy_lane;
     const long long v_step = 4 * V_s2;
     const f16* v_base = V + (long long)b * V_s0 + (long long)h * V_s1 + (long long)copy_row * V_s2 + copy_col;
     if (t_6) {
@@ -165,14 +165,14 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
         const int k_pos = t_7 + copy_row;
         #pragma unroll
         for (int i = 0; i < 4; ++i) {
-            cp_async_16_fill((tile_dst ^ (i % 2 * 64)) + i * 512, k_src, unsigned(k_pos + i * 4) < unsigned(N) ? 16 : 0);
+            cp_async_16_fill((k_tile_dst ^ (i % 2 * 64)) + i * 512, k_src, unsigned(k_pos + i * 4) < unsigned(N) ? 16 : 0);
             k_src += k_step;
         }
         // acc <<= acc * a + fc.dot(p.to(V.dtype), fc.load(V[b, h, cols]))  [variants.py:25]
         const f16* v_src = v_base + (long long)t_7 * V_s2;
         #pragma unroll
         for (int i = 0; i < 4; ++i) {
-            cp_async_16_fill((tile_dst_2 ^ (i % 2 * 64)) + i * 512, v_src, unsigned(k_pos + i * 4) < unsigned(N) ? 16 : 0);
+            cp_async_16_fill((v_tile_dst ^ (i % 2 * 64)) + i * 512, v_src, unsigned(k_pos + i * 4) < unsigned(N) ? 16 : 0);
             v_src += v_step;
         }
     }
@@ -200,26 +200,26 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
     for (int i = 0; i < 32; ++i)
         acc[i] = 0.0f;
     // masked part of the range
-    const uint32_t tile_lane = swizzle<0x70>(lane / 16 * 1024 + lane / 8 % 2 * 16 + lane % 8 * 128);
+    const uint32_t k_tile_lane = swizzle<0x70>(lane / 16 * 1024 + lane / 8 % 2 * 16 + lane % 8 * 128);
     const int pos0 = warp * 16 + lane / 4;
     const int pos0_2 = lane % 4 * 2;
-    const uint32_t tile_lane_2 = swizzle<0x70>(lane / 16 * 16 + lane % 16 * 128);
+    const uint32_t v_tile_lane = swizzle<0x70>(lane / 16 * 16 + lane % 16 * 128);
     #pragma unroll 1
     for (int j_ = t_2 - 1; j_ >= whole_to; --j_) {
         // s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale  [variants.py:17]
         const int n = t_5 - j_;
-        const uint32_t tile = smem_base + (n & 1) * 8192;
+        const uint32_t k_tile = smem_base + (n & 1) * 8192;
         // acc <<= acc * a + fc.dot(p.to(V.dtype), fc.load(V[b, h, cols]))  [variants.py:25]
-        const uint32_t tile_2 = tile_smem + (n & 1) * 8192;
+        const uint32_t v_tile = v_tile_smem + (n & 1) * 8192;
         wait_group<0>();
         __syncthreads();
         // s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale  [variants.py:17]
         const int next = j_ - 1;
         const bool t_7 = next >= t_3;
-        const uint32_t tile_3 = smem_base + ((n + 1) & 1) * 8192;
-        const uint32_t tile_dst_3 = tile_3 + copy_lane;
-        const uint32_t tile_4 = tile_smem + ((n + 1) & 1) * 8192;
-        const uint32_t tile_dst_4 = tile_4 + copy_lane;
+        const uint32_t k_tile_2 = smem_base + ((n + 1) & 1) * 8192;
+        const uint32_t k_tile_dst_2 = k_tile_2 + copy_lane;
+        const uint32_t v_tile_2 = v_tile_smem + ((n + 1) & 1) * 8192;
+        const uint32_t v_tile_dst_2 = v_tile_2 + copy_lane;
         if (t_7) {
             // for cols in fc.loop(fc.tile(K.N, "BLOCK_N"), descending=True, live=visible):  [variants.py:16]
             const int t_8 = next * 64;
@@ -228,14 +228,14 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
             const int k_pos = t_8 + copy_row;
             #pragma unroll
             for (int i = 0; i < 4; ++i) {
-                cp_async_16_fill((tile_dst_3 ^ (i % 2 * 64)) + i * 512, k_src, unsigned(k_pos + i * 4) < unsigned(N) ? 16 : 0);
+                cp_async_16_fill((k_tile_dst_2 ^ (i % 2 * 64)) + i * 512, k_src, unsigned(k_pos + i * 4) < unsigned(N) ? 16 : 0);
                 k_src += k_step;
             }
             // acc <<= acc * a + fc.dot(p.to(V.dtype), fc.load(V[b, h, cols]))  [variants.py:25]
             const f16* v_src = v_base + (long long)t_8 * V_s2;
             #pragma unroll
             for (int i = 0; i < 4; ++i) {
-                cp_async_16_fill((tile_dst_4 ^ (i % 2 * 64)) + i * 512, v_src, unsigned(k_pos + i * 4) < unsigned(N) ? 16 : 0);
+                cp_async_16_fill((v_tile_dst_2 ^ (i % 2 * 64)) + i * 512, v_src, unsigned(k_pos + i * 4) < unsigned(N) ? 16 : 0);
                 v_src += v_step;
             }
         }
@@ -247,16 +247,16 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
         #pragma unroll
         for (int i = 0; i < 32; ++i)
             tmp[i] = 0.0f;
-        const uint32_t tile_at = tile + tile_lane;
+        const uint32_t k_tile_at = k_tile + k_tile_lane;
         #pragma unroll
         for (int k = 0; k < 4; ++k) {
-            uint32_t tile_5[16];
+            uint32_t k_tile_3[16];
             #pragma unroll
             for (int i = 0; i < 4; ++i)
-                ldmatrix_x4(&tile_5[i * 4], (tile_at ^ (k * 32)) + i * 2048);
+                ldmatrix_x4(&k_tile_3[i * 4], (k_tile_at ^ (k * 32)) + i * 2048);
             #pragma unroll
             for (int ni = 0; ni < 8; ++ni)
-                mma_m16n8k16_f16(&tmp[ni * 4], &q[k * 4], &tile_5[ni * 2]);
+                mma_m16n8k16_f16(&tmp[ni * 4], &q[k * 4], &k_tile_3[ni * 2]);
         }
         // visible = lambda cols: (cols.valid & (rows.index >= cols.index)) & (rows.index - cols.index < window)  [variants.py:13]
         // s = s + slope * (cols.index - rows.index).to(fc.f32)  [variants.py:19]
@@ -339,16 +339,16 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
         #pragma unroll
         for (int i = 0; i < 16; ++i)
             tmp_5[i] = pack_f16(p[2 * i], p[2 * i + 1]);
-        const uint32_t tile_at_2 = tile_2 + tile_lane_2;
+        const uint32_t v_tile_at = v_tile + v_tile_lane;
         #pragma unroll
         for (int k = 0; k < 4; ++k) {
-            uint32_t tile_5[16];
+            uint32_t v_tile_3[16];
             #pragma unroll
             for (int i = 0; i < 4; ++i)
-                ldmatrix_x4_trans(&tile_5[i * 4], (tile_at_2 ^ (i * 32)) + k * 2048);
+                ldmatrix_x4_trans(&v_tile_3[i * 4], (v_tile_at ^ (i * 32)) + k * 2048);
             #pragma unroll
             for (int ni = 0; ni < 8; ++ni)
-                mma_m16n8k16_f16(&acc[ni * 4], &tmp_5[k * 4], &tile_5[ni * 2]);
+                mma_m16n8k16_f16(&acc[ni * 4], &tmp_5[k * 4], &v_tile_3[ni * 2]);
         }
         #pragma unroll
         for (int i = 0; i < 2; ++i)
@@ -360,18 +360,18 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
     for (int j_ = whole_to - 1; j_ >= whole_from; --j_) {
         // s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale  [variants.py:17]
         const int n = t_5 - j_;
-        const uint32_t tile = smem_base + (n & 1) * 8192;
+        const uint32_t k_tile = smem_base + (n & 1) * 8192;
         // acc <<= acc * a + fc.dot(p.to(V.dtype), fc.load(V[b, h, cols]))  [variants.py:25]
-        const uint32_t tile_2 = tile_smem + (n & 1) * 8192;
+        const uint32_t v_tile = v_tile_smem + (n & 1) * 8192;
         wait_group<0>();
         __syncthreads();
         // s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale  [variants.py:17]
         const int next = j_ - 1;
         const bool t_7 = next >= t_3;
-        const uint32_t tile_3 = smem_base + ((n + 1) & 1) * 8192;
-        const uint32_t tile_dst_3 = tile_3 + copy_lane;
-        const uint32_t tile_4 = tile_smem + ((n + 1) & 1) * 8192;
-        const uint32_t tile_dst_4 = tile_4 + copy_lane;
+        const uint32_t k_tile_2 = smem_base + ((n + 1) & 1) * 8192;
+        const uint32_t k_tile_dst_2 = k_tile_2 + copy_lane;
+        const uint32_t v_tile_2 = v_tile_smem + ((n + 1) & 1) * 8192;
+        const uint32_t v_tile_dst_2 = v_tile_2 + copy_lane;
         if (t_7) {
             // for cols in fc.loop(fc.tile(K.N, "BLOCK_N"), descending=True, live=visible):  [variants.py:16]
             const int t_8 = next * 64;
@@ -380,14 +380,14 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
             const int k_pos = t_8 + copy_row;
             #pragma unroll
             for (int i = 0; i < 4; ++i) {
-                cp_async_16_fill((tile_dst_3 ^ (i % 2 * 64)) + i * 512, k_src, unsigned(k_pos + i * 4) < unsigned(N) ? 16 : 0);
+                cp_async_16_fill((k_tile_dst_2 ^ (i % 2 * 64)) + i * 512, k_src, unsigned(k_pos + i * 4) < unsigned(N) ? 16 : 0);
                 k_src += k_step;
             }
             // acc <<= acc * a + fc.dot(p.to(V.dtype), fc.load(V[b, h, cols]))  [variants.py:25]
             const f16* v_src = v_base + (long long)t_8 * V_s2;
             #pragma unroll
             for (int i = 0; i < 4; ++i) {
-                cp_async_16_fill((tile_dst_4 ^ (i % 2 * 64)) + i * 512, v_src, unsigned(k_pos + i * 4) < unsigned(N) ? 16 : 0);
+                cp_async_16_fill((v_tile_dst_2 ^ (i % 2 * 64)) + i * 512, v_src, unsigned(k_pos + i * 4) < unsigned(N) ? 16 : 0);
                 v_src += v_step;
             }
         }
@@ -397,16 +397,16 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
         #pragma unroll
         for (int i = 0; i < 32; ++i)
             tmp[i] = 0.0f;
-        const uint32_t tile_at = tile + tile_lane;
+        const uint32_t k_tile_at = k_tile + k_tile_lane;
         #pragma unroll
         for (int k = 0; k < 4; ++k) {
-            uint32_t tile_5[16];
+            uint32_t k_tile_3[16];
             #pragma unroll
             for (int i = 0; i < 4; ++i)
-                ldmatrix_x4(&tile_5[i * 4], (tile_at ^ (k * 32)) + i * 2048);
+                ldmatrix_x4(&k_tile_3[i * 4], (k_tile_at ^ (k * 32)) + i * 2048);
             #pragma unroll
             for (int ni = 0; ni < 8; ++ni)
-                mma_m16n8k16_f16(&tmp[ni * 4], &q[k * 4], &tile_5[ni * 2]);
+                mma_m16n8k16_f16(&tmp[ni * 4], &q[k * 4], &k_tile_3[ni * 2]);
         }
         // s = cap * fc.tanh(s / cap)  [variants.py:18]
         // s = s + slope * (cols.index - rows.index).to(fc.f32)  [variants.py:19]
@@ -476,16 +476,16 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
         #pragma unroll
         for (int i = 0; i < 16; ++i)
             tmp_5[i] = pack_f16(p[2 * i], p[2 * i + 1]);
-        const uint32_t tile_at_2 = tile_2 + tile_lane_2;
+        const uint32_t v_tile_at = v_tile + v_tile_lane;
         #pragma unroll
         for (int k = 0; k < 4; ++k) {
-            uint32_t tile_5[16];
+            uint32_t v_tile_3[16];
             #pragma unroll
             for (int i = 0; i < 4; ++i)
-                ldmatrix_x4_trans(&tile_5[i * 4], (tile_at_2 ^ (i * 32)) + k * 2048);
+                ldmatrix_x4_trans(&v_tile_3[i * 4], (v_tile_at ^ (i * 32)) + k * 2048);
             #pragma unroll
             for (int ni = 0; ni < 8; ++ni)
-                mma_m16n8k16_f16(&acc[ni * 4], &tmp_5[k * 4], &tile_5[ni * 2]);
+                mma_m16n8k16_f16(&acc[ni * 4], &tmp_5[k * 4], &v_tile_3[ni * 2]);
         }
         #pragma unroll
         for (int i = 0; i < 2; ++i)
@@ -497,18 +497,18 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
     for (int j_ = whole_from - 1; j_ >= t_3; --j_) {
         // s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale  [variants.py:17]
         const int n = t_5 - j_;
-        const uint32_t tile = smem_base + (n & 1) * 8192;
+        const uint32_t k_tile = smem_base + (n & 1) * 8192;
         // acc <<= acc * a + fc.dot(p.to(V.dtype), fc.load(V[b, h, cols]))  [variants.py:25]
-        const uint32_t tile_2 = tile_smem + (n & 1) * 8192;
+        const uint32_t v_tile = v_tile_smem + (n & 1) * 8192;
         wait_group<0>();
         __syncthreads();
         // s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale  [variants.py:17]
         const int next = j_ - 1;
         const bool t_7 = next >= t_3;
-        const uint32_t tile_3 = smem_base + ((n + 1) & 1) * 8192;
-        const uint32_t tile_dst_3 = tile_3 + copy_lane;
-        const uint32_t tile_4 = tile_smem + ((n + 1) & 1) * 8192;
-        const uint32_t tile_dst_4 = tile_4 + copy_lane;
+        const uint32_t k_tile_2 = smem_base + ((n + 1) & 1) * 8192;
+        const uint32_t k_tile_dst_2 = k_tile_2 + copy_lane;
+        const uint32_t v_tile_2 = v_tile_smem + ((n + 1) & 1) * 8192;
+        const uint32_t v_tile_dst_2 = v_tile_2 + copy_lane;
         if (t_7) {
             // for cols in fc.loop(fc.tile(K.N, "BLOCK_N"), descending=True, live=visible):  [variants.py:16]
             const int t_8 = next * 64;
@@ -517,14 +517,14 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
             const int k_pos = t_8 + copy_row;
             #pragma unroll
             for (int i = 0; i < 4; ++i) {
-                cp_async_16_fill((tile_dst_3 ^ (i % 2 * 64)) + i * 512, k_src, unsigned(k_pos + i * 4) < unsigned(N) ? 16 : 0);
+                cp_async_16_fill((k_tile_dst_2 ^ (i % 2 * 64)) + i * 512, k_src, unsigned(k_pos + i * 4) < unsigned(N) ? 16 : 0);
                 k_src += k_step;
             }
             // acc <<= acc * a + fc.dot(p.to(V.dtype), fc.load(V[b, h, cols]))  [variants.py:25]
             const f16* v_src = v_base + (long long)t_8 * V_s2;
             #pragma unroll
             for (int i = 0; i < 4; ++i) {
-                cp_async_16_fill((tile_dst_4 ^ (i % 2 * 64)) + i * 512, v_src, unsigned(k_pos + i * 4) < unsigned(N) ? 16 : 0);
+                cp_async_16_fill((v_tile_dst_2 ^ (i % 2 * 64)) + i * 512, v_src, unsigned(k_pos + i * 4) < unsigned(N) ? 16 : 0);
                 v_src += v_step;
             }
         }
@@ -536,16 +536,16 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
         #pragma unroll
         for (int i = 0; i < 32; ++i)
             tmp[i] = 0.0f;
-        const uint32_t tile_at = tile + tile_lane;
+        const uint32_t k_tile_at = k_tile + k_tile_lane;
         #pragma unroll
         for (int k = 0; k < 4; ++k) {
-            uint32_t tile_5[16];
+            uint32_t k_tile_3[16];
             #pragma unroll
             for (int i = 0; i < 4; ++i)
-                ldmatrix_x4(&tile_5[i * 4], (tile_at ^ (k * 32)) + i * 2048);
+                ldmatrix_x4(&k_tile_3[i * 4], (k_tile_at ^ (k * 32)) + i * 2048);
             #pragma unroll
             for (int ni = 0; ni < 8; ++ni)
-                mma_m16n8k16_f16(&tmp[ni * 4], &q[k * 4], &tile_5[ni * 2]);
+                mma_m16n8k16_f16(&tmp[ni * 4], &q[k * 4], &k_tile_3[ni * 2]);
         }
         // visible = lambda cols: (cols.valid & (rows.index >= cols.index)) & (rows.index - cols.index < window)  [variants.py:13]
         // s = s + slope * (cols.index - rows.index).to(fc.f32)  [variants.py:19]
@@ -628,16 +628,16 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
         #pragma unroll
         for (int i = 0; i < 16; ++i)
             tmp_5[i] = pack_f16(p[2 * i], p[2 * i + 1]);
-        const uint32_t tile_at_2 = tile_2 + tile_lane_2;
+        const uint32_t v_tile_at = v_tile + v_tile_lane;
         #pragma unroll
         for (int k = 0; k < 4; ++k) {
-            uint32_t tile_5[16];
+            uint32_t v_tile_3[16];
             #pragma unroll
             for (int i = 0; i < 4; ++i)
-                ldmatrix_x4_trans(&tile_5[i * 4], (tile_at_2 ^ (i * 32)) + k * 2048);
+                ldmatrix_x4_trans(&v_tile_3[i * 4], (v_tile_at ^ (i * 32)) + k * 2048);
             #pragma unroll
             for (int ni = 0; ni < 8; ++ni)
-                mma_m16n8k16_f16(&acc[ni * 4], &tmp_5[k * 4], &tile_5[ni * 2]);
+                mma_m16n8k16_f16(&acc[ni * 4], &tmp_5[k * 4], &v_tile_3[ni * 2]);
         }
         #pragma unroll
         for (int i = 0; i < 2; ++i)
@@ -667,8 +667,8 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
     }
     wait_group<0>();
     __syncthreads();
-    const uint32_t tile_lane_3 = swizzle<0x70>(warp * 2048 + lane / 4 * 128 + lane % 4 * 4);
-    const uint32_t tile_at = smem_base + tile_lane_3;
+    const uint32_t tile_lane = swizzle<0x70>(warp * 2048 + lane / 4 * 128 + lane % 4 * 4);
+    const uint32_t tile_at = smem_base + tile_lane;
     #pragma unroll
     for (int i = 0; i < 16; ++i)
         st_shared_b32x1((tile_at ^ (i / 2 * 16)) + i % 2 * 1024, &tmp_3[i]);
@@ -676,7 +676,7 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
     uint32_t tmp_4[16];
     #pragma unroll
     for (int i = 0; i < 4; ++i)
-        ld_shared_b32x4(&tmp_4[i * 4], (tile_dst ^ (i % 2 * 64)) + i * 512);
+        ld_shared_b32x4(&tmp_4[i * 4], (k_tile_dst ^ (i % 2 * 64)) + i * 512);
     f16* o_ptr = O + (long long)b * O_s0 + (long long)h * O_s1 + (long long)(rows_start + copy_row) * O_s2 + copy_col;
     #pragma unroll
     for (int i = 0; i < 4; ++i)

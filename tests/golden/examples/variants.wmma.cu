@@ -6,12 +6,12 @@
 // grid:     rows_tile over M in tiles of 64, last first
 // shared:   35840 bytes
 //            17408  q: f16[64,64]{panel 64 pad 8}
-//                0  tile: f16[64,64]{panel 64 pad 8}
-//                0  tile: f16[64,64]{panel 64 pad 8}
-//                0  tile: f16[64,64]{panel 64 pad 8}
-//                0  tile: f16[64,64]{panel 64 pad 8}
-//                0  tile: f16[64,64]{panel 64 pad 8}
-//                0  tile: f16[64,64]{panel 64 pad 8}
+//                0  k_tile: f16[64,64]{panel 64 pad 8}
+//                0  v_tile: f16[64,64]{panel 64 pad 8}
+//                0  k_tile: f16[64,64]{panel 64 pad 8}
+//                0  v_tile: f16[64,64]{panel 64 pad 8}
+//                0  k_tile: f16[64,64]{panel 64 pad 8}
+//                0  v_tile: f16[64,64]{panel 64 pad 8}
 //                0  tile: f32[64,64]{panel 64 pad 4}
 //                0  acc_tile: f32[64,64]{panel 64 pad 4}
 //                0  tile: f32[64,64]{panel 64 pad 4}
@@ -168,14 +168,14 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
         wmma::fill_fragment(acc[i], 0.0f);
     // masked part of the range
     const f16* k_base = K + (long long)b * K_s0 + (long long)h * K_s1 + (long long)q_row * K_s2 + q_col;
-    const uint32_t tile_at = smem_base + q_lane;
+    const uint32_t k_tile_at = smem_base + q_lane;
     const uint32_t tile_lane = warp * 4352 + lane / 4 * 272 + lane % 4 * 16;
-    const uint32_t tile_at_2 = smem_base + tile_lane;
+    const uint32_t tile_at = smem_base + tile_lane;
     const int pos0 = warp * 16 + lane / 4;
     const int pos0_2 = lane % 4 * 4;
     const f16* v_base = V + (long long)b * V_s0 + (long long)h * V_s1 + (long long)q_row * V_s2 + q_col;
     const uint32_t tile_lane_2 = warp * 2304 + lane / 4 * 144 + lane % 4 * 8;
-    const uint32_t tile_at_3 = tile_smem + tile_lane_2;
+    const uint32_t tile_at_2 = tile_smem + tile_lane_2;
     #pragma unroll 1
     for (int j_ = t_2 - 1; j_ >= whole_to; --j_) {
         const int t_5 = j_ * 64;
@@ -191,7 +191,7 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
         __syncthreads();
         #pragma unroll
         for (int i = 0; i < 4; ++i)
-            st_shared_b32x4(tile_at + i * 576, &tmp[i * 4]);
+            st_shared_b32x4(k_tile_at + i * 576, &tmp[i * 4]);
         __syncthreads();
         wmma::fragment<wmma::accumulator, 16, 16, 16, float> frag[4];
         #pragma unroll
@@ -201,13 +201,13 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
         for (int k = 0; k < 4; ++k) {
             wmma::fragment<wmma::matrix_a, 16, 16, 16, half, wmma::row_major> q_2[1];
             wmma::load_matrix_sync(q_2[0], reinterpret_cast<const half*>(smem + 17408 + k * 32 + warp * 2304), 72);
-            wmma::fragment<wmma::matrix_b, 16, 16, 16, half, wmma::col_major> tile[4];
+            wmma::fragment<wmma::matrix_b, 16, 16, 16, half, wmma::col_major> k_tile[4];
             #pragma unroll
             for (int i = 0; i < 4; ++i)
-                wmma::load_matrix_sync(tile[i], reinterpret_cast<const half*>(smem + k * 32 + i * 2304), 72);
+                wmma::load_matrix_sync(k_tile[i], reinterpret_cast<const half*>(smem + k * 32 + i * 2304), 72);
             #pragma unroll
             for (int ni = 0; ni < 4; ++ni)
-                wmma::mma_sync(frag[ni], q_2[0], tile[ni], frag[ni]);
+                wmma::mma_sync(frag[ni], q_2[0], k_tile[ni], frag[ni]);
         }
         __syncthreads();
         // s = cap * fc.tanh(s / cap)  [variants.py:18]
@@ -218,7 +218,7 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
         float tmp_2[32];
         #pragma unroll
         for (int i = 0; i < 8; ++i)
-            ld_shared_f32x4(&tmp_2[i * 4], tile_at_2 + i / 4 * 2176 + i % 4 * 64);
+            ld_shared_f32x4(&tmp_2[i * 4], tile_at + i / 4 * 2176 + i % 4 * 64);
         // visible = lambda cols: (cols.valid & (rows.index >= cols.index)) & (rows.index - cols.index < window)  [variants.py:13]
         // s = s + slope * (cols.index - rows.index).to(fc.f32)  [variants.py:19]
         int limit[2];
@@ -307,7 +307,7 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
             float acc_2[32];
             #pragma unroll
             for (int i = 0; i < 8; ++i)
-                ld_shared_f32x4(&acc_2[i * 4], tile_at_2 + i / 4 * 2176 + i % 4 * 64);
+                ld_shared_f32x4(&acc_2[i * 4], tile_at + i / 4 * 2176 + i % 4 * 64);
             float tmp_6[32];
             #pragma unroll
             for (int i = 0; i < 32; ++i)
@@ -315,7 +315,7 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
             __syncwarp();
             #pragma unroll
             for (int i = 0; i < 8; ++i)
-                st_shared_f32x4(tile_at_2 + i / 4 * 2176 + i % 4 * 64, &tmp_6[i * 4]);
+                st_shared_f32x4(tile_at + i / 4 * 2176 + i % 4 * 64, &tmp_6[i * 4]);
             __syncwarp();
             #pragma unroll
             for (int i = 0; i < 4; ++i)
@@ -335,22 +335,22 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
         __syncthreads();
         #pragma unroll
         for (int i = 0; i < 4; ++i)
-            st_shared_b32x4(tile_at + i * 576, &tmp_7[i * 4]);
+            st_shared_b32x4(k_tile_at + i * 576, &tmp_7[i * 4]);
         #pragma unroll
         for (int i = 0; i < 8; ++i)
-            st_shared_b32x2(tile_at_3 + i / 4 * 1152 + i % 4 * 32, &tmp_6[i * 2]);
+            st_shared_b32x2(tile_at_2 + i / 4 * 1152 + i % 4 * 32, &tmp_6[i * 2]);
         __syncthreads();
         #pragma unroll
         for (int k = 0; k < 4; ++k) {
             wmma::fragment<wmma::matrix_a, 16, 16, 16, half, wmma::row_major> tile[1];
             wmma::load_matrix_sync(tile[0], reinterpret_cast<const half*>(smem + 26624 + k * 32 + warp * 2304), 72);
-            wmma::fragment<wmma::matrix_b, 16, 16, 16, half, wmma::row_major> tile_2[4];
+            wmma::fragment<wmma::matrix_b, 16, 16, 16, half, wmma::row_major> v_tile[4];
             #pragma unroll
             for (int i = 0; i < 4; ++i)
-                wmma::load_matrix_sync(tile_2[i], reinterpret_cast<const half*>(smem + k * 2304 + i * 32), 72);
+                wmma::load_matrix_sync(v_tile[i], reinterpret_cast<const half*>(smem + k * 2304 + i * 32), 72);
             #pragma unroll
             for (int ni = 0; ni < 4; ++ni)
-                wmma::mma_sync(acc[ni], tile[0], tile_2[ni], acc[ni]);
+                wmma::mma_sync(acc[ni], tile[0], v_tile[ni], acc[ni]);
         }
         #pragma unroll
         for (int i = 0; i < 2; ++i)
@@ -370,7 +370,7 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
         __syncthreads();
         #pragma unroll
         for (int i = 0; i < 4; ++i)
-            st_shared_b32x4(tile_at + i * 576, &tmp[i * 4]);
+            st_shared_b32x4(k_tile_at + i * 576, &tmp[i * 4]);
         __syncthreads();
         wmma::fragment<wmma::accumulator, 16, 16, 16, float> frag[4];
         #pragma unroll
@@ -380,13 +380,13 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
         for (int k = 0; k < 4; ++k) {
             wmma::fragment<wmma::matrix_a, 16, 16, 16, half, wmma::row_major> q_2[1];
             wmma::load_matrix_sync(q_2[0], reinterpret_cast<const half*>(smem + 17408 + k * 32 + warp * 2304), 72);
-            wmma::fragment<wmma::matrix_b, 16, 16, 16, half, wmma::col_major> tile[4];
+            wmma::fragment<wmma::matrix_b, 16, 16, 16, half, wmma::col_major> k_tile[4];
             #pragma unroll
             for (int i = 0; i < 4; ++i)
-                wmma::load_matrix_sync(tile[i], reinterpret_cast<const half*>(smem + k * 32 + i * 2304), 72);
+                wmma::load_matrix_sync(k_tile[i], reinterpret_cast<const half*>(smem + k * 32 + i * 2304), 72);
             #pragma unroll
             for (int ni = 0; ni < 4; ++ni)
-                wmma::mma_sync(frag[ni], q_2[0], tile[ni], frag[ni]);
+                wmma::mma_sync(frag[ni], q_2[0], k_tile[ni], frag[ni]);
         }
         __syncthreads();
         // s = cap * fc.tanh(s / cap)  [variants.py:18]
@@ -397,7 +397,7 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
         float tmp_2[32];
         #pragma unroll
         for (int i = 0; i < 8; ++i)
-            ld_shared_f32x4(&tmp_2[i * 4], tile_at_2 + i / 4 * 2176 + i % 4 * 64);
+            ld_shared_f32x4(&tmp_2[i * 4], tile_at + i / 4 * 2176 + i % 4 * 64);
         // s = s + slope * (cols.index - rows.index).to(fc.f32)  [variants.py:19]
         float s[32];
         #pragma unroll
@@ -472,7 +472,7 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
             float acc_2[32];
             #pragma unroll
             for (int i = 0; i < 8; ++i)
-                ld_shared_f32x4(&acc_2[i * 4], tile_at_2 + i / 4 * 2176 + i % 4 * 64);
+                ld_shared_f32x4(&acc_2[i * 4], tile_at + i / 4 * 2176 + i % 4 * 64);
             float tmp_6[32];
             #pragma unroll
             for (int i = 0; i < 32; ++i)
@@ -480,7 +480,7 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
             __syncwarp();
             #pragma unroll
             for (int i = 0; i < 8; ++i)
-                st_shared_f32x4(tile_at_2 + i / 4 * 2176 + i % 4 * 64, &tmp_6[i * 4]);
+                st_shared_f32x4(tile_at + i / 4 * 2176 + i % 4 * 64, &tmp_6[i * 4]);
             __syncwarp();
             #pragma unroll
             for (int i = 0; i < 4; ++i)
@@ -498,22 +498,22 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
         __syncthreads();
         #pragma unroll
         for (int i = 0; i < 4; ++i)
-            st_shared_b32x4(tile_at + i * 576, &tmp_7[i * 4]);
+            st_shared_b32x4(k_tile_at + i * 576, &tmp_7[i * 4]);
         #pragma unroll
         for (int i = 0; i < 8; ++i)
-            st_shared_b32x2(tile_at_3 + i / 4 * 1152 + i % 4 * 32, &tmp_6[i * 2]);
+            st_shared_b32x2(tile_at_2 + i / 4 * 1152 + i % 4 * 32, &tmp_6[i * 2]);
         __syncthreads();
         #pragma unroll
         for (int k = 0; k < 4; ++k) {
             wmma::fragment<wmma::matrix_a, 16, 16, 16, half, wmma::row_major> tile[1];
             wmma::load_matrix_sync(tile[0], reinterpret_cast<const half*>(smem + 26624 + k * 32 + warp * 2304), 72);
-            wmma::fragment<wmma::matrix_b, 16, 16, 16, half, wmma::row_major> tile_2[4];
+            wmma::fragment<wmma::matrix_b, 16, 16, 16, half, wmma::row_major> v_tile[4];
             #pragma unroll
             for (int i = 0; i < 4; ++i)
-                wmma::load_matrix_sync(tile_2[i], reinterpret_cast<const half*>(smem + k * 2304 + i * 32), 72);
+                wmma::load_matrix_sync(v_tile[i], reinterpret_cast<const half*>(smem + k * 2304 + i * 32), 72);
             #pragma unroll
             for (int ni = 0; ni < 4; ++ni)
-                wmma::mma_sync(acc[ni], tile[0], tile_2[ni], acc[ni]);
+                wmma::mma_sync(acc[ni], tile[0], v_tile[ni], acc[ni]);
         }
         #pragma unroll
         for (int i = 0; i < 2; ++i)
@@ -536,7 +536,7 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
         __syncthreads();
         #pragma unroll
         for (int i = 0; i < 4; ++i)
-            st_shared_b32x4(tile_at + i * 576, &tmp[i * 4]);
+            st_shared_b32x4(k_tile_at + i * 576, &tmp[i * 4]);
         __syncthreads();
         wmma::fragment<wmma::accumulator, 16, 16, 16, float> frag[4];
         #pragma unroll
@@ -546,13 +546,13 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
         for (int k = 0; k < 4; ++k) {
             wmma::fragment<wmma::matrix_a, 16, 16, 16, half, wmma::row_major> q_2[1];
             wmma::load_matrix_sync(q_2[0], reinterpret_cast<const half*>(smem + 17408 + k * 32 + warp * 2304), 72);
-            wmma::fragment<wmma::matrix_b, 16, 16, 16, half, wmma::col_major> tile[4];
+            wmma::fragment<wmma::matrix_b, 16, 16, 16, half, wmma::col_major> k_tile[4];
             #pragma unroll
             for (int i = 0; i < 4; ++i)
-                wmma::load_matrix_sync(tile[i], reinterpret_cast<const half*>(smem + k * 32 + i * 2304), 72);
+                wmma::load_matrix_sync(k_tile[i], reinterpret_cast<const half*>(smem + k * 32 + i * 2304), 72);
             #pragma unroll
             for (int ni = 0; ni < 4; ++ni)
-                wmma::mma_sync(frag[ni], q_2[0], tile[ni], frag[ni]);
+                wmma::mma_sync(frag[ni], q_2[0], k_tile[ni], frag[ni]);
         }
         __syncthreads();
         // s = cap * fc.tanh(s / cap)  [variants.py:18]
@@ -563,7 +563,7 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
         float tmp_2[32];
         #pragma unroll
         for (int i = 0; i < 8; ++i)
-            ld_shared_f32x4(&tmp_2[i * 4], tile_at_2 + i / 4 * 2176 + i % 4 * 64);
+            ld_shared_f32x4(&tmp_2[i * 4], tile_at + i / 4 * 2176 + i % 4 * 64);
         // visible = lambda cols: (cols.valid & (rows.index >= cols.index)) & (rows.index - cols.index < window)  [variants.py:13]
         // s = s + slope * (cols.index - rows.index).to(fc.f32)  [variants.py:19]
         int limit[2];
@@ -652,7 +652,7 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
             float acc_2[32];
             #pragma unroll
             for (int i = 0; i < 8; ++i)
-                ld_shared_f32x4(&acc_2[i * 4], tile_at_2 + i / 4 * 2176 + i % 4 * 64);
+                ld_shared_f32x4(&acc_2[i * 4], tile_at + i / 4 * 2176 + i % 4 * 64);
             float tmp_6[32];
             #pragma unroll
             for (int i = 0; i < 32; ++i)
@@ -660,7 +660,7 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
             __syncwarp();
             #pragma unroll
             for (int i = 0; i < 8; ++i)
-                st_shared_f32x4(tile_at_2 + i / 4 * 2176 + i % 4 * 64, &tmp_6[i * 4]);
+                st_shared_f32x4(tile_at + i / 4 * 2176 + i % 4 * 64, &tmp_6[i * 4]);
             __syncwarp();
             #pragma unroll
             for (int i = 0; i < 4; ++i)
@@ -680,22 +680,22 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
         __syncthreads();
         #pragma unroll
         for (int i = 0; i < 4; ++i)
-            st_shared_b32x4(tile_at + i * 576, &tmp_7[i * 4]);
+            st_shared_b32x4(k_tile_at + i * 576, &tmp_7[i * 4]);
         #pragma unroll
         for (int i = 0; i < 8; ++i)
-            st_shared_b32x2(tile_at_3 + i / 4 * 1152 + i % 4 * 32, &tmp_6[i * 2]);
+            st_shared_b32x2(tile_at_2 + i / 4 * 1152 + i % 4 * 32, &tmp_6[i * 2]);
         __syncthreads();
         #pragma unroll
         for (int k = 0; k < 4; ++k) {
             wmma::fragment<wmma::matrix_a, 16, 16, 16, half, wmma::row_major> tile[1];
             wmma::load_matrix_sync(tile[0], reinterpret_cast<const half*>(smem + 26624 + k * 32 + warp * 2304), 72);
-            wmma::fragment<wmma::matrix_b, 16, 16, 16, half, wmma::row_major> tile_2[4];
+            wmma::fragment<wmma::matrix_b, 16, 16, 16, half, wmma::row_major> v_tile[4];
             #pragma unroll
             for (int i = 0; i < 4; ++i)
-                wmma::load_matrix_sync(tile_2[i], reinterpret_cast<const half*>(smem + k * 2304 + i * 32), 72);
+                wmma::load_matrix_sync(v_tile[i], reinterpret_cast<const half*>(smem + k * 2304 + i * 32), 72);
             #pragma unroll
             for (int ni = 0; ni < 4; ++ni)
-                wmma::mma_sync(acc[ni], tile[0], tile_2[ni], acc[ni]);
+                wmma::mma_sync(acc[ni], tile[0], v_tile[ni], acc[ni]);
         }
         #pragma unroll
         for (int i = 0; i < 2; ++i)
@@ -724,7 +724,7 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
     float acc_2[32];
     #pragma unroll
     for (int i = 0; i < 8; ++i)
-        ld_shared_f32x4(&acc_2[i * 4], tile_at_2 + i / 4 * 2176 + i % 4 * 64);
+        ld_shared_f32x4(&acc_2[i * 4], tile_at + i / 4 * 2176 + i % 4 * 64);
     uint32_t tmp_3[16];
     #pragma unroll
     for (int i = 0; i < 16; ++i) {
@@ -734,17 +734,17 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
     }
     __syncthreads();
     const uint32_t tile_lane_3 = swizzle<0x70>(warp * 2048 + lane / 4 * 128 + lane % 4 * 8);
-    const uint32_t tile_at_4 = smem_base + tile_lane_3;
+    const uint32_t tile_at_3 = smem_base + tile_lane_3;
     #pragma unroll
     for (int i = 0; i < 8; ++i)
-        st_shared_b32x2((tile_at_4 ^ (i % 4 * 32)) + i / 4 * 1024, &tmp_3[i * 2]);
+        st_shared_b32x2((tile_at_3 ^ (i % 4 * 32)) + i / 4 * 1024, &tmp_3[i * 2]);
     __syncwarp();
     uint32_t tmp_4[16];
     const uint32_t tile_lane_4 = swizzle<0x70>(warp * 2048 + lane * 16);
-    const uint32_t tile_at_5 = smem_base + tile_lane_4;
+    const uint32_t tile_at_4 = smem_base + tile_lane_4;
     #pragma unroll
     for (int i = 0; i < 4; ++i)
-        ld_shared_b32x4(&tmp_4[i * 4], (tile_at_5 ^ (i % 2 * 64)) + i * 512);
+        ld_shared_b32x4(&tmp_4[i * 4], (tile_at_4 ^ (i % 2 * 64)) + i * 512);
     f16* o_ptr = O + (long long)b * O_s0 + (long long)h * O_s1 + (long long)(rows_start + q_row) * O_s2 + q_col;
     #pragma unroll
     for (int i = 0; i < 4; ++i)
