@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fcgen.errors import FcError
 from fcgen.ir.schedule import CHOICES, Schedule
+from fcgen.ir.schedule import NAMES as SEVERAL
 
 NAMES = st.sampled_from(["BLOCK_M", "BLOCK_N", "k", "acc", "s2", "_x"])
 TILES = st.one_of(st.sampled_from([1, 2, 4, 8, 16, 32, 64, 128, 256]), st.integers(1, 20).map(lambda n: 16 * n))
@@ -20,8 +23,10 @@ def by_name(one: st.SearchStrategy) -> st.SearchStrategy:
 SCHEDULES = st.builds(
     Schedule, tiles=st.dictionaries(NAMES, TILES, max_size=3), warps=st.sampled_from([1, 2, 4, 8, 16]),
     math=by_name(st.sampled_from(CHOICES["math"])), copy=st.sampled_from(CHOICES["copy"]), stages=by_name(st.integers(1, 8)),
-    cluster=st.dictionaries(NAMES, st.sampled_from([1, 2, 4, 8]), max_size=1), epilogue=st.sampled_from(CHOICES["epilogue"]), min_blocks=st.integers(1, 32),
-    **{name: st.booleans() for name in ("ahead", "hold_a", "reuse_frags", "split", "skip_ones", "defer", "longest_first")})
+    cluster=st.dictionaries(NAMES, st.sampled_from([1, 2, 4, 8]), max_size=1), min_blocks=st.integers(1, 32), l2=st.integers(0, 99),
+    **{name: st.sampled_from(CHOICES[name]) for name in ("epilogue", "split", "persistent")},
+    **{name: st.lists(NAMES, max_size=2, unique=True).map(tuple) for name in SEVERAL},
+    **{f.name: st.booleans() for f in fields(Schedule) if isinstance(f.default, bool)})
 
 
 @settings(max_examples=300, deadline=None)
