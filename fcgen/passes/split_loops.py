@@ -19,7 +19,7 @@ program's own tile that hang over the end of a tensor count as real: then more i
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from ..ir.core import Block, Builder, Env, Kernel, Op, Value, definitions, map_bodies, remove_dead, walk, walk_kernel
 from ..ir.schedule import Schedule
@@ -27,6 +27,7 @@ from ..ir.target import Target
 from ..ir.types import Scalar, Tile
 from .affine import ALL, Affine, Form, Range, Rows, number
 from .common import const_of
+from .loop_copies import Facts, asking, known, specialise
 
 
 def run(kernel: Kernel, schedule: Schedule, target: Target | None) -> Kernel:
@@ -36,20 +37,6 @@ def run(kernel: Kernel, schedule: Schedule, target: Target | None) -> Kernel:
     parts = schedule.warps // 4 if schedule.copy == "tma" and schedule.own_rows else 1
     splitter = _Splitter(schedule.split, chain, parts, bool(schedule.late))
     return map_bodies(kernel, lambda block: remove_dead(splitter.body(block)))
-
-
-@dataclass
-class Facts:
-    """What holds in one copy: conditions with their value, and guards (an op, an axis) that are not needed."""
-
-    conditions: dict[Value, bool]
-    guards: set[tuple[Op, int]]
-
-    def __or__(self, other: Facts) -> Facts:
-        return Facts({**self.conditions, **other.conditions}, self.guards | other.guards)
-
-    def __bool__(self) -> bool:
-        return bool(self.conditions or self.guards)
 
 
 class _Splitter:
@@ -200,9 +187,9 @@ class _Splitter:
         masks = {o: wanted for o in walk(op.regions[0]) if o.kind == "select" and isinstance(o.operands[0].type, Tile)
                  for wanted in [const_of(o.operands[1], self.defs) is None or const_of(o.operands[2], self.defs) is not None]
                  if all(v in decided for v, _ in self.parts(o.operands[0], wanted))}
-        asking = replace(op, regions=(_asking(op, ends[0], ends[1], masks),))
+        one = replace(op, regions=(asking(op, ends[0], ends[1], masks),))
         if not self.ahead:
-            self.emit(asking, out, affine, bounds, always, "", chain, own=self.mine if chain else ALL)
+            self.emit(one, out, affine, bounds, always, "", chain, own=self.mine if chain else ALL)
             return
         # what `skew` takes the first tile's ops from: there, a branch gains nothing
         chain = chain or {"chain": self.chain}
@@ -211,8 +198,8 @@ class _Splitter:
         wide, own = getattr(bounds, side), getattr(self.mine, side) if self.own is not None else None
         self.end(affine, wide, own, out, chain["chain"], side)
         results = self.emit(op, out, affine, Range(wide, wide), always, "masked", chain, last=False, own=Range(own, own))
-        asking = replace(asking, operands=asking.operands[:2] + results)
-        self.emit(asking, out, affine, bounds, always, "full", chain, own=self.mine if self.own is not None else ALL)
+        one = replace(one, operands=one.operands[:2] + results)
+        self.emit(one, out, affine, bounds, always, "full", chain, own=self.mine if self.own is not None else ALL)
 
     @staticmethod
     def ranges(affine: Affine, bounds: Range, full: Range, left: bool, right: bool) -> list[Range]:
@@ -236,8 +223,8 @@ class _Splitter:
         env = Env()
         for v, truth in facts.conditions.items():
             if v not in affine.inside:
-                env[v] = _truth(out, v, truth)
-        body = _specialise(op.regions[0], env, facts) if facts or attrs else op.regions[0]
+                env[v] = known(out, v, truth)
+        body = specialise(op.regions[0], env, facts) if facts or attrs else op.regions[0]
         results = op.results if last else tuple(Value(v.type, v.name) for v in op.results)
         more = {**(attrs or {}), **({"part": part} if part else {})}
         out.add(replace(op, operands=(*ends, *op.operands[2:]), results=results, attrs={**op.attrs, **more}, regions=(body,)))
@@ -368,46 +355,3 @@ def _room(op: Op, affine: Affine) -> Iterator[tuple[int, Form]]:
             if first is not None:
                 yield axis, affine.size(dim) - first - number(shape[axis])
         axis += word != "at"
-
-
-def _truth(b: Builder, v: Value, truth: bool) -> Value:
-    value = b.emit("const", value=truth, dtype="i1")
-    return b.emit("full", value, shape=v.type.shape) if isinstance(v.type, Tile) else value
-
-
-def _specialise(block: Block, env: Env, facts: Facts) -> Block:
-    """A copy in which the facts have been used."""
-    args = tuple(Value(a.type, a.name) for a in block.args)
-    for old, new in zip(block.args, args):
-        env[old] = new
-    b = Builder()
-    for op in block.ops:
-        b.loc = op.loc
-        if len(op.results) == 1 and op.result in facts.conditions:
-            env[op.result] = _truth(b, op.result, facts.conditions[op.result])
-            continue
-        attrs = op.attrs
-        if "guard" in attrs:
-            attrs = {**attrs, "guard": tuple(g and (op, a) not in facts.guards for a, g in enumerate(attrs["guard"]))}
-        operands, regions = env.all(op.operands), tuple(_specialise(r, env, facts) for r in op.regions)
-        results = tuple(Value(r.type, r.name) for r in op.results)
-        for old, new in zip(op.results, results):
-            env[old] = new
-        b.add(replace(op, operands=operands, attrs=attrs, regions=regions, results=results))
-    return b.block(args)
-
-
-def _asking(loop: Op, low: Value | None, high: Value | None, masks: dict[Op, bool]) -> Block:
-    """A loop's body in which these selects, masks or their opposites, let all of a tile pass while low <= index < high."""
-    block = loop.regions[0]
-    b, index = Builder(loop.loc), block.args[0]
-    tests = ([b.emit("ge", index, low)] if low is not None else []) + ([b.emit("lt", index, high)] if high is not None else [])
-    whole = tests[0] if len(tests) == 1 else b.emit("and", *tests)
-    for op in block.ops:
-        b.loc = op.loc
-        if op in masks:
-            cond, kind = op.operands[0], "or" if masks[op] else "and"
-            word = b.emit("full", whole if masks[op] else b.emit("not", whole), shape=cond.type.shape)
-            op = replace(op, operands=(b.emit(kind, word, cond), *op.operands[1:]))
-        b.add(op)
-    return b.block(block.args)
