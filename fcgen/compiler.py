@@ -168,7 +168,7 @@ def _unpack(files: Mapping[str, bytes], meta: Mapping[str, Any], schedule: Sched
 
 
 def facts_of(machine: Kernel, cuda: Any, to: Target) -> Facts:
-    from .ir.core import walk
+    from .ir.core import walk_kernel
     from .ir.types import Tensor
 
     params = []
@@ -181,7 +181,7 @@ def facts_of(machine: Kernel, cuda: Any, to: Target) -> Facts:
     flat = tuple((s.kind, s.name, s.axis, s.detail) for s in cuda.params)
     grid = tuple((a.name, a.dim, a.tile, a.cluster) for a in machine.grid)
     return Facts(cuda.name, to.arch, cuda.threads, cuda.smem_bytes, tuple(params), flat, grid, machine.meta.get("persistent", "none"),
-                 any(op.kind == "grid_wait" for role in machine.roles for op in walk(role.body)))
+                 any(op.kind == "grid_wait" for op in walk_kernel(machine)))
 
 
 @functools.cache

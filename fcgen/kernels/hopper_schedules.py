@@ -46,7 +46,7 @@ def _s(m: int, n: int, groups: int, stages: object = 2, **more: object) -> Sched
 #: loads of Q for the next tile start while this one's are still read
 _TWO = {"q": 2, "k": 2, "v": 2}
 _THREE = {"q": 2, "k": 3, "v": 3}
-#: Masks stand under a branch where that costs no more than 1 %: it is a third less to compile. Beside two loops, in turns: D = 64 1.5 %
+#: Masks stand under a branch where that costs about 1 % or less: it is a third less to compile. Beside two loops, in turns: D = 64 1.5 %
 #: slower at 1024 and 0.4 % at 4096, D = 256 0.9 % at 1024 and level from 4096 on; not timed at D = 192 and in the small rows. At D = 128 it
 #: is 2 to 3 %.
 #: H200, 2026-11-21

@@ -184,9 +184,8 @@ class _Splitter:
         ends = [self.end(affine, f, g, out, chain.get("chain", -1), w) if f is not None else None
                 for f, g, w in ((full.lo, mine.lo, "lo"), (full.hi, mine.hi, "hi"))]
         decided = {v for v, _ in self.wanted(op.regions[0]) if v in always.conditions or v in sometimes.conditions}
-        masks = {o: wanted for o in walk(op.regions[0]) if o.kind == "select" and isinstance(o.operands[0].type, Tile)
-                 for wanted in [const_of(o.operands[1], self.defs) is None or const_of(o.operands[2], self.defs) is not None]
-                 if all(v in decided for v, _ in self.parts(o.operands[0], wanted))}
+        masks = {o: self.passes(o) for o in walk(op.regions[0]) if o.kind == "select" and isinstance(o.operands[0].type, Tile)
+                 and all(v in decided for v, _ in self.parts(o.operands[0], self.passes(o)))}
         one = replace(op, regions=(asking(op, ends[0], ends[1], masks),))
         if not self.ahead:
             self.emit(one, out, affine, bounds, always, "", chain, own=self.mine if chain else ALL)
@@ -278,9 +277,12 @@ class _Splitter:
         """Conditions that selects hang on, and the value that makes the select the branch that is not a constant."""
         for op in walk(block):
             if op.kind == "select":
-                cond, a, b = op.operands
-                other = const_of(a, self.defs) is not None and const_of(b, self.defs) is None
-                yield from self.parts(cond, not other)
+                yield from self.parts(op.operands[0], self.passes(op))
+
+    def passes(self, select: Op) -> bool:
+        """The value of its condition that makes a select the branch that is not a constant."""
+        _, a, b = select.operands
+        return const_of(a, self.defs) is None or const_of(b, self.defs) is not None
 
     def parts(self, v: Value, wanted: bool) -> Iterator[tuple[Value, bool]]:
         """A conjunction (or, wanted false, a disjunction) taken apart: each part that is decided is a gain."""

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import FcError
-from ..ir.core import Kernel, Op, Value, walk
+from ..ir.core import Kernel, Op, Value, walk, walk_kernel
 from ..ir.target import Target
 from ..ir.types import Buffer, Mbarrier, Tensor
 from .agents import Agent
@@ -99,7 +99,7 @@ class Simulation:
         self.persistent = self.kernel.meta.get("persistent", "none") not in ("none", "", None, False)
         self.patience = 1000  # rounds of a `while`
         self.retired: set[int] = set()  # blocks that said claim_done
-        self.early_launch = any(op.kind == "grid_wait" for role in kernel.roles for op in walk(role.body))
+        self.early_launch = any(op.kind == "grid_wait" for op in walk_kernel(kernel))
 
     def _offsets(self) -> tuple[int, ...]:
         """Where each buffer starts: as allocated, or one after the other."""

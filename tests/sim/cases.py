@@ -20,16 +20,10 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 Runs = list[tuple[dict[str, Any], dict[str, np.ndarray]]]
 
 
-@dataclass(frozen=True)
-class Case:
-    """name; compile() -> the program; draw(seed, steps, whole) -> (arguments, expected): the loop takes `steps` tiles, the last one
-    whole or not. stages: how far the copies run ahead. none: the loop may take no step at all."""
+class Compiled:
+    """A program that is compiled when it is first asked for."""
 
-    name: str
     compile: Callable[[], Any]
-    draw: Callable[[int, int, bool], tuple[dict[str, Any], dict[str, np.ndarray]]]
-    stages: int
-    none: bool = True
 
     @cached_property
     def program(self) -> Any:
@@ -38,6 +32,18 @@ class Case:
     @property
     def kernel(self) -> Kernel:
         return self.program.machine
+
+
+@dataclass(frozen=True)
+class Case(Compiled):
+    """name; compile() -> the program; draw(seed, steps, whole) -> (arguments, expected): the loop takes `steps` tiles, the last one
+    whole or not. stages: how far the copies run ahead. none: the loop may take no step at all."""
+
+    name: str
+    compile: Callable[[], Any]
+    draw: Callable[[int, int, bool], tuple[dict[str, Any], dict[str, np.ndarray]]]
+    stages: int
+    none: bool = True
 
     def runs(self, seed: int = 0) -> Runs:
         """All trip counts to 2 stages + 1, whole and not; those that show most faults first."""

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 import fcgen as fc
-from fcgen.ir.core import Kernel
 from fcgen.kernels.attention import SPECS
 from fcgen.kernels.reference import attention_reference
+
+from .cases import Compiled
 
 Run = tuple[dict[str, Any], dict[str, np.ndarray]]
 
@@ -39,21 +39,13 @@ def product(A: "T[M, K]", B: "T[N, K]", C: "out f32[M, N]"):  # type: ignore[nam
 
 
 @dataclass(frozen=True)
-class Generated:
+class Generated(Compiled):
     """compile() -> the program; draw(seed, steps) -> (arguments, expected); counts: steps of the loop, those that show most faults first."""
 
     name: str
     compile: Callable[[], Any]
     draw: Callable[[int, int], Run]
     counts: tuple[int, ...]
-
-    @cached_property
-    def program(self) -> Any:
-        return self.compile()
-
-    @property
-    def kernel(self) -> Kernel:
-        return self.program.machine
 
 
 def attention(name: str, mask: str = "causal_bottom_right", **fields: Any) -> Generated:
