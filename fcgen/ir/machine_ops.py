@@ -11,11 +11,15 @@ wait.
 
 from __future__ import annotations
 
+from .attrs import FLAG, GUARD, INDEX, LAYOUT, TEXT, Attribute, every, one_of, whole
 from .core import Op
 from .layout import OpaqueLayout, RegLayout, quad_rows
 from .ops import define, need
 from .tile_ops import check_index
 from .types import Buffer, Cursor, Frag, Scalar, Tensor, f32, i1, i32
+
+#: elements per access; lanes between those that one butterfly step combines
+VEC = LANE_STEP = Attribute((int,), "1, 2, 4, 8 or 16", (1, 2, 4, 8, 16).__contains__)
 
 
 def _none(types, attrs):
@@ -52,11 +56,12 @@ def _slot(types, attrs):
 
 
 define("slot", "machine", "View of slot (n + ahead) mod slots of a ring. `ahead` is how many tiles past the loop's current one.",
-       _slot, ahead=int)
+       _slot, phases="pipelined synced", ahead=whole(0, 64))
 
 
 define("acquire", "machine", """`acquire views...`: from here on these tiles are read. Says where a loop wants to wait for its
-       tiles; `sync` puts the wait and the barrier in its place.""", _effect_only, effect="write")
+       tiles; `sync` puts the wait and the barrier in its place.""", _effect_only, effect="write",
+       phases="pipelined allocated")
 
 
 def _check_cp_async(op: Op) -> None:
@@ -72,15 +77,16 @@ def _check_cp_async(op: Op) -> None:
 
 define("cp_async", "machine", """`cp_async T, scalars..., buffer`: start copying a rectangle of a tensor into a slot, each thread
        the runs of elements that `threads` (a register layout) gives it; guarded-out elements become zero.""", _effect_only,
-       effect="write",
-       check=_check_cp_async, index=tuple, guard=tuple, threads=RegLayout)
+       effect="write", check=_check_cp_async, phases="pipelined synced", index=INDEX, guard=GUARD, threads=LAYOUT)
 define("commit_group", "machine",
-       "Close this thread's group of cp_async copies (an empty group counts).", _no_operands, effect="write")
+       "Close this thread's group of cp_async copies (an empty group counts).", _no_operands, effect="write", phases="pipelined synced")
 define("wait_group", "machine",
-       "Wait until at most n of this thread's groups are in flight.", _no_operands, effect="write", n=int)
+       "Wait until at most n of this thread's groups are in flight.", _no_operands, effect="write", phases="synced synced",
+       n=whole(0, 64))
 define("barrier", "machine", """All warps of the block; orders shared memory among them. parts=n: the warps of each of n equal parts of the
-       role by themselves.""", _no_operands, effect="write", parts=(int, None))
-define("syncwarp", "machine", "All lanes of the warp; orders shared memory among them.", _no_operands, effect="write")
+       role by themselves.""", _no_operands, effect="write", phases="selected synced", parts=whole(1, 32).maybe)
+define("syncwarp", "machine", "All lanes of the warp; orders shared memory among them.", _no_operands, effect="write",
+       phases="synced synced")
 
 
 def _frag_of(tensor_or_buffer, t, what: str) -> None:
@@ -97,7 +103,7 @@ def _check_ld_global(op: Op) -> None:
 
 define("ld_global", "machine", """`ld_global T, scalars...`: a rectangle of a tensor into registers; guarded-out elements are
        zero. vec: at most this many elements per load.""", _none, effect="read",
-       check=_check_ld_global, index=tuple, guard=tuple, vec=int)
+       check=_check_ld_global, phases="pipelined synced", index=INDEX, guard=GUARD, vec=VEC)
 
 
 def _check_st_global(op: Op) -> None:
@@ -109,8 +115,7 @@ def _check_st_global(op: Op) -> None:
 
 define("st_global", "machine", """`st_global T, frag, scalars...`: registers to a rectangle of a tensor; of threads that hold
        copies one writes. reduce="add" adds atomically.""", _effect_only, effect="write",
-       check=_check_st_global, index=tuple, guard=tuple, vec=int,
-       reduce=(str, None))
+       check=_check_st_global, phases="selected synced", index=INDEX, guard=GUARD, vec=VEC, reduce=one_of("add").maybe)
 
 
 def _region_fits(buffer: Buffer, t: Frag, transposed: bool, what: str) -> None:
@@ -131,7 +136,8 @@ def _check_ld_shared(op: Op) -> None:
 
 
 define("ld_shared", "machine", """`ld_shared buffer, row, col`: plain loads from a slot. A 1-d fragment runs along axis `along` of
-       the stored tile.""", _none, effect="read", check=_check_ld_shared, transposed=(bool, None), along=(int, None))
+       the stored tile.""", _none, effect="read", check=_check_ld_shared, phases="selected synced",
+       transposed=FLAG.maybe, along=whole(0, 1).maybe)
 
 
 def _check_st_shared(op: Op) -> None:
@@ -145,7 +151,7 @@ def _check_st_shared(op: Op) -> None:
 
 define("st_shared", "machine",
        "`st_shared frag, buffer, row, col`: plain stores to a slot; of threads that hold copies one writes.",
-       _effect_only, effect="write", check=_check_st_shared, transposed=(bool, None), along=(int, None))
+       _effect_only, effect="write", check=_check_st_shared, phases="pipelined synced", transposed=FLAG.maybe, along=whole(0, 1).maybe)
 
 
 def _check_ldmatrix(op: Op) -> None:
@@ -159,7 +165,7 @@ def _check_ldmatrix(op: Op) -> None:
 
 define("ldmatrix", "machine", """`ldmatrix buffer, row, col`: 8x8 blocks of 16-bit elements from a slot, four at a time; lane l
        supplies the address of row l. trans: the .trans form, which hands out each block transposed.""", _none, effect="read",
-       check=_check_ldmatrix, transposed=bool, trans=bool)
+       check=_check_ldmatrix, phases="selected synced", transposed=FLAG, trans=FLAG)
 
 
 def _check_mma(op: Op) -> None:
@@ -177,7 +183,7 @@ def _check_mma(op: Op) -> None:
 define("mma", "machine", """`mma a, b, acc` or `mma a, b, acc, col`: acc + a b by the target's instruction `instr`, repeated over
        the fragments; with col (known when the enclosing loop is expanded) only columns col .. col + b's width change. The
        instruction's own register map must be the layouts': checked where the instruction is declared.""", _none,
-       check=_check_mma, instr=str)
+       check=_check_mma, phases="selected synced", instr=TEXT)
 
 
 def _check_stage(op: Op) -> None:
@@ -188,7 +194,7 @@ def _check_stage(op: Op) -> None:
 
 define("stage", "machine",
        "A fragment's tile as a fresh tile in shared memory (until `select` gives it a buffer and stores).", _none,
-       effect="none", check=_check_stage)
+       effect="none", check=_check_stage, phases="placed pipelined")
 
 
 def _check_unstage(op: Op) -> None:
@@ -198,7 +204,7 @@ def _check_unstage(op: Op) -> None:
 
 
 define("unstage", "machine", "A shared-memory tile as a fragment (until `select` chooses the loads).", _none, effect="read",
-       check=_check_unstage)
+       check=_check_unstage, phases="placed pipelined")
 
 
 def _check_quad_transpose(op: Op) -> None:
@@ -232,7 +238,7 @@ def _combine(types, attrs):
 
 
 define("combine", "machine", "Fold a partial reduction over lanes: one butterfly step (shfl.xor) per stride in `lanes`.",
-       _combine, lanes=tuple)
+       _combine, lanes=every(LANE_STEP, 5, 1))
 
 
 def _vote(types, attrs):
@@ -255,7 +261,7 @@ def _check_wmma_load(op: Op) -> None:
 
 
 define("wmma_load", "machine", "`wmma_load buffer, row, col`: wmma::load_matrix_sync for each 16x16 fragment.", _none,
-       effect="read", check=_check_wmma_load, transposed=(bool, None))
+       effect="read", check=_check_wmma_load, phases="selected synced", transposed=FLAG.maybe)
 
 
 def _check_wmma_store(op: Op) -> None:
@@ -268,7 +274,7 @@ def _check_wmma_store(op: Op) -> None:
 
 
 define("wmma_store", "machine", "`wmma_store frag, buffer, row, col`: wmma::store_matrix_sync for each 16x16 fragment.",
-       _effect_only, effect="write", check=_check_wmma_store)
+       _effect_only, effect="write", check=_check_wmma_store, phases="selected synced")
 
 
 def _check_wmma_mma(op: Op) -> None:
@@ -278,4 +284,5 @@ def _check_wmma_mma(op: Op) -> None:
     need([t.layout.role for t in (a, b, c)] == ["a", "b", "acc"], "wmma_mma takes a, b and accumulator fragments")
 
 
-define("wmma_mma", "machine", "`wmma_mma a, b, acc`: wmma::mma_sync for each 16x16x16 product.", _none, check=_check_wmma_mma)
+define("wmma_mma", "machine", "`wmma_mma a, b, acc`: wmma::mma_sync for each 16x16x16 product.", _none, check=_check_wmma_mma,
+       phases="selected synced")

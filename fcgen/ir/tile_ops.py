@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from .attrs import AXES, DTYPE, FLAG, GUARD, INDEX, SHAPE, TEXT, one_of, whole
 from .core import Op
 from .elementwise import FNS, REDUCTIONS
 from .layout import RegLayout
@@ -88,22 +89,23 @@ define("select", BOTH, "Elementwise `condition ? a : b`.", _select)
 
 
 def _cast(types, attrs):
-    need(attrs.get("to") in DTYPES, "cast: `to` names a dtype", ", ".join(DTYPES), attrs.get("to"))
     return (with_dtype(types[0], DTYPES[attrs["to"]]),)
 
 
-define("cast", BOTH, "Convert; to a narrower float rounds to nearest even, float to integer truncates.", _cast, to=str)
+define("cast", BOTH, "Convert; to a narrower float rounds to nearest even, float to integer truncates.", _cast, to=DTYPE)
 
 
 def _const(types, attrs):
     need(not types, "const takes no operands")
-    need(attrs["dtype"] in DTYPES, "const: `dtype` names a dtype", ", ".join(DTYPES), attrs["dtype"])
-    need(DTYPES[attrs["dtype"]].is_float or attrs["value"] in (0, 1) or isinstance(attrs["value"], int),
-         "const: an integer dtype takes a whole number", "a whole number", attrs["value"])
-    return (Scalar(DTYPES[attrs["dtype"]]),)
+    dtype, value = DTYPES[attrs["dtype"]], attrs["value"]
+    if not dtype.is_float:
+        low, high = (0, 1) if dtype == i1 else (-(1 << dtype.bits - 1), (1 << dtype.bits - 1) - 1)
+        need(isinstance(value, int) or value in (0, 1), "const: an integer dtype takes a whole number", "a whole number", value)
+        need(low <= value <= high, f"const: {dtype} holds the number", f"{low} to {high}", value)
+    return (Scalar(dtype),)
 
 
-define("const", BOTH, "A compile-time scalar.", _const, value=(int, float, bool), dtype=str)
+define("const", BOTH, "A compile-time scalar.", _const, value=(int, float, bool), dtype=DTYPE)
 
 
 def _full(types, attrs):
@@ -120,7 +122,7 @@ def _check_full(op: Op) -> None:
 
 
 define("full", BOTH, "A tile with the scalar operand everywhere. Tile level: attribute shape.", _full, check=_check_full,
-       shape=(tuple, None))
+       shape=SHAPE.maybe)
 
 
 def _iota(types, attrs):
@@ -133,7 +135,7 @@ def _check_iota(op: Op) -> None:
     need(len(t.shape) == 1 and t.dtype == i32, "iota makes i32[n]", "i32[n]", t)
 
 
-define("iota", BOTH, "0, 1, ... n-1 as i32[n]. Tile level: attribute shape.", _iota, check=_check_iota, shape=(tuple, None))
+define("iota", BOTH, "0, 1, ... n-1 as i32[n]. Tile level: attribute shape.", _iota, check=_check_iota, shape=SHAPE.maybe)
 
 
 def _broadcast(types, attrs):
@@ -152,7 +154,7 @@ def _check_broadcast(op: Op) -> None:
 
 
 define("broadcast", BOTH, "Copy a tile along new axes: source axis i becomes axis axes[i] of the result.", _broadcast,
-       check=_check_broadcast, axes=tuple, shape=(tuple, None))
+       check=_check_broadcast, axes=AXES, shape=SHAPE.maybe)
 
 
 def _transpose(types, attrs):
@@ -168,7 +170,6 @@ define("transpose", BOTH, "A view with the two axes swapped.", _transpose)
 def _reduce(types, attrs):
     t: Any
     t, axis = types[0], attrs["axis"]
-    need(attrs["fn"] in REDUCTIONS, "reduce: fn", ", ".join(REDUCTIONS), attrs["fn"])
     need(0 <= axis < len(t.shape), "reduce: axis is one of the tile's", f"0..{len(t.shape) - 1}", axis)
     shape = tuple(n for i, n in enumerate(t.shape) if i != axis)
     if isinstance(t, Frag):
@@ -181,7 +182,7 @@ def _reduce(types, attrs):
 
 
 define("reduce", BOTH, """Fold one axis with sum, max or min. On fragments each thread folds what it holds; the result is
-       `partial` where lanes share the axis, and `combine` finishes it.""", _reduce, fn=str, axis=int)
+       `partial` where lanes share the axis, and `combine` finishes it.""", _reduce, fn=one_of(*REDUCTIONS), axis=whole(0, 7))
 
 
 def _dot(types, attrs):
@@ -203,7 +204,7 @@ def _dot(types, attrs):
 define("dot", BOTH, """Matrix product with float32 accumulation: a[M,K] b[K,N] (+ acc[M,N]) -> f32[M,N]. Machine level, until
        `select` expands it: an operand may be a shared-memory tile, stored transposed where ta / tb says so; math names the
        instruction family. ones: so many columns of ones stand to the right of b, and the result is that much wider.""", _dot,
-       ta=(bool, None), tb=(bool, None), math=(str, None), ones=(int, None))
+       phases="placed pipelined", ta=FLAG.maybe, tb=FLAG.maybe, math=one_of("mma", "wmma", "wgmma", "fma").maybe, ones=whole(8, 8).maybe)
 
 
 def _slice(types, attrs):
@@ -225,7 +226,7 @@ def _check_slice(op: Op) -> None:
 
 define("slice", BOTH, """`slice tile, first`: the part that starts at `first` along `axis`. Tile level: `size` positions. On fragments it
        moves nothing, each thread keeps its own registers; `first` is known when the enclosing loop is expanded.""", _slice,
-       check=_check_slice, axis=int, size=(int, None))
+       check=_check_slice, axis=whole(0, 7), size=whole(1).maybe)
 
 
 def check_index(tensor: Any, scalars: tuple[Any, ...], shape: tuple[int, ...], attrs: Mapping[str, Any], what: str) -> None:
@@ -233,7 +234,6 @@ def check_index(tensor: Any, scalars: tuple[Any, ...], shape: tuple[int, ...], a
     need(isinstance(tensor, Tensor), f"{what}: the first operand is a tensor parameter", "tensor", tensor)
     index, guard = attrs["index"], attrs["guard"]
     need(len(index) == len(tensor.dims), f"{what}: one index word per tensor dimension", len(tensor.dims), len(index))
-    need(all(w in ("at", "tile", "all") for w in index), f"{what}: index words", "at, tile, all", index)
     need(len(scalars) == sum(w != "all" for w in index), f"{what}: one scalar per 'at' and 'tile'",
          sum(w != "all" for w in index), len(scalars))
     need(all(isinstance(s, Scalar) and s.dtype in (i32, i64) for s in scalars), f"{what}: positions are integer scalars",
@@ -258,7 +258,7 @@ def _check_load(op: Op) -> None:
 
 
 define("load", BOTH, "Read a rectangle of a tensor: `load T, scalars...`. See the module docstring.", _none, effect="read",
-       check=_check_load, index=tuple, guard=tuple)
+       check=_check_load, phases="placed pipelined", index=INDEX, guard=GUARD)
 
 
 def _check_store(op: Op) -> None:
@@ -266,11 +266,10 @@ def _check_store(op: Op) -> None:
     check_index(tensor, tuple(v.type for v in op.operands[2:]), value.shape, op.attrs, "store")
     need(value.dtype == tensor.dtype, "store: the tile has the tensor's dtype", tensor.dtype, value.dtype,
          hint="cast it: x.to(T.dtype)")
-    need(op.get("reduce", "") in ("", "add"), "store: reduce is add or absent", "add", op.get("reduce"))
 
 
 define("store", BOTH, "Write a rectangle of a tensor: `store T, value, scalars...`; reduce=\"add\" adds atomically.", _none,
-       effect="write", check=_check_store, index=tuple, guard=tuple, reduce=(str, None))
+       effect="write", check=_check_store, phases="placed pipelined", index=INDEX, guard=GUARD, reduce=one_of("add").maybe)
 
 
 def _gather(types, attrs):
@@ -290,7 +289,7 @@ def _size(types, attrs):
     return (Scalar(i32),)
 
 
-define("size", BOTH, "The run-time size of the tensor dimension with this name.", _size, dim=str)
+define("size", BOTH, "The run-time size of the tensor dimension with this name.", _size, dim=TEXT)
 
 
 def _for(types, attrs):
@@ -322,7 +321,8 @@ define("for", BOTH, """`for lo, hi, inits... -> (i, carried...)`: i runs over [l
        iteration may be left out. unroll: bounds are constants and the body is expanded (machine level). chain: loops with one
        number run one after the other over one range and share rings. part: which part of the range ("masked", "full"), for
        people.""", _for, check=_check_for,
-       descending=(bool, None), label=(str, None), tile=(int, None), unroll=(bool, None), chain=(int, None), part=(str, None))
+       descending=FLAG.maybe, label=TEXT.maybe, tile=whole(1).maybe, unroll=FLAG.maybe, chain=whole().maybe,
+       part=one_of("masked", "full").maybe)
 
 
 def _check_if(op: Op) -> None:
@@ -342,6 +342,7 @@ define(
        its first product is done.""",
     lambda types, attrs: (),
     effect="write",
+    phases="placed selected",
 )
 
 
@@ -351,7 +352,7 @@ def _row_part(types, attrs):
 
 
 define("row_part", BOTH, """Which of `parts` equal parts of the program's rows this group of warps works on. Where nobody shares rows out
-       (tile level, one group) it is 0.""", _row_part, parts=int)
+       (tile level, one group) it is 0.""", _row_part, parts=whole(1, 32))
 
 
 def _narrow(types, attrs):
@@ -366,8 +367,9 @@ define(
        part of the rows may take `own` instead. chain: of the loops whose range it is; end: "first" where they start, "last" where they
        stop, "inner" between two of them.""",
     _narrow,
-    chain=int,
-    end=str,
+    phases="placed pipelined",
+    chain=whole(),
+    end=one_of("first", "last", "inner"),
 )
 
 
