@@ -11,8 +11,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from ..errors import FcError, Loc
+from ..errors import Loc
 from ..ir.core import Kernel, walk_kernel
+from ..ir.kernel_rules import require
 from ..ir.target import Instr, Target
 from ..ir.types import Mbarrier, Scalar, Tensor
 from . import (  # noqa: F401  (they register how ops print)
@@ -60,8 +61,7 @@ class CudaSource:
 
 def print_cuda(kernel: Kernel, target: Target, line_directives: bool = False) -> CudaSource:
     """The kernel as CUDA C++. line_directives: also emit `#line`, so that profilers show the spec."""
-    if kernel.level != "machine":
-        raise FcError("compile/unsupported", f"{target.arch} prints machine kernels", expected="machine", got=kernel.level)
+    require(kernel, "synced", "the CUDA printer")
     written = {op.operands[0] for op in walk_kernel(kernel) if op.kind == "st_global"}
     written |= {p for p in kernel.params if "out" in kernel.flags.get(p.name, ())}
     if len(kernel.roles) > 1 or any(isinstance(b.type, Mbarrier) for b in kernel.buffers):

@@ -137,7 +137,8 @@ class Verifier:
                 return RuleError("tile IR has scalars, tiles and tensors", got=t)
         elif isinstance(t, Tile):
             return RuleError("machine IR has no tiles without a place", "frag or smem", t)
-        if isinstance(t, (Tile, Frag, Buffer)) and not (0 < len(t.shape) <= AXES and prod(t.shape) <= MOST):
+        least = 0 if isinstance(t, Frag) else 1  # the last axis may be reduced to a fragment that is still partial
+        if isinstance(t, (Tile, Frag, Buffer)) and not (least <= len(t.shape) <= AXES and prod(t.shape) <= MOST):
             return RuleError(f"a tile has 1 to {AXES} axes and at most {MOST} elements", got=t)
         if isinstance(t, Frag):
             return self.frag_problem(t)

@@ -96,7 +96,7 @@ class Simulation:
         self.places: list[tuple[int, ...]] = []
         self.order = "late"  # when engines act: as late as may be, at once ("eager"), or as the dice say ("any")
         self.block_count, self.claimed = 1, 1
-        self.persistent = self.kernel.meta.get("persistent", "none") not in ("none", "", None, False)
+        self.persistent = kernel.meta.get("persistent", "none") != "none"
         self.patience = 1000  # rounds of a `while`
         self.retired: set[int] = set()  # blocks that said claim_done
         self.early_launch = any(op.kind == "grid_wait" for op in walk_kernel(kernel))

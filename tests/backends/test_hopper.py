@@ -107,7 +107,7 @@ def test_a_slot_ahead_of_its_cursor(ahead, at):
 def test_what_cannot_be_printed_is_refused(old, new, message):
     kernel = parse_kernel(KERNEL.replace(old, new))
     if not message:
-        kernel = parse_kernel(KERNEL.replace(old, new).replace("regs 56", "regs 264"))
+        kernel = parse_kernel(KERNEL.replace(old, new).replace("load warps 4 regs 56", "load warps 8 regs 152"))
         with pytest.raises(FcError, match="more registers than it was launched with"):
             compiler.to_cuda(kernel, TARGET)
         return
