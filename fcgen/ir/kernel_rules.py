@@ -43,12 +43,12 @@ FLAGS = {"out": (Tensor, "a tensor that is written"), "positive": (Scalar, "a sc
 def phase(kernel: Kernel) -> int | None:
     """The number of its phase, where machine IR says it."""
     stage = kernel.meta.get("stage")
-    return PHASES.index(stage) if isinstance(stage, str) and stage in PHASES else None
+    return PHASES.index(stage) if kernel.level == "machine" and isinstance(stage, str) and stage in PHASES else None
 
 
 def require(kernel: Kernel, stage: str, what: str) -> None:
     """FcError unless the kernel has come to this phase. what: needs it."""
-    if phase(kernel) is None or PHASES[phase(kernel) or 0] != stage:
+    if kernel.level != "machine" or kernel.meta.get("stage") != stage:
         raise FcError("compile/unsupported", f"{what} takes machine IR of the phase {stage}", expected=f"meta stage = {stage}",
                       got=f"{kernel.level} IR, stage {kernel.meta.get('stage', 'not given')}",
                       hint="compile the spec, or dump the machine IR without --stop-after")
@@ -62,6 +62,8 @@ def problems(k: Kernel) -> Iterator[Problem]:
     for v in k.buffers:
         if k.level == "tile" or not isinstance(v.type, (Buffer, Mbarrier)):
             yield v, RuleError("buffers are rings of tiles and mbarriers, at the machine level", got=f"{v.type}, {k.level} IR")
+        elif (wrong := memory_map.buffer_problem(v.type)) is not None:
+            yield v, wrong
     for v, e in memory_map.problems(k):
         yield v or ("meta", "smem_offsets"), e
 

@@ -7,16 +7,38 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from .attrs import MOST
 from .core import Kernel, Value
 from .ops import RuleError
-from .types import Mbarrier
+from .types import Buffer, Cursor, Mbarrier
 
 #: bytes on which tiles start: the period of the widest swizzle where there is one; mbarriers
 SWIZZLED, PLAIN, MBARRIER = 1024, 16, 8
+#: slots of a ring
+SLOTS = 64
 
 
 def alignment(v: Value) -> int:
     return MBARRIER if isinstance(v.type, Mbarrier) else SWIZZLED if v.type.layout.swizzle else PLAIN
+
+
+def buffer_problem(t: Buffer | Mbarrier | Cursor) -> RuleError | None:
+    """What is wrong with a ring by itself."""
+    if t.slots > SLOTS:
+        return RuleError("a ring has so many slots", f"1 to {SLOTS}", t.slots)
+    if not isinstance(t, Buffer):
+        return RuleError("the number of arrivals", f"1 to {MOST - 1}", t.count) if isinstance(t, Mbarrier) and t.count >= MOST else None
+    layout, size = t.layout, t.dtype.bytes
+    if not 1 <= len(t.shape) <= 2:
+        return RuleError("a buffer's tile has one or two axes", got=t)
+    if t.shape[-1] % layout.panel:
+        return RuleError("the buffer's columns are whole panels", f"a multiple of {layout.panel}", t)
+    if layout.swizzle and (layout.pad or layout.panel * size > layout.swizzle):
+        return RuleError("rows of a swizzled panel are not padded, and no longer than the swizzle", f"at most {layout.swizzle} bytes",
+                         f"{layout.row_bytes(size)} bytes: {t}")
+    if t.bytes > MOST:
+        return RuleError("a buffer's size", f"at most {MOST} bytes", t.bytes)
+    return None
 
 
 def problems(kernel: Kernel) -> Iterator[tuple[Value | None, RuleError]]:

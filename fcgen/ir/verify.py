@@ -11,20 +11,21 @@ from . import kernel_rules
 from .attrs import MOST
 from .core import Block, Kernel, Op, Role, Value
 from .layout import OpaqueLayout, RegLayout
+from .memory_map import SLOTS, buffer_problem
 from .named_barriers import KINDS, NamedBarriers
 from .ops import OPS, PHASES, WITH_REGIONS, RuleError, attr_problem, misuse, need, told
 from .types import Buffer, Cursor, Frag, Mbarrier, Pending, Scalar, Tensor, Tile, Type, f32
 
 #: regions inside of regions
 NESTING = 200
-#: slots of a ring; axes of a tile
-SLOTS, AXES = 64, 8
+#: axes of a tile
+AXES = 8
 
 
 class Verifier:
     def __init__(self, kernel: Kernel, places: Mapping[Any, Loc]):
         self.kernel, self.places = kernel, places
-        self.phase = kernel_rules.phase(kernel) if kernel.level == "machine" else None
+        self.phase = kernel_rules.phase(kernel)
         self.warps = 0  # of the role
         self.number = 0
         self.right: set[int] = set()  # ids of types that were found right for this role: types are shared, and dear to check
@@ -142,11 +143,7 @@ class Verifier:
             return RuleError(f"a tile has 1 to {AXES} axes and at most {MOST} elements", got=t)
         if isinstance(t, Frag):
             return self.frag_problem(t)
-        if isinstance(t, (Buffer, Mbarrier, Cursor)) and t.slots > SLOTS:
-            return RuleError("a ring has so many slots", f"1 to {SLOTS}", t.slots)
-        if isinstance(t, Mbarrier) and t.count > MOST - 1:
-            return RuleError("the number of arrivals", f"1 to {MOST - 1}", t.count)
-        return buffer_problem(t) if isinstance(t, Buffer) else None
+        return buffer_problem(t) if isinstance(t, (Buffer, Mbarrier, Cursor)) else None
 
     def frag_problem(self, t: Frag) -> RuleError | None:
         layout = t.layout
@@ -175,20 +172,6 @@ class Verifier:
         if op.place is not None and op.loc is not None and op.loc.file != op.place.file:
             notes.append(f"which comes from {op.loc}")
         return FcError("ir/verify", told(op.kind, e), expected=e.expected, got=e.got, hint=e.hint, loc=op.place or op.loc, notes=notes)
-
-
-def buffer_problem(t: Buffer) -> RuleError | None:
-    layout, size = t.layout, t.dtype.bytes
-    if len(t.shape) > 2:
-        return RuleError("a buffer's tile has one or two axes", got=t)
-    if t.shape[-1] % layout.panel:
-        return RuleError("the buffer's columns are whole panels", f"a multiple of {layout.panel}", t)
-    if layout.swizzle and (layout.pad or layout.panel * size > layout.swizzle):
-        return RuleError("rows of a swizzled panel are not padded, and no longer than the swizzle", f"at most {layout.swizzle} bytes",
-                         f"{layout.row_bytes(size)} bytes: {t}")
-    if t.bytes > MOST:
-        return RuleError("a buffer's size", f"at most {MOST} bytes", t.bytes)
-    return None
 
 
 def _join(types: Iterable[Any]) -> str:
