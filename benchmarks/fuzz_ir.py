@@ -3,8 +3,8 @@
     python -m benchmarks.fuzz_ir [--count 20000] [--first 0] [--seconds 3000] [--only N] [--json FILE]
 
 An input is a pure function of its number (`--only N` runs one again and shows it). It goes the way of `fcgen dump FILE --stage cuda`: read
-from a file, parsed, verified, lowered where it is tile IR, checked against the budgets, printed as CUDA C++. A fault is any other exception, more
-than 10 seconds, a dead process, and text of the file (`MARK`) in the CUDA text outside of a comment. With --json the counts of the run are added to those of the file, so that a campaign may be split.
+from a file, parsed, verified, lowered where it is tile IR, checked against the budgets, printed as CUDA C++. A fault is any other
+exception, more than 10 seconds, a dead process, and text of the file (`MARK`) in the CUDA text outside of a comment.
 """
 
 from __future__ import annotations

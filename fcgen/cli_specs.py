@@ -15,6 +15,7 @@ from typing import Any
 from .api import compile, program_from_text
 from .errors import FcError
 from .ir.schedule import Schedule
+from .ir.text import MOST_TEXT
 from .ir.types import DTYPES
 from .lang.spec import Spec
 from .program import Program
@@ -131,6 +132,9 @@ def _no_file(path: Path) -> FcError:
 
 def _text(path: Path) -> str:
     try:
+        if path.stat().st_size > 4 * MOST_TEXT:
+            raise FcError("file/missing", f"{path} is no kernel: it is too long", expected=f"at most {MOST_TEXT} characters",
+                          got=f"{path.stat().st_size} bytes", hint="SPEC is a Python file, or IR text as `fcgen dump` prints it")
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as e:
         raise FcError("file/missing", f"{path} cannot be read as text", got=str(e),

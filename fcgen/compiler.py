@@ -139,9 +139,11 @@ def to_cuda(machine: Kernel, to: Target) -> Any:
     """The CUDA C++ of a machine kernel, after its budgets were checked."""
     from .backends.budget import check_budget
     from .backends.cuda import print_cuda
+    from .ir.fits import check_fits
     from .ir.kernel_rules import require
 
     require(machine, "synced", "the CUDA printer")
+    check_fits(machine, to)
     check_budget(machine, to)
     return print_cuda(machine, to)
 

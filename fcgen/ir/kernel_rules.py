@@ -64,8 +64,8 @@ def problems(k: Kernel) -> Iterator[Problem]:
             yield v, RuleError("buffers are rings of tiles and mbarriers, at the machine level", got=f"{v.type}, {k.level} IR")
         elif (wrong := memory_map.buffer_problem(v.type)) is not None:
             yield v, wrong
-    for v, e in memory_map.problems(k):
-        yield v or ("meta", "smem_offsets"), e
+    for where, e in memory_map.problems(k):
+        yield where or ("meta", "smem_offsets"), e
 
 
 def _params(k: Kernel) -> Iterator[Problem]:
@@ -129,7 +129,7 @@ def _meta(k: Kernel) -> Iterator[Problem]:
         elif not META[name][0].admits(v):
             yield ("meta", name), RuleError(f"meta {name}: {META[name][1]}", META[name][0].words, short(v))
     at = phase(k)
-    for name in ALLOCATED if at is not None else ():
-        if (name in k.meta) != (at >= PHASES.index("allocated")):
+    for name in ALLOCATED:
+        if at is not None and (name in k.meta) != (at >= PHASES.index("allocated")):
             yield ("meta", name if name in k.meta else "stage"), RuleError(
                 f"{name} is known from the phase allocated on", "later" if name in k.meta else name, f"stage {k.meta['stage']}")

@@ -282,6 +282,8 @@ def _check_wmma_mma(op: Op) -> None:
     need(op.result.type == c, "wmma_mma: the result has the accumulator's type", c, op.result.type)
     need(a.shape[1] == b.shape[0] and c.shape == (a.shape[0], b.shape[1]), "wmma_mma: shapes agree", got=f"{a} {b} {c}")
     need([t.layout.role for t in (a, b, c)] == ["a", "b", "acc"], "wmma_mma takes a, b and accumulator fragments")
+    need(len({(t.layout.warps_m, t.layout.warps_n) for t in (a, b, c)}) == 1, "wmma_mma: the three are spread over warps alike")
+    need(a.dtype == b.dtype and a.dtype.bits == 16 and c.dtype == f32, "wmma_mma: 16-bit operands of one dtype, f32 accumulator")
 
 
 define("wmma_mma", "machine", "`wmma_mma a, b, acc`: wmma::mma_sync for each 16x16x16 product.", _none, check=_check_wmma_mma,

@@ -18,7 +18,7 @@ from ..errors import FcError, Loc
 from .core import Block, GridAxis, Kernel, Op, Role, Value
 from .ops import OPS, OpDef, attr_problem, load_ops, verify
 from .parse_words import WordReader, closest
-from .text import REGION_WORDS, base_name
+from .text import MOST_TEXT, REGION_WORDS, base_name
 from .types import Scalar, i32
 from .verify import NESTING
 
@@ -27,10 +27,6 @@ WORDS = {"VALUE": "a value such as %x", "NAME": "a name", "INT": "a whole number
          "STRING": 'a string in "quotes"', "ALIAS": "a layout name such as $0", "_NL": "the end of the line",
          "MARK": "a place such as @file.py:12", "FACTOR": "a digit such as w4@1, l8@4 or r2@1", "TIMES": "warps such as 4x1",
          "RING": "a slot count such as x2", "$END": "the end of the text"}
-
-
-#: no longer text is read: the kernels of this library have 10,000 to 200,000 characters
-MOST_TEXT = 1_000_000
 
 
 @lru_cache(maxsize=1)

@@ -115,8 +115,13 @@ def _full(types, attrs):
     return None
 
 
+def _shaped(op: Op) -> None:
+    need(isinstance(op.result.type, Frag) != ("shape" in op.attrs), f"{op.kind}: the attribute shape goes with tiles, and with them only")
+
+
 def _check_full(op: Op) -> None:
     t = op.result.type
+    _shaped(op)
     need(isinstance(t, (Tile, Frag)) and t.dtype == op.operands[0].type.dtype, "full makes a tile of its scalar's dtype",
          op.operands[0].type.dtype, t)
 
@@ -132,6 +137,7 @@ def _iota(types, attrs):
 
 def _check_iota(op: Op) -> None:
     t = op.result.type
+    _shaped(op)
     need(len(t.shape) == 1 and t.dtype == i32, "iota makes i32[n]", "i32[n]", t)
 
 
@@ -144,6 +150,10 @@ def _broadcast(types, attrs):
 
 def _check_broadcast(op: Op) -> None:
     src, out, axes = op.operands[0].type, op.result.type, op["axes"]
+    need(len(op.operands) == 1 and isinstance(out, (Tile, Frag)) and isinstance(src, (Scalar, Tile, Frag)), "broadcast takes a tile", src,
+         out)
+    need(src.dtype == out.dtype, "broadcast: one dtype", src, out)
+    _shaped(op)
     need(len(axes) == len(src.shape) and len(set(axes)) == len(axes), "broadcast: one target axis per source axis", src, axes)
     need(all(0 <= a < len(out.shape) and out.shape[a] == n for a, n in zip(axes, src.shape)), "broadcast: sizes agree", src, out)
     if isinstance(out, Frag):

@@ -11,7 +11,7 @@ from . import kernel_rules
 from .attrs import MOST
 from .core import Block, Kernel, Op, Role, Value
 from .layout import OpaqueLayout, RegLayout
-from .memory_map import SLOTS, buffer_problem
+from .memory_map import buffer_problem
 from .named_barriers import KINDS, NamedBarriers
 from .ops import OPS, PHASES, WITH_REGIONS, RuleError, attr_problem, misuse, need, told
 from .types import Buffer, Cursor, Frag, Mbarrier, Pending, Scalar, Tensor, Tile, Type, f32
@@ -118,6 +118,9 @@ class Verifier:
                 d.check(op)
             if op.kind in KINDS:
                 self.named.see(op, self.number)
+            elif op.kind in ("mbar_arrive", "tma_load"):
+                blocks = op.get("cluster") or op.get("multicast") or 1
+                need(blocks in (1, self.kernel.cluster), f"{op.kind}: it reaches all blocks of the cluster", self.kernel.cluster, blocks)
             need(op.kind in WITH_REGIONS or not op.regions, f"{op.kind} has no regions")
         except RuleError as e:
             raise self.bad(op, e) from None

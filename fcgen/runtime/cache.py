@@ -150,6 +150,8 @@ class DiskCache:
             return None
         path = self._path(key)
         try:
+            if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would wait for ever
+                return None
             raw = path.read_bytes()
         except FileNotFoundError:
             return None
