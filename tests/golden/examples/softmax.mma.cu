@@ -62,7 +62,7 @@ __device__ __forceinline__ unsigned short half_of(const uint32_t* p, int i) {
 }
 
 // Register i of a tile -> the register, or the offset, that goes with it.
-__device__ constexpr int row_tile(int i) { return i / 8; }
+__device__ constexpr int row_tmp_2(int i) { return i / 8; }
 
 extern "C" __global__ void __launch_bounds__(128, 1)
 softmax(const f16* __restrict__ X, long long X_s0, f16* __restrict__ Y, long long Y_s0, int M, int N) {
@@ -130,6 +130,30 @@ softmax(const f16* __restrict__ X, long long X_s0, f16* __restrict__ Y, long lon
         #pragma unroll
         for (int i = 0; i < 4; ++i)
             tmp_4[i] = mn[i] * 1.442695f;
+        bool any_far = false;
+        #pragma unroll
+        for (int i = 0; i < 4; ++i)
+            any_far |= fabsf(tmp_4[i]) > 8192.0f;
+        any_far = __any_sync(0xffffffffu, any_far);
+        if (any_far) {
+            bool far[4];
+            #pragma unroll
+            for (int i = 0; i < 4; ++i)
+                far[i] = fabsf(tmp_4[i]) > 8192.0f;
+            float tmp_5[4];
+            #pragma unroll
+            for (int i = 0; i < 4; ++i)
+                tmp_5[i] = far[i] ? mn[i] : 0.0f;
+            #pragma unroll
+            for (int i = 0; i < 4; ++i)
+                tmp_4[i] = far[i] ? 0.0f : tmp_4[i];
+            #pragma unroll
+            for (int i = 0; i < 4; ++i)
+                m[i] = m[i] - tmp_5[i];
+            #pragma unroll
+            for (int i = 0; i < 32; ++i)
+                tmp_2[i] = tmp_2[i] - tmp_5[row_tmp_2(i)];
+        }
         float tmp_5[4];
         #pragma unroll
         for (int j = 0; j < 4; ++j) {
@@ -137,14 +161,14 @@ softmax(const f16* __restrict__ X, long long X_s0, f16* __restrict__ Y, long lon
             #pragma unroll
             for (int i = 0; i < 8; ++i) {
                 const int e = j * 8 + i;
-                const float value = exp2_approx(tmp_2[e] * 1.442695f - tmp_4[row_tile(e)]);
+                const float value = exp2_approx(tmp_2[e] * 1.442695f - tmp_4[row_tmp_2(e)]);
                 part[i % 2] = i < 2 ? value : part[i % 2] + value;
             }
             tmp_5[j] = part[0] + part[1];
         }
         #pragma unroll
         for (int i = 0; i < 4; ++i)
-            l[i] = l[i] * exp2_approx((m[i] - mn[i]) * 1.442695f) + tmp_5[i];
+            l[i] = l[i] * exp2_approx(m[i] * 1.442695f - tmp_4[i]) + tmp_5[i];
         #pragma unroll
         for (int i = 0; i < 4; ++i)
             m[i] = mn[i];
@@ -197,6 +221,30 @@ softmax(const f16* __restrict__ X, long long X_s0, f16* __restrict__ Y, long lon
         #pragma unroll
         for (int i = 0; i < 4; ++i)
             tmp_3[i] = mn[i] * 1.442695f;
+        bool any_far = false;
+        #pragma unroll
+        for (int i = 0; i < 4; ++i)
+            any_far |= fabsf(tmp_3[i]) > 8192.0f;
+        any_far = __any_sync(0xffffffffu, any_far);
+        if (any_far) {
+            bool far[4];
+            #pragma unroll
+            for (int i = 0; i < 4; ++i)
+                far[i] = fabsf(tmp_3[i]) > 8192.0f;
+            float tmp_4[4];
+            #pragma unroll
+            for (int i = 0; i < 4; ++i)
+                tmp_4[i] = far[i] ? mn[i] : 0.0f;
+            #pragma unroll
+            for (int i = 0; i < 4; ++i)
+                tmp_3[i] = far[i] ? 0.0f : tmp_3[i];
+            #pragma unroll
+            for (int i = 0; i < 4; ++i)
+                m[i] = m[i] - tmp_4[i];
+            #pragma unroll
+            for (int i = 0; i < 32; ++i)
+                x[i] = x[i] - tmp_4[row_tmp_2(i)];
+        }
         float tmp_4[4];
         #pragma unroll
         for (int j = 0; j < 4; ++j) {
@@ -204,14 +252,14 @@ softmax(const f16* __restrict__ X, long long X_s0, f16* __restrict__ Y, long lon
             #pragma unroll
             for (int i = 0; i < 8; ++i) {
                 const int e = j * 8 + i;
-                const float value = exp2_approx(x[e] * 1.442695f - tmp_3[row_tile(e)]);
+                const float value = exp2_approx(x[e] * 1.442695f - tmp_3[row_tmp_2(e)]);
                 part[i % 2] = i < 2 ? value : part[i % 2] + value;
             }
             tmp_4[j] = part[0] + part[1];
         }
         #pragma unroll
         for (int i = 0; i < 4; ++i)
-            l[i] = l[i] * exp2_approx((m[i] - mn[i]) * 1.442695f) + tmp_4[i];
+            l[i] = l[i] * exp2_approx(m[i] * 1.442695f - tmp_3[i]) + tmp_4[i];
         #pragma unroll
         for (int i = 0; i < 4; ++i)
             m[i] = mn[i];
@@ -230,10 +278,22 @@ softmax(const f16* __restrict__ X, long long X_s0, f16* __restrict__ Y, long lon
     #pragma unroll
     for (int i = 0; i < 4; ++i)
         tmp[i] = m[i] * 1.442695f;
+    bool far[4];
+    #pragma unroll
+    for (int i = 0; i < 4; ++i)
+        far[i] = fabsf(tmp[i]) > 8192.0f;
     float tmp_2[4];
     #pragma unroll
     for (int i = 0; i < 4; ++i)
-        tmp_2[i] = rcp_approx(l[i]);
+        tmp_2[i] = far[i] ? m[i] : 0.0f;
+    float tmp_3[4];
+    #pragma unroll
+    for (int i = 0; i < 4; ++i)
+        tmp_3[i] = far[i] ? 0.0f : tmp[i];
+    float tmp_4[4];
+    #pragma unroll
+    for (int i = 0; i < 4; ++i)
+        tmp_4[i] = rcp_approx(l[i]);
     // for cols in fc.loop(fc.tile(X.N, "BLOCK_N")):  [softmax.py:18]
     // full part of the range
     f16* y_base = Y + (long long)(rows_start + x_row) * Y_s0 + x_col;
@@ -241,25 +301,25 @@ softmax(const f16* __restrict__ X, long long X_s0, f16* __restrict__ Y, long lon
     for (int j_ = 0; j_ < whole_to; ++j_) {
         const int t_2 = j_ * 256;
         // x = fc.load(X[rows, cols]).to(fc.f32)  [softmax.py:19]
-        uint32_t tmp_3[16];
+        uint32_t tmp_5[16];
         const f16* x_ptr = x_base + t_2;
         #pragma unroll
         for (int i = 0; i < 4; ++i) {
-            tmp_3[i * 4] = tmp_3[i * 4 + 1] = tmp_3[i * 4 + 2] = tmp_3[i * 4 + 3] = 0;
-            if (x_pos + i < M) ld_global_b32x4(&tmp_3[i * 4], x_ptr + (long long)i * X_s0);
+            tmp_5[i * 4] = tmp_5[i * 4 + 1] = tmp_5[i * 4 + 2] = tmp_5[i * 4 + 3] = 0;
+            if (x_pos + i < M) ld_global_b32x4(&tmp_5[i * 4], x_ptr + (long long)i * X_s0);
         }
         // fc.store(Y[rows, cols], (fc.exp(x - m) / l).to(Y.dtype))  [softmax.py:20]
-        uint32_t tmp_4[16];
+        uint32_t tmp_6[16];
         #pragma unroll
         for (int i = 0; i < 16; ++i) {
-            const float x = exp2_approx(at_f16(tmp_3, 2 * i) * 1.442695f - tmp[row_tile(2 * i)]) * tmp_2[row_tile(2 * i)];
-            const float x_2 = exp2_approx(at_f16(tmp_3, 2 * i + 1) * 1.442695f - tmp[row_tile(2 * i + 1)]) * tmp_2[row_tile(2 * i + 1)];
-            tmp_4[i] = pack_f16(x, x_2);
+            const float x = exp2_approx((at_f16(tmp_5, 2 * i) - tmp_2[row_tmp_2(2 * i)]) * 1.442695f - tmp_3[row_tmp_2(2 * i)]);
+            const float x_2 = (at_f16(tmp_5, 2 * i + 1) - tmp_2[row_tmp_2(2 * i + 1)]) * 1.442695f - tmp_3[row_tmp_2(2 * i + 1)];
+            tmp_6[i] = pack_f16(x * tmp_4[row_tmp_2(2 * i)], exp2_approx(x_2) * tmp_4[row_tmp_2(2 * i + 1)]);
         }
         f16* y_ptr = y_base + t_2;
         #pragma unroll
         for (int i = 0; i < 4; ++i)
-            if (x_pos + i < M) st_global_b32x4(y_ptr + (long long)i * Y_s0, &tmp_4[i * 4]);
+            if (x_pos + i < M) st_global_b32x4(y_ptr + (long long)i * Y_s0, &tmp_6[i * 4]);
     }
     // for cols in fc.loop(fc.tile(X.N, "BLOCK_N")):  [softmax.py:18]
     // masked part of the range
@@ -267,26 +327,26 @@ softmax(const f16* __restrict__ X, long long X_s0, f16* __restrict__ Y, long lon
     for (int j_ = whole_to; j_ < t; ++j_) {
         const int t_2 = j_ * 256;
         // x = fc.load(X[rows, cols]).to(fc.f32)  [softmax.py:19]
-        uint32_t tmp_3[16];
+        uint32_t tmp_5[16];
         const f16* x_ptr = x_base + t_2;
         const int x_pos_2 = t_2 + x_col;
         #pragma unroll
         for (int i = 0; i < 16; ++i) {
             const uint32_t lo = x_pos + 2 * i / 8 < M && x_pos_2 + 2 * i % 8 < N ? x_ptr[(long long)(2 * i / 8) * X_s0 + 2 * i % 8] : 0;
             const uint32_t hi = x_pos + (2 * i + 1) / 8 < M && x_pos_2 + (2 * i + 1) % 8 < N ? x_ptr[(long long)((2 * i + 1) / 8) * X_s0 + (2 * i + 1) % 8] : 0;
-            tmp_3[i] = lo | hi << 16;
+            tmp_5[i] = lo | hi << 16;
         }
         // fc.store(Y[rows, cols], (fc.exp(x - m) / l).to(Y.dtype))  [softmax.py:20]
-        uint32_t tmp_4[16];
+        uint32_t tmp_6[16];
         #pragma unroll
         for (int i = 0; i < 16; ++i) {
-            const float x = exp2_approx(at_f16(tmp_3, 2 * i) * 1.442695f - tmp[row_tile(2 * i)]) * tmp_2[row_tile(2 * i)];
-            const float x_2 = exp2_approx(at_f16(tmp_3, 2 * i + 1) * 1.442695f - tmp[row_tile(2 * i + 1)]) * tmp_2[row_tile(2 * i + 1)];
-            tmp_4[i] = pack_f16(x, x_2);
+            const float x = exp2_approx((at_f16(tmp_5, 2 * i) - tmp_2[row_tmp_2(2 * i)]) * 1.442695f - tmp_3[row_tmp_2(2 * i)]);
+            const float x_2 = (at_f16(tmp_5, 2 * i + 1) - tmp_2[row_tmp_2(2 * i + 1)]) * 1.442695f - tmp_3[row_tmp_2(2 * i + 1)];
+            tmp_6[i] = pack_f16(x * tmp_4[row_tmp_2(2 * i)], exp2_approx(x_2) * tmp_4[row_tmp_2(2 * i + 1)]);
         }
         f16* y_ptr = y_base + t_2;
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            if (x_pos + i / 8 < M && x_pos_2 + i % 8 < N) y_ptr[(long long)(i / 8) * Y_s0 + i % 8] = half_of(tmp_4, i);
+            if (x_pos + i / 8 < M && x_pos_2 + i % 8 < N) y_ptr[(long long)(i / 8) * Y_s0 + i % 8] = half_of(tmp_6, i);
     }
 }

@@ -246,50 +246,78 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
         for (int i = 0; i < 16; ++i)
             base[i] = mn[i] == -INF ? 0.0f : mn[i];
         // p, a = fc.exp(s - base), fc.exp(m - base)  [variants.py:23]
+        float tmp_4[16];
+        #pragma unroll
+        for (int i = 0; i < 16; ++i)
+            tmp_4[i] = base[i] * 1.442695f;
+        bool any_far = false;
+        #pragma unroll
+        for (int i = 0; i < 16; ++i)
+            any_far |= fabsf(tmp_4[i]) > 8192.0f;
+        any_far = __any_sync(0xffffffffu, any_far);
+        if (any_far) {
+            bool far[16];
+            #pragma unroll
+            for (int i = 0; i < 16; ++i)
+                far[i] = fabsf(tmp_4[i]) > 8192.0f;
+            float tmp_5[16];
+            #pragma unroll
+            for (int i = 0; i < 16; ++i)
+                tmp_5[i] = far[i] ? base[i] : 0.0f;
+            #pragma unroll
+            for (int i = 0; i < 16; ++i)
+                tmp_4[i] = far[i] ? 0.0f : tmp_4[i];
+            #pragma unroll
+            for (int i = 0; i < 32; ++i)
+                s[i] = s[i] - tmp_5[row_tmp_2(i)];
+            #pragma unroll
+            for (int i = 0; i < 16; ++i)
+                m[i] = m[i] - tmp_5[i];
+        }
         float p[32];
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            p[i] = exp2_approx(s[i] * 1.442695f - base[row_tmp_2(i)] * 1.442695f);
+            p[i] = exp2_approx(s[i] * 1.442695f - tmp_4[row_tmp_2(i)]);
         float a[16];
         #pragma unroll
         for (int i = 0; i < 16; ++i)
-            a[i] = exp2_approx((m[i] - base[i]) * 1.442695f);
+            a[i] = exp2_approx(m[i] * 1.442695f - tmp_4[i]);
         // l <<= l * a + fc.sum(p, axis=1)  [variants.py:24]
-        float tmp_4[16];
+        float tmp_5[16];
         #pragma unroll
         for (int j = 0; j < 16; ++j) {
             #pragma unroll
             for (int i = 0; i < 2; ++i) {
                 const int e = j * 2 + i;
-                tmp_4[j] = i < 1 ? p[e] : tmp_4[j] + p[e];
+                tmp_5[j] = i < 1 ? p[e] : tmp_5[j] + p[e];
             }
         }
         #pragma unroll
         for (int i = 0; i < 16; ++i)
-            l[i] = l[i] * a[i] + tmp_4[i];
+            l[i] = l[i] * a[i] + tmp_5[i];
         // acc <<= acc * a + fc.dot(p.to(V.dtype), fc.load(V[b, h, cols]))  [variants.py:25]
         #pragma unroll
         for (int i = 0; i < 32; ++i)
             acc[i] = acc[i] * a[row_tmp_2(i)];
-        uint32_t tmp_5[16];
+        uint32_t tmp_6[16];
         #pragma unroll
         for (int i = 0; i < 16; ++i)
-            tmp_5[i] = pack_f16(p[2 * i], p[2 * i + 1]);
-        uint32_t tmp_6[16];
+            tmp_6[i] = pack_f16(p[2 * i], p[2 * i + 1]);
+        uint32_t tmp_7[16];
         const f16* v_ptr = v_base + (long long)t_5 * V_s2;
         #pragma unroll
         for (int i = 0; i < 16; ++i) {
             const uint32_t lo = k_pos + 2 * i / 2 < N ? v_ptr[(long long)(2 * i / 2) * V_s2 + 2 * i % 2 * 32] : 0;
             const uint32_t hi = k_pos + (2 * i + 1) / 2 < N ? v_ptr[(long long)((2 * i + 1) / 2) * V_s2 + (2 * i + 1) % 2 * 32] : 0;
-            tmp_6[i] = lo | hi << 16;
+            tmp_7[i] = lo | hi << 16;
         }
         __syncthreads();
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            st_shared_b16(k_tile_at + i / 2 * 144 + i % 2 * 64, half_of(tmp_6, i));
+            st_shared_b16(k_tile_at + i / 2 * 144 + i % 2 * 64, half_of(tmp_7, i));
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            st_shared_b16(tile_at + i / 2 * 144 + i % 2 * 64, half_of(tmp_5, i));
+            st_shared_b16(tile_at + i / 2 * 144 + i % 2 * 64, half_of(tmp_6, i));
         __syncthreads();
         #pragma unroll 1
         for (int k = 0; k < 64; ++k) {
@@ -402,50 +430,78 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
         for (int i = 0; i < 16; ++i)
             base[i] = mn[i] == -INF ? 0.0f : mn[i];
         // p, a = fc.exp(s - base), fc.exp(m - base)  [variants.py:23]
+        float tmp_4[16];
+        #pragma unroll
+        for (int i = 0; i < 16; ++i)
+            tmp_4[i] = base[i] * 1.442695f;
+        bool any_far = false;
+        #pragma unroll
+        for (int i = 0; i < 16; ++i)
+            any_far |= fabsf(tmp_4[i]) > 8192.0f;
+        any_far = __any_sync(0xffffffffu, any_far);
+        if (any_far) {
+            bool far[16];
+            #pragma unroll
+            for (int i = 0; i < 16; ++i)
+                far[i] = fabsf(tmp_4[i]) > 8192.0f;
+            float tmp_5[16];
+            #pragma unroll
+            for (int i = 0; i < 16; ++i)
+                tmp_5[i] = far[i] ? base[i] : 0.0f;
+            #pragma unroll
+            for (int i = 0; i < 16; ++i)
+                tmp_4[i] = far[i] ? 0.0f : tmp_4[i];
+            #pragma unroll
+            for (int i = 0; i < 32; ++i)
+                s[i] = s[i] - tmp_5[row_tmp_2(i)];
+            #pragma unroll
+            for (int i = 0; i < 16; ++i)
+                m[i] = m[i] - tmp_5[i];
+        }
         float p[32];
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            p[i] = exp2_approx(s[i] * 1.442695f - base[row_tmp_2(i)] * 1.442695f);
+            p[i] = exp2_approx(s[i] * 1.442695f - tmp_4[row_tmp_2(i)]);
         float a[16];
         #pragma unroll
         for (int i = 0; i < 16; ++i)
-            a[i] = exp2_approx((m[i] - base[i]) * 1.442695f);
+            a[i] = exp2_approx(m[i] * 1.442695f - tmp_4[i]);
         // l <<= l * a + fc.sum(p, axis=1)  [variants.py:24]
-        float tmp_4[16];
+        float tmp_5[16];
         #pragma unroll
         for (int j = 0; j < 16; ++j) {
             #pragma unroll
             for (int i = 0; i < 2; ++i) {
                 const int e = j * 2 + i;
-                tmp_4[j] = i < 1 ? p[e] : tmp_4[j] + p[e];
+                tmp_5[j] = i < 1 ? p[e] : tmp_5[j] + p[e];
             }
         }
         #pragma unroll
         for (int i = 0; i < 16; ++i)
-            l[i] = l[i] * a[i] + tmp_4[i];
+            l[i] = l[i] * a[i] + tmp_5[i];
         // acc <<= acc * a + fc.dot(p.to(V.dtype), fc.load(V[b, h, cols]))  [variants.py:25]
         #pragma unroll
         for (int i = 0; i < 32; ++i)
             acc[i] = acc[i] * a[row_tmp_2(i)];
-        uint32_t tmp_5[16];
+        uint32_t tmp_6[16];
         #pragma unroll
         for (int i = 0; i < 16; ++i)
-            tmp_5[i] = pack_f16(p[2 * i], p[2 * i + 1]);
-        uint32_t tmp_6[16];
+            tmp_6[i] = pack_f16(p[2 * i], p[2 * i + 1]);
+        uint32_t tmp_7[16];
         const f16* v_ptr = v_base + (long long)t_5 * V_s2;
         #pragma unroll
         for (int i = 0; i < 16; ++i) {
             const uint32_t lo = v_ptr[(long long)(2 * i / 2) * V_s2 + 2 * i % 2 * 32];
             const uint32_t hi = v_ptr[(long long)((2 * i + 1) / 2) * V_s2 + (2 * i + 1) % 2 * 32];
-            tmp_6[i] = lo | hi << 16;
+            tmp_7[i] = lo | hi << 16;
         }
         __syncthreads();
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            st_shared_b16(k_tile_at + i / 2 * 144 + i % 2 * 64, half_of(tmp_6, i));
+            st_shared_b16(k_tile_at + i / 2 * 144 + i % 2 * 64, half_of(tmp_7, i));
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            st_shared_b16(tile_at + i / 2 * 144 + i % 2 * 64, half_of(tmp_5, i));
+            st_shared_b16(tile_at + i / 2 * 144 + i % 2 * 64, half_of(tmp_6, i));
         __syncthreads();
         #pragma unroll 1
         for (int k = 0; k < 64; ++k) {
@@ -563,50 +619,78 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
         for (int i = 0; i < 16; ++i)
             base[i] = mn[i] == -INF ? 0.0f : mn[i];
         // p, a = fc.exp(s - base), fc.exp(m - base)  [variants.py:23]
+        float tmp_4[16];
+        #pragma unroll
+        for (int i = 0; i < 16; ++i)
+            tmp_4[i] = base[i] * 1.442695f;
+        bool any_far = false;
+        #pragma unroll
+        for (int i = 0; i < 16; ++i)
+            any_far |= fabsf(tmp_4[i]) > 8192.0f;
+        any_far = __any_sync(0xffffffffu, any_far);
+        if (any_far) {
+            bool far[16];
+            #pragma unroll
+            for (int i = 0; i < 16; ++i)
+                far[i] = fabsf(tmp_4[i]) > 8192.0f;
+            float tmp_5[16];
+            #pragma unroll
+            for (int i = 0; i < 16; ++i)
+                tmp_5[i] = far[i] ? base[i] : 0.0f;
+            #pragma unroll
+            for (int i = 0; i < 16; ++i)
+                tmp_4[i] = far[i] ? 0.0f : tmp_4[i];
+            #pragma unroll
+            for (int i = 0; i < 32; ++i)
+                s[i] = s[i] - tmp_5[row_tmp_2(i)];
+            #pragma unroll
+            for (int i = 0; i < 16; ++i)
+                m[i] = m[i] - tmp_5[i];
+        }
         float p[32];
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            p[i] = exp2_approx(s[i] * 1.442695f - base[row_tmp_2(i)] * 1.442695f);
+            p[i] = exp2_approx(s[i] * 1.442695f - tmp_4[row_tmp_2(i)]);
         float a[16];
         #pragma unroll
         for (int i = 0; i < 16; ++i)
-            a[i] = exp2_approx((m[i] - base[i]) * 1.442695f);
+            a[i] = exp2_approx(m[i] * 1.442695f - tmp_4[i]);
         // l <<= l * a + fc.sum(p, axis=1)  [variants.py:24]
-        float tmp_4[16];
+        float tmp_5[16];
         #pragma unroll
         for (int j = 0; j < 16; ++j) {
             #pragma unroll
             for (int i = 0; i < 2; ++i) {
                 const int e = j * 2 + i;
-                tmp_4[j] = i < 1 ? p[e] : tmp_4[j] + p[e];
+                tmp_5[j] = i < 1 ? p[e] : tmp_5[j] + p[e];
             }
         }
         #pragma unroll
         for (int i = 0; i < 16; ++i)
-            l[i] = l[i] * a[i] + tmp_4[i];
+            l[i] = l[i] * a[i] + tmp_5[i];
         // acc <<= acc * a + fc.dot(p.to(V.dtype), fc.load(V[b, h, cols]))  [variants.py:25]
         #pragma unroll
         for (int i = 0; i < 32; ++i)
             acc[i] = acc[i] * a[row_tmp_2(i)];
-        uint32_t tmp_5[16];
+        uint32_t tmp_6[16];
         #pragma unroll
         for (int i = 0; i < 16; ++i)
-            tmp_5[i] = pack_f16(p[2 * i], p[2 * i + 1]);
-        uint32_t tmp_6[16];
+            tmp_6[i] = pack_f16(p[2 * i], p[2 * i + 1]);
+        uint32_t tmp_7[16];
         const f16* v_ptr = v_base + (long long)t_5 * V_s2;
         #pragma unroll
         for (int i = 0; i < 16; ++i) {
             const uint32_t lo = k_pos + 2 * i / 2 < N ? v_ptr[(long long)(2 * i / 2) * V_s2 + 2 * i % 2 * 32] : 0;
             const uint32_t hi = k_pos + (2 * i + 1) / 2 < N ? v_ptr[(long long)((2 * i + 1) / 2) * V_s2 + (2 * i + 1) % 2 * 32] : 0;
-            tmp_6[i] = lo | hi << 16;
+            tmp_7[i] = lo | hi << 16;
         }
         __syncthreads();
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            st_shared_b16(k_tile_at + i / 2 * 144 + i % 2 * 64, half_of(tmp_6, i));
+            st_shared_b16(k_tile_at + i / 2 * 144 + i % 2 * 64, half_of(tmp_7, i));
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            st_shared_b16(tile_at + i / 2 * 144 + i % 2 * 64, half_of(tmp_5, i));
+            st_shared_b16(tile_at + i / 2 * 144 + i % 2 * 64, half_of(tmp_6, i));
         __syncthreads();
         #pragma unroll 1
         for (int k = 0; k < 64; ++k) {

@@ -308,6 +308,30 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
         #pragma unroll
         for (int i = 0; i < 2; ++i)
             tmp_3[i] = base[i] * 1.442695f;
+        bool any_far = false;
+        #pragma unroll
+        for (int i = 0; i < 2; ++i)
+            any_far |= fabsf(tmp_3[i]) > 8192.0f;
+        any_far = __any_sync(0xffffffffu, any_far);
+        if (any_far) {
+            bool far[2];
+            #pragma unroll
+            for (int i = 0; i < 2; ++i)
+                far[i] = fabsf(tmp_3[i]) > 8192.0f;
+            float tmp_4[2];
+            #pragma unroll
+            for (int i = 0; i < 2; ++i)
+                tmp_4[i] = far[i] ? base[i] : 0.0f;
+            #pragma unroll
+            for (int i = 0; i < 2; ++i)
+                tmp_3[i] = far[i] ? 0.0f : tmp_3[i];
+            #pragma unroll
+            for (int i = 0; i < 32; ++i)
+                s[i] = s[i] - tmp_4[row_s(i)];
+            #pragma unroll
+            for (int i = 0; i < 2; ++i)
+                m[i] = m[i] - tmp_4[i];
+        }
         float p[32];
         #pragma unroll
         for (int i = 0; i < 32; ++i)
@@ -315,7 +339,7 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
         float a[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            a[i] = exp2_approx((m[i] - base[i]) * 1.442695f);
+            a[i] = exp2_approx(m[i] * 1.442695f - tmp_3[i]);
         // l <<= l * a + fc.sum(p, axis=1)  [variants.py:24]
         float tmp_4[2];
         #pragma unroll
@@ -445,6 +469,30 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
         #pragma unroll
         for (int i = 0; i < 2; ++i)
             tmp_3[i] = base[i] * 1.442695f;
+        bool any_far = false;
+        #pragma unroll
+        for (int i = 0; i < 2; ++i)
+            any_far |= fabsf(tmp_3[i]) > 8192.0f;
+        any_far = __any_sync(0xffffffffu, any_far);
+        if (any_far) {
+            bool far[2];
+            #pragma unroll
+            for (int i = 0; i < 2; ++i)
+                far[i] = fabsf(tmp_3[i]) > 8192.0f;
+            float tmp_4[2];
+            #pragma unroll
+            for (int i = 0; i < 2; ++i)
+                tmp_4[i] = far[i] ? base[i] : 0.0f;
+            #pragma unroll
+            for (int i = 0; i < 2; ++i)
+                tmp_3[i] = far[i] ? 0.0f : tmp_3[i];
+            #pragma unroll
+            for (int i = 0; i < 32; ++i)
+                s[i] = s[i] - tmp_4[row_s(i)];
+            #pragma unroll
+            for (int i = 0; i < 2; ++i)
+                m[i] = m[i] - tmp_4[i];
+        }
         float p[32];
         #pragma unroll
         for (int i = 0; i < 32; ++i)
@@ -452,7 +500,7 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
         float a[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            a[i] = exp2_approx((m[i] - base[i]) * 1.442695f);
+            a[i] = exp2_approx(m[i] * 1.442695f - tmp_3[i]);
         // l <<= l * a + fc.sum(p, axis=1)  [variants.py:24]
         float tmp_4[2];
         #pragma unroll
@@ -597,6 +645,30 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
         #pragma unroll
         for (int i = 0; i < 2; ++i)
             tmp_3[i] = base[i] * 1.442695f;
+        bool any_far = false;
+        #pragma unroll
+        for (int i = 0; i < 2; ++i)
+            any_far |= fabsf(tmp_3[i]) > 8192.0f;
+        any_far = __any_sync(0xffffffffu, any_far);
+        if (any_far) {
+            bool far[2];
+            #pragma unroll
+            for (int i = 0; i < 2; ++i)
+                far[i] = fabsf(tmp_3[i]) > 8192.0f;
+            float tmp_4[2];
+            #pragma unroll
+            for (int i = 0; i < 2; ++i)
+                tmp_4[i] = far[i] ? base[i] : 0.0f;
+            #pragma unroll
+            for (int i = 0; i < 2; ++i)
+                tmp_3[i] = far[i] ? 0.0f : tmp_3[i];
+            #pragma unroll
+            for (int i = 0; i < 32; ++i)
+                s[i] = s[i] - tmp_4[row_s(i)];
+            #pragma unroll
+            for (int i = 0; i < 2; ++i)
+                m[i] = m[i] - tmp_4[i];
+        }
         float p[32];
         #pragma unroll
         for (int i = 0; i < 32; ++i)
@@ -604,7 +676,7 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
         float a[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            a[i] = exp2_approx((m[i] - base[i]) * 1.442695f);
+            a[i] = exp2_approx(m[i] * 1.442695f - tmp_3[i]);
         // l <<= l * a + fc.sum(p, axis=1)  [variants.py:24]
         float tmp_4[2];
         #pragma unroll

@@ -269,6 +269,30 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
         #pragma unroll
         for (int i = 0; i < 2; ++i)
             tmp_4[i] = base[i] * 1.442695f;
+        bool any_far = false;
+        #pragma unroll
+        for (int i = 0; i < 2; ++i)
+            any_far |= fabsf(tmp_4[i]) > 8192.0f;
+        any_far = __any_sync(0xffffffffu, any_far);
+        if (any_far) {
+            bool far[2];
+            #pragma unroll
+            for (int i = 0; i < 2; ++i)
+                far[i] = fabsf(tmp_4[i]) > 8192.0f;
+            float tmp_5[2];
+            #pragma unroll
+            for (int i = 0; i < 2; ++i)
+                tmp_5[i] = far[i] ? base[i] : 0.0f;
+            #pragma unroll
+            for (int i = 0; i < 2; ++i)
+                tmp_4[i] = far[i] ? 0.0f : tmp_4[i];
+            #pragma unroll
+            for (int i = 0; i < 32; ++i)
+                s[i] = s[i] - tmp_5[row_s(i)];
+            #pragma unroll
+            for (int i = 0; i < 2; ++i)
+                m[i] = m[i] - tmp_5[i];
+        }
         float p[32];
         #pragma unroll
         for (int i = 0; i < 32; ++i)
@@ -276,7 +300,7 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
         float a[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            a[i] = exp2_approx((m[i] - base[i]) * 1.442695f);
+            a[i] = exp2_approx(m[i] * 1.442695f - tmp_4[i]);
         // l <<= l * a + fc.sum(p, axis=1)  [variants.py:24]
         float tmp_5[2];
         #pragma unroll
@@ -434,6 +458,30 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
         #pragma unroll
         for (int i = 0; i < 2; ++i)
             tmp_4[i] = base[i] * 1.442695f;
+        bool any_far = false;
+        #pragma unroll
+        for (int i = 0; i < 2; ++i)
+            any_far |= fabsf(tmp_4[i]) > 8192.0f;
+        any_far = __any_sync(0xffffffffu, any_far);
+        if (any_far) {
+            bool far[2];
+            #pragma unroll
+            for (int i = 0; i < 2; ++i)
+                far[i] = fabsf(tmp_4[i]) > 8192.0f;
+            float tmp_5[2];
+            #pragma unroll
+            for (int i = 0; i < 2; ++i)
+                tmp_5[i] = far[i] ? base[i] : 0.0f;
+            #pragma unroll
+            for (int i = 0; i < 2; ++i)
+                tmp_4[i] = far[i] ? 0.0f : tmp_4[i];
+            #pragma unroll
+            for (int i = 0; i < 32; ++i)
+                s[i] = s[i] - tmp_5[row_s(i)];
+            #pragma unroll
+            for (int i = 0; i < 2; ++i)
+                m[i] = m[i] - tmp_5[i];
+        }
         float p[32];
         #pragma unroll
         for (int i = 0; i < 32; ++i)
@@ -441,7 +489,7 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
         float a[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            a[i] = exp2_approx((m[i] - base[i]) * 1.442695f);
+            a[i] = exp2_approx(m[i] * 1.442695f - tmp_4[i]);
         // l <<= l * a + fc.sum(p, axis=1)  [variants.py:24]
         float tmp_5[2];
         #pragma unroll
@@ -614,6 +662,30 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
         #pragma unroll
         for (int i = 0; i < 2; ++i)
             tmp_4[i] = base[i] * 1.442695f;
+        bool any_far = false;
+        #pragma unroll
+        for (int i = 0; i < 2; ++i)
+            any_far |= fabsf(tmp_4[i]) > 8192.0f;
+        any_far = __any_sync(0xffffffffu, any_far);
+        if (any_far) {
+            bool far[2];
+            #pragma unroll
+            for (int i = 0; i < 2; ++i)
+                far[i] = fabsf(tmp_4[i]) > 8192.0f;
+            float tmp_5[2];
+            #pragma unroll
+            for (int i = 0; i < 2; ++i)
+                tmp_5[i] = far[i] ? base[i] : 0.0f;
+            #pragma unroll
+            for (int i = 0; i < 2; ++i)
+                tmp_4[i] = far[i] ? 0.0f : tmp_4[i];
+            #pragma unroll
+            for (int i = 0; i < 32; ++i)
+                s[i] = s[i] - tmp_5[row_s(i)];
+            #pragma unroll
+            for (int i = 0; i < 2; ++i)
+                m[i] = m[i] - tmp_5[i];
+        }
         float p[32];
         #pragma unroll
         for (int i = 0; i < 32; ++i)
@@ -621,7 +693,7 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
         float a[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            a[i] = exp2_approx((m[i] - base[i]) * 1.442695f);
+            a[i] = exp2_approx(m[i] * 1.442695f - tmp_4[i]);
         // l <<= l * a + fc.sum(p, axis=1)  [variants.py:24]
         float tmp_5[2];
         #pragma unroll
