@@ -1,7 +1,7 @@
 """vote: what hangs on a row condition that is rarely true is done under one branch per warp.
 
-In: placed machine IR. Out: where a row condition selects between new and old row values, `n = select(c, new, old)`, between a factor and
-one, `f = select(c, factor, 1)`, or between a shift and zero, `d = select(c, shift, 0)`, the selects and every `x * f` and `x - d` become one
+In: placed machine IR. Out: where a row condition selects between new and old row values, `n = select(c, new, old)`, between a factor
+and one, `f = select(c, factor, 1)`, or a shift and zero, `d = select(c, shift, 0)`, the selects and every `x * f` and `x - d` become one
 `if` on a vote of the warp. The other branch is the program with the condition false: n is old, x * f and x - d are x, nothing is computed.
 Conditions of selects that say `rare` are always voted on, all others with `schedule.vote`.
 

@@ -42,7 +42,7 @@ def host_text(src: CudaSource) -> str:
 
 #: nvcc makes one multiply-add of a product and a sum, with one rounding, and so does g++ where the CPU can
 _CPU = Path("/proc/cpuinfo")
-CONTRACT = ("-mfma", "-ffp-contract=fast") if _CPU.exists() and " fma " in _CPU.read_text() else ()
+CONTRACT = ("-mfma", "-ffp-contract=fast", "-fexpensive-optimizations") if _CPU.exists() and " fma " in _CPU.read_text() else ()
 
 
 def run_on_host(

@@ -5,14 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+import fcgen as fc
 from fcgen.backends.ada import TARGETS
 from fcgen.backends.cuda import print_cuda
 from fcgen.ir.elementwise import round_bf16
 from fcgen.ir.layout import SmemLayout, blocked, mma_a, mma_b, mma_c, native_smem
 from fcgen.ir.ops import verify
 from fcgen.ir.types import bf16, f16, f32, i32
-
-import fcgen as fc
 
 from .host import CONTRACT, run_on_host
 from .programs import branches, gemm, half_math, row_softmax, small_shapes, through_shared, two_dots
