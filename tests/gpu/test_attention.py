@@ -63,7 +63,8 @@ SCHEDULES = {
 def test_schedules(name, dtype, causal):
     schedule, lazy = SCHEDULES[name]
     c = dataclasses.replace(BASE, dtype=dtype, causal=False if causal == "none" else causal, n=333)
-    arch, mask = fc.gpu_target(), c.kernel[3]
+    arch = fc.gpu_target()
+    mask = c.kernel(arch)[3]
     made = build(Job(schedule or pick(arch, 64, "wmma", mask), mask=mask, dtype=dtype, lazy=lazy, arch=arch))
     assert made.error is None, made.error
     q, k, v = inputs(c)
