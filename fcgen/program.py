@@ -10,6 +10,7 @@ import numpy as np
 
 from . import compiler
 from .errors import FcError
+from .ir.alignment import Promise, natural, with_promises
 from .ir.core import Kernel, Value
 from .ir.schedule import Schedule
 from .ir.types import Tensor
@@ -30,6 +31,7 @@ class Program:
         self.schedule = schedule
         self._source = kernel
         self._launcher: Launcher | None = None
+        self._narrowed: dict[Any, Program] = {}
         #: machine IR that was given as text is compiled without a run in the simulator
         self.trust = False
         #: told the name of each step of a compilation as it begins
@@ -141,8 +143,17 @@ class Program:
         if self._launcher is None:
             from .launch import Launcher
 
-            self._launcher = Launcher(self.built)
+            self._launcher = Launcher(self.built, (lambda have: self.narrowed(have).launcher) if self.level == "tile" else None)
         return self._launcher
+
+    def narrowed(self, have: Mapping[str, Promise]) -> Program:
+        """This program for tensors of which so much is known, whose accesses are as wide as that allows; a kernel of its own, compiled when
+        it is called."""
+        kept = {p.name: natural(p.type).either(have[p.name]) for p in self._source.params if p.name in have}
+        key = tuple((name, *p.words) for name, p in kept.items())
+        if key not in self._narrowed:
+            self._narrowed[key] = Program(with_promises(self._source, kept), self.schedule, self.target.arch)
+        return self._narrowed[key]
 
     def __call__(self, *tensors: Any, stream: int | None = None, **named: Any) -> None:
         names = [p.name for p in self._source.params]
