@@ -730,11 +730,11 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
         l[i] = l[i] + shfl_xor_f32(l[i], 8);
         l[i] = l[i] + shfl_xor_f32(l[i], 16);
     }
-    // fc.store(O[b, h, rows], fc.where(l > 0, acc / l, 0.0).to(O.dtype))  [variants.py:27]
+    // fc.store(O[b, h, rows], fc.where(l == 0.0, 0.0, acc / l).to(O.dtype))  [variants.py:27]
     bool tmp[16];
     #pragma unroll
     for (int i = 0; i < 16; ++i)
-        tmp[i] = l[i] > 0.0f;
+        tmp[i] = l[i] == 0.0f;
     float tmp_2[16];
     #pragma unroll
     for (int i = 0; i < 16; ++i)
@@ -742,8 +742,8 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
     uint32_t tmp_3[16];
     #pragma unroll
     for (int i = 0; i < 16; ++i) {
-        const float lo_ = tmp[row_tmp_2(2 * i)] ? acc[2 * i] * tmp_2[row_tmp_2(2 * i)] : 0.0f;
-        const float hi_ = tmp[row_tmp_2(2 * i + 1)] ? acc[2 * i + 1] * tmp_2[row_tmp_2(2 * i + 1)] : 0.0f;
+        const float lo_ = tmp[row_tmp_2(2 * i)] ? 0.0f : acc[2 * i] * tmp_2[row_tmp_2(2 * i)];
+        const float hi_ = tmp[row_tmp_2(2 * i + 1)] ? 0.0f : acc[2 * i + 1] * tmp_2[row_tmp_2(2 * i + 1)];
         tmp_3[i] = pack_f16(lo_, hi_);
     }
     __syncthreads();

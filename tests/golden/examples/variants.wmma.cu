@@ -779,11 +779,11 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
         l[i] = l[i] + shfl_xor_f32(l[i], 1);
         l[i] = l[i] + shfl_xor_f32(l[i], 2);
     }
-    // fc.store(O[b, h, rows], fc.where(l > 0, acc / l, 0.0).to(O.dtype))  [variants.py:27]
+    // fc.store(O[b, h, rows], fc.where(l == 0.0, 0.0, acc / l).to(O.dtype))  [variants.py:27]
     bool tmp[2];
     #pragma unroll
     for (int i = 0; i < 2; ++i)
-        tmp[i] = l[i] > 0.0f;
+        tmp[i] = l[i] == 0.0f;
     float tmp_2[2];
     #pragma unroll
     for (int i = 0; i < 2; ++i)
@@ -800,8 +800,8 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
     uint32_t tmp_3[16];
     #pragma unroll
     for (int i = 0; i < 16; ++i) {
-        const float lo_ = tmp[row_s(2 * i)] ? acc_2[2 * i] * tmp_2[row_s(2 * i)] : 0.0f;
-        const float hi_ = tmp[row_s(2 * i + 1)] ? acc_2[2 * i + 1] * tmp_2[row_s(2 * i + 1)] : 0.0f;
+        const float lo_ = tmp[row_s(2 * i)] ? 0.0f : acc_2[2 * i] * tmp_2[row_s(2 * i)];
+        const float hi_ = tmp[row_s(2 * i + 1)] ? 0.0f : acc_2[2 * i + 1] * tmp_2[row_s(2 * i + 1)];
         tmp_3[i] = pack_f16(lo_, hi_);
     }
     __syncthreads();
