@@ -216,7 +216,9 @@ gemm_bias_gelu_sm_89(const f16* __restrict__ A, long long A_s0, const f16* __res
     for (int i = 0; i < 32; ++i) {
         const float x = acc[2 * i] + tmp[col_tmp_2(2 * i)];
         const float x_2 = acc[2 * i + 1] + tmp[col_tmp_2(2 * i + 1)];
-        tmp_2[i] = pack_f16(x * 0.5f * (erff(x * 0.70710677f) + 1.0f), x_2 * 0.5f * (erff(x_2 * 0.70710677f) + 1.0f));
+        const float lo = x * 0.5f * (erff(x * 0.70710677f) + 1.0f);
+        const float hi = x_2 * 0.5f * (erff(x_2 * 0.70710677f) + 1.0f);
+        tmp_2[i] = pack_f16(lo, hi);
     }
     wait_group<0>();
     __syncthreads();
