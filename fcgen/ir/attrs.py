@@ -70,4 +70,6 @@ AXES = every(whole(0, 7))
 #: one word for each dimension of a tensor (see `tile_ops`), and whether each axis of a tile is guarded
 INDEX = every(one_of("at", "tile", "all"))
 GUARD = every(FLAG)
+#: elements per access, or lanes between those that one butterfly step combines
+VEC = Attribute((int,), "1, 2, 4, 8 or 16", (1, 2, 4, 8, 16).__contains__)
 LAYOUT = Attribute((RegLayout,), "a layout of at most 32 warps", lambda v: v.problem() is None)

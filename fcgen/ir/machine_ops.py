@@ -11,16 +11,12 @@ wait.
 
 from __future__ import annotations
 
-from .attrs import FLAG, GUARD, INDEX, LAYOUT, TEXT, Attribute, every, one_of, whole
+from .attrs import FLAG, GUARD, INDEX, LAYOUT, TEXT, VEC, every, one_of, whole
 from .core import Op
 from .layout import OpaqueLayout, RegLayout, quad_rows
 from .ops import define, need
 from .tile_ops import check_index
 from .types import Buffer, Cursor, Frag, Scalar, Tensor, f32, i1, i32
-
-#: elements per access; lanes between those that one butterfly step combines
-VEC = LANE_STEP = Attribute((int,), "1, 2, 4, 8 or 16", (1, 2, 4, 8, 16).__contains__)
-
 
 def _none(types, attrs):
     return None
@@ -238,7 +234,7 @@ def _combine(types, attrs):
 
 
 define("combine", "machine", "Fold a partial reduction over lanes: one butterfly step (shfl.xor) per stride in `lanes`.",
-       _combine, lanes=every(LANE_STEP, 5, 1))
+       _combine, lanes=every(VEC, 5, 1))
 
 
 def _vote(types, attrs):

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .attrs import AXES, DTYPE, FLAG, GUARD, INDEX, SHAPE, TEXT, one_of, whole
+from .attrs import AXES, DTYPE, FLAG, GUARD, INDEX, SHAPE, TEXT, VEC, one_of, whole
 from .core import Op
 from .elementwise import FNS, REDUCTIONS
 from .layout import RegLayout
@@ -85,7 +85,7 @@ def _select(types, attrs):
     return (with_dtype(shaped(types, "select"), types[1].dtype),)
 
 
-define("select", BOTH, "Elementwise `condition ? a : b`.", _select)
+define("select", BOTH, "Elementwise `condition ? a : b`. rare: the condition hardly ever holds.", _select, rare=(bool, None))
 
 
 def _cast(types, attrs):
@@ -267,8 +267,9 @@ def _check_load(op: Op) -> None:
     need(t.dtype == tensor.dtype, "load: the tile has the tensor's dtype", tensor.dtype, t.dtype)
 
 
-define("load", BOTH, "Read a rectangle of a tensor: `load T, scalars...`. See the module docstring.", _none, effect="read",
-       check=_check_load, phases="placed pipelined", index=INDEX, guard=GUARD)
+define("load", BOTH, "Read a rectangle of a tensor: `load T, scalars...`. See the module docstring. vec (once it is placed): at most this "
+       "many elements per access.", _none, effect="read", check=_check_load, phases="placed pipelined", index=INDEX, guard=GUARD,
+       vec=VEC.maybe)
 
 
 def _check_store(op: Op) -> None:
@@ -279,7 +280,7 @@ def _check_store(op: Op) -> None:
 
 
 define("store", BOTH, "Write a rectangle of a tensor: `store T, value, scalars...`; reduce=\"add\" adds atomically.", _none,
-       effect="write", check=_check_store, phases="placed pipelined", index=INDEX, guard=GUARD, reduce=one_of("add").maybe)
+       effect="write", check=_check_store, phases="placed pipelined", index=INDEX, guard=GUARD, reduce=one_of("add").maybe, vec=VEC.maybe)
 
 
 def _gather(types, attrs):

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..errors import FcError, Loc
 from . import kernel_rules
+from .alignment import promised
 from .attrs import MOST
 from .core import Block, Kernel, Op, Role, Value
 from .layout import OpaqueLayout, RegLayout
@@ -38,6 +39,10 @@ class Verifier:
             raise FcError("ir/verify", "a kernel is at one of two levels", expected="tile or machine", got=k.level)
         for key, e in kernel_rules.problems(k):
             raise self.misfit(key, e)
+        try:
+            promised(k)
+        except FcError as e:
+            raise e.at(self.places.get(("meta", "aligned"))) from None
         self.seen = set(k.params) | set(k.buffers)
         for self.number, role in enumerate(k.roles):
             self.role(role)
