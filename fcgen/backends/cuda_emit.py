@@ -193,8 +193,9 @@ class Emitter:
             b = None if a is None else self.fold(op.operands[1], env)
             if a is None or b is None or (b == 0 and op.kind in ("floordiv", "mod")):
                 return None
-            return {"add": a + b, "sub": a - b, "mul": a * b, "max": max(a, b), "min": min(a, b),
-                    "floordiv": a // b if b else 0, "mod": a % b if b else 0}[op.kind]
+            out = {"add": a + b, "sub": a - b, "mul": a * b, "max": max(a, b), "min": min(a, b),
+                   "floordiv": a // b if b else 0, "mod": a % b if b else 0}[op.kind]
+            return out if abs(out) < 1 << v.type.dtype.bits - 1 else None
         return None
 
     def varies(self, v: Value, seen: set[Value] | None = None) -> list[Value]:

@@ -61,6 +61,7 @@ def every(of: Attribute, most: int = 8, least: int = 0) -> Attribute:
 
 #: a name or a text for people
 TEXT = Attribute((str,), "a string of at most 1000 characters", lambda v: len(v) <= 1000)
+NUMBER = Attribute((int, float, bool), "a number, if it is whole of 64 bits", lambda v: isinstance(v, float) or -(1 << 63) <= v < 1 << 63)
 FLAG = Attribute((bool,), "true or false")
 DTYPE = one_of(*DTYPES)
 #: sizes of a tile

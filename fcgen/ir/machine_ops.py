@@ -18,6 +18,7 @@ from .ops import define, need
 from .tile_ops import check_index
 from .types import Buffer, Cursor, Frag, Scalar, Tensor, f32, i1, i32
 
+
 def _none(types, attrs):
     return None
 

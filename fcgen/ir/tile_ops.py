@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .attrs import AXES, DTYPE, FLAG, GUARD, INDEX, SHAPE, TEXT, VEC, one_of, whole
+from .attrs import AXES, DTYPE, FLAG, GUARD, INDEX, NUMBER, SHAPE, TEXT, VEC, one_of, whole
 from .core import Op
 from .elementwise import FNS, REDUCTIONS
 from .layout import RegLayout
@@ -105,7 +105,7 @@ def _const(types, attrs):
     return (Scalar(dtype),)
 
 
-define("const", BOTH, "A compile-time scalar.", _const, value=(int, float, bool), dtype=DTYPE)
+define("const", BOTH, "A compile-time scalar.", _const, value=NUMBER, dtype=DTYPE)
 
 
 def _full(types, attrs):
