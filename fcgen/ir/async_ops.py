@@ -41,7 +41,7 @@ define("cursor", "machine", "The start of a ring: no tile has passed.", _cursor,
 
 
 def _advance(types, attrs):
-    need(len(types) == 1 and isinstance(types[0], Cursor), "advance takes a cursor", "cursor", ", ".join(map(str, types)))
+    need(len(types) == 1 and isinstance(types[0], Cursor), "advance takes a cursor", "cursor", types)
     return (types[0],)
 
 
@@ -50,7 +50,7 @@ define("advance", "machine", "One tile further.", _advance, phases="pipelined sy
 
 def _bars(types, what: str) -> None:
     need(len(types) >= 2 and isinstance(types[-2], Mbarrier) and isinstance(types[-1], Cursor), f"{what} takes barriers and a cursor",
-         "mbarrier, cursor", ", ".join(map(str, types)))
+         "mbarrier, cursor", types)
     need(types[-2].slots == types[-1].slots, f"{what}: the cursor counts as many slots as there are barriers", types[-2], types[-1])
 
 
@@ -83,7 +83,7 @@ define(
 def _check_tma_load(op: Op) -> None:
     types = tuple(v.type for v in op.operands)
     need(len(types) >= 4 and isinstance(types[0], Tensor), "tma_load takes a tensor, positions, a slot, barriers and a cursor", "tensor",
-         ", ".join(map(str, types)))
+         types)
     _bars(types, "tma_load")
     _buffer(types[-3], "tma_load")
     check_index(types[0], types[1:-3], types[-3].shape, op.attrs, "tma_load")
@@ -178,7 +178,7 @@ define(
 
 
 def _pend(types, attrs):
-    need(len(types) == 1 and isinstance(types[0], Frag), "pend takes an accumulator", "frag", ", ".join(map(str, types)))
+    need(len(types) == 1 and isinstance(types[0], Frag), "pend takes an accumulator", "frag", types)
     return (Pending(types[0]),)
 
 
@@ -190,9 +190,9 @@ define("wgmma_commit", "machine", "Close the group of this warpgroup's wgmmas.",
 
 
 def _settle(types, attrs):
-    need(any(isinstance(t, Pending) for t in types), "settle takes pending accumulators", "pending frag", ", ".join(map(str, types)))
+    need(any(isinstance(t, Pending) for t in types), "settle takes pending accumulators", "pending frag", types)
     need(all(isinstance(t, (Pending, Frag)) for t in types), "settle takes pending accumulators and the fragments they read",
-         "pending frag, frag", ", ".join(map(str, types)))
+         "pending frag, frag", types)
     return tuple(t.frag for t in types if isinstance(t, Pending))
 
 
@@ -258,7 +258,7 @@ def reaches_tensors(op: Op) -> bool:
 def _check_post(op: Op) -> None:
     *values, slot = (v.type for v in op.operands)
     need(bool(values) and all(t == Scalar(i32) for t in values), "post takes i32 scalars and a slot of i32", "i32, ..., smem i32",
-         ", ".join(str(v.type) for v in op.operands))
+         [v.type for v in op.operands])
     _numbers(slot, len(values), "post")
 
 
@@ -283,7 +283,7 @@ def _check_fetch(op: Op) -> None:
         len(op.operands) == 1 and bool(op.results) and all(r.type == Scalar(i32) for r in op.results),
         "fetch makes i32 scalars from a slot",
         "smem i32[n] -> i32, ...",
-        ", ".join(str(v.type) for v in (*op.operands, *op.results)),
+        [v.type for v in (*op.operands, *op.results)],
     )
     _numbers(op.operands[0].type, len(op.results), "fetch")
 
@@ -298,10 +298,10 @@ def _check_while(op: Op) -> None:
     types = [v.type for v in op.operands[1:]]
     need(op.operands[0].type.dtype.name == "i1" and isinstance(op.operands[0].type, Scalar), "while: the condition is a scalar i1", "i1",
          op.operands[0].type)
-    need([a.type for a in body.args] == types, "while: one region argument per carried value", ", ".join(map(str, types)),
-         ", ".join(str(a.type) for a in body.args))
+    need([a.type for a in body.args] == types, "while: one region argument per carried value", types,
+         [a.type for a in body.args])
     need([v.type for v in body.yielded] == [op.operands[0].type, *types], "while: yields the next condition and the carried values",
-         ", ".join(map(str, [op.operands[0].type, *types])), ", ".join(str(v.type) for v in body.yielded))
+         [op.operands[0].type, *types], [v.type for v in body.yielded])
     need([r.type for r in op.results] == types, "while: one result per carried value")
 
 

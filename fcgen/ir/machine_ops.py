@@ -28,7 +28,7 @@ def _effect_only(types, attrs):
 
 
 def _no_operands(types, attrs):
-    need(not types, "this op takes no operands", "none", ", ".join(map(str, types)))
+    need(not types, "this op takes no operands", "none", types)
     return ()
 
 
@@ -39,14 +39,14 @@ def _buffer(t, what: str) -> None:
 
 def _positions(types, what: str) -> None:
     need(len(types) == 2 and all(isinstance(t, Scalar) and t.dtype == i32 for t in types), f"{what}: row and col are i32 scalars",
-         "i32, i32", ", ".join(map(str, types)))
+         "i32, i32", types)
 
 
 def _slot(types, attrs):
     from dataclasses import replace
 
     need(len(types) == 2 and isinstance(types[0], Buffer) and (types[1] == Scalar(i32) or isinstance(types[1], Cursor)),
-         "slot takes a ring and an i32 or a cursor", "smem, i32", ", ".join(map(str, types)))
+         "slot takes a ring and an i32 or a cursor", "smem, i32", types)
     need(not isinstance(types[1], Cursor) or types[1].slots == types[0].slots, "slot: the cursor counts as many slots as the ring has",
          types[0], types[1])
     return (replace(types[0], slots=1),)

@@ -60,7 +60,13 @@ def define(kind: str, levels: str, doc: str, infer: Callable[..., Any], *, effec
 
 def need(condition: bool, rule: str, expected: Any = None, got: Any = None, hint: str | None = None) -> None:
     if not condition:
-        raise RuleError(rule, expected, got, hint)
+        raise RuleError(rule, _listed(expected), _listed(got), hint)
+
+
+def _listed(v: Any) -> Any:
+    """Types in a row as people write them; they are not put into words before a rule is broken."""
+    types = isinstance(v, (tuple, list)) and v and not any(isinstance(x, (int, str)) for x in v)
+    return ", ".join(map(str, v)) if types else v
 
 
 def infer(kind: str, operands: Iterable[Value], attrs: Mapping[str, Any], loc: Loc | None = None) -> tuple[Type, ...]:
@@ -97,6 +103,8 @@ def verify(kernel: Kernel, *, places: Mapping[Any, Loc] | None = None) -> Kernel
 
 def attr_problem(d: OpDef, attrs: Mapping[str, Any]) -> tuple[str, RuleError] | None:
     """The first attribute that is missing, unknown, or not what it may be, and what to say about it."""
+    if not attrs and not d.attrs:
+        return None
     for name, a in d.attrs.items():
         if name not in attrs:
             if not a.optional:

@@ -40,7 +40,7 @@ def refusal(tensor: Tensor, index: tuple[str, ...], buffer: Buffer, parts: int) 
 def _check_tma_store(op: Op) -> None:
     types = tuple(v.type for v in op.operands)
     need(len(types) >= 2 and isinstance(types[0], Tensor), "tma_store takes a tensor, positions and a staged tile", "tensor, ..., smem",
-         ", ".join(map(str, types)))
+         types)
     buffer, parts = types[-1], op["parts"]
     _buffer(buffer, "tma_store")
     check_index(types[0], types[1:-1], buffer.shape, op.attrs, "tma_store")

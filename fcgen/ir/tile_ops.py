@@ -55,7 +55,7 @@ def infer_elementwise(name: str):
         need(len(types) == fn.arity, f"{name} takes {fn.arity} operands", fn.arity, len(types))
         base = shaped(types, name)
         dtype = types[0].dtype
-        if any(t.dtype != dtype for t in types):
+        if any([t.dtype is not dtype and t.dtype != dtype for t in types]):
             raise RuleError(f"{name}: operands have one dtype", got=", ".join(sorted({str(t.dtype) for t in types})))
         if fn.kind == "float":
             need(dtype.is_float, f"{name} is for floats", "f16, bf16, f32", dtype)
@@ -247,7 +247,7 @@ def check_index(tensor: Any, scalars: tuple[Any, ...], shape: tuple[int, ...], a
     need(len(scalars) == sum(w != "all" for w in index), f"{what}: one scalar per 'at' and 'tile'",
          sum(w != "all" for w in index), len(scalars))
     need(all(isinstance(s, Scalar) and s.dtype in (i32, i64) for s in scalars), f"{what}: positions are integer scalars",
-         "i32", ", ".join(map(str, scalars)))
+         "i32", scalars)
     axes = [(d, w) for d, w in zip(tensor.dims, index) if w != "at"]
     need(len(axes) == len(shape), f"{what}: one tile axis per 'tile' and 'all'", len(axes), len(shape))
     need(len(guard) == len(axes), f"{what}: one guard per tile axis", len(axes), len(guard))
@@ -306,7 +306,7 @@ define("size", BOTH, "The run-time size of the tensor dimension with this name."
 def _for(types, attrs):
     need(len(types) >= 2, "for takes low, high and the initial carried values")
     need(all(isinstance(t, Scalar) and t.dtype == i32 for t in types[:2]), "for: bounds are i32", "i32, i32",
-         ", ".join(map(str, types[:2])))
+         types[:2])
     return tuple(types[2:])
 
 
@@ -316,15 +316,15 @@ def _check_for(op: Op) -> None:
     need(len(op.regions) in (1, 2), "for has a body and possibly a `live` region")
     need(tuple(a.type for a in body.args) == (Scalar(i32), *carried),
          "for: the body's arguments are the index and the carried values",
-         ", ".join(map(str, (Scalar(i32), *carried))), ", ".join(str(a.type) for a in body.args))
+         (Scalar(i32), *carried), [a.type for a in body.args])
     need(bool(body.ops) and body.ops[-1].kind == "yield", "for: the body ends in yield")
     need(tuple(v.type for v in body.yielded) == carried, "for: the body yields the carried types",
-         ", ".join(map(str, carried)), ", ".join(str(v.type) for v in body.yielded))
+         tuple(carried), [v.type for v in body.yielded])
     for live in op.regions[1:]:
         need(tuple(a.type for a in live.args) == (Scalar(i32),), "for: the argument of `live` is the index", "i32",
-             ", ".join(str(a.type) for a in live.args))
+             [a.type for a in live.args])
         need([v.type.dtype for v in live.yielded] == [i1], "for: `live` yields one i1 scalar or tile", "i1",
-             ", ".join(str(v.type) for v in live.yielded))
+             [v.type for v in live.yielded])
 
 
 define("for", BOTH, """`for lo, hi, inits... -> (i, carried...)`: i runs over [lo, hi), downwards if descending. tile: the tile
@@ -343,7 +343,7 @@ def _check_if(op: Op) -> None:
     for r in op.regions:
         need(bool(r.ops) and r.ops[-1].kind == "yield", "if: each region ends in yield")
         need(tuple(v.type for v in r.yielded) == want, "if: each region yields the result types",
-             ", ".join(map(str, want)), ", ".join(str(v.type) for v in r.yielded))
+             tuple(want), [v.type for v in r.yielded])
 
 
 define(
@@ -367,7 +367,7 @@ define("row_part", BOTH, """Which of `parts` equal parts of the program's rows t
 
 
 def _narrow(types, attrs):
-    need(types == (Scalar(i32), Scalar(i32)), "narrow takes two i32", "i32, i32", ", ".join(map(str, types)))
+    need(types == (Scalar(i32), Scalar(i32)), "narrow takes two i32", "i32, i32", types)
     return (Scalar(i32),)
 
 

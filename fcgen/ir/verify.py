@@ -87,7 +87,7 @@ class Verifier:
     def value(self, v: Value, op: Op) -> None:
         if v in self.seen:
             raise self.bad(op, RuleError(f"value %{v.name} is defined twice"))
-        if id(v.type) not in self.right:
+        if v.type.__class__ is not Scalar and id(v.type) not in self.right:
             wrong = self.type_problem(v.type)
             if wrong is not None:
                 raise self.bad(op, RuleError(f"%{v.name}: {wrong.rule}" if v.name else wrong.rule, wrong.expected, wrong.got))
@@ -137,12 +137,14 @@ class Verifier:
 
     def type_problem(self, t: Type) -> RuleError | None:
         """What a type must hold by itself, and in a role of so many warps."""
+        if t.__class__ is Scalar:
+            return None
         if isinstance(t, Pending):
             if t.frag.dtype != f32 or t.frag.partial:
                 return RuleError("an accumulator in flight is f32 and complete", got=t)
             t = t.frag
         if self.kernel.level == "tile":
-            if not isinstance(t, (Scalar, Tile, Tensor)):
+            if not isinstance(t, (Tile, Tensor)):
                 return RuleError("tile IR has scalars, tiles and tensors", got=t)
         elif isinstance(t, Tile):
             return RuleError("machine IR has no tiles without a place", "frag or smem", t)
