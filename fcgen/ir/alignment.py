@@ -162,7 +162,7 @@ def run(op: Op) -> int:
     """How many elements one access of a `ld_global`, `st_global` or `cp_async` moves, as it is printed: what the layout keeps together, the
     op allows, and no end of the tensor cuts through. Atomic adds take two halves at most."""
     if op.kind == "cp_async":
-        return op["threads"].vector()
+        return op.get("vec") or op["threads"].vector()
     tensor, t = op.operands[0].type, (op.result if op.kind == "ld_global" else op.operands[1]).type
     assert isinstance(t, Frag)
     layout: Any = t.layout

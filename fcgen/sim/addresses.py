@@ -1,7 +1,8 @@
 """Where the tensors of a launch lie in global memory, and which accesses start where the hardware cannot make them.
 
-A pointer is a multiple of what the kernel's launches check and of nothing more. Strides are those of the caller's arrays; an array whose
-last axis is not contiguous, or an output that nobody gave, is laid out as tightly as the launch allows.
+A pointer is a multiple of what the kernel's launches check and of nothing more. Strides are those of the caller's arrays; an output that
+nobody gave, and an array that a launch would refuse, is laid out as tightly as launches allow. A kernel that says nothing (text by hand) gets
+pointers on 16 bytes, and strides as they are.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..ir.alignment import WIDEST, Promise, nothing, pitched, promised, refusal, run
+from ..ir.alignment import WIDEST, Promise, nothing, of_arguments, pitched, promised, run
 from ..ir.core import Kernel, Op
 from ..ir.types import Tensor
 
@@ -30,7 +31,6 @@ class Addresses:
     """base, steps: each tensor's pointer, and its strides in bytes."""
 
     def __init__(self, kernel: Kernel, arguments: Mapping[str, Any], memory: Mapping[str, Any]):
-        """Raises FcError "call/argument" for an array that a launch would refuse."""
         self.base: dict[str, int] = {}
         self.steps: dict[str, tuple[int, ...]] = {}
         self.runs: dict[Op, int] = {}
@@ -40,10 +40,9 @@ class Addresses:
                 continue
             want = said[p.name] if said is not None else Promise(WIDEST, nothing(p.type).strides)
             shape, item = memory[p.name].shape, p.type.dtype.bytes
-            strides = row_strides(arguments.get(p.name)) or pitched(p.type, shape, want)
-            wrong = refusal(p.name, want, want.pointer, shape, strides, item)
-            if wrong is not None:
-                raise wrong
+            strides = row_strides(arguments.get(p.name))
+            if strides is None or not of_arguments(0, shape, strides, item).covers(want):
+                strides = pitched(p.type, shape, want)
             self.base[p.name] = want.pointer
             self.steps[p.name] = tuple(s * item if n > 1 else 0 for n, s in zip(shape, strides))
 
