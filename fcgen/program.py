@@ -137,7 +137,8 @@ class Program:
         have, fits = {}, True
         for p in self._source.params:
             x = inputs.get(p.name)
-            if isinstance(p.type, Tensor) and (strides := row_strides(x)) is not None and len(strides) == len(p.type.dims):
+            strides = row_strides(x)
+            if x is not None and strides is not None and isinstance(p.type, Tensor) and len(strides) == len(p.type.dims):
                 have[p.name] = of_arguments(0, x.shape, strides, p.type.dtype.bytes)
                 fits = fits and have[p.name].covers(asked.get(p.name) or nothing(p.type))
         return self if fits or self.level != "tile" else self.narrowed(have)

@@ -1,8 +1,8 @@
 """Where the tensors of a launch lie in global memory, and which accesses start where the hardware cannot make them.
 
 A pointer is a multiple of what the kernel's launches check and of nothing more. Strides are those of the caller's arrays; an output that
-nobody gave, and an array that a launch would refuse, is laid out as tightly as launches allow. A kernel that says nothing (text by hand) gets
-pointers on 16 bytes, and strides as they are.
+nobody gave, and an array that a launch would refuse, is laid out as tightly as launches allow. A kernel that says nothing (text by hand)
+gets pointers on 16 bytes, and strides as they are.
 """
 
 from __future__ import annotations
@@ -70,7 +70,8 @@ class Addresses:
 
     def report(self, agent: Agent, op: Op, tensor: str, place: tuple[Any, ...], size: int, rest: int) -> None:
         steps = self.steps[tensor][:-1]
-        agent.sim.report("sim/align", f"{op.kind} moves {size} bytes at {tensor}[{', '.join(map(str, place))}], which does not start on as many",
-                         op, expected=f"a multiple of {size} bytes", got=f"{rest} bytes past one", notes=[
-                             f"{agent.who}", f"the pointer of {tensor} is a multiple of {self.base[tensor]} bytes"
-                             + (f", its strides are {', '.join(map(str, steps))} bytes" if steps else "")])
+        where = f"{tensor}[{', '.join(map(str, place))}]"
+        lies = f"the pointer of {tensor} is a multiple of {self.base[tensor]} bytes"
+        lies += f", its strides are {', '.join(map(str, steps))} bytes" if steps else ""
+        agent.sim.report("sim/align", f"{op.kind} moves {size} bytes at {where}, which does not start on as many", op,
+                         expected=f"a multiple of {size} bytes", got=f"{rest} bytes past one", notes=[agent.who, lies])
