@@ -84,7 +84,7 @@ def _select(types, attrs):
     return (with_dtype(shaped(types, "select"), types[1].dtype),)
 
 
-define("select", BOTH, "Elementwise `condition ? a : b`.", _select)
+define("select", BOTH, "Elementwise `condition ? a : b`. rare: the condition hardly ever holds.", _select, rare=(bool, None))
 
 
 def _cast(types, attrs):
