@@ -218,6 +218,10 @@ class _Walk:
             return _hull(spans[1:])
         if kind == "mod" and spans[0] is None:
             spans = [Span(LOWEST, HIGHEST), spans[1]]
+        if kind in ("min", "max") and spans.count(None) == 1:
+            known = next(s for s in spans if s is not None)
+            lo, hi = (LOWEST, known.hi) if kind == "min" else (known.lo, HIGHEST)
+            return Span(lo, hi, known.of) if known.steps == {0} else None
         if kind == "narrow":
             return _hull(spans)
         if kind not in RULES or None in spans:
