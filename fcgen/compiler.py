@@ -34,8 +34,8 @@ class Facts:
     params: (name, "tensor", dtype, dims, flags) or (name, "scalar", dtype, [], flags), in call order. flat: the kernel's own parameters,
     (kind, name, axis, detail). grid: (name, dim, tile, cluster) per axis. persistent: "none", or how blocks come to their tiles.
     pdl: the kernel itself waits for those in front of it, and may be launched before they have ended. aligned: for each tensor
-    (name, bytes that its pointer is a multiple of, and those of each stride but the last). ranges: (name, least, greatest, saturates) of sizes
-    and i32 scalars, where something is known.
+    (name, bytes that its pointer is a multiple of, and those of each stride but the last). ranges: (name, least, greatest, saturates)
+    of sizes and i32 scalars, where something is known.
     """
 
     name: str

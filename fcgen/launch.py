@@ -17,7 +17,6 @@ from .ir.alignment import Promise, of_arguments, refusal
 from .ir.ranges import HIGHEST, LOWEST, Admitted
 from .runtime import counters, driver, module, steady, tensors
 
-
 WIDTHS = {"i32": (LOWEST, HIGHEST), "i64": (-(2**63), 2**63 - 1)}
 
 

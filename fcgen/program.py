@@ -130,8 +130,8 @@ class Program:
         return check(self._for_arrays(inputs).machine, inputs, self.target, seed=seed).outputs
 
     def _for_arrays(self, inputs: Mapping[str, Any]) -> Program:
-        """This program, or where arrays do not keep what it asks of strides, the one that a call would take. Where bulk copies read a tensor
-        there is no other: the simulator lays such an array out as a call must."""
+        """This program, or where arrays do not keep what it asks of strides, the one that a call would take. Where bulk copies read a
+        tensor there is no other: the simulator lays such an array out as a call must."""
         from .sim.addresses import row_strides
 
         asked = promised(self.machine) or {}

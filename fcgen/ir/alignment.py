@@ -201,8 +201,8 @@ def promised(kernel: Kernel) -> dict[str, Promise] | None:
     for line in lines if isinstance(lines, tuple) else (lines,):
         ok = isinstance(line, tuple) and line and line[0] in types and len(line) == 1 + len(types[line[0]].dims)
         if not ok or not all(n in (1, 2, 4, 8, 16) and n >= types[line[0]].dtype.bytes for n in line[1:]):
-            raise FcError("ir/verify", "meta aligned has for each tensor its name, then bytes that its pointer and all strides but the last "
-                          "are multiples of", expected="(NAME, 16, 16, ...), powers of two up to 16", got=repr(line))
+            raise FcError("ir/verify", "meta aligned has for each tensor its name, then bytes that its pointer and all strides but the "
+                          "last are multiples of", expected="(NAME, 16, 16, ...), powers of two up to 16", got=repr(line))
     out = {name: nothing(t) for name, t in types.items()}
     out.update({line[0]: Promise(line[1], tuple(line[2:])) for line in lines})
     return out

@@ -89,8 +89,8 @@ def admitted(kernel: Kernel) -> dict[str, Admitted]:
     for line in told if isinstance(told, tuple) else (told,):
         if not (isinstance(line, tuple) and len(line) == 4 and line[0] in known and all(type(n) is int for n in line[1:3])
                 and LOWEST <= line[1] <= line[2] <= HIGHEST and type(line[3]) is bool):
-            raise FcError("ir/verify", "meta ranges has for each size and i32 scalar its name, least and greatest value, and whether it saturates",
-                          expected="(NAME, 0, 536870912, false)", got=repr(line))
+            raise FcError("ir/verify", "meta ranges has for each size and i32 scalar its name, least and greatest value, and whether it "
+                          "saturates", expected="(NAME, 0, 536870912, false)", got=repr(line))
     return {name: Admitted(*rest) for name, *rest in told}
 
 
@@ -152,7 +152,9 @@ class _Walk:
         for p in kernel.params:
             if p.type == Scalar(i32):
                 r = ranges[p.name]
-                self.known[p] = Span(0, 0, frozenset((p.name,)), frozenset((1,))) if p.name == cut else Span(r.lo, r.hi, frozenset((p.name,)))
+                self.known[p] = Span(r.lo, r.hi, frozenset((p.name,)))
+                if p.name == cut:
+                    self.known[p] = Span(0, 0, frozenset((p.name,)), frozenset((1,)))
         for role in kernel.roles:
             for axis, arg in zip(kernel.grid, role.body.args):
                 n = self.size(axis.dim)

@@ -1,13 +1,12 @@
 """What interval analysis (`affine`) knows of quotients by a number that is only known to be positive when the kernel runs.
 
-In a tile, x // d is no linear form of the loop index, but comparing it with a scalar y is: for d > 0, x // d >= y is x >= y * d. The product
-is made so that it cannot overflow: positions are below `MOST`, so beyond it all products compare alike.
+In a tile, x // d is no linear form of the loop index, but comparing it with a scalar y is: for d > 0, x // d >= y is x >= y * d. The
+product is made so that it cannot overflow: positions are below `MOST`, so beyond it all products compare alike.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..ir.core import Op, Value
 from ..ir.types import Scalar, i32
@@ -75,7 +74,7 @@ def compared(kind: str, x: Span, d: Value, y: Span, affine: Affine, must: bool, 
     if kind in ("gt", "le"):
         past = Span(times(y.lo.shift(1), d, affine), times(y.hi.shift(1), d, affine))
         return affine.compare("ge" if kind == "gt" else "lt", x, past, must, whole)
-    sides: Mapping[str, Any] = {k: compared(k, x, d, y, affine, must, whole) for k in (("ge", "le") if kind == "eq" else ("gt", "lt"))}
+    a, b = (compared(k, x, d, y, affine, must, whole) for k in (("ge", "le") if kind == "eq" else ("gt", "lt")))
     if kind == "eq":
-        return affine.both(*sides.values())
-    return affine.either(*sides.values(), whole) if must else affine.hull(*sides.values())
+        return affine.both(a, b)
+    return affine.either(a, b, whole) if must else affine.hull(a, b)
