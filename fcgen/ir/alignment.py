@@ -85,11 +85,11 @@ def refusal(name: str, want: Promise, pointer: int, shape: Sequence[int], stride
 
 
 def pitched(t: Tensor, shape: Sequence[int], want: Promise) -> tuple[int, ...]:
-    """Strides, in elements, of a tensor that is laid out as tightly as a promise allows."""
+    """Strides, in elements, of a tensor that keeps a promise and no more: odd multiples of what is promised."""
     out, step = [1], 1
     for axis in range(len(shape) - 2, -1, -1):
         unit = want.strides[axis] // t.dtype.bytes
-        step = -(-step * max(shape[axis + 1], 1) // unit) * unit
+        step = (-(-step * max(shape[axis + 1], 1) // unit) | 1) * unit
         out.append(step)
     return tuple(reversed(out)) if shape else ()
 

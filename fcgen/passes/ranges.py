@@ -2,8 +2,8 @@
 
 In: tile IR. Out: the same, with `meta ranges`: a line for each size and i32 scalar. Guaranteed: for what is admitted, no arithmetic on
 positions, bounds and masks leaves 32 bits (`ir.ranges` says which is followed), and a value that saturates gives the same results as the
-one that it stands for. The first run sees the program as it was traced and decides what saturates; the second one, in front of `place`, sees
-the bounds and limits that the passes in between have made.
+one that it stands for. The first run sees the program as it was traced and decides what saturates; the second one, in front of `place`,
+sees the bounds and limits that the passes in between have made.
 """
 
 from __future__ import annotations

@@ -1,13 +1,14 @@
 """Where the tensors of a launch lie in global memory, and which accesses start where the hardware cannot make them.
 
-A pointer is a multiple of what the kernel's launches check and of nothing more. Strides are those of the caller's arrays; an output that
-nobody gave, and an array that a launch would refuse, is laid out as tightly as launches allow. A kernel that says nothing (text by hand)
-gets pointers on 16 bytes, and strides as they are.
+Pointers and strides are multiples of what the kernel's launches check, and of no more; but where the caller's array is a view with rows
+that are further apart, its own strides are taken if a launch would. A kernel that says nothing (text by hand) gets pointers on 16 bytes,
+and strides as they are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,6 +28,10 @@ def row_strides(x: Any) -> tuple[int, ...] | None:
     return tuple(s // x.itemsize for s in x.strides)
 
 
+def row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(prod(shape[axis + 1:]) for axis in range(len(shape)))
+
+
 class Addresses:
     """base, steps: each tensor's pointer, and its strides in bytes."""
 
@@ -40,8 +45,10 @@ class Addresses:
                 continue
             want = said[p.name] if said is not None else Promise(WIDEST, nothing(p.type).strides)
             shape, item = memory[p.name].shape, p.type.dtype.bytes
-            strides = row_strides(arguments.get(p.name))
-            if strides is None or not of_arguments(0, shape, strides, item).covers(want):
+            strides = row_strides(given := arguments.get(p.name))
+            if said is None:
+                strides = strides or row_major(shape)
+            elif strides is None or given.flags.c_contiguous or not of_arguments(0, shape, strides, item).covers(want):
                 strides = pitched(p.type, shape, want)
             self.base[p.name] = want.pointer
             self.steps[p.name] = tuple(s * item if n > 1 else 0 for n, s in zip(shape, strides))
