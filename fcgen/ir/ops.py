@@ -16,6 +16,7 @@ from ..errors import FcError, Loc
 from .alignment import promised
 from .core import Block, Kernel, Op, Value
 from .layout import RegLayout
+from .ranges import admitted
 from .types import Buffer, Cursor, Frag, Pending, Type
 
 
@@ -101,6 +102,8 @@ class _Verifier:
         if k.level not in ("tile", "machine"):
             raise FcError("ir/verify", "a kernel is at one of two levels", expected="tile or machine", got=k.level)
         promised(k)
+        if "ranges" in k.meta:
+            admitted(k)
         outer = set(k.params) | set(k.buffers)
         for v in outer:
             self.check_type(v, None)

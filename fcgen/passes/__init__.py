@@ -27,6 +27,7 @@ from . import (
     pad,
     pipeline,
     place,
+    ranges,
     roles,
     row_sums,
     scale,
@@ -50,6 +51,7 @@ class Pass:
 
 
 PIPELINE: tuple[Pass, ...] = (
+    Pass("ranges", ranges.run, "which sizes and scalars a launch admits, so that no arithmetic on positions overflows"),
     Pass("simplify", simplify.run, "fold constants, compute once, move what does not change out of loops, exp and log in base 2"),
     Pass("scale", scale.run, "positive factors move out of maxima, masks and loops to where they cost least"),
     Pass("simplify.2", simplify.run, "merge the factors that have met"),
@@ -61,6 +63,7 @@ PIPELINE: tuple[Pass, ...] = (
     Pass("order", order.run, "programs that share tiles run together, those with the most work first"),
     Pass("row_sums", row_sums.run, "row sums named in `ones` become columns of the dots that read the same tile"),
     Pass("skew", skew.run, "dots named in `late` run one iteration behind, so that two are in flight"),
+    Pass("ranges.2", ranges.run, "the same, for the bounds and limits that were made"),
     # from here on: machine IR
     Pass("place", place.run, "a memory space and a layout for every tile; changes of layout are explicit"),
     Pass("defer", defer.run, "lane sums carried by a loop are finished once, after it"),
