@@ -132,6 +132,7 @@ def _supported() -> tuple[int, ...]:
 
 
 def _flags(arch: str, more: tuple[str, ...]) -> list[str]:
+    """C++17 for the constexpr helpers. No option may come twice: NVRTC before 12.6 refuses that."""
     folders = toolchain.include_dirs(nvrtc_version())
     return [f"--gpu-architecture={arch}", "--std=c++17", *(f"-I{d}" for d in folders), *more]
 

@@ -237,6 +237,7 @@ def test_threads_launch_the_same_kernel_with_their_own_arguments():
 
 
 @pytest.mark.gpu
+@pytest.mark.alone
 def test_a_steady_launch_costs_the_host_a_few_microseconds():
     _, kernel = built(SCALE, "scale")
     memory = Memory(np.ones(1, np.float32))
