@@ -3,9 +3,9 @@
     python -m benchmarks.gpu_suite --json out/gpu_suite.json            everything marked `gpu`
     python -m benchmarks.gpu_suite --processes 4 tests/gpu/test_clusters.py
 
-Most of the time is compilation and simulation, so processes help although there is one GPU. Tests are dealt out by turns; those marked `alone`
-(they look at when things happen) run afterwards in one process. A process that dies, or is stopped at the limit, leaves its tests `not_run`,
-which is a failure like any other. Needs pytest, not pytest-xdist.
+Most of the time is compilation and simulation, so processes help although there is one GPU. Tests are dealt out by turns; those marked
+`alone` (they look at when things happen) run afterwards in one process. A process that dies, or is stopped at the limit, leaves its tests
+`not_run`, which is a failure like any other. Needs pytest, not pytest-xdist.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ def pytest_collection_finish(session: Any) -> None:
 
 
 def pytest_runtest_logreport(report: Any) -> None:
-    _log(test=report.nodeid, when=report.when, outcome=report.outcome, seconds=report.duration, text=report.longreprtext if report.failed else "")
+    text = report.longreprtext if report.failed else ""
+    _log(test=report.nodeid, when=report.when, outcome=report.outcome, seconds=report.duration, text=text)
 
 
 def pytest_collectreport(report: Any) -> None:
