@@ -173,12 +173,12 @@ def doctor() -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from .runtime.doctor import checks
+    from .doctor import checks
 
     found = waiting("looking", checks)
     table = Table(box=None, pad_edge=False)
     for column in ("", "what", "found"):
-        table.add_column(column)
+        table.add_column(column, overflow="fold")
     for c in found:
         mark = "[green]ok[/]" if c.ok else "[yellow]--[/]" if c.optional else "[red]missing[/]"
         table.add_row(mark, c.name, escape(c.detail) + (f"\n[dim]{escape(c.hint)}[/]" if c.hint and not c.ok else ""))
