@@ -14,6 +14,7 @@ import pytest
 from fcgen.errors import FcError
 from fcgen.runtime import cache as cache_module
 from fcgen.runtime.cache import DiskCache, cache_dir, key_of, open_cache
+from tests.work import calls
 
 KEY = key_of("a kernel", 1)
 FILES = {"kernel.cubin": bytes(range(256)) * 100, "kernel.cu": b"// text", "empty": b""}
@@ -153,14 +154,9 @@ def test_no_half_written_file_is_left_when_the_disk_is_full(cache, monkeypatch):
     assert not [p for p in cache.root.glob("??/*") if p.suffix != ".lock"]
 
 
-def test_an_entry_is_read_in_under_two_milliseconds(cache):
+def test_an_entry_is_read_in_a_few_calls(cache):
     cache.put(KEY, {"cubin": os.urandom(200_000)}, {})
-    times = []
-    for _ in range(20):
-        start = time.perf_counter()
-        cache.get(KEY)
-        times.append(time.perf_counter() - start)
-    assert min(times) < 0.002
+    assert calls(lambda: cache.get(KEY)) < 300  # and one pass over its bytes, to hash them
 
 
 def test_the_folder_named_by_the_environment_is_made_private(monkeypatch, tmp_path):

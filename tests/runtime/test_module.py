@@ -14,6 +14,7 @@ from runtime_kernels import DYNAMIC, MMA, SCALE
 from fcgen.errors import FcError
 from fcgen.runtime import driver, nvrtc, tensors
 from fcgen.runtime.module import ArgPacker, load
+from tests.work import calls
 
 
 def read(address: int, number: int, code: str):
@@ -91,11 +92,10 @@ def test_an_unknown_kind_is_refused():
         ArgPacker(("f8",))
 
 
-def test_packing_costs_about_a_microsecond():
+def test_packing_is_a_few_calls_however_many_arguments():
     packer = ArgPacker(("ptr",) * 4 + ("i32",) * 6 + ("f32",) * 2 + ("i64",) * 6)
     values = [1] * 10 + [1.0] * 2 + [3] * 6
-    best = min(_time(lambda: packer.pack(values)) for _ in range(5))
-    assert best < 10e-6  # 0.5 us where it was written; the bound only has to catch a change of kind
+    assert calls(lambda: packer.pack(values)) <= 6
 
 
 def _time(call, times: int = 1000) -> float:
