@@ -49,7 +49,7 @@ def checks() -> list[Check]:
         ("CUDA headers", _headers, False),
         ("compiler", _compiler, False),
         ("disassembler", _disassembler, True),
-        ("cache", _cache, False),
+        ("cache", _cache, True),
         ("driver", _driver, True),
         ("torch", lambda: _package("torch", "torch", "pip install torch (only if you want to call kernels with torch)"), True),
     ]
