@@ -23,8 +23,8 @@ from .ir.ops import verify
 from .ir.schedule import Schedule
 from .ir.target import Target
 
-#: C++17 for the constexpr helpers; -restrict: distinct tensor parameters do not overlap, outputs included.
-NVRTC_OPTIONS = ("--std=c++17", "-default-device")
+#: Beyond what every compilation has (`runtime/nvrtc.py`): functions without a word for where they run are the device's.
+NVRTC_OPTIONS = ("-default-device",)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -109,10 +110,11 @@ class Program:
 
     @functools.cached_property
     def resources(self) -> Any:
-        """Registers, spills, stack and shared memory, read from the cubin."""
+        """Registers, spills, stack and shared memory, read from the cubin; of shared memory also what a launch asks for."""
         from .runtime.cubin import resources
 
-        return resources(self.cubin, self.built.log)[self.built.facts.name]
+        found, facts = resources(self.cubin, self.built.log), self.built.facts
+        return replace(found[facts.name], shared_bytes=found[facts.name].shared_bytes + facts.smem_bytes)
 
     # ---- without a GPU -----------------------------------------------------------------------------------------------
 

@@ -40,6 +40,16 @@ def test_refused(name):
     assert caught.value.code == "call/argument" and word in str(caught.value)
 
 
+@pytest.mark.parametrize("at", range(3))
+@pytest.mark.parametrize("odd", ["pointer", "stride"])
+def test_what_is_not_aligned_is_taken_by_a_kernel_with_narrower_accesses(odd, at):
+    given = [make(1, 2, 64, 64) for _ in range(3)]
+    want = attention(*given)
+    shifted = make(64 * 64 * 2 + 8)[1:1 + 64 * 64 * 2].view(1, 2, 64, 64) if odd == "pointer" else make(1, 2, 64, 68)[..., :64]
+    shifted.copy_(given[at])
+    assert (attention(*given[:at], shifted, *given[at + 1:]) - want).abs().max() < 2e-3
+
+
 def test_the_gpu_still_works_afterwards():
     x = make(1, 2, 64, 64)
     assert attention(x, x, x).isfinite().all()
