@@ -71,7 +71,10 @@ class Loc:
 
     def source_line(self) -> str | None:
         """The line's text where Python can still find it (files, IPython cells), else None."""
-        return linecache.getline(self.file, self.line).rstrip("\n") or None
+        try:
+            return linecache.getline(self.file, self.line).rstrip("\n") or None
+        except ValueError:  # a name that no file can have: with a NUL in it, or half of a surrogate pair
+            return None
 
 
 class FcError(Exception):
