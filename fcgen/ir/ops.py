@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import Any
 
 from ..errors import FcError, Loc
+from .alignment import promised
 from .core import Block, Kernel, Op, Value
 from .layout import RegLayout
 from .types import Buffer, Cursor, Frag, Pending, Type
@@ -103,6 +104,7 @@ class _Verifier:
         if twice is not None:
             raise FcError("ir/verify", "two parameters have one name", got=f"%{twice.name}", loc=self.places.get(twice), source=self.source,
                           hint="a call tells them apart by their names (what follows a dot is no part of one)")
+        promised(k)
         outer = set(k.params) | set(k.buffers)
         for v in outer:
             self.check_type(v, None)

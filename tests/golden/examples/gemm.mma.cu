@@ -73,7 +73,7 @@ constexpr uint32_t tile_offset = 0;  // f16[128,64]{panel 64 swizzle 128}
 constexpr uint32_t b_tile_offset = 24576;  // f16[64,32]{panel 32 swizzle 64} x3
 
 // Register i of a tile -> the register, or the offset, that goes with it.
-__device__ constexpr int col_tmp_4(int i) { return i / 4 % 8 * 2 + i % 2; }
+__device__ constexpr int col_tmp_2(int i) { return i / 4 % 8 * 2 + i % 2; }
 
 extern "C" __global__ void __launch_bounds__(128, 1)
 gemm_bias_gelu_sm_89(const f16* __restrict__ A, long long A_s0, const f16* __restrict__ B, long long B_s0,
@@ -215,20 +215,14 @@ gemm_bias_gelu_sm_89(const f16* __restrict__ A, long long A_s0, const f16* __res
     for (int i = 0; i < 16; ++i)
         tmp[i] = bias_pos + i / 2 * 8 + i % 2 < N ? bias_ptr[i / 2 * 8 + i % 2] : 0.0f;
     // fc.store(C[rows, cols], (0.5 * x * (1.0 + fc.erf(x * 0.7071067811865476))).to(C.dtype))  [gemm.py:16]
-    float tmp_2[16];
-    #pragma unroll
-    for (int i = 0; i < 16; ++i)
-        tmp_2[i] = tmp[i] * 0.5f;
-    float tmp_3[16];
-    #pragma unroll
-    for (int i = 0; i < 16; ++i)
-        tmp_3[i] = tmp[i] * 0.70710677f;
-    uint32_t tmp_4[32];
+    uint32_t tmp_2[32];
     #pragma unroll
     for (int i = 0; i < 32; ++i) {
-        const float x = (acc[2 * i] * 0.5f + tmp_2[col_tmp_4(2 * i)]) * (erff(acc[2 * i] * 0.70710677f + tmp_3[col_tmp_4(2 * i)]) + 1.0f);
-        const float x_2 = (acc[2 * i + 1] * 0.5f + tmp_2[col_tmp_4(2 * i + 1)]) * (erff(acc[2 * i + 1] * 0.70710677f + tmp_3[col_tmp_4(2 * i + 1)]) + 1.0f);
-        tmp_4[i] = pack_f16(x, x_2);
+        const float x = acc[2 * i] + tmp[col_tmp_2(2 * i)];
+        const float x_2 = acc[2 * i + 1] + tmp[col_tmp_2(2 * i + 1)];
+        const float lo = x * 0.5f * (erff(x * 0.70710677f) + 1.0f);
+        const float hi = x_2 * 0.5f * (erff(x_2 * 0.70710677f) + 1.0f);
+        tmp_2[i] = pack_f16(lo, hi);
     }
     wait_group<0>();
     __syncthreads();
@@ -236,14 +230,14 @@ gemm_bias_gelu_sm_89(const f16* __restrict__ A, long long A_s0, const f16* __res
     const uint32_t tile_at = tile_smem + tile_lane;
     #pragma unroll
     for (int i = 0; i < 32; ++i)
-        st_shared_b32x1((tile_at ^ (i / 2 % 8 * 16)) + i / 16 * 2048 + i % 2 * 1024, &tmp_4[i]);
+        st_shared_b32x1((tile_at ^ (i / 2 % 8 * 16)) + i / 16 * 2048 + i % 2 * 1024, &tmp_2[i]);
     __syncwarp();
-    uint32_t tmp_5[32];
+    uint32_t tmp_3[32];
     const uint32_t tile_lane_2 = swizzle<0x70>(warp * 4096 + lane * 16);
     const uint32_t tile_at_2 = tile_smem + tile_lane_2;
     #pragma unroll
     for (int i = 0; i < 8; ++i)
-        ld_shared_b32x4(&tmp_5[i * 4], (tile_at_2 ^ (i % 2 * 64)) + i * 512);
+        ld_shared_b32x4(&tmp_3[i * 4], (tile_at_2 ^ (i % 2 * 64)) + i * 512);
     const int c_row = warp * 32 + lane / 8;
     const int c_col = lane % 8 * 8;
     f16* c_ptr = C_ + (long long)(rows_start + c_row) * C_s0 + cols_start + c_col;
@@ -251,5 +245,5 @@ gemm_bias_gelu_sm_89(const f16* __restrict__ A, long long A_s0, const f16* __res
     const int c_pos_2 = cols_start + c_col;
     #pragma unroll
     for (int i = 0; i < 64; ++i)
-        if (c_pos + i / 8 * 4 < M && c_pos_2 + i % 8 < N) c_ptr[(long long)(i / 8 * 4) * C_s0 + i % 8] = half_of(tmp_5, i);
+        if (c_pos + i / 8 * 4 < M && c_pos_2 + i % 8 < N) c_ptr[(long long)(i / 8 * 4) * C_s0 + i % 8] = half_of(tmp_3, i);
 }

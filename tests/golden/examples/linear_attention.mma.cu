@@ -134,7 +134,7 @@ linear_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s1
     // inside = fc.dot(q, k.T) * fc.where(i >= j, fc.exp((i - j) * w), 0.0)  [linear_attention.py:22]
     const float t_2 = w * 1.442695f;
     // fade = fc.exp((float(rows.size) - 1.0 - j) * w)  [linear_attention.py:25]
-    const float t_3 = w * 90.889786f;
+    const float t_3 = w * 63.0f;
     // state <<= state * fc.exp(w * float(rows.size)) + fc.dot((k.to(fc.f32) * fade).to(K.dtype).T, v)  [linear_attention.py:26]
     const float t_4 = exp2_approx(w * 92.33248f);
     // for rows in fc.loop(fc.tile(Q.M, "BLOCK_M")):  [linear_attention.py:18]
@@ -289,7 +289,7 @@ linear_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s1
         float tmp_4[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            tmp_4[i] = exp2_approx(i_[i] * t_2 + t_2);
+            tmp_4[i] = exp2_approx((i_[i] * w + w) * 1.442695f);
         float across[32];
         #pragma unroll
         for (int i = 0; i < 32; ++i)
@@ -347,7 +347,7 @@ linear_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s1
         float tmp_8[4];
         #pragma unroll
         for (int i = 0; i < 4; ++i)
-            tmp_8[i] = exp2_approx(t_3 - float(copy_row + i * 4) * t_2);
+            tmp_8[i] = exp2_approx((t_3 - float(copy_row + i * 4) * w) * 1.442695f);
         // state <<= state * fc.exp(w * float(rows.size)) + fc.dot((k.to(fc.f32) * fade).to(K.dtype).T, v)  [linear_attention.py:26]
         uint32_t tmp_9[16];
         #pragma unroll

@@ -259,50 +259,78 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         for (int i = 0; i < 16; ++i)
             base[i] = mn[i] == -INF ? 0.0f : mn[i];
         // p, a = fc.exp(s - base), fc.exp(m - base)  [variants.py:23]
+        float tmp_4[16];
+        #pragma unroll
+        for (int i = 0; i < 16; ++i)
+            tmp_4[i] = base[i] * 1.442695f;
+        bool any_far = false;
+        #pragma unroll
+        for (int i = 0; i < 16; ++i)
+            any_far |= fabsf(tmp_4[i]) > 8192.0f;
+        any_far = __any_sync(0xffffffffu, any_far);
+        if (any_far) {
+            bool far[16];
+            #pragma unroll
+            for (int i = 0; i < 16; ++i)
+                far[i] = fabsf(tmp_4[i]) > 8192.0f;
+            float tmp_5[16];
+            #pragma unroll
+            for (int i = 0; i < 16; ++i)
+                tmp_5[i] = far[i] ? base[i] : 0.0f;
+            #pragma unroll
+            for (int i = 0; i < 16; ++i)
+                tmp_4[i] = far[i] ? 0.0f : tmp_4[i];
+            #pragma unroll
+            for (int i = 0; i < 32; ++i)
+                s[i] = s[i] - tmp_5[row_tmp_2(i)];
+            #pragma unroll
+            for (int i = 0; i < 16; ++i)
+                m[i] = m[i] - tmp_5[i];
+        }
         float p[32];
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            p[i] = exp2_approx(s[i] * 1.442695f - base[row_tmp_2(i)] * 1.442695f);
+            p[i] = exp2_approx(s[i] * 1.442695f - tmp_4[row_tmp_2(i)]);
         float a[16];
         #pragma unroll
         for (int i = 0; i < 16; ++i)
-            a[i] = exp2_approx((m[i] - base[i]) * 1.442695f);
+            a[i] = exp2_approx(m[i] * 1.442695f - tmp_4[i]);
         // l <<= l * a + fc.sum(p, axis=1)  [variants.py:24]
-        float tmp_4[16];
+        float tmp_6[16];
         #pragma unroll
         for (int j = 0; j < 16; ++j) {
             #pragma unroll
             for (int i = 0; i < 2; ++i) {
                 const int e = j * 2 + i;
-                tmp_4[j] = i < 1 ? p[e] : tmp_4[j] + p[e];
+                tmp_6[j] = i < 1 ? p[e] : tmp_6[j] + p[e];
             }
         }
         #pragma unroll
         for (int i = 0; i < 16; ++i)
-            l[i] = l[i] * a[i] + tmp_4[i];
+            l[i] = l[i] * a[i] + tmp_6[i];
         // acc <<= acc * a + fc.dot(p.to(V.dtype), fc.load(V[b, h, cols]))  [variants.py:25]
         #pragma unroll
         for (int i = 0; i < 32; ++i)
             acc[i] = acc[i] * a[row_tmp_2(i)];
-        uint32_t tmp_5[16];
+        uint32_t tmp_7[16];
         #pragma unroll
         for (int i = 0; i < 16; ++i)
-            tmp_5[i] = pack_f16(p[2 * i], p[2 * i + 1]);
-        uint32_t tmp_6[16];
+            tmp_7[i] = pack_f16(p[2 * i], p[2 * i + 1]);
+        uint32_t tmp_8[16];
         const f16* v_ptr = v_base + (long long)t_5 * V_s2;
         #pragma unroll
         for (int i = 0; i < 16; ++i) {
             const uint32_t lo = k_pos + 2 * i / 2 < N ? v_ptr[(long long)(2 * i / 2) * V_s2 + 2 * i % 2 * 32] : 0;
             const uint32_t hi = k_pos + (2 * i + 1) / 2 < N ? v_ptr[(long long)((2 * i + 1) / 2) * V_s2 + (2 * i + 1) % 2 * 32] : 0;
-            tmp_6[i] = lo | hi << 16;
+            tmp_8[i] = lo | hi << 16;
         }
         __syncthreads();
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            st_shared_b16(v_tile_at + i / 2 * 144 + i % 2 * 64, half_of(tmp_6, i));
+            st_shared_b16(v_tile_at + i / 2 * 144 + i % 2 * 64, half_of(tmp_8, i));
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            st_shared_b16(tile_at + i / 2 * 144 + i % 2 * 64, half_of(tmp_5, i));
+            st_shared_b16(tile_at + i / 2 * 144 + i % 2 * 64, half_of(tmp_7, i));
         __syncthreads();
         #pragma unroll 1
         for (int k_2 = 0; k_2 < 64; ++k_2) {
@@ -342,23 +370,23 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
     for (int j_2 = whole_to - 1; j_2 >= whole_from; --j_2) {
         const int t_6 = j_2 * 64;
         // s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale  [variants.py:17]
-        uint32_t tmp_7[16];
+        uint32_t tmp_9[16];
         const f16* k_ptr_2 = k_base + (long long)t_6 * K_s2;
         #pragma unroll
         for (int i = 0; i < 16; ++i) {
             const uint32_t lo = k_ptr_2[(long long)(2 * i / 2) * K_s2 + 2 * i % 2 * 32];
             const uint32_t hi = k_ptr_2[(long long)((2 * i + 1) / 2) * K_s2 + (2 * i + 1) % 2 * 32];
-            tmp_7[i] = lo | hi << 16;
+            tmp_9[i] = lo | hi << 16;
         }
         __syncthreads();
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            st_shared_b16(k_tile_at_2 + i / 2 * 144 + i % 2 * 64, half_of(tmp_7, i));
+            st_shared_b16(k_tile_at_2 + i / 2 * 144 + i % 2 * 64, half_of(tmp_9, i));
         __syncthreads();
-        float tmp_8[32];
+        float tmp_10[32];
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            tmp_8[i] = 0.0f;
+            tmp_10[i] = 0.0f;
         #pragma unroll 1
         for (int k_3 = 0; k_3 < 64; ++k_3) {
             uint32_t q_4[8];
@@ -382,86 +410,114 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
                 k_tile_4[i] = at_f16(k_tile_3, i);
             #pragma unroll
             for (int i = 0; i < 32; ++i)
-                tmp_8[i] = fmaf(q_5[row_tmp_2(i)], k_tile_4[col_tmp_2(i)], tmp_8[i]);
+                tmp_10[i] = fmaf(q_5[row_tmp_2(i)], k_tile_4[col_tmp_2(i)], tmp_10[i]);
         }
         // s = cap * fc.tanh(s / cap)  [variants.py:18]
         // s = s + slope * (cols.index - rows.index).to(fc.f32)  [variants.py:19]
         float s_2[32];
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            s_2[i] = tanhf(tmp_8[i] * t) * cap + float(lane + i % 2 * 32 + t_6 - (q_row + i / 2 + rows_start)) * slope;
+            s_2[i] = tanhf(tmp_10[i] * t) * cap + float(lane + i % 2 * 32 + t_6 - (q_row + i / 2 + rows_start)) * slope;
         // mn = fc.maximum(m, fc.max(s, axis=1))  [variants.py:21]
-        float tmp_9[16];
+        float tmp_11[16];
         #pragma unroll
         for (int j = 0; j < 16; ++j) {
             #pragma unroll
             for (int i = 0; i < 2; ++i) {
                 const int e = j * 2 + i;
-                tmp_9[j] = i < 1 ? s_2[e] : fmaxf(tmp_9[j], s_2[e]);
+                tmp_11[j] = i < 1 ? s_2[e] : fmaxf(tmp_11[j], s_2[e]);
             }
         }
         #pragma unroll
         for (int i = 0; i < 16; ++i) {
-            tmp_9[i] = fmaxf(tmp_9[i], shfl_xor_f32(tmp_9[i], 1));
-            tmp_9[i] = fmaxf(tmp_9[i], shfl_xor_f32(tmp_9[i], 2));
-            tmp_9[i] = fmaxf(tmp_9[i], shfl_xor_f32(tmp_9[i], 4));
-            tmp_9[i] = fmaxf(tmp_9[i], shfl_xor_f32(tmp_9[i], 8));
-            tmp_9[i] = fmaxf(tmp_9[i], shfl_xor_f32(tmp_9[i], 16));
+            tmp_11[i] = fmaxf(tmp_11[i], shfl_xor_f32(tmp_11[i], 1));
+            tmp_11[i] = fmaxf(tmp_11[i], shfl_xor_f32(tmp_11[i], 2));
+            tmp_11[i] = fmaxf(tmp_11[i], shfl_xor_f32(tmp_11[i], 4));
+            tmp_11[i] = fmaxf(tmp_11[i], shfl_xor_f32(tmp_11[i], 8));
+            tmp_11[i] = fmaxf(tmp_11[i], shfl_xor_f32(tmp_11[i], 16));
         }
         float mn_2[16];
         #pragma unroll
         for (int i = 0; i < 16; ++i)
-            mn_2[i] = fmaxf(m[i], tmp_9[i]);
+            mn_2[i] = fmaxf(m[i], tmp_11[i]);
         // base = fc.where(mn == -fc.inf, 0.0, mn)  [variants.py:22]
         float base_2[16];
         #pragma unroll
         for (int i = 0; i < 16; ++i)
             base_2[i] = mn_2[i] == -INF ? 0.0f : mn_2[i];
         // p, a = fc.exp(s - base), fc.exp(m - base)  [variants.py:23]
+        float tmp_12[16];
+        #pragma unroll
+        for (int i = 0; i < 16; ++i)
+            tmp_12[i] = base_2[i] * 1.442695f;
+        bool any_far_2 = false;
+        #pragma unroll
+        for (int i = 0; i < 16; ++i)
+            any_far_2 |= fabsf(tmp_12[i]) > 8192.0f;
+        any_far_2 = __any_sync(0xffffffffu, any_far_2);
+        if (any_far_2) {
+            bool far_2[16];
+            #pragma unroll
+            for (int i = 0; i < 16; ++i)
+                far_2[i] = fabsf(tmp_12[i]) > 8192.0f;
+            float tmp_13[16];
+            #pragma unroll
+            for (int i = 0; i < 16; ++i)
+                tmp_13[i] = far_2[i] ? base_2[i] : 0.0f;
+            #pragma unroll
+            for (int i = 0; i < 16; ++i)
+                tmp_12[i] = far_2[i] ? 0.0f : tmp_12[i];
+            #pragma unroll
+            for (int i = 0; i < 32; ++i)
+                s_2[i] = s_2[i] - tmp_13[row_tmp_2(i)];
+            #pragma unroll
+            for (int i = 0; i < 16; ++i)
+                m[i] = m[i] - tmp_13[i];
+        }
         float p_2[32];
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            p_2[i] = exp2_approx(s_2[i] * 1.442695f - base_2[row_tmp_2(i)] * 1.442695f);
+            p_2[i] = exp2_approx(s_2[i] * 1.442695f - tmp_12[row_tmp_2(i)]);
         float a_2[16];
         #pragma unroll
         for (int i = 0; i < 16; ++i)
-            a_2[i] = exp2_approx((m[i] - base_2[i]) * 1.442695f);
+            a_2[i] = exp2_approx(m[i] * 1.442695f - tmp_12[i]);
         // l <<= l * a + fc.sum(p, axis=1)  [variants.py:24]
-        float tmp_10[16];
+        float tmp_14[16];
         #pragma unroll
         for (int j = 0; j < 16; ++j) {
             #pragma unroll
             for (int i = 0; i < 2; ++i) {
                 const int e = j * 2 + i;
-                tmp_10[j] = i < 1 ? p_2[e] : tmp_10[j] + p_2[e];
+                tmp_14[j] = i < 1 ? p_2[e] : tmp_14[j] + p_2[e];
             }
         }
         #pragma unroll
         for (int i = 0; i < 16; ++i)
-            l[i] = l[i] * a_2[i] + tmp_10[i];
+            l[i] = l[i] * a_2[i] + tmp_14[i];
         // acc <<= acc * a + fc.dot(p.to(V.dtype), fc.load(V[b, h, cols]))  [variants.py:25]
         #pragma unroll
         for (int i = 0; i < 32; ++i)
             acc[i] = acc[i] * a_2[row_tmp_2(i)];
-        uint32_t tmp_11[16];
+        uint32_t tmp_15[16];
         #pragma unroll
         for (int i = 0; i < 16; ++i)
-            tmp_11[i] = pack_f16(p_2[2 * i], p_2[2 * i + 1]);
-        uint32_t tmp_12[16];
+            tmp_15[i] = pack_f16(p_2[2 * i], p_2[2 * i + 1]);
+        uint32_t tmp_16[16];
         const f16* v_ptr_2 = v_base + (long long)t_6 * V_s2;
         #pragma unroll
         for (int i = 0; i < 16; ++i) {
             const uint32_t lo = v_ptr_2[(long long)(2 * i / 2) * V_s2 + 2 * i % 2 * 32];
             const uint32_t hi = v_ptr_2[(long long)((2 * i + 1) / 2) * V_s2 + (2 * i + 1) % 2 * 32];
-            tmp_12[i] = lo | hi << 16;
+            tmp_16[i] = lo | hi << 16;
         }
         __syncthreads();
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            st_shared_b16(v_tile_at_2 + i / 2 * 144 + i % 2 * 64, half_of(tmp_12, i));
+            st_shared_b16(v_tile_at_2 + i / 2 * 144 + i % 2 * 64, half_of(tmp_16, i));
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            st_shared_b16(tile_at_2 + i / 2 * 144 + i % 2 * 64, half_of(tmp_11, i));
+            st_shared_b16(tile_at_2 + i / 2 * 144 + i % 2 * 64, half_of(tmp_15, i));
         __syncthreads();
         #pragma unroll 1
         for (int k_4 = 0; k_4 < 64; ++k_4) {
@@ -501,24 +557,24 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
     for (int j_3 = whole_from - 1; j_3 >= t_3; --j_3) {
         const int t_7 = j_3 * 64;
         // s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale  [variants.py:17]
-        uint32_t tmp_13[16];
+        uint32_t tmp_17[16];
         const f16* k_ptr_3 = k_base + (long long)t_7 * K_s2;
         const int k_pos_2 = t_7 + q_row;
         #pragma unroll
         for (int i = 0; i < 16; ++i) {
             const uint32_t lo = k_pos_2 + 2 * i / 2 < N ? k_ptr_3[(long long)(2 * i / 2) * K_s2 + 2 * i % 2 * 32] : 0;
             const uint32_t hi = k_pos_2 + (2 * i + 1) / 2 < N ? k_ptr_3[(long long)((2 * i + 1) / 2) * K_s2 + (2 * i + 1) % 2 * 32] : 0;
-            tmp_13[i] = lo | hi << 16;
+            tmp_17[i] = lo | hi << 16;
         }
         __syncthreads();
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            st_shared_b16(k_tile_at_3 + i / 2 * 144 + i % 2 * 64, half_of(tmp_13, i));
+            st_shared_b16(k_tile_at_3 + i / 2 * 144 + i % 2 * 64, half_of(tmp_17, i));
         __syncthreads();
-        float tmp_14[32];
+        float tmp_18[32];
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            tmp_14[i] = 0.0f;
+            tmp_18[i] = 0.0f;
         #pragma unroll 1
         for (int k_5 = 0; k_5 < 64; ++k_5) {
             uint32_t q_6[8];
@@ -542,7 +598,7 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
                 k_tile_6[i] = at_f16(k_tile_5, i);
             #pragma unroll
             for (int i = 0; i < 32; ++i)
-                tmp_14[i] = fmaf(q_7[row_tmp_2(i)], k_tile_6[col_tmp_2(i)], tmp_14[i]);
+                tmp_18[i] = fmaf(q_7[row_tmp_2(i)], k_tile_6[col_tmp_2(i)], tmp_18[i]);
         }
         // visible = lambda cols: (cols.valid & (rows.index >= cols.index)) & (rows.index - cols.index < window)  [variants.py:13]
         // s = cap * fc.tanh(s / cap)  [variants.py:18]
@@ -553,80 +609,108 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         for (int i = 0; i < 32; ++i) {
             const int x_3 = q_row + i / 2 + rows_start;
             const bool x_4 = i % 2 * 32 < min(x_3 + 1 - t_7, N - t_7) - lane && x_3 - (lane + i % 2 * 32 + t_7) < window;
-            s_3[i] = x_4 ? tanhf(tmp_14[i] * t) * cap + float(lane + i % 2 * 32 + t_7 - x_3) * slope : -INF;
+            s_3[i] = x_4 ? tanhf(tmp_18[i] * t) * cap + float(lane + i % 2 * 32 + t_7 - x_3) * slope : -INF;
         }
         // mn = fc.maximum(m, fc.max(s, axis=1))  [variants.py:21]
-        float tmp_15[16];
+        float tmp_19[16];
         #pragma unroll
         for (int j = 0; j < 16; ++j) {
             #pragma unroll
             for (int i = 0; i < 2; ++i) {
                 const int e = j * 2 + i;
-                tmp_15[j] = i < 1 ? s_3[e] : fmaxf(tmp_15[j], s_3[e]);
+                tmp_19[j] = i < 1 ? s_3[e] : fmaxf(tmp_19[j], s_3[e]);
             }
         }
         #pragma unroll
         for (int i = 0; i < 16; ++i) {
-            tmp_15[i] = fmaxf(tmp_15[i], shfl_xor_f32(tmp_15[i], 1));
-            tmp_15[i] = fmaxf(tmp_15[i], shfl_xor_f32(tmp_15[i], 2));
-            tmp_15[i] = fmaxf(tmp_15[i], shfl_xor_f32(tmp_15[i], 4));
-            tmp_15[i] = fmaxf(tmp_15[i], shfl_xor_f32(tmp_15[i], 8));
-            tmp_15[i] = fmaxf(tmp_15[i], shfl_xor_f32(tmp_15[i], 16));
+            tmp_19[i] = fmaxf(tmp_19[i], shfl_xor_f32(tmp_19[i], 1));
+            tmp_19[i] = fmaxf(tmp_19[i], shfl_xor_f32(tmp_19[i], 2));
+            tmp_19[i] = fmaxf(tmp_19[i], shfl_xor_f32(tmp_19[i], 4));
+            tmp_19[i] = fmaxf(tmp_19[i], shfl_xor_f32(tmp_19[i], 8));
+            tmp_19[i] = fmaxf(tmp_19[i], shfl_xor_f32(tmp_19[i], 16));
         }
         float mn_3[16];
         #pragma unroll
         for (int i = 0; i < 16; ++i)
-            mn_3[i] = fmaxf(m[i], tmp_15[i]);
+            mn_3[i] = fmaxf(m[i], tmp_19[i]);
         // base = fc.where(mn == -fc.inf, 0.0, mn)  [variants.py:22]
         float base_3[16];
         #pragma unroll
         for (int i = 0; i < 16; ++i)
             base_3[i] = mn_3[i] == -INF ? 0.0f : mn_3[i];
         // p, a = fc.exp(s - base), fc.exp(m - base)  [variants.py:23]
+        float tmp_20[16];
+        #pragma unroll
+        for (int i = 0; i < 16; ++i)
+            tmp_20[i] = base_3[i] * 1.442695f;
+        bool any_far_3 = false;
+        #pragma unroll
+        for (int i = 0; i < 16; ++i)
+            any_far_3 |= fabsf(tmp_20[i]) > 8192.0f;
+        any_far_3 = __any_sync(0xffffffffu, any_far_3);
+        if (any_far_3) {
+            bool far_3[16];
+            #pragma unroll
+            for (int i = 0; i < 16; ++i)
+                far_3[i] = fabsf(tmp_20[i]) > 8192.0f;
+            float tmp_21[16];
+            #pragma unroll
+            for (int i = 0; i < 16; ++i)
+                tmp_21[i] = far_3[i] ? base_3[i] : 0.0f;
+            #pragma unroll
+            for (int i = 0; i < 16; ++i)
+                tmp_20[i] = far_3[i] ? 0.0f : tmp_20[i];
+            #pragma unroll
+            for (int i = 0; i < 32; ++i)
+                s_3[i] = s_3[i] - tmp_21[row_tmp_2(i)];
+            #pragma unroll
+            for (int i = 0; i < 16; ++i)
+                m[i] = m[i] - tmp_21[i];
+        }
         float p_3[32];
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            p_3[i] = exp2_approx(s_3[i] * 1.442695f - base_3[row_tmp_2(i)] * 1.442695f);
+            p_3[i] = exp2_approx(s_3[i] * 1.442695f - tmp_20[row_tmp_2(i)]);
         float a_3[16];
         #pragma unroll
         for (int i = 0; i < 16; ++i)
-            a_3[i] = exp2_approx((m[i] - base_3[i]) * 1.442695f);
+            a_3[i] = exp2_approx(m[i] * 1.442695f - tmp_20[i]);
         // l <<= l * a + fc.sum(p, axis=1)  [variants.py:24]
-        float tmp_16[16];
+        float tmp_22[16];
         #pragma unroll
         for (int j = 0; j < 16; ++j) {
             #pragma unroll
             for (int i = 0; i < 2; ++i) {
                 const int e = j * 2 + i;
-                tmp_16[j] = i < 1 ? p_3[e] : tmp_16[j] + p_3[e];
+                tmp_22[j] = i < 1 ? p_3[e] : tmp_22[j] + p_3[e];
             }
         }
         #pragma unroll
         for (int i = 0; i < 16; ++i)
-            l[i] = l[i] * a_3[i] + tmp_16[i];
+            l[i] = l[i] * a_3[i] + tmp_22[i];
         // acc <<= acc * a + fc.dot(p.to(V.dtype), fc.load(V[b, h, cols]))  [variants.py:25]
         #pragma unroll
         for (int i = 0; i < 32; ++i)
             acc[i] = acc[i] * a_3[row_tmp_2(i)];
-        uint32_t tmp_17[16];
+        uint32_t tmp_23[16];
         #pragma unroll
         for (int i = 0; i < 16; ++i)
-            tmp_17[i] = pack_f16(p_3[2 * i], p_3[2 * i + 1]);
-        uint32_t tmp_18[16];
+            tmp_23[i] = pack_f16(p_3[2 * i], p_3[2 * i + 1]);
+        uint32_t tmp_24[16];
         const f16* v_ptr_3 = v_base + (long long)t_7 * V_s2;
         #pragma unroll
         for (int i = 0; i < 16; ++i) {
             const uint32_t lo = k_pos_2 + 2 * i / 2 < N ? v_ptr_3[(long long)(2 * i / 2) * V_s2 + 2 * i % 2 * 32] : 0;
             const uint32_t hi = k_pos_2 + (2 * i + 1) / 2 < N ? v_ptr_3[(long long)((2 * i + 1) / 2) * V_s2 + (2 * i + 1) % 2 * 32] : 0;
-            tmp_18[i] = lo | hi << 16;
+            tmp_24[i] = lo | hi << 16;
         }
         __syncthreads();
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            st_shared_b16(v_tile_at_3 + i / 2 * 144 + i % 2 * 64, half_of(tmp_18, i));
+            st_shared_b16(v_tile_at_3 + i / 2 * 144 + i % 2 * 64, half_of(tmp_24, i));
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            st_shared_b16(tile_at_3 + i / 2 * 144 + i % 2 * 64, half_of(tmp_17, i));
+            st_shared_b16(tile_at_3 + i / 2 * 144 + i % 2 * 64, half_of(tmp_23, i));
         __syncthreads();
         #pragma unroll 1
         for (int k_6 = 0; k_6 < 64; ++k_6) {
@@ -666,40 +750,40 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         l[i] = l[i] + shfl_xor_f32(l[i], 8);
         l[i] = l[i] + shfl_xor_f32(l[i], 16);
     }
-    // fc.store(O[b, h, rows], fc.where(l > 0, acc / l, 0.0).to(O.dtype))  [variants.py:27]
-    bool tmp_19[16];
+    // fc.store(O[b, h, rows], fc.where(l == 0.0, 0.0, acc / l).to(O.dtype))  [variants.py:27]
+    bool tmp_25[16];
     #pragma unroll
     for (int i = 0; i < 16; ++i)
-        tmp_19[i] = l[i] > 0.0f;
-    float tmp_20[16];
+        tmp_25[i] = l[i] == 0.0f;
+    float tmp_26[16];
     #pragma unroll
     for (int i = 0; i < 16; ++i)
-        tmp_20[i] = rcp_approx(l[i]);
-    uint32_t tmp_21[16];
+        tmp_26[i] = rcp_approx(l[i]);
+    uint32_t tmp_27[16];
     #pragma unroll
     for (int i = 0; i < 16; ++i) {
-        const float lo_ = tmp_19[row_tmp_2(2 * i)] ? acc[2 * i] * tmp_20[row_tmp_2(2 * i)] : 0.0f;
-        const float hi_ = tmp_19[row_tmp_2(2 * i + 1)] ? acc[2 * i + 1] * tmp_20[row_tmp_2(2 * i + 1)] : 0.0f;
-        tmp_21[i] = pack_f16(lo_, hi_);
+        const float lo_ = tmp_25[row_tmp_2(2 * i)] ? 0.0f : acc[2 * i] * tmp_26[row_tmp_2(2 * i)];
+        const float hi_ = tmp_25[row_tmp_2(2 * i + 1)] ? 0.0f : acc[2 * i + 1] * tmp_26[row_tmp_2(2 * i + 1)];
+        tmp_27[i] = pack_f16(lo_, hi_);
     }
     __syncthreads();
     const uint32_t tile_lane = swizzle<0x70>(warp * 2048 + lane * 2);
     const uint32_t tile_at_4 = tile_smem_4 + tile_lane;
     #pragma unroll
     for (int i = 0; i < 32; ++i)
-        st_shared_b16((tile_at_4 ^ flip(i)) + i / 2 * 128, half_of(tmp_21, i));
+        st_shared_b16((tile_at_4 ^ flip(i)) + i / 2 * 128, half_of(tmp_27, i));
     __syncwarp();
-    uint32_t tmp_22[16];
+    uint32_t tmp_28[16];
     const uint32_t tile_lane_2 = swizzle<0x70>(warp * 2048 + lane * 16);
     const uint32_t tile_at_5 = tile_smem_4 + tile_lane_2;
     #pragma unroll
     for (int i = 0; i < 4; ++i)
-        ld_shared_b32x4(&tmp_22[i * 4], (tile_at_5 ^ (i % 2 * 64)) + i * 512);
+        ld_shared_b32x4(&tmp_28[i * 4], (tile_at_5 ^ (i % 2 * 64)) + i * 512);
     const int o_row = warp * 16 + lane / 8;
     const int o_col = lane % 8 * 8;
     f16* o_ptr = O + (long long)b * O_s0 + (long long)h * O_s1 + (long long)(rows_start + o_row) * O_s2 + o_col;
     const int o_pos = rows_start + o_row;
     #pragma unroll
     for (int i = 0; i < 32; ++i)
-        if (o_pos + i / 8 * 4 < M) o_ptr[(long long)(i / 8 * 4) * O_s2 + i % 8] = half_of(tmp_22, i);
+        if (o_pos + i / 8 * 4 < M) o_ptr[(long long)(i / 8 * 4) * O_s2 + i % 8] = half_of(tmp_28, i);
 }

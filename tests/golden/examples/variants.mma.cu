@@ -313,6 +313,30 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         #pragma unroll
         for (int i = 0; i < 2; ++i)
             tmp_3[i] = base[i] * 1.442695f;
+        bool any_far = false;
+        #pragma unroll
+        for (int i = 0; i < 2; ++i)
+            any_far |= fabsf(tmp_3[i]) > 8192.0f;
+        any_far = __any_sync(0xffffffffu, any_far);
+        if (any_far) {
+            bool far[2];
+            #pragma unroll
+            for (int i = 0; i < 2; ++i)
+                far[i] = fabsf(tmp_3[i]) > 8192.0f;
+            float tmp_4[2];
+            #pragma unroll
+            for (int i = 0; i < 2; ++i)
+                tmp_4[i] = far[i] ? base[i] : 0.0f;
+            #pragma unroll
+            for (int i = 0; i < 2; ++i)
+                tmp_3[i] = far[i] ? 0.0f : tmp_3[i];
+            #pragma unroll
+            for (int i = 0; i < 32; ++i)
+                s[i] = s[i] - tmp_4[row_s(i)];
+            #pragma unroll
+            for (int i = 0; i < 2; ++i)
+                m[i] = m[i] - tmp_4[i];
+        }
         float p[32];
         #pragma unroll
         for (int i = 0; i < 32; ++i)
@@ -320,9 +344,9 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         float a[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            a[i] = exp2_approx((m[i] - base[i]) * 1.442695f);
+            a[i] = exp2_approx(m[i] * 1.442695f - tmp_3[i]);
         // l <<= l * a + fc.sum(p, axis=1)  [variants.py:24]
-        float tmp_4[2];
+        float tmp_5[2];
         #pragma unroll
         for (int j = 0; j < 2; ++j) {
             float part[2];
@@ -331,19 +355,19 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
                 const int e = j * 2 + i / 2 * 4 + i % 2;
                 part[i % 2] = i < 2 ? p[e] : part[i % 2] + p[e];
             }
-            tmp_4[j] = part[0] + part[1];
+            tmp_5[j] = part[0] + part[1];
         }
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            l[i] = l[i] * a[i] + tmp_4[i];
+            l[i] = l[i] * a[i] + tmp_5[i];
         // acc <<= acc * a + fc.dot(p.to(V.dtype), fc.load(V[b, h, cols]))  [variants.py:25]
         #pragma unroll
         for (int i = 0; i < 32; ++i)
             acc[i] = acc[i] * a[row_s(i)];
-        uint32_t tmp_5[16];
+        uint32_t tmp_6[16];
         #pragma unroll
         for (int i = 0; i < 16; ++i)
-            tmp_5[i] = pack_f16(p[2 * i], p[2 * i + 1]);
+            tmp_6[i] = pack_f16(p[2 * i], p[2 * i + 1]);
         const uint32_t v_tile_at = v_tile + v_tile_lane;
         #pragma unroll
         for (int k_2 = 0; k_2 < 4; ++k_2) {
@@ -353,7 +377,7 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
                 ldmatrix_x4_trans(&v_tile_3[i * 4], (v_tile_at ^ (i * 32)) + k_2 * 2048);
             #pragma unroll
             for (int ni = 0; ni < 8; ++ni)
-                mma_m16n8k16_f16(&acc[ni * 4], &tmp_5[k_2 * 4], &v_tile_3[ni * 2]);
+                mma_m16n8k16_f16(&acc[ni * 4], &tmp_6[k_2 * 4], &v_tile_3[ni * 2]);
         }
         #pragma unroll
         for (int i = 0; i < 2; ++i)
@@ -398,10 +422,10 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         }
         commit_group();
         // s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale  [variants.py:17]
-        float tmp_6[32];
+        float tmp_7[32];
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            tmp_6[i] = 0.0f;
+            tmp_7[i] = 0.0f;
         const uint32_t k_tile_at_2 = k_tile_4 + k_tile_lane;
         #pragma unroll
         for (int k_3 = 0; k_3 < 4; ++k_3) {
@@ -411,7 +435,7 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
                 ldmatrix_x4(&k_tile_6[i * 4], (k_tile_at_2 ^ (k_3 * 32)) + i * 2048);
             #pragma unroll
             for (int ni = 0; ni < 8; ++ni)
-                mma_m16n8k16_f16(&tmp_6[ni * 4], &q[k_3 * 4], &k_tile_6[ni * 2]);
+                mma_m16n8k16_f16(&tmp_7[ni * 4], &q[k_3 * 4], &k_tile_6[ni * 2]);
         }
         // s = cap * fc.tanh(s / cap)  [variants.py:18]
         // s = s + slope * (cols.index - rows.index).to(fc.f32)  [variants.py:19]
@@ -419,10 +443,10 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         #pragma unroll
         for (int i = 0; i < 32; ++i) {
             const float x_4 = float(pos0_2 + i / 4 * 8 + i % 2 + j_2 * 64 - (pos0 + i / 2 % 2 * 8 + rows_start)) * slope;
-            s_3[i] = tanhf(tmp_6[i] * t) * cap + x_4;
+            s_3[i] = tanhf(tmp_7[i] * t) * cap + x_4;
         }
         // mn = fc.maximum(m, fc.max(s, axis=1))  [variants.py:21]
-        float tmp_7[2];
+        float tmp_8[2];
         #pragma unroll
         for (int j = 0; j < 2; ++j) {
             float part[2];
@@ -431,37 +455,61 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
                 const int e = j * 2 + i / 2 * 4 + i % 2;
                 part[i % 2] = i < 2 ? s_3[e] : fmaxf(part[i % 2], s_3[e]);
             }
-            tmp_7[j] = fmaxf(part[0], part[1]);
+            tmp_8[j] = fmaxf(part[0], part[1]);
         }
         #pragma unroll
         for (int i = 0; i < 2; ++i) {
-            tmp_7[i] = fmaxf(tmp_7[i], shfl_xor_f32(tmp_7[i], 1));
-            tmp_7[i] = fmaxf(tmp_7[i], shfl_xor_f32(tmp_7[i], 2));
+            tmp_8[i] = fmaxf(tmp_8[i], shfl_xor_f32(tmp_8[i], 1));
+            tmp_8[i] = fmaxf(tmp_8[i], shfl_xor_f32(tmp_8[i], 2));
         }
         float mn_2[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            mn_2[i] = fmaxf(m[i], tmp_7[i]);
+            mn_2[i] = fmaxf(m[i], tmp_8[i]);
         // base = fc.where(mn == -fc.inf, 0.0, mn)  [variants.py:22]
         float base_2[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i)
             base_2[i] = mn_2[i] == -INF ? 0.0f : mn_2[i];
         // p, a = fc.exp(s - base), fc.exp(m - base)  [variants.py:23]
-        float tmp_8[2];
+        float tmp_9[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            tmp_8[i] = base_2[i] * 1.442695f;
+            tmp_9[i] = base_2[i] * 1.442695f;
+        bool any_far_2 = false;
+        #pragma unroll
+        for (int i = 0; i < 2; ++i)
+            any_far_2 |= fabsf(tmp_9[i]) > 8192.0f;
+        any_far_2 = __any_sync(0xffffffffu, any_far_2);
+        if (any_far_2) {
+            bool far_2[2];
+            #pragma unroll
+            for (int i = 0; i < 2; ++i)
+                far_2[i] = fabsf(tmp_9[i]) > 8192.0f;
+            float tmp_10[2];
+            #pragma unroll
+            for (int i = 0; i < 2; ++i)
+                tmp_10[i] = far_2[i] ? base_2[i] : 0.0f;
+            #pragma unroll
+            for (int i = 0; i < 2; ++i)
+                tmp_9[i] = far_2[i] ? 0.0f : tmp_9[i];
+            #pragma unroll
+            for (int i = 0; i < 32; ++i)
+                s_3[i] = s_3[i] - tmp_10[row_s(i)];
+            #pragma unroll
+            for (int i = 0; i < 2; ++i)
+                m[i] = m[i] - tmp_10[i];
+        }
         float p_2[32];
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            p_2[i] = exp2_approx(s_3[i] * 1.442695f - tmp_8[row_s(i)]);
+            p_2[i] = exp2_approx(s_3[i] * 1.442695f - tmp_9[row_s(i)]);
         float a_2[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            a_2[i] = exp2_approx((m[i] - base_2[i]) * 1.442695f);
+            a_2[i] = exp2_approx(m[i] * 1.442695f - tmp_9[i]);
         // l <<= l * a + fc.sum(p, axis=1)  [variants.py:24]
-        float tmp_9[2];
+        float tmp_11[2];
         #pragma unroll
         for (int j = 0; j < 2; ++j) {
             float part[2];
@@ -470,19 +518,19 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
                 const int e = j * 2 + i / 2 * 4 + i % 2;
                 part[i % 2] = i < 2 ? p_2[e] : part[i % 2] + p_2[e];
             }
-            tmp_9[j] = part[0] + part[1];
+            tmp_11[j] = part[0] + part[1];
         }
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            l[i] = l[i] * a_2[i] + tmp_9[i];
+            l[i] = l[i] * a_2[i] + tmp_11[i];
         // acc <<= acc * a + fc.dot(p.to(V.dtype), fc.load(V[b, h, cols]))  [variants.py:25]
         #pragma unroll
         for (int i = 0; i < 32; ++i)
             acc[i] = acc[i] * a_2[row_s(i)];
-        uint32_t tmp_10[16];
+        uint32_t tmp_12[16];
         #pragma unroll
         for (int i = 0; i < 16; ++i)
-            tmp_10[i] = pack_f16(p_2[2 * i], p_2[2 * i + 1]);
+            tmp_12[i] = pack_f16(p_2[2 * i], p_2[2 * i + 1]);
         const uint32_t v_tile_at_2 = v_tile_4 + v_tile_lane;
         #pragma unroll
         for (int k_4 = 0; k_4 < 4; ++k_4) {
@@ -492,7 +540,7 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
                 ldmatrix_x4_trans(&v_tile_6[i * 4], (v_tile_at_2 ^ (i * 32)) + k_4 * 2048);
             #pragma unroll
             for (int ni = 0; ni < 8; ++ni)
-                mma_m16n8k16_f16(&acc[ni * 4], &tmp_10[k_4 * 4], &v_tile_6[ni * 2]);
+                mma_m16n8k16_f16(&acc[ni * 4], &tmp_12[k_4 * 4], &v_tile_6[ni * 2]);
         }
         #pragma unroll
         for (int i = 0; i < 2; ++i)
@@ -539,10 +587,10 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         // for cols in fc.loop(fc.tile(K.N, "BLOCK_N"), descending=True, live=visible):  [variants.py:16]
         const int t_15 = j_3 * 64;
         // s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale  [variants.py:17]
-        float tmp_11[32];
+        float tmp_13[32];
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            tmp_11[i] = 0.0f;
+            tmp_13[i] = 0.0f;
         const uint32_t k_tile_at_3 = k_tile_7 + k_tile_lane;
         #pragma unroll
         for (int k_5 = 0; k_5 < 4; ++k_5) {
@@ -552,7 +600,7 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
                 ldmatrix_x4(&k_tile_9[i * 4], (k_tile_at_3 ^ (k_5 * 32)) + i * 2048);
             #pragma unroll
             for (int ni = 0; ni < 8; ++ni)
-                mma_m16n8k16_f16(&tmp_11[ni * 4], &q[k_5 * 4], &k_tile_9[ni * 2]);
+                mma_m16n8k16_f16(&tmp_13[ni * 4], &q[k_5 * 4], &k_tile_9[ni * 2]);
         }
         // visible = lambda cols: (cols.valid & (rows.index >= cols.index)) & (rows.index - cols.index < window)  [variants.py:13]
         // s = s + slope * (cols.index - rows.index).to(fc.f32)  [variants.py:19]
@@ -571,11 +619,11 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         for (int i = 0; i < 32; ++i) {
             const int x_6 = pos0 + i / 2 % 2 * 8 + rows_start;
             const bool x_7 = i / 4 * 8 + i % 2 < limit_2[row_s(i)] - pos0_2 && x_6 - (pos0_2 + i / 4 * 8 + i % 2 + t_15) < window;
-            const float s_5 = tanhf(tmp_11[i] * t) * cap + float(pos0_2 + i / 4 * 8 + i % 2 + t_15 - x_6) * slope;
+            const float s_5 = tanhf(tmp_13[i] * t) * cap + float(pos0_2 + i / 4 * 8 + i % 2 + t_15 - x_6) * slope;
             s_4[i] = x_7 ? s_5 : -INF;
         }
         // mn = fc.maximum(m, fc.max(s, axis=1))  [variants.py:21]
-        float tmp_12[2];
+        float tmp_14[2];
         #pragma unroll
         for (int j = 0; j < 2; ++j) {
             float part[2];
@@ -584,37 +632,61 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
                 const int e = j * 2 + i / 2 * 4 + i % 2;
                 part[i % 2] = i < 2 ? s_4[e] : fmaxf(part[i % 2], s_4[e]);
             }
-            tmp_12[j] = fmaxf(part[0], part[1]);
+            tmp_14[j] = fmaxf(part[0], part[1]);
         }
         #pragma unroll
         for (int i = 0; i < 2; ++i) {
-            tmp_12[i] = fmaxf(tmp_12[i], shfl_xor_f32(tmp_12[i], 1));
-            tmp_12[i] = fmaxf(tmp_12[i], shfl_xor_f32(tmp_12[i], 2));
+            tmp_14[i] = fmaxf(tmp_14[i], shfl_xor_f32(tmp_14[i], 1));
+            tmp_14[i] = fmaxf(tmp_14[i], shfl_xor_f32(tmp_14[i], 2));
         }
         float mn_3[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            mn_3[i] = fmaxf(m[i], tmp_12[i]);
+            mn_3[i] = fmaxf(m[i], tmp_14[i]);
         // base = fc.where(mn == -fc.inf, 0.0, mn)  [variants.py:22]
         float base_3[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i)
             base_3[i] = mn_3[i] == -INF ? 0.0f : mn_3[i];
         // p, a = fc.exp(s - base), fc.exp(m - base)  [variants.py:23]
-        float tmp_13[2];
+        float tmp_15[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            tmp_13[i] = base_3[i] * 1.442695f;
+            tmp_15[i] = base_3[i] * 1.442695f;
+        bool any_far_3 = false;
+        #pragma unroll
+        for (int i = 0; i < 2; ++i)
+            any_far_3 |= fabsf(tmp_15[i]) > 8192.0f;
+        any_far_3 = __any_sync(0xffffffffu, any_far_3);
+        if (any_far_3) {
+            bool far_3[2];
+            #pragma unroll
+            for (int i = 0; i < 2; ++i)
+                far_3[i] = fabsf(tmp_15[i]) > 8192.0f;
+            float tmp_16[2];
+            #pragma unroll
+            for (int i = 0; i < 2; ++i)
+                tmp_16[i] = far_3[i] ? base_3[i] : 0.0f;
+            #pragma unroll
+            for (int i = 0; i < 2; ++i)
+                tmp_15[i] = far_3[i] ? 0.0f : tmp_15[i];
+            #pragma unroll
+            for (int i = 0; i < 32; ++i)
+                s_4[i] = s_4[i] - tmp_16[row_s(i)];
+            #pragma unroll
+            for (int i = 0; i < 2; ++i)
+                m[i] = m[i] - tmp_16[i];
+        }
         float p_3[32];
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            p_3[i] = exp2_approx(s_4[i] * 1.442695f - tmp_13[row_s(i)]);
+            p_3[i] = exp2_approx(s_4[i] * 1.442695f - tmp_15[row_s(i)]);
         float a_3[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            a_3[i] = exp2_approx((m[i] - base_3[i]) * 1.442695f);
+            a_3[i] = exp2_approx(m[i] * 1.442695f - tmp_15[i]);
         // l <<= l * a + fc.sum(p, axis=1)  [variants.py:24]
-        float tmp_14[2];
+        float tmp_17[2];
         #pragma unroll
         for (int j = 0; j < 2; ++j) {
             float part[2];
@@ -623,19 +695,19 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
                 const int e = j * 2 + i / 2 * 4 + i % 2;
                 part[i % 2] = i < 2 ? p_3[e] : part[i % 2] + p_3[e];
             }
-            tmp_14[j] = part[0] + part[1];
+            tmp_17[j] = part[0] + part[1];
         }
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            l[i] = l[i] * a_3[i] + tmp_14[i];
+            l[i] = l[i] * a_3[i] + tmp_17[i];
         // acc <<= acc * a + fc.dot(p.to(V.dtype), fc.load(V[b, h, cols]))  [variants.py:25]
         #pragma unroll
         for (int i = 0; i < 32; ++i)
             acc[i] = acc[i] * a_3[row_s(i)];
-        uint32_t tmp_15[16];
+        uint32_t tmp_18[16];
         #pragma unroll
         for (int i = 0; i < 16; ++i)
-            tmp_15[i] = pack_f16(p_3[2 * i], p_3[2 * i + 1]);
+            tmp_18[i] = pack_f16(p_3[2 * i], p_3[2 * i + 1]);
         const uint32_t v_tile_at_3 = v_tile_7 + v_tile_lane;
         #pragma unroll
         for (int k_6 = 0; k_6 < 4; ++k_6) {
@@ -645,7 +717,7 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
                 ldmatrix_x4_trans(&v_tile_9[i * 4], (v_tile_at_3 ^ (i * 32)) + k_6 * 2048);
             #pragma unroll
             for (int ni = 0; ni < 8; ++ni)
-                mma_m16n8k16_f16(&acc[ni * 4], &tmp_15[k_6 * 4], &v_tile_9[ni * 2]);
+                mma_m16n8k16_f16(&acc[ni * 4], &tmp_18[k_6 * 4], &v_tile_9[ni * 2]);
         }
         #pragma unroll
         for (int i = 0; i < 2; ++i)
@@ -657,21 +729,21 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         l[i] = l[i] + shfl_xor_f32(l[i], 1);
         l[i] = l[i] + shfl_xor_f32(l[i], 2);
     }
-    // fc.store(O[b, h, rows], fc.where(l > 0, acc / l, 0.0).to(O.dtype))  [variants.py:27]
-    bool tmp_16[2];
+    // fc.store(O[b, h, rows], fc.where(l == 0.0, 0.0, acc / l).to(O.dtype))  [variants.py:27]
+    bool tmp_19[2];
     #pragma unroll
     for (int i = 0; i < 2; ++i)
-        tmp_16[i] = l[i] > 0.0f;
-    float tmp_17[2];
+        tmp_19[i] = l[i] == 0.0f;
+    float tmp_20[2];
     #pragma unroll
     for (int i = 0; i < 2; ++i)
-        tmp_17[i] = rcp_approx(l[i]);
-    uint32_t tmp_18[16];
+        tmp_20[i] = rcp_approx(l[i]);
+    uint32_t tmp_21[16];
     #pragma unroll
     for (int i = 0; i < 16; ++i) {
-        const float lo = tmp_16[row_s(2 * i)] ? acc[2 * i] * tmp_17[row_s(2 * i)] : 0.0f;
-        const float hi = tmp_16[row_s(2 * i + 1)] ? acc[2 * i + 1] * tmp_17[row_s(2 * i + 1)] : 0.0f;
-        tmp_18[i] = pack_f16(lo, hi);
+        const float lo = tmp_19[row_s(2 * i)] ? 0.0f : acc[2 * i] * tmp_20[row_s(2 * i)];
+        const float hi = tmp_19[row_s(2 * i + 1)] ? 0.0f : acc[2 * i + 1] * tmp_20[row_s(2 * i + 1)];
+        tmp_21[i] = pack_f16(lo, hi);
     }
     wait_group<0>();
     __syncthreads();
@@ -679,15 +751,15 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
     const uint32_t tile_at = tile_smem + tile_lane;
     #pragma unroll
     for (int i = 0; i < 16; ++i)
-        st_shared_b32x1((tile_at ^ (i / 2 * 16)) + i % 2 * 1024, &tmp_18[i]);
+        st_shared_b32x1((tile_at ^ (i / 2 * 16)) + i % 2 * 1024, &tmp_21[i]);
     __syncwarp();
-    uint32_t tmp_19[16];
+    uint32_t tmp_22[16];
     const uint32_t tile_at_2 = tile_smem + copy_lane;
     #pragma unroll
     for (int i = 0; i < 4; ++i)
-        ld_shared_b32x4(&tmp_19[i * 4], (tile_at_2 ^ (i % 2 * 64)) + i * 512);
+        ld_shared_b32x4(&tmp_22[i * 4], (tile_at_2 ^ (i % 2 * 64)) + i * 512);
     f16* o_ptr = O + (long long)b * O_s0 + (long long)h * O_s1 + (long long)(rows_start + copy_row) * O_s2 + copy_col;
     #pragma unroll
     for (int i = 0; i < 4; ++i)
-        if (q_pos + i * 4 < M) st_global_b32x4(o_ptr + (long long)(i * 4) * O_s2, &tmp_19[i * 4]);
+        if (q_pos + i * 4 < M) st_global_b32x4(o_ptr + (long long)(i * 4) * O_s2, &tmp_22[i * 4]);
 }
