@@ -43,6 +43,9 @@ def renamed(k: Kernel, name: Rename, text: Callable[[str], str] = lambda s: s) -
     grid = tuple(replace(a, name=name("axis", a.name), dim=dim(a.dim)) for a in k.grid)
     flags = {values[p].name: k.flags[p.name] for p in k.params if p.name in k.flags}
     meta = {**k.meta, "schedule": text(k.meta.get("schedule", ""))}
+    if "aligned" in meta:  # a line for each tensor, which begins with its name
+        tensors = {p.name: values[p].name for p in k.params}
+        meta["aligned"] = tuple((tensors[line[0]], *line[1:]) for line in meta["aligned"])
     return replace(k, name=name("kernel", k.name), params=params, grid=grid, roles=roles, flags=flags, buffers=buffers, meta=meta)
 
 
