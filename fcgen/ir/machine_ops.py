@@ -229,6 +229,7 @@ define(
 def _combine(types, attrs):
     t = types[0]
     need(isinstance(t, Frag) and t.partial is not None, "combine finishes a partial reduction", "partial", t)
+    need(all(type(n) is int and 0 < n < 32 for n in attrs["lanes"]), "combine: strides of lanes", "numbers from 1 to 31", attrs["lanes"])
     return (Frag(t.dtype, t.shape, t.layout),)
 
 
