@@ -78,8 +78,7 @@ class Loc:
         try:
             if os.path.exists(self.file) and not os.path.isfile(self.file):
                 return None
-            return linecache.getline(self.file, self.line).rstrip("
-") or None
+            return linecache.getline(self.file, self.line).rstrip("\n") or None
         except ValueError:  # a name that no file can have: with a NUL in it, or half of a surrogate pair
             return None
 
