@@ -314,7 +314,7 @@ def outcome(path: Path) -> str:
     """What a file comes to: the code of an error, or "cuda". Raises what is a fault."""
     from fcgen import compiler
     from fcgen.cli_specs import find
-    from fcgen.errors import FcError
+    from fcgen.errors import FcError, visible
 
     try:
         found = find(str(path))
@@ -329,7 +329,7 @@ def outcome(path: Path) -> str:
         text = e.render()
         if "internal error" in text:
             raise
-        if any(not c.isprintable() and c not in "\n\t" for c in text):
+        if visible(text) != text:
             raise AssertionError("control characters in a message") from e
         return e.code
 

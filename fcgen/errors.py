@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import linecache
 import os
-import stat
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -78,24 +78,25 @@ class Loc:
         return f"{self.file.replace(chr(92), '/').rsplit('/', 1)[-1]}:{self.line}"
 
     def source_line(self) -> str | None:
-        """The line's text where Python can still find it (files, IPython cells), else None. What is no plain file is not opened: a
-        pipe would wait, a device never end."""
+        """The line's text where Python can still find it (files, IPython cells), else None. What is there but no ordinary file is not
+        opened: a pipe would be waited for."""
         if self.text is not None:
             return self.text
         try:
-            found = os.stat(self.file)
-            if not stat.S_ISREG(found.st_mode) or found.st_size > MOST_SOURCE:
+            if os.path.exists(self.file) and not (os.path.isfile(self.file) and os.path.getsize(self.file) <= MOST_SOURCE):
                 return None
-        except (OSError, ValueError):
-            if "\0" in self.file:
-                return None  # else not there: it may be a cell, or the loader's
-        return linecache.getline(self.file, self.line).rstrip("\n") or None
+            return linecache.getline(self.file, self.line).rstrip("\n") or None
+        except ValueError:  # a name that no file can have: with a NUL in it, or half of a surrogate pair
+            return None
 
 
-def printable(text: str) -> str:
-    """Text for a terminal: what is no letter, sign or line end is written as an escape, so that no string of a file can command one."""
-    return text if text.isprintable() else "".join(
-        c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+#: what a terminal obeys or hides: control characters but tab and newline, and marks that reorder or separate text
+_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
+
+
+def visible(text: str) -> str:
+    """The text with escapes for what would not be seen as it is: messages quote files of others."""
+    return _UNSEEN.sub(lambda m: f"\\u{ord(m[0]):04x}" if ord(m[0]) > 255 else f"\\x{ord(m[0]):02x}", text)
 
 
 class FcError(Exception):
@@ -131,7 +132,7 @@ class FcError(Exception):
         out += [f"  note: {n}" for n in self.notes]
         if self.hint:
             out.append(f"  hint: {self.hint}")
-        return "\n".join([x if len(x) <= MOST_LINE else x[:MOST_LINE] + "..." for x in printable("\n".join(out)).split("\n")])
+        return "\n".join([x if len(x) <= MOST_LINE else x[:MOST_LINE] + "..." for x in visible("\n".join(out)).split("\n")])
 
     def __str__(self) -> str:
         return self.render()
@@ -143,7 +144,7 @@ def snippet(loc: Loc) -> list[str]:
     if text is None or not text.strip():
         return []
     start = max(0, loc.col - SHOWN // 2) if len(text) > SHOWN else 0  # a part of a line that is too long to be shown
-    before, under, after = (printable(text[start:start + SHOWN][a:b]) for a, b in _caret(loc, start))
+    before, under, after = (visible(text[start:start + SHOWN][a:b]) for a, b in _caret(loc, start))
     number = f"{loc.line:>5} | "
     out = [number + before + under + after]
     if loc.col >= 0:

@@ -27,6 +27,7 @@ _LOOP = Attribute((tuple,), "(name, dimension, tile)", lambda v: [type(x) for x 
 META: dict[str, tuple[Attribute, str]] = {
     "target": (TEXT, "the target that the kernel was compiled for"),
     "aligned": (Attribute((tuple,), "lines of (NAME, 16, 16, ...)"), "what pointers and strides are multiples of (see `alignment`)"),
+    "ranges": (Attribute((tuple,), "lines of (NAME, least, most, false)"), "which sizes and scalars it takes (see `ranges`)"),
     "until_loops": (every(_LOOP, 64), "loops that an output of `until` counts"),
     "stage": (one_of(*PHASES), "the phase of machine IR"),
     "schedule": (Attribute((str,), "a string of at most 10000 characters", lambda v: len(v) <= 10000), "the schedule, for people"),
@@ -35,7 +36,7 @@ META: dict[str, tuple[Attribute, str]] = {
     "smem_bytes": (whole(0), "shared memory of a block, in bytes"),
     "smem_offsets": (every(whole(0), 1000), "where each buffer starts, in bytes"),
 }
-TILE_META = ("target", "aligned", "until_loops")
+TILE_META = ("target", "aligned", "ranges", "until_loops")
 #: from this phase on
 ALLOCATED = ("smem_bytes", "smem_offsets")
 FLAGS = {"out": (Tensor, "a tensor that is written"), "positive": (Scalar, "a scalar that is above 0")}
@@ -73,7 +74,8 @@ def _params(k: Kernel) -> Iterator[Problem]:
     for name, n in Counter(p.name for p in k.params).items():
         if n > 1 or not name:
             where = next(p for p in reversed(k.params) if p.name == name)
-            yield where, RuleError("parameters have names of their own", got=f"{n} called {name!r}" if name else "one without a name")
+            yield where, RuleError("two parameters have one name" if name else "a parameter has a name", got=f"%{name}",
+                                   hint="a call tells them apart by their names (what follows a dot is no part of one)")
     for p in k.params:
         if not isinstance(p.type, (Tensor, Scalar)):
             yield p, RuleError("a parameter is a tensor or a scalar", got=p.type)

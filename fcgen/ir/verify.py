@@ -15,6 +15,7 @@ from .layout import OpaqueLayout, RegLayout
 from .memory_map import buffer_problem
 from .named_barriers import KINDS, NamedBarriers
 from .ops import OPS, PHASES, WITH_REGIONS, RuleError, attr_problem, misuse, need, told
+from .ranges import admitted
 from .types import Buffer, Cursor, Frag, Mbarrier, Pending, Scalar, Tensor, Tile, Type, f32
 
 #: regions inside of regions
@@ -39,10 +40,12 @@ class Verifier:
             raise FcError("ir/verify", "a kernel is at one of two levels", expected="tile or machine", got=k.level)
         for key, e in kernel_rules.problems(k):
             raise self.misfit(key, e)
-        try:
-            promised(k)
-        except FcError as e:
-            raise e.at(self.places.get(("meta", "aligned"))) from None
+        for name, read in (("aligned", promised), ("ranges", admitted)):
+            try:
+                if name in k.meta:
+                    read(k)
+            except FcError as e:
+                raise e.at(self.places.get(("meta", name))) from None
         self.seen = set(k.params) | set(k.buffers)
         for self.number, role in enumerate(k.roles):
             self.role(role)
