@@ -110,7 +110,7 @@ def draw(seed: int, heads: list[tuple[int, int]]) -> Config:
 
 
 def place(shape: tuple[int, int, int, int], layout: str, empty: Callable[[tuple[int, ...]], Any]) -> Any:
-    """A [B, H, M, D] view, laid out as `layout` says, of what `empty` gives; strides but the last are multiples of 8 elements, if not odd."""
+    """A [B, H, M, D] view, laid out as `layout` says, of what `empty` gives; strides but the last are multiples of 8 elements."""
     b, h, m, d = shape
     if layout in ODD:
         start, more = ODD[layout]
@@ -327,7 +327,8 @@ def main(argv: list[str] | None = None) -> int:
           f"{REPEATS} times, {time.time() - start:.0f} s")
     counts = {k: dict(Counter(str(getattr(c, k)) for c in configs)) for k in ("dtype", "d", "e", "causal", "b", "g")}
     write_json(args.json, {"part": "random", "environment": facts(), "count": len(configs), "seed": args.seed, "heads": heads,
-                           "failures": failures, "refused": sum(c.refused for c in configs), "odd": sum(c.layouts[0] in ODD for c in configs), "largest_error": worst, "repeated": repeated, "drawn": counts,
+                           "failures": failures, "refused": sum(c.refused for c in configs),
+                           "odd": sum(c.layouts[0] in ODD for c in configs), "largest_error": worst, "repeated": repeated, "drawn": counts,
                            "problems": [str(f) for f in failures]})
     return bool(failures)
 
