@@ -165,7 +165,12 @@ class Schedule:
         return self.math if isinstance(self.math, str) else dict(self.math).get(name, "mma")
 
     def stages_of(self, name: str) -> int:
-        return self.stages if isinstance(self.stages, int) else dict(self.stages).get(name, 2)
+        return self.slots if isinstance(self.stages, int) else dict(self.stages).get(name, self.slots)
+
+    @property
+    def slots(self) -> int:
+        """Of the ring of a load that is not named."""
+        return self.stages if isinstance(self.stages, int) else 2
 
     def __str__(self) -> str:
         """Only what differs from the defaults, so that a schedule reads as a sentence."""

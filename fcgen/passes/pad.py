@@ -36,16 +36,15 @@ def padded(n: int) -> int:
 
 
 def run(kernel: Kernel, schedule: Schedule, target: Target | None) -> Kernel:
-    if not wants_padding(kernel, schedule) or not any(
+    if not wants_padding(kernel) or not any(
             padded(n) != n for op in walk_kernel(kernel) for v in (*op.results, *op.operands)
             if isinstance(v.type, Tile) for n in v.type.shape):
         return kernel
     return map_bodies(kernel, lambda block: _Pad().block(block, {}))
 
 
-def wants_padding(kernel: Kernel, schedule: Schedule) -> bool:
-    dots = [op.result.name for op in walk_kernel(kernel) if op.kind == "dot"]
-    return any(schedule.math_of(name) != "fma" for name in dots or [""])
+def wants_padding(kernel: Kernel) -> bool:
+    return any(op.get("math") != "fma" for op in walk_kernel(kernel) if op.kind == "dot")
 
 
 class _Pad:

@@ -123,14 +123,14 @@ class _Pipeliner:
         if self.schedule.copy != "cp_async":
             return []
         loads = [[o for o in body.ops if is_shared_load(o)] for body in bodies]
-        if len({tuple((o.operands[0], o.result.type) for o in ls) for ls in loads}) != 1:
+        if len({tuple(o["site"] for o in ls) for ls in loads}) != 1:
             return []
         ahead = [same for same in zip(*loads) if all(_scalar_slice(body, o.operands) is not None for o, body in zip(same, bodies))]
-        deep = [s for s in ahead if self.schedule.stages_of(loaded_name(s[0])) > 1]
+        deep = [s for s in ahead if s[0].get("stages", self.schedule.slots) > 1]
         if not deep and self.schedule.ahead and ahead and all(_in_turn([s[i] for s in ahead], body) for i, body in enumerate(bodies)):
             ahead.sort(key=lambda s: _span(s[0].result, bodies[0])[0])
             return [_Ring(self.ring(s[0], 1), list(s)) for s in ahead]
-        return [_Ring(self.ring(s[0], self.schedule.stages_of(loaded_name(s[0]))), list(s)) for s in deep]
+        return [_Ring(self.ring(s[0], s[0].get("stages", self.schedule.slots)), list(s)) for s in deep]
 
     def _prologue(self, rings: list[_Ring], body: Block, low: Value, high: Value, down: bool, depth: int, b: Builder) -> None:
         for step in range(depth - 1):

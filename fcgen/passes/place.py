@@ -271,24 +271,18 @@ class _Placer:
             self.scopes[-1][op.result, "left operand"] = b.emit("unstage", env[op.result], type=t, name=op.result.name)
 
     def left_operands_in_regs(self) -> dict[Value, RegLayout]:
-        """Loaded tiles that dots named in `regs_a` read as their left operand -> the layout they read."""
+        """Loaded tiles that dots marked `regs` read as their left operand -> the layout they read."""
         out: dict[Value, RegLayout] = {}
-        left = set(self.schedule.regs_a)
         for op in walk(self.homes.kernel.body):
-            name = self.homes.dot_name(op) if op.kind == "dot" else ""
-            if name not in self.schedule.regs_a:
+            if not op.get("regs"):
                 continue
             v, flipped = self.homes.source(op.operands[0])
             made = self.homes.defs.get(v)
-            if self.homes.family(op) != "wgmma" or flipped or made is None or made.kind != "load":
-                raise FcError("compile/schedule", f"Schedule.regs_a: the left operand of %{name} is not loaded as it is read",
-                              expected="a wgmma dot whose left operand is a loaded tile", got=f"{self.homes.family(op)}, %{v.name or '?'}",
+            if op["math"] != "wgmma" or flipped or made is None or made.kind != "load":
+                raise FcError("compile/schedule", f"Schedule.regs_a: the left operand of %{op['site']} is not loaded as it is read",
+                              expected="a wgmma dot whose left operand is a loaded tile", got=f"{op['math']}, %{v.name or '?'}",
                               loc=op.loc, hint="leave it out of Schedule.regs_a")
-            left.discard(name)
             out[v] = self.homes.a_layout(op)
-        if left:
-            raise FcError("compile/schedule", f"Schedule.regs_a names {', '.join(sorted(left))}, and no dot is called so",
-                          hint="a dot is called by the variable that it makes")
         return out
 
     def reader(self, v: Value) -> str:
@@ -296,14 +290,14 @@ class _Placer:
         families: set[str] = set()
         for u in self.homes.uses.get(v, ()):
             if u.kind == "dot":
-                families.add(self.homes.family(u))
+                families.add(u["math"])
             elif u.kind == "transpose":
                 families.add(self.reader(u.result))
         families -= {"plain"}
         return next((f for f in ("wmma", "fma", "wgmma", "mma") if f in families), "plain")
 
     def dot(self, op: Op, b: Builder, env: Env) -> None:
-        family, home = self.homes.family(op), self.homes[op.result]
+        family, home = op["math"], self.homes[op.result]
         a, ta = self.left(op, family, b, env)
         right, tb = self.homes.source(op.operands[1])
         bv = self.shared(right, family, b, env)
@@ -314,7 +308,7 @@ class _Placer:
             acc = b.emit("full", zero, type=_frag(op.result, home), name=op.result.name)
         extra = {"ones": op["ones"]} if op.get("ones") else {}
         if extra and (family != "wgmma" or tb):
-            raise FcError("compile/schedule", f"the dot %{self.homes.dot_name(op)} cannot read ones beside its right operand",
+            raise FcError("compile/schedule", f"the dot %{op['site']} cannot read ones beside its right operand",
                           expected="math wgmma, and a right operand that is stored as it is read",
                           got=f"{family}, {'transposed ' if tb else ''}{bv.type}", loc=op.loc, hint="leave it out of Schedule.ones")
         env[op.result] = b.emit("dot", a, bv, acc, type=_frag(op.result, home), name=op.result.name, ta=ta, tb=tb, math=family, **extra)
@@ -324,7 +318,7 @@ class _Placer:
         if family in ("mma", "wgmma") and self.schedule.reuse_frags and self.homes[v] == self.homes.a_layout(op):
             return env[v], False
         stored, flipped = self.homes.source(v)
-        if family == "wgmma" and self.homes.dot_name(op) in self.schedule.regs_a:
+        if family == "wgmma" and op.get("regs"):
             return next(scope[stored, "left operand"] for scope in self.scopes if (stored, "left operand") in scope), False
         return self.shared(stored, family, b, env), flipped
 
