@@ -117,7 +117,8 @@ class Schedule:
                           got=self.warps)
         for name, n in self.tiles:
             if not _is_int(n) or n < 1 or (n & (n - 1) and n % 16):
-                raise FcError("compile/schedule", f"tile size {name} is a power of two or a multiple of 16", got=n)
+                raise FcError("compile/schedule", f"Schedule.tiles: {name} has a size that does not divide over warps and lanes", got=n,
+                              expected="a power of two or a multiple of 16")
         for v in [y for _, y in self.stages] if isinstance(self.stages, tuple) else [self.stages]:
             if not _is_int(v) or not 1 <= v <= 8:
                 raise FcError("compile/schedule", "Schedule.stages counts ring slots", expected="1 to 8", got=v)

@@ -204,8 +204,9 @@ def _dot(types, attrs):
 
 define("dot", BOTH, """Matrix product with float32 accumulation: a[M,K] b[K,N] (+ acc[M,N]) -> f32[M,N]. Machine level, until
        `select` expands it: an operand may be a shared-memory tile, stored transposed where ta / tb says so. math, late, sums, regs: what
-       the schedule decides about it (`bind`). ones: so many columns of ones stand to the right of b, and the result is that much wider.""", _dot,
-       ta=(bool, None), tb=(bool, None), math=(str, None), ones=(int, None), **SITE, late=(bool, None), sums=(bool, None), regs=(bool, None))
+       the schedule decides about it (`bind`). ones: so many columns of ones stand to the right of b, and the result is that much
+       wider.""", _dot, ta=(bool, None), tb=(bool, None), math=(str, None), ones=(int, None), **SITE, late=(bool, None),
+       sums=(bool, None), regs=(bool, None))
 
 
 def _slice(types, attrs):
@@ -259,7 +260,8 @@ def _check_load(op: Op) -> None:
     need(t.dtype == tensor.dtype, "load: the tile has the tensor's dtype", tensor.dtype, t.dtype)
 
 
-define("load", BOTH, "Read a rectangle of a tensor: `load T, scalars...`. stages: slots of its ring, if the schedule names it. See the module docstring.", _none, effect="read",
+define("load", BOTH, """Read a rectangle of a tensor: `load T, scalars...`. stages: slots of its ring, if the schedule names it. See the
+       module docstring.""", _none, effect="read",
        check=_check_load, index=tuple, guard=tuple, **SITE, stages=(int, None))
 
 

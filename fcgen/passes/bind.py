@@ -134,9 +134,9 @@ def _check_fields(s: Schedule, target: Target) -> None:
     if bulk and s.warps % 4:
         raise FcError("compile/schedule", "beside a role that copies, whole warpgroups compute", expected="warps=4, 8, 12 or 16",
                       got=f"warps={s.warps}")
-    needs = (("persistent", s.persistent != "none", bulk, 'copy="tma"'), ("l2", s.l2, bulk, 'copy="tma"'), ("hints", s.hints, bulk, 'copy="tma"'),
+    needs = (("persistent", s.persistent != "none", bulk, 'copy="tma"'), ("l2", s.l2, bulk, 'copy="tma"'),
+             ("hints", s.hints, bulk, 'copy="tma"'),
              ("tokens", s.tokens, bulk and s.warps > 4, 'copy="tma" and several warpgroups: warps=8 or more'),
-             ("compare_bits", s.compare_bits, s.vote or s.defer, "vote or defer"),
              ("ahead", s.ahead, s.copy == "cp_async", 'copy="cp_async" (bulk copies run ahead by themselves)'))
     for field, asked, fine, expected in needs:
         if asked and not fine:
@@ -161,4 +161,5 @@ def _decided(op: Op, name: str, schedule: Schedule) -> dict[str, Any]:
     if op.kind == "load":
         return {"stages": schedule.stages_of(name)} if name in _keys(schedule.stages) else {}
     wide = op.operands[0].type.dtype.bits != 16
-    return {"math": "fma" if wide else schedule.math_of(name), **{attr: True for field, attr in OF_DOTS.items() if name in getattr(schedule, field)}}
+    marks = {attr: True for field, attr in OF_DOTS.items() if name in getattr(schedule, field)}
+    return {"math": "fma" if wide else schedule.math_of(name), **marks}

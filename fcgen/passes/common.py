@@ -50,7 +50,8 @@ def scale_free(x: Any) -> bool:
     return x is not None and not isinstance(x, bool) and (x == 0 or (isinstance(x, float) and isinf(x)))
 
 
-def without_effect(field: str, why: str, *, expected: Any = None, got: Any = None, loc: Loc | None = None, hint: str | None = None) -> FcError:
+def without_effect(field: str, why: str, *, expected: Any = None, got: Any = None, loc: Loc | None = None,
+                   hint: str | None = None) -> FcError:
     """For a field of the schedule that asks for something which this program, on this target, cannot have."""
     return FcError("compile/schedule", f"Schedule.{field} has no effect: {why}", expected=expected, got=got, loc=loc,
-                   hint=hint or f"leave it out of the schedule, or {expected}" if expected else hint or f"leave {field} out of the schedule")
+                   hint=hint or f"leave {field} out of the schedule")

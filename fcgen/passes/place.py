@@ -19,12 +19,18 @@ from ..ir.layout import OpaqueLayout, RegLayout, SmemLayout, native_smem, quad_r
 from ..ir.schedule import Schedule
 from ..ir.target import Target
 from ..ir.types import Buffer, Frag, Scalar, Tensor, Tile, f32, i1, i32
+from .common import without_effect
 from .homes import ELEMENTWISE, SMEM, Homes
 
 
 def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
     homes = Homes(kernel, schedule, target)
-    body = _Placer(homes).block(kernel.body, Env(), tuple(Value(a.type, a.name) for a in kernel.body.args))
+    placer = _Placer(homes)
+    body = placer.block(kernel.body, Env(), tuple(Value(a.type, a.name) for a in kernel.body.args))
+    if schedule.skip_ones and "skip_ones" not in placer.used:
+        raise without_effect("skip_ones", "no tile is multiplied by a factor per row", expected="tile * row in the program")
+    if schedule.epilogue == "quad" and "quad" not in placer.used:
+        raise without_effect("epilogue", "no stored fragment has quads of lanes to swap", got="quad", expected='"smem" or "direct"')
     meta = {"target": target.arch, "stage": "placed", "schedule": str(schedule), "min_blocks": schedule.min_blocks}
     return replace(kernel, level="machine", roles=(Role("main", schedule.warps, body),), meta={**kernel.meta, **meta})
 
@@ -48,6 +54,7 @@ class _Placer:
         self.schedule: Schedule = homes.schedule
         self.scopes: list[dict[tuple[Value, Any], Value]] = []  # what has been made in another layout, per open block
         self.in_regs = self.left_operands_in_regs()
+        self.used: set[str] = set()  # fields of the schedule that found something to do
 
     # ---- blocks --------------------------------------------------------------------------------------------------
 
@@ -238,6 +245,7 @@ class _Placer:
         layout = self.homes[row]
         if not isinstance(layout, RegLayout):
             return self.compute(op, home, b, env)
+        self.used.add("skip_ones")
         one = b.emit("full", b.emit("const", value=1.0, dtype=str(row.type.dtype)), type=_frag(row, layout))
         moved = b.emit("vote_any", b.emit("ne", env[row], one, type=Frag(i1, row.type.shape, layout)), name="moved")
         inner = Builder(op.loc)
@@ -351,6 +359,7 @@ class _Placer:
             frag = self.convert(frag, rowwise(t.shape[0], t.shape[1], self.schedule.warps, 32, vec), b, v.name)
         swapped = quad_rows(layout) if self.schedule.epilogue == "quad" and t.dtype.bits == 16 and isinstance(layout, RegLayout) else None
         if swapped is not None:
+            self.used.add("quad")
             frag = b.emit("quad_transpose", frag, type=Frag(t.dtype, t.shape, swapped), name=v.name)
         b.do("store", env[op.operands[0]], frag, *env.all(op.operands[2:]), **op.attrs)
 

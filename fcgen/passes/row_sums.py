@@ -2,9 +2,9 @@
 
 In: tile IR with its loops split. Out: an equal program, up to rounding. Where a loop carries
     acc' = dot(p, v, acc * f)        l' = l * f + sum(p, axis=1)
-with both zero at first, and the dot is one that makes `sums`, it carries one wider accumulator instead: dot(p, [v | 1 1 ... 1], wide * f), whose right columns are l each. The
-sum is one of what the dot reads: where p was rounded for the dot, its rounding is in acc and in l alike and cancels in their quotient.
-After the loops the two are cut out of the wide one again.
+with both zero at first, and the dot is marked `sums`, it carries one wider accumulator instead: dot(p, [v | 1 1 ... 1], wide * f), whose
+right columns are l each. The sum is one of what the dot reads: where p was rounded for the dot, its rounding is in acc and in l alike and
+cancels in their quotient. After the loops the two are cut out of the wide one again.
 
 Eight columns are the least that a matrix instruction adds; the sum costs no additions, no exchange between lanes and no factor of its own.
 """
@@ -14,7 +14,21 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from ..errors import FcError
-from ..ir.core import Block, Builder, Env, Kernel, Op, Value, copy_op, definitions, map_bodies, remove_dead, substitute_block, uses, walk_kernel
+from ..ir.core import (
+    Block,
+    Builder,
+    Env,
+    Kernel,
+    Op,
+    Value,
+    copy_op,
+    definitions,
+    map_bodies,
+    remove_dead,
+    substitute_block,
+    uses,
+    walk_kernel,
+)
 from ..ir.schedule import Schedule
 from ..ir.target import Target
 from ..ir.types import Tile

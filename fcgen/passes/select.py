@@ -65,7 +65,8 @@ class _Selector:
 
     def on_load(self, op: Op, b: Builder, env: Env) -> None:
         vec = 1 if self.schedule.copy == "scalar" else 16 // op.result.type.dtype.bytes
-        env[op.result] = b.emit("ld_global", *op.operands, type=op.result.type, name=op.result.name, vec=vec, index=op["index"], guard=op["guard"])
+        where = {"index": op["index"], "guard": op["guard"]}
+        env[op.result] = b.emit("ld_global", *op.operands, type=op.result.type, name=op.result.name, vec=vec, **where)
 
     def on_store(self, op: Op, b: Builder, env: Env) -> None:
         if self.schedule.epilogue == "tma" and len(op.operands[1].type.shape) == 2:

@@ -26,7 +26,7 @@ from ..ir.schedule import Schedule
 from ..ir.target import Target
 from ..ir.types import Scalar, Tile
 from .affine import ALL, Affine, Form, Range, Rows, number
-from .common import const_of
+from .common import const_of, without_effect
 from .loop_copies import Facts, asking, known, specialise
 
 
@@ -36,7 +36,10 @@ def run(kernel: Kernel, schedule: Schedule, target: Target | None) -> Kernel:
     chain = max([op.get("chain", -1) for op in walk_kernel(kernel) if op.kind == "for"], default=-1) + 1
     parts = schedule.warps // 4 if schedule.copy == "tma" and schedule.own_rows else 1
     splitter = _Splitter(schedule.split, chain, parts, bool(schedule.late))
-    return map_bodies(kernel, lambda block: remove_dead(splitter.body(block)))
+    out = map_bodies(kernel, lambda block: remove_dead(splitter.body(block)))
+    if schedule.split == "branch" and not splitter.branched:
+        raise without_effect("split", "no loop has masks that some of its tiles do without", expected='split="loops"', got="branch")
+    return out
 
 
 class _Splitter:
@@ -46,7 +49,7 @@ class _Splitter:
         self.own: Affine | None = None  # the loop's questions, asked about one part of the rows
         self.mine = self.mine_full = ALL
         self.narrow: dict[tuple[Form, Form], Value] = {}
-        self.down = False
+        self.down = self.branched = False
         self.stored: tuple[Value, str | int, int] | None = None
 
     def body(self, block: Block) -> Block:
@@ -161,6 +164,7 @@ class _Splitter:
             self.emit(op, out, affine, bounds, facts, "full" if facts else "", chain, own=self.mine)
             return
         if self.split == "branch":
+            self.branched = True
             self.one(op, out, affine, bounds, always, sometimes, full)
             return
         ranges = self.ranges(affine, bounds, full, left, right)
