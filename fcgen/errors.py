@@ -74,6 +74,10 @@ class Loc:
         return linecache.getline(self.file, self.line).rstrip("\n") or None
 
 
+class FcWarning(UserWarning):
+    """What a compilation says of a kernel that is right and not what one would wish: registers that spill, a check that was not made."""
+
+
 class FcError(Exception):
     """A mistake of the user's, told so that they can mend it.
 

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from . import compiler
-from .errors import FcError
+from .errors import FcError, FcWarning
 from .ir.core import Kernel, Value
 from .ir.schedule import Schedule
 from .ir.types import Tensor
 
 if TYPE_CHECKING:
     from .launch import Launcher
+
+#: kinds of remarks on a compiled kernel that are warnings; all are in `fcgen dump --stage report`
+TOLD = ("spills", "unchecked")
 
 
 class Program:
@@ -30,7 +34,7 @@ class Program:
         self.schedule = schedule
         self._source = kernel
         self._launcher: Launcher | None = None
-        #: machine IR that was given as text is compiled without a run in the simulator
+        #: compiled without a run in the simulator
         self.trust = False
         #: told the name of each step of a compilation as it begins
         self.progress: Callable[[str], None] | None = None
@@ -81,7 +85,11 @@ class Program:
 
     @functools.cached_property
     def built(self) -> compiler.Built:
-        return compiler.build(self._source, self.schedule, self.target, check=not self.trust, progress=self.progress)
+        built = compiler.build(self._source, self.schedule, self.target, check=not self.trust, progress=self.progress)
+        for kind, text in built.remarks:
+            if kind in TOLD:
+                warnings.warn(FcWarning(text), stacklevel=4)
+        return built
 
     @property
     def cuda(self) -> str:
@@ -121,9 +129,11 @@ class Program:
         return interpret(self.tile, self._inputs(arguments))
 
     def simulate(self, *, seed: int = 0, **arguments: Any) -> dict[str, np.ndarray]:
-        """Run the machine IR in the simulator; raises the first race, stale read or deadlock that it finds."""
+        """Run the machine IR in the simulator; raises the first race, stale read or deadlock that it finds. What could not be printed as
+        CUDA is refused as a compilation would."""
         from .sim.machine import check
 
+        compiler.to_cuda(self.machine, self.target)
         return check(self.machine, self._inputs(arguments), self.target, seed=seed).outputs
 
     def _inputs(self, arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -87,8 +87,9 @@ def _check_names(names: Mapping[Op, str], schedule: Schedule) -> None:
         if name not in narrow and schedule.math_of(name) != "fma":
             raise without_effect("math", f"the operands of %{name} are {dots[name].operands[0].type.dtype}", expected="fma",
                                  got=schedule.math_of(name), loc=dots[name].loc)
-    if schedule.math not in ("mma", "fma") and not narrow and not _keys(schedule.math):
-        raise without_effect("math", "no dot of 16-bit operands is here", got=schedule.math)
+    able = dots if schedule.math == "fma" else narrow
+    if schedule.math != "mma" and not able and not _keys(schedule.math):
+        raise without_effect("math", f"the program has no dot{' of 16-bit operands' if dots else ''}", got=schedule.math)
 
 
 def _keys(value: Any) -> tuple[str, ...]:
