@@ -83,18 +83,18 @@ SPECS: dict[str, Spec] = {
                       {"math": ({"s": "wmma", "acc": "fma"}, {"s": "mma", "acc": "wgmma"}, {"s": "fma"}),
                        "stages": ({"k": 3}, {"q": 2, "k": 1}),
                        "late": ("acc", "s"), "ones": ("acc",), "regs_a": ("s",), "from_end": ("rows",),
-                       "cluster": ({"rows": 2}, {"h": 2})}, {"B": 1, "H": 2, "G": 1, "M": 150, "N": 170}),
+                       "cluster": ({"rows": 2}, {"h": 2})}, {"B": 1, "H": 2, "G": 1, "M": 70, "N": 100}),
     "product": Spec(product, {"T": fc.f16}, tuple({"BM": m, "BN": n, "BK": k} for m, n, k in ((64, 64, 32), (64, 32, 16), (32, 24, 16))),
                     {"math": ({"acc": "fma"}, {"acc": "wmma"}), "stages": ({"a": 3}, {"b": 1}), "late": ("acc",), "ones": ("acc",),
                      "regs_a": ("acc",), "from_end": ("rows", "cols"), "cluster": ({"rows": 2}, {"cols": 2})},
-                    {"M": 96, "N": 120, "K": 88}),
+                    {"M": 72, "N": 80, "K": 88}),
     "row_softmax": Spec(row_softmax, {"T": fc.bf16, "D": 40}, ({"BM": 32}, {"BM": 4}, {"BM": 64}),
                         {"math": ({"y": "mma"},), "stages": ({"x": 3},), "late": ("y",), "ones": ("y",), "regs_a": ("y",),
                          "from_end": ("rows",), "cluster": ({"rows": 2},)}, {"M": 37}),
     "gated": Spec(gated, {"T": fc.bf16, "D": 32, "E": 24}, tuple({"BM": m, "BN": n} for m, n in ((64, 32), (64, 64), (32, 16))),
                   {"math": ({"g": "wmma", "r": "fma", "y": "mma"}, {"y": "fma"}),
                    "stages": ({"u": 3, "w": 2}, {"u": 1}), "late": ("y", "g"),
-                   "ones": ("y",), "regs_a": ("g", "g+r"), "from_end": ("rows",), "cluster": ({"rows": 2},)}, {"M": 100, "N": 150}),
+                   "ones": ("y",), "regs_a": ("g", "g+r"), "from_end": ("rows",), "cluster": ({"rows": 2},)}, {"M": 70, "N": 100}),
 }
 #: values of the fields that do not depend on the spec
 FIELDS: dict[str, tuple[Any, ...]] = {
