@@ -12,8 +12,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from math import gcd
 from typing import Any
 
+from ..ir.alignment import promised
 from ..ir.core import Block, Builder, Env, Kernel, Op, Value, copy_op, free_values, substitute_block, walk
 from ..ir.layout import rowwise
 from ..ir.schedule import Schedule
@@ -33,6 +35,8 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
 
 def _check_effect(kernel: Kernel, schedule: Schedule, p: _Pipeliner) -> None:
     """What the schedule asks of the loads, they have got."""
+    if promised(kernel) is not None:
+        return  # for tensors that allow less than the schedule was made for
     loads = [op for op in walk(kernel.body) if is_shared_load(op)]
     if schedule.copy == "vector" and not loads:
         raise without_effect("copy", "no tile is loaded into shared memory", got=schedule.copy)
@@ -103,7 +107,7 @@ class _Pipeliner:
         """Copy into a buffer of one slot where the load stands."""
         buffer = self.ring(op, 1)
         start_copy(op, op.operands, buffer, self.schedule, b)
-        if self.schedule.copy == "cp_async":
+        if asynchronous(op, self.schedule):
             b.do("commit_group", loc=op.loc)
         env[old.result] = buffer
 
@@ -143,7 +147,8 @@ class _Pipeliner:
         loads = [[o for o in body.ops if is_shared_load(o)] for body in bodies]
         if len({tuple(o["site"] for o in ls) for ls in loads}) != 1:
             return []
-        ahead = [same for same in zip(*loads) if all(_scalar_slice(body, o.operands) is not None for o, body in zip(same, bodies))]
+        ahead = [same for same in zip(*loads) if all(asynchronous(o, self.schedule) and _scalar_slice(body, o.operands) is not None
+                                                     for o, body in zip(same, bodies))]
         slots = 0
         deep = [s for s in ahead if s[0].get("stages", self.schedule.slots) > 1]
         if not deep and self.schedule.ahead and ahead and all(_in_turn([s[i] for s in ahead], body) for i, body in enumerate(bodies)):
@@ -245,14 +250,24 @@ def is_shared_load(op: Op) -> bool:
     return op.kind == "load" and isinstance(op.result.type, Buffer)
 
 
+def copied_run(load: Op, schedule: Schedule) -> int:
+    """Elements that one access of a copy moves."""
+    return 1 if schedule.copy == "scalar" else gcd(load["vec"], load.result.type.shape[-1])
+
+
+def asynchronous(load: Op, schedule: Schedule) -> bool:
+    """Whether `cp_async` can copy the tile: it moves 4 bytes at least."""
+    return schedule.copy == "cp_async" and copied_run(load, schedule) * load.result.type.dtype.bytes >= 4
+
+
 def start_copy(load: Op, operands: tuple[Value, ...], buffer: Value, schedule: Schedule, b: Builder) -> None:
-    """The copy of one tile: asynchronous, or through registers in 16-byte or single-element loads."""
+    """The copy of one tile: asynchronous, or through registers."""
     t: Any = load.result.type
     rows, cols = t.shape
-    vec = 1 if schedule.copy == "scalar" else 16 // t.dtype.bytes
+    vec = copied_run(load, schedule)
     threads = rowwise(rows, cols, schedule.warps, 32, vec)
     attrs = {"index": load["index"], "guard": load["guard"]}
-    if schedule.copy == "cp_async":
+    if asynchronous(load, schedule):
         b.do("cp_async", *operands, buffer, threads=threads, loc=load.loc, **attrs)
         return
     frag = b.emit("ld_global", *operands, type=Frag(t.dtype, t.shape, threads), name=load.result.name, vec=vec, loc=load.loc, **attrs)
