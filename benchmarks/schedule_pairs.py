@@ -5,7 +5,7 @@
 
 A case is a spec, a target, a base schedule and two fields changed. Each goes through the passes and is printed as CUDA; the machine program
 runs in the simulator at a small size, and its numbers are compared with the tile program's. Anything but a right result or an FcError that
-says what to do is a bug.
+says what to do is a bug; so is a field that asks for something and changes nothing.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import combinations
 from typing import Any
 
@@ -112,11 +112,32 @@ BASES: dict[tuple[str, str], dict[str, Any]] = {
 }
 
 
+#: fields and values that decline something: they have their way where nothing is changed
+DECLINING = {("hold_a", False), ("reuse_frags", False), ("split", "none"), ("defer", False), ("longest_first", False), ("own_rows", False),
+             ("epilogue", "direct"), ("stages", 1)}
+DEFAULTS = {f.name: f.default for f in fields(fc.Schedule)}
+
+
+OF_BASES = {field for base in BASES.values() for field in base}
+
+
 @dataclass(frozen=True)
 class Case:
+    """changed: the fields in which the schedule differs from its base."""
+
     spec: str
     target: str
     schedule: tuple[tuple[str, Any], ...]
+    changed: tuple[str, ...] = ()
+
+    @property
+    def base(self) -> Case | None:
+        """The case without its one change, if that asks for something."""
+        if len(self.changed) != 1 or self.changed[0] in OF_BASES:
+            return None
+        field, value = next((k, v) for k, v in self.schedule if k in self.changed)
+        rest = tuple((k, v) for k, v in self.schedule if k != field)
+        return Case(self.spec, self.target, rest) if field != "tiles" and (field, _key(value)) not in DECLINING else None
 
     def __str__(self) -> str:
         return f"{self.spec} on {self.target}: {', '.join(f'{k}={v}' for k, v in self.schedule)}"
@@ -132,17 +153,31 @@ def options(spec: Spec) -> dict[str, tuple[Any, ...]]:
 def cases() -> Iterator[Case]:
     """The bases, every field changed, and every two fields changed."""
     for name, spec in SPECS.items():
-        fields = options(spec)
+        values_of = options(spec)
         for (target, kind), base in BASES.items():
             if kind == "late" and name != "attention":
                 continue
             first = {"tiles": spec.tiles[1 if base.get("warps") == 8 else 0], **base}
-            every = [(), *((f,) for f in fields), *combinations(fields, 2)]
+            every = [(), *((f,) for f in values_of), *combinations(values_of, 2)]
             for chosen in every:
-                for values in _choices([fields[f] for f in chosen]):
+                for values in _choices([values_of[f] for f in chosen]):
                     changed = dict(zip(chosen, values))
-                    if all(first.get(k) != v for k, v in changed.items()):
-                        yield Case(name, target, tuple({**first, **changed}.items()))
+                    if all(first.get(k, DEFAULTS[k]) != v for k, v in changed.items()):
+                        yield Case(name, target, tuple({**first, **changed}.items()), chosen)
+
+
+def _program(case: Case) -> Any:
+    spec = SPECS[case.spec]
+    return spec.spec.compile(target=case.target, schedule=fc.Schedule(**dict(case.schedule)), **spec.binding)
+
+
+def _text(program: Any) -> str:
+    """The machine program, without what only says how it was made."""
+    return "\n".join(line for line in str(program.machine).splitlines() if not line.startswith("meta schedule"))
+
+
+def _key(value: Any) -> Any:
+    return value if isinstance(value, (str, int, bool)) else str(value)
 
 
 def _choices(sets: list[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
@@ -161,8 +196,7 @@ def verdict(case: Case, simulate: bool = True) -> tuple[str, str]:
     """("right" | "refused" | "bug", what was said)."""
     spec = SPECS[case.spec]
     try:
-        schedule = fc.Schedule(**dict(case.schedule))
-        program = spec.spec.compile(target=case.target, schedule=schedule, **spec.binding)
+        program = _program(case)
         compiler.to_cuda(program.machine, program.target)
     except fc.FcError as e:
         if e.message.startswith("internal") or e.code.startswith(("ir/", "sim/")):
@@ -172,9 +206,11 @@ def verdict(case: Case, simulate: bool = True) -> tuple[str, str]:
         return "refused", f"{e.code}: {e.message}"
     except Exception as e:
         return "bug", f"{type(e).__name__}: {e}"
+    text = _text(program)
+    if case.base is not None and _text(_program(case.base)) == text:
+        return "bug", f"{case.changed[0]} changes nothing"
     if not simulate:
         return "right", "not run"
-    text = "\n".join(line for line in str(program.machine).splitlines() if not line.startswith("meta schedule"))
     if (case.spec, text) not in _RUN:
         _RUN[case.spec, text] = _run(spec, program)
     said = _RUN[case.spec, text]

@@ -30,6 +30,14 @@ def test_a_pair_of_fields_is_right_or_refused_in_words(spec: str, target: str) -
         assert kind != "bug", f"{case}: {said}"
 
 
+def test_a_field_that_asks_for_something_changes_the_program_or_is_refused() -> None:
+    mine = [c for c in EVERY if c.base is not None and c.spec != "attention"]
+    assert len(mine) > 100
+    for case in random.Random("idle").sample(mine, 30):
+        kind, said = verdict(case, simulate=False)
+        assert kind != "bug", f"{case}: {said}"
+
+
 @pytest.mark.parametrize("spec, base, more", [
     ("attention", ("sm_90a", "wgmma"), {"math": "fma"}), ("attention", ("sm_90a", "mma"), {"math": "wgmma"}),
     ("attention", ("sm_90a", "mma"), {"math": "wgmma", "stages": 1, "ahead": True}), ("attention", ("sm_89", "mma"), {"math": {"s": "fma"}}),
