@@ -30,7 +30,7 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
     if schedule.skip_ones and "skip_ones" not in placer.used:
         raise without_effect("skip_ones", "no tile is multiplied by a factor per row", expected="tile * row in the program")
     if schedule.epilogue == "quad" and "quad" not in placer.used:
-        raise without_effect("epilogue", "no stored fragment has quads of lanes to swap", got="quad", expected='"smem" or "direct"')
+        raise without_effect("epilogue", "no tile of 16-bit elements is stored from narrow runs", got="quad", expected='"smem" or "direct"')
     meta = {"target": target.arch, "stage": "placed", "schedule": str(schedule), "min_blocks": schedule.min_blocks}
     return replace(kernel, level="machine", roles=(Role("main", schedule.warps, body),), meta={**kernel.meta, **meta})
 
@@ -358,8 +358,9 @@ class _Placer:
                 and not op.get("reduce")):
             frag = self.convert(frag, rowwise(t.shape[0], t.shape[1], self.schedule.warps, 32, vec), b, v.name)
         swapped = quad_rows(layout) if self.schedule.epilogue == "quad" and t.dtype.bits == 16 and isinstance(layout, RegLayout) else None
+        if t.dtype.bits == 16 and len(t.shape) == 2 and isinstance(layout, RegLayout) and layout.vector() < 16 // t.dtype.bytes:
+            self.used.add("quad")  # also where the tile is too narrow to have quads
         if swapped is not None:
-            self.used.add("quad")
             frag = b.emit("quad_transpose", frag, type=Frag(t.dtype, t.shape, swapped), name=v.name)
         b.do("store", env[op.operands[0]], frag, *env.all(op.operands[2:]), **op.attrs, vec=vec)
 

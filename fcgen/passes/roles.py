@@ -45,7 +45,7 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
                           hint='copy="cp_async" with math="mma", or another `math` for the dots that read it')
         check_bulk(op, kernel, defs, 'copy="cp_async" with math="mma"')
     channels = find_channels(loads, kernel.body, schedule, shared_loads(kernel))
-    if not loads and schedule.persistent == "none":
+    if not loads and schedule.persistent == "none" and not any(op.get("math") == "wgmma" for op in walk(kernel.body)):
         raise without_effect("copy", "no tile is loaded into shared memory", got="tma")
     if schedule.slots > 2 and not any(c.ring.type.slots == schedule.slots for c in channels.values()):
         raise without_effect("stages", "no loop loads tiles into shared memory", got=schedule.slots)

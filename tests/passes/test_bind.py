@@ -123,7 +123,7 @@ def test_one_dot_of_several_may_have_a_family_of_its_own_on_hopper() -> None:
     (lambda: attention("sm_90a", mask="none", l2=32, **HOPPER), "l2", "along which work differs"),
     (lambda: attention(vote=True), "vote", "selects by a row condition"), (lambda: attention(compare_bits=True), "compare_bits", "maximum"),
     (lambda: gating(skip_ones=True), "skip_ones", "tile * row"), (lambda: rows(epilogue="quad"), "epilogue", "direct"),
-    (lambda: rows(d=1, epilogue="quad"), "epilogue", "direct"), (lambda: rows(math="fma"), "math", "leave math out"),
+    (lambda: gating(epilogue="quad"), "epilogue", "direct"), (lambda: rows(math="fma"), "math", "leave math out"),
     (lambda: rows(copy="vector"), "copy", "leave copy out"), (lambda: rows("sm_90a", copy="tma"), "copy", "leave copy out"),
     (lambda: rows(stages=3), "stages", "a load that a dot of a loop reads"), (lambda: rows(split="branch"), "split", "loops"),
     (lambda: attention(stages={"q": 3}), "%q is not loaded ahead", "a load that a dot of a loop reads"),

@@ -109,7 +109,7 @@ def test_wmma_fragments_are_staged_within_the_warp() -> None:
 
 
 @pytest.mark.parametrize("schedule", [{}, {"stages": 3}, {"math": "wmma"}, {"math": "fma", "copy": "vector"},
-                                      {"math": {"s": "wmma", "acc": "fma"}}, {"epilogue": "direct"}], ids=str)
+                                      {"math": {"s": "wmma", "dot": "fma"}}, {"epilogue": "direct"}], ids=str)
 def test_buffers_in_use_together_do_not_overlap(schedule: dict) -> None:
     kernel = lowered(**schedule)
     from fcgen.ir.lifetimes import spans as lifetimes
@@ -146,7 +146,8 @@ SPECS = {"gemm": lambda: programs.gemm(bm=64, bn=32, bk=32), "sigmoid_rows": lam
 WAYS: list[dict] = [{}, {"stages": 1, "ahead": True}, {"math": "fma", "copy": "scalar"}, {"math": "wmma", "copy": "vector"}]
 
 
-@pytest.mark.parametrize("program, schedule", [*((SPECS[name], way) for name in list(SPECS)[:3] for way in WAYS),
+@pytest.mark.parametrize("program, schedule", [*((SPECS[name], way) for name in list(SPECS)[:3] for way in WAYS
+                                                 if name == "sigmoid_rows" or "ahead" not in way),
                                                (SPECS["row_norm"], {}), (SPECS["row_norm"], {"copy": "scalar"})])
 def test_any_program_lowers_at_every_pass_and_prints_the_same_after_parsing(program: Any, schedule: dict) -> None:
     def check(name: str, kernel: Kernel) -> None:

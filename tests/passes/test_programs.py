@@ -9,6 +9,7 @@ from fcgen.ir.core import Kernel, walk, walk_kernel
 from fcgen.ir.ops import verify
 from fcgen.ir.schedule import Schedule
 from fcgen.passes import PIPELINE, run_passes
+from tests.work import calls
 
 from .check import execute, inputs, same
 from .programs import attention, branches, column_sums, gemm, i32, linear, nested, row_norm, scalar, sigmoid_rows, tensor
@@ -67,9 +68,13 @@ PROGRAMS = {
 }
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
-@pytest.mark.parametrize("split", ["loops", "branch", "none"])
-def test_every_stage_writes_the_same(name, split):
+#: without masks that some tiles of a loop do without: split="branch" is refused
+UNMASKED = ("gemm", "gemm whole", "gemm tail", "norm", "linear")
+
+
+@pytest.mark.parametrize("split, name", [(split, name) for split in ("loops", "branch", "none") for name in PROGRAMS
+                                         if split != "branch" or name not in UNMASKED])
+def test_every_stage_writes_the_same(split, name):
     kernel = verify(PROGRAMS[name]())
     after = stages(kernel, Schedule(split=split))
     for n, sizes in enumerate(SIZES):
@@ -165,14 +170,11 @@ def test_deterministic_text():
 
 
 def test_pipeline_is_fast():
-    import time
-
     kernel = masked("window_both")
-    best = 1.0
-    for _ in range(5):
-        t = time.perf_counter()
+
+    def run():
         k = kernel
         for p in PIPELINE[:[p.name for p in PIPELINE].index(LAST) + 1]:
             k = p.run(k, Schedule(), None)
-        best = min(best, time.perf_counter() - t)
-    assert best < 0.1  # about 0.02 on an idle laptop core
+
+    assert calls(run) < 300_000  # 106,000 when this was written
