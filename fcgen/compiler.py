@@ -24,7 +24,7 @@ from .ir.schedule import Schedule
 from .ir.target import Target
 
 #: Beyond what every compilation has (`runtime/nvrtc.py`): functions without a word for where they run are the device's.
-NVRTC_OPTIONS = ("-default-device",)
+NVRTC_OPTIONS: tuple[str, ...] = ("-default-device",)
 
 
 @dataclass(frozen=True)
