@@ -75,9 +75,12 @@ class Loc:
     def source_line(self) -> str | None:
         """The line's text where Python can still find it (files, IPython cells), else None. What is there but no ordinary file is not
         opened: a pipe would be waited for."""
-        if os.path.exists(self.file) and not os.path.isfile(self.file):
+        try:
+            if os.path.exists(self.file) and not os.path.isfile(self.file):
+                return None
+            return linecache.getline(self.file, self.line).rstrip("\n") or None
+        except ValueError:  # a name that no file can have: with a NUL in it, or half of a surrogate pair
             return None
-        return linecache.getline(self.file, self.line).rstrip("\n") or None
 
 
 #: what a terminal obeys or hides: control characters but tab and newline, and marks that reorder or separate text
