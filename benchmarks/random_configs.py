@@ -305,7 +305,8 @@ def main(argv: list[str] | None = None) -> int:
     arch = target()
     broken = compile_all(configs, arch)
     print(f"compiled in {time.time() - start:.0f} s", flush=True)
-    failures, worst, repeated = [{"config": None, "wrong": [f"{k}: {s}"]} for k, s in broken.items()], 0.0, 0
+    failures: list[dict[str, Any]] = [{"config": None, "wrong": [f"{k}: {s}"]} for k, s in broken.items()]
+    worst, repeated = 0.0, 0
     for n, c in enumerate(configs):
         if any(k in broken for k in c.kernels(arch)):
             continue

@@ -24,7 +24,7 @@ from .ir.schedule import Schedule
 from .ir.target import Target
 
 #: Beyond what every compilation has (`runtime/nvrtc.py`): functions without a word for where they run are the device's.
-NVRTC_OPTIONS = ("-default-device",)
+NVRTC_OPTIONS: tuple[str, ...] = ("-default-device",)
 
 
 @dataclass(frozen=True)
@@ -188,10 +188,13 @@ def refuse_serialised(log: str, machine: Kernel) -> None:
     would be right and slow. Raises FcError "compile/ptxas" at the spec's line of the first product."""
     notes = [line.strip() for line in log.splitlines() if re.search(r"\bC75[012]\d\b", line)]
     if notes:
+        from .runtime.nvrtc import nvrtc_version
+
         first = next((op.loc for op in walk_kernel(machine) if op.kind == "wgmma"), None)
         raise FcError("compile/ptxas", f"ptxas serialised the matrix products of {machine.name}", loc=first, notes=notes[:4],
                       expected="products in flight together", got=re.findall(r"C75\d\d", notes[0])[0],
-                      hint="fewer registers in flight: smaller Schedule.tiles, or no `late` dot")
+                      hint="fewer registers in flight: smaller Schedule.tiles, or no `late` dot; or another NVRTC than "
+                           + ".".join(map(str, nvrtc_version())))
 
 
 def _unpack(files: Mapping[str, bytes], meta: Mapping[str, Any], hit: bool, schedule: Schedule, said: list[Any]) -> Built:
