@@ -71,6 +71,7 @@ class Emitter:
         self.role_barrier = 0     # the named barrier of a role's warps; 0: the whole block's
         self.counter = False
         self.branch: dict[Value, Op] = {}
+        self.folded: dict[Value, int | None] = {}
 
     def share(self, first: Emitter) -> None:
         """Print another role of the kernel: what stands outside of the roles is common."""
@@ -183,8 +184,12 @@ class Emitter:
 
     def fold(self, v: Value, env: dict[Value, int] | None = None) -> int | None:
         """The value of an integer scalar where it is known when the kernel is compiled (given unrolled indices in env)."""
-        if env and v in env:
-            return env[v]
+        known = self.folded if env is None else env  # what is read twice is folded once
+        if v not in known:
+            known[v] = self._fold(v, env)  # type: ignore[assignment]
+        return known[v]
+
+    def _fold(self, v: Value, env: dict[Value, int] | None) -> int | None:
         op = self.plan.maker.get(v)
         if op is None:
             return None
@@ -195,8 +200,9 @@ class Emitter:
             b = None if a is None else self.fold(op.operands[1], env)
             if a is None or b is None or (b == 0 and op.kind in ("floordiv", "mod")):
                 return None
-            return {"add": a + b, "sub": a - b, "mul": a * b, "max": max(a, b), "min": min(a, b),
-                    "floordiv": a // b if b else 0, "mod": a % b if b else 0}[op.kind]
+            out = {"add": a + b, "sub": a - b, "mul": a * b, "max": max(a, b), "min": min(a, b),
+                   "floordiv": a // b if b else 0, "mod": a % b if b else 0}[op.kind]
+            return out if abs(out) < 1 << v.type.dtype.bits - 1 else None
         return None
 
     def varies(self, v: Value, seen: set[Value] | None = None) -> list[Value]:

@@ -13,6 +13,7 @@ from dataclasses import replace
 
 from ..errors import FcError, Loc
 from ..ir.core import Kernel, Role, Value, walk, walk_kernel
+from ..ir.named_barriers import of_role
 from ..ir.target import Target
 from ..ir.types import Buffer, Frag, Mbarrier, Pending, Scalar
 from .cuda_async import check_cursors, walked
@@ -23,8 +24,6 @@ from .cuda_names import WORD, code_of, comment
 from .cuda_text import X
 from .cuda_wgmma import fences
 
-#: named barriers of roles count down from the last one; tokens count up from 1
-LAST_BARRIER = 15
 CONSTANT = re.compile(r"const [\w ]+ (\w+) = |const \w+\* (\w+) = ")
 
 
@@ -65,7 +64,7 @@ def print_roles(kernel: Kernel, target: Target, written: set[Value]) -> Emitter:
         em = Emitter(replace(kernel, roles=(role,)), target)
         em.share(main)
         em.one_thread = not any(isinstance(v.type, (Frag, Pending)) for o in walk(role.body) for v in o.results)
-        em.role_barrier = LAST_BARRIER - n
+        em.role_barrier = of_role(n)
         parts.append((role, first, _role(em, role, first)))
         main.counter |= em.counter
         first += role.warps

@@ -14,7 +14,7 @@ from ..errors import FcError
 from ..ir.core import Block, Builder, Env, GridAxis, Kernel, Op, Value, definitions, map_bodies, substitute, walk
 from ..ir.schedule import Schedule
 from ..ir.target import Target
-from .common import COMPARISONS
+from .common import COMPARISONS, without_effect
 
 
 def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
@@ -31,6 +31,8 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
             if schedule.epilogue == "tma":
                 _check_stores(kernel, axis, kernel.body.args[names[name]], name)
             kernel = map_bodies(kernel, lambda body: _shifted(body, axis, body.args[names[name]]))  # noqa: B023 (called at once)
+        else:
+            raise without_effect("from_end", f"all tiles along {name} are whole", got=f"{axis.dim} / {axis.tile}")
     return kernel
 
 

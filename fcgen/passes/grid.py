@@ -12,6 +12,7 @@ from ..ir.core import Block, Builder, Env, Kernel, Op, Value, copy_block, walk
 from ..ir.schedule import Schedule
 from ..ir.types import Scalar, i32
 from .channels import Channel
+from .common import without_effect
 from .tiles import Tiles
 
 TOKENS = 1  # the first of the named barriers that pass a token around
@@ -27,6 +28,9 @@ def over_grid(kernel: Kernel, body: Block, schedule: Schedule, box: Channel | No
     if box is not None and not fills:
         return _taking(kernel, body, box, args, b)
     tiles = Tiles(kernel, schedule, b)
+    if schedule.l2 and tiles.long is None and not tiles.strip:
+        raise without_effect("l2", "tiles run in no order that saves reads", got=schedule.l2,
+                             expected="another axis beside one along which work differs, or two axes with tiles")
     if box is None:
         b.ops += _inline(body, tiles.decode(index, b))
         return b.block(args)

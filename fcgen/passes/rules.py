@@ -388,7 +388,7 @@ def dot_accumulates(s: Sweep, op: Op) -> Value | None:
     for dot, x in (op.operands[::-1], op.operands):
         d = s.made_by(dot, "dot")
         if d and len(d.operands) == 2 and x is not dot and x.type == dot.type and s.once_here(dot):
-            return s.make("dot", *d.operands, x, name=dot.name or op.result.name)
+            return s.make("dot", *d.operands, x, name=dot.name or op.result.name, **d.attrs)
     return None
 
 
