@@ -340,6 +340,7 @@ def pytest_configure(config: pytest.Config) -> None:
     patch.setattr(cubin, "resources", lambda binary, log="": Everything())
     made = lambda source, arch, *, name, **_: nvrtc.Binary(hashlib.sha256(source.encode()).digest(), "", arch, name)
     patch.setattr(nvrtc, "compile_cuda", made)
+    patch.setattr(nvrtc, "ptx_of", lambda source, arch, **_: f".target {arch}")
     patch.setattr(compiler, "nvrtc_fingerprint", lambda: "pretend")
     patch.setattr(subprocess, "run", run_here)
 
