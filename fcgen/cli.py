@@ -93,6 +93,7 @@ def build(
     arguments: tuple[str, ...]
 ) -> None:
     """Compile a spec, or an edited file of IR text, and write every level of it."""
+    from . import compiler
     from .cli_specs import find, parse_sizes
     from .sim.trial import dimensions, run_trials
 
@@ -101,6 +102,7 @@ def build(
     given = parse_sizes(sizes, dimensions(program.machine))
     fixed = parse_arguments(arguments, program, given)
     if check:
+        compiler.to_cuda(program.machine, program.target)
         cases = run_trials(program.machine, program.target, given, 1, waiting, fixed)
         click.echo(f"simulated {len(cases)} sizes: no race, stale read or deadlock")
     waiting(f"compiling {program.name} for {program.target.arch}", lambda: program.cubin)
@@ -121,11 +123,13 @@ def build(
 def check(spec: str, target: str | None, settings: tuple[str, ...], schedule: str | None, sizes: tuple[str, ...], seeds: int,
           arguments: tuple[str, ...]) -> None:
     """Run a kernel's machine IR in the simulator, over several trip counts, and look for races, stale reads and deadlocks."""
+    from . import compiler
     from .cli_specs import find, parse_sizes
     from .sim.trial import dimensions, run_trials, summary
 
     program = find(spec).program(target, settings, schedule)
     machine = program.machine
+    compiler.to_cuda(machine, program.target)  # what cannot be printed is refused before it runs
     given = parse_sizes(sizes, dimensions(machine))
     fixed = parse_arguments(arguments, program, given)
     cases = run_trials(machine, program.target, given, seeds, waiting, fixed)

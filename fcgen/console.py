@@ -34,7 +34,8 @@ def report(program: Any) -> str:
     r, facts = program.resources, program.built.facts
     spills = f"{r.spill_stores} B stored, {r.spill_loads} B loaded" if r.spills else "none"
     return (f"{program.name} for {facts.arch}: {r.registers} registers, spills {spills}, {r.shared_bytes} B shared memory, "
-            f"{r.stack_bytes} B stack, {facts.threads} threads" + (" (from the cache)" if program.built.cached else ""))
+            f"{r.stack_bytes} B stack, {facts.threads} threads" + (" (from the cache)" if program.built.cached else "")
+            + "".join(f"\n  {kind:8} {text}" for kind, text in program.built.remarks))
 
 
 def write_levels(program: Any, out: Path, source: Path | None = None) -> dict[Path, Path | None]:

@@ -117,7 +117,8 @@ class Schedule:
                           got=self.warps)
         for name, n in self.tiles:
             if not _is_int(n) or n < 1 or (n & (n - 1) and n % 16):
-                raise FcError("compile/schedule", f"tile size {name} is a power of two or a multiple of 16", got=n)
+                raise FcError("compile/schedule", f"Schedule.tiles: {name} has a size that does not divide over warps and lanes", got=n,
+                              expected="a power of two or a multiple of 16")
         for v in [y for _, y in self.stages] if isinstance(self.stages, tuple) else [self.stages]:
             if not _is_int(v) or not 1 <= v <= 8:
                 raise FcError("compile/schedule", "Schedule.stages counts ring slots", expected="1 to 8", got=v)
@@ -165,7 +166,12 @@ class Schedule:
         return self.math if isinstance(self.math, str) else dict(self.math).get(name, "mma")
 
     def stages_of(self, name: str) -> int:
-        return self.stages if isinstance(self.stages, int) else dict(self.stages).get(name, 2)
+        return self.slots if isinstance(self.stages, int) else dict(self.stages).get(name, self.slots)
+
+    @property
+    def slots(self) -> int:
+        """Of the ring of a load that is not named."""
+        return self.stages if isinstance(self.stages, int) else 2
 
     def __str__(self) -> str:
         """Only what differs from the defaults, so that a schedule reads as a sentence."""

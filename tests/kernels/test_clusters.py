@@ -136,7 +136,7 @@ def test_what_cannot_run_as_a_cluster_is_refused_with_the_reason(s, mask, words)
 
 
 def test_a_target_without_clusters_is_refused():
-    with pytest.raises(FcError, match="sm_89 has no clusters of blocks"):
+    with pytest.raises(FcError, match="sm_89 has no bulk tensor copies"):
         lower(product.compile(target="sm_89", schedule=Schedule(tiles={"BLOCK_M": 64, "BLOCK_N": 32, "BLOCK_K": 16})).tile, schedule(),
               target("sm_89"))
 
