@@ -1,3 +1,5 @@
+# mypy: disable-error-code="name-defined, valid-type, syntax"
+# (annotations of specs are fcgen's own: "T[M, K]")
 """A matrix product of ten lines, and the example's with bias and GELU, beside cuBLAS's product: TFLOP/s at 8192 x 8192 x 8192.
 
     python -m benchmarks.hopper_gemm --json out/gemm.json

@@ -95,7 +95,7 @@ def bare(q: Any, k: Any, v: Any, out: Any, causal: bool) -> Callable[[], Any]:
     from fcgen import forward
 
     qa, ka, va, kind, scale = forward._described(q, k, v, causal, None)
-    program = forward._program(qa, ka, va, kind, scale, False, None)
+    program = forward._program(qa, ka, va, kind, scale, False, None, True)
     plan, values, device = program.launcher.resolve({"Q": q, "K": k, "V": v, "O": out, "scale": scale})
     stream = torch._C._cuda_getCurrentRawStream(device)
     plan.launch(stream, values)

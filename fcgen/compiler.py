@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from . import __version__
 from .errors import FcError, Loc
@@ -24,7 +24,7 @@ from .ir.schedule import Schedule
 from .ir.target import Target
 
 #: Beyond what every compilation has (`runtime/nvrtc.py`): functions without a word for where they run are the device's.
-NVRTC_OPTIONS = ("-default-device",)
+NVRTC_OPTIONS: tuple[str, ...] = ("-default-device",)
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,24 @@ def target(arch: str) -> Target:
     return known[arch]
 
 
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def bounded(fn: F) -> F:
+    """A step of the compiler whose depth follows the program's: what is too deep for Python is refused."""
+
+    @functools.wraps(fn)
+    def run(kernel: Kernel, *args: Any, **named: Any) -> Any:
+        try:
+            return fn(kernel, *args, **named)
+        except RecursionError:
+            raise FcError("compile/unsupported", f"{kernel.name} is too deep: regions inside of regions, or values made of values",
+                          hint="split the kernel, or carry the value through a loop") from None
+
+    return cast(F, run)
+
+
+@bounded
 def lower(kernel: Kernel, schedule: Schedule, to: Target, *, stop_after: str | None = None,
           trace: Callable[[str, Kernel], None] | None = None) -> Kernel:
     """Run the passes on a tile kernel; `stop_after` names one of them."""
@@ -148,11 +166,16 @@ def to_machine(kernel: Kernel, schedule: Schedule, to: Target) -> Kernel:
     return verify(kernel) if kernel.level == "machine" else lower(kernel, schedule, to)
 
 
+@bounded
 def to_cuda(machine: Kernel, to: Target) -> Any:
     """The CUDA C++ of a machine kernel, after its budgets were checked."""
     from .backends.budget import check_budget
     from .backends.cuda import print_cuda
+    from .ir.fits import check_fits
+    from .ir.kernel_rules import require
 
+    require(machine, "synced", "the CUDA printer")
+    check_fits(machine, to)
     check_budget(machine, to)
     return print_cuda(machine, to)
 
@@ -188,10 +211,13 @@ def refuse_serialised(log: str, machine: Kernel) -> None:
     would be right and slow. Raises FcError "compile/ptxas" at the spec's line of the first product."""
     notes = [line.strip() for line in log.splitlines() if re.search(r"\bC75[012]\d\b", line)]
     if notes:
+        from .runtime.nvrtc import nvrtc_version
+
         first = next((op.loc for op in walk_kernel(machine) if op.kind == "wgmma"), None)
         raise FcError("compile/ptxas", f"ptxas serialised the matrix products of {machine.name}", loc=first, notes=notes[:4],
                       expected="products in flight together", got=re.findall(r"C75\d\d", notes[0])[0],
-                      hint="fewer registers in flight: smaller Schedule.tiles, or no `late` dot")
+                      hint="fewer registers in flight: smaller Schedule.tiles, or no `late` dot; or another NVRTC than "
+                           + ".".join(map(str, nvrtc_version())))
 
 
 def _unpack(files: Mapping[str, bytes], meta: Mapping[str, Any], hit: bool, schedule: Schedule, said: list[Any]) -> Built:

@@ -112,6 +112,9 @@ def _wgmma(em: Emitter, op: Op) -> None:
                       expected=wgmma_c(rows, a.type.shape[1], groups), got=a.type.layout, loc=op.loc)
     depth = (a.type.shape[0] if op["ta"] else a.type.shape[1]) // 16
     fn = em.fn(op["instr"] + ("_rs" if regs else ""))
+    if not any(op in products for products in em.fences.values()):
+        raise FcError("compile/unsupported", "wgmma: a wgmma_fence of its own region stands in front of it", loc=op.place or op.loc,
+                      hint="wgmma_fence before the first product, and after each access of its accumulator")
     name = em.array(op.result)
     b_at = _steps(b.type, depth, not op["tb"])
     k, m = (X("k") if depth > 1 else ZERO), (X("m") if tall > 1 else ZERO)

@@ -35,16 +35,16 @@ def over_grid(kernel: Kernel, body: Block, schedule: Schedule, box: Channel | No
         b.ops += _inline(body, tiles.decode(index, b))
         return b.block(args)
     step = b.emit("block_count", name="blocks") if schedule.persistent == "static" else None
-    t, inner = Value(Scalar(i32), "t"), Builder()
+    t, inner = Value(Scalar(i32), "tile"), Builder()
     tile = tiles.decode(t, inner)
     _tell(box, [inner.emit("const", value=1, dtype="i32"), *(tile[n] for n in range(len(kernel.grid)))], inner)
     inner.ops += _inline(body, tile)
     if step is not None:
-        after = inner.emit("add", t, step, name="t")
+        after = inner.emit("add", t, step, name="tile")
     else:
         inner.ops, after = _with_claim(inner.ops)
-    inner.do("yield", inner.emit("lt", after, tiles.total), after)
-    b.add(Op("while", (b.emit("lt", index, tiles.total), index), (Value(Scalar(i32), "t"),), {}, (inner.block((t,)),)))
+    inner.do("yield", inner.emit("lt", after, tiles.total, name="more"), after)
+    b.add(Op("while", (b.emit("lt", index, tiles.total), index), (Value(Scalar(i32), "tile"),), {}, (inner.block((t,)),)))
     _tell(box, [b.emit("const", value=0, dtype="i32")] * (1 + len(kernel.grid)), b)
     if step is None:
         b.do("claim_done")
@@ -58,7 +58,7 @@ def _with_claim(ops: list[Op]) -> tuple[list[Op], Value]:
         (n for n, o in enumerate(ops) if o.kind == "mbar_wait" or any(x.kind == "mbar_wait" for r in o.regions for x in walk(r))),
         default=-1,
     )
-    claim = Value(Scalar(i32), "t")
+    claim = Value(Scalar(i32), "claimed")
     if n >= 0 and ops[n].kind == "if":
         op, regions = ops[n], []
         for r in op.regions:
@@ -86,7 +86,7 @@ def _hear(kernel: Kernel, box: Channel, b: Builder) -> tuple[Value, list[Value]]
     b.add(Op("fetch", (view,), (more, *tile)))
     b.do("mbar_arrive", box.empty, box.cursor)
     b.do("advance", box.cursor)
-    return b.emit("ne", more, b.emit("const", value=0, dtype="i32")), tile
+    return b.emit("ne", more, b.emit("const", value=0, dtype="i32"), name="go_on"), tile
 
 
 def _taking(kernel: Kernel, body: Block, box: Channel, args: tuple[Value, ...], b: Builder) -> Block:

@@ -184,8 +184,8 @@ def right_identity(s: Sweep, op: Op) -> Value | None:
 
 @rule("pow")
 def small_powers(s: Sweep, op: Op) -> Value | None:
-    """x ** n is multiplications for whole n up to 8 (within 4 ulp, as powf is), 1 over them for n below 0; x ** 0.5 and x ** -0.5 are roots,
-    2 ** x is exp2. 16-bit floats are multiplied in f32 and rounded once."""
+    """x ** n is multiplications for whole n up to 8 (within 4 ulp, as powf is), 1 over them for n below 0; x ** 0.5 and x ** -0.5 are
+    roots, 2 ** x is exp2. 16-bit floats are multiplied in f32 and rounded once."""
     x, dtype = op.operands[0], op.result.type.dtype
     n, base = s.const(op.operands[1]), s.const(x)
     if base == 2 and n is None:
