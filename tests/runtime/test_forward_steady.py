@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 import timeit
+import types
 
 import pytest
 from pretend import Driver, Tensor, install, number, torch
 
 import fcgen
-from fcgen import forward
+from fcgen import calls, forward
 from fcgen.compiler import Built, Facts
 from fcgen.errors import FcError
 from fcgen.ir.schedule import Schedule
@@ -56,7 +57,8 @@ def world(monkeypatch):
         return made[key]
 
     monkeypatch.setattr(forward, "compiled", compiled)
-    monkeypatch.setattr(forward, "_KNOWN", {})
+    monkeypatch.setattr(calls, "_kinds", {})
+    monkeypatch.setattr(calls, "recent", None)
     forward._arch.cache_clear()
     yield t, fake
     forward._arch.cache_clear()
@@ -100,7 +102,7 @@ def test_the_second_call_reads_pointers_only(world, monkeypatch, return_lse, giv
     assert len(fake.launches) == 4 and fake.launches[0][0] == (16, 1, 1)
     maps = [read(fake, n)["maps"] for n in range(4)]
     assert maps[0] == maps[2] and len({m for ms in maps for m in ms}) == 9
-    assert len(fake.encoded) == 9, "each map was made once"
+    assert len(fake.encoded) == 12, "each map was made once on each way"
 
 
 def test_the_short_way_gives_what_the_long_one_gives(world):
@@ -120,7 +122,7 @@ def test_other_options_are_other_calls(world, change):
     fcgen.attention(*qkv)
     fcgen.attention(*qkv, **change)
     fcgen.attention(*qkv, **change)
-    assert len(forward._KNOWN) == 2 and len(fake.launches) == 3
+    assert len(calls._kinds) == (1 if "scale" in change else 2) and len(fake.launches) == 3
     if "scale" in change:
         assert read(fake)["scale"] == change["scale"]
     elif "causal" in change or "return_lse" in change or "schedule" in change:
@@ -149,14 +151,19 @@ def test_grouped_heads_are_rows_of_one_where_the_mask_allows_it(world, monkeypat
 def test_other_tensors_are_other_calls(world):
     t, fake = world
     fcgen.attention(*three(t))
-    seen = 1
     for qkv in (three(t, (2, 4, 128, 64)), three(t, dtype="bfloat16"), three(t, strides=(4 * 256 * 64, 64, 4 * 64, 1)),
                 [three(t)[0], *three(t, (2, 4, 512, 64))[1:]]):
-        fcgen.attention(*qkv)
-        seen += 1
-        assert len(forward._KNOWN) == seen and read(fake)["Q"] == qkv[0].data_ptr()
-    fcgen.attention(*three(t), out=Tensor((2, 4, 256, 64), t.float16, (4 * 256 * 64, 64, 4 * 64, 1)))
-    assert len(forward._KNOWN) == seen + 1
+        for _ in range(7):
+            fcgen.attention(*qkv)
+            raw = fake.launches[-1][-1]
+            sizes = {name: number(raw[i], "i") for i, (kind, name, *_) in enumerate(fake.flat) if kind == "size"}
+            strides = [number(raw[i], "q") for i, (kind, name, *_) in enumerate(fake.flat) if kind == "stride" and name == "Q"]
+            assert read(fake)["Q"] == qkv[0].data_ptr() and (sizes["M"], sizes["N"]) == (qkv[0].shape[2], qkv[1].shape[2])
+            assert strides == list(qkv[0].stride()[:-1])
+            assert [str(k[0]) for k in fake.programs][-1] == {"float16": "f16", "bfloat16": "bf16"}[qkv[0].dtype.name] or len(fake.programs) == 2
+    rows = Tensor((2, 4, 256, 64), t.float16, (4 * 256 * 64, 64, 4 * 64, 1))
+    for _ in range(7):
+        assert fcgen.attention(*three(t), out=rows) is rows and read(fake)["O"] == rows.data_ptr()
 
 
 @pytest.mark.parametrize(("position", "bad", "said"), [
@@ -210,15 +217,15 @@ def test_no_tensor_is_kept_alive(world):
 def test_what_is_not_torch_goes_the_long_way(world):
     with pytest.raises(FcError, match="is not a tensor"):
         fcgen.attention(None, None, None)
-    assert not forward._KNOWN
+    assert not calls._kinds
 
 
 def steady_us(t, fake, given):
     """Microseconds of a steady call, without the driver's part and the making of tensors."""
     qkv, out = three(t), Tensor((2, 4, 256, 64), t.float16)
     t.empty_like = lambda x, **_: out
-    fake.cuLaunchKernel = lambda *a: done
-    done = (0,)
+    fake.cuLaunchKernelEx = lambda *a: 0
+    t._C._dynamo.guards.TensorGuards = lambda *a, **k: types.SimpleNamespace(check=lambda *a: True)
     call = (lambda: fcgen.attention(*qkv, causal=True, out=out)) if given else (lambda: fcgen.attention(*qkv, causal=True))
     call()
     return min(timeit.repeat(call, number=2000, repeat=7)) / 2000 * 1e6

@@ -7,38 +7,59 @@ import struct
 import threading
 
 import pytest
+from pretend import Driver, install
 
+from fcgen.errors import FcError
 from fcgen.runtime import steady, tensormap
-from fcgen.runtime.steady import Constant, Counter, Map, SteadyLaunch, Varying
+from fcgen.runtime.module import LaunchConfig
+from fcgen.runtime.steady import Argument, Counter, Frame, Map, Size, SteadyLaunch, Varying
 
 
-class Seen:
+class Kernel:
     """Takes launches: what the driver would read at each pointer, and where the block lay."""
 
     def __init__(self, sizes):
-        self.sizes, self.calls, self.at = sizes, [], []
+        self.sizes, self.calls, self.at, self.before = sizes, [], [], lambda: None
 
-    def __call__(self, at, stream):
-        pointers = (ctypes.c_void_p * len(self.sizes)).from_address(at)
-        self.calls.append((stream, [ctypes.string_at(p, n) for p, n in zip(pointers, self.sizes)]))
-        self.at.append(at)
+    def starter(self):
+        return self.start
+
+    def start(self, config, params):
+        self.before()
+        c = LaunchConfig.from_address(config)
+        assert (tuple(c.grid), tuple(c.block), c.smem) == ((9, 1, 1), (128, 1, 1), 77)
+        pointers = (ctypes.c_void_p * len(self.sizes)).from_address(params)
+        assert all(p % min(n, 64) == 0 for p, n in zip(pointers, self.sizes)), "aligned"
+        self.calls.append((c.stream or 0, [ctypes.string_at(p, n) for p, n in zip(pointers, self.sizes)]))
+        self.at.append(params)
 
 
 @pytest.fixture
 def made(monkeypatch):
     """Pointers whose tensor map was asked for."""
     asked = []
-    monkeypatch.setattr(tensormap, "encode", lambda ptr, *facts: asked.append(ptr) or struct.pack("<Q", ptr).ljust(tensormap.SIZE, b"."))
+    fake = install(monkeypatch, Driver())
+    encode = fake.cuTensorMapEncodeTiled
+
+    def write(into, dtype, rank, pointer, *rest):
+        encode(into, dtype, rank, pointer, *rest)
+        asked.append(pointer.value)
+        ctypes.memmove(into, struct.pack("<Q", pointer.value).ljust(128, b"."), 128)
+        return 0
+
+    monkeypatch.setattr(fake, "cuTensorMapEncodeTiled", write, raising=False)
     return asked
 
 
-def a_launch(counter=None):
-    """(launch of (pointer with a map, pointer, f32), what it was given)."""
-    parameters = [Map(0, "f16", (64, 64), (64, 1), (64, 64), 128, "Q"), Varying(1), Constant("i32", 7), Varying(2)]
+def a_launch(counter=None, sizes=(64, 64, 64, 1, 7, 1), written=True):
+    """(launch of (X with a map, Y, f32), what it was given): X is [64, 64], Y has 7 elements."""
+    parameters = [Map(0, tensormap.Box("f16", (64, 64), 128, "X")), Varying(1), Size(4), Varying(2)]
     if counter is not None:
         parameters.append(Counter())
-    seen = Seen([128, 8, 4, 4] + [8] * (counter is not None))
-    return SteadyLaunch(["ptr", "ptr", "f32"], parameters, seen, counter), seen
+    kernel = Kernel([128, 8, 4, 4] + [8] * (counter is not None))
+    arguments = [Argument("X", "f16", 0, 2, False), Argument("Y", "f16", 4, 1, written)]
+    frame = Frame(arguments, ["ptr", "ptr", "f32"], parameters, kernel, 128, 77, False, counter)
+    return SteadyLaunch(frame, 9, sizes), kernel
 
 
 def read(call):
