@@ -6,6 +6,7 @@ import sys
 import threading
 
 import pytest
+from cuda.bindings import driver as cuda
 from pretend import Driver, Dtype, Tensor, install, number, torch
 
 from fcgen.compiler import Built, Facts
@@ -60,7 +61,7 @@ def test_maps_follow_their_tensors(fake):
         call({"X": x, "Y": y, "scale": 1})
     maps = [raw[3] for *_, raw in fake.launches]
     assert len(set(maps)) == 3 and maps[:3] == maps[3:6] and maps[6] == maps[2]
-    assert len({raw[4] for *_, raw in fake.launches}) == 1 and len(fake.encoded) == 4
+    assert len({raw[4] for *_, raw in fake.launches}) == 1 and len(fake.encoded) == 6
 
 
 def test_more_tensors_than_are_remembered(fake, monkeypatch):
@@ -69,7 +70,7 @@ def test_more_tensors_than_are_remembered(fake, monkeypatch):
     for x in (*xs, *xs):
         call({"X": x, "Y": y, "scale": 1})
     maps = [raw[3] for *_, raw in fake.launches]
-    assert len(set(maps[:10])) == 10 and maps[:10] == maps[10:] and len(fake.encoded) == 11
+    assert len(set(maps[:10])) == 10 and maps[:10] == maps[10:] and len(fake.encoded) == 20
 
 
 @pytest.mark.parametrize(("rows", "persistent", "blocks"), [(64, "none", 1), (64 * 500, "none", 500), (64 * 500, "static", 132),
@@ -84,22 +85,43 @@ def test_nothing_to_do_launches_nothing(fake):
     assert not fake.launches and "cuMemAlloc" not in fake.calls
 
 
-def test_counters_belong_to_streams_and_captures(fake):
+def test_counters_belong_to_streams_and_to_captured_launches(fake):
     call, given = made(), {"X": Tensor((64, 64), F16), "Y": Tensor((64, 64), F16), "scale": 1}
 
-    def at(stream, capture=None):
-        fake.capture = {stream: capture} if capture else {}
+    def at(stream, captured=False):
+        fake.capture = {stream} if captured else set()
         call(given, stream)
         return number(fake.launches[-1][4][5], "Q")
 
-    seen = [at(0), at(100), at(100, 1), at(100, 2), at(200, 2)]
-    assert len(set(seen)) == 5, "launches that may overlap have counters of their own"
-    assert [at(0), at(100), at(100, 1), at(100, 2), at(200, 2)] == seen
+    seen = [at(0), at(100), at(200)]
+    recorded = [at(100, True), at(100, True), at(200, True)]
+    assert len({*seen, *recorded}) == 6, "launches that may overlap have counters of their own"
+    assert [at(0), at(100), at(200)] == seen
     assert fake.calls.count("cuMemAlloc") == 1 and all(s % 128 == 0 for s in seen)
     assert ("cuMemsetD32Async", 0x70000000, 0, 64 * 128 // 4, 77) in fake.calls
     assert fake.calls[0] == "RELAXED" and fake.calls[-1] == "GLOBAL", "capture is left as it was"
     others = {at(1000 + n) for n in range(70)}
-    assert len(others) == 70 and not others & set(seen) and fake.calls.count("cuMemAlloc") == 2
+    assert len(others) == 70 and not others & {*seen, *recorded} and fake.calls.count("cuMemAlloc") == 2
+
+
+def test_a_handle_that_comes_back_is_another_stream(fake):
+    call, given = made(), {"X": Tensor((64, 64), F16), "Y": Tensor((64, 64), F16), "scale": 1}
+    seen = []
+    for n in range(5):
+        fake.ids[100] = 7000 + n  # the stream before was destroyed, its work goes on
+        for _ in range(2):
+            call(given, 100)
+        seen.append({raw[5] for *_, raw in fake.launches[-2:]})
+    assert all(len(s) == 1 for s in seen) and len(set.union(*seen)) == 5
+
+
+def test_kernels_of_one_stream_share_its_counter(fake):
+    """They run one after another; so a program more costs no memory for each stream."""
+    given = {"X": Tensor((64, 64), F16), "Y": Tensor((64, 64), F16), "scale": 1}
+    for call in (made(), made(arch="sm_90")):
+        for stream in (0, 100):
+            call(given, stream)
+    assert len({raw[5] for *_, raw in fake.launches}) == 2 and fake.calls.count("cuMemAlloc") == 1
 
 
 def test_threads_of_the_per_thread_stream_do_not_share_a_counter(fake):
@@ -165,7 +187,7 @@ def test_a_failed_call_leaves_the_launcher_in_order(fake, monkeypatch):
     call = made()
     given = {"X": Tensor((64, 64), F16), "Y": Tensor((64, 64), F16), "scale": 1}
     call(given)
-    monkeypatch.setattr(fake, "cuTensorMapEncodeTiled", lambda *a: (1,), raising=False)
+    monkeypatch.setattr(call._loaded[0].frame.maps[0].box, "_start", lambda *a: 1)
     monkeypatch.setattr(fake, "cuGetErrorName", lambda e: (0, b"CUDA_ERROR_INVALID_VALUE"), raising=False)
     monkeypatch.setattr(fake, "cuGetErrorString", lambda e: (0, b"invalid argument"), raising=False)
     with pytest.raises(FcError, match="describing argument `X`"):
@@ -217,5 +239,4 @@ def test_a_kernel_that_waits_for_those_in_front_is_launched_before_they_have_end
     for stream in (3, 3, 4):
         call({"X": x, "Y": y, "scale": 0.5}, stream)
     assert [(launch[:3], launch[3]) for launch in fake.launches] == [(((2, 1, 1), (384, 1, 1), 1024), s) for s in (3, 3, 4)]
-    told = {"programmatic stream serialization": {"programmaticStreamSerializationAllowed": 1}}
-    assert fake.attributes == [told] * 3 * pdl
+    assert fake.attributes == [(cuda.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION, 1)] * 3 * pdl
