@@ -64,6 +64,8 @@ _kinds: dict[Any, list[Kind]] = {}
 def run(options: tuple[Any, ...], q: Any, k: Any, v: Any, out: Any, scale: float | None) -> Any:
     """The result of a call with these options; None if its kind is not known."""
     global recent
+    if any(getattr(t, "is_nested", True) for t in (q, k, v)) or getattr(out, "is_nested", False):
+        return None
     for kind in _kinds.get(options, ()):
         found = kind.growing
         if (found is not None and found.scale == scale and (found.guard(q, k, v) if out is None else found.guard(q, k, v, out))
@@ -92,7 +94,8 @@ def learn(options: tuple[Any, ...], given: Options, q: Any, k: Any, v: Any, out:
 def guard(every: tuple[Any, ...], sizes: bool = False, growing: bool = False) -> Callable[..., bool]:
     """A test for tensors like these: of the same class, dtype, device and number of axes, with memory of their own, no transform or mode
     around them, and no gradient if these have none. sizes: with the same sizes and strides too; growing: the second and third may have
-    another length. It is Dynamo's own: 0.5 us for three tensors, which is less than reading their shapes."""
+    another length. It is Dynamo's own: 0.5 us for three tensors, which is less than reading their shapes. To be asked only of tensors
+    that are not nested: those abort it."""
     shapes, strides = ([[*x] if sizes else [None] * len(x) for x in xs] for xs in ([t.shape for t in every], [t.stride() for t in every]))
     if growing:
         shapes[1][2] = shapes[2][2] = None

@@ -33,9 +33,14 @@ def attention(q: Any, k: Any, v: Any, *, causal: bool | str = False, scale: floa
         scale = _scale(scale)
     last = calls.recent
     if (last is not None and last.causal is causal and last.scale == scale and last.return_lse is return_lse and last.schedule is schedule
-            and last.given is (out is not None) and calls.forward_ad._current_level < 0
-            and (last.guard(q, k, v) if out is None else last.guard(q, k, v, out))):
-        return last.run(q, k, v, out)
+            and last.given is (out is not None) and calls.forward_ad._current_level < 0):
+        try:
+            alike = not (q.is_nested or k.is_nested or v.is_nested) and (
+                last.guard(q, k, v) if out is None else not out.is_nested and last.guard(q, k, v, out))
+        except AttributeError:  # not torch's tensors
+            alike = False
+        if alike:
+            return last.run(q, k, v, out)
     return _found(q, k, v, causal, scale, bool(return_lse), schedule, out)
 
 
