@@ -7,6 +7,8 @@ import math
 import sys
 from typing import Any
 
+import numpy as np
+
 from . import calls
 from .compiler import target, targets
 from .errors import FcError
@@ -14,7 +16,7 @@ from .ir.schedule import Schedule
 from .program import Program
 
 MASKS = {None: "none", "none": "none", "top_left": "causal_top_left", "bottom_right": "causal_bottom_right"}
-#: of float32. A scale below the first is not taken for positive: factors that the kernels move about divide by it.
+#: of float32. A scale below the first may be 0 to a multiplication: it takes the kernels for a scale of any sign, 0 included.
 SMALLEST_NORMAL, LARGEST = 2.0**-126, (2.0 - 2.0**-23) * 2.0**127
 
 
@@ -205,7 +207,7 @@ def _scale(scale: Any) -> float:
 
 def _mask_word(causal: Any) -> bool | str | None:
     """`causal` as a bool, a string of `MASKS` or None."""
-    if type(causal).__name__ == "bool_":  # NumPy's
+    if isinstance(causal, np.bool_):
         causal = bool(causal)
     if causal is None or type(causal) is bool or (isinstance(causal, str) and causal in MASKS):
         return causal  # type: ignore[no-any-return]

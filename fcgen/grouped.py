@@ -19,7 +19,7 @@ def applies(q: Sequence[int], k: Sequence[int], mask: str) -> bool:
     return q[1] > k[1] > 0 and (mask == "none" or (q[2] == 1 and mask == "causal_bottom_right" and k[2] > 0))
 
 
-@functools.lru_cache(maxsize=1024)
+@functools.lru_cache(maxsize=256)
 def as_rows(shape: tuple[int, ...], strides: tuple[int, ...], groups: int) -> Seen | None:
     """[B, H, M, ...] as [B, groups, H / groups * M, ...]: (shape, strides), or None where the strides do not allow that view."""
     b, heads, m, *rest = shape

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -37,6 +38,9 @@ class DeviceInfo:
     driver_version: tuple[int, int]
 
 
+LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+
+
 def bindings() -> Any:
     """cuda.bindings.driver."""
     try:
@@ -51,7 +55,7 @@ def bindings() -> Any:
 def native() -> Any:
     """The driver's library itself, for the few calls that every launch makes: with arguments that ctypes takes as they are, one costs 0.25 us
     here where cuda.bindings takes 0.7 us (1 for a tensor map, and 3.4). The interpreter's lock is given back meanwhile: a launch may wait."""
-    library = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    library = ctypes.CDLL(LIBRARY)
     pointer = ctypes.c_void_p
     library.cuLaunchKernelEx.argtypes = [pointer] * 4
     library.cuStreamGetId.argtypes = library.cuStreamIsCapturing.argtypes = [pointer] * 2
@@ -87,11 +91,16 @@ def _hint(name: str) -> str | None:
                 "CUDA_ERROR_ILLEGAL_INSTRUCTION"):
         return ("a kernel launched earlier failed, and this process cannot use the GPU any more; run it again under "
                 "compute-sanitizer to find which access it was")
+    if name == "CUDA_ERROR_NOT_INITIALIZED":
+        return "CUDA cannot be used in a process that was forked after its parent began to use it: start it with multiprocessing's \"spawn\""
     if name == "CUDA_ERROR_OUT_OF_MEMORY":
         return "other tensors or processes hold the GPU's memory"
     if name == "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH":
         return "the driver was updated while it was in use: restart the machine"
     return None
+
+
+_NO_GPU = "the CUDA driver sees no GPU (is CUDA_VISIBLE_DEVICES empty?)"
 
 
 @functools.cache
@@ -110,8 +119,34 @@ def available() -> tuple[bool, str]:
         return False, f"the CUDA driver does not start: {name} ({text})"
     status, count = cu.cuDeviceGetCount()
     if int(status) != 0 or count == 0:
-        return False, "the CUDA driver sees no GPU (is CUDA_VISIBLE_DEVICES empty?)"
+        return False, _NO_GPU
     return True, f"{count} GPU{'s' if count > 1 else ''}"
+
+
+_PROBE = """import ctypes, sys
+cuda, count = ctypes.CDLL(sys.argv[1]), ctypes.c_int()
+status = cuda.cuInit(0) or cuda.cuDeviceGetCount(ctypes.byref(count))
+print(status, count.value)"""
+
+
+@functools.cache
+def present() -> tuple[bool, str]:
+    """As `available`, without starting the driver in this process, which no process that it forks later could use then: another process is
+    asked (0.2 s). Where it has been started, by us or by torch, nobody else is."""
+    torch = sys.modules.get("torch")
+    if available.cache_info().currsize or (torch is not None and torch.cuda.is_initialized()):
+        return available()
+    try:
+        ctypes.CDLL(LIBRARY)  # loading it starts nothing
+        asked = subprocess.run([sys.executable, "-IS", "-c", _PROBE, LIBRARY], capture_output=True, text=True, timeout=60, check=True)
+        status, count = map(int, asked.stdout.split())
+    except OSError as error:
+        return False, f"no CUDA driver on this machine ({str(error).splitlines()[0]})"
+    except (ValueError, subprocess.SubprocessError):  # no such interpreter (embedded), or it was ended
+        return available()
+    if status:
+        return False, f"the CUDA driver does not start: {' '.join(error_text(bindings().CUresult(status)))}"
+    return count > 0, f"{count} GPU{'s' if count > 1 else ''}" if count else _NO_GPU
 
 
 def require() -> Any:

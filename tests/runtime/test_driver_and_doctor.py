@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import os
+import shutil
+import subprocess
 import sys
 
 import pytest
@@ -99,3 +103,34 @@ def test_a_gpu_has_plausible_facts():
     assert info.regs_per_sm == 65536 and info.driver_version >= (12, 0) and info.memory_bytes > 2**30
     assert info.arch.startswith(f"sm_{info.capability[0]}{info.capability[1]}")
     print("\n" + "\n".join(map(str, [info, *doctor.checks()])))
+
+
+DRIVER = """#include <stdio.h>
+#include <unistd.h>
+int cuInit(unsigned flags) { FILE* f = fopen("%s", "a"); fprintf(f, "%%d\\n", getpid()); fclose(f); return %d; }
+int cuDeviceGetCount(int* count) { *count = %d; return 0; }
+"""
+
+
+@pytest.mark.skipif(shutil.which("cc") is None or sys.platform != "linux", reason="needs a C compiler, on Linux")
+@pytest.mark.parametrize(("status", "count"), [(0, 2), (0, 0), (100, 0)])
+def test_asking_for_a_gpu_does_not_start_the_driver(tmp_path, status, count):
+    """A driver that is started cannot be used by processes that are forked later."""
+    (tmp_path / "cuda.c").write_text(DRIVER % (tmp_path / "started", status, count))
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", tmp_path / "libcuda.so.1", tmp_path / "cuda.c"], check=True)
+    ask = "import fcgen, os; print(fcgen.gpu_available(), fcgen.gpu_available(), os.getpid())"
+    said = subprocess.run([sys.executable, "-c", ask], env=os.environ | {"LD_LIBRARY_PATH": str(tmp_path)}, text=True, capture_output=True, check=True)
+    first, second, pid = said.stdout.split()
+    assert first == second == str(count > 0)
+    started = (tmp_path / "started").read_text().split()
+    assert len(started) == 1 and pid not in started
+
+
+def test_without_a_driver_nobody_else_is_asked(monkeypatch):
+    monkeypatch.setattr(driver, "LIBRARY", "libnosuchcuda.so.1")
+    monkeypatch.setattr(driver, "available", functools.cache(lambda: (True, "not asked")))
+    monkeypatch.setattr(subprocess, "run", None)
+    ok, reason = driver.present.__wrapped__()
+    assert not ok and "no CUDA driver on this machine" in reason
+    driver.available()
+    assert driver.present.__wrapped__() == (True, "not asked"), "it has been started"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 
+import numpy as np
 import pytest
 from cuda.bindings import driver as cuda
 from pretend import Driver, Dtype, Tensor, install, number, torch
@@ -181,6 +182,64 @@ def test_errors_come_before_any_launch(fake, x, said):
     with pytest.raises(FcError, match=said) as caught:
         made()({"X": Tensor((64, 64), F16), "Y": Tensor((64, 64), F16), "scale": 1} | {"Y": x})
     assert caught.value.code == "call/argument" and not fake.launches
+
+
+def with_scalar(kind, flags=()):
+    f = Facts("k", "sm_90a", 128, 0, (("Y", "tensor", "f16", ("M", "D"), ("out",)), ("n", "scalar", kind, (), flags)),
+              (("ptr", "Y", -1, ()), ("scalar", "n", -1, ())), (("m", "M", 64, 1),))
+    return Launcher(Built(f, Schedule(), "", "", "", b"", ""))
+
+
+@pytest.mark.parametrize(("kind", "flags", "value", "said"), [
+    ("i32", (), 2**31, "does not fit"), ("i32", (), -2**31 - 1, "does not fit"), ("i64", (), 2**63, "does not fit"), ("i32", (), 2.5, "not a number"),
+    ("i32", (), 2.0, "not a number"), ("i32", (), "3", "not a number"), ("f32", (), "3", "not a number"), ("f32", (), 1e39, "does not fit"),
+    ("f32", (), 10**400, "does not fit"), ("f32", (), None, "not a number"), ("f32", (), 1j, "not a number"), ("f32", ("positive",), 1e-46, "must be positive"),
+    ("f32", ("positive",), 0, "must be positive"), ("f32", ("positive",), float("nan"), "must be positive"), ("i32", ("positive",), -1, "must be positive"),
+])
+def test_a_scalar_that_the_kernel_would_see_as_another_is_refused(fake, kind, flags, value, said):
+    with pytest.raises(FcError, match=said) as caught:
+        with_scalar(kind, flags)({"Y": Tensor((64, 64), F16), "n": value})
+    assert caught.value.code == "call/argument" and "`n`" in str(caught.value) and not fake.launches
+
+
+@pytest.mark.parametrize(("kind", "code", "value", "got"), [
+    ("i32", "i", 2**31 - 1, 2**31 - 1), ("i32", "i", -2**31, -2**31), ("i64", "q", -2**63, -2**63), ("i32", "i", True, 1), ("i64", "q", np.int32(7), 7),
+    ("f32", "f", 0.1, np.float32(0.1)), ("f32", "f", np.float16(0.5), 0.5), ("f32", "f", 3, 3.0), ("f32", "f", float("-inf"), float("-inf")),
+    ("f32", "I", -0.0, 1 << 31), ("f32", "I", float("nan"), 0x7FC00000),
+])
+def test_scalars_arrive_as_they_are(fake, kind, code, value, got):
+    fake.sizes = (8, 8 if kind == "i64" else 4)
+    call = with_scalar(kind)
+    for _ in range(3):
+        call({"Y": Tensor((64, 64), F16), "n": value})
+        assert number(fake.launches[-1][4][1], code) == got
+
+
+class Foreign:
+    def __init__(self, **facts):
+        self.__dict__.update(facts)
+
+
+@pytest.mark.parametrize(("stream", "address"), [
+    (0, 0), (1234, 1234), (np.int64(5), 5), (Foreign(cuda_stream=77), 77), (Foreign(ptr=78), 78), (Foreign(__cuda_stream__=(0, 79)), 79),
+    (Foreign(__cuda_stream__=lambda: (0, 80)), 80), (cuda.CUstream(81), 81), (Foreign(handle=cuda.CUstream(82)), 82), (None, 0),
+])
+def test_streams_of_any_library(fake, stream, address):
+    made()({"X": Tensor((64, 64), F16), "Y": Tensor((64, 64), F16), "scale": 1}, stream)
+    assert fake.launches[0][3] == address
+
+
+@pytest.mark.parametrize("stream", ["1234", 1.0, True, -1, 2**64, Foreign(), Foreign(cuda_stream=None), Foreign(__cuda_stream__=(9, 1)), object()])
+def test_what_is_no_stream_is_refused(fake, stream):
+    with pytest.raises(FcError, match="argument `stream`") as caught:
+        made()({"X": Tensor((64, 64), F16), "Y": Tensor((64, 64), F16), "scale": 1}, stream)
+    assert caught.value.code == "call/argument" and not fake.launches
+
+
+def test_outputs_are_known_to_have_been_written(fake):
+    x, y = Tensor((64, 64), F16), Tensor((64, 64), F16)
+    made()({"X": x, "Y": y, "scale": 1})
+    assert sys.modules["torch"].written == [y.data_ptr()]
 
 
 def test_a_failed_call_leaves_the_launcher_in_order(fake, monkeypatch):
