@@ -3,7 +3,7 @@
 A `Kind` is what a call that went well has shown to be right and sizes do not change: options, classes, dtypes and devices of the tensors. A
 guard over all of that recognises it. A call of a known kind costs the same whether its lengths have been seen or not, and leaves nothing
 behind; one that comes back a few times in a row gets a guard over its sizes too, and then only its pointers are read. Guaranteed: what runs
-here is what `forward.checked` would run; a call that is not quite ordinary goes there. No tensor is kept alive, and what is kept is bounded.
+here is what `forward.checked` would run; a call that is not quite ordinary goes there. No tensor is kept alive; what is kept is bounded.
 """
 
 from __future__ import annotations
@@ -205,7 +205,7 @@ class Kind:
         """The call with these sizes. growing: whatever the number of keys."""
         options, device, dtype, where, f32 = self._options, self._device, q.dtype, q.device, self._f32
         shape = tuple(o.shape)
-        b, h, m, e = shape
+        _, h, m, e = shape
         alike, lse, packed, packed_rows = shape == q.shape, options.return_lse, (h * m * e, m * e, e, 1), (h * m, m, 1)
         empty, empty_like, raw_stream, written, checked = self._empty, self._empty_like, self._raw_stream, self._written, options.checked
         ready, once, blocks_of, before, between, after = loaded.launch(sizes).launch, loaded.frame.once, loaded.blocks, *_parts(sizes)
@@ -248,7 +248,7 @@ class Kind:
         return Call(options.causal, scale, lse, options.schedule, out is not None, test, run)
 
     def _program(self, q: Any, rows: Any, k: Any, e: int, mask: str, scale: float | None) -> tuple[Loaded, int] | None:
-        """(the kernel for these shapes, the bits of the scale), if its arguments are those of ours. rows: q's shape as the kernel sees it."""
+        """(the kernel for these shapes, the bits of the scale), if its arguments are ours. rows: q's shape as the kernel sees it."""
         if q[3] not in HEADS or e not in HEADS:
             return None
         exact = 1.0 / math.sqrt(q[3]) if scale is None else scale

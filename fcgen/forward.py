@@ -20,6 +20,12 @@ MASKS = {None: "none", "none": "none", "top_left": "causal_top_left", "bottom_ri
 SMALLEST_NORMAL, LARGEST = 2.0**-126, (2.0 - 2.0**-23) * 2.0**127
 
 
+def _tracing() -> bool:
+    """Is Dynamo reading this? It knows torch's function by its identity and takes it for true; called, it is false."""
+    torch = sys.modules.get("torch")
+    return torch is not None and torch.compiler.is_dynamo_compiling()
+
+
 def attention(q: Any, k: Any, v: Any, *, causal: bool | str = False, scale: float | None = None, return_lse: bool = False,
               schedule: Schedule | None = None, out: Any = None) -> Any:
     """softmax(q k^T * scale) v on the GPU, float32 inside.
@@ -31,6 +37,10 @@ def attention(q: Any, k: Any, v: Any, *, causal: bool | str = False, scale: floa
 
     Raises FcError "call/argument" before anything is launched. The algorithm is FlashAttention-2's (Dao, 2023).
     """
+    if _tracing():
+        from .torch_op import traced
+
+        return traced(q, k, v, causal, scale, return_lse, schedule, out)
     if scale is not None and type(scale) is not float:
         scale = _scale(scale)
     last = calls.recent
@@ -48,6 +58,10 @@ def attention(q: Any, k: Any, v: Any, *, causal: bool | str = False, scale: floa
 
 def _found(q: Any, k: Any, v: Any, causal: Any, scale: float | None, return_lse: bool, schedule: Schedule | None, out: Any) -> Any:
     """A call that is not like the last one."""
+    global _tracing
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        _tracing = torch.compiler.is_dynamo_compiling  # cheaper than to look for torch each time
     if scale is not None:
         scale = _scale(scale)
     if causal is not False and causal is not True:

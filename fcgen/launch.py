@@ -1,7 +1,8 @@
 """Calling a compiled kernel: arguments are checked, packed and launched on the caller's stream and device.
 
-The first call with given shapes, strides and dtypes checks everything and remembers the launch that follows from them; a later call with the
-same ones only reads pointers, and one with other sizes finds everything ready but the sizes. Nothing is touched before all checks have passed.
+The first call with given shapes, strides and dtypes checks everything and remembers the launch that follows from them; a later call with
+the same ones only reads pointers, and one with other sizes finds everything ready but the sizes. Nothing is touched before all checks have
+passed.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import operator
 import struct
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
 
@@ -140,8 +141,8 @@ def _blocks(facts: Facts, where: Mapping[Any, int], places: Sequence[str], most:
 
 
 def _unusual(facts: Facts, arguments: Mapping[str, steady.Argument], places: Sequence[str]) -> str:
-    """Do tensors disagree, is a row not contiguous, a row of whole 16 bytes not whole 16 bytes from the next, or anything negative or large?
-    What this lets pass, `Launcher._plan` and TMA take as it is; what it does not may be legal or not."""
+    """Do tensors disagree, is a row not contiguous, a row of whole 16 bytes not whole 16 bytes from the next, or a number negative or
+    large? What this lets pass, `Launcher._plan` and TMA take as it is; what it does not may be legal or not."""
     tests: list[str] = []
     seen: dict[Any, str] = {}
     for name, kind, _, dims, _ in facts.params:
@@ -214,7 +215,7 @@ def scalar(name: str, dtype: str, flags: tuple[str, ...], value: Any) -> int:
             bits, = struct.unpack("<I", struct.pack("<f", float(value)))
             out, = struct.unpack("<f", struct.pack("<I", bits))
     except (struct.error, OverflowError):
-        raise FcError("call/argument", f"argument `{name}` does not fit", expected=f"a number that {dtype} holds", got=repr(value)) from None
+        raise FcError("call/argument", f"argument `{name}` does not fit", expected=f"a number of {dtype}", got=repr(value)) from None
     except (TypeError, ValueError):
         raise FcError("call/argument", f"argument `{name}` is not a number", expected=dtype, got=repr(value)) from None
     if "positive" in flags and not out > 0:

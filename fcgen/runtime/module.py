@@ -140,8 +140,8 @@ class LoadedKernel:
         self.bind(grid, block, smem)(params, stream)
 
     def bind(self, grid: tuple[int, int, int], block: tuple[int, int, int], smem: int, pdl: bool = False) -> Callable[[int, int], None]:
-        """The launch for one grid, as a function of the arguments and the stream. pdl: the kernel may begin before those in front of it have
-        ended, and waits for them itself (programmatic stream serialization)."""
+        """The launch for one grid, as a function of the arguments and the stream. pdl: the kernel may begin before those in front of it
+        have ended, and waits for them itself (programmatic stream serialization)."""
         start = self.starter()
         attributes, count = OVERLAP if pdl else (None, 0)
 

@@ -1,7 +1,8 @@
 """Do tensors share bytes? A kernel is compiled in the belief that what it writes is nobody else's memory.
 
-In: pointers, shapes, strides. Out: nothing, or FcError "call/argument". Guaranteed: an output whose elements share bytes with one another or
-with another argument is refused; views that interleave without sharing are not, where NumPy's solver can tell quickly. No memory is read.
+In: pointers, shapes, strides. Out: nothing, or FcError "call/argument". Guaranteed: an output whose elements share bytes with one another
+or with another argument is refused; views that interleave without sharing are not, where NumPy's solver can tell quickly. No memory is
+read.
 """
 
 from __future__ import annotations
@@ -52,8 +53,9 @@ def check_itself(a: Area) -> None:
         first, rest = ((*a.shape[:axis], size, *a.shape[axis + 1:]) for size in (1, n - 1))
         one, others = (Area(a.name, shape, a.strides, a.itemsize, True) for shape in (first, rest))
         if n > 1 and _meet(one, 0, others, a.strides[axis] * a.itemsize):
-            raise FcError("call/argument", f"argument `{a.name}` is written, and elements of it share memory", expected="one place per element",
-                          got=f"shape {tuple(a.shape)}, strides {tuple(a.strides)}", hint=f"pass a tensor of its own: {a.name}.contiguous()")
+            raise FcError("call/argument", f"argument `{a.name}` is written, and elements of it share memory",
+                          expected="one place per element", got=f"shape {tuple(a.shape)}, strides {tuple(a.strides)}",
+                          hint="pass a new tensor, not an expanded one")
 
 
 def _meet(a: Area, p: int, b: Area, r: int) -> bool:
@@ -61,8 +63,8 @@ def _meet(a: Area, p: int, b: Area, r: int) -> bool:
         return np.shares_memory(_view(a, p), _view(b, r), max_work=_EFFORT)  # type: ignore[arg-type]
     except RuntimeError:  # numpy.exceptions.TooHardError, by its name in every NumPy
         names = " and ".join(dict.fromkeys((f"`{a.name}`", f"`{b.name}`")))
-        raise FcError("call/argument", f"whether elements of {names} share memory is too hard to tell", expected="an output apart from the rest",
-                      hint="pass an output whose memory does not reach into another tensor's") from None
+        raise FcError("call/argument", f"whether elements of {names} share memory is too hard to tell",
+                      expected="an output apart from the rest", hint="pass an output whose memory does not reach into another tensor's") from None
 
 
 def _view(a: Area, pointer: int) -> np.ndarray:

@@ -85,8 +85,8 @@ class Frame:
     """arguments: the tensors, first among the values that `launch` takes. kinds: of all those ("ptr", "f32", ...), in order. parameters: of
     the kernel, in order. kernel, threads, smem, pdl: what is launched, and how. counter: stream -> address, if a parameter is one."""
 
-    def __init__(self, arguments: Sequence[Argument], kinds: Sequence[str], parameters: Sequence[Parameter], kernel: LoadedKernel, threads: int,
-                 smem: int, pdl: bool, counter: Callable[[int], int] | None = None):
+    def __init__(self, arguments: Sequence[Argument], kinds: Sequence[str], parameters: Sequence[Parameter], kernel: LoadedKernel,
+                 threads: int, smem: int, pdl: bool, counter: Callable[[int], int] | None = None):
         self.arguments, self.counter, self.start = tuple(arguments), counter, kernel.starter()
         self.maps = [p for p in parameters if isinstance(p, Map)]
         self._shape, self._attributes = (1, 1, threads, 1, 1, smem), OVERLAP if pdl else (0, 0)
@@ -180,8 +180,8 @@ def written_out(names: Sequence[str], expression: str) -> Callable[..., Any]:
 class SteadyLaunch:
     """blocks: of the grid. sizes: of all tensors' axes and strides, as the frame's arguments say.
 
-    launch(stream, values, fresh=False): on a stream given as its address; values: pointers, and scalars with floats as their bits. fresh: the
-    outputs are newly made.
+    launch(stream, values, fresh=False): on a stream given as its address; values: pointers, and scalars with floats as their bits. fresh:
+    the outputs are newly made.
     """
 
     def __init__(self, frame: Frame, blocks: int, sizes: Sequence[int]):

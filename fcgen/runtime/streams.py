@@ -20,7 +20,7 @@ def address(stream: Any) -> int:
     if protocol is not None:  # (version, handle), a method or, in older producers, an attribute
         version, handle = protocol() if callable(protocol) else protocol
         if version != 0:
-            raise FcError("call/argument", "argument `stream` speaks a newer protocol", expected="version 0 of __cuda_stream__", got=version)
+            raise FcError("call/argument", "argument `stream` speaks a newer protocol", expected="__cuda_stream__ version 0", got=version)
     else:
         handle = next((getattr(stream, name) for name in ("cuda_stream", "ptr", "handle") if hasattr(stream, name)), stream)
     try:

@@ -41,8 +41,8 @@ class Box:
         self._start = driver.native().cuTensorMapEncodeTiled
 
     def layout(self, shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int, ...]:
-        """What a map says of a tensor, as 64-bit numbers: its sizes, innermost first, then the strides of all but the innermost dimension in
-        bytes. Zeros for a tensor without elements: no instruction may use its map, and a kernel with nothing to load does not."""
+        """What a map says of a tensor, as 64-bit numbers: its sizes, innermost first, then the strides of all but the innermost dimension
+        in bytes. Zeros for a tensor without elements: no instruction may use its map, and a kernel with nothing to load does not."""
         if len(shape) != self.rank:
             raise FcError("call/argument", f"argument `{self.name}` has the wrong number of axes", expected=self.rank, got=shape)
         if 0 in shape:
@@ -72,8 +72,8 @@ class Box:
         window.pointer.value = pointer
         status = self._start(*window.arguments)
         if status:
-            driver.check_status(status, f"describing argument `{self.name}` to TMA (innermost first: sizes {layout[:self.rank]}, byte strides "
-                                f"{layout[self.rank:]}, box {self._box[::-1]}; swizzle {self._swizzle})", code="call/argument")
+            driver.check_status(status, f"describing argument `{self.name}` to TMA (innermost first: sizes {layout[:self.rank]}, byte "
+                                f"strides {layout[self.rank:]}, box {self._box[::-1]}; swizzle {self._swizzle})", code="call/argument")
 
 
 class Window(NamedTuple):

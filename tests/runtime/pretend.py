@@ -117,7 +117,8 @@ def install(monkeypatch, fake):
     monkeypatch.setattr(driver, "bindings", lambda: fake)
     monkeypatch.setattr(driver, "native", lambda: fake)
     monkeypatch.setattr(driver, "require", lambda: fake)
-    monkeypatch.setattr(driver, "available", lambda: (True, "1 GPU"))
+    for name in ("available", "present"):
+        monkeypatch.setattr(driver, name, lambda: (True, "1 GPU"))
     monkeypatch.setattr(driver, "device_info", lambda ordinal=0: INFO)
     monkeypatch.setattr(driver, "primary_context", lambda ordinal: 5)
     monkeypatch.setattr(module, "load", lambda cubin, name, smem, device=0: module.LoadedKernel(name, device, None, fake.function(cubin), 5, smem))

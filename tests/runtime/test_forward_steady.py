@@ -190,7 +190,7 @@ def test_what_the_first_call_refuses_later_ones_refuse(world, position, bad, sai
 ])
 def test_scales_that_are_refused(world, scale, said, before):
     t, fake = world
-    for n in range(before):
+    for _ in range(before):
         fcgen.attention(*three(t), scale=1.0)
     for _ in range(2):
         with pytest.raises(FcError, match=said):
@@ -204,7 +204,7 @@ def test_scales_that_are_refused(world, scale, said, before):
 ])
 def test_every_scale_that_float32_holds_has_a_kernel(world, scale, got, positive):
     t, fake = world
-    for n in range(20):
+    for _ in range(20):
         fcgen.attention(*three(t), scale=scale)
         assert read(fake)["scale"] == np.float32(got) and fake.programs[-1][-1] is positive
 

@@ -115,7 +115,7 @@ def test_transforms_are_refused(fake, transform, before):
     run = {"vmap": lambda: torch.vmap(call)(tensor(3, *SHAPE)), "grad": lambda: torch.func.grad(lambda q: call(q).sum())(tensor()),
            "jvp": lambda: torch.func.jvp(call, (tensor(),), (tensor(),)), "functionalize": lambda: torch.func.functionalize(call)(tensor())}
     launched = len(fake.launches)
-    with pytest.raises(FcError, match="transform of torch.func"):
+    with pytest.raises(FcError, match="a transform of torch"):
         run[transform]()
     assert len(fake.launches) == launched
 
@@ -159,7 +159,7 @@ def test_plain_subclasses_and_buffers_are_tensors(fake):
 
 def test_an_output_that_was_saved_for_backward_is_known_to_have_changed(fake):
     out, weight = tensor(), torch.ones(SHAPE, dtype=torch.float16, requires_grad=True)
-    for n in range(20):
+    for _ in range(20):
         product = weight * out  # saves out
         fcgen.attention(tensor(), tensor(), tensor(), out=out)
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
