@@ -22,8 +22,8 @@ SMALLEST_NORMAL, LARGEST = 2.0**-126, (2.0 - 2.0**-23) * 2.0**127
 
 def _tracing() -> bool:
     """Is Dynamo reading this? It knows torch's function by its identity and takes it for true; called, it is false."""
-    torch = sys.modules.get("torch")
-    return torch is not None and torch.compiler.is_dynamo_compiling()
+    compiler = sys.modules.get("torch.compiler")
+    return compiler is not None and compiler.is_dynamo_compiling()
 
 
 def attention(q: Any, k: Any, v: Any, *, causal: bool | str = False, scale: float | None = None, return_lse: bool = False,
@@ -59,9 +59,8 @@ def attention(q: Any, k: Any, v: Any, *, causal: bool | str = False, scale: floa
 def _found(q: Any, k: Any, v: Any, causal: Any, scale: float | None, return_lse: bool, schedule: Schedule | None, out: Any) -> Any:
     """A call that is not like the last one."""
     global _tracing
-    torch = sys.modules.get("torch")
-    if torch is not None:
-        _tracing = torch.compiler.is_dynamo_compiling  # cheaper than to look for torch each time
+    if "torch.compiler" in sys.modules:
+        _tracing = sys.modules["torch.compiler"].is_dynamo_compiling  # cheaper than to look for it each time
     if scale is not None:
         scale = _scale(scale)
     if causal is not False and causal is not True:

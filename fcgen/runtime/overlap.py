@@ -64,7 +64,8 @@ def _meet(a: Area, p: int, b: Area, r: int) -> bool:
     except RuntimeError:  # numpy.exceptions.TooHardError, by its name in every NumPy
         names = " and ".join(dict.fromkeys((f"`{a.name}`", f"`{b.name}`")))
         raise FcError("call/argument", f"whether elements of {names} share memory is too hard to tell",
-                      expected="an output apart from the rest", hint="pass an output whose memory does not reach into another tensor's") from None
+                      expected="an output apart from the rest",
+                      hint="pass an output whose memory does not reach into another tensor's") from None
 
 
 def _view(a: Area, pointer: int) -> np.ndarray:
