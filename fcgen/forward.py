@@ -32,7 +32,8 @@ def attention(q: Any, k: Any, v: Any, *, causal: bool | str = False, scale: floa
 
     q: [B, H, M, D]; k: [B, Hkv, N, D]; v: [B, Hkv, N, E]; f16 or bf16, any strides with a contiguous last axis; H a multiple of Hkv
     (grouped heads); D and E multiples of 8 from 16 to 256. causal: "top_left" (key j is seen by row i if j <= i), "bottom_right"
-    (j <= i + N - M), or True where M = N and both are the same. scale: 1/sqrt(D) if None. Returns [B, H, M, E], and with return_lse the
+    (j <= i + N - M), or True where M = N and both are the same. Views whose pointers or strides are not multiples of 16 bytes take a slower
+    kernel with narrower accesses. scale: 1/sqrt(D) if None. Returns [B, H, M, E], and with return_lse the
     natural log-sum-exp [B, H, M] in float32. Rows that see no key give 0 and -inf. out: where to write instead of a new tensor.
 
     Raises FcError "call/argument" before anything is launched. The algorithm is FlashAttention-2's (Dao, 2023).
@@ -112,10 +113,18 @@ def _checked(q: Any, k: Any, v: Any, causal: bool | str | None, scale: float | N
         rows = packed(given, kind)
         if rows is not None:
             given, kind = rows, "none"
-        program = _program(qa.dtype, qa.device, given["Q"].shape, ka.shape, va.shape[3], kind, scale, return_lse, schedule)
+        aligned = all(_in_lines(a) for n, a in given.items() if n != "LSE")
+        program = _program(qa.dtype, qa.device, given["Q"].shape, ka.shape, va.shape[3], kind, scale, return_lse, schedule, aligned)
         program.launcher({**given, "scale": scale})
         tensors.written(o)
     return (o, lse) if return_lse else o
+
+
+def _in_lines(a: Any) -> bool:
+    """Whether bulk copies can move a tensor: its pointer and strides are multiples of 16 bytes."""
+    from .ir.alignment import WIDEST, of_arguments
+
+    return all(n == WIDEST for n in of_arguments(a.ptr, a.shape, a.strides, 2).words)
 
 
 def _check_out(oa: Any, shape: tuple[int, ...], *others: Any) -> None:
@@ -131,10 +140,12 @@ def _check_out(oa: Any, shape: tuple[int, ...], *others: Any) -> None:
 
 
 def _program(dtype: str, device: int, q: tuple[int, ...], k: tuple[int, ...], e: int, mask: str, scale: float, return_lse: bool,
-             schedule: Schedule | None) -> Program:
-    """The program for q and k of these shapes, and values of head size e."""
+             schedule: Schedule | None, aligned: bool = True) -> Program:
+    """The program for q and k of these shapes, and values of head size e. aligned: bulk copies can move the tensors; else the kernel makes
+    none."""
     arch, positive = _arch(device, schedule), scale >= SMALLEST_NORMAL
     if schedule is None:
+        arch = arch if aligned else target(arch.rstrip("a")).arch
         from .kernels.schedules import choose
         from .runtime import driver
 

@@ -10,26 +10,32 @@ from __future__ import annotations
 import operator
 import struct
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from typing import Any
 
 from .compiler import Built, Facts
 from .errors import FcError
+from .ir.alignment import WIDEST, Promise, of_arguments, refusal
+from .ir.ranges import HIGHEST, LOWEST, Admitted
 from .runtime import counters, driver, module, steady, streams, tensormap, tensors
 
+WIDTHS = {"i32": (LOWEST, HIGHEST), "i64": (-(2**63), 2**63 - 1)}
 #: launches with sizes of their own that are kept
 _REMEMBERED = 4096
 
 
 class Launcher:
-    """One compiled kernel on the devices it has been called on. order: the arguments whose values vary from call to call, tensors first."""
+    """One compiled kernel on the devices it has been called on. order: the arguments whose values vary from call to call, tensors first.
+    narrower: the launcher of the same kernel for tensors that keep less than this one asks of pointers and strides."""
 
-    def __init__(self, built: Built):
-        self.built, self.facts = built, built.facts
+    def __init__(self, built: Built, narrower: Callable[[dict[str, Promise]], Launcher] | None = None):
+        self.built, self.facts, self._narrower = built, built.facts, narrower
         self.names = tuple(p[0] for p in self.facts.params)
         self._kinds = {p[0]: "ptr" if p[1] == "tensor" else p[2] for p in self.facts.params}
         self.order = tuple(sorted(self.names, key=lambda n: self._kinds[n] != "ptr"))
+        limits = {name: Admitted(*r) for name, *r in self.facts.ranges}
+        self._ranges = {p[0]: limits.get(p[0], Admitted(*WIDTHS[p[2]])) for p in self.facts.params if p[1] == "scalar" and p[2] in WIDTHS}
         self._written = tuple(p[0] for p in self.facts.params if p[1] == "tensor" and "out" in p[4])
         self._loaded: dict[int, Loaded] = {}
         self._plans: dict[Any, steady.SteadyLaunch] = {}
@@ -51,7 +57,8 @@ class Launcher:
             if kind == "tensor":
                 described[name] = tensors.describe(arguments[name], name)
             else:
-                scalars.append(scalar(name, dtype, flags, arguments[name]))
+                value = scalar(name, dtype, flags, arguments[name])
+                scalars.append(self._ranges[name](name, value) if name in self._ranges else value)
         device = next(iter(described.values())).device
         key = tuple((a.shape, a.strides, a.dtype, a.device, a.ptr & 15, a.readonly) for a in described.values())
         plan = self._plans.get(key)
@@ -77,15 +84,31 @@ class Launcher:
         """Check shapes, dtypes, devices and alignment; then what is the same for every call like this one."""
         check_arch(self.facts, device)
         sizes_of(self.facts, {n: a.shape for n, a in described.items()})
-        for name, kind, dtype, dims, flags in self.facts.params:
+        for name, kind, dtype, _, flags in self.facts.params:
             if kind == "tensor":
-                itemsize = tensors.ITEMSIZE[dtype]
-                wide = len(dims) > 1 and itemsize <= 4
-                tensors.check(described[name], name=name, dtype=dtype, device=device, align=16 if wide else itemsize,
-                              stride_align=16 if wide and described[name].shape[-1] * itemsize % 16 == 0 else itemsize)
+                tensors.check(described[name], name=name, dtype=dtype, device=device)
                 if "out" in flags and described[name].readonly:
                     raise FcError("call/argument", f"argument `{name}` is written, but its owner says it is read-only")
-        return self.loaded(device).launch([x for a in described.values() for x in (*a.shape, *a.strides)])
+        refused = self._misaligned(described)
+        if refused:
+            maps = {flat[1] for flat in self.facts.flat if flat[0] == "map"}
+            if self._narrower is None or not maps.isdisjoint(refused):
+                raise next(iter(refused.values()))
+            have = {n: of_arguments(a.ptr, a.shape, a.strides, tensors.ITEMSIZE[a.dtype]) for n, a in described.items()}
+            return self._narrower(have)._plan(described, device)
+        # nobody steps along an axis of one element, but addresses that are not used are made of its stride too
+        steps = {name: [s if n > 1 else 0 for n, s in zip(a.shape[:-1], a.strides)] for name, a in described.items()}
+        return self.loaded(device).launch([x for name, a in described.items() for x in (*a.shape, *steps[name], *a.strides[-1:])])
+
+    def _misaligned(self, described: dict[str, tensors.TensorArg]) -> dict[str, FcError]:
+        """What is wrong with each tensor that does not keep what the kernel's accesses need."""
+        out = {}
+        for name, pointer, *strides in self.facts.aligned:
+            a = described[name]
+            wrong = refusal(name, Promise(pointer, tuple(strides)), a.ptr, a.shape, a.strides, tensors.ITEMSIZE[a.dtype])
+            if wrong is not None:
+                out[name] = wrong
+        return out
 
 
 class Loaded:
@@ -141,8 +164,10 @@ def _blocks(facts: Facts, where: Mapping[Any, int], places: Sequence[str], most:
 
 
 def _unusual(facts: Facts, arguments: Mapping[str, steady.Argument], places: Sequence[str]) -> str:
-    """Do tensors disagree, is a row not contiguous, a row of whole 16 bytes not whole 16 bytes from the next, or a number negative or
-    large? What this lets pass, `Launcher._plan` and TMA take as it is; what it does not may be legal or not."""
+    """Do tensors disagree, is a row not contiguous, a stride not a multiple of what is asked for (16 bytes in half precision), or a
+    number negative or large? What this lets pass, `Launcher._plan` and TMA take as it is; what it does not may be legal or not."""
+    limits = {limit: r for limit, _, *r in facts.ranges}
+    asked = {name: strides for name, _, *strides in facts.aligned}
     tests: list[str] = []
     seen: dict[Any, str] = {}
     for name, kind, _, dims, _ in facts.params:
@@ -154,13 +179,13 @@ def _unusual(facts: Facts, arguments: Mapping[str, steady.Argument], places: Seq
             if isinstance(dim, int) or seen.setdefault(dim, size) != size:
                 tests.append(f"{size} != {seen.get(dim, dim)}")
             else:
-                tests.append(f"{size} >> 31")
+                tests.append(f"{size} > {limits.get(dim, [HIGHEST])[0]}")
         tests += [f"{step} != 1" for step in strides[-1:]]
-        whole = 16 // tensors.ITEMSIZE[a.dtype] - 1
         if a.rank > 1:
+            itemsize = tensors.ITEMSIZE[a.dtype]
+            need = max([WIDEST if itemsize == 2 else itemsize, *asked.get(name, [])]) // itemsize
             pitch = f"({' | '.join(strides[:-1])})"
-            whole_row = "" if isinstance(dims[-1], int) and not dims[-1] & whole else f" and not {sizes[-1]} & {whole}"
-            tests += [f"{pitch} >> 37", f"{pitch} & {whole}{whole_row}"]
+            tests += [f"{pitch} >> 37", f"{pitch} & {need - 1}"]
     if facts.persistent == "none":
         tests.append(f"{_blocks(facts, {d: places.index(s) for d, s in seen.items()}, places, 0)} >> 31")
     return " or ".join(tests) or "False"
@@ -169,6 +194,7 @@ def _unusual(facts: Facts, arguments: Mapping[str, steady.Argument], places: Seq
 def sizes_of(facts: Facts, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
     """dimension name -> size, with every tensor in agreement."""
     sizes: dict[str, int] = {}
+    limits = {limit: Admitted(*r) for limit, *r in facts.ranges}
     first: dict[str, str] = {}
     for name, kind, _, dims, _ in facts.params:
         if kind != "tensor":
@@ -187,8 +213,7 @@ def sizes_of(facts: Facts, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, i
                 raise FcError("call/argument", f"`{name}` and `{first[dim]}` disagree on the size of {dim}", expected=sizes[dim], got=n)
             else:
                 first.setdefault(dim, name)
-            if n >= 2**31:
-                raise FcError("call/argument", f"argument `{name}` is too large", expected="sizes below 2**31", got=n)
+            limits.get(dim, Admitted(0, HIGHEST)).size(name, n)
     return sizes
 
 
@@ -209,12 +234,11 @@ def scalar(name: str, dtype: str, flags: tuple[str, ...], value: Any) -> int:
     try:
         if dtype != "f32":
             out: Any = operator.index(value)
-            struct.pack("<i" if dtype == "i32" else "<q", out)
             bits = out
         else:
             bits, = struct.unpack("<I", struct.pack("<f", float(value)))
             out, = struct.unpack("<f", struct.pack("<I", bits))
-    except (struct.error, OverflowError):
+    except OverflowError:
         raise FcError("call/argument", f"argument `{name}` does not fit", expected=f"a number of {dtype}", got=repr(value)) from None
     except (TypeError, ValueError):
         raise FcError("call/argument", f"argument `{name}` is not a number", expected=dtype, got=repr(value)) from None

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from . import compiler
 from .errors import FcError
-from .ir.core import Kernel, Value
+from .ir.alignment import Promise, natural, nothing, of_arguments, promised, with_promises
+from .ir.core import Kernel, Value, walk_kernel
 from .ir.schedule import Schedule
 from .ir.types import Tensor
 
@@ -30,6 +32,7 @@ class Program:
         self.schedule = schedule
         self._source = kernel
         self._launcher: Launcher | None = None
+        self._narrowed: dict[Any, Program] = {}
         #: machine IR that was given as text is compiled without a run in the simulator
         self.trust = False
         #: told the name of each step of a compilation as it begins
@@ -107,10 +110,11 @@ class Program:
 
     @functools.cached_property
     def resources(self) -> Any:
-        """Registers, spills, stack and shared memory, read from the cubin."""
+        """Registers, spills, stack and shared memory, read from the cubin; of shared memory also what a launch asks for."""
         from .runtime.cubin import resources
 
-        return resources(self.cubin, self.built.log)[self.built.facts.name]
+        found, facts = resources(self.cubin, self.built.log), self.built.facts
+        return replace(found[facts.name], shared_bytes=found[facts.name].shared_bytes + facts.smem_bytes)
 
     # ---- without a GPU -----------------------------------------------------------------------------------------------
 
@@ -124,7 +128,24 @@ class Program:
         """Run the machine IR in the simulator; raises the first race, stale read or deadlock that it finds."""
         from .sim.machine import check
 
-        return check(self.machine, self._inputs(arguments), self.target, seed=seed).outputs
+        inputs = self._inputs(arguments)
+        return check(self._for_arrays(inputs).machine, inputs, self.target, seed=seed).outputs
+
+    def _for_arrays(self, inputs: Mapping[str, Any]) -> Program:
+        """This program, or where arrays do not keep what it asks of strides, the one that a call would take. Where bulk copies read a
+        tensor there is no other: the simulator lays such an array out as a call must."""
+        from .sim.addresses import row_strides
+
+        asked = promised(self.machine) or {}
+        bulk = {op.operands[0].name for op in walk_kernel(self.machine) if op.kind in ("tma_load", "tma_store")}
+        have, fits = {}, True
+        for p in self._source.params:
+            x = inputs.get(p.name)
+            strides = row_strides(x) if p.name not in bulk else None
+            if x is not None and strides is not None and isinstance(p.type, Tensor) and len(strides) == len(p.type.dims):
+                have[p.name] = of_arguments(0, x.shape, strides, p.type.dtype.bytes)
+                fits = fits and have[p.name].covers(asked.get(p.name) or nothing(p.type))
+        return self if fits or self.level != "tile" else self.narrowed(have)
 
     def _inputs(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         flags = self._source.flags
@@ -141,8 +162,18 @@ class Program:
         if self._launcher is None:
             from .launch import Launcher
 
-            self._launcher = Launcher(self.built)
+            self._launcher = Launcher(self.built, (lambda have: self.narrowed(have).launcher) if self.level == "tile" else None)
         return self._launcher
+
+    def narrowed(self, have: Mapping[str, Promise]) -> Program:
+        """This program for tensors of which so much is known, whose accesses are as wide as that allows; a kernel of its own, compiled when
+        it is called."""
+        kept = {p.name: natural(p.type).either(have[p.name]) if p.name in have else natural(p.type)
+                for p in self._source.params if isinstance(p.type, Tensor)}
+        key = tuple((name, *p.words) for name, p in kept.items())
+        if key not in self._narrowed:
+            self._narrowed[key] = Program(with_promises(self._source, kept), self.schedule, self.target.arch)
+        return self._narrowed[key]
 
     def __call__(self, *tensors: Any, stream: int | None = None, **named: Any) -> None:
         names = [p.name for p in self._source.params]

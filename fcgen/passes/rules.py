@@ -179,9 +179,31 @@ def right_identity(s: Sweep, op: Op) -> Value | None:
         return s.spread(s.number(0, op.result.type.dtype), op.result.type)
     if kind == "mul" and c == -1:
         return s.spread(s.make("neg", x), op.result.type)
-    if kind == "pow" and c == 2:
-        return s.spread(s.make("mul", x, x), op.result.type)
     return None
+
+
+@rule("pow")
+def small_powers(s: Sweep, op: Op) -> Value | None:
+    """x ** n is multiplications for whole n up to 8 (within 4 ulp, as powf is), 1 over them for n below 0; x ** 0.5 and x ** -0.5 are roots,
+    2 ** x is exp2. 16-bit floats are multiplied in f32 and rounded once."""
+    x, dtype = op.operands[0], op.result.type.dtype
+    n, base = s.const(op.operands[1]), s.const(x)
+    if base == 2 and n is None:
+        return s.spread(s.make("exp2", op.operands[1]), op.result.type)
+    if n in (0.5, -0.5):
+        return s.spread(s.make("sqrt" if n > 0 else "rsqrt", x), op.result.type)
+    if n is None or n != int(n if abs(n) <= 8 else 0):
+        return None
+    if n == 0:
+        return s.spread(s.number(1.0, dtype), op.result.type)
+    square, out = s.make("cast", x, to="f32") if dtype.bits == 16 and abs(n) > 2 else x, None
+    for bit in range(int(abs(n)).bit_length()):
+        square = s.make("mul", square, square) if bit else square
+        if int(abs(n)) >> bit & 1:
+            out = square if out is None else s.make("mul", out, square)
+    assert out is not None
+    out = s.make("rcp", out) if n < 0 else out
+    return s.spread(s.make("cast", out, to=dtype.name) if out.type.dtype != dtype else out, op.result.type)
 
 
 @rule("sub", "max", "min", "and", "or", "xor", "lt", "le", "gt", "ge", "eq", "ne")
@@ -295,6 +317,10 @@ def integers(s: Sweep, op: Op) -> Value | None:
     return None
 
 
+#: A float32 of this size is off by 2**-11 at most, and so is the exponent of a power with it: the rounding of a float16 near one.
+FAR = 2.0**13
+
+
 # ---- up to rounding --------------------------------------------------------------------------------------------------
 
 
@@ -321,7 +347,7 @@ def reciprocal(s: Sweep, op: Op) -> Value | None:
 
 @rule("mul")
 def scalar_factors(s: Sweep, op: Op) -> Value | None:
-    """(x * s1) * s2 = x * (s1 * s2); (x - r) * s = x * s - r * s for r of lower rank than x."""
+    """(x * s1) * s2 = x * (s1 * s2); (x - c) * s = x * s - c * s for a number c: rows that vary may be so large that c * s drowns x."""
     x, k = op.operands
     if op.result.type.dtype != f32 or rank(k):
         return None
@@ -330,17 +356,29 @@ def scalar_factors(s: Sweep, op: Op) -> Value | None:
     if inner and rank(inner.operands[1]) == 0 and (rank(x) or constants):
         return s.make("mul", inner.operands[0], s.make("mul", inner.operands[1], k))
     inner = s.made_by(x, "sub", "add")
-    if inner is None or rank(x) == 0:
-        return None
-    parts = [_low_rank(s, v, rank(x)) for v in inner.operands]
-    if sum(parts) != 1:
+    if inner is None or rank(x) == 0 or sum(s.const(v) is not None for v in inner.operands) != 1:
         return None
     return s.make(inner.kind, *(s.make("mul", v, k) for v in inner.operands))
 
 
-def _low_rank(s: Sweep, v: Value, n: int) -> bool:
-    spread = s.made_by(v, "broadcast")
-    return rank(v) == 0 or (spread is not None and rank(spread.operands[0]) < n)
+@rule("exp2")
+def power_of_a_difference(s: Sweep, op: Op) -> Value | None:
+    """exp2((x - r) * k) = exp2((x - d) * k - b), one multiply-add per element: b is r * k, and d is 0. Where r * k is so large that its
+    rounding would show, d is r and b is 0. r is a row, and x a tile or a row: equal elements give equal bits."""
+    scaled = s.made_by(op.operands[0], "mul")
+    inner = scaled and s.made_by(scaled.operands[0], "sub")
+    if not scaled or not inner or rank(scaled.operands[1]) or op.result.type.dtype != f32:
+        return None
+    k, (x, r) = scaled.operands[1], inner.operands
+    spread = s.made_by(r, "broadcast")
+    row = spread.operands[0] if spread else r
+    if rank(row) != 1 or x.type.shape != op.result.type.shape or s.made_by(x, "broadcast", "full"):
+        return None
+    as_tile = lambda v: s.make("broadcast", v, axes=spread["axes"], shape=r.type.shape) if spread else v
+    b, zero = s.make("mul", row, k), s.spread(s.number(0.0, f32), row.type)
+    far = s.make("gt", s.make("abs", b), s.number(FAR, f32), name="far")
+    d, b = s.make("select", far, row, zero, rare=True, name="shift"), s.make("select", far, zero, b, rare=True)
+    return s.make("exp2", s.make("sub", s.make("mul", s.make("sub", x, as_tile(d)), k), as_tile(b)))
 
 
 @rule("add")

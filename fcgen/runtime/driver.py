@@ -101,6 +101,18 @@ def _hint(name: str) -> str | None:
     return None
 
 
+@functools.cache
+def cuda_version() -> tuple[int, int] | None:
+    """The CUDA version of the installed driver, None without one. Asks its library, and starts nothing."""
+    try:
+        library = ctypes.CDLL(LIBRARY)
+        number = ctypes.c_int()
+        status = library.cuDriverGetVersion(ctypes.byref(number))
+    except (OSError, AttributeError):
+        return None
+    return (number.value // 1000, number.value % 1000 // 10) if status == 0 and number.value else None
+
+
 _NO_GPU = "the CUDA driver sees no GPU (is CUDA_VISIBLE_DEVICES empty?)"
 
 

@@ -80,15 +80,16 @@ def trials(kernel: Kernel, given: Mapping[str, int]) -> list[Trial]:
 
 
 def run_trials(kernel: Kernel, target: Target, given: Mapping[str, int] | None = None, seeds: int = 1,
-               doing: Callable[[str, Callable[[], Any]], Any] = lambda text, fn: fn()) -> list[Trial]:
+               doing: Callable[[str, Callable[[], Any]], Any] = lambda text, fn: fn(),
+               fixed: Mapping[str, Any] | None = None) -> list[Trial]:
     """Run a kernel at all its trial sizes: the first and the last program of the grid (all, where blocks take several), several inputs and
-    orders. Raises the first report. doing(text, fn) runs fn."""
+    orders. Raises the first report. doing(text, fn) runs fn. fixed: arguments that are not drawn."""
     todo = trials(kernel, given or {})
     for trial in todo:
         counts = [g.count(trial.sizes) for g in kernel.grid]
         ends = dict.fromkeys([tuple(0 for _ in counts), tuple(c - 1 for c in counts)])
         for seed in range(seeds):
-            inputs = random_inputs(kernel, trial.sizes, seed)
+            inputs = {**random_inputs(kernel, trial.sizes, seed), **(fixed or {})}
             doing(f"simulating {trial}", lambda i=inputs, s=seed, e=ends: check(kernel, i, target, seed=s, programs=e))  # type: ignore[misc]
     return todo
 

@@ -32,7 +32,8 @@ class Program:
         flat += [("size", d, -1, ()) for d in "BHMNG"]
         params.append(("scale", "scalar", "f32", (), ("positive",) if positive else ()))
         facts = Facts("attention", "sm_90", 384, 1 << 17, tuple(params), tuple(flat),
-                      (("b", "B", 1, 1), ("h", "H", 1, 1), ("m", "M", 128, 1)))
+                      (("b", "B", 1, 1), ("h", "H", 1, 1), ("m", "M", 128, 1)),
+                      aligned=tuple((n, *[4 if n == "LSE" else 16] * len(DIMS[n])) for n in names))
         self.launcher = Launcher(Built(facts, Schedule(), "", "", "", repr((flat, positive)).encode(), ""))
         self.sizes = [128 if k == "map" else 4 if k in ("scalar", "size") else 8 for k, *_ in flat]
         self.flat = flat
@@ -333,3 +334,13 @@ def test_a_steady_call_is_cheap(world, given):
     us = steady_us(*world, given)
     print(f"steady call, out {'given' if given else 'made'}: {us:.2f} us")
     assert us < 20, "4 is expected; this machine may be busy"
+
+
+def test_views_that_no_bulk_copy_reads_take_a_kernel_that_makes_none(world):
+    t, fake = world
+    fcgen.attention(*three(t))
+    odd = Tensor((2, 4, 256, 64), t.float16, (4 * 256 * 66, 256 * 66, 66, 1))
+    for qkv in ([odd, *three(t)[1:]], [*three(t)[:2], odd]):
+        with pytest.raises(FcError, match="not aligned"):  # these pretend to make bulk copies all the same
+            fcgen.attention(*qkv)
+    assert [key[5] for key in fake.programs] == ["sm_90a", "sm_90"]

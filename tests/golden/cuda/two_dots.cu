@@ -5,9 +5,6 @@
 // grid:     h over H
 // grid:     i over M in tiles of 128
 // shared:   49152 bytes
-//                0  x: bf16[128,64]{panel 64 swizzle 128}
-//            16384  y: bf16[64,64]{panel 64 swizzle 128} x2
-//            32768  z: bf16[64,64]{panel 64 swizzle 128} x2
 
 #define INF __int_as_float(0x7f800000)
 using uint32_t = unsigned int;
@@ -94,11 +91,16 @@ __device__ __forceinline__ float log2_approx(float x) {
     return y;
 }
 
+// Bytes from the start of shared memory.
+constexpr uint32_t x_offset = 0;  // bf16[128,64]{panel 64 swizzle 128}
+constexpr uint32_t y_offset = 16384;  // bf16[64,64]{panel 64 swizzle 128} x2
+constexpr uint32_t z_offset = 32768;  // bf16[64,64]{panel 64 swizzle 128} x2
+
 // Register i of a tile -> the register, or the offset, that goes with it.
 __device__ constexpr int row_p(int i) { return i / 32 * 2 + i / 2 % 2; }
 
 extern "C" __global__ void __launch_bounds__(128, 1)
-two_dots(const bf16* __restrict__ X, long long X_s0, long long X_s1, long long X_s2, const bf16* __restrict__ Y,
+two_dots_sm_89(const bf16* __restrict__ X, long long X_s0, long long X_s1, long long X_s2, const bf16* __restrict__ Y,
         long long Y_s0, long long Y_s1, long long Y_s2, const bf16* __restrict__ Z, long long Z_s0, long long Z_s1,
         long long Z_s2, bf16* __restrict__ O, long long O_s0, long long O_s1, long long O_s2, float* __restrict__ L,
         long long L_s0, long long L_s1, float c, int H, int M, int N) {
@@ -106,6 +108,9 @@ two_dots(const bf16* __restrict__ X, long long X_s0, long long X_s1, long long X
     const uint32_t smem_base = static_cast<uint32_t>(__cvta_generic_to_shared(smem));
     const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);  // known to be the same in all lanes
     const int lane = threadIdx.x % 32;
+    const uint32_t x_smem = smem_base + x_offset;
+    const uint32_t y_smem = smem_base + y_offset;
+    const uint32_t z_smem = smem_base + z_offset;
     const int i_tiles = (M + 127) / 128;
     const int i_ = int(blockIdx.x) % i_tiles;
     const int rest = int(blockIdx.x) / i_tiles;
@@ -114,7 +119,7 @@ two_dots(const bf16* __restrict__ X, long long X_s0, long long X_s1, long long X
     // spec.py:2
     const int row0 = i_ * 128;
     const uint32_t copy_lane = swizzle<0x70>(warp * 4096 + lane * 16);
-    const uint32_t x_dst = smem_base + copy_lane;
+    const uint32_t x_dst = x_smem + copy_lane;
     const int copy_row = warp * 32 + lane / 8;
     const int copy_col = lane % 8 * 8;
     const long long x_step = 4 * X_s2;
@@ -127,7 +132,6 @@ two_dots(const bf16* __restrict__ X, long long X_s0, long long X_s1, long long X
     }
     commit_group();
     const int tiles = (N + 63) / 64;
-    const uint32_t y_smem = smem_base + 16384;
     // spec.py:6
     const uint32_t copy_lane_2 = swizzle<0x70>(warp * 2048 + lane * 16);
     const uint32_t y_dst = y_smem + copy_lane_2;
@@ -139,7 +143,6 @@ two_dots(const bf16* __restrict__ X, long long X_s0, long long X_s1, long long X
         cp_async_16_fill((y_dst ^ (i % 2 * 64)) + i * 512, y_src, copy_row_2 + i * 4 < N ? 16 : 0);
         y_src += y_step;
     }
-    const uint32_t z_smem = smem_base + 32768;
     const uint32_t z_dst = z_smem + copy_lane_2;
     const long long z_step = 4 * Z_s2;
     const bf16* z_src = Z + (long long)b * Z_s0 + (long long)h * Z_s1 + (long long)copy_row_2 * Z_s2 + copy_col;
@@ -154,7 +157,7 @@ two_dots(const bf16* __restrict__ X, long long X_s0, long long X_s1, long long X
     // spec.py:3
     uint32_t xf[32];
     const uint32_t x_lane = swizzle<0x70>(warp * 4096 + lane / 16 * 16 + lane % 16 * 128);
-    const uint32_t x_at = smem_base + x_lane;
+    const uint32_t x_at = x_smem + x_lane;
     #pragma unroll
     for (int i = 0; i < 8; ++i)
         ldmatrix_x4(&xf[i * 4], (x_at ^ (i % 4 * 32)) + i / 4 * 2048);
@@ -221,9 +224,10 @@ two_dots(const bf16* __restrict__ X, long long X_s0, long long X_s1, long long X
                     mma_m16n8k16_bf16(&s[mi * 32 + ni * 4], &xf[k * 4 + mi * 16], &yf[ni * 2]);
         }
         // spec.py:8
+        float s_2[64];
         #pragma unroll
         for (int i = 0; i < 64; ++i)
-            s[i] = cols0 + i / 4 % 8 * 8 + i % 2 + j_ * 64 < N ? s[i] : -INF;
+            s_2[i] = cols0 + i / 4 % 8 * 8 + i % 2 + j_ * 64 < N ? s[i] : -INF;
         // spec.py:9
         float r[4];
         #pragma unroll
@@ -232,7 +236,7 @@ two_dots(const bf16* __restrict__ X, long long X_s0, long long X_s1, long long X
             #pragma unroll
             for (int i = 0; i < 16; ++i) {
                 const int e = j / 2 * 32 + j % 2 * 2 + i / 2 * 4 + i % 2;
-                part[i % 2] = i < 2 ? s[e] : fmaxf(part[i % 2], s[e]);
+                part[i % 2] = i < 2 ? s_2[e] : fmaxf(part[i % 2], s_2[e]);
             }
             r[j] = fmaxf(part[0], part[1]);
         }
@@ -258,7 +262,7 @@ two_dots(const bf16* __restrict__ X, long long X_s0, long long X_s1, long long X
         float p[64];
         #pragma unroll
         for (int i = 0; i < 64; ++i)
-            p[i] = exp2_approx(s[i] * c - nc[row_p(i)]);
+            p[i] = exp2_approx(s_2[i] * c - nc[row_p(i)]);
         // spec.py:12
         float ps[4];
         #pragma unroll
@@ -289,16 +293,16 @@ two_dots(const bf16* __restrict__ X, long long X_s0, long long X_s1, long long X
             acc[i] = acc[i] * a[row_p(i)];
         const uint32_t z_at = z_slot + z_lane;
         #pragma unroll
-        for (int k = 0; k < 4; ++k) {
+        for (int k_2 = 0; k_2 < 4; ++k_2) {
             uint32_t zf[16];
             #pragma unroll
             for (int i = 0; i < 4; ++i)
-                ldmatrix_x4_trans(&zf[i * 4], (z_at ^ (i * 32)) + k * 2048);
+                ldmatrix_x4_trans(&zf[i * 4], (z_at ^ (i * 32)) + k_2 * 2048);
             #pragma unroll
             for (int mi = 0; mi < 2; ++mi)
                 #pragma unroll
                 for (int ni = 0; ni < 8; ++ni)
-                    mma_m16n8k16_bf16(&acc[mi * 32 + ni * 4], &h_2[k * 4 + mi * 16], &zf[ni * 2]);
+                    mma_m16n8k16_bf16(&acc[mi * 32 + ni * 4], &h_2[k_2 * 4 + mi * 16], &zf[ni * 2]);
         }
         #pragma unroll
         for (int i = 0; i < 4; ++i)
@@ -307,8 +311,11 @@ two_dots(const bf16* __restrict__ X, long long X_s0, long long X_s1, long long X
     // spec.py:14
     uint32_t out[32];
     #pragma unroll
-    for (int i = 0; i < 32; ++i)
-        out[i] = pack_bf16(div_approx(acc[2 * i], l[row_p(2 * i)]), div_approx(acc[2 * i + 1], l[row_p(2 * i + 1)]));
+    for (int i = 0; i < 32; ++i) {
+        const float lo = div_approx(acc[2 * i], l[row_p(2 * i)]);
+        const float hi = div_approx(acc[2 * i + 1], l[row_p(2 * i + 1)]);
+        out[i] = pack_bf16(lo, hi);
+    }
     const int o_row = warp * 32 + lane / 4;
     bf16* o_ptr = O + (long long)b * O_s0 + (long long)h * O_s1 + (long long)(row0 + o_row) * O_s2 + cols0;
     const int o_pos = row0 + o_row;
