@@ -182,6 +182,13 @@ def torch():
     out.empty = lambda shape, dtype, device, **_: Tensor(shape, dtype, device=device)
     out.empty_strided = lambda shape, strides, dtype, device: Tensor(shape, dtype, strides, device=device)
     out.empty_like = lambda x, **_: Tensor(x.shape, x.dtype, device=x.device)
+    inside(out)
+    out.cuda = types.SimpleNamespace(is_initialized=lambda: True, is_available=lambda: True, current_device=lambda: 0)
+    return out
+
+
+def inside(out):
+    """What a call looks at in torch besides tensors: streams, guards, autograd."""
     out.now = types.SimpleNamespace(stream=0, device=0)
     wrapped = types.SimpleNamespace(is_functorch_wrapped_tensor=lambda x: False)
     out._C = types.SimpleNamespace(_cuda_getCurrentRawStream=lambda d: out.now.stream, _cuda_getDevice=lambda: out.now.device,
@@ -189,8 +196,6 @@ def torch():
     out.strided, out.is_grad_enabled, out.written = "strided", lambda: True, []
     dual = types.SimpleNamespace(unpack_dual=lambda x: types.SimpleNamespace(tangent=None), _current_level=-1)
     out.autograd = types.SimpleNamespace(forward_ad=dual, graph=types.SimpleNamespace(increment_version=lambda x: out.written.append(x.data_ptr())))
-    out.cuda = types.SimpleNamespace(is_initialized=lambda: True, is_available=lambda: True, current_device=lambda: 0)
-    return out
 
 
 def number(raw, code):
