@@ -99,6 +99,10 @@ def visible(text: str) -> str:
     return _UNSEEN.sub(lambda m: f"\\u{ord(m[0]):04x}" if ord(m[0]) > 255 else f"\\x{ord(m[0]):02x}", text)
 
 
+class FcWarning(UserWarning):
+    """What a compilation says of a kernel that is right and not what one would wish: registers that spill, a check that was not made."""
+
+
 class FcError(Exception):
     """A mistake of the user's, told so that they can mend it.
 

@@ -19,6 +19,7 @@ from ..ir.types import Buffer, Frag, Pending, Scalar, Tensor
 from .cuda_names import Names, comment
 from .cuda_plan import Plan, make_plan
 from .cuda_text import CTYPES, MEMTYPES, UNARY, ZERO, Segment, Writer, X, add, binary, call, closed_form, literal
+from .cuda_words import wished
 
 
 @dataclass
@@ -62,6 +63,7 @@ class Emitter:
         self.nonneg: set[Value] = set()
         self.ring_name: dict[Value, str] = {b: b.name or "buf" for b in kernel.buffers}
         self.cursors: dict[Value, tuple[str, str]] = {}   # position in a ring -> (slot variable or "", parity variable)
+        self.walked: dict[Value, set[Value]] = {}  # position in a ring -> the rings and barriers that it is used with
         self.slots: dict[Value, tuple[Value, str | None]] = {}  # view -> (ring, slot variable)
         self.maps: dict[tuple[Value, tuple[int, ...]], str] = {}
         self.fences: dict[int, list[Op]] = {}
@@ -259,7 +261,7 @@ class Emitter:
         if root not in self.arrays:
             t = v.type
             assert isinstance(t, (Frag, Pending)) and isinstance(t.layout, RegLayout)
-            self.arrays[root] = name = self.names(v.name, "tmp")
+            self.arrays[root] = name = self.names(wished(self.plan, v), "tmp")
             n = t.layout.regs
             ctype, n = ("uint32_t", -(-n // 2)) if t.dtype.bits == 16 else (CTYPES[t.dtype.name], n)
             self.w.line(f"{ctype} {name}[{n}];")

@@ -16,7 +16,7 @@ from ..ir.core import Kernel, Role, Value, walk, walk_kernel
 from ..ir.named_barriers import of_role
 from ..ir.target import Target
 from ..ir.types import Buffer, Frag, Mbarrier, Pending, Scalar
-from .cuda_async import check_cursors
+from .cuda_async import check_cursors, walked
 from .cuda_emit import Emitter
 from .cuda_flow import emit_block
 from .cuda_grid import grid
@@ -34,11 +34,11 @@ def prepare(em: Emitter) -> None:
         if isinstance(p.type, Scalar):
             em.scalars[p] = X(em.pname[p])
     for b in kernel.buffers:
-        address = em.buffer_base(b)  # those that are not read are not printed
         if isinstance(b.type, Buffer) and b.type.slots == 1 and _reads_address(kernel, b):
-            em.scalars[b] = address
+            em.scalars[b] = em.buffer_base(b)
     for role in kernel.roles:
         em.fences.update(fences(role.body))
+    em.walked = walked(kernel)
 
 
 def _reads_address(kernel: Kernel, b: Value) -> bool:

@@ -28,6 +28,8 @@ META: dict[str, tuple[Attribute, str]] = {
     "target": (TEXT, "the target that the kernel was compiled for"),
     "aligned": (Attribute((tuple,), "lines of (NAME, 16, 16, ...)"), "what pointers and strides are multiples of (see `alignment`)"),
     "ranges": (Attribute((tuple,), "lines of (NAME, least, most, false)"), "which sizes and scalars it takes (see `ranges`)"),
+    "remarks": (Attribute((tuple,), "lines of (KIND, TEXT)", lambda v: all([*map(type, x)] == [str, str] for x in v if type(x) is tuple)),
+                "what is worth knowing of the kernel, for people"),
     "until_loops": (every(_LOOP, 64), "loops that an output of `until` counts"),
     "stage": (one_of(*PHASES), "the phase of machine IR"),
     "schedule": (Attribute((str,), "a string of at most 10000 characters", lambda v: len(v) <= 10000), "the schedule, for people"),
@@ -36,7 +38,7 @@ META: dict[str, tuple[Attribute, str]] = {
     "smem_bytes": (whole(0), "shared memory of a block, in bytes"),
     "smem_offsets": (every(whole(0), 1000), "where each buffer starts, in bytes"),
 }
-TILE_META = ("target", "aligned", "ranges", "until_loops")
+TILE_META = ("target", "aligned", "ranges", "until_loops", "remarks")
 #: from this phase on
 ALLOCATED = ("smem_bytes", "smem_offsets")
 FLAGS = {"out": (Tensor, "a tensor that is written"), "positive": (Scalar, "a scalar that is above 0")}

@@ -22,6 +22,8 @@ from .ops import RuleError, define, need
 from .types import DTYPES, Frag, Scalar, Tensor, Tile, bf16, f16, f32, i1, i32, i64, with_dtype
 
 BOTH = "tile machine"
+#: which load or dot of the traced program an op is, in each of its copies
+SITE: dict[str, Any] = {"site": (str, None)}
 
 
 def shaped(types: tuple[Any, ...], rule: str) -> Any:
@@ -214,9 +216,10 @@ def _dot(types, attrs):
 
 
 define("dot", BOTH, """Matrix product with float32 accumulation: a[M,K] b[K,N] (+ acc[M,N]) -> f32[M,N]. Machine level, until
-       `select` expands it: an operand may be a shared-memory tile, stored transposed where ta / tb says so; math names the
-       instruction family. ones: so many columns of ones stand to the right of b, and the result is that much wider.""", _dot,
-       phases="placed pipelined", ta=FLAG.maybe, tb=FLAG.maybe, math=one_of("mma", "wmma", "wgmma", "fma").maybe, ones=whole(8, 8).maybe)
+       `select` expands it: an operand may be a shared-memory tile, stored transposed where ta / tb says so. math, late, sums, regs: what
+       the schedule decides about it (`bind`). ones: so many columns of ones stand to the right of b, and the result is that much
+       wider.""", _dot, phases="placed pipelined", ta=FLAG.maybe, tb=FLAG.maybe, math=one_of("mma", "wmma", "wgmma", "fma").maybe,
+       ones=whole(8, 8).maybe, **SITE, late=FLAG.maybe, sums=FLAG.maybe, regs=FLAG.maybe)
 
 
 def _slice(types, attrs):
@@ -269,9 +272,9 @@ def _check_load(op: Op) -> None:
     need(t.dtype == tensor.dtype, "load: the tile has the tensor's dtype", tensor.dtype, t.dtype)
 
 
-define("load", BOTH, "Read a rectangle of a tensor: `load T, scalars...`. See the module docstring. vec (once it is placed): at most this "
-       "many elements per access.", _none, effect="read", check=_check_load, phases="placed pipelined", index=INDEX, guard=GUARD,
-       vec=VEC.maybe)
+define("load", BOTH, """Read a rectangle of a tensor: `load T, scalars...`. See the module docstring. stages: slots of its ring, if the
+       schedule names it. vec (once it is placed): at most this many elements per access.""", _none, effect="read", check=_check_load,
+       phases="placed pipelined", index=INDEX, guard=GUARD, **SITE, stages=whole(1, 64).maybe, vec=VEC.maybe)
 
 
 def _check_store(op: Op) -> None:
