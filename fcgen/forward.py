@@ -165,17 +165,19 @@ def sums_of(schedule: Schedule, lazy: float) -> str:
 
 @functools.lru_cache(maxsize=1024)
 def compiled(dtype: str, d: int, e: int, mask: str, lse: bool, arch: str, schedule: Schedule | None = None,
-             positive: bool = True, lazy: float = 0.0, sums: str = "") -> Program:
+             positive: bool = True, lazy: float = 0.0, sums: str = "", check: bool | None = None) -> Program:
     """The program that `attention` runs for these compile-time facts. mask: "none", "causal_top_left", "causal_bottom_right". lazy: how far
     (in powers of e) a row's maximum may have moved before what was summed is scaled to it; sums: the kind of sum that goes with it, if not
-    `sums_of`."""
+    `sums_of`. check: it is tried in the simulator when it is compiled first; if None, where the schedule is not the library's."""
     from .ir.types import DTYPES
     from .kernels.attention import SPECS
-    from .kernels.schedules import pick
+    from .kernels.schedules import pick, shipped
 
     chosen = schedule or pick(arch, max(d, e), "wgmma" if arch == "sm_90a" else "mma", mask)
     spec = SPECS[("" if positive else "any_scale_") + ("lse" if lse else "plain")]
-    return spec.compile(target=arch, schedule=chosen, T=DTYPES[dtype], D=d, E=e, mask=mask, lazy=lazy, sums=sums or sums_of(chosen, lazy))
+    check = chosen not in shipped() if check is None else check
+    return spec.compile(target=arch, schedule=chosen, check=check, T=DTYPES[dtype], D=d, E=e, mask=mask, lazy=lazy,
+                        sums=sums or sums_of(chosen, lazy))
 
 
 @functools.lru_cache(maxsize=64)

@@ -17,10 +17,9 @@ from typing import Any
 from .compiler import Built, Facts
 from .errors import FcError
 from .ir.alignment import WIDEST, Promise, of_arguments, refusal
-from .ir.ranges import HIGHEST, LOWEST, Admitted
+from .ir.ranges import HIGHEST, WIDTHS, Admitted
 from .runtime import counters, driver, module, steady, streams, tensormap, tensors
 
-WIDTHS = {"i32": (LOWEST, HIGHEST), "i64": (-(2**63), 2**63 - 1)}
 #: launches with sizes of their own that are kept
 _REMEMBERED = 4096
 

@@ -54,30 +54,32 @@ _THREE = {"q": 2, "k": 3, "v": 3}
 ROWS: tuple[Row, ...] = (
     Row(64, "causal", 512, _s(192, 128, 3, _THREE, ones="acc", epilogue="tma", split="branch"), "rounded"),
     Row(64, "causal", ANY, _s(192, 128, 3, _THREE, ones="acc", from_end="rows", split="branch"), "rounded"),
-    Row(64, "none", ANY, _s(192, 128, 3, _THREE, ones="acc", epilogue="tma"), "rounded"),
+    Row(64, "none", ANY, _s(192, 128, 3, _THREE, ones="acc", epilogue="tma", l2=0), "rounded"),
     Row(128, "causal", 1024, _s(128, 128, 2, _TWO, tokens=True, ones="acc", regs_a="s"), "rounded"),
-    Row(128, "none", 512, _s(128, 128, 2, _TWO, tokens=True, ones="acc", regs_a="s"), "rounded"),
+    Row(128, "none", 512, _s(128, 128, 2, _TWO, tokens=True, ones="acc", regs_a="s", l2=0), "rounded"),
     Row(128, "causal", ANY, _s(192, 80, 3, _THREE, from_end="rows")),
-    Row(128, "none", ANY, _s(192, 80, 3, _THREE)),
+    Row(128, "none", ANY, _s(192, 80, 3, _THREE, l2=0)),
     Row(192, "causal", ANY, _s(128, 80, 2, split="branch"), "rounded"),
-    Row(192, "none", ANY, _s(128, 80, 2)),
+    Row(192, "none", ANY, _s(128, 80, 2, l2=0)),
     Row(256, "causal", 1024, _s(128, 64, 2, split="branch"), "rounded"),
     Row(256, "causal", ANY, _s(128, 64, 2, split="branch")),
-    Row(256, "none", 1024, _s(128, 64, 2), "rounded"),
-    Row(256, "none", ANY, _s(128, 64, 2)),
+    Row(256, "none", 1024, _s(128, 64, 2, l2=0), "rounded"),
+    Row(256, "none", ANY, _s(128, 64, 2, l2=0)),
 )
 SMALL: tuple[Row, ...] = (
     Row(64, "causal", ANY, _s(64, 128, 1, 4, persistent="none", epilogue="tma", split="branch")),
-    Row(64, "none", ANY, _s(64, 128, 1, 4, persistent="none", epilogue="tma")),
+    Row(64, "none", ANY, _s(64, 128, 1, 4, persistent="none", epilogue="tma", l2=0)),
     Row(128, "causal", ANY, _s(64, 128, 1, persistent="none", epilogue="tma", split="branch")),
-    Row(128, "none", ANY, _s(64, 128, 1, persistent="none", epilogue="tma")),
+    Row(128, "none", ANY, _s(64, 128, 1, persistent="none", epilogue="tma", l2=0)),
     Row(256, "causal", ANY, _s(64, 64, 1, persistent="none", epilogue="tma", split="branch")),
-    Row(256, "none", ANY, _s(64, 64, 1, persistent="none", epilogue="tma")),
+    Row(256, "none", ANY, _s(64, 64, 1, persistent="none", epilogue="tma", l2=0)),
 )
 #: A scale that may be negative is multiplied into every score: a second tile of them is alive, and the tiles above do not fit. Not tuned.
 ANY_SCALE: tuple[Row, ...] = (
-    Row(64, "any", ANY, _s(128, 128, 2, _THREE)),
-    Row(128, "any", ANY, _s(128, 128, 2, _TWO)),
+    Row(64, "causal", ANY, _s(128, 128, 2, _THREE)),
+    Row(64, "none", ANY, _s(128, 128, 2, _THREE, l2=0)),
+    Row(128, "causal", ANY, _s(128, 128, 2, _TWO)),
+    Row(128, "none", ANY, _s(128, 128, 2, _TWO, l2=0)),
 )
 
 
