@@ -264,7 +264,7 @@ def test_torch_tensors_run_on_torchs_stream():
     packer = ArgPacker(("ptr", "ptr", "i32", "f32"))
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
-        x = torch.randn(4096, device="cuda", requires_grad=True)
+        x = torch.randn(4096, device="cuda")
         y = torch.empty_like(x)
         assert tensors.current_stream(0) == stream.cuda_stream
         a, b = tensors.describe(x, "x"), tensors.describe(y, "y")
