@@ -132,6 +132,7 @@ class Kind:
         self._empty, self._empty_like, self._f32 = torch.empty_strided, torch.empty_like, torch.float32
         self._raw_stream, self._written = torch._C._cuda_getCurrentRawStream, torch.autograd.graph.increment_version
         self._programs: dict[Any, tuple[Loaded, int]] = {}
+        self._kernels: dict[tuple[Program, float], tuple[Loaded, int]] = {}
         self._last = _Last()
         #: for calls between which only the number of keys changes: a decode loop's, whose keys and values are views of a cache
         self.growing: Call | None = None
@@ -252,10 +253,15 @@ class Kind:
         if q[3] not in HEADS or e not in HEADS:
             return None
         exact = 1.0 / math.sqrt(q[3]) if scale is None else scale
-        launcher = self._options.program(self._dtype, self._device, rows, k, e, mask, exact).launcher
-        if launcher.order != tuple(n for n in ORDER if n != "LSE" or self._options.return_lse):
-            return None
+        program = self._options.program(self._dtype, self._device, rows, k, e, mask, exact)
+        found = self._kernels.get((program, exact))
+        if found is None:
+            if program.launcher.order != tuple(n for n in ORDER if n != "LSE" or self._options.return_lse):
+                return None
+            found = program.launcher.loaded(self._device), scalar("scale", "f32", (), exact)
+            self._kernels[program, exact] = found
         if len(self._programs) >= _PROGRAMS:
             self._programs.clear()
-        found = self._programs[q[0] * q[1], q[2], q[3], e, mask, scale] = launcher.loaded(self._device), scalar("scale", "f32", (), exact)
+            self._kernels.clear()
+        self._programs[q[0] * q[1], q[2], q[3], e, mask, scale] = found
         return found
