@@ -44,16 +44,16 @@ def attention(q: Any, k: Any, v: Any, *, causal: bool | str = False, scale: floa
         return traced(q, k, v, causal, scale, return_lse, schedule, out)
     if scale is not None and type(scale) is not float:
         scale = _scale(scale)
-    last = calls.recent
-    if (last is not None and last.causal is causal and last.scale == scale and last.return_lse is return_lse and last.schedule is schedule
-            and last.given is (out is not None) and calls.forward_ad._current_level < 0):
-        try:
-            alike = not (q.is_nested or k.is_nested or v.is_nested) and (
-                last.guard(q, k, v) if out is None else not out.is_nested and last.guard(q, k, v, out))
-        except AttributeError:  # not torch's tensors
-            alike = False
-        if alike:
-            return last.run(q, k, v, out)
+    for last in calls.recent:
+        if (last.causal is causal and last.scale == scale and last.return_lse is return_lse and last.schedule is schedule
+                and last.given is (out is not None) and calls.forward_ad._current_level < 0):
+            try:
+                alike = not (q.is_nested or k.is_nested or v.is_nested) and (
+                    last.guard(q, k, v) if out is None else not out.is_nested and last.guard(q, k, v, out))
+            except AttributeError:  # not torch's tensors
+                break
+            if alike:
+                return last.run(q, k, v, out)
     return _found(q, k, v, causal, scale, bool(return_lse), schedule, out)
 
 
