@@ -103,9 +103,10 @@ def _whole_dims(spec: Spec) -> frozenset[str]:
 
 
 def gpu_available() -> bool:
+    """Is there a GPU? To ask does not start CUDA here: processes forked later may still use it."""
     from .runtime import driver
 
-    return driver.available()[0]
+    return driver.present()[0]
 
 
 def gpu_target(device: int = 0) -> str:
