@@ -171,7 +171,8 @@ def compiled(dtype: str, d: int, e: int, mask: str, lse: bool, arch: str, schedu
              positive: bool = True, lazy: float | None = None, sums: str = "", check: bool | None = None) -> Program:
     """The program that `attention` runs for these compile-time facts. mask: "none", "causal_top_left", "causal_bottom_right". lazy: how far
     (in powers of e) a row's maximum may have moved before what was summed is scaled to it, if not `lazy_of`; sums: the kind of sum that
-    goes with it, if not `sums_of`. check: it is tried in the simulator when it is compiled first; if None, where the schedule is not the library's."""
+    goes with it, if not `sums_of`. check: it is tried in the simulator when it is compiled first; if None, where the schedule is
+    not the library's."""
     from .ir.types import DTYPES
     from .kernels.attention import SPECS
     from .kernels.schedules import pick, shipped
