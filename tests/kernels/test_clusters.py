@@ -163,7 +163,7 @@ def test_neighbours_are_blocks_with_consecutive_numbers():
     assert set(names) == {"i_", "j_", "i_clusters"}
     for m, n in ((64, 64), (300, 130)):
         memory = {"A": np.zeros((m, 64), np.float16), "B": np.zeros((n, 64), np.float16), "C": np.zeros((m, n), np.float32)}
-        sim = Simulation(kernel, target("sm_90a"), memory, {"M": m, "N": n}, set(), np.random.default_rng(0))
+        sim = Simulation(kernel, target("sm_90a"), memory, {"M": m, "N": n}, {}, np.random.default_rng(0))
         for block in range(2 * -(-m // 128) * -(-n // 64)):
             known = {"M": m, "N": n, "block": block}
             for name in ("i_clusters", "i_", "j_"):
