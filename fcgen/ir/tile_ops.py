@@ -23,7 +23,7 @@ from .types import DTYPES, Frag, Scalar, Tensor, Tile, bf16, f16, f32, i1, i32, 
 
 BOTH = "tile machine"
 #: which load or dot of the traced program an op is, in each of its copies
-SITE: dict[str, Any] = {"site": (str, None)}
+SITE: dict[str, Any] = {"site": TEXT.maybe}
 
 
 def shaped(types: tuple[Any, ...], rule: str) -> Any:
@@ -87,7 +87,7 @@ def _select(types, attrs):
     return (with_dtype(shaped(types, "select"), types[1].dtype),)
 
 
-define("select", BOTH, "Elementwise `condition ? a : b`. rare: the condition hardly ever holds.", _select, rare=(bool, None))
+define("select", BOTH, "Elementwise `condition ? a : b`. rare: the condition hardly ever holds.", _select, rare=FLAG.maybe)
 
 
 def _cast(types, attrs):
