@@ -28,7 +28,7 @@ from typing import Any
 from .environment import facts
 from .pool import write_json
 
-LIMIT, WAIT = 10.0, 60.0  # seconds of CPU for one input; and of waiting, on a machine that has other work
+LIMIT, WAIT = 10.0, 300.0  # seconds of CPU for one input; and of waiting, on a machine that has other work
 MARK = "FUZZ@MARK"  # no name of anything: as soon as a name is made of it, it is another one
 ROOT = Path(__file__).parents[1]
 

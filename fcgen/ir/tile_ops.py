@@ -87,7 +87,7 @@ def _select(types, attrs):
     return (with_dtype(shaped(types, "select"), types[1].dtype),)
 
 
-define("select", BOTH, "Elementwise `condition ? a : b`. rare: the condition hardly ever holds.", _select, rare=(bool, None))
+define("select", BOTH, "Elementwise `condition ? a : b`. rare: the condition hardly ever holds.", _select, rare=FLAG.maybe)
 
 
 def _cast(types, attrs):

@@ -83,13 +83,14 @@ attention on sm_90a: no race, stale read or deadlock in 10 runs
 
 EDITS: dict[str, tuple[Callable[[str], str], str, list[str]]] = {
     "a wait": (broken, "sim/race", [
-        r"touch(es)? v\[slot \d\] row \d+, column \d+", r"at .*attention\.py:25\n +25 \| +acc <<= ",
-        r"earlier: role load, its TMA copy: tma_load V, .*\(attention\.py:24\)", r"later:   role main, warp \d: .*wgmma .*\(attention\.py:25\)",
+        r"touch(es)? v\[slot \d\] row \d+, column \d+", r"at .*edited\.fc:(\d+)\n +\1 \| .* = wgmma ",
+        r"earlier: role load, its TMA copy: tma_load V, .*\(edited\.fc:\d+, attention\.py:24\)",
+        r"later:   role main, warp \d: .*wgmma .*\(edited\.fc:\d+, attention\.py:25\)", r"which comes from .*attention\.py:25: acc <<= ",
         r"hint: an mbarrier: who reads waits for `full`"]),
     "an arrival": (lambda t: without(t, "mbar_arrive %q_empty", 0), "sim/deadlock", [
-        r"role load: waits at mbar_wait q_empty, q_at +\(attention\.py:14\) for the end of phase \d; q_empty is in phase \d with [48] of 8 arrivals",
+        r"role load: waits at mbar_wait q_empty, q_at +\(edited\.fc:\d+, attention\.py:14\) for the end of phase \d; q_empty is in phase \d with [48] of 8 arrivals",
         r"role main, warps [\d, ]+: waits at "]),
-    "an announcement": (lambda t: without(t, "mbar_expect %k_full", 1), "sim/protocol", [
+    "an announcement": (lambda t: without(t, "mbar_expect %k_full", 1), "sim/deadlock", [
         r"k_full", r"role (load|main)", r"attention\.py:1\d"]),
     "a fence": (lambda t: without(t, "wgmma_fence", 0), "sim/register", [r"wgmma without a wgmma_fence", r"role main, warp \d: wgmma q, k"]),
     "a commit": (lambda t: without(t, "wgmma_commit", 0), "sim/stale", [r"settle does not wait for", r"was never committed|still be in flight"]),

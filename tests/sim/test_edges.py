@@ -124,7 +124,7 @@ def test_buffer_in_place(offset, size):
 
 @pytest.mark.parametrize(("offset", "size"), [(0, 4095), (16, 4096), (-16, 4096), (8, 8192)])
 def test_buffer_out_of_place(offset, size):
-    with pytest.raises(FcError, match="smem_offsets|%s (lies|starts)") as e:
+    with pytest.raises(FcError, match=r"smem_offsets|%s (lies|starts)") as e:
         run(kernel(LOAD + ROWS1, FILL, READ, STORE).with_meta(smem_offsets=(offset,), smem_bytes=size))
     assert e.value.code == "ir/verify"
 
