@@ -7,7 +7,9 @@ thing everywhere; raising with an unknown code is itself an error.
 from __future__ import annotations
 
 import linecache
+from collections.abc import Iterable
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 
 #: code -> what kind of mistake it names (shown by `fcgen explain CODE`).
@@ -112,6 +114,25 @@ class FcError(Exception):
 
     def __str__(self) -> str:
         return self.render()
+
+
+class MissingAttribute(FcError, AttributeError):
+    """A name that a module or an object does not have; Python's `hasattr` and `from ... import` see an AttributeError."""
+
+
+def closest(word: Any, known: Iterable[Any]) -> str | None:
+    """The known word that is most like this one, if any is; case does not count."""
+    by_case: dict[str, str] = {}
+    for k in known:
+        by_case.setdefault(str(k).lower(), str(k))
+    near = get_close_matches(str(word).lower(), by_case, 1)
+    return by_case[near[0]] if near else None
+
+
+def did_you_mean(word: Any, known: Iterable[Any], otherwise: str | None = None) -> str | None:
+    """A hint: the known word that is most like this one, else `otherwise`."""
+    near = closest(word, known)
+    return f"did you mean {near}?" if near else otherwise
 
 
 def snippet(loc: Loc, source: str | None = None) -> list[str]:
