@@ -15,6 +15,7 @@ import __future__
 
 import ast
 import builtins
+import contextlib
 import inspect
 import linecache
 import re
@@ -118,10 +119,8 @@ def _read(name: str, annotation: Any, default: Any, types: Mapping[str, Any], po
         return Param(name, "static", default=default)
     text = annotation.strip()
     if postponed:
-        try:
+        with contextlib.suppress(ValueError, SyntaxError):  # not quoted: ours, or a Python type
             text = str(ast.literal_eval(text)).strip()
-        except (ValueError, SyntaxError):  # not quoted: ours, or a Python type
-            pass
     if m := _SCALAR.match(text):
         return Param(name, "scalar", m[1], flags=("positive",) if m[2] else (), default=default)
     if (m := _TENSOR.match(text)) and (m[1] or not _is_type(text, types)):
@@ -151,7 +150,7 @@ def _dtype_word(word: str, name: str) -> str:
 def _dims(text: str, name: str, annotation: str) -> tuple[str | int, ...]:
     dims: list[str | int] = []
     for word in filter(None, (w.strip() for w in text.split(","))):
-        if not (word.isidentifier() or word.isdigit() and int(word)):
+        if not (word.isidentifier() or (word.isdigit() and int(word))):
             raise FcError("trace/usage", f"the annotation of `{name}` has a dimension that is neither a name nor a number",
                           expected='"DTYPE[B, H, M, 64]"', got=repr(annotation))
         dims.append(int(word) if word.isdigit() else word)

@@ -135,7 +135,7 @@ class Loop(NotATile):
             if not tiled:
                 return Handle(index)
             first = t.emit("mul", index, one(over.size))
-            return Range(over.block, over.size, first, over.dim, self.start is None and self.stop is None)
+            return Range(over.block, over.size, first, over.dim)
 
         carried = [v for v in t.variables if v._value is not None and v.scope.encloses(t.scope)]
         before = [v._value for v in carried]

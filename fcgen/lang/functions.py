@@ -34,8 +34,8 @@ def _axes(where: tuple[Any, ...]) -> tuple[tuple[Any, ...], tuple[int, ...]]:
             raise FcError("trace/static", f"a tile's axis needs a compile-time size, and {w.name} is known only at run time", loc=here(),
                           hint=f"bind it: compile(..., {w.name}=64)")
         else:
-            raise FcError("trace/usage", "a tile's axis is a range or a tensor's dimension", expected="fc.zeros(rows) or fc.zeros(rows, V.E)",
-                          got=repr(w), loc=here())
+            raise FcError("trace/usage", "a tile's axis is a range or a tensor's dimension", got=repr(w), loc=here(),
+                          expected="fc.zeros(rows) or fc.zeros(rows, V.E)")
     if not 1 <= len(labels) <= 2:
         raise FcError("trace/shape", "a tile has one or two axes", expected="fc.zeros(rows) or fc.zeros(rows, V.E)", got=repr(where),
                       loc=here(), hint="for one number write the number, or fc.var(0.0)" if not labels else None)

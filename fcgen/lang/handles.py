@@ -280,17 +280,15 @@ class Var(Handle):
 
 @called("range")
 class Range(NotATile):
-    """A run of positions along a dimension: what `fc.tile` of a grid or loop axis yields, and an axis label of what it indexes.
+    """A run of positions along a dimension: what `fc.tile` of a grid or loop axis yields, and an axis label of what it indexes."""
 
-    whole: the programs or iterations together pass through all of the dimension."""
-
-    __slots__ = ("_start", "block", "dim", "number", "scope", "size", "whole")
+    __slots__ = ("_start", "block", "dim", "number", "scope", "size")
     PUBLIC = ("again", "index", "size", "start", "valid")
 
     count = 0
 
-    def __init__(self, block: str, size: int, start: Value, dim: str | int, whole: bool = True):
-        self.block, self.size, self.dim, self.whole = block, size, dim, whole
+    def __init__(self, block: str, size: int, start: Value, dim: str | int):
+        self.block, self.size, self.dim = block, size, dim
         self.scope = current().scope
         self._start = start
         Range.count += 1
@@ -325,7 +323,7 @@ class Range(NotATile):
 
     def again(self) -> Range:
         """The same positions as an axis of its own, for products of a chunk with itself."""
-        return Range(self.block, self.size, self.start.value, self.dim, self.whole)
+        return Range(self.block, self.size, self.start.value, self.dim)
 
     def _scoped(self, h: Handle) -> Handle:
         h.scope = self.scope

@@ -48,7 +48,8 @@ _HINTS = (
     (r"for @", "a matrix product is fc.dot(a, b)"),
     (r"has no len", "sizes are x.shape for tiles, X.M for tensors"),
     (r"format string", "no value is known while the spec is traced: f\"{x}\" shows dtype and axes"),
-    (r"object is not iterable|argument after \*|must be a mapping", "a loop of the program is: for cols in fc.loop(fc.tile(K.N, \"BLOCK_N\"))"),
+    (r"object is not iterable|argument after \*|must be a mapping",
+     "a loop of the program is: for cols in fc.loop(fc.tile(K.N, \"BLOCK_N\"))"),
     (r"context manager|__enter__", "the only blocks are `with fc.when(cond):` and `for cols in fc.loop(...):`"),
     (r"__round__|__trunc__|__floor__|__ceil__", "round with fc.floor(x + 0.5), fc.floor and fc.ceil"),
     (r"divmod", "write a // b and a % b"),
@@ -56,7 +57,7 @@ _HINTS = (
     (r"<<=", "only variables are assigned: v = fc.var(init), then v <<= x"),
     (r"not callable", "the functions are fcgen's: fc.exp(x)"),
 )
-_OURS = re.compile(r"\bfcgen (value|variable|size|view|tensor|range|tiling|loop|branch)\b|'DType'|^fc\.\w+\(\)|^(value|variable|range)\.\w+\(\)")
+_OURS = re.compile(r"\bfcgen (value|variable|size|view|tensor|range|tiling|loop|branch)\b|'DType'|^(fc|value|variable|range)\.\w+\(\)")
 #: whose frames an exception may pass through on its way to the line that a user wrote
 _LIBRARIES = tuple(sysconfig.get_paths()[k] for k in ("stdlib", "purelib", "platlib"))
 
@@ -138,15 +139,14 @@ def told(error: Exception, spec: Loc) -> FcError | None:
     if isinstance(error, AttributeError) and _is_ours(error.obj):
         name, own = error.name or "", getattr(error.obj, "PUBLIC", ())
         kind = type(error.obj).__name__.replace("fcgen ", "")
-        hint = instead(name) if kind in ("value", "variable", "size") and (name in VOCABULARY or name in ELSEWHERE or name in _RESHAPED) else None
-        if kind == "view":
-            hint = "load it first: fc.load(X[...])"
+        known = kind in ("value", "variable", "size") and (name in VOCABULARY or name in ELSEWHERE or name in _RESHAPED)
+        hint = "load it first: fc.load(X[...])" if kind == "view" else instead(name) if known else did_you_mean(name, own)
         return FcError("trace/usage", f"a {kind} of a spec has no attribute {name}", expected=", ".join(own) or None, got=name, loc=loc,
-                       hint=hint or did_you_mean(name, own))
+                       hint=hint)
     if isinstance(error, (TypeError, AttributeError)) and _OURS.search(text):
         call = re.match(r"(fc|value|variable|range)\.(\w+)\(\) (.*)", text)
         if call:
-            return _bad_call(*call.groups(), loc)
+            return _bad_call(call[1], call[2], call[3], loc)
         hint = next((h for pattern, h in _HINTS if re.search(pattern, text)), "the functions of the DSL are fcgen's: fc.exp, fc.sum, fc.where")
         return FcError("trace/usage", "Python cannot do this with what a spec holds", got=text, loc=loc, hint=hint)
     if frames and file(frames[-1][0]).startswith(HERE):

@@ -1,7 +1,7 @@
 """Python names that a loop or branch of the program changes: what Python would do on the GPU and a trace cannot.
 
-The body of `fc.loop` is traced once. A name that holds another object at its end than at its beginning is harmless if the body sets it
-before it reads it. If it reads it first, the next iteration would see the new object in Python, and sees the old one in the program; so does
+The body of `fc.loop` is traced once. A name that holds another object at its end than at its beginning is harmless if the body sets
+it before it reads it. If it reads it first, the next iteration would see the new object in Python, and sees the old one in the program; so does
 what follows a branch that may not run. Which comes first is read off the byte code of the user's function.
 """
 
@@ -17,6 +17,7 @@ from typing import Any
 from ..errors import FcError, Loc
 from ..ir.core import Block, Value, walk
 from .handles import Handle, Var
+from .trace import place_of
 
 _ACCESS = re.compile(r"(LOAD|STORE)_(?:FAST|NAME|DEREF|GLOBAL)(?:_(?:CHECK|BORROW))?")
 Held = dict[tuple[int, str], Any]  # (frame, path such as `t`, `accs[0]`, `state.t`) -> object
@@ -58,7 +59,8 @@ def check_loop(frames: tuple[FrameType, ...], before: Held, read: dict[Value, Va
         if wrong:
             variable = isinstance(old, Var)
             raise FcError("trace/usage", f"`{path}` changes in a loop of the program, whose body is traced once: every iteration would see "
-                          "what it held before the loop", expected=_shown(old), got=_shown(new), loc=where,
+                          "what it held before the loop", loc=_set_at(frames[n], path, at + 2, end) or where,
+                          notes=[] if isinstance(old, Handle) else [f"{_shown(old)} before the loop, {_shown(new)} at the end of its body"],
                           hint=f"`{path} <<= ...` gives a variable its next value; `=` makes a new name for another one" if variable
                           else f"make it a variable: {path} = fc.var({path}) before the loop, {path} <<= ... in it")
 
@@ -69,10 +71,18 @@ def check_branch(frames: tuple[FrameType, ...], before: Held, where: Loc) -> Non
     for (n, path), old in before.items():
         new = after.get((n, path), old)
         if not isinstance(new, Handle) and path.isidentifier() and _differ(old, new):
-            if first_accesses(frames[n].f_code, frames[n].f_lasti + 2, None).get(path) == "LOAD":
-                raise FcError("trace/usage", f"`{path}` is set in a branch that may not run, and read after it", expected=_shown(old),
-                              got=_shown(new), loc=where,
+            later = first_accesses(frames[n].f_code, frames[n].f_lasti + 2, None)
+            if later.get(path) == "LOAD":
+                raise FcError("trace/usage", f"`{path}` is set in a branch that may not run, and read after it", loc=where,
+                              notes=[f"{_shown(old)} before the branch, {_shown(new)} at its end"],
                               hint=f"make it a variable of the program: {path} = fc.var({path}) before, {path} <<= ... in the branch")
+
+
+def _set_at(frame: FrameType, name: str, start: int, stop: int | None) -> Loc | None:
+    """Where a stretch of code sets a name for the first time."""
+    inside = (i for i in _code(frame.f_code) if start <= i.offset < (stop or start))
+    at = next((i.offset for i in inside if i.argval == name and i.opname.startswith("STORE")), None)
+    return None if at is None else place_of(frame, at)
 
 
 def in_for_statement(frame: FrameType | None) -> bool:

@@ -145,7 +145,8 @@ class Spec:
                           hint='b, h, rows = fc.grid(Q.B, Q.H, fc.tile(Q.M, "BLOCK_M"))')
         for p in self.signature.tensors:
             if "out" in p.flags and p.name not in t.stored:
-                raise FcError("trace/store", f"the output {p.name} is never stored", loc=self.where(p.name), hint=f"fc.store({p.name}[...], tile)")
+                raise FcError("trace/store", f"the output {p.name} is never stored", loc=self.where(p.name),
+                              hint=f"fc.store({p.name}[...], tile)")
         for op, missing in shared_stores(body):
             for g, i in zip(t.grid, t.ids):
                 if i in missing and not (isinstance(g.dim, int) and g.dim <= g.tile):

@@ -49,9 +49,9 @@ class TensorParam(NotATile):
             raise AttributeError(name)
         if name not in self._names:
             sizes = ", ".join(f"{self._param.name}.{d}" for d in self._names if isinstance(d, str))
+            hint = f"its sizes are {sizes}" if name in ("shape", "size") and sizes else did_you_mean(name, self._names)
             raise MissingAttribute("trace/usage", f"tensor {self._param.name} has no dimension {name}", loc=here(), got=name,
-                                   expected=", ".join(map(str, self._names)),
-                                   hint=f"its sizes are {sizes}" if name in ("shape", "size") and sizes else did_you_mean(name, self._names))
+                                   expected=", ".join(map(str, self._names)), hint=hint)
         size = self._param.type.dims[self._names.index(name)]
         return Dim(name, size) if isinstance(size, int) else RunDim(name)
 
@@ -68,7 +68,7 @@ class TensorParam(NotATile):
             )
         index = (*index, *[slice(None)] * (len(dims) - len(index)))
         for i, dim in zip(index, dims):
-            if isinstance(i, bool) or not isinstance(i, (int, Handle, Range, slice, NotATile)) and not hasattr(i, "__index__"):
+            if isinstance(i, bool) or (not isinstance(i, (int, Handle, Range, slice, NotATile)) and not hasattr(i, "__index__")):
                 raise FcError("trace/usage", f"{self._param.name} is indexed by ranges, positions and `:`", got=repr(i)[:80], loc=here(),
                               expected=f"{self._param.name}[{', '.join(str(d).lower() for d in self._names)}]",
                               hint="dimensions at the end may be left away" if i is Ellipsis else None)
