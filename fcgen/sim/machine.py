@@ -8,7 +8,7 @@ does not depend on that order: races are found by vector clocks. `check` raises 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from math import prod
@@ -20,6 +20,7 @@ from ..errors import FcError
 from ..ir.core import Kernel, Op, Value, walk, walk_kernel
 from ..ir.target import Target
 from ..ir.types import Buffer, Mbarrier, Tensor
+from .addresses import Addresses
 from .agents import Agent
 from .async_agents import is_one_thread
 from .bulk import BulkEngine
@@ -40,6 +41,7 @@ HINTS = {
     "sim/protocol": "each phase gets as many arrivals as its barrier counts and as many bytes as it was told",
     "sim/register": "wgmma_fence after the last access and before the wgmma",
     "sim/deadlock": "every warp must reach the same barriers: none inside a branch that only some take",
+    "sim/align": "fewer elements per access; or launches that check more (`meta aligned`), and tensors that keep it",
     "sim/leftover": "wait_group 0 before the kernel ends",
 }
 
@@ -59,7 +61,7 @@ def simulate(kernel: Kernel, arguments: Mapping[str, Any], target: Target, *, se
     if kernel.level != "machine":
         raise FcError("compile/unsupported", "the simulator runs machine IR", got=kernel.level, hint="the tile interpreter runs tile IR")
     memory, sizes = bind(kernel, arguments)
-    s = Simulation(kernel, target, memory, sizes, set(arguments), np.random.default_rng(seed))
+    s = Simulation(kernel, target, memory, sizes, arguments, np.random.default_rng(seed))
     s.order = {0: "late", 1: "eager"}.get(seed, "any")
     with np.errstate(all="ignore"):  # poison is NaN
         s.launch(seed, programs)
@@ -79,9 +81,10 @@ def check(kernel: Kernel, arguments: Mapping[str, Any], target: Target, *, seed:
 class Simulation:
     """One launch. Agents report through `report`."""
 
-    def __init__(self, kernel: Kernel, target: Target, memory: dict[str, Any], sizes: dict[str, int], given: Container[str],
+    def __init__(self, kernel: Kernel, target: Target, memory: dict[str, Any], sizes: dict[str, int], given: Mapping[str, Any],
                  rng: np.random.Generator):
         self.kernel, self.target, self.memory, self.sizes, self.rng = kernel, target, memory, sizes, rng
+        self.addresses = Addresses(kernel, given, memory)
         self.reports: list[FcError] = []
         self.seen: set[tuple[Any, ...]] = set()
         self.unwritten: dict[Op, tuple[str, Agent]] = {}

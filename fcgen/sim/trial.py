@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ..ir.alignment import Promise, nothing, pitched, promised
 from ..ir.core import Kernel, walk, walk_kernel
 from ..ir.elementwise import to_dtype
 from ..ir.target import Target
@@ -40,19 +41,31 @@ def dimensions(kernel: Kernel) -> list[str]:
 
 
 def random_inputs(kernel: Kernel, sizes: Mapping[str, int], seed: int = 0) -> dict[str, Any]:
-    """Random inputs for a kernel: normal tensors of the given sizes (small ones where none is given), 1/8 for a float, 1 for a number."""
+    """Random inputs for a kernel: normal tensors of the given sizes (small ones where none is given), 1/8 for a float, 1 for a number. They
+    are laid out as tightly as launches of the kernel allow."""
     rng = np.random.default_rng(seed)
     out: dict[str, Any] = {}
-    known = dict(sizes)
+    known, said = dict(sizes), promised(kernel) or {}
     for p in kernel.params:
         if isinstance(p.type, Tensor):
             if "out" in kernel.flags.get(p.name, ()):
                 continue
             shape = [d if isinstance(d, int) else known.setdefault(d, 2 if d in ("B", "H", "G") else 100) for d in p.type.dims]
             x = rng.standard_normal(shape) if p.type.dtype.is_float else rng.integers(0, 4, shape)
-            out[p.name] = to_dtype(x, p.type.dtype)
+            out[p.name] = laid_out(to_dtype(x, p.type.dtype), p.type, said.get(p.name) or nothing(p.type))
         else:
             out[p.name] = 0.125 if p.type.dtype.is_float else 1
+    return out
+
+
+def laid_out(x: np.ndarray, t: Tensor, want: Promise) -> np.ndarray:
+    """The array with strides that a promise allows."""
+    strides = pitched(t, x.shape, want)
+    if not x.size or not x.ndim:
+        return x
+    flat = np.zeros(x.shape[0] * strides[0], x.dtype)
+    out = np.lib.stride_tricks.as_strided(flat, x.shape, [s * x.itemsize for s in strides])
+    out[...] = x
     return out
 
 
