@@ -35,6 +35,7 @@ ERROR_CODES: dict[str, str] = {
     # simulator
     "sim/race": "two accesses to the same memory with nothing that orders them",
     "sim/stale": "a value is read before the asynchronous operation that makes it has completed",
+    "sim/unwritten": "an element of an output that nothing writes",
     "sim/deadlock": "every agent waits for something that no one will do",
     "sim/leftover": "the kernel ends with work that nobody waited for",
     "sim/protocol": "arrivals, bytes or phases of a barrier do not fit together",

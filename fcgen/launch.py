@@ -14,6 +14,8 @@ from typing import Any
 from .compiler import Built, Facts
 from .errors import FcError
 from .ir.alignment import Promise, of_arguments, refusal
+from .ir.sizes import number
+from .ir.types import DTYPES
 from .runtime import counters, driver, module, steady, tensors
 
 
@@ -44,7 +46,7 @@ class Launcher:
             if kind == "tensor":
                 described[name] = tensors.describe(arguments[name], name)
             else:
-                scalars.append(_scalar(name, dtype, flags, arguments[name]))
+                scalars.append(number(name, DTYPES[dtype], flags, arguments[name]))
         device = next(iter(described.values())).device
         key = tuple((a.shape, a.strides, a.dtype, a.device, a.ptr & 15, a.readonly) for a in described.values())
         plan = self._plans.get(key)
@@ -166,13 +168,3 @@ def check_arch(facts: Facts, device: int) -> None:
     if have[:-1] != want[:-1] or int(have) < int(want) or (exact and have != want):
         raise FcError("call/driver", f"{facts.name} was compiled for {facts.arch} and cannot run on this GPU", expected=facts.arch,
                       got=f"sm_{have}", hint=f"compile it with target='sm_{have}', or leave `target` out")
-
-
-def _scalar(name: str, dtype: str, flags: tuple[str, ...], value: Any) -> Any:
-    try:
-        out = float(value) if dtype == "f32" else int(value)
-    except (TypeError, ValueError):
-        raise FcError("call/argument", f"argument `{name}` is not a number", expected=dtype, got=repr(value)) from None
-    if "positive" in flags and not out > 0:
-        raise FcError("call/argument", f"argument `{name}` must be positive: the spec says so", expected="> 0", got=value)
-    return out

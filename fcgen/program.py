@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import compiler
-from .errors import FcError
+from .errors import FcError, did_you_mean
 from .ir.alignment import Promise, natural, nothing, of_arguments, promised, with_promises
 from .ir.core import Kernel, Value
 from .ir.schedule import Schedule
+from .ir.sizes import is_made
 from .ir.types import Tensor
 
 if TYPE_CHECKING:
@@ -143,12 +144,16 @@ class Program:
         return self if fits or self.level != "tile" else self.narrowed(have)
 
     def _inputs(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        flags = self._source.flags
-        want = [p.name for p in self._source.params if "out" not in flags.get(p.name, ())]
+        names = [p.name for p in self._source.params]
+        want = [n for n in names if not is_made(self._source, n)]
+        for name in arguments:
+            if name not in names:
+                raise FcError("call/argument", f"{self.name} has no parameter `{name}`", expected=", ".join(names), got=name,
+                              hint=did_you_mean(name, [*names, "seed"]))
         for name in want:
             if name not in arguments:
                 raise FcError("call/argument", f"argument `{name}` is missing", expected=", ".join(want))
-        return {k: v for k, v in arguments.items() if k in {p.name for p in self._source.params}}
+        return dict(arguments)
 
     # ---- on the GPU ----------------------------------------------------------------------------------------------------
 
@@ -174,7 +179,13 @@ class Program:
         names = [p.name for p in self._source.params]
         if len(tensors) > len(names):
             raise FcError("call/argument", f"{self.name} takes {len(names)} arguments", expected=", ".join(names), got=len(tensors))
-        self.launcher({**dict(zip(names, tensors)), **named}, stream)
+        given = dict(zip(names, tensors))
+        for name in named:
+            if name in given or name not in names:
+                twice = name in given
+                raise FcError("call/argument", f"argument `{name}` is given twice" if twice else f"{self.name} has no parameter `{name}`",
+                              expected=", ".join(names), got=name, hint=None if twice else did_you_mean(name, [*names, "stream"]))
+        self.launcher({**given, **named}, stream)
 
     def run(self, **arguments: Any) -> dict[str, np.ndarray]:
         """Run on the GPU with NumPy arrays: inputs are copied there, outputs come back (poisoned with NaN before). Uses torch."""

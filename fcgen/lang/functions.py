@@ -101,6 +101,7 @@ def _store(view: Any, value: Any, attrs: dict[str, Any]) -> None:
         raise FcError("trace/store", f"{p.name} is not an output", loc=here(), hint=f'annotate it: {p.name}: "out {p.type.dtype}[...]"')
     if attrs:
         view.tensor.check_readable()
+    view.check_covers()
     x = lift(value, p.type.dtype)
     if x.dtype != p.type.dtype:
         raise FcError("trace/dtype", f"{p.name} holds another dtype", expected=p.type.dtype, got=x.dtype, loc=here(),

@@ -1,8 +1,8 @@
 """Python names that a loop or branch of the program changes: what Python would do on the GPU and a trace cannot.
 
 The body of `fc.loop` is traced once. A name that holds another object at its end than at its beginning is harmless if the body sets
-it before it reads it. If it reads it first, the next iteration would see the new object in Python, and sees the old one in the program; so does
-what follows a branch that may not run. Which comes first is read off the byte code of the user's function.
+it before it reads it. If it reads it first, the next iteration would see the new object in Python, and sees the old one in the program;
+so does what follows a branch that may not run. Which comes first is read off the byte code of the user's function.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def check_loop(frames: tuple[FrameType, ...], before: Held, read: dict[Value, Va
 
 
 def check_branch(frames: tuple[FrameType, ...], before: Held, where: Loc) -> None:
-    """At the end of a branch: Python values that it changes and that are read behind it (those of the program are refused where they are)."""
+    """At the end of a branch: Python values that it changes and that are read behind it (of the program's own, the read is refused)."""
     after = snapshot(frames)
     for (n, path), old in before.items():
         new = after.get((n, path), old)

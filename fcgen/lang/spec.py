@@ -92,7 +92,7 @@ class Spec:
         ids = [replace(a, name=a.name or f"i{n}") for n, a in enumerate(named.args)]
         named = _rename_args(named, ids)
         grid = tuple(replace(g, name=v.name) for g, v in zip(t.grid, ids))
-        flags = {p.name: tuple("out" if f == "inout" else f for f in p.flags) for p in self.signature.params if p.flags}
+        flags = {p.name: ("out", "kept") if "inout" in p.flags else p.flags for p in self.signature.params if p.flags}
         kernel = Kernel(self.fn.__name__, "tile", tuple(params), grid, (Role("all", 0, named),), flags)
         kernel = until(kernel, self.stop) if self.stop else kernel
         return verify(kernel)

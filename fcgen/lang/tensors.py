@@ -153,6 +153,19 @@ class View(NotATile):
         self.index, self.scalars, self.guard = tuple(words), tuple(scalars), tuple(guard)
         self.labels, self.shape = tuple(labels), tuple(shape)
 
+    def check_covers(self) -> None:
+        """An output is written as a whole: a range, or an index of the grid, covers the axis that it indexes and no other."""
+        t, tensor, labels, scalars = current(), self.tensor, iter(self.labels), iter(self.scalars)
+        for word, dim, name in zip(self.index, tensor._param.type.dims, tensor._names):
+            label, at = (None if word == "at" else next(labels)), (None if word == "all" else next(scalars))
+            over = label.dim if isinstance(label, Range) else next((g.dim for i, g in zip(t.ids, t.grid) if i is at), dim)
+            if over != dim and "out" in tensor._flags:
+                what = repr(label) if isinstance(label, Range) else f"the grid's index along {over}"
+                raise FcError("trace/store", f"axis {name} of {tensor._param.name} is indexed by what runs over {over}: where {name} is "
+                              "larger, the rest is never written", expected=f"a range or index over {name}", got=what, loc=here(),
+                              hint=f"give what is always of one size one name; if the rest is kept, {tensor._param.name} is "
+                              f'"inout {tensor.dtype}[...]"')
+
     def mistaken(self) -> FcError:
         return FcError("trace/usage", f"a view of {self.tensor._param.name} is not a tile yet", got=repr(self), loc=here(),
                        hint="load it: fc.load(...)")
