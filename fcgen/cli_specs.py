@@ -33,6 +33,9 @@ class Found:
     def program(self, arch: str | None, settings: Iterable[str], schedule: str | None) -> Program:
         chosen = Schedule.parse(schedule) if schedule else self.schedule
         if self.spec is None:
+            settings = tuple(settings)
+            if settings:
+                raise FcError("cli/usage", "--set binds names of a spec, and IR text has none left", got=" ".join(settings))
             return program_from_text(self.text, self.filename, target=arch, schedule=chosen)
         return compile(
             self.spec, target=arch or default_target(), schedule=chosen or Schedule(), **{**self.binding, **parse_settings(settings)}

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
-from .errors import FcError, Loc
+from .errors import FcError, Loc, did_you_mean
 from .ir.core import Kernel, walk_kernel
 from .ir.ops import verify
 from .ir.schedule import Schedule
@@ -83,8 +83,9 @@ def targets() -> dict[str, Target]:
 def target(arch: str) -> Target:
     """The record of a target, by NVRTC's name for it ("sm_89")."""
     known = targets()
-    if arch not in known:
-        raise FcError("compile/unsupported", f"fcgen has no target {arch!r}", expected=", ".join(known), got=arch)
+    if not isinstance(arch, str) or arch not in known:
+        raise FcError("compile/unsupported", f"fcgen has no target {arch!r}", expected=", ".join(known), got=arch,
+                      hint=did_you_mean(arch, known))
     return known[arch]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +18,20 @@ from .ir.types import Tensor
 
 if TYPE_CHECKING:
     from .launch import Launcher
+
+
+def by_name(owner: str, names: list[str], given: Sequence[Any], named: Mapping[str, Any], *more: str) -> dict[str, Any]:
+    """Arguments given by position and by name, by name. Raises FcError "call/argument" for what is too much. more: words for the hint."""
+    if len(given) > len(names):
+        raise FcError("call/argument", f"{owner} takes {len(names)} arguments", expected=", ".join(names), got=len(given))
+    out = dict(zip(names, given))
+    for name in named:
+        if name in out:
+            raise FcError("call/argument", f"argument `{name}` is given twice", expected=", ".join(names), got=name)
+        if name not in names:
+            raise FcError("call/argument", f"{owner} has no parameter `{name}`", expected=", ".join(names), got=name,
+                          hint=did_you_mean(name, [*names, *more]))
+    return {**out, **named}
 
 
 class Program:
@@ -146,14 +160,11 @@ class Program:
     def _inputs(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         names = [p.name for p in self._source.params]
         want = [n for n in names if not is_made(self._source, n)]
-        for name in arguments:
-            if name not in names:
-                raise FcError("call/argument", f"{self.name} has no parameter `{name}`", expected=", ".join(names), got=name,
-                              hint=did_you_mean(name, [*names, "seed"]))
+        out = by_name(self.name, names, (), arguments, "seed")
         for name in want:
-            if name not in arguments:
+            if name not in out:
                 raise FcError("call/argument", f"argument `{name}` is missing", expected=", ".join(want))
-        return dict(arguments)
+        return out
 
     # ---- on the GPU ----------------------------------------------------------------------------------------------------
 
@@ -177,15 +188,7 @@ class Program:
 
     def __call__(self, *tensors: Any, stream: int | None = None, **named: Any) -> None:
         names = [p.name for p in self._source.params]
-        if len(tensors) > len(names):
-            raise FcError("call/argument", f"{self.name} takes {len(names)} arguments", expected=", ".join(names), got=len(tensors))
-        given = dict(zip(names, tensors))
-        for name in named:
-            if name in given or name not in names:
-                twice = name in given
-                raise FcError("call/argument", f"argument `{name}` is given twice" if twice else f"{self.name} has no parameter `{name}`",
-                              expected=", ".join(names), got=name, hint=None if twice else did_you_mean(name, [*names, "stream"]))
-        self.launcher({**given, **named}, stream)
+        self.launcher(by_name(self.name, names, tensors, named, "stream"), stream)
 
     def run(self, **arguments: Any) -> dict[str, np.ndarray]:
         """Run on the GPU with NumPy arrays: inputs are copied there, outputs come back (poisoned with NaN before). Uses torch."""
