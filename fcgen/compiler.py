@@ -19,6 +19,7 @@ from typing import Any
 from . import __version__
 from .errors import FcError, Loc, did_you_mean
 from .ir.core import Kernel, walk_kernel
+from .ir.deep import with_room
 from .ir.ops import verify
 from .ir.schedule import Schedule
 from .ir.target import Target
@@ -94,7 +95,11 @@ def lower(kernel: Kernel, schedule: Schedule, to: Target, *, stop_after: str | N
     """Run the passes on a tile kernel; `stop_after` names one of them."""
     from .passes import run_passes
 
-    return run_passes(kernel, schedule, to, stop_after=stop_after, trace=trace)
+    return with_room(lambda: run_passes(kernel, schedule, to, stop_after=stop_after, trace=trace), ops_of(kernel))
+
+
+def ops_of(kernel: Kernel) -> int:
+    return sum(1 for _ in walk_kernel(kernel))
 
 
 def build(kernel: Kernel, schedule: Schedule, to: Target, *, check: bool = True, cache: bool = True,
@@ -124,8 +129,11 @@ def to_cuda(machine: Kernel, to: Target) -> Any:
     from .backends.budget import check_budget
     from .backends.cuda import print_cuda
 
-    check_budget(machine, to)
-    return print_cuda(machine, to)
+    def text() -> Any:
+        check_budget(machine, to)
+        return print_cuda(machine, to)
+
+    return with_room(text, ops_of(machine))
 
 
 def _build(kernel: Kernel, text: str, schedule: Schedule, to: Target, check: bool,

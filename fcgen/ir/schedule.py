@@ -105,8 +105,8 @@ class Schedule:
         known = [f.name for f in fields(cls)]
         for name in given:
             if name not in known:
-                raise FcError("compile/schedule", f"Schedule has no field {name!r}", expected=", ".join(known), got=f"{name}={given[name]!r}",
-                              hint=did_you_mean(name, known))
+                raise FcError("compile/schedule", f"Schedule has no field {name!r}", expected=", ".join(known),
+                              got=f"{name}={given[name]!r}", hint=did_you_mean(name, known))
         if len(args) > len(known):
             raise FcError("compile/schedule", "Schedule has fewer fields", expected=len(known), got=len(args))
         return super().__new__(cls)

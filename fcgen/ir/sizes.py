@@ -32,7 +32,7 @@ def output_shape(kernel: Kernel, name: str, sizes: dict[str, int]) -> tuple[int,
 
 
 def number(name: str, dtype: DType, flags: tuple[str, ...], value: Any) -> int | float:
-    """A run-time scalar as its dtype holds it. Raises FcError "call/argument" for what is no such number, does not fit, or breaks a promise."""
+    """A run-time scalar as its dtype holds it. Raises FcError "call/argument" for what is no number, does not fit, or breaks a promise."""
     fail = lambda what, **more: FcError("call/argument", f"argument `{name}` {what}", **more)
     if isinstance(value, (bool, str, bytes, np.bool_)) or getattr(value, "shape", ()) != ():
         raise fail("is not a number", expected=dtype, got=repr(value)[:80])

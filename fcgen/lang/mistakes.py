@@ -147,7 +147,7 @@ def told(error: Exception, spec: Loc) -> FcError | None:
         call = re.match(r"(fc|value|variable|range)\.(\w+)\(\) (.*)", text)
         if call:
             return _bad_call(call[1], call[2], call[3], loc)
-        hint = next((h for pattern, h in _HINTS if re.search(pattern, text)), "the functions of the DSL are fcgen's: fc.exp, fc.sum, fc.where")
+        hint = next((h for pattern, h in _HINTS if re.search(pattern, text)), "the functions of a spec are fcgen's: fc.exp, fc.sum")
         return FcError("trace/usage", "Python cannot do this with what a spec holds", got=text, loc=loc, hint=hint)
     if frames and file(frames[-1][0]).startswith(HERE):
         return FcError("trace/usage", "fcgen cannot use this", got=f"{type(error).__name__}: {text}"[:200], loc=loc,

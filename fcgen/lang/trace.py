@@ -24,6 +24,8 @@ from ..ir.types import Scalar, i32
 HERE = __file__.rsplit("trace.py", 1)[0]
 #: files whose frames may lie between a user's line and this folder
 _BETWEEN = (contextlib.__file__, HERE.rsplit("lang", 1)[0] + "__init__.py")
+#: how many blocks of a kind may stand one in the other: passes look at a block once for each that it lies in, at a loop more often
+MOST = {"loop": 6, "branch": 64}
 _state = threading.local()
 
 
@@ -142,6 +144,10 @@ class Trace:
     def block(self, kind: str) -> Iterator[Scope]:
         self.counter += 1
         outer = self.scope
+        around = list(_kinds(outer))
+        if kind in MOST and around.count(kind) >= MOST[kind]:
+            raise FcError("trace/usage", f"a {kind} inside {MOST[kind]} others", expected=f"at most {MOST[kind]}, one in the other",
+                          loc=here(), hint="join conditions with &, and loops by counting over a product")
         self.scope = Scope(Builder(), kind, self.counter, outer)
         try:
             yield self.scope
@@ -154,6 +160,12 @@ class Trace:
             values = write()
             self.do("yield", *values)
             return scope.builder.block()
+
+
+def _kinds(scope: Scope | None) -> Iterator[str]:
+    while scope is not None:
+        yield scope.kind
+        scope = scope.parent
 
 
 def current() -> Trace:
