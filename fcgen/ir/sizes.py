@@ -52,7 +52,7 @@ def number(name: str, dtype: DType, flags: tuple[str, ...], value: Any) -> int |
     else:
         kept, top = x, 2 ** (dtype.bits - 1)
         if not -top <= x < top:
-            raise fail(f"does not fit {dtype}", expected=f"{-top} to {top - 1}", got=str(value)[:80])
+            raise fail("is out of range", expected=f"{-top} to {top - 1}", got=str(value)[:80])
     if "positive" in flags and not kept > 0:
         raise fail("must be positive: the spec says so", expected=f"> 0 in {dtype}", got=value)
     return kept if dtype.is_float else int(x)

@@ -15,6 +15,7 @@ import numpy as np
 from ..errors import FcError, did_you_mean
 from ..ir.core import Block, Kernel, Op, Value, walk_kernel
 from ..ir.elementwise import FNS, REDUCTIONS, apply, to_dtype
+from ..ir.ranges import HIGHEST, Admitted, admitted
 from ..ir.sizes import is_made, number, output_shape
 from ..ir.types import DTYPES, DType, Tensor, f32, i1
 
@@ -40,6 +41,7 @@ def interpret(kernel: Kernel, arguments: Mapping[str, Any], *, skip_dead: bool =
 def bind(kernel: Kernel, arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, int]]:
     """(parameter name -> array or number, dimension name -> size). Inputs are converted to their dtypes; missing outputs are made."""
     sizes: dict[str, int] = {}
+    limits: Mapping[Any, Admitted] = admitted(kernel)
     memory: dict[str, Any] = {}
     names = [p.name for p in kernel.params]
     for name in arguments:
@@ -50,8 +52,10 @@ def bind(kernel: Kernel, arguments: Mapping[str, Any]) -> tuple[dict[str, Any], 
         if not isinstance(p.type, Tensor):
             if p.name not in arguments:
                 raise FcError("call/argument", f"argument `{p.name}` is missing", expected=", ".join(names))
-            x = number(p.name, p.type.dtype, kernel.flags.get(p.name, ()), arguments[p.name])
-            memory[p.name] = to_dtype(np.asarray(x), p.type.dtype)[()]
+            n = number(p.name, p.type.dtype, kernel.flags.get(p.name, ()), arguments[p.name])
+            if p.name in limits:
+                n = limits[p.name](p.name, int(n))
+            memory[p.name] = to_dtype(np.asarray(n), p.type.dtype)[()]
             continue
         if p.name not in arguments:
             if is_made(kernel, p.name):
@@ -68,6 +72,7 @@ def bind(kernel: Kernel, arguments: Mapping[str, Any]) -> tuple[dict[str, Any], 
             )
         for dim, n in zip(p.type.dims, x.shape):
             want = dim if isinstance(dim, int) else sizes.setdefault(dim, n)
+            limits.get(dim, Admitted(0, HIGHEST)).size(p.name, n)
             if want != n:
                 raise FcError("call/argument", f"argument `{p.name}` disagrees on the size of {dim}", expected=want, got=n)
         memory[p.name] = np.array(to_dtype(x, p.type.dtype))

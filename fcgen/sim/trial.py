@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from ..ir.alignment import Promise, nothing, pitched, promised
 from ..ir.core import Kernel, walk, walk_kernel
 from ..ir.elementwise import to_dtype
 from ..ir.sizes import is_made
@@ -42,31 +41,19 @@ def dimensions(kernel: Kernel) -> list[str]:
 
 
 def random_inputs(kernel: Kernel, sizes: Mapping[str, int], seed: int = 0) -> dict[str, Any]:
-    """Random inputs for a kernel: normal tensors of the given sizes (small ones where none is given), 1/8 for a float, 1 for a number. They
-    are laid out as tightly as launches of the kernel allow."""
+    """Random inputs for a kernel: normal tensors of the given sizes (small ones where none is given), 1/8 for a float, 1 for a number."""
     rng = np.random.default_rng(seed)
     out: dict[str, Any] = {}
-    known, said = dict(sizes), promised(kernel) or {}
+    known = dict(sizes)
     for p in kernel.params:
         if isinstance(p.type, Tensor):
             if is_made(kernel, p.name):
                 continue
             shape = [d if isinstance(d, int) else known.setdefault(d, 2 if d in ("B", "H", "G") else 100) for d in p.type.dims]
             x = rng.standard_normal(shape) if p.type.dtype.is_float else rng.integers(0, 4, shape)
-            out[p.name] = laid_out(to_dtype(x, p.type.dtype), p.type, said.get(p.name) or nothing(p.type))
+            out[p.name] = to_dtype(x, p.type.dtype)
         else:
             out[p.name] = 0.125 if p.type.dtype.is_float else 1
-    return out
-
-
-def laid_out(x: np.ndarray, t: Tensor, want: Promise) -> np.ndarray:
-    """The array with strides that a promise allows."""
-    strides = pitched(t, x.shape, want)
-    if not x.size or not x.ndim:
-        return x
-    flat = np.zeros(x.shape[0] * strides[0], x.dtype)
-    out = np.lib.stride_tricks.as_strided(flat, x.shape, [s * x.itemsize for s in strides])
-    out[...] = x
     return out
 
 
@@ -94,15 +81,16 @@ def trials(kernel: Kernel, given: Mapping[str, int]) -> list[Trial]:
 
 
 def run_trials(kernel: Kernel, target: Target, given: Mapping[str, int] | None = None, seeds: int = 1,
-               doing: Callable[[str, Callable[[], Any]], Any] = lambda text, fn: fn()) -> list[Trial]:
+               doing: Callable[[str, Callable[[], Any]], Any] = lambda text, fn: fn(),
+               fixed: Mapping[str, Any] | None = None) -> list[Trial]:
     """Run a kernel at all its trial sizes: the first and the last program of the grid (all, where blocks take several), several inputs and
-    orders. Raises the first report. doing(text, fn) runs fn."""
+    orders. Raises the first report. doing(text, fn) runs fn. fixed: arguments that are not drawn."""
     todo = trials(kernel, given or {})
     for trial in todo:
         counts = [g.count(trial.sizes) for g in kernel.grid]
         ends = dict.fromkeys([tuple(0 for _ in counts), tuple(c - 1 for c in counts)])
         for seed in range(seeds):
-            inputs = random_inputs(kernel, trial.sizes, seed)
+            inputs = {**random_inputs(kernel, trial.sizes, seed), **(fixed or {})}
             doing(f"simulating {trial}", lambda i=inputs, s=seed, e=ends: check(kernel, i, target, seed=s, programs=e))  # type: ignore[misc]
     return todo
 
