@@ -1,8 +1,8 @@
 """pad: every tile axis gets a size that the matrix instructions like.
 
 In: a tile program with axes of any size. Out: an equal one where each axis of n > 1 elements has `padded(n)` of them: the next
-multiple of 16, unless all dots are plain multiply-adds (then nothing changes). It is a function of the size alone, so shapes
-that agreed still agree. The elements past n are padding:
+multiple of 16, or of 128 for a long axis that is none, unless all dots are plain multiply-adds (then nothing changes). It is a
+function of the size alone, so shapes that agreed still agree. The elements past n are padding:
   - loads of a whole dimension read zeros there (guard on that axis); loads of a run read what follows, guarded; stores of a
     whole dimension leave padding out by their guard. A run cannot be stored padded, its end is inside the tensor: that is an
     error;
@@ -29,10 +29,13 @@ from ..ir.types import Tile
 from .common import const_of, rank
 
 GRANULE = 16
+#: a row of this many elements keeps all lanes of a warp busy with runs of 16 bytes; longer ones that do not divide would lie in few lanes
+ROW = 128
 
 
 def padded(n: int) -> int:
-    return n if n <= 1 else -(-n // GRANULE) * GRANULE
+    granule = ROW if n > 2 * ROW and n % GRANULE else GRANULE
+    return n if n <= 1 else -(-n // granule) * granule
 
 
 def run(kernel: Kernel, schedule: Schedule, target: Target | None) -> Kernel:
