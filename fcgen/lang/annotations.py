@@ -123,7 +123,7 @@ def _read(name: str, annotation: Any, default: Any, types: Mapping[str, Any], po
             text = str(ast.literal_eval(text)).strip()
     if m := _SCALAR.match(text):
         return Param(name, "scalar", m[1], flags=("positive",) if m[2] else (), default=default)
-    if (m := _TENSOR.match(text)) and (m[1] or not _is_type(text, types)):
+    if (m := _TENSOR.match(text)) and (m[1] or looks_like_dtype(m[2]) or not _is_type(text, types)):
         return Param(name, "tensor", _dtype_word(m[2], name), _dims(m[3], name, text), (m[1],) if m[1] else (), default)
     if _is_type(text, types) and not isinstance(getattr(types.get(text.split(".")[0]), text.split(".")[-1], None), DType):
         return Param(name, "static", default=default)
