@@ -15,7 +15,7 @@ from __future__ import annotations
 from inspect import isfunction as _isfunction
 from typing import Any
 
-from .errors import FcError, MissingAttribute
+from .errors import FcError, FcWarning, MissingAttribute
 from .ir.schedule import Schedule
 from .ir.types import bf16, f16, f32, f64, i1, i32, i64
 from .lang import spec as _spec
@@ -81,10 +81,10 @@ def __getattr__(name: str) -> Any:
     return value
 
 
-def _compile(spec: Spec, target: str | None, schedule: Schedule | None, binding: dict[str, Any]) -> Any:
+def _compile(spec: Spec, target: str | None, schedule: Schedule | None, check: bool, binding: dict[str, Any]) -> Any:
     from .api import compile
 
-    return compile(spec, target=target, schedule=schedule, **binding)
+    return compile(spec, target=target, schedule=schedule, check=check, **binding)
 
 
 def _call(spec: Spec, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -102,6 +102,7 @@ _spec.compile_hook, _spec.call_hook = _compile, _call
 
 __all__ = [
     "FcError",
+    "FcWarning",
     "Program",
     "Schedule",
     "Spec",

@@ -86,17 +86,23 @@ def dump(spec: str, target: str | None, settings: tuple[str, ...], schedule: str
 )
 @click.option("--check/--no-check", default=True, show_default=True, help="run machine IR through the simulator before compiling")
 @click.option("--size", "sizes", multiple=True, metavar="NAME=N", help="a size for the check: M=100")
+@argument_option
 def build(
-    spec: str, target: str | None, settings: tuple[str, ...], schedule: str | None, out: Path, check: bool, sizes: tuple[str, ...]
+    spec: str, target: str | None, settings: tuple[str, ...], schedule: str | None, out: Path, check: bool, sizes: tuple[str, ...],
+    arguments: tuple[str, ...]
 ) -> None:
     """Compile a spec, or an edited file of IR text, and write every level of it."""
+    from . import compiler
     from .cli_specs import find, parse_sizes
     from .sim.trial import dimensions, run_trials
 
     program = find(spec).program(target, settings, schedule)
     program.trust = True  # it is checked here, at the sizes that were asked for, or not at all
+    given = parse_sizes(sizes, dimensions(program.machine))
+    fixed = parse_arguments(arguments, program, given)
     if check:
-        cases = run_trials(program.machine, program.target, parse_sizes(sizes, dimensions(program.machine)), 1, waiting)
+        compiler.to_cuda(program.machine, program.target)
+        cases = run_trials(program.machine, program.target, given, 1, waiting, fixed)
         click.echo(f"simulated {len(cases)} sizes: no race, stale read or deadlock")
     waiting(f"compiling {program.name} for {program.target.arch}", lambda: program.cubin)
     say(report(program))
@@ -116,11 +122,13 @@ def build(
 def check(spec: str, target: str | None, settings: tuple[str, ...], schedule: str | None, sizes: tuple[str, ...], seeds: int,
           arguments: tuple[str, ...]) -> None:
     """Run a kernel's machine IR in the simulator, over several trip counts, and look for races, stale reads and deadlocks."""
+    from . import compiler
     from .cli_specs import find, parse_sizes
     from .sim.trial import dimensions, run_trials, summary
 
     program = find(spec).program(target, settings, schedule)
     machine = program.machine
+    compiler.to_cuda(machine, program.target)  # what cannot be printed is refused before it runs
     given = parse_sizes(sizes, dimensions(machine))
     fixed = parse_arguments(arguments, program, given)
     cases = run_trials(machine, program.target, given, seeds, waiting, fixed)

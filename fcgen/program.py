@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import compiler
-from .errors import FcError, did_you_mean
+from .errors import FcError, FcWarning, did_you_mean
 from .ir.alignment import Promise, natural, nothing, of_arguments, promised, with_promises
 from .ir.core import Kernel, Value, walk_kernel
 from .ir.schedule import Schedule
@@ -19,6 +20,9 @@ from .ir.types import Tensor
 
 if TYPE_CHECKING:
     from .launch import Launcher
+
+#: kinds of remarks on a compiled kernel that are warnings; all are in `fcgen dump --stage report`
+TOLD = ("spills", "unchecked")
 
 
 def by_name(owner: str, names: list[str], given: Sequence[Any], named: Mapping[str, Any], *more: str) -> dict[str, Any]:
@@ -39,7 +43,8 @@ class Program:
     """What `spec.compile(...)` returns. Nothing is compiled before it is needed: `tile` and `machine` only run passes, `cubin` and a call
     run NVRTC (or find the result on disk).
 
-    A call takes the spec's tensors and scalars, by position or name, and writes the `out` tensors; sizes are read from the tensors.
+    A call takes the spec's tensors and scalars, by position or name, and writes the `out` tensors; sizes are read from the tensors. stream:
+    torch's current one, or any library's stream, or its address.
     """
 
     def __init__(self, kernel: Kernel, schedule: Schedule, arch: str):
@@ -48,7 +53,7 @@ class Program:
         self._source = kernel
         self._launcher: Launcher | None = None
         self._narrowed: dict[Any, Program] = {}
-        #: machine IR that was given as text is compiled without a run in the simulator
+        #: compiled without a run in the simulator
         self.trust = False
         #: told the name of each step of a compilation as it begins
         self.progress: Callable[[str], None] | None = None
@@ -99,7 +104,11 @@ class Program:
 
     @functools.cached_property
     def built(self) -> compiler.Built:
-        return compiler.build(self._source, self.schedule, self.target, check=not self.trust, progress=self.progress)
+        built = compiler.build(self._source, self.schedule, self.target, check=not self.trust, progress=self.progress)
+        for kind, text in built.remarks:
+            if kind in TOLD:
+                warnings.warn(FcWarning(text), stacklevel=4)
+        return built
 
     @property
     def cuda(self) -> str:
@@ -140,11 +149,14 @@ class Program:
         return interpret(self.tile, self._inputs(arguments))
 
     def simulate(self, *, seed: int = 0, **arguments: Any) -> dict[str, np.ndarray]:
-        """Run the machine IR in the simulator; raises the first race, stale read or deadlock that it finds."""
+        """Run the machine IR in the simulator; raises the first race, stale read or deadlock that it finds. What could not be printed as
+        CUDA is refused as a compilation would."""
         from .sim.machine import check
 
         inputs = self._inputs(arguments)
-        return check(self._for_arrays(inputs).machine, inputs, self.target, seed=seed).outputs
+        program = self._for_arrays(inputs)
+        compiler.to_cuda(program.machine, program.target)
+        return check(program.machine, inputs, self.target, seed=seed).outputs
 
     def _for_arrays(self, inputs: Mapping[str, Any]) -> Program:
         """This program, or where arrays do not keep what it asks of strides, the one that a call would take. Where bulk copies read a
@@ -189,9 +201,10 @@ class Program:
         key = tuple((name, *p.words) for name, p in kept.items())
         if key not in self._narrowed:
             self._narrowed[key] = Program(with_promises(self._source, kept), self.schedule, self.target.arch)
+            self._narrowed[key].trust = self.trust
         return self._narrowed[key]
 
-    def __call__(self, *tensors: Any, stream: int | None = None, **named: Any) -> None:
+    def __call__(self, *tensors: Any, stream: Any = None, **named: Any) -> None:
         names = [p.name for p in self._source.params]
         self.launcher(by_name(self.name, names, tensors, named, "stream"), stream)
 

@@ -35,15 +35,15 @@ def number(name: str, dtype: DType, flags: tuple[str, ...], value: Any) -> int |
     """A run-time scalar as its dtype holds it. Raises FcError "call/argument" for what is no number, does not fit, or breaks a promise."""
     fail = lambda what, **more: FcError("call/argument", f"argument `{name}` {what}", **more)
     if isinstance(value, (bool, str, bytes, np.bool_)) or getattr(value, "shape", ()) != ():
-        raise fail("is not a number", expected=dtype, got=repr(value)[:80])
+        raise fail("is not a number of its dtype", expected=dtype, got=repr(value)[:80])
     try:
         x = float(value) if dtype.is_float else operator.index(value)
     except OverflowError:
         x = math.inf
     except (TypeError, ValueError):
         whole = isinstance(value, (float, np.floating)) and float(value).is_integer()
-        raise fail("is not a whole number" if isinstance(value, (float, np.floating)) else "is not a number", expected=dtype,
-                   got=repr(value)[:80], hint=f"write {int(value)}" if whole else None) from None
+        raise fail("is not a number of its dtype", expected=dtype, got=repr(value)[:80],
+                   hint=f"write {int(value)}" if whole else None) from None
     if dtype.is_float:
         with np.errstate(over="ignore"):
             kept = float(np.asarray(x).astype(dtype.np_dtype))

@@ -50,17 +50,26 @@ class Spec:
         spec's own outputs."""
         return Spec(self.fn, name)
 
-    def compile(self, *, target: str | None = None, schedule: Any = None, **binding: Any) -> Any:
-        """A `Program` for a target (the GPU's own if None)."""
+    def compile(self, *, target: str | None = None, schedule: Any = None, check: bool = True, **binding: Any) -> Any:
+        """A `Program` for a target (the GPU's own if None). check: its first compilation also runs it in the simulator."""
         assert compile_hook is not None, "import fcgen"
-        return compile_hook(self, target, schedule, binding)
+        return compile_hook(self, target, schedule, check, binding)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         assert call_hook is not None, "import fcgen"
         return call_hook(self, args, kwargs)
 
     def trace(self, tiles: Mapping[str, int], **binding: Any) -> Kernel:
-        """Tile IR for these BLOCK sizes and compile-time facts."""
+        """Tile IR for these BLOCK sizes (there may be more than the spec needs) and compile-time facts."""
+        return self._traced(tiles, binding)[0]
+
+    def scheduled(self, tiles: Mapping[str, int], **binding: Any) -> Kernel:
+        """Tile IR for the tile sizes of a schedule, which names none in vain."""
+        kernel, t = self._traced(tiles, binding)
+        self._check_tiles(t)
+        return kernel
+
+    def _traced(self, tiles: Mapping[str, int], binding: Mapping[str, Any]) -> tuple[Kernel, Trace]:
         self._check_binding(binding)
         t = Trace(self.fn.__name__, inspect.unwrap(self.fn).__code__, dict(tiles), binding)
         params: list[Value] = []
@@ -95,7 +104,7 @@ class Spec:
         flags = {p.name: ("out", "kept") if "inout" in p.flags else p.flags for p in self.signature.params if p.flags}
         kernel = Kernel(self.fn.__name__, "tile", tuple(params), grid, (Role("all", 0, named),), flags)
         kernel = until(kernel, self.stop) if self.stop else kernel
-        return verify(kernel)
+        return verify(kernel), t
 
     def where(self, parameter: str) -> Loc:
         """Where a parameter stands."""
@@ -138,6 +147,13 @@ class Spec:
                     tile = next((v for v, g in zip(t.ids, t.grid) if g.tile == x.size and _reaches(x._start, v, t)), None)
                     if tile is not None:
                         t.names.setdefault(tile, f"{name}_tile")
+
+    def _check_tiles(self, t: Trace) -> None:
+        unused = sorted(set(t.tiles) - t.used_tiles)
+        if unused:
+            raise FcError("compile/schedule", f"Schedule.tiles names {', '.join(unused)}, and {self.name} cuts nothing into such tiles",
+                          expected=", ".join(sorted(t.used_tiles)) or "no tiles", got=", ".join(unused), loc=self.loc,
+                          hint="the names are those that fc.tile is given")
 
     def _check_outputs(self, t: Trace, body: Block) -> None:
         if not t.grid:

@@ -62,7 +62,7 @@ def trials(kernel: Kernel, given: Mapping[str, int]) -> list[Trial]:
     are four and more, so that rings go on from one tile to the next."""
     tile = max([o["tile"] for o in walk_kernel(kernel) if o.kind == "for" and o.get("tile")], default=16)
     ring = max([b.type.slots for b in kernel.buffers], default=1)
-    persistent = kernel.meta.get("persistent", "none") not in ("none", "", None, False)
+    persistent = kernel.meta.get("persistent", "none") != "none"
     plain = {g.dim for g in kernel.grid if g.tile == 1}
     tiled = {g.dim: g.tile for g in kernel.grid if g.tile > 1}
     out = []

@@ -299,7 +299,7 @@ param %X: tensor f16[M, 64]
 param %B: tensor f16[64, 64]
 param %Y: tensor f32[M, 64] out
 grid %i: M / 64
-meta persistent = true
+meta persistent = dynamic
 smem %x: f16[64,64]{SW} {ring}
 smem %b: f16[64,64]{SW}
 smem %t: {number} {ring}
