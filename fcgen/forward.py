@@ -150,12 +150,15 @@ def _program(dtype: str, device: int, q: tuple[int, ...], k: tuple[int, ...], e:
         from .runtime import driver
 
         chosen, lazy, sums = choose(arch, q, k, e, mask, driver.device_info(device).sm_count, positive)
-    else:
-        from .kernels.hopper_schedules import LAZY
+        return compiled(dtype, q[3], e, mask, return_lse, arch, chosen, positive, lazy, sums)
+    return compiled(dtype, q[3], e, mask, return_lse, arch, schedule, positive)
 
-        chosen, lazy = schedule, LAZY if schedule.vote or schedule.skip_ones else 0.0
-        sums = sums_of(schedule, lazy)
-    return compiled(dtype, q[3], e, mask, return_lse, arch, chosen, positive, lazy, sums)
+
+def lazy_of(schedule: Schedule) -> float:
+    """The spec's option `lazy` for a schedule that is not the library's."""
+    from .kernels.hopper_schedules import LAZY
+
+    return LAZY if schedule.vote or schedule.skip_ones else 0.0
 
 
 def sums_of(schedule: Schedule, lazy: float) -> str:
@@ -165,15 +168,16 @@ def sums_of(schedule: Schedule, lazy: float) -> str:
 
 @functools.lru_cache(maxsize=1024)
 def compiled(dtype: str, d: int, e: int, mask: str, lse: bool, arch: str, schedule: Schedule | None = None,
-             positive: bool = True, lazy: float = 0.0, sums: str = "", check: bool | None = None) -> Program:
+             positive: bool = True, lazy: float | None = None, sums: str = "", check: bool | None = None) -> Program:
     """The program that `attention` runs for these compile-time facts. mask: "none", "causal_top_left", "causal_bottom_right". lazy: how far
-    (in powers of e) a row's maximum may have moved before what was summed is scaled to it; sums: the kind of sum that goes with it, if not
-    `sums_of`. check: it is tried in the simulator when it is compiled first; if None, where the schedule is not the library's."""
+    (in powers of e) a row's maximum may have moved before what was summed is scaled to it, if not `lazy_of`; sums: the kind of sum that
+    goes with it, if not `sums_of`. check: it is tried in the simulator when it is compiled first; if None, where the schedule is not the library's."""
     from .ir.types import DTYPES
     from .kernels.attention import SPECS
     from .kernels.schedules import pick, shipped
 
     chosen = schedule or pick(arch, max(d, e), "wgmma" if arch == "sm_90a" else "mma", mask)
+    lazy = lazy_of(chosen) if lazy is None else lazy
     spec = SPECS[("" if positive else "any_scale_") + ("lse" if lse else "plain")]
     check = chosen not in shipped() if check is None else check
     return spec.compile(target=arch, schedule=chosen, check=check, T=DTYPES[dtype], D=d, E=e, mask=mask, lazy=lazy,
