@@ -23,7 +23,7 @@ from .types import DTYPES, Frag, Scalar, Tensor, Tile, bf16, f16, f32, i1, i32, 
 
 BOTH = "tile machine"
 #: which load or dot of the traced program an op is, in each of its copies
-SITE: dict[str, Any] = {"site": (str, None)}
+SITE: dict[str, Any] = {"site": TEXT.maybe}
 
 
 def shaped(types: tuple[Any, ...], rule: str) -> Any:
@@ -170,10 +170,12 @@ define("broadcast", BOTH, "Copy a tile along new axes: source axis i becomes axi
 
 
 def _transpose(types, attrs):
-    need(len(types[0].shape) == 2, "transpose takes a 2-d tile", "2 axes", types[0])
-    if isinstance(types[0], Tile):
-        return (Tile(types[0].dtype, types[0].shape[::-1]),)
-    return None
+    t = types[0]
+    need(len(types) == 1 and isinstance(t, (Tile, Frag)) and len(t.shape) == 2, "transpose takes a 2-d tile", "2 axes", t)
+    if isinstance(t, Tile):
+        return (Tile(t.dtype, t.shape[::-1]),)
+    need(isinstance(t.layout, RegLayout), "transpose: an opaque fragment has no known rows", "registers", t.layout)
+    return (Frag(t.dtype, t.shape[::-1], t.layout.transpose(), t.partial),)
 
 
 define("transpose", BOTH, "A view with the two axes swapped.", _transpose)

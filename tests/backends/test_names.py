@@ -102,11 +102,9 @@ def test_no_macro_is_given_as_a_name():
 def test_hostile_strings_stay_in_comments(arch, name, text):
     k = renamed(machine(arch, name), lambda kind, old: old, lambda s: text)
     check(k, arch, name)
-    try:
-        again = parse_kernel(print_kernel(k))
-    except FcError:  # some of these strings are words that the IR knows
-        return
-    check(again, arch, name)
+    # what is read has words where words have a meaning, roles that are told apart, and no text without end
+    again = renamed(machine(arch, name), lambda kind, old: old, lambda s: s if s in ("masked", "full") else s + text[:900])
+    check(parse_kernel(print_kernel(again)), arch, name)
 
 
 @pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
