@@ -5,6 +5,7 @@
 An input is a pure function of its number (`--only N` runs one again and shows it). It goes the way of `fcgen dump FILE --stage cuda`: read
 from a file, parsed, verified, lowered where it is tile IR, checked against the budgets, printed as CUDA C++. A fault is any other
 exception, more than 10 seconds of CPU, a dead process, and text of the file (`MARK`) in the CUDA text outside of a comment.
+With --json a run is added to those of the file: a campaign may be split over calls (`--first`, `--count`), each recorded with its commit.
 """
 
 from __future__ import annotations
@@ -402,10 +403,13 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     show = lambda row: print(json.dumps(row), flush=True) if "fault" in row else None
     rows = run(range(args.first, args.first + args.count), args.seconds, show)
-    said = {"part": "fuzz_ir", "environment": facts(), "first": args.first, **summary(rows)}
-    write_json(args.json, said)
-    print({k: v for k, v in said.items() if k != "faults"}, len(said["faults"]), "faults")
-    return bool(said["faults"])
+    found = summary(rows)
+    old = json.loads(Path(args.json).read_text())["runs"] if args.json and Path(args.json).exists() else []
+    runs = [*old, {"first": args.first, **found, "environment": facts()}]
+    write_json(args.json, {"part": "fuzz_ir", "inputs": sum(r["inputs"] for r in runs), "faults": sum(len(r["faults"]) for r in runs),
+                           "runs": runs})
+    print({k: v for k, v in found.items() if k != "faults"}, len(found["faults"]), "faults")
+    return bool(found["faults"])
 
 
 if __name__ == "__main__":

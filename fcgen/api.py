@@ -36,6 +36,9 @@ def program_from_text(text: str, filename: str = "<ir>", *, target: str | None =
 
     check: machine IR runs in the simulator, at a few small sizes, before it is compiled for the first time; what that finds is raised."""
     kernel = compiler.from_text(text, filename)
+    if kernel.level == "machine" and schedule not in (None, Schedule()):
+        raise FcError("compile/schedule", f"{kernel.name} is machine IR, which has its schedule already", got=schedule,
+                      expected=kernel.meta.get("schedule"), hint="edit the IR, or lower the tile IR again")
     made_for = str(kernel.meta.get("target") or "")
     arch = target or made_for or gpu_target()
     number = lambda name: int(name.removeprefix("sm_").rstrip("a"))
@@ -100,9 +103,10 @@ def _whole_dims(spec: Spec) -> frozenset[str]:
 
 
 def gpu_available() -> bool:
+    """Is there a GPU? To ask does not start CUDA here: processes forked later may still use it."""
     from .runtime import driver
 
-    return driver.available()[0]
+    return driver.present()[0]
 
 
 def gpu_target(device: int = 0) -> str:

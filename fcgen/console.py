@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from .backends.cuda_names import identifier
 from .errors import visible
 from .runtime.files import write_files
 
@@ -44,7 +45,8 @@ def write_levels(program: Any, out: Path, source: Path | None = None) -> dict[Pa
     levels = {"machine.fc": str(program.machine), "cu": program.cuda, "ptx": program.ptx}
     if program.level == "tile":
         levels = {"tile.fc": str(program.tile), **levels}
-    return write_files({out / f"{program.name}.{suffix}": text for suffix, text in levels.items()}, source)
+    stem = identifier(program.name, "kernel")  # a kernel's name is anyone's: ../x, or longer than a file's may be
+    return write_files({out / f"{stem}.{suffix}": text for suffix, text in levels.items()}, source)
 
 
 def written(paths: Mapping[Path, Path | None], width: int = 5) -> list[str]:

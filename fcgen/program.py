@@ -28,7 +28,8 @@ class Program:
     """What `spec.compile(...)` returns. Nothing is compiled before it is needed: `tile` and `machine` only run passes, `cubin` and a call
     run NVRTC (or find the result on disk).
 
-    A call takes the spec's tensors and scalars, by position or name, and writes the `out` tensors; sizes are read from the tensors.
+    A call takes the spec's tensors and scalars, by position or name, and writes the `out` tensors; sizes are read from the tensors. stream:
+    torch's current one, or any library's stream, or its address.
     """
 
     def __init__(self, kernel: Kernel, schedule: Schedule, arch: str):
@@ -187,7 +188,7 @@ class Program:
             self._narrowed[key].trust = self.trust
         return self._narrowed[key]
 
-    def __call__(self, *tensors: Any, stream: int | None = None, **named: Any) -> None:
+    def __call__(self, *tensors: Any, stream: Any = None, **named: Any) -> None:
         names = [p.name for p in self._source.params]
         if len(tensors) > len(names):
             raise FcError("call/argument", f"{self.name} takes {len(names)} arguments", expected=", ".join(names), got=len(tensors))

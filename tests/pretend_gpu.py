@@ -294,7 +294,7 @@ def torch() -> types.ModuleType:
     out.manual_seed = lambda seed: None
     out.Generator = Anything
     out.no_grad = out.inference_mode = Anything
-    out._C = types.SimpleNamespace(_cuda_getCurrentRawStream=lambda d: 0, _cuda_getDevice=lambda: 0)
+    pretend.inside(out)
     cuda = Module("torch.cuda")
     cuda.is_available = cuda.is_initialized = lambda: True
     cuda.device_count, cuda.current_device = lambda: 1, lambda: 0

@@ -171,6 +171,7 @@ def _assemble(em: Emitter, params: tuple[ParamSpec, ...], line_directives: bool)
         before.append("struct __align__(64) TensorMap { unsigned char bytes[128]; };  // made by cuTensorMapEncodeTiled")
     for d in sorted({p.type.dtype.name for p in k.params if isinstance(p.type, Tensor) and p.type.dtype.bits == 16}):
         before.append(f"using {d} = unsigned short;  // its bits")
+    before += [cuda_wgmma.BESIDE] if "BESIDE" in words else []
     helpers = [t for h in em.helpers.values() for t in h.split("\n")]
     if helpers:
         helpers = ["// Register i of a tile -> the register, or the offset, that goes with it.", *helpers, ""]

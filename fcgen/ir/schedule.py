@@ -25,7 +25,8 @@ NAMES = ("late", "ones", "regs_a", "from_end")
 
 @dataclass(frozen=True)
 class Schedule:
-    """How one program runs on one target.
+    """How one program runs on one target. A name that the program does not have, and a field that asks for something which the program, the
+    target or the other fields do not have, are errors when it is lowered; turning off what is not there is none.
 
     tiles: BLOCK name -> size. warps: warps per block, laid along the rows of dot results. math: instruction family of the dots,
     one for all or per dot (by the name of the value that it makes): "mma" (mma.sync + ldmatrix), "wmma" (wmma API, opaque

@@ -9,6 +9,7 @@ at D = 128), and in short loops at D = 256 (2 to 3 %); else "corrected" (1 to 2 
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 from ..errors import FcError
@@ -82,17 +83,20 @@ ANY_SCALE: tuple[Row, ...] = (
 )
 
 
+@functools.cache
+def _rows(head: int, mask: str, positive: bool) -> list[tuple[bool, int, Choice]]:
+    """What fits a head size, in the order of preference: (is it for small grids, the most rows, the choice)."""
+    tables = (SMALL, ROWS) if positive else (SMALL, ANY_SCALE, ROWS)
+    return [(table is SMALL, row.length, Choice(row.schedule, LAZY, row.sums)) for table in tables for row in table
+            if head <= row.head and row.masks in ("any", mask)]
+
+
 def pick(head: int, mask: str, length: int, tiles: int, sms: int, positive: bool = True) -> Choice:
     """What to run for a head size, mask kind and length. tiles: programs of one row each, the grid without its row axis. positive: the
     scale is."""
-    kind = "none" if mask == "none" else "causal"
-    for table in (SMALL, ROWS) if positive else (SMALL, ANY_SCALE, ROWS):
-        for row in table:
-            if head > row.head or row.masks not in ("any", kind) or length > row.length:
-                continue
-            if table is SMALL and tiles * -(-length // 128) > sms // 2:
-                break
-            return Choice(row.schedule, LAZY, row.sums)
+    for small, most, choice in _rows(head, "none" if mask == "none" else "causal", positive):
+        if length <= most and not (small and tiles * -(-length // 128) > sms // 2):
+            return choice
     raise FcError(
         "compile/schedule", f"the library has no Hopper schedule for head size {head}", expected=f"at most {ROWS[-1][0]}", got=head
     )

@@ -237,7 +237,6 @@ def test_named_barriers_have_one_count_of_threads(old, new, word):
      "regions are nested too deeply"),
     ("tile kernel k\n{\n" + "#" * 1_000_001 + "\n}", "too long"),
     ("tile kernel k\nmeta target = " + "9" * 50 + "\n{\n}", "too many digits"),
-    ("tile kernel k\nmeta target = \"\\ud800\"\n{\n}", "surrogate"),
 ])
 def test_what_is_too_deep_or_too_long_is_refused(text, word):
     with pytest.raises(FcError, match=word) as e:

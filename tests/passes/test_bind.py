@@ -161,6 +161,13 @@ def test_tile_ir_has_its_tile_sizes() -> None:
         fc.program_from_text(text, target="sm_89", schedule=Schedule(tiles={**sizes, "BLOCK_N": 64})).machine  # noqa: B018
 
 
+def test_machine_ir_has_its_schedule() -> None:
+    text = str(attention().machine)
+    assert fc.program_from_text(text).machine
+    with pytest.raises(FcError, match="has its schedule already"):
+        fc.program_from_text(text, schedule=Schedule(stages=3))
+
+
 # ---- pairs of fields that were internal errors ----------------------------------------------------------------------------
 
 

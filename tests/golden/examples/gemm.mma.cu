@@ -90,8 +90,8 @@ gemm_bias_gelu_sm_89(const f16* __restrict__ A, long long A_s0, const f16* __res
     const int rows_start = rows_tile * 128;
     const int cols_start = cols_tile * 64;
     // for depth in fc.loop(fc.tile(A.K, "BLOCK_K")):  [gemm.py:13]
-    const int j_to = (K + 31) / 32;
-    const bool v0_below_K_tiles = 0 < j_to;
+    const int depth_tile_to = (K + 31) / 32;
+    const bool v0_below_K_tiles = 0 < depth_tile_to;
     // acc <<= acc + fc.dot(fc.load(A[rows, depth]), fc.load(B[cols, depth]).T)  [gemm.py:14]
     const uint32_t a_tile_smem = smem_base + a_tile_offset;
     const uint32_t copy_lane = swizzle<0x30>(warp * 2048 + lane * 16);
@@ -124,7 +124,7 @@ gemm_bias_gelu_sm_89(const f16* __restrict__ A, long long A_s0, const f16* __res
     }
     commit_group();
     // for depth in fc.loop(fc.tile(A.K, "BLOCK_K")):  [gemm.py:13]
-    const bool v1_below_K_tiles = 1 < j_to;
+    const bool v1_below_K_tiles = 1 < depth_tile_to;
     // acc <<= acc + fc.dot(fc.load(A[rows, depth]), fc.load(B[cols, depth]).T)  [gemm.py:14]
     const uint32_t a_tile = a_tile_smem + 8192;
     const uint32_t a_tile_dst_2 = a_tile + copy_lane;
@@ -156,30 +156,30 @@ gemm_bias_gelu_sm_89(const f16* __restrict__ A, long long A_s0, const f16* __res
     const uint32_t a_tile_lane = swizzle<0x30>(warp * 2048 + lane / 16 * 16 + lane % 16 * 64);
     const uint32_t b_tile_lane = swizzle<0x30>(lane / 16 * 512 + lane / 8 % 2 * 16 + lane % 8 * 64);
     #pragma unroll 1
-    for (int j = 0; j < j_to; ++j) {
+    for (int depth_tile = 0; depth_tile < depth_tile_to; ++depth_tile) {
         // acc <<= acc + fc.dot(fc.load(A[rows, depth]), fc.load(B[cols, depth]).T)  [gemm.py:14]
-        const uint32_t a_tile_2 = a_tile_smem + j % 3 * 8192;
-        const uint32_t b_tile_2 = b_tile_smem + j % 3 * 4096;
+        const uint32_t a_tile_2 = a_tile_smem + depth_tile % 3 * 8192;
+        const uint32_t b_tile_2 = b_tile_smem + depth_tile % 3 * 4096;
         wait_group<1>();
         __syncthreads();
-        const int next = j + 2;
-        const bool next_below_K_tiles = next < j_to;
-        const uint32_t a_tile_3 = a_tile_smem + (j + 2) % 3 * 8192;
+        const int next = depth_tile + 2;
+        const bool next_below_K_tiles = next < depth_tile_to;
+        const uint32_t a_tile_3 = a_tile_smem + (depth_tile + 2) % 3 * 8192;
         const uint32_t a_tile_dst_3 = a_tile_3 + copy_lane;
-        const uint32_t b_tile_3 = b_tile_smem + (j + 2) % 3 * 4096;
+        const uint32_t b_tile_3 = b_tile_smem + (depth_tile + 2) % 3 * 4096;
         const uint32_t b_tile_dst_3 = b_tile_3 + copy_lane_2;
         if (next_below_K_tiles) {
             // for depth in fc.loop(fc.tile(A.K, "BLOCK_K")):  [gemm.py:13]
-            const int next_times_32 = next * 32;
+            const int depth_start = next * 32;
             // acc <<= acc + fc.dot(fc.load(A[rows, depth]), fc.load(B[cols, depth]).T)  [gemm.py:14]
-            const f16* a_src_3 = a_base + next_times_32;
-            const int a_pos_3 = next_times_32 + copy_col;
+            const f16* a_src_3 = a_base + depth_start;
+            const int a_pos_3 = depth_start + copy_col;
             #pragma unroll
             for (int i = 0; i < 4; ++i) {
                 cp_async_16_fill(a_tile_dst_3 + i * 512, a_src_3, a_pos + i * 8 < M && a_pos_3 < K ? max(0, min(8, K - a_pos_3)) * 2 : 0);
                 a_src_3 += a_step;
             }
-            const f16* b_src_3 = b_base + next_times_32;
+            const f16* b_src_3 = b_base + depth_start;
             #pragma unroll
             for (int i = 0; i < 2; ++i) {
                 cp_async_16_fill(b_tile_dst_3 + i * 512, b_src_3, b_pos + i * 8 < N && a_pos_3 < K ? max(0, min(8, K - a_pos_3)) * 2 : 0);

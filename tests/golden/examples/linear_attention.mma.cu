@@ -127,7 +127,7 @@ linear_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s1
     // w = log_decay[h]  [linear_attention.py:16]
     const float w = unsigned(h) < unsigned(H) ? log_decay[h] : 0.0f;
     // for rows in fc.loop(fc.tile(Q.M, "BLOCK_M")):  [linear_attention.py:18]
-    const int j_to = (M + 63) / 64;
+    const int rows_tile_to = (M + 63) / 64;
     // inside = fc.dot(q, k.T) * fc.where(i >= j, fc.exp((i - j) * w), 0.0)  [linear_attention.py:22]
     const float w_log2e = w * 1.442695f;
     // fade = fc.exp((float(rows.size) - 1.0 - j) * w)  [linear_attention.py:25]
@@ -135,7 +135,7 @@ linear_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s1
     // state <<= state * fc.exp(w * float(rows.size)) + fc.dot((k.to(fc.f32) * fade).to(K.dtype).T, v)  [linear_attention.py:26]
     const float t = exp2_approx(w * 92.33248f);
     // for rows in fc.loop(fc.tile(Q.M, "BLOCK_M")):  [linear_attention.py:18]
-    const bool v0_below_M_tiles = 0 < j_to;
+    const bool v0_below_M_tiles = 0 < rows_tile_to;
     // q, k, v = fc.load(Q[b, h, rows]), fc.load(K[b, h, cols]), fc.load(V[b, h, cols])  [linear_attention.py:20]
     const uint32_t q_smem = smem_base + q_offset;
     const uint32_t copy_lane = swizzle<0x70>(warp * 2048 + lane * 16);
@@ -193,39 +193,39 @@ linear_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s1
     const uint32_t tile_lane_3 = swizzle<0x70>(warp * 32 + lane / 16 * 1024 + lane / 8 % 2 * 16 + lane % 8 * 128);
     const uint32_t tile_at_6 = tile_smem_3 + tile_lane_3;
     #pragma unroll 1
-    for (int j = 0; j < j_to; ++j) {
+    for (int rows_tile = 0; rows_tile < rows_tile_to; ++rows_tile) {
         // q, k, v = fc.load(Q[b, h, rows]), fc.load(K[b, h, cols]), fc.load(V[b, h, cols])  [linear_attention.py:20]
-        const uint32_t q = q_smem + (j & 1) * 8192;
-        const uint32_t k = k_smem + (j & 1) * 8192;
-        const uint32_t v = v_smem + (j & 1) * 8192;
+        const uint32_t q = q_smem + (rows_tile & 1) * 8192;
+        const uint32_t k = k_smem + (rows_tile & 1) * 8192;
+        const uint32_t v = v_smem + (rows_tile & 1) * 8192;
         wait_group<0>();
         __syncthreads();
-        const int next = j + 1;
-        const bool next_below_M_tiles = next < j_to;
-        const uint32_t q_2 = q_smem + ((j + 1) & 1) * 8192;
+        const int next = rows_tile + 1;
+        const bool next_below_M_tiles = next < rows_tile_to;
+        const uint32_t q_2 = q_smem + ((rows_tile + 1) & 1) * 8192;
         const uint32_t q_dst_2 = q_2 + copy_lane;
-        const uint32_t k_2 = k_smem + ((j + 1) & 1) * 8192;
+        const uint32_t k_2 = k_smem + ((rows_tile + 1) & 1) * 8192;
         const uint32_t k_dst_2 = k_2 + copy_lane;
-        const uint32_t v_2 = v_smem + ((j + 1) & 1) * 8192;
+        const uint32_t v_2 = v_smem + ((rows_tile + 1) & 1) * 8192;
         const uint32_t v_dst_2 = v_2 + copy_lane;
         if (next_below_M_tiles) {
             // for rows in fc.loop(fc.tile(Q.M, "BLOCK_M")):  [linear_attention.py:18]
-            const int next_times_64 = next * 64;
+            const int rows_start = next * 64;
             // q, k, v = fc.load(Q[b, h, rows]), fc.load(K[b, h, cols]), fc.load(V[b, h, cols])  [linear_attention.py:20]
-            const f16* q_src_2 = q_base + (long long)next_times_64 * Q_s2;
-            const int q_pos = next_times_64 + copy_row;
+            const f16* q_src_2 = q_base + (long long)rows_start * Q_s2;
+            const int q_pos = rows_start + copy_row;
             #pragma unroll
             for (int i = 0; i < 4; ++i) {
                 cp_async_16_fill((q_dst_2 ^ (i % 2 * 64)) + i * 512, q_src_2, q_pos + i * 4 < M ? 16 : 0);
                 q_src_2 += q_step;
             }
-            const f16* k_src_2 = k_base + (long long)next_times_64 * K_s2;
+            const f16* k_src_2 = k_base + (long long)rows_start * K_s2;
             #pragma unroll
             for (int i = 0; i < 4; ++i) {
                 cp_async_16_fill((k_dst_2 ^ (i % 2 * 64)) + i * 512, k_src_2, q_pos + i * 4 < M ? 16 : 0);
                 k_src_2 += k_step;
             }
-            const f16* v_src_2 = v_base + (long long)next_times_64 * V_s2;
+            const f16* v_src_2 = v_base + (long long)rows_start * V_s2;
             #pragma unroll
             for (int i = 0; i < 4; ++i) {
                 cp_async_16_fill((v_dst_2 ^ (i % 2 * 64)) + i * 512, v_src_2, q_pos + i * 4 < M ? 16 : 0);
@@ -327,8 +327,8 @@ linear_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s1
         #pragma unroll
         for (int i = 0; i < 4; ++i)
             ld_shared_b32x4(&o_out[i * 4], (tile_at_4 ^ (i % 2 * 64)) + i * 512);
-        f16* o_ptr = o_base + (long long)(j * 64) * O_s2;
-        const int o_pos = j * 64 + copy_row;
+        f16* o_ptr = o_base + (long long)(rows_tile * 64) * O_s2;
+        const int o_pos = rows_tile * 64 + copy_row;
         #pragma unroll
         for (int i = 0; i < 4; ++i)
             if (o_pos + i * 4 < M) st_global_b32x4(o_ptr + (long long)(i * 4) * O_s2, &o_out[i * 4]);

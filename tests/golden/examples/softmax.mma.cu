@@ -72,8 +72,8 @@ softmax_sm_89(const f16* __restrict__ X, long long X_s0, f16* __restrict__ Y, lo
     // (rows,) = fc.grid(fc.tile(X.M, "BLOCK_M"))  [softmax.py:11]
     const int rows_start = rows_tile * 16;
     // for cols in fc.loop(fc.tile(X.N, "BLOCK_N")):  [softmax.py:13]
-    const int j_to = (N + 255) / 256;
-    const int whole_to = max(min(j_to, N / 256), 0);
+    const int cols_tile_to = (N + 255) / 256;
+    const int whole_to = max(min(cols_tile_to, N / 256), 0);
     float m[4];
     float l[4];
     #pragma unroll
@@ -88,10 +88,10 @@ softmax_sm_89(const f16* __restrict__ X, long long X_s0, f16* __restrict__ Y, lo
     const f16* x_base = X + (long long)(rows_start + x_row) * X_s0 + x_col;
     const int x_pos = rows_start + x_row;
     #pragma unroll 1
-    for (int j_ = 0; j_ < whole_to; ++j_) {
+    for (int cols_tile = 0; cols_tile < whole_to; ++cols_tile) {
         // x = fc.where(cols.valid, fc.load(X[rows, cols]).to(fc.f32), -fc.inf)  [softmax.py:14]
         uint32_t x[16];
-        const f16* x_ptr = x_base + j_ * 256;
+        const f16* x_ptr = x_base + cols_tile * 256;
         #pragma unroll
         for (int i = 0; i < 4; ++i) {
             x[i * 4] = x[i * 4 + 1] = x[i * 4 + 2] = x[i * 4 + 3] = 0;
@@ -176,12 +176,12 @@ softmax_sm_89(const f16* __restrict__ X, long long X_s0, f16* __restrict__ Y, lo
     // for cols in fc.loop(fc.tile(X.N, "BLOCK_N")):  [softmax.py:13]
     // masked part of the range
     #pragma unroll 1
-    for (int j_2 = whole_to; j_2 < j_to; ++j_2) {
-        const int j_times_256 = j_2 * 256;
+    for (int cols_tile_2 = whole_to; cols_tile_2 < cols_tile_to; ++cols_tile_2) {
+        const int cols_start = cols_tile_2 * 256;
         // x = fc.where(cols.valid, fc.load(X[rows, cols]).to(fc.f32), -fc.inf)  [softmax.py:14]
         uint32_t x_3[16];
-        const f16* x_ptr_2 = x_base + j_times_256;
-        const int x_pos_2 = j_times_256 + x_col;
+        const f16* x_ptr_2 = x_base + cols_start;
+        const int x_pos_2 = cols_start + x_col;
         #pragma unroll
         for (int i = 0; i < 16; ++i) {
             const uint32_t lo = x_pos + 2 * i / 8 < M && x_pos_2 + 2 * i % 8 < N ? x_ptr_2[(long long)(2 * i / 8) * X_s0 + 2 * i % 8] : 0;
@@ -191,7 +191,7 @@ softmax_sm_89(const f16* __restrict__ X, long long X_s0, f16* __restrict__ Y, lo
         float x_4[32];
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            x_4[i] = x_col + i % 8 + j_times_256 < N ? at_f16(x_3, i) : -INF;
+            x_4[i] = x_col + i % 8 + cols_start < N ? at_f16(x_3, i) : -INF;
         // mn = fc.maximum(m, fc.max(x, axis=1))  [softmax.py:15]
         float max_x_2[4];
         #pragma unroll
@@ -298,11 +298,11 @@ softmax_sm_89(const f16* __restrict__ X, long long X_s0, f16* __restrict__ Y, lo
     // full part of the range
     f16* y_base = Y + (long long)(rows_start + x_row) * Y_s0 + x_col;
     #pragma unroll 1
-    for (int j_3 = 0; j_3 < whole_to; ++j_3) {
-        const int j_times_256_2 = j_3 * 256;
+    for (int cols_tile_3 = 0; cols_tile_3 < whole_to; ++cols_tile_3) {
+        const int cols_start_2 = cols_tile_3 * 256;
         // x = fc.load(X[rows, cols]).to(fc.f32)  [softmax.py:19]
         uint32_t x_5[16];
-        const f16* x_ptr_3 = x_base + j_times_256_2;
+        const f16* x_ptr_3 = x_base + cols_start_2;
         #pragma unroll
         for (int i = 0; i < 4; ++i) {
             x_5[i * 4] = x_5[i * 4 + 1] = x_5[i * 4 + 2] = x_5[i * 4 + 3] = 0;
@@ -316,7 +316,7 @@ softmax_sm_89(const f16* __restrict__ X, long long X_s0, f16* __restrict__ Y, lo
             const float x_7 = (at_f16(x_5, 2 * i + 1) - m_2[row_x_2(2 * i + 1)]) * 1.442695f - v0[row_x_2(2 * i + 1)];
             y_out[i] = pack_f16(x_6 * rcp_l[row_x_2(2 * i)], exp2_approx(x_7) * rcp_l[row_x_2(2 * i + 1)]);
         }
-        f16* y_ptr = y_base + j_times_256_2;
+        f16* y_ptr = y_base + cols_start_2;
         #pragma unroll
         for (int i = 0; i < 4; ++i)
             if (x_pos + i < M) st_global_b32x4(y_ptr + (long long)i * Y_s0, &y_out[i * 4]);
@@ -324,12 +324,12 @@ softmax_sm_89(const f16* __restrict__ X, long long X_s0, f16* __restrict__ Y, lo
     // for cols in fc.loop(fc.tile(X.N, "BLOCK_N")):  [softmax.py:18]
     // masked part of the range
     #pragma unroll 1
-    for (int j_4 = whole_to; j_4 < j_to; ++j_4) {
-        const int j_times_256_3 = j_4 * 256;
+    for (int cols_tile_4 = whole_to; cols_tile_4 < cols_tile_to; ++cols_tile_4) {
+        const int cols_start_3 = cols_tile_4 * 256;
         // x = fc.load(X[rows, cols]).to(fc.f32)  [softmax.py:19]
         uint32_t x_8[16];
-        const f16* x_ptr_4 = x_base + j_times_256_3;
-        const int x_pos_3 = j_times_256_3 + x_col;
+        const f16* x_ptr_4 = x_base + cols_start_3;
+        const int x_pos_3 = cols_start_3 + x_col;
         #pragma unroll
         for (int i = 0; i < 16; ++i) {
             const uint32_t lo = x_pos + 2 * i / 8 < M && x_pos_3 + 2 * i % 8 < N ? x_ptr_4[(long long)(2 * i / 8) * X_s0 + 2 * i % 8] : 0;
@@ -344,7 +344,7 @@ softmax_sm_89(const f16* __restrict__ X, long long X_s0, f16* __restrict__ Y, lo
             const float x_10 = (at_f16(x_8, 2 * i + 1) - m_2[row_x_2(2 * i + 1)]) * 1.442695f - v0[row_x_2(2 * i + 1)];
             y_out_2[i] = pack_f16(x_9 * rcp_l[row_x_2(2 * i)], exp2_approx(x_10) * rcp_l[row_x_2(2 * i + 1)]);
         }
-        f16* y_ptr_2 = y_base + j_times_256_3;
+        f16* y_ptr_2 = y_base + cols_start_3;
         #pragma unroll
         for (int i = 0; i < 32; ++i)
             if (x_pos + i / 8 < M && x_pos_3 + i % 8 < N) y_ptr_2[(long long)(i / 8) * Y_s0 + i % 8] = half_of(y_out_2, i);

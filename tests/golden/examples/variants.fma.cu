@@ -150,11 +150,11 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
     // s = cap * fc.tanh(s / cap)  [variants.py:18]
     const float scale_times_rcp_cap = scale * rcp_approx(cap);
     // for cols in fc.loop(fc.tile(K.N, "BLOCK_N"), descending=True, live=visible):  [variants.py:16]
-    const int j_to = min((N + 63) / 64, rows_tile + 1);
-    const int j_from = max(rows_tile - floor_div(window + 62, 64), 0);
-    const int t = max(j_from, rows_tile - floor_div(window, 64) + 1);
-    const int whole_from = min(t, j_to);
-    const int whole_to = max(min(j_to, min(N / 64, rows_tile)), whole_from);
+    const int cols_tile_to = min((N + 63) / 64, rows_tile + 1);
+    const int cols_tile_from = max(rows_tile - floor_div(window + 62, 64), 0);
+    const int t = max(cols_tile_from, rows_tile - floor_div(window, 64) + 1);
+    const int whole_from = min(t, cols_tile_to);
+    const int whole_to = max(min(cols_tile_to, min(N / 64, rows_tile)), whole_from);
     float m[16];
     float l[16];
     float acc[32];
@@ -174,12 +174,12 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
     const uint32_t v_tile_at = v_tile_smem + q_lane;
     const uint32_t tile_at = tile_smem + q_lane;
     #pragma unroll 1
-    for (int j_ = j_to - 1; j_ >= whole_to; --j_) {
-        const int j_times_64 = j_ * 64;
+    for (int cols_tile = cols_tile_to - 1; cols_tile >= whole_to; --cols_tile) {
+        const int cols_start = cols_tile * 64;
         // s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale  [variants.py:17]
         uint32_t k[16];
-        const f16* k_ptr = k_base + (long long)j_times_64 * K_s2;
-        const int k_pos = j_times_64 + q_row;
+        const f16* k_ptr = k_base + (long long)cols_start * K_s2;
+        const int k_pos = cols_start + q_row;
         #pragma unroll
         for (int i = 0; i < 16; ++i) {
             const uint32_t lo = k_pos + 2 * i / 2 < N ? k_ptr[(long long)(2 * i / 2) * K_s2 + 2 * i % 2 * 32] : 0;
@@ -228,8 +228,8 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         #pragma unroll
         for (int i = 0; i < 32; ++i) {
             const int x = q_row + i / 2 + rows_start;
-            const bool x_2 = i % 2 * 32 < min(x + 1 - j_times_64, N - j_times_64) - lane && x - (lane + i % 2 * 32 + j_times_64) < window;
-            s[i] = x_2 ? tanhf(tmp[i] * scale_times_rcp_cap) * cap + float(lane + i % 2 * 32 + j_times_64 - x) * slope : -INF;
+            const bool x_2 = i % 2 * 32 < min(x + 1 - cols_start, N - cols_start) - lane && x - (lane + i % 2 * 32 + cols_start) < window;
+            s[i] = x_2 ? tanhf(tmp[i] * scale_times_rcp_cap) * cap + float(lane + i % 2 * 32 + cols_start - x) * slope : -INF;
         }
         // mn = fc.maximum(m, fc.max(s, axis=1))  [variants.py:21]
         float max_s[16];
@@ -317,7 +317,7 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         for (int i = 0; i < 16; ++i)
             p_2[i] = pack_f16(p[2 * i], p[2 * i + 1]);
         uint32_t v[16];
-        const f16* v_ptr = v_base + (long long)j_times_64 * V_s2;
+        const f16* v_ptr = v_base + (long long)cols_start * V_s2;
         #pragma unroll
         for (int i = 0; i < 16; ++i) {
             const uint32_t lo = k_pos + 2 * i / 2 < N ? v_ptr[(long long)(2 * i / 2) * V_s2 + 2 * i % 2 * 32] : 0;
@@ -367,11 +367,11 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
     const uint32_t v_tile_at_2 = v_tile_smem_2 + q_lane;
     const uint32_t tile_at_2 = tile_smem_2 + q_lane;
     #pragma unroll 1
-    for (int j_2 = whole_to - 1; j_2 >= whole_from; --j_2) {
-        const int j_times_64_2 = j_2 * 64;
+    for (int cols_tile_2 = whole_to - 1; cols_tile_2 >= whole_from; --cols_tile_2) {
+        const int cols_start_2 = cols_tile_2 * 64;
         // s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale  [variants.py:17]
         uint32_t k_4[16];
-        const f16* k_ptr_2 = k_base + (long long)j_times_64_2 * K_s2;
+        const f16* k_ptr_2 = k_base + (long long)cols_start_2 * K_s2;
         #pragma unroll
         for (int i = 0; i < 16; ++i) {
             const uint32_t lo = k_ptr_2[(long long)(2 * i / 2) * K_s2 + 2 * i % 2 * 32];
@@ -417,7 +417,7 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         float s_2[32];
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            s_2[i] = tanhf(tmp_2[i] * scale_times_rcp_cap) * cap + float(lane + i % 2 * 32 + j_times_64_2 - (q_row + i / 2 + rows_start)) * slope;
+            s_2[i] = tanhf(tmp_2[i] * scale_times_rcp_cap) * cap + float(lane + i % 2 * 32 + cols_start_2 - (q_row + i / 2 + rows_start)) * slope;
         // mn = fc.maximum(m, fc.max(s, axis=1))  [variants.py:21]
         float max_s_2[16];
         #pragma unroll
@@ -504,7 +504,7 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         for (int i = 0; i < 16; ++i)
             p_4[i] = pack_f16(p_3[2 * i], p_3[2 * i + 1]);
         uint32_t v_2[16];
-        const f16* v_ptr_2 = v_base + (long long)j_times_64_2 * V_s2;
+        const f16* v_ptr_2 = v_base + (long long)cols_start_2 * V_s2;
         #pragma unroll
         for (int i = 0; i < 16; ++i) {
             const uint32_t lo = v_ptr_2[(long long)(2 * i / 2) * V_s2 + 2 * i % 2 * 32];
@@ -554,12 +554,12 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
     const uint32_t v_tile_at_3 = v_tile_smem_3 + q_lane;
     const uint32_t tile_at_3 = tile_smem_3 + q_lane;
     #pragma unroll 1
-    for (int j_3 = whole_from - 1; j_3 >= j_from; --j_3) {
-        const int j_times_64_3 = j_3 * 64;
+    for (int cols_tile_3 = whole_from - 1; cols_tile_3 >= cols_tile_from; --cols_tile_3) {
+        const int cols_start_3 = cols_tile_3 * 64;
         // s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale  [variants.py:17]
         uint32_t k_7[16];
-        const f16* k_ptr_3 = k_base + (long long)j_times_64_3 * K_s2;
-        const int k_pos_2 = j_times_64_3 + q_row;
+        const f16* k_ptr_3 = k_base + (long long)cols_start_3 * K_s2;
+        const int k_pos_2 = cols_start_3 + q_row;
         #pragma unroll
         for (int i = 0; i < 16; ++i) {
             const uint32_t lo = k_pos_2 + 2 * i / 2 < N ? k_ptr_3[(long long)(2 * i / 2) * K_s2 + 2 * i % 2 * 32] : 0;
@@ -608,8 +608,8 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         #pragma unroll
         for (int i = 0; i < 32; ++i) {
             const int x_3 = q_row + i / 2 + rows_start;
-            const bool x_4 = i % 2 * 32 < min(x_3 + 1 - j_times_64_3, N - j_times_64_3) - lane && x_3 - (lane + i % 2 * 32 + j_times_64_3) < window;
-            s_3[i] = x_4 ? tanhf(tmp_3[i] * scale_times_rcp_cap) * cap + float(lane + i % 2 * 32 + j_times_64_3 - x_3) * slope : -INF;
+            const bool x_4 = i % 2 * 32 < min(x_3 + 1 - cols_start_3, N - cols_start_3) - lane && x_3 - (lane + i % 2 * 32 + cols_start_3) < window;
+            s_3[i] = x_4 ? tanhf(tmp_3[i] * scale_times_rcp_cap) * cap + float(lane + i % 2 * 32 + cols_start_3 - x_3) * slope : -INF;
         }
         // mn = fc.maximum(m, fc.max(s, axis=1))  [variants.py:21]
         float max_s_3[16];
@@ -697,7 +697,7 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         for (int i = 0; i < 16; ++i)
             p_6[i] = pack_f16(p_5[2 * i], p_5[2 * i + 1]);
         uint32_t v_3[16];
-        const f16* v_ptr_3 = v_base + (long long)j_times_64_3 * V_s2;
+        const f16* v_ptr_3 = v_base + (long long)cols_start_3 * V_s2;
         #pragma unroll
         for (int i = 0; i < 16; ++i) {
             const uint32_t lo = k_pos_2 + 2 * i / 2 < N ? v_ptr_3[(long long)(2 * i / 2) * V_s2 + 2 * i % 2 * 32] : 0;

@@ -145,13 +145,13 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
     // s = cap * fc.tanh(s / cap)  [variants.py:18]
     const float scale_times_rcp_cap = scale * rcp_approx(cap);
     // for cols in fc.loop(fc.tile(K.N, "BLOCK_N"), descending=True, live=visible):  [variants.py:16]
-    const int j_to = min((N + 63) / 64, rows_tile + 1);
-    const int j_from = max(rows_tile - floor_div(window + 62, 64), 0);
-    const int t = max(j_from, rows_tile - floor_div(window, 64) + 1);
-    const int whole_from = min(t, j_to);
-    const int whole_to = max(min(j_to, min(N / 64, rows_tile)), whole_from);
-    const int N_tiles_cut_before = j_to - 1;
-    const bool t_2 = N_tiles_cut_before >= j_from;
+    const int cols_tile_to = min((N + 63) / 64, rows_tile + 1);
+    const int cols_tile_from = max(rows_tile - floor_div(window + 62, 64), 0);
+    const int t = max(cols_tile_from, rows_tile - floor_div(window, 64) + 1);
+    const int whole_from = min(t, cols_tile_to);
+    const int whole_to = max(min(cols_tile_to, min(N / 64, rows_tile)), whole_from);
+    const int N_tiles_cut_before = cols_tile_to - 1;
+    const bool t_2 = N_tiles_cut_before >= cols_tile_from;
     // s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale  [variants.py:17]
     const uint32_t k_tile_smem = smem_base + k_tile_offset;
     const uint32_t k_tile_dst = k_tile_smem + copy_lane;
@@ -163,17 +163,17 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
     const f16* v_base = V + (long long)b * V_s0 + (long long)h * V_s1 + (long long)copy_row * V_s2 + copy_col;
     if (t_2) {
         // for cols in fc.loop(fc.tile(K.N, "BLOCK_N"), descending=True, live=visible):  [variants.py:16]
-        const int t_3 = N_tiles_cut_before * 64;
+        const int cols_start = N_tiles_cut_before * 64;
         // s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale  [variants.py:17]
-        const f16* k_src = k_base + (long long)t_3 * K_s2;
-        const int k_pos = t_3 + copy_row;
+        const f16* k_src = k_base + (long long)cols_start * K_s2;
+        const int k_pos = cols_start + copy_row;
         #pragma unroll
         for (int i = 0; i < 4; ++i) {
             cp_async_16_fill((k_tile_dst ^ (i % 2 * 64)) + i * 512, k_src, unsigned(k_pos + i * 4) < unsigned(N) ? 16 : 0);
             k_src += k_step;
         }
         // acc <<= acc * a + fc.dot(p.to(V.dtype), fc.load(V[b, h, cols]))  [variants.py:25]
-        const f16* v_src = v_base + (long long)t_3 * V_s2;
+        const f16* v_src = v_base + (long long)cols_start * V_s2;
         #pragma unroll
         for (int i = 0; i < 4; ++i) {
             cp_async_16_fill((v_tile_dst ^ (i % 2 * 64)) + i * 512, v_src, unsigned(k_pos + i * 4) < unsigned(N) ? 16 : 0);
@@ -209,34 +209,34 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
     const int pos0_2 = lane % 4 * 2;
     const uint32_t v_tile_lane = swizzle<0x70>(lane / 16 * 16 + lane % 16 * 128);
     #pragma unroll 1
-    for (int j_ = j_to - 1; j_ >= whole_to; --j_) {
+    for (int cols_tile = cols_tile_to - 1; cols_tile >= whole_to; --cols_tile) {
         // s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale  [variants.py:17]
-        const int n = N_tiles_cut_before - j_;
+        const int n = N_tiles_cut_before - cols_tile;
         const uint32_t k_tile = k_tile_smem + (n & 1) * 8192;
         // acc <<= acc * a + fc.dot(p.to(V.dtype), fc.load(V[b, h, cols]))  [variants.py:25]
         const uint32_t v_tile = v_tile_smem + (n & 1) * 8192;
         wait_group<0>();
         __syncthreads();
         // s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale  [variants.py:17]
-        const int next = j_ - 1;
-        const bool t_4 = next >= j_from;
+        const int next = cols_tile - 1;
+        const bool t_3 = next >= cols_tile_from;
         const uint32_t k_tile_2 = k_tile_smem + ((n + 1) & 1) * 8192;
         const uint32_t k_tile_dst_2 = k_tile_2 + copy_lane;
         const uint32_t v_tile_2 = v_tile_smem + ((n + 1) & 1) * 8192;
         const uint32_t v_tile_dst_2 = v_tile_2 + copy_lane;
-        if (t_4) {
+        if (t_3) {
             // for cols in fc.loop(fc.tile(K.N, "BLOCK_N"), descending=True, live=visible):  [variants.py:16]
-            const int next_times_64 = next * 64;
+            const int cols_start_2 = next * 64;
             // s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale  [variants.py:17]
-            const f16* k_src_2 = k_base + (long long)next_times_64 * K_s2;
-            const int k_pos_2 = next_times_64 + copy_row;
+            const f16* k_src_2 = k_base + (long long)cols_start_2 * K_s2;
+            const int k_pos_2 = cols_start_2 + copy_row;
             #pragma unroll
             for (int i = 0; i < 4; ++i) {
                 cp_async_16_fill((k_tile_dst_2 ^ (i % 2 * 64)) + i * 512, k_src_2, unsigned(k_pos_2 + i * 4) < unsigned(N) ? 16 : 0);
                 k_src_2 += k_step;
             }
             // acc <<= acc * a + fc.dot(p.to(V.dtype), fc.load(V[b, h, cols]))  [variants.py:25]
-            const f16* v_src_2 = v_base + (long long)next_times_64 * V_s2;
+            const f16* v_src_2 = v_base + (long long)cols_start_2 * V_s2;
             #pragma unroll
             for (int i = 0; i < 4; ++i) {
                 cp_async_16_fill((v_tile_dst_2 ^ (i % 2 * 64)) + i * 512, v_src_2, unsigned(k_pos_2 + i * 4) < unsigned(N) ? 16 : 0);
@@ -245,7 +245,7 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         }
         commit_group();
         // for cols in fc.loop(fc.tile(K.N, "BLOCK_N"), descending=True, live=visible):  [variants.py:16]
-        const int j_times_64 = j_ * 64;
+        const int cols_start_3 = cols_tile * 64;
         // s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale  [variants.py:17]
         float tmp[32];
         #pragma unroll
@@ -268,7 +268,7 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         #pragma unroll
         for (int i = 0; i < 2; ++i) {
             const int x = pos0 + i * 8 + rows_start;
-            limit[i] = min(x + 1 - j_times_64, N - j_times_64);
+            limit[i] = min(x + 1 - cols_start_3, N - cols_start_3);
         }
         // visible = lambda cols: (cols.valid & (rows.index >= cols.index)) & (rows.index - cols.index < window)  [variants.py:13]
         // s = cap * fc.tanh(s / cap)  [variants.py:18]
@@ -278,8 +278,8 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         #pragma unroll
         for (int i = 0; i < 32; ++i) {
             const int x_2 = pos0 + i / 2 % 2 * 8 + rows_start;
-            const bool x_3 = i / 4 * 8 + i % 2 < limit[row_s(i)] - pos0_2 && x_2 - (pos0_2 + i / 4 * 8 + i % 2 + j_times_64) < window;
-            const float s_2 = tanhf(tmp[i] * scale_times_rcp_cap) * cap + float(pos0_2 + i / 4 * 8 + i % 2 + j_times_64 - x_2) * slope;
+            const bool x_3 = i / 4 * 8 + i % 2 < limit[row_s(i)] - pos0_2 && x_2 - (pos0_2 + i / 4 * 8 + i % 2 + cols_start_3) < window;
+            const float s_2 = tanhf(tmp[i] * scale_times_rcp_cap) * cap + float(pos0_2 + i / 4 * 8 + i % 2 + cols_start_3 - x_2) * slope;
             s[i] = x_3 ? s_2 : -INF;
         }
         // mn = fc.maximum(m, fc.max(s, axis=1))  [variants.py:21]
@@ -386,34 +386,34 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
     // for cols in fc.loop(fc.tile(K.N, "BLOCK_N"), descending=True, live=visible):  [variants.py:16]
     // full part of the range
     #pragma unroll 1
-    for (int j_2 = whole_to - 1; j_2 >= whole_from; --j_2) {
+    for (int cols_tile_2 = whole_to - 1; cols_tile_2 >= whole_from; --cols_tile_2) {
         // s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale  [variants.py:17]
-        const int n_2 = N_tiles_cut_before - j_2;
+        const int n_2 = N_tiles_cut_before - cols_tile_2;
         const uint32_t k_tile_4 = k_tile_smem + (n_2 & 1) * 8192;
         // acc <<= acc * a + fc.dot(p.to(V.dtype), fc.load(V[b, h, cols]))  [variants.py:25]
         const uint32_t v_tile_4 = v_tile_smem + (n_2 & 1) * 8192;
         wait_group<0>();
         __syncthreads();
         // s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale  [variants.py:17]
-        const int next_2 = j_2 - 1;
-        const bool t_5 = next_2 >= j_from;
+        const int next_2 = cols_tile_2 - 1;
+        const bool t_4 = next_2 >= cols_tile_from;
         const uint32_t k_tile_5 = k_tile_smem + ((n_2 + 1) & 1) * 8192;
         const uint32_t k_tile_dst_3 = k_tile_5 + copy_lane;
         const uint32_t v_tile_5 = v_tile_smem + ((n_2 + 1) & 1) * 8192;
         const uint32_t v_tile_dst_3 = v_tile_5 + copy_lane;
-        if (t_5) {
+        if (t_4) {
             // for cols in fc.loop(fc.tile(K.N, "BLOCK_N"), descending=True, live=visible):  [variants.py:16]
-            const int next_times_64_2 = next_2 * 64;
+            const int cols_start_4 = next_2 * 64;
             // s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale  [variants.py:17]
-            const f16* k_src_3 = k_base + (long long)next_times_64_2 * K_s2;
-            const int k_pos_3 = next_times_64_2 + copy_row;
+            const f16* k_src_3 = k_base + (long long)cols_start_4 * K_s2;
+            const int k_pos_3 = cols_start_4 + copy_row;
             #pragma unroll
             for (int i = 0; i < 4; ++i) {
                 cp_async_16_fill((k_tile_dst_3 ^ (i % 2 * 64)) + i * 512, k_src_3, unsigned(k_pos_3 + i * 4) < unsigned(N) ? 16 : 0);
                 k_src_3 += k_step;
             }
             // acc <<= acc * a + fc.dot(p.to(V.dtype), fc.load(V[b, h, cols]))  [variants.py:25]
-            const f16* v_src_3 = v_base + (long long)next_times_64_2 * V_s2;
+            const f16* v_src_3 = v_base + (long long)cols_start_4 * V_s2;
             #pragma unroll
             for (int i = 0; i < 4; ++i) {
                 cp_async_16_fill((v_tile_dst_3 ^ (i % 2 * 64)) + i * 512, v_src_3, unsigned(k_pos_3 + i * 4) < unsigned(N) ? 16 : 0);
@@ -442,7 +442,7 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         float s_3[32];
         #pragma unroll
         for (int i = 0; i < 32; ++i) {
-            const float x_4 = float(pos0_2 + i / 4 * 8 + i % 2 + j_2 * 64 - (pos0 + i / 2 % 2 * 8 + rows_start)) * slope;
+            const float x_4 = float(pos0_2 + i / 4 * 8 + i % 2 + cols_tile_2 * 64 - (pos0 + i / 2 % 2 * 8 + rows_start)) * slope;
             s_3[i] = tanhf(tmp_2[i] * scale_times_rcp_cap) * cap + x_4;
         }
         // mn = fc.maximum(m, fc.max(s, axis=1))  [variants.py:21]
@@ -549,34 +549,34 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
     // for cols in fc.loop(fc.tile(K.N, "BLOCK_N"), descending=True, live=visible):  [variants.py:16]
     // masked part of the range
     #pragma unroll 1
-    for (int j_3 = whole_from - 1; j_3 >= j_from; --j_3) {
+    for (int cols_tile_3 = whole_from - 1; cols_tile_3 >= cols_tile_from; --cols_tile_3) {
         // s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale  [variants.py:17]
-        const int n_3 = N_tiles_cut_before - j_3;
+        const int n_3 = N_tiles_cut_before - cols_tile_3;
         const uint32_t k_tile_7 = k_tile_smem + (n_3 & 1) * 8192;
         // acc <<= acc * a + fc.dot(p.to(V.dtype), fc.load(V[b, h, cols]))  [variants.py:25]
         const uint32_t v_tile_7 = v_tile_smem + (n_3 & 1) * 8192;
         wait_group<0>();
         __syncthreads();
         // s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale  [variants.py:17]
-        const int next_3 = j_3 - 1;
-        const bool t_6 = next_3 >= j_from;
+        const int next_3 = cols_tile_3 - 1;
+        const bool t_5 = next_3 >= cols_tile_from;
         const uint32_t k_tile_8 = k_tile_smem + ((n_3 + 1) & 1) * 8192;
         const uint32_t k_tile_dst_4 = k_tile_8 + copy_lane;
         const uint32_t v_tile_8 = v_tile_smem + ((n_3 + 1) & 1) * 8192;
         const uint32_t v_tile_dst_4 = v_tile_8 + copy_lane;
-        if (t_6) {
+        if (t_5) {
             // for cols in fc.loop(fc.tile(K.N, "BLOCK_N"), descending=True, live=visible):  [variants.py:16]
-            const int next_times_64_3 = next_3 * 64;
+            const int cols_start_5 = next_3 * 64;
             // s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale  [variants.py:17]
-            const f16* k_src_4 = k_base + (long long)next_times_64_3 * K_s2;
-            const int k_pos_4 = next_times_64_3 + copy_row;
+            const f16* k_src_4 = k_base + (long long)cols_start_5 * K_s2;
+            const int k_pos_4 = cols_start_5 + copy_row;
             #pragma unroll
             for (int i = 0; i < 4; ++i) {
                 cp_async_16_fill((k_tile_dst_4 ^ (i % 2 * 64)) + i * 512, k_src_4, unsigned(k_pos_4 + i * 4) < unsigned(N) ? 16 : 0);
                 k_src_4 += k_step;
             }
             // acc <<= acc * a + fc.dot(p.to(V.dtype), fc.load(V[b, h, cols]))  [variants.py:25]
-            const f16* v_src_4 = v_base + (long long)next_times_64_3 * V_s2;
+            const f16* v_src_4 = v_base + (long long)cols_start_5 * V_s2;
             #pragma unroll
             for (int i = 0; i < 4; ++i) {
                 cp_async_16_fill((v_tile_dst_4 ^ (i % 2 * 64)) + i * 512, v_src_4, unsigned(k_pos_4 + i * 4) < unsigned(N) ? 16 : 0);
@@ -585,7 +585,7 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         }
         commit_group();
         // for cols in fc.loop(fc.tile(K.N, "BLOCK_N"), descending=True, live=visible):  [variants.py:16]
-        const int j_times_64_2 = j_3 * 64;
+        const int cols_start_6 = cols_tile_3 * 64;
         // s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale  [variants.py:17]
         float tmp_3[32];
         #pragma unroll
@@ -608,7 +608,7 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         #pragma unroll
         for (int i = 0; i < 2; ++i) {
             const int x_5 = pos0 + i * 8 + rows_start;
-            limit_2[i] = min(x_5 + 1 - j_times_64_2, N - j_times_64_2);
+            limit_2[i] = min(x_5 + 1 - cols_start_6, N - cols_start_6);
         }
         // visible = lambda cols: (cols.valid & (rows.index >= cols.index)) & (rows.index - cols.index < window)  [variants.py:13]
         // s = cap * fc.tanh(s / cap)  [variants.py:18]
@@ -618,8 +618,8 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         #pragma unroll
         for (int i = 0; i < 32; ++i) {
             const int x_6 = pos0 + i / 2 % 2 * 8 + rows_start;
-            const bool x_7 = i / 4 * 8 + i % 2 < limit_2[row_s(i)] - pos0_2 && x_6 - (pos0_2 + i / 4 * 8 + i % 2 + j_times_64_2) < window;
-            const float s_5 = tanhf(tmp_3[i] * scale_times_rcp_cap) * cap + float(pos0_2 + i / 4 * 8 + i % 2 + j_times_64_2 - x_6) * slope;
+            const bool x_7 = i / 4 * 8 + i % 2 < limit_2[row_s(i)] - pos0_2 && x_6 - (pos0_2 + i / 4 * 8 + i % 2 + cols_start_6) < window;
+            const float s_5 = tanhf(tmp_3[i] * scale_times_rcp_cap) * cap + float(pos0_2 + i / 4 * 8 + i % 2 + cols_start_6 - x_6) * slope;
             s_4[i] = x_7 ? s_5 : -INF;
         }
         // mn = fc.maximum(m, fc.max(s, axis=1))  [variants.py:21]

@@ -170,11 +170,11 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
     // s = cap * fc.tanh(s / cap)  [variants.py:18]
     const float scale_times_rcp_cap = scale * rcp_approx(cap);
     // for cols in fc.loop(fc.tile(K.N, "BLOCK_N"), descending=True, live=visible):  [variants.py:16]
-    const int j_to = min((N + 63) / 64, rows_tile + 1);
-    const int j_from = max(rows_tile - floor_div(window + 62, 64), 0);
-    const int t = max(j_from, rows_tile - floor_div(window, 64) + 1);
-    const int whole_from = min(t, j_to);
-    const int whole_to = max(min(j_to, min(N / 64, rows_tile)), whole_from);
+    const int cols_tile_to = min((N + 63) / 64, rows_tile + 1);
+    const int cols_tile_from = max(rows_tile - floor_div(window + 62, 64), 0);
+    const int t = max(cols_tile_from, rows_tile - floor_div(window, 64) + 1);
+    const int whole_from = min(t, cols_tile_to);
+    const int whole_to = max(min(cols_tile_to, min(N / 64, rows_tile)), whole_from);
     float m[2];
     float l[2];
     wmma::fragment<wmma::accumulator, 16, 16, 16, float> acc[4];
@@ -201,12 +201,12 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
     const uint32_t tile_lane_2 = warp * 2304 + lane / 4 * 144 + lane % 4 * 8;
     const uint32_t tile_at_3 = tile_smem_3 + tile_lane_2;
     #pragma unroll 1
-    for (int j_ = j_to - 1; j_ >= whole_to; --j_) {
-        const int j_times_64 = j_ * 64;
+    for (int cols_tile = cols_tile_to - 1; cols_tile >= whole_to; --cols_tile) {
+        const int cols_start = cols_tile * 64;
         // s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale  [variants.py:17]
         uint32_t k[16];
-        const f16* k_ptr = k_base + (long long)j_times_64 * K_s2;
-        const int k_pos = j_times_64 + q_row;
+        const f16* k_ptr = k_base + (long long)cols_start * K_s2;
+        const int k_pos = cols_start + q_row;
         #pragma unroll
         for (int i = 0; i < 4; ++i) {
             k[i * 4] = k[i * 4 + 1] = k[i * 4 + 2] = k[i * 4 + 3] = 0;
@@ -249,7 +249,7 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         #pragma unroll
         for (int i = 0; i < 2; ++i) {
             const int x = pos0 + i * 8 + rows_start;
-            limit[i] = min(x + 1 - j_times_64, N - j_times_64);
+            limit[i] = min(x + 1 - cols_start, N - cols_start);
         }
         // visible = lambda cols: (cols.valid & (rows.index >= cols.index)) & (rows.index - cols.index < window)  [variants.py:13]
         // s = cap * fc.tanh(s / cap)  [variants.py:18]
@@ -259,8 +259,8 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         #pragma unroll
         for (int i = 0; i < 32; ++i) {
             const int x_2 = pos0 + i / 16 * 8 + rows_start;
-            const bool x_3 = i / 4 % 4 * 16 + i % 4 < limit[row_s(i)] - pos0_2 && x_2 - (pos0_2 + i / 4 % 4 * 16 + i % 4 + j_times_64) < window;
-            const float s_2 = tanhf(tmp[i] * scale_times_rcp_cap) * cap + float(pos0_2 + i / 4 % 4 * 16 + i % 4 + j_times_64 - x_2) * slope;
+            const bool x_3 = i / 4 % 4 * 16 + i % 4 < limit[row_s(i)] - pos0_2 && x_2 - (pos0_2 + i / 4 % 4 * 16 + i % 4 + cols_start) < window;
+            const float s_2 = tanhf(tmp[i] * scale_times_rcp_cap) * cap + float(pos0_2 + i / 4 % 4 * 16 + i % 4 + cols_start - x_2) * slope;
             s[i] = x_3 ? s_2 : -INF;
         }
         // mn = fc.maximum(m, fc.max(s, axis=1))  [variants.py:21]
@@ -375,7 +375,7 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         for (int i = 0; i < 16; ++i)
             p_2[i] = pack_f16(p[2 * i], p[2 * i + 1]);
         uint32_t v[16];
-        const f16* v_ptr = v_base + (long long)j_times_64 * V_s2;
+        const f16* v_ptr = v_base + (long long)cols_start * V_s2;
         #pragma unroll
         for (int i = 0; i < 4; ++i) {
             v[i * 4] = v[i * 4 + 1] = v[i * 4 + 2] = v[i * 4 + 3] = 0;
@@ -414,11 +414,11 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
     const uint32_t v_tile_at_2 = v_tile_smem_2 + q_lane;
     const uint32_t tile_at_6 = tile_smem_6 + tile_lane_2;
     #pragma unroll 1
-    for (int j_2 = whole_to - 1; j_2 >= whole_from; --j_2) {
-        const int j_times_64_2 = j_2 * 64;
+    for (int cols_tile_2 = whole_to - 1; cols_tile_2 >= whole_from; --cols_tile_2) {
+        const int cols_start_2 = cols_tile_2 * 64;
         // s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale  [variants.py:17]
         uint32_t k_4[16];
-        const f16* k_ptr_2 = k_base + (long long)j_times_64_2 * K_s2;
+        const f16* k_ptr_2 = k_base + (long long)cols_start_2 * K_s2;
         #pragma unroll
         for (int i = 0; i < 4; ++i)
             ld_global_b32x4(&k_4[i * 4], k_ptr_2 + (long long)(i * 4) * K_s2);
@@ -457,7 +457,7 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         float s_3[32];
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            s_3[i] = tanhf(tmp_2[i] * scale_times_rcp_cap) * cap + float(pos0_2 + i / 4 % 4 * 16 + i % 4 + j_times_64_2 - (pos0 + i / 16 * 8 + rows_start)) * slope;
+            s_3[i] = tanhf(tmp_2[i] * scale_times_rcp_cap) * cap + float(pos0_2 + i / 4 % 4 * 16 + i % 4 + cols_start_2 - (pos0 + i / 16 * 8 + rows_start)) * slope;
         // mn = fc.maximum(m, fc.max(s, axis=1))  [variants.py:21]
         float max_s_2[2];
         #pragma unroll
@@ -570,7 +570,7 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         for (int i = 0; i < 16; ++i)
             p_4[i] = pack_f16(p_3[2 * i], p_3[2 * i + 1]);
         uint32_t v_2[16];
-        const f16* v_ptr_2 = v_base + (long long)j_times_64_2 * V_s2;
+        const f16* v_ptr_2 = v_base + (long long)cols_start_2 * V_s2;
         #pragma unroll
         for (int i = 0; i < 4; ++i)
             ld_global_b32x4(&v_2[i * 4], v_ptr_2 + (long long)(i * 4) * V_s2);
@@ -607,12 +607,12 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
     const uint32_t v_tile_at_3 = v_tile_smem_3 + q_lane;
     const uint32_t tile_at_9 = tile_smem_9 + tile_lane_2;
     #pragma unroll 1
-    for (int j_3 = whole_from - 1; j_3 >= j_from; --j_3) {
-        const int j_times_64_3 = j_3 * 64;
+    for (int cols_tile_3 = whole_from - 1; cols_tile_3 >= cols_tile_from; --cols_tile_3) {
+        const int cols_start_3 = cols_tile_3 * 64;
         // s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale  [variants.py:17]
         uint32_t k_7[16];
-        const f16* k_ptr_3 = k_base + (long long)j_times_64_3 * K_s2;
-        const int k_pos_2 = j_times_64_3 + q_row;
+        const f16* k_ptr_3 = k_base + (long long)cols_start_3 * K_s2;
+        const int k_pos_2 = cols_start_3 + q_row;
         #pragma unroll
         for (int i = 0; i < 4; ++i) {
             k_7[i * 4] = k_7[i * 4 + 1] = k_7[i * 4 + 2] = k_7[i * 4 + 3] = 0;
@@ -655,7 +655,7 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         #pragma unroll
         for (int i = 0; i < 2; ++i) {
             const int x_4 = pos0 + i * 8 + rows_start;
-            limit_2[i] = min(x_4 + 1 - j_times_64_3, N - j_times_64_3);
+            limit_2[i] = min(x_4 + 1 - cols_start_3, N - cols_start_3);
         }
         // visible = lambda cols: (cols.valid & (rows.index >= cols.index)) & (rows.index - cols.index < window)  [variants.py:13]
         // s = cap * fc.tanh(s / cap)  [variants.py:18]
@@ -665,8 +665,8 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         #pragma unroll
         for (int i = 0; i < 32; ++i) {
             const int x_5 = pos0 + i / 16 * 8 + rows_start;
-            const bool x_6 = i / 4 % 4 * 16 + i % 4 < limit_2[row_s(i)] - pos0_2 && x_5 - (pos0_2 + i / 4 % 4 * 16 + i % 4 + j_times_64_3) < window;
-            const float s_5 = tanhf(tmp_3[i] * scale_times_rcp_cap) * cap + float(pos0_2 + i / 4 % 4 * 16 + i % 4 + j_times_64_3 - x_5) * slope;
+            const bool x_6 = i / 4 % 4 * 16 + i % 4 < limit_2[row_s(i)] - pos0_2 && x_5 - (pos0_2 + i / 4 % 4 * 16 + i % 4 + cols_start_3) < window;
+            const float s_5 = tanhf(tmp_3[i] * scale_times_rcp_cap) * cap + float(pos0_2 + i / 4 % 4 * 16 + i % 4 + cols_start_3 - x_5) * slope;
             s_4[i] = x_6 ? s_5 : -INF;
         }
         // mn = fc.maximum(m, fc.max(s, axis=1))  [variants.py:21]
@@ -781,7 +781,7 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         for (int i = 0; i < 16; ++i)
             p_6[i] = pack_f16(p_5[2 * i], p_5[2 * i + 1]);
         uint32_t v_3[16];
-        const f16* v_ptr_3 = v_base + (long long)j_times_64_3 * V_s2;
+        const f16* v_ptr_3 = v_base + (long long)cols_start_3 * V_s2;
         #pragma unroll
         for (int i = 0; i < 4; ++i) {
             v_3[i * 4] = v_3[i * 4 + 1] = v_3[i * 4 + 2] = v_3[i * 4 + 3] = 0;
