@@ -24,6 +24,7 @@ from .agents import Agent
 from .async_agents import is_one_thread
 from .bulk import BulkEngine
 from .cluster import Reach
+from .coverage import Coverage
 from .mbarriers import Barriers, Blocked, crowd
 from .memory import SEVERAL, Conflict, SharedMemory
 from .stores import StoreEngine
@@ -46,25 +47,29 @@ HINTS = {
 
 @dataclass
 class Result:
-    """outputs: by name. reports: races, stale reads, deadlocks, each once per pair of ops. steps: ops run."""
+    """outputs: by name. reports: races, stale reads, deadlocks, each once per pair of ops. steps: ops run. written: bool per element of each
+    output. stores: by output, the ops that wrote it."""
 
     outputs: dict[str, np.ndarray]
     reports: list[FcError] = field(default_factory=list)
     steps: int = 0
+    written: dict[str, np.ndarray] = field(default_factory=dict)
+    stores: dict[str, list[Op]] = field(default_factory=dict)
 
 
 def simulate(kernel: Kernel, arguments: Mapping[str, Any], target: Target, *, seed: int = 0,
-             programs: Iterable[tuple[int, ...]] | None = None) -> Result:
-    """Run a machine kernel. programs: which grid points (all if None). Raises FcError only for wrong arguments."""
+             programs: Iterable[tuple[int, ...]] | None = None, blocks: int | None = None, coverage: Coverage | None = None) -> Result:
+    """Run a machine kernel. programs: which grid points (all if None). blocks: of a kernel whose blocks take several tiles (few enough for
+    that if None). coverage: learns what ran. Raises FcError only for wrong arguments."""
     if kernel.level != "machine":
         raise FcError("compile/unsupported", "the simulator runs machine IR", got=kernel.level, hint="the tile interpreter runs tile IR")
     memory, sizes = bind(kernel, arguments)
-    s = Simulation(kernel, target, memory, sizes, set(arguments), np.random.default_rng(seed))
+    s = Simulation(kernel, target, memory, sizes, set(arguments), np.random.default_rng(seed), coverage or Coverage())
     s.order = {0: "late", 1: "eager"}.get(seed, "any")
     with np.errstate(all="ignore"):  # poison is NaN
-        s.launch(seed, programs)
+        s.launch(seed, programs, blocks)
     outputs = {n: memory[n] for n, flags in kernel.flags.items() if "out" in flags and n in memory}
-    return Result(outputs, s.reports, s.steps)
+    return Result(outputs, s.reports, s.steps, {n: h.written() for n, h in s.history.items()}, {n: h.ops for n, h in s.history.items()})
 
 
 def check(kernel: Kernel, arguments: Mapping[str, Any], target: Target, *, seed: int = 0,
@@ -80,7 +85,8 @@ class Simulation:
     """One launch. Agents report through `report`."""
 
     def __init__(self, kernel: Kernel, target: Target, memory: dict[str, Any], sizes: dict[str, int], given: Container[str],
-                 rng: np.random.Generator):
+                 rng: np.random.Generator, coverage: Coverage):
+        self.coverage = coverage
         self.kernel, self.target, self.memory, self.sizes, self.rng = kernel, target, memory, sizes, rng
         self.reports: list[FcError] = []
         self.seen: set[tuple[Any, ...]] = set()
@@ -120,11 +126,12 @@ class Simulation:
             at += -(-b.type.bytes // 1024) * 1024
         return tuple(out)
 
-    def launch(self, seed: int, programs: Iterable[tuple[int, ...]] | None) -> None:
+    def launch(self, seed: int, programs: Iterable[tuple[int, ...]] | None, blocks: int | None) -> None:
         counts, size = [axis.count(self.sizes) for axis in self.kernel.grid], self.kernel.cluster
         total = prod(axis.clusters(self.sizes) for axis in self.kernel.grid) * size
         if self.persistent:
-            self.block_count = min(total, (2 + seed % 2 if size == 1 else 1 + seed % 2) * size)
+            few = max(1, min(2 + seed % 2, total // (3 * size))) * size  # so few that each gets several tiles
+            self.block_count = min(total, blocks or few)
             every: Iterable[tuple[int, ...]] = [(0,) * len(counts)] * self.block_count
         else:
             self.block_count = total

@@ -80,6 +80,14 @@ class TensorHistory:
         self.ops: list[Op] = []
         self.numbers: dict[int, int] = {}
 
+    def written(self) -> np.ndarray:
+        """bool per element: it was stored or added to, or came from the caller."""
+        out = np.full(self.shape, self.given)
+        for kind in ("store", "add"):
+            if kind in self.marks:
+                out |= (self.marks[kind].program != NOBODY).reshape(self.shape)
+        return out
+
     def access(self, who: Stamp, index: tuple[Any, ...], lanes: np.ndarray, kind: str) -> TensorConflict | None:
         """Record a "read", "store" or "add" of elements `index` (an array per axis), each by a lane; the first conflict, if any."""
         at = np.ravel_multi_index(index, self.shape)

@@ -14,22 +14,26 @@ import numpy as np
 
 from ..errors import FcError
 from ..ir.core import Block, Kernel, Op, Value
-from ..ir.elementwise import FNS, REDUCTIONS, apply, to_dtype
+from ..ir.elementwise import FNS, REDUCTIONS, convert, evaluate, to_dtype
 from ..ir.sizes import output_shape
 from ..ir.types import DTYPES, DType, Tensor, f32
 
 
-def interpret(kernel: Kernel, arguments: Mapping[str, Any], *, skip_dead: bool = False) -> dict[str, np.ndarray]:
+def interpret(kernel: Kernel, arguments: Mapping[str, Any], *, skip_dead: bool = False,
+              written: dict[str, np.ndarray] | None = None) -> dict[str, np.ndarray]:
     """Run a tile kernel over its whole grid; returns its outputs by name.
 
     arguments: arrays and numbers by parameter name; an output may be given (an "inout" tensor) or is made. skip_dead: leave out loop
-    iterations whose `live` tile is false everywhere, as the compiler may. Raises FcError "call/argument", "sim/bounds", "sim/race".
+    iterations whose `live` tile is false everywhere, as the compiler may. written: receives which elements of each output were written, or
+    came from the caller. Raises FcError "call/argument", "sim/bounds", "sim/race".
     """
     memory, sizes = bind(kernel, arguments)
     machine = _Interpreter(kernel, memory, sizes, skip_dead)
     with np.errstate(all="ignore"):
         for place in itertools.product(*[range(axis.count(sizes)) for axis in kernel.grid]):
             machine.program(place)
+    if written is not None:
+        written.update({n: (t["stores"] != -1) | (t["adds"] != -1) | (n in arguments) for n, t in machine.touched.items()})
     return {name: memory[name] for name, flags in kernel.flags.items() if "out" in flags and name in memory}
 
 
@@ -109,7 +113,7 @@ class _Interpreter:
             if run is not None:
                 out = run(op, args, env)
             elif op.kind in FNS:
-                out = apply(op.kind, op.operands[0].type.dtype, *args)
+                out = evaluate(op.kind, op.operands[0].type.dtype, *args)
             else:
                 raise FcError("compile/unsupported", f"the tile interpreter has no meaning for {op.kind}", loc=op.loc)
             if len(op.results) == 1 and not op.regions:
@@ -119,7 +123,7 @@ class _Interpreter:
     # ---- values ----------------------------------------------------------------------------------------------------
 
     def do_const(self, op: Op, args: list[Any], env: Any) -> Any:
-        return to_dtype(np.asarray(op["value"]), DTYPES[op["dtype"]])[()]
+        return convert(np.asarray(op["value"]), DTYPES[op["dtype"]])[()]
 
     def do_full(self, op: Op, args: list[Any], env: Any) -> Any:
         return np.full(op.result.type.shape, args[0], op.result.type.dtype.np_dtype)
@@ -148,11 +152,11 @@ class _Interpreter:
         return np.where(*args)
 
     def do_cast(self, op: Op, args: list[Any], env: Any) -> Any:
-        return to_dtype(np.asarray(args[0]), DTYPES[op["to"]])
+        return convert(np.asarray(args[0]), DTYPES[op["to"]])
 
     def do_reduce(self, op: Op, args: list[Any], env: Any) -> Any:
         wide = np.asarray(args[0], np.float32) if op.operands[0].type.dtype.is_float else args[0]
-        return to_dtype(REDUCTIONS[op["fn"]][0](wide, axis=op["axis"]), op.result.type.dtype)
+        return convert(REDUCTIONS[op["fn"]][0](wide, axis=op["axis"]), op.result.type.dtype)
 
     def do_dot(self, op: Op, args: list[Any], env: Any) -> Any:
         right = np.asarray(args[1], np.float32)
@@ -206,7 +210,7 @@ class _Interpreter:
         where = tuple(np.broadcast_to(i, value.shape)[inside] for i in index)
         if op.get("reduce"):
             self.touch(op, tensor, "adds", where)
-            self.memory[tensor][where] = apply("add", self.kernel.param(tensor).type.dtype, self.memory[tensor][where], value[inside])
+            self.memory[tensor][where] = evaluate("add", self.kernel.param(tensor).type.dtype, self.memory[tensor][where], value[inside])
             return
         self.touch(op, tensor, "stores", where)
         self.memory[tensor][where] = value[inside]
