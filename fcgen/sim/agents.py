@@ -42,6 +42,7 @@ class Agent(AsyncOps, StoreOps):
         self.sim, self.role, self.number, self.warp, self.env = sim, role, number, warp, env
         self.shared = sim.shared
         self.alone = alone
+        self.at = role.body.ops[0]  # the op that runs
         self.copies = CopyEngine(self)
         self.core: TensorCore | None = None
         self.early = sim.early_launch  # has not waited for the kernels in front
@@ -72,6 +73,7 @@ class Agent(AsyncOps, StoreOps):
         for op in block.ops:
             self.sim.steps += 1
             seen.ran.add(op)
+            self.at = op
             if self.early and reaches_tensors(op):
                 self.early = False
                 self.sim.report("sim/launch", f"{op.kind} reaches a tensor while the kernel in front may still run", op, notes=[self.who],
@@ -104,6 +106,8 @@ class Agent(AsyncOps, StoreOps):
         steps = range(int(env[op.operands[0]]), int(env[op.operands[1]]))
         carried = [env[v] for v in op.operands[2:]]
         for i in reversed(steps) if op.get("descending") else steps:
+            if self.sim.limit is not None and self.sim.steps > self.sim.limit:
+                yield None
             env.update(zip(body.args, (np.int32(i), *carried)))
             yield from self.block(body)
             carried = [env[v] for v in body.yielded]

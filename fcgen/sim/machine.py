@@ -58,13 +58,15 @@ class Result:
 
 
 def simulate(kernel: Kernel, arguments: Mapping[str, Any], target: Target, *, seed: int = 0,
-             programs: Iterable[tuple[int, ...]] | None = None, blocks: int | None = None, coverage: Coverage | None = None) -> Result:
+             programs: Iterable[tuple[int, ...]] | None = None, blocks: int | None = None, coverage: Coverage | None = None,
+             limit: int | None = None) -> Result:
     """Run a machine kernel. programs: which grid points (all if None). blocks: of a kernel whose blocks take several tiles (few enough for
-    that if None). coverage: learns what ran. Raises FcError only for wrong arguments."""
+    that if None). coverage: learns what ran. limit: a kernel that has not ended after so many ops is reported. Raises FcError only for wrong arguments."""
     if kernel.level != "machine":
         raise FcError("compile/unsupported", "the simulator runs machine IR", got=kernel.level, hint="the tile interpreter runs tile IR")
     memory, sizes = bind(kernel, arguments)
     s = Simulation(kernel, target, memory, sizes, set(arguments), np.random.default_rng(seed), coverage or Coverage())
+    s.limit = limit
     s.order = {0: "late", 1: "eager"}.get(seed, "any")
     with np.errstate(all="ignore"):  # poison is NaN
         s.launch(seed, programs, blocks)
@@ -103,6 +105,7 @@ class Simulation:
         self.order = "late"  # when engines act: as late as may be, at once ("eager"), or as the dice say ("any")
         self.block_count, self.claimed = 1, 1
         self.persistent = self.kernel.meta.get("persistent", "none") not in ("none", "", None, False)
+        self.limit: int | None = None
         self.patience = 1000  # rounds of a `while`
         self.retired: set[int] = set()  # blocks that said claim_done
         self.early_launch = any(op.kind == "grid_wait" for op in walk_kernel(kernel))
@@ -132,7 +135,7 @@ class Simulation:
         if self.persistent:
             few = max(1, min(2 + seed % 2, total // (3 * size))) * size  # so few that each gets several tiles
             self.block_count = min(total, blocks or few)
-            every: Iterable[tuple[int, ...]] = [(0,) * len(counts)] * self.block_count
+            every: Iterable[tuple[int, ...]] = map(self.place, range(self.block_count))
         else:
             self.block_count = total
             every = itertools.product(*map(range, counts)) if programs is None else programs
@@ -203,6 +206,10 @@ class Simulation:
                 continue
             if stop is not None:
                 waiting[agent] = stop
+            if self.limit is not None and self.steps > self.limit:
+                self.report("sim/deadlock", f"the kernel has not ended after {self.steps} ops: a loop that goes on for too long", agent.at,
+                            notes=[f"{agent.who} is in it"], key=("endless",), hint="the bounds of the loops, and what a `while` waits for")
+                return
         self.bulk.check_idle()
         for barriers in self.barriers:
             barriers.check_idle()

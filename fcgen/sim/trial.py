@@ -28,6 +28,10 @@ from .oracle import Oracle, unwritten
 ORDERS = ("as late as they may", "at once", "in any order")
 #: trials that always run, those after which a kernel that has run whole may rest, and those that no kernel needs more of
 LEAST, ENOUGH, MOST = 8, 12, 60
+#: runs without anything new after which what has not run is taken for what cannot
+STALE = 8
+#: ops of one run that no kernel needs at drawn sizes
+ENDLESS = 400_000
 #: fragment elements that may be computed, in millions: some seconds of one core
 WORK = 300
 
@@ -73,15 +77,18 @@ class Trials:
 
 
 def run_trials(kernel: Kernel, target: Target, given: Mapping[str, int] | None = None, seeds: int = 2,
-               doing: Callable[[str, Callable[[], Any]], Any] = lambda text, fn: fn(), against: Oracle | None = None) -> Trials:
-    """Run a kernel on drawn inputs, in `seeds` orders of its engines, until every op, branch and ring has run, or a fixed amount of work is
-    done. given: sizes that stay as they are. against: what it should compute. Raises the first report. doing(text, fn) runs fn."""
+               doing: Callable[[str, Callable[[], Any]], Any] = lambda text, fn: fn(), against: Oracle | None = None, first: int = 0,
+               work: float = WORK, most: int = MOST) -> Trials:
+    """Run a kernel on drawn inputs, in `seeds` orders of its engines, until every op, branch and ring has run and nothing new does, or an
+    amount of work is done, which is fixed so that every machine runs the same. given: sizes that stay as they are. against: what it should
+    compute. first, most: number of the first trial, and how many there may be. Raises the first report. doing(text, fn) runs fn."""
     if against is not None:
         against.check_fits(kernel)
     draws = Draws(kernel, given or {}, against.says if against else kernel, seeds)
     out = Trials(kernel, seeds, oracle=against)
     weight, refused = _weight(kernel), None
-    for n in range(MOST):
+    seen = news = 0  # the last run in which something ran for the first time
+    for n in range(first, first + most):
         trial = draws.trial(n)
         counts = [g.count(trial.sizes) for g in kernel.grid]
         ends = None if trial.every else list(dict.fromkeys([tuple(0 for _ in counts), tuple(c - 1 for c in counts)]))
@@ -95,7 +102,7 @@ def run_trials(kernel: Kernel, target: Target, given: Mapping[str, int] | None =
                 refused = e  # the program is not for these sizes or numbers
                 continue
         run = lambda t=trial, i=inputs, e=ends: simulate(kernel, i, target, seed=t.seed, programs=e, blocks=t.blocks,  # type: ignore[misc]
-                                                         coverage=out.coverage)
+                                                         coverage=out.coverage, limit=None if given else ENDLESS)
         result: Result = doing(f"simulating {trial}", run)
         wrong = result.reports[0] if result.reports else \
             against.compare(want, result, inputs, trial, ends) if against is not None and want is not None else \
@@ -104,7 +111,9 @@ def run_trials(kernel: Kernel, target: Target, given: Mapping[str, int] | None =
             raise wrong
         out.ran.append(trial)
         out.work += result.steps * weight
-        if len(out.ran) >= LEAST and out.work > WORK or len(out.ran) >= ENOUGH and out.complete():
+        if out.coverage.size() > seen:
+            seen, news = out.coverage.size(), len(out.ran)
+        if len(out.ran) >= LEAST and out.work > work or len(out.ran) >= max(ENOUGH, news + (0 if out.complete() else STALE)):
             break
     if not out.ran:
         assert refused is not None
