@@ -1,4 +1,4 @@
-"""Small edits of machine IR, as a hand or a broken pass might make them: 40 kinds, each at a random place of a kernel.
+"""Small edits of machine IR, as a hand or a broken pass might make them: 48 kinds, each at a random place of a kernel.
 
 `edit(kernel, kind, rng)` gives the edited kernel and the place in words, or None where the kind has no place in it. What is edited may be
 refused, reported, or as good as before: `random_edits` runs them and says.
@@ -10,13 +10,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
-from fcgen.ir.core import Block, Env, Kernel, Op, Value, substitute_block, walk, walk_kernel
+from fcgen.ir.core import Block, Env, Kernel, Op, Value, substitute_block, walk
 from fcgen.ir.types import Buffer, Cursor, Frag, Mbarrier, Scalar, Tensor
 
-Edited = tuple[Kernel, str]
-Rng = np.random.Generator
+from .editing import Edited, Rng, attribute, blocks, change, has, movable, other_operand, pick, put, read, say, sites, visible, with_block
+
 EDITS: dict[str, Callable[[Kernel, Rng], Edited | None]] = {}
 
 #: ops that order others
@@ -39,128 +37,6 @@ def kind(name: str) -> Callable[[Callable[[Kernel, Rng], Edited | None]], Callab
     return keep
 
 
-# ---- places ------------------------------------------------------------------------------------------------------------
-
-
-def blocks(kernel: Kernel) -> list[Block]:
-    return [b for role in kernel.roles for b in [role.body, *(r for op in walk(role.body) for r in op.regions)]]
-
-
-def with_block(kernel: Kernel, old: Block, new: Block) -> Kernel:
-    def copy(b: Block) -> Block:
-        if b is old:
-            return new
-        return Block(b.args, tuple(replace(op, regions=tuple(map(copy, op.regions))) if op.regions else op for op in b.ops))
-
-    return replace(kernel, roles=tuple(replace(r, body=copy(r.body)) for r in kernel.roles))
-
-
-def sites(kernel: Kernel, fits: Callable[[Op], bool]) -> list[tuple[Block, int]]:
-    return [(b, n) for b in blocks(kernel) for n, op in enumerate(b.ops) if fits(op)]
-
-
-def pick(rng: Rng, items: Any) -> Any:
-    items = list(items)
-    return items[int(rng.integers(len(items)))] if items else None
-
-
-def say(kernel: Kernel, op: Op) -> str:
-    role = next((r.name for r in kernel.roles if any(o is op for o in walk(r.body))), "?")
-    same = [o for o in walk_kernel(kernel) if o.kind == op.kind]
-    names = " ".join(v.name for v in op.operands if v.name)
-    return f"{role}: {op.kind} {next(n for n, o in enumerate(same) if o is op)} ({names})"
-
-
-def put(kernel: Kernel, b: Block, n: int, *ops: Op) -> Kernel:
-    """Other ops in the place of the n-th."""
-    return with_block(kernel, b, replace(b, ops=(*b.ops[:n], *ops, *b.ops[n + 1:])))
-
-
-def change(fits: Callable[[Op], bool], make: Callable[[Op, Rng], tuple[Op, ...] | None]) -> Callable[[Kernel, Rng], Edited | None]:
-    """An edit of one op, at a random place where it fits."""
-
-    def go(kernel: Kernel, rng: Rng) -> Edited | None:
-        places = sites(kernel, fits)
-        for _ in range(8):
-            if (place := pick(rng, places)) is None:
-                return None
-            b, n = place
-            new = make(b.ops[n], rng)
-            if new is not None:
-                what = "; ".join(str(o).strip().split("\n")[0][:90] for o in new if o is not b.ops[n])
-                return put(kernel, b, n, *new), f"{say(kernel, b.ops[n])} -> {what or 'gone'}"
-        return None
-
-    return go
-
-
-def has(*kinds: str) -> Callable[[Op], bool]:
-    return lambda op: op.kind in kinds
-
-
-def attribute(kinds: tuple[str, ...], name: str, other: Callable[[Any, Op, Rng], Any]) -> Callable[[Kernel, Rng], Edited | None]:
-    def make(op: Op, rng: Rng) -> tuple[Op, ...] | None:
-        new = other(op.get(name), op, rng)
-        if new == op.get(name):
-            return None
-        attrs = {**op.attrs, name: new}
-        if new is None:
-            del attrs[name]
-        return (replace(op, attrs=attrs),)
-
-    return change(has(*kinds), make)
-
-
-def visible(kernel: Kernel, target: Block) -> dict[int, list[Value]]:
-    """Values that may be named in front of each op of a block."""
-    outer: list[Value] = []
-
-    def look(b: Block, seen: list[Value]) -> bool:
-        seen = [*seen, *b.args]
-        if b is target:
-            outer.extend(seen)
-            return True
-        for op in b.ops:
-            for r in op.regions:
-                if look(r, seen):
-                    return True
-            seen += op.results
-        return False
-
-    for role in kernel.roles:
-        if look(role.body, [*kernel.params, *kernel.buffers]):
-            break
-    out, seen = {}, list(outer)
-    for n, op in enumerate(target.ops):
-        out[n] = list(seen)
-        seen += op.results
-    return out
-
-
-def other_operand(fits: Callable[[Op, int], bool], near: bool = False) -> Callable[[Kernel, Rng], Edited | None]:
-    """Another value of the same type in the place of one that an op reads."""
-
-    def go(kernel: Kernel, rng: Rng) -> Edited | None:
-        places = [(b, n, i) for b in blocks(kernel) for n, op in enumerate(b.ops) for i in range(len(op.operands)) if fits(op, i)]
-        for _ in range(12):
-            if (place := pick(rng, places)) is None:
-                return None
-            b, n, i = place
-            op = b.ops[n]
-            old = op.operands[i]
-            found = [v for v in visible(kernel, b)[n] if v is not old and v.type == old.type]
-            if isinstance(old.type, Buffer):
-                found = [v for v in found if v in kernel.buffers or v.name != old.name]
-            if not found:
-                continue
-            new = pick(rng, found[-8:] if near else found)
-            changed = replace(op, operands=(*op.operands[:i], new, *op.operands[i + 1:]))
-            return put(kernel, b, n, changed), f"{say(kernel, op)}: operand {i} {old.name} -> {new.name}"
-        return None
-
-    return go
-
-
 # ---- drop, double, swap, move --------------------------------------------------------------------------------------------
 
 EDITS["drop an op that orders"] = change(has(*ORDER), lambda op, rng: ())
@@ -181,21 +57,6 @@ def _drop_value(kernel: Kernel, rng: Rng) -> Edited | None:
     return with_block(kernel, b, Block(b.args, (*b.ops[:n], *rest.ops))), say(kernel, op)
 
 
-def _movable(b: Block, n: int, to: int) -> bool:
-    """The n-th op may stand at another place as far as names go."""
-    op, last = b.ops[n], len(b.ops) - 1
-    if not 0 <= to <= last or b.ops[n].kind == "yield" or b.ops[to].kind == "yield":
-        return False
-    if to < n:
-        made = {r for o in b.ops[to:n] for r in o.results}
-        return not made & _read(op)
-    return not any(set(op.results) & _read(o) for o in b.ops[n + 1:to + 1])
-
-
-def _read(op: Op) -> set[Value]:
-    return {v for o in (op, *(x for r in op.regions for x in walk(r))) for v in o.operands}
-
-
 def _moved(kinds: tuple[str, ...], steps: Callable[[Rng], int]) -> Callable[[Kernel, Rng], Edited | None]:
     def go(kernel: Kernel, rng: Rng) -> Edited | None:
         places = sites(kernel, has(*kinds))
@@ -203,7 +64,7 @@ def _moved(kinds: tuple[str, ...], steps: Callable[[Rng], int]) -> Callable[[Ker
             if (place := pick(rng, places)) is None:
                 return None
             (b, n), by = place, steps(rng)
-            if by and _movable(b, n, n + by):
+            if by and movable(b, n, n + by):
                 ops = list(b.ops)
                 op = ops.pop(n)
                 ops.insert(n + by, op)
@@ -222,7 +83,8 @@ EDITS["move an op that moves data down"] = _moved((*MOVE, "wgmma", "settle", "ld
 @kind("swap neighbours")
 def _swap(kernel: Kernel, rng: Rng) -> Edited | None:
     kinds = (*ORDER, *MOVE, "wgmma", "settle", "fetch", "claim", "advance", "ldmatrix", "ld_shared")
-    places = [(b, n) for b, n in sites(kernel, has(*kinds)) if _movable(b, n, n + 1) and b.ops[n + 1].kind in (*kinds, "for", "if", "while")]
+    beside = (*kinds, "for", "if", "while")
+    places = [(b, n) for b, n in sites(kernel, has(*kinds)) if movable(b, n, n + 1) and b.ops[n + 1].kind in beside]
     if (place := pick(rng, places)) is None:
         return None
     b, n = place
@@ -234,22 +96,23 @@ def _swap(kernel: Kernel, rng: Rng) -> Edited | None:
 def _hoist(kernel: Kernel, rng: Rng) -> Edited | None:
     """In front of the loop or branch that it stands in, or behind it."""
     places = [(b, n, op) for b in blocks(kernel) for n, outer in enumerate(b.ops) for r in outer.regions for op in r.ops
-              if op.kind in (*ORDER, *MOVE) and _read(op) <= set(visible(kernel, b)[n])]
+              if op.kind in (*ORDER, *MOVE) and read(op) <= set(visible(kernel, b)[n])]
     if (place := pick(rng, places)) is None:
         return None
     b, n, op = place
     outer = b.ops[n]
     inner = replace(outer, regions=tuple(Block(r.args, tuple(o for o in r.ops if o is not op)) for r in outer.regions))
     behind = bool(rng.integers(2))
-    return put(kernel, b, n, *((inner, op) if behind else (op, inner))), f"{say(kernel, op)} {'behind' if behind else 'before'} {outer.kind}"
+    place = f"{say(kernel, op)} {'behind' if behind else 'before'} {outer.kind}"
+    return put(kernel, b, n, *((inner, op) if behind else (op, inner))), place
 
 
 @kind("an op of another role")
 def _foreign(kernel: Kernel, rng: Rng) -> Edited | None:
     if len(kernel.roles) < 2:
         return None
-    places = [(b, n) for b, n in sites(kernel, lambda o: o.kind in ("barrier", "cluster_sync", "claim_done", "grid_wait", "proxy_fence"))]
-    if (place := pick(rng, places)) is None:
+    alone = ("barrier", "cluster_sync", "claim_done", "grid_wait", "proxy_fence")
+    if (place := pick(rng, sites(kernel, has(*alone)))) is None:
         return None
     op = place[0].ops[place[1]]
     role = pick(rng, [r for r in kernel.roles if not any(o is op for o in walk(r.body))])
@@ -295,7 +158,8 @@ def _declared(kernel: Kernel, rng: Rng, types: Any, other: Callable[[Any], Any])
         return None
     new = Value(other(old.type), old.name)
     roles = tuple(replace(r, body=substitute_block(r.body, Env({old: new}))) for r in kernel.roles)
-    return replace(kernel, roles=roles, buffers=tuple(new if b is old else b for b in kernel.buffers)), f"{old.name}: {old.type} -> {new.type}"
+    buffers = tuple(new if b is old else b for b in kernel.buffers)
+    return replace(kernel, roles=roles, buffers=buffers), f"{old.name}: {old.type} -> {new.type}"
 
 
 @kind("a cursor's slots")
@@ -387,8 +251,8 @@ def _flag(op: Op, rng: Rng) -> tuple[Op, ...] | None:
     return None if name is None else (op.with_attrs(**{name: not op[name]}),)
 
 
-ARITHMETIC = {"add": "sub", "sub": "add", "mul": "add", "max": "min", "min": "max", "lt": "le", "le": "lt", "gt": "ge", "ge": "gt", "eq": "ne",
-              "ne": "eq", "floordiv": "mod", "mod": "floordiv", "and": "or", "or": "and", "exp2": "exp", "div": "mul"}
+ARITHMETIC = {"add": "sub", "sub": "add", "mul": "add", "max": "min", "min": "max", "lt": "le", "le": "lt", "gt": "ge", "ge": "gt",
+              "eq": "ne", "ne": "eq", "floordiv": "mod", "mod": "floordiv", "and": "or", "or": "and", "exp2": "exp", "div": "mul"}
 EDITS["another function"] = change(lambda op: op.kind in ARITHMETIC, lambda op, rng: (replace(op, kind=ARITHMETIC[op.kind]),))
 
 
@@ -444,7 +308,8 @@ def _warps(kernel: Kernel, rng: Rng) -> Edited | None:
     warps = int(pick(rng, [role.warps // 2, role.warps * 2, role.warps + 4, role.warps - 1]))
     if warps < 1:
         return None
-    return replace(kernel, roles=tuple(replace(r, warps=warps) if i == n else r for i, r in enumerate(kernel.roles))), f"{role.name} {warps}"
+    roles = tuple(replace(r, warps=warps) if i == n else r for i, r in enumerate(kernel.roles))
+    return replace(kernel, roles=roles), f"{role.name} {warps}"
 
 
 @kind("layout of a buffer")

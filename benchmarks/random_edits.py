@@ -1,5 +1,6 @@
-"""Random edits of the machine IR of every kernel that is shipped, each under what `fcgen check` does: which are refused or reported, and which
-pass in silence. Those that pass run on at other sizes for longer: what shows there was missed. The rest are as good as before, and say why.
+"""Random edits of the machine IR of every kernel that is shipped, each under what `fcgen check` does: which are refused or reported, and
+which pass in silence. Those that pass run on at other sizes for longer with `--judge`: what shows there was missed. The rest are as good as
+before; `reason` says why.
 
     python -m benchmarks.random_edits --edits 1000 --json out.json      # in one process; --part 0/2 and 1/2 in two
     python -m benchmarks.random_edits --sound 20                        # no edit: the kernels themselves at 20 drawn sizes
@@ -18,7 +19,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -46,17 +47,16 @@ def shipped() -> dict[str, Callable[[], Any]]:
         for n, row in enumerate(getattr(hopper_schedules, table)):
             spec = ("any_scale_" if table == "ANY_SCALE" else "") + ("lse", "plain")[n % 2]
             mask = "none" if row.masks == "none" else CAUSAL[n // 2 % 2]
-            out[f"sm_90a {table} {n}"] = lambda r=row, s=spec, m=mask, n=n: SPECS[s].compile(  # type: ignore[misc]
-                target="sm_90a", schedule=r.schedule, T=(fc.f16, fc.bf16)[n % 2], D=r.head, E=r.head, mask=m, lazy=hopper_schedules.LAZY,
-                sums=r.sums)
+            facts = {"T": (fc.f16, fc.bf16)[n % 2], "D": row.head, "E": row.head, "mask": mask, "lazy": hopper_schedules.LAZY}
+            out[f"sm_90a {table} {n}"] = partial(SPECS[spec].compile, target="sm_90a", schedule=row.schedule, sums=row.sums, **facts)
     for (arch, math), rows in schedules.TABLES.items():
         if arch in ("sm_80", "sm_89"):
             for n, (head, mask, schedule) in enumerate(rows):
                 chosen = "none" if mask == "none" else CAUSAL[n % 2]
-                out[f"{arch} {math} {n}"] = lambda a=arch, h=head, s=schedule, m=chosen, w=math, n=n: SPECS["lse"].compile(  # type: ignore[misc]
-                    target=a, schedule=s, T=(fc.f16, fc.bf16)[n % 2], D=h, E=h, mask=m, lazy=LAZY if w == "wmma" else 0.0)
+                facts = {"T": (fc.f16, fc.bf16)[n % 2], "D": head, "E": head, "mask": chosen}
+                out[f"{arch} {math} {n}"] = partial(SPECS["lse"].compile, target=arch, schedule=schedule, lazy=LAZY * (math == "wmma"), **facts)
     for name in sorted(p.stem for p in EXAMPLES.glob("*.py") if p.stem not in ("harness", "ladder")):
-        out[f"example {name}"] = lambda n=name: example(n).compile()  # type: ignore[misc]
+        out[f"example {name}"] = lambda n=name: example(n).compile()
     return out
 
 

@@ -24,7 +24,7 @@ def attention(Q: "T[B, H, M, D]", K: "T[B, G, N, D]", V: "T[B, G, N, E]", O: "ou
         v = fc.load(V[b, g, cols])
         acc <<= acc * fade + fc.dot(p.to(V.dtype), v)
         m <<= top
-    fc.store(O[b, h, rows], fc.where(l > 0.0, acc / l, 0.0).to(O.dtype))
+    fc.store(O[b, h, rows], fc.where(l == 0.0, 0.0, acc / l).to(O.dtype))
 
 
 def inputs(rng, b=1, h=4, g=2, n=150, d=64):

@@ -24,7 +24,7 @@ def variant_attention(Q: "T[B, H, M, D]", K: "T[B, H, N, D]", V: "T[B, H, N, E]"
         l <<= l * a + fc.sum(p, axis=1)
         acc <<= acc * a + fc.dot(p.to(V.dtype), fc.load(V[b, h, cols]))
         m <<= mn
-    fc.store(O[b, h, rows], fc.where(l > 0, acc / l, 0.0).to(O.dtype))
+    fc.store(O[b, h, rows], fc.where(l == 0.0, 0.0, acc / l).to(O.dtype))
 
 
 def inputs(rng, b=1, h=4, n=250, d=64):

@@ -27,11 +27,17 @@ def compile(spec: Spec, *, target: str | None = None, schedule: Schedule | None 
 
 def program_from_text(text: str, filename: str = "<ir>", *, target: str | None = None, schedule: Schedule | None = None,
                       check: bool = True) -> Program:
-    """A program from IR text of either level. Machine IR names its target itself (`meta target`).
+    """A program from IR text of either level. Machine IR names its target itself (`meta target`); it may be compiled for a newer one, but
+    what was made for the instructions of an `a` target for no other.
 
     check: machine IR runs in the simulator, at a few small sizes, before it is compiled for the first time; what that finds is raised."""
     kernel = compiler.from_text(text, filename)
-    arch = target or kernel.meta.get("target") or gpu_target()
+    made_for = str(kernel.meta.get("target") or "")
+    arch = target or made_for or gpu_target()
+    number = lambda name: int(name.removeprefix("sm_").rstrip("a"))
+    if arch != made_for and {arch, made_for} <= set(compiler.targets()) and (made_for.endswith("a") or number(arch) < number(made_for)):
+        raise FcError("compile/unsupported", f"{kernel.name} was lowered for {made_for} and does not compile for {arch}", expected=made_for,
+                      got=arch, hint="leave the target out, or lower the spec or its tile IR again")
     program = Program(kernel, schedule or Schedule(), arch)
     program.trust = not check
     return program

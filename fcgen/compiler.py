@@ -33,7 +33,8 @@ class Facts:
 
     params: (name, "tensor", dtype, dims, flags) or (name, "scalar", dtype, [], flags), in call order. flat: the kernel's own parameters,
     (kind, name, axis, detail). grid: (name, dim, tile, cluster) per axis. persistent: "none", or how blocks come to their tiles.
-    pdl: the kernel itself waits for those in front of it, and may be launched before they have ended.
+    pdl: the kernel itself waits for those in front of it, and may be launched before they have ended. aligned: (name, bytes that its pointer
+    is a multiple of, and the strides of all axes but the last) for each tensor.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Facts:
     grid: tuple[tuple[Any, ...], ...]
     persistent: str = "none"
     pdl: bool = False
+    aligned: tuple[tuple[Any, ...], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return {k: getattr(self, k) for k in self.__dataclass_fields__}
@@ -168,6 +170,7 @@ def _unpack(files: Mapping[str, bytes], meta: Mapping[str, Any], schedule: Sched
 
 
 def facts_of(machine: Kernel, cuda: Any, to: Target) -> Facts:
+    from .ir.alignment import asked
     from .ir.core import walk_kernel
     from .ir.types import Tensor
 
@@ -181,7 +184,7 @@ def facts_of(machine: Kernel, cuda: Any, to: Target) -> Facts:
     flat = tuple((s.kind, s.name, s.axis, s.detail) for s in cuda.params)
     grid = tuple((a.name, a.dim, a.tile, a.cluster) for a in machine.grid)
     return Facts(cuda.name, to.arch, cuda.threads, cuda.smem_bytes, tuple(params), flat, grid, machine.meta.get("persistent", "none"),
-                 any(op.kind == "grid_wait" for op in walk_kernel(machine)))
+                 any(op.kind == "grid_wait" for op in walk_kernel(machine)), asked(machine))
 
 
 @functools.cache

@@ -10,33 +10,37 @@ import click
 import numpy as np
 
 from . import compiler
-from .api import gpu_available, gpu_target
+from .api import gpu_available
 from .console import Steps, milliseconds, waiting, write_levels
+from .errors import FcError
 from .ir.types import f16
 from .program import Program
 
 #: batch, heads, key heads, rows, keys, head size of what is simulated
 SIMULATED = (1, 2, 1, 150, 200, 64)
+#: of what is timed on a GPU, and what the schedule is chosen for: batch, heads, rows and keys, head size
+TIMED = (4, 16, 2048, 64)
 
 
 def run_demo(target: str | None, out: Path) -> None:
+    from .forward import _arch
     from .kernels.attention import attention
     from .kernels.reference import attention_reference
-    from .kernels.schedules import pick
+    from .kernels.schedules import choose
     from .sim.machine import check
     from .sim.tile import interpret
 
-    arch = target or (gpu_target() if gpu_available() else "sm_89")
+    arch = target or (_arch(0) if gpu_available() else "sm_89")
     to = compiler.target(arch)
     mask, d = "causal_bottom_right", SIMULATED[-1]
-    schedule = pick(arch, d, mask=mask)
+    schedule, lazy, sums = choose(arch, TIMED, TIMED, d, mask, sms=132)
     b, h, g, m, n, _ = SIMULATED
     click.echo(f"attention f16, causal, for {arch}\n"
                f"sizes     B={b} H={h} G={g} M={m} N={n} D={d} (batch, heads, heads of K and V, rows, keys, head size)\n"
                f"schedule  {schedule}\n")
 
     start = time.perf_counter()
-    tile = attention.trace(dict(schedule.tiles), T=f16, D=d, E=d, mask=mask)
+    tile = attention.trace(dict(schedule.tiles), T=f16, D=d, E=d, mask=mask, lazy=lazy, sums=sums)
     traced = milliseconds(start)
     program = Program(tile, schedule, arch)
     start = time.perf_counter()
@@ -66,7 +70,7 @@ def run_demo(target: str | None, out: Path) -> None:
                f"{r.stack_bytes} B stack, {built.facts.threads} threads")
     for path in waiting("writing", lambda: write_levels(program, out)):
         click.echo(f"wrote     {path}")
-    if gpu_available() and gpu_target() == arch:
+    if gpu_available() and runs_here(program):
         on_gpu(program, mask)
     else:
         click.echo("\nno GPU here that runs this: the kernel was checked in the simulator and compiled, not run")
@@ -86,6 +90,16 @@ def worst(got: np.ndarray, want: np.ndarray) -> float:
         return float(np.max(np.where(same, 0.0, np.abs(np.asarray(got, np.float64) - want))))
 
 
+def runs_here(program: Program) -> bool:
+    from .launch import check_arch
+
+    try:
+        check_arch(program.built.facts, 0)
+    except FcError:
+        return False
+    return True
+
+
 def on_gpu(program: Program, mask: str) -> None:
     """Run beside PyTorch where torch is installed, else only against the reference."""
     import importlib.util
@@ -97,7 +111,7 @@ def on_gpu(program: Program, mask: str) -> None:
         return
     import torch
 
-    b, h, s, d = 4, 16, 2048, SIMULATED[-1]
+    b, h, s, d = TIMED
     q, k, v = (torch.randn(b, s, h, d, device="cuda", dtype=torch.float16).transpose(1, 2) for _ in range(3))
     o = torch.full_like(q, float("nan"))
     lse = torch.full((b, h, s), float("nan"), device="cuda")

@@ -41,6 +41,7 @@ ERROR_CODES: dict[str, str] = {
     "sim/launch": "a kernel that is launched early touches a tensor before the kernels in front of it have ended",
     "sim/value": "a machine program computes something else than the program that it is compared with",
     "sim/unwritten": "elements of an output that no store reaches",
+    "sim/align": "an access of global memory that does not start on a multiple of its size",
     "sim/bounds": "an access outside its tensor or buffer",
     # calls
     "call/argument": "an argument of a kernel call has the wrong type, shape, dtype, device or alignment",

@@ -23,7 +23,8 @@ def attention(q: Any, k: Any, v: Any, *, causal: bool | str = False, scale: floa
 
     q: [B, H, M, D]; k: [B, Hkv, N, D]; v: [B, Hkv, N, E]; f16 or bf16, any strides with a contiguous last axis; H a multiple of Hkv
     (grouped heads); D and E multiples of 8 from 16 to 256. causal: "top_left" (key j is seen by row i if j <= i), "bottom_right"
-    (j <= i + N - M), or True where M = N and both are the same. scale: 1/sqrt(D) if None. Returns [B, H, M, E], and with return_lse the
+    (j <= i + N - M), or True where M = N and both are the same. Views whose pointers or strides are not multiples of 16 bytes take a slower
+    kernel with narrower accesses. scale: 1/sqrt(D) if None. Returns [B, H, M, E], and with return_lse the
     natural log-sum-exp [B, H, M] in float32. Rows that see no key give 0 and -inf. out: where to write instead of a new tensor.
 
     Raises FcError "call/argument" before anything is launched. The algorithm is FlashAttention-2's (Dao, 2023).
@@ -74,7 +75,15 @@ def _call(qa: Any, ka: Any, va: Any, o: Any, lse: Any, kind: str, scale: float,
     rows = packed(given, kind)
     if rows is not None:
         given, kind = rows, "none"
-    return _program(given["Q"], ka, va, kind, scale, lse is not None, schedule), {**given, "scale": scale}
+    aligned = all(_in_lines(a) for n, a in given.items() if n != "LSE")
+    return _program(given["Q"], ka, va, kind, scale, lse is not None, schedule, aligned), {**given, "scale": scale}
+
+
+def _in_lines(a: Any) -> bool:
+    """Whether bulk copies can move a tensor: its pointer and strides are multiples of 16 bytes."""
+    from .ir.alignment import WIDEST, of_arguments
+
+    return all(n == WIDEST for n in of_arguments(a.ptr, a.shape, a.strides, 2).words)
 
 
 def _described(q: Any, k: Any, v: Any, causal: Any, scale: float | None) -> tuple[Any, Any, Any, str, float]:
@@ -87,10 +96,11 @@ def _described(q: Any, k: Any, v: Any, causal: Any, scale: float | None) -> tupl
     return qa, ka, va, kind, 1.0 / math.sqrt(qa.shape[3]) if scale is None else _scale(scale)
 
 
-def _program(qa: Any, ka: Any, va: Any, kind: str, scale: float, return_lse: bool, schedule: Schedule | None) -> Program:
-    """The program for these arguments."""
+def _program(qa: Any, ka: Any, va: Any, kind: str, scale: float, return_lse: bool, schedule: Schedule | None, aligned: bool) -> Program:
+    """The program for these arguments. aligned: bulk copies can move them; else they are read by a kernel that makes none."""
     arch = _arch(qa.device, schedule)
     if schedule is None:
+        arch = arch if aligned else target(arch.rstrip("a")).arch
         from .kernels.schedules import choose
         from .runtime import driver
 

@@ -7,20 +7,22 @@ call with the same ones only reads pointers. Nothing is touched before all check
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from math import prod
 from typing import Any
 
 from .compiler import Built, Facts
 from .errors import FcError
+from .ir.alignment import Promise, of_arguments, refusal
 from .runtime import counters, driver, module, steady, tensors
 
 
 class Launcher:
-    """One compiled kernel on the devices it has been called on. order: the arguments whose values vary from call to call, tensors first."""
+    """One compiled kernel on the devices it has been called on. order: the arguments whose values vary from call to call, tensors first.
+    narrower: the launcher of the same kernel for tensors that keep less than this one asks of pointers and strides."""
 
-    def __init__(self, built: Built):
-        self.built, self.facts = built, built.facts
+    def __init__(self, built: Built, narrower: Callable[[dict[str, Promise]], Launcher] | None = None):
+        self.built, self.facts, self._narrower = built, built.facts, narrower
         self.names = tuple(p[0] for p in self.facts.params)
         self._kinds = {p[0]: "ptr" if p[1] == "tensor" else p[2] for p in self.facts.params}
         self.order = tuple(sorted(self.names, key=lambda n: self._kinds[n] != "ptr"))
@@ -71,12 +73,16 @@ class Launcher:
         sizes = sizes_of(self.facts, {n: a.shape for n, a in described.items()})
         for name, kind, dtype, dims, flags in self.facts.params:
             if kind == "tensor":
-                itemsize = tensors.ITEMSIZE[dtype]
-                wide = len(dims) > 1 and itemsize <= 4
-                tensors.check(described[name], name=name, dtype=dtype, device=device, align=16 if wide else itemsize,
-                              stride_align=16 if wide and described[name].shape[-1] * itemsize % 16 == 0 else itemsize)
+                tensors.check(described[name], name=name, dtype=dtype, device=device)
                 if "out" in flags and described[name].readonly:
                     raise FcError("call/argument", f"argument `{name}` is written, but its owner says it is read-only")
+        refused = self._misaligned(described)
+        if refused:
+            maps = {flat[1] for flat in self.facts.flat if flat[0] == "map"}
+            if self._narrower is None or not maps.isdisjoint(refused):
+                raise next(iter(refused.values()))
+            have = {n: of_arguments(a.ptr, a.shape, a.strides, tensors.ITEMSIZE[a.dtype]) for n, a in described.items()}
+            return self._narrower(have)._plan(described, device)
         blocks = grid_blocks(self.facts, sizes)
         if self.facts.persistent != "none":
             cluster = prod(axis[3] for axis in self.facts.grid)
@@ -91,10 +97,21 @@ class Launcher:
                                    kernel.bind((blocks, 1, 1), (self.facts.threads, 1, 1), self.facts.smem_bytes, self.facts.pdl),
                                    self._counter(device).address if counted and blocks else lambda stream: 0)
 
+    def _misaligned(self, described: dict[str, tensors.TensorArg]) -> dict[str, FcError]:
+        """What is wrong with each tensor that does not keep what the kernel's accesses need."""
+        out = {}
+        for name, pointer, *strides in self.facts.aligned:
+            a = described[name]
+            wrong = refusal(name, Promise(pointer, tuple(strides)), a.ptr, a.shape, a.strides, tensors.ITEMSIZE[a.dtype])
+            if wrong is not None:
+                out[name] = wrong
+        return out
+
     def _parameter(self, flat: tuple[Any, ...], described: dict[str, tensors.TensorArg], sizes: dict[str, int]) -> steady.Parameter:
         kind, name, axis, detail = flat
         if kind == "stride":
-            return steady.Constant("i64", described[name].strides[axis])
+            a = described[name]  # nobody steps along an axis of one element, but addresses that are not used are made of its stride too
+            return steady.Constant("i64", a.strides[axis] if a.shape[axis] > 1 else 0)
         if kind == "size":
             return steady.Constant("i32", sizes[name])
         if kind == "counter":

@@ -10,6 +10,7 @@ import numpy as np
 
 from . import compiler
 from .errors import FcError
+from .ir.alignment import Promise, natural, nothing, of_arguments, promised, with_promises
 from .ir.core import Kernel, Value
 from .ir.schedule import Schedule
 from .ir.types import Tensor
@@ -30,6 +31,7 @@ class Program:
         self.schedule = schedule
         self._source = kernel
         self._launcher: Launcher | None = None
+        self._narrowed: dict[Any, Program] = {}
         #: machine IR that was given as text is compiled without a run in the simulator
         self.trust = False
         #: told the name of each step of a compilation as it begins
@@ -124,7 +126,21 @@ class Program:
         """Run the machine IR in the simulator; raises the first race, stale read or deadlock that it finds."""
         from .sim.machine import check
 
-        return check(self.machine, self._inputs(arguments), self.target, seed=seed).outputs
+        inputs = self._inputs(arguments)
+        return check(self._for_arrays(inputs).machine, inputs, self.target, seed=seed).outputs
+
+    def _for_arrays(self, inputs: Mapping[str, Any]) -> Program:
+        """This program, or where arrays do not keep what it asks of strides, the one that a call would take."""
+        from .sim.addresses import row_strides
+
+        asked = promised(self.machine) or {}
+        have, fits = {}, True
+        for p in self._source.params:
+            x = inputs.get(p.name)
+            if isinstance(p.type, Tensor) and (strides := row_strides(x)) is not None and len(strides) == len(p.type.dims):
+                have[p.name] = of_arguments(0, x.shape, strides, p.type.dtype.bytes)
+                fits = fits and have[p.name].covers(asked.get(p.name) or nothing(p.type))
+        return self if fits or self.level != "tile" else self.narrowed(have)
 
     def _inputs(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         flags = self._source.flags
@@ -141,8 +157,18 @@ class Program:
         if self._launcher is None:
             from .launch import Launcher
 
-            self._launcher = Launcher(self.built)
+            self._launcher = Launcher(self.built, (lambda have: self.narrowed(have).launcher) if self.level == "tile" else None)
         return self._launcher
+
+    def narrowed(self, have: Mapping[str, Promise]) -> Program:
+        """This program for tensors of which so much is known, whose accesses are as wide as that allows; a kernel of its own, compiled when
+        it is called."""
+        kept = {p.name: natural(p.type).either(have[p.name]) if p.name in have else natural(p.type)
+                for p in self._source.params if isinstance(p.type, Tensor)}
+        key = tuple((name, *p.words) for name, p in kept.items())
+        if key not in self._narrowed:
+            self._narrowed[key] = Program(with_promises(self._source, kept), self.schedule, self.target.arch)
+        return self._narrowed[key]
 
     def __call__(self, *tensors: Any, stream: int | None = None, **named: Any) -> None:
         names = [p.name for p in self._source.params]

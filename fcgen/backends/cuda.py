@@ -8,7 +8,6 @@ The printer decides no schedule: loops, buffers, slots and barriers are the kern
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 from ..errors import FcError, Loc
@@ -29,7 +28,8 @@ from . import (  # noqa: F401  (they register how ops print)
 )
 from .cuda_emit import Emitter, memtype
 from .cuda_grid import grid
-from .cuda_roles import used_lines
+from .cuda_names import STAND_IN, code_of, comment, identifier, string
+from .cuda_roles import used_lines, words_of
 from .cuda_text import CTYPES
 
 
@@ -62,6 +62,7 @@ def print_cuda(kernel: Kernel, target: Target, line_directives: bool = False) ->
     """The kernel as CUDA C++. line_directives: also emit `#line`, so that profilers show the spec."""
     if kernel.level != "machine":
         raise FcError("compile/unsupported", f"{target.arch} prints machine kernels", expected="machine", got=kernel.level)
+    _check_numbers(kernel)
     written = {op.operands[0] for op in walk_kernel(kernel) if op.kind == "st_global"}
     written |= {p for p in kernel.params if "out" in kernel.flags.get(p.name, ())}
     if len(kernel.roles) > 1 or any(isinstance(b.type, Mbarrier) for b in kernel.buffers):
@@ -74,17 +75,29 @@ def print_cuda(kernel: Kernel, target: Target, line_directives: bool = False) ->
         if not any(op.kind == "block_index" for op in walk_kernel(kernel)):
             grid(em)
         cuda_flow.emit_block(em, kernel.body)
-        for t in _thread_lines("\n".join(t for _, t, _ in used_lines(list(em.w.root.flat())))):
+        for t in _thread_lines(words_of(used_lines(list(em.w.root.flat())))):
             start.line(t)
-    return _assemble(em, _params(em), kernel.name, line_directives)
+    return _assemble(em, _params(em), line_directives)
 
 
-def _thread_lines(text: str) -> list[str]:
+def _check_numbers(kernel: Kernel) -> None:
+    """What goes into the text as a number is one: `meta` holds whatever a file says."""
+    offsets = kernel.meta.get("smem_offsets", ())
+    whole = {"min_blocks": [kernel.meta.get("min_blocks", 1)], "smem_bytes": [kernel.meta.get("smem_bytes", 0)],
+             "smem_offsets": offsets if isinstance(offsets, tuple) else [offsets]}
+    for name, values in whole.items():
+        if not all(type(v) is int and 0 <= v < 2**31 for v in values):
+            raise FcError("ir/verify", f"meta {name} is made of whole numbers", expected="at least 0", got=kernel.meta[name])
+    if len(whole["smem_offsets"]) != len(kernel.buffers):
+        raise FcError("ir/verify", "meta smem_offsets has a number for each buffer", expected=len(kernel.buffers), got=len(offsets))
+
+
+def _thread_lines(words: set[str]) -> list[str]:
     """Who am I, and where is shared memory: only what the body reads."""
     lines = {"smem_base": "const uint32_t smem_base = static_cast<uint32_t>(__cvta_generic_to_shared(smem));",
              "warp": "const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);  // known to be the same in all lanes",
              "lane": "const int lane = threadIdx.x % 32;"}
-    return [line for word, line in lines.items() if re.search(rf"\b{word}\b", text)]
+    return [line for word, line in lines.items() if word in words]
 
 
 def _params(em: Emitter) -> tuple[ParamSpec, ...]:
@@ -92,11 +105,11 @@ def _params(em: Emitter) -> tuple[ParamSpec, ...]:
     for p in em.kernel.params:
         if isinstance(p.type, Tensor):
             out.append(ParamSpec("ptr", p.name, -1, f"{'' if p in em.written else 'const '}{memtype(p)}*"))
-            out += [ParamSpec("stride", p.name, a, "long long") for a in range(len(p.type.dims)) if (p.name, a) in em.strides]
+            out += [ParamSpec("stride", p.name, a, "long long") for a in range(len(p.type.dims)) if (p, a) in em.strides]
     maps = [ParamSpec("map", tensor.name, -1, "TensorMap", detail) for tensor, detail in em.maps]
     if maps or em.counter:
-        text = "\n".join(t for _, t, _ in em.w.root.flat() if not t.lstrip().startswith("//"))
-        out = [p for p in out if p.kind != "ptr" or re.search(rf"\b{em.pname[em.kernel.param(p.name)]}\b", text)]
+        words = words_of(list(em.w.root.flat()))
+        out = [p for p in out if p.kind != "ptr" or em.pname[em.kernel.param(p.name)] in words]
     out = [*maps, *out, *([ParamSpec("counter", "counter", -1, "int*")] if em.counter else [])]
     out += [ParamSpec("scalar", p.name, -1, CTYPES[p.type.dtype.name]) for p in em.kernel.params if isinstance(p.type, Scalar)]
     dims = dict.fromkeys(d for p in em.kernel.params if isinstance(p.type, Tensor) for d in p.type.dims if isinstance(d, str))
@@ -111,10 +124,10 @@ def _c_param(em: Emitter, p: ParamSpec) -> str:
         return "int* counter"
     if p.kind == "map":
         return f"const __grid_constant__ TensorMap {em.maps[em.kernel.param(p.name), p.detail]}"
-    name = em.pname[em.kernel.param(p.name)]
+    value = em.kernel.param(p.name)
     if p.kind == "ptr":
-        return f"{p.ctype} __restrict__ {name}"
-    return f"{p.ctype} {name}_s{p.axis}" if p.kind == "stride" else f"{p.ctype} {name}"
+        return f"{p.ctype} __restrict__ {em.pname[value]}"
+    return f"{p.ctype} {em.strides[value, p.axis] if p.kind == 'stride' else em.pname[value]}"
 
 
 def _header(em: Emitter) -> list[str]:
@@ -135,7 +148,7 @@ def _header(em: Emitter) -> list[str]:
         out.append(f"shared:   {meta.get('smem_bytes', 0)} bytes")
         for b, at in zip(k.buffers, meta["smem_offsets"]):
             out.append(f"          {at:>6}  {b.name}: {str(b.type).removeprefix('smem ')}")
-    return [f"// {t}".rstrip() for t in out]
+    return [comment(t) for t in out]
 
 
 def _function(rec: Instr) -> list[str]:
@@ -148,74 +161,65 @@ def _function(rec: Instr) -> list[str]:
     return "\n".join([*lines, "}", ""]).split("\n")
 
 
-def _assemble(em: Emitter, params: tuple[ParamSpec, ...], name: str, line_directives: bool) -> CudaSource:
+def _assemble(em: Emitter, params: tuple[ParamSpec, ...], line_directives: bool) -> CudaSource:
     k, meta = em.kernel, em.kernel.meta
     threads = k.warps * 32
-    lines: list[tuple[str, Loc | None]] = [(t, None) for t in _header(em)]
-    lines.append(("", None))
-    for h in em.headers:
-        lines.append((f"#include <{h}>", None))
-    if em.headers:
-        lines += [("using namespace nvcuda;", None), ("", None)]
+    symbol = f"{identifier(k.name, 'kernel')}_{em.target.arch}"  # as extern "C" names of CUDA's headers never are: not norm, not main
     body = used_lines(list(em.w.root.flat()))
-    text = "\n".join(t for _, t, _ in body)
-    if "INF" in text:
-        lines += [("#define INF __int_as_float(0x7f800000)", None)]
-    if "NAN" in text:
-        lines += [("#define NAN __int_as_float(0x7fffffff)", None)]
-    if any("uint16_t" in r.signature for r in em.used.values()):
-        lines += [("using uint16_t = unsigned short;", None)]
-    lines += [("using uint32_t = unsigned int;", None)]
-    if re.search(r"\buint64_t\b", text) or any("uint64_t" in r.signature + r.returns for r in em.used.values()):
-        lines += [("using uint64_t = unsigned long long;", None)]
+    words = words_of(body)
+    types = "".join(r.signature + r.returns for r in em.used.values())
+    before = [f"#include <{h}>" for h in em.headers] + (["using namespace nvcuda;", ""] if em.headers else [])
+    before += [f"#define {w} __int_as_float({bits})" for w, bits in (("INF", "0x7f800000"), ("NAN", "0x7fffffff")) if w in words]
+    for name, is_used in (("uint16_t = unsigned short", "uint16_t" in types), ("uint32_t = unsigned int", True),
+                          ("uint64_t = unsigned long long", "uint64_t" in words or "uint64_t" in types)):
+        before += [f"using {name};"] if is_used else []
     if em.maps:
-        lines += [("struct __align__(64) TensorMap { unsigned char bytes[128]; };  // made by cuTensorMapEncodeTiled", None)]
+        before.append("struct __align__(64) TensorMap { unsigned char bytes[128]; };  // made by cuTensorMapEncodeTiled")
     for d in sorted({p.type.dtype.name for p in k.params if isinstance(p.type, Tensor) and p.type.dtype.bits == 16}):
-        lines.append((f"using {d} = unsigned short;  // its bits", None))
-    lines.append(("", None))
-    for rec in em.used.values():
-        lines += [(t, None) for t in _function(rec)]
-    if em.helpers:
-        lines.append(("// Register i of a tile -> the register, or the offset, that goes with it.", None))
-        for h in em.helpers.values():
-            lines += [(t, None) for t in h.split("\n")]
-        lines.append(("", None))
-    blocks = meta.get("min_blocks", 1)
+        before.append(f"using {d} = unsigned short;  // its bits")
+    helpers = [t for h in em.helpers.values() for t in h.split("\n")]
+    if helpers:
+        helpers = ["// Register i of a tile -> the register, or the offset, that goes with it.", *helpers, ""]
     cluster = f"__cluster_dims__({k.cluster}, 1, 1) " if k.cluster > 1 else ""
-    lines.append((f'extern "C" __global__ void {cluster}__launch_bounds__({threads}, {blocks or 1})', None))
+    bounds = f'extern "C" __global__ void {cluster}__launch_bounds__({threads}, {meta.get("min_blocks", 1) or 1})'
     args = [_c_param(em, p) for p in params]
-    lines += _wrapped(f"{name}(", args)
-    if em.uses_smem or any(t.find("smem") >= 0 for _, t, _ in body):
-        lines.append(("    extern __shared__ __align__(1024) unsigned char smem[];", None))
-    for indent, t, loc in body:
-        pad = "    " * indent
-        lines.append((f"{pad}{t}" if t else "", loc))
+    smem = ["    extern __shared__ __align__(1024) unsigned char smem[];"] if em.uses_smem or words & {"smem", "smem_base"} else []
+    code = "\n".join(code_of(t) for t in [*before, *helpers, bounds, *args, *smem, *(t for _, t, _ in body)])
+    names = em.names.settle(code, [symbol, *em.used])
+
+    def named(text: str) -> str:
+        return STAND_IN.sub(lambda m: names[m[0]], text)
+
+    lines: list[tuple[str, Loc | None]] = [(t, None) for t in [*_header(em), "", *before, ""]]
+    lines += [(t, None) for rec in em.used.values() for t in _function(rec)]
+    lines += [(named(t), None) for t in [*helpers, bounds, *_wrapped(f"{symbol}(", list(map(named, args))), *smem]]
+    lines += [(f"{'    ' * indent}{named(t)}" if t else "", loc) for indent, t, loc in body]
     lines.append(("}", None))
     if line_directives:
         lines = _with_directives(lines)
     line_map = {n: loc for n, (_, loc) in enumerate(lines, 1) if loc is not None}
-    return CudaSource("\n".join(t for t, _ in lines) + "\n", line_map, params, meta.get("smem_bytes", 0), threads, name)
+    return CudaSource("\n".join(t for t, _ in lines) + "\n", line_map, params, meta.get("smem_bytes", 0), threads, symbol)
 
 
-def _wrapped(head: str, args: list[str], width: int = 120) -> list[tuple[str, Loc | None]]:
+def _wrapped(head: str, args: list[str], width: int = 120) -> list[str]:
     out, line = [], head
     for n, a in enumerate(args):
         piece = a + (", " if n < len(args) - 1 else ") {")
         if len(line) + len(piece) > width:
-            out.append((line.rstrip(), None))
+            out.append(line.rstrip())
             line = "    " + " " * 4
         line += piece
     if not args:
         line += ") {"
-    return [*out, (line, None)]
+    return [*out, line]
 
 
 def _with_directives(lines: list[tuple[str, Loc | None]]) -> list[tuple[str, Loc | None]]:
     out: list[tuple[str, Loc | None]] = []
     last = None
     for t, loc in lines:
-        if loc is not None and loc != last and not t.lstrip().startswith(("//", "}", "#")):
-            out.append((f'#line {loc.line} "{loc.file}"', loc))
+        if loc is not None and loc != last and 0 < loc.line < 2**31 and not t.lstrip().startswith(("//", "}", "#")):
+            out.append((f'#line {loc.line} {string(loc.file)}', loc))
             last = loc
         out.append((t, loc))
     return out

@@ -16,8 +16,8 @@ from .hopper import HINTS
 def _cursor(em: Emitter, op: Op) -> None:
     c = op.result
     base = (c.name or "ring").removesuffix("_at")
-    slot = em.names(f"{base}_slot") if c.type.slots > 1 else ""
-    parity = em.names(f"{base}_parity")
+    slot = em.names(f"{base}_slot", local=True) if c.type.slots > 1 else ""
+    parity = em.names(f"{base}_parity", local=True)
     em.cursors[c] = (slot, parity)
     if slot:
         em.w.line(f"int {slot} = 0;")
@@ -230,7 +230,7 @@ def _while(em: Emitter, op: Op) -> None:
                 em.nonneg.add(arg)
         else:
             raise FcError("compile/unsupported", "a while loop carries scalars and cursors", got=arg.type, loc=op.loc)
-    go = em.names("go")
+    go = em.names("go", local=True)
     em.w.line(f"bool {go} = {em.scalar(op.operands[0])};")
     em.open(f"while ({go}) {{")
     for arg, name in names.items():

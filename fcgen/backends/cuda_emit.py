@@ -16,8 +16,9 @@ from ..ir.core import Kernel, Op, Value
 from ..ir.layout import LANES, RegLayout
 from ..ir.target import Instr, Target
 from ..ir.types import Buffer, Frag, Pending, Scalar, Tensor
+from .cuda_names import Names, comment
 from .cuda_plan import Plan, make_plan
-from .cuda_text import CTYPES, MEMTYPES, UNARY, ZERO, Names, Segment, Writer, X, add, binary, call, closed_form, literal
+from .cuda_text import CTYPES, MEMTYPES, UNARY, ZERO, Segment, Writer, X, add, binary, call, closed_form, literal
 
 
 @dataclass
@@ -53,7 +54,7 @@ class Emitter:
         self.helpers: dict[str, str] = {}        # index helper name -> definition
         self.tables: dict[bytes, str] = {}       # index table -> helper name
         self.sizes: dict[str, None] = {}
-        self.strides: dict[tuple[str, int], None] = {}
+        self.strides: dict[tuple[Value, int], str] = {}
         self.written: set[Value] = set()
         self.last_loc: tuple[str, int] | None = None
         self.headers: dict[str, None] = {}
@@ -74,13 +75,13 @@ class Emitter:
         self.used, self.helpers, self.tables, self.headers = first.used, first.helpers, first.tables, first.headers
         self.size_names, self.sizes, self.strides, self.written = first.size_names, first.sizes, first.strides, first.written
         self.maps, self.pname, self.ring_name = first.maps, first.pname, first.ring_name
-        self.names.scopes[0] |= {*first.pname.values(), *first.size_names.values(), *first.maps.values(), *first.tables.values()}
+        self.names = first.names
 
     def map_of(self, tensor: Value, detail: tuple[int, ...]) -> str:
         """The parameter that holds the tensor map for boxes of these sizes (outermost axis first) and this swizzle."""
         key = (tensor, detail)
         if key not in self.maps:
-            self.maps[key] = self.names(f"{tensor.name.lower()}_map", scope=0)
+            self.maps[key] = self.names(f"{tensor.name.lower()}_map")
         return self.maps[key]
 
     # ---- text ----
@@ -107,12 +108,11 @@ class Emitter:
             if loc is None or (loc.file, loc.line) == self.last_loc:
                 continue
             self.last_loc = (loc.file, loc.line)
-            text = (loc.source_line() or "").strip().rstrip("\\")  # a backslash would swallow the next line
-            self.w.line(f"// {text}  [{loc.short}]" if text else f"// {loc.short}")
+            text = (loc.source_line() or "").strip()
+            self.w.line(comment(f"{text}  [{loc.short}]" if text else loc.short))
 
     def open(self, head: Callable[[], list[str]] | str) -> None:
-        """Open a block; a callable gives its first lines, whose names live in the block."""
-        self.names.push()
+        """Open a block; a callable gives its first lines."""
         before = self.w.mark()
         lines = [head] if isinstance(head, str) else head()
         for t in lines[:-1]:
@@ -122,14 +122,11 @@ class Emitter:
 
     def close(self, text: str = "}") -> None:
         self.frames.pop()
-        self.names.pop()
         self.w.close(text)
 
     def turn(self, text: str) -> None:
         """Close a block and open its other branch. What is hoisted out of that one stands in front of both."""
         before = self.frames.pop().before
-        self.names.pop()
-        self.names.push()
         self.w.close("")
         self.w.root.items.pop()
         self.w.open(text)
@@ -144,7 +141,7 @@ class Emitter:
         if x.text.isidentifier():
             return x
         depth = min(x.depth, self.depth)
-        name = X(self.names(wish, scope=depth), depth=depth)
+        name = X(self.names(wish, local=True), depth=depth)
         frame.cache[key] = name
         line = f"{ctype} {name} = {x};" if ctype.endswith("*") else f"const {ctype} {name} = {x};"
         if x.depth >= self.depth:
@@ -165,7 +162,7 @@ class Emitter:
             return X(str(dim))
         self.sizes[dim] = None
         if dim not in self.size_names:
-            self.size_names[dim] = self.names(dim, scope=0)
+            self.size_names[dim] = self.names(dim, "n")
         return X(self.size_names[dim])
 
     def stride(self, tensor: Value, axis: int) -> X:
@@ -173,8 +170,9 @@ class Emitter:
         assert isinstance(tensor.type, Tensor)
         if axis == len(tensor.type.dims) - 1:
             return X("1")
-        self.strides[(tensor.name, axis)] = None
-        return X(f"{self.pname[tensor]}_s{axis}")
+        if (tensor, axis) not in self.strides:
+            self.strides[tensor, axis] = self.names(f"{self.pname[tensor]}_s{axis}")
+        return X(self.strides[tensor, axis])
 
     def fold(self, v: Value, env: dict[Value, int] | None = None) -> int | None:
         """The value of an integer scalar where it is known when the kernel is compiled (given unrolled indices in env)."""
@@ -266,7 +264,7 @@ class Emitter:
     def helper(self, table: np.ndarray, wish: str) -> str:
         key = table.tobytes()
         if key not in self.tables:
-            name = self.names(wish, scope=0)
+            name = self.names(wish)
             self.tables[key] = name
             form = closed_form(table, X("i"))
             if form is not None:

@@ -11,6 +11,7 @@ from ..ir.types import Buffer, Cursor, Frag, Scalar
 from .cuda_emit import EMIT, Emitter, Unrolled, emits
 from .cuda_expr import nonneg
 from .cuda_frag import evaluate_into
+from .cuda_names import comment
 from .cuda_text import CTYPES, X, binary
 
 #: the first of the named barriers of parts of a role; below are the tokens', above those of whole roles
@@ -112,7 +113,7 @@ def _for(em: Emitter, op: Op) -> None:
         _carry_out(em, op, names)
         return
     if op.get("part"):
-        em.w.line(f"// {op['part']} part of the range")
+        em.w.line(comment(f"{op['part']} part of the range"))
     x, y = em.scalar(lo), em.scalar(hi)
     last_index = str(b - 1) if b is not None else binary("-", y, X("1"))
 

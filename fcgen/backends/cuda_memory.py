@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..errors import FcError
+from ..ir.alignment import run
 from ..ir.core import Op, Value
 from ..ir.layout import LANES, RegLayout
 from ..ir.types import DType, Tensor
@@ -169,15 +170,6 @@ def _copies(em: Emitter, layout: RegLayout) -> X | None:
     return em.writer_predicate(layout, None)
 
 
-def _width(em: Emitter, op: Op, tensor: Value, layout: RegLayout, scalars: tuple[Value, ...]) -> int:
-    """Elements per global access: what the layout, the op and the guards allow."""
-    size = tensor.type.dtype.bytes
-    vec = min(layout.vector(), op["vec"], 16 // size) if layout.axes else 1
-    while vec > 1 and (vec & (vec - 1) or layout.regs % vec or Rectangle(em, op, tensor, scalars, layout, vec).ragged()):
-        vec -= 1
-    return vec
-
-
 def registers(dtype: DType, name: str, i: X, vec: int) -> tuple[str, int]:
     """(pointer to the run's registers, how many) for run i."""
     per = vec * dtype.bits // 32 if dtype.bits == 16 else vec
@@ -191,7 +183,7 @@ def _ld_global(em: Emitter, op: Op) -> None:
     layout, dtype = v.type.layout, v.type.dtype
     em.comment([op.loc])
     name = em.declare(v)
-    vec = _width(em, op, tensor, layout, op.operands[1:])
+    vec = run(op)
     rect = Rectangle(em, op, tensor, op.operands[1:], layout, vec)
     src = rect.pointer()
     rect.prepare()
@@ -232,9 +224,7 @@ def _st_global(em: Emitter, op: Op) -> None:
     em.comment([op.loc])
     adds = op.get("reduce") == "add"
     name = stored(em, v)
-    vec = _width(em, op, tensor, layout, op.operands[2:])
-    if adds:
-        vec = min(vec, 2) if dtype.bits == 16 else 1
+    vec = run(op)
     rect = Rectangle(em, op, tensor, op.operands[2:], layout, vec)
     dst = rect.pointer()
     rect.prepare()

@@ -291,7 +291,6 @@ def _share(plan: Plan, block: Block) -> None:
             for arg, out in zip(op.regions[0].args[1:], op.results):
                 _merge(plan, arg, out, force=True)
     _merge_loops(plan, block)
-    _merge_same(plan, block)
 
 
 def _merge_loops(plan: Plan, block: Block) -> None:
@@ -316,14 +315,3 @@ def _merge_loops(plan: Plan, block: Block) -> None:
             _merge(plan, op.result, op.operands[0])
         for r in op.regions:
             _merge_loops(plan, r)
-
-
-def _merge_same(plan: Plan, block: Block) -> None:
-    """A pointwise step on a variable of the spec (`s` from `s`) works in place."""
-    for op in block.ops:
-        if op.kind in POINTWISE and op.results and op.result in plan.parent:
-            for v, direct in plan.reads(op):
-                if direct and v.name and v.name == op.result.name:
-                    _merge(plan, v, op.result)
-        for r in op.regions:
-            _merge_same(plan, r)

@@ -19,12 +19,13 @@ from .cuda_async import check_cursors
 from .cuda_emit import Emitter
 from .cuda_flow import emit_block
 from .cuda_grid import grid
+from .cuda_names import WORD, code_of, comment
 from .cuda_text import X
 from .cuda_wgmma import fences
 
 #: named barriers of roles count down from the last one; tokens count up from 1
 LAST_BARRIER = 15
-WORD, CONSTANT = re.compile(r"\w+"), re.compile(r"const [\w ]+ (\w+) = |const \w+\* (\w+) = ")
+CONSTANT = re.compile(r"const [\w ]+ (\w+) = |const \w+\* (\w+) = ")
 
 
 def prepare(em: Emitter) -> None:
@@ -63,11 +64,13 @@ def print_roles(kernel: Kernel, target: Target, written: set[Value]) -> Emitter:
     for n, role in enumerate(kernel.roles):
         em = Emitter(replace(kernel, roles=(role,)), target)
         em.share(main)
+        em.names.part = n + 1
         em.one_thread = not any(isinstance(v.type, (Frag, Pending)) for o in walk(role.body) for v in o.results)
         em.role_barrier = LAST_BARRIER - n
         parts.append((role, first, _role(em, role, first)))
         main.counter |= em.counter
         first += role.warps
+    main.names.part = 0
     launch = 65536 // threads // 8 * 8
     for n, (role, first, lines) in enumerate(parts):
         last = n == len(parts) - 1
@@ -76,7 +79,7 @@ def print_roles(kernel: Kernel, target: Target, written: set[Value]) -> Emitter:
         if n:
             w.close("")
             w.root.items.pop()
-        w.open(f"{head}  // role {role.name}: {role.warps} warps")
+        w.open(f"{head}  {comment(f'role {role.name}: {role.warps} warps')}")
         if role.regs and len(parts) > 1:
             kind = "dec" if role.regs <= launch else "inc"
             w.line(f"{main.fn(f'setmaxnreg_{kind}')}<{role.regs}>();")
@@ -98,7 +101,7 @@ def _barriers(em: Emitter) -> None:
     w.open("if (threadIdx.x == 0) {")
     for b in bars:
         at = em.kernel.meta["smem_offsets"][em.kernel.buffers.index(b)]
-        call = f"{em.fn('mbar_init')}(smem_base + {at}%s, {b.type.count});  // {em.ring_name[b]}"
+        call = f"{em.fn('mbar_init')}(smem_base + {at}%s, {b.type.count});  {comment(em.ring_name[b])}"
         if b.type.slots == 1:
             w.line(call % "")
         else:
@@ -121,13 +124,18 @@ def _role(em: Emitter, role: Role, first: int) -> list[tuple[int, str, Loc | Non
     if em.one_thread:
         em.w.close()
     lines = used_lines(list(em.w.root.flat()))
-    text = "\n".join(t for _, t, _ in lines)
+    words = words_of(lines)
     for word, line in {"warp": f"const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0){f' - {first}' if first else ''};",
                        "lane": "const int lane = threadIdx.x % 32;"}.items():
-        if re.search(rf"\b{word}\b", text):
+        if word in words:
             start.line(line)
     lines = used_lines(list(em.w.root.flat()))
     return [(indent - 1, t, loc) for indent, t, loc in lines]
+
+
+def words_of(lines: list[tuple[int, str, Loc | None]]) -> set[str]:
+    """The identifiers of lines, comments left out."""
+    return {w for _, t, _ in lines for w in WORD.findall(code_of(t))}
 
 
 def used_lines(lines: list[tuple[int, str, Loc | None]]) -> list[tuple[int, str, Loc | None]]:
@@ -135,7 +143,7 @@ def used_lines(lines: list[tuple[int, str, Loc | None]]) -> list[tuple[int, str,
     words: dict[str, set[str]] = {}
     constant: dict[str, str] = {}  # line -> the name it gives
     for _, t, _ in lines:
-        words[t] = set(WORD.findall(t))
+        words[t] = set(WORD.findall(code_of(t)))
         if found := CONSTANT.match(t):
             constant[t] = found[1] or found[2]
     while True:

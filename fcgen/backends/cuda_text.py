@@ -1,4 +1,4 @@
-"""Text of C++: expressions with precedence, literals, names, closed forms of index tables, and the line writer."""
+"""Text of C++: expressions with precedence, literals, closed forms of index tables, and the line writer."""
 
 from __future__ import annotations
 
@@ -218,42 +218,3 @@ class Writer:
         for t in lines:
             self.line(t)
         self.close()
-
-
-#: C++ words, and names that the printed text itself uses
-_WORDS = set("""
-alignas auto bool break case char class const constexpr continue default delete do double else enum explicit export
-extern false float for friend goto if inline int long namespace new operator private protected public register return
-short signed sizeof static struct switch template this throw true try typedef typename union unsigned using virtual void
-volatile while and or not xor asm half int8_t uint32_t lane warp smem smem_base block i j e mi ni ki part value lo hi in
-at threadIdx blockIdx blockDim gridDim INF NAN f16 bf16 main exp log max min abs pow floor ceil sqrt erf tanh sin cos
-wmma nvcuda
-""".split())  # noqa: SIM905
-
-
-class Names:
-    """Gives each thing a C++ name of its own, as near to the wished one as can be."""
-
-    def __init__(self) -> None:
-        self.scopes: list[set[str]] = [set(_WORDS)]
-
-    def push(self) -> None:
-        """Names given from here on are free again after `pop`."""
-        self.scopes.append(set())
-
-    def pop(self) -> None:
-        self.scopes.pop()
-
-    def __call__(self, wish: str, default: str = "t", scope: int = -1) -> str:
-        base = re.sub(r"\W+", "_", wish).strip("_") or default
-        if base[0].isdigit():
-            base = "v" + base
-        name, n = base, 1
-        if name in _WORDS:
-            name = base + "_"
-        while any(name in s for s in self.scopes) or "__" in name:
-            n += 1
-            base = base.replace("__", "_")
-            name = f"{base}_{n}"
-        self.scopes[scope].add(name)
-        return name

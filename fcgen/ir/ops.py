@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import Any
 
 from ..errors import FcError, Loc
+from .alignment import promised
 from .core import Block, Kernel, Op, Value
 from .layout import RegLayout
 from .types import Buffer, Cursor, Frag, Pending, Type
@@ -99,6 +100,7 @@ class _Verifier:
         k = self.kernel
         if k.level not in ("tile", "machine"):
             raise FcError("ir/verify", "a kernel is at one of two levels", expected="tile or machine", got=k.level)
+        promised(k)
         outer = set(k.params) | set(k.buffers)
         for v in outer:
             self.check_type(v, None)

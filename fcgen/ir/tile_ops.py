@@ -84,7 +84,7 @@ def _select(types, attrs):
     return (with_dtype(shaped(types, "select"), types[1].dtype),)
 
 
-define("select", BOTH, "Elementwise `condition ? a : b`.", _select)
+define("select", BOTH, "Elementwise `condition ? a : b`. rare: the condition hardly ever holds.", _select, rare=(bool, None))
 
 
 def _cast(types, attrs):
@@ -257,8 +257,8 @@ def _check_load(op: Op) -> None:
     need(t.dtype == tensor.dtype, "load: the tile has the tensor's dtype", tensor.dtype, t.dtype)
 
 
-define("load", BOTH, "Read a rectangle of a tensor: `load T, scalars...`. See the module docstring.", _none, effect="read",
-       check=_check_load, index=tuple, guard=tuple)
+define("load", BOTH, "Read a rectangle of a tensor: `load T, scalars...`. See the module docstring. vec (once it is placed): at most this "
+       "many elements per access.", _none, effect="read", check=_check_load, index=tuple, guard=tuple, vec=(int, None))
 
 
 def _check_store(op: Op) -> None:
@@ -270,7 +270,7 @@ def _check_store(op: Op) -> None:
 
 
 define("store", BOTH, "Write a rectangle of a tensor: `store T, value, scalars...`; reduce=\"add\" adds atomically.", _none,
-       effect="write", check=_check_store, index=tuple, guard=tuple, reduce=(str, None))
+       effect="write", check=_check_store, index=tuple, guard=tuple, reduce=(str, None), vec=(int, None))
 
 
 def _gather(types, attrs):

@@ -14,14 +14,11 @@ in a row of few large weights (an exact 1 where nothing is lazy). LSE is always 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 import fcgen as fc
 from fcgen.lang.spec import Spec
-
-LOG2_E = math.log2(math.e)
 
 
 def visible(mask: str, rows: Any, cols: Any, M: Any, N: Any) -> Any:
@@ -33,11 +30,6 @@ def visible(mask: str, rows: Any, cols: Any, M: Any, N: Any) -> Any:
     if mask != "none":
         raise fc.FcError("trace/static", "no such mask", expected="none, causal_top_left, causal_bottom_right", got=mask)
     return cols.valid
-
-
-def weight(score: Any, base: Any) -> Any:
-    """exp(score - base), with the same bits for the same score, a tile's or a row's: one multiply-add and a power of two."""
-    return fc.exp2(score * LOG2_E - base * LOG2_E)
 
 
 def _body(
@@ -65,7 +57,7 @@ def _body(
         if lazy:  # keep a maximum that is only a little too small: then the factors below are exactly one
             top = fc.where(moved, top, m)
         base = fc.where(top == -fc.inf, 0.0, top)
-        p, fade = weight(s, base), fc.exp(m - base)
+        p, fade = fc.exp(s - base), fc.exp(m - base)
         if lazy:
             fade = fc.where(moved, fade, 1.0)
         weights = p.to(V.dtype)
@@ -79,7 +71,7 @@ def _body(
             peak <<= fc.maximum(peak, best)
     divisor: Any = l
     if peak is not None:
-        largest = weight(peak, m)
+        largest = fc.exp(peak - m)  # with the bits that it had
         divisor = fc.where(peak > 0.0, l + (largest.to(V.dtype).to(fc.f32) - largest), l)
     fc.store(O[b, h, rows], fc.where(l == 0.0, 0.0, acc / divisor).to(O.dtype))
     if lse:

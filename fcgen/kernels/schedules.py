@@ -49,12 +49,17 @@ TABLES: dict[tuple[str, str], tuple[Row, ...]] = {
 }
 
 
-def pick(arch: str, head: int, math: str = "mma", mask: str = "none") -> Schedule:
-    """The schedule for a target, a head size (the larger of the key's and the value's) and a mask kind.
+def pick(arch: str, head: int, math: str | None = None, mask: str = "none") -> Schedule:
+    """The schedule for a target, a head size (the larger of the key's and the value's) and a mask kind. math: which instructions; the
+    target's fastest if None ("wgmma" on sm_90a, else "mma").
 
-    On Hopper ("wgmma"), the one for long inputs. Raises FcError "compile/schedule" where the family has none for that head size."""
-    if math == "wgmma":
+    With "wgmma", the one for long inputs. Raises FcError "compile/schedule" where the target has none for them and that head size."""
+    math = math or ("wgmma" if arch == "sm_90a" else "mma")
+    if (arch, math) == ("sm_90a", "wgmma"):
         return hopper_schedules.pick(head, mask, hopper_schedules.ANY, hopper_schedules.ANY, 0).schedule
+    if (arch, math) not in TABLES:
+        raise FcError("compile/schedule", f"the library has no {math} schedule for {arch}", got=f"{math}, {arch}",
+                      expected="; ".join(f"{m} on {a}" for a, m in (*TABLES, ("sm_90a", "wgmma"))), hint="pass a Schedule of your own")
     table = TABLES[arch, math]
     for size, kind, schedule in table:
         if head <= size and kind in ("any", mask):

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import FcError
+from ..ir.alignment import Access, allowed
 from ..ir.core import Block, Kernel, Op, Value, definitions, uses, walk
 from ..ir.elementwise import FNS
 from ..ir.layout import OpaqueLayout, RegLayout, mma_a, mma_c, rowwise, wgmma_c
@@ -93,9 +94,13 @@ class Homes:
 
     # ---- layouts for values without an anchor -----------------------------------------------------------------------
 
-    def plain(self, t: Tile) -> RegLayout:
-        """The default for element work: 16-byte runs over as many lanes as a row can use."""
-        vec = max(1, 16 // t.dtype.bytes)
+    def widest(self, op: Op) -> int:
+        """The most elements that one access of a load or store may move."""
+        return Access.of(op).widest(allowed(self.kernel, op.operands[0]), self.defs)
+
+    def plain(self, t: Tile, vec: int = 0) -> RegLayout:
+        """The default for element work: runs of `vec` elements, or 16 bytes, over as many lanes as a row can use."""
+        vec = vec or max(1, 16 // t.dtype.bytes)
         if len(t.shape) == 2:
             return rowwise(t.shape[0], t.shape[1], self.schedule.warps, 32, vec)
         if len(t.shape) == 1:
@@ -220,7 +225,7 @@ class Homes:
                 return True
         if pending:
             op = max(pending, key=lambda o: len(o.result.type.shape))
-            self.forced[op.result] = self.plain(op.result.type)
+            self.forced[op.result] = self.plain(op.result.type, self.widest(op))
             return True
         for op in walk(body):
             if op.kind == "for":

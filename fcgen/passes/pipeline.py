@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from math import gcd
 from typing import Any
 
 from ..ir.core import Block, Builder, Env, Kernel, Op, Value, copy_op, free_values, substitute_block
@@ -85,7 +86,7 @@ class _Pipeliner:
         """Copy into a buffer of one slot where the load stands."""
         buffer = self.ring(op, 1)
         start_copy(op, op.operands, buffer, self.schedule, b)
-        if self.schedule.copy == "cp_async":
+        if asynchronous(op, self.schedule):
             b.do("commit_group", loc=op.loc)
         env[old.result] = buffer
 
@@ -125,7 +126,8 @@ class _Pipeliner:
         loads = [[o for o in body.ops if is_shared_load(o)] for body in bodies]
         if len({tuple((o.operands[0], o.result.type) for o in ls) for ls in loads}) != 1:
             return []
-        ahead = [same for same in zip(*loads) if all(_scalar_slice(body, o.operands) is not None for o, body in zip(same, bodies))]
+        ahead = [same for same in zip(*loads) if all(asynchronous(o, self.schedule) and _scalar_slice(body, o.operands) is not None
+                                                     for o, body in zip(same, bodies))]
         deep = [s for s in ahead if self.schedule.stages_of(loaded_name(s[0])) > 1]
         if not deep and self.schedule.ahead and ahead and all(_in_turn([s[i] for s in ahead], body) for i, body in enumerate(bodies)):
             ahead.sort(key=lambda s: _span(s[0].result, bodies[0])[0])
@@ -225,14 +227,24 @@ def is_shared_load(op: Op) -> bool:
     return op.kind == "load" and isinstance(op.result.type, Buffer)
 
 
+def copied_run(load: Op, schedule: Schedule) -> int:
+    """Elements that one access of a copy moves."""
+    return 1 if schedule.copy == "scalar" else gcd(load["vec"], load.result.type.shape[-1])
+
+
+def asynchronous(load: Op, schedule: Schedule) -> bool:
+    """Whether `cp_async` can copy the tile: it moves 4 bytes at least."""
+    return schedule.copy == "cp_async" and copied_run(load, schedule) * load.result.type.dtype.bytes >= 4
+
+
 def start_copy(load: Op, operands: tuple[Value, ...], buffer: Value, schedule: Schedule, b: Builder) -> None:
-    """The copy of one tile: asynchronous, or through registers in 16-byte or single-element loads."""
+    """The copy of one tile: asynchronous, or through registers."""
     t: Any = load.result.type
     rows, cols = t.shape
-    vec = 1 if schedule.copy == "scalar" else 16 // t.dtype.bytes
+    vec = copied_run(load, schedule)
     threads = rowwise(rows, cols, schedule.warps, 32, vec)
     attrs = {"index": load["index"], "guard": load["guard"]}
-    if schedule.copy == "cp_async":
+    if asynchronous(load, schedule):
         b.do("cp_async", *operands, buffer, threads=threads, loc=load.loc, **attrs)
         return
     frag = b.emit("ld_global", *operands, type=Frag(t.dtype, t.shape, threads), name=load.result.name, vec=vec, loc=load.loc, **attrs)

@@ -265,7 +265,7 @@ class _Placer:
             type_: Any = buffer_for(t.dtype, t.shape, self.reader(op.result))
         else:
             type_ = _frag(op.result, home)
-        env[op.result] = b.emit("load", *env.all(op.operands), type=type_, name=op.result.name, **op.attrs)
+        env[op.result] = b.emit("load", *env.all(op.operands), type=type_, name=op.result.name, **op.attrs, vec=self.homes.widest(op))
         if op.result in self.in_regs:
             t = _frag(op.result, self.in_regs[op.result])
             self.scopes[-1][op.result, "left operand"] = b.emit("unstage", env[op.result], type=t, name=op.result.name)
@@ -351,14 +351,14 @@ class _Placer:
         if home == SMEM:
             layout = self.homes.plain(t)
         frag = self.want(v, layout, b, env)
-        vec = 16 // t.dtype.bytes
+        vec = self.homes.widest(op)
         if (self.schedule.epilogue == "smem" and len(t.shape) == 2 and layout.vector() < vec and t.shape[1] % vec == 0
                 and not op.get("reduce")):
             frag = self.convert(frag, rowwise(t.shape[0], t.shape[1], self.schedule.warps, 32, vec), b, v.name)
         swapped = quad_rows(layout) if self.schedule.epilogue == "quad" and t.dtype.bits == 16 and isinstance(layout, RegLayout) else None
         if swapped is not None:
             frag = b.emit("quad_transpose", frag, type=Frag(t.dtype, t.shape, swapped), name=v.name)
-        b.do("store", env[op.operands[0]], frag, *env.all(op.operands[2:]), **op.attrs)
+        b.do("store", env[op.operands[0]], frag, *env.all(op.operands[2:]), **op.attrs, vec=vec)
 
 
 def _frag(v: Value, home: Any) -> Frag:

@@ -12,7 +12,6 @@ What a role does for one tile goes under what hands out tiles (`grid`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -26,6 +25,7 @@ from .channels import Channel, find_channels, mailbox, readers, tile_bytes
 from .clusters import shared_loads
 from .cursors import thread_cursors
 from .grid import over_grid
+from .stores import check_bulk
 
 #: consumer warpgroups -> registers per thread (producer, consumers); setmaxnreg takes multiples of 8 and moves what the block got at launch
 REGISTERS = {1: (56, 240), 2: (40, 232), 3: (32, 160), 4: (24, 112)}
@@ -36,7 +36,9 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
         return kernel
     groups = schedule.warps // 4
     loads = [o for o in walk(kernel.body) if o.kind == "load" and isinstance(o.result.type, Buffer)]
-    _check_starts(loads, kernel)
+    defs = definitions(kernel.body)
+    for op in loads:
+        check_bulk(op, kernel, defs, 'copy="cp_async" with math="mma"')
     channels = find_channels(loads, kernel.body, schedule, shared_loads(kernel))
     box = mailbox(kernel, schedule) if schedule.persistent != "none" else None
     filled = _Filler(channels, schedule.hints).block(kernel.body)
@@ -54,30 +56,6 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
     return replace(kernel, roles=tuple(roles), buffers=(*kernel.buffers, *buffers)).with_meta(
         stage="pipelined", persistent=schedule.persistent
     )
-
-
-def _check_starts(loads: list[Op], kernel: Kernel) -> None:
-    """A bulk copy starts on 16 bytes of a tensor's row: elsewhere it is an illegal instruction (seen on an H200)."""
-    defs = definitions(kernel.body)
-    for op in loads:
-        words = op["index"]
-        scalars = [v for v, w in zip(op.operands[1:], [w for w in words if w != "all"])]
-        run = 16 // op.result.type.dtype.bytes
-        if words[-1] == "tile" and not _is_multiple(scalars[-1], run, defs):
-            raise FcError("compile/schedule", f"a tile of {op.operands[0].name} may start inside 16 bytes of a row: no bulk copy can",
-                          expected=f"tiles of {run} columns or a multiple", loc=op.loc,
-                          hint='larger Schedule.tiles along the last axis, or copy="cp_async" with math="mma"')
-
-
-def _is_multiple(v: Value, n: int, defs: Mapping[Value, Op]) -> bool:
-    op = defs.get(v)
-    if op is None:
-        return False
-    if op.kind == "const":
-        return op["value"] % n == 0
-    if op.kind == "mul":
-        return any(_is_multiple(x, n, defs) for x in op.operands)
-    return op.kind in ("add", "sub", "max", "min") and all(_is_multiple(x, n, defs) for x in op.operands)
 
 
 class _Filler:

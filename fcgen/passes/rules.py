@@ -295,6 +295,10 @@ def integers(s: Sweep, op: Op) -> Value | None:
     return None
 
 
+#: A float32 of this size is off by 2**-11 at most, and so is the exponent of a power with it: the rounding of a float16 near one.
+FAR = 2.0**13
+
+
 # ---- up to rounding --------------------------------------------------------------------------------------------------
 
 
@@ -321,7 +325,7 @@ def reciprocal(s: Sweep, op: Op) -> Value | None:
 
 @rule("mul")
 def scalar_factors(s: Sweep, op: Op) -> Value | None:
-    """(x * s1) * s2 = x * (s1 * s2); (x - r) * s = x * s - r * s for r of lower rank than x."""
+    """(x * s1) * s2 = x * (s1 * s2); (x - c) * s = x * s - c * s for a number c: rows that vary may be so large that c * s drowns x."""
     x, k = op.operands
     if op.result.type.dtype != f32 or rank(k):
         return None
@@ -330,17 +334,29 @@ def scalar_factors(s: Sweep, op: Op) -> Value | None:
     if inner and rank(inner.operands[1]) == 0 and (rank(x) or constants):
         return s.make("mul", inner.operands[0], s.make("mul", inner.operands[1], k))
     inner = s.made_by(x, "sub", "add")
-    if inner is None or rank(x) == 0:
-        return None
-    parts = [_low_rank(s, v, rank(x)) for v in inner.operands]
-    if sum(parts) != 1:
+    if inner is None or rank(x) == 0 or sum(s.const(v) is not None for v in inner.operands) != 1:
         return None
     return s.make(inner.kind, *(s.make("mul", v, k) for v in inner.operands))
 
 
-def _low_rank(s: Sweep, v: Value, n: int) -> bool:
-    spread = s.made_by(v, "broadcast")
-    return rank(v) == 0 or (spread is not None and rank(spread.operands[0]) < n)
+@rule("exp2")
+def power_of_a_difference(s: Sweep, op: Op) -> Value | None:
+    """exp2((x - r) * k) = exp2((x - d) * k - b), one multiply-add per element: b is r * k, and d is 0. Where r * k is so large that its
+    rounding would show, d is r and b is 0. r is a row, and x a tile or a row: equal elements give equal bits."""
+    scaled = s.made_by(op.operands[0], "mul")
+    inner = scaled and s.made_by(scaled.operands[0], "sub")
+    if not scaled or not inner or rank(scaled.operands[1]) or op.result.type.dtype != f32:
+        return None
+    k, (x, r) = scaled.operands[1], inner.operands
+    spread = s.made_by(r, "broadcast")
+    row = spread.operands[0] if spread else r
+    if rank(row) != 1 or x.type.shape != op.result.type.shape or s.made_by(x, "broadcast", "full"):
+        return None
+    as_tile = lambda v: s.make("broadcast", v, axes=spread["axes"], shape=r.type.shape) if spread else v
+    b, zero = s.make("mul", row, k), s.spread(s.number(0.0, f32), row.type)
+    far = s.make("gt", s.make("abs", b), s.number(FAR, f32), name="far")
+    d, b = s.make("select", far, row, zero, rare=True, name="shift"), s.make("select", far, zero, b, rare=True)
+    return s.make("exp2", s.make("sub", s.make("mul", s.make("sub", x, as_tile(d)), k), as_tile(b)))
 
 
 @rule("add")

@@ -11,12 +11,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..errors import FcError
+from ..ir.alignment import demanded, with_promises
 from ..ir.core import Block, Builder, Env, Kernel, Op, Value, free_values, walk
 from ..ir.layout import OpaqueLayout, RegLayout, mma_a, mma_b, rowwise
 from ..ir.schedule import Schedule
 from ..ir.target import Target
 from ..ir.types import Buffer, Frag, Pending, Scalar, f32, i32
-from .stores import check_alone, staging
+from .stores import INSTEAD, check_alone, check_bulk, staging
 
 #: Columns of a right operand held in fragments at once: 64 columns of 16 rows are 16 registers.
 CHUNK = 128
@@ -25,16 +26,18 @@ CHUNK = 128
 def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
     if schedule.epilogue == "tma":
         check_alone(kernel)
-    s = _Selector(schedule, target)
+    s = _Selector(schedule, target, kernel)
     roles = [replace(r, body=s.block(r.body, Env(), r.warps)) for r in kernel.roles]
     roles = [replace(r, body=s.fill_ones(r.body)) for r in roles]
-    return replace(kernel, roles=tuple(roles), buffers=(*kernel.buffers, *s.buffers, *s.ones.values())).with_meta(stage="selected")
+    out = replace(kernel, roles=tuple(roles), buffers=(*kernel.buffers, *s.buffers, *s.ones.values())).with_meta(stage="selected")
+    return with_promises(out, demanded(out))
 
 
 @dataclass
 class _Selector:
     schedule: Schedule
     target: Target
+    kernel: Kernel
     buffers: list[Value] = field(default_factory=list)
     defs: dict[Value, Op] = field(default_factory=dict)
     ones: dict[Buffer, Value] = field(default_factory=dict)  # how stored -> the buffer
@@ -64,27 +67,29 @@ class _Selector:
     # ---- data movement -----------------------------------------------------------------------------------------------
 
     def on_load(self, op: Op, b: Builder, env: Env) -> None:
-        vec = 1 if self.schedule.copy == "scalar" else 16 // op.result.type.dtype.bytes
-        env[op.result] = b.emit("ld_global", *op.operands, type=op.result.type, name=op.result.name, vec=vec, **op.attrs)
+        env[op.result] = b.emit("ld_global", *op.operands, type=op.result.type, name=op.result.name, **self.access(op))
 
     def on_store(self, op: Op, b: Builder, env: Env) -> None:
         if self.schedule.epilogue == "tma" and len(op.operands[1].type.shape) == 2:
             self.bulk_store(op, b)
             return
-        vec = 1 if self.schedule.copy == "scalar" else 16 // op.operands[1].type.dtype.bytes
-        b.do("st_global", *op.operands, vec=vec, **op.attrs)
+        b.do("st_global", *op.operands, **self.access(op))
+
+    def access(self, op: Op) -> dict[str, Any]:
+        return {**op.attrs, "vec": 1} if self.schedule.copy == "scalar" else dict(op.attrs)
 
     def bulk_store(self, op: Op, b: Builder) -> None:
         """Through a buffer of its own, from which one thread of each group of warps with rows of their own starts a copy."""
         frag = op.operands[1]
         s = staging(op, self.warps, self.target)
+        check_bulk(op, self.kernel, self.defs, INSTEAD)
         buffer, zero = Value(s.buffer, f"{op.operands[0].name.lower()}_tile"), _int(0, b)
         self.buffers.append(buffer)
         if s.blocks:
             b.do("stmatrix", frag, buffer, zero, zero, trans=s.blocks == "columns")
         else:
             b.do("st_shared", frag, buffer, zero, zero)
-        b.do("tma_store", op.operands[0], *op.operands[2:], buffer, parts=s.parts, **op.attrs)
+        b.do("tma_store", op.operands[0], *op.operands[2:], buffer, parts=s.parts, **{k: a for k, a in op.attrs.items() if k != "vec"})
         b.do("bulk_commit")
 
     def on_stage(self, op: Op, b: Builder, env: Env) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ..errors import FcError
-from ..ir.core import Kernel, Op, walk_kernel
+from ..ir.alignment import WIDEST, Access, promised
+from ..ir.core import Kernel, Op, Value, walk_kernel
 from ..ir.layout import RegLayout, matrix_blocks, native_smem
 from ..ir.store_ops import refusal
 from ..ir.target import Target
@@ -47,6 +49,24 @@ def staging(op: Op, warps: int, target: Target) -> Staging:
                       hint=INSTEAD)
     blocks = matrix_blocks(layout, warps) if frag.dtype.bits == 16 and "stmatrix_x1" in target.instrs else None
     return Staging(buffer, parts, blocks)
+
+
+def check_bulk(op: Op, kernel: Kernel, defs: Mapping[Value, Op], instead: str) -> None:
+    """Refuse a load or store that no bulk copy can make: one moves rows of a tensor, from 16 bytes of a row on (elsewhere it is an illegal
+    instruction, seen on an H200), and tensors whose strides are multiples of 16 bytes."""
+    name, access = op.operands[0].name, replace(Access.of(op), bulk=True)
+    run = WIDEST // access.tensor.dtype.bytes
+    want = access.demands(WIDEST, defs)
+    if not access.in_rows:
+        raise FcError("compile/schedule", f"a tile of {name} does not run along rows: no bulk copy can move it", loc=op.loc,
+                      expected="the tensor's last axis in the tile", hint=instead)
+    if want is None:
+        raise FcError("compile/schedule", f"a tile of {name} may start inside {WIDEST} bytes of a row: no bulk copy can", loc=op.loc,
+                      expected=f"tiles of {run} columns or a multiple", hint=f"larger Schedule.tiles along the last axis, or {instead}")
+    have = promised(kernel)
+    if have is not None and not have[name].covers(want):
+        raise FcError("compile/schedule", f"bulk copies of {name} need more than is promised of it", loc=op.loc,
+                      expected=f"pointer and strides in multiples of {WIDEST} bytes", got=have[name].words, hint=instead)
 
 
 def _own_rows(layout: RegLayout, warps: int, parts: int) -> bool:

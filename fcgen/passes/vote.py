@@ -1,8 +1,9 @@
 """vote: what hangs on a row condition that is rarely true is done under one branch per warp.
 
-In: placed machine IR. Out, with `schedule.vote`: where a row condition selects between new and old row values, `n = select(c, new, old)`,
-and `f = select(c, factor, 1)`, the selects and every `x * f` become one `if` on a vote of the warp. The other branch is the program with
-the condition false: n is old, x * f is x, nothing is computed.
+In: placed machine IR. Out: where a row condition selects between new and old row values, `n = select(c, new, old)`, between a factor
+and one, `f = select(c, factor, 1)`, or a shift and zero, `d = select(c, shift, 0)`, the selects and every `x * f` and `x - d` become one
+`if` on a vote of the warp. The other branch is the program with the condition false: n is old, x * f and x - d are x, nothing is computed.
+Conditions of selects that say `rare` are always voted on, all others with `schedule.vote`.
 
 Where the condition is a threshold on a row maximum, `max(old, row) - old > t`, a lane does not need the whole row's maximum to vote: the
 condition grows with the maximum, so it holds for the row exactly if it holds for some lane's part. The exchange between lanes moves into
@@ -26,26 +27,25 @@ ROW_WORK = {*FNS, "select", "cast", "combine", "broadcast", "full"}
 
 
 def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
-    if not schedule.vote:
-        return kernel
     positive = {p for p in kernel.params if "positive" in kernel.flags.get(p.name, ())}
 
     def body(block: Block) -> Block:
-        return remove_dead(_block(block, definitions(block), positive, schedule.compare_bits))
+        return remove_dead(_block(block, definitions(block), positive, schedule))
 
     return map_bodies(kernel, body)
 
 
-def _block(block: Block, defs: dict[Value, Op], positive: set[Value], bits: bool) -> Block:
-    block = Block(block.args, tuple(replace(o, regions=tuple(_block(r, defs, positive, bits) for r in o.regions)) if o.regions else o
+def _block(block: Block, defs: dict[Value, Op], positive: set[Value], schedule: Schedule) -> Block:
+    block = Block(block.args, tuple(replace(o, regions=tuple(_block(r, defs, positive, schedule) for r in o.regions)) if o.regions else o
                                     for o in block.ops))
     tried: set[Value] = set()
     while True:
-        conditions = [o.operands[0] for o in block.ops if o.kind == "select" and _is_row(o.operands[0]) and o.operands[0] not in tried]
+        conditions = [o.operands[0] for o in block.ops if o.kind == "select" and _is_row(o.operands[0]) and o.operands[0] not in tried
+                      and (schedule.vote or o.attrs.get("rare"))]
         if not conditions:
             return block
         tried.add(conditions[0])
-        block = _Vote(block, conditions[0], defs, positive, bits).result() or block
+        block = _Vote(block, conditions[0], defs, positive, schedule.compare_bits).result() or block
 
 
 def _is_row(v: Value) -> bool:
@@ -62,7 +62,7 @@ class _Vote:
         self.place = {id(o): n for n, o in enumerate(block.ops)}
         self.users = uses(block)
         self.same: dict[Value, Value] = {}  # value -> what it is where the condition is false everywhere
-        self.ones: set[Value] = set()
+        self.neutral: dict[Value, float] = {}  # value -> the constant that it is there: 1 or 0
 
     def result(self) -> Block | None:
         self.idle_values()
@@ -86,40 +86,42 @@ class _Vote:
             v = op.result
             if op.kind == "select" and op.operands[0] is self.condition:
                 other = op.operands[2]
-                if self.is_one(other):
-                    self.ones.add(v)
+                constant = self.one_or_zero(other)
+                if constant is not None:
+                    self.neutral[v] = constant
                 elif self.is_full(other):  # a start value, which hardly stays
                     self.same.clear()
                     return
                 elif isinstance(other.type, Frag):
                     self.same[v] = self.same.get(other, other)
-            elif op.kind == "broadcast" and op.operands[0] in self.ones:
-                self.ones.add(v)
-            elif op.kind == "mul":
-                for x, f in (op.operands, op.operands[::-1]):
-                    if f in self.ones and isinstance(x.type, Frag) and x.type == v.type:
+            elif op.kind == "broadcast" and op.operands[0] in self.neutral:
+                self.neutral[v] = self.neutral[op.operands[0]]
+            elif op.kind in ("mul", "sub"):
+                pairs = (op.operands, op.operands[::-1]) if op.kind == "mul" else (op.operands,)
+                for x, f in pairs:
+                    if self.neutral.get(f) == (1.0 if op.kind == "mul" else 0.0) and isinstance(x.type, Frag) and x.type == v.type:
                         self.same[v] = self.same.get(x, x)
 
     def is_full(self, v: Value) -> bool:
         d = self.defs.get(v)
         return d is not None and d.kind == "full"
 
-    def is_one(self, v: Value) -> bool:
+    def one_or_zero(self, v: Value) -> float | None:
         d = self.defs.get(v)
         if d is not None and d.kind == "full":
             d = self.defs.get(d.operands[0])
-        return d is not None and d.kind == "const" and d["value"] == 1.0
+        return d["value"] if d is not None and d.kind == "const" and d.result.type.dtype.is_float and d["value"] in (0.0, 1.0) else None
 
     # ---- what goes into the branch ----
 
     def outputs(self) -> list[Value]:
         """Values that are read outside of what the branch covers."""
-        return [v for v in self.same if any(not (o.results and (o.results[0] in self.same or o.results[0] in self.ones))
+        return [v for v in self.same if any(not (o.results and (o.results[0] in self.same or o.results[0] in self.neutral))
                                             for o in self.users.get(v, ()))]
 
     def first_use(self, v: Value) -> int:
         spots = [self.place[id(o)] for o in self.users[v] if id(o) in self.place
-                 and not (o.results and (o.results[0] in self.same or o.results[0] in self.ones))]
+                 and not (o.results and (o.results[0] in self.same or o.results[0] in self.neutral))]
         nested = [n for n, o in enumerate(self.block.ops) if o.regions and any(v in free_values(r) for r in o.regions)]
         return min([*spots, *nested], default=len(self.block.ops) - 1)
 
@@ -141,12 +143,13 @@ class _Vote:
             if any(r in hangs for r in op.results):
                 need[id(op)] = op
                 todo += op.operands
+        stays = {self.same[v] for v in outputs}
         changed = True
         while changed:  # ops that turned out to serve only the branch
             changed = False
             for o in self.block.ops:
                 if id(o) not in need and (self.is_row_work(o) or (o.kind == "reduce" and self.threshold() is not None)) \
-                        and o.result not in self.same and self.users.get(o.result) \
+                        and o.result not in self.same and o.result not in stays and self.users.get(o.result) \
                         and all(id(u) in need for u in self.users.get(o.result, ())):
                     need[id(o)] = o
                     changed = True
@@ -155,7 +158,7 @@ class _Vote:
     # ---- writing ----
 
     def rewrite(self, outputs: list[Value], inside: list[Op], at: int) -> Block:
-        gone = {r for r in (*self.same, *self.ones)}
+        gone = {*self.same, *self.neutral}
         covered = {id(o) for o in inside}
         todo = [v for o in self.block.ops if id(o) not in covered for v in (*o.operands, *(x for r in o.regions for x in free_values(r)))]
         while todo:  # what ops outside read stays for them too, unless the branch gives it
@@ -178,7 +181,7 @@ class _Vote:
         test = self.bit_condition(b, kept, env) or self.lane_condition(b, kept)
         if test is None:
             test = copy_slice(self.condition, {r: o for o in inside for r in o.results}, b)
-        moved = b.emit("vote_any", test, name="moved")
+        some = b.emit("vote_any", test, name=f"any_{self.condition.name}" if self.condition.name else "any")
         then, inner = Builder(b.loc), Env()
         for o in inside:
             then.add(copy_op(o, inner))
@@ -186,7 +189,7 @@ class _Vote:
         keep = Builder(b.loc)
         keep.do("yield", *(self.same[v] for v in outputs))
         results = tuple(Value(v.type, v.name) for v in outputs)
-        b.add(Op("if", (moved,), results, {}, (then.block(), keep.block()), b.loc))
+        b.add(Op("if", (some,), results, {}, (then.block(), keep.block()), b.loc))
         for v, r in zip(outputs, results):
             env[v] = r
 

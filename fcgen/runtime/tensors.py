@@ -70,12 +70,8 @@ def describe(x: Any, name: str, *, cpu_ok: bool = False) -> TensorArg:
 
 
 def check(arg: TensorArg, *, name: str, dtype: str | tuple[str, ...] | None = None,
-          shape: Sequence[int | None] | None = None, device: int | None = None, contiguous_last: bool = True,
-          align: int = 16, stride_align: int = 1) -> None:
-    """Refuse an argument that the kernel cannot take. None in `shape`: any size.
-
-    align: of the first element, in bytes. stride_align: of every stride but the last, in bytes (16 for TMA).
-    """
+          shape: Sequence[int | None] | None = None, device: int | None = None, contiguous_last: bool = True) -> None:
+    """Refuse an argument that no kernel can take. None in `shape`: any size. What a kernel asks of pointer and strides: `ir.alignment`."""
     if dtype is not None and arg.dtype != dtype and arg.dtype not in ((dtype,) if isinstance(dtype, str) else dtype):
         wanted = dtype if isinstance(dtype, str) else " or ".join(dtype)
         raise FcError("call/argument", f"argument `{name}` has the wrong dtype", expected=wanted, got=arg.dtype,
@@ -91,18 +87,6 @@ def check(arg: TensorArg, *, name: str, dtype: str | tuple[str, ...] | None = No
     if contiguous_last and arg.shape and arg.strides[-1] != 1 and arg.shape[-1] > 1:
         raise FcError("call/argument", f"the last axis of argument `{name}` is not contiguous", expected="stride 1",
                       got=f"stride {arg.strides[-1]} (strides {arg.strides})", hint=f"call {name}.contiguous()")
-    if arg.ptr % align:
-        raise FcError("call/argument", f"argument `{name}` is not aligned", expected=f"a multiple of {align} bytes",
-                      got=f"{arg.ptr:#x}, {arg.ptr % align} bytes past one",
-                      hint=f"{name} looks like a slice that starts inside a row: call {name}.clone()")
-    if stride_align > 1:
-        itemsize = ITEMSIZE[arg.dtype]
-        for axis, (size, stride) in enumerate(zip(arg.shape[:-1], arg.strides[:-1])):
-            if size > 1 and stride * itemsize % stride_align:
-                raise FcError("call/argument", f"axis {axis} of argument `{name}` is not aligned",
-                              expected=f"a stride that is a multiple of {stride_align} bytes",
-                              got=f"{stride} elements of {itemsize} bytes",
-                              hint=f"pad the last axis of {name} to a multiple of {stride_align // itemsize} elements")
 
 
 def current_device() -> int:

@@ -335,7 +335,7 @@ class Agent(AsyncOps, StoreOps):
         """(index arrays of shape [32, regs], which are inside) for tile coordinates c."""
         data = self.sim.memory[tensor]
         inside = np.ones(c.shape[:-1], bool)
-        index, axis, it = [], 0, iter(scalars)
+        index, places, axis, it = [], [], 0, iter(scalars)
         for dim, (n, word) in enumerate(zip(data.shape, op["index"])):
             if word == "at":
                 i = np.full(c.shape[:-1], int(next(it)))
@@ -350,6 +350,8 @@ class Agent(AsyncOps, StoreOps):
                                 got=f"{i.min()}..{i.max()}", hint="a guard on this axis", notes=[f"{self.who}"])
             inside &= ok
             index.append(np.where(ok, i, 0))
+            places.append(i)
+        self.sim.addresses.check(self, op, tensor, places, inside)
         return tuple(index), inside
 
     def do_ld_global(self, op: Op, args: list[Any]) -> Any:

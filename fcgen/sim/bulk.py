@@ -130,6 +130,7 @@ class BulkEngine:
 
         data, shape = self.sim.memory[tensor], buffer.shape
         index, inside, axis, it = [], np.ones(shape, bool), 0, iter(scalars)
+        agent.sim.addresses.check_bulk(agent, op, tensor, int(scalars[-1]) if op["index"][-1] != "all" else 0)
         for n, word in zip(data.shape, op["index"]):
             if word == "at":
                 i = np.full(shape, int(next(it)))

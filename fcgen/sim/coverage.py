@@ -14,7 +14,7 @@ from ..ir.types import Buffer, Cursor, Mbarrier
 
 @dataclass
 class Coverage:
-    """ran: ops. ways: (op, taken) of branches. rounds: how many slots of a ring of tiles or barriers were passed, counted on over its end."""
+    """ran: ops. ways: (op, taken) of branches. rounds: how many slots of a ring of tiles or barriers were passed, counted over its end."""
 
     ran: set[Op] = field(default_factory=set)
     ways: set[tuple[Op, bool]] = field(default_factory=set)
@@ -60,8 +60,7 @@ def rings(ops: Iterable[Op]) -> list[Value]:
     out: dict[Value, None] = {}
     for op in ops:
         for v in op.operands:
-            if isinstance(v.type, Mbarrier) and any(isinstance(x.type, Cursor) for x in op.operands):
-                out[v] = None
-            elif op.kind == "slot" and isinstance(v.type, Buffer) and v.type.slots > 1:
+            counted = isinstance(v.type, Mbarrier) and any(isinstance(x.type, Cursor) for x in op.operands)
+            if counted or (op.kind == "slot" and isinstance(v.type, Buffer) and v.type.slots > 1):
                 out[v] = None
     return list(out)

@@ -13,14 +13,18 @@ from typing import Any
 
 import numpy as np
 
+from ..ir.alignment import Promise, nothing, pitched, promised
 from ..ir.core import Block, Kernel, Op, Value, walk_kernel
 from ..ir.elementwise import to_dtype
 from ..ir.types import Buffer, Frag, Tensor, Tile
 
-#: what random tensors look like: "loud" ones take rare branches, "rising" and "falling" ones grow along their tiles, "equal" ones have ties
-KINDS = ("normal", "loud", "normal", "rising", "normal", "falling", "loud", "equal")
+#: what random tensors look like: "loud" ones take rare branches, "rising" and "falling" ones grow along their tiles, "equal" ones have
+#: ties, "huge" ones are multiples of a power of two, whose products and sums float32 knows exactly
+KINDS = ("normal", "loud", "normal", "rising", "huge", "falling", "loud", "equal")
 #: sizes of what is only ever a position: a batch, heads, groups of heads
 FEW = ((1, 2, 1), (1, 1, 1), (2, 1, 1), (1, 2, 2), (1, 3, 1), (2, 4, 2), (1, 1, 1))
+#: blocks of a kernel whose blocks take several tiles
+BLOCKS = (1, 2, 1, 3, 1, 2, 3)
 #: the trial whose loops take no step
 EMPTY = 9
 
@@ -56,8 +60,8 @@ def dimensions(kernel: Kernel) -> list[str]:
 
 @dataclass
 class Meaning:
-    """What a kernel does with its sizes and numbers. tiles: dimension -> extent of the tiles that walk it. multiples: (a, b) where size a is
-    divided by size b. inside: parameter -> dimensions in which it is an unguarded position."""
+    """What a kernel does with its sizes and numbers. tiles: dimension -> extent of the tiles that walk it. multiples: (a, b) where size a
+    is divided by size b. inside: parameter -> dimensions in which it is an unguarded position."""
 
     tiles: dict[str, int] = field(default_factory=dict)
     multiples: set[tuple[str, str]] = field(default_factory=set)
@@ -135,6 +139,17 @@ def _reached(kernel: Kernel, source: Value) -> set[Value]:
     return out
 
 
+def laid_out(x: np.ndarray, t: Tensor, want: Promise) -> np.ndarray:
+    """The array with strides that a promise allows."""
+    strides = pitched(t, x.shape, want)
+    if not x.size or not x.ndim:
+        return x
+    flat = np.zeros(x.shape[0] * strides[0], x.dtype)
+    out = np.lib.stride_tricks.as_strided(flat, x.shape, [s * x.itemsize for s in strides])
+    out[...] = x
+    return out
+
+
 class Draws:
     """Trials of a kernel, by number. given: sizes that stay. says: the kernel that says what sizes and numbers mean."""
 
@@ -154,14 +169,14 @@ class Draws:
         sizes = self.sizes(rng, n, *self.extent(rng, n))
         counts = [g.clusters(sizes) for g in self.kernel.grid]
         total = int(np.prod([g.count(sizes) for g in self.kernel.grid], dtype=int))
-        blocks = min(int(np.prod(counts, dtype=int)), 1 + (n % 3 if n != 2 else 0)) * self.kernel.cluster
+        blocks = min(int(np.prod(counts, dtype=int)), BLOCKS[n % len(BLOCKS)]) * self.kernel.cluster
         kind = KINDS[n % len(KINDS)]
         numbers = {p.name: self.number(p, rng, sizes, n) for p in self.kernel.params if not isinstance(p.type, Tensor)}
         order = n % self.seeds
         return Trial(sizes, numbers, kind, order if order < 2 else 2 + n, blocks, total, self.persistent)
 
     def extent(self, rng: np.random.Generator, n: int) -> tuple[int, int]:
-        """(tiles of the grid, steps of the loops): turns of every ring, in one tile, over several, and where rows see what is before them."""
+        """(tiles of the grid, steps of the loops): turns of every ring, in one tile, over several, and where rows see what lies before."""
         far = 2 * self.ring + 1
         steps = max([t for d, t in self.tiles.items() if d not in self.rows], default=1)
         rows = max([self.tiles[d] for d in self.rows if d in self.tiles], default=1)
@@ -184,7 +199,7 @@ class Draws:
             for a, b in sorted(self.meaning.multiples):
                 if a in out and b in out and a not in self.given and out[a] % out[b]:
                     out[a] *= out[b]
-        left = max(1, round(tiles / max(1, np.prod([out.get(str(g.dim), 1) for g in self.kernel.grid if g.tile == 1]))))
+        left = max(1, round(tiles / max(1, int(np.prod([out.get(str(g.dim), 1) for g in self.kernel.grid if g.tile == 1])))))
         for d in self.dims:
             if d in out or d in self.given:
                 out[d] = out.get(d) or self.given[d]
@@ -207,7 +222,7 @@ class Draws:
     def integers(self, name: str, rng: np.random.Generator, sizes: Mapping[str, int], shape: tuple[int, ...], n: int) -> np.ndarray:
         """Positions where they must be inside; else what a bound may be: less than a tile, just that, several, beyond everything."""
         if name in self.meaning.inside:
-            return rng.integers(0, min(sizes.get(str(d), d) if isinstance(d, str) else d for d in self.meaning.inside[name]), shape)
+            return np.asarray(rng.integers(0, self.room(name, sizes), shape))
         edges = {1, 2, 3}
         for d in (d for d in self.dims if d in self.tiles):
             t, size = self.tiles[d], sizes[d]
@@ -215,10 +230,15 @@ class Draws:
         pool = np.array(sorted(e for e in edges if e > 0))
         return rng.choice(pool, shape) if n or shape else np.asarray(pool[len(pool) // 2])
 
+    def room(self, name: str, sizes: Mapping[str, int]) -> int:
+        """How many positions there are in every dimension that a number is one of."""
+        return min([sizes.get(d, 1) if isinstance(d, str) else d for d in self.meaning.inside.get(name, ())], default=4)
+
     def inputs(self, trial: Trial, n: int) -> dict[str, Any]:
-        """The tensors and numbers of trial n."""
+        """The tensors and numbers of trial n, laid out as tightly as launches of the kernel allow."""
         rng = np.random.default_rng([n, 9])
         out: dict[str, Any] = dict(trial.numbers)
+        said = promised(self.kernel) or {}
         for p in self.kernel.params:
             if not isinstance(p.type, Tensor):
                 continue
@@ -228,18 +248,20 @@ class Draws:
                 continue
             shape = tuple(d if isinstance(d, int) else trial.sizes[d] for d in p.type.dims)
             if p.type.dtype.is_float:
-                out[p.name] = to_dtype(self.floats(rng, shape, trial.kind), p.type.dtype)
+                x = self.floats(rng, shape, trial.kind)
             elif n % 2 and p.name not in self.meaning.inside:
-                out[p.name] = to_dtype(self.integers(p.name, rng, trial.sizes, shape, n), p.type.dtype)
+                x = self.integers(p.name, rng, trial.sizes, shape, n)
             else:
-                most = min([trial.sizes.get(str(d), 4) if isinstance(d, str) else d for d in self.meaning.inside.get(p.name, ())], default=4)
-                out[p.name] = to_dtype(rng.integers(0, most, shape), p.type.dtype)
+                x = np.asarray(rng.integers(0, self.room(p.name, trial.sizes), shape))
+            out[p.name] = laid_out(to_dtype(x, p.type.dtype), p.type, said.get(p.name) or nothing(p.type))
         return out
 
     def floats(self, rng: np.random.Generator, shape: tuple[int, ...], kind: str) -> np.ndarray:
         x = rng.standard_normal(shape)
-        if kind == "loud":
-            x *= rng.choice([0.5, 4.0], shape[:-1] + (1,) if shape else ())
+        if kind == "huge":
+            x = 256.0 * rng.integers(-2, 3, shape)
+        elif kind == "loud":
+            x *= rng.choice([0.5, 4.0], (*shape[:-1], 1) if shape else ())
         elif kind == "equal":
             x = np.broadcast_to(x[..., :1, :] if len(shape) > 1 else x, shape)
         elif kind in ("rising", "falling") and len(shape) > 1:

@@ -8,7 +8,7 @@ does not depend on that order: races are found by vector clocks. `check` raises 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from math import prod
@@ -20,6 +20,7 @@ from ..errors import FcError
 from ..ir.core import Kernel, Op, Value, walk, walk_kernel
 from ..ir.target import Target
 from ..ir.types import Buffer, Mbarrier, Tensor
+from .addresses import Addresses
 from .agents import Agent
 from .async_agents import is_one_thread
 from .bulk import BulkEngine
@@ -41,14 +42,15 @@ HINTS = {
     "sim/protocol": "each phase gets as many arrivals as its barrier counts and as many bytes as it was told",
     "sim/register": "wgmma_fence after the last access and before the wgmma",
     "sim/deadlock": "every warp must reach the same barriers: none inside a branch that only some take",
+    "sim/align": "fewer elements per access; or launches that check more (`meta aligned`), and tensors that keep it",
     "sim/leftover": "wait_group 0 before the kernel ends",
 }
 
 
 @dataclass
 class Result:
-    """outputs: by name. reports: races, stale reads, deadlocks, each once per pair of ops. steps: ops run. written: bool per element of each
-    output. stores: by output, the ops that wrote it."""
+    """outputs: by name. reports: races, stale reads, deadlocks, each once per pair of ops. steps: ops run. written: bool per element of
+    each output. stores: by output, the ops that wrote it."""
 
     outputs: dict[str, np.ndarray]
     reports: list[FcError] = field(default_factory=list)
@@ -61,11 +63,12 @@ def simulate(kernel: Kernel, arguments: Mapping[str, Any], target: Target, *, se
              programs: Iterable[tuple[int, ...]] | None = None, blocks: int | None = None, coverage: Coverage | None = None,
              limit: int | None = None) -> Result:
     """Run a machine kernel. programs: which grid points (all if None). blocks: of a kernel whose blocks take several tiles (few enough for
-    that if None). coverage: learns what ran. limit: a kernel that has not ended after so many ops is reported. Raises FcError only for wrong arguments."""
+    that if None). coverage: learns what ran. limit: a kernel that has not ended after so many ops is reported. Raises FcError only for
+    wrong arguments."""
     if kernel.level != "machine":
         raise FcError("compile/unsupported", "the simulator runs machine IR", got=kernel.level, hint="the tile interpreter runs tile IR")
     memory, sizes = bind(kernel, arguments)
-    s = Simulation(kernel, target, memory, sizes, set(arguments), np.random.default_rng(seed), coverage or Coverage())
+    s = Simulation(kernel, target, memory, sizes, arguments, np.random.default_rng(seed), coverage or Coverage())
     s.limit = limit
     s.order = {0: "late", 1: "eager"}.get(seed, "any")
     with np.errstate(all="ignore"):  # poison is NaN
@@ -86,10 +89,11 @@ def check(kernel: Kernel, arguments: Mapping[str, Any], target: Target, *, seed:
 class Simulation:
     """One launch. Agents report through `report`."""
 
-    def __init__(self, kernel: Kernel, target: Target, memory: dict[str, Any], sizes: dict[str, int], given: Container[str],
+    def __init__(self, kernel: Kernel, target: Target, memory: dict[str, Any], sizes: dict[str, int], given: Mapping[str, Any],
                  rng: np.random.Generator, coverage: Coverage):
         self.coverage = coverage
         self.kernel, self.target, self.memory, self.sizes, self.rng = kernel, target, memory, sizes, rng
+        self.addresses = Addresses(kernel, given, memory)
         self.reports: list[FcError] = []
         self.seen: set[tuple[Any, ...]] = set()
         self.unwritten: dict[Op, tuple[str, Agent]] = {}

@@ -73,6 +73,7 @@ class StoreEngine:
         bad = shared.unfenced(self.owner, where)
         if bad is not None:
             sim.conflict(bad, agent, op, ring, sim.offsets[ring])
+        sim.addresses.check_bulk(agent, op, args[0], int(args[-2]) if op["index"][-1] != "all" else 0)
         index, inside = self.rectangle(args[0], args[1:-1], op["index"], (rows, cols))
         if any(i[own].size and i[own].min() < 0 for i in index):
             sim.report("sim/bounds", f"a bulk store begins in front of {op.operands[0].name}: an illegal instruction (seen on an H200)", op,

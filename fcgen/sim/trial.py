@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 
 from ..errors import FcError
+from ..ir.alignment import nothing, promised
 from ..ir.core import Kernel, walk_kernel
 from ..ir.elementwise import to_dtype
 from ..ir.target import Target
 from ..ir.types import Buffer, Frag, Mbarrier, Tensor
 from .async_agents import is_one_thread
 from .coverage import Coverage, never_ran, one_way, short_rings
-from .draw import Draws, Trial, dimensions
+from .draw import Draws, Trial, dimensions, laid_out
 from .machine import Result, describe, simulate
 from .oracle import Oracle, unwritten
 
@@ -33,7 +34,7 @@ STALE = 8
 #: ops of one run that no kernel needs at drawn sizes
 ENDLESS = 400_000
 #: fragment elements that may be computed, in millions: some seconds of one core
-WORK = 300
+WORK = 500
 
 
 @dataclass
@@ -113,7 +114,8 @@ def run_trials(kernel: Kernel, target: Target, given: Mapping[str, int] | None =
         out.work += result.steps * weight
         if out.coverage.size() > seen:
             seen, news = out.coverage.size(), len(out.ran)
-        if len(out.ran) >= LEAST and out.work > work or len(out.ran) >= max(ENOUGH, news + (0 if out.complete() else STALE)):
+        rest = news + (0 if out.complete() else STALE)
+        if (len(out.ran) >= LEAST and out.work > work) or len(out.ran) >= max(ENOUGH, rest):
             break
     if not out.ran:
         assert refused is not None
@@ -128,17 +130,18 @@ def _weight(kernel: Kernel) -> float:
 
 
 def random_inputs(kernel: Kernel, sizes: Mapping[str, int], seed: int = 0) -> dict[str, Any]:
-    """Random inputs for a kernel: normal tensors of the given sizes (small ones where none is given), 1/8 for a float, 1 for a number."""
+    """Random inputs for a kernel: normal tensors of the given sizes (small ones where none is given), 1/8 for a float, 1 for a number. They
+    are laid out as tightly as launches of the kernel allow."""
     rng = np.random.default_rng(seed)
     out: dict[str, Any] = {}
-    known = dict(sizes)
+    known, said = dict(sizes), promised(kernel) or {}
     for p in kernel.params:
         if isinstance(p.type, Tensor):
             if "out" in kernel.flags.get(p.name, ()):
                 continue
             shape = [d if isinstance(d, int) else known.setdefault(d, 2 if d in ("B", "H", "G") else 100) for d in p.type.dims]
             x = rng.standard_normal(shape) if p.type.dtype.is_float else rng.integers(0, 4, shape)
-            out[p.name] = to_dtype(x, p.type.dtype)
+            out[p.name] = laid_out(to_dtype(x, p.type.dtype), p.type, said.get(p.name) or nothing(p.type))
         else:
             out[p.name] = 0.125 if p.type.dtype.is_float else 1
     return out

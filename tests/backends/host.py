@@ -40,6 +40,11 @@ def host_text(src: CudaSource) -> str:
     )
 
 
+#: nvcc makes one multiply-add of a product and a sum, with one rounding, and so does g++ where the CPU can
+_CPU = Path("/proc/cpuinfo")
+CONTRACT = ("-mfma", "-ffp-contract=fast", "-fexpensive-optimizations") if _CPU.exists() and " fma " in _CPU.read_text() else ()
+
+
 def run_on_host(
     src: CudaSource, tmp: Path, blocks: int, tensors: dict[str, np.ndarray], scalars: dict[str, float], sizes: dict[str, int]
 ) -> None:
@@ -48,7 +53,7 @@ def run_on_host(
         pytest.skip("g++ is not installed")
     cpp, lib = tmp / "k.cpp", tmp / "k.so"
     cpp.write_text(host_text(src), encoding="utf-8")
-    subprocess.run(["g++", "-std=c++17", "-O1", "-w", "-fPIC", "-shared", "-o", str(lib), str(cpp)], check=True)
+    subprocess.run(["g++", "-std=c++17", "-O1", "-w", "-fPIC", "-shared", *CONTRACT, "-o", str(lib), str(cpp)], check=True)
     values = []
     for p in src.params:
         if p.kind == "ptr":

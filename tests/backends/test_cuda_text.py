@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fcgen.backends.cuda_text import ADD, MUL, Names, X, add, binary, closed_form, digits, literal
+from fcgen.backends.cuda_text import ADD, MUL, X, add, binary, closed_form, digits, literal
 from fcgen.ir.layout import blocked, mma_a, mma_b, mma_c
 from fcgen.ir.types import f32, i32, i64
 
@@ -71,12 +71,3 @@ def test_literals():
     assert str(literal(3, i64)) == "3LL" and str(literal(-3, i32)) == "-3"
     for x in np.random.default_rng(0).standard_normal(100).astype(np.float32) * 10.0 ** np.arange(-50, 50).clip(-30, 30):
         assert np.float32(str(literal(float(x), f32))[:-1]) == np.float32(x)
-
-
-def test_names_are_unique_and_legal():
-    names = Names()
-    assert [names("a"), names("a"), names("int"), names("x.y"), names("3"), names("")] == ["a", "a_2", "int_", "x_y", "v3", "t"]
-    names.push()
-    inner = names("k")
-    names.pop()
-    assert inner == "k" == names("k")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+import fcgen as fc
 from fcgen.backends.ada import TARGETS
 from fcgen.backends.cuda import print_cuda
 from fcgen.ir.elementwise import round_bf16
@@ -12,7 +13,7 @@ from fcgen.ir.layout import SmemLayout, blocked, mma_a, mma_b, mma_c, native_sme
 from fcgen.ir.ops import verify
 from fcgen.ir.types import bf16, f16, f32, i32
 
-from .host import run_on_host
+from .host import CONTRACT, run_on_host
 from .programs import branches, gemm, half_math, row_softmax, small_shapes, through_shared, two_dots
 
 
@@ -210,3 +211,30 @@ def test_small_shapes(tmp_path):
     run(small_shapes(), tmp_path, 1, {"X": x, "Y": y, "Z": z}, {}, {"N": 192})
     np.testing.assert_array_equal(y, np.concatenate([x, x[64:]]))
     np.testing.assert_allclose(z, [0, 0, 0, x.sum(dtype=np.float64)], rtol=1e-5)
+
+
+@fc.kernel
+def weights_of_rows(X: "f32[M, N]", Y: "out f32[M, N]", *, scale: "f32 > 0"):
+    (rows,) = fc.grid(fc.tile(X.M, "BLOCK_M"))
+    m, l = fc.var(fc.full(rows, -fc.inf)), fc.var(fc.zeros(rows))
+    for cols in fc.loop(fc.tile(X.N, "BLOCK_N")):
+        x = fc.where(cols.valid, fc.load(X[rows, cols]) * scale, -fc.inf)
+        top = fc.maximum(m, fc.max(x, axis=1))
+        l <<= l * fc.exp(m - top) + fc.sum(fc.exp(x - top), axis=1)
+        m <<= top
+    for cols in fc.loop(fc.tile(X.N, "BLOCK_N")):
+        fc.store(Y[rows, cols], fc.exp(fc.load(X[rows, cols]) * scale - m) / l)
+
+
+@pytest.mark.skipif(not CONTRACT, reason="the CPU has no multiply-add")
+def test_exponents_of_large_numbers_are_differences(tmp_path):
+    """exp(x - top) is one multiply-add per element, whose product is exact: beside a rounded top * scale, equal elements would differ."""
+    rng, rows = np.random.default_rng(0), np.array([1.0, 77.7, 8191.0, 8300.0, 1.3e5, 2.77e8, 1.28e10, 1.134e12, -1.134e12, 3e25])
+    x = (rows[:, None] + (np.abs(rows) < 1e6)[:, None] * rng.standard_normal((len(rows), 50))).astype(np.float32)
+    x[:, 7] = -1e30
+    y = np.full_like(x, np.nan)
+    p = weights_of_rows.compile(target="sm_89", schedule=fc.Schedule(tiles={"BLOCK_M": 16, "BLOCK_N": 32}))
+    run_on_host(print_cuda(p.machine, TARGETS["sm_89"]), tmp_path, 1, {"X": x, "Y": y}, {"scale": 0.0883}, {"M": len(rows), "N": 50})
+    a = x.astype(np.float64) * np.float64(np.float32(0.0883))
+    want = np.exp(a - a.max(1, keepdims=True))
+    np.testing.assert_allclose(y, want / want.sum(1, keepdims=True), rtol=1e-3, atol=1e-7)

@@ -68,6 +68,20 @@ def test_simulated(name, math):
     compare(example, program.simulate(**arguments), want)
 
 
+@pytest.mark.parametrize("way", ["interpret", "simulate"])
+@pytest.mark.parametrize("name", SIZES)
+def test_a_nan_stays_one(name, way):
+    """Rows that see nothing are 0; a row that saw a NaN is not one of them."""
+    example, arguments, _ = small(name)
+    first = next(iter(arguments))
+    arguments[first] = np.array(arguments[first])
+    arguments[first][..., 3, 1] = np.nan
+    with np.errstate(all="ignore"):
+        want = example.reference(**arguments)
+    for output, got in getattr(example.compile(), way)(**arguments).items():
+        assert np.isnan(want[output]).any() and (np.isnan(got) == np.isnan(want[output])).all()
+
+
 @pytest.mark.parametrize("mask", ["none", "causal_top_left"])
 def test_until(mask):
     """`until` writes out a value of every iteration: scores, their exponentials and the running maximum."""

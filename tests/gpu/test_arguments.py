@@ -27,7 +27,7 @@ def case(name):
         "pointer": ((shifted, x, x), {}, "aligned"), "stride": ((x, odd_rows, x), {}, "aligned"),
         "last_axis": ((x, x.transpose(2, 3), x), {}, "contiguous"), "mask": ((x, x, x), {"causal": "left"}, "mask"),
         "ambiguous": ((x, make(1, 2, 65, 64), make(1, 2, 65, 64)), {"causal": True}, "ambiguous"),
-        "not_a_tensor": (([1.0], x, x), {}, "not a tensor"), "out_shape": ((x, x, x), {"out": make(1, 2, 65, 64)}, "disagree"),
+        "not_a_tensor": (([1.0], x, x), {}, "not a tensor"), "out_shape": ((x, x, x), {"out": make(1, 2, 65, 64)}, "wrong shape"),
         "out_dtype": ((x, x, x), {"out": x.float()}, "dtype"),
     }[name]
 

@@ -29,6 +29,24 @@ def test_library(name):
     assert run(dataclasses.replace(BASE, **CASES[name]))[1] == []
 
 
+@pytest.mark.parametrize(("dtype", "d", "n", "x"), [("bfloat16", 64, 1, 133120.0), ("bfloat16", 128, 40, 133120.0), ("float16", 128, 40, 1e4),
+                                                    ("float16", 64, 3000, 6e4), ("bfloat16", 256, 700, -1e9), ("float16", 64, 300, 300.0)])
+@pytest.mark.parametrize("target", ["own", "mma"])
+def test_scores_of_any_size(dtype, d, n, x, target):
+    """Equal scores weigh the same however large they are, beside rows of scores of other sizes."""
+    schedule = None if target == "own" else pick("sm_90", d)
+    q, k, v = (torch.randn(1, 2, length, d, device="cuda", dtype=getattr(torch, dtype)) for length in (300, n, n))
+    q[:, :, ::2], k[...] = x, abs(x)
+    k[:, 1, ::3] = abs(x) / 2
+    s = q.double() @ k.double().transpose(2, 3) * d**-0.5
+    out, lse = fc.attention(q, k, v, return_lse=True, schedule=schedule)
+    want = s.softmax(-1) @ v.double()
+    rows = slice(0, None, 2)  # the scores of the others are sums of large numbers with both signs: their own rounding shows
+    assert (out.double() - want)[:, :, rows].abs().max() < (4e-3 if dtype == "float16" else 3e-2)
+    assert out.isfinite().all()
+    torch.testing.assert_close(lse[:, :, rows].double(), s.logsumexp(-1)[:, :, rows], rtol=1e-5, atol=1e-3)
+
+
 SCHEDULES = {
     "wmma": (None, LAZY), "wmma_two": (fc.Schedule(tiles={"BLOCK_M": 64, "BLOCK_N": 32}, math="wmma"), 0.0),
     "mixed": (fc.Schedule(tiles={"BLOCK_M": 64, "BLOCK_N": 64}, math={"s": "wmma", "acc": "fma"}, copy="vector", stages=1), 0.0),
@@ -45,7 +63,8 @@ SCHEDULES = {
 def test_schedules(name, dtype, causal):
     schedule, lazy = SCHEDULES[name]
     c = dataclasses.replace(BASE, dtype=dtype, causal=False if causal == "none" else causal, n=333)
-    arch, mask = fc.gpu_target(), c.kernel[3]
+    arch = fc.gpu_target()
+    mask = c.kernel(arch)[3]
     made = build(Job(schedule or pick(arch, 64, "wmma", mask), mask=mask, dtype=dtype, lazy=lazy, arch=arch))
     assert made.error is None, made.error
     q, k, v = inputs(c)

@@ -115,3 +115,19 @@ def test_a_stale_maximum_costs_accuracy_only_where_the_sum_does_not_know_of_the_
 def test_a_sum_that_the_spec_does_not_know_is_refused() -> None:
     with pytest.raises(fc.FcError, match="no such sums"):
         SPECS["lse"].compile(target="sm_89", schedule=SMALL, T=fc.f16, D=32, E=32, sums="kahan").tile  # noqa: B018
+
+
+@pytest.mark.parametrize("schedule", ["sm_89", "sm_90a"])
+@pytest.mark.parametrize(("dtype", "d", "n", "x"), [(fc.bf16, 64, 1, 133120.0), (fc.bf16, 128, 40, 133120.0), (fc.f16, 128, 40, 10000.0)], ids=str)
+def test_scores_of_any_size(schedule: str, dtype: fc.ir.types.DType, d: int, n: int, x: float) -> None:
+    """Equal scores weigh the same however large they are; rows of other sizes are beside them in the same tile."""
+    from fcgen.kernels.hopper_schedules import LAZY, pick
+
+    q, k, v = inputs(dtype, 1, 1, 1, 20, n, d, d)
+    q[..., ::2, :], k[...] = x, x
+    how, lazy = (SMALL, 0.0) if schedule == "sm_89" else (pick(d, "none", 1024, 1, 132).schedule, LAZY)
+    p = SPECS["lse"].compile(target=schedule, schedule=how, T=dtype, D=d, E=d, lazy=lazy)
+    want, lse = attention_reference(q, k, v)
+    got = p.simulate(Q=q, K=k, V=v, scale=d**-0.5)
+    compare(got["O"], want, 2e-3 if dtype == fc.f16 else 2e-2)
+    np.testing.assert_allclose(got["LSE"], lse, rtol=1e-5)

@@ -30,7 +30,8 @@ class Program:
         flat += [("size", d, -1, ()) for d in "BHMNG"]
         params.append(("scale", "scalar", "f32", (), ("positive",) if positive else ()))
         facts = Facts("attention", "sm_90", 384, 1 << 17, tuple(params), tuple(flat),
-                      (("b", "B", 1, 1), ("h", "H", 1, 1), ("m", "M", 128, 1)))
+                      (("b", "B", 1, 1), ("h", "H", 1, 1), ("m", "M", 128, 1)),
+                      aligned=tuple((n, *[4 if n == "LSE" else 16] * len(DIMS[n])) for n in names))
         self.launcher = Launcher(Built(facts, Schedule(), "", "", "", repr((flat, positive)).encode(), ""))
         self.sizes = [128 if k == "map" else 4 if k in ("scalar", "size") else 8 for k, *_ in flat]
         self.flat = flat

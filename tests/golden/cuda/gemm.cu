@@ -4,8 +4,8 @@
 // grid:     i over M in tiles of 128
 // grid:     j over N in tiles of 64
 // shared:   49152 bytes
-//                0  a: f16[128,64]{panel 64 swizzle 128} x2
-//            32768  b: f16[64,64]{panel 64 swizzle 128} x2
+// 0  a: f16[128,64]{panel 64 swizzle 128} x2
+// 32768  b: f16[64,64]{panel 64 swizzle 128} x2
 
 using uint32_t = unsigned int;
 using f16 = unsigned short;  // its bits
@@ -69,7 +69,7 @@ __device__ __forceinline__ unsigned short half_of(const uint32_t* p, int i) {
 __device__ constexpr int col_out(int i) { return i / 4 % 8 * 2 + i % 2; }
 
 extern "C" __global__ void __launch_bounds__(128, 1)
-gemm(const f16* __restrict__ A, long long A_s0, const f16* __restrict__ B, long long B_s0, f16* __restrict__ C,
+gemm_sm_89(const f16* __restrict__ A, long long A_s0, const f16* __restrict__ B, long long B_s0, f16* __restrict__ C_,
         long long C_s0, const float* __restrict__ bias, int M, int K, int N) {
     extern __shared__ __align__(1024) unsigned char smem[];
     const uint32_t smem_base = static_cast<uint32_t>(__cvta_generic_to_shared(smem));
@@ -77,10 +77,10 @@ gemm(const f16* __restrict__ A, long long A_s0, const f16* __restrict__ B, long 
     const int lane = threadIdx.x % 32;
     const int i_tiles = (M + 127) / 128;
     const int i_ = int(blockIdx.x) % i_tiles;
-    const int j_ = int(blockIdx.x) / i_tiles;
+    const int j = int(blockIdx.x) / i_tiles;
     // spec.py:3
     const int row = i_ * 128;
-    const int col = j_ * 64;
+    const int col = j * 64;
     const int tiles = (K + 63) / 64;
     // spec.py:6
     const uint32_t copy_lane = swizzle<0x70>(warp * 4096 + lane * 16);
@@ -181,7 +181,7 @@ gemm(const f16* __restrict__ A, long long A_s0, const f16* __restrict__ B, long 
     for (int i = 0; i < 32; ++i)
         out[i] = pack_f16(acc[2 * i] + v[col_out(2 * i)], acc[2 * i + 1] + v[col_out(2 * i + 1)]);
     const int c_row = warp * 32 + lane / 4;
-    f16* c_ptr = C + (long long)(row + c_row) * C_s0 + col + bias_col;
+    f16* c_ptr = C_ + (long long)(row + c_row) * C_s0 + col + bias_col;
     const int c_pos = row + c_row;
     #pragma unroll
     for (int i = 0; i < 64; ++i)

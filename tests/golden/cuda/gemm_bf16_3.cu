@@ -4,8 +4,8 @@
 // grid:     i over M in tiles of 64
 // grid:     j over N in tiles of 128
 // shared:   36864 bytes
-//                0  a: bf16[64,32]{panel 32 swizzle 64} x3
-//            12288  b: bf16[32,128]{panel 64 swizzle 128} x3
+// 0  a: bf16[64,32]{panel 32 swizzle 64} x3
+// 12288  b: bf16[32,128]{panel 64 swizzle 128} x3
 
 using uint32_t = unsigned int;
 using bf16 = unsigned short;  // its bits
@@ -65,18 +65,18 @@ __device__ __forceinline__ unsigned short half_of(const uint32_t* p, int i) {
 }
 
 extern "C" __global__ void __launch_bounds__(128, 1)
-gemm(const bf16* __restrict__ A, long long A_s0, const bf16* __restrict__ B, long long B_s0, bf16* __restrict__ C,
-        long long C_s0, int M, int K, int N) {
+gemm_sm_89(const bf16* __restrict__ A, long long A_s0, const bf16* __restrict__ B, long long B_s0,
+        bf16* __restrict__ C_, long long C_s0, int M, int K, int N) {
     extern __shared__ __align__(1024) unsigned char smem[];
     const uint32_t smem_base = static_cast<uint32_t>(__cvta_generic_to_shared(smem));
     const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);  // known to be the same in all lanes
     const int lane = threadIdx.x % 32;
     const int i_tiles = (M + 63) / 64;
     const int i_ = int(blockIdx.x) % i_tiles;
-    const int j_ = int(blockIdx.x) / i_tiles;
+    const int j = int(blockIdx.x) / i_tiles;
     // spec.py:3
     const int row = i_ * 64;
-    const int col = j_ * 128;
+    const int col = j * 128;
     const int tiles = (K + 31) / 32;
     // spec.py:6
     const uint32_t copy_lane = swizzle<0x30>(warp * 1024 + lane * 16);
@@ -181,7 +181,7 @@ gemm(const bf16* __restrict__ A, long long A_s0, const bf16* __restrict__ B, lon
     for (int i = 0; i < 32; ++i)
         out[i] = pack_bf16(acc[2 * i], acc[2 * i + 1]);
     const int c_col = lane % 4 * 2;
-    bf16* c_ptr = C + (long long)(row + copy_row) * C_s0 + col + c_col;
+    bf16* c_ptr = C_ + (long long)(row + copy_row) * C_s0 + col + c_col;
     const int c_pos = row + copy_row;
     const int c_pos_2 = col + c_col;
     #pragma unroll

@@ -46,7 +46,7 @@ __device__ __forceinline__ void red_add_f32(float* p, float v) {
 }
 
 extern "C" __global__ void __launch_bounds__(128, 1)
-half_math(const f16* __restrict__ X, long long X_s0, f16* __restrict__ Y, long long Y_s0, float* __restrict__ T,
+half_math_sm_89(const f16* __restrict__ X, long long X_s0, f16* __restrict__ Y, long long Y_s0, float* __restrict__ T,
         int M) {
     const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);  // known to be the same in all lanes
     const int lane = threadIdx.x % 32;
@@ -71,9 +71,9 @@ half_math(const f16* __restrict__ X, long long X_s0, f16* __restrict__ Y, long l
     for (int i = 0; i < 8; ++i) {
         const float w_2 = round_f16(round_f16(at_f16(u, 2 * i) * at_f16(u, 2 * i)) + 0.099975586f);
         const float w_3 = round_f16(round_f16(at_f16(u, 2 * i + 1) * at_f16(u, 2 * i + 1)) + 0.099975586f);
-        const float lo_ = 2 * i % 8 <= x_row + 2 * i / 8 * 4 - x_col ? round_f16(w_2 * round_f16(w_2 + at_f16(u, 2 * i))) : at_f16(u, 2 * i);
-        const float hi_ = (2 * i + 1) % 8 <= x_row + (2 * i + 1) / 8 * 4 - x_col ? round_f16(w_3 * round_f16(w_3 + at_f16(u, 2 * i + 1))) : at_f16(u, 2 * i + 1);
-        w[i] = pack_f16(lo_, hi_);
+        const float lo = 2 * i % 8 <= x_row + 2 * i / 8 * 4 - x_col ? round_f16(w_2 * round_f16(w_2 + at_f16(u, 2 * i))) : at_f16(u, 2 * i);
+        const float hi = (2 * i + 1) % 8 <= x_row + (2 * i + 1) / 8 * 4 - x_col ? round_f16(w_3 * round_f16(w_3 + at_f16(u, 2 * i + 1))) : at_f16(u, 2 * i + 1);
+        w[i] = pack_f16(lo, hi);
     }
     // spec.py:6
     const bool odd = i_ % 2 == 1;
@@ -86,8 +86,11 @@ half_math(const f16* __restrict__ X, long long X_s0, f16* __restrict__ Y, long l
         s = 2.0f;
     } else {
         #pragma unroll
-        for (int i = 0; i < 8; ++i)
-            z[i] = pack_f16(fmaxf(at_f16(w, 2 * i), at_f16(u, 2 * i)), fmaxf(at_f16(w, 2 * i + 1), at_f16(u, 2 * i + 1)));
+        for (int i = 0; i < 8; ++i) {
+            const float lo_2 = fmaxf(at_f16(w, 2 * i), at_f16(u, 2 * i));
+            const float hi_2 = fmaxf(at_f16(w, 2 * i + 1), at_f16(u, 2 * i + 1));
+            z[i] = pack_f16(lo_2, hi_2);
+        }
         s = 3.0f;
     }
     // spec.py:7

@@ -38,7 +38,8 @@ __device__ __forceinline__ void st_global_f32x4(void* dst, const float* v) {
 __device__ constexpr int row_p(int i) { return i / 4; }
 
 extern "C" __global__ void __launch_bounds__(128, 1)
-row_softmax(const float* __restrict__ X, long long X_s0, float* __restrict__ Y, long long Y_s0, float scale, int M) {
+row_softmax_sm_89(const float* __restrict__ X, long long X_s0, float* __restrict__ Y, long long Y_s0, float scale,
+        int M) {
     const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);  // known to be the same in all lanes
     const int lane = threadIdx.x % 32;
     const int i_ = blockIdx.x;
@@ -55,9 +56,10 @@ row_softmax(const float* __restrict__ X, long long X_s0, float* __restrict__ Y, 
         a[i * 4] = a[i * 4 + 1] = a[i * 4 + 2] = a[i * 4 + 3] = 0;
         if (x_pos + i < M) ld_global_f32x4(&a[i * 4], x_ptr + (long long)i * X_s0);
     }
+    float a_2[16];
     #pragma unroll
     for (int i = 0; i < 16; ++i)
-        a[i] = a[i] * scale;
+        a_2[i] = a[i] * scale;
     // spec.py:5
     float m[4];
     #pragma unroll
@@ -65,7 +67,7 @@ row_softmax(const float* __restrict__ X, long long X_s0, float* __restrict__ Y, 
         #pragma unroll
         for (int i = 0; i < 4; ++i) {
             const int e = j * 4 + i;
-            m[j] = i < 1 ? a[e] : fmaxf(m[j], a[e]);
+            m[j] = i < 1 ? a_2[e] : fmaxf(m[j], a_2[e]);
         }
     }
     #pragma unroll
@@ -80,7 +82,7 @@ row_softmax(const float* __restrict__ X, long long X_s0, float* __restrict__ Y, 
     float p[16];
     #pragma unroll
     for (int i = 0; i < 16; ++i)
-        p[i] = exp2_approx((a[i] - m[row_p(i)]) * 1.442695f);
+        p[i] = exp2_approx((a_2[i] - m[row_p(i)]) * 1.442695f);
     // spec.py:7
     float s[4];
     #pragma unroll

@@ -58,7 +58,7 @@ __device__ __forceinline__ void st_global_b32x4(void* dst, const uint32_t* v) {
 __device__ constexpr int row_p(int i) { return i / 8; }
 
 extern "C" __global__ void __launch_bounds__(128, 1)
-row_softmax(const f16* __restrict__ X, long long X_s0, f16* __restrict__ Y, long long Y_s0, float scale, int M) {
+row_softmax_sm_89(const f16* __restrict__ X, long long X_s0, f16* __restrict__ Y, long long Y_s0, float scale, int M) {
     const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);  // known to be the same in all lanes
     const int lane = threadIdx.x % 32;
     const int i_ = blockIdx.x;
@@ -127,8 +127,11 @@ row_softmax(const f16* __restrict__ X, long long X_s0, f16* __restrict__ Y, long
     // spec.py:8
     uint32_t out[16];
     #pragma unroll
-    for (int i = 0; i < 16; ++i)
-        out[i] = pack_f16(div_approx(p[2 * i], s[row_p(2 * i)]), div_approx(p[2 * i + 1], s[row_p(2 * i + 1)]));
+    for (int i = 0; i < 16; ++i) {
+        const float lo = div_approx(p[2 * i], s[row_p(2 * i)]);
+        const float hi = div_approx(p[2 * i + 1], s[row_p(2 * i + 1)]);
+        out[i] = pack_f16(lo, hi);
+    }
     // spec.py:9
     f16* y_ptr = Y + (long long)(row + x_row) * Y_s0 + x_col;
     #pragma unroll

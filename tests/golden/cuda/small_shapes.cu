@@ -2,8 +2,8 @@
 // block:    4 warps, 128 threads
 // grid:     i over 1
 // shared:   3328 bytes
-//                0  line: f32[128]{panel 128}
-//             1024  tile: f32[64,8]{panel 8 pad 1}
+// 0  line: f32[128]{panel 128}
+// 1024  tile: f32[64,8]{panel 8 pad 1}
 
 using uint32_t = unsigned int;
 
@@ -23,7 +23,7 @@ __device__ __forceinline__ float shfl_xor_f32(float x, int lanes) {
 }
 
 extern "C" __global__ void __launch_bounds__(128, 1)
-small_shapes(const float* __restrict__ X, float* __restrict__ Y, float* __restrict__ Z) {
+small_shapes_sm_89(const float* __restrict__ X, float* __restrict__ Y, float* __restrict__ Z) {
     extern __shared__ __align__(1024) unsigned char smem[];
     const uint32_t smem_base = static_cast<uint32_t>(__cvta_generic_to_shared(smem));
     const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);  // known to be the same in all lanes

@@ -5,9 +5,9 @@
 // grid:     h over H
 // grid:     i over M in tiles of 128
 // shared:   49152 bytes
-//                0  x: bf16[128,64]{panel 64 swizzle 128}
-//            16384  y: bf16[64,64]{panel 64 swizzle 128} x2
-//            32768  z: bf16[64,64]{panel 64 swizzle 128} x2
+// 0  x: bf16[128,64]{panel 64 swizzle 128}
+// 16384  y: bf16[64,64]{panel 64 swizzle 128} x2
+// 32768  z: bf16[64,64]{panel 64 swizzle 128} x2
 
 #define INF __int_as_float(0x7f800000)
 using uint32_t = unsigned int;
@@ -98,7 +98,7 @@ __device__ __forceinline__ float log2_approx(float x) {
 __device__ constexpr int row_p(int i) { return i / 32 * 2 + i / 2 % 2; }
 
 extern "C" __global__ void __launch_bounds__(128, 1)
-two_dots(const bf16* __restrict__ X, long long X_s0, long long X_s1, long long X_s2, const bf16* __restrict__ Y,
+two_dots_sm_89(const bf16* __restrict__ X, long long X_s0, long long X_s1, long long X_s2, const bf16* __restrict__ Y,
         long long Y_s0, long long Y_s1, long long Y_s2, const bf16* __restrict__ Z, long long Z_s0, long long Z_s1,
         long long Z_s2, bf16* __restrict__ O, long long O_s0, long long O_s1, long long O_s2, float* __restrict__ L,
         long long L_s0, long long L_s1, float c, int H, int M, int N) {
@@ -221,9 +221,10 @@ two_dots(const bf16* __restrict__ X, long long X_s0, long long X_s1, long long X
                     mma_m16n8k16_bf16(&s[mi * 32 + ni * 4], &xf[k * 4 + mi * 16], &yf[ni * 2]);
         }
         // spec.py:8
+        float s_2[64];
         #pragma unroll
         for (int i = 0; i < 64; ++i)
-            s[i] = cols0 + i / 4 % 8 * 8 + i % 2 + j_ * 64 < N ? s[i] : -INF;
+            s_2[i] = cols0 + i / 4 % 8 * 8 + i % 2 + j_ * 64 < N ? s[i] : -INF;
         // spec.py:9
         float r[4];
         #pragma unroll
@@ -232,7 +233,7 @@ two_dots(const bf16* __restrict__ X, long long X_s0, long long X_s1, long long X
             #pragma unroll
             for (int i = 0; i < 16; ++i) {
                 const int e = j / 2 * 32 + j % 2 * 2 + i / 2 * 4 + i % 2;
-                part[i % 2] = i < 2 ? s[e] : fmaxf(part[i % 2], s[e]);
+                part[i % 2] = i < 2 ? s_2[e] : fmaxf(part[i % 2], s_2[e]);
             }
             r[j] = fmaxf(part[0], part[1]);
         }
@@ -258,7 +259,7 @@ two_dots(const bf16* __restrict__ X, long long X_s0, long long X_s1, long long X
         float p[64];
         #pragma unroll
         for (int i = 0; i < 64; ++i)
-            p[i] = exp2_approx(s[i] * c - nc[row_p(i)]);
+            p[i] = exp2_approx(s_2[i] * c - nc[row_p(i)]);
         // spec.py:12
         float ps[4];
         #pragma unroll
@@ -289,16 +290,16 @@ two_dots(const bf16* __restrict__ X, long long X_s0, long long X_s1, long long X
             acc[i] = acc[i] * a[row_p(i)];
         const uint32_t z_at = z_slot + z_lane;
         #pragma unroll
-        for (int k = 0; k < 4; ++k) {
+        for (int k_2 = 0; k_2 < 4; ++k_2) {
             uint32_t zf[16];
             #pragma unroll
             for (int i = 0; i < 4; ++i)
-                ldmatrix_x4_trans(&zf[i * 4], (z_at ^ (i * 32)) + k * 2048);
+                ldmatrix_x4_trans(&zf[i * 4], (z_at ^ (i * 32)) + k_2 * 2048);
             #pragma unroll
             for (int mi = 0; mi < 2; ++mi)
                 #pragma unroll
                 for (int ni = 0; ni < 8; ++ni)
-                    mma_m16n8k16_bf16(&acc[mi * 32 + ni * 4], &h_2[k * 4 + mi * 16], &zf[ni * 2]);
+                    mma_m16n8k16_bf16(&acc[mi * 32 + ni * 4], &h_2[k_2 * 4 + mi * 16], &zf[ni * 2]);
         }
         #pragma unroll
         for (int i = 0; i < 4; ++i)
@@ -307,8 +308,11 @@ two_dots(const bf16* __restrict__ X, long long X_s0, long long X_s1, long long X
     // spec.py:14
     uint32_t out[32];
     #pragma unroll
-    for (int i = 0; i < 32; ++i)
-        out[i] = pack_bf16(div_approx(acc[2 * i], l[row_p(2 * i)]), div_approx(acc[2 * i + 1], l[row_p(2 * i + 1)]));
+    for (int i = 0; i < 32; ++i) {
+        const float lo = div_approx(acc[2 * i], l[row_p(2 * i)]);
+        const float hi = div_approx(acc[2 * i + 1], l[row_p(2 * i + 1)]);
+        out[i] = pack_bf16(lo, hi);
+    }
     const int o_row = warp * 32 + lane / 4;
     bf16* o_ptr = O + (long long)b * O_s0 + (long long)h * O_s1 + (long long)(row0 + o_row) * O_s2 + cols0;
     const int o_pos = row0 + o_row;

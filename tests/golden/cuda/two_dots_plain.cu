@@ -5,9 +5,9 @@
 // grid:     h over H
 // grid:     i over M in tiles of 128
 // shared:   98304 bytes
-//                0  x: f16[128,128]{panel 64 swizzle 128}
-//            32768  y: f16[64,128]{panel 64 swizzle 128} x2
-//            65536  z: f16[64,128]{panel 64 swizzle 128} x2
+// 0  x: f16[128,128]{panel 64 swizzle 128}
+// 32768  y: f16[64,128]{panel 64 swizzle 128} x2
+// 65536  z: f16[64,128]{panel 64 swizzle 128} x2
 
 #define INF __int_as_float(0x7f800000)
 using uint32_t = unsigned int;
@@ -104,7 +104,7 @@ __device__ constexpr int row_p(int i) { return i / 32 * 2 + i / 2 % 2; }
 __device__ constexpr int row_acc(int i) { return i / 64 * 2 + i / 2 % 2; }
 
 extern "C" __global__ void __launch_bounds__(128, 1)
-two_dots(const f16* __restrict__ X, long long X_s0, long long X_s1, long long X_s2, const f16* __restrict__ Y,
+two_dots_sm_89(const f16* __restrict__ X, long long X_s0, long long X_s1, long long X_s2, const f16* __restrict__ Y,
         long long Y_s0, long long Y_s1, long long Y_s2, const f16* __restrict__ Z, long long Z_s0, long long Z_s1,
         long long Z_s2, f16* __restrict__ O, long long O_s0, long long O_s1, long long O_s2, float* __restrict__ L,
         long long L_s0, long long L_s1, float c, int H, int M, int N) {
@@ -288,16 +288,16 @@ two_dots(const f16* __restrict__ X, long long X_s0, long long X_s1, long long X_
             acc[i] = acc[i] * a[row_acc(i)];
         const uint32_t z_at = z_slot + z_lane;
         #pragma unroll
-        for (int k = 0; k < 4; ++k) {
+        for (int k_2 = 0; k_2 < 4; ++k_2) {
             uint32_t zf[32];
             #pragma unroll
             for (int i = 0; i < 8; ++i)
-                ldmatrix_x4_trans(&zf[i * 4], (z_at ^ (i % 4 * 32)) + k * 2048 + i / 4 * 8192);
+                ldmatrix_x4_trans(&zf[i * 4], (z_at ^ (i % 4 * 32)) + k_2 * 2048 + i / 4 * 8192);
             #pragma unroll
             for (int mi = 0; mi < 2; ++mi)
                 #pragma unroll
                 for (int ni = 0; ni < 16; ++ni)
-                    mma_m16n8k16_f16(&acc[mi * 64 + ni * 4], &h_2[k * 4 + mi * 16], &zf[ni * 2]);
+                    mma_m16n8k16_f16(&acc[mi * 64 + ni * 4], &h_2[k_2 * 4 + mi * 16], &zf[ni * 2]);
         }
         #pragma unroll
         for (int i = 0; i < 4; ++i)
@@ -306,8 +306,11 @@ two_dots(const f16* __restrict__ X, long long X_s0, long long X_s1, long long X_
     // spec.py:14
     uint32_t out[64];
     #pragma unroll
-    for (int i = 0; i < 64; ++i)
-        out[i] = pack_f16(div_approx(acc[2 * i], l[row_acc(2 * i)]), div_approx(acc[2 * i + 1], l[row_acc(2 * i + 1)]));
+    for (int i = 0; i < 64; ++i) {
+        const float lo = div_approx(acc[2 * i], l[row_acc(2 * i)]);
+        const float hi = div_approx(acc[2 * i + 1], l[row_acc(2 * i + 1)]);
+        out[i] = pack_f16(lo, hi);
+    }
     const int o_row = warp * 32 + lane / 4;
     const int o_col = lane % 4 * 2;
     f16* o_ptr = O + (long long)b * O_s0 + (long long)h * O_s1 + (long long)(row0 + o_row) * O_s2 + o_col;

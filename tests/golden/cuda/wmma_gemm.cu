@@ -3,9 +3,9 @@
 // grid:     i over M in tiles of 64
 // grid:     j over N in tiles of 64
 // shared:   35840 bytes
-//                0  a: f16[64,64]{panel 64 pad 8}
-//             9216  b: f16[64,64]{panel 64 pad 8}
-//            18432  c: f32[64,64]{panel 64 pad 4}
+// 0  a: f16[64,64]{panel 64 pad 8}
+// 9216  b: f16[64,64]{panel 64 pad 8}
+// 18432  c: f32[64,64]{panel 64 pad 4}
 
 #include <mma.h>
 using namespace nvcuda;
@@ -35,8 +35,8 @@ __device__ __forceinline__ void st_global_f32x4(void* dst, const float* v) {
 }
 
 extern "C" __global__ void __launch_bounds__(128, 1)
-wmma_gemm(const f16* __restrict__ A, long long A_s0, const f16* __restrict__ B, long long B_s0, float* __restrict__ C,
-        long long C_s0, float alpha, int M, int K) {
+wmma_gemm_sm_89(const f16* __restrict__ A, long long A_s0, const f16* __restrict__ B, long long B_s0,
+        float* __restrict__ C_, long long C_s0, float alpha, int M, int K) {
     extern __shared__ __align__(1024) unsigned char smem[];
     const uint32_t smem_base = static_cast<uint32_t>(__cvta_generic_to_shared(smem));
     const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);  // known to be the same in all lanes
@@ -45,10 +45,10 @@ wmma_gemm(const f16* __restrict__ A, long long A_s0, const f16* __restrict__ B, 
     const uint32_t c_smem = smem_base + 18432;
     const int i_tiles = (M + 63) / 64;
     const int i_ = int(blockIdx.x) % i_tiles;
-    const int j_ = int(blockIdx.x) / i_tiles;
+    const int j = int(blockIdx.x) / i_tiles;
     // spec.py:2
     const int row = i_ * 64;
-    const int col = j_ * 64;
+    const int col = j * 64;
     const int tiles = K / 64;
     // spec.py:3
     wmma::fragment<wmma::accumulator, 16, 16, 16, float> acc[4];
@@ -99,14 +99,15 @@ wmma_gemm(const f16* __restrict__ A, long long A_s0, const f16* __restrict__ B, 
         }
     }
     // spec.py:6
+    wmma::fragment<wmma::accumulator, 16, 16, 16, float> acc_2[4];
     #pragma unroll
     for (int i = 0; i < 4; ++i)
         #pragma unroll
-        for (int e = 0; e < acc[i].num_elements; ++e)
-            acc[i].x[e] = acc[i].x[e] * alpha;
+        for (int e = 0; e < acc_2[i].num_elements; ++e)
+            acc_2[i].x[e] = acc[i].x[e] * alpha;
     #pragma unroll
     for (int i = 0; i < 4; ++i)
-        wmma::store_matrix_sync(reinterpret_cast<float*>(smem + 18432 + warp * 4352 + i * 64), acc[i], 68, wmma::mem_row_major);
+        wmma::store_matrix_sync(reinterpret_cast<float*>(smem + 18432 + warp * 4352 + i * 64), acc_2[i], 68, wmma::mem_row_major);
     __syncwarp();
     float out[32];
     const uint32_t c_lane = warp * 4352 + lane / 16 * 272 + lane % 16 * 16;
@@ -117,7 +118,7 @@ wmma_gemm(const f16* __restrict__ A, long long A_s0, const f16* __restrict__ B, 
     // spec.py:7
     const int c_row = warp * 16 + lane / 16;
     const int c_col = lane % 16 * 4;
-    float* c_ptr = C + (long long)(row + c_row) * C_s0 + col + c_col;
+    float* c_ptr = C_ + (long long)(row + c_row) * C_s0 + col + c_col;
     const int c_pos = row + c_row;
     #pragma unroll
     for (int i = 0; i < 8; ++i)

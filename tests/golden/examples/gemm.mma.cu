@@ -4,9 +4,9 @@
 // grid:     rows_tile over M in tiles of 128
 // grid:     cols_tile over N in tiles of 64
 // shared:   36864 bytes
-//                0  a_tile: f16[128,32]{panel 32 swizzle 64} x3
-//            24576  b_tile: f16[64,32]{panel 32 swizzle 64} x3
-//                0  tile: f16[128,64]{panel 64 swizzle 128}
+// 0  a_tile: f16[128,32]{panel 32 swizzle 64} x3
+// 24576  b_tile: f16[64,32]{panel 32 swizzle 64} x3
+// 0  tile: f16[128,64]{panel 64 swizzle 128}
 
 using uint32_t = unsigned int;
 using f16 = unsigned short;  // its bits
@@ -71,11 +71,11 @@ __device__ __forceinline__ unsigned short half_of(const uint32_t* p, int i) {
 }
 
 // Register i of a tile -> the register, or the offset, that goes with it.
-__device__ constexpr int col_tmp_4(int i) { return i / 4 % 8 * 2 + i % 2; }
+__device__ constexpr int col_tmp_2(int i) { return i / 4 % 8 * 2 + i % 2; }
 
 extern "C" __global__ void __launch_bounds__(128, 1)
-gemm_bias_gelu(const f16* __restrict__ A, long long A_s0, const f16* __restrict__ B, long long B_s0,
-        const float* __restrict__ bias, f16* __restrict__ C, long long C_s0, int M, int K, int N) {
+gemm_bias_gelu_sm_89(const f16* __restrict__ A, long long A_s0, const f16* __restrict__ B, long long B_s0,
+        const float* __restrict__ bias, f16* __restrict__ C_, long long C_s0, int M, int K, int N) {
     extern __shared__ __align__(1024) unsigned char smem[];
     const uint32_t smem_base = static_cast<uint32_t>(__cvta_generic_to_shared(smem));
     const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);  // known to be the same in all lanes
@@ -130,17 +130,17 @@ gemm_bias_gelu(const f16* __restrict__ A, long long A_s0, const f16* __restrict_
     const uint32_t b_tile_dst_2 = b_tile + copy_lane_2;
     const f16* b_base_2 = B + (long long)(cols_start + copy_row_2) * B_s0 + 32 + copy_col;
     if (t_3) {
-        const f16* a_src = a_base_2;
+        const f16* a_src_2 = a_base_2;
         #pragma unroll
         for (int i = 0; i < 4; ++i) {
-            cp_async_16_fill(a_tile_dst_2 + i * 512, a_src, a_pos + i * 8 < M && a_pos_2 < K ? max(0, min(8, K - a_pos_2)) * 2 : 0);
-            a_src += a_step;
+            cp_async_16_fill(a_tile_dst_2 + i * 512, a_src_2, a_pos + i * 8 < M && a_pos_2 < K ? max(0, min(8, K - a_pos_2)) * 2 : 0);
+            a_src_2 += a_step;
         }
-        const f16* b_src = b_base_2;
+        const f16* b_src_2 = b_base_2;
         #pragma unroll
         for (int i = 0; i < 2; ++i) {
-            cp_async_16_fill(b_tile_dst_2 + i * 512, b_src, b_pos + i * 8 < N && a_pos_2 < K ? max(0, min(8, K - a_pos_2)) * 2 : 0);
-            b_src += b_step;
+            cp_async_16_fill(b_tile_dst_2 + i * 512, b_src_2, b_pos + i * 8 < N && a_pos_2 < K ? max(0, min(8, K - a_pos_2)) * 2 : 0);
+            b_src_2 += b_step;
         }
     }
     commit_group();
@@ -152,34 +152,34 @@ gemm_bias_gelu(const f16* __restrict__ A, long long A_s0, const f16* __restrict_
     const uint32_t a_tile_lane = swizzle<0x30>(warp * 2048 + lane / 16 * 16 + lane % 16 * 64);
     const uint32_t b_tile_lane = swizzle<0x30>(lane / 16 * 512 + lane / 8 % 2 * 16 + lane % 8 * 64);
     #pragma unroll 1
-    for (int j_ = 0; j_ < t; ++j_) {
+    for (int j = 0; j < t; ++j) {
         // acc <<= acc + fc.dot(fc.load(A[rows, depth]), fc.load(B[cols, depth]).T)  [gemm.py:14]
-        const uint32_t a_tile_2 = smem_base + j_ % 3 * 8192;
-        const uint32_t b_tile_2 = b_tile_smem + j_ % 3 * 4096;
+        const uint32_t a_tile_2 = smem_base + j % 3 * 8192;
+        const uint32_t b_tile_2 = b_tile_smem + j % 3 * 4096;
         wait_group<1>();
         __syncthreads();
-        const int next = j_ + 2;
+        const int next = j + 2;
         const bool t_4 = next < t;
-        const uint32_t a_tile_3 = smem_base + (j_ + 2) % 3 * 8192;
+        const uint32_t a_tile_3 = smem_base + (j + 2) % 3 * 8192;
         const uint32_t a_tile_dst_3 = a_tile_3 + copy_lane;
-        const uint32_t b_tile_3 = b_tile_smem + (j_ + 2) % 3 * 4096;
+        const uint32_t b_tile_3 = b_tile_smem + (j + 2) % 3 * 4096;
         const uint32_t b_tile_dst_3 = b_tile_3 + copy_lane_2;
         if (t_4) {
             // for depth in fc.loop(fc.tile(A.K, "BLOCK_K")):  [gemm.py:13]
             const int t_5 = next * 32;
             // acc <<= acc + fc.dot(fc.load(A[rows, depth]), fc.load(B[cols, depth]).T)  [gemm.py:14]
-            const f16* a_src = a_base + t_5;
+            const f16* a_src_3 = a_base + t_5;
             const int a_pos_3 = t_5 + copy_col;
             #pragma unroll
             for (int i = 0; i < 4; ++i) {
-                cp_async_16_fill(a_tile_dst_3 + i * 512, a_src, a_pos + i * 8 < M && a_pos_3 < K ? max(0, min(8, K - a_pos_3)) * 2 : 0);
-                a_src += a_step;
+                cp_async_16_fill(a_tile_dst_3 + i * 512, a_src_3, a_pos + i * 8 < M && a_pos_3 < K ? max(0, min(8, K - a_pos_3)) * 2 : 0);
+                a_src_3 += a_step;
             }
-            const f16* b_src = b_base + t_5;
+            const f16* b_src_3 = b_base + t_5;
             #pragma unroll
             for (int i = 0; i < 2; ++i) {
-                cp_async_16_fill(b_tile_dst_3 + i * 512, b_src, b_pos + i * 8 < N && a_pos_3 < K ? max(0, min(8, K - a_pos_3)) * 2 : 0);
-                b_src += b_step;
+                cp_async_16_fill(b_tile_dst_3 + i * 512, b_src_3, b_pos + i * 8 < N && a_pos_3 < K ? max(0, min(8, K - a_pos_3)) * 2 : 0);
+                b_src_3 += b_step;
             }
         }
         commit_group();
@@ -211,20 +211,14 @@ gemm_bias_gelu(const f16* __restrict__ A, long long A_s0, const f16* __restrict_
     for (int i = 0; i < 16; ++i)
         tmp[i] = bias_pos + i / 2 * 8 + i % 2 < N ? bias_ptr[i / 2 * 8 + i % 2] : 0.0f;
     // fc.store(C[rows, cols], (0.5 * x * (1.0 + fc.erf(x * 0.7071067811865476))).to(C.dtype))  [gemm.py:16]
-    float tmp_2[16];
-    #pragma unroll
-    for (int i = 0; i < 16; ++i)
-        tmp_2[i] = tmp[i] * 0.5f;
-    float tmp_3[16];
-    #pragma unroll
-    for (int i = 0; i < 16; ++i)
-        tmp_3[i] = tmp[i] * 0.70710677f;
-    uint32_t tmp_4[32];
+    uint32_t tmp_2[32];
     #pragma unroll
     for (int i = 0; i < 32; ++i) {
-        const float x = (acc[2 * i] * 0.5f + tmp_2[col_tmp_4(2 * i)]) * (erff(acc[2 * i] * 0.70710677f + tmp_3[col_tmp_4(2 * i)]) + 1.0f);
-        const float x_2 = (acc[2 * i + 1] * 0.5f + tmp_2[col_tmp_4(2 * i + 1)]) * (erff(acc[2 * i + 1] * 0.70710677f + tmp_3[col_tmp_4(2 * i + 1)]) + 1.0f);
-        tmp_4[i] = pack_f16(x, x_2);
+        const float x = acc[2 * i] + tmp[col_tmp_2(2 * i)];
+        const float x_2 = acc[2 * i + 1] + tmp[col_tmp_2(2 * i + 1)];
+        const float lo = x * 0.5f * (erff(x * 0.70710677f) + 1.0f);
+        const float hi = x_2 * 0.5f * (erff(x_2 * 0.70710677f) + 1.0f);
+        tmp_2[i] = pack_f16(lo, hi);
     }
     wait_group<0>();
     __syncthreads();
@@ -232,20 +226,20 @@ gemm_bias_gelu(const f16* __restrict__ A, long long A_s0, const f16* __restrict_
     const uint32_t tile_at = smem_base + tile_lane;
     #pragma unroll
     for (int i = 0; i < 32; ++i)
-        st_shared_b32x1((tile_at ^ (i / 2 % 8 * 16)) + i / 16 * 2048 + i % 2 * 1024, &tmp_4[i]);
+        st_shared_b32x1((tile_at ^ (i / 2 % 8 * 16)) + i / 16 * 2048 + i % 2 * 1024, &tmp_2[i]);
     __syncwarp();
-    uint32_t tmp_5[32];
+    uint32_t tmp_3[32];
     const uint32_t tile_lane_2 = swizzle<0x70>(warp * 4096 + lane * 16);
     const uint32_t tile_at_2 = smem_base + tile_lane_2;
     #pragma unroll
     for (int i = 0; i < 8; ++i)
-        ld_shared_b32x4(&tmp_5[i * 4], (tile_at_2 ^ (i % 2 * 64)) + i * 512);
+        ld_shared_b32x4(&tmp_3[i * 4], (tile_at_2 ^ (i % 2 * 64)) + i * 512);
     const int c_row = warp * 32 + lane / 8;
     const int c_col = lane % 8 * 8;
-    f16* c_ptr = C + (long long)(rows_start + c_row) * C_s0 + cols_start + c_col;
+    f16* c_ptr = C_ + (long long)(rows_start + c_row) * C_s0 + cols_start + c_col;
     const int c_pos = rows_start + c_row;
     const int c_pos_2 = cols_start + c_col;
     #pragma unroll
     for (int i = 0; i < 64; ++i)
-        if (c_pos + i / 8 * 4 < M && c_pos_2 + i % 8 < N) c_ptr[(long long)(i / 8 * 4) * C_s0 + i % 8] = half_of(tmp_5, i);
+        if (c_pos + i / 8 * 4 < M && c_pos_2 + i % 8 < N) c_ptr[(long long)(i / 8 * 4) * C_s0 + i % 8] = half_of(tmp_3, i);
 }

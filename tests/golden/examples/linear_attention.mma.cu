@@ -4,12 +4,12 @@
 // grid:     b over B
 // grid:     h over H
 // shared:   57344 bytes
-//                0  q: f16[64,64]{panel 64 swizzle 128} x2
-//            16384  k: f16[64,64]{panel 64 swizzle 128} x2
-//            32768  v: f16[64,64]{panel 64 swizzle 128} x2
-//            49152  tile: f16[64,64]{panel 64 swizzle 128}
-//            49152  tile: f16[64,64]{panel 64 swizzle 128}
-//            49152  tile: f16[64,64]{panel 64 swizzle 128}
+// 0  q: f16[64,64]{panel 64 swizzle 128} x2
+// 16384  k: f16[64,64]{panel 64 swizzle 128} x2
+// 32768  v: f16[64,64]{panel 64 swizzle 128} x2
+// 49152  tile: f16[64,64]{panel 64 swizzle 128}
+// 49152  tile: f16[64,64]{panel 64 swizzle 128}
+// 49152  tile: f16[64,64]{panel 64 swizzle 128}
 
 using uint32_t = unsigned int;
 using f16 = unsigned short;  // its bits
@@ -109,10 +109,10 @@ __device__ constexpr int col_tmp_5(int i) { return i / 4 * 2 + i % 2; }
 __device__ constexpr int row_tmp_9(int i) { return i / 8; }
 
 extern "C" __global__ void __launch_bounds__(128, 1)
-linear_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, long long Q_s2, const f16* __restrict__ K,
-        long long K_s0, long long K_s1, long long K_s2, const f16* __restrict__ V, long long V_s0, long long V_s1,
-        long long V_s2, const float* __restrict__ log_decay, f16* __restrict__ O, long long O_s0, long long O_s1,
-        long long O_s2, int H, int M) {
+linear_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, long long Q_s2,
+        const f16* __restrict__ K, long long K_s0, long long K_s1, long long K_s2, const f16* __restrict__ V,
+        long long V_s0, long long V_s1, long long V_s2, const float* __restrict__ log_decay, f16* __restrict__ O,
+        long long O_s0, long long O_s1, long long O_s2, int H, int M) {
     extern __shared__ __align__(1024) unsigned char smem[];
     const uint32_t smem_base = static_cast<uint32_t>(__cvta_generic_to_shared(smem));
     const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);  // known to be the same in all lanes
@@ -127,7 +127,7 @@ linear_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, long
     // inside = fc.dot(q, k.T) * fc.where(i >= j, fc.exp((i - j) * w), 0.0)  [linear_attention.py:22]
     const float t_2 = w * 1.442695f;
     // fade = fc.exp((float(rows.size) - 1.0 - j) * w)  [linear_attention.py:25]
-    const float t_3 = w * 90.889786f;
+    const float t_3 = w * 63.0f;
     // state <<= state * fc.exp(w * float(rows.size)) + fc.dot((k.to(fc.f32) * fade).to(K.dtype).T, v)  [linear_attention.py:26]
     const float t_4 = exp2_approx(w * 92.33248f);
     // for rows in fc.loop(fc.tile(Q.M, "BLOCK_M")):  [linear_attention.py:18]
@@ -186,43 +186,43 @@ linear_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, long
     const uint32_t tile_lane_3 = swizzle<0x70>(warp * 32 + lane / 16 * 1024 + lane / 8 % 2 * 16 + lane % 8 * 128);
     const uint32_t tile_at_4 = tile_smem + tile_lane_3;
     #pragma unroll 1
-    for (int j_ = 0; j_ < t; ++j_) {
+    for (int j = 0; j < t; ++j) {
         // q, k, v = fc.load(Q[b, h, rows]), fc.load(K[b, h, cols]), fc.load(V[b, h, cols])  [linear_attention.py:20]
-        const uint32_t q = smem_base + (j_ & 1) * 8192;
-        const uint32_t k = k_smem + (j_ & 1) * 8192;
-        const uint32_t v = v_smem + (j_ & 1) * 8192;
+        const uint32_t q = smem_base + (j & 1) * 8192;
+        const uint32_t k = k_smem + (j & 1) * 8192;
+        const uint32_t v = v_smem + (j & 1) * 8192;
         wait_group<0>();
         __syncthreads();
-        const int next = j_ + 1;
+        const int next = j + 1;
         const bool t_6 = next < t;
-        const uint32_t q_2 = smem_base + ((j_ + 1) & 1) * 8192;
+        const uint32_t q_2 = smem_base + ((j + 1) & 1) * 8192;
         const uint32_t q_dst_2 = q_2 + copy_lane;
-        const uint32_t k_2 = k_smem + ((j_ + 1) & 1) * 8192;
+        const uint32_t k_2 = k_smem + ((j + 1) & 1) * 8192;
         const uint32_t k_dst_2 = k_2 + copy_lane;
-        const uint32_t v_2 = v_smem + ((j_ + 1) & 1) * 8192;
+        const uint32_t v_2 = v_smem + ((j + 1) & 1) * 8192;
         const uint32_t v_dst_2 = v_2 + copy_lane;
         if (t_6) {
             // for rows in fc.loop(fc.tile(Q.M, "BLOCK_M")):  [linear_attention.py:18]
             const int t_7 = next * 64;
             // q, k, v = fc.load(Q[b, h, rows]), fc.load(K[b, h, cols]), fc.load(V[b, h, cols])  [linear_attention.py:20]
-            const f16* q_src = q_base + (long long)t_7 * Q_s2;
+            const f16* q_src_2 = q_base + (long long)t_7 * Q_s2;
             const int q_pos = t_7 + copy_row;
             #pragma unroll
             for (int i = 0; i < 4; ++i) {
-                cp_async_16_fill((q_dst_2 ^ (i % 2 * 64)) + i * 512, q_src, q_pos + i * 4 < M ? 16 : 0);
-                q_src += q_step;
+                cp_async_16_fill((q_dst_2 ^ (i % 2 * 64)) + i * 512, q_src_2, q_pos + i * 4 < M ? 16 : 0);
+                q_src_2 += q_step;
             }
-            const f16* k_src = k_base + (long long)t_7 * K_s2;
+            const f16* k_src_2 = k_base + (long long)t_7 * K_s2;
             #pragma unroll
             for (int i = 0; i < 4; ++i) {
-                cp_async_16_fill((k_dst_2 ^ (i % 2 * 64)) + i * 512, k_src, q_pos + i * 4 < M ? 16 : 0);
-                k_src += k_step;
+                cp_async_16_fill((k_dst_2 ^ (i % 2 * 64)) + i * 512, k_src_2, q_pos + i * 4 < M ? 16 : 0);
+                k_src_2 += k_step;
             }
-            const f16* v_src = v_base + (long long)t_7 * V_s2;
+            const f16* v_src_2 = v_base + (long long)t_7 * V_s2;
             #pragma unroll
             for (int i = 0; i < 4; ++i) {
-                cp_async_16_fill((v_dst_2 ^ (i % 2 * 64)) + i * 512, v_src, q_pos + i * 4 < M ? 16 : 0);
-                v_src += v_step;
+                cp_async_16_fill((v_dst_2 ^ (i % 2 * 64)) + i * 512, v_src_2, q_pos + i * 4 < M ? 16 : 0);
+                v_src_2 += v_step;
             }
         }
         commit_group();
@@ -268,21 +268,21 @@ linear_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, long
         for (int i = 0; i < 32; ++i)
             tmp_3[i] = 0.0f;
         #pragma unroll
-        for (int k_3 = 0; k_3 < 4; ++k_3) {
-            uint32_t q_3[4];
-            ldmatrix_x4(q_3, q_at ^ (k_3 * 32));
+        for (int k_5 = 0; k_5 < 4; ++k_5) {
+            uint32_t q_4[4];
+            ldmatrix_x4(q_4, q_at ^ (k_5 * 32));
             uint32_t tile[16];
             #pragma unroll
             for (int i = 0; i < 4; ++i)
-                ldmatrix_x4_trans(&tile[i * 4], (tile_at_2 ^ (i * 32)) + k_3 * 2048);
+                ldmatrix_x4_trans(&tile[i * 4], (tile_at_2 ^ (i * 32)) + k_5 * 2048);
             #pragma unroll
             for (int ni = 0; ni < 8; ++ni)
-                mma_m16n8k16_f16(&tmp_3[ni * 4], q_3, &tile[ni * 2]);
+                mma_m16n8k16_f16(&tmp_3[ni * 4], q_4, &tile[ni * 2]);
         }
         float tmp_4[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            tmp_4[i] = exp2_approx(i_[i] * t_2 + t_2);
+            tmp_4[i] = exp2_approx((i_[i] * w + w) * 1.442695f);
         float across[32];
         #pragma unroll
         for (int i = 0; i < 32; ++i)
@@ -298,14 +298,14 @@ linear_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, long
         }
         const uint32_t v_at = v + tile_lane_2;
         #pragma unroll
-        for (int k_3 = 0; k_3 < 4; ++k_3) {
+        for (int k_6 = 0; k_6 < 4; ++k_6) {
             uint32_t v_3[16];
             #pragma unroll
             for (int i = 0; i < 4; ++i)
-                ldmatrix_x4_trans(&v_3[i * 4], (v_at ^ (i * 32)) + k_3 * 2048);
+                ldmatrix_x4_trans(&v_3[i * 4], (v_at ^ (i * 32)) + k_6 * 2048);
             #pragma unroll
             for (int ni = 0; ni < 8; ++ni)
-                mma_m16n8k16_f16(&across[ni * 4], &tmp_5[k_3 * 4], &v_3[ni * 2]);
+                mma_m16n8k16_f16(&across[ni * 4], &tmp_5[k_6 * 4], &v_3[ni * 2]);
         }
         uint32_t tmp_6[16];
         #pragma unroll
@@ -320,8 +320,8 @@ linear_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, long
         #pragma unroll
         for (int i = 0; i < 4; ++i)
             ld_shared_b32x4(&tmp_7[i * 4], (tile_at_3 ^ (i % 2 * 64)) + i * 512);
-        f16* o_ptr = o_base + (long long)(j_ * 64) * O_s2;
-        const int o_pos = j_ * 64 + copy_row;
+        f16* o_ptr = o_base + (long long)(j * 64) * O_s2;
+        const int o_pos = j * 64 + copy_row;
         #pragma unroll
         for (int i = 0; i < 4; ++i)
             if (o_pos + i * 4 < M) st_global_b32x4(o_ptr + (long long)(i * 4) * O_s2, &tmp_7[i * 4]);
@@ -329,25 +329,25 @@ linear_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, long
         #pragma unroll
         for (int i = 0; i < 32; ++i)
             state[i] = state[i] * t_4;
-        uint32_t k_3[16];
+        uint32_t k_7[16];
         const uint32_t k_at_2 = k + copy_lane;
         #pragma unroll
         for (int i = 0; i < 4; ++i)
-            ld_shared_b32x4(&k_3[i * 4], (k_at_2 ^ (i % 2 * 64)) + i * 512);
+            ld_shared_b32x4(&k_7[i * 4], (k_at_2 ^ (i % 2 * 64)) + i * 512);
         // i, j = (rows.index - rows.start).to(fc.f32), (cols.index - cols.start).to(fc.f32)  [linear_attention.py:21]
         // across = fc.dot(q, state.to(V.dtype)) * fc.exp((i + 1.0) * w)  [linear_attention.py:23]
         // fade = fc.exp((float(rows.size) - 1.0 - j) * w)  [linear_attention.py:25]
         float tmp_8[4];
         #pragma unroll
         for (int i = 0; i < 4; ++i)
-            tmp_8[i] = exp2_approx(t_3 - float(copy_row + i * 4) * t_2);
+            tmp_8[i] = exp2_approx((t_3 - float(copy_row + i * 4) * w) * 1.442695f);
         // state <<= state * fc.exp(w * float(rows.size)) + fc.dot((k.to(fc.f32) * fade).to(K.dtype).T, v)  [linear_attention.py:26]
         uint32_t tmp_9[16];
         #pragma unroll
         for (int i = 0; i < 16; ++i) {
-            const float lo_ = at_f16(k_3, 2 * i) * tmp_8[row_tmp_9(2 * i)];
-            const float hi_ = at_f16(k_3, 2 * i + 1) * tmp_8[row_tmp_9(2 * i + 1)];
-            tmp_9[i] = pack_f16(lo_, hi_);
+            const float lo = at_f16(k_7, 2 * i) * tmp_8[row_tmp_9(2 * i)];
+            const float hi = at_f16(k_7, 2 * i + 1) * tmp_8[row_tmp_9(2 * i + 1)];
+            tmp_9[i] = pack_f16(lo, hi);
         }
         __syncwarp();
         #pragma unroll
@@ -355,16 +355,16 @@ linear_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, long
             st_shared_b32x4((tile_at_3 ^ (i % 2 * 64)) + i * 512, &tmp_9[i * 4]);
         __syncthreads();
         #pragma unroll
-        for (int k_4 = 0; k_4 < 4; ++k_4) {
-            uint32_t tile[4];
-            ldmatrix_x4_trans(tile, tile_at_4 + k_4 * 2048);
-            uint32_t v_3[16];
+        for (int k_8 = 0; k_8 < 4; ++k_8) {
+            uint32_t tile_2[4];
+            ldmatrix_x4_trans(tile_2, tile_at_4 + k_8 * 2048);
+            uint32_t v_4[16];
             #pragma unroll
             for (int i = 0; i < 4; ++i)
-                ldmatrix_x4_trans(&v_3[i * 4], (v_at ^ (i * 32)) + k_4 * 2048);
+                ldmatrix_x4_trans(&v_4[i * 4], (v_at ^ (i * 32)) + k_8 * 2048);
             #pragma unroll
             for (int ni = 0; ni < 8; ++ni)
-                mma_m16n8k16_f16(&state[ni * 4], tile, &v_3[ni * 2]);
+                mma_m16n8k16_f16(&state[ni * 4], tile_2, &v_4[ni * 2]);
         }
     }
     wait_group<0>();

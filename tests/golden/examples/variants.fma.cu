@@ -5,17 +5,17 @@
 // grid:     h over H
 // grid:     rows_tile over M in tiles of 64, last first
 // shared:   27648 bytes
-//                0  q: f16[64,64]{panel 64 pad 8}
-//             9216  k_tile: f16[64,64]{panel 64 pad 8}
-//             9216  v_tile: f16[64,64]{panel 64 pad 8}
-//             9216  k_tile: f16[64,64]{panel 64 pad 8}
-//             9216  v_tile: f16[64,64]{panel 64 pad 8}
-//             9216  k_tile: f16[64,64]{panel 64 pad 8}
-//             9216  v_tile: f16[64,64]{panel 64 pad 8}
-//            18432  tile: f16[64,64]{panel 64 pad 8}
-//            18432  tile: f16[64,64]{panel 64 pad 8}
-//            18432  tile: f16[64,64]{panel 64 pad 8}
-//                0  tile: f16[64,64]{panel 64 swizzle 128}
+// 0  q: f16[64,64]{panel 64 pad 8}
+// 9216  k_tile: f16[64,64]{panel 64 pad 8}
+// 9216  v_tile: f16[64,64]{panel 64 pad 8}
+// 9216  k_tile: f16[64,64]{panel 64 pad 8}
+// 9216  v_tile: f16[64,64]{panel 64 pad 8}
+// 9216  k_tile: f16[64,64]{panel 64 pad 8}
+// 9216  v_tile: f16[64,64]{panel 64 pad 8}
+// 18432  tile: f16[64,64]{panel 64 pad 8}
+// 18432  tile: f16[64,64]{panel 64 pad 8}
+// 18432  tile: f16[64,64]{panel 64 pad 8}
+// 0  tile: f16[64,64]{panel 64 swizzle 128}
 
 #define INF __int_as_float(0x7f800000)
 using uint32_t = unsigned int;
@@ -102,10 +102,10 @@ __device__ constexpr int flip(int i) {
 }
 
 extern "C" __global__ void __launch_bounds__(128, 1)
-variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, long long Q_s2, const f16* __restrict__ K,
-        long long K_s0, long long K_s1, long long K_s2, const f16* __restrict__ V, long long V_s0, long long V_s1,
-        long long V_s2, const float* __restrict__ slopes, f16* __restrict__ O, long long O_s0, long long O_s1,
-        long long O_s2, float scale, float cap, int window, int H, int M, int N) {
+variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, long long Q_s2,
+        const f16* __restrict__ K, long long K_s0, long long K_s1, long long K_s2, const f16* __restrict__ V,
+        long long V_s0, long long V_s1, long long V_s2, const float* __restrict__ slopes, f16* __restrict__ O,
+        long long O_s0, long long O_s1, long long O_s2, float scale, float cap, int window, int H, int M, int N) {
     extern __shared__ __align__(1024) unsigned char smem[];
     const uint32_t smem_base = static_cast<uint32_t>(__cvta_generic_to_shared(smem));
     const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);  // known to be the same in all lanes
@@ -216,7 +216,8 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
         #pragma unroll
         for (int i = 0; i < 32; ++i) {
             const int x = q_row + i / 2 + rows_start;
-            s[i] = i % 2 * 32 < min(x + 1 - t_5, N - t_5) - lane && x - (lane + i % 2 * 32 + t_5) < window ? tanhf(tmp_2[i] * t) * cap + float(lane + i % 2 * 32 + t_5 - x) * slope : -INF;
+            const bool x_2 = i % 2 * 32 < min(x + 1 - t_5, N - t_5) - lane && x - (lane + i % 2 * 32 + t_5) < window;
+            s[i] = x_2 ? tanhf(tmp_2[i] * t) * cap + float(lane + i % 2 * 32 + t_5 - x) * slope : -INF;
         }
         // mn = fc.maximum(m, fc.max(s, axis=1))  [variants.py:21]
         float tmp_3[16];
@@ -246,58 +247,86 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
         for (int i = 0; i < 16; ++i)
             base[i] = mn[i] == -INF ? 0.0f : mn[i];
         // p, a = fc.exp(s - base), fc.exp(m - base)  [variants.py:23]
+        float tmp_4[16];
+        #pragma unroll
+        for (int i = 0; i < 16; ++i)
+            tmp_4[i] = base[i] * 1.442695f;
+        bool any_far = false;
+        #pragma unroll
+        for (int i = 0; i < 16; ++i)
+            any_far |= fabsf(tmp_4[i]) > 8192.0f;
+        any_far = __any_sync(0xffffffffu, any_far);
+        if (any_far) {
+            bool far[16];
+            #pragma unroll
+            for (int i = 0; i < 16; ++i)
+                far[i] = fabsf(tmp_4[i]) > 8192.0f;
+            float tmp_5[16];
+            #pragma unroll
+            for (int i = 0; i < 16; ++i)
+                tmp_5[i] = far[i] ? base[i] : 0.0f;
+            #pragma unroll
+            for (int i = 0; i < 16; ++i)
+                tmp_4[i] = far[i] ? 0.0f : tmp_4[i];
+            #pragma unroll
+            for (int i = 0; i < 32; ++i)
+                s[i] = s[i] - tmp_5[row_tmp_2(i)];
+            #pragma unroll
+            for (int i = 0; i < 16; ++i)
+                m[i] = m[i] - tmp_5[i];
+        }
         float p[32];
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            p[i] = exp2_approx(s[i] * 1.442695f - base[row_tmp_2(i)] * 1.442695f);
+            p[i] = exp2_approx(s[i] * 1.442695f - tmp_4[row_tmp_2(i)]);
         float a[16];
         #pragma unroll
         for (int i = 0; i < 16; ++i)
-            a[i] = exp2_approx((m[i] - base[i]) * 1.442695f);
+            a[i] = exp2_approx(m[i] * 1.442695f - tmp_4[i]);
         // l <<= l * a + fc.sum(p, axis=1)  [variants.py:24]
-        float tmp_4[16];
+        float tmp_6[16];
         #pragma unroll
         for (int j = 0; j < 16; ++j) {
             #pragma unroll
             for (int i = 0; i < 2; ++i) {
                 const int e = j * 2 + i;
-                tmp_4[j] = i < 1 ? p[e] : tmp_4[j] + p[e];
+                tmp_6[j] = i < 1 ? p[e] : tmp_6[j] + p[e];
             }
         }
         #pragma unroll
         for (int i = 0; i < 16; ++i)
-            l[i] = l[i] * a[i] + tmp_4[i];
+            l[i] = l[i] * a[i] + tmp_6[i];
         // acc <<= acc * a + fc.dot(p.to(V.dtype), fc.load(V[b, h, cols]))  [variants.py:25]
         #pragma unroll
         for (int i = 0; i < 32; ++i)
             acc[i] = acc[i] * a[row_tmp_2(i)];
-        uint32_t tmp_5[16];
+        uint32_t tmp_7[16];
         #pragma unroll
         for (int i = 0; i < 16; ++i)
-            tmp_5[i] = pack_f16(p[2 * i], p[2 * i + 1]);
-        uint32_t tmp_6[16];
+            tmp_7[i] = pack_f16(p[2 * i], p[2 * i + 1]);
+        uint32_t tmp_8[16];
         const f16* v_ptr = v_base + (long long)t_5 * V_s2;
         #pragma unroll
         for (int i = 0; i < 16; ++i) {
             const uint32_t lo = k_pos + 2 * i / 2 < N ? v_ptr[(long long)(2 * i / 2) * V_s2 + 2 * i % 2 * 32] : 0;
             const uint32_t hi = k_pos + (2 * i + 1) / 2 < N ? v_ptr[(long long)((2 * i + 1) / 2) * V_s2 + (2 * i + 1) % 2 * 32] : 0;
-            tmp_6[i] = lo | hi << 16;
+            tmp_8[i] = lo | hi << 16;
         }
         __syncthreads();
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            st_shared_b16(k_tile_at + i / 2 * 144 + i % 2 * 64, half_of(tmp_6, i));
+            st_shared_b16(k_tile_at + i / 2 * 144 + i % 2 * 64, half_of(tmp_8, i));
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            st_shared_b16(tile_at + i / 2 * 144 + i % 2 * 64, half_of(tmp_5, i));
+            st_shared_b16(tile_at + i / 2 * 144 + i % 2 * 64, half_of(tmp_7, i));
         __syncthreads();
         #pragma unroll 1
-        for (int k = 0; k < 64; ++k) {
+        for (int k_2 = 0; k_2 < 64; ++k_2) {
             uint32_t tile[8];
             #pragma unroll
             for (int i = 0; i < 8; ++i) {
-                const uint32_t lo = ld_shared_b16(tile_smem + ((warp * 16 + 2 * i) * 144 + k * 2));
-                const uint32_t hi = ld_shared_b16(tile_smem + ((warp * 16 + 2 * i + 1) * 144 + k * 2));
+                const uint32_t lo = ld_shared_b16(tile_smem + ((warp * 16 + 2 * i) * 144 + k_2 * 2));
+                const uint32_t hi = ld_shared_b16(tile_smem + ((warp * 16 + 2 * i + 1) * 144 + k_2 * 2));
                 tile[i] = lo | hi << 16;
             }
             float tile_2[16];
@@ -305,8 +334,8 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
             for (int i = 0; i < 16; ++i)
                 tile_2[i] = at_f16(tile, i);
             uint32_t v_tile[1];
-            const uint32_t lo = ld_shared_b16(k_tile_smem + (k * 144 + lane * 2));
-            const uint32_t hi = ld_shared_b16(k_tile_smem + (k * 144 + (lane + 32) * 2));
+            const uint32_t lo = ld_shared_b16(k_tile_smem + (k_2 * 144 + lane * 2));
+            const uint32_t hi = ld_shared_b16(k_tile_smem + (k_2 * 144 + (lane + 32) * 2));
             v_tile[0] = lo | hi << 16;
             float v_tile_2[2];
             #pragma unroll
@@ -323,319 +352,376 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
     // for cols in fc.loop(fc.tile(K.N, "BLOCK_N"), descending=True, live=visible):  [variants.py:16]
     // full part of the range
     #pragma unroll 1
-    for (int j_ = whole_to - 1; j_ >= whole_from; --j_) {
-        const int t_5 = j_ * 64;
+    for (int j_2 = whole_to - 1; j_2 >= whole_from; --j_2) {
+        const int t_6 = j_2 * 64;
         // s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale  [variants.py:17]
-        uint32_t tmp[16];
-        const f16* k_ptr = k_base + (long long)t_5 * K_s2;
+        uint32_t tmp_9[16];
+        const f16* k_ptr_2 = k_base + (long long)t_6 * K_s2;
         #pragma unroll
         for (int i = 0; i < 16; ++i) {
-            const uint32_t lo = k_ptr[(long long)(2 * i / 2) * K_s2 + 2 * i % 2 * 32];
-            const uint32_t hi = k_ptr[(long long)((2 * i + 1) / 2) * K_s2 + (2 * i + 1) % 2 * 32];
-            tmp[i] = lo | hi << 16;
+            const uint32_t lo = k_ptr_2[(long long)(2 * i / 2) * K_s2 + 2 * i % 2 * 32];
+            const uint32_t hi = k_ptr_2[(long long)((2 * i + 1) / 2) * K_s2 + (2 * i + 1) % 2 * 32];
+            tmp_9[i] = lo | hi << 16;
         }
         __syncthreads();
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            st_shared_b16(k_tile_at + i / 2 * 144 + i % 2 * 64, half_of(tmp, i));
+            st_shared_b16(k_tile_at + i / 2 * 144 + i % 2 * 64, half_of(tmp_9, i));
         __syncthreads();
-        float tmp_2[32];
+        float tmp_10[32];
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            tmp_2[i] = 0.0f;
+            tmp_10[i] = 0.0f;
         #pragma unroll 1
-        for (int k = 0; k < 64; ++k) {
-            uint32_t q_2[8];
+        for (int k_3 = 0; k_3 < 64; ++k_3) {
+            uint32_t q_4[8];
             #pragma unroll
             for (int i = 0; i < 8; ++i) {
-                const uint32_t lo = ld_shared_b16(smem_base + ((warp * 16 + 2 * i) * 144 + k * 2));
-                const uint32_t hi = ld_shared_b16(smem_base + ((warp * 16 + 2 * i + 1) * 144 + k * 2));
-                q_2[i] = lo | hi << 16;
+                const uint32_t lo = ld_shared_b16(smem_base + ((warp * 16 + 2 * i) * 144 + k_3 * 2));
+                const uint32_t hi = ld_shared_b16(smem_base + ((warp * 16 + 2 * i + 1) * 144 + k_3 * 2));
+                q_4[i] = lo | hi << 16;
             }
-            float q_3[16];
+            float q_5[16];
             #pragma unroll
             for (int i = 0; i < 16; ++i)
-                q_3[i] = at_f16(q_2, i);
-            uint32_t k_tile[1];
-            const uint32_t lo = ld_shared_b16(k_tile_smem + (lane * 144 + k * 2));
-            const uint32_t hi = ld_shared_b16(k_tile_smem + ((lane + 32) * 144 + k * 2));
-            k_tile[0] = lo | hi << 16;
-            float k_tile_2[2];
+                q_5[i] = at_f16(q_4, i);
+            uint32_t k_tile_3[1];
+            const uint32_t lo = ld_shared_b16(k_tile_smem + (lane * 144 + k_3 * 2));
+            const uint32_t hi = ld_shared_b16(k_tile_smem + ((lane + 32) * 144 + k_3 * 2));
+            k_tile_3[0] = lo | hi << 16;
+            float k_tile_4[2];
             #pragma unroll
             for (int i = 0; i < 2; ++i)
-                k_tile_2[i] = at_f16(k_tile, i);
+                k_tile_4[i] = at_f16(k_tile_3, i);
             #pragma unroll
             for (int i = 0; i < 32; ++i)
-                tmp_2[i] = fmaf(q_3[row_tmp_2(i)], k_tile_2[col_tmp_2(i)], tmp_2[i]);
+                tmp_10[i] = fmaf(q_5[row_tmp_2(i)], k_tile_4[col_tmp_2(i)], tmp_10[i]);
         }
         // s = cap * fc.tanh(s / cap)  [variants.py:18]
         // s = s + slope * (cols.index - rows.index).to(fc.f32)  [variants.py:19]
-        float s[32];
+        float s_2[32];
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            s[i] = tanhf(tmp_2[i] * t) * cap + float(lane + i % 2 * 32 + t_5 - (q_row + i / 2 + rows_start)) * slope;
+            s_2[i] = tanhf(tmp_10[i] * t) * cap + float(lane + i % 2 * 32 + t_6 - (q_row + i / 2 + rows_start)) * slope;
         // mn = fc.maximum(m, fc.max(s, axis=1))  [variants.py:21]
-        float tmp_3[16];
+        float tmp_11[16];
         #pragma unroll
         for (int j = 0; j < 16; ++j) {
             #pragma unroll
             for (int i = 0; i < 2; ++i) {
                 const int e = j * 2 + i;
-                tmp_3[j] = i < 1 ? s[e] : fmaxf(tmp_3[j], s[e]);
+                tmp_11[j] = i < 1 ? s_2[e] : fmaxf(tmp_11[j], s_2[e]);
             }
         }
         #pragma unroll
         for (int i = 0; i < 16; ++i) {
-            tmp_3[i] = fmaxf(tmp_3[i], shfl_xor_f32(tmp_3[i], 1));
-            tmp_3[i] = fmaxf(tmp_3[i], shfl_xor_f32(tmp_3[i], 2));
-            tmp_3[i] = fmaxf(tmp_3[i], shfl_xor_f32(tmp_3[i], 4));
-            tmp_3[i] = fmaxf(tmp_3[i], shfl_xor_f32(tmp_3[i], 8));
-            tmp_3[i] = fmaxf(tmp_3[i], shfl_xor_f32(tmp_3[i], 16));
+            tmp_11[i] = fmaxf(tmp_11[i], shfl_xor_f32(tmp_11[i], 1));
+            tmp_11[i] = fmaxf(tmp_11[i], shfl_xor_f32(tmp_11[i], 2));
+            tmp_11[i] = fmaxf(tmp_11[i], shfl_xor_f32(tmp_11[i], 4));
+            tmp_11[i] = fmaxf(tmp_11[i], shfl_xor_f32(tmp_11[i], 8));
+            tmp_11[i] = fmaxf(tmp_11[i], shfl_xor_f32(tmp_11[i], 16));
         }
-        float mn[16];
+        float mn_2[16];
         #pragma unroll
         for (int i = 0; i < 16; ++i)
-            mn[i] = fmaxf(m[i], tmp_3[i]);
+            mn_2[i] = fmaxf(m[i], tmp_11[i]);
         // base = fc.where(mn == -fc.inf, 0.0, mn)  [variants.py:22]
-        float base[16];
+        float base_2[16];
         #pragma unroll
         for (int i = 0; i < 16; ++i)
-            base[i] = mn[i] == -INF ? 0.0f : mn[i];
+            base_2[i] = mn_2[i] == -INF ? 0.0f : mn_2[i];
         // p, a = fc.exp(s - base), fc.exp(m - base)  [variants.py:23]
-        float p[32];
+        float tmp_12[16];
+        #pragma unroll
+        for (int i = 0; i < 16; ++i)
+            tmp_12[i] = base_2[i] * 1.442695f;
+        bool any_far_2 = false;
+        #pragma unroll
+        for (int i = 0; i < 16; ++i)
+            any_far_2 |= fabsf(tmp_12[i]) > 8192.0f;
+        any_far_2 = __any_sync(0xffffffffu, any_far_2);
+        if (any_far_2) {
+            bool far_2[16];
+            #pragma unroll
+            for (int i = 0; i < 16; ++i)
+                far_2[i] = fabsf(tmp_12[i]) > 8192.0f;
+            float tmp_13[16];
+            #pragma unroll
+            for (int i = 0; i < 16; ++i)
+                tmp_13[i] = far_2[i] ? base_2[i] : 0.0f;
+            #pragma unroll
+            for (int i = 0; i < 16; ++i)
+                tmp_12[i] = far_2[i] ? 0.0f : tmp_12[i];
+            #pragma unroll
+            for (int i = 0; i < 32; ++i)
+                s_2[i] = s_2[i] - tmp_13[row_tmp_2(i)];
+            #pragma unroll
+            for (int i = 0; i < 16; ++i)
+                m[i] = m[i] - tmp_13[i];
+        }
+        float p_2[32];
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            p[i] = exp2_approx(s[i] * 1.442695f - base[row_tmp_2(i)] * 1.442695f);
-        float a[16];
+            p_2[i] = exp2_approx(s_2[i] * 1.442695f - tmp_12[row_tmp_2(i)]);
+        float a_2[16];
         #pragma unroll
         for (int i = 0; i < 16; ++i)
-            a[i] = exp2_approx((m[i] - base[i]) * 1.442695f);
+            a_2[i] = exp2_approx(m[i] * 1.442695f - tmp_12[i]);
         // l <<= l * a + fc.sum(p, axis=1)  [variants.py:24]
-        float tmp_4[16];
+        float tmp_14[16];
         #pragma unroll
         for (int j = 0; j < 16; ++j) {
             #pragma unroll
             for (int i = 0; i < 2; ++i) {
                 const int e = j * 2 + i;
-                tmp_4[j] = i < 1 ? p[e] : tmp_4[j] + p[e];
+                tmp_14[j] = i < 1 ? p_2[e] : tmp_14[j] + p_2[e];
             }
         }
         #pragma unroll
         for (int i = 0; i < 16; ++i)
-            l[i] = l[i] * a[i] + tmp_4[i];
+            l[i] = l[i] * a_2[i] + tmp_14[i];
         // acc <<= acc * a + fc.dot(p.to(V.dtype), fc.load(V[b, h, cols]))  [variants.py:25]
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            acc[i] = acc[i] * a[row_tmp_2(i)];
-        uint32_t tmp_5[16];
+            acc[i] = acc[i] * a_2[row_tmp_2(i)];
+        uint32_t tmp_15[16];
         #pragma unroll
         for (int i = 0; i < 16; ++i)
-            tmp_5[i] = pack_f16(p[2 * i], p[2 * i + 1]);
-        uint32_t tmp_6[16];
-        const f16* v_ptr = v_base + (long long)t_5 * V_s2;
+            tmp_15[i] = pack_f16(p_2[2 * i], p_2[2 * i + 1]);
+        uint32_t tmp_16[16];
+        const f16* v_ptr_2 = v_base + (long long)t_6 * V_s2;
         #pragma unroll
         for (int i = 0; i < 16; ++i) {
-            const uint32_t lo = v_ptr[(long long)(2 * i / 2) * V_s2 + 2 * i % 2 * 32];
-            const uint32_t hi = v_ptr[(long long)((2 * i + 1) / 2) * V_s2 + (2 * i + 1) % 2 * 32];
-            tmp_6[i] = lo | hi << 16;
+            const uint32_t lo = v_ptr_2[(long long)(2 * i / 2) * V_s2 + 2 * i % 2 * 32];
+            const uint32_t hi = v_ptr_2[(long long)((2 * i + 1) / 2) * V_s2 + (2 * i + 1) % 2 * 32];
+            tmp_16[i] = lo | hi << 16;
         }
         __syncthreads();
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            st_shared_b16(k_tile_at + i / 2 * 144 + i % 2 * 64, half_of(tmp_6, i));
+            st_shared_b16(k_tile_at + i / 2 * 144 + i % 2 * 64, half_of(tmp_16, i));
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            st_shared_b16(tile_at + i / 2 * 144 + i % 2 * 64, half_of(tmp_5, i));
+            st_shared_b16(tile_at + i / 2 * 144 + i % 2 * 64, half_of(tmp_15, i));
         __syncthreads();
         #pragma unroll 1
-        for (int k = 0; k < 64; ++k) {
-            uint32_t tile[8];
+        for (int k_4 = 0; k_4 < 64; ++k_4) {
+            uint32_t tile_3[8];
             #pragma unroll
             for (int i = 0; i < 8; ++i) {
-                const uint32_t lo = ld_shared_b16(tile_smem + ((warp * 16 + 2 * i) * 144 + k * 2));
-                const uint32_t hi = ld_shared_b16(tile_smem + ((warp * 16 + 2 * i + 1) * 144 + k * 2));
-                tile[i] = lo | hi << 16;
+                const uint32_t lo = ld_shared_b16(tile_smem + ((warp * 16 + 2 * i) * 144 + k_4 * 2));
+                const uint32_t hi = ld_shared_b16(tile_smem + ((warp * 16 + 2 * i + 1) * 144 + k_4 * 2));
+                tile_3[i] = lo | hi << 16;
             }
-            float tile_2[16];
+            float tile_4[16];
             #pragma unroll
             for (int i = 0; i < 16; ++i)
-                tile_2[i] = at_f16(tile, i);
-            uint32_t v_tile[1];
-            const uint32_t lo = ld_shared_b16(k_tile_smem + (k * 144 + lane * 2));
-            const uint32_t hi = ld_shared_b16(k_tile_smem + (k * 144 + (lane + 32) * 2));
-            v_tile[0] = lo | hi << 16;
-            float v_tile_2[2];
+                tile_4[i] = at_f16(tile_3, i);
+            uint32_t v_tile_3[1];
+            const uint32_t lo = ld_shared_b16(k_tile_smem + (k_4 * 144 + lane * 2));
+            const uint32_t hi = ld_shared_b16(k_tile_smem + (k_4 * 144 + (lane + 32) * 2));
+            v_tile_3[0] = lo | hi << 16;
+            float v_tile_4[2];
             #pragma unroll
             for (int i = 0; i < 2; ++i)
-                v_tile_2[i] = at_f16(v_tile, i);
+                v_tile_4[i] = at_f16(v_tile_3, i);
             #pragma unroll
             for (int i = 0; i < 32; ++i)
-                acc[i] = fmaf(tile_2[row_tmp_2(i)], v_tile_2[col_tmp_2(i)], acc[i]);
+                acc[i] = fmaf(tile_4[row_tmp_2(i)], v_tile_4[col_tmp_2(i)], acc[i]);
         }
         #pragma unroll
         for (int i = 0; i < 16; ++i)
-            m[i] = mn[i];
+            m[i] = mn_2[i];
     }
     // for cols in fc.loop(fc.tile(K.N, "BLOCK_N"), descending=True, live=visible):  [variants.py:16]
     // masked part of the range
     #pragma unroll 1
-    for (int j_ = whole_from - 1; j_ >= t_3; --j_) {
-        const int t_5 = j_ * 64;
+    for (int j_3 = whole_from - 1; j_3 >= t_3; --j_3) {
+        const int t_7 = j_3 * 64;
         // s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale  [variants.py:17]
-        uint32_t tmp[16];
-        const f16* k_ptr = k_base + (long long)t_5 * K_s2;
-        const int k_pos = t_5 + q_row;
+        uint32_t tmp_17[16];
+        const f16* k_ptr_3 = k_base + (long long)t_7 * K_s2;
+        const int k_pos_2 = t_7 + q_row;
         #pragma unroll
         for (int i = 0; i < 16; ++i) {
-            const uint32_t lo = k_pos + 2 * i / 2 < N ? k_ptr[(long long)(2 * i / 2) * K_s2 + 2 * i % 2 * 32] : 0;
-            const uint32_t hi = k_pos + (2 * i + 1) / 2 < N ? k_ptr[(long long)((2 * i + 1) / 2) * K_s2 + (2 * i + 1) % 2 * 32] : 0;
-            tmp[i] = lo | hi << 16;
+            const uint32_t lo = k_pos_2 + 2 * i / 2 < N ? k_ptr_3[(long long)(2 * i / 2) * K_s2 + 2 * i % 2 * 32] : 0;
+            const uint32_t hi = k_pos_2 + (2 * i + 1) / 2 < N ? k_ptr_3[(long long)((2 * i + 1) / 2) * K_s2 + (2 * i + 1) % 2 * 32] : 0;
+            tmp_17[i] = lo | hi << 16;
         }
         __syncthreads();
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            st_shared_b16(k_tile_at + i / 2 * 144 + i % 2 * 64, half_of(tmp, i));
+            st_shared_b16(k_tile_at + i / 2 * 144 + i % 2 * 64, half_of(tmp_17, i));
         __syncthreads();
-        float tmp_2[32];
+        float tmp_18[32];
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            tmp_2[i] = 0.0f;
+            tmp_18[i] = 0.0f;
         #pragma unroll 1
-        for (int k = 0; k < 64; ++k) {
-            uint32_t q_2[8];
+        for (int k_5 = 0; k_5 < 64; ++k_5) {
+            uint32_t q_6[8];
             #pragma unroll
             for (int i = 0; i < 8; ++i) {
-                const uint32_t lo = ld_shared_b16(smem_base + ((warp * 16 + 2 * i) * 144 + k * 2));
-                const uint32_t hi = ld_shared_b16(smem_base + ((warp * 16 + 2 * i + 1) * 144 + k * 2));
-                q_2[i] = lo | hi << 16;
+                const uint32_t lo = ld_shared_b16(smem_base + ((warp * 16 + 2 * i) * 144 + k_5 * 2));
+                const uint32_t hi = ld_shared_b16(smem_base + ((warp * 16 + 2 * i + 1) * 144 + k_5 * 2));
+                q_6[i] = lo | hi << 16;
             }
-            float q_3[16];
+            float q_7[16];
             #pragma unroll
             for (int i = 0; i < 16; ++i)
-                q_3[i] = at_f16(q_2, i);
-            uint32_t k_tile[1];
-            const uint32_t lo = ld_shared_b16(k_tile_smem + (lane * 144 + k * 2));
-            const uint32_t hi = ld_shared_b16(k_tile_smem + ((lane + 32) * 144 + k * 2));
-            k_tile[0] = lo | hi << 16;
-            float k_tile_2[2];
+                q_7[i] = at_f16(q_6, i);
+            uint32_t k_tile_5[1];
+            const uint32_t lo = ld_shared_b16(k_tile_smem + (lane * 144 + k_5 * 2));
+            const uint32_t hi = ld_shared_b16(k_tile_smem + ((lane + 32) * 144 + k_5 * 2));
+            k_tile_5[0] = lo | hi << 16;
+            float k_tile_6[2];
             #pragma unroll
             for (int i = 0; i < 2; ++i)
-                k_tile_2[i] = at_f16(k_tile, i);
+                k_tile_6[i] = at_f16(k_tile_5, i);
             #pragma unroll
             for (int i = 0; i < 32; ++i)
-                tmp_2[i] = fmaf(q_3[row_tmp_2(i)], k_tile_2[col_tmp_2(i)], tmp_2[i]);
+                tmp_18[i] = fmaf(q_7[row_tmp_2(i)], k_tile_6[col_tmp_2(i)], tmp_18[i]);
         }
         // visible = lambda cols: (cols.valid & (rows.index >= cols.index)) & (rows.index - cols.index < window)  [variants.py:13]
         // s = cap * fc.tanh(s / cap)  [variants.py:18]
         // s = s + slope * (cols.index - rows.index).to(fc.f32)  [variants.py:19]
         // s = fc.where(visible(cols), s, -fc.inf)  [variants.py:20]
-        float s[32];
+        float s_3[32];
         #pragma unroll
         for (int i = 0; i < 32; ++i) {
-            const int x = q_row + i / 2 + rows_start;
-            s[i] = i % 2 * 32 < min(x + 1 - t_5, N - t_5) - lane && x - (lane + i % 2 * 32 + t_5) < window ? tanhf(tmp_2[i] * t) * cap + float(lane + i % 2 * 32 + t_5 - x) * slope : -INF;
+            const int x_3 = q_row + i / 2 + rows_start;
+            const bool x_4 = i % 2 * 32 < min(x_3 + 1 - t_7, N - t_7) - lane && x_3 - (lane + i % 2 * 32 + t_7) < window;
+            s_3[i] = x_4 ? tanhf(tmp_18[i] * t) * cap + float(lane + i % 2 * 32 + t_7 - x_3) * slope : -INF;
         }
         // mn = fc.maximum(m, fc.max(s, axis=1))  [variants.py:21]
-        float tmp_3[16];
+        float tmp_19[16];
         #pragma unroll
         for (int j = 0; j < 16; ++j) {
             #pragma unroll
             for (int i = 0; i < 2; ++i) {
                 const int e = j * 2 + i;
-                tmp_3[j] = i < 1 ? s[e] : fmaxf(tmp_3[j], s[e]);
+                tmp_19[j] = i < 1 ? s_3[e] : fmaxf(tmp_19[j], s_3[e]);
             }
         }
         #pragma unroll
         for (int i = 0; i < 16; ++i) {
-            tmp_3[i] = fmaxf(tmp_3[i], shfl_xor_f32(tmp_3[i], 1));
-            tmp_3[i] = fmaxf(tmp_3[i], shfl_xor_f32(tmp_3[i], 2));
-            tmp_3[i] = fmaxf(tmp_3[i], shfl_xor_f32(tmp_3[i], 4));
-            tmp_3[i] = fmaxf(tmp_3[i], shfl_xor_f32(tmp_3[i], 8));
-            tmp_3[i] = fmaxf(tmp_3[i], shfl_xor_f32(tmp_3[i], 16));
+            tmp_19[i] = fmaxf(tmp_19[i], shfl_xor_f32(tmp_19[i], 1));
+            tmp_19[i] = fmaxf(tmp_19[i], shfl_xor_f32(tmp_19[i], 2));
+            tmp_19[i] = fmaxf(tmp_19[i], shfl_xor_f32(tmp_19[i], 4));
+            tmp_19[i] = fmaxf(tmp_19[i], shfl_xor_f32(tmp_19[i], 8));
+            tmp_19[i] = fmaxf(tmp_19[i], shfl_xor_f32(tmp_19[i], 16));
         }
-        float mn[16];
+        float mn_3[16];
         #pragma unroll
         for (int i = 0; i < 16; ++i)
-            mn[i] = fmaxf(m[i], tmp_3[i]);
+            mn_3[i] = fmaxf(m[i], tmp_19[i]);
         // base = fc.where(mn == -fc.inf, 0.0, mn)  [variants.py:22]
-        float base[16];
+        float base_3[16];
         #pragma unroll
         for (int i = 0; i < 16; ++i)
-            base[i] = mn[i] == -INF ? 0.0f : mn[i];
+            base_3[i] = mn_3[i] == -INF ? 0.0f : mn_3[i];
         // p, a = fc.exp(s - base), fc.exp(m - base)  [variants.py:23]
-        float p[32];
+        float tmp_20[16];
+        #pragma unroll
+        for (int i = 0; i < 16; ++i)
+            tmp_20[i] = base_3[i] * 1.442695f;
+        bool any_far_3 = false;
+        #pragma unroll
+        for (int i = 0; i < 16; ++i)
+            any_far_3 |= fabsf(tmp_20[i]) > 8192.0f;
+        any_far_3 = __any_sync(0xffffffffu, any_far_3);
+        if (any_far_3) {
+            bool far_3[16];
+            #pragma unroll
+            for (int i = 0; i < 16; ++i)
+                far_3[i] = fabsf(tmp_20[i]) > 8192.0f;
+            float tmp_21[16];
+            #pragma unroll
+            for (int i = 0; i < 16; ++i)
+                tmp_21[i] = far_3[i] ? base_3[i] : 0.0f;
+            #pragma unroll
+            for (int i = 0; i < 16; ++i)
+                tmp_20[i] = far_3[i] ? 0.0f : tmp_20[i];
+            #pragma unroll
+            for (int i = 0; i < 32; ++i)
+                s_3[i] = s_3[i] - tmp_21[row_tmp_2(i)];
+            #pragma unroll
+            for (int i = 0; i < 16; ++i)
+                m[i] = m[i] - tmp_21[i];
+        }
+        float p_3[32];
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            p[i] = exp2_approx(s[i] * 1.442695f - base[row_tmp_2(i)] * 1.442695f);
-        float a[16];
+            p_3[i] = exp2_approx(s_3[i] * 1.442695f - tmp_20[row_tmp_2(i)]);
+        float a_3[16];
         #pragma unroll
         for (int i = 0; i < 16; ++i)
-            a[i] = exp2_approx((m[i] - base[i]) * 1.442695f);
+            a_3[i] = exp2_approx(m[i] * 1.442695f - tmp_20[i]);
         // l <<= l * a + fc.sum(p, axis=1)  [variants.py:24]
-        float tmp_4[16];
+        float tmp_22[16];
         #pragma unroll
         for (int j = 0; j < 16; ++j) {
             #pragma unroll
             for (int i = 0; i < 2; ++i) {
                 const int e = j * 2 + i;
-                tmp_4[j] = i < 1 ? p[e] : tmp_4[j] + p[e];
+                tmp_22[j] = i < 1 ? p_3[e] : tmp_22[j] + p_3[e];
             }
         }
         #pragma unroll
         for (int i = 0; i < 16; ++i)
-            l[i] = l[i] * a[i] + tmp_4[i];
+            l[i] = l[i] * a_3[i] + tmp_22[i];
         // acc <<= acc * a + fc.dot(p.to(V.dtype), fc.load(V[b, h, cols]))  [variants.py:25]
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            acc[i] = acc[i] * a[row_tmp_2(i)];
-        uint32_t tmp_5[16];
+            acc[i] = acc[i] * a_3[row_tmp_2(i)];
+        uint32_t tmp_23[16];
         #pragma unroll
         for (int i = 0; i < 16; ++i)
-            tmp_5[i] = pack_f16(p[2 * i], p[2 * i + 1]);
-        uint32_t tmp_6[16];
-        const f16* v_ptr = v_base + (long long)t_5 * V_s2;
+            tmp_23[i] = pack_f16(p_3[2 * i], p_3[2 * i + 1]);
+        uint32_t tmp_24[16];
+        const f16* v_ptr_3 = v_base + (long long)t_7 * V_s2;
         #pragma unroll
         for (int i = 0; i < 16; ++i) {
-            const uint32_t lo = k_pos + 2 * i / 2 < N ? v_ptr[(long long)(2 * i / 2) * V_s2 + 2 * i % 2 * 32] : 0;
-            const uint32_t hi = k_pos + (2 * i + 1) / 2 < N ? v_ptr[(long long)((2 * i + 1) / 2) * V_s2 + (2 * i + 1) % 2 * 32] : 0;
-            tmp_6[i] = lo | hi << 16;
+            const uint32_t lo = k_pos_2 + 2 * i / 2 < N ? v_ptr_3[(long long)(2 * i / 2) * V_s2 + 2 * i % 2 * 32] : 0;
+            const uint32_t hi = k_pos_2 + (2 * i + 1) / 2 < N ? v_ptr_3[(long long)((2 * i + 1) / 2) * V_s2 + (2 * i + 1) % 2 * 32] : 0;
+            tmp_24[i] = lo | hi << 16;
         }
         __syncthreads();
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            st_shared_b16(k_tile_at + i / 2 * 144 + i % 2 * 64, half_of(tmp_6, i));
+            st_shared_b16(k_tile_at + i / 2 * 144 + i % 2 * 64, half_of(tmp_24, i));
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            st_shared_b16(tile_at + i / 2 * 144 + i % 2 * 64, half_of(tmp_5, i));
+            st_shared_b16(tile_at + i / 2 * 144 + i % 2 * 64, half_of(tmp_23, i));
         __syncthreads();
         #pragma unroll 1
-        for (int k = 0; k < 64; ++k) {
-            uint32_t tile[8];
+        for (int k_6 = 0; k_6 < 64; ++k_6) {
+            uint32_t tile_5[8];
             #pragma unroll
             for (int i = 0; i < 8; ++i) {
-                const uint32_t lo = ld_shared_b16(tile_smem + ((warp * 16 + 2 * i) * 144 + k * 2));
-                const uint32_t hi = ld_shared_b16(tile_smem + ((warp * 16 + 2 * i + 1) * 144 + k * 2));
-                tile[i] = lo | hi << 16;
+                const uint32_t lo = ld_shared_b16(tile_smem + ((warp * 16 + 2 * i) * 144 + k_6 * 2));
+                const uint32_t hi = ld_shared_b16(tile_smem + ((warp * 16 + 2 * i + 1) * 144 + k_6 * 2));
+                tile_5[i] = lo | hi << 16;
             }
-            float tile_2[16];
+            float tile_6[16];
             #pragma unroll
             for (int i = 0; i < 16; ++i)
-                tile_2[i] = at_f16(tile, i);
-            uint32_t v_tile[1];
-            const uint32_t lo = ld_shared_b16(k_tile_smem + (k * 144 + lane * 2));
-            const uint32_t hi = ld_shared_b16(k_tile_smem + (k * 144 + (lane + 32) * 2));
-            v_tile[0] = lo | hi << 16;
-            float v_tile_2[2];
+                tile_6[i] = at_f16(tile_5, i);
+            uint32_t v_tile_5[1];
+            const uint32_t lo = ld_shared_b16(k_tile_smem + (k_6 * 144 + lane * 2));
+            const uint32_t hi = ld_shared_b16(k_tile_smem + (k_6 * 144 + (lane + 32) * 2));
+            v_tile_5[0] = lo | hi << 16;
+            float v_tile_6[2];
             #pragma unroll
             for (int i = 0; i < 2; ++i)
-                v_tile_2[i] = at_f16(v_tile, i);
+                v_tile_6[i] = at_f16(v_tile_5, i);
             #pragma unroll
             for (int i = 0; i < 32; ++i)
-                acc[i] = fmaf(tile_2[row_tmp_2(i)], v_tile_2[col_tmp_2(i)], acc[i]);
+                acc[i] = fmaf(tile_6[row_tmp_2(i)], v_tile_6[col_tmp_2(i)], acc[i]);
         }
         #pragma unroll
         for (int i = 0; i < 16; ++i)
-            m[i] = mn[i];
+            m[i] = mn_3[i];
     }
     // for cols in fc.loop(fc.tile(K.N, "BLOCK_N"), descending=True, live=visible):  [variants.py:16]
     #pragma unroll
@@ -646,40 +732,40 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
         l[i] = l[i] + shfl_xor_f32(l[i], 8);
         l[i] = l[i] + shfl_xor_f32(l[i], 16);
     }
-    // fc.store(O[b, h, rows], fc.where(l > 0, acc / l, 0.0).to(O.dtype))  [variants.py:27]
-    bool tmp[16];
+    // fc.store(O[b, h, rows], fc.where(l == 0.0, 0.0, acc / l).to(O.dtype))  [variants.py:27]
+    bool tmp_25[16];
     #pragma unroll
     for (int i = 0; i < 16; ++i)
-        tmp[i] = l[i] > 0.0f;
-    float tmp_2[16];
+        tmp_25[i] = l[i] == 0.0f;
+    float tmp_26[16];
     #pragma unroll
     for (int i = 0; i < 16; ++i)
-        tmp_2[i] = rcp_approx(l[i]);
-    uint32_t tmp_3[16];
+        tmp_26[i] = rcp_approx(l[i]);
+    uint32_t tmp_27[16];
     #pragma unroll
     for (int i = 0; i < 16; ++i) {
-        const float lo_ = tmp[row_tmp_2(2 * i)] ? acc[2 * i] * tmp_2[row_tmp_2(2 * i)] : 0.0f;
-        const float hi_ = tmp[row_tmp_2(2 * i + 1)] ? acc[2 * i + 1] * tmp_2[row_tmp_2(2 * i + 1)] : 0.0f;
-        tmp_3[i] = pack_f16(lo_, hi_);
+        const float lo_ = tmp_25[row_tmp_2(2 * i)] ? 0.0f : acc[2 * i] * tmp_26[row_tmp_2(2 * i)];
+        const float hi_ = tmp_25[row_tmp_2(2 * i + 1)] ? 0.0f : acc[2 * i + 1] * tmp_26[row_tmp_2(2 * i + 1)];
+        tmp_27[i] = pack_f16(lo_, hi_);
     }
     __syncthreads();
     const uint32_t tile_lane = swizzle<0x70>(warp * 2048 + lane * 2);
     const uint32_t tile_at_2 = smem_base + tile_lane;
     #pragma unroll
     for (int i = 0; i < 32; ++i)
-        st_shared_b16((tile_at_2 ^ flip(i)) + i / 2 * 128, half_of(tmp_3, i));
+        st_shared_b16((tile_at_2 ^ flip(i)) + i / 2 * 128, half_of(tmp_27, i));
     __syncwarp();
-    uint32_t tmp_4[16];
+    uint32_t tmp_28[16];
     const uint32_t tile_lane_2 = swizzle<0x70>(warp * 2048 + lane * 16);
     const uint32_t tile_at_3 = smem_base + tile_lane_2;
     #pragma unroll
     for (int i = 0; i < 4; ++i)
-        ld_shared_b32x4(&tmp_4[i * 4], (tile_at_3 ^ (i % 2 * 64)) + i * 512);
+        ld_shared_b32x4(&tmp_28[i * 4], (tile_at_3 ^ (i % 2 * 64)) + i * 512);
     const int o_row = warp * 16 + lane / 8;
     const int o_col = lane % 8 * 8;
     f16* o_ptr = O + (long long)b * O_s0 + (long long)h * O_s1 + (long long)(rows_start + o_row) * O_s2 + o_col;
     const int o_pos = rows_start + o_row;
     #pragma unroll
     for (int i = 0; i < 32; ++i)
-        if (o_pos + i / 8 * 4 < M) o_ptr[(long long)(i / 8 * 4) * O_s2 + i % 8] = half_of(tmp_4, i);
+        if (o_pos + i / 8 * 4 < M) o_ptr[(long long)(i / 8 * 4) * O_s2 + i % 8] = half_of(tmp_28, i);
 }

@@ -5,10 +5,10 @@
 // grid:     h over H
 // grid:     rows_tile over M in tiles of 64, last first
 // shared:   40960 bytes
-//            32768  q: f16[64,64]{panel 64 swizzle 128}
-//                0  k_tile: f16[64,64]{panel 64 swizzle 128} x2
-//            16384  v_tile: f16[64,64]{panel 64 swizzle 128} x2
-//                0  tile: f16[64,64]{panel 64 swizzle 128}
+// 32768  q: f16[64,64]{panel 64 swizzle 128}
+// 0  k_tile: f16[64,64]{panel 64 swizzle 128} x2
+// 16384  v_tile: f16[64,64]{panel 64 swizzle 128} x2
+// 0  tile: f16[64,64]{panel 64 swizzle 128}
 
 #define INF __int_as_float(0x7f800000)
 using uint32_t = unsigned int;
@@ -108,10 +108,10 @@ __device__ __forceinline__ void st_global_b32x4(void* dst, const uint32_t* v) {
 __device__ constexpr int row_s(int i) { return i / 2 % 2; }
 
 extern "C" __global__ void __launch_bounds__(128, 1)
-variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, long long Q_s2, const f16* __restrict__ K,
-        long long K_s0, long long K_s1, long long K_s2, const f16* __restrict__ V, long long V_s0, long long V_s1,
-        long long V_s2, const float* __restrict__ slopes, f16* __restrict__ O, long long O_s0, long long O_s1,
-        long long O_s2, float scale, float cap, int window, int H, int M, int N) {
+variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, long long Q_s2,
+        const f16* __restrict__ K, long long K_s0, long long K_s1, long long K_s2, const f16* __restrict__ V,
+        long long V_s0, long long V_s1, long long V_s2, const float* __restrict__ slopes, f16* __restrict__ O,
+        long long O_s0, long long O_s1, long long O_s2, float scale, float cap, int window, int H, int M, int N) {
     extern __shared__ __align__(1024) unsigned char smem[];
     const uint32_t smem_base = static_cast<uint32_t>(__cvta_generic_to_shared(smem));
     const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);  // known to be the same in all lanes
@@ -215,33 +215,33 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
         __syncthreads();
         // s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale  [variants.py:17]
         const int next = j_ - 1;
-        const bool t_7 = next >= t_3;
+        const bool t_8 = next >= t_3;
         const uint32_t k_tile_2 = smem_base + ((n + 1) & 1) * 8192;
         const uint32_t k_tile_dst_2 = k_tile_2 + copy_lane;
         const uint32_t v_tile_2 = v_tile_smem + ((n + 1) & 1) * 8192;
         const uint32_t v_tile_dst_2 = v_tile_2 + copy_lane;
-        if (t_7) {
+        if (t_8) {
             // for cols in fc.loop(fc.tile(K.N, "BLOCK_N"), descending=True, live=visible):  [variants.py:16]
-            const int t_8 = next * 64;
+            const int t_9 = next * 64;
             // s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale  [variants.py:17]
-            const f16* k_src = k_base + (long long)t_8 * K_s2;
-            const int k_pos = t_8 + copy_row;
+            const f16* k_src_2 = k_base + (long long)t_9 * K_s2;
+            const int k_pos_2 = t_9 + copy_row;
             #pragma unroll
             for (int i = 0; i < 4; ++i) {
-                cp_async_16_fill((k_tile_dst_2 ^ (i % 2 * 64)) + i * 512, k_src, unsigned(k_pos + i * 4) < unsigned(N) ? 16 : 0);
-                k_src += k_step;
+                cp_async_16_fill((k_tile_dst_2 ^ (i % 2 * 64)) + i * 512, k_src_2, unsigned(k_pos_2 + i * 4) < unsigned(N) ? 16 : 0);
+                k_src_2 += k_step;
             }
             // acc <<= acc * a + fc.dot(p.to(V.dtype), fc.load(V[b, h, cols]))  [variants.py:25]
-            const f16* v_src = v_base + (long long)t_8 * V_s2;
+            const f16* v_src_2 = v_base + (long long)t_9 * V_s2;
             #pragma unroll
             for (int i = 0; i < 4; ++i) {
-                cp_async_16_fill((v_tile_dst_2 ^ (i % 2 * 64)) + i * 512, v_src, unsigned(k_pos + i * 4) < unsigned(N) ? 16 : 0);
-                v_src += v_step;
+                cp_async_16_fill((v_tile_dst_2 ^ (i % 2 * 64)) + i * 512, v_src_2, unsigned(k_pos_2 + i * 4) < unsigned(N) ? 16 : 0);
+                v_src_2 += v_step;
             }
         }
         commit_group();
         // for cols in fc.loop(fc.tile(K.N, "BLOCK_N"), descending=True, live=visible):  [variants.py:16]
-        const int t_8 = j_ * 64;
+        const int t_10 = j_ * 64;
         // s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale  [variants.py:17]
         float tmp[32];
         #pragma unroll
@@ -264,7 +264,7 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
         #pragma unroll
         for (int i = 0; i < 2; ++i) {
             const int x = pos0 + i * 8 + rows_start;
-            limit[i] = min(x + 1 - t_8, N - t_8);
+            limit[i] = min(x + 1 - t_10, N - t_10);
         }
         // visible = lambda cols: (cols.valid & (rows.index >= cols.index)) & (rows.index - cols.index < window)  [variants.py:13]
         // s = cap * fc.tanh(s / cap)  [variants.py:18]
@@ -274,8 +274,9 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
         #pragma unroll
         for (int i = 0; i < 32; ++i) {
             const int x_2 = pos0 + i / 2 % 2 * 8 + rows_start;
-            const bool x_3 = i / 4 * 8 + i % 2 < limit[row_s(i)] - pos0_2 && x_2 - (pos0_2 + i / 4 * 8 + i % 2 + t_8) < window;
-            s[i] = x_3 ? tanhf(tmp[i] * t) * cap + float(pos0_2 + i / 4 * 8 + i % 2 + t_8 - x_2) * slope : -INF;
+            const bool x_3 = i / 4 * 8 + i % 2 < limit[row_s(i)] - pos0_2 && x_2 - (pos0_2 + i / 4 * 8 + i % 2 + t_10) < window;
+            const float s_2 = tanhf(tmp[i] * t) * cap + float(pos0_2 + i / 4 * 8 + i % 2 + t_10 - x_2) * slope;
+            s[i] = x_3 ? s_2 : -INF;
         }
         // mn = fc.maximum(m, fc.max(s, axis=1))  [variants.py:21]
         float tmp_2[2];
@@ -308,6 +309,30 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
         #pragma unroll
         for (int i = 0; i < 2; ++i)
             tmp_3[i] = base[i] * 1.442695f;
+        bool any_far = false;
+        #pragma unroll
+        for (int i = 0; i < 2; ++i)
+            any_far |= fabsf(tmp_3[i]) > 8192.0f;
+        any_far = __any_sync(0xffffffffu, any_far);
+        if (any_far) {
+            bool far[2];
+            #pragma unroll
+            for (int i = 0; i < 2; ++i)
+                far[i] = fabsf(tmp_3[i]) > 8192.0f;
+            float tmp_4[2];
+            #pragma unroll
+            for (int i = 0; i < 2; ++i)
+                tmp_4[i] = far[i] ? base[i] : 0.0f;
+            #pragma unroll
+            for (int i = 0; i < 2; ++i)
+                tmp_3[i] = far[i] ? 0.0f : tmp_3[i];
+            #pragma unroll
+            for (int i = 0; i < 32; ++i)
+                s[i] = s[i] - tmp_4[row_s(i)];
+            #pragma unroll
+            for (int i = 0; i < 2; ++i)
+                m[i] = m[i] - tmp_4[i];
+        }
         float p[32];
         #pragma unroll
         for (int i = 0; i < 32; ++i)
@@ -315,9 +340,9 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
         float a[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            a[i] = exp2_approx((m[i] - base[i]) * 1.442695f);
+            a[i] = exp2_approx(m[i] * 1.442695f - tmp_3[i]);
         // l <<= l * a + fc.sum(p, axis=1)  [variants.py:24]
-        float tmp_4[2];
+        float tmp_5[2];
         #pragma unroll
         for (int j = 0; j < 2; ++j) {
             float part[2];
@@ -326,29 +351,29 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
                 const int e = j * 2 + i / 2 * 4 + i % 2;
                 part[i % 2] = i < 2 ? p[e] : part[i % 2] + p[e];
             }
-            tmp_4[j] = part[0] + part[1];
+            tmp_5[j] = part[0] + part[1];
         }
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            l[i] = l[i] * a[i] + tmp_4[i];
+            l[i] = l[i] * a[i] + tmp_5[i];
         // acc <<= acc * a + fc.dot(p.to(V.dtype), fc.load(V[b, h, cols]))  [variants.py:25]
         #pragma unroll
         for (int i = 0; i < 32; ++i)
             acc[i] = acc[i] * a[row_s(i)];
-        uint32_t tmp_5[16];
+        uint32_t tmp_6[16];
         #pragma unroll
         for (int i = 0; i < 16; ++i)
-            tmp_5[i] = pack_f16(p[2 * i], p[2 * i + 1]);
+            tmp_6[i] = pack_f16(p[2 * i], p[2 * i + 1]);
         const uint32_t v_tile_at = v_tile + v_tile_lane;
         #pragma unroll
-        for (int k = 0; k < 4; ++k) {
+        for (int k_2 = 0; k_2 < 4; ++k_2) {
             uint32_t v_tile_3[16];
             #pragma unroll
             for (int i = 0; i < 4; ++i)
-                ldmatrix_x4_trans(&v_tile_3[i * 4], (v_tile_at ^ (i * 32)) + k * 2048);
+                ldmatrix_x4_trans(&v_tile_3[i * 4], (v_tile_at ^ (i * 32)) + k_2 * 2048);
             #pragma unroll
             for (int ni = 0; ni < 8; ++ni)
-                mma_m16n8k16_f16(&acc[ni * 4], &tmp_5[k * 4], &v_tile_3[ni * 2]);
+                mma_m16n8k16_f16(&acc[ni * 4], &tmp_6[k_2 * 4], &v_tile_3[ni * 2]);
         }
         #pragma unroll
         for (int i = 0; i < 2; ++i)
@@ -357,291 +382,342 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
     // for cols in fc.loop(fc.tile(K.N, "BLOCK_N"), descending=True, live=visible):  [variants.py:16]
     // full part of the range
     #pragma unroll 1
-    for (int j_ = whole_to - 1; j_ >= whole_from; --j_) {
+    for (int j_2 = whole_to - 1; j_2 >= whole_from; --j_2) {
         // s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale  [variants.py:17]
-        const int n = t_5 - j_;
-        const uint32_t k_tile = smem_base + (n & 1) * 8192;
+        const int n_2 = t_5 - j_2;
+        const uint32_t k_tile_4 = smem_base + (n_2 & 1) * 8192;
         // acc <<= acc * a + fc.dot(p.to(V.dtype), fc.load(V[b, h, cols]))  [variants.py:25]
-        const uint32_t v_tile = v_tile_smem + (n & 1) * 8192;
+        const uint32_t v_tile_4 = v_tile_smem + (n_2 & 1) * 8192;
         wait_group<0>();
         __syncthreads();
         // s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale  [variants.py:17]
-        const int next = j_ - 1;
-        const bool t_7 = next >= t_3;
-        const uint32_t k_tile_2 = smem_base + ((n + 1) & 1) * 8192;
-        const uint32_t k_tile_dst_2 = k_tile_2 + copy_lane;
-        const uint32_t v_tile_2 = v_tile_smem + ((n + 1) & 1) * 8192;
-        const uint32_t v_tile_dst_2 = v_tile_2 + copy_lane;
-        if (t_7) {
+        const int next_2 = j_2 - 1;
+        const bool t_11 = next_2 >= t_3;
+        const uint32_t k_tile_5 = smem_base + ((n_2 + 1) & 1) * 8192;
+        const uint32_t k_tile_dst_3 = k_tile_5 + copy_lane;
+        const uint32_t v_tile_5 = v_tile_smem + ((n_2 + 1) & 1) * 8192;
+        const uint32_t v_tile_dst_3 = v_tile_5 + copy_lane;
+        if (t_11) {
             // for cols in fc.loop(fc.tile(K.N, "BLOCK_N"), descending=True, live=visible):  [variants.py:16]
-            const int t_8 = next * 64;
+            const int t_12 = next_2 * 64;
             // s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale  [variants.py:17]
-            const f16* k_src = k_base + (long long)t_8 * K_s2;
-            const int k_pos = t_8 + copy_row;
+            const f16* k_src_3 = k_base + (long long)t_12 * K_s2;
+            const int k_pos_3 = t_12 + copy_row;
             #pragma unroll
             for (int i = 0; i < 4; ++i) {
-                cp_async_16_fill((k_tile_dst_2 ^ (i % 2 * 64)) + i * 512, k_src, unsigned(k_pos + i * 4) < unsigned(N) ? 16 : 0);
-                k_src += k_step;
+                cp_async_16_fill((k_tile_dst_3 ^ (i % 2 * 64)) + i * 512, k_src_3, unsigned(k_pos_3 + i * 4) < unsigned(N) ? 16 : 0);
+                k_src_3 += k_step;
             }
             // acc <<= acc * a + fc.dot(p.to(V.dtype), fc.load(V[b, h, cols]))  [variants.py:25]
-            const f16* v_src = v_base + (long long)t_8 * V_s2;
+            const f16* v_src_3 = v_base + (long long)t_12 * V_s2;
             #pragma unroll
             for (int i = 0; i < 4; ++i) {
-                cp_async_16_fill((v_tile_dst_2 ^ (i % 2 * 64)) + i * 512, v_src, unsigned(k_pos + i * 4) < unsigned(N) ? 16 : 0);
-                v_src += v_step;
+                cp_async_16_fill((v_tile_dst_3 ^ (i % 2 * 64)) + i * 512, v_src_3, unsigned(k_pos_3 + i * 4) < unsigned(N) ? 16 : 0);
+                v_src_3 += v_step;
             }
         }
         commit_group();
         // s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale  [variants.py:17]
-        float tmp[32];
+        float tmp_7[32];
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            tmp[i] = 0.0f;
-        const uint32_t k_tile_at = k_tile + k_tile_lane;
+            tmp_7[i] = 0.0f;
+        const uint32_t k_tile_at_2 = k_tile_4 + k_tile_lane;
         #pragma unroll
-        for (int k = 0; k < 4; ++k) {
-            uint32_t k_tile_3[16];
+        for (int k_3 = 0; k_3 < 4; ++k_3) {
+            uint32_t k_tile_6[16];
             #pragma unroll
             for (int i = 0; i < 4; ++i)
-                ldmatrix_x4(&k_tile_3[i * 4], (k_tile_at ^ (k * 32)) + i * 2048);
+                ldmatrix_x4(&k_tile_6[i * 4], (k_tile_at_2 ^ (k_3 * 32)) + i * 2048);
             #pragma unroll
             for (int ni = 0; ni < 8; ++ni)
-                mma_m16n8k16_f16(&tmp[ni * 4], &q[k * 4], &k_tile_3[ni * 2]);
+                mma_m16n8k16_f16(&tmp_7[ni * 4], &q[k_3 * 4], &k_tile_6[ni * 2]);
         }
         // s = cap * fc.tanh(s / cap)  [variants.py:18]
         // s = s + slope * (cols.index - rows.index).to(fc.f32)  [variants.py:19]
-        float s[32];
+        float s_3[32];
         #pragma unroll
-        for (int i = 0; i < 32; ++i)
-            s[i] = tanhf(tmp[i] * t) * cap + float(pos0_2 + i / 4 * 8 + i % 2 + j_ * 64 - (pos0 + i / 2 % 2 * 8 + rows_start)) * slope;
+        for (int i = 0; i < 32; ++i) {
+            const float x_4 = float(pos0_2 + i / 4 * 8 + i % 2 + j_2 * 64 - (pos0 + i / 2 % 2 * 8 + rows_start)) * slope;
+            s_3[i] = tanhf(tmp_7[i] * t) * cap + x_4;
+        }
         // mn = fc.maximum(m, fc.max(s, axis=1))  [variants.py:21]
-        float tmp_2[2];
+        float tmp_8[2];
         #pragma unroll
         for (int j = 0; j < 2; ++j) {
             float part[2];
             #pragma unroll
             for (int i = 0; i < 16; ++i) {
                 const int e = j * 2 + i / 2 * 4 + i % 2;
-                part[i % 2] = i < 2 ? s[e] : fmaxf(part[i % 2], s[e]);
+                part[i % 2] = i < 2 ? s_3[e] : fmaxf(part[i % 2], s_3[e]);
             }
-            tmp_2[j] = fmaxf(part[0], part[1]);
+            tmp_8[j] = fmaxf(part[0], part[1]);
         }
         #pragma unroll
         for (int i = 0; i < 2; ++i) {
-            tmp_2[i] = fmaxf(tmp_2[i], shfl_xor_f32(tmp_2[i], 1));
-            tmp_2[i] = fmaxf(tmp_2[i], shfl_xor_f32(tmp_2[i], 2));
+            tmp_8[i] = fmaxf(tmp_8[i], shfl_xor_f32(tmp_8[i], 1));
+            tmp_8[i] = fmaxf(tmp_8[i], shfl_xor_f32(tmp_8[i], 2));
         }
-        float mn[2];
+        float mn_2[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            mn[i] = fmaxf(m[i], tmp_2[i]);
+            mn_2[i] = fmaxf(m[i], tmp_8[i]);
         // base = fc.where(mn == -fc.inf, 0.0, mn)  [variants.py:22]
-        float base[2];
+        float base_2[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            base[i] = mn[i] == -INF ? 0.0f : mn[i];
+            base_2[i] = mn_2[i] == -INF ? 0.0f : mn_2[i];
         // p, a = fc.exp(s - base), fc.exp(m - base)  [variants.py:23]
-        float tmp_3[2];
+        float tmp_9[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            tmp_3[i] = base[i] * 1.442695f;
-        float p[32];
+            tmp_9[i] = base_2[i] * 1.442695f;
+        bool any_far_2 = false;
+        #pragma unroll
+        for (int i = 0; i < 2; ++i)
+            any_far_2 |= fabsf(tmp_9[i]) > 8192.0f;
+        any_far_2 = __any_sync(0xffffffffu, any_far_2);
+        if (any_far_2) {
+            bool far_2[2];
+            #pragma unroll
+            for (int i = 0; i < 2; ++i)
+                far_2[i] = fabsf(tmp_9[i]) > 8192.0f;
+            float tmp_10[2];
+            #pragma unroll
+            for (int i = 0; i < 2; ++i)
+                tmp_10[i] = far_2[i] ? base_2[i] : 0.0f;
+            #pragma unroll
+            for (int i = 0; i < 2; ++i)
+                tmp_9[i] = far_2[i] ? 0.0f : tmp_9[i];
+            #pragma unroll
+            for (int i = 0; i < 32; ++i)
+                s_3[i] = s_3[i] - tmp_10[row_s(i)];
+            #pragma unroll
+            for (int i = 0; i < 2; ++i)
+                m[i] = m[i] - tmp_10[i];
+        }
+        float p_2[32];
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            p[i] = exp2_approx(s[i] * 1.442695f - tmp_3[row_s(i)]);
-        float a[2];
+            p_2[i] = exp2_approx(s_3[i] * 1.442695f - tmp_9[row_s(i)]);
+        float a_2[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            a[i] = exp2_approx((m[i] - base[i]) * 1.442695f);
+            a_2[i] = exp2_approx(m[i] * 1.442695f - tmp_9[i]);
         // l <<= l * a + fc.sum(p, axis=1)  [variants.py:24]
-        float tmp_4[2];
+        float tmp_11[2];
         #pragma unroll
         for (int j = 0; j < 2; ++j) {
             float part[2];
             #pragma unroll
             for (int i = 0; i < 16; ++i) {
                 const int e = j * 2 + i / 2 * 4 + i % 2;
-                part[i % 2] = i < 2 ? p[e] : part[i % 2] + p[e];
+                part[i % 2] = i < 2 ? p_2[e] : part[i % 2] + p_2[e];
             }
-            tmp_4[j] = part[0] + part[1];
+            tmp_11[j] = part[0] + part[1];
         }
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            l[i] = l[i] * a[i] + tmp_4[i];
+            l[i] = l[i] * a_2[i] + tmp_11[i];
         // acc <<= acc * a + fc.dot(p.to(V.dtype), fc.load(V[b, h, cols]))  [variants.py:25]
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            acc[i] = acc[i] * a[row_s(i)];
-        uint32_t tmp_5[16];
+            acc[i] = acc[i] * a_2[row_s(i)];
+        uint32_t tmp_12[16];
         #pragma unroll
         for (int i = 0; i < 16; ++i)
-            tmp_5[i] = pack_f16(p[2 * i], p[2 * i + 1]);
-        const uint32_t v_tile_at = v_tile + v_tile_lane;
+            tmp_12[i] = pack_f16(p_2[2 * i], p_2[2 * i + 1]);
+        const uint32_t v_tile_at_2 = v_tile_4 + v_tile_lane;
         #pragma unroll
-        for (int k = 0; k < 4; ++k) {
-            uint32_t v_tile_3[16];
+        for (int k_4 = 0; k_4 < 4; ++k_4) {
+            uint32_t v_tile_6[16];
             #pragma unroll
             for (int i = 0; i < 4; ++i)
-                ldmatrix_x4_trans(&v_tile_3[i * 4], (v_tile_at ^ (i * 32)) + k * 2048);
+                ldmatrix_x4_trans(&v_tile_6[i * 4], (v_tile_at_2 ^ (i * 32)) + k_4 * 2048);
             #pragma unroll
             for (int ni = 0; ni < 8; ++ni)
-                mma_m16n8k16_f16(&acc[ni * 4], &tmp_5[k * 4], &v_tile_3[ni * 2]);
+                mma_m16n8k16_f16(&acc[ni * 4], &tmp_12[k_4 * 4], &v_tile_6[ni * 2]);
         }
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            m[i] = mn[i];
+            m[i] = mn_2[i];
     }
     // for cols in fc.loop(fc.tile(K.N, "BLOCK_N"), descending=True, live=visible):  [variants.py:16]
     // masked part of the range
     #pragma unroll 1
-    for (int j_ = whole_from - 1; j_ >= t_3; --j_) {
+    for (int j_3 = whole_from - 1; j_3 >= t_3; --j_3) {
         // s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale  [variants.py:17]
-        const int n = t_5 - j_;
-        const uint32_t k_tile = smem_base + (n & 1) * 8192;
+        const int n_3 = t_5 - j_3;
+        const uint32_t k_tile_7 = smem_base + (n_3 & 1) * 8192;
         // acc <<= acc * a + fc.dot(p.to(V.dtype), fc.load(V[b, h, cols]))  [variants.py:25]
-        const uint32_t v_tile = v_tile_smem + (n & 1) * 8192;
+        const uint32_t v_tile_7 = v_tile_smem + (n_3 & 1) * 8192;
         wait_group<0>();
         __syncthreads();
         // s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale  [variants.py:17]
-        const int next = j_ - 1;
-        const bool t_7 = next >= t_3;
-        const uint32_t k_tile_2 = smem_base + ((n + 1) & 1) * 8192;
-        const uint32_t k_tile_dst_2 = k_tile_2 + copy_lane;
-        const uint32_t v_tile_2 = v_tile_smem + ((n + 1) & 1) * 8192;
-        const uint32_t v_tile_dst_2 = v_tile_2 + copy_lane;
-        if (t_7) {
+        const int next_3 = j_3 - 1;
+        const bool t_13 = next_3 >= t_3;
+        const uint32_t k_tile_8 = smem_base + ((n_3 + 1) & 1) * 8192;
+        const uint32_t k_tile_dst_4 = k_tile_8 + copy_lane;
+        const uint32_t v_tile_8 = v_tile_smem + ((n_3 + 1) & 1) * 8192;
+        const uint32_t v_tile_dst_4 = v_tile_8 + copy_lane;
+        if (t_13) {
             // for cols in fc.loop(fc.tile(K.N, "BLOCK_N"), descending=True, live=visible):  [variants.py:16]
-            const int t_8 = next * 64;
+            const int t_14 = next_3 * 64;
             // s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale  [variants.py:17]
-            const f16* k_src = k_base + (long long)t_8 * K_s2;
-            const int k_pos = t_8 + copy_row;
+            const f16* k_src_4 = k_base + (long long)t_14 * K_s2;
+            const int k_pos_4 = t_14 + copy_row;
             #pragma unroll
             for (int i = 0; i < 4; ++i) {
-                cp_async_16_fill((k_tile_dst_2 ^ (i % 2 * 64)) + i * 512, k_src, unsigned(k_pos + i * 4) < unsigned(N) ? 16 : 0);
-                k_src += k_step;
+                cp_async_16_fill((k_tile_dst_4 ^ (i % 2 * 64)) + i * 512, k_src_4, unsigned(k_pos_4 + i * 4) < unsigned(N) ? 16 : 0);
+                k_src_4 += k_step;
             }
             // acc <<= acc * a + fc.dot(p.to(V.dtype), fc.load(V[b, h, cols]))  [variants.py:25]
-            const f16* v_src = v_base + (long long)t_8 * V_s2;
+            const f16* v_src_4 = v_base + (long long)t_14 * V_s2;
             #pragma unroll
             for (int i = 0; i < 4; ++i) {
-                cp_async_16_fill((v_tile_dst_2 ^ (i % 2 * 64)) + i * 512, v_src, unsigned(k_pos + i * 4) < unsigned(N) ? 16 : 0);
-                v_src += v_step;
+                cp_async_16_fill((v_tile_dst_4 ^ (i % 2 * 64)) + i * 512, v_src_4, unsigned(k_pos_4 + i * 4) < unsigned(N) ? 16 : 0);
+                v_src_4 += v_step;
             }
         }
         commit_group();
         // for cols in fc.loop(fc.tile(K.N, "BLOCK_N"), descending=True, live=visible):  [variants.py:16]
-        const int t_8 = j_ * 64;
+        const int t_15 = j_3 * 64;
         // s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale  [variants.py:17]
-        float tmp[32];
+        float tmp_13[32];
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            tmp[i] = 0.0f;
-        const uint32_t k_tile_at = k_tile + k_tile_lane;
+            tmp_13[i] = 0.0f;
+        const uint32_t k_tile_at_3 = k_tile_7 + k_tile_lane;
         #pragma unroll
-        for (int k = 0; k < 4; ++k) {
-            uint32_t k_tile_3[16];
+        for (int k_5 = 0; k_5 < 4; ++k_5) {
+            uint32_t k_tile_9[16];
             #pragma unroll
             for (int i = 0; i < 4; ++i)
-                ldmatrix_x4(&k_tile_3[i * 4], (k_tile_at ^ (k * 32)) + i * 2048);
+                ldmatrix_x4(&k_tile_9[i * 4], (k_tile_at_3 ^ (k_5 * 32)) + i * 2048);
             #pragma unroll
             for (int ni = 0; ni < 8; ++ni)
-                mma_m16n8k16_f16(&tmp[ni * 4], &q[k * 4], &k_tile_3[ni * 2]);
+                mma_m16n8k16_f16(&tmp_13[ni * 4], &q[k_5 * 4], &k_tile_9[ni * 2]);
         }
         // visible = lambda cols: (cols.valid & (rows.index >= cols.index)) & (rows.index - cols.index < window)  [variants.py:13]
         // s = s + slope * (cols.index - rows.index).to(fc.f32)  [variants.py:19]
-        int limit[2];
+        int limit_2[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i) {
-            const int x = pos0 + i * 8 + rows_start;
-            limit[i] = min(x + 1 - t_8, N - t_8);
+            const int x_5 = pos0 + i * 8 + rows_start;
+            limit_2[i] = min(x_5 + 1 - t_15, N - t_15);
         }
         // visible = lambda cols: (cols.valid & (rows.index >= cols.index)) & (rows.index - cols.index < window)  [variants.py:13]
         // s = cap * fc.tanh(s / cap)  [variants.py:18]
         // s = s + slope * (cols.index - rows.index).to(fc.f32)  [variants.py:19]
         // s = fc.where(visible(cols), s, -fc.inf)  [variants.py:20]
-        float s[32];
+        float s_4[32];
         #pragma unroll
         for (int i = 0; i < 32; ++i) {
-            const int x_2 = pos0 + i / 2 % 2 * 8 + rows_start;
-            const bool x_3 = i / 4 * 8 + i % 2 < limit[row_s(i)] - pos0_2 && x_2 - (pos0_2 + i / 4 * 8 + i % 2 + t_8) < window;
-            s[i] = x_3 ? tanhf(tmp[i] * t) * cap + float(pos0_2 + i / 4 * 8 + i % 2 + t_8 - x_2) * slope : -INF;
+            const int x_6 = pos0 + i / 2 % 2 * 8 + rows_start;
+            const bool x_7 = i / 4 * 8 + i % 2 < limit_2[row_s(i)] - pos0_2 && x_6 - (pos0_2 + i / 4 * 8 + i % 2 + t_15) < window;
+            const float s_5 = tanhf(tmp_13[i] * t) * cap + float(pos0_2 + i / 4 * 8 + i % 2 + t_15 - x_6) * slope;
+            s_4[i] = x_7 ? s_5 : -INF;
         }
         // mn = fc.maximum(m, fc.max(s, axis=1))  [variants.py:21]
-        float tmp_2[2];
+        float tmp_14[2];
         #pragma unroll
         for (int j = 0; j < 2; ++j) {
             float part[2];
             #pragma unroll
             for (int i = 0; i < 16; ++i) {
                 const int e = j * 2 + i / 2 * 4 + i % 2;
-                part[i % 2] = i < 2 ? s[e] : fmaxf(part[i % 2], s[e]);
+                part[i % 2] = i < 2 ? s_4[e] : fmaxf(part[i % 2], s_4[e]);
             }
-            tmp_2[j] = fmaxf(part[0], part[1]);
+            tmp_14[j] = fmaxf(part[0], part[1]);
         }
         #pragma unroll
         for (int i = 0; i < 2; ++i) {
-            tmp_2[i] = fmaxf(tmp_2[i], shfl_xor_f32(tmp_2[i], 1));
-            tmp_2[i] = fmaxf(tmp_2[i], shfl_xor_f32(tmp_2[i], 2));
+            tmp_14[i] = fmaxf(tmp_14[i], shfl_xor_f32(tmp_14[i], 1));
+            tmp_14[i] = fmaxf(tmp_14[i], shfl_xor_f32(tmp_14[i], 2));
         }
-        float mn[2];
+        float mn_3[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            mn[i] = fmaxf(m[i], tmp_2[i]);
+            mn_3[i] = fmaxf(m[i], tmp_14[i]);
         // base = fc.where(mn == -fc.inf, 0.0, mn)  [variants.py:22]
-        float base[2];
+        float base_3[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            base[i] = mn[i] == -INF ? 0.0f : mn[i];
+            base_3[i] = mn_3[i] == -INF ? 0.0f : mn_3[i];
         // p, a = fc.exp(s - base), fc.exp(m - base)  [variants.py:23]
-        float tmp_3[2];
+        float tmp_15[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            tmp_3[i] = base[i] * 1.442695f;
-        float p[32];
+            tmp_15[i] = base_3[i] * 1.442695f;
+        bool any_far_3 = false;
+        #pragma unroll
+        for (int i = 0; i < 2; ++i)
+            any_far_3 |= fabsf(tmp_15[i]) > 8192.0f;
+        any_far_3 = __any_sync(0xffffffffu, any_far_3);
+        if (any_far_3) {
+            bool far_3[2];
+            #pragma unroll
+            for (int i = 0; i < 2; ++i)
+                far_3[i] = fabsf(tmp_15[i]) > 8192.0f;
+            float tmp_16[2];
+            #pragma unroll
+            for (int i = 0; i < 2; ++i)
+                tmp_16[i] = far_3[i] ? base_3[i] : 0.0f;
+            #pragma unroll
+            for (int i = 0; i < 2; ++i)
+                tmp_15[i] = far_3[i] ? 0.0f : tmp_15[i];
+            #pragma unroll
+            for (int i = 0; i < 32; ++i)
+                s_4[i] = s_4[i] - tmp_16[row_s(i)];
+            #pragma unroll
+            for (int i = 0; i < 2; ++i)
+                m[i] = m[i] - tmp_16[i];
+        }
+        float p_3[32];
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            p[i] = exp2_approx(s[i] * 1.442695f - tmp_3[row_s(i)]);
-        float a[2];
+            p_3[i] = exp2_approx(s_4[i] * 1.442695f - tmp_15[row_s(i)]);
+        float a_3[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            a[i] = exp2_approx((m[i] - base[i]) * 1.442695f);
+            a_3[i] = exp2_approx(m[i] * 1.442695f - tmp_15[i]);
         // l <<= l * a + fc.sum(p, axis=1)  [variants.py:24]
-        float tmp_4[2];
+        float tmp_17[2];
         #pragma unroll
         for (int j = 0; j < 2; ++j) {
             float part[2];
             #pragma unroll
             for (int i = 0; i < 16; ++i) {
                 const int e = j * 2 + i / 2 * 4 + i % 2;
-                part[i % 2] = i < 2 ? p[e] : part[i % 2] + p[e];
+                part[i % 2] = i < 2 ? p_3[e] : part[i % 2] + p_3[e];
             }
-            tmp_4[j] = part[0] + part[1];
+            tmp_17[j] = part[0] + part[1];
         }
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            l[i] = l[i] * a[i] + tmp_4[i];
+            l[i] = l[i] * a_3[i] + tmp_17[i];
         // acc <<= acc * a + fc.dot(p.to(V.dtype), fc.load(V[b, h, cols]))  [variants.py:25]
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            acc[i] = acc[i] * a[row_s(i)];
-        uint32_t tmp_5[16];
+            acc[i] = acc[i] * a_3[row_s(i)];
+        uint32_t tmp_18[16];
         #pragma unroll
         for (int i = 0; i < 16; ++i)
-            tmp_5[i] = pack_f16(p[2 * i], p[2 * i + 1]);
-        const uint32_t v_tile_at = v_tile + v_tile_lane;
+            tmp_18[i] = pack_f16(p_3[2 * i], p_3[2 * i + 1]);
+        const uint32_t v_tile_at_3 = v_tile_7 + v_tile_lane;
         #pragma unroll
-        for (int k = 0; k < 4; ++k) {
-            uint32_t v_tile_3[16];
+        for (int k_6 = 0; k_6 < 4; ++k_6) {
+            uint32_t v_tile_9[16];
             #pragma unroll
             for (int i = 0; i < 4; ++i)
-                ldmatrix_x4_trans(&v_tile_3[i * 4], (v_tile_at ^ (i * 32)) + k * 2048);
+                ldmatrix_x4_trans(&v_tile_9[i * 4], (v_tile_at_3 ^ (i * 32)) + k_6 * 2048);
             #pragma unroll
             for (int ni = 0; ni < 8; ++ni)
-                mma_m16n8k16_f16(&acc[ni * 4], &tmp_5[k * 4], &v_tile_3[ni * 2]);
+                mma_m16n8k16_f16(&acc[ni * 4], &tmp_18[k_6 * 4], &v_tile_9[ni * 2]);
         }
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            m[i] = mn[i];
+            m[i] = mn_3[i];
     }
     // for cols in fc.loop(fc.tile(K.N, "BLOCK_N"), descending=True, live=visible):  [variants.py:16]
     #pragma unroll
@@ -649,21 +725,21 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
         l[i] = l[i] + shfl_xor_f32(l[i], 1);
         l[i] = l[i] + shfl_xor_f32(l[i], 2);
     }
-    // fc.store(O[b, h, rows], fc.where(l > 0, acc / l, 0.0).to(O.dtype))  [variants.py:27]
-    bool tmp[2];
+    // fc.store(O[b, h, rows], fc.where(l == 0.0, 0.0, acc / l).to(O.dtype))  [variants.py:27]
+    bool tmp_19[2];
     #pragma unroll
     for (int i = 0; i < 2; ++i)
-        tmp[i] = l[i] > 0.0f;
-    float tmp_2[2];
+        tmp_19[i] = l[i] == 0.0f;
+    float tmp_20[2];
     #pragma unroll
     for (int i = 0; i < 2; ++i)
-        tmp_2[i] = rcp_approx(l[i]);
-    uint32_t tmp_3[16];
+        tmp_20[i] = rcp_approx(l[i]);
+    uint32_t tmp_21[16];
     #pragma unroll
     for (int i = 0; i < 16; ++i) {
-        const float lo_ = tmp[row_s(2 * i)] ? acc[2 * i] * tmp_2[row_s(2 * i)] : 0.0f;
-        const float hi_ = tmp[row_s(2 * i + 1)] ? acc[2 * i + 1] * tmp_2[row_s(2 * i + 1)] : 0.0f;
-        tmp_3[i] = pack_f16(lo_, hi_);
+        const float lo = tmp_19[row_s(2 * i)] ? 0.0f : acc[2 * i] * tmp_20[row_s(2 * i)];
+        const float hi = tmp_19[row_s(2 * i + 1)] ? 0.0f : acc[2 * i + 1] * tmp_20[row_s(2 * i + 1)];
+        tmp_21[i] = pack_f16(lo, hi);
     }
     wait_group<0>();
     __syncthreads();
@@ -671,14 +747,14 @@ variant_attention(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, lon
     const uint32_t tile_at = smem_base + tile_lane;
     #pragma unroll
     for (int i = 0; i < 16; ++i)
-        st_shared_b32x1((tile_at ^ (i / 2 * 16)) + i % 2 * 1024, &tmp_3[i]);
+        st_shared_b32x1((tile_at ^ (i / 2 * 16)) + i % 2 * 1024, &tmp_21[i]);
     __syncwarp();
-    uint32_t tmp_4[16];
+    uint32_t tmp_22[16];
     #pragma unroll
     for (int i = 0; i < 4; ++i)
-        ld_shared_b32x4(&tmp_4[i * 4], (k_tile_dst ^ (i % 2 * 64)) + i * 512);
+        ld_shared_b32x4(&tmp_22[i * 4], (k_tile_dst ^ (i % 2 * 64)) + i * 512);
     f16* o_ptr = O + (long long)b * O_s0 + (long long)h * O_s1 + (long long)(rows_start + copy_row) * O_s2 + copy_col;
     #pragma unroll
     for (int i = 0; i < 4; ++i)
-        if (q_pos + i * 4 < M) st_global_b32x4(o_ptr + (long long)(i * 4) * O_s2, &tmp_4[i * 4]);
+        if (q_pos + i * 4 < M) st_global_b32x4(o_ptr + (long long)(i * 4) * O_s2, &tmp_22[i * 4]);
 }

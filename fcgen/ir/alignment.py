@@ -1,0 +1,224 @@
+"""How many bytes one access of a tensor may move, and what a launch must then promise.
+
+An access of n bytes must start on a multiple of n, or the GPU ends the kernel (ld, st, red, bulk copies) or moves other bytes than were
+meant. Where an access starts follows from the tensor's pointer, its strides, and the positions along its axes. Of the positions, multiples
+are known when a kernel is compiled (`multiple`); pointer and strides are the caller's. So `Access.demands` says of a width: never, or what
+pointer and strides must be multiples of (`Promise`). What the accesses of a kernel demand together (`demanded`) stands in the machine IR as
+`meta aligned`, and the launch checks exactly that. In tile IR the same line says the most that may be demanded; without one it is what
+packed tensors from an allocator have (`natural`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import gcd
+from typing import Any
+
+from ..errors import FcError
+from .core import Kernel, Op, Value, definitions, walk
+from .types import Frag, Tensor
+
+#: bytes of the widest access of one thread, and of the grain of bulk copies
+WIDEST = 16
+#: kind -> (operands in front of the positions, operands after them); ops that move rectangles
+POSITIONS = {"load": (1, 0), "store": (2, 0), "ld_global": (1, 0), "st_global": (2, 0), "cp_async": (1, 1), "tma_load": (1, 3),
+             "tma_store": (1, 1)}
+
+
+@dataclass(frozen=True)
+class Promise:
+    """Bytes that a tensor's pointer, and the stride of each axis but the last (whose stride is one element), are multiples of."""
+
+    pointer: int
+    strides: tuple[int, ...]
+
+    def covers(self, other: Promise) -> bool:
+        return self.pointer % other.pointer == 0 and all(a % b == 0 for a, b in zip(self.strides, other.strides))
+
+    def both(self, other: Promise) -> Promise:
+        return Promise(max(self.pointer, other.pointer), tuple(map(max, self.strides, other.strides)))
+
+    def either(self, other: Promise) -> Promise:
+        return Promise(min(self.pointer, other.pointer), tuple(map(min, self.strides, other.strides)))
+
+    @property
+    def words(self) -> tuple[int, ...]:
+        return (self.pointer, *self.strides)
+
+
+def nothing(t: Tensor) -> Promise:
+    """What every tensor of whole elements keeps."""
+    return Promise(t.dtype.bytes, (t.dtype.bytes,) * (len(t.dims) - 1))
+
+
+def natural(t: Tensor) -> Promise:
+    """What a packed tensor has whose rows, where their length is not known, are whole runs of 16 bytes."""
+    strides, step = [], t.dtype.bytes
+    for axis, dim in reversed([*enumerate(t.dims)][1:]):
+        step *= dim if isinstance(dim, int) else WIDEST if axis == len(t.dims) - 1 else 1
+        strides.append(gcd(step, WIDEST) or WIDEST)
+    return Promise(WIDEST, tuple(reversed(strides)))
+
+
+def of_arguments(pointer: int, shape: Sequence[int], strides: Sequence[int], itemsize: int) -> Promise:
+    """What a tensor that is given keeps. strides count elements; along an axis of one element nobody steps."""
+    steps = tuple(gcd(s * itemsize, WIDEST) if n > 1 else WIDEST for n, s in zip(shape[:-1], strides[:-1]))
+    return Promise(gcd(pointer, WIDEST), steps)
+
+
+def refusal(name: str, want: Promise, pointer: int, shape: Sequence[int], strides: Sequence[int], itemsize: int) -> FcError | None:
+    """What is wrong with an argument that does not keep what a kernel was promised; None if it does."""
+    have = of_arguments(pointer, shape, strides, itemsize)
+    for axis, (w, h) in enumerate(zip(want.strides, have.strides)):
+        if h % w:
+            packed = shape[-1] * itemsize % w == 0
+            return FcError("call/argument", f"axis {axis} of argument `{name}` is not aligned",
+                           expected=f"a stride that is a multiple of {w} bytes", got=f"{strides[axis]} elements of {itemsize} bytes",
+                           hint=f"call {name}.contiguous()" if packed else
+                           f"pad the last axis of {name} to a multiple of {w // itemsize} elements")
+    if have.pointer % want.pointer:
+        return FcError("call/argument", f"argument `{name}` is not aligned", expected=f"a multiple of {want.pointer} bytes",
+                       got=f"{pointer:#x}, {pointer % want.pointer} bytes past one",
+                       hint=f"{name} looks like a slice that starts inside a row: call {name}.clone()")
+    return None
+
+
+def pitched(t: Tensor, shape: Sequence[int], want: Promise) -> tuple[int, ...]:
+    """Strides, in elements, of a tensor that is laid out as tightly as a promise allows."""
+    out, step = [1], 1
+    for axis in range(len(shape) - 2, -1, -1):
+        unit = want.strides[axis] // t.dtype.bytes
+        step = -(-step * max(shape[axis + 1], 1) // unit) * unit
+        out.append(step)
+    return tuple(reversed(out)) if shape else ()
+
+
+def multiple(v: Value | None, defs: Mapping[Value, Op]) -> int:
+    """A number that the scalar is a multiple of, whatever the sizes; 0 for one that is 0."""
+    op = defs.get(v) if v is not None else None
+    if op is None or op.regions:
+        return 1
+    if op.kind == "const":
+        return abs(int(op["value"]))
+    xs = [multiple(x, defs) for x in op.operands[1 if op.kind == "select" else 0:]]
+    if op.kind == "mul":
+        return xs[0] * xs[1]
+    if op.kind in ("add", "sub", "max", "min", "select", "neg", "cast", "narrow"):
+        return gcd(*xs)
+    return 1
+
+
+@dataclass(frozen=True)
+class Access:
+    """A rectangle of a tensor: per dimension a word ("at" a position, a "tile" from one on, or "all"), the positions, the tile's shape."""
+
+    tensor: Tensor
+    words: tuple[str, ...]
+    at: tuple[Value | None, ...]
+    shape: tuple[int, ...]
+    bulk: bool
+
+    @staticmethod
+    def of(op: Op) -> Access:
+        before, after = POSITIONS[op.kind]
+        given = iter(op.operands[before:len(op.operands) - after])
+        part = {"load": op.results, "ld_global": op.results, "store": op.operands[1:], "st_global": op.operands[1:],
+                "tma_load": op.operands[-3:]}.get(op.kind, op.operands[-1:])
+        return Access(op.operands[0].type, tuple(op["index"]), tuple(next(given) if w != "all" else None for w in op["index"]),
+                      part[0].type.shape, op.kind in ("tma_load", "tma_store"))
+
+    @property
+    def in_rows(self) -> bool:
+        """Whether neighbours along the tile's last axis are neighbours in memory."""
+        return bool(self.words) and self.words[-1] != "at"
+
+    def demands(self, size: int, defs: Mapping[Value, Op]) -> Promise | None:
+        """What an access of `size` bytes along a row asks of the tensor; None if it is wrong whatever the tensor is."""
+        item = self.tensor.dtype.bytes
+        if size <= item and not self.bulk:
+            return nothing(self.tensor)
+        if not self.in_rows or (self.words[-1] == "tile" and multiple(self.at[-1], defs) * item % size):
+            return None
+        if self.bulk:  # a tensor map has all strides in units of 16 bytes
+            return Promise(size, (size,) * (len(self.words) - 1))
+        strides, axis = [], 0
+        for word, at in zip(self.words[:-1], self.at):
+            step = multiple(at, defs) if word != "all" else 0
+            if word != "at":
+                step, axis = (1 if self.shape[axis] > 1 else step), axis + 1
+            strides.append(max(item, size // gcd(step, size)))
+        return Promise(size, tuple(strides))
+
+    def widest(self, may: Promise, defs: Mapping[Value, Op]) -> int:
+        """The most elements, up to 16 bytes, that an access may move without asking for more than `may`."""
+        n = max(1, WIDEST // self.tensor.dtype.bytes)
+        while n > 1 and ((p := self.demands(n * self.tensor.dtype.bytes, defs)) is None or not may.covers(p)):
+            n //= 2
+        return n
+
+
+def run(op: Op) -> int:
+    """How many elements one access of a `ld_global`, `st_global` or `cp_async` moves, as it is printed: what the layout keeps together, the
+    op allows, and no end of the tensor cuts through. Atomic adds take two halves at most."""
+    if op.kind == "cp_async":
+        return op["threads"].vector()
+    tensor, t = op.operands[0].type, (op.result if op.kind == "ld_global" else op.operands[1]).type
+    assert isinstance(t, Frag)
+    layout: Any = t.layout
+    vec = min(layout.vector(), op["vec"], WIDEST // tensor.dtype.bytes) if layout.axes and op["index"][-1] != "at" else 1
+    last = tensor.dims[-1] if vec > 1 and op["guard"][-1] else 0
+    while vec > 1 and (vec & (vec - 1) or layout.regs % vec or isinstance(last, str) or last % vec):
+        vec -= 1
+    return min(vec, 2 if tensor.dtype.bits == 16 else 1) if op.get("reduce") == "add" else vec
+
+
+def demanded(kernel: Kernel) -> dict[str, Promise]:
+    """Tensor -> what the accesses of a machine kernel ask of it. Raises FcError where one is misaligned whatever the tensor is."""
+    out = {p.name: nothing(p.type) for p in kernel.params if isinstance(p.type, Tensor)}
+    for role in kernel.roles:
+        defs = definitions(role.body)
+        for op in walk(role.body):
+            if op.kind not in POSITIONS or op.kind in ("load", "store"):
+                continue
+            access = Access.of(op)
+            size = WIDEST if access.bulk else run(op) * access.tensor.dtype.bytes
+            p = access.demands(size, defs)
+            if p is None:
+                raise FcError("compile/unsupported", f"{op.kind} moves {size} bytes of {op.operands[0].name} at a time, and may start "
+                              "inside as many", loc=op.loc, expected="a tile that runs along rows and starts on a multiple of that",
+                              hint="fewer elements per access, or tiles of more columns")
+            out[op.operands[0].name] = out[op.operands[0].name].both(p)
+    return out
+
+
+def promised(kernel: Kernel) -> dict[str, Promise] | None:
+    """What `meta aligned` says; None without one. Raises FcError "ir/verify" where it makes no sense."""
+    lines = kernel.meta.get("aligned")
+    if lines is None:
+        return None
+    types = {p.name: p.type for p in kernel.params if isinstance(p.type, Tensor)}
+    for line in lines if isinstance(lines, tuple) else (lines,):
+        ok = isinstance(line, tuple) and line and line[0] in types and len(line) == 1 + len(types[line[0]].dims)
+        if not ok or not all(n in (1, 2, 4, 8, 16) and n >= types[line[0]].dtype.bytes for n in line[1:]):
+            raise FcError("ir/verify", "meta aligned has a line for each tensor: its name, then bytes that its pointer and the strides of all "
+                          "axes but the last are multiples of", expected="(NAME, 16, 16, ...), powers of two up to 16", got=repr(line))
+    out = {name: nothing(t) for name, t in types.items()}
+    out.update({line[0]: Promise(line[1], tuple(line[2:])) for line in lines})
+    return out
+
+
+def asked(kernel: Kernel) -> tuple[tuple[Any, ...], ...]:
+    """What a launch of a machine kernel checks: what the kernel says, and what its accesses need in any case."""
+    needed, said = demanded(kernel), promised(kernel) or {}
+    return tuple((name, *(p.both(said[name]) if name in said else p).words) for name, p in needed.items())
+
+
+def allowed(kernel: Kernel, tensor: Value) -> Promise:
+    """The most that accesses of a tensor may ask for while a kernel is compiled."""
+    given = promised(kernel)
+    return natural(tensor.type) if given is None else given[tensor.name]
+
+
+def with_promises(kernel: Kernel, promises: Mapping[str, Promise]) -> Kernel:
+    return kernel.with_meta(aligned=tuple((name, *p.words) for name, p in promises.items()))

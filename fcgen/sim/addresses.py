@@ -1,0 +1,77 @@
+"""Where the tensors of a launch lie in global memory, and which accesses start where the hardware cannot make them.
+
+A pointer is a multiple of what the kernel's launches check and of nothing more. Strides are those of the caller's arrays; an array whose
+last axis is not contiguous, or an output that nobody gave, is laid out as tightly as the launch allows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..ir.alignment import WIDEST, Promise, nothing, pitched, promised, refusal, run
+from ..ir.core import Kernel, Op
+from ..ir.types import Tensor
+
+if TYPE_CHECKING:
+    from .agents import Agent
+
+
+def row_strides(x: Any) -> tuple[int, ...] | None:
+    """An array's strides in elements, if its rows are contiguous; of anything else None."""
+    if not isinstance(x, np.ndarray) or (x.ndim and x.shape[-1] > 1 and x.strides[-1] != x.itemsize):
+        return None
+    return tuple(s // x.itemsize for s in x.strides)
+
+
+class Addresses:
+    """base, steps: each tensor's pointer, and its strides in bytes."""
+
+    def __init__(self, kernel: Kernel, arguments: Mapping[str, Any], memory: Mapping[str, Any]):
+        """Raises FcError "call/argument" for an array that a launch would refuse."""
+        self.base: dict[str, int] = {}
+        self.steps: dict[str, tuple[int, ...]] = {}
+        self.runs: dict[Op, int] = {}
+        said = promised(kernel)
+        for p in kernel.params:
+            if not isinstance(p.type, Tensor):
+                continue
+            want = said[p.name] if said is not None else Promise(WIDEST, nothing(p.type).strides)
+            shape, item = memory[p.name].shape, p.type.dtype.bytes
+            strides = row_strides(arguments.get(p.name)) or pitched(p.type, shape, want)
+            wrong = refusal(p.name, want, want.pointer, shape, strides, item)
+            if wrong is not None:
+                raise wrong
+            self.base[p.name] = want.pointer
+            self.steps[p.name] = tuple(s * item if n > 1 else 0 for n, s in zip(shape, strides))
+
+    def check(self, agent: Agent, op: Op, tensor: str, positions: list[np.ndarray], inside: np.ndarray) -> None:
+        """Report the first access of [32, registers] elements that is not a multiple of its size. `cp_async` computes with the addresses of
+        what lies outside too."""
+        if op not in self.runs:
+            self.runs[op] = run(op)
+        vec = self.runs[op]
+        if vec == 1:
+            return
+        size = vec * op.operands[0].type.dtype.bytes
+        at = sum((p[..., ::vec].astype(np.int64) * s for p, s in zip(positions, self.steps[tensor])), start=np.int64(self.base[tensor]))
+        bad = (at % size != 0) & (inside[..., ::vec] | (op.kind == "cp_async"))
+        if bad.any():
+            first = tuple(np.argwhere(bad)[0])
+            self.report(agent, op, tensor, tuple(int(p[..., ::vec][first]) for p in positions), size, int(at[first]) % size)
+
+    def check_bulk(self, agent: Agent, op: Op, tensor: str, column: int) -> None:
+        """The same for a bulk copy of rows from a column on: pointer, strides and the column in units of 16 bytes."""
+        steps, item = self.steps[tensor][:-1], op.operands[0].type.dtype.bytes
+        for n in (self.base[tensor], *steps, column * item):
+            if n % WIDEST:
+                self.report(agent, op, tensor, (*["..."] * len(steps), column), WIDEST, n % WIDEST)
+
+    def report(self, agent: Agent, op: Op, tensor: str, place: tuple[Any, ...], size: int, rest: int) -> None:
+        steps = self.steps[tensor][:-1]
+        agent.sim.report("sim/align", f"{op.kind} moves {size} bytes at {tensor}[{', '.join(map(str, place))}], which does not start on as many",
+                         op, expected=f"a multiple of {size} bytes", got=f"{rest} bytes past one", notes=[
+                             f"{agent.who}", f"the pointer of {tensor} is a multiple of {self.base[tensor]} bytes"
+                             + (f", its strides are {', '.join(map(str, steps))} bytes" if steps else "")])
