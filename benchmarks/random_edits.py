@@ -54,7 +54,8 @@ def shipped() -> dict[str, Callable[[], Any]]:
             for n, (head, mask, schedule) in enumerate(rows):
                 chosen = "none" if mask == "none" else CAUSAL[n % 2]
                 facts = {"T": (fc.f16, fc.bf16)[n % 2], "D": head, "E": head, "mask": chosen}
-                out[f"{arch} {math} {n}"] = partial(SPECS["lse"].compile, target=arch, schedule=schedule, lazy=LAZY * (math == "wmma"), **facts)
+                facts["lazy"] = LAZY if math == "wmma" else 0.0
+                out[f"{arch} {math} {n}"] = partial(SPECS["lse"].compile, target=arch, schedule=schedule, **facts)
     for name in sorted(p.stem for p in EXAMPLES.glob("*.py") if p.stem not in ("harness", "ladder")):
         out[f"example {name}"] = lambda n=name: example(n).compile()
     return out
@@ -68,7 +69,8 @@ def example(name: str) -> Any:
 
 @dataclass
 class Outcome:
-    """verdict: "refused" (by parsing, verification, or the budget), "reported", "silent", "missed" (shows at other sizes only), "traceback"."""
+    """verdict: "refused" (by parsing, verification, or the budget), "reported", "silent", "missed" (shows at other sizes only),
+    "traceback", "no edit"."""
 
     kernel: str
     number: int

@@ -23,7 +23,7 @@ from .engines import CopyEngine
 from .mbarriers import Blocked
 from .memory import WARP
 from .stores import StoreOps
-from .tensors import Stamp
+from .tensors import Stamp, taken
 
 if TYPE_CHECKING:
     from .machine import Simulation
@@ -357,8 +357,7 @@ class Agent(AsyncOps, StoreOps):
     def do_ld_global(self, op: Op, args: list[Any]) -> Any:
         index, inside = self.rectangle(op, args[0], args[1:], self.coords(op.result.type))
         self.touch(op, args[0], index, inside, "read")
-        data = self.sim.memory[args[0]][index]
-        return np.where(inside, data, np.zeros((), data.dtype))
+        return taken(self.sim.memory[args[0]], index, inside)
 
     def touch(self, op: Op, tensor: str, index: tuple[Any, ...], inside: np.ndarray, kind: str) -> None:
         """Record an access of elements [32, regs] of a tensor, or of one element by the whole warp."""
@@ -380,7 +379,7 @@ class Agent(AsyncOps, StoreOps):
         data, index = self.sim.memory[args[0]], np.broadcast_arrays(*args[1:])
         inside = np.all([(i >= 0) & (i < n) for i, n in zip(index, data.shape)], axis=0)
         self.touch(op, args[0], tuple(index), inside, "read")
-        out = np.where(inside, data[tuple(np.where(inside, i, 0) for i in index)], np.zeros((), data.dtype))
+        out = taken(data, tuple(np.where(inside, i, 0) for i in index), inside)
         return out[()] if isinstance(op.result.type, Scalar) else out
 
     def do_st_global(self, op: Op, args: list[Any]) -> None:

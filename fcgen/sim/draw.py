@@ -161,8 +161,9 @@ class Draws:
         self.persistent = kernel.meta.get("persistent", "none") not in ("none", "", None, False)
         self.rows = [g.dim for g in kernel.grid if g.tile > 1 and isinstance(g.dim, str)]
         self.dims = dimensions(kernel)
-        #: outputs that are added to: they begin at zero
-        self.added = {op.operands[0].name for op in walk_kernel(says) if op.get("reduce") and isinstance(op.operands[0].type, Tensor)}
+        #: outputs that are read or added to: the caller's
+        read = (op for op in walk_kernel(says) if op.results or op.get("reduce"))
+        self.read = {v.name for op in read for v in op.operands if isinstance(v.type, Tensor)}
 
     def trial(self, n: int) -> Trial:
         rng = np.random.default_rng([n, 8])
@@ -242,9 +243,7 @@ class Draws:
         for p in self.kernel.params:
             if not isinstance(p.type, Tensor):
                 continue
-            if "out" in self.kernel.flags.get(p.name, ()):
-                if p.name in self.added:
-                    out[p.name] = np.zeros([d if isinstance(d, int) else trial.sizes[d] for d in p.type.dims], p.type.dtype.np_dtype)
+            if "out" in self.kernel.flags.get(p.name, ()) and p.name not in self.read:
                 continue
             shape = tuple(d if isinstance(d, int) else trial.sizes[d] for d in p.type.dims)
             if p.type.dtype.is_float:

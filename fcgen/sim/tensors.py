@@ -39,6 +39,12 @@ class TensorConflict:
     agent: int = NOBODY
 
 
+def taken(data: np.ndarray, index: tuple[Any, ...], inside: np.ndarray) -> np.ndarray:
+    """Elements of a tensor, zero where they are not inside; a tensor without elements has none inside."""
+    zero = np.zeros((), data.dtype)
+    return np.where(inside, data[index], zero) if data.size else np.full(inside.shape, zero)
+
+
 class Marks:
     """The last accesses of one kind, per element. Accesses that nothing orders among themselves are kept as SEVERAL."""
 

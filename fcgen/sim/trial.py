@@ -32,7 +32,7 @@ LEAST, ENOUGH, MOST = 8, 12, 60
 #: runs without anything new after which what has not run is taken for what cannot
 STALE = 8
 #: ops of one run that no kernel needs at drawn sizes
-ENDLESS = 400_000
+ENDLESS = 200_000
 #: fragment elements that may be computed, in millions: some seconds of one core
 WORK = 500
 

@@ -116,7 +116,7 @@ def test_a_slip_in_ir_text_is_shown_with_a_caret(tmp_path: Path) -> None:
 
 def test_check_says_what_it_ran() -> None:
     text = output("check", str(ROOT / "examples" / "gemm.py"), "--target", "sm_89", "--seeds", "1", "--size", "M=20", "--size", "N=20")
-    assert "no race" in text and "K=29" in text
+    assert "no race" in text and text.count("M=20, K=") == text.count(", N=20") >= 8
 
 
 @pytest.mark.skipif(driver.available()[0], reason="there is a GPU")
