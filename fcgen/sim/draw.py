@@ -258,7 +258,7 @@ class Draws:
     def floats(self, rng: np.random.Generator, shape: tuple[int, ...], kind: str) -> np.ndarray:
         x = rng.standard_normal(shape)
         if kind == "huge":
-            x = 256.0 * rng.integers(-2, 3, shape)
+            x = 16384.0 * rng.integers(-2, 3, shape)
         elif kind == "loud":
             x *= rng.choice([0.5, 4.0], (*shape[:-1], 1) if shape else ())
         elif kind == "equal":

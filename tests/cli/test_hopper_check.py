@@ -70,7 +70,7 @@ def test_check_says_what_was_put_to_the_test() -> None:
     count = int(re.fullmatch(r"attention on sm_90a: no race, stale read or deadlock in (\d+) runs", lines[0])[1])  # type: ignore[index]
     assert lines[1:5] == ["  roles    load of one thread, main of 8 warps", "  shared   q x1, k x2, v x2, next x2",
                           "  engines  as late as they may, at once", "  values   those of the tile program"]
-    assert lines[5].startswith("  runs     H=2, M=") and re.search(r"N=\d+, scale=0\.125, normal: \d programs in 1 block", lines[5])
+    assert re.fullmatch(r"  runs     M=\d+, N=\d+, scale=0\.125, normal: \d programs? in 1 block", lines[5])
     assert len([line for line in lines if re.search(r": \d+ programs? in \d blocks?$", line)]) == count >= 8
 
 
@@ -79,9 +79,8 @@ EDITS: dict[str, tuple[Callable[[str], str], str, list[str]]] = {
         r"touch(es)? v\[slot \d\] row \d+, column \d+", r"at .*attention\.py:25\n +25 \| +acc <<= ",
         r"earlier: role load, its TMA copy: tma_load V, .*\(attention\.py:24\)", r"later:   role main, warp \d: .*wgmma .*\(attention\.py:25\)",
         r"hint: an mbarrier: who reads waits for `full`"]),
-    "an arrival": (lambda t: without(t, "mbar_arrive %q_empty", 0), "sim/deadlock", [
-        r"role load: waits at mbar_wait q_empty, q_at +\(attention\.py:14\) for the end of phase \d; q_empty is in phase \d with [48] of 8 arrivals",
-        r"role main, warps [\d, ]+: waits at "]),
+    "an arrival": (lambda t: without(t, "mbar_arrive %q_empty", 0), "sim/leftover", [
+        r"q_empty is in phase \d with [48] of 8 arrivals and 0 bytes to come \(role main, warps [\d, ]+ came\)", r"role main, warp \d: mbar_arrive "]),
     "an announcement": (lambda t: without(t, "mbar_expect %k_full", 1), "sim/protocol", [
         r"k_full", r"role (load|main)", r"attention\.py:1\d"]),
     "a fence": (lambda t: without(t, "wgmma_fence", 0), "sim/register", [r"wgmma without a wgmma_fence", r"role main, warp \d: wgmma q, k"]),
@@ -110,7 +109,7 @@ def test_build_simulates_an_edited_file_before_it_compiles(text: str, tmp_path: 
     assert not compiles and not (tmp_path / "out").exists()
     path.write_text(text)
     result = fcgen("build", str(path), "--out", str(tmp_path / "out"))
-    assert result.exit_code == 0 and re.search(r"simulated in \d+ runs: .*; values not compared", result.output) and compiles == ["attention"]
+    assert result.exit_code == 0 and re.search(r"simulated in \d+ runs: .*; values not compared", result.output) and len(compiles) == 1
 
 
 def test_so_does_a_program_made_from_text(text: str, compiles: list[str]) -> None:
@@ -120,7 +119,7 @@ def test_so_does_a_program_made_from_text(text: str, compiles: list[str]) -> Non
     steps: list[str] = []
     p = fc.program_from_text(text, "whole.fc")
     p.progress = steps.append
-    assert p.cubin and compiles == ["attention"] and steps.index("simulator") < steps.index("NVRTC")
+    assert p.cubin and len(compiles) == 1 and steps.index("simulator") < steps.index("NVRTC")
 
 
 def test_what_was_compiled_unchecked_is_still_checked_later(text: str, compiles: list[str]) -> None:
