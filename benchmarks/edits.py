@@ -68,7 +68,9 @@ def _moved(kinds: tuple[str, ...], steps: Callable[[Rng], int]) -> Callable[[Ker
                 ops = list(b.ops)
                 op = ops.pop(n)
                 ops.insert(n + by, op)
-                return with_block(kernel, b, replace(b, ops=tuple(ops))), f"{say(kernel, op)} by {by}"
+                past = b.ops[n + 1:n + by + 1] if by > 0 else b.ops[n + by:n]
+                place = f"{say(kernel, op)} by {by} past {', '.join(o.kind for o in past)}"
+                return with_block(kernel, b, replace(b, ops=tuple(ops))), place
         return None
 
     return go

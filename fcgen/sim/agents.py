@@ -118,9 +118,18 @@ class Agent(AsyncOps, StoreOps):
         run = getattr(self, "do_" + op.kind, None)
         if run is not None:
             return run(op, args)
+        if op in self.sim.contracted:
+            return self.fused(op, args)
         if op.kind in FNS:
             return evaluate(op.kind, op.operands[0].type.dtype, *args)
         raise FcError("compile/unsupported", f"the simulator has no meaning for {op.kind}", loc=op.loc)
+
+    def fused(self, op: Op, args: list[Any]) -> Any:
+        """A sum with one rounding, as nvcc makes it of a product and what is added to it (float64 holds the product of two f32)."""
+        at, product = self.sim.contracted[op]
+        a, b = (np.asarray(self.env[v], np.float64) for v in product.operands)
+        exact, other = a * b, np.asarray(args[1 - at], np.float64)
+        return np.asarray(exact + other if op.kind == "add" else exact - other if at == 0 else other - exact, np.float32)
 
     def coords(self, t: Frag) -> np.ndarray:
         return registers.coords(t.layout, self.role.warps, self.warp)

@@ -20,7 +20,7 @@ from ..ir.types import Buffer, Frag, Tensor, Tile
 
 #: what random tensors look like: "loud" ones take rare branches, "rising" and "falling" ones grow along their tiles, "equal" ones have
 #: ties, "huge" ones are multiples of a power of two, whose products and sums float32 knows exactly
-KINDS = ("normal", "loud", "normal", "rising", "huge", "falling", "loud", "equal")
+KINDS = ("normal", "loud", "normal", "falling", "huge", "loud", "rising", "equal", "falling")
 #: sizes of what is only ever a position: a batch, heads, groups of heads
 FEW = ((1, 2, 1), (1, 1, 1), (2, 1, 1), (1, 2, 2), (1, 3, 1), (2, 4, 2), (1, 1, 1))
 #: blocks of a kernel whose blocks take several tiles
@@ -181,11 +181,11 @@ class Draws:
         far = 2 * self.ring + 1
         steps = max([t for d, t in self.tiles.items() if d not in self.rows], default=1)
         rows = max([self.tiles[d] for d in self.rows if d in self.tiles], default=1)
-        first = [(1, 1), (2, self.ring + 1), (5, 2), (1, far), (-(-far * steps // rows), far), (6, 1)]
+        first = [(1, 1), (2, self.ring + 1), (5, 2), (1, far), (-(-far * steps // rows), far), (6, 1), (1, self.ring + 2)]
         if n < len(first):
             return first[n]
         if n % 4 == 0:
-            around = int(rng.integers(2, far + 1))
+            around = int(rng.integers(min(4, far), far + 1))
             return -(-around * steps // rows), around
         tiles = int(rng.integers(1, 7))
         return tiles, int(rng.integers(1, max(2, min(far + 1, 14 // tiles))))
@@ -256,7 +256,7 @@ class Draws:
         return out
 
     def floats(self, rng: np.random.Generator, shape: tuple[int, ...], kind: str) -> np.ndarray:
-        x = rng.standard_normal(shape)
+        x: np.ndarray = rng.standard_normal(shape)
         if kind == "huge":
             x = 16384.0 * rng.integers(-2, 3, shape)
         elif kind == "loud":

@@ -19,7 +19,7 @@ import numpy as np
 from ..errors import FcError
 from ..ir.core import Kernel, Op, Value, walk, walk_kernel
 from ..ir.target import Target
-from ..ir.types import Buffer, Mbarrier, Tensor
+from ..ir.types import Buffer, Frag, Mbarrier, Tensor, f32
 from .addresses import Addresses
 from .agents import Agent
 from .async_agents import is_one_thread
@@ -109,6 +109,7 @@ class Simulation:
         self.order = "late"  # when engines act: as late as may be, at once ("eager"), or as the dice say ("any")
         self.block_count, self.claimed = 1, 1
         self.persistent = self.kernel.meta.get("persistent", "none") not in ("none", "", None, False)
+        self.contracted = contracted(kernel)
         self.limit: int | None = None
         self.patience = 1000  # rounds of a `while`
         self.retired: set[int] = set()  # blocks that said claim_done
@@ -387,6 +388,17 @@ class Simulation:
         i, j = np.divmod(np.arange(rows * cols), cols)
         hit = np.nonzero(t.layout.address(t.shape, t.dtype.bytes, i, j) // t.dtype.bytes == inner // t.dtype.bytes)[0]
         return f"{name} row {hit[0] // cols}, column {hit[0] % cols}" if len(hit) else f"{name} (byte {byte})"
+
+
+def contracted(kernel: Kernel) -> dict[Op, tuple[int, Op]]:
+    """f32 sums and differences of fragments -> which operand is a product that nvcc takes into them (-fmad), and the op that made it."""
+    out: dict[Op, tuple[int, Op]] = {}
+    for block in (b for role in kernel.roles for b in (role.body, *(r for op in walk(role.body) for r in op.regions))):
+        made = {op.result: op for op in block.ops if op.kind == "mul" and isinstance(op.result.type, Frag) and op.result.type.dtype == f32}
+        for op in block.ops:
+            if op.kind in ("add", "sub") and (at := next((n for n, v in enumerate(op.operands) if v in made), None)) is not None:
+                out[op] = at, made[op.operands[at]]
+    return out
 
 
 def describe(op: Op) -> str:
