@@ -242,6 +242,8 @@ EDITS["descending"] = attribute(("for",), "descending", lambda x, op, rng: None 
 
 
 def _permuted(words: tuple[str, ...], rng: Rng) -> tuple[str, ...]:
+    if len(words) < 2:
+        return words
     i, j = rng.choice(len(words), 2, replace=False)
     out = list(words)
     out[i], out[j] = out[j], out[i]

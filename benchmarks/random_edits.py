@@ -164,28 +164,28 @@ PURE = (r"(slot|const|size|add|sub|mul|max|min|div|floordiv|mod|lt|le|gt|ge|eq|n
         r"select|cast|reduce|combine|slice|transpose|bits|from_bits|row_part|quad_transpose|fma|sigmoid|tanh|rcp|cursor|advance)")
 #: (kind, pattern of the place, why a kernel is as good with the edit as without)
 HARMLESS: tuple[tuple[str, str, str], ...] = (
-    ("double an op that orders", r"wait_group|bulk_wait|mbar_wait|wgmma_wait|grid_wait|wgmma_fence|proxy_fence|syncwarp|barrier|cluster_sync",
+    ("double an op that orders", r"_wait|wait_group|wgmma_fence|proxy_fence|syncwarp|barrier|cluster_sync",
      "what was waited for once, or fenced, is done the second time too"),
-    ("double an op that orders", r"commit_group|wgmma_commit|bulk_commit", "a group without members is complete; what waits counts it only if "
-     "the simulator's groups agree, which they do where everything is waited for"),
-    ("double an op that moves data", r"st_shared|st_global|stmatrix|post|wmma_store", "the same threads store the same values twice in a row"),
+    ("double an op that orders", r"commit", "a group without members is complete, and the waits that count groups are for all of them"),
+    ("double an op that moves data", r"st_shared|st_global|stmatrix|post|wmma_store",
+     "the same threads store the same values twice in a row"),
     ("drop an op that orders", r"(wait_group|bulk_wait) \d+ \(\)", "the last wait of a kernel that has nothing in flight by then"),
     ("swap operands", r": (max|min|add|mul|eq|ne|and|or|xor) \d+", "the function is commutative"),
     ("guard", r"tma_(load|store)", "a bulk copy is cut off at the tensor's end by the hardware, guarded or not"),
-    ("read", r"bulk_wait \d+ \(\) -> bulk_wait \{n = 0, read = true\}", "at the end of a kernel only the tile in shared memory is at stake: "
-     "what has been read is written by the end of the grid"),
+    ("read", r"bulk_wait \d+ \(\) -> bulk_wait \{n = 0, read = true\}",
+     "at the end of a kernel only the tile in shared memory is at stake: what has been read is written by the end of the grid"),
     ("grid", r"reverse=(True|False)", "only the order in which programs start"),
     ("bytes of shared memory", r" by (16|1024|65536)$", "more than is needed, and the target has it"),
     ("descending", r"", "the loop's steps are added up in another order, or there is one"),
-    *((f"move an op that {what} {way}", rf" by -?\d+ past {PURE}(, {PURE})*$", "what it passes works on registers that it does not touch")
-      for what in ("orders", "moves data") for way in ("up", "down")),
-    *((f"move an op that moves data {way}", rf"cp_async .* past ({PURE}|cp_async)(, ({PURE}|cp_async))*$",
-       "copies of one group are complete together") for way in ("up", "down")),
-    *((f"move an op that moves data {way}", rf"st_global .* past ({PURE}|st_global|wait_group)(, ({PURE}|st_global|wait_group))*$",
-       "stores to different tensors, which nothing of the kernel waits for") for way in ("up", "down")),
-    *((f"move an op that orders {way}", rf"mbar_wait .* past ({PURE}|mbar_wait|wgmma_fence)(, ({PURE}|mbar_wait|wgmma_fence))*$",
-       "waits in another order, before anything that needs them") for way in ("up", "down")),
-    ("swap neighbours", r"(mbar_wait|wgmma_fence).* with (mbar_wait|wgmma_fence)$", "waits in another order, before anything that needs them"),
+    *((f"move an op that {what} {way}", rf"{mover} .* past ({PURE}|{beside})(, ({PURE}|{beside}))*$", why)
+      for what, mover, beside, why in (
+          ("orders", r"\w+", "const", "what it passes works on registers that it does not touch"),
+          ("orders", "mbar_wait", "mbar_wait|wgmma_fence", "waits in another order, before anything that needs them"),
+          ("moves data", r"\w+", "const", "what it passes works on registers that it does not touch"),
+          ("moves data", "cp_async", "cp_async", "copies of one group are complete together"),
+          ("moves data", "st_global", "st_global|wait_group", "stores to different tensors, which nothing of the kernel waits for"))
+      for way in ("up", "down")),
+    ("swap neighbours", r"(mbar_wait|wgmma_fence).* with (mbar_wait|wgmma_fence)$", "waits in another order, before what needs them"),
     ("swap neighbours", r"(cp_async|st_global).* with (cp_async|st_global)$", "copies or stores that do not meet, in the same group"),
 )
 
