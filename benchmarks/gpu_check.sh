@@ -12,26 +12,11 @@ export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 mkdir -p "$parts"
 rm -f "$parts"/*.json
 
-run_tests() {
-    local start=$SECONDS said
-    said=$("$python" -m pytest -m gpu -ra tests/gpu tests/runtime -p no:cacheprovider 2>&1)
-    local status=$?
-    printf '%s\n' "$said"
-    said="$said" status=$status seconds=$((SECONDS - start)) "$python" - >"$parts/tests.json" <<'PY'
-import json, os
-status = int(os.environ["status"])
-last = os.environ["said"].splitlines()[-40:]
-print(json.dumps({"part": "tests", "seconds": int(os.environ["seconds"]), "said": last,
-                  "problems": [] if status == 0 else [f"pytest ended with {status}"]}))
-PY
-    return $status
-}
-
 failed=()
 for step in $steps; do
     echo "=== $step"
     case $step in
-        tests)    run_tests ;;
+        tests)    "$python" -m benchmarks.gpu_suite --json "$parts/tests.json" ;;
         random)   "$python" -m benchmarks.random_configs --count "${FCGEN_CONFIGS:-2000}" --json "$parts/random.json" ;;
         sanitize) PYTHON=$python benchmarks/sanitize.sh "$results/sanitize" "$parts/sanitize.json" ;;
         compile)  "$python" -m benchmarks.compile_time --json "$parts/compile.json" ;;

@@ -14,8 +14,10 @@ from typing import Any, cast
 
 import click
 
-from .console import report, waiting, write_files, write_levels
+from .cli_values import argument_option, parse_arguments
+from .console import report, say, waiting, write_levels, written
 from .errors import ERROR_CODES, FcError
+from .runtime.files import write_files
 
 SPEC_HELP = "SPEC is path/to/file.py[:name], package.module:name, or a file of IR text."
 
@@ -70,12 +72,12 @@ def dump(spec: str, target: str | None, settings: tuple[str, ...], schedule: str
         found = replace(found, spec=found.spec.until(until))
     program = found.program(target, settings, schedule)
     if stop_after:
-        click.echo(str(compiler.lower(program.tile, program.schedule, program.target, stop_after=stop_after)))
+        say(str(compiler.lower(program.tile, program.schedule, program.target, stop_after=stop_after)))
         return
     text = {"tile": lambda: str(program.tile), "machine": lambda: str(program.machine),
             "cuda": lambda: compiler.to_cuda(program.machine, program.target).text,  # to be read, also where NVRTC is missing or refuses it
             "ptx": lambda: program.ptx, "sass": lambda: program.sass, "report": lambda: report(program)}[stage]
-    click.echo(waiting(f"compiling {program.name}", text) if stage in ("cuda", "ptx", "sass", "report") else text())
+    say(waiting(f"compiling {program.name}", text) if stage in ("cuda", "ptx", "sass", "report") else text())
 
 
 @main.command(epilog=SPEC_HELP)
@@ -97,16 +99,16 @@ def build(
     program.trust = True  # it is checked here, at the sizes that were asked for, or not at all
     if check:
         tried = run_trials(program.machine, program.target, parse_sizes(sizes, dimensions(program.machine)), 2, waiting,
-                           oracle(found, program))
+                           against=oracle(found, program))
         click.echo(f"simulated in {len(tried.ran)} runs: no race, stale read or deadlock; values {tried.values}")
         for line in tried.gaps():
             click.echo(f"  {line}")
     waiting(f"compiling {program.name} for {program.target.arch}", lambda: program.cubin)
-    click.echo(report(program))
+    say(report(program))
     source = Path(spec)
     paths = write_levels(program, out, source)
-    for path in paths:
-        click.echo(f"wrote {path}")
+    for line in written(paths):
+        click.echo(line)
     if source.is_file() and source.parent.resolve() == out.resolve() and source not in paths:
         click.echo(f"left  {source} as it is")
 
@@ -114,10 +116,11 @@ def build(
 @main.command(epilog=SPEC_HELP)
 @spec_options
 @click.option("--size", "sizes", multiple=True, metavar="NAME=N", help="a size to check: M=100")
+@argument_option
 @click.option("--seeds", default=3, show_default=True, type=click.IntRange(1), help="orders of the engines to try")
 @click.option("--against", metavar="FILE", help="what it should compute: the file before the edit, its tile IR, or a spec")
 def check(spec: str, target: str | None, settings: tuple[str, ...], schedule: str | None, sizes: tuple[str, ...], seeds: int,
-          against: str | None) -> None:
+          against: str | None, arguments: tuple[str, ...]) -> None:
     """Run a kernel's machine IR in the simulator until all of it has run: look for races, stale reads, deadlocks, elements that nothing
     writes, and, where the tile program is known, for wrong values. It is that of SPEC, or lies beside NAME.machine.fc as NAME.tile.fc."""
     from .cli_specs import find, oracle, parse_sizes
@@ -126,7 +129,9 @@ def check(spec: str, target: str | None, settings: tuple[str, ...], schedule: st
     found = find(spec)
     program = found.program(target, settings, schedule)
     machine = program.machine
-    tried = run_trials(machine, program.target, parse_sizes(sizes, dimensions(machine)), seeds, waiting, oracle(found, program, against))
+    given = parse_sizes(sizes, dimensions(machine))
+    fixed = parse_arguments(arguments, program, given)
+    tried = run_trials(machine, program.target, given, seeds, waiting, fixed, oracle(found, program, against))
     click.echo(f"{program.name} on {program.target.arch}: no race, stale read or deadlock in {len(tried.ran)} runs")
     for line in tried.lines():
         click.echo(f"  {line}")
@@ -135,9 +140,11 @@ def check(spec: str, target: str | None, settings: tuple[str, ...], schedule: st
 @main.command(epilog=SPEC_HELP)
 @spec_options
 @click.option("--size", "sizes", multiple=True, metavar="NAME=N", help="a size: M=1000")
+@argument_option
 @click.option("--simulate", is_flag=True, help="in the simulator even where there is a GPU")
-def run(spec: str, target: str | None, settings: tuple[str, ...], schedule: str | None, sizes: tuple[str, ...], simulate: bool) -> None:
-    """Run a kernel on random inputs: on the GPU, or in the simulator where there is none."""
+def run(spec: str, target: str | None, settings: tuple[str, ...], schedule: str | None, sizes: tuple[str, ...], simulate: bool,
+        arguments: tuple[str, ...]) -> None:
+    """Run a kernel on random inputs, or those that are given: on the GPU, or in the simulator where there is none."""
     import numpy as np
 
     from .api import gpu_available
@@ -145,7 +152,7 @@ def run(spec: str, target: str | None, settings: tuple[str, ...], schedule: str 
 
     found = find(spec)
     program = found.program(target, settings, schedule)
-    inputs, want = draw(found, program, sizes)
+    inputs, want = draw(found, program, sizes, arguments)
     on_gpu = gpu_available() and not simulate
     if on_gpu and importlib.util.find_spec("torch") is None:
         raise FcError("call/driver", "running on the GPU from here takes torch, which is not installed",
@@ -179,12 +186,12 @@ def doctor() -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from .runtime.doctor import checks
+    from .doctor import checks
 
     found = waiting("looking", checks)
     table = Table(box=None, pad_edge=False)
     for column in ("", "what", "found"):
-        table.add_column(column)
+        table.add_column(column, overflow="fold")
     for c in found:
         mark = "[green]ok[/]" if c.ok else "[yellow]--[/]" if c.optional else "[red]missing[/]"
         table.add_row(mark, c.name, escape(c.detail) + (f"\n[dim]{escape(c.hint)}[/]" if c.hint and not c.ok else ""))
@@ -232,7 +239,10 @@ def layout(name: str, rows: int, cols: int, warps: int, svg: str | None) -> None
     if svg == "-":
         click.echo(draw(value, shape=(rows, cols)))
     elif svg:
-        for path in write_files({Path(svg): draw(value, shape=(rows, cols))}):
-            click.echo(f"wrote {path}")
+        path = Path(svg)
+        if path.suffix != ".svg":
+            raise FcError("cli/usage", "a drawing is an .svg file", got=svg, hint=f"--svg {path.with_suffix('.svg')}")
+        for line in written(write_files({path: draw(value, shape=(rows, cols))})):
+            click.echo(line)
     else:
         click.echo(f"{value}\n{text}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import os
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -12,12 +13,15 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from .api import compile, program_from_text
 from .errors import FcError
 from .ir.schedule import Schedule
 from .ir.types import DTYPES
 from .lang.spec import Spec
 from .program import Program
+from .runtime.files import kind_of, read_bytes
 
 if TYPE_CHECKING:
     from .sim.oracle import Oracle
@@ -99,14 +103,24 @@ def oracle(found: Found, program: Program, against: str | None = None) -> Oracle
     return Oracle(other.tile, program.target, str(beside)) if same else None
 
 
-def draw(found: Found, program: Program, sizes: Iterable[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Random inputs, and the outputs that an example's reference wants for them (none for other specs)."""
+def draw(found: Found, program: Program, sizes: Iterable[str], arguments: Iterable[str] = ()) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Random inputs, or what `arguments` gives, and the outputs that an example's reference wants for them (none for other specs)."""
+    from .cli_values import agree, parse_arguments
     from .sim.trial import dimensions, random_inputs
 
     if found.example is None:
-        return random_inputs(program.machine, parse_sizes(sizes, dimensions(program.machine))), {}
+        given = parse_sizes(sizes, dimensions(program.machine))
+        fixed = parse_arguments(arguments, program, given)
+        return {**random_inputs(program.machine, given), **fixed}, {}
     names = list(inspect.signature(found.example.inputs).parameters)[1:]  # after the generator
-    return found.example.draw(**parse_sizes(sizes, names))
+    inputs, want = found.example.draw(**parse_sizes(sizes, names))
+    fixed = parse_arguments(arguments, program, {})
+    if fixed:
+        inputs.update(fixed)
+        agree(program, inputs)
+        with np.errstate(all="ignore"):
+            want = found.example.reference(**{k: v.astype(np.float64) if isinstance(v, np.ndarray) else v for k, v in inputs.items()})
+    return inputs, want
 
 
 def _value(text: str) -> Any:
@@ -146,14 +160,15 @@ def find(name: str) -> Found:
 
 def _no_file(path: Path) -> FcError:
     near = get_close_matches(path.name, [p.name for p in path.parent.glob("*")], 1) if path.parent.is_dir() else []
-    return FcError("file/missing", f"{path} is a folder" if path.is_dir() else f"there is no file {path}", expected="a file",
-                   got=str(path), hint=f"did you mean {path.parent / near[0]}?" if near and not path.is_dir() else None)
+    there = kind_of(path.stat().st_mode) if os.path.exists(path) else None
+    return FcError("file/missing", f"{path} is {there}" if there else f"there is no file {path}", expected="a file",
+                   got=str(path), hint=f"did you mean {path.parent / near[0]}?" if near and not there else None)
 
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as e:
+        return read_bytes(path).decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
+    except UnicodeDecodeError as e:
         raise FcError("file/missing", f"{path} cannot be read as text", got=str(e),
                       hint="SPEC is a Python file, or IR text as `fcgen dump` prints it") from None
 

@@ -23,8 +23,8 @@ from .ir.ops import verify
 from .ir.schedule import Schedule
 from .ir.target import Target
 
-#: C++17 for the constexpr helpers; -restrict: distinct tensor parameters do not overlap, outputs included.
-NVRTC_OPTIONS = ("--std=c++17", "-default-device")
+#: Beyond what every compilation has (`runtime/nvrtc.py`): functions without a word for where they run are the device's.
+NVRTC_OPTIONS = ("-default-device",)
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,9 @@ class Facts:
 
     params: (name, "tensor", dtype, dims, flags) or (name, "scalar", dtype, [], flags), in call order. flat: the kernel's own parameters,
     (kind, name, axis, detail). grid: (name, dim, tile, cluster) per axis. persistent: "none", or how blocks come to their tiles.
-    pdl: the kernel itself waits for those in front of it, and may be launched before they have ended. aligned: (name, bytes that its pointer
-    is a multiple of, and the strides of all axes but the last) for each tensor.
+    pdl: the kernel itself waits for those in front of it, and may be launched before they have ended. aligned: for each tensor
+    (name, bytes that its pointer is a multiple of, and those of each stride but the last). ranges: (name, least, greatest, saturates)
+    of sizes and i32 scalars, where something is known.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Facts:
     persistent: str = "none"
     pdl: bool = False
     aligned: tuple[tuple[Any, ...], ...] = ()
+    ranges: tuple[tuple[Any, ...], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return {k: getattr(self, k) for k in self.__dataclass_fields__}
@@ -172,6 +174,7 @@ def _unpack(files: Mapping[str, bytes], meta: Mapping[str, Any], schedule: Sched
 def facts_of(machine: Kernel, cuda: Any, to: Target) -> Facts:
     from .ir.alignment import asked
     from .ir.core import walk_kernel
+    from .ir.ranges import admitted
     from .ir.types import Tensor
 
     params = []
@@ -184,7 +187,8 @@ def facts_of(machine: Kernel, cuda: Any, to: Target) -> Facts:
     flat = tuple((s.kind, s.name, s.axis, s.detail) for s in cuda.params)
     grid = tuple((a.name, a.dim, a.tile, a.cluster) for a in machine.grid)
     return Facts(cuda.name, to.arch, cuda.threads, cuda.smem_bytes, tuple(params), flat, grid, machine.meta.get("persistent", "none"),
-                 any(op.kind == "grid_wait" for op in walk_kernel(machine)), asked(machine))
+                 any(op.kind == "grid_wait" for op in walk_kernel(machine)), asked(machine),
+                 tuple((name, *r) for name, r in admitted(machine).items()))
 
 
 @functools.cache

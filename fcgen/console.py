@@ -1,15 +1,17 @@
-"""What the commands share: a spinner, the resource report, files written together or not at all."""
+"""What the commands share: a spinner, the resource report, the files of a program's levels."""
 
 from __future__ import annotations
 
-import contextlib
-import os
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from .errors import FcError
+import click
+
+from .errors import visible
+from .runtime.files import write_files
 
 
 def waiting(what: str, fn: Callable[[], Any]) -> Any:
@@ -23,40 +25,31 @@ def waiting(what: str, fn: Callable[[], Any]) -> Any:
         return fn()
 
 
+def say(text: str) -> None:
+    """To the terminal, what it would obey or hide as escapes; to a file or a pipe as it is."""
+    click.echo(visible(text) if sys.stdout.isatty() else text)
+
+
 def report(program: Any) -> str:
     r, facts = program.resources, program.built.facts
     spills = f"{r.spill_stores} B stored, {r.spill_loads} B loaded" if r.spills else "none"
-    return (f"{program.name} for {facts.arch}: {r.registers} registers, spills {spills}, {facts.smem_bytes} B shared memory, "
+    return (f"{program.name} for {facts.arch}: {r.registers} registers, spills {spills}, {r.shared_bytes} B shared memory, "
             f"{r.stack_bytes} B stack, {facts.threads} threads" + (" (from the cache)" if program.built.cached else ""))
 
 
-def write_levels(program: Any, out: Path, source: Path | None = None) -> list[Path]:
+def write_levels(program: Any, out: Path, source: Path | None = None) -> dict[Path, Path | None]:
     """Every level as a file: all of them, or none where one cannot be made or written. `source`, the file that the program was read from,
-    is left as it is: its comments are its author's."""
+    is left as it is, and so is one that was edited: `runtime/files.py`."""
     levels = {"machine.fc": str(program.machine), "cu": program.cuda, "ptx": program.ptx}
     if program.level == "tile":
         levels = {"tile.fc": str(program.tile), **levels}
     return write_files({out / f"{program.name}.{suffix}": text for suffix, text in levels.items()}, source)
 
 
-def write_files(files: Mapping[Path, str], keep: Path | None = None) -> list[Path]:
-    """Write texts beside their places, then move all of them there."""
-    chosen = {p: text for p, text in files.items() if keep is None or not p.exists() or not keep.exists() or not p.samefile(keep)}
-    parts = {p: p.with_name(f"{p.name}.{os.getpid()}.part") for p in chosen}
-    path = next(iter(files))
-    try:
-        for path, text in chosen.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            parts[path].write_text(text, encoding="utf-8")
-        for path, part in parts.items():
-            part.replace(path)
-    except OSError as e:
-        raise FcError("file/missing", f"cannot write {path}", got=e.strerror, hint="name a place that you may write to") from None
-    finally:
-        for part in parts.values():
-            with contextlib.suppress(OSError):
-                part.unlink()
-    return list(chosen)
+def written(paths: Mapping[Path, Path | None], width: int = 5) -> list[str]:
+    """What was written, in lines, and what was not."""
+    return [f"{'wrote':{width}} {path}" + (f" ({stayed.name} is not as fcgen wrote it, and stays)" if stayed else "")
+            for path, stayed in paths.items()]
 
 
 class Steps:

@@ -11,7 +11,7 @@ import numpy as np
 
 from . import compiler
 from .api import gpu_available
-from .console import Steps, milliseconds, waiting, write_levels
+from .console import Steps, milliseconds, waiting, write_levels, written
 from .errors import FcError
 from .ir.types import f16
 from .program import Program
@@ -66,10 +66,10 @@ def run_demo(target: str | None, out: Path) -> None:
     how = f"from the cache in {milliseconds(start)}" if built.cached else f"compiled in {milliseconds(start)} ({steps.text()})"
     click.echo(f"CUDA C++  {len(built.cuda_text.splitlines())} lines\n"
                f"cubin     {how}\n"
-               f"          {r.registers} registers, {r.spill_stores} B spilled, {built.facts.smem_bytes} B shared memory, "
+               f"          {r.registers} registers, {r.spill_stores} B spilled, {r.shared_bytes} B shared memory, "
                f"{r.stack_bytes} B stack, {built.facts.threads} threads")
-    for path in waiting("writing", lambda: write_levels(program, out)):
-        click.echo(f"wrote     {path}")
+    for line in written(waiting("writing", lambda: write_levels(program, out)), 9):
+        click.echo(line)
     if gpu_available() and runs_here(program):
         on_gpu(program, mask)
     else:

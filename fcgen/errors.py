@@ -7,6 +7,8 @@ thing everywhere; raising with an unknown code is itself an error.
 from __future__ import annotations
 
 import linecache
+import os
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,8 +75,23 @@ class Loc:
         return f"{self.file.replace(chr(92), '/').rsplit('/', 1)[-1]}:{self.line}"
 
     def source_line(self) -> str | None:
-        """The line's text where Python can still find it (files, IPython cells), else None."""
-        return linecache.getline(self.file, self.line).rstrip("\n") or None
+        """The line's text where Python can still find it (files, IPython cells), else None. What is there but no ordinary file is not
+        opened: a pipe would be waited for."""
+        try:
+            if os.path.exists(self.file) and not os.path.isfile(self.file):
+                return None
+            return linecache.getline(self.file, self.line).rstrip("\n") or None
+        except ValueError:  # a name that no file can have: with a NUL in it, or half of a surrogate pair
+            return None
+
+
+#: what a terminal obeys or hides: control characters but tab and newline, and marks that reorder or separate text
+_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
+
+
+def visible(text: str) -> str:
+    """The text with escapes for what would not be seen as it is: messages quote files of others."""
+    return _UNSEEN.sub(lambda m: f"\\u{ord(m[0]):04x}" if ord(m[0]) > 255 else f"\\x{ord(m[0]):02x}", text)
 
 
 class FcError(Exception):
@@ -111,7 +128,7 @@ class FcError(Exception):
         out += [f"  note: {n}" for n in self.notes]
         if self.hint:
             out.append(f"  hint: {self.hint}")
-        return "\n".join(out)
+        return visible("\n".join(out))
 
     def __str__(self) -> str:
         return self.render()

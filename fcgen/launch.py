@@ -14,7 +14,10 @@ from typing import Any
 from .compiler import Built, Facts
 from .errors import FcError
 from .ir.alignment import Promise, of_arguments, refusal
+from .ir.ranges import HIGHEST, LOWEST, Admitted
 from .runtime import counters, driver, module, steady, tensors
+
+WIDTHS = {"i32": (LOWEST, HIGHEST), "i64": (-(2**63), 2**63 - 1)}
 
 
 class Launcher:
@@ -26,6 +29,8 @@ class Launcher:
         self.names = tuple(p[0] for p in self.facts.params)
         self._kinds = {p[0]: "ptr" if p[1] == "tensor" else p[2] for p in self.facts.params}
         self.order = tuple(sorted(self.names, key=lambda n: self._kinds[n] != "ptr"))
+        limits = {name: Admitted(*r) for name, *r in self.facts.ranges}
+        self._ranges = {p[0]: limits.get(p[0], Admitted(*WIDTHS[p[2]])) for p in self.facts.params if p[1] == "scalar" and p[2] in WIDTHS}
         self._loaded: dict[int, module.LoadedKernel] = {}
         self._counters: dict[int, counters.Counters] = {}
         self._plans: dict[Any, steady.SteadyLaunch] = {}
@@ -44,7 +49,8 @@ class Launcher:
             if kind == "tensor":
                 described[name] = tensors.describe(arguments[name], name)
             else:
-                scalars.append(_scalar(name, dtype, flags, arguments[name]))
+                value = _scalar(name, dtype, flags, arguments[name])
+                scalars.append(self._ranges[name](name, value) if name in self._ranges else value)
         device = next(iter(described.values())).device
         key = tuple((a.shape, a.strides, a.dtype, a.device, a.ptr & 15, a.readonly) for a in described.values())
         plan = self._plans.get(key)
@@ -71,7 +77,7 @@ class Launcher:
         """Check shapes, dtypes, devices and alignment; then what is the same for every call like this one."""
         check_arch(self.facts, device)
         sizes = sizes_of(self.facts, {n: a.shape for n, a in described.items()})
-        for name, kind, dtype, dims, flags in self.facts.params:
+        for name, kind, dtype, _, flags in self.facts.params:
             if kind == "tensor":
                 tensors.check(described[name], name=name, dtype=dtype, device=device)
                 if "out" in flags and described[name].readonly:
@@ -125,6 +131,7 @@ class Launcher:
 def sizes_of(facts: Facts, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
     """dimension name -> size, with every tensor in agreement."""
     sizes: dict[str, int] = {}
+    limits = {limit: Admitted(*r) for limit, *r in facts.ranges}
     first: dict[str, str] = {}
     for name, kind, _, dims, _ in facts.params:
         if kind != "tensor":
@@ -143,8 +150,7 @@ def sizes_of(facts: Facts, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, i
                 raise FcError("call/argument", f"`{name}` and `{first[dim]}` disagree on the size of {dim}", expected=sizes[dim], got=n)
             else:
                 first.setdefault(dim, name)
-            if n >= 2**31:
-                raise FcError("call/argument", f"argument `{name}` is too large", expected="sizes below 2**31", got=n)
+            limits.get(dim, Admitted(0, HIGHEST)).size(name, n)
     return sizes
 
 

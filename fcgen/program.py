@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy as np
 from . import compiler
 from .errors import FcError
 from .ir.alignment import Promise, natural, nothing, of_arguments, promised, with_promises
-from .ir.core import Kernel, Value
+from .ir.core import Kernel, Value, walk_kernel
 from .ir.schedule import Schedule
 from .ir.types import Tensor
 
@@ -109,10 +110,11 @@ class Program:
 
     @functools.cached_property
     def resources(self) -> Any:
-        """Registers, spills, stack and shared memory, read from the cubin."""
+        """Registers, spills, stack and shared memory, read from the cubin; of shared memory also what a launch asks for."""
         from .runtime.cubin import resources
 
-        return resources(self.cubin, self.built.log)[self.built.facts.name]
+        found, facts = resources(self.cubin, self.built.log), self.built.facts
+        return replace(found[facts.name], shared_bytes=found[facts.name].shared_bytes + facts.smem_bytes)
 
     # ---- without a GPU -----------------------------------------------------------------------------------------------
 
@@ -130,14 +132,17 @@ class Program:
         return check(self._for_arrays(inputs).machine, inputs, self.target, seed=seed).outputs
 
     def _for_arrays(self, inputs: Mapping[str, Any]) -> Program:
-        """This program, or where arrays do not keep what it asks of strides, the one that a call would take."""
+        """This program, or where arrays do not keep what it asks of strides, the one that a call would take. Where bulk copies read a
+        tensor there is no other: the simulator lays such an array out as a call must."""
         from .sim.addresses import row_strides
 
         asked = promised(self.machine) or {}
+        bulk = {op.operands[0].name for op in walk_kernel(self.machine) if op.kind in ("tma_load", "tma_store")}
         have, fits = {}, True
         for p in self._source.params:
             x = inputs.get(p.name)
-            if isinstance(p.type, Tensor) and (strides := row_strides(x)) is not None and len(strides) == len(p.type.dims):
+            strides = row_strides(x) if p.name not in bulk else None
+            if x is not None and strides is not None and isinstance(p.type, Tensor) and len(strides) == len(p.type.dims):
                 have[p.name] = of_arguments(0, x.shape, strides, p.type.dtype.bytes)
                 fits = fits and have[p.name].covers(asked.get(p.name) or nothing(p.type))
         return self if fits or self.level != "tile" else self.narrowed(have)

@@ -146,9 +146,16 @@ def _header(em: Emitter) -> list[str]:
         out.append(f"grid:     {a.name} over {a.dim}{tile}{cluster}{', last first' if a.reverse else ''}")
     if k.buffers:
         out.append(f"shared:   {meta.get('smem_bytes', 0)} bytes")
-        for b, at in zip(k.buffers, meta["smem_offsets"]):
-            out.append(f"          {at:>6}  {b.name}: {str(b.type).removeprefix('smem ')}")
     return [comment(t) for t in out]
+
+
+def _offsets(em: Emitter, words: set[str]) -> list[str]:
+    """Where buffers and barriers lie, from the first byte on."""
+    out = []
+    for b, at in sorted(zip(em.kernel.buffers, em.kernel.meta.get("smem_offsets", ())), key=lambda x: x[1]):
+        if em.offset(b) in words:
+            out.append(f"constexpr uint32_t {em.offset(b)} = {at};  {comment(str(b.type).removeprefix('smem '))}")
+    return ["// Bytes from the start of shared memory.", *out, ""] if out else []
 
 
 def _function(rec: Instr) -> list[str]:
@@ -164,7 +171,7 @@ def _function(rec: Instr) -> list[str]:
 def _assemble(em: Emitter, params: tuple[ParamSpec, ...], line_directives: bool) -> CudaSource:
     k, meta = em.kernel, em.kernel.meta
     threads = k.warps * 32
-    symbol = f"{identifier(k.name, 'kernel')}_{em.target.arch}"  # as extern "C" names of CUDA's headers never are: not norm, not main
+    symbol = f"{identifier(k.name, 'kernel').rstrip('_')}_{em.target.arch}"  # no function of CUDA's headers is called so
     body = used_lines(list(em.w.root.flat()))
     words = words_of(body)
     types = "".join(r.signature + r.returns for r in em.used.values())
@@ -180,10 +187,11 @@ def _assemble(em: Emitter, params: tuple[ParamSpec, ...], line_directives: bool)
     helpers = [t for h in em.helpers.values() for t in h.split("\n")]
     if helpers:
         helpers = ["// Register i of a tile -> the register, or the offset, that goes with it.", *helpers, ""]
+    helpers = [*_offsets(em, words), *helpers]
     cluster = f"__cluster_dims__({k.cluster}, 1, 1) " if k.cluster > 1 else ""
     bounds = f'extern "C" __global__ void {cluster}__launch_bounds__({threads}, {meta.get("min_blocks", 1) or 1})'
     args = [_c_param(em, p) for p in params]
-    smem = ["    extern __shared__ __align__(1024) unsigned char smem[];"] if em.uses_smem or words & {"smem", "smem_base"} else []
+    smem = ["    extern __shared__ __align__(1024) unsigned char smem[];"] if words & {"smem", "smem_base"} else []
     code = "\n".join(code_of(t) for t in [*before, *helpers, bounds, *args, *smem, *(t for _, t, _ in body)])
     names = em.names.settle(code, [symbol, *em.used])
 

@@ -15,13 +15,31 @@ from .hopper import HINTS
 @emits("cursor")
 def _cursor(em: Emitter, op: Op) -> None:
     c = op.result
-    base = (c.name or "ring").removesuffix("_at")
-    slot = em.names(f"{base}_slot", local=True) if c.type.slots > 1 else ""
-    parity = em.names(f"{base}_parity", local=True)
+    ring = min(_walked(em, c), key=em.kernel.buffers.index, default=None)
+    names = [em.once((ring, word), f"{em.ring_name[ring] if ring else 'ring'}_{word}") for word in ("slot", "parity")]
+    if ring is None or any(names[1] == parity for _, parity in em.cursors.values()):  # one more in this role
+        names = [em.names(n) for n in names]
+    slot, parity = names[0] if c.type.slots > 1 else "", names[1]
     em.cursors[c] = (slot, parity)
     if slot:
         em.w.line(f"int {slot} = 0;")
     em.w.line(f"uint32_t {parity} = 0;")
+
+
+def _walked(em: Emitter, cursor: Value) -> set[Value]:
+    """The rings and barriers whose slots the cursor says."""
+    out, todo, seen = set[Value](), [cursor], {cursor}
+    while todo:
+        at = todo.pop()
+        for op, _ in em.plan.users.get(at, ()):
+            out |= {v for v in op.operands if v in em.kernel.buffers} if not op.regions else set()
+            inner = [r.args[n - (len(op.operands) - len(r.args))] for r in op.regions for n, v in enumerate(op.operands)
+                     if v is at and n >= len(op.operands) - len(r.args)]
+            for v in (*inner, *(op.results if op.kind == "advance" else ())):
+                if v not in seen:
+                    seen.add(v)
+                    todo.append(v)
+    return out
 
 
 @emits("advance")
@@ -230,7 +248,7 @@ def _while(em: Emitter, op: Op) -> None:
                 em.nonneg.add(arg)
         else:
             raise FcError("compile/unsupported", "a while loop carries scalars and cursors", got=arg.type, loc=op.loc)
-    go = em.names("go", local=True)
+    go = em.names("go")
     em.w.line(f"bool {go} = {em.scalar(op.operands[0])};")
     em.open(f"while ({go}) {{")
     for arg, name in names.items():

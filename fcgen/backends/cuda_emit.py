@@ -53,12 +53,12 @@ class Emitter:
         self.used: dict[str, Instr] = {}         # device functions to print
         self.helpers: dict[str, str] = {}        # index helper name -> definition
         self.tables: dict[bytes, str] = {}       # index table -> helper name
+        self.shared: dict[tuple[object, str], str] = {}  # what means the same in each role -> its name
         self.sizes: dict[str, None] = {}
         self.strides: dict[tuple[Value, int], str] = {}
         self.written: set[Value] = set()
         self.last_loc: tuple[str, int] | None = None
         self.headers: dict[str, None] = {}
-        self.uses_smem = False
         self.nonneg: set[Value] = set()
         self.ring_name: dict[Value, str] = {b: b.name or "buf" for b in kernel.buffers}
         self.cursors: dict[Value, tuple[str, str]] = {}   # position in a ring -> (slot variable or "", parity variable)
@@ -75,7 +75,13 @@ class Emitter:
         self.used, self.helpers, self.tables, self.headers = first.used, first.helpers, first.tables, first.headers
         self.size_names, self.sizes, self.strides, self.written = first.size_names, first.sizes, first.strides, first.written
         self.maps, self.pname, self.ring_name = first.maps, first.pname, first.ring_name
-        self.names = first.names
+        self.names, self.shared = first.names, first.shared
+
+    def once(self, what: tuple[object, str], wish: str) -> str:
+        """A name that is the same in each role: of an expression of the whole kernel, of a position in a ring."""
+        if what not in self.shared:
+            self.shared[what] = self.names(wish)
+        return self.shared[what]
 
     def map_of(self, tensor: Value, detail: tuple[int, ...]) -> str:
         """The parameter that holds the tensor map for boxes of these sizes (outermost axis first) and this swizzle."""
@@ -141,8 +147,7 @@ class Emitter:
         if x.text.isidentifier():
             return x
         depth = min(x.depth, self.depth)
-        name = X(self.names(wish, local=True), depth=depth)
-        frame.cache[key] = name
+        name = frame.cache[key] = X(self.names(wish) if depth else self.once(key, wish), depth=depth)
         line = f"{ctype} {name} = {x};" if ctype.endswith("*") else f"const {ctype} {name} = {x};"
         if x.depth >= self.depth:
             self.w.line(line)
@@ -221,16 +226,20 @@ class Emitter:
 
     def buffer_base(self, ring: Value) -> X:
         """The ring's first byte as a shared-memory address."""
-        offset = self.kernel.meta["smem_offsets"][self.kernel.buffers.index(ring)]
+        wish = f"{self.ring_name[ring]}_smem" if isinstance(ring.type, Buffer) else self.ring_name[ring]
+        return self.hoist("uint32_t", wish, X(f"smem_base + {self.offset(ring)}", 70))
+
+    def offset(self, ring: Value) -> str:
+        """The constant that says where the ring begins."""
+        at = self.kernel.meta["smem_offsets"][self.kernel.buffers.index(ring)]
         if isinstance(ring.type, Buffer):
-            assert offset % (1024 if ring.type.layout.swizzle else 16) == 0, "a swizzled buffer starts on its period"
-        self.uses_smem = True
-        return self.hoist("uint32_t", f"{self.ring_name[ring]}_smem", X(f"smem_base + {offset}" if offset else "smem_base", 70))
+            assert at % (1024 if ring.type.layout.swizzle else 16) == 0, "a swizzled buffer starts on its period"
+        return self.once((ring, "offset"), f"{self.ring_name[ring]}_offset")
 
     def offset_of(self, buffer: Value) -> X:
         """A slot's first byte counted from the start of shared memory, for code that needs a pointer."""
         if buffer in self.kernel.buffers:
-            return X(str(self.kernel.meta["smem_offsets"][self.kernel.buffers.index(buffer)]))
+            return X(self.offset(buffer))
         return binary("-", self.scalars[buffer], X("smem_base"))
 
     # ---- registers ----

@@ -131,7 +131,7 @@ class Rectangle:
 @emits("cp_async")
 def _cp_async(em: Emitter, op: Op) -> None:
     tensor, buffer, layout = op.operands[0], op.operands[-1], op["threads"]
-    vec, size = layout.vector(), buffer.type.dtype.bytes
+    vec, size = run(op), buffer.type.dtype.bytes
     em.comment([op.loc])
     n = layout.regs // vec
     c = layout.coords(em.kernel.warps)[:, :, ::vec]

@@ -1,6 +1,6 @@
 """Words of the CUDA text: what people and files named becomes a C++ identifier, a comment or a string here, and nowhere else.
 
-While a kernel is printed, each thing that has a name is written as a *stand-in*, a word of one length that no other text can hold. So what is
+While a kernel is printed, each thing that has a name is written as a *stand-in*, a word of one length that no other text holds. So what is
 printed cannot depend on how long a name is or which letters it has. When the text is whole, `Names.settle` puts names in the place of the
 stand-ins: as near to the wish as can be, each one given once, none that is a word of the text itself. Those are read from the text, so an
 instruction's function, a loop's variable or a type needs no list that speaks of it.
@@ -78,41 +78,38 @@ def _ascii(c: str) -> str:
 
 
 class Names:
-    """Gives stand-ins, and at the end names. `part`: the part of the text that is being printed; names that are `local` to their part may
-    be those of another part, where they mean the same."""
+    """Gives stand-ins, and at the end names."""
 
     def __init__(self) -> None:
-        self.part = 0
-        self._wishes: list[tuple[str, str, int]] = []
+        self._wishes: list[tuple[str, str]] = []
 
-    def __call__(self, wish: str, default: str = "t", local: bool = False) -> str:
+    def __call__(self, wish: str, default: str = "t") -> str:
         """A stand-in for a name near to `wish`, which may hold stand-ins itself."""
-        self._wishes.append((wish, default, self.part if local else 0))
+        self._wishes.append((wish, default))
         return f"{MARK}{len(self._wishes) - 1:05}"
 
     def settle(self, text: str, taken: Iterable[str] = ()) -> dict[str, str]:
         """The name of each stand-in that the text holds. taken: words that no name may be, besides those of the text."""
-        used = set(STAND_IN.findall(text))
-        everywhere = {w for w in WORD.findall(text) if not w.startswith(MARK)} | set(taken)
-        words, given = frozenset(everywhere), {0: everywhere}
-        names: dict[str, str] = {}
-
-        def settled(m: re.Match[str]) -> str:
-            return names[m[0]] if m[0] in names else name(int(m[0][1:]))
+        words = {w for w in WORD.findall(text) if not w.startswith(MARK)} | set(taken)
+        given, names = set(words), dict[str, str]()
+        count: dict[str, int] = {}
 
         def name(at: int) -> str:
-            wish, default, part = self._wishes[at]
-            base = identifier(STAND_IN.sub(settled, wish).replace(MARK, "_"), default)
-            word, n = f"{base}_" if base in words else base, 1
-            others = set(given) if not part else {0, part}
-            while any(word in given.get(p, ()) for p in others):
-                n += 1
-                word = f"{base}_{n}"
-            given.setdefault(part, set()).add(word)
+            def earlier(m: re.Match[str]) -> str:
+                n = int(m[0][1:])
+                return "" if n >= at else names[m[0]] if m[0] in names else name(n)  # (someone's own name may look like a stand-in)
+
+            wish, default = self._wishes[at]
+            base = identifier(STAND_IN.sub(earlier, wish).replace(MARK, "_"), default)
+            word, base = f"{base}_" if base in words else base, base.rstrip("_")
+            while word in given:
+                count[base] = count.get(base, 1) + 1
+                word = f"{base}_{count[base]}"
+            given.add(word)
             names[f"{MARK}{at:05}"] = word
             return word
 
-        for stand_in in sorted(used):
-            if stand_in not in names:
-                name(int(stand_in[1:]))
+        for n in sorted({int(s[1:]) for s in STAND_IN.findall(text)}):
+            if f"{MARK}{n:05}" not in names:
+                name(n)
         return names

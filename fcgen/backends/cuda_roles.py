@@ -35,8 +35,9 @@ def prepare(em: Emitter) -> None:
         if isinstance(p.type, Scalar):
             em.scalars[p] = X(em.pname[p])
     for b in kernel.buffers:
+        address = em.buffer_base(b)  # those that are not read are not printed
         if isinstance(b.type, Buffer) and b.type.slots == 1 and _reads_address(kernel, b):
-            em.scalars[b] = em.buffer_base(b)
+            em.scalars[b] = address
     for role in kernel.roles:
         em.fences.update(fences(role.body))
 
@@ -58,19 +59,16 @@ def print_roles(kernel: Kernel, target: Target, written: set[Value]) -> Emitter:
     w = main.w
     w.line(f"const uint32_t smem_base = {main.fn('opaque')}(static_cast<uint32_t>(__cvta_generic_to_shared(smem)));")
     w.line("const int group = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0);  // warpgroup: known to be the same in all lanes")
-    main.uses_smem = True
     _barriers(main)
     first, parts = 0, []
     for n, role in enumerate(kernel.roles):
         em = Emitter(replace(kernel, roles=(role,)), target)
         em.share(main)
-        em.names.part = n + 1
         em.one_thread = not any(isinstance(v.type, (Frag, Pending)) for o in walk(role.body) for v in o.results)
         em.role_barrier = LAST_BARRIER - n
         parts.append((role, first, _role(em, role, first)))
         main.counter |= em.counter
         first += role.warps
-    main.names.part = 0
     launch = 65536 // threads // 8 * 8
     for n, (role, first, lines) in enumerate(parts):
         last = n == len(parts) - 1
@@ -100,12 +98,8 @@ def _barriers(em: Emitter) -> None:
     w = em.w
     w.open("if (threadIdx.x == 0) {")
     for b in bars:
-        at = em.kernel.meta["smem_offsets"][em.kernel.buffers.index(b)]
-        call = f"{em.fn('mbar_init')}(smem_base + {at}%s, {b.type.count});  {comment(em.ring_name[b])}"
-        if b.type.slots == 1:
-            w.line(call % "")
-        else:
-            w.line(f"for (int i = 0; i < {b.type.slots}; ++i) {call % ' + 8 * i'}")
+        each, at = (f"for (int i = 0; i < {b.type.slots}; ++i) ", " + 8 * i") if b.type.slots > 1 else ("", "")
+        w.line(f"{each}{em.fn('mbar_init')}(smem_base + {em.offset(b)}{at}, {b.type.count});")
     w.line(f"{em.fn('mbar_init_fence')}();")
     w.line(f"{em.fn('proxy_fence')}();")
     w.close()

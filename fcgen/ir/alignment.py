@@ -85,11 +85,11 @@ def refusal(name: str, want: Promise, pointer: int, shape: Sequence[int], stride
 
 
 def pitched(t: Tensor, shape: Sequence[int], want: Promise) -> tuple[int, ...]:
-    """Strides, in elements, of a tensor that is laid out as tightly as a promise allows."""
+    """Strides, in elements, of a tensor that keeps a promise and no more: odd multiples of what is promised."""
     out, step = [1], 1
     for axis in range(len(shape) - 2, -1, -1):
         unit = want.strides[axis] // t.dtype.bytes
-        step = -(-step * max(shape[axis + 1], 1) // unit) * unit
+        step = (-(-step * max(shape[axis + 1], 1) // unit) | 1) * unit
         out.append(step)
     return tuple(reversed(out)) if shape else ()
 
@@ -162,7 +162,7 @@ def run(op: Op) -> int:
     """How many elements one access of a `ld_global`, `st_global` or `cp_async` moves, as it is printed: what the layout keeps together, the
     op allows, and no end of the tensor cuts through. Atomic adds take two halves at most."""
     if op.kind == "cp_async":
-        return op["threads"].vector()
+        return op.get("vec") or op["threads"].vector()
     tensor, t = op.operands[0].type, (op.result if op.kind == "ld_global" else op.operands[1]).type
     assert isinstance(t, Frag)
     layout: Any = t.layout
@@ -201,8 +201,8 @@ def promised(kernel: Kernel) -> dict[str, Promise] | None:
     for line in lines if isinstance(lines, tuple) else (lines,):
         ok = isinstance(line, tuple) and line and line[0] in types and len(line) == 1 + len(types[line[0]].dims)
         if not ok or not all(n in (1, 2, 4, 8, 16) and n >= types[line[0]].dtype.bytes for n in line[1:]):
-            raise FcError("ir/verify", "meta aligned has a line for each tensor: its name, then bytes that its pointer and the strides of all "
-                          "axes but the last are multiples of", expected="(NAME, 16, 16, ...), powers of two up to 16", got=repr(line))
+            raise FcError("ir/verify", "meta aligned has for each tensor its name, then bytes that its pointer and all strides but the "
+                          "last are multiples of", expected="(NAME, 16, 16, ...), powers of two up to 16", got=repr(line))
     out = {name: nothing(t) for name, t in types.items()}
     out.update({line[0]: Promise(line[1], tuple(line[2:])) for line in lines})
     return out

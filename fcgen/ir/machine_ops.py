@@ -66,14 +66,15 @@ def _check_cp_async(op: Op) -> None:
     need(tensor.dtype == buffer.dtype, "cp_async: one dtype", tensor.dtype, buffer.dtype)
     t = op["threads"]
     need(t.shape == buffer.shape, "cp_async: `threads` covers the tile", buffer.shape, t.shape)
-    need(t.vector() * buffer.dtype.bytes in (4, 8, 16), "cp_async copies 4, 8 or 16 bytes", "4, 8, 16",
-         t.vector() * buffer.dtype.bytes)
+    vec = op.get("vec", t.vector())
+    need(vec >= 1 and t.vector() % vec == 0, "cp_async: `threads` keeps whole runs of `vec` elements together", vec, t)
+    need(vec * buffer.dtype.bytes in (4, 8, 16), "cp_async copies 4, 8 or 16 bytes", "4, 8, 16", vec * buffer.dtype.bytes)
 
 
 define("cp_async", "machine", """`cp_async T, scalars..., buffer`: start copying a rectangle of a tensor into a slot, each thread
-       the runs of elements that `threads` (a register layout) gives it; guarded-out elements become zero.""", _effect_only,
-       effect="write",
-       check=_check_cp_async, index=tuple, guard=tuple, threads=RegLayout)
+       the runs of elements that `threads` (a register layout) gives it, `vec` at a time (all of a run if absent); guarded-out elements
+       become zero.""", _effect_only, effect="write", check=_check_cp_async, index=tuple, guard=tuple, threads=RegLayout,
+       vec=(int, None))
 define("commit_group", "machine",
        "Close this thread's group of cp_async copies (an empty group counts).", _no_operands, effect="write")
 define("wait_group", "machine",
@@ -228,6 +229,7 @@ define(
 def _combine(types, attrs):
     t = types[0]
     need(isinstance(t, Frag) and t.partial is not None, "combine finishes a partial reduction", "partial", t)
+    need(all(type(n) is int and 0 < n < 32 for n in attrs["lanes"]), "combine: strides of lanes", "numbers from 1 to 31", attrs["lanes"])
     return (Frag(t.dtype, t.shape, t.layout),)
 
 

@@ -16,6 +16,7 @@ from ..errors import FcError, Loc
 from .alignment import promised
 from .core import Block, Kernel, Op, Value
 from .layout import RegLayout
+from .ranges import admitted
 from .types import Buffer, Cursor, Frag, Pending, Type
 
 
@@ -100,7 +101,13 @@ class _Verifier:
         k = self.kernel
         if k.level not in ("tile", "machine"):
             raise FcError("ir/verify", "a kernel is at one of two levels", expected="tile or machine", got=k.level)
+        twice = next((p for n, p in enumerate(k.params) if p.name in {q.name for q in k.params[:n]}), None)
+        if twice is not None:
+            raise FcError("ir/verify", "two parameters have one name", got=f"%{twice.name}", loc=self.places.get(twice), source=self.source,
+                          hint="a call tells them apart by their names (what follows a dot is no part of one)")
         promised(k)
+        if "ranges" in k.meta:
+            admitted(k)
         outer = set(k.params) | set(k.buffers)
         for v in outer:
             self.check_type(v, None)

@@ -103,7 +103,7 @@ class _Reader(WordReader):
                  for p, t in zip(params, lines("param")) if t.children[2:]}
         axes = [(axis.children[0], self.axis(axis)) for t in lines("grid") for axis in t.children]
         buffers = tuple(self.define(t.children[0], self.shared(t.children[1:]), scope) for t in lines("smem"))
-        self.places.update((v, self.place(t.children[0])) for v, t in zip(buffers, lines("smem")))
+        self.places.update((v, self.place(t.children[0])) for v, t in zip((*params, *buffers), (*lines("param"), *lines("smem"))))
         roles = tuple(self.role(t, [token for token, _ in axes], dict(scope)) for t in items if t.data in ("role", "body"))
         if not roles:
             raise FcError("ir/parse", "the kernel has no body", expected="`{ ... }`, or `role NAME warps N { ... }`",

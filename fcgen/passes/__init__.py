@@ -20,12 +20,14 @@ from . import (
     defer,
     early_launch,
     from_end,
+    held,
     limits,
     order,
     overlap,
     pad,
     pipeline,
     place,
+    ranges,
     roles,
     row_sums,
     scale,
@@ -49,6 +51,7 @@ class Pass:
 
 
 PIPELINE: tuple[Pass, ...] = (
+    Pass("ranges", ranges.run, "which sizes and scalars a launch admits, so that no arithmetic on positions overflows"),
     Pass("simplify", simplify.run, "fold constants, compute once, move what does not change out of loops, exp and log in base 2"),
     Pass("scale", scale.run, "positive factors move out of maxima, masks and loops to where they cost least"),
     Pass("simplify.2", simplify.run, "merge the factors that have met"),
@@ -60,10 +63,12 @@ PIPELINE: tuple[Pass, ...] = (
     Pass("order", order.run, "programs that share tiles run together, those with the most work first"),
     Pass("row_sums", row_sums.run, "row sums named in `ones` become columns of the dots that read the same tile"),
     Pass("skew", skew.run, "dots named in `late` run one iteration behind, so that two are in flight"),
+    Pass("ranges.2", ranges.run, "the same, for the bounds and limits that were made"),
     # from here on: machine IR
     Pass("place", place.run, "a memory space and a layout for every tile; changes of layout are explicit"),
     Pass("defer", defer.run, "lane sums carried by a loop are finished once, after it"),
     Pass("vote", vote.run, "what hangs on a rarely true row condition is skipped by a vote of the warp"),
+    Pass("held", held.run, "what follows from rows that only a rare branch changes is carried, votes included"),
     Pass("branches", branches.run, "choices that a scalar decides for a whole tile become branches"),
     Pass("pipeline", pipeline.run, "shared tiles become rings that are filled ahead of their readers"),
     Pass("roles", roles.run, "bulk copies become a role of their own; tiles pass through channels of full and empty barriers"),

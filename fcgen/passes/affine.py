@@ -13,10 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 from ..ir.core import Builder, Op, Value
 from ..ir.types import Scalar, i1, i32
+from .quotients import compared, divided, divisor, quotient
 
 BIG = 2**30  # past any tile number, and far enough from overflow
 MIRROR = {"lt": "gt", "gt": "lt", "le": "ge", "ge": "le", "eq": "eq", "ne": "ne"}
@@ -103,8 +105,10 @@ class Rows:
 class Affine:
     """Questions about the values of one loop. New scalars are appended to `b`, which stands before the loop."""
 
-    def __init__(self, index: Value, inside: set[Value], defs: Mapping[Value, Op], b: Builder, rows: Rows | None = None):
-        """rows: ask about a part of the rows of 2-d tiles only."""
+    def __init__(self, index: Value, inside: set[Value], defs: Mapping[Value, Op], b: Builder, rows: Rows | None = None,
+                 positive: frozenset[Value] = frozenset()):
+        """rows: ask about a part of the rows of 2-d tiles only. positive: scalars that are known to be."""
+        self.positive = positive
         self.index, self.inside, self.defs, self.b = index, inside, defs, b
         self.rows, self.down_rows = rows, False  # down_rows: what is asked about runs down the rows of a 2-d tile
         self.spans: dict[tuple[Value, bool], Span | None] = {}
@@ -221,7 +225,7 @@ class Affine:
             if key not in self.scalars and op.result not in self.inside:
                 self.scalars[key] = self.symbol(op.result)
             return _point(self.size(op["dim"]))
-        if kind not in ("full", "broadcast", "transpose", "cast", "neg", "add", "sub", "mul", "floordiv", "mod", "max", "min"):
+        if kind not in ("full", "broadcast", "transpose", "cast", "neg", "add", "sub", "mul", "floordiv", "mod", "max", "min", "abs"):
             return None
         if kind in ("full", "broadcast", "transpose", "cast"):
             return self.through(op, self.span)
@@ -232,6 +236,11 @@ class Affine:
         assert a is not None
         if kind == "neg":
             return Span(a.hi * -1, a.lo * -1)
+        if kind == "abs":
+            if a.lo.step or a.hi.step:
+                return None  # of the two signs, `comparison` asks about each
+            least = self.extreme("max", self.extreme("max", a.lo, a.hi * -1), number(0))
+            return Span(least, self.extreme("max", a.hi, a.lo * -1))
         b = spans[1]
         assert b is not None
         if kind == "add":
@@ -244,6 +253,10 @@ class Affine:
                 a, k = b, a.lo.known
             return None if k is None else Span(a.lo * k, a.hi * k) if k >= 0 else Span(a.hi * k, a.lo * k)
         if kind in ("floordiv", "mod"):
+            if k is None and (d := divisor(op.operands[1], self)) is not None:
+                if kind == "mod":
+                    return Span(number(0), self.symbol(d).shift(-1))
+                return None if a.lo.step or a.hi.step else Span(divided(a.lo, d, self), divided(a.hi, d, self))
             if k is None or k <= 0:
                 return None
             return Span(number(0), number(k - 1)) if kind == "mod" else self.divided(op, a, k)
@@ -339,9 +352,40 @@ class Affine:
         return EMPTY if must else ALL
 
     def comparison(self, kind: str, x: Value, y: Value, must: bool, whole: Range) -> Range | None:
-        a, b = self.span(x), self.span(y)
-        if a is None or b is None:
+        for k, left, right in ((kind, x, y), (MIRROR[kind], y, x)):
+            q, s = quotient(left, self), self.span(right)
+            if q is not None and s is not None and not (s.lo.step or s.hi.step):
+                return compared(k, *q, s, self, must, whole)
+        xs, ys = self.signs(x), self.signs(y)
+        if xs is None or ys is None:
             return None
+        if len(xs) == len(ys) == 1:
+            return self.compare(kind, xs[0], ys[0], must, whole)
+        return self.largest(kind, xs, ys, must, whole)
+
+    def signs(self, v: Value) -> list[Span] | None:
+        """Spans of which the value is the largest: of an `abs` in the loop, one for each sign."""
+        op = self.defs.get(v)
+        if op is not None and op.kind in ("broadcast", "transpose"):
+            return self.through(op, self.signs)
+        s = self.span(v)
+        if s is not None or op is None or op.kind != "abs":
+            return None if s is None else [s]
+        inner = self.span(op.operands[0])
+        return None if inner is None else [inner, Span(inner.hi * -1, inner.lo * -1)]
+
+    def largest(self, kind: str, xs: list[Span], ys: list[Span], must: bool, whole: Range) -> Range:
+        """max(xs) kind max(ys)."""
+        if kind in ("lt", "le"):
+            kind, xs, ys = MIRROR[kind], ys, xs
+        if kind == "eq":
+            return self.both(self.largest("ge", xs, ys, must, whole), self.largest("le", xs, ys, must, whole))
+        join = (lambda a, b: self.either(a, b, whole)) if must else self.hull
+        if kind == "ne":
+            return join(self.largest("gt", xs, ys, must, whole), self.largest("lt", xs, ys, must, whole))
+        return reduce(join, [reduce(self.both, [self.compare(kind, a, b, must, whole) for b in ys]) for a in xs])
+
+    def compare(self, kind: str, a: Span, b: Span, must: bool, whole: Range) -> Range:
         if kind in ("lt", "le"):
             kind, a, b = MIRROR[kind], b, a
         over = (a.lo - b.hi) if must else (a.hi - b.lo)  # a - b, seen from the side that decides

@@ -2,7 +2,7 @@
 
 In: tile IR with its loops split. Out: the same masks, written with less per element. For positions x along one axis of a tile and bounds
 along the other or none, `x < a and x <= b` is `x < min(a, b + 1)`, and where x is a scalar further on than plain positions the scalar
-goes to the other side. Sizes and positions are below 2**30, so nothing overflows. This comes after `split_loops`, which asks about each
+goes to the other side. `ranges` sees to it that nothing overflows. This comes after `split_loops`, which asks about each
 bound on its own.
 """
 

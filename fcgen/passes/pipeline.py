@@ -245,6 +245,7 @@ def start_copy(load: Op, operands: tuple[Value, ...], buffer: Value, schedule: S
     threads = rowwise(rows, cols, schedule.warps, 32, vec)
     attrs = {"index": load["index"], "guard": load["guard"]}
     if asynchronous(load, schedule):
+        attrs |= {"vec": vec} if vec != threads.vector() else {}
         b.do("cp_async", *operands, buffer, threads=threads, loc=load.loc, **attrs)
         return
     frag = b.emit("ld_global", *operands, type=Frag(t.dtype, t.shape, threads), name=load.result.name, vec=vec, loc=load.loc, **attrs)

@@ -179,9 +179,31 @@ def right_identity(s: Sweep, op: Op) -> Value | None:
         return s.spread(s.number(0, op.result.type.dtype), op.result.type)
     if kind == "mul" and c == -1:
         return s.spread(s.make("neg", x), op.result.type)
-    if kind == "pow" and c == 2:
-        return s.spread(s.make("mul", x, x), op.result.type)
     return None
+
+
+@rule("pow")
+def small_powers(s: Sweep, op: Op) -> Value | None:
+    """x ** n is multiplications for whole n up to 8 (within 4 ulp, as powf is), 1 over them for n below 0; x ** 0.5 and x ** -0.5 are roots,
+    2 ** x is exp2. 16-bit floats are multiplied in f32 and rounded once."""
+    x, dtype = op.operands[0], op.result.type.dtype
+    n, base = s.const(op.operands[1]), s.const(x)
+    if base == 2 and n is None:
+        return s.spread(s.make("exp2", op.operands[1]), op.result.type)
+    if n in (0.5, -0.5):
+        return s.spread(s.make("sqrt" if n > 0 else "rsqrt", x), op.result.type)
+    if n is None or n != int(n if abs(n) <= 8 else 0):
+        return None
+    if n == 0:
+        return s.spread(s.number(1.0, dtype), op.result.type)
+    square, out = s.make("cast", x, to="f32") if dtype.bits == 16 and abs(n) > 2 else x, None
+    for bit in range(int(abs(n)).bit_length()):
+        square = s.make("mul", square, square) if bit else square
+        if int(abs(n)) >> bit & 1:
+            out = square if out is None else s.make("mul", out, square)
+    assert out is not None
+    out = s.make("rcp", out) if n < 0 else out
+    return s.spread(s.make("cast", out, to=dtype.name) if out.type.dtype != dtype else out, op.result.type)
 
 
 @rule("sub", "max", "min", "and", "or", "xor", "lt", "le", "gt", "ge", "eq", "ne")

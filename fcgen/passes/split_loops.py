@@ -36,6 +36,7 @@ def run(kernel: Kernel, schedule: Schedule, target: Target | None) -> Kernel:
     chain = max([op.get("chain", -1) for op in walk_kernel(kernel) if op.kind == "for"], default=-1) + 1
     parts = schedule.warps // 4 if schedule.copy == "tma" and schedule.own_rows else 1
     splitter = _Splitter(schedule.split, chain, parts, bool(schedule.late))
+    splitter.positive = frozenset(p for p in kernel.params if "positive" in kernel.flags.get(p.name, ()))
     return map_bodies(kernel, lambda block: remove_dead(splitter.body(block)))
 
 
@@ -43,6 +44,7 @@ class _Splitter:
     def __init__(self, split: str, chain: int, parts: int = 1, ahead: bool = False):
         self.split, self.chain, self.groups, self.ahead = split, chain, parts, ahead
         self.defs: dict[Value, Op] = {}
+        self.positive: frozenset[Value] = frozenset()
         self.own: Affine | None = None  # the loop's questions, asked about one part of the rows
         self.mine = self.mine_full = ALL
         self.narrow: dict[tuple[Form, Form], Value] = {}
@@ -73,7 +75,7 @@ class _Splitter:
         body = op.regions[0]
         inside = {v for r in op.regions for o in walk(r) for v in (*o.results, *(a for q in o.regions for a in q.args))}
         inside |= {a for r in op.regions for a in r.args}
-        affine = Affine(body.args[0], inside, self.defs, out)
+        affine = Affine(body.args[0], inside, self.defs, out, positive=self.positive)
         lo, hi = (affine.exact(v) for v in op.operands[:2])
         if lo is None or hi is None:  # cannot be: bounds are scalars from outside
             out.add(op)
@@ -81,7 +83,7 @@ class _Splitter:
         rows = independent_rows(body) if self.groups > 1 and not nested else None
         if rows is not None and rows % (64 * self.groups) == 0:
             part = out.emit("row_part", parts=self.groups, name="own")
-            self.own = Affine(body.args[0], inside, self.defs, out, Rows(rows, rows // self.groups, part))
+            self.own = Affine(body.args[0], inside, self.defs, out, Rows(rows, rows // self.groups, part), self.positive)
             self.own.scalars, self.own.flags, self.own.order = affine.scalars, affine.flags, affine.order
         else:
             self.own = None

@@ -52,6 +52,11 @@ def _is_row(v: Value) -> bool:
     return isinstance(v.type, Frag) and len(v.type.shape) == 1
 
 
+def is_row_work(op: Op) -> bool:
+    """What reads rows and scalars alone."""
+    return op.kind in ROW_WORK and all(_is_row(v) or isinstance(v.type, Scalar) for v in op.operands)
+
+
 class _Vote:
     """One condition of one block."""
 
@@ -148,7 +153,7 @@ class _Vote:
         while changed:  # ops that turned out to serve only the branch
             changed = False
             for o in self.block.ops:
-                if id(o) not in need and (self.is_row_work(o) or (o.kind == "reduce" and self.threshold() is not None)) \
+                if id(o) not in need and (is_row_work(o) or (o.kind == "reduce" and self.threshold() is not None)) \
                         and o.result not in self.same and o.result not in stays and self.users.get(o.result) \
                         and all(id(u) in need for u in self.users.get(o.result, ())):
                     need[id(o)] = o
@@ -192,10 +197,6 @@ class _Vote:
         b.add(Op("if", (some,), results, {}, (then.block(), keep.block()), b.loc))
         for v, r in zip(outputs, results):
             env[v] = r
-
-    @staticmethod
-    def is_row_work(op: Op) -> bool:
-        return op.kind in ROW_WORK and all(_is_row(v) or isinstance(v.type, Scalar) for v in op.operands)
 
     def threshold(self) -> tuple[Op, Value, Value | None, Value] | None:
         """(reduce, old, scale, t) where the condition is (max(old, row maximum) - old) [* scale] > t with scale and t positive."""

@@ -2,8 +2,9 @@
 
 In: a key that names everything the files depend on. Out: the files. Guaranteed: an entry is either whole or absent
 (written aside and moved into place; a damaged one is removed and built again, never used); processes that want the
-same key at once build it once; nobody but the user can write to the folder; a disk that cannot be written costs a
-warning and the speed-up, not the program.
+same key at once build it once; what is used was written by this user, in a folder that nobody else can write to: a
+kernel is code, and runs with the user's rights. A folder or a disk that will not do costs one warning and the
+speed-up, not the program: entries are then kept in memory.
 
 An entry is one file: magic, format, payload size and SHA-256, then a JSON head (key, meta, file names and sizes) and the
 files' bytes. Nothing in it is ever executed by reading it.
@@ -11,6 +12,7 @@ files' bytes. Nothing in it is ever executed by reading it.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -88,19 +90,28 @@ def cache_dir() -> Path:
 
 
 def open_cache() -> DiskCache:
-    """The user's cache. A disk that cannot be written gives one that keeps nothing, with one warning per process."""
+    """The user's cache. A folder that cannot be written or is open to others gives one in memory, with one warning per process."""
     try:
         return DiskCache(_prepare(_wanted_dir()))
-    except OSError as error:
+    except (OSError, FcError) as error:
         _warn_once(os.environ.get("FCGEN_CACHE_DIR") or "the user's cache folder", error)
-        return DiskCache(None)
+        return _in_memory()
+
+
+@functools.cache
+def _in_memory() -> DiskCache:
+    """One for the whole process."""
+    return DiskCache(None)
 
 
 def _wanted_dir() -> Path:
     import platformdirs
 
     named = os.environ.get("FCGEN_CACHE_DIR")
-    path = Path(os.path.expanduser(named or platformdirs.user_cache_dir("fcgen", appauthor=False)))
+    try:
+        path = Path(os.path.expanduser(named or platformdirs.user_cache_dir("fcgen", appauthor=False)))
+    except RuntimeError:  # what platformdirs says where HOME is missing, from 4.4 on
+        path = Path()
     if not named and not path.is_absolute():
         raise FileNotFoundError("this user has no home folder")
     return path.absolute()
@@ -129,15 +140,17 @@ _warned: set[str] = set()
 def _warn_once(where: str, error: Exception) -> None:
     if where not in _warned:
         _warned.add(where)
-        warnings.warn(f"fcgen keeps no compiled kernels: {where} cannot be used ({error}). Every process compiles its "
-                      "kernels again; set FCGEN_CACHE_DIR to a folder that you can write to.", stacklevel=3)
+        said = f"{error.message}, {error.got}" if isinstance(error, FcError) else str(error)
+        warnings.warn(f"fcgen keeps no compiled kernels: {where} cannot be used ({said}). Every process compiles its "
+                      "kernels again; set FCGEN_CACHE_DIR to a folder that only you can write to.", stacklevel=3)
 
 
 class DiskCache:
-    """A folder of entries. root None: nothing is kept, everything is built."""
+    """A folder of entries. root None: they are kept in memory, for this process."""
 
     def __init__(self, root: Path | None):
         self.root = root
+        self.memory: dict[str, Entry] = {}
 
     def get(self, key: str) -> dict[str, bytes] | None:
         """The files under a key, None where there are none (or only damaged ones, which are removed)."""
@@ -147,16 +160,16 @@ class DiskCache:
     def get_entry(self, key: str) -> Entry | None:
         """As `get`, with the meta data."""
         if self.root is None:
-            return None
+            return self.memory.get(key)
         path = self._path(key)
         try:
-            raw = path.read_bytes()
+            raw = _read_own(path)
         except FileNotFoundError:
             return None
         except OSError as error:
             _warn_once(str(self.root), error)
             return None
-        entry = _decode(raw, key)
+        entry = None if raw is None else _decode(raw, key)
         if entry is None:
             _remove(path)
         return entry
@@ -164,6 +177,7 @@ class DiskCache:
     def put(self, key: str, files: Mapping[str, bytes], meta: Mapping[str, Any] | None = None) -> None:
         """Write an entry, whole or not at all. meta: whatever JSON can hold."""
         if self.root is None:
+            self.memory[key] = Entry(dict(files), dict(meta or {}), hit=True)
             return
         raw = _encode(key, files, meta or {})
         path = self._path(key)
@@ -202,6 +216,7 @@ class DiskCache:
     def clear(self) -> int:
         """Remove all entries; how many there were. Safe beside processes that read and build."""
         if self.root is None:
+            self.memory.clear()
             return 0
         removed = 0
         for path in self.root.glob("??/*"):
@@ -212,7 +227,7 @@ class DiskCache:
 
     def stats(self) -> Stats:
         """How much is kept."""
-        sizes = [p.stat().st_size for p in self.root.glob("??/*.fce")] if self.root else []
+        sizes = [p.lstat().st_size for p in self.root.glob("??/*.fce")] if self.root else []
         return Stats(self.root, len(sizes), sum(sizes))
 
     def _path(self, key: str) -> Path:
@@ -237,6 +252,21 @@ class DiskCache:
             _warn_once(str(self.root), error)
             return None
         return lock
+
+
+def _read_own(path: Path) -> bytes | None:
+    """The bytes of an entry; None where something else is in its place: a link, a pipe, a folder, a file of another user."""
+    if path.is_symlink():
+        return None
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    try:
+        found = os.fstat(handle)
+        if not stat.S_ISREG(found.st_mode) or (hasattr(os, "getuid") and found.st_uid != os.getuid()):
+            return None
+        with os.fdopen(handle, "rb", closefd=False) as file:
+            return file.read()
+    finally:
+        os.close(handle)
 
 
 def _encode(key: str, files: Mapping[str, bytes], meta: Mapping[str, Any]) -> bytes:
@@ -272,4 +302,4 @@ def _remove(path: Path) -> None:
     try:
         path.unlink(missing_ok=True)
     except OSError as error:  # on Windows a file that another process reads stays; it will be replaced
-        _warn_once(str(path), error)
+        _warn_once(str(path.parents[1]), error)

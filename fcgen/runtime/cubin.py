@@ -38,7 +38,7 @@ class Resources:
 
     registers: int
     stack_bytes: int
-    shared_bytes: int  # static, without what the hardware reserves
+    shared_bytes: int  # without what the hardware reserves; of a cubin: static, of a program: all
     max_threads: int | None  # of __launch_bounds__
     spill_sites: int  # instructions that spill or refill; 0 also where ptxas is older than 13
     spill_stores: int | None = None  # bytes, from the log

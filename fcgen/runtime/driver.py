@@ -6,7 +6,9 @@ raises and says why not; a failed call names the CUDA error and explains it; not
 
 from __future__ import annotations
 
+import ctypes
 import functools
+import os
 import threading
 from dataclasses import dataclass
 from typing import Any
@@ -71,6 +73,18 @@ def _hint(name: str) -> str | None:
     if name == "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH":
         return "the driver was updated while it was in use: restart the machine"
     return None
+
+
+@functools.cache
+def cuda_version() -> tuple[int, int] | None:
+    """The CUDA version of the installed driver, None without one. Asks its library, and starts nothing."""
+    try:
+        library = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+        number = ctypes.c_int()
+        status = library.cuDriverGetVersion(ctypes.byref(number))
+    except (OSError, AttributeError):
+        return None
+    return (number.value // 1000, number.value % 1000 // 10) if status == 0 and number.value else None
 
 
 @functools.cache

@@ -17,7 +17,7 @@ from typing import Any
 
 from fcgen.errors import FcError
 from fcgen.runtime import cubin as cubin_facts
-from fcgen.runtime import driver
+from fcgen.runtime import driver, nvrtc
 
 #: kind of argument -> (struct code, bytes, alignment). tensormap: the 128 bytes of a TMA descriptor.
 KINDS: dict[str, tuple[str, int, int]] = {
@@ -192,6 +192,23 @@ class LoadedKernel:
         driver.check(result, f"the launch of {self.name} ({shape})", code="call/launch", hint=hint)
 
 
+#: what a driver says of a file whose format, PTX or instructions are newer than it is
+_UNREADABLE = ("CUDA_ERROR_INVALID_IMAGE", "CUDA_ERROR_INVALID_SOURCE", "CUDA_ERROR_INVALID_PTX", "CUDA_ERROR_UNSUPPORTED_PTX_VERSION",
+               "CUDA_ERROR_NO_BINARY_FOR_GPU", "CUDA_ERROR_JIT_COMPILER_NOT_FOUND")
+
+
+def _too_new(error: str, driver_version: tuple[int, int]) -> str | None:
+    """A hint where the driver may be older than what compiled the kernel: both versions, and what to install."""
+    if error not in _UNREADABLE:
+        return None
+    compiler = nvrtc.nvrtc_version()
+    both = f"the driver is for CUDA {driver_version[0]}.{driver_version[1]}, NVRTC is {compiler[0]}.{compiler[1]}"
+    if compiler[0] <= driver_version[0]:
+        return f"{both}: a damaged or foreign file is likelier; remove the cache folder that `fcgen doctor` names"
+    return (f"{both}, which is too new for it: update the driver (CUDA 13 needs 580 or newer), or "
+            f"pip install {nvrtc.wheels_for(driver_version)}")
+
+
 def load(cubin: bytes, kernel_name: str, smem_bytes: int, device: int = 0) -> LoadedKernel:
     """Load a kernel onto a device and let it use up to smem_bytes of dynamic shared memory per block."""
     cu = driver.require()
@@ -206,7 +223,8 @@ def load(cubin: bytes, kernel_name: str, smem_bytes: int, device: int = 0) -> Lo
         status, module = cu.cuModuleLoadData(cubin)
         if int(status) != 0:
             made_for = cubin_facts.arch_of(cubin)
-            driver.check((status,), f"loading {kernel_name}, compiled for {made_for}, on {info.name} ({info.arch})")
+            driver.check((status,), f"loading {kernel_name}, compiled for {made_for}, on {info.name} ({info.arch})",
+                         hint=_too_new(driver.error_text(status)[0], info.driver_version))
         what = f"finding the kernel {kernel_name} in its cubin"
         function = driver.check(cu.cuModuleGetFunction(module, kernel_name.encode()), what,
                                 hint="the cubin has: " + ", ".join(cubin_facts.resources(cubin)))

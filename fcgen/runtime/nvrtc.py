@@ -7,6 +7,7 @@ the line came from; a missing or old NVRTC or header says what to install. Nothi
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import re
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ from typing import Any
 
 from fcgen.errors import FcError, Loc
 from fcgen.runtime import cubin as cubin_facts
-from fcgen.runtime import diagnose, toolchain
+from fcgen.runtime import diagnose, driver, toolchain
 
 OLDEST = (12, 4)
 _ARCH = re.compile(r"sm_(\d{2,3})([af]?)")
@@ -43,21 +44,29 @@ class Binary:
         return cubin_facts.resources(self.cubin, self.log)
 
 
+def wheels_for(driver_version: tuple[int, int] | None) -> str:
+    """What to install for a driver: CUDA 13 needs driver 580; the wheels of CUDA 12 go with older ones."""
+    major = 12 if driver_version and driver_version < (13, 0) else 13
+    return " ".join([f"nvidia-cuda-nvrtc{'-cu12' if major == 12 else ''}", *sorted({w[major] for w in toolchain.NEEDED.values()})])
+
+
 @functools.cache
 def nvrtc_version() -> tuple[int, int]:
     """NVRTC's version; refuses one that is absent or older than OLDEST."""
     nvrtc = _bindings()
+    library = toolchain.nvrtc_library()
     try:
+        if library is not None:
+            ctypes.CDLL(str(library))  # what is loaded already is what cuda-bindings finds first, whichever wheels there are beside it
         status, major, minor = nvrtc.nvrtcVersion()
-    except RuntimeError as error:  # every release of cuda-bindings reports a library it cannot find this way
+    except (RuntimeError, OSError) as error:  # every release of cuda-bindings reports a library it cannot find this way
         raise FcError("compile/toolchain", "the NVRTC library cannot be loaded", got=str(error).split("\n")[0],
-                      hint="pip install nvidia-cuda-nvrtc (CUDA 13) or nvidia-cuda-nvrtc-cu12, with the CUDA major "
-                           "of your cuda-python, or set CUDA_HOME to a CUDA toolkit") from error
+                      hint=f"pip install {wheels_for(driver.cuda_version())}, or set CUDA_HOME to a CUDA toolkit") from error
     if int(status) != 0:
         raise FcError("compile/toolchain", "NVRTC does not start", got=str(status))
     if (major, minor) < OLDEST:
         raise FcError("compile/toolchain", "NVRTC is too old", expected=f"{OLDEST[0]}.{OLDEST[1]} or newer",
-                      got=f"{major}.{minor}", hint="pip install -U nvidia-cuda-nvrtc cuda-python")
+                      got=f"{major}.{minor}", hint=f"pip install -U {wheels_for(driver.cuda_version())}")
     return major, minor
 
 
@@ -132,6 +141,7 @@ def _supported() -> tuple[int, ...]:
 
 
 def _flags(arch: str, more: tuple[str, ...]) -> list[str]:
+    """C++17 for the constexpr helpers. No option may come twice: NVRTC before 12.6 refuses that."""
     folders = toolchain.include_dirs(nvrtc_version())
     return [f"--gpu-architecture={arch}", "--std=c++17", *(f"-I{d}" for d in folders), *more]
 

@@ -1,8 +1,8 @@
-"""Where CUDA's headers and tools are: in pip wheels, in a conda environment, or in a toolkit.
+"""Where CUDA's compiler, headers and tools are: in pip wheels, in a conda environment, or in a toolkit.
 
-In: NVRTC's version. Out: the include folders that make <mma.h>, <cuda_fp16.h> and <cuda_bf16.h> compile, and the paths
-of nvdisasm and cuobjdump. Guaranteed: every header in NEEDED is in one of the returned folders, folders whose CUDA
-version is NVRTC's own come first, and what is missing is named together with the wheel that has it.
+In: NVRTC's version. Out: which NVRTC to load where there are several, the include folders that make <mma.h>, <cuda_fp16.h> and
+<cuda_bf16.h> compile, and the paths of nvdisasm and cuobjdump. Guaranteed: every header in NEEDED is in one of the returned folders,
+folders whose CUDA version is NVRTC's own come first, and what is missing is named together with the wheel that has it.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ import re
 import shutil
 import sys
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 
 from fcgen.errors import FcError
+from fcgen.runtime import driver
 
 #: header -> the wheel it comes in, per CUDA major (12's wheels have a suffix, and keep `crt/` with the compiler).
 NEEDED: dict[str, dict[int, str]] = {
@@ -25,6 +27,7 @@ NEEDED: dict[str, dict[int, str]] = {
     "mma.h": {12: "nvidia-cuda-runtime-cu12", 13: "nvidia-cuda-runtime"},
     "crt/mma.h": {12: "nvidia-cuda-nvcc-cu12", 13: "nvidia-cuda-crt"},
 }
+_NVRTC = re.compile(r"libnvrtc\.so\.(\d+)|nvrtc64_(\d+)0_\d+\.dll")
 _VERSION = re.compile(rb"#define\s+CUDART_VERSION\s+(\d+)")
 
 
@@ -94,15 +97,32 @@ def find_tool(name: str) -> Path | None:
     return Path(found) if found else None
 
 
+def _bindings_version() -> tuple[int, ...] | None:
+    try:
+        return tuple(int(n) for n in metadata.version("cuda-python").split(".")[:2])
+    except metadata.PackageNotFoundError:
+        return None
+
+
+@functools.cache
+def nvrtc_library() -> Path | None:
+    """The NVRTC to compile with, None where only the system's loader may know one: the newest whose CUDA major the driver has reached (an
+    older driver does not load what a newer major made), wheels before toolkits. Without a driver cuda-python's major counts; where all are
+    too new, the newest is taken."""
+    version = driver.cuda_version() or _bindings_version()
+    found: dict[int, Path] = {}
+    for folder in [d for r in wheel_roots() for d in sorted([*r.glob("*/lib"), *r.glob("*/bin")])] + \
+                  [d for r in toolkit_roots() for d in (r / "lib64", r / "lib")]:
+        for file in sorted(folder.glob("*nvrtc*")):
+            major = _NVRTC.fullmatch(file.name)
+            if major:
+                found.setdefault(int(major[1] or major[2]), file)
+    fit = [m for m in found if version is None or m <= version[0]]
+    return found[max(fit or found)] if found else None
+
+
 def nvrtc_identity() -> str:
-    """What tells one installed NVRTC from another without loading it: path, size and time of each library file found."""
-    folders = [d for r in wheel_roots() for d in sorted([*r.glob("*/lib"), *r.glob("*/bin")])]
-    folders += [d for r in toolkit_roots() for d in (r / "lib64", r / "lib")]
-    found = []
-    for folder in folders:
-        if folder.is_dir():
-            for file in sorted(folder.glob("*nvrtc*")):
-                if "builtins" not in file.name:
-                    facts = file.stat()
-                    found.append(f"{file}:{facts.st_size}:{facts.st_mtime_ns}")
-    return "|".join(found) or "system"
+    """What tells one installed NVRTC from another without loading it: path, size and time of the library."""
+    library = nvrtc_library()
+    facts = library.stat() if library else None
+    return f"{library}:{facts.st_size}:{facts.st_mtime_ns}" if facts else "system"

@@ -1,17 +1,19 @@
 """Where the tensors of a launch lie in global memory, and which accesses start where the hardware cannot make them.
 
-A pointer is a multiple of what the kernel's launches check and of nothing more. Strides are those of the caller's arrays; an array whose
-last axis is not contiguous, or an output that nobody gave, is laid out as tightly as the launch allows.
+Pointers and strides are multiples of what the kernel's launches check, and of no more; but where the caller's array is a view with rows
+that are further apart, its own strides are taken if a launch would. A kernel that says nothing (text by hand) gets pointers on 16 bytes,
+and strides as they are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..ir.alignment import WIDEST, Promise, nothing, pitched, promised, refusal, run
+from ..ir.alignment import WIDEST, Promise, nothing, of_arguments, pitched, promised, run
 from ..ir.core import Kernel, Op
 from ..ir.types import Tensor
 
@@ -26,11 +28,14 @@ def row_strides(x: Any) -> tuple[int, ...] | None:
     return tuple(s // x.itemsize for s in x.strides)
 
 
+def row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(prod(shape[axis + 1:]) for axis in range(len(shape)))
+
+
 class Addresses:
     """base, steps: each tensor's pointer, and its strides in bytes."""
 
     def __init__(self, kernel: Kernel, arguments: Mapping[str, Any], memory: Mapping[str, Any]):
-        """Raises FcError "call/argument" for an array that a launch would refuse."""
         self.base: dict[str, int] = {}
         self.steps: dict[str, tuple[int, ...]] = {}
         self.runs: dict[Op, int] = {}
@@ -40,10 +45,11 @@ class Addresses:
                 continue
             want = said[p.name] if said is not None else Promise(WIDEST, nothing(p.type).strides)
             shape, item = memory[p.name].shape, p.type.dtype.bytes
-            strides = row_strides(arguments.get(p.name)) or pitched(p.type, shape, want)
-            wrong = refusal(p.name, want, want.pointer, shape, strides, item)
-            if wrong is not None:
-                raise wrong
+            strides = row_strides(given := arguments.get(p.name))
+            if said is None:
+                strides = strides or row_major(shape)
+            elif strides is None or given.flags.c_contiguous or not of_arguments(0, shape, strides, item).covers(want):
+                strides = pitched(p.type, shape, want)
             self.base[p.name] = want.pointer
             self.steps[p.name] = tuple(s * item if n > 1 else 0 for n, s in zip(shape, strides))
 
@@ -71,7 +77,8 @@ class Addresses:
 
     def report(self, agent: Agent, op: Op, tensor: str, place: tuple[Any, ...], size: int, rest: int) -> None:
         steps = self.steps[tensor][:-1]
-        agent.sim.report("sim/align", f"{op.kind} moves {size} bytes at {tensor}[{', '.join(map(str, place))}], which does not start on as many",
-                         op, expected=f"a multiple of {size} bytes", got=f"{rest} bytes past one", notes=[
-                             f"{agent.who}", f"the pointer of {tensor} is a multiple of {self.base[tensor]} bytes"
-                             + (f", its strides are {', '.join(map(str, steps))} bytes" if steps else "")])
+        where = f"{tensor}[{', '.join(map(str, place))}]"
+        lies = f"the pointer of {tensor} is a multiple of {self.base[tensor]} bytes"
+        lies += f", its strides are {', '.join(map(str, steps))} bytes" if steps else ""
+        agent.sim.report("sim/align", f"{op.kind} moves {size} bytes at {where}, which does not start on as many", op,
+                         expected=f"a multiple of {size} bytes", got=f"{rest} bytes past one", notes=[agent.who, lies])

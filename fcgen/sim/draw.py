@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from ..ir.alignment import Promise, nothing, pitched, promised
 from ..ir.core import Block, Kernel, Op, Value, walk_kernel
 from ..ir.elementwise import to_dtype
 from ..ir.types import Buffer, Frag, Tensor, Tile
@@ -139,17 +138,6 @@ def _reached(kernel: Kernel, source: Value) -> set[Value]:
     return out
 
 
-def laid_out(x: np.ndarray, t: Tensor, want: Promise) -> np.ndarray:
-    """The array with strides that a promise allows."""
-    strides = pitched(t, x.shape, want)
-    if not x.size or not x.ndim:
-        return x
-    flat = np.zeros(x.shape[0] * strides[0], x.dtype)
-    out = np.lib.stride_tricks.as_strided(flat, x.shape, [s * x.itemsize for s in strides])
-    out[...] = x
-    return out
-
-
 class Draws:
     """Trials of a kernel, by number. given: sizes that stay. says: the kernel that says what sizes and numbers mean."""
 
@@ -165,7 +153,7 @@ class Draws:
         read = (op for op in walk_kernel(says) if op.results or op.get("reduce"))
         self.read = {v.name for op in read for v in op.operands if isinstance(v.type, Tensor)}
 
-    def trial(self, n: int) -> Trial:
+    def trial(self, n: int, fixed: Mapping[str, Any] | None = None) -> Trial:
         rng = np.random.default_rng([n, 8])
         sizes = self.sizes(rng, n, *self.extent(rng, n))
         counts = [g.clusters(sizes) for g in self.kernel.grid]
@@ -173,6 +161,7 @@ class Draws:
         blocks = min(int(np.prod(counts, dtype=int)), BLOCKS[n % len(BLOCKS)]) * self.kernel.cluster
         kind = KINDS[n % len(KINDS)]
         numbers = {p.name: self.number(p, rng, sizes, n) for p in self.kernel.params if not isinstance(p.type, Tensor)}
+        numbers.update({name: x for name, x in (fixed or {}).items() if name in numbers})
         order = n % self.seeds
         return Trial(sizes, numbers, kind, order if order < 2 else 2 + n, blocks, total, self.persistent)
 
@@ -236,10 +225,9 @@ class Draws:
         return min([sizes.get(d, 1) if isinstance(d, str) else d for d in self.meaning.inside.get(name, ())], default=4)
 
     def inputs(self, trial: Trial, n: int) -> dict[str, Any]:
-        """The tensors and numbers of trial n, laid out as tightly as launches of the kernel allow."""
+        """The tensors and numbers of trial n."""
         rng = np.random.default_rng([n, 9])
         out: dict[str, Any] = dict(trial.numbers)
-        said = promised(self.kernel) or {}
         for p in self.kernel.params:
             if not isinstance(p.type, Tensor):
                 continue
@@ -252,7 +240,7 @@ class Draws:
                 x = self.integers(p.name, rng, trial.sizes, shape, n)
             else:
                 x = np.asarray(rng.integers(0, self.room(p.name, trial.sizes), shape))
-            out[p.name] = laid_out(to_dtype(x, p.type.dtype), p.type, said.get(p.name) or nothing(p.type))
+            out[p.name] = to_dtype(x, p.type.dtype)
         return out
 
     def floats(self, rng: np.random.Generator, shape: tuple[int, ...], kind: str) -> np.ndarray:

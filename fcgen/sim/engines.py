@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..ir.alignment import run
 from ..ir.core import Op
 from ..ir.layout import LANES
 from . import registers
@@ -45,8 +46,9 @@ class CopyEngine:
             i, j = (c[..., 0], c[..., 1]) if c.shape[-1] == 2 else (c[..., 0] * 0, c[..., 0])
             size = buffer.dtype.bytes
             address = np.asarray(buffer.layout.address(buffer.shape, size, i, j))
-            width = layout.vector() * size
-            runs = address.reshape(LANES, -1, layout.vector())
+            vec = run(op)
+            width = vec * size
+            runs = address.reshape(LANES, -1, vec)
             if (runs[..., 0] % width).any() or (runs - runs[..., :1] != np.arange(0, width, size)).any():
                 a.sim.report("sim/bounds", f"cp_async: a run of {width} bytes is not contiguous and aligned in shared memory", op,
                              expected=f"a multiple of {width} bytes", got=buffer.layout, hint="shorter runs, or another padding",

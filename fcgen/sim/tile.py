@@ -15,8 +15,9 @@ import numpy as np
 from ..errors import FcError
 from ..ir.core import Block, Kernel, Op, Value
 from ..ir.elementwise import FNS, REDUCTIONS, convert, evaluate, to_dtype
+from ..ir.ranges import HIGHEST, LOWEST, Admitted, admitted
 from ..ir.sizes import output_shape
-from ..ir.types import DTYPES, DType, Tensor, f32
+from ..ir.types import DTYPES, DType, Tensor, f32, i32
 
 
 def interpret(kernel: Kernel, arguments: Mapping[str, Any], *, skip_dead: bool = False,
@@ -40,6 +41,7 @@ def interpret(kernel: Kernel, arguments: Mapping[str, Any], *, skip_dead: bool =
 def bind(kernel: Kernel, arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, int]]:
     """(parameter name -> array or number, dimension name -> size). Inputs are converted to their dtypes; missing outputs are made."""
     sizes: dict[str, int] = {}
+    limits: Mapping[Any, Admitted] = admitted(kernel)
     memory: dict[str, Any] = {}
     names = [p.name for p in kernel.params]
     for name in arguments:
@@ -49,7 +51,10 @@ def bind(kernel: Kernel, arguments: Mapping[str, Any]) -> tuple[dict[str, Any], 
         if not isinstance(p.type, Tensor):
             if p.name not in arguments:
                 raise FcError("call/argument", f"argument `{p.name}` is missing")
-            memory[p.name] = to_dtype(np.asarray(arguments[p.name]), p.type.dtype)[()]
+            value = arguments[p.name]
+            if p.type.dtype == i32:
+                value = limits.get(p.name, Admitted(LOWEST, HIGHEST))(p.name, int(value))
+            memory[p.name] = to_dtype(np.asarray(value), p.type.dtype)[()]
             if "positive" in kernel.flags.get(p.name, ()) and not memory[p.name] > 0:
                 raise FcError(
                     "call/argument", f"argument `{p.name}` must be positive: the spec says so", expected="> 0", got=arguments[p.name]
@@ -69,6 +74,7 @@ def bind(kernel: Kernel, arguments: Mapping[str, Any]) -> tuple[dict[str, Any], 
             )
         for dim, n in zip(p.type.dims, x.shape):
             want = dim if isinstance(dim, int) else sizes.setdefault(dim, n)
+            limits.get(dim, Admitted(0, HIGHEST)).size(p.name, n)
             if want != n:
                 raise FcError("call/argument", f"argument `{p.name}` disagrees on the size of {dim}", expected=want, got=n)
         memory[p.name] = np.array(to_dtype(x, p.type.dtype))

@@ -14,14 +14,13 @@ from typing import Any
 import numpy as np
 
 from ..errors import FcError
-from ..ir.alignment import nothing, promised
 from ..ir.core import Kernel, walk_kernel
 from ..ir.elementwise import to_dtype
 from ..ir.target import Target
 from ..ir.types import Buffer, Frag, Mbarrier, Tensor
 from .async_agents import is_one_thread
 from .coverage import Coverage, never_ran, one_way, short_rings
-from .draw import Draws, Trial, dimensions, laid_out
+from .draw import Draws, Trial, dimensions
 from .machine import Result, describe, simulate
 from .oracle import Oracle, unwritten
 
@@ -78,11 +77,12 @@ class Trials:
 
 
 def run_trials(kernel: Kernel, target: Target, given: Mapping[str, int] | None = None, seeds: int = 2,
-               doing: Callable[[str, Callable[[], Any]], Any] = lambda text, fn: fn(), against: Oracle | None = None, first: int = 0,
-               work: float = WORK, most: int = MOST) -> Trials:
+               doing: Callable[[str, Callable[[], Any]], Any] = lambda text, fn: fn(), fixed: Mapping[str, Any] | None = None,
+               against: Oracle | None = None, first: int = 0, work: float = WORK, most: int = MOST) -> Trials:
     """Run a kernel on drawn inputs, in `seeds` orders of its engines, until every op, branch and ring has run and nothing new does, or an
-    amount of work is done, which is fixed so that every machine runs the same. given: sizes that stay as they are. against: what it should
-    compute. first, most: number of the first trial, and how many there may be. Raises the first report. doing(text, fn) runs fn."""
+    amount of work is done, which is fixed so that every machine runs the same. given: sizes that stay as they are. fixed: arguments that
+    are not drawn. against: what it should compute. first, most: number of the first trial, and how many there may be. Raises the first
+    report. doing(text, fn) runs fn."""
     if against is not None:
         against.check_fits(kernel)
     draws = Draws(kernel, given or {}, against.says if against else kernel, seeds)
@@ -90,10 +90,10 @@ def run_trials(kernel: Kernel, target: Target, given: Mapping[str, int] | None =
     weight, refused = _weight(kernel), None
     seen = news = 0  # the last run in which something ran for the first time
     for n in range(first, first + most):
-        trial = draws.trial(n)
+        trial = draws.trial(n, fixed or {})
         counts = [g.count(trial.sizes) for g in kernel.grid]
         ends = None if trial.every else list(dict.fromkeys([tuple(0 for _ in counts), tuple(c - 1 for c in counts)]))
-        inputs, want = draws.inputs(trial, n), None
+        inputs, want = {**draws.inputs(trial, n), **(fixed or {})}, None
         if against is not None:
             try:
                 want = against.run(inputs, ends)
@@ -130,18 +130,17 @@ def _weight(kernel: Kernel) -> float:
 
 
 def random_inputs(kernel: Kernel, sizes: Mapping[str, int], seed: int = 0) -> dict[str, Any]:
-    """Random inputs for a kernel: normal tensors of the given sizes (small ones where none is given), 1/8 for a float, 1 for a number. They
-    are laid out as tightly as launches of the kernel allow."""
+    """Random inputs for a kernel: normal tensors of the given sizes (small ones where none is given), 1/8 for a float, 1 for a number."""
     rng = np.random.default_rng(seed)
     out: dict[str, Any] = {}
-    known, said = dict(sizes), promised(kernel) or {}
+    known = dict(sizes)
     for p in kernel.params:
         if isinstance(p.type, Tensor):
             if "out" in kernel.flags.get(p.name, ()):
                 continue
             shape = [d if isinstance(d, int) else known.setdefault(d, 2 if d in ("B", "H", "G") else 100) for d in p.type.dims]
             x = rng.standard_normal(shape) if p.type.dtype.is_float else rng.integers(0, 4, shape)
-            out[p.name] = laid_out(to_dtype(x, p.type.dtype), p.type, said.get(p.name) or nothing(p.type))
+            out[p.name] = to_dtype(x, p.type.dtype)
         else:
             out[p.name] = 0.125 if p.type.dtype.is_float else 1
     return out

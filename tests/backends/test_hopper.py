@@ -86,7 +86,7 @@ def test_products_of_every_width_have_a_record():
     assert "wgmma_m64n12k16_f16" not in INSTRS and INSTRS["wgmma_m64n24k16_bf16_rs"].shape == (64, 24, 16)
 
 
-@pytest.mark.parametrize("ahead, at", [(0, "c_slot"), (1, "((c_slot + 1) % 3)"), (2, "((c_slot + 2) % 3)"), (3, "c_slot")])
+@pytest.mark.parametrize("ahead, at", [(0, "a_slot"), (1, "((a_slot + 1) % 3)"), (2, "((a_slot + 2) % 3)"), (3, "a_slot")])
 def test_a_slot_ahead_of_its_cursor(ahead, at):
     """Of both sides: as a copy's address, and as a descriptor's offset."""
     from fcgen.ir.schedule import Schedule
@@ -95,8 +95,8 @@ def test_a_slot_ahead_of_its_cursor(ahead, at):
 
     kernel = parse_kernel(gemm(3).replace("%sb = slot %b, %n {ahead = 0}", f"%sb = slot %b, %n {{ahead = {ahead}}}"))
     text = print_cuda(alloc.run(kernel, Schedule(), TARGET), TARGET).text
-    assert f"tma_load_2d(b_smem + {at} * 8192, b_map, full_smem + c_slot * 8, d, col);" in text
-    assert f"b_desc + uint32_t({at} * 512) + k * 2" in text and "a_desc + uint32_t(c_slot * 1024)" in text
+    assert f"tma_load_2d(b_smem + {at} * 8192, b_map, full + a_slot * 8, d, col);" in text
+    assert f"b_desc + uint32_t({at} * 512) + k * 2" in text and "a_desc + uint32_t(a_slot * 1024)" in text
 
 
 @pytest.mark.parametrize("old, new, message", [

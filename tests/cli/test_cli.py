@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from fcgen import doctor
 from fcgen.cli import main
-from fcgen.console import write_files
 from fcgen.errors import FcError
-from fcgen.runtime import doctor, driver
+from fcgen.runtime import driver
+from fcgen.runtime.files import write_files
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["--set", "T=f16", "--set", "D=32", "--set", "E=32", "--schedule", "tiles={BLOCK_M: 64, BLOCK_N: 32}"]

@@ -21,14 +21,14 @@ import numpy as np
 import pytest
 
 from fcgen import compiler
-from fcgen.compiler import NVRTC_OPTIONS, Built, facts_of, target, to_cuda
+from fcgen.compiler import Built, facts_of, target, to_cuda
 from fcgen.ir.core import Kernel
 from fcgen.ir.schedule import Schedule
 from fcgen.ir.text import parse_kernel
 from fcgen.passes import alloc
-from fcgen.runtime.nvrtc import compile_cuda
 from fcgen.sim.async_faults import ASYNC_FAULTS, _change
 from fcgen.sim.faults import Mutant, _drop
+from tests.gpu.micro import compiled
 from tests.sim.hopper import Case, chain, chain_draw, gemm, gemm_draw, stores, tiles, tiles_draw, turns_draw
 
 TARGET = target("sm_90a")
@@ -158,7 +158,7 @@ def built(case: str, verdict: Verdict | None, slow: tuple[str, str] | None) -> B
     """The kernel of a case, whole or with a verdict's fault."""
     kernel = mutant(verdict).kernel if verdict else CASES[case].kernel
     placed, made = cuda(kernel, slow)
-    binary = compile_cuda(made.text, TARGET.arch, name=made.name, options=NVRTC_OPTIONS, line_map=made.line_map)
+    binary = compiled(made.text, TARGET.arch, made.name, line_map=made.line_map)
     compiler.refuse_serialised(binary.log, placed)
     return Built(facts_of(placed, made, TARGET), Schedule(), "", "", made.text, binary.cubin, binary.log)
 

@@ -8,8 +8,9 @@ from typing import Any
 import fcgen as fc
 from fcgen.backends.ada import INSTRS
 from fcgen.backends.cuda import _function
+from fcgen.compiler import NVRTC_OPTIONS, nvrtc_fingerprint
 from fcgen.ir.target import Instr
-from fcgen.runtime import module, nvrtc
+from fcgen.runtime import cache, module, nvrtc
 
 HEAD = 'using uint32_t = unsigned int;\n#define KERNEL extern "C" __global__ void\n'
 SMEM = "__device__ __forceinline__ uint32_t shared(const void* p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }\n"
@@ -105,9 +106,19 @@ def source() -> str:
     return HEAD + functions + "\n" + SMEM + "\n".join(kernels()) + "\n"
 
 
+def compiled(source: str, arch: str, name: str, options: tuple[str, ...] = NVRTC_OPTIONS, line_map: Any = None) -> nvrtc.Binary:
+    """Compiled once for all processes that share the disk's cache."""
+    def build() -> tuple[dict[str, bytes], dict[str, Any]]:
+        made = nvrtc.compile_cuda(source, arch, name=name, options=options, line_map=line_map)
+        return {"cubin": made.cubin, "log": made.log.encode()}, {}
+
+    entry = cache.open_cache().get_or_build(cache.key_of("micro", source, arch, name, options, nvrtc_fingerprint()), build)
+    return nvrtc.Binary(entry.files["cubin"], entry.files["log"].decode(), arch, name)
+
+
 @functools.cache
 def cubin(arch: str) -> bytes:
-    return nvrtc.compile_cuda(source(), arch, name="micro", options=("-default-device",)).cubin
+    return compiled(source(), arch, "micro").cubin
 
 
 def launch(name: str, out: Any, *inputs: Any, threads: int = 128, blocks: int = 1) -> Any:

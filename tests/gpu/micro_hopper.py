@@ -16,8 +16,9 @@ from fcgen.backends.hopper import HINTS, INSTRS, WIDTHS, wgmma_name
 from fcgen.ir.layout import SmemLayout, native_smem
 from fcgen.runtime import module, nvrtc
 
+from .micro import compiled
+
 ARCH = "sm_90a"
-OPTIONS = ("-default-device",)
 HEAD = """using uint32_t = unsigned int;
 using uint64_t = unsigned long long;
 struct __align__(64) TensorMap { unsigned char bytes[128]; };
@@ -426,7 +427,7 @@ def source(part: str) -> str:
 
 @functools.cache
 def binary(part: str) -> nvrtc.Binary:
-    return nvrtc.compile_cuda(source(part), ARCH, name=f"micro_{part}", options=OPTIONS)
+    return compiled(source(part), ARCH, f"micro_{part}")
 
 
 @functools.cache

@@ -16,15 +16,11 @@ def make(*shape, dtype="float16", device="cuda"):
 def case(name):
     """(arguments, named arguments, word that the message has)."""
     x = make(1, 2, 64, 64)
-    flat = make(64 * 64 * 2 + 8)
-    shifted = flat[1:1 + 64 * 64 * 2].view(1, 2, 64, 64)
-    odd_rows = make(1, 2, 64, 68)[..., :64]
     return {
         "cpu": ((x.cpu(), x, x), {}, "`q`"), "float32": ((x.float(),) * 3, {}, "dtype"), "mixed": ((x, x.bfloat16(), x), {}, "dtype"),
         "axes": ((x[0], x, x), {}, "axes"), "heads": ((make(1, 3, 64, 64), x, x), {}, "heads"),
         "lengths": ((x, x, make(1, 2, 65, 64)), {}, "length"), "head_size": ((make(1, 2, 64, 60),) * 3, {}, "head size"),
         "batch": ((make(2, 2, 64, 64), x, x), {}, "batch"), "key_head_size": ((make(1, 2, 64, 72), x, x), {}, "head size"),
-        "pointer": ((shifted, x, x), {}, "aligned"), "stride": ((x, odd_rows, x), {}, "aligned"),
         "last_axis": ((x, x.transpose(2, 3), x), {}, "contiguous"), "mask": ((x, x, x), {"causal": "left"}, "mask"),
         "ambiguous": ((x, make(1, 2, 65, 64), make(1, 2, 65, 64)), {"causal": True}, "ambiguous"),
         "not_a_tensor": (([1.0], x, x), {}, "not a tensor"), "out_shape": ((x, x, x), {"out": make(1, 2, 65, 64)}, "wrong shape"),
@@ -32,7 +28,7 @@ def case(name):
     }[name]
 
 
-NAMES = ("cpu", "float32", "mixed", "axes", "heads", "lengths", "head_size", "batch", "key_head_size", "pointer", "stride", "last_axis",
+NAMES = ("cpu", "float32", "mixed", "axes", "heads", "lengths", "head_size", "batch", "key_head_size", "last_axis",
          "mask", "ambiguous", "not_a_tensor", "out_shape", "out_dtype")
 
 
@@ -42,6 +38,16 @@ def test_refused(name):
     with pytest.raises(FcError) as caught:
         attention(*args, **named)
     assert caught.value.code == "call/argument" and word in str(caught.value)
+
+
+@pytest.mark.parametrize("at", range(3))
+@pytest.mark.parametrize("odd", ["pointer", "stride"])
+def test_what_is_not_aligned_is_taken_by_a_kernel_with_narrower_accesses(odd, at):
+    given = [make(1, 2, 64, 64) for _ in range(3)]
+    want = attention(*given)
+    shifted = make(64 * 64 * 2 + 8)[1:1 + 64 * 64 * 2].view(1, 2, 64, 64) if odd == "pointer" else make(1, 2, 64, 68)[..., :64]
+    shifted.copy_(given[at])
+    assert (attention(*given[:at], shifted, *given[at + 1:]) - want).abs().max() < 2e-3
 
 
 def test_the_gpu_still_works_afterwards():

@@ -79,6 +79,7 @@ def test_repeats_are_bit_identical():
     assert run(dataclasses.replace(BASE, causal="bottom_right", n=1025), repeats=50)[1] == []
 
 
+@pytest.mark.alone
 def test_other_streams():
     """Work is ordered on torch's current stream, and on the one that a program is given."""
     from fcgen.forward import attention, compiled

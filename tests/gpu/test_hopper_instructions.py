@@ -255,6 +255,7 @@ def test_largest_of_three():
     np.testing.assert_array_equal(out.cpu().numpy(), INSTRS["vmax3"].effect(a, b, c))
 
 
+@pytest.mark.alone
 def test_a_grid_begins_early_and_waits():
     """Each of a chain of launches reads, after its wait, what the one in front wrote at its end; and began before that."""
     launches = 12

@@ -9,10 +9,11 @@ import pytest
 import fcgen as fc
 from fcgen.backends.cuda import _function
 from fcgen.backends.hopper import INSTRS
-from fcgen.runtime import module, nvrtc
+from fcgen.runtime import module
 from tests.kernels.test_stores import ATTENTION, PERSISTENT, compiled, flipped, inputs, repeated, split_product
 
 from .micro import HEAD, SMEM
+from .micro import compiled as compiled_once
 
 torch = pytest.importorskip("torch")
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(
@@ -44,7 +45,7 @@ def cubin():
     adds = {"red_add_bf16": "unsigned short", "red_add_bf16x2": "uint32_t"}
     functions = "\n".join("\n".join(_function(INSTRS[n])) for n in (*MATRIX, *adds))
     kernels = [matrix_store(n) for n in MATRIX] + [adder(n, c) for n, c in adds.items()]
-    return nvrtc.compile_cuda(HEAD + functions + "\n" + SMEM + "\n".join(kernels) + "\n", "sm_90a", name="stores").cubin
+    return compiled_once(HEAD + functions + "\n" + SMEM + "\n".join(kernels) + "\n", "sm_90a", "stores").cubin
 
 
 def launch(name, out, given):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,7 +20,8 @@ BM, BN = 8, 4
 # kind, and of `a * col <kind> b * row + c * w + d` the coefficients; or one of the other kinds of comparison
 leaves = st.tuples(st.sampled_from(["lt", "le", "gt", "ge", "eq", "ne"]), st.integers(-3, 3), st.integers(-2, 2),
                    st.integers(-1, 1), st.integers(-20, 20),
-                   st.sampled_from(["plain", "plain", "plain", "div", "mod", "max", "uniform", "data"]))
+                   st.sampled_from(["plain", "plain", "plain", "div", "mod", "max", "uniform", "data", "abs", "quotients",
+                                    "quotient", "rest"]))
 trees = st.recursive(leaves, lambda t: st.one_of(st.tuples(st.just("and"), t, t), st.tuples(st.just("or"), t, t),
                                                  st.tuples(st.just("not"), t)), max_leaves=5)
 
@@ -27,7 +29,7 @@ trees = st.recursive(leaves, lambda t: st.one_of(st.tuples(st.just("and"), t, t)
 def build(tree, split_cond, descending: bool) -> Kernel:
     """Marks, per program, iteration and element, where the loop ran (Ran) and what the select chose (Y)."""
     N, Y, Ran, doc = tensor("N", f32, "N"), tensor("Y", f32, "M", "N"), tensor("Ran", f32, "G", "J"), tensor("doc", i32, "N")
-    w = scalar("w", i32)
+    w, p = scalar("w", i32), scalar("p", i32)
 
     def cond(t: T, tr, rows: E, cols: E) -> E:
         if tr[0] in ("and", "or"):
@@ -42,6 +44,13 @@ def build(tree, split_cond, descending: bool) -> Kernel:
             x = cols % 3
         if how == "max":
             y = t.fn("max", rows + d, 2)
+        if how == "abs":
+            x = t.fn("abs", cols * a - rows + b)
+            y = E(t, w) * c + d
+        if how in ("quotients", "quotient", "rest"):
+            by = t.full(E(t, p), BM, BN, dtype="i32")
+            x = t.fn("mod" if how == "rest" else "floordiv", cols * a, by)
+            y = t.fn("floordiv", rows + d, by) if how == "quotients" else E(t, w) * c + d
         if how == "uniform":
             return t.fn(kind, t.full(E(t, w), BM, BN, dtype="i32"), d)
         if how == "data":
@@ -68,13 +77,14 @@ def build(tree, split_cond, descending: bool) -> Kernel:
         hi = ceil_div(t.size("N"), BN)
         t.loop(t.const(0, "i32"), hi, {"n": t.full(0.0, 1)}, step, live=live, tile=BN, descending=descending)
 
-    return kernel("marks", [N, Y, Ran, doc, w], [GridAxis("mt", "M", BM)], {"Y": ("out",), "Ran": ("out",)}, body)
+    return kernel("marks", [N, Y, Ran, doc, w, p], [GridAxis("mt", "M", BM)], {"Y": ("out",), "Ran": ("out",), "p": ("positive",)},
+                  body)
 
 
-def tiles_of(tree, g: int, n: int, w: int, doc) -> list[np.ndarray]:
+def tiles_of(tree, g: int, n: int, w: int, doc, p: int) -> list[np.ndarray]:
     """The condition on each tile of one program."""
     rows = np.arange(g * BM, (g + 1) * BM)[:, None]
-    return [truth(tree, rows, np.arange(i * BN, (i + 1) * BN)[None, :], w, doc) for i in range(-(-n // BN))]
+    return [truth(tree, rows, np.arange(i * BN, (i + 1) * BN)[None, :], w, doc, p) for i in range(-(-n // BN))]
 
 
 def marks(m: int, n: int, seed: int) -> dict[str, np.ndarray]:
@@ -83,13 +93,13 @@ def marks(m: int, n: int, seed: int) -> dict[str, np.ndarray]:
             "doc": rng.integers(0, 3, n)}
 
 
-def truth(tr, rows, cols, w, doc):
+def truth(tr, rows, cols, w, doc, p):
     if tr[0] == "and":
-        return truth(tr[1], rows, cols, w, doc) & truth(tr[2], rows, cols, w, doc)
+        return truth(tr[1], rows, cols, w, doc, p) & truth(tr[2], rows, cols, w, doc, p)
     if tr[0] == "or":
-        return truth(tr[1], rows, cols, w, doc) | truth(tr[2], rows, cols, w, doc)
+        return truth(tr[1], rows, cols, w, doc, p) | truth(tr[2], rows, cols, w, doc, p)
     if tr[0] == "not":
-        return ~truth(tr[1], rows, cols, w, doc)
+        return ~truth(tr[1], rows, cols, w, doc, p)
     kind, a, b, c, d, how = tr
     fn = {"lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal, "eq": np.equal, "ne": np.not_equal}[kind]
     x, y = cols * a, rows * b + w * c + d
@@ -99,6 +109,11 @@ def truth(tr, rows, cols, w, doc):
         x = cols % 3
     if how == "max":
         y = np.maximum(rows + d, 2)
+    if how == "abs":
+        x, y = abs(cols * a - rows + b), w * c + d
+    if how in ("quotients", "quotient", "rest"):
+        x = cols * a % p + 0 * rows if how == "rest" else cols * a // p + 0 * rows
+        y = (rows + d) // p if how == "quotients" else w * c + d
     if how == "uniform":
         x, y = np.full(np.broadcast_shapes(rows.shape, cols.shape), w), d
     if how == "data":
@@ -112,14 +127,14 @@ def exact(tr) -> bool:
 
 
 @settings(max_examples=300, deadline=None)
-@given(trees, st.integers(1, 20), st.integers(1, 30), st.integers(-10, 10), st.booleans())
-def test_bounds_keep_every_live_tile(tree, m, n, w, descending):
+@given(trees, st.integers(1, 20), st.integers(1, 30), st.integers(-10, 10), st.integers(1, 30), st.booleans())
+def test_bounds_keep_every_live_tile(tree, m, n, w, p, descending):
     k = simplify.run(verify(build(tree, None, descending)), Schedule(), None)
     k = verify(split_loops.run(k, Schedule(split="none"), None))
     arrays = marks(m, n, 1)
-    Run(k, arrays, {"w": w}).run()
+    Run(k, arrays, {"w": w, "p": p}).run()
     for g in range(-(-m // BM)):
-        want = np.array([x.any() for x in tiles_of(tree, g, n, w, arrays["doc"])])
+        want = np.array([x.any() for x in tiles_of(tree, g, n, w, arrays["doc"], p)])
         ran = arrays["Ran"][g] > 0
         assert (ran >= want).all(), "a live tile was left out"
         if exact(tree):
@@ -127,14 +142,14 @@ def test_bounds_keep_every_live_tile(tree, m, n, w, descending):
 
 
 @settings(max_examples=300, deadline=None)
-@given(trees, trees, st.integers(1, 20), st.integers(1, 30), st.integers(-10, 10), st.booleans(), st.booleans())
-def test_split_writes_the_same(tree, live, m, n, w, descending, simple):
+@given(trees, trees, st.integers(1, 20), st.integers(1, 30), st.integers(-10, 10), st.integers(1, 30), st.booleans(), st.booleans())
+def test_split_writes_the_same(tree, live, m, n, w, p, descending, simple):
     before = verify(build(None if simple else live, tree, descending))
     after = verify(split_loops.run(simplify.run(before, Schedule(), None), Schedule(), None))
     a = marks(m, n, 2)
     b = {k: v.copy() for k, v in a.items()}
-    Run(before, a, {"w": w}).run()
-    run = Run(after, b, {"w": w}).run()
+    Run(before, a, {"w": w, "p": p}).run()
+    run = Run(after, b, {"w": w, "p": p}).run()
     ran = np.repeat(np.repeat(b["Ran"], BM, 0), BN, 1)[:m, :n] > 0
     np.testing.assert_array_equal(b["Y"][ran], a["Y"][ran])
     if simple:
@@ -142,5 +157,18 @@ def test_split_writes_the_same(tree, live, m, n, w, descending, simple):
     if simple and exact(tree) and tree[1] != 0:
         # the whole tiles are found, all of them (rows past the end count)
         whole = sum(bool(x.all()) and (i + 1) * BN <= n for g in range(-(-m // BM))
-                    for i, x in enumerate(tiles_of(tree, g, n, w, a["doc"])))
+                    for i, x in enumerate(tiles_of(tree, g, n, w, a["doc"], p)))
         assert run.iterations["full"] == whole
+
+
+@pytest.mark.parametrize(("leaf", "p"), [(("lt", 1, 3, 0, 9, "abs"), 1), (("le", 1, 0, 0, 6, "abs"), 1), (("eq", 1, 0, 0, 0, "quotients"), 9),
+                                         (("lt", 1, 0, 0, 3, "quotient"), 7), (("ge", 1, 0, 0, 2, "quotient"), 11)])
+def test_such_a_mask_shrinks_its_loop(leaf, p):
+    """Of 30 tiles, only those run in which the condition holds somewhere."""
+    m, n = 8, 30 * BN
+    k = verify(split_loops.run(simplify.run(verify(build(leaf, None, False)), Schedule(), None), Schedule(split="none"), None))
+    arrays = marks(m, n, 1)
+    Run(k, arrays, {"w": 0, "p": p}).run()
+    want = np.array([x.any() for x in tiles_of(leaf, 0, n, 0, arrays["doc"], p)])
+    assert 0 < want.sum() < 30
+    np.testing.assert_array_equal(arrays["Ran"][0] > 0, want)

@@ -14,6 +14,7 @@ import pytest
 from fcgen.errors import FcError
 from fcgen.runtime import cache as cache_module
 from fcgen.runtime.cache import DiskCache, cache_dir, key_of, open_cache
+from tests.work import calls
 
 KEY = key_of("a kernel", 1)
 FILES = {"kernel.cubin": bytes(range(256)) * 100, "kernel.cu": b"// text", "empty": b""}
@@ -153,14 +154,9 @@ def test_no_half_written_file_is_left_when_the_disk_is_full(cache, monkeypatch):
     assert not [p for p in cache.root.glob("??/*") if p.suffix != ".lock"]
 
 
-def test_an_entry_is_read_in_under_two_milliseconds(cache):
+def test_an_entry_is_read_in_a_few_calls(cache):
     cache.put(KEY, {"cubin": os.urandom(200_000)}, {})
-    times = []
-    for _ in range(20):
-        start = time.perf_counter()
-        cache.get(KEY)
-        times.append(time.perf_counter() - start)
-    assert min(times) < 0.002
+    assert calls(lambda: cache.get(KEY)) < 300  # and one pass over its bytes, to hash them
 
 
 def test_the_folder_named_by_the_environment_is_made_private(monkeypatch, tmp_path):
@@ -171,41 +167,143 @@ def test_the_folder_named_by_the_environment_is_made_private(monkeypatch, tmp_pa
         assert path.stat().st_mode & 0o777 == 0o700
 
 
-@posix
-@pytest.mark.parametrize("mode", [0o770, 0o702, 0o777])
-def test_a_folder_that_others_can_write_to_is_refused(monkeypatch, tmp_path, mode):
-    folder = tmp_path / "open"
-    folder.mkdir()
-    folder.chmod(mode)
-    monkeypatch.setenv("FCGEN_CACHE_DIR", str(folder))
-    for use in (cache_dir, open_cache):
-        with pytest.raises(FcError) as caught:
-            use()
-        assert caught.value.code == "cache/unusable" and "chmod 700" in caught.value.hint
+# ---- folders that will not do --------------------------------------------------------------------------------------------
 
 
-@posix
-def test_a_folder_of_another_user_is_refused(monkeypatch, tmp_path):
-    monkeypatch.setenv("FCGEN_CACHE_DIR", str(tmp_path))
-    tmp_path.chmod(0o700)
-    monkeypatch.setattr(cache_module.os, "getuid", lambda: tmp_path.stat().st_uid + 1)
-    with pytest.raises(FcError, match="belongs to another user"):
-        open_cache()
-
-
-def test_a_place_that_cannot_be_written_warns_once_and_works(monkeypatch, tmp_path):
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("FCGEN_CACHE_DIR", str(tmp_path / "file" / "sub"))
+@pytest.fixture
+def unwarned(monkeypatch):
+    """As in a process that has not warned, and has kept nothing in memory."""
     monkeypatch.setattr(cache_module, "_warned", set())
+    cache_module._in_memory.cache_clear()
+    yield
+    cache_module._in_memory.cache_clear()
+
+
+def open_to_others(folder, monkeypatch):
+    folder.chmod(0o777)
+
+
+def of_the_group(folder, monkeypatch):
+    folder.chmod(0o770)
+
+
+def of_another_user(folder, monkeypatch):
+    """A bind mount, or root's under sudo."""
+    monkeypatch.setattr(cache_module.os, "getuid", lambda: folder.stat().st_uid + 1)
+
+
+def not_writable(folder, monkeypatch):
+    monkeypatch.setattr(cache_module.os, "access", lambda *a: False)
+
+
+def a_file(folder, monkeypatch):
+    folder.rmdir()
+    folder.write_text("")
+
+
+def below_a_file(folder, monkeypatch):
+    a_file(folder, monkeypatch)
+    monkeypatch.setenv("FCGEN_CACHE_DIR", str(folder / "sub"))
+
+
+def a_pipe(folder, monkeypatch):
+    folder.rmdir()
+    os.mkfifo(folder)
+
+
+def a_link_to_nothing(folder, monkeypatch):
+    folder.rmdir()
+    folder.symlink_to(folder.with_name("gone"))
+
+
+def no_home(folder, monkeypatch):
+    for name in ("FCGEN_CACHE_DIR", "HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+
+
+UNUSABLE = (open_to_others, of_the_group, of_another_user, not_writable, a_file, below_a_file, a_pipe, a_link_to_nothing, no_home)
+
+
+@posix
+@pytest.mark.parametrize("spoil", UNUSABLE, ids=lambda f: f.__name__)
+def test_a_folder_that_will_not_do_warns_once_and_the_work_goes_on(spoil, monkeypatch, tmp_path, unwarned):
+    folder = tmp_path / "kernels"
+    folder.mkdir(mode=0o700)
+    monkeypatch.setenv("FCGEN_CACHE_DIR", str(folder))
+    spoil(folder, monkeypatch)
     with pytest.warns(UserWarning, match="keeps no compiled kernels"):
         cache = open_cache()
-    assert cache.get_or_build(KEY, lambda: (FILES, {})).files == FILES
-    assert cache.get(KEY) is None and cache.stats().entries == 0 and cache.clear() == 0
+    assert cache.root is None and not cache.get_or_build(KEY, lambda: (FILES, {"a": 1})).hit
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        open_cache()
-    with pytest.raises(FcError, match="cannot be made"):
+        entry = open_cache().get_or_build(KEY, lambda: pytest.fail("built twice in one process"))
+    assert entry.hit and entry.files == FILES and entry.meta == {"a": 1}
+    assert cache.stats().entries == 0 and cache.clear() == 0 and cache.get(KEY) is None
+    with pytest.raises(FcError) as caught:
         cache_dir()
+    assert caught.value.code == "cache/unusable" and caught.value.hint
+
+
+def a_pipe_for_an_entry(path):
+    os.mkfifo(path)
+
+
+def a_folder_for_an_entry(path):
+    path.mkdir()
+
+
+def a_link_to_nothing_for_an_entry(path):
+    path.symlink_to("gone")
+
+
+def a_link_to_an_entry_elsewhere(path):
+    elsewhere = DiskCache(path.parents[1] / "elsewhere")
+    elsewhere.root.mkdir()
+    elsewhere.put(KEY, {"cubin": b"planted"}, {})
+    path.symlink_to(entry_file(elsewhere))
+
+
+def a_device_for_an_entry(path):
+    path.symlink_to("/dev/zero")
+
+
+TAKEN = (a_pipe_for_an_entry, a_folder_for_an_entry, a_link_to_nothing_for_an_entry, a_link_to_an_entry_elsewhere, a_device_for_an_entry)
+
+
+@posix
+@pytest.mark.parametrize("take", TAKEN, ids=lambda f: f.__name__)
+def test_what_is_no_entry_is_neither_read_nor_waited_for(take, cache, unwarned):
+    path = cache._path(KEY)
+    path.parent.mkdir()
+    take(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore" if take is a_folder_for_an_entry else "error")
+        assert cache.get_or_build(KEY, lambda: (FILES, {})).files == FILES
+        cache.stats()
+    assert take is a_folder_for_an_entry or cache.get(KEY) == FILES
+
+
+@posix
+def test_an_entry_of_another_user_is_not_used(cache, monkeypatch, unwarned):
+    """Root squash, or a folder that was somebody else's: a kernel is code."""
+    cache.put(KEY, {"cubin": b"planted"}, {})
+    monkeypatch.setattr(cache_module.os, "getuid", lambda: os.stat(cache.root).st_uid + 1)
+    assert cache.get(KEY) is None
+    assert cache.get_or_build(KEY, lambda: (FILES, {})).files == FILES
+
+
+@posix
+@pytest.mark.parametrize("take", [a_pipe_for_an_entry, a_folder_for_an_entry, a_link_to_nothing_for_an_entry],
+                         ids=["a pipe", "a folder", "a link"])
+def test_a_lock_that_is_no_file_costs_a_warning_at_most(take, cache, unwarned):
+    path = cache._path(KEY).with_suffix(".lock")
+    path.parent.mkdir()
+    take(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert cache.get_or_build(KEY, lambda: (FILES, {})).files == FILES
+    assert cache.get(KEY) == FILES
 
 
 @pytest.mark.parametrize(("one", "other"), [

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import ctypes
+import struct
 import sys
+from dataclasses import replace
 
+import numpy as np
+import pretend
 import pytest
 
+from fcgen import doctor
 from fcgen.errors import FcError
-from fcgen.runtime import cache, doctor, driver, nvrtc
+from fcgen.kernels.reference import attention_reference
+from fcgen.runtime import cache, driver, module, nvrtc
 
 
 def test_available_says_why():
@@ -85,6 +92,7 @@ def test_the_doctor_survives_what_it_looks_for(monkeypatch):
     def bug(*args, **kwargs):
         raise ZeroDivisionError("oops")
 
+    monkeypatch.setattr(doctor, "_program", doctor._program.__wrapped__)
     monkeypatch.setattr(nvrtc, "compile_cuda", broken)
     monkeypatch.setattr(cache, "cache_dir", bug)
     found = {c.name: c for c in doctor.checks()}
@@ -98,4 +106,82 @@ def test_a_gpu_has_plausible_facts():
     assert info.capability >= (8, 0) and info.sm_count > 0 and info.smem_per_block >= 99 * 1024
     assert info.regs_per_sm == 65536 and info.driver_version >= (12, 0) and info.memory_bytes > 2**30
     assert info.arch.startswith(f"sm_{info.capability[0]}{info.capability[1]}")
-    print("\n" + "\n".join(map(str, [info, *doctor.checks()])))
+    found = doctor.checks()
+    print("\n" + "\n".join(map(str, [info, *found])))
+    assert [c.name for c in found if not c.ok and not c.optional] == []
+    assert sum(" on GPU 0" in c.name for c in found) == 1 + (info.capability == (9, 0))
+
+
+# ---- a driver that is older than the compiler, and a GPU whose numbers are wrong ------------------------------------------
+
+CUBIN = b"\x7fELF\x02\x01" + bytes(42) + struct.pack("<I", 90) + bytes(12)
+ERRORS = {200: "CUDA_ERROR_INVALID_IMAGE", 222: "CUDA_ERROR_UNSUPPORTED_PTX_VERSION", 2: "CUDA_ERROR_OUT_OF_MEMORY"}
+
+
+class Refusing(pretend.Driver):
+    """Loads nothing."""
+
+    def __init__(self, error):
+        super().__init__()
+        self.error = error
+
+    def cuModuleLoadData(self, cubin):
+        return self.error, None
+
+    def cuGetErrorName(self, status):
+        return 0, ERRORS[status].encode()
+
+    def cuGetErrorString(self, status):
+        return 0, b"its description"
+
+
+@pytest.mark.parametrize(("error", "version", "compiler", "said", "not_said"), [
+    (200, (12, 4), (13, 5), ["CUDA 12.4, NVRTC is 13.5", "pip install nvidia-cuda-nvrtc-cu12 nvidia-cuda-nvcc-cu12", "580"], "damaged"),
+    (222, (12, 8), (13, 0), ["CUDA 12.8, NVRTC is 13.0", "too new"], "damaged"), (200, (12, 4), (12, 9), ["damaged"], "pip install"),
+    (2, (12, 4), (13, 5), ["hold the GPU's memory"], "NVRTC")])
+def test_a_driver_older_than_the_compiler_is_named_with_it(monkeypatch, error, version, compiler, said, not_said):
+    load = module.load
+    fake = pretend.install(monkeypatch, Refusing(error))
+    monkeypatch.setattr(driver, "device_info", lambda n=0: replace(pretend.INFO, driver_version=version))
+    monkeypatch.setattr(nvrtc, "nvrtc_version", lambda: compiler)
+    with pytest.raises(FcError) as caught:
+        load(CUBIN, "k", 0)
+    assert all(words in str(caught.value) for words in [ERRORS[error], *said]) and not_said not in str(caught.value)
+    assert fake.entered == []
+
+
+class Answering(pretend.Driver):
+    """Gives these arrays where copies from the GPU of their size are asked for."""
+
+    def __init__(self, *answers):
+        super().__init__([8] * 40)
+        self.answers = {x.nbytes: x for x in answers}
+
+    def cuMemcpyDtoH(self, to, start, size):
+        if size in self.answers:
+            ctypes.memmove(to, self.answers[size].ctypes.data, size)
+        return (0,)
+
+    def cuLaunchKernelEx(self, config, function, params, extra):
+        return (0,)
+
+
+@pytest.mark.parametrize(("wrong", "ok"), [(0.0, True), (0.1, False), (None, False)], ids=["right", "wrong", "nothing written"])
+def test_the_doctor_runs_a_kernel_and_looks_at_its_numbers(monkeypatch, wrong, ok):
+    b, h, m, n, d = doctor.SIZES
+    rng = np.random.default_rng(0)
+    out, lse = attention_reference(*(rng.standard_normal((b, h, x, d)).astype(np.float16) for x in (m, n, n)))
+    answers = () if wrong is None else ((out + wrong).astype(np.float16), lse.astype(np.float32))
+    pretend.install(monkeypatch, Answering(*answers))
+    monkeypatch.setattr(doctor._program("sm_90a"), "_launcher", None)
+    found = doctor._launch("sm_90a", 0)
+    assert found.ok == ok and not found.optional and (ok or found.hint)
+    assert ("largest error" in found.detail) and ("inf" in found.detail) == (wrong is None)
+
+
+def test_the_doctor_says_what_a_gpu_refuses(monkeypatch):
+    pretend.install(monkeypatch, pretend.Driver())
+    monkeypatch.setattr(doctor._program("sm_90a"), "_launcher", None)
+    monkeypatch.setattr(module, "load", lambda *a: (_ for _ in ()).throw(FcError("call/driver", "loading failed", hint="update it")))
+    found = doctor._launch("sm_90a", 0)
+    assert (found.ok, found.optional, found.hint) == (False, False, "update it") and "loading failed" in found.detail

@@ -230,3 +230,13 @@ def test_a_steady_call_is_cheap(world, given):
     us = steady_us(*world, given)
     print(f"steady call, out {'given' if given else 'made'}: {us:.2f} us")
     assert us < 20, "4 is expected; this machine may be busy"
+
+
+def test_views_that_no_bulk_copy_reads_take_a_kernel_that_makes_none(world):
+    t, fake = world
+    fcgen.attention(*three(t))
+    odd = Tensor((2, 4, 256, 64), t.float16, (4 * 256 * 66, 256 * 66, 66, 1))
+    for qkv in ([odd, *three(t)[1:]], [*three(t)[:2], odd]):
+        with pytest.raises(FcError, match="not aligned"):  # these pretend to make bulk copies all the same
+            fcgen.attention(*qkv)
+    assert [key[5] for key in fake.programs] == ["sm_90a", "sm_90"]

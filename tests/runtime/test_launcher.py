@@ -219,3 +219,62 @@ def test_a_kernel_that_waits_for_those_in_front_is_launched_before_they_have_end
     assert [(launch[:3], launch[3]) for launch in fake.launches] == [(((2, 1, 1), (384, 1, 1), 1024), s) for s in (3, 3, 4)]
     told = {"programmatic stream serialization": {"programmaticStreamSerializationAllowed": 1}}
     assert fake.attributes == [told] * 3 * pdl
+
+
+PLAIN = (("ptr", "X", -1, ()), ("stride", "X", 0, ()), ("ptr", "Y", -1, ()), ("scalar", "n", -1, ()), ("size", "M", -1, ()))
+
+
+def plain(aligned=(("X", 8, 4), ("Y", 2, 2)), ranges=(), narrower=None):
+    """A kernel without maps: 8 bytes of X at a time, single elements of Y."""
+    f = Facts("k", "sm_90", 128, 0, (("X", "tensor", "f16", ("M", "D"), ()), ("Y", "tensor", "f16", ("M", "D"), ("out",)),
+                                     ("n", "scalar", "i32", (), ())), PLAIN, (("m", "M", 64, 1),), aligned=aligned, ranges=ranges)
+    return Launcher(Built(f, Schedule(), "", "", "", b"", ""), narrower)
+
+
+@pytest.mark.parametrize(("x", "said"), [
+    ({"ptr": 0x1008}, ""), ({"strides": (66, 1)}, ""), ({"strides": (0, 1)}, ""), ({"shape": (1, 64), "strides": (65, 1)}, ""),
+    ({"ptr": 0x1004}, "argument `X` is not aligned"), ({"strides": (65, 1)}, "axis 0 of argument `X`")])
+def test_a_launch_checks_what_the_kernel_needs_and_nothing_more(monkeypatch, x, said):
+    monkeypatch.setitem(sys.modules, "torch", torch())
+    fake = install(monkeypatch, Driver((8, 8, 8, 4, 4)))
+    given = {"X": Tensor(**{"shape": (64, 64), "dtype": F16, **x}), "n": 1}
+    given["Y"] = Tensor(given["X"].shape, F16, (65, 1), ptr=0x1002)
+    if not said:
+        plain()(given)
+        stride = number(fake.launches[0][-1][1], "q")
+        assert stride == (0 if given["X"].shape[0] == 1 else given["X"].stride()[0])
+        return
+    with pytest.raises(FcError, match=said) as e:
+        plain()(given)
+    assert e.value.code == "call/argument" and e.value.hint and not fake.launches
+    asked, kept = [], plain((("X", 2, 2), ("Y", 2, 2)))
+    wide = plain(narrower=lambda have: asked.append(have) or kept)
+    for _ in range(3):
+        wide(given)
+    assert len(fake.launches) == 3 and len(asked) == 1 and asked[0]["Y"].words == (2, 2)
+    assert asked[0]["X"].words == ((4, 16) if "ptr" in x else (16, 2))
+
+
+@pytest.mark.parametrize(("n", "got"), [(7, 7), (2**31 - 1, 2**29), (-(2**31), -(2**29)), (2**31, None), (-(2**40), None)])
+def test_scalars_saturate_or_are_refused(monkeypatch, n, got):
+    monkeypatch.setitem(sys.modules, "torch", torch())
+    fake = install(monkeypatch, Driver((8, 8, 8, 4, 4)))
+    given = {"X": Tensor((64, 64), F16), "Y": Tensor((64, 64), F16), "n": n}
+    calls = [plain(ranges=(("M", 0, 2**29, False), ("n", -(2**29), 2**29, True))), plain(ranges=(("n", -100, 100, False),)), plain()]
+    for call, want in zip(calls, (got, n if abs(n) <= 100 else None, n if abs(n) < 2**31 or n == -(2**31) else None)):
+        if want is None:
+            with pytest.raises(FcError, match="argument `n` is out of range"):
+                call(given)
+        else:
+            call(given)
+            assert number(fake.launches[-1][-1][3], "i") == want
+
+
+def test_sizes_past_what_is_admitted_are_refused(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", torch())
+    fake = install(monkeypatch, Driver((8, 8, 8, 4, 4)))
+    for m, most in ((2**29 + 1, 2**29), (2**31 - 1, 2**29), (2**31, 2**31 - 1)):
+        given = {"X": Tensor((m, 64), F16, (0, 1)), "Y": Tensor((m, 64), F16, (0, 1)), "n": 1}
+        with pytest.raises(FcError, match="argument `X` is too large") as e:
+            plain(ranges=(("M", 0, 2**29, False),) if most == 2**29 else ())(given)
+        assert str(most) in str(e.value) and not fake.launches

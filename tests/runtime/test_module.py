@@ -14,6 +14,7 @@ from runtime_kernels import DYNAMIC, MMA, SCALE
 from fcgen.errors import FcError
 from fcgen.runtime import driver, nvrtc, tensors
 from fcgen.runtime.module import ArgPacker, load
+from tests.work import calls
 
 
 def read(address: int, number: int, code: str):
@@ -91,11 +92,10 @@ def test_an_unknown_kind_is_refused():
         ArgPacker(("f8",))
 
 
-def test_packing_costs_about_a_microsecond():
+def test_packing_is_a_few_calls_however_many_arguments():
     packer = ArgPacker(("ptr",) * 4 + ("i32",) * 6 + ("f32",) * 2 + ("i64",) * 6)
     values = [1] * 10 + [1.0] * 2 + [3] * 6
-    best = min(_time(lambda: packer.pack(values)) for _ in range(5))
-    assert best < 10e-6  # 0.5 us where it was written; the bound only has to catch a change of kind
+    assert calls(lambda: packer.pack(values)) <= 6
 
 
 def _time(call, times: int = 1000) -> float:
@@ -237,6 +237,7 @@ def test_threads_launch_the_same_kernel_with_their_own_arguments():
 
 
 @pytest.mark.gpu
+@pytest.mark.alone
 def test_a_steady_launch_costs_the_host_a_few_microseconds():
     _, kernel = built(SCALE, "scale")
     memory = Memory(np.ones(1, np.float32))

@@ -189,7 +189,7 @@ def test_headers_of_nvrtcs_own_version_win(places):
 
 
 def test_importing_the_runtime_loads_neither_torch_nor_cuda():
-    code = ("import sys; from fcgen.runtime import cache, cubin, doctor, driver, module, nvrtc, tensors; "
+    code = ("import sys; from fcgen.runtime import cache, cubin, driver, module, nvrtc, tensors; "
             "print([m for m in sys.modules if m.split('.')[0] in ('torch', 'cuda')])")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -83,7 +83,8 @@ def gemm(stages: int, *, wait: bool = True, full: bool = True, commit: bool = Tr
     offsets = (0, ra.type.bytes + -ra.type.bytes % 1024)
     kernel = Kernel("gemm", "machine", (A, B, C), (GridAxis("i", "M", M), GridAxis("j", "N", N)),
                     (Role("main", WARPS, o.block((pi, pj))),), {"C": ("out",)}, buffers=(ra, rb),
-                    meta={"smem_offsets": offsets, "smem_bytes": offsets[1] + rb.type.bytes})
+                    meta={"smem_offsets": offsets, "smem_bytes": offsets[1] + rb.type.bytes,
+                          "aligned": (("A", 16, 16), ("B", 16, 16), ("C", 8, 8))})
     return verify(kernel)
 
 

@@ -4,8 +4,6 @@
 // grid:     i over M in tiles of 128
 // grid:     j over N in tiles of 64
 // shared:   49152 bytes
-// 0  a: f16[128,64]{panel 64 swizzle 128} x2
-// 32768  b: f16[64,64]{panel 64 swizzle 128} x2
 
 using uint32_t = unsigned int;
 using f16 = unsigned short;  // its bits
@@ -65,6 +63,10 @@ __device__ __forceinline__ unsigned short half_of(const uint32_t* p, int i) {
     return static_cast<unsigned short>(i % 2 ? p[i / 2] >> 16 : p[i / 2]);
 }
 
+// Bytes from the start of shared memory.
+constexpr uint32_t a_offset = 0;  // f16[128,64]{panel 64 swizzle 128} x2
+constexpr uint32_t b_offset = 32768;  // f16[64,64]{panel 64 swizzle 128} x2
+
 // Register i of a tile -> the register, or the offset, that goes with it.
 __device__ constexpr int col_out(int i) { return i / 4 % 8 * 2 + i % 2; }
 
@@ -75,6 +77,8 @@ gemm_sm_89(const f16* __restrict__ A, long long A_s0, const f16* __restrict__ B,
     const uint32_t smem_base = static_cast<uint32_t>(__cvta_generic_to_shared(smem));
     const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);  // known to be the same in all lanes
     const int lane = threadIdx.x % 32;
+    const uint32_t a_smem = smem_base + a_offset;
+    const uint32_t b_smem = smem_base + b_offset;
     const int i_tiles = (M + 127) / 128;
     const int i_ = int(blockIdx.x) % i_tiles;
     const int j = int(blockIdx.x) / i_tiles;
@@ -84,7 +88,7 @@ gemm_sm_89(const f16* __restrict__ A, long long A_s0, const f16* __restrict__ B,
     const int tiles = (K + 63) / 64;
     // spec.py:6
     const uint32_t copy_lane = swizzle<0x70>(warp * 4096 + lane * 16);
-    const uint32_t a_dst = smem_base + copy_lane;
+    const uint32_t a_dst = a_smem + copy_lane;
     const int copy_row = warp * 32 + lane / 8;
     const int copy_col = lane % 8 * 8;
     const long long a_step = 4 * A_s0;
@@ -95,7 +99,6 @@ gemm_sm_89(const f16* __restrict__ A, long long A_s0, const f16* __restrict__ B,
         cp_async_16_fill((a_dst ^ (i % 2 * 64)) + i * 512, a_src, a_pos + i * 4 < M && copy_col < K ? max(0, min(8, K - copy_col)) * 2 : 0);
         a_src += a_step;
     }
-    const uint32_t b_smem = smem_base + 32768;
     // spec.py:7
     const uint32_t copy_lane_2 = swizzle<0x70>(warp * 2048 + lane * 16);
     const uint32_t b_dst = b_smem + copy_lane_2;
@@ -124,7 +127,7 @@ gemm_sm_89(const f16* __restrict__ A, long long A_s0, const f16* __restrict__ B,
         __syncthreads();
         // spec.py:6
         const int k0 = (t + 1) * 64;
-        const uint32_t a_slot = smem_base + ((t + 1) & 1) * 16384;
+        const uint32_t a_slot = a_smem + ((t + 1) & 1) * 16384;
         const uint32_t a_dst_2 = a_slot + copy_lane;
         const f16* a_src_2 = a_base + k0;
         const int a_pos_2 = k0 + copy_col;
@@ -144,7 +147,7 @@ gemm_sm_89(const f16* __restrict__ A, long long A_s0, const f16* __restrict__ B,
             b_src_2 += b_step;
         }
         commit_group();
-        const uint32_t a_slot_2 = smem_base + (t & 1) * 16384;
+        const uint32_t a_slot_2 = a_smem + (t & 1) * 16384;
         const uint32_t b_slot_2 = b_smem + (t & 1) * 8192;
         // spec.py:8
         const uint32_t a_at = a_slot_2 + a_lane;

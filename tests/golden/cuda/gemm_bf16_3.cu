@@ -4,8 +4,6 @@
 // grid:     i over M in tiles of 64
 // grid:     j over N in tiles of 128
 // shared:   36864 bytes
-// 0  a: bf16[64,32]{panel 32 swizzle 64} x3
-// 12288  b: bf16[32,128]{panel 64 swizzle 128} x3
 
 using uint32_t = unsigned int;
 using bf16 = unsigned short;  // its bits
@@ -64,6 +62,10 @@ __device__ __forceinline__ unsigned short half_of(const uint32_t* p, int i) {
     return static_cast<unsigned short>(i % 2 ? p[i / 2] >> 16 : p[i / 2]);
 }
 
+// Bytes from the start of shared memory.
+constexpr uint32_t a_offset = 0;  // bf16[64,32]{panel 32 swizzle 64} x3
+constexpr uint32_t b_offset = 12288;  // bf16[32,128]{panel 64 swizzle 128} x3
+
 extern "C" __global__ void __launch_bounds__(128, 1)
 gemm_sm_89(const bf16* __restrict__ A, long long A_s0, const bf16* __restrict__ B, long long B_s0,
         bf16* __restrict__ C_, long long C_s0, int M, int K, int N) {
@@ -71,6 +73,8 @@ gemm_sm_89(const bf16* __restrict__ A, long long A_s0, const bf16* __restrict__ 
     const uint32_t smem_base = static_cast<uint32_t>(__cvta_generic_to_shared(smem));
     const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);  // known to be the same in all lanes
     const int lane = threadIdx.x % 32;
+    const uint32_t a_smem = smem_base + a_offset;
+    const uint32_t b_smem = smem_base + b_offset;
     const int i_tiles = (M + 63) / 64;
     const int i_ = int(blockIdx.x) % i_tiles;
     const int j = int(blockIdx.x) / i_tiles;
@@ -80,7 +84,7 @@ gemm_sm_89(const bf16* __restrict__ A, long long A_s0, const bf16* __restrict__ 
     const int tiles = (K + 31) / 32;
     // spec.py:6
     const uint32_t copy_lane = swizzle<0x30>(warp * 1024 + lane * 16);
-    const uint32_t a_dst = smem_base + copy_lane;
+    const uint32_t a_dst = a_smem + copy_lane;
     const int copy_row = warp * 16 + lane / 4;
     const int copy_col = lane % 4 * 8;
     const long long a_step = 8 * A_s0;
@@ -90,7 +94,6 @@ gemm_sm_89(const bf16* __restrict__ A, long long A_s0, const bf16* __restrict__ 
         cp_async_16(a_dst + i * 512, a_src);
         a_src += a_step;
     }
-    const uint32_t b_smem = smem_base + 12288;
     // spec.py:7
     const uint32_t copy_lane_2 = swizzle<0x70>(warp * 1024 + lane / 16 * 128 + lane / 8 % 2 * 4096 + lane % 8 * 16);
     const uint32_t b_dst = b_smem + copy_lane_2;
@@ -105,7 +108,7 @@ gemm_sm_89(const bf16* __restrict__ A, long long A_s0, const bf16* __restrict__ 
     }
     commit_group();
     // spec.py:6
-    const uint32_t a_slot = smem_base + 4096;
+    const uint32_t a_slot = a_smem + 4096;
     const uint32_t a_dst_2 = a_slot + copy_lane;
     const bf16* a_src_2 = A + (long long)(row + copy_row) * A_s0 + 32 + copy_col;
     #pragma unroll
@@ -138,7 +141,7 @@ gemm_sm_89(const bf16* __restrict__ A, long long A_s0, const bf16* __restrict__ 
         __syncthreads();
         // spec.py:6
         const int k0 = (t + 2) * 32;
-        const uint32_t a_slot_2 = smem_base + (t + 2) % 3 * 4096;
+        const uint32_t a_slot_2 = a_smem + (t + 2) % 3 * 4096;
         const uint32_t a_dst_3 = a_slot_2 + copy_lane;
         const bf16* a_src_3 = a_base + k0;
         #pragma unroll
@@ -156,7 +159,7 @@ gemm_sm_89(const bf16* __restrict__ A, long long A_s0, const bf16* __restrict__ 
             b_src_3 += b_step;
         }
         commit_group();
-        const uint32_t a_slot_3 = smem_base + t % 3 * 4096;
+        const uint32_t a_slot_3 = a_smem + t % 3 * 4096;
         const uint32_t b_slot_3 = b_smem + t % 3 * 8192;
         // spec.py:8
         const uint32_t a_at = a_slot_3 + a_lane;

@@ -2,8 +2,6 @@
 // block:    4 warps, 128 threads
 // grid:     i over 1
 // shared:   3328 bytes
-// 0  line: f32[128]{panel 128}
-// 1024  tile: f32[64,8]{panel 8 pad 1}
 
 using uint32_t = unsigned int;
 
@@ -22,13 +20,18 @@ __device__ __forceinline__ float shfl_xor_f32(float x, int lanes) {
     return __shfl_xor_sync(0xffffffffu, x, lanes);
 }
 
+// Bytes from the start of shared memory.
+constexpr uint32_t line_offset = 0;  // f32[128]{panel 128}
+constexpr uint32_t tile_offset = 1024;  // f32[64,8]{panel 8 pad 1}
+
 extern "C" __global__ void __launch_bounds__(128, 1)
 small_shapes_sm_89(const float* __restrict__ X, float* __restrict__ Y, float* __restrict__ Z) {
     extern __shared__ __align__(1024) unsigned char smem[];
     const uint32_t smem_base = static_cast<uint32_t>(__cvta_generic_to_shared(smem));
     const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);  // known to be the same in all lanes
     const int lane = threadIdx.x % 32;
-    const uint32_t tile_smem = smem_base + 1024;
+    const uint32_t line_smem = smem_base + line_offset;
+    const uint32_t tile_smem = smem_base + tile_offset;
     // spec.py:2
     float v[4];
     const float* x_ptr = X + lane;
@@ -37,7 +40,7 @@ small_shapes_sm_89(const float* __restrict__ X, float* __restrict__ Y, float* __
         v[i] = x_ptr[i * 32];
     // spec.py:3
     const uint32_t line_lane = lane * 4;
-    const uint32_t line_at = smem_base + line_lane;
+    const uint32_t line_at = line_smem + line_lane;
     if (warp == 0) {
         #pragma unroll
         for (int i = 0; i < 4; ++i)
@@ -47,7 +50,7 @@ small_shapes_sm_89(const float* __restrict__ X, float* __restrict__ Y, float* __
     // spec.py:4
     float w[1];
     const uint32_t line_lane_2 = warp * 128 + lane * 4;
-    const uint32_t line_at_2 = smem_base + line_lane_2;
+    const uint32_t line_at_2 = line_smem + line_lane_2;
     ld_shared_f32x1(w, line_at_2);
     // spec.py:5
     const uint32_t tile_lane = lane * 36 + 12;

@@ -5,9 +5,6 @@
 // grid:     h over H
 // grid:     i over M in tiles of 128
 // shared:   49152 bytes
-// 0  x: bf16[128,64]{panel 64 swizzle 128}
-// 16384  y: bf16[64,64]{panel 64 swizzle 128} x2
-// 32768  z: bf16[64,64]{panel 64 swizzle 128} x2
 
 #define INF __int_as_float(0x7f800000)
 using uint32_t = unsigned int;
@@ -94,6 +91,11 @@ __device__ __forceinline__ float log2_approx(float x) {
     return y;
 }
 
+// Bytes from the start of shared memory.
+constexpr uint32_t x_offset = 0;  // bf16[128,64]{panel 64 swizzle 128}
+constexpr uint32_t y_offset = 16384;  // bf16[64,64]{panel 64 swizzle 128} x2
+constexpr uint32_t z_offset = 32768;  // bf16[64,64]{panel 64 swizzle 128} x2
+
 // Register i of a tile -> the register, or the offset, that goes with it.
 __device__ constexpr int row_p(int i) { return i / 32 * 2 + i / 2 % 2; }
 
@@ -106,6 +108,9 @@ two_dots_sm_89(const bf16* __restrict__ X, long long X_s0, long long X_s1, long 
     const uint32_t smem_base = static_cast<uint32_t>(__cvta_generic_to_shared(smem));
     const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);  // known to be the same in all lanes
     const int lane = threadIdx.x % 32;
+    const uint32_t x_smem = smem_base + x_offset;
+    const uint32_t y_smem = smem_base + y_offset;
+    const uint32_t z_smem = smem_base + z_offset;
     const int i_tiles = (M + 127) / 128;
     const int i_ = int(blockIdx.x) % i_tiles;
     const int rest = int(blockIdx.x) / i_tiles;
@@ -114,7 +119,7 @@ two_dots_sm_89(const bf16* __restrict__ X, long long X_s0, long long X_s1, long 
     // spec.py:2
     const int row0 = i_ * 128;
     const uint32_t copy_lane = swizzle<0x70>(warp * 4096 + lane * 16);
-    const uint32_t x_dst = smem_base + copy_lane;
+    const uint32_t x_dst = x_smem + copy_lane;
     const int copy_row = warp * 32 + lane / 8;
     const int copy_col = lane % 8 * 8;
     const long long x_step = 4 * X_s2;
@@ -127,7 +132,6 @@ two_dots_sm_89(const bf16* __restrict__ X, long long X_s0, long long X_s1, long 
     }
     commit_group();
     const int tiles = (N + 63) / 64;
-    const uint32_t y_smem = smem_base + 16384;
     // spec.py:6
     const uint32_t copy_lane_2 = swizzle<0x70>(warp * 2048 + lane * 16);
     const uint32_t y_dst = y_smem + copy_lane_2;
@@ -139,7 +143,6 @@ two_dots_sm_89(const bf16* __restrict__ X, long long X_s0, long long X_s1, long 
         cp_async_16_fill((y_dst ^ (i % 2 * 64)) + i * 512, y_src, copy_row_2 + i * 4 < N ? 16 : 0);
         y_src += y_step;
     }
-    const uint32_t z_smem = smem_base + 32768;
     const uint32_t z_dst = z_smem + copy_lane_2;
     const long long z_step = 4 * Z_s2;
     const bf16* z_src = Z + (long long)b * Z_s0 + (long long)h * Z_s1 + (long long)copy_row_2 * Z_s2 + copy_col;
@@ -154,7 +157,7 @@ two_dots_sm_89(const bf16* __restrict__ X, long long X_s0, long long X_s1, long 
     // spec.py:3
     uint32_t xf[32];
     const uint32_t x_lane = swizzle<0x70>(warp * 4096 + lane / 16 * 16 + lane % 16 * 128);
-    const uint32_t x_at = smem_base + x_lane;
+    const uint32_t x_at = x_smem + x_lane;
     #pragma unroll
     for (int i = 0; i < 8; ++i)
         ldmatrix_x4(&xf[i * 4], (x_at ^ (i % 4 * 32)) + i / 4 * 2048);

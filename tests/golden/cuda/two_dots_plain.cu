@@ -5,9 +5,6 @@
 // grid:     h over H
 // grid:     i over M in tiles of 128
 // shared:   98304 bytes
-// 0  x: f16[128,128]{panel 64 swizzle 128}
-// 32768  y: f16[64,128]{panel 64 swizzle 128} x2
-// 65536  z: f16[64,128]{panel 64 swizzle 128} x2
 
 #define INF __int_as_float(0x7f800000)
 using uint32_t = unsigned int;
@@ -99,6 +96,11 @@ __device__ __forceinline__ float log2_approx(float x) {
     return y;
 }
 
+// Bytes from the start of shared memory.
+constexpr uint32_t x_offset = 0;  // f16[128,128]{panel 64 swizzle 128}
+constexpr uint32_t y_offset = 32768;  // f16[64,128]{panel 64 swizzle 128} x2
+constexpr uint32_t z_offset = 65536;  // f16[64,128]{panel 64 swizzle 128} x2
+
 // Register i of a tile -> the register, or the offset, that goes with it.
 __device__ constexpr int row_p(int i) { return i / 32 * 2 + i / 2 % 2; }
 __device__ constexpr int row_acc(int i) { return i / 64 * 2 + i / 2 % 2; }
@@ -112,6 +114,9 @@ two_dots_sm_89(const f16* __restrict__ X, long long X_s0, long long X_s1, long l
     const uint32_t smem_base = static_cast<uint32_t>(__cvta_generic_to_shared(smem));
     const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);  // known to be the same in all lanes
     const int lane = threadIdx.x % 32;
+    const uint32_t x_smem = smem_base + x_offset;
+    const uint32_t y_smem = smem_base + y_offset;
+    const uint32_t z_smem = smem_base + z_offset;
     const int i_tiles = (M + 127) / 128;
     const int i_ = int(blockIdx.x) % i_tiles;
     const int rest = int(blockIdx.x) / i_tiles;
@@ -120,7 +125,7 @@ two_dots_sm_89(const f16* __restrict__ X, long long X_s0, long long X_s1, long l
     // spec.py:2
     const int row0 = i_ * 128;
     const uint32_t copy_lane = swizzle<0x70>(warp * 4096 + lane / 16 * 128 + lane / 8 % 2 * 16384 + lane % 8 * 16);
-    const uint32_t x_dst = smem_base + copy_lane;
+    const uint32_t x_dst = x_smem + copy_lane;
     const int copy_row = warp * 32 + lane / 16;
     const int copy_col = lane % 16 * 8;
     const long long x_step = 2 * X_s2;
@@ -133,7 +138,6 @@ two_dots_sm_89(const f16* __restrict__ X, long long X_s0, long long X_s1, long l
     }
     commit_group();
     const int tiles = (N + 63) / 64;
-    const uint32_t y_smem = smem_base + 32768;
     // spec.py:6
     const uint32_t copy_lane_2 = swizzle<0x70>(warp * 2048 + lane / 16 * 128 + lane / 8 % 2 * 8192 + lane % 8 * 16);
     const uint32_t y_dst = y_smem + copy_lane_2;
@@ -145,7 +149,6 @@ two_dots_sm_89(const f16* __restrict__ X, long long X_s0, long long X_s1, long l
         cp_async_16((y_dst ^ (i % 4 * 32)) + i * 256, y_src);
         y_src += y_step;
     }
-    const uint32_t z_smem = smem_base + 65536;
     const uint32_t z_dst = z_smem + copy_lane_2;
     const long long z_step = 2 * Z_s2;
     const f16* z_src = Z + (long long)b * Z_s0 + (long long)h * Z_s1 + (long long)copy_row_2 * Z_s2 + copy_col;
@@ -173,7 +176,7 @@ two_dots_sm_89(const f16* __restrict__ X, long long X_s0, long long X_s1, long l
     const f16* y_base = Y + (long long)b * Y_s0 + (long long)h * Y_s1 + (long long)copy_row_2 * Y_s2 + copy_col;
     const f16* z_base = Z + (long long)b * Z_s0 + (long long)h * Z_s1 + (long long)copy_row_2 * Z_s2 + copy_col;
     const uint32_t x_lane = swizzle<0x70>(warp * 4096 + lane / 16 * 16 + lane % 16 * 128);
-    const uint32_t x_at = smem_base + x_lane;
+    const uint32_t x_at = x_smem + x_lane;
     const uint32_t y_lane = swizzle<0x70>(lane / 16 * 1024 + lane / 8 % 2 * 16 + lane % 8 * 128);
     const uint32_t z_lane = swizzle<0x70>(lane / 16 * 16 + lane % 16 * 128);
     #pragma unroll 1

@@ -3,9 +3,6 @@
 // grid:     i over M in tiles of 64
 // grid:     j over N in tiles of 64
 // shared:   35840 bytes
-// 0  a: f16[64,64]{panel 64 pad 8}
-// 9216  b: f16[64,64]{panel 64 pad 8}
-// 18432  c: f32[64,64]{panel 64 pad 4}
 
 #include <mma.h>
 using namespace nvcuda;
@@ -34,6 +31,11 @@ __device__ __forceinline__ void st_global_f32x4(void* dst, const float* v) {
     *static_cast<float4*>(dst) = make_float4(v[0], v[1], v[2], v[3]);
 }
 
+// Bytes from the start of shared memory.
+constexpr uint32_t a_offset = 0;  // f16[64,64]{panel 64 pad 8}
+constexpr uint32_t b_offset = 9216;  // f16[64,64]{panel 64 pad 8}
+constexpr uint32_t c_offset = 18432;  // f32[64,64]{panel 64 pad 4}
+
 extern "C" __global__ void __launch_bounds__(128, 1)
 wmma_gemm_sm_89(const f16* __restrict__ A, long long A_s0, const f16* __restrict__ B, long long B_s0,
         float* __restrict__ C_, long long C_s0, float alpha, int M, int K) {
@@ -41,8 +43,9 @@ wmma_gemm_sm_89(const f16* __restrict__ A, long long A_s0, const f16* __restrict
     const uint32_t smem_base = static_cast<uint32_t>(__cvta_generic_to_shared(smem));
     const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);  // known to be the same in all lanes
     const int lane = threadIdx.x % 32;
-    const uint32_t b_smem = smem_base + 9216;
-    const uint32_t c_smem = smem_base + 18432;
+    const uint32_t a_smem = smem_base + a_offset;
+    const uint32_t b_smem = smem_base + b_offset;
+    const uint32_t c_smem = smem_base + c_offset;
     const int i_tiles = (M + 63) / 64;
     const int i_ = int(blockIdx.x) % i_tiles;
     const int j = int(blockIdx.x) / i_tiles;
@@ -59,7 +62,7 @@ wmma_gemm_sm_89(const f16* __restrict__ A, long long A_s0, const f16* __restrict
     const int a_col = lane % 8 * 8;
     const f16* a_base = A + (long long)(row + a_row) * A_s0 + a_col;
     const uint32_t a_lane = warp * 2304 + lane / 8 * 144 + lane % 8 * 16;
-    const uint32_t a_at = smem_base + a_lane;
+    const uint32_t a_at = a_smem + a_lane;
     const f16* b_base = B + (long long)(col + a_row) * B_s0 + a_col;
     const uint32_t b_at = b_smem + a_lane;
     #pragma unroll 1
@@ -88,11 +91,11 @@ wmma_gemm_sm_89(const f16* __restrict__ A, long long A_s0, const f16* __restrict
         #pragma unroll
         for (int ks = 0; ks < 4; ++ks) {
             wmma::fragment<wmma::matrix_a, 16, 16, 16, half, wmma::row_major> fa[1];
-            wmma::load_matrix_sync(fa[0], reinterpret_cast<const half*>(smem + ks * 32 + warp * 2304), 72);
+            wmma::load_matrix_sync(fa[0], reinterpret_cast<const half*>(smem + a_offset + ks * 32 + warp * 2304), 72);
             wmma::fragment<wmma::matrix_b, 16, 16, 16, half, wmma::col_major> fb[4];
             #pragma unroll
             for (int i = 0; i < 4; ++i)
-                wmma::load_matrix_sync(fb[i], reinterpret_cast<const half*>(smem + 9216 + ks * 32 + i * 2304), 72);
+                wmma::load_matrix_sync(fb[i], reinterpret_cast<const half*>(smem + b_offset + ks * 32 + i * 2304), 72);
             #pragma unroll
             for (int ni = 0; ni < 4; ++ni)
                 wmma::mma_sync(acc[ni], fa[0], fb[ni], acc[ni]);
@@ -107,7 +110,7 @@ wmma_gemm_sm_89(const f16* __restrict__ A, long long A_s0, const f16* __restrict
             acc_2[i].x[e] = acc[i].x[e] * alpha;
     #pragma unroll
     for (int i = 0; i < 4; ++i)
-        wmma::store_matrix_sync(reinterpret_cast<float*>(smem + 18432 + warp * 4352 + i * 64), acc_2[i], 68, wmma::mem_row_major);
+        wmma::store_matrix_sync(reinterpret_cast<float*>(smem + c_offset + warp * 4352 + i * 64), acc_2[i], 68, wmma::mem_row_major);
     __syncwarp();
     float out[32];
     const uint32_t c_lane = warp * 4352 + lane / 16 * 272 + lane % 16 * 16;

@@ -4,9 +4,6 @@
 // grid:     rows_tile over M in tiles of 128
 // grid:     cols_tile over N in tiles of 64
 // shared:   36864 bytes
-// 0  a_tile: f16[128,32]{panel 32 swizzle 64} x3
-// 24576  b_tile: f16[64,32]{panel 32 swizzle 64} x3
-// 0  tile: f16[128,64]{panel 64 swizzle 128}
 
 using uint32_t = unsigned int;
 using f16 = unsigned short;  // its bits
@@ -70,6 +67,11 @@ __device__ __forceinline__ unsigned short half_of(const uint32_t* p, int i) {
     return static_cast<unsigned short>(i % 2 ? p[i / 2] >> 16 : p[i / 2]);
 }
 
+// Bytes from the start of shared memory.
+constexpr uint32_t a_tile_offset = 0;  // f16[128,32]{panel 32 swizzle 64} x3
+constexpr uint32_t tile_offset = 0;  // f16[128,64]{panel 64 swizzle 128}
+constexpr uint32_t b_tile_offset = 24576;  // f16[64,32]{panel 32 swizzle 64} x3
+
 // Register i of a tile -> the register, or the offset, that goes with it.
 __device__ constexpr int col_tmp_2(int i) { return i / 4 % 8 * 2 + i % 2; }
 
@@ -80,6 +82,9 @@ gemm_bias_gelu_sm_89(const f16* __restrict__ A, long long A_s0, const f16* __res
     const uint32_t smem_base = static_cast<uint32_t>(__cvta_generic_to_shared(smem));
     const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);  // known to be the same in all lanes
     const int lane = threadIdx.x % 32;
+    const uint32_t a_tile_smem = smem_base + a_tile_offset;
+    const uint32_t b_tile_smem = smem_base + b_tile_offset;
+    const uint32_t tile_smem = smem_base + tile_offset;
     const int cols_tile_tiles = (N + 63) / 64;
     const int cols_tile = int(blockIdx.x) % cols_tile_tiles;
     const int rows_tile = int(blockIdx.x) / cols_tile_tiles;
@@ -91,13 +96,12 @@ gemm_bias_gelu_sm_89(const f16* __restrict__ A, long long A_s0, const f16* __res
     const bool t_2 = 0 < t;
     // acc <<= acc + fc.dot(fc.load(A[rows, depth]), fc.load(B[cols, depth]).T)  [gemm.py:14]
     const uint32_t copy_lane = swizzle<0x30>(warp * 2048 + lane * 16);
-    const uint32_t a_tile_dst = smem_base + copy_lane;
+    const uint32_t a_tile_dst = a_tile_smem + copy_lane;
     const int copy_row = warp * 32 + lane / 4;
     const int copy_col = lane % 4 * 8;
     const long long a_step = 8 * A_s0;
     const f16* a_base = A + (long long)(rows_start + copy_row) * A_s0 + copy_col;
     const int a_pos = rows_start + copy_row;
-    const uint32_t b_tile_smem = smem_base + 24576;
     const uint32_t copy_lane_2 = swizzle<0x30>(warp * 1024 + lane * 16);
     const uint32_t b_tile_dst = b_tile_smem + copy_lane_2;
     const int copy_row_2 = warp * 16 + lane / 4;
@@ -122,7 +126,7 @@ gemm_bias_gelu_sm_89(const f16* __restrict__ A, long long A_s0, const f16* __res
     // for depth in fc.loop(fc.tile(A.K, "BLOCK_K")):  [gemm.py:13]
     const bool t_3 = 1 < t;
     // acc <<= acc + fc.dot(fc.load(A[rows, depth]), fc.load(B[cols, depth]).T)  [gemm.py:14]
-    const uint32_t a_tile = smem_base + 8192;
+    const uint32_t a_tile = a_tile_smem + 8192;
     const uint32_t a_tile_dst_2 = a_tile + copy_lane;
     const f16* a_base_2 = A + (long long)(rows_start + copy_row) * A_s0 + 32 + copy_col;
     const int a_pos_2 = 32 + copy_col;
@@ -154,13 +158,13 @@ gemm_bias_gelu_sm_89(const f16* __restrict__ A, long long A_s0, const f16* __res
     #pragma unroll 1
     for (int j = 0; j < t; ++j) {
         // acc <<= acc + fc.dot(fc.load(A[rows, depth]), fc.load(B[cols, depth]).T)  [gemm.py:14]
-        const uint32_t a_tile_2 = smem_base + j % 3 * 8192;
+        const uint32_t a_tile_2 = a_tile_smem + j % 3 * 8192;
         const uint32_t b_tile_2 = b_tile_smem + j % 3 * 4096;
         wait_group<1>();
         __syncthreads();
         const int next = j + 2;
         const bool t_4 = next < t;
-        const uint32_t a_tile_3 = smem_base + (j + 2) % 3 * 8192;
+        const uint32_t a_tile_3 = a_tile_smem + (j + 2) % 3 * 8192;
         const uint32_t a_tile_dst_3 = a_tile_3 + copy_lane;
         const uint32_t b_tile_3 = b_tile_smem + (j + 2) % 3 * 4096;
         const uint32_t b_tile_dst_3 = b_tile_3 + copy_lane_2;
@@ -223,14 +227,14 @@ gemm_bias_gelu_sm_89(const f16* __restrict__ A, long long A_s0, const f16* __res
     wait_group<0>();
     __syncthreads();
     const uint32_t tile_lane = swizzle<0x70>(warp * 4096 + lane / 4 * 128 + lane % 4 * 4);
-    const uint32_t tile_at = smem_base + tile_lane;
+    const uint32_t tile_at = tile_smem + tile_lane;
     #pragma unroll
     for (int i = 0; i < 32; ++i)
         st_shared_b32x1((tile_at ^ (i / 2 % 8 * 16)) + i / 16 * 2048 + i % 2 * 1024, &tmp_2[i]);
     __syncwarp();
     uint32_t tmp_3[32];
     const uint32_t tile_lane_2 = swizzle<0x70>(warp * 4096 + lane * 16);
-    const uint32_t tile_at_2 = smem_base + tile_lane_2;
+    const uint32_t tile_at_2 = tile_smem + tile_lane_2;
     #pragma unroll
     for (int i = 0; i < 8; ++i)
         ld_shared_b32x4(&tmp_3[i * 4], (tile_at_2 ^ (i % 2 * 64)) + i * 512);

@@ -4,12 +4,6 @@
 // grid:     b over B
 // grid:     h over H
 // shared:   57344 bytes
-// 0  q: f16[64,64]{panel 64 swizzle 128} x2
-// 16384  k: f16[64,64]{panel 64 swizzle 128} x2
-// 32768  v: f16[64,64]{panel 64 swizzle 128} x2
-// 49152  tile: f16[64,64]{panel 64 swizzle 128}
-// 49152  tile: f16[64,64]{panel 64 swizzle 128}
-// 49152  tile: f16[64,64]{panel 64 swizzle 128}
 
 using uint32_t = unsigned int;
 using f16 = unsigned short;  // its bits
@@ -103,6 +97,14 @@ __device__ __forceinline__ void st_shared_b32x4(uint32_t dst, const uint32_t* v)
     asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" :: "r"(dst), "r"(v[0]), "r"(v[1]), "r"(v[2]), "r"(v[3]) : "memory");
 }
 
+// Bytes from the start of shared memory.
+constexpr uint32_t q_offset = 0;  // f16[64,64]{panel 64 swizzle 128} x2
+constexpr uint32_t k_offset = 16384;  // f16[64,64]{panel 64 swizzle 128} x2
+constexpr uint32_t v_offset = 32768;  // f16[64,64]{panel 64 swizzle 128} x2
+constexpr uint32_t tile_offset = 49152;  // f16[64,64]{panel 64 swizzle 128}
+constexpr uint32_t tile_offset_2 = 49152;  // f16[64,64]{panel 64 swizzle 128}
+constexpr uint32_t tile_offset_3 = 49152;  // f16[64,64]{panel 64 swizzle 128}
+
 // Register i of a tile -> the register, or the offset, that goes with it.
 __device__ constexpr int row_across(int i) { return i / 2 % 2; }
 __device__ constexpr int col_tmp_5(int i) { return i / 4 * 2 + i % 2; }
@@ -117,7 +119,12 @@ linear_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s1
     const uint32_t smem_base = static_cast<uint32_t>(__cvta_generic_to_shared(smem));
     const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);  // known to be the same in all lanes
     const int lane = threadIdx.x % 32;
-    const uint32_t tile_smem = smem_base + 49152;
+    const uint32_t q_smem = smem_base + q_offset;
+    const uint32_t k_smem = smem_base + k_offset;
+    const uint32_t v_smem = smem_base + v_offset;
+    const uint32_t tile_smem = smem_base + tile_offset;
+    const uint32_t tile_smem_2 = smem_base + tile_offset_2;
+    const uint32_t tile_smem_3 = smem_base + tile_offset_3;
     const int h = int(blockIdx.x) % H;
     const int b = int(blockIdx.x) / H;
     // w = log_decay[h]  [linear_attention.py:16]
@@ -134,16 +141,14 @@ linear_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s1
     const bool t_5 = 0 < t;
     // q, k, v = fc.load(Q[b, h, rows]), fc.load(K[b, h, cols]), fc.load(V[b, h, cols])  [linear_attention.py:20]
     const uint32_t copy_lane = swizzle<0x70>(warp * 2048 + lane * 16);
-    const uint32_t q_dst = smem_base + copy_lane;
+    const uint32_t q_dst = q_smem + copy_lane;
     const int copy_row = warp * 16 + lane / 8;
     const int copy_col = lane % 8 * 8;
     const long long q_step = 4 * Q_s2;
     const f16* q_base = Q + (long long)b * Q_s0 + (long long)h * Q_s1 + (long long)copy_row * Q_s2 + copy_col;
-    const uint32_t k_smem = smem_base + 16384;
     const uint32_t k_dst = k_smem + copy_lane;
     const long long k_step = 4 * K_s2;
     const f16* k_base = K + (long long)b * K_s0 + (long long)h * K_s1 + (long long)copy_row * K_s2 + copy_col;
-    const uint32_t v_smem = smem_base + 32768;
     const uint32_t v_dst = v_smem + copy_lane;
     const long long v_step = 4 * V_s2;
     const f16* v_base = V + (long long)b * V_s0 + (long long)h * V_s1 + (long long)copy_row * V_s2 + copy_col;
@@ -181,21 +186,23 @@ linear_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s1
     const uint32_t tile_at = tile_smem + tile_lane;
     const uint32_t tile_lane_2 = swizzle<0x70>(lane / 16 * 16 + lane % 16 * 128);
     const uint32_t tile_at_2 = tile_smem + tile_lane_2;
-    const uint32_t tile_at_3 = tile_smem + copy_lane;
+    const uint32_t tile_at_3 = tile_smem_2 + tile_lane;
+    const uint32_t tile_at_4 = tile_smem_2 + copy_lane;
     f16* o_base = O + (long long)b * O_s0 + (long long)h * O_s1 + (long long)copy_row * O_s2 + copy_col;
+    const uint32_t tile_at_5 = tile_smem_3 + copy_lane;
     const uint32_t tile_lane_3 = swizzle<0x70>(warp * 32 + lane / 16 * 1024 + lane / 8 % 2 * 16 + lane % 8 * 128);
-    const uint32_t tile_at_4 = tile_smem + tile_lane_3;
+    const uint32_t tile_at_6 = tile_smem_3 + tile_lane_3;
     #pragma unroll 1
     for (int j = 0; j < t; ++j) {
         // q, k, v = fc.load(Q[b, h, rows]), fc.load(K[b, h, cols]), fc.load(V[b, h, cols])  [linear_attention.py:20]
-        const uint32_t q = smem_base + (j & 1) * 8192;
+        const uint32_t q = q_smem + (j & 1) * 8192;
         const uint32_t k = k_smem + (j & 1) * 8192;
         const uint32_t v = v_smem + (j & 1) * 8192;
         wait_group<0>();
         __syncthreads();
         const int next = j + 1;
         const bool t_6 = next < t;
-        const uint32_t q_2 = smem_base + ((j + 1) & 1) * 8192;
+        const uint32_t q_2 = q_smem + ((j + 1) & 1) * 8192;
         const uint32_t q_dst_2 = q_2 + copy_lane;
         const uint32_t k_2 = k_smem + ((j + 1) & 1) * 8192;
         const uint32_t k_dst_2 = k_2 + copy_lane;
@@ -314,12 +321,12 @@ linear_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s1
         __syncthreads();
         #pragma unroll
         for (int i = 0; i < 16; ++i)
-            st_shared_b32x1((tile_at ^ (i / 2 * 16)) + i % 2 * 1024, &tmp_6[i]);
+            st_shared_b32x1((tile_at_3 ^ (i / 2 * 16)) + i % 2 * 1024, &tmp_6[i]);
         __syncwarp();
         uint32_t tmp_7[16];
         #pragma unroll
         for (int i = 0; i < 4; ++i)
-            ld_shared_b32x4(&tmp_7[i * 4], (tile_at_3 ^ (i % 2 * 64)) + i * 512);
+            ld_shared_b32x4(&tmp_7[i * 4], (tile_at_4 ^ (i % 2 * 64)) + i * 512);
         f16* o_ptr = o_base + (long long)(j * 64) * O_s2;
         const int o_pos = j * 64 + copy_row;
         #pragma unroll
@@ -352,12 +359,12 @@ linear_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s1
         __syncwarp();
         #pragma unroll
         for (int i = 0; i < 4; ++i)
-            st_shared_b32x4((tile_at_3 ^ (i % 2 * 64)) + i * 512, &tmp_9[i * 4]);
+            st_shared_b32x4((tile_at_5 ^ (i % 2 * 64)) + i * 512, &tmp_9[i * 4]);
         __syncthreads();
         #pragma unroll
         for (int k_8 = 0; k_8 < 4; ++k_8) {
             uint32_t tile_2[4];
-            ldmatrix_x4_trans(tile_2, tile_at_4 + k_8 * 2048);
+            ldmatrix_x4_trans(tile_2, tile_at_6 + k_8 * 2048);
             uint32_t v_4[16];
             #pragma unroll
             for (int i = 0; i < 4; ++i)

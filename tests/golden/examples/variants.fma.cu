@@ -5,17 +5,6 @@
 // grid:     h over H
 // grid:     rows_tile over M in tiles of 64, last first
 // shared:   27648 bytes
-// 0  q: f16[64,64]{panel 64 pad 8}
-// 9216  k_tile: f16[64,64]{panel 64 pad 8}
-// 9216  v_tile: f16[64,64]{panel 64 pad 8}
-// 9216  k_tile: f16[64,64]{panel 64 pad 8}
-// 9216  v_tile: f16[64,64]{panel 64 pad 8}
-// 9216  k_tile: f16[64,64]{panel 64 pad 8}
-// 9216  v_tile: f16[64,64]{panel 64 pad 8}
-// 18432  tile: f16[64,64]{panel 64 pad 8}
-// 18432  tile: f16[64,64]{panel 64 pad 8}
-// 18432  tile: f16[64,64]{panel 64 pad 8}
-// 0  tile: f16[64,64]{panel 64 swizzle 128}
 
 #define INF __int_as_float(0x7f800000)
 using uint32_t = unsigned int;
@@ -93,6 +82,19 @@ __device__ __forceinline__ void ld_shared_b32x4(uint32_t* d, uint32_t src) {
     asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];" : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3]) : "r"(src) : "memory");
 }
 
+// Bytes from the start of shared memory.
+constexpr uint32_t q_offset = 0;  // f16[64,64]{panel 64 pad 8}
+constexpr uint32_t tile_offset_4 = 0;  // f16[64,64]{panel 64 swizzle 128}
+constexpr uint32_t k_tile_offset = 9216;  // f16[64,64]{panel 64 pad 8}
+constexpr uint32_t v_tile_offset = 9216;  // f16[64,64]{panel 64 pad 8}
+constexpr uint32_t k_tile_offset_2 = 9216;  // f16[64,64]{panel 64 pad 8}
+constexpr uint32_t v_tile_offset_2 = 9216;  // f16[64,64]{panel 64 pad 8}
+constexpr uint32_t k_tile_offset_3 = 9216;  // f16[64,64]{panel 64 pad 8}
+constexpr uint32_t v_tile_offset_3 = 9216;  // f16[64,64]{panel 64 pad 8}
+constexpr uint32_t tile_offset = 18432;  // f16[64,64]{panel 64 pad 8}
+constexpr uint32_t tile_offset_2 = 18432;  // f16[64,64]{panel 64 pad 8}
+constexpr uint32_t tile_offset_3 = 18432;  // f16[64,64]{panel 64 pad 8}
+
 // Register i of a tile -> the register, or the offset, that goes with it.
 __device__ constexpr int row_tmp_2(int i) { return i / 2; }
 __device__ constexpr int col_tmp_2(int i) { return i % 2; }
@@ -110,8 +112,17 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
     const uint32_t smem_base = static_cast<uint32_t>(__cvta_generic_to_shared(smem));
     const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);  // known to be the same in all lanes
     const int lane = threadIdx.x % 32;
-    const uint32_t k_tile_smem = smem_base + 9216;
-    const uint32_t tile_smem = smem_base + 18432;
+    const uint32_t q_smem = smem_base + q_offset;
+    const uint32_t k_tile_smem = smem_base + k_tile_offset;
+    const uint32_t v_tile_smem = smem_base + v_tile_offset;
+    const uint32_t k_tile_smem_2 = smem_base + k_tile_offset_2;
+    const uint32_t v_tile_smem_2 = smem_base + v_tile_offset_2;
+    const uint32_t k_tile_smem_3 = smem_base + k_tile_offset_3;
+    const uint32_t v_tile_smem_3 = smem_base + v_tile_offset_3;
+    const uint32_t tile_smem = smem_base + tile_offset;
+    const uint32_t tile_smem_2 = smem_base + tile_offset_2;
+    const uint32_t tile_smem_3 = smem_base + tile_offset_3;
+    const uint32_t tile_smem_4 = smem_base + tile_offset_4;
     const int rows_tile_tiles = (M + 63) / 64;
     const int rows_tile = rows_tile_tiles - 1 - int(blockIdx.x) % rows_tile_tiles;
     const int rest = int(blockIdx.x) / rows_tile_tiles;
@@ -131,7 +142,7 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         q[i] = lo | hi << 16;
     }
     const uint32_t q_lane = warp * 2304 + lane * 2;
-    const uint32_t q_at = smem_base + q_lane;
+    const uint32_t q_at = q_smem + q_lane;
     #pragma unroll
     for (int i = 0; i < 32; ++i)
         st_shared_b16(q_at + i / 2 * 144 + i % 2 * 64, half_of(q, i));
@@ -160,6 +171,7 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
     const f16* k_base = K + (long long)b * K_s0 + (long long)h * K_s1 + (long long)q_row * K_s2 + lane;
     const uint32_t k_tile_at = k_tile_smem + q_lane;
     const f16* v_base = V + (long long)b * V_s0 + (long long)h * V_s1 + (long long)q_row * V_s2 + lane;
+    const uint32_t v_tile_at = v_tile_smem + q_lane;
     const uint32_t tile_at = tile_smem + q_lane;
     #pragma unroll 1
     for (int j_ = t_2 - 1; j_ >= whole_to; --j_) {
@@ -188,8 +200,8 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
             uint32_t q_2[8];
             #pragma unroll
             for (int i = 0; i < 8; ++i) {
-                const uint32_t lo = ld_shared_b16(smem_base + ((warp * 16 + 2 * i) * 144 + k * 2));
-                const uint32_t hi = ld_shared_b16(smem_base + ((warp * 16 + 2 * i + 1) * 144 + k * 2));
+                const uint32_t lo = ld_shared_b16(q_smem + ((warp * 16 + 2 * i) * 144 + k * 2));
+                const uint32_t hi = ld_shared_b16(q_smem + ((warp * 16 + 2 * i + 1) * 144 + k * 2));
                 q_2[i] = lo | hi << 16;
             }
             float q_3[16];
@@ -315,7 +327,7 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         __syncthreads();
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            st_shared_b16(k_tile_at + i / 2 * 144 + i % 2 * 64, half_of(tmp_8, i));
+            st_shared_b16(v_tile_at + i / 2 * 144 + i % 2 * 64, half_of(tmp_8, i));
         #pragma unroll
         for (int i = 0; i < 32; ++i)
             st_shared_b16(tile_at + i / 2 * 144 + i % 2 * 64, half_of(tmp_7, i));
@@ -334,8 +346,8 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
             for (int i = 0; i < 16; ++i)
                 tile_2[i] = at_f16(tile, i);
             uint32_t v_tile[1];
-            const uint32_t lo = ld_shared_b16(k_tile_smem + (k_2 * 144 + lane * 2));
-            const uint32_t hi = ld_shared_b16(k_tile_smem + (k_2 * 144 + (lane + 32) * 2));
+            const uint32_t lo = ld_shared_b16(v_tile_smem + (k_2 * 144 + lane * 2));
+            const uint32_t hi = ld_shared_b16(v_tile_smem + (k_2 * 144 + (lane + 32) * 2));
             v_tile[0] = lo | hi << 16;
             float v_tile_2[2];
             #pragma unroll
@@ -351,6 +363,9 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
     }
     // for cols in fc.loop(fc.tile(K.N, "BLOCK_N"), descending=True, live=visible):  [variants.py:16]
     // full part of the range
+    const uint32_t k_tile_at_2 = k_tile_smem_2 + q_lane;
+    const uint32_t v_tile_at_2 = v_tile_smem_2 + q_lane;
+    const uint32_t tile_at_2 = tile_smem_2 + q_lane;
     #pragma unroll 1
     for (int j_2 = whole_to - 1; j_2 >= whole_from; --j_2) {
         const int t_6 = j_2 * 64;
@@ -366,7 +381,7 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         __syncthreads();
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            st_shared_b16(k_tile_at + i / 2 * 144 + i % 2 * 64, half_of(tmp_9, i));
+            st_shared_b16(k_tile_at_2 + i / 2 * 144 + i % 2 * 64, half_of(tmp_9, i));
         __syncthreads();
         float tmp_10[32];
         #pragma unroll
@@ -377,8 +392,8 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
             uint32_t q_4[8];
             #pragma unroll
             for (int i = 0; i < 8; ++i) {
-                const uint32_t lo = ld_shared_b16(smem_base + ((warp * 16 + 2 * i) * 144 + k_3 * 2));
-                const uint32_t hi = ld_shared_b16(smem_base + ((warp * 16 + 2 * i + 1) * 144 + k_3 * 2));
+                const uint32_t lo = ld_shared_b16(q_smem + ((warp * 16 + 2 * i) * 144 + k_3 * 2));
+                const uint32_t hi = ld_shared_b16(q_smem + ((warp * 16 + 2 * i + 1) * 144 + k_3 * 2));
                 q_4[i] = lo | hi << 16;
             }
             float q_5[16];
@@ -386,8 +401,8 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
             for (int i = 0; i < 16; ++i)
                 q_5[i] = at_f16(q_4, i);
             uint32_t k_tile_3[1];
-            const uint32_t lo = ld_shared_b16(k_tile_smem + (lane * 144 + k_3 * 2));
-            const uint32_t hi = ld_shared_b16(k_tile_smem + ((lane + 32) * 144 + k_3 * 2));
+            const uint32_t lo = ld_shared_b16(k_tile_smem_2 + (lane * 144 + k_3 * 2));
+            const uint32_t hi = ld_shared_b16(k_tile_smem_2 + ((lane + 32) * 144 + k_3 * 2));
             k_tile_3[0] = lo | hi << 16;
             float k_tile_4[2];
             #pragma unroll
@@ -499,18 +514,18 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         __syncthreads();
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            st_shared_b16(k_tile_at + i / 2 * 144 + i % 2 * 64, half_of(tmp_16, i));
+            st_shared_b16(v_tile_at_2 + i / 2 * 144 + i % 2 * 64, half_of(tmp_16, i));
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            st_shared_b16(tile_at + i / 2 * 144 + i % 2 * 64, half_of(tmp_15, i));
+            st_shared_b16(tile_at_2 + i / 2 * 144 + i % 2 * 64, half_of(tmp_15, i));
         __syncthreads();
         #pragma unroll 1
         for (int k_4 = 0; k_4 < 64; ++k_4) {
             uint32_t tile_3[8];
             #pragma unroll
             for (int i = 0; i < 8; ++i) {
-                const uint32_t lo = ld_shared_b16(tile_smem + ((warp * 16 + 2 * i) * 144 + k_4 * 2));
-                const uint32_t hi = ld_shared_b16(tile_smem + ((warp * 16 + 2 * i + 1) * 144 + k_4 * 2));
+                const uint32_t lo = ld_shared_b16(tile_smem_2 + ((warp * 16 + 2 * i) * 144 + k_4 * 2));
+                const uint32_t hi = ld_shared_b16(tile_smem_2 + ((warp * 16 + 2 * i + 1) * 144 + k_4 * 2));
                 tile_3[i] = lo | hi << 16;
             }
             float tile_4[16];
@@ -518,8 +533,8 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
             for (int i = 0; i < 16; ++i)
                 tile_4[i] = at_f16(tile_3, i);
             uint32_t v_tile_3[1];
-            const uint32_t lo = ld_shared_b16(k_tile_smem + (k_4 * 144 + lane * 2));
-            const uint32_t hi = ld_shared_b16(k_tile_smem + (k_4 * 144 + (lane + 32) * 2));
+            const uint32_t lo = ld_shared_b16(v_tile_smem_2 + (k_4 * 144 + lane * 2));
+            const uint32_t hi = ld_shared_b16(v_tile_smem_2 + (k_4 * 144 + (lane + 32) * 2));
             v_tile_3[0] = lo | hi << 16;
             float v_tile_4[2];
             #pragma unroll
@@ -535,6 +550,9 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
     }
     // for cols in fc.loop(fc.tile(K.N, "BLOCK_N"), descending=True, live=visible):  [variants.py:16]
     // masked part of the range
+    const uint32_t k_tile_at_3 = k_tile_smem_3 + q_lane;
+    const uint32_t v_tile_at_3 = v_tile_smem_3 + q_lane;
+    const uint32_t tile_at_3 = tile_smem_3 + q_lane;
     #pragma unroll 1
     for (int j_3 = whole_from - 1; j_3 >= t_3; --j_3) {
         const int t_7 = j_3 * 64;
@@ -551,7 +569,7 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         __syncthreads();
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            st_shared_b16(k_tile_at + i / 2 * 144 + i % 2 * 64, half_of(tmp_17, i));
+            st_shared_b16(k_tile_at_3 + i / 2 * 144 + i % 2 * 64, half_of(tmp_17, i));
         __syncthreads();
         float tmp_18[32];
         #pragma unroll
@@ -562,8 +580,8 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
             uint32_t q_6[8];
             #pragma unroll
             for (int i = 0; i < 8; ++i) {
-                const uint32_t lo = ld_shared_b16(smem_base + ((warp * 16 + 2 * i) * 144 + k_5 * 2));
-                const uint32_t hi = ld_shared_b16(smem_base + ((warp * 16 + 2 * i + 1) * 144 + k_5 * 2));
+                const uint32_t lo = ld_shared_b16(q_smem + ((warp * 16 + 2 * i) * 144 + k_5 * 2));
+                const uint32_t hi = ld_shared_b16(q_smem + ((warp * 16 + 2 * i + 1) * 144 + k_5 * 2));
                 q_6[i] = lo | hi << 16;
             }
             float q_7[16];
@@ -571,8 +589,8 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
             for (int i = 0; i < 16; ++i)
                 q_7[i] = at_f16(q_6, i);
             uint32_t k_tile_5[1];
-            const uint32_t lo = ld_shared_b16(k_tile_smem + (lane * 144 + k_5 * 2));
-            const uint32_t hi = ld_shared_b16(k_tile_smem + ((lane + 32) * 144 + k_5 * 2));
+            const uint32_t lo = ld_shared_b16(k_tile_smem_3 + (lane * 144 + k_5 * 2));
+            const uint32_t hi = ld_shared_b16(k_tile_smem_3 + ((lane + 32) * 144 + k_5 * 2));
             k_tile_5[0] = lo | hi << 16;
             float k_tile_6[2];
             #pragma unroll
@@ -689,18 +707,18 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         __syncthreads();
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            st_shared_b16(k_tile_at + i / 2 * 144 + i % 2 * 64, half_of(tmp_24, i));
+            st_shared_b16(v_tile_at_3 + i / 2 * 144 + i % 2 * 64, half_of(tmp_24, i));
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            st_shared_b16(tile_at + i / 2 * 144 + i % 2 * 64, half_of(tmp_23, i));
+            st_shared_b16(tile_at_3 + i / 2 * 144 + i % 2 * 64, half_of(tmp_23, i));
         __syncthreads();
         #pragma unroll 1
         for (int k_6 = 0; k_6 < 64; ++k_6) {
             uint32_t tile_5[8];
             #pragma unroll
             for (int i = 0; i < 8; ++i) {
-                const uint32_t lo = ld_shared_b16(tile_smem + ((warp * 16 + 2 * i) * 144 + k_6 * 2));
-                const uint32_t hi = ld_shared_b16(tile_smem + ((warp * 16 + 2 * i + 1) * 144 + k_6 * 2));
+                const uint32_t lo = ld_shared_b16(tile_smem_3 + ((warp * 16 + 2 * i) * 144 + k_6 * 2));
+                const uint32_t hi = ld_shared_b16(tile_smem_3 + ((warp * 16 + 2 * i + 1) * 144 + k_6 * 2));
                 tile_5[i] = lo | hi << 16;
             }
             float tile_6[16];
@@ -708,8 +726,8 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
             for (int i = 0; i < 16; ++i)
                 tile_6[i] = at_f16(tile_5, i);
             uint32_t v_tile_5[1];
-            const uint32_t lo = ld_shared_b16(k_tile_smem + (k_6 * 144 + lane * 2));
-            const uint32_t hi = ld_shared_b16(k_tile_smem + (k_6 * 144 + (lane + 32) * 2));
+            const uint32_t lo = ld_shared_b16(v_tile_smem_3 + (k_6 * 144 + lane * 2));
+            const uint32_t hi = ld_shared_b16(v_tile_smem_3 + (k_6 * 144 + (lane + 32) * 2));
             v_tile_5[0] = lo | hi << 16;
             float v_tile_6[2];
             #pragma unroll
@@ -750,17 +768,17 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
     }
     __syncthreads();
     const uint32_t tile_lane = swizzle<0x70>(warp * 2048 + lane * 2);
-    const uint32_t tile_at_2 = smem_base + tile_lane;
+    const uint32_t tile_at_4 = tile_smem_4 + tile_lane;
     #pragma unroll
     for (int i = 0; i < 32; ++i)
-        st_shared_b16((tile_at_2 ^ flip(i)) + i / 2 * 128, half_of(tmp_27, i));
+        st_shared_b16((tile_at_4 ^ flip(i)) + i / 2 * 128, half_of(tmp_27, i));
     __syncwarp();
     uint32_t tmp_28[16];
     const uint32_t tile_lane_2 = swizzle<0x70>(warp * 2048 + lane * 16);
-    const uint32_t tile_at_3 = smem_base + tile_lane_2;
+    const uint32_t tile_at_5 = tile_smem_4 + tile_lane_2;
     #pragma unroll
     for (int i = 0; i < 4; ++i)
-        ld_shared_b32x4(&tmp_28[i * 4], (tile_at_3 ^ (i % 2 * 64)) + i * 512);
+        ld_shared_b32x4(&tmp_28[i * 4], (tile_at_5 ^ (i % 2 * 64)) + i * 512);
     const int o_row = warp * 16 + lane / 8;
     const int o_col = lane % 8 * 8;
     f16* o_ptr = O + (long long)b * O_s0 + (long long)h * O_s1 + (long long)(rows_start + o_row) * O_s2 + o_col;

@@ -5,10 +5,6 @@
 // grid:     h over H
 // grid:     rows_tile over M in tiles of 64, last first
 // shared:   40960 bytes
-// 32768  q: f16[64,64]{panel 64 swizzle 128}
-// 0  k_tile: f16[64,64]{panel 64 swizzle 128} x2
-// 16384  v_tile: f16[64,64]{panel 64 swizzle 128} x2
-// 0  tile: f16[64,64]{panel 64 swizzle 128}
 
 #define INF __int_as_float(0x7f800000)
 using uint32_t = unsigned int;
@@ -104,6 +100,12 @@ __device__ __forceinline__ void st_global_b32x4(void* dst, const uint32_t* v) {
     *static_cast<uint4*>(dst) = make_uint4(v[0], v[1], v[2], v[3]);
 }
 
+// Bytes from the start of shared memory.
+constexpr uint32_t k_tile_offset = 0;  // f16[64,64]{panel 64 swizzle 128} x2
+constexpr uint32_t tile_offset = 0;  // f16[64,64]{panel 64 swizzle 128}
+constexpr uint32_t v_tile_offset = 16384;  // f16[64,64]{panel 64 swizzle 128} x2
+constexpr uint32_t q_offset = 32768;  // f16[64,64]{panel 64 swizzle 128}
+
 // Register i of a tile -> the register, or the offset, that goes with it.
 __device__ constexpr int row_s(int i) { return i / 2 % 2; }
 
@@ -116,7 +118,10 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
     const uint32_t smem_base = static_cast<uint32_t>(__cvta_generic_to_shared(smem));
     const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);  // known to be the same in all lanes
     const int lane = threadIdx.x % 32;
-    const uint32_t q_smem = smem_base + 32768;
+    const uint32_t q_smem = smem_base + q_offset;
+    const uint32_t k_tile_smem = smem_base + k_tile_offset;
+    const uint32_t v_tile_smem = smem_base + v_tile_offset;
+    const uint32_t tile_smem = smem_base + tile_offset;
     const int rows_tile_tiles = (M + 63) / 64;
     const int rows_tile = rows_tile_tiles - 1 - int(blockIdx.x) % rows_tile_tiles;
     const int rest = int(blockIdx.x) / rows_tile_tiles;
@@ -150,10 +155,9 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
     const int t_5 = t_2 - 1;
     const bool t_6 = t_5 >= t_3;
     // s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale  [variants.py:17]
-    const uint32_t k_tile_dst = smem_base + copy_lane;
+    const uint32_t k_tile_dst = k_tile_smem + copy_lane;
     const long long k_step = 4 * K_s2;
     const f16* k_base = K + (long long)b * K_s0 + (long long)h * K_s1 + (long long)copy_row * K_s2 + copy_col;
-    const uint32_t v_tile_smem = smem_base + 16384;
     const uint32_t v_tile_dst = v_tile_smem + copy_lane;
     const long long v_step = 4 * V_s2;
     const f16* v_base = V + (long long)b * V_s0 + (long long)h * V_s1 + (long long)copy_row * V_s2 + copy_col;
@@ -208,7 +212,7 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
     for (int j_ = t_2 - 1; j_ >= whole_to; --j_) {
         // s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale  [variants.py:17]
         const int n = t_5 - j_;
-        const uint32_t k_tile = smem_base + (n & 1) * 8192;
+        const uint32_t k_tile = k_tile_smem + (n & 1) * 8192;
         // acc <<= acc * a + fc.dot(p.to(V.dtype), fc.load(V[b, h, cols]))  [variants.py:25]
         const uint32_t v_tile = v_tile_smem + (n & 1) * 8192;
         wait_group<0>();
@@ -216,7 +220,7 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         // s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale  [variants.py:17]
         const int next = j_ - 1;
         const bool t_8 = next >= t_3;
-        const uint32_t k_tile_2 = smem_base + ((n + 1) & 1) * 8192;
+        const uint32_t k_tile_2 = k_tile_smem + ((n + 1) & 1) * 8192;
         const uint32_t k_tile_dst_2 = k_tile_2 + copy_lane;
         const uint32_t v_tile_2 = v_tile_smem + ((n + 1) & 1) * 8192;
         const uint32_t v_tile_dst_2 = v_tile_2 + copy_lane;
@@ -385,7 +389,7 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
     for (int j_2 = whole_to - 1; j_2 >= whole_from; --j_2) {
         // s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale  [variants.py:17]
         const int n_2 = t_5 - j_2;
-        const uint32_t k_tile_4 = smem_base + (n_2 & 1) * 8192;
+        const uint32_t k_tile_4 = k_tile_smem + (n_2 & 1) * 8192;
         // acc <<= acc * a + fc.dot(p.to(V.dtype), fc.load(V[b, h, cols]))  [variants.py:25]
         const uint32_t v_tile_4 = v_tile_smem + (n_2 & 1) * 8192;
         wait_group<0>();
@@ -393,7 +397,7 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         // s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale  [variants.py:17]
         const int next_2 = j_2 - 1;
         const bool t_11 = next_2 >= t_3;
-        const uint32_t k_tile_5 = smem_base + ((n_2 + 1) & 1) * 8192;
+        const uint32_t k_tile_5 = k_tile_smem + ((n_2 + 1) & 1) * 8192;
         const uint32_t k_tile_dst_3 = k_tile_5 + copy_lane;
         const uint32_t v_tile_5 = v_tile_smem + ((n_2 + 1) & 1) * 8192;
         const uint32_t v_tile_dst_3 = v_tile_5 + copy_lane;
@@ -548,7 +552,7 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
     for (int j_3 = whole_from - 1; j_3 >= t_3; --j_3) {
         // s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale  [variants.py:17]
         const int n_3 = t_5 - j_3;
-        const uint32_t k_tile_7 = smem_base + (n_3 & 1) * 8192;
+        const uint32_t k_tile_7 = k_tile_smem + (n_3 & 1) * 8192;
         // acc <<= acc * a + fc.dot(p.to(V.dtype), fc.load(V[b, h, cols]))  [variants.py:25]
         const uint32_t v_tile_7 = v_tile_smem + (n_3 & 1) * 8192;
         wait_group<0>();
@@ -556,7 +560,7 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         // s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale  [variants.py:17]
         const int next_3 = j_3 - 1;
         const bool t_13 = next_3 >= t_3;
-        const uint32_t k_tile_8 = smem_base + ((n_3 + 1) & 1) * 8192;
+        const uint32_t k_tile_8 = k_tile_smem + ((n_3 + 1) & 1) * 8192;
         const uint32_t k_tile_dst_4 = k_tile_8 + copy_lane;
         const uint32_t v_tile_8 = v_tile_smem + ((n_3 + 1) & 1) * 8192;
         const uint32_t v_tile_dst_4 = v_tile_8 + copy_lane;
@@ -744,15 +748,16 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
     wait_group<0>();
     __syncthreads();
     const uint32_t tile_lane = swizzle<0x70>(warp * 2048 + lane / 4 * 128 + lane % 4 * 4);
-    const uint32_t tile_at = smem_base + tile_lane;
+    const uint32_t tile_at = tile_smem + tile_lane;
     #pragma unroll
     for (int i = 0; i < 16; ++i)
         st_shared_b32x1((tile_at ^ (i / 2 * 16)) + i % 2 * 1024, &tmp_21[i]);
     __syncwarp();
     uint32_t tmp_22[16];
+    const uint32_t tile_at_2 = tile_smem + copy_lane;
     #pragma unroll
     for (int i = 0; i < 4; ++i)
-        ld_shared_b32x4(&tmp_22[i * 4], (k_tile_dst ^ (i % 2 * 64)) + i * 512);
+        ld_shared_b32x4(&tmp_22[i * 4], (tile_at_2 ^ (i % 2 * 64)) + i * 512);
     f16* o_ptr = O + (long long)b * O_s0 + (long long)h * O_s1 + (long long)(rows_start + copy_row) * O_s2 + copy_col;
     #pragma unroll
     for (int i = 0; i < 4; ++i)

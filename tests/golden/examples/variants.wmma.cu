@@ -5,27 +5,6 @@
 // grid:     h over H
 // grid:     rows_tile over M in tiles of 64, last first
 // shared:   35840 bytes
-// 17408  q: f16[64,64]{panel 64 pad 8}
-// 0  k_tile: f16[64,64]{panel 64 pad 8}
-// 0  v_tile: f16[64,64]{panel 64 pad 8}
-// 0  k_tile: f16[64,64]{panel 64 pad 8}
-// 0  v_tile: f16[64,64]{panel 64 pad 8}
-// 0  k_tile: f16[64,64]{panel 64 pad 8}
-// 0  v_tile: f16[64,64]{panel 64 pad 8}
-// 0  tile: f32[64,64]{panel 64 pad 4}
-// 0  acc_tile: f32[64,64]{panel 64 pad 4}
-// 0  tile: f32[64,64]{panel 64 pad 4}
-// 26624  tile: f16[64,64]{panel 64 pad 8}
-// 0  tile: f32[64,64]{panel 64 pad 4}
-// 0  acc_tile: f32[64,64]{panel 64 pad 4}
-// 0  tile: f32[64,64]{panel 64 pad 4}
-// 26624  tile: f16[64,64]{panel 64 pad 8}
-// 0  tile: f32[64,64]{panel 64 pad 4}
-// 0  acc_tile: f32[64,64]{panel 64 pad 4}
-// 0  tile: f32[64,64]{panel 64 pad 4}
-// 26624  tile: f16[64,64]{panel 64 pad 8}
-// 0  acc_tile: f32[64,64]{panel 64 pad 4}
-// 0  tile: f16[64,64]{panel 64 swizzle 128}
 
 #include <mma.h>
 using namespace nvcuda;
@@ -108,6 +87,29 @@ __device__ __forceinline__ void st_global_b32x4(void* dst, const uint32_t* v) {
     *static_cast<uint4*>(dst) = make_uint4(v[0], v[1], v[2], v[3]);
 }
 
+// Bytes from the start of shared memory.
+constexpr uint32_t k_tile_offset = 0;  // f16[64,64]{panel 64 pad 8}
+constexpr uint32_t v_tile_offset = 0;  // f16[64,64]{panel 64 pad 8}
+constexpr uint32_t k_tile_offset_2 = 0;  // f16[64,64]{panel 64 pad 8}
+constexpr uint32_t v_tile_offset_2 = 0;  // f16[64,64]{panel 64 pad 8}
+constexpr uint32_t k_tile_offset_3 = 0;  // f16[64,64]{panel 64 pad 8}
+constexpr uint32_t v_tile_offset_3 = 0;  // f16[64,64]{panel 64 pad 8}
+constexpr uint32_t tile_offset = 0;  // f32[64,64]{panel 64 pad 4}
+constexpr uint32_t acc_tile_offset = 0;  // f32[64,64]{panel 64 pad 4}
+constexpr uint32_t tile_offset_2 = 0;  // f32[64,64]{panel 64 pad 4}
+constexpr uint32_t tile_offset_4 = 0;  // f32[64,64]{panel 64 pad 4}
+constexpr uint32_t acc_tile_offset_2 = 0;  // f32[64,64]{panel 64 pad 4}
+constexpr uint32_t tile_offset_5 = 0;  // f32[64,64]{panel 64 pad 4}
+constexpr uint32_t tile_offset_7 = 0;  // f32[64,64]{panel 64 pad 4}
+constexpr uint32_t acc_tile_offset_3 = 0;  // f32[64,64]{panel 64 pad 4}
+constexpr uint32_t tile_offset_8 = 0;  // f32[64,64]{panel 64 pad 4}
+constexpr uint32_t acc_tile_offset_4 = 0;  // f32[64,64]{panel 64 pad 4}
+constexpr uint32_t tile_offset_10 = 0;  // f16[64,64]{panel 64 swizzle 128}
+constexpr uint32_t q_offset = 17408;  // f16[64,64]{panel 64 pad 8}
+constexpr uint32_t tile_offset_3 = 26624;  // f16[64,64]{panel 64 pad 8}
+constexpr uint32_t tile_offset_6 = 26624;  // f16[64,64]{panel 64 pad 8}
+constexpr uint32_t tile_offset_9 = 26624;  // f16[64,64]{panel 64 pad 8}
+
 // Register i of a tile -> the register, or the offset, that goes with it.
 __device__ constexpr int row_s(int i) { return i / 16; }
 
@@ -120,8 +122,27 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
     const uint32_t smem_base = static_cast<uint32_t>(__cvta_generic_to_shared(smem));
     const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);  // known to be the same in all lanes
     const int lane = threadIdx.x % 32;
-    const uint32_t q_smem = smem_base + 17408;
-    const uint32_t tile_smem = smem_base + 26624;
+    const uint32_t q_smem = smem_base + q_offset;
+    const uint32_t k_tile_smem = smem_base + k_tile_offset;
+    const uint32_t v_tile_smem = smem_base + v_tile_offset;
+    const uint32_t k_tile_smem_2 = smem_base + k_tile_offset_2;
+    const uint32_t v_tile_smem_2 = smem_base + v_tile_offset_2;
+    const uint32_t k_tile_smem_3 = smem_base + k_tile_offset_3;
+    const uint32_t v_tile_smem_3 = smem_base + v_tile_offset_3;
+    const uint32_t tile_smem = smem_base + tile_offset;
+    const uint32_t acc_tile_smem = smem_base + acc_tile_offset;
+    const uint32_t tile_smem_2 = smem_base + tile_offset_2;
+    const uint32_t tile_smem_3 = smem_base + tile_offset_3;
+    const uint32_t tile_smem_4 = smem_base + tile_offset_4;
+    const uint32_t acc_tile_smem_2 = smem_base + acc_tile_offset_2;
+    const uint32_t tile_smem_5 = smem_base + tile_offset_5;
+    const uint32_t tile_smem_6 = smem_base + tile_offset_6;
+    const uint32_t tile_smem_7 = smem_base + tile_offset_7;
+    const uint32_t acc_tile_smem_3 = smem_base + acc_tile_offset_3;
+    const uint32_t tile_smem_8 = smem_base + tile_offset_8;
+    const uint32_t tile_smem_9 = smem_base + tile_offset_9;
+    const uint32_t acc_tile_smem_4 = smem_base + acc_tile_offset_4;
+    const uint32_t tile_smem_10 = smem_base + tile_offset_10;
     const int rows_tile_tiles = (M + 63) / 64;
     const int rows_tile = rows_tile_tiles - 1 - int(blockIdx.x) % rows_tile_tiles;
     const int rest = int(blockIdx.x) / rows_tile_tiles;
@@ -168,14 +189,17 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         wmma::fill_fragment(acc[i], 0.0f);
     // masked part of the range
     const f16* k_base = K + (long long)b * K_s0 + (long long)h * K_s1 + (long long)q_row * K_s2 + q_col;
-    const uint32_t k_tile_at = smem_base + q_lane;
+    const uint32_t k_tile_at = k_tile_smem + q_lane;
     const uint32_t tile_lane = warp * 4352 + lane / 4 * 272 + lane % 4 * 16;
-    const uint32_t tile_at = smem_base + tile_lane;
+    const uint32_t tile_at = tile_smem + tile_lane;
     const int pos0 = warp * 16 + lane / 4;
     const int pos0_2 = lane % 4 * 4;
+    const uint32_t acc_tile_at = acc_tile_smem + tile_lane;
+    const uint32_t tile_at_2 = tile_smem_2 + tile_lane;
     const f16* v_base = V + (long long)b * V_s0 + (long long)h * V_s1 + (long long)q_row * V_s2 + q_col;
+    const uint32_t v_tile_at = v_tile_smem + q_lane;
     const uint32_t tile_lane_2 = warp * 2304 + lane / 4 * 144 + lane % 4 * 8;
-    const uint32_t tile_at_2 = tile_smem + tile_lane_2;
+    const uint32_t tile_at_3 = tile_smem_3 + tile_lane_2;
     #pragma unroll 1
     for (int j_ = t_2 - 1; j_ >= whole_to; --j_) {
         const int t_5 = j_ * 64;
@@ -200,11 +224,11 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         #pragma unroll
         for (int k = 0; k < 4; ++k) {
             wmma::fragment<wmma::matrix_a, 16, 16, 16, half, wmma::row_major> q_2[1];
-            wmma::load_matrix_sync(q_2[0], reinterpret_cast<const half*>(smem + 17408 + k * 32 + warp * 2304), 72);
+            wmma::load_matrix_sync(q_2[0], reinterpret_cast<const half*>(smem + q_offset + k * 32 + warp * 2304), 72);
             wmma::fragment<wmma::matrix_b, 16, 16, 16, half, wmma::col_major> k_tile[4];
             #pragma unroll
             for (int i = 0; i < 4; ++i)
-                wmma::load_matrix_sync(k_tile[i], reinterpret_cast<const half*>(smem + k * 32 + i * 2304), 72);
+                wmma::load_matrix_sync(k_tile[i], reinterpret_cast<const half*>(smem + k_tile_offset + k * 32 + i * 2304), 72);
             #pragma unroll
             for (int ni = 0; ni < 4; ++ni)
                 wmma::mma_sync(frag[ni], q_2[0], k_tile[ni], frag[ni]);
@@ -213,7 +237,7 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         // s = cap * fc.tanh(s / cap)  [variants.py:18]
         #pragma unroll
         for (int i = 0; i < 4; ++i)
-            wmma::store_matrix_sync(reinterpret_cast<float*>(smem + warp * 4352 + i * 64), frag[i], 68, wmma::mem_row_major);
+            wmma::store_matrix_sync(reinterpret_cast<float*>(smem + tile_offset + warp * 4352 + i * 64), frag[i], 68, wmma::mem_row_major);
         __syncwarp();
         float tmp_2[32];
         #pragma unroll
@@ -327,12 +351,12 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         if (moved) {
             #pragma unroll
             for (int i = 0; i < 4; ++i)
-                wmma::store_matrix_sync(reinterpret_cast<float*>(smem + warp * 4352 + i * 64), acc[i], 68, wmma::mem_row_major);
+                wmma::store_matrix_sync(reinterpret_cast<float*>(smem + acc_tile_offset + warp * 4352 + i * 64), acc[i], 68, wmma::mem_row_major);
             __syncwarp();
             float acc_2[32];
             #pragma unroll
             for (int i = 0; i < 8; ++i)
-                ld_shared_f32x4(&acc_2[i * 4], tile_at + i / 4 * 2176 + i % 4 * 64);
+                ld_shared_f32x4(&acc_2[i * 4], acc_tile_at + i / 4 * 2176 + i % 4 * 64);
             float tmp_7[32];
             #pragma unroll
             for (int i = 0; i < 32; ++i)
@@ -340,11 +364,11 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
             __syncwarp();
             #pragma unroll
             for (int i = 0; i < 8; ++i)
-                st_shared_f32x4(tile_at + i / 4 * 2176 + i % 4 * 64, &tmp_7[i * 4]);
+                st_shared_f32x4(tile_at_2 + i / 4 * 2176 + i % 4 * 64, &tmp_7[i * 4]);
             __syncwarp();
             #pragma unroll
             for (int i = 0; i < 4; ++i)
-                wmma::load_matrix_sync(acc[i], reinterpret_cast<const float*>(smem + warp * 4352 + i * 64), 68, wmma::mem_row_major);
+                wmma::load_matrix_sync(acc[i], reinterpret_cast<const float*>(smem + tile_offset_2 + warp * 4352 + i * 64), 68, wmma::mem_row_major);
         }
         uint32_t tmp_8[16];
         #pragma unroll
@@ -360,19 +384,19 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         __syncthreads();
         #pragma unroll
         for (int i = 0; i < 4; ++i)
-            st_shared_b32x4(k_tile_at + i * 576, &tmp_9[i * 4]);
+            st_shared_b32x4(v_tile_at + i * 576, &tmp_9[i * 4]);
         #pragma unroll
         for (int i = 0; i < 8; ++i)
-            st_shared_b32x2(tile_at_2 + i / 4 * 1152 + i % 4 * 32, &tmp_8[i * 2]);
+            st_shared_b32x2(tile_at_3 + i / 4 * 1152 + i % 4 * 32, &tmp_8[i * 2]);
         __syncthreads();
         #pragma unroll
         for (int k_2 = 0; k_2 < 4; ++k_2) {
             wmma::fragment<wmma::matrix_a, 16, 16, 16, half, wmma::row_major> tile[1];
-            wmma::load_matrix_sync(tile[0], reinterpret_cast<const half*>(smem + 26624 + k_2 * 32 + warp * 2304), 72);
+            wmma::load_matrix_sync(tile[0], reinterpret_cast<const half*>(smem + tile_offset_3 + k_2 * 32 + warp * 2304), 72);
             wmma::fragment<wmma::matrix_b, 16, 16, 16, half, wmma::row_major> v_tile[4];
             #pragma unroll
             for (int i = 0; i < 4; ++i)
-                wmma::load_matrix_sync(v_tile[i], reinterpret_cast<const half*>(smem + k_2 * 2304 + i * 32), 72);
+                wmma::load_matrix_sync(v_tile[i], reinterpret_cast<const half*>(smem + v_tile_offset + k_2 * 2304 + i * 32), 72);
             #pragma unroll
             for (int ni = 0; ni < 4; ++ni)
                 wmma::mma_sync(acc[ni], tile[0], v_tile[ni], acc[ni]);
@@ -383,6 +407,12 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
     }
     // for cols in fc.loop(fc.tile(K.N, "BLOCK_N"), descending=True, live=visible):  [variants.py:16]
     // full part of the range
+    const uint32_t k_tile_at_2 = k_tile_smem_2 + q_lane;
+    const uint32_t tile_at_4 = tile_smem_4 + tile_lane;
+    const uint32_t acc_tile_at_2 = acc_tile_smem_2 + tile_lane;
+    const uint32_t tile_at_5 = tile_smem_5 + tile_lane;
+    const uint32_t v_tile_at_2 = v_tile_smem_2 + q_lane;
+    const uint32_t tile_at_6 = tile_smem_6 + tile_lane_2;
     #pragma unroll 1
     for (int j_2 = whole_to - 1; j_2 >= whole_from; --j_2) {
         const int t_6 = j_2 * 64;
@@ -395,7 +425,7 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         __syncthreads();
         #pragma unroll
         for (int i = 0; i < 4; ++i)
-            st_shared_b32x4(k_tile_at + i * 576, &tmp_10[i * 4]);
+            st_shared_b32x4(k_tile_at_2 + i * 576, &tmp_10[i * 4]);
         __syncthreads();
         wmma::fragment<wmma::accumulator, 16, 16, 16, float> frag_2[4];
         #pragma unroll
@@ -404,11 +434,11 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         #pragma unroll
         for (int k_3 = 0; k_3 < 4; ++k_3) {
             wmma::fragment<wmma::matrix_a, 16, 16, 16, half, wmma::row_major> q_3[1];
-            wmma::load_matrix_sync(q_3[0], reinterpret_cast<const half*>(smem + 17408 + k_3 * 32 + warp * 2304), 72);
+            wmma::load_matrix_sync(q_3[0], reinterpret_cast<const half*>(smem + q_offset + k_3 * 32 + warp * 2304), 72);
             wmma::fragment<wmma::matrix_b, 16, 16, 16, half, wmma::col_major> k_tile_2[4];
             #pragma unroll
             for (int i = 0; i < 4; ++i)
-                wmma::load_matrix_sync(k_tile_2[i], reinterpret_cast<const half*>(smem + k_3 * 32 + i * 2304), 72);
+                wmma::load_matrix_sync(k_tile_2[i], reinterpret_cast<const half*>(smem + k_tile_offset_2 + k_3 * 32 + i * 2304), 72);
             #pragma unroll
             for (int ni = 0; ni < 4; ++ni)
                 wmma::mma_sync(frag_2[ni], q_3[0], k_tile_2[ni], frag_2[ni]);
@@ -417,12 +447,12 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         // s = cap * fc.tanh(s / cap)  [variants.py:18]
         #pragma unroll
         for (int i = 0; i < 4; ++i)
-            wmma::store_matrix_sync(reinterpret_cast<float*>(smem + warp * 4352 + i * 64), frag_2[i], 68, wmma::mem_row_major);
+            wmma::store_matrix_sync(reinterpret_cast<float*>(smem + tile_offset_4 + warp * 4352 + i * 64), frag_2[i], 68, wmma::mem_row_major);
         __syncwarp();
         float tmp_11[32];
         #pragma unroll
         for (int i = 0; i < 8; ++i)
-            ld_shared_f32x4(&tmp_11[i * 4], tile_at + i / 4 * 2176 + i % 4 * 64);
+            ld_shared_f32x4(&tmp_11[i * 4], tile_at_4 + i / 4 * 2176 + i % 4 * 64);
         // s = s + slope * (cols.index - rows.index).to(fc.f32)  [variants.py:19]
         float s_3[32];
         #pragma unroll
@@ -516,12 +546,12 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         if (moved_2) {
             #pragma unroll
             for (int i = 0; i < 4; ++i)
-                wmma::store_matrix_sync(reinterpret_cast<float*>(smem + warp * 4352 + i * 64), acc[i], 68, wmma::mem_row_major);
+                wmma::store_matrix_sync(reinterpret_cast<float*>(smem + acc_tile_offset_2 + warp * 4352 + i * 64), acc[i], 68, wmma::mem_row_major);
             __syncwarp();
             float acc_3[32];
             #pragma unroll
             for (int i = 0; i < 8; ++i)
-                ld_shared_f32x4(&acc_3[i * 4], tile_at + i / 4 * 2176 + i % 4 * 64);
+                ld_shared_f32x4(&acc_3[i * 4], acc_tile_at_2 + i / 4 * 2176 + i % 4 * 64);
             float tmp_16[32];
             #pragma unroll
             for (int i = 0; i < 32; ++i)
@@ -529,11 +559,11 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
             __syncwarp();
             #pragma unroll
             for (int i = 0; i < 8; ++i)
-                st_shared_f32x4(tile_at + i / 4 * 2176 + i % 4 * 64, &tmp_16[i * 4]);
+                st_shared_f32x4(tile_at_5 + i / 4 * 2176 + i % 4 * 64, &tmp_16[i * 4]);
             __syncwarp();
             #pragma unroll
             for (int i = 0; i < 4; ++i)
-                wmma::load_matrix_sync(acc[i], reinterpret_cast<const float*>(smem + warp * 4352 + i * 64), 68, wmma::mem_row_major);
+                wmma::load_matrix_sync(acc[i], reinterpret_cast<const float*>(smem + tile_offset_5 + warp * 4352 + i * 64), 68, wmma::mem_row_major);
         }
         uint32_t tmp_17[16];
         #pragma unroll
@@ -547,19 +577,19 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         __syncthreads();
         #pragma unroll
         for (int i = 0; i < 4; ++i)
-            st_shared_b32x4(k_tile_at + i * 576, &tmp_18[i * 4]);
+            st_shared_b32x4(v_tile_at_2 + i * 576, &tmp_18[i * 4]);
         #pragma unroll
         for (int i = 0; i < 8; ++i)
-            st_shared_b32x2(tile_at_2 + i / 4 * 1152 + i % 4 * 32, &tmp_17[i * 2]);
+            st_shared_b32x2(tile_at_6 + i / 4 * 1152 + i % 4 * 32, &tmp_17[i * 2]);
         __syncthreads();
         #pragma unroll
         for (int k_4 = 0; k_4 < 4; ++k_4) {
             wmma::fragment<wmma::matrix_a, 16, 16, 16, half, wmma::row_major> tile_2[1];
-            wmma::load_matrix_sync(tile_2[0], reinterpret_cast<const half*>(smem + 26624 + k_4 * 32 + warp * 2304), 72);
+            wmma::load_matrix_sync(tile_2[0], reinterpret_cast<const half*>(smem + tile_offset_6 + k_4 * 32 + warp * 2304), 72);
             wmma::fragment<wmma::matrix_b, 16, 16, 16, half, wmma::row_major> v_tile_2[4];
             #pragma unroll
             for (int i = 0; i < 4; ++i)
-                wmma::load_matrix_sync(v_tile_2[i], reinterpret_cast<const half*>(smem + k_4 * 2304 + i * 32), 72);
+                wmma::load_matrix_sync(v_tile_2[i], reinterpret_cast<const half*>(smem + v_tile_offset_2 + k_4 * 2304 + i * 32), 72);
             #pragma unroll
             for (int ni = 0; ni < 4; ++ni)
                 wmma::mma_sync(acc[ni], tile_2[0], v_tile_2[ni], acc[ni]);
@@ -570,6 +600,12 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
     }
     // for cols in fc.loop(fc.tile(K.N, "BLOCK_N"), descending=True, live=visible):  [variants.py:16]
     // masked part of the range
+    const uint32_t k_tile_at_3 = k_tile_smem_3 + q_lane;
+    const uint32_t tile_at_7 = tile_smem_7 + tile_lane;
+    const uint32_t acc_tile_at_3 = acc_tile_smem_3 + tile_lane;
+    const uint32_t tile_at_8 = tile_smem_8 + tile_lane;
+    const uint32_t v_tile_at_3 = v_tile_smem_3 + q_lane;
+    const uint32_t tile_at_9 = tile_smem_9 + tile_lane_2;
     #pragma unroll 1
     for (int j_3 = whole_from - 1; j_3 >= t_3; --j_3) {
         const int t_7 = j_3 * 64;
@@ -585,7 +621,7 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         __syncthreads();
         #pragma unroll
         for (int i = 0; i < 4; ++i)
-            st_shared_b32x4(k_tile_at + i * 576, &tmp_19[i * 4]);
+            st_shared_b32x4(k_tile_at_3 + i * 576, &tmp_19[i * 4]);
         __syncthreads();
         wmma::fragment<wmma::accumulator, 16, 16, 16, float> frag_3[4];
         #pragma unroll
@@ -594,11 +630,11 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         #pragma unroll
         for (int k_5 = 0; k_5 < 4; ++k_5) {
             wmma::fragment<wmma::matrix_a, 16, 16, 16, half, wmma::row_major> q_4[1];
-            wmma::load_matrix_sync(q_4[0], reinterpret_cast<const half*>(smem + 17408 + k_5 * 32 + warp * 2304), 72);
+            wmma::load_matrix_sync(q_4[0], reinterpret_cast<const half*>(smem + q_offset + k_5 * 32 + warp * 2304), 72);
             wmma::fragment<wmma::matrix_b, 16, 16, 16, half, wmma::col_major> k_tile_3[4];
             #pragma unroll
             for (int i = 0; i < 4; ++i)
-                wmma::load_matrix_sync(k_tile_3[i], reinterpret_cast<const half*>(smem + k_5 * 32 + i * 2304), 72);
+                wmma::load_matrix_sync(k_tile_3[i], reinterpret_cast<const half*>(smem + k_tile_offset_3 + k_5 * 32 + i * 2304), 72);
             #pragma unroll
             for (int ni = 0; ni < 4; ++ni)
                 wmma::mma_sync(frag_3[ni], q_4[0], k_tile_3[ni], frag_3[ni]);
@@ -607,12 +643,12 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         // s = cap * fc.tanh(s / cap)  [variants.py:18]
         #pragma unroll
         for (int i = 0; i < 4; ++i)
-            wmma::store_matrix_sync(reinterpret_cast<float*>(smem + warp * 4352 + i * 64), frag_3[i], 68, wmma::mem_row_major);
+            wmma::store_matrix_sync(reinterpret_cast<float*>(smem + tile_offset_7 + warp * 4352 + i * 64), frag_3[i], 68, wmma::mem_row_major);
         __syncwarp();
         float tmp_20[32];
         #pragma unroll
         for (int i = 0; i < 8; ++i)
-            ld_shared_f32x4(&tmp_20[i * 4], tile_at + i / 4 * 2176 + i % 4 * 64);
+            ld_shared_f32x4(&tmp_20[i * 4], tile_at_7 + i / 4 * 2176 + i % 4 * 64);
         // visible = lambda cols: (cols.valid & (rows.index >= cols.index)) & (rows.index - cols.index < window)  [variants.py:13]
         // s = s + slope * (cols.index - rows.index).to(fc.f32)  [variants.py:19]
         int limit_2[2];
@@ -721,12 +757,12 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         if (moved_3) {
             #pragma unroll
             for (int i = 0; i < 4; ++i)
-                wmma::store_matrix_sync(reinterpret_cast<float*>(smem + warp * 4352 + i * 64), acc[i], 68, wmma::mem_row_major);
+                wmma::store_matrix_sync(reinterpret_cast<float*>(smem + acc_tile_offset_3 + warp * 4352 + i * 64), acc[i], 68, wmma::mem_row_major);
             __syncwarp();
             float acc_4[32];
             #pragma unroll
             for (int i = 0; i < 8; ++i)
-                ld_shared_f32x4(&acc_4[i * 4], tile_at + i / 4 * 2176 + i % 4 * 64);
+                ld_shared_f32x4(&acc_4[i * 4], acc_tile_at_3 + i / 4 * 2176 + i % 4 * 64);
             float tmp_25[32];
             #pragma unroll
             for (int i = 0; i < 32; ++i)
@@ -734,11 +770,11 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
             __syncwarp();
             #pragma unroll
             for (int i = 0; i < 8; ++i)
-                st_shared_f32x4(tile_at + i / 4 * 2176 + i % 4 * 64, &tmp_25[i * 4]);
+                st_shared_f32x4(tile_at_8 + i / 4 * 2176 + i % 4 * 64, &tmp_25[i * 4]);
             __syncwarp();
             #pragma unroll
             for (int i = 0; i < 4; ++i)
-                wmma::load_matrix_sync(acc[i], reinterpret_cast<const float*>(smem + warp * 4352 + i * 64), 68, wmma::mem_row_major);
+                wmma::load_matrix_sync(acc[i], reinterpret_cast<const float*>(smem + tile_offset_8 + warp * 4352 + i * 64), 68, wmma::mem_row_major);
         }
         uint32_t tmp_26[16];
         #pragma unroll
@@ -754,19 +790,19 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         __syncthreads();
         #pragma unroll
         for (int i = 0; i < 4; ++i)
-            st_shared_b32x4(k_tile_at + i * 576, &tmp_27[i * 4]);
+            st_shared_b32x4(v_tile_at_3 + i * 576, &tmp_27[i * 4]);
         #pragma unroll
         for (int i = 0; i < 8; ++i)
-            st_shared_b32x2(tile_at_2 + i / 4 * 1152 + i % 4 * 32, &tmp_26[i * 2]);
+            st_shared_b32x2(tile_at_9 + i / 4 * 1152 + i % 4 * 32, &tmp_26[i * 2]);
         __syncthreads();
         #pragma unroll
         for (int k_6 = 0; k_6 < 4; ++k_6) {
             wmma::fragment<wmma::matrix_a, 16, 16, 16, half, wmma::row_major> tile_3[1];
-            wmma::load_matrix_sync(tile_3[0], reinterpret_cast<const half*>(smem + 26624 + k_6 * 32 + warp * 2304), 72);
+            wmma::load_matrix_sync(tile_3[0], reinterpret_cast<const half*>(smem + tile_offset_9 + k_6 * 32 + warp * 2304), 72);
             wmma::fragment<wmma::matrix_b, 16, 16, 16, half, wmma::row_major> v_tile_3[4];
             #pragma unroll
             for (int i = 0; i < 4; ++i)
-                wmma::load_matrix_sync(v_tile_3[i], reinterpret_cast<const half*>(smem + k_6 * 2304 + i * 32), 72);
+                wmma::load_matrix_sync(v_tile_3[i], reinterpret_cast<const half*>(smem + v_tile_offset_3 + k_6 * 2304 + i * 32), 72);
             #pragma unroll
             for (int ni = 0; ni < 4; ++ni)
                 wmma::mma_sync(acc[ni], tile_3[0], v_tile_3[ni], acc[ni]);
@@ -793,12 +829,13 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
     __syncthreads();
     #pragma unroll
     for (int i = 0; i < 4; ++i)
-        wmma::store_matrix_sync(reinterpret_cast<float*>(smem + warp * 4352 + i * 64), acc[i], 68, wmma::mem_row_major);
+        wmma::store_matrix_sync(reinterpret_cast<float*>(smem + acc_tile_offset_4 + warp * 4352 + i * 64), acc[i], 68, wmma::mem_row_major);
     __syncwarp();
     float acc_5[32];
+    const uint32_t acc_tile_at_4 = acc_tile_smem_4 + tile_lane;
     #pragma unroll
     for (int i = 0; i < 8; ++i)
-        ld_shared_f32x4(&acc_5[i * 4], tile_at + i / 4 * 2176 + i % 4 * 64);
+        ld_shared_f32x4(&acc_5[i * 4], acc_tile_at_4 + i / 4 * 2176 + i % 4 * 64);
     uint32_t tmp_30[16];
     #pragma unroll
     for (int i = 0; i < 16; ++i) {
@@ -808,17 +845,17 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
     }
     __syncthreads();
     const uint32_t tile_lane_3 = swizzle<0x70>(warp * 2048 + lane / 4 * 128 + lane % 4 * 8);
-    const uint32_t tile_at_3 = smem_base + tile_lane_3;
+    const uint32_t tile_at_10 = tile_smem_10 + tile_lane_3;
     #pragma unroll
     for (int i = 0; i < 8; ++i)
-        st_shared_b32x2((tile_at_3 ^ (i % 4 * 32)) + i / 4 * 1024, &tmp_30[i * 2]);
+        st_shared_b32x2((tile_at_10 ^ (i % 4 * 32)) + i / 4 * 1024, &tmp_30[i * 2]);
     __syncwarp();
     uint32_t tmp_31[16];
     const uint32_t tile_lane_4 = swizzle<0x70>(warp * 2048 + lane * 16);
-    const uint32_t tile_at_4 = smem_base + tile_lane_4;
+    const uint32_t tile_at_11 = tile_smem_10 + tile_lane_4;
     #pragma unroll
     for (int i = 0; i < 4; ++i)
-        ld_shared_b32x4(&tmp_31[i * 4], (tile_at_4 ^ (i % 2 * 64)) + i * 512);
+        ld_shared_b32x4(&tmp_31[i * 4], (tile_at_11 ^ (i % 2 * 64)) + i * 512);
     f16* o_ptr = O + (long long)b * O_s0 + (long long)h * O_s1 + (long long)(rows_start + q_row) * O_s2 + q_col;
     #pragma unroll
     for (int i = 0; i < 4; ++i)
