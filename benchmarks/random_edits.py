@@ -174,7 +174,9 @@ HARMLESS: tuple[tuple[str, str, str], ...] = (
     ("guard", r"tma_(load|store)", "a bulk copy is cut off at the tensor's end by the hardware, guarded or not"),
     ("read", r"bulk_wait \d+ \(\) -> bulk_wait \{n = 0, read = true\}",
      "at the end of a kernel only the tile in shared memory is at stake: what has been read is written by the end of the grid"),
-    ("grid", r"reverse=(True|False)", "only the order in which programs start"),
+    ("grid", r"reverse=(\w+),.*reverse=(?!\1)", "only the order in which programs start"),
+    ("an op of another role", r"(grid_wait|proxy_fence) ", "one wait or fence more than is needed"),
+    ("lag", r"mbar_arrive .*\{lag = 0\}$", "the same as none"),
     ("bytes of shared memory", r" by (16|1024|65536)$", "more than is needed, and the target has it"),
     ("descending", r"", "the loop's steps are added up in another order, or there is one"),
     *((f"move an op that {what} {way}", rf"{mover} .* past ({PURE}|{beside})(, ({PURE}|{beside}))*$", why)

@@ -68,7 +68,7 @@ def simulate(kernel: Kernel, arguments: Mapping[str, Any], target: Target, *, se
     if kernel.level != "machine":
         raise FcError("compile/unsupported", "the simulator runs machine IR", got=kernel.level, hint="the tile interpreter runs tile IR")
     memory, sizes = bind(kernel, arguments)
-    s = Simulation(kernel, target, memory, sizes, arguments, np.random.default_rng(seed), coverage or Coverage())
+    s = Simulation(kernel, target, memory, sizes, arguments, np.random.default_rng(seed), coverage)
     s.limit = limit
     s.order = {0: "late", 1: "eager"}.get(seed, "any")
     with np.errstate(all="ignore"):  # poison is NaN
@@ -90,8 +90,8 @@ class Simulation:
     """One launch. Agents report through `report`."""
 
     def __init__(self, kernel: Kernel, target: Target, memory: dict[str, Any], sizes: dict[str, int], given: Mapping[str, Any],
-                 rng: np.random.Generator, coverage: Coverage):
-        self.coverage = coverage
+                 rng: np.random.Generator, coverage: Coverage | None = None):
+        self.coverage = coverage or Coverage()
         self.kernel, self.target, self.memory, self.sizes, self.rng = kernel, target, memory, sizes, rng
         self.addresses = Addresses(kernel, given, memory)
         self.reports: list[FcError] = []
