@@ -82,7 +82,7 @@ def compare(cells: Sequence[Cell], dtype: str, peers: dict[str, Peer], absent: d
                 except Exception as error:  # in whatever way a peer says that it does not take this cell
                     (wrong.append if p == "fcgen" else lambda text, p=p: absent.setdefault(p, text))(f"{cell} {p}: {reason(error)}")
             base = next((b for b in BEST if b in found), None)
-            row = {"d": cell.d, "s": cell.s, "mask": cell.mask, "inputs": name, "against": base,
+            row: dict[str, Any] = {"d": cell.d, "s": cell.s, "mask": cell.mask, "inputs": name, "against": base,
                    "errors": {p: {"max": e.max, "rms": e.rms} for p, e in found.items()},
                    "ratio": over(found["fcgen"], found[base]) if base and "fcgen" in found else None}
             table.append(row)

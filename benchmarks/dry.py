@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -97,9 +98,25 @@ def _tile(text: str) -> Any:
     return from_text(text, "<dry>")
 
 
+def _tensor(x: Any) -> Any:
+    """A tensor that a call has described, as torch's again, on the same memory; anything else as it is."""
+    import torch
+
+    from fcgen.runtime.tensors import ITEMSIZE, TensorArg
+
+    if not isinstance(x, TensorArg):
+        return x
+    facts = {"data": (x.ptr, False), "shape": x.shape, "strides": tuple(s * ITEMSIZE[x.dtype] for s in x.strides), "version": 3,
+             "typestr": {"f16": "<f2", "bf16": "<i2", "f32": "<f4", "i32": "<i4"}[x.dtype]}
+    whole = torch.from_numpy(np.asarray(SimpleNamespace(__array_interface__=facts)))
+    return whole.view(torch.bfloat16) if x.dtype == "bf16" else whole
+
+
 def interpret_into(built: Any, arguments: Mapping[str, Any]) -> None:
     """The kernel's tile IR on these tensors; outputs are written in place."""
     import torch
+
+    arguments = {name: _tensor(x) for name, x in arguments.items()}
 
     from fcgen.sim.tile import interpret
 
@@ -113,8 +130,8 @@ def interpret_into(built: Any, arguments: Mapping[str, Any]) -> None:
 
 
 class _Kernel:
-    def bind(self, *_: Any) -> Any:
-        return lambda params, stream: None
+    def starter(self) -> Any:
+        return lambda config, params: None
 
 
 @functools.cache
@@ -123,7 +140,7 @@ def install() -> None:
     import torch
     from torch.overrides import TorchFunctionMode
 
-    from fcgen import api, attention, launch  # noqa: F401  (the module of that name, not the function)
+    from fcgen import api, attention, calls, launch  # noqa: F401  (the module of that name, not the function)
     from fcgen.runtime import driver, tensors
 
     class ToCpu(TorchFunctionMode):
@@ -147,14 +164,18 @@ def install() -> None:
     kib = 1024
     info = driver.DeviceInfo(0, "pretend GPU", (9, 0), ARCH + "a", 132, 227 * kib, 228 * kib, 65536, 50 << 20, 140 << 30, 1980000, 3201000,
                              (13, 0))
-    driver.available = lambda: (True, info.name)  # type: ignore[assignment]
+    driver.available = driver.present = lambda: (True, info.name)  # type: ignore[assignment]
     driver.device_info = lambda ordinal=0: info  # type: ignore[assignment]
     driver.device_count = lambda: 1
     driver.primary_context = lambda ordinal: 0
     from_torch = tensors._from_torch
     tensors._from_torch = lambda x, name: from_torch(x, name)._replace(device=0)
     tensors.current_stream = lambda device: 0
-    launch.Launcher._load = lambda self, device: _Kernel()  # type: ignore[assignment,method-assign,return-value]
+    launch.module.load = lambda *a: _Kernel()  # type: ignore[assignment,return-value]
+    succeeds = lambda *a: 0
+    driver.native = lambda: SimpleNamespace(cuTensorMapEncodeTiled=succeeds)  # type: ignore[assignment]
+    launch.counters.of = lambda device: SimpleNamespace(address=succeeds)  # type: ignore[assignment,return-value]
+    calls._guards = lambda: None  # every call is one that a launcher sees
     plan = launch.Launcher.__call__
 
     def call(self: Any, arguments: Mapping[str, Any], stream: int | None = None) -> None:

@@ -3,7 +3,7 @@
     python -m benchmarks.gpu_suite --json out/gpu_suite.json            everything marked `gpu`
     python -m benchmarks.gpu_suite --processes 4 tests/gpu/test_clusters.py
 
-Most of the time is compilation and simulation, so processes help although there is one GPU. Tests are dealt out by turns; those marked
+Most of the time is compilation and simulation, so processes help although there is one GPU. Tests are dealt out; those marked
 `alone` (they look at when things happen) run afterwards in one process. A process that dies, or is stopped at the limit, leaves its tests
 `not_run`, which is a failure like any other. Needs pytest, not pytest-xdist.
 """
@@ -14,6 +14,7 @@ import argparse
 import importlib.util
 import json
 import os
+import random
 import subprocess
 import sys
 import tempfile
@@ -45,7 +46,9 @@ def pytest_configure(config: Any) -> None:
 def pytest_collection_finish(session: Any) -> None:
     """After every choice by marker: this process's share."""
     number, _, count = os.environ[SHARE].split(" ", 1)[0].partition("/")
-    session.items[:] = session.items[int(number)::int(count)]
+    dealt = list(range(len(session.items)))
+    random.Random(0).shuffle(dealt)  # by turns: cases of one size would come to one process, where their number divides the processes'
+    session.items[:] = [session.items[n] for n in sorted(dealt[int(number)::int(count)])]
     _log(chosen=[item.nodeid for item in session.items])
 
 
@@ -105,7 +108,7 @@ def summary(logs: list[Path]) -> dict[str, Any]:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("paths", nargs="*", default=["tests"])
+    parser.add_argument("paths", nargs="*", help="files or folders of tests; all that have the marker, if none are given")
     parser.add_argument("--json", metavar="PATH", help="where the record goes")
     parser.add_argument("--processes", type=int, default=max(1, min(8, len(os.sched_getaffinity(0)) - 1)), help="%(default)s")
     parser.add_argument("--limit", type=float, default=540.0, metavar="SECONDS", help="what runs by then is stopped (%(default)s)")
@@ -113,12 +116,14 @@ def main(argv: list[str] | None = None) -> int:
     if importlib.util.find_spec("pytest") is None:
         parser.error("pytest is not installed: pip install pytest hypothesis")
 
+    marked = (p for p in (ROOT / "tests").rglob("test_*.py") if "mark.gpu" in p.read_text("utf-8"))
+    paths = args.paths or sorted(str(p.relative_to(ROOT)) for p in marked)
     begin = time.time()
     with tempfile.TemporaryDirectory(prefix="gpu-suite-") as folder:
         logs = [Path(folder, f"{n}.jsonl") for n in range(args.processes + 1)]
-        parallel = [start("gpu and not alone", f"{n}/{args.processes}", log, args.paths) for n, log in enumerate(logs[:-1])]
+        parallel = [start("gpu and not alone", f"{n}/{args.processes}", log, paths) for n, log in enumerate(logs[:-1])]
         wait(parallel, begin + args.limit)
-        alone = start("gpu and alone", "0/1", logs[-1], args.paths)
+        alone = start("gpu and alone", "0/1", logs[-1], paths)
         wait([alone], max(begin + args.limit, time.time() + 60))
         said = summary(logs)
         broken = {str(n): log.with_suffix(".out").read_text(errors="replace")[-2000:]

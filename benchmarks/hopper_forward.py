@@ -113,7 +113,7 @@ class Race:
             return self.failed(cell, "fcgen", error)
         self.kept(cell, mine, before, times)
         board = under_load(next(iter(calls.values())).run, 4 * n)
-        row = {"d": cell.d, "s": cell.s, "b": cell.batch, "h": cell.heads, "mask": cell.mask, "dtype": self.dtype,
+        row: dict[str, Any] = {"d": cell.d, "s": cell.s, "b": cell.batch, "h": cell.heads, "mask": cell.mask, "dtype": self.dtype,
                "board": board, "results": {
             name: {"ms": t.ms, "spread": t.spread, "tflops": cell.flops / t.ms / 1e9, "max_error": errors[name].max,
                    "rms_error": errors[name].rms} for name, t in times.items()}}
@@ -134,7 +134,7 @@ class Race:
             except RuntimeError as error:  # something that cannot be captured
                 self.failed(cell, "fcgen", error)
                 continue
-            row = {"d": cell.d, "s": cell.s, "b": cell.batch, "h": cell.heads, "mask": cell.mask, "dtype": self.dtype,
+            row: dict[str, Any] = {"d": cell.d, "s": cell.s, "b": cell.batch, "h": cell.heads, "mask": cell.mask, "dtype": self.dtype,
                    "us": {n: t.ms * 1e3 for n, t in times.items()}}
             self.small.append(row)
             write_json(self.json, self.to_json())

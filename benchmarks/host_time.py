@@ -94,13 +94,13 @@ def bare(q: Any, k: Any, v: Any, out: Any, causal: bool) -> Callable[[], Any]:
 
     from fcgen import forward
 
-    qa, ka, va, kind, scale = forward._described(q, k, v, causal, None)
-    program = forward._program(qa, ka, va, kind, scale, False, None)
+    mask, scale = "causal_top_left" if causal else "none", q.shape[3] ** -0.5
+    program = forward._program("f16", q.get_device(), q.shape, k.shape, v.shape[3], mask, scale, False, None)
     plan, values, device = program.launcher.resolve({"Q": q, "K": k, "V": v, "O": out, "scale": scale})
     stream = torch._C._cuda_getCurrentRawStream(device)
     plan.launch(stream, values)
-    block, enqueue = next(iter(plan._ready.values())), plan._enqueue
-    return lambda: enqueue(block.at, stream)
+    block, start = next(iter(plan.frame.ready.values())), plan.frame.start
+    return lambda: start(block.config, block.params)
 
 
 def measure(shape: Shape = SHAPE, calls: int = 200, rounds: int = 31, masks: tuple[bool, ...] = (False, True)) -> list[dict[str, Any]]:

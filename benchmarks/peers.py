@@ -64,7 +64,8 @@ def _torch(backend: str, x: Inputs) -> Call:
 
 
 def stand_in(x: Inputs) -> Call:
-    run = sdpa("MATH", *(t.float() for t in x.bhsd), x.causal)
+    q, k, v = (t.float() for t in x.bhsd)
+    run = sdpa("MATH", q, k, v, x.causal)
     return Call(lambda: run().to(x.q.dtype), swap)
 
 

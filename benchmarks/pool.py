@@ -46,8 +46,8 @@ class Made:
 def program(job: Job) -> fc.Program:
     from fcgen.forward import sums_of
 
-    return SPECS[job.spec].compile(target=job.arch, schedule=job.schedule, T=DTYPES[job.dtype], D=job.d, E=job.e, mask=job.mask,
-                                   lazy=job.lazy, sums=job.sums or sums_of(job.schedule, job.lazy))
+    return SPECS[job.spec].compile(target=job.arch, schedule=job.schedule, check=False, T=DTYPES[job.dtype], D=job.d, E=job.e,
+                                   mask=job.mask, lazy=job.lazy, sums=job.sums or sums_of(job.schedule, job.lazy))
 
 
 def build(job: Job) -> Made:
@@ -79,7 +79,7 @@ def _warm(one: tuple[int, str, str, str, fc.Schedule | None, bool]) -> str | Non
             shapes = (16384 // length, 2048 // d, length, d), (1, 1, length, d)
             chosen = Choice(schedule) if schedule else choose(arch, *shapes, d, mask, 132)
             given = replace(chosen.schedule, pdl=False) if serial else chosen.schedule
-            compiled(dtype, d, d, mask, False, arch, given, True, chosen.lazy, chosen.sums).built  # noqa: B018  (it is in the disk cache then)
+            compiled(dtype, d, d, mask, False, arch, given, True, chosen.lazy, chosen.sums, False).built  # noqa: B018  (it is in the disk cache then)
     except Exception as error:
         return f"D={d} {mask}: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
     return None

@@ -23,6 +23,10 @@ from .pool import processes, write_json
 
 LENGTHS = (1, 2, 3, 5, 7, 8, 15, 16, 17, 31, 33, 63, 64, 65, 96, 127, 128, 129, 200, 255, 256, 257, 333, 511, 513, 777, 1024, 1025)
 LAYOUTS = ("plain", "bshd", "padded", "sliced", "broadcast")
+#: pointers and strides that 16 bytes do not divide: elements that a view starts after, and that rows are longer by
+ODD = {"offset1": (1, 0), "offset2": (2, 0), "offset4": (4, 0), "pitch1": (0, 1), "pitch2": (0, 2), "pitch4": (0, 4), "both": (3, 5)}
+#: b, h, g, m, n of views like that: few, since each may need a kernel of its own
+ODD_SHAPES = ((1, 2, 1, 63, 200), (2, 2, 2, 129, 65), (1, 1, 1, 8, 1024))
 CAUSAL = (False, "top_left", "bottom_right")
 GUARD = 4096  # elements on either side of an output
 REPEATS = 100
@@ -44,12 +48,18 @@ class Config:
     spread: float  # standard deviation of q and k
     layouts: tuple[str, str, str, str]  # of q, k, v, out
 
+    @property
+    def refused(self) -> bool:
+        return self.d % 8 != 0 or self.e % 8 != 0
+
     def kernel(self, arch: str, sms: int = 132) -> tuple[Any, ...]:
         """What is compiled for this call: the arguments of `forward.compiled`."""
         return self._kernel((self.b, self.h, self.m, self.d), self.causal, arch, sms)
 
     def kernels(self, arch: str, sms: int = 132) -> list[tuple[Any, ...]]:
         """The same, and what `fcgen.attention` runs where grouped heads may be rows of one."""
+        if self.refused or any(layout in ODD for layout in self.layouts):
+            return []  # none, or one that is compiled at the call
         packed = self._kernel((self.b, self.g, self.h // self.g * self.m, self.d), False, arch, sms)
         return list(dict.fromkeys((self.kernel(arch, sms), *([packed] if not self.causal or self.m == 1 else []))))
 
@@ -57,20 +67,20 @@ class Config:
         from fcgen.kernels.schedules import choose
 
         mask = {False: "none", "top_left": "causal_top_left", "bottom_right": "causal_bottom_right"}[causal]
-        positive = self.scale is None or self.scale > 0
+        positive = self.scale is None or self.scale >= 2.0**-126  # smaller ones may be 0 to a multiplication
         chosen = choose(arch, q, (self.b, self.g, self.n, self.d), self.e, mask, sms, positive)
         return self.dtype, self.d, self.e, mask, True, arch, chosen.schedule, positive, chosen.lazy, chosen.sums
 
 
 def head_sizes(first_seed: int, kernels: int) -> list[tuple[int, int]]:
-    """(D, E) pairs: D == E, and different ones, from all multiples of 8."""
+    """(D, E) pairs: D == E, and different ones, from all multiples of 8; the last one is refused: rows that 16 bytes do not divide."""
     rng = random.Random(f"heads {first_seed}")
     sizes = list(range(16, 257, 8))
     pairs = [(64, 64), (128, 128), (16, 16), (256, 256), (192, 128), (72, 40)]
     while len(pairs) < max(6, kernels):
         d = rng.choice(sizes)
         pairs.append((d, d if rng.random() < 0.5 else rng.choice(sizes)))
-    return pairs[:max(6, kernels)]
+    return [*pairs[:max(6, kernels) - 1], rng.choice(((20, 20), (64, 12), (100, 100), (68, 64)))]
 
 
 def draw(seed: int, heads: list[tuple[int, int]]) -> Config:
@@ -82,9 +92,18 @@ def draw(seed: int, heads: list[tuple[int, int]]) -> Config:
     if rng.random() < 0.3:
         n = m
     scale = rng.choice((None, None, None, 1.0 / 8, 0.05, 1e-3, 0.3, -0.1))
+    spread = rng.choice((0.2, 1.0, 1.0, 3.0))
+    dtype = rng.choice(("f16", "bf16"))
+    if rng.random() < 0.2:  # scores are sums of D products, and float32 ends at 3.4e38: so far only
+        spread = 10 ** rng.uniform(-6, 4 if dtype == "f16" else 14)
+    if rng.random() < 0.2:
+        scale = rng.choice((1, 1, -1)) * min(10 ** rng.uniform(-46, 12), 1e30 / (spread**2 * d))
+    if rng.random() < 0.05:
+        b, h, g, m, n = rng.choice(ODD_SHAPES)
+        return Config(seed, dtype, b, h, g, m, n, *heads[rng.randrange(2)], causal, scale, spread, (*[rng.choice(list(ODD))] * 3, "plain"))
     b, h = rng.choice((1, 1, 2, 3)), g * rng.choice((1, 1, 2, 4, 7))
     layouts = (rng.choice(LAYOUTS), rng.choice(LAYOUTS), rng.choice(LAYOUTS), rng.choice(LAYOUTS[:4]))
-    return Config(seed, rng.choice(("f16", "bf16")), b, h, g, m, n, d, e, causal, scale, rng.choice((0.2, 1.0, 1.0, 3.0)), layouts)
+    return Config(seed, dtype, b, h, g, m, n, d, e, causal, scale, spread, layouts)
 
 
 # ---- tensors -------------------------------------------------------------------------------------------------------
@@ -93,6 +112,9 @@ def draw(seed: int, heads: list[tuple[int, int]]) -> Config:
 def place(shape: tuple[int, int, int, int], layout: str, empty: Callable[[tuple[int, ...]], Any]) -> Any:
     """A [B, H, M, D] view, laid out as `layout` says, of what `empty` gives; strides but the last are multiples of 8 elements."""
     b, h, m, d = shape
+    if layout in ODD:
+        start, more = ODD[layout]
+        return empty((b * h * m * (d + more) + 8,))[start:start + b * h * m * (d + more)].view(b, h, m, d + more)[..., :d]
     if layout == "bshd":
         return empty((b, m, h, d)).transpose(1, 2)
     if layout == "padded":
@@ -156,7 +178,7 @@ def reference(c: Config, q: Any, k: Any, v: Any) -> tuple[Any, Any, Any, Any]:
     import torch
 
     q, k, v = q.double(), k.double().repeat_interleave(c.h // c.g, 1), v.double().repeat_interleave(c.h // c.g, 1)
-    s = q @ k.transpose(-1, -2) * (c.d**-0.5 if c.scale is None else c.scale)
+    s = q @ k.transpose(-1, -2) * (c.d**-0.5 if c.scale is None else torch.tensor(c.scale, dtype=torch.float32).double().item())
     size = s.abs().max()
     if c.causal:
         i, j = torch.arange(c.m, device=q.device)[:, None], torch.arange(c.n, device=q.device)
@@ -193,20 +215,30 @@ def verdict(c: Config, got: tuple[Any, Any], want: tuple[Any, Any, Any, Any]) ->
 def run(c: Config, repeats: int = 0) -> tuple[float, list[str]]:
     import torch
 
+    from fcgen.errors import FcError
     from fcgen.forward import compiled
 
     q, k, v = inputs(c)
+    if c.refused:
+        try:
+            function(c, q, k, v)
+        except FcError as error:
+            return 0.0, [] if error.code == "call/argument" else [f"refused with {error.code}"]
+        return 0.0, ["not refused"]
+    want = reference(c, q, k, v)
+    if any(layout in ODD for layout in c.layouts):
+        return verdict(c, function(c, q, k, v), want)
     out = Guarded((c.b, c.h, c.m, c.e), q.dtype, c.layouts[3])
     lse = Guarded((c.b, c.h, c.m), torch.float32)
     program = compiled(*c.kernel(target()))
     scale = c.d**-0.5 if c.scale is None else c.scale
     program(Q=q, K=k, V=v, O=out.tensor, LSE=lse.tensor, scale=scale)
     torch.cuda.synchronize()
-    share, wrong = verdict(c, (out.tensor, lse.tensor), reference(c, q, k, v))
+    share, wrong = verdict(c, (out.tensor, lse.tensor), want)
     for name, guarded in (("output", out), ("log-sum-exp", lse)):
         if n := guarded.damage():
             wrong.append(f"{name}: {n} elements written outside it")
-    through, through_wrong = verdict(c, function(c, q, k, v), reference(c, q, k, v))
+    through, through_wrong = verdict(c, function(c, q, k, v), want)
     share = max(share, through)
     wrong += [f"fcgen.attention: {w}" for w in through_wrong]
     first = out.tensor.clone(), lse.tensor.clone()
@@ -273,7 +305,8 @@ def main(argv: list[str] | None = None) -> int:
     arch = target()
     broken = compile_all(configs, arch)
     print(f"compiled in {time.time() - start:.0f} s", flush=True)
-    failures, worst, repeated = [{"config": None, "wrong": [f"{k}: {s}"]} for k, s in broken.items()], 0.0, 0
+    failures: list[dict[str, Any]] = [{"config": None, "wrong": [f"{k}: {s}"]} for k, s in broken.items()]
+    worst, repeated = 0.0, 0
     for n, c in enumerate(configs):
         if any(k in broken for k in c.kernels(arch)):
             continue
@@ -295,7 +328,8 @@ def main(argv: list[str] | None = None) -> int:
           f"{REPEATS} times, {time.time() - start:.0f} s")
     counts = {k: dict(Counter(str(getattr(c, k)) for c in configs)) for k in ("dtype", "d", "e", "causal", "b", "g")}
     write_json(args.json, {"part": "random", "environment": facts(), "count": len(configs), "seed": args.seed, "heads": heads,
-                           "failures": failures, "largest_error": worst, "repeated": repeated, "drawn": counts,
+                           "failures": failures, "refused": sum(c.refused for c in configs),
+                           "odd": sum(c.layouts[0] in ODD for c in configs), "largest_error": worst, "repeated": repeated, "drawn": counts,
                            "problems": [str(f) for f in failures]})
     return bool(failures)
 

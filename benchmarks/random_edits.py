@@ -137,7 +137,7 @@ def run(name: str, seed: int, number: int, longer: bool = False) -> Outcome:
             out.verdict, out.code, out.message = "refused", e.code, e.message
             return out
         try:
-            run_trials(machine, p.target, seeds=3, against=oracle)
+            run_trials(machine, p.target, seeds=3, against=oracle, work=WORK)
             out.verdict = "silent"
         except FcError as e:
             out.verdict, out.code, out.message = "reported", e.code, e.message

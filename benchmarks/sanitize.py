@@ -28,7 +28,7 @@ from .environment import facts
 from .pool import LAZY, Job, Made, build, launcher, write_json
 
 
-def _schedule(m: int, n: int, **rest: object) -> fc.Schedule:
+def _schedule(m: int, n: int, **rest: Any) -> fc.Schedule:
     return fc.Schedule(tiles={"BLOCK_M": m, "BLOCK_N": n}, **rest)
 
 
@@ -134,7 +134,8 @@ def run(name: str, arch: str) -> str | None:
 
 def find_tool() -> str:
     """compute-sanitizer in NVIDIA's wheels or the default toolkit; empty where it is not."""
-    places = [Path(d) for d in find_spec("nvidia").submodule_search_locations] if find_spec("nvidia") else []
+    wheels = find_spec("nvidia")
+    places = [Path(d) for d in (wheels and wheels.submodule_search_locations) or []]
     found = [p for d in places for p in sorted(d.glob("*/compute-sanitizer/compute-sanitizer"))]
     found += [p for p in [Path("/usr/local/cuda/bin/compute-sanitizer")] if p.exists()]
     for p in found[:1]:

@@ -86,7 +86,8 @@ def shipped(arch: str, d: int, mask: str) -> fc.Schedule:
 
 def hopper() -> Iterator[fc.Schedule]:
     """Schedules of wgmma and bulk copies."""
-    for way, groups, n, slots in product(WAYS, GROUPS, KEYS, SLOTS):
+    ways = [*WAYS, *({k: x for k, x in way.items() if k != "l2"} for way in WAYS if "l2" in way)]  # l2 is refused where all tiles are alike
+    for way, groups, n, slots in product(ways, GROUPS, KEYS, SLOTS):
         yield fc.Schedule(tiles={"BLOCK_M": 64 * groups, "BLOCK_N": n}, warps=4 * groups, math="wgmma", copy="tma", stages=slots, **way)
 
 

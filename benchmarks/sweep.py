@@ -41,8 +41,8 @@ def candidates(family: str) -> list[Candidate]:
     out: list[Candidate] = []
     for m, warps in ((64, 2), (64, 4), (128, 4), (128, 8)):
         for n in (32, 48, 64, 96, 128):
-            for flow in ({"stages": 1}, {"stages": 1, "ahead": True}, {"stages": 2}, {"stages": 3}):
-                base = fc.Schedule(tiles={"BLOCK_M": m, "BLOCK_N": n}, warps=warps, math=family, **flow)
+            for stages, ahead in ((1, False), (1, True), (2, False), (3, False)):
+                base = fc.Schedule(tiles={"BLOCK_M": m, "BLOCK_N": n}, warps=warps, math=family, stages=stages, ahead=ahead)
                 if family == "wmma":
                     out.append((replace(base, skip_ones=True), LAZY))
                 else:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .errors import FcError
+from .errors import FcError, FcWarning
 from .ir.schedule import Schedule
 from .ir.types import bf16, f16, f32, f64, i1, i32, i64
 from .lang import spec as _spec
@@ -70,10 +70,10 @@ def __getattr__(name: str) -> Any:
     return value
 
 
-def _compile(spec: Spec, target: str | None, schedule: Schedule | None, binding: dict[str, Any]) -> Any:
+def _compile(spec: Spec, target: str | None, schedule: Schedule | None, check: bool, binding: dict[str, Any]) -> Any:
     from .api import compile
 
-    return compile(spec, target=target, schedule=schedule, **binding)
+    return compile(spec, target=target, schedule=schedule, check=check, **binding)
 
 
 def _call(spec: Spec, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -86,6 +86,7 @@ _spec.compile_hook, _spec.call_hook = _compile, _call
 
 __all__ = [
     "FcError",
+    "FcWarning",
     "Program",
     "Schedule",
     "Spec",

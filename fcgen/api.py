@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from typing import Any
 
 import numpy as np
@@ -15,14 +16,17 @@ from .lang.spec import Spec
 from .program import Program
 
 
-def compile(spec: Spec, *, target: str | None = None, schedule: Schedule | None = None, **binding: Any) -> Program:
+def compile(spec: Spec, *, target: str | None = None, schedule: Schedule | None = None, check: bool = True, **binding: Any) -> Program:
     """A program of a spec for a target ("sm_80", "sm_86", "sm_89", "sm_90", "sm_90a"; the GPU's own if None).
 
-    binding: the spec's compile-time facts. Raises FcError with the spec's line where the spec, the schedule or the target does not
-    allow it.
+    binding: the spec's compile-time facts. check: the first compilation of spec, schedule and target also runs them in the simulator, at
+    small sizes and for seconds at most (FCGEN_CHECK=0 in the environment turns this off everywhere). Raises FcError with
+    the spec's line where the spec, the schedule or the target does not allow it.
     """
     schedule = schedule or Schedule()
-    return Program(spec.trace(dict(schedule.tiles), **binding), schedule, target or gpu_target())
+    program = Program(spec.trace(dict(schedule.tiles), **binding), schedule, target or gpu_target())
+    program.trust = not check or os.environ.get("FCGEN_CHECK") == "0"
+    return program
 
 
 def program_from_text(text: str, filename: str = "<ir>", *, target: str | None = None, schedule: Schedule | None = None,
@@ -32,6 +36,9 @@ def program_from_text(text: str, filename: str = "<ir>", *, target: str | None =
 
     check: machine IR runs in the simulator, at a few small sizes, before it is compiled for the first time; what that finds is raised."""
     kernel = compiler.from_text(text, filename)
+    if kernel.level == "machine" and schedule not in (None, Schedule()):
+        raise FcError("compile/schedule", f"{kernel.name} is machine IR, which has its schedule already", got=schedule,
+                      expected=kernel.meta.get("schedule"), hint="edit the IR, or lower the tile IR again")
     made_for = str(kernel.meta.get("target") or "")
     arch = target or made_for or gpu_target()
     number = lambda name: int(name.removeprefix("sm_").rstrip("a"))
@@ -96,9 +103,10 @@ def _whole_dims(spec: Spec) -> frozenset[str]:
 
 
 def gpu_available() -> bool:
+    """Is there a GPU? To ask does not start CUDA here: processes forked later may still use it."""
     from .runtime import driver
 
-    return driver.available()[0]
+    return driver.present()[0]
 
 
 def gpu_target(device: int = 0) -> str:

@@ -87,19 +87,24 @@ def dump(spec: str, target: str | None, settings: tuple[str, ...], schedule: str
 )
 @click.option("--check/--no-check", default=True, show_default=True, help="run machine IR through the simulator before compiling")
 @click.option("--size", "sizes", multiple=True, metavar="NAME=N", help="a size for the check: M=100")
+@argument_option
 def build(
-    spec: str, target: str | None, settings: tuple[str, ...], schedule: str | None, out: Path, check: bool, sizes: tuple[str, ...]
+    spec: str, target: str | None, settings: tuple[str, ...], schedule: str | None, out: Path, check: bool, sizes: tuple[str, ...],
+    arguments: tuple[str, ...]
 ) -> None:
     """Compile a spec, or an edited file of IR text, and write every level of it."""
+    from . import compiler
     from .cli_specs import find, oracle, parse_sizes
     from .sim.trial import dimensions, run_trials
 
     found = find(spec)
     program = found.program(target, settings, schedule)
     program.trust = True  # it is checked here, at the sizes that were asked for, or not at all
+    given = parse_sizes(sizes, dimensions(program.machine))
+    fixed = parse_arguments(arguments, program, given)
     if check:
-        tried = run_trials(program.machine, program.target, parse_sizes(sizes, dimensions(program.machine)), 2, waiting,
-                           against=oracle(found, program))
+        compiler.to_cuda(program.machine, program.target)
+        tried = run_trials(program.machine, program.target, given, 2, waiting, fixed, oracle(found, program))
         click.echo(f"simulated in {len(tried.ran)} runs: no race, stale read or deadlock; values {tried.values}")
         for line in tried.gaps():
             click.echo(f"  {line}")
@@ -123,15 +128,17 @@ def check(spec: str, target: str | None, settings: tuple[str, ...], schedule: st
           against: str | None, arguments: tuple[str, ...]) -> None:
     """Run a kernel's machine IR in the simulator until all of it has run: look for races, stale reads, deadlocks, elements that nothing
     writes, and, where the tile program is known, for wrong values. It is that of SPEC, or lies beside NAME.machine.fc as NAME.tile.fc."""
+    from . import compiler
     from .cli_specs import find, oracle, parse_sizes
-    from .sim.trial import dimensions, run_trials
+    from .sim.trial import WORK, dimensions, run_trials
 
     found = find(spec)
     program = found.program(target, settings, schedule)
     machine = program.machine
+    compiler.to_cuda(machine, program.target)  # what cannot be printed is refused before it runs
     given = parse_sizes(sizes, dimensions(machine))
     fixed = parse_arguments(arguments, program, given)
-    tried = run_trials(machine, program.target, given, seeds, waiting, fixed, oracle(found, program, against))
+    tried = run_trials(machine, program.target, given, seeds, waiting, fixed, oracle(found, program, against), work=WORK)
     click.echo(f"{program.name} on {program.target.arch}: no race, stale read or deadlock in {len(tried.ran)} runs")
     for line in tried.lines():
         click.echo(f"  {line}")

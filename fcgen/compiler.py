@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from . import __version__
 from .errors import FcError, Loc
@@ -24,7 +24,7 @@ from .ir.schedule import Schedule
 from .ir.target import Target
 
 #: Beyond what every compilation has (`runtime/nvrtc.py`): functions without a word for where they run are the device's.
-NVRTC_OPTIONS = ("-default-device",)
+NVRTC_OPTIONS: tuple[str, ...] = ("-default-device",)
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,9 @@ class Facts:
 
 @dataclass
 class Built:
-    """A compiled kernel: every level as text. `cached`: it came from disk and nothing was compiled."""
+    """A compiled kernel: every level as text. `cached`: it came from disk and nothing was compiled. remarks: what is worth knowing
+    about it, as (kind, text): "spills", "live" (a loop that could not leave out what it was told),
+    "unchecked" (why no simulator saw the program)."""
 
     facts: Facts
     schedule: Schedule
@@ -74,6 +76,7 @@ class Built:
     log: str
     cached: bool = False
     line_map: dict[int, Loc] = field(default_factory=dict)
+    remarks: tuple[tuple[str, str], ...] = ()
 
 
 def targets() -> dict[str, Target]:
@@ -90,6 +93,24 @@ def target(arch: str) -> Target:
     return known[arch]
 
 
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def bounded(fn: F) -> F:
+    """A step of the compiler whose depth follows the program's: what is too deep for Python is refused."""
+
+    @functools.wraps(fn)
+    def run(kernel: Kernel, *args: Any, **named: Any) -> Any:
+        try:
+            return fn(kernel, *args, **named)
+        except RecursionError:
+            raise FcError("compile/unsupported", f"{kernel.name} is too deep: regions inside of regions, or values made of values",
+                          hint="split the kernel, or carry the value through a loop") from None
+
+    return cast(F, run)
+
+
+@bounded
 def lower(kernel: Kernel, schedule: Schedule, to: Target, *, stop_after: str | None = None,
           trace: Callable[[str, Kernel], None] | None = None) -> Kernel:
     """Run the passes on a tile kernel; `stop_after` names one of them."""
@@ -100,50 +121,70 @@ def lower(kernel: Kernel, schedule: Schedule, to: Target, *, stop_after: str | N
 
 def build(kernel: Kernel, schedule: Schedule, to: Target, *, check: bool = True, cache: bool = True,
           progress: Callable[[str], None] | None = None) -> Built:
-    """Compile a tile kernel, or a machine kernel as it is, to a cubin. check: what was given as machine IR runs in the simulator first: no
-    pass vouches for it. progress: told the name of each step."""
+    """Compile a tile kernel, or a machine kernel as it is, to a cubin. check: the machine program is tried in the simulator, once: what it
+    finds is raised, and that it found nothing is kept beside the cubin. progress: told the name of each step."""
     from .ir.text import print_kernel
     from .runtime.cache import key_of, open_cache
 
-    text = print_kernel(kernel)
-    check = check and kernel.level == "machine"
-    if not cache:
-        files, meta = _build(kernel, text, schedule, to, check, progress)
-        return _unpack(files, meta, schedule, False)
-    key = key_of("built", text, repr(schedule), to.arch, code_fingerprint(), nvrtc_fingerprint(), NVRTC_OPTIONS,
-                 *(["checked"] if check else []))
-    entry = open_cache().get_or_build(key, lambda: _build(kernel, text, schedule, to, check, progress))
-    return _unpack(entry.files, entry.meta, schedule, entry.hit)
+    text, say = print_kernel(kernel), progress or (lambda step: None)
+    made = functools.cache(lambda: _lowered(kernel, schedule, to, say))
+
+    def kept(kind: str, make: Callable[[], tuple[dict[str, bytes], dict[str, Any]]]) -> tuple[Mapping[str, bytes], Mapping[str, Any], bool]:
+        if not cache:
+            return *make(), False
+        key = key_of(kind, text, repr(schedule), to.arch, code_fingerprint(), nvrtc_fingerprint(), NVRTC_OPTIONS)
+        entry = open_cache().get_or_build(key, make)
+        return entry.files, entry.meta, entry.hit
+
+    said = kept("tried", lambda: ({}, {"remarks": _tried(made()[0], to, say)}))[1]["remarks"] if check else []
+    return _unpack(*kept("built", lambda: _build(kernel, text, *made(), to, say)), schedule, said)
+
+
+def _lowered(kernel: Kernel, schedule: Schedule, to: Target, say: Callable[[str], None]) -> tuple[Kernel, Any]:
+    """The machine program and its text. What cannot be printed is refused here, before anything runs it."""
+    say("passes")
+    machine = to_machine(kernel, schedule, to)
+    say("CUDA text")
+    return machine, to_cuda(machine, to)
+
+
+def _tried(machine: Kernel, to: Target, say: Callable[[str], None]) -> list[tuple[str, str]]:
+    """Run the trials of a machine program; what was not put to the test is told."""
+    from .sim.trial import run_trials
+
+    say("simulator")
+    try:
+        run_trials(machine, to)
+    except FcError as e:
+        if e.code != "compile/unsupported":
+            raise
+        return [("unchecked", f"{machine.name} was not run in the simulator: {e.message}")]
+    return []
 
 
 def to_machine(kernel: Kernel, schedule: Schedule, to: Target) -> Kernel:
     return verify(kernel) if kernel.level == "machine" else lower(kernel, schedule, to)
 
 
+@bounded
 def to_cuda(machine: Kernel, to: Target) -> Any:
     """The CUDA C++ of a machine kernel, after its budgets were checked."""
     from .backends.budget import check_budget
     from .backends.cuda import print_cuda
+    from .ir.fits import check_fits
+    from .ir.kernel_rules import require
 
+    require(machine, "synced", "the CUDA printer")
+    check_fits(machine, to)
     check_budget(machine, to)
     return print_cuda(machine, to)
 
 
-def _build(kernel: Kernel, text: str, schedule: Schedule, to: Target, check: bool,
-           progress: Callable[[str], None] | None) -> tuple[dict[str, bytes], dict[str, Any]]:
+def _build(kernel: Kernel, text: str, machine: Kernel, cuda: Any, to: Target,
+           say: Callable[[str], None]) -> tuple[dict[str, bytes], dict[str, Any]]:
     from .ir.text import print_kernel
     from .runtime.nvrtc import compile_cuda
 
-    say = progress or (lambda step: None)
-    say("passes")
-    machine = to_machine(kernel, schedule, to)
-    if check:
-        from .sim.trial import run_trials
-
-        say("simulator")
-        run_trials(machine, to)
-    say("CUDA text")
-    cuda = to_cuda(machine, to)
     say("NVRTC")
     binary = compile_cuda(cuda.text, to.arch, name=cuda.name, options=NVRTC_OPTIONS, line_map=cuda.line_map)
     refuse_serialised(binary.log, machine)
@@ -151,7 +192,18 @@ def _build(kernel: Kernel, text: str, schedule: Schedule, to: Target, check: boo
     places = {str(line): [loc.file, loc.line] for line, loc in cuda.line_map.items()}
     files = {"tile": text.encode(), "machine": print_kernel(machine).encode(), "cuda": cuda.text.encode(), "cubin": binary.cubin,
              "log": binary.log.encode(), "lines": json.dumps(places).encode()}
-    return files, {"facts": facts.to_json()}
+    remarks = [*machine.meta.get("remarks", ()), *_spills(binary, cuda.name, machine.name)]
+    return files, {"facts": facts.to_json(), "remarks": remarks}
+
+
+def _spills(binary: Any, symbol: str, name: str) -> list[tuple[str, str]]:
+    from .runtime.cubin import resources
+
+    r = resources(binary.cubin, binary.log)[symbol]
+    if not r.spills:
+        return []
+    much = f"{r.spill_stores} bytes go to memory and {r.spill_loads} come back" if r.spill_stores is not None else "some go to memory"
+    return [("spills", f"{name} has more values than registers: {much}; smaller Schedule.tiles, more warps or hold_a=False help")]
 
 
 def refuse_serialised(log: str, machine: Kernel) -> None:
@@ -159,16 +211,20 @@ def refuse_serialised(log: str, machine: Kernel) -> None:
     would be right and slow. Raises FcError "compile/ptxas" at the spec's line of the first product."""
     notes = [line.strip() for line in log.splitlines() if re.search(r"\bC75[012]\d\b", line)]
     if notes:
+        from .runtime.nvrtc import nvrtc_version
+
         first = next((op.loc for op in walk_kernel(machine) if op.kind == "wgmma"), None)
         raise FcError("compile/ptxas", f"ptxas serialised the matrix products of {machine.name}", loc=first, notes=notes[:4],
                       expected="products in flight together", got=re.findall(r"C75\d\d", notes[0])[0],
-                      hint="fewer registers in flight: smaller Schedule.tiles, or no `late` dot")
+                      hint="fewer registers in flight: smaller Schedule.tiles, or no `late` dot; or another NVRTC than "
+                           + ".".join(map(str, nvrtc_version())))
 
 
-def _unpack(files: Mapping[str, bytes], meta: Mapping[str, Any], schedule: Schedule, hit: bool) -> Built:
+def _unpack(files: Mapping[str, bytes], meta: Mapping[str, Any], hit: bool, schedule: Schedule, said: list[Any]) -> Built:
     lines = {int(k): Loc(f, n) for k, (f, n) in json.loads(files["lines"]).items()}
     return Built(Facts.from_json(json.loads(json.dumps(meta["facts"]))), schedule, files["tile"].decode(), files["machine"].decode(),
-                 files["cuda"].decode(), files["cubin"], files["log"].decode(), hit, lines)
+                 files["cuda"].decode(), files["cubin"], files["log"].decode(), hit, lines,
+                 tuple((kind, words) for kind, words in (*meta["remarks"], *said)))
 
 
 def facts_of(machine: Kernel, cuda: Any, to: Target) -> Facts:

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from .backends.cuda_names import identifier
 from .errors import visible
 from .runtime.files import write_files
 
@@ -34,7 +35,8 @@ def report(program: Any) -> str:
     r, facts = program.resources, program.built.facts
     spills = f"{r.spill_stores} B stored, {r.spill_loads} B loaded" if r.spills else "none"
     return (f"{program.name} for {facts.arch}: {r.registers} registers, spills {spills}, {r.shared_bytes} B shared memory, "
-            f"{r.stack_bytes} B stack, {facts.threads} threads" + (" (from the cache)" if program.built.cached else ""))
+            f"{r.stack_bytes} B stack, {facts.threads} threads" + (" (from the cache)" if program.built.cached else "")
+            + "".join(f"\n  {kind:8} {text}" for kind, text in program.built.remarks))
 
 
 def write_levels(program: Any, out: Path, source: Path | None = None) -> dict[Path, Path | None]:
@@ -43,7 +45,8 @@ def write_levels(program: Any, out: Path, source: Path | None = None) -> dict[Pa
     levels = {"machine.fc": str(program.machine), "cu": program.cuda, "ptx": program.ptx}
     if program.level == "tile":
         levels = {"tile.fc": str(program.tile), **levels}
-    return write_files({out / f"{program.name}.{suffix}": text for suffix, text in levels.items()}, source)
+    stem = identifier(program.name, "kernel")  # a kernel's name is anyone's: ../x, or longer than a file's may be
+    return write_files({out / f"{stem}.{suffix}": text for suffix, text in levels.items()}, source)
 
 
 def written(paths: Mapping[Path, Path | None], width: int = 5) -> list[str]:

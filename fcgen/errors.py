@@ -9,7 +9,7 @@ from __future__ import annotations
 import linecache
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 #: code -> what kind of mistake it names (shown by `fcgen explain CODE`).
@@ -57,14 +57,19 @@ ERROR_CODES: dict[str, str] = {
 }
 
 
+#: no larger file is read for the sake of one line; so many characters of that are shown, and of any line of a message
+MOST_SOURCE, SHOWN, MOST_LINE = 1 << 24, 300, 2000
+
+
 @dataclass(frozen=True)
 class Loc:
-    """A place in a user's file. `line` counts from 1; `col` from 0, -1 where unknown."""
+    """A place in a user's file. `line` counts from 1; `col` from 0, -1 where unknown. text: the line itself, of text that is in no file."""
 
     file: str
     line: int
     col: int = -1
     end_col: int = -1
+    text: str | None = field(default=None, compare=False, repr=False)
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}"
@@ -77,8 +82,10 @@ class Loc:
     def source_line(self) -> str | None:
         """The line's text where Python can still find it (files, IPython cells), else None. What is there but no ordinary file is not
         opened: a pipe would be waited for."""
+        if self.text is not None:
+            return self.text
         try:
-            if os.path.exists(self.file) and not os.path.isfile(self.file):
+            if os.path.exists(self.file) and not (os.path.isfile(self.file) and os.path.getsize(self.file) <= MOST_SOURCE):
                 return None
             return linecache.getline(self.file, self.line).rstrip("\n") or None
         except ValueError:  # a name that no file can have: with a NUL in it, or half of a surrogate pair
@@ -94,19 +101,22 @@ def visible(text: str) -> str:
     return _UNSEEN.sub(lambda m: f"\\u{ord(m[0]):04x}" if ord(m[0]) > 255 else f"\\x{ord(m[0]):02x}", text)
 
 
+class FcWarning(UserWarning):
+    """What a compilation says of a kernel that is right and not what one would wish: registers that spill, a check that was not made."""
+
+
 class FcError(Exception):
     """A mistake of the user's, told so that they can mend it.
 
     code: one of `ERROR_CODES`. expected, got: shown side by side where both make sense. loc: where in the user's file.
-    hint: the next thing to try. notes: further lines (for example the other side of a race). source: the text that
-    `loc` points into, for text that is in no file (IR given as a string).
+    hint: the next thing to try. notes: further lines (for example the other side of a race).
     """
 
     def __init__(self, code: str, message: str, *, expected: Any = None, got: Any = None, loc: Loc | None = None,
-                 hint: str | None = None, notes: tuple[str, ...] | list[str] = (), source: str | None = None):
+                 hint: str | None = None, notes: tuple[str, ...] | list[str] = ()):
         assert code in ERROR_CODES, f"unknown error code {code!r}: add it to ERROR_CODES"
         self.code, self.message, self.expected, self.got = code, message, expected, got
-        self.loc, self.hint, self.notes, self.source = loc, hint, tuple(notes), source
+        self.loc, self.hint, self.notes = loc, hint, tuple(notes)
         super().__init__(self.render())
 
     def at(self, loc: Loc | None) -> FcError:
@@ -114,7 +124,7 @@ class FcError(Exception):
         if self.loc is not None or loc is None:
             return self
         return FcError(self.code, self.message, expected=self.expected, got=self.got, loc=loc, hint=self.hint,
-                       notes=self.notes, source=self.source)
+                       notes=self.notes)
 
     def render(self) -> str:
         out = [f"[{self.code}] {self.message}"]
@@ -124,30 +134,33 @@ class FcError(Exception):
             out.append(f"  got:      {self.got}")
         if self.loc is not None:
             out.append(f"  at {self.loc}")
-            out += snippet(self.loc, self.source)
+            out += snippet(self.loc)
         out += [f"  note: {n}" for n in self.notes]
         if self.hint:
             out.append(f"  hint: {self.hint}")
-        return visible("\n".join(out))
+        return "\n".join([x if len(x) <= MOST_LINE else x[:MOST_LINE] + "..." for x in visible("\n".join(out)).split("\n")])
 
     def __str__(self) -> str:
         return self.render()
 
 
-def snippet(loc: Loc, source: str | None = None) -> list[str]:
+def snippet(loc: Loc) -> list[str]:
     """The line at `loc` with a caret under it, or nothing where the text cannot be had."""
-    if source is not None:
-        lines = source.splitlines()
-        text = lines[loc.line - 1] if 0 < loc.line <= len(lines) else None
-    else:
-        text = loc.source_line()
+    text = loc.source_line()
     if text is None or not text.strip():
         return []
+    start = max(0, loc.col - SHOWN // 2) if len(text) > SHOWN else 0  # a part of a line that is too long to be shown
+    before, under, after = (visible(text[start:start + SHOWN][a:b]) for a, b in _caret(loc, start))
     number = f"{loc.line:>5} | "
-    out = [number + text]
+    out = [number + before + under + after]
     if loc.col >= 0:
-        width = max(1, (loc.end_col if loc.end_col > loc.col else loc.col + 1) - loc.col)
-        width = min(width, max(1, len(text) - loc.col))
-        pad = "".join("\t" if c == "\t" else " " for c in text[: loc.col])
-        out.append(" " * (len(number) - 2) + "| " + pad + "^" * width)
+        pad = "".join("\t" if c == "\t" else " " for c in before)
+        out.append(" " * (len(number) - 2) + "| " + pad + "^" * max(1, len(under)))
     return out
+
+
+def _caret(loc: Loc, start: int) -> tuple[tuple[int, int], ...]:
+    """A line that is shown from `start` on in three parts: before, over and after the caret."""
+    col = max(0, loc.col - start)
+    end = max(col + 1, loc.end_col - start)
+    return (0, col), (col, end), (end, SHOWN)

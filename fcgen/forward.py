@@ -5,16 +5,25 @@ from __future__ import annotations
 import functools
 import math
 import sys
-from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
+from . import calls
 from .compiler import target, targets
 from .errors import FcError
 from .ir.schedule import Schedule
 from .program import Program
 
 MASKS = {None: "none", "none": "none", "top_left": "causal_top_left", "bottom_right": "causal_bottom_right"}
-HEADS = range(16, 257, 8)
+#: of float32. A scale below the first may be 0 to a multiplication: it takes the kernels for a scale of any sign, 0 included.
+SMALLEST_NORMAL, LARGEST = 2.0**-126, (2.0 - 2.0**-23) * 2.0**127
+
+
+def _tracing() -> bool:
+    """Is Dynamo reading this? It knows torch's function by its identity and takes it for true; called, it is false."""
+    compiler = sys.modules.get("torch.compiler")
+    return compiler is not None and compiler.is_dynamo_compiling()
 
 
 def attention(q: Any, k: Any, v: Any, *, causal: bool | str = False, scale: float | None = None, return_lse: bool = False,
@@ -29,54 +38,86 @@ def attention(q: Any, k: Any, v: Any, *, causal: bool | str = False, scale: floa
 
     Raises FcError "call/argument" before anything is launched. The algorithm is FlashAttention-2's (Dao, 2023).
     """
+    if _tracing():
+        from .torch_op import traced
+
+        return traced(q, k, v, causal, scale, return_lse, schedule, out)
     if scale is not None and type(scale) is not float:
         scale = _scale(scale)
-    try:
-        key = (q.shape, k.shape, v.shape, q.stride(), k.stride(), v.stride(), q.dtype, k.dtype, v.dtype, q.device, k.device, v.device,
-               causal, scale, return_lse, None if schedule is None else id(schedule),
-               None if out is None else (out.shape, out.stride(), out.dtype, out.device))
-        known = _KNOWN.get(key)
-    except (AttributeError, TypeError):  # not torch tensors: no short way
-        return _checked(q, k, v, causal, scale, return_lse, schedule, out)
-    if known is not None:
-        return known(q, k, v, out)
+    last = calls.recent
+    if (last is not None and last.causal is causal and last.scale == scale and last.return_lse is return_lse and last.schedule is schedule
+            and last.given is (out is not None) and calls.forward_ad._current_level < 0):
+        try:
+            alike = not (q.is_nested or k.is_nested or v.is_nested) and (
+                last.guard(q, k, v) if out is None else not out.is_nested and last.guard(q, k, v, out))
+        except AttributeError:  # not torch's tensors
+            alike = False
+        if alike:
+            return last.run(q, k, v, out)
+    return _found(q, k, v, causal, scale, bool(return_lse), schedule, out)
+
+
+def _found(q: Any, k: Any, v: Any, causal: Any, scale: float | None, return_lse: bool, schedule: Schedule | None, out: Any) -> Any:
+    """A call that is not like the last one."""
+    global _tracing
+    if "torch.compiler" in sys.modules:
+        _tracing = sys.modules["torch.compiler"].is_dynamo_compiling  # cheaper than to look for it each time
+    if scale is not None:
+        scale = _scale(scale)
+    if causal is not False and causal is not True:
+        causal = _mask_word(causal)
+    options = (causal, return_lse, None if schedule is None else id(schedule), out is not None)
+    result = calls.run(options, q, k, v, out, scale)
+    if result is not None:
+        return result
+    q, k, v = (_without_gradient(t) for t in (q, k, v))
     result = _checked(q, k, v, causal, scale, return_lse, schedule, out)
-    _remember(key, q, k, v, causal, scale, return_lse, schedule, result)
+
+    def program(dtype: str, device: int, q: Any, k: Any, e: int, mask: str, scale: float) -> Program:
+        return _program(dtype, device, q, k, e, mask, scale, return_lse, schedule)
+
+    def checked(q: Any, k: Any, v: Any, scale: float, out: Any) -> Any:
+        return _checked(q, k, v, causal, scale, return_lse, schedule, out)
+
+    mask = MASKS["top_left"] if causal is True else MASKS[causal or None]
+    calls.learn(options, calls.Options(mask, causal is True, program, checked, causal, return_lse, schedule), q, k, v, out)
     return result
 
 
-def _checked(q: Any, k: Any, v: Any, causal: bool | str, scale: float | None, return_lse: bool, schedule: Schedule | None, out: Any) -> Any:
+def _without_gradient(x: Any) -> Any:
+    """Under torch.no_grad(), a tensor that requires grad is only its values."""
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(x, torch.Tensor) and x.requires_grad and not torch.is_grad_enabled():
+        return x.detach()
+    return x
+
+
+def _checked(q: Any, k: Any, v: Any, causal: bool | str | None, scale: float | None, return_lse: bool, schedule: Schedule | None,
+             out: Any) -> Any:
     """A call whose arguments may be anything."""
+    from .grouped import packed
     from .runtime import tensors
 
-    qa, ka, va, kind, scale = _described(q, k, v, causal, scale)
+    qa, ka, va = tensors.describe(q, "q"), tensors.describe(k, "k"), tensors.describe(v, "v")
+    _check_shapes(qa, ka, va)
+    kind = _mask_kind(causal, qa.shape[2], ka.shape[2])
+    scale = 1.0 / math.sqrt(qa.shape[3]) if scale is None else scale
     shape = (*qa.shape[:3], va.shape[3])
     if out is not None:
-        oa = tensors.describe(out, "out")
-        tensors.check(oa, name="out", dtype=qa.dtype, shape=shape, device=qa.device)
-        if oa.readonly:
-            raise FcError("call/argument", "argument `out` is written, but its owner says it is read-only")
+        _check_out(tensors.describe(out, "out"), shape, qa, ka, va)
     o = _empty(q, shape, None) if out is None else out
     lse = _empty(q, shape[:3], "float32") if return_lse else None
     filled = ka.shape[2] == 0 and _fill(o, 0.0) and (lse is None or _fill(lse, -math.inf))
     if 0 not in shape and not filled:
-        program, arguments = _call(qa, ka, va, o, lse, kind, scale, schedule)
-        program.launcher(arguments)
+        given = {"Q": qa, "K": ka, "V": va, "O": tensors.describe(o, "out")} | ({"LSE": tensors.describe(lse, "lse")} if return_lse else {})
+        rows = packed(given, kind)
+        if rows is not None:
+            given, kind = rows, "none"
+        aligned = all(_in_lines(a) for n, a in given.items() if n != "LSE")
+        program = _program(qa.dtype, qa.device, given["Q"].shape, ka.shape, va.shape[3], kind, scale, return_lse, schedule, aligned)
+        program.launcher({**given, "scale": scale})
+        tensors.written(o)
     return (o, lse) if return_lse else o
-
-
-def _call(qa: Any, ka: Any, va: Any, o: Any, lse: Any, kind: str, scale: float,
-          schedule: Schedule | None) -> tuple[Program, dict[str, Any]]:
-    """(the program, its arguments) of a call on these tensors; heads that share keys are rows of one where the mask allows it."""
-    from .grouped import packed
-    from .runtime import tensors
-
-    given = {"Q": qa, "K": ka, "V": va, "O": tensors.describe(o, "out")} | ({} if lse is None else {"LSE": tensors.describe(lse, "lse")})
-    rows = packed(given, kind)
-    if rows is not None:
-        given, kind = rows, "none"
-    aligned = all(_in_lines(a) for n, a in given.items() if n != "LSE")
-    return _program(given["Q"], ka, va, kind, scale, lse is not None, schedule, aligned), {**given, "scale": scale}
 
 
 def _in_lines(a: Any) -> bool:
@@ -86,81 +127,38 @@ def _in_lines(a: Any) -> bool:
     return all(n == WIDEST for n in of_arguments(a.ptr, a.shape, a.strides, 2).words)
 
 
-def _described(q: Any, k: Any, v: Any, causal: Any, scale: float | None) -> tuple[Any, Any, Any, str, float]:
-    """The three tensors' facts, checked, the mask's kind and the scale."""
-    from .runtime import tensors
+def _check_out(oa: Any, shape: tuple[int, ...], *others: Any) -> None:
+    from .runtime import overlap, tensors
 
-    qa, ka, va = tensors.describe(q, "q"), tensors.describe(k, "k"), tensors.describe(v, "v")
-    _check_shapes(qa, ka, va)
-    kind = _mask_kind(causal, qa.shape[2], ka.shape[2])
-    return qa, ka, va, kind, 1.0 / math.sqrt(qa.shape[3]) if scale is None else _scale(scale)
+    tensors.check(oa, name="out", dtype=others[0].dtype, shape=shape, device=others[0].device)
+    if oa.readonly:
+        raise FcError("call/argument", "argument `out` is written, but its owner says it is read-only")
+    named = (("out", oa), *zip("qkv", others))
+    areas = [overlap.Area(name, a.shape, a.strides, tensors.ITEMSIZE[a.dtype], name == "out") for name, a in named]
+    overlap.check_itself(areas[0])
+    overlap.check(areas, [a.ptr for _, a in named])
 
 
-def _program(qa: Any, ka: Any, va: Any, kind: str, scale: float, return_lse: bool, schedule: Schedule | None, aligned: bool) -> Program:
-    """The program for these arguments. aligned: bulk copies can move them; else they are read by a kernel that makes none."""
-    arch = _arch(qa.device, schedule)
+def _program(dtype: str, device: int, q: tuple[int, ...], k: tuple[int, ...], e: int, mask: str, scale: float, return_lse: bool,
+             schedule: Schedule | None, aligned: bool = True) -> Program:
+    """The program for q and k of these shapes, and values of head size e. aligned: bulk copies can move the tensors; else the kernel makes
+    none."""
+    arch, positive = _arch(device, schedule), scale >= SMALLEST_NORMAL
     if schedule is None:
         arch = arch if aligned else target(arch.rstrip("a")).arch
         from .kernels.schedules import choose
         from .runtime import driver
 
-        chosen, lazy, sums = choose(arch, qa.shape, ka.shape, va.shape[3], kind, driver.device_info(qa.device).sm_count,
-                                    scale > 0)
-    else:
-        from .kernels.hopper_schedules import LAZY
-
-        chosen, lazy = schedule, LAZY if schedule.vote or schedule.skip_ones else 0.0
-        sums = sums_of(schedule, lazy)
-    return compiled(qa.dtype, qa.shape[3], va.shape[3], kind, bool(return_lse), arch, chosen, scale > 0, lazy, sums)
+        chosen, lazy, sums = choose(arch, q, k, e, mask, driver.device_info(device).sm_count, positive)
+        return compiled(dtype, q[3], e, mask, return_lse, arch, chosen, positive, lazy, sums)
+    return compiled(dtype, q[3], e, mask, return_lse, arch, schedule, positive)
 
 
-#: what a call looks like -> the call with everything decided but the pointers
-_KNOWN: dict[tuple[Any, ...], Callable[[Any, Any, Any, Any], Any]] = {}
-ORDER = ("Q", "K", "V", "O", "LSE", "scale")
+def lazy_of(schedule: Schedule) -> float:
+    """The spec's option `lazy` for a schedule that is not the library's."""
+    from .kernels.hopper_schedules import LAZY
 
-
-def _remember(key: tuple[Any, ...], q: Any, k: Any, v: Any, causal: bool | str, scale: float | None, return_lse: bool,
-              schedule: Schedule | None, result: Any) -> None:
-    """After a call that went well: the next one like it only reads pointers. Only for torch tensors, on a GPU."""
-    from .runtime import tensors
-
-    torch = sys.modules.get("torch")
-    raw_stream = getattr(getattr(torch, "_C", None), "_cuda_getCurrentRawStream", None)
-    if torch is None or raw_stream is None or not all(isinstance(t, torch.Tensor) and t.is_cuda for t in (q, k, v)):
-        return
-    qa, ka, va, kind, scale = _described(q, k, v, causal, scale)
-    if 0 in qa.shape or 0 in ka.shape:
-        return
-    o, lse = result if return_lse else (result, None)
-    with_lse = bool(return_lse)
-    program, arguments = _call(qa, ka, va, o, lse, kind, scale, schedule)
-    launcher = program.launcher
-    if launcher.order != tuple(n for n in ORDER if n != "LSE" or with_lse):
-        return
-    plan, values, device = launcher.resolve(arguments)
-    if any(p & 15 for p in values[:-1]):
-        return
-    # empty_strided takes half the time of empty, which has a memory format to think about
-    empty, empty_like = torch.empty_strided, torch.empty_like
-    shape, rows, dtype, where, f32 = tuple(o.shape), tuple(o.shape[:3]), q.dtype, q.device, torch.float32
-    packed, packed_rows = (tensors.row_major(s) for s in (shape, rows))
-    alike, launch = shape == tuple(q.shape), plan.launch
-
-    def known(q: Any, k: Any, v: Any, out: Any) -> Any:
-        o = out if out is not None else empty_like(q) if alike else empty(shape, packed, dtype=dtype, device=where)
-        a, b, c, d = q.data_ptr(), k.data_ptr(), v.data_ptr(), o.data_ptr()
-        if (a | b | c | d) & 15:
-            return _checked(q, k, v, causal, scale, return_lse, schedule, out)
-        if not with_lse:
-            launch(raw_stream(device), (a, b, c, d, scale))
-            return o
-        lse = empty(rows, packed_rows, dtype=f32, device=where)
-        launch(raw_stream(device), (a, b, c, d, lse.data_ptr(), scale))
-        return (o, lse) if return_lse else o
-
-    if len(_KNOWN) >= 4096:
-        _KNOWN.clear()
-    _KNOWN[key] = known
+    return LAZY if schedule.vote or schedule.skip_ones else 0.0
 
 
 def sums_of(schedule: Schedule, lazy: float) -> str:
@@ -170,17 +168,20 @@ def sums_of(schedule: Schedule, lazy: float) -> str:
 
 @functools.lru_cache(maxsize=1024)
 def compiled(dtype: str, d: int, e: int, mask: str, lse: bool, arch: str, schedule: Schedule | None = None,
-             positive: bool = True, lazy: float = 0.0, sums: str = "") -> Program:
+             positive: bool = True, lazy: float | None = None, sums: str = "", check: bool | None = None) -> Program:
     """The program that `attention` runs for these compile-time facts. mask: "none", "causal_top_left", "causal_bottom_right". lazy: how far
-    (in powers of e) a row's maximum may have moved before what was summed is scaled to it; sums: the kind of sum that goes with it, if not
-    `sums_of`."""
+    (in powers of e) a row's maximum may have moved before what was summed is scaled to it, if not `lazy_of`; sums: the kind of sum that
+    goes with it, if not `sums_of`. check: it is tried in the simulator when it is compiled first; if None, where the schedule is not the library's."""
     from .ir.types import DTYPES
     from .kernels.attention import SPECS
-    from .kernels.schedules import pick
+    from .kernels.schedules import pick, shipped
 
     chosen = schedule or pick(arch, max(d, e), "wgmma" if arch == "sm_90a" else "mma", mask)
+    lazy = lazy_of(chosen) if lazy is None else lazy
     spec = SPECS[("" if positive else "any_scale_") + ("lse" if lse else "plain")]
-    return spec.compile(target=arch, schedule=chosen, T=DTYPES[dtype], D=d, E=e, mask=mask, lazy=lazy, sums=sums or sums_of(chosen, lazy))
+    check = chosen not in shipped() if check is None else check
+    return spec.compile(target=arch, schedule=chosen, check=check, T=DTYPES[dtype], D=d, E=e, mask=mask, lazy=lazy,
+                        sums=sums or sums_of(chosen, lazy))
 
 
 @functools.lru_cache(maxsize=64)
@@ -207,7 +208,7 @@ def _check_shapes(q: Any, k: Any, v: Any) -> None:
                           got=f"cuda:{t.device}")
         if t.dtype != q.dtype:
             raise FcError("call/argument", f"`q` and `{name}` have different dtypes", expected=q.dtype, got=t.dtype)
-        if t.shape[3] not in HEADS:
+        if t.shape[3] not in calls.HEADS:
             raise FcError("call/argument", f"the head size of `{name}` is not supported", expected="a multiple of 8 from 16 to 256",
                           got=t.shape[3], hint="pad the last axis with zeros")
     if k.shape[:3] != v.shape[:3]:
@@ -221,26 +222,35 @@ def _check_shapes(q: Any, k: Any, v: Any) -> None:
 
 
 def _scale(scale: Any) -> float:
+    if isinstance(scale, (bool, str, bytes, bytearray)):
+        raise FcError("call/argument", "argument `scale` is not a number", got=repr(scale))
     try:
         out = float(scale)
+    except OverflowError:
+        out = math.inf
     except (TypeError, ValueError):
         raise FcError("call/argument", "argument `scale` is not a number", got=repr(scale)) from None
-    if not math.isfinite(out):
-        raise FcError("call/argument", "argument `scale` is not finite", got=scale)
+    if not abs(out) <= LARGEST:
+        raise FcError("call/argument", "argument `scale` is not finite in float32", expected=f"at most {LARGEST:.7g} in size", got=scale)
     return out
 
 
-def _mask_kind(causal: Any, m: int, n: int) -> str:
-    if type(causal).__name__ in ("bool", "bool_"):  # NumPy's too
-        if not causal:
-            return "none"
+def _mask_word(causal: Any) -> bool | str | None:
+    """`causal` as a bool, a string of `MASKS` or None."""
+    if isinstance(causal, np.bool_):
+        causal = bool(causal)
+    if causal is None or type(causal) is bool or (isinstance(causal, str) and causal in MASKS):
+        return causal  # type: ignore[no-any-return]
+    raise FcError("call/argument", "no such mask", expected='False, True, "top_left" or "bottom_right"', got=repr(causal))
+
+
+def _mask_kind(causal: bool | str | None, m: int, n: int) -> str:
+    if causal is True:
         if m != n:
             raise FcError("call/argument", "causal=True is ambiguous where q and k have different lengths", expected=f"{m} keys", got=n,
                           hint='say causal="top_left" (aligned at the start) or causal="bottom_right" (aligned at the end)')
         return MASKS["top_left"]
-    if not (causal is None or isinstance(causal, str)) or causal not in MASKS:
-        raise FcError("call/argument", "no such mask", expected='False, True, "top_left" or "bottom_right"', got=repr(causal))
-    return MASKS[causal]
+    return MASKS[causal or None]
 
 
 def _fill(x: Any, value: float) -> bool:

@@ -1,23 +1,27 @@
 """Calling a compiled kernel: arguments are checked, packed and launched on the caller's stream and device.
 
-The first call with given shapes, strides and dtypes checks everything and remembers what follows from them (sizes, strides, grid); a later
-call with the same ones only reads pointers. Nothing is touched before all checks have passed.
+The first call with given shapes, strides and dtypes checks everything and remembers the launch that follows from them; a later call with
+the same ones only reads pointers, and one with other sizes finds everything ready but the sizes. Nothing is touched before all checks have
+passed.
 """
 
 from __future__ import annotations
 
+import operator
+import struct
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from typing import Any
 
 from .compiler import Built, Facts
 from .errors import FcError
-from .ir.alignment import Promise, of_arguments, refusal
-from .ir.ranges import HIGHEST, LOWEST, Admitted
-from .runtime import counters, driver, module, steady, tensors
+from .ir.alignment import WIDEST, Promise, of_arguments, refusal
+from .ir.ranges import HIGHEST, WIDTHS, Admitted
+from .runtime import counters, driver, module, steady, streams, tensormap, tensors
 
-WIDTHS = {"i32": (LOWEST, HIGHEST), "i64": (-(2**63), 2**63 - 1)}
+#: launches with sizes of their own that are kept
+_REMEMBERED = 4096
 
 
 class Launcher:
@@ -31,14 +35,17 @@ class Launcher:
         self.order = tuple(sorted(self.names, key=lambda n: self._kinds[n] != "ptr"))
         limits = {name: Admitted(*r) for name, *r in self.facts.ranges}
         self._ranges = {p[0]: limits.get(p[0], Admitted(*WIDTHS[p[2]])) for p in self.facts.params if p[1] == "scalar" and p[2] in WIDTHS}
-        self._loaded: dict[int, module.LoadedKernel] = {}
-        self._counters: dict[int, counters.Counters] = {}
+        self._written = tuple(p[0] for p in self.facts.params if p[1] == "tensor" and "out" in p[4])
+        self._loaded: dict[int, Loaded] = {}
         self._plans: dict[Any, steady.SteadyLaunch] = {}
         self._lock = threading.Lock()
 
-    def __call__(self, arguments: Mapping[str, Any], stream: int | None = None) -> None:
+    def __call__(self, arguments: Mapping[str, Any], stream: Any = None) -> None:
+        on = None if stream is None else streams.address(stream)
         plan, values, device = self.resolve(arguments)
-        plan.launch(tensors.current_stream(device) if stream is None else stream, values)
+        plan.launch(tensors.current_stream(device) if on is None else on, values)
+        for name in self._written:
+            tensors.written(arguments[name])
 
     def resolve(self, arguments: Mapping[str, Any]) -> tuple[steady.SteadyLaunch, tuple[Any, ...], int]:
         """Check the arguments: (the launch of every call like this one, what varies, in `order`; the device)."""
@@ -49,34 +56,33 @@ class Launcher:
             if kind == "tensor":
                 described[name] = tensors.describe(arguments[name], name)
             else:
-                value = _scalar(name, dtype, flags, arguments[name])
+                value = scalar(name, dtype, flags, arguments[name])
                 scalars.append(self._ranges[name](name, value) if name in self._ranges else value)
         device = next(iter(described.values())).device
         key = tuple((a.shape, a.strides, a.dtype, a.device, a.ptr & 15, a.readonly) for a in described.values())
         plan = self._plans.get(key)
         if plan is None:
             plan = self._plan(described, device)
-            if len(self._plans) > 4096:
+            if len(self._plans) >= _REMEMBERED:
                 self._plans.clear()
             self._plans[key] = plan
         return plan, (*(a.ptr for a in described.values()), *scalars), device
 
-    def _load(self, device: int) -> module.LoadedKernel:
-        with self._lock:
-            if device not in self._loaded:
-                self._loaded[device] = module.load(self.built.cubin, self.facts.name, self.facts.smem_bytes, device)
-            return self._loaded[device]
-
-    def _counter(self, device: int) -> counters.Counters:
-        with self._lock:
-            if device not in self._counters:
-                self._counters[device] = counters.Counters(device)
-            return self._counters[device]
+    def loaded(self, device: int) -> Loaded:
+        """The kernel on a device."""
+        found = self._loaded.get(device)
+        if found is None:
+            check_arch(self.facts, device)
+            with self._lock:
+                found = self._loaded.get(device)
+                if found is None:
+                    found = self._loaded[device] = Loaded(self.facts, self.built.cubin, self._kinds, self.order, device)
+        return found
 
     def _plan(self, described: dict[str, tensors.TensorArg], device: int) -> steady.SteadyLaunch:
         """Check shapes, dtypes, devices and alignment; then what is the same for every call like this one."""
         check_arch(self.facts, device)
-        sizes = sizes_of(self.facts, {n: a.shape for n, a in described.items()})
+        sizes_of(self.facts, {n: a.shape for n, a in described.items()})
         for name, kind, dtype, _, flags in self.facts.params:
             if kind == "tensor":
                 tensors.check(described[name], name=name, dtype=dtype, device=device)
@@ -89,19 +95,9 @@ class Launcher:
                 raise next(iter(refused.values()))
             have = {n: of_arguments(a.ptr, a.shape, a.strides, tensors.ITEMSIZE[a.dtype]) for n, a in described.items()}
             return self._narrower(have)._plan(described, device)
-        blocks = grid_blocks(self.facts, sizes)
-        if self.facts.persistent != "none":
-            cluster = prod(axis[3] for axis in self.facts.grid)
-            blocks = min(blocks, driver.device_info(device).sm_count // cluster * cluster)
-        parameters = [self._parameter(flat, described, sizes) for flat in self.facts.flat]
-        for p in parameters:
-            if isinstance(p, steady.Map):  # what TMA cannot take is refused before the kernel is loaded
-                p.at(described[self.order[p.index]].ptr)
-        kernel = self._loaded.get(device) or self._load(device)
-        counted = any(isinstance(p, steady.Counter) for p in parameters)
-        return steady.SteadyLaunch([self._kinds[n] for n in self.order], parameters,
-                                   kernel.bind((blocks, 1, 1), (self.facts.threads, 1, 1), self.facts.smem_bytes, self.facts.pdl),
-                                   self._counter(device).address if counted and blocks else lambda stream: 0)
+        # nobody steps along an axis of one element, but addresses that are not used are made of its stride too
+        steps = {name: [s if n > 1 else 0 for n, s in zip(a.shape[:-1], a.strides)] for name, a in described.items()}
+        return self.loaded(device).launch([x for name, a in described.items() for x in (*a.shape, *steps[name], *a.strides[-1:])])
 
     def _misaligned(self, described: dict[str, tensors.TensorArg]) -> dict[str, FcError]:
         """What is wrong with each tensor that does not keep what the kernel's accesses need."""
@@ -113,19 +109,85 @@ class Launcher:
                 out[name] = wrong
         return out
 
-    def _parameter(self, flat: tuple[Any, ...], described: dict[str, tensors.TensorArg], sizes: dict[str, int]) -> steady.Parameter:
-        kind, name, axis, detail = flat
-        if kind == "stride":
-            a = described[name]  # nobody steps along an axis of one element, but addresses that are not used are made of its stride too
-            return steady.Constant("i64", a.strides[axis] if a.shape[axis] > 1 else 0)
-        if kind == "size":
-            return steady.Constant("i32", sizes[name])
-        if kind == "counter":
-            return steady.Counter()
-        if kind == "map":
-            a = described[name]
-            return steady.Map(self.order.index(name), a.dtype, a.shape, a.strides, tuple(detail[:-1]), detail[-1], name)
-        return steady.Varying(self.order.index(name))
+
+class Loaded:
+    """A kernel on a device, ready for any sizes: the axes of each tensor and its strides, tensor by tensor."""
+
+    def __init__(self, facts: Facts, cubin: bytes, kinds: Mapping[str, str], order: tuple[str, ...], device: int):
+        arguments: dict[str, steady.Argument] = {}
+        where: dict[Any, int] = {}
+        at = 0
+        for name, kind, dtype, dims, flags in facts.params:
+            if kind == "tensor":
+                arguments[name] = steady.Argument(name, dtype, at, len(dims), "out" in flags)
+                for axis, dim in enumerate(dims):
+                    where.setdefault(dim, at + axis)
+                at += 2 * len(dims)
+        places = [f"s{n}" for n in range(at)]
+        cluster = prod(axis[3] for axis in facts.grid)
+        most = 2**31 if facts.persistent == "none" else driver.device_info(device).sm_count // cluster * cluster
+        #: the blocks of a launch with these sizes and strides, or -1 where something about them has to be looked at closely
+        self.blocks = steady.written_out(places, f"-1 if {_unusual(facts, arguments, places)} else {_blocks(facts, where, places, most)}")
+        self._blocks = steady.written_out(places, _blocks(facts, where, places, most))
+
+        def parameter(kind: str, name: str, axis: int, detail: tuple[int, ...]) -> steady.Parameter:
+            if kind == "stride":
+                return steady.Size(arguments[name].at + arguments[name].rank + axis)
+            if kind == "size":
+                return steady.Size(where[name])
+            if kind == "counter":
+                return steady.Counter()
+            if kind == "map":
+                return steady.Map(order.index(name), tensormap.Box(arguments[name].dtype, tuple(detail[:-1]), detail[-1], name))
+            return steady.Varying(order.index(name))
+
+        parameters = [parameter(*flat) for flat in facts.flat]
+        counted = any(isinstance(p, steady.Counter) for p in parameters)
+        kernel = module.load(cubin, facts.name, facts.smem_bytes, device)
+        self.frame = steady.Frame(list(arguments.values()), [kinds[n] for n in order], parameters, kernel, facts.threads, facts.smem_bytes,
+                                  facts.pdl, counters.of(device).address if counted else None)
+
+    def launch(self, sizes: Sequence[int]) -> steady.SteadyLaunch:
+        """The launch for sizes and strides that have been checked."""
+        blocks = self._blocks(*sizes)
+        if blocks >= 2**31:
+            raise FcError("call/argument", "the call needs more blocks than a grid can have", expected="below 2**31", got=blocks)
+        return steady.SteadyLaunch(self.frame, blocks, tuple(sizes)) if blocks else steady.NOTHING
+
+
+def _blocks(facts: Facts, where: Mapping[Any, int], places: Sequence[str], most: int) -> str:
+    """How many blocks there are, of whole clusters."""
+    axes = [(dim if isinstance(dim, int) else places[where[dim]], tile * cluster, cluster) for _, dim, tile, cluster in facts.grid]
+    product = " * ".join(f"-(-{n} // {span}) * {cluster}" for n, span, cluster in axes) or "1"
+    return product if facts.persistent == "none" else f"min({product}, {most})"
+
+
+def _unusual(facts: Facts, arguments: Mapping[str, steady.Argument], places: Sequence[str]) -> str:
+    """Do tensors disagree, is a row not contiguous, a stride not a multiple of what is asked for (16 bytes in half precision), or a
+    number negative or large? What this lets pass, `Launcher._plan` and TMA take as it is; what it does not may be legal or not."""
+    limits = {limit: r for limit, _, *r in facts.ranges}
+    asked = {name: strides for name, _, *strides in facts.aligned}
+    tests: list[str] = []
+    seen: dict[Any, str] = {}
+    for name, kind, _, dims, _ in facts.params:
+        if kind != "tensor":
+            continue
+        a = arguments[name]
+        sizes, strides = places[a.at:a.at + a.rank], places[a.at + a.rank:a.at + 2 * a.rank]
+        for dim, size in zip(dims, sizes):
+            if isinstance(dim, int) or seen.setdefault(dim, size) != size:
+                tests.append(f"{size} != {seen.get(dim, dim)}")
+            else:
+                tests.append(f"{size} > {limits.get(dim, [HIGHEST])[0]}")
+        tests += [f"{step} != 1" for step in strides[-1:]]
+        if a.rank > 1:
+            itemsize = tensors.ITEMSIZE[a.dtype]
+            need = max([WIDEST if itemsize == 2 else itemsize, *asked.get(name, [])]) // itemsize
+            pitch = f"({' | '.join(strides[:-1])})"
+            tests += [f"{pitch} >> 37", f"{pitch} & {need - 1}"]
+    if facts.persistent == "none":
+        tests.append(f"{_blocks(facts, {d: places.index(s) for d, s in seen.items()}, places, 0)} >> 31")
+    return " or ".join(tests) or "False"
 
 
 def sizes_of(facts: Facts, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
@@ -154,16 +216,6 @@ def sizes_of(facts: Facts, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, i
     return sizes
 
 
-def grid_blocks(facts: Facts, sizes: Mapping[str, int]) -> int:
-    """Of whole clusters."""
-    blocks = 1
-    for _, dim, tile, cluster in facts.grid:
-        blocks *= -(-(dim if isinstance(dim, int) else sizes[dim]) // (tile * cluster)) * cluster
-    if blocks >= 2**31:
-        raise FcError("call/argument", "the call needs more blocks than a grid can have", expected="below 2**31", got=blocks)
-    return blocks
-
-
 def check_arch(facts: Facts, device: int) -> None:
     """A cubin runs on its own major architecture from its minor one on; one with the features of an `a` target on exactly that."""
     have = driver.device_info(device).arch.removeprefix("sm_").rstrip("a")
@@ -174,11 +226,21 @@ def check_arch(facts: Facts, device: int) -> None:
                       got=f"sm_{have}", hint=f"compile it with target='sm_{have}', or leave `target` out")
 
 
-def _scalar(name: str, dtype: str, flags: tuple[str, ...], value: Any) -> Any:
+def scalar(name: str, dtype: str, flags: tuple[str, ...], value: Any) -> int:
+    """A scalar as a launch takes it: an int, or the bits of a float. Refused where the kernel would see another number."""
+    if isinstance(value, (str, bytes, bytearray)):
+        raise FcError("call/argument", f"argument `{name}` is not a number", expected=dtype, got=repr(value))
     try:
-        out = float(value) if dtype == "f32" else int(value)
+        if dtype != "f32":
+            out: Any = operator.index(value)
+            bits = out
+        else:
+            bits, = struct.unpack("<I", struct.pack("<f", float(value)))
+            out, = struct.unpack("<f", struct.pack("<I", bits))
+    except OverflowError:
+        raise FcError("call/argument", f"argument `{name}` does not fit", expected=f"a number of {dtype}", got=repr(value)) from None
     except (TypeError, ValueError):
         raise FcError("call/argument", f"argument `{name}` is not a number", expected=dtype, got=repr(value)) from None
     if "positive" in flags and not out > 0:
-        raise FcError("call/argument", f"argument `{name}` must be positive: the spec says so", expected="> 0", got=value)
-    return out
+        raise FcError("call/argument", f"argument `{name}` must be positive: the spec says so", expected=f"> 0 in {dtype}", got=value)
+    return int(bits)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import compiler
-from .errors import FcError
+from .errors import FcError, FcWarning
 from .ir.alignment import Promise, natural, nothing, of_arguments, promised, with_promises
 from .ir.core import Kernel, Value, walk_kernel
 from .ir.schedule import Schedule
@@ -19,12 +20,16 @@ from .ir.types import Tensor
 if TYPE_CHECKING:
     from .launch import Launcher
 
+#: kinds of remarks on a compiled kernel that are warnings; all are in `fcgen dump --stage report`
+TOLD = ("spills", "unchecked")
+
 
 class Program:
     """What `spec.compile(...)` returns. Nothing is compiled before it is needed: `tile` and `machine` only run passes, `cubin` and a call
     run NVRTC (or find the result on disk).
 
-    A call takes the spec's tensors and scalars, by position or name, and writes the `out` tensors; sizes are read from the tensors.
+    A call takes the spec's tensors and scalars, by position or name, and writes the `out` tensors; sizes are read from the tensors. stream:
+    torch's current one, or any library's stream, or its address.
     """
 
     def __init__(self, kernel: Kernel, schedule: Schedule, arch: str):
@@ -33,7 +38,7 @@ class Program:
         self._source = kernel
         self._launcher: Launcher | None = None
         self._narrowed: dict[Any, Program] = {}
-        #: machine IR that was given as text is compiled without a run in the simulator
+        #: compiled without a run in the simulator
         self.trust = False
         #: told the name of each step of a compilation as it begins
         self.progress: Callable[[str], None] | None = None
@@ -84,7 +89,11 @@ class Program:
 
     @functools.cached_property
     def built(self) -> compiler.Built:
-        return compiler.build(self._source, self.schedule, self.target, check=not self.trust, progress=self.progress)
+        built = compiler.build(self._source, self.schedule, self.target, check=not self.trust, progress=self.progress)
+        for kind, text in built.remarks:
+            if kind in TOLD:
+                warnings.warn(FcWarning(text), stacklevel=4)
+        return built
 
     @property
     def cuda(self) -> str:
@@ -125,11 +134,14 @@ class Program:
         return interpret(self.tile, self._inputs(arguments))
 
     def simulate(self, *, seed: int = 0, **arguments: Any) -> dict[str, np.ndarray]:
-        """Run the machine IR in the simulator; raises the first race, stale read or deadlock that it finds."""
+        """Run the machine IR in the simulator; raises the first race, stale read or deadlock that it finds. What could not be printed as
+        CUDA is refused as a compilation would."""
         from .sim.machine import check
 
         inputs = self._inputs(arguments)
-        return check(self._for_arrays(inputs).machine, inputs, self.target, seed=seed).outputs
+        program = self._for_arrays(inputs)
+        compiler.to_cuda(program.machine, program.target)
+        return check(program.machine, inputs, self.target, seed=seed).outputs
 
     def _for_arrays(self, inputs: Mapping[str, Any]) -> Program:
         """This program, or where arrays do not keep what it asks of strides, the one that a call would take. Where bulk copies read a
@@ -173,9 +185,10 @@ class Program:
         key = tuple((name, *p.words) for name, p in kept.items())
         if key not in self._narrowed:
             self._narrowed[key] = Program(with_promises(self._source, kept), self.schedule, self.target.arch)
+            self._narrowed[key].trust = self.trust
         return self._narrowed[key]
 
-    def __call__(self, *tensors: Any, stream: int | None = None, **named: Any) -> None:
+    def __call__(self, *tensors: Any, stream: Any = None, **named: Any) -> None:
         names = [p.name for p in self._source.params]
         if len(tensors) > len(names):
             raise FcError("call/argument", f"{self.name} takes {len(names)} arguments", expected=", ".join(names), got=len(tensors))

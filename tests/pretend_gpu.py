@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import importlib.machinery
 import subprocess
 import sys
 import types
@@ -247,12 +248,16 @@ class Anything:
     def synchronize(self) -> None:
         pass
 
+    def elapsed_time(self, other: Anything) -> float:
+        return 1.0
+
     wait_stream = record = replay = lambda self, *_: None
 
 
 def torch() -> types.ModuleType:
     """As much of torch as the tests use."""
     out = Module("torch")
+    out.__spec__ = importlib.machinery.ModuleSpec("torch", None)
     rng = np.random.default_rng(0)
 
     def shaped(make: Any) -> Any:
@@ -289,7 +294,7 @@ def torch() -> types.ModuleType:
     out.manual_seed = lambda seed: None
     out.Generator = Anything
     out.no_grad = out.inference_mode = Anything
-    out._C = types.SimpleNamespace(_cuda_getCurrentRawStream=lambda d: 0, _cuda_getDevice=lambda: 0)
+    pretend.inside(out)
     cuda = Module("torch.cuda")
     cuda.is_available = cuda.is_initialized = lambda: True
     cuda.device_count, cuda.current_device = lambda: 1, lambda: 0
@@ -335,6 +340,7 @@ def pytest_configure(config: pytest.Config) -> None:
     patch.setattr(cubin, "resources", lambda binary, log="": Everything())
     made = lambda source, arch, *, name, **_: nvrtc.Binary(hashlib.sha256(source.encode()).digest(), "", arch, name)
     patch.setattr(nvrtc, "compile_cuda", made)
+    patch.setattr(nvrtc, "ptx_of", lambda source, arch, **_: f".target {arch}")
     patch.setattr(compiler, "nvrtc_fingerprint", lambda: "pretend")
     patch.setattr(subprocess, "run", run_here)
 

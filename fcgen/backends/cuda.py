@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..errors import FcError, Loc
+from ..errors import Loc
 from ..ir.core import Kernel, walk_kernel
+from ..ir.kernel_rules import require
 from ..ir.target import Instr, Target
 from ..ir.types import Mbarrier, Scalar, Tensor
 from . import (  # noqa: F401  (they register how ops print)
@@ -60,9 +61,7 @@ class CudaSource:
 
 def print_cuda(kernel: Kernel, target: Target, line_directives: bool = False) -> CudaSource:
     """The kernel as CUDA C++. line_directives: also emit `#line`, so that profilers show the spec."""
-    if kernel.level != "machine":
-        raise FcError("compile/unsupported", f"{target.arch} prints machine kernels", expected="machine", got=kernel.level)
-    _check_numbers(kernel)
+    require(kernel, "synced", "the CUDA printer")
     written = {op.operands[0] for op in walk_kernel(kernel) if op.kind == "st_global"}
     written |= {p for p in kernel.params if "out" in kernel.flags.get(p.name, ())}
     if len(kernel.roles) > 1 or any(isinstance(b.type, Mbarrier) for b in kernel.buffers):
@@ -78,18 +77,6 @@ def print_cuda(kernel: Kernel, target: Target, line_directives: bool = False) ->
         for t in _thread_lines(words_of(used_lines(list(em.w.root.flat())))):
             start.line(t)
     return _assemble(em, _params(em), line_directives)
-
-
-def _check_numbers(kernel: Kernel) -> None:
-    """What goes into the text as a number is one: `meta` holds whatever a file says."""
-    offsets = kernel.meta.get("smem_offsets", ())
-    whole = {"min_blocks": [kernel.meta.get("min_blocks", 1)], "smem_bytes": [kernel.meta.get("smem_bytes", 0)],
-             "smem_offsets": offsets if isinstance(offsets, tuple) else [offsets]}
-    for name, values in whole.items():
-        if not all(type(v) is int and 0 <= v < 2**31 for v in values):
-            raise FcError("ir/verify", f"meta {name} is made of whole numbers", expected="at least 0", got=kernel.meta[name])
-    if len(whole["smem_offsets"]) != len(kernel.buffers):
-        raise FcError("ir/verify", "meta smem_offsets has a number for each buffer", expected=len(kernel.buffers), got=len(offsets))
 
 
 def _thread_lines(words: set[str]) -> list[str]:
@@ -184,6 +171,7 @@ def _assemble(em: Emitter, params: tuple[ParamSpec, ...], line_directives: bool)
         before.append("struct __align__(64) TensorMap { unsigned char bytes[128]; };  // made by cuTensorMapEncodeTiled")
     for d in sorted({p.type.dtype.name for p in k.params if isinstance(p.type, Tensor) and p.type.dtype.bits == 16}):
         before.append(f"using {d} = unsigned short;  // its bits")
+    before += [cuda_wgmma.BESIDE] if "BESIDE" in words else []
     helpers = [t for h in em.helpers.values() for t in h.split("\n")]
     if helpers:
         helpers = ["// Register i of a tile -> the register, or the offset, that goes with it.", *helpers, ""]

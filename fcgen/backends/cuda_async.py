@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..errors import FcError
 from ..ir.async_ops import share
-from ..ir.core import Block, Op, Value, walk
+from ..ir.core import Block, Kernel, Op, Value, walk, walk_kernel
 from ..ir.types import Buffer, Cursor, Scalar, Tensor
 from .cuda_emit import Emitter, emits
 from .cuda_flow import emit_block, move
@@ -15,7 +15,7 @@ from .hopper import HINTS
 @emits("cursor")
 def _cursor(em: Emitter, op: Op) -> None:
     c = op.result
-    ring = min(_walked(em, c), key=em.kernel.buffers.index, default=None)
+    ring = min(em.walked.get(c, ()), key=em.kernel.buffers.index, default=None)
     names = [em.once((ring, word), f"{em.ring_name[ring] if ring else 'ring'}_{word}") for word in ("slot", "parity")]
     if ring is None or any(names[1] == parity for _, parity in em.cursors.values()):  # one more in this role
         names = [em.names(n) for n in names]
@@ -26,20 +26,30 @@ def _cursor(em: Emitter, op: Op) -> None:
     em.w.line(f"uint32_t {parity} = 0;")
 
 
-def _walked(em: Emitter, cursor: Value) -> set[Value]:
-    """The rings and barriers whose slots the cursor says."""
-    out, todo, seen = set[Value](), [cursor], {cursor}
-    while todo:
-        at = todo.pop()
-        for op, _ in em.plan.users.get(at, ()):
-            out |= {v for v in op.operands if v in em.kernel.buffers} if not op.regions else set()
-            inner = [r.args[n - (len(op.operands) - len(r.args))] for r in op.regions for n, v in enumerate(op.operands)
-                     if v is at and n >= len(op.operands) - len(r.args)]
-            for v in (*inner, *(op.results if op.kind == "advance" else ())):
-                if v not in seen:
-                    seen.add(v)
-                    todo.append(v)
-    return out
+def walked(kernel: Kernel) -> dict[Value, set[Value]]:
+    """cursor -> the rings and barriers whose slots it says, in all of its role."""
+    sets: dict[Value, tuple[set[Value], set[Value]]] = {}  # a value -> (the positions of one ring, what they are read with)
+
+    def of(v: Value) -> tuple[set[Value], set[Value]]:
+        return sets.setdefault(v, ({v}, set()))
+
+    def join(a: Value, b: Value) -> None:
+        (x, rings), (y, more) = of(a), of(b)
+        if x is not y:
+            x |= y
+            rings |= more
+            sets.update(dict.fromkeys(y, (x, rings)))
+
+    for op in walk_kernel(kernel):
+        for v in (v for v in op.operands if isinstance(v.type, Cursor)):
+            of(v)[1].update(o for o in op.operands if o in kernel.buffers)
+        pairs = [(op.operands[0], op.result)] if op.kind == "advance" else []
+        for r in op.regions:
+            pairs += [*zip(op.operands[::-1], r.args[::-1]), *zip(op.results[::-1], r.yielded[::-1])]
+        for a, b in pairs:
+            if isinstance(a.type, Cursor):
+                join(a, b)
+    return {v: rings for v, (_, rings) in sets.items()}
 
 
 @emits("advance")

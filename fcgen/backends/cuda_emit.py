@@ -19,6 +19,7 @@ from ..ir.types import Buffer, Frag, Pending, Scalar, Tensor
 from .cuda_names import Names, comment
 from .cuda_plan import Plan, make_plan
 from .cuda_text import CTYPES, MEMTYPES, UNARY, ZERO, Segment, Writer, X, add, binary, call, closed_form, literal
+from .cuda_words import wished
 
 
 @dataclass
@@ -62,6 +63,7 @@ class Emitter:
         self.nonneg: set[Value] = set()
         self.ring_name: dict[Value, str] = {b: b.name or "buf" for b in kernel.buffers}
         self.cursors: dict[Value, tuple[str, str]] = {}   # position in a ring -> (slot variable or "", parity variable)
+        self.walked: dict[Value, set[Value]] = {}  # position in a ring -> the rings and barriers that it is used with
         self.slots: dict[Value, tuple[Value, str | None]] = {}  # view -> (ring, slot variable)
         self.maps: dict[tuple[Value, tuple[int, ...]], str] = {}
         self.fences: dict[int, list[Op]] = {}
@@ -69,6 +71,7 @@ class Emitter:
         self.role_barrier = 0     # the named barrier of a role's warps; 0: the whole block's
         self.counter = False
         self.branch: dict[Value, Op] = {}
+        self.folded: dict[Value, int | None] = {}
 
     def share(self, first: Emitter) -> None:
         """Print another role of the kernel: what stands outside of the roles is common."""
@@ -181,8 +184,12 @@ class Emitter:
 
     def fold(self, v: Value, env: dict[Value, int] | None = None) -> int | None:
         """The value of an integer scalar where it is known when the kernel is compiled (given unrolled indices in env)."""
-        if env and v in env:
-            return env[v]
+        known = self.folded if env is None else env  # what is read twice is folded once
+        if v not in known:
+            known[v] = self._fold(v, env)  # type: ignore[assignment]
+        return known[v]
+
+    def _fold(self, v: Value, env: dict[Value, int] | None) -> int | None:
         op = self.plan.maker.get(v)
         if op is None:
             return None
@@ -193,8 +200,9 @@ class Emitter:
             b = None if a is None else self.fold(op.operands[1], env)
             if a is None or b is None or (b == 0 and op.kind in ("floordiv", "mod")):
                 return None
-            return {"add": a + b, "sub": a - b, "mul": a * b, "max": max(a, b), "min": min(a, b),
-                    "floordiv": a // b if b else 0, "mod": a % b if b else 0}[op.kind]
+            out = {"add": a + b, "sub": a - b, "mul": a * b, "max": max(a, b), "min": min(a, b),
+                   "floordiv": a // b if b else 0, "mod": a % b if b else 0}[op.kind]
+            return out if abs(out) < 1 << v.type.dtype.bits - 1 else None
         return None
 
     def varies(self, v: Value, seen: set[Value] | None = None) -> list[Value]:
@@ -253,7 +261,7 @@ class Emitter:
         if root not in self.arrays:
             t = v.type
             assert isinstance(t, (Frag, Pending)) and isinstance(t.layout, RegLayout)
-            self.arrays[root] = name = self.names(v.name, "tmp")
+            self.arrays[root] = name = self.names(wished(self.plan, v), "tmp")
             n = t.layout.regs
             ctype, n = ("uint32_t", -(-n // 2)) if t.dtype.bits == 16 else (CTYPES[t.dtype.name], n)
             self.w.line(f"{ctype} {name}[{n}];")

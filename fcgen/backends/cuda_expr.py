@@ -17,6 +17,7 @@ from ..ir.layout import OpaqueLayout, RegLayout
 from ..ir.types import DType, Frag, Scalar
 from .cuda_emit import EMIT, Emitter, emits
 from .cuda_text import CTYPES, TERNARY, UNARY, X, add, binary, call, literal
+from .cuda_words import wished
 
 LONG = 90  # an expression longer than this gets a name of its own
 
@@ -118,7 +119,7 @@ def define_scalar(em: Emitter, op: Op, x: X, inline: bool | None = None) -> None
         em.scalars[v] = literal(known, v.type.dtype)
         return
     em.comment([op.loc])
-    name = X(em.names(v.name, "t"), depth=em.depth)
+    name = X(em.names(wished(em.plan, v), "t"), depth=em.depth)
     em.w.line(f"const {CTYPES[v.type.dtype.name]} {name} = {x};")
     em.scalars[v] = name
 
@@ -207,7 +208,7 @@ class Registers:
         twice = len(uses) > 1 or any(list(u.operands).count(v) > 1 for u in uses)
         if v in em.plan.fused and (twice or len(x.text) > LONG):
             x = rounded(em, x, t.dtype)
-            name = X(em.names(v.name, "x"))
+            name = X(em.names(wished(em.plan, v), "x"))
             self.lines.append(f"const {CTYPES[t.dtype.name]} {name} = {x};")
             self.known[key] = x = name
         elif not final:

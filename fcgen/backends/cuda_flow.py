@@ -7,15 +7,13 @@ import re
 from ..errors import FcError
 from ..ir.core import Block, Op, Value
 from ..ir.layout import OpaqueLayout
+from ..ir.named_barriers import PARTS
 from ..ir.types import Buffer, Cursor, Frag, Scalar
 from .cuda_emit import EMIT, Emitter, Unrolled, emits
 from .cuda_expr import nonneg
 from .cuda_frag import evaluate_into
 from .cuda_names import comment
 from .cuda_text import CTYPES, X, binary
-
-#: the first of the named barriers of parts of a role; below are the tokens', above those of whole roles
-PART_BARRIER = 8
 
 
 def emit_block(em: Emitter, block: Block) -> None:
@@ -210,7 +208,7 @@ def _wait(em: Emitter, op: Op) -> None:
 def _barrier(em: Emitter, op: Op) -> None:
     if op.get("parts", 1) > 1:
         warps = em.kernel.warps // op["parts"]
-        em.w.line(f"{em.fn('bar_sync')}({PART_BARRIER} + warp / {warps}, {warps * 32});")
+        em.w.line(f"{em.fn('bar_sync')}({PARTS} + warp / {warps}, {warps * 32});")
         return
     if op.kind == "barrier" and em.role_barrier:
         em.w.line(f"{em.fn('bar_sync')}({em.role_barrier}, {em.kernel.warps * 32});")

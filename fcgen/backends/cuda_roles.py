@@ -13,9 +13,10 @@ from dataclasses import replace
 
 from ..errors import FcError, Loc
 from ..ir.core import Kernel, Role, Value, walk, walk_kernel
+from ..ir.named_barriers import of_role
 from ..ir.target import Target
 from ..ir.types import Buffer, Frag, Mbarrier, Pending, Scalar
-from .cuda_async import check_cursors
+from .cuda_async import check_cursors, walked
 from .cuda_emit import Emitter
 from .cuda_flow import emit_block
 from .cuda_grid import grid
@@ -23,8 +24,6 @@ from .cuda_names import WORD, code_of, comment
 from .cuda_text import X
 from .cuda_wgmma import fences
 
-#: named barriers of roles count down from the last one; tokens count up from 1
-LAST_BARRIER = 15
 CONSTANT = re.compile(r"const [\w ]+ (\w+) = |const \w+\* (\w+) = ")
 
 
@@ -35,11 +34,11 @@ def prepare(em: Emitter) -> None:
         if isinstance(p.type, Scalar):
             em.scalars[p] = X(em.pname[p])
     for b in kernel.buffers:
-        address = em.buffer_base(b)  # those that are not read are not printed
         if isinstance(b.type, Buffer) and b.type.slots == 1 and _reads_address(kernel, b):
-            em.scalars[b] = address
+            em.scalars[b] = em.buffer_base(b)
     for role in kernel.roles:
         em.fences.update(fences(role.body))
+    em.walked = walked(kernel)
 
 
 def _reads_address(kernel: Kernel, b: Value) -> bool:
@@ -65,7 +64,7 @@ def print_roles(kernel: Kernel, target: Target, written: set[Value]) -> Emitter:
         em = Emitter(replace(kernel, roles=(role,)), target)
         em.share(main)
         em.one_thread = not any(isinstance(v.type, (Frag, Pending)) for o in walk(role.body) for v in o.results)
-        em.role_barrier = LAST_BARRIER - n
+        em.role_barrier = of_role(n)
         parts.append((role, first, _role(em, role, first)))
         main.counter |= em.counter
         first += role.warps

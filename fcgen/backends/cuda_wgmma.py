@@ -19,7 +19,8 @@ from .cuda_text import ZERO, X, add, mul
 
 SWIZZLE_CODE = {128: 1, 64: 2, 32: 3}
 GROUP = 4  # warps of a warpgroup
-LEADING = (1 << 16) - 1  # one unit less of leading offset and one more of address, subtracted from a descriptor
+#: printed if it is used
+BESIDE = f"constexpr int BESIDE = {(1 << 16) - 1};  // less in a descriptor: 16 bytes more of address, as many less to the leading panel"
 
 
 def fences(block: Block) -> dict[int, list[Op]]:
@@ -112,6 +113,9 @@ def _wgmma(em: Emitter, op: Op) -> None:
                       expected=wgmma_c(rows, a.type.shape[1], groups), got=a.type.layout, loc=op.loc)
     depth = (a.type.shape[0] if op["ta"] else a.type.shape[1]) // 16
     fn = em.fn(op["instr"] + ("_rs" if regs else ""))
+    if not any(op in products for products in em.fences.values()):
+        raise FcError("compile/unsupported", "wgmma: a wgmma_fence of its own region stands in front of it", loc=op.place or op.loc,
+                      hint="wgmma_fence before the first product, and after each access of its accumulator")
     name = em.array(op.result)
     b_at = _steps(b.type, depth, not op["tb"])
     k, m = (X("k") if depth > 1 else ZERO), (X("m") if tall > 1 else ZERO)
@@ -120,7 +124,8 @@ def _wgmma(em: Emitter, op: Op) -> None:
     calls = [(fn, d, right)]
     if op.get("ones"):
         step = int(b_at[1] // 16) if depth > 1 else 0
-        last = add(_beside(em, b, op.operands[-1]), mul(k, -step * LEADING))
+        last = _beside(em, b, op.operands[-1])
+        last = last if k.is_zero or not step else X(f"{last} - {k} * ({step} * BESIDE)", 70, em.depth)
         before = (b.type.shape[1] - b.type.layout.panel) // 2  # registers of the panels before the last
         calls = [(fn, X(f"&{name}[{add(mul(m, cols // 2), X(str(before)))}]") if before else d, last)]
         if before:
@@ -202,4 +207,4 @@ def _beside(em: Emitter, v: Value, ones: Value) -> X:
                     X(f"{em.fn('smem_desc')}<{SWIZZLE_CODE[t.layout.swizzle]}, {gap}, {8 * row}>({start})", 100, start.depth))
     if slot is None:
         return base
-    return X(f"{base} - {slot} * {t.slot_bytes // 16 * LEADING}", 70, em.depth)
+    return X(f"{base} - {slot} * ({t.slot_bytes // 16} * BESIDE)", 70, em.depth)

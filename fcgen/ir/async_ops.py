@@ -19,33 +19,38 @@ generic proxy wrote is seen by the async one after `proxy_fence` in the writing 
 
 from __future__ import annotations
 
+from .attrs import FLAG, GUARD, INDEX, TEXT, one_of, whole
 from .core import Op, Value
 from .machine_ops import _buffer, _effect_only, _no_operands
 from .ops import define, need
 from .tile_ops import check_index
 from .types import Buffer, Cursor, Frag, Mbarrier, Pending, Scalar, Tensor, f32, i32
 
+#: slots of a ring; bytes that an mbarrier's phase may wait for (PTX ISA, 'mbarrier': tx-count); blocks of a cluster
+MOST_SLOTS, MOST_BYTES, MOST_BLOCKS = 64, (1 << 20) - 1, 16
+#: named barriers but for the block's own, 0
+NAMED = whole(1, 15)
+
 
 def _cursor(types, attrs):
     need(not types, "cursor takes no operands")
-    need(attrs["slots"] >= 1, "a ring has at least one slot", "1 or more", attrs["slots"])
     return (Cursor(attrs["slots"]),)
 
 
-define("cursor", "machine", "The start of a ring: no tile has passed.", _cursor, slots=int)
+define("cursor", "machine", "The start of a ring: no tile has passed.", _cursor, phases="pipelined synced", slots=whole(1, MOST_SLOTS))
 
 
 def _advance(types, attrs):
-    need(len(types) == 1 and isinstance(types[0], Cursor), "advance takes a cursor", "cursor", ", ".join(map(str, types)))
+    need(len(types) == 1 and isinstance(types[0], Cursor), "advance takes a cursor", "cursor", types)
     return (types[0],)
 
 
-define("advance", "machine", "One tile further.", _advance)
+define("advance", "machine", "One tile further.", _advance, phases="pipelined synced")
 
 
 def _bars(types, what: str) -> None:
     need(len(types) >= 2 and isinstance(types[-2], Mbarrier) and isinstance(types[-1], Cursor), f"{what} takes barriers and a cursor",
-         "mbarrier, cursor", ", ".join(map(str, types)))
+         "mbarrier, cursor", types)
     need(types[-2].slots == types[-1].slots, f"{what}: the cursor counts as many slots as there are barriers", types[-2], types[-1])
 
 
@@ -58,10 +63,11 @@ def _on_bars(kind: str):
 
 
 define("mbar_expect", "machine", """`mbar_expect bars, cursor`: one arrival by one thread, and the phase ends only after `bytes` more
-       bytes have been copied (mbarrier.arrive.expect_tx).""", _on_bars("mbar_expect"), effect="write", bytes=int)
+       bytes have been copied (mbarrier.arrive.expect_tx).""", _on_bars("mbar_expect"), effect="write", phases="pipelined synced",
+       bytes=whole(0, MOST_BYTES))
 define("mbar_arrive", "machine", """`mbar_arrive bars, cursor`: one arrival per warp of the role; with `cluster`, on these barriers in
        each of its blocks (mapa, mbarrier.arrive). lag=1: for the tile before the cursor's.""",
-       _on_bars("mbar_arrive"), effect="write", cluster=(int, None), lag=(int, None))
+       _on_bars("mbar_arrive"), effect="write", phases="pipelined synced", cluster=whole(1, MOST_BLOCKS).maybe, lag=whole(0, 1).maybe)
 define(
     "mbar_wait",
     "machine",
@@ -69,14 +75,15 @@ define(
        before it, which for the first round of a ring is no wait at all (mbarrier.try_wait.parity in a loop).""",
     _on_bars("mbar_wait"),
     effect="write",
-    lag=int,
+    phases="pipelined synced",
+    lag=whole(0, 1),
 )
 
 
 def _check_tma_load(op: Op) -> None:
     types = tuple(v.type for v in op.operands)
     need(len(types) >= 4 and isinstance(types[0], Tensor), "tma_load takes a tensor, positions, a slot, barriers and a cursor", "tensor",
-         ", ".join(map(str, types)))
+         types)
     _bars(types, "tma_load")
     _buffer(types[-3], "tma_load")
     check_index(types[0], types[1:-3], types[-3].shape, op.attrs, "tma_load")
@@ -102,9 +109,10 @@ define("tma_load", "machine", """`tma_load T, scalars..., slot, bars, cursor`: o
        slot (cp.async.bulk.tensor, one per panel of the slot); positions outside the tensor become zero. The bytes of the whole slot
        count towards the cursor's barrier when they have landed. With `multicast`, the op of this block copies only its part (`share`)
        of the tile, to the slot and barrier of the same place in every block of the cluster.""", _effect_only, effect="write",
-       check=_check_tma_load, index=tuple, guard=tuple, hint=(str, None), multicast=(int, None))
+       check=_check_tma_load, phases="pipelined synced", index=INDEX, guard=GUARD, hint=one_of("evict_first", "evict_last").maybe,
+       multicast=whole(1, MOST_BLOCKS).maybe)
 define("cluster_sync", "machine", """Wait until all warps of all blocks of the cluster have come here, but for roles that have ended
-       (barrier.cluster).""", _no_operands, effect="write")
+       (barrier.cluster).""", _no_operands, effect="write", phases="pipelined synced")
 
 
 def accumulator(op: Op) -> Value | None:
@@ -151,11 +159,12 @@ define(
     lambda types, attrs: None,
     effect="write",
     check=_check_wgmma,
-    instr=str,
-    ta=bool,
-    tb=bool,
-    ones=(int, None),
-    first=(str, None),
+    phases="selected synced",
+    instr=TEXT,
+    ta=FLAG,
+    tb=FLAG,
+    ones=whole(8, 8).maybe,
+    first=TEXT.maybe,
 )
 define(
     "wgmma_fence",
@@ -164,24 +173,26 @@ define(
        before the first one and after every such access.""",
     _no_operands,
     effect="write",
+    phases="selected synced",
 )
 
 
 def _pend(types, attrs):
-    need(len(types) == 1 and isinstance(types[0], Frag), "pend takes an accumulator", "frag", ", ".join(map(str, types)))
+    need(len(types) == 1 and isinstance(types[0], Frag), "pend takes an accumulator", "frag", types)
     return (Pending(types[0]),)
 
 
-define("pend", "machine", "An accumulator that products will be added to; from here on it is theirs until a `settle`.", _pend)
+define("pend", "machine", "An accumulator that products will be added to; from here on it is theirs until a `settle`.", _pend,
+       phases="selected synced")
 define("wgmma_wait", "machine", """Wait until at most `groups` of this warpgroup's groups are in flight: what older ones read may be
-       overwritten. Their accumulators stay pending.""", _no_operands, effect="write", groups=int)
-define("wgmma_commit", "machine", "Close the group of this warpgroup's wgmmas.", _no_operands, effect="write")
+       overwritten. Their accumulators stay pending.""", _no_operands, effect="write", phases="selected synced", groups=whole(0, 7))
+define("wgmma_commit", "machine", "Close the group of this warpgroup's wgmmas.", _no_operands, effect="write", phases="selected synced")
 
 
 def _settle(types, attrs):
-    need(any(isinstance(t, Pending) for t in types), "settle takes pending accumulators", "pending frag", ", ".join(map(str, types)))
+    need(any(isinstance(t, Pending) for t in types), "settle takes pending accumulators", "pending frag", types)
     need(all(isinstance(t, (Pending, Frag)) for t in types), "settle takes pending accumulators and the fragments they read",
-         "pending frag, frag", ", ".join(map(str, types)))
+         "pending frag, frag", types)
     return tuple(t.frag for t in types if isinstance(t, Pending))
 
 
@@ -192,10 +203,11 @@ define(
        become fragments. The other operands are left operands in registers, which may be overwritten from here on.""",
     _settle,
     effect="write",
-    groups=int,
+    phases="selected synced",
+    groups=whole(0, 7),
 )
 define("proxy_fence", "machine", "What this thread wrote to shared memory is seen by TMA and wgmma (fence.proxy.async).", _no_operands,
-       effect="write")
+       effect="write", phases="selected synced")
 define(
     "token_take",
     "machine",
@@ -203,10 +215,12 @@ define(
        named barriers as the role has warpgroups.""",
     _no_operands,
     effect="write",
-    id=int,
+    phases="selected synced",
+    id=NAMED,
 )
-define("token_give", "machine", "Hand the token to the next warpgroup.", _no_operands, effect="write", id=int)
-define("token_start", "machine", "The last warpgroup hands the first one the token.", _no_operands, effect="write", id=int)
+define("token_give", "machine", "Hand the token to the next warpgroup.", _no_operands, effect="write", phases="selected synced", id=NAMED)
+define("token_start", "machine", "The last warpgroup hands the first one the token.", _no_operands, effect="write",
+       phases="pipelined synced", id=NAMED)
 
 
 def _programs(types, attrs):
@@ -214,8 +228,8 @@ def _programs(types, attrs):
     return (Scalar(i32),)
 
 
-define("block_index", "machine", "The number of this block in the launch.", _programs)
-define("block_count", "machine", "How many blocks were launched.", _programs)
+define("block_index", "machine", "The number of this block in the launch.", _programs, phases="pipelined synced")
+define("block_count", "machine", "How many blocks were launched.", _programs, phases="pipelined synced")
 define(
     "claim",
     "machine",
@@ -223,16 +237,17 @@ define(
        the number of blocks. One thread asks.""",
     _programs,
     effect="write",
+    phases="pipelined synced",
 )
 define("claim_done", "machine", "This block will claim no more; the last one to say so resets the counter for the next launch.",
-       _no_operands, effect="write")
+       _no_operands, effect="write", phases="pipelined synced")
 
 
 define("grid_wait", "machine", """Wait until the grids in front of this one on its stream have ended and all that they wrote is seen
        (griddepcontrol.wait). A kernel that has this op is launched before they have: each of its roles says it before it touches a
-       tensor.""", _no_operands, effect="write")
+       tensor.""", _no_operands, effect="write", phases="selected synced")
 define("launch_dependents", "machine", """This block does not mind if the next grid begins: it does when all blocks have said so or ended
-       (griddepcontrol.launch_dependents).""", _no_operands, effect="write")
+       (griddepcontrol.launch_dependents).""", _no_operands, effect="write", phases="selected synced")
 
 
 def reaches_tensors(op: Op) -> bool:
@@ -243,7 +258,7 @@ def reaches_tensors(op: Op) -> bool:
 def _check_post(op: Op) -> None:
     *values, slot = (v.type for v in op.operands)
     need(bool(values) and all(t == Scalar(i32) for t in values), "post takes i32 scalars and a slot of i32", "i32, ..., smem i32",
-         ", ".join(str(v.type) for v in op.operands))
+         [v.type for v in op.operands])
     _numbers(slot, len(values), "post")
 
 
@@ -258,7 +273,8 @@ def _numbers(slot, count: int, what: str) -> None:
 
 
 define(
-    "post", "machine", "`post x, ..., slot`: one thread writes scalars into shared memory.", _effect_only, effect="write", check=_check_post
+    "post", "machine", "`post x, ..., slot`: one thread writes scalars into shared memory.", _effect_only, effect="write",
+    check=_check_post, phases="pipelined synced",
 )
 
 
@@ -267,13 +283,13 @@ def _check_fetch(op: Op) -> None:
         len(op.operands) == 1 and bool(op.results) and all(r.type == Scalar(i32) for r in op.results),
         "fetch makes i32 scalars from a slot",
         "smem i32[n] -> i32, ...",
-        ", ".join(str(v.type) for v in (*op.operands, *op.results)),
+        [v.type for v in (*op.operands, *op.results)],
     )
     _numbers(op.operands[0].type, len(op.results), "fetch")
 
 
 define("fetch", "machine", "`fetch slot`: the scalars that were posted, known to be the same in the whole warp.", lambda types, attrs: None,
-       effect="read", check=_check_fetch)
+       effect="read", check=_check_fetch, phases="pipelined synced")
 
 
 def _check_while(op: Op) -> None:
@@ -282,10 +298,10 @@ def _check_while(op: Op) -> None:
     types = [v.type for v in op.operands[1:]]
     need(op.operands[0].type.dtype.name == "i1" and isinstance(op.operands[0].type, Scalar), "while: the condition is a scalar i1", "i1",
          op.operands[0].type)
-    need([a.type for a in body.args] == types, "while: one region argument per carried value", ", ".join(map(str, types)),
-         ", ".join(str(a.type) for a in body.args))
+    need([a.type for a in body.args] == types, "while: one region argument per carried value", types,
+         [a.type for a in body.args])
     need([v.type for v in body.yielded] == [op.operands[0].type, *types], "while: yields the next condition and the carried values",
-         ", ".join(map(str, [op.operands[0].type, *types])), ", ".join(str(v.type) for v in body.yielded))
+         [op.operands[0].type, *types], [v.type for v in body.yielded])
     need([r.type for r in op.results] == types, "while: one result per carried value")
 
 
@@ -296,4 +312,5 @@ define(
        and the carried values.""",
     lambda types, attrs: None,
     check=_check_while,
+    phases="pipelined synced",
 )

@@ -29,7 +29,8 @@ class Value:
 
 @dataclass(frozen=True, eq=False)
 class Op:
-    """One operation: `results = kind operands {attrs} regions`."""
+    """One operation: `results = kind operands {attrs} regions`. loc: the line of the spec that it comes from. place: where it stands in
+    the text that it was read from; what a pass makes of it has none."""
 
     kind: str
     operands: tuple[Value, ...] = ()
@@ -37,6 +38,7 @@ class Op:
     attrs: Mapping[str, Attr] = field(default_factory=dict)
     regions: tuple[Block, ...] = ()
     loc: Loc | None = None
+    place: Loc | None = None
 
     def __getitem__(self, name: str) -> Attr:
         return self.attrs[name]

@@ -13,6 +13,7 @@ from math import prod
 import numpy as np
 
 LANES = 32
+WARPS = 32
 BANKS = 32
 
 
@@ -182,6 +183,8 @@ def _problem(layout: RegLayout) -> str | None:
             end = f.stride * f.size
         if unit == "l" and end > LANES:
             return f"a warp has {LANES} lanes, these digits count {end}"
+        if unit == "w" and end > WARPS:
+            return f"a block has {WARPS} warps, these digits count {end}"
     return None
 
 

@@ -11,6 +11,7 @@ wait.
 
 from __future__ import annotations
 
+from .attrs import FLAG, GUARD, INDEX, LAYOUT, TEXT, VEC, every, one_of, whole
 from .core import Op
 from .layout import OpaqueLayout, RegLayout, quad_rows
 from .ops import define, need
@@ -27,7 +28,7 @@ def _effect_only(types, attrs):
 
 
 def _no_operands(types, attrs):
-    need(not types, "this op takes no operands", "none", ", ".join(map(str, types)))
+    need(not types, "this op takes no operands", "none", types)
     return ()
 
 
@@ -38,25 +39,26 @@ def _buffer(t, what: str) -> None:
 
 def _positions(types, what: str) -> None:
     need(len(types) == 2 and all(isinstance(t, Scalar) and t.dtype == i32 for t in types), f"{what}: row and col are i32 scalars",
-         "i32, i32", ", ".join(map(str, types)))
+         "i32, i32", types)
 
 
 def _slot(types, attrs):
     from dataclasses import replace
 
     need(len(types) == 2 and isinstance(types[0], Buffer) and (types[1] == Scalar(i32) or isinstance(types[1], Cursor)),
-         "slot takes a ring and an i32 or a cursor", "smem, i32", ", ".join(map(str, types)))
+         "slot takes a ring and an i32 or a cursor", "smem, i32", types)
     need(not isinstance(types[1], Cursor) or types[1].slots == types[0].slots, "slot: the cursor counts as many slots as the ring has",
          types[0], types[1])
     return (replace(types[0], slots=1),)
 
 
 define("slot", "machine", "View of slot (n + ahead) mod slots of a ring. `ahead` is how many tiles past the loop's current one.",
-       _slot, ahead=int)
+       _slot, phases="pipelined synced", ahead=whole(0, 64))
 
 
 define("acquire", "machine", """`acquire views...`: from here on these tiles are read. Says where a loop wants to wait for its
-       tiles; `sync` puts the wait and the barrier in its place.""", _effect_only, effect="write")
+       tiles; `sync` puts the wait and the barrier in its place.""", _effect_only, effect="write",
+       phases="pipelined allocated")
 
 
 def _check_cp_async(op: Op) -> None:
@@ -73,15 +75,17 @@ def _check_cp_async(op: Op) -> None:
 
 define("cp_async", "machine", """`cp_async T, scalars..., buffer`: start copying a rectangle of a tensor into a slot, each thread
        the runs of elements that `threads` (a register layout) gives it, `vec` at a time (all of a run if absent); guarded-out elements
-       become zero.""", _effect_only, effect="write", check=_check_cp_async, index=tuple, guard=tuple, threads=RegLayout,
-       vec=(int, None))
+       become zero.""", _effect_only, effect="write", check=_check_cp_async, phases="pipelined synced", index=INDEX, guard=GUARD,
+       threads=LAYOUT, vec=VEC.maybe)
 define("commit_group", "machine",
-       "Close this thread's group of cp_async copies (an empty group counts).", _no_operands, effect="write")
+       "Close this thread's group of cp_async copies (an empty group counts).", _no_operands, effect="write", phases="pipelined synced")
 define("wait_group", "machine",
-       "Wait until at most n of this thread's groups are in flight.", _no_operands, effect="write", n=int)
+       "Wait until at most n of this thread's groups are in flight.", _no_operands, effect="write", phases="synced synced",
+       n=whole(0, 64))
 define("barrier", "machine", """All warps of the block; orders shared memory among them. parts=n: the warps of each of n equal parts of the
-       role by themselves.""", _no_operands, effect="write", parts=(int, None))
-define("syncwarp", "machine", "All lanes of the warp; orders shared memory among them.", _no_operands, effect="write")
+       role by themselves.""", _no_operands, effect="write", phases="selected synced", parts=whole(1, 32).maybe)
+define("syncwarp", "machine", "All lanes of the warp; orders shared memory among them.", _no_operands, effect="write",
+       phases="synced synced")
 
 
 def _frag_of(tensor_or_buffer, t, what: str) -> None:
@@ -98,7 +102,7 @@ def _check_ld_global(op: Op) -> None:
 
 define("ld_global", "machine", """`ld_global T, scalars...`: a rectangle of a tensor into registers; guarded-out elements are
        zero. vec: at most this many elements per load.""", _none, effect="read",
-       check=_check_ld_global, index=tuple, guard=tuple, vec=int)
+       check=_check_ld_global, phases="pipelined synced", index=INDEX, guard=GUARD, vec=VEC)
 
 
 def _check_st_global(op: Op) -> None:
@@ -110,8 +114,7 @@ def _check_st_global(op: Op) -> None:
 
 define("st_global", "machine", """`st_global T, frag, scalars...`: registers to a rectangle of a tensor; of threads that hold
        copies one writes. reduce="add" adds atomically.""", _effect_only, effect="write",
-       check=_check_st_global, index=tuple, guard=tuple, vec=int,
-       reduce=(str, None))
+       check=_check_st_global, phases="selected synced", index=INDEX, guard=GUARD, vec=VEC, reduce=one_of("add").maybe)
 
 
 def _region_fits(buffer: Buffer, t: Frag, transposed: bool, what: str) -> None:
@@ -132,7 +135,8 @@ def _check_ld_shared(op: Op) -> None:
 
 
 define("ld_shared", "machine", """`ld_shared buffer, row, col`: plain loads from a slot. A 1-d fragment runs along axis `along` of
-       the stored tile.""", _none, effect="read", check=_check_ld_shared, transposed=(bool, None), along=(int, None))
+       the stored tile.""", _none, effect="read", check=_check_ld_shared, phases="selected synced",
+       transposed=FLAG.maybe, along=whole(0, 1).maybe)
 
 
 def _check_st_shared(op: Op) -> None:
@@ -146,7 +150,7 @@ def _check_st_shared(op: Op) -> None:
 
 define("st_shared", "machine",
        "`st_shared frag, buffer, row, col`: plain stores to a slot; of threads that hold copies one writes.",
-       _effect_only, effect="write", check=_check_st_shared, transposed=(bool, None), along=(int, None))
+       _effect_only, effect="write", check=_check_st_shared, phases="pipelined synced", transposed=FLAG.maybe, along=whole(0, 1).maybe)
 
 
 def _check_ldmatrix(op: Op) -> None:
@@ -160,7 +164,7 @@ def _check_ldmatrix(op: Op) -> None:
 
 define("ldmatrix", "machine", """`ldmatrix buffer, row, col`: 8x8 blocks of 16-bit elements from a slot, four at a time; lane l
        supplies the address of row l. trans: the .trans form, which hands out each block transposed.""", _none, effect="read",
-       check=_check_ldmatrix, transposed=bool, trans=bool)
+       check=_check_ldmatrix, phases="selected synced", transposed=FLAG, trans=FLAG)
 
 
 def _check_mma(op: Op) -> None:
@@ -178,7 +182,7 @@ def _check_mma(op: Op) -> None:
 define("mma", "machine", """`mma a, b, acc` or `mma a, b, acc, col`: acc + a b by the target's instruction `instr`, repeated over
        the fragments; with col (known when the enclosing loop is expanded) only columns col .. col + b's width change. The
        instruction's own register map must be the layouts': checked where the instruction is declared.""", _none,
-       check=_check_mma, instr=str)
+       check=_check_mma, phases="selected synced", instr=TEXT)
 
 
 def _check_stage(op: Op) -> None:
@@ -189,7 +193,7 @@ def _check_stage(op: Op) -> None:
 
 define("stage", "machine",
        "A fragment's tile as a fresh tile in shared memory (until `select` gives it a buffer and stores).", _none,
-       effect="none", check=_check_stage)
+       effect="none", check=_check_stage, phases="placed pipelined")
 
 
 def _check_unstage(op: Op) -> None:
@@ -199,7 +203,7 @@ def _check_unstage(op: Op) -> None:
 
 
 define("unstage", "machine", "A shared-memory tile as a fragment (until `select` chooses the loads).", _none, effect="read",
-       check=_check_unstage)
+       check=_check_unstage, phases="placed pipelined")
 
 
 def _check_quad_transpose(op: Op) -> None:
@@ -234,7 +238,7 @@ def _combine(types, attrs):
 
 
 define("combine", "machine", "Fold a partial reduction over lanes: one butterfly step (shfl.xor) per stride in `lanes`.",
-       _combine, lanes=tuple)
+       _combine, lanes=every(VEC, 5, 1))
 
 
 def _vote(types, attrs):
@@ -257,7 +261,7 @@ def _check_wmma_load(op: Op) -> None:
 
 
 define("wmma_load", "machine", "`wmma_load buffer, row, col`: wmma::load_matrix_sync for each 16x16 fragment.", _none,
-       effect="read", check=_check_wmma_load, transposed=(bool, None))
+       effect="read", check=_check_wmma_load, phases="selected synced", transposed=FLAG.maybe)
 
 
 def _check_wmma_store(op: Op) -> None:
@@ -270,7 +274,7 @@ def _check_wmma_store(op: Op) -> None:
 
 
 define("wmma_store", "machine", "`wmma_store frag, buffer, row, col`: wmma::store_matrix_sync for each 16x16 fragment.",
-       _effect_only, effect="write", check=_check_wmma_store)
+       _effect_only, effect="write", check=_check_wmma_store, phases="selected synced")
 
 
 def _check_wmma_mma(op: Op) -> None:
@@ -278,6 +282,9 @@ def _check_wmma_mma(op: Op) -> None:
     need(op.result.type == c, "wmma_mma: the result has the accumulator's type", c, op.result.type)
     need(a.shape[1] == b.shape[0] and c.shape == (a.shape[0], b.shape[1]), "wmma_mma: shapes agree", got=f"{a} {b} {c}")
     need([t.layout.role for t in (a, b, c)] == ["a", "b", "acc"], "wmma_mma takes a, b and accumulator fragments")
+    need(len({(t.layout.warps_m, t.layout.warps_n) for t in (a, b, c)}) == 1, "wmma_mma: the three are spread over warps alike")
+    need(a.dtype == b.dtype and a.dtype.bits == 16 and c.dtype == f32, "wmma_mma: 16-bit operands of one dtype, f32 accumulator")
 
 
-define("wmma_mma", "machine", "`wmma_mma a, b, acc`: wmma::mma_sync for each 16x16x16 product.", _none, check=_check_wmma_mma)
+define("wmma_mma", "machine", "`wmma_mma a, b, acc`: wmma::mma_sync for each 16x16x16 product.", _none, check=_check_wmma_mma,
+       phases="selected synced")

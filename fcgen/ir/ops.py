@@ -9,15 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 from ..errors import FcError, Loc
-from .alignment import promised
-from .core import Block, Kernel, Op, Value
-from .layout import RegLayout
-from .ranges import admitted
-from .types import Buffer, Cursor, Frag, Pending, Type
+from .attrs import TYPE_WORDS, Attribute, attribute
+from .core import Kernel, Op, Value
+from .types import Cursor, Pending, Type
+
+#: what machine IR goes through (`meta stage`), in order: see ARCHITECTURE.md
+PHASES = ("placed", "pipelined", "selected", "allocated", "synced")
 
 
 class RuleError(Exception):
@@ -30,37 +30,43 @@ class RuleError(Exception):
 
 @dataclass(frozen=True)
 class OpDef:
-    """kind: the op's name in IR text. levels: "tile", "machine". attrs: name -> type; a name ending in "?" may be missing.
-    effect: "none" (may be removed or duplicated), "read" (may be removed), or "write" (must stay, in order)."""
+    """kind: the op's name in IR text. levels: "tile", "machine". attrs: name -> what it may be. effect: "none" (may be removed or
+    duplicated), "read" (may be removed), or "write" (must stay, in order). phases: the first and the last phase of machine IR that
+    the op may occur in."""
 
     kind: str
     levels: tuple[str, ...]
     doc: str
     infer: Callable[[tuple[Any, ...], Mapping[str, Any]], tuple[Type, ...] | None]
-    attrs: Mapping[str, type | tuple[type, ...]]
+    attrs: Mapping[str, Attribute]
     effect: str = "none"
     check: Callable[[Op], None] | None = None
-
-    @cached_property
-    def attr_rules(self) -> tuple[tuple[str, tuple[type, ...], bool], ...]:
-        """(name, the types it may have, whether it may be missing) of each attribute."""
-        every = {name: kind if isinstance(kind, tuple) else (kind,) for name, kind in self.attrs.items()}
-        return tuple((name, tuple(k for k in kinds if k is not None), None in kinds) for name, kinds in every.items())
+    phases: tuple[int, int] = (0, len(PHASES) - 1)
 
 
 OPS: dict[str, OpDef] = {}
+#: ops that have regions
+WITH_REGIONS = ("for", "if", "while")
 
 
 def define(kind: str, levels: str, doc: str, infer: Callable[..., Any], *, effect: str = "none",
-           check: Callable[[Op], None] | None = None, **attrs: Any) -> None:
-    """Declare an op. levels: words "tile" and/or "machine". An attr given as `(type, None)` is optional."""
+           check: Callable[[Op], None] | None = None, phases: str = "placed synced", **attrs: Any) -> None:
+    """Declare an op. levels: words "tile" and/or "machine". phases: the first and the last one of machine IR that it occurs in."""
     assert kind not in OPS, f"op {kind} is declared twice"
-    OPS[kind] = OpDef(kind, tuple(levels.split()), " ".join(doc.split()), infer, attrs, effect, check)
+    first, last = phases.split()
+    OPS[kind] = OpDef(kind, tuple(levels.split()), " ".join(doc.split()), infer, {n: attribute(a) for n, a in attrs.items()}, effect, check,
+                      (PHASES.index(first), PHASES.index(last)))
 
 
 def need(condition: bool, rule: str, expected: Any = None, got: Any = None, hint: str | None = None) -> None:
     if not condition:
-        raise RuleError(rule, expected, got, hint)
+        raise RuleError(rule, _listed(expected), _listed(got), hint)
+
+
+def _listed(v: Any) -> Any:
+    """Types in a row as people write them; they are not put into words before a rule is broken."""
+    types = isinstance(v, (tuple, list)) and v and not any(isinstance(x, (int, str)) for x in v)
+    return ", ".join(map(str, v)) if types else v
 
 
 def infer(kind: str, operands: Iterable[Value], attrs: Mapping[str, Any], loc: Loc | None = None) -> tuple[Type, ...]:
@@ -69,7 +75,7 @@ def infer(kind: str, operands: Iterable[Value], attrs: Mapping[str, Any], loc: L
     try:
         types = OPS[kind].infer(tuple(v.type for v in operands), attrs)
     except RuleError as e:
-        raise FcError("ir/verify", _told(kind, e), expected=e.expected, got=e.got, hint=e.hint, loc=loc) from None
+        raise FcError("ir/verify", told(kind, e), expected=e.expected, got=e.got, hint=e.hint, loc=loc) from None
     assert types is not None, f"{kind}: the result type is a free choice and must be given"
     return types
 
@@ -82,143 +88,47 @@ def has_effect(op: Op) -> bool:
     return OPS[op.kind].effect == "write"
 
 
-def verify(kernel: Kernel, *, places: Mapping[Op | Value, Loc] | None = None, source: str | None = None) -> Kernel:
-    """Check every op against its record, and that values are defined once and before use. Returns the kernel.
+def verify(kernel: Kernel, *, places: Mapping[Any, Loc] | None = None) -> Kernel:
+    """Check a kernel: what it holds besides ops (`kernel_rules`), every op against its record and its phase, and that values are defined
+    once and before use. Returns the kernel.
 
-    Raises FcError "ir/verify" with the op's place and, as notes, the op itself. places, source: for a kernel that was read from
-    text, the place in it of each op and of each kernel-level value, and the text; shown where an op has no place of its own, as a
-    note where it has."""
+    Raises FcError "ir/verify" with the place and, as notes, the op itself. places: for a kernel that was read from text, where in it
+    what is no op stands, by the keys of `kernel_rules`."""
+    from .verify import Verifier
+
     load_ops()
-    _Verifier(kernel, places or {}, source).run()
+    Verifier(kernel, places or {}).run()
     return kernel
 
 
-class _Verifier:
-    def __init__(self, kernel: Kernel, places: Mapping[Op | Value, Loc], source: str | None):
-        self.kernel, self.places, self.source = kernel, places, source
-
-    def run(self) -> None:
-        k = self.kernel
-        if k.level not in ("tile", "machine"):
-            raise FcError("ir/verify", "a kernel is at one of two levels", expected="tile or machine", got=k.level)
-        twice = next((p for n, p in enumerate(k.params) if p.name in {q.name for q in k.params[:n]}), None)
-        if twice is not None:
-            raise FcError("ir/verify", "two parameters have one name", got=f"%{twice.name}", loc=self.places.get(twice), source=self.source,
-                          hint="a call tells them apart by their names (what follows a dot is no part of one)")
-        promised(k)
-        if "ranges" in k.meta:
-            admitted(k)
-        outer = set(k.params) | set(k.buffers)
-        for v in outer:
-            self.check_type(v, None)
-        for role in k.roles:
-            if len(role.body.args) != len(k.grid):
-                raise FcError("ir/verify", f"role {role.name}: one argument per grid axis", expected=len(k.grid),
-                              got=len(role.body.args))
-            self.block(role.body, outer)
-
-    def block(self, block: Block, outer: set[Value]) -> None:
-        seen = outer | set(block.args)
-        for op in block.ops:
-            self.op(op, seen)
-            if op.kind == "yield" and op is not block.ops[-1]:
-                raise self.bad(op, RuleError("yield is the last op of its region"))
-            for r in op.regions:
-                self.block(r, seen)
-            for v in op.results:
-                if v in seen:
-                    raise self.bad(op, RuleError(f"value %{v.name} is defined twice"))
-                self.check_type(v, op)
-            seen |= set(op.results)
-
-    def op(self, op: Op, seen: set[Value]) -> None:
-        d = OPS.get(op.kind)
-        if d is None:
-            raise self.bad(op, RuleError(f"no op is called {op.kind!r}"))
-        if self.kernel.level not in d.levels:
-            raise self.bad(op, RuleError(f"{op.kind} does not exist at this level", expected=" or ".join(d.levels),
-                                         got=self.kernel.level))
-        for v in op.operands:
-            if v not in seen:
-                raise self.bad(op, RuleError(f"operand %{v.name} is used before it is defined"))
-        problem = attr_problem(d, op.attrs)
-        if problem is not None:
-            raise self.bad(op, problem[1])
-        wrong = misuse(op)
-        if wrong is not None:
-            raise self.bad(op, wrong)
-        try:
-            types = d.infer(tuple([v.type for v in op.operands]), op.attrs)
-            if types is not None:
-                got = tuple([r.type for r in op.results])
-                if tuple(types) != got:
-                    raise RuleError("result types follow from the operands", expected=_join(types), got=_join(got))
-            if d.check is not None:
-                d.check(op)
-            need(d.check is not None or not op.regions, f"{op.kind} has no regions")
-        except RuleError as e:
-            raise self.bad(op, e) from None
-        except (AssertionError, AttributeError, IndexError, KeyError, TypeError, ValueError) as e:
-            # The rules read like the ops' documentation and take the number and kind of operands for granted.
-            raise self.bad(op, RuleError("these operands and results make no sense here", expected=d.doc,
-                                         got=f"{_join(v.type for v in op.operands) or 'nothing'} -> "
-                                             f"{_join(v.type for v in op.results) or 'nothing'}")) from e
-
-    def check_type(self, v: Value, op: Op | None) -> None:
-        """What a type must hold by itself."""
-        t, who = v.type, f"%{v.name}: " if v.name else ""
-        rule = None
-        if isinstance(t, Frag) and isinstance(t.layout, RegLayout) and t.layout.shape != t.shape:
-            rule = RuleError(f"{who}the fragment's layout covers its shape", t.shape, t.layout.shape)
-        elif isinstance(t, Frag) and isinstance(t.layout, RegLayout) and t.layout.problem():
-            rule = RuleError(f"{who}{t.layout.problem()}", got=t.layout)
-        elif isinstance(t, Buffer) and (not t.shape or t.shape[-1] % t.layout.panel):
-            rule = RuleError(f"{who}the buffer's columns are whole panels", f"a multiple of {t.layout.panel}", t)
-        if rule is not None:
-            raise self.bad(op, rule) if op is not None else FcError("ir/verify", rule.rule, expected=rule.expected, got=rule.got,
-                                                                    loc=self.places.get(v), source=self.source)
-
-    def bad(self, op: Op, e: RuleError) -> FcError:
-        from .text import print_op
-
-        notes, loc, source, place = [f"in  {print_op(op, self.kernel)}"], op.loc, None, self.places.get(op)
-        if place is not None:
-            if loc is None:
-                loc, source = place, self.source
-            elif loc != Loc(place.file, place.line):
-                notes.append(f"which is line {place.line} of {place.file}")
-        return FcError("ir/verify", _told(op.kind, e), expected=e.expected, got=e.got,
-                       hint=e.hint, loc=loc, notes=notes, source=source)
+def attr_problem(d: OpDef, attrs: Mapping[str, Any]) -> tuple[str, RuleError] | None:
+    """The first attribute that is missing, unknown, or not what it may be, and what to say about it."""
+    if not attrs and not d.attrs:
+        return None
+    for name, a in d.attrs.items():
+        if name not in attrs:
+            if not a.optional:
+                return name, RuleError(f"{d.kind} needs the attribute {name!r}", expected=a.words)
+        elif not a.typed(v := attrs[name]):
+            return name, RuleError(f"{d.kind}: attribute {name!r} has the wrong type",
+                                   expected=" or ".join(TYPE_WORDS.get(t, t.__name__) for t in a.types), got=short(v))
+        elif not a.legal(v):
+            return name, RuleError(f"{d.kind}: attribute {name!r} may not have this value", expected=a.words, got=short(v))
+    if len(attrs) > len(d.attrs) or any(name not in d.attrs for name in attrs):
+        name = next(n for n in attrs if n not in d.attrs)
+        return name, RuleError(f"{d.kind} has no attribute {name!r}", expected=", ".join(d.attrs) or "no attributes")
+    return None
 
 
-def _told(kind: str, e: RuleError) -> str:
+def told(kind: str, e: RuleError) -> str:
     """The rule, which names its op."""
     return e.rule if e.rule.startswith(kind) else f"{kind}: {e.rule}"
 
 
-def _join(types: Iterable[Any]) -> str:
-    return ", ".join(map(str, types))
-
-
-def attr_problem(d: OpDef, attrs: Mapping[str, Any]) -> tuple[str, RuleError] | None:
-    """The first attribute that is missing, of the wrong type or unknown, and what to say about it."""
-    for name, allowed, optional in d.attr_rules:
-        if name not in attrs:
-            if not optional:
-                return name, RuleError(f"{d.kind} needs the attribute {name!r}")
-            continue
-        v = attrs[name]
-        if not isinstance(v, allowed) or (isinstance(v, bool) and bool not in allowed):
-            return name, RuleError(f"{d.kind}: attribute {name!r} has the wrong type",
-                                   expected=" or ".join(_TYPE_WORDS.get(t, t.__name__) for t in allowed), got=repr(v))
-    for name in attrs:
-        if name not in d.attrs:
-            return name, RuleError(f"{d.kind} has no attribute {name!r}", expected=", ".join(d.attrs) or "no attributes")
-    return None
-
-
-_TYPE_WORDS: dict[type, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "a string",
-                                tuple: "a tuple", RegLayout: "a register layout"}
+def short(v: Any) -> str:
+    """A value in a message."""
+    text = repr(v) if not isinstance(v, int) or abs(v) < 1 << 80 else f"a number of {v.bit_length()} bits"
+    return text if len(text) <= 200 else text[:200] + "..."
 
 
 def misuse(op: Op) -> RuleError | None:

@@ -18,8 +18,9 @@ from ..errors import FcError, Loc
 from .core import Block, GridAxis, Kernel, Op, Role, Value
 from .ops import OPS, OpDef, attr_problem, load_ops, verify
 from .parse_words import WordReader, closest
-from .text import REGION_WORDS, base_name
+from .text import MOST_TEXT, REGION_WORDS, base_name
 from .types import Scalar, i32
+from .verify import NESTING
 
 #: how messages speak of the grammar's terminals; the others are spelled as themselves
 WORDS = {"VALUE": "a value such as %x", "NAME": "a name", "INT": "a whole number", "FLOAT": "a number", "_COMMA": "`,`",
@@ -36,14 +37,19 @@ def parser() -> Lark:
 
 def parse(text: str, filename: str = "<ir>", locate: bool = False) -> Kernel:
     """See `text.parse_kernel`."""
+    kernel, places = read(text, filename, locate)
+    return verify(kernel, places=places)
+
+
+def read(text: str, filename: str = "<ir>", locate: bool = False) -> tuple[Kernel, dict[Any, Loc]]:
+    """The kernel as it stands there, not verified; and where in the text what is no op stands, by the keys of `kernel_rules`."""
+    if len(text) > MOST_TEXT:
+        raise FcError("ir/parse", f"{filename} is no kernel: it is too long", expected=f"at most {MOST_TEXT} characters", got=len(text))
     reader = _Reader(text, filename, locate)
     try:
-        kernel = reader.kernel(parser().parse(text + "\n"))
+        return reader.kernel(parser().parse(text + "\n")), reader.places
     except UnexpectedInput as e:
         reader.syntax(e)
-    except RecursionError:
-        raise FcError("ir/parse", "the text is nested too deeply", loc=Loc(filename, 1), source=text) from None
-    return verify(kernel, places=reader.places, source=text)
 
 
 class _Reader(WordReader):
@@ -52,7 +58,7 @@ class _Reader(WordReader):
         self.locate = locate
         self.tree: Any = None
         self.files: dict[str, str] = {}  # mark -> file
-        self.places: dict[Op | Value, Loc] = {}
+        self.places: dict[Any, Loc] = {}  # of what is no op: see `kernel_rules`
         self.made: dict[str, Any] = {}  # value name -> the token that made it last
 
     def syntax(self, e: UnexpectedInput) -> NoReturn:
@@ -63,7 +69,7 @@ class _Reader(WordReader):
             width = len(e.token.split("\n")[0])
         else:
             expected, got, width = set(getattr(e, "allowed", None) or ()), f"`{getattr(e, 'char', '?')}`", 1
-        lines = self.source.split("\n")
+        lines = self.lines
         line, col = int(e.line), int(e.column) - 1
         if not 1 <= line <= len(lines):
             line, col = len(lines), len(lines[-1])
@@ -76,8 +82,8 @@ class _Reader(WordReader):
             hint = closest(got.strip("`"), keywords)
         if keywords:
             expected.discard("$END")
-        raise FcError("ir/parse", f"{got} does not fit here", expected=_in_words(expected), hint=hint, source=self.source,
-                      loc=Loc(self.filename, line, col, col + max(1, width))) from None
+        raise FcError("ir/parse", f"{got} does not fit here", expected=_in_words(expected), hint=hint,
+                      loc=self.at(line, col, col + max(1, width))) from None
 
     # ---- header ----
 
@@ -103,14 +109,27 @@ class _Reader(WordReader):
                  for p, t in zip(params, lines("param")) if t.children[2:]}
         axes = [(axis.children[0], self.axis(axis)) for t in lines("grid") for axis in t.children]
         buffers = tuple(self.define(t.children[0], self.shared(t.children[1:]), scope) for t in lines("smem"))
+        bodies = [t for t in items if t.data in ("role", "body")]
         self.places.update((v, self.place(t.children[0])) for v, t in zip((*params, *buffers), (*lines("param"), *lines("smem"))))
-        roles = tuple(self.role(t, [token for token, _ in axes], dict(scope)) for t in items if t.data in ("role", "body"))
+        self.places.update((("grid", n), self.place(token)) for n, (token, _) in enumerate(axes))
+        self.places.update((("role", n), self.place(t)) for n, t in enumerate(bodies))
+        roles = tuple(self.role(t, [token for token, _ in axes], scope) for t in bodies)
         if not roles:
             raise FcError("ir/parse", "the kernel has no body", expected="`{ ... }`, or `role NAME warps N { ... }`",
-                          loc=Loc(self.filename, len(self.source.rstrip().split("\n")), 0), source=self.source)
+                          loc=self.at(len(self.source.rstrip().split("\n")), 0))
         return Kernel(self.word(name), str(level), params, tuple(a for _, a in axes), roles, flags, self.order(lines("order"),
                                                                                                                len(axes)),
-                      buffers, dict(self.attr(a) for t in lines("meta") for a in t.children))
+                      buffers, self.meta(lines("meta")))
+
+    def meta(self, lines: Iterator[Any]) -> dict[str, Any]:
+        out: dict[str, Any] = {}
+        for t in (a for line in lines for a in line.children):
+            name, value = self.attr(t)
+            if name in out:
+                self.fail(t, f"meta {name} is given twice")
+            out[name] = value
+            self.places["meta", name] = self.place(t)
+        return out
 
     def axis(self, tree: Any) -> GridAxis:
         token, dim, *rest = tree.children
@@ -134,14 +153,23 @@ class _Reader(WordReader):
             name, warps, rest = self.word(rest[0]), self.number(rest[1], 0, "the number of warps"), rest[2:]
             if rest and rest[0].data == "regs":
                 regs = self.number(rest.pop(0).children[0], 0, "the number of registers")
-        return Role(name, warps, Block(args, self.ops(rest, scope)), regs)
+        return Role(name, warps, Block(args, self.ops(rest, scope, 0, axes)), regs)
 
     # ---- ops ----
 
-    def ops(self, trees: list[Any], scope: dict[str, Value]) -> tuple[Op, ...]:
-        return tuple(self.op(t, scope) for t in trees if isinstance(t, Tree))
+    def ops(self, trees: list[Any], scope: dict[str, Value], depth: int, args: list[Any]) -> tuple[Op, ...]:
+        """The ops of a region with these arguments. What they make is in scope up to the region's end: a name in scope is not made anew, so
+        that one table does for all regions."""
+        out, made = [], list(args)
+        for t in trees:
+            if isinstance(t, Tree):
+                out.append(self.op(t, scope, depth))
+                made += t.children[0].children if t.children[0] else []
+        for name in made:
+            del scope[name]
+        return tuple(out)
 
-    def op(self, tree: Any, scope: dict[str, Value]) -> Op:
+    def op(self, tree: Any, scope: dict[str, Value], depth: int) -> Op:
         names, kind, operand_names, attr_trees, region_trees, type_trees, *marks = tree.children
         d = OPS.get(kind)
         if d is None:
@@ -162,13 +190,16 @@ class _Reader(WordReader):
                 if t.children[0] != expected:
                     self.fail(t.children[0], f"{kind}: another word starts its second region", expected=expected,
                               got=t.children[0])
-            regions = tuple(self.region(t, scope) for t in (first, *(t.children[1] for t in more)))
+            if depth == NESTING:
+                self.fail(kind, "regions are nested too deeply", expected=f"at most {NESTING}")
+            found = []
+            for t in (first, *(t.children[1] for t in more)):
+                found.append(self.region(t, scope, depth + 1))
+            regions = tuple(found)
         results = tuple(self.define(t, ty, scope) for t, ty in zip(tokens, types))
         here = self.place(kind)
         loc = self.mark(marks[0]) if marks else Loc(self.filename, here.line) if self.locate else None
-        op = Op(str(kind), operands, results, attrs, regions, loc)
-        self.places[op] = here
-        return op
+        return Op(str(kind), operands, results, attrs, regions, loc, here)
 
     def attrs(self, d: OpDef, kind: Any, trees: list[Any]) -> dict[str, Any]:
         attrs: dict[str, Any] = {}
@@ -188,13 +219,11 @@ class _Reader(WordReader):
             self.fail(where.get(name, kind), e.rule, expected=e.expected, got=e.got, hint=e.hint)
         return attrs
 
-    def region(self, tree: Any, scope: dict[str, Value]) -> Block:
-        inner, rest = dict(scope), list(tree.children)
-        args: tuple[Value, ...] = ()
-        head = rest.pop(0)  # the arguments, or None
-        if head is not None:
-            args = tuple(self.define(*self.arg(a), inner) for a in head.children if a is not None)
-        return Block(args, self.ops(rest, inner))
+    def region(self, tree: Any, scope: dict[str, Value], depth: int) -> Block:
+        head, *rest = tree.children
+        given = [self.arg(a) for a in head.children if a is not None] if head is not None else []
+        args = tuple([self.define(token, type, scope) for token, type in given])
+        return Block(args, self.ops(rest, scope, depth, [token for token, _ in given]))
 
     def arg(self, tree: Any) -> tuple[Any, Any]:
         return tree.children[0], self.type(tree.children[1])
@@ -232,7 +261,7 @@ class _Reader(WordReader):
 
     def mark(self, token: Any) -> Loc:
         name, line = token[1:].rsplit(":", 1)
-        return Loc(self.files.get(name, name), int(line))
+        return Loc(self.files.get(name, name), self.number(token.update(value=line)))
 
 
 def _spelled() -> dict[str, str]:

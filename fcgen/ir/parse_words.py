@@ -17,10 +17,13 @@ from .layout import Factor, OpaqueLayout, RegLayout, SmemLayout
 from .text import RESERVED
 from .types import DTYPES, Buffer, Cursor, DType, Frag, Mbarrier, Pending, Scalar, Tensor, Tile
 
+#: tuples inside of tuples; letters of names that are compared for a hint; digits of a number
+TUPLES, LONG, DIGITS = 20, 60, 40
+
 
 def closest(name: str, known: Iterable[str]) -> str | None:
     """`did you mean ...?`, or None."""
-    near = difflib.get_close_matches(name, list(known), 1, 0.6)
+    near = difflib.get_close_matches(name, [k for k in known if len(k) <= LONG], 1, 0.6) if len(name) <= LONG else None
     return f"did you mean {near[0]}?" if near else None
 
 
@@ -28,7 +31,7 @@ class WordReader:
     """Reads everything below an op. layouts: what `layout $n = ...` lines declare."""
 
     def __init__(self, source: str, filename: str):
-        self.source, self.filename = source, filename
+        self.source, self.filename, self.lines = source, filename, source.split("\n")
         self.layouts: dict[str, RegLayout] = {}
 
     # ---- errors ----
@@ -36,16 +39,19 @@ class WordReader:
     def place(self, node: Any) -> Loc:
         at: Any = node if isinstance(node, Token) else node.meta
         end = at.end_column - 1 if at.end_line == at.line and at.end_column else -1
-        return Loc(self.filename, at.line, at.column - 1, end)
+        return self.at(at.line, at.column - 1, end)
+
+    def at(self, line: int, col: int, end: int = -1) -> Loc:
+        return Loc(self.filename, line, col, end, self.lines[line - 1])
 
     def fail(self, node: Any, message: str, **more: Any) -> NoReturn:
-        raise FcError("ir/parse", message, loc=self.place(node), source=self.source, **more) from None
+        raise FcError("ir/parse", message, loc=self.place(node), **more) from None
 
     # ---- words and attributes ----
 
     def string(self, token: Any) -> str:
         try:
-            return json.loads(token)
+            return str(json.loads(token))
         except ValueError as e:
             self.fail(token, "this string has a bad escape", got=str(e), hint="a backslash itself is written \\\\")
 
@@ -54,10 +60,9 @@ class WordReader:
         return self.string(token) if token.type == "STRING" else str(token)
 
     def number(self, token: Any, least: int | None = None, what: str = "this number") -> int:
-        try:
-            n = int(token)
-        except ValueError:
-            self.fail(token, "this number has too many digits")
+        if len(token) > DIGITS:
+            self.fail(token, "this number has too many digits", expected=f"at most {DIGITS}")
+        n = int(token)
         if least is not None and n < least:
             self.fail(token, f"{what} is at least {least}", got=n)
         return n
@@ -65,10 +70,12 @@ class WordReader:
     def attr(self, tree: Any) -> tuple[str, Any]:
         return self.word(tree.children[0]), self.value(tree.children[1])
 
-    def value(self, t: Any) -> Any:
+    def value(self, t: Any, depth: int = 0) -> Any:
         if isinstance(t, Tree):
             if t.data == "tuple":
-                return tuple(self.value(c) for c in t.children if c is not None)
+                if depth == TUPLES:
+                    self.fail(t, "tuples are nested too deeply", expected=f"at most {TUPLES}")
+                return tuple([self.value(c, depth + 1) for c in t.children if c is not None])
             return self.any_layout(t)
         if t.type == "INT":
             return self.number(t)
@@ -122,7 +129,7 @@ class WordReader:
         return self.mbarrier(c[0]) if isinstance(c[0], Tree) else self.buffer(c)
 
     def ring(self, token: Any) -> int:
-        slots = int(token[1:])
+        slots = self.number(token.update(value=token[1:]))
         if slots < 1:
             self.fail(token, "a ring has at least one slot", got=slots)
         return slots
@@ -149,8 +156,8 @@ class WordReader:
             role, grid = tree.children
             if role not in ("acc", "a", "b"):
                 self.fail(role, "a wmma fragment has one of three roles", expected="acc, a or b", got=role)
-            m, n = grid.split("x")
-            return OpaqueLayout(str(role), int(m), int(n))
+            m, n = (self.number(grid.update(value=part), 1, "a number of warps") for part in grid.split("x"))
+            return OpaqueLayout(str(role), m, n)
         panel, pad, swizzle = tree.children
         if swizzle is not None and swizzle not in ("0", "32", "64", "128"):
             self.fail(swizzle, "there is no such swizzle", expected="32, 64 or 128", got=swizzle)
@@ -166,7 +173,7 @@ class WordReader:
                 self.fail(token,
                           "a layout's axis is a list of digits", expected="digits such as w4@1, or 1 for none", got=str(token))
             return Factor("r", 1, 1)
-        size, stride = (int(n) for n in token[1:].split("@"))
+        size, stride = (self.number(token.update(value=n)) for n in token[1:].split("@"))
         if size < 1 or stride < 1:
             self.fail(token, "the size and stride of a layout's digit are at least 1", got=str(token))
         return Factor(str(token[0]), size, stride)

@@ -27,6 +27,10 @@ REACH = 2**29
 FLOOR = 2**24
 
 
+#: what integers of a width hold
+WIDTHS = {"i32": (LOWEST, HIGHEST), "i64": (-(2**63), 2**63 - 1)}
+
+
 class Admitted(NamedTuple):
     """lo <= x <= hi of a size or scalar; saturates: what lies outside is cut, not refused."""
 

@@ -25,7 +25,8 @@ NAMES = ("late", "ones", "regs_a", "from_end")
 
 @dataclass(frozen=True)
 class Schedule:
-    """How one program runs on one target.
+    """How one program runs on one target. A name that the program does not have, and a field that asks for something which the program, the
+    target or the other fields do not have, are errors when it is lowered; turning off what is not there is none.
 
     tiles: BLOCK name -> size. warps: warps per block, laid along the rows of dot results. math: instruction family of the dots,
     one for all or per dot (by the name of the value that it makes): "mma" (mma.sync + ldmatrix), "wmma" (wmma API, opaque
@@ -117,7 +118,8 @@ class Schedule:
                           got=self.warps)
         for name, n in self.tiles:
             if not _is_int(n) or n < 1 or (n & (n - 1) and n % 16):
-                raise FcError("compile/schedule", f"tile size {name} is a power of two or a multiple of 16", got=n)
+                raise FcError("compile/schedule", f"Schedule.tiles: {name} has a size that does not divide over warps and lanes", got=n,
+                              expected="a power of two or a multiple of 16")
         for v in [y for _, y in self.stages] if isinstance(self.stages, tuple) else [self.stages]:
             if not _is_int(v) or not 1 <= v <= 8:
                 raise FcError("compile/schedule", "Schedule.stages counts ring slots", expected="1 to 8", got=v)
@@ -165,7 +167,12 @@ class Schedule:
         return self.math if isinstance(self.math, str) else dict(self.math).get(name, "mma")
 
     def stages_of(self, name: str) -> int:
-        return self.stages if isinstance(self.stages, int) else dict(self.stages).get(name, 2)
+        return self.slots if isinstance(self.stages, int) else dict(self.stages).get(name, self.slots)
+
+    @property
+    def slots(self) -> int:
+        """Of the ring of a load that is not named."""
+        return self.stages if isinstance(self.stages, int) else 2
 
     def __str__(self) -> str:
         """Only what differs from the defaults, so that a schedule reads as a sentence."""

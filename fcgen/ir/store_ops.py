@@ -8,6 +8,7 @@ threads that wrote and a barrier.
 
 from __future__ import annotations
 
+from .attrs import FLAG, GUARD, INDEX, one_of, whole
 from .core import Op
 from .machine_ops import _buffer, _effect_only, _frag_of, _no_operands, _positions, _region_fits
 from .ops import define, need
@@ -39,28 +40,29 @@ def refusal(tensor: Tensor, index: tuple[str, ...], buffer: Buffer, parts: int) 
 def _check_tma_store(op: Op) -> None:
     types = tuple(v.type for v in op.operands)
     need(len(types) >= 2 and isinstance(types[0], Tensor), "tma_store takes a tensor, positions and a staged tile", "tensor, ..., smem",
-         ", ".join(map(str, types)))
+         types)
     buffer, parts = types[-1], op["parts"]
     _buffer(buffer, "tma_store")
     check_index(types[0], types[1:-1], buffer.shape, op.attrs, "tma_store")
     need(types[0].dtype == buffer.dtype, "tma_store: one dtype", types[0].dtype, buffer.dtype)
     need(len(buffer.shape) == 2 and buffer.layout.pad == 0, "tma_store: a tile of two axes, its rows without padding", "pad 0", buffer)
-    need(parts >= 1 and buffer.shape[0] % parts == 0, "tma_store: equal parts of the rows", buffer.shape[0], parts)
+    need(buffer.shape[0] % parts == 0, "tma_store: equal parts of the rows", buffer.shape[0], parts)
     need(not buffer.layout.swizzle or buffer.shape[0] // parts % 8 == 0, "tma_store: a part is whole periods of the swizzle",
          "rows in multiples of 8", buffer.shape[0] // parts)
     wrong = refusal(types[0], op["index"], buffer, parts)
     need(wrong is None, f"tma_store: {wrong[0]}" if wrong else "", *(wrong or ("", ""))[1:])
-    need(op.get("reduce", "") in ("", "add"), "tma_store: reduce is add or absent", "add", op.get("reduce"))
 
 
 define("tma_store", "machine", """`tma_store T, scalars..., buffer`: one thread of each of `parts` equal parts of the role's warps starts
        the copy of as large a part of a staged tile's rows to a rectangle of a tensor (cp.async.bulk.tensor, one per panel). Positions
        outside the tensor are left out, guarded or not. reduce="add" adds atomically. It belongs to the group that the thread's
-       next `bulk_commit` closes.""", _effect_only, effect="write", check=_check_tma_store, index=tuple, guard=tuple, parts=int,
-       reduce=(str, None))
-define("bulk_commit", "machine", "Close this thread's group of bulk stores (an empty group counts).", _no_operands, effect="write")
+       next `bulk_commit` closes.""", _effect_only, effect="write", check=_check_tma_store, phases="selected synced",
+       index=INDEX, guard=GUARD, parts=whole(1, 32), reduce=one_of("add").maybe)
+define("bulk_commit", "machine", "Close this thread's group of bulk stores (an empty group counts).", _no_operands, effect="write",
+       phases="selected synced")
 define("bulk_wait", "machine", """Wait until at most n of this thread's groups of bulk stores are under way; with read=true only until all
-       others have read their shared memory, which may then be written again.""", _no_operands, effect="write", n=int, read=bool)
+       others have read their shared memory, which may then be written again.""", _no_operands, effect="write", phases="synced synced",
+       n=whole(0, 64), read=FLAG)
 
 
 def _check_stmatrix(op: Op) -> None:
@@ -75,4 +77,4 @@ def _check_stmatrix(op: Op) -> None:
 
 define("stmatrix", "machine", """`stmatrix frag, buffer, row, col`: 8x8 blocks of 16-bit elements to a slot, four at a time; lane l supplies
        the address of row l. trans: the .trans form, which writes each block transposed.""", _effect_only, effect="write",
-       check=_check_stmatrix, trans=bool)
+       check=_check_stmatrix, phases="selected synced", trans=FLAG)

@@ -36,6 +36,8 @@ from .types import Frag, Pending
 
 #: the word before an op's second region; "and" for ops that are not listed
 REGION_WORDS = {"for": "live", "if": "else"}
+#: no longer text is read: the kernels of this library have 10,000 to 200,000 characters
+MOST_TEXT = 1_000_000
 #: words that mean something else than themselves as an attribute value
 RESERVED = {"true": True, "false": False, "none": None, "inf": float("inf"), "nan": float("nan")}
 #: marks stand in one column, as far right as the longest line not above this

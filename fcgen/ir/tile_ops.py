@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from .attrs import AXES, DTYPE, FLAG, GUARD, INDEX, NUMBER, SHAPE, TEXT, VEC, one_of, whole
 from .core import Op
 from .elementwise import FNS, REDUCTIONS
 from .layout import RegLayout
@@ -21,6 +22,8 @@ from .ops import RuleError, define, need
 from .types import DTYPES, Frag, Scalar, Tensor, Tile, bf16, f16, f32, i1, i32, i64, with_dtype
 
 BOTH = "tile machine"
+#: which load or dot of the traced program an op is, in each of its copies
+SITE: dict[str, Any] = {"site": TEXT.maybe}
 
 
 def shaped(types: tuple[Any, ...], rule: str) -> Any:
@@ -54,7 +57,7 @@ def infer_elementwise(name: str):
         need(len(types) == fn.arity, f"{name} takes {fn.arity} operands", fn.arity, len(types))
         base = shaped(types, name)
         dtype = types[0].dtype
-        if any(t.dtype != dtype for t in types):
+        if any([t.dtype is not dtype and t.dtype != dtype for t in types]):
             raise RuleError(f"{name}: operands have one dtype", got=", ".join(sorted({str(t.dtype) for t in types})))
         if fn.kind == "float":
             need(dtype.is_float, f"{name} is for floats", "f16, bf16, f32", dtype)
@@ -88,22 +91,23 @@ define("select", BOTH, "Elementwise `condition ? a : b`. rare: the condition har
 
 
 def _cast(types, attrs):
-    need(attrs.get("to") in DTYPES, "cast: `to` names a dtype", ", ".join(DTYPES), attrs.get("to"))
     return (with_dtype(types[0], DTYPES[attrs["to"]]),)
 
 
-define("cast", BOTH, "Convert; to a narrower float rounds to nearest even, float to integer truncates.", _cast, to=str)
+define("cast", BOTH, "Convert; to a narrower float rounds to nearest even, float to integer truncates.", _cast, to=DTYPE)
 
 
 def _const(types, attrs):
     need(not types, "const takes no operands")
-    need(attrs["dtype"] in DTYPES, "const: `dtype` names a dtype", ", ".join(DTYPES), attrs["dtype"])
-    need(DTYPES[attrs["dtype"]].is_float or attrs["value"] in (0, 1) or isinstance(attrs["value"], int),
-         "const: an integer dtype takes a whole number", "a whole number", attrs["value"])
-    return (Scalar(DTYPES[attrs["dtype"]]),)
+    dtype, value = DTYPES[attrs["dtype"]], attrs["value"]
+    if not dtype.is_float:
+        low, high = (0, 1) if dtype == i1 else (-(1 << dtype.bits - 1), (1 << dtype.bits - 1) - 1)
+        need(isinstance(value, int) or value in (0, 1), "const: an integer dtype takes a whole number", "a whole number", value)
+        need(low <= value <= high, f"const: {dtype} holds the number", f"{low} to {high}", value)
+    return (Scalar(dtype),)
 
 
-define("const", BOTH, "A compile-time scalar.", _const, value=(int, float, bool), dtype=str)
+define("const", BOTH, "A compile-time scalar.", _const, value=NUMBER, dtype=DTYPE)
 
 
 def _full(types, attrs):
@@ -113,14 +117,19 @@ def _full(types, attrs):
     return None
 
 
+def _shaped(op: Op) -> None:
+    need(isinstance(op.result.type, Frag) != ("shape" in op.attrs), f"{op.kind}: the attribute shape goes with tiles, and with them only")
+
+
 def _check_full(op: Op) -> None:
     t = op.result.type
+    _shaped(op)
     need(isinstance(t, (Tile, Frag)) and t.dtype == op.operands[0].type.dtype, "full makes a tile of its scalar's dtype",
          op.operands[0].type.dtype, t)
 
 
 define("full", BOTH, "A tile with the scalar operand everywhere. Tile level: attribute shape.", _full, check=_check_full,
-       shape=(tuple, None))
+       shape=SHAPE.maybe)
 
 
 def _iota(types, attrs):
@@ -130,10 +139,11 @@ def _iota(types, attrs):
 
 def _check_iota(op: Op) -> None:
     t = op.result.type
+    _shaped(op)
     need(len(t.shape) == 1 and t.dtype == i32, "iota makes i32[n]", "i32[n]", t)
 
 
-define("iota", BOTH, "0, 1, ... n-1 as i32[n]. Tile level: attribute shape.", _iota, check=_check_iota, shape=(tuple, None))
+define("iota", BOTH, "0, 1, ... n-1 as i32[n]. Tile level: attribute shape.", _iota, check=_check_iota, shape=SHAPE.maybe)
 
 
 def _broadcast(types, attrs):
@@ -142,6 +152,10 @@ def _broadcast(types, attrs):
 
 def _check_broadcast(op: Op) -> None:
     src, out, axes = op.operands[0].type, op.result.type, op["axes"]
+    need(len(op.operands) == 1 and isinstance(out, (Tile, Frag)) and isinstance(src, (Scalar, Tile, Frag)), "broadcast takes a tile", src,
+         out)
+    need(src.dtype == out.dtype, "broadcast: one dtype", src, out)
+    _shaped(op)
     need(len(axes) == len(src.shape) and len(set(axes)) == len(axes), "broadcast: one target axis per source axis", src, axes)
     need(all(0 <= a < len(out.shape) and out.shape[a] == n for a, n in zip(axes, src.shape)), "broadcast: sizes agree", src, out)
     if isinstance(out, Frag):
@@ -152,14 +166,16 @@ def _check_broadcast(op: Op) -> None:
 
 
 define("broadcast", BOTH, "Copy a tile along new axes: source axis i becomes axis axes[i] of the result.", _broadcast,
-       check=_check_broadcast, axes=tuple, shape=(tuple, None))
+       check=_check_broadcast, axes=AXES, shape=SHAPE.maybe)
 
 
 def _transpose(types, attrs):
-    need(len(types[0].shape) == 2, "transpose takes a 2-d tile", "2 axes", types[0])
-    if isinstance(types[0], Tile):
-        return (Tile(types[0].dtype, types[0].shape[::-1]),)
-    return None
+    t = types[0]
+    need(len(types) == 1 and isinstance(t, (Tile, Frag)) and len(t.shape) == 2, "transpose takes a 2-d tile", "2 axes", t)
+    if isinstance(t, Tile):
+        return (Tile(t.dtype, t.shape[::-1]),)
+    need(isinstance(t.layout, RegLayout), "transpose: an opaque fragment has no known rows", "registers", t.layout)
+    return (Frag(t.dtype, t.shape[::-1], t.layout.transpose(), t.partial),)
 
 
 define("transpose", BOTH, "A view with the two axes swapped.", _transpose)
@@ -168,7 +184,6 @@ define("transpose", BOTH, "A view with the two axes swapped.", _transpose)
 def _reduce(types, attrs):
     t: Any
     t, axis = types[0], attrs["axis"]
-    need(attrs["fn"] in REDUCTIONS, "reduce: fn", ", ".join(REDUCTIONS), attrs["fn"])
     need(0 <= axis < len(t.shape), "reduce: axis is one of the tile's", f"0..{len(t.shape) - 1}", axis)
     shape = tuple(n for i, n in enumerate(t.shape) if i != axis)
     if isinstance(t, Frag):
@@ -181,7 +196,7 @@ def _reduce(types, attrs):
 
 
 define("reduce", BOTH, """Fold one axis with sum, max or min. On fragments each thread folds what it holds; the result is
-       `partial` where lanes share the axis, and `combine` finishes it.""", _reduce, fn=str, axis=int)
+       `partial` where lanes share the axis, and `combine` finishes it.""", _reduce, fn=one_of(*REDUCTIONS), axis=whole(0, 7))
 
 
 def _dot(types, attrs):
@@ -201,9 +216,10 @@ def _dot(types, attrs):
 
 
 define("dot", BOTH, """Matrix product with float32 accumulation: a[M,K] b[K,N] (+ acc[M,N]) -> f32[M,N]. Machine level, until
-       `select` expands it: an operand may be a shared-memory tile, stored transposed where ta / tb says so; math names the
-       instruction family. ones: so many columns of ones stand to the right of b, and the result is that much wider.""", _dot,
-       ta=(bool, None), tb=(bool, None), math=(str, None), ones=(int, None))
+       `select` expands it: an operand may be a shared-memory tile, stored transposed where ta / tb says so. math, late, sums, regs: what
+       the schedule decides about it (`bind`). ones: so many columns of ones stand to the right of b, and the result is that much
+       wider.""", _dot, phases="placed pipelined", ta=FLAG.maybe, tb=FLAG.maybe, math=one_of("mma", "wmma", "wgmma", "fma").maybe,
+       ones=whole(8, 8).maybe, **SITE, late=FLAG.maybe, sums=FLAG.maybe, regs=FLAG.maybe)
 
 
 def _slice(types, attrs):
@@ -225,7 +241,7 @@ def _check_slice(op: Op) -> None:
 
 define("slice", BOTH, """`slice tile, first`: the part that starts at `first` along `axis`. Tile level: `size` positions. On fragments it
        moves nothing, each thread keeps its own registers; `first` is known when the enclosing loop is expanded.""", _slice,
-       check=_check_slice, axis=int, size=(int, None))
+       check=_check_slice, axis=whole(0, 7), size=whole(1).maybe)
 
 
 def check_index(tensor: Any, scalars: tuple[Any, ...], shape: tuple[int, ...], attrs: Mapping[str, Any], what: str) -> None:
@@ -233,11 +249,10 @@ def check_index(tensor: Any, scalars: tuple[Any, ...], shape: tuple[int, ...], a
     need(isinstance(tensor, Tensor), f"{what}: the first operand is a tensor parameter", "tensor", tensor)
     index, guard = attrs["index"], attrs["guard"]
     need(len(index) == len(tensor.dims), f"{what}: one index word per tensor dimension", len(tensor.dims), len(index))
-    need(all(w in ("at", "tile", "all") for w in index), f"{what}: index words", "at, tile, all", index)
     need(len(scalars) == sum(w != "all" for w in index), f"{what}: one scalar per 'at' and 'tile'",
          sum(w != "all" for w in index), len(scalars))
     need(all(isinstance(s, Scalar) and s.dtype in (i32, i64) for s in scalars), f"{what}: positions are integer scalars",
-         "i32", ", ".join(map(str, scalars)))
+         "i32", scalars)
     axes = [(d, w) for d, w in zip(tensor.dims, index) if w != "at"]
     need(len(axes) == len(shape), f"{what}: one tile axis per 'tile' and 'all'", len(axes), len(shape))
     need(len(guard) == len(axes), f"{what}: one guard per tile axis", len(axes), len(guard))
@@ -257,8 +272,9 @@ def _check_load(op: Op) -> None:
     need(t.dtype == tensor.dtype, "load: the tile has the tensor's dtype", tensor.dtype, t.dtype)
 
 
-define("load", BOTH, "Read a rectangle of a tensor: `load T, scalars...`. See the module docstring. vec (once it is placed): at most this "
-       "many elements per access.", _none, effect="read", check=_check_load, index=tuple, guard=tuple, vec=(int, None))
+define("load", BOTH, """Read a rectangle of a tensor: `load T, scalars...`. See the module docstring. stages: slots of its ring, if the
+       schedule names it. vec (once it is placed): at most this many elements per access.""", _none, effect="read", check=_check_load,
+       phases="placed pipelined", index=INDEX, guard=GUARD, **SITE, stages=whole(1, 64).maybe, vec=VEC.maybe)
 
 
 def _check_store(op: Op) -> None:
@@ -266,11 +282,10 @@ def _check_store(op: Op) -> None:
     check_index(tensor, tuple(v.type for v in op.operands[2:]), value.shape, op.attrs, "store")
     need(value.dtype == tensor.dtype, "store: the tile has the tensor's dtype", tensor.dtype, value.dtype,
          hint="cast it: x.to(T.dtype)")
-    need(op.get("reduce", "") in ("", "add"), "store: reduce is add or absent", "add", op.get("reduce"))
 
 
 define("store", BOTH, "Write a rectangle of a tensor: `store T, value, scalars...`; reduce=\"add\" adds atomically.", _none,
-       effect="write", check=_check_store, index=tuple, guard=tuple, reduce=(str, None), vec=(int, None))
+       effect="write", check=_check_store, phases="placed pipelined", index=INDEX, guard=GUARD, reduce=one_of("add").maybe, vec=VEC.maybe)
 
 
 def _gather(types, attrs):
@@ -290,13 +305,13 @@ def _size(types, attrs):
     return (Scalar(i32),)
 
 
-define("size", BOTH, "The run-time size of the tensor dimension with this name.", _size, dim=str)
+define("size", BOTH, "The run-time size of the tensor dimension with this name.", _size, dim=TEXT)
 
 
 def _for(types, attrs):
     need(len(types) >= 2, "for takes low, high and the initial carried values")
     need(all(isinstance(t, Scalar) and t.dtype == i32 for t in types[:2]), "for: bounds are i32", "i32, i32",
-         ", ".join(map(str, types[:2])))
+         types[:2])
     return tuple(types[2:])
 
 
@@ -306,15 +321,15 @@ def _check_for(op: Op) -> None:
     need(len(op.regions) in (1, 2), "for has a body and possibly a `live` region")
     need(tuple(a.type for a in body.args) == (Scalar(i32), *carried),
          "for: the body's arguments are the index and the carried values",
-         ", ".join(map(str, (Scalar(i32), *carried))), ", ".join(str(a.type) for a in body.args))
+         (Scalar(i32), *carried), [a.type for a in body.args])
     need(bool(body.ops) and body.ops[-1].kind == "yield", "for: the body ends in yield")
     need(tuple(v.type for v in body.yielded) == carried, "for: the body yields the carried types",
-         ", ".join(map(str, carried)), ", ".join(str(v.type) for v in body.yielded))
+         tuple(carried), [v.type for v in body.yielded])
     for live in op.regions[1:]:
         need(tuple(a.type for a in live.args) == (Scalar(i32),), "for: the argument of `live` is the index", "i32",
-             ", ".join(str(a.type) for a in live.args))
+             [a.type for a in live.args])
         need([v.type.dtype for v in live.yielded] == [i1], "for: `live` yields one i1 scalar or tile", "i1",
-             ", ".join(str(v.type) for v in live.yielded))
+             [v.type for v in live.yielded])
 
 
 define("for", BOTH, """`for lo, hi, inits... -> (i, carried...)`: i runs over [lo, hi), downwards if descending. tile: the tile
@@ -322,7 +337,8 @@ define("for", BOTH, """`for lo, hi, inits... -> (i, carried...)`: i runs over [l
        iteration may be left out. unroll: bounds are constants and the body is expanded (machine level). chain: loops with one
        number run one after the other over one range and share rings. part: which part of the range ("masked", "full"), for
        people.""", _for, check=_check_for,
-       descending=(bool, None), label=(str, None), tile=(int, None), unroll=(bool, None), chain=(int, None), part=(str, None))
+       descending=FLAG.maybe, label=TEXT.maybe, tile=whole(1).maybe, unroll=FLAG.maybe, chain=whole().maybe,
+       part=one_of("masked", "full").maybe)
 
 
 def _check_if(op: Op) -> None:
@@ -332,7 +348,7 @@ def _check_if(op: Op) -> None:
     for r in op.regions:
         need(bool(r.ops) and r.ops[-1].kind == "yield", "if: each region ends in yield")
         need(tuple(v.type for v in r.yielded) == want, "if: each region yields the result types",
-             ", ".join(map(str, want)), ", ".join(str(v.type) for v in r.yielded))
+             tuple(want), [v.type for v in r.yielded])
 
 
 define(
@@ -342,6 +358,7 @@ define(
        its first product is done.""",
     lambda types, attrs: (),
     effect="write",
+    phases="placed selected",
 )
 
 
@@ -351,11 +368,11 @@ def _row_part(types, attrs):
 
 
 define("row_part", BOTH, """Which of `parts` equal parts of the program's rows this group of warps works on. Where nobody shares rows out
-       (tile level, one group) it is 0.""", _row_part, parts=int)
+       (tile level, one group) it is 0.""", _row_part, parts=whole(1, 32))
 
 
 def _narrow(types, attrs):
-    need(types == (Scalar(i32), Scalar(i32)), "narrow takes two i32", "i32, i32", ", ".join(map(str, types)))
+    need(types == (Scalar(i32), Scalar(i32)), "narrow takes two i32", "i32, i32", types)
     return (Scalar(i32),)
 
 
@@ -366,8 +383,9 @@ define(
        part of the rows may take `own` instead. chain: of the loops whose range it is; end: "first" where they start, "last" where they
        stop, "inner" between two of them.""",
     _narrow,
-    chain=int,
-    end=str,
+    phases="placed pipelined",
+    chain=whole(),
+    end=one_of("first", "last", "inner"),
 )
 
 

@@ -9,6 +9,7 @@ at D = 128), and in short loops at D = 256 (2 to 3 %); else "corrected" (1 to 2 
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 from ..errors import FcError
@@ -53,44 +54,49 @@ _THREE = {"q": 2, "k": 3, "v": 3}
 ROWS: tuple[Row, ...] = (
     Row(64, "causal", 512, _s(192, 128, 3, _THREE, ones="acc", epilogue="tma", split="branch"), "rounded"),
     Row(64, "causal", ANY, _s(192, 128, 3, _THREE, ones="acc", from_end="rows", split="branch"), "rounded"),
-    Row(64, "none", ANY, _s(192, 128, 3, _THREE, ones="acc", epilogue="tma"), "rounded"),
+    Row(64, "none", ANY, _s(192, 128, 3, _THREE, ones="acc", epilogue="tma", l2=0), "rounded"),
     Row(128, "causal", 1024, _s(128, 128, 2, _TWO, tokens=True, ones="acc", regs_a="s"), "rounded"),
-    Row(128, "none", 512, _s(128, 128, 2, _TWO, tokens=True, ones="acc", regs_a="s"), "rounded"),
+    Row(128, "none", 512, _s(128, 128, 2, _TWO, tokens=True, ones="acc", regs_a="s", l2=0), "rounded"),
     Row(128, "causal", ANY, _s(192, 80, 3, _THREE, from_end="rows")),
-    Row(128, "none", ANY, _s(192, 80, 3, _THREE)),
+    Row(128, "none", ANY, _s(192, 80, 3, _THREE, l2=0)),
     Row(192, "causal", ANY, _s(128, 80, 2, split="branch"), "rounded"),
-    Row(192, "none", ANY, _s(128, 80, 2)),
+    Row(192, "none", ANY, _s(128, 80, 2, l2=0)),
     Row(256, "causal", 1024, _s(128, 64, 2, split="branch"), "rounded"),
     Row(256, "causal", ANY, _s(128, 64, 2, split="branch")),
-    Row(256, "none", 1024, _s(128, 64, 2), "rounded"),
-    Row(256, "none", ANY, _s(128, 64, 2)),
+    Row(256, "none", 1024, _s(128, 64, 2, l2=0), "rounded"),
+    Row(256, "none", ANY, _s(128, 64, 2, l2=0)),
 )
 SMALL: tuple[Row, ...] = (
     Row(64, "causal", ANY, _s(64, 128, 1, 4, persistent="none", epilogue="tma", split="branch")),
-    Row(64, "none", ANY, _s(64, 128, 1, 4, persistent="none", epilogue="tma")),
+    Row(64, "none", ANY, _s(64, 128, 1, 4, persistent="none", epilogue="tma", l2=0)),
     Row(128, "causal", ANY, _s(64, 128, 1, persistent="none", epilogue="tma", split="branch")),
-    Row(128, "none", ANY, _s(64, 128, 1, persistent="none", epilogue="tma")),
+    Row(128, "none", ANY, _s(64, 128, 1, persistent="none", epilogue="tma", l2=0)),
     Row(256, "causal", ANY, _s(64, 64, 1, persistent="none", epilogue="tma", split="branch")),
-    Row(256, "none", ANY, _s(64, 64, 1, persistent="none", epilogue="tma")),
+    Row(256, "none", ANY, _s(64, 64, 1, persistent="none", epilogue="tma", l2=0)),
 )
 #: A scale that may be negative is multiplied into every score: a second tile of them is alive, and the tiles above do not fit. Not tuned.
 ANY_SCALE: tuple[Row, ...] = (
-    Row(64, "any", ANY, _s(128, 128, 2, _THREE)),
-    Row(128, "any", ANY, _s(128, 128, 2, _TWO)),
+    Row(64, "causal", ANY, _s(128, 128, 2, _THREE)),
+    Row(64, "none", ANY, _s(128, 128, 2, _THREE, l2=0)),
+    Row(128, "causal", ANY, _s(128, 128, 2, _TWO)),
+    Row(128, "none", ANY, _s(128, 128, 2, _TWO, l2=0)),
 )
+
+
+@functools.cache
+def _rows(head: int, mask: str, positive: bool) -> list[tuple[bool, int, Choice]]:
+    """What fits a head size, in the order of preference: (is it for small grids, the most rows, the choice)."""
+    tables = (SMALL, ROWS) if positive else (SMALL, ANY_SCALE, ROWS)
+    return [(table is SMALL, row.length, Choice(row.schedule, LAZY, row.sums)) for table in tables for row in table
+            if head <= row.head and row.masks in ("any", mask)]
 
 
 def pick(head: int, mask: str, length: int, tiles: int, sms: int, positive: bool = True) -> Choice:
     """What to run for a head size, mask kind and length. tiles: programs of one row each, the grid without its row axis. positive: the
     scale is."""
-    kind = "none" if mask == "none" else "causal"
-    for table in (SMALL, ROWS) if positive else (SMALL, ANY_SCALE, ROWS):
-        for row in table:
-            if head > row.head or row.masks not in ("any", kind) or length > row.length:
-                continue
-            if table is SMALL and tiles * -(-length // 128) > sms // 2:
-                break
-            return Choice(row.schedule, LAZY, row.sums)
+    for small, most, choice in _rows(head, "none" if mask == "none" else "causal", positive):
+        if length <= most and not (small and tiles * -(-length // 128) > sms // 2):
+            return choice
     raise FcError(
         "compile/schedule", f"the library has no Hopper schedule for head size {head}", expected=f"at most {ROWS[-1][0]}", got=head
     )

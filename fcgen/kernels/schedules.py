@@ -6,6 +6,8 @@ compiles for every target of its table, for each head size it covers, without sp
 
 from __future__ import annotations
 
+import functools
+
 from ..errors import FcError
 from ..ir.schedule import Schedule
 from . import hopper_schedules
@@ -47,6 +49,13 @@ TABLES: dict[tuple[str, str], tuple[Row, ...]] = {
     ("sm_80", "mma"): LARGE, ("sm_86", "mma"): SMALL, ("sm_89", "mma"): SMALL, ("sm_90", "mma"): LARGE,
     ("sm_80", "wmma"): WMMA_LARGE, ("sm_86", "wmma"): WMMA_SMALL, ("sm_89", "wmma"): WMMA_SMALL, ("sm_90", "wmma"): WMMA_LARGE,
 }
+
+
+@functools.cache
+def shipped() -> frozenset[Schedule]:
+    """Every schedule of the library: the tests run each of them in the simulator."""
+    hopper = (*hopper_schedules.ROWS, *hopper_schedules.SMALL, *hopper_schedules.ANY_SCALE)
+    return frozenset([*(row[2] for table in TABLES.values() for row in table), *(row.schedule for row in hopper)])
 
 
 def pick(arch: str, head: int, math: str | None = None, mask: str = "none") -> Schedule:

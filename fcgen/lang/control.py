@@ -100,9 +100,12 @@ def loop(
         with t.block("loop") as scope:
             for v, a in zip(carried, args):
                 v._value = a
-            yield item(index)
+            given = item(index)
+            yield given
             left = False
             t.sweep_names()
+            if tiled:
+                t.name_range(given, index)
             name_variables()
             fresh = [v for v in t.variables if v.scope.encloses(outer) and v._value is not None and not any(v is c for c in carried)]
             if fresh:

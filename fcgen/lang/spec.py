@@ -49,10 +49,10 @@ class Spec:
         spec's own outputs."""
         return Spec(self.fn, name)
 
-    def compile(self, *, target: str | None = None, schedule: Any = None, **binding: Any) -> Any:
-        """A `Program` for a target (the GPU's own if None)."""
+    def compile(self, *, target: str | None = None, schedule: Any = None, check: bool = True, **binding: Any) -> Any:
+        """A `Program` for a target (the GPU's own if None). check: its first compilation also runs it in the simulator."""
         assert compile_hook is not None, "import fcgen"
-        return compile_hook(self, target, schedule, binding)
+        return compile_hook(self, target, schedule, check, binding)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         assert call_hook is not None, "import fcgen"
@@ -78,6 +78,7 @@ class Spec:
                 except FcError as e:
                     raise e.at(self.loc) from None
                 t.check_loops()
+                self._check_tiles(t)
                 self._sweep_last(t)
                 body = Block(tuple(t.ids), tuple(t.scope.builder.ops))
         self._check_outputs(t, body)
@@ -130,6 +131,13 @@ class Spec:
                     tile = next((v for v, g in zip(t.ids, t.grid) if g.tile == x.size and _reaches(x._start, v, t)), None)
                     if tile is not None:
                         t.names.setdefault(tile, f"{name}_tile")
+
+    def _check_tiles(self, t: Trace) -> None:
+        unused = sorted(set(t.tiles) - t.used_tiles)
+        if unused:
+            raise FcError("compile/schedule", f"Schedule.tiles names {', '.join(unused)}, and {self.name} cuts nothing into such tiles",
+                          expected=", ".join(sorted(t.used_tiles)) or "no tiles", got=", ".join(unused), loc=self.loc,
+                          hint="the names are those that fc.tile is given")
 
     def _check_outputs(self, t: Trace, body: Block) -> None:
         if not t.grid:

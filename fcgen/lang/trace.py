@@ -108,6 +108,13 @@ class Trace:
                 if isinstance(x, Handle) and x.scope is not None and x._value is not None:
                     self.names.setdefault(x._value, name)
 
+    def name_range(self, given: Any, index: Value) -> None:
+        """A loop's range that the spec calls `cols` starts at `cols_start`, in the tile number `cols_tile`."""
+        for frame in self.frames:
+            for name in [n for n, x in frame.f_locals.items() if x is given]:
+                self.names.setdefault(given._start, f"{name}_start")
+                self.names.setdefault(index, f"{name}_tile")
+
     def named(self, block: Block) -> Block:
         """The block with every value under the name it was given (values are replaced consistently)."""
         mapping: dict[Value, Value] = {}

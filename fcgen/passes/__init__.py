@@ -16,6 +16,7 @@ from ..ir.schedule import Schedule
 from ..ir.target import Target
 from . import (
     alloc,
+    bind,
     branches,
     defer,
     early_launch,
@@ -51,6 +52,7 @@ class Pass:
 
 
 PIPELINE: tuple[Pass, ...] = (
+    Pass("bind", bind.run, "names of the schedule are looked up: loads and dots get sites, and what was decided about them"),
     Pass("ranges", ranges.run, "which sizes and scalars a launch admits, so that no arithmetic on positions overflows"),
     Pass("simplify", simplify.run, "fold constants, compute once, move what does not change out of loops, exp and log in base 2"),
     Pass("scale", scale.run, "positive factors move out of maxima, masks and loops to where they cost least"),

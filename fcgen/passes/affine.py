@@ -114,6 +114,7 @@ class Affine:
         self.spans: dict[tuple[Value, bool], Span | None] = {}
         self.scalars: dict[object, Form] = {}
         self.flags: dict[object, Value] = {}
+        self.open: list[Value] = []  # conditions that `may` could say nothing about
         self.order: dict[Value, int] = {}  # in which order scalars were met: equal programs get equal text
 
     # ---- scalars before the loop -------------------------------------------------------------------------------------
@@ -349,6 +350,8 @@ class Affine:
             if negated:
                 return self.switch(self.flag(("not", v), lambda: self.b.emit("not", v)))
             return self.switch(v)
+        if not must:
+            self.open.append(v)
         return EMPTY if must else ALL
 
     def comparison(self, kind: str, x: Value, y: Value, must: bool, whole: Range) -> Range | None:

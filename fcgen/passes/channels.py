@@ -40,16 +40,12 @@ def find_channels(loads: list[Op], body: Block, schedule: Schedule, shared: Mapp
     inside = {id(o) for f in walk(body) if f.kind == "for" for o in walk(f.regions[0])}
     groups: dict[Any, list[Op]] = {}
     for o in loads:
-        key = (o.operands[0], o.result.type, o["index"], o.loc)
-        groups.setdefault(key if o.loc is not None and not _held_together(groups.get(key, []), o, body) else id(o), []).append(o)
+        key = o["site"]
+        groups.setdefault(key if not _held_together(groups.get(key, []), o, body) else id(o), []).append(o)
     out = {}
     for ops in groups.values():
         name = loaded_name(ops[0])
-        slots = (
-            schedule.stages_of(name)
-            if any(id(o) in inside for o in ops) or name in dict(schedule.stages if isinstance(schedule.stages, tuple) else ())
-            else 1
-        )
+        slots = ops[0].get("stages", schedule.slots if any(id(o) in inside for o in ops) else 1)
         blocks = min(shared.get(id(o), 1) for o in ops)
         channel = Channel(Value(replace(ops[0].result.type, slots=slots), name), Value(Mbarrier(1, slots), f"{name}_full"),
                           Value(Mbarrier(schedule.warps * blocks, slots), f"{name}_empty"), any(id(o) in inside for o in ops), blocks)

@@ -24,6 +24,10 @@ def _refused(message: str, **more: object) -> FcError:
 
 def axis_of(kernel: Kernel, schedule: Schedule, target: Target) -> tuple[int, int] | None:
     """(number of the grid axis that clusters lie along, blocks per cluster), if the schedule asks for clusters."""
+    names = [axis.name.removesuffix("_tile") for axis in kernel.grid]
+    for name, _ in schedule.cluster:
+        if name.removesuffix("_tile") not in names:
+            raise _refused(f"the grid has no axis {name} for clusters to lie along", got=name, expected=", ".join(names))
     asked = [(name, n) for name, n in schedule.cluster if n > 1]
     if not asked:
         return None
@@ -37,9 +41,6 @@ def axis_of(kernel: Kernel, schedule: Schedule, target: Target) -> tuple[int, in
         raise _refused("the blocks of a cluster cannot claim tiles one by one: they would not work on neighbours",
                        expected="persistent=none or static", got="persistent=dynamic")
     found = [a for a, axis in enumerate(kernel.grid) if name in (axis.name, axis.name.removesuffix("_tile"))]
-    if not found:
-        raise _refused(f"the grid has no axis {name} for clusters to lie along", got=name,
-                       expected=", ".join(a.name.removesuffix("_tile") for a in kernel.grid))
     return found[0], n
 
 

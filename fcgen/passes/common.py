@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from math import isinf
 from typing import Any
 
+from ..errors import FcError, Loc
 from ..ir import tile_ops  # noqa: F401  (fills the op table)
 from ..ir.core import Block, Op, Value, walk
 from ..ir.elementwise import FNS
@@ -49,13 +50,8 @@ def scale_free(x: Any) -> bool:
     return x is not None and not isinstance(x, bool) and (x == 0 or (isinstance(x, float) and isinf(x)))
 
 
-
-def dot_name(dot: Op, readers: Mapping[Value, list[Op]]) -> str:
-    """The name a schedule knows a dot by: its own, or that of the first named value that it alone flows into."""
-    v = dot.result
-    while not v.name:
-        us = [u for u in readers.get(v, ()) if u.results]
-        if len(us) != 1 or len(us[0].results) != 1:
-            break
-        v = us[0].result
-    return v.name
+def without_effect(field: str, why: str, *, expected: Any = None, got: Any = None, loc: Loc | None = None,
+                   hint: str | None = None) -> FcError:
+    """For a field of the schedule that asks for something which this program, on this target, cannot have."""
+    return FcError("compile/schedule", f"Schedule.{field} has no effect: {why}", expected=expected, got=got, loc=loc,
+                   hint=hint or f"leave {field} out of the schedule")

@@ -58,6 +58,7 @@ class _Sums:
         self.defs: dict[Value, Op] = {}
         self.sources: dict[Value, list[Value]] = {}  # carried value, loop result, branch result -> where it comes from
         self.depth: dict[Value, int] = {}
+        self.fed: dict[Op, tuple[Value, ...]] = {}  # yield -> the results that it feeds
         self.users: dict[Value, list[tuple[Op, int]]] = {}
         self.index(block, 0)
         self.members = self.closed()
@@ -77,6 +78,7 @@ class _Sums:
                 for n, res in enumerate(op.results):
                     self.sources[res] = [r.yielded[n] for r in op.regions]
             for region in op.regions:
+                self.fed[region.ops[-1]] = op.results
                 self.index(region, depth + (op.kind == "for"))
 
     def closed(self) -> set[Value]:
@@ -136,9 +138,9 @@ class _Sums:
 
     def carries(self, op: Op, v: Value, members: set[Value]) -> bool:
         if op.kind == "yield":
-            return True  # what it feeds has all of its sources checked
+            return all(r in members for y, r in zip(op.operands, self.fed.get(op, ())) if y is v)
         if op.kind == "for":
-            return v not in op.operands[:2]
+            return v not in op.operands[:2] and all(r in members for x, r in zip(op.operands[2:], op.results) if x is v)
         return op.kind in self.kinds and op.result in members
 
 
@@ -254,6 +256,6 @@ class _Rewriter:
         for block in op.regions:
             inner = self.block(block)
             last = inner.ops[-1]
-            yields = tuple(self.part[y] if r in self.members else y for y, r in zip(last.operands, op.results))
+            yields = tuple(self.part[y] if r in self.members else read for y, read, r in zip(block.yielded, last.operands, op.results))
             regions.append(Block(tuple(args) if loops else block.args, (*inner.ops[:-1], replace(last, operands=yields))))
         return replace(op, operands=tuple(operands), results=tuple(results), regions=tuple(regions))

@@ -14,7 +14,7 @@ from ..errors import FcError
 from ..ir.core import Block, Builder, Env, GridAxis, Kernel, Op, Value, definitions, map_bodies, substitute, walk
 from ..ir.schedule import Schedule
 from ..ir.target import Target
-from .common import COMPARISONS
+from .common import COMPARISONS, without_effect
 
 
 def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
@@ -31,6 +31,8 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
             if schedule.epilogue == "tma":
                 _check_stores(kernel, axis, kernel.body.args[names[name]], name)
             kernel = map_bodies(kernel, lambda body: _shifted(body, axis, body.args[names[name]]))  # noqa: B023 (called at once)
+        else:
+            raise without_effect("from_end", f"all tiles along {name} are whole", got=f"{axis.dim} / {axis.tile}")
     return kernel
 
 
@@ -104,11 +106,11 @@ def _shifted(body: Block, axis: GridAxis, index: Value) -> Block:
         if id(op) not in starts:
             b.add(substitute(op, env))
             continue
-        start = b.add(replace(substitute(op, env), results=(Value(op.result.type, ""),))).result
+        start = b.add(replace(substitute(op, env), results=(Value(op.result.type, "whole_start"),))).result
         size = b.emit("size", dim=axis.dim) if isinstance(axis.dim, str) else b.emit("const", value=axis.dim, dtype="i32")
         tile = b.emit("const", value=axis.tile, dtype="i32")
         most = b.emit("const", value=axis.tile - 1, dtype="i32")
-        tiles = b.emit("floordiv", b.emit("add", size, most), tile)
+        tiles = b.emit("floordiv", b.emit("add", size, most), tile, name=f"{axis.name}_tiles")
         short = b.emit("sub", b.emit("mul", tiles, tile), size, name="short")
         env[op.result] = b.emit("sub", start, short, name=op.result.name)
     return b.block(body.args)

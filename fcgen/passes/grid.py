@@ -12,6 +12,7 @@ from ..ir.core import Block, Builder, Env, Kernel, Op, Value, copy_block, walk
 from ..ir.schedule import Schedule
 from ..ir.types import Scalar, i32
 from .channels import Channel
+from .common import without_effect
 from .tiles import Tiles
 
 TOKENS = 1  # the first of the named barriers that pass a token around
@@ -27,20 +28,23 @@ def over_grid(kernel: Kernel, body: Block, schedule: Schedule, box: Channel | No
     if box is not None and not fills:
         return _taking(kernel, body, box, args, b)
     tiles = Tiles(kernel, schedule, b)
+    if schedule.l2 and tiles.long is None and not tiles.strip:
+        raise without_effect("l2", "tiles run in no order that saves reads", got=schedule.l2,
+                             expected="another axis beside one along which work differs, or two axes with tiles")
     if box is None:
         b.ops += _inline(body, tiles.decode(index, b))
         return b.block(args)
     step = b.emit("block_count", name="blocks") if schedule.persistent == "static" else None
-    t, inner = Value(Scalar(i32), "t"), Builder()
+    t, inner = Value(Scalar(i32), "tile"), Builder()
     tile = tiles.decode(t, inner)
     _tell(box, [inner.emit("const", value=1, dtype="i32"), *(tile[n] for n in range(len(kernel.grid)))], inner)
     inner.ops += _inline(body, tile)
     if step is not None:
-        after = inner.emit("add", t, step, name="t")
+        after = inner.emit("add", t, step, name="tile")
     else:
         inner.ops, after = _with_claim(inner.ops)
-    inner.do("yield", inner.emit("lt", after, tiles.total), after)
-    b.add(Op("while", (b.emit("lt", index, tiles.total), index), (Value(Scalar(i32), "t"),), {}, (inner.block((t,)),)))
+    inner.do("yield", inner.emit("lt", after, tiles.total, name="more"), after)
+    b.add(Op("while", (b.emit("lt", index, tiles.total), index), (Value(Scalar(i32), "tile"),), {}, (inner.block((t,)),)))
     _tell(box, [b.emit("const", value=0, dtype="i32")] * (1 + len(kernel.grid)), b)
     if step is None:
         b.do("claim_done")
@@ -54,7 +58,7 @@ def _with_claim(ops: list[Op]) -> tuple[list[Op], Value]:
         (n for n, o in enumerate(ops) if o.kind == "mbar_wait" or any(x.kind == "mbar_wait" for r in o.regions for x in walk(r))),
         default=-1,
     )
-    claim = Value(Scalar(i32), "t")
+    claim = Value(Scalar(i32), "claimed")
     if n >= 0 and ops[n].kind == "if":
         op, regions = ops[n], []
         for r in op.regions:
@@ -82,7 +86,7 @@ def _hear(kernel: Kernel, box: Channel, b: Builder) -> tuple[Value, list[Value]]
     b.add(Op("fetch", (view,), (more, *tile)))
     b.do("mbar_arrive", box.empty, box.cursor)
     b.do("advance", box.cursor)
-    return b.emit("ne", more, b.emit("const", value=0, dtype="i32")), tile
+    return b.emit("ne", more, b.emit("const", value=0, dtype="i32"), name="go_on"), tile
 
 
 def _taking(kernel: Kernel, body: Block, box: Channel, args: tuple[Value, ...], b: Builder) -> Block:

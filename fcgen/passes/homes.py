@@ -18,7 +18,6 @@ from ..ir.layout import OpaqueLayout, RegLayout, mma_a, mma_c, rowwise, wgmma_c
 from ..ir.schedule import Schedule
 from ..ir.target import Target
 from ..ir.types import Scalar, Tile
-from .common import dot_name
 
 SMEM = "smem"
 ELEMENTWISE = {*FNS, "select", "cast"}
@@ -50,35 +49,26 @@ class Homes:
 
     # ---- dots ----------------------------------------------------------------------------------------------------
 
-    def family(self, op: Op) -> str:
-        """The instruction family of a dot: what the schedule says, and plain multiply-adds for 32-bit operands."""
-        if op.operands[0].type.dtype.bits != 16:
-            return "fma"
-        return self.schedule.math_of(self.dot_name(op))
-
-    def dot_name(self, op: Op) -> str:
-        return dot_name(op, self.uses)
-
     def accumulator(self, op: Op) -> Home:
         rows, cols = op.result.type.shape
-        warps, family = self.schedule.warps, self.family(op)
+        warps, family = self.schedule.warps, op["math"]
         if family == "fma":
             return rowwise(rows, cols, warps, 32)
         if family == "wgmma":
             if warps % 4 or rows % (16 * warps) or cols % 8 or cols - op.get("ones", 0) > 256:
-                raise FcError("compile/schedule", f"the tile of %{self.dot_name(op)} does not divide into wgmma instructions",
+                raise FcError("compile/schedule", f"the tile of %{op['site']} does not divide into wgmma instructions",
                               expected=f"rows a multiple of 64 for each of {max(1, warps // 4)} warpgroups, columns of 8 up to 256",
                               got=f"{rows} x {cols} over {warps} warps", loc=op.loc, hint="change Schedule.tiles or Schedule.warps")
             return wgmma_c(rows, cols, warps // 4)
         if rows % (16 * warps) or cols % (16 if family == "wmma" else 8):
-            raise FcError("compile/schedule", f"the tile of %{op.result.name} does not divide into {family} fragments over the warps",
+            raise FcError("compile/schedule", f"the tile of %{op['site']} does not divide into {family} fragments over the warps",
                           expected=f"rows a multiple of 16 x {warps} warps, columns of 16", got=f"{rows} x {cols}", loc=op.loc,
                           hint="change Schedule.tiles or Schedule.warps")
         return OpaqueLayout("acc", warps) if family == "wmma" else mma_c(rows, cols, (warps, 1))
 
     def a_layout(self, op: Op) -> RegLayout:
         """The register layout of the left operand of an mma or wgmma dot."""
-        if self.family(op) == "wgmma":
+        if op["math"] == "wgmma":
             return wgmma_c(op.result.type.shape[0], self.inner(op), self.schedule.warps // 4)
         return mma_a(op.result.type.shape[0], self.inner(op), (self.schedule.warps, 1))
 

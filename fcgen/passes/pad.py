@@ -1,8 +1,9 @@
-"""pad: every tile axis gets a size that the matrix instructions like.
+"""pad: every tile axis gets a size that divides over lanes, and over matrix instructions where there are any.
 
-In: a tile program with axes of any size. Out: an equal one where each axis of n > 1 elements has `padded(n)` of them: the next
-multiple of 16, unless all dots are plain multiply-adds (then nothing changes). It is a function of the size alone, so shapes
-that agreed still agree. The elements past n are padding:
+In: a tile program with axes of any size. Out: an equal one where each axis of n > 1 elements has the next `size` of them: a
+multiple of 16; in a program without matrix instructions (none of its dots has one) a power of two, a multiple of 16, or with an eighth
+more at most a number that many lanes share. It is a function of n alone, so shapes that agreed still agree. The elements past n are
+padding:
   - loads of a whole dimension read zeros there (guard on that axis); loads of a run read what follows, guarded; stores of a
     whole dimension leave padding out by their guard. A run cannot be stored padded, its end is inside the tensor: that is an
     error;
@@ -13,7 +14,7 @@ For this the pass follows, per value and padded axis, the one number that the pa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from math import isfinite
 from typing import Any
@@ -32,26 +33,31 @@ GRANULE = 16
 
 
 def padded(n: int) -> int:
+    """For matrix instructions."""
     return n if n <= 1 else -(-n // GRANULE) * GRANULE
 
 
+def shared_out(n: int) -> int:
+    """For lanes alone."""
+    if n & (n - 1) == 0 or n % GRANULE == 0:
+        return n
+    step = max(GRANULE, 1 << max(0, (n - 1).bit_length() - 3))
+    return -(-n // step) * step
+
+
 def run(kernel: Kernel, schedule: Schedule, target: Target | None) -> Kernel:
-    if not wants_padding(kernel, schedule) or not any(
-            padded(n) != n for op in walk_kernel(kernel) for v in (*op.results, *op.operands)
-            if isinstance(v.type, Tile) for n in v.type.shape):
+    size = padded if any(op.kind == "dot" and op.get("math") != "fma" for op in walk_kernel(kernel)) else shared_out
+    if not any(size(n) != n for op in walk_kernel(kernel) for v in (*op.results, *op.operands)
+               if isinstance(v.type, Tile) for n in v.type.shape):
         return kernel
-    return map_bodies(kernel, lambda block: _Pad().block(block, {}))
-
-
-def wants_padding(kernel: Kernel, schedule: Schedule) -> bool:
-    dots = [op.result.name for op in walk_kernel(kernel) if op.kind == "dot"]
-    return any(schedule.math_of(name) != "fma" for name in dots or [""])
+    return map_bodies(kernel, lambda block: _Pad(size).block(block, {}))
 
 
 class _Pad:
     """Copies a program. `fill[v]`: axis -> the number in the padding, None if not known; axes without padding are absent."""
 
-    def __init__(self) -> None:
+    def __init__(self, size: Callable[[int], int]) -> None:
+        self.size = size
         self.map: dict[Value, Value] = {}
         self.fill: dict[Value, dict[int, Any]] = {}
         self.defs: dict[Value, Op] = {}
@@ -65,8 +71,8 @@ class _Pad:
         axes: dict[int, Any] = {}
         new = old
         if isinstance(t, Tile):
-            axes = {a: None for a, n in enumerate(t.shape) if padded(n) != n}
-            new = Value(replace(t, shape=tuple(map(padded, t.shape))), old.name)
+            axes = {a: None for a, n in enumerate(t.shape) if self.size(n) != n}
+            new = Value(replace(t, shape=tuple(map(self.size, t.shape))), old.name)
         self.map[old] = new
         self.fill[new] = {a: (fill or {}).get(a) for a in axes}
         return new
@@ -93,7 +99,7 @@ class _Pad:
             return
         attrs = dict(op.attrs)
         if "shape" in attrs:
-            attrs["shape"] = tuple(map(padded, attrs["shape"]))
+            attrs["shape"] = tuple(map(self.size, attrs["shape"]))
         if op.kind in ("load", "store"):
             attrs["guard"] = self.guards(op)
         if op.kind == "reduce":
@@ -127,11 +133,11 @@ class _Pad:
         words = [w for w in op["index"] if w != "at"]
         out = []
         for n, word, guard in zip(tile.shape, words, op["guard"]):
-            if padded(n) != n and op.kind == "store" and word == "tile":
+            if self.size(n) != n and op.kind == "store" and word == "tile":
                 raise FcError("compile/schedule", f"a run of {n} positions is stored, and matrix instructions work on multiples "
                               f"of {GRANULE}", expected=f"a tile size that is a multiple of {GRANULE}", got=n, loc=op.loc,
                               hint='choose a larger tile, or math="fma"')
-            out.append(guard or padded(n) != n)
+            out.append(guard or self.size(n) != n)
         return tuple(out)
 
     # ---- what padding may not reach ----------------------------------------------------------------------------------
@@ -156,7 +162,7 @@ class _Pad:
         """Both operands finite in the padding of the inner axis, and one of them zero."""
         a, b, *rest = operands
         n = op.operands[0].type.shape[1]
-        if padded(n) == n:
+        if self.size(n) == n:
             return operands
         fills = [self.fill[a].get(1), self.fill[b].get(0)]
         known = [f is not None and isfinite(f) for f in fills]
@@ -171,7 +177,7 @@ class _Pad:
     def known(self, op: Op, operands: tuple[Value, ...]) -> dict[int, Any]:
         if not op.results or not isinstance(op.result.type, Tile):
             return {}
-        axes = [a for a, n in enumerate(op.result.type.shape) if padded(n) != n]
+        axes = [a for a, n in enumerate(op.result.type.shape) if self.size(n) != n]
         return {a: x for a in axes if (x := self.axis_fill(op, operands, a)) is not None}
 
     def axis_fill(self, op: Op, operands: tuple[Value, ...], axis: int) -> Any:

@@ -15,12 +15,13 @@ from itertools import pairwise
 from math import gcd
 from typing import Any
 
-from ..ir.core import Block, Builder, Env, Kernel, Op, Value, copy_op, free_values, substitute_block
+from ..ir.alignment import promised
+from ..ir.core import Block, Builder, Env, Kernel, Op, Value, copy_op, free_values, substitute_block, walk
 from ..ir.layout import rowwise
 from ..ir.schedule import Schedule
 from ..ir.target import Target
 from ..ir.types import Buffer, Frag, Scalar
-from .common import loaded_name
+from .common import loaded_name, without_effect
 
 
 def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
@@ -28,7 +29,26 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
         return kernel
     p = _Pipeliner(schedule)
     body = p.block(kernel.body)
+    _check_effect(kernel, schedule, p)
     return replace(kernel.with_body(body), buffers=(*kernel.buffers, *p.buffers)).with_meta(stage="pipelined")
+
+
+def _check_effect(kernel: Kernel, schedule: Schedule, p: _Pipeliner) -> None:
+    """What the schedule asks of the loads, they have got."""
+    if promised(kernel) is not None:
+        return  # for tensors that allow less than the schedule was made for
+    loads = [op for op in walk(kernel.body) if is_shared_load(op)]
+    if schedule.copy == "vector" and not loads:
+        raise without_effect("copy", "no tile is loaded into shared memory", got=schedule.copy)
+    if schedule.ahead and not any(slots == 1 for slots in p.ahead.values()):
+        raise without_effect("ahead", "no loop's loads take turns", got=f"stages={schedule.slots}",
+                             expected="stages=1, and a loop that is done with each of its tiles before it reads the next one")
+    early = "a load that a dot of a loop reads, from a place that the loop's index decides, with copy=\"cp_async\""
+    for op in loads:
+        if op.get("stages", 1) > 1 and op["site"] not in p.ahead:
+            raise without_effect("stages", f"%{op['site']} is not loaded ahead", expected=early, got=op["stages"], loc=op.loc)
+    if schedule.slots > 2 and not any(slots == schedule.slots for slots in p.ahead.values()):
+        raise without_effect("stages", "no load runs ahead", expected=early, got=schedule.slots)
 
 
 @dataclass
@@ -43,6 +63,7 @@ class _Ring:
 class _Pipeliner:
     schedule: Schedule
     buffers: list[Value] = field(default_factory=list)
+    ahead: dict[str, int] = field(default_factory=dict)  # sites whose loads run ahead -> slots
 
     def block(self, block: Block) -> Block:
         b, env = Builder(), Env()
@@ -124,15 +145,17 @@ class _Pipeliner:
         if self.schedule.copy != "cp_async":
             return []
         loads = [[o for o in body.ops if is_shared_load(o)] for body in bodies]
-        if len({tuple((o.operands[0], o.result.type) for o in ls) for ls in loads}) != 1:
+        if len({tuple(o["site"] for o in ls) for ls in loads}) != 1:
             return []
         ahead = [same for same in zip(*loads) if all(asynchronous(o, self.schedule) and _scalar_slice(body, o.operands) is not None
                                                      for o, body in zip(same, bodies))]
-        deep = [s for s in ahead if self.schedule.stages_of(loaded_name(s[0])) > 1]
+        slots = 0
+        deep = [s for s in ahead if s[0].get("stages", self.schedule.slots) > 1]
         if not deep and self.schedule.ahead and ahead and all(_in_turn([s[i] for s in ahead], body) for i, body in enumerate(bodies)):
             ahead.sort(key=lambda s: _span(s[0].result, bodies[0])[0])
-            return [_Ring(self.ring(s[0], 1), list(s)) for s in ahead]
-        return [_Ring(self.ring(s[0], self.schedule.stages_of(loaded_name(s[0]))), list(s)) for s in deep]
+            deep, slots = ahead, 1
+        self.ahead.update((s[0]["site"], slots or s[0].get("stages", self.schedule.slots)) for s in deep)
+        return [_Ring(self.ring(s[0], self.ahead[s[0]["site"]]), list(s)) for s in deep]
 
     def _prologue(self, rings: list[_Ring], body: Block, low: Value, high: Value, down: bool, depth: int, b: Builder) -> None:
         for step in range(depth - 1):

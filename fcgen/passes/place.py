@@ -19,12 +19,18 @@ from ..ir.layout import OpaqueLayout, RegLayout, SmemLayout, native_smem, quad_r
 from ..ir.schedule import Schedule
 from ..ir.target import Target
 from ..ir.types import Buffer, Frag, Scalar, Tensor, Tile, f32, i1, i32
+from .common import without_effect
 from .homes import ELEMENTWISE, SMEM, Homes
 
 
 def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
     homes = Homes(kernel, schedule, target)
-    body = _Placer(homes).block(kernel.body, Env(), tuple(Value(a.type, a.name) for a in kernel.body.args))
+    placer = _Placer(homes)
+    body = placer.block(kernel.body, Env(), tuple(Value(a.type, a.name) for a in kernel.body.args))
+    if schedule.skip_ones and "skip_ones" not in placer.used:
+        raise without_effect("skip_ones", "no tile is multiplied by a factor per row", expected="tile * row in the program")
+    if schedule.epilogue == "quad" and "quad" not in placer.used:
+        raise without_effect("epilogue", "no tile of 16-bit elements is stored from narrow runs", got="quad", expected='"smem" or "direct"')
     meta = {"target": target.arch, "stage": "placed", "schedule": str(schedule), "min_blocks": schedule.min_blocks}
     return replace(kernel, level="machine", roles=(Role("main", schedule.warps, body),), meta={**kernel.meta, **meta})
 
@@ -48,6 +54,7 @@ class _Placer:
         self.schedule: Schedule = homes.schedule
         self.scopes: list[dict[tuple[Value, Any], Value]] = []  # what has been made in another layout, per open block
         self.in_regs = self.left_operands_in_regs()
+        self.used: set[str] = set()  # fields of the schedule that found something to do
 
     # ---- blocks --------------------------------------------------------------------------------------------------
 
@@ -238,6 +245,7 @@ class _Placer:
         layout = self.homes[row]
         if not isinstance(layout, RegLayout):
             return self.compute(op, home, b, env)
+        self.used.add("skip_ones")
         one = b.emit("full", b.emit("const", value=1.0, dtype=str(row.type.dtype)), type=_frag(row, layout))
         moved = b.emit("vote_any", b.emit("ne", env[row], one, type=Frag(i1, row.type.shape, layout)), name="moved")
         inner = Builder(op.loc)
@@ -271,24 +279,18 @@ class _Placer:
             self.scopes[-1][op.result, "left operand"] = b.emit("unstage", env[op.result], type=t, name=op.result.name)
 
     def left_operands_in_regs(self) -> dict[Value, RegLayout]:
-        """Loaded tiles that dots named in `regs_a` read as their left operand -> the layout they read."""
+        """Loaded tiles that dots marked `regs` read as their left operand -> the layout they read."""
         out: dict[Value, RegLayout] = {}
-        left = set(self.schedule.regs_a)
         for op in walk(self.homes.kernel.body):
-            name = self.homes.dot_name(op) if op.kind == "dot" else ""
-            if name not in self.schedule.regs_a:
+            if not op.get("regs"):
                 continue
             v, flipped = self.homes.source(op.operands[0])
             made = self.homes.defs.get(v)
-            if self.homes.family(op) != "wgmma" or flipped or made is None or made.kind != "load":
-                raise FcError("compile/schedule", f"Schedule.regs_a: the left operand of %{name} is not loaded as it is read",
-                              expected="a wgmma dot whose left operand is a loaded tile", got=f"{self.homes.family(op)}, %{v.name or '?'}",
+            if op["math"] != "wgmma" or flipped or made is None or made.kind != "load":
+                raise FcError("compile/schedule", f"Schedule.regs_a: the left operand of %{op['site']} is not loaded as it is read",
+                              expected="a wgmma dot whose left operand is a loaded tile", got=f"{op['math']}, %{v.name or '?'}",
                               loc=op.loc, hint="leave it out of Schedule.regs_a")
-            left.discard(name)
             out[v] = self.homes.a_layout(op)
-        if left:
-            raise FcError("compile/schedule", f"Schedule.regs_a names {', '.join(sorted(left))}, and no dot is called so",
-                          hint="a dot is called by the variable that it makes")
         return out
 
     def reader(self, v: Value) -> str:
@@ -296,14 +298,14 @@ class _Placer:
         families: set[str] = set()
         for u in self.homes.uses.get(v, ()):
             if u.kind == "dot":
-                families.add(self.homes.family(u))
+                families.add(u["math"])
             elif u.kind == "transpose":
                 families.add(self.reader(u.result))
         families -= {"plain"}
         return next((f for f in ("wmma", "fma", "wgmma", "mma") if f in families), "plain")
 
     def dot(self, op: Op, b: Builder, env: Env) -> None:
-        family, home = self.homes.family(op), self.homes[op.result]
+        family, home = op["math"], self.homes[op.result]
         a, ta = self.left(op, family, b, env)
         right, tb = self.homes.source(op.operands[1])
         bv = self.shared(right, family, b, env)
@@ -314,7 +316,7 @@ class _Placer:
             acc = b.emit("full", zero, type=_frag(op.result, home), name=op.result.name)
         extra = {"ones": op["ones"]} if op.get("ones") else {}
         if extra and (family != "wgmma" or tb):
-            raise FcError("compile/schedule", f"the dot %{self.homes.dot_name(op)} cannot read ones beside its right operand",
+            raise FcError("compile/schedule", f"the dot %{op['site']} cannot read ones beside its right operand",
                           expected="math wgmma, and a right operand that is stored as it is read",
                           got=f"{family}, {'transposed ' if tb else ''}{bv.type}", loc=op.loc, hint="leave it out of Schedule.ones")
         env[op.result] = b.emit("dot", a, bv, acc, type=_frag(op.result, home), name=op.result.name, ta=ta, tb=tb, math=family, **extra)
@@ -324,7 +326,7 @@ class _Placer:
         if family in ("mma", "wgmma") and self.schedule.reuse_frags and self.homes[v] == self.homes.a_layout(op):
             return env[v], False
         stored, flipped = self.homes.source(v)
-        if family == "wgmma" and self.homes.dot_name(op) in self.schedule.regs_a:
+        if family == "wgmma" and op.get("regs"):
             return next(scope[stored, "left operand"] for scope in self.scopes if (stored, "left operand") in scope), False
         return self.shared(stored, family, b, env), flipped
 
@@ -356,6 +358,8 @@ class _Placer:
                 and not op.get("reduce")):
             frag = self.convert(frag, rowwise(t.shape[0], t.shape[1], self.schedule.warps, 32, vec), b, v.name)
         swapped = quad_rows(layout) if self.schedule.epilogue == "quad" and t.dtype.bits == 16 and isinstance(layout, RegLayout) else None
+        if t.dtype.bits == 16 and len(t.shape) == 2 and isinstance(layout, RegLayout) and layout.vector() < 16 // t.dtype.bytes:
+            self.used.add("quad")  # also where the tile is too narrow to have quads
         if swapped is not None:
             frag = b.emit("quad_transpose", frag, type=Frag(t.dtype, t.shape, swapped), name=v.name)
         b.do("store", env[op.operands[0]], frag, *env.all(op.operands[2:]), **op.attrs, vec=vec)

@@ -23,6 +23,7 @@ from ..ir.target import Target
 from ..ir.types import Buffer, Scalar, i32
 from .channels import Channel, find_channels, mailbox, readers, tile_bytes
 from .clusters import shared_loads
+from .common import without_effect
 from .cursors import thread_cursors
 from .grid import over_grid
 from .stores import check_bulk
@@ -38,11 +39,19 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
     loads = [o for o in walk(kernel.body) if o.kind == "load" and isinstance(o.result.type, Buffer)]
     defs = definitions(kernel.body)
     for op in loads:
+        if op.result.type.layout.pad:
+            raise FcError("compile/schedule", f"%{op['site']} is stored for plain loads, in padded rows: no bulk copy can", loc=op.loc,
+                          expected="dots of wgmma or mma, on 16-bit tiles whose columns are a multiple of 16", got=op.result.type,
+                          hint='copy="cp_async" with math="mma", or another `math` for the dots that read it')
         check_bulk(op, kernel, defs, 'copy="cp_async" with math="mma"')
     channels = find_channels(loads, kernel.body, schedule, shared_loads(kernel))
+    if not loads and schedule.persistent == "none" and not any(op.get("math") == "wgmma" for op in walk(kernel.body)):
+        raise without_effect("copy", "no tile is loaded into shared memory", got="tma")
+    if schedule.slots > 2 and not any(c.ring.type.slots == schedule.slots for c in channels.values()):
+        raise without_effect("stages", "no loop loads tiles into shared memory", got=schedule.slots)
     box = mailbox(kernel, schedule) if schedule.persistent != "none" else None
     filled = _Filler(channels, schedule.hints).block(kernel.body)
-    read = _Reader(channels, schedule.tokens).block(kernel.body)
+    read = _Reader(channels, schedule.tokens, shared_loops(kernel.body)).block(kernel.body)
     roles = []
     regs = REGISTERS[groups]
     if loads or box:
@@ -101,8 +110,8 @@ class _Filler:
 class _Reader:
     """The role that computes: a load is a view of the channel's slot, waited for and released around its readers."""
 
-    def __init__(self, channels: dict[int, Channel], turns: bool):
-        self.channels, self.turns = channels, turns
+    def __init__(self, channels: dict[int, Channel], turns: bool, shared: set[int]):
+        self.channels, self.turns, self.shared = channels, turns, shared
         self.inner: dict[int, list[tuple[Value, Channel]]] = {}  # branch -> the tiles that are let go inside it
 
     def block(self, block: Block) -> Block:
@@ -124,7 +133,7 @@ class _Reader:
         before: dict[int, list[Op]] = {}
         after: dict[int, list[Op]] = {}
         for op in block.ops:
-            if op.kind != "narrow" or op["end"] == "inner":
+            if op.kind != "narrow" or op["end"] == "inner" or op["chain"] in self.shared:
                 continue
             at = [(n, [o for o in (x, *(y for r in x.regions for y in walk(r))) if o.kind == "for" and o.get("chain") == op["chain"]])
                   for n, x in enumerate(block.ops)]
@@ -178,7 +187,7 @@ class _Reader:
             for c in first.get(n, ()):
                 b.do("mbar_wait", c.full, c.cursor, lag=0)
             if op.kind == "narrow":
-                env[op.result] = env[op.operands[1]]
+                env[op.result] = env[op.operands[op["chain"] not in self.shared]]
             elif id(op) in channels:
                 c = channels[id(op)]
                 env[op.result] = b.emit("slot", c.ring, c.cursor, ahead=0, name=c.ring.name)
@@ -188,6 +197,12 @@ class _Reader:
             self.release(last.get(n, []), b)
             b.ops += [substitute(o, env) for o in after.get(n, ())]
         return b.block(block.args)
+
+
+def shared_loops(body: Block) -> set[int]:
+    """Chains of loops in which a tile goes through shared memory: all warps walk them in step, over the tiles of all rows."""
+    return {f["chain"] for f in walk(body) if f.kind == "for" and f.get("chain") is not None
+            and any(o.kind == "stage" for o in walk(f.regions[0]))}
 
 
 def copy_marked(block: Block, channels: dict[int, Channel]) -> tuple[Block, dict[int, Channel]]:

@@ -1,10 +1,10 @@
 """row_sums: a row sum becomes eight more columns of a matrix product.
 
-In: tile IR with its loops split. Out: an equal program, up to rounding. `schedule.ones` names dots. Where a loop carries
+In: tile IR with its loops split. Out: an equal program, up to rounding. Where a loop carries
     acc' = dot(p, v, acc * f)        l' = l * f + sum(p, axis=1)
-with both zero at first, it carries one wider accumulator instead: dot(p, [v | 1 1 ... 1], wide * f), whose right columns are l each. The
-sum is one of what the dot reads: where p was rounded for the dot, its rounding is in acc and in l alike and cancels in their quotient.
-After the loops the two are cut out of the wide one again.
+with both zero at first, and the dot is marked `sums`, it carries one wider accumulator instead: dot(p, [v | 1 1 ... 1], wide * f), whose
+right columns are l each. The sum is one of what the dot reads: where p was rounded for the dot, its rounding is in acc and in l alike and
+cancels in their quotient. After the loops the two are cut out of the wide one again.
 
 Eight columns are the least that a matrix instruction adds; the sum costs no additions, no exchange between lanes and no factor of its own.
 """
@@ -14,19 +14,33 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from ..errors import FcError
-from ..ir.core import Block, Builder, Env, Kernel, Op, Value, copy_op, definitions, map_bodies, remove_dead, substitute_block, uses
+from ..ir.core import (
+    Block,
+    Builder,
+    Env,
+    Kernel,
+    Op,
+    Value,
+    copy_op,
+    definitions,
+    map_bodies,
+    remove_dead,
+    substitute_block,
+    uses,
+    walk_kernel,
+)
 from ..ir.schedule import Schedule
 from ..ir.target import Target
 from ..ir.types import Tile
-from .common import const_of, dot_name
+from .common import const_of
 
 COLUMNS = 8
 
 
 def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
-    if not schedule.ones:
+    left = {op["site"] for op in walk_kernel(kernel) if op.get("sums")}
+    if not left:
         return kernel
-    left = set(schedule.ones)
     out = map_bodies(kernel, lambda body: remove_dead(_Widen(body, left).block(body)))
     if left:
         raise FcError("compile/schedule", f"Schedule.ones names {', '.join(sorted(left))}, which no row sum goes with",
@@ -47,10 +61,10 @@ class _Pair:
 
 
 class _Widen:
-    """left: names of dots that have not been found."""
+    """left: sites of dots whose row sum has not been found."""
 
     def __init__(self, body: Block, left: set[str]):
-        self.names, self.left = set(left), left
+        self.left = left
         self.defs, self.uses = definitions(body), uses(body)
         self.wide: dict[tuple[Value, Value], Value] = {}  # (accumulator, sum) -> both in one
 
@@ -72,14 +86,14 @@ class _Widen:
     def pair(self, loop: Op) -> _Pair | None:
         body = loop.regions[0]
         for dot in body.ops:
-            if dot.kind != "dot" or (name := dot_name(dot, self.uses)) not in self.names:
+            if not dot.get("sums"):
                 continue
             found = self.beside(dot, body)
             if found is None:
                 continue
             inits = tuple(loop.operands[2 + n] for n in (found.acc, found.row))
             if inits in self.wide or all(const_of(v, self.defs) == 0 for v in inits):
-                self.left.discard(name)
+                self.left.discard(dot["site"])
                 return found
         return None
 
@@ -139,7 +153,7 @@ class _Widen:
         body, inits = op.regions[0], op.operands[2:]
         rows, cols = pair.dot.result.type.shape
         t = Tile(pair.dot.result.type.dtype, (rows, cols + COLUMNS))
-        name = dot_name(pair.dot, self.uses)
+        name, attrs = pair.dot["site"], {k: x for k, x in pair.dot.attrs.items() if k != "sums"}
         start = self.wide.get((inits[pair.acc], inits[pair.row]))
         if start is None:
             start = out.emit("full", out.emit("const", value=0.0, dtype=t.dtype.name), shape=t.shape, name=name)
@@ -157,7 +171,7 @@ class _Widen:
                 if pair.factor is not None:
                     f = inner.emit("broadcast", env[pair.factor], axes=(0,), shape=t.shape)
                     acc = inner.emit("mul", arg, f)
-                env[o.result] = inner.emit("dot", *env.all(o.operands[:2]), acc, name=name, ones=COLUMNS, **o.attrs)
+                env[o.result] = inner.emit("dot", *env.all(o.operands[:2]), acc, name=name, ones=COLUMNS, **attrs)
             elif not any(r in gone for r in o.results):
                 inner.add(copy_op(o, env) if not o.regions else replace(o, operands=env.all(o.operands),
                                                                        regions=tuple(substitute_block(r, env) for r in o.regions)))

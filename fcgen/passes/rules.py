@@ -184,8 +184,8 @@ def right_identity(s: Sweep, op: Op) -> Value | None:
 
 @rule("pow")
 def small_powers(s: Sweep, op: Op) -> Value | None:
-    """x ** n is multiplications for whole n up to 8 (within 4 ulp, as powf is), 1 over them for n below 0; x ** 0.5 and x ** -0.5 are roots,
-    2 ** x is exp2. 16-bit floats are multiplied in f32 and rounded once."""
+    """x ** n is multiplications for whole n up to 8 (within 4 ulp, as powf is), 1 over them for n below 0; x ** 0.5 and x ** -0.5 are
+    roots, 2 ** x is exp2. 16-bit floats are multiplied in f32 and rounded once."""
     x, dtype = op.operands[0], op.result.type.dtype
     n, base = s.const(op.operands[1]), s.const(x)
     if base == 2 and n is None:
@@ -388,7 +388,7 @@ def dot_accumulates(s: Sweep, op: Op) -> Value | None:
     for dot, x in (op.operands[::-1], op.operands):
         d = s.made_by(dot, "dot")
         if d and len(d.operands) == 2 and x is not dot and x.type == dot.type and s.once_here(dot):
-            return s.make("dot", *d.operands, x, name=dot.name or op.result.name)
+            return s.make("dot", *d.operands, x, name=dot.name or op.result.name, **d.attrs)
     return None
 
 

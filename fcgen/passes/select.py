@@ -76,7 +76,8 @@ class _Selector:
         b.do("st_global", *op.operands, **self.access(op))
 
     def access(self, op: Op) -> dict[str, Any]:
-        return {**op.attrs, "vec": 1} if self.schedule.copy == "scalar" else dict(op.attrs)
+        attrs = {k: a for k, a in op.attrs.items() if k not in ("site", "stages")}
+        return {**attrs, "vec": 1} if self.schedule.copy == "scalar" else attrs
 
     def bulk_store(self, op: Op, b: Builder) -> None:
         """Through a buffer of its own, from which one thread of each group of warps with rows of their own starts a copy."""

@@ -196,7 +196,7 @@ class Sweep:
         operands = [id(v) for v in op.operands]
         if op.kind in FNS and FNS[op.kind].commutative:
             operands.sort()
-        attrs = tuple([(k, repr(x) if isinstance(x, float) else x) for k, x in sorted(op.attrs.items())])
+        attrs = tuple([(k, repr(x) if isinstance(x, float) else x) for k, x in sorted(op.attrs.items()) if k != "site"])
         epoch = self.epoch if OPS[op.kind].effect != "none" else 0
         return op.kind, tuple(operands), attrs, op.result.type, epoch
 

@@ -1,10 +1,10 @@
 """skew: a dot runs one iteration behind the rest of its loop, so that two dots are in flight together.
 
-In: tile IR with its loops split. Out: an equal program. `schedule.late` names dots (by the value they make). In their loop the late ops are
-the dots, and the loads and views that only they read; the others are early. Iteration j of the new loop runs the early ops of tile j and
-the late ops of the tile before it: first the early dots that do not wait for late results, then the late ops, then the rest. What the late
-ops read from the early ones of their own tile is carried to the next iteration; what they make is no longer carried. The first tile's early
-ops stand before the loops and the last tile's late ops after them, all of it under one `if` (a loop may have no tile at all).
+In: tile IR with its loops split. Out: an equal program. Of a loop with a dot marked `late`, the late ops are these dots and the loads and
+views that only they read; the others are early. Iteration j of the new loop runs the early ops of tile j and the late ops of the tile
+before: first the early dots that do not wait for late results, then the late ops, then the rest. What the late ops read from the early
+ones of their own tile is carried to the next iteration; what they make is no longer carried. The first tile's early ops stand before the
+loops and the last tile's late ops after them, all under one `if` (a loop may have no tile at all).
 
 With `schedule.tokens`, a group of warps starts a turn with each iteration's first dot.
 
@@ -33,12 +33,13 @@ from ..ir.core import (
     remove_dead,
     substitute_block,
     uses,
+    walk_kernel,
 )
 from ..ir.ops import has_effect
 from ..ir.schedule import Schedule
 from ..ir.target import Target
 from ..ir.types import Scalar
-from .common import dot_name
+from .common import without_effect
 
 VIEWS = {"load", "transpose"}
 
@@ -47,12 +48,19 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
     if schedule.tokens and not schedule.late:
         raise FcError("compile/schedule", "Schedule.tokens: warpgroups take turns at dots that run late, and none does",
                       hint='Schedule(late="acc", ...), or no tokens')
-    if schedule.late:
-        kernel = map_bodies(kernel, lambda body: remove_dead(_block(body, set(schedule.late), definitions(body), schedule.tokens)))
+    late = {op["site"]: op for op in walk_kernel(kernel) if op.get("late")}
+    if not late:
+        return kernel
+    done: set[str] = set()
+    kernel = map_bodies(kernel, lambda body: remove_dead(_block(body, definitions(body), schedule.tokens, done)))
+    for site in late:
+        if site not in done:
+            raise without_effect("late", f"%{site} is no dot of a loop's own body", expected="a dot that a loop runs in every iteration",
+                                 loc=late[site].loc)
     return kernel
 
 
-def _block(block: Block, late: set[str], defs: dict[Value, Op], turns: bool) -> Block:
+def _block(block: Block, defs: dict[Value, Op], turns: bool, done: set[str]) -> Block:
     out, env = Builder(), Env()
     ops = list(block.ops)
     i = 0
@@ -60,7 +68,7 @@ def _block(block: Block, late: set[str], defs: dict[Value, Op], turns: bool) -> 
         op = replace(ops[i], operands=env.all(ops[i].operands))
         out.loc = op.loc
         if op.kind != "for":
-            out.add(replace(op, regions=tuple(_block(substitute_block(r, env), late, defs, turns) for r in op.regions)))
+            out.add(replace(op, regions=tuple(_block(substitute_block(r, env), defs, turns, done) for r in op.regions)))
             i += 1
             continue
         chain = [ops[i]]
@@ -71,7 +79,7 @@ def _block(block: Block, late: set[str], defs: dict[Value, Op], turns: bool) -> 
             chain.append(ops[i])
         i += 1
         chain = [replace(o, operands=env.all(o.operands), regions=tuple(substitute_block(r, env) for r in o.regions)) for o in chain]
-        parts = [_Parts(o.regions[0], late) for o in chain]
+        parts = [_Parts(o.regions[0]) for o in chain]
         for o, p in zip(chain, parts):
             p.check(o)
         if not any(p.late for p in parts):
@@ -80,9 +88,10 @@ def _block(block: Block, late: set[str], defs: dict[Value, Op], turns: bool) -> 
                     for old, new in zip(o.results, o.operands[2:]):
                         env[old] = env[new]
                     continue
-                regions = tuple(_block(substitute_block(r, env), late, defs, turns) for r in o.regions)
+                regions = tuple(_block(substitute_block(r, env), defs, turns, done) for r in o.regions)
                 out.add(replace(o, operands=env.all(o.operands), regions=regions))
             continue
+        done |= {o["site"] for p in parts for o in p.late if o.kind == "dot"}
         results = _Skew(chain, parts, defs, turns).build(out)
         for old, new in zip(chain[-1].results, results):
             env[old] = new
@@ -104,9 +113,9 @@ def _up_to_next(ops: list[Op], i: int) -> list[Op] | None:
 class _Parts:
     """The early and the late ops of one loop body."""
 
-    def __init__(self, body: Block, late: set[str]):
+    def __init__(self, body: Block):
         self.body, self.readers = body, uses(body)
-        chosen = {id(o) for o in body.ops if o.kind == "dot" and dot_name(o, self.readers) in late}
+        chosen = {id(o) for o in body.ops if o.get("late")}
         ops = body.ops[:-1]
         for op in reversed(ops):
             us = [u for r in op.results for u in self.readers.get(r, ())]
@@ -131,7 +140,7 @@ class _Parts:
         reader = next((o for o in self.early if any(v in made for v in o.operands) or any(free_values(r) & made for r in o.regions)), None)
         if reader is not None:
             dot = next(o for o in self.late if o.kind == "dot")
-            raise FcError("compile/schedule", f"the dot %{dot_name(dot, self.readers)} cannot run late: its own iteration reads the result",
+            raise FcError("compile/schedule", f"the dot %{dot['site']} cannot run late: its own iteration reads the result",
                           got=f"{reader.kind} reads it", loc=reader.loc or loop.loc,
                           hint="Schedule.late names dots that only a carried value depends on")
 

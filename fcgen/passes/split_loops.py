@@ -26,18 +26,22 @@ from ..ir.schedule import Schedule
 from ..ir.target import Target
 from ..ir.types import Scalar, Tile
 from .affine import ALL, Affine, Form, Range, Rows, number
-from .common import const_of
+from .common import const_of, without_effect
 from .loop_copies import Facts, asking, known, specialise
+from .unbounded import reason
 
 
 def run(kernel: Kernel, schedule: Schedule, target: Target | None) -> Kernel:
-    if not any(op.kind == "for" for op in walk_kernel(kernel)):
-        return kernel
     chain = max([op.get("chain", -1) for op in walk_kernel(kernel) if op.kind == "for"], default=-1) + 1
     parts = schedule.warps // 4 if schedule.copy == "tma" and schedule.own_rows else 1
     splitter = _Splitter(schedule.split, chain, parts, bool(schedule.late))
     splitter.positive = frozenset(p for p in kernel.params if "positive" in kernel.flags.get(p.name, ()))
-    return map_bodies(kernel, lambda block: remove_dead(splitter.body(block)))
+    out = map_bodies(kernel, lambda block: remove_dead(splitter.body(block)))
+    if schedule.split == "branch" and not splitter.branched:
+        raise without_effect("split", "no loop has masks that some of its tiles do without", expected='split="loops"', got="branch")
+    if splitter.remarks:
+        out = out.with_meta(remarks=tuple(dict.fromkeys([*out.meta.get("remarks", ()), *splitter.remarks])))
+    return out
 
 
 class _Splitter:
@@ -48,7 +52,8 @@ class _Splitter:
         self.own: Affine | None = None  # the loop's questions, asked about one part of the rows
         self.mine = self.mine_full = ALL
         self.narrow: dict[tuple[Form, Form], Value] = {}
-        self.down = False
+        self.remarks: list[tuple[str, str]] = []
+        self.down = self.branched = False
         self.stored: tuple[Value, str | int, int] | None = None
 
     def body(self, block: Block) -> Block:
@@ -106,6 +111,10 @@ class _Splitter:
             affine.index = live.args[0]
             lo = bounds.lo
             bounds = affine.both(bounds, affine.may(live.yielded[0]))
+            if affine.open and not affine.rows:
+                label = op.get("label") or live.args[0].name
+                self.remarks += [("live", f"the loop over {label} leaves out no tile by a part of its `live` condition: "
+                                          f"{reason(affine, v)}") for v in affine.open]
             affine.index = index
             if bounds.is_empty:
                 bounds = Range(lo, lo)
@@ -163,6 +172,7 @@ class _Splitter:
             self.emit(op, out, affine, bounds, facts, "full" if facts else "", chain, own=self.mine)
             return
         if self.split == "branch":
+            self.branched = True
             self.one(op, out, affine, bounds, always, sometimes, full)
             return
         ranges = self.ranges(affine, bounds, full, left, right)

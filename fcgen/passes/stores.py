@@ -14,6 +14,7 @@ from ..ir.layout import RegLayout, matrix_blocks, native_smem
 from ..ir.store_ops import refusal
 from ..ir.target import Target
 from ..ir.types import Buffer, Tensor
+from .common import without_effect
 
 #: warps of a warpgroup: the smallest part that has a barrier of its own
 GROUP = 4
@@ -82,6 +83,8 @@ def check_alone(kernel: Kernel) -> None:
     """A tensor that bulk stores write is reached by nothing else in the kernel: accesses of the two proxies have no order among them."""
     ops = list(walk_kernel(kernel))
     bulk = {o.operands[0]: o for o in ops if o.kind == "store" and len(o.operands[1].type.shape) == 2}
+    if not bulk:
+        raise without_effect("epilogue", "no tile of two axes is stored", got="tma", expected='epilogue="direct"')
     for op in ops:
         for v in op.operands:
             if v in bulk and not (op.kind == "store" and len(op.operands[1].type.shape) == 2):

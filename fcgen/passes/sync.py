@@ -98,6 +98,7 @@ class _State:
 class _Sync:
     def __init__(self, offsets: dict[Value, int], warps: int, defs: dict[Value, Op], shared: set[Value], ops: Iterable[Op]):
         self.offsets, self.warps, self.defs, self.shared = offsets, warps, defs, shared
+        self.warped: dict[Value, bool] = {}
         ops = tuple(ops)
         #: staging buffer -> parts, each of warps that write and read rows of their own
         self.parts: dict[Value, int] = {o.operands[-1]: o["parts"] for o in ops if o.kind == "tma_store"}
@@ -243,8 +244,10 @@ class _Sync:
         return ends[0].join(ends[1])
 
     def _per_warp(self, v: Value) -> bool:
-        d = self.defs.get(self.starts.get(v, v))
-        return d is not None and (d.kind in ("vote_any", "row_part") or any(self._per_warp(o) for o in d.operands))
+        if v not in self.warped:
+            d = self.defs.get(self.starts.get(v, v))
+            self.warped[v] = d is not None and (d.kind in ("vote_any", "row_part") or any(self._per_warp(o) for o in d.operands))
+        return self.warped[v]
 
     # ---- accesses --------------------------------------------------------------------------------------------------
 

@@ -42,17 +42,17 @@ class Tiles:
         uneven = [a for a in self.order if kernel.grid[a].reverse]
         self.long = uneven[0] if schedule.l2 and len(uneven) == 1 and len(self.order) > 1 else None
         if self.long is not None:
-            self.others = self.product([a for a in self.order if a != self.long], b)
+            self.others = self.product([a for a in self.order if a != self.long], b, "others")
             one = self.number(1, b)
-            room = b.emit("floordiv", self.number(schedule.l2 << 20, b), b.emit("max", self.looped_bytes(b), one))
+            room = b.emit("floordiv", self.number(schedule.l2 << 20, b), b.emit("max", self.looped_bytes(b), one), name="fit_in_l2")
             blocks = self.fewer(b.emit("block_count", name="blocks"), b)
             waves = b.emit("mul", blocks, self.number(WAVES, b))
-            enough = b.emit("add", b.emit("floordiv", waves, self.counts[self.long]), one)
-            most = b.emit("min", b.emit("max", room, enough), self.others)
-            groups = self.ceil(self.others, most, b)
+            enough = b.emit("add", b.emit("floordiv", waves, self.counts[self.long]), one, name="enough")
+            most = b.emit("min", b.emit("max", room, enough), self.others, name="most_beside")
+            groups = self.ceil(self.others, most, b, "groups")
             self.group = b.emit("max", self.ceil(self.others, b.emit("max", groups, one), b), one, name="side_by_side")
         self.strip = self.strip_of(schedule)
-        self.total = self.product(self.order, b)
+        self.total = self.product(self.order, b, "tiles")
         if kernel.cluster > 1:
             self.total = b.emit("mul", self.total, self.number(kernel.cluster, b))
 
@@ -71,13 +71,13 @@ class Tiles:
         """How many clusters so many blocks are."""
         return blocks if self.kernel.cluster == 1 else b.emit("floordiv", blocks, self.number(self.kernel.cluster, b))
 
-    def ceil(self, x: Value, y: Value, b: Builder) -> Value:
-        return b.emit("floordiv", b.emit("sub", b.emit("add", x, y), self.number(1, b)), y)
+    def ceil(self, x: Value, y: Value, b: Builder, name: str = "") -> Value:
+        return b.emit("floordiv", b.emit("sub", b.emit("add", x, y), self.number(1, b)), y, name=name)
 
-    def product(self, axes: list[int], b: Builder) -> Value:
+    def product(self, axes: list[int], b: Builder, name: str) -> Value:
         out = self.number(1, b)
-        for a in axes:
-            out = b.emit("mul", out, self.counts[a])
+        for n, a in enumerate(axes):
+            out = b.emit("mul", out, self.counts[a], name=name if n == len(axes) - 1 else "")
         return out
 
     def looped_bytes(self, b: Builder) -> Value:
@@ -106,13 +106,13 @@ class Tiles:
         order, left = self.order, self.fewer(t, b)
         if self.long is not None:
             a, count = self.long, self.counts[self.long]
-            whole = b.emit("mul", self.group, count)
-            g = b.emit("floordiv", left, whole)
-            inside = b.emit("mod", left, whole)
-            first = b.emit("mul", g, self.group)
+            whole = b.emit("mul", self.group, count, name="group_tiles")
+            g = b.emit("floordiv", left, whole, name="group")
+            inside = b.emit("mod", left, whole, name="in_group")
+            first = b.emit("mul", g, self.group, name="group_first")
             members = b.emit("min", self.group, b.emit("sub", self.others, first), name="members")
-            out[a] = self.turned(a, b.emit("floordiv", inside, members), b)
-            left = b.emit("add", first, b.emit("mod", inside, members))
+            out[a] = self.turned(a, b.emit("floordiv", inside, members, name=self.name(a)), b)
+            left = b.emit("add", first, b.emit("mod", inside, members), name="beside")
             order = [x for x in order if x != a]
         if self.strip:
             (across, along), order = order[:2], order[2:]
@@ -122,13 +122,13 @@ class Tiles:
             first = b.emit("mul", b.emit("floordiv", t_in, whole), self.number(self.strip, b))
             inside = b.emit("mod", t_in, whole)
             members = b.emit("min", self.number(self.strip, b), b.emit("sub", self.counts[along], first), name="members")
-            out[across] = self.turned(across, b.emit("floordiv", inside, members), b)
-            out[along] = self.turned(along, b.emit("add", first, b.emit("mod", inside, members)), b)
+            out[across] = self.turned(across, b.emit("floordiv", inside, members, name=self.name(across)), b)
+            out[along] = self.turned(along, b.emit("add", first, b.emit("mod", inside, members), name=self.name(along)), b)
         for n, a in enumerate(order):
             last = n == len(order) - 1
-            out[a] = self.turned(a, left if last else b.emit("mod", left, self.counts[a]), b)
+            out[a] = self.turned(a, left if last else b.emit("mod", left, self.counts[a], name=self.name(a)), b)
             if not last:
-                left = b.emit("floordiv", left, self.counts[a])
+                left = b.emit("floordiv", left, self.counts[a], name=self.name(order[-1]) if n == len(order) - 2 else "rest")
         for a, axis in enumerate(self.kernel.grid):
             if axis.cluster > 1:
                 size = self.number(axis.cluster, b)
@@ -138,4 +138,9 @@ class Tiles:
     def turned(self, a: int, x: Value, b: Builder) -> Value:
         if not self.kernel.grid[a].reverse:
             return x
-        return b.emit("sub", b.emit("sub", self.counts[a], self.number(1, b)), x)
+        return b.emit("sub", b.emit("sub", self.counts[a], self.number(1, b), name="last"), x, name=self.kernel.grid[a].name)
+
+    def name(self, a: int) -> str:
+        """What the index on an axis is called before `turned`."""
+        axis = self.kernel.grid[a]
+        return f"{axis.name}_turned" if axis.reverse else axis.name

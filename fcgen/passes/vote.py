@@ -14,11 +14,27 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..ir.core import Block, Builder, Env, Kernel, Op, Value, copy_op, definitions, free_values, map_bodies, remove_dead, substitute, uses
+from ..ir.core import (
+    Block,
+    Builder,
+    Env,
+    Kernel,
+    Op,
+    Value,
+    copy_op,
+    definitions,
+    free_values,
+    map_bodies,
+    remove_dead,
+    substitute,
+    uses,
+    walk_kernel,
+)
 from ..ir.elementwise import FNS
 from ..ir.schedule import Schedule
 from ..ir.target import Target
 from ..ir.types import Frag, Scalar
+from .common import without_effect
 
 #: grow with their first operand; max and add with either
 MONOTONE = {"max", "add", "sub", "mul", "gt", "ge"}
@@ -27,25 +43,41 @@ ROW_WORK = {*FNS, "select", "cast", "combine", "broadcast", "full"}
 
 
 def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
+    kernel = _voted(kernel, schedule)
+    if schedule.compare_bits and not any(o.kind == "bits" for o in walk_kernel(kernel)):
+        raise without_effect("compare_bits", "no maximum of a row is carried that it could keep as bits",
+                             expected="vote, with a threshold on a row maximum, or defer, with a maximum that starts at 0 or above")
+    return kernel
+
+
+def _voted(kernel: Kernel, schedule: Schedule) -> Kernel:
     positive = {p for p in kernel.params if "positive" in kernel.flags.get(p.name, ())}
+    found: list[Op] = []
 
     def body(block: Block) -> Block:
-        return remove_dead(_block(block, definitions(block), positive, schedule))
+        return remove_dead(_block(block, definitions(block), positive, schedule, found))
 
-    return map_bodies(kernel, body)
+    voted = map_bodies(kernel, body)
+    if schedule.vote and all(o.get("rare") for o in found):
+        raise without_effect("vote", "no row condition decides about work on a tile",
+                             expected="a program that selects by a row condition: new row values or old ones, a factor or one")
+    return voted
 
 
-def _block(block: Block, defs: dict[Value, Op], positive: set[Value], schedule: Schedule) -> Block:
-    block = Block(block.args, tuple(replace(o, regions=tuple(_block(r, defs, positive, schedule) for r in o.regions)) if o.regions else o
-                                    for o in block.ops))
+def _block(block: Block, defs: dict[Value, Op], positive: set[Value], schedule: Schedule, found: list[Op]) -> Block:
+    inner = lambda o: replace(o, regions=tuple(_block(r, defs, positive, schedule, found) for r in o.regions)) if o.regions else o
+    block = Block(block.args, tuple(map(inner, block.ops)))
     tried: set[Value] = set()
     while True:
-        conditions = [o.operands[0] for o in block.ops if o.kind == "select" and _is_row(o.operands[0]) and o.operands[0] not in tried
+        conditions = [o for o in block.ops if o.kind == "select" and _is_row(o.operands[0]) and o.operands[0] not in tried
                       and (schedule.vote or o.attrs.get("rare"))]
         if not conditions:
             return block
-        tried.add(conditions[0])
-        block = _Vote(block, conditions[0], defs, positive, schedule.compare_bits).result() or block
+        tried.add(conditions[0].operands[0])
+        after = _Vote(block, conditions[0].operands[0], defs, positive, schedule.compare_bits).result()
+        if after is not None:
+            found.append(conditions[0])
+            block = after
 
 
 def _is_row(v: Value) -> bool:

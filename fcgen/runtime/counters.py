@@ -1,54 +1,73 @@
 """Tile counters: two ints on the GPU that the blocks of one launch share, 0 whenever no launch runs.
 
 In: a device and a stream. Out: an address. Guaranteed: launches that may run at the same time have counters of their own. Launches of one
-stream are ordered and share one; those recorded into a CUDA graph get one per graph and stream, since a graph may be replayed beside
-anything; a counter that was given out is never given back while the process runs, and asking for one is allowed during capture.
+stream are ordered and share one, whatever their kernels: one launched early reaches it after its `grid_wait`. A stream is known by its id,
+which the driver gives once in the life of the process: a handle comes back as soon as its stream is destroyed, while its work may go on.
+A launch that is recorded into a CUDA graph has a counter of its own, whatever edges the graph has or gets later. Copies of it (a graph
+instantiated twice, a child graph) share that one, as they share all pointers of the launch, outputs included: they must be ordered anyway.
+
+A counter is never given to another stream or recorded launch: when the work of a destroyed stream is over, nobody can tell. That costs 128
+bytes of GPU memory for each stream and each recorded launch of the process's life: a megabyte for 8,000. Asking for one is allowed during
+capture.
 """
 
 from __future__ import annotations
 
+import ctypes
 import threading
-from typing import Any
 
 from fcgen.runtime import driver
+from fcgen.runtime.module import WRONG_CONTEXT
 
 #: Counters lie a cache line of L2 apart, and are allocated by the page.
 SPACING, PER_PAGE = 128, 64
-_PER_THREAD = 2  # CU_STREAM_PER_THREAD: one name, a stream for every thread
+_LEGACY = (0, 1)  # names of the default stream, which is never captured; asking whether it is fails while another stream is
 
 
 class Counters:
-    """The counters of one kernel on one device."""
+    """The counters of one device."""
 
     def __init__(self, device: int):
-        self.device = device
         self._context = driver.primary_context(device)
-        self._given: dict[Any, int] = {}
+        self._given: dict[int, int] = {}
         self._free: list[int] = []
         self._lock = threading.Lock()
+        self._stream_id = driver.native().cuStreamGetId
 
     def address(self, stream: int) -> int:
         """The counter for a launch on a stream, given as its address."""
-        key: Any = stream
-        capturing = is_capturing(stream)
-        if capturing or stream == _PER_THREAD:
-            key = (stream, _capture_id(stream) if capturing else None, threading.get_ident() if stream == _PER_THREAD else None)
-        found = self._given.get(key)
-        return self._give(key) if found is None else found
+        if stream not in _LEGACY and is_capturing(stream):
+            with self._lock:
+                return self._next()
+        number = ctypes.c_uint64()
+        status = self._stream_id(stream, ctypes.byref(number))
+        if status:
+            self._ask_inside(status, stream, number)
+        found = self._given.get(number.value)
+        return self._give(number.value) if found is None else found
 
-    def _give(self, key: Any) -> int:
+    def _ask_inside(self, status: int, stream: int, number: ctypes.c_uint64) -> None:
+        """A default stream is the current context's: a thread without one will launch on the kernel's."""
+        if status in WRONG_CONTEXT:
+            with driver.entered(self._context, "asking which stream this is"):
+                status = self._stream_id(stream, ctypes.byref(number))
+        driver.check_status(status, "asking which stream this is")
+
+    def _give(self, key: int) -> int:
         with self._lock:
             if key not in self._given:
-                if not self._free:
-                    self._free = self._page()
-                self._given[key] = self._free.pop()
+                self._given[key] = self._next()
             return self._given[key]
+
+    def _next(self) -> int:
+        if not self._free:
+            self._free = self._page()
+        return self._free.pop()
 
     def _page(self) -> list[int]:
         """New counters, zeroed on a stream of our own, which no capture of the caller's is in the way of."""
         cu, what = driver.bindings(), "making tile counters"
-        driver.check(cu.cuCtxPushCurrent(self._context), what)
-        try:
+        with driver.entered(self._context, what):
             mode = driver.check(cu.cuThreadExchangeStreamCaptureMode(cu.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED), what)
             try:
                 start = int(driver.check(cu.cuMemAlloc(SPACING * PER_PAGE), what))
@@ -58,20 +77,23 @@ class Counters:
                 driver.check(cu.cuStreamDestroy(stream), what)
             finally:
                 driver.check(cu.cuThreadExchangeStreamCaptureMode(mode), what)
-        finally:
-            cu.cuCtxPopCurrent()
         return [start + SPACING * n for n in reversed(range(PER_PAGE))]
 
 
+_of: dict[int, Counters] = {}
+_making = threading.Lock()
+
+
+def of(device: int) -> Counters:
+    """The counters of a device: all kernels' that run on it."""
+    with _making:
+        if device not in _of:
+            _of[device] = Counters(device)
+        return _of[device]
+
+
 def is_capturing(stream: int) -> bool:
-    """Is what is launched on the stream being recorded into a graph? The legacy default stream never is."""
-    if stream == 0 or stream == 1:
-        return False
-    cu = driver.bindings()
-    status = driver.check(cu.cuStreamIsCapturing(cu.CUstream(stream)), "asking whether a stream is captured")
-    return status == cu.CUstreamCaptureStatus.CU_STREAM_CAPTURE_STATUS_ACTIVE
-
-
-def _capture_id(stream: int) -> int:
-    cu = driver.bindings()
-    return int(driver.check(cu.cuStreamGetCaptureInfo(cu.CUstream(stream)), "asking for a stream's capture")[1])
+    """Is what is launched on the stream being recorded into a graph?"""
+    status = ctypes.c_int()
+    driver.check_status(driver.native().cuStreamIsCapturing(stream, ctypes.byref(status)), "asking whether a stream is captured")
+    return status.value == 1  # CU_STREAM_CAPTURE_STATUS_ACTIVE

@@ -12,7 +12,6 @@ import struct
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 from fcgen.errors import FcError
@@ -83,13 +82,13 @@ class ArgPacker:
 
 
 #: What a launch says where the thread's context is not the kernel's: CUDA_ERROR_INVALID_CONTEXT and _INVALID_HANDLE. Nothing was launched.
-_WRONG_CONTEXT = (201, 400)
+WRONG_CONTEXT = (201, 400)
 
 
 def _current_device() -> Callable[[], int]:
     """A function that gives the calling thread's current device, -1 where it has none: torch's own, which is cheap, or the driver's.
 
-    torch may say a device whose context the thread has not entered yet: a launch then fails with one of `_WRONG_CONTEXT`.
+    torch may say a device whose context the thread has not entered yet: a launch then fails with one of `WRONG_CONTEXT`.
     """
     torch = sys.modules.get("torch")
     cheap = getattr(getattr(torch, "_C", None), "_cuda_getDevice", None)
@@ -102,6 +101,26 @@ def _current_device() -> Callable[[], int]:
         return -1 if int(status) else int(device)
 
     return ask
+
+
+class Attribute(ctypes.Structure):
+    """CUlaunchAttribute with a number as its value."""
+
+    _fields_ = [("id", ctypes.c_int), ("pad", ctypes.c_char * 4), ("value", ctypes.c_int), ("rest", ctypes.c_char * 60)]
+
+
+class LaunchConfig(ctypes.Structure):
+    """CUlaunchConfig. code: of its fields, for struct."""
+
+    code = "7I4xQQI4x"
+
+    _fields_ = [("grid", ctypes.c_uint * 3), ("block", ctypes.c_uint * 3), ("smem", ctypes.c_uint), ("stream", ctypes.c_void_p),
+                ("attributes", ctypes.c_void_p), ("attribute_count", ctypes.c_uint)]
+
+
+_OVERLAP = (Attribute * 1)(Attribute(id=6, value=1))  # CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+#: the attributes of a launch that may begin early, and their number; the driver reads them during a launch and never writes them
+OVERLAP = ctypes.addressof(_OVERLAP), 1
 
 
 class LoadedKernel:
@@ -121,54 +140,30 @@ class LoadedKernel:
         self.bind(grid, block, smem)(params, stream)
 
     def bind(self, grid: tuple[int, int, int], block: tuple[int, int, int], smem: int, pdl: bool = False) -> Callable[[int, int], None]:
-        """The launch for one grid, as a function of the arguments and the stream that does as little as possible. pdl: the kernel may begin
-        before those in front of it have ended, and waits for them itself (programmatic stream serialization)."""
-        if 0 in grid:
-            return lambda params, stream: None
-        device = self.device
-        starts: dict[int, Callable[..., Any]] = {}
-        here, elsewhere = _current_device(), self._elsewhere
+        """The launch for one grid, as a function of the arguments and the stream. pdl: the kernel may begin before those in front of it
+        have ended, and waits for them itself (programmatic stream serialization)."""
+        start = self.starter()
+        attributes, count = OVERLAP if pdl else (None, 0)
 
         def enqueue(params: int, stream: int) -> None:
-            start = starts.get(stream)
-            if start is None:
-                if len(starts) > 4096:
-                    starts.clear()
-                start = starts[stream] = self._start(grid, block, smem, pdl, stream)
-            if here() == device:
-                result = start(params, 0)
-                if not result[0]:
-                    return
-                if int(result[0]) not in _WRONG_CONTEXT:
-                    self._refused(result, grid, block, smem)
-            elsewhere(start, params, grid, block, smem)
+            start(ctypes.byref(LaunchConfig(grid, block, smem, stream, attributes, count)), params)
+
+        return (lambda params, stream: None) if 0 in grid else enqueue
+
+    def starter(self) -> Callable[[Any, int], None]:
+        """The launch as a function that does as little as possible: of the address of a `LaunchConfig` and of the arguments."""
+        device, function, start = self.device, int(self._function), driver.native().cuLaunchKernelEx
+        here = _current_device()
+
+        def enqueue(config: Any, params: int) -> None:
+            status = start(config, function, params, None) if here() == device else WRONG_CONTEXT[0]
+            if status in WRONG_CONTEXT:  # the thread's current context is another one, or none
+                with driver.entered(self._context, "switching to the kernel's device"):
+                    status = start(config, function, params, None)
+            if status:
+                self._refused(status, config)
 
         return enqueue
-
-    def _start(self, grid: tuple[int, int, int], block: tuple[int, int, int], smem: int, pdl: bool, stream: int) -> Callable[..., Any]:
-        """The driver's launch on one stream: what is left to give is the arguments."""
-        cu = self._cu
-        if not pdl:
-            return partial(cu.cuLaunchKernel, self._function, *grid, *block, smem, cu.CUstream(stream))
-        config, overlap = cu.CUlaunchConfig(), cu.CUlaunchAttribute()
-        overlap.id = cu.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
-        overlap.value.programmaticStreamSerializationAllowed = 1
-        config.gridDimX, config.gridDimY, config.gridDimZ = grid
-        config.blockDimX, config.blockDimY, config.blockDimZ = block
-        config.sharedMemBytes, config.hStream = smem, cu.CUstream(stream)
-        config.attrs, config.numAttrs = [overlap], 1
-        return partial(cu.cuLaunchKernelEx, config, self._function)
-
-    def _elsewhere(self, start: Callable[..., Any], params: int, grid: tuple[int, int, int], block: tuple[int, int, int],
-                   smem: int) -> None:
-        """Launch from a thread whose current context is another one, or none."""
-        driver.check(self._cu.cuCtxPushCurrent(self._context), "switching to the kernel's device")
-        try:
-            result = start(params, 0)
-        finally:
-            self._cu.cuCtxPopCurrent()
-        if int(result[0]) != 0:
-            self._refused(result, grid, block, smem)
 
     def attribute(self, name: str) -> int:
         """One of the driver's facts on the kernel: "NUM_REGS", "LOCAL_SIZE_BYTES", "SHARED_SIZE_BYTES", ..."""
@@ -177,19 +172,16 @@ class LoadedKernel:
 
     def unload(self) -> None:
         """Give the device memory of the code back. The kernel must not be launched again."""
-        driver.check(self._cu.cuCtxPushCurrent(self._context), "switching to the kernel's device")
-        try:
+        with driver.entered(self._context, "switching to the kernel's device"):
             driver.check(self._cu.cuModuleUnload(self._module), f"unloading {self.name}")
-        finally:
-            self._cu.cuCtxPopCurrent()
 
-    def _refused(self, result: tuple[Any, ...], grid: tuple[int, int, int], block: tuple[int, int, int],
-                 smem: int) -> None:
-        shape = f"grid {grid}, block {block}, {smem} bytes of shared memory"
+    def _refused(self, status: int, config: Any) -> None:
+        c = LaunchConfig.from_address(config) if isinstance(config, int) else config._obj
+        shape = f"grid {tuple(c.grid)}, block {tuple(c.block)}, {c.smem} bytes of shared memory"
         hint = None
-        if smem > self.smem_bytes:
+        if c.smem > self.smem_bytes:
             hint = f"the kernel was loaded for at most {self.smem_bytes} bytes of dynamic shared memory"
-        driver.check(result, f"the launch of {self.name} ({shape})", code="call/launch", hint=hint)
+        driver.check_status(status, f"the launch of {self.name} ({shape})", code="call/launch", hint=hint)
 
 
 #: what a driver says of a file whose format, PTX or instructions are newer than it is
@@ -218,8 +210,7 @@ def load(cubin: bytes, kernel_name: str, smem_bytes: int, device: int = 0) -> Lo
                       expected=f"at most {info.smem_per_block} bytes per block", got=f"{smem_bytes} bytes",
                       hint="use fewer stages or smaller tiles")
     context = driver.primary_context(device)
-    driver.check(cu.cuCtxPushCurrent(context), f"switching to device {device}")
-    try:
+    with driver.entered(context, f"switching to device {device}"):
         status, module = cu.cuModuleLoadData(cubin)
         if int(status) != 0:
             made_for = cubin_facts.arch_of(cubin)
@@ -232,6 +223,4 @@ def load(cubin: bytes, kernel_name: str, smem_bytes: int, device: int = 0) -> Lo
             limit = cu.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
             driver.check(cu.cuFuncSetAttribute(function, limit, smem_bytes),
                          f"giving {kernel_name} {smem_bytes} bytes of shared memory", code="compile/budget")
-    finally:
-        cu.cuCtxPopCurrent()
     return LoadedKernel(kernel_name, device, module, function, context, smem_bytes)

@@ -1,48 +1,98 @@
 """Tensor maps: the 128 bytes that tell Hopper's TMA unit where a tensor lies and which box of it one instruction copies.
 
 In: a tensor's pointer, dtype, shape and strides, the box along each of its dimensions, the swizzle of the box in shared memory. Out: the
-bytes, to be passed to a kernel by value. Guaranteed: what the hardware cannot describe is refused with the tensor's name before anything is
-launched; elements outside the tensor read as zeros; a map depends on its key alone, so a remembered one is never wrong.
+bytes, in a block of kernel parameters: a map is passed by value. Guaranteed: what the hardware cannot describe is refused with the tensor's
+name before anything is launched; elements outside the tensor read as zeros.
 """
 
 from __future__ import annotations
 
 import ctypes
-import threading
-from collections import OrderedDict
-from typing import Any
+from typing import Any, NamedTuple
 
 from fcgen.errors import FcError
 from fcgen.runtime import driver
 
 SIZE, ALIGN = 128, 64
 MOST_AXES, MOST_BOX = 5, 256
-_DTYPES = {"f16": ("FLOAT16", 2), "bf16": ("BFLOAT16", 2), "f32": ("FLOAT32", 4), "i32": ("INT32", 4)}
-_SWIZZLES = {0: "NONE", 32: "32B", 64: "64B", 128: "128B"}
-_REMEMBERED = 4096
+#: dtype -> (CUtensorMapDataType, bytes)
+_DTYPES = {"f16": (6, 2), "bf16": (9, 2), "f32": (7, 4), "i32": (3, 4)}
+#: bytes -> CUtensorMapSwizzle
+_SWIZZLES = {0: 0, 32: 1, 64: 2, 128: 3}
+_PROMOTION_256B = 3  # CU_TENSOR_MAP_L2_PROMOTION_L2_256B
 
-_cache: OrderedDict[tuple[Any, ...], bytes] = OrderedDict()
-_lock = threading.Lock()
+
+class Box:
+    """What a kernel copies of a tensor at once: outermost dimension first, in elements. swizzle: a span in bytes. name: for errors."""
+
+    def __init__(self, dtype: str, box: tuple[int, ...], swizzle: int, name: str = "?"):
+        if dtype not in _DTYPES:
+            raise FcError("call/argument", f"argument `{name}` has a dtype that TMA does not copy", expected=", ".join(_DTYPES), got=dtype)
+        self.name, self._box, self._swizzle, self.rank = name, box, swizzle, len(box)
+        kind, self.itemsize = _DTYPES[dtype]
+        if not 2 <= self.rank <= MOST_AXES:  # the driver takes no map of one axis (H200, driver 580)
+            raise FcError("call/argument", f"argument `{name}` has a number of axes that TMA cannot take", expected=f"2 to {MOST_AXES}",
+                          got=self.rank)
+        _check_box(name, self.itemsize, box, swizzle)
+        number = ctypes.c_uint32
+        self._first = number(kind), number(self.rank)
+        self._last = ((number * self.rank)(*reversed(box)), (number * self.rank)(*[1] * self.rank),
+                      *map(number, (0, _SWIZZLES[swizzle], _PROMOTION_256B, 0)))
+        self._start = driver.native().cuTensorMapEncodeTiled
+
+    def layout(self, shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int, ...]:
+        """What a map says of a tensor, as 64-bit numbers: its sizes, innermost first, then the strides of all but the innermost dimension
+        in bytes. Zeros for a tensor without elements: no instruction may use its map, and a kernel with nothing to load does not."""
+        if len(shape) != self.rank:
+            raise FcError("call/argument", f"argument `{self.name}` has the wrong number of axes", expected=self.rank, got=shape)
+        if 0 in shape:
+            return (0,) * (2 * self.rank - 1)
+        if strides[-1] != 1 and shape[-1] > 1:
+            raise FcError("call/argument", f"the last axis of argument `{self.name}` is not contiguous", expected="stride 1",
+                          got=f"stride {strides[-1]}", hint=f"call {self.name}.contiguous()")
+        if max(shape) >= 2**32:
+            raise FcError("call/argument", f"argument `{self.name}` is too large", expected="sizes below 2**32", got=shape)
+        return (*shape[::-1], *byte_strides(self.name, self.itemsize, shape, strides))
+
+    def window(self, into: int, layout: int) -> Window:
+        """A place for a map, with the numbers of its layout at an address."""
+        pointer = ctypes.c_void_p()
+        numbers = ctypes.c_void_p(layout), ctypes.c_void_p(layout + 8 * self.rank)
+        return Window(into, pointer, (ctypes.c_void_p(into), *self._first, pointer, *numbers, *self._last))
+
+    def encode(self, window: Window, pointer: int, layout: tuple[int, ...]) -> None:
+        """Write the map of the tensor at a pointer; the window's numbers are those of its layout."""
+        if not layout[0]:
+            ctypes.memset(window.into, 0, SIZE)
+            return
+        if pointer % 16:
+            raise FcError("call/argument", f"argument `{self.name}` is not aligned", expected="a multiple of 16 bytes",
+                          got=f"{pointer:#x}, {pointer % 16} bytes past one",
+                          hint=f"{self.name} looks like a slice that starts inside a row: call {self.name}.clone()")
+        window.pointer.value = pointer
+        status = self._start(*window.arguments)
+        if status:
+            driver.check_status(status, f"describing argument `{self.name}` to TMA (innermost first: sizes {layout[:self.rank]}, byte "
+                                f"strides {layout[self.rank:]}, box {self._box[::-1]}; swizzle {self._swizzle})", code="call/argument")
+
+
+class Window(NamedTuple):
+    """Where a map is written, and what the driver is given for it: ctypes takes its own objects in two thirds of the time."""
+
+    into: int
+    pointer: ctypes.c_void_p
+    arguments: tuple[Any, ...]
 
 
 def encode(ptr: int, dtype: str, shape: tuple[int, ...], strides: tuple[int, ...], box: tuple[int, ...], swizzle: int,
            name: str = "?") -> bytes:
-    """The map of a tensor, outermost dimension first; strides and box count elements, swizzle is a span in bytes. name: for errors.
-
-    A tensor without elements has a map of zeros: no instruction may use it, and a kernel with nothing to load does not.
-    """
-    key = (ptr, dtype, shape, strides, box, swizzle)
-    with _lock:
-        found = _cache.get(key)
-        if found is not None:
-            _cache.move_to_end(key)
-            return found
-    made = _encode(name, *key)
-    with _lock:
-        _cache[key] = made
-        if len(_cache) > _REMEMBERED:
-            _cache.popitem(last=False)
-    return made
+    """A map by itself."""
+    made = Box(dtype, box, swizzle, name)
+    layout = made.layout(shape, strides)
+    raw, numbers = ctypes.create_string_buffer(SIZE + ALIGN), (ctypes.c_uint64 * len(layout))(*layout)
+    at = -ctypes.addressof(raw) % ALIGN
+    made.encode(made.window(ctypes.addressof(raw) + at, ctypes.addressof(numbers)), ptr, layout)
+    return raw.raw[at:at + SIZE]
 
 
 def byte_strides(name: str, itemsize: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> list[int]:
@@ -68,49 +118,10 @@ def byte_strides(name: str, itemsize: int, shape: tuple[int, ...], strides: tupl
     return out
 
 
-def _encode(name: str, ptr: int, dtype: str, shape: tuple[int, ...], strides: tuple[int, ...], box: tuple[int, ...], swizzle: int) -> bytes:
-    if 0 in shape:
-        return bytes(SIZE)
-    if dtype not in _DTYPES:
-        raise FcError("call/argument", f"argument `{name}` has a dtype that TMA does not copy", expected=", ".join(_DTYPES), got=dtype)
-    word, itemsize = _DTYPES[dtype]
-    _check(name, ptr, itemsize, shape, strides)
-    _check_box(name, itemsize, shape, box, swizzle)
-    steps = byte_strides(name, itemsize, shape, strides)
-    cu = driver.bindings()
-    big, small = cu.cuuint64_t, cu.cuuint32_t
-    result = cu.cuTensorMapEncodeTiled(
-        getattr(cu.CUtensorMapDataType, f"CU_TENSOR_MAP_DATA_TYPE_{word}"), len(shape), ptr, [big(n) for n in reversed(shape)],
-        [big(n) for n in steps], [small(n) for n in reversed(box)], [small(1)] * len(shape),
-        cu.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE,
-        getattr(cu.CUtensorMapSwizzle, f"CU_TENSOR_MAP_SWIZZLE_{_SWIZZLES[swizzle]}"),
-        cu.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_256B, cu.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE)
-    made = driver.check(result, f"describing argument `{name}` to TMA (shape {shape}, strides {strides}, box {box}, swizzle {swizzle})",
-                        code="call/argument")
-    return ctypes.string_at(int(made.getPtr()), SIZE)
-
-
-def _check(name: str, ptr: int, itemsize: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> None:
-    if not 2 <= len(shape) <= MOST_AXES:  # the driver takes no map of one axis (H200, driver 580)
-        raise FcError("call/argument", f"argument `{name}` has a number of axes that TMA cannot take", expected=f"2 to {MOST_AXES}",
-                      got=len(shape))
-    if ptr % 16:
-        raise FcError("call/argument", f"argument `{name}` is not aligned", expected="a multiple of 16 bytes",
-                      got=f"{ptr:#x}, {ptr % 16} bytes past one",
-                      hint=f"{name} looks like a slice that starts inside a row: call {name}.clone()")
-    if strides[-1] != 1 and shape[-1] > 1:
-        raise FcError("call/argument", f"the last axis of argument `{name}` is not contiguous", expected="stride 1",
-                      got=f"stride {strides[-1]}", hint=f"call {name}.contiguous()")
-    if max(shape) >= 2**32:
-        raise FcError("call/argument", f"argument `{name}` is too large", expected="sizes below 2**32", got=shape)
-
-
-def _check_box(name: str, itemsize: int, shape: tuple[int, ...], box: tuple[int, ...], swizzle: int) -> None:
+def _check_box(name: str, itemsize: int, box: tuple[int, ...], swizzle: int) -> None:
     """What the compiler decides. A failure here is a compiler's mistake, told before the driver says only "invalid value"."""
     wrong = None
-    if len(box) != len(shape):
-        wrong = f"a box of {len(shape)} sizes"
-    elif not all(1 <= n <= MOST_BOX for n in box):
+    if not all(1 <= n <= MOST_BOX for n in box):
         wrong = f"box sizes of 1 to {MOST_BOX}"
     elif swizzle not in _SWIZZLES:
         wrong = f"a swizzle of {', '.join(map(str, _SWIZZLES))}"

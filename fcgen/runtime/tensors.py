@@ -3,8 +3,8 @@
 In: torch tensors, objects with `__cuda_array_interface__` (CuPy, Numba), objects with `__dlpack__` (JAX and all others).
 Out: `TensorArg`. Guaranteed: no copy is made and no library is imported; a tensor on the CPU, of a dtype that kernels do
 not know, or of the wrong shape is refused by name with what would help; a producer's pending work is ordered before
-ours where its protocol says how. torch tensors that require grad are taken as they are: kernels read and write values,
-autograd is the caller's business.
+ours where its protocol says how. What looks like a tensor and is more than its memory is refused: tensors without memory (meta, fake,
+wrapped ones), lazily negated ones, and those whose gradients would be lost.
 """
 
 from __future__ import annotations
@@ -66,6 +66,8 @@ def describe(x: Any, name: str, *, cpu_ok: bool = False) -> TensorArg:
                       expected="a torch tensor, or an object with __cuda_array_interface__ or __dlpack__")
     if arg.device == CPU and not cpu_ok:
         raise _on_cpu(name, x)
+    if not arg.ptr and 0 not in arg.shape:
+        raise _no_memory(name, x)
     return arg
 
 
@@ -87,6 +89,13 @@ def check(arg: TensorArg, *, name: str, dtype: str | tuple[str, ...] | None = No
     if contiguous_last and arg.shape and arg.strides[-1] != 1 and arg.shape[-1] > 1:
         raise FcError("call/argument", f"the last axis of argument `{name}` is not contiguous", expected="stride 1",
                       got=f"stride {arg.strides[-1]} (strides {arg.strides})", hint=f"call {name}.contiguous()")
+
+
+def written(x: Any) -> None:
+    """Tell autograd that a kernel has written to a tensor: what saved it for a backward pass must not use it any more."""
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(x, torch.Tensor):
+        torch.autograd.graph.increment_version(x)
 
 
 def current_device() -> int:
@@ -142,6 +151,7 @@ def from_dlpack(x: Any, name: str) -> TensorArg:
 
 
 def _from_torch(x: Any, name: str) -> TensorArg:
+    _check_plain(x, name)
     dtype = _torch_dtypes.get(x.dtype)
     if dtype is None:
         dtype = _TORCH_NAMES.get(str(x.dtype).rsplit(".", 1)[-1])
@@ -150,11 +160,46 @@ def _from_torch(x: Any, name: str) -> TensorArg:
         _torch_dtypes[x.dtype] = dtype
     if not x.is_cuda:
         kind = x.device.type
+        if kind == "meta":
+            raise _no_memory(name, x)
         if kind != "cpu":
             raise FcError("call/argument", f"argument `{name}` is not on a GPU", expected="a CUDA tensor",
                           got=f"a tensor on {kind}")
         return TensorArg(x.data_ptr(), tuple(x.shape), x.stride(), dtype, CPU)
     return TensorArg(x.data_ptr(), tuple(x.shape), x.stride(), dtype, x.get_device())
+
+
+#: a line of advice for the classes that people meet
+_UNWRAP = {"DTensor": "call it on each device with {name}.to_local()", "FakeTensor": "a fake tensor has a shape and no values",
+           "FunctionalTensor": "call it outside of torch.func.functionalize", "NestedTensor": "call it on each of {name}.unbind()"}
+
+
+def _check_plain(x: Any, name: str) -> None:
+    """Refuse torch tensors whose values are not the memory at their pointer, or from which gradients flow: a kernel sees neither."""
+    torch = sys.modules["torch"]
+    kind = type(x)
+    if kind.__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
+        hint = _UNWRAP.get(kind.__name__, "pass the plain tensor that it holds").format(name=name)
+        raise FcError("call/argument", f"argument `{name}` is a {kind.__name__}, which has operations of its own in place of memory",
+                      expected="a plain tensor", got=f"a {kind.__module__}.{kind.__qualname__}", hint=hint)
+    if torch._C._functorch.is_functorch_wrapped_tensor(x):
+        raise FcError("call/argument", f"argument `{name}` belongs to a transform of torch.func (vmap, grad, jvp, ...)",
+                      expected="a plain tensor", got="a tensor without memory of its own",
+                      hint="call it outside of the transform; a batch axis can be passed as it is")
+    if x.layout is not torch.strided or x.is_nested:
+        raise FcError("call/argument", f"argument `{name}` is not a strided tensor", expected="torch.strided",
+                      got="a nested tensor" if x.is_nested else str(x.layout), hint=f"call {name}.to_dense()")
+    if x.is_neg() or x.is_conj():
+        raise FcError("call/argument", f"argument `{name}` is a lazily negated or conjugated view", expected="values as they lie in memory",
+                      hint=f"call {name}.resolve_neg() or {name}.resolve_conj()")
+    if x.requires_grad and torch.is_grad_enabled():
+        raise FcError("call/argument", f"argument `{name}` requires grad, and fcgen has no backward pass yet",
+                      expected="a tensor from which no gradient flows", got="requires_grad=True",
+                      hint=f"call it under torch.no_grad(), or pass {name}.detach()")
+    forward = torch.autograd.forward_ad
+    if forward.unpack_dual(x).tangent is not None:
+        raise FcError("call/argument", f"argument `{name}` carries a forward-mode tangent, which would be lost",
+                      expected="a tensor without a tangent", hint=f"pass torch.autograd.forward_ad.unpack_dual({name}).primal")
 
 
 def _from_cuda_array(x: Any, name: str) -> TensorArg:
@@ -212,6 +257,12 @@ def _on_cpu(name: str, x: Any) -> FcError:
     hint = f"pass {name}.cuda()" if hasattr(x, "cuda") else "copy it to the GPU with its own library first"
     return FcError("call/argument", f"argument `{name}` is on the CPU", expected="a tensor on a GPU",
                    got=f"a {type(x).__module__}.{type(x).__qualname__} in host memory", hint=hint)
+
+
+def _no_memory(name: str, x: Any) -> FcError:
+    return FcError("call/argument", f"argument `{name}` has no memory", expected="values on a GPU",
+                   got=f"a {type(x).__module__}.{type(x).__qualname__} whose data pointer is 0",
+                   hint="meta and fake tensors have shapes only; a storage that was resized to 0 has to be filled first")
 
 
 def _bad_dtype(name: str, got: str) -> FcError:

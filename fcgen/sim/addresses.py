@@ -45,7 +45,8 @@ class Addresses:
                 continue
             want = said[p.name] if said is not None else Promise(WIDEST, nothing(p.type).strides)
             shape, item = memory[p.name].shape, p.type.dtype.bytes
-            strides = row_strides(given := arguments.get(p.name))
+            given: Any = arguments.get(p.name)
+            strides = row_strides(given)
             if said is None:
                 strides = strides or row_major(shape)
             elif strides is None or given.flags.c_contiguous or not of_arguments(0, shape, strides, item).covers(want):

@@ -154,7 +154,7 @@ class BulkEngine:
         shared = self.sim.shared
         self.landed[load.barrier, load.phase] = load
         shared.land(load.owner, load.at, load.data, np.full(load.at.shape, WARP), load.op, load.time)
-        load.barrier.complete(load.bytes, load.clock, load.op, load.who, load.phase, load.rank != load.barrier.rank)
+        load.barrier.complete(load.bytes, load.clock, load.op, load.who, load.phase)
 
     def check_idle(self) -> None:
         """At the end: somebody waited for every phase that copies landed in, whenever they did land."""

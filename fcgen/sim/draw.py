@@ -146,7 +146,7 @@ class Draws:
         self.meaning, own = meaning(says), meaning(kernel)
         self.tiles = {**self.meaning.tiles, **own.tiles}
         self.ring = min(8, max([b.type.slots for b in kernel.buffers], default=1))
-        self.persistent = kernel.meta.get("persistent", "none") not in ("none", "", None, False)
+        self.persistent = kernel.meta.get("persistent", "none") != "none"
         self.rows = [g.dim for g in kernel.grid if g.tile > 1 and isinstance(g.dim, str)]
         self.dims = dimensions(kernel)
         #: outputs that are read or added to: the caller's

@@ -265,7 +265,9 @@ def _overlap(kernel: Kernel) -> Iterator[Mutant]:
         for j, b in enumerate(kernel.buffers):
             if i < j and a in used and b in used and meet(used[a], used[b]):
                 moved = tuple(offsets[i] if n == j else o for n, o in enumerate(offsets))
-                yield Mutant(kernel.with_meta(smem_offsets=moved), None, f"{a.name} {i} and {b.name} {j}")
+                size = max(at + v.type.bytes for v, at in zip(kernel.buffers, moved))
+                yield Mutant(kernel.with_meta(smem_offsets=moved, smem_bytes=max(size, kernel.meta["smem_bytes"])), None,
+                             f"{a.name} {i} and {b.name} {j}")
 
 
 # ---- data ----------------------------------------------------------------------------------------------------------------

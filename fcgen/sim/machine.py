@@ -10,14 +10,17 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from math import prod
 from typing import Any
 
 import numpy as np
 
-from ..errors import FcError
+from ..errors import FcError, Loc
 from ..ir.core import Kernel, Op, Value, walk, walk_kernel
+from ..ir.fits import check_fits
+from ..ir.memory_map import shared_bytes
+from ..ir.ops import verify
 from ..ir.target import Target
 from ..ir.types import Buffer, Frag, Mbarrier, Tensor, f32
 from .addresses import Addresses
@@ -67,6 +70,7 @@ def simulate(kernel: Kernel, arguments: Mapping[str, Any], target: Target, *, se
     wrong arguments."""
     if kernel.level != "machine":
         raise FcError("compile/unsupported", "the simulator runs machine IR", got=kernel.level, hint="the tile interpreter runs tile IR")
+    check_fits(verify(kernel), target)
     memory, sizes = bind(kernel, arguments)
     s = Simulation(kernel, target, memory, sizes, arguments, np.random.default_rng(seed), coverage)
     s.limit = limit
@@ -108,7 +112,7 @@ class Simulation:
         self.places: list[tuple[int, ...]] = []
         self.order = "late"  # when engines act: as late as may be, at once ("eager"), or as the dice say ("any")
         self.block_count, self.claimed = 1, 1
-        self.persistent = self.kernel.meta.get("persistent", "none") not in ("none", "", None, False)
+        self.persistent = kernel.meta.get("persistent", "none") != "none"
         self.contracted = contracted(kernel)
         self.limit: int | None = None
         self.patience = 1000  # rounds of a `while`
@@ -119,14 +123,6 @@ class Simulation:
         """Where each buffer starts: as allocated, or one after the other."""
         given = self.kernel.meta.get("smem_offsets")
         if given is not None:
-            if len(given) != len(self.kernel.buffers):
-                raise FcError("ir/verify", "smem_offsets has one number per buffer", expected=len(self.kernel.buffers), got=given)
-            size = self.kernel.meta.get("smem_bytes")
-            for b, at in zip(self.kernel.buffers, given):
-                if at < 0 or at % (8 if isinstance(b.type, Mbarrier) else 16) or (size is not None and at + b.type.bytes > size):
-                    self.reports.append(FcError("sim/bounds", f"buffer {b.name} does not lie in the kernel's shared memory on 16 bytes",
-                                                expected=f"0..{size}", got=f"{at}..{at + b.type.bytes}",
-                                                hint="smem_bytes and smem_offsets are the kernel's own: see its meta"))
             return tuple(given)
         out, at = [], 0
         for b in self.kernel.buffers:
@@ -328,8 +324,32 @@ class Simulation:
                    f"two {pair} touch {where}, and nothing orders them")
         assert c.op is not None
         self.unwritten.pop(c.op, None)
-        self.report(code, message, op, notes=[f"earlier: {other}: {describe(c.op)}", f"later:   {agent.who}: {describe(op)}"],
-                    key=(code, id(c.op), id(op)), hint=self.advice(c, op))
+        notes = [f"earlier: {other}: {describe(c.op)}", f"later:   {agent.who}: {describe(op)}", *self.overlap(c.op, op)]
+        self.report(code, message, op, notes=notes, key=(code, id(c.op), id(op)), hint=self.advice(c, op))
+
+    def overlap(self, a: Op, b: Op) -> list[str]:
+        """A line that says so where two ops meet because their buffers share bytes."""
+        left, right = ({self.rings.get(v, v) for v in op.operands if isinstance(v.type, Buffer)} for op in (a, b))
+        if left & right:
+            return []
+        pairs = [(x, y, shared_bytes(self.kernel, x, y)) for x in left for y in right]
+        return [f"{x.name} and {y.name} share bytes {at[0]} to {at[-1]} of shared memory (meta smem_offsets)" for x, y, at in pairs if at]
+
+    @cached_property
+    def rings(self) -> dict[Value, Value]:
+        """View -> the ring that it is a slot of."""
+        return {op.result: op.operands[0] for op in walk_kernel(self.kernel) if op.kind == "slot"}
+
+    @cached_property
+    def channels(self) -> dict[Value, Loc]:
+        """mbarriers -> the place of the copies that they go with: those they count, and those whose cursor they are waited for with."""
+        copies = [op for op in walk_kernel(self.kernel) if op.kind == "tma_load" and (op.place or op.loc)]
+        found = {op.operands[-2]: op.place or op.loc for op in copies}
+        at = {op.operands[-1]: op.place or op.loc for op in copies}
+        for op in walk_kernel(self.kernel):
+            if op.kind == "mbar_wait" and op.operands[-1] in at:
+                found.setdefault(op.operands[-2], at[op.operands[-1]])
+        return found  # type: ignore[return-value]
 
     def advice(self, c: Conflict, op: Op) -> str | None:
         if "tma_store" in (op.kind, c.op.kind if c.op is not None else ""):
@@ -372,9 +392,14 @@ class Simulation:
         key = key or (code, id(op))
         if key not in self.seen:
             self.seen.add(key)
-            self.reports.append(
-                FcError(code, message, expected=expected, got=got, loc=op.loc, notes=notes or [], hint=hint or HINTS.get(code))
-            )
+            notes = list(notes or [])
+            if op.place is not None and op.loc is not None and op.loc.file != op.place.file:
+                notes.append(f"which comes from {op.loc}: {(op.loc.source_line() or '').strip()}".rstrip(": "))
+            channel = next((self.channels[v] for v in op.operands if v in self.channels), None)
+            if op.loc is None and channel is not None:
+                notes.append(f"its channel is filled at {channel}: {(channel.source_line() or '').strip()}".rstrip(": "))
+            self.reports.append(FcError(code, message, expected=expected, got=got, loc=op.place or op.loc or channel, notes=notes,
+                                        hint=hint or HINTS.get(code)))
 
     def _who(self, number: int) -> str:
         return self.names.get(number, "?")
@@ -405,4 +430,5 @@ def describe(op: Op) -> str:
     """One op in a line: kind, what it works on, and its place."""
     names = ", ".join(v.name for v in op.operands if v.name)
     made = f"{op.results[0].name} = " if op.results and op.results[0].name else ""
-    return f"{made}{op.kind} {names}".rstrip() + (f"  ({op.loc.short})" if op.loc else "")
+    places = ", ".join(dict.fromkeys(p.short for p in (op.place, op.loc) if p is not None))
+    return f"{made}{op.kind} {names}".rstrip() + (f"  ({places})" if places else "")

@@ -81,14 +81,15 @@ class PhaseBarrier:
         self.here.append(agent)
         self.last = op, agent.who
         if self.pending == 0 and self.bytes < 0:
-            self.fault(op, agent.who, f"other blocks brought {-self.bytes} bytes more to {self.name} than were announced", "bytes")
+            self.fault(op, agent.who, f"copies brought {-self.bytes} bytes more to {self.name} than were announced", "bytes")
         self.end_if_complete()
 
-    def complete(self, count: int, clock: np.ndarray, op: Op, who: str, phase: int, early: bool) -> None:
-        """The bytes of a copy have landed. early: they may come before they are announced: another block's copy brings them."""
+    def complete(self, count: int, clock: np.ndarray, op: Op, who: str, phase: int) -> None:
+        """The bytes of a copy have landed. They may come before they are announced, as long as an arrival is to come that may announce them
+        (PTX ISA, 'mbarrier': the phase ends when no arrival is pending and the tx-count is zero)."""
         if phase != self.phase:
             self.fault(op, who, f"{op.kind} lands in phase {self.phase} of {self.name}, and was started for phase {phase}", "late")
-        elif self.bytes < count and not (early and self.pending):
+        elif self.bytes < count and not self.pending:
             self.fault(op, who, f"{op.kind} brings {count} bytes, and {self.name} expects {self.bytes} more", "bytes")
         self.release(clock)
         self.bytes -= count

@@ -15,9 +15,9 @@ import numpy as np
 from ..errors import FcError
 from ..ir.core import Block, Kernel, Op, Value
 from ..ir.elementwise import FNS, REDUCTIONS, convert, evaluate, to_dtype
-from ..ir.ranges import HIGHEST, LOWEST, Admitted, admitted
+from ..ir.ranges import HIGHEST, WIDTHS, Admitted, admitted
 from ..ir.sizes import output_shape
-from ..ir.types import DTYPES, DType, Tensor, f32, i32
+from ..ir.types import DTYPES, DType, Tensor, f32
 
 
 def interpret(kernel: Kernel, arguments: Mapping[str, Any], *, skip_dead: bool = False,
@@ -52,8 +52,13 @@ def bind(kernel: Kernel, arguments: Mapping[str, Any]) -> tuple[dict[str, Any], 
             if p.name not in arguments:
                 raise FcError("call/argument", f"argument `{p.name}` is missing")
             value = arguments[p.name]
-            if p.type.dtype == i32:
-                value = limits.get(p.name, Admitted(LOWEST, HIGHEST))(p.name, int(value))
+            if p.type.dtype.name in WIDTHS:
+                try:
+                    number = int(value)
+                except (TypeError, ValueError, OverflowError):
+                    raise FcError("call/argument", f"argument `{p.name}` is not a whole number", expected=p.type.dtype,
+                                  got=repr(value)) from None
+                value = limits.get(p.name, Admitted(*WIDTHS[p.type.dtype.name]))(p.name, number)
             memory[p.name] = to_dtype(np.asarray(value), p.type.dtype)[()]
             if "positive" in kernel.flags.get(p.name, ()) and not memory[p.name] > 0:
                 raise FcError(

@@ -34,6 +34,8 @@ STALE = 8
 ENDLESS = 200_000
 #: fragment elements that may be computed, in millions: some seconds of one core
 WORK = 500
+#: the same for what is compiled: a second or two
+QUICK = 200
 
 
 @dataclass
@@ -78,7 +80,7 @@ class Trials:
 
 def run_trials(kernel: Kernel, target: Target, given: Mapping[str, int] | None = None, seeds: int = 2,
                doing: Callable[[str, Callable[[], Any]], Any] = lambda text, fn: fn(), fixed: Mapping[str, Any] | None = None,
-               against: Oracle | None = None, first: int = 0, work: float = WORK, most: int = MOST) -> Trials:
+               against: Oracle | None = None, first: int = 0, work: float = QUICK, most: int = MOST) -> Trials:
     """Run a kernel on drawn inputs, in `seeds` orders of its engines, until every op, branch and ring has run and nothing new does, or an
     amount of work is done, which is fixed so that every machine runs the same. given: sizes that stay as they are. fixed: arguments that
     are not drawn. against: what it should compute. first, most: number of the first trial, and how many there may be. Raises the first

@@ -42,7 +42,7 @@ def place(buffers: list[Value]) -> dict:
         at = -(-at // 1024) * 1024
         offsets.append(at)
         at += b.type.bytes
-    return {"smem_offsets": tuple(offsets), "smem_bytes": at}
+    return {"stage": "synced", "smem_offsets": tuple(offsets), "smem_bytes": at}
 
 
 def kernel(name, params, grid, warps, build, buffers=(), flags=None, order=(), **meta) -> Kernel:

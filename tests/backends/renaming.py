@@ -46,6 +46,9 @@ def renamed(k: Kernel, name: Rename, text: Callable[[str], str] = lambda s: s) -
     if "aligned" in meta:  # a line for each tensor, which begins with its name
         tensors = {p.name: values[p].name for p in k.params}
         meta["aligned"] = tuple((tensors[line[0]], *line[1:]) for line in meta["aligned"])
+    if "ranges" in meta:  # a line for each size and i32 scalar
+        scalars = {p.name: values[p].name for p in k.params if not isinstance(p.type, Tensor)}
+        meta["ranges"] = tuple((scalars.get(line[0]) or dim(line[0]), *line[1:]) for line in meta["ranges"])
     return replace(k, name=name("kernel", k.name), params=params, grid=grid, roles=roles, flags=flags, buffers=buffers, meta=meta)
 
 

@@ -94,7 +94,7 @@ def test_a_slot_ahead_of_its_cursor(ahead, at):
     from tests.sim.hopper import gemm
 
     kernel = parse_kernel(gemm(3).replace("%sb = slot %b, %n {ahead = 0}", f"%sb = slot %b, %n {{ahead = {ahead}}}"))
-    text = print_cuda(alloc.run(kernel, Schedule(), TARGET), TARGET).text
+    text = print_cuda(alloc.run(kernel, Schedule(), TARGET).with_meta(stage="synced"), TARGET).text
     assert f"tma_load_2d(b_smem + {at} * 8192, b_map, full + a_slot * 8, d, col);" in text
     assert f"b_desc + uint32_t({at} * 512) + k * 2" in text and "a_desc + uint32_t(a_slot * 1024)" in text
 
@@ -107,7 +107,7 @@ def test_a_slot_ahead_of_its_cursor(ahead, at):
 def test_what_cannot_be_printed_is_refused(old, new, message):
     kernel = parse_kernel(KERNEL.replace(old, new))
     if not message:
-        kernel = parse_kernel(KERNEL.replace(old, new).replace("regs 56", "regs 264"))
+        kernel = parse_kernel(KERNEL.replace(old, new).replace("load warps 4 regs 56", "load warps 8 regs 152"))
         with pytest.raises(FcError, match="more registers than it was launched with"):
             compiler.to_cuda(kernel, TARGET)
         return

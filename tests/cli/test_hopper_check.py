@@ -15,8 +15,8 @@ from fcgen.kernels.attention import SPECS
 from fcgen.runtime import nvrtc
 
 EXAMPLE = str(Path(__file__).parents[2] / "examples" / "attention.py")
-SCHEDULE = ("tiles={BLOCK_M: 128, BLOCK_N: 16}, warps=8, math=wgmma, copy=tma, stages=2, late=acc, vote=True, persistent=dynamic, tokens=True, "
-            "compare_bits=True, epilogue=quad, l2=32")
+SCHEDULE = ("tiles={BLOCK_M: 128, BLOCK_N: 16}, warps=8, math=wgmma, copy=tma, stages=2, late=acc, persistent=dynamic, tokens=True, "
+            "epilogue=quad, l2=32")
 OPTIONS = ["--target", "sm_90a", "--schedule", SCHEDULE, "--set", "D=16", "--set", "E=16"]
 
 

@@ -46,8 +46,19 @@ def test_run_takes_numbers_and_tensors(spec: str) -> None:
 
 
 def test_check_takes_them_too_and_arrays_fix_their_sizes(spec: str) -> None:
-    text = fcgen("check", spec, *SETTINGS, "--arg", "X=x.npy", "--arg", "window=200", "--seeds", "1").output
-    assert "no race" in text and "M=20, N=40" in text
+    assert fcgen("build", spec, *SETTINGS, "--arg", "X=x.npy", "--arg", "window=200").exit_code == 0
+    for what in ([spec, *SETTINGS], ["out/scaled.machine.fc"], ["out/scaled.tile.fc", *SETTINGS[2:]]):
+        text = fcgen("check", *what, "--arg", "X=x.npy", "--arg", "window=200", "--seeds", "1").output
+        assert "no race" in text and "M=20, N=40" in text
+
+
+def test_numbers_reach_the_simulator(spec: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fcgen.sim import trial
+
+    seen = []
+    monkeypatch.setattr(trial, "check", lambda kernel, inputs, *a, **k: seen.append((inputs["window"], inputs["scale"], inputs["X"].shape)))
+    fcgen("check", spec, *SETTINGS, "--arg", "window=200", "--arg", "scale=0.5", "--seeds", "1", "--size", "M=5", "--size", "N=7")
+    assert set(seen) == {(200, 0.5, (5, 7))}
 
 
 def test_an_examples_reference_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -69,7 +80,7 @@ def test_mistakes_in_values_are_told(arguments: list[str], words: list[str], spe
     np.save("flat.npy", np.ones(7))
     np.save("words.npy", np.array([["a"]]))
     np.save("pickled.npy", np.array([[{}]], object), allow_pickle=True)
-    for command in ("run", "check"):
+    for command in ("run", "check", "build"):
         result = fcgen(command, spec, *SETTINGS, "--arg", *arguments)
         assert result.exit_code == 1 and all(w in result.output for w in words), result.output
 

@@ -61,7 +61,7 @@ def tile_kernel() -> Kernel:
     b.do("store", O, chosen, bi, r0, index=("at", "tile", "all"), guard=(True, False), reduce="add")
     return Kernel("attention", "tile", (Q, K, O, scale), (GridAxis("b", "B"), GridAxis("mt", "M", 128, True)),
                   (Role("all", 0, b.block((bi, mt))),), {"O": ("out",), "scale": ("positive",)}, (1, 0),
-                  meta={"stage": "traced", "note": 'say "hi", #1', "sizes": (1, (2.5, -math.inf), ()), "empty": None})
+                  meta={"target": 'say "hi", #1', "until_loops": (("UNTIL_n", "N", 64), ("UNTIL_m", "M", 1))})
 
 
 def machine_kernel() -> Kernel:
@@ -101,7 +101,7 @@ def machine_kernel() -> Kernel:
     idle.do("barrier")
     return Kernel("gemm", "machine", (A, B, C), (GridAxis("m", "M", 64), GridAxis("n", "N", 64)),
                   (Role("math", 4, b.block((mi, ni)), 168), Role("idle", 1, idle.block((mi2, ni2)))), {"C": ("out",)}, (),
-                  (ring, small), {"target": "sm_89", "threads": threads, "smem_bytes": 25600})
+                  (ring, small), {"target": "sm_89", "smem_bytes": 25600})
 
 
 def same(a: Kernel, b: Kernel) -> None:

@@ -39,7 +39,8 @@ def row_layouts(draw):
 
 reg_layouts = mma_layouts() | row_layouts()
 opaque_layouts = st.builds(OpaqueLayout, st.sampled_from(["acc", "a", "b"]), st.integers(1, 8), st.integers(1, 8))
-smem_layouts = st.builds(SmemLayout, st.sampled_from([8, 16, 32, 64]), st.sampled_from([0, 8]), st.sampled_from([0, 32, 64, 128]))
+smem_layouts = st.builds(SmemLayout, st.sampled_from([8, 16, 32, 64]), st.sampled_from([0, 8])) | st.sampled_from(
+    [SmemLayout(16, 0, 32), SmemLayout(32, 0, 64), SmemLayout(64, 0, 128), SmemLayout(32, 0, 128)])
 
 leaves = (st.integers() | st.floats() | st.text(max_size=8) | st.booleans() | st.none() | reg_layouts | opaque_layouts
           | smem_layouts | st.sampled_from(["true", "inf", "none", "mma.m16n8k16", "a b", '"', "\\", "\n", "-1"]))
@@ -94,7 +95,7 @@ def blocks(draw, level: str, seen: list[Value], args: tuple[Value, ...] = (), re
                     regions += (draw(blocks(level, seen, (Value(Scalar(i32), draw(names)),), (Scalar(i1),), depth + 1)),)
                 attrs = draw(st.fixed_dictionaries({}, optional={
                     "descending": st.booleans(), "label": st.text(max_size=5), "tile": st.integers(1, 64),
-                    "chain": st.integers()}))
+                    "chain": st.integers(0, 99)}))
                 op = Op("for", inits, results, attrs, regions, b.loc)
             b.add(op)
             seen += results
@@ -123,8 +124,9 @@ def kernels(draw):
     params = [Value(draw(st.sampled_from([Scalar(f32), Tensor(f16, ("B", "M", 64)), Tensor(f32, ()), Tensor(i32, (4, "N"))])),
                     name)
               for name in draw(st.lists(words, max_size=3, unique=True))]
-    flags = {p.name: tuple(draw(st.lists(words, min_size=1, max_size=2))) for p in params if draw(st.booleans())}
-    grid = tuple(GridAxis(n, draw(st.integers(1, 9) | words), draw(st.integers(1, 3)), draw(st.booleans()), draw(st.sampled_from([1, 1, 2, 4])))
+    flags = {p.name: ("out" if isinstance(p.type, Tensor) else "positive",) for p in params if draw(st.booleans())}
+    dims = sorted({d for p in params if isinstance(p.type, Tensor) for d in p.type.dims if isinstance(d, str)})
+    grid = tuple(GridAxis(n, draw(st.sampled_from([1, 9, *dims])), draw(st.integers(1, 3)), draw(st.booleans()), draw(st.sampled_from([1, 1, 2])))
                  for n in draw(st.lists(words, max_size=3)))
     order = tuple(draw(st.permutations(range(len(grid))))) if draw(st.booleans()) else ()
     buffers: list[Value] = []
@@ -134,12 +136,15 @@ def kernels(draw):
             buffers.append(Value(Buffer(f16, (draw(st.integers(1, 64)), 2 * layout.panel), layout, draw(st.integers(1, 4))),
                                  draw(words)))
     roles = []
-    for _ in range(1 if level == "tile" else draw(st.integers(1, 2))):
+    count = 1 if level == "tile" else draw(st.integers(1, 2))
+    for n in range(count):
         args = tuple(Value(Scalar(i32), a.name) for a in grid)
         body = draw(blocks(level, params + buffers, args))
         roles.append(Role("all", 0, body) if level == "tile" else
-                     Role(draw(st.text(max_size=5)), draw(st.integers(0, 8)), body, draw(st.integers(0, 255))))
-    meta = draw(st.dictionaries(st.text(max_size=6), attr_values, max_size=3))
+                     Role(draw(st.text(max_size=5)) + str(n), 8, body, draw(st.sampled_from([0, 24, 256])) if count > 1 else 0))
+    meta = draw(st.fixed_dictionaries({}, optional={"target": st.text(max_size=8), "until_loops": st.just((("n", "N", 1),))}))
+    if level == "machine":
+        meta |= draw(st.fixed_dictionaries({}, optional={"schedule": st.text(max_size=8), "min_blocks": st.integers(1, 32)}))
     return Kernel(draw(st.text(max_size=8)), level, tuple(params), grid, tuple(roles), flags, order, tuple(buffers), meta)
 
 

@@ -13,6 +13,7 @@ param %C: tensor f32[M, N] out
 grid %i: M / 64, %j: N / 64
 meta smem_bytes = 16448
 meta smem_offsets = (0, 8192, 16384, 16392)
+meta stage = synced
 meta target = sm_90a
 layout $0 = {w4@1 r2@2 l8@4 | r8@4 l4@1 r2@1}
 smem %a: f16[64,64]{panel 64 swizzle 128}

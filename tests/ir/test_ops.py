@@ -12,6 +12,7 @@ from fcgen.ir.core import Block, Builder, GridAxis, Kernel, Op, Role, Value
 from fcgen.ir.layout import OpaqueLayout, RegLayout, SmemLayout, blocked, mma_a, mma_b, mma_c
 from fcgen.ir.ops import OPS, infer, load_ops, verify
 from fcgen.ir.types import Buffer, Frag, Scalar, Tensor, Tile, f16, f32, i1, i32
+from fcgen.ir.verify import Verifier
 
 from .programs import machine_kernel, tile_kernel
 
@@ -54,15 +55,15 @@ BAD = [
     ("exp", (Q,), {}, (F,), "exp takes scalars and tiles", None),
     ("select", (F, F, F), {}, (F,), "select: the condition is i1", "i1"),
     ("select", (B1, F, I), {}, (F,), "select: both values have one dtype", "f32"),
-    ("cast", (F,), {"to": "f8"}, (F,), "cast: `to` names a dtype", None),
-    ("const", (), {"value": 1, "dtype": "f8"}, (F,), "const: `dtype` names a dtype", None),
+    ("cast", (F,), {"to": "f8"}, (F,), "cast: attribute 'to' may not have this value", None),
+    ("const", (), {"value": 1, "dtype": "f8"}, (F,), "const: attribute 'dtype' may not have this value", None),
     ("const", (), {"value": 1.5, "dtype": "i32"}, (I,), "const: an integer dtype takes a whole number", None),
     ("const", (), {"value": math.inf, "dtype": "i32"}, (I,), "const: an integer dtype takes a whole number", None),
     ("const", (), {"value": "1", "dtype": "f32"}, (F,), "const: attribute 'value' has the wrong type",
      "a whole number or a number or true or false"),
     ("const", (), {"value": 1}, (F,), "const needs the attribute 'dtype'", None),
     ("const", (), {"value": 1, "dtype": "f32", "shape": (1,)}, (F,), "const has no attribute 'shape'", "value, dtype"),
-    ("reduce", (TALL,), {"fn": "mean", "axis": 1}, (ROW,), "reduce: fn", "sum, max, min"),
+    ("reduce", (TALL,), {"fn": "mean", "axis": 1}, (ROW,), "reduce: attribute 'fn' may not have this value", "sum, max, min"),
     ("reduce", (TALL,), {"fn": "max", "axis": 2}, (ROW,), "reduce: axis is one of the tile's", "0..1"),
     ("reduce", (TALL,), {"fn": "max", "axis": True}, (ROW,), "reduce: attribute 'axis' has the wrong type", "a whole number"),
     ("reduce", (ACC,), {"fn": "max", "axis": 0}, (PART,), "reduce: the axis lies inside a warp", "no warp digit on the axis"),
@@ -82,11 +83,11 @@ BAD = [
     ("load", (Q, I, I), Q_TILE, (Tile(f16, (8,)),), "load: one tile axis per 'tile' and 'all'", "2"),
     ("load", (Q, I), {**Q_TILE, "index": ("at", "all", "all")}, (Tile(f16, (8, 64)),),
      "load: 'all' is for compile-time dimensions", "a number"),
-    ("load", (Q, I, I), {**Q_TILE, "index": ("at", "tile", "each")}, (Tile(f16, (8, 64)),), "load: index words", "at, tile, all"),
+    ("load", (Q, I, I), {**Q_TILE, "index": ("at", "tile", "each")}, (Tile(f16, (8, 64)),), "load: attribute 'index' may not have this value", "0 to 8 values, each at, tile, all"),
     ("load", (Q, I, I), {**Q_TILE, "guard": (True,)}, (Tile(f16, (8, 64)),), "load: one guard per tile axis", "2"),
     ("load", (F, I, I), Q_TILE, (Tile(f16, (8, 64)),), "load: the first operand is a tensor parameter", "tensor"),
     ("store", (Q, Tile(f32, (8, 64)), I, I), Q_TILE, (), "store: the tile has the tensor's dtype", "f16"),
-    ("store", (Q, Tile(f16, (8, 64)), I, I), {**Q_TILE, "reduce": "max"}, (), "store: reduce is add or absent", "add"),
+    ("store", (Q, Tile(f16, (8, 64)), I, I), {**Q_TILE, "reduce": "max"}, (), "store: attribute 'reduce' may not have this value", "add"),
     ("for", (I, F), {}, (), "for: bounds are i32", "i32, i32"),
     ("for", (I, I), {}, (), "for: these operands and results make no sense here", None),
     ("if", (I,), {}, (), "if has two regions", None),
@@ -120,14 +121,16 @@ BAD = [
 
 
 def check(kind, operands, attrs, results, level=None):
-    """Verify a kernel of one op whose operands are parameters."""
+    """Verify a block of one op whose operands are its arguments."""
     values = tuple(Value(t, f"v{n}") for n, t in enumerate(operands))
     op = Op(kind, values, tuple(Value(t) for t in results), attrs)
     if level is None:
         machine = any(isinstance(t, (Frag, Buffer)) for t in (*operands,
                                                               *results)) or kind not in OPS or "tile" not in OPS[kind].levels
         level = "machine" if machine else "tile"
-    return verify(Kernel("k", level, values, (), (Role("all", 0, Block((), (op,))),)))
+    one = Verifier(Kernel("k", level, (), (), ()), {})
+    one.warps = 32
+    one.block(Block(values, (op,)), 0)
 
 
 @pytest.mark.parametrize("kind, operands, attrs, results", GOOD, ids=[g[0] for g in GOOD])
@@ -150,8 +153,8 @@ def test_bad(kind, operands, attrs, results, message, expected):
 @pytest.mark.parametrize("operands", [(), (F,), (Q,), (ACC, I), (SLOT,) * 3, (TALL, ROW, I)], ids=str)
 def test_no_op_dies_of_nonsense(kind, operands):
     """Whatever IR text says, the answer is an FcError or a kernel."""
-    samples = {int: 0, float: 0.0, bool: True, str: "x", tuple: ("x",), RegLayout: blocked(4, 4, 1)}
-    attrs = {n: samples[t[0] if isinstance(t, tuple) else t] for n, t in OPS[kind].attrs.items()}
+    samples = (0, 1, 0.0, True, "x", "add", "f32", (), (1,), ("at",), (True,), blocked(4, 4, 1))
+    attrs = {n: next((s for s in samples if a.admits(s)), "x") for n, a in OPS[kind].attrs.items()}
     for results in ((), (F,), (ACC,)):
         for level in ("tile", "machine"):
             try:
@@ -219,7 +222,7 @@ def test_roles_do_not_share_values():
 
 def test_role_arguments():
     with pytest.raises(FcError, match="role all: one argument per grid axis"):
-        verify(program(grid=(GridAxis("b", "B"),)))
+        verify(program(grid=(GridAxis("b", 4),)))
 
 
 def test_yield_is_last():

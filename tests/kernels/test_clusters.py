@@ -48,7 +48,7 @@ def attention(s, mask="none"):
 
 
 PRODUCTS = {
-    "rows": schedule(), "static": schedule(persistent="static", stages=3), "cols": schedule(128, 32, 16, 2, cluster={"cols": 2}, epilogue="quad"),
+    "rows": schedule(), "static": schedule(persistent="static", stages=3), "cols": schedule(128, 32, 16, 2, cluster={"cols": 2}, epilogue="direct"),
     "four": schedule(64, 64, 16, cluster={"rows_tile": 4}, epilogue="direct"), "panels": schedule(64, 16, 128, hints=True, persistent="static"),
 }
 
@@ -94,7 +94,7 @@ def test_only_what_does_not_depend_on_the_axis_is_shared():
 
 
 def test_it_compiles_to_multicast_copies_and_cheap_arrivals():
-    p = compiled(schedule(128, 128, 64, 2, stages=4, epilogue="quad", persistent="static"))
+    p = compiled(schedule(128, 128, 64, 2, stages=4, epilogue="direct", persistent="static"))
     assert p.resources.spill_stores == 0 and "C75" not in p.built.log
     assert "void __cluster_dims__(2, 1, 1) __launch_bounds__" in p.cuda
     assert "if (lane < 2) mbar_arrive_cluster(" in p.cuda and "tma_load_2d_multicast(" in p.cuda
@@ -136,7 +136,7 @@ def test_what_cannot_run_as_a_cluster_is_refused_with_the_reason(s, mask, words)
 
 
 def test_a_target_without_clusters_is_refused():
-    with pytest.raises(FcError, match="sm_89 has no clusters of blocks"):
+    with pytest.raises(FcError, match="sm_89 has no bulk tensor copies"):
         lower(product.compile(target="sm_89", schedule=Schedule(tiles={"BLOCK_M": 64, "BLOCK_N": 32, "BLOCK_K": 16})).tile, schedule(),
               target("sm_89"))
 

@@ -76,7 +76,7 @@ def test_squares_cover_the_grid_once(m, n):
     (tails, "rows", "positions along rows are compared with its size"),
 ])
 def test_axes_that_cannot_be_counted_from_the_end_are_refused(spec, names, message):
-    more = {"math": "mma", "copy": "cp_async"} if spec is tails else {}
+    more = {"math": "mma", "copy": "cp_async", "tiles": {"BLOCK_M": 64, "BLOCK_K": 16}} if spec is tails else {}
     with pytest.raises(FcError, match=message):
         _ = compiled(spec, from_end=names, **more).machine
 

@@ -68,9 +68,13 @@ PROGRAMS = {
 }
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
-@pytest.mark.parametrize("split", ["loops", "branch", "none"])
-def test_every_stage_writes_the_same(name, split):
+#: without masks that some tiles of a loop do without: split="branch" is refused
+UNMASKED = ("gemm", "gemm whole", "gemm tail", "norm", "linear")
+
+
+@pytest.mark.parametrize("split, name", [(split, name) for split in ("loops", "branch", "none") for name in PROGRAMS
+                                         if split != "branch" or name not in UNMASKED])
+def test_every_stage_writes_the_same(split, name):
     kernel = verify(PROGRAMS[name]())
     after = stages(kernel, Schedule(split=split))
     for n, sizes in enumerate(SIZES):

@@ -35,9 +35,8 @@ def test_tiles_that_are_no_whole_panels_go_through_registers(k, copied):
 
 def test_copies_that_would_start_inside_16_bytes_are_refused():
     def shifted(text):
-        line = next(x for x in text.splitlines() if "= mul %j," in x)
-        start = re.search(r"%\d+", line)[0]
-        return text.replace(line, line.replace(start, "%mine", 1) + f"\n    {start} = add %mine, %j : i32")
+        line = re.search(r"( *)%depth_start = (mul (%depth_tile), .*)", text)
+        return text.replace(line[0], f"{line[1]}%mine = {line[2]}\n{line[1]}%depth_start = add %mine, {line[3]} : i32")
 
     with pytest.raises(FcError, match="may start inside 16 bytes of a row"):
         lowered(16, shifted)

@@ -60,7 +60,7 @@ def test_the_machine_program_agrees_and_the_simulator_is_silent(e):
 
 
 @pytest.mark.parametrize("e, s, more, message", [
-    (32, schedule(ones="s"), {}, "names s, which no row sum goes with"),
+    (32, schedule(ones="s"), {}, "names s, and no dot is called so"),
     (32, schedule(), {"start": 1.0}, "both zero at first"),
     (32, schedule(math="mma", copy="cp_async"), {}, "math wgmma"),
 ])

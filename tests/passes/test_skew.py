@@ -34,7 +34,7 @@ def program(down, **more):
     return expected.compile(target="sm_90a", T=fc.f16, D=16, E=16, down=down, schedule=schedule)
 
 
-@pytest.mark.parametrize("more", [{}, {"own_rows": False}, {"ones": "acc", "vote": True}, {"split": "none"}, {"split": "branch"}])
+@pytest.mark.parametrize("more", [{}, {"own_rows": False}, {"ones": "acc"}, {"split": "none"}, {"split": "branch"}])
 @pytest.mark.parametrize("down", [False, True])
 def test_a_late_dot_is_right_in_both_directions(down, more):
     p, rng = program(down, **more), np.random.default_rng(0)

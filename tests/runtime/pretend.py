@@ -9,7 +9,7 @@ import struct
 import threading
 import types
 
-from fcgen.runtime import driver, module, tensormap, tensors
+from fcgen.runtime import counters, driver, module, tensors
 
 KIB = 1024
 INFO = driver.DeviceInfo(0, "pretend H200", (9, 0), "sm_90a", 132, 227 * KIB, 228 * KIB, 65536, 50 << 20, 140 << 30, 1, 1, (13, 0))
@@ -30,68 +30,63 @@ class Status(enum.IntEnum):
     INVALID_CONTEXT = 201
 
 
-class TensorMap:
-    """Holds a text of what was asked for in 128 bytes."""
-
-    def __init__(self, *facts):
-        self.raw = ctypes.create_string_buffer(repr(hash(facts)).encode().ljust(128, b"."), 128)
-
-    def getPtr(self):
-        return ctypes.addressof(self.raw)
-
-
 class Driver:
     """What `driver.bindings()` gives. sizes: of the kernel's parameters in bytes, as the real driver knows them from the cubin (kernels:
     by cubin, where there are several)."""
 
-    CUtensorMapDataType = CUtensorMapInterleave = CUtensorMapSwizzle = CUtensorMapL2promotion = CUtensorMapFloatOOBfill = Word
-    CUstreamCaptureMode = CUstreamCaptureStatus = CUfunction_attribute = Word
+    CUstreamCaptureMode = CUfunction_attribute = Word
     CUstream_flags = types.SimpleNamespace(CU_STREAM_NON_BLOCKING=1)
-    cuuint64_t = cuuint32_t = CUstream = int
+    CUresult = Status
 
     def __init__(self, sizes=()):
         self.sizes, self.kernels, self.launches, self.encoded, self.calls = sizes, {}, [], [], []
-        self.attributes = []
-        self.device, self.entered, self.capture = threading.local(), [], {}
+        self.attributes, self.cubins = [], []
+        self.device, self.entered = threading.local(), []
+        self.capture, self.ids = set(), {}  # streams that are captured; handle -> id, where the handle has been used before
         self.pages = itertools.count(0x70000000, 1 << 20)
 
-    def cuLaunchKernel(self, function, gx, gy, gz, bx, by, bz, smem, stream, params, extra):
-        if getattr(self.device, "lost", False) and not self.entered:
-            return (Status.INVALID_CONTEXT,)
-        sizes = self.kernels.get(function, self.sizes)
-        pointers = (ctypes.c_void_p * len(sizes)).from_address(params)
-        assert all(p % min(s, 64) == 0 for p, s in zip(pointers, sizes)), "aligned"
-        self.launches.append(((gx, gy, gz), (bx, by, bz), smem, stream, [ctypes.string_at(p, s) for p, s in zip(pointers, sizes)]))
-        return (Status.OK,)
+    def function(self, cubin):
+        """The handle of a cubin's kernel."""
+        self.cubins.append(cubin)
+        return len(self.cubins)
 
-    class CUlaunchConfig:
-        """Its fields are what a launch sets."""
-
-    class CUlaunchAttribute:
-        def __init__(self):
-            self.value = types.SimpleNamespace()
-
-    CUlaunchAttributeID = types.SimpleNamespace(CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION="programmatic stream serialization")
+    def lost(self):
+        return getattr(self.device, "lost", False) and not self.entered
 
     def cuLaunchKernelEx(self, config, function, params, extra):
-        c = config
-        assert len(c.attrs) == c.numAttrs
-        self.attributes.append({a.id: vars(a.value) for a in c.attrs})
-        return self.cuLaunchKernel(function, c.gridDimX, c.gridDimY, c.gridDimZ, c.blockDimX, c.blockDimY, c.blockDimZ, c.sharedMemBytes,
-                                   c.hStream, params, extra)
+        if self.lost():
+            return Status.INVALID_CONTEXT
+        c = module.LaunchConfig.from_address(config) if isinstance(config, int) else config._obj
+        sizes = self.kernels.get(self.cubins[function - 1], self.sizes)
+        pointers = (ctypes.c_void_p * len(sizes)).from_address(params)
+        assert all(p % min(s, 64) == 0 for p, s in zip(pointers, sizes)), "aligned"
+        given = (module.Attribute * c.attribute_count).from_address(c.attributes) if c.attribute_count else []
+        self.attributes += [(a.id, a.value) for a in given]
+        self.launches.append((tuple(c.grid), tuple(c.block), c.smem, c.stream or 0, [ctypes.string_at(p, s) for p, s in zip(pointers, sizes)]))
+        return Status.OK
+
+    def cuTensorMapEncodeTiled(self, into, dtype, rank, pointer, dims, steps, box, ones, *modes):
+        into, dtype, rank, pointer, *modes = (getattr(x, "value", x) or 0 for x in (into, dtype, rank, pointer, *modes))
+        dims, steps = (list((ctypes.c_uint64 * n).from_address(x.value)) for n, x in ((rank, dims), (rank - 1, steps)))
+        facts = (dtype, rank, pointer, dims, steps, list(box), list(ones), *modes)
+        assert into % 64 == 0
+        self.encoded.append(facts)
+        ctypes.memmove(into, repr(hash(str(facts))).encode().ljust(128, b"."), 128)
+        return Status.OK
+
+    def cuStreamGetId(self, stream, into):
+        if self.lost():
+            return Status.INVALID_CONTEXT
+        into._obj.value = self.ids.get(stream, stream) + (threading.get_ident() << 32 if stream == 2 else 0)
+        return Status.OK
+
+    def cuStreamIsCapturing(self, stream, into):
+        assert stream not in (0, 1), "fails for the default stream while another one is captured"
+        into._obj.value = int(stream in self.capture)
+        return Status.OK
 
     def cuCtxGetDevice(self):
         return Status.OK, 0
-
-    def cuTensorMapEncodeTiled(self, *facts):
-        self.encoded.append(facts)
-        return Status.OK, TensorMap(*map(str, facts))
-
-    def cuStreamIsCapturing(self, stream):
-        return Status.OK, f"CU_STREAM_CAPTURE_STATUS_{'ACTIVE' if stream in self.capture else 'NONE'}"
-
-    def cuStreamGetCaptureInfo(self, stream):
-        return Status.OK, "ACTIVE", self.capture[stream], None, None, 0
 
     def cuCtxPushCurrent(self, context):
         self.entered.append(context)
@@ -120,12 +115,14 @@ class Driver:
 def install(monkeypatch, fake):
     """Put the driver in place; `module.load` then gives a kernel of it."""
     monkeypatch.setattr(driver, "bindings", lambda: fake)
+    monkeypatch.setattr(driver, "native", lambda: fake)
     monkeypatch.setattr(driver, "require", lambda: fake)
-    monkeypatch.setattr(driver, "available", lambda: (True, "1 GPU"))
+    for name in ("available", "present"):
+        monkeypatch.setattr(driver, name, lambda: (True, "1 GPU"))
     monkeypatch.setattr(driver, "device_info", lambda ordinal=0: INFO)
     monkeypatch.setattr(driver, "primary_context", lambda ordinal: 5)
-    monkeypatch.setattr(module, "load", lambda cubin, name, smem, device=0: module.LoadedKernel(name, device, None, cubin, 5, smem))
-    monkeypatch.setattr(tensormap, "_cache", type(tensormap._cache)())
+    monkeypatch.setattr(module, "load", lambda cubin, name, smem, device=0: module.LoadedKernel(name, device, None, fake.function(cubin), 5, smem))
+    monkeypatch.setattr(counters, "_of", {})
     return fake
 
 
@@ -140,8 +137,8 @@ class Dtype:
 class Tensor:
     """As much of torch.Tensor as a launch looks at."""
 
-    ends = itertools.count(0x10000000, 1 << 24)
-    is_cuda = True
+    ends = itertools.count(0x10000000, 1 << 28)
+    is_cuda, is_nested, requires_grad, layout, __torch_dispatch__ = True, False, False, "strided", None
 
     def __init__(self, shape, dtype, strides=None, ptr=None, device="cuda:0"):
         self.shape, self.dtype, self.device = tuple(shape), dtype, device
@@ -157,6 +154,24 @@ class Tensor:
     def get_device(self):
         return int(self.device[-1])
 
+    def is_neg(self):
+        return False
+
+    is_conj = is_neg
+
+
+class Guards:
+    """TensorGuards for tensors of this file."""
+
+    def __init__(self, *every, dynamic_dims_sizes, dynamic_dims_strides):
+        self.wanted = [(type(t), t.dtype, t.device, t.requires_grad, len(t.shape)) for t in every]
+        self.sizes = list(zip(dynamic_dims_sizes, dynamic_dims_strides))
+
+    def check(self, *now):
+        fits = lambda got, want: all(w is None or g == w for g, w in zip(got, want))
+        return all((type(t), t.dtype, t.device, t.requires_grad, len(t.shape)) == w and fits(t.shape, s[0]) and fits(t.stride(), s[1])
+                   for t, w, s in zip(now, self.wanted, self.sizes))
+
 
 def torch():
     """A torch with one GPU. `stream` and `device` are what it says is current."""
@@ -167,12 +182,33 @@ def torch():
     out.empty = lambda shape, dtype, device, **_: Tensor(shape, dtype, device=device)
     out.empty_strided = lambda shape, strides, dtype, device: Tensor(shape, dtype, strides, device=device)
     out.empty_like = lambda x, **_: Tensor(x.shape, x.dtype, device=x.device)
-    out.now = types.SimpleNamespace(stream=0, device=0)
-    out._C = types.SimpleNamespace(_cuda_getCurrentRawStream=lambda d: out.now.stream, _cuda_getDevice=lambda: out.now.device)
+    inside(out)
     out.cuda = types.SimpleNamespace(is_initialized=lambda: True, is_available=lambda: True, current_device=lambda: 0)
     return out
+
+
+def inside(out):
+    """What a call looks at in torch besides tensors: streams, guards, autograd."""
+    out.now = types.SimpleNamespace(stream=0, device=0)
+    wrapped = types.SimpleNamespace(is_functorch_wrapped_tensor=lambda x: False)
+    out._C = types.SimpleNamespace(_cuda_getCurrentRawStream=lambda d: out.now.stream, _cuda_getDevice=lambda: out.now.device,
+                                   _functorch=wrapped, _dynamo=types.SimpleNamespace(guards=types.SimpleNamespace(TensorGuards=Guards)))
+    out.strided, out.is_grad_enabled, out.written = "strided", lambda: True, []
+    dual = types.SimpleNamespace(unpack_dual=lambda x: types.SimpleNamespace(tangent=None), _current_level=-1)
+    out.autograd = types.SimpleNamespace(forward_ad=dual, graph=types.SimpleNamespace(increment_version=lambda x: out.written.append(x.data_ptr())))
 
 
 def number(raw, code):
     return struct.unpack("<" + code, raw)[0]
 
+
+def real_torch(monkeypatch, stream=0):
+    """torch itself, whose CPU tensors are taken for the GPU's: for what only its own classes, modes and transforms can show."""
+    import torch
+
+    described = tensors._from_torch
+    monkeypatch.setattr(tensors, "_from_torch", lambda x, name: described(x, name)._replace(device=0))
+    monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda device: stream, raising=False)
+    monkeypatch.setattr(torch._C, "_cuda_getDevice", lambda: 0, raising=False)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    return torch

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import functools
+import os
+import shutil
 import struct
+import subprocess
 import sys
 from dataclasses import replace
 
@@ -163,7 +167,7 @@ class Answering(pretend.Driver):
         return (0,)
 
     def cuLaunchKernelEx(self, config, function, params, extra):
-        return (0,)
+        return 0
 
 
 @pytest.mark.parametrize(("wrong", "ok"), [(0.0, True), (0.1, False), (None, False)], ids=["right", "wrong", "nothing written"])
@@ -185,3 +189,34 @@ def test_the_doctor_says_what_a_gpu_refuses(monkeypatch):
     monkeypatch.setattr(module, "load", lambda *a: (_ for _ in ()).throw(FcError("call/driver", "loading failed", hint="update it")))
     found = doctor._launch("sm_90a", 0)
     assert (found.ok, found.optional, found.hint) == (False, False, "update it") and "loading failed" in found.detail
+
+
+DRIVER = """#include <stdio.h>
+#include <unistd.h>
+int cuInit(unsigned flags) { FILE* f = fopen("%s", "a"); fprintf(f, "%%d\\n", getpid()); fclose(f); return %d; }
+int cuDeviceGetCount(int* count) { *count = %d; return 0; }
+"""
+
+
+@pytest.mark.skipif(shutil.which("cc") is None or sys.platform != "linux", reason="needs a C compiler, on Linux")
+@pytest.mark.parametrize(("status", "count"), [(0, 2), (0, 0), (100, 0)])
+def test_asking_for_a_gpu_does_not_start_the_driver(tmp_path, status, count):
+    """A driver that is started cannot be used by processes that are forked later."""
+    (tmp_path / "cuda.c").write_text(DRIVER % (tmp_path / "started", status, count))
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", tmp_path / "libcuda.so.1", tmp_path / "cuda.c"], check=True)
+    ask = "import fcgen, os; print(fcgen.gpu_available(), fcgen.gpu_available(), os.getpid())"
+    said = subprocess.run([sys.executable, "-c", ask], env=os.environ | {"LD_LIBRARY_PATH": str(tmp_path)}, text=True, capture_output=True, check=True)
+    first, second, pid = said.stdout.split()
+    assert first == second == str(count > 0)
+    started = (tmp_path / "started").read_text().split()
+    assert len(started) == 1 and pid not in started
+
+
+def test_without_a_driver_nobody_else_is_asked(monkeypatch):
+    monkeypatch.setattr(driver, "LIBRARY", "libnosuchcuda.so.1")
+    monkeypatch.setattr(driver, "available", functools.cache(lambda: (True, "not asked")))
+    monkeypatch.setattr(subprocess, "run", None)
+    ok, reason = driver.present.__wrapped__()
+    assert not ok and "no CUDA driver on this machine" in reason
+    driver.available()
+    assert driver.present.__wrapped__() == (True, "not asked"), "it has been started"

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 import timeit
+import types
 
+import numpy as np
 import pytest
 from pretend import Driver, Tensor, install, number, torch
 
 import fcgen
-from fcgen import forward
+from fcgen import calls, forward
 from fcgen.compiler import Built, Facts
 from fcgen.errors import FcError
 from fcgen.ir.schedule import Schedule
@@ -57,7 +59,8 @@ def world(monkeypatch):
         return made[key]
 
     monkeypatch.setattr(forward, "compiled", compiled)
-    monkeypatch.setattr(forward, "_KNOWN", {})
+    monkeypatch.setattr(calls, "_kinds", {})
+    monkeypatch.setattr(calls, "recent", None)
     forward._arch.cache_clear()
     yield t, fake
     forward._arch.cache_clear()
@@ -101,7 +104,7 @@ def test_the_second_call_reads_pointers_only(world, monkeypatch, return_lse, giv
     assert len(fake.launches) == 4 and fake.launches[0][0] == (16, 1, 1)
     maps = [read(fake, n)["maps"] for n in range(4)]
     assert maps[0] == maps[2] and len({m for ms in maps for m in ms}) == 9
-    assert len(fake.encoded) == 9, "each map was made once"
+    assert len(fake.encoded) == 12, "each map was made once on each way"
 
 
 def test_the_short_way_gives_what_the_long_one_gives(world):
@@ -121,7 +124,7 @@ def test_other_options_are_other_calls(world, change):
     fcgen.attention(*qkv)
     fcgen.attention(*qkv, **change)
     fcgen.attention(*qkv, **change)
-    assert len(forward._KNOWN) == 2 and len(fake.launches) == 3
+    assert len(calls._kinds) == (1 if "scale" in change else 2) and len(fake.launches) == 3
     if "scale" in change:
         assert read(fake)["scale"] == change["scale"]
     elif "causal" in change or "return_lse" in change or "schedule" in change:
@@ -150,14 +153,19 @@ def test_grouped_heads_are_rows_of_one_where_the_mask_allows_it(world, monkeypat
 def test_other_tensors_are_other_calls(world):
     t, fake = world
     fcgen.attention(*three(t))
-    seen = 1
     for qkv in (three(t, (2, 4, 128, 64)), three(t, dtype="bfloat16"), three(t, strides=(4 * 256 * 64, 64, 4 * 64, 1)),
                 [three(t)[0], *three(t, (2, 4, 512, 64))[1:]]):
-        fcgen.attention(*qkv)
-        seen += 1
-        assert len(forward._KNOWN) == seen and read(fake)["Q"] == qkv[0].data_ptr()
-    fcgen.attention(*three(t), out=Tensor((2, 4, 256, 64), t.float16, (4 * 256 * 64, 64, 4 * 64, 1)))
-    assert len(forward._KNOWN) == seen + 1
+        for _ in range(7):
+            fcgen.attention(*qkv)
+            raw = fake.launches[-1][-1]
+            sizes = {name: number(raw[i], "i") for i, (kind, name, *_) in enumerate(fake.flat) if kind == "size"}
+            strides = [number(raw[i], "q") for i, (kind, name, *_) in enumerate(fake.flat) if kind == "stride" and name == "Q"]
+            assert read(fake)["Q"] == qkv[0].data_ptr() and (sizes["M"], sizes["N"]) == (qkv[0].shape[2], qkv[1].shape[2])
+            assert strides == list(qkv[0].stride()[:-1])
+            assert [str(k[0]) for k in fake.programs][-1] == {"float16": "f16", "bfloat16": "bf16"}[qkv[0].dtype.name] or len(fake.programs) == 2
+    rows = Tensor((2, 4, 256, 64), t.float16, (4 * 256 * 64, 64, 4 * 64, 1))
+    for _ in range(7):
+        assert fcgen.attention(*three(t), out=rows) is rows and read(fake)["O"] == rows.data_ptr()
 
 
 @pytest.mark.parametrize(("position", "bad", "said"), [
@@ -174,6 +182,50 @@ def test_what_the_first_call_refuses_later_ones_refuse(world, position, bad, sai
     with pytest.raises(FcError, match=said):
         fcgen.attention(*good[:3], out=good[3])
     assert len(fake.launches) == 2
+
+
+@pytest.mark.parametrize("before", [0, 20])
+@pytest.mark.parametrize(("scale", "said"), [
+    (1e39, "not finite in float32"), (-1e39, "not finite"), (10**400, "not finite"), (float("nan"), "not finite"), (float("inf"), "not finite"),
+    ("1", "not a number"), (b"1", "not a number"), (True, "not a number"), (1j, "not a number"), ([], "not a number"),
+])
+def test_scales_that_are_refused(world, scale, said, before):
+    t, fake = world
+    for _ in range(before):
+        fcgen.attention(*three(t), scale=1.0)
+    for _ in range(2):
+        with pytest.raises(FcError, match=said):
+            fcgen.attention(*three(t), scale=scale)
+    assert len(fake.launches) == before
+
+
+@pytest.mark.parametrize(("scale", "got", "positive"), [
+    (1e-46, 0.0, False), (1e-40, 1e-40, False), (0, 0.0, False), (-0.0, 0.0, False), (-2.5, -2.5, False), (2.0**-126, 2.0**-126, True),
+    (3.4e38, 3.4e38, True), (np.float32(0.5), 0.5, True), (np.float64(0.25), 0.25, True), (2, 2.0, True),
+])
+def test_every_scale_that_float32_holds_has_a_kernel(world, scale, got, positive):
+    t, fake = world
+    for _ in range(20):
+        fcgen.attention(*three(t), scale=scale)
+        assert read(fake)["scale"] == np.float32(got) and fake.programs[-1][-1] is positive
+
+
+@pytest.mark.parametrize("before", [None, True, "top_left", False])
+@pytest.mark.parametrize("causal", [1, 0, 1.0, "left", 2, object(), [True]])
+def test_a_mask_that_is_none_is_refused_whatever_was_called_before(world, causal, before):
+    t, fake = world
+    for _ in range(20):
+        fcgen.attention(*three(t), causal=before)
+    with pytest.raises(FcError, match="no such mask"):
+        fcgen.attention(*three(t), causal=causal)
+    assert len(fake.launches) == 20
+
+
+def test_numpys_true_is_true(world):
+    t, fake = world
+    for causal in [True, np.True_, True, np.True_] * 6:
+        fcgen.attention(*three(t), causal=causal)
+    assert len(fake.launches) == 24 and len(fake.programs) == 1 and len(calls._kinds) == 1
 
 
 def test_the_stream_is_the_current_one(world, monkeypatch):
@@ -211,15 +263,67 @@ def test_no_tensor_is_kept_alive(world):
 def test_what_is_not_torch_goes_the_long_way(world):
     with pytest.raises(FcError, match="is not a tensor"):
         fcgen.attention(None, None, None)
-    assert not forward._KNOWN
+    assert not calls._kinds
+
+
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize("lengths", [[300 + n for n in range(60)], [300, 400] * 30, [300] * 30 + [300 + n for n in range(30)], [300] * 300])
+@pytest.mark.parametrize(("heads", "rows"), [(8, 1), (2, 40)])
+def test_a_loop_over_lengths_launches_what_single_calls_launch(world, monkeypatch, lengths, given, heads, rows):
+    """Whatever way a call takes: views of a cache, one by one longer; the same again and again; two in turn."""
+    t, fake = world
+    strides = (2 * 4096 * 64, 4096 * 64, 64, 1)
+    short = []
+    checked = forward._checked
+    monkeypatch.setattr(forward, "_checked", lambda *a: short.append(0) or checked(*a))
+    for n in lengths:
+        q = Tensor((2, heads, rows, 64), t.float16)
+        k, v = (Tensor((2, 2, n, 64), t.float16, strides) for _ in range(2))
+        out = Tensor(q.shape, t.float16) if given else None
+        o = fcgen.attention(q, k, v, causal="bottom_right", out=out)
+        raw = fake.launches[-1][-1]
+        sizes = {name: number(raw[i], "i") for i, (kind, name, *_) in enumerate(fake.flat) if kind == "size"}
+        assert sizes == {"B": 2, "H": 2, "M": rows * heads // 2, "N": n, "G": 2}
+        steps = {name: [number(raw[i], "q") for i, (kind, x, *_) in enumerate(fake.flat) if kind == "stride" and x == name] for name in "QKVO"}
+        group = [64 * heads * rows, 64 * rows * heads // 2, 64]
+        assert steps == {"Q": group, "K": list(strides[:3]), "V": list(strides[:3]), "O": group}
+        got = read(fake)
+        assert [got[x] for x in "QKVO"] == [x.data_ptr() for x in (q, k, v, o)]
+        described = fake.encoded[-3:]
+        assert {(e[2], tuple(e[3])) for e in described} >= {(k.data_ptr(), (64, n, 2, 2)), (v.data_ptr(), (64, n, 2, 2))}
+    assert len(short) == 1 and len(fake.launches) == len(lengths)
+
+
+def test_memory_does_not_grow_with_lengths(world):
+    import gc
+    import tracemalloc
+
+    t, fake = world
+    fake.cuLaunchKernelEx = lambda *a: 0
+
+    def loop(start):
+        for n in range(start, start + 400):
+            for heads in (2, 4):
+                fcgen.attention(Tensor((1, heads, n, 64), t.float16), *(Tensor((1, 2, n, 64), t.float16) for _ in range(2)))
+            fake.encoded.clear()
+            t.written.clear()
+        gc.collect()
+
+    loop(100)
+    tracemalloc.start()
+    before = tracemalloc.get_traced_memory()[0]
+    loop(1000)
+    grown = tracemalloc.get_traced_memory()[0] - before
+    tracemalloc.stop()
+    assert grown < 200_000, f"{grown} bytes for 800 lengths"
 
 
 def steady_us(t, fake, given):
     """Microseconds of a steady call, without the driver's part and the making of tensors."""
     qkv, out = three(t), Tensor((2, 4, 256, 64), t.float16)
     t.empty_like = lambda x, **_: out
-    fake.cuLaunchKernel = lambda *a: done
-    done = (0,)
+    fake.cuLaunchKernelEx = lambda *a: 0
+    t._C._dynamo.guards.TensorGuards = lambda *a, **k: types.SimpleNamespace(check=lambda *a: True)
     call = (lambda: fcgen.attention(*qkv, causal=True, out=out)) if given else (lambda: fcgen.attention(*qkv, causal=True))
     call()
     return min(timeit.repeat(call, number=2000, repeat=7)) / 2000 * 1e6

@@ -5,7 +5,9 @@ from __future__ import annotations
 import sys
 import threading
 
+import numpy as np
 import pytest
+from cuda.bindings import driver as cuda
 from pretend import Driver, Dtype, Tensor, install, number, torch
 
 from fcgen.compiler import Built, Facts
@@ -60,7 +62,7 @@ def test_maps_follow_their_tensors(fake):
         call({"X": x, "Y": y, "scale": 1})
     maps = [raw[3] for *_, raw in fake.launches]
     assert len(set(maps)) == 3 and maps[:3] == maps[3:6] and maps[6] == maps[2]
-    assert len({raw[4] for *_, raw in fake.launches}) == 1 and len(fake.encoded) == 4
+    assert len({raw[4] for *_, raw in fake.launches}) == 1 and len(fake.encoded) == 6
 
 
 def test_more_tensors_than_are_remembered(fake, monkeypatch):
@@ -69,7 +71,7 @@ def test_more_tensors_than_are_remembered(fake, monkeypatch):
     for x in (*xs, *xs):
         call({"X": x, "Y": y, "scale": 1})
     maps = [raw[3] for *_, raw in fake.launches]
-    assert len(set(maps[:10])) == 10 and maps[:10] == maps[10:] and len(fake.encoded) == 11
+    assert len(set(maps[:10])) == 10 and maps[:10] == maps[10:] and len(fake.encoded) == 20
 
 
 @pytest.mark.parametrize(("rows", "persistent", "blocks"), [(64, "none", 1), (64 * 500, "none", 500), (64 * 500, "static", 132),
@@ -84,22 +86,43 @@ def test_nothing_to_do_launches_nothing(fake):
     assert not fake.launches and "cuMemAlloc" not in fake.calls
 
 
-def test_counters_belong_to_streams_and_captures(fake):
+def test_counters_belong_to_streams_and_to_captured_launches(fake):
     call, given = made(), {"X": Tensor((64, 64), F16), "Y": Tensor((64, 64), F16), "scale": 1}
 
-    def at(stream, capture=None):
-        fake.capture = {stream: capture} if capture else {}
+    def at(stream, captured=False):
+        fake.capture = {stream} if captured else set()
         call(given, stream)
         return number(fake.launches[-1][4][5], "Q")
 
-    seen = [at(0), at(100), at(100, 1), at(100, 2), at(200, 2)]
-    assert len(set(seen)) == 5, "launches that may overlap have counters of their own"
-    assert [at(0), at(100), at(100, 1), at(100, 2), at(200, 2)] == seen
+    seen = [at(0), at(100), at(200)]
+    recorded = [at(100, True), at(100, True), at(200, True)]
+    assert len({*seen, *recorded}) == 6, "launches that may overlap have counters of their own"
+    assert [at(0), at(100), at(200)] == seen
     assert fake.calls.count("cuMemAlloc") == 1 and all(s % 128 == 0 for s in seen)
     assert ("cuMemsetD32Async", 0x70000000, 0, 64 * 128 // 4, 77) in fake.calls
     assert fake.calls[0] == "RELAXED" and fake.calls[-1] == "GLOBAL", "capture is left as it was"
     others = {at(1000 + n) for n in range(70)}
-    assert len(others) == 70 and not others & set(seen) and fake.calls.count("cuMemAlloc") == 2
+    assert len(others) == 70 and not others & {*seen, *recorded} and fake.calls.count("cuMemAlloc") == 2
+
+
+def test_a_handle_that_comes_back_is_another_stream(fake):
+    call, given = made(), {"X": Tensor((64, 64), F16), "Y": Tensor((64, 64), F16), "scale": 1}
+    seen = []
+    for n in range(5):
+        fake.ids[100] = 7000 + n  # the stream before was destroyed, its work goes on
+        for _ in range(2):
+            call(given, 100)
+        seen.append({raw[5] for *_, raw in fake.launches[-2:]})
+    assert all(len(s) == 1 for s in seen) and len(set.union(*seen)) == 5
+
+
+def test_kernels_of_one_stream_share_its_counter(fake):
+    """They run one after another; so a program more costs no memory for each stream."""
+    given = {"X": Tensor((64, 64), F16), "Y": Tensor((64, 64), F16), "scale": 1}
+    for call in (made(), made(arch="sm_90")):
+        for stream in (0, 100):
+            call(given, stream)
+    assert len({raw[5] for *_, raw in fake.launches}) == 2 and fake.calls.count("cuMemAlloc") == 1
 
 
 def test_threads_of_the_per_thread_stream_do_not_share_a_counter(fake):
@@ -161,11 +184,69 @@ def test_errors_come_before_any_launch(fake, x, said):
     assert caught.value.code == "call/argument" and not fake.launches
 
 
+def with_scalar(kind, flags=()):
+    f = Facts("k", "sm_90a", 128, 0, (("Y", "tensor", "f16", ("M", "D"), ("out",)), ("n", "scalar", kind, (), flags)),
+              (("ptr", "Y", -1, ()), ("scalar", "n", -1, ())), (("m", "M", 64, 1),))
+    return Launcher(Built(f, Schedule(), "", "", "", b"", ""))
+
+
+@pytest.mark.parametrize(("kind", "flags", "value", "said"), [
+    ("i32", (), 2**31, "out of range"), ("i32", (), -2**31 - 1, "out of range"), ("i64", (), 2**63, "out of range"), ("i32", (), 2.5, "not a number"),
+    ("i32", (), 2.0, "not a number"), ("i32", (), "3", "not a number"), ("f32", (), "3", "not a number"), ("f32", (), 1e39, "does not fit"),
+    ("f32", (), 10**400, "does not fit"), ("f32", (), None, "not a number"), ("f32", (), 1j, "not a number"), ("f32", ("positive",), 1e-46, "must be positive"),
+    ("f32", ("positive",), 0, "must be positive"), ("f32", ("positive",), float("nan"), "must be positive"), ("i32", ("positive",), -1, "must be positive"),
+])
+def test_a_scalar_that_the_kernel_would_see_as_another_is_refused(fake, kind, flags, value, said):
+    with pytest.raises(FcError, match=said) as caught:
+        with_scalar(kind, flags)({"Y": Tensor((64, 64), F16), "n": value})
+    assert caught.value.code == "call/argument" and "`n`" in str(caught.value) and not fake.launches
+
+
+@pytest.mark.parametrize(("kind", "code", "value", "got"), [
+    ("i32", "i", 2**31 - 1, 2**31 - 1), ("i32", "i", -2**31, -2**31), ("i64", "q", -2**63, -2**63), ("i32", "i", True, 1), ("i64", "q", np.int32(7), 7),
+    ("f32", "f", 0.1, np.float32(0.1)), ("f32", "f", np.float16(0.5), 0.5), ("f32", "f", 3, 3.0), ("f32", "f", float("-inf"), float("-inf")),
+    ("f32", "I", -0.0, 1 << 31), ("f32", "I", float("nan"), 0x7FC00000),
+])
+def test_scalars_arrive_as_they_are(fake, kind, code, value, got):
+    fake.sizes = (8, 8 if kind == "i64" else 4)
+    call = with_scalar(kind)
+    for _ in range(3):
+        call({"Y": Tensor((64, 64), F16), "n": value})
+        assert number(fake.launches[-1][4][1], code) == got
+
+
+class Foreign:
+    def __init__(self, **facts):
+        self.__dict__.update(facts)
+
+
+@pytest.mark.parametrize(("stream", "address"), [
+    (0, 0), (1234, 1234), (np.int64(5), 5), (Foreign(cuda_stream=77), 77), (Foreign(ptr=78), 78), (Foreign(__cuda_stream__=(0, 79)), 79),
+    (Foreign(__cuda_stream__=lambda: (0, 80)), 80), (cuda.CUstream(81), 81), (Foreign(handle=cuda.CUstream(82)), 82), (None, 0),
+])
+def test_streams_of_any_library(fake, stream, address):
+    made()({"X": Tensor((64, 64), F16), "Y": Tensor((64, 64), F16), "scale": 1}, stream)
+    assert fake.launches[0][3] == address
+
+
+@pytest.mark.parametrize("stream", ["1234", 1.0, True, -1, 2**64, Foreign(), Foreign(cuda_stream=None), Foreign(__cuda_stream__=(9, 1)), object()])
+def test_what_is_no_stream_is_refused(fake, stream):
+    with pytest.raises(FcError, match="argument `stream`") as caught:
+        made()({"X": Tensor((64, 64), F16), "Y": Tensor((64, 64), F16), "scale": 1}, stream)
+    assert caught.value.code == "call/argument" and not fake.launches
+
+
+def test_outputs_are_known_to_have_been_written(fake):
+    x, y = Tensor((64, 64), F16), Tensor((64, 64), F16)
+    made()({"X": x, "Y": y, "scale": 1})
+    assert sys.modules["torch"].written == [y.data_ptr()]
+
+
 def test_a_failed_call_leaves_the_launcher_in_order(fake, monkeypatch):
     call = made()
     given = {"X": Tensor((64, 64), F16), "Y": Tensor((64, 64), F16), "scale": 1}
     call(given)
-    monkeypatch.setattr(fake, "cuTensorMapEncodeTiled", lambda *a: (1,), raising=False)
+    monkeypatch.setattr(call._loaded[0].frame.maps[0].box, "_start", lambda *a: 1)
     monkeypatch.setattr(fake, "cuGetErrorName", lambda e: (0, b"CUDA_ERROR_INVALID_VALUE"), raising=False)
     monkeypatch.setattr(fake, "cuGetErrorString", lambda e: (0, b"invalid argument"), raising=False)
     with pytest.raises(FcError, match="describing argument `X`"):
@@ -217,8 +298,7 @@ def test_a_kernel_that_waits_for_those_in_front_is_launched_before_they_have_end
     for stream in (3, 3, 4):
         call({"X": x, "Y": y, "scale": 0.5}, stream)
     assert [(launch[:3], launch[3]) for launch in fake.launches] == [(((2, 1, 1), (384, 1, 1), 1024), s) for s in (3, 3, 4)]
-    told = {"programmatic stream serialization": {"programmaticStreamSerializationAllowed": 1}}
-    assert fake.attributes == [told] * 3 * pdl
+    assert fake.attributes == [(cuda.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION, 1)] * 3 * pdl
 
 
 PLAIN = (("ptr", "X", -1, ()), ("stride", "X", 0, ()), ("ptr", "Y", -1, ()), ("scalar", "n", -1, ()), ("size", "M", -1, ()))
@@ -238,7 +318,7 @@ def test_a_launch_checks_what_the_kernel_needs_and_nothing_more(monkeypatch, x, 
     monkeypatch.setitem(sys.modules, "torch", torch())
     fake = install(monkeypatch, Driver((8, 8, 8, 4, 4)))
     given = {"X": Tensor(**{"shape": (64, 64), "dtype": F16, **x}), "n": 1}
-    given["Y"] = Tensor(given["X"].shape, F16, (65, 1), ptr=0x1002)
+    given["Y"] = Tensor(given["X"].shape, F16, (65, 1), ptr=0x100002)
     if not said:
         plain()(given)
         stride = number(fake.launches[0][-1][1], "q")

@@ -7,6 +7,7 @@ import sys
 import types
 
 import numpy as np
+import pretend
 import pytest
 
 from fcgen.errors import FcError
@@ -151,10 +152,8 @@ def test_another_stream_of_the_producer_is_waited_for(one_gpu, monkeypatch, stre
         describe(Interface(stream=stream), "q")
 
 
-class FakeTensor:
-    """As much of torch.Tensor as is read."""
-
-    requires_grad = True
+class FakeTensor(pretend.Tensor):
+    """On any device."""
 
     def __init__(self, dtype="torch.float16", device="cuda", index=1):
         self.dtype, self.shape, self.is_cuda = dtype, [2, 8], device == "cuda"
@@ -175,16 +174,16 @@ class FakeTensor:
 
 @pytest.fixture
 def torch(monkeypatch):
-    module = types.ModuleType("torch")
+    module = pretend.torch()
     module.Tensor = FakeTensor
-    module._C = types.SimpleNamespace(_cuda_getCurrentRawStream=lambda device: 1000 + device)
+    module._C._cuda_getCurrentRawStream = lambda device: 1000 + device
     module.cuda = types.SimpleNamespace(is_available=lambda: True, is_initialized=lambda: True, current_device=lambda: 2)
     monkeypatch.setitem(sys.modules, "torch", module)
     return module
 
 
 @pytest.mark.parametrize(("dtype", "name"), [("float16", "f16"), ("bfloat16", "bf16"), ("float32", "f32"), ("bool", "bool")])
-def test_a_torch_tensor_is_read_as_it_is_even_if_it_requires_grad(torch, dtype, name):
+def test_a_torch_tensor_is_read_as_it_is(torch, dtype, name):
     assert describe(FakeTensor(f"torch.{dtype}"), "q")[:5] == (512, (2, 8), (8, 1), name, 1)
 
 
@@ -195,8 +194,10 @@ def test_a_subclass_of_a_torch_tensor_counts_as_one(torch):
 def test_a_torch_tensor_on_the_cpu_or_of_another_kind_is_refused(torch):
     with pytest.raises(FcError, match=r"`q` is on the CPU(.|\n)*pass q\.cuda\(\)"):
         describe(FakeTensor(device="cpu"), "q")
-    with pytest.raises(FcError, match="tensor on meta"):
+    with pytest.raises(FcError, match="has no memory"):
         describe(FakeTensor(device="meta"), "q")
+    with pytest.raises(FcError, match="tensor on xpu"):
+        describe(FakeTensor(device="xpu"), "q")
     with pytest.raises(FcError, match="dtype"):
         describe(FakeTensor("torch.complex64"), "q")
 

@@ -38,6 +38,13 @@ def halves(rng: Any, *shape: int) -> np.ndarray:
     return (rng.standard_normal(shape) / 4).astype(np.float16)
 
 
+def lines(x: np.ndarray) -> np.ndarray:
+    """The same numbers in rows that start on multiples of 16 bytes, as bulk copies need them."""
+    whole = np.zeros((x.shape[0], -(-x.shape[1] // 8) * 8), x.dtype)
+    whole[:, :x.shape[1]] = x
+    return whole[:, :x.shape[1]]
+
+
 CONSTANTS = """\
   %0 = const {value = 0, dtype = i32} : i32
   %1 = const {value = 1, dtype = i32} : i32
@@ -115,7 +122,7 @@ def gemm_draw(ta: bool = False, tb: bool = True, m: int = 128, n: int = 64, shor
     def draw(seed: int, steps: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         rng, k = np.random.default_rng(seed), 64 * steps - (short if steps > 1 else 0)
         a, b = halves(rng, m, k), halves(rng, k, n)
-        arguments = {"A": a.T.copy() if ta else a, "B": b.T.copy() if tb else b}
+        arguments = {"A": lines(a.T if ta else a), "B": lines(b.T if tb else b)}
         return arguments, {"C": a.astype(np.float64) @ b.astype(np.float64)}
 
     return draw
@@ -299,7 +306,7 @@ param %X: tensor f16[M, 64]
 param %B: tensor f16[64, 64]
 param %Y: tensor f32[M, 64] out
 grid %i: M / 64
-meta persistent = true
+meta persistent = dynamic
 smem %x: f16[64,64]{SW} {ring}
 smem %b: f16[64,64]{SW}
 smem %t: {number} {ring}

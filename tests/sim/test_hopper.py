@@ -14,7 +14,7 @@ from fcgen.sim.machine import simulate
 
 from .hopper import CASES, gemm, gemm_draw, tiles
 
-SM = target("sm_89")  # no op of these kernels looks at the target's instructions
+SM = target("sm_90a")
 
 
 def run(kernel, arguments, seed=0):

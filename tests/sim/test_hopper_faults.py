@@ -88,7 +88,7 @@ def show(case: Case, mutant: Kernel) -> tuple[set[str], str]:
     for steps in sorted(case.counts(), key=lambda n: abs(n - case.stages - 1)):
         for seed in range(4):
             arguments, expected = case.draw(seed, steps)
-            result = simulate(mutant, arguments, target("sm_89"), seed=seed)
+            result = simulate(mutant, arguments, target("sm_90a"), seed=seed)
             codes = {e.code for e in result.reports}
             if not all(np.allclose(result.outputs[n], want, rtol=5e-3, atol=5e-3) for n, want in expected.items()):
                 codes.add(WRONG)

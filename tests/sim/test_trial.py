@@ -72,7 +72,8 @@ def test_sizes_differ_and_go_around_every_ring(program: Any) -> None:
 
 def test_blocks_that_take_several_tiles_take_as_many_as_their_rings_have_slots_twice_over() -> None:
     row = hopper_schedules.ROWS[2]
-    machine = SPECS["plain"].compile(target="sm_90a", schedule=row.schedule, T=fc.f16, D=64, E=64).machine
+    machine = SPECS["plain"].compile(target="sm_90a", schedule=row.schedule, T=fc.f16, D=64, E=64,
+                                     lazy=hopper_schedules.LAZY, sums=row.sums).machine
     planned = [Draws(machine, {}, machine, 3).trial(n) for n in range(12)]
     assert any(t.blocks == 1 and t.total >= 5 for t in planned) and {t.blocks for t in planned} == {1, 2, 3}
     assert {min(t.seed, 2) for t in planned if t.blocks == 1} == {0, 1, 2}

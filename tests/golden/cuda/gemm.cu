@@ -77,8 +77,6 @@ gemm_sm_89(const f16* __restrict__ A, long long A_s0, const f16* __restrict__ B,
     const uint32_t smem_base = static_cast<uint32_t>(__cvta_generic_to_shared(smem));
     const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);  // known to be the same in all lanes
     const int lane = threadIdx.x % 32;
-    const uint32_t a_smem = smem_base + a_offset;
-    const uint32_t b_smem = smem_base + b_offset;
     const int i_tiles = (M + 127) / 128;
     const int i_ = int(blockIdx.x) % i_tiles;
     const int j = int(blockIdx.x) / i_tiles;
@@ -86,6 +84,7 @@ gemm_sm_89(const f16* __restrict__ A, long long A_s0, const f16* __restrict__ B,
     const int row = i_ * 128;
     const int col = j * 64;
     const int tiles = (K + 63) / 64;
+    const uint32_t a_smem = smem_base + a_offset;
     // spec.py:6
     const uint32_t copy_lane = swizzle<0x70>(warp * 4096 + lane * 16);
     const uint32_t a_dst = a_smem + copy_lane;
@@ -99,6 +98,7 @@ gemm_sm_89(const f16* __restrict__ A, long long A_s0, const f16* __restrict__ B,
         cp_async_16_fill((a_dst ^ (i % 2 * 64)) + i * 512, a_src, a_pos + i * 4 < M && copy_col < K ? max(0, min(8, K - copy_col)) * 2 : 0);
         a_src += a_step;
     }
+    const uint32_t b_smem = smem_base + b_offset;
     // spec.py:7
     const uint32_t copy_lane_2 = swizzle<0x70>(warp * 2048 + lane * 16);
     const uint32_t b_dst = b_smem + copy_lane_2;

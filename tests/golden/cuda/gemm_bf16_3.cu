@@ -73,8 +73,6 @@ gemm_sm_89(const bf16* __restrict__ A, long long A_s0, const bf16* __restrict__ 
     const uint32_t smem_base = static_cast<uint32_t>(__cvta_generic_to_shared(smem));
     const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);  // known to be the same in all lanes
     const int lane = threadIdx.x % 32;
-    const uint32_t a_smem = smem_base + a_offset;
-    const uint32_t b_smem = smem_base + b_offset;
     const int i_tiles = (M + 63) / 64;
     const int i_ = int(blockIdx.x) % i_tiles;
     const int j = int(blockIdx.x) / i_tiles;
@@ -82,6 +80,7 @@ gemm_sm_89(const bf16* __restrict__ A, long long A_s0, const bf16* __restrict__ 
     const int row = i_ * 64;
     const int col = j * 128;
     const int tiles = (K + 31) / 32;
+    const uint32_t a_smem = smem_base + a_offset;
     // spec.py:6
     const uint32_t copy_lane = swizzle<0x30>(warp * 1024 + lane * 16);
     const uint32_t a_dst = a_smem + copy_lane;
@@ -94,6 +93,7 @@ gemm_sm_89(const bf16* __restrict__ A, long long A_s0, const bf16* __restrict__ 
         cp_async_16(a_dst + i * 512, a_src);
         a_src += a_step;
     }
+    const uint32_t b_smem = smem_base + b_offset;
     // spec.py:7
     const uint32_t copy_lane_2 = swizzle<0x70>(warp * 1024 + lane / 16 * 128 + lane / 8 % 2 * 4096 + lane % 8 * 16);
     const uint32_t b_dst = b_smem + copy_lane_2;

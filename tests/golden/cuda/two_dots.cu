@@ -109,8 +109,6 @@ two_dots_sm_89(const bf16* __restrict__ X, long long X_s0, long long X_s1, long 
     const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);  // known to be the same in all lanes
     const int lane = threadIdx.x % 32;
     const uint32_t x_smem = smem_base + x_offset;
-    const uint32_t y_smem = smem_base + y_offset;
-    const uint32_t z_smem = smem_base + z_offset;
     const int i_tiles = (M + 127) / 128;
     const int i_ = int(blockIdx.x) % i_tiles;
     const int rest = int(blockIdx.x) / i_tiles;
@@ -132,6 +130,7 @@ two_dots_sm_89(const bf16* __restrict__ X, long long X_s0, long long X_s1, long 
     }
     commit_group();
     const int tiles = (N + 63) / 64;
+    const uint32_t y_smem = smem_base + y_offset;
     // spec.py:6
     const uint32_t copy_lane_2 = swizzle<0x70>(warp * 2048 + lane * 16);
     const uint32_t y_dst = y_smem + copy_lane_2;
@@ -143,6 +142,7 @@ two_dots_sm_89(const bf16* __restrict__ X, long long X_s0, long long X_s1, long 
         cp_async_16_fill((y_dst ^ (i % 2 * 64)) + i * 512, y_src, copy_row_2 + i * 4 < N ? 16 : 0);
         y_src += y_step;
     }
+    const uint32_t z_smem = smem_base + z_offset;
     const uint32_t z_dst = z_smem + copy_lane_2;
     const long long z_step = 4 * Z_s2;
     const bf16* z_src = Z + (long long)b * Z_s0 + (long long)h * Z_s1 + (long long)copy_row_2 * Z_s2 + copy_col;

@@ -115,8 +115,6 @@ two_dots_sm_89(const f16* __restrict__ X, long long X_s0, long long X_s1, long l
     const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);  // known to be the same in all lanes
     const int lane = threadIdx.x % 32;
     const uint32_t x_smem = smem_base + x_offset;
-    const uint32_t y_smem = smem_base + y_offset;
-    const uint32_t z_smem = smem_base + z_offset;
     const int i_tiles = (M + 127) / 128;
     const int i_ = int(blockIdx.x) % i_tiles;
     const int rest = int(blockIdx.x) / i_tiles;
@@ -138,6 +136,7 @@ two_dots_sm_89(const f16* __restrict__ X, long long X_s0, long long X_s1, long l
     }
     commit_group();
     const int tiles = (N + 63) / 64;
+    const uint32_t y_smem = smem_base + y_offset;
     // spec.py:6
     const uint32_t copy_lane_2 = swizzle<0x70>(warp * 2048 + lane / 16 * 128 + lane / 8 % 2 * 8192 + lane % 8 * 16);
     const uint32_t y_dst = y_smem + copy_lane_2;
@@ -149,6 +148,7 @@ two_dots_sm_89(const f16* __restrict__ X, long long X_s0, long long X_s1, long l
         cp_async_16((y_dst ^ (i % 4 * 32)) + i * 256, y_src);
         y_src += y_step;
     }
+    const uint32_t z_smem = smem_base + z_offset;
     const uint32_t z_dst = z_smem + copy_lane_2;
     const long long z_step = 2 * Z_s2;
     const f16* z_src = Z + (long long)b * Z_s0 + (long long)h * Z_s1 + (long long)copy_row_2 * Z_s2 + copy_col;

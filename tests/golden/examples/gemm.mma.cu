@@ -73,7 +73,7 @@ constexpr uint32_t tile_offset = 0;  // f16[128,64]{panel 64 swizzle 128}
 constexpr uint32_t b_tile_offset = 24576;  // f16[64,32]{panel 32 swizzle 64} x3
 
 // Register i of a tile -> the register, or the offset, that goes with it.
-__device__ constexpr int col_tmp_2(int i) { return i / 4 % 8 * 2 + i % 2; }
+__device__ constexpr int col_tmp(int i) { return i / 4 % 8 * 2 + i % 2; }
 
 extern "C" __global__ void __launch_bounds__(128, 1)
 gemm_bias_gelu_sm_89(const f16* __restrict__ A, long long A_s0, const f16* __restrict__ B, long long B_s0,
@@ -82,8 +82,6 @@ gemm_bias_gelu_sm_89(const f16* __restrict__ A, long long A_s0, const f16* __res
     const uint32_t smem_base = static_cast<uint32_t>(__cvta_generic_to_shared(smem));
     const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);  // known to be the same in all lanes
     const int lane = threadIdx.x % 32;
-    const uint32_t a_tile_smem = smem_base + a_tile_offset;
-    const uint32_t b_tile_smem = smem_base + b_tile_offset;
     const uint32_t tile_smem = smem_base + tile_offset;
     const int cols_tile_tiles = (N + 63) / 64;
     const int cols_tile = int(blockIdx.x) % cols_tile_tiles;
@@ -92,9 +90,10 @@ gemm_bias_gelu_sm_89(const f16* __restrict__ A, long long A_s0, const f16* __res
     const int rows_start = rows_tile * 128;
     const int cols_start = cols_tile * 64;
     // for depth in fc.loop(fc.tile(A.K, "BLOCK_K")):  [gemm.py:13]
-    const int t = (K + 31) / 32;
-    const bool t_2 = 0 < t;
+    const int depth_tile_to = (K + 31) / 32;
+    const bool v0_below_K_tiles = 0 < depth_tile_to;
     // acc <<= acc + fc.dot(fc.load(A[rows, depth]), fc.load(B[cols, depth]).T)  [gemm.py:14]
+    const uint32_t a_tile_smem = smem_base + a_tile_offset;
     const uint32_t copy_lane = swizzle<0x30>(warp * 2048 + lane * 16);
     const uint32_t a_tile_dst = a_tile_smem + copy_lane;
     const int copy_row = warp * 32 + lane / 4;
@@ -102,13 +101,14 @@ gemm_bias_gelu_sm_89(const f16* __restrict__ A, long long A_s0, const f16* __res
     const long long a_step = 8 * A_s0;
     const f16* a_base = A + (long long)(rows_start + copy_row) * A_s0 + copy_col;
     const int a_pos = rows_start + copy_row;
+    const uint32_t b_tile_smem = smem_base + b_tile_offset;
     const uint32_t copy_lane_2 = swizzle<0x30>(warp * 1024 + lane * 16);
     const uint32_t b_tile_dst = b_tile_smem + copy_lane_2;
     const int copy_row_2 = warp * 16 + lane / 4;
     const long long b_step = 8 * B_s0;
     const f16* b_base = B + (long long)(cols_start + copy_row_2) * B_s0 + copy_col;
     const int b_pos = cols_start + copy_row_2;
-    if (t_2) {
+    if (v0_below_K_tiles) {
         const f16* a_src = a_base;
         #pragma unroll
         for (int i = 0; i < 4; ++i) {
@@ -124,7 +124,7 @@ gemm_bias_gelu_sm_89(const f16* __restrict__ A, long long A_s0, const f16* __res
     }
     commit_group();
     // for depth in fc.loop(fc.tile(A.K, "BLOCK_K")):  [gemm.py:13]
-    const bool t_3 = 1 < t;
+    const bool v1_below_K_tiles = 1 < depth_tile_to;
     // acc <<= acc + fc.dot(fc.load(A[rows, depth]), fc.load(B[cols, depth]).T)  [gemm.py:14]
     const uint32_t a_tile = a_tile_smem + 8192;
     const uint32_t a_tile_dst_2 = a_tile + copy_lane;
@@ -133,7 +133,7 @@ gemm_bias_gelu_sm_89(const f16* __restrict__ A, long long A_s0, const f16* __res
     const uint32_t b_tile = b_tile_smem + 4096;
     const uint32_t b_tile_dst_2 = b_tile + copy_lane_2;
     const f16* b_base_2 = B + (long long)(cols_start + copy_row_2) * B_s0 + 32 + copy_col;
-    if (t_3) {
+    if (v1_below_K_tiles) {
         const f16* a_src_2 = a_base_2;
         #pragma unroll
         for (int i = 0; i < 4; ++i) {
@@ -156,30 +156,30 @@ gemm_bias_gelu_sm_89(const f16* __restrict__ A, long long A_s0, const f16* __res
     const uint32_t a_tile_lane = swizzle<0x30>(warp * 2048 + lane / 16 * 16 + lane % 16 * 64);
     const uint32_t b_tile_lane = swizzle<0x30>(lane / 16 * 512 + lane / 8 % 2 * 16 + lane % 8 * 64);
     #pragma unroll 1
-    for (int j = 0; j < t; ++j) {
+    for (int depth_tile = 0; depth_tile < depth_tile_to; ++depth_tile) {
         // acc <<= acc + fc.dot(fc.load(A[rows, depth]), fc.load(B[cols, depth]).T)  [gemm.py:14]
-        const uint32_t a_tile_2 = a_tile_smem + j % 3 * 8192;
-        const uint32_t b_tile_2 = b_tile_smem + j % 3 * 4096;
+        const uint32_t a_tile_2 = a_tile_smem + depth_tile % 3 * 8192;
+        const uint32_t b_tile_2 = b_tile_smem + depth_tile % 3 * 4096;
         wait_group<1>();
         __syncthreads();
-        const int next = j + 2;
-        const bool t_4 = next < t;
-        const uint32_t a_tile_3 = a_tile_smem + (j + 2) % 3 * 8192;
+        const int next = depth_tile + 2;
+        const bool next_below_K_tiles = next < depth_tile_to;
+        const uint32_t a_tile_3 = a_tile_smem + (depth_tile + 2) % 3 * 8192;
         const uint32_t a_tile_dst_3 = a_tile_3 + copy_lane;
-        const uint32_t b_tile_3 = b_tile_smem + (j + 2) % 3 * 4096;
+        const uint32_t b_tile_3 = b_tile_smem + (depth_tile + 2) % 3 * 4096;
         const uint32_t b_tile_dst_3 = b_tile_3 + copy_lane_2;
-        if (t_4) {
+        if (next_below_K_tiles) {
             // for depth in fc.loop(fc.tile(A.K, "BLOCK_K")):  [gemm.py:13]
-            const int t_5 = next * 32;
+            const int depth_start = next * 32;
             // acc <<= acc + fc.dot(fc.load(A[rows, depth]), fc.load(B[cols, depth]).T)  [gemm.py:14]
-            const f16* a_src_3 = a_base + t_5;
-            const int a_pos_3 = t_5 + copy_col;
+            const f16* a_src_3 = a_base + depth_start;
+            const int a_pos_3 = depth_start + copy_col;
             #pragma unroll
             for (int i = 0; i < 4; ++i) {
                 cp_async_16_fill(a_tile_dst_3 + i * 512, a_src_3, a_pos + i * 8 < M && a_pos_3 < K ? max(0, min(8, K - a_pos_3)) * 2 : 0);
                 a_src_3 += a_step;
             }
-            const f16* b_src_3 = b_base + t_5;
+            const f16* b_src_3 = b_base + depth_start;
             #pragma unroll
             for (int i = 0; i < 2; ++i) {
                 cp_async_16_fill(b_tile_dst_3 + i * 512, b_src_3, b_pos + i * 8 < N && a_pos_3 < K ? max(0, min(8, K - a_pos_3)) * 2 : 0);
@@ -207,22 +207,22 @@ gemm_bias_gelu_sm_89(const f16* __restrict__ A, long long A_s0, const f16* __res
         }
     }
     // x = acc + fc.load(bias[cols])  [gemm.py:15]
-    float tmp[16];
+    float bias_2[16];
     const int bias_col = lane % 4 * 2;
     const float* bias_ptr = bias + cols_start + bias_col;
     const int bias_pos = cols_start + bias_col;
     #pragma unroll
     for (int i = 0; i < 16; ++i)
-        tmp[i] = bias_pos + i / 2 * 8 + i % 2 < N ? bias_ptr[i / 2 * 8 + i % 2] : 0.0f;
+        bias_2[i] = bias_pos + i / 2 * 8 + i % 2 < N ? bias_ptr[i / 2 * 8 + i % 2] : 0.0f;
     // fc.store(C[rows, cols], (0.5 * x * (1.0 + fc.erf(x * 0.7071067811865476))).to(C.dtype))  [gemm.py:16]
-    uint32_t tmp_2[32];
+    uint32_t tmp[32];
     #pragma unroll
     for (int i = 0; i < 32; ++i) {
-        const float x = acc[2 * i] + tmp[col_tmp_2(2 * i)];
-        const float x_2 = acc[2 * i + 1] + tmp[col_tmp_2(2 * i + 1)];
+        const float x = acc[2 * i] + bias_2[col_tmp(2 * i)];
+        const float x_2 = acc[2 * i + 1] + bias_2[col_tmp(2 * i + 1)];
         const float lo = x * 0.5f * (erff(x * 0.70710677f) + 1.0f);
         const float hi = x_2 * 0.5f * (erff(x_2 * 0.70710677f) + 1.0f);
-        tmp_2[i] = pack_f16(lo, hi);
+        tmp[i] = pack_f16(lo, hi);
     }
     wait_group<0>();
     __syncthreads();
@@ -230,14 +230,14 @@ gemm_bias_gelu_sm_89(const f16* __restrict__ A, long long A_s0, const f16* __res
     const uint32_t tile_at = tile_smem + tile_lane;
     #pragma unroll
     for (int i = 0; i < 32; ++i)
-        st_shared_b32x1((tile_at ^ (i / 2 % 8 * 16)) + i / 16 * 2048 + i % 2 * 1024, &tmp_2[i]);
+        st_shared_b32x1((tile_at ^ (i / 2 % 8 * 16)) + i / 16 * 2048 + i % 2 * 1024, &tmp[i]);
     __syncwarp();
-    uint32_t tmp_3[32];
+    uint32_t c_out[32];
     const uint32_t tile_lane_2 = swizzle<0x70>(warp * 4096 + lane * 16);
     const uint32_t tile_at_2 = tile_smem + tile_lane_2;
     #pragma unroll
     for (int i = 0; i < 8; ++i)
-        ld_shared_b32x4(&tmp_3[i * 4], (tile_at_2 ^ (i % 2 * 64)) + i * 512);
+        ld_shared_b32x4(&c_out[i * 4], (tile_at_2 ^ (i % 2 * 64)) + i * 512);
     const int c_row = warp * 32 + lane / 8;
     const int c_col = lane % 8 * 8;
     f16* c_ptr = C_ + (long long)(rows_start + c_row) * C_s0 + cols_start + c_col;
@@ -245,5 +245,5 @@ gemm_bias_gelu_sm_89(const f16* __restrict__ A, long long A_s0, const f16* __res
     const int c_pos_2 = cols_start + c_col;
     #pragma unroll
     for (int i = 0; i < 64; ++i)
-        if (c_pos + i / 8 * 4 < M && c_pos_2 + i % 8 < N) c_ptr[(long long)(i / 8 * 4) * C_s0 + i % 8] = half_of(tmp_3, i);
+        if (c_pos + i / 8 * 4 < M && c_pos_2 + i % 8 < N) c_ptr[(long long)(i / 8 * 4) * C_s0 + i % 8] = half_of(c_out, i);
 }

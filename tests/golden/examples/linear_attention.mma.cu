@@ -107,8 +107,8 @@ constexpr uint32_t tile_offset_3 = 49152;  // f16[64,64]{panel 64 swizzle 128}
 
 // Register i of a tile -> the register, or the offset, that goes with it.
 __device__ constexpr int row_across(int i) { return i / 2 % 2; }
-__device__ constexpr int col_tmp_5(int i) { return i / 4 * 2 + i % 2; }
-__device__ constexpr int row_tmp_9(int i) { return i / 8; }
+__device__ constexpr int col_inside(int i) { return i / 4 * 2 + i % 2; }
+__device__ constexpr int row_tmp_5(int i) { return i / 8; }
 
 extern "C" __global__ void __launch_bounds__(128, 1)
 linear_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s1, long long Q_s2,
@@ -119,9 +119,6 @@ linear_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s1
     const uint32_t smem_base = static_cast<uint32_t>(__cvta_generic_to_shared(smem));
     const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);  // known to be the same in all lanes
     const int lane = threadIdx.x % 32;
-    const uint32_t q_smem = smem_base + q_offset;
-    const uint32_t k_smem = smem_base + k_offset;
-    const uint32_t v_smem = smem_base + v_offset;
     const uint32_t tile_smem = smem_base + tile_offset;
     const uint32_t tile_smem_2 = smem_base + tile_offset_2;
     const uint32_t tile_smem_3 = smem_base + tile_offset_3;
@@ -130,29 +127,32 @@ linear_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s1
     // w = log_decay[h]  [linear_attention.py:16]
     const float w = unsigned(h) < unsigned(H) ? log_decay[h] : 0.0f;
     // for rows in fc.loop(fc.tile(Q.M, "BLOCK_M")):  [linear_attention.py:18]
-    const int t = (M + 63) / 64;
+    const int rows_tile_to = (M + 63) / 64;
     // inside = fc.dot(q, k.T) * fc.where(i >= j, fc.exp((i - j) * w), 0.0)  [linear_attention.py:22]
-    const float t_2 = w * 1.442695f;
+    const float w_log2e = w * 1.442695f;
     // fade = fc.exp((float(rows.size) - 1.0 - j) * w)  [linear_attention.py:25]
-    const float t_3 = w * 63.0f;
+    const float w_times_63 = w * 63.0f;
     // state <<= state * fc.exp(w * float(rows.size)) + fc.dot((k.to(fc.f32) * fade).to(K.dtype).T, v)  [linear_attention.py:26]
-    const float t_4 = exp2_approx(w * 92.33248f);
+    const float t = exp2_approx(w * 92.33248f);
     // for rows in fc.loop(fc.tile(Q.M, "BLOCK_M")):  [linear_attention.py:18]
-    const bool t_5 = 0 < t;
+    const bool v0_below_M_tiles = 0 < rows_tile_to;
     // q, k, v = fc.load(Q[b, h, rows]), fc.load(K[b, h, cols]), fc.load(V[b, h, cols])  [linear_attention.py:20]
+    const uint32_t q_smem = smem_base + q_offset;
     const uint32_t copy_lane = swizzle<0x70>(warp * 2048 + lane * 16);
     const uint32_t q_dst = q_smem + copy_lane;
     const int copy_row = warp * 16 + lane / 8;
     const int copy_col = lane % 8 * 8;
     const long long q_step = 4 * Q_s2;
     const f16* q_base = Q + (long long)b * Q_s0 + (long long)h * Q_s1 + (long long)copy_row * Q_s2 + copy_col;
+    const uint32_t k_smem = smem_base + k_offset;
     const uint32_t k_dst = k_smem + copy_lane;
     const long long k_step = 4 * K_s2;
     const f16* k_base = K + (long long)b * K_s0 + (long long)h * K_s1 + (long long)copy_row * K_s2 + copy_col;
+    const uint32_t v_smem = smem_base + v_offset;
     const uint32_t v_dst = v_smem + copy_lane;
     const long long v_step = 4 * V_s2;
     const f16* v_base = V + (long long)b * V_s0 + (long long)h * V_s1 + (long long)copy_row * V_s2 + copy_col;
-    if (t_5) {
+    if (v0_below_M_tiles) {
         const f16* q_src = q_base;
         #pragma unroll
         for (int i = 0; i < 4; ++i) {
@@ -193,39 +193,39 @@ linear_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s1
     const uint32_t tile_lane_3 = swizzle<0x70>(warp * 32 + lane / 16 * 1024 + lane / 8 % 2 * 16 + lane % 8 * 128);
     const uint32_t tile_at_6 = tile_smem_3 + tile_lane_3;
     #pragma unroll 1
-    for (int j = 0; j < t; ++j) {
+    for (int rows_tile = 0; rows_tile < rows_tile_to; ++rows_tile) {
         // q, k, v = fc.load(Q[b, h, rows]), fc.load(K[b, h, cols]), fc.load(V[b, h, cols])  [linear_attention.py:20]
-        const uint32_t q = q_smem + (j & 1) * 8192;
-        const uint32_t k = k_smem + (j & 1) * 8192;
-        const uint32_t v = v_smem + (j & 1) * 8192;
+        const uint32_t q = q_smem + (rows_tile & 1) * 8192;
+        const uint32_t k = k_smem + (rows_tile & 1) * 8192;
+        const uint32_t v = v_smem + (rows_tile & 1) * 8192;
         wait_group<0>();
         __syncthreads();
-        const int next = j + 1;
-        const bool t_6 = next < t;
-        const uint32_t q_2 = q_smem + ((j + 1) & 1) * 8192;
+        const int next = rows_tile + 1;
+        const bool next_below_M_tiles = next < rows_tile_to;
+        const uint32_t q_2 = q_smem + ((rows_tile + 1) & 1) * 8192;
         const uint32_t q_dst_2 = q_2 + copy_lane;
-        const uint32_t k_2 = k_smem + ((j + 1) & 1) * 8192;
+        const uint32_t k_2 = k_smem + ((rows_tile + 1) & 1) * 8192;
         const uint32_t k_dst_2 = k_2 + copy_lane;
-        const uint32_t v_2 = v_smem + ((j + 1) & 1) * 8192;
+        const uint32_t v_2 = v_smem + ((rows_tile + 1) & 1) * 8192;
         const uint32_t v_dst_2 = v_2 + copy_lane;
-        if (t_6) {
+        if (next_below_M_tiles) {
             // for rows in fc.loop(fc.tile(Q.M, "BLOCK_M")):  [linear_attention.py:18]
-            const int t_7 = next * 64;
+            const int rows_start = next * 64;
             // q, k, v = fc.load(Q[b, h, rows]), fc.load(K[b, h, cols]), fc.load(V[b, h, cols])  [linear_attention.py:20]
-            const f16* q_src_2 = q_base + (long long)t_7 * Q_s2;
-            const int q_pos = t_7 + copy_row;
+            const f16* q_src_2 = q_base + (long long)rows_start * Q_s2;
+            const int q_pos = rows_start + copy_row;
             #pragma unroll
             for (int i = 0; i < 4; ++i) {
                 cp_async_16_fill((q_dst_2 ^ (i % 2 * 64)) + i * 512, q_src_2, q_pos + i * 4 < M ? 16 : 0);
                 q_src_2 += q_step;
             }
-            const f16* k_src_2 = k_base + (long long)t_7 * K_s2;
+            const f16* k_src_2 = k_base + (long long)rows_start * K_s2;
             #pragma unroll
             for (int i = 0; i < 4; ++i) {
                 cp_async_16_fill((k_dst_2 ^ (i % 2 * 64)) + i * 512, k_src_2, q_pos + i * 4 < M ? 16 : 0);
                 k_src_2 += k_step;
             }
-            const f16* v_src_2 = v_base + (long long)t_7 * V_s2;
+            const f16* v_src_2 = v_base + (long long)rows_start * V_s2;
             #pragma unroll
             for (int i = 0; i < 4; ++i) {
                 cp_async_16_fill((v_dst_2 ^ (i % 2 * 64)) + i * 512, v_src_2, q_pos + i * 4 < M ? 16 : 0);
@@ -262,18 +262,18 @@ linear_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s1
         for (int i = 0; i < 16; ++i)
             i_2[i] = float(pos0_2 + i / 2 * 8 + i % 2);
         // across = fc.dot(q, state.to(V.dtype)) * fc.exp((i + 1.0) * w)  [linear_attention.py:23]
-        uint32_t tmp_2[16];
+        uint32_t state_2[16];
         #pragma unroll
         for (int i = 0; i < 16; ++i)
-            tmp_2[i] = pack_f16(state[2 * i], state[2 * i + 1]);
+            state_2[i] = pack_f16(state[2 * i], state[2 * i + 1]);
         #pragma unroll
         for (int i = 0; i < 16; ++i)
-            st_shared_b32x1((tile_at ^ (i / 2 * 16)) + i % 2 * 1024, &tmp_2[i]);
+            st_shared_b32x1((tile_at ^ (i / 2 * 16)) + i % 2 * 1024, &state_2[i]);
         __syncthreads();
-        float tmp_3[32];
+        float tmp_2[32];
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            tmp_3[i] = 0.0f;
+            tmp_2[i] = 0.0f;
         #pragma unroll
         for (int k_5 = 0; k_5 < 4; ++k_5) {
             uint32_t q_4[4];
@@ -284,24 +284,24 @@ linear_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s1
                 ldmatrix_x4_trans(&tile[i * 4], (tile_at_2 ^ (i * 32)) + k_5 * 2048);
             #pragma unroll
             for (int ni = 0; ni < 8; ++ni)
-                mma_m16n8k16_f16(&tmp_3[ni * 4], q_4, &tile[ni * 2]);
+                mma_m16n8k16_f16(&tmp_2[ni * 4], q_4, &tile[ni * 2]);
         }
-        float tmp_4[2];
+        float tmp_3[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            tmp_4[i] = exp2_approx((i_[i] * w + w) * 1.442695f);
+            tmp_3[i] = exp2_approx((i_[i] * w + w) * 1.442695f);
         float across[32];
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            across[i] = tmp_3[i] * tmp_4[row_across(i)];
+            across[i] = tmp_2[i] * tmp_3[row_across(i)];
         // inside = fc.dot(q, k.T) * fc.where(i >= j, fc.exp((i - j) * w), 0.0)  [linear_attention.py:22]
         // fc.store(O[b, h, rows], (across + fc.dot(inside.to(V.dtype), v)).to(O.dtype))  [linear_attention.py:24]
-        uint32_t tmp_5[16];
+        uint32_t inside[16];
         #pragma unroll
         for (int i = 0; i < 16; ++i) {
-            const float x = i_[row_across(2 * i)] >= i_2[col_tmp_5(2 * i)] ? exp2_approx((i_[row_across(2 * i)] - i_2[col_tmp_5(2 * i)]) * t_2) : 0.0f;
-            const float x_2 = i_[row_across(2 * i + 1)] >= i_2[col_tmp_5(2 * i + 1)] ? exp2_approx((i_[row_across(2 * i + 1)] - i_2[col_tmp_5(2 * i + 1)]) * t_2) : 0.0f;
-            tmp_5[i] = pack_f16(tmp[2 * i] * x, tmp[2 * i + 1] * x_2);
+            const float v0 = i_[row_across(2 * i)] >= i_2[col_inside(2 * i)] ? exp2_approx((i_[row_across(2 * i)] - i_2[col_inside(2 * i)]) * w_log2e) : 0.0f;
+            const float v0_2 = i_[row_across(2 * i + 1)] >= i_2[col_inside(2 * i + 1)] ? exp2_approx((i_[row_across(2 * i + 1)] - i_2[col_inside(2 * i + 1)]) * w_log2e) : 0.0f;
+            inside[i] = pack_f16(tmp[2 * i] * v0, tmp[2 * i + 1] * v0_2);
         }
         const uint32_t v_at = v + tile_lane_2;
         #pragma unroll
@@ -312,30 +312,30 @@ linear_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s1
                 ldmatrix_x4_trans(&v_3[i * 4], (v_at ^ (i * 32)) + k_6 * 2048);
             #pragma unroll
             for (int ni = 0; ni < 8; ++ni)
-                mma_m16n8k16_f16(&across[ni * 4], &tmp_5[k_6 * 4], &v_3[ni * 2]);
+                mma_m16n8k16_f16(&across[ni * 4], &inside[k_6 * 4], &v_3[ni * 2]);
         }
-        uint32_t tmp_6[16];
+        uint32_t across_2[16];
         #pragma unroll
         for (int i = 0; i < 16; ++i)
-            tmp_6[i] = pack_f16(across[2 * i], across[2 * i + 1]);
+            across_2[i] = pack_f16(across[2 * i], across[2 * i + 1]);
         __syncthreads();
         #pragma unroll
         for (int i = 0; i < 16; ++i)
-            st_shared_b32x1((tile_at_3 ^ (i / 2 * 16)) + i % 2 * 1024, &tmp_6[i]);
+            st_shared_b32x1((tile_at_3 ^ (i / 2 * 16)) + i % 2 * 1024, &across_2[i]);
         __syncwarp();
-        uint32_t tmp_7[16];
+        uint32_t o_out[16];
         #pragma unroll
         for (int i = 0; i < 4; ++i)
-            ld_shared_b32x4(&tmp_7[i * 4], (tile_at_4 ^ (i % 2 * 64)) + i * 512);
-        f16* o_ptr = o_base + (long long)(j * 64) * O_s2;
-        const int o_pos = j * 64 + copy_row;
+            ld_shared_b32x4(&o_out[i * 4], (tile_at_4 ^ (i % 2 * 64)) + i * 512);
+        f16* o_ptr = o_base + (long long)(rows_tile * 64) * O_s2;
+        const int o_pos = rows_tile * 64 + copy_row;
         #pragma unroll
         for (int i = 0; i < 4; ++i)
-            if (o_pos + i * 4 < M) st_global_b32x4(o_ptr + (long long)(i * 4) * O_s2, &tmp_7[i * 4]);
+            if (o_pos + i * 4 < M) st_global_b32x4(o_ptr + (long long)(i * 4) * O_s2, &o_out[i * 4]);
         // state <<= state * fc.exp(w * float(rows.size)) + fc.dot((k.to(fc.f32) * fade).to(K.dtype).T, v)  [linear_attention.py:26]
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            state[i] = state[i] * t_4;
+            state[i] = state[i] * t;
         uint32_t k_7[16];
         const uint32_t k_at_2 = k + copy_lane;
         #pragma unroll
@@ -344,22 +344,22 @@ linear_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s1
         // i, j = (rows.index - rows.start).to(fc.f32), (cols.index - cols.start).to(fc.f32)  [linear_attention.py:21]
         // across = fc.dot(q, state.to(V.dtype)) * fc.exp((i + 1.0) * w)  [linear_attention.py:23]
         // fade = fc.exp((float(rows.size) - 1.0 - j) * w)  [linear_attention.py:25]
-        float tmp_8[4];
+        float tmp_4[4];
         #pragma unroll
         for (int i = 0; i < 4; ++i)
-            tmp_8[i] = exp2_approx((t_3 - float(copy_row + i * 4) * w) * 1.442695f);
+            tmp_4[i] = exp2_approx((w_times_63 - float(copy_row + i * 4) * w) * 1.442695f);
         // state <<= state * fc.exp(w * float(rows.size)) + fc.dot((k.to(fc.f32) * fade).to(K.dtype).T, v)  [linear_attention.py:26]
-        uint32_t tmp_9[16];
+        uint32_t tmp_5[16];
         #pragma unroll
         for (int i = 0; i < 16; ++i) {
-            const float lo = at_f16(k_7, 2 * i) * tmp_8[row_tmp_9(2 * i)];
-            const float hi = at_f16(k_7, 2 * i + 1) * tmp_8[row_tmp_9(2 * i + 1)];
-            tmp_9[i] = pack_f16(lo, hi);
+            const float lo = at_f16(k_7, 2 * i) * tmp_4[row_tmp_5(2 * i)];
+            const float hi = at_f16(k_7, 2 * i + 1) * tmp_4[row_tmp_5(2 * i + 1)];
+            tmp_5[i] = pack_f16(lo, hi);
         }
         __syncwarp();
         #pragma unroll
         for (int i = 0; i < 4; ++i)
-            st_shared_b32x4((tile_at_5 ^ (i % 2 * 64)) + i * 512, &tmp_9[i * 4]);
+            st_shared_b32x4((tile_at_5 ^ (i % 2 * 64)) + i * 512, &tmp_5[i * 4]);
         __syncthreads();
         #pragma unroll
         for (int k_8 = 0; k_8 < 4; ++k_8) {

@@ -62,7 +62,7 @@ __device__ __forceinline__ unsigned short half_of(const uint32_t* p, int i) {
 }
 
 // Register i of a tile -> the register, or the offset, that goes with it.
-__device__ constexpr int row_tmp_2(int i) { return i / 8; }
+__device__ constexpr int row_x_2(int i) { return i / 8; }
 
 extern "C" __global__ void __launch_bounds__(128, 1)
 softmax_sm_89(const f16* __restrict__ X, long long X_s0, f16* __restrict__ Y, long long Y_s0, int M, int N) {
@@ -72,8 +72,8 @@ softmax_sm_89(const f16* __restrict__ X, long long X_s0, f16* __restrict__ Y, lo
     // (rows,) = fc.grid(fc.tile(X.M, "BLOCK_M"))  [softmax.py:11]
     const int rows_start = rows_tile * 16;
     // for cols in fc.loop(fc.tile(X.N, "BLOCK_N")):  [softmax.py:13]
-    const int t = (N + 255) / 256;
-    const int whole_to = max(min(t, N / 256), 0);
+    const int cols_tile_to = (N + 255) / 256;
+    const int whole_to = max(min(cols_tile_to, N / 256), 0);
     float m[4];
     float l[4];
     #pragma unroll
@@ -88,87 +88,87 @@ softmax_sm_89(const f16* __restrict__ X, long long X_s0, f16* __restrict__ Y, lo
     const f16* x_base = X + (long long)(rows_start + x_row) * X_s0 + x_col;
     const int x_pos = rows_start + x_row;
     #pragma unroll 1
-    for (int j_ = 0; j_ < whole_to; ++j_) {
+    for (int cols_tile = 0; cols_tile < whole_to; ++cols_tile) {
         // x = fc.where(cols.valid, fc.load(X[rows, cols]).to(fc.f32), -fc.inf)  [softmax.py:14]
-        uint32_t tmp[16];
-        const f16* x_ptr = x_base + j_ * 256;
+        uint32_t x[16];
+        const f16* x_ptr = x_base + cols_tile * 256;
         #pragma unroll
         for (int i = 0; i < 4; ++i) {
-            tmp[i * 4] = tmp[i * 4 + 1] = tmp[i * 4 + 2] = tmp[i * 4 + 3] = 0;
-            if (x_pos + i < M) ld_global_b32x4(&tmp[i * 4], x_ptr + (long long)i * X_s0);
+            x[i * 4] = x[i * 4 + 1] = x[i * 4 + 2] = x[i * 4 + 3] = 0;
+            if (x_pos + i < M) ld_global_b32x4(&x[i * 4], x_ptr + (long long)i * X_s0);
         }
-        float tmp_2[32];
+        float x_2[32];
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            tmp_2[i] = at_f16(tmp, i);
+            x_2[i] = at_f16(x, i);
         // mn = fc.maximum(m, fc.max(x, axis=1))  [softmax.py:15]
-        float tmp_3[4];
+        float max_x[4];
         #pragma unroll
         for (int j = 0; j < 4; ++j) {
             float part[2];
             #pragma unroll
             for (int i = 0; i < 8; ++i) {
                 const int e = j * 8 + i;
-                part[i % 2] = i < 2 ? tmp_2[e] : fmaxf(part[i % 2], tmp_2[e]);
+                part[i % 2] = i < 2 ? x_2[e] : fmaxf(part[i % 2], x_2[e]);
             }
-            tmp_3[j] = fmaxf(part[0], part[1]);
+            max_x[j] = fmaxf(part[0], part[1]);
         }
         #pragma unroll
         for (int i = 0; i < 4; ++i) {
-            tmp_3[i] = fmaxf(tmp_3[i], shfl_xor_f32(tmp_3[i], 1));
-            tmp_3[i] = fmaxf(tmp_3[i], shfl_xor_f32(tmp_3[i], 2));
-            tmp_3[i] = fmaxf(tmp_3[i], shfl_xor_f32(tmp_3[i], 4));
-            tmp_3[i] = fmaxf(tmp_3[i], shfl_xor_f32(tmp_3[i], 8));
-            tmp_3[i] = fmaxf(tmp_3[i], shfl_xor_f32(tmp_3[i], 16));
+            max_x[i] = fmaxf(max_x[i], shfl_xor_f32(max_x[i], 1));
+            max_x[i] = fmaxf(max_x[i], shfl_xor_f32(max_x[i], 2));
+            max_x[i] = fmaxf(max_x[i], shfl_xor_f32(max_x[i], 4));
+            max_x[i] = fmaxf(max_x[i], shfl_xor_f32(max_x[i], 8));
+            max_x[i] = fmaxf(max_x[i], shfl_xor_f32(max_x[i], 16));
         }
         float mn[4];
         #pragma unroll
         for (int i = 0; i < 4; ++i)
-            mn[i] = fmaxf(m[i], tmp_3[i]);
+            mn[i] = fmaxf(m[i], max_x[i]);
         // l <<= l * fc.exp(m - mn) + fc.sum(fc.exp(x - mn), axis=1)  [softmax.py:16]
-        float tmp_4[4];
+        float mn_log2e[4];
         #pragma unroll
         for (int i = 0; i < 4; ++i)
-            tmp_4[i] = mn[i] * 1.442695f;
+            mn_log2e[i] = mn[i] * 1.442695f;
         bool any_far = false;
         #pragma unroll
         for (int i = 0; i < 4; ++i)
-            any_far |= fabsf(tmp_4[i]) > 8192.0f;
+            any_far |= fabsf(mn_log2e[i]) > 8192.0f;
         any_far = __any_sync(0xffffffffu, any_far);
         if (any_far) {
             bool far[4];
             #pragma unroll
             for (int i = 0; i < 4; ++i)
-                far[i] = fabsf(tmp_4[i]) > 8192.0f;
-            float tmp_5[4];
+                far[i] = fabsf(mn_log2e[i]) > 8192.0f;
+            float mn_2[4];
             #pragma unroll
             for (int i = 0; i < 4; ++i)
-                tmp_5[i] = far[i] ? mn[i] : 0.0f;
+                mn_2[i] = far[i] ? mn[i] : 0.0f;
             #pragma unroll
             for (int i = 0; i < 4; ++i)
-                tmp_4[i] = far[i] ? 0.0f : tmp_4[i];
+                mn_log2e[i] = far[i] ? 0.0f : mn_log2e[i];
             #pragma unroll
             for (int i = 0; i < 4; ++i)
-                m[i] = m[i] - tmp_5[i];
+                m[i] = m[i] - mn_2[i];
             #pragma unroll
             for (int i = 0; i < 32; ++i)
-                tmp_2[i] = tmp_2[i] - tmp_5[row_tmp_2(i)];
+                x_2[i] = x_2[i] - mn_2[row_x_2(i)];
         }
-        float tmp_6[4];
+        float tmp[4];
         #pragma unroll
         for (int j = 0; j < 4; ++j) {
             float part[2];
             #pragma unroll
             for (int i = 0; i < 8; ++i) {
                 const int e = j * 8 + i;
-                const float value = exp2_approx(tmp_2[e] * 1.442695f - tmp_4[row_tmp_2(e)]);
+                const float value = exp2_approx(x_2[e] * 1.442695f - mn_log2e[row_x_2(e)]);
                 part[i % 2] = i < 2 ? value : part[i % 2] + value;
             }
-            tmp_6[j] = part[0] + part[1];
+            tmp[j] = part[0] + part[1];
         }
         #pragma unroll
         for (int i = 0; i < 4; ++i)
-            l[i] = l[i] * exp2_approx(m[i] * 1.442695f - tmp_4[i]) + tmp_6[i];
+            l[i] = l[i] * exp2_approx(m[i] * 1.442695f - mn_log2e[i]) + tmp[i];
         #pragma unroll
         for (int i = 0; i < 4; ++i)
             m[i] = mn[i];
@@ -176,93 +176,93 @@ softmax_sm_89(const f16* __restrict__ X, long long X_s0, f16* __restrict__ Y, lo
     // for cols in fc.loop(fc.tile(X.N, "BLOCK_N")):  [softmax.py:13]
     // masked part of the range
     #pragma unroll 1
-    for (int j_2 = whole_to; j_2 < t; ++j_2) {
-        const int t_2 = j_2 * 256;
+    for (int cols_tile_2 = whole_to; cols_tile_2 < cols_tile_to; ++cols_tile_2) {
+        const int cols_start = cols_tile_2 * 256;
         // x = fc.where(cols.valid, fc.load(X[rows, cols]).to(fc.f32), -fc.inf)  [softmax.py:14]
-        uint32_t tmp_7[16];
-        const f16* x_ptr_2 = x_base + t_2;
-        const int x_pos_2 = t_2 + x_col;
+        uint32_t x_3[16];
+        const f16* x_ptr_2 = x_base + cols_start;
+        const int x_pos_2 = cols_start + x_col;
         #pragma unroll
         for (int i = 0; i < 16; ++i) {
             const uint32_t lo = x_pos + 2 * i / 8 < M && x_pos_2 + 2 * i % 8 < N ? x_ptr_2[(long long)(2 * i / 8) * X_s0 + 2 * i % 8] : 0;
             const uint32_t hi = x_pos + (2 * i + 1) / 8 < M && x_pos_2 + (2 * i + 1) % 8 < N ? x_ptr_2[(long long)((2 * i + 1) / 8) * X_s0 + (2 * i + 1) % 8] : 0;
-            tmp_7[i] = lo | hi << 16;
+            x_3[i] = lo | hi << 16;
         }
-        float x[32];
+        float x_4[32];
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            x[i] = x_col + i % 8 + t_2 < N ? at_f16(tmp_7, i) : -INF;
+            x_4[i] = x_col + i % 8 + cols_start < N ? at_f16(x_3, i) : -INF;
         // mn = fc.maximum(m, fc.max(x, axis=1))  [softmax.py:15]
-        float tmp_8[4];
+        float max_x_2[4];
         #pragma unroll
         for (int j = 0; j < 4; ++j) {
             float part[2];
             #pragma unroll
             for (int i = 0; i < 8; ++i) {
                 const int e = j * 8 + i;
-                part[i % 2] = i < 2 ? x[e] : fmaxf(part[i % 2], x[e]);
+                part[i % 2] = i < 2 ? x_4[e] : fmaxf(part[i % 2], x_4[e]);
             }
-            tmp_8[j] = fmaxf(part[0], part[1]);
+            max_x_2[j] = fmaxf(part[0], part[1]);
         }
         #pragma unroll
         for (int i = 0; i < 4; ++i) {
-            tmp_8[i] = fmaxf(tmp_8[i], shfl_xor_f32(tmp_8[i], 1));
-            tmp_8[i] = fmaxf(tmp_8[i], shfl_xor_f32(tmp_8[i], 2));
-            tmp_8[i] = fmaxf(tmp_8[i], shfl_xor_f32(tmp_8[i], 4));
-            tmp_8[i] = fmaxf(tmp_8[i], shfl_xor_f32(tmp_8[i], 8));
-            tmp_8[i] = fmaxf(tmp_8[i], shfl_xor_f32(tmp_8[i], 16));
+            max_x_2[i] = fmaxf(max_x_2[i], shfl_xor_f32(max_x_2[i], 1));
+            max_x_2[i] = fmaxf(max_x_2[i], shfl_xor_f32(max_x_2[i], 2));
+            max_x_2[i] = fmaxf(max_x_2[i], shfl_xor_f32(max_x_2[i], 4));
+            max_x_2[i] = fmaxf(max_x_2[i], shfl_xor_f32(max_x_2[i], 8));
+            max_x_2[i] = fmaxf(max_x_2[i], shfl_xor_f32(max_x_2[i], 16));
         }
-        float mn_2[4];
+        float mn_3[4];
         #pragma unroll
         for (int i = 0; i < 4; ++i)
-            mn_2[i] = fmaxf(m[i], tmp_8[i]);
+            mn_3[i] = fmaxf(m[i], max_x_2[i]);
         // l <<= l * fc.exp(m - mn) + fc.sum(fc.exp(x - mn), axis=1)  [softmax.py:16]
-        float tmp_9[4];
+        float mn_log2e_2[4];
         #pragma unroll
         for (int i = 0; i < 4; ++i)
-            tmp_9[i] = mn_2[i] * 1.442695f;
+            mn_log2e_2[i] = mn_3[i] * 1.442695f;
         bool any_far_2 = false;
         #pragma unroll
         for (int i = 0; i < 4; ++i)
-            any_far_2 |= fabsf(tmp_9[i]) > 8192.0f;
+            any_far_2 |= fabsf(mn_log2e_2[i]) > 8192.0f;
         any_far_2 = __any_sync(0xffffffffu, any_far_2);
         if (any_far_2) {
             bool far_2[4];
             #pragma unroll
             for (int i = 0; i < 4; ++i)
-                far_2[i] = fabsf(tmp_9[i]) > 8192.0f;
-            float tmp_10[4];
+                far_2[i] = fabsf(mn_log2e_2[i]) > 8192.0f;
+            float mn_4[4];
             #pragma unroll
             for (int i = 0; i < 4; ++i)
-                tmp_10[i] = far_2[i] ? mn_2[i] : 0.0f;
+                mn_4[i] = far_2[i] ? mn_3[i] : 0.0f;
             #pragma unroll
             for (int i = 0; i < 4; ++i)
-                tmp_9[i] = far_2[i] ? 0.0f : tmp_9[i];
+                mn_log2e_2[i] = far_2[i] ? 0.0f : mn_log2e_2[i];
             #pragma unroll
             for (int i = 0; i < 4; ++i)
-                m[i] = m[i] - tmp_10[i];
+                m[i] = m[i] - mn_4[i];
             #pragma unroll
             for (int i = 0; i < 32; ++i)
-                x[i] = x[i] - tmp_10[row_tmp_2(i)];
+                x_4[i] = x_4[i] - mn_4[row_x_2(i)];
         }
-        float tmp_11[4];
+        float tmp_2[4];
         #pragma unroll
         for (int j = 0; j < 4; ++j) {
             float part[2];
             #pragma unroll
             for (int i = 0; i < 8; ++i) {
                 const int e = j * 8 + i;
-                const float value = exp2_approx(x[e] * 1.442695f - tmp_9[row_tmp_2(e)]);
+                const float value = exp2_approx(x_4[e] * 1.442695f - mn_log2e_2[row_x_2(e)]);
                 part[i % 2] = i < 2 ? value : part[i % 2] + value;
             }
-            tmp_11[j] = part[0] + part[1];
+            tmp_2[j] = part[0] + part[1];
         }
         #pragma unroll
         for (int i = 0; i < 4; ++i)
-            l[i] = l[i] * exp2_approx(m[i] * 1.442695f - tmp_9[i]) + tmp_11[i];
+            l[i] = l[i] * exp2_approx(m[i] * 1.442695f - mn_log2e_2[i]) + tmp_2[i];
         #pragma unroll
         for (int i = 0; i < 4; ++i)
-            m[i] = mn_2[i];
+            m[i] = mn_3[i];
     }
     // for cols in fc.loop(fc.tile(X.N, "BLOCK_N")):  [softmax.py:13]
     #pragma unroll
@@ -274,79 +274,79 @@ softmax_sm_89(const f16* __restrict__ X, long long X_s0, f16* __restrict__ Y, lo
         l[i] = l[i] + shfl_xor_f32(l[i], 16);
     }
     // fc.store(Y[rows, cols], (fc.exp(x - m) / l).to(Y.dtype))  [softmax.py:20]
-    float tmp_12[4];
+    float m_log2e[4];
     #pragma unroll
     for (int i = 0; i < 4; ++i)
-        tmp_12[i] = m[i] * 1.442695f;
+        m_log2e[i] = m[i] * 1.442695f;
     bool far_3[4];
     #pragma unroll
     for (int i = 0; i < 4; ++i)
-        far_3[i] = fabsf(tmp_12[i]) > 8192.0f;
-    float tmp_13[4];
+        far_3[i] = fabsf(m_log2e[i]) > 8192.0f;
+    float m_2[4];
     #pragma unroll
     for (int i = 0; i < 4; ++i)
-        tmp_13[i] = far_3[i] ? m[i] : 0.0f;
-    float tmp_14[4];
+        m_2[i] = far_3[i] ? m[i] : 0.0f;
+    float v0[4];
     #pragma unroll
     for (int i = 0; i < 4; ++i)
-        tmp_14[i] = far_3[i] ? 0.0f : tmp_12[i];
-    float tmp_15[4];
+        v0[i] = far_3[i] ? 0.0f : m_log2e[i];
+    float rcp_l[4];
     #pragma unroll
     for (int i = 0; i < 4; ++i)
-        tmp_15[i] = rcp_approx(l[i]);
+        rcp_l[i] = rcp_approx(l[i]);
     // for cols in fc.loop(fc.tile(X.N, "BLOCK_N")):  [softmax.py:18]
     // full part of the range
     f16* y_base = Y + (long long)(rows_start + x_row) * Y_s0 + x_col;
     #pragma unroll 1
-    for (int j_3 = 0; j_3 < whole_to; ++j_3) {
-        const int t_3 = j_3 * 256;
+    for (int cols_tile_3 = 0; cols_tile_3 < whole_to; ++cols_tile_3) {
+        const int cols_start_2 = cols_tile_3 * 256;
         // x = fc.load(X[rows, cols]).to(fc.f32)  [softmax.py:19]
-        uint32_t tmp_16[16];
-        const f16* x_ptr_3 = x_base + t_3;
+        uint32_t x_5[16];
+        const f16* x_ptr_3 = x_base + cols_start_2;
         #pragma unroll
         for (int i = 0; i < 4; ++i) {
-            tmp_16[i * 4] = tmp_16[i * 4 + 1] = tmp_16[i * 4 + 2] = tmp_16[i * 4 + 3] = 0;
-            if (x_pos + i < M) ld_global_b32x4(&tmp_16[i * 4], x_ptr_3 + (long long)i * X_s0);
+            x_5[i * 4] = x_5[i * 4 + 1] = x_5[i * 4 + 2] = x_5[i * 4 + 3] = 0;
+            if (x_pos + i < M) ld_global_b32x4(&x_5[i * 4], x_ptr_3 + (long long)i * X_s0);
         }
         // fc.store(Y[rows, cols], (fc.exp(x - m) / l).to(Y.dtype))  [softmax.py:20]
-        uint32_t tmp_17[16];
+        uint32_t y_out[16];
         #pragma unroll
         for (int i = 0; i < 16; ++i) {
-            const float x_2 = exp2_approx((at_f16(tmp_16, 2 * i) - tmp_13[row_tmp_2(2 * i)]) * 1.442695f - tmp_14[row_tmp_2(2 * i)]);
-            const float x_3 = (at_f16(tmp_16, 2 * i + 1) - tmp_13[row_tmp_2(2 * i + 1)]) * 1.442695f - tmp_14[row_tmp_2(2 * i + 1)];
-            tmp_17[i] = pack_f16(x_2 * tmp_15[row_tmp_2(2 * i)], exp2_approx(x_3) * tmp_15[row_tmp_2(2 * i + 1)]);
+            const float x_6 = exp2_approx((at_f16(x_5, 2 * i) - m_2[row_x_2(2 * i)]) * 1.442695f - v0[row_x_2(2 * i)]);
+            const float x_7 = (at_f16(x_5, 2 * i + 1) - m_2[row_x_2(2 * i + 1)]) * 1.442695f - v0[row_x_2(2 * i + 1)];
+            y_out[i] = pack_f16(x_6 * rcp_l[row_x_2(2 * i)], exp2_approx(x_7) * rcp_l[row_x_2(2 * i + 1)]);
         }
-        f16* y_ptr = y_base + t_3;
+        f16* y_ptr = y_base + cols_start_2;
         #pragma unroll
         for (int i = 0; i < 4; ++i)
-            if (x_pos + i < M) st_global_b32x4(y_ptr + (long long)i * Y_s0, &tmp_17[i * 4]);
+            if (x_pos + i < M) st_global_b32x4(y_ptr + (long long)i * Y_s0, &y_out[i * 4]);
     }
     // for cols in fc.loop(fc.tile(X.N, "BLOCK_N")):  [softmax.py:18]
     // masked part of the range
     #pragma unroll 1
-    for (int j_4 = whole_to; j_4 < t; ++j_4) {
-        const int t_4 = j_4 * 256;
+    for (int cols_tile_4 = whole_to; cols_tile_4 < cols_tile_to; ++cols_tile_4) {
+        const int cols_start_3 = cols_tile_4 * 256;
         // x = fc.load(X[rows, cols]).to(fc.f32)  [softmax.py:19]
-        uint32_t tmp_18[16];
-        const f16* x_ptr_4 = x_base + t_4;
-        const int x_pos_3 = t_4 + x_col;
+        uint32_t x_8[16];
+        const f16* x_ptr_4 = x_base + cols_start_3;
+        const int x_pos_3 = cols_start_3 + x_col;
         #pragma unroll
         for (int i = 0; i < 16; ++i) {
             const uint32_t lo = x_pos + 2 * i / 8 < M && x_pos_3 + 2 * i % 8 < N ? x_ptr_4[(long long)(2 * i / 8) * X_s0 + 2 * i % 8] : 0;
             const uint32_t hi = x_pos + (2 * i + 1) / 8 < M && x_pos_3 + (2 * i + 1) % 8 < N ? x_ptr_4[(long long)((2 * i + 1) / 8) * X_s0 + (2 * i + 1) % 8] : 0;
-            tmp_18[i] = lo | hi << 16;
+            x_8[i] = lo | hi << 16;
         }
         // fc.store(Y[rows, cols], (fc.exp(x - m) / l).to(Y.dtype))  [softmax.py:20]
-        uint32_t tmp_19[16];
+        uint32_t y_out_2[16];
         #pragma unroll
         for (int i = 0; i < 16; ++i) {
-            const float x_4 = exp2_approx((at_f16(tmp_18, 2 * i) - tmp_13[row_tmp_2(2 * i)]) * 1.442695f - tmp_14[row_tmp_2(2 * i)]);
-            const float x_5 = (at_f16(tmp_18, 2 * i + 1) - tmp_13[row_tmp_2(2 * i + 1)]) * 1.442695f - tmp_14[row_tmp_2(2 * i + 1)];
-            tmp_19[i] = pack_f16(x_4 * tmp_15[row_tmp_2(2 * i)], exp2_approx(x_5) * tmp_15[row_tmp_2(2 * i + 1)]);
+            const float x_9 = exp2_approx((at_f16(x_8, 2 * i) - m_2[row_x_2(2 * i)]) * 1.442695f - v0[row_x_2(2 * i)]);
+            const float x_10 = (at_f16(x_8, 2 * i + 1) - m_2[row_x_2(2 * i + 1)]) * 1.442695f - v0[row_x_2(2 * i + 1)];
+            y_out_2[i] = pack_f16(x_9 * rcp_l[row_x_2(2 * i)], exp2_approx(x_10) * rcp_l[row_x_2(2 * i + 1)]);
         }
-        f16* y_ptr_2 = y_base + t_4;
+        f16* y_ptr_2 = y_base + cols_start_3;
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            if (x_pos + i / 8 < M && x_pos_3 + i % 8 < N) y_ptr_2[(long long)(i / 8) * Y_s0 + i % 8] = half_of(tmp_19, i);
+            if (x_pos + i / 8 < M && x_pos_3 + i % 8 < N) y_ptr_2[(long long)(i / 8) * Y_s0 + i % 8] = half_of(y_out_2, i);
     }
 }

@@ -96,8 +96,8 @@ constexpr uint32_t tile_offset_2 = 18432;  // f16[64,64]{panel 64 pad 8}
 constexpr uint32_t tile_offset_3 = 18432;  // f16[64,64]{panel 64 pad 8}
 
 // Register i of a tile -> the register, or the offset, that goes with it.
-__device__ constexpr int row_tmp_2(int i) { return i / 2; }
-__device__ constexpr int col_tmp_2(int i) { return i % 2; }
+__device__ constexpr int row_tmp(int i) { return i / 2; }
+__device__ constexpr int col_tmp(int i) { return i % 2; }
 __device__ constexpr int flip(int i) {
     constexpr int at[] = {0, 64, 16, 80, 32, 96, 48, 112, 64, 0, 80, 16, 96, 32, 112, 48, 0, 64, 16, 80, 32, 96, 48, 112, 64, 0, 80, 16, 96, 32, 112, 48};
     return at[i];
@@ -148,13 +148,13 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         st_shared_b16(q_at + i / 2 * 144 + i % 2 * 64, half_of(q, i));
     const float slope = unsigned(h) < unsigned(H) ? slopes[h] : 0.0f;
     // s = cap * fc.tanh(s / cap)  [variants.py:18]
-    const float t = scale * rcp_approx(cap);
+    const float scale_times_rcp_cap = scale * rcp_approx(cap);
     // for cols in fc.loop(fc.tile(K.N, "BLOCK_N"), descending=True, live=visible):  [variants.py:16]
-    const int t_2 = min((N + 63) / 64, rows_tile + 1);
-    const int t_3 = max(rows_tile - floor_div(window + 62, 64), 0);
-    const int t_4 = max(t_3, rows_tile - floor_div(window, 64) + 1);
-    const int whole_from = min(t_4, t_2);
-    const int whole_to = max(min(t_2, min(N / 64, rows_tile)), whole_from);
+    const int cols_tile_to = min((N + 63) / 64, rows_tile + 1);
+    const int cols_tile_from = max(rows_tile - floor_div(window + 62, 64), 0);
+    const int t = max(cols_tile_from, rows_tile - floor_div(window, 64) + 1);
+    const int whole_from = min(t, cols_tile_to);
+    const int whole_to = max(min(cols_tile_to, min(N / 64, rows_tile)), whole_from);
     float m[16];
     float l[16];
     float acc[32];
@@ -174,34 +174,34 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
     const uint32_t v_tile_at = v_tile_smem + q_lane;
     const uint32_t tile_at = tile_smem + q_lane;
     #pragma unroll 1
-    for (int j_ = t_2 - 1; j_ >= whole_to; --j_) {
-        const int t_5 = j_ * 64;
+    for (int cols_tile = cols_tile_to - 1; cols_tile >= whole_to; --cols_tile) {
+        const int cols_start = cols_tile * 64;
         // s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale  [variants.py:17]
-        uint32_t tmp[16];
-        const f16* k_ptr = k_base + (long long)t_5 * K_s2;
-        const int k_pos = t_5 + q_row;
+        uint32_t k[16];
+        const f16* k_ptr = k_base + (long long)cols_start * K_s2;
+        const int k_pos = cols_start + q_row;
         #pragma unroll
         for (int i = 0; i < 16; ++i) {
             const uint32_t lo = k_pos + 2 * i / 2 < N ? k_ptr[(long long)(2 * i / 2) * K_s2 + 2 * i % 2 * 32] : 0;
             const uint32_t hi = k_pos + (2 * i + 1) / 2 < N ? k_ptr[(long long)((2 * i + 1) / 2) * K_s2 + (2 * i + 1) % 2 * 32] : 0;
-            tmp[i] = lo | hi << 16;
+            k[i] = lo | hi << 16;
         }
         __syncthreads();
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            st_shared_b16(k_tile_at + i / 2 * 144 + i % 2 * 64, half_of(tmp, i));
+            st_shared_b16(k_tile_at + i / 2 * 144 + i % 2 * 64, half_of(k, i));
         __syncthreads();
-        float tmp_2[32];
+        float tmp[32];
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            tmp_2[i] = 0.0f;
+            tmp[i] = 0.0f;
         #pragma unroll 1
-        for (int k = 0; k < 64; ++k) {
+        for (int k_2 = 0; k_2 < 64; ++k_2) {
             uint32_t q_2[8];
             #pragma unroll
             for (int i = 0; i < 8; ++i) {
-                const uint32_t lo = ld_shared_b16(q_smem + ((warp * 16 + 2 * i) * 144 + k * 2));
-                const uint32_t hi = ld_shared_b16(q_smem + ((warp * 16 + 2 * i + 1) * 144 + k * 2));
+                const uint32_t lo = ld_shared_b16(q_smem + ((warp * 16 + 2 * i) * 144 + k_2 * 2));
+                const uint32_t hi = ld_shared_b16(q_smem + ((warp * 16 + 2 * i + 1) * 144 + k_2 * 2));
                 q_2[i] = lo | hi << 16;
             }
             float q_3[16];
@@ -209,8 +209,8 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
             for (int i = 0; i < 16; ++i)
                 q_3[i] = at_f16(q_2, i);
             uint32_t k_tile[1];
-            const uint32_t lo = ld_shared_b16(k_tile_smem + (lane * 144 + k * 2));
-            const uint32_t hi = ld_shared_b16(k_tile_smem + ((lane + 32) * 144 + k * 2));
+            const uint32_t lo = ld_shared_b16(k_tile_smem + (lane * 144 + k_2 * 2));
+            const uint32_t hi = ld_shared_b16(k_tile_smem + ((lane + 32) * 144 + k_2 * 2));
             k_tile[0] = lo | hi << 16;
             float k_tile_2[2];
             #pragma unroll
@@ -218,7 +218,7 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
                 k_tile_2[i] = at_f16(k_tile, i);
             #pragma unroll
             for (int i = 0; i < 32; ++i)
-                tmp_2[i] = fmaf(q_3[row_tmp_2(i)], k_tile_2[col_tmp_2(i)], tmp_2[i]);
+                tmp[i] = fmaf(q_3[row_tmp(i)], k_tile_2[col_tmp(i)], tmp[i]);
         }
         // visible = lambda cols: (cols.valid & (rows.index >= cols.index)) & (rows.index - cols.index < window)  [variants.py:13]
         // s = cap * fc.tanh(s / cap)  [variants.py:18]
@@ -228,117 +228,117 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         #pragma unroll
         for (int i = 0; i < 32; ++i) {
             const int x = q_row + i / 2 + rows_start;
-            const bool x_2 = i % 2 * 32 < min(x + 1 - t_5, N - t_5) - lane && x - (lane + i % 2 * 32 + t_5) < window;
-            s[i] = x_2 ? tanhf(tmp_2[i] * t) * cap + float(lane + i % 2 * 32 + t_5 - x) * slope : -INF;
+            const bool x_2 = i % 2 * 32 < min(x + 1 - cols_start, N - cols_start) - lane && x - (lane + i % 2 * 32 + cols_start) < window;
+            s[i] = x_2 ? tanhf(tmp[i] * scale_times_rcp_cap) * cap + float(lane + i % 2 * 32 + cols_start - x) * slope : -INF;
         }
         // mn = fc.maximum(m, fc.max(s, axis=1))  [variants.py:21]
-        float tmp_3[16];
+        float max_s[16];
         #pragma unroll
         for (int j = 0; j < 16; ++j) {
             #pragma unroll
             for (int i = 0; i < 2; ++i) {
                 const int e = j * 2 + i;
-                tmp_3[j] = i < 1 ? s[e] : fmaxf(tmp_3[j], s[e]);
+                max_s[j] = i < 1 ? s[e] : fmaxf(max_s[j], s[e]);
             }
         }
         #pragma unroll
         for (int i = 0; i < 16; ++i) {
-            tmp_3[i] = fmaxf(tmp_3[i], shfl_xor_f32(tmp_3[i], 1));
-            tmp_3[i] = fmaxf(tmp_3[i], shfl_xor_f32(tmp_3[i], 2));
-            tmp_3[i] = fmaxf(tmp_3[i], shfl_xor_f32(tmp_3[i], 4));
-            tmp_3[i] = fmaxf(tmp_3[i], shfl_xor_f32(tmp_3[i], 8));
-            tmp_3[i] = fmaxf(tmp_3[i], shfl_xor_f32(tmp_3[i], 16));
+            max_s[i] = fmaxf(max_s[i], shfl_xor_f32(max_s[i], 1));
+            max_s[i] = fmaxf(max_s[i], shfl_xor_f32(max_s[i], 2));
+            max_s[i] = fmaxf(max_s[i], shfl_xor_f32(max_s[i], 4));
+            max_s[i] = fmaxf(max_s[i], shfl_xor_f32(max_s[i], 8));
+            max_s[i] = fmaxf(max_s[i], shfl_xor_f32(max_s[i], 16));
         }
         float mn[16];
         #pragma unroll
         for (int i = 0; i < 16; ++i)
-            mn[i] = fmaxf(m[i], tmp_3[i]);
+            mn[i] = fmaxf(m[i], max_s[i]);
         // base = fc.where(mn == -fc.inf, 0.0, mn)  [variants.py:22]
         float base[16];
         #pragma unroll
         for (int i = 0; i < 16; ++i)
             base[i] = mn[i] == -INF ? 0.0f : mn[i];
         // p, a = fc.exp(s - base), fc.exp(m - base)  [variants.py:23]
-        float tmp_4[16];
+        float base_log2e[16];
         #pragma unroll
         for (int i = 0; i < 16; ++i)
-            tmp_4[i] = base[i] * 1.442695f;
+            base_log2e[i] = base[i] * 1.442695f;
         bool any_far = false;
         #pragma unroll
         for (int i = 0; i < 16; ++i)
-            any_far |= fabsf(tmp_4[i]) > 8192.0f;
+            any_far |= fabsf(base_log2e[i]) > 8192.0f;
         any_far = __any_sync(0xffffffffu, any_far);
         if (any_far) {
             bool far[16];
             #pragma unroll
             for (int i = 0; i < 16; ++i)
-                far[i] = fabsf(tmp_4[i]) > 8192.0f;
-            float tmp_5[16];
+                far[i] = fabsf(base_log2e[i]) > 8192.0f;
+            float base_2[16];
             #pragma unroll
             for (int i = 0; i < 16; ++i)
-                tmp_5[i] = far[i] ? base[i] : 0.0f;
+                base_2[i] = far[i] ? base[i] : 0.0f;
             #pragma unroll
             for (int i = 0; i < 16; ++i)
-                tmp_4[i] = far[i] ? 0.0f : tmp_4[i];
+                base_log2e[i] = far[i] ? 0.0f : base_log2e[i];
             #pragma unroll
             for (int i = 0; i < 32; ++i)
-                s[i] = s[i] - tmp_5[row_tmp_2(i)];
+                s[i] = s[i] - base_2[row_tmp(i)];
             #pragma unroll
             for (int i = 0; i < 16; ++i)
-                m[i] = m[i] - tmp_5[i];
+                m[i] = m[i] - base_2[i];
         }
         float p[32];
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            p[i] = exp2_approx(s[i] * 1.442695f - tmp_4[row_tmp_2(i)]);
+            p[i] = exp2_approx(s[i] * 1.442695f - base_log2e[row_tmp(i)]);
         float a[16];
         #pragma unroll
         for (int i = 0; i < 16; ++i)
-            a[i] = exp2_approx(m[i] * 1.442695f - tmp_4[i]);
+            a[i] = exp2_approx(m[i] * 1.442695f - base_log2e[i]);
         // l <<= l * a + fc.sum(p, axis=1)  [variants.py:24]
-        float tmp_6[16];
+        float sum_p[16];
         #pragma unroll
         for (int j = 0; j < 16; ++j) {
             #pragma unroll
             for (int i = 0; i < 2; ++i) {
                 const int e = j * 2 + i;
-                tmp_6[j] = i < 1 ? p[e] : tmp_6[j] + p[e];
+                sum_p[j] = i < 1 ? p[e] : sum_p[j] + p[e];
             }
         }
         #pragma unroll
         for (int i = 0; i < 16; ++i)
-            l[i] = l[i] * a[i] + tmp_6[i];
+            l[i] = l[i] * a[i] + sum_p[i];
         // acc <<= acc * a + fc.dot(p.to(V.dtype), fc.load(V[b, h, cols]))  [variants.py:25]
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            acc[i] = acc[i] * a[row_tmp_2(i)];
-        uint32_t tmp_7[16];
+            acc[i] = acc[i] * a[row_tmp(i)];
+        uint32_t p_2[16];
         #pragma unroll
         for (int i = 0; i < 16; ++i)
-            tmp_7[i] = pack_f16(p[2 * i], p[2 * i + 1]);
-        uint32_t tmp_8[16];
-        const f16* v_ptr = v_base + (long long)t_5 * V_s2;
+            p_2[i] = pack_f16(p[2 * i], p[2 * i + 1]);
+        uint32_t v[16];
+        const f16* v_ptr = v_base + (long long)cols_start * V_s2;
         #pragma unroll
         for (int i = 0; i < 16; ++i) {
             const uint32_t lo = k_pos + 2 * i / 2 < N ? v_ptr[(long long)(2 * i / 2) * V_s2 + 2 * i % 2 * 32] : 0;
             const uint32_t hi = k_pos + (2 * i + 1) / 2 < N ? v_ptr[(long long)((2 * i + 1) / 2) * V_s2 + (2 * i + 1) % 2 * 32] : 0;
-            tmp_8[i] = lo | hi << 16;
+            v[i] = lo | hi << 16;
         }
         __syncthreads();
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            st_shared_b16(v_tile_at + i / 2 * 144 + i % 2 * 64, half_of(tmp_8, i));
+            st_shared_b16(v_tile_at + i / 2 * 144 + i % 2 * 64, half_of(v, i));
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            st_shared_b16(tile_at + i / 2 * 144 + i % 2 * 64, half_of(tmp_7, i));
+            st_shared_b16(tile_at + i / 2 * 144 + i % 2 * 64, half_of(p_2, i));
         __syncthreads();
         #pragma unroll 1
-        for (int k_2 = 0; k_2 < 64; ++k_2) {
+        for (int k_3 = 0; k_3 < 64; ++k_3) {
             uint32_t tile[8];
             #pragma unroll
             for (int i = 0; i < 8; ++i) {
-                const uint32_t lo = ld_shared_b16(tile_smem + ((warp * 16 + 2 * i) * 144 + k_2 * 2));
-                const uint32_t hi = ld_shared_b16(tile_smem + ((warp * 16 + 2 * i + 1) * 144 + k_2 * 2));
+                const uint32_t lo = ld_shared_b16(tile_smem + ((warp * 16 + 2 * i) * 144 + k_3 * 2));
+                const uint32_t hi = ld_shared_b16(tile_smem + ((warp * 16 + 2 * i + 1) * 144 + k_3 * 2));
                 tile[i] = lo | hi << 16;
             }
             float tile_2[16];
@@ -346,8 +346,8 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
             for (int i = 0; i < 16; ++i)
                 tile_2[i] = at_f16(tile, i);
             uint32_t v_tile[1];
-            const uint32_t lo = ld_shared_b16(v_tile_smem + (k_2 * 144 + lane * 2));
-            const uint32_t hi = ld_shared_b16(v_tile_smem + (k_2 * 144 + (lane + 32) * 2));
+            const uint32_t lo = ld_shared_b16(v_tile_smem + (k_3 * 144 + lane * 2));
+            const uint32_t hi = ld_shared_b16(v_tile_smem + (k_3 * 144 + (lane + 32) * 2));
             v_tile[0] = lo | hi << 16;
             float v_tile_2[2];
             #pragma unroll
@@ -355,7 +355,7 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
                 v_tile_2[i] = at_f16(v_tile, i);
             #pragma unroll
             for (int i = 0; i < 32; ++i)
-                acc[i] = fmaf(tile_2[row_tmp_2(i)], v_tile_2[col_tmp_2(i)], acc[i]);
+                acc[i] = fmaf(tile_2[row_tmp(i)], v_tile_2[col_tmp(i)], acc[i]);
         }
         #pragma unroll
         for (int i = 0; i < 16; ++i)
@@ -367,33 +367,33 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
     const uint32_t v_tile_at_2 = v_tile_smem_2 + q_lane;
     const uint32_t tile_at_2 = tile_smem_2 + q_lane;
     #pragma unroll 1
-    for (int j_2 = whole_to - 1; j_2 >= whole_from; --j_2) {
-        const int t_6 = j_2 * 64;
+    for (int cols_tile_2 = whole_to - 1; cols_tile_2 >= whole_from; --cols_tile_2) {
+        const int cols_start_2 = cols_tile_2 * 64;
         // s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale  [variants.py:17]
-        uint32_t tmp_9[16];
-        const f16* k_ptr_2 = k_base + (long long)t_6 * K_s2;
+        uint32_t k_4[16];
+        const f16* k_ptr_2 = k_base + (long long)cols_start_2 * K_s2;
         #pragma unroll
         for (int i = 0; i < 16; ++i) {
             const uint32_t lo = k_ptr_2[(long long)(2 * i / 2) * K_s2 + 2 * i % 2 * 32];
             const uint32_t hi = k_ptr_2[(long long)((2 * i + 1) / 2) * K_s2 + (2 * i + 1) % 2 * 32];
-            tmp_9[i] = lo | hi << 16;
+            k_4[i] = lo | hi << 16;
         }
         __syncthreads();
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            st_shared_b16(k_tile_at_2 + i / 2 * 144 + i % 2 * 64, half_of(tmp_9, i));
+            st_shared_b16(k_tile_at_2 + i / 2 * 144 + i % 2 * 64, half_of(k_4, i));
         __syncthreads();
-        float tmp_10[32];
+        float tmp_2[32];
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            tmp_10[i] = 0.0f;
+            tmp_2[i] = 0.0f;
         #pragma unroll 1
-        for (int k_3 = 0; k_3 < 64; ++k_3) {
+        for (int k_5 = 0; k_5 < 64; ++k_5) {
             uint32_t q_4[8];
             #pragma unroll
             for (int i = 0; i < 8; ++i) {
-                const uint32_t lo = ld_shared_b16(q_smem + ((warp * 16 + 2 * i) * 144 + k_3 * 2));
-                const uint32_t hi = ld_shared_b16(q_smem + ((warp * 16 + 2 * i + 1) * 144 + k_3 * 2));
+                const uint32_t lo = ld_shared_b16(q_smem + ((warp * 16 + 2 * i) * 144 + k_5 * 2));
+                const uint32_t hi = ld_shared_b16(q_smem + ((warp * 16 + 2 * i + 1) * 144 + k_5 * 2));
                 q_4[i] = lo | hi << 16;
             }
             float q_5[16];
@@ -401,8 +401,8 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
             for (int i = 0; i < 16; ++i)
                 q_5[i] = at_f16(q_4, i);
             uint32_t k_tile_3[1];
-            const uint32_t lo = ld_shared_b16(k_tile_smem_2 + (lane * 144 + k_3 * 2));
-            const uint32_t hi = ld_shared_b16(k_tile_smem_2 + ((lane + 32) * 144 + k_3 * 2));
+            const uint32_t lo = ld_shared_b16(k_tile_smem_2 + (lane * 144 + k_5 * 2));
+            const uint32_t hi = ld_shared_b16(k_tile_smem_2 + ((lane + 32) * 144 + k_5 * 2));
             k_tile_3[0] = lo | hi << 16;
             float k_tile_4[2];
             #pragma unroll
@@ -410,122 +410,122 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
                 k_tile_4[i] = at_f16(k_tile_3, i);
             #pragma unroll
             for (int i = 0; i < 32; ++i)
-                tmp_10[i] = fmaf(q_5[row_tmp_2(i)], k_tile_4[col_tmp_2(i)], tmp_10[i]);
+                tmp_2[i] = fmaf(q_5[row_tmp(i)], k_tile_4[col_tmp(i)], tmp_2[i]);
         }
         // s = cap * fc.tanh(s / cap)  [variants.py:18]
         // s = s + slope * (cols.index - rows.index).to(fc.f32)  [variants.py:19]
         float s_2[32];
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            s_2[i] = tanhf(tmp_10[i] * t) * cap + float(lane + i % 2 * 32 + t_6 - (q_row + i / 2 + rows_start)) * slope;
+            s_2[i] = tanhf(tmp_2[i] * scale_times_rcp_cap) * cap + float(lane + i % 2 * 32 + cols_start_2 - (q_row + i / 2 + rows_start)) * slope;
         // mn = fc.maximum(m, fc.max(s, axis=1))  [variants.py:21]
-        float tmp_11[16];
+        float max_s_2[16];
         #pragma unroll
         for (int j = 0; j < 16; ++j) {
             #pragma unroll
             for (int i = 0; i < 2; ++i) {
                 const int e = j * 2 + i;
-                tmp_11[j] = i < 1 ? s_2[e] : fmaxf(tmp_11[j], s_2[e]);
+                max_s_2[j] = i < 1 ? s_2[e] : fmaxf(max_s_2[j], s_2[e]);
             }
         }
         #pragma unroll
         for (int i = 0; i < 16; ++i) {
-            tmp_11[i] = fmaxf(tmp_11[i], shfl_xor_f32(tmp_11[i], 1));
-            tmp_11[i] = fmaxf(tmp_11[i], shfl_xor_f32(tmp_11[i], 2));
-            tmp_11[i] = fmaxf(tmp_11[i], shfl_xor_f32(tmp_11[i], 4));
-            tmp_11[i] = fmaxf(tmp_11[i], shfl_xor_f32(tmp_11[i], 8));
-            tmp_11[i] = fmaxf(tmp_11[i], shfl_xor_f32(tmp_11[i], 16));
+            max_s_2[i] = fmaxf(max_s_2[i], shfl_xor_f32(max_s_2[i], 1));
+            max_s_2[i] = fmaxf(max_s_2[i], shfl_xor_f32(max_s_2[i], 2));
+            max_s_2[i] = fmaxf(max_s_2[i], shfl_xor_f32(max_s_2[i], 4));
+            max_s_2[i] = fmaxf(max_s_2[i], shfl_xor_f32(max_s_2[i], 8));
+            max_s_2[i] = fmaxf(max_s_2[i], shfl_xor_f32(max_s_2[i], 16));
         }
         float mn_2[16];
         #pragma unroll
         for (int i = 0; i < 16; ++i)
-            mn_2[i] = fmaxf(m[i], tmp_11[i]);
+            mn_2[i] = fmaxf(m[i], max_s_2[i]);
         // base = fc.where(mn == -fc.inf, 0.0, mn)  [variants.py:22]
-        float base_2[16];
+        float base_3[16];
         #pragma unroll
         for (int i = 0; i < 16; ++i)
-            base_2[i] = mn_2[i] == -INF ? 0.0f : mn_2[i];
+            base_3[i] = mn_2[i] == -INF ? 0.0f : mn_2[i];
         // p, a = fc.exp(s - base), fc.exp(m - base)  [variants.py:23]
-        float tmp_12[16];
+        float base_log2e_2[16];
         #pragma unroll
         for (int i = 0; i < 16; ++i)
-            tmp_12[i] = base_2[i] * 1.442695f;
+            base_log2e_2[i] = base_3[i] * 1.442695f;
         bool any_far_2 = false;
         #pragma unroll
         for (int i = 0; i < 16; ++i)
-            any_far_2 |= fabsf(tmp_12[i]) > 8192.0f;
+            any_far_2 |= fabsf(base_log2e_2[i]) > 8192.0f;
         any_far_2 = __any_sync(0xffffffffu, any_far_2);
         if (any_far_2) {
             bool far_2[16];
             #pragma unroll
             for (int i = 0; i < 16; ++i)
-                far_2[i] = fabsf(tmp_12[i]) > 8192.0f;
-            float tmp_13[16];
+                far_2[i] = fabsf(base_log2e_2[i]) > 8192.0f;
+            float base_4[16];
             #pragma unroll
             for (int i = 0; i < 16; ++i)
-                tmp_13[i] = far_2[i] ? base_2[i] : 0.0f;
+                base_4[i] = far_2[i] ? base_3[i] : 0.0f;
             #pragma unroll
             for (int i = 0; i < 16; ++i)
-                tmp_12[i] = far_2[i] ? 0.0f : tmp_12[i];
+                base_log2e_2[i] = far_2[i] ? 0.0f : base_log2e_2[i];
             #pragma unroll
             for (int i = 0; i < 32; ++i)
-                s_2[i] = s_2[i] - tmp_13[row_tmp_2(i)];
+                s_2[i] = s_2[i] - base_4[row_tmp(i)];
             #pragma unroll
             for (int i = 0; i < 16; ++i)
-                m[i] = m[i] - tmp_13[i];
+                m[i] = m[i] - base_4[i];
         }
-        float p_2[32];
+        float p_3[32];
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            p_2[i] = exp2_approx(s_2[i] * 1.442695f - tmp_12[row_tmp_2(i)]);
+            p_3[i] = exp2_approx(s_2[i] * 1.442695f - base_log2e_2[row_tmp(i)]);
         float a_2[16];
         #pragma unroll
         for (int i = 0; i < 16; ++i)
-            a_2[i] = exp2_approx(m[i] * 1.442695f - tmp_12[i]);
+            a_2[i] = exp2_approx(m[i] * 1.442695f - base_log2e_2[i]);
         // l <<= l * a + fc.sum(p, axis=1)  [variants.py:24]
-        float tmp_14[16];
+        float sum_p_2[16];
         #pragma unroll
         for (int j = 0; j < 16; ++j) {
             #pragma unroll
             for (int i = 0; i < 2; ++i) {
                 const int e = j * 2 + i;
-                tmp_14[j] = i < 1 ? p_2[e] : tmp_14[j] + p_2[e];
+                sum_p_2[j] = i < 1 ? p_3[e] : sum_p_2[j] + p_3[e];
             }
         }
         #pragma unroll
         for (int i = 0; i < 16; ++i)
-            l[i] = l[i] * a_2[i] + tmp_14[i];
+            l[i] = l[i] * a_2[i] + sum_p_2[i];
         // acc <<= acc * a + fc.dot(p.to(V.dtype), fc.load(V[b, h, cols]))  [variants.py:25]
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            acc[i] = acc[i] * a_2[row_tmp_2(i)];
-        uint32_t tmp_15[16];
+            acc[i] = acc[i] * a_2[row_tmp(i)];
+        uint32_t p_4[16];
         #pragma unroll
         for (int i = 0; i < 16; ++i)
-            tmp_15[i] = pack_f16(p_2[2 * i], p_2[2 * i + 1]);
-        uint32_t tmp_16[16];
-        const f16* v_ptr_2 = v_base + (long long)t_6 * V_s2;
+            p_4[i] = pack_f16(p_3[2 * i], p_3[2 * i + 1]);
+        uint32_t v_2[16];
+        const f16* v_ptr_2 = v_base + (long long)cols_start_2 * V_s2;
         #pragma unroll
         for (int i = 0; i < 16; ++i) {
             const uint32_t lo = v_ptr_2[(long long)(2 * i / 2) * V_s2 + 2 * i % 2 * 32];
             const uint32_t hi = v_ptr_2[(long long)((2 * i + 1) / 2) * V_s2 + (2 * i + 1) % 2 * 32];
-            tmp_16[i] = lo | hi << 16;
+            v_2[i] = lo | hi << 16;
         }
         __syncthreads();
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            st_shared_b16(v_tile_at_2 + i / 2 * 144 + i % 2 * 64, half_of(tmp_16, i));
+            st_shared_b16(v_tile_at_2 + i / 2 * 144 + i % 2 * 64, half_of(v_2, i));
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            st_shared_b16(tile_at_2 + i / 2 * 144 + i % 2 * 64, half_of(tmp_15, i));
+            st_shared_b16(tile_at_2 + i / 2 * 144 + i % 2 * 64, half_of(p_4, i));
         __syncthreads();
         #pragma unroll 1
-        for (int k_4 = 0; k_4 < 64; ++k_4) {
+        for (int k_6 = 0; k_6 < 64; ++k_6) {
             uint32_t tile_3[8];
             #pragma unroll
             for (int i = 0; i < 8; ++i) {
-                const uint32_t lo = ld_shared_b16(tile_smem_2 + ((warp * 16 + 2 * i) * 144 + k_4 * 2));
-                const uint32_t hi = ld_shared_b16(tile_smem_2 + ((warp * 16 + 2 * i + 1) * 144 + k_4 * 2));
+                const uint32_t lo = ld_shared_b16(tile_smem_2 + ((warp * 16 + 2 * i) * 144 + k_6 * 2));
+                const uint32_t hi = ld_shared_b16(tile_smem_2 + ((warp * 16 + 2 * i + 1) * 144 + k_6 * 2));
                 tile_3[i] = lo | hi << 16;
             }
             float tile_4[16];
@@ -533,8 +533,8 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
             for (int i = 0; i < 16; ++i)
                 tile_4[i] = at_f16(tile_3, i);
             uint32_t v_tile_3[1];
-            const uint32_t lo = ld_shared_b16(v_tile_smem_2 + (k_4 * 144 + lane * 2));
-            const uint32_t hi = ld_shared_b16(v_tile_smem_2 + (k_4 * 144 + (lane + 32) * 2));
+            const uint32_t lo = ld_shared_b16(v_tile_smem_2 + (k_6 * 144 + lane * 2));
+            const uint32_t hi = ld_shared_b16(v_tile_smem_2 + (k_6 * 144 + (lane + 32) * 2));
             v_tile_3[0] = lo | hi << 16;
             float v_tile_4[2];
             #pragma unroll
@@ -542,7 +542,7 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
                 v_tile_4[i] = at_f16(v_tile_3, i);
             #pragma unroll
             for (int i = 0; i < 32; ++i)
-                acc[i] = fmaf(tile_4[row_tmp_2(i)], v_tile_4[col_tmp_2(i)], acc[i]);
+                acc[i] = fmaf(tile_4[row_tmp(i)], v_tile_4[col_tmp(i)], acc[i]);
         }
         #pragma unroll
         for (int i = 0; i < 16; ++i)
@@ -554,34 +554,34 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
     const uint32_t v_tile_at_3 = v_tile_smem_3 + q_lane;
     const uint32_t tile_at_3 = tile_smem_3 + q_lane;
     #pragma unroll 1
-    for (int j_3 = whole_from - 1; j_3 >= t_3; --j_3) {
-        const int t_7 = j_3 * 64;
+    for (int cols_tile_3 = whole_from - 1; cols_tile_3 >= cols_tile_from; --cols_tile_3) {
+        const int cols_start_3 = cols_tile_3 * 64;
         // s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale  [variants.py:17]
-        uint32_t tmp_17[16];
-        const f16* k_ptr_3 = k_base + (long long)t_7 * K_s2;
-        const int k_pos_2 = t_7 + q_row;
+        uint32_t k_7[16];
+        const f16* k_ptr_3 = k_base + (long long)cols_start_3 * K_s2;
+        const int k_pos_2 = cols_start_3 + q_row;
         #pragma unroll
         for (int i = 0; i < 16; ++i) {
             const uint32_t lo = k_pos_2 + 2 * i / 2 < N ? k_ptr_3[(long long)(2 * i / 2) * K_s2 + 2 * i % 2 * 32] : 0;
             const uint32_t hi = k_pos_2 + (2 * i + 1) / 2 < N ? k_ptr_3[(long long)((2 * i + 1) / 2) * K_s2 + (2 * i + 1) % 2 * 32] : 0;
-            tmp_17[i] = lo | hi << 16;
+            k_7[i] = lo | hi << 16;
         }
         __syncthreads();
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            st_shared_b16(k_tile_at_3 + i / 2 * 144 + i % 2 * 64, half_of(tmp_17, i));
+            st_shared_b16(k_tile_at_3 + i / 2 * 144 + i % 2 * 64, half_of(k_7, i));
         __syncthreads();
-        float tmp_18[32];
+        float tmp_3[32];
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            tmp_18[i] = 0.0f;
+            tmp_3[i] = 0.0f;
         #pragma unroll 1
-        for (int k_5 = 0; k_5 < 64; ++k_5) {
+        for (int k_8 = 0; k_8 < 64; ++k_8) {
             uint32_t q_6[8];
             #pragma unroll
             for (int i = 0; i < 8; ++i) {
-                const uint32_t lo = ld_shared_b16(q_smem + ((warp * 16 + 2 * i) * 144 + k_5 * 2));
-                const uint32_t hi = ld_shared_b16(q_smem + ((warp * 16 + 2 * i + 1) * 144 + k_5 * 2));
+                const uint32_t lo = ld_shared_b16(q_smem + ((warp * 16 + 2 * i) * 144 + k_8 * 2));
+                const uint32_t hi = ld_shared_b16(q_smem + ((warp * 16 + 2 * i + 1) * 144 + k_8 * 2));
                 q_6[i] = lo | hi << 16;
             }
             float q_7[16];
@@ -589,8 +589,8 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
             for (int i = 0; i < 16; ++i)
                 q_7[i] = at_f16(q_6, i);
             uint32_t k_tile_5[1];
-            const uint32_t lo = ld_shared_b16(k_tile_smem_3 + (lane * 144 + k_5 * 2));
-            const uint32_t hi = ld_shared_b16(k_tile_smem_3 + ((lane + 32) * 144 + k_5 * 2));
+            const uint32_t lo = ld_shared_b16(k_tile_smem_3 + (lane * 144 + k_8 * 2));
+            const uint32_t hi = ld_shared_b16(k_tile_smem_3 + ((lane + 32) * 144 + k_8 * 2));
             k_tile_5[0] = lo | hi << 16;
             float k_tile_6[2];
             #pragma unroll
@@ -598,7 +598,7 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
                 k_tile_6[i] = at_f16(k_tile_5, i);
             #pragma unroll
             for (int i = 0; i < 32; ++i)
-                tmp_18[i] = fmaf(q_7[row_tmp_2(i)], k_tile_6[col_tmp_2(i)], tmp_18[i]);
+                tmp_3[i] = fmaf(q_7[row_tmp(i)], k_tile_6[col_tmp(i)], tmp_3[i]);
         }
         // visible = lambda cols: (cols.valid & (rows.index >= cols.index)) & (rows.index - cols.index < window)  [variants.py:13]
         // s = cap * fc.tanh(s / cap)  [variants.py:18]
@@ -608,117 +608,117 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         #pragma unroll
         for (int i = 0; i < 32; ++i) {
             const int x_3 = q_row + i / 2 + rows_start;
-            const bool x_4 = i % 2 * 32 < min(x_3 + 1 - t_7, N - t_7) - lane && x_3 - (lane + i % 2 * 32 + t_7) < window;
-            s_3[i] = x_4 ? tanhf(tmp_18[i] * t) * cap + float(lane + i % 2 * 32 + t_7 - x_3) * slope : -INF;
+            const bool x_4 = i % 2 * 32 < min(x_3 + 1 - cols_start_3, N - cols_start_3) - lane && x_3 - (lane + i % 2 * 32 + cols_start_3) < window;
+            s_3[i] = x_4 ? tanhf(tmp_3[i] * scale_times_rcp_cap) * cap + float(lane + i % 2 * 32 + cols_start_3 - x_3) * slope : -INF;
         }
         // mn = fc.maximum(m, fc.max(s, axis=1))  [variants.py:21]
-        float tmp_19[16];
+        float max_s_3[16];
         #pragma unroll
         for (int j = 0; j < 16; ++j) {
             #pragma unroll
             for (int i = 0; i < 2; ++i) {
                 const int e = j * 2 + i;
-                tmp_19[j] = i < 1 ? s_3[e] : fmaxf(tmp_19[j], s_3[e]);
+                max_s_3[j] = i < 1 ? s_3[e] : fmaxf(max_s_3[j], s_3[e]);
             }
         }
         #pragma unroll
         for (int i = 0; i < 16; ++i) {
-            tmp_19[i] = fmaxf(tmp_19[i], shfl_xor_f32(tmp_19[i], 1));
-            tmp_19[i] = fmaxf(tmp_19[i], shfl_xor_f32(tmp_19[i], 2));
-            tmp_19[i] = fmaxf(tmp_19[i], shfl_xor_f32(tmp_19[i], 4));
-            tmp_19[i] = fmaxf(tmp_19[i], shfl_xor_f32(tmp_19[i], 8));
-            tmp_19[i] = fmaxf(tmp_19[i], shfl_xor_f32(tmp_19[i], 16));
+            max_s_3[i] = fmaxf(max_s_3[i], shfl_xor_f32(max_s_3[i], 1));
+            max_s_3[i] = fmaxf(max_s_3[i], shfl_xor_f32(max_s_3[i], 2));
+            max_s_3[i] = fmaxf(max_s_3[i], shfl_xor_f32(max_s_3[i], 4));
+            max_s_3[i] = fmaxf(max_s_3[i], shfl_xor_f32(max_s_3[i], 8));
+            max_s_3[i] = fmaxf(max_s_3[i], shfl_xor_f32(max_s_3[i], 16));
         }
         float mn_3[16];
         #pragma unroll
         for (int i = 0; i < 16; ++i)
-            mn_3[i] = fmaxf(m[i], tmp_19[i]);
+            mn_3[i] = fmaxf(m[i], max_s_3[i]);
         // base = fc.where(mn == -fc.inf, 0.0, mn)  [variants.py:22]
-        float base_3[16];
+        float base_5[16];
         #pragma unroll
         for (int i = 0; i < 16; ++i)
-            base_3[i] = mn_3[i] == -INF ? 0.0f : mn_3[i];
+            base_5[i] = mn_3[i] == -INF ? 0.0f : mn_3[i];
         // p, a = fc.exp(s - base), fc.exp(m - base)  [variants.py:23]
-        float tmp_20[16];
+        float base_log2e_3[16];
         #pragma unroll
         for (int i = 0; i < 16; ++i)
-            tmp_20[i] = base_3[i] * 1.442695f;
+            base_log2e_3[i] = base_5[i] * 1.442695f;
         bool any_far_3 = false;
         #pragma unroll
         for (int i = 0; i < 16; ++i)
-            any_far_3 |= fabsf(tmp_20[i]) > 8192.0f;
+            any_far_3 |= fabsf(base_log2e_3[i]) > 8192.0f;
         any_far_3 = __any_sync(0xffffffffu, any_far_3);
         if (any_far_3) {
             bool far_3[16];
             #pragma unroll
             for (int i = 0; i < 16; ++i)
-                far_3[i] = fabsf(tmp_20[i]) > 8192.0f;
-            float tmp_21[16];
+                far_3[i] = fabsf(base_log2e_3[i]) > 8192.0f;
+            float base_6[16];
             #pragma unroll
             for (int i = 0; i < 16; ++i)
-                tmp_21[i] = far_3[i] ? base_3[i] : 0.0f;
+                base_6[i] = far_3[i] ? base_5[i] : 0.0f;
             #pragma unroll
             for (int i = 0; i < 16; ++i)
-                tmp_20[i] = far_3[i] ? 0.0f : tmp_20[i];
+                base_log2e_3[i] = far_3[i] ? 0.0f : base_log2e_3[i];
             #pragma unroll
             for (int i = 0; i < 32; ++i)
-                s_3[i] = s_3[i] - tmp_21[row_tmp_2(i)];
+                s_3[i] = s_3[i] - base_6[row_tmp(i)];
             #pragma unroll
             for (int i = 0; i < 16; ++i)
-                m[i] = m[i] - tmp_21[i];
+                m[i] = m[i] - base_6[i];
         }
-        float p_3[32];
+        float p_5[32];
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            p_3[i] = exp2_approx(s_3[i] * 1.442695f - tmp_20[row_tmp_2(i)]);
+            p_5[i] = exp2_approx(s_3[i] * 1.442695f - base_log2e_3[row_tmp(i)]);
         float a_3[16];
         #pragma unroll
         for (int i = 0; i < 16; ++i)
-            a_3[i] = exp2_approx(m[i] * 1.442695f - tmp_20[i]);
+            a_3[i] = exp2_approx(m[i] * 1.442695f - base_log2e_3[i]);
         // l <<= l * a + fc.sum(p, axis=1)  [variants.py:24]
-        float tmp_22[16];
+        float sum_p_3[16];
         #pragma unroll
         for (int j = 0; j < 16; ++j) {
             #pragma unroll
             for (int i = 0; i < 2; ++i) {
                 const int e = j * 2 + i;
-                tmp_22[j] = i < 1 ? p_3[e] : tmp_22[j] + p_3[e];
+                sum_p_3[j] = i < 1 ? p_5[e] : sum_p_3[j] + p_5[e];
             }
         }
         #pragma unroll
         for (int i = 0; i < 16; ++i)
-            l[i] = l[i] * a_3[i] + tmp_22[i];
+            l[i] = l[i] * a_3[i] + sum_p_3[i];
         // acc <<= acc * a + fc.dot(p.to(V.dtype), fc.load(V[b, h, cols]))  [variants.py:25]
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            acc[i] = acc[i] * a_3[row_tmp_2(i)];
-        uint32_t tmp_23[16];
+            acc[i] = acc[i] * a_3[row_tmp(i)];
+        uint32_t p_6[16];
         #pragma unroll
         for (int i = 0; i < 16; ++i)
-            tmp_23[i] = pack_f16(p_3[2 * i], p_3[2 * i + 1]);
-        uint32_t tmp_24[16];
-        const f16* v_ptr_3 = v_base + (long long)t_7 * V_s2;
+            p_6[i] = pack_f16(p_5[2 * i], p_5[2 * i + 1]);
+        uint32_t v_3[16];
+        const f16* v_ptr_3 = v_base + (long long)cols_start_3 * V_s2;
         #pragma unroll
         for (int i = 0; i < 16; ++i) {
             const uint32_t lo = k_pos_2 + 2 * i / 2 < N ? v_ptr_3[(long long)(2 * i / 2) * V_s2 + 2 * i % 2 * 32] : 0;
             const uint32_t hi = k_pos_2 + (2 * i + 1) / 2 < N ? v_ptr_3[(long long)((2 * i + 1) / 2) * V_s2 + (2 * i + 1) % 2 * 32] : 0;
-            tmp_24[i] = lo | hi << 16;
+            v_3[i] = lo | hi << 16;
         }
         __syncthreads();
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            st_shared_b16(v_tile_at_3 + i / 2 * 144 + i % 2 * 64, half_of(tmp_24, i));
+            st_shared_b16(v_tile_at_3 + i / 2 * 144 + i % 2 * 64, half_of(v_3, i));
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            st_shared_b16(tile_at_3 + i / 2 * 144 + i % 2 * 64, half_of(tmp_23, i));
+            st_shared_b16(tile_at_3 + i / 2 * 144 + i % 2 * 64, half_of(p_6, i));
         __syncthreads();
         #pragma unroll 1
-        for (int k_6 = 0; k_6 < 64; ++k_6) {
+        for (int k_9 = 0; k_9 < 64; ++k_9) {
             uint32_t tile_5[8];
             #pragma unroll
             for (int i = 0; i < 8; ++i) {
-                const uint32_t lo = ld_shared_b16(tile_smem_3 + ((warp * 16 + 2 * i) * 144 + k_6 * 2));
-                const uint32_t hi = ld_shared_b16(tile_smem_3 + ((warp * 16 + 2 * i + 1) * 144 + k_6 * 2));
+                const uint32_t lo = ld_shared_b16(tile_smem_3 + ((warp * 16 + 2 * i) * 144 + k_9 * 2));
+                const uint32_t hi = ld_shared_b16(tile_smem_3 + ((warp * 16 + 2 * i + 1) * 144 + k_9 * 2));
                 tile_5[i] = lo | hi << 16;
             }
             float tile_6[16];
@@ -726,8 +726,8 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
             for (int i = 0; i < 16; ++i)
                 tile_6[i] = at_f16(tile_5, i);
             uint32_t v_tile_5[1];
-            const uint32_t lo = ld_shared_b16(v_tile_smem_3 + (k_6 * 144 + lane * 2));
-            const uint32_t hi = ld_shared_b16(v_tile_smem_3 + (k_6 * 144 + (lane + 32) * 2));
+            const uint32_t lo = ld_shared_b16(v_tile_smem_3 + (k_9 * 144 + lane * 2));
+            const uint32_t hi = ld_shared_b16(v_tile_smem_3 + (k_9 * 144 + (lane + 32) * 2));
             v_tile_5[0] = lo | hi << 16;
             float v_tile_6[2];
             #pragma unroll
@@ -735,7 +735,7 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
                 v_tile_6[i] = at_f16(v_tile_5, i);
             #pragma unroll
             for (int i = 0; i < 32; ++i)
-                acc[i] = fmaf(tile_6[row_tmp_2(i)], v_tile_6[col_tmp_2(i)], acc[i]);
+                acc[i] = fmaf(tile_6[row_tmp(i)], v_tile_6[col_tmp(i)], acc[i]);
         }
         #pragma unroll
         for (int i = 0; i < 16; ++i)
@@ -751,39 +751,39 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         l[i] = l[i] + shfl_xor_f32(l[i], 16);
     }
     // fc.store(O[b, h, rows], fc.where(l == 0.0, 0.0, acc / l).to(O.dtype))  [variants.py:27]
-    bool tmp_25[16];
+    bool l_is_0[16];
     #pragma unroll
     for (int i = 0; i < 16; ++i)
-        tmp_25[i] = l[i] == 0.0f;
-    float tmp_26[16];
+        l_is_0[i] = l[i] == 0.0f;
+    float rcp_l[16];
     #pragma unroll
     for (int i = 0; i < 16; ++i)
-        tmp_26[i] = rcp_approx(l[i]);
-    uint32_t tmp_27[16];
+        rcp_l[i] = rcp_approx(l[i]);
+    uint32_t v0[16];
     #pragma unroll
     for (int i = 0; i < 16; ++i) {
-        const float lo_ = tmp_25[row_tmp_2(2 * i)] ? 0.0f : acc[2 * i] * tmp_26[row_tmp_2(2 * i)];
-        const float hi_ = tmp_25[row_tmp_2(2 * i + 1)] ? 0.0f : acc[2 * i + 1] * tmp_26[row_tmp_2(2 * i + 1)];
-        tmp_27[i] = pack_f16(lo_, hi_);
+        const float lo_ = l_is_0[row_tmp(2 * i)] ? 0.0f : acc[2 * i] * rcp_l[row_tmp(2 * i)];
+        const float hi_ = l_is_0[row_tmp(2 * i + 1)] ? 0.0f : acc[2 * i + 1] * rcp_l[row_tmp(2 * i + 1)];
+        v0[i] = pack_f16(lo_, hi_);
     }
     __syncthreads();
     const uint32_t tile_lane = swizzle<0x70>(warp * 2048 + lane * 2);
     const uint32_t tile_at_4 = tile_smem_4 + tile_lane;
     #pragma unroll
     for (int i = 0; i < 32; ++i)
-        st_shared_b16((tile_at_4 ^ flip(i)) + i / 2 * 128, half_of(tmp_27, i));
+        st_shared_b16((tile_at_4 ^ flip(i)) + i / 2 * 128, half_of(v0, i));
     __syncwarp();
-    uint32_t tmp_28[16];
+    uint32_t o_out[16];
     const uint32_t tile_lane_2 = swizzle<0x70>(warp * 2048 + lane * 16);
     const uint32_t tile_at_5 = tile_smem_4 + tile_lane_2;
     #pragma unroll
     for (int i = 0; i < 4; ++i)
-        ld_shared_b32x4(&tmp_28[i * 4], (tile_at_5 ^ (i % 2 * 64)) + i * 512);
+        ld_shared_b32x4(&o_out[i * 4], (tile_at_5 ^ (i % 2 * 64)) + i * 512);
     const int o_row = warp * 16 + lane / 8;
     const int o_col = lane % 8 * 8;
     f16* o_ptr = O + (long long)b * O_s0 + (long long)h * O_s1 + (long long)(rows_start + o_row) * O_s2 + o_col;
     const int o_pos = rows_start + o_row;
     #pragma unroll
     for (int i = 0; i < 32; ++i)
-        if (o_pos + i / 8 * 4 < M) o_ptr[(long long)(i / 8 * 4) * O_s2 + i % 8] = half_of(tmp_28, i);
+        if (o_pos + i / 8 * 4 < M) o_ptr[(long long)(i / 8 * 4) * O_s2 + i % 8] = half_of(o_out, i);
 }

@@ -119,8 +119,6 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
     const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);  // known to be the same in all lanes
     const int lane = threadIdx.x % 32;
     const uint32_t q_smem = smem_base + q_offset;
-    const uint32_t k_tile_smem = smem_base + k_tile_offset;
-    const uint32_t v_tile_smem = smem_base + v_tile_offset;
     const uint32_t tile_smem = smem_base + tile_offset;
     const int rows_tile_tiles = (M + 63) / 64;
     const int rows_tile = rows_tile_tiles - 1 - int(blockIdx.x) % rows_tile_tiles;
@@ -145,35 +143,37 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
     commit_group();
     const float slope = unsigned(h) < unsigned(H) ? slopes[h] : 0.0f;
     // s = cap * fc.tanh(s / cap)  [variants.py:18]
-    const float t = scale * rcp_approx(cap);
+    const float scale_times_rcp_cap = scale * rcp_approx(cap);
     // for cols in fc.loop(fc.tile(K.N, "BLOCK_N"), descending=True, live=visible):  [variants.py:16]
-    const int t_2 = min((N + 63) / 64, rows_tile + 1);
-    const int t_3 = max(rows_tile - floor_div(window + 62, 64), 0);
-    const int t_4 = max(t_3, rows_tile - floor_div(window, 64) + 1);
-    const int whole_from = min(t_4, t_2);
-    const int whole_to = max(min(t_2, min(N / 64, rows_tile)), whole_from);
-    const int t_5 = t_2 - 1;
-    const bool t_6 = t_5 >= t_3;
+    const int cols_tile_to = min((N + 63) / 64, rows_tile + 1);
+    const int cols_tile_from = max(rows_tile - floor_div(window + 62, 64), 0);
+    const int t = max(cols_tile_from, rows_tile - floor_div(window, 64) + 1);
+    const int whole_from = min(t, cols_tile_to);
+    const int whole_to = max(min(cols_tile_to, min(N / 64, rows_tile)), whole_from);
+    const int N_tiles_cut_before = cols_tile_to - 1;
+    const bool t_2 = N_tiles_cut_before >= cols_tile_from;
     // s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale  [variants.py:17]
+    const uint32_t k_tile_smem = smem_base + k_tile_offset;
     const uint32_t k_tile_dst = k_tile_smem + copy_lane;
     const long long k_step = 4 * K_s2;
     const f16* k_base = K + (long long)b * K_s0 + (long long)h * K_s1 + (long long)copy_row * K_s2 + copy_col;
+    const uint32_t v_tile_smem = smem_base + v_tile_offset;
     const uint32_t v_tile_dst = v_tile_smem + copy_lane;
     const long long v_step = 4 * V_s2;
     const f16* v_base = V + (long long)b * V_s0 + (long long)h * V_s1 + (long long)copy_row * V_s2 + copy_col;
-    if (t_6) {
+    if (t_2) {
         // for cols in fc.loop(fc.tile(K.N, "BLOCK_N"), descending=True, live=visible):  [variants.py:16]
-        const int t_7 = t_5 * 64;
+        const int cols_start = N_tiles_cut_before * 64;
         // s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale  [variants.py:17]
-        const f16* k_src = k_base + (long long)t_7 * K_s2;
-        const int k_pos = t_7 + copy_row;
+        const f16* k_src = k_base + (long long)cols_start * K_s2;
+        const int k_pos = cols_start + copy_row;
         #pragma unroll
         for (int i = 0; i < 4; ++i) {
             cp_async_16_fill((k_tile_dst ^ (i % 2 * 64)) + i * 512, k_src, unsigned(k_pos + i * 4) < unsigned(N) ? 16 : 0);
             k_src += k_step;
         }
         // acc <<= acc * a + fc.dot(p.to(V.dtype), fc.load(V[b, h, cols]))  [variants.py:25]
-        const f16* v_src = v_base + (long long)t_7 * V_s2;
+        const f16* v_src = v_base + (long long)cols_start * V_s2;
         #pragma unroll
         for (int i = 0; i < 4; ++i) {
             cp_async_16_fill((v_tile_dst ^ (i % 2 * 64)) + i * 512, v_src, unsigned(k_pos + i * 4) < unsigned(N) ? 16 : 0);
@@ -209,34 +209,34 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
     const int pos0_2 = lane % 4 * 2;
     const uint32_t v_tile_lane = swizzle<0x70>(lane / 16 * 16 + lane % 16 * 128);
     #pragma unroll 1
-    for (int j_ = t_2 - 1; j_ >= whole_to; --j_) {
+    for (int cols_tile = cols_tile_to - 1; cols_tile >= whole_to; --cols_tile) {
         // s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale  [variants.py:17]
-        const int n = t_5 - j_;
+        const int n = N_tiles_cut_before - cols_tile;
         const uint32_t k_tile = k_tile_smem + (n & 1) * 8192;
         // acc <<= acc * a + fc.dot(p.to(V.dtype), fc.load(V[b, h, cols]))  [variants.py:25]
         const uint32_t v_tile = v_tile_smem + (n & 1) * 8192;
         wait_group<0>();
         __syncthreads();
         // s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale  [variants.py:17]
-        const int next = j_ - 1;
-        const bool t_8 = next >= t_3;
+        const int next = cols_tile - 1;
+        const bool t_3 = next >= cols_tile_from;
         const uint32_t k_tile_2 = k_tile_smem + ((n + 1) & 1) * 8192;
         const uint32_t k_tile_dst_2 = k_tile_2 + copy_lane;
         const uint32_t v_tile_2 = v_tile_smem + ((n + 1) & 1) * 8192;
         const uint32_t v_tile_dst_2 = v_tile_2 + copy_lane;
-        if (t_8) {
+        if (t_3) {
             // for cols in fc.loop(fc.tile(K.N, "BLOCK_N"), descending=True, live=visible):  [variants.py:16]
-            const int t_9 = next * 64;
+            const int cols_start_2 = next * 64;
             // s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale  [variants.py:17]
-            const f16* k_src_2 = k_base + (long long)t_9 * K_s2;
-            const int k_pos_2 = t_9 + copy_row;
+            const f16* k_src_2 = k_base + (long long)cols_start_2 * K_s2;
+            const int k_pos_2 = cols_start_2 + copy_row;
             #pragma unroll
             for (int i = 0; i < 4; ++i) {
                 cp_async_16_fill((k_tile_dst_2 ^ (i % 2 * 64)) + i * 512, k_src_2, unsigned(k_pos_2 + i * 4) < unsigned(N) ? 16 : 0);
                 k_src_2 += k_step;
             }
             // acc <<= acc * a + fc.dot(p.to(V.dtype), fc.load(V[b, h, cols]))  [variants.py:25]
-            const f16* v_src_2 = v_base + (long long)t_9 * V_s2;
+            const f16* v_src_2 = v_base + (long long)cols_start_2 * V_s2;
             #pragma unroll
             for (int i = 0; i < 4; ++i) {
                 cp_async_16_fill((v_tile_dst_2 ^ (i % 2 * 64)) + i * 512, v_src_2, unsigned(k_pos_2 + i * 4) < unsigned(N) ? 16 : 0);
@@ -245,7 +245,7 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         }
         commit_group();
         // for cols in fc.loop(fc.tile(K.N, "BLOCK_N"), descending=True, live=visible):  [variants.py:16]
-        const int t_10 = j_ * 64;
+        const int cols_start_3 = cols_tile * 64;
         // s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale  [variants.py:17]
         float tmp[32];
         #pragma unroll
@@ -268,7 +268,7 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         #pragma unroll
         for (int i = 0; i < 2; ++i) {
             const int x = pos0 + i * 8 + rows_start;
-            limit[i] = min(x + 1 - t_10, N - t_10);
+            limit[i] = min(x + 1 - cols_start_3, N - cols_start_3);
         }
         // visible = lambda cols: (cols.valid & (rows.index >= cols.index)) & (rows.index - cols.index < window)  [variants.py:13]
         // s = cap * fc.tanh(s / cap)  [variants.py:18]
@@ -278,12 +278,12 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         #pragma unroll
         for (int i = 0; i < 32; ++i) {
             const int x_2 = pos0 + i / 2 % 2 * 8 + rows_start;
-            const bool x_3 = i / 4 * 8 + i % 2 < limit[row_s(i)] - pos0_2 && x_2 - (pos0_2 + i / 4 * 8 + i % 2 + t_10) < window;
-            const float s_2 = tanhf(tmp[i] * t) * cap + float(pos0_2 + i / 4 * 8 + i % 2 + t_10 - x_2) * slope;
+            const bool x_3 = i / 4 * 8 + i % 2 < limit[row_s(i)] - pos0_2 && x_2 - (pos0_2 + i / 4 * 8 + i % 2 + cols_start_3) < window;
+            const float s_2 = tanhf(tmp[i] * scale_times_rcp_cap) * cap + float(pos0_2 + i / 4 * 8 + i % 2 + cols_start_3 - x_2) * slope;
             s[i] = x_3 ? s_2 : -INF;
         }
         // mn = fc.maximum(m, fc.max(s, axis=1))  [variants.py:21]
-        float tmp_2[2];
+        float max_s[2];
         #pragma unroll
         for (int j = 0; j < 2; ++j) {
             float part[2];
@@ -292,61 +292,61 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
                 const int e = j * 2 + i / 2 * 4 + i % 2;
                 part[i % 2] = i < 2 ? s[e] : fmaxf(part[i % 2], s[e]);
             }
-            tmp_2[j] = fmaxf(part[0], part[1]);
+            max_s[j] = fmaxf(part[0], part[1]);
         }
         #pragma unroll
         for (int i = 0; i < 2; ++i) {
-            tmp_2[i] = fmaxf(tmp_2[i], shfl_xor_f32(tmp_2[i], 1));
-            tmp_2[i] = fmaxf(tmp_2[i], shfl_xor_f32(tmp_2[i], 2));
+            max_s[i] = fmaxf(max_s[i], shfl_xor_f32(max_s[i], 1));
+            max_s[i] = fmaxf(max_s[i], shfl_xor_f32(max_s[i], 2));
         }
         float mn[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            mn[i] = fmaxf(m[i], tmp_2[i]);
+            mn[i] = fmaxf(m[i], max_s[i]);
         // base = fc.where(mn == -fc.inf, 0.0, mn)  [variants.py:22]
         float base[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i)
             base[i] = mn[i] == -INF ? 0.0f : mn[i];
         // p, a = fc.exp(s - base), fc.exp(m - base)  [variants.py:23]
-        float tmp_3[2];
+        float base_log2e[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            tmp_3[i] = base[i] * 1.442695f;
+            base_log2e[i] = base[i] * 1.442695f;
         bool any_far = false;
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            any_far |= fabsf(tmp_3[i]) > 8192.0f;
+            any_far |= fabsf(base_log2e[i]) > 8192.0f;
         any_far = __any_sync(0xffffffffu, any_far);
         if (any_far) {
             bool far[2];
             #pragma unroll
             for (int i = 0; i < 2; ++i)
-                far[i] = fabsf(tmp_3[i]) > 8192.0f;
-            float tmp_4[2];
+                far[i] = fabsf(base_log2e[i]) > 8192.0f;
+            float base_2[2];
             #pragma unroll
             for (int i = 0; i < 2; ++i)
-                tmp_4[i] = far[i] ? base[i] : 0.0f;
+                base_2[i] = far[i] ? base[i] : 0.0f;
             #pragma unroll
             for (int i = 0; i < 2; ++i)
-                tmp_3[i] = far[i] ? 0.0f : tmp_3[i];
+                base_log2e[i] = far[i] ? 0.0f : base_log2e[i];
             #pragma unroll
             for (int i = 0; i < 32; ++i)
-                s[i] = s[i] - tmp_4[row_s(i)];
+                s[i] = s[i] - base_2[row_s(i)];
             #pragma unroll
             for (int i = 0; i < 2; ++i)
-                m[i] = m[i] - tmp_4[i];
+                m[i] = m[i] - base_2[i];
         }
         float p[32];
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            p[i] = exp2_approx(s[i] * 1.442695f - tmp_3[row_s(i)]);
+            p[i] = exp2_approx(s[i] * 1.442695f - base_log2e[row_s(i)]);
         float a[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            a[i] = exp2_approx(m[i] * 1.442695f - tmp_3[i]);
+            a[i] = exp2_approx(m[i] * 1.442695f - base_log2e[i]);
         // l <<= l * a + fc.sum(p, axis=1)  [variants.py:24]
-        float tmp_5[2];
+        float sum_p[2];
         #pragma unroll
         for (int j = 0; j < 2; ++j) {
             float part[2];
@@ -355,19 +355,19 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
                 const int e = j * 2 + i / 2 * 4 + i % 2;
                 part[i % 2] = i < 2 ? p[e] : part[i % 2] + p[e];
             }
-            tmp_5[j] = part[0] + part[1];
+            sum_p[j] = part[0] + part[1];
         }
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            l[i] = l[i] * a[i] + tmp_5[i];
+            l[i] = l[i] * a[i] + sum_p[i];
         // acc <<= acc * a + fc.dot(p.to(V.dtype), fc.load(V[b, h, cols]))  [variants.py:25]
         #pragma unroll
         for (int i = 0; i < 32; ++i)
             acc[i] = acc[i] * a[row_s(i)];
-        uint32_t tmp_6[16];
+        uint32_t p_2[16];
         #pragma unroll
         for (int i = 0; i < 16; ++i)
-            tmp_6[i] = pack_f16(p[2 * i], p[2 * i + 1]);
+            p_2[i] = pack_f16(p[2 * i], p[2 * i + 1]);
         const uint32_t v_tile_at = v_tile + v_tile_lane;
         #pragma unroll
         for (int k_2 = 0; k_2 < 4; ++k_2) {
@@ -377,7 +377,7 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
                 ldmatrix_x4_trans(&v_tile_3[i * 4], (v_tile_at ^ (i * 32)) + k_2 * 2048);
             #pragma unroll
             for (int ni = 0; ni < 8; ++ni)
-                mma_m16n8k16_f16(&acc[ni * 4], &tmp_6[k_2 * 4], &v_tile_3[ni * 2]);
+                mma_m16n8k16_f16(&acc[ni * 4], &p_2[k_2 * 4], &v_tile_3[ni * 2]);
         }
         #pragma unroll
         for (int i = 0; i < 2; ++i)
@@ -386,34 +386,34 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
     // for cols in fc.loop(fc.tile(K.N, "BLOCK_N"), descending=True, live=visible):  [variants.py:16]
     // full part of the range
     #pragma unroll 1
-    for (int j_2 = whole_to - 1; j_2 >= whole_from; --j_2) {
+    for (int cols_tile_2 = whole_to - 1; cols_tile_2 >= whole_from; --cols_tile_2) {
         // s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale  [variants.py:17]
-        const int n_2 = t_5 - j_2;
+        const int n_2 = N_tiles_cut_before - cols_tile_2;
         const uint32_t k_tile_4 = k_tile_smem + (n_2 & 1) * 8192;
         // acc <<= acc * a + fc.dot(p.to(V.dtype), fc.load(V[b, h, cols]))  [variants.py:25]
         const uint32_t v_tile_4 = v_tile_smem + (n_2 & 1) * 8192;
         wait_group<0>();
         __syncthreads();
         // s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale  [variants.py:17]
-        const int next_2 = j_2 - 1;
-        const bool t_11 = next_2 >= t_3;
+        const int next_2 = cols_tile_2 - 1;
+        const bool t_4 = next_2 >= cols_tile_from;
         const uint32_t k_tile_5 = k_tile_smem + ((n_2 + 1) & 1) * 8192;
         const uint32_t k_tile_dst_3 = k_tile_5 + copy_lane;
         const uint32_t v_tile_5 = v_tile_smem + ((n_2 + 1) & 1) * 8192;
         const uint32_t v_tile_dst_3 = v_tile_5 + copy_lane;
-        if (t_11) {
+        if (t_4) {
             // for cols in fc.loop(fc.tile(K.N, "BLOCK_N"), descending=True, live=visible):  [variants.py:16]
-            const int t_12 = next_2 * 64;
+            const int cols_start_4 = next_2 * 64;
             // s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale  [variants.py:17]
-            const f16* k_src_3 = k_base + (long long)t_12 * K_s2;
-            const int k_pos_3 = t_12 + copy_row;
+            const f16* k_src_3 = k_base + (long long)cols_start_4 * K_s2;
+            const int k_pos_3 = cols_start_4 + copy_row;
             #pragma unroll
             for (int i = 0; i < 4; ++i) {
                 cp_async_16_fill((k_tile_dst_3 ^ (i % 2 * 64)) + i * 512, k_src_3, unsigned(k_pos_3 + i * 4) < unsigned(N) ? 16 : 0);
                 k_src_3 += k_step;
             }
             // acc <<= acc * a + fc.dot(p.to(V.dtype), fc.load(V[b, h, cols]))  [variants.py:25]
-            const f16* v_src_3 = v_base + (long long)t_12 * V_s2;
+            const f16* v_src_3 = v_base + (long long)cols_start_4 * V_s2;
             #pragma unroll
             for (int i = 0; i < 4; ++i) {
                 cp_async_16_fill((v_tile_dst_3 ^ (i % 2 * 64)) + i * 512, v_src_3, unsigned(k_pos_3 + i * 4) < unsigned(N) ? 16 : 0);
@@ -422,10 +422,10 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         }
         commit_group();
         // s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale  [variants.py:17]
-        float tmp_7[32];
+        float tmp_2[32];
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            tmp_7[i] = 0.0f;
+            tmp_2[i] = 0.0f;
         const uint32_t k_tile_at_2 = k_tile_4 + k_tile_lane;
         #pragma unroll
         for (int k_3 = 0; k_3 < 4; ++k_3) {
@@ -435,18 +435,18 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
                 ldmatrix_x4(&k_tile_6[i * 4], (k_tile_at_2 ^ (k_3 * 32)) + i * 2048);
             #pragma unroll
             for (int ni = 0; ni < 8; ++ni)
-                mma_m16n8k16_f16(&tmp_7[ni * 4], &q[k_3 * 4], &k_tile_6[ni * 2]);
+                mma_m16n8k16_f16(&tmp_2[ni * 4], &q[k_3 * 4], &k_tile_6[ni * 2]);
         }
         // s = cap * fc.tanh(s / cap)  [variants.py:18]
         // s = s + slope * (cols.index - rows.index).to(fc.f32)  [variants.py:19]
         float s_3[32];
         #pragma unroll
         for (int i = 0; i < 32; ++i) {
-            const float x_4 = float(pos0_2 + i / 4 * 8 + i % 2 + j_2 * 64 - (pos0 + i / 2 % 2 * 8 + rows_start)) * slope;
-            s_3[i] = tanhf(tmp_7[i] * t) * cap + x_4;
+            const float x_4 = float(pos0_2 + i / 4 * 8 + i % 2 + cols_tile_2 * 64 - (pos0 + i / 2 % 2 * 8 + rows_start)) * slope;
+            s_3[i] = tanhf(tmp_2[i] * scale_times_rcp_cap) * cap + x_4;
         }
         // mn = fc.maximum(m, fc.max(s, axis=1))  [variants.py:21]
-        float tmp_8[2];
+        float max_s_2[2];
         #pragma unroll
         for (int j = 0; j < 2; ++j) {
             float part[2];
@@ -455,82 +455,82 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
                 const int e = j * 2 + i / 2 * 4 + i % 2;
                 part[i % 2] = i < 2 ? s_3[e] : fmaxf(part[i % 2], s_3[e]);
             }
-            tmp_8[j] = fmaxf(part[0], part[1]);
+            max_s_2[j] = fmaxf(part[0], part[1]);
         }
         #pragma unroll
         for (int i = 0; i < 2; ++i) {
-            tmp_8[i] = fmaxf(tmp_8[i], shfl_xor_f32(tmp_8[i], 1));
-            tmp_8[i] = fmaxf(tmp_8[i], shfl_xor_f32(tmp_8[i], 2));
+            max_s_2[i] = fmaxf(max_s_2[i], shfl_xor_f32(max_s_2[i], 1));
+            max_s_2[i] = fmaxf(max_s_2[i], shfl_xor_f32(max_s_2[i], 2));
         }
         float mn_2[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            mn_2[i] = fmaxf(m[i], tmp_8[i]);
+            mn_2[i] = fmaxf(m[i], max_s_2[i]);
         // base = fc.where(mn == -fc.inf, 0.0, mn)  [variants.py:22]
-        float base_2[2];
+        float base_3[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            base_2[i] = mn_2[i] == -INF ? 0.0f : mn_2[i];
+            base_3[i] = mn_2[i] == -INF ? 0.0f : mn_2[i];
         // p, a = fc.exp(s - base), fc.exp(m - base)  [variants.py:23]
-        float tmp_9[2];
+        float base_log2e_2[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            tmp_9[i] = base_2[i] * 1.442695f;
+            base_log2e_2[i] = base_3[i] * 1.442695f;
         bool any_far_2 = false;
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            any_far_2 |= fabsf(tmp_9[i]) > 8192.0f;
+            any_far_2 |= fabsf(base_log2e_2[i]) > 8192.0f;
         any_far_2 = __any_sync(0xffffffffu, any_far_2);
         if (any_far_2) {
             bool far_2[2];
             #pragma unroll
             for (int i = 0; i < 2; ++i)
-                far_2[i] = fabsf(tmp_9[i]) > 8192.0f;
-            float tmp_10[2];
+                far_2[i] = fabsf(base_log2e_2[i]) > 8192.0f;
+            float base_4[2];
             #pragma unroll
             for (int i = 0; i < 2; ++i)
-                tmp_10[i] = far_2[i] ? base_2[i] : 0.0f;
+                base_4[i] = far_2[i] ? base_3[i] : 0.0f;
             #pragma unroll
             for (int i = 0; i < 2; ++i)
-                tmp_9[i] = far_2[i] ? 0.0f : tmp_9[i];
+                base_log2e_2[i] = far_2[i] ? 0.0f : base_log2e_2[i];
             #pragma unroll
             for (int i = 0; i < 32; ++i)
-                s_3[i] = s_3[i] - tmp_10[row_s(i)];
+                s_3[i] = s_3[i] - base_4[row_s(i)];
             #pragma unroll
             for (int i = 0; i < 2; ++i)
-                m[i] = m[i] - tmp_10[i];
+                m[i] = m[i] - base_4[i];
         }
-        float p_2[32];
+        float p_3[32];
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            p_2[i] = exp2_approx(s_3[i] * 1.442695f - tmp_9[row_s(i)]);
+            p_3[i] = exp2_approx(s_3[i] * 1.442695f - base_log2e_2[row_s(i)]);
         float a_2[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            a_2[i] = exp2_approx(m[i] * 1.442695f - tmp_9[i]);
+            a_2[i] = exp2_approx(m[i] * 1.442695f - base_log2e_2[i]);
         // l <<= l * a + fc.sum(p, axis=1)  [variants.py:24]
-        float tmp_11[2];
+        float sum_p_2[2];
         #pragma unroll
         for (int j = 0; j < 2; ++j) {
             float part[2];
             #pragma unroll
             for (int i = 0; i < 16; ++i) {
                 const int e = j * 2 + i / 2 * 4 + i % 2;
-                part[i % 2] = i < 2 ? p_2[e] : part[i % 2] + p_2[e];
+                part[i % 2] = i < 2 ? p_3[e] : part[i % 2] + p_3[e];
             }
-            tmp_11[j] = part[0] + part[1];
+            sum_p_2[j] = part[0] + part[1];
         }
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            l[i] = l[i] * a_2[i] + tmp_11[i];
+            l[i] = l[i] * a_2[i] + sum_p_2[i];
         // acc <<= acc * a + fc.dot(p.to(V.dtype), fc.load(V[b, h, cols]))  [variants.py:25]
         #pragma unroll
         for (int i = 0; i < 32; ++i)
             acc[i] = acc[i] * a_2[row_s(i)];
-        uint32_t tmp_12[16];
+        uint32_t p_4[16];
         #pragma unroll
         for (int i = 0; i < 16; ++i)
-            tmp_12[i] = pack_f16(p_2[2 * i], p_2[2 * i + 1]);
+            p_4[i] = pack_f16(p_3[2 * i], p_3[2 * i + 1]);
         const uint32_t v_tile_at_2 = v_tile_4 + v_tile_lane;
         #pragma unroll
         for (int k_4 = 0; k_4 < 4; ++k_4) {
@@ -540,7 +540,7 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
                 ldmatrix_x4_trans(&v_tile_6[i * 4], (v_tile_at_2 ^ (i * 32)) + k_4 * 2048);
             #pragma unroll
             for (int ni = 0; ni < 8; ++ni)
-                mma_m16n8k16_f16(&acc[ni * 4], &tmp_12[k_4 * 4], &v_tile_6[ni * 2]);
+                mma_m16n8k16_f16(&acc[ni * 4], &p_4[k_4 * 4], &v_tile_6[ni * 2]);
         }
         #pragma unroll
         for (int i = 0; i < 2; ++i)
@@ -549,34 +549,34 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
     // for cols in fc.loop(fc.tile(K.N, "BLOCK_N"), descending=True, live=visible):  [variants.py:16]
     // masked part of the range
     #pragma unroll 1
-    for (int j_3 = whole_from - 1; j_3 >= t_3; --j_3) {
+    for (int cols_tile_3 = whole_from - 1; cols_tile_3 >= cols_tile_from; --cols_tile_3) {
         // s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale  [variants.py:17]
-        const int n_3 = t_5 - j_3;
+        const int n_3 = N_tiles_cut_before - cols_tile_3;
         const uint32_t k_tile_7 = k_tile_smem + (n_3 & 1) * 8192;
         // acc <<= acc * a + fc.dot(p.to(V.dtype), fc.load(V[b, h, cols]))  [variants.py:25]
         const uint32_t v_tile_7 = v_tile_smem + (n_3 & 1) * 8192;
         wait_group<0>();
         __syncthreads();
         // s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale  [variants.py:17]
-        const int next_3 = j_3 - 1;
-        const bool t_13 = next_3 >= t_3;
+        const int next_3 = cols_tile_3 - 1;
+        const bool t_5 = next_3 >= cols_tile_from;
         const uint32_t k_tile_8 = k_tile_smem + ((n_3 + 1) & 1) * 8192;
         const uint32_t k_tile_dst_4 = k_tile_8 + copy_lane;
         const uint32_t v_tile_8 = v_tile_smem + ((n_3 + 1) & 1) * 8192;
         const uint32_t v_tile_dst_4 = v_tile_8 + copy_lane;
-        if (t_13) {
+        if (t_5) {
             // for cols in fc.loop(fc.tile(K.N, "BLOCK_N"), descending=True, live=visible):  [variants.py:16]
-            const int t_14 = next_3 * 64;
+            const int cols_start_5 = next_3 * 64;
             // s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale  [variants.py:17]
-            const f16* k_src_4 = k_base + (long long)t_14 * K_s2;
-            const int k_pos_4 = t_14 + copy_row;
+            const f16* k_src_4 = k_base + (long long)cols_start_5 * K_s2;
+            const int k_pos_4 = cols_start_5 + copy_row;
             #pragma unroll
             for (int i = 0; i < 4; ++i) {
                 cp_async_16_fill((k_tile_dst_4 ^ (i % 2 * 64)) + i * 512, k_src_4, unsigned(k_pos_4 + i * 4) < unsigned(N) ? 16 : 0);
                 k_src_4 += k_step;
             }
             // acc <<= acc * a + fc.dot(p.to(V.dtype), fc.load(V[b, h, cols]))  [variants.py:25]
-            const f16* v_src_4 = v_base + (long long)t_14 * V_s2;
+            const f16* v_src_4 = v_base + (long long)cols_start_5 * V_s2;
             #pragma unroll
             for (int i = 0; i < 4; ++i) {
                 cp_async_16_fill((v_tile_dst_4 ^ (i % 2 * 64)) + i * 512, v_src_4, unsigned(k_pos_4 + i * 4) < unsigned(N) ? 16 : 0);
@@ -585,12 +585,12 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         }
         commit_group();
         // for cols in fc.loop(fc.tile(K.N, "BLOCK_N"), descending=True, live=visible):  [variants.py:16]
-        const int t_15 = j_3 * 64;
+        const int cols_start_6 = cols_tile_3 * 64;
         // s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale  [variants.py:17]
-        float tmp_13[32];
+        float tmp_3[32];
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            tmp_13[i] = 0.0f;
+            tmp_3[i] = 0.0f;
         const uint32_t k_tile_at_3 = k_tile_7 + k_tile_lane;
         #pragma unroll
         for (int k_5 = 0; k_5 < 4; ++k_5) {
@@ -600,7 +600,7 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
                 ldmatrix_x4(&k_tile_9[i * 4], (k_tile_at_3 ^ (k_5 * 32)) + i * 2048);
             #pragma unroll
             for (int ni = 0; ni < 8; ++ni)
-                mma_m16n8k16_f16(&tmp_13[ni * 4], &q[k_5 * 4], &k_tile_9[ni * 2]);
+                mma_m16n8k16_f16(&tmp_3[ni * 4], &q[k_5 * 4], &k_tile_9[ni * 2]);
         }
         // visible = lambda cols: (cols.valid & (rows.index >= cols.index)) & (rows.index - cols.index < window)  [variants.py:13]
         // s = s + slope * (cols.index - rows.index).to(fc.f32)  [variants.py:19]
@@ -608,7 +608,7 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         #pragma unroll
         for (int i = 0; i < 2; ++i) {
             const int x_5 = pos0 + i * 8 + rows_start;
-            limit_2[i] = min(x_5 + 1 - t_15, N - t_15);
+            limit_2[i] = min(x_5 + 1 - cols_start_6, N - cols_start_6);
         }
         // visible = lambda cols: (cols.valid & (rows.index >= cols.index)) & (rows.index - cols.index < window)  [variants.py:13]
         // s = cap * fc.tanh(s / cap)  [variants.py:18]
@@ -618,12 +618,12 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         #pragma unroll
         for (int i = 0; i < 32; ++i) {
             const int x_6 = pos0 + i / 2 % 2 * 8 + rows_start;
-            const bool x_7 = i / 4 * 8 + i % 2 < limit_2[row_s(i)] - pos0_2 && x_6 - (pos0_2 + i / 4 * 8 + i % 2 + t_15) < window;
-            const float s_5 = tanhf(tmp_13[i] * t) * cap + float(pos0_2 + i / 4 * 8 + i % 2 + t_15 - x_6) * slope;
+            const bool x_7 = i / 4 * 8 + i % 2 < limit_2[row_s(i)] - pos0_2 && x_6 - (pos0_2 + i / 4 * 8 + i % 2 + cols_start_6) < window;
+            const float s_5 = tanhf(tmp_3[i] * scale_times_rcp_cap) * cap + float(pos0_2 + i / 4 * 8 + i % 2 + cols_start_6 - x_6) * slope;
             s_4[i] = x_7 ? s_5 : -INF;
         }
         // mn = fc.maximum(m, fc.max(s, axis=1))  [variants.py:21]
-        float tmp_14[2];
+        float max_s_3[2];
         #pragma unroll
         for (int j = 0; j < 2; ++j) {
             float part[2];
@@ -632,82 +632,82 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
                 const int e = j * 2 + i / 2 * 4 + i % 2;
                 part[i % 2] = i < 2 ? s_4[e] : fmaxf(part[i % 2], s_4[e]);
             }
-            tmp_14[j] = fmaxf(part[0], part[1]);
+            max_s_3[j] = fmaxf(part[0], part[1]);
         }
         #pragma unroll
         for (int i = 0; i < 2; ++i) {
-            tmp_14[i] = fmaxf(tmp_14[i], shfl_xor_f32(tmp_14[i], 1));
-            tmp_14[i] = fmaxf(tmp_14[i], shfl_xor_f32(tmp_14[i], 2));
+            max_s_3[i] = fmaxf(max_s_3[i], shfl_xor_f32(max_s_3[i], 1));
+            max_s_3[i] = fmaxf(max_s_3[i], shfl_xor_f32(max_s_3[i], 2));
         }
         float mn_3[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            mn_3[i] = fmaxf(m[i], tmp_14[i]);
+            mn_3[i] = fmaxf(m[i], max_s_3[i]);
         // base = fc.where(mn == -fc.inf, 0.0, mn)  [variants.py:22]
-        float base_3[2];
+        float base_5[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            base_3[i] = mn_3[i] == -INF ? 0.0f : mn_3[i];
+            base_5[i] = mn_3[i] == -INF ? 0.0f : mn_3[i];
         // p, a = fc.exp(s - base), fc.exp(m - base)  [variants.py:23]
-        float tmp_15[2];
+        float base_log2e_3[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            tmp_15[i] = base_3[i] * 1.442695f;
+            base_log2e_3[i] = base_5[i] * 1.442695f;
         bool any_far_3 = false;
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            any_far_3 |= fabsf(tmp_15[i]) > 8192.0f;
+            any_far_3 |= fabsf(base_log2e_3[i]) > 8192.0f;
         any_far_3 = __any_sync(0xffffffffu, any_far_3);
         if (any_far_3) {
             bool far_3[2];
             #pragma unroll
             for (int i = 0; i < 2; ++i)
-                far_3[i] = fabsf(tmp_15[i]) > 8192.0f;
-            float tmp_16[2];
+                far_3[i] = fabsf(base_log2e_3[i]) > 8192.0f;
+            float base_6[2];
             #pragma unroll
             for (int i = 0; i < 2; ++i)
-                tmp_16[i] = far_3[i] ? base_3[i] : 0.0f;
+                base_6[i] = far_3[i] ? base_5[i] : 0.0f;
             #pragma unroll
             for (int i = 0; i < 2; ++i)
-                tmp_15[i] = far_3[i] ? 0.0f : tmp_15[i];
+                base_log2e_3[i] = far_3[i] ? 0.0f : base_log2e_3[i];
             #pragma unroll
             for (int i = 0; i < 32; ++i)
-                s_4[i] = s_4[i] - tmp_16[row_s(i)];
+                s_4[i] = s_4[i] - base_6[row_s(i)];
             #pragma unroll
             for (int i = 0; i < 2; ++i)
-                m[i] = m[i] - tmp_16[i];
+                m[i] = m[i] - base_6[i];
         }
-        float p_3[32];
+        float p_5[32];
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            p_3[i] = exp2_approx(s_4[i] * 1.442695f - tmp_15[row_s(i)]);
+            p_5[i] = exp2_approx(s_4[i] * 1.442695f - base_log2e_3[row_s(i)]);
         float a_3[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            a_3[i] = exp2_approx(m[i] * 1.442695f - tmp_15[i]);
+            a_3[i] = exp2_approx(m[i] * 1.442695f - base_log2e_3[i]);
         // l <<= l * a + fc.sum(p, axis=1)  [variants.py:24]
-        float tmp_17[2];
+        float sum_p_3[2];
         #pragma unroll
         for (int j = 0; j < 2; ++j) {
             float part[2];
             #pragma unroll
             for (int i = 0; i < 16; ++i) {
                 const int e = j * 2 + i / 2 * 4 + i % 2;
-                part[i % 2] = i < 2 ? p_3[e] : part[i % 2] + p_3[e];
+                part[i % 2] = i < 2 ? p_5[e] : part[i % 2] + p_5[e];
             }
-            tmp_17[j] = part[0] + part[1];
+            sum_p_3[j] = part[0] + part[1];
         }
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            l[i] = l[i] * a_3[i] + tmp_17[i];
+            l[i] = l[i] * a_3[i] + sum_p_3[i];
         // acc <<= acc * a + fc.dot(p.to(V.dtype), fc.load(V[b, h, cols]))  [variants.py:25]
         #pragma unroll
         for (int i = 0; i < 32; ++i)
             acc[i] = acc[i] * a_3[row_s(i)];
-        uint32_t tmp_18[16];
+        uint32_t p_6[16];
         #pragma unroll
         for (int i = 0; i < 16; ++i)
-            tmp_18[i] = pack_f16(p_3[2 * i], p_3[2 * i + 1]);
+            p_6[i] = pack_f16(p_5[2 * i], p_5[2 * i + 1]);
         const uint32_t v_tile_at_3 = v_tile_7 + v_tile_lane;
         #pragma unroll
         for (int k_6 = 0; k_6 < 4; ++k_6) {
@@ -717,7 +717,7 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
                 ldmatrix_x4_trans(&v_tile_9[i * 4], (v_tile_at_3 ^ (i * 32)) + k_6 * 2048);
             #pragma unroll
             for (int ni = 0; ni < 8; ++ni)
-                mma_m16n8k16_f16(&acc[ni * 4], &tmp_18[k_6 * 4], &v_tile_9[ni * 2]);
+                mma_m16n8k16_f16(&acc[ni * 4], &p_6[k_6 * 4], &v_tile_9[ni * 2]);
         }
         #pragma unroll
         for (int i = 0; i < 2; ++i)
@@ -730,20 +730,20 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         l[i] = l[i] + shfl_xor_f32(l[i], 2);
     }
     // fc.store(O[b, h, rows], fc.where(l == 0.0, 0.0, acc / l).to(O.dtype))  [variants.py:27]
-    bool tmp_19[2];
+    bool l_is_0[2];
     #pragma unroll
     for (int i = 0; i < 2; ++i)
-        tmp_19[i] = l[i] == 0.0f;
-    float tmp_20[2];
+        l_is_0[i] = l[i] == 0.0f;
+    float rcp_l[2];
     #pragma unroll
     for (int i = 0; i < 2; ++i)
-        tmp_20[i] = rcp_approx(l[i]);
-    uint32_t tmp_21[16];
+        rcp_l[i] = rcp_approx(l[i]);
+    uint32_t v0[16];
     #pragma unroll
     for (int i = 0; i < 16; ++i) {
-        const float lo = tmp_19[row_s(2 * i)] ? 0.0f : acc[2 * i] * tmp_20[row_s(2 * i)];
-        const float hi = tmp_19[row_s(2 * i + 1)] ? 0.0f : acc[2 * i + 1] * tmp_20[row_s(2 * i + 1)];
-        tmp_21[i] = pack_f16(lo, hi);
+        const float lo = l_is_0[row_s(2 * i)] ? 0.0f : acc[2 * i] * rcp_l[row_s(2 * i)];
+        const float hi = l_is_0[row_s(2 * i + 1)] ? 0.0f : acc[2 * i + 1] * rcp_l[row_s(2 * i + 1)];
+        v0[i] = pack_f16(lo, hi);
     }
     wait_group<0>();
     __syncthreads();
@@ -751,15 +751,15 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
     const uint32_t tile_at = tile_smem + tile_lane;
     #pragma unroll
     for (int i = 0; i < 16; ++i)
-        st_shared_b32x1((tile_at ^ (i / 2 * 16)) + i % 2 * 1024, &tmp_21[i]);
+        st_shared_b32x1((tile_at ^ (i / 2 * 16)) + i % 2 * 1024, &v0[i]);
     __syncwarp();
-    uint32_t tmp_22[16];
+    uint32_t o_out[16];
     const uint32_t tile_at_2 = tile_smem + copy_lane;
     #pragma unroll
     for (int i = 0; i < 4; ++i)
-        ld_shared_b32x4(&tmp_22[i * 4], (tile_at_2 ^ (i % 2 * 64)) + i * 512);
+        ld_shared_b32x4(&o_out[i * 4], (tile_at_2 ^ (i % 2 * 64)) + i * 512);
     f16* o_ptr = O + (long long)b * O_s0 + (long long)h * O_s1 + (long long)(rows_start + copy_row) * O_s2 + copy_col;
     #pragma unroll
     for (int i = 0; i < 4; ++i)
-        if (q_pos + i * 4 < M) st_global_b32x4(o_ptr + (long long)(i * 4) * O_s2, &tmp_22[i * 4]);
+        if (q_pos + i * 4 < M) st_global_b32x4(o_ptr + (long long)(i * 4) * O_s2, &o_out[i * 4]);
 }

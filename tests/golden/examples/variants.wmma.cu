@@ -168,13 +168,13 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         st_shared_b32x4(q_at + i * 576, &q[i * 4]);
     const float slope = unsigned(h) < unsigned(H) ? slopes[h] : 0.0f;
     // s = cap * fc.tanh(s / cap)  [variants.py:18]
-    const float t = scale * rcp_approx(cap);
+    const float scale_times_rcp_cap = scale * rcp_approx(cap);
     // for cols in fc.loop(fc.tile(K.N, "BLOCK_N"), descending=True, live=visible):  [variants.py:16]
-    const int t_2 = min((N + 63) / 64, rows_tile + 1);
-    const int t_3 = max(rows_tile - floor_div(window + 62, 64), 0);
-    const int t_4 = max(t_3, rows_tile - floor_div(window, 64) + 1);
-    const int whole_from = min(t_4, t_2);
-    const int whole_to = max(min(t_2, min(N / 64, rows_tile)), whole_from);
+    const int cols_tile_to = min((N + 63) / 64, rows_tile + 1);
+    const int cols_tile_from = max(rows_tile - floor_div(window + 62, 64), 0);
+    const int t = max(cols_tile_from, rows_tile - floor_div(window, 64) + 1);
+    const int whole_from = min(t, cols_tile_to);
+    const int whole_to = max(min(cols_tile_to, min(N / 64, rows_tile)), whole_from);
     float m[2];
     float l[2];
     wmma::fragment<wmma::accumulator, 16, 16, 16, float> acc[4];
@@ -201,34 +201,34 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
     const uint32_t tile_lane_2 = warp * 2304 + lane / 4 * 144 + lane % 4 * 8;
     const uint32_t tile_at_3 = tile_smem_3 + tile_lane_2;
     #pragma unroll 1
-    for (int j_ = t_2 - 1; j_ >= whole_to; --j_) {
-        const int t_5 = j_ * 64;
+    for (int cols_tile = cols_tile_to - 1; cols_tile >= whole_to; --cols_tile) {
+        const int cols_start = cols_tile * 64;
         // s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale  [variants.py:17]
-        uint32_t tmp[16];
-        const f16* k_ptr = k_base + (long long)t_5 * K_s2;
-        const int k_pos = t_5 + q_row;
+        uint32_t k[16];
+        const f16* k_ptr = k_base + (long long)cols_start * K_s2;
+        const int k_pos = cols_start + q_row;
         #pragma unroll
         for (int i = 0; i < 4; ++i) {
-            tmp[i * 4] = tmp[i * 4 + 1] = tmp[i * 4 + 2] = tmp[i * 4 + 3] = 0;
-            if (k_pos + i * 4 < N) ld_global_b32x4(&tmp[i * 4], k_ptr + (long long)(i * 4) * K_s2);
+            k[i * 4] = k[i * 4 + 1] = k[i * 4 + 2] = k[i * 4 + 3] = 0;
+            if (k_pos + i * 4 < N) ld_global_b32x4(&k[i * 4], k_ptr + (long long)(i * 4) * K_s2);
         }
         __syncthreads();
         #pragma unroll
         for (int i = 0; i < 4; ++i)
-            st_shared_b32x4(k_tile_at + i * 576, &tmp[i * 4]);
+            st_shared_b32x4(k_tile_at + i * 576, &k[i * 4]);
         __syncthreads();
         wmma::fragment<wmma::accumulator, 16, 16, 16, float> frag[4];
         #pragma unroll
         for (int i = 0; i < 4; ++i)
             wmma::fill_fragment(frag[i], 0.0f);
         #pragma unroll
-        for (int k = 0; k < 4; ++k) {
+        for (int k_2 = 0; k_2 < 4; ++k_2) {
             wmma::fragment<wmma::matrix_a, 16, 16, 16, half, wmma::row_major> q_2[1];
-            wmma::load_matrix_sync(q_2[0], reinterpret_cast<const half*>(smem + q_offset + k * 32 + warp * 2304), 72);
+            wmma::load_matrix_sync(q_2[0], reinterpret_cast<const half*>(smem + q_offset + k_2 * 32 + warp * 2304), 72);
             wmma::fragment<wmma::matrix_b, 16, 16, 16, half, wmma::col_major> k_tile[4];
             #pragma unroll
             for (int i = 0; i < 4; ++i)
-                wmma::load_matrix_sync(k_tile[i], reinterpret_cast<const half*>(smem + k_tile_offset + k * 32 + i * 2304), 72);
+                wmma::load_matrix_sync(k_tile[i], reinterpret_cast<const half*>(smem + k_tile_offset + k_2 * 32 + i * 2304), 72);
             #pragma unroll
             for (int ni = 0; ni < 4; ++ni)
                 wmma::mma_sync(frag[ni], q_2[0], k_tile[ni], frag[ni]);
@@ -239,17 +239,17 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         for (int i = 0; i < 4; ++i)
             wmma::store_matrix_sync(reinterpret_cast<float*>(smem + tile_offset + warp * 4352 + i * 64), frag[i], 68, wmma::mem_row_major);
         __syncwarp();
-        float tmp_2[32];
+        float tmp[32];
         #pragma unroll
         for (int i = 0; i < 8; ++i)
-            ld_shared_f32x4(&tmp_2[i * 4], tile_at + i / 4 * 2176 + i % 4 * 64);
+            ld_shared_f32x4(&tmp[i * 4], tile_at + i / 4 * 2176 + i % 4 * 64);
         // visible = lambda cols: (cols.valid & (rows.index >= cols.index)) & (rows.index - cols.index < window)  [variants.py:13]
         // s = s + slope * (cols.index - rows.index).to(fc.f32)  [variants.py:19]
         int limit[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i) {
             const int x = pos0 + i * 8 + rows_start;
-            limit[i] = min(x + 1 - t_5, N - t_5);
+            limit[i] = min(x + 1 - cols_start, N - cols_start);
         }
         // visible = lambda cols: (cols.valid & (rows.index >= cols.index)) & (rows.index - cols.index < window)  [variants.py:13]
         // s = cap * fc.tanh(s / cap)  [variants.py:18]
@@ -259,12 +259,12 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         #pragma unroll
         for (int i = 0; i < 32; ++i) {
             const int x_2 = pos0 + i / 16 * 8 + rows_start;
-            const bool x_3 = i / 4 % 4 * 16 + i % 4 < limit[row_s(i)] - pos0_2 && x_2 - (pos0_2 + i / 4 % 4 * 16 + i % 4 + t_5) < window;
-            const float s_2 = tanhf(tmp_2[i] * t) * cap + float(pos0_2 + i / 4 % 4 * 16 + i % 4 + t_5 - x_2) * slope;
+            const bool x_3 = i / 4 % 4 * 16 + i % 4 < limit[row_s(i)] - pos0_2 && x_2 - (pos0_2 + i / 4 % 4 * 16 + i % 4 + cols_start) < window;
+            const float s_2 = tanhf(tmp[i] * scale_times_rcp_cap) * cap + float(pos0_2 + i / 4 % 4 * 16 + i % 4 + cols_start - x_2) * slope;
             s[i] = x_3 ? s_2 : -INF;
         }
         // mn = fc.maximum(m, fc.max(s, axis=1))  [variants.py:21]
-        float tmp_3[2];
+        float max_s[2];
         #pragma unroll
         for (int j = 0; j < 2; ++j) {
             float part[2];
@@ -273,61 +273,61 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
                 const int e = j * 16 + i;
                 part[i % 2] = i < 2 ? s[e] : fmaxf(part[i % 2], s[e]);
             }
-            tmp_3[j] = fmaxf(part[0], part[1]);
+            max_s[j] = fmaxf(part[0], part[1]);
         }
         #pragma unroll
         for (int i = 0; i < 2; ++i) {
-            tmp_3[i] = fmaxf(tmp_3[i], shfl_xor_f32(tmp_3[i], 1));
-            tmp_3[i] = fmaxf(tmp_3[i], shfl_xor_f32(tmp_3[i], 2));
+            max_s[i] = fmaxf(max_s[i], shfl_xor_f32(max_s[i], 1));
+            max_s[i] = fmaxf(max_s[i], shfl_xor_f32(max_s[i], 2));
         }
         float mn[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            mn[i] = fmaxf(m[i], tmp_3[i]);
+            mn[i] = fmaxf(m[i], max_s[i]);
         // base = fc.where(mn == -fc.inf, 0.0, mn)  [variants.py:22]
         float base[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i)
             base[i] = mn[i] == -INF ? 0.0f : mn[i];
         // p, a = fc.exp(s - base), fc.exp(m - base)  [variants.py:23]
-        float tmp_4[2];
+        float base_log2e[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            tmp_4[i] = base[i] * 1.442695f;
+            base_log2e[i] = base[i] * 1.442695f;
         bool any_far = false;
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            any_far |= fabsf(tmp_4[i]) > 8192.0f;
+            any_far |= fabsf(base_log2e[i]) > 8192.0f;
         any_far = __any_sync(0xffffffffu, any_far);
         if (any_far) {
             bool far[2];
             #pragma unroll
             for (int i = 0; i < 2; ++i)
-                far[i] = fabsf(tmp_4[i]) > 8192.0f;
-            float tmp_5[2];
+                far[i] = fabsf(base_log2e[i]) > 8192.0f;
+            float base_2[2];
             #pragma unroll
             for (int i = 0; i < 2; ++i)
-                tmp_5[i] = far[i] ? base[i] : 0.0f;
+                base_2[i] = far[i] ? base[i] : 0.0f;
             #pragma unroll
             for (int i = 0; i < 2; ++i)
-                tmp_4[i] = far[i] ? 0.0f : tmp_4[i];
+                base_log2e[i] = far[i] ? 0.0f : base_log2e[i];
             #pragma unroll
             for (int i = 0; i < 32; ++i)
-                s[i] = s[i] - tmp_5[row_s(i)];
+                s[i] = s[i] - base_2[row_s(i)];
             #pragma unroll
             for (int i = 0; i < 2; ++i)
-                m[i] = m[i] - tmp_5[i];
+                m[i] = m[i] - base_2[i];
         }
         float p[32];
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            p[i] = exp2_approx(s[i] * 1.442695f - tmp_4[row_s(i)]);
+            p[i] = exp2_approx(s[i] * 1.442695f - base_log2e[row_s(i)]);
         float a[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            a[i] = exp2_approx(m[i] * 1.442695f - tmp_4[i]);
+            a[i] = exp2_approx(m[i] * 1.442695f - base_log2e[i]);
         // l <<= l * a + fc.sum(p, axis=1)  [variants.py:24]
-        float tmp_6[2];
+        float sum_p[2];
         #pragma unroll
         for (int j = 0; j < 2; ++j) {
             float part[2];
@@ -336,11 +336,11 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
                 const int e = j * 16 + i;
                 part[i % 2] = i < 2 ? p[e] : part[i % 2] + p[e];
             }
-            tmp_6[j] = part[0] + part[1];
+            sum_p[j] = part[0] + part[1];
         }
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            l[i] = l[i] * a[i] + tmp_6[i];
+            l[i] = l[i] * a[i] + sum_p[i];
         // acc <<= acc * a + fc.dot(p.to(V.dtype), fc.load(V[b, h, cols]))  [variants.py:25]
         bool moved = false;
         #pragma unroll
@@ -357,46 +357,46 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
             #pragma unroll
             for (int i = 0; i < 8; ++i)
                 ld_shared_f32x4(&acc_2[i * 4], acc_tile_at + i / 4 * 2176 + i % 4 * 64);
-            float tmp_7[32];
+            float acc_times_a[32];
             #pragma unroll
             for (int i = 0; i < 32; ++i)
-                tmp_7[i] = acc_2[i] * a[row_s(i)];
+                acc_times_a[i] = acc_2[i] * a[row_s(i)];
             __syncwarp();
             #pragma unroll
             for (int i = 0; i < 8; ++i)
-                st_shared_f32x4(tile_at_2 + i / 4 * 2176 + i % 4 * 64, &tmp_7[i * 4]);
+                st_shared_f32x4(tile_at_2 + i / 4 * 2176 + i % 4 * 64, &acc_times_a[i * 4]);
             __syncwarp();
             #pragma unroll
             for (int i = 0; i < 4; ++i)
                 wmma::load_matrix_sync(acc[i], reinterpret_cast<const float*>(smem + tile_offset_2 + warp * 4352 + i * 64), 68, wmma::mem_row_major);
         }
-        uint32_t tmp_8[16];
+        uint32_t p_2[16];
         #pragma unroll
         for (int i = 0; i < 16; ++i)
-            tmp_8[i] = pack_f16(p[2 * i], p[2 * i + 1]);
-        uint32_t tmp_9[16];
-        const f16* v_ptr = v_base + (long long)t_5 * V_s2;
+            p_2[i] = pack_f16(p[2 * i], p[2 * i + 1]);
+        uint32_t v[16];
+        const f16* v_ptr = v_base + (long long)cols_start * V_s2;
         #pragma unroll
         for (int i = 0; i < 4; ++i) {
-            tmp_9[i * 4] = tmp_9[i * 4 + 1] = tmp_9[i * 4 + 2] = tmp_9[i * 4 + 3] = 0;
-            if (k_pos + i * 4 < N) ld_global_b32x4(&tmp_9[i * 4], v_ptr + (long long)(i * 4) * V_s2);
+            v[i * 4] = v[i * 4 + 1] = v[i * 4 + 2] = v[i * 4 + 3] = 0;
+            if (k_pos + i * 4 < N) ld_global_b32x4(&v[i * 4], v_ptr + (long long)(i * 4) * V_s2);
         }
         __syncthreads();
         #pragma unroll
         for (int i = 0; i < 4; ++i)
-            st_shared_b32x4(v_tile_at + i * 576, &tmp_9[i * 4]);
+            st_shared_b32x4(v_tile_at + i * 576, &v[i * 4]);
         #pragma unroll
         for (int i = 0; i < 8; ++i)
-            st_shared_b32x2(tile_at_3 + i / 4 * 1152 + i % 4 * 32, &tmp_8[i * 2]);
+            st_shared_b32x2(tile_at_3 + i / 4 * 1152 + i % 4 * 32, &p_2[i * 2]);
         __syncthreads();
         #pragma unroll
-        for (int k_2 = 0; k_2 < 4; ++k_2) {
+        for (int k_3 = 0; k_3 < 4; ++k_3) {
             wmma::fragment<wmma::matrix_a, 16, 16, 16, half, wmma::row_major> tile[1];
-            wmma::load_matrix_sync(tile[0], reinterpret_cast<const half*>(smem + tile_offset_3 + k_2 * 32 + warp * 2304), 72);
+            wmma::load_matrix_sync(tile[0], reinterpret_cast<const half*>(smem + tile_offset_3 + k_3 * 32 + warp * 2304), 72);
             wmma::fragment<wmma::matrix_b, 16, 16, 16, half, wmma::row_major> v_tile[4];
             #pragma unroll
             for (int i = 0; i < 4; ++i)
-                wmma::load_matrix_sync(v_tile[i], reinterpret_cast<const half*>(smem + v_tile_offset + k_2 * 2304 + i * 32), 72);
+                wmma::load_matrix_sync(v_tile[i], reinterpret_cast<const half*>(smem + v_tile_offset + k_3 * 2304 + i * 32), 72);
             #pragma unroll
             for (int ni = 0; ni < 4; ++ni)
                 wmma::mma_sync(acc[ni], tile[0], v_tile[ni], acc[ni]);
@@ -414,31 +414,31 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
     const uint32_t v_tile_at_2 = v_tile_smem_2 + q_lane;
     const uint32_t tile_at_6 = tile_smem_6 + tile_lane_2;
     #pragma unroll 1
-    for (int j_2 = whole_to - 1; j_2 >= whole_from; --j_2) {
-        const int t_6 = j_2 * 64;
+    for (int cols_tile_2 = whole_to - 1; cols_tile_2 >= whole_from; --cols_tile_2) {
+        const int cols_start_2 = cols_tile_2 * 64;
         // s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale  [variants.py:17]
-        uint32_t tmp_10[16];
-        const f16* k_ptr_2 = k_base + (long long)t_6 * K_s2;
+        uint32_t k_4[16];
+        const f16* k_ptr_2 = k_base + (long long)cols_start_2 * K_s2;
         #pragma unroll
         for (int i = 0; i < 4; ++i)
-            ld_global_b32x4(&tmp_10[i * 4], k_ptr_2 + (long long)(i * 4) * K_s2);
+            ld_global_b32x4(&k_4[i * 4], k_ptr_2 + (long long)(i * 4) * K_s2);
         __syncthreads();
         #pragma unroll
         for (int i = 0; i < 4; ++i)
-            st_shared_b32x4(k_tile_at_2 + i * 576, &tmp_10[i * 4]);
+            st_shared_b32x4(k_tile_at_2 + i * 576, &k_4[i * 4]);
         __syncthreads();
         wmma::fragment<wmma::accumulator, 16, 16, 16, float> frag_2[4];
         #pragma unroll
         for (int i = 0; i < 4; ++i)
             wmma::fill_fragment(frag_2[i], 0.0f);
         #pragma unroll
-        for (int k_3 = 0; k_3 < 4; ++k_3) {
+        for (int k_5 = 0; k_5 < 4; ++k_5) {
             wmma::fragment<wmma::matrix_a, 16, 16, 16, half, wmma::row_major> q_3[1];
-            wmma::load_matrix_sync(q_3[0], reinterpret_cast<const half*>(smem + q_offset + k_3 * 32 + warp * 2304), 72);
+            wmma::load_matrix_sync(q_3[0], reinterpret_cast<const half*>(smem + q_offset + k_5 * 32 + warp * 2304), 72);
             wmma::fragment<wmma::matrix_b, 16, 16, 16, half, wmma::col_major> k_tile_2[4];
             #pragma unroll
             for (int i = 0; i < 4; ++i)
-                wmma::load_matrix_sync(k_tile_2[i], reinterpret_cast<const half*>(smem + k_tile_offset_2 + k_3 * 32 + i * 2304), 72);
+                wmma::load_matrix_sync(k_tile_2[i], reinterpret_cast<const half*>(smem + k_tile_offset_2 + k_5 * 32 + i * 2304), 72);
             #pragma unroll
             for (int ni = 0; ni < 4; ++ni)
                 wmma::mma_sync(frag_2[ni], q_3[0], k_tile_2[ni], frag_2[ni]);
@@ -449,17 +449,17 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         for (int i = 0; i < 4; ++i)
             wmma::store_matrix_sync(reinterpret_cast<float*>(smem + tile_offset_4 + warp * 4352 + i * 64), frag_2[i], 68, wmma::mem_row_major);
         __syncwarp();
-        float tmp_11[32];
+        float tmp_2[32];
         #pragma unroll
         for (int i = 0; i < 8; ++i)
-            ld_shared_f32x4(&tmp_11[i * 4], tile_at_4 + i / 4 * 2176 + i % 4 * 64);
+            ld_shared_f32x4(&tmp_2[i * 4], tile_at_4 + i / 4 * 2176 + i % 4 * 64);
         // s = s + slope * (cols.index - rows.index).to(fc.f32)  [variants.py:19]
         float s_3[32];
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            s_3[i] = tanhf(tmp_11[i] * t) * cap + float(pos0_2 + i / 4 % 4 * 16 + i % 4 + t_6 - (pos0 + i / 16 * 8 + rows_start)) * slope;
+            s_3[i] = tanhf(tmp_2[i] * scale_times_rcp_cap) * cap + float(pos0_2 + i / 4 % 4 * 16 + i % 4 + cols_start_2 - (pos0 + i / 16 * 8 + rows_start)) * slope;
         // mn = fc.maximum(m, fc.max(s, axis=1))  [variants.py:21]
-        float tmp_12[2];
+        float max_s_2[2];
         #pragma unroll
         for (int j = 0; j < 2; ++j) {
             float part[2];
@@ -468,74 +468,74 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
                 const int e = j * 16 + i;
                 part[i % 2] = i < 2 ? s_3[e] : fmaxf(part[i % 2], s_3[e]);
             }
-            tmp_12[j] = fmaxf(part[0], part[1]);
+            max_s_2[j] = fmaxf(part[0], part[1]);
         }
         #pragma unroll
         for (int i = 0; i < 2; ++i) {
-            tmp_12[i] = fmaxf(tmp_12[i], shfl_xor_f32(tmp_12[i], 1));
-            tmp_12[i] = fmaxf(tmp_12[i], shfl_xor_f32(tmp_12[i], 2));
+            max_s_2[i] = fmaxf(max_s_2[i], shfl_xor_f32(max_s_2[i], 1));
+            max_s_2[i] = fmaxf(max_s_2[i], shfl_xor_f32(max_s_2[i], 2));
         }
         float mn_2[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            mn_2[i] = fmaxf(m[i], tmp_12[i]);
+            mn_2[i] = fmaxf(m[i], max_s_2[i]);
         // base = fc.where(mn == -fc.inf, 0.0, mn)  [variants.py:22]
-        float base_2[2];
+        float base_3[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            base_2[i] = mn_2[i] == -INF ? 0.0f : mn_2[i];
+            base_3[i] = mn_2[i] == -INF ? 0.0f : mn_2[i];
         // p, a = fc.exp(s - base), fc.exp(m - base)  [variants.py:23]
-        float tmp_13[2];
+        float base_log2e_2[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            tmp_13[i] = base_2[i] * 1.442695f;
+            base_log2e_2[i] = base_3[i] * 1.442695f;
         bool any_far_2 = false;
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            any_far_2 |= fabsf(tmp_13[i]) > 8192.0f;
+            any_far_2 |= fabsf(base_log2e_2[i]) > 8192.0f;
         any_far_2 = __any_sync(0xffffffffu, any_far_2);
         if (any_far_2) {
             bool far_2[2];
             #pragma unroll
             for (int i = 0; i < 2; ++i)
-                far_2[i] = fabsf(tmp_13[i]) > 8192.0f;
-            float tmp_14[2];
+                far_2[i] = fabsf(base_log2e_2[i]) > 8192.0f;
+            float base_4[2];
             #pragma unroll
             for (int i = 0; i < 2; ++i)
-                tmp_14[i] = far_2[i] ? base_2[i] : 0.0f;
+                base_4[i] = far_2[i] ? base_3[i] : 0.0f;
             #pragma unroll
             for (int i = 0; i < 2; ++i)
-                tmp_13[i] = far_2[i] ? 0.0f : tmp_13[i];
+                base_log2e_2[i] = far_2[i] ? 0.0f : base_log2e_2[i];
             #pragma unroll
             for (int i = 0; i < 32; ++i)
-                s_3[i] = s_3[i] - tmp_14[row_s(i)];
+                s_3[i] = s_3[i] - base_4[row_s(i)];
             #pragma unroll
             for (int i = 0; i < 2; ++i)
-                m[i] = m[i] - tmp_14[i];
+                m[i] = m[i] - base_4[i];
         }
-        float p_2[32];
+        float p_3[32];
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            p_2[i] = exp2_approx(s_3[i] * 1.442695f - tmp_13[row_s(i)]);
+            p_3[i] = exp2_approx(s_3[i] * 1.442695f - base_log2e_2[row_s(i)]);
         float a_2[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            a_2[i] = exp2_approx(m[i] * 1.442695f - tmp_13[i]);
+            a_2[i] = exp2_approx(m[i] * 1.442695f - base_log2e_2[i]);
         // l <<= l * a + fc.sum(p, axis=1)  [variants.py:24]
-        float tmp_15[2];
+        float sum_p_2[2];
         #pragma unroll
         for (int j = 0; j < 2; ++j) {
             float part[2];
             #pragma unroll
             for (int i = 0; i < 16; ++i) {
                 const int e = j * 16 + i;
-                part[i % 2] = i < 2 ? p_2[e] : part[i % 2] + p_2[e];
+                part[i % 2] = i < 2 ? p_3[e] : part[i % 2] + p_3[e];
             }
-            tmp_15[j] = part[0] + part[1];
+            sum_p_2[j] = part[0] + part[1];
         }
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            l[i] = l[i] * a_2[i] + tmp_15[i];
+            l[i] = l[i] * a_2[i] + sum_p_2[i];
         // acc <<= acc * a + fc.dot(p.to(V.dtype), fc.load(V[b, h, cols]))  [variants.py:25]
         bool moved_2 = false;
         #pragma unroll
@@ -552,44 +552,44 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
             #pragma unroll
             for (int i = 0; i < 8; ++i)
                 ld_shared_f32x4(&acc_3[i * 4], acc_tile_at_2 + i / 4 * 2176 + i % 4 * 64);
-            float tmp_16[32];
+            float acc_times_a_2[32];
             #pragma unroll
             for (int i = 0; i < 32; ++i)
-                tmp_16[i] = acc_3[i] * a_2[row_s(i)];
+                acc_times_a_2[i] = acc_3[i] * a_2[row_s(i)];
             __syncwarp();
             #pragma unroll
             for (int i = 0; i < 8; ++i)
-                st_shared_f32x4(tile_at_5 + i / 4 * 2176 + i % 4 * 64, &tmp_16[i * 4]);
+                st_shared_f32x4(tile_at_5 + i / 4 * 2176 + i % 4 * 64, &acc_times_a_2[i * 4]);
             __syncwarp();
             #pragma unroll
             for (int i = 0; i < 4; ++i)
                 wmma::load_matrix_sync(acc[i], reinterpret_cast<const float*>(smem + tile_offset_5 + warp * 4352 + i * 64), 68, wmma::mem_row_major);
         }
-        uint32_t tmp_17[16];
+        uint32_t p_4[16];
         #pragma unroll
         for (int i = 0; i < 16; ++i)
-            tmp_17[i] = pack_f16(p_2[2 * i], p_2[2 * i + 1]);
-        uint32_t tmp_18[16];
-        const f16* v_ptr_2 = v_base + (long long)t_6 * V_s2;
+            p_4[i] = pack_f16(p_3[2 * i], p_3[2 * i + 1]);
+        uint32_t v_2[16];
+        const f16* v_ptr_2 = v_base + (long long)cols_start_2 * V_s2;
         #pragma unroll
         for (int i = 0; i < 4; ++i)
-            ld_global_b32x4(&tmp_18[i * 4], v_ptr_2 + (long long)(i * 4) * V_s2);
+            ld_global_b32x4(&v_2[i * 4], v_ptr_2 + (long long)(i * 4) * V_s2);
         __syncthreads();
         #pragma unroll
         for (int i = 0; i < 4; ++i)
-            st_shared_b32x4(v_tile_at_2 + i * 576, &tmp_18[i * 4]);
+            st_shared_b32x4(v_tile_at_2 + i * 576, &v_2[i * 4]);
         #pragma unroll
         for (int i = 0; i < 8; ++i)
-            st_shared_b32x2(tile_at_6 + i / 4 * 1152 + i % 4 * 32, &tmp_17[i * 2]);
+            st_shared_b32x2(tile_at_6 + i / 4 * 1152 + i % 4 * 32, &p_4[i * 2]);
         __syncthreads();
         #pragma unroll
-        for (int k_4 = 0; k_4 < 4; ++k_4) {
+        for (int k_6 = 0; k_6 < 4; ++k_6) {
             wmma::fragment<wmma::matrix_a, 16, 16, 16, half, wmma::row_major> tile_2[1];
-            wmma::load_matrix_sync(tile_2[0], reinterpret_cast<const half*>(smem + tile_offset_6 + k_4 * 32 + warp * 2304), 72);
+            wmma::load_matrix_sync(tile_2[0], reinterpret_cast<const half*>(smem + tile_offset_6 + k_6 * 32 + warp * 2304), 72);
             wmma::fragment<wmma::matrix_b, 16, 16, 16, half, wmma::row_major> v_tile_2[4];
             #pragma unroll
             for (int i = 0; i < 4; ++i)
-                wmma::load_matrix_sync(v_tile_2[i], reinterpret_cast<const half*>(smem + v_tile_offset_2 + k_4 * 2304 + i * 32), 72);
+                wmma::load_matrix_sync(v_tile_2[i], reinterpret_cast<const half*>(smem + v_tile_offset_2 + k_6 * 2304 + i * 32), 72);
             #pragma unroll
             for (int ni = 0; ni < 4; ++ni)
                 wmma::mma_sync(acc[ni], tile_2[0], v_tile_2[ni], acc[ni]);
@@ -607,34 +607,34 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
     const uint32_t v_tile_at_3 = v_tile_smem_3 + q_lane;
     const uint32_t tile_at_9 = tile_smem_9 + tile_lane_2;
     #pragma unroll 1
-    for (int j_3 = whole_from - 1; j_3 >= t_3; --j_3) {
-        const int t_7 = j_3 * 64;
+    for (int cols_tile_3 = whole_from - 1; cols_tile_3 >= cols_tile_from; --cols_tile_3) {
+        const int cols_start_3 = cols_tile_3 * 64;
         // s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale  [variants.py:17]
-        uint32_t tmp_19[16];
-        const f16* k_ptr_3 = k_base + (long long)t_7 * K_s2;
-        const int k_pos_2 = t_7 + q_row;
+        uint32_t k_7[16];
+        const f16* k_ptr_3 = k_base + (long long)cols_start_3 * K_s2;
+        const int k_pos_2 = cols_start_3 + q_row;
         #pragma unroll
         for (int i = 0; i < 4; ++i) {
-            tmp_19[i * 4] = tmp_19[i * 4 + 1] = tmp_19[i * 4 + 2] = tmp_19[i * 4 + 3] = 0;
-            if (k_pos_2 + i * 4 < N) ld_global_b32x4(&tmp_19[i * 4], k_ptr_3 + (long long)(i * 4) * K_s2);
+            k_7[i * 4] = k_7[i * 4 + 1] = k_7[i * 4 + 2] = k_7[i * 4 + 3] = 0;
+            if (k_pos_2 + i * 4 < N) ld_global_b32x4(&k_7[i * 4], k_ptr_3 + (long long)(i * 4) * K_s2);
         }
         __syncthreads();
         #pragma unroll
         for (int i = 0; i < 4; ++i)
-            st_shared_b32x4(k_tile_at_3 + i * 576, &tmp_19[i * 4]);
+            st_shared_b32x4(k_tile_at_3 + i * 576, &k_7[i * 4]);
         __syncthreads();
         wmma::fragment<wmma::accumulator, 16, 16, 16, float> frag_3[4];
         #pragma unroll
         for (int i = 0; i < 4; ++i)
             wmma::fill_fragment(frag_3[i], 0.0f);
         #pragma unroll
-        for (int k_5 = 0; k_5 < 4; ++k_5) {
+        for (int k_8 = 0; k_8 < 4; ++k_8) {
             wmma::fragment<wmma::matrix_a, 16, 16, 16, half, wmma::row_major> q_4[1];
-            wmma::load_matrix_sync(q_4[0], reinterpret_cast<const half*>(smem + q_offset + k_5 * 32 + warp * 2304), 72);
+            wmma::load_matrix_sync(q_4[0], reinterpret_cast<const half*>(smem + q_offset + k_8 * 32 + warp * 2304), 72);
             wmma::fragment<wmma::matrix_b, 16, 16, 16, half, wmma::col_major> k_tile_3[4];
             #pragma unroll
             for (int i = 0; i < 4; ++i)
-                wmma::load_matrix_sync(k_tile_3[i], reinterpret_cast<const half*>(smem + k_tile_offset_3 + k_5 * 32 + i * 2304), 72);
+                wmma::load_matrix_sync(k_tile_3[i], reinterpret_cast<const half*>(smem + k_tile_offset_3 + k_8 * 32 + i * 2304), 72);
             #pragma unroll
             for (int ni = 0; ni < 4; ++ni)
                 wmma::mma_sync(frag_3[ni], q_4[0], k_tile_3[ni], frag_3[ni]);
@@ -645,17 +645,17 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         for (int i = 0; i < 4; ++i)
             wmma::store_matrix_sync(reinterpret_cast<float*>(smem + tile_offset_7 + warp * 4352 + i * 64), frag_3[i], 68, wmma::mem_row_major);
         __syncwarp();
-        float tmp_20[32];
+        float tmp_3[32];
         #pragma unroll
         for (int i = 0; i < 8; ++i)
-            ld_shared_f32x4(&tmp_20[i * 4], tile_at_7 + i / 4 * 2176 + i % 4 * 64);
+            ld_shared_f32x4(&tmp_3[i * 4], tile_at_7 + i / 4 * 2176 + i % 4 * 64);
         // visible = lambda cols: (cols.valid & (rows.index >= cols.index)) & (rows.index - cols.index < window)  [variants.py:13]
         // s = s + slope * (cols.index - rows.index).to(fc.f32)  [variants.py:19]
         int limit_2[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i) {
             const int x_4 = pos0 + i * 8 + rows_start;
-            limit_2[i] = min(x_4 + 1 - t_7, N - t_7);
+            limit_2[i] = min(x_4 + 1 - cols_start_3, N - cols_start_3);
         }
         // visible = lambda cols: (cols.valid & (rows.index >= cols.index)) & (rows.index - cols.index < window)  [variants.py:13]
         // s = cap * fc.tanh(s / cap)  [variants.py:18]
@@ -665,12 +665,12 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         #pragma unroll
         for (int i = 0; i < 32; ++i) {
             const int x_5 = pos0 + i / 16 * 8 + rows_start;
-            const bool x_6 = i / 4 % 4 * 16 + i % 4 < limit_2[row_s(i)] - pos0_2 && x_5 - (pos0_2 + i / 4 % 4 * 16 + i % 4 + t_7) < window;
-            const float s_5 = tanhf(tmp_20[i] * t) * cap + float(pos0_2 + i / 4 % 4 * 16 + i % 4 + t_7 - x_5) * slope;
+            const bool x_6 = i / 4 % 4 * 16 + i % 4 < limit_2[row_s(i)] - pos0_2 && x_5 - (pos0_2 + i / 4 % 4 * 16 + i % 4 + cols_start_3) < window;
+            const float s_5 = tanhf(tmp_3[i] * scale_times_rcp_cap) * cap + float(pos0_2 + i / 4 % 4 * 16 + i % 4 + cols_start_3 - x_5) * slope;
             s_4[i] = x_6 ? s_5 : -INF;
         }
         // mn = fc.maximum(m, fc.max(s, axis=1))  [variants.py:21]
-        float tmp_21[2];
+        float max_s_3[2];
         #pragma unroll
         for (int j = 0; j < 2; ++j) {
             float part[2];
@@ -679,74 +679,74 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
                 const int e = j * 16 + i;
                 part[i % 2] = i < 2 ? s_4[e] : fmaxf(part[i % 2], s_4[e]);
             }
-            tmp_21[j] = fmaxf(part[0], part[1]);
+            max_s_3[j] = fmaxf(part[0], part[1]);
         }
         #pragma unroll
         for (int i = 0; i < 2; ++i) {
-            tmp_21[i] = fmaxf(tmp_21[i], shfl_xor_f32(tmp_21[i], 1));
-            tmp_21[i] = fmaxf(tmp_21[i], shfl_xor_f32(tmp_21[i], 2));
+            max_s_3[i] = fmaxf(max_s_3[i], shfl_xor_f32(max_s_3[i], 1));
+            max_s_3[i] = fmaxf(max_s_3[i], shfl_xor_f32(max_s_3[i], 2));
         }
         float mn_3[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            mn_3[i] = fmaxf(m[i], tmp_21[i]);
+            mn_3[i] = fmaxf(m[i], max_s_3[i]);
         // base = fc.where(mn == -fc.inf, 0.0, mn)  [variants.py:22]
-        float base_3[2];
+        float base_5[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            base_3[i] = mn_3[i] == -INF ? 0.0f : mn_3[i];
+            base_5[i] = mn_3[i] == -INF ? 0.0f : mn_3[i];
         // p, a = fc.exp(s - base), fc.exp(m - base)  [variants.py:23]
-        float tmp_22[2];
+        float base_log2e_3[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            tmp_22[i] = base_3[i] * 1.442695f;
+            base_log2e_3[i] = base_5[i] * 1.442695f;
         bool any_far_3 = false;
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            any_far_3 |= fabsf(tmp_22[i]) > 8192.0f;
+            any_far_3 |= fabsf(base_log2e_3[i]) > 8192.0f;
         any_far_3 = __any_sync(0xffffffffu, any_far_3);
         if (any_far_3) {
             bool far_3[2];
             #pragma unroll
             for (int i = 0; i < 2; ++i)
-                far_3[i] = fabsf(tmp_22[i]) > 8192.0f;
-            float tmp_23[2];
+                far_3[i] = fabsf(base_log2e_3[i]) > 8192.0f;
+            float base_6[2];
             #pragma unroll
             for (int i = 0; i < 2; ++i)
-                tmp_23[i] = far_3[i] ? base_3[i] : 0.0f;
+                base_6[i] = far_3[i] ? base_5[i] : 0.0f;
             #pragma unroll
             for (int i = 0; i < 2; ++i)
-                tmp_22[i] = far_3[i] ? 0.0f : tmp_22[i];
+                base_log2e_3[i] = far_3[i] ? 0.0f : base_log2e_3[i];
             #pragma unroll
             for (int i = 0; i < 32; ++i)
-                s_4[i] = s_4[i] - tmp_23[row_s(i)];
+                s_4[i] = s_4[i] - base_6[row_s(i)];
             #pragma unroll
             for (int i = 0; i < 2; ++i)
-                m[i] = m[i] - tmp_23[i];
+                m[i] = m[i] - base_6[i];
         }
-        float p_3[32];
+        float p_5[32];
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            p_3[i] = exp2_approx(s_4[i] * 1.442695f - tmp_22[row_s(i)]);
+            p_5[i] = exp2_approx(s_4[i] * 1.442695f - base_log2e_3[row_s(i)]);
         float a_3[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            a_3[i] = exp2_approx(m[i] * 1.442695f - tmp_22[i]);
+            a_3[i] = exp2_approx(m[i] * 1.442695f - base_log2e_3[i]);
         // l <<= l * a + fc.sum(p, axis=1)  [variants.py:24]
-        float tmp_24[2];
+        float sum_p_3[2];
         #pragma unroll
         for (int j = 0; j < 2; ++j) {
             float part[2];
             #pragma unroll
             for (int i = 0; i < 16; ++i) {
                 const int e = j * 16 + i;
-                part[i % 2] = i < 2 ? p_3[e] : part[i % 2] + p_3[e];
+                part[i % 2] = i < 2 ? p_5[e] : part[i % 2] + p_5[e];
             }
-            tmp_24[j] = part[0] + part[1];
+            sum_p_3[j] = part[0] + part[1];
         }
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            l[i] = l[i] * a_3[i] + tmp_24[i];
+            l[i] = l[i] * a_3[i] + sum_p_3[i];
         // acc <<= acc * a + fc.dot(p.to(V.dtype), fc.load(V[b, h, cols]))  [variants.py:25]
         bool moved_3 = false;
         #pragma unroll
@@ -763,46 +763,46 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
             #pragma unroll
             for (int i = 0; i < 8; ++i)
                 ld_shared_f32x4(&acc_4[i * 4], acc_tile_at_3 + i / 4 * 2176 + i % 4 * 64);
-            float tmp_25[32];
+            float acc_times_a_3[32];
             #pragma unroll
             for (int i = 0; i < 32; ++i)
-                tmp_25[i] = acc_4[i] * a_3[row_s(i)];
+                acc_times_a_3[i] = acc_4[i] * a_3[row_s(i)];
             __syncwarp();
             #pragma unroll
             for (int i = 0; i < 8; ++i)
-                st_shared_f32x4(tile_at_8 + i / 4 * 2176 + i % 4 * 64, &tmp_25[i * 4]);
+                st_shared_f32x4(tile_at_8 + i / 4 * 2176 + i % 4 * 64, &acc_times_a_3[i * 4]);
             __syncwarp();
             #pragma unroll
             for (int i = 0; i < 4; ++i)
                 wmma::load_matrix_sync(acc[i], reinterpret_cast<const float*>(smem + tile_offset_8 + warp * 4352 + i * 64), 68, wmma::mem_row_major);
         }
-        uint32_t tmp_26[16];
+        uint32_t p_6[16];
         #pragma unroll
         for (int i = 0; i < 16; ++i)
-            tmp_26[i] = pack_f16(p_3[2 * i], p_3[2 * i + 1]);
-        uint32_t tmp_27[16];
-        const f16* v_ptr_3 = v_base + (long long)t_7 * V_s2;
+            p_6[i] = pack_f16(p_5[2 * i], p_5[2 * i + 1]);
+        uint32_t v_3[16];
+        const f16* v_ptr_3 = v_base + (long long)cols_start_3 * V_s2;
         #pragma unroll
         for (int i = 0; i < 4; ++i) {
-            tmp_27[i * 4] = tmp_27[i * 4 + 1] = tmp_27[i * 4 + 2] = tmp_27[i * 4 + 3] = 0;
-            if (k_pos_2 + i * 4 < N) ld_global_b32x4(&tmp_27[i * 4], v_ptr_3 + (long long)(i * 4) * V_s2);
+            v_3[i * 4] = v_3[i * 4 + 1] = v_3[i * 4 + 2] = v_3[i * 4 + 3] = 0;
+            if (k_pos_2 + i * 4 < N) ld_global_b32x4(&v_3[i * 4], v_ptr_3 + (long long)(i * 4) * V_s2);
         }
         __syncthreads();
         #pragma unroll
         for (int i = 0; i < 4; ++i)
-            st_shared_b32x4(v_tile_at_3 + i * 576, &tmp_27[i * 4]);
+            st_shared_b32x4(v_tile_at_3 + i * 576, &v_3[i * 4]);
         #pragma unroll
         for (int i = 0; i < 8; ++i)
-            st_shared_b32x2(tile_at_9 + i / 4 * 1152 + i % 4 * 32, &tmp_26[i * 2]);
+            st_shared_b32x2(tile_at_9 + i / 4 * 1152 + i % 4 * 32, &p_6[i * 2]);
         __syncthreads();
         #pragma unroll
-        for (int k_6 = 0; k_6 < 4; ++k_6) {
+        for (int k_9 = 0; k_9 < 4; ++k_9) {
             wmma::fragment<wmma::matrix_a, 16, 16, 16, half, wmma::row_major> tile_3[1];
-            wmma::load_matrix_sync(tile_3[0], reinterpret_cast<const half*>(smem + tile_offset_9 + k_6 * 32 + warp * 2304), 72);
+            wmma::load_matrix_sync(tile_3[0], reinterpret_cast<const half*>(smem + tile_offset_9 + k_9 * 32 + warp * 2304), 72);
             wmma::fragment<wmma::matrix_b, 16, 16, 16, half, wmma::row_major> v_tile_3[4];
             #pragma unroll
             for (int i = 0; i < 4; ++i)
-                wmma::load_matrix_sync(v_tile_3[i], reinterpret_cast<const half*>(smem + v_tile_offset_3 + k_6 * 2304 + i * 32), 72);
+                wmma::load_matrix_sync(v_tile_3[i], reinterpret_cast<const half*>(smem + v_tile_offset_3 + k_9 * 2304 + i * 32), 72);
             #pragma unroll
             for (int ni = 0; ni < 4; ++ni)
                 wmma::mma_sync(acc[ni], tile_3[0], v_tile_3[ni], acc[ni]);
@@ -818,14 +818,14 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         l[i] = l[i] + shfl_xor_f32(l[i], 2);
     }
     // fc.store(O[b, h, rows], fc.where(l == 0.0, 0.0, acc / l).to(O.dtype))  [variants.py:27]
-    bool tmp_28[2];
+    bool l_is_0[2];
     #pragma unroll
     for (int i = 0; i < 2; ++i)
-        tmp_28[i] = l[i] == 0.0f;
-    float tmp_29[2];
+        l_is_0[i] = l[i] == 0.0f;
+    float rcp_l[2];
     #pragma unroll
     for (int i = 0; i < 2; ++i)
-        tmp_29[i] = rcp_approx(l[i]);
+        rcp_l[i] = rcp_approx(l[i]);
     __syncthreads();
     #pragma unroll
     for (int i = 0; i < 4; ++i)
@@ -836,28 +836,28 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
     #pragma unroll
     for (int i = 0; i < 8; ++i)
         ld_shared_f32x4(&acc_5[i * 4], acc_tile_at_4 + i / 4 * 2176 + i % 4 * 64);
-    uint32_t tmp_30[16];
+    uint32_t v0[16];
     #pragma unroll
     for (int i = 0; i < 16; ++i) {
-        const float lo = tmp_28[row_s(2 * i)] ? 0.0f : acc_5[2 * i] * tmp_29[row_s(2 * i)];
-        const float hi = tmp_28[row_s(2 * i + 1)] ? 0.0f : acc_5[2 * i + 1] * tmp_29[row_s(2 * i + 1)];
-        tmp_30[i] = pack_f16(lo, hi);
+        const float lo = l_is_0[row_s(2 * i)] ? 0.0f : acc_5[2 * i] * rcp_l[row_s(2 * i)];
+        const float hi = l_is_0[row_s(2 * i + 1)] ? 0.0f : acc_5[2 * i + 1] * rcp_l[row_s(2 * i + 1)];
+        v0[i] = pack_f16(lo, hi);
     }
     __syncthreads();
     const uint32_t tile_lane_3 = swizzle<0x70>(warp * 2048 + lane / 4 * 128 + lane % 4 * 8);
     const uint32_t tile_at_10 = tile_smem_10 + tile_lane_3;
     #pragma unroll
     for (int i = 0; i < 8; ++i)
-        st_shared_b32x2((tile_at_10 ^ (i % 4 * 32)) + i / 4 * 1024, &tmp_30[i * 2]);
+        st_shared_b32x2((tile_at_10 ^ (i % 4 * 32)) + i / 4 * 1024, &v0[i * 2]);
     __syncwarp();
-    uint32_t tmp_31[16];
+    uint32_t o_out[16];
     const uint32_t tile_lane_4 = swizzle<0x70>(warp * 2048 + lane * 16);
     const uint32_t tile_at_11 = tile_smem_10 + tile_lane_4;
     #pragma unroll
     for (int i = 0; i < 4; ++i)
-        ld_shared_b32x4(&tmp_31[i * 4], (tile_at_11 ^ (i % 2 * 64)) + i * 512);
+        ld_shared_b32x4(&o_out[i * 4], (tile_at_11 ^ (i % 2 * 64)) + i * 512);
     f16* o_ptr = O + (long long)b * O_s0 + (long long)h * O_s1 + (long long)(rows_start + q_row) * O_s2 + q_col;
     #pragma unroll
     for (int i = 0; i < 4; ++i)
-        if (q_pos + i * 4 < M) st_global_b32x4(o_ptr + (long long)(i * 4) * O_s2, &tmp_31[i * 4]);
+        if (q_pos + i * 4 < M) st_global_b32x4(o_ptr + (long long)(i * 4) * O_s2, &o_out[i * 4]);
 }

@@ -1,0 +1,63 @@
+"""Whether a kernel's matrix instructions and clusters are the target's, and fit what they are used on."""
+
+from __future__ import annotations
+
+from ..errors import FcError
+from .core import Kernel, Op, walk
+from .layout import RegLayout
+from .ops import RuleError
+from .target import Target
+from .types import Frag
+
+WARPGROUP_ROWS = 64
+
+
+def check_fits(kernel: Kernel, target: Target) -> None:
+    """Raises FcError "compile/unsupported" with the op's place."""
+    if kernel.cluster > target.max_cluster:
+        raise FcError("compile/unsupported", f"{target.arch} has no clusters of so many blocks", expected=f"at most {target.max_cluster}",
+                      got=kernel.cluster)
+    for role in kernel.roles:
+        for op in walk(role.body):
+            wrong = _mma(op, target) if op.kind == "mma" else _wgmma(op, role.warps, target) if op.kind == "wgmma" else None
+            if wrong is not None:
+                raise FcError("compile/unsupported", f"{op.kind}: {wrong.rule}", expected=wrong.expected, got=wrong.got,
+                              loc=op.place or op.loc)
+
+
+def _mma(op: Op, target: Target) -> RuleError | None:
+    rec, types = target.instrs.get(op["instr"]), [v.type for v in op.operands[:3]]
+    if rec is None or rec.a is None or rec.b is None or rec.c is None or rec.needs > target.capability:
+        return RuleError(f"{target.arch} has no such matrix instruction", got=op["instr"])
+    m, n, k = rec.shape
+    for t, unit, tile, what in zip(types, (rec.a, rec.b, rec.c), ((m, k), (k, n), (m, n)), ("left", "right", "accumulator")):
+        whole = len(t.shape) == 2 and not any(s % u for s, u in zip(t.shape, tile))
+        if not (whole and isinstance(t.layout, RegLayout) and t.layout.regs % unit.regs == 0):
+            return RuleError(f"the {what} is made of the instruction's operands", f"{tile[0]} x {tile[1]}, {unit}", t)
+    return None if types[0].dtype.name == rec.dtype else RuleError("the instruction's dtype", rec.dtype, types[0])
+
+
+def _wgmma(op: Op, warps: int, target: Target) -> RuleError | None:
+    a, out = op.operands[0].type, op.result.type
+    cols = 0
+    for name in [op.get("first"), op["instr"]]:
+        rec = target.instrs.get(name) if name is not None else None
+        if name is None:
+            continue
+        if rec is None or rec.name.split("_")[0] != "wgmma" or rec.name.endswith("_rs"):
+            return RuleError(f"{target.arch} has no such warpgroup instruction", got=name)
+        if rec.dtype != a.dtype.name:
+            return RuleError("the instruction's dtype", rec.dtype, a)
+        cols += rec.shape[1]
+    depth = a.shape[0] if op["ta"] else a.shape[1]
+    if cols != out.shape[1] or depth % 16:
+        return RuleError("the instruction's columns are the result's, its steps 16 deep", f"{cols} columns",
+                         f"{out.shape[1]}, depth {depth}")
+    groups = warps // 4
+    if warps % 4 or not groups or out.shape[0] % (WARPGROUP_ROWS * groups):
+        return RuleError("each warpgroup of the role works on 64 rows at a time", f"a multiple of {WARPGROUP_ROWS * max(1, groups)}",
+                         f"{out.shape[0]} rows, {warps} warps")
+    for t in (a, out):
+        if isinstance(t, Frag) and not isinstance(t.layout, RegLayout):
+            return RuleError("its fragments are registers", got=t)
+    return None

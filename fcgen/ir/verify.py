@@ -1,0 +1,191 @@
+"""Verification of whole kernels: what `ops.verify` runs after every pass and on everything that is parsed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from math import prod
+from typing import Any
+
+from ..errors import FcError, Loc
+from . import kernel_rules
+from .alignment import promised
+from .attrs import MOST
+from .core import Block, Kernel, Op, Role, Value
+from .layout import OpaqueLayout, RegLayout
+from .memory_map import buffer_problem
+from .named_barriers import KINDS, NamedBarriers
+from .ops import OPS, PHASES, WITH_REGIONS, RuleError, attr_problem, misuse, need, told
+from .ranges import admitted
+from .types import Buffer, Cursor, Frag, Mbarrier, Pending, Scalar, Tensor, Tile, Type, f32
+
+#: regions inside of regions
+NESTING = 200
+#: axes of a tile
+AXES = 8
+
+
+class Verifier:
+    def __init__(self, kernel: Kernel, places: Mapping[Any, Loc]):
+        self.kernel, self.places = kernel, places
+        self.phase = kernel_rules.phase(kernel)
+        self.warps = 0  # of the role
+        self.number = 0
+        self.right: set[int] = set()  # ids of types that were found right for this role: types are shared, and dear to check
+        self.seen: set[Value] = set()
+        self.named = NamedBarriers(kernel)
+
+    def run(self) -> None:
+        k = self.kernel
+        if k.level not in ("tile", "machine"):
+            raise FcError("ir/verify", "a kernel is at one of two levels", expected="tile or machine", got=k.level)
+        for key, e in kernel_rules.problems(k):
+            raise self.misfit(key, e)
+        for name, read in (("aligned", promised), ("ranges", admitted)):
+            try:
+                if name in k.meta:
+                    read(k)
+            except FcError as e:
+                raise e.at(self.places.get(("meta", name))) from None
+        self.seen = set(k.params) | set(k.buffers)
+        for self.number, role in enumerate(k.roles):
+            self.role(role)
+
+    def role(self, role: Role) -> None:
+        if len(role.body.args) != len(self.kernel.grid):
+            raise self.misfit(("role", self.number), RuleError(f"role {role.name}: one argument per grid axis", len(self.kernel.grid),
+                                                               len(role.body.args)))
+        self.warps, self.right = role.warps, set()
+        for v in self.seen:
+            wrong = self.type_problem(v.type)
+            if wrong is not None:
+                raise self.misfit(v, wrong)
+        if role.body.yielded:
+            raise self.bad(role.body.ops[-1], RuleError("the body of a role yields nothing"))
+        self.block(role.body, 0)
+
+    def misfit(self, key: Any, e: RuleError) -> FcError:
+        """What is wrong with something that is no op."""
+        name = f"%{key.name}: " if isinstance(key, Value) and f"%{key.name}" not in e.rule else ""
+        return FcError("ir/verify", name + e.rule, expected=e.expected, got=e.got, hint=e.hint, loc=self.places.get(key))
+
+    def block(self, block: Block, depth: int) -> None:
+        seen, new = self.seen, [*block.args]
+        seen.update(block.args)
+        for op in block.ops:
+            self.op(op)
+            if op.kind == "yield" and op is not block.ops[-1]:
+                raise self.bad(op, RuleError("yield is the last op of its region"))
+            if op.regions and depth >= NESTING:
+                raise self.bad(op, RuleError("regions are nested too deeply", f"at most {NESTING}", "more"))
+            for r in op.regions:
+                for v in r.args:
+                    self.value(v, op)
+                self.block(r, depth + 1)
+            for v in op.results:
+                self.value(v, op)
+            seen.update(op.results)
+            new += op.results
+        seen.difference_update(new)
+
+    def value(self, v: Value, op: Op) -> None:
+        if v in self.seen:
+            raise self.bad(op, RuleError(f"value %{v.name} is defined twice"))
+        if v.type.__class__ is not Scalar and id(v.type) not in self.right:
+            wrong = self.type_problem(v.type)
+            if wrong is not None:
+                raise self.bad(op, RuleError(f"%{v.name}: {wrong.rule}" if v.name else wrong.rule, wrong.expected, wrong.got))
+            self.right.add(id(v.type))
+
+    def op(self, op: Op) -> None:
+        d = OPS.get(op.kind)
+        if d is None:
+            raise self.bad(op, RuleError(f"no op is called {op.kind!r}"))
+        if self.kernel.level not in d.levels:
+            raise self.bad(op, RuleError(f"{op.kind} does not exist at this level", expected=" or ".join(d.levels),
+                                         got=self.kernel.level))
+        if self.phase is not None and not d.phases[0] <= self.phase <= d.phases[1]:
+            first, last = d.phases
+            raise self.bad(op, RuleError(f"{op.kind} does not occur in this phase", got=PHASES[self.phase],
+                                         expected=PHASES[first] + (f" to {PHASES[last]}" if last > first else "")))
+        for v in op.operands:
+            if v not in self.seen:
+                raise self.bad(op, RuleError(f"operand %{v.name} is used before it is defined"))
+        problem = attr_problem(d, op.attrs)
+        if problem is not None:
+            raise self.bad(op, problem[1])
+        wrong = misuse(op)
+        if wrong is not None:
+            raise self.bad(op, wrong)
+        try:
+            types = d.infer(tuple([v.type for v in op.operands]), op.attrs)
+            if types is not None:
+                got = tuple([r.type for r in op.results])
+                if tuple(types) != got:
+                    raise RuleError("result types follow from the operands", expected=_join(types), got=_join(got))
+            if d.check is not None:
+                d.check(op)
+            if op.kind in KINDS:
+                self.named.see(op, self.number)
+            elif op.kind in ("mbar_arrive", "tma_load"):
+                blocks = op.get("cluster") or op.get("multicast") or 1
+                need(blocks in (1, self.kernel.cluster), f"{op.kind}: it reaches all blocks of the cluster", self.kernel.cluster, blocks)
+            need(op.kind in WITH_REGIONS or not op.regions, f"{op.kind} has no regions")
+        except RuleError as e:
+            raise self.bad(op, e) from None
+        except (AssertionError, AttributeError, IndexError, KeyError, TypeError, ValueError) as e:
+            # The rules read like the ops' documentation and take the number and kind of operands for granted.
+            raise self.bad(op, RuleError("these operands and results make no sense here", expected=d.doc,
+                                         got=f"{_join(v.type for v in op.operands) or 'nothing'} -> "
+                                             f"{_join(v.type for v in op.results) or 'nothing'}")) from e
+
+    def type_problem(self, t: Type) -> RuleError | None:
+        """What a type must hold by itself, and in a role of so many warps."""
+        if t.__class__ is Scalar:
+            return None
+        if isinstance(t, Pending):
+            if t.frag.dtype != f32 or t.frag.partial:
+                return RuleError("an accumulator in flight is f32 and complete", got=t)
+            t = t.frag
+        if self.kernel.level == "tile":
+            if not isinstance(t, (Tile, Tensor)):
+                return RuleError("tile IR has scalars, tiles and tensors", got=t)
+        elif isinstance(t, Tile):
+            return RuleError("machine IR has no tiles without a place", "frag or smem", t)
+        least = 0 if isinstance(t, Frag) else 1  # the last axis may be reduced to a fragment that is still partial
+        if isinstance(t, (Tile, Frag, Buffer)) and not (least <= len(t.shape) <= AXES and prod(t.shape) <= MOST):
+            return RuleError(f"a tile has 1 to {AXES} axes and at most {MOST} elements", got=t)
+        if isinstance(t, Frag):
+            return self.frag_problem(t)
+        return buffer_problem(t) if isinstance(t, (Buffer, Mbarrier, Cursor)) else None
+
+    def frag_problem(self, t: Frag) -> RuleError | None:
+        layout = t.layout
+        if isinstance(layout, OpaqueLayout):
+            down, across = (layout.warps_m if layout.role != "b" else 1), (layout.warps_n if layout.role != "a" else 1)
+            if layout.warps != self.warps:
+                return RuleError("the fragment is spread over the role's warps", self.warps, layout)
+            if len(t.shape) != 2 or t.shape[0] % (16 * down) or t.shape[1] % (16 * across) or t.partial:
+                return RuleError("a wmma fragment is complete and made of 16 x 16 blocks for each warp", f"multiples of {16 * down} and "
+                                 f"{16 * across}", t)
+            return None
+        if not isinstance(layout, RegLayout):
+            return RuleError("a fragment has a layout of registers", got=layout)
+        if layout.shape != t.shape:
+            return RuleError("the fragment's layout covers its shape", t.shape, layout.shape)
+        if layout.problem():
+            return RuleError(layout.problem() or "", got=layout)
+        if layout.warps > self.warps:
+            return RuleError("the fragment's layout tells more warps apart than its role has", self.warps, layout.warps)
+        return None
+
+    def bad(self, op: Op, e: RuleError) -> FcError:
+        from .text import print_op
+
+        notes = [f"in  {print_op(op, self.kernel)}"]
+        if op.place is not None and op.loc is not None and op.loc.file != op.place.file:
+            notes.append(f"which comes from {op.loc}")
+        return FcError("ir/verify", told(op.kind, e), expected=e.expected, got=e.got, hint=e.hint, loc=op.place or op.loc, notes=notes)
+
+
+def _join(types: Iterable[Any]) -> str:
+    return ", ".join(map(str, types))
