@@ -76,14 +76,16 @@ def test_check_says_what_was_put_to_the_test() -> None:
 
 EDITS: dict[str, tuple[Callable[[str], str], str, list[str]]] = {
     "a wait": (broken, "sim/race", [
-        r"touch(es)? v\[slot \d\] row \d+, column \d+", r"at .*attention\.py:25\n +25 \| +acc <<= ",
-        r"earlier: role load, its TMA copy: tma_load V, .*\(attention\.py:24\)", r"later:   role main, warp \d: .*wgmma .*\(attention\.py:25\)",
+        r"touch(es)? v\[slot \d\] row \d+, column \d+", r"at .*edited\.fc:\d+\n", r"which comes from examples/attention\.py:25: acc <<= ",
+        r"earlier: role load, its TMA copy: tma_load V, .*\(edited\.fc:\d+, attention\.py:24\)",
+        r"later:   role main, warp \d: .*wgmma .*\(edited\.fc:\d+, attention\.py:25\)",
         r"hint: an mbarrier: who reads waits for `full`"]),
     "an arrival": (lambda t: without(t, "mbar_arrive %q_empty", 0), "sim/leftover", [
         r"q_empty is in phase \d with [48] of 8 arrivals and 0 bytes to come \(role main, warps [\d, ]+ came\)", r"role main, warp \d: mbar_arrive "]),
-    "an announcement": (lambda t: without(t, "mbar_expect %k_full", 1), "sim/protocol", [
-        r"k_full", r"role (load|main)", r"attention\.py:1\d"]),
-    "a fence": (lambda t: without(t, "wgmma_fence", 0), "sim/register", [r"wgmma without a wgmma_fence", r"role main, warp \d: wgmma q, k"]),
+    "an announcement": (lambda t: without(t, "mbar_expect %k_full", 1), "sim/deadlock", [
+        r"k_full\[slot \d\] is in phase \d with 1 of 1 arrivals to come and 512 bytes more than it was told of",
+        r"role (load|main)", r"attention\.py:1\d"]),
+    "a fence": (lambda t: without(t, "wgmma_fence", 0), "compile/unsupported", [r"wgmma: a wgmma_fence .* stands in front of it", r"edited\.fc:\d+"]),
     "a commit": (lambda t: without(t, "wgmma_commit", 0), "sim/stale", [r"settle does not wait for", r"was never committed|still be in flight"]),
     "the end of the claims": (lambda t: without(t, "claim_done", 0), "sim/leftover", [r"never says claim_done", r"role load: 0 of \d blocks"]),
 }
