@@ -93,17 +93,20 @@ def build(
 ) -> None:
     """Compile a spec, or an edited file of IR text, and write every level of it."""
     from . import compiler
-    from .cli_specs import find, parse_sizes
+    from .cli_specs import find, oracle, parse_sizes
     from .sim.trial import dimensions, run_trials
 
-    program = find(spec).program(target, settings, schedule)
+    found = find(spec)
+    program = found.program(target, settings, schedule)
     program.trust = True  # it is checked here, at the sizes that were asked for, or not at all
     given = parse_sizes(sizes, dimensions(program.machine))
     fixed = parse_arguments(arguments, program, given)
     if check:
         compiler.to_cuda(program.machine, program.target)
-        cases = run_trials(program.machine, program.target, given, 1, waiting, fixed)
-        click.echo(f"simulated {len(cases)} sizes: no race, stale read or deadlock")
+        tried = run_trials(program.machine, program.target, given, 2, waiting, fixed, oracle(found, program))
+        click.echo(f"simulated in {len(tried.ran)} runs: no race, stale read or deadlock; values {tried.values}")
+        for line in tried.gaps():
+            click.echo(f"  {line}")
     waiting(f"compiling {program.name} for {program.target.arch}", lambda: program.cubin)
     say(report(program))
     source = Path(spec)
@@ -118,25 +121,26 @@ def build(
 @spec_options
 @click.option("--size", "sizes", multiple=True, metavar="NAME=N", help="a size to check: M=100")
 @argument_option
-@click.option("--seeds", default=3, show_default=True, type=click.IntRange(1), help="inputs and orders of the warps to try")
+@click.option("--seeds", default=3, show_default=True, type=click.IntRange(1), help="orders of the engines to try")
+@click.option("--against", metavar="FILE", help="what it should compute: the file before the edit, its tile IR, or a spec")
 def check(spec: str, target: str | None, settings: tuple[str, ...], schedule: str | None, sizes: tuple[str, ...], seeds: int,
-          arguments: tuple[str, ...]) -> None:
-    """Run a kernel's machine IR in the simulator, over several trip counts, and look for races, stale reads and deadlocks."""
+          against: str | None, arguments: tuple[str, ...]) -> None:
+    """Run a kernel's machine IR in the simulator until all of it has run: look for races, stale reads, deadlocks, elements that nothing
+    writes, and, where the tile program is known, for wrong values. It is that of SPEC, or lies beside NAME.machine.fc as NAME.tile.fc."""
     from . import compiler
-    from .cli_specs import find, parse_sizes
-    from .sim.trial import dimensions, run_trials, summary
+    from .cli_specs import find, oracle, parse_sizes
+    from .sim.trial import WORK, dimensions, run_trials
 
-    program = find(spec).program(target, settings, schedule)
+    found = find(spec)
+    program = found.program(target, settings, schedule)
     machine = program.machine
     compiler.to_cuda(machine, program.target)  # what cannot be printed is refused before it runs
     given = parse_sizes(sizes, dimensions(machine))
     fixed = parse_arguments(arguments, program, given)
-    cases = run_trials(machine, program.target, given, seeds, waiting, fixed)
-    click.echo(f"{program.name} on {program.target.arch}: no race, stale read or deadlock in {len(cases) * seeds} runs")
-    for line in summary(machine, seeds):
+    tried = run_trials(machine, program.target, given, seeds, waiting, fixed, oracle(found, program, against), work=WORK)
+    click.echo(f"{program.name} on {program.target.arch}: no race, stale read or deadlock in {len(tried.ran)} runs")
+    for line in tried.lines():
         click.echo(f"  {line}")
-    for n, case in enumerate(cases):
-        click.echo(f"  {'' if n else 'sizes':8} {case}")
 
 
 @main.command(epilog=SPEC_HELP)

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,6 +21,9 @@ from .ir.types import DTYPES
 from .lang.spec import Spec
 from .program import Program
 from .runtime.files import kind_of, read_bytes
+
+if TYPE_CHECKING:
+    from .sim.oracle import Oracle
 
 
 @dataclass
@@ -81,6 +84,24 @@ def parse_sizes(sizes: Iterable[str], known: Iterable[str]) -> dict[str, int]:
             raise FcError("cli/usage", f"{same[0]} is given twice", got=item)
         out[same[0]] = int(value)
     return out
+
+
+def oracle(found: Found, program: Program, against: str | None = None) -> Oracle | None:
+    """What a program should compute: what `against` names; else its own tile program; else, for NAME.machine.fc, the one in NAME.tile.fc
+    beside it if that takes the same arguments."""
+    from .sim.trial import Oracle
+
+    if against is not None:
+        other = find(against).program(program.target.arch, (), None)
+        return Oracle(other.tile if other.level == "tile" else other.machine, program.target, against)
+    if program.level == "tile":
+        return Oracle(program.tile, program.target)
+    beside = Path(found.filename.removesuffix(".machine.fc") + ".tile.fc")
+    if not found.filename.endswith(".machine.fc") or not beside.is_file():
+        return None
+    other = find(str(beside)).program(program.target.arch, (), None)
+    same = other.level == "tile" and [(p.name, p.type) for p in other.params] == [(p.name, p.type) for p in program.params]
+    return Oracle(other.tile, program.target, str(beside)) if same else None
 
 
 def draw(found: Found, program: Program, sizes: Iterable[str], arguments: Iterable[str] = ()) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -44,6 +44,7 @@ ERROR_CODES: dict[str, str] = {
     "sim/proxy": "what ordinary stores wrote is read by an engine of the async proxy without a proxy fence",
     "sim/register": "registers of an asynchronous matrix instruction are touched without the fence or wait that it needs",
     "sim/launch": "a kernel that is launched early touches a tensor before the kernels in front of it have ended",
+    "sim/value": "a machine program computes something else than the program that it is compared with",
     "sim/align": "an access of global memory that does not start on a multiple of its size",
     "sim/bounds": "an access outside its tensor or buffer",
     # calls

@@ -76,25 +76,33 @@ def round_bf16(x: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(x), x, rounded.view(np.float32))
 
 
+def convert(x: np.ndarray, dtype: DType) -> np.ndarray:
+    """Round or convert to `dtype` in the representation `DType.np_dtype`; NumPy may warn of what overflows."""
+    return round_bf16(x) if dtype == bf16 else np.asarray(x).astype(dtype.np_dtype)
+
+
 def to_dtype(x: np.ndarray, dtype: DType) -> np.ndarray:
-    """Round or convert to `dtype` in the representation `DType.np_dtype`."""
+    """`convert` without warnings."""
     with np.errstate(all="ignore"):
-        if dtype == bf16:
-            return round_bf16(np.asarray(x, np.float32))
-        return np.asarray(x).astype(dtype.np_dtype)
+        return convert(x, dtype)
+
+
+def evaluate(name: str, dtype: DType, *args: np.ndarray) -> np.ndarray:
+    """The NumPy meaning of one function at operand dtype `dtype` (see the module docstring for 16-bit floats)."""
+    fn = FNS[name]
+    if dtype in (f16, bf16):
+        args = tuple(np.asarray(a, np.float32) for a in args)
+    out = fn.numpy(*args)
+    if fn.kind == "compare":
+        return np.asarray(out, np.bool_)
+    if fn.kind in ("bits", "from_bits"):
+        return out
+    if dtype == f32:
+        return np.asarray(out, np.float32)
+    return convert(out, dtype)
 
 
 def apply(name: str, dtype: DType, *args: np.ndarray) -> np.ndarray:
-    """The NumPy meaning of one function at operand dtype `dtype` (see the module docstring for 16-bit floats)."""
-    fn = FNS[name]
+    """`evaluate` without warnings."""
     with np.errstate(all="ignore"):
-        if dtype in (f16, bf16):
-            args = tuple(np.asarray(a, np.float32) for a in args)
-        out = fn.numpy(*args)
-        if fn.kind == "compare":
-            return np.asarray(out, np.bool_)
-        if fn.kind in ("bits", "from_bits"):
-            return out
-        if dtype == f32:
-            return np.asarray(out, np.float32)
-        return to_dtype(out, dtype)
+        return evaluate(name, dtype, *args)

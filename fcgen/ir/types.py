@@ -42,8 +42,11 @@ class DType:
 
     @property
     def np_dtype(self) -> np.dtype:
-        return np.dtype({"f16": np.float16, "bf16": np.float32, "f32": np.float32, "f64": np.float64, "i1": np.bool_,
-                         "i32": np.int32, "i64": np.int64}[self.name])
+        return _NP_DTYPES[self.name]
+
+
+_NP_DTYPES = {name: np.dtype(t) for name, t in (("f16", np.float16), ("bf16", np.float32), ("f32", np.float32), ("f64", np.float64),
+                                               ("i1", np.bool_), ("i32", np.int32), ("i64", np.int64))}
 
 
 f16 = DType("f16", 16, True)

@@ -14,7 +14,7 @@ import numpy as np
 from ..errors import FcError
 from ..ir.async_ops import reaches_tensors
 from ..ir.core import Block, Op, Role, Value
-from ..ir.elementwise import FNS, REDUCTIONS, apply, to_dtype
+from ..ir.elementwise import FNS, REDUCTIONS, convert, evaluate
 from ..ir.layout import LANES, OpaqueLayout
 from ..ir.types import DTYPES, Buffer, DType, Frag, Scalar, bf16
 from . import registers
@@ -23,7 +23,7 @@ from .engines import CopyEngine
 from .mbarriers import Blocked
 from .memory import WARP
 from .stores import StoreOps
-from .tensors import Stamp
+from .tensors import Stamp, taken
 
 if TYPE_CHECKING:
     from .machine import Simulation
@@ -42,6 +42,7 @@ class Agent(AsyncOps, StoreOps):
         self.sim, self.role, self.number, self.warp, self.env = sim, role, number, warp, env
         self.shared = sim.shared
         self.alone = alone
+        self.at = role.body.ops[0]  # the op that runs
         self.copies = CopyEngine(self)
         self.core: TensorCore | None = None
         self.early = sim.early_launch  # has not waited for the kernels in front
@@ -68,8 +69,11 @@ class Agent(AsyncOps, StoreOps):
             self.stores.check_empty()
 
     def block(self, block: Block) -> Iterator[Blocked | None]:
+        seen = self.sim.coverage
         for op in block.ops:
             self.sim.steps += 1
+            seen.ran.add(op)
+            self.at = op
             if self.early and reaches_tensors(op):
                 self.early = False
                 self.sim.report("sim/launch", f"{op.kind} reaches a tensor while the kernel in front may still run", op, notes=[self.who],
@@ -83,7 +87,9 @@ class Agent(AsyncOps, StoreOps):
             elif op.kind in self.PAUSES:
                 yield from self.PAUSES[op.kind](self, op, [self.env[v] for v in op.operands])
             elif op.kind == "if":
-                region = op.regions[0 if self.env[op.operands[0]] else 1]
+                way = bool(self.env[op.operands[0]])
+                seen.ways.add((op, way))
+                region = op.regions[0 if way else 1]
                 yield from self.block(region)
                 self.env.update(zip(op.results, [self.env[v] for v in region.yielded]))
             elif op.kind == "yield":
@@ -100,6 +106,8 @@ class Agent(AsyncOps, StoreOps):
         steps = range(int(env[op.operands[0]]), int(env[op.operands[1]]))
         carried = [env[v] for v in op.operands[2:]]
         for i in reversed(steps) if op.get("descending") else steps:
+            if self.sim.limit is not None and self.sim.steps > self.sim.limit:
+                yield None
             env.update(zip(body.args, (np.int32(i), *carried)))
             yield from self.block(body)
             carried = [env[v] for v in body.yielded]
@@ -110,9 +118,18 @@ class Agent(AsyncOps, StoreOps):
         run = getattr(self, "do_" + op.kind, None)
         if run is not None:
             return run(op, args)
+        if op in self.sim.contracted:
+            return self.fused(op, args)
         if op.kind in FNS:
-            return apply(op.kind, op.operands[0].type.dtype, *args)
+            return evaluate(op.kind, op.operands[0].type.dtype, *args)
         raise FcError("compile/unsupported", f"the simulator has no meaning for {op.kind}", loc=op.loc)
+
+    def fused(self, op: Op, args: list[Any]) -> Any:
+        """A sum with one rounding, as nvcc makes it of a product and what is added to it (float64 holds the product of two f32)."""
+        at, product = self.sim.contracted[op]
+        a, b = (np.asarray(self.env[v], np.float64) for v in product.operands)
+        exact, other = a * b, np.asarray(args[1 - at], np.float64)
+        return np.asarray(exact + other if op.kind == "add" else exact - other if at == 0 else other - exact, np.float32)
 
     def coords(self, t: Frag) -> np.ndarray:
         return registers.coords(t.layout, self.role.warps, self.warp)
@@ -120,7 +137,7 @@ class Agent(AsyncOps, StoreOps):
     # ---- values ----------------------------------------------------------------------------------------------------
 
     def do_const(self, op: Op, args: list[Any]) -> Any:
-        return to_dtype(np.asarray(op["value"]), DTYPES[op["dtype"]])[()]
+        return convert(np.asarray(op["value"]), DTYPES[op["dtype"]])[()]
 
     def do_size(self, op: Op, args: list[Any]) -> Any:
         return np.int32(self.sim.sizes[op["dim"]])
@@ -133,9 +150,11 @@ class Agent(AsyncOps, StoreOps):
         return self.coords(op.result.type)[..., 0].astype(np.int32)
 
     def do_broadcast(self, op: Op, args: list[Any]) -> Any:
-        layout, x = op.result.type.layout, args[0]
-        (new,) = set(range(len(op.result.type.shape))) - set(op["axes"])
-        return x[:, layout.drop_map(new)]
+        key = ("broadcast", id(op))
+        if key not in self.sim.maps:
+            (new,) = set(range(len(op.result.type.shape))) - set(op["axes"])
+            self.sim.maps[key] = op.result.type.layout.drop_map(new)
+        return args[0][:, self.sim.maps[key]]
 
     def do_transpose(self, op: Op, args: list[Any]) -> Any:
         return args[0]
@@ -144,18 +163,18 @@ class Agent(AsyncOps, StoreOps):
         return np.where(*args).astype(op.result.type.dtype.np_dtype)
 
     def do_cast(self, op: Op, args: list[Any]) -> Any:
-        return to_dtype(np.asarray(args[0]), DTYPES[op["to"]])
+        return convert(np.asarray(args[0]), DTYPES[op["to"]])
 
     def do_reduce(self, op: Op, args: list[Any]) -> Any:
         t = op.operands[0].type
         table = registers.groups(t.layout, op["axis"])
         wide = np.asarray(args[0], np.float32) if t.dtype.is_float else args[0]  # 16 bits: folded in float32, rounded once
-        return to_dtype(REDUCTIONS[op["fn"]][0](wide[:, table], axis=2), t.dtype)
+        return convert(REDUCTIONS[op["fn"]][0](wide[:, table], axis=2), t.dtype)
 
     def do_combine(self, op: Op, args: list[Any]) -> Any:
         x, t = args[0], op.operands[0].type
         for step in op["lanes"]:
-            x = apply(REDUCTIONS[t.partial][1], t.dtype, x, x[LANE ^ step])
+            x = evaluate(REDUCTIONS[t.partial][1], t.dtype, x, x[LANE ^ step])
         return x
 
     def do_quad_transpose(self, op: Op, args: list[Any]) -> Any:
@@ -200,6 +219,7 @@ class Agent(AsyncOps, StoreOps):
     def do_slot(self, op: Op, args: list[Any]) -> Any:
         ring, base = args[0]
         t = op.operands[0].type
+        self.sim.coverage.passed(op.operands[0], int(args[1]) + 1)
         return ring, base + (int(args[1]) + op["ahead"]) % t.slots * t.slot_bytes
 
     def half_words(self, op: Op, t: Frag, buffer: Buffer, row: int, col: int) -> np.ndarray:
@@ -346,8 +366,7 @@ class Agent(AsyncOps, StoreOps):
     def do_ld_global(self, op: Op, args: list[Any]) -> Any:
         index, inside = self.rectangle(op, args[0], args[1:], self.coords(op.result.type))
         self.touch(op, args[0], index, inside, "read")
-        data = self.sim.memory[args[0]][index]
-        return np.where(inside, data, np.zeros((), data.dtype))
+        return taken(self.sim.memory[args[0]], index, inside)
 
     def touch(self, op: Op, tensor: str, index: tuple[Any, ...], inside: np.ndarray, kind: str) -> None:
         """Record an access of elements [32, regs] of a tensor, or of one element by the whole warp."""
@@ -369,7 +388,7 @@ class Agent(AsyncOps, StoreOps):
         data, index = self.sim.memory[args[0]], np.broadcast_arrays(*args[1:])
         inside = np.all([(i >= 0) & (i < n) for i, n in zip(index, data.shape)], axis=0)
         self.touch(op, args[0], tuple(index), inside, "read")
-        out = np.where(inside, data[tuple(np.where(inside, i, 0) for i in index)], np.zeros((), data.dtype))
+        out = taken(data, tuple(np.where(inside, i, 0) for i in index), inside)
         return out[()] if isinstance(op.result.type, Scalar) else out
 
     def do_st_global(self, op: Op, args: list[Any]) -> None:
@@ -379,7 +398,7 @@ class Agent(AsyncOps, StoreOps):
         where, value = tuple(i[inside] for i in index), args[1][inside]
         self.touch(op, tensor, index, inside, "add" if op.get("reduce") else "store")
         if op.get("reduce"):
-            self.sim.memory[tensor][where] = apply("add", t.dtype, self.sim.memory[tensor][where], value)
+            self.sim.memory[tensor][where] = evaluate("add", t.dtype, self.sim.memory[tensor][where], value)
         else:
             self.sim.memory[tensor][where] = value
 

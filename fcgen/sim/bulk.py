@@ -17,6 +17,7 @@ from ..ir.core import Op, Value
 from .cluster import Touch
 from .mbarriers import PhaseBarrier
 from .memory import WARP
+from .tensors import taken
 
 if TYPE_CHECKING:
     from .agents import Agent
@@ -146,7 +147,7 @@ class BulkEngine:
             bad = history.access(agent.stamp(op), tuple(i[inside] for i in index), np.full(int(inside.sum()), WARP), "read")
             if bad is not None:
                 self.sim.tensor_conflict(bad, agent, op, tensor)
-        return encode(np.where(inside, data[tuple(index)], np.zeros((), data.dtype)), buffer.dtype).ravel()
+        return encode(taken(data, tuple(index), inside), buffer.dtype).ravel()
 
     def land(self, load: Load) -> None:
         self.flying.remove(load)

@@ -11,6 +11,7 @@ from ..ir.alignment import run
 from ..ir.core import Op
 from ..ir.layout import LANES
 from . import registers
+from .tensors import taken
 
 if TYPE_CHECKING:
     from .agents import Agent
@@ -39,8 +40,7 @@ class CopyEngine:
         ring, base = args[-1]
         c = registers.coords(layout, a.role.warps, a.warp)
         index, inside = a.rectangle(op, args[0], args[1:-1], c)
-        source = a.sim.memory[args[0]][index]
-        data = encode(np.where(inside, source, np.zeros((), source.dtype)), buffer.dtype)
+        data = encode(taken(a.sim.memory[args[0]], index, inside), buffer.dtype)
         key = ("copy", id(op), a.warp)
         if key not in a.sim.maps:
             i, j = (c[..., 0], c[..., 1]) if c.shape[-1] == 2 else (c[..., 0] * 0, c[..., 0])

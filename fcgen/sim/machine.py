@@ -22,12 +22,13 @@ from ..ir.fits import check_fits
 from ..ir.memory_map import shared_bytes
 from ..ir.ops import verify
 from ..ir.target import Target
-from ..ir.types import Buffer, Mbarrier, Tensor
+from ..ir.types import Buffer, Frag, Mbarrier, Tensor, f32
 from .addresses import Addresses
 from .agents import Agent
 from .async_agents import is_one_thread
 from .bulk import BulkEngine
 from .cluster import Reach
+from .coverage import Coverage
 from .mbarriers import Barriers, Blocked, crowd
 from .memory import SEVERAL, Conflict, SharedMemory
 from .stores import StoreEngine
@@ -51,29 +52,36 @@ HINTS = {
 
 @dataclass
 class Result:
-    """outputs: by name. reports: races, stale reads, deadlocks, each once per pair of ops. steps: ops run."""
+    """outputs: by name. reports: races, stale reads, deadlocks, each once per pair of ops. steps: ops run. written: bool per element of
+    each output. stores: by output, the ops that wrote it."""
 
     outputs: dict[str, np.ndarray]
     reports: list[FcError] = field(default_factory=list)
     steps: int = 0
+    written: dict[str, np.ndarray] = field(default_factory=dict)
+    stores: dict[str, list[Op]] = field(default_factory=dict)
 
 
 def simulate(kernel: Kernel, arguments: Mapping[str, Any], target: Target, *, seed: int = 0,
-             programs: Iterable[tuple[int, ...]] | None = None) -> Result:
-    """Run a machine kernel. programs: which grid points (all if None). Raises FcError only for wrong arguments."""
+             programs: Iterable[tuple[int, ...]] | None = None, blocks: int | None = None, coverage: Coverage | None = None,
+             limit: int | None = None) -> Result:
+    """Run a machine kernel. programs: which grid points (all if None). blocks: of a kernel whose blocks take several tiles (few enough for
+    that if None). coverage: learns what ran. limit: a kernel that has not ended after so many ops is reported. Raises FcError only for
+    wrong arguments."""
     if kernel.level != "machine":
         raise FcError("compile/unsupported", "the simulator runs machine IR", got=kernel.level, hint="the tile interpreter runs tile IR")
     check_fits(verify(kernel), target)
     memory, sizes = bind(kernel, arguments)
-    s = Simulation(kernel, target, memory, sizes, arguments, np.random.default_rng(seed))
+    s = Simulation(kernel, target, memory, sizes, arguments, np.random.default_rng(seed), coverage)
+    s.limit = limit
     s.order = {0: "late", 1: "eager"}.get(seed, "any")
     with np.errstate(all="ignore"):  # poison is NaN
-        s.launch(seed, programs)
-    if programs is None and not s.reports:
+        s.launch(seed, programs, blocks)
+    if programs is None and blocks is None and not s.reports:
         faults = (unwritten(kernel, n, history.written()) for n, history in s.history.items() if not history.given)
         s.reports += [fault for fault in faults if fault is not None]
     outputs = {n: memory[n] for n, flags in kernel.flags.items() if "out" in flags and n in memory}
-    return Result(outputs, s.reports, s.steps)
+    return Result(outputs, s.reports, s.steps, {n: h.written() for n, h in s.history.items()}, {n: h.ops for n, h in s.history.items()})
 
 
 def check(kernel: Kernel, arguments: Mapping[str, Any], target: Target, *, seed: int = 0,
@@ -89,7 +97,8 @@ class Simulation:
     """One launch. Agents report through `report`."""
 
     def __init__(self, kernel: Kernel, target: Target, memory: dict[str, Any], sizes: dict[str, int], given: Mapping[str, Any],
-                 rng: np.random.Generator):
+                 rng: np.random.Generator, coverage: Coverage | None = None):
+        self.coverage = coverage or Coverage()
         self.kernel, self.target, self.memory, self.sizes, self.rng = kernel, target, memory, sizes, rng
         self.addresses = Addresses(kernel, given, memory)
         self.reports: list[FcError] = []
@@ -107,6 +116,8 @@ class Simulation:
         self.order = "late"  # when engines act: as late as may be, at once ("eager"), or as the dice say ("any")
         self.block_count, self.claimed = 1, 1
         self.persistent = kernel.meta.get("persistent", "none") != "none"
+        self.contracted = contracted(kernel)
+        self.limit: int | None = None
         self.patience = 1000  # rounds of a `while`
         self.retired: set[int] = set()  # blocks that said claim_done
         self.early_launch = any(op.kind == "grid_wait" for op in walk_kernel(kernel))
@@ -122,12 +133,13 @@ class Simulation:
             at += -(-b.type.bytes // 1024) * 1024
         return tuple(out)
 
-    def launch(self, seed: int, programs: Iterable[tuple[int, ...]] | None) -> None:
+    def launch(self, seed: int, programs: Iterable[tuple[int, ...]] | None, blocks: int | None) -> None:
         counts, size = [axis.count(self.sizes) for axis in self.kernel.grid], self.kernel.cluster
         total = prod(axis.clusters(self.sizes) for axis in self.kernel.grid) * size
         if self.persistent:
-            self.block_count = min(total, (2 + seed % 2 if size == 1 else 1 + seed % 2) * size)
-            every: Iterable[tuple[int, ...]] = [(0,) * len(counts)] * self.block_count
+            few = max(1, min(2 + seed % 2, total // (3 * size))) * size  # so few that each gets several tiles
+            self.block_count = min(total, blocks or few)
+            every: Iterable[tuple[int, ...]] = map(self.place, range(self.block_count))
         else:
             self.block_count = total
             every = itertools.product(*map(range, counts)) if programs is None else programs
@@ -198,6 +210,10 @@ class Simulation:
                 continue
             if stop is not None:
                 waiting[agent] = stop
+            if self.limit is not None and self.steps > self.limit:
+                self.report("sim/deadlock", f"the kernel has not ended after {self.steps} ops: a loop that goes on for too long", agent.at,
+                            notes=[f"{agent.who} is in it"], key=("endless",), hint="the bounds of the loops, and what a `while` waits for")
+                return
         self.bulk.check_idle()
         for barriers in self.barriers:
             barriers.check_idle()
@@ -400,6 +416,17 @@ class Simulation:
         i, j = np.divmod(np.arange(rows * cols), cols)
         hit = np.nonzero(t.layout.address(t.shape, t.dtype.bytes, i, j) // t.dtype.bytes == inner // t.dtype.bytes)[0]
         return f"{name} row {hit[0] // cols}, column {hit[0] % cols}" if len(hit) else f"{name} (byte {byte})"
+
+
+def contracted(kernel: Kernel) -> dict[Op, tuple[int, Op]]:
+    """f32 sums and differences of fragments -> which operand is a product that nvcc takes into them (-fmad), and the op that made it."""
+    out: dict[Op, tuple[int, Op]] = {}
+    for block in (b for role in kernel.roles for b in (role.body, *(r for op in walk(role.body) for r in op.regions))):
+        made = {op.result: op for op in block.ops if op.kind == "mul" and isinstance(op.result.type, Frag) and op.result.type.dtype == f32}
+        for op in block.ops:
+            if op.kind in ("add", "sub") and (at := next((n for n, v in enumerate(op.operands) if v in made), None)) is not None:
+                out[op] = at, made[op.operands[at]]
+    return out
 
 
 def describe(op: Op) -> str:

@@ -185,6 +185,7 @@ class Barriers:
     def phase(self, bars: Value, cursor: int) -> tuple[PhaseBarrier, int]:
         """(barrier of the slot that a cursor is in, number of its phase)."""
         round_, slot = divmod(cursor, bars.type.slots)
+        self.sim.coverage.passed(bars, cursor + 1)
         if (bars, slot) not in self.phases:
             self.phases[bars, slot] = PhaseBarrier(self.sim, bars, slot, self.rank)
         return self.phases[bars, slot], round_

@@ -9,6 +9,7 @@ Half-words are named by an index array, or by a slice where they lie side by sid
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -110,14 +111,13 @@ class SharedMemory:
         """An element written through the generic proxy that an access of an engine does not see: its writer made no proxy fence after the
         write and before what orders the two."""
         who = self.w_agent[at]
-        generic = (who >= 0) & (who < self.generic)
-        if not generic.any():
+        least, most = (int(who.min()), int(who.max())) if who.size else (NOBODY, NOBODY)
+        if most < 0 or least >= self.generic:
             return None
-        for a in np.unique(who[generic]):
-            fences = np.array(self.fences.get(int(a), []), np.int64)
-            first = np.searchsorted(fences, self.w_time[at])
-            fence = np.append(fences, np.iinfo(np.int64).max)[first]
-            bad = (who == a) & (fence >= self.clock[engine, a])
+        for a in [least] if least == most else np.unique(who[(who >= 0) & (who < self.generic)]):
+            fences = self.fences.get(int(a), [])  # in order; the last one that the engine knows of
+            n = bisect_left(fences, int(self.clock[engine, a]))
+            bad = (who == a) & (self.w_time[at] > (fences[n - 1] if n else 0))
             if bad.any():
                 _, g = _first(at, bad)
                 return Conflict("proxy", self.ops[self.w_op[g]], int(a), g * 2)

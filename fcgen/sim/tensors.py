@@ -39,6 +39,12 @@ class TensorConflict:
     agent: int = NOBODY
 
 
+def taken(data: np.ndarray, index: tuple[Any, ...], inside: np.ndarray) -> np.ndarray:
+    """Elements of a tensor, zero where they are not inside; a tensor without elements has none inside."""
+    zero = np.zeros((), data.dtype)
+    return np.where(inside, data[index], zero) if data.size else np.full(inside.shape, zero)
+
+
 class Marks:
     """The last accesses of one kind, per element. Accesses that nothing orders among themselves are kept as SEVERAL."""
 
@@ -80,6 +86,14 @@ class TensorHistory:
         self.ops: list[Op] = []
         self.numbers: dict[int, int] = {}
 
+    def written(self) -> np.ndarray:
+        """bool per element: it was stored or added to, or came from the caller."""
+        out = np.full(self.shape, self.given)
+        for kind in ("store", "add"):
+            if kind in self.marks:
+                out |= (self.marks[kind].program != NOBODY).reshape(self.shape)
+        return out
+
     def access(self, who: Stamp, index: tuple[Any, ...], lanes: np.ndarray, kind: str) -> TensorConflict | None:
         """Record a "read", "store" or "add" of elements `index` (an array per axis), each by a lane; the first conflict, if any."""
         at = np.ravel_multi_index(index, self.shape)
@@ -95,11 +109,6 @@ class TensorHistory:
                 bad = self._at("unwritten", int(at[never][0]))
         self.marks.setdefault(kind, Marks(int(np.prod(self.shape)))).record(who, at, lanes, number, join=kind != "store")
         return bad
-
-    def written(self) -> np.ndarray:
-        """bool per element: a store or an add has reached it."""
-        marks = [m.program != NOBODY for kind, m in self.marks.items() if kind != "read"]
-        return np.any(marks, axis=0).reshape(self.shape) if marks else np.zeros(self.shape, bool)
 
     def _race(self, who: Stamp, at: np.ndarray, lanes: np.ndarray, kind: str) -> TensorConflict | None:
         for other in AGAINST[kind]:

@@ -14,17 +14,19 @@ import numpy as np
 
 from ..errors import FcError, did_you_mean
 from ..ir.core import Block, Kernel, Op, Value, walk_kernel
-from ..ir.elementwise import FNS, REDUCTIONS, apply, to_dtype
+from ..ir.elementwise import FNS, REDUCTIONS, convert, evaluate, to_dtype
 from ..ir.ranges import HIGHEST, Admitted, admitted
 from ..ir.sizes import is_made, number, output_shape
 from ..ir.types import DTYPES, DType, Tensor, f32, i1
 
 
-def interpret(kernel: Kernel, arguments: Mapping[str, Any], *, skip_dead: bool = False) -> dict[str, np.ndarray]:
+def interpret(kernel: Kernel, arguments: Mapping[str, Any], *, skip_dead: bool = False,
+              written: dict[str, np.ndarray] | None = None) -> dict[str, np.ndarray]:
     """Run a tile kernel over its whole grid; returns its outputs by name.
 
     arguments: arrays and numbers by parameter name; an output may be given (an "inout" tensor) or is made. skip_dead: leave out loop
-    iterations whose `live` tile is false everywhere, as the compiler may. Raises FcError "call/argument", "sim/bounds", "sim/race",
+    iterations whose `live` tile is false everywhere, as the compiler may. written: receives which elements of each output were written, or
+    came from the caller; without it, an element that nothing writes is an error. Raises FcError "call/argument", "sim/bounds", "sim/race",
     "sim/unwritten".
     """
     memory, sizes = bind(kernel, arguments)
@@ -32,9 +34,13 @@ def interpret(kernel: Kernel, arguments: Mapping[str, Any], *, skip_dead: bool =
     with np.errstate(all="ignore"):
         for place in itertools.product(*[range(axis.count(sizes)) for axis in kernel.grid]):
             machine.program(place)
-    for name, by in machine.touched.items():
-        if name not in arguments and (fault := unwritten(kernel, name, (by["stores"] != -1) | (by["adds"] != -1))):
-            raise fault
+    came = {n: (t["stores"] != -1) | (t["adds"] != -1) | (n in arguments) for n, t in machine.touched.items()}
+    if written is not None:
+        written.update(came)
+    else:
+        for name, elements in came.items():
+            if fault := unwritten(kernel, name, elements):
+                raise fault
     return {name: memory[name] for name, flags in kernel.flags.items() if "out" in flags and name in memory}
 
 
@@ -142,7 +148,7 @@ class _Interpreter:
             if run is not None:
                 out = run(op, args, env)
             elif op.kind in FNS:
-                out = apply(op.kind, op.operands[0].type.dtype, *args)
+                out = evaluate(op.kind, op.operands[0].type.dtype, *args)
             else:
                 raise FcError("compile/unsupported", f"the tile interpreter has no meaning for {op.kind}", loc=op.loc)
             if len(op.results) == 1 and not op.regions:
@@ -152,7 +158,7 @@ class _Interpreter:
     # ---- values ----------------------------------------------------------------------------------------------------
 
     def do_const(self, op: Op, args: list[Any], env: Any) -> Any:
-        return to_dtype(np.asarray(op["value"]), DTYPES[op["dtype"]])[()]
+        return convert(np.asarray(op["value"]), DTYPES[op["dtype"]])[()]
 
     def do_full(self, op: Op, args: list[Any], env: Any) -> Any:
         return np.full(op.result.type.shape, args[0], op.result.type.dtype.np_dtype)
@@ -181,11 +187,11 @@ class _Interpreter:
         return np.where(*args)
 
     def do_cast(self, op: Op, args: list[Any], env: Any) -> Any:
-        return to_dtype(np.asarray(args[0]), DTYPES[op["to"]])
+        return convert(np.asarray(args[0]), DTYPES[op["to"]])
 
     def do_reduce(self, op: Op, args: list[Any], env: Any) -> Any:
         wide = np.asarray(args[0], np.float32) if op.operands[0].type.dtype.is_float else args[0]
-        return to_dtype(REDUCTIONS[op["fn"]][0](wide, axis=op["axis"]), op.result.type.dtype)
+        return convert(REDUCTIONS[op["fn"]][0](wide, axis=op["axis"]), op.result.type.dtype)
 
     def do_dot(self, op: Op, args: list[Any], env: Any) -> Any:
         right = np.asarray(args[1], np.float32)
@@ -239,7 +245,7 @@ class _Interpreter:
         where = tuple(np.broadcast_to(i, value.shape)[inside] for i in index)
         if op.get("reduce"):
             self.touch(op, tensor, "adds", where)
-            self.memory[tensor][where] = apply("add", self.kernel.param(tensor).type.dtype, self.memory[tensor][where], value[inside])
+            self.memory[tensor][where] = evaluate("add", self.kernel.param(tensor).type.dtype, self.memory[tensor][where], value[inside])
             return
         self.touch(op, tensor, "stores", where)
         self.memory[tensor][where] = value[inside]

@@ -1,43 +1,135 @@
-"""A kernel on trial: its machine IR run in the simulator on random inputs, at sizes that take its loops through all their states.
+"""A kernel on trial: its machine IR run in the simulator on drawn inputs until all of it has run, and compared with what it should compute.
 
-In: a machine kernel and its target. Out: what was run. Guaranteed: at those sizes and in those orders the simulator had nothing to report;
-else its first report is raised. What text of machine IR says goes through this before it is compiled.
+In: a machine kernel and its target; possibly the program that it should agree with. Out: what was run, and what never did. Guaranteed: in
+those runs the simulator had nothing to report, every element of the outputs was written, and the values were the other program's; else the
+first report is raised. What text of machine IR says goes through this before it is compiled.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from ..ir.core import Kernel, walk, walk_kernel
+from ..errors import FcError
+from ..ir.core import Kernel, walk_kernel
 from ..ir.elementwise import to_dtype
 from ..ir.sizes import is_made
 from ..ir.target import Target
-from ..ir.types import Buffer, Mbarrier, Tensor
+from ..ir.types import Buffer, Frag, Mbarrier, Tensor
 from .async_agents import is_one_thread
-from .machine import check
+from .coverage import Coverage, never_ran, one_way, short_rings
+from .draw import Draws, Trial, dimensions
+from .machine import Result, describe, simulate
+from .oracle import Oracle, unwritten
 
 #: what seed 0, seed 1 and all others make of the engines
 ORDERS = ("as late as they may", "at once", "in any order")
+#: trials that always run, those after which a kernel that has run whole may rest, and those that no kernel needs more of
+LEAST, ENOUGH, MOST = 8, 12, 60
+#: runs without anything new after which what has not run is taken for what cannot
+STALE = 8
+#: ops of one run that no kernel needs at drawn sizes
+ENDLESS = 200_000
+#: fragment elements that may be computed, in millions: some seconds of one core
+WORK = 500
+#: the same for what is compiled: a second or two
+QUICK = 200
 
 
-@dataclass(frozen=True)
-class Trial:
-    """One choice of sizes, and how much of the grid was run."""
+@dataclass
+class Trials:
+    """What was run. skipped: drawn inputs that the compared program itself refuses. oracle: what values were compared with."""
 
-    sizes: Mapping[str, int]
-    programs: str
+    kernel: Kernel
+    seeds: int
+    ran: list[Trial] = field(default_factory=list)
+    coverage: Coverage = field(default_factory=Coverage)
+    oracle: Oracle | None = None
+    work: float = 0.0
 
-    def __str__(self) -> str:
-        return f"{', '.join(f'{d}={n}' for d, n in self.sizes.items() if n > 1)}: {self.programs}"
+    def gaps(self) -> list[str]:
+        """What the trials did not reach, in lines."""
+        out = [f"never ran: {describe(op)}" for op in never_ran(self.kernel, self.coverage)]
+        out += [f"always {'taken' if way else 'passed by'}: {describe(op)}" for op, way in one_way(self.kernel, self.coverage)]
+        return out + [f"never went around: {ring.name}, {ring.type}" for ring in short_rings(self.kernel, self.coverage)]
+
+    @property
+    def values(self) -> str:
+        return f"those of {self.oracle.name}" if self.oracle else "not compared: nothing says what they should be (--against FILE)"
+
+    def complete(self) -> bool:
+        return not (never_ran(self.kernel, self.coverage) or one_way(self.kernel, self.coverage) or short_rings(self.kernel, self.coverage))
+
+    def lines(self) -> list[str]:
+        """What was put to the test, for people: roles, rings, orders, inputs, what values were compared with, what never ran."""
+        k = self.kernel
+        roles = [f"{r.name} of {'one thread' if len(k.roles) > 1 and is_one_thread(r) else f'{r.warps} warps'}" for r in k.roles]
+        used = {b for o in walk_kernel(k) for b in o.operands}
+        out = [("roles", ", ".join(roles)),
+               ("shared", ", ".join(f"{b.name} x{b.type.slots}" for b in k.buffers if isinstance(b.type, Buffer) and b in used)),
+               ("engines", ", ".join(ORDERS[:self.seeds]) if any(isinstance(b.type, Mbarrier) for b in k.buffers) else ""),
+               ("values", self.values)]
+        out += [("" if n else "runs", str(t)) for n, t in enumerate(self.ran)]
+        gaps = self.gaps()
+        out += [("" if n else "gaps", line) for n, line in enumerate(gaps[:12])]
+        out += [("", f"and {len(gaps) - 12} more")] if len(gaps) > 12 else []
+        return [f"{head:8} {text}" for head, text in out if text]
 
 
-def dimensions(kernel: Kernel) -> list[str]:
-    """The sizes that a kernel takes at run time, in the order of its parameters."""
-    return list(dict.fromkeys(d for p in kernel.params for d in getattr(p.type, "dims", ()) if isinstance(d, str)))
+def run_trials(kernel: Kernel, target: Target, given: Mapping[str, int] | None = None, seeds: int = 2,
+               doing: Callable[[str, Callable[[], Any]], Any] = lambda text, fn: fn(), fixed: Mapping[str, Any] | None = None,
+               against: Oracle | None = None, first: int = 0, work: float = QUICK, most: int = MOST) -> Trials:
+    """Run a kernel on drawn inputs, in `seeds` orders of its engines, until every op, branch and ring has run and nothing new does, or an
+    amount of work is done, which is fixed so that every machine runs the same. given: sizes that stay as they are. fixed: arguments that
+    are not drawn. against: what it should compute. first, most: number of the first trial, and how many there may be. Raises the first
+    report. doing(text, fn) runs fn."""
+    if against is not None:
+        against.check_fits(kernel)
+    draws = Draws(kernel, given or {}, against.says if against else kernel, seeds)
+    out = Trials(kernel, seeds, oracle=against)
+    weight, refused = _weight(kernel), None
+    seen = news = 0  # the last run in which something ran for the first time
+    for n in range(first, first + most):
+        trial = draws.trial(n, fixed or {})
+        counts = [g.count(trial.sizes) for g in kernel.grid]
+        ends = None if trial.every else list(dict.fromkeys([tuple(0 for _ in counts), tuple(c - 1 for c in counts)]))
+        inputs, want = {**draws.inputs(trial, n), **(fixed or {})}, None
+        if against is not None:
+            try:
+                want = against.run(inputs, ends)
+            except FcError as e:
+                if e.code not in ("sim/bounds", "call/argument"):
+                    raise
+                refused = e  # the program is not for these sizes or numbers
+                continue
+        run = lambda t=trial, i=inputs, e=ends: simulate(kernel, i, target, seed=t.seed, programs=e, blocks=t.blocks,  # type: ignore[misc]
+                                                         coverage=out.coverage, limit=None if given else ENDLESS)
+        result: Result = doing(f"simulating {trial}", run)
+        wrong = result.reports[0] if result.reports else \
+            against.compare(want, result, inputs, trial, ends) if against is not None and want is not None else \
+            unwritten(kernel, result, trial) if ends is None else None
+        if wrong is not None:
+            raise wrong
+        out.ran.append(trial)
+        out.work += result.steps * weight
+        if out.coverage.size() > seen:
+            seen, news = out.coverage.size(), len(out.ran)
+        rest = news + (0 if out.complete() else STALE)
+        if (len(out.ran) >= LEAST and out.work > work) or len(out.ran) >= max(ENOUGH, rest):
+            break
+    if not out.ran:
+        assert refused is not None
+        raise refused
+    return out
+
+
+def _weight(kernel: Kernel) -> float:
+    """About what an op costs the simulator, in millions of fragment elements of one warp."""
+    regs = [getattr(v.type.layout, "regs", 64) for op in walk_kernel(kernel) for v in op.results if isinstance(v.type, Frag)]
+    return 32 * (100 + (float(np.mean(regs)) if regs else 0)) / 1e6
 
 
 def random_inputs(kernel: Kernel, sizes: Mapping[str, int], seed: int = 0) -> dict[str, Any]:
@@ -57,63 +149,4 @@ def random_inputs(kernel: Kernel, sizes: Mapping[str, int], seed: int = 0) -> di
     return out
 
 
-def trials(kernel: Kernel, given: Mapping[str, int]) -> list[Trial]:
-    """Trip counts 1 to 2 x stages + 1 of the loops, with a last tile that is not whole; where blocks take several tiles there
-    are four and more, so that rings go on from one tile to the next."""
-    tile = max([o["tile"] for o in walk_kernel(kernel) if o.kind == "for" and o.get("tile")], default=16)
-    ring = max([b.type.slots for b in kernel.buffers], default=1)
-    persistent = kernel.meta.get("persistent", "none") != "none"
-    plain = {g.dim for g in kernel.grid if g.tile == 1}
-    tiled = {g.dim: g.tile for g in kernel.grid if g.tile > 1}
-    out = []
-    for n in range(1, 2 * ring + 2):
-        sizes = {}
-        for d in dimensions(kernel):
-            steps = n * tile - 3
-            if d in tiled and persistent:
-                steps = max(steps, 3 * tiled[d] + min(steps, tiled[d]))
-            sizes[d] = given.get(d, 1 if d in plain or _groups(d, kernel) else steps)
-        counts = [g.count(sizes) for g in kernel.grid]
-        total = int(np.prod(counts, dtype=int))
-        every = persistent or total <= 2
-        out.append(Trial(sizes, f"{total} program{'s' * (total > 1)}" if every else f"the first and the last of {total} programs"))
-    return out
-
-
-def run_trials(kernel: Kernel, target: Target, given: Mapping[str, int] | None = None, seeds: int = 1,
-               doing: Callable[[str, Callable[[], Any]], Any] = lambda text, fn: fn(),
-               fixed: Mapping[str, Any] | None = None) -> list[Trial]:
-    """Run a kernel at all its trial sizes: the first and the last program of the grid (all, where blocks take several), several inputs and
-    orders. Raises the first report. doing(text, fn) runs fn. fixed: arguments that are not drawn."""
-    todo = trials(kernel, given or {})
-    for trial in todo:
-        counts = [g.count(trial.sizes) for g in kernel.grid]
-        ends = dict.fromkeys([tuple(0 for _ in counts), tuple(c - 1 for c in counts)])
-        for seed in range(seeds):
-            inputs = {**random_inputs(kernel, trial.sizes, seed), **(fixed or {})}
-            doing(f"simulating {trial}", lambda i=inputs, s=seed, e=ends: check(kernel, i, target, seed=s, programs=e))  # type: ignore[misc]
-    return todo
-
-
-def summary(kernel: Kernel, seeds: int) -> list[str]:
-    """What of a kernel the trials put to the test, in lines: its roles, rings, and the orders that were tried."""
-    roles = [f"{r.name} of {'one thread' if len(kernel.roles) > 1 and is_one_thread(r) else f'{r.warps} warps'}" for r in kernel.roles]
-    used = {b for o in walk_kernel(kernel) for b in o.operands}
-    rings = [f"{b.name} x{b.type.slots}" for b in kernel.buffers if isinstance(b.type, Buffer) and b in used]
-    out = [f"roles    {', '.join(roles)}"]
-    if rings:
-        out.append(f"shared   {', '.join(rings)}")
-    if any(isinstance(b.type, Mbarrier) for b in kernel.buffers):
-        out.append(f"engines  {', '.join(ORDERS[:seeds])}")
-    return out
-
-
-def _groups(dim: str, kernel: Kernel) -> bool:
-    """A dimension that is only ever a position (a head that others share), never an axis of a tile."""
-    for role in kernel.roles:
-        for op in walk(role.body):
-            if op.get("index") and op.operands and isinstance(op.operands[0].type, Tensor):
-                for d, word in zip(op.operands[0].type.dims, op["index"]):
-                    if d == dim and word != "at":
-                        return False
-    return True
+__all__ = ["Oracle", "Trial", "Trials", "dimensions", "random_inputs", "run_trials"]

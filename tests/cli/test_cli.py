@@ -118,7 +118,23 @@ def test_a_slip_in_ir_text_is_shown_with_a_caret(tmp_path: Path) -> None:
 
 def test_check_says_what_it_ran() -> None:
     text = output("check", str(ROOT / "examples" / "gemm.py"), "--target", "sm_89", "--seeds", "1", "--size", "M=20", "--size", "N=20")
-    assert "no race" in text and "K=29" in text
+    assert "no race" in text and len(re.findall(r"M=20, (?:K=\d+, )?N=20, ", text)) == int(re.findall(r"in (\d+) runs", text)[0]) >= 8
+
+
+def test_check_compares_with_the_tile_program_that_lies_beside_or_that_is_named(tmp_path: Path) -> None:
+    where = {stage: tmp_path / f"attention.{stage}.fc" for stage in ("tile", "machine")}
+    for stage, path in where.items():
+        path.write_text(output("dump", SPEC, *SMALL, "--target", "sm_89", "--stage", stage))
+    machine, apart = str(where["machine"]), tmp_path / "apart.fc"
+    apart.write_text(where["machine"].read_text())
+    size = ("--seeds", "1", "--size", "M=40", "--size", "N=40")
+    assert f"values   those of {where['tile']}" in output("check", machine, *size)
+    assert "values   not compared: nothing says" in output("check", str(apart), *size)
+    where["machine"].write_text(apart.read_text().replace(" = exp2 ", " = exp "))
+    for arguments in ([machine], [machine, "--against", str(apart)]):
+        result = fcgen("check", *arguments, *size)
+        assert result.exit_code == 1 and "[sim/value] the kernel computes something else than " in result.output, result.output
+    assert fcgen("check", machine, "--against", str(ROOT / "examples" / "softmax.py")).exit_code == 1
 
 
 @pytest.mark.skipif(driver.available()[0], reason="there is a GPU")

@@ -11,10 +11,8 @@ from click.testing import CliRunner, Result
 
 import fcgen as fc
 from fcgen.cli import main
-from fcgen.kernels import hopper_schedules
 from fcgen.kernels.attention import SPECS
 from fcgen.runtime import nvrtc
-from fcgen.sim.trial import trials
 
 EXAMPLE = str(Path(__file__).parents[2] / "examples" / "attention.py")
 SCHEDULE = ("tiles={BLOCK_M: 128, BLOCK_N: 16}, warps=8, math=wgmma, copy=tma, stages=2, late=acc, persistent=dynamic, tokens=True, "
@@ -67,32 +65,27 @@ def broken(text: str) -> str:
 
 def test_check_says_what_was_put_to_the_test() -> None:
     result = fcgen("check", EXAMPLE, *OPTIONS, "--seeds", "2")
-    assert result.exit_code == 0
-    assert result.output == """\
-attention on sm_90a: no race, stale read or deadlock in 10 runs
-  roles    load of one thread, main of 8 warps
-  shared   q x1, k x2, v x2, next x2
-  engines  as late as they may, at once
-  sizes    M=397, N=13: 4 programs
-           M=413, N=29: 4 programs
-           M=429, N=45: 4 programs
-           M=445, N=61: 4 programs
-           M=461, N=77: 4 programs
-"""
+    assert result.exit_code == 0, result.output
+    lines = result.output.splitlines()
+    count = int(re.fullmatch(r"attention on sm_90a: no race, stale read or deadlock in (\d+) runs", lines[0])[1])  # type: ignore[index]
+    assert lines[1:5] == ["  roles    load of one thread, main of 8 warps", "  shared   q x1, k x2, v x2, next x2",
+                          "  engines  as late as they may, at once", "  values   those of the tile program"]
+    assert re.fullmatch(r"  runs     M=\d+, N=\d+, scale=0\.125, normal: \d programs? in 1 block", lines[5])
+    assert len([line for line in lines if re.search(r": \d+ programs? in \d blocks?$", line)]) == count >= 8
 
 
 EDITS: dict[str, tuple[Callable[[str], str], str, list[str]]] = {
     "a wait": (broken, "sim/race", [
-        r"touch(es)? v\[slot \d\] row \d+, column \d+", r"at .*edited\.fc:(\d+)\n +\1 \| .* = wgmma ",
+        r"touch(es)? v\[slot \d\] row \d+, column \d+", r"at .*edited\.fc:\d+\n", r"which comes from examples/attention\.py:25: acc <<= ",
         r"earlier: role load, its TMA copy: tma_load V, .*\(edited\.fc:\d+, attention\.py:24\)",
-        r"later:   role main, warp \d: .*wgmma .*\(edited\.fc:\d+, attention\.py:25\)", r"which comes from .*attention\.py:25: acc <<= ",
+        r"later:   role main, warp \d: .*wgmma .*\(edited\.fc:\d+, attention\.py:25\)",
         r"hint: an mbarrier: who reads waits for `full`"]),
-    "an arrival": (lambda t: without(t, "mbar_arrive %q_empty", 0), "sim/deadlock", [
-        r"role load: waits at mbar_wait q_empty, q_at +\(edited\.fc:\d+, attention\.py:14\) for the end of phase \d; q_empty is in phase \d with [48] of 8 arrivals",
-        r"role main, warps [\d, ]+: waits at "]),
+    "an arrival": (lambda t: without(t, "mbar_arrive %q_empty", 0), "sim/leftover", [
+        r"q_empty is in phase \d with [48] of 8 arrivals and 0 bytes to come \(role main, warps [\d, ]+ came\)", r"role main, warp \d: mbar_arrive "]),
     "an announcement": (lambda t: without(t, "mbar_expect %k_full", 1), "sim/deadlock", [
-        r"k_full", r"role (load|main)", r"attention\.py:1\d"]),
-    "a fence": (lambda t: without(t, "wgmma_fence", 0), "sim/register", [r"wgmma without a wgmma_fence", r"role main, warp \d: wgmma q, k"]),
+        r"k_full\[slot \d\] is in phase \d with 1 of 1 arrivals to come and 512 bytes more than it was told of",
+        r"role (load|main)", r"attention\.py:1\d"]),
+    "a fence": (lambda t: without(t, "wgmma_fence", 0), "compile/unsupported", [r"wgmma: a wgmma_fence .* stands in front of it", r"edited\.fc:\d+"]),
     "a commit": (lambda t: without(t, "wgmma_commit", 0), "sim/stale", [r"settle does not wait for", r"was never committed|still be in flight"]),
     "the end of the claims": (lambda t: without(t, "claim_done", 0), "sim/leftover", [r"never says claim_done", r"role load: 0 of \d blocks"]),
 }
@@ -118,7 +111,7 @@ def test_build_simulates_an_edited_file_before_it_compiles(text: str, tmp_path: 
     assert not compiles and not (tmp_path / "out").exists()
     path.write_text(text)
     result = fcgen("build", str(path), "--out", str(tmp_path / "out"))
-    assert result.exit_code == 0 and "simulated 5 sizes" in result.output and compiles == ["attention_sm_90a"]
+    assert result.exit_code == 0 and re.search(r"simulated in \d+ runs: .*; values not compared", result.output) and len(compiles) == 1
 
 
 def test_so_does_a_program_made_from_text(text: str, compiles: list[str]) -> None:
@@ -128,7 +121,7 @@ def test_so_does_a_program_made_from_text(text: str, compiles: list[str]) -> Non
     steps: list[str] = []
     p = fc.program_from_text(text, "whole.fc")
     p.progress = steps.append
-    assert p.cubin and compiles == ["attention_sm_90a"] and steps.index("simulator") < steps.index("NVRTC")
+    assert p.cubin and len(compiles) == 1 and steps.index("simulator") < steps.index("NVRTC")
 
 
 def test_what_was_compiled_unchecked_is_still_checked_later(text: str, compiles: list[str]) -> None:
@@ -142,13 +135,3 @@ def test_what_the_passes_made_is_compiled_without_a_simulation() -> None:
     steps: list[str] = []
     p.progress = steps.append
     assert p.cubin and steps[-1] == "NVRTC" and "simulator" not in steps
-
-
-@pytest.mark.parametrize("row", hopper_schedules.ROWS, ids=lambda r: str(r[0]))
-def test_trials_take_every_loop_around_its_ring_and_every_block_to_several_tiles(row: hopper_schedules.Row) -> None:
-    """The loops of a kernel that claims its tiles stand inside of the loop over claims."""
-    size, schedule = row.head, row.schedule
-    machine = SPECS["plain"].compile(target="sm_90a", schedule=schedule, T=fc.f16, D=size, E=size).machine
-    planned, ring, tiles = trials(machine, {}), max(b.type.slots for b in machine.buffers), dict(schedule.tiles)
-    assert [-(-t.sizes["N"] // tiles["BLOCK_N"]) for t in planned] == list(range(1, 2 * ring + 2))
-    assert all(t.sizes["M"] > 3 * tiles["BLOCK_M"] and t.sizes["N"] % tiles["BLOCK_N"] for t in planned)

@@ -1,0 +1,251 @@
+"""Random edits of the machine IR of every kernel that is shipped, each under what `fcgen check` does: which are refused or reported, and
+which pass in silence. Those that pass run on at other sizes for longer with `--judge`: what shows there was missed. The rest are as good as
+before; `reason` says why.
+
+    python -m benchmarks.random_edits --edits 1000 --json out.json      # in one process; --part 0/2 and 1/2 in two
+    python -m benchmarks.random_edits --sound 20                        # no edit: the kernels themselves at 20 drawn sizes
+
+An edit is a pure function of kernel, seed and number: `--only KERNEL:NUMBER` runs one again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import re
+import sys
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import lru_cache, partial
+from hashlib import sha1
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import fcgen as fc
+from fcgen import compiler
+from fcgen.errors import FcError
+from fcgen.ir.core import Kernel
+from fcgen.kernels import hopper_schedules, schedules
+from fcgen.kernels.attention import SPECS
+from fcgen.sim.trial import WORK, Oracle, run_trials
+
+from .edits import EDITS
+from .pool import LAZY
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+CAUSAL = ("causal_top_left", "causal_bottom_right")
+
+
+def shipped() -> dict[str, Callable[[], Any]]:
+    """name -> how to compile it: every row of the library's schedules, its spec and mask in turns, and every example."""
+    out: dict[str, Callable[[], Any]] = {}
+    for table in ("ROWS", "SMALL", "ANY_SCALE"):
+        for n, row in enumerate(getattr(hopper_schedules, table)):
+            spec = ("any_scale_" if table == "ANY_SCALE" else "") + ("lse", "plain")[n % 2]
+            mask = "none" if row.masks == "none" else CAUSAL[n // 2 % 2]
+            facts = {"T": (fc.f16, fc.bf16)[n % 2], "D": row.head, "E": row.head, "mask": mask, "lazy": hopper_schedules.LAZY}
+            out[f"sm_90a {table} {n}"] = partial(SPECS[spec].compile, target="sm_90a", schedule=row.schedule, sums=row.sums, **facts)
+    for (arch, math), rows in schedules.TABLES.items():
+        if arch in ("sm_80", "sm_89"):
+            for n, (head, mask, schedule) in enumerate(rows):
+                chosen = "none" if mask == "none" else CAUSAL[n % 2]
+                facts = {"T": (fc.f16, fc.bf16)[n % 2], "D": head, "E": head, "mask": chosen}
+                facts["lazy"] = LAZY if math == "wmma" else 0.0
+                out[f"{arch} {math} {n}"] = partial(SPECS["lse"].compile, target=arch, schedule=schedule, **facts)
+    for name in sorted(p.stem for p in EXAMPLES.glob("*.py") if p.stem not in ("harness", "ladder")):
+        out[f"example {name}"] = lambda n=name: example(n).compile()
+    return out
+
+
+def example(name: str) -> Any:
+    if str(EXAMPLES) not in sys.path:
+        sys.path.insert(0, str(EXAMPLES))
+    return importlib.import_module(name).example
+
+
+@dataclass
+class Outcome:
+    """verdict: "refused" (by parsing, verification, or the budget), "reported", "silent", "missed" (shows at other sizes only),
+    "traceback", "no edit"."""
+
+    kernel: str
+    number: int
+    kind: str
+    site: str
+    verdict: str
+    code: str = ""
+    message: str = ""
+    seconds: float = 0.0
+
+
+class Remembering(Oracle):
+    """Interprets each trial once, for all edits of a kernel."""
+
+    def __init__(self, says: Kernel, target: Any) -> None:
+        super().__init__(says, target)
+        self.known: dict[Any, Any] = {}
+
+    def run(self, inputs: Any, programs: Any) -> Any:
+        key = tuple((n, x.shape, sha1(np.ascontiguousarray(x)).digest()) for n, x in ((n, np.asarray(x)) for n, x in inputs.items()))
+        if key not in self.known:
+            self.known[key] = super().run(inputs, programs)
+        return self.known[key]
+
+
+@lru_cache(maxsize=64)
+def program(name: str) -> tuple[Any, Oracle]:
+    p = shipped()[name]()
+    return p, Remembering(p.tile, p.target)
+
+
+def edited(name: str, seed: int, number: int) -> tuple[str, str, Kernel] | None:
+    """(kind, place, kernel) of one edit: kinds in an order of the kernel's own, the next one where one has no place in it."""
+    place = list(shipped()).index(name)
+    order = np.random.default_rng([seed, place]).permutation(len(EDITS))
+    rng = np.random.default_rng([seed, place, number])
+    names = list(EDITS)
+    for k in range(len(names)):
+        kind = names[int(order[(number + k * 7) % len(names)])]
+        found = EDITS[kind](program(name)[0].machine, rng)
+        if found is not None:
+            return kind, found[1], found[0]
+    return None
+
+
+def run(name: str, seed: int, number: int, longer: bool = False) -> Outcome:
+    """longer: also at other sizes and in more orders, which `check` does not do."""
+    made = edited(name, seed, number)
+    assert made is not None
+    kind, site, kernel = made
+    out, start = Outcome(name, number, kind, site, "silent"), time.process_time()
+    p, oracle = program(name)
+    try:
+        try:
+            text = str(kernel)
+            machine = compiler.from_text(text, "edited.fc")
+            out.verdict = "refused"
+            if text == str(p.machine):
+                out.verdict = "no edit"
+                return out
+        except FcError as e:
+            out.verdict, out.code, out.message = "refused", e.code, e.message
+            return out
+        try:
+            run_trials(machine, p.target, seeds=3, against=oracle, work=WORK)
+            out.verdict = "silent"
+        except FcError as e:
+            out.verdict, out.code, out.message = "reported", e.code, e.message
+            return out
+        out.seconds = time.process_time() - start
+        try:
+            compiler.to_cuda(machine, p.target)
+        except FcError as e:
+            out.verdict, out.code, out.message = "refused", e.code, e.message
+            return out
+        try:
+            for first, seeds in ((100, 3), (200, 8)) if longer else ():
+                run_trials(machine, p.target, seeds=seeds, against=oracle, first=first, work=2 * WORK)
+        except FcError as e:
+            out.verdict, out.code, out.message = "missed", e.code, e.message
+    except Exception:  # the very thing that is looked for
+        out.verdict, out.message = "traceback", traceback.format_exc(limit=-3)
+    finally:
+        out.seconds = out.seconds or time.process_time() - start
+    return out
+
+
+PURE = (r"(slot|const|size|add|sub|mul|max|min|div|floordiv|mod|lt|le|gt|ge|eq|ne|and|or|not|neg|abs|exp2?|log2?|full|iota|broadcast|"
+        r"select|cast|reduce|combine|slice|transpose|bits|from_bits|row_part|quad_transpose|fma|sigmoid|tanh|rcp|cursor|advance)")
+#: (kind, pattern of the place, why a kernel is as good with the edit as without)
+HARMLESS: tuple[tuple[str, str, str], ...] = (
+    ("double an op that orders", r"_wait|wait_group|wgmma_fence|proxy_fence|syncwarp|barrier|cluster_sync",
+     "what was waited for once, or fenced, is done the second time too"),
+    ("double an op that orders", r"commit", "a group without members is complete, and the waits that count groups are for all of them"),
+    ("double an op that moves data", r"st_shared|st_global|stmatrix|post|wmma_store",
+     "the same threads store the same values twice in a row"),
+    ("drop an op that orders", r"(wait_group|bulk_wait) \d+ \(\)", "the last wait of a kernel that has nothing in flight by then"),
+    ("swap operands", r": (max|min|add|mul|eq|ne|and|or|xor) \d+", "the function is commutative"),
+    ("guard", r"tma_(load|store)", "a bulk copy is cut off at the tensor's end by the hardware, guarded or not"),
+    ("read", r"bulk_wait \d+ \(\) -> bulk_wait \{n = 0, read = true\}",
+     "at the end of a kernel only the tile in shared memory is at stake: what has been read is written by the end of the grid"),
+    ("grid", r"reverse=(\w+),.*reverse=(?!\1)", "only the order in which programs start"),
+    ("an op of another role", r"(grid_wait|proxy_fence) ", "one wait or fence more than is needed"),
+    ("lag", r"mbar_arrive .*\{lag = 0\}$", "the same as none"),
+    ("bytes of shared memory", r" by (16|1024|65536)$", "more than is needed, and the target has it"),
+    ("descending", r"", "the loop's steps are added up in another order, or there is one"),
+    *((f"move an op that {what} {way}", rf"{mover} .* past ({PURE}|{beside})(, ({PURE}|{beside}))*$", why)
+      for what, mover, beside, why in (
+          ("orders", r"\w+", "const", "what it passes works on registers that it does not touch"),
+          ("orders", "mbar_wait", "mbar_wait|wgmma_fence", "waits in another order, before anything that needs them"),
+          ("moves data", r"\w+", "const", "what it passes works on registers that it does not touch"),
+          ("moves data", "cp_async", "cp_async", "copies of one group are complete together"),
+          ("moves data", "st_global", "st_global|wait_group", "stores to different tensors, which nothing of the kernel waits for"))
+      for way in ("up", "down")),
+    ("swap neighbours", r"(mbar_wait|wgmma_fence).* with (mbar_wait|wgmma_fence)$", "waits in another order, before what needs them"),
+    ("swap neighbours", r"(cp_async|st_global).* with (cp_async|st_global)$", "copies or stores that do not meet, in the same group"),
+)
+
+
+def reason(kind: str, site: str) -> str | None:
+    """Why an edit that passed in silence is as good as none, where its class says so."""
+    return next((why for k, pattern, why in HARMLESS if k == kind and re.search(pattern, site)), None)
+
+
+def plan(edits: int) -> Iterator[tuple[str, int]]:
+    names = list(shipped())
+    for n in range(edits):
+        yield names[n % len(names)], n // len(names)
+
+
+def sound(name: str, count: int) -> list[str]:
+    """Reports on the kernel as it is, over drawn inputs that are not those of `check`."""
+    (p, oracle), out = program(name), []
+    for n in range(count):
+        try:
+            run_trials(p.machine, p.target, seeds=3, against=oracle, first=1000 + n, most=1)
+        except FcError as e:
+            out.append(str(e))
+    return out
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("--edits", type=int, default=0)
+    arguments.add_argument("--seed", type=int, default=1)
+    arguments.add_argument("--part", default="0/1", help="which of how many processes this is")
+    arguments.add_argument("--json", type=Path, help="results, one a line; what is in it already is not run again")
+    arguments.add_argument("--only", help="KERNEL:NUMBER")
+    arguments.add_argument("--sound", type=int, default=0)
+    options = arguments.parse_args()
+    part, parts = map(int, options.part.split("/"))
+    if options.sound:
+        for n, name in enumerate(shipped()):
+            if n % parts == part:
+                wrong = sound(name, options.sound)
+                print(f"{name}: {len(wrong)} reports in {options.sound} runs", *wrong[:1], flush=True)
+        return
+    if options.only:
+        name, _, number = options.only.rpartition(":")
+        print(json.dumps(asdict(run(name, options.seed, int(number), True)), indent=1))
+        return
+    done = {(o["kernel"], o["number"]) for o in map(json.loads, options.json.read_text().splitlines())} \
+        if options.json and options.json.exists() else set()
+    counts: Counter[str] = Counter()
+    for n, (name, number) in enumerate(plan(options.edits)):
+        if n % parts == part and (name, number) not in done:
+            out = run(name, options.seed, number)
+            counts[out.verdict] += 1
+            if options.json:
+                with options.json.open("a") as f:
+                    f.write(json.dumps(asdict(out)) + "\n")
+            print(n, dict(counts), f"{out.seconds:.1f} s", out.verdict, out.kernel, out.kind, out.code, flush=True)
+
+
+if __name__ == "__main__":
+    main()

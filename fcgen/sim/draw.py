@@ -1,0 +1,257 @@
+"""Inputs for a kernel on trial: sizes, numbers and tensors that take it through its states, drawn from what its IR says of them.
+
+In: a kernel of either level, which says what its sizes and numbers mean, and the machine kernel that is to run. Out: trial number n, the
+same on every machine. Guaranteed: sizes that are divided by each other are multiples; numbers and elements that end in an unguarded
+position lie inside; small trials come first, and sizes differ between tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ..ir.core import Block, Kernel, Op, Value, walk_kernel
+from ..ir.elementwise import to_dtype
+from ..ir.types import Buffer, Frag, Tensor, Tile
+
+#: what random tensors look like: "loud" ones take rare branches, "rising" and "falling" ones grow along their tiles, "equal" ones have
+#: ties, "huge" ones are multiples of a power of two, whose products and sums float32 knows exactly
+KINDS = ("normal", "loud", "normal", "falling", "huge", "loud", "rising", "equal", "falling")
+#: sizes of what is only ever a position: a batch, heads, groups of heads
+FEW = ((1, 2, 1), (1, 1, 1), (2, 1, 1), (1, 2, 2), (1, 3, 1), (2, 4, 2), (1, 1, 1))
+#: blocks of a kernel whose blocks take several tiles
+BLOCKS = (1, 2, 1, 3, 1, 2, 3)
+#: the trial whose loops take no step
+EMPTY = 9
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run. numbers: the scalars. kind: of the tensors. blocks: of a kernel whose blocks take several tiles. total: programs."""
+
+    sizes: Mapping[str, int]
+    numbers: Mapping[str, Any]
+    kind: str
+    seed: int
+    blocks: int
+    total: int
+    persistent: bool
+
+    @property
+    def every(self) -> bool:
+        """All programs run."""
+        return self.persistent or self.total <= 16
+
+    def __str__(self) -> str:
+        what = [f"{d}={n}" for d, n in self.sizes.items() if n != 1] + [f"{d}={n}" for d, n in self.numbers.items()]
+        where = f" in {self.blocks} block{'s' * (self.blocks > 1)}" if self.persistent else ""
+        run = f"{self.total} program{'s' * (self.total > 1)}{where}" if self.every else f"the first and the last of {self.total} programs"
+        return f"{', '.join(what)}, {self.kind}: {run}" if what else f"{self.kind}: {run}"
+
+
+def dimensions(kernel: Kernel) -> list[str]:
+    """The sizes that a kernel takes at run time, in the order of its parameters."""
+    return list(dict.fromkeys(d for p in kernel.params for d in getattr(p.type, "dims", ()) if isinstance(d, str)))
+
+
+@dataclass
+class Meaning:
+    """What a kernel does with its sizes and numbers. tiles: dimension -> extent of the tiles that walk it. multiples: (a, b) where size a
+    is divided by size b. inside: parameter -> dimensions in which it is an unguarded position."""
+
+    tiles: dict[str, int] = field(default_factory=dict)
+    multiples: set[tuple[str, str]] = field(default_factory=set)
+    inside: dict[str, set[str | int]] = field(default_factory=dict)
+
+    def needed(self) -> set[str | int]:
+        """Dimensions that something is a position in."""
+        return {d for dims in self.inside.values() for d in dims}
+
+
+def meaning(kernel: Kernel) -> Meaning:
+    out = Meaning()
+    sizes: dict[Value, str] = {}
+    for op in walk_kernel(kernel):
+        if op.kind == "size":
+            sizes[op.result] = op["dim"]
+        elif op.kind in ("floordiv", "mod") and all(v in sizes for v in op.operands):
+            out.multiples.add((sizes[op.operands[0]], sizes[op.operands[1]]))
+        for dim, word, extent, _ in positions(op):
+            if word == "tile" and isinstance(dim, str):
+                out.tiles[dim] = max(extent, out.tiles.get(dim, 1))
+    for axis in kernel.grid:
+        if isinstance(axis.dim, str) and axis.tile > 1:
+            out.tiles[axis.dim] = axis.tile
+    for p in kernel.params:
+        if not p.type.dtype.is_float and "out" not in kernel.flags.get(p.name, ()):
+            reached = _reached(kernel, p)
+            found = {d for op in walk_kernel(kernel) for d, word, _, v in positions(op) if word == "at" and v in reached}
+            if found:
+                out.inside[p.name] = found
+    return out
+
+
+def positions(op: Op) -> Iterator[tuple[str | int, str, int, Value | None]]:
+    """(dimension, "at" | "tile" | "all", extent of the tile there, position) for each axis of the tensor that an op accesses."""
+    tensor = next((v.type for v in op.operands if isinstance(v.type, Tensor)), None)
+    if tensor is None or not op.get("index"):
+        return
+    shapes = [v.type.shape for v in (*op.results, *op.operands) if isinstance(v.type, (Tile, Frag, Buffer))]
+    shape, axis = shapes[0] if shapes else (), 0
+    at = iter(op.operands[1 + (op.kind in ("st_global", "store")):])
+    for dim, word in zip(tensor.dims, op["index"]):
+        value = next(at, None) if word != "all" else None
+        extent = shape[axis] if word != "at" and axis < len(shape) else 1
+        axis += word != "at"
+        yield dim, word, extent, value
+
+
+def _reached(kernel: Kernel, source: Value) -> set[Value]:
+    """Values that are computed from a parameter; through shared memory by whole rings."""
+    out = {source}
+
+    def pairs(old: Sequence[Value], new: Sequence[Value], carried: int) -> None:
+        """The last values of one list become those of the other."""
+        if carried and len(old) >= carried <= len(new):
+            out.update(b for a, b in zip(old[-carried:], new[-carried:]) if a in out)
+
+    def block(b: Block) -> None:
+        for op in b.ops:
+            hit = any(v in out for v in op.operands)
+            for region in op.regions:
+                pairs(op.operands, region.args, len(op.results))
+                if op.kind == "for" and any(v in out for v in op.operands[:2]):
+                    out.update(region.args[:1])
+                block(region)
+                pairs(region.yielded, op.results, len(op.results))
+            if hit and not op.regions:
+                out.update(op.results or [v for v in op.operands if isinstance(v.type, Buffer)])
+            if op.kind == "slot" and op.result in out:
+                out.add(op.operands[0])
+
+    for _ in range(3):  # around loops, and from one role to another
+        for role in kernel.roles:
+            block(role.body)
+    return out
+
+
+class Draws:
+    """Trials of a kernel, by number. given: sizes that stay. says: the kernel that says what sizes and numbers mean."""
+
+    def __init__(self, kernel: Kernel, given: Mapping[str, int], says: Kernel, seeds: int):
+        self.kernel, self.given, self.seeds = kernel, given, seeds
+        self.meaning, own = meaning(says), meaning(kernel)
+        self.tiles = {**self.meaning.tiles, **own.tiles}
+        self.ring = min(8, max([b.type.slots for b in kernel.buffers], default=1))
+        self.persistent = kernel.meta.get("persistent", "none") != "none"
+        self.rows = [g.dim for g in kernel.grid if g.tile > 1 and isinstance(g.dim, str)]
+        self.dims = dimensions(kernel)
+        #: outputs that are read or added to: the caller's
+        read = (op for op in walk_kernel(says) if op.results or op.get("reduce"))
+        self.read = {v.name for op in read for v in op.operands if isinstance(v.type, Tensor)}
+
+    def trial(self, n: int, fixed: Mapping[str, Any] | None = None) -> Trial:
+        rng = np.random.default_rng([n, 8])
+        sizes = self.sizes(rng, n, *self.extent(rng, n))
+        counts = [g.clusters(sizes) for g in self.kernel.grid]
+        total = int(np.prod([g.count(sizes) for g in self.kernel.grid], dtype=int))
+        blocks = min(int(np.prod(counts, dtype=int)), BLOCKS[n % len(BLOCKS)]) * self.kernel.cluster
+        kind = KINDS[n % len(KINDS)]
+        numbers = {p.name: self.number(p, rng, sizes, n) for p in self.kernel.params if not isinstance(p.type, Tensor)}
+        numbers.update({name: x for name, x in (fixed or {}).items() if name in numbers})
+        order = n % self.seeds
+        return Trial(sizes, numbers, kind, order if order < 2 else 2 + n, blocks, total, self.persistent)
+
+    def extent(self, rng: np.random.Generator, n: int) -> tuple[int, int]:
+        """(tiles of the grid, steps of the loops): turns of every ring, in one tile, over several, and where rows see what lies before."""
+        far = 2 * self.ring + 1
+        steps = max([t for d, t in self.tiles.items() if d not in self.rows], default=1)
+        rows = max([self.tiles[d] for d in self.rows if d in self.tiles], default=1)
+        first = [(1, 1), (2, self.ring + 1), (5, 2), (1, far), (-(-far * steps // rows), far), (6, 1), (1, self.ring + 2)]
+        if n < len(first):
+            return first[n]
+        if n % 4 == 0:
+            around = int(rng.integers(min(4, far), far + 1))
+            return -(-around * steps // rows), around
+        tiles = int(rng.integers(1, 7))
+        return tiles, int(rng.integers(1, max(2, min(far + 1, 14 // tiles))))
+
+    def sizes(self, rng: np.random.Generator, n: int, tiles: int, steps: int) -> dict[str, int]:
+        plain = [d for d in self.dims if d not in self.tiles]
+        out: dict[str, int] = {}
+        few = FEW[n % len(FEW)] if n % 4 else FEW[1]
+        for i, d in enumerate(plain):
+            out[d] = self.given.get(d) or few[i % len(few)]
+        for _ in plain:
+            for a, b in sorted(self.meaning.multiples):
+                if a in out and b in out and a not in self.given and out[a] % out[b]:
+                    out[a] *= out[b]
+        left = max(1, round(tiles / max(1, int(np.prod([out.get(str(g.dim), 1) for g in self.kernel.grid if g.tile == 1])))))
+        for d in self.dims:
+            if d in out or d in self.given:
+                out[d] = out.get(d) or self.given[d]
+                continue
+            t, count = self.tiles[d], steps
+            if d in self.rows:
+                count = left if d == self.rows[0] else 1 + (n % 3 == 2)
+            rest = [t - 3, t, 1 + int(rng.integers(t)), 1 + int(rng.integers(max(1, t // 4))), 1, 1 + int(rng.integers(t))]
+            out[d] = max(1, (count - 1) * t + max(1, rest[(n + 2 * (d in self.rows)) % 6]))
+            if n == EMPTY and d not in self.rows and d not in self.meaning.needed():
+                out[d] = 0
+        return {d: out[d] for d in self.dims}
+
+    def number(self, p: Value, rng: np.random.Generator, sizes: Mapping[str, int], n: int) -> Any:
+        positive = "positive" in self.kernel.flags.get(p.name, ())
+        if p.type.dtype.is_float:
+            return [0.125, 0.125, 1.0, 0.5][n % 4] * (1 if positive or n % 3 < 2 else -1)
+        return int(self.integers(p.name, rng, sizes, (), n))
+
+    def integers(self, name: str, rng: np.random.Generator, sizes: Mapping[str, int], shape: tuple[int, ...], n: int) -> np.ndarray:
+        """Positions where they must be inside; else what a bound may be: less than a tile, just that, several, beyond everything."""
+        if name in self.meaning.inside:
+            return np.asarray(rng.integers(0, self.room(name, sizes), shape))
+        edges = {1, 2, 3}
+        for d in (d for d in self.dims if d in self.tiles):
+            t, size = self.tiles[d], sizes[d]
+            edges |= {t // 2, t - 1, t, t + 1, 2 * t + 3, size // 2, size, size + t}
+        pool = np.array(sorted(e for e in edges if e > 0))
+        return rng.choice(pool, shape) if n or shape else np.asarray(pool[len(pool) // 2])
+
+    def room(self, name: str, sizes: Mapping[str, int]) -> int:
+        """How many positions there are in every dimension that a number is one of."""
+        return min([sizes.get(d, 1) if isinstance(d, str) else d for d in self.meaning.inside.get(name, ())], default=4)
+
+    def inputs(self, trial: Trial, n: int) -> dict[str, Any]:
+        """The tensors and numbers of trial n."""
+        rng = np.random.default_rng([n, 9])
+        out: dict[str, Any] = dict(trial.numbers)
+        for p in self.kernel.params:
+            if not isinstance(p.type, Tensor):
+                continue
+            if "out" in self.kernel.flags.get(p.name, ()) and p.name not in self.read:
+                continue
+            shape = tuple(d if isinstance(d, int) else trial.sizes[d] for d in p.type.dims)
+            if p.type.dtype.is_float:
+                x = self.floats(rng, shape, trial.kind)
+            elif n % 2 and p.name not in self.meaning.inside:
+                x = self.integers(p.name, rng, trial.sizes, shape, n)
+            else:
+                x = np.asarray(rng.integers(0, self.room(p.name, trial.sizes), shape))
+            out[p.name] = to_dtype(x, p.type.dtype)
+        return out
+
+    def floats(self, rng: np.random.Generator, shape: tuple[int, ...], kind: str) -> np.ndarray:
+        x: np.ndarray = rng.standard_normal(shape)
+        if kind == "huge":
+            x = 16384.0 * rng.integers(-2, 3, shape)
+        elif kind == "loud":
+            x *= rng.choice([0.5, 4.0], (*shape[:-1], 1) if shape else ())
+        elif kind == "equal":
+            x = np.broadcast_to(x[..., :1, :] if len(shape) > 1 else x, shape)
+        elif kind in ("rising", "falling") and len(shape) > 1:
+            ramp = np.geomspace(0.25, 4.0, shape[-2])[:, None]
+            x *= ramp if kind == "rising" else ramp[::-1]
+        return x

@@ -1,0 +1,178 @@
+"""Trials: what is drawn, what of a kernel has run, and what a kernel's outputs are compared with."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fcgen as fc
+from fcgen.compiler import from_text
+from fcgen.errors import FcError
+from fcgen.ir.core import walk_kernel
+from fcgen.kernels import hopper_schedules
+from fcgen.kernels.attention import SPECS
+from fcgen.sim.coverage import Coverage, never_ran, one_way, short_rings
+from fcgen.sim.draw import Draws, meaning
+from fcgen.sim.machine import simulate
+from fcgen.sim.trial import Oracle, run_trials
+
+SMALL = fc.Schedule(tiles={"BLOCK_M": 64, "BLOCK_N": 32}, stages=2)
+
+
+@fc.kernel
+def windowed(Q: "T[B, H, M, D]", K: "T[B, G, N, D]", V: "T[B, G, N, D]", O: "out T[B, H, M, D]", *, window: "i32"):  # type: ignore[name-defined]
+    """Every row adds up the values of the `window` columns before it, weighted."""
+    b, h, rows = fc.grid(Q.B, Q.H, fc.tile(Q.M, "BLOCK_M"))
+    g = h // (Q.H // K.G)
+    q, acc = fc.load(Q[b, h, rows]), fc.var(fc.zeros(rows, V.D))
+    live = lambda cols: cols.valid & (cols.index <= rows.index) & (rows.index - cols.index < window)
+    for cols in fc.loop(fc.tile(K.N, "BLOCK_N"), live=live):
+        s = fc.where(live(cols), fc.dot(q, fc.load(K[b, g, cols]).T), 0.0)
+        acc <<= acc + fc.dot(s.to(V.dtype), fc.load(V[b, g, cols]))
+    fc.store(O[b, h, rows], acc.to(O.dtype))
+
+
+@fc.kernel
+def picked(X: "f16[P, N]", at: "i32[M]", length: "i32[M]", Y: "out f16[M, N]"):  # type: ignore
+    """A row that another tensor chooses, cut off where a third one says."""
+    row, cols = fc.grid(Y.M, fc.tile(Y.N, "BLOCK_N"))
+    x = fc.load(X[fc.load(at[row]), cols])
+    fc.store(Y[row, cols], fc.where(cols.index < fc.load(length[row]), x, 0.0))
+
+
+@pytest.fixture(scope="module")
+def program() -> Any:
+    return windowed.compile(target="sm_89", schedule=SMALL, T=fc.f16, D=32)
+
+
+def lines_without(text: str, pattern: str, which: int = 0) -> str:
+    lines = text.splitlines(keepends=True)
+    at = [n for n, line in enumerate(lines) if re.search(pattern, line)][which]
+    return "".join(lines[:at] + lines[at + 1:])
+
+
+# ---- what is drawn -------------------------------------------------------------------------------------------------------
+
+
+def test_sizes_differ_and_go_around_every_ring(program: Any) -> None:
+    draws = Draws(program.machine, {}, program.tile, 3)
+    planned = [draws.trial(n) for n in range(30)]
+    gap = {(t.sizes["N"] - t.sizes["M"]) % 32 for t in planned}
+    assert len(gap) > 10 and 0 < sum(t.sizes["M"] > t.sizes["N"] for t in planned) < len(planned)
+    assert {0, 1} < {t.sizes["N"] % 32 for t in planned} and any(t.sizes["M"] % 64 in range(1, 33) for t in planned)
+    assert any(t.sizes["H"] > t.sizes["G"] > 0 for t in planned) and all(t.sizes["H"] % t.sizes["G"] == 0 for t in planned)
+    assert max(-(-t.sizes["N"] // 32) for t in planned) >= 2 * 2 + 1 and {t.kind for t in planned} > {"loud", "normal"}
+    assert {t.seed for t in planned} > {0, 1} and planned[:2] == [draws.trial(0), draws.trial(1)]
+    assert sorted({t.numbers["window"] for t in planned})[0] < 32 < max(t.numbers["window"] for t in planned)
+
+
+def test_blocks_that_take_several_tiles_take_as_many_as_their_rings_have_slots_twice_over() -> None:
+    row = hopper_schedules.ROWS[2]
+    machine = SPECS["plain"].compile(target="sm_90a", schedule=row.schedule, T=fc.f16, D=64, E=64,
+                                     lazy=hopper_schedules.LAZY, sums=row.sums).machine
+    planned = [Draws(machine, {}, machine, 3).trial(n) for n in range(12)]
+    assert any(t.blocks == 1 and t.total >= 5 for t in planned) and {t.blocks for t in planned} == {1, 2, 3}
+    assert {min(t.seed, 2) for t in planned if t.blocks == 1} == {0, 1, 2}
+
+
+def test_numbers_that_are_positions_are_drawn_inside_and_others_are_not() -> None:
+    p = picked.compile(target="sm_89", schedule=fc.Schedule(tiles={"BLOCK_N": 64}))
+    assert meaning(p.tile).inside == {"at": {"P"}} and meaning(p.machine).inside == {"at": {"P"}}
+    draws = Draws(p.machine, {}, p.tile, 2)
+    drawn = [(t, draws.inputs(t, n)) for n in range(12) for t in [draws.trial(n)]]
+    assert all(x["at"].max(initial=0) < t.sizes["P"] for t, x in drawn) and max(x["length"].max(initial=0) for _, x in drawn) > 64
+    assert run_trials(p.machine, p.target, against=Oracle(p.tile, p.target)).complete()
+
+
+def test_sizes_that_are_given_stay(program: Any) -> None:
+    draws = Draws(program.machine, {"M": 70, "N": 90, "H": 3}, program.tile, 2)
+    assert all((t.sizes["M"], t.sizes["N"], t.sizes["H"]) == (70, 90, 3) for t in map(draws.trial, range(12)))
+
+
+# ---- what has run --------------------------------------------------------------------------------------------------------
+
+
+def test_what_did_not_run_is_said(program: Any) -> None:
+    seen, draws = Coverage(), Draws(program.machine, {"M": 5, "N": 5}, program.tile, 2)
+    trial = draws.trial(0)
+    simulate(program.machine, draws.inputs(trial, 0), program.target, coverage=seen)
+    assert never_ran(program.machine, seen) and one_way(program.machine, seen) and short_rings(program.machine, seen)
+    assert seen.ran < set(walk_kernel(program.machine))
+    tried = run_trials(program.machine, program.target, {"M": 5, "N": 5})
+    assert any(line.startswith("never ran: ") and "test_trial.py:" in line for line in tried.gaps()) and not tried.complete()
+    assert any(line.startswith("gaps ") for line in tried.lines())
+
+
+def test_a_window_of_several_tiles_is_among_the_numbers(program: Any) -> None:
+    """A dropped wait shows only where a window reaches over more tiles than one."""
+    broken = from_text(lines_without(str(program.machine), r"^    wait_group", 1), "edited.fc")
+    with pytest.raises(FcError, match="copy is in flight"):
+        run_trials(broken, program.target)
+    arguments = {n: np.zeros((1, 1, 100, 32), np.float16) for n in "QKV"}
+    assert not simulate(broken, {**arguments, "window": 1}, program.target).reports
+
+
+def test_a_loop_that_goes_on_for_too_long_is_reported(program: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fcgen.sim.trial.ENDLESS", 100)
+    with pytest.raises(FcError, match="has not ended after") as e:
+        run_trials(program.machine, program.target)
+    assert e.value.code == "sim/deadlock"
+
+
+# ---- what it is compared with ----------------------------------------------------------------------------------------------
+
+
+EDITS = {
+    "another bound": (lambda t: re.sub(r"= lt (%\w+), %window", r"= le \1, %window", t), "sim/value"),
+    "another position": (lambda t: re.sub(r"(cp_async %V, %b, %\w+, )%\w+,", r"\1%rows_tile,", t, count=1), "sim/value"),
+    "a store left out": (lambda t: lines_without(t, r"^ *st_global %O"), "sim/unwritten"),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_wrong_numbers_and_missing_ones_are_reported(edit: str, program: Any) -> None:
+    change, code = EDITS[edit]
+    text = str(program.machine)
+    edited = change(text)
+    assert edited != text
+    machine = from_text(edited, "edited.fc")
+    for says in (program.tile, program.machine):
+        with pytest.raises(FcError) as e:
+            run_trials(machine, program.target, against=Oracle(says, program.target))
+        assert e.value.code == code and "in the run with " in str(e.value)
+    if code == "sim/unwritten":  # seen without anything to compare with
+        with pytest.raises(FcError, match="nothing writes O"):
+            run_trials(machine, program.target)
+    else:
+        assert run_trials(machine, program.target, {"M": 70, "N": 70}).values.startswith("not compared")
+
+
+def test_rounding_is_not_a_difference(program: Any) -> None:
+    """Sums in another order, of f16 that is rounded in between: as far apart as the program's own outputs if its inputs are rounded again."""
+    other = windowed.compile(target="sm_89", schedule=replace(SMALL, tiles={"BLOCK_M": 64, "BLOCK_N": 64}), T=fc.f16, D=32)
+    assert run_trials(other.machine, other.target, against=Oracle(program.tile, program.target)).ran
+
+
+def test_a_program_with_other_arguments_is_refused(program: Any) -> None:
+    other = picked.compile(target="sm_89", schedule=fc.Schedule(tiles={"BLOCK_N": 64}))
+    with pytest.raises(FcError, match="takes other arguments"):
+        run_trials(program.machine, program.target, against=Oracle(other.tile, other.target))
+
+
+def test_outputs_that_are_read_come_from_the_caller() -> None:
+    @fc.kernel
+    def total(X: "f32[M, N]", S: "inout f32[M]"):  # type: ignore
+        rows, cols = fc.grid(fc.tile(X.M, "BLOCK_M"), fc.tile(X.N, "BLOCK_N"))
+        fc.atomic_add(S[rows], fc.sum(fc.load(X[rows, cols]), axis=1))
+
+    p = total.compile(target="sm_89", schedule=fc.Schedule(tiles={"BLOCK_M": 16, "BLOCK_N": 32}))
+    assert run_trials(p.machine, p.target, against=Oracle(p.tile, p.target)).complete()
+    text = str(p.machine)
+    edited = from_text(re.sub(r"(combine .*lanes = \()\d+, ", r"\1", text), "edited.fc")
+    assert str(edited) != text
+    with pytest.raises(FcError, match="computes something else"):
+        run_trials(edited, p.target, against=Oracle(p.tile, p.target))
