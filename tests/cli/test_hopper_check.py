@@ -92,7 +92,7 @@ EDITS: dict[str, tuple[Callable[[str], str], str, list[str]]] = {
         r"role main, warps [\d, ]+: waits at "]),
     "an announcement": (lambda t: without(t, "mbar_expect %k_full", 1), "sim/deadlock", [
         r"k_full", r"role (load|main)", r"attention\.py:1\d"]),
-    "a fence": (lambda t: without(t, "wgmma_fence", 0), "sim/register", [r"wgmma without a wgmma_fence", r"role main, warp \d: wgmma q, k"]),
+    "a fence": (lambda t: without(t, "wgmma_fence", 0), "compile/unsupported", [r"a wgmma_fence of its own region", r"edited\.fc:\d+"]),
     "a commit": (lambda t: without(t, "wgmma_commit", 0), "sim/stale", [r"settle does not wait for", r"was never committed|still be in flight"]),
     "the end of the claims": (lambda t: without(t, "claim_done", 0), "sim/leftover", [r"never says claim_done", r"role load: 0 of \d blocks"]),
 }
