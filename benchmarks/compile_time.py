@@ -49,7 +49,7 @@ def probe(arch: str | None) -> dict[str, Any]:
         program = compiled("f16", 64, 64, "causal_top_left", True, arch)
         program.cubin  # noqa: B018
         if gpu:
-            program.launcher._load(0)
+            program.launcher.loaded(0)
 
     load()
     loaded = time.perf_counter()
@@ -59,7 +59,7 @@ def probe(arch: str | None) -> dict[str, Any]:
     other = compiled("bf16", 64, 64, "causal_top_left", True, arch)  # another kernel of the same process: every module is imported
     other.cubin  # noqa: B018
     if gpu:
-        other.launcher._load(0)
+        other.launcher.loaded(0)
     next_one = time.perf_counter()
     out = {"spec_to_loaded_ms": (loaded - imported) * 1e3, "next_kernel_ms": (next_one - again) * 1e3,
            "with_imports_ms": (loaded - begin) * 1e3, "warm_ms": (again - loaded) * 1e3,

@@ -100,7 +100,8 @@ def draw(seed: int, heads: list[tuple[int, int]]) -> Config:
         scale = rng.choice((1, 1, -1)) * min(10 ** rng.uniform(-46, 12), 1e30 / (spread**2 * d))
     if rng.random() < 0.05:
         b, h, g, m, n = rng.choice(ODD_SHAPES)
-        return Config(seed, dtype, b, h, g, m, n, *heads[rng.randrange(2)], causal, scale, spread, (*[rng.choice(list(ODD))] * 3, "plain"))
+        pair, odd = heads[rng.randrange(2)], rng.choice(list(ODD))
+        return Config(seed, dtype, b, h, g, m, n, *pair, causal, scale, spread, (odd, odd, odd, "plain"))
     b, h = rng.choice((1, 1, 2, 3)), g * rng.choice((1, 1, 2, 4, 7))
     layouts = (rng.choice(LAYOUTS), rng.choice(LAYOUTS), rng.choice(LAYOUTS), rng.choice(LAYOUTS[:4]))
     return Config(seed, dtype, b, h, g, m, n, d, e, causal, scale, spread, layouts)

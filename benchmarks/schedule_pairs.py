@@ -1,3 +1,5 @@
+# mypy: disable-error-code="name-defined, valid-type, syntax"
+# (annotations of specs are fcgen's own: "T[M, K]")
 """Every pair of schedule fields on a few small specs: what compiles is right in the simulator, what is refused is refused in words.
 
     python -m benchmarks.schedule_pairs --json benchmarks/results/schedule_pairs.json       all pairs (an hour on two cores); needs no GPU

@@ -12,9 +12,10 @@ Importing this package loads neither torch nor a driver; what needs them is impo
 
 from __future__ import annotations
 
+from inspect import isfunction as _isfunction
 from typing import Any
 
-from .errors import FcError, FcWarning
+from .errors import FcError, FcWarning, MissingAttribute
 from .ir.schedule import Schedule
 from .ir.types import bf16, f16, f32, f64, i1, i32, i64
 from .lang import spec as _spec
@@ -50,6 +51,8 @@ from .lang.functions import (
     where,
     zeros,
 )
+from .lang.mistakes import VOCABULARY as _VOCABULARY
+from .lang.mistakes import instead as _instead
 from .lang.spec import Spec, kernel
 
 __version__ = "0.1.0"
@@ -62,8 +65,16 @@ def __getattr__(name: str) -> Any:
     lazy = {"attention": ("forward", "attention"), "Program": ("program", "Program"), "compile": ("api", "compile"),
             "gpu_available": ("api", "gpu_available"), "gpu_target": ("api", "gpu_target"), "round_to": ("api", "round_to"),
             "program_from_text": ("api", "program_from_text")}
-    if name not in lazy:
+    if name.startswith("__"):
         raise AttributeError(f"module 'fcgen' has no attribute {name!r}")
+    if name not in lazy:
+        from .errors import did_you_mean
+        from .ir.types import dtype_meant
+        from .lang.trace import here
+
+        dtype = dtype_meant(name)
+        raise MissingAttribute("trace/usage", f"fcgen has no {name}", got=f"fc.{name}", loc=here(),
+                               hint=f"did you mean fc.{dtype}?" if dtype else _instead(name) or did_you_mean(name, __all__))
     module, attribute = lazy[name]
     value = getattr(import_module(f".{module}", __name__), attribute)
     globals()[name] = value
@@ -81,6 +92,11 @@ def _call(spec: Spec, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
     return call(spec, args, kwargs)
 
+
+for _word, _fn in list(globals().items()):
+    if _isfunction(_fn) and _fn.__module__.startswith("fcgen.lang.") and not _word.startswith("_"):
+        _fn.__qualname__ = f"fc.{_word}"  # what Python's messages call it
+        _VOCABULARY[_word] = _fn
 
 _spec.compile_hook, _spec.call_hook = _compile, _call
 

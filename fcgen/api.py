@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Hashable
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from .errors import FcError
 from .ir.schedule import Schedule
 from .ir.types import DType
 from .lang.spec import Spec
-from .program import Program
+from .program import Program, by_name
 
 
 def compile(spec: Spec, *, target: str | None = None, schedule: Schedule | None = None, check: bool = True, **binding: Any) -> Program:
@@ -23,10 +24,20 @@ def compile(spec: Spec, *, target: str | None = None, schedule: Schedule | None 
     small sizes and for seconds at most (FCGEN_CHECK=0 in the environment turns this off everywhere). Raises FcError with
     the spec's line where the spec, the schedule or the target does not allow it.
     """
-    schedule = schedule or Schedule()
-    program = Program(spec.trace(dict(schedule.tiles), **binding), schedule, target or gpu_target())
+    if not isinstance(spec, Spec):
+        raise FcError("trace/usage", "fc.compile takes a spec", expected="a function decorated with @fc.kernel", got=repr(spec)[:80])
+    schedule = a_schedule(schedule)
+    program = Program(spec.scheduled(dict(schedule.tiles), **binding), schedule, target or gpu_target())
     program.trust = not check or os.environ.get("FCGEN_CHECK") == "0"
     return program
+
+
+def a_schedule(given: Any) -> Schedule:
+    """The schedule that was given, or the default one."""
+    if given is None or isinstance(given, Schedule):
+        return given or Schedule()
+    raise FcError("compile/schedule", "this is not a Schedule", got=repr(given)[:80], expected="fc.Schedule(tiles={\"BLOCK_M\": 64})",
+                  hint="fc.Schedule.parse(...) reads one from text" if isinstance(given, str) else None)
 
 
 def program_from_text(text: str, filename: str = "<ir>", *, target: str | None = None, schedule: Schedule | None = None,
@@ -45,7 +56,10 @@ def program_from_text(text: str, filename: str = "<ir>", *, target: str | None =
     if arch != made_for and {arch, made_for} <= set(compiler.targets()) and (made_for.endswith("a") or number(arch) < number(made_for)):
         raise FcError("compile/unsupported", f"{kernel.name} was lowered for {made_for} and does not compile for {arch}", expected=made_for,
                       got=arch, hint="leave the target out, or lower the spec or its tile IR again")
-    program = Program(kernel, schedule or Schedule(), arch)
+    if schedule is not None and kernel.level == "machine":
+        raise FcError("compile/schedule", f"{kernel.name} is machine IR, which a schedule has no say in", got=str(schedule),
+                      hint="leave the schedule out, or lower the spec or its tile IR again")
+    program = Program(kernel, a_schedule(schedule), arch)
     program.trust = not check
     return program
 
@@ -55,9 +69,9 @@ def call(spec: Spec, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     are theirs too. `schedule=` chooses the schedule; programs are kept."""
     from .runtime import tensors
 
-    schedule = kwargs.pop("schedule", None) or Schedule()
+    schedule = a_schedule(kwargs.pop("schedule", None))
     names = [p.name for p in spec.signature.params]
-    given = {**dict(zip(names, args)), **kwargs}
+    given = by_name(spec.name, names, args, kwargs, "schedule")
     binding: dict[str, Any] = {}
     device = 0
     for p in spec.signature.params:
@@ -82,8 +96,12 @@ def call(spec: Spec, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
                     binding.setdefault(dim, n)
         elif p.kind == "static":
             binding[p.name] = given.pop(p.name)
-    program = _program(spec, schedule, _arch(device), tuple(sorted(binding.items(), key=lambda kv: kv[0])))
-    program(**{k: v for k, v in given.items()})
+    for name, value in binding.items():
+        if not isinstance(value, Hashable) or (isinstance(value, tuple) and not all(isinstance(v, Hashable) for v in value)):
+            raise FcError("call/argument", f"the compile-time parameter `{name}` cannot be remembered", got=f"a {type(value).__name__}",
+                          expected="a value that does not change: a number, a string, a tuple, a function",
+                          hint="programs are kept by their compile-time parameters: pass a tuple for a list, or use compile(...)")
+    _program(spec, schedule, _arch(device), tuple(sorted(binding.items(), key=lambda kv: kv[0])))(**given)
 
 
 @functools.lru_cache(maxsize=1024)

@@ -24,8 +24,10 @@ HEADS = range(16, 257, 8)
 #: where the number of keys stands among the sizes and strides of Q, K and V
 KEYS = 10, 18
 ORDER = ("Q", "K", "V", "O", "LSE", "scale")
-#: kinds kept, by their options and of each; programs that one keeps; how often in a row is often, and how often the same is no growth
+#: kinds kept, by their options and of each; programs that one keeps; how often is often, and how often the same is no growth
 _OPTIONS, _EACH, _PROGRAMS, _OFTEN, _CONSTANT = 256, 4, 256, 8, 256
+#: calls with everything decided that are kept; sizes of a kind whose calls are counted
+_RECENT, _SIZES = 8, 32
 
 
 class Options(NamedTuple):
@@ -44,7 +46,7 @@ class Options(NamedTuple):
 
 
 class Call(NamedTuple):
-    """The call that came often, and last, with everything decided but the pointers. given: with `out`. guard: are these its tensors?"""
+    """A call that came often, with everything decided but the pointers. given: with `out`. guard: are these its tensors?"""
 
     causal: Any
     scale: float | None
@@ -55,7 +57,8 @@ class Call(NamedTuple):
     run: Callable[..., Any]
 
 
-recent: Call | None = None
+#: the last ones, the latest in front
+recent: tuple[Call, ...] = ()
 #: torch's module that knows whether forward-mode tangents are about
 forward_ad: Any = None
 _kinds: dict[Any, list[Kind]] = {}
@@ -63,18 +66,22 @@ _kinds: dict[Any, list[Kind]] = {}
 
 def run(options: tuple[Any, ...], q: Any, k: Any, v: Any, out: Any, scale: float | None) -> Any:
     """The result of a call with these options; None if its kind is not known."""
-    global recent
     if any(getattr(t, "is_nested", True) for t in (q, k, v)) or getattr(out, "is_nested", False):
         return None
     for kind in _kinds.get(options, ()):
         found = kind.growing
         if (found is not None and found.scale == scale and (found.guard(q, k, v) if out is None else found.guard(q, k, v, out))
                 and forward_ad._current_level < 0):
-            recent = found
+            _remember(found)
             return found.run(q, k, v, out)
         if (kind.guard(q, k, v) if out is None else kind.guard(q, k, v, out)) and forward_ad._current_level < 0:
             return kind.run(q, k, v, out, scale)
     return None
+
+
+def _remember(call: Call) -> None:
+    global recent
+    recent = (call, *[c for c in recent if c is not call][:_RECENT - 1])
 
 
 def learn(options: tuple[Any, ...], given: Options, q: Any, k: Any, v: Any, out: Any) -> None:
@@ -112,13 +119,13 @@ def _parts(sizes: list[int]) -> tuple[list[int], list[int], list[int]]:
     return sizes[:KEYS[0]], sizes[KEYS[0] + 1:KEYS[1]], sizes[KEYS[1] + 1:]
 
 
-class _Last:
-    """The sizes of a kind's last call, without the keys' number, and how often in a row it was like the one before in them."""
+class _Seen:
+    """Calls of a kind with the same sizes but for the number of keys: how many there were, and how many in a row with these keys."""
 
-    __slots__ = ("call", "grown", "keys", "program", "rest", "same", "times")
+    __slots__ = ("call", "grown", "keys", "same", "times")
 
-    def __init__(self, rest: Any = None, keys: int = 0, program: Any = None):
-        self.rest, self.keys, self.program, self.times, self.same = rest, keys, program, 0, 0
+    def __init__(self, keys: int):
+        self.keys, self.times, self.same = keys, 0, 0
         self.call: Call | None = None
         self.grown = False
 
@@ -132,13 +139,13 @@ class Kind:
         self._empty, self._empty_like, self._f32 = torch.empty_strided, torch.empty_like, torch.float32
         self._raw_stream, self._written = torch._C._cuda_getCurrentRawStream, torch.autograd.graph.increment_version
         self._programs: dict[Any, tuple[Loaded, int]] = {}
-        self._last = _Last()
+        self._kernels: dict[tuple[Program, float], tuple[Loaded, int]] = {}
+        self._seen: dict[Any, _Seen] = {}
         #: for calls between which only the number of keys changes: a decode loop's, whose keys and values are views of a cache
         self.growing: Call | None = None
 
     def run(self, q: Any, k: Any, v: Any, out: Any, scale: float | None) -> Any:
         """A call on tensors that passed the guard; None where they have to be looked at closely."""
-        global recent
         options = self._options
         qs, ks, vs = q.shape, k.shape, v.shape
         (b, h, m, d), (_, groups, n, _), e = qs, ks, vs[3]
@@ -173,12 +180,16 @@ class Kind:
         p, r, s, t = q.data_ptr(), k.data_ptr(), v.data_ptr(), o.data_ptr()
         if blocks < 0 or (p | r | s | t) & 15 or not (p and r and s and t):
             return None
-        last, rest = self._last, sizes[:]
+        rest = sizes[:]
         rest[KEYS[0]] = rest[KEYS[1]] = 0
-        if rest != last.rest or program is not last.program:
-            self._last = _Last(rest, n, program)
+        key = (*rest, scale)
+        seen = self._seen.get(key)
+        if seen is None:
+            if len(self._seen) >= _SIZES:
+                self._seen.clear()
+            self._seen[key] = _Seen(n)
         else:
-            self._often(last, n, loaded, sizes, bits, q, k, v, out, o, scale)
+            self._often(seen, n, loaded, sizes, bits, q, k, v, out, o, scale)
         pointers = (p, r, s, t, lse.data_ptr(), bits) if more else (p, r, s, t, bits)
         try:
             loaded.frame.once(self._raw_stream(self._device), blocks, pointers, sizes, out is None)
@@ -188,17 +199,16 @@ class Kind:
             self._written(out)
         return (o, lse) if more else o
 
-    def _often(self, last: _Last, n: int, loaded: Loaded, sizes: list[int], bits: int, *call: Any) -> None:
-        """Calls like the last one, but for the number of keys perhaps: if there are many, make the next one cheaper."""
-        global recent
-        last.times, last.same, last.keys = last.times + 1, last.same + 1 if n == last.keys else 0, n
-        if last.same == _OFTEN:
-            last.call = self._ready(loaded, sizes, bits, False, *call)
-        elif last.times >= _OFTEN and not last.same and (self.growing is None or not last.grown) and not self._options.square:
-            last.grown = True
+    def _often(self, seen: _Seen, n: int, loaded: Loaded, sizes: list[int], bits: int, *call: Any) -> None:
+        """Calls like earlier ones, but for the number of keys perhaps: if there are many, make the next one cheaper."""
+        seen.times, seen.same, seen.keys = seen.times + 1, seen.same + 1 if n == seen.keys else 0, n
+        if seen.same == _OFTEN:
+            seen.call = self._ready(loaded, sizes, bits, False, *call)
+        elif seen.times >= _OFTEN and not seen.same and (self.growing is None or not seen.grown) and not self._options.square:
+            seen.grown = True
             self.growing = self._ready(loaded, sizes, bits, True, *call)
-        if last.same >= _OFTEN and last.call is not None:
-            recent = last.call
+        if seen.same >= _OFTEN and seen.call is not None:
+            _remember(seen.call)
 
     def _ready(self, loaded: Loaded, sizes: list[int], bits: int, growing: bool, q: Any, k: Any, v: Any, out: Any, o: Any,
                scale: float | None) -> Call:
@@ -242,7 +252,7 @@ class Kind:
 
         def forget() -> None:
             global recent
-            recent = self.growing = None
+            recent, self.growing = tuple(c for c in recent if c is not self.growing), None
 
         test = guard((q, k, v) if out is None else (q, k, v, out), True, growing)
         return Call(options.causal, scale, lse, options.schedule, out is not None, test, run)
@@ -252,10 +262,15 @@ class Kind:
         if q[3] not in HEADS or e not in HEADS:
             return None
         exact = 1.0 / math.sqrt(q[3]) if scale is None else scale
-        launcher = self._options.program(self._dtype, self._device, rows, k, e, mask, exact).launcher
-        if launcher.order != tuple(n for n in ORDER if n != "LSE" or self._options.return_lse):
-            return None
+        program = self._options.program(self._dtype, self._device, rows, k, e, mask, exact)
+        found = self._kernels.get((program, exact))
+        if found is None:
+            if program.launcher.order != tuple(n for n in ORDER if n != "LSE" or self._options.return_lse):
+                return None
+            found = program.launcher.loaded(self._device), scalar("scale", "f32", (), exact)
+            self._kernels[program, exact] = found
         if len(self._programs) >= _PROGRAMS:
             self._programs.clear()
-        found = self._programs[q[0] * q[1], q[2], q[3], e, mask, scale] = launcher.loaded(self._device), scalar("scale", "f32", (), exact)
+            self._kernels.clear()
+        self._programs[q[0] * q[1], q[2], q[3], e, mask, scale] = found
         return found

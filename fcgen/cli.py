@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Callable
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,7 +15,7 @@ import click
 
 from .cli_values import argument_option, parse_arguments
 from .console import report, say, waiting, write_levels, written
-from .errors import ERROR_CODES, FcError
+from .errors import ERROR_CODES, FcError, did_you_mean
 from .runtime.files import write_files
 
 SPEC_HELP = "SPEC is path/to/file.py[:name], package.module:name, or a file of IR text."
@@ -208,9 +207,8 @@ def doctor() -> None:
 def explain(code: str | None) -> None:
     """What an error code means (all of them without CODE)."""
     if code is not None and code not in ERROR_CODES:
-        near = get_close_matches(code, ERROR_CODES, 1)
         raise FcError("cli/usage", f"no error has the code {code}", got=code,
-                      hint=f"did you mean {near[0]}?" if near else "`fcgen explain` lists all codes")
+                      hint=did_you_mean(code, ERROR_CODES, "`fcgen explain` lists all codes"))
     for name in [code] if code else ERROR_CODES:
         click.echo(f"{name:22} {ERROR_CODES[name]}")
 

@@ -9,14 +9,13 @@ import os
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .api import compile, program_from_text
-from .errors import FcError
+from .errors import FcError, closest, did_you_mean
 from .ir.schedule import Schedule
 from .ir.types import DTYPES
 from .lang.spec import Spec
@@ -38,6 +37,9 @@ class Found:
     def program(self, arch: str | None, settings: Iterable[str], schedule: str | None) -> Program:
         chosen = Schedule.parse(schedule) if schedule else self.schedule
         if self.spec is None:
+            settings = tuple(settings)
+            if settings:
+                raise FcError("cli/usage", "--set binds names of a spec, and IR text has none left", got=" ".join(settings))
             return program_from_text(self.text, self.filename, target=arch, schedule=chosen)
         return compile(
             self.spec, target=arch or default_target(), schedule=chosen or Schedule(), **{**self.binding, **parse_settings(settings)}
@@ -73,9 +75,8 @@ def parse_sizes(sizes: Iterable[str], known: Iterable[str]) -> dict[str, int]:
             raise FcError("cli/usage", "a size is written NAME=NUMBER", expected="a number from 1 on", got=item, hint="--size M=100")
         same = [k for k in known if k == name] or [k for k in known if k.lower() == name.lower()]
         if len(same) != 1:
-            near = get_close_matches(name, known, 1)
             raise FcError("cli/usage", f"there is no size {name} here", expected=", ".join(known) or "none", got=item,
-                          hint=f"did you mean {near[0]}?" if near else None)
+                          hint=did_you_mean(name, known))
         if same[0] in out:
             raise FcError("cli/usage", f"{same[0]} is given twice", got=item)
         out[same[0]] = int(value)
@@ -138,10 +139,10 @@ def find(name: str) -> Found:
 
 
 def _no_file(path: Path) -> FcError:
-    near = get_close_matches(path.name, [p.name for p in path.parent.glob("*")], 1) if path.parent.is_dir() else []
+    near = closest(path.name, [p.name for p in path.parent.glob("*")]) if path.parent.is_dir() else None
     there = kind_of(path.stat().st_mode) if os.path.exists(path) else None
     return FcError("file/missing", f"{path} is {there}" if there else f"there is no file {path}", expected="a file",
-                   got=str(path), hint=f"did you mean {path.parent / near[0]}?" if near and not there else None)
+                   got=str(path), hint=f"did you mean {path.parent / near}?" if near and not there else None)
 
 
 def _text(path: Path) -> str:
@@ -178,11 +179,11 @@ def _member(module: Any, member: str, where: str) -> Found:
         return Found(next(iter(specs.values())))
     if member and isinstance(named, Spec):
         return Found(named)
-    near = get_close_matches(member, specs, 1)
+    near = closest(member, specs)
     if member and named is not None:
         raise FcError("file/missing", f"{where}:{member} is not a spec", got=f"a {type(named).__name__}",
                       expected=", ".join(specs) or "a function decorated with @fc.kernel",
                       hint=f"write {where}:{next(iter(specs))}" if specs else "decorate it with @fc.kernel")
     raise FcError("file/missing", f"{where} has no spec called {member}" if member else f"{where} does not say which spec",
                   expected=", ".join(specs) or "a function decorated with @fc.kernel", got=member or None,
-                  hint=f"did you mean {where}:{near[0]}?" if near else (f"write {where}:{next(iter(specs))}" if specs else None))
+                  hint=f"did you mean {where}:{near}?" if near else (f"write {where}:{next(iter(specs))}" if specs else None))

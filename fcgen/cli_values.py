@@ -9,16 +9,16 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable, Iterable, Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
 
-from .errors import FcError
+from .errors import FcError, did_you_mean
 from .ir.core import Value
 from .ir.elementwise import to_dtype
+from .ir.sizes import is_made
 from .ir.types import Tensor
 from .program import Program
 from .runtime.files import read_bytes
@@ -33,17 +33,16 @@ def argument_option(fn: Callable[..., Any]) -> Callable[..., Any]:
 
 def parse_arguments(items: Iterable[str], program: Program, sizes: dict[str, int]) -> dict[str, Any]:
     """The values; what arrays say of sizes is added to `sizes`, which must not say otherwise."""
-    known = {p.name: p for p in program.params if not program.is_output(p.name)}
+    known = {p.name: p for p in program.params if not is_made(program.machine, p.name)}
     out: dict[str, Any] = {}
     for item in items:
         name, equals, text = item.partition("=")
         if not equals or not text:
             raise FcError("cli/usage", "an argument is written NAME=VALUE", got=item, hint="--arg scale=0.125 --arg Q=q.npy")
         if name not in known:
-            near = get_close_matches(name, known, 1)
             what = f"{name} is written by {program.name}, not read" if any(p.name == name for p in program.params) else \
                 f"{program.name} has no argument {name}"
-            raise FcError("cli/usage", what, expected=", ".join(known), got=item, hint=f"did you mean {near[0]}?" if near else None)
+            raise FcError("cli/usage", what, expected=", ".join(known), got=item, hint=did_you_mean(name, known))
         if name in out:
             raise FcError("cli/usage", f"{name} is given twice", got=item)
         positive = "positive" in program.machine.flags.get(name, ())

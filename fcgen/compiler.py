@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from . import __version__
-from .errors import FcError, Loc
+from .errors import FcError, Loc, did_you_mean
 from .ir.core import Kernel, walk_kernel
+from .ir.deep import with_room
 from .ir.ops import verify
 from .ir.schedule import Schedule
 from .ir.target import Target
@@ -88,8 +89,9 @@ def targets() -> dict[str, Target]:
 def target(arch: str) -> Target:
     """The record of a target, by NVRTC's name for it ("sm_89")."""
     known = targets()
-    if arch not in known:
-        raise FcError("compile/unsupported", f"fcgen has no target {arch!r}", expected=", ".join(known), got=arch)
+    if not isinstance(arch, str) or arch not in known:
+        raise FcError("compile/unsupported", f"fcgen has no target {arch!r}", expected=", ".join(known), got=arch,
+                      hint=did_you_mean(arch, known))
     return known[arch]
 
 
@@ -116,7 +118,11 @@ def lower(kernel: Kernel, schedule: Schedule, to: Target, *, stop_after: str | N
     """Run the passes on a tile kernel; `stop_after` names one of them."""
     from .passes import run_passes
 
-    return run_passes(kernel, schedule, to, stop_after=stop_after, trace=trace)
+    return with_room(lambda: run_passes(kernel, schedule, to, stop_after=stop_after, trace=trace), ops_of(kernel))
+
+
+def ops_of(kernel: Kernel) -> int:
+    return sum(1 for _ in walk_kernel(kernel))
 
 
 def build(kernel: Kernel, schedule: Schedule, to: Target, *, check: bool = True, cache: bool = True,
@@ -174,10 +180,13 @@ def to_cuda(machine: Kernel, to: Target) -> Any:
     from .ir.fits import check_fits
     from .ir.kernel_rules import require
 
-    require(machine, "synced", "the CUDA printer")
-    check_fits(machine, to)
-    check_budget(machine, to)
-    return print_cuda(machine, to)
+    def text() -> Any:
+        require(machine, "synced", "the CUDA printer")
+        check_fits(machine, to)
+        check_budget(machine, to)
+        return print_cuda(machine, to)
+
+    return with_room(text, ops_of(machine))
 
 
 def _build(kernel: Kernel, text: str, machine: Kernel, cuda: Any, to: Target,

@@ -9,7 +9,9 @@ from __future__ import annotations
 import linecache
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import Any
 
 #: code -> what kind of mistake it names (shown by `fcgen explain CODE`).
@@ -35,6 +37,7 @@ ERROR_CODES: dict[str, str] = {
     # simulator
     "sim/race": "two accesses to the same memory with nothing that orders them",
     "sim/stale": "a value is read before the asynchronous operation that makes it has completed",
+    "sim/unwritten": "an element of an output that nothing writes",
     "sim/deadlock": "every agent waits for something that no one will do",
     "sim/leftover": "the kernel ends with work that nobody waited for",
     "sim/protocol": "arrivals, bytes or phases of a barrier do not fit together",
@@ -140,6 +143,30 @@ class FcError(Exception):
 
     def __str__(self) -> str:
         return self.render()
+
+
+#: letters of words that are compared for a hint
+LONG = 60
+
+
+class MissingAttribute(FcError, AttributeError):
+    """A name that a module or an object does not have; Python's `hasattr` and `from ... import` see an AttributeError."""
+
+
+def closest(word: Any, known: Iterable[Any]) -> str | None:
+    """The known word that is most like this one, if any is; case does not count."""
+    by_case: dict[str, str] = {}
+    for k in known:
+        if len(str(k)) <= LONG:
+            by_case.setdefault(str(k).lower(), str(k))
+    near = get_close_matches(str(word).lower(), by_case, 1) if len(str(word)) <= LONG else None
+    return by_case[near[0]] if near else None
+
+
+def did_you_mean(word: Any, known: Iterable[Any], otherwise: str | None = None) -> str | None:
+    """A hint: the known word that is most like this one, else `otherwise`."""
+    near = closest(word, known)
+    return f"did you mean {near}?" if near else otherwise
 
 
 def snippet(loc: Loc) -> list[str]:

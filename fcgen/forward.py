@@ -44,16 +44,16 @@ def attention(q: Any, k: Any, v: Any, *, causal: bool | str = False, scale: floa
         return traced(q, k, v, causal, scale, return_lse, schedule, out)
     if scale is not None and type(scale) is not float:
         scale = _scale(scale)
-    last = calls.recent
-    if (last is not None and last.causal is causal and last.scale == scale and last.return_lse is return_lse and last.schedule is schedule
-            and last.given is (out is not None) and calls.forward_ad._current_level < 0):
-        try:
-            alike = not (q.is_nested or k.is_nested or v.is_nested) and (
-                last.guard(q, k, v) if out is None else not out.is_nested and last.guard(q, k, v, out))
-        except AttributeError:  # not torch's tensors
-            alike = False
-        if alike:
-            return last.run(q, k, v, out)
+    for last in calls.recent:
+        if (last.causal is causal and last.scale == scale and last.return_lse is return_lse and last.schedule is schedule
+                and last.given is (out is not None) and calls.forward_ad._current_level < 0):
+            try:
+                alike = not (q.is_nested or k.is_nested or v.is_nested) and (
+                    last.guard(q, k, v) if out is None else not out.is_nested and last.guard(q, k, v, out))
+            except AttributeError:  # not torch's tensors
+                break
+            if alike:
+                return last.run(q, k, v, out)
     return _found(q, k, v, causal, scale, bool(return_lse), schedule, out)
 
 
@@ -171,7 +171,8 @@ def compiled(dtype: str, d: int, e: int, mask: str, lse: bool, arch: str, schedu
              positive: bool = True, lazy: float | None = None, sums: str = "", check: bool | None = None) -> Program:
     """The program that `attention` runs for these compile-time facts. mask: "none", "causal_top_left", "causal_bottom_right". lazy: how far
     (in powers of e) a row's maximum may have moved before what was summed is scaled to it, if not `lazy_of`; sums: the kind of sum that
-    goes with it, if not `sums_of`. check: it is tried in the simulator when it is compiled first; if None, where the schedule is not the library's."""
+    goes with it, if not `sums_of`. check: it is tried in the simulator when it is compiled first; if None, where the schedule is
+    not the library's."""
     from .ir.types import DTYPES
     from .kernels.attention import SPECS
     from .kernels.schedules import pick, shipped

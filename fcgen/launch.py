@@ -7,7 +7,6 @@ passed.
 
 from __future__ import annotations
 
-import operator
 import struct
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +17,8 @@ from .compiler import Built, Facts
 from .errors import FcError
 from .ir.alignment import WIDEST, Promise, of_arguments, refusal
 from .ir.ranges import HIGHEST, WIDTHS, Admitted
+from .ir.sizes import number
+from .ir.types import DTYPES
 from .runtime import counters, driver, module, steady, streams, tensormap, tensors
 
 #: launches with sizes of their own that are kept
@@ -228,19 +229,5 @@ def check_arch(facts: Facts, device: int) -> None:
 
 def scalar(name: str, dtype: str, flags: tuple[str, ...], value: Any) -> int:
     """A scalar as a launch takes it: an int, or the bits of a float. Refused where the kernel would see another number."""
-    if isinstance(value, (str, bytes, bytearray)):
-        raise FcError("call/argument", f"argument `{name}` is not a number", expected=dtype, got=repr(value))
-    try:
-        if dtype != "f32":
-            out: Any = operator.index(value)
-            bits = out
-        else:
-            bits, = struct.unpack("<I", struct.pack("<f", float(value)))
-            out, = struct.unpack("<f", struct.pack("<I", bits))
-    except OverflowError:
-        raise FcError("call/argument", f"argument `{name}` does not fit", expected=f"a number of {dtype}", got=repr(value)) from None
-    except (TypeError, ValueError):
-        raise FcError("call/argument", f"argument `{name}` is not a number", expected=dtype, got=repr(value)) from None
-    if "positive" in flags and not out > 0:
-        raise FcError("call/argument", f"argument `{name}` must be positive: the spec says so", expected=f"> 0 in {dtype}", got=value)
-    return int(bits)
+    x = number(name, DTYPES[dtype], flags, value)
+    return int(struct.unpack("<I", struct.pack("<f", x))[0]) if dtype == "f32" else int(x)

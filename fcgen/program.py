@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from . import compiler
-from .errors import FcError, FcWarning
+from .errors import FcError, FcWarning, did_you_mean
 from .ir.alignment import Promise, natural, nothing, of_arguments, promised, with_promises
 from .ir.core import Kernel, Value, walk_kernel
 from .ir.schedule import Schedule
+from .ir.sizes import is_made
 from .ir.types import Tensor
 
 if TYPE_CHECKING:
@@ -22,6 +23,20 @@ if TYPE_CHECKING:
 
 #: kinds of remarks on a compiled kernel that are warnings; all are in `fcgen dump --stage report`
 TOLD = ("spills", "unchecked")
+
+
+def by_name(owner: str, names: list[str], given: Sequence[Any], named: Mapping[str, Any], *more: str) -> dict[str, Any]:
+    """Arguments given by position and by name, by name. Raises FcError "call/argument" for what is too much. more: words for the hint."""
+    if len(given) > len(names):
+        raise FcError("call/argument", f"{owner} takes {len(names)} arguments", expected=", ".join(names), got=len(given))
+    out = dict(zip(names, given))
+    for name in named:
+        if name in out:
+            raise FcError("call/argument", f"argument `{name}` is given twice", expected=", ".join(names), got=name)
+        if name not in names:
+            raise FcError("call/argument", f"{owner} has no parameter `{name}`", expected=", ".join(names), got=name,
+                          hint=did_you_mean(name, [*names, *more]))
+    return {**out, **named}
 
 
 class Program:
@@ -160,12 +175,13 @@ class Program:
         return self if fits or self.level != "tile" else self.narrowed(have)
 
     def _inputs(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        flags = self._source.flags
-        want = [p.name for p in self._source.params if "out" not in flags.get(p.name, ())]
+        names = [p.name for p in self._source.params]
+        want = [n for n in names if not is_made(self._source, n)]
+        out = by_name(self.name, names, (), arguments, "seed")
         for name in want:
-            if name not in arguments:
+            if name not in out:
                 raise FcError("call/argument", f"argument `{name}` is missing", expected=", ".join(want))
-        return {k: v for k, v in arguments.items() if k in {p.name for p in self._source.params}}
+        return out
 
     # ---- on the GPU ----------------------------------------------------------------------------------------------------
 
@@ -190,9 +206,7 @@ class Program:
 
     def __call__(self, *tensors: Any, stream: Any = None, **named: Any) -> None:
         names = [p.name for p in self._source.params]
-        if len(tensors) > len(names):
-            raise FcError("call/argument", f"{self.name} takes {len(names)} arguments", expected=", ".join(names), got=len(tensors))
-        self.launcher({**dict(zip(names, tensors)), **named}, stream)
+        self.launcher(by_name(self.name, names, tensors, named, "stream"), stream)
 
     def run(self, **arguments: Any) -> dict[str, np.ndarray]:
         """Run on the GPU with NumPy arrays: inputs are copied there, outputs come back (poisoned with NaN before). Uses torch."""

@@ -105,7 +105,8 @@ class Role:
 class Kernel:
     """A program at either level.
 
-    params: tensors and scalars, in call order. flags: param name -> words ("out": written; "positive": a scalar known > 0).
+    params: tensors and scalars, in call order. flags: param name -> words ("out": written, as a whole
+    unless "kept" is there too; "positive": a scalar known > 0).
     grid: axes in the order of the spec; each role body's args are the program's index on each axis. order: axis numbers,
     the fastest varying first. buffers: machine level, the shared-memory rings. meta: facts for people and for the launch
     (target, schedule, stage, smem_bytes, ...).

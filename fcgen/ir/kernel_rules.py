@@ -41,7 +41,8 @@ META: dict[str, tuple[Attribute, str]] = {
 TILE_META = ("target", "aligned", "ranges", "until_loops", "remarks")
 #: from this phase on
 ALLOCATED = ("smem_bytes", "smem_offsets")
-FLAGS = {"out": (Tensor, "a tensor that is written"), "positive": (Scalar, "a scalar that is above 0")}
+FLAGS = {"out": (Tensor, "a tensor that is written"), "kept": (Tensor, "a tensor whose rest is kept where nothing is written"),
+         "positive": (Scalar, "a scalar that is above 0")}
 
 
 def phase(kernel: Kernel) -> int | None:

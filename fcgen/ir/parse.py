@@ -14,10 +14,10 @@ from typing import Any, NoReturn
 from lark import Lark, Token, Tree
 from lark.exceptions import UnexpectedInput, UnexpectedToken
 
-from ..errors import FcError, Loc
+from ..errors import FcError, Loc, did_you_mean
 from .core import Block, GridAxis, Kernel, Op, Role, Value
 from .ops import OPS, OpDef, attr_problem, load_ops, verify
-from .parse_words import WordReader, closest
+from .parse_words import WordReader
 from .text import MOST_TEXT, REGION_WORDS, base_name
 from .types import Scalar, i32
 from .verify import NESTING
@@ -79,7 +79,7 @@ class _Reader(WordReader):
         elif got == "the end of the text" and "RBRACE" in expected:
             hint = "a `{` above is not closed"
         else:
-            hint = closest(got.strip("`"), keywords)
+            hint = did_you_mean(got.strip("`"), keywords)
         if keywords:
             expected.discard("$END")
         raise FcError("ir/parse", f"{got} does not fit here", expected=_in_words(expected), hint=hint,
@@ -92,7 +92,7 @@ class _Reader(WordReader):
         self.tree = tree
         level, name, *items = tree.children
         if level not in ("tile", "machine"):
-            self.fail(level, f"there is no level {str(level)!r}", expected="tile or machine", hint=closest(level, ("tile",
+            self.fail(level, f"there is no level {str(level)!r}", expected="tile or machine", hint=did_you_mean(level, ("tile",
                                                                                                                    "machine")))
 
         def lines(kind: str) -> Iterator[Any]:
@@ -173,7 +173,7 @@ class _Reader(WordReader):
         names, kind, operand_names, attr_trees, region_trees, type_trees, *marks = tree.children
         d = OPS.get(kind)
         if d is None:
-            self.fail(kind, f"no op is called {str(kind)!r}", hint=closest(kind, OPS))
+            self.fail(kind, f"no op is called {str(kind)!r}", hint=did_you_mean(kind, OPS))
         operands = tuple(self.use(t, scope) for t in operand_names.children) if operand_names else ()
         attrs = self.attrs(d, kind, attr_trees.children if attr_trees else [])
         tokens = names.children if names else []
@@ -212,7 +212,7 @@ class _Reader(WordReader):
         for name in attrs:
             if name not in d.attrs:
                 self.fail(where[name].children[0], f"{kind} has no attribute {name!r}",
-                          expected=", ".join(d.attrs) or "no attributes", hint=closest(name, d.attrs))
+                          expected=", ".join(d.attrs) or "no attributes", hint=did_you_mean(name, d.attrs))
         problem = attr_problem(d, attrs)
         if problem is not None:
             name, e = problem
@@ -243,7 +243,7 @@ class _Reader(WordReader):
         v = scope.get(token)
         if v is not None:
             return v
-        notes, hint, where = [], closest(token, scope), self.definition(token)
+        notes, hint, where = [], did_you_mean(token, scope), self.definition(token)
         if where is not None and where.line < token.line:
             notes, hint = [f"the {token} of line {where.line} belongs to another region"], "yield it from that region"
         elif where is not None:

@@ -5,26 +5,18 @@ Trees are lark's: `Tree(data, children)` as named in `grammar.lark`, with tokens
 
 from __future__ import annotations
 
-import difflib
 import json
-from collections.abc import Iterable
 from typing import Any, NoReturn
 
 from lark import Token, Tree
 
-from ..errors import FcError, Loc
+from ..errors import FcError, Loc, did_you_mean
 from .layout import Factor, OpaqueLayout, RegLayout, SmemLayout
 from .text import RESERVED
 from .types import DTYPES, Buffer, Cursor, DType, Frag, Mbarrier, Pending, Scalar, Tensor, Tile
 
-#: tuples inside of tuples; letters of names that are compared for a hint; digits of a number
-TUPLES, LONG, DIGITS = 20, 60, 40
-
-
-def closest(name: str, known: Iterable[str]) -> str | None:
-    """`did you mean ...?`, or None."""
-    near = difflib.get_close_matches(name, [k for k in known if len(k) <= LONG], 1, 0.6) if len(name) <= LONG else None
-    return f"did you mean {near[0]}?" if near else None
+#: tuples inside of tuples; digits of a number
+TUPLES, DIGITS = 20, 40
 
 
 class WordReader:
@@ -92,7 +84,7 @@ class WordReader:
     def dtype(self, token: Any) -> DType:
         d = DTYPES.get(token)
         if d is None:
-            self.fail(token, f"no dtype is called {str(token)!r}", expected=", ".join(DTYPES), hint=closest(token, DTYPES))
+            self.fail(token, f"no dtype is called {str(token)!r}", expected=", ".join(DTYPES), hint=did_you_mean(token, DTYPES))
         return d
 
     def shape(self, tree: Any) -> tuple[int, ...]:
@@ -146,7 +138,7 @@ class WordReader:
     def alias(self, token: Any) -> RegLayout:
         if token not in self.layouts:
             self.fail(token, f"no layout is called {token}",
-                      hint=closest(token, self.layouts) or f"declare it: layout {token} = {{...}}")
+                      hint=did_you_mean(token, self.layouts) or f"declare it: layout {token} = {{...}}")
         return self.layouts[token]
 
     def any_layout(self, tree: Any) -> Any:

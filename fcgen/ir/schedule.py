@@ -6,12 +6,11 @@ Names in per-value fields (`math`, `stages`) are the spec's own variable names.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, fields
-from difflib import get_close_matches
 from typing import Any
 
-from ..errors import FcError
+from ..errors import FcError, did_you_mean
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "math": ("mma", "wmma", "fma", "wgmma"), "copy": ("cp_async", "vector", "scalar", "tma"), "epilogue": ("smem", "direct", "quad", "tma"),
@@ -21,6 +20,17 @@ CHOICES: dict[str, tuple[str, ...]] = {
 BY_NAME = ("tiles", "math", "stages", "cluster")
 #: Fields that list names: of dots, `from_end` of axes.
 NAMES = ("late", "ones", "regs_a", "from_end")
+#: Fields that only make sense by name, and how one is written.
+MAPS = {"tiles": "{BLOCK_M: 128, BLOCK_N: 64}", "cluster": "{rows: 2}"}
+#: Fields that count: what they count, and which numbers are legal, in words and as a set.
+NUMBERS: dict[str, tuple[str, str, Container[int]]] = {
+    "tiles": ("has a size that does not divide over warps and lanes", "a power of two or a multiple of 16, up to 65536",
+              frozenset(n for n in range(1, 2**16 + 1) if not n & (n - 1) or n % 16 == 0)),
+    "warps": ("is the number of warps in a block", "1, 2, 4, 8, 12 or 16", (1, 2, 4, 8, 12, 16)),
+    "stages": ("counts ring slots", "1 to 8", range(1, 9)),
+    "min_blocks": ("counts blocks per multiprocessor", "1 to 32", range(1, 33)),
+    "l2": ("counts MiB of the L2 cache", "0 to 1024", range(1025)),
+    "cluster": ("counts the blocks of a cluster along an axis", "1, 2, 4 or 8", (1, 2, 4, 8))}
 
 
 @dataclass(frozen=True)
@@ -92,6 +102,16 @@ class Schedule:
     cluster: Any = ()
     pdl: bool = False
 
+    def __new__(cls, *args: Any, **given: Any) -> Schedule:
+        known = [f.name for f in fields(cls)]
+        for name in given:
+            if name not in known:
+                raise FcError("compile/schedule", f"Schedule has no field {name!r}", expected=", ".join(known),
+                              got=f"{name}={given[name]!r}", hint=did_you_mean(name, known))
+        if len(args) > len(known):
+            raise FcError("compile/schedule", "Schedule has fewer fields", expected=len(known), got=len(args))
+        return super().__new__(cls)
+
     def __post_init__(self) -> None:
         for name in NAMES:
             v = getattr(self, name)
@@ -100,47 +120,37 @@ class Schedule:
         for name in BY_NAME:
             v = getattr(self, name)
             if isinstance(v, Mapping):
-                object.__setattr__(self, name, tuple(sorted(v.items())))
-        if not isinstance(self.tiles, tuple):
-            raise FcError("compile/schedule", "Schedule.tiles names each tile size", expected="{BLOCK_M: 128, BLOCK_N: 64}", got=self.tiles)
+                object.__setattr__(self, name, tuple(sorted(v.items(), key=str)))
         for f in fields(self):
-            v = getattr(self, f.name)
-            if isinstance(f.default, bool) and not isinstance(v, bool):
-                raise FcError("compile/schedule", f"Schedule.{f.name} is a switch", expected="True or False", got=repr(v))
-        for name, allowed in CHOICES.items():
-            v = getattr(self, name)
-            for x in [y for _, y in v] if isinstance(v, tuple) else [v]:
-                if x not in allowed:
-                    raise FcError("compile/schedule", f"Schedule.{name} has no such choice", expected=", ".join(allowed),
-                                  got=repr(x))
-        if not _is_int(self.warps) or self.warps not in (1, 2, 4, 8, 12, 16):
-            raise FcError("compile/schedule", "Schedule.warps is the number of warps in a block", expected="1, 2, 4, 8, 12 or 16",
-                          got=self.warps)
-        for name, n in self.tiles:
-            if not _is_int(n) or n < 1 or (n & (n - 1) and n % 16):
-                raise FcError("compile/schedule", f"Schedule.tiles: {name} has a size that does not divide over warps and lanes", got=n,
-                              expected="a power of two or a multiple of 16")
-        for v in [y for _, y in self.stages] if isinstance(self.stages, tuple) else [self.stages]:
-            if not _is_int(v) or not 1 <= v <= 8:
-                raise FcError("compile/schedule", "Schedule.stages counts ring slots", expected="1 to 8", got=v)
-        if not _is_int(self.min_blocks) or not 1 <= self.min_blocks <= 32:
-            raise FcError("compile/schedule", "Schedule.min_blocks counts blocks per multiprocessor", expected="1 to 32",
-                          got=self.min_blocks)
-        if not _is_int(self.l2) or self.l2 < 0:
-            raise FcError("compile/schedule", "Schedule.l2 counts megabytes", expected="0 or more", got=self.l2)
-        for name in NAMES:
-            v = getattr(self, name)
-            if not isinstance(v, tuple) or not all(isinstance(w, str) for w in v):
-                raise FcError("compile/schedule", f"Schedule.{name} lists names", expected="a tuple of names, or acc+s", got=v)
-        if not isinstance(self.cluster, tuple):
-            raise FcError("compile/schedule", "Schedule.cluster names the grid axis that its blocks lie along", expected="{rows: 2}",
-                          got=self.cluster)
-        for name, n in self.cluster:
-            if not _is_int(n) or n not in (1, 2, 4, 8):
-                raise FcError("compile/schedule", f"Schedule.cluster counts the blocks of a cluster along {name}", expected="1, 2, 4 or 8",
-                              got=n)
+            self._check(f.name, getattr(self, f.name), f.default)
         if sum(n > 1 for _, n in self.cluster) > 1:
             raise FcError("compile/schedule", "a cluster lies along one axis of the grid", expected="{rows: 2}", got=dict(self.cluster))
+
+    @staticmethod
+    def _check(name: str, v: Any, default: Any) -> None:
+        """One field by itself: its type, its names, its range."""
+        def wrong(what: str, expected: str, got: Any = v, hint: str | None = None) -> FcError:
+            return FcError("compile/schedule", f"Schedule.{name} {what}", expected=expected, got=repr(got)[:80], hint=hint)
+
+        if isinstance(default, bool):
+            if not isinstance(v, bool):
+                raise wrong("is a switch", "True or False")
+            return
+        if name in NAMES:
+            if not isinstance(v, tuple) or not all(isinstance(w, str) and w.isidentifier() for w in v):
+                raise wrong("lists names of the spec", "a tuple of names, or acc+s")
+            return
+        values = [v]
+        if name in BY_NAME and (isinstance(v, tuple) or name in MAPS):
+            if not isinstance(v, tuple) or not all(isinstance(kv, tuple) and len(kv) == 2 and str(kv[0]).isidentifier() for kv in v):
+                raise wrong("has a value for each name of the spec", MAPS.get(name, "{acc: ..., s: ...}"))
+            values = [x for _, x in v]
+        for x in values:
+            if name in CHOICES and x not in CHOICES[name]:
+                raise wrong("has no such choice", ", ".join(CHOICES[name]), x, did_you_mean(x, CHOICES[name]))
+            if name in NUMBERS and not (_is_int(x) and x in NUMBERS[name][2]):
+                what, legal, _ = NUMBERS[name]
+                raise wrong(what, legal, x)
 
     @staticmethod
     def parse(text: str) -> Schedule:
@@ -150,9 +160,8 @@ class Schedule:
         for part in _split(text):
             name, equals, value = (w.strip() for w in part.partition("="))
             if name not in known:
-                near = get_close_matches(name, known, 1)
                 raise FcError("compile/schedule", f"Schedule has no field {name!r}", expected=", ".join(known), got=part.strip(),
-                              hint=f"did you mean {near[0]}?" if near else "write field=value, separated by commas")
+                              hint=did_you_mean(name, known, "write field=value, separated by commas"))
             if not equals:
                 raise FcError("compile/schedule", f"Schedule.{name} has no value", expected=f"{name}=...", got=part.strip())
             if name in values:

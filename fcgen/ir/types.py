@@ -7,11 +7,14 @@ A tile-level value is a `Scalar` or a `Tile` (dtype and shape, nothing else). A 
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from math import prod
+from typing import Any
 
 import numpy as np
 
+from ..errors import FcError, closest
 from .layout import OpaqueLayout, RegLayout, SmemLayout
 
 
@@ -51,6 +54,35 @@ i1 = DType("i1", 1, False)
 i32 = DType("i32", 32, False)
 i64 = DType("i64", 64, False)
 DTYPES: dict[str, DType] = {d.name: d for d in (f16, bf16, f32, f64, i1, i32, i64)}
+
+#: what NumPy, torch and C call them
+ELSEWHERE = {"half": "f16", "float16": "f16", "fp16": "f16", "bfloat16": "bf16", "float": "f32", "float32": "f32", "fp32": "f32",
+             "double": "f64", "float64": "f64", "fp64": "f64", "bool": "i1", "int": "i32", "int32": "i32", "long": "i64", "int64": "i64"}
+_SIZED = re.compile(r"(i|u|int|uint|f|fp|bf|float|bfloat)(1|4|8|16|32|64|128)(_?e\dm\d\w*)?")
+
+
+def looks_like_dtype(word: str) -> bool:
+    """Whether a word is meant as a dtype's name, fcgen's own or another system's."""
+    word = word.lower()
+    return word in DTYPES or word in ELSEWHERE or _SIZED.fullmatch(word) is not None
+
+
+def dtype_meant(word: str) -> str | None:
+    """The name of the dtype that a word for one most likely means, None where fcgen has none like it."""
+    low = word.lower()
+    return low if low in DTYPES else ELSEWHERE.get(low) or (None if _SIZED.fullmatch(low) else closest(low, DTYPES))
+
+
+def as_dtype(value: Any, what: str) -> DType:
+    """A dtype, given as one or by its name. Raises FcError "trace/static" for others, and says which of fcgen's is meant."""
+    if isinstance(value, DType):
+        return value
+    if isinstance(value, str) and value in DTYPES:
+        return DTYPES[value]
+    word = value if isinstance(value, str) else getattr(value, "__name__", str(value))
+    near = dtype_meant(word.removeprefix("torch."))
+    raise FcError("trace/static", f"{what} must be a dtype of fcgen", expected=", ".join(f"fc.{d}" for d in DTYPES), got=repr(value)[:80],
+                  hint=f"did you mean fc.{near}?" if near else None)
 
 
 @dataclass(frozen=True)

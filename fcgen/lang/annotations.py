@@ -1,9 +1,10 @@
 """What a spec's parameters are, read from their annotations.
 
-    Q: "T[B, H, M, D]"        a tensor; T is a dtype (f16, bf16, f32, i32, ...) or a name bound when the spec is traced
-    O: "out T[B, H, M, E]"    a tensor that the spec writes ("inout": and reads)
+    Q: "T[B, H, M, D]"        a tensor of a dtype (f16, bf16, f32, f64, i1, i32, i64), or of one that is bound when the spec is traced: a
+                              word that begins with a capital and is no dtype's name elsewhere (T, TK; not F16, not half)
+    O: "out T[B, H, M, E]"    a tensor that the spec writes as a whole ("inout": reads, or writes in part)
     scale: "f32", n: "i32"    run-time numbers; "f32 > 0" promises a positive one, which calls check
-    anything else             a compile-time Python value
+    a type, or nothing        a compile-time Python value
 
 With `from __future__ import annotations` the quotes may be left away, and a type such as `list[int]` or `Callable[..., Any]` is still
 a type.
@@ -14,15 +15,18 @@ import __future__
 
 import ast
 import builtins
+import contextlib
 import inspect
+import linecache
 import re
+import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from ..errors import FcError, Loc
-from ..ir.types import DTYPES, DType
+from ..errors import FcError, Loc, did_you_mean
+from ..ir.types import DTYPES, DType, as_dtype, dtype_meant, looks_like_dtype
 
 _TENSOR = re.compile(r"(?:(out|inout)\s+)?(\w+)\s*\[([^\]]*)\]$")
 _SCALAR = re.compile(r"(f32|i32|i64)\s*(>\s*0)?$")
@@ -68,44 +72,91 @@ class Signature:
         return {p.name: DTYPES.get(p.dtype) or as_dtype(binding[p.dtype], p.dtype) for p in self.params if p.kind != "static"}
 
 
+FORMS = '"T[B, H, M, D]", "out f32[M, N]", "f32", "f32 > 0", "i32", "i64", or a type for a compile-time value'
+
+
 def read_signature(fn: Callable[..., Any], loc: Loc) -> Signature:
     params = []
+    postponed = bool(fn.__code__.co_flags & __future__.annotations.compiler_flag)
     for p in inspect.signature(fn).parameters.values():
         if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
-            raise FcError("trace/usage", f"a spec takes named parameters, not *{p.name}", loc=loc)
-        types = fn.__globals__ if fn.__code__.co_flags & __future__.annotations.compiler_flag else None
-        params.append(_read(p.name, p.annotation, p.default, loc, types))
+            raise FcError("trace/usage", f"a spec takes named parameters, not *{p.name}", loc=parameter_loc(fn, p.name, loc))
+        try:
+            params.append(_read(p.name, p.annotation, p.default, fn.__globals__, postponed))
+        except FcError as e:
+            raise e.at(parameter_loc(fn, p.name, loc)) from None
+    bound = {p.dtype for p in params if p.kind == "tensor"}
+    for q, p in zip(params, inspect.signature(fn).parameters.values()):
+        if q.kind == "static" and str(p.annotation) in bound:
+            raise FcError("trace/usage", f"`{q.name}` is annotated with a dtype that tensors have, and is no tensor", expected=FORMS,
+                          got=repr(p.annotation), loc=parameter_loc(fn, q.name, loc), hint='a run-time number is "f32", "i32" or "i64"')
     return Signature(tuple(params))
 
 
-def _read(name: str, annotation: Any, default: Any, loc: Loc, types: Mapping[str, Any] | None) -> Param:
-    """types: where annotations come as source text, the names that they may use."""
+def parameter_loc(fn: Callable[..., Any], name: str, otherwise: Loc) -> Loc:
+    """Where a function's parameter stands, with its annotation; `otherwise` where the source cannot be had."""
+    try:
+        lines, first = inspect.getsourcelines(fn)
+        tree = ast.parse(textwrap.dedent("".join(lines)))
+    except (OSError, TypeError, SyntaxError):
+        return otherwise
+    node = next((a for a in ast.walk(tree) if isinstance(a, ast.arg) and a.arg == name), None)
+    if node is None:
+        return otherwise
+    line = first + node.lineno - 1
+    text = linecache.getline(fn.__code__.co_filename, line)
+    indent = len(lines[node.lineno - 1]) - len(textwrap.dedent("".join(lines)).splitlines(keepends=True)[node.lineno - 1])
+    inside = lambda n: indent + len(text[indent:].encode()[:n].decode(errors="ignore"))
+    end = inside(node.end_col_offset) if node.end_lineno == node.lineno and node.end_col_offset is not None else -1
+    return Loc(otherwise.file, line, inside(node.col_offset), end)
+
+
+def _read(name: str, annotation: Any, default: Any, types: Mapping[str, Any], postponed: bool) -> Param:
+    """types: the names that an annotation given as text may use. postponed: all are given as text."""
+    if isinstance(annotation, DType):
+        raise _unread(name, annotation, f'quote it: {name}: "{annotation}" for a number, "{annotation}[M, N]" for a tensor')
     if not isinstance(annotation, str):
         return Param(name, "static", default=default)
     text = annotation.strip()
-    if types is not None:
-        try:
+    if postponed:
+        with contextlib.suppress(ValueError, SyntaxError):  # not quoted: ours, or a Python type
             text = str(ast.literal_eval(text)).strip()
-        except (ValueError, SyntaxError):  # not quoted: ours, or a Python type
-            if _is_type(text, types):
-                return Param(name, "static", default=default)
     if m := _SCALAR.match(text):
         return Param(name, "scalar", m[1], flags=("positive",) if m[2] else (), default=default)
-    if m := _TENSOR.match(text):
-        dims: list[str | int] = []
-        for word in filter(None, (w.strip() for w in m[3].split(","))):
-            if not (word.isidentifier() or word.isdigit()):
-                raise FcError("trace/usage", f"the annotation of `{name}` has a dimension that is neither a name nor a number",
-                              expected='"DTYPE[B, H, M, 64]"', got=repr(text), loc=loc)
-            dims.append(int(word) if word.isdigit() else word)
-        if not dims:
-            raise FcError("trace/usage", f"tensor `{name}` needs at least one dimension", got=repr(text), loc=loc)
-        return Param(name, "tensor", m[2], tuple(dims), (m[1],) if m[1] else (), default)
-    if "[" in text or text in DTYPES:
-        raise FcError("trace/usage", f"the annotation of `{name}` is not understood",
-                      expected='"T[B, H, M, D]", "out T[M, N]", "f32", "f32 > 0", "i32", or a type for a compile-time value',
-                      got=repr(text), loc=loc)
-    return Param(name, "static", default=default)
+    if (m := _TENSOR.match(text)) and (m[1] or looks_like_dtype(m[2]) or not _is_type(text, types)):
+        return Param(name, "tensor", _dtype_word(m[2], name), _dims(m[3], name, text), (m[1],) if m[1] else (), default)
+    if _is_type(text, types) and not isinstance(getattr(types.get(text.split(".")[0]), text.split(".")[-1], None), DType):
+        return Param(name, "static", default=default)
+    word = re.match(r"[\w.]*", text)[0].split(".")[-1]  # type: ignore[index]
+    near = dtype_meant(word) if looks_like_dtype(word) or word.islower() else None
+    numbers = ("f32", "i32", "i64")
+    raise _unread(name, text, f"did you mean {near}?" if near in numbers and near != text else 'a run-time number is "f32", "i32" or "i64"'
+                  if looks_like_dtype(word) else did_you_mean(text.split(" ")[0], ("out", "inout")))
+
+
+def _unread(name: str, text: Any, hint: str | None) -> FcError:
+    return FcError("trace/usage", f"the annotation of `{name}` is not understood", expected=FORMS, got=repr(text), hint=hint)
+
+
+def _dtype_word(word: str, name: str) -> str:
+    """A dtype's name, or that of a dtype that is bound when the spec is traced: a capital word, so that no misspelt dtype becomes one."""
+    if word in DTYPES or (word[0].isupper() and not looks_like_dtype(word)):
+        return word
+    near = dtype_meant(word)
+    raise FcError("trace/usage", f"the dtype of tensor `{name}` is not known", expected=f"{', '.join(DTYPES)}, or a capital word that is "
+                  "bound when the spec is compiled: T", got=word, hint=f"did you mean {near}?" if near else None)
+
+
+def _dims(text: str, name: str, annotation: str) -> tuple[str | int, ...]:
+    dims: list[str | int] = []
+    for word in filter(None, (w.strip() for w in text.split(","))):
+        if not (word.isidentifier() or (word.isdigit() and int(word))):
+            raise FcError("trace/usage", f"the annotation of `{name}` has a dimension that is neither a name nor a number",
+                          expected='"DTYPE[B, H, M, 64]"', got=repr(annotation))
+        dims.append(int(word) if word.isdigit() else word)
+    if not dims:
+        raise FcError("trace/usage", f"tensor `{name}` needs at least one dimension", got=repr(annotation), hint='"DTYPE[M, N]"')
+    return tuple(dims)
 
 
 def _is_type(text: str, types: Mapping[str, Any]) -> bool:
@@ -114,12 +165,6 @@ def _is_type(text: str, types: Mapping[str, Any]) -> bool:
     known = types.get(word, getattr(builtins, word, None))
     if isinstance(known, (type, ModuleType)) or getattr(known, "__module__", None) == "typing":
         return True
-    return any(mark in text for mark in ("|", "...", "[["))  # a name that only a type checker imports
-
-
-def as_dtype(value: Any, name: str) -> DType:
-    if isinstance(value, DType):
-        return value
-    if isinstance(value, str) and value in DTYPES:
-        return DTYPES[value]
-    raise FcError("trace/static", f"{name} must be bound to a dtype", expected=", ".join(f"fc.{d}" for d in DTYPES), got=repr(value))
+    if any(mark in text for mark in ("|", "...", "[[")):
+        return True
+    return text.replace(".", "").isidentifier() and word[:1].isupper()  # a name that only a type checker imports

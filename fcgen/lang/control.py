@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -11,7 +13,9 @@ from ..errors import FcError, Loc
 from ..ir.core import Block, GridAxis, Op, Value
 from ..ir.types import Scalar, i1, i32
 from .arith import lift
-from .handles import Handle, Range, TiledSize, Var
+from .handles import Handle, NotATile, Range, TiledSize, Var
+from .mistakes import called
+from .rebinding import check_branch, check_loop, in_for_statement, snapshot
 from .tensors import Dim, RunDim
 from .trace import current, here
 
@@ -20,9 +24,14 @@ def tile(size: Any, block: str) -> TiledSize:
     """A dimension (`Q.M`) cut into blocks whose size the schedule gives under the name `block`."""
     if isinstance(size, (Dim, RunDim)):
         return TiledSize(int(size) if isinstance(size, Dim) else size.name, block)
-    if isinstance(size, int):
+    if _is_count(size):
         return TiledSize(size, block)
-    raise FcError("trace/usage", "fc.tile takes a tensor's dimension", expected='fc.tile(Q.M, "BLOCK_M")', got=repr(size), loc=here())
+    raise FcError("trace/usage", "fc.tile takes a tensor's dimension", expected='fc.tile(Q.M, "BLOCK_M")', got=repr(size), loc=here(),
+                  hint="a count computed in the program can be looped over, not tiled: fc.loop(n)" if isinstance(size, Handle) else None)
+
+
+def _is_count(n: Any) -> bool:
+    return isinstance(n, int) and not isinstance(n, bool) and 0 < n < 2**31
 
 
 def grid(*axes: Any) -> tuple[Any, ...]:
@@ -42,7 +51,7 @@ def grid(*axes: Any) -> tuple[Any, ...]:
             t.grid.append(GridAxis(f"i{n}", axis.dim, axis.size))
             start = t.emit("mul", i, t.emit("const", value=axis.size, dtype="i32"))
             out.append(Range(axis.block, axis.size, start, axis.dim))
-        elif isinstance(axis, (RunDim, int)):
+        elif isinstance(axis, RunDim) or _is_count(axis):
             t.grid.append(GridAxis(f"i{n}", axis.name if isinstance(axis, RunDim) else int(axis)))
             out.append(Handle(i))
         else:
@@ -59,84 +68,123 @@ def var(init: Any = None) -> Var:
 
 def loop(
     over: Any, start: Any = None, stop: Any = None, *, descending: bool = False, live: Callable[[Any], Handle] | None = None
-) -> Iterator[Any]:
+) -> Loop:
     """`for cols in fc.loop(fc.tile(K.N, "BLOCK_N")):` runs the body for every block, as a loop of the program.
 
     over: a tiled dimension (yields a `Range`), or a count (yields an i32 scalar). start, stop: in blocks. descending: from the last to
     the first. live: a function of the range that says which elements matter; blocks where it is false everywhere may be left out.
     The body is traced once; variables that it assigns are carried.
     """
-    t = current()
-    if not t.grid:
+    if not current().grid:
         raise FcError("trace/usage", "call fc.grid before the first loop", loc=here())
-    tiled = isinstance(over, TiledSize)
-    one = lambda n: t.emit("const", value=n, dtype="i32")
-    if tiled:
-        size = one(over.dim) if isinstance(over.dim, int) else t.size(over.dim)
-        count = t.emit("floordiv", t.emit("add", size, one(over.size - 1)), one(over.size))
-    elif isinstance(over, (int, Handle)):
-        count = _bound(over)
-    else:
-        raise FcError("trace/usage", "fc.loop runs over a tiled dimension or a count", got=repr(over), loc=here())
-    low = one(0) if start is None else _bound(start)
-    high = count if stop is None else _bound(stop)
-    where = here()
-    t.sweep_names()
-    name_variables()
-
-    def item(index: Value) -> Any:
-        if not tiled:
-            return Handle(index)
-        first = t.emit("mul", index, one(over.size))
-        return Range(over.block, over.size, first, over.dim)
-
-    carried = [v for v in t.variables if v._value is not None and v.scope.encloses(t.scope)]
-    before = [v._value for v in carried]
-    args = [Value(v._value.type, v.name) for v in carried]
-    index = Value(Scalar(i32), "")
-    left = True
-    outer = t.scope
-    try:
-        with t.block("loop") as scope:
-            for v, a in zip(carried, args):
-                v._value = a
-            given = item(index)
-            yield given
-            left = False
-            t.sweep_names()
-            if tiled:
-                t.name_range(given, index)
-            name_variables()
-            fresh = [v for v in t.variables if v.scope.encloses(outer) and v._value is not None and not any(v is c for c in carried)]
-            if fresh:
-                raise FcError("trace/unset", "a variable is set for the first time inside a loop that may run no iteration", loc=where,
-                              hint="give it a value before the loop: fc.var(init)")
-            changed = [i for i, v in enumerate(carried) if v._value is not args[i]]
-            ops = [*scope.builder.ops, Op("yield", tuple(carried[i]._value for i in changed), loc=where)]
-    except GeneratorExit:
-        t.broken = where
-        raise
-    assert not left
-    same = {a: b for i, (a, b) in enumerate(zip(args, before)) if i not in changed}
-    body = _replaced(Block((index, *(args[i] for i in changed)), tuple(ops)), same)
-    regions = [body]
+    if not isinstance(over, (TiledSize, Handle)) and not (_is_count(over) or (type(over) is int and over == 0)):
+        raise FcError("trace/usage", "fc.loop runs over a tiled dimension or a count", got=repr(over), loc=here(),
+                      expected='fc.loop(fc.tile(K.N, "BLOCK_N")) or fc.loop(n)')
+    if not isinstance(descending, bool):
+        raise FcError("trace/usage", "`descending` is a switch", expected="True or False", got=repr(descending), loc=here())
     if live is not None:
-        for i, (v, b) in enumerate(zip(carried, before)):
-            v._value, v.closed = b, "changes in the loop, so `live` cannot use it" if i in changed else None
-        regions.append(_live_region(live, item, carried, where))
-        for v in carried:
-            v.closed = None
-    results = [Value(args[i].type, carried[i].name) for i in changed]
-    attrs: dict[str, Any] = {"descending": True} if descending else {}
-    if tiled:
-        attrs |= {"tile": over.size, "label": over.block}
-    t.scope.builder.add(Op("for", (low, high, *(before[i] for i in changed)), tuple(results), attrs, tuple(regions), where))
-    for v, b in zip(carried, before):
-        v._value = b
-    for i, r in zip(changed, results):
-        carried[i]._value = r
-    if tiled:
-        t.names.setdefault(index, "j")
+        try:
+            inspect.signature(live).bind(None)
+        except (TypeError, ValueError) as e:
+            raise FcError("trace/usage", "`live` is a function of the range", expected="live=lambda cols: cols.index <= n", got=str(e),
+                          loc=here()) from None
+    return Loop(over, start, stop, descending, live)
+
+
+@called("loop")
+class Loop(NotATile):
+    """What a `for` statement runs over. It is traced once: nothing else can take its items."""
+
+    __slots__ = ("descending", "live", "over", "start", "stop")
+
+    def __init__(self, over: Any, start: Any, stop: Any, descending: bool, live: Callable[[Any], Handle] | None):
+        self.over, self.start, self.stop, self.descending, self.live = over, start, stop, descending, live
+        current().unused[id(self)] = "loop", here()
+
+    def __repr__(self) -> str:
+        return f"<fc.loop over {self.over!r}>"
+
+    def mistaken(self) -> FcError:
+        return FcError("trace/usage", "a loop is not a tile", loc=here(), hint="for cols in fc.loop(...):")
+
+    def __iter__(self) -> Iterator[Any]:
+        if current().unused.pop(id(self), None) is None:
+            raise FcError("trace/usage", "this loop has run already", loc=here(), hint="call fc.loop(...) again")
+        if not in_for_statement(sys._getframe(1)):
+            raise FcError("trace/usage", "fc.loop belongs in a `for` statement: its body is traced once, so nothing else can count or "
+                          "collect its items", expected="for cols in fc.loop(...):", loc=here(),
+                          hint="the number of a block is cols.start // cols.size; for a loop that Python unrolls use range(n)")
+        return self._items()
+
+    def _items(self) -> Iterator[Any]:
+        t, over = current(), self.over
+        tiled = isinstance(over, TiledSize)
+        one = lambda n: t.emit("const", value=n, dtype="i32")
+        if isinstance(over, TiledSize):
+            size = one(over.dim) if isinstance(over.dim, int) else t.size(over.dim)
+            count = t.emit("floordiv", t.emit("add", size, one(over.size - 1)), one(over.size))
+        else:
+            count = _bound(over)
+        low = one(0) if self.start is None else _bound(self.start)
+        high = count if self.stop is None else _bound(self.stop)
+        where = here()
+        t.sweep_names()
+        name_variables()
+
+        def item(index: Value) -> Any:
+            if not tiled:
+                return Handle(index)
+            first = t.emit("mul", index, one(over.size))
+            return Range(over.block, over.size, first, over.dim)
+
+        carried = [v for v in t.variables if v._value is not None and v.scope.encloses(t.scope)]
+        before = [v._value for v in carried]
+        args = [Value(v._value.type, v.name) for v in carried]
+        index = Value(Scalar(i32), "")
+        left = True
+        outer, held = t.scope, snapshot(t.frames)
+        try:
+            with t.block("loop") as scope:
+                for v, a in zip(carried, args):
+                    v._value = a
+                given = item(index)
+                yield given
+                left = False
+                t.sweep_names()
+                if tiled:
+                    t.name_range(given, index)
+                name_variables()
+                check_loop(t.frames, held, {v._value: v._value for v in carried}, Block((), tuple(scope.builder.ops)), where)
+                fresh = [v for v in t.variables if v.scope.encloses(outer) and v._value is not None and not any(v is c for c in carried)]
+                if fresh:
+                    raise FcError("trace/unset", "a variable is set for the first time inside a loop that may run no iteration", loc=where,
+                                  hint="give it a value before the loop: fc.var(init)")
+                changed = [i for i, v in enumerate(carried) if v._value is not args[i]]
+                ops = [*scope.builder.ops, Op("yield", tuple(carried[i]._value for i in changed), loc=where)]
+        except GeneratorExit:
+            t.broken = where
+            raise
+        assert not left
+        same = {a: b for i, (a, b) in enumerate(zip(args, before)) if i not in changed}
+        body = _replaced(Block((index, *(args[i] for i in changed)), tuple(ops)), same)
+        regions = [body]
+        if self.live is not None:
+            for i, (v, b) in enumerate(zip(carried, before)):
+                v._value, v.closed = b, "changes in the loop, so `live` cannot use it" if i in changed else None
+            regions.append(_live_region(self.live, item, carried, where))
+            for v in carried:
+                v.closed = None
+        results = [Value(args[i].type, carried[i].name) for i in changed]
+        attrs: dict[str, Any] = {"descending": True} if self.descending else {}
+        if tiled:
+            attrs |= {"tile": over.size, "label": over.block}
+        t.scope.builder.add(Op("for", (low, high, *(before[i] for i in changed)), tuple(results), attrs, tuple(regions), where))
+        for v, b in zip(carried, before):
+            v._value = b
+        for i, r in zip(changed, results):
+            carried[i]._value = r
+        if tiled:
+            t.names.setdefault(index, "j")
 
 
 def _bound(n: Any) -> Value:
@@ -163,33 +211,61 @@ def _live_region(live: Callable[[Any], Any], item: Callable[[Value], Any], carri
     return Block((j,), tuple(ops))
 
 
-@contextlib.contextmanager
-def when(condition: Any) -> Iterator[None]:
+def when(condition: Any) -> Branch:
     """`with fc.when(cond):` runs the block only where a scalar condition holds; variables assigned inside keep their old value
     otherwise."""
-    t = current()
     c = lift(condition, None)
     if c.labels or c.dtype != i1:
+        hint = "for tiles use fc.where" if c.labels else "compare it: n > 0"
         raise FcError("trace/python-if", "fc.when branches on one condition for the whole program", expected="an i1 scalar", got=repr(c),
-                      loc=here(), hint="for tiles use fc.where")
-    where = here()
-    t.sweep_names()
-    name_variables()
-    seen = [v for v in t.variables if v.scope.encloses(t.scope)]
-    before = [v._value for v in seen]
-    with t.block("branch") as scope:
-        yield
+                      loc=here(), hint=hint)
+    return Branch(c)
+
+
+@called("branch")
+class Branch(NotATile):
+    """The block of a `with fc.when(...)`."""
+
+    __slots__ = ("_block", "condition")
+
+    def __init__(self, condition: Handle):
+        self.condition, self._block = condition, self._traced()
+        current().unused[id(self)] = "when", here()
+
+    def mistaken(self) -> FcError:
+        return FcError("trace/usage", "fc.when is a block, not a tile", loc=here(), hint="choose with fc.where(cond, a, b)")
+
+    def __enter__(self) -> None:
+        if current().unused.pop(id(self), None) is None:
+            raise FcError("trace/usage", "this branch has run already", loc=here(), hint="call fc.when(...) again")
+        return self._block.__enter__()
+
+    def __exit__(self, *error: Any) -> bool | None:
+        return self._block.__exit__(*error)
+
+    @contextlib.contextmanager
+    def _traced(self) -> Iterator[None]:
+        t = current()
+        where = here()
         t.sweep_names()
-        changed = [i for i, v in enumerate(seen) if v._value is not before[i]]
-        if any(before[i] is None for i in changed):
-            raise FcError("trace/unset", "a variable is set for the first time in a branch that may not run", loc=where,
-                          hint="give it a value before: fc.var(init)")
-        ops = (*scope.builder.ops, Op("yield", tuple(seen[i]._value for i in changed), loc=where))  # type: ignore[misc]
-    other = Block((), (Op("yield", tuple(before[i] for i in changed), loc=where),))  # type: ignore[misc]
-    results = [Value(before[i].type, seen[i].name) for i in changed]  # type: ignore[union-attr]
-    t.scope.builder.add(Op("if", (c.value,), tuple(results), {}, (Block((), ops), other), where))
-    for i, r in zip(changed, results):
-        seen[i]._value = r
+        name_variables()
+        seen = [v for v in t.variables if v.scope.encloses(t.scope)]
+        before = [v._value for v in seen]
+        held = snapshot(t.frames)
+        with t.block("branch") as scope:
+            yield
+            t.sweep_names()
+            check_branch(t.frames, held, where)
+            changed = [i for i, v in enumerate(seen) if v._value is not before[i]]
+            if any(before[i] is None for i in changed):
+                raise FcError("trace/unset", "a variable is set for the first time in a branch that may not run", loc=where,
+                              hint="give it a value before: fc.var(init)")
+            ops = (*scope.builder.ops, Op("yield", tuple(seen[i]._value for i in changed), loc=where))  # type: ignore[misc]
+        other = Block((), (Op("yield", tuple(before[i] for i in changed), loc=where),))  # type: ignore[misc]
+        results = [Value(before[i].type, seen[i].name) for i in changed]  # type: ignore[union-attr]
+        t.scope.builder.add(Op("if", (self.condition.value,), tuple(results), {}, (Block((), ops), other), where))
+        for i, r in zip(changed, results):
+            seen[i]._value = r
 
 
 def name_variables() -> None:

@@ -10,6 +10,7 @@ from ..errors import FcError
 from ..ir.types import DType, f32, i1, i32
 from .arith import aligned, common, elementwise, lift, spread
 from .handles import Handle, NotATile, Range, label_name
+from .mistakes import dtype_of
 from .tensors import Dim, RunDim, TensorParam, View, tile_type
 from .trace import current, here
 
@@ -33,20 +34,29 @@ def _axes(where: tuple[Any, ...]) -> tuple[tuple[Any, ...], tuple[int, ...]]:
             raise FcError("trace/static", f"a tile's axis needs a compile-time size, and {w.name} is known only at run time", loc=here(),
                           hint=f"bind it: compile(..., {w.name}=64)")
         else:
-            raise FcError("trace/usage", "a tile's axis is a range or a tensor's dimension", got=repr(w), loc=here())
+            raise FcError("trace/usage", "a tile's axis is a range or a tensor's dimension", got=repr(w), loc=here(),
+                          expected="fc.zeros(rows) or fc.zeros(rows, V.E)")
+    if not 1 <= len(labels) <= 2:
+        raise FcError("trace/shape", "a tile has one or two axes", expected="fc.zeros(rows) or fc.zeros(rows, V.E)", got=repr(where),
+                      loc=here(), hint="for one number write the number, or fc.var(0.0)" if not labels else None)
     return tuple(labels), tuple(shape)
 
 
-def full(axes: Any, value: Any, dtype: DType | None = None) -> Handle:
+def full(axes: Any, value: Any, dtype: DType | str | None = None) -> Handle:
     """A tile with one value everywhere. axes: a range or dimension, or a tuple of two. f32 unless the value or `dtype` says otherwise."""
     labels, shape = _axes(axes if isinstance(axes, tuple) else (axes,))
-    x = lift(value, dtype or (None if isinstance(value, Handle) else f32))
+    want = None if dtype is None else dtype_of(dtype)
+    x = lift(value, want or (None if isinstance(value, Handle) else f32))
+    if x.labels:
+        raise FcError("trace/shape", "fc.full makes a tile of one value", expected="a number or a scalar", got=repr(x), loc=here(),
+                      hint="a tile meets others axis by axis as it is")
+    x = x if want is None else x.to(want)
     return Handle(current().emit("full", x.value, shape=shape), labels)
 
 
-def zeros(*axes: Any, dtype: DType | None = None) -> Handle:
+def zeros(*axes: Any, dtype: DType | str | None = None) -> Handle:
     """A tile of zeros, f32 unless `dtype` says otherwise."""
-    return full(axes, 0.0 if dtype is None or dtype.is_float else 0, dtype)
+    return full(axes, 0.0 if dtype is None or dtype_of(dtype).is_float else 0, dtype)
 
 
 # ---- memory ----------------------------------------------------------------------------------------------------------------
@@ -91,6 +101,7 @@ def _store(view: Any, value: Any, attrs: dict[str, Any]) -> None:
         raise FcError("trace/store", f"{p.name} is not an output", loc=here(), hint=f'annotate it: {p.name}: "out {p.type.dtype}[...]"')
     if attrs:
         view.tensor.check_readable()
+    view.check_covers()
     x = lift(value, p.type.dtype)
     if x.dtype != p.type.dtype:
         raise FcError("trace/dtype", f"{p.name} holds another dtype", expected=p.type.dtype, got=x.dtype, loc=here(),
@@ -107,6 +118,11 @@ def _store(view: Any, value: Any, attrs: dict[str, Any]) -> None:
 
 def gather(tensor: TensorParam, *index: Any) -> Handle:
     """One element per position: `tensor[i, j, ...]` with integer tiles and scalars. Positions outside read as zero."""
+    if isinstance(tensor, (Handle, View)):
+        raise FcError("trace/usage", "fc.gather takes a tensor and one position for each of its dimensions", got=repr(tensor), loc=here(),
+                      expected="fc.gather(Bias, h, at)", hint="Bias[h, at] with a tile of positions reads the elements by itself")
+    if not isinstance(tensor, TensorParam):
+        raise FcError("trace/usage", "fc.gather takes a tensor", expected="fc.gather(Bias, h, at)", got=repr(tensor)[:80], loc=here())
     return tensor._gather(index)
 
 
@@ -115,7 +131,7 @@ def gather(tensor: TensorParam, *index: Any) -> Handle:
 
 def _unary(name: str, doc: str) -> Callable[[Any], Handle]:
     def fn(x: Any) -> Handle:
-        return elementwise(name, lift(x, None))
+        return elementwise(name, x)
 
     fn.__name__, fn.__doc__ = name, doc
     return fn
@@ -160,9 +176,9 @@ def where(condition: Any, a: Any, b: Any) -> Handle:
     return Handle(current().emit("select", c.value, x.value, y.value), labels)
 
 
-def cast(x: Handle, dtype: DType) -> Handle:
+def cast(x: Any, dtype: DType | str) -> Handle:
     """x.to(dtype)"""
-    return x.to(dtype)
+    return lift(x, None).to(dtype)
 
 
 def _reduction(name: str) -> Callable[..., Handle]:
@@ -180,8 +196,9 @@ def _reduction(name: str) -> Callable[..., Handle]:
                 raise FcError("trace/shape", f"the tile has {'two axes' if label in x.labels else 'no axis'} {label_name(label)}",
                               got=repr(x), loc=here(), hint="name the axis by its number: 0 or 1")
             axis = x.labels.index(label)
-        if not isinstance(axis, int) or not -len(x.labels) <= axis < len(x.labels):
-            raise FcError("trace/shape", "no such axis", expected=f"0 to {len(x.labels) - 1}, or a range", got=axis, loc=here())
+        if not isinstance(axis, int) or isinstance(axis, bool) or not -len(x.labels) <= axis < len(x.labels):
+            raise FcError("trace/shape", "no such axis", expected=f"0 to {len(x.labels) - 1}, or a range", got=repr(axis), loc=here(),
+                          hint="a tile is reduced along one axis at a time" if axis is None or isinstance(axis, (tuple, list)) else None)
         axis %= len(x.labels)
         labels = tuple(l for i, l in enumerate(x.labels) if i != axis)
         return Handle(current().emit("reduce", x.value, fn=name, axis=axis), labels)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..errors import FcError
+from ..errors import FcError, did_you_mean
 from ..ir.core import Value
 from ..ir.types import DType, i1, i32
+from .mistakes import Traced, called, dtype_of
 from .trace import Scope, current, here
 
 Label = Any  # Range | str
@@ -28,8 +29,10 @@ def lift(x: Any, dtype: DType | None) -> Handle:
     return arith.lift(x, dtype)
 
 
-class NotATile:
+class NotATile(Traced):
     """What a spec holds besides values: arithmetic with it is a mistake, and the message says what to write instead."""
+
+    __slots__ = ()
 
     def mistaken(self) -> FcError:
         """What to write instead. Kinds that know better say so."""
@@ -42,10 +45,12 @@ class NotATile:
     __mod__ = __rmod__ = __pow__ = __rpow__ = __lt__ = __le__ = __gt__ = __ge__ = __neg__ = __abs__ = __and__ = __or__ = _mistaken
 
 
-class Handle:
+@called("value")
+class Handle(Traced):
     """A tile or a scalar of the program. Python operators are elementwise; `bool()` is refused, since no value is known yet."""
 
-    __array_priority__ = 1000
+    __slots__ = ("_value", "labels", "scope")
+    PUBLIC = ("T", "dtype", "shape", "to")
     __hash__ = object.__hash__
 
     def __init__(self, value: Value, labels: tuple[Label, ...] = ()):
@@ -89,9 +94,7 @@ class Handle:
 
     def to(self, dtype: DType | str) -> Handle:
         """Converted to another dtype (round to nearest even)."""
-        from .annotations import as_dtype
-
-        d = as_dtype(dtype, "dtype")
+        d = dtype_of(dtype)
         if d == i1 != self.dtype:
             raise FcError("trace/dtype", "a number is not converted to a condition", got=repr(self), loc=here(), hint="compare it: x != 0")
         return self if d == self.dtype else Handle(current().emit("cast", self.value, to=d.name), self.labels)
@@ -105,18 +108,30 @@ class Handle:
 
     def __bool__(self) -> bool:
         raise FcError("trace/python-if", "a value of the program has no truth value while it is traced", got=repr(self), loc=here(),
-                      hint="choose with fc.where(cond, a, b), or branch on a scalar with `with fc.when(cond):`; "
-                           "`and`, `or`, `not` are &, |, ~")
+                      hint="choose with fc.where(cond, a, b), fc.maximum or fc.minimum, or branch on a scalar with `with fc.when(cond):`; "
+                           "`and`, `or`, `not` are &, |, ~, and a < x < b is (a < x) & (x < b)")
 
     def __iter__(self) -> Any:
-        raise FcError("trace/usage", "a tile cannot be iterated over", got=repr(self), loc=here(), hint="loop over a range: fc.loop(...)")
+        raise FcError("trace/usage", "a tile cannot be iterated over", got=repr(self), loc=here(),
+                      hint="loop over a range: fc.loop(...); Python's sum, max and min are fc.sum, fc.max and fc.min of one axis")
 
     def __index__(self) -> int:
         raise FcError("trace/usage", "a value of the program is not a Python integer", got=repr(self), loc=here(),
                       hint="sizes that Python needs must be bound when the spec is compiled")
 
     def __float__(self) -> float:
-        raise FcError("trace/usage", "a value of the program is not a Python number", got=repr(self), loc=here())
+        raise FcError("trace/usage", "a value of the program is not a Python number", got=repr(self), loc=here(),
+                      hint="functions of the program are fcgen's: fc.exp, fc.sqrt, fc.floor; a float of it is x.to(fc.f32)")
+
+    def __int__(self) -> int:
+        raise FcError("trace/usage", "a value of the program is not a Python integer", got=repr(self), loc=here(),
+                      hint="an integer of the program is x.to(fc.i32)")
+
+    def __copy__(self) -> Handle:
+        return Handle(self.value, self.labels)  # of a variable: what it holds now
+
+    def __deepcopy__(self, memo: Any) -> Handle:
+        return self.__copy__()
 
     # ---- operators: elementwise ----
 
@@ -224,8 +239,11 @@ class Handle:
                       hint="make it one before: v = fc.var(init)")
 
 
+@called("variable")
 class Var(Handle):
     """A variable: reads as its current value; `v <<= x` assigns. What a loop's body assigns is carried from iteration to iteration."""
+
+    __slots__ = ("closed", "name")
 
     def __init__(self, init: Handle | None):
         self._value = None if init is None else init.value
@@ -260,8 +278,12 @@ class Var(Handle):
         return self
 
 
+@called("range")
 class Range(NotATile):
     """A run of positions along a dimension: what `fc.tile` of a grid or loop axis yields, and an axis label of what it indexes."""
+
+    __slots__ = ("_start", "block", "dim", "number", "scope", "size")
+    PUBLIC = ("again", "index", "size", "start", "valid")
 
     count = 0
 
@@ -301,8 +323,7 @@ class Range(NotATile):
 
     def again(self) -> Range:
         """The same positions as an axis of its own, for products of a chunk with itself."""
-        twin = Range(self.block, self.size, self.start.value, self.dim)
-        return twin
+        return Range(self.block, self.size, self.start.value, self.dim)
 
     def _scoped(self, h: Handle) -> Handle:
         h.scope = self.scope
@@ -315,8 +336,11 @@ class Range(NotATile):
         )
 
 
+@called("tiling")
 class TiledSize(NotATile):
     """`fc.tile(size, "BLOCK")`: a dimension cut into blocks. An axis of the grid, or what a loop runs over."""
+
+    __slots__ = ("block", "dim", "size")
 
     def __init__(self, dim: str | int, block: str):
         self.dim, self.block = dim, block
@@ -326,13 +350,20 @@ class TiledSize(NotATile):
                           got=block, loc=here(), hint='Schedule(tiles={"BLOCK_M": 64, ...})')
         if block not in t.tiles:
             raise FcError("trace/static", f"no tile size is given for {block}", loc=here(), got=", ".join(t.tiles) or "no tile sizes",
-                          hint=f'Schedule(tiles={{"{block}": 64, ...}})')
+                          hint=did_you_mean(block, t.tiles, f'Schedule(tiles={{"{block}": 64, ...}})'))
         self.size = t.tiles[block]
         t.used_tiles.add(block)
+
+    def __repr__(self) -> str:
+        return f"<fc.tile of {self.dim} into {self.block}>"
 
     def mistaken(self) -> FcError:
         return FcError("trace/usage", "fc.tile(...) is a way to cut a dimension, not a tile", loc=here(),
                        hint="fc.grid and fc.loop take it and hand out ranges")
+
+    def __iter__(self) -> Any:
+        raise FcError("trace/usage", "fc.tile(...) is not a loop yet", got=repr(self), loc=here(),
+                      hint="for cols in fc.loop(fc.tile(K.N, \"BLOCK_N\")):")
 
 
 def label_name(label: Label) -> str:

@@ -8,12 +8,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from ..errors import FcError, Loc
+from ..errors import FcError, Loc, did_you_mean
 from ..ir.core import Block, Kernel, Role, Value
 from ..ir.ops import verify
-from ..ir.types import DTYPES, Scalar, Tensor
-from .annotations import Param, Signature, as_dtype, read_signature
+from ..ir.types import DTYPES, Scalar, Tensor, as_dtype
+from .annotations import Param, Signature, parameter_loc, read_signature
 from .handles import Handle, Range
+from .mistakes import told
 from .owners import shared_stores
 from .tensors import TensorParam
 from .trace import Trace, here, shown, tracing
@@ -59,7 +60,16 @@ class Spec:
         return call_hook(self, args, kwargs)
 
     def trace(self, tiles: Mapping[str, int], **binding: Any) -> Kernel:
-        """Tile IR for these BLOCK sizes and compile-time facts."""
+        """Tile IR for these BLOCK sizes (there may be more than the spec needs) and compile-time facts."""
+        return self._traced(tiles, binding)[0]
+
+    def scheduled(self, tiles: Mapping[str, int], **binding: Any) -> Kernel:
+        """Tile IR for the tile sizes of a schedule, which names none in vain."""
+        kernel, t = self._traced(tiles, binding)
+        self._check_tiles(t)
+        return kernel
+
+    def _traced(self, tiles: Mapping[str, int], binding: Mapping[str, Any]) -> tuple[Kernel, Trace]:
         self._check_binding(binding)
         t = Trace(self.fn.__name__, inspect.unwrap(self.fn).__code__, dict(tiles), binding)
         params: list[Value] = []
@@ -77,8 +87,13 @@ class Spec:
                     self.fn(**given)
                 except FcError as e:
                     raise e.at(self.loc) from None
+                except Exception as e:
+                    mistake = told(e, self.loc)
+                    if mistake is None:
+                        raise
+                    raise mistake from e
                 t.check_loops()
-                self._check_tiles(t)
+                t.check_used()
                 self._sweep_last(t)
                 body = Block(tuple(t.ids), tuple(t.scope.builder.ops))
         self._check_outputs(t, body)
@@ -86,10 +101,14 @@ class Spec:
         ids = [replace(a, name=a.name or f"i{n}") for n, a in enumerate(named.args)]
         named = _rename_args(named, ids)
         grid = tuple(replace(g, name=v.name) for g, v in zip(t.grid, ids))
-        flags = {p.name: tuple("out" if f == "inout" else f for f in p.flags) for p in self.signature.params if p.flags}
+        flags = {p.name: ("out", "kept") if "inout" in p.flags else p.flags for p in self.signature.params if p.flags}
         kernel = Kernel(self.fn.__name__, "tile", tuple(params), grid, (Role("all", 0, named),), flags)
         kernel = until(kernel, self.stop) if self.stop else kernel
-        return verify(kernel)
+        return verify(kernel), t
+
+    def where(self, parameter: str) -> Loc:
+        """Where a parameter stands."""
+        return parameter_loc(inspect.unwrap(self.fn), parameter, self.loc)
 
     # ---- checks ----------------------------------------------------------------------------------------------------
 
@@ -98,11 +117,8 @@ class Spec:
         known = {*sig.dims, *sig.dtype_names, *(p.name for p in sig.params if p.kind == "static")}
         for name in binding:
             if name not in known:
-                from difflib import get_close_matches
-
-                near = get_close_matches(name, known, 1)
                 raise FcError("trace/static", f"{self.fn.__name__} has no compile-time parameter {name}", expected=", ".join(sorted(known)),
-                              got=name, loc=self.loc, hint=f"did you mean {near[0]}?" if near else None)
+                              got=name, loc=self.loc, hint=did_you_mean(name, [*known, "target", "schedule"]))
         for name in sig.dtype_names:
             if name not in binding:
                 raise FcError("trace/static", f"the dtype {name} is not bound", loc=self.loc, hint=f"compile(..., {name}=fc.f16)")
@@ -145,7 +161,8 @@ class Spec:
                           hint='b, h, rows = fc.grid(Q.B, Q.H, fc.tile(Q.M, "BLOCK_M"))')
         for p in self.signature.tensors:
             if "out" in p.flags and p.name not in t.stored:
-                raise FcError("trace/store", f"the output {p.name} is never stored", loc=self.loc, hint=f"fc.store({p.name}[...], tile)")
+                raise FcError("trace/store", f"the output {p.name} is never stored", loc=self.where(p.name),
+                              hint=f"fc.store({p.name}[...], tile)")
         for op, missing in shared_stores(body):
             for g, i in zip(t.grid, t.ids):
                 if i in missing and not (isinstance(g.dim, int) and g.dim <= g.tile):

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..errors import FcError
+from ..errors import FcError, MissingAttribute, did_you_mean
 from ..ir.core import Value
 from ..ir.types import DType, Scalar, Tile, i32, i64
 from .arith import lift, spread
 from .handles import Handle, Label, NotATile, Range, dim_size, label_name
+from .mistakes import called
 from .trace import current, here
 
 
+@called("tensor")
 class TensorParam(NotATile):
     """A tensor parameter inside a spec: `T.dtype`, `T.M` (a dimension's size), `T[b, rows]` (a view to load or store)."""
+
+    __slots__ = ("_flags", "_names", "_param")
 
     def __init__(self, value: Value, dim_names: tuple[str | int, ...], flags: tuple[str, ...]):
         self._param, self._names, self._flags = value, dim_names, flags
@@ -44,10 +48,16 @@ class TensorParam(NotATile):
         if name.startswith("_"):
             raise AttributeError(name)
         if name not in self._names:
-            raise FcError("trace/usage", f"tensor {self._param.name} has no dimension {name}", expected=", ".join(map(str, self._names)),
-                          got=name, loc=here())
+            sizes = ", ".join(f"{self._param.name}.{d}" for d in self._names if isinstance(d, str))
+            hint = f"its sizes are {sizes}" if name in ("shape", "size") and sizes else did_you_mean(name, self._names)
+            raise MissingAttribute("trace/usage", f"tensor {self._param.name} has no dimension {name}", loc=here(), got=name,
+                                   expected=", ".join(map(str, self._names)), hint=hint)
         size = self._param.type.dims[self._names.index(name)]
         return Dim(name, size) if isinstance(size, int) else RunDim(name)
+
+    def __iter__(self) -> Any:
+        raise FcError("trace/usage", "a tensor cannot be iterated over", got=repr(self), loc=here(),
+                      hint="for rows in fc.loop(fc.tile(X.M, \"BLOCK_M\")): then fc.load(X[rows])")
 
     def __getitem__(self, index: Any) -> Any:
         index = index if isinstance(index, tuple) else (index,)
@@ -57,9 +67,15 @@ class TensorParam(NotATile):
                 "trace/shape", f"too many indices for {self._param.name}", expected=f"at most {len(dims)}", got=len(index), loc=here()
             )
         index = (*index, *[slice(None)] * (len(dims) - len(index)))
-        for i in index:
+        for i, dim in zip(index, dims):
+            if isinstance(i, bool) or (not isinstance(i, (int, Handle, Range, slice, NotATile)) and not hasattr(i, "__index__")):
+                raise FcError("trace/usage", f"{self._param.name} is indexed by ranges, positions and `:`", got=repr(i)[:80], loc=here(),
+                              expected=f"{self._param.name}[{', '.join(str(d).lower() for d in self._names)}]",
+                              hint="dimensions at the end may be left away" if i is Ellipsis else None)
             if isinstance(i, int) and i < 0:
                 raise FcError("trace/usage", "positions count from the start of a dimension", expected="0 or more", got=i, loc=here())
+            if isinstance(i, int) and isinstance(dim, int) and i >= dim:
+                raise FcError("trace/usage", f"a position outside {self._param.name}", expected=f"0 to {dim - 1}", got=i, loc=here())
         whole = all(not isinstance(i, (Range, slice)) for i in index)
         if any(isinstance(i, Handle) and i.labels for i in index) or (whole and not self.written):
             return self._gather(index)
@@ -88,8 +104,11 @@ class Dim(int):
         return x
 
 
+@called("size")
 class RunDim(Handle):
     """The run-time size of a dimension, as a scalar."""
+
+    __slots__ = ("name",)
 
     def __init__(self, name: str):
         self.name = name
@@ -97,8 +116,11 @@ class RunDim(Handle):
         self._value, self.labels, self.scope = h._value, (), h.scope
 
 
+@called("view")
 class View(NotATile):
     """A rectangle of a tensor, not loaded yet."""
+
+    __slots__ = ("guard", "index", "labels", "scalars", "shape", "tensor")
 
     def __init__(self, tensor: TensorParam, index: tuple[Any, ...]):
         self.tensor = tensor
@@ -130,6 +152,19 @@ class View(NotATile):
                 scalars.append(_position(i, tensor._param.name).value)
         self.index, self.scalars, self.guard = tuple(words), tuple(scalars), tuple(guard)
         self.labels, self.shape = tuple(labels), tuple(shape)
+
+    def check_covers(self) -> None:
+        """An output is written as a whole: a range, or an index of the grid, covers the axis that it indexes and no other."""
+        t, tensor, labels, scalars = current(), self.tensor, iter(self.labels), iter(self.scalars)
+        for word, dim, name in zip(self.index, tensor._param.type.dims, tensor._names):
+            label, at = (None if word == "at" else next(labels)), (None if word == "all" else next(scalars))
+            over = label.dim if isinstance(label, Range) else next((g.dim for i, g in zip(t.ids, t.grid) if i is at), dim)
+            if over != dim and "out" in tensor._flags:
+                what = repr(label) if isinstance(label, Range) else f"the grid's index along {over}"
+                raise FcError("trace/store", f"axis {name} of {tensor._param.name} is indexed by what runs over {over}: where {name} is "
+                              "larger, the rest is never written", expected=f"a range or index over {name}", got=what, loc=here(),
+                              hint=f"give what is always of one size one name; if the rest is kept, {tensor._param.name} is "
+                              f'"inout {tensor.dtype}[...]"')
 
     def mistaken(self) -> FcError:
         return FcError("trace/usage", f"a view of {self.tensor._param.name} is not a tile yet", got=repr(self), loc=here(),

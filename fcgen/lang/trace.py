@@ -21,7 +21,11 @@ from ..errors import FcError, Loc
 from ..ir.core import Block, Builder, GridAxis, Op, Value
 from ..ir.types import Scalar, i32
 
-_HERE = __file__.rsplit("trace.py", 1)[0]
+HERE = __file__.rsplit("trace.py", 1)[0]
+#: files whose frames may lie between a user's line and this folder
+_BETWEEN = (contextlib.__file__, HERE.rsplit("lang", 1)[0] + "__init__.py")
+#: how many blocks of a kind may stand one in the other: passes look at a block once for each that it lies in, at a loop more often
+MOST = {"loop": 6, "branch": 64}
 _state = threading.local()
 
 
@@ -59,6 +63,7 @@ class Trace:
     scope: Scope = None  # type: ignore[assignment]
     counter: int = 0
     broken: Loc | None = None  # a loop that was left before its body had been traced to the end
+    unused: dict[int, tuple[str, Loc]] = field(default_factory=dict)  # loops and branches that were made, and not begun
     frames: tuple[FrameType, ...] = ()
     sizes: dict[str, Value] = field(default_factory=dict)
 
@@ -95,6 +100,11 @@ class Trace:
         if self.broken is not None:
             raise FcError("trace/usage", "a loop of the program was left with break or return", loc=self.broken,
                           hint="the body of fc.loop is traced once, to its end; use fc.when or fc.where for conditions")
+
+    def check_used(self) -> None:
+        for word, loc in self.unused.values():
+            raise FcError("trace/usage", f"fc.{word} is called, and nothing is done with it", loc=loc,
+                          hint="write `for cols in fc.loop(...):`" if word == "loop" else "write `with fc.when(cond):`")
 
     # ---- names -----------------------------------------------------------------------------------------------------
 
@@ -141,6 +151,10 @@ class Trace:
     def block(self, kind: str) -> Iterator[Scope]:
         self.counter += 1
         outer = self.scope
+        around = list(_kinds(outer))
+        if kind in MOST and around.count(kind) >= MOST[kind]:
+            raise FcError("trace/usage", f"a {kind} inside {MOST[kind]} others", expected=f"at most {MOST[kind]}, one in the other",
+                          loc=here(), hint="join conditions with &, and loops by counting over a product")
         self.scope = Scope(Builder(), kind, self.counter, outer)
         try:
             yield self.scope
@@ -153,6 +167,12 @@ class Trace:
             values = write()
             self.do("yield", *values)
             return scope.builder.block()
+
+
+def _kinds(scope: Scope | None) -> Iterator[str]:
+    while scope is not None:
+        yield scope.kind
+        scope = scope.parent
 
 
 def current() -> Trace:
@@ -176,16 +196,22 @@ def tracing(trace: Trace) -> Iterator[Trace]:
 def here() -> Loc:
     """The user's line: the innermost frame outside this folder, with columns where Python knows them."""
     frame: FrameType | None = sys._getframe(1)
-    while frame is not None and (frame.f_code.co_filename.startswith(_HERE) or "contextlib" in frame.f_code.co_filename):
+    while frame is not None and (frame.f_code.co_filename.startswith(HERE) or frame.f_code.co_filename in _BETWEEN):
         frame = frame.f_back
-    if frame is None:
-        return Loc("<unknown>", 0)
-    file = shown(frame.f_code.co_filename)
-    positions, at = _positions(frame.f_code), frame.f_lasti // 2
+    return Loc("<unknown>", 0) if frame is None else place_of(frame, frame.f_lasti)
+
+
+def place_of(frame: FrameType, instruction: int) -> Loc:
+    """The place of an instruction of a frame's code."""
+    code = frame.f_code
+    file = shown(code.co_filename)
+    positions, at = _positions(code), instruction // 2
     if 0 <= at < len(positions):
         line, end_line, col, end_col = positions[at]
         if line is not None and line == end_line and col is not None:
-            return Loc(file, line, *_characters(frame.f_code.co_filename, line, (col, end_col or -1)))
+            return Loc(file, line, *_characters(code.co_filename, line, (col, end_col or -1)))
+        if line is not None:
+            return Loc(file, line)
     return Loc(file, frame.f_lineno)
 
 
@@ -221,7 +247,7 @@ def _frames(code: CodeType) -> tuple[FrameType, ...]:
     out: list[FrameType] = []
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
-        if not frame.f_code.co_filename.startswith(_HERE):
+        if not frame.f_code.co_filename.startswith(HERE):
             out.append(frame)
         if frame.f_code is code:
             return tuple(out)

@@ -33,7 +33,7 @@ def until(kernel: Kernel, name: str) -> Kernel:
     at = (*kernel.body.args, *(loop.regions[0].args[0] for loop in loops))
     body = _written(kernel.body, op, value, out, at)
     body = remove_dead(body)
-    flags = {k: tuple(f for f in v if f != "out") for k, v in kernel.flags.items()}
+    flags = {k: tuple(f for f in v if f not in ("out", "kept")) for k, v in kernel.flags.items()}
     used = {v for o in walk(body) for v in o.operands}
     params = tuple(p for p in kernel.params if p in used or "out" not in kernel.flags.get(p.name, ()))
     return replace(kernel, name=f"{kernel.name}_until_{name}", params=(*params, out), flags={**flags, "UNTIL": ("out",)},

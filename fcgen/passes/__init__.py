@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ..errors import FcError
+from ..errors import FcError, did_you_mean
 from ..ir.core import Kernel
 from ..ir.ops import verify
 from ..ir.schedule import Schedule
@@ -91,7 +91,8 @@ def run_passes(kernel: Kernel, schedule: Schedule, target: Target, stop_after: s
     the pass and shows the program."""
     names = [p.name for p in PIPELINE]
     if stop_after is not None and stop_after not in names:
-        raise FcError("compile/schedule", "no pass has this name", expected=", ".join(names), got=stop_after)
+        raise FcError("compile/schedule", "no pass has this name", expected=", ".join(names), got=stop_after,
+                      hint=did_you_mean(stop_after, names))
     for p in PIPELINE:
         kernel = p.run(kernel, schedule, target)
         try:

@@ -20,6 +20,8 @@ from ..ir.target import Target
 from ..ir.types import Scalar, Tile
 
 SMEM = "smem"
+#: elements of one row that a lane holds before more lanes are worth shorter runs
+MOST_OF_A_ROW = 64
 ELEMENTWISE = {*FNS, "select", "cast"}
 Home = Any  # RegLayout | OpaqueLayout | SMEM | None
 
@@ -89,10 +91,15 @@ class Homes:
         return Access.of(op).widest(allowed(self.kernel, op.operands[0]), self.defs)
 
     def plain(self, t: Tile, vec: int = 0) -> RegLayout:
-        """The default for element work: runs of `vec` elements, or 16 bytes, over as many lanes as a row can use."""
+        """The default for element work: runs of `vec` elements, or 16 bytes, over as many lanes as a row can use; shorter runs where a long
+        row would lie in few lanes."""
         vec = vec or max(1, 16 // t.dtype.bytes)
         if len(t.shape) == 2:
-            return rowwise(t.shape[0], t.shape[1], self.schedule.warps, 32, vec)
+            layout = rowwise(t.shape[0], t.shape[1], self.schedule.warps, 32, vec)
+            while vec > 1 and layout.drop(0).regs > MOST_OF_A_ROW:
+                vec //= 2
+                layout = min(layout, rowwise(t.shape[0], t.shape[1], self.schedule.warps, 32, vec), key=lambda l: l.drop(0).regs)
+            return layout
         if len(t.shape) == 1:
             return rowwise(1, t.shape[0], self.schedule.warps, 32, 1).drop(0)
         raise FcError("compile/unsupported", f"tiles have one or two axes, not {len(t.shape)}", got=str(t))

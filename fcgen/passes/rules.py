@@ -347,7 +347,8 @@ def reciprocal(s: Sweep, op: Op) -> Value | None:
 
 @rule("mul")
 def scalar_factors(s: Sweep, op: Op) -> Value | None:
-    """(x * s1) * s2 = x * (s1 * s2); (x - c) * s = x * s - c * s for a number c: rows that vary may be so large that c * s drowns x."""
+    """(x * s1) * s2 = x * (s1 * s2); (x - c) * s = x * s - c * s for a number c: rows that vary may be so large that c * s drowns x. A sum
+    of several numbers stays one: a chain of n steps would be multiplied out n times."""
     x, k = op.operands
     if op.result.type.dtype != f32 or rank(k):
         return None
@@ -356,7 +357,8 @@ def scalar_factors(s: Sweep, op: Op) -> Value | None:
     if inner and rank(inner.operands[1]) == 0 and (rank(x) or constants):
         return s.make("mul", inner.operands[0], s.make("mul", inner.operands[1], k))
     inner = s.made_by(x, "sub", "add")
-    if inner is None or rank(x) == 0 or sum(s.const(v) is not None for v in inner.operands) != 1:
+    is_sum = lambda o: o is not None and rank(o.result) > 0 and sum(s.const(v) is not None for v in o.operands) == 1
+    if inner is None or not is_sum(inner) or any(is_sum(s.made_by(v, "sub", "add")) for v in inner.operands):
         return None
     return s.make(inner.kind, *(s.make("mul", v, k) for v in inner.operands))
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 from fcgen.errors import FcError, Loc
 
-_ERROR = re.compile(r"^(?P<file>[^\s(][^(]*)\((?P<line>\d+)\): (?:catastrophic )?error(?: #[\w-]+)?: (?P<text>.*)$", re.M)
+_ERROR = re.compile(r"^(?P<file>[^\s(][^(\n]*)\((?P<line>\d+)\): (?:catastrophic )?error(?: #[\w-]+)?: (?P<text>.*)$", re.M)
 _INSIDE = re.compile(r"\bat line (\d+)(?: of \"?([^\"\s]+)\"?)?")
 _PTXAS = re.compile(r"^ptxas .*?(?:, line (?P<line>\d+))?; (?:error|fatal)\s*: (?P<text>.*)$", re.M)
 _PTXAS_PLAIN = re.compile(r"^(?:ptxas )?(?:error|fatal)\s*: (?P<text>.*)$", re.M)

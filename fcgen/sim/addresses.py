@@ -49,7 +49,7 @@ class Addresses:
             strides = row_strides(given)
             if said is None:
                 strides = strides or row_major(shape)
-            elif strides is None or given.flags.c_contiguous or not of_arguments(0, shape, strides, item).covers(want):
+            elif strides is None or given is None or given.flags.c_contiguous or not of_arguments(0, shape, strides, item).covers(want):
                 strides = pitched(p.type, shape, want)
             self.base[p.name] = want.pointer
             self.steps[p.name] = tuple(s * item if n > 1 else 0 for n, s in zip(shape, strides))

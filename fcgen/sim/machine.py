@@ -33,7 +33,7 @@ from .memory import SEVERAL, Conflict, SharedMemory
 from .stores import StoreEngine
 from .tensorcore import TensorCore
 from .tensors import TensorConflict, TensorHistory
-from .tile import bind
+from .tile import bind, unwritten
 
 HINTS = {
     "sim/race": "a barrier (or, within one warp, a syncwarp) between the two accesses",
@@ -69,6 +69,9 @@ def simulate(kernel: Kernel, arguments: Mapping[str, Any], target: Target, *, se
     s.order = {0: "late", 1: "eager"}.get(seed, "any")
     with np.errstate(all="ignore"):  # poison is NaN
         s.launch(seed, programs)
+    if programs is None and not s.reports:
+        faults = (unwritten(kernel, n, history.written()) for n, history in s.history.items() if not history.given)
+        s.reports += [fault for fault in faults if fault is not None]
     outputs = {n: memory[n] for n, flags in kernel.flags.items() if "out" in flags and n in memory}
     return Result(outputs, s.reports, s.steps)
 

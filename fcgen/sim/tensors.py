@@ -96,6 +96,11 @@ class TensorHistory:
         self.marks.setdefault(kind, Marks(int(np.prod(self.shape)))).record(who, at, lanes, number, join=kind != "store")
         return bad
 
+    def written(self) -> np.ndarray:
+        """bool per element: a store or an add has reached it."""
+        marks = [m.program != NOBODY for kind, m in self.marks.items() if kind != "read"]
+        return np.any(marks, axis=0).reshape(self.shape) if marks else np.zeros(self.shape, bool)
+
     def _race(self, who: Stamp, at: np.ndarray, lanes: np.ndarray, kind: str) -> TensorConflict | None:
         for other in AGAINST[kind]:
             if other in self.marks:

@@ -12,25 +12,29 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import FcError
-from ..ir.core import Block, Kernel, Op, Value
+from ..errors import FcError, did_you_mean
+from ..ir.core import Block, Kernel, Op, Value, walk_kernel
 from ..ir.elementwise import FNS, REDUCTIONS, apply, to_dtype
-from ..ir.ranges import HIGHEST, WIDTHS, Admitted, admitted
-from ..ir.sizes import output_shape
-from ..ir.types import DTYPES, DType, Tensor, f32
+from ..ir.ranges import HIGHEST, Admitted, admitted
+from ..ir.sizes import is_made, number, output_shape
+from ..ir.types import DTYPES, DType, Tensor, f32, i1
 
 
 def interpret(kernel: Kernel, arguments: Mapping[str, Any], *, skip_dead: bool = False) -> dict[str, np.ndarray]:
     """Run a tile kernel over its whole grid; returns its outputs by name.
 
     arguments: arrays and numbers by parameter name; an output may be given (an "inout" tensor) or is made. skip_dead: leave out loop
-    iterations whose `live` tile is false everywhere, as the compiler may. Raises FcError "call/argument", "sim/bounds", "sim/race".
+    iterations whose `live` tile is false everywhere, as the compiler may. Raises FcError "call/argument", "sim/bounds", "sim/race",
+    "sim/unwritten".
     """
     memory, sizes = bind(kernel, arguments)
     machine = _Interpreter(kernel, memory, sizes, skip_dead)
     with np.errstate(all="ignore"):
         for place in itertools.product(*[range(axis.count(sizes)) for axis in kernel.grid]):
             machine.program(place)
+    for name, by in machine.touched.items():
+        if name not in arguments and (fault := unwritten(kernel, name, (by["stores"] != -1) | (by["adds"] != -1))):
+            raise fault
     return {name: memory[name] for name, flags in kernel.flags.items() if "out" in flags and name in memory}
 
 
@@ -42,30 +46,23 @@ def bind(kernel: Kernel, arguments: Mapping[str, Any]) -> tuple[dict[str, Any], 
     names = [p.name for p in kernel.params]
     for name in arguments:
         if name not in names:
-            raise FcError("call/argument", f"{kernel.name} has no parameter `{name}`", expected=", ".join(names), got=name)
+            raise FcError("call/argument", f"{kernel.name} has no parameter `{name}`", expected=", ".join(names), got=name,
+                          hint=did_you_mean(name, names))
     for p in kernel.params:
         if not isinstance(p.type, Tensor):
             if p.name not in arguments:
-                raise FcError("call/argument", f"argument `{p.name}` is missing")
-            value = arguments[p.name]
-            if p.type.dtype.name in WIDTHS:
-                try:
-                    number = int(value)
-                except (TypeError, ValueError, OverflowError):
-                    raise FcError("call/argument", f"argument `{p.name}` is not a whole number", expected=p.type.dtype,
-                                  got=repr(value)) from None
-                value = limits.get(p.name, Admitted(*WIDTHS[p.type.dtype.name]))(p.name, number)
-            memory[p.name] = to_dtype(np.asarray(value), p.type.dtype)[()]
-            if "positive" in kernel.flags.get(p.name, ()) and not memory[p.name] > 0:
-                raise FcError(
-                    "call/argument", f"argument `{p.name}` must be positive: the spec says so", expected="> 0", got=arguments[p.name]
-                )
+                raise FcError("call/argument", f"argument `{p.name}` is missing", expected=", ".join(names))
+            n = number(p.name, p.type.dtype, kernel.flags.get(p.name, ()), arguments[p.name])
+            if p.name in limits:
+                n = limits[p.name](p.name, int(n))
+            memory[p.name] = to_dtype(np.asarray(n), p.type.dtype)[()]
             continue
         if p.name not in arguments:
-            if "out" not in kernel.flags.get(p.name, ()):
-                raise FcError("call/argument", f"argument `{p.name}` is missing")
-            continue
-        x = np.asarray(arguments[p.name])
+            if is_made(kernel, p.name):
+                continue
+            raise FcError("call/argument", f"argument `{p.name}` is missing", expected=", ".join(names),
+                          hint="what it holds is read, or kept where nothing is written" if p.name in kernel.flags else None)
+        x = _array(p.name, p.type.dtype, arguments[p.name])
         if x.ndim != len(p.type.dims):
             raise FcError(
                 "call/argument",
@@ -85,6 +82,31 @@ def bind(kernel: Kernel, arguments: Mapping[str, Any]) -> tuple[dict[str, Any], 
             sizes.update({d: n for d, n in zip(p.type.dims, shape) if isinstance(d, str)})
             memory[p.name] = poison(shape, p.type.dtype)
     return memory, sizes
+
+
+def _array(name: str, dtype: DType, value: Any) -> np.ndarray:
+    """An argument as an array that its dtype can hold: numbers are rounded, and never wrapped, cut or made of words."""
+    x = np.asarray(value)
+    if x.dtype.kind not in ("b" if dtype == i1 else "iu" if dtype.is_int else "fiu"):
+        if x.dtype.names is not None or x.dtype.kind != "V":  # bf16 of other packages is a kind of its own
+            raise FcError("call/argument", f"argument `{name}` is not an array of {dtype}", expected=dtype, got=f"an array of {x.dtype}",
+                          hint="round it first: np.rint(x).astype(np.int32)" if x.dtype.kind == "f" and dtype.is_int else None)
+    if dtype.is_int and x.size and not (-(2 ** (dtype.bits - 1)) <= int(x.min()) and int(x.max()) < 2 ** (dtype.bits - 1)):
+        raise FcError("call/argument", f"argument `{name}` holds numbers that do not fit {dtype}", got=f"{x.min()} to {x.max()}",
+                      expected=f"{-(2 ** (dtype.bits - 1))} to {2 ** (dtype.bits - 1) - 1}")
+    return x
+
+
+def unwritten(kernel: Kernel, name: str, written: np.ndarray) -> FcError | None:
+    """What to say of an output of which not every element was written (bool, in the tensor's shape). A tensor whose rest is kept, and what
+    `until` writes, may stay unwritten in parts."""
+    if not is_made(kernel, name) or "until_loops" in kernel.meta or written.all():
+        return None
+    first = tuple(int(i[0]) for i in np.nonzero(~written))
+    stores = (op for op in walk_kernel(kernel) if op.operands and op.operands[0] is kernel.param(name) and op.loc is not None)
+    return FcError("sim/unwritten", f"nothing writes {int((~written).sum())} of the {written.size} elements of {name}",
+                   expected="every element of an `out` tensor", got=f"none at {list(first)}", loc=next((op.loc for op in stores), None),
+                   hint=f'cover each axis of {name} by a range over that axis; if the rest is to be kept: {name}: "inout ..."')
 
 
 def poison(shape: tuple[int, ...], dtype: DType) -> np.ndarray:

@@ -14,6 +14,7 @@ import numpy as np
 
 from ..ir.core import Kernel, walk, walk_kernel
 from ..ir.elementwise import to_dtype
+from ..ir.sizes import is_made
 from ..ir.target import Target
 from ..ir.types import Buffer, Mbarrier, Tensor
 from .async_agents import is_one_thread
@@ -46,7 +47,7 @@ def random_inputs(kernel: Kernel, sizes: Mapping[str, int], seed: int = 0) -> di
     known = dict(sizes)
     for p in kernel.params:
         if isinstance(p.type, Tensor):
-            if "out" in kernel.flags.get(p.name, ()):
+            if is_made(kernel, p.name):
                 continue
             shape = [d if isinstance(d, int) else known.setdefault(d, 2 if d in ("B", "H", "G") else 100) for d in p.type.dims]
             x = rng.standard_normal(shape) if p.type.dtype.is_float else rng.integers(0, 4, shape)

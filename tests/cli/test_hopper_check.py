@@ -118,7 +118,7 @@ def test_build_simulates_an_edited_file_before_it_compiles(text: str, tmp_path: 
     assert not compiles and not (tmp_path / "out").exists()
     path.write_text(text)
     result = fcgen("build", str(path), "--out", str(tmp_path / "out"))
-    assert result.exit_code == 0 and "simulated 5 sizes" in result.output and compiles == ["attention"]
+    assert result.exit_code == 0 and "simulated 5 sizes" in result.output and compiles == ["attention_sm_90a"]
 
 
 def test_so_does_a_program_made_from_text(text: str, compiles: list[str]) -> None:
@@ -128,7 +128,7 @@ def test_so_does_a_program_made_from_text(text: str, compiles: list[str]) -> Non
     steps: list[str] = []
     p = fc.program_from_text(text, "whole.fc")
     p.progress = steps.append
-    assert p.cubin and compiles == ["attention"] and steps.index("simulator") < steps.index("NVRTC")
+    assert p.cubin and compiles == ["attention_sm_90a"] and steps.index("simulator") < steps.index("NVRTC")
 
 
 def test_what_was_compiled_unchecked_is_still_checked_later(text: str, compiles: list[str]) -> None:

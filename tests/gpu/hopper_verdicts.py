@@ -141,7 +141,7 @@ def _patient() -> Any:
 
 def cuda(kernel: Kernel, slow: tuple[str, str] | None) -> tuple[Kernel, Any]:
     """(the kernel with its buffers placed, its text with poisoned shared memory and one role delayed)."""
-    placed = alloc.run(kernel, Schedule(), TARGET).with_meta(stage="synced")  # they are, by hand
+    placed = alloc.run(kernel, Schedule(), TARGET).with_meta(stage="synced")  # by whoever wrote it
     made = to_cuda(placed, _patient())
     first = next(line for line in made.text.splitlines() if "const int group = " in line)
     text = made.text.replace(first, first + "\n" + POISON % made.smem_bytes, 1)

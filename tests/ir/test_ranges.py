@@ -173,9 +173,11 @@ def test_nothing_overflows_at_the_corners(name, split):
 @pytest.mark.parametrize("mask", ["none", "causal_top_left", "causal_bottom_right"])
 def test_shipped_kernels_take_all_that_fits_in_memory(mask):
     from fcgen.forward import compiled
+    from fcgen.kernels.schedules import choose
 
     for arch in ("sm_89", "sm_90a"):
-        r = admitted(compiled("f16", 64, 64, mask, True, arch).machine)
+        schedule, lazy, sums = choose(arch, (2, 4, 4096, 64), (2, 4, 4096, 64), 64, mask, 132)
+        r = admitted(compiled("f16", 64, 64, mask, True, arch, schedule, True, lazy, sums).machine)
         assert all(r[d].hi >= 2**28 for d in "MNBHG")
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+import copy
+import pickle
+from dataclasses import fields, replace
 
 import pytest
 from hypothesis import given, settings
@@ -59,3 +61,29 @@ def test_slips_are_named(text: str, words: str) -> None:
     with pytest.raises(FcError) as caught:
         Schedule.parse(text)
     assert caught.value.code == "compile/schedule" and words in str(caught.value)
+
+
+WRONG = [None, "x", "", -1, 0, 10**20, 2.5, True, [], {}, (), (1, 2), ("a", "b"), {"A": None}, {"A B": 16}, {"A": "x\ny"}, {3: 16}, object(), [16], ("a\nb",),
+         {"A": 10**20}, {"A": [2]}, ((("A", 2), 3),), b"mma", float("nan")]
+
+
+@pytest.mark.parametrize("field", [f.name for f in fields(Schedule)])
+def test_every_field_with_every_kind_of_thing(field: str) -> None:
+    """A schedule that prints and parses again, or a refusal that names the field."""
+    for value in WRONG:
+        try:
+            schedule = Schedule(**{field: value})
+        except FcError as e:
+            assert e.code == "compile/schedule" and f"Schedule.{field} " in e.message and e.expected, str(e)
+        else:
+            assert Schedule.parse(str(schedule)) == schedule and hash(schedule) == hash(Schedule(**{field: value}))
+
+
+def test_fields_that_do_not_exist() -> None:
+    for make in (lambda: Schedule(stage=2), lambda: replace(Schedule(), stage=2)):
+        with pytest.raises(FcError) as caught:
+            make()
+        assert caught.value.code == "compile/schedule" and "did you mean stages?" in str(caught.value)
+    with pytest.raises(FcError, match="did you mean cp_async"):
+        Schedule(copy="cp_asinc")
+    assert pickle.loads(pickle.dumps(Schedule(warps=8))) == copy.deepcopy(Schedule(warps=8)) == Schedule(warps=8)

@@ -222,9 +222,6 @@ def test_annotations_are_read_strictly(annotation: str) -> None:
         pass
 
     spec.__annotations__["X"] = annotation
-    if annotation == "f99":
-        assert fc.kernel(spec).signature["X"].kind == "static"
-        return
     with pytest.raises(fc.FcError) as e:
         fc.kernel(spec)
     assert e.value.code == "trace/usage"

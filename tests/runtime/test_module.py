@@ -13,7 +13,7 @@ from runtime_kernels import DYNAMIC, MMA, SCALE
 
 from fcgen.errors import FcError
 from fcgen.runtime import driver, nvrtc, tensors
-from fcgen.runtime.module import ArgPacker, load
+from fcgen.runtime.module import OVERLAP, ArgPacker, LaunchConfig, load
 from tests.work import calls
 
 
@@ -264,7 +264,7 @@ def test_torch_tensors_run_on_torchs_stream():
     packer = ArgPacker(("ptr", "ptr", "i32", "f32"))
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
-        x = torch.randn(4096, device="cuda", requires_grad=True)
+        x = torch.randn(4096, device="cuda")
         y = torch.empty_like(x)
         assert tensors.current_stream(0) == stream.cuda_stream
         a, b = tensors.describe(x, "x"), tensors.describe(y, "y")
@@ -277,3 +277,25 @@ def test_torch_tensors_run_on_torchs_stream():
     half = torch.zeros(2, 3, 8, dtype=torch.bfloat16, device="cuda").transpose(0, 1)
     by_torch, by_dlpack = tensors.describe(half, "h"), tensors.from_dlpack(half, "h")
     assert by_torch[:5] == by_dlpack[:5] == (half.data_ptr(), (3, 2, 8), (8, 24, 1), "bf16", 0)
+
+
+@pytest.mark.parametrize("pdl", [False, True])
+def test_a_launch_is_configured_as_the_drivers_header_says(pdl):
+    """Against the structures of cuda.bindings."""
+    cu = driver.bindings()
+    theirs, overlap = cu.CUlaunchConfig(), cu.CUlaunchAttribute()
+    theirs.gridDimX, theirs.gridDimY, theirs.gridDimZ, theirs.blockDimX, theirs.blockDimY, theirs.blockDimZ = 7, 8, 9, 128, 2, 3
+    theirs.sharedMemBytes, theirs.hStream = 4567, cu.CUstream(0x1234567890)
+    overlap.id = cu.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+    overlap.value.programmaticStreamSerializationAllowed = 1
+    if pdl:
+        theirs.attrs, theirs.numAttrs = [overlap], 1
+    attributes, count = OVERLAP if pdl else (0, 0)
+    packed = struct.pack("<" + LaunchConfig.code, 7, 8, 9, 128, 2, 3, 4567, 0x1234567890, attributes, count)
+    ours = LaunchConfig((7, 8, 9), (128, 2, 3), 4567, 0x1234567890, attributes, count)
+    assert bytes(ours) == packed and len(packed) == ctypes.sizeof(LaunchConfig)
+    read = lambda at, n: ctypes.string_at(int(at), n)
+    assert read(theirs.getPtr(), 40) == packed[:40] and read(theirs.getPtr() + 48, 4) == packed[48:52]
+    if pdl:
+        array = struct.unpack("<Q", read(theirs.getPtr() + 40, 8))[0]
+        assert read(array, 4) == read(attributes, 4) and read(array + 8, 4) == read(attributes + 8, 4)

@@ -198,3 +198,19 @@ def test_importing_the_runtime_loads_neither_torch_nor_cuda():
 def test_an_empty_log_is_not_written_over_pythons_own_bytes() -> None:
     nvrtc.ptx_of('extern "C" __global__ void k() {}', "sm_89", name="k")
     assert [bytes([i])[0] for i in range(256)] == list(range(256))
+
+
+def test_remarks_before_an_error_are_no_place() -> None:
+    """A warning, NVRTC's remark on warnings, and then the error: the place is the error's."""
+    source = 'extern "C" __global__ void k(float* x) {\n    int unused;\n    x[0] = missing;\n}\n'
+    log = ('k.cu(2): warning #177-D: variable "unused" was declared but never referenced\n\nRemark: The warnings can be suppressed with '
+           '"-diag-suppress <warning-number>"\n\nk.cu(3): error: identifier "missing" is undefined\n\n1 error detected\n')
+    for error in (diagnose.failure(log, source, "k.cu", "sm_89", {3: Loc("spec.py", 7)}, None), compiled(source)):
+        assert "Remark" not in str(error) and "k.cu:3" in str(error) and "missing" in error.message
+    assert str(diagnose.failure(log, source, "k.cu", "sm_89", {3: Loc("spec.py", 7)}, None).loc) == "spec.py:7"
+
+
+def compiled(source: str) -> FcError:
+    with pytest.raises(FcError) as caught:
+        nvrtc.compile_cuda(source, "sm_89", name="k")
+    return caught.value

@@ -70,7 +70,7 @@ def test_a_result_read_too_early_is_seen_by_ptxas_too(case):
     There is nothing to run."""
     pytest.importorskip("cuda.bindings.nvrtc")
     planted = next(ASYNC_FAULTS["weaken-settle"].mutants(PLAIN[case].kernel))
-    placed = alloc.run(planted.kernel, Schedule(), TARGET)
+    placed = alloc.run(planted.kernel, Schedule(), TARGET).with_meta(stage="synced")
     log = compile_cuda(to_cuda(placed, TARGET).text, "sm_90a", name="k", options=NVRTC_OPTIONS).log
     with pytest.raises(FcError, match="serialised the matrix products"):
         refuse_serialised(log, placed)

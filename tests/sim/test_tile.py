@@ -57,7 +57,10 @@ def test_two_programs_add_to_one_element():
 
 
 def test_what_nothing_writes_is_not_zero():
-    y = interpret(copy_kernel(grid="1"), {"X": np.ones((16, 4))})["Y"]
+    with pytest.raises(fc.FcError) as e:
+        interpret(copy_kernel(grid="1"), {"X": np.ones((16, 4))})
+    assert e.value.code == "sim/unwritten" and "nothing writes 32 of the 64 elements of Y" in str(e.value) and "[8, 0]" in str(e.value)
+    y = interpret(copy_kernel(grid="1"), {"X": np.ones((16, 4)), "Y": np.full((16, 4), np.nan)})["Y"]
     assert (y[:8] == 1).all() and np.isnan(y[8:]).all()
 
 

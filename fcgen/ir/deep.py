@@ -1,0 +1,62 @@
+"""Room for walks that are as deep as a program's chains of ops are long: an unrolled loop of a spec makes chains of thousands.
+
+`with_room(fn, ops)` runs fn as it is for programs of ordinary size, and on a stack of its own for long ones, or where the caller's stack is
+full. Guaranteed: what does not fit even there is an FcError, never a RecursionError.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, TypeVar
+
+from ..errors import FcError
+
+T = TypeVar("T")
+
+#: ops of a program up to which Python's own limit of 1000 frames is enough: a link of a chain takes up to five
+ORDINARY = 400
+FRAMES_PER_OP = 12
+#: of C stack, for a frame that is entered through C (`any`, `tuple`, a generator)
+BYTES_PER_FRAME = 2048
+MOST_BYTES = 1 << 29
+_lock = threading.Lock()
+_inside = threading.local()  # set in a thread that has room
+
+
+def with_room(fn: Callable[[], T], ops: int) -> T:
+    if hasattr(_inside, "room"):
+        return fn()
+    if ops <= ORDINARY:
+        with suppress(RecursionError):  # the caller may have used up the frames
+            return fn()
+    frames = 2000 + ops * FRAMES_PER_OP
+    out: list[Any] = []
+
+    def run() -> None:
+        _inside.room = True
+        try:
+            out.append((True, fn()))
+        except BaseException as e:
+            out.append((False, e))
+
+    with _lock:
+        limit, size = sys.getrecursionlimit(), threading.stack_size()
+        try:
+            sys.setrecursionlimit(max(limit, frames))
+            threading.stack_size(min(MOST_BYTES, (1 << 24) + frames * BYTES_PER_FRAME) // 4096 * 4096)
+            thread = threading.Thread(target=run, name="fcgen")
+            thread.start()
+            threading.stack_size(size)
+            thread.join()
+        finally:
+            sys.setrecursionlimit(limit)
+    good, result = out[0]
+    if good:
+        return result
+    if isinstance(result, RecursionError):
+        raise FcError("compile/unsupported", "the program has longer chains of operations than can be followed", got=f"{ops} ops",
+                      hint="a Python loop that unrolls into thousands of steps: make it a loop of the program, fc.loop(n)") from None
+    raise result

@@ -1,0 +1,106 @@
+"""Programs as long or as nested as a Python loop makes them: they compile, or are refused with words."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fcgen as fc
+from fcgen.compiler import to_cuda
+from fcgen.ir.deep import with_room
+
+STEPS = 300
+
+
+def elements(X: "f32[M]", Y: "out f32[M]", *, k: "i32"):
+    (rows,) = fc.grid(fc.tile(X.M, "BM"))
+    x = fc.load(X[rows])
+    for _ in range(STEPS):
+        x = x * 1.01 + 0.5
+    fc.store(Y[rows], x)
+
+
+def positions(X: "f32[M]", Y: "out f32[M]", *, k: "i32"):
+    (rows,) = fc.grid(fc.tile(X.M, "BM"))
+    i = rows.index
+    for _ in range(STEPS):
+        i = (i * 3 + k) % 1000
+    fc.store(Y[rows], fc.load(X[rows]) + i.to(fc.f32))
+
+
+def variables(X: "f32[M]", Y: "out f32[M]", *, k: "i32"):
+    (rows,) = fc.grid(fc.tile(X.M, "BM"))
+    v = fc.var(fc.load(X[rows]))
+    for i in range(STEPS // 4):
+        with fc.when(k > i):
+            v <<= v * 0.5 + 1.0
+    fc.store(Y[rows], v)
+
+
+@pytest.mark.parametrize("body", [elements, positions, variables])
+def test_unrolled_steps(body: Callable[..., Any]) -> None:
+    program = fc.kernel(body).compile(target="sm_89", schedule=fc.Schedule(tiles={"BM": 32}, warps=1))
+    inputs = {"X": np.linspace(0, 1, 40, dtype=np.float32), "k": 7}
+    np.testing.assert_allclose(program.simulate(**inputs)["Y"], program.interpret(**inputs)["Y"], rtol=1e-4)
+    assert "__global__" in to_cuda(program.machine, program.target).text
+
+
+@pytest.mark.parametrize(("kind", "levels"), [("branch", 300), ("loop", 20)])
+def test_deep_nests_are_refused(kind: str, levels: int) -> None:
+    def spec(X: "f32[M]", Y: "out f32[M]", *, k: "i32"):
+        (rows,) = fc.grid(fc.tile(X.M, "BM"))
+
+        def level(i: int) -> None:
+            if i == levels:
+                return
+            if kind == "branch":
+                with fc.when(k > i):  # here
+                    level(i + 1)
+            else:
+                for _ in fc.loop(2):  # here
+                    level(i + 1)
+
+        level(0)
+        fc.store(Y[rows], fc.load(X[rows]))
+
+    with pytest.raises(fc.FcError, match=f"a {kind} inside") as caught:
+        fc.kernel(spec).trace({"BM": 16})
+    assert "# here" in caught.value.loc.source_line()
+
+
+def test_nests_that_are_not_refused() -> None:
+    def spec(X: "f32[M]", Y: "out f32[M]", *, k: "i32"):
+        (rows,) = fc.grid(fc.tile(X.M, "BM"))
+        v = fc.var(fc.load(X[rows]))
+
+        def level(i: int) -> None:
+            if i == 12:
+                v.__ilshift__(v + 1.0)
+                return
+            with fc.when(k > i):
+                level(i + 1)
+
+        level(0)
+        fc.store(Y[rows], v)
+
+    program = fc.kernel(spec).compile(target="sm_89", schedule=fc.Schedule(tiles={"BM": 32}, warps=1))
+    for k in (11, 12):
+        np.testing.assert_array_equal(program.simulate(X=np.zeros(32), k=k)["Y"], k == 12)
+
+
+def test_room_is_made_and_what_has_none_is_told() -> None:
+    def down(n: int) -> int:
+        return n and 1 + sum(down(n - 1) for _ in range(1))
+
+    limit = sys.getrecursionlimit()
+    assert with_room(lambda: down(2000), 3000) == 2000
+    assert sys.getrecursionlimit() == limit
+    with pytest.raises(fc.FcError, match="longer chains"):
+        with_room(lambda: down(10**6), 500)
+    with pytest.raises(ZeroDivisionError):
+        with_room(lambda: 1 // 0, 500)
+    assert with_room(lambda: with_room(lambda: 5, 500), 500) == 5
