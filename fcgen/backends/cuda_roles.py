@@ -7,7 +7,6 @@ before.
 
 from __future__ import annotations
 
-import itertools
 import re
 from dataclasses import replace
 
@@ -133,20 +132,16 @@ def words_of(lines: list[tuple[int, str, Loc | None]]) -> set[str]:
 
 def used_lines(lines: list[tuple[int, str, Loc | None]]) -> list[tuple[int, str, Loc | None]]:
     """Without constants that nothing in their block reads: what was folded into an address leaves its scalar behind."""
-    words: dict[str, set[str]] = {}
-    constant: dict[str, str] = {}  # line -> the name it gives
-    for _, t, _ in lines:
-        words[t] = set(WORD.findall(code_of(t)))
-        if found := CONSTANT.match(t):
-            constant[t] = found[1] or found[2]
-    while True:
-        kept = []
-        for n, (indent, t, loc) in enumerate(lines):
-            if (name := constant.get(t)) is not None:
-                rest = itertools.takewhile(lambda x, d=indent: x[0] >= d, lines[n + 1:])  # type: ignore[misc]
-                if not any(name in words[x[1]] for x in rest):
-                    continue
-            kept.append((indent, t, loc))
-        if len(kept) == len(lines):
-            return kept
-        lines = kept
+    kept: list[tuple[int, str, Loc | None]] = []
+    nearest: dict[str, int] = {}  # word -> the first line, of those behind this one, that is kept and has it
+    outer: list[int] = []  # lines behind this one, each further out than all before it: the top is where its block has ended
+    for n in range(len(lines) - 1, -1, -1):
+        indent, t, _ = lines[n]
+        while outer and lines[outer[-1]][0] >= indent:
+            outer.pop()
+        found = CONSTANT.match(t)
+        if found is None or nearest.get(found[1] or found[2], len(lines)) < (outer[-1] if outer else len(lines)):
+            kept.append(lines[n])
+            nearest.update(dict.fromkeys(WORD.findall(code_of(t)), n))
+        outer.append(n)
+    return kept[::-1]

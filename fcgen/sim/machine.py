@@ -77,7 +77,7 @@ def simulate(kernel: Kernel, arguments: Mapping[str, Any], target: Target, *, se
     s.order = {0: "late", 1: "eager"}.get(seed, "any")
     with np.errstate(all="ignore"):  # poison is NaN
         s.launch(seed, programs, blocks)
-    if programs is None and blocks is None and not s.reports:
+    if programs is None and not s.reports:
         faults = (unwritten(kernel, n, history.written()) for n, history in s.history.items() if not history.given)
         s.reports += [fault for fault in faults if fault is not None]
     outputs = {n: memory[n] for n, flags in kernel.flags.items() if "out" in flags and n in memory}

@@ -99,14 +99,3 @@ def close(want: np.ndarray, got: np.ndarray, dtype: DType, slack: np.ndarray | f
         rms = np.sqrt(np.mean(a[finite] ** 2)) if finite.any() else 0.0
         near = np.abs(a - b) <= TOLERANCE[dtype.name] * (np.abs(a) + rms) + slack
     return near | (a == b) | (np.isnan(a) & np.isnan(b))
-
-
-def unwritten(kernel: Kernel, result: Result, trial: Any) -> FcError | None:
-    """The first element of an output that nothing wrote, where nobody can say that this is meant."""
-    for name, written in result.written.items():
-        if not written.all():
-            place = tuple(int(i) for i in np.argwhere(~written)[0])
-            return FcError("sim/unwritten", f"nothing writes {name}[{', '.join(map(str, place))}]",
-                           notes=[f"{int((~written).sum())} of {written.size} elements of {name}", f"in the run with {trial}"],
-                           hint="a store of every element; where some are meant to stay, compare with the program: `--against FILE`")
-    return None
