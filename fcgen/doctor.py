@@ -44,7 +44,7 @@ def checks() -> list[Check]:
         ("fcgen", lambda: _package("fcgen", "fcgen", "pip install -e . in its folder makes `fcgen` a command"), True),
         ("numpy", lambda: _package("numpy", "numpy", "pip install numpy"), False),
         ("lark", lambda: _package("lark", "lark", "pip install lark"), False),
-        ("cuda-python", lambda: _package("cuda-python", "cuda-python", "pip install 'cuda-python>=12.6'"), False),
+        ("cuda-python", lambda: _package("cuda-python", "cuda-bindings", "pip install 'cuda-python>=12.6'"), False),
         ("NVRTC", _nvrtc, False),
         ("CUDA headers", _headers, False),
         ("compiler", _compiler, False),

@@ -15,9 +15,9 @@ from __future__ import annotations
 
 import ctypes
 import threading
+from typing import Any
 
 from fcgen.runtime import driver
-from fcgen.runtime.module import WRONG_CONTEXT
 
 #: Counters lie a cache line of L2 apart, and are allocated by the page.
 SPACING, PER_PAGE = 128, 64
@@ -32,26 +32,35 @@ class Counters:
         self._given: dict[int, int] = {}
         self._free: list[int] = []
         self._lock = threading.Lock()
-        self._stream_id = driver.native().cuStreamGetId
+        self._stream_id, self._capturing = driver.native().cuStreamGetId, driver.native().cuStreamIsCapturing
 
     def address(self, stream: int) -> int:
         """The counter for a launch on a stream, given as its address."""
-        if stream not in _LEGACY and is_capturing(stream):
+        if stream not in _LEGACY and self._is_capturing(stream):
             with self._lock:
                 return self._next()
         number = ctypes.c_uint64()
         status = self._stream_id(stream, ctypes.byref(number))
         if status:
-            self._ask_inside(status, stream, number)
+            self._ask_inside(status, self._stream_id, stream, number)
         found = self._given.get(number.value)
         return self._give(number.value) if found is None else found
 
-    def _ask_inside(self, status: int, stream: int, number: ctypes.c_uint64) -> None:
-        """A default stream is the current context's: a thread without one will launch on the kernel's."""
-        if status in WRONG_CONTEXT:
-            with driver.entered(self._context, "asking which stream this is"):
-                status = self._stream_id(stream, ctypes.byref(number))
-        driver.check_status(status, "asking which stream this is")
+    def _is_capturing(self, stream: int) -> bool:
+        """Is what is launched on the stream being recorded into a graph?"""
+        answer = ctypes.c_int()
+        status = self._capturing(stream, ctypes.byref(answer))
+        if status:
+            self._ask_inside(status, self._capturing, stream, answer)
+        return answer.value == 1  # CU_STREAM_CAPTURE_STATUS_ACTIVE
+
+    def _ask_inside(self, status: int, ask: Any, stream: int, answer: Any) -> None:
+        """A thread without a context will launch on the kernel's, and so is the default stream that it means."""
+        what = "asking about a stream"
+        if status in driver.WRONG_CONTEXT:
+            with driver.entered(self._context, what):
+                status = ask(stream, ctypes.byref(answer))
+        driver.check_status(status, what)
 
     def _give(self, key: int) -> int:
         with self._lock:
@@ -90,10 +99,3 @@ def of(device: int) -> Counters:
         if device not in _of:
             _of[device] = Counters(device)
         return _of[device]
-
-
-def is_capturing(stream: int) -> bool:
-    """Is what is launched on the stream being recorded into a graph?"""
-    status = ctypes.c_int()
-    driver.check_status(driver.native().cuStreamIsCapturing(stream, ctypes.byref(status)), "asking whether a stream is captured")
-    return status.value == 1  # CU_STREAM_CAPTURE_STATUS_ACTIVE

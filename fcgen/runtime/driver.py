@@ -221,6 +221,17 @@ def primary_context(ordinal: int) -> Any:
     return context
 
 
+#: What the driver says where a thread's context is not the one that a call needs: CUDA_ERROR_INVALID_CONTEXT and _INVALID_HANDLE. Nothing
+#: was done.
+WRONG_CONTEXT = (201, 400)
+
+
+def retained() -> Any:
+    """A context that is in use already, for calls that need one, whichever it is. A thread that only launches has none of its own."""
+    with _contexts_lock:
+        return next(iter(_contexts.values()))
+
+
 @contextlib.contextmanager
 def entered(context: Any, what: str) -> Iterator[None]:
     """With a context current in this thread, and the one before afterwards."""

@@ -81,14 +81,10 @@ class ArgPacker:
         return FcError("call/argument", "the kernel arguments cannot be packed", got=str(error))
 
 
-#: What a launch says where the thread's context is not the kernel's: CUDA_ERROR_INVALID_CONTEXT and _INVALID_HANDLE. Nothing was launched.
-WRONG_CONTEXT = (201, 400)
-
-
 def _current_device() -> Callable[[], int]:
     """A function that gives the calling thread's current device, -1 where it has none: torch's own, which is cheap, or the driver's.
 
-    torch may say a device whose context the thread has not entered yet: a launch then fails with one of `WRONG_CONTEXT`.
+    torch may say a device whose context the thread has not entered yet: a launch then fails with one of `driver.WRONG_CONTEXT`.
     """
     torch = sys.modules.get("torch")
     cheap = getattr(getattr(torch, "_C", None), "_cuda_getDevice", None)
@@ -156,8 +152,8 @@ class LoadedKernel:
         here = _current_device()
 
         def enqueue(config: Any, params: int) -> None:
-            status = start(config, function, params, None) if here() == device else WRONG_CONTEXT[0]
-            if status in WRONG_CONTEXT:  # the thread's current context is another one, or none
+            status = start(config, function, params, None) if here() == device else driver.WRONG_CONTEXT[0]
+            if status in driver.WRONG_CONTEXT:  # the thread's current context is another one, or none
                 with driver.entered(self._context, "switching to the kernel's device"):
                     status = start(config, function, params, None)
             if status:

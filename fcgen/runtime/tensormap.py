@@ -71,6 +71,9 @@ class Box:
                           hint=f"{self.name} looks like a slice that starts inside a row: call {self.name}.clone()")
         window.pointer.value = pointer
         status = self._start(*window.arguments)
+        if status in driver.WRONG_CONTEXT:
+            with driver.entered(driver.retained(), "describing a tensor"):
+                status = self._start(*window.arguments)
         if status:
             driver.check_status(status, f"describing argument `{self.name}` to TMA (innermost first: sizes {layout[:self.rank]}, byte "
                                 f"strides {layout[self.rank:]}, box {self._box[::-1]}; swizzle {self._swizzle})", code="call/argument")

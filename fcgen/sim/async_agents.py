@@ -62,7 +62,7 @@ class AsyncOps:
         return 0
 
     def do_advance(self, op: Op, args: list[Any]) -> int:
-        return args[0] + op.get("by", 1)
+        return args[0] + 1
 
     # ---- mbarriers ---------------------------------------------------------------------------------------------------
 

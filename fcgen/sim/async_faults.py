@@ -11,7 +11,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 from ..ir.async_ops import accumulator
-from ..ir.core import Kernel, Op, Value, walk, walk_kernel
+from ..ir.core import Env, Kernel, Op, Value, map_bodies, substitute_block, walk, walk_kernel
 from ..ir.types import Buffer, Cursor, Mbarrier, Pending
 from .faults import Fault, Mutant, _blocks, _drop, _replace, _sites, _substitute, fault
 
@@ -209,8 +209,9 @@ def _read_far(kernel: Kernel) -> Iterator[Mutant]:
 def _drop_advance(kernel: Kernel) -> Iterator[Mutant]:
     """A cursor stays where it is."""
     for op, words in _sites(kernel, "advance"):
-        stays = Op("advance", op.operands, op.results, {"by": 0}, loc=op.loc)
-        yield Mutant(_replace(kernel, {op: (stays,)}), op.loc, words, op)
+        stays = Env({op.result: op.operands[0]})
+        yield Mutant(map_bodies(_replace(kernel, {op: ()}), lambda body, env=stays: substitute_block(body, env)),  # type: ignore[misc]
+                     op.loc, words, op)
 
 
 # ---- wgmma ---------------------------------------------------------------------------------------------------------------

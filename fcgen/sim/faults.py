@@ -152,7 +152,7 @@ def _sites(kernel: Kernel, kind: str) -> Iterator[tuple[Op, str]]:
 
 def _plain(op: Op) -> str:
     """The op in a line without its place."""
-    return describe(replace(op, loc=None))
+    return describe(replace(op, loc=None, place=None))
 
 
 def _blocks(kernel: Kernel) -> Iterator[Block]:

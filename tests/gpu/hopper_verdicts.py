@@ -108,7 +108,6 @@ VERDICTS = [
     _v("gemm-2", "early-load", "gemm-2.fcir:28", 3, {RACE, PROTOCOL}, "the third step's A lands on the first one's before that is read",
        LATE_READ),
     _v("gemm-2", "early-load", "gemm-2.fcir:29", 3, {RACE, PROTOCOL}, "the same with B", LATE_READ),
-    _v("gemm-3", "one-stage-fewer", "ring a", 3, {RACE}, "A's third slot is B's first two", LATE_READ),
     _v("stores-2", "drop-store", "st_shared x, a", 2, {STALE}, "the left operand is what was in shared memory before"),
     _v("gemm-2", "other-major", "p = wgmma sa, sb", 2, {WRONG}, "B is read as if it were stored the other way"),
     _v("chain-2", "other-major", "last = wgmma p9, lv", 1, {WRONG}, "the same with the last V"),
