@@ -61,7 +61,7 @@ def world(monkeypatch):
 
     monkeypatch.setattr(forward, "compiled", compiled)
     monkeypatch.setattr(calls, "_kinds", {})
-    monkeypatch.setattr(calls, "recent", None)
+    monkeypatch.setattr(calls, "recent", ())
     forward._arch.cache_clear()
     yield t, fake
     forward._arch.cache_clear()

@@ -32,7 +32,7 @@ def fake(monkeypatch):
 
     monkeypatch.setattr(forward, "compiled", compiled)
     monkeypatch.setattr(calls, "_kinds", {})
-    monkeypatch.setattr(calls, "recent", None)
+    monkeypatch.setattr(calls, "recent", ())
     forward._arch.cache_clear()
     yield fake
     forward._arch.cache_clear()
