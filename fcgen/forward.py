@@ -180,9 +180,11 @@ def compiled(dtype: str, d: int, e: int, mask: str, lse: bool, arch: str, schedu
     chosen = schedule or pick(arch, max(d, e), "wgmma" if arch == "sm_90a" else "mma", mask)
     lazy = lazy_of(chosen) if lazy is None else lazy
     spec = SPECS[("" if positive else "any_scale_") + ("lse" if lse else "plain")]
-    check = chosen not in shipped() if check is None else check
-    return spec.compile(target=arch, schedule=chosen, check=check, T=DTYPES[dtype], D=d, E=e, mask=mask, lazy=lazy,
-                        sums=sums or sums_of(chosen, lazy))
+    ours = chosen in shipped()
+    program = spec.compile(target=arch, schedule=chosen, check=not ours if check is None else check, T=DTYPES[dtype], D=d, E=e, mask=mask,
+                           lazy=lazy, sums=sums or sums_of(chosen, lazy))
+    program.quiet = ours
+    return program
 
 
 @functools.lru_cache(maxsize=64)

@@ -55,6 +55,8 @@ class Program:
         self._narrowed: dict[Any, Program] = {}
         #: compiled without a run in the simulator
         self.trust = False
+        #: remarks are no warnings: whoever calls did not choose the schedule
+        self.quiet = False
         #: told the name of each step of a compilation as it begins
         self.progress: Callable[[str], None] | None = None
 
@@ -106,7 +108,7 @@ class Program:
     def built(self) -> compiler.Built:
         built = compiler.build(self._source, self.schedule, self.target, check=not self.trust, progress=self.progress)
         for kind, text in built.remarks:
-            if kind in TOLD:
+            if kind in TOLD and not self.quiet:
                 warnings.warn(FcWarning(text), stacklevel=4)
         return built
 
@@ -201,7 +203,7 @@ class Program:
         key = tuple((name, *p.words) for name, p in kept.items())
         if key not in self._narrowed:
             self._narrowed[key] = Program(with_promises(self._source, kept), self.schedule, self.target.arch)
-            self._narrowed[key].trust = self.trust
+            self._narrowed[key].trust, self._narrowed[key].quiet = self.trust, self.quiet
         return self._narrowed[key]
 
     def __call__(self, *tensors: Any, stream: Any = None, **named: Any) -> None:
