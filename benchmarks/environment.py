@@ -7,6 +7,7 @@ import datetime
 import json
 import os
 import platform
+import re
 import subprocess
 from importlib import metadata
 from pathlib import Path
@@ -23,6 +24,12 @@ def _output(*command: str) -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
+
+
+def without_folders(trace: str) -> str:
+    """A traceback that says the same on every machine: files of the repository from its root on, others by their names."""
+    name = lambda m: str(Path(m[1]).relative_to(ROOT)) if Path(m[1]).is_relative_to(ROOT) else Path(m[1]).name
+    return re.sub(r'(?<=File ")([^"]+)(?=")', name, trace)
 
 
 def _gpu() -> dict[str, str]:

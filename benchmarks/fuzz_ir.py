@@ -25,7 +25,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from .environment import facts
+from .environment import facts, without_folders
 from .pool import write_json
 
 LIMIT, WAIT = 10.0, 300.0  # seconds of CPU for one input; and of waiting, on a machine that has other work
@@ -353,11 +353,11 @@ def one(number: int, folder: Path, limit: float = LIMIT) -> dict[str, Any]:
     try:
         row["outcome"] = outcome(path)
     except Late:
-        row.update(outcome="late", fault="".join(traceback.format_exc().splitlines(True)[-12:]))
+        row.update(outcome="late", fault="".join(without_folders(traceback.format_exc()).splitlines(True)[-12:]))
     except BaseException as e:
         if isinstance(e, KeyboardInterrupt):
             raise
-        row.update(outcome=type(e).__name__, fault="".join(traceback.format_exc().splitlines(True)[-7:]))
+        row.update(outcome=type(e).__name__, fault="".join(without_folders(traceback.format_exc()).splitlines(True)[-7:]))
     finally:
         for (timer, (s, _)), handler in zip(timers.items(), before):
             signal.setitimer(timer, 0)

@@ -36,6 +36,7 @@ from fcgen.kernels.attention import SPECS
 from fcgen.sim.trial import WORK, Oracle, run_trials
 
 from .edits import EDITS
+from .environment import without_folders
 from .pool import LAZY
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
@@ -154,7 +155,7 @@ def run(name: str, seed: int, number: int, longer: bool = False) -> Outcome:
         except FcError as e:
             out.verdict, out.code, out.message = "missed", e.code, e.message
     except Exception:  # the very thing that is looked for
-        out.verdict, out.message = "traceback", traceback.format_exc(limit=-3)
+        out.verdict, out.message = "traceback", without_folders(traceback.format_exc(limit=-3))
     finally:
         out.seconds = out.seconds or time.process_time() - start
     return out

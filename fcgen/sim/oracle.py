@@ -50,19 +50,19 @@ class Oracle:
         outputs = interpret(self.says, inputs, written=written)
         return Result(outputs, written=written)
 
-    def compare(self, want: Result, got: Result, inputs: Mapping[str, Any], trial: Any, programs: Any) -> FcError | None:
+    def compare(self, want: Result, got: Result, inputs: Mapping[str, Any], programs: Any) -> FcError | None:
         """The first output that differs, where it was run."""
         for name, x in want.outputs.items():
             dtype = self.says.param(name).type.dtype
             here = got.written[name] if programs is not None else np.ones(x.shape, bool)
             missing = want.written[name] & ~got.written[name] & here
             if missing.any():
-                return self._tell(name, missing, x, got, trial, "sim/unwritten", "nothing writes")
+                return self._tell(name, missing, x, got, "sim/unwritten", "nothing writes")
             bad = ~close(x, got.outputs[name], dtype) & here
             if bad.any():
                 bad = bad & ~close(x, got.outputs[name], dtype, self._moves(name, x, inputs, programs))
             if bad.any():
-                return self._tell(name, bad, x, got, trial, "sim/value", "the kernel computes something else than")
+                return self._tell(name, bad, x, got, "sim/value", "the kernel computes something else than")
         return None
 
     def _moves(self, name: str, x: np.ndarray, inputs: Mapping[str, Any], programs: Any) -> np.ndarray:
@@ -80,13 +80,13 @@ class Oracle:
         known = far[np.isfinite(far)]
         return 3 * np.where(np.isfinite(far), far, np.inf) + (3 * np.sqrt(np.mean(known**2)) if known.size else 0)
 
-    def _tell(self, name: str, bad: np.ndarray, x: np.ndarray, got: Result, trial: Any, code: str, what: str) -> FcError:
+    def _tell(self, name: str, bad: np.ndarray, x: np.ndarray, got: Result, code: str, what: str) -> FcError:
         place = tuple(int(i) for i in np.argwhere(bad)[0])
         where = f"{name}[{', '.join(map(str, place))}]"
         store = next((op for op in got.stores.get(name, ())), None)
         message = f"{what} {where}" if code == "sim/unwritten" else f"{what} {self.name} in {where}"
         return FcError(code, message, expected=x[place], got=got.outputs[name][place], loc=store.loc if store is not None else None,
-                       notes=[f"{int(bad.sum())} of {bad.size} elements of {name}", f"in the run with {trial}"])
+                       notes=[f"{int(bad.sum())} of {bad.size} elements of {name}"])
 
 
 def close(want: np.ndarray, got: np.ndarray, dtype: DType, slack: np.ndarray | float = 0.0) -> np.ndarray:

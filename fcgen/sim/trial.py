@@ -109,8 +109,9 @@ def run_trials(kernel: Kernel, target: Target, given: Mapping[str, int] | None =
                                                          coverage=out.coverage, limit=None if given else ENDLESS)
         result: Result = doing(f"simulating {trial}", run)
         wrong = result.reports[0] if result.reports else \
-            against.compare(want, result, inputs, trial, ends) if against is not None and want is not None else None
+            against.compare(want, result, inputs, ends) if against is not None and want is not None else None
         if wrong is not None:
+            wrong.notes = (*wrong.notes, f"in the run with {trial}")
             raise wrong
         out.ran.append(trial)
         out.work += result.steps * weight

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 
@@ -17,7 +19,18 @@ from fcgen.kernels.attention import attention
 from fcgen.kernels.reference import attention_reference
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
+#: run every site of every fault, which takes minutes, and not a few of each
+EVERYTHING = os.environ.get("FCGEN_ALL") == "1"
 Runs = list[tuple[dict[str, Any], dict[str, np.ndarray]]]
+
+
+def sample(sites: Iterable[Any], name: str, most: int) -> list[Any]:
+    """At most so many of the sites, spread evenly, the same from run to run; where they begin hangs on the name. All with FCGEN_ALL=1."""
+    found = list(sites)
+    if EVERYTHING or len(found) <= most:
+        return found
+    first = crc32(name.encode()) % len(found)
+    return [found[(first + n * len(found) // most) % len(found)] for n in range(most)]
 
 
 class Compiled:

@@ -1,5 +1,6 @@
 """Nothing that orders a generated kernel can be left out unseen: each such op is dropped, alone, and the simulator says so, naming the role
-and the spec's line; or the op is in a table, with the reason why the kernel is right without it."""
+and the spec's line; or the op is in a table, with the reason why the kernel is right without it. Two sites of each fault in each kernel
+are run, and all of them with FCGEN_ALL=1 in the environment."""
 
 from __future__ import annotations
 
@@ -15,6 +16,7 @@ from fcgen.sim.async_faults import ASYNC_FAULTS, role_of
 from fcgen.sim.faults import FAULTS, Mutant
 from fcgen.sim.machine import simulate
 
+from .cases import EVERYTHING, sample
 from .generated import CASES, Generated
 
 RACE, STALE, DEADLOCK, LEFTOVER, PROTOCOL, PROXY, REGISTER, LAUNCH, WRONG = (
@@ -61,6 +63,9 @@ BENIGN: list[tuple[str, set[str], str, str]] = [
      "a K that this warpgroup does not read: it is started before the V that was waited for, or, in front of the first of a tile, a turn "
      "ago the other group had released all K: so the arrival falls into the right phase"),
     ("drop-phase-wait", {"programs"}, r"^mbar_wait [01]: mbar_wait [qk]_empty", "the first tile of a ring, which is empty"),
+    ("early-load", {"programs"}, r"^tma_load 1: tma_load K", "the first tile of a ring, which is empty"),
+    ("early-load", {"carried"}, r"^tma_load 1: tma_load B",
+     "A's slot was waited for, and is released behind the same settle as B's; bytes may come before they are announced"),
     ("drop-syncwarp", {"carried"}, r"^syncwarp 0: syncwarp, before st_shared acc, acc_tile$",
      "arrivals since the last tile have gathered the warp; `sync` does not count them"),
     ("early-arrive", {"programs"}, r"^mbar_arrive [34]: mbar_arrive [qv]_empty", "nobody fills the slots of Q and of the last V again"),
@@ -79,10 +84,11 @@ def reason(case: str, name: str, site: str, table: list[tuple[str, set[str], str
     return next((why for f, cases, pattern, why in table if f == name and case in cases and re.search(pattern, site)), None)
 
 
-def show(case: Generated, mutant: Kernel) -> tuple[set[str], str]:
-    """(codes, all reports as text) of the first run in which the mutant shows."""
-    for steps in case.counts:
-        for seed in range(4):
+def show(case: Generated, mutant: Kernel, silent: bool = False) -> tuple[set[str], str]:
+    """(codes, all reports as text) of the first run in which the mutant shows. silent: none is expected to, so that all will run: each
+    number of steps with two of the four seeds, in turns."""
+    for n, steps in enumerate(case.counts):
+        for seed in range(4) if EVERYTHING or not silent else (n % 2, 2 + n // 2 % 2):
             arguments, expected = case.draw(seed, steps)
             result = simulate(mutant, arguments, case.program.target, seed=seed)
             codes = {e.code for e in result.reports}
@@ -112,8 +118,8 @@ def concerned(kernel: Kernel, op: Op) -> tuple[set[str], set[str]]:
 
 def complaint(case: Generated, name: str, mutant: Mutant) -> str | None:
     """What is wrong with the way in which a mutant shows."""
-    codes, text = show(case, mutant.kernel)
     why = reason(case.name, name, mutant.site)
+    codes, text = show(case, mutant.kernel, why is not None)
     if why is not None:
         return f"{sorted(codes)}, said to be benign: {why}" if codes else None
     if not codes & EXPECTED[name]:
@@ -135,7 +141,7 @@ def complaint(case: Generated, name: str, mutant: Mutant) -> str | None:
 
 @pytest.mark.parametrize("case", CASES)
 def test_as_generated_it_is_silent_and_right(case: str) -> None:
-    assert show(CASES[case], CASES[case].kernel) == (set(), "")
+    assert show(CASES[case], CASES[case].kernel, True) == (set(), "")
 
 
 FITS = [(c, name) for c in CASES for name in EXPECTED if any(True for _ in ALL[name].mutants(CASES[c].kernel))]
@@ -144,7 +150,7 @@ FITS = [(c, name) for c in CASES for name in EXPECTED if any(True for _ in ALL[n
 @pytest.mark.parametrize(("case", "name"), FITS)
 def test_every_mutant_shows(case: str, name: str) -> None:
     c = CASES[case]
-    found = [(m, complaint(c, name, m)) for m in ALL[name].mutants(c.kernel)]
+    found = [(m, complaint(c, name, m)) for m in sample(ALL[name].mutants(c.kernel), case + name, 2)]
     wrong = [f"{m.site} ({m.loc}): {what}" for m, what in found if what]
     assert not wrong, "\n".join(wrong)
 

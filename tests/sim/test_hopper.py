@@ -30,7 +30,7 @@ def right(result, expected):
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_silent_and_right(case):
     for steps in case.counts():
-        for seed in range(6):  # late, eager, and four of any order
+        for seed in (0, 1, 2 + steps % 4):  # late, eager, and one of any order
             arguments, expected = case.draw(seed, steps)
             right(run(case.kernel, arguments, seed), expected)
 
