@@ -33,7 +33,9 @@ def drawn(rng: random.Random, default: fc.Schedule, dots: bool) -> fc.Schedule:
 @pytest.mark.parametrize("name", SIZES)
 def test_an_example_is_right_or_refused_with_a_reason(name: str) -> None:
     example, rng, ran = load(name).example, random.Random(name), 0
-    for _ in range(14):
+    for _ in range(40):
+        if ran == 6:
+            break
         schedule = drawn(rng, example.schedule, name != "softmax")
         p = example.spec.compile(target="sm_90a", schedule=schedule, **example.binding)
         try:

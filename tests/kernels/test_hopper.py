@@ -135,7 +135,7 @@ def test_the_largest_weight_is_corrected_by_the_rounding_that_it_had(run):
 
 
 def test_two_dots_are_in_flight_together():
-    p = compiled(SCHEDULES["dynamic"])
+    p = compiled(replace(SCHEDULES["dynamic"], l2=0))
     groups = [o["groups"] for o in walk_kernel(p.machine) if o.kind == "settle"]
     assert 1 in groups and 0 in groups
 
