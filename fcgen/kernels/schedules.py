@@ -29,6 +29,10 @@ LARGE: tuple[Row, ...] = (
     (240, "any", Schedule(tiles=_tiles(128, 32), warps=8, stages=1, ahead=True, hold_a=False)),
     (256, "any", Schedule(tiles=_tiles(128, 64), warps=8, stages=1, ahead=True, hold_a=False)),
 )
+#: sm_90: as LARGE, but that tiles of 64 keys spill at D = 256 (8 to 36 bytes; ptxas of sm_80 keeps them, and spills with 48)
+HOPPER_MMA: tuple[Row, ...] = (
+    *LARGE[:-1], (256, "any", Schedule(tiles=_tiles(128, 48), warps=8, stages=1, ahead=True, hold_a=False)),
+)
 #: 99 KiB: sm_86, sm_89. Two blocks share a multiprocessor up to head size 128.
 SMALL: tuple[Row, ...] = (
     (64, "any", Schedule(tiles=_tiles(128, 64))),
@@ -46,7 +50,7 @@ WMMA_SMALL: tuple[Row, ...] = (
     (128, "any", Schedule(tiles=_tiles(64, 64), math="wmma", stages=1, ahead=True, skip_ones=True)),
 )
 TABLES: dict[tuple[str, str], tuple[Row, ...]] = {
-    ("sm_80", "mma"): LARGE, ("sm_86", "mma"): SMALL, ("sm_89", "mma"): SMALL, ("sm_90", "mma"): LARGE,
+    ("sm_80", "mma"): LARGE, ("sm_86", "mma"): SMALL, ("sm_89", "mma"): SMALL, ("sm_90", "mma"): HOPPER_MMA,
     ("sm_80", "wmma"): WMMA_LARGE, ("sm_86", "wmma"): WMMA_SMALL, ("sm_89", "wmma"): WMMA_SMALL, ("sm_90", "wmma"): WMMA_LARGE,
 }
 
