@@ -1,6 +1,6 @@
 """Random edits of the machine IR of every kernel that is shipped, each under what `fcgen check` does: which are refused or reported, and
-which pass in silence. Those that pass run on at other sizes for longer with `--judge`: what shows there was missed. The rest are as good as
-before; `reason` says why.
+which pass in silence. `--only` runs one of those on at other sizes for longer: what shows there was missed. The rest are as good as before;
+`reason` says why.
 
     python -m benchmarks.random_edits --edits 1000 --json out.json      # in one process; --part 0/2 and 1/2 in two
     python -m benchmarks.random_edits --sound 20                        # no edit: the kernels themselves at 20 drawn sizes
@@ -60,7 +60,7 @@ def shipped() -> dict[str, Callable[[], Any]]:
                 facts["lazy"] = LAZY if math == "wmma" else 0.0
                 out[f"{arch} {math} {n}"] = partial(SPECS["lse"].compile, target=arch, schedule=schedule, **facts)
     for name in sorted(p.stem for p in EXAMPLES.glob("*.py") if p.stem not in ("harness", "ladder")):
-        out[f"example {name}"] = lambda n=name: example(n).compile()
+        out[f"example {name}"] = lambda n=name: example(n).compile()  # type: ignore[misc]
     return out
 
 
@@ -93,7 +93,8 @@ class Remembering(Oracle):
         self.known: dict[Any, Any] = {}
 
     def run(self, inputs: Any, programs: Any) -> Any:
-        key = tuple((n, x.shape, sha1(np.ascontiguousarray(x)).digest()) for n, x in ((n, np.asarray(x)) for n, x in inputs.items()))
+        arrays = ((n, np.asarray(x)) for n, x in inputs.items())
+        key = tuple((n, x.shape, sha1(np.ascontiguousarray(x).tobytes()).digest()) for n, x in arrays)
         if key not in self.known:
             self.known[key] = super().run(inputs, programs)
         return self.known[key]
