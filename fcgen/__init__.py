@@ -17,7 +17,7 @@ from typing import Any
 
 from .errors import FcError, FcWarning, MissingAttribute
 from .ir.schedule import Schedule
-from .ir.types import bf16, f16, f32, f64, i1, i32, i64
+from .ir.types import bf16, f8e4m3, f8e5m2, f16, f32, f64, i1, i8, i32, i64, u8, u32
 from .lang import spec as _spec
 from .lang.control import grid, loop, tile, var, when
 from .lang.functions import (
@@ -41,6 +41,7 @@ from .lang.functions import (
     maximum,
     min,
     minimum,
+    mulhi,
     rsqrt,
     sigmoid,
     sin,
@@ -118,6 +119,8 @@ __all__ = [
     "erf",
     "exp",
     "exp2",
+    "f8e4m3",
+    "f8e5m2",
     "f16",
     "f32",
     "f64",
@@ -128,6 +131,7 @@ __all__ = [
     "gpu_target",
     "grid",
     "i1",
+    "i8",
     "i32",
     "i64",
     "inf",
@@ -140,6 +144,7 @@ __all__ = [
     "maximum",
     "min",
     "minimum",
+    "mulhi",
     "program_from_text",
     "round_to",
     "rsqrt",
@@ -150,6 +155,8 @@ __all__ = [
     "sum",
     "tanh",
     "tile",
+    "u8",
+    "u32",
     "var",
     "when",
     "where",

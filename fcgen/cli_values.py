@@ -70,8 +70,7 @@ def _number(p: Value, text: str, positive: bool) -> Any:
             value = float(text) if dtype.is_float else int(text, 0)
     except ValueError:
         raise FcError("cli/usage", f"{p.name} is a number", expected=dtype.name, got=text) from None
-    bits = 8 * dtype.bytes
-    if not dtype.is_float and not -(1 << bits - 1) <= value < 1 << bits - 1:
+    if not dtype.is_float and not dtype.range[0] <= value <= dtype.range[1]:
         raise FcError("cli/usage", f"{p.name} does not fit", expected=dtype.name, got=text)
     if positive and not value > 0:
         raise FcError("cli/usage", f"{p.name} must be positive: the spec says so", expected="> 0", got=text)

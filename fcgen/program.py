@@ -215,9 +215,9 @@ class Program:
         import torch
 
         from .ir.sizes import output_shape
-        from .ir.types import DTYPES, bf16
+        from .runtime.tensors import TORCH_NAMES
 
-        torch_dtypes = {"f16": torch.float16, "bf16": torch.bfloat16, "f32": torch.float32, "i32": torch.int32, "i64": torch.int64}
+        torch_dtype = lambda d: getattr(torch, TORCH_NAMES[d.name])
         sizes: dict[str, int] = {}
         given: dict[str, Any] = {}
         inputs = self._inputs(arguments)
@@ -225,16 +225,16 @@ class Program:
             if isinstance(p.type, Tensor) and p.name in inputs:
                 x = np.asarray(inputs[p.name])
                 sizes.update({d: n for d, n in zip(p.type.dims, x.shape) if isinstance(d, str)})
-                given[p.name] = torch.from_numpy(np.ascontiguousarray(x)).to("cuda", torch_dtypes[p.type.dtype.name])
+                given[p.name] = torch.from_numpy(np.ascontiguousarray(x)).to("cuda", torch_dtype(p.type.dtype))
             elif not isinstance(p.type, Tensor):
                 given[p.name] = inputs[p.name]
         outs = {}
         for p in self._source.params:
             if isinstance(p.type, Tensor) and p.name not in given:
                 shape = output_shape(self._source, p.name, sizes)
-                fill = float("nan") if p.type.dtype.is_float else -(2**31)
-                given[p.name] = outs[p.name] = torch.full(shape, fill, dtype=torch_dtypes[p.type.dtype.name], device="cuda")
+                fill = float("nan") if p.type.dtype.is_float else p.type.dtype.range[0]
+                given[p.name] = outs[p.name] = torch.full(shape, fill, dtype=torch_dtype(p.type.dtype), device="cuda")
         self(**given)
         torch.cuda.synchronize()
-        wide = lambda t, d: t.float().cpu().numpy() if DTYPES[d] == bf16 else t.cpu().numpy()
-        return {p.name: wide(outs[p.name], p.type.dtype.name) for p in self._source.params if p.name in outs}
+        wide = lambda t, d: t.float().cpu().numpy() if d.stored != d.np_dtype else t.cpu().numpy()
+        return {p.name: wide(outs[p.name], p.type.dtype) for p in self._source.params if p.name in outs}

@@ -12,6 +12,7 @@ import numpy as np
 
 from ..ir.layout import LANES, Factor, RegLayout, mma_a, mma_b, mma_c
 from ..ir.target import Instr, Target
+from . import narrow
 
 
 def _matrix(layout: RegLayout, regs: np.ndarray) -> np.ndarray:
@@ -170,6 +171,11 @@ def _numeric() -> list[Instr]:
             "x rounded to bfloat16"),
         _fn("half_of", "const uint32_t* p, int i", "return static_cast<unsigned short>(i % 2 ? p[i / 2] >> 16 : p[i / 2]);",
             "bits of element i of a packed array", "unsigned short"),
+        *(_fn(f"{word}_{t}", f"{c} a, {c} n", body.format(unsigned="unsigned" if t != "i64" else "unsigned long long", top=bits - 1, c=c),
+              "all bits that are shifted further than there are bits are gone", c)
+          for t, c, bits in (("i32", "int", 32), ("u32", "uint32_t", 32), ("i64", "long long", 64))
+          for word, body in (("shl", "return static_cast<{unsigned}>(n) <= {top} ? static_cast<{c}>(static_cast<{unsigned}>(a) << n) : 0;"),
+                             ("shr", "return static_cast<{unsigned}>(n) <= {top} ? a >> n : " + ("0;" if t == "u32" else "a < 0 ? -1 : 0;")))),
         _fn("floor_div", "int a, int b", "const int q = a / b;\n    return q - (q * b != a && (a < 0) != (b < 0));",
             "a / b rounded down", "int"),
         _fn("floor_mod", "int a, int b", "return a - floor_div(a, b) * b;", "the rest of floor_div: has the sign of b", "int"),
@@ -179,7 +185,7 @@ def _numeric() -> list[Instr]:
 def _exchange() -> list[Instr]:
     out = [_fn(f"shfl_xor_{t}", f"{c} x, int lanes", "return __shfl_xor_sync(0xffffffffu, x, lanes);",
                "PTX ISA, shfl.sync.bfly: x of the lane whose number differs in `lanes`", c)
-           for t, c in (("f32", "float"), ("i32", "int"), ("i64", "long long"), ("f64", "double"))]
+           for t, c in (("f32", "float"), ("i32", "int"), ("u32", "uint32_t"), ("i64", "long long"), ("f64", "double"))]
     swap = ("uint32_t x = {sel} ? {a} : {b};\n    x = __shfl_xor_sync(0xffffffffu, x, {by});\n"
             "    {a} = {sel} ? x : {a};\n    {b} = {sel} ? {b} : x;\n")
     steps = [("odd", 0, 1, 1), ("odd", 2, 3, 1), ("high", 0, 2, 2), ("high", 1, 3, 2)]
@@ -187,7 +193,7 @@ def _exchange() -> list[Instr]:
         "    " + swap.format(sel=sel, a=f"w[{a}]", b=f"w[{b}]", by=by).replace("uint32_t x =", "x =") for sel, a, b, by in steps)
     out.append(_fn("quad_transpose", "uint32_t* w, int lane", body.rstrip(),
                    "word k of lane q goes to lane k, which keeps it as word q: four shuffles for four words", "void"))
-    for t, c, con in (("f32", "float", "f"), ("i32", "int", "r"), ("f64", "double", "d")):
+    for t, c, con in (("f32", "float", "f"), ("i32", "int", "r"), ("u32", "uint32_t", "r"), ("f64", "double", "d")):
         ptx = {"i32": "s32"}.get(t, t)
         out.append(_fn(f"red_add_{t}", f"{c}* p, {c} v",
                        f'asm volatile("red.global.add.{ptx} [%0], %1;" :: "l"(p), "{con}"(v) : "memory");',
@@ -216,21 +222,24 @@ def _order() -> list[Instr]:
     ]
 
 
-def _records() -> dict[str, Instr]:
+def _records(native: bool) -> dict[str, Instr]:
+    """native: floats of 8 bits have instructions of their own."""
     out = [_mma("f16"), _mma("bf16")]
     out += [_ldmatrix(n, t) for n in (4, 2, 1) for t in (False, True)]
     out += [i for size in (16, 8, 4) for i in _cp_async(size)]
     out += [i for tag in ("f32", "b32", "i32") for n in (1, 2, 4) for i in _memory(tag, n)]
     out += [i for tag in ("f64", "i64") for n in (1, 2) for i in _memory(tag, n)]
-    out += _numeric() + _exchange() + _order()
+    out += _numeric() + narrow.records(native) + _exchange() + _order()
     return {i.name: i for i in out}
 
 
-INSTRS: dict[str, Instr] = _records()
+INSTRS: dict[str, Instr] = _records(native=True)
+BEFORE_89: dict[str, Instr] = _records(native=False)
 
 
 def _target(capability: int, block_kib: int, sm_kib: int, blocks: int) -> Target:
-    return Target(f"sm_{capability}", capability, block_kib * 1024, sm_kib * 1024, max_blocks_per_sm=blocks, instrs=INSTRS)
+    return Target(f"sm_{capability}", capability, block_kib * 1024, sm_kib * 1024, max_blocks_per_sm=blocks,
+                  instrs=INSTRS if capability >= 89 else BEFORE_89)
 
 
 #: Shared memory per block (opt-in) and per multiprocessor: CUDA C++ Programming Guide,

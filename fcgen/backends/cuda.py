@@ -169,8 +169,8 @@ def _assemble(em: Emitter, params: tuple[ParamSpec, ...], line_directives: bool)
         before += [f"using {name};"] if is_used else []
     if em.maps:
         before.append("struct __align__(64) TensorMap { unsigned char bytes[128]; };  // made by cuTensorMapEncodeTiled")
-    for d in sorted({p.type.dtype.name for p in k.params if isinstance(p.type, Tensor) and p.type.dtype.bits == 16}):
-        before.append(f"using {d} = unsigned short;  // its bits")
+    for name, bits in sorted({(p.type.dtype.name, p.type.dtype.bits) for p in k.params if p.type.dtype.per_register > 1}):
+        before.append(f"using {name} = unsigned {'short' if bits == 16 else 'char'};  // its bits")
     before += [cuda_wgmma.BESIDE] if "BESIDE" in words else []
     helpers = [t for h in em.helpers.values() for t in h.split("\n")]
     if helpers:

@@ -202,7 +202,8 @@ class Emitter:
                 return None
             out = {"add": a + b, "sub": a - b, "mul": a * b, "max": max(a, b), "min": min(a, b),
                    "floordiv": a // b if b else 0, "mod": a % b if b else 0}[op.kind]
-            return out if abs(out) < 1 << v.type.dtype.bits - 1 else None
+            low, high = v.type.dtype.range
+            return out if low <= out <= high else None
         return None
 
     def varies(self, v: Value, seen: set[Value] | None = None) -> list[Value]:
@@ -263,8 +264,9 @@ class Emitter:
             assert isinstance(t, (Frag, Pending)) and isinstance(t.layout, RegLayout)
             self.arrays[root] = name = self.names(wished(self.plan, v), "tmp")
             n = t.layout.regs
-            ctype, n = ("uint32_t", -(-n // 2)) if t.dtype.bits == 16 else (CTYPES[t.dtype.name], n)
-            self.w.line(f"{ctype} {name}[{n}];")
+            per = t.dtype.per_register
+            ctype = "uint32_t" if per > 1 else CTYPES[t.dtype.name]
+            self.w.line(f"{ctype} {name}[{-(-n // per)}];")
         return self.arrays[root]
 
     def index(self, table: np.ndarray, i: X, wish: str) -> X:

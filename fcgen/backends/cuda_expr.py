@@ -41,11 +41,15 @@ def apply(em: Emitter, name: str, dtype: DType, args: list[X], nonneg: bool = Fa
         op = "&&" if name == "and" else "||"
         return X(f"{args[0].within(UNARY if op == '||' else 45)} {op} {args[1].within(UNARY if op == '||' else 45)}",
                  30 if op == "&&" else 20, depth)
+    if name in ("shl", "shr") and not (args[1].text.rstrip("uL").isdigit() and int(args[1].text.rstrip("uL")) < dtype.computed.bits):
+        return call(em.fn(f"{name}_{dtype.computed.name}"), *args)
     if fn.symbol and not (name == "div" and dtype.name != "f64"):
         return binary(fn.symbol, *args)
     if dtype.is_int:
+        if name == "mulhi":
+            return call("__mulhi" if dtype.signed else "__umulhi", *args)
         if name in ("floordiv", "mod"):
-            if nonneg:
+            if nonneg or not dtype.signed:
                 return binary("/" if name == "floordiv" else "%", *args)
             if dtype.name == "i64":
                 raise FcError("compile/unsupported", "rounding division of 64-bit integers that may be negative")
@@ -68,6 +72,8 @@ def apply(em: Emitter, name: str, dtype: DType, args: list[X], nonneg: bool = Fa
 
 def cast(x: X, src: DType, dst: DType) -> X:
     a, b = CTYPES[src.name], CTYPES[dst.name]
+    if dst.is_int and dst.bits < 32 and src.is_float:  # cvt gives the nearest integer of 32 bits
+        return call("max", X(str(dst.range[0])), call("min", X(str(dst.range[1])), call(b, x)))
     if a == b:
         return x
     if dst.name == "i1":
@@ -80,7 +86,7 @@ def choose(c: X, a: X, b: X) -> X:
 
 
 def rounded(em: Emitter, x: X, dtype: DType) -> X:
-    return call(em.fn(f"round_{dtype.name}"), x) if dtype.bits == 16 else x
+    return call(em.fn(f"round_{dtype.name}"), x) if dtype.per_register > 1 else x
 
 
 # ---- scalars ---------------------------------------------------------------------------------------------------------
@@ -127,7 +133,7 @@ def define_scalar(em: Emitter, op: Op, x: X, inline: bool | None = None) -> None
 @emits("const")
 def _const(em: Emitter, op: Op) -> None:
     dtype = op.result.type.dtype
-    value = float(to_dtype(np.float32(op["value"]), dtype)) if dtype.bits == 16 else op["value"]
+    value = float(to_dtype(np.float32(op["value"]), dtype)) if dtype.is_float and dtype.bits < 32 else op["value"]
     em.scalars[op.result] = literal(value, dtype)
 
 
@@ -236,7 +242,7 @@ class Registers:
         em = self.em
         base, at = view_index(em, v, table, self.i, self.hint)
         name, t = em.array(base), base.type
-        if t.dtype.bits == 16:
+        if t.dtype.per_register > 1:
             return call(em.fn(f"at_{t.dtype.name}"), name, at)
         return X(f"{name}[{at}]", depth=em.depth)
 

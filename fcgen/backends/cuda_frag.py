@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from ..errors import FcError, Loc
@@ -38,7 +40,8 @@ def fill(em: Emitter, name: str, t: Frag, value) -> None:
     assert isinstance(layout, RegLayout)
     n = layout.regs
 
-    if t.dtype.bits != 16:
+    per = t.dtype.per_register
+    if per == 1:
         def body(i: X) -> list[str]:
             lines: list[str] = []
             x = value(Registers(em, i, lines, name))
@@ -48,21 +51,35 @@ def fill(em: Emitter, name: str, t: Frag, value) -> None:
         return
     pack = em.fn(f"pack_{t.dtype.name}")
 
-    def pair(i: X) -> list[str]:
-        lines: list[str] = []
-        known = i.text.isdigit()
-        lo_i = X(str(2 * int(i.text))) if known else X(f"2 * {i}", 80)
-        hi_i = X(str(2 * int(i.text) + 1)) if known else X(f"2 * {i} + 1", 70)
-        lo = value(Registers(em, lo_i, lines, name))
-        hi = value(Registers(em, hi_i, lines, name)) if n > 1 else X("0.0f")
-        if len(lo.text) + len(hi.text) > LONG:
-            a, b = em.names("lo"), em.names("hi")
-            return [*lines, f"const float {a} = {lo};", f"const float {b} = {hi};", f"{name}[{i}] = {pack}({a}, {b});"]
-        return [*lines, f"{name}[{i}] = {pack}({lo}, {hi});"]
+    ctype, zero = CTYPES[t.dtype.name], "0.0f" if t.dtype.is_float else "0"
 
-    if n > 1 and n % 2:
-        raise FcError("compile/unsupported", "a 16-bit fragment with an odd number of registers", got=layout)
-    em.w.loop((n + 1) // 2, "i", pair)
+    def word(i: X, count: int = per) -> list[str]:
+        lines: list[str] = []
+        parts = [value(Registers(em, at, lines, name)) for at in members(i, per)[:count]] + [X(zero)] * (per - count)
+        if sum(len(x.text) for x in parts) > LONG:
+            names = [em.names(wish) for wish in (("lo", "hi") if per == 2 else "abcd")]
+            lines += [f"const {ctype} {a} = {x};" for a, x in zip(names, parts)]
+            parts = [X(a) for a in names]
+        return [*lines, f"{name}[{i}] = {call(pack, *parts)};"]
+
+    words(em, n, per, word)
+
+
+def members(i: X, per: int) -> list[X]:
+    """The elements that share word i of a packed array."""
+    if per == 1:
+        return [i]
+    if i.text.isdigit():
+        return [X(str(per * int(i.text) + k)) for k in range(per)]
+    return [add(X(f"{per} * {i}", 80), X(str(k))) for k in range(per)]
+
+
+def words(em: Emitter, n: int, per: int, word: Callable[..., list[str]]) -> None:
+    """`word(i)` for each whole word of n packed elements, and `word(i, count)` for the one that is not."""
+    em.w.loop(n // per, "i", word)
+    if n % per:
+        for line in word(X(str(n // per)), n % per):
+            em.w.line(line)
 
 
 def evaluate_into(em: Emitter, name: str, v: Value) -> None:
@@ -71,8 +88,8 @@ def evaluate_into(em: Emitter, name: str, v: Value) -> None:
     if is_opaque(v):
         EMIT["opaque_into"](em, Op("copy", (v,), (), {"into": name}))
         return
-    if v not in em.plan.fused and t.dtype.bits == 16 and em.plan.base(v) is v:
-        em.w.loop((t.layout.regs + 1) // 2, "i", lambda i: [f"{name}[{i}] = {em.array(v)}[{i}];"])
+    if v not in em.plan.fused and t.dtype.per_register > 1 and em.plan.base(v) is v:
+        em.w.loop(-(-t.layout.regs // t.dtype.per_register), "i", lambda i: [f"{name}[{i}] = {em.array(v)}[{i}];"])
         return
     fill(em, name, t, lambda regs: regs.value(v, _full(t), final=True))
 
@@ -125,8 +142,8 @@ def _gather(em: Emitter, op: Op) -> None:
             s = em.stride(tensor, axis)
             offset = add(offset, p if s.text == "1" else binary("*", call("(long long)", p), s))
         raw = X(f"{em.pname[tensor]}[{offset}]")
-        if dtype.bits == 16:
-            raw = call(em.fn(f"to_f32_{dtype.name}"), raw)
+        if dtype.per_register > 1:
+            raw = call(em.fn(f"to_{dtype.computed.name}_{dtype.name}"), raw)
         if dtype.bits == 1:
             raw = binary("!=", raw, X("0"))
         return choose(X(" && ".join(inside), 30), raw, literal(0, dtype))
@@ -155,10 +172,9 @@ def _reduce(em: Emitter, op: Op) -> None:
     members = np.array([np.flatnonzero(drop == r) for r in range(rows)])
     per_row, f = members.shape[1], REDUCTIONS[op["fn"]][1]
     dtype = v.type.dtype
-    packed = dtype.bits == 16
-    if packed:
-        raise FcError("compile/unsupported", "reduce: sums and extrema are kept in f32 or integers", got=v.type, loc=op.loc,
-                      hint="cast the tile to f32 first")
+    if dtype.per_register > 1:
+        raise FcError("compile/unsupported", "reduce: sums and extrema are kept in 32 bits or more", got=v.type, loc=op.loc,
+                      hint=f"cast the tile to {dtype.computed} first")
     starts, steps = members[:, 0], members[0] - members[0, 0]
     assert (members - starts[:, None] == steps).all(), "rows of a register layout are laid out alike"
     ctype = CTYPES[dtype.name]
@@ -240,8 +256,8 @@ def _combine(em: Emitter, op: Op) -> None:
     src, v = op.operands[0], op.result
     f = REDUCTIONS[src.type.partial][1]
     dtype = v.type.dtype
-    if dtype.name not in ("f32", "i32", "i64", "f64"):
-        raise FcError("compile/unsupported", "combine: sums and extrema are kept in f32 or integers", got=v.type, loc=op.loc)
+    if dtype.bits < 32:
+        raise FcError("compile/unsupported", "combine: sums and extrema are kept in 32 bits or more", got=v.type, loc=op.loc)
     name = em.declare(v)
     shfl = em.fn(f"shfl_xor_{dtype.name}")
 

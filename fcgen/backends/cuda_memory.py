@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from ..errors import FcError
 from ..ir.alignment import run
 from ..ir.core import Op, Value
 from ..ir.layout import LANES, RegLayout
-from ..ir.types import DType, Tensor
+from ..ir.types import DTYPES, DType, Tensor
 from .cuda_emit import Emitter, emits, memtype
 from .cuda_expr import nonneg
-from .cuda_frag import stored
+from .cuda_frag import members, stored, words
 from .cuda_smem import Access, byte_address
 from .cuda_text import CTYPES, LESS, UNARY, ZERO, X, add, binary, call, mul
 
-_TAGS = {"f16": "b32", "bf16": "b32", "f32": "f32", "i32": "i32", "f64": "f64", "i64": "i64"}
+_TAGS = {d.name: "b32" if d.per_register > 1 or d.name == "u32" else d.name for d in DTYPES.values()}
 
 
 def scaled(x: X, stride: X) -> X:
@@ -172,9 +174,29 @@ def _copies(em: Emitter, layout: RegLayout) -> X | None:
 
 def registers(dtype: DType, name: str, i: X, vec: int) -> tuple[str, int]:
     """(pointer to the run's registers, how many) for run i."""
-    per = vec * dtype.bits // 32 if dtype.bits == 16 else vec
+    per = vec // dtype.per_register
     at = mul(i, per)
     return (name if at.is_zero else f"&{name}[{at}]"), per
+
+
+#: bits of an element -> the function that takes one out of a packed array
+_PART = {16: "half_of", 8: "byte_of"}
+
+
+def _one_by_one(em: Emitter, name: str, n: int, dtype: DType, bits: Callable[[X], X]) -> None:
+    """`name` from the bits of its n elements, each fetched by itself."""
+    per = dtype.per_register
+
+    def word(i: X, count: int = per) -> list[str]:
+        at = members(i, per)[:count]
+        if count == 1:
+            return [f"{name}[{i}] = {bits(at[0])};"]
+        names = ("lo", "hi") if per == 2 else ("b0", "b1", "b2", "b3")
+        lines = [f"const uint32_t {b} = {bits(x)};" for b, x in zip(names, at)]
+        parts = [b if k == 0 else f"{b} << {k * dtype.bits}" for k, b in enumerate(names[:count])]
+        return [*lines, f"{name}[{i}] = {' | '.join(parts)};"]
+
+    words(em, n, per, word)
 
 
 @emits("ld_global")
@@ -187,22 +209,14 @@ def _ld_global(em: Emitter, op: Op) -> None:
     rect = Rectangle(em, op, tensor, op.operands[1:], layout, vec)
     src = rect.pointer()
     rect.prepare()
-    if vec * dtype.bytes < 4 or (vec == 1 and dtype.name != "i1" and dtype.bits != 16):
+    if vec == 1:
         def element(i: X) -> X:
             at, inside = rect.offset(i), rect.inside(i)
             x = X(f"{src}[{at}]")
             zero = "0.0f" if dtype.name == "f32" else "0"
             return x if inside is None else X(f"{inside.within(11)} ? {x} : {zero}", 10)
 
-        def one(i: X) -> list[str]:
-            if dtype.bits != 16:
-                return [f"{name}[{i}] = {element(i)};"]
-            lo, hi = (X(str(2 * int(i.text) + k)) if i.text.isdigit() else add(X(f"2 * {i}", 80), X(str(k))) for k in (0, 1))
-            if layout.regs == 1:
-                return [f"{name}[0] = {element(X('0'))};"]
-            return [f"const uint32_t lo = {element(lo)};", f"const uint32_t hi = {element(hi)};", f"{name}[{i}] = lo | hi << 16;"]
-
-        em.w.loop((layout.regs + 1) // 2 if dtype.bits == 16 else layout.regs, "i", one)
+        _one_by_one(em, name, layout.regs, dtype, element)
         return
 
     def body(i: X) -> list[str]:
@@ -233,8 +247,8 @@ def _st_global(em: Emitter, op: Op) -> None:
     def body(i: X) -> list[str]:
         inside, at = rect.inside(i), rect.offset(i)
         to = add(dst, at)
-        if vec * dtype.bytes < 4:
-            bits = f"{em.fn('half_of')}({name}, {i})" if dtype.bits == 16 else f"{name}[{i}]"
+        if dtype.bits < 32 and vec == 1:
+            bits = f"{em.fn(_PART[dtype.bits])}({name}, {i})" if dtype.bits > 1 else f"{name}[{i}]"
             text = f"{em.fn('red_add_' + dtype.name)}({to}, {bits});" if adds else f"{dst}[{at}] = {bits};"
         elif adds:
             text = f"{em.fn('red_add_' + dtype.name + ('x2' if vec == 2 else ''))}({to}, {name}[{i}]);"
@@ -269,6 +283,7 @@ def _shared(em: Emitter, op: Op, v: Value, buffer: Value, row: Value, col: Value
     rows, cols = stored_positions(em, op, v)
     one = Access(em, buffer, row, col, rows, cols) if em.static([row, col]) is not None else None
     vec = one.run(16 // v.type.dtype.bytes) if one is not None else 1
+    vec = vec if vec >= v.type.dtype.per_register else 1
     return Access(em, buffer, row, col, rows[..., ::vec], cols[..., ::vec]), vec
 
 
@@ -281,16 +296,8 @@ def _ld_shared(em: Emitter, op: Op) -> None:
     name = em.declare(v)
     access, vec = _shared(em, op, v, buffer, row, col)
     n = v.type.layout.regs
-    if vec * dtype.bytes < 4:
-        def pair(i: X) -> list[str]:
-            ld = em.fn("ld_shared_b16")
-            if n == 1:
-                return [f"{name}[0] = {ld}({access.address(X('0'))});"]
-            lo, hi = (X(str(2 * int(i.text) + k)) if i.text.isdigit() else add(X(f"2 * {i}", 80), X(str(k))) for k in (0, 1))
-            return [f"const uint32_t lo = {ld}({access.address(lo)});", f"const uint32_t hi = {ld}({access.address(hi)});",
-                    f"{name}[{i}] = lo | hi << 16;"]
-
-        em.w.loop((n + 1) // 2, "i", pair)
+    if vec < dtype.per_register:
+        _one_by_one(em, name, n, dtype, lambda i: call(em.fn(f"ld_shared_b{dtype.bits}"), access.address(i)))
         return
 
     def body(i: X) -> list[str]:
@@ -310,8 +317,8 @@ def _st_shared(em: Emitter, op: Op) -> None:
     predicate = em.writer_predicate(layout, op.loc)
 
     def body(i: X) -> list[str]:
-        if vec * dtype.bytes < 4:
-            return [f"{em.fn('st_shared_b16')}({access.address(i)}, {em.fn('half_of')}({name}, {i}));"]
+        if vec < dtype.per_register:
+            return [f"{em.fn(f'st_shared_b{dtype.bits}')}({access.address(i)}, {em.fn(_PART[dtype.bits])}({name}, {i}));"]
         into, per = registers(dtype, name, i, vec)
         return [f"{em.fn(f'st_shared_{_TAGS[dtype.name]}x{per}')}({access.address(i)}, {into});"]
 

@@ -11,12 +11,13 @@ from typing import NamedTuple
 import numpy as np
 
 from ..errors import Loc
-from ..ir.types import DType
+from ..ir.types import DTYPES, DType
 
-#: C++ type of one element (16-bit floats are computed as float and kept packed)
-CTYPES = {"f16": "float", "bf16": "float", "f32": "float", "f64": "double", "i1": "bool", "i32": "int", "i64": "long long"}
-#: type of an element in global memory; 16-bit floats are raw bits, so that no header is needed
-MEMTYPES = {**CTYPES, "f16": "f16", "bf16": "bf16", "i1": "unsigned char"}
+#: C++ type of one element, as it is computed with: narrow ones are kept packed, and widened
+CTYPES = {d.name: {"f32": "float", "f64": "double", "i1": "bool", "i32": "int", "u32": "uint32_t", "i64": "long long"}[d.computed.name]
+          for d in DTYPES.values()}
+#: type of an element in global memory; narrow ones are raw bits, so that no header is needed
+MEMTYPES = {d.name: d.name if d.per_register > 1 else "unsigned char" if d.name == "i1" else CTYPES[d.name] for d in DTYPES.values()}
 
 ATOM, UNARY, MUL, ADD, SHIFT, LESS, EQUAL, BITS, AND, TERNARY = 100, 90, 80, 70, 60, 50, 45, 40, 30, 10
 _PREC = {"*": MUL, "/": MUL, "%": MUL, "+": ADD, "-": ADD, "<<": SHIFT, ">>": SHIFT, "<": LESS, "<=": LESS, ">": LESS, ">=": LESS,
@@ -96,7 +97,7 @@ def literal(value: object, dtype: DType) -> X:
         return X("true" if value else "false")
     if dtype.is_int:
         n = int(value)  # type: ignore[call-overload]
-        suffix = "LL" if dtype.name == "i64" else ""
+        suffix = {"i64": "LL", "u32": "u"}.get(dtype.name, "")
         return X(f"{n}{suffix}", ATOM if n >= 0 else UNARY)
     x = float(value)  # type: ignore[arg-type]
     if math.isnan(x):

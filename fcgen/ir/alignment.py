@@ -160,7 +160,7 @@ class Access:
 
 def run(op: Op) -> int:
     """How many elements one access of a `ld_global`, `st_global` or `cp_async` moves, as it is printed: what the layout keeps together, the
-    op allows, and no end of the tensor cuts through. Atomic adds take two halves at most."""
+    op allows, and no end of the tensor cuts through; one, or whole registers of them. Atomic adds take two halves at most."""
     if op.kind == "cp_async":
         return op.get("vec") or op["threads"].vector()
     tensor, t = op.operands[0].type, (op.result if op.kind == "ld_global" else op.operands[1]).type
@@ -170,6 +170,7 @@ def run(op: Op) -> int:
     last = tensor.dims[-1] if vec > 1 and op["guard"][-1] else 0
     while vec > 1 and (vec & (vec - 1) or layout.regs % vec or isinstance(last, str) or last % vec):
         vec -= 1
+    vec = vec if vec >= tensor.dtype.per_register and tensor.dtype.bits > 1 else 1
     return min(vec, 2 if tensor.dtype.bits == 16 else 1) if op.get("reduce") == "add" else vec
 
 

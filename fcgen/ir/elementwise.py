@@ -1,7 +1,8 @@
 """The elementwise functions of both levels: one table with dtype rules, NumPy meaning and cost.
 
-Arithmetic on 16-bit floats is defined as: widen to float32, compute, round to nearest even. The interpreters do exactly that and
-the CUDA printer emits it, so all three agree up to the accuracy of the special functions.
+Arithmetic on floats of less than 32 bits is defined as: widen to float32, compute, round to nearest even. Integers wrap: results are taken
+modulo 2 ** bits. Bits that are shifted further than there are bits are gone; >> of a negative number moves ones in. The interpreters do
+exactly that and the CUDA printer emits it, so all three agree up to the accuracy of the special functions.
 """
 
 from __future__ import annotations
@@ -11,13 +12,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .types import DType, bf16, f16, f32
+from .types import DType, f32
 
 
 @dataclass(frozen=True)
 class Fn:
-    """name; arity; `kind` of dtype rule: "arith" (same in, same out), "float" (floats only), "int", "compare" (same in, i1 out),
-    "logic" (i1, or integers bitwise); NumPy meaning on float32/int/bool arrays."""
+    """name; arity; `kind` of dtype rule: "arith" (same in, same out), "float" (floats only), "int", "word" (integers of 32 bits),
+    "compare" (same in, i1 out), "logic" (i1, or integers bitwise); NumPy meaning on float32/int/bool arrays."""
 
     name: str
     arity: int
@@ -34,16 +35,19 @@ def _erf(x: np.ndarray) -> np.ndarray:
     return np.vectorize(erf, otypes=[np.float64])(x).astype(np.asarray(x).dtype)
 
 
-def _intdiv(a, b):
-    return np.floor_divide(a, b)
+def _mulhi(a, b):
+    wide = np.asarray(a).astype(np.int64) * np.asarray(b).astype(np.int64) if np.asarray(a).dtype == np.int32 else \
+        np.asarray(a).astype(np.uint64) * np.asarray(b).astype(np.uint64)
+    return (wide >> wide.dtype.type(32)).astype(np.asarray(a).dtype)
 
 
 FNS: dict[str, Fn] = {f.name: f for f in [
     Fn("add", 2, "arith", np.add, "+", True), Fn("sub", 2, "arith", np.subtract, "-"),
     Fn("mul", 2, "arith", np.multiply, "*", True), Fn("div", 2, "float", np.divide, "/"),
     Fn("max", 2, "arith", np.maximum, "", True), Fn("min", 2, "arith", np.minimum, "", True),
-    Fn("pow", 2, "float", np.power), Fn("floordiv", 2, "int", _intdiv), Fn("mod", 2, "int", np.mod),
+    Fn("pow", 2, "float", np.power), Fn("floordiv", 2, "int", np.floor_divide), Fn("mod", 2, "int", np.mod),
     Fn("shl", 2, "int", np.left_shift, "<<"), Fn("shr", 2, "int", np.right_shift, ">>"),
+    Fn("mulhi", 2, "word", _mulhi, "", True),
     Fn("lt", 2, "compare", np.less, "<"), Fn("le", 2, "compare", np.less_equal, "<="),
     Fn("gt", 2, "compare", np.greater, ">"), Fn("ge", 2, "compare", np.greater_equal, ">="),
     Fn("eq", 2, "compare", np.equal, "==", True), Fn("ne", 2, "compare", np.not_equal, "!=", True),
@@ -68,17 +72,21 @@ REDUCTIONS: dict[str, tuple[Callable[..., np.ndarray], str, float]] = {
     "sum": (np.sum, "add", 0.0), "max": (np.max, "max", -np.inf), "min": (np.min, "min", np.inf)}
 
 
-def round_bf16(x: np.ndarray) -> np.ndarray:
-    """float32 -> the nearest bf16 (ties to even), held as float32. NaN stays NaN."""
-    x = np.ascontiguousarray(x, np.float32).reshape(np.shape(x))  # a number stays one
-    bits = x.view(np.uint32)
-    rounded = (bits + (0x7FFF + ((bits >> 16) & 1)).astype(np.uint32)) & np.uint32(0xFFFF0000)
-    return np.where(np.isnan(x), x, rounded.view(np.float32))
-
-
 def convert(x: np.ndarray, dtype: DType) -> np.ndarray:
-    """Round or convert to `dtype` in the representation `DType.np_dtype`; NumPy may warn of what overflows."""
-    return round_bf16(x) if dtype == bf16 else np.asarray(x).astype(dtype.np_dtype)
+    """Round or convert to `dtype` in the representation `DType.np_dtype`; NumPy may warn of what overflows. Floats round to nearest even,
+    those of 8 bits to the largest finite number where that is exceeded (PTX, `.satfinite`); of floats, integers are the nearest one towards
+    zero that there is, and 0 of NaN; integers wrap."""
+    x = np.asarray(x)
+    if dtype.np_dtype != dtype.stored:
+        x = x.astype(np.float32)
+        x = np.clip(x, -dtype.largest, dtype.largest) if dtype.bits == 8 else x
+        return x.astype(dtype.stored).astype(np.float32)
+    if dtype.is_int and x.dtype.kind in "fV":
+        low, high = dtype.range
+        wide = np.where(np.isnan(x), 0.0, np.trunc(x.astype(np.float64)))
+        inside = np.where(np.abs(wide) < 2.0**63, wide, 0.0).astype(np.int64)
+        return np.where(wide >= high, high, np.where(wide <= low, low, inside)).astype(dtype.np_dtype)
+    return x.astype(dtype.np_dtype)
 
 
 def to_dtype(x: np.ndarray, dtype: DType) -> np.ndarray:
@@ -88,10 +96,9 @@ def to_dtype(x: np.ndarray, dtype: DType) -> np.ndarray:
 
 
 def evaluate(name: str, dtype: DType, *args: np.ndarray) -> np.ndarray:
-    """The NumPy meaning of one function at operand dtype `dtype` (see the module docstring for 16-bit floats)."""
+    """The NumPy meaning of one function at operand dtype `dtype` (see the module docstring for narrow types)."""
     fn = FNS[name]
-    if dtype in (f16, bf16):
-        args = tuple(np.asarray(a, np.float32) for a in args)
+    args = tuple(np.asarray(a, dtype.computed.np_dtype) for a in args)
     out = fn.numpy(*args)
     if fn.kind == "compare":
         return np.asarray(out, np.bool_)

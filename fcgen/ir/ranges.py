@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from ..errors import FcError
 from .core import Block, Kernel, Op, Value
-from .types import Scalar, Tensor, i32
+from .types import Scalar, Tensor, i32, i64, u32
 
 LOWEST, HIGHEST = -(2**31), 2**31 - 1
 #: room for what later passes add: tiles that are copied ahead, positions inside of a tile
@@ -28,7 +28,7 @@ FLOOR = 2**24
 
 
 #: what integers of a width hold
-WIDTHS = {"i32": (LOWEST, HIGHEST), "i64": (-(2**63), 2**63 - 1)}
+WIDTHS = {d.name: d.range for d in (i32, u32, i64)}
 
 
 class Admitted(NamedTuple):

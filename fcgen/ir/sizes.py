@@ -50,9 +50,9 @@ def number(name: str, dtype: DType, flags: tuple[str, ...], value: Any) -> int |
         if math.isinf(kept) and (not math.isinf(x) or isinstance(value, int)):
             raise fail(f"does not fit {dtype}", expected=f"at most {np.finfo(dtype.np_dtype).max:.3g}", got=str(value)[:80])
     else:
-        kept, top = x, 2 ** (dtype.bits - 1)
-        if not -top <= x < top:
-            raise fail("is out of range", expected=f"{-top} to {top - 1}", got=str(value)[:80])
+        kept, (low, high) = x, dtype.range
+        if not low <= x <= high:
+            raise fail("is out of range", expected=f"{low} to {high}", got=str(value)[:80])
     if "positive" in flags and not kept > 0:
         raise fail("must be positive: the spec says so", expected=f"> 0 in {dtype}", got=value)
     return kept if dtype.is_float else int(x)

@@ -18,7 +18,7 @@ from .types import Buffer, Tensor
 #: what a tensor map can describe: axes, positions of a box along each of them, bytes that a box's rows are multiples of
 MOST_AXES, MOST_BOX, ROW_BYTES = 5, 256, 16
 #: element types of tensor maps
-DTYPES = ("f16", "bf16", "f32", "i32")
+DTYPES = ("f16", "bf16", "f32", "i32", "u32", "i8", "u8", "f8e4m3", "f8e5m2")
 
 
 def refusal(tensor: Tensor, index: tuple[str, ...], buffer: Buffer, parts: int) -> tuple[str, object, object] | None:

@@ -19,7 +19,7 @@ from .core import Op
 from .elementwise import FNS, REDUCTIONS
 from .layout import RegLayout
 from .ops import RuleError, define, need
-from .types import DTYPES, Frag, Scalar, Tensor, Tile, bf16, f16, f32, i1, i32, i64, with_dtype
+from .types import DTYPES, Frag, Scalar, Tensor, Tile, bf16, f8e4m3, f8e5m2, f16, f32, i1, i8, i32, i64, u32, with_dtype
 
 BOTH = "tile machine"
 #: which load or dot of the traced program an op is, in each of its copies
@@ -63,6 +63,8 @@ def infer_elementwise(name: str):
             need(dtype.is_float, f"{name} is for floats", "f16, bf16, f32", dtype)
         elif fn.kind == "int":
             need(dtype.is_int, f"{name} is for integers", "i32, i64", dtype)
+        elif fn.kind == "word":
+            need(dtype in (i32, u32), f"{name} is for integers of 32 bits", "i32, u32", dtype)
         elif fn.kind == "logic":
             need(not dtype.is_float, f"{name} is for i1 and integers", "i1, i32, i64", dtype)
         elif fn.kind == "arith":
@@ -94,14 +96,14 @@ def _cast(types, attrs):
     return (with_dtype(types[0], DTYPES[attrs["to"]]),)
 
 
-define("cast", BOTH, "Convert; to a narrower float rounds to nearest even, float to integer truncates.", _cast, to=DTYPE)
+define("cast", BOTH, "Convert, as `elementwise.convert` defines it.", _cast, to=DTYPE)
 
 
 def _const(types, attrs):
     need(not types, "const takes no operands")
     dtype, value = DTYPES[attrs["dtype"]], attrs["value"]
     if not dtype.is_float:
-        low, high = (0, 1) if dtype == i1 else (-(1 << dtype.bits - 1), (1 << dtype.bits - 1) - 1)
+        low, high = dtype.range
         need(isinstance(value, int) or value in (0, 1), "const: an integer dtype takes a whole number", "a whole number", value)
         need(low <= value <= high, f"const: {dtype} holds the number", f"{low} to {high}", value)
     return (Scalar(dtype),)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from ..errors import FcError, closest
@@ -20,11 +21,13 @@ from .layout import OpaqueLayout, RegLayout, SmemLayout
 
 @dataclass(frozen=True)
 class DType:
-    """An element type. `np_dtype` is what the interpreters compute and store in; bf16 is held as float32 rounded to bf16."""
+    """An element type. `stored` is its NumPy dtype in memory; `np_dtype` is what the interpreters hold it in: floats that NumPy itself
+    does not have are held as float32 rounded to them."""
 
     name: str
     bits: int
     is_float: bool
+    signed: bool = True
 
     def __str__(self) -> str:
         return self.name
@@ -41,26 +44,62 @@ class DType:
         return not self.is_float and self.bits > 1
 
     @property
+    def computed(self) -> DType:
+        """The dtype that functions of this one are computed in before their result is rounded or wrapped, and that sums are kept in."""
+        return self if self.bits >= 32 or self.bits == 1 else f32 if self.is_float else i32
+
+    @property
+    def per_register(self) -> int:
+        """Elements that share a 32-bit register; 1 for those that have one or two of their own, and for conditions."""
+        return 32 // self.bits if 1 < self.bits < 32 else 1
+
+    @property
+    def range(self) -> tuple[int, int]:
+        """The least and the largest number that an integer dtype holds."""
+        if self.bits == 1:
+            return 0, 1
+        return (-(1 << self.bits - 1), (1 << self.bits - 1) - 1) if self.signed else (0, (1 << self.bits) - 1)
+
+    @property
+    def largest(self) -> float:
+        """The largest finite number of a float dtype."""
+        return float(ml_dtypes.finfo(self.stored).max)
+
+    @property
+    def stored(self) -> np.dtype:
+        return _STORED[self.name]
+
+    @property
     def np_dtype(self) -> np.dtype:
-        return _NP_DTYPES[self.name]
+        return np.dtype(np.float32) if self.name in _FOREIGN else _STORED[self.name]
 
 
-_NP_DTYPES = {name: np.dtype(t) for name, t in (("f16", np.float16), ("bf16", np.float32), ("f32", np.float32), ("f64", np.float64),
-                                               ("i1", np.bool_), ("i32", np.int32), ("i64", np.int64))}
+_FOREIGN = {"bf16": ml_dtypes.bfloat16, "f8e4m3": ml_dtypes.float8_e4m3fn, "f8e5m2": ml_dtypes.float8_e5m2}
+_STORED = {name: np.dtype(t) for name, t in (("f16", np.float16), ("f32", np.float32), ("f64", np.float64), ("i1", np.bool_),
+                                             ("i8", np.int8), ("u8", np.uint8), ("i32", np.int32), ("u32", np.uint32), ("i64", np.int64),
+                                             *_FOREIGN.items())}
 
 
 f16 = DType("f16", 16, True)
 bf16 = DType("bf16", 16, True)
 f32 = DType("f32", 32, True)
 f64 = DType("f64", 64, True)
+f8e4m3 = DType("f8e4m3", 8, True)
+f8e5m2 = DType("f8e5m2", 8, True)
 i1 = DType("i1", 1, False)
+i8 = DType("i8", 8, False)
+u8 = DType("u8", 8, False, signed=False)
 i32 = DType("i32", 32, False)
+u32 = DType("u32", 32, False, signed=False)
 i64 = DType("i64", 64, False)
-DTYPES: dict[str, DType] = {d.name: d for d in (f16, bf16, f32, f64, i1, i32, i64)}
+DTYPES: dict[str, DType] = {d.name: d for d in (f16, bf16, f32, f64, f8e4m3, f8e5m2, i1, i8, u8, i32, u32, i64)}
 
 #: what NumPy, torch and C call them
 ELSEWHERE = {"half": "f16", "float16": "f16", "fp16": "f16", "bfloat16": "bf16", "float": "f32", "float32": "f32", "fp32": "f32",
-             "double": "f64", "float64": "f64", "fp64": "f64", "bool": "i1", "int": "i32", "int32": "i32", "long": "i64", "int64": "i64"}
+             "double": "f64", "float64": "f64", "fp64": "f64", "bool": "i1", "int": "i32", "int32": "i32", "long": "i64", "int64": "i64",
+             "int8": "i8", "char": "i8", "uint8": "u8", "byte": "u8", "uint": "u32", "uint32": "u32", "float8_e4m3fn": "f8e4m3",
+             "float8_e5m2": "f8e5m2", "e4m3": "f8e4m3", "e5m2": "f8e5m2", "fp8": "f8e4m3", "fp8e4m3": "f8e4m3", "fp8e5m2": "f8e5m2",
+             "fp8_e4m3": "f8e4m3", "fp8_e5m2": "f8e5m2", "f8e4m3fn": "f8e4m3", "e4m3fn": "f8e4m3"}
 _SIZED = re.compile(r"(i|u|int|uint|f|fp|bf|float|bfloat)(1|4|8|16|32|64|128)(_?e\dm\d\w*)?")
 
 

@@ -1,9 +1,10 @@
 """What a spec's parameters are, read from their annotations.
 
-    Q: "T[B, H, M, D]"        a tensor of a dtype (f16, bf16, f32, f64, i1, i32, i64), or of one that is bound when the spec is traced: a
-                              word that begins with a capital and is no dtype's name elsewhere (T, TK; not F16, not half)
+    Q: "T[B, H, M, D]"        a tensor of a dtype (f16, bf16, f32, f64, f8e4m3, f8e5m2, i1, i8, u8, i32, u32, i64), or of one
+                              that is bound when the spec is traced: a word that begins with a capital and is no dtype's name elsewhere
+                              (T, TK; not F16, not half)
     O: "out T[B, H, M, E]"    a tensor that the spec writes as a whole ("inout": reads, or writes in part)
-    scale: "f32", n: "i32"    run-time numbers; "f32 > 0" promises a positive one, which calls check
+    scale: "f32", n: "i32", seed: "u32"    run-time numbers; "f32 > 0" promises a positive one, which calls check
     a type, or nothing        a compile-time Python value
 
 With `from __future__ import annotations` the quotes may be left away, and a type such as `list[int]` or `Callable[..., Any]` is still
@@ -29,7 +30,7 @@ from ..errors import FcError, Loc, did_you_mean
 from ..ir.types import DTYPES, DType, as_dtype, dtype_meant, looks_like_dtype
 
 _TENSOR = re.compile(r"(?:(out|inout)\s+)?(\w+)\s*\[([^\]]*)\]$")
-_SCALAR = re.compile(r"(f32|i32|i64)\s*(>\s*0)?$")
+_SCALAR = re.compile(r"(f32|i32|u32|i64)\s*(>\s*0)?$")
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class Signature:
         return {p.name: DTYPES.get(p.dtype) or as_dtype(binding[p.dtype], p.dtype) for p in self.params if p.kind != "static"}
 
 
-FORMS = '"T[B, H, M, D]", "out f32[M, N]", "f32", "f32 > 0", "i32", "i64", or a type for a compile-time value'
+FORMS = '"T[B, H, M, D]", "out f32[M, N]", "f32", "f32 > 0", "i32", "u32", "i64", or a type for a compile-time value'
 
 
 def read_signature(fn: Callable[..., Any], loc: Loc) -> Signature:
@@ -129,7 +130,7 @@ def _read(name: str, annotation: Any, default: Any, types: Mapping[str, Any], po
         return Param(name, "static", default=default)
     word = re.match(r"[\w.]*", text)[0].split(".")[-1]  # type: ignore[index]
     near = dtype_meant(word) if looks_like_dtype(word) or word.islower() else None
-    numbers = ("f32", "i32", "i64")
+    numbers = ("f32", "i32", "u32", "i64")
     raise _unread(name, text, f"did you mean {near}?" if near in numbers and near != text else 'a run-time number is "f32", "i32" or "i64"'
                   if looks_like_dtype(word) else did_you_mean(text.split(" ")[0], ("out", "inout")))
 

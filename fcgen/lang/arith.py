@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import FcError
 from ..ir.elementwise import FNS
-from ..ir.types import DType, f32, i1, i32
+from ..ir.types import DType, f32, i1, i32, i64, u32
 from .handles import Handle, Label, NotATile, Range, label_name
 from .trace import current, here
 
@@ -45,10 +45,11 @@ def lift(x: Any, dtype: DType | None) -> Handle:
         whole = math.isfinite(x) and x.is_integer()
         raise FcError("trace/dtype", f"a {'float' if whole else 'fractional number'} meets integers", expected=dtype, got=x, loc=here(),
                       hint=f"write {int(x)}, or convert: .to(fc.f32)" if whole else "convert the tile: .to(fc.f32)")
-    top = 2 ** (dtype.bits - 1)
-    if not -top <= x < top:
-        raise FcError("trace/dtype", f"the number does not fit {dtype}", expected=f"{-top} to {top - 1}", got=x, loc=here(),
-                      hint="convert what it meets: .to(fc.i64)" if dtype == i32 else None)
+    low, high = dtype.range
+    if not low <= x <= high:
+        wider = next((d for d in (i32, u32, i64) if d.range[0] <= x <= d.range[1]), None)
+        raise FcError("trace/dtype", f"the number does not fit {dtype}", expected=f"{low} to {high}", got=x, loc=here(),
+                      hint=f"convert what it meets: .to(fc.{wider})" if wider else None)
     return Handle(current().emit("const", value=int(x), dtype=dtype.name))
 
 
@@ -136,6 +137,9 @@ def check_kind(name: str, h: Handle) -> None:
     if kind == "int" and not d.is_int:
         known = {"floordiv": "for floats: fc.floor(a / b)", "mod": "for floats: a - b * fc.floor(a / b)"} if d.is_float else {}
         raise FcError("trace/dtype", f"{word} is for integers", expected="i32, i64", got=repr(h), loc=here(), hint=known.get(name))
+    if (kind == "word" and d not in (i32, u32)) or (name == "abs" and not d.signed):
+        what, these = ("integers of 32 bits", "i32, u32") if kind == "word" else ("signed numbers", "i8, i32, i64, floats")
+        raise FcError("trace/dtype", f"{word} is for {what}", expected=these, got=repr(h), loc=here(), hint="convert: .to(fc.i32)")
     if kind == "logic" and d.is_float:
         raise FcError("trace/dtype", "&, |, ^ and ~ are for conditions and integers", got=repr(h), loc=here(), hint="compare first: x > 0")
     if kind == "arith" and d == i1:

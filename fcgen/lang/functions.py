@@ -158,6 +158,11 @@ def maximum(a: Any, b: Any) -> Handle:
     return elementwise("max", a, b)
 
 
+def mulhi(a: Any, b: Any) -> Handle:
+    """The upper 32 bits of the 64-bit product of two i32 or u32."""
+    return elementwise("mulhi", a, b)
+
+
 def minimum(a: Any, b: Any) -> Handle:
     """The smaller of two, elementwise."""
     return elementwise("min", a, b)

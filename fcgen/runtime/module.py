@@ -20,7 +20,7 @@ from fcgen.runtime import driver, nvrtc
 
 #: kind of argument -> (struct code, bytes, alignment). tensormap: the 128 bytes of a TMA descriptor.
 KINDS: dict[str, tuple[str, int, int]] = {
-    "ptr": ("Q", 8, 8), "i32": ("i", 4, 4), "i64": ("q", 8, 8), "f32": ("f", 4, 4), "tensormap": ("128s", 128, 64),
+    "ptr": ("Q", 8, 8), "i32": ("i", 4, 4), "u32": ("I", 4, 4), "i64": ("q", 8, 8), "f32": ("f", 4, 4), "tensormap": ("128s", 128, 64),
 }
 
 

@@ -25,7 +25,7 @@ from fcgen.runtime.tensors import ITEMSIZE
 #: launches whose parameters are kept, and blocks that are allocated together
 _REMEMBERED, _TOGETHER = 1024, 32
 #: a scalar is given as its bits: -0.0 and 0.0 are equal, and not the same launch
-_CODES = {"ptr": "Q", "f32": "I4x", "i32": "i4x", "i64": "q"}
+_CODES = {"ptr": "Q", "f32": "I4x", "i32": "i4x", "u32": "I4x", "i64": "q"}
 _token = itertools.count()
 
 

@@ -15,15 +15,17 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from fcgen.errors import FcError
+from fcgen.ir.types import DTYPES
 from fcgen.runtime import driver
 
-ITEMSIZE = {"f16": 2, "bf16": 2, "f32": 4, "f64": 8, "i8": 1, "i32": 4, "i64": 8, "u8": 1, "bool": 1}
-_TORCH_NAMES = {"float16": "f16", "bfloat16": "bf16", "float32": "f32", "float64": "f64", "int8": "i8",
-                "int32": "i32", "int64": "i64", "uint8": "u8", "bool": "bool"}
-_TYPESTR = {"<f2": "f16", "<f4": "f32", "<f8": "f64", "|i1": "i8", "<i4": "i32", "<i8": "i64", "|u1": "u8",
-            "|b1": "bool"}
-_DLPACK_DTYPES = {(0, 8): "i8", (0, 32): "i32", (0, 64): "i64", (1, 8): "u8", (2, 16): "f16", (2, 32): "f32",
-                  (2, 64): "f64", (4, 16): "bf16", (6, 8): "bool"}
+ITEMSIZE = {d.name: d.bytes for d in DTYPES.values()}
+TORCH_NAMES = {"f16": "float16", "bf16": "bfloat16", "f32": "float32", "f64": "float64", "f8e4m3": "float8_e4m3fn", "f8e5m2": "float8_e5m2",
+               "i1": "bool", "i8": "int8", "u8": "uint8", "i32": "int32", "u32": "uint32", "i64": "int64"}
+_OURS = {torch: ours for ours, torch in TORCH_NAMES.items()}
+_TYPESTR = {"<f2": "f16", "<f4": "f32", "<f8": "f64", "|i1": "i8", "<i4": "i32", "<i8": "i64", "|u1": "u8", "<u4": "u32",
+            "|b1": "i1"}
+_DLPACK_DTYPES = {(0, 8): "i8", (0, 32): "i32", (0, 64): "i64", (1, 8): "u8", (1, 32): "u32", (2, 16): "f16", (2, 32): "f32",
+                  (2, 64): "f64", (4, 16): "bf16", (6, 8): "i1", (10, 8): "f8e4m3", (12, 8): "f8e5m2"}
 _DL_CPU, _DL_CUDA, _DL_CUDA_HOST, _DL_CUDA_MANAGED = 1, 2, 3, 13
 CPU = -1
 
@@ -154,7 +156,7 @@ def _from_torch(x: Any, name: str) -> TensorArg:
     _check_plain(x, name)
     dtype = _torch_dtypes.get(x.dtype)
     if dtype is None:
-        dtype = _TORCH_NAMES.get(str(x.dtype).rsplit(".", 1)[-1])
+        dtype = _OURS.get(str(x.dtype).rsplit(".", 1)[-1])
         if dtype is None:
             raise _bad_dtype(name, str(x.dtype))
         _torch_dtypes[x.dtype] = dtype
@@ -207,7 +209,7 @@ def _from_cuda_array(x: Any, name: str) -> TensorArg:
     typestr, shape = facts["typestr"], tuple(facts["shape"])
     dtype = _TYPESTR.get(typestr)
     if dtype is None:
-        if hasattr(x, "__dlpack__"):  # can say bfloat16, which this interface cannot
+        if hasattr(x, "__dlpack__"):  # can say what this interface cannot: bfloat16, floats of 8 bits
             return from_dlpack(x, name)
         raise _bad_dtype(name, f"typestr {typestr!r}")
     if facts.get("mask") is not None:

@@ -16,12 +16,12 @@ from ..ir.async_ops import reaches_tensors
 from ..ir.core import Block, Op, Role, Value
 from ..ir.elementwise import FNS, REDUCTIONS, convert, evaluate
 from ..ir.layout import LANES, OpaqueLayout
-from ..ir.types import DTYPES, Buffer, DType, Frag, Scalar, bf16
+from ..ir.types import DTYPES, Buffer, Frag, Scalar
 from . import registers
 from .async_agents import AsyncOps
 from .engines import CopyEngine
 from .mbarriers import Blocked
-from .memory import WARP
+from .memory import WARP, decode, encode
 from .stores import StoreOps
 from .tensors import Stamp, taken
 
@@ -168,7 +168,7 @@ class Agent(AsyncOps, StoreOps):
     def do_reduce(self, op: Op, args: list[Any]) -> Any:
         t = op.operands[0].type
         table = registers.groups(t.layout, op["axis"])
-        wide = np.asarray(args[0], np.float32) if t.dtype.is_float else args[0]  # 16 bits: folded in float32, rounded once
+        wide = np.asarray(args[0], t.dtype.computed.np_dtype)  # of narrow types: folded in what they are computed in, rounded once
         return convert(REDUCTIONS[op["fn"]][0](wide[:, table], axis=2), t.dtype)
 
     def do_combine(self, op: Op, args: list[Any]) -> Any:
@@ -225,8 +225,8 @@ class Agent(AsyncOps, StoreOps):
         self.sim.coverage.passed(op.operands[0], int(args[1]) + 1)
         return ring, base + (int(args[1]) + op["ahead"]) % t.slots * t.slot_bytes
 
-    def half_words(self, op: Op, t: Frag, buffer: Buffer, row: int, col: int) -> np.ndarray:
-        """The half-words of each register's element from the slot's start: [32, regs, 1 or 2]."""
+    def units(self, op: Op, t: Frag, buffer: Buffer, row: int, col: int) -> np.ndarray:
+        """The units of each register's element from the slot's start: [32, regs, units of an element]."""
         key = ("hw", id(op), self.warp, row, col)
         if key not in self.sim.maps:
             if isinstance(t.layout, OpaqueLayout):
@@ -251,7 +251,7 @@ class Agent(AsyncOps, StoreOps):
                 if (address[::16, ::16] % 32).any() or stride % 16:  # CUDA C++ guide, "Warp matrix functions": ptr and ldm
                     self.sim.report("sim/bounds", f"{op.kind}: a 16x16 block does not start on 32 bytes, or its rows not on 16", op,
                                     got=f"{buffer.layout} at row {row}, column {col}", key=("wmma", id(op)))
-            self.sim.maps[key] = (address // 2)[..., None] + np.arange(size // 2)
+            self.sim.maps[key] = self.shared.of(address, size)
         return self.sim.maps[key]
 
     def block_coords(self, t: Frag) -> np.ndarray:
@@ -265,65 +265,66 @@ class Agent(AsyncOps, StoreOps):
         return np.stack([i, j], -1)
 
     def fetch(self, op: Op, view: Any, at: np.ndarray, lanes: np.ndarray) -> np.ndarray:
-        """Raw half-words at offsets from a view, recorded as reads."""
+        """Raw units at offsets from a view, recorded as reads."""
         ring, base = view
-        where = at + base // 2
+        where = at + base // self.shared.grain
         bad = self.shared.read(self.number, where.ravel(), np.broadcast_to(lanes, where.shape).ravel(), op)
         if bad is not None:
             self.sim.conflict(bad, self, op, ring, self.sim.offsets[ring])
-        return self.shared.bytes.view(np.uint16)[where]
+        return self.shared.units[where]
 
     def do_ld_shared(self, op: Op, args: list[Any]) -> Any:
         t = op.result.type
-        at = self.half_words(op, t, op.operands[0].type, int(args[1]), int(args[2]))
+        at = self.units(op, t, op.operands[0].type, int(args[1]), int(args[2]))
         return decode(self.fetch(op, args[0], at, LANE[:, None, None]), t.dtype)
 
     def do_wmma_load(self, op: Op, args: list[Any]) -> Any:
         t = op.result.type
-        at = self.half_words(op, t, op.operands[0].type, int(args[1]), int(args[2]))
+        at = self.units(op, t, op.operands[0].type, int(args[1]), int(args[2]))
         return decode(self.fetch(op, args[0], at, np.full((1, 1, 1), WARP)), t.dtype)
 
     def put(self, op: Op, view: Any, at: np.ndarray, data: np.ndarray, lanes: np.ndarray) -> None:
         ring, base = view
-        where = at + base // 2
+        where = at + base // self.shared.grain
         bad = self.shared.write(self.number, where.ravel(), np.broadcast_to(lanes, where.shape).ravel(), op)
         if bad is not None:
             self.sim.conflict(bad, self, op, ring, self.sim.offsets[ring])
-        self.shared.bytes.view(np.uint16)[where] = data
+        self.shared.units[where] = data
 
     def do_st_shared(self, op: Op, args: list[Any]) -> None:
         t = op.operands[0].type
-        at = self.half_words(op, t, op.operands[1].type, int(args[2]), int(args[3]))
+        at = self.units(op, t, op.operands[1].type, int(args[2]), int(args[3]))
         mine = registers.writers(t.layout, self.role.warps, self.warp)
-        self.put(op, args[1], at[mine], encode(args[0], t.dtype)[mine], LANE[mine][:, None, None])
+        self.put(op, args[1], at[mine], encode(args[0], t.dtype, self.shared.grain)[mine], LANE[mine][:, None, None])
 
     def do_wmma_store(self, op: Op, args: list[Any]) -> None:
         t = op.operands[0].type
-        at = self.half_words(op, t, op.operands[1].type, int(args[2]), int(args[3]))
+        at = self.units(op, t, op.operands[1].type, int(args[2]), int(args[3]))
         # which lane stores what is nobody's to know: the same lanes only for the same op
-        self.put(op, args[1], at, encode(args[0], t.dtype), np.full((1, 1, 1), -4 - self.shared.number(op)))
+        self.put(op, args[1], at, encode(args[0], t.dtype, self.shared.grain), np.full((1, 1, 1), -4 - self.shared.number(op)))
 
     def do_ldmatrix(self, op: Op, args: list[Any]) -> Any:
-        """PTX ISA, ldmatrix: lane l supplies the address of row l % 8 of its block; lane t receives row t / 4, columns 2 (t % 4) + {0, 1},
-        or with .trans the transposed block's."""
+        """PTX ISA, ldmatrix: lane l supplies the address of row l % 8 of its block, 16 bytes; lane t receives 4 of row t / 4, from byte
+        4 (t % 4) on, or with .trans (of 16-bit elements) the transposed block's."""
         t, buffer = op.result.type, op.operands[0].type
+        size, per = t.dtype.bytes, t.dtype.per_register
         row, col = int(args[1]), int(args[2])
         key = ("ldmatrix", id(op), self.warp, row, col)
         if key not in self.sim.maps:
-            origin = registers.matrix_origins(t.layout, self.role.warps, self.warp, op["transposed"]) + np.array([row, col])
-            i, j = origin[:, 0, None, None] + np.arange(8)[:, None], origin[:, 1, None, None] + np.arange(8)
+            origin = registers.matrix_origins(t.layout, self.role.warps, self.warp, op["transposed"], per) + np.array([row, col])
+            i, j = origin[:, 0, None, None] + np.arange(8)[:, None], origin[:, 1, None, None] + np.arange(4 * per)
             if min(i.min(), j.min()) < 0 or i.max() >= buffer.shape[0] or j.max() >= buffer.shape[1]:
                 self.sim.report(
                     "sim/bounds", "ldmatrix outside its tile", op, expected=f"{buffer.shape}", got=f"row {i.max()}, column {j.max()}"
                 )
                 i, j = np.clip(i, 0, buffer.shape[0] - 1), np.clip(j, 0, buffer.shape[1] - 1)
-            address = np.asarray(buffer.layout.address(buffer.shape, 2, i, j))
-            if (address[..., 0] % 16).any() or (address - address[..., :1] != 2 * np.arange(8)).any():
+            address = np.asarray(buffer.layout.address(buffer.shape, size, i, j))
+            if (address[..., 0] % 16).any() or (address - address[..., :1] != size * np.arange(4 * per)).any():
                 self.sim.report("sim/bounds", "ldmatrix: a row of a block is not 16 aligned bytes in shared memory", op, got=buffer.layout)
-            self.sim.maps[key] = address // 2
+            self.sim.maps[key] = self.shared.of(address, size)
         # a lane gives the address of a row, but all lanes receive parts of it: the row is read by the warp
-        blocks = decode(self.fetch(op, args[0], self.sim.maps[key], np.full((1, 1, 1), WARP))[..., None], t.dtype)
-        pair = 2 * (LANE % 4)[:, None] + np.arange(2)
+        blocks = decode(self.fetch(op, args[0], self.sim.maps[key], np.full((1, 1, 1), WARP)), t.dtype)
+        pair = per * (LANE % 4)[:, None] + np.arange(per)
         picked = blocks[:, pair, LANE[:, None] // 4] if op["trans"] else blocks[:, LANE[:, None] // 4, pair]
         return picked.transpose(1, 0, 2).reshape(LANES, -1)
 
@@ -404,22 +405,3 @@ class Agent(AsyncOps, StoreOps):
             self.sim.memory[tensor][where] = evaluate("add", t.dtype, self.sim.memory[tensor][where], value)
         else:
             self.sim.memory[tensor][where] = value
-
-
-def encode(x: np.ndarray, dtype: DType) -> np.ndarray:
-    """Values -> half-words [..., 1 or 2] as they lie in memory."""
-    x = np.ascontiguousarray(x)
-    if dtype == bf16:
-        return (x.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)[..., None]
-    raw = x.astype(dtype.np_dtype)
-    return raw.view(np.uint16)[..., None] if dtype.bytes == 2 else raw[..., None].view(np.uint16)
-
-
-def decode(raw: np.ndarray, dtype: DType) -> np.ndarray:
-    """Half-words [..., 1 or 2] -> values."""
-    raw = np.ascontiguousarray(raw)
-    if dtype == bf16:
-        return (raw[..., 0].astype(np.uint32) << 16).view(np.float32)
-    return raw.view(dtype.np_dtype)[..., 0]
-
-

@@ -9,9 +9,9 @@ import numpy as np
 
 from ..errors import FcError
 from ..ir.core import Op, Role, Value, walk
-from ..ir.types import Frag, Pending
+from ..ir.types import Frag, Pending, i32
 from .mbarriers import Blocked
-from .memory import WARP
+from .memory import WARP, decode, encode
 
 if TYPE_CHECKING:
     from .machine import Simulation
@@ -173,12 +173,13 @@ class AsyncOps:
     def do_post(self, op: Op, args: list[Any]) -> None:
         if self.warp == 0:
             *values, view = args
-            raw = np.array(values, np.int32).view(np.uint16)
+            raw = encode(np.array(values), i32, self.shared.grain).ravel()  # type: ignore[attr-defined]
             self.put(op, view, np.arange(len(raw)), raw, np.zeros(1, np.int32))  # type: ignore[attr-defined]
 
     def do_fetch(self, op: Op, args: list[Any]) -> Any:
-        raw = self.fetch(op, args[0], np.arange(2 * len(op.results)), np.full(1, WARP))  # type: ignore[attr-defined]
-        return tuple(np.ascontiguousarray(raw).view(np.int32))
+        raw = self.fetch(op, args[0], np.arange(4 // self.shared.grain * len(op.results)),  # type: ignore[attr-defined]
+                         np.full(1, WARP))
+        return tuple(decode(raw.reshape(len(op.results), -1), i32))
 
     def do_row_part(self, op: Op, args: list[Any]) -> np.int32:
         return np.int32(self.warp * op["parts"] // self.role.warps)

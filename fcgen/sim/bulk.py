@@ -16,7 +16,7 @@ from ..ir.async_ops import share
 from ..ir.core import Op, Value
 from .cluster import Touch
 from .mbarriers import PhaseBarrier
-from .memory import WARP
+from .memory import WARP, encode
 from .tensors import taken
 
 if TYPE_CHECKING:
@@ -66,17 +66,17 @@ class BulkEngine:
             there = view[0], view[1] + (rank - agent.rank) * self.sim.stretch
             self.launch(agent, op, there, rank, args[-2][0], args[-1], part, data[part])
 
-    @staticmethod
-    def part(buffer: Any, rank: int, blocks: int) -> np.ndarray:
-        """Half-words that a block copies of a tile which so many share, as `destination` counts them."""
+    def part(self, buffer: Any, rank: int, blocks: int) -> np.ndarray:
+        """Units that a block copies of a tile which so many share, as `destination` counts them."""
         rows, cols = buffer.shape if len(buffer.shape) == 2 else (1, buffer.shape[0])
+        units = buffer.dtype.bytes // self.sim.grain
         if blocks == 1:
-            return np.arange(rows * cols * max(1, buffer.dtype.bytes // 2))
+            return np.arange(rows * cols * units)
         i, j = np.divmod(np.arange(rows * cols), cols)
         found = share(buffer, blocks)
         assert found is not None, "verified"
         mine = i // found[0] == rank if found[0] < rows else j // (found[1] * buffer.layout.panel) == rank
-        return np.flatnonzero(np.repeat(mine, max(1, buffer.dtype.bytes // 2)))
+        return np.flatnonzero(np.repeat(mine, units))
 
     def launch(self, agent: Agent, op: Op, view: tuple[Value, int], rank: int, bars: Value, cursor: int, part: np.ndarray,
                data: np.ndarray) -> None:
@@ -102,11 +102,11 @@ class BulkEngine:
         if phase != barrier.phase:
             barrier.fault(op, agent.who,
                           f"{op.kind} starts for phase {phase} of {barrier.name}, which is in phase {barrier.phase}", "start")
-        self.flying.append(Load(op, agent.who, owner, time, where, data, barrier, phase, 2 * len(part), shared.clock[owner].copy(),
+        self.flying.append(Load(op, agent.who, owner, time, where, data, barrier, phase, sim.grain * len(part), shared.clock[owner].copy(),
                                 agent.rank))
 
     def destination(self, op: Op, buffer: Any, base: int) -> np.ndarray:
-        """Half-words of the tile's elements, row by row: boxes of one panel each, swizzled on absolute address bits."""
+        """Units of the tile's elements, row by row: boxes of one panel each, swizzled on absolute address bits."""
         size, layout = buffer.dtype.bytes, buffer.layout
         rows, cols = buffer.shape if len(buffer.shape) == 2 else (1, buffer.shape[0])
         align = 8 * layout.swizzle if layout.swizzle else 128
@@ -122,13 +122,11 @@ class BulkEngine:
             linear = base + j // layout.panel * (rows * span) + i * span + j % layout.panel * size
             mask = {0: 0, 32: 1, 64: 3, 128: 7}[layout.swizzle]
             address = linear ^ (linear >> 7 & mask) << 4
-            self.sim.maps[key] = (address[:, None] // 2 + np.arange(max(1, size // 2))).ravel()
+            self.sim.maps[key] = self.sim.shared.of(address, size).ravel()
         return self.sim.maps[key]
 
     def source(self, agent: Agent, op: Op, tensor: str, scalars: list[Any], buffer: Any) -> np.ndarray:
-        """The rectangle as half-words, zero outside of the tensor."""
-        from .agents import encode
-
+        """The rectangle as units, zero outside of the tensor."""
         data, shape = self.sim.memory[tensor], buffer.shape
         index, inside, axis, it = [], np.ones(shape, bool), 0, iter(scalars)
         agent.sim.addresses.check_bulk(agent, op, tensor, int(scalars[-1]) if op["index"][-1] != "all" else 0)
@@ -147,7 +145,7 @@ class BulkEngine:
             bad = history.access(agent.stamp(op), tuple(i[inside] for i in index), np.full(int(inside.sum()), WARP), "read")
             if bad is not None:
                 self.sim.tensor_conflict(bad, agent, op, tensor)
-        return encode(taken(data, tuple(index), inside), buffer.dtype).ravel()
+        return encode(taken(data, tuple(index), inside), buffer.dtype, self.sim.grain).ravel()
 
     def land(self, load: Load) -> None:
         self.flying.remove(load)

@@ -236,6 +236,8 @@ class Draws:
             shape = tuple(d if isinstance(d, int) else trial.sizes[d] for d in p.type.dims)
             if p.type.dtype.is_float:
                 x = self.floats(rng, shape, trial.kind)
+            elif p.type.dtype.bits == 8 and p.name not in self.meaning.inside:
+                x = rng.integers(p.type.dtype.range[0], p.type.dtype.range[1] + 1, shape)
             elif n % 2 and p.name not in self.meaning.inside:
                 x = self.integers(p.name, rng, trial.sizes, shape, n)
             else:

@@ -11,6 +11,7 @@ from ..ir.alignment import run
 from ..ir.core import Op
 from ..ir.layout import LANES
 from . import registers
+from .memory import encode
 from .tensors import taken
 
 if TYPE_CHECKING:
@@ -34,13 +35,11 @@ class CopyEngine:
         self.groups: list[list[_Copy]] = []
 
     def start(self, op: Op, args: list[Any]) -> None:
-        from .agents import encode
-
         a, buffer, layout = self.agent, op.operands[-1].type, op["threads"]
         ring, base = args[-1]
         c = registers.coords(layout, a.role.warps, a.warp)
         index, inside = a.rectangle(op, args[0], args[1:-1], c)
-        data = encode(taken(a.sim.memory[args[0]], index, inside), buffer.dtype)
+        data = encode(taken(a.sim.memory[args[0]], index, inside), buffer.dtype, a.shared.grain)
         key = ("copy", id(op), a.warp)
         if key not in a.sim.maps:
             i, j = (c[..., 0], c[..., 1]) if c.shape[-1] == 2 else (c[..., 0] * 0, c[..., 0])
@@ -53,10 +52,10 @@ class CopyEngine:
                 a.sim.report("sim/bounds", f"cp_async: a run of {width} bytes is not contiguous and aligned in shared memory", op,
                              expected=f"a multiple of {width} bytes", got=buffer.layout, hint="shorter runs, or another padding",
                              key=("runs", id(op)))
-            a.sim.maps[key] = (address // 2)[..., None] + np.arange(size // 2)
+            a.sim.maps[key] = a.shared.of(address, size)
         mine = registers.writers(layout, a.role.warps, a.warp)
         a.touch(op, args[0], index, inside & mine[:, None], "read")
-        at = (a.sim.maps[key][mine] + base // 2).ravel()
+        at = (a.sim.maps[key][mine] + base // a.shared.grain).ravel()
         lanes = np.broadcast_to(np.arange(LANES)[:, None, None], data.shape)[mine].ravel()
         bad = a.shared.launch(a.number, at, lanes, op)
         if bad is not None:

@@ -108,6 +108,8 @@ class Simulation:
         self.steps = 0
         self.maps: dict[Any, Any] = {}  # addresses by op, warp and position: the same in every program
         self.offsets = dict(zip(kernel.buffers, self._offsets()))
+        #: bytes of the smallest element in shared memory: what it remembers of is as fine as that
+        self.grain = min([2, *(b.type.dtype.bytes for b in kernel.buffers if isinstance(b.type, Buffer))])
         size = max([kernel.meta.get("smem_bytes", 0)] + [o + b.type.bytes for b, o in self.offsets.items()])
         self.stretch = size if kernel.cluster == 1 else -(-size // 1024) * 1024  # bytes of one block
         self.history = {n: TensorHistory(memory[n].shape, n in given)
@@ -230,7 +232,7 @@ class Simulation:
         storing = [role.warps if any(op.kind == "tma_store" for op in walk(role.body)) else 0 for role in roles]
         store = first + sum(cores) * len(blocks)
         engines = store + sum(storing) * len(blocks)
-        self.shared = SharedMemory(self.stretch * len(blocks), engines + objects)
+        self.shared = SharedMemory(self.stretch * len(blocks), engines + objects, self.grain)
         self.shared.generic = first
         self.names: dict[int, str] = {}
         self.peers: dict[tuple[int, str], tuple[int, ...]] = {}

@@ -2,9 +2,9 @@
 
 Time is a vector clock per agent (a warp): an access is ordered before another if its time is in what the other's agent has seen.
 Barriers join the clocks. Inside a warp, lanes are ordered only by `syncwarp` or a barrier. Copies in flight own their bytes until
-they were waited for. Kept per pair of bytes, the smallest element there is.
+they were waited for. Kept per *unit*, as many bytes as the smallest element that a kernel has in shared memory (`grain`).
 
-Half-words are named by an index array, or by a slice where they lie side by side: a tile that an engine reads is a few runs of thousands.
+Units are named by an index array, or by a slice where they lie side by side: a tile that an engine reads is a few runs of thousands.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ..ir.core import Op
+from ..ir.types import DType
 
 NOBODY, SEVERAL = -1, -2
 WARP = -3  # as a lane: all lanes of the warp together, as ldmatrix and wmma read
@@ -22,7 +23,7 @@ Where = np.ndarray | slice
 
 
 def runs(at: np.ndarray) -> list[Where]:
-    """The distinct half-words among `at`, in a few slices where that is what they are."""
+    """The distinct units among `at`, in a few slices where that is what they are."""
     if not at.size:
         return []
     flat = np.sort(at, axis=None)
@@ -34,13 +35,13 @@ def runs(at: np.ndarray) -> list[Where]:
 
 
 def _first(at: Where, bad: np.ndarray) -> tuple[int, int]:
-    """(position among `at`, half-word) of the first that is bad."""
+    """(position among `at`, unit) of the first that is bad."""
     n = int(np.argmax(bad))
     return n, int(at.start + n if isinstance(at, slice) else at[n])
 
 
 class Reads:
-    """One agent's last reads, per half-word. Of a warp also by which lane: `s_...` is the last read by another lane than the last read's,
+    """One agent's last reads, per unit. Of a warp also by which lane: `s_...` is the last read by another lane than the last read's,
     so that whoever writes, one of the two is by another lane. An engine has no lanes."""
 
     def __init__(self, n: int, lanes: bool):
@@ -67,11 +68,13 @@ class Conflict:
 class SharedMemory:
     size: int
     agents: int
+    grain: int = 2
     ops: list[Op] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        n = self.size // 2
+        n = self.size // self.grain
         self.bytes = np.full(self.size, 0xFF, np.uint8)  # NaN in every float format
+        self.units = self.bytes.view({1: np.uint8, 2: np.uint16}[self.grain])
         self.clock = np.zeros((self.agents, self.agents), np.int32)
         np.fill_diagonal(self.clock, 1)
         self.sync = np.ones(self.agents, np.int32)
@@ -84,6 +87,10 @@ class SharedMemory:
         self._numbers: dict[int, int] = {}
         self.fences: dict[int, list[int]] = {}  # agent -> its time at each proxy fence
         self.generic = self.agents  # agents from this number on are engines, which are of the async proxy
+
+    def of(self, address: np.ndarray, size: int) -> np.ndarray:
+        """Units of elements of `size` bytes at addresses: [..., units of an element]."""
+        return (address // self.grain)[..., None] + np.arange(size // self.grain)
 
     def number(self, op: Op) -> int:
         if id(op) not in self._numbers:
@@ -120,7 +127,7 @@ class SharedMemory:
             bad = (who == a) & (self.w_time[at] > (fences[n - 1] if n else 0))
             if bad.any():
                 _, g = _first(at, bad)
-                return Conflict("proxy", self.ops[self.w_op[g]], int(a), g * 2)
+                return Conflict("proxy", self.ops[self.w_op[g]], int(a), g * self.grain)
         return None
 
     def sync_warp(self, agent: int) -> None:
@@ -129,7 +136,7 @@ class SharedMemory:
     # ---- accesses --------------------------------------------------------------------------------------------------
 
     def read(self, agent: int, at: Where, lanes: np.ndarray | int, op: Op) -> Conflict | None:
-        """Record reads of half-words `at` (flat), each by a lane; the first conflict, if any."""
+        """Record reads of units `at` (flat), each by a lane; the first conflict, if any."""
         mine = self.reads.get(agent)
         if mine is None:
             mine = self.reads[agent] = Reads(len(self.w_agent), lanes=agent < self.generic)
@@ -137,7 +144,7 @@ class SharedMemory:
         if bad is None:
             never = self.w_agent[at] == NOBODY
             if never.any():
-                bad = Conflict("unwritten", None, NOBODY, _first(at, never)[1] * 2)
+                bad = Conflict("unwritten", None, NOBODY, _first(at, never)[1] * self.grain)
         if mine.lanes:
             assert isinstance(at, np.ndarray)
             lanes = self._one_lane_each(at, lanes)
@@ -160,7 +167,7 @@ class SharedMemory:
         """A copy starts: its bytes are nobody's until it has landed. agent: who makes it, a warp or an engine."""
         bad = self._against_flight(agent, at, True) or self._against_write(agent, at, lanes) or self._against_reads(agent, at, lanes)
         self.flight[at], self.f_agent[at], self.f_time[at] = self.number(op), agent, self.clock[agent, agent]
-        self.bytes.view(np.uint16)[at] = 0xFFFF
+        self.units[at] = 0xFF if self.grain == 1 else 0xFFFF
         return bad
 
     def land(self, agent: int, at: np.ndarray, data: np.ndarray, lanes: np.ndarray, op: Op, time: int | None = None) -> None:
@@ -168,7 +175,7 @@ class SharedMemory:
         time: the agent's at the start of the copy, for an engine that runs many."""
         mine = self.flight[at] == self.number(op)
         at, data, lanes = at[mine], data[mine], lanes[mine]
-        self.bytes.view(np.uint16)[at] = data
+        self.units[at] = data
         self.flight[at] = NOBODY
         self.w_agent[at], self.w_sync[at] = agent, self.sync[agent]
         self.w_time[at] = self.clock[agent, agent] if time is None else time
@@ -191,7 +198,7 @@ class SharedMemory:
         _, g = _first(at, flying)
         owner = int(self.f_agent[g])
         unordered = owner != agent and self.f_time[g] > self.clock[agent, owner]
-        return Conflict("race" if writes or unordered else "stale", self.ops[self.flight[g]], owner, g * 2, flying=True)
+        return Conflict("race" if writes or unordered else "stale", self.ops[self.flight[g]], owner, g * self.grain, flying=True)
 
     def _against_write(self, agent: int, at: Where, lanes: np.ndarray | int) -> Conflict | None:
         who, time = self.w_agent[at], self.w_time[at]
@@ -206,7 +213,7 @@ class SharedMemory:
         if not bad.any():
             return None
         n, g = _first(at, bad)
-        return Conflict("race", self.ops[self.w_op[g]], int(self.w_agent[g]), g * 2, not other[n])
+        return Conflict("race", self.ops[self.w_op[g]], int(self.w_agent[g]), g * self.grain, not other[n])
 
     def _against_reads(self, agent: int, at: Where, lanes: np.ndarray | int) -> Conflict | None:
         for a, r in sorted(self.reads.items()):
@@ -221,5 +228,16 @@ class SharedMemory:
                 continue
             if bad.any():
                 _, g = _first(at, bad)
-                return Conflict("race", self.ops[ops[g]], a, g * 2, a == agent)
+                return Conflict("race", self.ops[ops[g]], a, g * self.grain, a == agent)
         return None
+
+
+def encode(x: np.ndarray, dtype: DType, grain: int) -> np.ndarray:
+    """Values -> units of memory [..., units of an element], as they lie there."""
+    unit = {1: np.uint8, 2: np.uint16}[grain]
+    return np.ascontiguousarray(x).astype(dtype.stored)[..., None].view(unit)
+
+
+def decode(raw: np.ndarray, dtype: DType) -> np.ndarray:
+    """Units [..., units of an element] -> values."""
+    return np.ascontiguousarray(raw).view(dtype.stored)[..., 0].astype(dtype.np_dtype, copy=False)

@@ -22,9 +22,9 @@ from .machine import Result, simulate
 from .tile import interpret
 
 #: relative to an element and to the rms of its tensor, by dtype of the output: two roundings, and float32 sums in another order
-TOLERANCE = {"f16": 4e-3, "bf16": 3e-2, "f32": 1e-3, "f64": 1e-3}
+TOLERANCE = {"f16": 4e-3, "bf16": 3e-2, "f32": 1e-3, "f64": 1e-3, "f8e4m3": 0.25, "f8e5m2": 0.5}
 #: one rounding of an input
-STEP = {"f16": 2.0**-11, "bf16": 2.0**-8, "f32": 2.0**-20, "f64": 2.0**-20}
+STEP = {"f16": 2.0**-11, "bf16": 2.0**-8, "f32": 2.0**-20, "f64": 2.0**-20, "f8e4m3": 2.0**-4, "f8e5m2": 2.0**-3}
 
 
 @dataclass

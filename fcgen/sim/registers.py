@@ -76,9 +76,10 @@ def operand_map(layout: RegLayout, unit: RegLayout, warps: int, warp: int) -> tu
 
 
 @lru_cache(maxsize=512)
-def matrix_origins(layout: RegLayout, warps: int, warp: int, transposed: bool) -> np.ndarray:
-    """int [pairs, 2]: for each pair of 16-bit registers, the stored (row, col) of the corner of the 8x8 block that ldmatrix puts there."""
-    c = coords(layout, warps, warp)[0, ::2]
+def matrix_origins(layout: RegLayout, warps: int, warp: int, transposed: bool, per: int = 2) -> np.ndarray:
+    """int [words, 2]: for each 32-bit register, of `per` elements, the stored (row, col) of the corner of the block of 8 rows that ldmatrix
+    puts there."""
+    c = coords(layout, warps, warp)[0, ::per]
     return c[:, ::-1] if transposed else c
 
 

@@ -18,7 +18,7 @@ from ..ir.elementwise import to_dtype
 from ..ir.layout import LANES
 from . import registers
 from .mbarriers import Blocked
-from .memory import WARP
+from .memory import WARP, decode, encode
 from .tensors import Stamp
 
 if TYPE_CHECKING:
@@ -98,8 +98,6 @@ class StoreEngine:
 
     def take(self, s: Store) -> None:
         """Read the tile, knowing what was known at the start."""
-        from .agents import decode
-
         shared, now = self.agent.shared, self.agent.shared.clock[self.owner].copy()
         buffer, (ring, _) = s.op.operands[-1].type, self.agent.env[s.op.operands[-1]]
         shared.clock[self.owner] = s.read
@@ -107,7 +105,7 @@ class StoreEngine:
         shared.clock[self.owner] = now
         if bad is not None:
             self.sim.conflict(bad, self.agent, s.op, ring, self.sim.offsets[ring])
-        raw = shared.bytes.view(np.uint16)[s.where].reshape(*s.inside.shape, max(1, buffer.dtype.bytes // 2))
+        raw = shared.units[s.where].reshape(*s.inside.shape, -1)
         s.data = decode(raw, buffer.dtype).copy()
 
     def put(self, s: Store) -> None:
@@ -187,8 +185,6 @@ class StoreOps:
     def do_stmatrix(self, op: Op, args: list[Any]) -> None:
         """PTX ISA, stmatrix: lane l supplies the address of row l % 8 of its block, and the elements of row l / 4, columns 2 (l % 4) +
         {0, 1}, or with .trans those of the transposed block."""
-        from .agents import encode
-
         agent: Any = self
         t, buffer, row, col = op.operands[0].type, op.operands[1].type, int(args[2]), int(args[3])
         key = ("stmatrix", id(op), agent.warp, row, col)
@@ -202,12 +198,13 @@ class StoreOps:
             address = np.asarray(buffer.layout.address(buffer.shape, 2, i, j))
             if (address[..., 0] % 16).any() or (address - address[..., :1] != 2 * np.arange(8)).any():
                 agent.sim.report("sim/bounds", "stmatrix: a row of a block is not 16 aligned bytes in shared memory", op, got=buffer.layout)
-            agent.sim.maps[key] = address // 2
-        pairs = encode(args[0], t.dtype)[..., 0].reshape(LANES, -1, 2)  # [lane, block, element]
-        blocks = np.zeros((pairs.shape[1], 8, 8), np.uint16)
+            agent.sim.maps[key] = agent.shared.of(address, 2)
+        raw = encode(args[0], t.dtype, agent.shared.grain)
+        pairs = raw.reshape(LANES, -1, 2, raw.shape[-1])  # [lane, block, element, unit]
+        blocks = np.zeros((pairs.shape[1], 8, 8, raw.shape[-1]), raw.dtype)
         lane, e = np.arange(LANES)[:, None], np.arange(2)
         i, j = (2 * (lane % 4) + e, lane // 4) if op["trans"] else (lane // 4, 2 * (lane % 4) + e)
-        blocks[:, i, j] = pairs.transpose(1, 0, 2)
+        blocks[:, i, j] = pairs.transpose(1, 0, 2, 3)
         agent.put(op, args[1], agent.sim.maps[key], blocks, np.full((1, 1, 1), WARP))
 
     #: ops at which the agent may stop

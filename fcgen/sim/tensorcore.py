@@ -18,7 +18,7 @@ from ..ir.core import Op
 from ..ir.layout import RegLayout, mma_a, mma_c
 from ..ir.types import Buffer, Frag, Pending
 from . import descriptor, registers
-from .memory import WARP, Where, runs
+from .memory import WARP, Where, decode, runs
 
 if TYPE_CHECKING:
     from .agents import Agent
@@ -117,12 +117,12 @@ class TensorCore:
                 sim.conflict(bad, self.agent, op, view[0], sim.offsets[view[0]])
 
     def operands(self, op: Op, args: list[Any]) -> tuple[np.ndarray, np.ndarray, tuple[list[Where], ...]]:
-        """Half-words as descriptors find them: of this warp's rows of a, [rows, depth], and of b, [cols, depth]; and all that the
-        instruction may read of a, of b and of the ones beside b, whichever warp it is for."""
+        """Units as descriptors find them: of this warp's rows of a, [rows, depth, units], and of b, [cols, depth, units]; and all
+        that the instruction may read of a, of b and of the ones beside b, whichever warp it is for."""
         a, b, out = op.operands[0].type, op.operands[1].type, op.result.type
         maps, beside = self.sim.maps, args[-1][1] if op.get("ones") else None
         depth = b.shape[1] if op["tb"] else b.shape[0]
-        own, read = np.zeros((0, depth), int), list[Where]()
+        own, read = np.zeros((0, depth, 1), int), list[Where]()
         if isinstance(a, Buffer):
             key: tuple[Any, ...] = ("wgmma a", id(op), self.agent.warp, args[0][1])
             if key not in maps:
@@ -150,10 +150,11 @@ class TensorCore:
             start -= start % (8 * t.layout.swizzle)
         at = descriptor.tile(t.layout, (t.shape[0], t.shape[1]), t.dtype.bytes, major, start, row, rows, depth,
                              None if beside is None else beside - base)
-        if at.max() + 2 > self.sim.stretch:
+        size = t.dtype.bytes
+        if at.max() + size > self.sim.stretch:
             self.sim.report("sim/bounds", "wgmma reads outside of shared memory", op, got=int(at.max()), key=("outside", id(op)))
-            at = np.minimum(at, self.sim.stretch - 2)
-        return (at + base) // 2
+            at = np.minimum(at, self.sim.stretch - size)
+        return self.agent.shared.of(at + base, size)
 
     def unit(self, op: Op) -> tuple[RegLayout, RegLayout]:
         """What one warp holds of an instruction's accumulator and of a left operand in registers (PTX ISA, wgmma)."""
@@ -202,9 +203,7 @@ class TensorCore:
         job.value = out
 
     def fetch(self, at: np.ndarray, t: Buffer) -> np.ndarray:
-        from .agents import decode
-
-        return decode(self.agent.shared.bytes.view(np.uint16)[at][..., None], t.dtype).astype(np.float64)
+        return decode(self.agent.shared.units[at], t.dtype).astype(np.float64)
 
     def commit(self) -> None:
         self.commits += 1

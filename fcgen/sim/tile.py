@@ -1,7 +1,7 @@
 """The tile IR in NumPy: what a program means, one grid point at a time.
 
 Values are arrays of the tile's shape in the dtype's NumPy representation (bf16 as rounded float32); rounding happens exactly where the IR
-casts or computes in 16 bits. Outputs start as NaN (or the smallest integer), so that what no program wrote is seen.
+casts, or computes in less than 32 bits. Outputs start as NaN (or the smallest integer), so that what no program wrote is seen.
 """
 
 from __future__ import annotations
@@ -94,12 +94,13 @@ def _array(name: str, dtype: DType, value: Any) -> np.ndarray:
     """An argument as an array that its dtype can hold: numbers are rounded, and never wrapped, cut or made of words."""
     x = np.asarray(value)
     if x.dtype.kind not in ("b" if dtype == i1 else "iu" if dtype.is_int else "fiu"):
-        if x.dtype.names is not None or x.dtype.kind != "V":  # bf16 of other packages is a kind of its own
+        if x.dtype.names is not None or x.dtype.kind != "V":  # what NumPy lacks is a kind of its own
             raise FcError("call/argument", f"argument `{name}` is not an array of {dtype}", expected=dtype, got=f"an array of {x.dtype}",
                           hint="round it first: np.rint(x).astype(np.int32)" if x.dtype.kind == "f" and dtype.is_int else None)
-    if dtype.is_int and x.size and not (-(2 ** (dtype.bits - 1)) <= int(x.min()) and int(x.max()) < 2 ** (dtype.bits - 1)):
+    low, high = dtype.range if dtype.is_int else (0, 0)
+    if dtype.is_int and x.size and not (low <= int(x.min()) and int(x.max()) <= high):
         raise FcError("call/argument", f"argument `{name}` holds numbers that do not fit {dtype}", got=f"{x.min()} to {x.max()}",
-                      expected=f"{-(2 ** (dtype.bits - 1))} to {2 ** (dtype.bits - 1) - 1}")
+                      expected=f"{low} to {high}")
     return x
 
 
@@ -190,7 +191,7 @@ class _Interpreter:
         return convert(np.asarray(args[0]), DTYPES[op["to"]])
 
     def do_reduce(self, op: Op, args: list[Any], env: Any) -> Any:
-        wide = np.asarray(args[0], np.float32) if op.operands[0].type.dtype.is_float else args[0]
+        wide = np.asarray(args[0], op.operands[0].type.dtype.computed.np_dtype)
         return convert(REDUCTIONS[op["fn"]][0](wide, axis=op["axis"]), op.result.type.dtype)
 
     def do_dot(self, op: Op, args: list[Any], env: Any) -> Any:

@@ -8,7 +8,6 @@ import pytest
 import fcgen as fc
 from fcgen.backends.ada import TARGETS
 from fcgen.backends.cuda import print_cuda
-from fcgen.ir.elementwise import round_bf16
 from fcgen.ir.layout import SmemLayout, blocked, mma_a, mma_b, mma_c, native_smem
 from fcgen.ir.ops import verify
 from fcgen.ir.types import bf16, f16, f32, i32
@@ -18,13 +17,11 @@ from .programs import branches, gemm, half_math, row_softmax, small_shapes, thro
 
 
 def stored(x: np.ndarray, dtype) -> np.ndarray:
-    if dtype == bf16:
-        return (round_bf16(x).view(np.uint32) >> 16).astype(np.uint16)
-    return x.astype(dtype.np_dtype)
+    return x.astype(dtype.stored)
 
 
 def loaded(x: np.ndarray, dtype) -> np.ndarray:
-    return (x.astype(np.uint32) << 16).view(np.float32) if dtype == bf16 else x.astype(np.float32)
+    return x.astype(np.float32)
 
 
 def run(k, tmp_path, blocks, tensors, scalars=None, sizes=None):

@@ -27,15 +27,15 @@ def refused(annotation: Any, *words: str, **more: Any) -> fc.FcError:
 
 
 @pytest.mark.parametrize(("word", "meant"), [*ELSEWHERE.items(), ("F16", "f16"), ("BF16", "bf16"), ("Float32", "f32"), ("HALF", "f16"),
-                                             ("f33", "f32"), ("I32", "i32")])
+                                             ("f33", "f32"), ("I32", "i32"), ("I8", "i8"), ("F8E4M3", "f8e4m3")])
 def test_a_dtype_that_is_called_otherwise(word: str, meant: str) -> None:
     for annotation in (f"{word}[M, D]", f"out {word}[M]", f"'inout {word}[M]'"):
         refused(annotation, "dtype of tensor `X`", f"did you mean {meant}?")
 
 
-@pytest.mark.parametrize("word", ["i8", "u8", "f8", "int8", "uint32", "u32", "I8", "F8", "U64", "f8e4m3", "i16", "fp8_e5m2", "tensor", "t", "q"])
+@pytest.mark.parametrize("word", ["f8", "F8", "U64", "i16", "u16", "uint64", "float8_e4m3fnuz", "tensor", "t", "q"])
 def test_a_dtype_that_there_is_not(word: str) -> None:
-    e = refused(f"{word}[M, D]", "f16, bf16, f32, f64, i1, i32, i64", "capital word")
+    e = refused(f"{word}[M, D]", "f16, bf16, f32, f64, f8e4m3, f8e5m2, i1, i8, u8, i32, u32, i64", "capital word")
     assert "did you mean" not in str(e) or word in ("t", "q", "tensor")
 
 
@@ -65,7 +65,7 @@ def test_the_place_is_the_parameter() -> None:
     with pytest.raises(fc.FcError) as caught:
         @fc.kernel
         def spec(X: "f32[M]",
-                 größe: "int32", Z: "i8[M]",
+                 größe: "int32", Z: "u8[M]",
                  Y: "out f32[M]"):
             pass
 
@@ -82,7 +82,7 @@ def test_the_place_is_the_parameter() -> None:
     assert caught.value.loc.source_line().strip().startswith("Y:")
 
 
-@pytest.mark.parametrize("word", [*ELSEWHERE, "i8", "x", 3, None, int])
+@pytest.mark.parametrize("word", [*ELSEWHERE, "i16", "x", 3, None, int])
 def test_a_binding_that_is_no_dtype(word: Any) -> None:
     def spec(X: "T[M]", Y: "out T[M]"):
         (rows,) = fc.grid(fc.tile(X.M, "BM"))

@@ -32,7 +32,7 @@ class Shared:
 
 
 @pytest.mark.parametrize(("dtype", "name"), [("float16", "f16"), ("float32", "f32"), ("float64", "f64"), ("int8", "i8"),
-                                             ("int32", "i32"), ("int64", "i64"), ("uint8", "u8"), ("bool", "bool")])
+                                             ("int32", "i32"), ("int64", "i64"), ("uint8", "u8"), ("bool", "i1")])
 def test_dlpack_gives_address_shape_and_dtype(dtype, name):
     array = np.zeros((2, 3, 4), dtype)
     arg = describe(array, "q", cpu_ok=True)
@@ -182,7 +182,7 @@ def torch(monkeypatch):
     return module
 
 
-@pytest.mark.parametrize(("dtype", "name"), [("float16", "f16"), ("bfloat16", "bf16"), ("float32", "f32"), ("bool", "bool")])
+@pytest.mark.parametrize(("dtype", "name"), [("float16", "f16"), ("bfloat16", "bf16"), ("float32", "f32"), ("bool", "i1")])
 def test_a_torch_tensor_is_read_as_it_is(torch, dtype, name):
     assert describe(FakeTensor(f"torch.{dtype}"), "q")[:5] == (512, (2, 8), (8, 1), name, 1)
 
