@@ -186,6 +186,9 @@ def _exchange() -> list[Instr]:
     out = [_fn(f"shfl_xor_{t}", f"{c} x, int lanes", "return __shfl_xor_sync(0xffffffffu, x, lanes);",
                "PTX ISA, shfl.sync.bfly: x of the lane whose number differs in `lanes`", c)
            for t, c in (("f32", "float"), ("i32", "int"), ("u32", "uint32_t"), ("i64", "long long"), ("f64", "double"))]
+    out += [_fn(f"shfl_up_{t}", f"{c} x, int lanes", "return __shfl_up_sync(0xffffffffu, x, lanes);",
+                "PTX ISA, shfl.sync.up: x of the lane that is `lanes` below, its own in the first ones", c)
+            for t, c in (("f32", "float"), ("i32", "int"), ("u32", "uint32_t"), ("i64", "long long"), ("f64", "double"))]
     swap = ("uint32_t x = {sel} ? {a} : {b};\n    x = __shfl_xor_sync(0xffffffffu, x, {by});\n"
             "    {a} = {sel} ? x : {a};\n    {b} = {sel} ? {b} : x;\n")
     steps = [("odd", 0, 1, 1), ("odd", 2, 3, 1), ("high", 0, 2, 2), ("high", 1, 3, 2)]

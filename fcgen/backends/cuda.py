@@ -22,6 +22,7 @@ from . import (  # noqa: F401  (they register how ops print)
     cuda_memory,
     cuda_mma,
     cuda_roles,
+    cuda_scan,
     cuda_smem,
     cuda_stores,
     cuda_wgmma,

@@ -386,6 +386,22 @@ def mma_b(depth: int, cols: int, warps: tuple[int, int] = (4, 1)) -> RegLayout:
         (Factor("w", wn, 1), Factor("r", n, 4), Factor("l", 8, 4))))
 
 
+def in_runs(shape: tuple[int, ...], axis: int, warps: int) -> RegLayout:
+    """Lanes hold runs of `axis`, one after the other, and each warp holds it whole: as few lanes as leave no lane without rows."""
+    if len(shape) == 1:
+        lanes = max(n for n in (1, 2, 4, 8, 16, 32) if shape[0] % n == 0)
+        return RegLayout(((Factor("l", lanes, 1), Factor("r", shape[0] // lanes, 1)),))
+    if axis == 0:
+        return in_runs(shape[::-1], 1, warps).transpose()
+    rows, cols = shape
+    w = max(n for n in range(1, warps + 1) if rows % n == 0 and warps % n == 0)
+    down = max(n for n in (1, 2, 4, 8, 16, 32) if rows // w % n == 0)
+    lanes = max(n for n in (1, 2, 4, 8, 16, 32) if n * down <= LANES and cols % n == 0)
+    run = cols // lanes
+    return RegLayout(((Factor("w", w, 1), Factor("r", rows // w // down, run), Factor("l", down, lanes)),
+                      (Factor("l", lanes, 1), Factor("r", run, 1))))
+
+
 def rowwise(rows: int, cols: int, warps: int, lanes_per_row: int = 4, vec: int = 1) -> RegLayout:
     """Contiguous rows per warp; in a warp `lanes_per_row` lanes share a row, each with runs of `vec` columns: the layout for
     plain element work and coalesced access. Sizes that do not divide leave copies rather than holes."""

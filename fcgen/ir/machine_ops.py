@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from .attrs import FLAG, GUARD, INDEX, LAYOUT, TEXT, VEC, every, one_of, whole
 from .core import Op
+from .elementwise import REDUCTIONS
 from .layout import OpaqueLayout, RegLayout, quad_rows
 from .ops import define, need
 from .tile_ops import check_index
@@ -239,6 +240,18 @@ def _combine(types, attrs):
 
 define("combine", "machine", "Fold a partial reduction over lanes: one butterfly step (shfl.xor) per stride in `lanes`.",
        _combine, lanes=every(VEC, 5, 1))
+
+
+def _fold(types, attrs):
+    t = types[0]
+    need(len(types) == 1 and isinstance(t, Frag) and len(t.shape) == 1 and isinstance(t.layout, RegLayout) and t.partial is None,
+         "fold takes a complete tile of one axis in registers", "frag", types)
+    need(not t.layout.reduces_over(0)[1], "fold: each warp holds the whole axis", "no warp digit", t.layout)
+    return (Scalar(t.dtype),)
+
+
+define("fold", "machine", "A tile of one axis as one number, the same in all threads: registers first, then one butterfly step per lane digit.",
+       _fold, fn=one_of(*REDUCTIONS))
 
 
 def _vote(types, attrs):

@@ -201,6 +201,22 @@ define("reduce", BOTH, """Fold one axis with sum, max or min. On fragments each 
        `partial` where lanes share the axis, and `combine` finishes it.""", _reduce, fn=one_of(*REDUCTIONS), axis=whole(0, 7))
 
 
+def _cumsum(types, attrs):
+    t: Any
+    t, axis = types[0], attrs["axis"]
+    need(len(types) == 1 and isinstance(t, (Tile, Frag)) and 0 <= axis < len(t.shape), "cumsum: axis is one of the tile's", got=types)
+    need(t.dtype != i1, "cumsum adds numbers", got=t)
+    if isinstance(t, Frag):
+        need(isinstance(t.layout, RegLayout) and t.partial is None, "cumsum takes a complete tile in registers", got=t)
+        units = [f.unit for f in t.layout.axes[axis]]
+        need(units == sorted(units) and units.count("l") <= 1 and "w" not in units, "cumsum: lanes hold runs of the axis, one after the other",
+             "l... r... on the axis", t.layout)
+    return (t,)
+
+
+define("cumsum", BOTH, "The sum of each element of an axis and those before it.", _cumsum, axis=whole(0, 7))
+
+
 def _dot(types, attrs):
     need(len(types) in (2, 3), "dot takes a, b and optionally an accumulator", "2 or 3", len(types))
     a, b = types[:2]

@@ -195,26 +195,47 @@ def _reduction(name: str) -> Callable[..., Handle]:
             raise FcError("trace/shape", f"fc.{name} reduces a tile", got=repr(x), loc=here(), hint=hint)
         if x.dtype == i1:
             raise FcError("trace/dtype", f"fc.{name} folds numbers, not conditions", got=repr(x), loc=here(), hint="convert: c.to(fc.i32)")
-        if isinstance(axis, (Range, str, Dim)):
-            label = axis.name if isinstance(axis, Dim) else axis
-            if x.labels.count(label) != 1:
-                raise FcError("trace/shape", f"the tile has {'two axes' if label in x.labels else 'no axis'} {label_name(label)}",
-                              got=repr(x), loc=here(), hint="name the axis by its number: 0 or 1")
-            axis = x.labels.index(label)
-        if not isinstance(axis, int) or isinstance(axis, bool) or not -len(x.labels) <= axis < len(x.labels):
-            raise FcError("trace/shape", "no such axis", expected=f"0 to {len(x.labels) - 1}, or a range", got=repr(axis), loc=here(),
-                          hint="a tile is reduced along one axis at a time" if axis is None or isinstance(axis, (tuple, list)) else None)
-        axis %= len(x.labels)
+        if axis is None:
+            for _ in x.labels:
+                x = fn(x, -1)
+            return x
+        axis = _axis_of(x, axis)
         labels = tuple(l for i, l in enumerate(x.labels) if i != axis)
         return Handle(current().emit("reduce", x.value, fn=name, axis=axis), labels)
 
-    fn.__name__, fn.__doc__ = name, f"The {name} along one axis (a number, or the range that the axis runs over)."
+    fn.__name__ = name
+    fn.__doc__ = f"The {name} along one axis (a number, or the range that the axis runs over); of axis=None, of all elements: a number."
     return fn
+
+
+def _axis_of(x: Handle, axis: Any) -> int:
+    if isinstance(axis, (Range, str, Dim)):
+        label = axis.name if isinstance(axis, Dim) else axis
+        if x.labels.count(label) != 1:
+            raise FcError("trace/shape", f"the tile has {'two axes' if label in x.labels else 'no axis'} {label_name(label)}",
+                          got=repr(x), loc=here(), hint="name the axis by its number: 0 or 1")
+        axis = x.labels.index(label)
+    if not isinstance(axis, int) or isinstance(axis, bool) or not -len(x.labels) <= axis < len(x.labels):
+        raise FcError("trace/shape", "no such axis", expected=f"0 to {len(x.labels) - 1}, or a range", got=repr(axis), loc=here(),
+                      hint="one axis, or all of them: axis=None" if isinstance(axis, (tuple, list)) else None)
+    return axis % len(x.labels)
 
 
 max = _reduction("max")
 min = _reduction("min")
 sum = _reduction("sum")
+
+
+def cumsum(x: Handle, axis: Any = -1) -> Handle:
+    """The sum of each element of an axis (a number, or the range that it runs over) and those before it. Of what lies past the end of a
+    tensor, zeros are added."""
+    if isinstance(x, NotATile):
+        raise x.mistaken()
+    if not isinstance(x, Handle) or not x.labels or isinstance(axis, Handle):
+        raise FcError("trace/shape", "fc.cumsum adds along an axis of a tile", got=repr(x), loc=here())
+    if x.dtype == i1:
+        raise FcError("trace/dtype", "fc.cumsum adds numbers, not conditions", got=repr(x), loc=here(), hint="convert: c.to(fc.i32)")
+    return Handle(current().emit("cumsum", x.value, axis=_axis_of(x, axis)), x.labels)
 
 
 def dot(a: Any, b: Any, acc: Any = None) -> Handle:

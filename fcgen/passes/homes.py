@@ -14,7 +14,7 @@ from ..errors import FcError
 from ..ir.alignment import Access, allowed
 from ..ir.core import Block, Kernel, Op, Value, definitions, uses, walk
 from ..ir.elementwise import FNS
-from ..ir.layout import OpaqueLayout, RegLayout, mma_a, mma_c, rowwise, wgmma_c
+from ..ir.layout import OpaqueLayout, RegLayout, in_runs, mma_a, mma_c, rowwise, wgmma_c
 from ..ir.schedule import Schedule
 from ..ir.target import Target
 from ..ir.types import Scalar, Tile
@@ -191,6 +191,8 @@ class Homes:
         if op.kind == "slice":
             k = self.known(op.operands[0])
             return k.part_of(op["axis"], t.shape[op["axis"]]) if k is not None else None
+        if op.kind == "cumsum":
+            return in_runs(t.shape, op["axis"], self.schedule.warps)
         if op.kind == "reduce":
             k = self.known(op.operands[0])
             if k is None:
@@ -243,6 +245,8 @@ class Homes:
             return None
         seen.add(v)
         for u in self.uses.get(v, ()):
+            if u.kind == "cumsum":
+                return self._result_home(u)
             if u.kind in ELEMENTWISE and isinstance(u.result.type, Tile):
                 h = self.known(u.result) or self._wanted(u.result, seen)
                 if h is not None:

@@ -156,7 +156,7 @@ class _Pad:
         return out
 
     def number(self, value: float, dtype: Any) -> Value:
-        return self.b.emit("const", value=value if dtype.is_float else int(np.clip(value, -2**31, 2**31 - 1)), dtype=dtype.name)
+        return self.b.emit("const", value=value if dtype.is_float else int(np.clip(value, *dtype.range)), dtype=dtype.name)
 
     def contraction(self, op: Op, operands: tuple[Value, ...]) -> tuple[Value, ...]:
         """Both operands finite in the padding of the inner axis, and one of them zero."""

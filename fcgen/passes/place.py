@@ -85,10 +85,11 @@ class _Placer:
             self.load(op, b, env)
         elif op.kind == "yield":
             raise AssertionError("yield is written by its loop")
+        elif op.kind == "reduce" and isinstance(op.result.type, Scalar):
+            x = op.operands[0]
+            src = self.want(x, self.homes.reducible(op, self.homes.known(x) or self.homes.plain(x.type)), b, env)
+            env[op.result] = b.emit("fold", src, fn=op["fn"], name=op.result.name)
         elif not any(isinstance(r.type, Tile) for r in op.results):
-            if any(isinstance(v.type, Tile) for v in op.operands):
-                raise FcError("compile/unsupported", "a tile reduced to a single number has no lowering yet", got=op.kind,
-                              hint="keep one axis: reduce a 2-d tile to its rows")
             self.plain(op, b, env)
         elif self.homes[op.result] is None:
             return  # flexible: made where it is read, in the layout wanted there
@@ -96,6 +97,8 @@ class _Placer:
             self.element(op, b, env)
         elif op.kind == "reduce":
             self.reduce(op, b, env)
+        elif op.kind == "cumsum":
+            env[op.result] = b.emit("cumsum", self.want(op.operands[0], self.homes[op.result], b, env), name=op.result.name, axis=op["axis"])
         elif op.kind == "transpose":
             layout = self.homes[op.result]
             src = self.want(op.operands[0], layout.transpose(), b, env)
@@ -346,8 +349,12 @@ class _Placer:
 
     def store(self, op: Op, b: Builder, env: Env) -> None:
         v, t = op.operands[1], op.operands[1].type
-        if not isinstance(t, Tile):
-            raise FcError("compile/unsupported", "a store writes a tile", got=str(t), hint="store a tile of one row")
+        if not isinstance(t, Tile):  # one element is a run of one
+            one = Frag(t.dtype, (1,), RegLayout(((),)))
+            index = (*op["index"][:-1], "tile")
+            b.do("store", env[op.operands[0]], b.emit("full", env[v], type=one), *env.all(op.operands[2:]),
+                 **{**op.attrs, "index": index, "guard": (False,)}, vec=1)
+            return
         home = self.homes[v] or self.homes.plain(t)
         layout = self.homes.partner(t) if isinstance(home, OpaqueLayout) else home
         if home == SMEM:

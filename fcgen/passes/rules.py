@@ -22,7 +22,7 @@ import numpy as np
 
 from ..ir.core import Op, Value
 from ..ir.elementwise import FNS, apply, to_dtype
-from ..ir.types import DTYPES, Scalar, Tile, f32, i1
+from ..ir.types import DTYPES, DType, Scalar, Tile, f32, i1, i32
 from .common import ELEMENTWISE, rank
 
 if TYPE_CHECKING:
@@ -140,12 +140,21 @@ def simple_transpose(s: Sweep, op: Op) -> Value | None:
 @rule("reduce")
 def reduce_full(s: Sweep, op: Op) -> Value | None:
     inner = s.made_by(op.operands[0], "full")
-    if inner is None or (op["fn"] == "sum" and op.result.type.dtype not in (f32,)):
+    if inner is None or (op["fn"] == "sum" and op.result.type.dtype != f32):
         return None
     x = inner.operands[0]
     if op["fn"] == "sum":
         x = s.make("mul", x, s.number(float(op.operands[0].type.shape[op["axis"]]), f32))
     return s.spread(x, op.result.type)
+
+
+@rule("reduce", "cumsum")
+def widen_sums(s: Sweep, op: Op) -> Value | None:
+    """Sums and extrema of narrow elements are kept in what these are computed in, and rounded once."""
+    dtype = op.result.type.dtype
+    if dtype.computed == dtype:
+        return None
+    return s.make("cast", s.make(op.kind, s.make("cast", op.operands[0], to=dtype.computed.name), **op.attrs), to=dtype.name)
 
 
 @rule("cast")
@@ -290,7 +299,7 @@ def simple_select(s: Sweep, op: Op) -> Value | None:
 
 @rule("add", "sub", "mul", "floordiv", "mod")
 def integers(s: Sweep, op: Op) -> Value | None:
-    """(x + c) + d, (x * c) * d, (x * c) // c, (x * c) % c, (x + y) - y, (x - y) + y."""
+    """(x + c) + d, (x * c) * d, (x + y) - y, (x - y) + y; and of what cannot wrap (x * c) // c, (x * c) % c."""
     dtype, (x, y) = op.result.type.dtype, op.operands
     if not dtype.is_int:
         return None
@@ -307,14 +316,30 @@ def integers(s: Sweep, op: Op) -> Value | None:
         return None
     if op.kind in ("add", "sub") and inner.kind in ("add", "sub"):
         total = (c if inner.kind == "add" else -c) + (d if op.kind == "add" else -d)
-        return s.spread(s.make("add", p, s.number(total, dtype)), op.result.type)
+        return s.spread(s.make("add", p, s.number(wrapped(total, dtype), dtype)), op.result.type)
     if op.kind == "mul" and inner.kind == "mul":
-        return s.spread(s.make("mul", p, s.number(c * d, dtype)), op.result.type)
+        return s.spread(s.make("mul", p, s.number(wrapped(c * d, dtype), dtype)), op.result.type)
+    if not position(s, p):
+        return None
     if op.kind == "floordiv" and inner.kind == "mul" and d > 0 and c % d == 0:
         return s.spread(s.make("mul", p, s.number(c // d, dtype)), op.result.type)
     if op.kind == "mod" and inner.kind == "mul" and d > 0 and c % d == 0:
         return s.spread(s.number(0, dtype), op.result.type)
     return None
+
+
+def wrapped(n: int, dtype: DType) -> int:
+    """A whole number as an integer dtype holds it."""
+    return int(to_dtype(np.asarray(n & (1 << dtype.bits) - 1, np.uint64), dtype))
+
+
+def position(s: Sweep, v: Value, fuel: int = 12) -> bool:
+    """Whether an integer follows from sizes, indices and constants alone: launches are refused where such arithmetic would wrap."""
+    op = s.defs.get(v)
+    if op is None or fuel == 0:
+        return v in s.counted
+    known = op.kind in ("const", "size", "iota", "row_part", "narrow", "full", "broadcast", "transpose") or op.kind in FNS
+    return known and v.type.dtype == i32 and all(position(s, o, fuel - 1) for o in op.operands)
 
 
 #: A float32 of this size is off by 2**-11 at most, and so is the exponent of a power with it: the rounding of a float16 near one.
@@ -394,4 +419,4 @@ def dot_accumulates(s: Sweep, op: Op) -> Value | None:
     return None
 
 
-assert set(RULES) <= set(FNS) | {"select", "cast", "broadcast", "transpose", "reduce"}
+assert set(RULES) <= set(FNS) | {"select", "cast", "broadcast", "transpose", "reduce", "cumsum"}

@@ -65,6 +65,7 @@ class Sweep:
         self.depth: dict[Value, int] = {}  # the scope that holds a value
         self.floor: dict[Value, int] = {}  # the outermost scope that could hold it
         self.uses: Counter[Value] = Counter()
+        self.counted: set[Value] = set()  # indices of the grid and of loops
         self.fresh: set[Value] = set()  # made while the current op is visited
         self.epoch = 0  # counts writes: two reads are equal only within one epoch
         self.loc: Loc | None = None
@@ -104,6 +105,7 @@ class Sweep:
 
     def region(self, block: Block, scope: Scope) -> Block:
         self.scopes.append(scope)
+        self.counted.update(block.args if scope.kind == "body" else block.args[:1])
         for a in block.args:
             self.depth[a] = len(self.scopes) - 1
         for op in block.ops:

@@ -341,7 +341,7 @@ def independent_rows(body: Block) -> int | None:
                 rows.add(v.type.shape[0])
         if op.kind == "transpose" and op.result not in loaded:
             return None
-        if op.kind == "reduce" and (op["axis"] != 1 or len(op.operands[0].type.shape) != 2):
+        if op.kind in ("reduce", "cumsum") and (op["axis"] != 1 or len(op.operands[0].type.shape) != 2):
             return None
         if op.kind == "dot" and op.operands[1] not in loaded:
             return None

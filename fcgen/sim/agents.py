@@ -177,6 +177,28 @@ class Agent(AsyncOps, StoreOps):
             x = evaluate(REDUCTIONS[t.partial][1], t.dtype, x, x[LANE ^ step])
         return x
 
+    def do_fold(self, op: Op, args: list[Any]) -> Any:
+        t, fn = op.operands[0].type, REDUCTIONS[op["fn"]]
+        x = convert(fn[0](args[0], axis=1), t.dtype)
+        for step in t.layout.reduces_over(0)[0]:
+            x = evaluate(fn[1], t.dtype, x, x[LANE ^ step])
+        return x[0]
+
+    def do_cumsum(self, op: Op, args: list[Any]) -> Any:
+        t = op.operands[0].type
+        rows, lanes = registers.runs(t.layout, op["axis"])
+        out = np.array(args[0])
+        out[:, rows] = np.cumsum(args[0][:, rows], axis=2, dtype=t.dtype.np_dtype)
+        upto = out[:, rows[:, -1]]
+        digit = LANE // lanes.stride % lanes.size
+        step = 1
+        while step < lanes.size:  # shfl.up: a lane of the first ones keeps what it has
+            upto = np.where((digit >= step)[:, None], evaluate("add", t.dtype, upto, upto[np.maximum(LANE - step * lanes.stride, 0)]), upto)
+            step *= 2
+        before = np.where((digit > 0)[:, None], upto[np.maximum(LANE - lanes.stride, 0)], np.zeros((), upto.dtype))
+        out[:, rows] = evaluate("add", t.dtype, out[:, rows], before[:, :, None])
+        return out
+
     def do_quad_transpose(self, op: Op, args: list[Any]) -> Any:
         lane, reg = registers.exchange(op.operands[0].type.layout, op.result.type.layout, self.role.warps, self.warp)
         return args[0][lane, reg]

@@ -15,6 +15,7 @@ import numpy as np
 
 from ..ir.core import Block, Kernel, Op, Value, walk_kernel
 from ..ir.elementwise import to_dtype
+from ..ir.sizes import is_made
 from ..ir.types import Buffer, Frag, Tensor, Tile
 
 #: what random tensors look like: "loud" ones take rare branches, "rising" and "falling" ones grow along their tiles, "equal" ones have
@@ -231,7 +232,7 @@ class Draws:
         for p in self.kernel.params:
             if not isinstance(p.type, Tensor):
                 continue
-            if "out" in self.kernel.flags.get(p.name, ()) and p.name not in self.read:
+            if is_made(self.kernel, p.name) and p.name not in self.read and self.follows(p):
                 continue
             shape = tuple(d if isinstance(d, int) else trial.sizes[d] for d in p.type.dims)
             if p.type.dtype.is_float:
@@ -244,6 +245,13 @@ class Draws:
                 x = np.asarray(rng.integers(0, self.room(p.name, trial.sizes), shape))
             out[p.name] = to_dtype(x, p.type.dtype)
         return out
+
+    def follows(self, p: Value) -> bool:
+        """Whether the sizes of an output follow from the inputs', so that a run makes it."""
+        inputs = [q for q in self.kernel.params if isinstance(q.type, Tensor) and not is_made(self.kernel, q.name)]
+        known = {d for q in inputs for d in q.type.dims}
+        made = {loop for loop, _, _ in self.kernel.meta.get("until_loops", ())}
+        return all(isinstance(d, int) or d in known or d in made or d.startswith("UNTIL_") for d in p.type.dims)
 
     def floats(self, rng: np.random.Generator, shape: tuple[int, ...], kind: str) -> np.ndarray:
         x: np.ndarray = rng.standard_normal(shape)

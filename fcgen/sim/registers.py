@@ -11,7 +11,7 @@ from functools import lru_cache
 import numpy as np
 
 from ..errors import FcError
-from ..ir.layout import LANES, RegLayout
+from ..ir.layout import LANES, Factor, RegLayout
 
 
 @lru_cache(maxsize=1024)
@@ -81,6 +81,15 @@ def matrix_origins(layout: RegLayout, warps: int, warp: int, transposed: bool, p
     puts there."""
     c = coords(layout, warps, warp)[0, ::per]
     return c[:, ::-1] if transposed else c
+
+
+@lru_cache(maxsize=512)
+def runs(layout: RegLayout, axis: int) -> tuple[np.ndarray, Factor]:
+    """Of an axis whose lanes hold runs: int [rows, per row], a thread's registers of each row in order; and the digit of the lanes."""
+    lanes = next((f for f in layout.axes[axis] if f.unit == "l"), Factor("l", 1, 1))
+    order = np.argsort(layout.part(axis, "r", np.arange(layout.regs)), kind="stable")
+    table = layout.drop_map(axis)[order]
+    return order[np.argsort(table, kind="stable")].reshape(layout.drop(axis).regs, -1), lanes
 
 
 @lru_cache(maxsize=512)

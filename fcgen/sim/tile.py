@@ -194,6 +194,10 @@ class _Interpreter:
         wide = np.asarray(args[0], op.operands[0].type.dtype.computed.np_dtype)
         return convert(REDUCTIONS[op["fn"]][0](wide, axis=op["axis"]), op.result.type.dtype)
 
+    def do_cumsum(self, op: Op, args: list[Any], env: Any) -> Any:
+        dtype = op.result.type.dtype
+        return convert(np.cumsum(args[0], axis=op["axis"], dtype=dtype.computed.np_dtype), dtype)
+
     def do_dot(self, op: Op, args: list[Any], env: Any) -> Any:
         right = np.asarray(args[1], np.float32)
         if op.get("ones"):
