@@ -171,11 +171,12 @@ def _numeric() -> list[Instr]:
             "x rounded to bfloat16"),
         _fn("half_of", "const uint32_t* p, int i", "return static_cast<unsigned short>(i % 2 ? p[i / 2] >> 16 : p[i / 2]);",
             "bits of element i of a packed array", "unsigned short"),
-        *(_fn(f"{word}_{t}", f"{c} a, {c} n", body.format(unsigned="unsigned" if t != "i64" else "unsigned long long", top=bits - 1, c=c),
+        *(_fn(f"{word}_{t}", f"{c} a, {c} n", f"return static_cast<{u}>(n) <= {top} ? {shifted} : {gone};",
               "all bits that are shifted further than there are bits are gone", c)
-          for t, c, bits in (("i32", "int", 32), ("u32", "uint32_t", 32), ("i64", "long long", 64))
-          for word, body in (("shl", "return static_cast<{unsigned}>(n) <= {top} ? static_cast<{c}>(static_cast<{unsigned}>(a) << n) : 0;"),
-                             ("shr", "return static_cast<{unsigned}>(n) <= {top} ? a >> n : " + ("0;" if t == "u32" else "a < 0 ? -1 : 0;")))),
+          for t, c, u, top in (("i32", "int", "unsigned", 31), ("u32", "uint32_t", "unsigned", 31),
+                               ("i64", "long long", "unsigned long long", 63))
+          for word, shifted, gone in (("shl", f"static_cast<{c}>(static_cast<{u}>(a) << n)", "0"),
+                                      ("shr", "a >> n", "0" if t == "u32" else "a < 0 ? -1 : 0"))),
         _fn("floor_div", "int a, int b", "const int q = a / b;\n    return q - (q * b != a && (a < 0) != (b < 0));",
             "a / b rounded down", "int"),
         _fn("floor_mod", "int a, int b", "return a - floor_div(a, b) * b;", "the rest of floor_div: has the sign of b", "int"),

@@ -72,8 +72,10 @@ def apply(em: Emitter, name: str, dtype: DType, args: list[X], nonneg: bool = Fa
 
 def cast(x: X, src: DType, dst: DType) -> X:
     a, b = CTYPES[src.name], CTYPES[dst.name]
-    if dst.is_int and dst.bits < 32 and src.is_float:  # cvt gives the nearest integer of 32 bits
-        return call("max", X(str(dst.range[0])), call("min", X(str(dst.range[1])), call(b, x)))
+    if dst.is_int and src.is_float:  # the nearest integer that there is, which C++ leaves undefined
+        to = {"int": "int", "uint32_t": "uint", "long long": "ll"}[b]
+        x = call(f"__{a}2{to}_rz", x)
+        return call("max", X(str(dst.range[0])), call("min", X(str(dst.range[1])), x)) if dst.bits < 32 else x
     if a == b:
         return x
     if dst.name == "i1":
@@ -162,6 +164,10 @@ def _apply_op(em: Emitter, op: Op, args: list[X]) -> X:
         return choose(*args)
     if op.kind == "cast":
         return cast(args[0], op.operands[0].type.dtype, op.result.type.dtype)
+    dtype = op.operands[0].type.dtype
+    if op.kind in ("add", "sub", "mul", "neg") and dtype.is_int and dtype.signed and dtype.bits >= 32 and em.plan.wraps(op.result):
+        unsigned, signed = ("uint32_t", "int") if dtype.bits == 32 else ("static_cast<unsigned long long>", "static_cast<long long>")
+        return call(signed, apply(em, op.kind, dtype, [call(unsigned, args[0]), *args[1:]]))
     return apply(em, op.kind, op.operands[0].type.dtype, args,
                  op.kind in ("floordiv", "mod") and all(isinstance(o.type, Scalar) and nonneg(em, o) for o in op.operands))
 

@@ -194,7 +194,8 @@ def _one_by_one(em: Emitter, name: str, n: int, dtype: DType, bits: Callable[[X]
         names = ("lo", "hi") if per == 2 else ("b0", "b1", "b2", "b3")
         lines = [f"const uint32_t {b} = {bits(x)};" for b, x in zip(names, at)]
         parts = [b if k == 0 else f"{b} << {k * dtype.bits}" for k, b in enumerate(names[:count])]
-        return [*lines, f"{name}[{i}] = {' | '.join(parts)};"]
+        lines.append(f"{name}[{i}] = {' | '.join(parts)};")
+        return ["{", *("    " + t for t in lines), "}"] if i.text.isdigit() else lines  # no loop is around it
 
     words(em, n, per, word)
 

@@ -24,6 +24,8 @@ VIEWS = {"slice", "transpose"}
 AGAIN = {"add", "sub", "mul", "max", "min"}
 #: products whose third operand is the accumulator, in the result's registers
 ACCUMULATE = {"mma", "wmma_mma", "wgmma"}
+#: no stride or tile size is so large: who multiplies by it wants the lower bits
+HASH = 1 << 16
 #: consumers that evaluate an expression register by register, and those that can evaluate one into an array they own
 _EVALUATE = POINTWISE | {"reduce", "vote_any", "gather"}
 _COPY_IN = {"for", "yield", "mma", "wmma_mma", "wgmma", "pend"}
@@ -42,6 +44,8 @@ class Plan:
     near: dict[Value, set[Value]] = field(default_factory=dict)
     parent: dict[Value, Value] = field(default_factory=dict)
     group: dict[Value, list[Value]] = field(default_factory=dict)
+    carried: dict[Value, tuple[Value, ...]] = field(default_factory=dict)
+    loose: dict[Value, bool] = field(default_factory=dict)
     live_regs: int = 0
     live_at: Op | None = None
 
@@ -55,6 +59,16 @@ class Plan:
         while (op := self.maker.get(v)) is not None and op.kind in VIEWS:
             v = op.operands[0]
         return v
+
+    def wraps(self, v: Value) -> bool:
+        """Whether a signed integer follows from numbers in memory or from a hash: its arithmetic may overflow, which C++ leaves undefined.
+        Positions are known not to (`ir.ranges`)."""
+        if v not in self.loose:
+            self.loose[v] = False  # what a loop carries
+            op = self.maker.get(v)
+            from_ = self.carried.get(v) or (op.operands if op is not None else ())
+            self.loose[v] = (op is not None and _any_number(op, self.maker)) or any([self.wraps(x) for x in from_])
+        return self.loose[v]
 
     def leaves(self, v: Value, direct: bool = True) -> Iterator[tuple[Value, bool]]:
         """Stored fragments read by evaluating `v`, and whether at the same register that is being computed."""
@@ -80,6 +94,16 @@ class Plan:
                 here = same or (op.kind in ACCUMULATE and n == 2) or (late and isinstance(o.type, Pending))
                 out += list(self.leaves(o, here and op.kind != "broadcast"))
         return out
+
+
+def _any_number(op: Op, maker: dict[Value, Op]) -> bool:
+    """Whether the op's result may be any number of its dtype."""
+    if op.kind == "cast":
+        return op.operands[0].type.dtype.is_float or not op.operands[0].type.dtype.signed
+    if op.kind == "mul":
+        known = [maker[v]["value"] for v in op.operands if v in maker and maker[v].kind == "const"]
+        return any(abs(n) >= HASH for n in known)
+    return op.kind in ("ld_global", "ld_shared", "gather", "bits")
 
 
 def frag_words(t: object) -> int:
@@ -134,6 +158,11 @@ def _index(plan: Plan, block: Block) -> None:
         for r in op.results:
             plan.maker[r] = op
             plan.home[r] = block
+        if op.kind == "for":
+            for a, r, *ends in zip(op.regions[0].args[1:], op.results, op.operands[2:], op.regions[0].yielded):
+                plan.carried[a] = plan.carried[r] = tuple(ends)
+        elif op.kind == "if":
+            plan.carried.update(zip(op.results, zip(*(r.yielded for r in op.regions))))
         for reg in op.regions:
             _index(plan, reg)
 

@@ -16,7 +16,7 @@ from .core import Op
 from .elementwise import REDUCTIONS
 from .layout import OpaqueLayout, RegLayout, quad_rows
 from .ops import define, need
-from .tile_ops import check_index
+from .tile_ops import check_added, check_index
 from .types import Buffer, Cursor, Frag, Scalar, Tensor, f32, i1, i32
 
 
@@ -111,6 +111,7 @@ def _check_st_global(op: Op) -> None:
     _frag_of(tensor, t, "st_global")
     need(t.partial is None, "st_global: the value is complete", "no partial reduction", t)
     check_index(tensor, tuple(v.type for v in op.operands[2:]), t.shape, op.attrs, "st_global")
+    check_added(op, tensor)
 
 
 define("st_global", "machine", """`st_global T, frag, scalars...`: registers to a rectangle of a tensor; of threads that hold
@@ -250,8 +251,8 @@ def _fold(types, attrs):
     return (Scalar(t.dtype),)
 
 
-define("fold", "machine", "A tile of one axis as one number, the same in all threads: registers first, then one butterfly step per lane digit.",
-       _fold, fn=one_of(*REDUCTIONS))
+define("fold", "machine", """A tile of one axis as one number, the same in all threads: registers first, then one butterfly step per lane
+       digit.""", _fold, fn=one_of(*REDUCTIONS))
 
 
 def _vote(types, attrs):

@@ -12,7 +12,7 @@ from .attrs import FLAG, GUARD, INDEX, one_of, whole
 from .core import Op
 from .machine_ops import _buffer, _effect_only, _frag_of, _no_operands, _positions, _region_fits
 from .ops import define, need
-from .tile_ops import check_index
+from .tile_ops import check_added, check_index
 from .types import Buffer, Tensor
 
 #: what a tensor map can describe: axes, positions of a box along each of them, bytes that a box's rows are multiples of
@@ -49,6 +49,7 @@ def _check_tma_store(op: Op) -> None:
     need(buffer.shape[0] % parts == 0, "tma_store: equal parts of the rows", buffer.shape[0], parts)
     need(not buffer.layout.swizzle or buffer.shape[0] // parts % 8 == 0, "tma_store: a part is whole periods of the swizzle",
          "rows in multiples of 8", buffer.shape[0] // parts)
+    check_added(op, types[0])
     wrong = refusal(types[0], op["index"], buffer, parts)
     need(wrong is None, f"tma_store: {wrong[0]}" if wrong else "", *(wrong or ("", ""))[1:])
 

@@ -19,7 +19,7 @@ from .core import Op
 from .elementwise import FNS, REDUCTIONS
 from .layout import RegLayout
 from .ops import RuleError, define, need
-from .types import DTYPES, Frag, Scalar, Tensor, Tile, bf16, f8e4m3, f8e5m2, f16, f32, i1, i8, i32, i64, u32, with_dtype
+from .types import DTYPES, Frag, Scalar, Tensor, Tile, bf16, f16, f32, i1, i32, i64, u32, with_dtype
 
 BOTH = "tile machine"
 #: which load or dot of the traced program an op is, in each of its copies
@@ -207,10 +207,11 @@ def _cumsum(types, attrs):
     need(len(types) == 1 and isinstance(t, (Tile, Frag)) and 0 <= axis < len(t.shape), "cumsum: axis is one of the tile's", got=types)
     need(t.dtype != i1, "cumsum adds numbers", got=t)
     if isinstance(t, Frag):
-        need(isinstance(t.layout, RegLayout) and t.partial is None, "cumsum takes a complete tile in registers", got=t)
-        units = [f.unit for f in t.layout.axes[axis]]
-        need(units == sorted(units) and units.count("l") <= 1 and "w" not in units, "cumsum: lanes hold runs of the axis, one after the other",
-             "l... r... on the axis", t.layout)
+        layout: Any = t.layout
+        need(isinstance(layout, RegLayout) and t.partial is None, "cumsum takes a complete tile in registers", got=t)
+        units = [f.unit for f in layout.axes[axis]]
+        need(units == sorted(units) and units.count("l") <= 1 and "w" not in units, "cumsum: lanes hold runs, one after the other",
+             "l... r... on the axis", layout)
     return (t,)
 
 
@@ -300,6 +301,13 @@ def _check_store(op: Op) -> None:
     check_index(tensor, tuple(v.type for v in op.operands[2:]), value.shape, op.attrs, "store")
     need(value.dtype == tensor.dtype, "store: the tile has the tensor's dtype", tensor.dtype, value.dtype,
          hint="cast it: x.to(T.dtype)")
+    check_added(op, tensor)
+
+
+def check_added(op: Op, tensor: Any) -> None:
+    """Memory adds words, and halves of them."""
+    need(not op.get("reduce") or (tensor.dtype.bits > 8 and tensor.dtype.name != "i64"), f"{op.kind}: atomic adds are for 16 bits and more",
+         "f16, bf16, f32, f64, i32, u32", tensor.dtype)
 
 
 define("store", BOTH, "Write a rectangle of a tensor: `store T, value, scalars...`; reduce=\"add\" adds atomically.", _none,

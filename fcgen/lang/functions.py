@@ -101,6 +101,9 @@ def _store(view: Any, value: Any, attrs: dict[str, Any]) -> None:
         raise FcError("trace/store", f"{p.name} is not an output", loc=here(), hint=f'annotate it: {p.name}: "out {p.type.dtype}[...]"')
     if attrs:
         view.tensor.check_readable()
+        if p.type.dtype.bits <= 8 or p.type.dtype.name == "i64":
+            raise FcError("trace/dtype", f"memory has no atomic add of {p.type.dtype}", got=f"fc.atomic_add to {p.name}", loc=here(),
+                          expected="f32, i32, u32, f16, bf16, f64", hint="add in a tensor of f32 or i32")
     view.check_covers()
     x = lift(value, p.type.dtype)
     if x.dtype != p.type.dtype:

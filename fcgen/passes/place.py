@@ -98,7 +98,8 @@ class _Placer:
         elif op.kind == "reduce":
             self.reduce(op, b, env)
         elif op.kind == "cumsum":
-            env[op.result] = b.emit("cumsum", self.want(op.operands[0], self.homes[op.result], b, env), name=op.result.name, axis=op["axis"])
+            src = self.want(op.operands[0], self.homes[op.result], b, env)
+            env[op.result] = b.emit("cumsum", src, name=op.result.name, axis=op["axis"])
         elif op.kind == "transpose":
             layout = self.homes[op.result]
             src = self.want(op.operands[0], layout.transpose(), b, env)

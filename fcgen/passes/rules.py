@@ -319,11 +319,10 @@ def integers(s: Sweep, op: Op) -> Value | None:
         return s.spread(s.make("add", p, s.number(wrapped(total, dtype), dtype)), op.result.type)
     if op.kind == "mul" and inner.kind == "mul":
         return s.spread(s.make("mul", p, s.number(wrapped(c * d, dtype), dtype)), op.result.type)
-    if not position(s, p):
-        return None
-    if op.kind == "floordiv" and inner.kind == "mul" and d > 0 and c % d == 0:
+    whole = inner.kind == "mul" and d > 0 and c % d == 0
+    if op.kind == "floordiv" and whole and position(s, p):
         return s.spread(s.make("mul", p, s.number(c // d, dtype)), op.result.type)
-    if op.kind == "mod" and inner.kind == "mul" and d > 0 and c % d == 0:
+    if op.kind == "mod" and whole and (d & d - 1 == 0 or position(s, p)):
         return s.spread(s.number(0, dtype), op.result.type)
     return None
 

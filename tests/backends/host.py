@@ -14,7 +14,7 @@ import pytest
 from fcgen.backends.cuda import CudaSource
 
 SHIM = Path(__file__).with_name("host_shim.h")
-_C = {"int": ctypes.c_int, "long long": ctypes.c_longlong, "float": ctypes.c_float, "double": ctypes.c_double}
+_C = {"int": ctypes.c_int, "uint32_t": ctypes.c_uint32, "long long": ctypes.c_longlong, "float": ctypes.c_float, "double": ctypes.c_double}
 
 
 def host_text(src: CudaSource) -> str:

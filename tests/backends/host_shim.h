@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <limits>
 #include <vector>
 
 #define __device__
@@ -56,6 +57,12 @@ template <class T> static T __shfl_xor_sync(unsigned, T x, int lanes) {
     collective(&x, sizeof(T) / 4, [&](uint32_t (*all)[8]) { memcpy(&out, all[(current % 32) ^ lanes], sizeof(T)); });
     return out;
 }
+template <class T> static T __shfl_up_sync(unsigned, T x, int lanes) {
+    T out;
+    const int l = current % 32;
+    collective(&x, sizeof(T) / 4, [&](uint32_t (*all)[8]) { memcpy(&out, all[l < lanes ? l : l - lanes], sizeof(T)); });
+    return out;
+}
 static int __shfl_sync(unsigned, int x, int lane) {
     int out;
     collective(&x, 1, [&](uint32_t (*all)[8]) { out = all[lane][0]; });
@@ -75,6 +82,23 @@ static uint32_t half_bits(float f) { _Float16 x = (_Float16)f; unsigned short h;
 static uint32_t bf16_bits(float f) { const uint32_t u = bits_of(f); return f != f ? 0x7fff : (u + 0x7fff + ((u >> 16) & 1)) >> 16; }
 static uint32_t pack_f16(float lo, float hi) { return half_bits(lo) | half_bits(hi) << 16; }
 static uint32_t pack_bf16(float lo, float hi) { return bf16_bits(lo) | bf16_bits(hi) << 16; }
+static uint32_t __float_as_uint(float f) { return bits_of(f); }
+static int __float2int_rn(float f) { return (int)nearbyintf(f); }
+template <class T, class F> static T nearest_below(F x) {  // cvt.rzi: saturates, NaN is 0
+    if (x != x) return 0;
+    const double low = std::numeric_limits<T>::min(), high = std::numeric_limits<T>::max();
+    return x <= low ? std::numeric_limits<T>::min() : x >= high ? std::numeric_limits<T>::max() : (T)x;
+}
+static int __float2int_rz(float x) { return nearest_below<int>(x); }
+static uint32_t __float2uint_rz(float x) { return nearest_below<uint32_t>(x); }
+static int __mulhi(int a, int b) { return (int)(((int64_t)a * b) >> 32); }
+static uint32_t __umulhi(uint32_t a, uint32_t b) { return (uint32_t)(((uint64_t)a * b) >> 32); }
+static uint32_t __byte_perm(uint32_t a, uint32_t b, uint32_t s) {
+    const uint64_t both = (uint64_t)b << 32 | a;
+    uint32_t out = 0;
+    for (int i = 0; i < 4; ++i) out |= (uint32_t)(both >> 8 * (s >> 4 * i & 7) & 0xff) << 8 * i;
+    return out;
+}
 static float exp2_approx(float x) { return exp2f(x); }
 static float log2_approx(float x) { return log2f(x); }
 static float rcp_approx(float x) { return 1 / x; }
@@ -89,6 +113,7 @@ struct uint2 { uint32_t x, y; }; struct uint4 { uint32_t x, y, z, w; };
 struct int2 { int x, y; }; struct int4 { int x, y, z, w; };
 static float4 make_float4(float a, float b, float c, float d) { return {a, b, c, d}; }
 static float2 make_float2(float a, float b) { return {a, b}; }
+static int4 make_int4(int a, int b, int c, int d) { return {a, b, c, d}; }
 static uint4 make_uint4(uint32_t a, uint32_t b, uint32_t c, uint32_t d) { return {a, b, c, d}; }
 static uint2 make_uint2(uint32_t a, uint32_t b) { return {a, b}; }
 
@@ -125,6 +150,8 @@ template <class T> static void st_shared(uint32_t at, const T* v, int n) { memcp
 WIDTHS(f32, float) WIDTHS(b32, uint32_t) WIDTHS(i32, int)
 static unsigned short ld_shared_b16(uint32_t a) { unsigned short h; memcpy(&h, shared(a, 2), 2); return h; }
 static void st_shared_b16(uint32_t a, unsigned short v) { memcpy(shared(a, 2), &v, 2); }
+static unsigned short ld_shared_b8(uint32_t a) { return *shared(a, 1); }
+static void st_shared_b8(uint32_t a, unsigned short v) { *shared(a, 1) = (unsigned char)v; }
 static void red_add_f32(float* p, float v) { *p += v; }
 static void red_add_i32(int* p, int v) { *p += v; }
 static void red_add_f16(unsigned short* p, unsigned short v) { *p = half_bits(to_f32_f16(*p) + to_f32_f16(v)); }

@@ -1,0 +1,111 @@
+"""Elements of 8 bits and unsigned ones: what they hold, how they convert, and that both simulators and the printed text agree on it."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import fcgen as fc
+from fcgen.backends.cuda import print_cuda
+from fcgen.ir.elementwise import apply, to_dtype
+from fcgen.ir.types import DTYPES
+
+from ..backends.host import run_on_host
+
+NARROW = ("i8", "u8", "f8e4m3", "f8e5m2")
+
+
+@fc.kernel
+def convert(X: "TI[M, N]", Y: "out TO[M, N]"):
+    (rows,) = fc.grid(fc.tile(X.M, "BM"))
+    for cols in fc.loop(fc.tile(X.N, "BN")):
+        fc.store(Y[rows, cols], fc.load(X[rows, cols]).to(Y.dtype))
+
+
+def numbers(name: str, shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
+    rng, dtype = np.random.default_rng(seed), DTYPES[name]
+    if not dtype.is_float:
+        return rng.integers(*dtype.range, shape, endpoint=True).astype(dtype.np_dtype)
+    x = to_dtype(rng.standard_normal(shape) * rng.choice([1e-3, 1.0, 60.0, 1e3], shape), dtype)
+    x.flat[:3] = np.nan, 448.0, -0.0
+    return x
+
+
+def compiled(a: str, b: str, arch: str) -> fc.Program:
+    return convert.compile(target=arch, schedule=fc.Schedule(tiles={"BM": 32, "BN": 64}, warps=4), TI=DTYPES[a], TO=DTYPES[b])
+
+
+def same(a: np.ndarray, b: np.ndarray) -> bool:
+    return bool(((a == b) | (np.isnan(a.astype(float)) & np.isnan(b.astype(float)))).all())
+
+
+PAIRS = [("i8", "f16"), ("u8", "bf16"), ("f8e4m3", "f16"), ("f8e5m2", "f32"), ("f16", "i8"), ("f32", "u8"), ("bf16", "f8e4m3"), ("f32", "f8e5m2"),
+         ("i32", "i8"), ("i8", "i32"), ("u8", "i8"), ("u32", "f32"), ("f32", "u32"), ("i32", "u32"), ("u32", "u8"), ("f8e4m3", "f8e5m2"),
+         ("i8", "f8e4m3"), ("f8e4m3", "u8")]
+
+
+@pytest.mark.parametrize(("a", "b"), PAIRS)
+def test_conversions_are_the_same_everywhere(a: str, b: str, tmp_path) -> None:
+    """Ragged sizes, so that both whole runs and single elements are moved. The text is run on the CPU."""
+    program, x = compiled(a, b, "sm_80"), numbers(a, (37, 70))
+    want = program.interpret(X=x)["Y"]
+    assert same(want, to_dtype(x, DTYPES[b])) and same(want, program.simulate(X=x)["Y"])
+    stored, y = x.astype(DTYPES[a].stored), np.zeros(x.shape, DTYPES[b].stored)
+    run_on_host(print_cuda(program._for_arrays({"X": x}).machine, program.target), tmp_path, 2, {"X": stored, "Y": y}, {}, {"M": 37, "N": 70})
+    assert same(y.astype(DTYPES[b].np_dtype), want)
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_89", "sm_90a"])
+@pytest.mark.parametrize("name", NARROW)
+def test_they_compile_for_every_target(name: str, arch: str) -> None:
+    for a, b in ((name, "f16"), ("f16", name)):
+        program = compiled(a, b, arch)
+        assert len(program.cubin) > 1000
+        assert (f"cvt.rn.f16x2.{name[2:]}x2" in program.cuda or "cvt.rn.satfinite" in program.cuda) == (name[0] == "f" and arch != "sm_80")
+
+
+def test_floats_of_8_bits_are_those_of_ml_dtypes() -> None:
+    """Rounded to nearest even, saturated, NaN kept; each of their values comes back."""
+    for name, kind in (("f8e4m3", ml_dtypes.float8_e4m3fn), ("f8e5m2", ml_dtypes.float8_e5m2)):
+        every = np.arange(256, dtype=np.uint8).view(kind).astype(np.float32)
+        finite = every[np.isfinite(every)]
+        assert same(to_dtype(finite, DTYPES[name]), finite)
+        between = (np.sort(np.unique(finite))[1:] + np.sort(np.unique(finite))[:-1]) / 2
+        assert same(to_dtype(between, DTYPES[name]), between.astype(kind).astype(np.float32))
+        assert same(to_dtype(np.float32([1e9, -np.inf, np.nan]), DTYPES[name]), np.float32([1, -1, np.nan]) * float(ml_dtypes.finfo(kind).max))
+
+
+def test_integers_wrap_and_floats_become_the_nearest() -> None:
+    i8, u8, u32 = DTYPES["i8"], DTYPES["u8"], DTYPES["u32"]
+    assert apply("add", i8, 127, 1) == -128 and apply("sub", u8, 0, 1) == 255 and apply("mul", u32, 2**31, 2) == 0
+    assert list(to_dtype(np.float32([300, -300, 1.9, -1.9, np.nan]), i8)) == [127, -128, 1, -1, 0]
+    assert list(to_dtype(np.float32([5e9, -1]), u32)) == [2**32 - 1, 0] and to_dtype(np.int32(-1), u32) == 2**32 - 1
+
+
+@pytest.mark.parametrize("name", ["i8", "u8", "u32"])
+def test_numbers_that_do_not_fit(name: str) -> None:
+    low, high = DTYPES[name].range
+    program = compiled(name, "i32", "sm_80")
+    for x in (low - 1, high + 1):
+        with pytest.raises(fc.FcError, match="do not fit") as caught:
+            program.interpret(X=np.full((2, 2), x))
+        assert str(high) in str(caught.value)
+
+    @fc.kernel
+    def spec(X: "T[M]", Y: "out T[M]"):
+        (rows,) = fc.grid(fc.tile(X.M, "BM"))
+        fc.store(Y[rows], fc.load(X[rows]) + (high + 1))
+
+    with pytest.raises(fc.FcError, match="does not fit") as caught:
+        spec.trace({"BM": 16}, T=DTYPES[name])
+    assert caught.value.hint
+
+
+def test_memory_is_watched_byte_by_byte() -> None:
+    """Two warps that write neighbouring bytes do not race; the same byte does."""
+    program = compiled("f32", "i8", "sm_80")
+    text = str(program.machine)
+    assert "smem i8" in text or "i8[32,64]{panel" in text
+    x = numbers("f32", (64, 128))
+    assert same(program.simulate(X=x)["Y"], to_dtype(x, DTYPES["i8"]))
