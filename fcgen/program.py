@@ -16,7 +16,7 @@ from .ir.alignment import Promise, natural, nothing, of_arguments, promised, wit
 from .ir.core import Kernel, Value, walk_kernel
 from .ir.schedule import Schedule
 from .ir.sizes import is_made
-from .ir.types import Tensor
+from .ir.types import DType, Tensor
 
 if TYPE_CHECKING:
     from .launch import Launcher
@@ -214,10 +214,18 @@ class Program:
         """Run on the GPU with NumPy arrays: inputs are copied there, outputs come back (poisoned with NaN before). Uses torch."""
         import torch
 
+        from .ir.elementwise import to_dtype
         from .ir.sizes import output_shape
         from .runtime.tensors import TORCH_NAMES
+        from .sim.tile import poison
 
-        torch_dtype = lambda d: getattr(torch, TORCH_NAMES[d.name])
+        def on_gpu(x: np.ndarray, d: DType) -> Any:  # byte by byte: torch's casts do not know all dtypes
+            raw = np.ascontiguousarray(to_dtype(x, d).astype(d.stored))
+            return torch.from_numpy(raw.reshape(-1).view(np.uint8)).cuda().view(getattr(torch, TORCH_NAMES[d.name])).reshape(raw.shape)
+
+        def back(t: Any, d: DType) -> np.ndarray:
+            return t.reshape(-1).view(torch.uint8).cpu().numpy().view(d.stored).reshape(tuple(t.shape)).astype(d.np_dtype)
+
         sizes: dict[str, int] = {}
         given: dict[str, Any] = {}
         inputs = self._inputs(arguments)
@@ -225,16 +233,14 @@ class Program:
             if isinstance(p.type, Tensor) and p.name in inputs:
                 x = np.asarray(inputs[p.name])
                 sizes.update({d: n for d, n in zip(p.type.dims, x.shape) if isinstance(d, str)})
-                given[p.name] = torch.from_numpy(np.ascontiguousarray(x)).to("cuda", torch_dtype(p.type.dtype))
+                given[p.name] = on_gpu(x, p.type.dtype)
             elif not isinstance(p.type, Tensor):
                 given[p.name] = inputs[p.name]
         outs = {}
         for p in self._source.params:
             if isinstance(p.type, Tensor) and p.name not in given:
                 shape = output_shape(self._source, p.name, sizes)
-                fill = float("nan") if p.type.dtype.is_float else p.type.dtype.range[0]
-                given[p.name] = outs[p.name] = torch.full(shape, fill, dtype=torch_dtype(p.type.dtype), device="cuda")
+                given[p.name] = outs[p.name] = on_gpu(poison(shape, p.type.dtype), p.type.dtype)
         self(**given)
         torch.cuda.synchronize()
-        wide = lambda t, d: t.float().cpu().numpy() if d.stored != d.np_dtype else t.cpu().numpy()
-        return {p.name: wide(outs[p.name], p.type.dtype) for p in self._source.params if p.name in outs}
+        return {p.name: back(outs[p.name], p.type.dtype) for p in self._source.params if p.name in outs}

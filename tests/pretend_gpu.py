@@ -18,6 +18,7 @@ import types
 from collections import Counter, defaultdict
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -25,7 +26,8 @@ from tests.runtime import pretend
 
 EACH = 2
 NUMPY = {"float16": np.float16, "bfloat16": np.float16, "float32": np.float32, "float64": np.float64, "int8": np.int8, "uint8": np.uint8,
-         "int16": np.int16, "int32": np.int32, "int64": np.int64, "bool": np.bool_}
+         "int16": np.int16, "int32": np.int32, "int64": np.int64, "uint32": np.uint32, "bool": np.bool_,
+         "float8_e4m3fn": ml_dtypes.float8_e4m3fn, "float8_e5m2": ml_dtypes.float8_e5m2}
 
 
 class Unpretended(Exception):

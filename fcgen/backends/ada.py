@@ -18,7 +18,7 @@ from . import narrow
 def _matrix(layout: RegLayout, regs: np.ndarray) -> np.ndarray:
     """One warp's registers [lanes, regs] as the matrix they hold."""
     c = layout.coords(1)[0]
-    out = np.zeros(layout.shape, np.float32)
+    out = np.zeros(layout.shape, np.float64)
     out[c[..., 0], c[..., 1]] = regs
     return out
 
@@ -27,8 +27,7 @@ def _mma_effect(a_map: RegLayout, b_map: RegLayout, c_map: RegLayout):
     """Meaning of one matrix instruction on physical registers: products in float32, summed in float64, rounded once."""
 
     def effect(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
-        left, right = _matrix(a_map, a).astype(np.float64), _matrix(b_map, b).astype(np.float64)
-        full = (_matrix(c_map, c) + left @ right).astype(np.float32)
+        full = (_matrix(c_map, c) + _matrix(a_map, a) @ _matrix(b_map, b)).astype(c.dtype)
         at = c_map.coords(1)[0]
         return full[at[..., 0], at[..., 1]]
 
@@ -45,15 +44,27 @@ MMA_C = RegLayout(((Factor("r", 2, 2), Factor("l", 8, 4)), (Factor("l", 4, 1), F
 assert (mma_a(16, 16, (1, 1)), mma_b(16, 8, (1, 1)), mma_c(16, 8, (1, 1))) == (MMA_A, MMA_B, MMA_C), "ir.layout is not as in PTX"
 
 
+# "Matrix Fragments for mma.m16n8k32": four elements of one byte in the place of two. a_i: row group (+8 for i in 4-7, 12-15), column
+# 4 * thread + i % 4 (+16 for i >= 8); b_i: row 4 * thread + i % 4 (+16 for i >= 4), column group.
+BYTES_A = RegLayout(((Factor("r", 2, 4), Factor("l", 8, 4)), (Factor("r", 2, 8), Factor("l", 4, 1), Factor("r", 4, 1))))
+BYTES_B = RegLayout(((Factor("r", 2, 4), Factor("l", 4, 1), Factor("r", 4, 1)), (Factor("l", 8, 4),)))
+assert (mma_a(16, 32, (1, 1), 1), mma_b(32, 8, (1, 1), 1)) == (BYTES_A, BYTES_B), "ir.layout is not as in PTX"
+#: element type -> (PTX name, the accumulator's C++ type, constraint and PTX name, lowest capability)
+MATRIX = {"f16": ("f16", "float", "f", "f32", 80), "bf16": ("bf16", "float", "f", "f32", 80), "i8": ("s8", "int", "r", "s32", 80),
+          "u8": ("u8", "int", "r", "s32", 80), "f8e4m3": ("e4m3", "float", "f", "f32", 89), "f8e5m2": ("e5m2", "float", "f", "f32", 89)}
+
+
 def _mma(dtype: str) -> Instr:
+    ptx, ctype, con, sums, needs = MATRIX[dtype]
+    k, a, b = (16, MMA_A, MMA_B) if dtype.endswith("16") else (32, BYTES_A, BYTES_B)
     return Instr(
-        f"mma_m16n8k16_{dtype}", "float* c, const uint32_t* a, const uint32_t* b",
-        f"""asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.{dtype}.{dtype}.f32 "
+        f"mma_m16n8k{k}_{dtype}", f"{ctype}* c, const uint32_t* a, const uint32_t* b",
+        f"""asm volatile("mma.sync.aligned.m16n8k{k}.row.col.{sums}.{ptx}.{ptx}.{sums} "
              "{{%0, %1, %2, %3}}, {{%4, %5, %6, %7}}, {{%8, %9}}, {{%0, %1, %2, %3}};"
-             : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-             : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));""".replace("{{", "{").replace("}}", "}"),
-        "PTX ISA, Matrix Fragments for mma.m16n8k16 with floating point type: c += a b", (16, 8, 16), dtype,
-        MMA_A, MMA_B, MMA_C, _mma_effect(MMA_A, MMA_B, MMA_C))
+             : "+{con}"(c[0]), "+{con}"(c[1]), "+{con}"(c[2]), "+{con}"(c[3])
+             : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));""",
+        f"PTX ISA, Matrix Fragments for mma.m16n8k{k}{' with floating point type' if k == 16 else ''}: c += a b", (16, 8, k), dtype, a, b,
+        MMA_C, _mma_effect(a, b, MMA_C), needs=needs)
 
 
 def _ldmatrix(count: int, trans: bool) -> Instr:
@@ -228,7 +239,7 @@ def _order() -> list[Instr]:
 
 def _records(native: bool) -> dict[str, Instr]:
     """native: floats of 8 bits have instructions of their own."""
-    out = [_mma("f16"), _mma("bf16")]
+    out = [_mma(dtype) for dtype in MATRIX]
     out += [_ldmatrix(n, t) for n in (4, 2, 1) for t in (False, True)]
     out += [i for size in (16, 8, 4) for i in _cp_async(size)]
     out += [i for tag in ("f32", "b32", "i32") for n in (1, 2, 4) for i in _memory(tag, n)]

@@ -18,7 +18,7 @@ from ..ir.target import Instr, Target
 from ..ir.types import Buffer, Frag, Pending, Scalar, Tensor
 from .cuda_names import Names, comment
 from .cuda_plan import Plan, make_plan
-from .cuda_text import CTYPES, MEMTYPES, UNARY, ZERO, Segment, Writer, X, add, binary, call, closed_form, literal
+from .cuda_text import MEMTYPES, UNARY, ZERO, Segment, Writer, X, add, binary, call, closed_form, literal, register_type
 from .cuda_words import wished
 
 
@@ -264,9 +264,7 @@ class Emitter:
             assert isinstance(t, (Frag, Pending)) and isinstance(t.layout, RegLayout)
             self.arrays[root] = name = self.names(wished(self.plan, v), "tmp")
             n = t.layout.regs
-            per = t.dtype.per_register
-            ctype = "uint32_t" if per > 1 else CTYPES[t.dtype.name]
-            self.w.line(f"{ctype} {name}[{-(-n // per)}];")
+            self.w.line(f"{register_type(t.dtype)} {name}[{-(-n // t.dtype.per_register)}];")
         return self.arrays[root]
 
     def index(self, table: np.ndarray, i: X, wish: str) -> X:

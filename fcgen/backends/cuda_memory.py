@@ -332,17 +332,18 @@ def _st_shared(em: Emitter, op: Op) -> None:
 
 @emits("ldmatrix")
 def _ldmatrix(em: Emitter, op: Op) -> None:
-    """Registers 2p, 2p+1 are block p; the lanes' row addresses of 4 blocks go into one instruction."""
+    """A 32-bit register is a block; the lanes' row addresses of 4 blocks go into one instruction."""
     buffer, row, col = op.operands
     v = op.result
     rows, cols = stored_positions(em, op, v)
-    lane, e = np.arange(LANES)[None, :, None, None], np.arange(2)
-    blocks = v.type.layout.regs // 2
-    br, bc = rows[:, 0, ::2], cols[:, 0, ::2]  # [warps, blocks]
-    long, short = 2 * (lane % 4) + e, lane // 4
+    per = v.type.dtype.per_register
+    lane, e = np.arange(LANES)[None, :, None, None], np.arange(per)
+    blocks = v.type.layout.regs // per
+    br, bc = rows[:, 0, ::per], cols[:, 0, ::per]  # [warps, blocks]
+    long, short = per * (lane % 4) + e, lane // 4
     want = (long, short) if op["trans"] else (short, long)
-    shape = (rows.shape[0], LANES, blocks, 2)
-    if v.type.layout.regs % 2 or not all((have.reshape(shape) == b[:, None, :, None] + w).all()
+    shape = (rows.shape[0], LANES, blocks, per)
+    if v.type.layout.regs % per or not all((have.reshape(shape) == b[:, None, :, None] + w).all()
                                          for have, b, w in ((rows, br, want[0]), (cols, bc, want[1]))):
         raise FcError("compile/unsupported", "ldmatrix: the fragment's registers are not 8 x 8 blocks of the stored tile",
                       got=v.type.layout, loc=op.loc,
@@ -359,7 +360,7 @@ def _ldmatrix(em: Emitter, op: Op) -> None:
     fn = em.fn(f"ldmatrix_x{count}{'_trans' if op['trans'] else ''}")
 
     def body(i: X) -> list[str]:
-        into, _ = registers(v.type.dtype, name, i, 2 * count)
+        into, _ = registers(v.type.dtype, name, i, per * count)
         return [f"{fn}({into}, {access.address(i)});"]
 
     em.w.loop(blocks // count, "i", body)

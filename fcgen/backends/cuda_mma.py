@@ -75,10 +75,10 @@ def _mma(em: Emitter, op: Op) -> None:
                         raise FcError("compile/unsupported", "mma: a sliced operand's registers are not consecutive", loc=op.loc)
             base = full[:, rows[0]]
             rows, cols = full[0][rows] - full[0][rows[0]], full[0][rows[0] + cols] - full[0][rows[0]]
-            scale = 2 if packed else 1
+            scale = v.type.dtype.per_register if packed else 1
             first = em.form(base // scale, over, f"part_{em.array(src)}")
         else:
-            scale, first = (2 if packed else 1), start
+            scale, first = (v.type.dtype.per_register if packed else 1), start
         wish = f"tile_{em.array(src)}"
         index = add(add(first, em.form(rows // scale, x, wish)), em.form(cols // scale, y, wish))
         return f"&{em.array(src)}[{index}]" if index.text != "0" else em.array(src)

@@ -16,6 +16,13 @@ from ..ir.types import DTYPES, DType
 #: C++ type of one element, as it is computed with: narrow ones are kept packed, and widened
 CTYPES = {d.name: {"f32": "float", "f64": "double", "i1": "bool", "i32": "int", "u32": "uint32_t", "i64": "long long"}[d.computed.name]
           for d in DTYPES.values()}
+
+
+def register_type(dtype: DType) -> str:
+    """C++ type of a register of a fragment."""
+    return "uint32_t" if dtype.per_register > 1 else CTYPES[dtype.name]
+
+
 #: type of an element in global memory; narrow ones are raw bits, so that no header is needed
 MEMTYPES = {d.name: d.name if d.per_register > 1 else "unsigned char" if d.name == "i1" else CTYPES[d.name] for d in DTYPES.values()}
 

@@ -11,11 +11,11 @@ import numpy as np
 from ..errors import FcError
 from ..ir.async_ops import accumulator
 from ..ir.core import Block, Op, Value
-from ..ir.layout import wgmma_c
+from ..ir.layout import wgmma_a, wgmma_c
 from ..ir.types import Buffer, Frag, Pending
 from .cuda_emit import Emitter, emits
 from .cuda_frag import evaluate_into, locs_of, stored
-from .cuda_text import ZERO, X, add, mul
+from .cuda_text import ZERO, X, add, mul, register_type
 
 SWIZZLE_CODE = {128: 1, 64: 2, 32: 3}
 GROUP = 4  # warps of a warpgroup
@@ -41,7 +41,7 @@ def fences(block: Block) -> dict[int, list[Op]]:
 
 def _touch(em: Emitter, v: Value) -> None:
     name = em.array(v)
-    em.w.line(f"{em.fn('touch_b32' if v.type.dtype.bits == 16 else 'touch')}({name});")
+    em.w.line(f"{em.fn({'float': 'touch', 'int': 'touch_i32'}.get(register_type(v.type.dtype), 'touch_b32'))}({name});")
 
 
 @emits("wgmma_fence")
@@ -108,10 +108,11 @@ def _wgmma(em: Emitter, op: Op) -> None:
         )
     tall = rows // (64 * groups)
     regs = isinstance(a.type, Frag)
-    if regs and a.type.layout != wgmma_c(rows, a.type.shape[1], groups):
-        raise FcError("compile/unsupported", "wgmma: the left operand does not have the instruction's map",
-                      expected=wgmma_c(rows, a.type.shape[1], groups), got=a.type.layout, loc=op.loc)
-    depth = (a.type.shape[0] if op["ta"] else a.type.shape[1]) // 16
+    size = b.type.dtype.bytes
+    if regs and a.type.layout != (held := wgmma_a(rows, a.type.shape[1], groups, size)):
+        raise FcError("compile/unsupported", "wgmma: the left operand does not have the instruction's map", expected=held,
+                      got=a.type.layout, loc=op.loc)
+    depth = (a.type.shape[0] if op["ta"] else a.type.shape[1]) * size // 32
     fn = em.fn(op["instr"] + ("_rs" if regs else ""))
     if not any(op in products for products in em.fences.values()):
         raise FcError("compile/unsupported", "wgmma: a wgmma_fence of its own region stands in front of it", loc=op.place or op.loc,
@@ -132,13 +133,13 @@ def _wgmma(em: Emitter, op: Op) -> None:
             calls.insert(0, (em.fn(op["first"] + ("_rs" if regs else "")), d, right))
     if regs:
         part = add(mul(m, depth * 4), mul(k, 4))
-        left, args = X(f"&{em.array(a)}[{part}]"), f"<{int(not op['tb'])}>"
+        left, args = X(f"&{em.array(a)}[{part}]"), f"<{int(not op['tb'])}>" if size == 2 else ""
     else:
         ad = _descriptor(em, a, op["ta"], tall)
         left = add(ad, em.form(_steps(a.type, depth, op["ta"]) // 16, k, f"{em.ring_name[a]}_step"))
         if tall > 1:
             left = add(left, mul(m, _row_step(a.type, op["ta"]) // 16))
-        args = f"<{int(op['ta'])}, {int(not op['tb'])}>"
+        args = f"<{int(op['ta'])}, {int(not op['tb'])}>" if size == 2 else ""
     accumulate = "1" if accumulator(op) is not None else ("k != 0" if depth > 1 else "0")
     loops = [(v.text, n) for v, n in ((m, tall), (k, depth)) if n > 1]
     several = len(loops) > 0 and len(calls) > 1
@@ -156,8 +157,8 @@ def _wgmma(em: Emitter, op: Op) -> None:
 
 
 def _steps(t: Buffer, depth: int, along_rows: bool) -> np.ndarray:
-    """Bytes from the first to each 16-deep step. along_rows: the depth runs down the stored rows (MN-major)."""
-    k = np.arange(depth) * 16
+    """Bytes from the first to each step, 32 bytes deep. along_rows: the depth runs down the stored rows (MN-major)."""
+    k = np.arange(depth) * (32 // t.dtype.bytes)
     if along_rows:
         return k * t.layout.row_bytes(t.dtype.bytes)
     return k // t.layout.panel * t.layout.panel_bytes(t.shape, t.dtype.bytes) + k % t.layout.panel * t.dtype.bytes

@@ -10,18 +10,20 @@ from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
-from ..ir.layout import LANES, RegLayout, wgmma_c
+from ..ir.layout import LANES, RegLayout, wgmma_a, wgmma_c
 from ..ir.target import Instr, Target
 from . import ada
 
-DTYPES = ("f16", "bf16")
+#: element type -> (PTX name, bytes)
+TYPES = {"f16": ("f16", 2), "bf16": ("bf16", 2), "f8e4m3": ("e4m3", 1), "f8e5m2": ("e5m2", 1), "i8": ("s8", 1), "u8": ("u8", 1)}
+DTYPES = tuple(TYPES)
 WIDTHS = range(8, 257, 8)
 #: L2 policies of cp.async.bulk.tensor (createpolicy's encodings for the whole line)
 HINTS = {"evict_first": "0x12F0000000000000ull", "evict_last": "0x14F0000000000000ull"}
 
 
 def wgmma_name(cols: int, dtype: str, regs: bool) -> str:
-    return f"wgmma_m64n{cols}k16_{dtype}" + ("_rs" if regs else "")
+    return f"wgmma_m64n{cols}k{32 // TYPES[dtype][1]}_{dtype}" + ("_rs" if regs else "")
 
 
 def _matrix(layout: RegLayout, regs: np.ndarray) -> np.ndarray:
@@ -32,14 +34,15 @@ def _matrix(layout: RegLayout, regs: np.ndarray) -> np.ndarray:
     return out
 
 
-def _wgmma_effect(cols: int, regs: bool) -> Callable[..., np.ndarray]:
-    """a: the operand [64, 16], or the registers [4, lanes, 8] that hold it; b: the operand [16, cols]; c: [4, lanes, cols / 2]. How the
-    stored operands lie is the descriptors' matter. Products in float32, summed in float64, rounded once."""
-    a_map, c_map = wgmma_c(64, 16, 1), wgmma_c(64, cols, 1)
+def _wgmma_effect(cols: int, regs: bool, size: int = 2) -> Callable[..., np.ndarray]:
+    """a: the operand [64, 16], or the registers [4, lanes, 8] that hold it; b: the operand [16, cols]; c: [4, lanes, cols / 2]; of elements
+    of one byte the depth is 32. How the stored operands lie is the descriptors' matter. Summed in float64, rounded once; of integers
+    exact."""
+    a_map, c_map = wgmma_a(64, 32 // size, 1, size), wgmma_c(64, cols, 1)
 
     def effect(a: np.ndarray, b: np.ndarray, c: np.ndarray, add: bool = True) -> np.ndarray:
         left = _matrix(a_map, a) if regs else a.astype(np.float64)
-        full = (left @ b.astype(np.float64) + (_matrix(c_map, c) if add else 0.0)).astype(np.float32)
+        full = (left @ b.astype(np.float64) + (_matrix(c_map, c) if add else 0.0)).astype(c.dtype)
         at = c_map.coords(4)
         return full[at[..., 0], at[..., 1]]
 
@@ -47,26 +50,33 @@ def _wgmma_effect(cols: int, regs: bool) -> Callable[..., np.ndarray]:
 
 
 def wgmma(cols: int, dtype: str, regs: bool) -> Instr:
-    """D[64, cols] = A[64, 16] B[16, cols] + D. The transposition bits are template arguments: 1 where the stored rows run along k."""
-    n = cols // 2
+    """D[64, cols] = A[64, 16] B[16, cols] + D; of elements of one byte the depth is 32. The transposition bits are template arguments,
+    which only 16-bit types have: 1 where the stored rows run along k."""
+    (ptx, size), n = TYPES[dtype], cols // 2
+    k, integer = 32 // size, dtype in ("i8", "u8")
+    ctype, con, sums = ("int", "r", "s32") if integer else ("float", "f", "f32")
     outs = ", ".join(f"%{i}" for i in range(n))
-    constraints = ", ".join(f'"+f"(d[{i}])' for i in range(n))
+    constraints = ", ".join(f'"+{con}"(d[{i}])' for i in range(n))
     if regs:
         a, b, first = f"{{%{n}, %{n + 1}, %{n + 2}, %{n + 3}}}", f"%{n + 4}", n + 5
         inputs = '"r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b)'
-        tail, extra, signature = f"1, 1, %{first + 1}", '"n"(TransB)', "<int TransB> float* d, const uint32_t* a, uint64_t b, int add"
+        tail, extra, signature = f"1, 1, %{first + 1}", ', "n"(TransB)', "<int TransB> float* d, const uint32_t* a, uint64_t b, int add"
     else:
         a, b, first = f"%{n}", f"%{n + 1}", n + 2
         inputs, tail = '"l"(a), "l"(b)', f"1, 1, %{first + 1}, %{first + 2}"
-        extra, signature = '"n"(TransA), "n"(TransB)', "<int TransA, int TransB> float* d, uint64_t a, uint64_t b, int add"
+        extra, signature = ', "n"(TransA), "n"(TransB)', "<int TransA, int TransB> float* d, uint64_t a, uint64_t b, int add"
+    if size == 1:
+        tail, extra, signature = "" if integer else "1, 1", "", signature.split("> ")[1].replace("float", ctype)
+    tail = f", {tail}" if tail else ""
     body = (f'asm volatile("{{\\n.reg .pred p;\\nsetp.ne.b32 p, %{first}, 0;\\n"\n'
-            f'             "wgmma.mma_async.sync.aligned.m64n{cols}k16.f32.{dtype}.{dtype} "\n'
-            f'             "{{{outs}}}, {a}, {b}, p, {tail};\\n}}"\n'
+            f'             "wgmma.mma_async.sync.aligned.m64n{cols}k{k}.{sums}.{ptx}.{ptx} "\n'
+            f'             "{{{outs}}}, {a}, {b}, p{tail};\\n}}"\n'
             f'             : {constraints}\n'
-            f'             : {inputs}, "r"(add), {extra} : "memory");')
+            f'             : {inputs}, "r"(add){extra} : "memory");')
     return Instr(wgmma_name(cols, dtype, regs), signature, body,
                  f"PTX ISA, wgmma.mma_async: d[64 x {cols}] (+)= a b, " + ("a in registers" if regs else "both in shared memory"),
-                 (64, cols, 16), dtype, a=wgmma_c(64, 16, 1) if regs else None, c=wgmma_c(64, cols, 1), effect=_wgmma_effect(cols, regs),
+                 (64, cols, k), dtype, a=wgmma_a(64, k, 1, size) if regs else None, c=wgmma_c(64, cols, 1),
+                 effect=_wgmma_effect(cols, regs, size),
                  completes="wgmma_wait")
 
 
@@ -200,6 +210,13 @@ def _records() -> dict[str, Instr]:
         _fn(
             "touch_b32",
             "<int N> uint32_t (&r)[N]",
+            '#pragma unroll\n    for (int i = 0; i < N; ++i) asm volatile("" : "+r"(r[i]) :: "memory");',
+            "as touch",
+            effect=np.copy,
+        ),
+        _fn(
+            "touch_i32",
+            "<int N> int (&r)[N]",
             '#pragma unroll\n    for (int i = 0; i < N; ++i) asm volatile("" : "+r"(r[i]) :: "memory");',
             "as touch",
             effect=np.copy,
@@ -348,6 +365,7 @@ class _Instrs(Mapping[str, Instr]):
         return len(self.fixed) + len(_WGMMA)
 
 
-_WGMMA = {wgmma_name(n, d, regs): (n, d, regs) for n in WIDTHS for d in DTYPES for regs in (False, True)}
+_WGMMA = {wgmma_name(n, d, regs): (n, d, regs) for n in WIDTHS for d in DTYPES for regs in (False, True)
+          if d not in ("i8", "u8") or n % 16 == 0 or n in (8, 24)}  # integers: fewer widths
 INSTRS: Mapping[str, Instr] = _Instrs()
 TARGETS: dict[str, Target] = {"sm_90a": Target("sm_90a", 90, 227 * 1024, 228 * 1024, max_blocks_per_sm=32, max_cluster=8, instrs=INSTRS)}

@@ -24,7 +24,7 @@ from .core import Op, Value
 from .machine_ops import _buffer, _effect_only, _no_operands
 from .ops import define, need
 from .tile_ops import check_index
-from .types import Buffer, Cursor, Frag, Mbarrier, Pending, Scalar, Tensor, f32, i32
+from .types import Buffer, Cursor, Frag, Mbarrier, Pending, Scalar, Tensor, i32
 
 #: slots of a ring; bytes that an mbarrier's phase may wait for (PTX ISA, 'mbarrier': tx-count); blocks of a cluster
 MOST_SLOTS, MOST_BYTES, MOST_BLOCKS = 64, (1 << 20) - 1, 16
@@ -137,7 +137,10 @@ def _check_wgmma(op: Op) -> None:
     rows, depth = a.shape[::-1] if op["ta"] else a.shape
     depth_b, cols = b.shape[::-1] if op["tb"] else b.shape
     need(depth == depth_b and out.shape == (rows, cols + ones), "wgmma: shapes agree", got=f"{a} {b} {out}")
-    need(a.dtype == b.dtype and out.dtype == f32, "wgmma: 16-bit operands of one dtype, f32 accumulator", "f32", out.dtype)
+    need(a.dtype == b.dtype and out.dtype == a.dtype.computed, "wgmma: operands of one dtype, an accumulator of f32 or, for integers, i32",
+         a.dtype.computed, out.dtype)
+    need(a.dtype.bits == 16 or (op["tb"] and not op["ta"]), "wgmma: operands of 8 bits are stored with the depth along their rows",
+         "ta = false, tb = true", f"ta = {op['ta']}, tb = {op['tb']}")
     if (acc := accumulator(op)) is not None:
         need(acc.type in (out, out.frag), "wgmma: the accumulator has the result's type", out.frag, acc.type)
     if ones:

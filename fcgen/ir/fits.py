@@ -39,7 +39,7 @@ def _mma(op: Op, target: Target) -> RuleError | None:
 
 def _wgmma(op: Op, warps: int, target: Target) -> RuleError | None:
     a, out = op.operands[0].type, op.result.type
-    cols = 0
+    cols, step = 0, 1
     for name in [op.get("first"), op["instr"]]:
         rec = target.instrs.get(name) if name is not None else None
         if name is None:
@@ -48,10 +48,10 @@ def _wgmma(op: Op, warps: int, target: Target) -> RuleError | None:
             return RuleError(f"{target.arch} has no such warpgroup instruction", got=name)
         if rec.dtype != a.dtype.name:
             return RuleError("the instruction's dtype", rec.dtype, a)
-        cols += rec.shape[1]
+        cols, step = cols + rec.shape[1], rec.shape[2]
     depth = a.shape[0] if op["ta"] else a.shape[1]
-    if cols != out.shape[1] or depth % 16:
-        return RuleError("the instruction's columns are the result's, its steps 16 deep", f"{cols} columns",
+    if cols != out.shape[1] or depth % step:
+        return RuleError(f"the instruction's columns are the result's, its steps {step} deep", f"{cols} columns",
                          f"{out.shape[1]}, depth {depth}")
     groups = warps // 4
     if warps % 4 or not groups or out.shape[0] % (WARPGROUP_ROWS * groups):

@@ -330,14 +330,16 @@ def mma_c(rows: int, cols: int, warps: tuple[int, int] = (4, 1)) -> RegLayout:
         (Factor("w", wn, 1), Factor("r", n, 4), Factor("l", 4, 1), Factor("r", 2, 1))))
 
 
-def mma_a(rows: int, depth: int, warps: tuple[int, int] = (4, 1)) -> RegLayout:
+def mma_a(rows: int, depth: int, warps: tuple[int, int] = (4, 1), size: int = 2) -> RegLayout:
     """A operand of `mma.m16n8k16` over rows x depth (same PTX section): for one warp column its registers are exactly the
-    accumulator's, which is why P needs no shuffle."""
+    accumulator's, which is why P needs no shuffle. size: bytes of an element; those of one are four to a register ('Matrix Fragments for
+    mma.m16n8k32')."""
     wm, wn = warps
-    m, k = rows // wm // 16, depth // 16
+    e = 4 // size
+    m, k = rows // wm // 16, depth // (8 * e)
     return RegLayout((
-        (Factor("w", wm, wn), Factor("r", m, k * 8), Factor("r", 2, 2), Factor("l", 8, 4)),
-        (Factor("r", k, 8), Factor("r", 2, 4), Factor("l", 4, 1), Factor("r", 2, 1))))
+        (Factor("w", wm, wn), Factor("r", m, k * 4 * e), Factor("r", 2, e), Factor("l", 8, 4)),
+        (Factor("r", k, 4 * e), Factor("r", 2, 2 * e), Factor("l", 4, 1), Factor("r", e, 1))))
 
 
 def wgmma_c(rows: int, cols: int, groups: int) -> RegLayout:
@@ -347,6 +349,16 @@ def wgmma_c(rows: int, cols: int, groups: int) -> RegLayout:
     return RegLayout((
         (Factor("w", groups, 4), Factor("r", m, n * 4), Factor("w", 4, 1), Factor("r", 2, 2), Factor("l", 8, 4)),
         (Factor("r", n, 4), Factor("l", 4, 1), Factor("r", 2, 1))))
+
+
+def wgmma_a(rows: int, depth: int, groups: int, size: int = 2) -> RegLayout:
+    """Left operand of `wgmma` in registers (PTX ISA, 'Register Fragments for wgmma.m64nNk32'); of 16-bit elements it is an accumulator's
+    layout."""
+    m, e = rows // groups // 64, 4 // size
+    k = depth // (8 * e)
+    return RegLayout((
+        (Factor("w", groups, 4), Factor("r", m, k * 4 * e), Factor("w", 4, 1), Factor("r", 2, e), Factor("l", 8, 4)),
+        (Factor("r", k, 4 * e), Factor("r", 2, 2 * e), Factor("l", 4, 1), Factor("r", e, 1))))
 
 
 def quad_rows(layout: RegLayout) -> RegLayout | None:
@@ -377,13 +389,13 @@ def matrix_blocks(layout: RegLayout, warps: int) -> str | None:
     return None
 
 
-def mma_b(depth: int, cols: int, warps: tuple[int, int] = (4, 1)) -> RegLayout:
-    """B operand of `mma.m16n8k16` over depth x cols (same PTX section)."""
-    wn = warps[1]
-    n, k = cols // wn // 8, depth // 16
+def mma_b(depth: int, cols: int, warps: tuple[int, int] = (4, 1), size: int = 2) -> RegLayout:
+    """B operand of `mma.m16n8k16` over depth x cols (same PTX section), or of `m16n8k32` for elements of one byte."""
+    wn, e = warps[1], 4 // size
+    n, k = cols // wn // 8, depth // (8 * e)
     return RegLayout((
-        (Factor("r", k, n * 4), Factor("r", 2, 2), Factor("l", 4, 1), Factor("r", 2, 1)),
-        (Factor("w", wn, 1), Factor("r", n, 4), Factor("l", 8, 4))))
+        (Factor("r", k, n * 2 * e), Factor("r", 2, e), Factor("l", 4, 1), Factor("r", e, 1)),
+        (Factor("w", wn, 1), Factor("r", n, 2 * e), Factor("l", 8, 4))))
 
 
 def in_runs(shape: tuple[int, ...], axis: int, warps: int) -> RegLayout:

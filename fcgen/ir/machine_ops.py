@@ -160,12 +160,13 @@ def _check_ldmatrix(op: Op) -> None:
     _buffer(buffer, "ldmatrix")
     _positions([v.type for v in op.operands[1:]], "ldmatrix")
     _frag_of(buffer, t, "ldmatrix")
-    need(t.dtype.bits == 16 and len(t.shape) == 2, "ldmatrix moves 2-d tiles of 16-bit elements", "16 bits", t)
+    need(t.dtype.bits in (8, 16) and len(t.shape) == 2, "ldmatrix moves 2-d tiles of 16-bit elements, or pairs of bytes", "16 bits", t)
+    need(t.dtype.bits == 16 or not op["trans"], "ldmatrix transposes elements of 16 bits", "trans = false", t)
     _region_fits(buffer, t, op["transposed"], "ldmatrix")
 
 
-define("ldmatrix", "machine", """`ldmatrix buffer, row, col`: 8x8 blocks of 16-bit elements from a slot, four at a time; lane l
-       supplies the address of row l. trans: the .trans form, which hands out each block transposed.""", _none, effect="read",
+define("ldmatrix", "machine", """`ldmatrix buffer, row, col`: blocks of 8 rows of 16 bytes (8x8 of 16-bit elements) from a slot, four at a
+       time; lane l supplies the address of row l. trans: the .trans form, which hands out each block transposed.""", _none, effect="read",
        check=_check_ldmatrix, phases="selected synced", transposed=FLAG, trans=FLAG)
 
 
@@ -173,7 +174,8 @@ def _check_mma(op: Op) -> None:
     need(len(op.operands) in (3, 4), "mma takes a, b, acc and possibly a first column", "3 or 4", len(op.operands))
     a, b, c = (v.type for v in op.operands[:3])
     need(op.result.type == c, "mma: the result has the accumulator's type", c, op.result.type)
-    need(c.dtype == f32 and a.dtype == b.dtype, "mma: 16-bit operands of one dtype, f32 accumulator", "f32", c.dtype)
+    need(c.dtype == a.dtype.computed and a.dtype == b.dtype, "mma: operands of one dtype, an accumulator of f32 or, for integers, i32",
+         a.dtype.computed, c.dtype)
     need(a.shape[1] == b.shape[0] and a.shape[0] == c.shape[0], "mma: shapes agree", got=f"{a} {b} {c}")
     if len(op.operands) == 3:
         need(b.shape[1] == c.shape[1], "mma: b is as wide as the accumulator, or a first column says where it goes", c, b)

@@ -58,5 +58,6 @@ class Target:
     instrs: Mapping[str, Instr] = field(default_factory=dict)
 
     def matrix_instr(self, family: str, dtype: str) -> Instr | None:
-        """The instruction for a dot of this operand dtype, or None."""
-        return next((i for i in self.instrs.values() if i.shape and i.dtype == dtype and i.name.startswith(family)), None)
+        """The first instruction of a family for dots of this operand dtype, or None."""
+        names = (n for n in self.instrs if n.startswith(f"{family}_m") and dtype in n.split("_"))
+        return next((i for i in map(self.instrs.__getitem__, names) if i.needs <= self.capability), None)

@@ -223,21 +223,22 @@ def _dot(types, attrs):
     a, b = types[:2]
     need(len(a.shape) == 2 and len(b.shape) == 2, "dot takes 2-d tiles", got=f"{a} and {b}")
     need(a.dtype == b.dtype, "dot: operands have one dtype", a.dtype, b.dtype, hint="cast one of them: x.to(dtype)")
-    need(a.dtype in (f16, bf16, f32), "dot: operands are f16, bf16 or f32", "f16, bf16, f32", a.dtype)
+    need(a.dtype in (f16, bf16, f32) or a.dtype.bits == 8, "dot: operands have 8 or 16 bits, or are f32",
+         "f16, bf16, f32, i8, u8, f8e4m3, f8e5m2", a.dtype)
     inner_a, inner_b = a.shape[0 if attrs.get("ta") else 1], b.shape[1 if attrs.get("tb") else 0]
     need(inner_a == inner_b, "dot: inner sizes agree", f"{inner_a} rows in b", b)
     if isinstance(a, Tile) and isinstance(b, Tile):
-        out = Tile(f32, (a.shape[0], b.shape[1] + attrs.get("ones", 0)))
+        out = Tile(a.dtype.computed, (a.shape[0], b.shape[1] + attrs.get("ones", 0)))
         if len(types) == 3:
             need(types[2] == out, "dot: the accumulator's type is the result's", out, types[2])
         return (out,)
     return None
 
 
-define("dot", BOTH, """Matrix product with float32 accumulation: a[M,K] b[K,N] (+ acc[M,N]) -> f32[M,N]. Machine level, until
-       `select` expands it: an operand may be a shared-memory tile, stored transposed where ta / tb says so. math, late, sums, regs: what
-       the schedule decides about it (`bind`). ones: so many columns of ones stand to the right of b, and the result is that much
-       wider.""", _dot, phases="placed pipelined", ta=FLAG.maybe, tb=FLAG.maybe, math=one_of("mma", "wmma", "wgmma", "fma").maybe,
+define("dot", BOTH, """Matrix product with accumulation in f32, of integers in i32: a[M,K] b[K,N] (+ acc[M,N]) -> f32[M,N]. Machine level,
+       until `select` expands it: an operand may be a shared-memory tile, stored transposed where ta / tb says so. math, late, sums,
+       regs: what the schedule decides about it (`bind`). ones: so many columns of ones stand to the right of b, and the result is that
+       much wider.""", _dot, phases="placed pipelined", ta=FLAG.maybe, tb=FLAG.maybe, math=one_of("mma", "wmma", "wgmma", "fma").maybe,
        ones=whole(8, 8).maybe, **SITE, late=FLAG.maybe, sums=FLAG.maybe, regs=FLAG.maybe)
 
 

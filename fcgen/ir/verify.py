@@ -16,7 +16,7 @@ from .memory_map import buffer_problem
 from .named_barriers import KINDS, NamedBarriers
 from .ops import OPS, PHASES, WITH_REGIONS, RuleError, attr_problem, misuse, need, told
 from .ranges import admitted
-from .types import Buffer, Cursor, Frag, Mbarrier, Pending, Scalar, Tensor, Tile, Type, f32
+from .types import Buffer, Cursor, Frag, Mbarrier, Pending, Scalar, Tensor, Tile, Type, f32, i32
 
 #: regions inside of regions
 NESTING = 200
@@ -143,8 +143,8 @@ class Verifier:
         if t.__class__ is Scalar:
             return None
         if isinstance(t, Pending):
-            if t.frag.dtype != f32 or t.frag.partial:
-                return RuleError("an accumulator in flight is f32 and complete", got=t)
+            if t.frag.dtype not in (f32, i32) or t.frag.partial:
+                return RuleError("an accumulator in flight is f32 or i32, and complete", got=t)
             t = t.frag
         if self.kernel.level == "tile":
             if not isinstance(t, (Tile, Tensor)):

@@ -242,7 +242,7 @@ def cumsum(x: Handle, axis: Any = -1) -> Handle:
 
 
 def dot(a: Any, b: Any, acc: Any = None) -> Handle:
-    """Matrix product a [M, K] b [K, N] (+ acc) in float32; a and b of one dtype."""
+    """Matrix product a [M, K] b [K, N] (+ acc) in f32, of integers of 8 bits in i32; a and b of one dtype."""
     for x, what in ((a, "left"), (b, "right")):
         if not isinstance(x, Handle) or len(x.labels) != 2:
             raise FcError("trace/shape", f"the {what} operand of fc.dot is a 2-d tile", got=repr(x), loc=here(),
@@ -261,13 +261,13 @@ def dot(a: Any, b: Any, acc: Any = None) -> Handle:
         raise FcError("trace/shape", "both axes of the product would be the same range", got=repr(a), loc=here(),
                       hint="give one side an axis of its own: cols = rows.again()")
     labels = (a.labels[0], b.labels[1])
-    more = () if acc is None else (_accumulator(acc, labels).value,)
+    more = () if acc is None else (_accumulator(acc, labels, a.dtype.computed).value,)
     return Handle(current().emit("dot", a.value, b.value, *more), labels)
 
 
-def _accumulator(acc: Any, labels: tuple[Any, ...]) -> Handle:
-    x = lift(acc, f32)
-    if x.dtype != f32 or set(x.labels) != set(labels):
-        raise FcError("trace/shape" if x.dtype == f32 else "trace/dtype", "fc.dot adds to a tile with the product's axes, in f32",
-                      expected=f"f32 [{', '.join(map(label_name, labels))}]", got=repr(x), loc=here())
+def _accumulator(acc: Any, labels: tuple[Any, ...], dtype: DType) -> Handle:
+    x = lift(acc, dtype)
+    if x.dtype != dtype or set(x.labels) != set(labels):
+        raise FcError("trace/shape" if x.dtype == dtype else "trace/dtype", f"fc.dot adds to a tile with the product's axes, in {dtype}",
+                      expected=f"{dtype} [{', '.join(map(label_name, labels))}]", got=repr(x), loc=here())
     return aligned(x, labels)

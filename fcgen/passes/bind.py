@@ -31,9 +31,9 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
     _check_tiles(kernel, schedule)
     _check_fields(schedule, target)
     names = _names(kernel)
-    _check_names(names, schedule)
+    _check_names(names, schedule, target)
     sites = _sites(names)
-    return map_bodies(kernel, lambda body: _bound(body, names, sites, schedule))
+    return map_bodies(kernel, lambda body: _bound(body, names, sites, schedule, target))
 
 
 # ---- names ---------------------------------------------------------------------------------------------------------------
@@ -75,21 +75,26 @@ def _sites(names: Mapping[Op, str]) -> dict[Op, str]:
     return out
 
 
-def _check_names(names: Mapping[Op, str], schedule: Schedule) -> None:
+def multiplies(dot: Op, family: str, target: Target) -> bool:
+    """Whether a family of instructions takes a dot's operands. Multiply-adds take all."""
+    dtype = dot.operands[0].type.dtype
+    return family == "fma" or dtype.bits == 16 or (dtype.bits == 8 and target.matrix_instr(family, dtype.name) is not None)
+
+
+def _check_names(names: Mapping[Op, str], schedule: Schedule, target: Target) -> None:
     dots = {name: op for op, name in names.items() if op.kind == "dot"}
     loads = {name: op for op, name in names.items() if op.kind == "load"}
     for field in OF_DOTS:
         _known(field, getattr(schedule, field), dots, "dot")
     _known("stages", _keys(schedule.stages), loads, "load")
     _known("math", _keys(schedule.math), dots, "dot")
-    narrow = [name for name, op in dots.items() if op.operands[0].type.dtype.bits == 16]
+    able = [name for name, op in dots.items() if multiplies(op, schedule.math_of(name), target)]
     for name in _keys(schedule.math):
-        if name not in narrow and schedule.math_of(name) != "fma":
+        if name not in able:
             raise without_effect("math", f"the operands of %{name} are {dots[name].operands[0].type.dtype}", expected="fma",
                                  got=schedule.math_of(name), loc=dots[name].loc)
-    able = dots if schedule.math == "fma" else narrow
     if schedule.math != "mma" and not able and not _keys(schedule.math):
-        raise without_effect("math", f"the program has no dot{' of 16-bit operands' if dots else ''}", got=schedule.math)
+        raise without_effect("math", f"the program has no dot{' of operands that it takes' if dots else ''}", got=schedule.math)
 
 
 def _keys(value: Any) -> tuple[str, ...]:
@@ -147,20 +152,20 @@ def _check_fields(s: Schedule, target: Target) -> None:
 # ---- writing it down -----------------------------------------------------------------------------------------------------
 
 
-def _bound(block: Block, names: Mapping[Op, str], sites: Mapping[Op, str], schedule: Schedule) -> Block:
+def _bound(block: Block, names: Mapping[Op, str], sites: Mapping[Op, str], schedule: Schedule, target: Target) -> Block:
     ops = []
     for op in block.ops:
         if op in names:
-            op = replace(op, attrs={**op.attrs, **_decided(op, names[op], schedule), "site": sites[op]})
+            op = replace(op, attrs={**op.attrs, **_decided(op, names[op], schedule, target), "site": sites[op]})
         if op.regions:
-            op = replace(op, regions=tuple(_bound(r, names, sites, schedule) for r in op.regions))
+            op = replace(op, regions=tuple(_bound(r, names, sites, schedule, target) for r in op.regions))
         ops.append(op)
     return Block(block.args, tuple(ops))
 
 
-def _decided(op: Op, name: str, schedule: Schedule) -> dict[str, Any]:
+def _decided(op: Op, name: str, schedule: Schedule, target: Target) -> dict[str, Any]:
     if op.kind == "load":
         return {"stages": schedule.stages_of(name)} if name in _keys(schedule.stages) else {}
-    wide = op.operands[0].type.dtype.bits != 16
+    family = schedule.math_of(name)
     marks = {attr: True for field, attr in OF_DOTS.items() if name in getattr(schedule, field)}
-    return {"math": "fma" if wide else schedule.math_of(name), **marks}
+    return {"math": family if multiplies(op, family, target) else "fma", **marks}

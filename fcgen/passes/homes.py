@@ -14,7 +14,7 @@ from ..errors import FcError
 from ..ir.alignment import Access, allowed
 from ..ir.core import Block, Kernel, Op, Value, definitions, uses, walk
 from ..ir.elementwise import FNS
-from ..ir.layout import OpaqueLayout, RegLayout, in_runs, mma_a, mma_c, rowwise, wgmma_c
+from ..ir.layout import OpaqueLayout, RegLayout, in_runs, mma_a, mma_c, rowwise, wgmma_a, wgmma_c
 from ..ir.schedule import Schedule
 from ..ir.target import Target
 from ..ir.types import Scalar, Tile
@@ -71,8 +71,8 @@ class Homes:
     def a_layout(self, op: Op) -> RegLayout:
         """The register layout of the left operand of an mma or wgmma dot."""
         if op["math"] == "wgmma":
-            return wgmma_c(op.result.type.shape[0], self.inner(op), self.schedule.warps // 4)
-        return mma_a(op.result.type.shape[0], self.inner(op), (self.schedule.warps, 1))
+            return wgmma_a(op.result.type.shape[0], self.inner(op), self.schedule.warps // 4, op.operands[0].type.dtype.bytes)
+        return mma_a(op.result.type.shape[0], self.inner(op), (self.schedule.warps, 1), op.operands[0].type.dtype.bytes)
 
     def inner(self, op: Op) -> int:
         return op.operands[0].type.shape[1]

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from math import isfinite
 from typing import Any
 
@@ -32,9 +33,9 @@ from .common import const_of, rank
 GRANULE = 16
 
 
-def padded(n: int) -> int:
+def padded(n: int, granule: int = GRANULE) -> int:
     """For matrix instructions."""
-    return n if n <= 1 else -(-n // GRANULE) * GRANULE
+    return n if n <= 1 else -(-n // granule) * granule
 
 
 def shared_out(n: int) -> int:
@@ -46,7 +47,8 @@ def shared_out(n: int) -> int:
 
 
 def run(kernel: Kernel, schedule: Schedule, target: Target | None) -> Kernel:
-    size = padded if any(op.kind == "dot" and op.get("math") != "fma" for op in walk_kernel(kernel)) else shared_out
+    sizes = [op.operands[0].type.dtype.bytes for op in walk_kernel(kernel) if op.kind == "dot" and op.get("math") != "fma"]
+    size = partial(padded, granule=GRANULE * (2 if 1 in sizes else 1)) if sizes else shared_out  # the depth of bytes is 32
     if not any(size(n) != n for op in walk_kernel(kernel) for v in (*op.results, *op.operands)
                if isinstance(v.type, Tile) for n in v.type.shape):
         return kernel

@@ -18,7 +18,7 @@ from ..ir.core import Block, Builder, Env, Kernel, Op, Role, Value, walk
 from ..ir.layout import OpaqueLayout, RegLayout, SmemLayout, native_smem, quad_rows, rowwise
 from ..ir.schedule import Schedule
 from ..ir.target import Target
-from ..ir.types import Buffer, Frag, Scalar, Tensor, Tile, f32, i1, i32
+from ..ir.types import Buffer, Frag, Scalar, Tensor, Tile, i1, i32
 from .common import without_effect
 from .homes import ELEMENTWISE, SMEM, Homes
 
@@ -39,11 +39,7 @@ def buffer_for(dtype: Any, shape: tuple[int, ...], reader: str) -> Buffer:
     """A shared-memory tile for its main reader: swizzled rows for ldmatrix and 16-byte rows, one padded stride for the WMMA API and
     for plain loads down columns."""
     cols = shape[-1]
-    if reader == "wmma":
-        return Buffer(dtype, shape, SmemLayout(cols, 16 // dtype.bytes))
-    if reader == "fma":
-        return Buffer(dtype, shape, SmemLayout(cols, 8 if dtype.bits == 16 else 4))
-    if dtype.bits == 16 and cols % 16 == 0:
+    if reader not in ("wmma", "fma") and dtype.bits in (8, 16) and cols * dtype.bytes % 32 == 0:
         return Buffer(dtype, shape, native_smem(cols, dtype.bytes))
     return Buffer(dtype, shape, SmemLayout(cols, max(1, 16 // dtype.bytes)))
 
@@ -316,7 +312,8 @@ class _Placer:
         if len(op.operands) == 3:
             acc = self.want(op.operands[2], home, b, env)
         else:
-            zero = b.emit("const", value=0.0, dtype=f32.name)
+            dtype = op.result.type.dtype
+            zero = b.emit("const", value=0.0 if dtype.is_float else 0, dtype=dtype.name)
             acc = b.emit("full", zero, type=_frag(op.result, home), name=op.result.name)
         extra = {"ones": op["ones"]} if op.get("ones") else {}
         if extra and (family != "wgmma" or tb):

@@ -105,14 +105,15 @@ class _Selector:
         t, zero = op.result.type, _int(0, b)
         if isinstance(t.layout, OpaqueLayout):
             env[op.result] = b.emit("wmma_load", op.operands[0], zero, zero, type=t, name=op.result.name)
-        elif t.dtype.bits == 16 and len(t.shape) == 2 and "ldmatrix_x4" in self.target.instrs and t.layout == self.left_layout(t):
+        elif t.dtype.bits in (8, 16) and len(t.shape) == 2 and "ldmatrix_x4" in self.target.instrs and t.layout == self.left_layout(t):
             env[op.result] = b.emit("ldmatrix", op.operands[0], zero, zero, type=t, name=op.result.name, transposed=False, trans=False)
         else:
             env[op.result] = b.emit("ld_shared", op.operands[0], zero, zero, type=t, name=op.result.name)
 
     def left_layout(self, t: Frag) -> RegLayout | None:
         rows, depth = t.shape
-        return mma_a(rows, depth, (self.schedule.warps, 1)) if rows % (16 * self.schedule.warps) == 0 and depth % 16 == 0 else None
+        size, whole = t.dtype.bytes, rows % (16 * self.schedule.warps) == 0 and depth * t.dtype.bytes % 32 == 0
+        return mma_a(rows, depth, (self.schedule.warps, 1), size) if whole else None
 
     # ---- dots ----------------------------------------------------------------------------------------------------
 
@@ -126,7 +127,7 @@ class _Selector:
             a = env[op.operands[0]]
             if op["math"] == "mma" and isinstance(a.type, Buffer) and op.operands[0] in outside and a not in self.held:
                 rows, depth = a.type.shape[::-1] if op["ta"] else a.type.shape
-                t = Frag(a.type.dtype, (rows, depth), mma_a(rows, depth, (self.schedule.warps, 1)))
+                t = Frag(a.type.dtype, (rows, depth), mma_a(rows, depth, (self.schedule.warps, 1), a.type.dtype.bytes))
                 zero = _int(0, b)
                 self.held[a] = b.emit("ldmatrix", a, zero, zero, type=t, name=a.name, loc=op.loc, transposed=op["ta"], trans=op["ta"])
 
@@ -138,13 +139,14 @@ class _Selector:
             raise FcError("compile/unsupported", f"{self.target.arch} has no mma instruction for {a.type.dtype}", loc=op.loc,
                           hint='Schedule(math="fma")')
         (rows, cols), step = acc.type.shape, instr.shape[2]
-        flip_a = op["ta"] and isinstance(a.type, Buffer)
+        flip_a, size = op["ta"] and isinstance(a.type, Buffer), a.type.dtype.bytes
+        check_bytes(op)
         depth = a.type.shape[0 if flip_a else 1]
         warps = (self.schedule.warps, 1)
 
         def at_depth(k: Value, acc: Value, b: Builder) -> Value:
             first = b.emit("mul", k, _int(step, b))
-            part = Frag(a.type.dtype, (rows, step), mma_a(rows, step, warps))
+            part = Frag(a.type.dtype, (rows, step), mma_a(rows, step, warps, size))
             if isinstance(a.type, Buffer):
                 pos = (first, _int(0, b)) if flip_a else (_int(0, b), first)
                 left = b.emit("ldmatrix", a, *pos, type=part, name=a.name, transposed=flip_a, trans=flip_a)
@@ -155,7 +157,7 @@ class _Selector:
             def at_column(n: Value | None, acc: Value, b: Builder) -> Value:
                 col = b.emit("mul", n, _int(width, b)) if n is not None else _int(0, b)
                 pos = (col, first) if op["tb"] else (first, col)
-                t = Frag(a.type.dtype, (step, width), mma_b(step, width, warps))
+                t = Frag(a.type.dtype, (step, width), mma_b(step, width, warps, size))
                 r = b.emit("ldmatrix", right, *pos, type=t, name=right.name, transposed=op["tb"], trans=not op["tb"])
                 extra = (col,) if n is not None else ()
                 return b.emit("mma", left, r, acc, *extra, type=acc.type, name=op.result.name, instr=instr.name)
@@ -171,7 +173,8 @@ class _Selector:
         a, right, acc = op.operands
         cols, ones = acc.type.shape[1], op.get("ones", 0)
         before = cols - ones - right.type.layout.panel if ones else 0  # columns of the panels that ones do not stand beside
-        name, first = (f"wgmma_m64n{n}k16_{a.type.dtype.name}" for n in (cols - before, before))
+        check_bytes(op)
+        name, first = (f"wgmma_m64n{n}k{32 // a.type.dtype.bytes}_{a.type.dtype.name}" for n in (cols - before, before))
         if name not in self.target.instrs or (before and first not in self.target.instrs):
             raise FcError("compile/unsupported", f"{self.target.arch} has no wgmma for {a.type.dtype} and {cols} columns", loc=op.loc,
                           hint='Schedule(math="mma", copy="cp_async"), or target="sm_90a"')
@@ -240,19 +243,31 @@ class _Selector:
             frag = Frag(buffer.type.dtype, (n,), layout.drop(1 - axis))
             pos = (zero, k) if along == 0 else (k, zero)
             v = b.emit("ld_shared", buffer, *pos, type=frag, name=buffer.name, along=along)
-            if v.type.dtype != f32:
-                v = b.emit("cast", v, to="f32", name=buffer.name)
+            if v.type.dtype != t.dtype:
+                v = b.emit("cast", v, to=t.dtype.name, name=buffer.name)
             return b.emit("broadcast", v, type=t, axes=(axis,), name=buffer.name)
 
         def at_depth(k: Value, acc: Value, b: Builder) -> Value:
             left = vector(a, k, 1 if op["ta"] else 0, 0, b)
             r = vector(right, k, 0 if op["tb"] else 1, 1, b)
-            return b.emit("fma", left, r, acc, name=op.result.name)
+            if t.dtype == f32:
+                return b.emit("fma", left, r, acc, name=op.result.name)
+            return b.emit("add", b.emit("mul", left, r), acc, name=op.result.name)
 
         return _unrolled(depth, "k", acc, at_depth, b, unroll=False)
 
 
 # ---- helpers -----------------------------------------------------------------------------------------------------------
+
+
+def check_bytes(op: Op) -> None:
+    """Matrix instructions take elements of 8 bits along the depth, and nothing transposes them on the way."""
+    a, right, _ = (v.type for v in op.operands)
+    if a.dtype.bits == 8 and ((op["ta"] and isinstance(a, Buffer)) or not op["tb"]):
+        side, got, want = ("left", a, "[rows, depth], as it is") if op["tb"] else ("right", right, "[columns, depth], read as its .T")
+        raise FcError("compile/unsupported", f"{op['math']}: the {side} operand of a dot of {a.dtype} lies across its depth",
+                      expected=f"a tile {want}", got=got, loc=op.loc,
+                      hint='keep that tensor transposed in memory, convert the tile with .to(fc.f16), or Schedule(math="fma")')
 
 
 def _unrolled(count: int, name: str, acc: Value, step: Any, b: Builder, unroll: bool = True) -> Value:

@@ -225,9 +225,10 @@ class Agent(AsyncOps, StoreOps):
         first = int(args[3]) if len(args) == 4 else 0
         cols = slice(first, first + lb.shape[1])
         lc, rc = lc[:, cols], rc[:, cols]
-        a, b = np.asarray(args[0], np.float32)[la, ra], np.asarray(args[1], np.float32)[lb, rb]
         out = args[2].copy()
-        out[lc, rc] += a @ b
+        wide = np.float32 if out.dtype.kind == "f" else np.float64  # integers of 8 bits: exact
+        a, b = np.asarray(args[0], wide)[la, ra], np.asarray(args[1], wide)[lb, rb]
+        out[lc, rc] += (a @ b).astype(out.dtype)
         return out
 
     def do_wmma_mma(self, op: Op, args: list[Any]) -> Any:

@@ -19,6 +19,7 @@ from ..ir.layout import RegLayout, mma_a, mma_c
 from ..ir.types import Buffer, Frag, Pending
 from . import descriptor, registers
 from .memory import WARP, Where, decode, runs
+from .tile import poison
 
 if TYPE_CHECKING:
     from .agents import Agent
@@ -158,13 +159,13 @@ class TensorCore:
 
     def unit(self, op: Op) -> tuple[RegLayout, RegLayout]:
         """What one warp holds of an instruction's accumulator and of a left operand in registers (PTX ISA, wgmma)."""
-        cols = 0
+        cols, size = 0, op.operands[1].type.dtype.bytes
         for instr in (op.get("first"), op["instr"]):
-            m = re.search(r"m64n(\d+)k16", instr or "m64n0k16")
+            m = re.search(rf"m64n(\d+)k{32 // size}_", instr or f"m64n0k{32 // size}_")
             if m is None:
-                raise FcError("compile/unsupported", f"the simulator does not know {instr}", loc=op.loc, expected="m64nNk16")
+                raise FcError("compile/unsupported", f"the simulator does not know {instr}", loc=op.loc, expected=f"m64nNk{32 // size}")
             cols += int(m[1])
-        return mma_c(16, cols, (1, 1)), mma_a(16, 16, (1, 1))
+        return mma_c(16, cols, (1, 1)), mma_a(16, 32 // size, (1, 1), size)
 
     def blocks(self, op: Op) -> list[int]:
         """First row of each block of 64 rows that this warp's warpgroup works on."""
@@ -244,10 +245,10 @@ class TensorCore:
             self.sim.report("sim/stale", f"settle does not wait for {v.name or 'its accumulator'}: its wgmma is {left}", op,
                             notes=[f"{self.agent.who}: {describe(job.op)}", f"{self.agent.who}: {describe(op)}"],
                             key=("settle", id(op), id(job.op)), hint="groups = how many were committed after the one that is waited for")
-            value = np.full((32, v.type.layout.regs), np.nan, np.float32)
+            value = poison((32, v.type.layout.regs), v.type.dtype)
         else:
             assert job.value is not None
-            value = job.value.astype(np.float32)
+            value = (job.value if v.type.dtype.is_float else job.value.astype(np.int64)).astype(v.type.dtype.np_dtype)
         self.accumulators[id(value)] = value
         if len(self.accumulators) > 64:  # only those touched since the last fence matter
             self.accumulators = {i: x for i, x in self.accumulators.items() if i in self.touched or x is value}

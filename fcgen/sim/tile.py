@@ -17,7 +17,7 @@ from ..ir.core import Block, Kernel, Op, Value, walk_kernel
 from ..ir.elementwise import FNS, REDUCTIONS, convert, evaluate, to_dtype
 from ..ir.ranges import HIGHEST, Admitted, admitted
 from ..ir.sizes import is_made, number, output_shape
-from ..ir.types import DTYPES, DType, Tensor, f32, i1
+from ..ir.types import DTYPES, DType, Tensor, i1
 
 
 def interpret(kernel: Kernel, arguments: Mapping[str, Any], *, skip_dead: bool = False,
@@ -199,11 +199,13 @@ class _Interpreter:
         return convert(np.cumsum(args[0], axis=op["axis"], dtype=dtype.computed.np_dtype), dtype)
 
     def do_dot(self, op: Op, args: list[Any], env: Any) -> Any:
-        right = np.asarray(args[1], np.float32)
+        dtype = op.result.type.dtype
+        wide = np.float32 if dtype.is_float else np.float64  # integers of 8 bits: exact
+        right = np.asarray(args[1], wide)
         if op.get("ones"):
             right = np.concatenate([right, np.ones((len(right), op["ones"]), np.float32)], axis=1)
-        product = np.asarray(args[0], np.float32) @ right
-        return np.asarray(product if len(args) == 2 else args[2] + product, f32.np_dtype)
+        product = np.asarray(np.asarray(args[0], wide) @ right, dtype.np_dtype)
+        return np.asarray(product if len(args) == 2 else args[2] + product, dtype.np_dtype)
 
     # ---- memory ----------------------------------------------------------------------------------------------------
 

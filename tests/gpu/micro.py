@@ -17,7 +17,7 @@ SMEM = "__device__ __forceinline__ uint32_t shared(const void* p) { return stati
 
 
 def mma(i: Instr) -> str:
-    return f"""KERNEL t_{i.name}(float* c, const uint32_t* a, const uint32_t* b) {{
+    return f"""KERNEL t_{i.name}({i.signature.split('*')[0]}* c, const uint32_t* a, const uint32_t* b) {{
     const int l = threadIdx.x;
     {i.name}(c + 4 * l, a + 4 * l, b + 2 * l);
 }}"""

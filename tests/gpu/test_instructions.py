@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from fcgen.backends.ada import INSTRS
+from fcgen.ir.elementwise import to_dtype
+from fcgen.ir.types import DTYPES
 
 from . import micro
 
@@ -33,11 +35,12 @@ def apply(name, *inputs, out=torch.float32):
 def test_matrix_products(name):
     """The result's layout is the record's; its sums are within a few float32 roundings of exact ones."""
     i = INSTRS[name]
-    a, b = (gpu(rng.standard_normal((32, m.regs)), TORCH[i.dtype]) for m in (i.a, i.b))
-    c = rng.standard_normal((32, i.c.regs)).astype(np.float32)
-    want = i.effect(a.float().cpu().numpy(), b.float().cpu().numpy(), c)
-    got = micro.launch(name, gpu(c), a, b, threads=32)
-    np.testing.assert_allclose(got, want, rtol=0, atol=5e-5)
+    dtype = DTYPES[i.dtype]
+    draw = lambda n: to_dtype(rng.standard_normal((32, n)) if dtype.is_float else rng.integers(*dtype.range, (32, n)), dtype)
+    a, b, c = draw(i.a.regs), draw(i.b.regs), to_dtype(10 * rng.standard_normal((32, i.c.regs)), dtype.computed)
+    raw = lambda x: gpu(x.astype(dtype.stored).view(np.int32))
+    got = micro.launch(name, gpu(c), raw(a), raw(b), threads=32)
+    np.testing.assert_allclose(got, i.effect(a, b, c), rtol=0, atol=5e-4 if dtype.is_float else 0)
 
 
 @pytest.mark.parametrize("name", [n for n, i in INSTRS.items() if n.startswith("ldmatrix")])

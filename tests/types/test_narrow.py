@@ -12,24 +12,9 @@ from fcgen.ir.elementwise import apply, to_dtype
 from fcgen.ir.types import DTYPES
 
 from ..backends.host import run_on_host
+from .specs import convert, numbers
 
 NARROW = ("i8", "u8", "f8e4m3", "f8e5m2")
-
-
-@fc.kernel
-def convert(X: "TI[M, N]", Y: "out TO[M, N]"):
-    (rows,) = fc.grid(fc.tile(X.M, "BM"))
-    for cols in fc.loop(fc.tile(X.N, "BN")):
-        fc.store(Y[rows, cols], fc.load(X[rows, cols]).to(Y.dtype))
-
-
-def numbers(name: str, shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
-    rng, dtype = np.random.default_rng(seed), DTYPES[name]
-    if not dtype.is_float:
-        return rng.integers(*dtype.range, shape, endpoint=True).astype(dtype.np_dtype)
-    x = to_dtype(rng.standard_normal(shape) * rng.choice([1e-3, 1.0, 60.0, 1e3], shape), dtype)
-    x.flat[:3] = np.nan, 448.0, -0.0
-    return x
 
 
 def compiled(a: str, b: str, arch: str) -> fc.Program:

@@ -1,4 +1,4 @@
-"""Keys and values of 8 and 4 bits with a scale per key, in the loop that dequantises them."""
+"""Keys and values of 8 and 4 bits with a scale per key, in the loop that dequantises them; products of elements of 8 bits."""
 
 from __future__ import annotations
 
@@ -8,50 +8,9 @@ import pytest
 import fcgen as fc
 from fcgen.ir.types import DTYPES
 
+from .specs import eight, eight_in_words, four, operands, product, scaled
+
 D = 64
-
-
-@fc.kernel
-def eight(Q: "f16[H, M, D]", K: "TK[H, N, D]", KS: "f32[H, N]", V: "TK[H, N, D]", VS: "f32[H, N]", O: "out f16[H, M, D]"):
-    """A scale goes with each key, and with each value."""
-    h, rows = fc.grid(Q.H, fc.tile(Q.M, "BM"))
-    q = fc.load(Q[h, rows])
-    top, total, acc = fc.var(fc.full(rows, -fc.inf)), fc.var(fc.zeros(rows)), fc.var(fc.zeros(rows, Q.D))
-    for cols in fc.loop(fc.tile(K.N, "BN")):
-        s = fc.dot(q, fc.load(K[h, cols]).to(fc.f16).T) * fc.load(KS[h, cols]) * 0.125
-        s = fc.where(cols.valid, s, -fc.inf)
-        new = fc.maximum(top, fc.max(s, axis=1))
-        p, old = fc.exp(s - new), fc.exp(top - new)
-        total <<= total * old + fc.sum(p, axis=1)
-        acc <<= acc * old + fc.dot((p * fc.load(VS[h, cols])).to(fc.f16), fc.load(V[h, cols]).to(fc.f16))
-        top <<= new
-    fc.store(O[h, rows], (acc / total).to(fc.f16))
-
-
-@fc.kernel
-def four(Q: "f16[H, M, 2, E]", K: "TK[H, N, E]", KS: "f32[H, N]", S: "out f32[H, M, N]"):
-    """Two numbers of 4 bits lie in a byte: element j in the lower half, element j + E in the upper one; 8 stands for zero."""
-    h, rows, cols = fc.grid(Q.H, fc.tile(Q.M, "BM"), fc.tile(K.N, "BN"))
-    k = fc.load(K[h, cols])
-    low, high = ((x & 15).to(fc.f16) - 8.0 for x in (k, k >> 4))
-    s = fc.dot(fc.load(Q[h, rows, 1]), high.T, fc.dot(fc.load(Q[h, rows, 0]), low.T))
-    fc.store(S[h, rows, cols], s * fc.load(KS[h, cols]))
-
-
-@fc.kernel
-def eight_in_words(Q: "f16[M, 8, W]", K: "u32[N, W]", S: "out f32[M, N]"):
-    """Eight numbers of 4 bits in a word."""
-    rows, cols = fc.grid(fc.tile(Q.M, "BM"), fc.tile(K.N, "BN"))
-    k, s = fc.load(K[cols]), fc.var(fc.zeros(rows, cols))
-    for n in range(8):
-        s <<= fc.dot(fc.load(Q[rows, n]), ((k >> 4 * n & 15).to(fc.f16) - 8.0).T, s)
-    fc.store(S[rows, cols], s)
-
-
-def scaled(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    low, high = (-448, 448) if DTYPES[name].is_float else DTYPES[name].range
-    x = DTYPES[name].stored.type(1) * 0 + rng.uniform(low, high, shape)
-    return x.astype(DTYPES[name].stored), (rng.uniform(0.5, 2, shape[:-1]) / high).astype(np.float32)
 
 
 @pytest.mark.parametrize(("name", "target"), [("i8", "sm_80"), ("i8", "sm_90a"), ("f8e4m3", "sm_80"), ("f8e4m3", "sm_89"), ("f8e5m2", "sm_90a")])
@@ -89,3 +48,36 @@ def test_words_of_8_numbers() -> None:
     want = sum(q[:, n].astype(np.float64) @ ((k >> 4 * n & 15).astype(np.float64) - 8).T for n in range(8))
     for got in (program.interpret(Q=q, K=k)["S"], program.simulate(Q=q, K=k)["S"]):
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["i8", "u8", "f8e4m3", "f8e5m2"])
+@pytest.mark.parametrize(("target", "math"), [("sm_80", "mma"), ("sm_89", "mma"), ("sm_90a", "mma"), ("sm_90a", "wgmma"), ("sm_80", "fma")])
+def test_products_of_8_bits(name: str, target: str, math: str) -> None:
+    """By the instruction for them where the target has one; sm_80 multiplies and adds floats of 8 bits."""
+    dtype, copy = DTYPES[name], "tma" if math == "wgmma" else "cp_async"
+    schedule = fc.Schedule(tiles={"BM": 64, "BN": 32, "BK": 64}, warps=4, math=math, copy=copy)
+    program = product.compile(target=target, schedule=schedule, T=dtype, S=dtype.computed)
+    a, b, want = operands(name, 70, 48, 112)
+    for got in (program.interpret(A=a, B=b)["C"], program.simulate(A=a, B=b)["C"]):
+        np.testing.assert_allclose(got, want, rtol=0, atol=1e-4 * np.abs(want).max() if dtype.is_float else 0)
+    ptx = {"i8": "s8", "u8": "u8"}.get(name, name[2:])
+    used = math != "fma" and (target != "sm_80" or not dtype.is_float)
+    assert (f".{ptx}.{ptx}" in program.cuda) == used and program.cubin
+
+
+@pytest.mark.parametrize("across", [False, True])
+@pytest.mark.parametrize("math", ["mma", "wgmma"])
+def test_an_operand_across_the_depth_is_refused(across: bool, math: str) -> None:
+    @fc.kernel
+    def spec(A: "f8e4m3[M, K]", B: "f8e4m3[P, Q]", C: "out f32[M, N]", *, across: bool):
+        rows, cols = fc.grid(fc.tile(A.M, "BM"), fc.tile(C.N, "BN"))
+        fc.store(C[rows, cols], fc.dot(fc.load(A[rows]), fc.load(B[:, cols]) if across else fc.load(B[cols]).T))
+
+    schedule = fc.Schedule(tiles={"BM": 64, "BN": 64}, warps=4, math=math, copy="tma" if math == "wgmma" else "cp_async")
+    program = spec.compile(target="sm_90a", schedule=schedule, K=64, across=across, **{"P" if across else "Q": 64})
+    if not across:
+        assert program.machine
+        return
+    with pytest.raises(fc.FcError, match="across its depth") as caught:
+        _ = program.machine
+    assert "transposed" in caught.value.hint and "columns, depth" in str(caught.value)

@@ -11,24 +11,7 @@ from fcgen.ir.elementwise import to_dtype
 from fcgen.ir.types import DTYPES
 
 from ..backends.host import run_on_host
-
-
-@fc.kernel
-def sums(X: "T[G, R, C]", Rows: "out T[G, R]", Most: "out T[G]", All: "out T[G]", Along: "out T[G, R, C]", *, axis: int):
-    (g,) = fc.grid(X.G)
-    x = fc.load(X[g])
-    fc.store(Rows[g], fc.sum(x))
-    fc.store(Most[g], fc.max(x, axis=None))
-    fc.store(All[g], fc.sum(fc.sum(x, axis=0)))
-    fc.store(Along[g], fc.cumsum(x, axis))
-
-
-def expected(x: np.ndarray, name: str, axis: int) -> dict[str, np.ndarray]:
-    d = DTYPES[name]
-    wide = x.astype(np.float64 if d.is_float else np.int64)
-    once = lambda y: to_dtype(y, d)
-    return {"Rows": once(wide.sum(2)), "Most": once(wide.max((1, 2))), "All": once(once(wide.sum(1)).astype(wide.dtype).sum(1)),
-            "Along": once(np.cumsum(wide, axis + 1))}
+from .specs import expected, sums
 
 
 @pytest.mark.parametrize(("name", "shape", "axis", "warps"), [
