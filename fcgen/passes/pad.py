@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from math import isfinite
 from typing import Any
 
@@ -47,8 +46,9 @@ def shared_out(n: int) -> int:
 
 
 def run(kernel: Kernel, schedule: Schedule, target: Target | None) -> Kernel:
-    sizes = [op.operands[0].type.dtype.bytes for op in walk_kernel(kernel) if op.kind == "dot" and op.get("math") != "fma"]
-    size = partial(padded, granule=GRANULE * (2 if 1 in sizes else 1)) if sizes else shared_out  # the depth of bytes is 32
+    dots = [op.operands[0].type for op in walk_kernel(kernel) if op.kind == "dot" and op.get("math") != "fma"]
+    deep = {t.shape[1] for t in dots if t.dtype.bytes == 1}  # instructions go 32 bytes deep
+    size = (lambda n: padded(n, 2 * GRANULE if n in deep else GRANULE)) if dots else shared_out
     if not any(size(n) != n for op in walk_kernel(kernel) for v in (*op.results, *op.operands)
                if isinstance(v.type, Tile) for n in v.type.shape):
         return kernel
@@ -137,7 +137,8 @@ class _Pad:
         for n, word, guard in zip(tile.shape, words, op["guard"]):
             if self.size(n) != n and op.kind == "store" and word == "tile":
                 raise FcError("compile/schedule", f"a run of {n} positions is stored, and matrix instructions work on multiples "
-                              f"of {GRANULE}", expected=f"a tile size that is a multiple of {GRANULE}", got=n, loc=op.loc,
+                              f"of {GRANULE}" + (", of 32 along a depth in bytes" if n % GRANULE == 0 else ""), got=n, loc=op.loc,
+                              expected=f"a tile size that is a multiple of {GRANULE if n % GRANULE else 2 * GRANULE}",
                               hint='choose a larger tile, or math="fma"')
             out.append(guard or self.size(n) != n)
         return tuple(out)
