@@ -106,3 +106,26 @@ def test_products(name, math):
         schedule = fc.Schedule(tiles={"BM": 64, "BN": cols, "BK": 128}, warps=4, math=math, copy="tma" if math == "wgmma" else "cp_async")
         got = specs.product.compile(target=TARGET, schedule=schedule, T=dtype, S=dtype.computed).run(A=a, B=b)["C"]
         np.testing.assert_allclose(got, want, rtol=0, atol=1e-3 * np.abs(want).max() if dtype.is_float else 0, err_msg=str(cols))
+
+
+@pytest.mark.parametrize("more", [{"math": "mma"}, {"math": "wgmma", "copy": "tma"}, {"math": "wgmma", "copy": "tma", "regs_a": ("s",)}])
+def test_both_products_of_8_bits(more):
+    if more["math"] == "wgmma" and not HOPPER:
+        pytest.skip("needs wgmma")
+    given, want = specs.whole_f8_case(300, 496)
+    p = specs.whole_f8.compile(target=TARGET, schedule=fc.Schedule(tiles={"BM": 64, "BN": 64}, warps=4, **more), T=fc.f8e4m3, D=64)
+    assert np.abs(p.run(**given)["O"] - p.interpret(**given)["O"]).max() < 2e-2 * np.abs(want).max()
+
+
+@pytest.mark.parametrize(("name", "to", "more"), [
+    ("i8", "i8", {"math": "wgmma", "copy": "tma", "epilogue": "tma", "persistent": "static"}),
+    ("f8e4m3", "f8e4m3", {"math": "wgmma", "copy": "tma", "cluster": {"cols": 2}}), ("i8", "u8", {"math": "mma", "epilogue": "smem"})])
+def test_results_of_8_bits(name, to, more):
+    if more["math"] == "wgmma" and not HOPPER:
+        pytest.skip("needs wgmma")
+    a, b, want = specs.operands(name, 400, 512, 272)
+    scale = np.linspace(0.2, 1, 400, dtype=np.float32) * np.float32(100 / np.abs(want).max())
+    schedule = fc.Schedule(tiles={"BM": 64, "BN": 64, "BK": 64}, warps=4, **more)
+    p = specs.requantised.compile(target=TARGET, schedule=schedule, T=DTYPES[name], TO=DTYPES[to])
+    got, told = p.run(A=a, B=b, S=scale)["C"].astype(float), p.interpret(A=a, B=b, S=scale)["C"].astype(float)
+    assert (got != told).mean() < 0.02 and np.abs(got - told).max() <= (1 if to[0] != "f" else 0.13 * np.abs(told).max())

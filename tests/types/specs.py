@@ -148,3 +148,37 @@ def operands(name: str, m: int, n: int, k: int) -> tuple[np.ndarray, np.ndarray,
     draw = lambda s: to_dtype(rng.standard_normal(s) if dtype.is_float else rng.integers(*dtype.range, s, endpoint=True), dtype)
     a, b = draw((m, k)), draw((n, k))
     return a, b, a.astype(np.float64) @ b.astype(np.float64).T
+
+
+@fc.kernel
+def whole_f8(Q: "T[H, M, D]", K: "T[H, N, D]", VT: "T[H, D, N]", O: "out f16[H, M, D]"):
+    """Both products of 8 bits: values are kept transposed, and weights are rounded between the products."""
+    h, rows = fc.grid(Q.H, fc.tile(Q.M, "BM"))
+    q = fc.load(Q[h, rows])
+    top, total, acc = fc.var(fc.full(rows, -fc.inf)), fc.var(fc.zeros(rows)), fc.var(fc.zeros(rows, Q.D))
+    for cols in fc.loop(fc.tile(K.N, "BN")):
+        s = fc.where(cols.valid, fc.dot(q, fc.load(K[h, cols]).T) * 0.125, -fc.inf)
+        new = fc.maximum(top, fc.max(s, axis=1))
+        p, old = fc.exp(s - new), fc.exp(top - new)
+        total <<= total * old + fc.sum(p, axis=1)
+        acc <<= acc * old + fc.dot(p.to(Q.dtype), fc.load(VT[h, :, cols]).T)
+        top <<= new
+    fc.store(O[h, rows], (acc / total).to(fc.f16))
+
+
+def whole_f8_case(m: int, n: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """(inputs, the output in float64 without rounding in between)."""
+    rng, d = np.random.default_rng(0), DTYPES["f8e4m3"]
+    q, k, vt = (to_dtype(rng.standard_normal(s), d) for s in ((2, m, 64), (2, n, 64), (2, 64, n)))
+    s = np.einsum("hmd,hnd->hmn", q.astype(np.float64), k) * 0.125
+    p = np.exp(s - s.max(2, keepdims=True))
+    return {"Q": q, "K": k, "VT": vt}, np.einsum("hmn,hdn->hmd", p / p.sum(2, keepdims=True), vt)
+
+
+@fc.kernel
+def requantised(A: "T[M, K]", B: "T[N, K]", S: "f32[M]", C: "out TO[M, N]"):
+    rows, cols = fc.grid(fc.tile(A.M, "BM"), fc.tile(B.N, "BN"))
+    acc = fc.var(fc.zeros(rows, cols, dtype=fc.f32 if A.dtype.is_float else fc.i32))
+    for deep in fc.loop(fc.tile(A.K, "BK")):
+        acc <<= fc.dot(fc.load(A[rows, deep]), fc.load(B[cols, deep]).T, acc)
+    fc.store(C[rows, cols], (acc.to(fc.f32) * fc.load(S[rows])).to(C.dtype))

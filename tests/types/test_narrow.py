@@ -8,8 +8,10 @@ import pytest
 
 import fcgen as fc
 from fcgen.backends.cuda import print_cuda
+from fcgen.ir.core import Op
 from fcgen.ir.elementwise import apply, to_dtype
 from fcgen.ir.types import DTYPES
+from fcgen.sim.memory import SharedMemory
 
 from ..backends.host import run_on_host
 from .specs import convert, numbers
@@ -88,9 +90,13 @@ def test_numbers_that_do_not_fit(name: str) -> None:
 
 
 def test_memory_is_watched_byte_by_byte() -> None:
-    """Two warps that write neighbouring bytes do not race; the same byte does."""
-    program = compiled("f32", "i8", "sm_80")
-    text = str(program.machine)
-    assert "smem i8" in text or "i8[32,64]{panel" in text
+    """Two warps that write neighbouring bytes do not race; the same byte does, and so do neighbours where elements have two bytes."""
+    op = Op("barrier", (), ())
+    lane = np.zeros(1, int)
+    for grain, bytes_apart, clash in ((1, 1, False), (1, 0, True), (2, 1, True), (2, 2, False)):
+        memory = SharedMemory(64, 2, grain)
+        assert memory.write(0, np.array([8 // grain]), lane, op) is None
+        bad = memory.write(1, np.array([(8 + bytes_apart) // grain]), lane, op)
+        assert (bad is not None and bad.kind == "race" and bad.byte == 8) == clash
     x = numbers("f32", (64, 128))
-    assert same(program.simulate(X=x)["Y"], to_dtype(x, DTYPES["i8"]))
+    assert same(compiled("f32", "i8", "sm_80").simulate(X=x)["Y"], to_dtype(x, DTYPES["i8"]))  # through shared memory

@@ -8,7 +8,7 @@ import pytest
 import fcgen as fc
 from fcgen.ir.types import DTYPES
 
-from .specs import eight, eight_in_words, four, operands, product, scaled
+from .specs import eight, eight_in_words, four, operands, product, requantised, scaled, whole_f8, whole_f8_case
 
 D = 64
 
@@ -81,3 +81,29 @@ def test_an_operand_across_the_depth_is_refused(across: bool, math: str) -> None
     with pytest.raises(fc.FcError, match="across its depth") as caught:
         _ = program.machine
     assert "transposed" in caught.value.hint and "columns, depth" in str(caught.value)
+
+
+@pytest.mark.parametrize(("target", "more"), [
+    ("sm_89", {"math": "mma"}), ("sm_90a", {"math": "wgmma", "copy": "tma"}), ("sm_90a", {"math": "wgmma", "copy": "tma", "regs_a": ("s",)})])
+def test_both_products_of_8_bits(target: str, more: dict) -> None:
+    program = whole_f8.compile(target=target, schedule=fc.Schedule(tiles={"BM": 64, "BN": 64}, warps=4, **more), T=fc.f8e4m3, D=64)
+    given, want = whole_f8_case(70, 80)
+    told, got = program.interpret(**given)["O"], program.simulate(**given)["O"]
+    assert np.abs(told - want).max() < 0.03 * np.abs(want).max() and np.abs(got - told).max() < 1e-2
+    assert ".f32.e4m3.e4m3" in program.cuda and ("_f8e4m3_rs" in program.cuda) == ("regs_a" in more) and program.cubin
+
+
+@pytest.mark.parametrize(("name", "to", "more"), [
+    ("i8", "i8", {"math": "wgmma", "copy": "tma", "epilogue": "tma", "persistent": "static"}),
+    ("f8e4m3", "f8e4m3", {"math": "wgmma", "copy": "tma", "cluster": {"cols": 2}}), ("f16", "i8", {"math": "wgmma", "copy": "tma", "epilogue": "tma"}),
+    ("f8e5m2", "f8e4m3", {"math": "mma", "epilogue": "smem"})])
+def test_results_of_8_bits(name: str, to: str, more: dict) -> None:
+    """On each way that a tile takes to memory."""
+    schedule = fc.Schedule(tiles={"BM": 64, "BN": 64, "BK": 64}, warps=4, **more)
+    program = requantised.compile(target="sm_90a", schedule=schedule, T=DTYPES[name], TO=DTYPES[to])
+    a, b, want = operands(name, 130, 144, 80)
+    scale = np.linspace(0.2, 1, 130, dtype=np.float32) * np.float32(100 / np.abs(want).max())
+    told, got = (run(A=a, B=b, S=scale)["C"].astype(float) for run in (program.interpret, program.simulate))
+    near = 0.13 if to[0] == "f" else 1.0
+    assert (np.abs(told - want * scale[:, None]) <= near * (1 if to[0] == "i" else np.abs(want * scale[:, None]) + 0.01)).all()
+    assert (told != got).mean() < 0.01  # where a sum in another order is rounded the other way
