@@ -17,7 +17,7 @@ from functools import reduce
 from typing import Any
 
 from ..ir.core import Builder, Op, Value
-from ..ir.types import Scalar, i1, i32
+from ..ir.types import Scalar, i1, i32, i64
 from .quotients import compared, divided, divisor, quotient
 
 BIG = 2**30  # past any tile number, and far enough from overflow
@@ -204,7 +204,7 @@ class Affine:
     def find_span(self, v: Value) -> Span | None:
         if v is self.index:
             return _point(Form(1, NO_TERMS, 0))
-        if v.type.dtype.is_float or v.type.dtype == i1:
+        if v.type.dtype not in (i32, i64):  # others wrap
             return None
         op = self.defs.get(v)
         found = self.op_span(op) if op is not None and len(op.results) == 1 else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from math import isinf
 from typing import Any
 
@@ -11,6 +11,7 @@ from ..ir import tile_ops  # noqa: F401  (fills the op table)
 from ..ir.core import Block, Op, Value, walk
 from ..ir.elementwise import FNS
 from ..ir.ops import OPS
+from ..ir.types import i32
 
 ELEMENTWISE = frozenset(FNS) | {"select", "cast"}
 COMPARISONS = frozenset(n for n, f in FNS.items() if f.kind == "compare")
@@ -34,6 +35,18 @@ def const_of(v: Value, defs: Mapping[Value, Op]) -> Any:
     while op is not None and op.kind in ("full", "broadcast"):
         op = defs.get(op.operands[0])
     return op["value"] if op is not None and op.kind == "const" else None
+
+
+def is_position(v: Value, defs: Mapping[Value, Op], known: Callable[[Value], bool], fuel: int = 12) -> bool:
+    """Whether an i32 follows from sizes, constants, runs of positions and what is `known` to be one alone. Launches are refused where such
+    arithmetic would leave 32 bits (`ir.ranges`); other numbers wrap."""
+    if known(v):
+        return True
+    op = defs.get(v)
+    if op is None or fuel == 0 or v.type.dtype != i32:
+        return False
+    fits = op.kind in FNS or op.kind in ("const", "size", "iota", "row_part", "narrow", "full", "broadcast", "transpose")
+    return fits and all(is_position(o, defs, known, fuel - 1) for o in op.operands)
 
 
 def loaded_name(load: Op) -> str:

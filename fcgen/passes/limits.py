@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from ..ir.core import Builder, Env, Kernel, Op, Value, definitions, map_bodies, remove_dead, rewrite
 from ..ir.schedule import Schedule
 from ..ir.target import Target
-from ..ir.types import Scalar, Tile, i1
+from ..ir.types import Scalar, Tile, i1, i32
+from .common import is_position
 
 #: comparison -> (operands change sides, what makes it a strict "less than" its bound)
 ORDER = {"lt": (False, 0), "le": (False, 1), "gt": (True, 0), "ge": (True, 1)}
@@ -59,19 +60,24 @@ def _below(v: Value, defs: dict[Value, Op]) -> _Below | None:
             return None
         turned, extra = ORDER[inner.kind]
         x, y = inner.operands[::-1] if turned else inner.operands
-        if not isinstance(y.type, Scalar) or isinstance(x.type, Scalar) or not x.type.dtype.is_int:
+        if not isinstance(y.type, Scalar) or isinstance(x.type, Scalar) or not _is_row(x, defs):
             return None
         return _Below(*_plain(x, defs), op["axes"][0], y, extra)
-    if op.kind not in ORDER or not op.operands[0].type.dtype.is_int:
+    if op.kind not in ORDER:
         return None
     turned, extra = ORDER[op.kind]
     left, right = (defs.get(o) for o in (op.operands[::-1] if turned else op.operands))
     if left is None or left.kind != "broadcast" or len(left.operands[0].type.shape) != 1:
         return None
     axis = left["axes"][0]
-    if right is None or right.kind != "broadcast" or tuple(right["axes"]) != (1 - axis,):
+    if not _is_row(left.operands[0], defs) or right is None or right.kind != "broadcast" or tuple(right["axes"]) != (1 - axis,):
         return None
     return _Below(*_plain(left.operands[0], defs), axis, right.operands[0], extra)
+
+
+def _is_row(x: Value, defs: dict[Value, Op]) -> bool:
+    """Whether a vector is positions: what is moved to the other side of a comparison of other numbers might wrap there."""
+    return x.type.dtype == i32 and is_position(x, defs, lambda v: isinstance(v.type, Scalar))
 
 
 def _plain(x: Value, defs: dict[Value, Op]) -> tuple[Value, Value | None]:

@@ -22,8 +22,8 @@ import numpy as np
 
 from ..ir.core import Op, Value
 from ..ir.elementwise import FNS, apply, to_dtype
-from ..ir.types import DTYPES, DType, Scalar, Tile, f32, i1, i32
-from .common import ELEMENTWISE, rank
+from ..ir.types import DTYPES, DType, Scalar, Tile, f32, i1
+from .common import ELEMENTWISE, is_position, rank
 
 if TYPE_CHECKING:
     from .simplify import Sweep
@@ -165,7 +165,7 @@ def simple_cast(s: Sweep, op: Op) -> Value | None:
     inner = s.made_by(x, "cast")
     if inner is not None:
         first, middle = inner.operands[0].type.dtype, x.type.dtype
-        widens = first.is_float and middle.is_float and middle.bits > first.bits
+        widens = first.is_float and middle.is_float and middle.bits > first.bits > 8  # to 8 bits infinity becomes a number
         if first == to and (widens or (first.is_int and middle.is_int and middle.bits > first.bits)):
             return inner.operands[0]
     return None
@@ -205,7 +205,7 @@ def small_powers(s: Sweep, op: Op) -> Value | None:
         return None
     if n == 0:
         return s.spread(s.number(1.0, dtype), op.result.type)
-    square, out = s.make("cast", x, to="f32") if dtype.bits == 16 and abs(n) > 2 else x, None
+    square, out = s.make("cast", x, to="f32") if dtype.computed == f32 != dtype and abs(n) > 2 else x, None
     for bit in range(int(abs(n)).bit_length()):
         square = s.make("mul", square, square) if bit else square
         if int(abs(n)) >> bit & 1:
@@ -320,9 +320,9 @@ def integers(s: Sweep, op: Op) -> Value | None:
     if op.kind == "mul" and inner.kind == "mul":
         return s.spread(s.make("mul", p, s.number(wrapped(c * d, dtype), dtype)), op.result.type)
     whole = inner.kind == "mul" and d > 0 and c % d == 0
-    if op.kind == "floordiv" and whole and position(s, p):
+    if op.kind == "floordiv" and whole and is_position(p, s.defs, s.counted.__contains__):
         return s.spread(s.make("mul", p, s.number(c // d, dtype)), op.result.type)
-    if op.kind == "mod" and whole and (d & d - 1 == 0 or position(s, p)):
+    if op.kind == "mod" and whole and (d & d - 1 == 0 or is_position(p, s.defs, s.counted.__contains__)):
         return s.spread(s.number(0, dtype), op.result.type)
     return None
 
@@ -330,15 +330,6 @@ def integers(s: Sweep, op: Op) -> Value | None:
 def wrapped(n: int, dtype: DType) -> int:
     """A whole number as an integer dtype holds it."""
     return int(to_dtype(np.asarray(n & (1 << dtype.bits) - 1, np.uint64), dtype))
-
-
-def position(s: Sweep, v: Value, fuel: int = 12) -> bool:
-    """Whether an integer follows from sizes, indices and constants alone: launches are refused where such arithmetic would wrap."""
-    op = s.defs.get(v)
-    if op is None or fuel == 0:
-        return v in s.counted
-    known = op.kind in ("const", "size", "iota", "row_part", "narrow", "full", "broadcast", "transpose") or op.kind in FNS
-    return known and v.type.dtype == i32 and all(position(s, o, fuel - 1) for o in op.operands)
 
 
 #: A float32 of this size is off by 2**-11 at most, and so is the exponent of a power with it: the rounding of a float16 near one.
