@@ -10,7 +10,7 @@ from ..errors import FcError, Loc
 from ..ir.core import Op, Value
 from ..ir.elementwise import REDUCTIONS
 from ..ir.layout import RegLayout
-from ..ir.types import Frag, Scalar, Tensor
+from ..ir.types import Frag, Scalar, Tensor, f16
 from .cuda_emit import EMIT, Emitter, emits
 from .cuda_expr import LONG, Registers, apply, choose, is_opaque, view_index
 from .cuda_text import CTYPES, X, add, binary, call, literal, mul
@@ -118,6 +118,11 @@ def _materialise(em: Emitter, op: Op) -> None:
         EMIT["opaque"](em, op)
         return
     name = em.declare(v)
+    src, regs = op.operands[0] if op.kind == "cast" else v, v.type.layout.regs
+    pairs, own = f"to_f16x2_{src.type.dtype.name}", src not in em.plan.fused and em.plan.base(src) is src
+    if v.type.dtype == f16 and regs % 2 == 0 and pairs in em.target.instrs and own:  # two at a time, without floats in between
+        em.w.loop(regs // 2, "i", lambda i: [f"{name}[{i}] = {em.fn(pairs)}({em.fn('half_of')}({em.array(src)}, {i}));"])
+        return
     fill(em, name, v.type, lambda regs: regs.compute(op, _full(v.type), final=True))
 
 

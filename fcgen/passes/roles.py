@@ -20,7 +20,7 @@ from ..ir.core import Block, Builder, Env, Kernel, Op, Role, Value, copy_op, def
 from ..ir.ops import has_effect
 from ..ir.schedule import Schedule
 from ..ir.target import Target
-from ..ir.types import Buffer, Scalar, i32
+from ..ir.types import Buffer, Frag, Scalar, i32
 from .channels import Channel, find_channels, mailbox, readers, tile_bytes
 from .clusters import shared_loads
 from .common import without_effect
@@ -41,7 +41,7 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
     for op in loads:
         if op.result.type.layout.pad:
             raise FcError("compile/schedule", f"%{op['site']} is stored for plain loads, in padded rows: no bulk copy can", loc=op.loc,
-                          expected="dots of wgmma or mma, on 16-bit tiles whose columns are a multiple of 16", got=op.result.type,
+                          expected="dots of wgmma or mma, on tiles of 16 or 8 bits, rows of 32 bytes or a multiple", got=op.result.type,
                           hint='copy="cp_async" with math="mma", or another `math` for the dots that read it')
         check_bulk(op, kernel, defs, 'copy="cp_async" with math="mma"')
     channels = find_channels(loads, kernel.body, schedule, shared_loads(kernel))
@@ -55,7 +55,13 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
     roles = []
     regs = REGISTERS[groups]
     if loads or box:
-        roles.append(Role("load", 4, remove_dead(thread_cursors(over_grid(kernel, filled, schedule, box, True))), regs[0]))
+        filling = remove_dead(thread_cursors(over_grid(kernel, filled, schedule, box, True)))
+        on_tiles = next((o for o in walk(filling) for v in o.operands if isinstance(v.type, Frag)), None)
+        if on_tiles is not None:
+            raise FcError("compile/unsupported", "whether or where a tile is copied follows from another tile, and the role that copies is "
+                          "one thread", loc=on_tiles.loc, expected="numbers of the grid, of loops and of single loads", got=on_tiles.kind,
+                          hint='copy="cp_async" with math="mma"')
+        roles.append(Role("load", 4, filling, regs[0]))
     main = thread_cursors(over_grid(kernel, read, schedule, box, False))
     if kernel.cluster > 1:  # no block may end while others copy into it or arrive on its barriers
         main = replace(main, ops=(*main.ops, Op("cluster_sync")))

@@ -63,6 +63,15 @@ def test_floats_of_8_bits_are_those_of_ml_dtypes() -> None:
         assert same(to_dtype(np.float32([1e9, -np.inf, np.nan]), DTYPES[name]), np.float32([1, -1, np.nan]) * float(ml_dtypes.finfo(kind).max))
 
 
+def test_bytes_become_halves_two_at_a_time() -> None:
+    """What `to_f16x2_i8` and `_u8` count on: 0x64 above a byte is 1024 and the byte, and halves there count ones."""
+    every = np.arange(256, dtype=np.uint16)
+    halves = lambda x: (0x6400 | x).astype(np.uint16).view(np.float16)
+    assert (halves(every) - np.uint16(0x6400).view(np.float16) == every).all()
+    assert (halves(every ^ 0x80) - np.uint16(0x6480).view(np.float16) == every.astype(np.uint8).view(np.int8)).all()
+    assert "pack_f16" not in compiled("i8", "f16", "sm_80").cuda and "pack_f16" not in compiled("f8e4m3", "f16", "sm_89").cuda
+
+
 def test_integers_wrap_and_floats_become_the_nearest() -> None:
     i8, u8, u32 = DTYPES["i8"], DTYPES["u8"], DTYPES["u32"]
     assert apply("add", i8, 127, 1) == -128 and apply("sub", u8, 0, 1) == 255 and apply("mul", u32, 2**31, 2) == 0

@@ -56,6 +56,23 @@ def test_a_number_steers_the_program() -> None:
     assert (program.interpret(X=x)["Y"] == want).all() and (program.simulate(X=x)["Y"] == want).all()
 
 
+def test_copies_do_not_follow_from_tiles() -> None:
+    """The role that copies is one thread: it cannot add up a tile."""
+    @fc.kernel
+    def spec(F: "i32[M]", A: "f16[M, D]", B: "f16[N, D]", C: "out f32[M, N]"):
+        rows, cols = fc.grid(fc.tile(A.M, "BM"), fc.tile(B.N, "BN"))
+        c = fc.var(fc.zeros(rows, cols))
+        with fc.when(fc.sum(fc.load(F[rows]), axis=None) > 0):
+            c <<= fc.dot(fc.load(A[rows]), fc.load(B[cols]).T)
+        fc.store(C[rows, cols], c)
+
+    tiles = {"BM": 64, "BN": 64}
+    assert spec.compile(target="sm_90a", schedule=fc.Schedule(tiles=tiles, warps=4), D=64).machine
+    with pytest.raises(fc.FcError, match="follows from another tile") as caught:
+        _ = spec.compile(target="sm_90a", schedule=fc.Schedule(tiles=tiles, warps=4, math="wgmma", copy="tma"), D=64).machine
+    assert "cp_async" in caught.value.hint
+
+
 def test_cumsum_is_for_tiles() -> None:
     for make in (lambda x, r: fc.cumsum(r), lambda x, r: fc.cumsum(x > 0), lambda x, r: fc.cumsum(x, 3), lambda x, r: fc.cumsum(2.0)):
         def spec(X: "f32[M]", Y: "out f32[M]", *, make: object = make):
