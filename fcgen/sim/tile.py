@@ -1,7 +1,7 @@
 """The tile IR in NumPy: what a program means, one grid point at a time.
 
 Values are arrays of the tile's shape in the dtype's NumPy representation (bf16 as rounded float32); rounding happens exactly where the IR
-casts, or computes in less than 32 bits. Outputs start as NaN (or the smallest integer), so that what no program wrote is seen.
+casts, or computes in less than 32 bits. Outputs start as NaN (or an integer at the end of its range), so that what no program wrote is seen.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def unwritten(kernel: Kernel, name: str, written: np.ndarray) -> FcError | None:
 
 
 def poison(shape: tuple[int, ...], dtype: DType) -> np.ndarray:
-    return np.full(shape, np.nan if dtype.is_float else np.iinfo(dtype.np_dtype).min, dtype.np_dtype)
+    return np.full(shape, np.nan if dtype.is_float else dtype.range[0] or dtype.range[1], dtype.np_dtype)
 
 
 #: how a program touches an element -> how no other program may have touched it, whichever came first

@@ -109,3 +109,26 @@ def test_memory_is_watched_byte_by_byte() -> None:
         assert (bad is not None and bad.kind == "race" and bad.byte == 8) == clash
     x = numbers("f32", (64, 128))
     assert same(compiled("f32", "i8", "sm_80").simulate(X=x)["Y"], to_dtype(x, DTYPES["i8"]))  # through shared memory
+
+
+@fc.kernel
+def chosen(X: "f32[M, N]", Keep: "i1[M, N]", Rows: "i1[M]", Y: "out f32[M, N]", Both: "out i1[M, N]"):
+    (rows,) = fc.grid(fc.tile(X.M, "BM"))
+    for cols in fc.loop(fc.tile(X.N, "BN")):
+        keep = fc.load(Keep[rows, cols]) & fc.load(Rows[rows])
+        fc.store(Y[rows, cols], fc.where(keep, fc.load(X[rows, cols]), 0.0))
+        fc.store(Both[rows, cols], keep)
+
+
+@pytest.mark.parametrize("target", ["sm_80", "sm_90a"])
+def test_conditions_in_memory(target: str, tmp_path) -> None:
+    """A condition is a byte there, and moved as one."""
+    rng = np.random.default_rng(0)
+    given = {"X": rng.standard_normal((40, 70)).astype(np.float32), "Keep": rng.random((40, 70)) < 0.5, "Rows": rng.random(40) < 0.5}
+    both = given["Keep"] & given["Rows"][:, None]
+    program = chosen.compile(target=target, schedule=fc.Schedule(tiles={"BM": 16, "BN": 32}, warps=2))
+    y = {"Y": np.zeros((40, 70), np.float32), "Both": np.zeros((40, 70), bool)}
+    run_on_host(print_cuda(program._for_arrays(given).machine, program.target), tmp_path, 3, {**given, **y}, {}, {"M": 40, "N": 70})
+    for got in (program.interpret(**given), program.simulate(**given), y):
+        assert (got["Y"] == np.where(both, given["X"], 0)).all() and (got["Both"] == both).all()
+    assert program.cubin
