@@ -29,9 +29,10 @@ ELSEWHERE = {"amax": "fc.max", "amin": "fc.min", "clip": "fc.minimum(fc.maximum(
              "bmm": "fc.dot", "mean": "fc.sum(x, axis=1) / X.D", "relu": "fc.maximum(x, 0.0)", "absolute": "fc.abs", "power": "x ** n",
              "softmax": "e = fc.exp(x - fc.max(x, axis=1)); e / fc.sum(e, axis=1)", "astype": "x.to(fc.f32)", "type": "x.to(fc.f32)",
              "float": "x.to(fc.f32)", "half": "x.to(fc.f16)", "bfloat16": "x.to(fc.bf16)", "int": "x.to(fc.i32)", "long": "x.to(fc.i64)",
+             "char": "x.to(fc.i8)", "byte": "x.to(fc.u8)", "umulhi": "fc.mulhi(a, b)", "left_shift": "a << n", "right_shift": "a >> n",
              "transpose": "x.T", "t": "x.T", "mT": "x.T", "permute": "x.T", "pow": "x ** n", "zeros_like": "fc.zeros(rows)",
              "ones": "fc.full(rows, 1.0)", "arange": "rows.index", "iota": "rows.index", "program_id": "fc.grid", "range": "fc.loop",
-             "set": "v <<= value", "item": "fc.sum(x), which makes a scalar of a tile of one axis", "log1p": "fc.log(1.0 + x)",
+             "set": "v <<= value", "item": "fc.sum(x, axis=None), which makes a number of a tile", "log1p": "fc.log(1.0 + x)",
              "expm1": "fc.exp(x) - 1.0", "square": "x * x", "reciprocal": "1.0 / x", "logical_and": "a & b", "logical_or": "a | b",
              "logical_not": "~a", "isnan": "x != x", "fmax": "fc.maximum", "fmin": "fc.minimum"}
 _RESHAPED = ("reshape", "view", "unsqueeze", "squeeze", "expand", "broadcast_to", "expand_dims", "newaxis", "repeat")

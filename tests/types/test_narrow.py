@@ -132,3 +132,29 @@ def test_conditions_in_memory(target: str, tmp_path) -> None:
     for got in (program.interpret(**given), program.simulate(**given), y):
         assert (got["Y"] == np.where(both, given["X"], 0)).all() and (got["Both"] == both).all()
     assert program.cubin
+
+
+@fc.kernel
+def scalars(X: "f32[M, N]", S: "T[M]", Y: "out f32[M, N]", Z: "out T[M]"):
+    m, cols = fc.grid(X.M, fc.tile(X.N, "BN"))
+    s = fc.load(S[m])
+    fc.store(Y[m, cols], fc.load(X[m, cols]) * s.to(fc.f32) + fc.gather(S, m + 1).to(fc.f32))
+    with fc.when(cols.start == 0):
+        fc.store(Z[m], (s.to(fc.f32) * 0.5).to(Z.dtype))
+
+
+@pytest.mark.parametrize("name", ["i8", "u8", "u32", "f8e4m3", "f8e5m2", "f16", "bf16"])
+def test_single_elements(name: str, tmp_path) -> None:
+    """One number per program: read, gathered and written."""
+    dtype = DTYPES[name]
+    x, s = np.random.default_rng(0).standard_normal((5, 40)).astype(np.float32), to_dtype(np.array([1, 3, 100, 7, 2.0]), dtype)
+    program = scalars.compile(target="sm_80", schedule=fc.Schedule(tiles={"BN": 64}, warps=1), T=dtype)
+    wide = s.astype(np.float32)
+    want, half = x * wide[:, None] + np.append(wide[1:], 0)[:, None], to_dtype(wide * 0.5, dtype)
+    host = {"Y": np.zeros_like(x), "Z": np.zeros(5, dtype.stored)}
+    run_on_host(print_cuda(program._for_arrays({"X": x}).machine, program.target), tmp_path, 5, {"X": x, "S": s.astype(dtype.stored), **host},
+                {}, {"M": 5, "N": 40})
+    for got in (program.interpret(X=x, S=s), program.simulate(X=x, S=s), host):
+        np.testing.assert_allclose(got["Y"], want, rtol=1e-5)
+        assert (got["Z"].astype(dtype.np_dtype) == half).all()
+    assert program.cubin
