@@ -1,0 +1,247 @@
+"""Whether two machine kernels take the same steps: both are run by symbols, at many sizes, and what they do is compared.
+
+A role's run is a row of steps: ops that have an effect, with numbers, slots, phases and the expressions that they work on. Whole numbers are
+computed, everything else is an expression over what was read; a condition on values of tensors goes one way or the other, the same in both
+kernels. Not a difference: what things are called, arithmetic that nothing uses, code that no run reaches, the order of reads and of copies
+between two steps, which of several groups a copy is in when the same wait covers it, waits for what has come already.
+
+`alike` is a proof for the sizes that it tries: every remainder that matters, of some tiles, each way around.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping
+from itertools import product
+from typing import Any
+
+from fcgen.ir.core import Block, Kernel, Op, Role, Value, walk
+from fcgen.ir.elementwise import FNS
+from fcgen.ir.ops import OPS
+from fcgen.ir.types import Buffer, Cursor, Mbarrier, Scalar, Tensor
+from fcgen.sim.draw import Draws
+
+#: how conditions on values of tensors go: all one way, all the other, each as it likes
+WAYS = (True, False, 1, 2)
+#: expressions are compared by number: one table for all kernels
+Names = dict[Any, int]
+READS = ("ld_shared", "ldmatrix", "wmma_load", "ld_global", "gather")
+#: facts of a kernel that no step shows
+FACTS = ("smem_bytes", "persistent", "aligned", "ranges", "min_blocks", "target", "stage")
+
+
+class Steps:
+    """One run of a role. place: the program's index on each axis; posted: what another role has posted for `fetch`."""
+
+    def __init__(self, kernel: Kernel, role: Role, names: Names, sizes: Mapping[str, int], numbers: Mapping[str, Any],
+                 place: tuple[int, ...], warp: int, way: bool | int, posted: list[tuple[Any, ...]], blocks: int, visit: Any = None):
+        self.sizes, self.names, self.warp, self.role, self.way, self.blocks, self.visit = sizes, names, warp, role, way, blocks, visit
+        self.steps: list[Any] = []
+        self.beside: set[Any] = set()  # reads and copies since the last step
+        self.group: list[Any] = []
+        self.groups: list[list[Any]] = []
+        self.waited: set[Any] = set()
+        self.posted, self.fetched, self.claimed = posted, iter(list(posted)), blocks
+        at = kernel.meta.get("smem_offsets", ())
+        self.env: dict[Value, Any] = {p: numbers.get(p.name, ("param", p.name)) for p in kernel.params}
+        self.env.update({b: ("buffer", n, at[n] if n < len(at) else 0, 0) for n, b in enumerate(kernel.buffers)})
+        self.env.update(zip(role.body.args, place))
+        self.block(role.body)
+        self.step("end")
+
+    def step(self, *what: Any) -> int:
+        self.steps.append((frozenset(self.beside), what))
+        self.beside = set()
+        return len(self.steps)
+
+    def name(self, *expression: Any) -> tuple[str, int]:
+        return "x", self.names.setdefault(expression, len(self.names))
+
+    def chance(self, x: Any) -> random.Random:
+        return random.Random(f"{self.way} {x}")
+
+    def whole(self, x: Any) -> int:
+        """A number that a tensor holds: any."""
+        return int(x) if isinstance(x, int) else self.chance(x).randint(0, 3)
+
+    def true(self, x: Any) -> bool:
+        if isinstance(x, (bool, int)):
+            return bool(x)
+        return self.way if isinstance(self.way, bool) else self.chance(x).random() < 0.5
+
+    def block(self, block: Block) -> None:
+        env = self.env
+        for op in block.ops:
+            if op.kind == "yield":
+                return
+            if self.visit is not None:
+                self.visit(op)
+            xs = [env[v] for v in op.operands]
+            if op.kind == "for":
+                run = range(self.whole(xs[0]), self.whole(xs[1]))
+                body, carried = op.regions[0], xs[2:]
+                for i in reversed(run) if op.get("descending") else run:
+                    env.update(zip(body.args, (i, *carried)))
+                    self.block(body)
+                    carried = [env[v] for v in body.yielded]
+                env.update(zip(op.results, carried))
+            elif op.kind == "while":
+                body, (go, *carried) = op.regions[0], xs
+                while self.true(go) and len(self.steps) < 100_000:
+                    env.update(zip(body.args, carried))
+                    self.block(body)
+                    go, *carried = (env[v] for v in body.yielded)
+                env.update(zip(op.results, carried))
+            elif op.kind == "if":
+                region = op.regions[0 if self.true(xs[0]) else 1]
+                self.block(region)
+                env.update(zip(op.results, [env[v] for v in region.yielded]))
+            else:
+                out = self.run(op, xs)
+                env.update(zip(op.results, out if isinstance(out, list) else [out]))
+
+    def run(self, op: Op, xs: list[Any]) -> Any:
+        special = getattr(self, "do_" + op.kind, None)
+        if special is not None:
+            return special(op, xs)
+        bars = next((v.type for v in op.operands if isinstance(v.type, Mbarrier)), None)
+        if bars is not None:  # of a cursor a barrier sees the slot; of what it counts, the phase
+            xs = [x % bars.slots if isinstance(v.type, Cursor) else x for v, x in zip(op.operands, xs)]
+        attrs = tuple(sorted((k, repr(v)) for k, v in op.attrs.items()))
+        types = tuple(str(r.type) for r in op.results)
+        if op.kind in READS:
+            self.beside.add((op.kind, attrs, *xs))
+            return self.name(op.kind, attrs, types, *xs, len(self.steps))
+        if OPS[op.kind].effect == "none":
+            return self.pure(op, xs, attrs, types)
+        at = self.step(op.kind, attrs, *xs)
+        return [("made", at, n) for n in range(len(op.results))]
+
+    def pure(self, op: Op, xs: list[Any], attrs: Any, types: Any) -> Any:
+        scalar = bool(op.results) and isinstance(op.result.type, Scalar) and all(isinstance(x, int) for x in xs)
+        if scalar and op.kind in FNS and FNS[op.kind].kind != "float":
+            try:
+                out = FNS[op.kind].numpy(*xs)
+            except ZeroDivisionError:
+                return 0
+            return bool(out) if op.result.type.dtype.name == "i1" else int(out)
+        if op.kind == "select" and (isinstance(xs[0], int) or xs[1] == xs[2]):
+            return xs[1] if xs[0] else xs[2]
+        if op.kind in FNS and FNS[op.kind].commutative:
+            xs = sorted(xs, key=repr)
+        return self.name(op.kind, attrs, types, *xs)
+
+    def do_const(self, op: Op, xs: list[Any]) -> Any:
+        return op["value"] if not op.result.type.dtype.is_float else self.name("const", repr(op["value"]), op["dtype"])
+
+    def do_size(self, op: Op, xs: list[Any]) -> int:
+        return self.sizes[op["dim"]]
+
+    def do_cursor(self, op: Op, xs: list[Any]) -> int:
+        return 0
+
+    def do_advance(self, op: Op, xs: list[Any]) -> int:
+        return int(xs[0] + 1)
+
+    def do_row_part(self, op: Op, xs: list[Any]) -> int:
+        return int(self.warp * op["parts"] // self.role.warps)
+
+    def do_block_index(self, op: Op, xs: list[Any]) -> int:
+        return 0
+
+    def do_block_count(self, op: Op, xs: list[Any]) -> int:
+        return self.blocks
+
+    def do_claim(self, op: Op, xs: list[Any]) -> int:
+        self.step("claim")
+        self.claimed += 1
+        return self.claimed - 1
+
+    def do_post(self, op: Op, xs: list[Any]) -> None:
+        self.posted.append(tuple(xs[:-1]))
+        self.step("post", *xs)
+
+    def do_fetch(self, op: Op, xs: list[Any]) -> list[Any]:
+        self.step("fetch", *xs)
+        return list(next(self.fetched, (0,) * len(op.results)))
+
+    def do_slot(self, op: Op, xs: list[Any]) -> Any:
+        kind, n, at, _ = xs[0]
+        return kind, n, at, (self.whole(xs[1]) + op["ahead"]) % op.operands[0].type.slots
+
+    def do_cp_async(self, op: Op, xs: list[Any]) -> None:
+        copy = ("cp_async", tuple(sorted((k, repr(v)) for k, v in op.attrs.items())), *xs)
+        self.beside.add(copy)
+        self.group.append(copy)
+
+    def do_commit_group(self, op: Op, xs: list[Any]) -> None:
+        self.groups.append(self.group)
+        self.group = []
+
+    def do_wait_group(self, op: Op, xs: list[Any]) -> None:
+        done = self.groups[:len(self.groups) - op["n"]] if op["n"] else self.groups
+        if landed := frozenset(c for g in done for c in g):
+            self.step("landed", landed)
+        self.groups = self.groups[len(done):]
+
+    def do_barrier(self, op: Op, xs: list[Any]) -> None:
+        self.step("barrier", op.get("parts", 1))
+
+    def do_mbar_wait(self, op: Op, xs: list[Any]) -> None:
+        slots = op.operands[0].type.slots
+        wait = ("mbar_wait", xs[0], xs[1] % slots, xs[1] // slots - op["lag"])
+        if wait[-1] >= 0 and wait not in self.waited:
+            self.waited.add(wait)
+            self.step(*wait)
+
+    def do_mbar_arrive(self, op: Op, xs: list[Any]) -> None:
+        self.step("mbar_arrive", op.get("cluster"), xs[0], (xs[1] - op.get("lag", 0)) % op.operands[0].type.slots)
+
+
+def facts(kernel: Kernel) -> Any:
+    """What a kernel is besides its steps."""
+    return ([f"{p.name}: {p.type}" for p in kernel.params], kernel.flags, kernel.grid, kernel.order,
+            [(r.name, r.warps, r.regs) for r in kernel.roles], [str(b.type) for b in kernel.buffers],
+            [kernel.meta.get(k) for k in FACTS])
+
+
+def situations(kernel: Kernel) -> Iterator[tuple[dict[str, int], dict[str, int], tuple[int, ...]]]:
+    """(sizes, numbers, place of the program): remainders of every kind over a few tiles."""
+    draws = Draws(kernel, {}, kernel, 1)
+    whole = [p.name for p in kernel.params if not isinstance(p.type, Tensor) and not p.type.dtype.is_float]
+    choices = {d: (2, 4) if n == 1 else (2,) for n, d in enumerate(d for d in draws.dims if d not in draws.tiles)}
+    for d, t in draws.tiles.items():
+        if d in draws.dims:
+            choices[d] = (1, t, t + t // 2 + 1, 3 * t + 1) if d in draws.rows else (0, 1, t - 1, t, t + 1, 2 * t, 3 * t + t // 2 + 1, 4 * t)
+    steps = max([t for d, t in draws.tiles.items() if d not in draws.rows], default=8)
+    for point in product(*choices.values()):
+        sizes = dict(zip(choices, point))
+        counts = [g.count(sizes) for g in kernel.grid]
+        for number in (1, steps // 2, 2 * steps + 3, 10**6)[:4 if whole else 1]:
+            numbers = {name: 0 if name in draws.meaning.inside else number for name in whole}
+            if draws.persistent or 0 in counts:
+                yield sizes, numbers, tuple(c - 1 for c in counts)
+            else:
+                yield from ((sizes, numbers, place) for place in product(*(range(c) if g.tile > 1 else (c - 1,)
+                                                                           for g, c in zip(kernel.grid, counts))))
+
+
+def runs(kernel: Kernel, names: Names, sizes: Any, numbers: Any, place: Any, way: bool | int, visit: Any = None) -> Iterator[list[Any]]:
+    posted: list[tuple[Any, ...]] = []
+    for role in kernel.roles:
+        parts = max([op["parts"] for op in walk(role.body) if op.kind == "row_part"], default=1)
+        for part in range(parts):
+            yield Steps(kernel, role, names, sizes, numbers, place, part * role.warps // parts, way, posted, 2, visit).steps
+
+
+def alike(a: Kernel, b: Kernel, ways: tuple[bool | int, ...] = WAYS) -> bool:
+    """Both take the same steps in every situation."""
+    if facts(a) != facts(b):
+        return False
+    names: Names = {}
+    for situation in situations(a):
+        for way in ways:
+            for one, other in zip(runs(a, names, *situation, way), runs(b, names, *situation, way), strict=True):
+                if one != other:
+                    return False
+    return True
