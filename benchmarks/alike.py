@@ -3,7 +3,8 @@
 A role's run is a row of steps: ops that have an effect, with numbers, slots, phases and the expressions that they work on. Whole numbers are
 computed, everything else is an expression over what was read; a condition on values of tensors goes one way or the other, the same in both
 kernels. Not a difference: what things are called, arithmetic that nothing uses, code that no run reaches, the order of reads and of copies
-between two steps, which of several groups a copy is in when the same wait covers it, waits for what has come already.
+between two steps, which of several groups a copy is in when the same wait covers it, waits for what has come already, copies that nothing
+reads, guards on what lies inside.
 
 `alike` is a proof for the sizes that it tries: every remainder that matters, of some tiles, each way around.
 """
@@ -12,14 +13,18 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from itertools import product
+from math import prod
 from typing import Any
+
+import numpy as np
 
 from fcgen.ir.core import Block, Kernel, Op, Role, Value, walk
 from fcgen.ir.elementwise import FNS
 from fcgen.ir.ops import OPS
-from fcgen.ir.types import Buffer, Cursor, Mbarrier, Scalar, Tensor
-from fcgen.sim.draw import Draws
+from fcgen.ir.types import Cursor, Frag, Mbarrier, Tensor
+from fcgen.sim.draw import Draws, positions
 
 #: how conditions on values of tensors go: all one way, all the other, each as it likes
 WAYS = (True, False, 1, 2)
@@ -30,6 +35,34 @@ READS = ("ld_shared", "ldmatrix", "wmma_load", "ld_global", "gather")
 FACTS = ("smem_bytes", "persistent", "aligned", "ranges", "min_blocks", "target", "stage")
 
 
+@dataclass(eq=False)
+class Copy:
+    """One that is in flight. read: something has looked at where it went."""
+
+    what: Any
+    read: bool = False
+
+
+@dataclass(eq=False)
+class Known:
+    """A tile of whole numbers, or of truths, that sizes and positions decide."""
+
+    at: np.ndarray
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Known) and np.array_equal(self.at, other.at)
+
+    def __hash__(self) -> int:
+        return hash(self.at.tobytes())
+
+    def __repr__(self) -> str:
+        return f"Known {self.at.shape} {hash(self.at.tobytes())}"
+
+
+def kept(beside: list[Any]) -> frozenset[Any]:
+    return frozenset(x.what if isinstance(x, Copy) else x for x in beside if not isinstance(x, Copy) or x.read)
+
+
 class Steps:
     """One run of a role. place: the program's index on each axis; posted: what another role has posted for `fetch`."""
 
@@ -37,10 +70,13 @@ class Steps:
                  place: tuple[int, ...], warp: int, way: bool | int, posted: list[tuple[Any, ...]], blocks: int, visit: Any = None):
         self.sizes, self.names, self.warp, self.role, self.way, self.blocks, self.visit = sizes, names, warp, role, way, blocks, visit
         self.steps: list[Any] = []
-        self.beside: set[Any] = set()  # reads and copies since the last step
+        self.beside: list[Any] = []  # reads and copies since the last step
+        self.unread: dict[Any, list[Copy]] = {}  # view -> copies into it that nothing has looked at
         self.group: list[Any] = []
         self.groups: list[list[Any]] = []
         self.waited: set[Any] = set()
+        counts = [g.count(sizes) for g in kernel.grid]
+        self.block_number = sum(place[n] * prod(counts[m] for m in kernel.order[:k]) for k, n in enumerate(kernel.order))
         self.posted, self.fetched, self.claimed = posted, iter(list(posted)), blocks
         at = kernel.meta.get("smem_offsets", ())
         self.env: dict[Value, Any] = {p: numbers.get(p.name, ("param", p.name)) for p in kernel.params}
@@ -48,10 +84,13 @@ class Steps:
         self.env.update(zip(role.body.args, place))
         self.block(role.body)
         self.step("end")
+        self.steps = [(read, what) for beside, what in self.steps
+                      if (read := kept(beside)) or what[0] != "landed" or kept(what[1])]
+        self.steps = [(read, ("landed", kept(what[1])) if what[0] == "landed" else what) for read, what in self.steps]
 
     def step(self, *what: Any) -> int:
-        self.steps.append((frozenset(self.beside), what))
-        self.beside = set()
+        self.steps.append((self.beside, what))
+        self.beside = []
         return len(self.steps)
 
     def name(self, *expression: Any) -> tuple[str, int]:
@@ -101,35 +140,66 @@ class Steps:
                 env.update(zip(op.results, out if isinstance(out, list) else [out]))
 
     def run(self, op: Op, xs: list[Any]) -> Any:
+        if op.kind not in ("cp_async", "slot"):
+            for x in xs:
+                for copy in self.unread.pop(x, ()) if isinstance(x, tuple) and x[0] == "buffer" else ():
+                    copy.read = True
         special = getattr(self, "do_" + op.kind, None)
         if special is not None:
             return special(op, xs)
         bars = next((v.type for v in op.operands if isinstance(v.type, Mbarrier)), None)
         if bars is not None:  # of a cursor a barrier sees the slot; of what it counts, the phase
             xs = [x % bars.slots if isinstance(v.type, Cursor) else x for v, x in zip(op.operands, xs)]
-        attrs = tuple(sorted((k, repr(v)) for k, v in op.attrs.items()))
+        attrs = self.attributes(op, xs)
         types = tuple(str(r.type) for r in op.results)
         if op.kind in READS:
-            self.beside.add((op.kind, attrs, *xs))
+            self.beside.append((op.kind, attrs, *xs))
             return self.name(op.kind, attrs, types, *xs, len(self.steps))
         if OPS[op.kind].effect == "none":
             return self.pure(op, xs, attrs, types)
         at = self.step(op.kind, attrs, *xs)
         return [("made", at, n) for n in range(len(op.results))]
 
+    def attributes(self, op: Op, xs: list[Any]) -> Any:
+        attrs = dict(op.attrs)
+        if "guard" in attrs:
+            attrs["guard"] = tuple(self.outside(op, xs))
+        return tuple(sorted((k, repr(v)) for k, v in attrs.items()))
+
+    def outside(self, op: Op, xs: list[Any]) -> Iterator[bool]:
+        """Along which axes of its tile an access is cut off."""
+        known, guards = dict(zip(op.operands, xs)), iter(op["guard"])
+        for dim, word, extent, at in positions(op):
+            if word != "at" and (guard := next(guards, None)) is not None:
+                first = 0 if at is None else known[at]
+                size = dim if isinstance(dim, int) else self.sizes[dim]
+                yield guard and not (isinstance(first, int) and 0 <= first <= size - extent)
+
     def pure(self, op: Op, xs: list[Any], attrs: Any, types: Any) -> Any:
-        scalar = bool(op.results) and isinstance(op.result.type, Scalar) and all(isinstance(x, int) for x in xs)
-        if scalar and op.kind in FNS and FNS[op.kind].kind != "float":
-            try:
-                out = FNS[op.kind].numpy(*xs)
-            except ZeroDivisionError:
-                return 0
-            return bool(out) if op.result.type.dtype.name == "i1" else int(out)
+        if all(isinstance(x, (int, Known)) for x in xs) and (known := self.compute(op, xs)) is not None:
+            return known
         if op.kind == "select" and (isinstance(xs[0], int) or xs[1] == xs[2]):
             return xs[1] if xs[0] else xs[2]
+        if op.kind == "select" and isinstance(xs[0], Known) and (xs[0].at.all() or not xs[0].at.any()):
+            chosen = xs[1] if xs[0].at.all() else xs[2]
+            return chosen if isinstance(op.operands[1].type, Frag) and isinstance(op.operands[2].type, Frag) else \
+                self.name("full", (), types, chosen)
         if op.kind in FNS and FNS[op.kind].commutative:
             xs = sorted(xs, key=repr)
         return self.name(op.kind, attrs, types, *xs)
+
+    def compute(self, op: Op, xs: list[Any]) -> Any:
+        """What follows from sizes and positions alone."""
+        t, at = op.result.type, [x.at if isinstance(x, Known) else x for x in xs]
+        if op.kind == "broadcast" and isinstance(xs[0], Known):
+            (axis,) = op["axes"]
+            return Known(np.broadcast_to(at[0][:, None] if axis == 0 else at[0][None, :], t.shape))
+        if op.kind == "iota":
+            return Known(np.arange(t.shape[0]))
+        if op.kind not in FNS or FNS[op.kind].kind in ("float", "bits") or (op.kind in ("floordiv", "mod") and not np.all(at[1])):
+            return None
+        out = FNS[op.kind].numpy(*at)
+        return Known(np.asarray(out)) if isinstance(t, Frag) else bool(out) if t.dtype.name == "i1" else int(out)
 
     def do_const(self, op: Op, xs: list[Any]) -> Any:
         return op["value"] if not op.result.type.dtype.is_float else self.name("const", repr(op["value"]), op["dtype"])
@@ -147,7 +217,7 @@ class Steps:
         return int(self.warp * op["parts"] // self.role.warps)
 
     def do_block_index(self, op: Op, xs: list[Any]) -> int:
-        return 0
+        return self.block_number
 
     def do_block_count(self, op: Op, xs: list[Any]) -> int:
         return self.blocks
@@ -170,8 +240,9 @@ class Steps:
         return kind, n, at, (self.whole(xs[1]) + op["ahead"]) % op.operands[0].type.slots
 
     def do_cp_async(self, op: Op, xs: list[Any]) -> None:
-        copy = ("cp_async", tuple(sorted((k, repr(v)) for k, v in op.attrs.items())), *xs)
-        self.beside.add(copy)
+        copy = Copy(("cp_async", self.attributes(op, xs), *xs))
+        self.unread.setdefault(xs[-1], []).append(copy)
+        self.beside.append(copy)
         self.group.append(copy)
 
     def do_commit_group(self, op: Op, xs: list[Any]) -> None:
@@ -180,8 +251,7 @@ class Steps:
 
     def do_wait_group(self, op: Op, xs: list[Any]) -> None:
         done = self.groups[:len(self.groups) - op["n"]] if op["n"] else self.groups
-        if landed := frozenset(c for g in done for c in g):
-            self.step("landed", landed)
+        self.step("landed", [c for g in done for c in g])
         self.groups = self.groups[len(done):]
 
     def do_barrier(self, op: Op, xs: list[Any]) -> None:

@@ -18,14 +18,15 @@ from ..ir.elementwise import to_dtype
 from ..ir.types import Buffer, Frag, Tensor, Tile
 
 #: what random tensors look like: "loud" ones take rare branches, "rising" and "falling" ones grow along their tiles, "equal" ones have
-#: ties, "huge" ones are multiples of a power of two, whose products and sums float32 knows exactly
-KINDS = ("normal", "loud", "normal", "falling", "huge", "loud", "rising", "equal", "falling")
+#: ties, "huge" ones are multiples of a power of two, whose products and sums float32 knows exactly. "mixed" ones are huge in some rows and
+#: small in others, so that a rare branch is left or entered on the way; what "drifting" ones add up to goes from below zero to above it
+KINDS = ("normal", "loud", "rising", "mixed", "drifting", "loud", "huge", "equal", "falling", "normal", "mixed")
 #: sizes of what is only ever a position: a batch, heads, groups of heads
 FEW = ((1, 2, 1), (1, 1, 1), (2, 1, 1), (1, 2, 2), (1, 3, 1), (2, 4, 2), (1, 1, 1))
 #: blocks of a kernel whose blocks take several tiles
 BLOCKS = (1, 2, 1, 3, 1, 2, 3)
-#: the trial whose loops take no step
-EMPTY = 9
+#: the trial whose loops take no step; the one with one row and whole tiles; the one with more heads than a tile has elements
+EMPTY, ONE_ROW, WIDE = 9, 7, 5
 
 
 @dataclass(frozen=True)
@@ -167,10 +168,10 @@ class Draws:
 
     def extent(self, rng: np.random.Generator, n: int) -> tuple[int, int]:
         """(tiles of the grid, steps of the loops): turns of every ring, in one tile, over several, and where rows see what lies before."""
-        far = 2 * self.ring + 1
+        far = max(2 * self.ring + 1, 4)  # a loop that is split has at least two steps in each part
         steps = max([t for d, t in self.tiles.items() if d not in self.rows], default=1)
         rows = max([self.tiles[d] for d in self.rows if d in self.tiles], default=1)
-        first = [(1, 1), (2, self.ring + 1), (5, 2), (1, far), (-(-far * steps // rows), far), (6, 1), (1, self.ring + 2)]
+        first = [(1, 1), (2, max(self.ring + 1, 3)), (5, 2), (1, far + 1), (-(-far * steps // rows), far), (6, 1), (1, self.ring + 2), (1, 2)]
         if n < len(first):
             return first[n]
         if n % 4 == 0:
@@ -182,13 +183,17 @@ class Draws:
     def sizes(self, rng: np.random.Generator, n: int, tiles: int, steps: int) -> dict[str, int]:
         plain = [d for d in self.dims if d not in self.tiles]
         out: dict[str, int] = {}
-        few = FEW[n % len(FEW)] if n % 4 else FEW[1]
+        wide = n == WIDE and not self.persistent and self.meaning.multiples
+        few = FEW[n % len(FEW)] if n % 4 and not wide else FEW[1]
         for i, d in enumerate(plain):
             out[d] = self.given.get(d) or few[i % len(few)]
         for _ in plain:
             for a, b in sorted(self.meaning.multiples):
                 if a in out and b in out and a not in self.given and out[a] % out[b]:
                     out[a] *= out[b]
+        for a, b in sorted(self.meaning.multiples) if wide else ():
+            if {a, b} <= set(plain) - set(self.given):
+                out[a] = out[b] * (2 * max(self.tiles.values(), default=1) + 1)
         left = max(1, round(tiles / max(1, int(np.prod([out.get(str(g.dim), 1) for g in self.kernel.grid if g.tile == 1])))))
         for d in self.dims:
             if d in out or d in self.given:
@@ -198,7 +203,12 @@ class Draws:
             if d in self.rows:
                 count = left if d == self.rows[0] else 1 + (n % 3 == 2)
             rest = [t - 3, t, 1 + int(rng.integers(t)), 1 + int(rng.integers(max(1, t // 4))), 1, 1 + int(rng.integers(t))]
-            out[d] = max(1, (count - 1) * t + max(1, rest[(n + 2 * (d in self.rows)) % 6]))
+            kind = n + (2 + n // 6) * (d in self.rows)
+            if n == ONE_ROW:
+                kind = 4 if d in self.rows else 1
+            elif wide and d in self.rows:
+                kind = 3
+            out[d] = max(1, (count - 1) * t + max(1, rest[kind % 6]))
             if n == EMPTY and d not in self.rows and d not in self.meaning.needed():
                 out[d] = 0
         return {d: out[d] for d in self.dims}
@@ -218,7 +228,9 @@ class Draws:
             t, size = self.tiles[d], sizes[d]
             edges |= {t // 2, t - 1, t, t + 1, 2 * t + 3, size // 2, size, size + t}
         pool = np.array(sorted(e for e in edges if e > 0))
-        return rng.choice(pool, shape) if n or shape else np.asarray(pool[len(pool) // 2])
+        if n % 4 == 0:  # a long run: a bound that lets it be long
+            pool = pool[len(pool) // 2:]
+        return rng.choice(pool, shape) if n or shape else pool[0]
 
     def room(self, name: str, sizes: Mapping[str, int]) -> int:
         """How many positions there are in every dimension that a number is one of."""
@@ -247,6 +259,11 @@ class Draws:
         x: np.ndarray = rng.standard_normal(shape)
         if kind == "huge":
             x = 16384.0 * rng.integers(-2, 3, shape)
+        elif kind == "mixed" and len(shape) > 1:
+            far = np.arange(shape[-2]) // int(rng.choice([4, 24, 72, 150])) % 2 == rng.integers(2)
+            x = rng.integers(-2, 3, shape) * np.where(far, 16384.0, 0.125)[:, None]
+        elif kind == "drifting" and len(shape) > 1:
+            x = np.abs(x) * np.linspace(-1.5, 1.5, shape[-2])[:, None] * rng.choice([-1, 1])
         elif kind == "loud":
             x *= rng.choice([0.5, 4.0], (*shape[:-1], 1) if shape else ())
         elif kind == "equal":
