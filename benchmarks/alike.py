@@ -1,7 +1,7 @@
 """Whether two machine kernels take the same steps: both are run by symbols, at many sizes, and what they do is compared.
 
-A role's run is a row of steps: ops that have an effect, with numbers, slots, phases and the expressions that they work on. Whole numbers are
-computed, everything else is an expression over what was read; a condition on values of tensors goes one way or the other, the same in both
+A role's run is a row of steps: ops that have an effect, with numbers, slots, phases and the expressions that they work on. Whole numbers
+are computed, everything else is an expression over what was read; a condition on values of tensors goes one way or the other, the same in both
 kernels. Not a difference: what things are called, arithmetic that nothing uses, code that no run reaches, the order of reads and of copies
 between two steps, which of several groups a copy is in when the same wait covers it, waits for what has come already, copies that nothing
 reads, guards on what lies inside.
@@ -80,7 +80,7 @@ class Steps:
         self.posted, self.fetched, self.claimed = posted, iter(list(posted)), blocks
         at = kernel.meta.get("smem_offsets", ())
         self.env: dict[Value, Any] = {p: numbers.get(p.name, ("param", p.name)) for p in kernel.params}
-        self.env.update({b: ("buffer", n, at[n] if n < len(at) else 0, 0) for n, b in enumerate(kernel.buffers)})
+        self.env.update({b: ("buffer", str(b.type), at[n] if n < len(at) else n, 0) for n, b in enumerate(kernel.buffers)})
         self.env.update(zip(role.body.args, place))
         self.block(role.body)
         self.step("end")

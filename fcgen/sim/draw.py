@@ -18,9 +18,12 @@ from ..ir.elementwise import to_dtype
 from ..ir.types import Buffer, Frag, Tensor, Tile
 
 #: what random tensors look like: "loud" ones take rare branches, "rising" and "falling" ones grow along their tiles, "equal" ones have
-#: ties, "huge" ones are multiples of a power of two, whose products and sums float32 knows exactly. "mixed" ones are huge in some rows and
-#: small in others, so that a rare branch is left or entered on the way; what "drifting" ones add up to goes from below zero to above it
-KINDS = ("normal", "loud", "rising", "mixed", "drifting", "loud", "huge", "equal", "falling", "normal", "mixed")
+#: ties but for the last, "huge" ones are multiples of a power of two, whose products and sums float32 knows exactly, "level" ones are both.
+#: "mixed" ones are huge in some rows and small in others, so that a rare branch is left or entered on the way; what "drifting" ones add up
+#: to goes from below zero to above it, or back; "distant" sums are known exactly, far from zero and close to each other; "tiny" ones go with
+#: enormous numbers. Trials 4, 8 and so on are the large ones
+KINDS = ("normal", "loud", "rising", "drifting", "mixed", "loud", "distant", "level", "drifting", "normal", "huge", "falling", "mixed",
+         "tiny", "equal", "distant")
 #: sizes of what is only ever a position: a batch, heads, groups of heads
 FEW = ((1, 2, 1), (1, 1, 1), (2, 1, 1), (1, 2, 2), (1, 3, 1), (2, 4, 2), (1, 1, 1))
 #: blocks of a kernel whose blocks take several tiles
@@ -216,7 +219,8 @@ class Draws:
     def number(self, p: Value, rng: np.random.Generator, sizes: Mapping[str, int], n: int) -> Any:
         positive = "positive" in self.kernel.flags.get(p.name, ())
         if p.type.dtype.is_float:
-            return [0.125, 0.125, 1.0, 0.5][n % 4] * (1 if positive or n % 3 < 2 else -1)
+            size = 2.0**40 if KINDS[n % len(KINDS)] == "tiny" else [0.125, 0.125, 1.0, 0.5, 4.0][n % 5]
+            return size * (1 if positive or n % 3 < 2 else -1)
         return int(self.integers(p.name, rng, sizes, (), n))
 
     def integers(self, name: str, rng: np.random.Generator, sizes: Mapping[str, int], shape: tuple[int, ...], n: int) -> np.ndarray:
@@ -240,14 +244,15 @@ class Draws:
         """The tensors and numbers of trial n."""
         rng = np.random.default_rng([n, 9])
         out: dict[str, Any] = dict(trial.numbers)
+        last = [p.name for p in self.kernel.params if isinstance(p.type, Tensor) and p.type.dtype.is_float and not self.made(p)][-1:]
         for p in self.kernel.params:
             if not isinstance(p.type, Tensor):
                 continue
-            if "out" in self.kernel.flags.get(p.name, ()) and p.name not in self.read:
+            if self.made(p):
                 continue
             shape = tuple(d if isinstance(d, int) else trial.sizes[d] for d in p.type.dims)
             if p.type.dtype.is_float:
-                x = self.floats(rng, shape, trial.kind)
+                x = self.floats(rng, shape, trial.kind if p.name not in last or trial.kind not in ("equal", "level") else "normal")
             elif n % 2 and p.name not in self.meaning.inside:
                 x = self.integers(p.name, rng, trial.sizes, shape, n)
             else:
@@ -255,18 +260,25 @@ class Draws:
             out[p.name] = to_dtype(x, p.type.dtype)
         return out
 
+    def made(self, p: Value) -> bool:
+        """An output that nobody gives."""
+        return "out" in self.kernel.flags.get(p.name, ()) and p.name not in self.read
+
     def floats(self, rng: np.random.Generator, shape: tuple[int, ...], kind: str) -> np.ndarray:
         x: np.ndarray = rng.standard_normal(shape)
-        if kind == "huge":
-            x = 16384.0 * rng.integers(-2, 3, shape)
+        if kind in ("huge", "level", "tiny"):
+            x = (2.0**-6 if kind == "tiny" else 16384.0) * rng.integers(-2, 3, shape)
         elif kind == "mixed" and len(shape) > 1:
             far = np.arange(shape[-2]) // int(rng.choice([4, 24, 72, 150])) % 2 == rng.integers(2)
             x = rng.integers(-2, 3, shape) * np.where(far, 16384.0, 0.125)[:, None]
         elif kind == "drifting" and len(shape) > 1:
             x = np.abs(x) * np.linspace(-1.5, 1.5, shape[-2])[:, None] * rng.choice([-1, 1])
+        elif kind == "distant" and shape:
+            x = 16.0 * rng.integers(-1, 2, shape)
+            x[..., 0] = 32768.0
         elif kind == "loud":
             x *= rng.choice([0.5, 4.0], (*shape[:-1], 1) if shape else ())
-        elif kind == "equal":
+        if kind in ("equal", "level"):
             x = np.broadcast_to(x[..., :1, :] if len(shape) > 1 else x, shape)
         elif kind in ("rising", "falling") and len(shape) > 1:
             ramp = np.geomspace(0.25, 4.0, shape[-2])[:, None]
