@@ -20,10 +20,10 @@ from ..ir.types import Buffer, Frag, Tensor, Tile
 #: what random tensors look like: "loud" ones take rare branches, "rising" and "falling" ones grow along their tiles, "equal" ones have
 #: ties but for the last, "huge" ones are multiples of a power of two, whose products and sums float32 knows exactly, "level" ones are both.
 #: "mixed" ones are huge in some rows and small in others, so that a rare branch is left or entered on the way; what "drifting" ones add up
-#: to goes from below zero to above it, or back; "distant" sums are known exactly, far from zero and close to each other; "tiny" ones go with
-#: enormous numbers. Trials 4, 8 and so on are the large ones
-KINDS = ("normal", "loud", "rising", "drifting", "mixed", "loud", "distant", "level", "drifting", "normal", "huge", "falling", "mixed",
-         "tiny", "equal", "distant")
+#: to goes from below zero to above it, or back; "shifted" sums lie far from zero, "distant" ones very far, in steps that float32 knows;
+#: "tiny" ones go with enormous numbers. Trials 4, 8 and so on are the large ones
+KINDS = ("normal", "mixed", "shifted", "normal", "drifting", "loud", "rising", "level", "mixed", "loud", "huge", "falling", "distant",
+         "tiny", "equal", "drifting")
 #: sizes of what is only ever a position: a batch, heads, groups of heads
 FEW = ((1, 2, 1), (1, 1, 1), (2, 1, 1), (1, 2, 2), (1, 3, 1), (2, 4, 2), (1, 1, 1))
 #: blocks of a kernel whose blocks take several tiles
@@ -219,7 +219,7 @@ class Draws:
     def number(self, p: Value, rng: np.random.Generator, sizes: Mapping[str, int], n: int) -> Any:
         positive = "positive" in self.kernel.flags.get(p.name, ())
         if p.type.dtype.is_float:
-            size = 2.0**40 if KINDS[n % len(KINDS)] == "tiny" else [0.125, 0.125, 1.0, 0.5, 4.0][n % 5]
+            size = {"tiny": 2.0**40, "shifted": 0.125}.get(KINDS[n % len(KINDS)], [0.125, 0.125, 1.0, 4.0, 0.5][n % 5])
             return size * (1 if positive or n % 3 < 2 else -1)
         return int(self.integers(p.name, rng, sizes, (), n))
 
@@ -233,7 +233,7 @@ class Draws:
             edges |= {t // 2, t - 1, t, t + 1, 2 * t + 3, size // 2, size, size + t}
         pool = np.array(sorted(e for e in edges if e > 0))
         if n % 4 == 0:  # a long run: a bound that lets it be long
-            pool = pool[len(pool) // 2:]
+            pool = pool[-4:]
         return rng.choice(pool, shape) if n or shape else pool[0]
 
     def room(self, name: str, sizes: Mapping[str, int]) -> int:
@@ -244,7 +244,7 @@ class Draws:
         """The tensors and numbers of trial n."""
         rng = np.random.default_rng([n, 9])
         out: dict[str, Any] = dict(trial.numbers)
-        last = [p.name for p in self.kernel.params if isinstance(p.type, Tensor) and p.type.dtype.is_float and not self.made(p)][-1:]
+        floats = [p for p in self.kernel.params if isinstance(p.type, Tensor) and p.type.dtype.is_float and not self.made(p)]
         for p in self.kernel.params:
             if not isinstance(p.type, Tensor):
                 continue
@@ -252,7 +252,8 @@ class Draws:
                 continue
             shape = tuple(d if isinstance(d, int) else trial.sizes[d] for d in p.type.dims)
             if p.type.dtype.is_float:
-                x = self.floats(rng, shape, trial.kind if p.name not in last or trial.kind not in ("equal", "level") else "normal")
+                kind = "normal" if p is floats[-1] and trial.kind in ("equal", "level") else trial.kind
+                x = self.floats(rng, shape, kind, floats.index(p) % 2)
             elif n % 2 and p.name not in self.meaning.inside:
                 x = self.integers(p.name, rng, trial.sizes, shape, n)
             else:
@@ -264,18 +265,20 @@ class Draws:
         """An output that nobody gives."""
         return "out" in self.kernel.flags.get(p.name, ()) and p.name not in self.read
 
-    def floats(self, rng: np.random.Generator, shape: tuple[int, ...], kind: str) -> np.ndarray:
+    def floats(self, rng: np.random.Generator, shape: tuple[int, ...], kind: str, second: int) -> np.ndarray:
+        """second: for the other one of two tensors that meet: where the first has short stretches it has long ones."""
         x: np.ndarray = rng.standard_normal(shape)
         if kind in ("huge", "level", "tiny"):
             x = (2.0**-6 if kind == "tiny" else 16384.0) * rng.integers(-2, 3, shape)
         elif kind == "mixed" and len(shape) > 1:
-            far = np.arange(shape[-2]) // int(rng.choice([4, 24, 72, 150])) % 2 == rng.integers(2)
-            x = rng.integers(-2, 3, shape) * np.where(far, 16384.0, 0.125)[:, None]
+            far = np.cumsum(rng.random(shape[-2]) < (0.02 if second else 0.15)) % 2 == rng.integers(2)
+            x = rng.integers(-2, 3, shape) * np.where(far, 16384.0, 1.0)[:, None]
         elif kind == "drifting" and len(shape) > 1:
-            x = np.abs(x) * np.linspace(-1.5, 1.5, shape[-2])[:, None] * rng.choice([-1, 1])
-        elif kind == "distant" and shape:
-            x = 16.0 * rng.integers(-1, 2, shape)
-            x[..., 0] = 32768.0
+            ramp = np.linspace(-1.5, 1.5, shape[-2])[:, None] * rng.choice([-1, 1])
+            x = np.abs(x) * (np.abs(ramp) if second else ramp)
+        elif kind in ("shifted", "distant") and shape:
+            x = 16.0 * rng.integers(-1, 2, shape) if kind == "distant" else x
+            x[..., :1] = 32768.0 if kind == "distant" else 256.0
         elif kind == "loud":
             x *= rng.choice([0.5, 4.0], (*shape[:-1], 1) if shape else ())
         if kind in ("equal", "level"):
