@@ -1,10 +1,10 @@
 """Whether two machine kernels take the same steps: both are run by symbols, at many sizes, and what they do is compared.
 
 A role's run is a row of steps: ops that have an effect, with numbers, slots, phases and the expressions that they work on. Whole numbers
-are computed, everything else is an expression over what was read; a condition on values of tensors goes one way or the other, the same in both
-kernels. Not a difference: what things are called, arithmetic that nothing uses, code that no run reaches, the order of reads and of copies
-between two steps, which of several groups a copy is in when the same wait covers it, waits for what has come already, copies that nothing
-reads, guards on what lies inside.
+are computed, everything else is an expression over what was read; a condition on values of tensors goes one way or the other, the same in
+both kernels. Not a difference: what things are called, arithmetic that nothing uses, code that no run reaches, the order of reads and of
+copies between two steps, which of several groups a copy is in when the same wait covers it, waits for what has come already, copies that
+nothing reads, guards on what lies inside.
 
 `alike` is a proof for the sizes that it tries: every remainder that matters, of some tiles, each way around.
 """
@@ -12,18 +12,18 @@ reads, guards on what lies inside.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from itertools import product
 from math import prod
 from typing import Any
 
 import numpy as np
 
-from fcgen.ir.core import Block, Kernel, Op, Role, Value, walk
+from fcgen.ir.core import Block, Kernel, Op, Role, Value, walk, walk_kernel
 from fcgen.ir.elementwise import FNS
 from fcgen.ir.ops import OPS
-from fcgen.ir.types import Cursor, Frag, Mbarrier, Tensor
+from fcgen.ir.types import Cursor, Frag, Mbarrier, Scalar, Tensor, i1
 from fcgen.sim.draw import Draws, positions
 
 #: how conditions on values of tensors go: all one way, all the other, each as it likes
@@ -67,11 +67,12 @@ class Steps:
     """One run of a role. place: the program's index on each axis; posted: what another role has posted for `fetch`."""
 
     def __init__(self, kernel: Kernel, role: Role, names: Names, sizes: Mapping[str, int], numbers: Mapping[str, Any],
-                 place: tuple[int, ...], warp: int, way: bool | int, posted: list[tuple[Any, ...]], blocks: int, visit: Any = None):
-        self.sizes, self.names, self.warp, self.role, self.way, self.blocks, self.visit = sizes, names, warp, role, way, blocks, visit
+                 place: tuple[int, ...], warp: int, way: bool | int, posted: list[tuple[Any, ...]], blocks: int):
+        self.sizes, self.names, self.warp, self.role, self.way, self.blocks = sizes, names, warp, role, way, blocks
         self.steps: list[Any] = []
         self.beside: list[Any] = []  # reads and copies since the last step
         self.unread: dict[Any, list[Copy]] = {}  # view -> copies into it that nothing has looked at
+        self.parts: list[tuple[str, int, str]] = []  # (loop, tile, copy of its body) in turns
         self.group: list[Any] = []
         self.groups: list[list[Any]] = []
         self.waited: set[Any] = set()
@@ -84,9 +85,18 @@ class Steps:
         self.env.update(zip(role.body.args, place))
         self.block(role.body)
         self.step("end")
-        self.steps = [(read, what) for beside, what in self.steps
-                      if (read := kept(beside)) or what[0] != "landed" or kept(what[1])]
-        self.steps = [(read, ("landed", kept(what[1])) if what[0] == "landed" else what) for read, what in self.steps]
+        self.settle()
+
+    def settle(self) -> None:
+        """Leaves out what turns out not to matter: copies that nothing reads, and waits for them alone."""
+        out, carried = [], frozenset[Any]()
+        for beside, what in self.steps:
+            carried |= kept(beside)
+            what = ("landed", kept(what[1])) if what[0] == "landed" else what
+            if what[0] != "landed" or what[1]:
+                out.append((carried, what))
+                carried = frozenset()
+        self.steps = out
 
     def step(self, *what: Any) -> int:
         self.steps.append((self.beside, what))
@@ -113,13 +123,13 @@ class Steps:
         for op in block.ops:
             if op.kind == "yield":
                 return
-            if self.visit is not None:
-                self.visit(op)
             xs = [env[v] for v in op.operands]
             if op.kind == "for":
                 run = range(self.whole(xs[0]), self.whole(xs[1]))
                 body, carried = op.regions[0], xs[2:]
                 for i in reversed(run) if op.get("descending") else run:
+                    if "part" in op.attrs:
+                        self.parts.append((op["label"], i, op["part"]))
                     env.update(zip(body.args, (i, *carried)))
                     self.block(body)
                     carried = [env[v] for v in body.yielded]
@@ -229,7 +239,7 @@ class Steps:
 
     def do_post(self, op: Op, xs: list[Any]) -> None:
         self.posted.append(tuple(xs[:-1]))
-        self.step("post", *xs)
+        self.step("post", xs[-1])  # who fetches it shows what it makes of it
 
     def do_fetch(self, op: Op, xs: list[Any]) -> list[Any]:
         self.step("fetch", *xs)
@@ -279,7 +289,10 @@ def situations(kernel: Kernel) -> Iterator[tuple[dict[str, int], dict[str, int],
     """(sizes, numbers, place of the program): remainders of every kind over a few tiles."""
     draws = Draws(kernel, {}, kernel, 1)
     whole = [p.name for p in kernel.params if not isinstance(p.type, Tensor) and not p.type.dtype.is_float]
-    choices = {d: (2, 4) if n == 1 else (2,) for n, d in enumerate(d for d in draws.dims if d not in draws.tiles)}
+    plain = [d for d in draws.dims if d not in draws.tiles]
+    choices: dict[str, tuple[int, ...]] = {d: (2, 4, 516) if n == 1 else (2,) for n, d in enumerate(plain)}
+    if draws.persistent:  # a block does them all
+        choices = {d: (1 + (n == 1),) for n, d in enumerate(plain)}
     for d, t in draws.tiles.items():
         if d in draws.dims:
             choices[d] = (1, t, t + t // 2 + 1, 3 * t + 1) if d in draws.rows else (0, 1, t - 1, t, t + 1, 2 * t, 3 * t + t // 2 + 1, 4 * t)
@@ -296,22 +309,87 @@ def situations(kernel: Kernel) -> Iterator[tuple[dict[str, int], dict[str, int],
                                                                            for g, c in zip(kernel.grid, counts))))
 
 
-def runs(kernel: Kernel, names: Names, sizes: Any, numbers: Any, place: Any, way: bool | int, visit: Any = None) -> Iterator[list[Any]]:
+def runs(kernel: Kernel, names: Names, sizes: Any, numbers: Any, place: Any, way: bool | int) -> list[Steps]:
+    """What each role does, and each part of its rows."""
     posted: list[tuple[Any, ...]] = []
+    out = []
     for role in kernel.roles:
         parts = max([op["parts"] for op in walk(role.body) if op.kind == "row_part"], default=1)
-        for part in range(parts):
-            yield Steps(kernel, role, names, sizes, numbers, place, part * role.warps // parts, way, posted, 2, visit).steps
+        out += [Steps(kernel, role, names, sizes, numbers, place, n * role.warps // parts, way, posted, 2) for n in range(parts)]
+    waited = {what[1] for run in out for _, what in run.steps if what[0] == "mbar_wait"}
+    for run in out:  # arrivals that nobody waits for
+        run.steps = [s for s in run.steps if s[1][0] != "mbar_arrive" or s[1][2] in waited]
+    return out
 
 
-def alike(a: Kernel, b: Kernel, ways: tuple[bool | int, ...] = WAYS) -> bool:
-    """Both take the same steps in every situation."""
+def compare(a: Kernel, b: Kernel, same: Callable[[Steps, Steps], bool], ways: tuple[bool | int, ...] = WAYS) -> bool:
     if facts(a) != facts(b):
         return False
     names: Names = {}
-    for situation in situations(a):
-        for way in ways:
-            for one, other in zip(runs(a, names, *situation, way), runs(b, names, *situation, way), strict=True):
-                if one != other:
-                    return False
-    return True
+    ways = ways[::2] if a.meta.get("persistent", "none") != "none" else ways
+    return all(same(x, y) for situation in situations(a) for way in ways
+               for x, y in zip(runs(a, names, *situation, way), runs(b, names, *situation, way), strict=True))
+
+
+def alike(a: Kernel, b: Kernel) -> bool:
+    """Both take the same steps in every situation."""
+    return compare(a, b, lambda x, y: x.steps == y.steps)
+
+
+def masks_more(a: Kernel, b: Kernel) -> bool:
+    """The loops of b come to the same tiles, or to more that lie behind, and where that is not as in a, by the copy of their body that
+    masks what is outside."""
+    def same(x: Steps, y: Steps) -> bool:
+        own = {(n, i): p for n, i, p in x.parts}
+        other = {(n, i): p for n, i, p in y.parts}
+        more = [t for t in other if other[t] != own.get(t)]
+        return own.keys() <= other.keys() and all(other[t] == "masked" and t[1] >= 0 for t in more)
+
+    return any("part" in op.attrs for op in walk_kernel(a)) and only_numbers(a, b) and compare(a, b, same, (1,))
+
+
+def only_numbers(a: Kernel, b: Kernel) -> bool:
+    """They differ in how whole numbers are computed, and in nothing else."""
+    def pure(op: Op) -> bool:
+        return bool(op.results) and all(isinstance(r.type, Scalar) for r in op.results) and OPS[op.kind].effect == "none"
+
+    def same(x: Op, y: Op) -> bool:
+        return x.kind == y.kind and x.attrs == y.attrs and [v.name for v in x.operands] == [v.name for v in y.operands]
+
+    return all(same(x, y) or (pure(x) and pure(y)) for x, y in zip(walk_kernel(a), walk_kernel(b)))
+
+
+def always(a: Kernel, b: Kernel) -> bool:
+    """b is a with a branch taken in any case that a vote of lanes takes in a. The work of such a branch is by row, and rows that did not
+    ask for it go through it whenever another row of their warp does: it is right for them."""
+    makers = {r: op for op in walk_kernel(a) for r in op.results}
+    changed = [op for op, other in zip(walk_kernel(a), walk_kernel(b)) if op.kind == other.kind == "if" and op.operands != other.operands]
+    if len(changed) != 1 or not _voted(changed[0].operands[0], makers, a):
+        return False
+    true = Op("const", (), (Value(Scalar(i1), "true"),), {"value": True, "dtype": "i1"})
+
+    def copy(block: Block) -> Block:
+        ops: list[Op] = []
+        for op in block.ops:
+            new = replace(op, regions=tuple(map(copy, op.regions)))
+            ops += [true, replace(new, operands=true.results)] if op is changed[0] else [new]
+        return Block(block.args, tuple(ops))
+
+    return alike(replace(a, roles=tuple(replace(r, body=copy(r.body)) for r in a.roles)), b)
+
+
+def _voted(v: Value, makers: Mapping[Value, Op], kernel: Kernel) -> bool:
+    """A vote, or a value that is carried and begins as one."""
+    for _ in range(8):
+        op = makers.get(v)
+        if op is None:
+            outer = next((o for o in walk_kernel(kernel) for r in o.regions if v in r.args), None)
+            if outer is None:
+                return False
+            args = outer.regions[0].args
+            v = outer.operands[args.index(v) - len(args)]
+        elif op.kind in ("if", "for", "while"):
+            v = op.regions[0].yielded[op.results.index(v) - len(op.results)]
+        else:
+            return op.kind == "vote_any"
+    return False
