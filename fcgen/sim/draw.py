@@ -174,7 +174,8 @@ class Draws:
         far = max(2 * self.ring + 1, 4)  # a loop that is split has at least two steps in each part
         steps = max([t for d, t in self.tiles.items() if d not in self.rows], default=1)
         rows = max([self.tiles[d] for d in self.rows if d in self.tiles], default=1)
-        first = [(1, 1), (2, max(self.ring + 1, 3)), (5, 2), (1, far + 1), (-(-far * steps // rows), far), (6, 1), (1, self.ring + 2), (1, 2)]
+        first = [(1, 1), (2, max(self.ring + 1, 3)), (5, 2), (1, far + 1), (-(-far * steps // rows), far), (6, 1),
+                 (1, self.ring + 2), (1, 2)]
         if n < len(first):
             return first[n]
         if n % 4 == 0:
