@@ -195,13 +195,12 @@ class _Vote:
     # ---- writing ----
 
     def rewrite(self, outputs: list[Value], inside: list[Op], at: int) -> Block:
-        gone = {*self.same, *self.neutral}
         covered = {id(o) for o in inside}
         todo = [v for o in self.block.ops if id(o) not in covered for v in (*o.operands, *(x for r in o.regions for x in free_values(r)))]
         while todo:  # what ops outside read stays for them too, unless the branch gives it
             v = todo.pop()
             op = self.local.get(v)
-            if op is not None and id(op) in covered and v not in gone:
+            if op is not None and id(op) in covered and v not in outputs:
                 covered.discard(id(op))
                 todo += op.operands
         b, env = Builder(), Env()
