@@ -53,6 +53,7 @@ from .lang.functions import (
 )
 from .lang.mistakes import VOCABULARY as _VOCABULARY
 from .lang.mistakes import instead as _instead
+from .lang.naming import name
 from .lang.spec import Spec, kernel
 
 __version__ = "0.1.0"
@@ -140,6 +141,7 @@ __all__ = [
     "maximum",
     "min",
     "minimum",
+    "name",
     "program_from_text",
     "round_to",
     "rsqrt",
