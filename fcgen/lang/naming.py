@@ -30,16 +30,20 @@ def name(word: str, x: X) -> X:
         raise FcError("trace/usage", "fc.name names a tile, a scalar, a variable or a range", got=repr(x)[:80], loc=here(),
                       hint="load it first: fc.load(...)" if hasattr(given, "tensor") else None)
     if word in t.given:
-        raise FcError("trace/usage", f"two values are called {word}", got=word, loc=here(), notes=[f"the first one stands at {t.given[word]}"],
+        raise FcError("trace/usage", f"two values are called {word}", got=word, loc=here(), notes=[f"the first is at {t.given[word]}"],
                       hint='a helper that is called twice takes the name as an argument, or numbers it: fc.name(f"s{i}", x)')
-    values = [given._tile, given._start] if isinstance(given, Range) else [] if isinstance(given, Var) else [given.value]
+    values: dict[Any, str] = {}
+    if isinstance(given, Range):
+        values = {given._tile: f"{word}_tile", given._start: f"{word}_start"}
+    elif not isinstance(given, Var):
+        values = {given.value: word}
     before = next((t.told[v] for v in values if v in t.told), given.name if isinstance(given, Var) and given.told else "")
     if before:
         raise FcError("trace/usage", f"this value is called {before} already", got=word, loc=here(), hint="name it once")
     if isinstance(given, Var):
         given.name, given.told = word, True
-    for v, end in zip(values, ("_tile", "_start") if isinstance(given, Range) else ("",)):
-        t.told[v] = t.names[v] = word + end
+    for v, text in values.items():
+        t.told[v] = t.names[v] = text
     t.given[word] = here()
     return x
 

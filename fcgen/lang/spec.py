@@ -72,7 +72,7 @@ class Spec:
 
     def _traced(self, tiles: Mapping[str, int], binding: Mapping[str, Any]) -> tuple[Kernel, Trace]:
         self._check_binding(binding)
-        t = Trace(self.fn.__name__, inspect.unwrap(self.fn).__code__, dict(tiles), binding)
+        t = Trace(self.fn.__name__, inspect.unwrap(self.fn).__code__, tiles, binding)
         params: list[Value] = []
         with tracing(t):
             given = {}
