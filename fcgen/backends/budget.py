@@ -23,13 +23,14 @@ PRODUCT = 26
 
 @dataclass(frozen=True)
 class Usage:
-    """What a kernel needs. fragment_regs: live fragment registers per thread at the worst point; regs: with the margin; blocks:
-    how many blocks per multiprocessor shared memory and threads allow."""
+    """What a kernel needs. fragment_regs: live fragment registers per thread at the worst point; regs: with the margin; limit: those that
+    a thread can have; blocks: how many blocks per multiprocessor shared memory and threads allow."""
 
     smem_bytes: int
     threads: int
     fragment_regs: int
     regs: int
+    limit: int
     blocks: int
 
 
@@ -64,7 +65,7 @@ def check_budget(kernel: Kernel, target: Target) -> Usage:
                       got=f"{plan.live_regs} live at `{worst.kind}`" if worst is not None else plan.live_regs,
                       loc=worst.loc if worst is not None else None, hint=_regs_hint(blocks))
     per_sm = target.smem_per_sm // (smem + target.smem_reserved) if smem else target.max_blocks_per_sm
-    return Usage(smem, threads, plan.live_regs, plan.live_regs + MARGIN, max(1, min(per_sm, target.max_blocks_per_sm)))
+    return Usage(smem, threads, plan.live_regs, plan.live_regs + MARGIN, limit, max(1, min(per_sm, target.max_blocks_per_sm)))
 
 
 def _check_products(kernel: Kernel, launch: int, threads: int) -> None:
