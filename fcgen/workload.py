@@ -147,7 +147,8 @@ class Workload:
 
     def _feeds(self, v: Value) -> bool:
         """Does a dot read the loaded tile, as it is or turned?"""
-        return any((u.kind == "dot" and v in u.operands[:2]) or (u.kind == "transpose" and self._feeds(u.result)) for u in self._uses.get(v, ()))
+        return any((u.kind == "dot" and v in u.operands[:2]) or (u.kind == "transpose" and self._feeds(u.result))
+                   for u in self._uses.get(v, ()))
 
     def _source(self, v: Value) -> Value:
         while (op := self._defs.get(v)) is not None and op.kind == "transpose":
@@ -204,7 +205,7 @@ class Workload:
 
     def _dot(self, op: Op, block: Block, loops: tuple[Loop, ...]) -> Dot:
         (rows, inner), cols = self.shape(op.operands[0]), self.shape(op.operands[1])[1]
-        left, right = (self._source(v) for v in op.operands[:2])
+        left = self._source(op.operands[0])
         made = {r for o in block.ops for r in o.results}
         chain = self._reaches(left, made)
         carried = bool(loops) and any(v in block.yielded for v in self._forward(op.result))
@@ -227,7 +228,7 @@ class Workload:
     def _forward(self, v: Value) -> Iterator[Value]:
         """The value and the sums that it alone flows into."""
         yield v
-        while len(us := self._uses.get(v, ())) == 1 and us[0].kind in ("add", "mul") and us[0].results:
+        while len(us := self._uses.get(v, [])) == 1 and us[0].kind in ("add", "mul") and us[0].results:
             v = us[0].result
             yield v
 

@@ -1,7 +1,7 @@
 """`fc.name`: a value, variable, range or grid index is called what the spec says, whatever Python variable holds it.
 
-A name that a spec gives is a name of its own in the kernel: schedules, `until` and the generated text use it. A dot or load that has one, or
-that alone flows into one, is known by it (its `site`), also where a Python variable holds it on the way.
+A name that a spec gives is a name of its own in the kernel: schedules, `until` and the generated text use it. A dot or load that has one,
+or that alone flows into one, is known by it (its `site`), also where a Python variable holds it on the way.
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ class Spec:
         return kernel
 
     def _traced(self, tiles: Mapping[str, int], binding: Mapping[str, Any]) -> tuple[Kernel, Trace]:
-        self._check_binding(binding)
+        self.check_binding(binding)
         t = Trace(self.fn.__name__, inspect.unwrap(self.fn).__code__, tiles, binding)
         params: list[Value] = []
         with tracing(t):
@@ -113,7 +113,7 @@ class Spec:
 
     # ---- checks ----------------------------------------------------------------------------------------------------
 
-    def _check_binding(self, binding: Mapping[str, Any]) -> None:
+    def check_binding(self, binding: Mapping[str, Any]) -> None:
         sig = self.signature
         known = {*sig.dims, *sig.dtype_names, *(p.name for p in sig.params if p.kind == "static")}
         for name in binding:
