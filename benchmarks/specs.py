@@ -201,6 +201,7 @@ def _cases() -> dict[str, Case]:
     half, wide = {"T": fc.f16}, {"T": fc.f32}
     product, square = {"M": 72, "N": 88, "K": 104}, {"M": 8192, "N": 8192, "K": 8192}
     rows = {"H": 2, "M": 70, "N": 100}
+    sums = {"L": np.full((2, 70), 3.0, np.float32), "scale": 0.1}
     table = {"table": np.array([[1, 3, 0], [2, 4, 1]], np.int32), "lengths": np.array([130, 192], np.int32), "scale": 0.125}
     out = {
         "gemm_nn": Case(gemm_nn, half, product, square), "gemm_nt": Case(gemm_nt, {"T": fc.bf16}, product, square),
@@ -212,9 +213,9 @@ def _cases() -> dict[str, Case]:
         "norm_gemm": Case(norm_gemm, half, product, square), "swiglu": Case(swiglu, half, product, square),
         "gated": Case(gated, {"T": fc.bf16, "D": 64, "E": 64}, {"M": 70, "N": 100}, {"M": 8192, "N": 8192}),
         "paged": Case(paged, {**half, "D": 128}, {"B": 2, "H": 24, "P": 5, "G": 1, "W": 3}, {"B": 64, "H": 16, "P": 4096, "W": 64}, table),
-        "split_keys": Case(split_keys, {**half, "D": 64}, {**rows, "S": 3}, {"H": 16, "M": 128, "N": 16384, "S": 8}),
-        "backward": Case(backward, {**half, "D": 64}, rows, {"H": 64, "M": 4096, "N": 4096}),
-        "backward_128": Case(backward, {**half, "D": 128}, rows, {"H": 64, "M": 4096, "N": 4096}),
+        "split_keys": Case(split_keys, {**half, "D": 64, "S": 4}, rows, {"H": 16, "M": 128, "N": 16384}),
+        "backward": Case(backward, {**half, "D": 64}, rows, {"H": 64, "M": 4096, "N": 4096}, sums),
+        "backward_128": Case(backward, {**half, "D": 128}, rows, {"H": 64, "M": 4096, "N": 4096}, sums),
         "windowed": Case(windowed, {**half, "D": 64}, heads, long), "totals": Case(totals, half, {"M": 70, "N": 100}, square),
         "turned": Case(turned, half, {"M": 70, "N": 100}, square),
         "picked": Case(picked, half, {"P": 9, "M": 20, "N": 100}, {"P": 8192, "M": 8192, "N": 4096}),
@@ -226,7 +227,8 @@ def _cases() -> dict[str, Case]:
         e = example(name)
         dims = {d for p in e.spec.signature.tensors for d in p.dims if isinstance(d, str)} - set(e.binding)
         sizes = {**heads, "K": 88, **({"M": 100} if name == "linear_attention" else {})}
-        out[name] = Case(e.spec, e.binding, {d: sizes[d] for d in sorted(dims)}, {d: {**square, **long}[d] for d in sorted(dims)})
+        out[name] = Case(e.spec, e.binding, {d: sizes[d] for d in sorted(dims)}, {d: {**square, **long}[d] for d in sorted(dims)},
+                         {"log_decay": np.log(np.linspace(0.9, 0.99, sizes["H"])).astype(np.float32)} if name == "linear_attention" else {})
     return out
 
 
