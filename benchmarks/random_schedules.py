@@ -147,7 +147,7 @@ def without_effect(d: Drawn, schedule: fc.Schedule, made: str) -> str:
     for field, default in DEFAULTS.items():
         value = getattr(schedule, field)
         declined = (field, value if isinstance(value, (str, int, bool)) else str(value)) in DECLINING
-        as_it_is = field == "stages" and not isinstance(value, int) and {n for _, n in value} == {default}
+        as_it_is = field == "stages" and not isinstance(value, int) and {n for _, n in value} <= {1, default}
         if field in ("tiles", "warps", *OF_BASES) or value == default or declined or as_it_is:
             continue
         try:
