@@ -261,8 +261,7 @@ class Steps:
 
     def do_wait_group(self, op: Op, xs: list[Any]) -> None:
         done = self.groups[:len(self.groups) - op["n"]] if op["n"] else self.groups
-        if copies := [c for g in done for c in g]:
-            self.step("landed", copies)
+        self.step("landed", [c for g in done for c in g])
         self.groups = self.groups[len(done):]
 
     def do_barrier(self, op: Op, xs: list[Any]) -> None:
