@@ -256,7 +256,7 @@ def _vote(types, attrs):
 
 define("vote_any", "machine",
        "True where any thread of the warp holds a true element. The same in all lanes of a warp, not of the block: "
-       "no barrier may depend on it.", _vote)
+       "no barrier may depend on it. rare: of a `select`'s condition that is.", _vote, rare=FLAG.maybe)
 
 
 def _at_one_stride(t: Buffer, what: str) -> None:

@@ -74,7 +74,7 @@ def _block(block: Block, defs: dict[Value, Op], positive: set[Value], schedule: 
         if not conditions:
             return block
         tried.add(conditions[0].operands[0])
-        after = _Vote(block, conditions[0].operands[0], defs, positive, schedule.compare_bits).result()
+        after = _Vote(block, conditions[0], defs, positive, schedule.compare_bits).result()
         if after is not None:
             found.append(conditions[0])
             block = after
@@ -92,8 +92,9 @@ def is_row_work(op: Op) -> bool:
 class _Vote:
     """One condition of one block."""
 
-    def __init__(self, block: Block, condition: Value, defs: dict[Value, Op], positive: set[Value], bits: bool):
-        self.block, self.condition, self.defs, self.positive = block, condition, defs, positive
+    def __init__(self, block: Block, choice: Op, defs: dict[Value, Op], positive: set[Value], bits: bool):
+        self.block, self.condition, self.defs, self.positive = block, choice.operands[0], defs, positive
+        self.rare = {"rare": True} if choice.get("rare") else {}
         self.compare_bits = bits
         self.local = {r: o for o in block.ops for r in o.results}
         self.place = {id(o): n for n, o in enumerate(block.ops)}
@@ -217,7 +218,7 @@ class _Vote:
         test = self.bit_condition(b, kept, env) or self.lane_condition(b, kept)
         if test is None:
             test = copy_slice(self.condition, {r: o for o in inside for r in o.results}, b)
-        some = b.emit("vote_any", test, name=f"any_{self.condition.name}" if self.condition.name else "any")
+        some = b.emit("vote_any", test, name=f"any_{self.condition.name}" if self.condition.name else "any", **self.rare)
         then, inner = Builder(b.loc), Env()
         for o in inside:
             then.add(copy_op(o, inner))
