@@ -6,8 +6,8 @@
 
 A case is a spec, a target and a schedule whose fields are drawn, the names in them from what the spec has. It goes through the passes and is
 printed as CUDA; the machine program runs in the simulator at a small size, and its numbers are compared with the tile program's. Anything but
-a right result or an FcError that says what to do is a bug; so is a field that asks for something and changes nothing. A field that is refused
-is left out, and the rest tried on.
+a right result or an FcError that says what to do is a bug; so is a field that asks for something and changes nothing. A field that is
+refused is left out, and the rest tried on.
 """
 
 from __future__ import annotations

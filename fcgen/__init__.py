@@ -54,6 +54,7 @@ from .lang.functions import (
 from .lang.mistakes import VOCABULARY as _VOCABULARY
 from .lang.mistakes import instead as _instead
 from .lang.naming import name
+from .lang.online import online_softmax
 from .lang.spec import Spec, kernel
 
 __version__ = "0.1.0"
@@ -142,6 +143,7 @@ __all__ = [
     "min",
     "minimum",
     "name",
+    "online_softmax",
     "program_from_text",
     "round_to",
     "rsqrt",

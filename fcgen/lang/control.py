@@ -148,6 +148,8 @@ class Loop(NotATile):
                 for v, a in zip(carried, args):
                     v._value = a
                 given = item(index)
+                if tiled:
+                    given._live = self.live
                 yield given
                 left = False
                 t.sweep_names()

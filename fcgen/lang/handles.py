@@ -286,8 +286,8 @@ class Var(Handle):
 class Range(NotATile):
     """A run of positions along a dimension: what `fc.tile` of a grid or loop axis yields, and an axis label of what it indexes."""
 
-    __slots__ = ("_start", "_tile", "block", "dim", "number", "scope", "size")
-    PUBLIC = ("again", "index", "size", "start", "valid")
+    __slots__ = ("_live", "_start", "_tile", "block", "dim", "number", "scope", "size")
+    PUBLIC = ("again", "index", "matters", "size", "start", "valid")
 
     count = 0
 
@@ -295,6 +295,7 @@ class Range(NotATile):
         self.block, self.size, self.dim = block, size, dim
         self.scope = current().scope
         self._start, self._tile = start, tile
+        self._live: Any = None  # of the loop that it comes from
         Range.count += 1
         self.number = Range.count
 
@@ -324,6 +325,11 @@ class Range(NotATile):
     def valid(self) -> Handle:
         """Which positions lie inside the dimension, i1 [self]."""
         return elementwise("lt", self.index, dim_size(self.dim))
+
+    @property
+    def matters(self) -> Handle | None:
+        """Where the loop that the range comes from is live, i1; None where it says nothing."""
+        return None if self._live is None else lift(self._live(self), i1)
 
     def again(self) -> Range:
         """The same positions as an axis of its own, for products of a chunk with itself."""

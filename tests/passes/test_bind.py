@@ -208,5 +208,5 @@ def test_a_loop_that_shares_a_tile_is_walked_over_all_rows(more: dict) -> None:
 
 @pytest.mark.parametrize("more", [{}, {"copy": "tma", "persistent": "static"}])
 def test_stages_of_a_load_that_goes_to_registers_are_refused(more) -> None:
-    with pytest.raises(FcError, match=r"Schedule.stages has no effect: %x is "):
-        rows("sm_90a", tiles={"BM": 16}, stages={"x": 3}, **more).machine  # noqa: B018
+    with pytest.raises(FcError, match=r"Schedule.stages has no effect: %x_tile is "):
+        rows("sm_90a", tiles={"BM": 16}, stages={"x_tile": 3}, **more).machine  # noqa: B018
