@@ -44,8 +44,8 @@ def _check_effect(kernel: Kernel, schedule: Schedule, p: _Pipeliner) -> None:
         raise without_effect("ahead", "no loop's loads take turns", got=f"stages={schedule.slots}",
                              expected="stages=1, and a loop that is done with each of its tiles before it reads the next one")
     early = "a load that a dot of a loop reads, from a place that the loop's index decides, with copy=\"cp_async\""
-    for op in loads:
-        if op.get("stages", 1) > 1 and op["site"] not in p.ahead:
+    for op in walk(kernel.body):
+        if op.kind == "load" and op.get("stages", 1) > 1 and op["site"] not in p.ahead:
             raise without_effect("stages", f"%{op['site']} is not loaded ahead", expected=early, got=op["stages"], loc=op.loc)
     if schedule.slots > 2 and not any(slots == schedule.slots for slots in p.ahead.values()):
         raise without_effect("stages", "no load runs ahead", expected=early, got=schedule.slots)
