@@ -304,8 +304,16 @@ _INSTEAD = {("epilogue", "tma"): "direct"}
 
 def choose(spec: Spec, to: Target, binding: Mapping[str, Any], sizes: Mapping[str, int]) -> Choice:
     """A schedule for what a spec is compiled for. sizes: those of run-time dimensions, as far as they are known."""
-    probe = Probe({n for n in (*binding.values(), *sizes.values()) if isinstance(n, int)})
-    traced = spec.trace(probe, **binding)
+    dims = [d for p in spec.signature.tensors for d in p.dims]
+    taken = {n for n in (*binding.values(), *sizes.values(), *dims) if isinstance(n, int)}
+    probe = Probe(taken)
+    try:
+        traced = spec.trace(probe, **binding)
+    except FcError as e:
+        if e.code != "ir/verify":
+            raise
+        probe = Probe(taken, small=True)
+        traced = spec.trace(probe, **binding)
     return _kept(Workload(traced, dict(probe), sizes), to, lambda tiles: spec.trace(tiles, **binding))
 
 
