@@ -105,7 +105,10 @@ class Chooser:
             for math in ways:
                 step = 64 if math == "wgmma" else 16
                 rows = [size(d.rows, tiles) for d in self.narrow]
+                tall = max((size(m.shape[0], tiles) for m in self.load.moves if len(m.shape) > 1), default=8)
                 for warps in (4, 8, 12) if math == "wgmma" else (1, 2, 4, 8):
+                    if not self.load.dots and warps > tall:
+                        continue  # warps lie along rows
                     if any(-(-n // 16) * 16 % (step * warps // (4 if math == "wgmma" else 1)) for n in rows):
                         continue
                     if math == "wgmma" and any(size(d.cols, tiles) > 256 for d in self.narrow):

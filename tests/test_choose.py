@@ -107,7 +107,7 @@ def test_tile_ir_keeps_its_tiles(tmp_path) -> None:
 def test_rows_of_which_a_tile_holds_few() -> None:
     """More than a tile can hold with the sizes that tell axes apart at first."""
     s = fc.schedule_for(CASES["row_softmax"].spec, "sm_89", T=fc.f16, D=5120)
-    assert s.tile("BM") == s.warps
+    assert s.tile("BM") == s.warps  # each warp has a row
 
 
 def test_what_nothing_can_be_chosen_for_is_refused_with_a_code() -> None:
