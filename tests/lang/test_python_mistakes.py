@@ -52,7 +52,7 @@ def trace(line: str, **binding: Any) -> None:
     ("with x: pass", "fc.when"), ("for z in X: pass", "iterated"), ("for z in cut: pass", "fc.loop"), ("rows <<= 1", "fc.var"),
     # calls
     ("fc.exp()", "fc.exp(x)"), ("fc.load(X[rows], mask=x > 0)", "read as zero"), ("fc.sum(x, dim=1)", "did you mean axis?"),
-    ("fc.sum(x, axis=True)", "no such axis"), ("fc.sum(x, axis=None)", "one axis at a time"), ("fc.gather(Bias[n, rows.index])", "by itself"),
+    ("fc.sum(x, axis=True)", "no such axis"), ("fc.sum(x, axis=(0, 1))", "axis=None"), ("fc.gather(Bias[n, rows.index])", "by itself"),
     ("fc.gather(x, 0)", "takes a tensor"), ("fc.full(rows, x)", "one value"), ("fc.full((rows, rows, rows), 0.0)", "one or two axes"),
     ("fc.zeros()", "one or two axes"), ("fc.tile(-3, 'BM')", "dimension"), ("fc.tile(True, 'BM')", "dimension"), ("x.to()", "value.to"),
     ("fc.tile(X.M, 'BMM')", "did you mean BM?"), ("X[..., 0]", "left away"), ("X[True]", "indexed by"), ("X[0, 16]", "0 to 15"),
