@@ -89,7 +89,7 @@ class Chooser:
 
     def __post_init__(self) -> None:
         self.rates = RATES[self.target.arch]
-        self.narrow = [d for d in self.load.dots if d.bits == 16]
+        self.narrow = [d for d in self.load.dots if d.bits <= 16]
         self.wide = "fma" if self.load.dots else ""  # what makes dots, where no matrix instruction does
 
     # ---- candidates --------------------------------------------------------------------------------------------------
@@ -145,7 +145,7 @@ class Chooser:
         tensor = shared = alu = l2 = 0.0
         for d in w.dots:
             n, (m, k, c) = w.trips(d.loops, tiles), (size(a, tiles) for a in (d.rows, d.inner, d.cols))
-            if d.bits != 16:  # plain multiply-adds: lanes lie along columns, and read both operands for each of their rows
+            if d.bits > 16:  # plain multiply-adds: lanes lie along columns, and read both operands for each of their rows
                 tensor += n * m * c * k / r.lanes
                 shared += n * k * (m / 4 + p.warps * max(1.0, c / 32)) * r.shared
                 continue

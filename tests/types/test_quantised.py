@@ -107,3 +107,13 @@ def test_results_of_8_bits(name: str, to: str, more: dict) -> None:
     near = 0.13 if to[0] == "f" else 1.0
     assert (np.abs(told - want * scale[:, None]) <= near * (1 if to[0] == "i" else np.abs(want * scale[:, None]) + 0.01)).all()
     assert (told != got).mean() < 0.01  # where a sum in another order is rounded the other way
+
+
+@pytest.mark.parametrize(("target", "name", "math"), [("sm_90a", "i8", "wgmma"), ("sm_89", "f8e4m3", "mma")])
+def test_a_chosen_schedule_uses_their_instructions(target: str, name: str, math: str) -> None:
+    types = {"T": DTYPES[name], "S": DTYPES[name].computed}
+    schedule = fc.schedule_for(product, target, M=4096, N=4096, K=4096, **types)
+    program = product.compile(target=target, schedule=schedule, **types)
+    a, b, want = operands(name, 140, 150, 96)
+    np.testing.assert_allclose(program.simulate(A=a, B=b)["C"], want, rtol=0, atol=1e-4 * np.abs(want).max())
+    assert schedule.math == math
