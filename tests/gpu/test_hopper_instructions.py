@@ -8,7 +8,7 @@ from fcgen.ir.elementwise import to_dtype
 from fcgen.ir.layout import SmemLayout
 from fcgen.ir.types import DTYPES
 from fcgen.runtime import driver, tensormap
-from fcgen.sim.agents import encode
+from fcgen.sim.memory import encode
 
 from . import micro_hopper as micro
 
@@ -28,7 +28,7 @@ def empty(shape, dtype):
 
 
 def bits(x, dtype):
-    return encode(x, DTYPES[dtype])[..., 0]
+    return encode(x, DTYPES[dtype], 2)[..., 0]
 
 
 def draw(dtype, *shape):
@@ -148,7 +148,7 @@ def test_bulk_copies(shape, box, places, dtype, span, hint):
         micro.launch("rest", f"copy_{len(shape)}d" + (f"_{hint}" if hint else ""), ("tensormap", "ptr") + ("i32",) * (3 + len(shape)),
                      [map_, out, rows * panel * size, boxes, panel, *at], threads=160, smem=micro.COPY_BYTES + 64)
         parts = [record.effect(values[..., :shape[-1]], one, at[0] + b * panel, *at[1:]).reshape(rows, panel) for b in range(boxes)]
-        raw = encode(np.concatenate(parts, axis=1), DTYPES[dtype])
+        raw = encode(np.concatenate(parts, axis=1), DTYPES[dtype], 2)
         want = np.full(micro.COPY_BYTES // 2, 0xFFFF, np.uint16)
         want[to[..., None] // 2 + np.arange(size // 2)] = raw
         np.testing.assert_array_equal(out.cpu().numpy().view(np.uint16), want, err_msg=f"{dtype} box {one} at {place}, {layout}")
