@@ -51,12 +51,13 @@ def _floats(d: str, native: bool) -> list[Instr]:
         back = _fn(f"to_f16x2_{d}", "unsigned short b",
                    f'uint32_t y;\n    asm("cvt.rn.f16x2.{ptx}x2 %0, %1;" : "=r"(y) : "h"(b));\n    return y;',
                    "PTX ISA, cvt: two packed floats of 8 bits to packed halves, exact")
-        return [two, back, *_both(d),
+        return [two, back,
                 _fn(f"to_f32_{d}", "unsigned char b", f"return to_f32_f16(static_cast<unsigned short>(to_f16x2_{d}(b)));",
                     "the float of these bits", "float"),
                 _fn(f"at_{d}", "const uint32_t* p, int i",
                     f"const uint32_t h = to_f16x2_{d}(static_cast<unsigned short>(p[i / 4] >> 16 * (i % 4 / 2)));\n"
-                    "    return to_f32_f16(static_cast<unsigned short>(i % 2 ? h >> 16 : h));", f"element i of packed {d}", "float")]
+                    "    return to_f32_f16(static_cast<unsigned short>(i % 2 ? h >> 16 : h));", f"element i of packed {d}", "float"),
+                *_both(d)]
     shift = 23 - mantissa
     byte = ("const uint32_t u = __float_as_uint(x) & 0x7fffffffu, sign = __float_as_uint(x) >> 24 & 0x80u;\n"
             "    if (u > 0x7f800000u) return 0x7fu;\n"
@@ -70,9 +71,9 @@ def _floats(d: str, native: bool) -> list[Instr]:
     else:
         back_text = "return to_f32_f16(static_cast<unsigned short>(b << 8));  // the upper byte of a half"
     return [_fn(f"byte_{d}", "float x", byte, "the bits of the nearest float of 8 bits"),
-            _fn(f"two_{d}", "float lo, float hi", f"return byte_{d}(lo) | byte_{d}(hi) << 8;", "two of them"), *_both(d),
+            _fn(f"two_{d}", "float lo, float hi", f"return byte_{d}(lo) | byte_{d}(hi) << 8;", "two of them"),
             _fn(f"to_f32_{d}", "unsigned char b", back_text, "the float of these bits", "float"),
-            _fn(f"at_{d}", "const uint32_t* p, int i", f"return to_f32_{d}(byte_of(p, i));", f"element i of packed {d}", "float")]
+            _fn(f"at_{d}", "const uint32_t* p, int i", f"return to_f32_{d}(byte_of(p, i));", f"element i of packed {d}", "float"), *_both(d)]
 
 
 def _both(d: str) -> list[Instr]:

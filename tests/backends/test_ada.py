@@ -50,6 +50,14 @@ def test_records_hold_one_instruction_and_no_program():
         assert rec.doc and rec.body.count("asm") <= 1 and "for (" not in rec.body and "while" not in rec.body
 
 
+def test_a_record_calls_those_before_it():
+    """So that all of them, printed in order, are one module."""
+    for records in (INSTRS, TARGETS["sm_80"].instrs):
+        names = list(records)
+        for n, rec in enumerate(records.values()):
+            assert [x for x in names[n:] if re.search(rf"\b{x}\(", rec.body)] == [], rec.name
+
+
 def test_every_family_member_has_its_limits():
     assert {a: (t.smem_per_block, t.smem_per_sm) for a, t in TARGETS.items()} == {
         "sm_80": (166912, 167936),
