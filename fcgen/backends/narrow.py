@@ -73,7 +73,8 @@ def _floats(d: str, native: bool) -> list[Instr]:
     return [_fn(f"byte_{d}", "float x", byte, "the bits of the nearest float of 8 bits"),
             _fn(f"two_{d}", "float lo, float hi", f"return byte_{d}(lo) | byte_{d}(hi) << 8;", "two of them"),
             _fn(f"to_f32_{d}", "unsigned char b", back_text, "the float of these bits", "float"),
-            _fn(f"at_{d}", "const uint32_t* p, int i", f"return to_f32_{d}(byte_of(p, i));", f"element i of packed {d}", "float"), *_both(d)]
+            _fn(f"at_{d}", "const uint32_t* p, int i", f"return to_f32_{d}(byte_of(p, i));", f"element i of packed {d}", "float"),
+            *_both(d)]
 
 
 def _both(d: str) -> list[Instr]:
