@@ -188,3 +188,15 @@ def requantised(A: "T[M, K]", B: "T[N, K]", S: "f32[M]", C: "out TO[M, N]"):
     for deep in fc.loop(fc.tile(A.K, "BK")):
         acc <<= fc.dot(fc.load(A[rows, deep]), fc.load(B[cols, deep]).T, acc)
     fc.store(C[rows, cols], (acc.to(fc.f32) * fc.load(S[rows])).to(C.dtype))
+
+
+TO = ("f32", "f16", "i8", "u8", "f8e4m3", "f8e5m2", "i32", "u32")
+
+
+@fc.kernel
+def to_all(X: "T[M, N]", Y0: "out f32[M, N]", Y1: "out f16[M, N]", Y2: "out i8[M, N]", Y3: "out u8[M, N]", Y4: "out f8e4m3[M, N]",
+           Y5: "out f8e5m2[M, N]", Y6: "out i32[M, N]", Y7: "out u32[M, N]"):
+    rows, cols = fc.grid(fc.tile(X.M, "BM"), fc.tile(X.N, "BN"))
+    x = fc.load(X[rows, cols])
+    for y in (Y0, Y1, Y2, Y3, Y4, Y5, Y6, Y7):
+        fc.store(y[rows, cols], x.to(y.dtype))
