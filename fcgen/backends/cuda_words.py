@@ -20,7 +20,8 @@ _JOINT = {"add": "plus", "sub": "minus", "mul": "times", "floordiv": "over", "di
 
 #: op -> what a scalar is called that nothing else is known about
 _SCALARS = {**dict.fromkeys(("lt", "le", "gt", "ge", "eq", "ne", "not"), "test"), **dict.fromkeys(("and", "or", "xor"), "tests"),
-            **dict.fromkeys(("max", "min"), "end"), **dict.fromkeys(("add", "sub", "neg"), "sum"), **dict.fromkeys(("mul", "fma"), "product"),
+            **dict.fromkeys(("max", "min"), "end"),
+            **dict.fromkeys(("add", "sub", "neg"), "sum"), **dict.fromkeys(("mul", "fma"), "product"),
             **dict.fromkeys(("exp", "exp2", "pow"), "power"), **dict.fromkeys(("div", "rcp", "floordiv"), "quotient"), "mod": "rest",
             "select": "choice", "vote_any": "any", "ld_global": "number", "gather": "number", "reduce": "total"}
 
