@@ -209,9 +209,11 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
             for (int i = 0; i < 16; ++i)
                 q_3[i] = at_f16(q_2, i);
             uint32_t k_tile[1];
-            const uint32_t lo = ld_shared_b16(k_tile_smem + (lane * 144 + k_2 * 2));
-            const uint32_t hi = ld_shared_b16(k_tile_smem + ((lane + 32) * 144 + k_2 * 2));
-            k_tile[0] = lo | hi << 16;
+            {
+                const uint32_t lo = ld_shared_b16(k_tile_smem + (lane * 144 + k_2 * 2));
+                const uint32_t hi = ld_shared_b16(k_tile_smem + ((lane + 32) * 144 + k_2 * 2));
+                k_tile[0] = lo | hi << 16;
+            }
             float k_tile_2[2];
             #pragma unroll
             for (int i = 0; i < 2; ++i)
@@ -340,9 +342,11 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
             for (int i = 0; i < 16; ++i)
                 tile_2[i] = at_f16(tile, i);
             uint32_t v_2[1];
-            const uint32_t lo = ld_shared_b16(v_smem + (k_3 * 144 + lane * 2));
-            const uint32_t hi = ld_shared_b16(v_smem + (k_3 * 144 + (lane + 32) * 2));
-            v_2[0] = lo | hi << 16;
+            {
+                const uint32_t lo = ld_shared_b16(v_smem + (k_3 * 144 + lane * 2));
+                const uint32_t hi = ld_shared_b16(v_smem + (k_3 * 144 + (lane + 32) * 2));
+                v_2[0] = lo | hi << 16;
+            }
             float v_3[2];
             #pragma unroll
             for (int i = 0; i < 2; ++i)
@@ -395,9 +399,11 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
             for (int i = 0; i < 16; ++i)
                 q_5[i] = at_f16(q_4, i);
             uint32_t k_tile_3[1];
-            const uint32_t lo = ld_shared_b16(k_tile_smem_2 + (lane * 144 + k_5 * 2));
-            const uint32_t hi = ld_shared_b16(k_tile_smem_2 + ((lane + 32) * 144 + k_5 * 2));
-            k_tile_3[0] = lo | hi << 16;
+            {
+                const uint32_t lo = ld_shared_b16(k_tile_smem_2 + (lane * 144 + k_5 * 2));
+                const uint32_t hi = ld_shared_b16(k_tile_smem_2 + ((lane + 32) * 144 + k_5 * 2));
+                k_tile_3[0] = lo | hi << 16;
+            }
             float k_tile_4[2];
             #pragma unroll
             for (int i = 0; i < 2; ++i)
@@ -523,9 +529,11 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
             for (int i = 0; i < 16; ++i)
                 tile_4[i] = at_f16(tile_3, i);
             uint32_t v_5[1];
-            const uint32_t lo = ld_shared_b16(v_smem_2 + (k_6 * 144 + lane * 2));
-            const uint32_t hi = ld_shared_b16(v_smem_2 + (k_6 * 144 + (lane + 32) * 2));
-            v_5[0] = lo | hi << 16;
+            {
+                const uint32_t lo = ld_shared_b16(v_smem_2 + (k_6 * 144 + lane * 2));
+                const uint32_t hi = ld_shared_b16(v_smem_2 + (k_6 * 144 + (lane + 32) * 2));
+                v_5[0] = lo | hi << 16;
+            }
             float v_6[2];
             #pragma unroll
             for (int i = 0; i < 2; ++i)
@@ -579,9 +587,11 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
             for (int i = 0; i < 16; ++i)
                 q_7[i] = at_f16(q_6, i);
             uint32_t k_tile_5[1];
-            const uint32_t lo = ld_shared_b16(k_tile_smem_3 + (lane * 144 + k_8 * 2));
-            const uint32_t hi = ld_shared_b16(k_tile_smem_3 + ((lane + 32) * 144 + k_8 * 2));
-            k_tile_5[0] = lo | hi << 16;
+            {
+                const uint32_t lo = ld_shared_b16(k_tile_smem_3 + (lane * 144 + k_8 * 2));
+                const uint32_t hi = ld_shared_b16(k_tile_smem_3 + ((lane + 32) * 144 + k_8 * 2));
+                k_tile_5[0] = lo | hi << 16;
+            }
             float k_tile_6[2];
             #pragma unroll
             for (int i = 0; i < 2; ++i)
@@ -710,9 +720,11 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
             for (int i = 0; i < 16; ++i)
                 tile_6[i] = at_f16(tile_5, i);
             uint32_t v_8[1];
-            const uint32_t lo = ld_shared_b16(v_smem_3 + (k_9 * 144 + lane * 2));
-            const uint32_t hi = ld_shared_b16(v_smem_3 + (k_9 * 144 + (lane + 32) * 2));
-            v_8[0] = lo | hi << 16;
+            {
+                const uint32_t lo = ld_shared_b16(v_smem_3 + (k_9 * 144 + lane * 2));
+                const uint32_t hi = ld_shared_b16(v_smem_3 + (k_9 * 144 + (lane + 32) * 2));
+                v_8[0] = lo | hi << 16;
+            }
             float v_9[2];
             #pragma unroll
             for (int i = 0; i < 2; ++i)
