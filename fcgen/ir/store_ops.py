@@ -8,6 +8,7 @@ threads that wrote and a barrier.
 
 from __future__ import annotations
 
+from .access import Access
 from .attrs import FLAG, GUARD, INDEX, one_of, whole
 from .core import Op
 from .machine_ops import _buffer, _effect_only, _frag_of, _no_operands, _positions, _region_fits
@@ -21,15 +22,15 @@ MOST_AXES, MOST_BOX, ROW_BYTES = 5, 256, 16
 DTYPES = ("f16", "bf16", "f32", "i32")
 
 
-def refusal(tensor: Tensor, index: tuple[str, ...], buffer: Buffer, parts: int) -> tuple[str, object, object] | None:
+def refusal(access: Access, buffer: Buffer, parts: int) -> tuple[str, object, object] | None:
     """(rule, expected, got) where no bulk store can move the tile."""
-    rows = buffer.shape[0] // parts
+    rows, tensor = buffer.shape[0] // parts, access.tensor
     if tensor.dtype.name not in DTYPES:
         return "an element type that tensor maps have", ", ".join(DTYPES), tensor.dtype
     if not 2 <= len(tensor.dims) <= MOST_AXES:
         return "a tensor of two to five axes", f"2 to {MOST_AXES}", len(tensor.dims)
-    if index[-1] == "at":
-        return "the tile runs along the tensor's last axis", "tile or all", index[-1]
+    if not access.in_rows:
+        return "the tile runs along the tensor's last axis", "a run, or all of it", access.axes[-1].word
     if buffer.layout.panel * buffer.dtype.bytes % ROW_BYTES:
         return f"rows are multiples of {ROW_BYTES} bytes", f"{ROW_BYTES // buffer.dtype.bytes} elements", buffer.shape[-1]
     if rows > MOST_BOX or buffer.layout.panel > MOST_BOX:
@@ -49,7 +50,7 @@ def _check_tma_store(op: Op) -> None:
     need(buffer.shape[0] % parts == 0, "tma_store: equal parts of the rows", buffer.shape[0], parts)
     need(not buffer.layout.swizzle or buffer.shape[0] // parts % 8 == 0, "tma_store: a part is whole periods of the swizzle",
          "rows in multiples of 8", buffer.shape[0] // parts)
-    wrong = refusal(types[0], op["index"], buffer, parts)
+    wrong = refusal(Access.of(op), buffer, parts)
     need(wrong is None, f"tma_store: {wrong[0]}" if wrong else "", *(wrong or ("", ""))[1:])
 
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..errors import FcError
-from ..ir.alignment import WIDEST, Access, promised
+from ..ir.access import Access
+from ..ir.alignment import WIDEST, demands, promised
 from ..ir.core import Kernel, Op, Value, walk_kernel
 from ..ir.layout import RegLayout, matrix_blocks, native_smem
 from ..ir.store_ops import refusal
@@ -43,7 +44,7 @@ def staging(op: Op, warps: int, target: Target) -> Staging:
     assert isinstance(layout, RegLayout)
     buffer = Buffer(frag.dtype, frag.shape, native_smem(frag.shape[1], frag.dtype.bytes))
     parts = next(n for n in (warps // GROUP, 1) if n <= 1 or _own_rows(layout, warps, n)) or 1
-    wrong = refusal(tensor.type, op["index"], buffer, parts)
+    wrong = refusal(Access.of(op), buffer, parts)
     if wrong is not None:
         rule, expected, got = wrong
         raise FcError("compile/unsupported", f"a bulk store of {tensor.name} takes {rule}", expected=expected, got=got, loc=op.loc,
@@ -57,7 +58,7 @@ def check_bulk(op: Op, kernel: Kernel, defs: Mapping[Value, Op], instead: str) -
     instruction, seen on an H200), and tensors whose strides are multiples of 16 bytes."""
     name, access = op.operands[0].name, replace(Access.of(op), bulk=True)
     run = WIDEST // access.tensor.dtype.bytes
-    want = access.demands(WIDEST, defs)
+    want = demands(access, WIDEST, defs)
     if not access.in_rows:
         raise FcError("compile/schedule", f"a tile of {name} does not run along rows: no bulk copy can move it", loc=op.loc,
                       expected="the tensor's last axis in the tile", hint=instead)

@@ -7,15 +7,16 @@ position lie inside; small trials come first, and sizes differ between tensors.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from ..ir.access import Axis, accesses
 from ..ir.core import Block, Kernel, Op, Value, walk_kernel
 from ..ir.elementwise import to_dtype
-from ..ir.types import Buffer, Frag, Tensor, Tile
+from ..ir.types import Buffer, Tensor
 
 #: what random tensors look like: "loud" ones take rare branches, "rising" and "falling" ones grow along their tiles, "equal" ones have
 #: ties, "huge" ones are multiples of a power of two, whose products and sums float32 knows exactly
@@ -71,6 +72,11 @@ class Meaning:
         return {d for dims in self.inside.values() for d in dims}
 
 
+def found(op: Op) -> tuple[Axis, ...]:
+    reached = accesses(op)
+    return reached.axes if reached is not None else ()
+
+
 def meaning(kernel: Kernel) -> Meaning:
     out = Meaning()
     sizes: dict[Value, str] = {}
@@ -79,34 +85,19 @@ def meaning(kernel: Kernel) -> Meaning:
             sizes[op.result] = op["dim"]
         elif op.kind in ("floordiv", "mod") and all(v in sizes for v in op.operands):
             out.multiples.add((sizes[op.operands[0]], sizes[op.operands[1]]))
-        for dim, word, extent, _ in positions(op):
-            if word == "tile" and isinstance(dim, str):
-                out.tiles[dim] = max(extent, out.tiles.get(dim, 1))
-    for axis in kernel.grid:
-        if isinstance(axis.dim, str) and axis.tile > 1:
-            out.tiles[axis.dim] = axis.tile
+        for axis in found(op):
+            if axis.is_run and isinstance(axis.dim, str):
+                out.tiles[axis.dim] = max(axis.size, out.tiles.get(axis.dim, 1))
+    for g in kernel.grid:
+        if isinstance(g.dim, str) and g.tile > 1:
+            out.tiles[g.dim] = g.tile
     for p in kernel.params:
         if not p.type.dtype.is_float and "out" not in kernel.flags.get(p.name, ()):
             reached = _reached(kernel, p)
-            found = {d for op in walk_kernel(kernel) for d, word, _, v in positions(op) if word == "at" and v in reached}
-            if found:
-                out.inside[p.name] = found
+            inside = {a.dim for op in walk_kernel(kernel) for a in found(op) if a.word == "at" and a.start in reached}
+            if inside:
+                out.inside[p.name] = inside
     return out
-
-
-def positions(op: Op) -> Iterator[tuple[str | int, str, int, Value | None]]:
-    """(dimension, "at" | "tile" | "all", extent of the tile there, position) for each axis of the tensor that an op accesses."""
-    tensor = next((v.type for v in op.operands if isinstance(v.type, Tensor)), None)
-    if tensor is None or not op.get("index"):
-        return
-    shapes = [v.type.shape for v in (*op.results, *op.operands) if isinstance(v.type, (Tile, Frag, Buffer))]
-    shape, axis = shapes[0] if shapes else (), 0
-    at = iter(op.operands[1 + (op.kind in ("st_global", "store")):])
-    for dim, word in zip(tensor.dims, op["index"]):
-        value = next(at, None) if word != "all" else None
-        extent = shape[axis] if word != "at" and axis < len(shape) else 1
-        axis += word != "at"
-        yield dim, word, extent, value
 
 
 def _reached(kernel: Kernel, source: Value) -> set[Value]:

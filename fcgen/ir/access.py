@@ -1,0 +1,116 @@
+"""Which part of a tensor an op reaches: the one place that reads the words, guards and scalars of loads, stores and copies.
+
+Attribute `index` of such an op holds one word per tensor dimension:
+  "at"     one position, given by a scalar operand;
+  "tile"   a run of positions whose first is a scalar operand and whose length is an axis of the tile;
+  "until"  such a run with a limit, a second scalar: no position at or past it belongs to the run, whatever the tensor has there;
+  "all"    the whole compile-time dimension (the tile's axis may be longer: padding, read as zero).
+The tile has one axis per word but "at", in order. Attribute `guard` has one bool per axis of the tile: True means that positions outside
+of the tensor, or at or past the limit, read as zero (a load) or are left alone (a store). An axis without a guard is known to be inside.
+A gather has positions of its own for each element along every dimension, which this module calls the word "each".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .core import Op, Value
+from .types import Tensor
+
+#: scalars that go with each word
+SCALARS = {"at": 1, "tile": 1, "until": 2, "all": 0}
+#: kind -> (operands in front of the scalars, operands after them, which value has the tile's shape: an operand, or None for the result)
+REACH: dict[str, tuple[int, int, int | None]] = {
+    "load": (1, 0, None), "store": (2, 0, 1), "ld_global": (1, 0, None), "st_global": (2, 0, 1), "cp_async": (1, 1, -1),
+    "tma_load": (1, 3, -3), "tma_store": (1, 1, -1)}
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One dimension of the tensor. word, start, limit: see above. along: the axis of the tile that runs here, None for a point. size: how
+    many positions that axis has."""
+
+    dim: str | int
+    word: str
+    start: Value | None
+    limit: Value | None
+    along: int | None
+    size: int
+    guard: bool
+
+    @property
+    def is_run(self) -> bool:
+        """Whether the tile runs along the dimension from a position on."""
+        return self.word in ("tile", "until")
+
+
+@dataclass(frozen=True)
+class Access:
+    """op: what reaches the tensor. bulk: by an engine that copies boxes."""
+
+    op: Op
+    tensor: Tensor
+    axes: tuple[Axis, ...]
+    shape: tuple[int, ...]
+    bulk: bool
+
+    @staticmethod
+    def of(op: Op) -> Access:
+        if op.kind == "gather":
+            tensor = op.operands[0].type
+            each = tuple(Axis(dim, "each", v, None, None, 1, True) for dim, v in zip(tensor.dims, op.operands[1:]))
+            return Access(op, tensor, each, op.result.type.shape, False)
+        before, after, tile = REACH[op.kind]
+        shape = (op.result if tile is None else op.operands[tile]).type.shape
+        tensor, guard = op.operands[0].type, op["guard"]
+        given, axes, along = iter(op.operands[before:len(op.operands) - after]), list[Axis](), 0
+        for dim, word in zip(tensor.dims, op["index"]):
+            start = next(given) if SCALARS[word] else None
+            limit = next(given) if SCALARS[word] > 1 else None
+            if word == "at":
+                axes.append(Axis(dim, word, start, None, None, 1, False))
+            else:
+                axes.append(Axis(dim, word, start, limit, along, shape[along], guard[along]))
+                along += 1
+        return Access(op, tensor, tuple(axes), shape, op.kind in ("tma_load", "tma_store"))
+
+    @property
+    def runs(self) -> tuple[Axis, ...]:
+        """The dimensions that the tile runs along, one per axis of the tile."""
+        return tuple(a for a in self.axes if a.along is not None)
+
+    @property
+    def scalars(self) -> tuple[Value, ...]:
+        return tuple(v for a in self.axes for v in (a.start, a.limit) if v is not None)
+
+    @property
+    def in_rows(self) -> bool:
+        """Whether neighbours along the tile's last axis are neighbours in memory."""
+        return bool(self.axes) and self.axes[-1].along is not None
+
+    def places(self, numbers: Mapping[Value, Any], sizes: Sequence[int], coords: Sequence[Any]) -> Iterator[tuple[Axis, Any, Any]]:
+        """(dimension, positions, which of them count) in a tensor of these sizes, for coordinates along each axis of the tile."""
+        for axis, n in zip(self.axes, sizes):
+            first = np.asarray(numbers[axis.start], np.int64) if axis.start is not None else 0
+            at = np.asarray(first if axis.along is None else first + coords[axis.along])
+            end = n if axis.limit is None else min(n, int(numbers[axis.limit]))
+            yield axis, at, (at >= 0) & (at < end)
+
+
+def accesses(op: Op) -> Access | None:
+    """What an op reaches of a tensor by an index; None for all others."""
+    return Access.of(op) if op.kind in REACH or op.kind == "gather" else None
+
+
+def numbers_of(op: Op, args: Sequence[Any]) -> dict[Value, Any]:
+    """The values of an op's operands, by operand."""
+    return dict(zip(op.operands, args))
+
+
+def coordinates(shape: tuple[int, ...]) -> list[np.ndarray]:
+    """0, 1, ... along each axis of a tile: what `places` takes."""
+    return [np.arange(n).reshape([-1 if a == axis else 1 for a in range(len(shape))]) for axis, n in enumerate(shape)]
