@@ -21,6 +21,9 @@ import numpy as np
 from .core import Op, Value
 from .types import Tensor
 
+#: Of a run with a limit, a bulk copy has a map that counts positions so that the limit is always at this one: it has two more axes, whose
+#: strides are the run's own and 2**34 bytes less that, and a coordinate of CUT along the latter takes the address around 64 bits.
+CUT, MOST_CUT = 1 << 30, 3
 #: scalars that go with each word
 SCALARS = {"at": 1, "tile": 1, "until": 2, "all": 0}
 #: kind -> (operands in front of the scalars, operands after them, which value has the tile's shape: an operand, or None for the result)
@@ -91,6 +94,17 @@ class Access:
     def in_rows(self) -> bool:
         """Whether neighbours along the tile's last axis are neighbours in memory."""
         return bool(self.axes) and self.axes[-1].along is not None
+
+    def unbounded(self) -> tuple[str, object, object] | None:
+        """(rule, expected, got) where a bulk copy cannot keep to a limit."""
+        cut = [n for n, a in enumerate(self.axes) if a.limit is not None]
+        if not cut:
+            return None
+        if len(cut) > 1 or cut[0] == len(self.axes) - 1:
+            return "a limit on one axis, and not on the last", "one axis of rows", f"axes {', '.join(map(str, cut))}"
+        if len(self.axes) > MOST_CUT:
+            return f"a tensor of at most {MOST_CUT} axes where a limit cuts its rows off", MOST_CUT, len(self.axes)
+        return None
 
     def places(self, numbers: Mapping[Value, Any], sizes: Sequence[int], coords: Sequence[Any]) -> Iterator[tuple[Axis, Any, Any]]:
         """(dimension, positions, which of them count) in a tensor of these sizes, for coordinates along each axis of the tile."""

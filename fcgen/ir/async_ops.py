@@ -19,6 +19,7 @@ generic proxy wrote is seen by the async one after `proxy_fence` in the writing 
 
 from __future__ import annotations
 
+from .access import Access
 from .attrs import FLAG, GUARD, INDEX, TEXT, one_of, whole
 from .core import Op, Value
 from .machine_ops import _buffer, _effect_only, _no_operands
@@ -91,6 +92,8 @@ def _check_tma_load(op: Op) -> None:
     need(types[-3].layout.pad == 0, "tma_load: rows without padding", "pad 0", types[-3].layout)
     need(all(n <= 256 for n in types[-3].shape[:-1]) and types[-3].layout.panel <= 256, "tma_load: at most 256 positions along each axis",
          "256", types[-3])
+    wrong = Access.of(op).unbounded()
+    need(wrong is None, f"tma_load: {wrong[0]}" if wrong else "", *(wrong or ("", ""))[1:])
     n = op.get("multicast") or 1
     need(n == 1 or share(types[-3], n) is not None, "tma_load: a tile that is copied in parts is made of as many panels, or runs of 8 rows",
          f"{n} parts", types[-3])
@@ -106,7 +109,7 @@ def share(t: Buffer, blocks: int) -> tuple[int, int] | None:
 
 
 define("tma_load", "machine", """`tma_load T, scalars..., slot, bars, cursor`: one thread starts the copy of a rectangle of a tensor into a
-       slot (cp.async.bulk.tensor, one per panel of the slot); positions outside the tensor become zero. The bytes of the whole slot
+       slot (cp.async.bulk.tensor, one per panel of the slot); positions outside the tensor, or past a limit, become zero. The bytes of the whole slot
        count towards the cursor's barrier when they have landed. With `multicast`, the op of this block copies only its part (`share`)
        of the tile, to the slot and barrier of the same place in every block of the cluster.""", _effect_only, effect="write",
        check=_check_tma_load, phases="pipelined synced", index=INDEX, guard=GUARD, hint=one_of("evict_first", "evict_last").maybe,

@@ -35,7 +35,7 @@ def refusal(access: Access, buffer: Buffer, parts: int) -> tuple[str, object, ob
         return f"rows are multiples of {ROW_BYTES} bytes", f"{ROW_BYTES // buffer.dtype.bytes} elements", buffer.shape[-1]
     if rows > MOST_BOX or buffer.layout.panel > MOST_BOX:
         return f"at most {MOST_BOX} positions along each axis", MOST_BOX, f"{rows} x {buffer.layout.panel}"
-    return None
+    return access.unbounded()
 
 
 def _check_tma_store(op: Op) -> None:
@@ -56,7 +56,7 @@ def _check_tma_store(op: Op) -> None:
 
 define("tma_store", "machine", """`tma_store T, scalars..., buffer`: one thread of each of `parts` equal parts of the role's warps starts
        the copy of as large a part of a staged tile's rows to a rectangle of a tensor (cp.async.bulk.tensor, one per panel). Positions
-       outside the tensor are left out, guarded or not. reduce="add" adds atomically. It belongs to the group that the thread's
+       outside the tensor, or past a limit, are left out, guarded or not. reduce="add" adds atomically. It belongs to the group that the thread's
        next `bulk_commit` closes.""", _effect_only, effect="write", check=_check_tma_store, phases="selected synced",
        index=INDEX, guard=GUARD, parts=whole(1, 32), reduce=one_of("add").maybe)
 define("bulk_commit", "machine", "Close this thread's group of bulk stores (an empty group counts).", _no_operands, effect="write",

@@ -63,6 +63,10 @@ def _check(kernel: Kernel, axis: GridAxis, index: Value, name: str) -> None:
         if op.kind not in ("load", "store"):
             continue
         access = Access.of(op)
+        moved = next((a for a in access.axes if a.start is not None and a.start not in first and _follows(a.start, first, defs)), None)
+        if moved is not None or any(a.limit is not None and a.start in first for a in access.axes):
+            raise FcError("compile/schedule", f"Schedule.from_end: {name} is moved, or cut off, where it indexes {op.operands[0].name}: a tile "
+                          "that begins in front of it would reach what lies there", loc=op.loc)
         if access.axes[-1].start in first and len(access.shape) > 1:
             raise FcError("compile/schedule", f"Schedule.from_end: {name} runs along the last axis of {op.operands[0].name}", loc=op.loc,
                           expected="an axis whose neighbours are whole rows apart")

@@ -65,6 +65,9 @@ def check_bulk(op: Op, kernel: Kernel, defs: Mapping[Value, Op], instead: str) -
     if want is None:
         raise FcError("compile/schedule", f"a tile of {name} may start inside {WIDEST} bytes of a row: no bulk copy can", loc=op.loc,
                       expected=f"tiles of {run} columns or a multiple", hint=f"larger Schedule.tiles along the last axis, or {instead}")
+    if (wrong := access.unbounded()) is not None:
+        raise FcError("compile/schedule", f"bulk copies of {name} take {wrong[0]}", loc=op.loc, expected=wrong[1], got=wrong[2],
+                      hint=f"join axes, as in {name}[batches * rows, heads, columns], or {instead}")
     have = promised(kernel)
     if have is not None and not have[name].covers(want):
         raise FcError("compile/schedule", f"bulk copies of {name} need more than is promised of it", loc=op.loc,

@@ -133,7 +133,10 @@ class BulkEngine:
         tensor, shape = args[0], buffer.shape
         data, inside, index = self.sim.memory[tensor], np.ones(shape, bool), []
         agent.sim.addresses.check_bulk(agent, op, tensor, args)
-        for _, i, ok in Access.of(op).places(numbers_of(op, args), data.shape, coordinates(shape)):
+        for axis, i, ok in Access.of(op).places(numbers_of(op, args), data.shape, coordinates(shape)):
+            if axis.limit is not None and i.min() < 0:
+                agent.sim.report("sim/bounds", f"a bulk copy with a limit begins in front of {tensor}, and brings nothing", op,
+                                 notes=[agent.who], hint='a start that is never below 0, or copy="cp_async"')
             inside &= ok
             index.append(np.broadcast_to(np.where(ok, i, 0), shape))
         history = self.sim.history.get(tensor)
