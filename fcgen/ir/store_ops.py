@@ -56,8 +56,8 @@ def _check_tma_store(op: Op) -> None:
 
 define("tma_store", "machine", """`tma_store T, scalars..., buffer`: one thread of each of `parts` equal parts of the role's warps starts
        the copy of as large a part of a staged tile's rows to a rectangle of a tensor (cp.async.bulk.tensor, one per panel). Positions
-       outside the tensor, or past a limit, are left out, guarded or not. reduce="add" adds atomically. It belongs to the group that the thread's
-       next `bulk_commit` closes.""", _effect_only, effect="write", check=_check_tma_store, phases="selected synced",
+       outside the tensor, or past a limit, are left out, guarded or not. reduce="add" adds atomically. It belongs to the group that the
+       thread's next `bulk_commit` closes.""", _effect_only, effect="write", check=_check_tma_store, phases="selected synced",
        index=INDEX, guard=GUARD, parts=whole(1, 32), reduce=one_of("add").maybe)
 define("bulk_commit", "machine", "Close this thread's group of bulk stores (an empty group counts).", _no_operands, effect="write",
        phases="selected synced")

@@ -14,8 +14,8 @@ from ..ir.types import DTYPES, Scalar, Tensor, as_dtype
 from .annotations import Param, Signature, parameter_loc, read_signature
 from .handles import Handle
 from .mistakes import told
-from .ranges import Range
 from .owners import shared_stores
+from .ranges import Range
 from .tensors import TensorParam
 from .trace import Trace, here, shown, tracing
 from .until import until

@@ -63,10 +63,11 @@ def _check(kernel: Kernel, axis: GridAxis, index: Value, name: str) -> None:
         if op.kind not in ("load", "store"):
             continue
         access = Access.of(op)
-        moved = next((a for a in access.axes if a.start is not None and a.start not in first and _follows(a.start, first, defs)), None)
-        if moved is not None or any(a.limit is not None and a.start in first for a in access.axes):
-            raise FcError("compile/schedule", f"Schedule.from_end: {name} is moved, or cut off, where it indexes {op.operands[0].name}: a tile "
-                          "that begins in front of it would reach what lies there", loc=op.loc)
+        at = [a for a in access.axes if a.start is not None and _follows(a.start, first, defs)]
+        if any(a.start not in first or a.limit is not None for a in at):
+            tensor = op.operands[0].name
+            raise FcError("compile/schedule", f"Schedule.from_end: {name} is moved, or cut off, where it indexes {tensor}: a tile that "
+                          "begins in front of it would reach what lies there", loc=op.loc)
         if access.axes[-1].start in first and len(access.shape) > 1:
             raise FcError("compile/schedule", f"Schedule.from_end: {name} runs along the last axis of {op.operands[0].name}", loc=op.loc,
                           expected="an axis whose neighbours are whole rows apart")

@@ -56,7 +56,7 @@ class _Splitter:
         self.narrow: dict[tuple[Form, Form], Value] = {}
         self.remarks: list[tuple[str, str]] = []
         self.down = self.branched = False
-        self.stored: tuple[Value, str | int, int] | None = None
+        self.stored: tuple[Value, Value | str | int, int] | None = None
 
     def body(self, block: Block) -> Block:
         self.defs = definitions(block)
@@ -147,15 +147,16 @@ class _Splitter:
         self.mine_full = f
 
     def unless_outside(self, own: Affine, mine: Range, op: Op) -> Range:
-        """No iterations for a part whose rows are all past the end of every tensor they are stored to."""
+        """No iterations for a part whose rows are all past the end, or limit, of every tensor they are stored to."""
         rows = own.rows
-        if self.stored is None or rows is None or self.stored[2] != rows.count or self.stored[0] in own.inside:
+        if self.stored is None or rows is None or self.stored[2] != rows.count or any(v in own.inside for v in self.stored[:2]):
             return mine
-        first, dim, _ = self.stored
+        first, end, _ = self.stored
         assert mine.lo is not None and mine.hi is not None
         at = own.symbol(first) + own.symbol(rows.part) * rows.each
         lo, hi = mine.lo, mine.hi
-        inside = lambda: own.b.emit("lt", own.value(at), own.value(own.size(dim)))
+        last = own.symbol(end) if isinstance(end, Value) else own.size(end)
+        inside = lambda: own.b.emit("lt", own.value(at), own.value(last))
         make = lambda: own.b.emit("select", own.flag(("inside", at), inside), own.value(hi), own.value(lo), name="own_to")
         return Range(lo, own.once(("inside", at, lo, hi), make))
 
@@ -312,16 +313,17 @@ class _Splitter:
             yield v, wanted
 
 
-def _stored_rows(block: Block) -> tuple[Value, str | int, int] | None:
-    """(first row, dimension, rows) of the guarded rows that every store of the program writes, if they are the same for all."""
-    found: set[tuple[Value, str | int, int]] = set()
+def _stored_rows(block: Block) -> tuple[Value, Value | str | int, int] | None:
+    """(first row, dimension or limit that ends them, rows) of the guarded rows that every store of the program writes, if they are
+    the same for all."""
+    found: set[tuple[Value, Value | str | int, int]] = set()
     for op in walk(block):
         if op.kind != "store":
             continue
         rows = next(iter(Access.of(op).runs), None)
         if rows is None or not rows.is_run or not rows.guard or rows.start is None:
             return None
-        found.add((rows.start, rows.dim, rows.size))
+        found.add((rows.start, rows.limit or rows.dim, rows.size))
     return found.pop() if len(found) == 1 else None
 
 

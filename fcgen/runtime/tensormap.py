@@ -26,8 +26,8 @@ _PROMOTION_256B = 3  # CU_TENSOR_MAP_L2_PROMOTION_L2_256B
 
 
 class Box:
-    """What a kernel copies of a tensor at once: outermost dimension first, in elements. swizzle: a span in bytes. name: for errors. cut: the
-    axis that has a limit, which the kernel's coordinates say (`ir.access.CUT`), or -1. rank: of the tensor; axes: of the map."""
+    """What a kernel copies of a tensor at once: outermost dimension first, in elements. swizzle: a span in bytes. name: for errors. cut:
+    the axis that has a limit, which the kernel's coordinates say (`ir.access.CUT`), or -1. rank: of the tensor; axes: of the map."""
 
     def __init__(self, dtype: str, box: tuple[int, ...], swizzle: int, name: str = "?", cut: int = -1):
         if dtype not in _DTYPES:
@@ -35,7 +35,7 @@ class Box:
         self.name, self._box, self._swizzle, self.rank, self.cut = name, box, swizzle, len(box), cut
         self.axes = self.rank + (2 if cut >= 0 else 0)
         kind, self.itemsize = _DTYPES[dtype]
-        if not 2 <= self.rank or self.axes > MOST_AXES:  # the driver takes no map of one axis (H200, driver 580)
+        if not self.rank >= 2 or self.axes > MOST_AXES:  # the driver takes no map of one axis (H200, driver 580)
             raise FcError("call/argument", f"argument `{name}` has a number of axes that TMA cannot take", expected=f"2 to {MOST_AXES}",
                           got=self.rank)
         _check_box(name, self.itemsize, box, swizzle)

@@ -61,11 +61,14 @@ def dimensions(kernel: Kernel) -> list[str]:
 @dataclass
 class Meaning:
     """What a kernel does with its sizes and numbers. tiles: dimension -> extent of the tiles that walk it. multiples: (a, b) where size a
-    is divided by size b. inside: parameter -> dimensions in which it is an unguarded position."""
+    is divided by size b. inside: parameter -> dimensions in which it is an unguarded position. begins: tensor of integers -> dimensions in
+    which its elements say where runs begin or end. moved: outputs that are written where such elements say."""
 
     tiles: dict[str, int] = field(default_factory=dict)
     multiples: set[tuple[str, str]] = field(default_factory=set)
     inside: dict[str, set[str | int]] = field(default_factory=dict)
+    begins: dict[str, set[str | int]] = field(default_factory=dict)
+    moved: set[str] = field(default_factory=set)
 
     def needed(self) -> set[str | int]:
         """Dimensions that something is a position in."""
@@ -97,6 +100,10 @@ def meaning(kernel: Kernel) -> Meaning:
             inside = {a.dim for op in walk_kernel(kernel) for a in found(op) if a.word == "at" and a.start in reached}
             if inside:
                 out.inside[p.name] = inside
+            runs = [(op, a) for op in walk_kernel(kernel) for a in found(op) if a.along is not None and {a.start, a.limit} & reached]
+            if runs and isinstance(p.type, Tensor):
+                out.begins[p.name] = {a.dim for _, a in runs}
+                out.moved |= {op.operands[0].name for op, _ in runs if not op.results and op.kind != "cp_async"}
     return out
 
 
@@ -211,6 +218,16 @@ class Draws:
         pool = np.array(sorted(e for e in edges if e > 0))
         return rng.choice(pool, shape) if n or shape else np.asarray(pool[len(pool) // 2])
 
+    def ends(self, name: str, sizes: Mapping[str, int], shape: tuple[int, ...], n: int) -> np.ndarray:
+        """Where runs that lie one behind the other begin; where they end, for every other tensor that speaks of the same dimensions."""
+        dims = self.meaning.begins[name]
+        room = min(sizes.get(d, 1) if isinstance(d, str) else d for d in dims)
+        alike = [other for other, of in self.meaning.begins.items() if of & dims]
+        rng = np.random.default_rng([n, 10, *map(ord, alike[0])])
+        ends = np.sort(rng.integers(0, room + 1, int(np.prod(shape)) + 1))
+        ends[0], ends[-1] = (0, room) if n % 2 == 0 else (ends[0], ends[-1])
+        return ends[alike.index(name) % 2:][:int(np.prod(shape))].reshape(shape)
+
     def room(self, name: str, sizes: Mapping[str, int]) -> int:
         """How many positions there are in every dimension that a number is one of."""
         return min([sizes.get(d, 1) if isinstance(d, str) else d for d in self.meaning.inside.get(name, ())], default=4)
@@ -227,6 +244,8 @@ class Draws:
             shape = tuple(d if isinstance(d, int) else trial.sizes[d] for d in p.type.dims)
             if p.type.dtype.is_float:
                 x = self.floats(rng, shape, trial.kind)
+            elif p.name in self.meaning.begins and n % 4 < 3:
+                x = self.ends(p.name, trial.sizes, shape, n)
             elif n % 2 and p.name not in self.meaning.inside:
                 x = self.integers(p.name, rng, trial.sizes, shape, n)
             else:
