@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..errors import FcError
-from ..ir.access import Access, Axis
+from ..ir.access import Access, Axis, along
 from ..ir.alignment import run
 from ..ir.core import Op, Value
 from ..ir.layout import LANES, RegLayout
@@ -46,11 +46,17 @@ class Rectangle:
         self.axes: list[tuple[np.ndarray, X]] = []
         self.guards: list[tuple[X, np.ndarray, X, str | int, bool]] = []
         self.before: set[int] = set()  # guards of runs that may begin in front of the tensor
+        self.listed: list[tuple[str, np.ndarray, X, X | None]] = []  # vectors: array, register of each instance, stride, end if guarded
         for d, axis in enumerate(access.axes):
-            first = em.scalar(axis.start) if axis.start is not None else ZERO
+            first = em.scalar(axis.start) if axis.start is not None and not axis.is_listed else ZERO
             stride, last = em.stride(tensor, d), d == len(access.axes) - 1
             if axis.along is None:
                 terms.append(scaled(first, stride))
+                continue
+            if axis.is_listed:
+                assert axis.start is not None
+                registers = along(layout, axis.along)[1][regs]
+                self.listed.append((stored(em, axis.start), registers, stride, em.size(axis.dim) if axis.guard else None))
                 continue
             thread = em.thread_part(layout, axis.along, f"{who or tensor.name.lower()}_{'col' if last else 'row'}")
             table = np.asarray(layout.part(axis.along, "r", regs))
@@ -65,7 +71,7 @@ class Rectangle:
     def step(self) -> X | None:
         """Elements from one instance to the next where that is one run-time constant: the pointer can walk."""
         moving = [(t, s) for t, s in self.axes if t.any()]
-        if len(moving) != 1 or moving[0][1].text == "1" or len(moving[0][0]) < 2:
+        if self.listed or len(moving) != 1 or moving[0][1].text == "1" or len(moving[0][0]) < 2:
             return None
         table, stride = moving[0]
         rows = int(table[1] - table[0])
@@ -105,6 +111,8 @@ class Rectangle:
         out = ZERO
         for table, stride in self.axes:
             out = add(out, scaled(self.em.form(table, i, "at"), stride))
+        for name, table, stride, _ in self.listed:
+            out = add(out, scaled(X(f"{name}[{self.em.index(table, i, 'at')}]", depth=self.em.depth), stride))
         return out
 
     def prepare(self) -> None:
@@ -118,6 +126,8 @@ class Rectangle:
         for n, (at, table, size, _, _) in enumerate(self.guards):
             x = add(at, self.em.form(table, i, "at"))
             out.append(f"{call('unsigned', x)} < {call('unsigned', size)}" if n in self.before else f"{x.within(LESS)} < {size}")
+        out += [f"unsigned({name}[{self.em.index(table, i, 'at')}]) < {call('unsigned', end)}" for name, table, _, end in self.listed
+                if end is not None]
         return X(" && ".join(out), 30 if len(out) > 1 else LESS) if out else None
 
     def ragged(self) -> bool:

@@ -4,10 +4,14 @@ Attribute `index` of such an op holds one word per tensor dimension:
   "at"     one position, given by a scalar operand;
   "tile"   a run of positions whose first is a scalar operand and whose length is an axis of the tile;
   "until"  such a run with a limit, a second scalar: no position at or past it belongs to the run, whatever the tensor has there;
-  "all"    the whole compile-time dimension (the tile's axis may be longer: padding, read as zero).
-The tile has one axis per word but "at", in order. Attribute `guard` has one bool per axis of the tile: True means that positions outside
-of the tensor, or at or past the limit, read as zero (a load) or are left alone (a store). An axis without a guard is known to be inside.
-A gather has positions of its own for each element along every dimension, which this module calls the word "each".
+  "all"    the whole compile-time dimension (the tile's axis may be longer: padding, read as zero);
+  "each"   a position of its own for each element along an axis of the tile, given by a vector of integers (a fragment of the machine IR
+           has the layout of the tile, or of the copying threads, along that axis);
+  "also"   the same along the axis of the "each" before it: a row of the tile is then found by several positions.
+The tile has one axis per word but "at" and "also", in order. Attribute `guard` has one bool per axis of the tile: True means that
+positions outside of the tensor, or at or past the limit, read as zero (a load) or are left alone (a store). An axis without a guard is
+known to be inside. A gather has positions of its own for each element along every dimension,
+which this module calls the word "element".
 """
 
 from __future__ import annotations
@@ -19,13 +23,14 @@ from typing import Any
 import numpy as np
 
 from .core import Op, Value
+from .layout import RegLayout
 from .types import Tensor
 
 #: Of a run with a limit, a bulk copy has a map that counts positions so that the limit is always at this one: it has two more axes, whose
 #: strides are the run's own and 2**34 bytes less that, and a coordinate of CUT along the latter takes the address around 64 bits.
 CUT, MOST_CUT = 1 << 30, 3
 #: scalars that go with each word
-SCALARS = {"at": 1, "tile": 1, "until": 2, "all": 0}
+SCALARS = {"at": 1, "tile": 1, "until": 2, "all": 0, "each": 1, "also": 1}
 #: kind -> (operands in front of the scalars, operands after them, which value has the tile's shape: an operand, or None for the result)
 REACH: dict[str, tuple[int, int, int | None]] = {
     "load": (1, 0, None), "store": (2, 0, 1), "ld_global": (1, 0, None), "st_global": (2, 0, 1), "cp_async": (1, 1, -1),
@@ -50,6 +55,11 @@ class Axis:
         """Whether the tile runs along the dimension from a position on."""
         return self.word in ("tile", "until")
 
+    @property
+    def is_listed(self) -> bool:
+        """Whether a vector says the positions."""
+        return self.word in ("each", "also")
+
 
 @dataclass(frozen=True)
 class Access:
@@ -65,7 +75,7 @@ class Access:
     def of(op: Op) -> Access:
         if op.kind == "gather":
             tensor = op.operands[0].type
-            each = tuple(Axis(dim, "each", v, None, None, 1, True) for dim, v in zip(tensor.dims, op.operands[1:]))
+            each = tuple(Axis(dim, "element", v, None, None, 1, True) for dim, v in zip(tensor.dims, op.operands[1:]))
             return Access(op, tensor, each, op.result.type.shape, False)
         before, after, tile = REACH[op.kind]
         shape = (op.result if tile is None else op.operands[tile]).type.shape
@@ -76,6 +86,9 @@ class Access:
             limit = next(given) if SCALARS[word] > 1 else None
             if word == "at":
                 axes.append(Axis(dim, word, start, None, None, 1, False))
+            elif word == "also":
+                last = next(a for a in reversed(axes) if a.word == "each")
+                axes.append(Axis(dim, word, start, None, last.along, last.size, last.guard))
             else:
                 axes.append(Axis(dim, word, start, limit, along, shape[along], guard[along]))
                 along += 1
@@ -84,7 +97,12 @@ class Access:
     @property
     def runs(self) -> tuple[Axis, ...]:
         """The dimensions that the tile runs along, one per axis of the tile."""
-        return tuple(a for a in self.axes if a.along is not None)
+        return tuple(a for a in self.axes if a.along is not None and a.word != "also")
+
+    @property
+    def listed(self) -> dict[Value, int]:
+        """Vectors that say positions -> the axis of the tile: no engine copies such a tile in bulk."""
+        return {a.start: a.along for a in self.axes if a.is_listed and a.start is not None and a.along is not None}
 
     @property
     def scalars(self) -> tuple[Value, ...]:
@@ -93,10 +111,12 @@ class Access:
     @property
     def in_rows(self) -> bool:
         """Whether neighbours along the tile's last axis are neighbours in memory."""
-        return bool(self.axes) and self.axes[-1].along is not None
+        return bool(self.axes) and self.axes[-1].along is not None and not self.axes[-1].is_listed
 
     def unbounded(self) -> tuple[str, object, object] | None:
-        """(rule, expected, got) where a bulk copy cannot keep to a limit."""
+        """(rule, expected, got) where a bulk copy cannot follow the positions, or keep to a limit."""
+        if self.listed:
+            return "a tile whose positions a scalar says", "runs", "positions in a vector"
         cut = [n for n, a in enumerate(self.axes) if a.limit is not None]
         if not cut:
             return None
@@ -107,12 +127,21 @@ class Access:
         return None
 
     def places(self, numbers: Mapping[Value, Any], sizes: Sequence[int], coords: Sequence[Any]) -> Iterator[tuple[Axis, Any, Any]]:
-        """(dimension, positions, which of them count) in a tensor of these sizes, for coordinates along each axis of the tile."""
+        """(dimension, positions, which of them count) in a tensor of these sizes, for coordinates along each axis of the tile. numbers:
+        the scalars; of a vector, what it holds at each of the coordinates."""
         for axis, n in zip(self.axes, sizes):
             first = np.asarray(numbers[axis.start], np.int64) if axis.start is not None else 0
-            at = np.asarray(first if axis.along is None else first + coords[axis.along])
+            at = np.asarray(first if axis.along is None or axis.is_listed else first + coords[axis.along])
             end = n if axis.limit is None else min(n, int(numbers[axis.limit]))
             yield axis, at, (at >= 0) & (at < end)
+
+
+def along(layout: RegLayout, axis: int) -> tuple[RegLayout, np.ndarray]:
+    """The layout of a vector along one axis of a tile, and for each register of the tile the one of the vector's."""
+    index = np.arange(layout.regs)
+    for a in reversed([a for a in range(len(layout.axes)) if a != axis]):
+        index, layout = layout.drop_map(a)[index], layout.drop(a)
+    return layout, index
 
 
 def accesses(op: Op) -> Access | None:

@@ -78,7 +78,9 @@ class TensorParam(NotATile):
             if isinstance(i, int) and isinstance(dim, int) and i >= dim:
                 raise FcError("trace/usage", f"a position outside {self._param.name}", expected=f"0 to {dim - 1}", got=i, loc=here())
         whole = all(not isinstance(i, (Positions, slice)) for i in index)
-        if any(isinstance(i, Handle) and i.labels for i in index) or (whole and not self.written):
+        listed = any(isinstance(i, Handle) and i.labels for i in index)
+        readable = "out" not in self._flags
+        if (listed and readable and not any(isinstance(i, slice) for i in index)) or (whole and not listed and not self.written):
             return self._gather(index)
         return View(self, index)
 
@@ -148,8 +150,24 @@ class View(NotATile):
                 labels.append(name)
                 shape.append(dim)
             else:
-                self.index.append(_position(i, tensor._param.name))
+                h = _position(i, tensor._param.name)
+                self.index.append(h)
+                if h.labels:
+                    self._list(h, labels, shape)
         self.labels, self.shape = tuple(labels), tuple(shape)
+
+    def _list(self, h: Handle, labels: list[Label], shape: list[int]) -> None:
+        """A vector of positions: of a new axis, or of the one that the vector before it runs along."""
+        name, before = self.tensor._param.name, [i.labels for i in self.index[:-1] if isinstance(i, Handle) and i.labels]
+        if len(h.labels) != 1 or h.dtype != i32:
+            raise FcError("trace/shape", f"rows of {name} are found by a vector of positions", expected="i32 [rows]", got=repr(h),
+                          loc=here(), hint="one position for each element is X[i, j], with as many indices as X has dimensions")
+        if before and before[-1] != h.labels:
+            raise FcError("trace/shape", f"two vectors of positions in {name} run along different axes", expected=label_name(before[-1][0]),
+                          got=label_name(h.labels[0]), loc=here(), hint="one position for each element is X[i, j], without `:`")
+        if not before:
+            labels += h.labels
+            shape += h.shape
 
     def access(self, written: bool) -> tuple[tuple[Value, ...], dict[str, Any]]:
         """(scalars, attributes) of the op that reaches it."""
@@ -157,10 +175,13 @@ class View(NotATile):
         words: list[str] = []
         for i, dim in zip(self.index, self.tensor._param.type.dims):
             limit = i.limit(dim, written) if isinstance(i, Placed) else None
-            words.append("all" if i is None else "at" if isinstance(i, Handle) else "tile" if limit is None else "until")
+            word = "all" if i is None else "tile" if limit is None else "until"
+            if isinstance(i, Handle):
+                word = "at" if not i.labels else "also" if "each" in words else "each"
+            words.append(word)
             scalars += [] if i is None else [i.value] if isinstance(i, Handle) else [i.start.value]
             scalars += [limit.value] if limit is not None else []
-        return tuple(scalars), {"index": tuple(words), "guard": tuple(w != "all" for w in words if w != "at")}
+        return tuple(scalars), {"index": tuple(words), "guard": tuple(w != "all" for w in words if w not in ("at", "also"))}
 
     def check_covers(self) -> None:
         """An output is written as a whole: a range, or an index of the grid, covers the axis that it indexes and no other. Where a range is

@@ -16,6 +16,7 @@ from ..ir.core import Block, Builder, Env, GridAxis, Kernel, Op, Value, definiti
 from ..ir.schedule import Schedule
 from ..ir.target import Target
 from .common import COMPARISONS, without_effect
+from .stores import is_box
 
 
 def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
@@ -77,7 +78,7 @@ def _check_stores(kernel: Kernel, axis: GridAxis, index: Value, name: str) -> No
     first = {s.result for s in _starts(kernel.body, axis, index)}
     defs = definitions(kernel.body)
     for op in walk(kernel.body):
-        if op.kind == "store" and len(op.operands[1].type.shape) == 2 and any(_follows(v, first, defs) for v in Access.of(op).scalars):
+        if op.kind == "store" and is_box(op) and any(_follows(v, first, defs) for v in Access.of(op).scalars):
             tensor = op.operands[0].name
             raise FcError("compile/schedule", f"Schedule.from_end: the first tile along {name} may begin in front of {tensor}, "
                           "where a bulk store is an illegal instruction", loc=op.loc, got='epilogue="tma"',

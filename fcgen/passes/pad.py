@@ -133,7 +133,7 @@ class _Pad:
         out = []
         for axis in Access.of(op).runs:
             n = axis.size
-            if self.size(n) != n and op.kind == "store" and axis.is_run:
+            if self.size(n) != n and op.kind == "store" and axis.word != "all":
                 raise FcError("compile/schedule", f"a run of {n} positions is stored, and matrix instructions work on multiples "
                               f"of {GRANULE}", expected=f"a tile size that is a multiple of {GRANULE}", got=n, loc=op.loc,
                               hint='choose a larger tile, or math="fma"')

@@ -74,6 +74,12 @@ def check_bulk(op: Op, kernel: Kernel, defs: Mapping[Value, Op], instead: str) -
                       expected=f"pointer and strides in multiples of {WIDEST} bytes", got=have[name].words, hint=instead)
 
 
+def is_box(store: Op) -> bool:
+    """Whether a stored tile has two axes, and lies in one rectangle of its tensor: what bulk stores move."""
+    access = Access.of(store)
+    return len(access.shape) == 2 and not access.listed
+
+
 def _own_rows(layout: RegLayout, warps: int, parts: int) -> bool:
     """Whether the tile's n-th part of rows is what the n-th part of the warps holds, in whole periods of any swizzle."""
     rows = layout.shape[0] // parts
@@ -86,12 +92,12 @@ def _own_rows(layout: RegLayout, warps: int, parts: int) -> bool:
 def check_alone(kernel: Kernel) -> None:
     """A tensor that bulk stores write is reached by nothing else in the kernel: accesses of the two proxies have no order among them."""
     ops = list(walk_kernel(kernel))
-    bulk = {o.operands[0]: o for o in ops if o.kind == "store" and len(o.operands[1].type.shape) == 2}
+    bulk = {o.operands[0]: o for o in ops if o.kind == "store" and is_box(o)}
     if not bulk:
         raise without_effect("epilogue", "no tile of two axes is stored", got="tma", expected='epilogue="direct"')
     for op in ops:
         for v in op.operands:
-            if v in bulk and not (op.kind == "store" and len(op.operands[1].type.shape) == 2):
-                what = "is stored in pieces of one axis too" if op.kind == "store" else f"is read too ({op.kind})"
+            if v in bulk and not (op.kind == "store" and is_box(op)):
+                what = "is stored otherwise too" if op.kind == "store" else f"is read too ({op.kind})"
                 raise FcError("compile/unsupported", f"{v.name} is written by bulk stores and {what}: nothing would order the two",
                               loc=op.loc, expected="a tensor that the kernel only writes, in tiles of two axes", hint=INSTEAD)

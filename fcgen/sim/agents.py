@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import FcError
-from ..ir.access import Access, numbers_of
+from ..ir.access import Access, along, numbers_of
 from ..ir.async_ops import reaches_tensors
 from ..ir.core import Block, Op, Role, Value
 from ..ir.elementwise import FNS, REDUCTIONS, convert, evaluate
@@ -344,13 +344,15 @@ class Agent(AsyncOps, StoreOps):
 
     # ---- global memory ---------------------------------------------------------------------------------------------
 
-    def rectangle(self, op: Op, tensor: str, args: list[Any], c: np.ndarray) -> tuple[tuple[Any, ...], np.ndarray]:
+    def rectangle(self, op: Op, tensor: str, args: list[Any], layout: Any, c: np.ndarray) -> tuple[tuple[Any, ...], np.ndarray]:
         """(index arrays of shape [32, regs], which are inside) for tile coordinates c."""
         data = self.sim.memory[tensor]
         inside = np.ones(c.shape[:-1], bool)
         index, places = [], []
         coords = [c[..., axis] for axis in range(c.shape[-1])]
-        for dim, (axis, i, ok) in enumerate(Access.of(op).places(numbers_of(op, args), data.shape, coords)):
+        access, numbers = Access.of(op), numbers_of(op, args)
+        numbers.update({v: numbers[v][:, along(layout, axis)[1]] for v, axis in access.listed.items()})
+        for dim, (axis, i, ok) in enumerate(access.places(numbers, data.shape, coords)):
             i, ok = np.broadcast_to(i, inside.shape), np.broadcast_to(ok, inside.shape)
             if not axis.guard and not ok.all():
                 self.sim.report("sim/bounds", f"{op.kind} outside {tensor}", op, expected=f"0..{data.shape[dim] - 1} along axis {dim}",
@@ -362,7 +364,7 @@ class Agent(AsyncOps, StoreOps):
         return tuple(index), inside
 
     def do_ld_global(self, op: Op, args: list[Any]) -> Any:
-        index, inside = self.rectangle(op, args[0], args, self.coords(op.result.type))
+        index, inside = self.rectangle(op, args[0], args, op.result.type.layout, self.coords(op.result.type))
         self.touch(op, args[0], index, inside, "read")
         return taken(self.sim.memory[args[0]], index, inside)
 
@@ -392,7 +394,7 @@ class Agent(AsyncOps, StoreOps):
 
     def do_st_global(self, op: Op, args: list[Any]) -> None:
         tensor, t = args[0], op.operands[1].type
-        index, inside = self.rectangle(op, tensor, args, self.coords(t))
+        index, inside = self.rectangle(op, tensor, args, t.layout, self.coords(t))
         inside = inside & registers.writers(t.layout, self.role.warps, self.warp)[:, None]
         where, value = tuple(i[inside] for i in index), args[1][inside]
         self.touch(op, tensor, index, inside, "add" if op.get("reduce") else "store")

@@ -208,7 +208,9 @@ class _Interpreter:
         tensor, sizes = args[0], self.memory[args[0]].shape
         index: list[Any] = []
         inside = np.ones(shape, bool)
-        for dim, (axis, at, ok) in enumerate(Access.of(op).places(numbers_of(op, args), sizes, coordinates(shape))):
+        access, numbers, coords = Access.of(op), numbers_of(op, args), coordinates(shape)
+        numbers.update({v: numbers[v].reshape(coords[axis].shape) for v, axis in access.listed.items()})
+        for dim, (axis, at, ok) in enumerate(access.places(numbers, sizes, coords)):
             if not axis.guard and not ok.all():
                 got = f"{at.min()}..{at.max()}" if axis.is_run else at
                 raise FcError("sim/bounds", f"{op.kind} outside {tensor}", expected=f"0..{sizes[dim] - 1} along axis {dim}", got=got,

@@ -8,6 +8,7 @@ import pytest
 
 import fcgen as fc
 
+from ..kernels import test_listed as listed
 from ..kernels.test_ragged import hopper, padded, shifted
 
 pytestmark = pytest.mark.gpu
@@ -77,3 +78,25 @@ def test_a_padded_batch():
     want, got = p.interpret(**args)["O"], on_gpu(args)
     p(**got)
     np.testing.assert_array_equal(got["O"].cpu().numpy(), want)
+
+
+@pytest.mark.parametrize("deep", [False, True], ids=["mma", "wgmma"])
+@pytest.mark.parametrize("name", ["paged", "whole_pages", "grouped"])
+def test_rows_that_lie_anywhere(name, deep):
+    target = fc.gpu_target()
+    if deep and target != "sm_90a":
+        pytest.skip("bulk copies are Hopper's")
+    schedule = hopper(128, 64, 2, late="acc", epilogue="quad", persistent="dynamic") if deep else SCHEDULES["mma"]
+    p = getattr(listed, name).compile(target=target, schedule=schedule, T=fc.f16, D=16, **({"E": 16} if name == "grouped" else {}))
+    if name == "grouped":
+        cases = [listed.groups(m, n, h, g)[:2] for m, n, h, g in ((10, 40, 6, 2), (1, 700, 8, 1), (333, 333, 5, 1))]
+    else:
+        sizes = [(1000, 64), (700, 128), *([(40, 8), (70, 5)] if name == "paged" else [])]
+        cases = [listed.pages(count, size, -(-count // size) + 2) for count, size in sizes]
+    for args, want in cases:
+        if name == "whole_pages":
+            args = {k: x.reshape(-1, 1, 16) if k in "KV" else x for k, x in args.items()} | {"page": args["K"].shape[1]}
+        out = torch.full(want.shape, -7.0, device="cuda", dtype=torch.float16)
+        more = {"LSE": torch.full(want.shape[:2], -7.0, device="cuda")} if name == "grouped" else {}
+        p(O=out, **more, **on_gpu(args))
+        np.testing.assert_allclose(out.cpu().numpy().astype(float), want, atol=4e-3)
