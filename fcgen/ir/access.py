@@ -144,6 +144,11 @@ def along(layout: RegLayout, axis: int) -> tuple[RegLayout, np.ndarray]:
     return layout, index
 
 
+def guards(copies: Sequence[Op]) -> tuple[bool, ...]:
+    """The guards that an access needs which may be that of any of these copies."""
+    return tuple(map(any, zip(*(op["guard"] for op in copies))))
+
+
 def accesses(op: Op) -> Access | None:
     """What an op reaches of a tensor by an index; None for all others."""
     return Access.of(op) if op.kind in REACH or op.kind == "gather" else None

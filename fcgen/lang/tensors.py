@@ -154,7 +154,23 @@ class View(NotATile):
                 self.index.append(h)
                 if h.labels:
                     self._list(h, labels, shape)
+        for n, dim in enumerate(tensor._param.type.dims):
+            if len(labels) > 2:
+                self._squeeze(n, dim, labels, shape)
         self.labels, self.shape = tuple(labels), tuple(shape)
+
+    def _squeeze(self, n: int, dim: str | int, labels: list[Label], shape: list[int]) -> None:
+        """Of three axes, one of a single position is none: a tile without it meets others all the same."""
+        i = self.index[n]
+        if isinstance(i, Placed) and i.range.size == 1 and i.range.dim == dim and i.shift is None and i.stop is None:
+            at, label = i.start, i.range
+        elif i is None and dim == 1:
+            at, label = lift(0, i32), self.tensor._names[n]
+        else:
+            return
+        self.index[n] = at
+        del shape[labels.index(label)]
+        labels.remove(label)
 
     def _list(self, h: Handle, labels: list[Label], shape: list[int]) -> None:
         """A vector of positions: of a new axis, or of the one that the vector before it runs along."""

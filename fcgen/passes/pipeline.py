@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
+from ..ir.access import guards
 from ..ir.alignment import promised
 from ..ir.core import Block, Builder, Env, Kernel, Op, Value, copy_op, free_values, substitute_block, walk
 from ..ir.schedule import Schedule
@@ -176,12 +177,11 @@ class _Pipeliner:
         then = Builder(b.loc)
         for r in rings:
             load = r.loads[loop]
-            guard = tuple(any(g) for g in zip(*(o["guard"] for o in r.loads)))
             where = r.anywhere.operands
             positions = _clone(_index_slice(r.body, where) or [], {r.body.args[0]: index}, where, then)
             slot_ahead = r.buffer.type.slots - 1 if ahead is None else ahead
             view = then.emit("slot", r.buffer, ordinal, ahead=slot_ahead, name=r.buffer.name, loc=load.loc)
-            start_copy(load.with_attrs(guard=guard), positions, view, self.schedule, then)
+            start_copy(load.with_attrs(guard=guards(r.loads)), positions, view, self.schedule, then)
         then.do("yield")
         empty = Builder(b.loc)
         empty.do("yield")

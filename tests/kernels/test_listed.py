@@ -10,6 +10,7 @@ import pytest
 import fcgen as fc
 from fcgen.errors import FcError
 from fcgen.ir.core import walk_kernel
+from fcgen.ir.text import parse_kernel
 
 D = 16
 
@@ -198,3 +199,12 @@ BIG = {"sm_89": fc.Schedule(tiles={"BLOCK_M": 64, "BLOCK_N": 64}, stages=1, ahea
 def test_nothing_spills(spec: Any, target: str) -> None:
     p = spec.compile(target=target, schedule=BIG[target], T=fc.f16, D=128, **({"E": 128} if spec is grouped else {}))
     assert not p.resources.spills
+
+
+@pytest.mark.parametrize("spec", [paged, whole_pages, grouped])
+@pytest.mark.parametrize("name", ["ada", "hopper"])
+def test_text_comes_back(spec: Any, name: str) -> None:
+    target, schedule = SCHEDULES[name]
+    p = spec.compile(target=target, schedule=schedule, T=fc.f16, D=D, **({"E": D} if spec is grouped else {}))
+    for kernel in (p.tile, p.machine):
+        assert str(parse_kernel(str(kernel))) == str(kernel)
