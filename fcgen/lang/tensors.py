@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from ..errors import FcError, MissingAttribute, did_you_mean
 from ..ir.core import Value
@@ -163,7 +163,7 @@ class View(NotATile):
         """Of three axes, one of a single position is none: a tile without it meets others all the same."""
         i = self.index[n]
         if isinstance(i, Placed) and i.range.size == 1 and i.range.dim == dim and i.shift is None and i.stop is None:
-            at, label = i.start, i.range
+            at, label = i.start, cast(Label, i.range)
         elif i is None and dim == 1:
             at, label = lift(0, i32), self.tensor._names[n]
         else:
