@@ -243,13 +243,14 @@ class Handle(Traced):
 class Var(Handle):
     """A variable: reads as its current value; `v <<= x` assigns. What a loop's body assigns is carried from iteration to iteration."""
 
-    __slots__ = ("closed", "name")
+    __slots__ = ("closed", "name", "told")
 
     def __init__(self, init: Handle | None):
         self._value = None if init is None else init.value
         self.labels = () if init is None else init.labels
         self.scope = current().scope
         self.name = ""
+        self.told = False  # `fc.name` gave the name
         self.closed: str | None = None  # why it cannot be read just now
         current().variables.append(self)
 
@@ -275,6 +276,9 @@ class Var(Handle):
             if x.labels != self.labels:
                 x = x.T
         self._value = x.value
+        if self.told:
+            current().told.setdefault(x.value, self.name)
+            current().names.setdefault(x.value, self.name)
         return self
 
 

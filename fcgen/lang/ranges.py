@@ -7,7 +7,7 @@ from typing import Any
 
 from ..errors import FcError, did_you_mean
 from ..ir.core import Value
-from ..ir.types import i32
+from ..ir.types import i1, i32
 from .arith import elementwise, lift
 from .handles import Handle, NotATile
 from .mistakes import called
@@ -57,15 +57,16 @@ class Range(Positions):
     """A run of positions along a dimension: what `fc.tile` of a grid or loop axis yields, and an axis label of what it indexes. dim: what
     ends it, a dimension's name, a number, or a scalar of the program. `rows + start` are the same rows, further on in a tensor."""
 
-    __slots__ = ("_start", "block", "dim", "number", "scope", "size")
-    PUBLIC = ("again", "index", "size", "start", "until", "valid")
+    __slots__ = ("_live", "_start", "_tile", "block", "dim", "number", "scope", "size")
+    PUBLIC = ("again", "index", "matters", "size", "start", "until", "valid")
 
     count = 0
 
-    def __init__(self, block: str, size: int, start: Value, dim: Extent):
+    def __init__(self, block: str, size: int, start: Value, dim: Extent, tile: Value | None = None):
         self.block, self.size, self.dim = block, size, dim
         self.scope = current().scope
-        self._start = start
+        self._start, self._tile = start, tile
+        self._live: Any = None  # of the loop that it comes from
         Range.count += 1
         self.number = Range.count
 
@@ -96,9 +97,14 @@ class Range(Positions):
         """Which positions lie inside the dimension, i1 [self]."""
         return elementwise("lt", self.index, dim_size(self.dim))
 
+    @property
+    def matters(self) -> Handle | None:
+        """Where the loop that the range comes from is live, i1; None where it says nothing."""
+        return None if self._live is None else lift(self._live(self), i1)
+
     def again(self) -> Range:
         """The same positions as an axis of its own, for products of a chunk with itself."""
-        return Range(self.block, self.size, self.start.value, self.dim)
+        return Range(self.block, self.size, self.start.value, self.dim, self._tile)
 
     def placed(self) -> Placed:
         return Placed(self, None, None)
@@ -176,7 +182,7 @@ class TiledSize(NotATile):
         n = lift(number, i32)
         if n.labels or n.dtype != i32:
             raise FcError("trace/usage", "the number of a block is a whole number", expected="an i32 scalar", got=repr(n), loc=here())
-        return Range(self.block, self.size, elementwise("mul", n, self.size).value, self.dim)
+        return Range(self.block, self.size, elementwise("mul", n, self.size).value, self.dim, n.value)
 
     def mistaken(self) -> FcError:
         return FcError("trace/usage", "fc.tile(...) is a way to cut a dimension, not a tile", loc=here(),
