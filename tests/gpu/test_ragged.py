@@ -72,8 +72,11 @@ def test_nothing_is_written_past_a_limit(epilogue, n, stop):
         np.testing.assert_array_equal(got[name].cpu().numpy(), want[name])
 
 
-def test_a_padded_batch():
-    p = padded.compile(target=fc.gpu_target(), schedule=fc.Schedule(tiles={"BM": 16}, warps=1), T=fc.f32, D=8)
+@pytest.mark.parametrize("epilogue", ["direct", "tma"])
+def test_a_padded_batch(epilogue):
+    if epilogue == "tma" and fc.gpu_target() != "sm_90a":
+        pytest.skip("bulk copies are Hopper's")
+    p = padded.compile(target=fc.gpu_target(), schedule=fc.Schedule(tiles={"BM": 16}, warps=4, epilogue=epilogue), T=fc.f32, D=8)
     args = {"Q": np.ones((4, 20, 8), np.float32), "Count": np.array([0, 1, 17, 25], np.int32), "O": np.full((4, 20, 8), 7, np.float32)}
     want, got = p.interpret(**args)["O"], on_gpu(args)
     p(**got)

@@ -102,8 +102,9 @@ def padded(Q: "T[B, M, D]", Count: "i32[B]", O: "inout T[B, M, D]"):
     fc.store(O[b, rows.until(Count[b])], fc.load(Q[b, rows.until(Count[b])]) * 2.0)
 
 
-def test_a_range_may_end_early_where_it_is() -> None:
-    p = padded.compile(target="sm_89", schedule=fc.Schedule(tiles={"BM": 16}, warps=1), T=fc.f32, D=8)
+@pytest.mark.parametrize(("target", "more"), [("sm_89", {}), ("sm_90a", {"epilogue": "tma"})])
+def test_a_range_may_end_early_where_it_is(target: str, more: dict[str, Any]) -> None:
+    p = padded.compile(target=target, schedule=fc.Schedule(tiles={"BM": 16}, warps=4, **more), T=fc.f32, D=8)
     q, counts = np.ones((4, 20, 8), np.float32), np.array([0, 1, 17, 25], np.int32)
     for run in (p.interpret, p.simulate):
         got = run(Q=q, Count=counts, O=np.full(q.shape, 7, np.float32))["O"]
