@@ -287,12 +287,12 @@ class Chooser:
         if p.stages == 1:
             out["ahead"] = True
         if p.math == "wgmma":
-            late = [name for d in self.load.dots if d.late and (name := self.load.called(d))]
+            late = {name for d in self.load.dots if d.late and (name := self.load.called(d))}
             tiles = dict(p.tiles)
             out |= {"math": "wgmma", "copy": "tma", "l2": 32, "epilogue": "quad", "vote": True,
                     "persistent": "dynamic" if self.load.live_loops else "static"}
             if len(late) == 1:
-                out["late"] = late[0]
+                out["late"] = late.pop()
             stored = max((elements(m.shape, tiles) * m.bits // 8 for m in self.load.moves if m.write), default=0)
             if self._smem(p) + stored <= self.target.smem_per_block - 4096:
                 out["epilogue"] = "tma"
