@@ -1,7 +1,7 @@
 """How fast a multiprocessor of each target is at what, per clock: to compare schedules with each other, not to tell times.
 
-Taken out of NVIDIA's data sheets of the largest common chip of each target (A100, A40, L40S, H100), at its boost clock; the second
-level's rates are measured ones. FLOP count a multiply-add as two.
+Source: NVIDIA data sheets of the largest common chip of each target (A100, A40, L40S, H100), at its boost clock; the second level's rates
+are measured ones. FLOP count a multiply-add as two.
 """
 
 from __future__ import annotations
