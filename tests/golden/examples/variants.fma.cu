@@ -220,7 +220,6 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
             for (int i = 0; i < 32; ++i)
                 tmp[i] = fmaf(q_3[row_tmp(i)], k_tile_2[col_tmp(i)], tmp[i]);
         }
-        // visible = lambda cols: (rows.index >= cols.index) & (rows.index - cols.index < window)  [variants.py:13]
         // s = cap * fc.tanh(s / cap)  [variants.py:18]
         // s = s + slope * (cols.index - rows.index).to(fc.f32)  [variants.py:19]
         // soft.add(s, V[b, h, cols])  [variants.py:20]
@@ -591,7 +590,6 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
             for (int i = 0; i < 32; ++i)
                 tmp_3[i] = fmaf(q_7[row_tmp(i)], k_tile_6[col_tmp(i)], tmp_3[i]);
         }
-        // visible = lambda cols: (rows.index >= cols.index) & (rows.index - cols.index < window)  [variants.py:13]
         // s = cap * fc.tanh(s / cap)  [variants.py:18]
         // s = s + slope * (cols.index - rows.index).to(fc.f32)  [variants.py:19]
         // soft.add(s, V[b, h, cols])  [variants.py:20]

@@ -270,7 +270,6 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
             const int x = pos0 + i * 8 + rows_start;
             limit[i] = min(x + 1 - cols_start_3, N - cols_start_3);
         }
-        // visible = lambda cols: (rows.index >= cols.index) & (rows.index - cols.index < window)  [variants.py:13]
         // s = cap * fc.tanh(s / cap)  [variants.py:18]
         // s = s + slope * (cols.index - rows.index).to(fc.f32)  [variants.py:19]
         // soft.add(s, V[b, h, cols])  [variants.py:20]
@@ -601,7 +600,6 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
             const int x_5 = pos0 + i * 8 + rows_start;
             limit_2[i] = min(x_5 + 1 - cols_start_6, N - cols_start_6);
         }
-        // visible = lambda cols: (rows.index >= cols.index) & (rows.index - cols.index < window)  [variants.py:13]
         // s = cap * fc.tanh(s / cap)  [variants.py:18]
         // s = s + slope * (cols.index - rows.index).to(fc.f32)  [variants.py:19]
         // soft.add(s, V[b, h, cols])  [variants.py:20]
