@@ -152,8 +152,8 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
     // for cols in fc.loop(fc.tile(K.N, "BLOCK_N"), descending=True, live=visible):  [variants.py:16]
     const int cols_tile_from = max(rows_tile - floor_div(window + 62, 64), 0);
     const int cols_tile_to = min((N + 63) / 64, rows_tile + 1);
-    const int t = max(cols_tile_from, rows_tile - floor_div(window, 64) + 1);
-    const int whole_from = min(t, cols_tile_to);
+    const int end = max(cols_tile_from, rows_tile - floor_div(window, 64) + 1);
+    const int whole_from = min(end, cols_tile_to);
     const int whole_to = max(min(cols_tile_to, min(N / 64, rows_tile)), whole_from);
     float m[16];
     float l[16];
