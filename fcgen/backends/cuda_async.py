@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 from ..errors import FcError
-from ..ir.async_ops import share
+from ..ir.async_ops import boxes, share
 from ..ir.core import Block, Kernel, Op, Value, walk, walk_kernel
 from ..ir.types import Buffer, Cursor, Scalar, Tensor
 from .cuda_emit import Emitter, emits
@@ -156,13 +158,18 @@ def _tma_load(em: Emitter, op: Op) -> None:
             box[axis] = part[0]
             at[axis] = add(at[axis], binary("*", rank, X(str(part[0]))))
             dst = add(dst, binary("*", rank, X(str(part[0] * t.layout.row_bytes(size)))))
+    rows = box[axis := next(n for n, word in enumerate(op["index"]) if word != "at")] if len(t.shape) == 2 else 1
+    below = boxes(rows)
+    if below > 1:
+        box[axis] = rows // below
     box[-1] = t.layout.panel
     name = em.map_of(tensor, (*box, t.layout.swizzle))
     fn = em.fn(f"tma_load_{len(at)}d" + ("_multicast" if blocks > 1 else "") + ("_hint" if hint else ""))
     extra = (f", {hex((1 << blocks) - 1)}" if blocks > 1 else "") + (f", {HINTS[hint]}" if hint else "")
-    for p in range(panels):
-        coords = [add(at[-1], X(str(p * t.layout.panel))), *reversed(at[:-1])]
-        to = add(dst, X(str(p * t.layout.panel_bytes(t.shape, size))))
+    for p, n in product(range(panels), range(below)):
+        first = [add(x, X(str(n * rows // below))) if n and a == axis else x for a, x in enumerate(at[:-1])]
+        coords = [add(at[-1], X(str(p * t.layout.panel))), *reversed(first)]
+        to = add(dst, X(str(p * t.layout.panel_bytes(t.shape, size) + n * rows // below * t.layout.row_bytes(size))))
         em.w.line(f"{fn}({to}, {name}, {bar}, {', '.join(map(str, coords))}{extra});")
 
 

@@ -321,32 +321,49 @@ def native_smem(cols: int, size: int) -> SmemLayout:
     return SmemLayout(cols, 0, 0)
 
 
+#: Columns that a warp holds of a right operand in fragments at once: 64 columns of 16 rows are 16 registers.
+RUN = 128
+
+
+def mma_run(cols: int) -> int:
+    """How many of a warp's columns of a product lie side by side: those of which its right operand is held at once."""
+    return cols if cols <= RUN else max((n for n in range(16, RUN + 1, 16) if cols % n == 0), default=cols)
+
+
 def mma_c(rows: int, cols: int, warps: tuple[int, int] = (4, 1)) -> RegLayout:
-    """Accumulator of `mma.m16n8k16` tiled over rows x cols (PTX ISA, 'Matrix Fragments for mma.m16n8k16', C/D)."""
+    """Accumulator of `mma.m16n8k16` tiled over rows x cols (PTX ISA, 'Matrix Fragments for mma.m16n8k16', C/D), over a grid of warps: warp w
+    has rows w mod wm and columns w div wm, `mma_run` of them at a time. Warps past wm * wn hold copies."""
     wm, wn = warps
-    m, n = rows // wm // 16, cols // wn // 8
+    m, n, run = rows // wm // 16, cols // wn // 8, mma_run(cols // wn) // 8
     return RegLayout((
-        (Factor("w", wm, wn), Factor("r", m, n * 4), Factor("r", 2, 2), Factor("l", 8, 4)),
-        (Factor("w", wn, 1), Factor("r", n, 4), Factor("l", 4, 1), Factor("r", 2, 1))))
+        (Factor("w", wm, 1), Factor("r", m, n * 4), Factor("r", 2, 2), Factor("l", 8, 4)),
+        (Factor("r", n // run, run * 4), Factor("w", wn, wm), Factor("r", run, 4), Factor("l", 4, 1), Factor("r", 2, 1))))
 
 
 def mma_a(rows: int, depth: int, warps: tuple[int, int] = (4, 1)) -> RegLayout:
     """A operand of `mma.m16n8k16` over rows x depth (same PTX section): for one warp column its registers are exactly the
     accumulator's, which is why P needs no shuffle."""
-    wm, wn = warps
+    wm, _ = warps
     m, k = rows // wm // 16, depth // 16
     return RegLayout((
-        (Factor("w", wm, wn), Factor("r", m, k * 8), Factor("r", 2, 2), Factor("l", 8, 4)),
+        (Factor("w", wm, 1), Factor("r", m, k * 8), Factor("r", 2, 2), Factor("l", 8, 4)),
         (Factor("r", k, 8), Factor("r", 2, 4), Factor("l", 4, 1), Factor("r", 2, 1))))
 
 
-def wgmma_c(rows: int, cols: int, groups: int) -> RegLayout:
+def wgmma_c(rows: int, cols: int, down: int, across: int = 1) -> RegLayout:
     """Accumulators of `wgmma.m64nNk16` over rows x cols: each warpgroup has contiguous rows, 64 per instruction, 16 of them per warp (PTX
-    ISA, 'Register Fragments for wgmma.m64nNk16'). With 64 rows per warpgroup this is `mma_c` over its warps."""
-    m, n = rows // groups // 64, cols // 8
+    ISA, 'Register Fragments for wgmma.m64nNk16'). With 64 rows per warpgroup this is `mma_c` over its warps. Over a grid, warpgroup g has
+    rows g mod down and columns g div down; those past down * across hold copies."""
+    m, n = rows // down // 64, cols // across // 8
     return RegLayout((
-        (Factor("w", groups, 4), Factor("r", m, n * 4), Factor("w", 4, 1), Factor("r", 2, 2), Factor("l", 8, 4)),
-        (Factor("r", n, 4), Factor("l", 4, 1), Factor("r", 2, 1))))
+        (Factor("w", down, 4), Factor("r", m, n * 4), Factor("w", 4, 1), Factor("r", 2, 2), Factor("l", 8, 4)),
+        (Factor("w", across, 4 * down), Factor("r", n, 4), Factor("l", 4, 1), Factor("r", 2, 1))))
+
+
+def warp_grid(layout: RegLayout) -> tuple[int, int]:
+    """Into how many parts warps divide the rows and the columns of a tile."""
+    down, across = (prod(f.size for f in a if f.unit == "w") for a in layout.axes)
+    return down, across
 
 
 def quad_rows(layout: RegLayout) -> RegLayout | None:
@@ -379,11 +396,11 @@ def matrix_blocks(layout: RegLayout, warps: int) -> str | None:
 
 def mma_b(depth: int, cols: int, warps: tuple[int, int] = (4, 1)) -> RegLayout:
     """B operand of `mma.m16n8k16` over depth x cols (same PTX section)."""
-    wn = warps[1]
+    wm, wn = warps
     n, k = cols // wn // 8, depth // 16
     return RegLayout((
         (Factor("r", k, n * 4), Factor("r", 2, 2), Factor("l", 4, 1), Factor("r", 2, 1)),
-        (Factor("w", wn, 1), Factor("r", n, 4), Factor("l", 8, 4))))
+        (Factor("w", wn, wm), Factor("r", n, 4), Factor("l", 8, 4))))
 
 
 def rowwise(rows: int, cols: int, warps: int, lanes_per_row: int = 4, vec: int = 1) -> RegLayout:

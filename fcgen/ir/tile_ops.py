@@ -14,10 +14,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .attrs import AXES, DTYPE, FLAG, GUARD, INDEX, NUMBER, SHAPE, TEXT, VEC, one_of, whole
+from .attrs import AXES, DTYPE, FLAG, GUARD, INDEX, NUMBER, SHAPE, TEXT, VEC, every, one_of, whole
 from .core import Op
 from .elementwise import FNS, REDUCTIONS
-from .layout import RegLayout
+from .layout import WARPS, RegLayout
 from .ops import RuleError, define, need
 from .types import DTYPES, Frag, Scalar, Tensor, Tile, bf16, f16, f32, i1, i32, i64, with_dtype
 
@@ -216,10 +216,10 @@ def _dot(types, attrs):
 
 
 define("dot", BOTH, """Matrix product with float32 accumulation: a[M,K] b[K,N] (+ acc[M,N]) -> f32[M,N]. Machine level, until
-       `select` expands it: an operand may be a shared-memory tile, stored transposed where ta / tb says so. math, late, sums, regs: what
-       the schedule decides about it (`bind`). ones: so many columns of ones stand to the right of b, and the result is that much
+       `select` expands it: an operand may be a shared-memory tile, stored transposed where ta / tb says so. math, late, sums, regs, grid:
+       what the schedule decides about it (`bind`). ones: so many columns of ones stand to the right of b, and the result is that much
        wider.""", _dot, phases="placed pipelined", ta=FLAG.maybe, tb=FLAG.maybe, math=one_of("mma", "wmma", "wgmma", "fma").maybe,
-       ones=whole(8, 8).maybe, **SITE, late=FLAG.maybe, sums=FLAG.maybe, regs=FLAG.maybe)
+       ones=whole(8, 8).maybe, **SITE, late=FLAG.maybe, sums=FLAG.maybe, regs=FLAG.maybe, grid=every(whole(1, WARPS), 2, 2).maybe)
 
 
 def _slice(types, attrs):

@@ -8,6 +8,7 @@ them). Homes flow forward from anchors, the results of dots; where a program has
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import gcd
 from typing import Any
 
 from ..errors import FcError
@@ -53,26 +54,47 @@ class Homes:
 
     def accumulator(self, op: Op) -> Home:
         rows, cols = op.result.type.shape
-        warps, family = self.schedule.warps, op["math"]
+        family = op["math"]
         if family == "fma":
-            return rowwise(rows, cols, warps, 32)
+            return rowwise(rows, cols, self.schedule.warps, 32)
+        down, across = self.grid(op)
         if family == "wgmma":
-            if warps % 4 or rows % (16 * warps) or cols % 8 or cols - op.get("ones", 0) > 256:
-                raise FcError("compile/schedule", f"the tile of %{op['site']} does not divide into wgmma instructions",
-                              expected=f"rows a multiple of 64 for each of {max(1, warps // 4)} warpgroups, columns of 8 up to 256",
-                              got=f"{rows} x {cols} over {warps} warps", loc=op.loc, hint="change Schedule.tiles or Schedule.warps")
-            return wgmma_c(rows, cols, warps // 4)
-        if rows % (16 * warps) or cols % (16 if family == "wmma" else 8):
-            raise FcError("compile/schedule", f"the tile of %{op['site']} does not divide into {family} fragments over the warps",
-                          expected=f"rows a multiple of 16 x {warps} warps, columns of 16", got=f"{rows} x {cols}", loc=op.loc,
-                          hint="change Schedule.tiles or Schedule.warps")
-        return OpaqueLayout("acc", warps) if family == "wmma" else mma_c(rows, cols, (warps, 1))
+            return wgmma_c(rows, cols, down, across)
+        return OpaqueLayout("acc", down, across) if family == "wmma" else mma_c(rows, cols, (down, across))
+
+    def grid(self, op: Op) -> tuple[int, int]:
+        """(rows, columns) of warps, of warpgroups for wgmma, that a dot's result is spread over: as the schedule says, else all of them,
+        along rows as far as rows go."""
+        (rows, cols), family = op.result.type.shape, op["math"]
+        units, tall, wide, most = (self.schedule.warps // 4, 64, 8, 256) if family == "wgmma" else \
+            (self.schedule.warps, 16, 16 if family == "wmma" else 8, cols)
+        every = [(units // n, n) for n in range(1, units + 1) if units % n == 0]
+        for down, across in [op["grid"]] if op.get("grid") else every:
+            part = 16 if across > 1 and family == "wgmma" else wide  # a right operand's part is whole panels
+            if rows % (tall * down) == 0 and cols % (part * across) == 0 and (cols - op.get("ones", 0)) // across <= most \
+                    and not (op.get("ones") and across > 1):
+                return down, across
+        what = "warpgroups" if family == "wgmma" else "warps"
+        raise FcError("compile/schedule", f"the tile of %{op['site']} does not divide into {family} instructions over the {what}",
+                      expected=f"{tall} rows and {wide} columns, or multiples, for each of {units} {what}"
+                      + (f", and at most {most} columns" if family == "wgmma" else ""),
+                      got=f"{rows} x {cols} over {self.schedule.warps} warps" + (", {} x {}".format(*op["grid"]) if op.get("grid") else ""),
+                      loc=op.loc, hint="change Schedule.tiles, Schedule.warps or Schedule.grid")
 
     def a_layout(self, op: Op) -> RegLayout:
         """The register layout of the left operand of an mma or wgmma dot."""
-        if op["math"] == "wgmma":
-            return wgmma_c(op.result.type.shape[0], self.inner(op), self.schedule.warps // 4)
-        return mma_a(op.result.type.shape[0], self.inner(op), (self.schedule.warps, 1))
+        rows, (down, _) = op.result.type.shape[0], self.grid(op)
+        return wgmma_c(rows, self.inner(op), down) if op["math"] == "wgmma" else mma_a(rows, self.inner(op), (down, 1))
+
+    def columns(self, v: Value, flipped: bool = False) -> int:
+        """In runs of how many columns warpgroups read a shared tile as it is stored; 0 where none does."""
+        out = 0
+        for u in self.uses.get(v, ()):
+            if u.kind == "transpose":
+                out = gcd(out, self.columns(u.result, not flipped))
+            elif u.kind == "dot" and u["math"] == "wgmma" and u.operands[1] is v and not flipped:
+                out = gcd(out, v.type.shape[1] // self.grid(u)[1])
+        return out
 
     def inner(self, op: Op) -> int:
         return op.operands[0].type.shape[1]

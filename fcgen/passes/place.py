@@ -35,16 +35,16 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
     return replace(kernel, level="machine", roles=(Role("main", schedule.warps, body),), meta={**kernel.meta, **meta})
 
 
-def buffer_for(dtype: Any, shape: tuple[int, ...], reader: str) -> Buffer:
+def buffer_for(dtype: Any, shape: tuple[int, ...], reader: str, run: int = 0) -> Buffer:
     """A shared-memory tile for its main reader: swizzled rows for ldmatrix and 16-byte rows, one padded stride for the WMMA API and
-    for plain loads down columns."""
+    for plain loads down columns. Panels divide runs of so many columns."""
     cols = shape[-1]
     if reader == "wmma":
         return Buffer(dtype, shape, SmemLayout(cols, 16 // dtype.bytes))
     if reader == "fma":
         return Buffer(dtype, shape, SmemLayout(cols, 8 if dtype.bits == 16 else 4))
     if dtype.bits == 16 and cols % 16 == 0:
-        return Buffer(dtype, shape, native_smem(cols, dtype.bytes))
+        return Buffer(dtype, shape, native_smem(run or cols, dtype.bytes))
     return Buffer(dtype, shape, SmemLayout(cols, max(1, 16 // dtype.bytes)))
 
 
@@ -270,7 +270,7 @@ class _Placer:
     def load(self, op: Op, b: Builder, env: Env) -> None:
         home, t = self.homes[op.result], op.result.type
         if home == SMEM:
-            type_: Any = buffer_for(t.dtype, t.shape, self.reader(op.result))
+            type_: Any = buffer_for(t.dtype, t.shape, self.reader(op.result), self.homes.columns(op.result))
         else:
             type_ = _frag(op.result, home)
         env[op.result] = b.emit("load", *env.all(op.operands), type=type_, name=op.result.name, **op.attrs, vec=self.homes.widest(op))
@@ -340,7 +340,8 @@ class _Placer:
                 return scope[key]
         home = self.homes[v] or self.homes.plain(v.type)
         frag = self.want(v, home, b, env)
-        out = b.emit("stage", frag, type=buffer_for(v.type.dtype, v.type.shape, family), name=f"{v.name}_tile" if v.name else "tile")
+        t = buffer_for(v.type.dtype, v.type.shape, family, self.homes.columns(v))
+        out = b.emit("stage", frag, type=t, name=f"{v.name}_tile" if v.name else "tile")
         self.scopes[-1][key] = out
         return out
 

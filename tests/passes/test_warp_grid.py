@@ -1,0 +1,58 @@
+# mypy: disable-error-code="name-defined, valid-type, syntax"
+"""Dots over a grid of warps, rows times columns: right in the simulator for every instruction family, orientation and grid."""
+
+import numpy as np
+import pytest
+
+import fcgen as fc
+from fcgen.ir.core import walk_kernel
+from fcgen.ir.layout import warp_grid
+
+
+@fc.kernel
+def product(A: "T[M, K]", B: "T[K, N]", C: "out f32[M, N]"):
+    rows, cols = fc.grid(fc.tile(A.M, "BLOCK_M"), fc.tile(B.N, "BLOCK_N"))
+    acc = fc.var(fc.zeros(rows, cols))
+    for depth in fc.loop(fc.tile(A.K, "BLOCK_K")):
+        acc <<= acc + fc.dot(fc.load(A[rows, depth]), fc.load(B[depth, cols]))
+    fc.store(C[rows, cols], acc)
+
+
+@fc.kernel
+def product_of_transposed(A: "T[K, M]", B: "T[N, K]", C: "out f32[M, N]"):
+    rows, cols = fc.grid(fc.tile(A.M, "BLOCK_M"), fc.tile(B.N, "BLOCK_N"))
+    acc = fc.var(fc.zeros(rows, cols))
+    for depth in fc.loop(fc.tile(A.K, "BLOCK_K")):
+        acc <<= acc + fc.dot(fc.load(A[depth, rows]).T, fc.load(B[cols, depth]).T)
+    fc.store(C[rows, cols], acc)
+
+
+def schedule(m, n, k, warps, math, grid=None, **more):
+    more = {"copy": "tma" if math == "wgmma" else "cp_async", "epilogue": "direct", **more}
+    return fc.Schedule(tiles={"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k}, warps=warps, math=math, grid={"acc": grid} if grid else {}, **more)
+
+
+def grids(program, kind):
+    return {warp_grid(op.result.type.layout) for op in walk_kernel(program.machine) if op.kind == kind}
+
+
+#: rows, columns and depth of a tile; warps; family; what the schedule says, and what comes of it
+CASES = [
+    (64, 64, 32, 4, "mma", (2, 2), (2, 2)), (32, 64, 16, 4, "mma", None, (2, 2)), (16, 64, 16, 4, "mma", None, (1, 4)),
+    (32, 32, 16, 4, "mma", (2, 1), (2, 1)), (16, 512, 16, 2, "mma", None, (1, 2)), (32, 64, 16, 4, "wmma", (2, 2), None),
+    (64, 128, 32, 8, "wgmma", None, (4, 2)), (64, 64, 16, 8, "wgmma", (1, 2), (4, 2)), (64, 64, 32, 8, "wgmma", (1, 1), (4, 1)),
+    (128, 64, 16, 16, "wgmma", None, (8, 2)), (64, 512, 16, 8, "wgmma", None, (4, 2)), (128, 32, 32, 16, "wgmma", (1, 2), (4, 2)),
+]
+
+
+@pytest.mark.parametrize("spec", [product, product_of_transposed], ids=["plain", "transposed"])
+@pytest.mark.parametrize("m, n, k, warps, math, grid, made", CASES)
+def test_a_product_over_a_grid_of_warps(spec, m, n, k, warps, math, grid, made):
+    p = spec.compile(target="sm_90a" if math == "wgmma" else "sm_89", schedule=schedule(m, n, k, warps, math, grid), T=fc.f16)
+    rng = np.random.default_rng(m + n)
+    a, b = (rng.standard_normal(s).astype(np.float16) for s in ((m + 9, 3 * k), (3 * k, n + 8)))
+    want = a.astype(float) @ b.astype(float)
+    got = p.simulate(A=np.ascontiguousarray(a.T), B=np.ascontiguousarray(b.T)) if spec is product_of_transposed else p.simulate(A=a, B=b)
+    assert np.abs(got["C"] - want).max() < 1e-2
+    assert grids(p, math) == {made} if made else True
+    assert not p.resources.spills
