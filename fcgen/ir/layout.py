@@ -124,11 +124,10 @@ class RegLayout:
     def transpose(self) -> RegLayout:
         return RegLayout(self.axes[::-1])
 
-    def reduces_over(self, axis: int) -> tuple[list[int], list[int]]:
-        """(lane strides, warp strides) of the binary butterfly steps that combine the copies left by dropping `axis`."""
+    def reduces_over(self, axis: int) -> tuple[list[int], RegLayout]:
+        """(strides of the binary butterfly steps that combine the lanes' copies left by dropping `axis`, the warps that share it)."""
         lanes = [f.stride << b for f in self.axes[axis] if f.unit == "l" for b in range((f.size - 1).bit_length())]
-        warps = [f.stride << b for f in self.axes[axis] if f.unit == "w" for b in range((f.size - 1).bit_length())]
-        return lanes, warps
+        return lanes, RegLayout((tuple(f for f in self.axes[axis] if f.unit == "w"),))
 
     def vector(self) -> int:
         """How many consecutive registers hold consecutive elements of the last axis."""

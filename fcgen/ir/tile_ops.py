@@ -189,14 +189,14 @@ def _reduce(types, attrs):
     if isinstance(t, Frag):
         need(isinstance(t.layout, RegLayout), "reduce: an opaque fragment has no known rows", "registers", t.layout)
         layout: Any = t.layout
-        lanes, warps = layout.reduces_over(axis)
-        need(not warps, "reduce: the axis lies inside a warp", "no warp digit on the axis", layout)
-        return (Frag(t.dtype, shape, layout.drop(axis), attrs["fn"] if lanes else None),)
+        shared = any(f.unit != "r" for f in layout.axes[axis])
+        return (Frag(t.dtype, shape, layout.drop(axis), attrs["fn"] if shared else None),)
     return (Tile(t.dtype, shape) if shape else Scalar(t.dtype),)
 
 
 define("reduce", BOTH, """Fold one axis with sum, max or min. On fragments each thread folds what it holds; the result is
-       `partial` where lanes share the axis, and `combine` finishes it.""", _reduce, fn=one_of(*REDUCTIONS), axis=whole(0, 7))
+       `partial` where lanes or warps share the axis, and `combine` or
+       `combine_across` finishes it.""", _reduce, fn=one_of(*REDUCTIONS), axis=whole(0, 7))
 
 
 def _dot(types, attrs):

@@ -19,6 +19,7 @@ from ..ir.layout import OpaqueLayout, RegLayout, mma_a, mma_c, rowwise, wgmma_c
 from ..ir.schedule import Schedule
 from ..ir.target import Target
 from ..ir.types import Scalar, Tile
+from .warp_grid import grid_of
 
 SMEM = "smem"
 #: elements of one row that a lane holds before more lanes are worth shorter runs
@@ -63,23 +64,7 @@ class Homes:
         return OpaqueLayout("acc", down, across) if family == "wmma" else mma_c(rows, cols, (down, across))
 
     def grid(self, op: Op) -> tuple[int, int]:
-        """(rows, columns) of warps, of warpgroups for wgmma, that a dot's result is spread over: as the schedule says, else all of them,
-        along rows as far as rows go."""
-        (rows, cols), family = op.result.type.shape, op["math"]
-        units, tall, wide, most = (self.schedule.warps // 4, 64, 8, 256) if family == "wgmma" else \
-            (self.schedule.warps, 16, 16 if family == "wmma" else 8, cols)
-        every = [(units // n, n) for n in range(1, units + 1) if units % n == 0]
-        for down, across in [op["grid"]] if op.get("grid") else every:
-            part = 16 if across > 1 and family == "wgmma" else wide  # a right operand's part is whole panels
-            if rows % (tall * down) == 0 and cols % (part * across) == 0 and (cols - op.get("ones", 0)) // across <= most \
-                    and not (op.get("ones") and across > 1):
-                return down, across
-        what = "warpgroups" if family == "wgmma" else "warps"
-        raise FcError("compile/schedule", f"the tile of %{op['site']} does not divide into {family} instructions over the {what}",
-                      expected=f"{tall} rows and {wide} columns, or multiples, for each of {units} {what}"
-                      + (f", and at most {most} columns" if family == "wgmma" else ""),
-                      got=f"{rows} x {cols} over {self.schedule.warps} warps" + (", {} x {}".format(*op["grid"]) if op.get("grid") else ""),
-                      loc=op.loc, hint="change Schedule.tiles, Schedule.warps or Schedule.grid")
+        return grid_of(op, self.schedule)
 
     def a_layout(self, op: Op) -> RegLayout:
         """The register layout of the left operand of an mma or wgmma dot."""
@@ -221,14 +206,11 @@ class Homes:
         return None
 
     def reducible(self, op: Op, layout: RegLayout) -> RegLayout:
-        """The layout a reduce wants its operand in: the given one if the axis stays inside a warp."""
-        if not layout.reduces_over(op["axis"])[1]:
-            return layout
+        """The layout a reduce wants its operand in: of one axis, one that stays inside a warp."""
         shape = op.operands[0].type.shape
-        if len(shape) == 1:
-            return rowwise(shape[0], 1, 1, 1).drop(1) if shape[0] <= 32 else rowwise(1, shape[0], self.schedule.warps, 32).drop(0)
-        other = rowwise(shape[1], shape[0], self.schedule.warps, 32)
-        return other.transpose() if op["axis"] == 0 else rowwise(shape[0], shape[1], self.schedule.warps, 32)
+        if len(shape) > 1 or not layout.reduces_over(op["axis"])[1].axes[0]:
+            return layout
+        return rowwise(shape[0], 1, 1, 1).drop(1) if shape[0] <= 32 else rowwise(1, shape[0], self.schedule.warps, 32).drop(0)
 
     def _only_accumulates(self, v: Value) -> bool:
         us = self.uses.get(v, ())

@@ -259,7 +259,9 @@ class _Placer:
     def reduced(self, op: Op, layout: RegLayout, b: Builder, env: Env) -> Value:
         src = self.want(op.operands[0], self.homes.reducible(op, layout), b, env)
         out = b.emit("reduce", src, name=op.result.name, **op.attrs)
-        lanes, _ = src.type.layout.reduces_over(op["axis"])
+        lanes, warps = src.type.layout.reduces_over(op["axis"])
+        if warps.axes[0]:
+            return b.emit("combine_across", out, name=op.result.name, lanes=tuple(lanes), warps=warps)
         return b.emit("combine", out, name=op.result.name, lanes=tuple(lanes)) if lanes else out
 
     def reduce(self, op: Op, b: Builder, env: Env) -> None:

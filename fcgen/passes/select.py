@@ -13,7 +13,7 @@ from typing import Any
 from ..errors import FcError
 from ..ir.alignment import demanded, with_promises
 from ..ir.core import Block, Builder, Env, Kernel, Op, Value, free_values, walk
-from ..ir.layout import OpaqueLayout, RegLayout, mma_a, mma_b, mma_run, rowwise, warp_grid
+from ..ir.layout import Factor, OpaqueLayout, RegLayout, SmemLayout, mma_a, mma_b, mma_run, rowwise, warp_grid
 from ..ir.schedule import Schedule
 from ..ir.target import Target
 from ..ir.types import Buffer, Frag, Pending, Scalar, f32, i32
@@ -105,6 +105,17 @@ class _Selector:
             env[op.result] = b.emit("ldmatrix", op.operands[0], zero, zero, type=t, name=op.result.name, transposed=False, trans=False)
         else:
             env[op.result] = b.emit("ld_shared", op.operands[0], zero, zero, type=t, name=op.result.name)
+
+    def on_combine_across(self, op: Op, b: Builder, env: Env) -> None:
+        """Each warp puts its part into shared memory; each reads all parts of its rows and folds them, all in the same order."""
+        part, t, zero = op.operands[0], op.result.type, _int(0, b)
+        rows: tuple[int, ...] = (op["warps"].shape[0], *t.shape)
+        frag = lambda digits: Frag(t.dtype, rows, RegLayout((digits, *t.layout.axes)))
+        buffer = Value(Buffer(t.dtype, rows, SmemLayout(t.shape[-1])), f"{op.result.name}_parts" if op.result.name else "parts")
+        self.buffers.append(buffer)
+        b.do("st_shared", b.emit("apart", part, type=frag(op["warps"].axes[0]), lanes=op["lanes"], name=op.result.name), buffer, zero, zero)
+        every = b.emit("ld_shared", buffer, zero, zero, type=frag((Factor("r", rows[0], t.layout.regs),)), name=op.result.name)
+        env[op.result] = b.emit("reduce", every, name=op.result.name, fn=part.type.partial, axis=0)
 
     def left_layout(self, t: Frag) -> RegLayout | None:
         rows, depth = t.shape

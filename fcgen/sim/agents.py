@@ -177,6 +177,8 @@ class Agent(AsyncOps, StoreOps):
             x = evaluate(REDUCTIONS[t.partial][1], t.dtype, x, x[LANE ^ step])
         return x
 
+    do_apart = do_combine
+
     def do_quad_transpose(self, op: Op, args: list[Any]) -> Any:
         lane, reg = registers.exchange(op.operands[0].type.layout, op.result.type.layout, self.role.warps, self.warp)
         return args[0][lane, reg]

@@ -56,3 +56,39 @@ def test_a_product_over_a_grid_of_warps(spec, m, n, k, warps, math, grid, made):
     assert np.abs(got["C"] - want).max() < 1e-2
     assert grids(p, math) == {made} if made else True
     assert not p.resources.spills
+
+
+@fc.kernel
+def normalised(A: "T[M, K]", B: "T[N, K]", C: "out f32[M, N]", S: "inout f32[N]", L: "out f32[M]"):
+    """A softmax along the rows of A B^T, whose columns are one tile, the columns' sums of it, and the sum of all tiles' largest elements."""
+    (rows,) = fc.grid(fc.tile(A.M, "BLOCK_M"))
+    a, total = fc.load(A[rows, :]), fc.var(fc.zeros(rows))
+    for cols in fc.loop(fc.tile(B.N, "BLOCK_N")):
+        x = fc.dot(a, fc.load(B[cols, :]).T)
+        x = fc.where(rows.valid & cols.valid, x, -fc.inf)
+        top = fc.max(x, axis=1)
+        p = fc.exp(x - top)
+        total <<= total + fc.sum(p, axis=1)
+        p = fc.where(rows.valid & cols.valid, p, 0.0)
+        fc.store(C[rows, cols], p)
+        fc.atomic_add(S[cols], fc.sum(p, axis=0))
+    fc.store(L[rows], total)
+
+
+@pytest.mark.parametrize("m, n, warps, math, grid", [(32, 64, 4, "mma", (1, 4)), (64, 32, 8, "mma", (2, 2)), (64, 64, 8, "wgmma", (1, 2)),
+                                                     (64, 32, 8, "wgmma", (1, 1)), (128, 64, 8, "wgmma", (2, 1)),
+                                                     (128, 96, 12, "wgmma", (1, 3))])
+def test_reductions_over_what_warps_share(m, n, warps, math, grid):
+    tma = math == "wgmma"
+    s = fc.Schedule(tiles={"BLOCK_M": m, "BLOCK_N": n}, warps=warps, math=math, grid={"x": grid}, copy="tma" if tma else "cp_async")
+    p = normalised.compile(target="sm_90a" if tma else "sm_89", schedule=s, T=fc.f16, K=32)
+    rng = np.random.default_rng(m)
+    a, b = (rng.standard_normal(s).astype(np.float16) for s in ((m - 3, 32), (2 * n + 8, 32)))
+    got = p.simulate(A=a, B=b, S=np.zeros(len(b), np.float32))
+    want = a.astype(float) @ b.astype(float).T
+    parts = [want[:, i:i + n] for i in range(0, len(b), n)]
+    parts = [np.exp(x - x.max(axis=1, keepdims=True)) for x in parts]
+    assert np.abs(got["C"] - np.concatenate(parts, axis=1)).max() < 1e-2
+    assert np.abs(got["S"] - np.concatenate(parts, axis=1).sum(axis=0)).max() < 1e-1
+    assert np.abs(got["L"] - sum(x.sum(axis=1) for x in parts)).max() < 1e-1
+    assert not p.resources.spills
