@@ -19,6 +19,8 @@ from .cuda_text import ZERO, X, add, mul
 
 SWIZZLE_CODE = {128: 1, 64: 2, 32: 3}
 GROUP = 4  # warps of a warpgroup
+#: ptxas adds up so many descriptors where they are needed; of more it keeps each in two registers (seen with 13.0, depth 512)
+STEPS = 16
 #: printed if it is used
 BESIDE = f"constexpr int BESIDE = {(1 << 16) - 1};  // less in a descriptor: 16 bytes more of address, as many less to the leading panel"
 
@@ -113,7 +115,8 @@ def _wgmma(em: Emitter, op: Op) -> None:
     b_at = _steps(b.type, depth, not op["tb"])
     k, m = (X("k") if depth > 1 else ZERO), (X("m") if tall > 1 else ZERO)
     d = add(X(f"&{name}[0]") if tall > 1 else X(name), mul(m, cols // 2)) if tall > 1 else X(name)
-    right = add(_descriptor(em, b, not op["tb"], _part(em, across, down, _column_step(b.type, cols, not op["tb"]))), em.form(b_at // 16, k, f"{em.ring_name[b]}_step"))
+    here = _here(em) if depth > STEPS else ZERO
+    right = add(add(_descriptor(em, b, not op["tb"], _part(em, across, down, _column_step(b.type, cols, not op["tb"]))), here), em.form(b_at // 16, k, f"{em.ring_name[b]}_step"))
     calls = [(fn, d, right)]
     if op.get("ones"):
         step = int(b_at[1] // 16) if depth > 1 else 0
@@ -128,7 +131,7 @@ def _wgmma(em: Emitter, op: Op) -> None:
         left, args = X(f"&{em.array(a)}[{part}]"), f"<{int(not op['tb'])}>"
     else:
         ad = _descriptor(em, a, op["ta"], _part(em, down, 1, tall * _row_step(a.type, op["ta"])))
-        left = add(ad, em.form(_steps(a.type, depth, op["ta"]) // 16, k, f"{em.ring_name[a]}_step"))
+        left = add(add(ad, here), em.form(_steps(a.type, depth, op["ta"]) // 16, k, f"{em.ring_name[a]}_step"))
         if tall > 1:
             left = add(left, mul(m, _row_step(a.type, op["ta"]) // 16))
         args = f"<{int(op['ta'])}, {int(not op['tb'])}>"
@@ -168,6 +171,13 @@ def _row_step(t: Buffer, along_rows: bool) -> int:
 def _column_step(t: Buffer, cols: int, along_rows: bool) -> int:
     """Bytes from a warpgroup's columns of a right operand to those of the next."""
     return cols // t.layout.panel * t.layout.panel_bytes(t.shape, t.dtype.bytes) if along_rows else cols * t.layout.row_bytes(t.dtype.bytes)
+
+
+def _here(em: Emitter) -> X:
+    """Zero, as far as ptxas knows a number of this place: what is added to it is not computed in front of a loop and kept in registers."""
+    name = em.names("here")
+    em.w.line(f"const uint32_t {name} = {em.fn('opaque')}(0);")
+    return X(name, depth=em.depth)
 
 
 def _part(em: Emitter, parts: int, stride: int, step: int) -> X:
