@@ -7,6 +7,7 @@ import numpy as np
 from ..errors import FcError
 from ..ir.core import Op
 from ..ir.layout import LANES, matrix_blocks
+from ..ir.store_ops import part_shape
 from ..ir.types import Buffer, Tensor
 from .cuda_emit import Emitter, emits
 from .cuda_frag import stored
@@ -41,25 +42,29 @@ def _tma_store(em: Emitter, op: Op) -> None:
     t: Buffer = view.type
     assert isinstance(tensor.type, Tensor)
     em.comment([op.loc])
-    parts = op["parts"]
-    rows, warps = t.shape[0] // parts, em.kernel.warps // parts
+    parts, across = op["parts"], op.get("across", False)
+    (rows, cols), warps = part_shape(t, parts, across), em.kernel.warps // parts
     part = X(f"warp / {warps}", 80) if parts > 1 else ZERO
     positions, sizes = list(op.operands[1:-1]), [rows, t.layout.panel]
     at, box = [], []
     for word in op["index"]:
         x = em.scalar(positions.pop(0)) if word != "all" else ZERO
         if word != "at" and len(sizes) == 2:
-            x = add(x, mul(part, rows)) if parts > 1 else x
+            x = add(x, mul(part, rows)) if parts > 1 and not across else x
         at.append(x)
         box.append(1 if word == "at" else sizes.pop(0))
     name = em.map_of(tensor, (*box, t.layout.swizzle))
     fn = em.fn(f"tma_{'add' if op.get('reduce') else 'store'}_{len(at)}d")
     first = "warp == 0" if parts == 1 else f"warp % {warps} == 0" if warps > 1 else ""
     em.open(f"if ({first}{' && ' if first else ''}lane == 0) {{" if em.kernel.warps > 1 else "if (lane == 0) {")
-    src = add(em.scalars[view], mul(part, rows * t.layout.row_bytes(t.dtype.bytes))) if parts > 1 else em.scalars[view]
-    for p in range(t.shape[-1] // t.layout.panel):
+    wide = t.layout.panel_bytes(t.shape, t.dtype.bytes)
+    step = cols // t.layout.panel * wide if across else rows * t.layout.row_bytes(t.dtype.bytes)
+    src = add(em.scalars[view], mul(part, step)) if parts > 1 else em.scalars[view]
+    if across:
+        at[-1] = add(at[-1], mul(part, cols))
+    for p in range(cols // t.layout.panel):
         coords = [add(at[-1], X(str(p * t.layout.panel))), *reversed(at[:-1])]
-        panel = add(src, X(str(p * t.layout.panel_bytes(t.shape, t.dtype.bytes))))
+        panel = add(src, X(str(p * wide)))
         em.w.line(f"{fn}({name}, {', '.join(map(str, coords))}, {panel});")
     em.close()
 

@@ -21,9 +21,14 @@ MOST_AXES, MOST_BOX, ROW_BYTES = 5, 256, 16
 DTYPES = ("f16", "bf16", "f32", "i32")
 
 
-def refusal(tensor: Tensor, index: tuple[str, ...], buffer: Buffer, parts: int) -> tuple[str, object, object] | None:
-    """(rule, expected, got) where no bulk store can move the tile."""
-    rows = buffer.shape[0] // parts
+def part_shape(buffer: Buffer, parts: int, across: bool) -> tuple[int, int]:
+    """Of one of equal parts of a staged tile, which lie below each other or, across, beside each other."""
+    rows, cols = buffer.shape
+    return (rows, cols // parts) if across else (rows // parts, cols)
+
+
+def refusal(tensor: Tensor, index: tuple[str, ...], buffer: Buffer, rows: int) -> tuple[str, object, object] | None:
+    """(rule, expected, got) where no bulk store can move a part of a tile, of so many rows."""
     if tensor.dtype.name not in DTYPES:
         return "an element type that tensor maps have", ", ".join(DTYPES), tensor.dtype
     if not 2 <= len(tensor.dims) <= MOST_AXES:
@@ -41,23 +46,25 @@ def _check_tma_store(op: Op) -> None:
     types = tuple(v.type for v in op.operands)
     need(len(types) >= 2 and isinstance(types[0], Tensor), "tma_store takes a tensor, positions and a staged tile", "tensor, ..., smem",
          types)
-    buffer, parts = types[-1], op["parts"]
+    buffer, parts, across = types[-1], op["parts"], op.get("across", False)
     _buffer(buffer, "tma_store")
     check_index(types[0], types[1:-1], buffer.shape, op.attrs, "tma_store")
     need(types[0].dtype == buffer.dtype, "tma_store: one dtype", types[0].dtype, buffer.dtype)
     need(len(buffer.shape) == 2 and buffer.layout.pad == 0, "tma_store: a tile of two axes, its rows without padding", "pad 0", buffer)
-    need(buffer.shape[0] % parts == 0, "tma_store: equal parts of the rows", buffer.shape[0], parts)
-    need(not buffer.layout.swizzle or buffer.shape[0] // parts % 8 == 0, "tma_store: a part is whole periods of the swizzle",
-         "rows in multiples of 8", buffer.shape[0] // parts)
-    wrong = refusal(types[0], op["index"], buffer, parts)
+    rows, cols = part_shape(buffer, parts, across)
+    need(buffer.shape == ((rows, cols * parts) if across else (rows * parts, cols)) and cols % buffer.layout.panel == 0,
+         "tma_store: equal parts of the rows, or of the panels", buffer.shape, parts)
+    need(not buffer.layout.swizzle or rows % 8 == 0, "tma_store: a part is whole periods of the swizzle", "rows in multiples of 8", rows)
+    wrong = refusal(types[0], op["index"], buffer, rows)
     need(wrong is None, f"tma_store: {wrong[0]}" if wrong else "", *(wrong or ("", ""))[1:])
 
 
 define("tma_store", "machine", """`tma_store T, scalars..., buffer`: one thread of each of `parts` equal parts of the role's warps starts
-       the copy of as large a part of a staged tile's rows to a rectangle of a tensor (cp.async.bulk.tensor, one per panel). Positions
+       the copy of as large a part of a staged tile's rows, with `across` of its columns, to a rectangle of a tensor (cp.async.bulk.tensor,
+       one per panel). Positions
        outside the tensor are left out, guarded or not. reduce="add" adds atomically. It belongs to the group that the thread's
        next `bulk_commit` closes.""", _effect_only, effect="write", check=_check_tma_store, phases="selected synced",
-       index=INDEX, guard=GUARD, parts=whole(1, 32), reduce=one_of("add").maybe)
+       index=INDEX, guard=GUARD, parts=whole(1, 32), across=FLAG.maybe, reduce=one_of("add").maybe)
 define("bulk_commit", "machine", "Close this thread's group of bulk stores (an empty group counts).", _no_operands, effect="write",
        phases="selected synced")
 define("bulk_wait", "machine", """Wait until at most n of this thread's groups of bulk stores are under way; with read=true only until all

@@ -84,9 +84,10 @@ def _mask(area: tuple, shape: tuple[int, ...], warps: int) -> np.ndarray:
     if area == WHOLE:
         out[:] = True
         return out
-    if area[0] == "parts":  # the first warp of each part, for the engine that reads the part's rows
+    if area[0] == "parts":  # the first warp of each part, for the engine that reads the part's rows or columns
         for n in range(area[1]):
-            out[n * warps // area[1], n * rows // area[1]:(n + 1) * rows // area[1]] = True
+            part = np.moveaxis(out[n * warps // area[1]], area[2], 0)
+            part[n * len(part) // area[1]:(n + 1) * len(part) // area[1]] = True
         return out
     layout, tile, transposed, along, row, col = area
     for w in range(warps):

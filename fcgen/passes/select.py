@@ -17,7 +17,7 @@ from ..ir.layout import Factor, OpaqueLayout, RegLayout, SmemLayout, mma_a, mma_
 from ..ir.schedule import Schedule
 from ..ir.target import Target
 from ..ir.types import Buffer, Frag, Pending, Scalar, f32, i32
-from .stores import INSTEAD, check_alone, check_bulk, staging
+from .stores import INSTEAD, check_alone, check_bulk, staging, stored_blocks
 
 def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
     if schedule.epilogue == "tma":
@@ -80,22 +80,28 @@ class _Selector:
         frag = op.operands[1]
         s = staging(op, self.warps, self.target)
         check_bulk(op, self.kernel, self.defs, INSTEAD)
-        buffer, zero = Value(s.buffer, f"{op.operands[0].name.lower()}_tile"), _int(0, b)
+        buffer = Value(s.buffer, f"{op.operands[0].name.lower()}_tile")
         self.buffers.append(buffer)
-        if s.blocks:
-            b.do("stmatrix", frag, buffer, zero, zero, trans=s.blocks == "columns")
-        else:
-            b.do("st_shared", frag, buffer, zero, zero)
-        b.do("tma_store", op.operands[0], *op.operands[2:], buffer, parts=s.parts, **{k: a for k, a in op.attrs.items() if k != "vec"})
+        self.put(frag, buffer, b)
+        across = {"across": True} if s.across else {}
+        b.do("tma_store", op.operands[0], *op.operands[2:], buffer, parts=s.parts, **across,
+             **{k: a for k, a in op.attrs.items() if k != "vec"})
         b.do("bulk_commit")
 
     def on_stage(self, op: Op, b: Builder, env: Env) -> None:
         buffer = Value(op.result.type, op.result.name)
         self.buffers.append(buffer)
-        frag, zero = op.operands[0], _int(0, b)
-        opaque = isinstance(frag.type.layout, OpaqueLayout)
-        b.do("wmma_store" if opaque else "st_shared", frag, buffer, zero, zero)
+        self.put(op.operands[0], buffer, b)
         env[op.result] = buffer
+
+    def put(self, frag: Value, buffer: Value, b: Builder) -> None:
+        layout, zero = frag.type.layout, _int(0, b)
+        if isinstance(layout, OpaqueLayout):
+            b.do("wmma_store", frag, buffer, zero, zero)
+        elif blocks := stored_blocks(layout, buffer.type, self.warps, self.target):
+            b.do("stmatrix", frag, buffer, zero, zero, trans=blocks == "columns")
+        else:
+            b.do("st_shared", frag, buffer, zero, zero)
 
     def on_unstage(self, op: Op, b: Builder, env: Env) -> None:
         t, zero = op.result.type, _int(0, b)

@@ -23,12 +23,12 @@ INSTEAD = 'Schedule(epilogue="quad") or epilogue="smem"'
 
 @dataclass(frozen=True)
 class Staging:
-    """buffer: the staged tile. parts: into how many parts the warps divide so that each stages rows of its own. blocks: how its registers
-    are 8 x 8 blocks (`matrix_blocks`), where they are and the target stores
-    such."""
+    """buffer: the staged tile. parts: into how many parts the warps divide so that each stages rows of its own, or columns (across).
+    blocks: how its registers are 8 x 8 blocks (`matrix_blocks`), where they are and the target stores such."""
 
     buffer: Buffer
     parts: int
+    across: bool
     blocks: str | None
 
 
@@ -41,15 +41,24 @@ def staging(op: Op, warps: int, target: Target) -> Staging:
                       got=f'epilogue="tma" on {target.arch}', hint=INSTEAD)
     layout = frag.layout
     assert isinstance(layout, RegLayout)
-    buffer = Buffer(frag.dtype, frag.shape, native_smem(frag.shape[1], frag.dtype.bytes))
-    parts = next(n for n in (warps // GROUP, 1) if n <= 1 or _own_rows(layout, warps, n)) or 1
-    wrong = refusal(tensor.type, op["index"], buffer, parts)
+    groups = max(1, warps // GROUP)
+    axis = next((n for n in (0, 1) if groups > 1 and _own(layout, n, warps, groups)), None)
+    parts, across = 1 if axis is None else groups, axis == 1
+    rows, cols = frag.shape
+    buffer = Buffer(frag.dtype, frag.shape, native_smem(cols // parts if across else cols, frag.dtype.bytes))
+    wrong = refusal(tensor.type, op["index"], buffer, rows if across else rows // parts)
     if wrong is not None:
         rule, expected, got = wrong
         raise FcError("compile/unsupported", f"a bulk store of {tensor.name} takes {rule}", expected=expected, got=got, loc=op.loc,
                       hint=INSTEAD)
-    blocks = matrix_blocks(layout, warps) if frag.dtype.bits == 16 and "stmatrix_x1" in target.instrs else None
-    return Staging(buffer, parts, blocks)
+    blocks = stored_blocks(layout, buffer, warps, target)
+    return Staging(buffer, parts, across, blocks)
+
+
+def stored_blocks(layout: RegLayout, buffer: Buffer, warps: int, target: Target) -> str | None:
+    """How a fragment goes to shared memory by matrix stores (`matrix_blocks`), if it can."""
+    fits = buffer.dtype.bits == 16 and "stmatrix_x1" in target.instrs and buffer.layout.row_bytes(2) % 16 == 0
+    return matrix_blocks(layout, warps) if fits else None
 
 
 def check_bulk(op: Op, kernel: Kernel, defs: Mapping[Value, Op], instead: str) -> None:
@@ -70,13 +79,14 @@ def check_bulk(op: Op, kernel: Kernel, defs: Mapping[Value, Op], instead: str) -
                       expected=f"pointer and strides in multiples of {WIDEST} bytes", got=have[name].words, hint=instead)
 
 
-def _own_rows(layout: RegLayout, warps: int, parts: int) -> bool:
-    """Whether the tile's n-th part of rows is what the n-th part of the warps holds, in whole periods of any swizzle."""
-    rows = layout.shape[0] // parts
-    if layout.shape[0] % (8 * parts) or warps % parts:
+def _own(layout: RegLayout, axis: int, warps: int, parts: int) -> bool:
+    """Whether the tile's n-th part of rows, or columns, is what the n-th part of the warps holds: in whole periods of any swizzle, or whole
+    panels of one."""
+    each = layout.shape[axis] // parts
+    if layout.shape[axis] % ((8, 16)[axis] * parts) or warps % parts:
         return False
-    row = layout.coords(warps)[..., 0].reshape(parts, -1)
-    return bool((row // rows == np.arange(parts)[:, None]).all())
+    at = layout.coords(warps)[..., axis].reshape(parts, -1)
+    return bool((at // each == np.arange(parts)[:, None]).all())
 
 
 def check_alone(kernel: Kernel) -> None:
