@@ -1,8 +1,8 @@
 """Attention backward in one kernel: five products per pair of tiles, each over warps of its own.
 
 A program keeps the keys' gradients in registers and adds its share of dQ to memory. S and dP are made as their transposes, so that P^T and
-dS^T are left operands as they are; dQ reads dS from shared memory, where it is staged once. LSE2 is the log-sum-exp in powers of two, Delta the
-row sums of O * dO; both follow from the forward pass.
+dS^T are left operands as they are; dQ reads dS from shared memory, where it is staged once. LSE2 is the log-sum-exp in powers of two, Delta
+the row sums of O * dO; both follow from the forward pass.
 """
 
 import numpy as np

@@ -116,7 +116,8 @@ def _wgmma(em: Emitter, op: Op) -> None:
     k, m = (X("k") if depth > 1 else ZERO), (X("m") if tall > 1 else ZERO)
     d = add(X(f"&{name}[0]") if tall > 1 else X(name), mul(m, cols // 2)) if tall > 1 else X(name)
     here = _here(em) if depth > STEPS else ZERO
-    right = add(add(_descriptor(em, b, not op["tb"], _part(em, across, down, _column_step(b.type, cols, not op["tb"]))), here), em.form(b_at // 16, k, f"{em.ring_name[b]}_step"))
+    start = _descriptor(em, b, not op["tb"], _part(em, across, down, _column_step(b.type, cols, not op["tb"])))
+    right = add(add(start, here), em.form(b_at // 16, k, f"{em.ring_name[b]}_step"))
     calls = [(fn, d, right)]
     if op.get("ones"):
         step = int(b_at[1] // 16) if depth > 1 else 0

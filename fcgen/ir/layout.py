@@ -330,8 +330,8 @@ def mma_run(cols: int) -> int:
 
 
 def mma_c(rows: int, cols: int, warps: tuple[int, int] = (4, 1)) -> RegLayout:
-    """Accumulator of `mma.m16n8k16` tiled over rows x cols (PTX ISA, 'Matrix Fragments for mma.m16n8k16', C/D), over a grid of warps: warp w
-    has rows w mod wm and columns w div wm, `mma_run` of them at a time. Warps past wm * wn hold copies."""
+    """Accumulator of `mma.m16n8k16` tiled over rows x cols (PTX ISA, 'Matrix Fragments for mma.m16n8k16', C/D), over a grid of warps: warp
+    w has rows w mod wm and columns w div wm, `mma_run` of them at a time. Warps past wm * wn hold copies."""
     wm, wn = warps
     m, n, run = rows // wm // 16, cols // wn // 8, mma_run(cols // wn) // 8
     return RegLayout((
@@ -359,8 +359,10 @@ def wgmma_c(rows: int, cols: int, down: int, across: int = 1) -> RegLayout:
         (Factor("w", across, 4 * down), Factor("r", n, 4), Factor("l", 4, 1), Factor("r", 2, 1))))
 
 
-def warp_grid(layout: RegLayout) -> tuple[int, int]:
+def warp_grid(layout: RegLayout | OpaqueLayout) -> tuple[int, int]:
     """Into how many parts warps divide the rows and the columns of a tile."""
+    if isinstance(layout, OpaqueLayout):
+        return layout.warps_m, layout.warps_n
     down, across = (prod(f.size for f in a if f.unit == "w") for a in layout.axes)
     return down, across
 

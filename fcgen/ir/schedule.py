@@ -39,8 +39,8 @@ class Schedule:
     target or the other fields do not have, are errors when it is lowered; turning off what is not there is none.
 
     tiles: BLOCK name -> size. warps: warps per block, laid along the rows of dot results, and along their columns where rows are too few.
-    grid: dot -> (rows, columns) of warps, with wgmma of warpgroups, that its result is spread over; where they are fewer than there are, the
-    others hold copies. math: instruction family of the dots,
+    grid: dot -> (rows, columns) of warps, with wgmma of warpgroups, that its result is spread over; where they are fewer than there are,
+    the others hold copies. math: instruction family of the dots,
     one for all or per dot (by the name of the value that it makes): "mma" (mma.sync + ldmatrix), "wmma" (wmma API, opaque
     fragments), "fma" (plain multiply-adds). copy: how tiles reach shared memory: "cp_async" (16 bytes, asynchronous), "vector"
     (16-byte loads through registers), "scalar" (one element at a time). stages: slots of each shared-memory ring inside loops; 1

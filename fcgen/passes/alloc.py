@@ -3,8 +3,8 @@
 In: selected machine IR. Out: the same with `smem_offsets` and `smem_bytes`. Buffers that are in use at the same time never overlap. A
 buffer is in use from its first to its last access, counted in the ops of the innermost block that holds them all: a tile staged and
 read within one iteration is in use for that part of the iteration only, one that lives across iterations for the whole loop. Buffers
-whose uses are apart share bytes; `sync` comes after this pass and orders them. What a bulk store reads shares none, since it reads as late as
-it likes and others would wait for it. Where the block does not fit then, it shares with what other bulk stores read, else with all.
+whose uses are apart share bytes; `sync` comes after this pass and orders them. What a bulk store reads shares none, since it reads as late
+as it likes and others would wait for it. Where the block does not fit then, it shares with what other bulk stores read, else with all.
 """
 
 from __future__ import annotations

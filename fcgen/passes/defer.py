@@ -24,7 +24,6 @@ from ..ir.schedule import Schedule
 from ..ir.target import Target
 from ..ir.types import Frag, f32, i32
 
-
 COMBINES = ("combine", "combine_across")
 
 

@@ -19,6 +19,7 @@ from ..ir.target import Target
 from ..ir.types import Buffer, Frag, Pending, Scalar, f32, i32
 from .stores import INSTEAD, check_alone, check_bulk, staging, stored_blocks
 
+
 def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
     if schedule.epilogue == "tma":
         check_alone(kernel)
@@ -83,7 +84,7 @@ class _Selector:
         buffer = Value(s.buffer, f"{op.operands[0].name.lower()}_tile")
         self.buffers.append(buffer)
         self.put(frag, buffer, b)
-        across = {"across": True} if s.across else {}
+        across: dict[str, Any] = {"across": True} if s.across else {}
         b.do("tma_store", op.operands[0], *op.operands[2:], buffer, parts=s.parts, **across,
              **{k: a for k, a in op.attrs.items() if k != "vec"})
         b.do("bulk_commit")
@@ -228,7 +229,7 @@ class _Selector:
 
     def wmma(self, op: Op, b: Builder) -> Value:
         a, right, acc = op.operands
-        (rows, cols), grid = acc.type.shape, (acc.type.layout.warps_m, acc.type.layout.warps_n)
+        (rows, cols), grid = acc.type.shape, warp_grid(acc.type.layout)
         depth = a.type.shape[0 if op["ta"] else 1]
 
         def at_depth(k: Value, acc: Value, b: Builder) -> Value:
