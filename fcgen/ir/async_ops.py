@@ -112,9 +112,9 @@ def share(t: Buffer, blocks: int) -> tuple[int, int] | None:
 
 
 define("tma_load", "machine", """`tma_load T, scalars..., slot, bars, cursor`: one thread starts the copy of a rectangle of a tensor into a
-       slot (cp.async.bulk.tensor, one per panel of the slot, or `boxes` of each); positions outside the tensor become zero. The bytes of the
-       whole slot count towards the cursor's barrier when they have landed. With `multicast`, the op of this block copies only its part (`share`)
-       of the tile, to the slot and barrier of the same place in every block of the cluster.""", _effect_only, effect="write",
+       slot (cp.async.bulk.tensor, one per panel of the slot, or `boxes` of each); positions outside the tensor become zero. The bytes of
+       the whole slot count towards the cursor's barrier when they have landed. With `multicast`, the op of this block copies only its part
+       (`share`) of the tile, to the slot and barrier of the same place in every block of the cluster.""", _effect_only, effect="write",
        check=_check_tma_load, phases="pipelined synced", index=INDEX, guard=GUARD, hint=one_of("evict_first", "evict_last").maybe,
        multicast=whole(1, MOST_BLOCKS).maybe)
 define("cluster_sync", "machine", """Wait until all warps of all blocks of the cluster have come here, but for roles that have ended

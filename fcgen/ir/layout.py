@@ -369,13 +369,13 @@ def warp_grid(layout: RegLayout | OpaqueLayout) -> tuple[int, int]:
 
 def quad_rows(layout: RegLayout) -> RegLayout | None:
     """An accumulator's layout after the four lanes of a quad have swapped pairs of columns so that each holds eight in a row; None for
-    other layouts, or where the columns are not whole runs of 32."""
+    other layouts, or where a warp's columns are not whole runs of 32."""
     *down, across = layout.axes
-    n = layout.shape[-1] // 8
-    if len(down) != 1 or across != _normal((Factor("r", n, 4), Factor("l", 4, 1), Factor("r", 2, 1))) or n % 4:
+    above, n = across[:-3], across[-3].size if len(across) > 2 else 0
+    if len(down) != 1 or across[-3:] != (Factor("r", n, 4), Factor("l", 4, 1), Factor("r", 2, 1)) or n % 4:
         return None
     rows = [Factor(f.unit, f.size, {2: 8}.get(f.stride, f.stride)) if f.unit == "r" and f.stride < 4 else f for f in down[0]]
-    return RegLayout((tuple(rows), (Factor("r", n // 4, 16), Factor("l", 4, 1), Factor("r", 8, 1))))
+    return RegLayout((tuple(rows), (*above, Factor("r", n // 4, 16), Factor("l", 4, 1), Factor("r", 8, 1))))
 
 
 def matrix_blocks(layout: RegLayout, warps: int) -> str | None:

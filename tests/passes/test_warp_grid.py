@@ -1,12 +1,17 @@
 # mypy: disable-error-code="name-defined, valid-type, syntax"
 """Dots over a grid of warps, rows times columns: right in the simulator for every instruction family, orientation and grid."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 import fcgen as fc
-from fcgen.ir.core import walk_kernel
+from fcgen.ir.core import walk, walk_kernel
 from fcgen.ir.layout import warp_grid
+from fcgen.ir.text import parse_kernel, print_kernel
+from fcgen.kernels.attention import attention
+from fcgen.passes import PIPELINE
 
 
 @fc.kernel
@@ -25,6 +30,15 @@ def product_of_transposed(A: "T[K, M]", B: "T[N, K]", C: "out f32[M, N]"):
     for depth in fc.loop(fc.tile(A.K, "BLOCK_K")):
         acc <<= acc + fc.dot(fc.load(A[depth, rows]).T, fc.load(B[cols, depth]).T)
     fc.store(C[rows, cols], acc)
+
+
+@fc.kernel
+def halves(A: "T[M, K]", B: "T[N, K]", C: "out T[M, N]"):
+    rows, cols = fc.grid(fc.tile(A.M, "BLOCK_M"), fc.tile(B.N, "BLOCK_N"))
+    acc = fc.var(fc.zeros(rows, cols))
+    for depth in fc.loop(fc.tile(A.K, "BLOCK_K")):
+        acc <<= acc + fc.dot(fc.load(A[rows, depth]), fc.load(B[cols, depth]).T)
+    fc.store(C[rows, cols], acc.to(C.dtype))
 
 
 def schedule(m, n, k, warps, math, grid=None, **more):
@@ -92,3 +106,56 @@ def test_reductions_over_what_warps_share(m, n, warps, math, grid):
     assert np.abs(got["S"] - np.concatenate(parts, axis=1).sum(axis=0)).max() < 1e-1
     assert np.abs(got["L"] - sum(x.sum(axis=1) for x in parts)).max() < 1e-1
     assert not p.resources.spills
+
+
+@pytest.mark.parametrize("math, warps, grid, words", [
+    ("mma", 4, {"s": (1, 2)}, "Schedule.grid names s, and no dot is called so"),
+    ("mma", 4, {"acc": (3, 1)}, "not spread over so many warps"),
+    ("wgmma", 8, {"acc": (4, 2)}, "not spread over so many warpgroups"),
+    ("wmma", 4, {"acc": (1, 2)}, "not spread over so many warps"),
+    ("fma", 4, {"acc": (1, 4)}, "has no effect"),
+    ("mma", 8, {"acc": (8, 1)}, "does not divide into mma instructions"),
+    ("wgmma", 8, {"acc": (2, 1)}, "does not divide into wgmma instructions"),
+    ("mma", 4, {"acc": (0, 1)}, "spreads a dot's result"), ("mma", 4, {"acc": 2}, "spreads a dot's result"),
+    ("mma", 4, (1, 2), "has a value for each name"),
+])
+def test_a_grid_that_cannot_be_is_refused(math, warps, grid, words):
+    with pytest.raises(fc.FcError, match=words):
+        s = fc.Schedule(tiles={"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 32}, warps=warps, math=math, grid=grid,
+                        copy="tma" if math == "wgmma" else "cp_async", epilogue="direct")
+        product.compile(target="sm_90a" if math == "wgmma" else "sm_89", schedule=s, T=fc.f16).machine  # noqa: B018
+
+
+def test_a_grid_prints_and_parses():
+    s = schedule(64, 64, 32, 8, "wgmma", (1, 2))
+    assert "grid={acc: 1x2}" in str(s) and fc.Schedule.parse(str(s)) == s == fc.Schedule(**{**vars(s), "grid": {"acc": "1x2"}})
+    p = product.compile(target="sm_90a", schedule=s, T=fc.f16)
+    bound = PIPELINE[0].run(p.tile, s, p.target)
+    text = print_kernel(bound)
+    assert "grid = (1, 2)" in text and print_kernel(parse_kernel(text)) == text
+
+
+def test_warpgroups_that_share_rows_walk_their_loops_together():
+    """Which tiles a warpgroup may leave out is a question of its rows: where columns are split, all walk the tiles of all rows."""
+    own = lambda s: any(o.kind == "row_part" for o in walk_kernel(
+        attention.compile(target="sm_90a", schedule=s, T=fc.f16, D=32, E=32, mask="causal_top_left", sums="rounded").machine))
+    tiles = {"BLOCK_M": 128, "BLOCK_N": 32}
+    s = fc.Schedule(tiles=tiles, warps=8, math="wgmma", copy="tma", epilogue="quad")
+    assert own(s) and not own(replace(s, grid=(("acc", (1, 2)), ("s", (1, 2)))))
+
+
+def test_a_sum_that_warps_share_is_combined_once_after_its_loop():
+    s = fc.Schedule(tiles={"BLOCK_M": 64, "BLOCK_N": 64}, warps=8, math="wgmma", copy="tma", grid={"x": (1, 2)})
+    p = normalised.compile(target="sm_90a", schedule=s, T=fc.f16, K=32)
+    inside = {id(o) for f in walk_kernel(p.machine) if f.kind == "for" for r in f.regions for o in walk(r)}
+    apart = [o for o in walk_kernel(p.machine) if o.kind == "apart"]
+    assert [id(o) in inside for o in apart if o.operands[0].type.partial == "sum" and o.result.type.shape == (2, 64)] == [False]
+    assert {id(o) in inside for o in apart if o.operands[0].type.partial == "max"} == {True}
+
+
+def test_quads_swap_columns_within_what_their_warp_has():
+    s = schedule(64, 128, 32, 8, "wgmma", (1, 2), epilogue="quad")
+    p = halves.compile(target="sm_90a", schedule=s, T=fc.f16)
+    a, b = (np.random.default_rng(0).standard_normal((n, 64)).astype(np.float16) for n in (70, 136))
+    assert np.abs(p.simulate(A=a, B=b)["C"] - a.astype(float) @ b.astype(float).T).max() < 5e-2
+    assert [o.kind for o in walk_kernel(p.machine)].count("quad_transpose") == 1 and not p.resources.spills
