@@ -119,11 +119,12 @@ def interpret_into(built: Any, arguments: Mapping[str, Any]) -> None:
 
     arguments = {name: _tensor(x) for name, x in arguments.items()}
 
+    from fcgen.ir.sizes import is_made
     from fcgen.sim.tile import interpret
 
     kernel = _tile(built.tile_text)
     wide = lambda x: (x.float() if x.dtype == torch.bfloat16 else x).detach().numpy().copy() if isinstance(x, torch.Tensor) else x
-    given = {p.name: wide(arguments[p.name]) for p in kernel.params if "out" not in kernel.flags.get(p.name, ())}
+    given = {p.name: wide(arguments[p.name]) for p in kernel.params if not is_made(kernel, p.name)}
     with np.errstate(all="ignore"):
         for name, value in interpret(kernel, given).items():
             target = arguments[name]
