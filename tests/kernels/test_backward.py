@@ -89,15 +89,21 @@ CASES = {
 }
 
 
+def case(name, by_columns, target, sizes):
+    """(program, arguments, gradients)."""
+    which, d, schedule, _ = CASES[name]
+    spec = {"by_rows": by_rows, "turned": turned}.get(which, by_columns.backward)
+    p = spec.compile(target=target, schedule=schedule, T=fc.f16, D=d)
+    given = by_columns.inputs(np.random.default_rng(d), m=sizes[0], n=sizes[1], d=d)
+    args = {k: x.astype(np.float16 if k in ("Q", "K", "V", "dO") else np.float32) if k != "scale" else x for k, x in given.items()}
+    return p, args, by_columns.reference(**{k: np.asarray(x, np.float64) for k, x in args.items()})
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_five_products_in_a_loop(name, by_columns):
-    which, d, schedule, grids = CASES[name]
-    spec = {"by_rows": by_rows, "turned": turned}.get(which, by_columns.backward)
-    wgmma = schedule.math == "wgmma"
-    p = spec.compile(target="sm_90a" if wgmma else "sm_89", schedule=schedule, T=fc.f16, D=d)
-    given = by_columns.inputs(np.random.default_rng(d), m=2 * dict(schedule.tiles)["BLOCK_M"] + 9, n=dict(schedule.tiles)["BLOCK_N"] + 7, d=d)
-    args = {k: x.astype(np.float16 if k in ("Q", "K", "V", "dO") else np.float32) if k != "scale" else x for k, x in given.items()}
-    want = by_columns.reference(**{k: np.asarray(x, np.float64) for k, x in args.items()})
+    _, _, schedule, grids = CASES[name]
+    m, n = dict(schedule.tiles)["BLOCK_M"], dict(schedule.tiles)["BLOCK_N"]
+    p, args, want = case(name, by_columns, "sm_90a" if schedule.math == "wgmma" else "sm_89", (2 * m + 9, n + 7))
     got = p.simulate(**args)
     for out in want:
         assert np.abs(got[out] - want[out]).max() < 3e-3, out

@@ -89,22 +89,30 @@ def normalised(A: "T[M, K]", B: "T[N, K]", C: "out f32[M, N]", S: "inout f32[N]"
     fc.store(L[rows], total)
 
 
-@pytest.mark.parametrize("m, n, warps, math, grid", [(32, 64, 4, "mma", (1, 4)), (64, 32, 8, "mma", (2, 2)), (64, 64, 8, "wgmma", (1, 2)),
-                                                     (64, 32, 8, "wgmma", (1, 1)), (128, 64, 8, "wgmma", (2, 1)),
-                                                     (128, 96, 12, "wgmma", (1, 3))])
-def test_reductions_over_what_warps_share(m, n, warps, math, grid):
-    tma = math == "wgmma"
-    s = fc.Schedule(tiles={"BLOCK_M": m, "BLOCK_N": n}, warps=warps, math=math, grid={"x": grid}, copy="tma" if tma else "cp_async")
-    p = normalised.compile(target="sm_90a" if tma else "sm_89", schedule=s, T=fc.f16, K=32)
+SHARED = [(32, 64, 4, "mma", (1, 4)), (64, 32, 8, "mma", (2, 2)), (64, 64, 8, "wgmma", (1, 2)), (64, 32, 8, "wgmma", (1, 1)),
+          (128, 64, 8, "wgmma", (2, 1)), (128, 96, 12, "wgmma", (1, 3))]
+
+
+def shared_case(m, n, warps, math, grid, target):
+    """(program, arguments, output -> (what it should be, how exactly))."""
+    s = fc.Schedule(tiles={"BLOCK_M": m, "BLOCK_N": n}, warps=warps, math=math, grid={"x": grid}, copy="tma" if math == "wgmma" else "cp_async")
+    p = normalised.compile(target=target(s), schedule=s, T=fc.f16, K=32)
     rng = np.random.default_rng(m)
     a, b = (rng.standard_normal(s).astype(np.float16) for s in ((m - 3, 32), (2 * n + 8, 32)))
-    got = p.simulate(A=a, B=b, S=np.zeros(len(b), np.float32))
-    want = a.astype(float) @ b.astype(float).T
-    parts = [want[:, i:i + n] for i in range(0, len(b), n)]
+    x = a.astype(float) @ b.astype(float).T
+    parts = [x[:, i:i + n] for i in range(0, len(b), n)]
     parts = [np.exp(x - x.max(axis=1, keepdims=True)) for x in parts]
-    assert np.abs(got["C"] - np.concatenate(parts, axis=1)).max() < 1e-2
-    assert np.abs(got["S"] - np.concatenate(parts, axis=1).sum(axis=0)).max() < 1e-1
-    assert np.abs(got["L"] - sum(x.sum(axis=1) for x in parts)).max() < 1e-1
+    whole = np.concatenate(parts, axis=1)
+    want = {"C": (whole, 1e-2), "S": (whole.sum(axis=0), 1e-1), "L": (sum(x.sum(axis=1) for x in parts), 1e-1)}
+    return p, {"A": a, "B": b, "S": np.zeros(len(b), np.float32)}, want
+
+
+@pytest.mark.parametrize("m, n, warps, math, grid", SHARED)
+def test_reductions_over_what_warps_share(m, n, warps, math, grid):
+    p, args, want = shared_case(m, n, warps, math, grid, lambda s: "sm_90a" if s.copy == "tma" else "sm_89")
+    got = p.simulate(**args)
+    for name, (value, limit) in want.items():
+        assert np.abs(got[name] - value).max() < limit, name
     assert not p.resources.spills
 
 
