@@ -85,7 +85,7 @@ SPECS: dict[str, Spec] = {
                       {"math": ({"s": "wmma", "acc": "fma"}, {"s": "mma", "acc": "wgmma"}, {"s": "fma"}),
                        "stages": ({"k": 3}, {"q": 2, "k": 1}),
                        "late": ("acc", "s"), "ones": ("acc",), "regs_a": ("s",), "from_end": ("rows",),
-                       "cluster": ({"rows": 2}, {"h": 2}), "grid": ({"acc": (1, 2)}, {"s": (1, 1)}, {"s": (2, 2), "acc": (1, 4)})},
+                       "cluster": ({"rows": 2}, {"h": 2}), "grid": ({"acc": (1, 2)}, {"s": (1, 2)}, {"s": (2, 2), "acc": (1, 4)})},
                       {"B": 1, "H": 2, "G": 1, "M": 70, "N": 100}),
     "product": Spec(product, {"T": fc.f16}, tuple({"BM": m, "BN": n, "BK": k} for m, n, k in ((64, 64, 32), (64, 32, 16), (32, 24, 16))),
                     {"math": ({"acc": "fma"}, {"acc": "wmma"}), "stages": ({"a": 3}, {"b": 1}), "late": ("acc",), "ones": ("acc",),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from math import prod
+from math import gcd, prod
 
 import numpy as np
 
@@ -312,8 +312,15 @@ class SmemLayout:
         return "\n".join(out)
 
 
-def native_smem(cols: int, size: int) -> SmemLayout:
-    """The conflict-free swizzled layout for rows of `cols` elements: the widest panel of 128, 64 or 32 bytes that fits."""
+def native_smem(cols: int, size: int, *holders: RegLayout) -> SmemLayout:
+    """The conflict-free swizzled layout for rows of `cols` elements: the widest panel of 128, 64 or 32 bytes that fits. holders: whose
+    warps' columns are whole panels, or whole fractions of one, so that an element's place is a sum of its warp's, lane's and register's."""
+    runs = [n for h in holders for f, n in h.weights(-1) if f.unit == "w"]
+    wide = _widest_panel(cols, size)
+    return _widest_panel(gcd(cols, *runs), size) if any(n % wide.panel and wide.panel % n for n in runs) else wide
+
+
+def _widest_panel(cols: int, size: int) -> SmemLayout:
     for span in (128, 64, 32):
         if cols * size % span == 0:
             return SmemLayout(span // size, 0, span)

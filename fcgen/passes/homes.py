@@ -15,7 +15,7 @@ from ..errors import FcError
 from ..ir.alignment import Access, allowed
 from ..ir.core import Block, Kernel, Op, Value, definitions, uses, walk
 from ..ir.elementwise import FNS
-from ..ir.layout import OpaqueLayout, RegLayout, mma_a, mma_c, rowwise, wgmma_c
+from ..ir.layout import OpaqueLayout, RegLayout, mma_a, mma_c, mma_run, rowwise, wgmma_c
 from ..ir.schedule import Schedule
 from ..ir.target import Target
 from ..ir.types import Scalar, Tile
@@ -72,13 +72,15 @@ class Homes:
         return wgmma_c(rows, self.inner(op), down) if op["math"] == "wgmma" else mma_a(rows, self.inner(op), (down, 1))
 
     def columns(self, v: Value, flipped: bool = False) -> int:
-        """In runs of how many columns warpgroups read a shared tile as it is stored; 0 where none does."""
+        """In runs of how many columns warps, or warpgroups, read a shared tile as it is stored; 0 where they read all of them."""
         out = 0
         for u in self.uses.get(v, ()):
             if u.kind == "transpose":
                 out = gcd(out, self.columns(u.result, not flipped))
-            elif u.kind == "dot" and u["math"] == "wgmma" and u.operands[1] is v and not flipped:
-                out = gcd(out, v.type.shape[1] // self.grid(u)[1])
+            elif u.kind == "dot" and u["math"] in ("mma", "wgmma") and u.operands[1] is v and not flipped:
+                across = self.grid(u)[1]
+                run = v.type.shape[1] // across
+                out = gcd(out, run if u["math"] == "wgmma" else mma_run(run) if across > 1 else 0)
         return out
 
     def inner(self, op: Op) -> int:

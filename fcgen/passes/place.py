@@ -35,16 +35,16 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
     return replace(kernel, level="machine", roles=(Role("main", schedule.warps, body),), meta={**kernel.meta, **meta})
 
 
-def buffer_for(dtype: Any, shape: tuple[int, ...], reader: str, run: int = 0) -> Buffer:
+def buffer_for(dtype: Any, shape: tuple[int, ...], reader: str, run: int = 0, *holders: Any) -> Buffer:
     """A shared-memory tile for its main reader: swizzled rows for ldmatrix and 16-byte rows, one padded stride for the WMMA API and
-    for plain loads down columns. Panels divide runs of so many columns."""
+    for plain loads down columns. Panels divide runs of so many columns, and are to the liking of fragments that write and read it."""
     cols = shape[-1]
     if reader == "wmma":
         return Buffer(dtype, shape, SmemLayout(cols, 16 // dtype.bytes))
     if reader == "fma":
         return Buffer(dtype, shape, SmemLayout(cols, 8 if dtype.bits == 16 else 4))
     if dtype.bits == 16 and cols % 16 == 0:
-        return Buffer(dtype, shape, native_smem(run or cols, dtype.bytes))
+        return Buffer(dtype, shape, native_smem(run or cols, dtype.bytes, *holders))
     return Buffer(dtype, shape, SmemLayout(cols, max(1, 16 // dtype.bytes)))
 
 
@@ -209,9 +209,8 @@ class _Placer:
             return b.emit("ne", moved, zero, name=name)
         if isinstance(t, Frag):
             opaque = isinstance(t.layout, OpaqueLayout) or isinstance(home, OpaqueLayout)
-            v = b.emit(
-                "stage", v, type=buffer_for(t.dtype, t.shape, "wmma" if opaque else "plain"), name=f"{name}_tile" if name else "tile"
-            )
+            buffer = buffer_for(t.dtype, t.shape, "wmma") if opaque else buffer_for(t.dtype, t.shape, "plain", 0, t.layout, home)
+            v = b.emit("stage", v, type=buffer, name=f"{name}_tile" if name else "tile")
         return b.emit("unstage", v, type=Frag(t.dtype, t.shape, home), name=name)
 
     # ---- ops -----------------------------------------------------------------------------------------------------
@@ -342,7 +341,8 @@ class _Placer:
                 return scope[key]
         home = self.homes[v] or self.homes.plain(v.type)
         frag = self.want(v, home, b, env)
-        t = buffer_for(v.type.dtype, v.type.shape, family, self.homes.columns(v))
+        held = (frag.type.layout,) if isinstance(frag.type.layout, RegLayout) else ()
+        t = buffer_for(v.type.dtype, v.type.shape, family, self.homes.columns(v), *held)
         out = b.emit("stage", frag, type=t, name=f"{v.name}_tile" if v.name else "tile")
         self.scopes[-1][key] = out
         return out

@@ -45,7 +45,7 @@ def staging(op: Op, warps: int, target: Target) -> Staging:
     axis = next((n for n in (0, 1) if groups > 1 and _own(layout, n, warps, groups)), None)
     parts, across = 1 if axis is None else groups, axis == 1
     rows, cols = frag.shape
-    buffer = Buffer(frag.dtype, frag.shape, native_smem(cols // parts if across else cols, frag.dtype.bytes))
+    buffer = Buffer(frag.dtype, frag.shape, native_smem(cols // parts if across else cols, frag.dtype.bytes, layout))
     wrong = refusal(tensor.type, op["index"], buffer, rows if across else rows // parts)
     if wrong is not None:
         rule, expected, got = wrong

@@ -13,15 +13,12 @@ UNITS = {"mma": (1, 16, 8, 1 << 20), "wmma": (1, 16, 16, 1 << 20), "wgmma": (4, 
 def grid_of(op: Op, schedule: Schedule) -> tuple[int, int]:
     """(rows, columns) of warps, of warpgroups for wgmma: as the schedule says, else all of them, along rows as far as rows go. Raises
     FcError where the tile does not divide."""
+    found = next((g for g in ([op["grid"]] if op.get("grid") else _grids(op, schedule)) if _fits(op, *g)), None)
+    if found is not None:
+        return found
     (rows, cols), family = op.result.type.shape, op["math"]
     size, tall, wide, most = UNITS[family]
-    units, ones = schedule.warps // size, op.get("ones", 0)
-    every = [(units // n, n) for n in range(1, units + 1) if units % n == 0]
-    for down, across in [op["grid"]] if op.get("grid") else every:
-        # a part of a stored right operand is whole panels, of 32 bytes at least; ones stand beside all of it
-        part = 16 if across > 1 and family == "wgmma" else wide
-        if rows % (tall * down) == 0 and cols % (part * across) == 0 and (cols - ones) // across <= most and not (ones and across > 1):
-            return down, across
+    units = schedule.warps // size
     what = "warpgroups" if family == "wgmma" else "warps"
     asked = ", {} x {}".format(*op["grid"]) if op.get("grid") else ""
     raise FcError("compile/schedule", f"the tile of %{op['site']} does not divide into {family} instructions over the {what}",
@@ -29,6 +26,19 @@ def grid_of(op: Op, schedule: Schedule) -> tuple[int, int]:
                   + (f", at most {most} columns" if family == "wgmma" else ""),
                   got=f"{rows} x {cols} over {schedule.warps} warps{asked}", loc=op.loc,
                   hint="change Schedule.tiles, Schedule.warps or Schedule.grid")
+
+
+def _grids(op: Op, schedule: Schedule) -> list[tuple[int, int]]:
+    units = schedule.warps // UNITS[op["math"]][0]
+    return [(units // n, n) for n in range(1, units + 1) if units % n == 0]
+
+
+def _fits(op: Op, down: int, across: int) -> bool:
+    (rows, cols), ones = op.result.type.shape, op.get("ones", 0)
+    _, tall, wide, most = UNITS[op["math"]]
+    # a part of a stored right operand is whole panels, of 32 bytes at least; ones stand beside all of it
+    part = 16 if across > 1 and op["math"] == "wgmma" else wide
+    return rows % (tall * down) == 0 and cols % (part * across) == 0 and (cols - ones) // across <= most and not (ones and across > 1)
 
 
 def along_rows(op: Op, schedule: Schedule) -> bool:

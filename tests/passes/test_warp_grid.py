@@ -167,3 +167,13 @@ def test_quads_swap_columns_within_what_their_warp_has():
     a, b = (np.random.default_rng(0).standard_normal((n, 64)).astype(np.float16) for n in (70, 136))
     assert np.abs(p.simulate(A=a, B=b)["C"] - a.astype(float) @ b.astype(float).T).max() < 5e-2
     assert [o.kind for o in walk_kernel(p.machine)].count("quad_transpose") == 1 and not p.resources.spills
+
+
+@pytest.mark.parametrize("spec", [product, product_of_transposed], ids=["plain", "transposed"])
+@pytest.mark.parametrize("n, epilogue", [(48, "direct"), (48, "smem"), (96, "smem")])
+def test_columns_that_are_no_power_of_two(spec, n, epilogue):
+    """A warp's columns begin inside of what would be a panel: panels are narrower then."""
+    p = spec.compile(target="sm_89", schedule=schedule(32, n, 16, 4, "mma", (2, 2), epilogue=epilogue), T=fc.f16)
+    a, b = (np.random.default_rng(0).standard_normal(s).astype(np.float16) for s in ((40, 48), (48, n + 8)))
+    got = p.simulate(A=np.ascontiguousarray(a.T), B=np.ascontiguousarray(b.T)) if spec is product_of_transposed else p.simulate(A=a, B=b)
+    assert np.abs(got["C"] - a.astype(float) @ b.astype(float)).max() < 1e-2
