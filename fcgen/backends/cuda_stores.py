@@ -18,7 +18,7 @@ from .cuda_text import ZERO, X, add, mul
 
 @emits("stmatrix")
 def _stmatrix(em: Emitter, op: Op) -> None:
-    """Registers 2p, 2p+1 are block p; the lanes' row addresses of 4 blocks go into one instruction."""
+    """Registers 2p, 2p+1 are block p; the lanes' row addresses of 4 blocks go into one instruction, of fewer where not all 4s lie alike."""
     v, buffer, row, col = op.operands
     layout = v.type.layout
     if matrix_blocks(layout, em.kernel.warps) != ("columns" if op["trans"] else "rows"):
@@ -26,7 +26,9 @@ def _stmatrix(em: Emitter, op: Op) -> None:
                       loc=op.loc, hint="the .trans form is for fragments whose pairs run down the stored columns")
     rows, cols = stored_positions(em, op, v)
     blocks = layout.regs // 2
-    count = next(n for n in (4, 2, 1) if blocks % n == 0)
+    corners = np.stack([rows[0, 0, ::2], cols[0, 0, ::2]])
+    alike = lambda n: not np.diff(corners.reshape(2, -1, n) - corners.reshape(2, -1, n)[:, :, :1], axis=1).any()
+    count = next(n for n in (4, 2, 1) if blocks % n == 0 and alike(n))
     which = np.arange(LANES) // 8 % count
     lr, lc = (x[:, 0, ::2].reshape(-1, blocks // count, count)[:, :, which].transpose(0, 2, 1) for x in (rows, cols))
     em.comment([op.loc])

@@ -177,3 +177,12 @@ def test_columns_that_are_no_power_of_two(spec, n, epilogue):
     a, b = (np.random.default_rng(0).standard_normal(s).astype(np.float16) for s in ((40, 48), (48, n + 8)))
     got = p.simulate(A=np.ascontiguousarray(a.T), B=np.ascontiguousarray(b.T)) if spec is product_of_transposed else p.simulate(A=a, B=b)
     assert np.abs(got["C"] - a.astype(float) @ b.astype(float)).max() < 1e-2
+
+
+def test_blocks_that_no_four_lie_alike_are_stored_in_pairs():
+    s = fc.Schedule(tiles={"BLOCK_M": 64, "BLOCK_N": 48}, grid={"s": (2, 2), "acc": (1, 4)})
+    p = attention.compile(target="sm_90a", schedule=s, T=fc.f16, D=64, E=64, mask="none", sums="rounded")
+    assert "stmatrix_x2(" in p.cuda
+    args = {x: np.random.default_rng(1).standard_normal((1, 1, 70, 64)).astype(np.float16) for x in "QKV"}
+    got, want = p.simulate(**args, scale=0.125), p.interpret(**args, scale=0.125)
+    assert np.abs(got["O"].astype(float) - want["O"]).max() < 2e-3
