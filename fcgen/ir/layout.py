@@ -312,19 +312,21 @@ class SmemLayout:
         return "\n".join(out)
 
 
-def native_smem(cols: int, size: int, *holders: RegLayout) -> SmemLayout:
-    """The conflict-free swizzled layout for rows of `cols` elements: the widest panel of 128, 64 or 32 bytes that fits. holders: whose
+def native_smem(cols: int, size: int, *holders: RegLayout, rows: int = 8) -> SmemLayout:
+    """The conflict-free swizzled layout for rows of `cols` elements: the widest panel of 128, 64 or 32 bytes that fits. Where `rows`, which
+    begin anywhere by themselves, are no whole periods of a swizzle: none, and the widest panel that a bulk copy moves at once. holders: their
     warps' columns are whole panels, or whole fractions of one, so that an element's place is a sum of its warp's, lane's and register's."""
     runs = [n for h in holders for f, n in h.weights(-1) if f.unit == "w"]
-    wide = _widest_panel(cols, size)
-    return _widest_panel(gcd(cols, *runs), size) if any(n % wide.panel and wide.panel % n for n in runs) else wide
+    wide = _widest_panel(cols, size, rows)
+    return _widest_panel(gcd(cols, *runs), size, rows) if any(n % wide.panel and wide.panel % n for n in runs) else wide
 
 
-def _widest_panel(cols: int, size: int) -> SmemLayout:
+def _widest_panel(cols: int, size: int, rows: int) -> SmemLayout:
     for span in (128, 64, 32):
-        if cols * size % span == 0:
+        if cols * size % span == 0 and rows % 8 == 0:
             return SmemLayout(span // size, 0, span)
-    return SmemLayout(cols, 0, 0)
+    wide = [n for n in range(min(cols, 256), 0, -1) if cols % n == 0 and n * size % 16 == 0]
+    return SmemLayout(next(iter(wide), cols), 0, 0)
 
 
 #: Columns that a warp holds of a right operand in fragments at once: 64 columns of 16 rows are 16 registers.

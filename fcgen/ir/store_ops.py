@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from .attrs import FLAG, GUARD, INDEX, one_of, whole
 from .core import Op
-from .machine_ops import _buffer, _effect_only, _frag_of, _no_operands, _positions, _region_fits
+from .machine_ops import _buffer, _effect_only, _frag_of, _in_runs, _no_operands, _positions, _region_fits
+from .memory_map import boxes_problem
 from .ops import define, need
 from .tile_ops import check_index
 from .types import Buffer, Tensor
@@ -39,7 +40,8 @@ def refusal(tensor: Tensor, index: tuple[str, ...], buffer: Buffer, rows: int) -
         return f"rows are multiples of {ROW_BYTES} bytes", f"{ROW_BYTES // buffer.dtype.bytes} elements", buffer.shape[-1]
     if rows > MOST_BOX or buffer.layout.panel > MOST_BOX:
         return f"at most {MOST_BOX} positions along each axis", MOST_BOX, f"{rows} x {buffer.layout.panel}"
-    return None
+    wrong = boxes_problem(buffer, buffer.shape[0] // rows)
+    return (wrong.rule, wrong.expected, wrong.got) if wrong else None
 
 
 def _check_tma_store(op: Op) -> None:
@@ -54,16 +56,14 @@ def _check_tma_store(op: Op) -> None:
     rows, cols = part_shape(buffer, parts, across)
     need(buffer.shape == ((rows, cols * parts) if across else (rows * parts, cols)) and cols % buffer.layout.panel == 0,
          "tma_store: equal parts of the rows, or of the panels", buffer.shape, parts)
-    need(not buffer.layout.swizzle or rows % 8 == 0, "tma_store: a part is whole periods of the swizzle", "rows in multiples of 8", rows)
     wrong = refusal(types[0], op["index"], buffer, rows)
     need(wrong is None, f"tma_store: {wrong[0]}" if wrong else "", *(wrong or ("", ""))[1:])
 
 
 define("tma_store", "machine", """`tma_store T, scalars..., buffer`: one thread of each of `parts` equal parts of the role's warps starts
        the copy of as large a part of a staged tile's rows, with `across` of its columns, to a rectangle of a tensor (cp.async.bulk.tensor,
-       one per panel). Positions
-       outside the tensor are left out, guarded or not. reduce="add" adds atomically. It belongs to the group that the thread's
-       next `bulk_commit` closes.""", _effect_only, effect="write", check=_check_tma_store, phases="selected synced",
+       one per panel). Positions outside the tensor are left out, guarded or not. reduce="add" adds atomically. It belongs to the group that
+       the thread's next `bulk_commit` closes.""", _effect_only, effect="write", check=_check_tma_store, phases="selected synced",
        index=INDEX, guard=GUARD, parts=whole(1, 32), across=FLAG.maybe, reduce=one_of("add").maybe)
 define("bulk_commit", "machine", "Close this thread's group of bulk stores (an empty group counts).", _no_operands, effect="write",
        phases="selected synced")
@@ -78,6 +78,7 @@ def _check_stmatrix(op: Op) -> None:
     _positions([v.type for v in op.operands[2:]], "stmatrix")
     _frag_of(buffer, t, "stmatrix")
     need(t.dtype.bits == 16 and len(t.shape) == 2, "stmatrix moves 2-d tiles of 16-bit elements", "16 bits", t)
+    _in_runs(buffer, ROW_BYTES, "stmatrix")
     need(t.partial is None, "stmatrix: the value is complete", "no partial reduction", t)
     _region_fits(buffer, t, False, "stmatrix")
 
