@@ -8,6 +8,7 @@ threads that wrote and a barrier.
 
 from __future__ import annotations
 
+from .async_ops import MOST_BOX
 from .attrs import FLAG, GUARD, INDEX, one_of, whole
 from .core import Op
 from .machine_ops import _buffer, _effect_only, _frag_of, _in_runs, _no_operands, _positions, _region_fits
@@ -17,7 +18,7 @@ from .tile_ops import check_index
 from .types import Buffer, Tensor
 
 #: what a tensor map can describe: axes, positions of a box along each of them, bytes that a box's rows are multiples of
-MOST_AXES, MOST_BOX, ROW_BYTES = 5, 256, 16
+MOST_AXES, ROW_BYTES = 5, 16
 #: element types of tensor maps
 DTYPES = ("f16", "bf16", "f32", "i32")
 
