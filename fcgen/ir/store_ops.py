@@ -8,6 +8,7 @@ threads that wrote and a barrier.
 
 from __future__ import annotations
 
+from .access import Access
 from .async_ops import MOST_BOX
 from .attrs import FLAG, GUARD, INDEX, one_of, whole
 from .core import Op
@@ -29,20 +30,21 @@ def part_shape(buffer: Buffer, parts: int, across: bool) -> tuple[int, int]:
     return (rows, cols // parts) if across else (rows // parts, cols)
 
 
-def refusal(tensor: Tensor, index: tuple[str, ...], buffer: Buffer, rows: int) -> tuple[str, object, object] | None:
+def refusal(access: Access, buffer: Buffer, rows: int) -> tuple[str, object, object] | None:
     """(rule, expected, got) where no bulk store can move a part of a tile, of so many rows."""
+    tensor = access.tensor
     if tensor.dtype.name not in DTYPES:
         return "an element type that tensor maps have", ", ".join(DTYPES), tensor.dtype
     if not 2 <= len(tensor.dims) <= MOST_AXES:
         return "a tensor of two to five axes", f"2 to {MOST_AXES}", len(tensor.dims)
-    if index[-1] == "at":
-        return "the tile runs along the tensor's last axis", "tile or all", index[-1]
+    if not access.in_rows:
+        return "the tile runs along the tensor's last axis", "a run, or all of it", access.axes[-1].word
     if buffer.layout.panel * buffer.dtype.bytes % ROW_BYTES:
         return f"rows are multiples of {ROW_BYTES} bytes", f"{ROW_BYTES // buffer.dtype.bytes} elements", buffer.shape[-1]
     if rows > MOST_BOX or buffer.layout.panel > MOST_BOX:
         return f"at most {MOST_BOX} positions along each axis", MOST_BOX, f"{rows} x {buffer.layout.panel}"
     wrong = boxes_problem(buffer, buffer.shape[0] // rows)
-    return (wrong.rule, wrong.expected, wrong.got) if wrong else None
+    return (wrong.rule, wrong.expected, wrong.got) if wrong else access.unbounded()
 
 
 def _check_tma_store(op: Op) -> None:
@@ -57,15 +59,15 @@ def _check_tma_store(op: Op) -> None:
     rows, cols = part_shape(buffer, parts, across)
     need(buffer.shape == ((rows, cols * parts) if across else (rows * parts, cols)) and cols % buffer.layout.panel == 0,
          "tma_store: equal parts of the rows, or of the panels", buffer.shape, parts)
-    wrong = refusal(types[0], op["index"], buffer, rows)
+    wrong = refusal(Access.of(op), buffer, rows)
     need(wrong is None, f"tma_store: {wrong[0]}" if wrong else "", *(wrong or ("", ""))[1:])
 
 
 define("tma_store", "machine", """`tma_store T, scalars..., buffer`: one thread of each of `parts` equal parts of the role's warps starts
        the copy of as large a part of a staged tile's rows, with `across` of its columns, to a rectangle of a tensor (cp.async.bulk.tensor,
-       one per panel). Positions outside the tensor are left out, guarded or not. reduce="add" adds atomically. It belongs to the group that
-       the thread's next `bulk_commit` closes.""", _effect_only, effect="write", check=_check_tma_store, phases="selected synced",
-       index=INDEX, guard=GUARD, parts=whole(1, 32), across=FLAG.maybe, reduce=one_of("add").maybe)
+       one per panel). Positions outside the tensor, or past a limit, are left out, guarded or not. reduce="add" adds atomically. It belongs
+       to the group that the thread's next `bulk_commit` closes.""", _effect_only, effect="write", check=_check_tma_store,
+       phases="selected synced", index=INDEX, guard=GUARD, parts=whole(1, 32), across=FLAG.maybe, reduce=one_of("add").maybe)
 define("bulk_commit", "machine", "Close this thread's group of bulk stores (an empty group counts).", _no_operands, effect="write",
        phases="selected synced")
 define("bulk_wait", "machine", """Wait until at most n of this thread's groups of bulk stores are under way; with read=true only until all

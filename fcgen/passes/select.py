@@ -17,7 +17,7 @@ from ..ir.layout import Factor, OpaqueLayout, RegLayout, SmemLayout, mma_a, mma_
 from ..ir.schedule import Schedule
 from ..ir.target import Target
 from ..ir.types import Buffer, Frag, Pending, Scalar, f32, i32
-from .stores import INSTEAD, check_alone, check_bulk, staging, stored_blocks
+from .stores import INSTEAD, check_alone, check_bulk, is_box, staging, stored_blocks
 
 
 def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
@@ -67,7 +67,7 @@ class _Selector:
         env[op.result] = b.emit("ld_global", *op.operands, type=op.result.type, name=op.result.name, **self.access(op))
 
     def on_store(self, op: Op, b: Builder, env: Env) -> None:
-        if self.schedule.epilogue == "tma" and len(op.operands[1].type.shape) == 2:
+        if self.schedule.epilogue == "tma" and is_box(op):
             self.bulk_store(op, b)
             return
         b.do("st_global", *op.operands, **self.access(op))

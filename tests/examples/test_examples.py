@@ -26,6 +26,7 @@ SIZES = {
     "variants": {"h": 2, "n": 100},
     "softmax": {"m": 20, "n": 300},
     "backward": {"m": 50, "n": 70},
+    "ragged_attention": {},
 }
 
 
