@@ -213,7 +213,8 @@ class Program:
         self.launcher(by_name(self.name, names, tensors, named, "stream"), stream)
 
     def run(self, **arguments: Any) -> dict[str, np.ndarray]:
-        """Run on the GPU with NumPy arrays: inputs are copied there, outputs come back (poisoned with NaN before). Uses torch."""
+        """Run on the GPU with NumPy arrays: inputs are copied there, outputs come back (poisoned with NaN before, unless they are inputs
+        too). Uses torch."""
         import torch
 
         from .ir.sizes import output_shape
@@ -230,7 +231,7 @@ class Program:
                 given[p.name] = torch.from_numpy(np.ascontiguousarray(x)).to("cuda", torch_dtypes[p.type.dtype.name])
             elif not isinstance(p.type, Tensor):
                 given[p.name] = inputs[p.name]
-        outs = {}
+        outs = {name: x for name, x in given.items() if self.is_output(name)}
         for p in self._source.params:
             if isinstance(p.type, Tensor) and p.name not in given:
                 shape = output_shape(self._source, p.name, sizes)

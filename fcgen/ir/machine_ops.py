@@ -249,6 +249,29 @@ define("combine", "machine", "Fold a partial reduction over lanes: one butterfly
        _combine, lanes=every(VEC, 5, 1))
 
 
+def _combine_across(types, attrs):
+    t, warps = types[0], attrs["warps"]
+    need(isinstance(t, Frag) and t.partial is not None, "combine_across finishes a partial reduction", "partial", t)
+    need(len(warps.axes) == 1 and all(f.unit == "w" for f in warps.axes[0]), "combine_across: warps of one axis", "warp digits", warps)
+    return (Frag(t.dtype, t.shape, t.layout),)
+
+
+define("combine_across", "machine", """Fold a partial reduction over lanes, and over the warps that share the axis: they are the places of
+       `warps`. Through shared memory (until `select` chooses how), so that all warps come here.""", _combine_across, effect="read",
+       phases="placed pipelined", lanes=every(VEC, 5), warps=LAYOUT)
+
+
+def _check_apart(op: Op) -> None:
+    t, out = op.operands[0].type, op.result.type
+    need(isinstance(t, Frag) and t.partial is not None, "apart takes a partial reduction", "partial", t)
+    need(isinstance(out, Frag) and out.shape[1:] == t.shape and isinstance(out.layout, RegLayout) and out.layout.axes[1:] == t.layout.axes
+         and all(f.unit == "w" for f in out.layout.axes[0]), "apart: the warps' parts are rows in front of what they are parts of", t, out)
+
+
+define("apart", "machine", "The parts of a reduction that warps hold, folded over lanes as `combine` does, as a tile with a row for each.",
+       lambda types, attrs: None, check=_check_apart, phases="selected synced", lanes=every(VEC, 5))
+
+
 def _vote(types, attrs):
     need(types[0].dtype == i1, "vote_any takes i1", "i1", types[0])
     return (Scalar(i1),)

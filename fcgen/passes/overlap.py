@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from ..ir.core import Block, Kernel, Op, Value, free_values, map_bodies, walk
+from ..ir.lifetimes import WRITES
 from ..ir.schedule import Schedule
 from ..ir.target import Target
 from ..ir.types import Buffer
@@ -118,4 +119,4 @@ def _needs(op: Op, f: _Flight) -> bool:
         return True
     if _uses(op, f.results):
         return True
-    return op.kind in ("st_shared", "ld_shared", "barrier") and any(v in f.reads for v in op.operands)
+    return op.kind in {*WRITES, "ld_shared"} and any(v in f.reads for v in op.operands)

@@ -36,16 +36,16 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
     return replace(kernel, level="machine", roles=(Role("main", schedule.warps, body),), meta={**kernel.meta, **meta})
 
 
-def buffer_for(dtype: Any, shape: tuple[int, ...], reader: str) -> Buffer:
+def buffer_for(dtype: Any, shape: tuple[int, ...], reader: str, run: int = 0, *holders: Any) -> Buffer:
     """A shared-memory tile for its main reader: swizzled rows for ldmatrix and 16-byte rows, one padded stride for the WMMA API and
-    for plain loads down columns."""
+    for plain loads down columns. Panels divide runs of so many columns, and are to the liking of fragments that write and read it."""
     cols = shape[-1]
     if reader == "wmma":
         return Buffer(dtype, shape, SmemLayout(cols, 16 // dtype.bytes))
     if reader == "fma":
         return Buffer(dtype, shape, SmemLayout(cols, 8 if dtype.bits == 16 else 4))
     if dtype.bits == 16 and cols % 16 == 0:
-        return Buffer(dtype, shape, native_smem(cols, dtype.bytes))
+        return Buffer(dtype, shape, native_smem(run or cols, dtype.bytes, *holders))
     return Buffer(dtype, shape, SmemLayout(cols, max(1, 16 // dtype.bytes)))
 
 
@@ -210,9 +210,8 @@ class _Placer:
             return b.emit("ne", moved, zero, name=name)
         if isinstance(t, Frag):
             opaque = isinstance(t.layout, OpaqueLayout) or isinstance(home, OpaqueLayout)
-            v = b.emit(
-                "stage", v, type=buffer_for(t.dtype, t.shape, "wmma" if opaque else "plain"), name=f"{name}_tile" if name else "tile"
-            )
+            buffer = buffer_for(t.dtype, t.shape, "wmma") if opaque else buffer_for(t.dtype, t.shape, "plain", 0, t.layout, home)
+            v = b.emit("stage", v, type=buffer, name=f"{name}_tile" if name else "tile")
         return b.emit("unstage", v, type=Frag(t.dtype, t.shape, home), name=name)
 
     # ---- ops -----------------------------------------------------------------------------------------------------
@@ -260,7 +259,9 @@ class _Placer:
     def reduced(self, op: Op, layout: RegLayout, b: Builder, env: Env) -> Value:
         src = self.want(op.operands[0], self.homes.reducible(op, layout), b, env)
         out = b.emit("reduce", src, name=op.result.name, **op.attrs)
-        lanes, _ = src.type.layout.reduces_over(op["axis"])
+        lanes, warps = src.type.layout.reduces_over(op["axis"])
+        if warps.axes[0]:
+            return b.emit("combine_across", out, name=op.result.name, lanes=tuple(lanes), warps=warps)
         return b.emit("combine", out, name=op.result.name, lanes=tuple(lanes)) if lanes else out
 
     def reduce(self, op: Op, b: Builder, env: Env) -> None:
@@ -271,7 +272,7 @@ class _Placer:
     def load(self, op: Op, b: Builder, env: Env) -> None:
         home, t = self.homes[op.result], op.result.type
         if home == SMEM:
-            type_: Any = buffer_for(t.dtype, t.shape, self.reader(op.result))
+            type_: Any = buffer_for(t.dtype, t.shape, self.reader(op.result), self.homes.columns(op.result))
         else:
             type_ = _frag(op.result, home)
         vec = self.homes.widest(op)
@@ -350,7 +351,9 @@ class _Placer:
                 return scope[key]
         home = self.homes[v] or self.homes.plain(v.type)
         frag = self.want(v, home, b, env)
-        out = b.emit("stage", frag, type=buffer_for(v.type.dtype, v.type.shape, family), name=f"{v.name}_tile" if v.name else "tile")
+        held = (frag.type.layout,) if isinstance(frag.type.layout, RegLayout) else ()
+        t = buffer_for(v.type.dtype, v.type.shape, family, self.homes.columns(v), *held)
+        out = b.emit("stage", frag, type=t, name=f"{v.name}_tile" if v.name else "tile")
         self.scopes[-1][key] = out
         return out
 

@@ -12,7 +12,7 @@ from ..ir.access import Access
 from ..ir.alignment import WIDEST, demands, promised
 from ..ir.core import Kernel, Op, Value, walk_kernel
 from ..ir.layout import RegLayout, matrix_blocks, native_smem
-from ..ir.store_ops import MOST_BOX, refusal
+from ..ir.store_ops import refusal
 from ..ir.target import Target
 from ..ir.types import Buffer, Tensor
 from .common import without_effect
@@ -24,12 +24,12 @@ INSTEAD = 'Schedule(epilogue="quad") or epilogue="smem"'
 
 @dataclass(frozen=True)
 class Staging:
-    """buffer: the staged tile. parts: into how many parts the warps divide so that each stages rows of its own. blocks: how its registers
-    are 8 x 8 blocks (`matrix_blocks`), where they are and the target stores
-    such."""
+    """buffer: the staged tile. parts: into how many parts the warps divide so that each stages rows of its own, or columns (across).
+    blocks: how its registers are 8 x 8 blocks (`matrix_blocks`), where they are and the target stores such."""
 
     buffer: Buffer
     parts: int
+    across: bool
     blocks: str | None
 
 
@@ -42,15 +42,25 @@ def staging(op: Op, warps: int, target: Target) -> Staging:
                       got=f'epilogue="tma" on {target.arch}', hint=INSTEAD)
     layout = frag.layout
     assert isinstance(layout, RegLayout)
-    parts = next(n for n in (warps // GROUP, 1) if n <= 1 or _own_rows(layout, warps, n)) or 1
-    buffer = Buffer(frag.dtype, frag.shape, native_smem(frag.shape[1], frag.dtype.bytes, frag.shape[0] // parts))
-    wrong = refusal(Access.of(op), buffer, parts)
+    groups = max(1, warps // GROUP)
+    axis = next((n for n in (0, 1) if groups > 1 and _own(layout, n, warps, groups)), None)
+    parts, across = 1 if axis is None else groups, axis == 1
+    rows, cols = frag.shape
+    below, beside = (rows, cols // parts) if across else (rows // parts, cols)
+    buffer = Buffer(frag.dtype, frag.shape, native_smem(beside, frag.dtype.bytes, layout, rows=below))
+    wrong = refusal(Access.of(op), buffer, below)
     if wrong is not None:
         rule, expected, got = wrong
         raise FcError("compile/unsupported", f"a bulk store of {tensor.name} takes {rule}", expected=expected, got=got, loc=op.loc,
                       hint=INSTEAD)
-    blocks = matrix_blocks(layout, warps) if frag.dtype.bits == 16 and "stmatrix_x1" in target.instrs else None
-    return Staging(buffer, parts, blocks)
+    blocks = stored_blocks(layout, buffer, warps, target)
+    return Staging(buffer, parts, across, blocks)
+
+
+def stored_blocks(layout: RegLayout, buffer: Buffer, warps: int, target: Target) -> str | None:
+    """How a fragment goes to shared memory by matrix stores (`matrix_blocks`), if it can."""
+    fits = buffer.dtype.bits == 16 and "stmatrix_x1" in target.instrs and buffer.layout.row_bytes(2) % 16 == 0
+    return matrix_blocks(layout, warps) if fits else None
 
 
 def check_bulk(op: Op, kernel: Kernel, defs: Mapping[Value, Op], instead: str) -> None:
@@ -62,9 +72,6 @@ def check_bulk(op: Op, kernel: Kernel, defs: Mapping[Value, Op], instead: str) -
     if not access.in_rows:
         raise FcError("compile/schedule", f"a tile of {name} does not run along rows: no bulk copy can move it", loc=op.loc,
                       expected="the tensor's last axis in the tile", hint=instead)
-    if op.kind == "load" and max(op.result.type.shape[:-1], default=1) > MOST_BOX:
-        raise FcError("compile/schedule", f"a tile of {name} has more positions along an axis than a bulk copy moves", loc=op.loc,
-                      expected=f"at most {MOST_BOX}", got=op.result.type, hint=f"smaller Schedule.tiles, or {instead}")
     if want is None:
         raise FcError("compile/schedule", f"a tile of {name} may start inside {WIDEST} bytes of a row: no bulk copy can", loc=op.loc,
                       expected=f"tiles of {run} columns or a multiple", hint=f"larger Schedule.tiles along the last axis, or {instead}")
@@ -83,13 +90,14 @@ def is_box(store: Op) -> bool:
     return len(access.shape) == 2 and not access.listed
 
 
-def _own_rows(layout: RegLayout, warps: int, parts: int) -> bool:
-    """Whether the tile's n-th part of rows is what the n-th part of the warps holds, in whole periods of any swizzle."""
-    rows = layout.shape[0] // parts
-    if layout.shape[0] % (8 * parts) or warps % parts:
+def _own(layout: RegLayout, axis: int, warps: int, parts: int) -> bool:
+    """Whether the tile's n-th part of rows, or columns, is what the n-th part of the warps holds: in whole periods of any swizzle, or whole
+    panels of one."""
+    each = layout.shape[axis] // parts
+    if layout.shape[axis] % ((8, 16)[axis] * parts) or warps % parts:
         return False
-    row = layout.coords(warps)[..., 0].reshape(parts, -1)
-    return bool((row // rows == np.arange(parts)[:, None]).all())
+    at = layout.coords(warps)[..., axis].reshape(parts, -1)
+    return bool((at // each == np.arange(parts)[:, None]).all())
 
 
 def check_alone(kernel: Kernel) -> None:

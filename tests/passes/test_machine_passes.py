@@ -137,7 +137,7 @@ def test_too_much_shared_memory_is_refused_by_name() -> None:
 
 def test_a_tile_that_does_not_divide_over_the_warps_is_refused() -> None:
     with pytest.raises(FcError) as e:
-        lowered(warps=8)
+        lowered(warps=12)
     assert e.value.code == "compile/schedule" and "warps" in (e.value.hint or "")
 
 
