@@ -26,6 +26,8 @@ def lift(x: Any, dtype: DType | None) -> Handle:
         return x
     if isinstance(x, NotATile):
         raise x.mistaken()
+    if hasattr(type(x), "lifted"):  # a captured number
+        return x.lifted(dtype)  # type: ignore[no-any-return]
     if isinstance(x, bool):
         return Handle(current().emit("const", value=x, dtype="i1"))
     if hasattr(x, "item") and not isinstance(x, (int, float)) and getattr(x, "shape", None) == ():

@@ -13,6 +13,8 @@ from ..ir.core import Block, Kernel, Role, Value
 from ..ir.ops import verify
 from ..ir.types import DTYPES, Scalar, Tensor, as_dtype
 from .annotations import Param, Signature, parameter_loc, read_signature
+from .captured import Again, seen_by_trace
+from .captures import Captures, Held, holds
 from .handles import Handle, Range
 from .mistakes import told
 from .owners import shared_stores
@@ -63,19 +65,37 @@ class Spec:
         """Tile IR for these BLOCK sizes (there may be more than the spec needs) and compile-time facts."""
         return self._traced(tiles, binding)[0]
 
-    def scheduled(self, tiles: Mapping[str, int], **binding: Any) -> Kernel:
-        """Tile IR for the tile sizes of a schedule, which names none in vain."""
+    def scheduled(self, tiles: Mapping[str, int], **binding: Any) -> tuple[Kernel, Held]:
+        """Tile IR for the tile sizes of a schedule, which names none in vain; and what it asks of the functions in the binding."""
         kernel, t = self._traced(tiles, binding)
         self._check_tiles(t)
-        return kernel
+        return kernel, t.captures.done()
+
+    def given(self, binding: Mapping[str, Any]) -> dict[str, Any]:
+        """The compile-time parameters that may capture something, with what they are bound to."""
+        statics = {p.name: binding.get(p.name, p.default) for p in self.signature.params if p.kind == "static"}
+        return {name: x for name, x in statics.items() if holds(x)}
 
     def _traced(self, tiles: Mapping[str, int], binding: Mapping[str, Any]) -> tuple[Kernel, Trace]:
         self._check_binding(binding)
-        t = Trace(self.fn.__name__, inspect.unwrap(self.fn).__code__, dict(tiles), binding)
+        fixed: frozenset[Any] = frozenset()
+        while True:
+            try:
+                return self._once(tiles, binding, fixed)
+            except Again as again:
+                fixed |= {again.what}
+
+    def _once(self, tiles: Mapping[str, int], binding: Mapping[str, Any], fixed: frozenset[Any]) -> tuple[Kernel, Trace]:
+        sig, held = self.signature, self.given(binding)
+        captures = Captures(held, {*sig.dims, *(p.name for p in sig.params)}, fixed)
+        t = Trace(self.fn.__name__, inspect.unwrap(self.fn).__code__, dict(tiles), binding, captures)
         params: list[Value] = []
         with tracing(t):
             given = {}
-            for p in self.signature.params:
+            for p in sig.params:
+                if p.name in held:
+                    given[p.name] = seen_by_trace(held[p.name], ("given", p.name), captures, functools.partial(self.where, p.name))
+                    continue
                 if p.kind == "static":
                     given[p.name] = binding.get(p.name, p.default)
                     continue
@@ -102,7 +122,7 @@ class Spec:
         named = _rename_args(named, ids)
         grid = tuple(replace(g, name=v.name) for g, v in zip(t.grid, ids))
         flags = {p.name: ("out", "kept") if "inout" in p.flags else p.flags for p in self.signature.params if p.flags}
-        kernel = Kernel(self.fn.__name__, "tile", tuple(params), grid, (Role("all", 0, named),), flags)
+        kernel = Kernel(self.fn.__name__, "tile", (*params, *captures.params), grid, (Role("all", 0, named),), flags)
         kernel = until(kernel, self.stop) if self.stop else kernel
         return verify(kernel), t
 
