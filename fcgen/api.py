@@ -86,6 +86,10 @@ def call(spec: Spec, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     binding: dict[str, Any] = {}
     device = 0
     for p in spec.signature.params:
+        if p.optional and given.get(p.name) is None:
+            given.pop(p.name, None)
+            binding[p.name] = None
+            continue
         if p.name not in given:
             if p.kind != "static":
                 raise FcError("call/argument", f"argument `{p.name}` is missing", expected=", ".join(names))

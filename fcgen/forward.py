@@ -174,15 +174,14 @@ def compiled(dtype: str, d: int, e: int, mask: str, lse: bool, arch: str, schedu
     goes with it, if not `sums_of`. check: it is tried in the simulator when it is compiled first; if None, where the schedule is
     not the library's."""
     from .ir.types import DTYPES
-    from .kernels.attention import SPECS
+    from .kernels.attention import attention as spec
     from .kernels.schedules import pick, shipped
 
     chosen = schedule or pick(arch, max(d, e), "wgmma" if arch == "sm_90a" else "mma", mask)
     lazy = lazy_of(chosen) if lazy is None else lazy
-    spec = SPECS[("" if positive else "any_scale_") + ("lse" if lse else "plain")]
-    ours = chosen in shipped()
+    ours, absent = chosen in shipped(), {} if lse else {"LSE": None}
     program = spec.compile(target=arch, schedule=chosen, check=not ours if check is None else check, T=DTYPES[dtype], D=d, E=e, mask=mask,
-                           lazy=lazy, sums=sums or sums_of(chosen, lazy))
+                           positive=positive, lazy=lazy, sums=sums or sums_of(chosen, lazy), **absent)
     program.quiet = ours
     return program
 

@@ -169,7 +169,8 @@ def _as_it_is(x: Any) -> bool:
 
 
 def is_array(x: Any) -> bool:
-    return all(hasattr(x, w) for w in ("shape", "dtype")) and any(hasattr(x, f"__{w}__") for w in ("dlpack", "cuda_array_interface", "array"))
+    ways = ("__dlpack__", "__cuda_array_interface__", "__array__")
+    return hasattr(x, "shape") and hasattr(x, "dtype") and any(hasattr(x, w) for w in ways)
 
 
 def dtype_name(x: Any) -> str:

@@ -86,12 +86,11 @@ class Spec:
                 fixed |= {again.what}
 
     def _once(self, tiles: Mapping[str, int], binding: Mapping[str, Any], fixed: frozenset[Any]) -> tuple[Kernel, Trace]:
-        sig, held = self.signature, self.given(binding)
-        captures = Captures(held, {*sig.dims, *(p.name for p in sig.params)}, fixed)
+        sig, held = self.signature.without(binding), self.given(binding)
+        captures = Captures(held, {*sig.dims, *(p.name for p in self.signature.params)}, fixed)
         t = Trace(self.fn.__name__, inspect.unwrap(self.fn).__code__, dict(tiles), binding, captures)
-        params: list[Value] = []
         with tracing(t):
-            given = {}
+            given = dict.fromkeys((p.name for p in self.signature.params), None)
             for p in sig.params:
                 if p.name in held:
                     given[p.name] = seen_by_trace(held[p.name], ("given", p.name), captures, functools.partial(self.where, p.name))
@@ -100,7 +99,7 @@ class Spec:
                     given[p.name] = binding.get(p.name, p.default)
                     continue
                 v = Value(self._type(p, binding), p.name)
-                params.append(v)
+                t.params.append(v)
                 given[p.name] = TensorParam(v, p.dims, p.flags) if p.kind == "tensor" else Handle(v)
             with t.block("kernel"):
                 try:
@@ -116,13 +115,14 @@ class Spec:
                 t.check_used()
                 self._sweep_last(t)
                 body = Block(tuple(t.ids), tuple(t.scope.builder.ops))
-        self._check_outputs(t, body)
+        self._check_outputs(t, sig, body)
         named = t.named(body)
         ids = [replace(a, name=a.name or f"i{n}") for n, a in enumerate(named.args)]
         named = _rename_args(named, ids)
         grid = tuple(replace(g, name=v.name) for g, v in zip(t.grid, ids))
-        flags = {p.name: ("out", "kept") if "inout" in p.flags else p.flags for p in self.signature.params if p.flags}
-        kernel = Kernel(self.fn.__name__, "tile", (*params, *captures.params), grid, (Role("all", 0, named),), flags)
+        flags = {p.name: ("out", "kept") if "inout" in p.flags else p.flags for p in sig.params if p.flags}
+        flags |= dict.fromkeys(t.positive, ("positive",))
+        kernel = Kernel(self.fn.__name__, "tile", (*t.params, *captures.params), grid, (Role("all", 0, named),), flags)
         kernel = until(kernel, self.stop) if self.stop else kernel
         return verify(kernel), t
 
@@ -134,12 +134,16 @@ class Spec:
 
     def _check_binding(self, binding: Mapping[str, Any]) -> None:
         sig = self.signature
-        known = {*sig.dims, *sig.dtype_names, *(p.name for p in sig.params if p.kind == "static")}
+        known = {*sig.dims, *sig.dtype_names, *(p.name for p in sig.params if p.kind == "static" or p.optional)}
         for name in binding:
             if name not in known:
                 raise FcError("trace/static", f"{self.fn.__name__} has no compile-time parameter {name}", expected=", ".join(sorted(known)),
                               got=name, loc=self.loc, hint=did_you_mean(name, [*known, "target", "schedule"]))
-        for name in sig.dtype_names:
+        for p in sig.params:
+            if p.optional and binding.get(p.name) is not None:
+                raise FcError("trace/static", f"{p.name} is given when the kernel is called; when it is compiled it can only be left out",
+                              expected=f"{p.name}=None, or nothing", got=repr(binding[p.name])[:80], loc=self.where(p.name))
+        for name in sig.without(binding).dtype_names:
             if name not in binding:
                 raise FcError("trace/static", f"the dtype {name} is not bound", loc=self.loc, hint=f"compile(..., {name}=fc.f16)")
         for name in sig.dims:
@@ -175,11 +179,11 @@ class Spec:
                           expected=", ".join(sorted(t.used_tiles)) or "no tiles", got=", ".join(unused), loc=self.loc,
                           hint="the names are those that fc.tile is given")
 
-    def _check_outputs(self, t: Trace, body: Block) -> None:
+    def _check_outputs(self, t: Trace, sig: Signature, body: Block) -> None:
         if not t.grid:
             raise FcError("trace/usage", f"{self.fn.__name__} does not call fc.grid", loc=self.loc,
                           hint='b, h, rows = fc.grid(Q.B, Q.H, fc.tile(Q.M, "BLOCK_M"))')
-        for p in self.signature.tensors:
+        for p in sig.tensors:
             if "out" in p.flags and p.name not in t.stored:
                 raise FcError("trace/store", f"the output {p.name} is never stored", loc=self.where(p.name),
                               hint=f"fc.store({p.name}[...], tile)")

@@ -57,11 +57,13 @@ class Trace:
     tiles: Mapping[str, int]
     binding: Mapping[str, Any]
     captures: Any
+    params: list[Value] = field(default_factory=list)
     grid: list[GridAxis] = field(default_factory=list)
     ids: list[Value] = field(default_factory=list)
     used_tiles: set[str] = field(default_factory=set)
     variables: list[Any] = field(default_factory=list)
     stored: set[str] = field(default_factory=set)
+    positive: set[str] = field(default_factory=set)  # scalar parameters that are promised to be
     names: dict[Value, str] = field(default_factory=dict)
     scope: Scope = None  # type: ignore[assignment]
     counter: int = 0
