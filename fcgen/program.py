@@ -228,6 +228,7 @@ class Program:
                 given[p.name] = torch.from_numpy(np.ascontiguousarray(x)).to("cuda", torch_dtypes[p.type.dtype.name])
             elif not isinstance(p.type, Tensor):
                 given[p.name] = inputs[p.name]
+        sizes |= {p.name: int(inputs[p.name]) for p in self._source.counts}
         outs = {}
         for p in self._source.params:
             if isinstance(p.type, Tensor) and p.name not in given:

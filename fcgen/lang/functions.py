@@ -64,7 +64,7 @@ def positive(x: Any) -> Any:
     their order, so that it can be moved out of maxima."""
     h = lift(x, None)
     if h.value not in (*current().params, *current().captures.params):
-        raise FcError("trace/usage", "fc.positive is for a parameter", expected="a scalar parameter, or a captured number", got=repr(x)[:80],
+        raise FcError("trace/usage", "fc.positive is for a parameter", expected="a scalar parameter, or a captured number", got=repr(x),
                       loc=here())
     current().positive.add(h.value.name)
     return x

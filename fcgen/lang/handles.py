@@ -287,7 +287,7 @@ class Range(NotATile):
 
     count = 0
 
-    def __init__(self, block: str, size: int, start: Value, dim: str | int):
+    def __init__(self, block: str, size: int, start: Value, dim: Any):  # dim: str | int | Handle
         self.block, self.size, self.dim = block, size, dim
         self.scope = current().scope
         self._start = start
@@ -303,7 +303,7 @@ class Range(NotATile):
                       hint="its positions are .index; choose with fc.where")
 
     def __repr__(self) -> str:
-        return f"<range {self.block} of {self.size} along {self.dim}>"
+        return f"<range {self.block} of {self.size} along {extent_name(self.dim)}>"
 
     @property
     def start(self) -> Handle:
@@ -342,7 +342,7 @@ class TiledSize(NotATile):
 
     __slots__ = ("block", "dim", "size")
 
-    def __init__(self, dim: str | int, block: str):
+    def __init__(self, dim: Any, block: str):  # dim: str | int | Handle
         self.dim, self.block = dim, block
         t = current()
         if not isinstance(block, str):
@@ -355,7 +355,7 @@ class TiledSize(NotATile):
         t.used_tiles.add(block)
 
     def __repr__(self) -> str:
-        return f"<fc.tile of {self.dim} into {self.block}>"
+        return f"<fc.tile of {extent_name(self.dim)} into {self.block}>"
 
     def mistaken(self) -> FcError:
         return FcError("trace/usage", "fc.tile(...) is a way to cut a dimension, not a tile", loc=here(),
@@ -366,12 +366,18 @@ class TiledSize(NotATile):
                       hint="for cols in fc.loop(fc.tile(K.N, \"BLOCK_N\")):")
 
 
+def extent_name(dim: Any) -> str:
+    return "a count" if isinstance(dim, Handle) else str(dim)
+
+
 def label_name(label: Label) -> str:
     return label.block if isinstance(label, Range) else str(label)
 
 
-def dim_size(dim: str | int) -> Handle:
+def dim_size(dim: Any) -> Handle:
     t = current()
+    if isinstance(dim, Handle):
+        return dim
     if isinstance(dim, int):
         return lift(dim, i32)
     h = Handle(t.size(dim))

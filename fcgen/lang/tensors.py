@@ -8,7 +8,7 @@ from ..errors import FcError, MissingAttribute, did_you_mean
 from ..ir.core import Value
 from ..ir.types import DType, Scalar, Tile, i32, i64
 from .arith import lift, spread
-from .handles import Handle, Label, NotATile, Range, dim_size, label_name
+from .handles import Handle, Label, NotATile, Range, dim_size, extent_name, label_name
 from .mistakes import called
 from .trace import current, here
 
@@ -163,8 +163,12 @@ class View(NotATile):
         for word, dim, name in zip(self.index, tensor._param.type.dims, tensor._names):
             label, at = (None if word == "at" else next(labels)), (None if word == "all" else next(scalars))
             over = label.dim if isinstance(label, Range) else next((g.dim for i, g in zip(t.ids, t.grid) if i is at), dim)
-            if over != dim and "out" in tensor._flags:
+            if isinstance(over, Handle) and "out" not in tensor._flags:
+                raise FcError("trace/store", f"a tile along a count is not stored: {tensor._param.name} has more behind its end",
+                              got=repr(label), loc=here())
+            if (isinstance(over, Handle) or over != dim) and "out" in tensor._flags:
                 what = repr(label) if isinstance(label, Range) else f"the grid's index along {over}"
+                over = extent_name(over)
                 raise FcError("trace/store", f"axis {name} of {tensor._param.name} is indexed by what runs over {over}: where {name} is "
                               "larger, the rest is never written", expected=f"a range or index over {name}", got=what, loc=here(),
                               hint=f"give what is always of one size one name; if the rest is kept, {tensor._param.name} is "

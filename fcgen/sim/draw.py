@@ -60,11 +60,13 @@ def dimensions(kernel: Kernel) -> list[str]:
 @dataclass
 class Meaning:
     """What a kernel does with its sizes and numbers. tiles: dimension -> extent of the tiles that walk it. multiples: (a, b) where size a
-    is divided by size b. inside: parameter -> dimensions in which it is an unguarded position."""
+    is divided by size b. inside: parameter -> dimensions in which it is an unguarded position. counts: parameter -> extent of the tiles
+    of which it says how many a loop or the grid has."""
 
     tiles: dict[str, int] = field(default_factory=dict)
     multiples: set[tuple[str, str]] = field(default_factory=set)
     inside: dict[str, set[str | int]] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
 
     def needed(self) -> set[str | int]:
         """Dimensions that something is a position in."""
@@ -83,7 +85,7 @@ def meaning(kernel: Kernel) -> Meaning:
             if word == "tile" and isinstance(dim, str):
                 out.tiles[dim] = max(extent, out.tiles.get(dim, 1))
     for axis in kernel.grid:
-        if isinstance(axis.dim, str) and axis.tile > 1:
+        if isinstance(axis.dim, str) and axis.tile > 1 and axis.dim in dimensions(kernel):
             out.tiles[axis.dim] = axis.tile
     for p in kernel.params:
         if not p.type.dtype.is_float and "out" not in kernel.flags.get(p.name, ()):
@@ -91,6 +93,10 @@ def meaning(kernel: Kernel) -> Meaning:
             found = {d for op in walk_kernel(kernel) for d, word, _, v in positions(op) if word == "at" and v in reached}
             if found:
                 out.inside[p.name] = found
+            walked = [axis.tile for axis in kernel.grid if p in kernel.counts and axis.dim == p.name]
+            walked += [op.get("tile", 1) for op in walk_kernel(kernel) if op.kind == "for" and not reached.isdisjoint(op.operands[:2])]
+            if walked:
+                out.counts[p.name] = max(walked)
     return out
 
 
@@ -112,6 +118,8 @@ def positions(op: Op) -> Iterator[tuple[str | int, str, int, Value | None]]:
 def _reached(kernel: Kernel, source: Value) -> set[Value]:
     """Values that are computed from a parameter; through shared memory by whole rings."""
     out = {source}
+    if source in kernel.counts:
+        out.update(i for role in kernel.roles for axis, i in zip(kernel.grid, role.body.args) if axis.dim == source.name)
 
     def pairs(old: Sequence[Value], new: Sequence[Value], carried: int) -> None:
         """The last values of one list become those of the other."""
@@ -147,8 +155,8 @@ class Draws:
         self.tiles = {**self.meaning.tiles, **own.tiles}
         self.ring = min(8, max([b.type.slots for b in kernel.buffers], default=1))
         self.persistent = kernel.meta.get("persistent", "none") != "none"
-        self.rows = [g.dim for g in kernel.grid if g.tile > 1 and isinstance(g.dim, str)]
         self.dims = dimensions(kernel)
+        self.rows = [g.dim for g in kernel.grid if g.tile > 1 and g.dim in self.dims]
         #: outputs that are read or added to: the caller's
         read = (op for op in walk_kernel(says) if op.results or op.get("reduce"))
         self.read = {v.name for op in read for v in op.operands if isinstance(v.type, Tensor)}
@@ -156,12 +164,12 @@ class Draws:
     def trial(self, n: int, fixed: Mapping[str, Any] | None = None) -> Trial:
         rng = np.random.default_rng([n, 8])
         sizes = self.sizes(rng, n, *self.extent(rng, n))
-        counts = [g.clusters(sizes) for g in self.kernel.grid]
-        total = int(np.prod([g.count(sizes) for g in self.kernel.grid], dtype=int))
-        blocks = min(int(np.prod(counts, dtype=int)), BLOCKS[n % len(BLOCKS)]) * self.kernel.cluster
-        kind = KINDS[n % len(KINDS)]
         numbers = {p.name: self.number(p, rng, sizes, n) for p in self.kernel.params if not isinstance(p.type, Tensor)}
         numbers.update({name: x for name, x in (fixed or {}).items() if name in numbers})
+        counts = [g.clusters({**numbers, **sizes}) for g in self.kernel.grid]
+        total = int(np.prod([g.count({**numbers, **sizes}) for g in self.kernel.grid], dtype=int))
+        blocks = min(int(np.prod(counts, dtype=int)), BLOCKS[n % len(BLOCKS)]) * self.kernel.cluster
+        kind = KINDS[n % len(KINDS)]
         order = n % self.seeds
         return Trial(sizes, numbers, kind, order if order < 2 else 2 + n, blocks, total, self.persistent)
 
@@ -207,14 +215,23 @@ class Draws:
         positive = "positive" in self.kernel.flags.get(p.name, ())
         if p.type.dtype.is_float:
             return [0.125, 0.125, 1.0, 0.5][n % 4] * (1 if positive or n % 3 < 2 else -1)
-        return int(self.integers(p.name, rng, sizes, (), n))
+        return max(int(self.integers(p.name, rng, sizes, (), n)), int(positive))
 
     def integers(self, name: str, rng: np.random.Generator, sizes: Mapping[str, int], shape: tuple[int, ...], n: int) -> np.ndarray:
         """Positions where they must be inside; else what a bound may be: less than a tile, just that, several, beyond everything."""
         if name in self.meaning.inside:
             return np.asarray(rng.integers(0, self.room(name, sizes), shape))
         edges = {1, 2, 3}
-        for d in (d for d in self.dims if d in self.tiles):
+        walked = self.meaning.counts.get(name)
+        if walked is not None:  # of a loop or the grid: none at all, turns of every ring, a tile that is not whole
+            if n == EMPTY:
+                return np.zeros(shape, int)
+            if n % 2 == 0:
+                whole = max([1, *(sizes[d] // walked for d in self.dims if self.tiles.get(d) == walked)])
+                tiles = np.asarray(rng.integers(1, 2 * self.ring + 2, shape))
+                return tiles * walked - rng.integers(0, walked, shape) if n % 4 else np.full(shape, whole) * walked
+            edges |= {walked - 1, walked, walked + 1, (self.ring + 1) * walked}
+        for d in (d for d in self.dims if d in self.tiles and walked != 1):
             t, size = self.tiles[d], sizes[d]
             edges |= {t // 2, t - 1, t, t + 1, 2 * t + 3, size // 2, size, size + t}
         pool = np.array(sorted(e for e in edges if e > 0))
@@ -236,7 +253,7 @@ class Draws:
             shape = tuple(d if isinstance(d, int) else trial.sizes[d] for d in p.type.dims)
             if p.type.dtype.is_float:
                 x = self.floats(rng, shape, trial.kind)
-            elif n % 2 and p.name not in self.meaning.inside:
+            elif p.name not in self.meaning.inside and (n % 2 or p.name in self.meaning.counts):
                 x = self.integers(p.name, rng, trial.sizes, shape, n)
             else:
                 x = np.asarray(rng.integers(0, self.room(p.name, trial.sizes), shape))
