@@ -81,8 +81,7 @@ def call(spec: Spec, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     from .runtime import tensors
 
     schedule = a_schedule(kwargs.pop("schedule", None))
-    names = [p.name for p in spec.signature.params]
-    given = by_name(spec.name, names, args, kwargs, "schedule")
+    given = by_name(spec.name, spec.names, args, kwargs, "schedule")
     binding: dict[str, Any] = {}
     device = 0
     for p in spec.signature.params:
@@ -92,7 +91,7 @@ def call(spec: Spec, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             continue
         if p.name not in given:
             if p.kind != "static":
-                raise FcError("call/argument", f"argument `{p.name}` is missing", expected=", ".join(names))
+                raise FcError("call/argument", f"argument `{p.name}` is missing", expected=", ".join(spec.names))
             continue
         if p.kind == "tensor":
             arg = tensors.describe(given[p.name], p.name)
@@ -112,7 +111,7 @@ def call(spec: Spec, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         elif p.kind == "static":
             binding[p.name] = given.pop(p.name)
     held = spec.given(binding)
-    known = {name: identity(x) if name in held else x for name, x in binding.items()}
+    known = {name: identity(x) if name in held else x for name, x in binding.items()} if held else binding
     for name, value in known.items():
         if not isinstance(value, Hashable) or (isinstance(value, tuple) and not all(isinstance(v, Hashable) for v in value)):
             raise FcError("call/argument", f"the compile-time parameter `{name}` cannot be remembered", got=f"a {type(value).__name__}",

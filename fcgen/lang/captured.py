@@ -187,10 +187,14 @@ def _function(fn: types.FunctionType, key: Key, captures: Captures, code: types.
     for n, (new, old) in enumerate(zip(cells, fn.__closure__ or ())):
         if old != types.CellType():
             name = code.co_freevars[n]
-            new.cell_contents = seen_by_trace(old.cell_contents, ("cell", key, n), captures, functools.partial(place_of_name, code, name))
+            place = functools.partial(place_of_name, code, name)
+            new.cell_contents = seen_by_trace(old.cell_contents, ("cell", key, n, name), captures, place)
     where = functools.partial(place_in, code, 0)
-    out.__defaults__ = tuple(seen_by_trace(x, ("default", key, n), captures, where) for n, x in enumerate(fn.__defaults__ or ())) or None
-    out.__kwdefaults__ = {k: seen_by_trace(x, ("kwdefault", key, k), captures, where) for k, x in (fn.__kwdefaults__ or {}).items()} or None
+    named = code.co_varnames[code.co_argcount - len(fn.__defaults__ or ()):]
+    out.__defaults__ = tuple(seen_by_trace(x, ("default", key, n, named[n]), captures, where)
+                             for n, x in enumerate(fn.__defaults__ or ())) or None
+    kept = fn.__kwdefaults__ or {}
+    out.__kwdefaults__ = {k: seen_by_trace(x, ("kwdefault", key, k), captures, where) for k, x in kept.items()} or None
     return out
 
 

@@ -1,10 +1,10 @@
 """What Python functions given to a spec hold besides their parameters: where it stands, and what was seen of it while they were traced.
 
 A *key* says how a value is reached from the spec's compile-time arguments and what is computed of it, in nested tuples: ("given", "f"),
-("cell", KEY, 0), ("attr", KEY, "alpha"), ("mul", KEY, ("int", 2)). `Found` follows keys in the arguments of one call. `Captures` gathers,
-in one trace, the parameters that captured values became and the `seen` facts that the trace follows from: kinds of values, outcomes of
-comparisons, numbers that Python itself used. Guaranteed: where a call finds the same facts, the traced program is that call's program, for
-whatever numbers and tensors it finds. No tensor is kept.
+("cell", KEY, 0, "x"), ("attr", KEY, "alpha"), ("mul", KEY, ("int", 2)). `Found` follows keys in the arguments of one call. `Captures`
+gathers, in one trace, the parameters that captured values became and the `seen` facts that the trace follows from: kinds of values,
+outcomes of comparisons, numbers that Python itself used. Guaranteed: where a call finds the same facts, the traced program is that call's
+program, for whatever numbers and tensors it finds. No tensor is kept.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def spelt(key: Key) -> str:
         return f"{spelt(key[1])}.{key[2]}" if key[2] not in ("func", "args", "keywords", "__self__", "__func__") else spelt(key[1])
     if key[0] == "item":
         return f"{spelt(key[1])}[{key[2]!r}]"
-    if key[0] in ("given", "global", "kwdefault"):
+    if key[0] in ("given", "global", "kwdefault", "cell", "default"):
         return str(key[-1])
     return next((spelt(k) for k in key[1:] if isinstance(k, tuple) and k[0] not in ("int", "float")), str(key[-1]))
 
@@ -169,7 +169,7 @@ def _as_it_is(x: Any) -> bool:
 
 
 def is_array(x: Any) -> bool:
-    ways = ("__dlpack__", "__cuda_array_interface__", "__array__")
+    ways = ("data_ptr", "__dlpack__", "__cuda_array_interface__", "__array__")
     return hasattr(x, "shape") and hasattr(x, "dtype") and any(hasattr(x, w) for w in ways)
 
 

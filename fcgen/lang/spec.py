@@ -38,6 +38,9 @@ class Spec:
         code = fn.__code__
         self.loc = Loc(shown(code.co_filename), code.co_firstlineno)
         self.signature: Signature = read_signature(fn, self.loc)
+        self.names = [p.name for p in self.signature.params]
+        self._statics = {p.name for p in self.signature.params if p.kind == "static"}
+        self._held = {p.name: p.default for p in self.signature.params if p.name in self._statics and holds(p.default)}
         functools.update_wrapper(self, fn)
 
     @property
@@ -73,8 +76,7 @@ class Spec:
 
     def given(self, binding: Mapping[str, Any]) -> dict[str, Any]:
         """The compile-time parameters that may capture something, with what they are bound to."""
-        statics = {p.name: binding.get(p.name, p.default) for p in self.signature.params if p.kind == "static"}
-        return {name: x for name, x in statics.items() if holds(x)}
+        return {**self._held, **{name: x for name, x in binding.items() if name in self._statics and holds(x)}}
 
     def _traced(self, tiles: Mapping[str, int], binding: Mapping[str, Any]) -> tuple[Kernel, Trace]:
         self._check_binding(binding)
