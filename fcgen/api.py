@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable
 from typing import Any
 
 import numpy as np
 
 from . import compiler
-from .captured import Captured, Family
+from .captured import Captured, family_of, known_by
 from .errors import FcError
 from .ir.schedule import Schedule
 from .ir.types import DType
-from .lang.captures import identity
 from .lang.spec import Spec
 from .program import Program, by_name
 
@@ -31,16 +30,10 @@ def compile(spec: Spec, *, target: str | None = None, schedule: Schedule | None 
     schedule, arch, trust = a_schedule(schedule), target or gpu_target(), not check or os.environ.get("FCGEN_CHECK") == "0"
     held = spec.given(binding)
     if held:
-        return Captured(_family(spec, schedule, arch, trust, binding), held)
+        return Captured(family_of(spec, schedule, arch, trust, binding, held), held)
     program = Program(spec.scheduled(dict(schedule.tiles), **binding)[0], schedule, arch)
     program.trust = trust
     return program
-
-
-def _family(spec: Spec, schedule: Schedule, arch: str, trust: bool, binding: Mapping[str, Any]) -> Family:
-    """The programs of a spec for whatever the functions in its binding hold."""
-    plain = {name: x for name, x in binding.items() if name not in spec.given(binding)}
-    return Family(lambda held: spec.scheduled(dict(schedule.tiles), **plain, **held), schedule, arch, trust)
 
 
 def a_schedule(given: Any) -> Schedule:
@@ -111,25 +104,15 @@ def call(spec: Spec, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         elif p.kind == "static":
             binding[p.name] = given.pop(p.name)
     held = spec.given(binding)
-    known = {name: identity(x) if name in held else x for name, x in binding.items()} if held else binding
-    for name, value in known.items():
+    for name, value in (known_by(binding, held) if held else binding).items():
         if not isinstance(value, Hashable) or (isinstance(value, tuple) and not all(isinstance(v, Hashable) for v in value)):
             raise FcError("call/argument", f"the compile-time parameter `{name}` cannot be remembered", got=f"a {type(value).__name__}",
                           expected="a value that does not change: a number, a string, a tuple, a function",
                           hint="programs are kept by their compile-time parameters: pass a tuple for a list, or use compile(...)")
-    key = spec, schedule, _arch(device), tuple(sorted(known.items(), key=lambda kv: kv[0]))
-    if not held:
-        _program(*key)(**given)
-        return
-    if key not in _families:
-        if len(_families) >= 1024:
-            _families.clear()
-        _families[key] = _family(*key[:3], os.environ.get("FCGEN_CHECK") == "0", binding)
-    Captured(_families[key], held)(**given)
-
-
-#: the programs of calls whose functions may hold something
-_families: dict[Any, Family] = {}
+    if held:
+        family_of(spec, schedule, _arch(device), os.environ.get("FCGEN_CHECK") == "0", binding, held).run(held, given)
+    else:
+        _program(spec, schedule, _arch(device), tuple(sorted(binding.items(), key=lambda kv: kv[0])))(**given)
 
 
 @functools.lru_cache(maxsize=1024)

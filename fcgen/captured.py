@@ -19,12 +19,14 @@ from .errors import FcError
 from .ir.core import Block, Kernel, Value
 from .ir.schedule import Schedule
 from .ir.text import print_kernel
-from .lang.captures import Held
+from .lang.captures import Held, identity
+from .lang.spec import Spec
 from .program import Program, by_name
 
 #: programs of one family, and traced programs of all, that are kept
 _EACH, _ALL = 64, 1024
 _shared: dict[Any, Program] = {}
+_families: dict[Any, Family] = {}
 
 
 def nameless(kernel: Kernel, but: frozenset[str]) -> str:
@@ -73,6 +75,37 @@ class Family:
         self._known = ((held, _shared[key]), *self._known[:_EACH - 1])
         return _shared[key], held, values
 
+    def run(self, given: Mapping[str, Any], arguments: Mapping[str, Any], stream: Any = None) -> None:
+        """Launch the program for these functions. arguments: all that is not captured, by name."""
+        program, held, values = self.find(given)
+        try:
+            program.launcher({**arguments, **values}, stream)
+        except FcError as e:
+            told = tuple(held.told(name) for name in values if f"`{name}`" in e.message)
+            raise FcError(e.code, e.message, expected=e.expected, got=e.got, loc=e.loc, hint=e.hint, notes=(*e.notes, *told)) from None
+
+
+def known_by(binding: Mapping[str, Any], held: Mapping[str, Any]) -> dict[str, Any]:
+    """What programs are looked up by: of functions that hold something (`held`) their text."""
+    return {name: identity(x) if name in held else x for name, x in binding.items()}
+
+
+def family_of(spec: Spec, schedule: Schedule, arch: str, trust: bool, binding: Mapping[str, Any], held: Mapping[str, Any]) -> Family:
+    """The programs of a spec for whatever the functions in its binding hold; kept, if the rest of the binding can be looked up."""
+    key = spec, schedule, arch, trust, tuple(sorted(known_by(binding, held).items(), key=lambda kv: kv[0]))
+    try:
+        found = _families.get(key)
+    except TypeError:  # not hashable
+        key = found = None  # type: ignore[assignment]
+    if found is None:
+        plain = {name: x for name, x in binding.items() if name not in held}
+        found = Family(lambda held: spec.scheduled(dict(schedule.tiles), **plain, **held), schedule, arch, trust)
+        if key is not None:
+            if len(_families) >= _ALL:
+                _families.clear()
+            _families[key] = found
+    return found
+
 
 class Captured(Program):
     """A program of a spec whose functions hold something. given: those functions. What it shows (`tile`, `cuda`, ...) is for what they
@@ -80,10 +113,10 @@ class Captured(Program):
 
     def __init__(self, family: Family, given: Mapping[str, Any]):
         self._family, self._given = family, given
-        self._first, held, _ = family.find(given)
+        self.first, held, _ = family.find(given)
         self._captured = tuple(name for name, _ in held.values)
-        super().__init__(self._first._source, self._first.schedule, self._first.target.arch)
-        self.trust = self._first.trust
+        super().__init__(self.first._source, self.first.schedule, self.first.target.arch)
+        self.trust, self._names = self.first.trust, [p.name for p in self.params]
 
     @property
     def params(self) -> tuple[Value, ...]:
@@ -91,8 +124,8 @@ class Captured(Program):
 
     @property
     def built(self) -> Any:  # type: ignore[override]
-        self._first.quiet, self._first.progress = self.quiet, self.progress
-        return self._first.built
+        self.first.quiet, self.first.progress = self.quiet, self.progress
+        return self.first.built
 
     def interpret(self, **arguments: Any) -> dict[str, np.ndarray]:
         return self._now(Program.interpret, arguments)
@@ -109,13 +142,7 @@ class Captured(Program):
         return how(program, **{**{name: _array(x) for name, x in values.items()}, **arguments}, **more)
 
     def __call__(self, *tensors: Any, stream: Any = None, **named: Any) -> None:
-        program, held, values = self._family.find(self._given)
-        given = by_name(self.name, [p.name for p in program.params if p.name not in values], tensors, named, "stream")
-        try:
-            program.launcher({**given, **values}, stream)
-        except FcError as e:
-            told = tuple(held.told(name) for name in values if f"`{name}`" in e.message)
-            raise FcError(e.code, e.message, expected=e.expected, got=e.got, loc=e.loc, hint=e.hint, notes=(*e.notes, *told)) from None
+        self._family.run(self._given, by_name(self.name, self._names, tensors, named, "stream"), stream)
 
 
 def _array(x: Any) -> Any:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import functools
 import math
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from . import calls
+from .captured import Captured
 from .compiler import target, targets
 from .errors import FcError
 from .ir.schedule import Schedule
@@ -27,7 +30,7 @@ def _tracing() -> bool:
 
 
 def attention(q: Any, k: Any, v: Any, *, causal: bool | str = False, scale: float | None = None, return_lse: bool = False,
-              schedule: Schedule | None = None, out: Any = None) -> Any:
+              schedule: Schedule | None = None, out: Any = None, score: Callable[..., Any] | None = None) -> Any:
     """softmax(q k^T * scale) v on the GPU, float32 inside.
 
     q: [B, H, M, D]; k: [B, Hkv, N, D]; v: [B, Hkv, N, E]; f16 or bf16, any strides with a contiguous last axis; H a multiple of Hkv
@@ -35,13 +38,13 @@ def attention(q: Any, k: Any, v: Any, *, causal: bool | str = False, scale: floa
     (j <= i + N - M), or True where M = N and both are the same. Views whose pointers or strides are not multiples of 16 bytes take a slower
     kernel with narrower accesses. scale: 1/sqrt(D) if None. Returns [B, H, M, E], and with return_lse the
     natural log-sum-exp [B, H, M] in float32. Rows that see no key give 0 and -inf. out: where to write instead of a new tensor.
+    score: a function of fcgen's language (s, b, h, i, j) -> s that changes the scaled scores of row i and key j, a tile of them at a time:
+    `lambda s, b, h, i, j: s + bias[h, i, j]`. Numbers and tensors that it holds are read at each call.
 
     Raises FcError "call/argument" before anything is launched. The algorithm is FlashAttention-2's (Dao, 2023).
     """
-    if _tracing():
-        from .torch_op import traced
-
-        return traced(q, k, v, causal, scale, return_lse, schedule, out)
+    if score is not None or _tracing():
+        return _beside(q, k, v, causal, scale, return_lse, schedule, out, score)
     if scale is not None and type(scale) is not float:
         scale = _scale(scale)
     for last in calls.recent:
@@ -55,6 +58,19 @@ def attention(q: Any, k: Any, v: Any, *, causal: bool | str = False, scale: floa
             if alike:
                 return last.run(q, k, v, out)
     return _found(q, k, v, causal, scale, bool(return_lse), schedule, out)
+
+
+def _beside(q: Any, k: Any, v: Any, causal: Any, scale: Any, return_lse: Any, schedule: Any, out: Any, score: Any) -> Any:
+    """A call in a graph of torch.compile, or with a score function."""
+    if _tracing():
+        from .torch_op import traced
+
+        return traced(q, k, v, causal, scale, return_lse, schedule, out, score)
+    if not callable(score):
+        raise FcError("call/argument", "argument `score` is not a function", expected="lambda s, b, h, i, j: s", got=repr(score)[:80])
+    q, k, v = (_without_gradient(t) for t in (q, k, v))
+    scale = None if scale is None else _scale(scale)
+    return _checked(q, k, v, _mask_word(causal), scale, bool(return_lse), schedule, out, score)
 
 
 def _found(q: Any, k: Any, v: Any, causal: Any, scale: float | None, return_lse: bool, schedule: Schedule | None, out: Any) -> Any:
@@ -93,7 +109,7 @@ def _without_gradient(x: Any) -> Any:
 
 
 def _checked(q: Any, k: Any, v: Any, causal: bool | str | None, scale: float | None, return_lse: bool, schedule: Schedule | None,
-             out: Any) -> Any:
+             out: Any, score: Any = None) -> Any:
     """A call whose arguments may be anything."""
     from .grouped import packed
     from .runtime import tensors
@@ -110,12 +126,15 @@ def _checked(q: Any, k: Any, v: Any, causal: bool | str | None, scale: float | N
     filled = ka.shape[2] == 0 and _fill(o, 0.0) and (lse is None or _fill(lse, -math.inf))
     if 0 not in shape and not filled:
         given = {"Q": qa, "K": ka, "V": va, "O": tensors.describe(o, "out")} | ({"LSE": tensors.describe(lse, "lse")} if return_lse else {})
-        rows = packed(given, kind)
+        rows = packed(given, kind) if score is None else None
         if rows is not None:
             given, kind = rows, "none"
         aligned = all(_in_lines(a) for n, a in given.items() if n != "LSE")
-        program = _program(qa.dtype, qa.device, given["Q"].shape, ka.shape, va.shape[3], kind, scale, return_lse, schedule, aligned)
-        program.launcher({**given, "scale": scale})
+        program = _program(qa.dtype, qa.device, given["Q"].shape, ka.shape, va.shape[3], kind, scale, return_lse, schedule, aligned, score)
+        if score is None:
+            program.launcher({**given, "scale": scale})
+        else:
+            program(**given, scale=scale)
         tensors.written(o)
     return (o, lse) if return_lse else o
 
@@ -140,18 +159,39 @@ def _check_out(oa: Any, shape: tuple[int, ...], *others: Any) -> None:
 
 
 def _program(dtype: str, device: int, q: tuple[int, ...], k: tuple[int, ...], e: int, mask: str, scale: float, return_lse: bool,
-             schedule: Schedule | None, aligned: bool = True) -> Program:
+             schedule: Schedule | None, aligned: bool = True, score: Any = None) -> Program:
     """The program for q and k of these shapes, and values of head size e. aligned: bulk copies can move the tensors; else the kernel makes
     none."""
     arch, positive = _arch(device, schedule), scale >= SMALLEST_NORMAL
+    lazy, sums, given = None, "", schedule is not None
     if schedule is None:
         arch = arch if aligned else target(arch.rstrip("a")).arch
         from .kernels.schedules import choose
         from .runtime import driver
 
-        chosen, lazy, sums = choose(arch, q, k, e, mask, driver.device_info(device).sm_count, positive)
-        return compiled(dtype, q[3], e, mask, return_lse, arch, chosen, positive, lazy, sums)
-    return compiled(dtype, q[3], e, mask, return_lse, arch, schedule, positive)
+        schedule, lazy, sums = choose(arch, q, k, e, mask, driver.device_info(device).sm_count, positive)
+    if score is None:
+        return compiled(dtype, q[3], e, mask, return_lse, arch, schedule, positive, lazy, sums)
+    while True:
+        program = compiled.__wrapped__(dtype, q[3], e, mask, return_lse, arch, schedule, positive, lazy, sums, score=score)
+        tiles = dict(schedule.tiles)
+        columns = tiles["BLOCK_N"] // 2
+        program.quiet = not given
+        if given or columns % 16 or not isinstance(program, Captured) or _fits(program.first):
+            return program
+        schedule = replace(schedule, tiles={**tiles, "BLOCK_N": columns})
+
+
+@functools.lru_cache(maxsize=256)
+def _fits(program: Program) -> bool:
+    """Whether a program has registers and memory enough."""
+    program.quiet = True
+    try:
+        return not program.resources.spills
+    except FcError as e:
+        if e.code != "compile/budget":
+            raise
+        return False
 
 
 def lazy_of(schedule: Schedule) -> float:
@@ -168,7 +208,7 @@ def sums_of(schedule: Schedule, lazy: float) -> str:
 
 @functools.lru_cache(maxsize=1024)
 def compiled(dtype: str, d: int, e: int, mask: str, lse: bool, arch: str, schedule: Schedule | None = None,
-             positive: bool = True, lazy: float | None = None, sums: str = "", check: bool | None = None) -> Program:
+             positive: bool = True, lazy: float | None = None, sums: str = "", check: bool | None = None, score: Any = None) -> Program:
     """The program that `attention` runs for these compile-time facts. mask: "none", "causal_top_left", "causal_bottom_right". lazy: how far
     (in powers of e) a row's maximum may have moved before what was summed is scaled to it, if not `lazy_of`; sums: the kind of sum that
     goes with it, if not `sums_of`. check: it is tried in the simulator when it is compiled first; if None, where the schedule is
@@ -179,10 +219,11 @@ def compiled(dtype: str, d: int, e: int, mask: str, lse: bool, arch: str, schedu
 
     chosen = schedule or pick(arch, max(d, e), "wgmma" if arch == "sm_90a" else "mma", mask)
     lazy = lazy_of(chosen) if lazy is None else lazy
-    ours, absent = chosen in shipped(), {} if lse else {"LSE": None}
+    ours = chosen in shipped() and score is None
+    more = {**({} if lse else {"LSE": None}), **({} if score is None else {"score": score})}
     program = spec.compile(target=arch, schedule=chosen, check=not ours if check is None else check, T=DTYPES[dtype], D=d, E=e, mask=mask,
-                           positive=positive, lazy=lazy, sums=sums or sums_of(chosen, lazy), **absent)
-    program.quiet = ours
+                           positive=positive, lazy=lazy, sums=sums or sums_of(chosen, lazy), **more)
+    program.quiet = chosen in shipped()
     return program
 
 

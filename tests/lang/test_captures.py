@@ -45,7 +45,7 @@ def scaled(a: Any) -> Any:
 def test_a_number_is_a_scalar_of_the_launch() -> None:
     p, q = program(scaled(2.0)), program(scaled(5.0))
     assert [str(v.type) for v in p.tile.params[2:]] == ["f32"] and p.params == p.tile.params[:2]
-    assert p._first is q._first, "one kernel for all numbers"
+    assert p.first is q.first, "one kernel for all numbers"
     np.testing.assert_array_equal(result(p), X * 2)
     np.testing.assert_array_equal(result(q), X * 5)
 
@@ -193,9 +193,9 @@ def test_functions_of_one_program_share_a_kernel_whatever_they_are_called() -> N
     beta = 4.0
     other = lambda y, j: y * 2.0 + beta
     p, q = program(one), program(other)
-    assert p._first is q._first and p.built is q.built
+    assert p.first is q.first and p.built is q.built
     np.testing.assert_array_equal(result(q), X * 2 + 4)
-    assert program(lambda x, i: x * 2.5 + beta)._first is not p._first, "a number of the source is no captured one"
+    assert program(lambda x, i: x * 2.5 + beta).first is not p.first, "a number of the source is no captured one"
 
 
 def test_two_names_for_one_array_are_told_apart_when_they_are_two() -> None:

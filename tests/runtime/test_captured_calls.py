@@ -10,7 +10,7 @@ import pytest
 from pretend import Driver, Dtype, Tensor, install, number, torch
 
 import fcgen as fc
-from fcgen import api, captured
+from fcgen import captured
 
 F32, F16 = Dtype("float32"), Dtype("float16")
 SIZES = {"ptr": 8, "stride": 8, "size": 4, "scalar": 4, "map": 128, "counter": 8}
@@ -39,7 +39,7 @@ class World:
 def world(monkeypatch: pytest.MonkeyPatch) -> World:
     monkeypatch.setitem(sys.modules, "torch", torch())
     monkeypatch.setenv("FCGEN_CHECK", "0")
-    monkeypatch.setattr(api, "_families", {})
+    monkeypatch.setattr(captured, "_families", {})
     monkeypatch.setattr(captured, "_shared", {})
     return World(install(monkeypatch, Driver()))
 
@@ -78,7 +78,7 @@ def test_a_call_of_the_spec_compiles_nothing_for_another_number(world: World, mo
     assert len(traced) == 3 and len(world.fake.cubins) == 2, "traced again, and found to be the first program"
     for f in (lambda x, i: x * np.float32(n), lambda x, i: x):
         mapped(*pair(), f=f, schedule=SCHEDULE)
-    assert len(api._families) == 5
+    assert len(captured._families) == 5
 
 
 @pytest.mark.parametrize(("bias", "word"), [
@@ -134,3 +134,23 @@ def test_a_grid_is_as_large_as_its_scalars_say(world: World) -> None:
     for n in (-1, 2**30 + 2**29 + 1):
         with pytest.raises(fc.FcError, match=r"out of range|more blocks"):
             p(x, y, n=n, m=64)
+
+
+def test_attention_with_a_score_function(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    traced: list[Any] = []
+    scheduled = fc.Spec.scheduled
+    monkeypatch.setattr(fc.Spec, "scheduled", lambda self, *a, **k: traced.append(1) or scheduled(self, *a, **k))
+    monkeypatch.setattr(Driver, "cuLaunchKernelEx", lambda self, *a: self.launches.append(1) or 0)
+    q, k, v = (Tensor((2, h, 70, 32), F16) for h in (4, 2, 2))
+    schedule = fc.Schedule(tiles={"BLOCK_M": 32, "BLOCK_N": 32}, warps=2)
+
+    def run(by: float, bias: Tensor) -> None:
+        fc.attention(q, k, v, score=lambda s, b, h, i, j: s * by + bias[h, j], schedule=schedule, causal="bottom_right")
+
+    for by in (1.0, 2.0, 0.5):
+        run(by, Tensor((4, 70), F32))
+    assert (len(world.fake.launches), len(world.fake.cubins), len(traced)) == (3, 1, 1)
+    with pytest.raises(fc.FcError, match="not a function"):
+        fc.attention(q, k, v, score=3.0)
+    with pytest.raises(fc.FcError, match="`score_1` is bias"):
+        run(1.0, Tensor((4, 70), F32, device="cuda:1"))
