@@ -324,3 +324,27 @@ def test_a_captured_tensor_is_not_kept() -> None:
     del p, f, bias
     gc.collect()
     assert gone() is None and family._known and captured._shared
+
+
+def test_torchs_tensors_modules_and_numbers() -> None:
+    torch = pytest.importorskip("torch")
+
+    class Bias(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = torch.nn.Parameter(torch.arange(4, dtype=torch.bfloat16))
+            self.by = torch.tensor(2.0)
+
+        def forward(self, x: Any, i: Any) -> Any:
+            return x + self.table[i // 10].to(fc.f32) * self.by
+
+    m = Bias()
+    p = program(m)
+    assert [str(v.type) for v in p.tile.params[2:]] == ["tensor bf16[f_0_0]", "f32"]
+    np.testing.assert_allclose(result(p), X + 2 * (np.arange(40) // 10)[:, None], rtol=1e-6)
+    m.by, m.table.data = torch.tensor(3.0), m.table.data + 1
+    np.testing.assert_allclose(result(p), X + 3 * (np.arange(40) // 10 + 1)[:, None], rtol=1e-6)
+    size = torch.Size((2, 5))
+    np.testing.assert_allclose(result(program(lambda x, i: x * size[1])), X * 5, rtol=1e-6)
+    with pytest.raises(fc.FcError, match="dtype"):
+        program(held(torch.zeros(3, dtype=torch.complex64)))
