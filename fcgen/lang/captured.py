@@ -187,6 +187,9 @@ def _function(fn: types.FunctionType, key: Key, captures: Captures, code: types.
     for n, (new, old) in enumerate(zip(cells, fn.__closure__ or ())):
         if old != types.CellType():
             name = code.co_freevars[n]
+            if name == "__class__":  # what super() asks for
+                new.cell_contents = old.cell_contents
+                continue
             place = functools.partial(place_of_name, code, name)
             new.cell_contents = seen_by_trace(old.cell_contents, ("cell", key, n, name), captures, place)
     where = functools.partial(place_in, code, 0)
@@ -235,11 +238,16 @@ class Shown:
             return types.MethodType(seen_by_trace(x.__func__, ("attr", key, "__func__"), self._captures), self)
         return seen_by_trace(x, key, self._captures)
 
+    def __instancecheck__(self, x: Any) -> bool:
+        return isinstance(x, self._of)
+
     __setattr__ = __delattr__ = _changed
 
 
 def _special(name: str) -> Callable[..., Any]:
     def method(self: Shown, *args: Any, **named: Any) -> Any:
+        if isinstance(self._of, type):
+            return getattr(self._of, name)(*args, **named) if name != "__call__" else self._of(*args, **named)
         word = "forward" if name == "__call__" and torch_module(self._of) else name
         fn = getattr(type(self._of), word, None)
         if fn is None:

@@ -129,8 +129,10 @@ def kind_of(x: Any) -> tuple[Any, ...]:
         return "constant", t, x
     if t in (int, float):
         return "number", t
-    if t.__module__.split(".")[0] == "fcgen" or isinstance(x, type) or _as_it_is(x):
+    if t.__module__.split(".")[0] == "fcgen" or _as_it_is(x):
         return "itself", Same(x)
+    if isinstance(x, type):
+        return "object", t
     if isinstance(x, np.generic) or (is_array(x) and not len(x.shape) and not str(getattr(x, "device", "cpu")).startswith("cuda")):
         return "plain", t
     if is_array(x):
@@ -161,7 +163,10 @@ def _as_it_is(x: Any) -> bool:
                       hint="what it changes is changed once, while the function is traced")
     if isinstance(x, types.ModuleType):
         file = getattr(x, "__file__", None)
-        return file is None or x.__name__.split(".")[0] in _FOREIGN or file.startswith((_STDLIB, *_INSTALLED))
+        return (file is None and x.__name__ != "__main__") or x.__name__.split(".")[0] in _FOREIGN or str(file).startswith((_STDLIB, *_INSTALLED))
+    if isinstance(x, type):  # of the user's classes attributes may be read
+        home = sys.modules.get(x.__module__)
+        return issubclass(x, (BaseException, enum.Enum)) or home is None or x.__module__ == "builtins" or _as_it_is(home)
     if isinstance(x, types.FunctionType):
         file = x.__code__.co_filename
         return str(x.__module__).split(".")[0] in _FOREIGN or (file.startswith(_STDLIB) and not file.startswith(tuple(_INSTALLED)))

@@ -151,6 +151,37 @@ def test_attributes_of_objects() -> None:
     np.testing.assert_allclose(result(program(s.__call__)), want(), rtol=1e-6)
 
 
+class Settings:
+    by, most = 2.0, 3
+
+    @staticmethod
+    def cut(x: Any) -> Any:
+        return fc.minimum(x, Settings.by)
+
+
+class Base:
+    scale = 3.0
+
+    def __call__(self, x: Any, i: Any) -> Any:
+        return x * self.scale
+
+
+class Derived(Base):
+    def __call__(self, x: Any, i: Any) -> Any:
+        assert isinstance(self, Derived) and isinstance(Slope(TABLE), Slope)
+        return super().__call__(x, i) + Settings.by
+
+
+def test_classes_and_what_they_inherit(monkeypatch: pytest.MonkeyPatch) -> None:
+    p, q = program(lambda x, i: Settings.cut(x) * Settings.most), program(Derived())
+    for by, scale in ((2.0, 3.0), (0.5, -1.0)):
+        monkeypatch.setattr(Settings, "by", by)
+        monkeypatch.setattr(Base, "scale", scale)
+        np.testing.assert_allclose(result(p), np.minimum(X, by) * 3, rtol=1e-6)
+        np.testing.assert_allclose(result(q), X * scale + by, rtol=1e-5, atol=1e-6)
+    assert len(p._family._known) == len(q._family._known) == 1
+
+
 def test_arrays_are_parameters_bound_at_the_call() -> None:
     bias = np.random.default_rng(1).standard_normal((5, 40)).astype(np.float32)
     row = 2
