@@ -112,7 +112,7 @@ class Captured(Program):
     held when it was made; what runs is for what they hold now."""
 
     def __init__(self, family: Family, given: Mapping[str, Any]):
-        self._family, self._given = family, given
+        self.family, self._given = family, given
         self.first, held, _ = family.find(given)
         self._captured = tuple(name for name, _ in held.values)
         super().__init__(self.first._source, self.first.schedule, self.first.target.arch)
@@ -121,6 +121,14 @@ class Captured(Program):
     @property
     def params(self) -> tuple[Value, ...]:
         return tuple(p for p in super().params if p.name not in self._captured)
+
+    @property
+    def machine(self) -> Kernel:  # type: ignore[override]
+        return self.first.machine
+
+    @property
+    def launcher(self) -> Any:
+        return self.first.launcher
 
     @property
     def built(self) -> Any:  # type: ignore[override]
@@ -138,11 +146,11 @@ class Captured(Program):
 
     def _now(self, how: Callable[..., Any], arguments: Mapping[str, Any], **more: Any) -> Any:
         """In NumPy, with what the functions hold now; arguments may give it another value."""
-        program, _, values = self._family.find(self._given)
+        program, _, values = self.family.find(self._given)
         return how(program, **{**{name: _array(x) for name, x in values.items()}, **arguments}, **more)
 
     def __call__(self, *tensors: Any, stream: Any = None, **named: Any) -> None:
-        self._family.run(self._given, by_name(self.name, self._names, tensors, named, "stream"), stream)
+        self.family.run(self._given, by_name(self.name, self._names, tensors, named, "stream"), stream)
 
 
 def _array(x: Any) -> Any:

@@ -7,15 +7,16 @@ import math
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from . import calls
-from .captured import Captured
+from .captured import Captured, Family
 from .compiler import target, targets
 from .errors import FcError
 from .ir.schedule import Schedule
+from .lang.captures import identity
 from .program import Program
 
 MASKS = {None: "none", "none": "none", "top_left": "causal_top_left", "bottom_right": "causal_bottom_right"}
@@ -130,11 +131,13 @@ def _checked(q: Any, k: Any, v: Any, causal: bool | str | None, scale: float | N
         if rows is not None:
             given, kind = rows, "none"
         aligned = all(_in_lines(a) for n, a in given.items() if n != "LSE")
-        program = _program(qa.dtype, qa.device, given["Q"].shape, ka.shape, va.shape[3], kind, scale, return_lse, schedule, aligned, score)
+        sizes = qa.device, given["Q"].shape, ka.shape, va.shape[3], kind, scale
         if score is None:
-            program.launcher({**given, "scale": scale})
+            _program(qa.dtype, *sizes, return_lse, schedule, aligned).launcher({**given, "scale": scale})
         else:
-            program(**given, scale=scale)
+            facts = qa.dtype, qa.shape[3], va.shape[3], kind, return_lse
+            family = _scored(score, facts, _chosen(*sizes, schedule, aligned), schedule is not None)
+            family.run({"score": score}, {**given, "scale": scale})
         tensors.written(o)
     return (o, lse) if return_lse else o
 
@@ -159,27 +162,45 @@ def _check_out(oa: Any, shape: tuple[int, ...], *others: Any) -> None:
 
 
 def _program(dtype: str, device: int, q: tuple[int, ...], k: tuple[int, ...], e: int, mask: str, scale: float, return_lse: bool,
-             schedule: Schedule | None, aligned: bool = True, score: Any = None) -> Program:
+             schedule: Schedule | None, aligned: bool = True) -> Program:
     """The program for q and k of these shapes, and values of head size e. aligned: bulk copies can move the tensors; else the kernel makes
     none."""
-    arch, positive = _arch(device, schedule), scale >= SMALLEST_NORMAL
-    lazy, sums, given = None, "", schedule is not None
-    if schedule is None:
-        arch = arch if aligned else target(arch.rstrip("a")).arch
-        from .kernels.schedules import choose
-        from .runtime import driver
+    return compiled(dtype, q[3], e, mask, return_lse, *_chosen(device, q, k, e, mask, scale, schedule, aligned))
 
-        schedule, lazy, sums = choose(arch, q, k, e, mask, driver.device_info(device).sm_count, positive)
-    if score is None:
-        return compiled(dtype, q[3], e, mask, return_lse, arch, schedule, positive, lazy, sums)
-    while True:
-        program = compiled.__wrapped__(dtype, q[3], e, mask, return_lse, arch, schedule, positive, lazy, sums, score=score)
-        tiles = dict(schedule.tiles)
-        columns = tiles["BLOCK_N"] // 2
-        program.quiet = not given
-        if given or columns % 16 or not isinstance(program, Captured) or _fits(program.first):
-            return program
-        schedule = replace(schedule, tiles={**tiles, "BLOCK_N": columns})
+
+def _chosen(device: int, q: tuple[int, ...], k: tuple[int, ...], e: int, mask: str, scale: float, schedule: Schedule | None,
+            aligned: bool) -> tuple[str, Schedule, bool, float | None, str]:
+    """(target, schedule, is the scale positive, `lazy`, `sums`)"""
+    arch, positive = _arch(device, schedule), scale >= SMALLEST_NORMAL
+    if schedule is not None:
+        return arch, schedule, positive, None, ""
+    arch = arch if aligned else target(arch.rstrip("a")).arch
+    from .kernels.schedules import choose
+    from .runtime import driver
+
+    chosen, lazy, sums = choose(arch, q, k, e, mask, driver.device_info(device).sm_count, positive)
+    return arch, chosen, positive, lazy, sums
+
+
+def _scored(score: Any, facts: tuple[Any, ...], choice: tuple[str, Schedule, bool, float | None, str], given: bool) -> Family:
+    """The programs with a score function. given: the schedule is the caller's; else its tiles shrink until the function has room."""
+    key = identity(score), *facts, *choice
+    if key not in _with_score:
+        arch, schedule, *rest = choice
+        while True:
+            program = cast(Captured, compiled.__wrapped__(*facts, arch, schedule, *rest, score=score))
+            tiles = dict(schedule.tiles)
+            columns = tiles.get("BLOCK_N", 0) // 2
+            if given or not columns or columns % 16 or _fits(program.first):
+                break
+            schedule = replace(schedule, tiles={**tiles, "BLOCK_N": columns})
+        if len(_with_score) >= 256:
+            _with_score.clear()
+        _with_score[key] = program.family
+    return _with_score[key]
+
+
+_with_score: dict[Any, Family] = {}
 
 
 @functools.lru_cache(maxsize=256)

@@ -163,7 +163,8 @@ def _as_it_is(x: Any) -> bool:
                       hint="what it changes is changed once, while the function is traced")
     if isinstance(x, types.ModuleType):
         file = getattr(x, "__file__", None)
-        return (file is None and x.__name__ != "__main__") or x.__name__.split(".")[0] in _FOREIGN or str(file).startswith((_STDLIB, *_INSTALLED))
+        ours = file is None and x.__name__ == "__main__"
+        return not ours and (file is None or x.__name__.split(".")[0] in _FOREIGN or file.startswith((_STDLIB, *_INSTALLED)))
     if isinstance(x, type):  # of the user's classes attributes may be read
         home = sys.modules.get(x.__module__)
         return issubclass(x, (BaseException, enum.Enum)) or home is None or x.__module__ == "builtins" or _as_it_is(home)

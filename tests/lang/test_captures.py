@@ -56,7 +56,7 @@ def test_a_number_that_changes_is_read_at_the_call() -> None:
     np.testing.assert_array_equal(result(p), X * 2)
     a = 7.0
     np.testing.assert_array_equal(result(p), X * 7)
-    assert len(p._family._known) == 1
+    assert len(p.family._known) == 1
     a = 7  # an int computes with ints
     np.testing.assert_array_equal(result(p), X * 7)
 
@@ -93,7 +93,7 @@ def test_what_python_uses_is_part_of_the_kernel() -> None:
     np.testing.assert_allclose(result(p), X + 5, rtol=1e-6)
     n = 2
     result(p)
-    assert len(p._family._known) == 2, "the first program is found again"
+    assert len(p.family._known) == 2, "the first program is found again"
 
 
 def test_only_the_outcome_of_a_comparison_is_part_of_the_kernel() -> None:
@@ -101,7 +101,7 @@ def test_only_the_outcome_of_a_comparison_is_part_of_the_kernel() -> None:
     p = program(lambda x, i: x * a if a > 1 else x - a)
     for a in (3.0, 0.5, 0.25, 9.0):
         np.testing.assert_allclose(result(p), X * a if a > 1 else X - a, rtol=1e-6)
-    assert len(p._family._known) == 2
+    assert len(p.family._known) == 2
 
 
 @pytest.mark.parametrize("word", ["sqrt", "exp", "floor"])
@@ -125,7 +125,7 @@ def test_defaults_globals_partial_and_helpers(monkeypatch: pytest.MonkeyPatch) -
     np.testing.assert_allclose(result(p), X * 3 * 0.5 + 4, rtol=1e-6)
     monkeypatch.setitem(globals(), "ALPHA", 2.0)
     np.testing.assert_allclose(result(p), X * 2 * 0.5 + 4, rtol=1e-6)
-    assert len(p._family._known) == 1
+    assert len(p.family._known) == 1
 
 
 @dataclass
@@ -147,7 +147,7 @@ def test_attributes_of_objects() -> None:
     np.testing.assert_allclose(result(p), want(), rtol=1e-6)
     s.by, s.table, s.scales = 0.5, TABLE * 7, (0.0, 2.0)
     np.testing.assert_allclose(result(p), want(), rtol=1e-6)
-    assert len(p._family._known) == 1
+    assert len(p.family._known) == 1
     np.testing.assert_allclose(result(program(s.__call__)), want(), rtol=1e-6)
 
 
@@ -179,7 +179,7 @@ def test_classes_and_what_they_inherit(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(Base, "scale", scale)
         np.testing.assert_allclose(result(p), np.minimum(X, by) * 3, rtol=1e-6)
         np.testing.assert_allclose(result(q), X * scale + by, rtol=1e-5, atol=1e-6)
-    assert len(p._family._known) == len(q._family._known) == 1
+    assert len(p.family._known) == len(q.family._known) == 1
 
 
 def test_arrays_are_parameters_bound_at_the_call() -> None:
@@ -191,7 +191,7 @@ def test_arrays_are_parameters_bound_at_the_call() -> None:
     bias = bias[::2] + 1
     row = 1
     np.testing.assert_array_equal(result(p), X + bias[1][:, None])
-    assert len(p._family._known) == 1
+    assert len(p.family._known) == 1
     bias = bias.astype(np.float16)  # of another dtype: another kernel
     with pytest.raises(fc.FcError, match="dtype"):
         result(p)
@@ -213,7 +213,7 @@ def test_sizes_of_arrays() -> None:
     np.testing.assert_array_equal(result(p), X + TABLE[np.arange(40) % 4][:, None])
     t = np.arange(7, dtype=np.float32)
     np.testing.assert_array_equal(result(p), X + t[np.arange(40) % 7][:, None])
-    assert len(p._family._known) == 1
+    assert len(p.family._known) == 1
 
 
 def test_functions_of_one_program_share_a_kernel_whatever_they_are_called() -> None:
@@ -351,7 +351,7 @@ def test_a_captured_tensor_is_not_kept() -> None:
     gone = weakref.ref(bias)
     f = (lambda b: lambda x, i: x + b[i])(bias)
     p = program(f)
-    family = p._family
+    family = p.family
     del p, f, bias
     gc.collect()
     assert gone() is None and family._known and captured._shared

@@ -155,4 +155,4 @@ def test_a_captured_number_says_how_often() -> None:
     for n in (3, 0, 5):
         np.testing.assert_array_equal(p.interpret(X=x)["Y"], x * 2**n)
         np.testing.assert_array_equal(p.simulate(X=x)["Y"], x * 2**n)
-    assert len(p._family._known) == 1
+    assert len(p.family._known) == 1
