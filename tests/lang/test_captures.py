@@ -379,3 +379,22 @@ def test_torchs_tensors_modules_and_numbers() -> None:
     np.testing.assert_allclose(result(program(lambda x, i: x * size[1])), X * 5, rtol=1e-6)
     with pytest.raises(fc.FcError, match="dtype"):
         program(held(torch.zeros(3, dtype=torch.complex64)))
+
+
+def test_arrays_of_the_specs_own_are_refused_with_what_to_do() -> None:
+    def spec(X: "f32[M]", Y: "out f32[M]", *, how):
+        (rows,) = fc.grid(fc.tile(X.M, "BLOCK_M"))
+        fc.store(Y[rows], fc.load(X[rows]) + (TABLE if how else TABLE[rows.index]))
+
+    for how in (True, False):
+        with pytest.raises(fc.FcError, match="given when the spec is compiled, by itself or held"):
+            fc.kernel(spec).trace({"BLOCK_M": 32}, how=how)
+
+
+def test_a_promise_about_a_captured_number() -> None:
+    a = 2.0
+    p = program(lambda x, i: fc.maximum(x * fc.positive(a), 0.0))
+    np.testing.assert_allclose(result(p), np.maximum(X * 2, 0), rtol=1e-6)
+    a = -1.0
+    with pytest.raises(fc.FcError, match="must be positive"):
+        p.interpret(X=X)
