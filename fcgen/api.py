@@ -29,10 +29,9 @@ def compile(spec: Spec, *, target: str | None = None, schedule: Schedule | None 
         raise FcError("trace/usage", "fc.compile takes a spec", expected="a function decorated with @fc.kernel", got=repr(spec)[:80])
     schedule, arch, trust = a_schedule(schedule), target or gpu_target(), not check or os.environ.get("FCGEN_CHECK") == "0"
     held = spec.given(binding)
-    if held:
-        return Captured(family_of(spec, schedule, arch, trust, binding, held), held)
-    program = Program(spec.scheduled(dict(schedule.tiles), **binding)[0], schedule, arch)
-    program.trust = trust
+    program = Captured(family_of(spec, schedule, arch, trust, binding, held), held) if held else \
+        Program(spec.scheduled(dict(schedule.tiles), **binding)[0], schedule, arch)
+    program.trust, program.absent = trust, frozenset(p.name for p in spec.signature.params if p.optional and p.name in binding)
     return program
 
 

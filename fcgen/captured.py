@@ -147,10 +147,10 @@ class Captured(Program):
     def _now(self, how: Callable[..., Any], arguments: Mapping[str, Any], **more: Any) -> Any:
         """In NumPy, with what the functions hold now; arguments may give it another value."""
         program, _, values = self.family.find(self._given)
-        return how(program, **{**{name: _array(x) for name, x in values.items()}, **arguments}, **more)
+        return how(program, **{**{name: _array(x) for name, x in values.items()}, **self.present(arguments)}, **more)
 
     def __call__(self, *tensors: Any, stream: Any = None, **named: Any) -> None:
-        self.family.run(self._given, by_name(self.name, self._names, tensors, named, "stream"), stream)
+        self.family.run(self._given, by_name(self.name, self._names, tensors, self.present(named), "stream"), stream)
 
 
 def _array(x: Any) -> Any:

@@ -75,6 +75,9 @@ class Number:
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **more: Any) -> Any:
         return getattr(ufunc, method)(*[x.plain() if type(x) is Number else x for x in inputs], **more)
 
+    def __bool__(self) -> bool:
+        return bool(self.captures.see(("ne", self.key, ("int", 0))))
+
     def __round__(self, *n: Any) -> Any:
         return round(self.plain(), *n)
 
@@ -106,7 +109,7 @@ for _name in ("lt", "le", "gt", "ge", "eq", "ne"):
     setattr(Number, f"__{_name}__", _arithmetic(_name, False, True))
 for _name in ("neg", "pos", "abs"):
     setattr(Number, f"__{_name}__", lambda self, name=_name: _number(self.captures, (name, self.key)))
-for _name, _plain in {"bool": bool, "int": int, "float": float, "index": operator.index, "hash": hash, "str": str, "repr": repr,
+for _name, _plain in {"int": int, "float": float, "index": operator.index, "hash": hash, "str": str, "repr": repr,
                       "trunc": math.trunc, "floor": math.floor, "ceil": math.ceil}.items():
     setattr(Number, f"__{_name}__", lambda self, plain=_plain: plain(self.plain()))
 for _name in ("and", "or", "xor", "lshift", "rshift", "divmod"):

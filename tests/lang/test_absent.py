@@ -10,6 +10,7 @@ import pytest
 
 import fcgen as fc
 from fcgen import api, compiler
+from fcgen.runtime import tensors
 
 SCHEDULE = fc.Schedule(tiles={"BLOCK_M": 32}, warps=1)
 
@@ -76,6 +77,15 @@ def test_only_what_may_be_absent_is() -> None:
     assert "rows_of" in str(e.value.loc.source_line())
     with pytest.raises(fc.FcError, match="has no parameter `S`"):
         compiled(S=None).interpret(X=X, W=W, by=1.0, S=X)
+
+
+def test_none_for_what_is_absent_is_no_argument() -> None:
+    p = compiled(S=None, by=None)
+    np.testing.assert_allclose(p.simulate(X=X, W=W, S=None, by=None)["Y"], X * W[:, None], rtol=1e-6)
+    with pytest.raises(fc.FcError, match="has no parameter `S`"):
+        p.simulate(X=X, W=W, S=W)
+    with pytest.raises(fc.FcError, match=r"compile\(W=None\)"):
+        tensors.describe(None, "W")
 
 
 def test_a_call_leaves_out_what_is_none_or_not_given(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -98,7 +98,7 @@ def test_what_python_uses_is_part_of_the_kernel() -> None:
 
 def test_only_the_outcome_of_a_comparison_is_part_of_the_kernel() -> None:
     a = 2.0
-    p = program(lambda x, i: x * a if a > 1 else x - a)
+    p = program(lambda x, i: x * a if a > 1 and a else x - a)
     for a in (3.0, 0.5, 0.25, 9.0):
         np.testing.assert_allclose(result(p), X * a if a > 1 else X - a, rtol=1e-6)
     assert len(p.family._known) == 2
