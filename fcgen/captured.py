@@ -90,8 +90,10 @@ def known_by(binding: Mapping[str, Any], held: Mapping[str, Any]) -> dict[str, A
     return {name: identity(x) if name in held else x for name, x in binding.items()}
 
 
-def family_of(spec: Spec, schedule: Schedule, arch: str, trust: bool, binding: Mapping[str, Any], held: Mapping[str, Any]) -> Family:
-    """The programs of a spec for whatever the functions in its binding hold; kept, if the rest of the binding can be looked up."""
+def family_of(spec: Spec, schedule: Schedule | None, arch: str, trust: bool, binding: Mapping[str, Any], held: Mapping[str, Any],
+              choose: Callable[[], Schedule]) -> Family:
+    """The programs of a spec for whatever the functions in its binding hold; kept, if the rest of the binding can be looked up. choose:
+    gives the schedule, where none is given, once."""
     key = spec, schedule, arch, trust, tuple(sorted(known_by(binding, held).items(), key=lambda kv: kv[0]))
     try:
         found = _families.get(key)
@@ -99,7 +101,8 @@ def family_of(spec: Spec, schedule: Schedule, arch: str, trust: bool, binding: M
         key = found = None  # type: ignore[assignment]
     if found is None:
         plain = {name: x for name, x in binding.items() if name not in held}
-        found = Family(lambda held: spec.scheduled(dict(schedule.tiles), **plain, **held), schedule, arch, trust)
+        chosen = schedule or choose()
+        found = Family(lambda held: spec.scheduled(dict(chosen.tiles), **plain, **held), chosen, arch, trust)
         if key is not None:
             if len(_families) >= _ALL:
                 _families.clear()

@@ -17,6 +17,7 @@ from .captured import Again, seen_by_trace
 from .captures import Captures, Held, holds
 from .handles import Handle, Range
 from .mistakes import told
+from .naming import sites
 from .owners import shared_stores
 from .tensors import TensorParam
 from .trace import Trace, here, shown, tracing
@@ -79,7 +80,7 @@ class Spec:
         return {**self._held, **{name: x for name, x in binding.items() if name in self._statics and holds(x)}}
 
     def _traced(self, tiles: Mapping[str, int], binding: Mapping[str, Any]) -> tuple[Kernel, Trace]:
-        self._check_binding(binding)
+        self.check_binding(binding)
         fixed: frozenset[Any] = frozenset()
         while True:
             try:
@@ -90,7 +91,7 @@ class Spec:
     def _once(self, tiles: Mapping[str, int], binding: Mapping[str, Any], fixed: frozenset[Any]) -> tuple[Kernel, Trace]:
         sig, held = self.signature.without(binding), self.given(binding)
         captures = Captures(held, {*sig.dims, *(p.name for p in self.signature.params)}, fixed)
-        t = Trace(self.fn.__name__, inspect.unwrap(self.fn).__code__, dict(tiles), binding, captures)
+        t = Trace(self.fn.__name__, inspect.unwrap(self.fn).__code__, tiles, binding, captures)
         with tracing(t):
             given = dict.fromkeys((p.name for p in self.signature.params), None)
             for p in sig.params:
@@ -118,7 +119,7 @@ class Spec:
                 self._sweep_last(t)
                 body = Block(tuple(t.ids), tuple(t.scope.builder.ops))
         self._check_outputs(t, sig, body)
-        named = t.named(body)
+        named = t.named(sites(body, t.told))
         ids = [replace(a, name=a.name or f"i{n}") for n, a in enumerate(named.args)]
         named = _rename_args(named, ids)
         grid = tuple(replace(g, name=v.name) for g, v in zip(t.grid, ids))
@@ -134,7 +135,7 @@ class Spec:
 
     # ---- checks ----------------------------------------------------------------------------------------------------
 
-    def _check_binding(self, binding: Mapping[str, Any]) -> None:
+    def check_binding(self, binding: Mapping[str, Any]) -> None:
         sig = self.signature
         known = {*sig.dims, *sig.dtype_names, *(p.name for p in sig.params if p.kind == "static" or p.optional)}
         for name in binding:
@@ -165,14 +166,11 @@ class Spec:
     def _sweep_last(self, t: Trace) -> None:
         """Names that locals got after the last op are still in the frame that just returned."""
         t.sweep_names()
-        made = {op.results[0] for op in t.scope.builder.ops if op.results}
         for frame in t.frames:
             for name, x in list(frame.f_locals.items()):
-                if isinstance(x, Range) and x._start in made:
+                if isinstance(x, Range) and x._tile in t.ids:
                     t.names.setdefault(x._start, f"{name}_start")
-                    tile = next((v for v, g in zip(t.ids, t.grid) if g.tile == x.size and _reaches(x._start, v, t)), None)
-                    if tile is not None:
-                        t.names.setdefault(tile, f"{name}_tile")
+                    t.names.setdefault(x._tile, f"{name}_tile")
 
     def _check_tiles(self, t: Trace) -> None:
         unused = sorted(set(t.tiles) - t.used_tiles)
@@ -203,23 +201,6 @@ def kernel(fn: Callable[..., Any]) -> Spec:
     if not inspect.isfunction(fn):
         raise FcError("trace/usage", "@fc.kernel decorates a function", got=repr(fn), loc=here())
     return Spec(fn)
-
-
-def _reaches(v: Value, target: Value, t: Trace) -> bool:
-    return target in _closure((v,), {r: op for op in t.scope.builder.ops for r in op.results})
-
-
-def _closure(values: tuple[Value, ...], defs: Mapping[Value, Any]) -> set[Value]:
-    seen: set[Value] = set()
-    todo = list(values)
-    while todo:
-        v = todo.pop()
-        if v not in seen:
-            seen.add(v)
-            op = defs.get(v)
-            if op is not None:
-                todo += op.operands
-    return seen
 
 
 def _rename_args(block: Block, args: list[Value]) -> Block:

@@ -1,13 +1,14 @@
 """limits: masks on positions become one comparison per element, with a limit that is known per row.
 
 In: tile IR with its loops split. Out: the same masks, written with less per element. For positions x along one axis of a tile and bounds
-along the other or none, `x < a and x <= b` is `x < min(a, b + 1)`, and where x is a scalar further on than plain positions the scalar
-goes to the other side. `ranges` sees to it that nothing overflows. This comes after `split_loops`, which asks about each
-bound on its own.
+along the other or none, `x < a and x <= b` is `x < min(a, b + 1)`, however the conditions are nested, and where x is a scalar further on
+than plain positions the scalar goes to the other side. `ranges` sees to it that nothing overflows. This comes after `split_loops`, which
+asks about each bound on its own.
 """
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 from ..ir.core import Builder, Env, Kernel, Op, Value, definitions, map_bodies, remove_dead, rewrite
@@ -26,15 +27,38 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
         def rule(op: Op, b: Builder, env: Env) -> bool:
             if op.kind != "and" or not isinstance(op.result.type, Tile) or len(op.result.type.shape) != 2:
                 return False
-            below = [_below(v, defs) for v in defs[op.result].operands]
-            if any(x is None for x in below) or len({(x.axis, x.position) for x in below if x}) != 1:
+            parts = [(v, _below(v, defs)) for v in _conjunction(op.result, defs)]
+            alike: dict[tuple[int, Value], list[_Below]] = {}
+            for _, x in parts:
+                if x is not None:
+                    alike.setdefault((x.axis, x.position), []).append(x)
+            joined = {key: group for key, group in alike.items() if len(group) > 1}
+            if not joined:
                 return False
-            env[op.result] = _write([x for x in below if x], op, b, env)
+            out = [_write(group, op, b, env) for group in joined.values()]
+            out += [env[v] for v, x in parts if x is None or (x.axis, x.position) not in joined]
+            env[op.result] = functools.reduce(lambda left, right: b.emit("and", left, right), out)
             return True
 
         return remove_dead(rewrite(block, rule))
 
     return map_bodies(kernel, body)
+
+
+def _conjunction(v: Value, defs: dict[Value, Op]) -> list[Value]:
+    """The conditions that all have to hold, each once."""
+    out: list[Value] = []
+    todo, seen = [v], {v}
+    while todo:
+        x = todo.pop()
+        op = defs.get(x)
+        if op is None or op.kind != "and":
+            out.append(x)
+            continue
+        new = [o for o in op.operands[::-1] if o not in seen]
+        seen.update(new)
+        todo += new
+    return out
 
 
 @dataclass(frozen=True)
