@@ -10,7 +10,7 @@ import pytest
 from pretend import Driver, Dtype, Tensor, install, number, torch
 
 import fcgen as fc
-from fcgen import captured
+from fcgen import api, captured
 
 F32, F16 = Dtype("float32"), Dtype("float16")
 SIZES = {"ptr": 8, "stride": 8, "size": 4, "scalar": 4, "map": 128, "counter": 8}
@@ -154,3 +154,21 @@ def test_attention_with_a_score_function(world: World, monkeypatch: pytest.Monke
         fc.attention(q, k, v, score=3.0)
     with pytest.raises(fc.FcError, match="`score_1` is bias"):
         run(1.0, Tensor((4, 70), F32, device="cuda:1"))
+
+
+def test_without_a_schedule_one_is_chosen_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Driver, "cuLaunchKernelEx", lambda self, *a: self.launches.append(1) or 0)
+    chosen: list[Any] = []
+    monkeypatch.setattr(api, "_choice", lambda *a: chosen.append(a[1]) or (SCHEDULE, ()))
+    scaled = lambda n: lambda x, i: x * n
+    for a in (1.0, 2.0):
+        mapped(*pair(), f=scaled(a))
+    assert chosen == ["sm_90"] and len(world.fake.launches) == 2
+
+
+def test_a_schedule_is_chosen_for_a_spec_whose_function_holds_a_tensor() -> None:
+    bias, cap = Tensor((4, 200), F32), 3.0
+    f = lambda x, i: cap * fc.tanh(x / cap) + bias[1, i]
+    assert dict(fc.schedule_for(mapped, "sm_89", D=64, f=f).tiles)
+    p = mapped.compile(target="sm_89", D=64, f=f)
+    assert len(p.params) == 2 and len(p.machine.params) == 4
