@@ -4,10 +4,10 @@
     python -m benchmarks.random_schedules --part 2/4 ...                             the second quarter of them
     python -m benchmarks.random_schedules --chosen --cubin --jobs 16                 what `schedule_for` chooses: right, and without spills
 
-A case is a spec, a target and a schedule whose fields are drawn, the names in them from what the spec has. It goes through the passes and is
-printed as CUDA; the machine program runs in the simulator at a small size, and its numbers are compared with the tile program's. Anything but
-a right result or an FcError that says what to do is a bug; so is a field that asks for something and changes nothing. A field that is
-refused is left out, and the rest tried on.
+A case is a spec, a target and a schedule whose fields are drawn, the names in them from what the spec has. It goes through the passes and
+is printed as CUDA; the machine program runs in the simulator at a small size, and its numbers are compared with the tile program's.
+Anything but a right result or an FcError that says what to do is a bug; so is a field that asks for something and changes nothing. A field
+that is refused is left out, and the rest tried on.
 """
 
 from __future__ import annotations

@@ -105,7 +105,10 @@ class Chooser:
             for math in ways:
                 step = 64 if math == "wgmma" else 16
                 rows = [size(d.rows, tiles) for d in self.narrow]
+                tall = max((size(m.shape[0], tiles) for m in self.load.moves if len(m.shape) > 1), default=8)
                 for warps in (4, 8, 12) if math == "wgmma" else (1, 2, 4, 8):
+                    if not self.load.dots and warps > tall:
+                        continue  # warps lie along rows
                     if any(-(-n // 16) * 16 % (step * warps // (4 if math == "wgmma" else 1)) for n in rows):
                         continue
                     if math == "wgmma" and any(size(d.cols, tiles) > 256 for d in self.narrow):
@@ -304,8 +307,16 @@ _INSTEAD = {("epilogue", "tma"): "direct"}
 
 def choose(spec: Spec, to: Target, binding: Mapping[str, Any], sizes: Mapping[str, int]) -> Choice:
     """A schedule for what a spec is compiled for. sizes: those of run-time dimensions, as far as they are known."""
-    probe = Probe({n for n in (*binding.values(), *sizes.values()) if isinstance(n, int)})
-    traced = spec.trace(probe, **binding)
+    dims = [d for p in spec.signature.tensors for d in p.dims]
+    taken = {n for n in (*binding.values(), *sizes.values(), *dims) if isinstance(n, int)}
+    probe = Probe(taken)
+    try:
+        traced = spec.trace(probe, **binding)
+    except FcError as e:
+        if e.code != "ir/verify":
+            raise
+        probe = Probe(taken, small=True)
+        traced = spec.trace(probe, **binding)
     return _kept(Workload(traced, dict(probe), sizes), to, lambda tiles: spec.trace(tiles, **binding))
 
 

@@ -26,11 +26,12 @@ LONG, COUNT = 4096, 16
 
 
 class Probe(dict[str, int]):
-    """Tile sizes for a trace that tells which axis is which: a size of its own for each name that the spec asks for."""
+    """Tile sizes for a trace that tells which axis is which: a size of its own for each name that the spec asks for. small: where tiles
+    of common sizes would be more than a tile can hold."""
 
-    def __init__(self, taken: set[int]) -> None:
+    def __init__(self, taken: set[int], small: bool = False) -> None:
         super().__init__()
-        self.free = (n for n in range(208, 1 << 14, 32) if n not in taken)
+        self.free = (n for n in (range(3, 1 << 14, 2) if small else range(208, 1 << 14, 32)) if n not in taken)
 
     def __contains__(self, name: object) -> bool:
         return True

@@ -284,9 +284,9 @@ def _span(v: Value, body: Block) -> tuple[int, int]:
 
 
 def _before_rare_branch(body: Block, low: int, at: int) -> int:
-    """Where to wait for what the op number `at` reads, from the op `low` on. A branch and a barrier each end what ptxas may order freely: in
-    front of a rare branch the barrier leaves what follows the branch in one piece with the reader (10 % of a loop whose products could not
-    begin beside the exponentials, at 64 x 64 x 128 on an H200)."""
+    """Where to wait for what the op number `at` reads, from the op `low` on. A branch and a barrier each end what ptxas may order freely:
+    in front of a rare branch, the barrier leaves what follows the branch in one piece with the reader. (Behind it, exponentials and the
+    products of their results did not mix: 10 % of a loop of 64 x 64 x 128 on an H200.)"""
     rare = {o.result for o in body.ops if o.kind == "vote_any" and o.get("rare")}
     return next((k for k in range(low, at) if body.ops[k].kind == "if" and body.ops[k].operands[0] in rare), at)
 

@@ -13,6 +13,7 @@ the branch too.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from ..ir.core import (
     Block,
@@ -94,7 +95,7 @@ class _Vote:
 
     def __init__(self, block: Block, choice: Op, defs: dict[Value, Op], positive: set[Value], bits: bool):
         self.block, self.condition, self.defs, self.positive = block, choice.operands[0], defs, positive
-        self.rare = {"rare": True} if choice.get("rare") else {}
+        self.rare: dict[str, Any] = {"rare": True} if choice.get("rare") else {}
         self.compare_bits = bits
         self.local = {r: o for o in block.ops for r in o.results}
         self.place = {id(o): n for n, o in enumerate(block.ops)}

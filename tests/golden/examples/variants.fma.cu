@@ -228,7 +228,7 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         #pragma unroll
         for (int i = 0; i < 32; ++i) {
             const int x = q_row + i / 2 + rows_start;
-            const bool x_2 = i % 2 * 32 < min(x + 1 - cols_start, N - cols_start) - lane && x - (lane + i % 2 * 32 + cols_start) < window;
+            const bool x_2 = i % 2 * 32 < min(x + 1 - cols_start, N - cols_start) - lane && i % 2 * 32 > q_row + i / 2 - window + rows_start - cols_start - lane;
             s[i] = x_2 ? tanhf(tmp[i] * scale_times_rcp_cap) * cap + float(lane + i % 2 * 32 + cols_start - x) * slope : -INF;
         }
         float max_s[16];
@@ -599,7 +599,7 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         #pragma unroll
         for (int i = 0; i < 32; ++i) {
             const int x_3 = q_row + i / 2 + rows_start;
-            const bool x_4 = i % 2 * 32 < min(x_3 + 1 - cols_start_3, N - cols_start_3) - lane && x_3 - (lane + i % 2 * 32 + cols_start_3) < window;
+            const bool x_4 = i % 2 * 32 < min(x_3 + 1 - cols_start_3, N - cols_start_3) - lane && i % 2 * 32 > q_row + i / 2 - window + rows_start - cols_start_3 - lane;
             s_3[i] = x_4 ? tanhf(tmp_3[i] * scale_times_rcp_cap) * cap + float(lane + i % 2 * 32 + cols_start_3 - x_3) * slope : -INF;
         }
         float max_s_3[16];

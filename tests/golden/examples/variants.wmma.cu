@@ -258,10 +258,10 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         float s[32];
         #pragma unroll
         for (int i = 0; i < 32; ++i) {
-            const int x_2 = pos0 + i / 16 * 8 + rows_start;
-            const bool x_3 = i / 4 % 4 * 16 + i % 4 < limit[row_s(i)] - pos0_2 && x_2 - (pos0_2 + i / 4 % 4 * 16 + i % 4 + cols_start) < window;
-            const float s_2 = tanhf(tmp[i] * scale_times_rcp_cap) * cap + float(pos0_2 + i / 4 % 4 * 16 + i % 4 + cols_start - x_2) * slope;
-            s[i] = x_3 ? s_2 : -INF;
+            const bool x_2 = i / 4 % 4 * 16 + i % 4 < limit[row_s(i)] - pos0_2 && i / 4 % 4 * 16 + i % 4 > pos0 + i / 16 * 8 - window + rows_start - cols_start - pos0_2;
+            const int x_3 = pos0 + i / 16 * 8 + rows_start;
+            const float s_2 = tanhf(tmp[i] * scale_times_rcp_cap) * cap + float(pos0_2 + i / 4 % 4 * 16 + i % 4 + cols_start - x_3) * slope;
+            s[i] = x_2 ? s_2 : -INF;
         }
         float max_s[2];
         #pragma unroll
@@ -655,10 +655,10 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         float s_4[32];
         #pragma unroll
         for (int i = 0; i < 32; ++i) {
-            const int x_5 = pos0 + i / 16 * 8 + rows_start;
-            const bool x_6 = i / 4 % 4 * 16 + i % 4 < limit_2[row_s(i)] - pos0_2 && x_5 - (pos0_2 + i / 4 % 4 * 16 + i % 4 + cols_start_3) < window;
-            const float s_5 = tanhf(tmp_3[i] * scale_times_rcp_cap) * cap + float(pos0_2 + i / 4 % 4 * 16 + i % 4 + cols_start_3 - x_5) * slope;
-            s_4[i] = x_6 ? s_5 : -INF;
+            const bool x_5 = i / 4 % 4 * 16 + i % 4 < limit_2[row_s(i)] - pos0_2 && i / 4 % 4 * 16 + i % 4 > pos0 + i / 16 * 8 - window + rows_start - cols_start_3 - pos0_2;
+            const int x_6 = pos0 + i / 16 * 8 + rows_start;
+            const float s_5 = tanhf(tmp_3[i] * scale_times_rcp_cap) * cap + float(pos0_2 + i / 4 % 4 * 16 + i % 4 + cols_start_3 - x_6) * slope;
+            s_4[i] = x_5 ? s_5 : -INF;
         }
         float max_s_3[2];
         #pragma unroll
