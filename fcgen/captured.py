@@ -102,7 +102,8 @@ def family_of(spec: Spec, schedule: Schedule | None, arch: str, trust: bool, bin
     if found is None:
         plain = {name: x for name, x in binding.items() if name not in held}
         chosen = schedule or choose()
-        found = Family(lambda held: spec.scheduled(dict(chosen.tiles), **plain, **held), chosen, arch, trust)
+        bound = lambda held: {k: x for k, x in {**plain, **held}.items() if k}  # but for the spec's own function
+        found = Family(lambda held: spec.scheduled(dict(chosen.tiles), **bound(held)), chosen, arch, trust)
         if key is not None:
             if len(_families) >= _ALL:
                 _families.clear()

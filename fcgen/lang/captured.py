@@ -19,7 +19,7 @@ import numpy as np
 from ..errors import FcError, Loc
 from ..ir.types import DTYPES, DType, f32, i32
 from .arith import lift
-from .captures import Captures, Key, number_key, place_of_name, refuse_writes, torch_module
+from .captures import Captures, Key, is_array, number_key, place_of_name, refuse_writes, torch_module
 from .handles import Handle
 from .mistakes import called
 from .tensors import RunDim, TensorParam
@@ -201,6 +201,32 @@ def _function(fn: types.FunctionType, key: Key, captures: Captures, code: types.
                              for n, x in enumerate(fn.__defaults__ or ())) or None
     kept = fn.__kwdefaults__ or {}
     out.__kwdefaults__ = {k: seen_by_trace(x, ("kwdefault", key, k), captures, where) for k, x in kept.items()} or None
+    return out
+
+
+#: the key of the spec's own function
+SPEC: Key = ("given", "")
+
+
+def own_arrays(fn: types.FunctionType) -> list[Key]:
+    """Where a spec's own function holds arrays. (Its numbers are part of its text.)"""
+    held = zip(fn.__code__.co_freevars, fn.__closure__ or ())
+    keys: list[Key] = [("cell", SPEC, n, name) for n, (name, c) in enumerate(held) if c != types.CellType() and _is_tensor(c.cell_contents)]
+    return [*keys, *(("global", SPEC, name) for name in fn.__code__.co_names if _is_tensor(fn.__globals__.get(name)))]
+
+
+def _is_tensor(x: Any) -> bool:
+    return not isinstance(x, (type, types.ModuleType)) and is_array(x) and len(x.shape) > 0
+
+
+def with_own_arrays(fn: types.FunctionType, captures: Captures) -> types.FunctionType:
+    """A spec's function, its arrays replaced by parameters."""
+    new = {key: seen_by_trace(captures.found[key], key, captures) for key in own_arrays(fn)}
+    cells = tuple(types.CellType(new["cell", SPEC, n, name]) if ("cell", SPEC, n, name) in new else c
+                  for n, (name, c) in enumerate(zip(fn.__code__.co_freevars, fn.__closure__ or ())))
+    names = {**fn.__globals__, **{key[2]: x for key, x in new.items() if key[0] == "global"}}
+    out = types.FunctionType(fn.__code__, names, fn.__name__, fn.__defaults__, cells)
+    out.__kwdefaults__ = fn.__kwdefaults__
     return out
 
 

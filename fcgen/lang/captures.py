@@ -237,9 +237,10 @@ class Captures:
         """The parameter that a captured number or tensor (of so many axes) is."""
         if key not in self._values:
             count = 0
-            while any(w == f"{root(key)}_{count}" or w.startswith(f"{root(key)}_{count}_") for w in self._taken):
+            stem = root(key) or "own"
+            while any(w == f"{stem}_{count}" or w.startswith(f"{stem}_{count}_") for w in self._taken):
                 count += 1
-            name = f"{root(key)}_{count}"
+            name = f"{stem}_{count}"
             self._taken.add(name)
             dims = [self.see(("item", ("attr", key, "shape"), axis)) if (key, axis) in self.fixed else f"{name}_{axis}"
                     for axis in range(rank or 0)]
@@ -275,7 +276,8 @@ class Held:
     def told(self, name: str) -> str:
         """For people: what a captured parameter is."""
         key = next(k for n, k in self.values if n == name)
-        return f"`{name}` is {spelt(key)}, held by what was given as `{root(key)}`"
+        by = f"what was given as `{root(key)}`" if root(key) else "the spec"
+        return f"`{name}` is {spelt(key)}, held by {by}"
 
 
 # ---- places ----------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import functools
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from types import FunctionType
 from typing import Any
 
 from ..errors import FcError, Loc, did_you_mean
@@ -13,7 +14,7 @@ from ..ir.core import Block, Kernel, Role, Value
 from ..ir.ops import verify
 from ..ir.types import DTYPES, Scalar, Tensor, as_dtype
 from .annotations import Param, Signature, parameter_loc, read_signature
-from .captured import Again, seen_by_trace
+from .captured import Again, own_arrays, seen_by_trace, with_own_arrays
 from .captures import Captures, Held, holds
 from .handles import Handle, Range
 from .mistakes import told
@@ -75,9 +76,13 @@ class Spec:
         self._check_tiles(t)
         return kernel, t.captures.done()
 
+    @functools.cached_property
+    def _own(self) -> dict[str, Any]:
+        return {"": self.fn} if isinstance(self.fn, FunctionType) and own_arrays(self.fn) else {}
+
     def given(self, binding: Mapping[str, Any]) -> dict[str, Any]:
-        """The compile-time parameters that may capture something, with what they are bound to."""
-        return {**self._held, **{name: x for name, x in binding.items() if name in self._statics and holds(x)}}
+        """The compile-time parameters that may capture something, with what they are bound to; "" is the spec's function, if it does."""
+        return {**self._own, **self._held, **{name: x for name, x in binding.items() if name in self._statics and holds(x)}}
 
     def _traced(self, tiles: Mapping[str, int], binding: Mapping[str, Any]) -> tuple[Kernel, Trace]:
         self.check_binding(binding)
@@ -106,7 +111,7 @@ class Spec:
                 given[p.name] = TensorParam(v, p.dims, p.flags) if p.kind == "tensor" else Handle(v)
             with t.block("kernel"):
                 try:
-                    self.fn(**given)
+                    (with_own_arrays(self.fn, captures) if "" in held else self.fn)(**given)  # type: ignore[arg-type]
                 except FcError as e:
                     raise e.at(self.loc) from None
                 except Exception as e:

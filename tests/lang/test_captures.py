@@ -381,14 +381,34 @@ def test_torchs_tensors_modules_and_numbers() -> None:
         program(held(torch.zeros(3, dtype=torch.complex64)))
 
 
-def test_arrays_of_the_specs_own_are_refused_with_what_to_do() -> None:
-    def spec(X: "f32[M]", Y: "out f32[M]", *, how):
-        (rows,) = fc.grid(fc.tile(X.M, "BLOCK_M"))
-        fc.store(Y[rows], fc.load(X[rows]) + (TABLE if how else TABLE[rows.index]))
+def test_arrays_of_the_specs_own_function_are_parameters_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = np.arange(40, dtype=np.float32)
 
-    for how in (True, False):
-        with pytest.raises(fc.FcError, match="given when the spec is compiled, by itself or held"):
-            fc.kernel(spec).trace({"BLOCK_M": 32}, how=how)
+    @fc.kernel
+    def spec(X: "f32[M, D]", Y: "out f32[M, D]"):
+        (rows,) = fc.grid(fc.tile(X.M, "BLOCK_M"))
+        fc.store(Y[rows], fc.load(X[rows]) * fc.load(row[rows]) + TABLE[rows.index // 10])
+
+    p = spec.compile(target="sm_89", schedule=SCHEDULE, D=16)
+    assert [v.name for v in p.params] == ["X", "Y"] and [v.name for v in p.tile.params[2:]] == ["own_0", "own_1"]
+    np.testing.assert_allclose(result(p), X * row[:, None] + TABLE[np.arange(40) // 10][:, None], rtol=1e-6)
+    row = row[::-1].copy()
+    monkeypatch.setitem(globals(), "TABLE", TABLE * 2)
+    np.testing.assert_allclose(result(p), X * row[:, None] + TABLE[np.arange(40) // 10][:, None], rtol=1e-6)
+    assert len(p.family._known) == 1 and len(spec.trace({"BLOCK_M": 32}, D=16).params) == 4
+
+
+def helper_with_an_array(x: Any, i: Any) -> Any:
+    return x + TABLE[i]
+
+
+def test_arrays_of_what_a_spec_calls_are_refused_with_what_to_do() -> None:
+    def spec(X: "f32[M]", Y: "out f32[M]"):
+        (rows,) = fc.grid(fc.tile(X.M, "BLOCK_M"))
+        fc.store(Y[rows], helper_with_an_array(fc.load(X[rows]), rows.index))
+
+    with pytest.raises(fc.FcError, match="given when the spec is compiled, by itself or held"):
+        fc.kernel(spec).trace({"BLOCK_M": 32})
 
 
 def test_a_promise_about_a_captured_number() -> None:

@@ -172,3 +172,20 @@ def test_a_schedule_is_chosen_for_a_spec_whose_function_holds_a_tensor() -> None
     assert dict(fc.schedule_for(mapped, "sm_89", D=64, f=f).tiles)
     p = mapped.compile(target="sm_89", D=64, f=f)
     assert len(p.params) == 2 and len(p.machine.params) == 4
+
+
+def test_an_array_of_the_specs_own_is_bound_at_the_call(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = Tensor((64,), F32)
+
+    @fc.kernel
+    def spec(X: "f32[M, D]", Y: "out f32[M, D]"):
+        (rows,) = fc.grid(fc.tile(X.M, "BLOCK_M"))
+        fc.store(Y[rows], fc.load(X[rows]) * fc.load(row[rows]))
+
+    p = spec.compile(target="sm_90", schedule=SCHEDULE, D=16)
+    world.expect(p)
+    for _ in range(2):
+        row = Tensor((64,), F32)
+        spec(*pair(), schedule=SCHEDULE)
+        assert number(world.last(p)["ptr own_0"], "Q") == row.data_ptr()
+    assert len(world.fake.cubins) == 1
