@@ -13,8 +13,9 @@ from ..errors import FcError, Loc
 from ..ir.core import Block, GridAxis, Op, Value
 from ..ir.types import Scalar, i1, i32
 from .arith import lift
-from .handles import Handle, NotATile, Range, TiledSize, Var, dim_size
+from .handles import Handle, NotATile, Var
 from .mistakes import called
+from .ranges import Range, TiledSize, dim_size
 from .rebinding import check_branch, check_loop, in_for_statement, snapshot
 from .tensors import Dim, RunDim
 from .trace import current, here

@@ -1,4 +1,3 @@
-"""`@fc.kernel`: a Python function becomes a `Spec`, which traces to tile IR for a binding and tile sizes."""
 
 from __future__ import annotations
 
@@ -16,10 +15,11 @@ from ..ir.types import DTYPES, Scalar, Tensor, as_dtype
 from .annotations import Param, Signature, parameter_loc, read_signature
 from .captured import Again, own_arrays, seen_by_trace, with_own_arrays
 from .captures import Captures, Held, holds
-from .handles import Handle, Range
+from .handles import Handle
 from .mistakes import told
 from .naming import sites
 from .owners import shared_stores
+from .ranges import Range
 from .tensors import TensorParam
 from .trace import Trace, here, shown, tracing
 from .until import until

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import isinf
+from math import gcd, isinf
 from typing import Any
 
 from ..errors import FcError, Loc
 from ..ir import tile_ops  # noqa: F401  (fills the op table)
 from ..ir.core import Block, Op, Value, walk
 from ..ir.elementwise import FNS
+from ..ir.layout import RegLayout, rowwise
 from ..ir.ops import OPS
+from ..ir.schedule import Schedule
 
 ELEMENTWISE = frozenset(FNS) | {"select", "cast"}
 COMPARISONS = frozenset(n for n, f in FNS.items() if f.kind == "compare")
@@ -39,6 +41,17 @@ def const_of(v: Value, defs: Mapping[Value, Op]) -> Any:
 def loaded_name(load: Op) -> str:
     """What a loaded tile is called: as the spec calls it, else after its tensor."""
     return load.result.name or f"{(load.operands[0].name or 'x').lower()}_tile"
+
+
+def copied_run(shape: tuple[int, ...], vec: int, schedule: Schedule) -> int:
+    """Elements that one access of a copy to shared memory moves; vec: the most that one may."""
+    return 1 if schedule.copy == "scalar" else gcd(vec, shape[-1])
+
+
+def copy_threads(t: Any, vec: int, schedule: Schedule) -> RegLayout:
+    """Which elements of a tile each thread copies to shared memory."""
+    rows, cols = t.shape
+    return rowwise(rows, cols, schedule.warps, 32, copied_run(t.shape, vec, schedule))
 
 
 def rank(v: Value) -> int:

@@ -12,16 +12,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from math import gcd
 from typing import Any
 
+from ..ir.access import guards
 from ..ir.alignment import promised
 from ..ir.core import Block, Builder, Env, Kernel, Op, Value, copy_op, free_values, substitute_block, walk
-from ..ir.layout import rowwise
 from ..ir.schedule import Schedule
 from ..ir.target import Target
-from ..ir.types import Buffer, Frag, Scalar
-from .common import loaded_name, without_effect
+from ..ir.types import Buffer, Frag, Scalar, Tensor
+from .common import copied_run, copy_threads, loaded_name, without_effect
 
 
 def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
@@ -53,10 +52,13 @@ def _check_effect(kernel: Kernel, schedule: Schedule, p: _Pipeliner) -> None:
 
 @dataclass
 class _Ring:
-    """One load, in each loop of its chain."""
+    """One load, in each loop of its chain. anywhere: the one that says where a tile of any of them lies, in the loop's body: the copy for
+    whole tiles may have used what holds only there."""
 
     buffer: Value
     loads: list[Op]
+    anywhere: Op
+    body: Block
 
 
 @dataclass
@@ -116,7 +118,7 @@ class _Pipeliner:
     def loops(self, chain: list[Op], olds: list[Op], b: Builder, env: Env) -> None:
         """A chain of loops with shared rings (`chain` has its operands substituted, `olds` are the ops as they were)."""
         inner = [substitute_block(o.regions[0], env) for o in chain]
-        rings = self._rings(inner)
+        rings = self._rings(inner, next((i for i, o in enumerate(chain) if o.get("part") != "full"), 0))
         down = bool(chain[0].get("descending"))
         turns = bool(rings) and rings[0].buffer.type.slots == 1
         low, high = (chain[-1].operands[0], chain[0].operands[1]) if down else (chain[0].operands[0], chain[-1].operands[1])
@@ -125,9 +127,9 @@ class _Pipeliner:
             first = b.emit("sub", high, b.emit("const", value=1, dtype="i32"), name="first") if down else low
             some = b.emit("lt", low, high)
             for r in rings[:-1] or rings:
-                self._start([r], 0, inner[0], first, some, b.emit("const", value=0, dtype="i32"), 0, b)
+                self._start([r], 0, first, some, b.emit("const", value=0, dtype="i32"), 0, b)
         elif rings:
-            self._prologue(rings, inner[0], low, high, down, depth, b)
+            self._prologue(rings, low, high, down, depth, b)
         for i, (op, old) in enumerate(zip(chain, olds)):
             body = inner[i]
             if turns:
@@ -140,14 +142,14 @@ class _Pipeliner:
                 env[res] = fresh
             b.add(new)
 
-    def _rings(self, bodies: list[Block]) -> list[_Ring]:
+    def _rings(self, bodies: list[Block], whole: int) -> list[_Ring]:
         """The loads that can run ahead: in every loop of the chain, with positions that follow from the index alone."""
         if self.schedule.copy != "cp_async":
             return []
         loads = [[o for o in body.ops if is_shared_load(o)] for body in bodies]
         if len({tuple(o["site"] for o in ls) for ls in loads}) != 1:
             return []
-        ahead = [same for same in zip(*loads) if all(asynchronous(o, self.schedule) and _scalar_slice(body, o.operands) is not None
+        ahead = [same for same in zip(*loads) if all(asynchronous(o, self.schedule) and _index_slice(body, o.operands) is not None
                                                      for o, body in zip(same, bodies))]
         slots = 0
         deep = [s for s in ahead if s[0].get("stages", self.schedule.slots) > 1]
@@ -155,9 +157,9 @@ class _Pipeliner:
             ahead.sort(key=lambda s: _span(s[0].result, bodies[0])[0])
             deep, slots = ahead, 1
         self.ahead.update((s[0]["site"], slots or s[0].get("stages", self.schedule.slots)) for s in deep)
-        return [_Ring(self.ring(s[0], self.ahead[s[0]["site"]]), list(s)) for s in deep]
+        return [_Ring(self.ring(s[0], self.ahead[s[0]["site"]]), list(s), s[whole], bodies[whole]) for s in deep]
 
-    def _prologue(self, rings: list[_Ring], body: Block, low: Value, high: Value, down: bool, depth: int, b: Builder) -> None:
+    def _prologue(self, rings: list[_Ring], low: Value, high: Value, down: bool, depth: int, b: Builder) -> None:
         for step in range(depth - 1):
             starting = [r for r in rings if step < r.buffer.type.slots - 1]
             offset = b.emit("const", value=step, dtype="i32")
@@ -168,19 +170,18 @@ class _Pipeliner:
             else:
                 index = b.emit("add", low, offset, name="first")
                 inside = b.emit("lt", index, high)
-            self._start(starting, 0, body, index, inside, offset, 0, b)
+            self._start(starting, 0, index, inside, offset, 0, b)
 
-    def _start(self, rings: list[_Ring], loop: int, body: Block, index: Value, inside: Value, ordinal: Value, ahead: int | None,
-               b: Builder) -> None:
+    def _start(self, rings: list[_Ring], loop: int, index: Value, inside: Value, ordinal: Value, ahead: int | None, b: Builder) -> None:
         """if inside: start the copies of tile `index`; one group for all of them, empty where there is nothing to copy."""
         then = Builder(b.loc)
         for r in rings:
             load = r.loads[loop]
-            guard = tuple(any(g) for g in zip(*(o["guard"] for o in r.loads)))
-            positions = _clone(_scalar_slice(body, load.operands) or [], {body.args[0]: index}, load.operands, then)
+            where = r.anywhere.operands
+            positions = _clone(_index_slice(r.body, where) or [], {r.body.args[0]: index}, where, then)
             slot_ahead = r.buffer.type.slots - 1 if ahead is None else ahead
             view = then.emit("slot", r.buffer, ordinal, ahead=slot_ahead, name=r.buffer.name, loc=load.loc)
-            start_copy(load.with_attrs(guard=guard), positions, view, self.schedule, then)
+            start_copy(load.with_attrs(guard=guards(r.loads)), positions, view, self.schedule, then)
         then.do("yield")
         empty = Builder(b.loc)
         empty.do("yield")
@@ -203,7 +204,7 @@ class _Pipeliner:
             far = b.emit("const", value=depth - 1, dtype="i32")
             index = b.emit("sub", j, far, name="next") if down else b.emit("add", j, far, name="next")
             inside = b.emit("ge", index, low) if down else b.emit("lt", index, high)
-            self._start([r for r in rings if r.buffer.type.slots == depth], loop, body, index, inside, n, None, b)
+            self._start([r for r in rings if r.buffer.type.slots == depth], loop, index, inside, n, None, b)
         ring_loads = {id(r.loads[loop]) for r in rings}
         rest = Block((), tuple(o for o in body.ops if id(o) not in ring_loads))
         return Block(body.args, (*b.ops, *substitute_block(rest, env).ops))
@@ -227,9 +228,9 @@ class _Pipeliner:
             b.loc = load.loads[loop].loc
             if i == 0:
                 yes = b.emit("const", value=True, dtype="i1")
-                self._start([load], loop, body, j, yes, zero, 0, b)
+                self._start([load], loop, j, yes, zero, 0, b)
             else:
-                self._start([load], loop, body, following, more, zero, 0, b)
+                self._start([load], loop, following, more, zero, 0, b)
 
         for k, op in enumerate(body.ops):
             if id(op) in loads:
@@ -251,22 +252,16 @@ def is_shared_load(op: Op) -> bool:
     return op.kind == "load" and isinstance(op.result.type, Buffer)
 
 
-def copied_run(load: Op, schedule: Schedule) -> int:
-    """Elements that one access of a copy moves."""
-    return 1 if schedule.copy == "scalar" else gcd(load["vec"], load.result.type.shape[-1])
-
-
 def asynchronous(load: Op, schedule: Schedule) -> bool:
     """Whether `cp_async` can copy the tile: it moves 4 bytes at least."""
-    return schedule.copy == "cp_async" and copied_run(load, schedule) * load.result.type.dtype.bytes >= 4
+    return schedule.copy == "cp_async" and copied_run(load.result.type.shape, load["vec"], schedule) * load.result.type.dtype.bytes >= 4
 
 
 def start_copy(load: Op, operands: tuple[Value, ...], buffer: Value, schedule: Schedule, b: Builder) -> None:
     """The copy of one tile: asynchronous, or through registers."""
     t: Any = load.result.type
-    rows, cols = t.shape
-    vec = copied_run(load, schedule)
-    threads = rowwise(rows, cols, schedule.warps, 32, vec)
+    vec = copied_run(t.shape, load["vec"], schedule)
+    threads = copy_threads(t, load["vec"], schedule)
     attrs = {"index": load["index"], "guard": load["guard"]}
     if asynchronous(load, schedule):
         attrs |= {"vec": vec} if vec != threads.vector() else {}
@@ -297,8 +292,10 @@ def _in_turn(loads: list[Op], body: Block) -> bool:
     return all(a[1] < b[0] for a, b in pairwise(spans))
 
 
-def _scalar_slice(body: Block, operands: tuple[Value, ...]) -> list[Op] | None:
-    """The scalar ops of the body that these operands follow from, in order; None if they need anything else made in the body."""
+def _index_slice(body: Block, operands: tuple[Value, ...]) -> list[Op] | None:
+    """The ops of the body that these operands follow from, in order: arithmetic on scalars and vectors, and what is read of tensors that
+    the body does not write. None if they need anything else made in the body."""
+    written = {o.operands[0] for o in walk(body) if o.kind == "store"}
     made = {r: o for o in body.ops for r in o.results}
     need: set[int] = set()
     todo = list(operands)
@@ -309,7 +306,8 @@ def _scalar_slice(body: Block, operands: tuple[Value, ...]) -> list[Op] | None:
         op = made.get(v)
         if op is None or id(op) in need:
             continue
-        if op.regions or not all(isinstance(x.type, Scalar) for x in (*op.operands, *op.results)):
+        plain = all(isinstance(x.type, (Scalar, Frag, Tensor)) and x not in written for x in op.operands)
+        if op.regions or op.kind in ("load", "unstage") or not plain:
             return None
         need.add(id(op))
         todo += op.operands

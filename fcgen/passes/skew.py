@@ -19,6 +19,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from ..errors import FcError
+from ..ir.access import guards
 from ..ir.core import (
     Block,
     Builder,
@@ -247,7 +248,7 @@ class _Skew:
             b.add(copy_op(op, env))
         for k, op in enumerate(parts.late):
             if op.kind == "load":
-                op = op.with_attrs(guard=tuple(map(any, zip(*(p.late[k]["guard"] for p in self.parts)))))
+                op = op.with_attrs(guard=guards([p.late[k] for p in self.parts]))
             b.add(copy_op(op, env))
         return env
 

@@ -116,6 +116,23 @@ def test_a_grid_of_tiles_of_a_scalar(target: str, persistent: str) -> None:
     run_trials(p.machine, p.target, against=Oracle(p.tile, p.target))
 
 
+@fc.kernel
+def doubled(X: "f16[M, D]", Y: "inout f16[M, D]", *, n: "i32"):
+    (rows,) = fc.grid(fc.tile(n, "BLOCK_M"))
+    fc.store(Y[rows], fc.load(X[rows]) * 2.0)
+
+
+@pytest.mark.parametrize(("target", "how"), [("sm_89", {"epilogue": "direct"}), ("sm_90a", {"epilogue": "tma"})])
+def test_tiles_of_a_scalar_end_where_it_says(target: str, how: dict[str, str]) -> None:
+    from dataclasses import replace
+
+    x, y = (np.random.default_rng(s).standard_normal((150, 64)).astype(np.float16) for s in (0, 1))
+    p = doubled.compile(target=target, schedule=replace(ADA, tiles={"BLOCK_M": 64}, **how), D=64)
+    for n in (0, 1, 64, 100, 150, 170):
+        for run in (p.interpret, p.simulate):
+            np.testing.assert_array_equal(run(X=x, Y=y, n=n)["Y"], np.concatenate([2 * x[:n], y[n:]]))
+
+
 def test_a_grid_is_sized_by_what_a_launch_knows() -> None:
     @fc.kernel
     def computed(X: "f32[M]", Y: "out f32[M]", *, n: "i32"):
