@@ -14,7 +14,7 @@ from fcgen.errors import FcError
 from fcgen.ir.core import Kernel, walk_kernel
 from fcgen.ir.schedule import Schedule
 from fcgen.ir.text import parse_kernel
-from fcgen.kernels.attention import attention_no_lse
+from fcgen.kernels import attention as library
 from fcgen.kernels.hopper_schedules import ROWS
 
 HOPPER = {"math": "wgmma", "copy": "tma"}
@@ -22,7 +22,7 @@ HOPPER = {"math": "wgmma", "copy": "tma"}
 
 def attention(target: str = "sm_89", mask: str = "causal_top_left", d: int = 32, lazy: float = 0.0, **schedule):
     tiles = schedule.pop("tiles", {"BLOCK_M": 64, "BLOCK_N": 32})
-    return attention_no_lse.compile(target=target, schedule=Schedule(tiles=tiles, **schedule), T=fc.f16, D=d, E=d, mask=mask, lazy=lazy,
+    return library.attention.compile(LSE=None, target=target, schedule=Schedule(tiles=tiles, **schedule), T=fc.f16, D=d, E=d, mask=mask, lazy=lazy,
                                     sums="rounded")
 
 
