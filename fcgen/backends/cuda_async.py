@@ -138,6 +138,8 @@ def _tma_load(em: Emitter, op: Op) -> None:
     for word in op["index"]:
         at.append(em.scalar(positions.pop(0)) if word != "all" else ZERO)
         box.append(1 if word == "at" else shape.pop(0))
+    if len(at) == 1:  # no map has one axis
+        at, box = [ZERO, *at], [1, *box]
     panels = t.shape[-1] // t.layout.panel
     if op["index"][-1] == "at":
         raise FcError("compile/unsupported", "a bulk copy runs along the tensor's last axis", got=op["index"], loc=op.loc)

@@ -11,6 +11,7 @@ from ..ir import tile_ops  # noqa: F401  (fills the op table)
 from ..ir.core import Block, Op, Value, walk
 from ..ir.elementwise import FNS
 from ..ir.ops import OPS
+from ..ir.types import Scalar
 
 ELEMENTWISE = frozenset(FNS) | {"select", "cast"}
 COMPARISONS = frozenset(n for n, f in FNS.items() if f.kind == "compare")
@@ -43,6 +44,25 @@ def loaded_name(load: Op) -> str:
 
 def rank(v: Value) -> int:
     return len(v.type.shape)
+
+
+def index_slice(body: Block, operands: tuple[Value, ...]) -> list[Op] | None:
+    """The scalar ops of a loop's body that these operands follow from, in order; None if they need anything else made in the body."""
+    made = {r: o for o in body.ops for r in o.results}
+    need: set[int] = set()
+    todo = list(operands)
+    while todo:
+        v = todo.pop()
+        if v in body.args[1:]:
+            return None
+        op = made.get(v)
+        if op is None or id(op) in need:
+            continue
+        if op.regions or not all(isinstance(x.type, Scalar) for x in (*op.operands, *op.results)):
+            return None
+        need.add(id(op))
+        todo += op.operands
+    return [o for o in body.ops if id(o) in need]
 
 
 def scale_free(x: Any) -> bool:

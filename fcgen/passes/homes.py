@@ -18,6 +18,7 @@ from ..ir.layout import OpaqueLayout, RegLayout, mma_a, mma_c, rowwise, wgmma_c
 from ..ir.schedule import Schedule
 from ..ir.target import Target
 from ..ir.types import Scalar, Tile
+from .flights import find_flights
 
 SMEM = "smem"
 #: elements of one row that a lane holds before more lanes are worth shorter runs
@@ -45,6 +46,8 @@ class Homes:
                 for a in r.args:
                     self.defs.pop(a, None)
         self._solve(body)
+        #: loaded tiles that travel through a ring before they come home -> its slots
+        self.rings = find_flights(self, {v for v, h in self.home.items() if h == SMEM})
 
     def __getitem__(self, v: Value) -> Home:
         return self.home.get(v)

@@ -20,8 +20,8 @@ from ..ir.core import Block, Builder, Env, Kernel, Op, Value, copy_op, free_valu
 from ..ir.layout import rowwise
 from ..ir.schedule import Schedule
 from ..ir.target import Target
-from ..ir.types import Buffer, Frag, Scalar
-from .common import loaded_name, without_effect
+from ..ir.types import Buffer, Frag
+from .common import index_slice, loaded_name, without_effect
 
 
 def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
@@ -147,7 +147,7 @@ class _Pipeliner:
         loads = [[o for o in body.ops if is_shared_load(o)] for body in bodies]
         if len({tuple(o["site"] for o in ls) for ls in loads}) != 1:
             return []
-        ahead = [same for same in zip(*loads) if all(asynchronous(o, self.schedule) and _scalar_slice(body, o.operands) is not None
+        ahead = [same for same in zip(*loads) if all(asynchronous(o, self.schedule) and index_slice(body, o.operands) is not None
                                                      for o, body in zip(same, bodies))]
         slots = 0
         deep = [s for s in ahead if s[0].get("stages", self.schedule.slots) > 1]
@@ -177,7 +177,7 @@ class _Pipeliner:
         for r in rings:
             load = r.loads[loop]
             guard = tuple(any(g) for g in zip(*(o["guard"] for o in r.loads)))
-            positions = _clone(_scalar_slice(body, load.operands) or [], {body.args[0]: index}, load.operands, then)
+            positions = _clone(index_slice(body, load.operands) or [], {body.args[0]: index}, load.operands, then)
             slot_ahead = r.buffer.type.slots - 1 if ahead is None else ahead
             view = then.emit("slot", r.buffer, ordinal, ahead=slot_ahead, name=r.buffer.name, loc=load.loc)
             start_copy(load.with_attrs(guard=guard), positions, view, self.schedule, then)
@@ -263,9 +263,8 @@ def asynchronous(load: Op, schedule: Schedule) -> bool:
 def start_copy(load: Op, operands: tuple[Value, ...], buffer: Value, schedule: Schedule, b: Builder) -> None:
     """The copy of one tile: asynchronous, or through registers."""
     t: Any = load.result.type
-    rows, cols = t.shape
     vec = copied_run(load, schedule)
-    threads = rowwise(rows, cols, schedule.warps, 32, vec)
+    threads = rowwise(*t.shape, schedule.warps, 32, vec) if len(t.shape) == 2 else rowwise(1, *t.shape, 1, 32, vec).drop(0)
     attrs = {"index": load["index"], "guard": load["guard"]}
     if asynchronous(load, schedule):
         attrs |= {"vec": vec} if vec != threads.vector() else {}
@@ -286,25 +285,6 @@ def _in_turn(loads: list[Op], body: Block) -> bool:
     """Whether each tile's readers are done before the next tile's first."""
     spans = sorted(_span(o.result, body) for o in loads)
     return all(a[1] < b[0] for a, b in pairwise(spans))
-
-
-def _scalar_slice(body: Block, operands: tuple[Value, ...]) -> list[Op] | None:
-    """The scalar ops of the body that these operands follow from, in order; None if they need anything else made in the body."""
-    made = {r: o for o in body.ops for r in o.results}
-    need: set[int] = set()
-    todo = list(operands)
-    while todo:
-        v = todo.pop()
-        if v in body.args[1:]:
-            return None
-        op = made.get(v)
-        if op is None or id(op) in need:
-            continue
-        if op.regions or not all(isinstance(x.type, Scalar) for x in (*op.operands, *op.results)):
-            return None
-        need.add(id(op))
-        todo += op.operands
-    return [o for o in body.ops if id(o) in need]
 
 
 def _clone(ops: list[Op], mapping: dict[Value, Value], wanted: tuple[Value, ...], b: Builder) -> tuple[Value, ...]:

@@ -114,6 +114,8 @@ class Frame:
         """`Box.layout` written out."""
         a = self.arguments[m.at]
         shape, strides = ([f"s{n}" for n in range(at, at + a.rank)] for at in (a.at, a.at + a.rank))
+        if a.rank == 1:
+            return f"({shape[0]}, 1, -(-{m.box.itemsize} * {shape[0]} // 16) * 16)"
         return f"({', '.join([*shape[::-1], *(f'{m.box.itemsize} * {s}' for s in strides[-2::-1])])})"
 
     def check_apart(self, sizes: Sequence[int], pointers: Sequence[int]) -> None:
