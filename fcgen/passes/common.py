@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from math import isinf
 from typing import Any
 
@@ -11,7 +11,7 @@ from ..ir import tile_ops  # noqa: F401  (fills the op table)
 from ..ir.core import Block, Op, Value, walk
 from ..ir.elementwise import FNS
 from ..ir.ops import OPS
-from ..ir.types import Scalar
+from ..ir.types import Scalar, Tensor
 
 ELEMENTWISE = frozenset(FNS) | {"select", "cast"}
 COMPARISONS = frozenset(n for n, f in FNS.items() if f.kind == "compare")
@@ -46,8 +46,9 @@ def rank(v: Value) -> int:
     return len(v.type.shape)
 
 
-def index_slice(body: Block, operands: tuple[Value, ...]) -> list[Op] | None:
-    """The scalar ops of a loop's body that these operands follow from, in order; None if they need anything else made in the body."""
+def index_slice(body: Block, operands: tuple[Value, ...], written: Container[Value] = ()) -> list[Op] | None:
+    """The scalar ops of a loop's body that these operands follow from, in order; None if they need anything else made in the body. Entries
+    of tensors are among them, unless the kernel writes these."""
     made = {r: o for o in body.ops for r in o.results}
     need: set[int] = set()
     todo = list(operands)
@@ -58,7 +59,9 @@ def index_slice(body: Block, operands: tuple[Value, ...]) -> list[Op] | None:
         op = made.get(v)
         if op is None or id(op) in need:
             continue
-        if op.regions or not all(isinstance(x.type, Scalar) for x in (*op.operands, *op.results)):
+        read = [x for x in op.operands if isinstance(x.type, Tensor)]
+        if op.regions or not all(isinstance(x.type, Scalar) for x in (*op.operands, *op.results) if x not in read) \
+                or any(x in written for x in read):
             return None
         need.add(id(op))
         todo += op.operands

@@ -15,7 +15,7 @@ from ..ir.alignment import WIDEST
 from ..ir.core import Block, Op, Value, walk
 from ..ir.layout import SmemLayout, native_smem
 from ..ir.types import Buffer, Tile, bf16, f16, f32, i32
-from .common import index_slice
+from .common import ELEMENTWISE, index_slice
 from .stores import bulk_refusal
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 #: a box of a bulk copy: positions along an axis, axes (CUDA driver API, cuTensorMapEncodeTiled)
 BOX, AXES = 256, 5
+VIEWS = ELEMENTWISE | {"broadcast", "transpose"}
 #: bytes that barriers, rows of ones and the like take of shared memory
 OTHERS = 2048
 
@@ -39,9 +40,10 @@ def find_flights(homes: Homes, stored: set[Value]) -> dict[Value, int]:
     sites: dict[str, list[tuple[Op, Block | None]]] = {}
     for op, loop in _loads(homes.kernel.body, None):
         sites.setdefault(op["site"], []).append((op, loop))
-    written = {o.operands[0] for o in walk(homes.kernel.body) if o.kind == "store"}
-    able = [copies for copies in sites.values() if not any(o.result in stored or o.operands[0] in written for o, _ in copies)
-            and any(loop is not None for _, loop in copies) and all(_copied(homes, o, loop) for o, loop in copies)]
+    written: set[Value] = {o.operands[0] for o in walk(homes.kernel.body) if o.kind == "store"}
+    able = [copies for copies in sites.values()
+            if not any(o.result in stored or o.operands[0] in written or _says_where(homes, o.result) for o, _ in copies)
+            and any(loop is not None for _, loop in copies) and all(_copied(homes, o, loop, written) for o, loop in copies)]
     room = _room(homes, stored)
     out: dict[Value, int] = {}
     for copies in sorted(able, key=lambda c: (len(c[0][0].result.type.shape), ring_buffer(c[0][0].result.type).bytes)):
@@ -70,7 +72,12 @@ def _loads(block: Block, loop: Block | None) -> list[tuple[Op, Block | None]]:
     return out
 
 
-def _copied(homes: Homes, op: Op, loop: Block | None) -> bool:
+def _says_where(homes: Homes, v: Value) -> bool:
+    """Whether other reads hang on these numbers: such are wanted in registers, an iteration before the tile that they lead to."""
+    return any(u.kind == "gather" or (u.kind in VIEWS and _says_where(homes, u.result)) for u in homes.uses.get(v, ()))
+
+
+def _copied(homes: Homes, op: Op, loop: Block | None, written: set[Value]) -> bool:
     """Whether an engine of the target can copy the tile, ahead of its readers."""
     t, copy = op.result.type, homes.schedule.copy
     if copy == "tma":
@@ -78,7 +85,7 @@ def _copied(homes: Homes, op: Op, loop: Block | None) -> bool:
         boxed = boxed and len(op.operands[0].type.dims) <= AXES and op.operands[0].type.dtype in (f16, bf16, f32, i32)
         return boxed and len(t.shape) <= 2 and bulk_refusal(op, homes.kernel, homes.defs, "") is None
     run = next(n for n in range(homes.widest(op), 0, -1) if t.shape[-1] % n == 0)
-    ahead = loop is None or index_slice(loop, op.operands) is not None
+    ahead = loop is None or index_slice(loop, op.operands[1:], written) is not None
     return copy == "cp_async" and run * t.dtype.bytes >= 4 and ahead and len(t.shape) <= 2
 
 

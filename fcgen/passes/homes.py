@@ -250,6 +250,10 @@ class Homes:
                 h = self.known(u.result) or self._wanted(u.result, seen)
                 if h is not None:
                     return h
+            elif u.kind == "gather":
+                h = self.known(u.result) or self._wanted(u.result, seen)
+                if h is not None:
+                    return h
             elif u.kind == "broadcast":
                 h = self.known(u.result) or self._wanted(u.result, seen)
                 if h is not None:

@@ -27,7 +27,7 @@ from .common import index_slice, loaded_name, without_effect
 def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
     if schedule.copy == "tma":
         return kernel
-    p = _Pipeliner(schedule)
+    p = _Pipeliner(schedule, {o.operands[0] for o in walk(kernel.body) if o.kind == "store"})
     body = p.block(kernel.body)
     _check_effect(kernel, schedule, p)
     return replace(kernel.with_body(body), buffers=(*kernel.buffers, *p.buffers)).with_meta(stage="pipelined")
@@ -62,6 +62,7 @@ class _Ring:
 @dataclass
 class _Pipeliner:
     schedule: Schedule
+    written: set[Value]  # tensors that the kernel stores to
     buffers: list[Value] = field(default_factory=list)
     ahead: dict[str, int] = field(default_factory=dict)  # sites whose loads run ahead -> slots
 
@@ -147,7 +148,7 @@ class _Pipeliner:
         loads = [[o for o in body.ops if is_shared_load(o)] for body in bodies]
         if len({tuple(o["site"] for o in ls) for ls in loads}) != 1:
             return []
-        ahead = [same for same in zip(*loads) if all(asynchronous(o, self.schedule) and index_slice(body, o.operands) is not None
+        ahead = [same for same in zip(*loads) if all(asynchronous(o, self.schedule) and index_slice(body, o.operands[1:], self.written) is not None
                                                      for o, body in zip(same, bodies))]
         slots = 0
         deep = [s for s in ahead if s[0].get("stages", self.schedule.slots) > 1]
@@ -174,13 +175,19 @@ class _Pipeliner:
                b: Builder) -> None:
         """if inside: start the copies of tile `index`; one group for all of them, empty where there is nothing to copy."""
         then = Builder(b.loc)
-        for r in rings:
+        env = Env({body.args[0]: index})
+        slices = [index_slice(body, r.loads[loop].operands[1:], self.written) or [] for r in rings]
+        # entries of a table are read outside of the branch: past its end they are zeros
+        where = b if any(o.kind == "gather" for ops in slices for o in ops) else then
+        for r, ops in zip(rings, slices):
             load = r.loads[loop]
             guard = tuple(any(g) for g in zip(*(o["guard"] for o in r.loads)))
-            positions = _clone(index_slice(body, load.operands) or [], {body.args[0]: index}, load.operands, then)
+            for op in ops:
+                if op.result not in env.map:
+                    where.add(copy_op(op, env))
             slot_ahead = r.buffer.type.slots - 1 if ahead is None else ahead
             view = then.emit("slot", r.buffer, ordinal, ahead=slot_ahead, name=r.buffer.name, loc=load.loc)
-            start_copy(load.with_attrs(guard=guard), positions, view, self.schedule, then)
+            start_copy(load.with_attrs(guard=guard), env.all(load.operands), view, self.schedule, then)
         then.do("yield")
         empty = Builder(b.loc)
         empty.do("yield")
@@ -285,12 +292,3 @@ def _in_turn(loads: list[Op], body: Block) -> bool:
     """Whether each tile's readers are done before the next tile's first."""
     spans = sorted(_span(o.result, body) for o in loads)
     return all(a[1] < b[0] for a, b in pairwise(spans))
-
-
-def _clone(ops: list[Op], mapping: dict[Value, Value], wanted: tuple[Value, ...], b: Builder) -> tuple[Value, ...]:
-    env = Env(mapping)
-    for op in ops:
-        b.add(copy_op(op, env))
-    return env.all(wanted)
-
-
