@@ -26,16 +26,19 @@ MOST = 16
 
 def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
     written = {o.operands[0] for o in walk_kernel(kernel) if o.kind == "store"}
-    return map_bodies(kernel, lambda body: remove_dead(_block(body, written)))
+    found: list[_Read] = []
+    after = map_bodies(kernel, lambda body: _block(body, written, found))
+    return map_bodies(after, remove_dead) if found else kernel
 
 
-def _block(block: Block, written: set[Value]) -> Block:
+def _block(block: Block, written: set[Value], found: list[_Read]) -> Block:
     b = Builder()
     for op in block.ops:
-        op = replace(op, regions=tuple(_block(r, written) for r in op.regions)) if op.regions else op
+        op = replace(op, regions=tuple(_block(r, written, found) for r in op.regions)) if op.regions else op
         if op.kind == "for" and not op.get("unroll") and any(o.kind in ENGINES for o in walk(op.regions[0])):
             reads = _reads(op.regions[0], written)
             if reads:
+                found += reads
                 op = _Ahead(op, reads).loop(b)
         b.add(op)
     return b.block(block.args)
