@@ -103,7 +103,8 @@ def _room(homes: Homes, stored: set[Value]) -> int:
         if op.kind == "dot":
             for n, v in enumerate(op.operands[:2]):
                 if homes.source(v)[0] not in stored and not (n == 0 and homes.home.get(v) == homes.a_layout(op)):
-                    staged[f"{op['site']}.{n}"] = _bytes(v.type)
+                    slots = 2 if n and op["math"] == "wgmma" else 1  # `prologues` makes it ahead
+                    staged[f"{op['site']}.{n}"] = slots * _bytes(v.type)
         elif op.kind == "store" and schedule.copy == "tma" and schedule.epilogue in ("tma", "smem") and len(op.operands[1].type.shape) == 2:
             staged[op.operands[0].name] = _bytes(op.operands[1].type)
     return room - sum(rings.values()) - sum(staged.values())

@@ -8,6 +8,7 @@ for a read. Guaranteed: reads past the loop's end stay inside of their tensors, 
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass, replace
 
 from ..ir.core import Block, Builder, Env, Kernel, Op, Value, copy_op, map_bodies, remove_dead, substitute, walk, walk_kernel
@@ -59,7 +60,7 @@ def _reads(body: Block, written: set[Value]) -> list[_Read]:
     made = {r: o for o in body.ops for r in o.results}
     found: dict[Value, _Read] = {}
     for op in body.ops:
-        if op.kind in ("gather", "load") and op.operands[0] not in written and _small(op.result) and _guarded(op, made):
+        if op.kind in ("gather", "load") and op.operands[0] not in written and _small(op.result) and guarded(op, made):
             places = _places(op, body, made, found)
             if places is not None and (places or any(v is body.args[0] or v in found for v in op.operands)):
                 found[op.result] = _Read(op, places)
@@ -74,9 +75,17 @@ def _small(v: Value) -> bool:
     return isinstance(t, Scalar) or (isinstance(t, Frag) and isinstance(t.layout, RegLayout) and t.layout.regs * t.dtype.bytes <= 4 * MOST)
 
 
-def _guarded(op: Op, made: dict[Value, Op]) -> bool:
+def guarded(op: Op, made: Container[Value]) -> bool:
     """Whether the read may be made for an index past the loop's end: a gather reads zeros outside, a load where it can have a guard."""
     return op.kind == "gather" or all(word != "at" or v not in made for v, word in zip(op.operands[1:], [w for w in op["index"] if w != "all"]))
+
+
+def with_guards(op: Op) -> Op:
+    """A load of a tile that the tensor may end in front of."""
+    if op.kind != "load":
+        return op
+    words = [w for w in op["index"] if w != "at"]
+    return op.with_attrs(guard=tuple(g or w == "tile" for g, w in zip(op["guard"], words)))
 
 
 def _places(read: Op, body: Block, made: dict[Value, Op], found: dict[Value, _Read]) -> list[Op] | None:
@@ -133,8 +142,4 @@ class _Ahead:
         env = Env({self.body.args[0]: at, **{v: xs[ahead] for v, xs in known.items() if len(xs) > ahead}})
         for o in r.places:
             b.add(copy_op(o, env))
-        attrs = r.op.attrs
-        if r.op.kind == "load":  # the tensor may end before the loop's next tile
-            words = [w for w in r.op["index"] if w != "at"]
-            attrs = {**attrs, "guard": tuple(g or w == "tile" for g, w in zip(r.op["guard"], words))}
-        return b.add(copy_op(replace(r.op, attrs=attrs), env)).result
+        return b.add(copy_op(with_guards(r.op), env)).result

@@ -202,7 +202,7 @@ class _Reader:
 def shared_loops(body: Block) -> set[int]:
     """Chains of loops in which a tile goes through shared memory: all warps walk them in step, over the tiles of all rows."""
     return {f["chain"] for f in walk(body) if f.kind == "for" and f.get("chain") is not None
-            and any(o.kind == "stage" for o in walk(f.regions[0]))}
+            and any(o.kind in ("stage", "st_shared") for o in walk(f.regions[0]))}
 
 
 def copy_marked(block: Block, channels: dict[int, Channel]) -> tuple[Block, dict[int, Channel]]:
