@@ -45,16 +45,19 @@ def find_flights(homes: Homes, stored: set[Value]) -> dict[Value, int]:
             if not any(o.result in stored or o.operands[0] in written or _says_where(homes, o.result) for o, _ in copies)
             and any(loop is not None for _, loop in copies) and all(_copied(homes, o, loop, written) for o, loop in copies)]
     room = _room(homes, stored)
+    able.sort(key=lambda c: (len(c[0][0].result.type.shape), ring_buffer(c[0][0].result.type).bytes))
+    fewest = 1 if homes.schedule.copy == "tma" else 2
     out: dict[Value, int] = {}
-    for copies in sorted(able, key=lambda c: (len(c[0][0].result.type.shape), ring_buffer(c[0][0].result.type).bytes)):
-        load = copies[0][0]
-        named = load.get("stages")
-        fewest = 1 if homes.schedule.copy == "tma" else 2
-        slots = named or homes.schedule.slots
-        while named is None and slots > fewest and ring_buffer(load.result.type, slots).bytes > room:
-            slots -= 1
-        size = ring_buffer(load.result.type, slots).bytes
-        if slots >= fewest and (named or size <= room):
+    deepest = homes.schedule.slots
+    for more in range(max(1, deepest + 1 - fewest)):  # a ring for each comes before deeper rings for some
+        for copies in able:
+            t, named = copies[0][0].result.type, copies[0][0].get("stages")
+            slots = named or fewest + more
+            if named is None and deepest < fewest:
+                continue
+            size = ring_buffer(t, slots).bytes - (ring_buffer(t, slots - 1).bytes if more else 0)
+            if (more and out.get(copies[0][0].result) != slots - 1) or (named and (more or named < fewest)) or (not named and size > room):
+                continue
             room -= size
             out.update((o.result, slots) for o, _ in copies)
     return out

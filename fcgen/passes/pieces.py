@@ -15,8 +15,8 @@ from ..ir.target import Target
 from ..ir.types import Frag, Scalar
 from .common import ELEMENTWISE
 
-#: elements of a tile that a thread holds at once: two runs of 16 bytes of half precision
-MOST = 16
+#: elements of a tile that a thread holds at once: 16 bytes of half precision
+MOST = 8
 ROWWISE = ELEMENTWISE | {"broadcast", "reduce", "combine"}
 
 

@@ -10,9 +10,9 @@ import pytest
 import fcgen as fc
 from fcgen.ir.core import walk
 
-from . import prologues
+from benchmarks import prologue_specs as prologues
 
-NAMES = ["rotary", "normed", "quantised", "biased", "backward", "paged", "gathered"]
+NAMES = ["rotary", "normed", "quantised", "scaled", "biased", "backward", "paged", "gathered"]
 ADA = fc.Schedule(tiles={"BLOCK_M": 64})
 HOPPER = replace(ADA, math="wgmma", copy="tma")
 
@@ -54,6 +54,23 @@ def test_specs_with_prologues_are_right_around_the_depth_of_their_rings(name, ta
         agrees(p, name, step * trips - 5 * (trips % 2) * (step > 1), seed=trips)
 
 
+ATTENTION = ["rotary", "normed", "scaled", "biased", "paged", "gathered"]
+WAYS = {"late": {"late": "acc"}, "dynamic": {"late": "acc", "persistent": "dynamic", "hints": True}, "two_groups": {"warps": 8, "late": "acc"},
+        "tma": {"epilogue": "tma", "persistent": "static"}, "one_loop": {"split": "none", "late": "acc", "stages": 1},
+        "branch": {"split": "branch", "own_rows": False}, "narrow": {"warps": 8, "reuse_frags": False}}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", ATTENTION)
+def test_other_fields_of_a_schedule_go_with_it(name, way):
+    more = dict(WAYS[way])
+    if way == "branch" and name == "paged":
+        more.pop("split")  # it has no masks
+    p = compiled(name, "sm_90a", **({"tiles": {"BLOCK_M": 128}} if more.get("warps") == 8 else {}), **more)
+    for trips in (1, 2, 4):
+        agrees(p, name, STEP.get(name, 16) * trips - 5 * (trips % 2) * (name != "paged"), seed=trips)
+
+
 # ---- what the machine program says -------------------------------------------------------------------------------------
 
 
@@ -63,7 +80,7 @@ def steady(p):
     return [[x for x in walk(o.regions[0])] for o in loops]
 
 
-RINGS = {"rotary": "xyttv", "normed": "kv", "quantised": "abz", "biased": "kbrv", "backward": "qglf"}
+RINGS = {"rotary": "xyttv", "normed": "kv", "quantised": "abz", "scaled": "kvss", "biased": "kbrv", "backward": "qglf"}
 
 
 @pytest.mark.parametrize("target", ["sm_89", "sm_90a"])

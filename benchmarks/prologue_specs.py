@@ -73,6 +73,20 @@ def quantised(A: T[M, K], B: "i32[N, K]", S: "f32[N]", Z: "f32[K]", C: "out f32[
 
 
 @fc.kernel
+def scaled(Q: T[H, M, D], K: "i32[H, N, D]", V: "i32[H, N, E]", SK: "f32[H, N]", SV: "f32[H, N]", O: "out T[H, M, E]"):
+    """Both right operands are stored as integers, with a scale per row."""
+    h, rows = fc.grid(Q.H, fc.tile(Q.M, "BLOCK_M"))
+    q = fc.load(Q[h, rows])
+    m, l, acc = fc.var(fc.full(rows, -fc.inf)), fc.var(fc.zeros(rows)), fc.var(fc.zeros(rows, V.E))
+    for cols in fc.loop(fc.tile(K.N, "BLOCK_N")):
+        k = fc.load(K[h, cols]).to(Q.dtype)
+        v = (fc.load(V[h, cols]).to(fc.f32) * fc.load(SV[h, cols])).to(Q.dtype)
+        s = fc.where(cols.valid, fc.dot(q, k.T) * fc.load(SK[h, cols]), -fc.inf)
+        online(s, v, m, l, acc, Q.dtype)
+    fc.store(O[h, rows], (acc / l).to(O.dtype))
+
+
+@fc.kernel
 def biased(Q: T[H, M, D], K: T[H, N, D], V: T[H, N, E], B: "T[H, M, N]", R: "f32[N]", O: "out T[H, M, E]", *, scale: f32 > 0):
     """A tile and a row are added to the first product."""
     h, rows = fc.grid(Q.H, fc.tile(Q.M, "BLOCK_M"))
@@ -148,6 +162,10 @@ def draw(name, n, m=70, d=32, page=16, seed=0):
         return rows | {"G": x(d), "eps": 0.1}
     if name == "quantised":
         return {"A": x(m, n), "B": rng.integers(0, 16, (48, n)), "S": x(48), "Z": x(n)}
+    if name == "scaled":
+        rows.pop("scale")
+        ints = lambda: rng.integers(-7, 8, (1, n, d))
+        return rows | {"K": ints(), "V": ints(), "SK": rng.uniform(0.02, 0.05, (1, n)), "SV": rng.uniform(0.1, 0.3, (1, n))}
     if name == "biased":
         return rows | {"B": x(1, m, n), "R": x(n)}
     if name == "backward":
@@ -187,6 +205,8 @@ def reference(name, a):
     if name == "rotary":
         turn = lambda x, c, s: np.stack([x[:, :, 0] * c - x[:, :, 1] * s, x[:, :, 1] * c + x[:, :, 0] * s], 2)
         q, k = (turn(x, *(a[t][:x.shape[1]] for t in "CS")) for x in (q, k))
+    if name == "scaled":
+        return {"O": weights(np.einsum("hmd,hnd->hmn", q, k * a["SK"][..., None])) @ (v * a["SV"][..., None])}
     s = np.einsum("hmd,hnd->hmn", *(x.reshape(*x.shape[:2], -1) for x in (q, k))) * a["scale"]
     return {"O": weights(s + (a["B"] + a["R"] if name == "biased" else 0.0)) @ v}
 
