@@ -175,7 +175,8 @@ def draw(name, n, m=70, d=32, page=16, seed=0):
                 "scale": 0.7}
     if name == "paged":
         pages, used = n + 2, n
-        return {"Q": x(m, d), "K": x(pages, page, d), "V": x(pages, page, d), "TABLE": rng.integers(0, pages, used), "R": x(pages), "scale": 0.3}
+        return {"Q": x(m, d), "K": x(pages, page, d), "V": x(pages, page, d), "TABLE": rng.integers(0, pages, used), "R": x(pages),
+                "scale": 0.3}
     return {"Q": x(m, d), "K": x(n, d), "V": x(n, d), "B": x(50), "AT": rng.integers(0, 50, n), "scale": 0.3}
 
 

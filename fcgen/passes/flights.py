@@ -29,7 +29,7 @@ OTHERS = 2048
 
 
 def ring_buffer(t: Tile, slots: int = 1) -> Buffer:
-    """A slot that copies fill and registers are read from: rows in the widest swizzle, so that no layout of registers meets a bank twice."""
+    """A slot that copies fill and registers are read from: rows in the widest swizzle, so that no register layout meets a bank twice."""
     span = t.dtype.bytes * t.shape[-1]
     layout = native_smem(t.shape[-1], t.dtype.bytes) if len(t.shape) == 2 and span % 32 == 0 else SmemLayout(t.shape[-1])
     return Buffer(t.dtype, t.shape, layout, slots)

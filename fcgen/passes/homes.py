@@ -246,11 +246,7 @@ class Homes:
             return None
         seen.add(v)
         for u in self.uses.get(v, ()):
-            if u.kind in ELEMENTWISE and isinstance(u.result.type, Tile):
-                h = self.known(u.result) or self._wanted(u.result, seen)
-                if h is not None:
-                    return h
-            elif u.kind == "gather":
+            if (u.kind in ELEMENTWISE and isinstance(u.result.type, Tile)) or u.kind == "gather":
                 h = self.known(u.result) or self._wanted(u.result, seen)
                 if h is not None:
                     return h

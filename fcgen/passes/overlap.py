@@ -79,7 +79,7 @@ def _block(block: Block) -> Block:
         if op.kind == "wgmma_fence":
             product = next(o for o in block.ops[n:] if o.kind == "wgmma")
             acc = accumulator(product)
-            if flying and flying[-1].settle.results == (acc,) and readers[acc] == [product]:
+            if flying and acc is not None and flying[-1].settle.results == (acc,) and readers[acc] == [product]:
                 added = flying.pop()
             land(max((k + 1 for k, f in enumerate(flying) if _needs(product, f)), default=0))
         if op.kind == "wgmma" and added is not None:

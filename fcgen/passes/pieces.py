@@ -1,7 +1,7 @@
 """pieces: an operand that is computed on its way from one place in shared memory to another is never in registers as a whole.
 
-In: placed machine IR. Out: the same, where tiles that are read from shared memory, worked upon row by row and stored there again, and read by
-nobody in between, go through registers a few rows at a time. The rows of a piece are read while the piece before is worked upon.
+In: placed machine IR. Out: the same, where tiles that are read from shared memory, worked upon row by row and stored there again, and read
+by nobody in between, go through registers a few rows at a time. The rows of a piece are read while the piece before is worked upon.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
 
 
 def _block(block: Block, buffers: list[Value]) -> Block:
-    block = Block(block.args, tuple(replace(o, regions=tuple(_block(r, buffers) for r in o.regions)) if o.regions else o for o in block.ops))
+    inner = lambda o: replace(o, regions=tuple(_block(r, buffers) for r in o.regions)) if o.regions else o
+    block = Block(block.args, tuple(map(inner, block.ops)))
     while (group := _first(block)) is not None:
         block = group.rewritten(buffers)
     return block
@@ -35,13 +36,15 @@ def _block(block: Block, buffers: list[Value]) -> Block:
 
 @dataclass
 class _Group:
-    """stores: the ops that put tiles into shared memory. work: what they follow from, in order, the reads included. layout: of the tiles."""
+    """stores: the ops that put tiles into shared memory. work: what they follow from, in order, the reads included. layout: of the tiles,
+    small: of one of `count` pieces."""
 
     block: Block
     stores: list[Op]
     work: list[Op]
     layout: RegLayout
     count: int
+    small: RegLayout
 
     def rewritten(self, buffers: list[Value]) -> Block:
         mine = {id(o) for o in (*self.stores, *self.work)}
@@ -61,7 +64,7 @@ class _Group:
     def pieces(self, named: dict[Value, Value], b: Builder) -> None:
         b.loc = self.stores[0].loc
         rows = self.layout.shape[0] // self.count
-        small = _part(self.layout, self.count)
+        small = self.small
         reads = [o for o in self.work if o.kind == "unstage"]
         envs = [Env() for _ in range(self.count)]
 
@@ -118,8 +121,7 @@ def _first(block: Block) -> _Group | None:
             ops, ids = [*other[0], *ops], ids | other[1]
         slices.append((ops, ids))
     for stores, ids in slices:
-        work = [o for o in block.ops if id(o) in ids]
-        group = _group(block, sorted(stores, key=lambda o: place[id(o)]), work, made, place)
+        group = _group(block, sorted(stores, key=lambda o: place[id(o)]), [o for o in block.ops if id(o) in ids], made, place)
         if group is not None:
             return group
     return None
@@ -131,22 +133,25 @@ def _group(block: Block, stores: list[Op], work: list[Op], made: dict[Value, Op]
         return None
     layout: RegLayout = tiles.pop()
     count = -(-layout.regs // MOST)
+    small = _part(layout, count)
     mine = {id(o) for o in (*stores, *work)}
     inner = {r for o in work for r in o.results}
-    outside = any(v in inner for o in block.ops if id(o) not in mine for v in (*o.operands, *(x for r in o.regions for x in free_values(r))))
+    others = [o for o in block.ops if id(o) not in mine]
+    outside = any(v in inner for o in others for v in (*o.operands, *(x for r in o.regions for x in free_values(r))))
     given = [made[v] for o in (*work, *stores) for v in o.operands[:2] if v in made and v not in inner]
     late = any(place[id(o)] > place[id(stores[0])] for o in given if id(o) not in mine)
-    if count < 2 or outside or late or _part(layout, count) is None:
+    if count < 2 or outside or late or small is None:
         return None
     rows = {v for o in work for v in o.operands if v not in inner and isinstance(v.type, Frag)}
     across = {v for o in work if o.kind == "broadcast" and o["axes"] == (1,) for v in o.operands}
     if not rows <= across:
         return None
-    return _Group(block, stores, work, layout, count)
+    return _Group(block, stores, work, layout, count, small)
 
 
 def _work(store: Op, made: dict[Value, Op]) -> dict[int, Op] | None:
-    """The ops from reads of shared memory to a store, by id; None where it follows from anything but these and rows that all pieces share."""
+    """The ops from reads of shared memory to a store, by id; None where it follows from anything but these and rows that all pieces
+    share."""
     need: dict[int, Op] = {}
     todo = [store.operands[0]]
     while todo:

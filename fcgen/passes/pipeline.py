@@ -148,8 +148,8 @@ class _Pipeliner:
         loads = [[o for o in body.ops if is_shared_load(o)] for body in bodies]
         if len({tuple(o["site"] for o in ls) for ls in loads}) != 1:
             return []
-        ahead = [same for same in zip(*loads) if all(asynchronous(o, self.schedule) and index_slice(body, o.operands[1:], self.written) is not None
-                                                     for o, body in zip(same, bodies))]
+        early = lambda o, body: asynchronous(o, self.schedule) and index_slice(body, o.operands[1:], self.written) is not None
+        ahead = [same for same in zip(*loads) if all(map(early, same, bodies))]
         slots = 0
         deep = [s for s in ahead if s[0].get("stages", self.schedule.slots) > 1]
         if not deep and self.schedule.ahead and ahead and all(_in_turn([s[i] for s in ahead], body) for i, body in enumerate(bodies)):
@@ -271,7 +271,8 @@ def start_copy(load: Op, operands: tuple[Value, ...], buffer: Value, schedule: S
     """The copy of one tile: asynchronous, or through registers."""
     t: Any = load.result.type
     vec = copied_run(load, schedule)
-    threads = rowwise(*t.shape, schedule.warps, 32, vec) if len(t.shape) == 2 else rowwise(1, *t.shape, 1, 32, vec).drop(0)
+    cols = t.shape[-1]
+    threads = rowwise(t.shape[0], cols, schedule.warps, 32, vec) if len(t.shape) == 2 else rowwise(1, cols, 1, 32, vec).drop(0)
     attrs = {"index": load["index"], "guard": load["guard"]}
     if asynchronous(load, schedule):
         attrs |= {"vec": vec} if vec != threads.vector() else {}

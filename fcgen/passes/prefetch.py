@@ -77,7 +77,8 @@ def _small(v: Value) -> bool:
 
 def guarded(op: Op, made: Container[Value]) -> bool:
     """Whether the read may be made for an index past the loop's end: a gather reads zeros outside, a load where it can have a guard."""
-    return op.kind == "gather" or all(word != "at" or v not in made for v, word in zip(op.operands[1:], [w for w in op["index"] if w != "all"]))
+    words = [w for w in op.get("index", ()) if w != "all"]
+    return op.kind == "gather" or all(word != "at" or v not in made for v, word in zip(op.operands[1:], words))
 
 
 def with_guards(op: Op) -> Op:
@@ -118,7 +119,7 @@ class _Ahead:
         before.loc = op.loc
         one = before.emit("const", value=1, dtype="i32")
         start = before.emit("sub", op.operands[1], one) if down else op.operands[0]
-        first = {r.op.result: [] for r in self.reads}
+        first: dict[Value, list[Value]] = {r.op.result: [] for r in self.reads}
         for r in self.reads:
             for n in range(r.ahead):
                 first[r.op.result].append(self.made(r, n, start, down, first, before))

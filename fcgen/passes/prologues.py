@@ -44,8 +44,8 @@ def _block(block: Block, written: set[Value], buffers: list[Value]) -> Block:
 
 @dataclass
 class _Work:
-    """ops: in order, of the loop's body. rings: what each `stage` among them makes -> where it lies from now on. at: the op in front of which
-    the next tile's work stands."""
+    """ops: in order, of the loop's body. rings: what each `stage` among them makes -> where it lies from now on. at: the op in front of
+    which the next tile's work stands."""
 
     body: Block
     ops: list[Op]
@@ -89,8 +89,8 @@ def _work(body: Block, written: set[Value]) -> _Work | None:
     while True:  # what others read of the work cannot be moved
         inside = {id(body.ops[n]) for _, ops in chosen for n in ops}
         outside = {v for o in body.ops if id(o) not in inside for v in (*o.operands, *(x for r in o.regions for x in free_values(r)))}
-        kept = [(s, ops) for s, ops in chosen
-                if not any(v in outside and not isinstance(v.type, Scalar) for n in ops if body.ops[n] is not s for v in body.ops[n].results)]
+        tiles = lambda s, ops: [v for n in ops if body.ops[n] is not s for v in body.ops[n].results if not isinstance(v.type, Scalar)]
+        kept = [(s, ops) for s, ops in chosen if not outside.intersection(tiles(s, ops))]
         if len(kept) == len(chosen):
             break
         chosen = kept

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 import fcgen as fc
-from fcgen.ir.core import walk
-
 from benchmarks import prologue_specs as prologues
+from fcgen.ir.core import walk
 
 NAMES = ["rotary", "normed", "quantised", "scaled", "biased", "backward", "paged", "gathered"]
 ADA = fc.Schedule(tiles={"BLOCK_M": 64})
