@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -16,6 +17,9 @@ ADA = fc.Schedule(tiles={"BLOCK_M": 64})
 HOPPER = replace(ADA, math="wgmma", copy="tma")
 
 
+#: all of what follows with FCGEN_ALL=1; else each spec on each target, each number of stages and each way a few times
+EVERY = os.environ.get("FCGEN_ALL") == "1"
+CASES = [(n, t, s) for i, n in enumerate(NAMES) for k, t in enumerate(("sm_89", "sm_90a")) for s in (1, 2, 3) if EVERY or s == 1 + (i + k) % 3]
 STEP = {"backward": 64, "paged": 1}  # positions per iteration of a loop, where they are not 16
 
 
@@ -43,9 +47,7 @@ def agrees(p, name, length, seed=0, atol=6e-3):
             np.testing.assert_allclose(got[key].astype(np.float64) / size, want[key] / size, atol=atol, err_msg=key)
 
 
-@pytest.mark.parametrize("stages", [1, 2, 3])
-@pytest.mark.parametrize("target", ["sm_89", "sm_90a"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "target", "stages"), CASES)
 def test_specs_with_prologues_are_right_around_the_depth_of_their_rings(name, target, stages):
     p = compiled(name, target, stages=stages)
     for trips in range(1, 2 * stages + 2):
@@ -59,14 +61,13 @@ WAYS = {"late": {"late": "acc"}, "dynamic": {"late": "acc", "persistent": "dynam
         "branch": {"split": "branch", "own_rows": False}, "narrow": {"warps": 8, "reuse_frags": False}}
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("name", ATTENTION)
+@pytest.mark.parametrize(("name", "way"), [(n, w) for i, n in enumerate(ATTENTION) for k, w in enumerate(WAYS) if EVERY or k % 5 == i % 5])
 def test_other_fields_of_a_schedule_go_with_it(name, way):
     more = dict(WAYS[way])
     if way == "branch" and name == "paged":
         more.pop("split")  # it has no masks
     p = compiled(name, "sm_90a", **({"tiles": {"BLOCK_M": 128}} if more.get("warps") == 8 else {}), **more)
-    for trips in (1, 2, 4):
+    for trips in (1, 2, 4) if EVERY else (1, 3):
         agrees(p, name, STEP.get(name, 16) * trips - 5 * (trips % 2) * (name != "paged"), seed=trips)
 
 
