@@ -46,6 +46,15 @@ def rank(v: Value) -> int:
     return len(v.type.shape)
 
 
+#: what a ring with several slots needs
+AHEAD = "a load in a loop with dots, from a place that the loop's index or a table decides, which cp_async or a bulk copy can move"
+
+
+def not_ahead(op: Op) -> FcError:
+    """For slots that `stages` gives a load which no copy can make before its tile is wanted."""
+    return without_effect("stages", f"%{op['site']} is not loaded ahead", expected=AHEAD, got=op["stages"], loc=op.loc)
+
+
 def index_slice(body: Block, operands: tuple[Value, ...], written: Container[Value] = ()) -> list[Op] | None:
     """The scalar ops of a loop's body that these operands follow from, in order; None if they need anything else made in the body. Entries
     of tensors are among them, unless the kernel writes these."""

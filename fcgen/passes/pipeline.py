@@ -21,7 +21,7 @@ from ..ir.layout import rowwise
 from ..ir.schedule import Schedule
 from ..ir.target import Target
 from ..ir.types import Buffer, Frag
-from .common import index_slice, loaded_name, without_effect
+from .common import AHEAD, index_slice, loaded_name, not_ahead, without_effect
 
 
 def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
@@ -43,12 +43,11 @@ def _check_effect(kernel: Kernel, schedule: Schedule, p: _Pipeliner) -> None:
     if schedule.ahead and not any(slots == 1 for slots in p.ahead.values()):
         raise without_effect("ahead", "no loop's loads take turns", got=f"stages={schedule.slots}",
                              expected="stages=1, and a loop that is done with each of its tiles before it reads the next one")
-    early = "a load that a dot of a loop reads, from a place that the loop's index decides, with copy=\"cp_async\""
-    for op in loads:
-        if op.get("stages", 1) > 1 and op["site"] not in p.ahead:
-            raise without_effect("stages", f"%{op['site']} is not loaded ahead", expected=early, got=op["stages"], loc=op.loc)
+    for op in walk(kernel.body):
+        if op.kind == "load" and op.get("stages", 1) > 1 and op["site"] not in p.ahead:
+            raise not_ahead(op)
     if schedule.slots > 2 and not any(slots == schedule.slots for slots in p.ahead.values()):
-        raise without_effect("stages", "no load runs ahead", expected=early, got=schedule.slots)
+        raise without_effect("stages", "no load runs ahead", expected=AHEAD, got=schedule.slots)
 
 
 @dataclass

@@ -16,6 +16,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..errors import FcError, Loc
+from ..ir.alignment import promised
 from ..ir.core import Block, Builder, Env, Kernel, Op, Role, Value, copy_op, definitions, remove_dead, substitute, walk
 from ..ir.ops import has_effect
 from ..ir.schedule import Schedule
@@ -23,7 +24,7 @@ from ..ir.target import Target
 from ..ir.types import Buffer, Scalar, i32
 from .channels import Channel, find_channels, mailbox, readers, tile_bytes
 from .clusters import shared_loads
-from .common import without_effect
+from .common import not_ahead, without_effect
 from .cursors import thread_cursors
 from .grid import over_grid
 from .stores import check_bulk
@@ -38,6 +39,9 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
     groups = schedule.warps // 4
     loads = [o for o in walk(kernel.body) if o.kind == "load" and isinstance(o.result.type, Buffer)]
     defs = definitions(kernel.body)
+    unheld = next((o for o in walk(kernel.body) if o.kind == "load" and o.get("stages") and not isinstance(o.result.type, Buffer)), None)
+    if unheld is not None and promised(kernel) is None:
+        raise not_ahead(unheld)
     for op in loads:
         if op.result.type.layout.pad:
             raise FcError("compile/schedule", f"%{op['site']} is stored for plain loads, in padded rows: no bulk copy can", loc=op.loc,
