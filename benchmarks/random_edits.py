@@ -3,7 +3,8 @@ which pass in silence. `--only` runs one of those on at other sizes for longer: 
 `reason` says why.
 
     python -m benchmarks.random_edits --edits 1000 --json out.json      # in one process; --part 0/2 and 1/2 in two
-    python -m benchmarks.random_edits --sound 20                        # no edit: the kernels themselves at 20 drawn sizes
+    python -m benchmarks.random_edits --sound 20 --json sound.json      # no edit: the kernels themselves at 20 drawn sizes
+    python -m benchmarks.random_edits --summary out.*.json              # what became of all of them
 
 An edit is a pure function of kernel, seed and number: `--only KERNEL:NUMBER` runs one again.
 """
@@ -11,6 +12,7 @@ An edit is a pure function of kernel, seed and number: `--only KERNEL:NUMBER` ru
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import json
 import re
@@ -19,7 +21,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
 from hashlib import sha1
 from pathlib import Path
@@ -35,6 +37,7 @@ from fcgen.kernels import hopper_schedules, schedules
 from fcgen.kernels.attention import SPECS
 from fcgen.sim.trial import WORK, Oracle, run_trials
 
+from .alike import alike, always, masks_more
 from .edits import EDITS
 from .environment import without_folders
 from .pool import LAZY
@@ -83,6 +86,7 @@ class Outcome:
     code: str = ""
     message: str = ""
     seconds: float = 0.0
+    why: str = ""  # of a silent one: why it is as good as none
 
 
 class Remembering(Oracle):
@@ -155,6 +159,8 @@ def run(name: str, seed: int, number: int, longer: bool = False) -> Outcome:
                 run_trials(machine, p.target, seeds=seeds, against=oracle, first=first, work=2 * WORK)
         except FcError as e:
             out.verdict, out.code, out.message = "missed", e.code, e.message
+        if out.verdict == "silent":
+            out.why = reason(kind, site) or computed(p.machine, kernel) or ""
     except Exception:  # the very thing that is looked for
         out.verdict, out.message = "traceback", without_folders(traceback.format_exc(limit=-3))
     finally:
@@ -174,6 +180,8 @@ HARMLESS: tuple[tuple[str, str, str], ...] = (
     ("drop an op that orders", r"(wait_group|bulk_wait) \d+ \(\)", "the last wait of a kernel that has nothing in flight by then"),
     ("swap operands", r": (max|min|add|mul|eq|ne|and|or|xor) \d+", "the function is commutative"),
     ("guard", r"tma_(load|store)", "a bulk copy is cut off at the tensor's end by the hardware, guarded or not"),
+    ("read", r"-> bulk_wait \{n = \d+, read = false\}", "waits for more than it must"),
+    ("groups", r"(groups|n) = 0\}", "waits for more than it must"),
     ("read", r"bulk_wait \d+ \(\) -> bulk_wait \{n = 0, read = true\}",
      "at the end of a kernel only the tile in shared memory is at stake: what has been read is written by the end of the grid"),
     ("grid", r"reverse=(\w+),.*reverse=(?!\1)", "only the order in which programs start"),
@@ -189,6 +197,18 @@ HARMLESS: tuple[tuple[str, str, str], ...] = (
           ("moves data", "cp_async", "cp_async", "copies of one group are complete together"),
           ("moves data", "st_global", "st_global|wait_group", "stores to different tensors, which nothing of the kernel waits for"))
       for way in ("up", "down")),
+    ("move an op that orders up", r": mbar_wait ",
+     "waits earlier than it must; whether somebody then waits for ever is the same in every order"),
+    ("move an op that orders up", rf": mbar_expect .* past ({PURE}|mbar_wait)(, ({PURE}|mbar_wait))*$",
+     "announced early; that the slot's last copy has landed by then shows in the order in which copies land as late as they may"),
+    *((kind, rf"mbar_expect .* {way} tma_load$", "bytes may land before they are announced, as long as the arrival is to come")
+      for kind, way in (("swap neighbours", "with"), ("move an op that orders down", "by 1 past"))),
+    ("swap neighbours", r"mbar_expect .* with (claim_done|grid_wait)$", "neither has to do with the other: a barrier is no tensor"),
+    ("swap neighbours", r"st_global .* with (wait_group|bulk_wait) ?", "stores of registers; what is waited for reads and writes tiles"),
+    ("move an op out of its block", r": wgmma_fence ",
+     "the fence of the product in front covers both: had anything touched their registers between, it would be sim/register"),
+    ("another function", r"%far\S* = ge ", "at the bound itself both ways are right"),
+    ("warps", r"^load 8$", "a role of one thread has more warps that stand by"),
     ("swap neighbours", r"(mbar_wait|wgmma_fence).* with (mbar_wait|wgmma_fence)$", "waits in another order, before what needs them"),
     ("swap neighbours", r"(cp_async|st_global).* with (cp_async|st_global)$", "copies or stores that do not meet, in the same group"),
 )
@@ -197,6 +217,53 @@ HARMLESS: tuple[tuple[str, str, str], ...] = (
 def reason(kind: str, site: str) -> str | None:
     """Why an edit that passed in silence is as good as none, where its class says so."""
     return next((why for k, pattern, why in HARMLESS if k == kind and re.search(pattern, site)), None)
+
+
+def computed(before: Kernel, after: Kernel) -> str | None:
+    """The same, where it follows from what the kernels do."""
+    dynamic = before.meta.get("persistent") == "dynamic"
+    if dynamic and before.cluster == after.cluster and str(replace(after, grid=before.grid)) == str(before):
+        return "blocks claim their tiles: the grid says only how many begin"
+    return next((why for same, why in COMPUTED if same(before, after)), None)
+
+
+COMPUTED: tuple[tuple[Callable[[Kernel, Kernel], bool], str], ...] = (
+    (alike, "takes the same steps at every size"),
+    (always, "a branch that lanes vote for is taken in any case: it is right for rows that did not ask for it"),
+    (masks_more, "more tiles go through the copy of a loop that masks what is outside"),
+)
+
+
+def summary(outcomes: list[dict[str, Any]]) -> list[str]:
+    """What became of edits, in lines."""
+    by = Counter(o["verdict"] for o in outcomes)
+    silent = [(o, o.get("why") or reason(o["kind"], o["site"])) for o in outcomes if o["verdict"] == "silent"]
+    open_ = [o for o, why in silent if not why]
+    bad = by["refused"] + by["reported"]
+    out = [f"edits             {len(outcomes)}", *(f"{v:17} {by[v]}" for v in ("refused", "reported", "no edit", "traceback", "missed")),
+           f"silent, harmless  {len(silent) - len(open_)}", f"silent, unjudged  {len(open_)}",
+           f"seconds           {sum(o['seconds'] for o in outcomes):.0f}",
+           f"caught            {100 * bad / max(1, bad + len(open_) + by['missed'] + by['traceback']):.2f} % if all unjudged ones do harm"]
+    out += [f"  {n:4} {why}" for why, n in Counter(why for _, why in silent if why).most_common()]
+    return out + [f"  {o['verdict']}: {o['kernel']}:{o['number']} {o['kind']} | {o['site']}" for o in
+                  [*open_, *(o for o in outcomes if o["verdict"] in ("traceback", "missed"))]]
+
+
+def kept(path: Path | None) -> list[dict[str, Any]]:
+    """The results in a file, one a line; a last line that was cut off is left out."""
+    out = []
+    for line in path.read_text().splitlines() if path and path.exists() else ():
+        with contextlib.suppress(json.JSONDecodeError):
+            out.append(json.loads(line))
+    return out
+
+
+def keep(path: Path | None, result: dict[str, Any]) -> None:
+    """Append one result; after a line that was cut off on a line of its own."""
+    if path is not None:
+        cut = path.exists() and not path.read_bytes().endswith(b"\n") and path.stat().st_size
+        with path.open("a") as f:
+            f.write(("\n" if cut else "") + json.dumps(result) + "\n")
 
 
 def plan(edits: int) -> Iterator[tuple[str, int]]:
@@ -224,29 +291,34 @@ def main() -> None:
     arguments.add_argument("--json", type=Path, help="results, one a line; what is in it already is not run again")
     arguments.add_argument("--only", help="KERNEL:NUMBER")
     arguments.add_argument("--sound", type=int, default=0)
+    arguments.add_argument("--summary", type=Path, nargs="+", help="files of results")
     options = arguments.parse_args()
     part, parts = map(int, options.part.split("/"))
-    if options.sound:
-        for n, name in enumerate(shipped()):
-            if n % parts == part:
-                wrong = sound(name, options.sound)
-                print(f"{name}: {len(wrong)} reports in {options.sound} runs", *wrong[:1], flush=True)
+    if options.summary:
+        print(*summary([o for path in options.summary for o in kept(path)]), sep="\n")
         return
     if options.only:
         name, _, number = options.only.rpartition(":")
         print(json.dumps(asdict(run(name, options.seed, int(number), True)), indent=1))
         return
-    done = {(o["kernel"], o["number"]) for o in map(json.loads, options.json.read_text().splitlines())} \
-        if options.json and options.json.exists() else set()
-    counts: Counter[str] = Counter()
+    if options.sound:
+        done = {o["kernel"] for o in kept(options.json)}
+        for n, name in enumerate(shipped()):
+            if n % parts == part and name not in done:
+                start = time.process_time()
+                wrong = sound(name, options.sound)
+                keep(options.json, {"kernel": name, "runs": options.sound, "reports": wrong, "seconds": time.process_time() - start})
+                print(f"{name}: {len(wrong)} reports in {options.sound} runs", *wrong[:1], flush=True)
+        return
+    before = kept(options.json)
+    seen, outcomes = {(o["kernel"], o["number"]) for o in before}, list(before)
     for n, (name, number) in enumerate(plan(options.edits)):
-        if n % parts == part and (name, number) not in done:
+        if n % parts == part and (name, number) not in seen:
             out = run(name, options.seed, number)
-            counts[out.verdict] += 1
-            if options.json:
-                with options.json.open("a") as f:
-                    f.write(json.dumps(asdict(out)) + "\n")
-            print(n, dict(counts), f"{out.seconds:.1f} s", out.verdict, out.kernel, out.kind, out.code, flush=True)
+            outcomes.append(asdict(out))
+            keep(options.json, asdict(out))
+            print(n, f"{out.seconds:.1f} s", out.verdict, out.kernel, out.kind, out.code, flush=True)
+    print(*summary(outcomes), sep="\n")
 
 
 if __name__ == "__main__":

@@ -117,7 +117,7 @@ BASES: dict[tuple[str, str], dict[str, Any]] = {
 #: fields and values that decline something: they have their way where nothing is changed
 DECLINING = {("hold_a", False), ("reuse_frags", False), ("split", "none"), ("defer", False), ("longest_first", False), ("own_rows", False),
              ("epilogue", "direct"), ("stages", 1)}
-DEFAULTS = {f.name: f.default for f in fields(fc.Schedule)}
+DEFAULTS: dict[str, Any] = {f.name: f.default for f in fields(fc.Schedule)}
 
 
 OF_BASES = {field for base in BASES.values() for field in base}

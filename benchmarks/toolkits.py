@@ -30,8 +30,7 @@ def jobs() -> Iterator[Job]:
         if arch in ("sm_80", "sm_86"):  # one of each size of shared memory: the others have the same tables
             for head, kind, s in table:
                 yield Job(s, head, head, "none" if kind == "none" else CAUSAL, lazy=LAZY if math == "wmma" else 0.0, arch=arch)
-    rows = [*hopper_schedules.ROWS, *hopper_schedules.SMALL, *hopper_schedules.ANY_SCALE]
-    for row in rows:
+    for row in hopper_schedules.rows():
         spec = "any_scale_lse" if row in hopper_schedules.ANY_SCALE else "lse"
         mask = "none" if row.masks == "none" else CAUSAL
         yield Job(row.schedule, row.head, row.head, mask, lazy=hopper_schedules.LAZY, spec=spec, arch="sm_90a", sums=row.sums)

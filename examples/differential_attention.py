@@ -13,20 +13,14 @@ import fcgen as fc
 def differential_attention(Q1: "T[B, H, M, D]", K1: "T[B, H, N, D]", Q2: "T[B, H, M, D]", K2: "T[B, H, N, D]",
                            V: "T[B, H, N, E]", lam: "f32[H]", O: "out T[B, H, M, E]", *, scale: "f32 > 0"):
     b, h, rows = fc.grid(Q1.B, Q1.H, fc.tile(Q1.M, "BLOCK_M"))
-    maps = []
-    for Q, K in ((Q1, K1), (Q2, K2)):  # Python values: this loop runs while tracing
-        maps.append((fc.load(Q[b, h, rows]), K, fc.var(fc.full(rows, -fc.inf)), fc.var(fc.zeros(rows)), fc.var(fc.zeros(rows, V.E))))
+    maps = [(fc.load(Q[b, h, rows]), K, fc.online_softmax(rows, V.E)) for Q, K in ((Q1, K1), (Q2, K2))]  # Python, while tracing
     for cols in fc.loop(fc.tile(V.N, "BLOCK_N")):
         v = fc.load(V[b, h, cols])
-        for q, K, m, l, acc in maps:
-            s = fc.where(cols.valid, fc.dot(q, fc.load(K[b, h, cols]).T) * scale, -fc.inf)
-            mn = fc.maximum(m, fc.max(s, axis=1))
-            p, a = fc.exp(s - mn), fc.exp(m - mn)
-            l <<= l * a + fc.sum(p, axis=1)
-            acc <<= acc * a + fc.dot(p.to(V.dtype), v)
-            m <<= mn
-    (_, _, _, l1, acc1), (_, _, _, l2, acc2) = maps
-    fc.store(O[b, h, rows], (acc1 / l1 - lam[h] * (acc2 / l2)).to(O.dtype))
+        for q, K, soft in maps:
+            s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale
+            soft.add(s, v)
+    (_, _, first), (_, _, second) = maps
+    fc.store(O[b, h, rows], (first.out() - lam[h] * second.out()).to(O.dtype))
 
 
 def inputs(rng, b=1, h=2, m=100, n=136, d=64, e=64):

@@ -9,15 +9,12 @@ import fcgen as fc
 @fc.kernel
 def softmax(X: "T[M, N]", Y: "out T[M, N]"):
     (rows,) = fc.grid(fc.tile(X.M, "BLOCK_M"))
-    m, l = fc.var(fc.full(rows, -fc.inf)), fc.var(fc.zeros(rows))
+    soft = fc.online_softmax(rows)
     for cols in fc.loop(fc.tile(X.N, "BLOCK_N")):
-        x = fc.where(cols.valid, fc.load(X[rows, cols]).to(fc.f32), -fc.inf)
-        mn = fc.maximum(m, fc.max(x, axis=1))
-        l <<= l * fc.exp(m - mn) + fc.sum(fc.exp(x - mn), axis=1)
-        m <<= mn
+        soft.add(fc.load(X[rows, cols]).to(fc.f32))
     for cols in fc.loop(fc.tile(X.N, "BLOCK_N")):
         x = fc.load(X[rows, cols]).to(fc.f32)
-        fc.store(Y[rows, cols], (fc.exp(x - m) / l).to(Y.dtype))
+        fc.store(Y[rows, cols], (fc.exp(x - soft.max) / soft.sum).to(Y.dtype))
 
 
 def inputs(rng, m=50, n=456):

@@ -10,21 +10,15 @@ import fcgen as fc
 def variant_attention(Q: "T[B, H, M, D]", K: "T[B, H, N, D]", V: "T[B, H, N, E]", slopes: "f32[H]", O: "out T[B, H, M, E]", *,
                       scale: "f32 > 0", cap: "f32 > 0", window: "i32"):
     b, h, rows = fc.grid(Q.B, Q.H, fc.tile(Q.M, "BLOCK_M"))
-    visible = lambda cols: (cols.valid & (rows.index >= cols.index)) & (rows.index - cols.index < window)
+    visible = lambda cols: (rows.index >= cols.index) & (rows.index - cols.index < window)
     q, slope = fc.load(Q[b, h, rows]), slopes[h]
-    m, l, acc = fc.var(fc.full(rows, -fc.inf)), fc.var(fc.zeros(rows)), fc.var(fc.zeros(rows, V.E))
+    soft = fc.online_softmax(rows, V.E)
     for cols in fc.loop(fc.tile(K.N, "BLOCK_N"), descending=True, live=visible):
         s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale
         s = cap * fc.tanh(s / cap)
         s = s + slope * (cols.index - rows.index).to(fc.f32)
-        s = fc.where(visible(cols), s, -fc.inf)
-        mn = fc.maximum(m, fc.max(s, axis=1))
-        base = fc.where(mn == -fc.inf, 0.0, mn)
-        p, a = fc.exp(s - base), fc.exp(m - base)
-        l <<= l * a + fc.sum(p, axis=1)
-        acc <<= acc * a + fc.dot(p.to(V.dtype), fc.load(V[b, h, cols]))
-        m <<= mn
-    fc.store(O[b, h, rows], fc.where(l == 0.0, 0.0, acc / l).to(O.dtype))
+        soft.add(s, V[b, h, cols])
+    fc.store(O[b, h, rows], soft.out().to(O.dtype))
 
 
 def inputs(rng, b=1, h=4, n=250, d=64):

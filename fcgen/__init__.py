@@ -53,6 +53,8 @@ from .lang.functions import (
 )
 from .lang.mistakes import VOCABULARY as _VOCABULARY
 from .lang.mistakes import instead as _instead
+from .lang.naming import name
+from .lang.online import online_softmax
 from .lang.spec import Spec, kernel
 
 __version__ = "0.1.0"
@@ -64,7 +66,7 @@ def __getattr__(name: str) -> Any:
 
     lazy = {"attention": ("forward", "attention"), "Program": ("program", "Program"), "compile": ("api", "compile"),
             "gpu_available": ("api", "gpu_available"), "gpu_target": ("api", "gpu_target"), "round_to": ("api", "round_to"),
-            "program_from_text": ("api", "program_from_text")}
+            "program_from_text": ("api", "program_from_text"), "schedule_for": ("api", "schedule_for")}
     if name.startswith("__"):
         raise AttributeError(f"module 'fcgen' has no attribute {name!r}")
     if name not in lazy:
@@ -140,9 +142,12 @@ __all__ = [
     "maximum",
     "min",
     "minimum",
+    "name",
+    "online_softmax",
     "program_from_text",
     "round_to",
     "rsqrt",
+    "schedule_for",
     "sigmoid",
     "sin",
     "sqrt",

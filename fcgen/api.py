@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import numpy as np
@@ -20,16 +20,47 @@ from .program import Program, by_name
 def compile(spec: Spec, *, target: str | None = None, schedule: Schedule | None = None, check: bool = True, **binding: Any) -> Program:
     """A program of a spec for a target ("sm_80", "sm_86", "sm_89", "sm_90", "sm_90a"; the GPU's own if None).
 
-    binding: the spec's compile-time facts. check: the first compilation of spec, schedule and target also runs them in the simulator, at
-    small sizes and for seconds at most (FCGEN_CHECK=0 in the environment turns this off everywhere). Raises FcError with
-    the spec's line where the spec, the schedule or the target does not allow it.
+    binding: the spec's compile-time facts. schedule: what `schedule_for` chooses, if None. check: the first compilation of spec, schedule
+    and target also runs them in the simulator, at small sizes and for seconds at most (FCGEN_CHECK=0 in the environment turns this off
+    everywhere). Raises FcError with the spec's line where the spec, the schedule or the target does not allow it.
     """
     if not isinstance(spec, Spec):
         raise FcError("trace/usage", "fc.compile takes a spec", expected="a function decorated with @fc.kernel", got=repr(spec)[:80])
+    arch = target or gpu_target()
+    why: tuple[str, ...] = ()
+    if schedule is None:
+        schedule, why = _choice(spec, arch, binding, {})
     schedule = a_schedule(schedule)
-    program = Program(spec.scheduled(dict(schedule.tiles), **binding), schedule, target or gpu_target())
+    program = Program(spec.scheduled(dict(schedule.tiles), **binding), schedule, arch)
+    program.why = why
     program.trust = not check or os.environ.get("FCGEN_CHECK") == "0"
     return program
+
+
+def schedule_for(spec: Spec, target: str | None = None, **sizes: Any) -> Schedule:
+    """A sound schedule for any spec on a target (the GPU's own if None): tile sizes, warps, instructions, rings, found by a model of the
+    machine in a fraction of a second. It compiles, and spills only where every other one that was tried would.
+
+    sizes: what the spec is compiled for (T=fc.f16, D=64), and the sizes of other dimensions as far as they are known (N=4096): small
+    grids then get small tiles, and the last wave of blocks counts. Why it is this one: `fcgen dump --stage report`.
+    """
+    if not isinstance(spec, Spec):
+        raise FcError("trace/usage", "fc.schedule_for takes a spec", expected="a function decorated with @fc.kernel", got=repr(spec)[:80])
+    spec.check_binding(sizes)
+    hints = {k: v for k, v in sizes.items() if k in spec.signature.dims and k not in _whole_dims(spec)}
+    try:
+        return _choice(spec, target or gpu_target(), {k: v for k, v in sizes.items() if k not in hints}, hints)[0]
+    except FcError as e:
+        if e.code != "trace/static" or not hints:
+            raise
+        return _choice(spec, target or gpu_target(), sizes, {})[0]  # one of them must be known when it is compiled
+
+
+def _choice(spec: Spec, arch: str, binding: Mapping[str, Any], sizes: Mapping[str, int]) -> tuple[Schedule, tuple[str, ...]]:
+    from .choose import choose
+
+    found = choose(spec, compiler.target(arch), binding, sizes)
+    return found.schedule, found.why
 
 
 def a_schedule(given: Any) -> Schedule:
@@ -59,17 +90,24 @@ def program_from_text(text: str, filename: str = "<ir>", *, target: str | None =
     if schedule is not None and kernel.level == "machine":
         raise FcError("compile/schedule", f"{kernel.name} is machine IR, which a schedule has no say in", got=str(schedule),
                       hint="leave the schedule out, or lower the spec or its tile IR again")
+    why: tuple[str, ...] = ()
+    if schedule is None and kernel.level == "tile":
+        from .choose import choose_for_kernel
+
+        schedule, why = choose_for_kernel(kernel, compiler.target(arch), {})
     program = Program(kernel, a_schedule(schedule), arch)
-    program.trust = not check
+    program.trust, program.why = not check, why
     return program
 
 
 def call(spec: Spec, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Compile `spec` for what it is called with, and run it: dtypes are those of the tensors, sizes that the spec needs at compile time
-    are theirs too. `schedule=` chooses the schedule; programs are kept."""
+    are theirs too. `schedule=` gives the schedule (that of `schedule_for` without); programs are kept."""
     from .runtime import tensors
 
-    schedule = a_schedule(kwargs.pop("schedule", None))
+    schedule = kwargs.pop("schedule", None)
+    if schedule is not None:
+        schedule = a_schedule(schedule)
     names = [p.name for p in spec.signature.params]
     given = by_name(spec.name, names, args, kwargs, "schedule")
     binding: dict[str, Any] = {}
@@ -105,7 +143,7 @@ def call(spec: Spec, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
 
 
 @functools.lru_cache(maxsize=1024)
-def _program(spec: Spec, schedule: Schedule, arch: str, binding: tuple[tuple[str, Any], ...]) -> Program:
+def _program(spec: Spec, schedule: Schedule | None, arch: str, binding: tuple[tuple[str, Any], ...]) -> Program:
     return compile(spec, target=arch, schedule=schedule, **dict(binding))
 
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from .errors import FcError
 from .grouped import applies, as_rows
+from .kernels.hopper_schedules import reach
 from .launch import Loaded, scalar
 from .program import Program
 from .runtime import tensors
@@ -169,7 +170,7 @@ class Kind:
             if None not in rows:
                 views, mask = rows, "none"
         (qs, qt), (os, ot), *more = views  # from here on as the kernel sees them
-        program = self._programs.get((b * h, m, d, e, mask, scale)) or self._program((b, h, m, d), qs, ks, e, mask, scale)
+        program = self._programs.get((b * h, m, reach(n), d, e, mask, scale)) or self._program((b, h, m, d), qs, ks, e, mask, scale)
         if program is None:
             return None
         loaded, bits = program
@@ -272,5 +273,5 @@ class Kind:
         if len(self._programs) >= _PROGRAMS:
             self._programs.clear()
             self._kernels.clear()
-        self._programs[q[0] * q[1], q[2], q[3], e, mask, scale] = found
+        self._programs[q[0] * q[1], q[2], reach(k[2]), q[3], e, mask, scale] = found
         return found

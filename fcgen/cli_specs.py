@@ -45,7 +45,7 @@ class Found:
                 raise FcError("cli/usage", "--set binds names of a spec, and IR text has none left", got=" ".join(settings))
             return program_from_text(self.text, self.filename, target=arch, schedule=chosen)
         return compile(
-            self.spec, target=arch or default_target(), schedule=chosen or Schedule(), **{**self.binding, **parse_settings(settings)}
+            self.spec, target=arch or default_target(), schedule=chosen, **{**self.binding, **parse_settings(settings)}
         )
 
 

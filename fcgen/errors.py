@@ -103,6 +103,14 @@ def visible(text: str) -> str:
     return _UNSEEN.sub(lambda m: f"\\u{ord(m[0]):04x}" if ord(m[0]) > 255 else f"\\x{ord(m[0]):02x}", text)
 
 
+def said(value: Any) -> str:
+    """A value in words; what has none (a number of thousands of digits, an object of others) by its type: a message is never lost."""
+    try:
+        return str(value)
+    except Exception as e:
+        return f"a {type(value).__name__} ({type(e).__name__} in str)"
+
+
 class FcWarning(UserWarning):
     """What a compilation says of a kernel that is right and not what one would wish: registers that spill, a check that was not made."""
 
@@ -131,9 +139,9 @@ class FcError(Exception):
     def render(self) -> str:
         out = [f"[{self.code}] {self.message}"]
         if self.expected is not None:
-            out.append(f"  expected: {self.expected}")
+            out.append(f"  expected: {said(self.expected)}")
         if self.got is not None:
-            out.append(f"  got:      {self.got}")
+            out.append(f"  got:      {said(self.got)}")
         if self.loc is not None:
             out.append(f"  at {self.loc}")
             out += snippet(self.loc)

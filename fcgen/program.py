@@ -57,6 +57,8 @@ class Program:
         self.trust = False
         #: remarks are no warnings: whoever calls did not choose the schedule
         self.quiet = False
+        #: why the schedule was chosen, where nobody gave one
+        self.why: tuple[str, ...] = ()
         #: told the name of each step of a compilation as it begins
         self.progress: Callable[[str], None] | None = None
 

@@ -23,13 +23,14 @@ PRODUCT = 26
 
 @dataclass(frozen=True)
 class Usage:
-    """What a kernel needs. fragment_regs: live fragment registers per thread at the worst point; regs: with the margin; blocks:
-    how many blocks per multiprocessor shared memory and threads allow."""
+    """What a kernel needs. fragment_regs: live fragment registers per thread at the worst point; regs: with the margin; limit: those that
+    a thread can have; blocks: how many blocks per multiprocessor shared memory and threads allow."""
 
     smem_bytes: int
     threads: int
     fragment_regs: int
     regs: int
+    limit: int
     blocks: int
 
 
@@ -50,8 +51,8 @@ def check_budget(kernel: Kernel, target: Target) -> Usage:
                       expected=f"at most {target.smem_per_sm} bytes with {target.smem_reserved} reserved per block",
                       got=f"{blocks} x {smem} bytes", hint="lower Schedule.min_blocks, or " + _smem_hint(kernel))
     plan = make_plan(kernel)
-    launch = target.regs_per_sm // (threads * blocks) // 8 * 8
-    limit = min(target.regs_per_thread, max([launch] + [r.regs for r in kernel.roles]))
+    launch = registers_at_launch(target, threads, blocks)
+    limit = min(target.regs_per_thread, max(r.regs or launch for r in kernel.roles))
     _check_products(kernel, launch, threads)
     pool = sum(r.warps * r.regs for r in kernel.roles)
     if len(kernel.roles) > 1 and pool > launch * kernel.warps:
@@ -64,7 +65,12 @@ def check_budget(kernel: Kernel, target: Target) -> Usage:
                       got=f"{plan.live_regs} live at `{worst.kind}`" if worst is not None else plan.live_regs,
                       loc=worst.loc if worst is not None else None, hint=_regs_hint(blocks))
     per_sm = target.smem_per_sm // (smem + target.smem_reserved) if smem else target.max_blocks_per_sm
-    return Usage(smem, threads, plan.live_regs, plan.live_regs + MARGIN, max(1, min(per_sm, target.max_blocks_per_sm)))
+    return Usage(smem, threads, plan.live_regs, plan.live_regs + MARGIN, limit, max(1, min(per_sm, target.max_blocks_per_sm)))
+
+
+def registers_at_launch(target: Target, threads: int, blocks: int) -> int:
+    """What a thread can have where so many blocks share a multiprocessor: each of its four schedulers has a quarter of the registers."""
+    return target.regs_per_sm // 4 // (-(-threads * blocks // 128) * 32) // 8 * 8
 
 
 def _check_products(kernel: Kernel, launch: int, threads: int) -> None:

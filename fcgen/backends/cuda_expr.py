@@ -198,8 +198,8 @@ class Registers:
             x = self.value(op.operands[0], broadcast_map(op)[table])
             self.hint = outer
             return x
-        if op.kind in ("lt", "le") and (sides := self.against_position(op, table)) is not None:
-            return binary("<" if op.kind == "lt" else "<=", *sides)
+        if op.kind in ("lt", "le", "gt", "ge") and (sides := self.against_position(op, table)) is not None:
+            return binary(FNS[op.kind].symbol, *sides)
         key = (v, table.tobytes())
         if key in self.known:
             return self.known[key]

@@ -22,6 +22,7 @@ from __future__ import annotations
 from .attrs import FLAG, GUARD, INDEX, TEXT, one_of, whole
 from .core import Op, Value
 from .machine_ops import _buffer, _effect_only, _no_operands
+from .memory_map import boxes_problem
 from .ops import define, need
 from .tile_ops import check_index
 from .types import Buffer, Cursor, Frag, Mbarrier, Pending, Scalar, Tensor, f32, i32
@@ -91,6 +92,8 @@ def _check_tma_load(op: Op) -> None:
     need(types[-3].layout.pad == 0, "tma_load: rows without padding", "pad 0", types[-3].layout)
     need(all(n <= 256 for n in types[-3].shape[:-1]) and types[-3].layout.panel <= 256, "tma_load: at most 256 positions along each axis",
          "256", types[-3])
+    wrong = boxes_problem(types[-3])
+    need(wrong is None, f"tma_load: {wrong.rule}" if wrong else "", wrong and wrong.expected, wrong and wrong.got)
     n = op.get("multicast") or 1
     need(n == 1 or share(types[-3], n) is not None, "tma_load: a tile that is copied in parts is made of as many panels, or runs of 8 rows",
          f"{n} parts", types[-3])

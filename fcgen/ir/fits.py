@@ -1,15 +1,21 @@
-"""Whether a kernel's matrix instructions and clusters are the target's, and fit what they are used on."""
+"""Whether a kernel's matrix instructions and clusters are the target's, and fit what they are used on: shapes, registers, and where blocks
+start in shared memory."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from ..errors import FcError
-from .core import Kernel, Op, walk
+from .alignment import multiple
+from .core import Kernel, Op, Value, definitions, walk
 from .layout import RegLayout
 from .ops import RuleError
 from .target import Target
-from .types import Frag
+from .types import Buffer, Frag
 
 WARPGROUP_ROWS = 64
+#: op -> bytes on which each of the blocks that it moves starts (PTX ISA, ldmatrix and stmatrix; CUDA C++ guide, "Warp matrix functions")
+BLOCKS = {"ldmatrix": 16, "stmatrix": 16, "wmma_load": 32, "wmma_store": 32}
 
 
 def check_fits(kernel: Kernel, target: Target) -> None:
@@ -18,8 +24,10 @@ def check_fits(kernel: Kernel, target: Target) -> None:
         raise FcError("compile/unsupported", f"{target.arch} has no clusters of so many blocks", expected=f"at most {target.max_cluster}",
                       got=kernel.cluster)
     for role in kernel.roles:
+        defs = definitions(role.body)
         for op in walk(role.body):
-            wrong = _mma(op, target) if op.kind == "mma" else _wgmma(op, role.warps, target) if op.kind == "wgmma" else None
+            wrong = _mma(op, target) if op.kind == "mma" else _wgmma(op, role.warps, target) if op.kind == "wgmma" else \
+                _start(op, defs) if op.kind in BLOCKS else None
             if wrong is not None:
                 raise FcError("compile/unsupported", f"{op.kind}: {wrong.rule}", expected=wrong.expected, got=wrong.got,
                               loc=op.place or op.loc)
@@ -60,4 +68,15 @@ def _wgmma(op: Op, warps: int, target: Target) -> RuleError | None:
     for t in (a, out):
         if isinstance(t, Frag) and not isinstance(t.layout, RegLayout):
             return RuleError("its fragments are registers", got=t)
+    return None
+
+
+def _start(op: Op, defs: Mapping[Value, Op]) -> RuleError | None:
+    """Blocks lie at multiples of their own size from the position that is given: that one decides."""
+    t = next(v.type for v in op.operands if isinstance(v.type, Buffer))
+    row, col = (multiple(v, defs) for v in op.operands[-2:])
+    size, grain = t.dtype.bytes, BLOCKS[op.kind]
+    if row * t.layout.row_bytes(size) % grain or col * size % grain:
+        return RuleError(f"its blocks start on {grain} bytes of the stored tile", f"a row and a column that are known to be multiples of "
+                         f"{grain // size} elements", f"multiples of {row} and {col}, in {t}")
     return None

@@ -313,12 +313,14 @@ class SmemLayout:
         return "\n".join(out)
 
 
-def native_smem(cols: int, size: int) -> SmemLayout:
-    """The conflict-free swizzled layout for rows of `cols` elements: the widest panel of 128, 64 or 32 bytes that fits."""
+def native_smem(cols: int, size: int, rows: int = 8) -> SmemLayout:
+    """The conflict-free swizzled layout for rows of `cols` elements: the widest panel of 128, 64 or 32 bytes that fits. Where `rows`, which
+    begin anywhere by themselves, are no whole periods of a swizzle: none, and the widest panel that a bulk copy moves at once."""
     for span in (128, 64, 32):
-        if cols * size % span == 0:
+        if cols * size % span == 0 and rows % 8 == 0:
             return SmemLayout(span // size, 0, span)
-    return SmemLayout(cols, 0, 0)
+    wide = [n for n in range(min(cols, 256), 0, -1) if cols % n == 0 and n * size % 16 == 0]
+    return SmemLayout(next(iter(wide), cols), 0, 0)
 
 
 def mma_c(rows: int, cols: int, warps: tuple[int, int] = (4, 1)) -> RegLayout:

@@ -37,6 +37,12 @@ def _buffer(t, what: str) -> None:
     need(t.slots == 1, f"{what}: one slot of a ring, taken with `slot`", "one slot", t)
 
 
+def _in_runs(t: Buffer, size: int, what: str) -> None:
+    """A row of each panel starts on a multiple of `size` bytes and ends on one: what moves so many at once asks it."""
+    need(t.layout.panel * t.dtype.bytes % size == 0 and t.layout.row_bytes(t.dtype.bytes) % size == 0,
+         f"{what}: rows of the stored tile are made of aligned runs of {size} bytes", f"a multiple of {size} bytes", t.layout)
+
+
 def _positions(types, what: str) -> None:
     need(len(types) == 2 and all(isinstance(t, Scalar) and t.dtype == i32 for t in types), f"{what}: row and col are i32 scalars",
          "i32, i32", types)
@@ -71,6 +77,7 @@ def _check_cp_async(op: Op) -> None:
     vec = op.get("vec", t.vector())
     need(vec >= 1 and t.vector() % vec == 0, "cp_async: `threads` keeps whole runs of `vec` elements together", vec, t)
     need(vec * buffer.dtype.bytes in (4, 8, 16), "cp_async copies 4, 8 or 16 bytes", "4, 8, 16", vec * buffer.dtype.bytes)
+    _in_runs(buffer, vec * buffer.dtype.bytes, "cp_async")
 
 
 define("cp_async", "machine", """`cp_async T, scalars..., buffer`: start copying a rectangle of a tensor into a slot, each thread
@@ -159,6 +166,7 @@ def _check_ldmatrix(op: Op) -> None:
     _positions([v.type for v in op.operands[1:]], "ldmatrix")
     _frag_of(buffer, t, "ldmatrix")
     need(t.dtype.bits == 16 and len(t.shape) == 2, "ldmatrix moves 2-d tiles of 16-bit elements", "16 bits", t)
+    _in_runs(buffer, 16, "ldmatrix")
     _region_fits(buffer, t, op["transposed"], "ldmatrix")
 
 
@@ -248,7 +256,12 @@ def _vote(types, attrs):
 
 define("vote_any", "machine",
        "True where any thread of the warp holds a true element. The same in all lanes of a warp, not of the block: "
-       "no barrier may depend on it.", _vote)
+       "no barrier may depend on it. rare: of a `select`'s condition that is.", _vote, rare=FLAG.maybe)
+
+
+def _at_one_stride(t: Buffer, what: str) -> None:
+    need(not t.layout.swizzle and t.layout.panel == t.shape[-1], f"{what}: rows at one stride", "one panel without swizzle", t.layout)
+    _in_runs(t, 16, what)
 
 
 def _check_wmma_load(op: Op) -> None:
@@ -257,7 +270,7 @@ def _check_wmma_load(op: Op) -> None:
     _positions([v.type for v in op.operands[1:]], "wmma_load")
     _frag_of(buffer, t, "wmma_load")
     need(isinstance(t.layout, OpaqueLayout), "wmma_load fills an opaque fragment", "wmma", t.layout)
-    need(not buffer.layout.swizzle, "wmma_load: rows at one stride", "a layout without swizzle", buffer.layout)
+    _at_one_stride(buffer, "wmma_load")
 
 
 define("wmma_load", "machine", "`wmma_load buffer, row, col`: wmma::load_matrix_sync for each 16x16 fragment.", _none,
@@ -270,7 +283,7 @@ def _check_wmma_store(op: Op) -> None:
     _positions([v.type for v in op.operands[2:]], "wmma_store")
     need(isinstance(t, Frag) and isinstance(t.layout, OpaqueLayout) and t.layout.role == "acc",
          "wmma_store stores an accumulator", "wmma acc", t)
-    need(not buffer.layout.swizzle, "wmma_store: rows at one stride", "a layout without swizzle", buffer.layout)
+    _at_one_stride(buffer, "wmma_store")
 
 
 define("wmma_store", "machine", "`wmma_store frag, buffer, row, col`: wmma::store_matrix_sync for each 16x16 fragment.",

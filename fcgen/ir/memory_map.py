@@ -14,6 +14,8 @@ from .types import Buffer, Cursor, Mbarrier
 
 #: bytes on which tiles start: the period of the widest swizzle where there is one; mbarriers
 SWIZZLED, PLAIN, MBARRIER = 1024, 16, 8
+#: bytes on which a box of a bulk copy starts (PTX ISA, cp.async.bulk.tensor)
+BOX = 128
 #: slots of a ring
 SLOTS = 64
 
@@ -38,6 +40,17 @@ def buffer_problem(t: Buffer | Mbarrier | Cursor) -> RuleError | None:
                          f"{layout.row_bytes(size)} bytes: {t}")
     if t.bytes > MOST:
         return RuleError("a buffer's size", f"at most {MOST} bytes", t.bytes)
+    return None
+
+
+def boxes_problem(t: Buffer, parts: int = 1) -> RuleError | None:
+    """What is wrong with a tile that bulk copies move, panel by panel, in some equal parts of its rows: each box starts on `BOX` bytes of
+    shared memory, and on a period of the swizzle."""
+    rows, row = (t.shape[0] if len(t.shape) == 2 else 1), t.layout.row_bytes(t.dtype.bytes)
+    starts = [rows // parts * row] * (parts > 1) + [rows * row] * (t.shape[-1] > t.layout.panel)
+    grain = 8 * t.layout.swizzle or BOX
+    if any(n % grain for n in starts):
+        return RuleError(f"each of its boxes starts on {grain} bytes of shared memory", f"multiples of {grain}", t)
     return None
 
 

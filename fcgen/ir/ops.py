@@ -14,7 +14,7 @@ from typing import Any
 from ..errors import FcError, Loc
 from .attrs import TYPE_WORDS, Attribute, attribute
 from .core import Kernel, Op, Value
-from .types import Cursor, Pending, Type
+from .types import Buffer, Cursor, Mbarrier, Pending, Tensor, Type
 
 #: what machine IR goes through (`meta stage`), in order: see ARCHITECTURE.md
 PHASES = ("placed", "pipelined", "selected", "allocated", "synced")
@@ -138,6 +138,8 @@ def misuse(op: Op) -> RuleError | None:
             return RuleError(f"{op.kind} touches an accumulator in flight", "a settled fragment", v.type)
         if isinstance(v.type, Cursor) and op.kind not in MAY_BE_CURSOR:
             return RuleError(f"{op.kind} takes a ring's position", "a value", v.type)
+        if isinstance(v.type, (Buffer, Mbarrier, Tensor)) and (op.kind == "yield" or op.kind in WITH_REGIONS):
+            return RuleError(f"{op.kind} passes on memory: which one an access reaches is known where it stands", "values", v.type)
     return None
 
 

@@ -11,12 +11,13 @@ from typing import Any, NoReturn
 from lark import Token, Tree
 
 from ..errors import FcError, Loc, did_you_mean
+from .attrs import MOST
 from .layout import Factor, OpaqueLayout, RegLayout, SmemLayout
 from .text import RESERVED
 from .types import DTYPES, Buffer, Cursor, DType, Frag, Mbarrier, Pending, Scalar, Tensor, Tile
 
-#: tuples inside of tuples; digits of a number
-TUPLES, DIGITS = 20, 40
+#: tuples inside of tuples; whole numbers of a text are of 64 bits, and have no more characters than that takes and a few zeros
+TUPLES, NUMBERS, DIGITS = 20, range(-(1 << 63), 1 << 63), 40
 
 
 class WordReader:
@@ -52,9 +53,9 @@ class WordReader:
         return self.string(token) if token.type == "STRING" else str(token)
 
     def number(self, token: Any, least: int | None = None, what: str = "this number") -> int:
-        if len(token) > DIGITS:
-            self.fail(token, "this number has too many digits", expected=f"at most {DIGITS}")
-        n = int(token)
+        n = int(token) if len(token) <= DIGITS else None
+        if n is None or n not in NUMBERS:
+            self.fail(token, "whole numbers are of 64 bits", expected=f"{NUMBERS[0]} to {NUMBERS[-1]}", got=n or f"{len(token)} characters")
         if least is not None and n < least:
             self.fail(token, f"{what} is at least {least}", got=n)
         return n
@@ -157,7 +158,14 @@ class WordReader:
                           self.number(swizzle) if swizzle is not None else 0)
 
     def reg_layout(self, tree: Any) -> RegLayout:
-        return RegLayout(tuple(tuple(self.digit(t) for t in axis.children) for axis in tree.children if axis is not None))
+        axes = [[self.digit(t) for t in axis.children] for axis in tree.children if axis is not None]
+        elements = 1
+        for axis in axes:
+            for digit in axis:
+                elements *= digit.size
+                if elements > MOST:
+                    self.fail(tree, "a layout covers a tile", expected=f"at most {MOST} elements")
+        return RegLayout(tuple(map(tuple, axes)))
 
     def digit(self, token: Any) -> Factor:
         if token.type == "INT":

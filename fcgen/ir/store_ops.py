@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from .attrs import FLAG, GUARD, INDEX, one_of, whole
 from .core import Op
-from .machine_ops import _buffer, _effect_only, _frag_of, _no_operands, _positions, _region_fits
+from .machine_ops import _buffer, _effect_only, _frag_of, _in_runs, _no_operands, _positions, _region_fits
+from .memory_map import boxes_problem
 from .ops import define, need
 from .tile_ops import check_index
 from .types import Buffer, Tensor
@@ -34,7 +35,8 @@ def refusal(tensor: Tensor, index: tuple[str, ...], buffer: Buffer, parts: int) 
         return f"rows are multiples of {ROW_BYTES} bytes", f"{ROW_BYTES // buffer.dtype.bytes} elements", buffer.shape[-1]
     if rows > MOST_BOX or buffer.layout.panel > MOST_BOX:
         return f"at most {MOST_BOX} positions along each axis", MOST_BOX, f"{rows} x {buffer.layout.panel}"
-    return None
+    wrong = boxes_problem(buffer, parts)
+    return (wrong.rule, wrong.expected, wrong.got) if wrong else None
 
 
 def _check_tma_store(op: Op) -> None:
@@ -47,8 +49,6 @@ def _check_tma_store(op: Op) -> None:
     need(types[0].dtype == buffer.dtype, "tma_store: one dtype", types[0].dtype, buffer.dtype)
     need(len(buffer.shape) == 2 and buffer.layout.pad == 0, "tma_store: a tile of two axes, its rows without padding", "pad 0", buffer)
     need(buffer.shape[0] % parts == 0, "tma_store: equal parts of the rows", buffer.shape[0], parts)
-    need(not buffer.layout.swizzle or buffer.shape[0] // parts % 8 == 0, "tma_store: a part is whole periods of the swizzle",
-         "rows in multiples of 8", buffer.shape[0] // parts)
     wrong = refusal(types[0], op["index"], buffer, parts)
     need(wrong is None, f"tma_store: {wrong[0]}" if wrong else "", *(wrong or ("", ""))[1:])
 
@@ -71,6 +71,7 @@ def _check_stmatrix(op: Op) -> None:
     _positions([v.type for v in op.operands[2:]], "stmatrix")
     _frag_of(buffer, t, "stmatrix")
     need(t.dtype.bits == 16 and len(t.shape) == 2, "stmatrix moves 2-d tiles of 16-bit elements", "16 bits", t)
+    _in_runs(buffer, ROW_BYTES, "stmatrix")
     need(t.partial is None, "stmatrix: the value is complete", "no partial reduction", t)
     _region_fits(buffer, t, False, "stmatrix")
 

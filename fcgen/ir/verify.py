@@ -32,6 +32,7 @@ class Verifier:
         self.number = 0
         self.right: set[int] = set()  # ids of types that were found right for this role: types are shared, and dear to check
         self.seen: set[Value] = set()
+        self.rings = set(kernel.buffers)
         self.named = NamedBarriers(kernel)
 
     def run(self) -> None:
@@ -124,6 +125,8 @@ class Verifier:
                     raise RuleError("result types follow from the operands", expected=_join(types), got=_join(got))
             if d.check is not None:
                 d.check(op)
+            if op.kind == "slot":
+                need(op.operands[0] in self.rings, "slot takes a ring of the kernel", "of an `smem` line", f"%{op.operands[0].name}")
             if op.kind in KINDS:
                 self.named.see(op, self.number)
             elif op.kind in ("mbar_arrive", "tma_load"):

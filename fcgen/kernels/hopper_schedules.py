@@ -1,14 +1,16 @@
 """Which schedule the library runs on Hopper: data, found by `benchmarks/search_schedules.py` on one H200.
 
 A row holds up to its head size (the larger of the key's and the value's), for one mask kind ("causal" is both alignments) and up to its
-length; the first row that fits is taken. Where a grid of the row's tiles would leave half of the multiprocessors idle, the last table's
-rows come first. The spec's option `lazy` is in powers of e: 5.5 is a factor of 2**8. With it goes `sums`, whichever of the two kinds that
-know of the weights' rounding is the faster one: "rounded" where the tensor core makes the sums (`ones`: level in time at D = 64, 3 % slower
-at D = 128), and in short loops at D = 256 (2 to 3 %); else "corrected" (1 to 2 % at D = 128, where "rounded" costs 6 %).
+number of keys; the first row that fits is taken. Where a grid of its tiles would leave half of the multiprocessors idle, the rows of SMALL
+come first; where it fills the last wave so badly that smaller tiles end sooner, those of FINE do. The spec's option `lazy` is in powers of
+e: 5.5 is a factor of 2**8. With it goes `sums`, whichever of the two kinds that know of the weights' rounding is the faster one: "rounded"
+where the tensor core makes the sums (`ones`: level in time at D = 64, 3 % slower at D = 128), and in short loops at D = 256 (2 to 3 %);
+else "corrected" (1 to 2 % at D = 128, where "rounded" costs 6 %).
 """
 
 from __future__ import annotations
 
+import bisect
 import functools
 from typing import NamedTuple
 
@@ -28,13 +30,21 @@ class Choice(NamedTuple):
 
 
 class Row(NamedTuple):
-    """head, length: up to which this is the schedule. masks: "none", "causal" or "any"."""
+    """head, keys, value: up to which head size, number of keys and value's head size this is the schedule. masks: "none" or "causal"."""
 
     head: int
     masks: str
-    length: int
+    keys: int
     schedule: Schedule
     sums: str = "corrected"
+    value: int = ANY
+
+    def steps(self, rows: int, keys: int, tiles: int, sms: int) -> float:
+        """Rows of as many scores as there are keys that the busiest multiprocessor works on. tiles: the grid without its row axis."""
+        m = dict(self.schedule.tiles)["BLOCK_M"]
+        waves = -(-tiles * -(-rows // m) // sms)
+        seen = 1.0 if self.masks == "none" else max(0.5, 1 - rows / 2 / keys)  # of the scores; the longest tiles come first
+        return m * max(1.0, seen * waves)
 
 
 def _s(m: int, n: int, groups: int, stages: object = 2, **more: object) -> Schedule:
@@ -47,9 +57,12 @@ def _s(m: int, n: int, groups: int, stages: object = 2, **more: object) -> Sched
 #: loads of Q for the next tile start while this one's are still read
 _TWO = {"q": 2, "k": 2, "v": 2}
 _THREE = {"q": 2, "k": 3, "v": 3}
+#: one tile of 192 rows fills a third of the shared memory at D = 192
+_DEEP = {"q": 1, "k": 2, "v": 2}
 #: Masks stand under a branch where that costs about 1 % or less: it is a third less to compile. Beside two loops, in turns: D = 64 1.5 %
 #: slower at 1024 and 0.4 % at 4096, D = 256 0.9 % at 1024 and level from 4096 on; not timed at D = 192 and in the small rows. At D = 128 it
 #: is 2 to 3 %.
+#: A value's head size of 128 at D = 192, FINE, CHUNK and l2=64 (1 % at D = 128, 16k): benchmarks/shapes.py, H200, 2026-11-27.
 #: H200, 2026-11-21
 ROWS: tuple[Row, ...] = (
     Row(64, "causal", 512, _s(192, 128, 3, _THREE, ones="acc", epilogue="tma", split="branch"), "rounded"),
@@ -57,22 +70,42 @@ ROWS: tuple[Row, ...] = (
     Row(64, "none", ANY, _s(192, 128, 3, _THREE, ones="acc", epilogue="tma", l2=0), "rounded"),
     Row(128, "causal", 1024, _s(128, 128, 2, _TWO, tokens=True, ones="acc", regs_a="s"), "rounded"),
     Row(128, "none", 512, _s(128, 128, 2, _TWO, tokens=True, ones="acc", regs_a="s", l2=0), "rounded"),
-    Row(128, "causal", ANY, _s(192, 80, 3, _THREE, from_end="rows")),
+    Row(128, "causal", ANY, _s(192, 80, 3, _THREE, from_end="rows", l2=64)),
     Row(128, "none", ANY, _s(192, 80, 3, _THREE, l2=0)),
+    Row(192, "causal", ANY, _s(192, 64, 3, _DEEP, from_end="rows", split="branch"), value=128),
+    Row(192, "none", 1024, _s(128, 96, 2, _TWO, l2=0), value=128),
+    Row(192, "none", ANY, _s(128, 128, 2, l2=0), value=128),
     Row(192, "causal", ANY, _s(128, 80, 2, split="branch"), "rounded"),
     Row(192, "none", ANY, _s(128, 80, 2, l2=0)),
     Row(256, "causal", 1024, _s(128, 64, 2, split="branch"), "rounded"),
-    Row(256, "causal", ANY, _s(128, 64, 2, split="branch")),
+    Row(256, "causal", ANY, _s(128, 64, 2, split="branch", l2=64)),
     Row(256, "none", 1024, _s(128, 64, 2, l2=0), "rounded"),
     Row(256, "none", ANY, _s(128, 64, 2, l2=0)),
 )
 SMALL: tuple[Row, ...] = (
-    Row(64, "causal", ANY, _s(64, 128, 1, 4, persistent="none", epilogue="tma", split="branch")),
+    Row(64, "causal", 512, _s(64, 64, 1, 4, persistent="none", epilogue="tma")),
+    Row(64, "causal", ANY, _s(64, 128, 1, 4, persistent="none", epilogue="tma")),
     Row(64, "none", ANY, _s(64, 128, 1, 4, persistent="none", epilogue="tma", l2=0)),
+    Row(128, "causal", 512, _s(64, 64, 1, 3, persistent="none", epilogue="tma")),
     Row(128, "causal", ANY, _s(64, 128, 1, persistent="none", epilogue="tma", split="branch")),
     Row(128, "none", ANY, _s(64, 128, 1, persistent="none", epilogue="tma", l2=0)),
-    Row(256, "causal", ANY, _s(64, 64, 1, persistent="none", epilogue="tma", split="branch")),
+    Row(256, "causal", ANY, _s(64, 64, 1, persistent="none", epilogue="tma")),
     Row(256, "none", ANY, _s(64, 64, 1, persistent="none", epilogue="tma", l2=0)),
+)
+#: Beside those of ROWS: tiles of fewer rows, slower per row by the part below.
+FINE: tuple[Row, ...] = (
+    Row(64, "causal", ANY, _s(128, 128, 2, _THREE)),
+    Row(64, "none", ANY, _s(128, 176, 2, ones="acc", l2=0), "rounded"),
+    Row(128, "causal", 4096, _s(128, 128, 2, tokens=True, ones="acc"), "rounded"),
+    Row(128, "causal", ANY, _s(128, 176, 2, tokens=True, ones="acc"), "rounded"),
+    Row(128, "none", ANY, _s(128, 128, 2, tokens=True, ones="acc", l2=0), "rounded"),
+)
+SLOWER = 1.16
+#: Where keys outnumber rows, all tiles of a causal mask are as long as each other, and no good comes of counting them from the end.
+CHUNK: tuple[Row, ...] = (
+    Row(64, "causal", ANY, _s(192, 128, 3, _THREE, ones="acc", split="branch"), "rounded"),
+    Row(128, "causal", ANY, _s(192, 80, 3, _THREE)),
+    Row(192, "causal", ANY, _s(128, 128, 2), value=128),
 )
 #: A scale that may be negative is multiplied into every score: a second tile of them is alive, and the tiles above do not fit. Not tuned.
 ANY_SCALE: tuple[Row, ...] = (
@@ -83,20 +116,39 @@ ANY_SCALE: tuple[Row, ...] = (
 )
 
 
+def rows() -> tuple[Row, ...]:
+    """All of them."""
+    return (*ROWS, *SMALL, *FINE, *CHUNK, *ANY_SCALE)
+
+
 @functools.cache
-def _rows(head: int, mask: str, positive: bool) -> list[tuple[bool, int, Choice]]:
-    """What fits a head size, in the order of preference: (is it for small grids, the most rows, the choice)."""
-    tables = (SMALL, ROWS) if positive else (SMALL, ANY_SCALE, ROWS)
-    return [(table is SMALL, row.length, Choice(row.schedule, LAZY, row.sums)) for table in tables for row in table
-            if head <= row.head and row.masks in ("any", mask)]
+def _rows(table: tuple[Row, ...], head: int, mask: str, value: int) -> list[Row]:
+    """What fits a head size, in the order of preference."""
+    return [row for row in table if head <= row.head and row.masks == mask and value <= row.value]
 
 
-def pick(head: int, mask: str, length: int, tiles: int, sms: int, positive: bool = True) -> Choice:
-    """What to run for a head size, mask kind and length. tiles: programs of one row each, the grid without its row axis. positive: the
-    scale is."""
-    for small, most, choice in _rows(head, "none" if mask == "none" else "causal", positive):
-        if length <= most and not (small and tiles * -(-length // 128) > sms // 2):
-            return choice
-    raise FcError(
-        "compile/schedule", f"the library has no Hopper schedule for head size {head}", expected=f"at most {ROWS[-1][0]}", got=head
-    )
+def pick(head: int, mask: str, rows: int, keys: int, tiles: int, sms: int, positive: bool = True, value: int | None = None) -> Choice:
+    """What to run for a head size (the larger of the key's and the value's), mask kind and numbers of rows and keys. tiles: programs of one
+    row each, the grid without its row axis. positive: the scale is. value: the value's head size, where it is not `head`."""
+    def first(table: tuple[Row, ...]) -> Row | None:
+        found = _rows(table, head, "none" if mask == "none" else "causal", value if positive and value else head)
+        return next((row for row in found if keys <= row.keys), None)
+
+    row = first(SMALL) if tiles * -(-rows // 128) <= sms // 2 else None
+    row = row or (None if positive else first(ANY_SCALE))
+    row = row or (first(CHUNK) if positive and keys >= 4 * rows > 4 * 128 else None) or first(ROWS)
+    if row is None:
+        raise FcError("compile/schedule", f"the library has no Hopper schedule for head size {head}", expected=f"at most {ROWS[-1].head}",
+                      got=head)
+    fine = first(FINE) if positive and tiles * rows < 8 * sms * 128 and row not in SMALL else None
+    if fine and row.steps(rows, keys, tiles, sms) > SLOWER * fine.steps(rows, keys, tiles, sms):
+        row = fine
+    return Choice(row.schedule, LAZY, row.sums)
+
+
+def reach(keys: int) -> int:
+    """Numbers of keys with the same reach have the same schedule."""
+    return bisect.bisect_left(_REACHES, keys)
+
+
+_REACHES = sorted({row.keys for row in rows()})

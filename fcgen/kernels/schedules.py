@@ -58,8 +58,7 @@ TABLES: dict[tuple[str, str], tuple[Row, ...]] = {
 @functools.cache
 def shipped() -> frozenset[Schedule]:
     """Every schedule of the library: the tests run each of them in the simulator."""
-    hopper = (*hopper_schedules.ROWS, *hopper_schedules.SMALL, *hopper_schedules.ANY_SCALE)
-    return frozenset([*(row[2] for table in TABLES.values() for row in table), *(row.schedule for row in hopper)])
+    return frozenset([*(row[2] for table in TABLES.values() for row in table), *(row.schedule for row in hopper_schedules.rows())])
 
 
 def pick(arch: str, head: int, math: str | None = None, mask: str = "none") -> Schedule:
@@ -69,7 +68,7 @@ def pick(arch: str, head: int, math: str | None = None, mask: str = "none") -> S
     With "wgmma", the one for long inputs. Raises FcError "compile/schedule" where the target has none for them and that head size."""
     math = math or ("wgmma" if arch == "sm_90a" else "mma")
     if (arch, math) == ("sm_90a", "wgmma"):
-        return hopper_schedules.pick(head, mask, hopper_schedules.ANY, hopper_schedules.ANY, 0).schedule
+        return hopper_schedules.pick(head, mask, hopper_schedules.ANY, hopper_schedules.ANY, hopper_schedules.ANY, 1).schedule
     if (arch, math) not in TABLES:
         raise FcError("compile/schedule", f"the library has no {math} schedule for {arch}", got=f"{math}, {arch}",
                       expected="; ".join(f"{m} on {a}" for a, m in (*TABLES, ("sm_90a", "wgmma"))), hint="pass a Schedule of your own")
@@ -87,5 +86,5 @@ def choose(arch: str, q: tuple[int, ...], k: tuple[int, ...], value: int, mask: 
     sms: the GPU's multiprocessors."""
     head = max(q[3], value)
     if arch == "sm_90a":
-        return hopper_schedules.pick(head, mask, q[2], q[0] * q[1], sms, positive)
+        return hopper_schedules.pick(head, mask, q[2], k[2], q[0] * q[1], sms, positive, value)
     return hopper_schedules.Choice(pick(arch, head, mask=mask))

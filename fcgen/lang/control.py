@@ -50,7 +50,7 @@ def grid(*axes: Any) -> tuple[Any, ...]:
         if isinstance(axis, TiledSize):
             t.grid.append(GridAxis(f"i{n}", axis.dim, axis.size))
             start = t.emit("mul", i, t.emit("const", value=axis.size, dtype="i32"))
-            out.append(Range(axis.block, axis.size, start, axis.dim))
+            out.append(Range(axis.block, axis.size, start, axis.dim, i))
         elif isinstance(axis, RunDim) or _is_count(axis):
             t.grid.append(GridAxis(f"i{n}", axis.name if isinstance(axis, RunDim) else int(axis)))
             out.append(Handle(i))
@@ -135,7 +135,7 @@ class Loop(NotATile):
             if not tiled:
                 return Handle(index)
             first = t.emit("mul", index, one(over.size))
-            return Range(over.block, over.size, first, over.dim)
+            return Range(over.block, over.size, first, over.dim, index)
 
         carried = [v for v in t.variables if v._value is not None and v.scope.encloses(t.scope)]
         before = [v._value for v in carried]
@@ -148,6 +148,8 @@ class Loop(NotATile):
                 for v, a in zip(carried, args):
                     v._value = a
                 given = item(index)
+                if tiled:
+                    given._live = self.live
                 yield given
                 left = False
                 t.sweep_names()

@@ -243,13 +243,14 @@ class Handle(Traced):
 class Var(Handle):
     """A variable: reads as its current value; `v <<= x` assigns. What a loop's body assigns is carried from iteration to iteration."""
 
-    __slots__ = ("closed", "name")
+    __slots__ = ("closed", "name", "told")
 
     def __init__(self, init: Handle | None):
         self._value = None if init is None else init.value
         self.labels = () if init is None else init.labels
         self.scope = current().scope
         self.name = ""
+        self.told = False  # `fc.name` gave the name
         self.closed: str | None = None  # why it cannot be read just now
         current().variables.append(self)
 
@@ -275,6 +276,9 @@ class Var(Handle):
             if x.labels != self.labels:
                 x = x.T
         self._value = x.value
+        if self.told:
+            current().told.setdefault(x.value, self.name)
+            current().names.setdefault(x.value, self.name)
         return self
 
 
@@ -282,15 +286,16 @@ class Var(Handle):
 class Range(NotATile):
     """A run of positions along a dimension: what `fc.tile` of a grid or loop axis yields, and an axis label of what it indexes."""
 
-    __slots__ = ("_start", "block", "dim", "number", "scope", "size")
-    PUBLIC = ("again", "index", "size", "start", "valid")
+    __slots__ = ("_live", "_start", "_tile", "block", "dim", "number", "scope", "size")
+    PUBLIC = ("again", "index", "matters", "size", "start", "valid")
 
     count = 0
 
-    def __init__(self, block: str, size: int, start: Value, dim: str | int):
+    def __init__(self, block: str, size: int, start: Value, dim: str | int, tile: Value | None = None):
         self.block, self.size, self.dim = block, size, dim
         self.scope = current().scope
-        self._start = start
+        self._start, self._tile = start, tile
+        self._live: Any = None  # of the loop that it comes from
         Range.count += 1
         self.number = Range.count
 
@@ -321,9 +326,14 @@ class Range(NotATile):
         """Which positions lie inside the dimension, i1 [self]."""
         return elementwise("lt", self.index, dim_size(self.dim))
 
+    @property
+    def matters(self) -> Handle | None:
+        """Where the loop that the range comes from is live, i1; None where it says nothing."""
+        return None if self._live is None else lift(self._live(self), i1)
+
     def again(self) -> Range:
         """The same positions as an axis of its own, for products of a chunk with itself."""
-        return Range(self.block, self.size, self.start.value, self.dim)
+        return Range(self.block, self.size, self.start.value, self.dim, self._tile)
 
     def _scoped(self, h: Handle) -> Handle:
         h.scope = self.scope

@@ -15,6 +15,7 @@ from ..ir.types import DTYPES, Scalar, Tensor, as_dtype
 from .annotations import Param, Signature, parameter_loc, read_signature
 from .handles import Handle, Range
 from .mistakes import told
+from .naming import sites
 from .owners import shared_stores
 from .tensors import TensorParam
 from .trace import Trace, here, shown, tracing
@@ -70,8 +71,8 @@ class Spec:
         return kernel
 
     def _traced(self, tiles: Mapping[str, int], binding: Mapping[str, Any]) -> tuple[Kernel, Trace]:
-        self._check_binding(binding)
-        t = Trace(self.fn.__name__, inspect.unwrap(self.fn).__code__, dict(tiles), binding)
+        self.check_binding(binding)
+        t = Trace(self.fn.__name__, inspect.unwrap(self.fn).__code__, tiles, binding)
         params: list[Value] = []
         with tracing(t):
             given = {}
@@ -97,7 +98,7 @@ class Spec:
                 self._sweep_last(t)
                 body = Block(tuple(t.ids), tuple(t.scope.builder.ops))
         self._check_outputs(t, body)
-        named = t.named(body)
+        named = t.named(sites(body, t.told))
         ids = [replace(a, name=a.name or f"i{n}") for n, a in enumerate(named.args)]
         named = _rename_args(named, ids)
         grid = tuple(replace(g, name=v.name) for g, v in zip(t.grid, ids))
@@ -112,7 +113,7 @@ class Spec:
 
     # ---- checks ----------------------------------------------------------------------------------------------------
 
-    def _check_binding(self, binding: Mapping[str, Any]) -> None:
+    def check_binding(self, binding: Mapping[str, Any]) -> None:
         sig = self.signature
         known = {*sig.dims, *sig.dtype_names, *(p.name for p in sig.params if p.kind == "static")}
         for name in binding:
@@ -139,14 +140,11 @@ class Spec:
     def _sweep_last(self, t: Trace) -> None:
         """Names that locals got after the last op are still in the frame that just returned."""
         t.sweep_names()
-        made = {op.results[0] for op in t.scope.builder.ops if op.results}
         for frame in t.frames:
             for name, x in list(frame.f_locals.items()):
-                if isinstance(x, Range) and x._start in made:
+                if isinstance(x, Range) and x._tile in t.ids:
                     t.names.setdefault(x._start, f"{name}_start")
-                    tile = next((v for v, g in zip(t.ids, t.grid) if g.tile == x.size and _reaches(x._start, v, t)), None)
-                    if tile is not None:
-                        t.names.setdefault(tile, f"{name}_tile")
+                    t.names.setdefault(x._tile, f"{name}_tile")
 
     def _check_tiles(self, t: Trace) -> None:
         unused = sorted(set(t.tiles) - t.used_tiles)
@@ -177,23 +175,6 @@ def kernel(fn: Callable[..., Any]) -> Spec:
     if not inspect.isfunction(fn):
         raise FcError("trace/usage", "@fc.kernel decorates a function", got=repr(fn), loc=here())
     return Spec(fn)
-
-
-def _reaches(v: Value, target: Value, t: Trace) -> bool:
-    return target in _closure((v,), {r: op for op in t.scope.builder.ops for r in op.results})
-
-
-def _closure(values: tuple[Value, ...], defs: Mapping[Value, Any]) -> set[Value]:
-    seen: set[Value] = set()
-    todo = list(values)
-    while todo:
-        v = todo.pop()
-        if v not in seen:
-            seen.add(v)
-            op = defs.get(v)
-            if op is not None:
-                todo += op.operands
-    return seen
 
 
 def _rename_args(block: Block, args: list[Value]) -> Block:

@@ -45,7 +45,7 @@ class TensorParam(NotATile):
         return self._param.type.dtype
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):
+        if name.startswith("_") and (name == "_names" or name not in self._names):  # what Python and notebooks ask of any object
             raise AttributeError(name)
         if name not in self._names:
             sizes = ", ".join(f"{self._param.name}.{d}" for d in self._names if isinstance(d, str))

@@ -60,6 +60,8 @@ class Trace:
     variables: list[Any] = field(default_factory=list)
     stored: set[str] = field(default_factory=set)
     names: dict[Value, str] = field(default_factory=dict)
+    told: dict[Value, str] = field(default_factory=dict)  # values that `fc.name` names
+    given: dict[str, Loc] = field(default_factory=dict)  # its names, and where they were given
     scope: Scope = None  # type: ignore[assignment]
     counter: int = 0
     broken: Loc | None = None  # a loop that was left before its body had been traced to the end

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from ..ir.alignment import WIDEST
 from ..ir.core import Block, Op, Value, walk
 from ..ir.layout import SmemLayout, native_smem
+from ..ir.store_ops import MOST_AXES, MOST_BOX
 from ..ir.types import Buffer, Tile, bf16, f16, f32, i32
 from .common import ELEMENTWISE, index_slice
 from .stores import bulk_refusal
@@ -21,8 +22,6 @@ from .stores import bulk_refusal
 if TYPE_CHECKING:
     from .homes import Homes
 
-#: a box of a bulk copy: positions along an axis, axes (CUDA driver API, cuTensorMapEncodeTiled)
-BOX, AXES = 256, 5
 VIEWS = ELEMENTWISE | {"broadcast", "transpose"}
 #: bytes that barriers, rows of ones and the like take of shared memory
 OTHERS = 2048
@@ -84,8 +83,8 @@ def _copied(homes: Homes, op: Op, loop: Block | None, written: set[Value]) -> bo
     """Whether an engine of the target can copy the tile, ahead of its readers."""
     t, copy = op.result.type, homes.schedule.copy
     if copy == "tma":
-        boxed = all(n <= BOX for n in t.shape[:-1]) and ring_buffer(t).layout.panel <= BOX and t.shape[-1] * t.dtype.bytes % WIDEST == 0
-        boxed = boxed and len(op.operands[0].type.dims) <= AXES and op.operands[0].type.dtype in (f16, bf16, f32, i32)
+        boxed = ring_buffer(t).layout.panel <= MOST_BOX and t.shape[-1] * t.dtype.bytes % WIDEST == 0
+        boxed = boxed and len(op.operands[0].type.dims) <= MOST_AXES and op.operands[0].type.dtype in (f16, bf16, f32, i32)
         return boxed and len(t.shape) <= 2 and bulk_refusal(op, homes.kernel, homes.defs, "") is None
     run = next(n for n in range(homes.widest(op), 0, -1) if t.shape[-1] % n == 0)
     ahead = loop is None or index_slice(loop, op.operands[1:], written) is not None

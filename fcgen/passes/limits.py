@@ -1,14 +1,19 @@
 """limits: masks on positions become one comparison per element, with a limit that is known per row.
 
 In: tile IR with its loops split. Out: the same masks, written with less per element. For positions x along one axis of a tile and bounds
-along the other or none, `x < a and x <= b` is `x < min(a, b + 1)`, and where x is a scalar further on than plain positions the scalar
-goes to the other side. `ranges` sees to it that nothing overflows. This comes after `split_loops`, which asks about each
-bound on its own.
+along the other or none, `x < a and x <= b` is `x < min(a, b + 1)`, whatever else is in the conjunction, and where x is a scalar further
+on than plain positions the scalar goes to the other side. A limit of columns from below (`row - w < column`, `row - column < w`) beside one
+from above becomes `column > row - w`, so that the row's part is known per row too. `ranges` sees to it that nothing overflows. This
+comes after `split_loops`, which asks about each bound on its own.
 """
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import reduce
+from typing import Any
 
 from ..ir.core import Builder, Env, Kernel, Op, Value, definitions, map_bodies, remove_dead, rewrite
 from ..ir.schedule import Schedule
@@ -26,15 +31,46 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
         def rule(op: Op, b: Builder, env: Env) -> bool:
             if op.kind != "and" or not isinstance(op.result.type, Tile) or len(op.result.type.shape) != 2:
                 return False
-            below = [_below(v, defs) for v in defs[op.result].operands]
-            if any(x is None for x in below) or len({(x.axis, x.position) for x in below if x}) != 1:
+            parts = [(v, _below(v, defs)) for v in _conjuncts(op.result, defs)]
+            keys = [(x.axis, x.position) if x is not None and x.less is None else None for _, x in parts]
+            count, done = Counter(k for k in keys if k), set[Any]()
+            terms: list[Value] = []
+            for (v, x), key in zip(parts, keys):
+                if key in done:
+                    continue
+                if key and count[key] > 1:
+                    done.add(key)
+                    terms.append(_write([y for (_, y), k in zip(parts, keys) if y is not None and k == key], op, b, env))
+                else:
+                    terms.append(_turned(x, count, op, defs, b, env) or env[v])
+            if len(terms) == len(parts) and all(t is env[v] for t, (v, _) in zip(terms, parts)):
                 return False
-            env[op.result] = _write([x for x in below if x], op, b, env)
+            env[op.result] = reduce(lambda all_of, term: b.emit("and", all_of, term), terms)
             return True
 
         return remove_dead(rewrite(block, rule))
 
     return map_bodies(kernel, body)
+
+
+def _turned(x: _Below | None, groups: Mapping[Any, int], op: Op, defs: dict[Value, Op], b: Builder, env: Env) -> Value | None:
+    """A bound on rows by columns that are limited from above too: a limit of the columns from below, known per row."""
+    if x is None or x.axis or not isinstance(x.bound.type, Tile):
+        return None
+    position, shift = _plain(x.bound, defs)
+    if (1, position) not in groups:
+        return None
+    limit = env[x.position]
+    for kind, v in (("sub", x.less), ("add", x.shift), ("sub", shift)):
+        limit = b.emit(kind, limit, env[v]) if v is not None else limit
+    limit = b.emit("sub", limit, b.emit("const", value=x.extra, dtype="i32"), name="start") if x.extra else limit
+    spread = lambda v, axis: b.emit("broadcast", v, axes=(axis,), shape=op.result.type.shape)
+    return b.emit("gt", spread(env[position], 1), spread(limit, 0))
+
+
+def _conjuncts(v: Value, defs: dict[Value, Op]) -> list[Value]:
+    op = defs.get(v)
+    return [v] if op is None or op.kind != "and" else [x for o in op.operands for x in _conjuncts(o, defs)]
 
 
 @dataclass(frozen=True)
@@ -47,6 +83,7 @@ class _Below:
     axis: int
     bound: Value
     extra: int
+    less: Value | None = None  # a scalar that is taken from the position
 
 
 def _below(v: Value, defs: dict[Value, Op]) -> _Below | None:
@@ -65,13 +102,17 @@ def _below(v: Value, defs: dict[Value, Op]) -> _Below | None:
     if op.kind not in ORDER or not op.operands[0].type.dtype.is_int:
         return None
     turned, extra = ORDER[op.kind]
-    left, right = (defs.get(o) for o in (op.operands[::-1] if turned else op.operands))
+    x, y = op.operands[::-1] if turned else op.operands
+    left, right = defs.get(x), defs.get(y)
+    apart: Value | None = None
+    if left is not None and left.kind == "sub" and isinstance(y.type, Scalar):  # a distance of two positions
+        (left, right), apart = map(defs.get, left.operands), y
     if left is None or left.kind != "broadcast" or len(left.operands[0].type.shape) != 1:
         return None
     axis = left["axes"][0]
     if right is None or right.kind != "broadcast" or tuple(right["axes"]) != (1 - axis,):
         return None
-    return _Below(*_plain(left.operands[0], defs), axis, right.operands[0], extra)
+    return _Below(*_plain(left.operands[0], defs), axis, right.operands[0], extra, apart)
 
 
 def _plain(x: Value, defs: dict[Value, Op]) -> tuple[Value, Value | None]:

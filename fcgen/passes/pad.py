@@ -1,9 +1,9 @@
 """pad: every tile axis gets a size that divides over lanes, and over matrix instructions where there are any.
 
-In: a tile program with axes of any size. Out: an equal one where each axis of n > 1 elements has the next `size` of them: a
-multiple of 16; in a program without matrix instructions (none of its dots has one) a power of two, a multiple of 16, or with an eighth
-more at most a number that many lanes share. It is a function of n alone, so shapes that agreed still agree. The elements past n are
-padding:
+In: a tile program with axes of any size. Out: an equal one where each axis of n elements has the next `size` of them: a multiple of 16
+(one element stays one where no matrix instruction meets such an axis); in a program without matrix instructions (none of its dots has
+one) a power of two, a multiple of 16, or with an eighth more at most a number that many lanes share. It is a function of n alone, so
+shapes that agreed still agree. The elements past n are padding:
   - loads of a whole dimension read zeros there (guard on that axis); loads of a run read what follows, guarded; stores of a
     whole dimension leave padding out by their guard. A run cannot be stored padded, its end is inside the tensor: that is an
     error;
@@ -34,7 +34,7 @@ GRANULE = 16
 
 def padded(n: int) -> int:
     """For matrix instructions."""
-    return n if n <= 1 else -(-n // GRANULE) * GRANULE
+    return -(-n // GRANULE) * GRANULE
 
 
 def shared_out(n: int) -> int:
@@ -46,7 +46,9 @@ def shared_out(n: int) -> int:
 
 
 def run(kernel: Kernel, schedule: Schedule, target: Target | None) -> Kernel:
-    size = padded if any(op.kind == "dot" and op.get("math") != "fma" for op in walk_kernel(kernel)) else shared_out
+    dots = [op for op in walk_kernel(kernel) if op.kind == "dot" and op.get("math") != "fma"]
+    ones = any(1 in v.type.shape for op in dots for v in op.operands)
+    size = shared_out if not dots else padded if ones else lambda n: n if n <= 1 else padded(n)
     if not any(size(n) != n for op in walk_kernel(kernel) for v in (*op.results, *op.operands)
                if isinstance(v.type, Tile) for n in v.type.shape):
         return kernel

@@ -53,6 +53,9 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
         raise without_effect("copy", "no tile is loaded into shared memory", got="tma")
     if schedule.slots > 2 and not any(c.ring.type.slots == schedule.slots for c in channels.values()):
         raise without_effect("stages", "no loop loads tiles into shared memory", got=schedule.slots)
+    for op in walk(kernel.body):
+        if op.kind == "load" and op.get("stages", 1) > 1 and not isinstance(op.result.type, Buffer):
+            raise without_effect("stages", f"%{op['site']} is no tile that dots read from shared memory", got=op["stages"], loc=op.loc)
     box = mailbox(kernel, schedule) if schedule.persistent != "none" else None
     filled = _Filler(channels, schedule.hints).block(kernel.body)
     read = _Reader(channels, schedule.tokens, shared_loops(kernel.body)).block(kernel.body)

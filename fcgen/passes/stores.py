@@ -11,7 +11,7 @@ from ..errors import FcError
 from ..ir.alignment import WIDEST, Access, promised
 from ..ir.core import Kernel, Op, Value, walk_kernel
 from ..ir.layout import RegLayout, matrix_blocks, native_smem
-from ..ir.store_ops import refusal
+from ..ir.store_ops import MOST_BOX, refusal
 from ..ir.target import Target
 from ..ir.types import Buffer, Tensor
 from .common import without_effect
@@ -41,8 +41,8 @@ def staging(op: Op, warps: int, target: Target) -> Staging:
                       got=f'epilogue="tma" on {target.arch}', hint=INSTEAD)
     layout = frag.layout
     assert isinstance(layout, RegLayout)
-    buffer = Buffer(frag.dtype, frag.shape, native_smem(frag.shape[1], frag.dtype.bytes))
     parts = next(n for n in (warps // GROUP, 1) if n <= 1 or _own_rows(layout, warps, n)) or 1
+    buffer = Buffer(frag.dtype, frag.shape, native_smem(frag.shape[1], frag.dtype.bytes, frag.shape[0] // parts))
     wrong = refusal(tensor.type, op["index"], buffer, parts)
     if wrong is not None:
         rule, expected, got = wrong
@@ -68,6 +68,9 @@ def bulk_refusal(op: Op, kernel: Kernel, defs: Mapping[Value, Op], instead: str)
     if not access.in_rows:
         return FcError("compile/schedule", f"a tile of {name} does not run along rows: no bulk copy can move it", loc=op.loc,
                        expected="the tensor's last axis in the tile", hint=instead)
+    if op.kind == "load" and max(op.result.type.shape[:-1], default=1) > MOST_BOX:
+        return FcError("compile/schedule", f"a tile of {name} has more positions along an axis than a bulk copy moves", loc=op.loc,
+                       expected=f"at most {MOST_BOX}", got=op.result.type, hint=f"smaller Schedule.tiles, or {instead}")
     if want is None:
         return FcError("compile/schedule", f"a tile of {name} may start inside {WIDEST} bytes of a row: no bulk copy can", loc=op.loc,
                        expected=f"tiles of {run} columns or a multiple", hint=f"larger Schedule.tiles along the last axis, or {instead}")

@@ -13,6 +13,7 @@ the branch too.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from ..ir.core import (
     Block,
@@ -74,7 +75,7 @@ def _block(block: Block, defs: dict[Value, Op], positive: set[Value], schedule: 
         if not conditions:
             return block
         tried.add(conditions[0].operands[0])
-        after = _Vote(block, conditions[0].operands[0], defs, positive, schedule.compare_bits).result()
+        after = _Vote(block, conditions[0], defs, positive, schedule.compare_bits).result()
         if after is not None:
             found.append(conditions[0])
             block = after
@@ -92,8 +93,9 @@ def is_row_work(op: Op) -> bool:
 class _Vote:
     """One condition of one block."""
 
-    def __init__(self, block: Block, condition: Value, defs: dict[Value, Op], positive: set[Value], bits: bool):
-        self.block, self.condition, self.defs, self.positive = block, condition, defs, positive
+    def __init__(self, block: Block, choice: Op, defs: dict[Value, Op], positive: set[Value], bits: bool):
+        self.block, self.condition, self.defs, self.positive = block, choice.operands[0], defs, positive
+        self.rare: dict[str, Any] = {"rare": True} if choice.get("rare") else {}
         self.compare_bits = bits
         self.local = {r: o for o in block.ops for r in o.results}
         self.place = {id(o): n for n, o in enumerate(block.ops)}
@@ -195,13 +197,12 @@ class _Vote:
     # ---- writing ----
 
     def rewrite(self, outputs: list[Value], inside: list[Op], at: int) -> Block:
-        gone = {*self.same, *self.neutral}
         covered = {id(o) for o in inside}
         todo = [v for o in self.block.ops if id(o) not in covered for v in (*o.operands, *(x for r in o.regions for x in free_values(r)))]
         while todo:  # what ops outside read stays for them too, unless the branch gives it
             v = todo.pop()
             op = self.local.get(v)
-            if op is not None and id(op) in covered and v not in gone:
+            if op is not None and id(op) in covered and v not in outputs:
                 covered.discard(id(op))
                 todo += op.operands
         b, env = Builder(), Env()
@@ -218,7 +219,7 @@ class _Vote:
         test = self.bit_condition(b, kept, env) or self.lane_condition(b, kept)
         if test is None:
             test = copy_slice(self.condition, {r: o for o in inside for r in o.results}, b)
-        some = b.emit("vote_any", test, name=f"any_{self.condition.name}" if self.condition.name else "any")
+        some = b.emit("vote_any", test, name=f"any_{self.condition.name}" if self.condition.name else "any", **self.rare)
         then, inner = Builder(b.loc), Env()
         for o in inside:
             then.add(copy_op(o, inner))

@@ -183,10 +183,11 @@ class Agent(AsyncOps, StoreOps):
 
     def do_slice(self, op: Op, args: list[Any]) -> Any:
         src, out = op.operands[0].type, op.result.type
-        if not 0 <= int(args[1]) <= src.shape[op["axis"]] - out.shape[op["axis"]]:
-            raise FcError("sim/bounds", f"a slice begins outside of its tile, at {int(args[1])}", loc=op.place or op.loc,
-                          expected=f"0 to {src.shape[op['axis']] - out.shape[op['axis']]}")
-        return args[0][:, registers.slice_registers(src.layout, out.layout, op["axis"], int(args[1]), self.role.warps, self.warp)]
+        start, most = int(args[1]), src.shape[op["axis"]] - out.shape[op["axis"]]
+        if not 0 <= start <= most:
+            self.sim.report("sim/bounds", "a slice begins outside of its tile", op, expected=f"0 to {most}", got=start)
+            start = min(max(start, 0), most)
+        return args[0][:, registers.slice_registers(src.layout, out.layout, op["axis"], start, self.role.warps, self.warp)]
 
     def do_vote_any(self, op: Op, args: list[Any]) -> Any:
         return np.bool_(np.any(args[0]))

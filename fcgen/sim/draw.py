@@ -18,14 +18,18 @@ from ..ir.elementwise import to_dtype
 from ..ir.types import Buffer, Frag, Tensor, Tile
 
 #: what random tensors look like: "loud" ones take rare branches, "rising" and "falling" ones grow along their tiles, "equal" ones have
-#: ties, "huge" ones are multiples of a power of two, whose products and sums float32 knows exactly
-KINDS = ("normal", "loud", "normal", "falling", "huge", "loud", "rising", "equal", "falling")
+#: ties but for the last, "huge" ones are multiples of a power of two, whose products and sums float32 knows exactly, "level" ones are both.
+#: "mixed" ones are huge in some rows and small in others, so that a rare branch is left or entered on the way; what "drifting" ones add up
+#: to goes from below zero to above it, or back; "shifted" sums lie far from zero, "distant" ones very far, in steps that float32 knows;
+#: "tiny" ones go with enormous numbers. Trials 4, 8 and so on are the large ones
+KINDS = ("normal", "mixed", "shifted", "normal", "drifting", "loud", "rising", "level", "mixed", "loud", "huge", "falling", "distant",
+         "tiny", "equal", "drifting")
 #: sizes of what is only ever a position: a batch, heads, groups of heads
 FEW = ((1, 2, 1), (1, 1, 1), (2, 1, 1), (1, 2, 2), (1, 3, 1), (2, 4, 2), (1, 1, 1))
 #: blocks of a kernel whose blocks take several tiles
 BLOCKS = (1, 2, 1, 3, 1, 2, 3)
-#: the trial whose loops take no step
-EMPTY = 9
+#: the trial whose loops take no step; the one with one row and whole tiles; the one with more heads than a tile has elements
+EMPTY, ONE_ROW, WIDE = 9, 7, 5
 
 
 @dataclass(frozen=True)
@@ -167,10 +171,11 @@ class Draws:
 
     def extent(self, rng: np.random.Generator, n: int) -> tuple[int, int]:
         """(tiles of the grid, steps of the loops): turns of every ring, in one tile, over several, and where rows see what lies before."""
-        far = 2 * self.ring + 1
+        far = max(2 * self.ring + 1, 4)  # a loop that is split has at least two steps in each part
         steps = max([t for d, t in self.tiles.items() if d not in self.rows], default=1)
         rows = max([self.tiles[d] for d in self.rows if d in self.tiles], default=1)
-        first = [(1, 1), (2, self.ring + 1), (5, 2), (1, far), (-(-far * steps // rows), far), (6, 1), (1, self.ring + 2)]
+        first = [(1, 1), (2, max(self.ring + 1, 3)), (5, 2), (1, far + 1), (-(-far * steps // rows), far), (6, 1),
+                 (1, self.ring + 2), (1, 2)]
         if n < len(first):
             return first[n]
         if n % 4 == 0:
@@ -182,13 +187,17 @@ class Draws:
     def sizes(self, rng: np.random.Generator, n: int, tiles: int, steps: int) -> dict[str, int]:
         plain = [d for d in self.dims if d not in self.tiles]
         out: dict[str, int] = {}
-        few = FEW[n % len(FEW)] if n % 4 else FEW[1]
+        wide = n == WIDE and not self.persistent and self.meaning.multiples
+        few = FEW[n % len(FEW)] if n % 4 and not wide else FEW[1]
         for i, d in enumerate(plain):
             out[d] = self.given.get(d) or few[i % len(few)]
         for _ in plain:
             for a, b in sorted(self.meaning.multiples):
                 if a in out and b in out and a not in self.given and out[a] % out[b]:
                     out[a] *= out[b]
+        for a, b in sorted(self.meaning.multiples) if wide else ():
+            if {a, b} <= set(plain) - set(self.given):
+                out[a] = out[b] * (2 * max(self.tiles.values(), default=1) + 1)
         left = max(1, round(tiles / max(1, int(np.prod([out.get(str(g.dim), 1) for g in self.kernel.grid if g.tile == 1])))))
         for d in self.dims:
             if d in out or d in self.given:
@@ -198,7 +207,12 @@ class Draws:
             if d in self.rows:
                 count = left if d == self.rows[0] else 1 + (n % 3 == 2)
             rest = [t - 3, t, 1 + int(rng.integers(t)), 1 + int(rng.integers(max(1, t // 4))), 1, 1 + int(rng.integers(t))]
-            out[d] = max(1, (count - 1) * t + max(1, rest[(n + 2 * (d in self.rows)) % 6]))
+            kind = n + (2 + n // 6) * (d in self.rows)
+            if n == ONE_ROW:
+                kind = 4 if d in self.rows else 1
+            elif wide and d in self.rows:
+                kind = 3
+            out[d] = max(1, (count - 1) * t + max(1, rest[kind % 6]))
             if n == EMPTY and d not in self.rows and d not in self.meaning.needed():
                 out[d] = 0
         return {d: out[d] for d in self.dims}
@@ -206,7 +220,8 @@ class Draws:
     def number(self, p: Value, rng: np.random.Generator, sizes: Mapping[str, int], n: int) -> Any:
         positive = "positive" in self.kernel.flags.get(p.name, ())
         if p.type.dtype.is_float:
-            return [0.125, 0.125, 1.0, 0.5][n % 4] * (1 if positive or n % 3 < 2 else -1)
+            size = {"tiny": 2.0**40, "shifted": 0.125}.get(KINDS[n % len(KINDS)], [0.125, 0.125, 1.0, 4.0, 0.5][n % 5])
+            return size * (1 if positive or n % 3 < 2 else -1)
         return int(self.integers(p.name, rng, sizes, (), n))
 
     def integers(self, name: str, rng: np.random.Generator, sizes: Mapping[str, int], shape: tuple[int, ...], n: int) -> np.ndarray:
@@ -218,7 +233,9 @@ class Draws:
             t, size = self.tiles[d], sizes[d]
             edges |= {t // 2, t - 1, t, t + 1, 2 * t + 3, size // 2, size, size + t}
         pool = np.array(sorted(e for e in edges if e > 0))
-        return rng.choice(pool, shape) if n or shape else np.asarray(pool[len(pool) // 2])
+        if n % 4 == 0:  # a long run: a bound that lets it be long
+            pool = pool[-4:]
+        return rng.choice(pool, shape) if n or shape else pool[0]
 
     def room(self, name: str, sizes: Mapping[str, int]) -> int:
         """How many positions there are in every dimension that a number is one of."""
@@ -228,14 +245,16 @@ class Draws:
         """The tensors and numbers of trial n."""
         rng = np.random.default_rng([n, 9])
         out: dict[str, Any] = dict(trial.numbers)
+        floats = [p for p in self.kernel.params if isinstance(p.type, Tensor) and p.type.dtype.is_float and not self.made(p)]
         for p in self.kernel.params:
             if not isinstance(p.type, Tensor):
                 continue
-            if "out" in self.kernel.flags.get(p.name, ()) and p.name not in self.read:
+            if self.made(p):
                 continue
             shape = tuple(d if isinstance(d, int) else trial.sizes[d] for d in p.type.dims)
             if p.type.dtype.is_float:
-                x = self.floats(rng, shape, trial.kind)
+                kind = "normal" if p is floats[-1] and trial.kind in ("equal", "level") else trial.kind
+                x = self.floats(rng, shape, kind, floats.index(p) % 2)
             elif n % 2 and p.name not in self.meaning.inside:
                 x = self.integers(p.name, rng, trial.sizes, shape, n)
             else:
@@ -243,13 +262,27 @@ class Draws:
             out[p.name] = to_dtype(x, p.type.dtype)
         return out
 
-    def floats(self, rng: np.random.Generator, shape: tuple[int, ...], kind: str) -> np.ndarray:
+    def made(self, p: Value) -> bool:
+        """An output that nobody gives."""
+        return "out" in self.kernel.flags.get(p.name, ()) and p.name not in self.read
+
+    def floats(self, rng: np.random.Generator, shape: tuple[int, ...], kind: str, second: int) -> np.ndarray:
+        """second: for the other one of two tensors that meet: where the first has short stretches it has long ones."""
         x: np.ndarray = rng.standard_normal(shape)
-        if kind == "huge":
-            x = 16384.0 * rng.integers(-2, 3, shape)
+        if kind in ("huge", "level", "tiny"):
+            x = (2.0**-6 if kind == "tiny" else 16384.0) * rng.integers(-2, 3, shape)
+        elif kind == "mixed" and len(shape) > 1:
+            far = np.cumsum(rng.random(shape[-2]) < (0.02 if second else 0.15)) % 2 == rng.integers(2)
+            x = rng.integers(-2, 3, shape) * np.where(far, 16384.0, 1.0)[:, None]
+        elif kind == "drifting" and len(shape) > 1:
+            ramp = np.linspace(-1.5, 1.5, shape[-2])[:, None] * rng.choice([-1, 1])
+            x = np.abs(x) * (np.abs(ramp) if second else ramp)
+        elif kind in ("shifted", "distant") and shape:
+            x = 16.0 * rng.integers(-1, 2, shape) if kind == "distant" else x
+            x[..., :1] = 32768.0 if kind == "distant" else 256.0
         elif kind == "loud":
             x *= rng.choice([0.5, 4.0], (*shape[:-1], 1) if shape else ())
-        elif kind == "equal":
+        if kind in ("equal", "level"):
             x = np.broadcast_to(x[..., :1, :] if len(shape) > 1 else x, shape)
         elif kind in ("rising", "falling") and len(shape) > 1:
             ramp = np.geomspace(0.25, 4.0, shape[-2])[:, None]

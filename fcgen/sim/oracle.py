@@ -19,7 +19,7 @@ from ..ir.elementwise import to_dtype
 from ..ir.target import Target
 from ..ir.types import DType, Tensor
 from .machine import Result, simulate
-from .tile import interpret
+from .tile import interpret, unwritten
 
 #: relative to an element and to the rms of its tensor, by dtype of the output: two roundings, and float32 sums in another order
 TOLERANCE = {"f16": 4e-3, "bf16": 3e-2, "f32": 1e-3, "f64": 1e-3}
@@ -55,14 +55,14 @@ class Oracle:
         for name, x in want.outputs.items():
             dtype = self.says.param(name).type.dtype
             here = got.written[name] if programs is not None else np.ones(x.shape, bool)
-            missing = want.written[name] & ~got.written[name] & here
-            if missing.any():
-                return self._tell(name, missing, x, got, "sim/unwritten", "nothing writes")
+            fault = unwritten(self.says, name, got.written[name], want.written[name] & here)
+            if fault is not None:
+                return fault
             bad = ~close(x, got.outputs[name], dtype) & here
             if bad.any():
                 bad = bad & ~close(x, got.outputs[name], dtype, self._moves(name, x, inputs, programs))
             if bad.any():
-                return self._tell(name, bad, x, got, "sim/value", "the kernel computes something else than")
+                return self._tell(name, bad, x, got)
         return None
 
     def _moves(self, name: str, x: np.ndarray, inputs: Mapping[str, Any], programs: Any) -> np.ndarray:
@@ -80,12 +80,11 @@ class Oracle:
         known = far[np.isfinite(far)]
         return 3 * np.where(np.isfinite(far), far, np.inf) + (3 * np.sqrt(np.mean(known**2)) if known.size else 0)
 
-    def _tell(self, name: str, bad: np.ndarray, x: np.ndarray, got: Result, code: str, what: str) -> FcError:
+    def _tell(self, name: str, bad: np.ndarray, x: np.ndarray, got: Result) -> FcError:
         place = tuple(int(i) for i in np.argwhere(bad)[0])
-        where = f"{name}[{', '.join(map(str, place))}]"
         store = next((op for op in got.stores.get(name, ())), None)
-        message = f"{what} {where}" if code == "sim/unwritten" else f"{what} {self.name} in {where}"
-        return FcError(code, message, expected=x[place], got=got.outputs[name][place], loc=store.loc if store is not None else None,
+        message = f"the kernel computes something else than {self.name} in {name}[{', '.join(map(str, place))}]"
+        return FcError("sim/value", message, expected=x[place], got=got.outputs[name][place], loc=store.loc if store is not None else None,
                        notes=[f"{int(bad.sum())} of {bad.size} elements of {name}"])
 
 

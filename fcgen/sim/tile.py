@@ -103,14 +103,17 @@ def _array(name: str, dtype: DType, value: Any) -> np.ndarray:
     return x
 
 
-def unwritten(kernel: Kernel, name: str, written: np.ndarray) -> FcError | None:
-    """What to say of an output of which not every element was written (bool, in the tensor's shape). A tensor whose rest is kept, and what
-    `until` writes, may stay unwritten in parts."""
-    if not is_made(kernel, name) or "until_loops" in kernel.meta or written.all():
+def unwritten(kernel: Kernel, name: str, written: np.ndarray, due: np.ndarray | None = None) -> FcError | None:
+    """What to say of an output of which not every element was written (bool, in the tensor's shape). due: those that must be; if None, all,
+    but for a tensor whose rest is kept, and what `until` writes: these may stay unwritten in parts."""
+    if due is None and (not is_made(kernel, name) or "until_loops" in kernel.meta):
         return None
-    first = tuple(int(i[0]) for i in np.nonzero(~written))
+    missing = ~written if due is None else due & ~written
+    if not missing.any():
+        return None
+    first = tuple(int(i[0]) for i in np.nonzero(missing))
     stores = (op for op in walk_kernel(kernel) if op.operands and op.operands[0] is kernel.param(name) and op.loc is not None)
-    return FcError("sim/unwritten", f"nothing writes {int((~written).sum())} of the {written.size} elements of {name}",
+    return FcError("sim/unwritten", f"nothing writes {int(missing.sum())} of the {written.size} elements of {name}",
                    expected="every element of an `out` tensor", got=f"none at {list(first)}", loc=next((op.loc for op in stores), None),
                    hint=f'cover each axis of {name} by a range over that axis; if the rest is to be kept: {name}: "inout ..."')
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from benchmarks.alike import alike, masks_more
 from benchmarks.edits import EDITS
-from benchmarks.random_edits import edited, program, reason, run, shipped, sound
+from benchmarks.random_edits import edited, keep, kept, program, reason, run, shipped, sound, summary
 from fcgen.compiler import from_text
 from fcgen.errors import FcError
 
@@ -47,3 +50,42 @@ def test_kernels_as_they_are_have_nothing_to_report() -> None:
 
 def test_a_harmless_edit_has_a_reason_or_none() -> None:
     assert reason("double an op that orders", "main: wait_group 3 () -> gone") and reason("count", "k_full") is None
+
+
+TEXT = str(program("sm_89 mma 0")[0].machine)
+
+
+@pytest.mark.parametrize(("old", "new", "same"), [
+    ("commit_group ", "commit_group ", True),
+    ("= max %", "= max %", True),
+    (r"guard = (true, false)", "guard = (true, true)", True),  # the axis is as wide as its tile
+    (r"guard = (true, false)", "guard = (false, false)", False),  # the other one is not
+    ("barrier ", "barrier {parts = 1} ", True),
+    ("ahead = 1", "ahead = 0", False),
+    ("wait_group {n = 1}", "wait_group {n = 0}", False),
+])
+def test_kernels_that_take_the_same_steps(old: str, new: str, same: bool) -> None:
+    assert old in TEXT
+    a, b = (from_text(t, "edited.fc") for t in (TEXT, TEXT.replace(old, new, 1)))
+    assert alike(a, b, every=19) == same
+
+
+def test_more_tiles_that_are_masked_do_no_harm_and_fewer_do() -> None:
+    more, fewer = (re.sub(r"(%whole_to = )max (%\w+), (%\w+)", text, TEXT) for text in (r"\1min \2, \3", r"\1add \2, \2"))
+    assert TEXT not in (more, fewer)
+    before = from_text(TEXT, "kernel.fc")
+    assert masks_more(before, from_text(more, "edited.fc"), 19) and not masks_more(before, from_text(fewer, "edited.fc"), 7)
+    assert not alike(before, from_text(more, "edited.fc"), 7)
+
+
+def test_results_go_on_behind_a_line_that_was_cut_off(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    outcome = {"kernel": "k", "number": 1, "kind": "grid", "site": "", "verdict": "silent", "code": "", "seconds": 1.5, "why": ""}
+    keep(path, outcome)
+    with path.open("a") as f:
+        f.write('{"kernel": "k", "num')
+    keep(path, {**outcome, "number": 2, "verdict": "reported"})
+    assert [o["number"] for o in kept(path)] == [1, 2]
+    lines = summary(kept(path))
+    assert {"edits             2", "reported          1", "silent, unjudged  1", "traceback         0", "seconds           3"} <= set(lines)
+    assert lines[-1] == "  silent: k:1 grid | "

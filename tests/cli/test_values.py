@@ -170,3 +170,10 @@ def test_a_hostile_ir_file_cannot_write_to_the_terminal(tmp_path: Path) -> None:
     (tmp_path / "k.fc").write_text('machine kernel \x1b[31mred {\n "\x1b]0;title\x07" \x9b2J\n')
     result = fcgen("check", str(tmp_path / "k.fc"))
     assert result.exit_code == 1 and not {"\x1b", "\x07", "\x9b"} & set(result.output)
+
+
+@pytest.mark.parametrize("value", [10**5000, (1, [10**5000]), -(10**4301)], ids=["number", "inside", "negative"])
+def test_an_error_about_what_has_no_text_is_shown(value) -> None:
+    """Python puts no number of more than 4300 digits into words."""
+    text = str(FcError("ir/verify", "too much", expected=value, got=value, hint="less"))
+    assert text.count("ValueError") == 2 and "less" in text

@@ -42,7 +42,7 @@ opaque_layouts = st.builds(OpaqueLayout, st.sampled_from(["acc", "a", "b"]), st.
 smem_layouts = st.builds(SmemLayout, st.sampled_from([8, 16, 32, 64]), st.sampled_from([0, 8])) | st.sampled_from(
     [SmemLayout(16, 0, 32), SmemLayout(32, 0, 64), SmemLayout(64, 0, 128), SmemLayout(32, 0, 128)])
 
-leaves = (st.integers() | st.floats() | st.text(max_size=8) | st.booleans() | st.none() | reg_layouts | opaque_layouts
+leaves = (st.integers(-(1 << 63), (1 << 63) - 1) | st.floats() | st.text(max_size=8) | st.booleans() | st.none() | reg_layouts | opaque_layouts
           | smem_layouts | st.sampled_from(["true", "inf", "none", "mma.m16n8k16", "a b", '"', "\\", "\n", "-1"]))
 attr_values = st.recursive(leaves, lambda inner: st.lists(inner, max_size=3).map(tuple), max_leaves=6)
 

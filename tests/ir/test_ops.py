@@ -109,7 +109,7 @@ BAD = [
                                                                                                                           (),
      "cp_async copies 4, 8 or 16 bytes", "4, 8, 16"),
     ("st_shared", (replace(PART, dtype=f16), SLOT, I, I), {}, (), "st_shared: the value is complete", "no partial reduction"),
-    ("wmma_load", (SLOT, I, I), {}, (WMMA[0],), "wmma_load: rows at one stride", "a layout without swizzle"),
+    ("wmma_load", (SLOT, I, I), {}, (WMMA[0],), "wmma_load: rows at one stride", "one panel without swizzle"),
     ("wmma_mma", (WMMA[1], WMMA[0], WMMA[2]), {}, (WMMA[2],), "wmma_mma takes a, b and accumulator fragments", None),
     ("vote_any", (ACC,), {}, (B1,), "vote_any takes i1", "i1"),
     ("exp", (F,), {"fast": True}, (F,), "exp has no attribute 'fast'", "no attributes"),
@@ -128,7 +128,7 @@ def check(kind, operands, attrs, results, level=None):
         machine = any(isinstance(t, (Frag, Buffer)) for t in (*operands,
                                                               *results)) or kind not in OPS or "tile" not in OPS[kind].levels
         level = "machine" if machine else "tile"
-    one = Verifier(Kernel("k", level, (), (), ()), {})
+    one = Verifier(Kernel("k", level, (), (), (), buffers=tuple(v for v in values if isinstance(v.type, Buffer))), {})
     one.warps = 32
     one.block(Block(values, (op,)), 0)
 

@@ -114,6 +114,12 @@ EDITS = {
     "a-region-of-a-load": ("trace", r"^(  %q = load [^:]*?)( : )", r"\1 {\n  }\2", "no regions"),
     "a-wide-panel": ("sync", r"\{panel 64 swizzle 128\}", "{panel 128 swizzle 128}", "panel"),
     "a-number-of-i32": ("trace", r"value = 64, dtype = i32", "value = 5000000000, dtype = i32", "holds the number"),
+    "a-slot-of-a-slot": ("sync", r"%k.3 = slot %k, ", "%k.3 = slot %k.2, ", "ring of the kernel"),
+    "a-block-from-inside-a-block": ("sync", r"%25 = mul", "%25 = add", "blocks start on 16 bytes"),
+    "a-choice-of-a-buffer": ("sync", r"^(  %q.1 = ldmatrix )%q", "  %yes = const {value = true, dtype = i1} : i1\n  %one = if %yes {\n    yield %q\n"
+                             r"  } else {\n    yield %q\n  } : smem f16[64,64]{panel 64 swizzle 128}\n\1%one", "passes on memory"),
+    "a-layout-of-many-digits": ("sync", r"\{w4@1 ", "{" + "r2@1 " * 50000 + "w4@1 ", "a layout covers a tile"),
+    "a-number-of-128-bits": ("sync", r"min_blocks = 1", f"min_blocks = {1 << 100}", "64 bits"),
     "alpha-for-a-number": ("trace", r"value = 64, dtype = i32", "value = 0.5, dtype = i32", "whole number"),
 }
 
@@ -236,7 +242,7 @@ def test_named_barriers_have_one_count_of_threads(old, new, word):
     ("tile kernel k\n{\n  %go = const {value = true, dtype = i1} : i1\n" + "if %go {\n" * 300 + "yield\n" + "} else {\nyield\n}\n" * 300 + "}",
      "regions are nested too deeply"),
     ("tile kernel k\n{\n" + "#" * 1_000_001 + "\n}", "too long"),
-    ("tile kernel k\nmeta target = " + "9" * 50 + "\n{\n}", "too many digits"),
+    ("tile kernel k\nmeta target = " + "9" * 50 + "\n{\n}", "whole numbers are of 64 bits"),
 ])
 def test_what_is_too_deep_or_too_long_is_refused(text, word):
     with pytest.raises(FcError, match=word) as e:

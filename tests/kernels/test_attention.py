@@ -125,7 +125,7 @@ def test_scores_of_any_size(schedule: str, dtype: fc.ir.types.DType, d: int, n: 
 
     q, k, v = inputs(dtype, 1, 1, 1, 20, n, d, d)
     q[..., ::2, :], k[...] = x, x
-    how, lazy = (SMALL, 0.0) if schedule == "sm_89" else (pick(d, "none", 1024, 1, 132).schedule, LAZY)
+    how, lazy = (SMALL, 0.0) if schedule == "sm_89" else (pick(d, "none", 1024, 1024, 1, 132).schedule, LAZY)
     p = SPECS["lse"].compile(target=schedule, schedule=how, T=dtype, D=d, E=d, lazy=lazy)
     want, lse = attention_reference(q, k, v)
     got = p.simulate(Q=q, K=k, V=v, scale=d**-0.5)

@@ -104,16 +104,34 @@ def test_a_missing_op_is_reported(kind):
 @pytest.mark.parametrize("d", [16, 64, 72, 128, 192, 256])
 def test_no_library_schedule_spills_or_serialises(d, mask):
     for length, tiles in ((512, 1 << 20), (4096, 1 << 20), (512, 2)):
-        schedule, lazy, sums = hopper_schedules.pick(d, mask, length, tiles, 132)
+        schedule, lazy, sums = hopper_schedules.pick(d, mask, length, length, tiles, 132)
         p = compiled(schedule, mask, d, d, lazy=lazy, sums=sums)
         assert p.resources.spill_stores == 0
         assert "C75" not in p.built.log
 
 
+NARROW = [row for row in hopper_schedules.rows() if row.value < row.head or row in (*hopper_schedules.FINE, *hopper_schedules.CHUNK)]
+
+
+@pytest.mark.parametrize("row", NARROW, ids=lambda row: f"{row.head}-{row.masks}-{row.keys}")
+def test_nor_does_one_for_few_tiles_or_a_narrow_value(row):
+    p = compiled(row.schedule, "none" if row.masks == "none" else "causal_bottom_right", row.head, min(row.head, row.value),
+                 lazy=hopper_schedules.LAZY, sums=row.sums)
+    assert p.resources.spill_stores == 0
+    assert "C75" not in p.built.log
+
+
+@pytest.mark.parametrize(("rows", "keys", "heads", "tile"), [
+    (4096, 4096, 6, 192), (2048, 2048, 8, 128), (4096, 4096, 64, 192), (512, 16384, 32, 128), (512, 16384, 128, 192), (512, 512, 8, 64)])
+def test_tiles_are_chosen_by_how_they_fill_the_multiprocessors(rows, keys, heads, tile):
+    """132 of them: 6 heads of 22 tiles of 192 rows are one whole wave, 8 heads of 11 are two thirds of one."""
+    assert dict(hopper_schedules.pick(128, "none", rows, keys, heads, 132).schedule.tiles)["BLOCK_M"] == tile
+
+
 @pytest.mark.parametrize("d", [16, 64, 128, 256])
 def test_nor_does_one_for_a_scale_that_may_be_negative(d):
     for tiles in (1 << 20, 2):
-        schedule, lazy, sums = hopper_schedules.pick(d, "causal_top_left", 4096 if tiles > 2 else 512, tiles, 132, positive=False)
+        schedule, lazy, sums = hopper_schedules.pick(d, "causal_top_left", *((4096, 4096) if tiles > 2 else (512, 512)), tiles, 132, positive=False)
         p = compiled(schedule, "causal_top_left", d, d, spec="any_scale_lse", lazy=lazy, sums=sums)
         assert p.resources.spill_stores == 0
         assert "C75" not in p.built.log

@@ -221,3 +221,9 @@ def test_a_loop_that_shares_a_tile_is_walked_over_all_rows(more: dict) -> None:
     program = attention("sm_90a", warps=8, tiles={"BLOCK_M": 128, "BLOCK_N": 32}, reuse_frags=False, **HOPPER, **more)
     assert compiler.to_cuda(program.machine, program.target).text
     assert not any(op.kind == "row_part" for op in walk_kernel(program.machine))
+
+
+@pytest.mark.parametrize("more", [{}, {"copy": "tma", "persistent": "static"}])
+def test_stages_of_a_load_that_goes_to_registers_are_refused(more) -> None:
+    with pytest.raises(FcError, match=r"Schedule.stages has no effect: %x_tile is "):
+        rows("sm_90a", tiles={"BM": 16}, stages={"x_tile": 3}, **more).machine  # noqa: B018

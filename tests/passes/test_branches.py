@@ -122,3 +122,36 @@ def test_loops_without_a_late_dot_keep_no_empty_copy() -> None:
     got = p.simulate(X=x, W=w)
     np.testing.assert_allclose(got["Y"], low @ w.astype(np.float64), atol=1e-2)
     np.testing.assert_allclose(got["Z"], low.sum(axis=1), atol=1e-3)
+
+
+@fc.kernel
+def shifted(X: "f32[M, N]", Y: "out f32[M]"):  # type: ignore[name-defined]
+    """What a rare condition leaves as zero is read by the tile that it shifts, and by a row that goes on to the next iteration."""
+    (rows,) = fc.grid(fc.tile(X.M, "BLOCK_M"))
+    top, total = fc.var(fc.full(rows, -1.0)), fc.var(fc.zeros(rows))
+    for cols in fc.loop(fc.tile(X.N, "BLOCK_N")):
+        x = fc.where(cols.valid, fc.load(X[rows, cols]), 0.0)
+        best = fc.maximum(top, fc.max(x, axis=1))
+        shift = fc.where(best > 2.0, best, 0.0)
+        total <<= total + fc.sum(x - shift, axis=1)
+        top <<= fc.maximum(best, shift)
+    fc.store(Y[rows], total + top)
+
+
+def test_what_a_rare_branch_leaves_is_there_for_others() -> None:
+    p = shifted.compile(target="sm_89", schedule=fc.Schedule(tiles={"BLOCK_M": 16, "BLOCK_N": 64}, vote=True))
+    x = np.random.default_rng(0).standard_normal((20, 150)).astype(np.float32)
+    np.testing.assert_allclose(p.simulate(X=x)["Y"], p.interpret(X=x)["Y"], rtol=1e-4)
+
+
+def test_waits_stand_in_front_of_a_rare_branch() -> None:
+    """What follows the branch and the product that reads the tile are one piece of straight code, in which the two may be mixed."""
+    schedule = fc.Schedule(tiles={"BLOCK_M": 64, "BLOCK_N": 64}, stages=1, ahead=True)
+    p = SPECS["plain"].compile(target="sm_90", schedule=schedule, T=fc.bf16, D=64, E=64, mask="none")
+    votes = 0
+    for loop in (o for o in walk_kernel(p.machine) if o.kind == "for" and not o.get("unroll")):
+        rare = {o.result for o in loop.regions[0].ops if o.kind == "vote_any"}
+        kinds = ["rare" if o.kind == "if" and o.operands[0] in rare else o.kind for o in loop.regions[0].ops]
+        votes += len(rare)
+        assert not rare or not {"barrier", "wait_group"} & set(kinds[kinds.index("rare"):])
+    assert votes

@@ -40,3 +40,10 @@ def test_copies_that_would_start_inside_16_bytes_are_refused():
 
     with pytest.raises(FcError, match="may start inside 16 bytes of a row"):
         lowered(16, shifted)
+
+
+def test_tiles_that_are_larger_than_a_bulk_copy_are_refused() -> None:
+    schedule = fc.Schedule(tiles={"BLOCK_M": 384, "BLOCK_N": 192, "BLOCK_K": 64}, warps=12, math="wgmma", copy="tma")
+    with pytest.raises(FcError, match="more positions along an axis than a bulk copy moves") as e:
+        product.compile(target="sm_90a", schedule=schedule, T=fc.f16).machine  # noqa: B018
+    assert e.value.code == "compile/schedule" and e.value.hint

@@ -251,6 +251,25 @@ def test_outside_a_tensor(op):
     assert e.code == "sim/bounds" and f"{op} outside" in e.message and e.expected == "0..19 along axis 0" and e.got == "0..31"
 
 
+@pytest.mark.parametrize("first", [-16, -1, 0, 16, 17, 32])
+def test_a_slice_begins_inside_its_tile(first):
+    """Also where it begins is known only when the kernel runs."""
+    cut = "{r32@1 | l32@1}"
+    lines = [
+        LOAD + cut,
+        "%unit = const {value = 1, dtype = i32} : i32",
+        f"%begin = const {{value = {first}, dtype = i32}} : i32",
+        "%stop = add %begin, %unit : i32",
+        "%y = for %begin, %stop, %x (%turn: i32, %before: frag f32[32,32]" + cut + ") {",
+        "  %half = slice %x, %turn {axis = 0} : frag f32[16,32]" + cut.replace("r32", "r16"),
+        "  yield %before",
+        "} : frag f32[32,32]" + cut,
+        STORE,
+    ]
+    reports = run(kernel(*lines))[1].reports
+    assert [(e.code, e.expected, e.got) for e in reports] == ([] if 0 <= first <= 16 else [("sim/bounds", "0 to 16", first)])
+
+
 def test_outside_a_tile():
     (e, *_) = run(
         kernel(

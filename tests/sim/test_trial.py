@@ -70,6 +70,40 @@ def test_sizes_differ_and_go_around_every_ring(program: Any) -> None:
     assert sorted({t.numbers["window"] for t in planned})[0] < 32 < max(t.numbers["window"] for t in planned)
 
 
+def test_among_the_first_trials_are_more_heads_than_a_tile_has_elements_and_one_row_of_whole_tiles(program: Any) -> None:
+    """A number of tiles that is computed from the wrong size, and a copy that is left out where nothing is masked, show only there."""
+    draws = Draws(program.machine, {}, program.tile, 3)
+    planned = [draws.trial(n).sizes for n in range(9)]
+    assert any(t["H"] // t["G"] > 2 * 64 for t in planned) and all(t["H"] % t["G"] == 0 for t in planned)
+    assert any(t["M"] == 1 and t["N"] % 32 == 0 for t in planned)
+    assert any(t["M"] > 2 * 64 and t["N"] > 3 * 32 for t in planned)  # each part of a loop that is split takes several steps
+
+
+def test_rows_are_huge_and_small_by_turns_and_sums_change_their_sign(program: Any) -> None:
+    """What a rare branch of one step decides for the next shows where steps differ."""
+    draws = Draws(program.machine, {}, program.tile, 3)
+    drawn = {t.kind: draws.inputs(t, n) for n in range(9) for t in [draws.trial(n)]}
+    rows = np.abs(drawn["mixed"]["K"].astype(np.float32)).max(-1)[0, 0]
+    assert (rows > 1e4).any() and (rows < 10).any()
+    q, k = (drawn["drifting"][n].astype(np.float32)[0, 0] for n in "QK")
+    tops = [(q @ tile.T).max(1) for tile in np.array_split(k, 4)]
+    assert any(((a < -5) & (b > a + 5)).any() for a in tops for b in tops)
+    level = drawn["level"]
+    assert np.ptp(level["K"].astype(np.float32), axis=-2).max() == 0 < np.ptp(level["V"].astype(np.float32), axis=-2).max()
+
+
+def test_a_count_of_tiles_from_the_wrong_size_is_reported(program: Any) -> None:
+    """(N + 31) // (H // G): as good with few heads, too little with many."""
+    heads = re.search(r"(%\w+) = floordiv %H, %G", str(program.machine))
+    tiles = re.search(r"= floordiv (%\w+), (%\w+) : i32", str(program.machine).split("%N, ", 1)[1])
+    assert heads is not None and tiles is not None
+    text = str(program.machine).replace(tiles[0], tiles[0].replace(tiles[2] + " ", heads[1] + " "))
+    assert text != str(program.machine)
+    with pytest.raises(FcError) as e:
+        run_trials(from_text(text, "edited.fc"), program.target, against=Oracle(program.tile, program.target))
+    assert e.value.code in ("sim/value", "sim/stale", "sim/bounds")
+
+
 def test_blocks_that_take_several_tiles_take_as_many_as_their_rings_have_slots_twice_over() -> None:
     row = hopper_schedules.ROWS[2]
     machine = SPECS["plain"].compile(target="sm_90a", schedule=row.schedule, T=fc.f16, D=64, E=64,

@@ -89,7 +89,7 @@ softmax_sm_89(const f16* __restrict__ X, long long X_s0, f16* __restrict__ Y, lo
     const int x_pos = rows_start + x_row;
     #pragma unroll 1
     for (int cols_tile = 0; cols_tile < whole_to; ++cols_tile) {
-        // x = fc.where(cols.valid, fc.load(X[rows, cols]).to(fc.f32), -fc.inf)  [softmax.py:14]
+        // soft.add(fc.load(X[rows, cols]).to(fc.f32))  [softmax.py:14]
         uint32_t x[16];
         const f16* x_ptr = x_base + cols_tile * 256;
         #pragma unroll
@@ -101,7 +101,6 @@ softmax_sm_89(const f16* __restrict__ X, long long X_s0, f16* __restrict__ Y, lo
         #pragma unroll
         for (int i = 0; i < 32; ++i)
             x_2[i] = at_f16(x, i);
-        // mn = fc.maximum(m, fc.max(x, axis=1))  [softmax.py:15]
         float max_x[4];
         #pragma unroll
         for (int j = 0; j < 4; ++j) {
@@ -121,64 +120,67 @@ softmax_sm_89(const f16* __restrict__ X, long long X_s0, f16* __restrict__ Y, lo
             max_x[i] = fmaxf(max_x[i], shfl_xor_f32(max_x[i], 8));
             max_x[i] = fmaxf(max_x[i], shfl_xor_f32(max_x[i], 16));
         }
-        float mn[4];
+        float top[4];
         #pragma unroll
         for (int i = 0; i < 4; ++i)
-            mn[i] = fmaxf(m[i], max_x[i]);
-        // l <<= l * fc.exp(m - mn) + fc.sum(fc.exp(x - mn), axis=1)  [softmax.py:16]
-        float mn_log2e[4];
+            top[i] = fmaxf(m[i], max_x[i]);
+        float base[4];
         #pragma unroll
         for (int i = 0; i < 4; ++i)
-            mn_log2e[i] = mn[i] * 1.442695f;
+            base[i] = top[i] == -INF ? 0.0f : top[i];
+        float base_log2e[4];
+        #pragma unroll
+        for (int i = 0; i < 4; ++i)
+            base_log2e[i] = base[i] * 1.442695f;
         bool any_far = false;
         #pragma unroll
         for (int i = 0; i < 4; ++i)
-            any_far |= fabsf(mn_log2e[i]) > 8192.0f;
+            any_far |= fabsf(base_log2e[i]) > 8192.0f;
         any_far = __any_sync(0xffffffffu, any_far);
         if (any_far) {
             bool far[4];
             #pragma unroll
             for (int i = 0; i < 4; ++i)
-                far[i] = fabsf(mn_log2e[i]) > 8192.0f;
-            float mn_2[4];
+                far[i] = fabsf(base_log2e[i]) > 8192.0f;
+            float base_2[4];
             #pragma unroll
             for (int i = 0; i < 4; ++i)
-                mn_2[i] = far[i] ? mn[i] : 0.0f;
+                base_2[i] = far[i] ? base[i] : 0.0f;
             #pragma unroll
             for (int i = 0; i < 4; ++i)
-                mn_log2e[i] = far[i] ? 0.0f : mn_log2e[i];
-            #pragma unroll
-            for (int i = 0; i < 4; ++i)
-                m[i] = m[i] - mn_2[i];
+                base_log2e[i] = far[i] ? 0.0f : base_log2e[i];
             #pragma unroll
             for (int i = 0; i < 32; ++i)
-                x_2[i] = x_2[i] - mn_2[row_x_2(i)];
+                x_2[i] = x_2[i] - base_2[row_x_2(i)];
+            #pragma unroll
+            for (int i = 0; i < 4; ++i)
+                m[i] = m[i] - base_2[i];
         }
-        float tmp[4];
+        float sum_p[4];
         #pragma unroll
         for (int j = 0; j < 4; ++j) {
             float part[2];
             #pragma unroll
             for (int i = 0; i < 8; ++i) {
                 const int e = j * 8 + i;
-                const float value = exp2_approx(x_2[e] * 1.442695f - mn_log2e[row_x_2(e)]);
+                const float value = exp2_approx(x_2[e] * 1.442695f - base_log2e[row_x_2(e)]);
                 part[i % 2] = i < 2 ? value : part[i % 2] + value;
             }
-            tmp[j] = part[0] + part[1];
+            sum_p[j] = part[0] + part[1];
         }
         #pragma unroll
         for (int i = 0; i < 4; ++i)
-            l[i] = l[i] * exp2_approx(m[i] * 1.442695f - mn_log2e[i]) + tmp[i];
+            l[i] = l[i] * exp2_approx(m[i] * 1.442695f - base_log2e[i]) + sum_p[i];
         #pragma unroll
         for (int i = 0; i < 4; ++i)
-            m[i] = mn[i];
+            m[i] = top[i];
     }
     // for cols in fc.loop(fc.tile(X.N, "BLOCK_N")):  [softmax.py:13]
     // masked part of the range
     #pragma unroll 1
     for (int cols_tile_2 = whole_to; cols_tile_2 < cols_tile_to; ++cols_tile_2) {
         const int cols_start = cols_tile_2 * 256;
-        // x = fc.where(cols.valid, fc.load(X[rows, cols]).to(fc.f32), -fc.inf)  [softmax.py:14]
+        // soft.add(fc.load(X[rows, cols]).to(fc.f32))  [softmax.py:14]
         uint32_t x_3[16];
         const f16* x_ptr_2 = x_base + cols_start;
         const int x_pos_2 = cols_start + x_col;
@@ -188,81 +190,83 @@ softmax_sm_89(const f16* __restrict__ X, long long X_s0, f16* __restrict__ Y, lo
             const uint32_t hi = x_pos + (2 * i + 1) / 8 < M && x_pos_2 + (2 * i + 1) % 8 < N ? x_ptr_2[(long long)((2 * i + 1) / 8) * X_s0 + (2 * i + 1) % 8] : 0;
             x_3[i] = lo | hi << 16;
         }
-        float x_4[32];
+        float s[32];
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            x_4[i] = x_col + i % 8 + cols_start < N ? at_f16(x_3, i) : -INF;
-        // mn = fc.maximum(m, fc.max(x, axis=1))  [softmax.py:15]
-        float max_x_2[4];
+            s[i] = x_col + i % 8 + cols_start < N ? at_f16(x_3, i) : -INF;
+        float max_s[4];
         #pragma unroll
         for (int j = 0; j < 4; ++j) {
             float part[2];
             #pragma unroll
             for (int i = 0; i < 8; ++i) {
                 const int e = j * 8 + i;
-                part[i % 2] = i < 2 ? x_4[e] : fmaxf(part[i % 2], x_4[e]);
+                part[i % 2] = i < 2 ? s[e] : fmaxf(part[i % 2], s[e]);
             }
-            max_x_2[j] = fmaxf(part[0], part[1]);
+            max_s[j] = fmaxf(part[0], part[1]);
         }
         #pragma unroll
         for (int i = 0; i < 4; ++i) {
-            max_x_2[i] = fmaxf(max_x_2[i], shfl_xor_f32(max_x_2[i], 1));
-            max_x_2[i] = fmaxf(max_x_2[i], shfl_xor_f32(max_x_2[i], 2));
-            max_x_2[i] = fmaxf(max_x_2[i], shfl_xor_f32(max_x_2[i], 4));
-            max_x_2[i] = fmaxf(max_x_2[i], shfl_xor_f32(max_x_2[i], 8));
-            max_x_2[i] = fmaxf(max_x_2[i], shfl_xor_f32(max_x_2[i], 16));
+            max_s[i] = fmaxf(max_s[i], shfl_xor_f32(max_s[i], 1));
+            max_s[i] = fmaxf(max_s[i], shfl_xor_f32(max_s[i], 2));
+            max_s[i] = fmaxf(max_s[i], shfl_xor_f32(max_s[i], 4));
+            max_s[i] = fmaxf(max_s[i], shfl_xor_f32(max_s[i], 8));
+            max_s[i] = fmaxf(max_s[i], shfl_xor_f32(max_s[i], 16));
         }
-        float mn_3[4];
+        float top_2[4];
         #pragma unroll
         for (int i = 0; i < 4; ++i)
-            mn_3[i] = fmaxf(m[i], max_x_2[i]);
-        // l <<= l * fc.exp(m - mn) + fc.sum(fc.exp(x - mn), axis=1)  [softmax.py:16]
-        float mn_log2e_2[4];
+            top_2[i] = fmaxf(m[i], max_s[i]);
+        float base_3[4];
         #pragma unroll
         for (int i = 0; i < 4; ++i)
-            mn_log2e_2[i] = mn_3[i] * 1.442695f;
+            base_3[i] = top_2[i] == -INF ? 0.0f : top_2[i];
+        float base_log2e_2[4];
+        #pragma unroll
+        for (int i = 0; i < 4; ++i)
+            base_log2e_2[i] = base_3[i] * 1.442695f;
         bool any_far_2 = false;
         #pragma unroll
         for (int i = 0; i < 4; ++i)
-            any_far_2 |= fabsf(mn_log2e_2[i]) > 8192.0f;
+            any_far_2 |= fabsf(base_log2e_2[i]) > 8192.0f;
         any_far_2 = __any_sync(0xffffffffu, any_far_2);
         if (any_far_2) {
             bool far_2[4];
             #pragma unroll
             for (int i = 0; i < 4; ++i)
-                far_2[i] = fabsf(mn_log2e_2[i]) > 8192.0f;
-            float mn_4[4];
+                far_2[i] = fabsf(base_log2e_2[i]) > 8192.0f;
+            float base_4[4];
             #pragma unroll
             for (int i = 0; i < 4; ++i)
-                mn_4[i] = far_2[i] ? mn_3[i] : 0.0f;
+                base_4[i] = far_2[i] ? base_3[i] : 0.0f;
             #pragma unroll
             for (int i = 0; i < 4; ++i)
-                mn_log2e_2[i] = far_2[i] ? 0.0f : mn_log2e_2[i];
-            #pragma unroll
-            for (int i = 0; i < 4; ++i)
-                m[i] = m[i] - mn_4[i];
+                base_log2e_2[i] = far_2[i] ? 0.0f : base_log2e_2[i];
             #pragma unroll
             for (int i = 0; i < 32; ++i)
-                x_4[i] = x_4[i] - mn_4[row_x_2(i)];
+                s[i] = s[i] - base_4[row_x_2(i)];
+            #pragma unroll
+            for (int i = 0; i < 4; ++i)
+                m[i] = m[i] - base_4[i];
         }
-        float tmp_2[4];
+        float sum_p_2[4];
         #pragma unroll
         for (int j = 0; j < 4; ++j) {
             float part[2];
             #pragma unroll
             for (int i = 0; i < 8; ++i) {
                 const int e = j * 8 + i;
-                const float value = exp2_approx(x_4[e] * 1.442695f - mn_log2e_2[row_x_2(e)]);
+                const float value = exp2_approx(s[e] * 1.442695f - base_log2e_2[row_x_2(e)]);
                 part[i % 2] = i < 2 ? value : part[i % 2] + value;
             }
-            tmp_2[j] = part[0] + part[1];
+            sum_p_2[j] = part[0] + part[1];
         }
         #pragma unroll
         for (int i = 0; i < 4; ++i)
-            l[i] = l[i] * exp2_approx(m[i] * 1.442695f - mn_log2e_2[i]) + tmp_2[i];
+            l[i] = l[i] * exp2_approx(m[i] * 1.442695f - base_log2e_2[i]) + sum_p_2[i];
         #pragma unroll
         for (int i = 0; i < 4; ++i)
-            m[i] = mn_3[i];
+            m[i] = top_2[i];
     }
     // for cols in fc.loop(fc.tile(X.N, "BLOCK_N")):  [softmax.py:13]
     #pragma unroll
@@ -273,7 +277,7 @@ softmax_sm_89(const f16* __restrict__ X, long long X_s0, f16* __restrict__ Y, lo
         l[i] = l[i] + shfl_xor_f32(l[i], 8);
         l[i] = l[i] + shfl_xor_f32(l[i], 16);
     }
-    // fc.store(Y[rows, cols], (fc.exp(x - m) / l).to(Y.dtype))  [softmax.py:20]
+    // fc.store(Y[rows, cols], (fc.exp(x - soft.max) / soft.sum).to(Y.dtype))  [softmax.py:17]
     float m_log2e[4];
     #pragma unroll
     for (int i = 0; i < 4; ++i)
@@ -294,55 +298,55 @@ softmax_sm_89(const f16* __restrict__ X, long long X_s0, f16* __restrict__ Y, lo
     #pragma unroll
     for (int i = 0; i < 4; ++i)
         rcp_l[i] = rcp_approx(l[i]);
-    // for cols in fc.loop(fc.tile(X.N, "BLOCK_N")):  [softmax.py:18]
+    // for cols in fc.loop(fc.tile(X.N, "BLOCK_N")):  [softmax.py:15]
     // full part of the range
     f16* y_base = Y + (long long)(rows_start + x_row) * Y_s0 + x_col;
     #pragma unroll 1
     for (int cols_tile_3 = 0; cols_tile_3 < whole_to; ++cols_tile_3) {
         const int cols_start_2 = cols_tile_3 * 256;
-        // x = fc.load(X[rows, cols]).to(fc.f32)  [softmax.py:19]
-        uint32_t x_5[16];
+        // x = fc.load(X[rows, cols]).to(fc.f32)  [softmax.py:16]
+        uint32_t x_4[16];
         const f16* x_ptr_3 = x_base + cols_start_2;
         #pragma unroll
         for (int i = 0; i < 4; ++i) {
-            x_5[i * 4] = x_5[i * 4 + 1] = x_5[i * 4 + 2] = x_5[i * 4 + 3] = 0;
-            if (x_pos + i < M) ld_global_b32x4(&x_5[i * 4], x_ptr_3 + (long long)i * X_s0);
+            x_4[i * 4] = x_4[i * 4 + 1] = x_4[i * 4 + 2] = x_4[i * 4 + 3] = 0;
+            if (x_pos + i < M) ld_global_b32x4(&x_4[i * 4], x_ptr_3 + (long long)i * X_s0);
         }
-        // fc.store(Y[rows, cols], (fc.exp(x - m) / l).to(Y.dtype))  [softmax.py:20]
+        // fc.store(Y[rows, cols], (fc.exp(x - soft.max) / soft.sum).to(Y.dtype))  [softmax.py:17]
         uint32_t y_out[16];
         #pragma unroll
         for (int i = 0; i < 16; ++i) {
-            const float x_6 = exp2_approx((at_f16(x_5, 2 * i) - m_2[row_x_2(2 * i)]) * 1.442695f - v0[row_x_2(2 * i)]);
-            const float x_7 = (at_f16(x_5, 2 * i + 1) - m_2[row_x_2(2 * i + 1)]) * 1.442695f - v0[row_x_2(2 * i + 1)];
-            y_out[i] = pack_f16(x_6 * rcp_l[row_x_2(2 * i)], exp2_approx(x_7) * rcp_l[row_x_2(2 * i + 1)]);
+            const float x_5 = exp2_approx((at_f16(x_4, 2 * i) - m_2[row_x_2(2 * i)]) * 1.442695f - v0[row_x_2(2 * i)]);
+            const float x_6 = (at_f16(x_4, 2 * i + 1) - m_2[row_x_2(2 * i + 1)]) * 1.442695f - v0[row_x_2(2 * i + 1)];
+            y_out[i] = pack_f16(x_5 * rcp_l[row_x_2(2 * i)], exp2_approx(x_6) * rcp_l[row_x_2(2 * i + 1)]);
         }
         f16* y_ptr = y_base + cols_start_2;
         #pragma unroll
         for (int i = 0; i < 4; ++i)
             if (x_pos + i < M) st_global_b32x4(y_ptr + (long long)i * Y_s0, &y_out[i * 4]);
     }
-    // for cols in fc.loop(fc.tile(X.N, "BLOCK_N")):  [softmax.py:18]
+    // for cols in fc.loop(fc.tile(X.N, "BLOCK_N")):  [softmax.py:15]
     // masked part of the range
     #pragma unroll 1
     for (int cols_tile_4 = whole_to; cols_tile_4 < cols_tile_to; ++cols_tile_4) {
         const int cols_start_3 = cols_tile_4 * 256;
-        // x = fc.load(X[rows, cols]).to(fc.f32)  [softmax.py:19]
-        uint32_t x_8[16];
+        // x = fc.load(X[rows, cols]).to(fc.f32)  [softmax.py:16]
+        uint32_t x_7[16];
         const f16* x_ptr_4 = x_base + cols_start_3;
         const int x_pos_3 = cols_start_3 + x_col;
         #pragma unroll
         for (int i = 0; i < 16; ++i) {
             const uint32_t lo = x_pos + 2 * i / 8 < M && x_pos_3 + 2 * i % 8 < N ? x_ptr_4[(long long)(2 * i / 8) * X_s0 + 2 * i % 8] : 0;
             const uint32_t hi = x_pos + (2 * i + 1) / 8 < M && x_pos_3 + (2 * i + 1) % 8 < N ? x_ptr_4[(long long)((2 * i + 1) / 8) * X_s0 + (2 * i + 1) % 8] : 0;
-            x_8[i] = lo | hi << 16;
+            x_7[i] = lo | hi << 16;
         }
-        // fc.store(Y[rows, cols], (fc.exp(x - m) / l).to(Y.dtype))  [softmax.py:20]
+        // fc.store(Y[rows, cols], (fc.exp(x - soft.max) / soft.sum).to(Y.dtype))  [softmax.py:17]
         uint32_t y_out_2[16];
         #pragma unroll
         for (int i = 0; i < 16; ++i) {
-            const float x_9 = exp2_approx((at_f16(x_8, 2 * i) - m_2[row_x_2(2 * i)]) * 1.442695f - v0[row_x_2(2 * i)]);
-            const float x_10 = (at_f16(x_8, 2 * i + 1) - m_2[row_x_2(2 * i + 1)]) * 1.442695f - v0[row_x_2(2 * i + 1)];
-            y_out_2[i] = pack_f16(x_9 * rcp_l[row_x_2(2 * i)], exp2_approx(x_10) * rcp_l[row_x_2(2 * i + 1)]);
+            const float x_8 = exp2_approx((at_f16(x_7, 2 * i) - m_2[row_x_2(2 * i)]) * 1.442695f - v0[row_x_2(2 * i)]);
+            const float x_9 = (at_f16(x_7, 2 * i + 1) - m_2[row_x_2(2 * i + 1)]) * 1.442695f - v0[row_x_2(2 * i + 1)];
+            y_out_2[i] = pack_f16(x_8 * rcp_l[row_x_2(2 * i)], exp2_approx(x_9) * rcp_l[row_x_2(2 * i + 1)]);
         }
         f16* y_ptr_2 = y_base + cols_start_3;
         #pragma unroll

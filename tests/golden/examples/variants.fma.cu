@@ -86,11 +86,11 @@ __device__ __forceinline__ void ld_shared_b32x4(uint32_t* d, uint32_t src) {
 constexpr uint32_t q_offset = 0;  // f16[64,64]{panel 64 pad 8}
 constexpr uint32_t tile_offset_4 = 0;  // f16[64,64]{panel 64 swizzle 128}
 constexpr uint32_t k_tile_offset = 9216;  // f16[64,64]{panel 64 pad 8}
-constexpr uint32_t v_tile_offset = 9216;  // f16[64,64]{panel 64 pad 8}
+constexpr uint32_t v_offset = 9216;  // f16[64,64]{panel 64 pad 8}
 constexpr uint32_t k_tile_offset_2 = 9216;  // f16[64,64]{panel 64 pad 8}
-constexpr uint32_t v_tile_offset_2 = 9216;  // f16[64,64]{panel 64 pad 8}
+constexpr uint32_t v_offset_2 = 9216;  // f16[64,64]{panel 64 pad 8}
 constexpr uint32_t k_tile_offset_3 = 9216;  // f16[64,64]{panel 64 pad 8}
-constexpr uint32_t v_tile_offset_3 = 9216;  // f16[64,64]{panel 64 pad 8}
+constexpr uint32_t v_offset_3 = 9216;  // f16[64,64]{panel 64 pad 8}
 constexpr uint32_t tile_offset = 18432;  // f16[64,64]{panel 64 pad 8}
 constexpr uint32_t tile_offset_2 = 18432;  // f16[64,64]{panel 64 pad 8}
 constexpr uint32_t tile_offset_3 = 18432;  // f16[64,64]{panel 64 pad 8}
@@ -114,11 +114,11 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
     const int lane = threadIdx.x % 32;
     const uint32_t q_smem = smem_base + q_offset;
     const uint32_t k_tile_smem = smem_base + k_tile_offset;
-    const uint32_t v_tile_smem = smem_base + v_tile_offset;
+    const uint32_t v_smem = smem_base + v_offset;
     const uint32_t k_tile_smem_2 = smem_base + k_tile_offset_2;
-    const uint32_t v_tile_smem_2 = smem_base + v_tile_offset_2;
+    const uint32_t v_smem_2 = smem_base + v_offset_2;
     const uint32_t k_tile_smem_3 = smem_base + k_tile_offset_3;
-    const uint32_t v_tile_smem_3 = smem_base + v_tile_offset_3;
+    const uint32_t v_smem_3 = smem_base + v_offset_3;
     const uint32_t tile_smem = smem_base + tile_offset;
     const uint32_t tile_smem_2 = smem_base + tile_offset_2;
     const uint32_t tile_smem_3 = smem_base + tile_offset_3;
@@ -150,8 +150,8 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
     // s = cap * fc.tanh(s / cap)  [variants.py:18]
     const float scale_times_rcp_cap = scale * rcp_approx(cap);
     // for cols in fc.loop(fc.tile(K.N, "BLOCK_N"), descending=True, live=visible):  [variants.py:16]
-    const int cols_tile_to = min((N + 63) / 64, rows_tile + 1);
     const int cols_tile_from = max(rows_tile - floor_div(window + 62, 64), 0);
+    const int cols_tile_to = min((N + 63) / 64, rows_tile + 1);
     const int t = max(cols_tile_from, rows_tile - floor_div(window, 64) + 1);
     const int whole_from = min(t, cols_tile_to);
     const int whole_to = max(min(cols_tile_to, min(N / 64, rows_tile)), whole_from);
@@ -171,7 +171,7 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
     const f16* k_base = K + (long long)b * K_s0 + (long long)h * K_s1 + (long long)q_row * K_s2 + lane;
     const uint32_t k_tile_at = k_tile_smem + q_lane;
     const f16* v_base = V + (long long)b * V_s0 + (long long)h * V_s1 + (long long)q_row * V_s2 + lane;
-    const uint32_t v_tile_at = v_tile_smem + q_lane;
+    const uint32_t v_at = v_smem + q_lane;
     const uint32_t tile_at = tile_smem + q_lane;
     #pragma unroll 1
     for (int cols_tile = cols_tile_to - 1; cols_tile >= whole_to; --cols_tile) {
@@ -220,18 +220,17 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
             for (int i = 0; i < 32; ++i)
                 tmp[i] = fmaf(q_3[row_tmp(i)], k_tile_2[col_tmp(i)], tmp[i]);
         }
-        // visible = lambda cols: (cols.valid & (rows.index >= cols.index)) & (rows.index - cols.index < window)  [variants.py:13]
+        // visible = lambda cols: (rows.index >= cols.index) & (rows.index - cols.index < window)  [variants.py:13]
         // s = cap * fc.tanh(s / cap)  [variants.py:18]
         // s = s + slope * (cols.index - rows.index).to(fc.f32)  [variants.py:19]
-        // s = fc.where(visible(cols), s, -fc.inf)  [variants.py:20]
+        // soft.add(s, V[b, h, cols])  [variants.py:20]
         float s[32];
         #pragma unroll
         for (int i = 0; i < 32; ++i) {
             const int x = q_row + i / 2 + rows_start;
-            const bool x_2 = i % 2 * 32 < min(x + 1 - cols_start, N - cols_start) - lane && x - (lane + i % 2 * 32 + cols_start) < window;
+            const bool x_2 = i % 2 * 32 < min(x + 1 - cols_start, N - cols_start) - lane && i % 2 * 32 > q_row + i / 2 - window + rows_start - cols_start - lane;
             s[i] = x_2 ? tanhf(tmp[i] * scale_times_rcp_cap) * cap + float(lane + i % 2 * 32 + cols_start - x) * slope : -INF;
         }
-        // mn = fc.maximum(m, fc.max(s, axis=1))  [variants.py:21]
         float max_s[16];
         #pragma unroll
         for (int j = 0; j < 16; ++j) {
@@ -249,16 +248,14 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
             max_s[i] = fmaxf(max_s[i], shfl_xor_f32(max_s[i], 8));
             max_s[i] = fmaxf(max_s[i], shfl_xor_f32(max_s[i], 16));
         }
-        float mn[16];
+        float top[16];
         #pragma unroll
         for (int i = 0; i < 16; ++i)
-            mn[i] = fmaxf(m[i], max_s[i]);
-        // base = fc.where(mn == -fc.inf, 0.0, mn)  [variants.py:22]
+            top[i] = fmaxf(m[i], max_s[i]);
         float base[16];
         #pragma unroll
         for (int i = 0; i < 16; ++i)
-            base[i] = mn[i] == -INF ? 0.0f : mn[i];
-        // p, a = fc.exp(s - base), fc.exp(m - base)  [variants.py:23]
+            base[i] = top[i] == -INF ? 0.0f : top[i];
         float base_log2e[16];
         #pragma unroll
         for (int i = 0; i < 16; ++i)
@@ -291,11 +288,10 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         #pragma unroll
         for (int i = 0; i < 32; ++i)
             p[i] = exp2_approx(s[i] * 1.442695f - base_log2e[row_tmp(i)]);
-        float a[16];
+        float fade[16];
         #pragma unroll
         for (int i = 0; i < 16; ++i)
-            a[i] = exp2_approx(m[i] * 1.442695f - base_log2e[i]);
-        // l <<= l * a + fc.sum(p, axis=1)  [variants.py:24]
+            fade[i] = exp2_approx(m[i] * 1.442695f - base_log2e[i]);
         float sum_p[16];
         #pragma unroll
         for (int j = 0; j < 16; ++j) {
@@ -307,15 +303,7 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         }
         #pragma unroll
         for (int i = 0; i < 16; ++i)
-            l[i] = l[i] * a[i] + sum_p[i];
-        // acc <<= acc * a + fc.dot(p.to(V.dtype), fc.load(V[b, h, cols]))  [variants.py:25]
-        #pragma unroll
-        for (int i = 0; i < 32; ++i)
-            acc[i] = acc[i] * a[row_tmp(i)];
-        uint32_t p_2[16];
-        #pragma unroll
-        for (int i = 0; i < 16; ++i)
-            p_2[i] = pack_f16(p[2 * i], p[2 * i + 1]);
+            l[i] = l[i] * fade[i] + sum_p[i];
         uint32_t v[16];
         const f16* v_ptr = v_base + (long long)cols_start * V_s2;
         #pragma unroll
@@ -327,7 +315,14 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         __syncthreads();
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            st_shared_b16(v_tile_at + i / 2 * 144 + i % 2 * 64, half_of(v, i));
+            st_shared_b16(v_at + i / 2 * 144 + i % 2 * 64, half_of(v, i));
+        #pragma unroll
+        for (int i = 0; i < 32; ++i)
+            acc[i] = acc[i] * fade[row_tmp(i)];
+        uint32_t p_2[16];
+        #pragma unroll
+        for (int i = 0; i < 16; ++i)
+            p_2[i] = pack_f16(p[2 * i], p[2 * i + 1]);
         #pragma unroll
         for (int i = 0; i < 32; ++i)
             st_shared_b16(tile_at + i / 2 * 144 + i % 2 * 64, half_of(p_2, i));
@@ -345,26 +340,26 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
             #pragma unroll
             for (int i = 0; i < 16; ++i)
                 tile_2[i] = at_f16(tile, i);
-            uint32_t v_tile[1];
-            const uint32_t lo = ld_shared_b16(v_tile_smem + (k_3 * 144 + lane * 2));
-            const uint32_t hi = ld_shared_b16(v_tile_smem + (k_3 * 144 + (lane + 32) * 2));
-            v_tile[0] = lo | hi << 16;
-            float v_tile_2[2];
+            uint32_t v_2[1];
+            const uint32_t lo = ld_shared_b16(v_smem + (k_3 * 144 + lane * 2));
+            const uint32_t hi = ld_shared_b16(v_smem + (k_3 * 144 + (lane + 32) * 2));
+            v_2[0] = lo | hi << 16;
+            float v_3[2];
             #pragma unroll
             for (int i = 0; i < 2; ++i)
-                v_tile_2[i] = at_f16(v_tile, i);
+                v_3[i] = at_f16(v_2, i);
             #pragma unroll
             for (int i = 0; i < 32; ++i)
-                acc[i] = fmaf(tile_2[row_tmp(i)], v_tile_2[col_tmp(i)], acc[i]);
+                acc[i] = fmaf(tile_2[row_tmp(i)], v_3[col_tmp(i)], acc[i]);
         }
         #pragma unroll
         for (int i = 0; i < 16; ++i)
-            m[i] = mn[i];
+            m[i] = top[i];
     }
     // for cols in fc.loop(fc.tile(K.N, "BLOCK_N"), descending=True, live=visible):  [variants.py:16]
     // full part of the range
     const uint32_t k_tile_at_2 = k_tile_smem_2 + q_lane;
-    const uint32_t v_tile_at_2 = v_tile_smem_2 + q_lane;
+    const uint32_t v_at_2 = v_smem_2 + q_lane;
     const uint32_t tile_at_2 = tile_smem_2 + q_lane;
     #pragma unroll 1
     for (int cols_tile_2 = whole_to - 1; cols_tile_2 >= whole_from; --cols_tile_2) {
@@ -418,7 +413,7 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         #pragma unroll
         for (int i = 0; i < 32; ++i)
             s_2[i] = tanhf(tmp_2[i] * scale_times_rcp_cap) * cap + float(lane + i % 2 * 32 + cols_start_2 - (q_row + i / 2 + rows_start)) * slope;
-        // mn = fc.maximum(m, fc.max(s, axis=1))  [variants.py:21]
+        // soft.add(s, V[b, h, cols])  [variants.py:20]
         float max_s_2[16];
         #pragma unroll
         for (int j = 0; j < 16; ++j) {
@@ -436,16 +431,14 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
             max_s_2[i] = fmaxf(max_s_2[i], shfl_xor_f32(max_s_2[i], 8));
             max_s_2[i] = fmaxf(max_s_2[i], shfl_xor_f32(max_s_2[i], 16));
         }
-        float mn_2[16];
+        float top_2[16];
         #pragma unroll
         for (int i = 0; i < 16; ++i)
-            mn_2[i] = fmaxf(m[i], max_s_2[i]);
-        // base = fc.where(mn == -fc.inf, 0.0, mn)  [variants.py:22]
+            top_2[i] = fmaxf(m[i], max_s_2[i]);
         float base_3[16];
         #pragma unroll
         for (int i = 0; i < 16; ++i)
-            base_3[i] = mn_2[i] == -INF ? 0.0f : mn_2[i];
-        // p, a = fc.exp(s - base), fc.exp(m - base)  [variants.py:23]
+            base_3[i] = top_2[i] == -INF ? 0.0f : top_2[i];
         float base_log2e_2[16];
         #pragma unroll
         for (int i = 0; i < 16; ++i)
@@ -478,11 +471,10 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         #pragma unroll
         for (int i = 0; i < 32; ++i)
             p_3[i] = exp2_approx(s_2[i] * 1.442695f - base_log2e_2[row_tmp(i)]);
-        float a_2[16];
+        float fade_2[16];
         #pragma unroll
         for (int i = 0; i < 16; ++i)
-            a_2[i] = exp2_approx(m[i] * 1.442695f - base_log2e_2[i]);
-        // l <<= l * a + fc.sum(p, axis=1)  [variants.py:24]
+            fade_2[i] = exp2_approx(m[i] * 1.442695f - base_log2e_2[i]);
         float sum_p_2[16];
         #pragma unroll
         for (int j = 0; j < 16; ++j) {
@@ -494,27 +486,26 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         }
         #pragma unroll
         for (int i = 0; i < 16; ++i)
-            l[i] = l[i] * a_2[i] + sum_p_2[i];
-        // acc <<= acc * a + fc.dot(p.to(V.dtype), fc.load(V[b, h, cols]))  [variants.py:25]
-        #pragma unroll
-        for (int i = 0; i < 32; ++i)
-            acc[i] = acc[i] * a_2[row_tmp(i)];
-        uint32_t p_4[16];
-        #pragma unroll
-        for (int i = 0; i < 16; ++i)
-            p_4[i] = pack_f16(p_3[2 * i], p_3[2 * i + 1]);
-        uint32_t v_2[16];
+            l[i] = l[i] * fade_2[i] + sum_p_2[i];
+        uint32_t v_4[16];
         const f16* v_ptr_2 = v_base + (long long)cols_start_2 * V_s2;
         #pragma unroll
         for (int i = 0; i < 16; ++i) {
             const uint32_t lo = v_ptr_2[(long long)(2 * i / 2) * V_s2 + 2 * i % 2 * 32];
             const uint32_t hi = v_ptr_2[(long long)((2 * i + 1) / 2) * V_s2 + (2 * i + 1) % 2 * 32];
-            v_2[i] = lo | hi << 16;
+            v_4[i] = lo | hi << 16;
         }
         __syncthreads();
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            st_shared_b16(v_tile_at_2 + i / 2 * 144 + i % 2 * 64, half_of(v_2, i));
+            st_shared_b16(v_at_2 + i / 2 * 144 + i % 2 * 64, half_of(v_4, i));
+        #pragma unroll
+        for (int i = 0; i < 32; ++i)
+            acc[i] = acc[i] * fade_2[row_tmp(i)];
+        uint32_t p_4[16];
+        #pragma unroll
+        for (int i = 0; i < 16; ++i)
+            p_4[i] = pack_f16(p_3[2 * i], p_3[2 * i + 1]);
         #pragma unroll
         for (int i = 0; i < 32; ++i)
             st_shared_b16(tile_at_2 + i / 2 * 144 + i % 2 * 64, half_of(p_4, i));
@@ -532,26 +523,26 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
             #pragma unroll
             for (int i = 0; i < 16; ++i)
                 tile_4[i] = at_f16(tile_3, i);
-            uint32_t v_tile_3[1];
-            const uint32_t lo = ld_shared_b16(v_tile_smem_2 + (k_6 * 144 + lane * 2));
-            const uint32_t hi = ld_shared_b16(v_tile_smem_2 + (k_6 * 144 + (lane + 32) * 2));
-            v_tile_3[0] = lo | hi << 16;
-            float v_tile_4[2];
+            uint32_t v_5[1];
+            const uint32_t lo = ld_shared_b16(v_smem_2 + (k_6 * 144 + lane * 2));
+            const uint32_t hi = ld_shared_b16(v_smem_2 + (k_6 * 144 + (lane + 32) * 2));
+            v_5[0] = lo | hi << 16;
+            float v_6[2];
             #pragma unroll
             for (int i = 0; i < 2; ++i)
-                v_tile_4[i] = at_f16(v_tile_3, i);
+                v_6[i] = at_f16(v_5, i);
             #pragma unroll
             for (int i = 0; i < 32; ++i)
-                acc[i] = fmaf(tile_4[row_tmp(i)], v_tile_4[col_tmp(i)], acc[i]);
+                acc[i] = fmaf(tile_4[row_tmp(i)], v_6[col_tmp(i)], acc[i]);
         }
         #pragma unroll
         for (int i = 0; i < 16; ++i)
-            m[i] = mn_2[i];
+            m[i] = top_2[i];
     }
     // for cols in fc.loop(fc.tile(K.N, "BLOCK_N"), descending=True, live=visible):  [variants.py:16]
     // masked part of the range
     const uint32_t k_tile_at_3 = k_tile_smem_3 + q_lane;
-    const uint32_t v_tile_at_3 = v_tile_smem_3 + q_lane;
+    const uint32_t v_at_3 = v_smem_3 + q_lane;
     const uint32_t tile_at_3 = tile_smem_3 + q_lane;
     #pragma unroll 1
     for (int cols_tile_3 = whole_from - 1; cols_tile_3 >= cols_tile_from; --cols_tile_3) {
@@ -600,18 +591,17 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
             for (int i = 0; i < 32; ++i)
                 tmp_3[i] = fmaf(q_7[row_tmp(i)], k_tile_6[col_tmp(i)], tmp_3[i]);
         }
-        // visible = lambda cols: (cols.valid & (rows.index >= cols.index)) & (rows.index - cols.index < window)  [variants.py:13]
+        // visible = lambda cols: (rows.index >= cols.index) & (rows.index - cols.index < window)  [variants.py:13]
         // s = cap * fc.tanh(s / cap)  [variants.py:18]
         // s = s + slope * (cols.index - rows.index).to(fc.f32)  [variants.py:19]
-        // s = fc.where(visible(cols), s, -fc.inf)  [variants.py:20]
+        // soft.add(s, V[b, h, cols])  [variants.py:20]
         float s_3[32];
         #pragma unroll
         for (int i = 0; i < 32; ++i) {
             const int x_3 = q_row + i / 2 + rows_start;
-            const bool x_4 = i % 2 * 32 < min(x_3 + 1 - cols_start_3, N - cols_start_3) - lane && x_3 - (lane + i % 2 * 32 + cols_start_3) < window;
+            const bool x_4 = i % 2 * 32 < min(x_3 + 1 - cols_start_3, N - cols_start_3) - lane && i % 2 * 32 > q_row + i / 2 - window + rows_start - cols_start_3 - lane;
             s_3[i] = x_4 ? tanhf(tmp_3[i] * scale_times_rcp_cap) * cap + float(lane + i % 2 * 32 + cols_start_3 - x_3) * slope : -INF;
         }
-        // mn = fc.maximum(m, fc.max(s, axis=1))  [variants.py:21]
         float max_s_3[16];
         #pragma unroll
         for (int j = 0; j < 16; ++j) {
@@ -629,16 +619,14 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
             max_s_3[i] = fmaxf(max_s_3[i], shfl_xor_f32(max_s_3[i], 8));
             max_s_3[i] = fmaxf(max_s_3[i], shfl_xor_f32(max_s_3[i], 16));
         }
-        float mn_3[16];
+        float top_3[16];
         #pragma unroll
         for (int i = 0; i < 16; ++i)
-            mn_3[i] = fmaxf(m[i], max_s_3[i]);
-        // base = fc.where(mn == -fc.inf, 0.0, mn)  [variants.py:22]
+            top_3[i] = fmaxf(m[i], max_s_3[i]);
         float base_5[16];
         #pragma unroll
         for (int i = 0; i < 16; ++i)
-            base_5[i] = mn_3[i] == -INF ? 0.0f : mn_3[i];
-        // p, a = fc.exp(s - base), fc.exp(m - base)  [variants.py:23]
+            base_5[i] = top_3[i] == -INF ? 0.0f : top_3[i];
         float base_log2e_3[16];
         #pragma unroll
         for (int i = 0; i < 16; ++i)
@@ -671,11 +659,10 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         #pragma unroll
         for (int i = 0; i < 32; ++i)
             p_5[i] = exp2_approx(s_3[i] * 1.442695f - base_log2e_3[row_tmp(i)]);
-        float a_3[16];
+        float fade_3[16];
         #pragma unroll
         for (int i = 0; i < 16; ++i)
-            a_3[i] = exp2_approx(m[i] * 1.442695f - base_log2e_3[i]);
-        // l <<= l * a + fc.sum(p, axis=1)  [variants.py:24]
+            fade_3[i] = exp2_approx(m[i] * 1.442695f - base_log2e_3[i]);
         float sum_p_3[16];
         #pragma unroll
         for (int j = 0; j < 16; ++j) {
@@ -687,27 +674,26 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         }
         #pragma unroll
         for (int i = 0; i < 16; ++i)
-            l[i] = l[i] * a_3[i] + sum_p_3[i];
-        // acc <<= acc * a + fc.dot(p.to(V.dtype), fc.load(V[b, h, cols]))  [variants.py:25]
-        #pragma unroll
-        for (int i = 0; i < 32; ++i)
-            acc[i] = acc[i] * a_3[row_tmp(i)];
-        uint32_t p_6[16];
-        #pragma unroll
-        for (int i = 0; i < 16; ++i)
-            p_6[i] = pack_f16(p_5[2 * i], p_5[2 * i + 1]);
-        uint32_t v_3[16];
+            l[i] = l[i] * fade_3[i] + sum_p_3[i];
+        uint32_t v_7[16];
         const f16* v_ptr_3 = v_base + (long long)cols_start_3 * V_s2;
         #pragma unroll
         for (int i = 0; i < 16; ++i) {
             const uint32_t lo = k_pos_2 + 2 * i / 2 < N ? v_ptr_3[(long long)(2 * i / 2) * V_s2 + 2 * i % 2 * 32] : 0;
             const uint32_t hi = k_pos_2 + (2 * i + 1) / 2 < N ? v_ptr_3[(long long)((2 * i + 1) / 2) * V_s2 + (2 * i + 1) % 2 * 32] : 0;
-            v_3[i] = lo | hi << 16;
+            v_7[i] = lo | hi << 16;
         }
         __syncthreads();
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            st_shared_b16(v_tile_at_3 + i / 2 * 144 + i % 2 * 64, half_of(v_3, i));
+            st_shared_b16(v_at_3 + i / 2 * 144 + i % 2 * 64, half_of(v_7, i));
+        #pragma unroll
+        for (int i = 0; i < 32; ++i)
+            acc[i] = acc[i] * fade_3[row_tmp(i)];
+        uint32_t p_6[16];
+        #pragma unroll
+        for (int i = 0; i < 16; ++i)
+            p_6[i] = pack_f16(p_5[2 * i], p_5[2 * i + 1]);
         #pragma unroll
         for (int i = 0; i < 32; ++i)
             st_shared_b16(tile_at_3 + i / 2 * 144 + i % 2 * 64, half_of(p_6, i));
@@ -725,21 +711,21 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
             #pragma unroll
             for (int i = 0; i < 16; ++i)
                 tile_6[i] = at_f16(tile_5, i);
-            uint32_t v_tile_5[1];
-            const uint32_t lo = ld_shared_b16(v_tile_smem_3 + (k_9 * 144 + lane * 2));
-            const uint32_t hi = ld_shared_b16(v_tile_smem_3 + (k_9 * 144 + (lane + 32) * 2));
-            v_tile_5[0] = lo | hi << 16;
-            float v_tile_6[2];
+            uint32_t v_8[1];
+            const uint32_t lo = ld_shared_b16(v_smem_3 + (k_9 * 144 + lane * 2));
+            const uint32_t hi = ld_shared_b16(v_smem_3 + (k_9 * 144 + (lane + 32) * 2));
+            v_8[0] = lo | hi << 16;
+            float v_9[2];
             #pragma unroll
             for (int i = 0; i < 2; ++i)
-                v_tile_6[i] = at_f16(v_tile_5, i);
+                v_9[i] = at_f16(v_8, i);
             #pragma unroll
             for (int i = 0; i < 32; ++i)
-                acc[i] = fmaf(tile_6[row_tmp(i)], v_tile_6[col_tmp(i)], acc[i]);
+                acc[i] = fmaf(tile_6[row_tmp(i)], v_9[col_tmp(i)], acc[i]);
         }
         #pragma unroll
         for (int i = 0; i < 16; ++i)
-            m[i] = mn_3[i];
+            m[i] = top_3[i];
     }
     // for cols in fc.loop(fc.tile(K.N, "BLOCK_N"), descending=True, live=visible):  [variants.py:16]
     #pragma unroll
@@ -750,7 +736,7 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         l[i] = l[i] + shfl_xor_f32(l[i], 8);
         l[i] = l[i] + shfl_xor_f32(l[i], 16);
     }
-    // fc.store(O[b, h, rows], fc.where(l == 0.0, 0.0, acc / l).to(O.dtype))  [variants.py:27]
+    // fc.store(O[b, h, rows], soft.out().to(O.dtype))  [variants.py:21]
     bool l_is_0[16];
     #pragma unroll
     for (int i = 0; i < 16; ++i)

@@ -103,7 +103,7 @@ __device__ __forceinline__ void st_global_b32x4(void* dst, const uint32_t* v) {
 // Bytes from the start of shared memory.
 constexpr uint32_t k_tile_offset = 0;  // f16[64,64]{panel 64 swizzle 128} x2
 constexpr uint32_t tile_offset = 0;  // f16[64,64]{panel 64 swizzle 128}
-constexpr uint32_t v_tile_offset = 16384;  // f16[64,64]{panel 64 swizzle 128} x2
+constexpr uint32_t v_offset = 16384;  // f16[64,64]{panel 64 swizzle 128} x2
 constexpr uint32_t q_offset = 32768;  // f16[64,64]{panel 64 swizzle 128}
 
 // Register i of a tile -> the register, or the offset, that goes with it.
@@ -145,8 +145,8 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
     // s = cap * fc.tanh(s / cap)  [variants.py:18]
     const float scale_times_rcp_cap = scale * rcp_approx(cap);
     // for cols in fc.loop(fc.tile(K.N, "BLOCK_N"), descending=True, live=visible):  [variants.py:16]
-    const int cols_tile_to = min((N + 63) / 64, rows_tile + 1);
     const int cols_tile_from = max(rows_tile - floor_div(window + 62, 64), 0);
+    const int cols_tile_to = min((N + 63) / 64, rows_tile + 1);
     const int t = max(cols_tile_from, rows_tile - floor_div(window, 64) + 1);
     const int whole_from = min(t, cols_tile_to);
     const int whole_to = max(min(cols_tile_to, min(N / 64, rows_tile)), whole_from);
@@ -157,8 +157,8 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
     const uint32_t k_tile_dst = k_tile_smem + copy_lane;
     const long long k_step = 4 * K_s2;
     const f16* k_base = K + (long long)b * K_s0 + (long long)h * K_s1 + (long long)copy_row * K_s2 + copy_col;
-    const uint32_t v_tile_smem = smem_base + v_tile_offset;
-    const uint32_t v_tile_dst = v_tile_smem + copy_lane;
+    const uint32_t v_smem = smem_base + v_offset;
+    const uint32_t v_dst = v_smem + copy_lane;
     const long long v_step = 4 * V_s2;
     const f16* v_base = V + (long long)b * V_s0 + (long long)h * V_s1 + (long long)copy_row * V_s2 + copy_col;
     if (t_2) {
@@ -172,11 +172,11 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
             cp_async_16_fill((k_tile_dst ^ (i % 2 * 64)) + i * 512, k_src, unsigned(k_pos + i * 4) < unsigned(N) ? 16 : 0);
             k_src += k_step;
         }
-        // acc <<= acc * a + fc.dot(p.to(V.dtype), fc.load(V[b, h, cols]))  [variants.py:25]
+        // soft.add(s, V[b, h, cols])  [variants.py:20]
         const f16* v_src = v_base + (long long)cols_start * V_s2;
         #pragma unroll
         for (int i = 0; i < 4; ++i) {
-            cp_async_16_fill((v_tile_dst ^ (i % 2 * 64)) + i * 512, v_src, unsigned(k_pos + i * 4) < unsigned(N) ? 16 : 0);
+            cp_async_16_fill((v_dst ^ (i % 2 * 64)) + i * 512, v_src, unsigned(k_pos + i * 4) < unsigned(N) ? 16 : 0);
             v_src += v_step;
         }
     }
@@ -207,14 +207,14 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
     const uint32_t k_tile_lane = swizzle<0x70>(lane / 16 * 1024 + lane / 8 % 2 * 16 + lane % 8 * 128);
     const int pos0 = warp * 16 + lane / 4;
     const int pos0_2 = lane % 4 * 2;
-    const uint32_t v_tile_lane = swizzle<0x70>(lane / 16 * 16 + lane % 16 * 128);
+    const uint32_t v_lane = swizzle<0x70>(lane / 16 * 16 + lane % 16 * 128);
     #pragma unroll 1
     for (int cols_tile = cols_tile_to - 1; cols_tile >= whole_to; --cols_tile) {
         // s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale  [variants.py:17]
         const int n = N_tiles_cut_before - cols_tile;
         const uint32_t k_tile = k_tile_smem + (n & 1) * 8192;
-        // acc <<= acc * a + fc.dot(p.to(V.dtype), fc.load(V[b, h, cols]))  [variants.py:25]
-        const uint32_t v_tile = v_tile_smem + (n & 1) * 8192;
+        // soft.add(s, V[b, h, cols])  [variants.py:20]
+        const uint32_t v = v_smem + (n & 1) * 8192;
         wait_group<0>();
         __syncthreads();
         // s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale  [variants.py:17]
@@ -222,8 +222,8 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         const bool t_3 = next >= cols_tile_from;
         const uint32_t k_tile_2 = k_tile_smem + ((n + 1) & 1) * 8192;
         const uint32_t k_tile_dst_2 = k_tile_2 + copy_lane;
-        const uint32_t v_tile_2 = v_tile_smem + ((n + 1) & 1) * 8192;
-        const uint32_t v_tile_dst_2 = v_tile_2 + copy_lane;
+        const uint32_t v_2 = v_smem + ((n + 1) & 1) * 8192;
+        const uint32_t v_dst_2 = v_2 + copy_lane;
         if (t_3) {
             // for cols in fc.loop(fc.tile(K.N, "BLOCK_N"), descending=True, live=visible):  [variants.py:16]
             const int cols_start_2 = next * 64;
@@ -235,11 +235,11 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
                 cp_async_16_fill((k_tile_dst_2 ^ (i % 2 * 64)) + i * 512, k_src_2, unsigned(k_pos_2 + i * 4) < unsigned(N) ? 16 : 0);
                 k_src_2 += k_step;
             }
-            // acc <<= acc * a + fc.dot(p.to(V.dtype), fc.load(V[b, h, cols]))  [variants.py:25]
+            // soft.add(s, V[b, h, cols])  [variants.py:20]
             const f16* v_src_2 = v_base + (long long)cols_start_2 * V_s2;
             #pragma unroll
             for (int i = 0; i < 4; ++i) {
-                cp_async_16_fill((v_tile_dst_2 ^ (i % 2 * 64)) + i * 512, v_src_2, unsigned(k_pos_2 + i * 4) < unsigned(N) ? 16 : 0);
+                cp_async_16_fill((v_dst_2 ^ (i % 2 * 64)) + i * 512, v_src_2, unsigned(k_pos_2 + i * 4) < unsigned(N) ? 16 : 0);
                 v_src_2 += v_step;
             }
         }
@@ -262,27 +262,26 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
             for (int ni = 0; ni < 8; ++ni)
                 mma_m16n8k16_f16(&tmp[ni * 4], &q[k * 4], &k_tile_3[ni * 2]);
         }
-        // visible = lambda cols: (cols.valid & (rows.index >= cols.index)) & (rows.index - cols.index < window)  [variants.py:13]
         // s = s + slope * (cols.index - rows.index).to(fc.f32)  [variants.py:19]
+        // soft.add(s, V[b, h, cols])  [variants.py:20]
         int limit[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i) {
             const int x = pos0 + i * 8 + rows_start;
             limit[i] = min(x + 1 - cols_start_3, N - cols_start_3);
         }
-        // visible = lambda cols: (cols.valid & (rows.index >= cols.index)) & (rows.index - cols.index < window)  [variants.py:13]
+        // visible = lambda cols: (rows.index >= cols.index) & (rows.index - cols.index < window)  [variants.py:13]
         // s = cap * fc.tanh(s / cap)  [variants.py:18]
         // s = s + slope * (cols.index - rows.index).to(fc.f32)  [variants.py:19]
-        // s = fc.where(visible(cols), s, -fc.inf)  [variants.py:20]
+        // soft.add(s, V[b, h, cols])  [variants.py:20]
         float s[32];
         #pragma unroll
         for (int i = 0; i < 32; ++i) {
-            const int x_2 = pos0 + i / 2 % 2 * 8 + rows_start;
-            const bool x_3 = i / 4 * 8 + i % 2 < limit[row_s(i)] - pos0_2 && x_2 - (pos0_2 + i / 4 * 8 + i % 2 + cols_start_3) < window;
-            const float s_2 = tanhf(tmp[i] * scale_times_rcp_cap) * cap + float(pos0_2 + i / 4 * 8 + i % 2 + cols_start_3 - x_2) * slope;
-            s[i] = x_3 ? s_2 : -INF;
+            const bool x_2 = i / 4 * 8 + i % 2 < limit[row_s(i)] - pos0_2 && i / 4 * 8 + i % 2 > pos0 + i / 2 % 2 * 8 - window + rows_start - cols_start_3 - pos0_2;
+            const int x_3 = pos0 + i / 2 % 2 * 8 + rows_start;
+            const float s_2 = tanhf(tmp[i] * scale_times_rcp_cap) * cap + float(pos0_2 + i / 4 * 8 + i % 2 + cols_start_3 - x_3) * slope;
+            s[i] = x_2 ? s_2 : -INF;
         }
-        // mn = fc.maximum(m, fc.max(s, axis=1))  [variants.py:21]
         float max_s[2];
         #pragma unroll
         for (int j = 0; j < 2; ++j) {
@@ -299,16 +298,14 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
             max_s[i] = fmaxf(max_s[i], shfl_xor_f32(max_s[i], 1));
             max_s[i] = fmaxf(max_s[i], shfl_xor_f32(max_s[i], 2));
         }
-        float mn[2];
+        float top[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            mn[i] = fmaxf(m[i], max_s[i]);
-        // base = fc.where(mn == -fc.inf, 0.0, mn)  [variants.py:22]
+            top[i] = fmaxf(m[i], max_s[i]);
         float base[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            base[i] = mn[i] == -INF ? 0.0f : mn[i];
-        // p, a = fc.exp(s - base), fc.exp(m - base)  [variants.py:23]
+            base[i] = top[i] == -INF ? 0.0f : top[i];
         float base_log2e[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i)
@@ -341,11 +338,10 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         #pragma unroll
         for (int i = 0; i < 32; ++i)
             p[i] = exp2_approx(s[i] * 1.442695f - base_log2e[row_s(i)]);
-        float a[2];
+        float fade[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            a[i] = exp2_approx(m[i] * 1.442695f - base_log2e[i]);
-        // l <<= l * a + fc.sum(p, axis=1)  [variants.py:24]
+            fade[i] = exp2_approx(m[i] * 1.442695f - base_log2e[i]);
         float sum_p[2];
         #pragma unroll
         for (int j = 0; j < 2; ++j) {
@@ -359,29 +355,28 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         }
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            l[i] = l[i] * a[i] + sum_p[i];
-        // acc <<= acc * a + fc.dot(p.to(V.dtype), fc.load(V[b, h, cols]))  [variants.py:25]
+            l[i] = l[i] * fade[i] + sum_p[i];
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            acc[i] = acc[i] * a[row_s(i)];
+            acc[i] = acc[i] * fade[row_s(i)];
         uint32_t p_2[16];
         #pragma unroll
         for (int i = 0; i < 16; ++i)
             p_2[i] = pack_f16(p[2 * i], p[2 * i + 1]);
-        const uint32_t v_tile_at = v_tile + v_tile_lane;
+        const uint32_t v_at = v + v_lane;
         #pragma unroll
         for (int k_2 = 0; k_2 < 4; ++k_2) {
-            uint32_t v_tile_3[16];
+            uint32_t v_3[16];
             #pragma unroll
             for (int i = 0; i < 4; ++i)
-                ldmatrix_x4_trans(&v_tile_3[i * 4], (v_tile_at ^ (i * 32)) + k_2 * 2048);
+                ldmatrix_x4_trans(&v_3[i * 4], (v_at ^ (i * 32)) + k_2 * 2048);
             #pragma unroll
             for (int ni = 0; ni < 8; ++ni)
-                mma_m16n8k16_f16(&acc[ni * 4], &p_2[k_2 * 4], &v_tile_3[ni * 2]);
+                mma_m16n8k16_f16(&acc[ni * 4], &p_2[k_2 * 4], &v_3[ni * 2]);
         }
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            m[i] = mn[i];
+            m[i] = top[i];
     }
     // for cols in fc.loop(fc.tile(K.N, "BLOCK_N"), descending=True, live=visible):  [variants.py:16]
     // full part of the range
@@ -390,8 +385,8 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         // s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale  [variants.py:17]
         const int n_2 = N_tiles_cut_before - cols_tile_2;
         const uint32_t k_tile_4 = k_tile_smem + (n_2 & 1) * 8192;
-        // acc <<= acc * a + fc.dot(p.to(V.dtype), fc.load(V[b, h, cols]))  [variants.py:25]
-        const uint32_t v_tile_4 = v_tile_smem + (n_2 & 1) * 8192;
+        // soft.add(s, V[b, h, cols])  [variants.py:20]
+        const uint32_t v_4 = v_smem + (n_2 & 1) * 8192;
         wait_group<0>();
         __syncthreads();
         // s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale  [variants.py:17]
@@ -399,8 +394,8 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         const bool t_4 = next_2 >= cols_tile_from;
         const uint32_t k_tile_5 = k_tile_smem + ((n_2 + 1) & 1) * 8192;
         const uint32_t k_tile_dst_3 = k_tile_5 + copy_lane;
-        const uint32_t v_tile_5 = v_tile_smem + ((n_2 + 1) & 1) * 8192;
-        const uint32_t v_tile_dst_3 = v_tile_5 + copy_lane;
+        const uint32_t v_5 = v_smem + ((n_2 + 1) & 1) * 8192;
+        const uint32_t v_dst_3 = v_5 + copy_lane;
         if (t_4) {
             // for cols in fc.loop(fc.tile(K.N, "BLOCK_N"), descending=True, live=visible):  [variants.py:16]
             const int cols_start_4 = next_2 * 64;
@@ -412,11 +407,11 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
                 cp_async_16_fill((k_tile_dst_3 ^ (i % 2 * 64)) + i * 512, k_src_3, unsigned(k_pos_3 + i * 4) < unsigned(N) ? 16 : 0);
                 k_src_3 += k_step;
             }
-            // acc <<= acc * a + fc.dot(p.to(V.dtype), fc.load(V[b, h, cols]))  [variants.py:25]
+            // soft.add(s, V[b, h, cols])  [variants.py:20]
             const f16* v_src_3 = v_base + (long long)cols_start_4 * V_s2;
             #pragma unroll
             for (int i = 0; i < 4; ++i) {
-                cp_async_16_fill((v_tile_dst_3 ^ (i % 2 * 64)) + i * 512, v_src_3, unsigned(k_pos_3 + i * 4) < unsigned(N) ? 16 : 0);
+                cp_async_16_fill((v_dst_3 ^ (i % 2 * 64)) + i * 512, v_src_3, unsigned(k_pos_3 + i * 4) < unsigned(N) ? 16 : 0);
                 v_src_3 += v_step;
             }
         }
@@ -445,7 +440,7 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
             const float x_4 = float(pos0_2 + i / 4 * 8 + i % 2 + cols_tile_2 * 64 - (pos0 + i / 2 % 2 * 8 + rows_start)) * slope;
             s_3[i] = tanhf(tmp_2[i] * scale_times_rcp_cap) * cap + x_4;
         }
-        // mn = fc.maximum(m, fc.max(s, axis=1))  [variants.py:21]
+        // soft.add(s, V[b, h, cols])  [variants.py:20]
         float max_s_2[2];
         #pragma unroll
         for (int j = 0; j < 2; ++j) {
@@ -462,16 +457,14 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
             max_s_2[i] = fmaxf(max_s_2[i], shfl_xor_f32(max_s_2[i], 1));
             max_s_2[i] = fmaxf(max_s_2[i], shfl_xor_f32(max_s_2[i], 2));
         }
-        float mn_2[2];
+        float top_2[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            mn_2[i] = fmaxf(m[i], max_s_2[i]);
-        // base = fc.where(mn == -fc.inf, 0.0, mn)  [variants.py:22]
+            top_2[i] = fmaxf(m[i], max_s_2[i]);
         float base_3[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            base_3[i] = mn_2[i] == -INF ? 0.0f : mn_2[i];
-        // p, a = fc.exp(s - base), fc.exp(m - base)  [variants.py:23]
+            base_3[i] = top_2[i] == -INF ? 0.0f : top_2[i];
         float base_log2e_2[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i)
@@ -504,11 +497,10 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         #pragma unroll
         for (int i = 0; i < 32; ++i)
             p_3[i] = exp2_approx(s_3[i] * 1.442695f - base_log2e_2[row_s(i)]);
-        float a_2[2];
+        float fade_2[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            a_2[i] = exp2_approx(m[i] * 1.442695f - base_log2e_2[i]);
-        // l <<= l * a + fc.sum(p, axis=1)  [variants.py:24]
+            fade_2[i] = exp2_approx(m[i] * 1.442695f - base_log2e_2[i]);
         float sum_p_2[2];
         #pragma unroll
         for (int j = 0; j < 2; ++j) {
@@ -522,29 +514,28 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         }
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            l[i] = l[i] * a_2[i] + sum_p_2[i];
-        // acc <<= acc * a + fc.dot(p.to(V.dtype), fc.load(V[b, h, cols]))  [variants.py:25]
+            l[i] = l[i] * fade_2[i] + sum_p_2[i];
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            acc[i] = acc[i] * a_2[row_s(i)];
+            acc[i] = acc[i] * fade_2[row_s(i)];
         uint32_t p_4[16];
         #pragma unroll
         for (int i = 0; i < 16; ++i)
             p_4[i] = pack_f16(p_3[2 * i], p_3[2 * i + 1]);
-        const uint32_t v_tile_at_2 = v_tile_4 + v_tile_lane;
+        const uint32_t v_at_2 = v_4 + v_lane;
         #pragma unroll
         for (int k_4 = 0; k_4 < 4; ++k_4) {
-            uint32_t v_tile_6[16];
+            uint32_t v_6[16];
             #pragma unroll
             for (int i = 0; i < 4; ++i)
-                ldmatrix_x4_trans(&v_tile_6[i * 4], (v_tile_at_2 ^ (i * 32)) + k_4 * 2048);
+                ldmatrix_x4_trans(&v_6[i * 4], (v_at_2 ^ (i * 32)) + k_4 * 2048);
             #pragma unroll
             for (int ni = 0; ni < 8; ++ni)
-                mma_m16n8k16_f16(&acc[ni * 4], &p_4[k_4 * 4], &v_tile_6[ni * 2]);
+                mma_m16n8k16_f16(&acc[ni * 4], &p_4[k_4 * 4], &v_6[ni * 2]);
         }
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            m[i] = mn_2[i];
+            m[i] = top_2[i];
     }
     // for cols in fc.loop(fc.tile(K.N, "BLOCK_N"), descending=True, live=visible):  [variants.py:16]
     // masked part of the range
@@ -553,8 +544,8 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         // s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale  [variants.py:17]
         const int n_3 = N_tiles_cut_before - cols_tile_3;
         const uint32_t k_tile_7 = k_tile_smem + (n_3 & 1) * 8192;
-        // acc <<= acc * a + fc.dot(p.to(V.dtype), fc.load(V[b, h, cols]))  [variants.py:25]
-        const uint32_t v_tile_7 = v_tile_smem + (n_3 & 1) * 8192;
+        // soft.add(s, V[b, h, cols])  [variants.py:20]
+        const uint32_t v_7 = v_smem + (n_3 & 1) * 8192;
         wait_group<0>();
         __syncthreads();
         // s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale  [variants.py:17]
@@ -562,8 +553,8 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         const bool t_5 = next_3 >= cols_tile_from;
         const uint32_t k_tile_8 = k_tile_smem + ((n_3 + 1) & 1) * 8192;
         const uint32_t k_tile_dst_4 = k_tile_8 + copy_lane;
-        const uint32_t v_tile_8 = v_tile_smem + ((n_3 + 1) & 1) * 8192;
-        const uint32_t v_tile_dst_4 = v_tile_8 + copy_lane;
+        const uint32_t v_8 = v_smem + ((n_3 + 1) & 1) * 8192;
+        const uint32_t v_dst_4 = v_8 + copy_lane;
         if (t_5) {
             // for cols in fc.loop(fc.tile(K.N, "BLOCK_N"), descending=True, live=visible):  [variants.py:16]
             const int cols_start_5 = next_3 * 64;
@@ -575,11 +566,11 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
                 cp_async_16_fill((k_tile_dst_4 ^ (i % 2 * 64)) + i * 512, k_src_4, unsigned(k_pos_4 + i * 4) < unsigned(N) ? 16 : 0);
                 k_src_4 += k_step;
             }
-            // acc <<= acc * a + fc.dot(p.to(V.dtype), fc.load(V[b, h, cols]))  [variants.py:25]
+            // soft.add(s, V[b, h, cols])  [variants.py:20]
             const f16* v_src_4 = v_base + (long long)cols_start_5 * V_s2;
             #pragma unroll
             for (int i = 0; i < 4; ++i) {
-                cp_async_16_fill((v_tile_dst_4 ^ (i % 2 * 64)) + i * 512, v_src_4, unsigned(k_pos_4 + i * 4) < unsigned(N) ? 16 : 0);
+                cp_async_16_fill((v_dst_4 ^ (i % 2 * 64)) + i * 512, v_src_4, unsigned(k_pos_4 + i * 4) < unsigned(N) ? 16 : 0);
                 v_src_4 += v_step;
             }
         }
@@ -602,27 +593,26 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
             for (int ni = 0; ni < 8; ++ni)
                 mma_m16n8k16_f16(&tmp_3[ni * 4], &q[k_5 * 4], &k_tile_9[ni * 2]);
         }
-        // visible = lambda cols: (cols.valid & (rows.index >= cols.index)) & (rows.index - cols.index < window)  [variants.py:13]
         // s = s + slope * (cols.index - rows.index).to(fc.f32)  [variants.py:19]
+        // soft.add(s, V[b, h, cols])  [variants.py:20]
         int limit_2[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i) {
             const int x_5 = pos0 + i * 8 + rows_start;
             limit_2[i] = min(x_5 + 1 - cols_start_6, N - cols_start_6);
         }
-        // visible = lambda cols: (cols.valid & (rows.index >= cols.index)) & (rows.index - cols.index < window)  [variants.py:13]
+        // visible = lambda cols: (rows.index >= cols.index) & (rows.index - cols.index < window)  [variants.py:13]
         // s = cap * fc.tanh(s / cap)  [variants.py:18]
         // s = s + slope * (cols.index - rows.index).to(fc.f32)  [variants.py:19]
-        // s = fc.where(visible(cols), s, -fc.inf)  [variants.py:20]
+        // soft.add(s, V[b, h, cols])  [variants.py:20]
         float s_4[32];
         #pragma unroll
         for (int i = 0; i < 32; ++i) {
-            const int x_6 = pos0 + i / 2 % 2 * 8 + rows_start;
-            const bool x_7 = i / 4 * 8 + i % 2 < limit_2[row_s(i)] - pos0_2 && x_6 - (pos0_2 + i / 4 * 8 + i % 2 + cols_start_6) < window;
-            const float s_5 = tanhf(tmp_3[i] * scale_times_rcp_cap) * cap + float(pos0_2 + i / 4 * 8 + i % 2 + cols_start_6 - x_6) * slope;
-            s_4[i] = x_7 ? s_5 : -INF;
+            const bool x_6 = i / 4 * 8 + i % 2 < limit_2[row_s(i)] - pos0_2 && i / 4 * 8 + i % 2 > pos0 + i / 2 % 2 * 8 - window + rows_start - cols_start_6 - pos0_2;
+            const int x_7 = pos0 + i / 2 % 2 * 8 + rows_start;
+            const float s_5 = tanhf(tmp_3[i] * scale_times_rcp_cap) * cap + float(pos0_2 + i / 4 * 8 + i % 2 + cols_start_6 - x_7) * slope;
+            s_4[i] = x_6 ? s_5 : -INF;
         }
-        // mn = fc.maximum(m, fc.max(s, axis=1))  [variants.py:21]
         float max_s_3[2];
         #pragma unroll
         for (int j = 0; j < 2; ++j) {
@@ -639,16 +629,14 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
             max_s_3[i] = fmaxf(max_s_3[i], shfl_xor_f32(max_s_3[i], 1));
             max_s_3[i] = fmaxf(max_s_3[i], shfl_xor_f32(max_s_3[i], 2));
         }
-        float mn_3[2];
+        float top_3[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            mn_3[i] = fmaxf(m[i], max_s_3[i]);
-        // base = fc.where(mn == -fc.inf, 0.0, mn)  [variants.py:22]
+            top_3[i] = fmaxf(m[i], max_s_3[i]);
         float base_5[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            base_5[i] = mn_3[i] == -INF ? 0.0f : mn_3[i];
-        // p, a = fc.exp(s - base), fc.exp(m - base)  [variants.py:23]
+            base_5[i] = top_3[i] == -INF ? 0.0f : top_3[i];
         float base_log2e_3[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i)
@@ -681,11 +669,10 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         #pragma unroll
         for (int i = 0; i < 32; ++i)
             p_5[i] = exp2_approx(s_4[i] * 1.442695f - base_log2e_3[row_s(i)]);
-        float a_3[2];
+        float fade_3[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            a_3[i] = exp2_approx(m[i] * 1.442695f - base_log2e_3[i]);
-        // l <<= l * a + fc.sum(p, axis=1)  [variants.py:24]
+            fade_3[i] = exp2_approx(m[i] * 1.442695f - base_log2e_3[i]);
         float sum_p_3[2];
         #pragma unroll
         for (int j = 0; j < 2; ++j) {
@@ -699,29 +686,28 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         }
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            l[i] = l[i] * a_3[i] + sum_p_3[i];
-        // acc <<= acc * a + fc.dot(p.to(V.dtype), fc.load(V[b, h, cols]))  [variants.py:25]
+            l[i] = l[i] * fade_3[i] + sum_p_3[i];
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            acc[i] = acc[i] * a_3[row_s(i)];
+            acc[i] = acc[i] * fade_3[row_s(i)];
         uint32_t p_6[16];
         #pragma unroll
         for (int i = 0; i < 16; ++i)
             p_6[i] = pack_f16(p_5[2 * i], p_5[2 * i + 1]);
-        const uint32_t v_tile_at_3 = v_tile_7 + v_tile_lane;
+        const uint32_t v_at_3 = v_7 + v_lane;
         #pragma unroll
         for (int k_6 = 0; k_6 < 4; ++k_6) {
-            uint32_t v_tile_9[16];
+            uint32_t v_9[16];
             #pragma unroll
             for (int i = 0; i < 4; ++i)
-                ldmatrix_x4_trans(&v_tile_9[i * 4], (v_tile_at_3 ^ (i * 32)) + k_6 * 2048);
+                ldmatrix_x4_trans(&v_9[i * 4], (v_at_3 ^ (i * 32)) + k_6 * 2048);
             #pragma unroll
             for (int ni = 0; ni < 8; ++ni)
-                mma_m16n8k16_f16(&acc[ni * 4], &p_6[k_6 * 4], &v_tile_9[ni * 2]);
+                mma_m16n8k16_f16(&acc[ni * 4], &p_6[k_6 * 4], &v_9[ni * 2]);
         }
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            m[i] = mn_3[i];
+            m[i] = top_3[i];
     }
     // for cols in fc.loop(fc.tile(K.N, "BLOCK_N"), descending=True, live=visible):  [variants.py:16]
     #pragma unroll
@@ -729,7 +715,7 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         l[i] = l[i] + shfl_xor_f32(l[i], 1);
         l[i] = l[i] + shfl_xor_f32(l[i], 2);
     }
-    // fc.store(O[b, h, rows], fc.where(l == 0.0, 0.0, acc / l).to(O.dtype))  [variants.py:27]
+    // fc.store(O[b, h, rows], soft.out().to(O.dtype))  [variants.py:21]
     bool l_is_0[2];
     #pragma unroll
     for (int i = 0; i < 2; ++i)

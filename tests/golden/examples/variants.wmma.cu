@@ -89,26 +89,26 @@ __device__ __forceinline__ void st_global_b32x4(void* dst, const uint32_t* v) {
 
 // Bytes from the start of shared memory.
 constexpr uint32_t k_tile_offset = 0;  // f16[64,64]{panel 64 pad 8}
-constexpr uint32_t v_tile_offset = 0;  // f16[64,64]{panel 64 pad 8}
 constexpr uint32_t k_tile_offset_2 = 0;  // f16[64,64]{panel 64 pad 8}
-constexpr uint32_t v_tile_offset_2 = 0;  // f16[64,64]{panel 64 pad 8}
 constexpr uint32_t k_tile_offset_3 = 0;  // f16[64,64]{panel 64 pad 8}
-constexpr uint32_t v_tile_offset_3 = 0;  // f16[64,64]{panel 64 pad 8}
 constexpr uint32_t tile_offset = 0;  // f32[64,64]{panel 64 pad 4}
 constexpr uint32_t acc_tile_offset = 0;  // f32[64,64]{panel 64 pad 4}
 constexpr uint32_t tile_offset_2 = 0;  // f32[64,64]{panel 64 pad 4}
+constexpr uint32_t tile_offset_3 = 0;  // f16[64,64]{panel 64 pad 8}
 constexpr uint32_t tile_offset_4 = 0;  // f32[64,64]{panel 64 pad 4}
 constexpr uint32_t acc_tile_offset_2 = 0;  // f32[64,64]{panel 64 pad 4}
 constexpr uint32_t tile_offset_5 = 0;  // f32[64,64]{panel 64 pad 4}
+constexpr uint32_t tile_offset_6 = 0;  // f16[64,64]{panel 64 pad 8}
 constexpr uint32_t tile_offset_7 = 0;  // f32[64,64]{panel 64 pad 4}
 constexpr uint32_t acc_tile_offset_3 = 0;  // f32[64,64]{panel 64 pad 4}
 constexpr uint32_t tile_offset_8 = 0;  // f32[64,64]{panel 64 pad 4}
+constexpr uint32_t tile_offset_9 = 0;  // f16[64,64]{panel 64 pad 8}
 constexpr uint32_t acc_tile_offset_4 = 0;  // f32[64,64]{panel 64 pad 4}
 constexpr uint32_t tile_offset_10 = 0;  // f16[64,64]{panel 64 swizzle 128}
 constexpr uint32_t q_offset = 17408;  // f16[64,64]{panel 64 pad 8}
-constexpr uint32_t tile_offset_3 = 26624;  // f16[64,64]{panel 64 pad 8}
-constexpr uint32_t tile_offset_6 = 26624;  // f16[64,64]{panel 64 pad 8}
-constexpr uint32_t tile_offset_9 = 26624;  // f16[64,64]{panel 64 pad 8}
+constexpr uint32_t v_offset = 26624;  // f16[64,64]{panel 64 pad 8}
+constexpr uint32_t v_offset_2 = 26624;  // f16[64,64]{panel 64 pad 8}
+constexpr uint32_t v_offset_3 = 26624;  // f16[64,64]{panel 64 pad 8}
 
 // Register i of a tile -> the register, or the offset, that goes with it.
 __device__ constexpr int row_s(int i) { return i / 16; }
@@ -124,11 +124,11 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
     const int lane = threadIdx.x % 32;
     const uint32_t q_smem = smem_base + q_offset;
     const uint32_t k_tile_smem = smem_base + k_tile_offset;
-    const uint32_t v_tile_smem = smem_base + v_tile_offset;
+    const uint32_t v_smem = smem_base + v_offset;
     const uint32_t k_tile_smem_2 = smem_base + k_tile_offset_2;
-    const uint32_t v_tile_smem_2 = smem_base + v_tile_offset_2;
+    const uint32_t v_smem_2 = smem_base + v_offset_2;
     const uint32_t k_tile_smem_3 = smem_base + k_tile_offset_3;
-    const uint32_t v_tile_smem_3 = smem_base + v_tile_offset_3;
+    const uint32_t v_smem_3 = smem_base + v_offset_3;
     const uint32_t tile_smem = smem_base + tile_offset;
     const uint32_t acc_tile_smem = smem_base + acc_tile_offset;
     const uint32_t tile_smem_2 = smem_base + tile_offset_2;
@@ -170,8 +170,8 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
     // s = cap * fc.tanh(s / cap)  [variants.py:18]
     const float scale_times_rcp_cap = scale * rcp_approx(cap);
     // for cols in fc.loop(fc.tile(K.N, "BLOCK_N"), descending=True, live=visible):  [variants.py:16]
-    const int cols_tile_to = min((N + 63) / 64, rows_tile + 1);
     const int cols_tile_from = max(rows_tile - floor_div(window + 62, 64), 0);
+    const int cols_tile_to = min((N + 63) / 64, rows_tile + 1);
     const int t = max(cols_tile_from, rows_tile - floor_div(window, 64) + 1);
     const int whole_from = min(t, cols_tile_to);
     const int whole_to = max(min(cols_tile_to, min(N / 64, rows_tile)), whole_from);
@@ -194,10 +194,10 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
     const uint32_t tile_at = tile_smem + tile_lane;
     const int pos0 = warp * 16 + lane / 4;
     const int pos0_2 = lane % 4 * 4;
+    const f16* v_base = V + (long long)b * V_s0 + (long long)h * V_s1 + (long long)q_row * V_s2 + q_col;
+    const uint32_t v_at = v_smem + q_lane;
     const uint32_t acc_tile_at = acc_tile_smem + tile_lane;
     const uint32_t tile_at_2 = tile_smem_2 + tile_lane;
-    const f16* v_base = V + (long long)b * V_s0 + (long long)h * V_s1 + (long long)q_row * V_s2 + q_col;
-    const uint32_t v_tile_at = v_tile_smem + q_lane;
     const uint32_t tile_lane_2 = warp * 2304 + lane / 4 * 144 + lane % 4 * 8;
     const uint32_t tile_at_3 = tile_smem_3 + tile_lane_2;
     #pragma unroll 1
@@ -212,7 +212,7 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
             k[i * 4] = k[i * 4 + 1] = k[i * 4 + 2] = k[i * 4 + 3] = 0;
             if (k_pos + i * 4 < N) ld_global_b32x4(&k[i * 4], k_ptr + (long long)(i * 4) * K_s2);
         }
-        __syncthreads();
+        __syncwarp();
         #pragma unroll
         for (int i = 0; i < 4; ++i)
             st_shared_b32x4(k_tile_at + i * 576, &k[i * 4]);
@@ -243,27 +243,26 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         #pragma unroll
         for (int i = 0; i < 8; ++i)
             ld_shared_f32x4(&tmp[i * 4], tile_at + i / 4 * 2176 + i % 4 * 64);
-        // visible = lambda cols: (cols.valid & (rows.index >= cols.index)) & (rows.index - cols.index < window)  [variants.py:13]
         // s = s + slope * (cols.index - rows.index).to(fc.f32)  [variants.py:19]
+        // soft.add(s, V[b, h, cols])  [variants.py:20]
         int limit[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i) {
             const int x = pos0 + i * 8 + rows_start;
             limit[i] = min(x + 1 - cols_start, N - cols_start);
         }
-        // visible = lambda cols: (cols.valid & (rows.index >= cols.index)) & (rows.index - cols.index < window)  [variants.py:13]
+        // visible = lambda cols: (rows.index >= cols.index) & (rows.index - cols.index < window)  [variants.py:13]
         // s = cap * fc.tanh(s / cap)  [variants.py:18]
         // s = s + slope * (cols.index - rows.index).to(fc.f32)  [variants.py:19]
-        // s = fc.where(visible(cols), s, -fc.inf)  [variants.py:20]
+        // soft.add(s, V[b, h, cols])  [variants.py:20]
         float s[32];
         #pragma unroll
         for (int i = 0; i < 32; ++i) {
-            const int x_2 = pos0 + i / 16 * 8 + rows_start;
-            const bool x_3 = i / 4 % 4 * 16 + i % 4 < limit[row_s(i)] - pos0_2 && x_2 - (pos0_2 + i / 4 % 4 * 16 + i % 4 + cols_start) < window;
-            const float s_2 = tanhf(tmp[i] * scale_times_rcp_cap) * cap + float(pos0_2 + i / 4 % 4 * 16 + i % 4 + cols_start - x_2) * slope;
-            s[i] = x_3 ? s_2 : -INF;
+            const bool x_2 = i / 4 % 4 * 16 + i % 4 < limit[row_s(i)] - pos0_2 && i / 4 % 4 * 16 + i % 4 > pos0 + i / 16 * 8 - window + rows_start - cols_start - pos0_2;
+            const int x_3 = pos0 + i / 16 * 8 + rows_start;
+            const float s_2 = tanhf(tmp[i] * scale_times_rcp_cap) * cap + float(pos0_2 + i / 4 % 4 * 16 + i % 4 + cols_start - x_3) * slope;
+            s[i] = x_2 ? s_2 : -INF;
         }
-        // mn = fc.maximum(m, fc.max(s, axis=1))  [variants.py:21]
         float max_s[2];
         #pragma unroll
         for (int j = 0; j < 2; ++j) {
@@ -280,16 +279,14 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
             max_s[i] = fmaxf(max_s[i], shfl_xor_f32(max_s[i], 1));
             max_s[i] = fmaxf(max_s[i], shfl_xor_f32(max_s[i], 2));
         }
-        float mn[2];
+        float top[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            mn[i] = fmaxf(m[i], max_s[i]);
-        // base = fc.where(mn == -fc.inf, 0.0, mn)  [variants.py:22]
+            top[i] = fmaxf(m[i], max_s[i]);
         float base[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            base[i] = mn[i] == -INF ? 0.0f : mn[i];
-        // p, a = fc.exp(s - base), fc.exp(m - base)  [variants.py:23]
+            base[i] = top[i] == -INF ? 0.0f : top[i];
         float base_log2e[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i)
@@ -322,11 +319,10 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         #pragma unroll
         for (int i = 0; i < 32; ++i)
             p[i] = exp2_approx(s[i] * 1.442695f - base_log2e[row_s(i)]);
-        float a[2];
+        float fade[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            a[i] = exp2_approx(m[i] * 1.442695f - base_log2e[i]);
-        // l <<= l * a + fc.sum(p, axis=1)  [variants.py:24]
+            fade[i] = exp2_approx(m[i] * 1.442695f - base_log2e[i]);
         float sum_p[2];
         #pragma unroll
         for (int j = 0; j < 2; ++j) {
@@ -340,12 +336,21 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         }
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            l[i] = l[i] * a[i] + sum_p[i];
-        // acc <<= acc * a + fc.dot(p.to(V.dtype), fc.load(V[b, h, cols]))  [variants.py:25]
+            l[i] = l[i] * fade[i] + sum_p[i];
+        uint32_t v[16];
+        const f16* v_ptr = v_base + (long long)cols_start * V_s2;
+        #pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            v[i * 4] = v[i * 4 + 1] = v[i * 4 + 2] = v[i * 4 + 3] = 0;
+            if (k_pos + i * 4 < N) ld_global_b32x4(&v[i * 4], v_ptr + (long long)(i * 4) * V_s2);
+        }
+        #pragma unroll
+        for (int i = 0; i < 4; ++i)
+            st_shared_b32x4(v_at + i * 576, &v[i * 4]);
         bool moved = false;
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            moved |= a[i] != 1.0f;
+            moved |= fade[i] != 1.0f;
         moved = __any_sync(0xffffffffu, moved);
         __syncwarp();
         if (moved) {
@@ -357,14 +362,14 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
             #pragma unroll
             for (int i = 0; i < 8; ++i)
                 ld_shared_f32x4(&acc_2[i * 4], acc_tile_at + i / 4 * 2176 + i % 4 * 64);
-            float acc_times_a[32];
+            float acc_times_fade[32];
             #pragma unroll
             for (int i = 0; i < 32; ++i)
-                acc_times_a[i] = acc_2[i] * a[row_s(i)];
+                acc_times_fade[i] = acc_2[i] * fade[row_s(i)];
             __syncwarp();
             #pragma unroll
             for (int i = 0; i < 8; ++i)
-                st_shared_f32x4(tile_at_2 + i / 4 * 2176 + i % 4 * 64, &acc_times_a[i * 4]);
+                st_shared_f32x4(tile_at_2 + i / 4 * 2176 + i % 4 * 64, &acc_times_fade[i * 4]);
             __syncwarp();
             #pragma unroll
             for (int i = 0; i < 4; ++i)
@@ -374,44 +379,34 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         #pragma unroll
         for (int i = 0; i < 16; ++i)
             p_2[i] = pack_f16(p[2 * i], p[2 * i + 1]);
-        uint32_t v[16];
-        const f16* v_ptr = v_base + (long long)cols_start * V_s2;
-        #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            v[i * 4] = v[i * 4 + 1] = v[i * 4 + 2] = v[i * 4 + 3] = 0;
-            if (k_pos + i * 4 < N) ld_global_b32x4(&v[i * 4], v_ptr + (long long)(i * 4) * V_s2);
-        }
         __syncthreads();
-        #pragma unroll
-        for (int i = 0; i < 4; ++i)
-            st_shared_b32x4(v_tile_at + i * 576, &v[i * 4]);
         #pragma unroll
         for (int i = 0; i < 8; ++i)
             st_shared_b32x2(tile_at_3 + i / 4 * 1152 + i % 4 * 32, &p_2[i * 2]);
-        __syncthreads();
+        __syncwarp();
         #pragma unroll
         for (int k_3 = 0; k_3 < 4; ++k_3) {
             wmma::fragment<wmma::matrix_a, 16, 16, 16, half, wmma::row_major> tile[1];
             wmma::load_matrix_sync(tile[0], reinterpret_cast<const half*>(smem + tile_offset_3 + k_3 * 32 + warp * 2304), 72);
-            wmma::fragment<wmma::matrix_b, 16, 16, 16, half, wmma::row_major> v_tile[4];
+            wmma::fragment<wmma::matrix_b, 16, 16, 16, half, wmma::row_major> v_2[4];
             #pragma unroll
             for (int i = 0; i < 4; ++i)
-                wmma::load_matrix_sync(v_tile[i], reinterpret_cast<const half*>(smem + v_tile_offset + k_3 * 2304 + i * 32), 72);
+                wmma::load_matrix_sync(v_2[i], reinterpret_cast<const half*>(smem + v_offset + k_3 * 2304 + i * 32), 72);
             #pragma unroll
             for (int ni = 0; ni < 4; ++ni)
-                wmma::mma_sync(acc[ni], tile[0], v_tile[ni], acc[ni]);
+                wmma::mma_sync(acc[ni], tile[0], v_2[ni], acc[ni]);
         }
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            m[i] = mn[i];
+            m[i] = top[i];
     }
     // for cols in fc.loop(fc.tile(K.N, "BLOCK_N"), descending=True, live=visible):  [variants.py:16]
     // full part of the range
     const uint32_t k_tile_at_2 = k_tile_smem_2 + q_lane;
     const uint32_t tile_at_4 = tile_smem_4 + tile_lane;
+    const uint32_t v_at_2 = v_smem_2 + q_lane;
     const uint32_t acc_tile_at_2 = acc_tile_smem_2 + tile_lane;
     const uint32_t tile_at_5 = tile_smem_5 + tile_lane;
-    const uint32_t v_tile_at_2 = v_tile_smem_2 + q_lane;
     const uint32_t tile_at_6 = tile_smem_6 + tile_lane_2;
     #pragma unroll 1
     for (int cols_tile_2 = whole_to - 1; cols_tile_2 >= whole_from; --cols_tile_2) {
@@ -422,7 +417,7 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         #pragma unroll
         for (int i = 0; i < 4; ++i)
             ld_global_b32x4(&k_4[i * 4], k_ptr_2 + (long long)(i * 4) * K_s2);
-        __syncthreads();
+        __syncwarp();
         #pragma unroll
         for (int i = 0; i < 4; ++i)
             st_shared_b32x4(k_tile_at_2 + i * 576, &k_4[i * 4]);
@@ -458,7 +453,7 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         #pragma unroll
         for (int i = 0; i < 32; ++i)
             s_3[i] = tanhf(tmp_2[i] * scale_times_rcp_cap) * cap + float(pos0_2 + i / 4 % 4 * 16 + i % 4 + cols_start_2 - (pos0 + i / 16 * 8 + rows_start)) * slope;
-        // mn = fc.maximum(m, fc.max(s, axis=1))  [variants.py:21]
+        // soft.add(s, V[b, h, cols])  [variants.py:20]
         float max_s_2[2];
         #pragma unroll
         for (int j = 0; j < 2; ++j) {
@@ -475,16 +470,14 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
             max_s_2[i] = fmaxf(max_s_2[i], shfl_xor_f32(max_s_2[i], 1));
             max_s_2[i] = fmaxf(max_s_2[i], shfl_xor_f32(max_s_2[i], 2));
         }
-        float mn_2[2];
+        float top_2[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            mn_2[i] = fmaxf(m[i], max_s_2[i]);
-        // base = fc.where(mn == -fc.inf, 0.0, mn)  [variants.py:22]
+            top_2[i] = fmaxf(m[i], max_s_2[i]);
         float base_3[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            base_3[i] = mn_2[i] == -INF ? 0.0f : mn_2[i];
-        // p, a = fc.exp(s - base), fc.exp(m - base)  [variants.py:23]
+            base_3[i] = top_2[i] == -INF ? 0.0f : top_2[i];
         float base_log2e_2[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i)
@@ -517,11 +510,10 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         #pragma unroll
         for (int i = 0; i < 32; ++i)
             p_3[i] = exp2_approx(s_3[i] * 1.442695f - base_log2e_2[row_s(i)]);
-        float a_2[2];
+        float fade_2[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            a_2[i] = exp2_approx(m[i] * 1.442695f - base_log2e_2[i]);
-        // l <<= l * a + fc.sum(p, axis=1)  [variants.py:24]
+            fade_2[i] = exp2_approx(m[i] * 1.442695f - base_log2e_2[i]);
         float sum_p_2[2];
         #pragma unroll
         for (int j = 0; j < 2; ++j) {
@@ -535,12 +527,19 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         }
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            l[i] = l[i] * a_2[i] + sum_p_2[i];
-        // acc <<= acc * a + fc.dot(p.to(V.dtype), fc.load(V[b, h, cols]))  [variants.py:25]
+            l[i] = l[i] * fade_2[i] + sum_p_2[i];
+        uint32_t v_3[16];
+        const f16* v_ptr_2 = v_base + (long long)cols_start_2 * V_s2;
+        #pragma unroll
+        for (int i = 0; i < 4; ++i)
+            ld_global_b32x4(&v_3[i * 4], v_ptr_2 + (long long)(i * 4) * V_s2);
+        #pragma unroll
+        for (int i = 0; i < 4; ++i)
+            st_shared_b32x4(v_at_2 + i * 576, &v_3[i * 4]);
         bool moved_2 = false;
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            moved_2 |= a_2[i] != 1.0f;
+            moved_2 |= fade_2[i] != 1.0f;
         moved_2 = __any_sync(0xffffffffu, moved_2);
         __syncwarp();
         if (moved_2) {
@@ -552,14 +551,14 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
             #pragma unroll
             for (int i = 0; i < 8; ++i)
                 ld_shared_f32x4(&acc_3[i * 4], acc_tile_at_2 + i / 4 * 2176 + i % 4 * 64);
-            float acc_times_a_2[32];
+            float acc_times_fade_2[32];
             #pragma unroll
             for (int i = 0; i < 32; ++i)
-                acc_times_a_2[i] = acc_3[i] * a_2[row_s(i)];
+                acc_times_fade_2[i] = acc_3[i] * fade_2[row_s(i)];
             __syncwarp();
             #pragma unroll
             for (int i = 0; i < 8; ++i)
-                st_shared_f32x4(tile_at_5 + i / 4 * 2176 + i % 4 * 64, &acc_times_a_2[i * 4]);
+                st_shared_f32x4(tile_at_5 + i / 4 * 2176 + i % 4 * 64, &acc_times_fade_2[i * 4]);
             __syncwarp();
             #pragma unroll
             for (int i = 0; i < 4; ++i)
@@ -569,42 +568,34 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         #pragma unroll
         for (int i = 0; i < 16; ++i)
             p_4[i] = pack_f16(p_3[2 * i], p_3[2 * i + 1]);
-        uint32_t v_2[16];
-        const f16* v_ptr_2 = v_base + (long long)cols_start_2 * V_s2;
-        #pragma unroll
-        for (int i = 0; i < 4; ++i)
-            ld_global_b32x4(&v_2[i * 4], v_ptr_2 + (long long)(i * 4) * V_s2);
         __syncthreads();
-        #pragma unroll
-        for (int i = 0; i < 4; ++i)
-            st_shared_b32x4(v_tile_at_2 + i * 576, &v_2[i * 4]);
         #pragma unroll
         for (int i = 0; i < 8; ++i)
             st_shared_b32x2(tile_at_6 + i / 4 * 1152 + i % 4 * 32, &p_4[i * 2]);
-        __syncthreads();
+        __syncwarp();
         #pragma unroll
         for (int k_6 = 0; k_6 < 4; ++k_6) {
             wmma::fragment<wmma::matrix_a, 16, 16, 16, half, wmma::row_major> tile_2[1];
             wmma::load_matrix_sync(tile_2[0], reinterpret_cast<const half*>(smem + tile_offset_6 + k_6 * 32 + warp * 2304), 72);
-            wmma::fragment<wmma::matrix_b, 16, 16, 16, half, wmma::row_major> v_tile_2[4];
+            wmma::fragment<wmma::matrix_b, 16, 16, 16, half, wmma::row_major> v_4[4];
             #pragma unroll
             for (int i = 0; i < 4; ++i)
-                wmma::load_matrix_sync(v_tile_2[i], reinterpret_cast<const half*>(smem + v_tile_offset_2 + k_6 * 2304 + i * 32), 72);
+                wmma::load_matrix_sync(v_4[i], reinterpret_cast<const half*>(smem + v_offset_2 + k_6 * 2304 + i * 32), 72);
             #pragma unroll
             for (int ni = 0; ni < 4; ++ni)
-                wmma::mma_sync(acc[ni], tile_2[0], v_tile_2[ni], acc[ni]);
+                wmma::mma_sync(acc[ni], tile_2[0], v_4[ni], acc[ni]);
         }
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            m[i] = mn_2[i];
+            m[i] = top_2[i];
     }
     // for cols in fc.loop(fc.tile(K.N, "BLOCK_N"), descending=True, live=visible):  [variants.py:16]
     // masked part of the range
     const uint32_t k_tile_at_3 = k_tile_smem_3 + q_lane;
     const uint32_t tile_at_7 = tile_smem_7 + tile_lane;
+    const uint32_t v_at_3 = v_smem_3 + q_lane;
     const uint32_t acc_tile_at_3 = acc_tile_smem_3 + tile_lane;
     const uint32_t tile_at_8 = tile_smem_8 + tile_lane;
-    const uint32_t v_tile_at_3 = v_tile_smem_3 + q_lane;
     const uint32_t tile_at_9 = tile_smem_9 + tile_lane_2;
     #pragma unroll 1
     for (int cols_tile_3 = whole_from - 1; cols_tile_3 >= cols_tile_from; --cols_tile_3) {
@@ -618,7 +609,7 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
             k_7[i * 4] = k_7[i * 4 + 1] = k_7[i * 4 + 2] = k_7[i * 4 + 3] = 0;
             if (k_pos_2 + i * 4 < N) ld_global_b32x4(&k_7[i * 4], k_ptr_3 + (long long)(i * 4) * K_s2);
         }
-        __syncthreads();
+        __syncwarp();
         #pragma unroll
         for (int i = 0; i < 4; ++i)
             st_shared_b32x4(k_tile_at_3 + i * 576, &k_7[i * 4]);
@@ -649,27 +640,26 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         #pragma unroll
         for (int i = 0; i < 8; ++i)
             ld_shared_f32x4(&tmp_3[i * 4], tile_at_7 + i / 4 * 2176 + i % 4 * 64);
-        // visible = lambda cols: (cols.valid & (rows.index >= cols.index)) & (rows.index - cols.index < window)  [variants.py:13]
         // s = s + slope * (cols.index - rows.index).to(fc.f32)  [variants.py:19]
+        // soft.add(s, V[b, h, cols])  [variants.py:20]
         int limit_2[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i) {
             const int x_4 = pos0 + i * 8 + rows_start;
             limit_2[i] = min(x_4 + 1 - cols_start_3, N - cols_start_3);
         }
-        // visible = lambda cols: (cols.valid & (rows.index >= cols.index)) & (rows.index - cols.index < window)  [variants.py:13]
+        // visible = lambda cols: (rows.index >= cols.index) & (rows.index - cols.index < window)  [variants.py:13]
         // s = cap * fc.tanh(s / cap)  [variants.py:18]
         // s = s + slope * (cols.index - rows.index).to(fc.f32)  [variants.py:19]
-        // s = fc.where(visible(cols), s, -fc.inf)  [variants.py:20]
+        // soft.add(s, V[b, h, cols])  [variants.py:20]
         float s_4[32];
         #pragma unroll
         for (int i = 0; i < 32; ++i) {
-            const int x_5 = pos0 + i / 16 * 8 + rows_start;
-            const bool x_6 = i / 4 % 4 * 16 + i % 4 < limit_2[row_s(i)] - pos0_2 && x_5 - (pos0_2 + i / 4 % 4 * 16 + i % 4 + cols_start_3) < window;
-            const float s_5 = tanhf(tmp_3[i] * scale_times_rcp_cap) * cap + float(pos0_2 + i / 4 % 4 * 16 + i % 4 + cols_start_3 - x_5) * slope;
-            s_4[i] = x_6 ? s_5 : -INF;
+            const bool x_5 = i / 4 % 4 * 16 + i % 4 < limit_2[row_s(i)] - pos0_2 && i / 4 % 4 * 16 + i % 4 > pos0 + i / 16 * 8 - window + rows_start - cols_start_3 - pos0_2;
+            const int x_6 = pos0 + i / 16 * 8 + rows_start;
+            const float s_5 = tanhf(tmp_3[i] * scale_times_rcp_cap) * cap + float(pos0_2 + i / 4 % 4 * 16 + i % 4 + cols_start_3 - x_6) * slope;
+            s_4[i] = x_5 ? s_5 : -INF;
         }
-        // mn = fc.maximum(m, fc.max(s, axis=1))  [variants.py:21]
         float max_s_3[2];
         #pragma unroll
         for (int j = 0; j < 2; ++j) {
@@ -686,16 +676,14 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
             max_s_3[i] = fmaxf(max_s_3[i], shfl_xor_f32(max_s_3[i], 1));
             max_s_3[i] = fmaxf(max_s_3[i], shfl_xor_f32(max_s_3[i], 2));
         }
-        float mn_3[2];
+        float top_3[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            mn_3[i] = fmaxf(m[i], max_s_3[i]);
-        // base = fc.where(mn == -fc.inf, 0.0, mn)  [variants.py:22]
+            top_3[i] = fmaxf(m[i], max_s_3[i]);
         float base_5[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            base_5[i] = mn_3[i] == -INF ? 0.0f : mn_3[i];
-        // p, a = fc.exp(s - base), fc.exp(m - base)  [variants.py:23]
+            base_5[i] = top_3[i] == -INF ? 0.0f : top_3[i];
         float base_log2e_3[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i)
@@ -728,11 +716,10 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         #pragma unroll
         for (int i = 0; i < 32; ++i)
             p_5[i] = exp2_approx(s_4[i] * 1.442695f - base_log2e_3[row_s(i)]);
-        float a_3[2];
+        float fade_3[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            a_3[i] = exp2_approx(m[i] * 1.442695f - base_log2e_3[i]);
-        // l <<= l * a + fc.sum(p, axis=1)  [variants.py:24]
+            fade_3[i] = exp2_approx(m[i] * 1.442695f - base_log2e_3[i]);
         float sum_p_3[2];
         #pragma unroll
         for (int j = 0; j < 2; ++j) {
@@ -746,12 +733,21 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         }
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            l[i] = l[i] * a_3[i] + sum_p_3[i];
-        // acc <<= acc * a + fc.dot(p.to(V.dtype), fc.load(V[b, h, cols]))  [variants.py:25]
+            l[i] = l[i] * fade_3[i] + sum_p_3[i];
+        uint32_t v_5[16];
+        const f16* v_ptr_3 = v_base + (long long)cols_start_3 * V_s2;
+        #pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            v_5[i * 4] = v_5[i * 4 + 1] = v_5[i * 4 + 2] = v_5[i * 4 + 3] = 0;
+            if (k_pos_2 + i * 4 < N) ld_global_b32x4(&v_5[i * 4], v_ptr_3 + (long long)(i * 4) * V_s2);
+        }
+        #pragma unroll
+        for (int i = 0; i < 4; ++i)
+            st_shared_b32x4(v_at_3 + i * 576, &v_5[i * 4]);
         bool moved_3 = false;
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            moved_3 |= a_3[i] != 1.0f;
+            moved_3 |= fade_3[i] != 1.0f;
         moved_3 = __any_sync(0xffffffffu, moved_3);
         __syncwarp();
         if (moved_3) {
@@ -763,14 +759,14 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
             #pragma unroll
             for (int i = 0; i < 8; ++i)
                 ld_shared_f32x4(&acc_4[i * 4], acc_tile_at_3 + i / 4 * 2176 + i % 4 * 64);
-            float acc_times_a_3[32];
+            float acc_times_fade_3[32];
             #pragma unroll
             for (int i = 0; i < 32; ++i)
-                acc_times_a_3[i] = acc_4[i] * a_3[row_s(i)];
+                acc_times_fade_3[i] = acc_4[i] * fade_3[row_s(i)];
             __syncwarp();
             #pragma unroll
             for (int i = 0; i < 8; ++i)
-                st_shared_f32x4(tile_at_8 + i / 4 * 2176 + i % 4 * 64, &acc_times_a_3[i * 4]);
+                st_shared_f32x4(tile_at_8 + i / 4 * 2176 + i % 4 * 64, &acc_times_fade_3[i * 4]);
             __syncwarp();
             #pragma unroll
             for (int i = 0; i < 4; ++i)
@@ -780,36 +776,26 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         #pragma unroll
         for (int i = 0; i < 16; ++i)
             p_6[i] = pack_f16(p_5[2 * i], p_5[2 * i + 1]);
-        uint32_t v_3[16];
-        const f16* v_ptr_3 = v_base + (long long)cols_start_3 * V_s2;
-        #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            v_3[i * 4] = v_3[i * 4 + 1] = v_3[i * 4 + 2] = v_3[i * 4 + 3] = 0;
-            if (k_pos_2 + i * 4 < N) ld_global_b32x4(&v_3[i * 4], v_ptr_3 + (long long)(i * 4) * V_s2);
-        }
         __syncthreads();
-        #pragma unroll
-        for (int i = 0; i < 4; ++i)
-            st_shared_b32x4(v_tile_at_3 + i * 576, &v_3[i * 4]);
         #pragma unroll
         for (int i = 0; i < 8; ++i)
             st_shared_b32x2(tile_at_9 + i / 4 * 1152 + i % 4 * 32, &p_6[i * 2]);
-        __syncthreads();
+        __syncwarp();
         #pragma unroll
         for (int k_9 = 0; k_9 < 4; ++k_9) {
             wmma::fragment<wmma::matrix_a, 16, 16, 16, half, wmma::row_major> tile_3[1];
             wmma::load_matrix_sync(tile_3[0], reinterpret_cast<const half*>(smem + tile_offset_9 + k_9 * 32 + warp * 2304), 72);
-            wmma::fragment<wmma::matrix_b, 16, 16, 16, half, wmma::row_major> v_tile_3[4];
+            wmma::fragment<wmma::matrix_b, 16, 16, 16, half, wmma::row_major> v_6[4];
             #pragma unroll
             for (int i = 0; i < 4; ++i)
-                wmma::load_matrix_sync(v_tile_3[i], reinterpret_cast<const half*>(smem + v_tile_offset_3 + k_9 * 2304 + i * 32), 72);
+                wmma::load_matrix_sync(v_6[i], reinterpret_cast<const half*>(smem + v_offset_3 + k_9 * 2304 + i * 32), 72);
             #pragma unroll
             for (int ni = 0; ni < 4; ++ni)
-                wmma::mma_sync(acc[ni], tile_3[0], v_tile_3[ni], acc[ni]);
+                wmma::mma_sync(acc[ni], tile_3[0], v_6[ni], acc[ni]);
         }
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            m[i] = mn_3[i];
+            m[i] = top_3[i];
     }
     // for cols in fc.loop(fc.tile(K.N, "BLOCK_N"), descending=True, live=visible):  [variants.py:16]
     #pragma unroll
@@ -817,7 +803,7 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         l[i] = l[i] + shfl_xor_f32(l[i], 1);
         l[i] = l[i] + shfl_xor_f32(l[i], 2);
     }
-    // fc.store(O[b, h, rows], fc.where(l == 0.0, 0.0, acc / l).to(O.dtype))  [variants.py:27]
+    // fc.store(O[b, h, rows], soft.out().to(O.dtype))  [variants.py:21]
     bool l_is_0[2];
     #pragma unroll
     for (int i = 0; i < 2; ++i)

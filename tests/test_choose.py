@@ -1,0 +1,116 @@
+"""`fc.schedule_for`: for any spec a schedule that compiles, is right and does not spill, and says why; no table, no NVRTC."""
+
+from __future__ import annotations
+
+import pytest
+
+import fcgen as fc
+from benchmarks.random_schedules import Drawn, draw, verdict
+from benchmarks.specs import CASES
+from fcgen import compiler
+from fcgen.choose import Chooser, choose
+from fcgen.cli_specs import find
+from fcgen.console import report
+from fcgen.errors import FcError
+from fcgen.kernels.schedules import pick
+from fcgen.workload import Probe, Workload
+from tests.sim.cases import sample
+
+EVERY = [(name, target) for name in CASES for target in ("sm_80", "sm_89", "sm_90a")]
+#: of the backward pass at D = 128: its two sums of columns alone take 128 registers in each row of 16, whatever the tiles are
+TOO_MUCH = {("backward_128", "sm_80"), ("backward_128", "sm_89")}
+
+
+def chosen(name: str, target: str, **sizes):
+    case = CASES[name]
+    return choose(case.spec, compiler.target(target), case.binding, sizes or case.large)
+
+
+@pytest.mark.parametrize(("name", "target"), sample(EVERY, "right", 12))
+def test_what_is_chosen_is_right(name, target) -> None:
+    kind, said, _ = verdict(Drawn(name, target, "chosen"))
+    assert kind == "right", said
+
+
+@pytest.mark.parametrize(("name", "target"), sample([e for e in EVERY if e not in TOO_MUCH], "spills", 4))
+def test_what_is_chosen_does_not_spill(name, target) -> None:
+    kind, said, _ = verdict(Drawn(name, target, "chosen"), cubin=True)
+    assert kind == "right", said
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_random_schedules_are_right_or_refused(seed) -> None:
+    d = draw(seed)
+    kind, said, _ = verdict(d)
+    assert kind != "bug", f"{d}: {said}"
+
+
+def test_it_is_quick() -> None:
+    """A few kernels are lowered, of hundreds of candidates."""
+    case = CASES["library"]
+    probe = Probe({128})
+    c = Chooser(Workload(case.spec.trace(probe, **case.binding), dict(probe), case.large), compiler.target("sm_90a"),
+                lambda tiles: case.spec.trace(tiles, **case.binding))
+    c.choose()
+    assert len(list(c.plans())) > 300 and c.lowerings <= 12
+
+
+@pytest.mark.parametrize(("name", "head", "target"), [
+    ("library_causal", 64, "sm_90a"), ("library", 128, "sm_90a"), ("library_256", 256, "sm_90a"), ("library_causal", 64, "sm_89"),
+    ("library", 128, "sm_80")])
+def test_it_is_near_what_was_tuned(name, head, target) -> None:
+    """The same instructions, and work per block within a factor of two of the library's own tables."""
+    mine, tuned = chosen(name, target).schedule, pick(target, head, mask="causal" if "causal" in name else "none")
+    area = lambda s: s.tile("BLOCK_M") * s.tile("BLOCK_N")
+    assert (mine.math, mine.copy) == (tuned.math, tuned.copy) and 0.5 <= area(mine) / area(tuned) <= 2.0
+    assert mine.late == tuned.late
+
+
+def test_small_grids_get_small_tiles() -> None:
+    tiles = lambda **sizes: chosen("gemm_nt", "sm_90a", **sizes).schedule
+    small, large = tiles(M=512, N=512, K=4096), tiles(M=8192, N=8192, K=4096)
+    area = lambda s: s.tile("BM") * s.tile("BN")
+    assert area(small) <= area(large) / 4
+
+
+def test_rows_that_no_bulk_copy_can_read_get_none() -> None:
+    assert fc.schedule_for(CASES["gram"].spec, "sm_90a", T=fc.f16, D=64).copy == "tma"
+    assert fc.schedule_for(CASES["gram"].spec, "sm_90a", T=fc.f16, D=20).copy == "cp_async"
+    assert fc.schedule_for(CASES["gemm_nt"].spec, "sm_90a", T=fc.f16, K=100).copy == "cp_async"
+
+
+def test_sizes_that_a_spec_binds_and_sizes_that_it_is_called_with() -> None:
+    s = fc.schedule_for(CASES["split_keys"].spec, "sm_89", T=fc.f16, D=64, S=4, N=4096, H=8, M=64)
+    assert {n for n, _ in s.tiles} == {"BM", "BN"}
+    for wrong, match in (({"Q": 3}, "no compile-time parameter Q"), ({"T": fc.f16, "N": 0}, "positive"), ({}, "is not bound")):
+        with pytest.raises(FcError, match=match):
+            fc.schedule_for(CASES["gram"].spec, "sm_89", **wrong)
+    with pytest.raises(FcError, match="takes a spec"):
+        fc.schedule_for(lambda X: X, "sm_89")
+
+
+def test_compile_uses_it_and_says_why() -> None:
+    p = CASES["gram"].spec.compile(target="sm_89", T=fc.f16, D=64, check=False)
+    assert p.schedule == fc.schedule_for(CASES["gram"].spec, "sm_89", T=fc.f16, D=64) and len(p.why) >= 2
+    assert all(line in report(p) for line in p.why) and str(p.schedule) in report(p)
+    given = CASES["gram"].spec.compile(target="sm_89", T=fc.f16, D=64, schedule=fc.Schedule(tiles={"BM": 64, "BN": 64}))
+    assert given.why == ()
+
+
+def test_tile_ir_keeps_its_tiles(tmp_path) -> None:
+    file = tmp_path / "g.tile.fc"
+    file.write_text(str(CASES["gram"].spec.trace({"BM": 128, "BN": 32}, T=fc.f16, D=64)))
+    p = find(str(file)).program("sm_90a", (), None)
+    assert p.schedule.tiles == () and p.why and p.machine
+
+
+def test_rows_of_which_a_tile_holds_few() -> None:
+    """More than a tile can hold with the sizes that tell axes apart at first."""
+    s = fc.schedule_for(CASES["row_softmax"].spec, "sm_89", T=fc.f16, D=5120)
+    assert s.tile("BM") == s.warps  # each warp has a row
+
+
+def test_what_nothing_can_be_chosen_for_is_refused_with_a_code() -> None:
+    with pytest.raises(FcError) as e:
+        fc.schedule_for(CASES["row_norm"].spec, "sm_89", T=fc.f16, D=20000)
+    assert e.value.code == "compile/budget" and e.value.hint
