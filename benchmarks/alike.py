@@ -20,11 +20,12 @@ from typing import Any
 
 import numpy as np
 
+from fcgen.ir.access import Access
 from fcgen.ir.core import Block, Kernel, Op, Role, Value, walk, walk_kernel
 from fcgen.ir.elementwise import FNS
 from fcgen.ir.ops import OPS
 from fcgen.ir.types import Cursor, Frag, Mbarrier, Scalar, Tensor, i1
-from fcgen.sim.draw import Draws, positions
+from fcgen.sim.draw import Draws
 
 #: how conditions on values of tensors go: all one way, all the other, each as it likes
 WAYS = (True, False, 1, 2)
@@ -178,12 +179,12 @@ class Steps:
 
     def outside(self, op: Op, xs: list[Any]) -> Iterator[bool]:
         """Along which axes of its tile an access is cut off."""
-        known, guards = dict(zip(op.operands, xs)), iter(op["guard"])
-        for dim, word, extent, at in positions(op):
-            if word != "at" and (guard := next(guards, None)) is not None:
-                first = 0 if at is None else known[at]
-                size = dim if isinstance(dim, int) else self.sizes[dim]
-                yield guard and not (isinstance(first, int) and 0 <= first <= size - extent)
+        known = dict(zip(op.operands, xs))
+        for axis in Access.of(op).runs:
+            first = 0 if axis.start is None else known[axis.start]
+            size = axis.dim if isinstance(axis.dim, int) else self.sizes[axis.dim]
+            inside = axis.limit is None and not axis.is_listed and isinstance(first, int) and 0 <= first <= size - axis.size
+            yield axis.guard and not inside
 
     def pure(self, op: Op, xs: list[Any], attrs: Any, types: Any) -> Any:
         if all(isinstance(x, (int, Known)) for x in xs) and (known := self.compute(op, xs)) is not None:

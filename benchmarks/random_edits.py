@@ -49,11 +49,12 @@ CAUSAL = ("causal_top_left", "causal_bottom_right")
 def shipped() -> dict[str, Callable[[], Any]]:
     """name -> how to compile it: every row of the library's schedules, its spec and mask in turns, and every example."""
     out: dict[str, Callable[[], Any]] = {}
-    for table in ("ROWS", "SMALL", "ANY_SCALE"):
+    for table in ("ROWS", "SMALL", "FINE", "CHUNK", "ANY_SCALE"):
         for n, row in enumerate(getattr(hopper_schedules, table)):
             spec = ("any_scale_" if table == "ANY_SCALE" else "") + ("lse", "plain")[n % 2]
             mask = "none" if row.masks == "none" else CAUSAL[n // 2 % 2]
-            facts = {"T": (fc.f16, fc.bf16)[n % 2], "D": row.head, "E": row.head, "mask": mask, "lazy": hopper_schedules.LAZY}
+            facts = {"T": (fc.f16, fc.bf16)[n % 2], "D": row.head, "E": min(row.head, row.value), "mask": mask}
+            facts["lazy"] = hopper_schedules.LAZY
             out[f"sm_90a {table} {n}"] = partial(SPECS[spec].compile, target="sm_90a", schedule=row.schedule, sums=row.sums, **facts)
     for (arch, math), rows in schedules.TABLES.items():
         if arch in ("sm_80", "sm_89"):

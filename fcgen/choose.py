@@ -254,11 +254,10 @@ class Chooser:
         """The candidate as a schedule, without the fields that a pass finds nothing to do for."""
         fields = self.fields(p)
         while True:
-            for name, value in list(fields.items()):
-                if (name, value) in self.idle:
-                    del fields[name]
-                    if (name, value) in _INSTEAD:
-                        fields[name] = _INSTEAD[name, value]
+            for name in _OPTIONAL:
+                while name in fields and (name, fields[name]) in self.idle:
+                    instead = _INSTEAD.get((name, fields.pop(name)))
+                    fields |= {name: instead} if instead else {}
             schedule = Schedule(**fields)
             self.lowerings += 1
             try:
@@ -288,12 +287,12 @@ class Chooser:
         if p.stages == 1:
             out["ahead"] = True
         if p.math == "wgmma":
-            late = [name for d in self.load.dots if d.late and (name := self.load.called(d))]
+            late = {name for d in self.load.dots if d.late and (name := self.load.called(d))}
             tiles = dict(p.tiles)
-            out |= {"math": "wgmma", "copy": "tma", "l2": 32, "epilogue": "direct",
+            out |= {"math": "wgmma", "copy": "tma", "l2": 32, "epilogue": "quad", "vote": True,
                     "persistent": "dynamic" if self.load.live_loops else "static"}
             if len(late) == 1:
-                out["late"] = late[0]
+                out["late"] = late.pop()
             stored = max((elements(m.shape, tiles) * m.bits // 8 for m in self.load.moves if m.write), default=0)
             if self._smem(p) + stored <= self.target.smem_per_block - 4096:
                 out["epilogue"] = "tma"
@@ -301,8 +300,8 @@ class Chooser:
 
 
 #: fields that are left out where a pass says that they have nothing to do, and what is tried in their place
-_OPTIONAL = ("ahead", "epilogue", "l2", "late", "persistent", "stages", "hold_a")
-_INSTEAD = {("epilogue", "tma"): "direct"}
+_OPTIONAL = ("ahead", "epilogue", "l2", "late", "persistent", "stages", "hold_a", "vote")
+_INSTEAD = {("epilogue", "tma"): "quad", ("epilogue", "quad"): "direct"}
 
 
 def choose(spec: Spec, to: Target, binding: Mapping[str, Any], sizes: Mapping[str, int]) -> Choice:

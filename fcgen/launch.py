@@ -145,7 +145,9 @@ class Loaded:
             if kind == "counter":
                 return steady.Counter()
             if kind == "map":
-                return steady.Map(order.index(name), tensormap.Box(arguments[name].dtype, tuple(detail[:-1]), detail[-1], name))
+                rank = arguments[name].rank
+                box = tensormap.Box(arguments[name].dtype, tuple(detail[:rank]), detail[rank], name, *detail[rank + 1:])
+                return steady.Map(order.index(name), box)
             return steady.Varying(order.index(name))
 
         parameters = [parameter(*flat) for flat in facts.flat]
@@ -191,7 +193,8 @@ def _unusual(facts: Facts, arguments: Mapping[str, steady.Argument], places: Seq
             itemsize = tensors.ITEMSIZE[a.dtype]
             need = max([WIDEST if itemsize == 2 else itemsize, *asked.get(name, [])]) // itemsize
             pitch = f"({' | '.join(strides[:-1])})"
-            tests += [f"{pitch} >> 37", f"{pitch} & {need - 1}"]
+            cut = any(kind == "map" and of == name and len(detail) > a.rank + 1 for kind, of, _, detail in facts.flat)
+            tests += [f"{pitch} >> {32 if cut else 37}", f"{pitch} & {need - 1}", *([f"{n} >> 30" for n in sizes] if cut else [])]
     if facts.persistent == "none":
         tests.append(f"{_blocks(facts, {d: places.index(s) for d, s in seen.items()}, places, 0)} >> 31")
     return " or ".join(tests) or "False"

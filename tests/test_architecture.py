@@ -20,7 +20,7 @@ FOLDERS = {"ir": {"errors"}, "lang": {"errors", "ir"}, "passes": {"errors", "ir"
            "sim": {"errors", "ir"}, "runtime": {"errors", "ir"}}
 WORDS = ("attention", "softmax", "causal", "query", "key_cache", "flash", "kv_len")
 MOST_LINES, USUAL_LINES = 450, 400
-DOCUMENTS = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", ROOT / "examples" / "README.md"]
+DOCUMENTS = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", ROOT / "examples" / "README.md", ROOT / "docs" / "reference.md"]
 
 
 def name(path: Path) -> str:

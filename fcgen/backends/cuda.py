@@ -37,8 +37,8 @@ from .cuda_text import CTYPES
 @dataclass(frozen=True)
 class ParamSpec:
     """One flat kernel parameter. kind: "ptr" (tensor `name`), "stride" (elements along `axis` of tensor `name`, 64 bits), "size"
-    (dimension `name`, 32 bits), "scalar" (`name`), "map" (a tensor map of tensor `name`: `detail` is its box, outermost axis first, and its
-    swizzle) or "counter" (two zeroed numbers that belong to the launch). ctype: its C++ type."""
+    (dimension `name`, 32 bits), "scalar" (`name`), "map" (a tensor map of tensor `name`: `detail` is its box, outermost axis first, its
+    swizzle, and the axis that has a limit, if one has) or "counter" (two zeroed numbers that belong to the launch). ctype: its C++ type."""
 
     kind: str
     name: str

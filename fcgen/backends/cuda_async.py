@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from ..errors import FcError
+from ..ir.access import Access
 from ..ir.async_ops import share
 from ..ir.core import Block, Kernel, Op, Value, walk, walk_kernel
 from ..ir.types import Buffer, Cursor, Scalar, Tensor
+from .cuda_boxes import Boxes
 from .cuda_emit import Emitter, emits
 from .cuda_flow import emit_block, move
-from .cuda_text import CTYPES, ZERO, X, add, binary
+from .cuda_text import CTYPES, X, add, binary
 from .hopper import HINTS
 
 
@@ -133,39 +135,29 @@ def _tma_load(em: Emitter, op: Op) -> None:
     t: Buffer = view.type
     assert isinstance(tensor.type, Tensor)
     em.comment([op.loc])
-    positions, shape = list(op.operands[1:-3]), list(t.shape)
-    at, box = [], []
-    for word in op["index"]:
-        at.append(em.scalar(positions.pop(0)) if word != "all" else ZERO)
-        box.append(1 if word == "at" else shape.pop(0))
-    if len(at) == 1:  # no map has one axis
-        at, box = [ZERO, *at], [1, *box]
-    panels = t.shape[-1] // t.layout.panel
-    if op["index"][-1] == "at":
+    access, panels = Access.of(op), t.shape[-1] // t.layout.panel
+    if not access.in_rows:
         raise FcError("compile/unsupported", "a bulk copy runs along the tensor's last axis", got=op["index"], loc=op.loc)
     dst, bar, size = em.scalars[view], _bar(em, bars, cursor), t.dtype.bytes
     blocks, hint = op.get("multicast") or 1, op.get("hint")
-    if blocks > 1:
-        part = share(t, blocks)
-        assert part is not None, "verified"
+    part = share(t, blocks) if blocks > 1 else None
+    rows = part[0] if part is not None and part[1] == panels and len(t.shape) == 2 else t.shape[0]
+    box = Boxes(em, access, (rows, t.layout.panel) if len(t.shape) == 2 else (t.layout.panel,))
+    if part is not None:
         rank = em.hoist("int", "rank", X(f"{em.fn('cluster_rank')}()"))
         if part[1] < panels:
             panels = part[1]
-            at[-1] = add(at[-1], binary("*", rank, X(str(panels * t.layout.panel))))
+            box.shift(-1, binary("*", rank, X(str(panels * t.layout.panel))))
             dst = add(dst, binary("*", rank, X(str(panels * t.layout.panel_bytes(t.shape, size)))))
         else:
-            axis = next(n for n, word in enumerate(op["index"]) if word != "at")
-            box[axis] = part[0]
-            at[axis] = add(at[axis], binary("*", rank, X(str(part[0]))))
+            box.shift(0, binary("*", rank, X(str(part[0]))))
             dst = add(dst, binary("*", rank, X(str(part[0] * t.layout.row_bytes(size)))))
-    box[-1] = t.layout.panel
-    name = em.map_of(tensor, (*box, t.layout.swizzle))
-    fn = em.fn(f"tma_load_{len(at)}d" + ("_multicast" if blocks > 1 else "") + ("_hint" if hint else ""))
+    name = em.map_of(tensor, box.detail(t.layout.swizzle))
+    fn = em.fn(f"tma_load_{box.rank}d" + ("_multicast" if blocks > 1 else "") + ("_hint" if hint else ""))
     extra = (f", {hex((1 << blocks) - 1)}" if blocks > 1 else "") + (f", {HINTS[hint]}" if hint else "")
     for p in range(panels):
-        coords = [add(at[-1], X(str(p * t.layout.panel))), *reversed(at[:-1])]
         to = add(dst, X(str(p * t.layout.panel_bytes(t.shape, size))))
-        em.w.line(f"{fn}({to}, {name}, {bar}, {', '.join(map(str, coords))}{extra});")
+        em.w.line(f"{fn}({to}, {name}, {bar}, {box.coords(p * t.layout.panel)}{extra});")
 
 
 # ---- turns, and tiles to work on ---------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from ..ir.layout import OpaqueLayout, RegLayout
 from ..ir.types import DType, Frag, Scalar
 from .cuda_emit import EMIT, Emitter, emits
 from .cuda_text import CTYPES, TERNARY, UNARY, X, add, binary, call, literal
-from .cuda_words import wished
+from .cuda_words import scalar, wished
 
 LONG = 90  # an expression longer than this gets a name of its own
 
@@ -119,7 +119,7 @@ def define_scalar(em: Emitter, op: Op, x: X, inline: bool | None = None) -> None
         em.scalars[v] = literal(known, v.type.dtype)
         return
     em.comment([op.loc])
-    name = X(em.names(wished(em.plan, v), "t"), depth=em.depth)
+    name = X(em.names(wished(em.plan, v) or scalar(em.plan, v)), depth=em.depth)
     em.w.line(f"const {CTYPES[v.type.dtype.name]} {name} = {x};")
     em.scalars[v] = name
 

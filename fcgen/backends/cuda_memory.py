@@ -5,14 +5,15 @@ from __future__ import annotations
 import numpy as np
 
 from ..errors import FcError
+from ..ir.access import Access, Axis, along
 from ..ir.alignment import run
 from ..ir.core import Op, Value
 from ..ir.layout import LANES, RegLayout
-from ..ir.types import DType, Tensor
+from ..ir.types import DType
 from .cuda_emit import Emitter, emits, memtype
 from .cuda_expr import nonneg
 from .cuda_frag import stored
-from .cuda_smem import Access, byte_address
+from .cuda_smem import Addresses, byte_address
 from .cuda_text import CTYPES, LESS, UNARY, ZERO, X, add, binary, call, mul
 
 _TAGS = {"f16": "b32", "bf16": "b32", "f32": "f32", "i32": "i32", "f64": "f64", "i64": "i64"}
@@ -25,42 +26,52 @@ def scaled(x: X, stride: X) -> X:
     return X(f"(long long){x.within(UNARY + 1)} * {stride}", 80, x.depth)
 
 
+def end_of(em: Emitter, axis: Axis) -> X:
+    """The first position along a dimension that no longer counts: 0 or more."""
+    size = em.size(axis.dim)
+    if axis.limit is None:
+        return size
+    most = call("min", em.scalar(axis.limit), size)
+    return em.hoist("int", "end", most if nonneg(em, axis.limit) else call("max", X("0"), most))
+
+
 class Rectangle:
     """The global side of an op: a pointer for the thread, offsets and guards per instance (a run of `vec` registers)."""
 
-    def __init__(self, em: Emitter, op: Op, tensor: Value, scalars: tuple[Value, ...], layout: RegLayout, vec: int,
-                 who: str = ""):
-        assert isinstance(tensor.type, Tensor)
+    def __init__(self, em: Emitter, op: Op, layout: RegLayout, vec: int, who: str = ""):
+        tensor, access = op.operands[0], Access.of(op)
         self.em, self.tensor, self.vec = em, tensor, vec
         regs = np.arange(0, layout.regs, vec)
-        words, left, axis = op["index"], list(scalars), 0
         terms: list[X] = []
         self.axes: list[tuple[np.ndarray, X]] = []
         self.guards: list[tuple[X, np.ndarray, X, str | int, bool]] = []
         self.before: set[int] = set()  # guards of runs that may begin in front of the tensor
-        for d, word in enumerate(words):
-            at_least_zero = word == "all" or nonneg(em, left[0])
-            first = em.scalar(left.pop(0)) if word != "all" else ZERO
-            stride = em.stride(tensor, d)
-            if word == "at":
+        self.listed: list[tuple[str, np.ndarray, X, X | None]] = []  # vectors: array, register of each instance, stride, end if guarded
+        for d, axis in enumerate(access.axes):
+            first = em.scalar(axis.start) if axis.start is not None and not axis.is_listed else ZERO
+            stride, last = em.stride(tensor, d), d == len(access.axes) - 1
+            if axis.along is None:
                 terms.append(scaled(first, stride))
                 continue
-            thread = em.thread_part(layout, axis, f"{who or tensor.name.lower()}_{'row' if d < len(words) - 1 else 'col'}")
-            table = np.asarray(layout.part(axis, "r", regs))
+            if axis.is_listed:
+                assert axis.start is not None
+                registers = along(layout, axis.along)[1][regs]
+                self.listed.append((stored(em, axis.start), registers, stride, em.size(axis.dim) if axis.guard else None))
+                continue
+            thread = em.thread_part(layout, axis.along, f"{who or tensor.name.lower()}_{'col' if last else 'row'}")
+            table = np.asarray(layout.part(axis.along, "r", regs))
             terms += [scaled(add(first, thread), stride)] if first.depth == 0 else [scaled(thread, stride), scaled(first, stride)]
             self.axes.append((table, stride))
-            if op["guard"][axis]:
-                dim = tensor.type.dims[d]
-                at = add(first, thread)
-                self.before |= set() if at_least_zero else {len(self.guards)}
-                self.guards.append((at, table, em.size(dim), dim, d == len(words) - 1))
-            axis += 1
+            if axis.guard:
+                if axis.start is not None and not nonneg(em, axis.start):
+                    self.before.add(len(self.guards))
+                self.guards.append((add(first, thread), table, end_of(em, axis), axis.dim if axis.limit is None else "", last))
         self.terms = [t for t in terms if not t.is_zero]
 
     def step(self) -> X | None:
         """Elements from one instance to the next where that is one run-time constant: the pointer can walk."""
         moving = [(t, s) for t, s in self.axes if t.any()]
-        if len(moving) != 1 or moving[0][1].text == "1" or len(moving[0][0]) < 2:
+        if self.listed or len(moving) != 1 or moving[0][1].text == "1" or len(moving[0][0]) < 2:
             return None
         table, stride = moving[0]
         rows = int(table[1] - table[0])
@@ -100,6 +111,8 @@ class Rectangle:
         out = ZERO
         for table, stride in self.axes:
             out = add(out, scaled(self.em.form(table, i, "at"), stride))
+        for name, table, stride, _ in self.listed:
+            out = add(out, scaled(X(f"{name}[{self.em.index(table, i, 'at')}]", depth=self.em.depth), stride))
         return out
 
     def prepare(self) -> None:
@@ -113,6 +126,8 @@ class Rectangle:
         for n, (at, table, size, _, _) in enumerate(self.guards):
             x = add(at, self.em.form(table, i, "at"))
             out.append(f"{call('unsigned', x)} < {call('unsigned', size)}" if n in self.before else f"{x.within(LESS)} < {size}")
+        out += [f"unsigned({name}[{self.em.index(table, i, 'at')}]) < {call('unsigned', end)}" for name, table, _, end in self.listed
+                if end is not None]
         return X(" && ".join(out), 30 if len(out) > 1 else LESS) if out else None
 
     def ragged(self) -> bool:
@@ -130,7 +145,7 @@ class Rectangle:
 
 @emits("cp_async")
 def _cp_async(em: Emitter, op: Op) -> None:
-    tensor, buffer, layout = op.operands[0], op.operands[-1], op["threads"]
+    buffer, layout = op.operands[-1], op["threads"]
     vec, size = run(op), buffer.type.dtype.bytes
     em.comment([op.loc])
     n = layout.regs // vec
@@ -139,8 +154,8 @@ def _cp_async(em: Emitter, op: Op) -> None:
     for e in range(1, vec):
         step = byte_address(buffer.type, rows, cols + e) - byte_address(buffer.type, rows, cols)
         assert (step == e * size).all(), "a run of elements is contiguous in shared memory"
-    to = Access(em, buffer, None, None, rows, cols, "copy_lane")
-    rect = Rectangle(em, op, tensor, op.operands[1:-1], layout, vec, "copy")
+    to = Addresses(em, buffer, None, None, rows, cols, "copy_lane")
+    rect = Rectangle(em, op, layout, vec, "copy")
     step = rect.step()
     src = rect.pointer() if step is None else rect.walker()
     rect.prepare()
@@ -179,12 +194,12 @@ def registers(dtype: DType, name: str, i: X, vec: int) -> tuple[str, int]:
 
 @emits("ld_global")
 def _ld_global(em: Emitter, op: Op) -> None:
-    tensor, v = op.operands[0], op.result
+    v = op.result
     layout, dtype = v.type.layout, v.type.dtype
     em.comment([op.loc])
     name = em.declare(v)
     vec = run(op)
-    rect = Rectangle(em, op, tensor, op.operands[1:], layout, vec)
+    rect = Rectangle(em, op, layout, vec)
     src = rect.pointer()
     rect.prepare()
     if vec * dtype.bytes < 4 or (vec == 1 and dtype.name != "i1" and dtype.bits != 16):
@@ -219,13 +234,13 @@ def _ld_global(em: Emitter, op: Op) -> None:
 
 @emits("st_global")
 def _st_global(em: Emitter, op: Op) -> None:
-    tensor, v = op.operands[:2]
+    v = op.operands[1]
     layout, dtype = v.type.layout, v.type.dtype
     em.comment([op.loc])
     adds = op.get("reduce") == "add"
     name = stored(em, v)
     vec = run(op)
-    rect = Rectangle(em, op, tensor, op.operands[2:], layout, vec)
+    rect = Rectangle(em, op, layout, vec)
     dst = rect.pointer()
     rect.prepare()
     predicate = em.writer_predicate(layout, op.loc)
@@ -264,12 +279,12 @@ def stored_positions(em: Emitter, op: Op, v: Value) -> tuple[np.ndarray, np.ndar
     return (c[..., 1], c[..., 0]) if op.get("transposed") else (c[..., 0], c[..., 1])
 
 
-def _shared(em: Emitter, op: Op, v: Value, buffer: Value, row: Value, col: Value) -> tuple[Access, int]:
+def _shared(em: Emitter, op: Op, v: Value, buffer: Value, row: Value, col: Value) -> tuple[Addresses, int]:
     """Addresses of runs of registers, and how many elements a run has."""
     rows, cols = stored_positions(em, op, v)
-    one = Access(em, buffer, row, col, rows, cols) if em.static([row, col]) is not None else None
+    one = Addresses(em, buffer, row, col, rows, cols) if em.static([row, col]) is not None else None
     vec = one.run(16 // v.type.dtype.bytes) if one is not None else 1
-    return Access(em, buffer, row, col, rows[..., ::vec], cols[..., ::vec]), vec
+    return Addresses(em, buffer, row, col, rows[..., ::vec], cols[..., ::vec]), vec
 
 
 @emits("ld_shared")
@@ -345,7 +360,7 @@ def _ldmatrix(em: Emitter, op: Op) -> None:
     lc = bc.reshape(-1, blocks // count, count)[:, :, which].transpose(0, 2, 1)
     em.comment([op.loc])
     name = em.declare(v)
-    access = Access(em, buffer, row, col, lr, lc)
+    access = Addresses(em, buffer, row, col, lr, lc)
     aligned = byte_address(buffer.type, access.rows, access.cols) % 16 == 0
     assert not access.split or aligned.all(), "ldmatrix rows start on 16 bytes"
     fn = em.fn(f"ldmatrix_x{count}{'_trans' if op['trans'] else ''}")

@@ -71,7 +71,7 @@ def thread_offset(em: Emitter, t: Buffer, rows: np.ndarray, cols: np.ndarray, wi
     return x if x.text.isdigit() else em.hoist("uint32_t", wish, x)
 
 
-class Access:
+class Addresses:
     """Addresses of one op: call it with the instance's index to get the byte address as a 32-bit expression."""
 
     def __init__(self, em: Emitter, buffer: Value, row: Value | None, col: Value | None, rows: np.ndarray, cols: np.ndarray,
@@ -192,4 +192,4 @@ def _slot(em: Emitter, op: Op) -> None:
     em.scalars[op.result] = em.hoist("uint32_t", wish, X(x.text, x.prec, max(which.depth, base.depth)))
 
 
-__all__ = ["Access", "byte_address", "call", "linear", "split"]
+__all__ = ["Addresses", "byte_address", "call", "linear", "split"]

@@ -5,13 +5,15 @@ from __future__ import annotations
 import numpy as np
 
 from ..errors import FcError
+from ..ir.access import Access
 from ..ir.core import Op
 from ..ir.layout import LANES, matrix_blocks
 from ..ir.types import Buffer, Tensor
+from .cuda_boxes import Boxes
 from .cuda_emit import Emitter, emits
 from .cuda_frag import stored
 from .cuda_memory import registers, stored_positions
-from .cuda_smem import Access
+from .cuda_smem import Addresses
 from .cuda_text import ZERO, X, add, mul
 
 
@@ -30,7 +32,7 @@ def _stmatrix(em: Emitter, op: Op) -> None:
     lr, lc = (x[:, 0, ::2].reshape(-1, blocks // count, count)[:, :, which].transpose(0, 2, 1) for x in (rows, cols))
     em.comment([op.loc])
     name = stored(em, v)
-    access = Access(em, buffer, row, col, lr + (np.arange(LANES) % 8)[None, :, None], lc)
+    access = Addresses(em, buffer, row, col, lr + (np.arange(LANES) % 8)[None, :, None], lc)
     fn = em.fn(f"stmatrix_x{count}{'_trans' if op['trans'] else ''}")
     em.w.loop(blocks // count, "i", lambda i: [f"{fn}({access.address(i)}, {registers(v.type.dtype, name, i, 2 * count)[0]});"])
 
@@ -44,23 +46,17 @@ def _tma_store(em: Emitter, op: Op) -> None:
     parts = op["parts"]
     rows, warps = t.shape[0] // parts, em.kernel.warps // parts
     part = X(f"warp / {warps}", 80) if parts > 1 else ZERO
-    positions, sizes = list(op.operands[1:-1]), [rows, t.layout.panel]
-    at, box = [], []
-    for word in op["index"]:
-        x = em.scalar(positions.pop(0)) if word != "all" else ZERO
-        if word != "at" and len(sizes) == 2:
-            x = add(x, mul(part, rows)) if parts > 1 else x
-        at.append(x)
-        box.append(1 if word == "at" else sizes.pop(0))
-    name = em.map_of(tensor, (*box, t.layout.swizzle))
-    fn = em.fn(f"tma_{'add' if op.get('reduce') else 'store'}_{len(at)}d")
+    box = Boxes(em, Access.of(op), (rows, t.layout.panel))
+    if parts > 1:
+        box.shift(0, mul(part, rows))
+    name = em.map_of(tensor, box.detail(t.layout.swizzle))
+    fn = em.fn(f"tma_{'add' if op.get('reduce') else 'store'}_{box.rank}d")
     first = "warp == 0" if parts == 1 else f"warp % {warps} == 0" if warps > 1 else ""
     em.open(f"if ({first}{' && ' if first else ''}lane == 0) {{" if em.kernel.warps > 1 else "if (lane == 0) {")
     src = add(em.scalars[view], mul(part, rows * t.layout.row_bytes(t.dtype.bytes))) if parts > 1 else em.scalars[view]
     for p in range(t.shape[-1] // t.layout.panel):
-        coords = [add(at[-1], X(str(p * t.layout.panel))), *reversed(at[:-1])]
         panel = add(src, X(str(p * t.layout.panel_bytes(t.shape, t.dtype.bytes))))
-        em.w.line(f"{fn}({name}, {', '.join(map(str, coords))}, {panel});")
+        em.w.line(f"{fn}({name}, {box.coords(p * t.layout.panel)}, {panel});")
     em.close()
 
 

@@ -18,6 +18,20 @@ _JOINT = {"add": "plus", "sub": "minus", "mul": "times", "floordiv": "over", "di
           "lt": "below", "le": "upto", "gt": "above", "ge": "from", "eq": "is", "ne": "isnt", "and": "and", "or": "or", "pow": "to"}
 
 
+#: op -> what a scalar is called that nothing else is known about
+_SCALARS = {**dict.fromkeys(("lt", "le", "gt", "ge", "eq", "ne", "not"), "test"), **dict.fromkeys(("and", "or", "xor"), "tests"),
+            **dict.fromkeys(("max", "min"), "end"),
+            **dict.fromkeys(("add", "sub", "neg"), "sum"), **dict.fromkeys(("mul", "fma"), "product"),
+            **dict.fromkeys(("exp", "exp2", "pow"), "power"), **dict.fromkeys(("div", "rcp", "floordiv"), "quotient"), "mod": "rest",
+            "select": "choice", "vote_any": "any", "ld_global": "number", "gather": "number", "reduce": "total"}
+
+
+def scalar(plan: Plan, v: Value) -> str:
+    """What a scalar is called where `wished` has nothing to say."""
+    op = plan.maker.get(v)
+    return _SCALARS.get(op.kind, op.kind) if op is not None else "number"
+
+
 def word(plan: Plan, v: Value, fuel: int = 3) -> str:
     """A word for the value, or "" where nothing short can be said."""
     if v.name or fuel == 0:

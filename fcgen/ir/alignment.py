@@ -2,7 +2,7 @@
 
 An access of n bytes must start on a multiple of n, or the GPU ends the kernel (ld, st, red, bulk copies) or moves other bytes than were
 meant. Where an access starts follows from the tensor's pointer, its strides, and the positions along its axes. Of the positions, multiples
-are known when a kernel is compiled (`multiple`); pointer and strides are the caller's. So `Access.demands` says of a width: never, or what
+are known when a kernel is compiled (`multiple`); pointer and strides are the caller's. So `demands` says of a width: never, or what
 pointer and strides must be multiples of (`Promise`). What the accesses of a kernel demand together (`demanded`) stands in the machine IR as
 `meta aligned`, and the launch checks exactly that. In tile IR the same line says the most that may be demanded; without one it is what
 packed tensors from an allocator have (`natural`).
@@ -16,14 +16,12 @@ from math import gcd
 from typing import Any
 
 from ..errors import FcError
+from .access import Access, accesses
 from .core import Kernel, Op, Value, definitions, walk
 from .types import Frag, Tensor
 
 #: bytes of the widest access of one thread, and of the grain of bulk copies
 WIDEST = 16
-#: kind -> (operands in front of the positions, operands after them); ops that move rectangles
-POSITIONS = {"load": (1, 0), "store": (2, 0), "ld_global": (1, 0), "st_global": (2, 0), "cp_async": (1, 1), "tma_load": (1, 3),
-             "tma_store": (1, 1)}
 
 
 @dataclass(frozen=True)
@@ -109,53 +107,28 @@ def multiple(v: Value | None, defs: Mapping[Value, Op]) -> int:
     return 1
 
 
-@dataclass(frozen=True)
-class Access:
-    """A rectangle of a tensor: per dimension a word ("at" a position, a "tile" from one on, or "all"), the positions, the tile's shape."""
+def demands(access: Access, size: int, defs: Mapping[Value, Op]) -> Promise | None:
+    """What an access of `size` bytes along a row asks of the tensor; None if it is wrong whatever the tensor is."""
+    item, last = access.tensor.dtype.bytes, access.axes[-1] if access.axes else None
+    if size <= item and not access.bulk:
+        return nothing(access.tensor)
+    if last is None or not access.in_rows or (last.start is not None and multiple(last.start, defs) * item % size):
+        return None
+    if access.bulk:  # a tensor map has all strides in units of 16 bytes
+        return Promise(size, (size,) * (len(access.axes) - 1))
+    strides = []
+    for axis in access.axes[:-1]:
+        step = 1 if axis.size > 1 else multiple(axis.start, defs) if axis.start is not None else 0
+        strides.append(max(item, size // gcd(step, size)))
+    return Promise(size, tuple(strides))
 
-    tensor: Tensor
-    words: tuple[str, ...]
-    at: tuple[Value | None, ...]
-    shape: tuple[int, ...]
-    bulk: bool
 
-    @staticmethod
-    def of(op: Op) -> Access:
-        before, after = POSITIONS[op.kind]
-        given = iter(op.operands[before:len(op.operands) - after])
-        part = {"load": op.results, "ld_global": op.results, "store": op.operands[1:], "st_global": op.operands[1:],
-                "tma_load": op.operands[-3:]}.get(op.kind, op.operands[-1:])
-        return Access(op.operands[0].type, tuple(op["index"]), tuple(next(given) if w != "all" else None for w in op["index"]),
-                      part[0].type.shape, op.kind in ("tma_load", "tma_store"))
-
-    @property
-    def in_rows(self) -> bool:
-        """Whether neighbours along the tile's last axis are neighbours in memory."""
-        return bool(self.words) and self.words[-1] != "at"
-
-    def demands(self, size: int, defs: Mapping[Value, Op]) -> Promise | None:
-        """What an access of `size` bytes along a row asks of the tensor; None if it is wrong whatever the tensor is."""
-        item = self.tensor.dtype.bytes
-        if size <= item and not self.bulk:
-            return nothing(self.tensor)
-        if not self.in_rows or (self.words[-1] == "tile" and multiple(self.at[-1], defs) * item % size):
-            return None
-        if self.bulk:  # a tensor map has all strides in units of 16 bytes
-            return Promise(size, (size,) * (len(self.words) - 1))
-        strides, axis = [], 0
-        for word, at in zip(self.words[:-1], self.at):
-            step = multiple(at, defs) if word != "all" else 0
-            if word != "at":
-                step, axis = (1 if self.shape[axis] > 1 else step), axis + 1
-            strides.append(max(item, size // gcd(step, size)))
-        return Promise(size, tuple(strides))
-
-    def widest(self, may: Promise, defs: Mapping[Value, Op]) -> int:
-        """The most elements, up to 16 bytes, that an access may move without asking for more than `may`."""
-        n = max(1, WIDEST // self.tensor.dtype.bytes)
-        while n > 1 and ((p := self.demands(n * self.tensor.dtype.bytes, defs)) is None or not may.covers(p)):
-            n //= 2
-        return n
+def widest(access: Access, may: Promise, defs: Mapping[Value, Op]) -> int:
+    """The most elements, up to 16 bytes, that an access may move without asking for more than `may`."""
+    n = max(1, WIDEST // access.tensor.dtype.bytes)
+    while n > 1 and ((p := demands(access, n * access.tensor.dtype.bytes, defs)) is None or not may.covers(p)):
+        n //= 2
+    return n
 
 
 def run(op: Op) -> int:
@@ -166,9 +139,11 @@ def run(op: Op) -> int:
     tensor, t = op.operands[0].type, (op.result if op.kind == "ld_global" else op.operands[1]).type
     assert isinstance(t, Frag)
     layout: Any = t.layout
-    vec = min(layout.vector(), op["vec"], WIDEST // tensor.dtype.bytes) if layout.axes and op["index"][-1] != "at" else 1
-    last = tensor.dims[-1] if vec > 1 and op["guard"][-1] else 0
-    while vec > 1 and (vec & (vec - 1) or layout.regs % vec or isinstance(last, str) or last % vec):
+    access = Access.of(op)
+    vec = min(layout.vector(), op["vec"], WIDEST // tensor.dtype.bytes) if layout.axes and access.in_rows else 1
+    last = access.axes[-1] if vec > 1 else None
+    end: Any = 0 if last is None or not last.guard else last.dim if last.limit is None else "limit"
+    while vec > 1 and (vec & (vec - 1) or layout.regs % vec or isinstance(end, str) or end % vec):
         vec -= 1
     return min(vec, 2 if tensor.dtype.bits == 16 else 1) if op.get("reduce") == "add" else vec
 
@@ -179,11 +154,11 @@ def demanded(kernel: Kernel) -> dict[str, Promise]:
     for role in kernel.roles:
         defs = definitions(role.body)
         for op in walk(role.body):
-            if op.kind not in POSITIONS or op.kind in ("load", "store"):
+            access = accesses(op)
+            if access is None or op.kind in ("load", "store", "gather"):
                 continue
-            access = Access.of(op)
             size = WIDEST if access.bulk else run(op) * access.tensor.dtype.bytes
-            p = access.demands(size, defs)
+            p = demands(access, size, defs)
             if p is None:
                 raise FcError("compile/unsupported", f"{op.kind} moves {size} bytes of {op.operands[0].name} at a time, and may start "
                               "inside as many", loc=op.loc, expected="a tile that runs along rows and starts on a multiple of that",

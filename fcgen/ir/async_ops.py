@@ -19,6 +19,7 @@ generic proxy wrote is seen by the async one after `proxy_fence` in the writing 
 
 from __future__ import annotations
 
+from .access import Access
 from .attrs import FLAG, GUARD, INDEX, TEXT, one_of, whole
 from .core import Op, Value
 from .machine_ops import _buffer, _effect_only, _no_operands
@@ -94,6 +95,8 @@ def _check_tma_load(op: Op) -> None:
          "256", types[-3])
     wrong = boxes_problem(types[-3])
     need(wrong is None, f"tma_load: {wrong.rule}" if wrong else "", wrong and wrong.expected, wrong and wrong.got)
+    cut = Access.of(op).unbounded()
+    need(cut is None, f"tma_load: {cut[0]}" if cut else "", *(cut or ("", ""))[1:])
     n = op.get("multicast") or 1
     need(n == 1 or share(types[-3], n) is not None, "tma_load: a tile that is copied in parts is made of as many panels, or runs of 8 rows",
          f"{n} parts", types[-3])
@@ -109,9 +112,10 @@ def share(t: Buffer, blocks: int) -> tuple[int, int] | None:
 
 
 define("tma_load", "machine", """`tma_load T, scalars..., slot, bars, cursor`: one thread starts the copy of a rectangle of a tensor into a
-       slot (cp.async.bulk.tensor, one per panel of the slot); positions outside the tensor become zero. The bytes of the whole slot
-       count towards the cursor's barrier when they have landed. With `multicast`, the op of this block copies only its part (`share`)
-       of the tile, to the slot and barrier of the same place in every block of the cluster.""", _effect_only, effect="write",
+       slot (cp.async.bulk.tensor, one per panel of the slot); positions outside the tensor, or past a limit, become zero. The bytes of the
+       whole slot count towards the cursor's barrier when they have landed. With `multicast`, the op of this block copies only its
+       part (`share`) of the tile, to the slot and barrier of the same place in every block of the cluster.""", _effect_only,
+       effect="write",
        check=_check_tma_load, phases="pipelined synced", index=INDEX, guard=GUARD, hint=one_of("evict_first", "evict_last").maybe,
        multicast=whole(1, MOST_BLOCKS).maybe)
 define("cluster_sync", "machine", """Wait until all warps of all blocks of the cluster have come here, but for roles that have ended

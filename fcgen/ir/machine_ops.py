@@ -70,7 +70,7 @@ define("acquire", "machine", """`acquire views...`: from here on these tiles are
 def _check_cp_async(op: Op) -> None:
     tensor, buffer = op.operands[0].type, op.operands[-1].type
     _buffer(buffer, "cp_async")
-    check_index(tensor, tuple(v.type for v in op.operands[1:-1]), buffer.shape, op.attrs, "cp_async")
+    check_index(tensor, tuple(v.type for v in op.operands[1:-1]), buffer.shape, op.attrs, "cp_async", op["threads"])
     need(tensor.dtype == buffer.dtype, "cp_async: one dtype", tensor.dtype, buffer.dtype)
     t = op["threads"]
     need(t.shape == buffer.shape, "cp_async: `threads` covers the tile", buffer.shape, t.shape)
@@ -104,7 +104,7 @@ def _check_ld_global(op: Op) -> None:
     tensor, t = op.operands[0].type, op.result.type
     need(isinstance(tensor, Tensor), "ld_global reads a tensor parameter", "tensor", tensor)
     _frag_of(tensor, t, "ld_global")
-    check_index(tensor, tuple(v.type for v in op.operands[1:]), t.shape, op.attrs, "ld_global")
+    check_index(tensor, tuple(v.type for v in op.operands[1:]), t.shape, op.attrs, "ld_global", t.layout)
 
 
 define("ld_global", "machine", """`ld_global T, scalars...`: a rectangle of a tensor into registers; guarded-out elements are
@@ -116,7 +116,7 @@ def _check_st_global(op: Op) -> None:
     tensor, t = op.operands[0].type, op.operands[1].type
     _frag_of(tensor, t, "st_global")
     need(t.partial is None, "st_global: the value is complete", "no partial reduction", t)
-    check_index(tensor, tuple(v.type for v in op.operands[2:]), t.shape, op.attrs, "st_global")
+    check_index(tensor, tuple(v.type for v in op.operands[2:]), t.shape, op.attrs, "st_global", t.layout)
 
 
 define("st_global", "machine", """`st_global T, frag, scalars...`: registers to a rectangle of a tensor; of threads that hold

@@ -8,6 +8,7 @@ threads that wrote and a barrier.
 
 from __future__ import annotations
 
+from .access import Access
 from .attrs import FLAG, GUARD, INDEX, one_of, whole
 from .core import Op
 from .machine_ops import _buffer, _effect_only, _frag_of, _in_runs, _no_operands, _positions, _region_fits
@@ -22,21 +23,21 @@ MOST_AXES, MOST_BOX, ROW_BYTES = 5, 256, 16
 DTYPES = ("f16", "bf16", "f32", "i32")
 
 
-def refusal(tensor: Tensor, index: tuple[str, ...], buffer: Buffer, parts: int) -> tuple[str, object, object] | None:
+def refusal(access: Access, buffer: Buffer, parts: int) -> tuple[str, object, object] | None:
     """(rule, expected, got) where no bulk store can move the tile."""
-    rows = buffer.shape[0] // parts
+    rows, tensor = buffer.shape[0] // parts, access.tensor
     if tensor.dtype.name not in DTYPES:
         return "an element type that tensor maps have", ", ".join(DTYPES), tensor.dtype
     if not 2 <= len(tensor.dims) <= MOST_AXES:
         return "a tensor of two to five axes", f"2 to {MOST_AXES}", len(tensor.dims)
-    if index[-1] == "at":
-        return "the tile runs along the tensor's last axis", "tile or all", index[-1]
+    if not access.in_rows:
+        return "the tile runs along the tensor's last axis", "a run, or all of it", access.axes[-1].word
     if buffer.layout.panel * buffer.dtype.bytes % ROW_BYTES:
         return f"rows are multiples of {ROW_BYTES} bytes", f"{ROW_BYTES // buffer.dtype.bytes} elements", buffer.shape[-1]
     if rows > MOST_BOX or buffer.layout.panel > MOST_BOX:
         return f"at most {MOST_BOX} positions along each axis", MOST_BOX, f"{rows} x {buffer.layout.panel}"
     wrong = boxes_problem(buffer, parts)
-    return (wrong.rule, wrong.expected, wrong.got) if wrong else None
+    return (wrong.rule, wrong.expected, wrong.got) if wrong else access.unbounded()
 
 
 def _check_tma_store(op: Op) -> None:
@@ -49,14 +50,14 @@ def _check_tma_store(op: Op) -> None:
     need(types[0].dtype == buffer.dtype, "tma_store: one dtype", types[0].dtype, buffer.dtype)
     need(len(buffer.shape) == 2 and buffer.layout.pad == 0, "tma_store: a tile of two axes, its rows without padding", "pad 0", buffer)
     need(buffer.shape[0] % parts == 0, "tma_store: equal parts of the rows", buffer.shape[0], parts)
-    wrong = refusal(types[0], op["index"], buffer, parts)
+    wrong = refusal(Access.of(op), buffer, parts)
     need(wrong is None, f"tma_store: {wrong[0]}" if wrong else "", *(wrong or ("", ""))[1:])
 
 
 define("tma_store", "machine", """`tma_store T, scalars..., buffer`: one thread of each of `parts` equal parts of the role's warps starts
        the copy of as large a part of a staged tile's rows to a rectangle of a tensor (cp.async.bulk.tensor, one per panel). Positions
-       outside the tensor are left out, guarded or not. reduce="add" adds atomically. It belongs to the group that the thread's
-       next `bulk_commit` closes.""", _effect_only, effect="write", check=_check_tma_store, phases="selected synced",
+       outside the tensor, or past a limit, are left out, guarded or not. reduce="add" adds atomically. It belongs to the group that the
+       thread's next `bulk_commit` closes.""", _effect_only, effect="write", check=_check_tma_store, phases="selected synced",
        index=INDEX, guard=GUARD, parts=whole(1, 32), reduce=one_of("add").maybe)
 define("bulk_commit", "machine", "Close this thread's group of bulk stores (an empty group counts).", _no_operands, effect="write",
        phases="selected synced")

@@ -1,12 +1,6 @@
 """Ops of the tile IR, most of which the machine IR shares (there their operands are fragments).
 
-An *index* names a rectangle of a tensor: attribute `index` holds one word per tensor dimension,
-  "at"    one position, given by a scalar operand;
-  "tile"  a run of positions whose first is a scalar operand and whose length is the result's axis;
-  "all"   the whole compile-time dimension (the result's axis may be longer: padding, read as zero).
-The result has one axis per "tile" or "all" word, in order. Attribute `guard` has one bool per result axis: True means that
-positions at or past the tensor's size read as zero (a load) or are left alone (a store). An axis without a guard is known to be
-inside.
+An index names a rectangle of a tensor: see `access`.
 """
 
 from __future__ import annotations
@@ -14,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from .access import SCALARS, along
 from .attrs import AXES, DTYPE, FLAG, GUARD, INDEX, NUMBER, SHAPE, TEXT, VEC, one_of, whole
 from .core import Op
 from .elementwise import FNS, REDUCTIONS
@@ -244,17 +239,29 @@ define("slice", BOTH, """`slice tile, first`: the part that starts at `first` al
        check=_check_slice, axis=whole(0, 7), size=whole(1).maybe)
 
 
-def check_index(tensor: Any, scalars: tuple[Any, ...], shape: tuple[int, ...], attrs: Mapping[str, Any], what: str) -> None:
-    """The rule of the module docstring."""
+def check_index(tensor: Any, scalars: tuple[Any, ...], shape: tuple[int, ...], attrs: Mapping[str, Any], what: str,
+                layout: Any = None) -> None:
+    """The rule of `access`. layout: of the registers that the tile goes through."""
     need(isinstance(tensor, Tensor), f"{what}: the first operand is a tensor parameter", "tensor", tensor)
     index, guard = attrs["index"], attrs["guard"]
     need(len(index) == len(tensor.dims), f"{what}: one index word per tensor dimension", len(tensor.dims), len(index))
-    need(len(scalars) == sum(w != "all" for w in index), f"{what}: one scalar per 'at' and 'tile'",
-         sum(w != "all" for w in index), len(scalars))
-    need(all(isinstance(s, Scalar) and s.dtype in (i32, i64) for s in scalars), f"{what}: positions are integer scalars",
-         "i32", scalars)
-    axes = [(d, w) for d, w in zip(tensor.dims, index) if w != "at"]
-    need(len(axes) == len(shape), f"{what}: one tile axis per 'tile' and 'all'", len(axes), len(shape))
+    count = sum(SCALARS[w] for w in index)
+    need(len(scalars) == count, f"{what}: one scalar per 'at' and 'tile', two per 'until'", count, len(scalars))
+    axes = [(d, w) for d, w in zip(tensor.dims, index) if w not in ("at", "also")]
+    need(len(axes) == len(shape), f"{what}: one tile axis per 'tile', 'until', 'each' and 'all'", len(axes), len(shape))
+    need("also" not in index or "each" in index[:index.index("also")], f"{what}: 'also' comes after an 'each'", got=index)
+    given, axis, each = iter(scalars), -1, 0
+    for word in index:
+        axis += word not in ("at", "also")
+        each = axis if word == "each" else each
+        for t in (next(given) for _ in range(SCALARS[word])):
+            if word in ("each", "also"):
+                need(isinstance(t, (Tile, Frag)) and t.shape == shape[each:each + 1] and t.dtype == i32,
+                     f"{what}: a vector says the positions", f"i32[{shape[each]}]", t)
+                need(not isinstance(t, Frag) or layout is None or t.layout == along(layout, each)[0],
+                     f"{what}: the vector has the tile's layout along its axis", layout, t)
+            else:
+                need(isinstance(t, Scalar) and t.dtype in (i32, i64), f"{what}: positions are integer scalars", "i32", t)
     need(len(guard) == len(axes), f"{what}: one guard per tile axis", len(axes), len(guard))
     for (dim, word), n, g in zip(axes, shape, guard):
         if word == "all":
@@ -272,7 +279,7 @@ def _check_load(op: Op) -> None:
     need(t.dtype == tensor.dtype, "load: the tile has the tensor's dtype", tensor.dtype, t.dtype)
 
 
-define("load", BOTH, """Read a rectangle of a tensor: `load T, scalars...`. See the module docstring. stages: slots of its ring, if the
+define("load", BOTH, """Read a rectangle of a tensor: `load T, scalars...`. See `access`. stages: slots of its ring, if the
        schedule names it. vec (once it is placed): at most this many elements per access.""", _none, effect="read", check=_check_load,
        phases="placed pipelined", index=INDEX, guard=GUARD, **SITE, stages=whole(1, 64).maybe, vec=VEC.maybe)
 

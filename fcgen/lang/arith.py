@@ -12,7 +12,7 @@ from typing import Any
 from ..errors import FcError
 from ..ir.elementwise import FNS
 from ..ir.types import DType, f32, i1, i32
-from .handles import Handle, Label, NotATile, Range, label_name
+from .handles import Handle, Label, NotATile, label_name
 from .trace import current, here
 
 #: how messages call the functions that are written as operators
@@ -78,8 +78,8 @@ def joint_labels(handles: list[Handle]) -> tuple[Label, ...]:
     for h in handles:
         if len(h.labels) == len(every):
             return h.labels
-    ranges = sorted((l for l in every if isinstance(l, Range)), key=lambda r: r.number)
-    return (*ranges, *(l for l in every if not isinstance(l, Range)))
+    ranges = sorted((l for l in every if not isinstance(l, (str, int))), key=lambda r: r.number)
+    return (*ranges, *(l for l in every if isinstance(l, (str, int))))
 
 
 def aligned(h: Handle, labels: tuple[Label, ...], sizes: dict[Label, int] | None = None) -> Handle:

@@ -13,21 +13,24 @@ from ..errors import FcError, Loc
 from ..ir.core import Block, GridAxis, Op, Value
 from ..ir.types import Scalar, i1, i32
 from .arith import lift
-from .handles import Handle, NotATile, Range, TiledSize, Var
+from .handles import Handle, NotATile, Var
 from .mistakes import called
+from .ranges import Range, TiledSize, dim_size
 from .rebinding import check_branch, check_loop, in_for_statement, snapshot
 from .tensors import Dim, RunDim
 from .trace import current, here
 
 
 def tile(size: Any, block: str) -> TiledSize:
-    """A dimension (`Q.M`) cut into blocks whose size the schedule gives under the name `block`."""
+    """A dimension (`Q.M`), or a count that the program computes, cut into blocks whose size the schedule gives under the name `block`."""
     if isinstance(size, (Dim, RunDim)):
         return TiledSize(int(size) if isinstance(size, Dim) else size.name, block)
     if _is_count(size):
         return TiledSize(size, block)
+    if isinstance(size, Handle) and not size.labels and size.dtype == i32:
+        return TiledSize(Handle(size.value), block)
     raise FcError("trace/usage", "fc.tile takes a tensor's dimension", expected='fc.tile(Q.M, "BLOCK_M")', got=repr(size), loc=here(),
-                  hint="a count computed in the program can be looped over, not tiled: fc.loop(n)" if isinstance(size, Handle) else None)
+                  hint="a count is an i32 scalar" if isinstance(size, Handle) else None)
 
 
 def _is_count(n: Any) -> bool:
@@ -47,7 +50,7 @@ def grid(*axes: Any) -> tuple[Any, ...]:
     for n, axis in enumerate(axes):
         i = Value(Scalar(i32), "")
         t.ids.append(i)
-        if isinstance(axis, TiledSize):
+        if isinstance(axis, TiledSize) and not isinstance(axis.dim, Handle):
             t.grid.append(GridAxis(f"i{n}", axis.dim, axis.size))
             start = t.emit("mul", i, t.emit("const", value=axis.size, dtype="i32"))
             out.append(Range(axis.block, axis.size, start, axis.dim, i))
@@ -121,7 +124,7 @@ class Loop(NotATile):
         tiled = isinstance(over, TiledSize)
         one = lambda n: t.emit("const", value=n, dtype="i32")
         if isinstance(over, TiledSize):
-            size = one(over.dim) if isinstance(over.dim, int) else t.size(over.dim)
+            size = dim_size(over.dim).value
             count = t.emit("floordiv", t.emit("add", size, one(over.size - 1)), one(over.size))
         else:
             count = _bound(over)

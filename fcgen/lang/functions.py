@@ -9,8 +9,9 @@ from typing import Any
 from ..errors import FcError
 from ..ir.types import DType, f32, i1, i32
 from .arith import aligned, common, elementwise, lift, spread
-from .handles import Handle, NotATile, Range, label_name
+from .handles import Handle, NotATile, label_name
 from .mistakes import dtype_of
+from .ranges import Range
 from .tensors import Dim, RunDim, TensorParam, View, tile_type
 from .trace import current, here
 
@@ -63,7 +64,7 @@ def zeros(*axes: Any, dtype: DType | str | None = None) -> Handle:
 
 
 def load(view: Any) -> Handle:
-    """The elements of a view; positions past the tensor's end read as zero."""
+    """The elements of a view; positions past the tensor's end, or past a limit of a range, read as zero."""
     if isinstance(view, Handle):
         return view
     if isinstance(view, TensorParam):
@@ -72,12 +73,13 @@ def load(view: Any) -> Handle:
         raise FcError("trace/usage", "fc.load takes a view of a tensor", expected="fc.load(Q[b, h, rows])", got=repr(view), loc=here())
     p = view.tensor._param
     view.tensor.check_readable()
-    v = current().emit("load", p, *view.scalars, type=tile_type(p.type.dtype, view.shape), index=view.index, guard=view.guard)
+    scalars, attrs = view.access(False)
+    v = current().emit("load", p, *scalars, type=tile_type(p.type.dtype, view.shape), **attrs)
     return Handle(v, view.labels)
 
 
 def store(view: Any, value: Any) -> None:
-    """Write a tile; positions past the tensor's end are left alone."""
+    """Write a tile; positions past the tensor's end, or past a limit of a range, are left alone."""
     _store(view, value, {})
 
 
@@ -113,7 +115,8 @@ def _store(view: Any, value: Any, attrs: dict[str, Any]) -> None:
                       expected=", ".join(map(label_name, view.labels)), got=", ".join(map(label_name, x.labels)), loc=here())
     x = aligned(x, view.labels, dict(zip(view.labels, view.shape)))
     t.stored.add(p.name)
-    t.do("store", p, x.value, *view.scalars, index=view.index, guard=view.guard, **attrs)
+    scalars, where = view.access(True)
+    t.do("store", p, x.value, *scalars, **where, **attrs)
 
 
 def gather(tensor: TensorParam, *index: Any) -> Handle:

@@ -1,20 +1,20 @@
-"""What a spec's function works with: tiles and scalars, variables, and the ranges that label their axes.
+"""What a spec's function works with: tiles and scalars, and variables.
 
-Every tile axis carries a label: the `Range` that it runs over, or the name of the tensor dimension that it is. Operations align their
-operands by label, so `[rows, cols] - [rows]` needs no reshaping and can never pick the wrong axis of a square tile.
+Every tile axis carries a label: the `Range` (`ranges`) that it runs over, or the name of the tensor dimension that it is. Operations align
+their operands by label, so `[rows, cols] - [rows]` needs no reshaping and can never pick the wrong axis of a square tile.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from ..errors import FcError, did_you_mean
+from ..errors import FcError
 from ..ir.core import Value
-from ..ir.types import DType, i1, i32
+from ..ir.types import DType, i1
 from .mistakes import Traced, called, dtype_of
 from .trace import Scope, current, here
 
-Label = Any  # Range | str
+Label = Any  # Range | str | int
 
 
 def elementwise(name: str, *args: Any) -> Handle:
@@ -282,109 +282,5 @@ class Var(Handle):
         return self
 
 
-@called("range")
-class Range(NotATile):
-    """A run of positions along a dimension: what `fc.tile` of a grid or loop axis yields, and an axis label of what it indexes."""
-
-    __slots__ = ("_live", "_start", "_tile", "block", "dim", "number", "scope", "size")
-    PUBLIC = ("again", "index", "matters", "size", "start", "valid")
-
-    count = 0
-
-    def __init__(self, block: str, size: int, start: Value, dim: str | int, tile: Value | None = None):
-        self.block, self.size, self.dim = block, size, dim
-        self.scope = current().scope
-        self._start, self._tile = start, tile
-        self._live: Any = None  # of the loop that it comes from
-        Range.count += 1
-        self.number = Range.count
-
-    def mistaken(self) -> FcError:
-        return FcError("trace/usage", "a range is not a tile", got=repr(self), loc=here(),
-                       hint="its positions are .index, the first one is .start")
-
-    def __bool__(self) -> bool:
-        raise FcError("trace/python-if", "a range has no truth value", got=repr(self), loc=here(),
-                      hint="its positions are .index; choose with fc.where")
-
-    def __repr__(self) -> str:
-        return f"<range {self.block} of {self.size} along {self.dim}>"
-
-    @property
-    def start(self) -> Handle:
-        """The first position, an i32 scalar."""
-        return self._scoped(Handle(self._start))
-
-    @property
-    def index(self) -> Handle:
-        """The positions, i32 [self]."""
-        t = current()
-        return Handle(t.emit("add", t.emit("iota", shape=(self.size,)), self.start.value), (self,))
-
-    @property
-    def valid(self) -> Handle:
-        """Which positions lie inside the dimension, i1 [self]."""
-        return elementwise("lt", self.index, dim_size(self.dim))
-
-    @property
-    def matters(self) -> Handle | None:
-        """Where the loop that the range comes from is live, i1; None where it says nothing."""
-        return None if self._live is None else lift(self._live(self), i1)
-
-    def again(self) -> Range:
-        """The same positions as an axis of its own, for products of a chunk with itself."""
-        return Range(self.block, self.size, self.start.value, self.dim, self._tile)
-
-    def _scoped(self, h: Handle) -> Handle:
-        h.scope = self.scope
-        h.check_scope()
-        return h
-
-    def __iter__(self) -> Any:
-        raise FcError(
-            "trace/usage", "a range is not a loop", got=repr(self), loc=here(), hint="for cols in fc.loop(fc.tile(K.N, 'BLOCK_N')):"
-        )
-
-
-@called("tiling")
-class TiledSize(NotATile):
-    """`fc.tile(size, "BLOCK")`: a dimension cut into blocks. An axis of the grid, or what a loop runs over."""
-
-    __slots__ = ("block", "dim", "size")
-
-    def __init__(self, dim: str | int, block: str):
-        self.dim, self.block = dim, block
-        t = current()
-        if not isinstance(block, str):
-            raise FcError("trace/usage", "fc.tile names its block size, and the schedule says how large it is", expected='"BLOCK_M"',
-                          got=block, loc=here(), hint='Schedule(tiles={"BLOCK_M": 64, ...})')
-        if block not in t.tiles:
-            raise FcError("trace/static", f"no tile size is given for {block}", loc=here(), got=", ".join(t.tiles) or "no tile sizes",
-                          hint=did_you_mean(block, t.tiles, f'Schedule(tiles={{"{block}": 64, ...}})'))
-        self.size = t.tiles[block]
-        t.used_tiles.add(block)
-
-    def __repr__(self) -> str:
-        return f"<fc.tile of {self.dim} into {self.block}>"
-
-    def mistaken(self) -> FcError:
-        return FcError("trace/usage", "fc.tile(...) is a way to cut a dimension, not a tile", loc=here(),
-                       hint="fc.grid and fc.loop take it and hand out ranges")
-
-    def __iter__(self) -> Any:
-        raise FcError("trace/usage", "fc.tile(...) is not a loop yet", got=repr(self), loc=here(),
-                      hint="for cols in fc.loop(fc.tile(K.N, \"BLOCK_N\")):")
-
-
 def label_name(label: Label) -> str:
-    return label.block if isinstance(label, Range) else str(label)
-
-
-def dim_size(dim: str | int) -> Handle:
-    t = current()
-    if isinstance(dim, int):
-        return lift(dim, i32)
-    h = Handle(t.size(dim))
-    while h.scope is not None and h.scope.parent is not None and h.scope.parent.parent is not None:
-        h.scope = h.scope.parent  # it stands at the top of the kernel
-    return h
+    return str(label) if isinstance(label, (str, int)) else str(label.block)

@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 
 from ..errors import FcError
 from ..ir.core import Block, Op, Value, uses, walk
-from .handles import Handle, Range, Var
+from .handles import Handle, Var
+from .ranges import Range
 from .tensors import RunDim
 from .trace import current, here
 

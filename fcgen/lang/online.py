@@ -17,8 +17,9 @@ from .control import var
 from .functions import dot, exp, full, load, log, maximum, where, zeros
 from .functions import max as max_of
 from .functions import sum as sum_of
-from .handles import Handle, NotATile, Range, Var, label_name
+from .handles import Handle, NotATile, Var, label_name
 from .mistakes import called
+from .ranges import Range
 from .tensors import View
 from .trace import current, here
 

@@ -1,4 +1,3 @@
-"""`@fc.kernel`: a Python function becomes a `Spec`, which traces to tile IR for a binding and tile sizes."""
 
 from __future__ import annotations
 
@@ -13,10 +12,11 @@ from ..ir.core import Block, Kernel, Role, Value
 from ..ir.ops import verify
 from ..ir.types import DTYPES, Scalar, Tensor, as_dtype
 from .annotations import Param, Signature, parameter_loc, read_signature
-from .handles import Handle, Range
+from .handles import Handle
 from .mistakes import told
 from .naming import sites
 from .owners import shared_stores
+from .ranges import Range
 from .tensors import TensorParam
 from .trace import Trace, here, shown, tracing
 from .until import until

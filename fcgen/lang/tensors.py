@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from ..errors import FcError, MissingAttribute, did_you_mean
 from ..ir.core import Value
 from ..ir.types import DType, Scalar, Tile, i32, i64
 from .arith import lift, spread
-from .handles import Handle, Label, NotATile, Range, dim_size, label_name
+from .handles import Handle, Label, NotATile, label_name
 from .mistakes import called
+from .ranges import Placed, Positions, Range, dim_size, extent_name
 from .trace import current, here
 
 
@@ -68,7 +69,7 @@ class TensorParam(NotATile):
             )
         index = (*index, *[slice(None)] * (len(dims) - len(index)))
         for i, dim in zip(index, dims):
-            if isinstance(i, bool) or (not isinstance(i, (int, Handle, Range, slice, NotATile)) and not hasattr(i, "__index__")):
+            if isinstance(i, bool) or (not isinstance(i, (int, Handle, Positions, slice, NotATile)) and not hasattr(i, "__index__")):
                 raise FcError("trace/usage", f"{self._param.name} is indexed by ranges, positions and `:`", got=repr(i)[:80], loc=here(),
                               expected=f"{self._param.name}[{', '.join(str(d).lower() for d in self._names)}]",
                               hint="dimensions at the end may be left away" if i is Ellipsis else None)
@@ -76,8 +77,10 @@ class TensorParam(NotATile):
                 raise FcError("trace/usage", "positions count from the start of a dimension", expected="0 or more", got=i, loc=here())
             if isinstance(i, int) and isinstance(dim, int) and i >= dim:
                 raise FcError("trace/usage", f"a position outside {self._param.name}", expected=f"0 to {dim - 1}", got=i, loc=here())
-        whole = all(not isinstance(i, (Range, slice)) for i in index)
-        if any(isinstance(i, Handle) and i.labels for i in index) or (whole and not self.written):
+        whole = all(not isinstance(i, (Positions, slice)) for i in index)
+        listed = any(isinstance(i, Handle) and i.labels for i in index)
+        readable = "out" not in self._flags
+        if (listed and readable and not any(isinstance(i, slice) for i in index)) or (whole and not listed and not self.written):
             return self._gather(index)
         return View(self, index)
 
@@ -88,6 +91,9 @@ class TensorParam(NotATile):
         if len(index) != len(self._names):
             raise FcError("trace/shape", f"{self._param.name} needs one position per dimension", expected=", ".join(map(str, self._names)),
                           got=len(index), loc=here())
+        for i in index:
+            if isinstance(i, Placed):
+                raise i.mistaken()
         handles = [_position(i.index if isinstance(i, Range) else i, self._param.name) for i in index]
         handles, labels = spread(handles)
         return Handle(current().emit("gather", self._param, *[h.value for h in handles]), labels)
@@ -120,22 +126,19 @@ class RunDim(Handle):
 class View(NotATile):
     """A rectangle of a tensor, not loaded yet."""
 
-    __slots__ = ("guard", "index", "labels", "scalars", "shape", "tensor")
+    __slots__ = ("index", "labels", "shape", "tensor")
 
     def __init__(self, tensor: TensorParam, index: tuple[Any, ...]):
         self.tensor = tensor
-        words: list[str] = []
-        scalars: list[Value] = []
-        guard: list[bool] = []
+        self.index: list[Any] = []
         labels: list[Label] = []
         shape: list[int] = []
         for i, dim, name in zip(index, tensor._param.type.dims, tensor._names):
-            if isinstance(i, Range):
-                words.append("tile")
-                scalars.append(i.start.value)
-                guard.append(True)
-                labels.append(i)
-                shape.append(i.size)
+            if isinstance(i, Positions):
+                p = i.placed()
+                self.index.append(p)
+                labels.append(p.range)
+                shape.append(p.range.size)
             elif isinstance(i, slice):
                 if i != slice(None):
                     raise FcError("trace/usage", "a tile is named by a range, not a Python slice", got=repr(i), loc=here(),
@@ -143,28 +146,75 @@ class View(NotATile):
                 if not isinstance(dim, int):
                     raise FcError("trace/static", f"{tensor._param.name} is used whole along {dim}, so {dim} must be known at compile time",
                                   loc=here(), hint=f"bind it: compile(..., {dim}=64)")
-                words.append("all")
-                guard.append(False)
+                self.index.append(None)
                 labels.append(name)
                 shape.append(dim)
             else:
-                words.append("at")
-                scalars.append(_position(i, tensor._param.name).value)
-        self.index, self.scalars, self.guard = tuple(words), tuple(scalars), tuple(guard)
+                h = _position(i, tensor._param.name)
+                self.index.append(h)
+                if h.labels:
+                    self._list(h, labels, shape)
+        for n, dim in enumerate(tensor._param.type.dims):
+            if len(labels) > 2:
+                self._squeeze(n, dim, labels, shape)
         self.labels, self.shape = tuple(labels), tuple(shape)
 
+    def _squeeze(self, n: int, dim: str | int, labels: list[Label], shape: list[int]) -> None:
+        """Of three axes, one of a single position is none: a tile without it meets others all the same."""
+        i = self.index[n]
+        if isinstance(i, Placed) and i.range.size == 1 and i.range.dim == dim and i.shift is None and i.stop is None:
+            at, label = i.start, cast(Label, i.range)
+        elif i is None and dim == 1:
+            at, label = lift(0, i32), self.tensor._names[n]
+        else:
+            return
+        self.index[n] = at
+        del shape[labels.index(label)]
+        labels.remove(label)
+
+    def _list(self, h: Handle, labels: list[Label], shape: list[int]) -> None:
+        """A vector of positions: of a new axis, or of the one that the vector before it runs along."""
+        name, before = self.tensor._param.name, [i.labels for i in self.index[:-1] if isinstance(i, Handle) and i.labels]
+        if len(h.labels) != 1 or h.dtype != i32:
+            raise FcError("trace/shape", f"rows of {name} are found by a vector of positions", expected="i32 [rows]", got=repr(h),
+                          loc=here(), hint="one position for each element is X[i, j], with as many indices as X has dimensions")
+        if before and before[-1] != h.labels:
+            raise FcError("trace/shape", f"two vectors of positions in {name} run along different axes", expected=label_name(before[-1][0]),
+                          got=label_name(h.labels[0]), loc=here(), hint="one position for each element is X[i, j], without `:`")
+        if not before:
+            labels += h.labels
+            shape += h.shape
+
+    def access(self, written: bool) -> tuple[tuple[Value, ...], dict[str, Any]]:
+        """(scalars, attributes) of the op that reaches it."""
+        scalars: list[Value] = []
+        words: list[str] = []
+        for i, dim in zip(self.index, self.tensor._param.type.dims):
+            limit = i.limit(dim, written) if isinstance(i, Placed) else None
+            word = "all" if i is None else "tile" if limit is None else "until"
+            if isinstance(i, Handle):
+                word = "at" if not i.labels else "also" if "each" in words else "each"
+            words.append(word)
+            scalars += [] if i is None else [i.value] if isinstance(i, Handle) else [i.start.value]
+            scalars += [limit.value] if limit is not None else []
+        return tuple(scalars), {"index": tuple(words), "guard": tuple(w != "all" for w in words if w not in ("at", "also"))}
+
     def check_covers(self) -> None:
-        """An output is written as a whole: a range, or an index of the grid, covers the axis that it indexes and no other."""
-        t, tensor, labels, scalars = current(), self.tensor, iter(self.labels), iter(self.scalars)
-        for word, dim, name in zip(self.index, tensor._param.type.dims, tensor._names):
-            label, at = (None if word == "at" else next(labels)), (None if word == "all" else next(scalars))
-            over = label.dim if isinstance(label, Range) else next((g.dim for i, g in zip(t.ids, t.grid) if i is at), dim)
-            if over != dim and "out" in tensor._flags:
-                what = repr(label) if isinstance(label, Range) else f"the grid's index along {over}"
-                raise FcError("trace/store", f"axis {name} of {tensor._param.name} is indexed by what runs over {over}: where {name} is "
-                              "larger, the rest is never written", expected=f"a range or index over {name}", got=what, loc=here(),
-                              hint=f"give what is always of one size one name; if the rest is kept, {tensor._param.name} is "
-                              f'"inout {tensor.dtype}[...]"')
+        """An output is written as a whole: a range, or an index of the grid, covers the axis that it indexes and no other. Where a range is
+        moved to, is the program's own business."""
+        t, tensor = current(), self.tensor
+        for i, dim, name in zip(self.index, tensor._param.type.dims, tensor._names):
+            if isinstance(i, Placed):
+                over = dim if i.shift is not None else "until" if i.stop is not None else i.range.dim
+                what = repr(i)
+            else:
+                over = next((g.dim for x, g in zip(t.ids, t.grid) if i is not None and x is i.value), dim)
+                what = f"the grid's index along {over}"
+            if "out" in tensor._flags and (isinstance(over, Handle) or over != dim):
+                raise FcError("trace/store", f"axis {name} of {tensor._param.name} is indexed by what runs over {extent_name(over)}: where "
+                              f"{name} is larger, the rest is never written", expected=f"a range or index over {name}", got=what,
+                              loc=here(), hint="give what is always of one size one name; if the rest is kept, "
+                              f'{tensor._param.name} is "inout {tensor.dtype}[...]"')
 
     def mistaken(self) -> FcError:
         return FcError("trace/usage", f"a view of {self.tensor._param.name} is not a tile yet", got=repr(self), loc=here(),

@@ -17,6 +17,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from ..errors import FcError
+from ..ir.access import Access
 from ..ir.core import Block, Kernel, Op, Value, map_bodies, uses, walk, walk_kernel
 from ..ir.schedule import Schedule
 from ..ir.target import Target
@@ -112,6 +113,7 @@ def _check_tiles(kernel: Kernel, schedule: Schedule) -> None:
     """IR has its tile sizes already: the schedule may repeat them."""
     loops = {o["label"]: o["tile"] for o in walk_kernel(kernel) if o.kind == "for" and o.get("label") and o.get("tile")}
     axes = {a.tile for a in kernel.grid}
+    axes |= {a.size for op in walk_kernel(kernel) if op.kind in ("load", "store") for a in Access.of(op).runs if a.is_run}
     for name, n in schedule.tiles:
         if loops.get(name, n) != n or (name not in loops and n not in axes):
             there = [*(f"{k}: {v}" for k, v in loops.items()), *(f"{a.name}: {a.tile}" for a in kernel.grid if a.tile > 1)]

@@ -11,11 +11,12 @@ be ones that a guard keeps inside of the tensor.
 from __future__ import annotations
 
 from ..errors import FcError
+from ..ir.access import Access
 from ..ir.async_ops import share
 from ..ir.core import Block, GridAxis, Kernel, Op, Value, definitions, walk
 from ..ir.schedule import Schedule
 from ..ir.target import Target
-from ..ir.types import Buffer, Tensor
+from ..ir.types import Buffer
 
 
 def _refused(message: str, **more: object) -> FcError:
@@ -123,28 +124,18 @@ def _check_guards(kernel: Kernel, grid: GridAxis, index: Value, varying: set[Val
     for op in walk(kernel.body):
         if op.kind not in ("load", "store") or (op.kind == "load" and isinstance(op.result.type, Buffer)):
             continue
-        at = op.operands[1:] if op.kind == "load" else op.operands[2:]
-        if (op.kind == "store" or any(v in varying for v in at)) and not _guarded(op, at, grid, index, defs):
+        access = Access.of(op)
+        if (op.kind == "store" or any(v in varying for v in access.scalars)) and not _guarded(access, grid, index, defs):
             what = "writes" if op.kind == "store" else "reads"
             raise _refused(f"a block outside of the grid, which fills up the last cluster, {what} where no guard keeps it off", loc=op.loc,
                            expected=f"an access of {name}'s own positions along a dimension of size {grid.dim}",
                            hint=f"a cluster along another axis than {name}")
 
 
-def _guarded(op: Op, at: tuple[Value, ...], grid: GridAxis, index: Value, defs: dict[Value, Op]) -> bool:
+def _guarded(access: Access, grid: GridAxis, index: Value, defs: dict[Value, Op]) -> bool:
     """Whether the access runs along the grid axis's own dimension from the tile's start on, guarded: all of it is outside for a block that
     is outside."""
-    tensor = op.operands[0].type
-    assert isinstance(tensor, Tensor)
-    positions, axis = iter(at), 0
-    for dim, word in zip(tensor.dims, op["index"]):
-        place = None if word == "all" else next(positions)
-        if word == "at":
-            continue
-        if place is not None and op["guard"][axis] and dim == grid.dim and _start(place, grid, index, defs):
-            return True
-        axis += 1
-    return False
+    return any(a.guard and a.dim == grid.dim and a.start is not None and _start(a.start, grid, index, defs) for a in access.axes)
 
 
 def _start(v: Value, grid: GridAxis, index: Value, defs: dict[Value, Op]) -> bool:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Container, Mapping
-from math import isinf
+from math import gcd, isinf
 from typing import Any
 
 from ..errors import FcError, Loc
 from ..ir import tile_ops  # noqa: F401  (fills the op table)
 from ..ir.core import Block, Op, Value, walk
 from ..ir.elementwise import FNS
+from ..ir.layout import RegLayout, rowwise
 from ..ir.ops import OPS
-from ..ir.types import Scalar, Tensor
+from ..ir.schedule import Schedule
+from ..ir.types import Frag, Scalar, Tensor, Tile
 
 ELEMENTWISE = frozenset(FNS) | {"select", "cast"}
 COMPARISONS = frozenset(n for n, f in FNS.items() if f.kind == "compare")
@@ -42,6 +44,19 @@ def loaded_name(load: Op) -> str:
     return load.result.name or f"{(load.operands[0].name or 'x').lower()}_tile"
 
 
+def copied_run(shape: tuple[int, ...], vec: int, schedule: Schedule) -> int:
+    """Elements that one access of a copy to shared memory moves; vec: the most that one may."""
+    return 1 if schedule.copy == "scalar" else gcd(vec, shape[-1])
+
+
+def copy_threads(t: Any, vec: int, schedule: Schedule) -> RegLayout:
+    """Which elements of a tile each thread copies to shared memory."""
+    run = copied_run(t.shape, vec, schedule)
+    if len(t.shape) == 1:
+        return rowwise(1, t.shape[0], 1, 32, run).drop(0)
+    return rowwise(t.shape[0], t.shape[1], schedule.warps, 32, run)
+
+
 def rank(v: Value) -> int:
     return len(v.type.shape)
 
@@ -56,8 +71,8 @@ def not_ahead(op: Op) -> FcError:
 
 
 def index_slice(body: Block, operands: tuple[Value, ...], written: Container[Value] = ()) -> list[Op] | None:
-    """The scalar ops of a loop's body that these operands follow from, in order; None if they need anything else made in the body. Entries
-    of tensors are among them, unless the kernel writes these."""
+    """The ops of a loop's body that these operands follow from, in order: arithmetic on scalars and vectors, and what is read of tensors
+    that the kernel does not write. None if they need anything else made in the body."""
     made = {r: o for o in body.ops for r in o.results}
     need: set[int] = set()
     todo = list(operands)
@@ -68,9 +83,8 @@ def index_slice(body: Block, operands: tuple[Value, ...], written: Container[Val
         op = made.get(v)
         if op is None or id(op) in need:
             continue
-        read = [x for x in op.operands if isinstance(x.type, Tensor)]
-        if op.regions or not all(isinstance(x.type, Scalar) for x in (*op.operands, *op.results) if x not in read) \
-                or any(x in written for x in read):
+        plain = all(isinstance(x.type, (Scalar, Frag, Tile, Tensor)) and x not in written for x in op.operands)
+        if op.regions or op.kind in ("load", "unstage") or not plain:
             return None
         need.add(id(op))
         todo += op.operands

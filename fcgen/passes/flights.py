@@ -11,6 +11,7 @@ from __future__ import annotations
 from math import prod
 from typing import TYPE_CHECKING
 
+from ..ir.access import Access
 from ..ir.alignment import WIDEST
 from ..ir.core import Block, Op, Value, walk
 from ..ir.layout import SmemLayout, native_smem
@@ -82,6 +83,8 @@ def _says_where(homes: Homes, v: Value) -> bool:
 def _copied(homes: Homes, op: Op, loop: Block | None, written: set[Value]) -> bool:
     """Whether an engine of the target can copy the tile, ahead of its readers."""
     t, copy = op.result.type, homes.schedule.copy
+    if Access.of(op).listed:
+        return False
     if copy == "tma":
         boxed = ring_buffer(t).layout.panel <= MOST_BOX and t.shape[-1] * t.dtype.bytes % WIDEST == 0
         boxed = boxed and len(op.operands[0].type.dims) <= MOST_AXES and op.operands[0].type.dtype in (f16, bf16, f32, i32)

@@ -11,10 +11,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..errors import FcError
+from ..ir.access import Access
 from ..ir.core import Block, Builder, Env, GridAxis, Kernel, Op, Value, definitions, map_bodies, substitute, walk
 from ..ir.schedule import Schedule
 from ..ir.target import Target
 from .common import COMPARISONS, without_effect
+from .stores import is_box
 
 
 def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
@@ -61,11 +63,13 @@ def _check(kernel: Kernel, axis: GridAxis, index: Value, name: str) -> None:
     for op in walk(kernel.body):
         if op.kind not in ("load", "store"):
             continue
-        positions = list(op.operands[1 if op.kind == "load" else 2:])
-        words = op["index"]
-        at = [positions.pop(0) if w != "all" else None for w in words]
-        last = len(words) - 1
-        if at[last] in first and len([w for w in words if w != "at"]) > 1:
+        access = Access.of(op)
+        at = [a for a in access.axes if a.start is not None and _follows(a.start, first, defs)]
+        if any(a.start not in first or a.limit is not None for a in at):
+            tensor = op.operands[0].name
+            raise FcError("compile/schedule", f"Schedule.from_end: {name} is moved, or cut off, where it indexes {tensor}: a tile that "
+                          "begins in front of it would reach what lies there", loc=op.loc)
+        if access.axes[-1].start in first and len(access.shape) > 1:
             raise FcError("compile/schedule", f"Schedule.from_end: {name} runs along the last axis of {op.operands[0].name}", loc=op.loc,
                           expected="an axis whose neighbours are whole rows apart")
 
@@ -74,8 +78,7 @@ def _check_stores(kernel: Kernel, axis: GridAxis, index: Value, name: str) -> No
     first = {s.result for s in _starts(kernel.body, axis, index)}
     defs = definitions(kernel.body)
     for op in walk(kernel.body):
-        if op.kind == "store" and len(op.operands[1].type.shape) == 2 and any(_follows(v, first, defs) for v in op.operands[2:]):
-            tensor = op.operands[0].name
+        if op.kind == "store" and is_box(op) and any(_follows(v, first, defs) for v in Access.of(op).scalars):
             tensor = op.operands[0].name
             raise FcError("compile/schedule", f"Schedule.from_end: the first tile along {name} may begin in front of {tensor}, "
                           "where a bulk store is an illegal instruction", loc=op.loc, got='epilogue="tma"',

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import FcError
-from ..ir.alignment import Access, allowed
+from ..ir.access import Access
+from ..ir.alignment import allowed, widest
 from ..ir.core import Block, Kernel, Op, Value, definitions, uses, walk
 from ..ir.elementwise import FNS
 from ..ir.layout import OpaqueLayout, RegLayout, mma_a, mma_c, rowwise, wgmma_c
@@ -91,7 +92,7 @@ class Homes:
 
     def widest(self, op: Op) -> int:
         """The most elements that one access of a load or store may move."""
-        return Access.of(op).widest(allowed(self.kernel, op.operands[0]), self.defs)
+        return widest(Access.of(op), allowed(self.kernel, op.operands[0]), self.defs)
 
     def plain(self, t: Tile, vec: int = 0) -> RegLayout:
         """The default for element work: runs of `vec` elements, or 16 bytes, over as many lanes as a row can use; shorter runs where a long

@@ -31,7 +31,7 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
         def rule(op: Op, b: Builder, env: Env) -> bool:
             if op.kind != "and" or not isinstance(op.result.type, Tile) or len(op.result.type.shape) != 2:
                 return False
-            parts = [(v, _below(v, defs)) for v in _conjuncts(op.result, defs)]
+            parts = [(v, _below(v, defs)) for v in _conjunction(op.result, defs)]
             keys = [(x.axis, x.position) if x is not None and x.less is None else None for _, x in parts]
             count, done = Counter(k for k in keys if k), set[Any]()
             terms: list[Value] = []
@@ -68,9 +68,20 @@ def _turned(x: _Below | None, groups: Mapping[Any, int], op: Op, defs: dict[Valu
     return b.emit("gt", spread(env[position], 1), spread(limit, 0))
 
 
-def _conjuncts(v: Value, defs: dict[Value, Op]) -> list[Value]:
-    op = defs.get(v)
-    return [v] if op is None or op.kind != "and" else [x for o in op.operands for x in _conjuncts(o, defs)]
+def _conjunction(v: Value, defs: dict[Value, Op]) -> list[Value]:
+    """The conditions that all have to hold, each once."""
+    out: list[Value] = []
+    todo, seen = [v], {v}
+    while todo:
+        x = todo.pop()
+        op = defs.get(x)
+        if op is None or op.kind != "and":
+            out.append(x)
+            continue
+        new = [o for o in op.operands[::-1] if o not in seen]
+        seen.update(new)
+        todo += new
+    return out
 
 
 @dataclass(frozen=True)

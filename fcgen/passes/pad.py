@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import FcError
+from ..ir.access import Access
 from ..ir.core import Block, Builder, Kernel, Op, Value, map_bodies, walk_kernel
 from ..ir.elementwise import FNS, REDUCTIONS, apply, to_dtype
 from ..ir.schedule import Schedule
@@ -131,15 +132,14 @@ class _Pad:
     # ---- memory ------------------------------------------------------------------------------------------------------
 
     def guards(self, op: Op) -> tuple[bool, ...]:
-        tile = op.result.type if op.kind == "load" else op.operands[1].type
-        words = [w for w in op["index"] if w != "at"]
         out = []
-        for n, word, guard in zip(tile.shape, words, op["guard"]):
-            if self.size(n) != n and op.kind == "store" and word == "tile":
+        for axis in Access.of(op).runs:
+            n = axis.size
+            if self.size(n) != n and op.kind == "store" and axis.word != "all":
                 raise FcError("compile/schedule", f"a run of {n} positions is stored, and matrix instructions work on multiples "
                               f"of {GRANULE}", expected=f"a tile size that is a multiple of {GRANULE}", got=n, loc=op.loc,
                               hint='choose a larger tile, or math="fma"')
-            out.append(guard or self.size(n) != n)
+            out.append(axis.guard or self.size(n) != n)
         return tuple(out)
 
     # ---- what padding may not reach ----------------------------------------------------------------------------------
@@ -194,8 +194,7 @@ class _Pad:
         if kind == "transpose":
             return self.fill[operands[0]].get(1 - axis)
         if kind == "load":
-            words = [w for w in op["index"] if w != "at"]
-            return 0.0 if words[axis] == "all" else None
+            return 0.0 if Access.of(op).runs[axis].word == "all" else None
         if kind == "reduce":
             x = self.fill[operands[0]].get(axis + (axis >= op["axis"]))
             return x if op["fn"] != "sum" or _same(x, 0) else None

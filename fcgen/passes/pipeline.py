@@ -12,16 +12,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from math import gcd
 from typing import Any
 
+from ..ir.access import guards
 from ..ir.alignment import promised
 from ..ir.core import Block, Builder, Env, Kernel, Op, Value, copy_op, free_values, substitute_block, walk
-from ..ir.layout import rowwise
 from ..ir.schedule import Schedule
 from ..ir.target import Target
 from ..ir.types import Buffer, Frag
-from .common import AHEAD, index_slice, loaded_name, not_ahead, without_effect
+from .common import AHEAD, copied_run, copy_threads, index_slice, loaded_name, not_ahead, without_effect
 
 
 def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
@@ -52,10 +51,13 @@ def _check_effect(kernel: Kernel, schedule: Schedule, p: _Pipeliner) -> None:
 
 @dataclass
 class _Ring:
-    """One load, in each loop of its chain."""
+    """One load, in each loop of its chain. anywhere: the one that says where a tile of any of them lies, in the loop's body: the copy for
+    whole tiles may have used what holds only there."""
 
     buffer: Value
     loads: list[Op]
+    anywhere: Op
+    body: Block
 
 
 @dataclass
@@ -116,7 +118,7 @@ class _Pipeliner:
     def loops(self, chain: list[Op], olds: list[Op], b: Builder, env: Env) -> None:
         """A chain of loops with shared rings (`chain` has its operands substituted, `olds` are the ops as they were)."""
         inner = [substitute_block(o.regions[0], env) for o in chain]
-        rings = self._rings(inner)
+        rings = self._rings(inner, next((i for i, o in enumerate(chain) if o.get("part") != "full"), 0))
         down = bool(chain[0].get("descending"))
         turns = bool(rings) and rings[0].buffer.type.slots == 1
         low, high = (chain[-1].operands[0], chain[0].operands[1]) if down else (chain[0].operands[0], chain[-1].operands[1])
@@ -125,9 +127,9 @@ class _Pipeliner:
             first = b.emit("sub", high, b.emit("const", value=1, dtype="i32"), name="first") if down else low
             some = b.emit("lt", low, high)
             for r in rings[:-1] or rings:
-                self._start([r], 0, inner[0], first, some, b.emit("const", value=0, dtype="i32"), 0, b)
+                self._start([r], 0, first, some, b.emit("const", value=0, dtype="i32"), 0, b)
         elif rings:
-            self._prologue(rings, inner[0], low, high, down, depth, b)
+            self._prologue(rings, low, high, down, depth, b)
         for i, (op, old) in enumerate(zip(chain, olds)):
             body = inner[i]
             if turns:
@@ -140,7 +142,7 @@ class _Pipeliner:
                 env[res] = fresh
             b.add(new)
 
-    def _rings(self, bodies: list[Block]) -> list[_Ring]:
+    def _rings(self, bodies: list[Block], whole: int) -> list[_Ring]:
         """The loads that can run ahead: in every loop of the chain, with positions that follow from the index alone."""
         if self.schedule.copy != "cp_async":
             return []
@@ -155,9 +157,9 @@ class _Pipeliner:
             ahead.sort(key=lambda s: _span(s[0].result, bodies[0])[0])
             deep, slots = ahead, 1
         self.ahead.update((s[0]["site"], slots or s[0].get("stages", self.schedule.slots)) for s in deep)
-        return [_Ring(self.ring(s[0], self.ahead[s[0]["site"]]), list(s)) for s in deep]
+        return [_Ring(self.ring(s[0], self.ahead[s[0]["site"]]), list(s), s[whole], bodies[whole]) for s in deep]
 
-    def _prologue(self, rings: list[_Ring], body: Block, low: Value, high: Value, down: bool, depth: int, b: Builder) -> None:
+    def _prologue(self, rings: list[_Ring], low: Value, high: Value, down: bool, depth: int, b: Builder) -> None:
         for step in range(depth - 1):
             starting = [r for r in rings if step < r.buffer.type.slots - 1]
             offset = b.emit("const", value=step, dtype="i32")
@@ -168,25 +170,23 @@ class _Pipeliner:
             else:
                 index = b.emit("add", low, offset, name="first")
                 inside = b.emit("lt", index, high)
-            self._start(starting, 0, body, index, inside, offset, 0, b)
+            self._start(starting, 0, index, inside, offset, 0, b)
 
-    def _start(self, rings: list[_Ring], loop: int, body: Block, index: Value, inside: Value, ordinal: Value, ahead: int | None,
-               b: Builder) -> None:
+    def _start(self, rings: list[_Ring], loop: int, index: Value, inside: Value, ordinal: Value, ahead: int | None, b: Builder) -> None:
         """if inside: start the copies of tile `index`; one group for all of them, empty where there is nothing to copy."""
         then = Builder(b.loc)
-        env = Env({body.args[0]: index})
-        slices = [index_slice(body, r.loads[loop].operands[1:], self.written) or [] for r in rings]
+        env = Env({r.body.args[0]: index for r in rings})
+        slices = [index_slice(r.body, r.anywhere.operands[1:], self.written) or [] for r in rings]
         # entries of a table are read outside of the branch: past its end they are zeros
         where = b if any(o.kind == "gather" for ops in slices for o in ops) else then
         for r, ops in zip(rings, slices):
             load = r.loads[loop]
-            guard = tuple(any(g) for g in zip(*(o["guard"] for o in r.loads)))
             for op in ops:
                 if op.result not in env.map:
                     where.add(copy_op(op, env))
             slot_ahead = r.buffer.type.slots - 1 if ahead is None else ahead
             view = then.emit("slot", r.buffer, ordinal, ahead=slot_ahead, name=r.buffer.name, loc=load.loc)
-            start_copy(load.with_attrs(guard=guard), env.all(load.operands), view, self.schedule, then)
+            start_copy(load.with_attrs(guard=guards(r.loads)), env.all(r.anywhere.operands), view, self.schedule, then)
         then.do("yield")
         empty = Builder(b.loc)
         empty.do("yield")
@@ -209,7 +209,7 @@ class _Pipeliner:
             far = b.emit("const", value=depth - 1, dtype="i32")
             index = b.emit("sub", j, far, name="next") if down else b.emit("add", j, far, name="next")
             inside = b.emit("ge", index, low) if down else b.emit("lt", index, high)
-            self._start([r for r in rings if r.buffer.type.slots == depth], loop, body, index, inside, n, None, b)
+            self._start([r for r in rings if r.buffer.type.slots == depth], loop, index, inside, n, None, b)
         ring_loads = {id(r.loads[loop]) for r in rings}
         rest = Block((), tuple(o for o in body.ops if id(o) not in ring_loads))
         return Block(body.args, (*b.ops, *substitute_block(rest, env).ops))
@@ -233,9 +233,9 @@ class _Pipeliner:
             b.loc = load.loads[loop].loc
             if i == 0:
                 yes = b.emit("const", value=True, dtype="i1")
-                self._start([load], loop, body, j, yes, zero, 0, b)
+                self._start([load], loop, j, yes, zero, 0, b)
             else:
-                self._start([load], loop, body, following, more, zero, 0, b)
+                self._start([load], loop, following, more, zero, 0, b)
 
         for k, op in enumerate(body.ops):
             if id(op) in loads:
@@ -257,22 +257,16 @@ def is_shared_load(op: Op) -> bool:
     return op.kind == "load" and isinstance(op.result.type, Buffer)
 
 
-def copied_run(load: Op, schedule: Schedule) -> int:
-    """Elements that one access of a copy moves."""
-    return 1 if schedule.copy == "scalar" else gcd(load["vec"], load.result.type.shape[-1])
-
-
 def asynchronous(load: Op, schedule: Schedule) -> bool:
     """Whether `cp_async` can copy the tile: it moves 4 bytes at least."""
-    return schedule.copy == "cp_async" and copied_run(load, schedule) * load.result.type.dtype.bytes >= 4
+    return schedule.copy == "cp_async" and copied_run(load.result.type.shape, load["vec"], schedule) * load.result.type.dtype.bytes >= 4
 
 
 def start_copy(load: Op, operands: tuple[Value, ...], buffer: Value, schedule: Schedule, b: Builder) -> None:
     """The copy of one tile: asynchronous, or through registers."""
     t: Any = load.result.type
-    vec = copied_run(load, schedule)
-    cols = t.shape[-1]
-    threads = rowwise(t.shape[0], cols, schedule.warps, 32, vec) if len(t.shape) == 2 else rowwise(1, cols, 1, 32, vec).drop(0)
+    vec = copied_run(t.shape, load["vec"], schedule)
+    threads = copy_threads(t, load["vec"], schedule)
     attrs = {"index": load["index"], "guard": load["guard"]}
     if asynchronous(load, schedule):
         attrs |= {"vec": vec} if vec != threads.vector() else {}

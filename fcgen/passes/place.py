@@ -16,12 +16,13 @@ from dataclasses import replace
 from typing import Any
 
 from ..errors import FcError
+from ..ir.access import Access, along
 from ..ir.core import Block, Builder, Env, Kernel, Op, Role, Value, walk
 from ..ir.layout import OpaqueLayout, RegLayout, SmemLayout, native_smem, quad_rows, rowwise
 from ..ir.schedule import Schedule
 from ..ir.target import Target
 from ..ir.types import Buffer, Frag, Scalar, Tensor, Tile, f32, i1, i32
-from .common import without_effect
+from .common import copy_threads, without_effect
 from .flights import ring_buffer
 from .homes import ELEMENTWISE, SMEM, Homes
 
@@ -303,10 +304,18 @@ class _Placer:
             type_, attrs["stages"] = ring_buffer(t), self.homes.rings[op.result]
         else:
             type_ = _frag(op.result, home)
-        env[op.result] = b.emit("load", *env.all(op.operands), type=type_, name=op.result.name, **attrs)
+        threads = copy_threads(t, attrs["vec"], self.schedule) if home == SMEM else home
+        where = self.positions(op, threads, b, env)
+        env[op.result] = b.emit("load", env[op.operands[0]], *where, type=type_, name=op.result.name, **attrs)
         if op.result in self.in_regs:
             t = _frag(op.result, self.in_regs[op.result])
             self.scopes[-1][op.result, "left operand"] = b.emit("unstage", env[op.result], type=t, name=op.result.name)
+
+    def positions(self, op: Op, layout: RegLayout, b: Builder, env: Env) -> tuple[Value, ...]:
+        """The scalars of an access, and vectors of positions as its threads want them."""
+        access = Access.of(op)
+        wanted = access.listed
+        return tuple(self.want(v, along(layout, wanted[v])[0], b, env) if v in wanted else env[v] for v in access.scalars)
 
     def left_operands_in_regs(self) -> dict[Value, RegLayout]:
         """Loaded tiles that dots marked `regs` read as their left operand -> the layout they read."""
@@ -390,7 +399,7 @@ class _Placer:
             self.used.add("quad")  # also where the tile is too narrow to have quads
         if swapped is not None:
             frag = b.emit("quad_transpose", frag, type=Frag(t.dtype, t.shape, swapped), name=v.name)
-        b.do("store", env[op.operands[0]], frag, *env.all(op.operands[2:]), **op.attrs, vec=vec)
+        b.do("store", env[op.operands[0]], frag, *self.positions(op, frag.type.layout, b, env), **op.attrs, vec=vec)
 
 
 def _frag(v: Value, home: Any) -> Frag:

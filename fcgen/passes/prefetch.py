@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Container
 from dataclasses import dataclass, replace
 
+from ..ir.access import Access
 from ..ir.core import Block, Builder, Env, Kernel, Op, Value, copy_op, map_bodies, remove_dead, substitute, walk, walk_kernel
 from ..ir.layout import RegLayout
 from ..ir.schedule import Schedule
@@ -77,16 +78,18 @@ def _small(v: Value) -> bool:
 
 def guarded(op: Op, made: Container[Value]) -> bool:
     """Whether the read may be made for an index past the loop's end: a gather reads zeros outside, a load where it can have a guard."""
-    words = [w for w in op.get("index", ()) if w != "all"]
-    return op.kind == "gather" or all(word != "at" or v not in made for v, word in zip(op.operands[1:], words))
+    if op.kind == "gather":
+        return True
+    access = Access.of(op)
+    return not access.listed and not any(a.along is None and a.start in made for a in access.axes)
 
 
 def with_guards(op: Op) -> Op:
     """A load of a tile that the tensor may end in front of."""
     if op.kind != "load":
         return op
-    words = [w for w in op["index"] if w != "at"]
-    return op.with_attrs(guard=tuple(g or w == "tile" for g, w in zip(op["guard"], words)))
+    runs = [a.is_run for a in Access.of(op).axes if a.along is not None]
+    return op.with_attrs(guard=tuple(g or run for g, run in zip(op["guard"], runs)))
 
 
 def _places(read: Op, body: Block, made: dict[Value, Op], found: dict[Value, _Read]) -> list[Op] | None:

@@ -1,11 +1,12 @@
 """roles: copies into shared memory become a role of their own, which runs ahead of the one that computes.
 
 In: placed machine IR with one role, for targets with bulk tensor copies and `copy="tma"`. Out: two roles. Every load into shared memory
-becomes a *channel*: a ring of slots with `full` and `empty` barriers, filled by the role `load` and read by the role `main`. `load` keeps
-the control flow and the scalars that its copies follow from; `main` keeps everything else. A tile is waited for in front of its first
-reader and released after its last one. Cursors, which count a channel's tiles, are carried through loops and branches. In a cluster, a
-channel whose tiles are the same for all blocks (`clusters`) is filled by all of them, a part each, and its slots are free when the readers
-of all blocks have arrived; `main` ends with a `cluster_sync`.
+becomes a *channel*: a ring of slots with `full` and `empty` barriers, filled by the role `load` and read by the role `main`. Tiles whose
+rows a vector lists are copied by `main` where they are read, through registers. `load` keeps the control flow and the scalars that its
+copies follow from; `main` keeps everything else. A tile is waited for in front of its first reader and released after its last one.
+Cursors, which count a channel's tiles, are carried through loops and branches. In a cluster, a channel whose tiles are the same for all
+blocks (`clusters`) is filled by all of them, a part each, and its slots are free when the readers of all blocks have arrived; `main` ends
+with a `cluster_sync`.
 
 What a role does for one tile goes under what hands out tiles (`grid`).
 """
@@ -16,17 +17,19 @@ from dataclasses import replace
 from typing import Any
 
 from ..errors import FcError, Loc
+from ..ir.access import Access
 from ..ir.alignment import promised
-from ..ir.core import Block, Builder, Env, Kernel, Op, Role, Value, copy_op, definitions, remove_dead, substitute, walk
+from ..ir.core import Block, Builder, Env, Kernel, Op, Role, Value, copy_op, definitions, map_bodies, remove_dead, rewrite, substitute, walk
 from ..ir.ops import has_effect
 from ..ir.schedule import Schedule
 from ..ir.target import Target
 from ..ir.types import Buffer, Scalar, i32
 from .channels import Channel, find_channels, mailbox, readers, tile_bytes
 from .clusters import shared_loads
-from .common import not_ahead, without_effect
+from .common import loaded_name, not_ahead, without_effect
 from .cursors import thread_cursors
 from .grid import over_grid
+from .pipeline import start_copy
 from .stores import check_bulk
 
 #: consumer warpgroups -> registers per thread (producer, consumers); setmaxnreg takes multiples of 8 and moves what the block got at launch
@@ -36,7 +39,7 @@ REGISTERS = {1: (56, 240), 2: (40, 232), 3: (32, 160), 4: (24, 112)}
 def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
     if schedule.copy != "tma":
         return kernel
-    groups = schedule.warps // 4
+    groups, kernel = schedule.warps // 4, _listed_in_place(kernel, schedule)
     loads = [o for o in walk(kernel.body) if o.kind == "load" and isinstance(o.result.type, Buffer)]
     defs = definitions(kernel.body)
     unheld = next((o for o in walk(kernel.body) if o.kind == "load" and o.get("stages") and not isinstance(o.result.type, Buffer)), None)
@@ -53,9 +56,6 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
         raise without_effect("copy", "no tile is loaded into shared memory", got="tma")
     if schedule.slots > 2 and not any(c.ring.type.slots == schedule.slots for c in channels.values()):
         raise without_effect("stages", "no loop loads tiles into shared memory", got=schedule.slots)
-    for op in walk(kernel.body):
-        if op.kind == "load" and op.get("stages", 1) > 1 and not isinstance(op.result.type, Buffer):
-            raise without_effect("stages", f"%{op['site']} is no tile that dots read from shared memory", got=op["stages"], loc=op.loc)
     box = mailbox(kernel, schedule) if schedule.persistent != "none" else None
     filled = _Filler(channels, schedule.hints).block(kernel.body)
     read = _Reader(channels, schedule.tokens, shared_loops(kernel.body)).block(kernel.body)
@@ -72,6 +72,22 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
     return replace(kernel, roles=tuple(roles), buffers=(*kernel.buffers, *buffers)).with_meta(
         stage="pipelined", persistent=schedule.persistent
     )
+
+
+def _listed_in_place(kernel: Kernel, schedule: Schedule) -> Kernel:
+    """Tiles whose rows a vector lists, which no engine copies in bulk, are copied where they are loaded, through registers."""
+    buffers: list[Value] = []
+
+    def rule(op: Op, b: Builder, env: Env) -> bool:
+        if op.kind != "load" or not isinstance(op.result.type, Buffer) or not Access.of(op).listed:
+            return False
+        buffers.append(Value(op.result.type, loaded_name(op)))
+        start_copy(op, env.all(op.operands), buffers[-1], schedule, b)
+        env[op.result] = buffers[-1]
+        return True
+
+    kernel = map_bodies(kernel, lambda body: rewrite(body, rule))
+    return replace(kernel, buffers=(*kernel.buffers, *buffers))
 
 
 class _Filler:

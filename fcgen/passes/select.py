@@ -17,7 +17,7 @@ from ..ir.layout import OpaqueLayout, RegLayout, mma_a, mma_b, rowwise
 from ..ir.schedule import Schedule
 from ..ir.target import Target
 from ..ir.types import Buffer, Frag, Pending, Scalar, f32, i32
-from .stores import INSTEAD, check_alone, check_bulk, staging
+from .stores import INSTEAD, check_alone, check_bulk, is_box, staging
 
 #: Columns of a right operand held in fragments at once: 64 columns of 16 rows are 16 registers.
 CHUNK = 128
@@ -70,7 +70,7 @@ class _Selector:
         env[op.result] = b.emit("ld_global", *op.operands, type=op.result.type, name=op.result.name, **self.access(op))
 
     def on_store(self, op: Op, b: Builder, env: Env) -> None:
-        if self.schedule.epilogue == "tma" and len(op.operands[1].type.shape) == 2:
+        if self.schedule.epilogue == "tma" and is_box(op):
             self.bulk_store(op, b)
             return
         b.do("st_global", *op.operands, **self.access(op))

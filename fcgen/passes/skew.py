@@ -19,6 +19,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from ..errors import FcError
+from ..ir.access import guards
 from ..ir.core import (
     Block,
     Builder,
@@ -254,7 +255,7 @@ class _Skew:
             b.add(copy_op(op, env))
         for k, op in enumerate(parts.late):
             if op.kind == "load":
-                op = op.with_attrs(guard=tuple(map(any, zip(*(p.late[k]["guard"] for p in self.parts)))))  # late ops are alike in all parts
+                op = op.with_attrs(guard=guards([p.late[k] for p in self.parts]))
             b.add(copy_op(op, env))
         return env
 

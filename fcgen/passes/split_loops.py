@@ -20,7 +20,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import reduce
 
+from ..ir.access import Access
 from ..ir.core import Block, Builder, Env, Kernel, Op, Value, definitions, map_bodies, remove_dead, walk, walk_kernel
 from ..ir.schedule import Schedule
 from ..ir.target import Target
@@ -54,7 +56,7 @@ class _Splitter:
         self.narrow: dict[tuple[Form, Form], Value] = {}
         self.remarks: list[tuple[str, str]] = []
         self.down = self.branched = False
-        self.stored: tuple[Value, str | int, int] | None = None
+        self.stored: tuple[Value, Value | str | int, int] | None = None
 
     def body(self, block: Block) -> Block:
         self.defs = definitions(block)
@@ -145,15 +147,16 @@ class _Splitter:
         self.mine_full = f
 
     def unless_outside(self, own: Affine, mine: Range, op: Op) -> Range:
-        """No iterations for a part whose rows are all past the end of every tensor they are stored to."""
+        """No iterations for a part whose rows are all past the end, or limit, of every tensor they are stored to."""
         rows = own.rows
-        if self.stored is None or rows is None or self.stored[2] != rows.count or self.stored[0] in own.inside:
+        if self.stored is None or rows is None or self.stored[2] != rows.count or any(v in own.inside for v in self.stored[:2]):
             return mine
-        first, dim, _ = self.stored
+        first, end, _ = self.stored
         assert mine.lo is not None and mine.hi is not None
         at = own.symbol(first) + own.symbol(rows.part) * rows.each
         lo, hi = mine.lo, mine.hi
-        inside = lambda: own.b.emit("lt", own.value(at), own.value(own.size(dim)))
+        last = own.symbol(end) if isinstance(end, Value) else own.size(end)
+        inside = lambda: own.b.emit("lt", own.value(at), own.value(last))
         make = lambda: own.b.emit("select", own.flag(("inside", at), inside), own.value(hi), own.value(lo), name="own_to")
         return Range(lo, own.once(("inside", at, lo, hi), make))
 
@@ -268,10 +271,10 @@ class _Splitter:
             (always if r.is_all else sometimes).conditions[v] = wanted
             full = affine.both(full, r)
         for o in walk(op.regions[0]):
-            for axis, room in _room(o, affine):
-                if not room.step and room.known is None:
+            for axis, rooms in _room(o, affine):
+                if any(not room.step and room.known is None for room in rooms):
                     continue
-                r = self.clip(affine.at_least_zero(room), bounds)
+                r = self.clip(reduce(affine.both, map(affine.at_least_zero, rooms)), bounds)
                 if r.is_empty:
                     continue
                 (always if r.is_all else sometimes).guards.add((o, axis))
@@ -310,20 +313,17 @@ class _Splitter:
             yield v, wanted
 
 
-def _stored_rows(block: Block) -> tuple[Value, str | int, int] | None:
-    """(first row, dimension, rows) of the guarded rows that every store of the program writes, if they are the same for all."""
-    found: set[tuple[Value, str | int, int]] = set()
+def _stored_rows(block: Block) -> tuple[Value, Value | str | int, int] | None:
+    """(first row, dimension or limit that ends them, rows) of the guarded rows that every store of the program writes, if they are
+    the same for all."""
+    found: set[tuple[Value, Value | str | int, int]] = set()
     for op in walk(block):
         if op.kind != "store":
             continue
-        positions, words = list(op.operands[2:]), list(op["index"])
-        at = [positions.pop(0) if w != "all" else None for w in words]
-        axes = [n for n, w in enumerate(words) if w != "at"]
-        if not axes or words[axes[0]] != "tile" or not op["guard"][0]:
+        rows = next(iter(Access.of(op).runs), None)
+        if rows is None or not rows.is_run or not rows.guard or rows.start is None:
             return None
-        first = at[axes[0]]
-        assert first is not None, "a run of positions has a first one"
-        found.add((first, op.operands[0].type.dims[axes[0]], op.operands[1].type.shape[0]))
+        found.add((rows.start, rows.limit or rows.dim, rows.size))
     return found.pop() if len(found) == 1 else None
 
 
@@ -354,18 +354,11 @@ def _at_least(a: Form, b: Form) -> bool:
     return gap is not None and gap >= 0
 
 
-def _room(op: Op, affine: Affine) -> Iterator[tuple[int, Form]]:
-    """(axis, how many positions are left after the run) for the guarded runs of a load or store."""
-    if op.kind not in ("load", "store"):
-        return
-    shape = (op.result if op.kind == "load" else op.operands[1]).type.shape
-    positions = list(op.operands[1 if op.kind == "load" else 2:])
-    axis = 0
-    for dim, word in zip(op.operands[0].type.dims, op["index"]):
-        at = positions.pop(0) if word != "all" else None
-        if word == "tile" and op["guard"][axis]:
-            assert at is not None
-            first = affine.exact(at)
-            if first is not None:
-                yield axis, affine.size(dim) - first - number(shape[axis])
-        axis += word != "at"
+def _room(op: Op, affine: Affine) -> Iterator[tuple[int, list[Form]]]:
+    """(axis of the tile, how many positions are left after the run, in the tensor and up to its limit) for the guarded runs of a load or
+    store."""
+    for a in Access.of(op).runs if op.kind in ("load", "store") else ():
+        first = affine.exact(a.start) if a.is_run and a.guard and a.start is not None else None
+        limit = affine.exact(a.limit) if a.limit is not None else affine.size(a.dim)
+        if first is not None and limit is not None and a.along is not None:
+            yield a.along, [end - first - number(a.size) for end in dict.fromkeys((affine.size(a.dim), limit))]

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..errors import FcError
-from ..ir.alignment import WIDEST, Access, promised
+from ..ir.access import Access
+from ..ir.alignment import WIDEST, demands, promised
 from ..ir.core import Kernel, Op, Value, walk_kernel
 from ..ir.layout import RegLayout, matrix_blocks, native_smem
 from ..ir.store_ops import MOST_BOX, refusal
@@ -43,7 +44,7 @@ def staging(op: Op, warps: int, target: Target) -> Staging:
     assert isinstance(layout, RegLayout)
     parts = next(n for n in (warps // GROUP, 1) if n <= 1 or _own_rows(layout, warps, n)) or 1
     buffer = Buffer(frag.dtype, frag.shape, native_smem(frag.shape[1], frag.dtype.bytes, frag.shape[0] // parts))
-    wrong = refusal(tensor.type, op["index"], buffer, parts)
+    wrong = refusal(Access.of(op), buffer, parts)
     if wrong is not None:
         rule, expected, got = wrong
         raise FcError("compile/unsupported", f"a bulk store of {tensor.name} takes {rule}", expected=expected, got=got, loc=op.loc,
@@ -64,7 +65,7 @@ def bulk_refusal(op: Op, kernel: Kernel, defs: Mapping[Value, Op], instead: str)
     instruction, seen on an H200), and tensors whose strides are multiples of 16 bytes."""
     name, access = op.operands[0].name, replace(Access.of(op), bulk=True)
     run = WIDEST // access.tensor.dtype.bytes
-    want = access.demands(WIDEST, defs)
+    want = demands(access, WIDEST, defs)
     if not access.in_rows:
         return FcError("compile/schedule", f"a tile of {name} does not run along rows: no bulk copy can move it", loc=op.loc,
                        expected="the tensor's last axis in the tile", hint=instead)
@@ -74,11 +75,20 @@ def bulk_refusal(op: Op, kernel: Kernel, defs: Mapping[Value, Op], instead: str)
     if want is None:
         return FcError("compile/schedule", f"a tile of {name} may start inside {WIDEST} bytes of a row: no bulk copy can", loc=op.loc,
                        expected=f"tiles of {run} columns or a multiple", hint=f"larger Schedule.tiles along the last axis, or {instead}")
+    if (wrong := access.unbounded()) is not None:
+        return FcError("compile/schedule", f"bulk copies of {name} take {wrong[0]}", loc=op.loc, expected=wrong[1], got=wrong[2],
+                       hint=f"join axes, as in {name}[batches * rows, heads, columns], or {instead}")
     have = promised(kernel)
     if have is not None and not have[name].covers(want):
         return FcError("compile/schedule", f"bulk copies of {name} need more than is promised of it", loc=op.loc,
                        expected=f"pointer and strides in multiples of {WIDEST} bytes", got=have[name].words, hint=instead)
     return None
+
+
+def is_box(store: Op) -> bool:
+    """Whether a stored tile has two axes, and lies in one rectangle of its tensor: what bulk stores move."""
+    access = Access.of(store)
+    return len(access.shape) == 2 and not access.listed
 
 
 def _own_rows(layout: RegLayout, warps: int, parts: int) -> bool:
@@ -93,12 +103,12 @@ def _own_rows(layout: RegLayout, warps: int, parts: int) -> bool:
 def check_alone(kernel: Kernel) -> None:
     """A tensor that bulk stores write is reached by nothing else in the kernel: accesses of the two proxies have no order among them."""
     ops = list(walk_kernel(kernel))
-    bulk = {o.operands[0]: o for o in ops if o.kind == "store" and len(o.operands[1].type.shape) == 2}
+    bulk = {o.operands[0]: o for o in ops if o.kind == "store" and is_box(o)}
     if not bulk:
         raise without_effect("epilogue", "no tile of two axes is stored", got="tma", expected='epilogue="direct"')
     for op in ops:
         for v in op.operands:
-            if v in bulk and not (op.kind == "store" and len(op.operands[1].type.shape) == 2):
-                what = "is stored in pieces of one axis too" if op.kind == "store" else f"is read too ({op.kind})"
+            if v in bulk and not (op.kind == "store" and is_box(op)):
+                what = "is stored otherwise too" if op.kind == "store" else f"is read too ({op.kind})"
                 raise FcError("compile/unsupported", f"{v.name} is written by bulk stores and {what}: nothing would order the two",
                               loc=op.loc, expected="a tensor that the kernel only writes, in tiles of two axes", hint=INSTEAD)

@@ -102,6 +102,8 @@ class _Sync:
         ops = tuple(ops)
         #: staging buffer -> parts, each of warps that write and read rows of their own
         self.parts: dict[Value, int] = {o.operands[-1]: o["parts"] for o in ops if o.kind == "tma_store"}
+        #: what matrix instructions read: a barrier behind a store there, whatever it is for, is the last one that they need
+        self.products = {v for o in ops if o.kind == "wgmma" for v in o.operands if isinstance(v.type, Buffer)}
         #: what a loop carries -> what it starts as
         self.starts = {a: v for o in ops if o.kind == "for" for a, v in zip(o.regions[0].args[1:], o.operands[2:])}
 
@@ -164,7 +166,7 @@ class _Sync:
             others = lambda past: frozenset(a for a in past if self.parts.get(a.ring) != parts)
             return replace(state, seen=others(state.seen), lane=others(state.lane))
         if wait is not None or self.meet(state.seen, accesses, "block"):
-            if op.kind == "wgmma_fence":
+            if op.kind == "wgmma_fence" or any(a.write and a.ring in self.products for a in state.seen):
                 out.append(Op("proxy_fence", loc=op.loc))
             out.append(Op("barrier", loc=op.loc))
             return replace(state, seen=frozenset(), lane=frozenset())

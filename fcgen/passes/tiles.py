@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from math import prod, sqrt
 
+from ..ir.access import Access
 from ..ir.core import Builder, Kernel, Value, walk
 from ..ir.schedule import Schedule
 from ..ir.types import Tensor
@@ -89,7 +90,7 @@ class Tiles:
                     continue
                 t = op.operands[0].type
                 assert isinstance(t, Tensor)
-                dims = [d for d, word in zip(t.dims, op["index"]) if word != "at"]
+                dims = [a.dim for a in Access.of(op).runs]
                 out = self.number(prod([d for d in dims if isinstance(d, int)]) * t.dtype.bytes, b)
                 for d in dims:
                     if isinstance(d, str):

@@ -92,7 +92,7 @@ class Frame:
         self._shape, self._attributes = (1, 1, threads, 1, 1, smem), OVERLAP if pdl else (0, 0)
         sizes = sum(2 * a.rank for a in arguments)
         head = [_CODES[k] for k in kinds] + ["Q"] * (counter is not None)
-        numbers = [2 * m.box.rank - 1 for m in self.maps]
+        numbers = [2 * m.box.axes - 1 for m in self.maps]
         values = struct.Struct("<" + LaunchConfig.code + "".join(head) + "q" * sizes + "Q" * sum(numbers))
         self._pack = values.pack_into
         # a block: maps, which are aligned to 64 bytes, the configuration, then what is packed, eight bytes each
@@ -116,7 +116,10 @@ class Frame:
         shape, strides = ([f"s{n}" for n in range(at, at + a.rank)] for at in (a.at, a.at + a.rank))
         if a.rank == 1:
             return f"({shape[0]}, 1, -(-{m.box.itemsize} * {shape[0]} // 16) * 16)"
-        return f"({', '.join([*shape[::-1], *(f'{m.box.itemsize} * {s}' for s in strides[-2::-1])])})"
+        steps = [f"{m.box.itemsize} * {s}" for s in strides]
+        if m.box.cut >= 0:
+            shape, steps = m.box.with_limit(shape, steps)
+        return f"({', '.join(map(str, [*shape[::-1], *steps[-2::-1]]))})"
 
     def check_apart(self, sizes: Sequence[int], pointers: Sequence[int]) -> None:
         """Refuse outputs that share memory with themselves or with other arguments."""

@@ -11,9 +11,12 @@ import ctypes
 from typing import Any, NamedTuple
 
 from fcgen.errors import FcError
+from fcgen.ir.access import CUT
 from fcgen.runtime import driver
 
 SIZE, ALIGN = 128, 64
+#: of a run with a limit: CUT steps of this many bytes go around 64 bits; more positions than any limit has
+AROUND, MOST = 2**64 // CUT, 2**31 - 1
 MOST_AXES, MOST_BOX = 5, 256
 #: dtype -> (CUtensorMapDataType, bytes)
 _DTYPES = {"f16": (6, 2), "bf16": (9, 2), "f32": (7, 4), "i32": (3, 4)}
@@ -23,20 +26,23 @@ _PROMOTION_256B = 3  # CU_TENSOR_MAP_L2_PROMOTION_L2_256B
 
 
 class Box:
-    """What a kernel copies of a tensor at once: outermost dimension first, in elements. swizzle: a span in bytes. name: for errors."""
+    """What a kernel copies of a tensor at once: outermost dimension first, in elements. swizzle: a span in bytes. name: for errors. cut:
+    the axis that has a limit, which the kernel's coordinates say (`ir.access.CUT`), or -1. rank: of the tensor; axes: of the map."""
 
-    def __init__(self, dtype: str, box: tuple[int, ...], swizzle: int, name: str = "?"):
+    def __init__(self, dtype: str, box: tuple[int, ...], swizzle: int, name: str = "?", cut: int = -1):
         if dtype not in _DTYPES:
             raise FcError("call/argument", f"argument `{name}` has a dtype that TMA does not copy", expected=", ".join(_DTYPES), got=dtype)
-        self.name, self._box, self._swizzle, self.rank = name, box, swizzle, len(box)
+        self.name, self._box, self._swizzle, self.rank, self.cut = name, box, swizzle, len(box), cut
+        self.axes = self.rank + (2 if cut >= 0 else 0)
         kind, self.itemsize = _DTYPES[dtype]
-        if not 2 <= self.rank <= MOST_AXES:  # the driver takes no map of one axis (H200, driver 580)
+        if not self.rank >= 2 or self.axes > MOST_AXES:  # the driver takes no map of one axis (H200, driver 580)
             raise FcError("call/argument", f"argument `{name}` has a number of axes that TMA cannot take", expected=f"2 to {MOST_AXES}",
                           got=self.rank)
         _check_box(name, self.itemsize, box, swizzle)
         number = ctypes.c_uint32
-        self._first = number(kind), number(self.rank)
-        self._last = ((number * self.rank)(*reversed(box)), (number * self.rank)(*[1] * self.rank),
+        self._first = number(kind), number(self.axes)
+        whole = (*[1] * (self.axes - self.rank), *box)
+        self._last = ((number * self.axes)(*reversed(whole)), (number * self.axes)(*[1] * self.axes),
                       *map(number, (0, _SWIZZLES[swizzle], _PROMOTION_256B, 0)))
         self._start = driver.native().cuTensorMapEncodeTiled
 
@@ -48,18 +54,31 @@ class Box:
         if len(shape) != self.rank:
             raise FcError("call/argument", f"argument `{self.name}` has the wrong number of axes", expected=self.rank, got=shape)
         if 0 in shape:
-            return (0,) * (2 * self.rank - 1)
+            return (0,) * (2 * self.axes - 1)
         if strides[-1] != 1 and shape[-1] > 1:
             raise FcError("call/argument", f"the last axis of argument `{self.name}` is not contiguous", expected="stride 1",
                           got=f"stride {strides[-1]}", hint=f"call {self.name}.contiguous()")
         if max(shape) >= 2**32:
             raise FcError("call/argument", f"argument `{self.name}` is too large", expected="sizes below 2**32", got=shape)
-        return (*shape[::-1], *byte_strides(self.name, self.itemsize, shape, strides))
+        steps = byte_strides(self.name, self.itemsize, shape, strides)
+        if self.cut < 0:
+            return (*shape[::-1], *steps)
+        if shape[self.cut] > CUT or steps[self.rank - 2 - self.cut] >= AROUND:
+            raise FcError("call/argument", f"axis {self.cut} of argument `{self.name}` is too large to be cut off at a limit",
+                          expected=f"at most {CUT} positions, less than {AROUND} bytes apart", got=(shape, strides))
+        sizes, wide = self.with_limit(list(shape), [*reversed(steps), self.itemsize])
+        return (*sizes[::-1], *wide[-2::-1])
+
+    def with_limit(self, shape: list[Any], steps: list[Any]) -> tuple[list[Any], list[Any]]:
+        """Sizes and byte strides, of numbers or of text, with the two axes that a limit takes."""
+        sizes = [CUT if axis == self.cut else n for axis, n in enumerate(shape)]
+        step = steps[self.cut]
+        return [MOST, MOST, *sizes], [f"{AROUND} - {step}" if isinstance(step, str) else AROUND - step, step, *steps]
 
     def window(self, into: int, layout: int) -> Window:
         """A place for a map, with the numbers of its layout at an address."""
         pointer = ctypes.c_void_p()
-        numbers = ctypes.c_void_p(layout), ctypes.c_void_p(layout + 8 * self.rank)
+        numbers = ctypes.c_void_p(layout), ctypes.c_void_p(layout + 8 * self.axes)
         return Window(into, pointer, (ctypes.c_void_p(into), *self._first, pointer, *numbers, *self._last))
 
     def encode(self, window: Window, pointer: int, layout: tuple[int, ...]) -> None:
@@ -77,8 +96,8 @@ class Box:
             with driver.entered(driver.retained(), "describing a tensor"):
                 status = self._start(*window.arguments)
         if status:
-            driver.check_status(status, f"describing argument `{self.name}` to TMA (innermost first: sizes {layout[:self.rank]}, byte "
-                                f"strides {layout[self.rank:]}, box {self._box[::-1]}; swizzle {self._swizzle})", code="call/argument")
+            driver.check_status(status, f"describing argument `{self.name}` to TMA (innermost first: sizes {layout[:self.axes]}, byte "
+                                f"strides {layout[self.axes:]}, box {self._box[::-1]}; swizzle {self._swizzle})", code="call/argument")
 
 
 class Window(NamedTuple):

@@ -7,12 +7,13 @@ and strides as they are.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..ir.access import Access, numbers_of
 from ..ir.alignment import WIDEST, Promise, nothing, of_arguments, pitched, promised, run
 from ..ir.core import Kernel, Op
 from ..ir.types import Tensor
@@ -69,9 +70,10 @@ class Addresses:
             first = tuple(np.argwhere(bad)[0])
             self.report(agent, op, tensor, tuple(int(p[..., ::vec][first]) for p in positions), size, int(at[first]) % size)
 
-    def check_bulk(self, agent: Agent, op: Op, tensor: str, column: int) -> None:
+    def check_bulk(self, agent: Agent, op: Op, tensor: str, args: Sequence[Any]) -> None:
         """The same for a bulk copy of rows from a column on: pointer, strides and the column in units of 16 bytes."""
-        steps, item = self.steps[tensor][:-1], op.operands[0].type.dtype.bytes
+        steps, item, first = self.steps[tensor][:-1], op.operands[0].type.dtype.bytes, Access.of(op).axes[-1].start
+        column = int(numbers_of(op, args)[first]) if first is not None else 0
         for n in (self.base[tensor], *steps, column * item):
             if n % WIDEST:
                 self.report(agent, op, tensor, (*["..."] * len(steps), column), WIDEST, n % WIDEST)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import FcError
+from ..ir.access import Access, along, numbers_of
 from ..ir.async_ops import reaches_tensors
 from ..ir.core import Block, Op, Role, Value
 from ..ir.elementwise import FNS, REDUCTIONS, convert, evaluate
@@ -344,22 +345,18 @@ class Agent(AsyncOps, StoreOps):
 
     # ---- global memory ---------------------------------------------------------------------------------------------
 
-    def rectangle(self, op: Op, tensor: str, scalars: list[Any], c: np.ndarray) -> tuple[tuple[Any, ...], np.ndarray]:
+    def rectangle(self, op: Op, tensor: str, args: list[Any], layout: Any, c: np.ndarray) -> tuple[tuple[Any, ...], np.ndarray]:
         """(index arrays of shape [32, regs], which are inside) for tile coordinates c."""
         data = self.sim.memory[tensor]
         inside = np.ones(c.shape[:-1], bool)
-        index, places, axis, it = [], [], 0, iter(scalars)
-        for dim, (n, word) in enumerate(zip(data.shape, op["index"])):
-            if word == "at":
-                i = np.full(c.shape[:-1], int(next(it)))
-                guarded = False
-            else:
-                i = c[..., axis] + (int(next(it)) if word == "tile" else 0)
-                guarded = op["guard"][axis]
-                axis += 1
-            ok = (i >= 0) & (i < n)
-            if not guarded and not ok.all():
-                self.sim.report("sim/bounds", f"{op.kind} outside {tensor}", op, expected=f"0..{n - 1} along axis {dim}",
+        index, places = [], []
+        coords = [c[..., axis] for axis in range(c.shape[-1])]
+        access, numbers = Access.of(op), numbers_of(op, args)
+        numbers.update({v: numbers[v][:, along(layout, axis)[1]] for v, axis in access.listed.items()})
+        for dim, (axis, i, ok) in enumerate(access.places(numbers, data.shape, coords)):
+            i, ok = np.broadcast_to(i, inside.shape), np.broadcast_to(ok, inside.shape)
+            if not axis.guard and not ok.all():
+                self.sim.report("sim/bounds", f"{op.kind} outside {tensor}", op, expected=f"0..{data.shape[dim] - 1} along axis {dim}",
                                 got=f"{i.min()}..{i.max()}", hint="a guard on this axis", notes=[f"{self.who}"])
             inside &= ok
             index.append(np.where(ok, i, 0))
@@ -368,7 +365,7 @@ class Agent(AsyncOps, StoreOps):
         return tuple(index), inside
 
     def do_ld_global(self, op: Op, args: list[Any]) -> Any:
-        index, inside = self.rectangle(op, args[0], args[1:], self.coords(op.result.type))
+        index, inside = self.rectangle(op, args[0], args, op.result.type.layout, self.coords(op.result.type))
         self.touch(op, args[0], index, inside, "read")
         return taken(self.sim.memory[args[0]], index, inside)
 
@@ -390,14 +387,15 @@ class Agent(AsyncOps, StoreOps):
 
     def do_gather(self, op: Op, args: list[Any]) -> Any:
         data, index = self.sim.memory[args[0]], np.broadcast_arrays(*args[1:])
-        inside = np.all([(i >= 0) & (i < n) for i, n in zip(index, data.shape)], axis=0)
+        inside = np.logical_and.reduce([np.broadcast_to(ok, index[0].shape)
+                                        for *_, ok in Access.of(op).places(numbers_of(op, args), data.shape, ())])
         self.touch(op, args[0], tuple(index), inside, "read")
         out = taken(data, tuple(np.where(inside, i, 0) for i in index), inside)
         return out[()] if isinstance(op.result.type, Scalar) else out
 
     def do_st_global(self, op: Op, args: list[Any]) -> None:
         tensor, t = args[0], op.operands[1].type
-        index, inside = self.rectangle(op, tensor, args[2:], self.coords(t))
+        index, inside = self.rectangle(op, tensor, args, t.layout, self.coords(t))
         inside = inside & registers.writers(t.layout, self.role.warps, self.warp)[:, None]
         where, value = tuple(i[inside] for i in index), args[1][inside]
         self.touch(op, tensor, index, inside, "add" if op.get("reduce") else "store")

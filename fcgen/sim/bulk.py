@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..ir.access import Access, coordinates, numbers_of
 from ..ir.async_ops import share
 from ..ir.core import Op, Value
 from .cluster import Touch
@@ -57,9 +58,9 @@ class BulkEngine:
         return self.owners[key]
 
     def start(self, agent: Agent, op: Op, args: list[Any]) -> None:
-        tensor, scalars, view = args[0], args[1:-3], args[-3]
+        view = args[-3]
         buffer = op.operands[-3].type
-        data = self.source(agent, op, tensor, scalars, buffer)
+        data = self.source(agent, op, args, buffer)
         blocks = op.get("multicast") or 1
         part = self.part(buffer, agent.rank, blocks)
         for rank in range(blocks) if blocks > 1 else [agent.rank]:
@@ -125,23 +126,19 @@ class BulkEngine:
             self.sim.maps[key] = (address[:, None] // 2 + np.arange(max(1, size // 2))).ravel()
         return self.sim.maps[key]
 
-    def source(self, agent: Agent, op: Op, tensor: str, scalars: list[Any], buffer: Any) -> np.ndarray:
+    def source(self, agent: Agent, op: Op, args: list[Any], buffer: Any) -> np.ndarray:
         """The rectangle as half-words, zero outside of the tensor."""
         from .agents import encode
 
-        data, shape = self.sim.memory[tensor], buffer.shape
-        index, inside, axis, it = [], np.ones(shape, bool), 0, iter(scalars)
-        agent.sim.addresses.check_bulk(agent, op, tensor, int(scalars[-1]) if op["index"][-1] != "all" else 0)
-        for n, word in zip(data.shape, op["index"]):
-            if word == "at":
-                i = np.full(shape, int(next(it)))
-            else:
-                along = np.arange(shape[axis]).reshape([-1 if a == axis else 1 for a in range(len(shape))])
-                i = np.broadcast_to(along + (int(next(it)) if word == "tile" else 0), shape)
-                axis += 1
-            ok = (i >= 0) & (i < n)
+        tensor, shape = args[0], buffer.shape
+        data, inside, index = self.sim.memory[tensor], np.ones(shape, bool), []
+        agent.sim.addresses.check_bulk(agent, op, tensor, args)
+        for axis, i, ok in Access.of(op).places(numbers_of(op, args), data.shape, coordinates(shape)):
+            if axis.limit is not None and i.min() < 0:
+                agent.sim.report("sim/bounds", f"a bulk copy with a limit begins in front of {tensor}, and brings nothing", op,
+                                 notes=[agent.who], hint='a start that is never below 0, or copy="cp_async"')
             inside &= ok
-            index.append(np.where(ok, i, 0))
+            index.append(np.broadcast_to(np.where(ok, i, 0), shape))
         history = self.sim.history.get(tensor)
         if history is not None:
             bad = history.access(agent.stamp(op), tuple(i[inside] for i in index), np.full(int(inside.sum()), WARP), "read")

@@ -7,15 +7,16 @@ position lie inside; small trials come first, and sizes differ between tensors.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from ..ir.access import Axis, accesses
 from ..ir.core import Block, Kernel, Op, Value, walk_kernel
 from ..ir.elementwise import to_dtype
-from ..ir.types import Buffer, Frag, Tensor, Tile
+from ..ir.types import Buffer, Tensor
 
 #: what random tensors look like: "loud" ones take rare branches, "rising" and "falling" ones grow along their tiles, "equal" ones have
 #: ties but for the last, "huge" ones are multiples of a power of two, whose products and sums float32 knows exactly, "level" ones are both.
@@ -64,15 +65,23 @@ def dimensions(kernel: Kernel) -> list[str]:
 @dataclass
 class Meaning:
     """What a kernel does with its sizes and numbers. tiles: dimension -> extent of the tiles that walk it. multiples: (a, b) where size a
-    is divided by size b. inside: parameter -> dimensions in which it is an unguarded position."""
+    is divided by size b. inside: parameter -> dimensions in which it is an unguarded position. begins: tensor of integers -> dimensions in
+    which its elements say where runs begin or end. moved: outputs that are written where such elements say."""
 
     tiles: dict[str, int] = field(default_factory=dict)
     multiples: set[tuple[str, str]] = field(default_factory=set)
     inside: dict[str, set[str | int]] = field(default_factory=dict)
+    begins: dict[str, set[str | int]] = field(default_factory=dict)
+    moved: set[str] = field(default_factory=set)
 
     def needed(self) -> set[str | int]:
         """Dimensions that something is a position in."""
         return {d for dims in self.inside.values() for d in dims}
+
+
+def found(op: Op) -> tuple[Axis, ...]:
+    reached = accesses(op)
+    return reached.axes if reached is not None else ()
 
 
 def meaning(kernel: Kernel) -> Meaning:
@@ -83,34 +92,23 @@ def meaning(kernel: Kernel) -> Meaning:
             sizes[op.result] = op["dim"]
         elif op.kind in ("floordiv", "mod") and all(v in sizes for v in op.operands):
             out.multiples.add((sizes[op.operands[0]], sizes[op.operands[1]]))
-        for dim, word, extent, _ in positions(op):
-            if word == "tile" and isinstance(dim, str):
-                out.tiles[dim] = max(extent, out.tiles.get(dim, 1))
-    for axis in kernel.grid:
-        if isinstance(axis.dim, str) and axis.tile > 1:
-            out.tiles[axis.dim] = axis.tile
+        for axis in found(op):
+            if axis.is_run and isinstance(axis.dim, str):
+                out.tiles[axis.dim] = max(axis.size, out.tiles.get(axis.dim, 1))
+    for g in kernel.grid:
+        if isinstance(g.dim, str) and g.tile > 1:
+            out.tiles[g.dim] = g.tile
     for p in kernel.params:
         if not p.type.dtype.is_float and "out" not in kernel.flags.get(p.name, ()):
             reached = _reached(kernel, p)
-            found = {d for op in walk_kernel(kernel) for d, word, _, v in positions(op) if word == "at" and v in reached}
-            if found:
-                out.inside[p.name] = found
+            inside = {a.dim for op in walk_kernel(kernel) for a in found(op) if a.word == "at" and a.start in reached}
+            if inside:
+                out.inside[p.name] = inside
+            runs = [(op, a) for op in walk_kernel(kernel) for a in found(op) if a.along is not None and {a.start, a.limit} & reached]
+            if runs and isinstance(p.type, Tensor):
+                out.begins[p.name] = {a.dim for _, a in runs}
+                out.moved |= {op.operands[0].name for op, _ in runs if not op.results and op.kind != "cp_async"}
     return out
-
-
-def positions(op: Op) -> Iterator[tuple[str | int, str, int, Value | None]]:
-    """(dimension, "at" | "tile" | "all", extent of the tile there, position) for each axis of the tensor that an op accesses."""
-    tensor = next((v.type for v in op.operands if isinstance(v.type, Tensor)), None)
-    if tensor is None or not op.get("index"):
-        return
-    shapes = [v.type.shape for v in (*op.results, *op.operands) if isinstance(v.type, (Tile, Frag, Buffer))]
-    shape, axis = shapes[0] if shapes else (), 0
-    at = iter(op.operands[1 + (op.kind in ("st_global", "store")):])
-    for dim, word in zip(tensor.dims, op["index"]):
-        value = next(at, None) if word != "all" else None
-        extent = shape[axis] if word != "at" and axis < len(shape) else 1
-        axis += word != "at"
-        yield dim, word, extent, value
 
 
 def _reached(kernel: Kernel, source: Value) -> set[Value]:
@@ -237,6 +235,16 @@ class Draws:
             pool = pool[-4:]
         return rng.choice(pool, shape) if n or shape else pool[0]
 
+    def ends(self, name: str, sizes: Mapping[str, int], shape: tuple[int, ...], n: int) -> np.ndarray:
+        """Where runs that lie one behind the other begin; where they end, for every other tensor that speaks of the same dimensions."""
+        dims = self.meaning.begins[name]
+        room = min(sizes.get(d, 1) if isinstance(d, str) else d for d in dims)
+        alike = [other for other, of in self.meaning.begins.items() if of & dims]
+        rng = np.random.default_rng([n, 10, *map(ord, alike[0])])
+        ends = np.sort(rng.integers(0, room + 1, int(np.prod(shape)) + 1))
+        ends[0], ends[-1] = (0, room) if n % 2 == 0 else (ends[0], ends[-1])
+        return ends[alike.index(name) % 2:][:int(np.prod(shape))].reshape(shape)
+
     def room(self, name: str, sizes: Mapping[str, int]) -> int:
         """How many positions there are in every dimension that a number is one of."""
         return min([sizes.get(d, 1) if isinstance(d, str) else d for d in self.meaning.inside.get(name, ())], default=4)
@@ -255,6 +263,8 @@ class Draws:
             if p.type.dtype.is_float:
                 kind = "normal" if p is floats[-1] and trial.kind in ("equal", "level") else trial.kind
                 x = self.floats(rng, shape, kind, floats.index(p) % 2)
+            elif p.name in self.meaning.begins and n % 4 < 3:
+                x = self.ends(p.name, trial.sizes, shape, n)
             elif n % 2 and p.name not in self.meaning.inside:
                 x = self.integers(p.name, rng, trial.sizes, shape, n)
             else:

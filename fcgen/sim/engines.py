@@ -39,7 +39,7 @@ class CopyEngine:
         a, buffer, layout = self.agent, op.operands[-1].type, op["threads"]
         ring, base = args[-1]
         c = registers.coords(layout, a.role.warps, a.warp)
-        index, inside = a.rectangle(op, args[0], args[1:-1], c)
+        index, inside = a.rectangle(op, args[0], args, layout, c)
         data = encode(taken(a.sim.memory[args[0]], index, inside), buffer.dtype)
         key = ("copy", id(op), a.warp)
         if key not in a.sim.maps:

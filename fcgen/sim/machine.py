@@ -8,7 +8,7 @@ does not depend on that order: races are found by vector clocks. `check` raises 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from math import prod
@@ -64,21 +64,21 @@ class Result:
 
 def simulate(kernel: Kernel, arguments: Mapping[str, Any], target: Target, *, seed: int = 0,
              programs: Iterable[tuple[int, ...]] | None = None, blocks: int | None = None, coverage: Coverage | None = None,
-             limit: int | None = None) -> Result:
+             limit: int | None = None, excused: Collection[str] = ()) -> Result:
     """Run a machine kernel. programs: which grid points (all if None). blocks: of a kernel whose blocks take several tiles (few enough for
-    that if None). coverage: learns what ran. limit: a kernel that has not ended after so many ops is reported. Raises FcError only for
-    wrong arguments."""
+    that if None). coverage: learns what ran. limit: a kernel that has not ended after so many ops is reported. excused: outputs that
+    are written where drawn arguments say, possibly nowhere or by two programs. Raises FcError only for wrong arguments."""
     if kernel.level != "machine":
         raise FcError("compile/unsupported", "the simulator runs machine IR", got=kernel.level, hint="the tile interpreter runs tile IR")
     check_fits(verify(kernel), target)
     memory, sizes = bind(kernel, arguments)
     s = Simulation(kernel, target, memory, sizes, arguments, np.random.default_rng(seed), coverage)
-    s.limit = limit
+    s.limit, s.excused = limit, frozenset(excused)
     s.order = {0: "late", 1: "eager"}.get(seed, "any")
     with np.errstate(all="ignore"):  # poison is NaN
         s.launch(seed, programs, blocks)
     if programs is None and not s.reports:
-        faults = (unwritten(kernel, n, history.written()) for n, history in s.history.items() if not history.given)
+        faults = (unwritten(kernel, n, history.written()) for n, history in s.history.items() if not history.given and n not in s.excused)
         s.reports += [fault for fault in faults if fault is not None]
     outputs = {n: memory[n] for n, flags in kernel.flags.items() if "out" in flags and n in memory}
     return Result(outputs, s.reports, s.steps, {n: h.written() for n, h in s.history.items()}, {n: h.ops for n, h in s.history.items()})
@@ -104,6 +104,7 @@ class Simulation:
         self.reports: list[FcError] = []
         self.seen: set[tuple[Any, ...]] = set()
         self.unwritten: dict[Op, tuple[str, Agent]] = {}
+        self.excused: frozenset[str] = frozenset()
         self.early: list[tuple[Conflict, Agent, Op, str, int]] = []  # reads under another warp's copy, and when
         self.steps = 0
         self.maps: dict[Any, Any] = {}  # addresses by op, warp and position: the same in every program
@@ -369,6 +370,8 @@ class Simulation:
         assert c.op is not None
         self.unwritten.pop(c.op, None)
         apart = c.program != agent.program
+        if apart and tensor in self.excused:
+            return
         place = "" if len(self.kernel.grid) == 0 or not apart else \
             "several programs, " if c.program == SEVERAL else f"program {self.places[c.program]}, "
         other = "several warps" if c.agent == SEVERAL else self._who(c.agent)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..ir.access import Access, coordinates, numbers_of
 from ..ir.core import Op
 from ..ir.elementwise import to_dtype
 from ..ir.layout import LANES
@@ -73,26 +74,15 @@ class StoreEngine:
         bad = shared.unfenced(self.owner, where)
         if bad is not None:
             sim.conflict(bad, agent, op, ring, sim.offsets[ring])
-        sim.addresses.check_bulk(agent, op, args[0], int(args[-2]) if op["index"][-1] != "all" else 0)
-        index, inside = self.rectangle(args[0], args[1:-1], op["index"], (rows, cols))
+        sim.addresses.check_bulk(agent, op, args[0], args)
+        places = list(Access.of(op).places(numbers_of(op, args), sim.memory[args[0]].shape, coordinates((rows, cols))))
+        index = [np.broadcast_to(i, (rows, cols)) for _, i, _ in places]
+        inside = np.logical_and.reduce([np.broadcast_to(ok, (rows, cols)) for *_, ok in places])
         if any(i[own].size and i[own].min() < 0 for i in index):
             sim.report("sim/bounds", f"a bulk store begins in front of {op.operands[0].name}: an illegal instruction (seen on an H200)", op,
                        notes=[agent.who], hint="bulk copies cut off what lies behind the end; in front, only those that load do")
         self.started += 1
         self.open.append(Store(op, where, args[0], tuple(i[own] for i in index), inside[own], read, written, self.started, self.epoch))
-
-    def rectangle(self, tensor: str, scalars: list[Any], words: tuple[str, ...],
-                  shape: tuple[int, int]) -> tuple[list[np.ndarray], np.ndarray]:
-        """Positions in the tensor of the tile's elements, and which of them are inside it."""
-        index, inside, axis, it = [], np.ones(shape, bool), 0, iter(scalars)
-        for n, word in zip(self.sim.memory[tensor].shape, words):
-            i = np.full(shape, 0 if word == "all" else int(next(it)))
-            if word != "at":
-                i = i + np.arange(shape[axis]).reshape((-1, 1) if axis == 0 else (1, -1))
-                axis += 1
-            inside &= (i >= 0) & (i < n)
-            index.append(i)
-        return index, inside
 
     # ---- what the engine does by itself -----------------------------------------------------------------------------
 

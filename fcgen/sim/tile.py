@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import FcError, did_you_mean
+from ..ir.access import Access, coordinates, numbers_of
 from ..ir.core import Block, Kernel, Op, Value, walk_kernel
 from ..ir.elementwise import FNS, REDUCTIONS, convert, evaluate, to_dtype
 from ..ir.ranges import HIGHEST, Admitted, admitted
@@ -205,36 +206,25 @@ class _Interpreter:
 
     # ---- memory ----------------------------------------------------------------------------------------------------
 
-    def places(self, op: Op, tensor: str, scalars: list[Any], shape: tuple[int, ...]) -> tuple[tuple[Any, ...], np.ndarray]:
+    def places(self, op: Op, args: list[Any], shape: tuple[int, ...]) -> tuple[tuple[Any, ...], np.ndarray]:
         """(index arrays into the tensor, which elements are inside). Raises where an unguarded one is not."""
-        data = self.memory[tensor]
-        rank, axis, it = len(shape), 0, iter(scalars)
+        tensor, sizes = args[0], self.memory[args[0]].shape
         index: list[Any] = []
         inside = np.ones(shape, bool)
-        for dim, (n, word) in enumerate(zip(data.shape, op["index"])):
-            if word == "at":
-                i = int(next(it))
-                if not 0 <= i < n:
-                    raise FcError("sim/bounds", f"{op.kind} outside {tensor}", expected=f"0..{n - 1} along axis {dim}", got=i, loc=op.loc,
-                                  notes=[self.where()])
-                index.append(i)
-                continue
-            first = int(next(it)) if word == "tile" else 0
-            run = first + np.arange(shape[axis])
-            ok = (run >= 0) & (run < n)
-            if not op["guard"][axis] and not ok.all():
-                raise FcError("sim/bounds", f"{op.kind} outside {tensor}", expected=f"0..{n - 1} along axis {dim}",
-                              got=f"{run[0]}..{run[-1]}", loc=op.loc, notes=[self.where()])
-            along = [1] * rank
-            along[axis] = shape[axis]
-            inside &= ok.reshape(along)
-            index.append(np.where(ok, run, 0).reshape(along))
-            axis += 1
+        access, numbers, coords = Access.of(op), numbers_of(op, args), coordinates(shape)
+        numbers.update({v: numbers[v].reshape(coords[axis].shape) for v, axis in access.listed.items()})
+        for dim, (axis, at, ok) in enumerate(access.places(numbers, sizes, coords)):
+            if not axis.guard and not ok.all():
+                got = f"{at.min()}..{at.max()}" if axis.is_run else at
+                raise FcError("sim/bounds", f"{op.kind} outside {tensor}", expected=f"0..{sizes[dim] - 1} along axis {dim}", got=got,
+                              loc=op.loc, notes=[self.where()])
+            inside &= ok
+            index.append(np.where(ok, at, 0))
         return tuple(index), inside
 
     def do_load(self, op: Op, args: list[Any], env: Any) -> Any:
         shape = op.result.type.shape
-        index, inside = self.places(op, args[0], args[1:], shape)
+        index, inside = self.places(op, args, shape)
         if not self.memory[args[0]].size:
             return np.zeros(shape, self.memory[args[0]].dtype)
         if args[0] in self.touched:
@@ -244,7 +234,7 @@ class _Interpreter:
 
     def do_store(self, op: Op, args: list[Any], env: Any) -> None:
         tensor, value = args[0], args[1]
-        index, inside = self.places(op, tensor, args[2:], value.shape)
+        index, inside = self.places(op, args, value.shape)
         where = tuple(np.broadcast_to(i, value.shape)[inside] for i in index)
         if op.get("reduce"):
             self.touch(op, tensor, "adds", where)
@@ -276,7 +266,8 @@ class _Interpreter:
         data, index = self.memory[args[0]], np.broadcast_arrays(*args[1:])
         if not data.size:
             return np.zeros(op.result.type.shape, data.dtype)[()]
-        inside = np.all([(i >= 0) & (i < n) for i, n in zip(index, data.shape)], axis=0)
+        inside = np.logical_and.reduce([np.broadcast_to(ok, index[0].shape)
+                                        for *_, ok in Access.of(op).places(numbers_of(op, args), data.shape, ())])
         if args[0] in self.touched:
             self.touch(op, args[0], "reads", tuple(i[inside] for i in index))
         out = np.where(inside, data[tuple(np.where(inside, i, 0) for i in index)], np.zeros((), data.dtype))

@@ -101,12 +101,13 @@ def run_trials(kernel: Kernel, target: Target, given: Mapping[str, int] | None =
             try:
                 want = against.run(inputs, ends)
             except FcError as e:
-                if e.code not in ("sim/bounds", "call/argument"):
+                if e.code not in ("sim/bounds", "call/argument", *(["sim/race"] if draws.meaning.moved else [])):
                     raise
                 refused = e  # the program is not for these sizes or numbers
                 continue
         run = lambda t=trial, i=inputs, e=ends: simulate(kernel, i, target, seed=t.seed, programs=e, blocks=t.blocks,  # type: ignore[misc]
-                                                         coverage=out.coverage, limit=None if given else ENDLESS)
+                                                         coverage=out.coverage, limit=None if given else ENDLESS,
+                                                         excused=draws.meaning.moved)
         result: Result = doing(f"simulating {trial}", run)
         wrong = result.reports[0] if result.reports else \
             against.compare(want, result, inputs, ends) if against is not None and want is not None else None

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import fcgen as fc
+from benchmarks.schedule_pairs import row_softmax
 from fcgen.backends.cuda import _function
 from fcgen.backends.hopper import INSTRS
 from fcgen.runtime import module
@@ -161,3 +162,13 @@ def test_attention_with_many_tiles_per_block(persistent):
     got = [fc.attention(q, k, v, causal=True, schedule=s) for _ in range(3)]
     want = torch.nn.functional.scaled_dot_product_attention(q.double(), k.double(), v.double(), is_causal=True)
     assert all(torch.equal(got[0], x) for x in got[1:]) and (got[0].double() - want).abs().max().item() < 5e-3
+
+
+@pytest.mark.parametrize("bm, d", [(4, 64), (2, 256), (8, 64)])
+def test_few_rows_are_stored_in_bulk(bm, d):
+    """Rows that are no whole periods of a swizzle are staged without one, in boxes on 128 bytes."""
+    program = row_softmax.compile(target="sm_90a", schedule=fc.Schedule(tiles={"BM": bm}, epilogue="tma"), T=fc.f16, D=d)
+    x = torch.randn(4 * bm + 1, d, device="cuda", dtype=torch.float16)
+    y = torch.full_like(x, float("nan"))
+    program(x, y)
+    assert (y.double() - torch.softmax(x.double(), -1)).abs().max().item() < 1e-3

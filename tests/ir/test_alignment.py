@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from fcgen.errors import FcError
-from fcgen.ir.alignment import Access, Promise, multiple, natural, of_arguments, pitched, promised, refusal
+from fcgen.ir.access import Access
+from fcgen.ir.alignment import Promise, demands, multiple, natural, of_arguments, pitched, promised, refusal, widest
 from fcgen.ir.core import Builder, Op, Value
 from fcgen.ir.text import parse_kernel
 from fcgen.ir.types import Scalar, Tensor, Tile, bf16, f16, f32, f64, i32, i64
@@ -62,8 +63,8 @@ ROWS, PLANE = ("tile", "all"), ("at", "tile", "all", "at")
     (Tensor(f16, (16,)), ("all",), (), (16,), 8), (Tensor(f32, ("N",)), ("tile",), ("n * 64",), (64,), 4)])
 def test_the_widest_access(t, index, positions, shape, elements):
     a, defs = access(t, index, positions, shape)
-    assert a.widest(natural(t), defs) == elements
-    want = a.demands(elements * t.dtype.bytes, defs)
+    assert widest(a, natural(t), defs) == elements
+    want = demands(a, elements * t.dtype.bytes, defs)
     assert want is not None and natural(t).covers(want)
 
 
@@ -75,7 +76,7 @@ def test_every_demand_is_right_by_enumeration():
         t, tile = Tensor(f16, dims), (4, 16)[2 - sum(w != "at" for w in index):]
         a, defs = access(t, index, texts, tile)
         for size in (4, 8, 16):
-            want = a.demands(size, defs)
+            want = demands(a, size, defs)
             if want is None:
                 continue
             for _ in range(50):

@@ -186,3 +186,23 @@ def test_bf16_and_integers() -> None:
     x = RNG.standard_normal((20, 16)).astype(np.float32)
     n = (2 * fc.round_to(x, fc.bf16) > 1).sum(1)
     np.testing.assert_array_equal(run(mix, {"X": x}, D=16)["Y"], n // 2 + np.arange(20) % 3 + 2 * n)
+
+
+@fc.kernel
+def three_axes(X: "T[B, M, D]", Y: "T[G, M, D]", O: "out T[B, M, D]", L: "out f32[B, M]"):
+    batch, rows = fc.grid(fc.tile(X.B, "BB"), fc.tile(X.M, "BM"))
+    x = fc.load(X[batch, rows, :])
+    z = (x + fc.load(Y[:, rows, :])) * (batch.start.to(X.dtype) + 1.0)
+    fc.store(O[batch, rows, :], z)
+    fc.store(L[batch, rows], fc.sum(z.to(fc.f32), axis=1))
+
+
+@pytest.mark.parametrize("target", ["sm_89", "sm_90a"])
+def test_an_axis_of_one_position_among_three(target):
+    x, y = (np.random.default_rng(n).standard_normal((3 - 2 * n, 37, 16)).astype(np.float32) for n in (0, 1))
+    p = three_axes.compile(target=target, schedule=fc.Schedule(tiles={"BB": 1, "BM": 16}, warps=4), T=fc.f32, G=1, D=16)
+    want = (x + y) * np.arange(1, 4)[:, None, None]
+    for run in (p.interpret, p.simulate):
+        got = run(X=x, Y=y)
+        np.testing.assert_allclose(got["O"], want, rtol=1e-5)
+        np.testing.assert_allclose(got["L"], want.sum(-1), rtol=1e-4, atol=1e-4)

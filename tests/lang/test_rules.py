@@ -249,7 +249,7 @@ def test_ownership_follows_conditions_and_variables() -> None:
 
 
 @pytest.mark.parametrize(("expression", "words"), [
-    ("X + 1.0", ["is a tensor", "fc.load(X[...])"]), ("X[rows] * 2.0", ["not a tile yet", "fc.load"]), ("1 + rows", [".index", ".start"]),
+    ("X + 1.0", ["is a tensor", "fc.load(X[...])"]), ("X[rows] * 2.0", ["not a tile yet", "fc.load"]), ("2 * rows", [".index", ".start"]), ("(1 + rows) * 2.0", ["rows.index + start"]),
     ("fc.exp(X)", ["is a tensor"]), ("fc.sum(X[rows])", ["not a tile yet"]), ("fc.load(X[rows]) + fc.tile(X.M, 'BM')", ["fc.loop"]),
     ("X[-1]", ["from the start"]), ("X[0:4]", ["slice"]), ("fc.tile(X.M, 16)", ["names its block size"]), ("fc.exp(None)", ["not a value"])])
 def test_what_is_not_a_tile(expression: str, words: list[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import numpy as np
 import pytest
 
 import fcgen as fc
@@ -150,7 +151,28 @@ def test_loads_from_places_that_a_table_decides_run_ahead() -> None:
         fc.store(Y[at], acc)
 
     p = paged.compile(target="sm_89", schedule=Schedule(tiles={"BM": 64}, stages={"k": 3}), T=fc.f16, D=32, B=32)
-    assert {b.name: b.type.slots for b in p.machine.buffers}["k"] == 3
+    assert [b.type.slots for b in p.machine.buffers if b.name == "k"] == [3]
+    rng = np.random.default_rng(0)
+    x, k, table = rng.standard_normal((40, 32)), rng.standard_normal((6, 32, 32)), np.array([5, 0, 3, 3, 1], np.int32)
+    got = p.simulate(X=x.astype(np.float16), K=k.astype(np.float16), table=np.append(table, 0).astype(np.int32), n=5)["Y"]
+    np.testing.assert_allclose(got, x @ k[table].sum(0).T, atol=0.2)
+
+
+def test_loads_from_places_that_the_loop_itself_writes_do_not_run_ahead() -> None:
+    @fc.kernel
+    def chased(X: "T[N, D]", K: "T[P, B, D]", table: "inout i32[N, P]", Y: "out f32[N, B]", *, n: "i32"):
+        (at,) = fc.grid(fc.tile(X.N, "BM"))
+        x, mine = fc.load(X[at]), at.start // at.size
+        acc = fc.var(fc.zeros(at, K.B))
+        for i in fc.loop(n):
+            k = fc.load(K[fc.gather(table, mine, i)])
+            acc <<= acc + fc.dot(x, k.T)
+            one = fc.tile(table.P, "ONE")[i]
+            fc.store(table[mine, one], fc.full(one, 0, fc.i32))
+        fc.store(Y[at], acc)
+
+    with pytest.raises(FcError, match="%k is not loaded ahead"):
+        _ = chased.compile(target="sm_89", schedule=Schedule(tiles={"BM": 64, "ONE": 16}, stages={"k": 3}), T=fc.f16, D=32, B=32).machine
 
 
 @pytest.mark.parametrize("target, more", [("sm_89", {}), ("sm_90a", {"math": "wgmma", "copy": "tma"})])

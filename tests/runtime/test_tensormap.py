@@ -7,6 +7,7 @@ from cuda.bindings import driver
 from pretend import Driver, install
 
 from fcgen.errors import FcError
+from fcgen.ir.access import CUT
 from fcgen.runtime import tensormap
 
 
@@ -75,3 +76,27 @@ def test_what_tma_cannot_take_is_refused_by_name(fake, change, said):
 
 def test_a_tensor_without_elements_has_an_empty_map(fake):
     assert tensormap.encode(0, "f16", (4, 0, 64), (0, 64, 1), (1, 64, 64), 128) == bytes(128) and not fake.encoded
+
+
+@pytest.mark.parametrize("cut", [0, 1])
+def test_a_map_with_a_limit_ends_there(fake, cut):
+    """What the unit computes from coordinates, 64 bits wide: the run's own addresses below the limit, nothing at or past it."""
+    shape, strides, box = (40, 3, 64), (3 * 64 + 8, 64, 1), (16, 1, 64) if cut == 0 else (1, 2, 64)
+    made = tensormap.Box("f16", box, 128, "X", cut)
+    numbers = made.layout(shape, strides)
+    sizes, steps = numbers[:made.axes], (2, *numbers[made.axes:])
+    assert made.axes == 5 and all(0 <= s < 2**40 and s % 16 == 0 for s in steps[1:]) and all(n < 2**32 for n in sizes)
+    for stop in (0, 1, shape[cut] - 1, shape[cut]):
+        for at in range(shape[cut]):
+            place = [5, *([2, CUT - stop + at] if cut == 0 else [CUT - stop + at, 7]), stop, CUT]  # as a kernel says it, innermost first
+            address = sum(c * s for c, s in zip(place, steps)) % 2**64
+            other = 7 * strides[0] if cut == 1 else 2 * strides[1]
+            assert address == 2 * (5 + other + at * strides[cut])
+            assert all(0 <= c < n for c, n in zip(place, sizes)) == (at < stop)
+
+
+def test_what_cannot_be_cut_off_is_refused(fake):
+    with pytest.raises(FcError, match="limit"):
+        tensormap.Box("f16", (1, 8, 64), 128, "X", 0).layout((3, 8, 64), (2**33, 64, 1))
+    with pytest.raises(FcError, match="axes"):
+        tensormap.Box("f16", (1, 1, 8, 64), 128, "X", 2)

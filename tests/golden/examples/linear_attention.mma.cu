@@ -133,7 +133,7 @@ linear_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s1
     // fade = fc.exp((float(rows.size) - 1.0 - j) * w)  [linear_attention.py:25]
     const float w_times_63 = w * 63.0f;
     // state <<= state * fc.exp(w * float(rows.size)) + fc.dot((k.to(fc.f32) * fade).to(K.dtype).T, v)  [linear_attention.py:26]
-    const float t = exp2_approx(w * 92.33248f);
+    const float power = exp2_approx(w * 92.33248f);
     // for rows in fc.loop(fc.tile(Q.M, "BLOCK_M")):  [linear_attention.py:18]
     const bool v0_below_M_tiles = 0 < rows_tile_to;
     // q, k, v = fc.load(Q[b, h, rows]), fc.load(K[b, h, cols]), fc.load(V[b, h, cols])  [linear_attention.py:20]
@@ -335,7 +335,7 @@ linear_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s1
         // state <<= state * fc.exp(w * float(rows.size)) + fc.dot((k.to(fc.f32) * fade).to(K.dtype).T, v)  [linear_attention.py:26]
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            state[i] = state[i] * t;
+            state[i] = state[i] * power;
         uint32_t k_7[16];
         const uint32_t k_at_2 = k + copy_lane;
         #pragma unroll

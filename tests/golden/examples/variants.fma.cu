@@ -152,8 +152,8 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
     // for cols in fc.loop(fc.tile(K.N, "BLOCK_N"), descending=True, live=visible):  [variants.py:16]
     const int cols_tile_from = max(rows_tile - floor_div(window + 62, 64), 0);
     const int cols_tile_to = min((N + 63) / 64, rows_tile + 1);
-    const int t = max(cols_tile_from, rows_tile - floor_div(window, 64) + 1);
-    const int whole_from = min(t, cols_tile_to);
+    const int end = max(cols_tile_from, rows_tile - floor_div(window, 64) + 1);
+    const int whole_from = min(end, cols_tile_to);
     const int whole_to = max(min(cols_tile_to, min(N / 64, rows_tile)), whole_from);
     float m[16];
     float l[16];
@@ -220,7 +220,6 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
             for (int i = 0; i < 32; ++i)
                 tmp[i] = fmaf(q_3[row_tmp(i)], k_tile_2[col_tmp(i)], tmp[i]);
         }
-        // visible = lambda cols: (rows.index >= cols.index) & (rows.index - cols.index < window)  [variants.py:13]
         // s = cap * fc.tanh(s / cap)  [variants.py:18]
         // s = s + slope * (cols.index - rows.index).to(fc.f32)  [variants.py:19]
         // soft.add(s, V[b, h, cols])  [variants.py:20]
@@ -591,7 +590,6 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
             for (int i = 0; i < 32; ++i)
                 tmp_3[i] = fmaf(q_7[row_tmp(i)], k_tile_6[col_tmp(i)], tmp_3[i]);
         }
-        // visible = lambda cols: (rows.index >= cols.index) & (rows.index - cols.index < window)  [variants.py:13]
         // s = cap * fc.tanh(s / cap)  [variants.py:18]
         // s = s + slope * (cols.index - rows.index).to(fc.f32)  [variants.py:19]
         // soft.add(s, V[b, h, cols])  [variants.py:20]

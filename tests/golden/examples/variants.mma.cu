@@ -147,11 +147,11 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
     // for cols in fc.loop(fc.tile(K.N, "BLOCK_N"), descending=True, live=visible):  [variants.py:16]
     const int cols_tile_from = max(rows_tile - floor_div(window + 62, 64), 0);
     const int cols_tile_to = min((N + 63) / 64, rows_tile + 1);
-    const int t = max(cols_tile_from, rows_tile - floor_div(window, 64) + 1);
-    const int whole_from = min(t, cols_tile_to);
+    const int end = max(cols_tile_from, rows_tile - floor_div(window, 64) + 1);
+    const int whole_from = min(end, cols_tile_to);
     const int whole_to = max(min(cols_tile_to, min(N / 64, rows_tile)), whole_from);
     const int N_tiles_cut_before = cols_tile_to - 1;
-    const bool t_2 = N_tiles_cut_before >= cols_tile_from;
+    const bool test = N_tiles_cut_before >= cols_tile_from;
     // s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale  [variants.py:17]
     const uint32_t k_tile_smem = smem_base + k_tile_offset;
     const uint32_t k_tile_dst = k_tile_smem + copy_lane;
@@ -161,7 +161,7 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
     const uint32_t v_dst = v_smem + copy_lane;
     const long long v_step = 4 * V_s2;
     const f16* v_base = V + (long long)b * V_s0 + (long long)h * V_s1 + (long long)copy_row * V_s2 + copy_col;
-    if (t_2) {
+    if (test) {
         // for cols in fc.loop(fc.tile(K.N, "BLOCK_N"), descending=True, live=visible):  [variants.py:16]
         const int cols_start = N_tiles_cut_before * 64;
         // s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale  [variants.py:17]
@@ -219,12 +219,12 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         __syncthreads();
         // s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale  [variants.py:17]
         const int next = cols_tile - 1;
-        const bool t_3 = next >= cols_tile_from;
+        const bool test_2 = next >= cols_tile_from;
         const uint32_t k_tile_2 = k_tile_smem + ((n + 1) & 1) * 8192;
         const uint32_t k_tile_dst_2 = k_tile_2 + copy_lane;
         const uint32_t v_2 = v_smem + ((n + 1) & 1) * 8192;
         const uint32_t v_dst_2 = v_2 + copy_lane;
-        if (t_3) {
+        if (test_2) {
             // for cols in fc.loop(fc.tile(K.N, "BLOCK_N"), descending=True, live=visible):  [variants.py:16]
             const int cols_start_2 = next * 64;
             // s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale  [variants.py:17]
@@ -270,7 +270,6 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
             const int x = pos0 + i * 8 + rows_start;
             limit[i] = min(x + 1 - cols_start_3, N - cols_start_3);
         }
-        // visible = lambda cols: (rows.index >= cols.index) & (rows.index - cols.index < window)  [variants.py:13]
         // s = cap * fc.tanh(s / cap)  [variants.py:18]
         // s = s + slope * (cols.index - rows.index).to(fc.f32)  [variants.py:19]
         // soft.add(s, V[b, h, cols])  [variants.py:20]
@@ -391,12 +390,12 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         __syncthreads();
         // s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale  [variants.py:17]
         const int next_2 = cols_tile_2 - 1;
-        const bool t_4 = next_2 >= cols_tile_from;
+        const bool test_3 = next_2 >= cols_tile_from;
         const uint32_t k_tile_5 = k_tile_smem + ((n_2 + 1) & 1) * 8192;
         const uint32_t k_tile_dst_3 = k_tile_5 + copy_lane;
         const uint32_t v_5 = v_smem + ((n_2 + 1) & 1) * 8192;
         const uint32_t v_dst_3 = v_5 + copy_lane;
-        if (t_4) {
+        if (test_3) {
             // for cols in fc.loop(fc.tile(K.N, "BLOCK_N"), descending=True, live=visible):  [variants.py:16]
             const int cols_start_4 = next_2 * 64;
             // s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale  [variants.py:17]
@@ -550,12 +549,12 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         __syncthreads();
         // s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale  [variants.py:17]
         const int next_3 = cols_tile_3 - 1;
-        const bool t_5 = next_3 >= cols_tile_from;
+        const bool test_4 = next_3 >= cols_tile_from;
         const uint32_t k_tile_8 = k_tile_smem + ((n_3 + 1) & 1) * 8192;
         const uint32_t k_tile_dst_4 = k_tile_8 + copy_lane;
         const uint32_t v_8 = v_smem + ((n_3 + 1) & 1) * 8192;
         const uint32_t v_dst_4 = v_8 + copy_lane;
-        if (t_5) {
+        if (test_4) {
             // for cols in fc.loop(fc.tile(K.N, "BLOCK_N"), descending=True, live=visible):  [variants.py:16]
             const int cols_start_5 = next_3 * 64;
             // s = fc.dot(q, fc.load(K[b, h, cols]).T) * scale  [variants.py:17]
@@ -601,7 +600,6 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
             const int x_5 = pos0 + i * 8 + rows_start;
             limit_2[i] = min(x_5 + 1 - cols_start_6, N - cols_start_6);
         }
-        // visible = lambda cols: (rows.index >= cols.index) & (rows.index - cols.index < window)  [variants.py:13]
         // s = cap * fc.tanh(s / cap)  [variants.py:18]
         // s = s + slope * (cols.index - rows.index).to(fc.f32)  [variants.py:19]
         // soft.add(s, V[b, h, cols])  [variants.py:20]

@@ -172,8 +172,8 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
     // for cols in fc.loop(fc.tile(K.N, "BLOCK_N"), descending=True, live=visible):  [variants.py:16]
     const int cols_tile_from = max(rows_tile - floor_div(window + 62, 64), 0);
     const int cols_tile_to = min((N + 63) / 64, rows_tile + 1);
-    const int t = max(cols_tile_from, rows_tile - floor_div(window, 64) + 1);
-    const int whole_from = min(t, cols_tile_to);
+    const int end = max(cols_tile_from, rows_tile - floor_div(window, 64) + 1);
+    const int whole_from = min(end, cols_tile_to);
     const int whole_to = max(min(cols_tile_to, min(N / 64, rows_tile)), whole_from);
     float m[2];
     float l[2];
@@ -251,7 +251,6 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
             const int x = pos0 + i * 8 + rows_start;
             limit[i] = min(x + 1 - cols_start, N - cols_start);
         }
-        // visible = lambda cols: (rows.index >= cols.index) & (rows.index - cols.index < window)  [variants.py:13]
         // s = cap * fc.tanh(s / cap)  [variants.py:18]
         // s = s + slope * (cols.index - rows.index).to(fc.f32)  [variants.py:19]
         // soft.add(s, V[b, h, cols])  [variants.py:20]
@@ -648,7 +647,6 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
             const int x_4 = pos0 + i * 8 + rows_start;
             limit_2[i] = min(x_4 + 1 - cols_start_3, N - cols_start_3);
         }
-        // visible = lambda cols: (rows.index >= cols.index) & (rows.index - cols.index < window)  [variants.py:13]
         // s = cap * fc.tanh(s / cap)  [variants.py:18]
         // s = s + slope * (cols.index - rows.index).to(fc.f32)  [variants.py:19]
         // soft.add(s, V[b, h, cols])  [variants.py:20]

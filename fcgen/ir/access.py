@@ -1,0 +1,164 @@
+"""Which part of a tensor an op reaches: the one place that reads the words, guards and scalars of loads, stores and copies.
+
+Attribute `index` of such an op holds one word per tensor dimension:
+  "at"     one position, given by a scalar operand;
+  "tile"   a run of positions whose first is a scalar operand and whose length is an axis of the tile;
+  "until"  such a run with a limit, a second scalar: no position at or past it belongs to the run, whatever the tensor has there;
+  "all"    the whole compile-time dimension (the tile's axis may be longer: padding, read as zero);
+  "each"   a position of its own for each element along an axis of the tile, given by a vector of integers (a fragment of the machine IR
+           has the layout of the tile, or of the copying threads, along that axis);
+  "also"   the same along the axis of the "each" before it: a row of the tile is then found by several positions.
+The tile has one axis per word but "at" and "also", in order. Attribute `guard` has one bool per axis of the tile: True means that
+positions outside of the tensor, or at or past the limit, read as zero (a load) or are left alone (a store). An axis without a guard is
+known to be inside. A gather has positions of its own for each element along every dimension,
+which this module calls the word "element".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .core import Op, Value
+from .layout import RegLayout
+from .types import Tensor
+
+#: Of a run with a limit, a bulk copy has a map that counts positions so that the limit is always at this one: it has two more axes, whose
+#: strides are the run's own and 2**34 bytes less that, and a coordinate of CUT along the latter takes the address around 64 bits.
+CUT, MOST_CUT = 1 << 30, 3
+#: scalars that go with each word
+SCALARS = {"at": 1, "tile": 1, "until": 2, "all": 0, "each": 1, "also": 1}
+#: kind -> (operands in front of the scalars, operands after them, which value has the tile's shape: an operand, or None for the result)
+REACH: dict[str, tuple[int, int, int | None]] = {
+    "load": (1, 0, None), "store": (2, 0, 1), "ld_global": (1, 0, None), "st_global": (2, 0, 1), "cp_async": (1, 1, -1),
+    "tma_load": (1, 3, -3), "tma_store": (1, 1, -1)}
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One dimension of the tensor. word, start, limit: see above. along: the axis of the tile that runs here, None for a point. size: how
+    many positions that axis has."""
+
+    dim: str | int
+    word: str
+    start: Value | None
+    limit: Value | None
+    along: int | None
+    size: int
+    guard: bool
+
+    @property
+    def is_run(self) -> bool:
+        """Whether the tile runs along the dimension from a position on."""
+        return self.word in ("tile", "until")
+
+    @property
+    def is_listed(self) -> bool:
+        """Whether a vector says the positions."""
+        return self.word in ("each", "also")
+
+
+@dataclass(frozen=True)
+class Access:
+    """op: what reaches the tensor. bulk: by an engine that copies boxes."""
+
+    op: Op
+    tensor: Tensor
+    axes: tuple[Axis, ...]
+    shape: tuple[int, ...]
+    bulk: bool
+
+    @staticmethod
+    def of(op: Op) -> Access:
+        if op.kind == "gather":
+            tensor = op.operands[0].type
+            each = tuple(Axis(dim, "element", v, None, None, 1, True) for dim, v in zip(tensor.dims, op.operands[1:]))
+            return Access(op, tensor, each, op.result.type.shape, False)
+        before, after, tile = REACH[op.kind]
+        shape = (op.result if tile is None else op.operands[tile]).type.shape
+        tensor, guard = op.operands[0].type, op["guard"]
+        given, axes, along = iter(op.operands[before:len(op.operands) - after]), list[Axis](), 0
+        for dim, word in zip(tensor.dims, op["index"]):
+            start = next(given) if SCALARS[word] else None
+            limit = next(given) if SCALARS[word] > 1 else None
+            if word == "at":
+                axes.append(Axis(dim, word, start, None, None, 1, False))
+            elif word == "also":
+                last = next(a for a in reversed(axes) if a.word == "each")
+                axes.append(Axis(dim, word, start, None, last.along, last.size, last.guard))
+            else:
+                axes.append(Axis(dim, word, start, limit, along, shape[along], guard[along]))
+                along += 1
+        return Access(op, tensor, tuple(axes), shape, op.kind in ("tma_load", "tma_store"))
+
+    @property
+    def runs(self) -> tuple[Axis, ...]:
+        """The dimensions that the tile runs along, one per axis of the tile."""
+        return tuple(a for a in self.axes if a.along is not None and a.word != "also")
+
+    @property
+    def listed(self) -> dict[Value, int]:
+        """Vectors that say positions -> the axis of the tile: no engine copies such a tile in bulk."""
+        return {a.start: a.along for a in self.axes if a.is_listed and a.start is not None and a.along is not None}
+
+    @property
+    def scalars(self) -> tuple[Value, ...]:
+        return tuple(v for a in self.axes for v in (a.start, a.limit) if v is not None)
+
+    @property
+    def in_rows(self) -> bool:
+        """Whether neighbours along the tile's last axis are neighbours in memory."""
+        return bool(self.axes) and self.axes[-1].along is not None and not self.axes[-1].is_listed
+
+    def unbounded(self) -> tuple[str, object, object] | None:
+        """(rule, expected, got) where a bulk copy cannot follow the positions, or keep to a limit."""
+        if self.listed:
+            return "a tile whose positions a scalar says", "runs", "positions in a vector"
+        cut = [n for n, a in enumerate(self.axes) if a.limit is not None]
+        if not cut:
+            return None
+        if len(cut) > 1 or cut[0] == len(self.axes) - 1:
+            return "a limit on one axis, and not on the last", "one axis of rows", f"axes {', '.join(map(str, cut))}"
+        if len(self.axes) > MOST_CUT:
+            return f"a tensor of at most {MOST_CUT} axes where a limit cuts its rows off", MOST_CUT, len(self.axes)
+        return None
+
+    def places(self, numbers: Mapping[Value, Any], sizes: Sequence[int], coords: Sequence[Any]) -> Iterator[tuple[Axis, Any, Any]]:
+        """(dimension, positions, which of them count) in a tensor of these sizes, for coordinates along each axis of the tile. numbers:
+        the scalars; of a vector, what it holds at each of the coordinates."""
+        for axis, n in zip(self.axes, sizes):
+            first = np.asarray(numbers[axis.start], np.int64) if axis.start is not None else 0
+            at = np.asarray(first if axis.along is None or axis.is_listed else first + coords[axis.along])
+            end = n if axis.limit is None else min(n, int(numbers[axis.limit]))
+            yield axis, at, (at >= 0) & (at < end)
+
+
+def along(layout: RegLayout, axis: int) -> tuple[RegLayout, np.ndarray]:
+    """The layout of a vector along one axis of a tile, and for each register of the tile the one of the vector's."""
+    index = np.arange(layout.regs)
+    for a in reversed([a for a in range(len(layout.axes)) if a != axis]):
+        index, layout = layout.drop_map(a)[index], layout.drop(a)
+    return layout, index
+
+
+def guards(copies: Sequence[Op]) -> tuple[bool, ...]:
+    """The guards that an access needs which may be that of any of these copies."""
+    return tuple(map(any, zip(*(op["guard"] for op in copies))))
+
+
+def accesses(op: Op) -> Access | None:
+    """What an op reaches of a tensor by an index; None for all others."""
+    return Access.of(op) if op.kind in REACH or op.kind == "gather" else None
+
+
+def numbers_of(op: Op, args: Sequence[Any]) -> dict[Value, Any]:
+    """The values of an op's operands, by operand."""
+    return dict(zip(op.operands, args))
+
+
+def coordinates(shape: tuple[int, ...]) -> list[np.ndarray]:
+    """0, 1, ... along each axis of a tile: what `places` takes."""
+    return [np.arange(n).reshape([-1 if a == axis else 1 for a in range(len(shape))]) for axis, n in enumerate(shape)]
