@@ -30,6 +30,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "benchmarks.cells": {"TOKENS": 64, "WIDTH": 256, "LENGTHS": (32, 64)}, "benchmarks.peers": {"STAND_IN": True},
     "benchmarks.ceilings": {"GEMM": 64, "COPY": 1 << 16}, "benchmarks.hopper_gemm": {"SIZE": 256},
     "benchmarks.backward": {"TOKENS": 128, "WIDTH": 128, "LENGTH": 128},
+    "benchmarks.prologues": {"LENGTH": 128, "HEADS": 1, "CHECKED": 72},
     "benchmarks.accuracy": {"CELLS": "D64:S32", "REPEATS": 3}, "benchmarks.search_schedules": {"LENGTHS": (32, 64)},
     "benchmarks.random_configs": {"LENGTHS": (1, 2, 7, 16, 33, 65)}, "ladder": {"H": 2, "S": 64}}
 #: what a graph that is being captured has seen

@@ -97,10 +97,16 @@ class Launcher:
         refused = self._misaligned(described)
         if refused:
             maps = {flat[1] for flat in self.facts.flat if flat[0] == "map"}
-            if self._narrower is None or not maps.isdisjoint(refused):
+            if self._narrower is None:
                 raise next(iter(refused.values()))
             have = {n: of_arguments(a.ptr, a.shape, a.strides, tensors.ITEMSIZE[a.dtype]) for n, a in described.items()}
-            return self._narrower(have)._plan(described, device, counts)
+            try:
+                narrower = self._narrower(have)
+            except FcError as e:
+                if e.code != "compile/schedule" or maps.isdisjoint(refused):
+                    raise
+                raise next(refused[name] for name in refused if name in maps) from None  # only bulk copies can move it
+            return narrower._plan(described, device, counts)
         # nobody steps along an axis of one element, but addresses that are not used are made of its stride too
         steps = {name: [s if n > 1 else 0 for n, s in zip(a.shape[:-1], a.strides)] for name, a in described.items()}
         sizes = [x for name, a in described.items() for x in (*a.shape, *steps[name], *a.strides[-1:])]

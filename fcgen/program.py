@@ -243,7 +243,8 @@ class Program:
             if isinstance(p.type, Tensor) and p.name not in given:
                 shape = output_shape(self._source, p.name, sizes)
                 fill = float("nan") if p.type.dtype.is_float else -(2**31)
-                given[p.name] = outs[p.name] = torch.full(shape, fill, dtype=torch_dtypes[p.type.dtype.name], device="cuda")
+                given[p.name] = torch.full(shape, fill, dtype=torch_dtypes[p.type.dtype.name], device="cuda")
+        outs = {p.name: given[p.name] for p in self._source.params if self.is_output(p.name)}  # those that it adds to among them
         self(**given)
         torch.cuda.synchronize()
         wide = lambda t, d: t.float().cpu().numpy() if DTYPES[d] == bf16 else t.cpu().numpy()

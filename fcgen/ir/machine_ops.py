@@ -59,7 +59,7 @@ def _slot(types, attrs):
 
 
 define("slot", "machine", "View of slot (n + ahead) mod slots of a ring. `ahead` is how many tiles past the loop's current one.",
-       _slot, phases="pipelined synced", ahead=whole(0, 64))
+       _slot, phases="placed synced", ahead=whole(0, 64))
 
 
 define("acquire", "machine", """`acquire views...`: from here on these tiles are read. Says where a loop wants to wait for its
@@ -142,7 +142,7 @@ def _check_ld_shared(op: Op) -> None:
 
 
 define("ld_shared", "machine", """`ld_shared buffer, row, col`: plain loads from a slot. A 1-d fragment runs along axis `along` of
-       the stored tile.""", _none, effect="read", check=_check_ld_shared, phases="selected synced",
+       the stored tile.""", _none, effect="read", check=_check_ld_shared, phases="placed synced",
        transposed=FLAG.maybe, along=whole(0, 1).maybe)
 
 
@@ -157,7 +157,7 @@ def _check_st_shared(op: Op) -> None:
 
 define("st_shared", "machine",
        "`st_shared frag, buffer, row, col`: plain stores to a slot; of threads that hold copies one writes.",
-       _effect_only, effect="write", check=_check_st_shared, phases="pipelined synced", transposed=FLAG.maybe, along=whole(0, 1).maybe)
+       _effect_only, effect="write", check=_check_st_shared, phases="placed synced", transposed=FLAG.maybe, along=whole(0, 1).maybe)
 
 
 def _check_ldmatrix(op: Op) -> None:

@@ -20,6 +20,7 @@ from ..ir.layout import OpaqueLayout, RegLayout, mma_a, mma_c, mma_run, rowwise,
 from ..ir.schedule import Schedule
 from ..ir.target import Target
 from ..ir.types import Scalar, Tile
+from .flights import find_flights
 from .warp_grid import grid_of
 
 SMEM = "smem"
@@ -48,6 +49,8 @@ class Homes:
                 for a in r.args:
                     self.defs.pop(a, None)
         self._solve(body)
+        #: loaded tiles that travel through a ring before they come home -> its slots
+        self.rings = find_flights(self, {v for v, h in self.home.items() if h == SMEM})
 
     def __getitem__(self, v: Value) -> Home:
         return self.home.get(v)
@@ -250,7 +253,7 @@ class Homes:
             return None
         seen.add(v)
         for u in self.uses.get(v, ()):
-            if u.kind in ELEMENTWISE and isinstance(u.result.type, Tile):
+            if (u.kind in ELEMENTWISE and isinstance(u.result.type, Tile)) or u.kind == "gather":
                 h = self.known(u.result) or self._wanted(u.result, seen)
                 if h is not None:
                     return h

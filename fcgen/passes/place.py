@@ -10,6 +10,8 @@ Where values live is decided in `homes`; this file only writes it down.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +23,7 @@ from ..ir.schedule import Schedule
 from ..ir.target import Target
 from ..ir.types import Buffer, Frag, Scalar, Tensor, Tile, f32, i1, i32
 from .common import copy_threads, without_effect
+from .flights import ring_buffer
 from .homes import ELEMENTWISE, SMEM, Homes
 
 
@@ -54,6 +57,8 @@ class _Placer:
         self.homes = homes
         self.schedule: Schedule = homes.schedule
         self.scopes: list[dict[tuple[Value, Any], Value]] = []  # what has been made in another layout, per open block
+        self.builders: list[Builder] = []  # of the open blocks
+        self.depth: dict[Value, int] = {}  # tile -> which of the open blocks makes it
         self.in_regs = self.left_operands_in_regs()
         self.used: set[str] = set()  # fields of the schedule that found something to do
 
@@ -63,15 +68,35 @@ class _Placer:
         for old, new in zip(block.args, args):
             env[old] = new
         b = Builder()
+        with self.inside(b):
+            self.ops(block, b, env)
+        return b.block(args)
+
+    @contextmanager
+    def inside(self, b: Builder) -> Iterator[None]:
         self.scopes.append({})
+        self.builders.append(b)
+        yield
+        self.scopes.pop()
+        self.builders.pop()
+
+    @contextmanager
+    def where_made(self, v: Value) -> Iterator[Builder]:
+        """The block that makes `v`, so that what follows from it alone is done once and not in each round of the loops inside."""
+        n = self.depth[v] + 1
+        scopes, builders = self.scopes, self.builders
+        self.scopes, self.builders = scopes[:n], builders[:n]
+        yield self.builders[-1]
+        self.scopes, self.builders = scopes, builders
+
+    def ops(self, block: Block, b: Builder, env: Env) -> None:
         for op in block.ops:
             b.loc = op.loc
+            self.depth.update(dict.fromkeys(op.results, len(self.builders) - 1))
             try:
                 self.op(op, b, env)
             except FcError as e:
                 raise e.at(op.loc) from None
-        self.scopes.pop()
-        return b.block(args)
 
     def op(self, op: Op, b: Builder, env: Env) -> None:
         if op.kind == "for":
@@ -130,17 +155,11 @@ class _Placer:
     def region(self, block: Block, env: Env, args: dict[Value, Value], yielded: tuple[Value, ...], homes: list[Any], loc: Any) -> Block:
         for old, fresh in args.items():
             env[old] = fresh
+            self.depth[old] = len(self.builders)
         b = Builder()
-        self.scopes.append({})
-        for op in block.ops:
-            b.loc = op.loc
-            try:
-                self.op(op, b, env)
-            except FcError as e:
-                raise e.at(op.loc) from None
-        out = [self.at_home(v, h, b, env) for v, h in zip(yielded, homes)]
-        b.do("yield", *out, loc=loc)
-        self.scopes.pop()
+        with self.inside(b):
+            self.ops(block, b, env)
+            b.do("yield", *[self.at_home(v, h, b, env) for v, h in zip(yielded, homes)], loc=loc)
         return b.block()
 
     def branch(self, op: Op, b: Builder, env: Env) -> None:
@@ -161,19 +180,28 @@ class _Placer:
         if isinstance(v.type, Scalar):
             return env[v]
         have = self.homes[v]
+        if v in self.homes.rings and self.homes[v] == home:
+            return self.landed(v, env)
         if have == home:
             return env[v]
         for scope in self.scopes:
             if (v, home) in scope:
                 return scope[v, home]
         if have is not None:
-            out = self.convert(env[v], home, b, v.name)
+            out = self.convert(self.landed(v, env) if v in self.homes.rings else env[v], home, b, v.name)
         elif isinstance(home, OpaqueLayout) and self.homes.defs[v].kind != "full":
             out = self.convert(self.want(v, self.homes.partner(v.type), b, env), home, b, v.name)
         else:
             out = self.make(self.homes.defs[v], home, b, env)
         self.scopes[-1][v, home] = out
         return out
+
+    def landed(self, v: Value, env: Env) -> Value:
+        """A tile that travels through a ring, at home in registers: taken from its slot once, in the block that loads it."""
+        with self.where_made(v) as b:
+            if (v, "landed") not in self.scopes[-1]:
+                self.scopes[-1][v, "landed"] = b.emit("unstage", env[v], type=_frag(v, self.homes[v]), name=v.name)
+            return self.scopes[-1][v, "landed"]
 
     def make(self, op: Op, layout: Any, b: Builder, env: Env) -> Value:
         """A flexible op's result in `layout`."""
@@ -247,13 +275,12 @@ class _Placer:
             return self.compute(op, home, b, env)
         self.used.add("skip_ones")
         one = b.emit("full", b.emit("const", value=1.0, dtype=str(row.type.dtype)), type=_frag(row, layout))
-        moved = b.emit("vote_any", b.emit("ne", env[row], one, type=Frag(i1, row.type.shape, layout)), name="moved")
+        moved = b.emit("vote_any", b.emit("ne", self.want(row, layout, b, env), one, type=Frag(i1, row.type.shape, layout)), name="moved")
         inner = Builder(op.loc)
-        self.scopes.append({})
-        inner.do("yield", self.compute(op, home, inner, env))
-        self.scopes.pop()
+        with self.inside(inner):
+            inner.do("yield", self.compute(op, home, inner, env))
         keep = Builder(op.loc)
-        keep.do("yield", env[tile])
+        keep.do("yield", self.want(tile, home, keep, env))
         return b.emit("if", moved, type=_at(op.result, home), name=op.result.name, regions=(inner.block(), keep.block()))
 
     def reduced(self, op: Op, layout: RegLayout, b: Builder, env: Env) -> Value:
@@ -271,14 +298,16 @@ class _Placer:
 
     def load(self, op: Op, b: Builder, env: Env) -> None:
         home, t = self.homes[op.result], op.result.type
+        attrs = {**op.attrs, "vec": self.homes.widest(op)}
         if home == SMEM:
             type_: Any = buffer_for(t.dtype, t.shape, self.reader(op.result), self.homes.columns(op.result))
+        elif op.result in self.homes.rings:
+            type_, attrs["stages"] = ring_buffer(t), self.homes.rings[op.result]
         else:
             type_ = _frag(op.result, home)
-        vec = self.homes.widest(op)
-        threads = copy_threads(t, vec, self.schedule) if home == SMEM else home
+        threads = copy_threads(t, attrs["vec"], self.schedule) if home == SMEM else home
         where = self.positions(op, threads, b, env)
-        env[op.result] = b.emit("load", env[op.operands[0]], *where, type=type_, name=op.result.name, **op.attrs, vec=vec)
+        env[op.result] = b.emit("load", env[op.operands[0]], *where, type=type_, name=op.result.name, **attrs)
         if op.result in self.in_regs:
             t = _frag(op.result, self.in_regs[op.result])
             self.scopes[-1][op.result, "left operand"] = b.emit("unstage", env[op.result], type=t, name=op.result.name)
@@ -335,7 +364,7 @@ class _Placer:
     def left(self, op: Op, family: str, b: Builder, env: Env) -> tuple[Value, bool]:
         v = op.operands[0]
         if family in ("mma", "wgmma") and self.schedule.reuse_frags and self.homes[v] == self.homes.a_layout(op):
-            return env[v], False
+            return self.want(v, self.homes[v], b, env), False
         stored, flipped = self.homes.source(v)
         if family == "wgmma" and op.get("regs"):
             return next(scope[stored, "left operand"] for scope in self.scopes if (stored, "left operand") in scope), False
@@ -346,16 +375,13 @@ class _Placer:
         if self.homes[v] == SMEM:
             return env[v]
         key = (v, "smem " + family)
-        for scope in self.scopes:
-            if key in scope:
-                return scope[key]
-        home = self.homes[v] or self.homes.plain(v.type)
-        frag = self.want(v, home, b, env)
-        held = (frag.type.layout,) if isinstance(frag.type.layout, RegLayout) else ()
-        t = buffer_for(v.type.dtype, v.type.shape, family, self.homes.columns(v), *held)
-        out = b.emit("stage", frag, type=t, name=f"{v.name}_tile" if v.name else "tile")
-        self.scopes[-1][key] = out
-        return out
+        with self.where_made(v) as b:
+            if key not in self.scopes[-1]:
+                frag = self.want(v, self.homes[v] or self.homes.plain(v.type), b, env)
+                held = (frag.type.layout,) if isinstance(frag.type.layout, RegLayout) else ()
+                t = buffer_for(v.type.dtype, v.type.shape, family, self.homes.columns(v), *held)
+                self.scopes[-1][key] = b.emit("stage", frag, type=t, name=f"{v.name}_tile" if v.name else "tile")
+            return self.scopes[-1][key]
 
     def store(self, op: Op, b: Builder, env: Env) -> None:
         v, t = op.operands[1], op.operands[1].type

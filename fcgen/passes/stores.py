@@ -64,24 +64,32 @@ def stored_blocks(layout: RegLayout, buffer: Buffer, warps: int, target: Target)
 
 
 def check_bulk(op: Op, kernel: Kernel, defs: Mapping[Value, Op], instead: str) -> None:
-    """Refuse a load or store that no bulk copy can make: one moves rows of a tensor, from 16 bytes of a row on (elsewhere it is an illegal
+    """Raises what `bulk_refusal` says."""
+    wrong = bulk_refusal(op, kernel, defs, instead)
+    if wrong is not None:
+        raise wrong
+
+
+def bulk_refusal(op: Op, kernel: Kernel, defs: Mapping[Value, Op], instead: str) -> FcError | None:
+    """Why no bulk copy can make a load or store: one moves rows of a tensor, from 16 bytes of a row on (elsewhere it is an illegal
     instruction, seen on an H200), and tensors whose strides are multiples of 16 bytes."""
     name, access = op.operands[0].name, replace(Access.of(op), bulk=True)
     run = WIDEST // access.tensor.dtype.bytes
     want = demands(access, WIDEST, defs)
     if not access.in_rows:
-        raise FcError("compile/schedule", f"a tile of {name} does not run along rows: no bulk copy can move it", loc=op.loc,
-                      expected="the tensor's last axis in the tile", hint=instead)
+        return FcError("compile/schedule", f"a tile of {name} does not run along rows: no bulk copy can move it", loc=op.loc,
+                       expected="the tensor's last axis in the tile", hint=instead)
     if want is None:
-        raise FcError("compile/schedule", f"a tile of {name} may start inside {WIDEST} bytes of a row: no bulk copy can", loc=op.loc,
-                      expected=f"tiles of {run} columns or a multiple", hint=f"larger Schedule.tiles along the last axis, or {instead}")
+        return FcError("compile/schedule", f"a tile of {name} may start inside {WIDEST} bytes of a row: no bulk copy can", loc=op.loc,
+                       expected=f"tiles of {run} columns or a multiple", hint=f"larger Schedule.tiles along the last axis, or {instead}")
     if (wrong := access.unbounded()) is not None:
-        raise FcError("compile/schedule", f"bulk copies of {name} take {wrong[0]}", loc=op.loc, expected=wrong[1], got=wrong[2],
-                      hint=f"join axes, as in {name}[batches * rows, heads, columns], or {instead}")
+        return FcError("compile/schedule", f"bulk copies of {name} take {wrong[0]}", loc=op.loc, expected=wrong[1], got=wrong[2],
+                       hint=f"join axes, as in {name}[batches * rows, heads, columns], or {instead}")
     have = promised(kernel)
     if have is not None and not have[name].covers(want):
-        raise FcError("compile/schedule", f"bulk copies of {name} need more than is promised of it", loc=op.loc,
-                      expected=f"pointer and strides in multiples of {WIDEST} bytes", got=have[name].words, hint=instead)
+        return FcError("compile/schedule", f"bulk copies of {name} need more than is promised of it", loc=op.loc,
+                       expected=f"pointer and strides in multiples of {WIDEST} bytes", got=have[name].words, hint=instead)
+    return None
 
 
 def is_box(store: Op) -> bool:

@@ -115,6 +115,8 @@ class Frame:
         """`Box.layout` written out."""
         a = self.arguments[m.at]
         shape, strides = ([f"s{n}" for n in range(at, at + a.rank)] for at in (a.at, a.at + a.rank))
+        if a.rank == 1:
+            return f"({shape[0]}, 1, -(-{m.box.itemsize} * {shape[0]} // 16) * 16)"
         steps = [f"{m.box.itemsize} * {s}" for s in strides]
         if m.box.cut >= 0:
             shape, steps = m.box.with_limit(shape, steps)
