@@ -214,7 +214,8 @@ def reference(name, a):
 
 def stored(spec, arguments, dtype="float16"):
     """The arguments as the spec's tensors hold them, and what of that float64 can tell."""
-    types = {p.name: getattr(p.type, "dtype", None) for p in spec.params}
-    to = lambda n, x: x.astype({"f16": np.float16, "f32": np.float32, "i32": np.int32}[types[n].name]) if isinstance(x, np.ndarray) else x
+    types = {p.name: p.type.dtype.name for p in spec.params}
+    words = {"f16": np.float16, "f32": np.float32, "i32": np.int32}
+    to = lambda n, x: x.astype(words[types[n]]) if isinstance(x, np.ndarray) else x
     held = {n: to(n, x) for n, x in arguments.items()}
     return held, {n: np.asarray(x, np.float64) if isinstance(x, np.ndarray) and x.dtype.kind == "f" else x for n, x in held.items()}

@@ -116,7 +116,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     target = args.target or {"sm_90": "sm_90a"}.get(own := fc.gpu_target(), own)
     given = [fc.Schedule.parse(t) for t in args.schedule or ()]
-    table, wrong = [], []
+    table: list[Any] = []
+    wrong: list[Any] = []
     for case in args.only or CASES:
         rows, more = measure(case, target, given, args.rounds)
         for r in rows:
