@@ -26,7 +26,7 @@ from fcgen.errors import FcError
 from fcgen.ir.ops import verify
 from fcgen.ir.text import print_kernel
 from fcgen.ir.types import DTYPES
-from fcgen.kernels.attention import SPECS
+from fcgen.kernels.attention import VARIANTS, attention
 from fcgen.kernels.hopper_schedules import LAZY, ROWS, SMALL
 from fcgen.passes import PIPELINE
 from fcgen.runtime import nvrtc
@@ -89,8 +89,8 @@ def compile_once(case: Case, folder: str) -> tuple[Watch, dict[str, int], dict[s
     """(times by step, sizes, NVRTC's parts)."""
     to, schedule = compiler.target(ARCH), case.schedule
     watch = Watch()
-    kernel = SPECS["lse" if case.lse else "plain"].trace(dict(schedule.tiles), T=DTYPES[case.dtype], D=case.head, E=case.head,
-                                                         mask=case.mask, lazy=LAZY, sums=case.sums)
+    kernel = attention.trace(dict(schedule.tiles), **VARIANTS["lse" if case.lse else "plain"], T=DTYPES[case.dtype], D=case.head,
+                             E=case.head, mask=case.mask, lazy=LAZY, sums=case.sums)
     watch.lap("trace")
     print_kernel(kernel)  # the cache's key
     watch.lap("IR text")

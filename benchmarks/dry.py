@@ -29,6 +29,8 @@ SMALL: dict[str, dict[str, Any]] = {
     "benchmarks.attention_forward": {"TOKENS": 128, "WIDTH": 128, "LENGTHS": (32, 128)},
     "benchmarks.cells": {"TOKENS": 64, "WIDTH": 256, "LENGTHS": (32, 64)}, "benchmarks.peers": {"STAND_IN": True},
     "benchmarks.ceilings": {"GEMM": 64, "COPY": 1 << 16}, "benchmarks.hopper_gemm": {"SIZE": 256},
+    "benchmarks.backward": {"TOKENS": 128, "WIDTH": 128, "LENGTH": 128},
+    "benchmarks.prologues": {"LENGTH": 128, "HEADS": 1, "CHECKED": 72},
     "benchmarks.accuracy": {"CELLS": "D64:S32", "REPEATS": 3}, "benchmarks.search_schedules": {"LENGTHS": (32, 64)},
     "benchmarks.random_configs": {"LENGTHS": (1, 2, 7, 16, 33, 65)}, "ladder": {"H": 2, "S": 64}}
 #: what a graph that is being captured has seen
@@ -118,11 +120,12 @@ def interpret_into(built: Any, arguments: Mapping[str, Any]) -> None:
 
     arguments = {name: _tensor(x) for name, x in arguments.items()}
 
+    from fcgen.ir.sizes import is_made
     from fcgen.sim.tile import interpret
 
     kernel = _tile(built.tile_text)
     wide = lambda x: (x.float() if x.dtype == torch.bfloat16 else x).detach().numpy().copy() if isinstance(x, torch.Tensor) else x
-    given = {p.name: wide(arguments[p.name]) for p in kernel.params if "out" not in kernel.flags.get(p.name, ())}
+    given = {p.name: wide(arguments[p.name]) for p in kernel.params if not is_made(kernel, p.name)}
     with np.errstate(all="ignore"):
         for name, value in interpret(kernel, given).items():
             target = arguments[name]

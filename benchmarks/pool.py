@@ -13,7 +13,7 @@ from typing import Any
 
 import fcgen as fc
 from fcgen.ir.types import DTYPES
-from fcgen.kernels.attention import SPECS
+from fcgen.kernels.attention import VARIANTS, attention
 
 #: Scores may exceed the running maximum by this much (a factor of 2^8) before the WMMA kernels rescale.
 LAZY = 2.77
@@ -46,8 +46,8 @@ class Made:
 def program(job: Job) -> fc.Program:
     from fcgen.forward import sums_of
 
-    return SPECS[job.spec].compile(target=job.arch, schedule=job.schedule, check=False, T=DTYPES[job.dtype], D=job.d, E=job.e,
-                                   mask=job.mask, lazy=job.lazy, sums=job.sums or sums_of(job.schedule, job.lazy))
+    return attention.compile(**VARIANTS[job.spec], target=job.arch, schedule=job.schedule, check=False, T=DTYPES[job.dtype], D=job.d,
+                             E=job.e, mask=job.mask, lazy=job.lazy, sums=job.sums or sums_of(job.schedule, job.lazy))
 
 
 def build(job: Job) -> Made:

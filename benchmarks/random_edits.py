@@ -34,7 +34,7 @@ from fcgen import compiler
 from fcgen.errors import FcError
 from fcgen.ir.core import Kernel
 from fcgen.kernels import hopper_schedules, schedules
-from fcgen.kernels.attention import SPECS
+from fcgen.kernels.attention import VARIANTS, attention
 from fcgen.sim.trial import WORK, Oracle, run_trials
 
 from .alike import alike, always, masks_more
@@ -54,15 +54,15 @@ def shipped() -> dict[str, Callable[[], Any]]:
             spec = ("any_scale_" if table == "ANY_SCALE" else "") + ("lse", "plain")[n % 2]
             mask = "none" if row.masks == "none" else CAUSAL[n // 2 % 2]
             facts = {"T": (fc.f16, fc.bf16)[n % 2], "D": row.head, "E": min(row.head, row.value), "mask": mask}
-            facts["lazy"] = hopper_schedules.LAZY
-            out[f"sm_90a {table} {n}"] = partial(SPECS[spec].compile, target="sm_90a", schedule=row.schedule, sums=row.sums, **facts)
+            facts |= {"lazy": hopper_schedules.LAZY, **VARIANTS[spec]}
+            out[f"sm_90a {table} {n}"] = partial(attention.compile, target="sm_90a", schedule=row.schedule, sums=row.sums, **facts)
     for (arch, math), rows in schedules.TABLES.items():
         if arch in ("sm_80", "sm_89"):
             for n, (head, mask, schedule) in enumerate(rows):
                 chosen = "none" if mask == "none" else CAUSAL[n % 2]
                 facts = {"T": (fc.f16, fc.bf16)[n % 2], "D": head, "E": head, "mask": chosen}
                 facts["lazy"] = LAZY if math == "wmma" else 0.0
-                out[f"{arch} {math} {n}"] = partial(SPECS["lse"].compile, target=arch, schedule=schedule, **facts)
+                out[f"{arch} {math} {n}"] = partial(attention.compile, target=arch, schedule=schedule, **facts)
     for name in sorted(p.stem for p in EXAMPLES.glob("*.py") if p.stem not in ("harness", "ladder")):
         out[f"example {name}"] = lambda n=name: example(n).compile()  # type: ignore[misc]
     return out

@@ -29,7 +29,7 @@ import numpy as np
 
 import fcgen as fc
 from fcgen import compiler
-from fcgen.kernels.attention import attention_no_lse
+from fcgen.kernels.attention import attention
 from fcgen.sim.machine import check
 from fcgen.sim.trial import random_inputs
 
@@ -80,23 +80,26 @@ class Spec:
 
 
 SPECS: dict[str, Spec] = {
-    "attention": Spec(attention_no_lse, {"T": fc.f16, "D": 32, "E": 32, "mask": "causal_top_left", "lazy": 5.5, "sums": "rounded"},
+    "attention": Spec(attention, {"LSE": None, "T": fc.f16, "D": 32, "E": 32, "mask": "causal_top_left", "lazy": 5.5, "sums": "rounded"},
                       tuple({"BLOCK_M": m, "BLOCK_N": n} for m, n in ((64, 32), (128, 64), (16, 16), (64, 48))),
                       {"math": ({"s": "wmma", "acc": "fma"}, {"s": "mma", "acc": "wgmma"}, {"s": "fma"}),
                        "stages": ({"k": 3}, {"q": 2, "k": 1}),
                        "late": ("acc", "s"), "ones": ("acc",), "regs_a": ("s",), "from_end": ("rows",),
-                       "cluster": ({"rows": 2}, {"h": 2})}, {"B": 1, "H": 2, "G": 1, "M": 70, "N": 100}),
+                       "cluster": ({"rows": 2}, {"h": 2}), "grid": ({"acc": (1, 2)}, {"s": (1, 2)}, {"s": (2, 2), "acc": (1, 4)})},
+                      {"B": 1, "H": 2, "G": 1, "M": 70, "N": 100}),
     "product": Spec(product, {"T": fc.f16}, tuple({"BM": m, "BN": n, "BK": k} for m, n, k in ((64, 64, 32), (64, 32, 16), (32, 24, 16))),
                     {"math": ({"acc": "fma"}, {"acc": "wmma"}), "stages": ({"a": 3}, {"b": 1}), "late": ("acc",), "ones": ("acc",),
-                     "regs_a": ("acc",), "from_end": ("rows", "cols"), "cluster": ({"rows": 2}, {"cols": 2})},
+                     "regs_a": ("acc",), "from_end": ("rows", "cols"), "cluster": ({"rows": 2}, {"cols": 2}),
+                     "grid": ({"acc": (1, 2)}, {"acc": (2, 2)})},
                     {"M": 72, "N": 80, "K": 88}),
     "row_softmax": Spec(row_softmax, {"T": fc.bf16, "D": 40}, ({"BM": 32}, {"BM": 4}, {"BM": 64}),
                         {"math": ({"y": "mma"},), "stages": ({"x": 3},), "late": ("y",), "ones": ("y",), "regs_a": ("y",),
-                         "from_end": ("rows",), "cluster": ({"rows": 2},)}, {"M": 37}),
+                         "from_end": ("rows",), "cluster": ({"rows": 2},), "grid": ({"y": (1, 1)},)}, {"M": 37}),
     "gated": Spec(gated, {"T": fc.bf16, "D": 32, "E": 24}, tuple({"BM": m, "BN": n} for m, n in ((64, 32), (64, 64), (32, 16))),
                   {"math": ({"g": "wmma", "r": "fma", "y": "mma"}, {"y": "fma"}),
                    "stages": ({"u": 3, "w": 2}, {"u": 1}), "late": ("y", "g"),
-                   "ones": ("y",), "regs_a": ("g", "g+r"), "from_end": ("rows",), "cluster": ({"rows": 2},)}, {"M": 70, "N": 100}),
+                   "ones": ("y",), "regs_a": ("g", "g+r"), "from_end": ("rows",), "cluster": ({"rows": 2},),
+                   "grid": ({"y": (1, 2)}, {"g": (2, 2), "r": (1, 1)})}, {"M": 70, "N": 100}),
 }
 #: values of the fields that do not depend on the spec
 FIELDS: dict[str, tuple[Any, ...]] = {

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from . import compiler
+from .captured import Captured, family_of, known_by
 from .errors import FcError
 from .ir.schedule import Schedule
 from .ir.types import DType
@@ -26,14 +27,16 @@ def compile(spec: Spec, *, target: str | None = None, schedule: Schedule | None 
     """
     if not isinstance(spec, Spec):
         raise FcError("trace/usage", "fc.compile takes a spec", expected="a function decorated with @fc.kernel", got=repr(spec)[:80])
-    arch = target or gpu_target()
+    arch, trust = target or gpu_target(), not check or os.environ.get("FCGEN_CHECK") == "0"
     why: tuple[str, ...] = ()
     if schedule is None:
         schedule, why = _choice(spec, arch, binding, {})
     schedule = a_schedule(schedule)
-    program = Program(spec.scheduled(dict(schedule.tiles), **binding), schedule, arch)
-    program.why = why
-    program.trust = not check or os.environ.get("FCGEN_CHECK") == "0"
+    held = spec.given(binding)
+    program = Captured(family_of(spec, schedule, arch, trust, binding, held, lambda: schedule), held) if held else \
+        Program(spec.scheduled(dict(schedule.tiles), **binding)[0], schedule, arch)
+    program.trust, program.why = trust, why
+    program.absent = frozenset(p.name for p in spec.signature.params if p.optional and p.name in binding)
     return program
 
 
@@ -108,14 +111,17 @@ def call(spec: Spec, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     schedule = kwargs.pop("schedule", None)
     if schedule is not None:
         schedule = a_schedule(schedule)
-    names = [p.name for p in spec.signature.params]
-    given = by_name(spec.name, names, args, kwargs, "schedule")
+    given = by_name(spec.name, spec.names, args, kwargs, "schedule")
     binding: dict[str, Any] = {}
     device = 0
     for p in spec.signature.params:
+        if p.optional and given.get(p.name) is None:
+            given.pop(p.name, None)
+            binding[p.name] = None
+            continue
         if p.name not in given:
             if p.kind != "static":
-                raise FcError("call/argument", f"argument `{p.name}` is missing", expected=", ".join(names))
+                raise FcError("call/argument", f"argument `{p.name}` is missing", expected=", ".join(spec.names))
             continue
         if p.kind == "tensor":
             arg = tensors.describe(given[p.name], p.name)
@@ -134,12 +140,17 @@ def call(spec: Spec, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
                     binding.setdefault(dim, n)
         elif p.kind == "static":
             binding[p.name] = given.pop(p.name)
-    for name, value in binding.items():
+    held = spec.given(binding)
+    for name, value in (known_by(binding, held) if held else binding).items():
         if not isinstance(value, Hashable) or (isinstance(value, tuple) and not all(isinstance(v, Hashable) for v in value)):
             raise FcError("call/argument", f"the compile-time parameter `{name}` cannot be remembered", got=f"a {type(value).__name__}",
                           expected="a value that does not change: a number, a string, a tuple, a function",
                           hint="programs are kept by their compile-time parameters: pass a tuple for a list, or use compile(...)")
-    _program(spec, schedule, _arch(device), tuple(sorted(binding.items(), key=lambda kv: kv[0])))(**given)
+    if held:
+        arch, trust = _arch(device), os.environ.get("FCGEN_CHECK") == "0"
+        family_of(spec, schedule, arch, trust, binding, held, lambda: _choice(spec, arch, binding, {})[0]).run(held, given)
+    else:
+        _program(spec, schedule, _arch(device), tuple(sorted(binding.items(), key=lambda kv: kv[0])))(**given)
 
 
 @functools.lru_cache(maxsize=1024)

@@ -112,7 +112,8 @@ def draw(found: Found, program: Program, sizes: Iterable[str], arguments: Iterab
     if found.example is None:
         given = parse_sizes(sizes, dimensions(program.machine))
         fixed = parse_arguments(arguments, program, given)
-        return {**random_inputs(program.machine, given), **fixed}, {}
+        taken = {p.name for p in program.params}  # what a function of the spec holds is not drawn
+        return {**{name: x for name, x in random_inputs(program.machine, given).items() if name in taken}, **fixed}, {}
     names = list(inspect.signature(found.example.inputs).parameters)[1:]  # after the generator
     inputs, want = found.example.draw(**parse_sizes(sizes, names))
     fixed = parse_arguments(arguments, program, {})

@@ -23,6 +23,7 @@ ERROR_CODES: dict[str, str] = {
     "trace/unset": "a var is read before it is set, or outside the kernel that made it",
     "trace/store": "a store writes outside the part of the tensor that this program owns",
     "trace/usage": "a DSL function is called in a way that has no meaning",
+    "trace/capture": "a function given to a spec holds or changes something that a program cannot follow",
     "trace/static": "a size or dtype that must be known at compile time was not given",
     # IR
     "ir/parse": "IR text that does not follow the grammar",

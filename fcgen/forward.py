@@ -5,14 +5,18 @@ from __future__ import annotations
 import functools
 import math
 import sys
-from typing import Any
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, cast
 
 import numpy as np
 
 from . import calls
+from .captured import Captured, Family
 from .compiler import target, targets
 from .errors import FcError
 from .ir.schedule import Schedule
+from .lang.captures import identity
 from .program import Program
 
 MASKS = {None: "none", "none": "none", "top_left": "causal_top_left", "bottom_right": "causal_bottom_right"}
@@ -27,7 +31,7 @@ def _tracing() -> bool:
 
 
 def attention(q: Any, k: Any, v: Any, *, causal: bool | str = False, scale: float | None = None, return_lse: bool = False,
-              schedule: Schedule | None = None, out: Any = None) -> Any:
+              schedule: Schedule | None = None, out: Any = None, score: Callable[..., Any] | None = None) -> Any:
     """softmax(q k^T * scale) v on the GPU, float32 inside.
 
     q: [B, H, M, D]; k: [B, Hkv, N, D]; v: [B, Hkv, N, E]; f16 or bf16, any strides with a contiguous last axis; H a multiple of Hkv
@@ -35,13 +39,13 @@ def attention(q: Any, k: Any, v: Any, *, causal: bool | str = False, scale: floa
     (j <= i + N - M), or True where M = N and both are the same. Views whose pointers or strides are not multiples of 16 bytes take a slower
     kernel with narrower accesses. scale: 1/sqrt(D) if None. Returns [B, H, M, E], and with return_lse the
     natural log-sum-exp [B, H, M] in float32. Rows that see no key give 0 and -inf. out: where to write instead of a new tensor.
+    score: a function of fcgen's language (s, b, h, i, j) -> s that changes the scaled scores of row i and key j, a tile of them at a time:
+    `lambda s, b, h, i, j: s + bias[h, i, j]`. Numbers and tensors that it holds are read at each call.
 
     Raises FcError "call/argument" before anything is launched. The algorithm is FlashAttention-2's (Dao, 2023).
     """
-    if _tracing():
-        from .torch_op import traced
-
-        return traced(q, k, v, causal, scale, return_lse, schedule, out)
+    if score is not None or _tracing():
+        return _beside(q, k, v, causal, scale, return_lse, schedule, out, score)
     if scale is not None and type(scale) is not float:
         scale = _scale(scale)
     for last in calls.recent:
@@ -55,6 +59,19 @@ def attention(q: Any, k: Any, v: Any, *, causal: bool | str = False, scale: floa
             if alike:
                 return last.run(q, k, v, out)
     return _found(q, k, v, causal, scale, bool(return_lse), schedule, out)
+
+
+def _beside(q: Any, k: Any, v: Any, causal: Any, scale: Any, return_lse: Any, schedule: Any, out: Any, score: Any) -> Any:
+    """A call in a graph of torch.compile, or with a score function."""
+    if _tracing():
+        from .torch_op import traced
+
+        return traced(q, k, v, causal, scale, return_lse, schedule, out, score)
+    if not callable(score):
+        raise FcError("call/argument", "argument `score` is not a function", expected="lambda s, b, h, i, j: s", got=repr(score)[:80])
+    q, k, v = (_without_gradient(t) for t in (q, k, v))
+    scale = None if scale is None else _scale(scale)
+    return _checked(q, k, v, _mask_word(causal), scale, bool(return_lse), schedule, out, score)
 
 
 def _found(q: Any, k: Any, v: Any, causal: Any, scale: float | None, return_lse: bool, schedule: Schedule | None, out: Any) -> Any:
@@ -93,7 +110,7 @@ def _without_gradient(x: Any) -> Any:
 
 
 def _checked(q: Any, k: Any, v: Any, causal: bool | str | None, scale: float | None, return_lse: bool, schedule: Schedule | None,
-             out: Any) -> Any:
+             out: Any, score: Any = None) -> Any:
     """A call whose arguments may be anything."""
     from .grouped import packed
     from .runtime import tensors
@@ -110,12 +127,17 @@ def _checked(q: Any, k: Any, v: Any, causal: bool | str | None, scale: float | N
     filled = ka.shape[2] == 0 and _fill(o, 0.0) and (lse is None or _fill(lse, -math.inf))
     if 0 not in shape and not filled:
         given = {"Q": qa, "K": ka, "V": va, "O": tensors.describe(o, "out")} | ({"LSE": tensors.describe(lse, "lse")} if return_lse else {})
-        rows = packed(given, kind)
+        rows = packed(given, kind) if score is None else None
         if rows is not None:
             given, kind = rows, "none"
         aligned = all(_in_lines(a) for n, a in given.items() if n != "LSE")
-        program = _program(qa.dtype, qa.device, given["Q"].shape, ka.shape, va.shape[3], kind, scale, return_lse, schedule, aligned)
-        program.launcher({**given, "scale": scale})
+        sizes = qa.device, given["Q"].shape, ka.shape, va.shape[3], kind, scale
+        if score is None:
+            _program(qa.dtype, *sizes, return_lse, schedule, aligned).launcher({**given, "scale": scale})
+        else:
+            facts = qa.dtype, qa.shape[3], va.shape[3], kind, return_lse
+            family = _scored(score, facts, _chosen(*sizes, schedule, aligned), schedule is not None)
+            family.run({"score": score}, {**given, "scale": scale})
         tensors.written(o)
     return (o, lse) if return_lse else o
 
@@ -143,15 +165,54 @@ def _program(dtype: str, device: int, q: tuple[int, ...], k: tuple[int, ...], e:
              schedule: Schedule | None, aligned: bool = True) -> Program:
     """The program for q and k of these shapes, and values of head size e. aligned: bulk copies can move the tensors; else the kernel makes
     none."""
-    arch, positive = _arch(device, schedule), scale >= SMALLEST_NORMAL
-    if schedule is None:
-        arch = arch if aligned else target(arch.rstrip("a")).arch
-        from .kernels.schedules import choose
-        from .runtime import driver
+    return compiled(dtype, q[3], e, mask, return_lse, *_chosen(device, q, k, e, mask, scale, schedule, aligned))
 
-        chosen, lazy, sums = choose(arch, q, k, e, mask, driver.device_info(device).sm_count, positive)
-        return compiled(dtype, q[3], e, mask, return_lse, arch, chosen, positive, lazy, sums)
-    return compiled(dtype, q[3], e, mask, return_lse, arch, schedule, positive)
+
+def _chosen(device: int, q: tuple[int, ...], k: tuple[int, ...], e: int, mask: str, scale: float, schedule: Schedule | None,
+            aligned: bool) -> tuple[str, Schedule, bool, float | None, str]:
+    """(target, schedule, is the scale positive, `lazy`, `sums`)"""
+    arch, positive = _arch(device, schedule), scale >= SMALLEST_NORMAL
+    if schedule is not None:
+        return arch, schedule, positive, None, ""
+    arch = arch if aligned else target(arch.rstrip("a")).arch
+    from .kernels.schedules import choose
+    from .runtime import driver
+
+    chosen, lazy, sums = choose(arch, q, k, e, mask, driver.device_info(device).sm_count, positive)
+    return arch, chosen, positive, lazy, sums
+
+
+def _scored(score: Any, facts: tuple[Any, ...], choice: tuple[str, Schedule, bool, float | None, str], given: bool) -> Family:
+    """The programs with a score function. given: the schedule is the caller's; else its tiles shrink until the function has room."""
+    key = identity(score), *facts, *choice
+    if key not in _with_score:
+        arch, schedule, *rest = choice
+        while True:
+            program = cast(Captured, compiled.__wrapped__(*facts, arch, schedule, *rest, score=score))
+            tiles = dict(schedule.tiles)
+            columns = tiles.get("BLOCK_N", 0) // 2
+            if given or not columns or columns % 16 or _fits(program.first):
+                break
+            schedule = replace(schedule, tiles={**tiles, "BLOCK_N": columns})
+        if len(_with_score) >= 256:
+            _with_score.clear()
+        _with_score[key] = program.family
+    return _with_score[key]
+
+
+_with_score: dict[Any, Family] = {}
+
+
+@functools.lru_cache(maxsize=256)
+def _fits(program: Program) -> bool:
+    """Whether a program has registers and memory enough."""
+    program.quiet = True
+    try:
+        return not program.resources.spills
+    except FcError as e:
+        if e.code != "compile/budget":
+            raise
+        return False
 
 
 def lazy_of(schedule: Schedule) -> float:
@@ -168,22 +229,22 @@ def sums_of(schedule: Schedule, lazy: float) -> str:
 
 @functools.lru_cache(maxsize=1024)
 def compiled(dtype: str, d: int, e: int, mask: str, lse: bool, arch: str, schedule: Schedule | None = None,
-             positive: bool = True, lazy: float | None = None, sums: str = "", check: bool | None = None) -> Program:
+             positive: bool = True, lazy: float | None = None, sums: str = "", check: bool | None = None, score: Any = None) -> Program:
     """The program that `attention` runs for these compile-time facts. mask: "none", "causal_top_left", "causal_bottom_right". lazy: how far
     (in powers of e) a row's maximum may have moved before what was summed is scaled to it, if not `lazy_of`; sums: the kind of sum that
     goes with it, if not `sums_of`. check: it is tried in the simulator when it is compiled first; if None, where the schedule is
     not the library's."""
     from .ir.types import DTYPES
-    from .kernels.attention import SPECS
+    from .kernels.attention import attention as spec
     from .kernels.schedules import pick, shipped
 
     chosen = schedule or pick(arch, max(d, e), "wgmma" if arch == "sm_90a" else "mma", mask)
     lazy = lazy_of(chosen) if lazy is None else lazy
-    spec = SPECS[("" if positive else "any_scale_") + ("lse" if lse else "plain")]
-    ours = chosen in shipped()
+    ours = chosen in shipped() and score is None
+    more = {**({} if lse else {"LSE": None}), **({} if score is None else {"score": score})}
     program = spec.compile(target=arch, schedule=chosen, check=not ours if check is None else check, T=DTYPES[dtype], D=d, E=e, mask=mask,
-                           lazy=lazy, sums=sums or sums_of(chosen, lazy))
-    program.quiet = ours
+                           positive=positive, lazy=lazy, sums=sums or sums_of(chosen, lazy), **more)
+    program.quiet = chosen in shipped()
     return program
 
 

@@ -36,6 +36,8 @@ class Launcher:
         self.order = tuple(sorted(self.names, key=lambda n: self._kinds[n] != "ptr"))
         limits = {name: Admitted(*r) for name, *r in self.facts.ranges}
         self._ranges = {p[0]: limits.get(p[0], Admitted(*WIDTHS[p[2]])) for p in self.facts.params if p[1] == "scalar" and p[2] in WIDTHS}
+        #: scalars that size the grid: a launch is decided with them, as it is with sizes
+        self._counts = [p[0] for p in self.facts.params if p[0] in counts_of(self.facts)]
         self._written = tuple(p[0] for p in self.facts.params if p[1] == "tensor" and "out" in p[4])
         self._loaded: dict[int, Loaded] = {}
         self._plans: dict[Any, steady.SteadyLaunch] = {}
@@ -51,6 +53,7 @@ class Launcher:
     def resolve(self, arguments: Mapping[str, Any]) -> tuple[steady.SteadyLaunch, tuple[Any, ...], int]:
         """Check the arguments: (the launch of every call like this one, what varies, in `order`; the device)."""
         described, scalars = {}, []
+        counts: tuple[int, ...] = ()
         for name, kind, dtype, _, flags in self.facts.params:
             if name not in arguments:
                 raise FcError("call/argument", f"argument `{name}` is missing", expected=", ".join(self.names))
@@ -59,11 +62,13 @@ class Launcher:
             else:
                 value = scalar(name, dtype, flags, arguments[name])
                 scalars.append(self._ranges[name](name, value) if name in self._ranges else value)
+                if name in self._counts:
+                    counts += (scalars[-1],)
         device = next(iter(described.values())).device
-        key = tuple((a.shape, a.strides, a.dtype, a.device, a.ptr & 15, a.readonly) for a in described.values())
+        key = (counts, *((a.shape, a.strides, a.dtype, a.device, a.ptr & 15, a.readonly) for a in described.values()))
         plan = self._plans.get(key)
         if plan is None:
-            plan = self._plan(described, device)
+            plan = self._plan(described, device, counts)
             if len(self._plans) >= _REMEMBERED:
                 self._plans.clear()
             self._plans[key] = plan
@@ -80,7 +85,7 @@ class Launcher:
                     found = self._loaded[device] = Loaded(self.facts, self.built.cubin, self._kinds, self.order, device)
         return found
 
-    def _plan(self, described: dict[str, tensors.TensorArg], device: int) -> steady.SteadyLaunch:
+    def _plan(self, described: dict[str, tensors.TensorArg], device: int, counts: tuple[int, ...]) -> steady.SteadyLaunch:
         """Check shapes, dtypes, devices and alignment; then what is the same for every call like this one."""
         check_arch(self.facts, device)
         sizes_of(self.facts, {n: a.shape for n, a in described.items()})
@@ -92,13 +97,20 @@ class Launcher:
         refused = self._misaligned(described)
         if refused:
             maps = {flat[1] for flat in self.facts.flat if flat[0] == "map"}
-            if self._narrower is None or not maps.isdisjoint(refused):
+            if self._narrower is None:
                 raise next(iter(refused.values()))
             have = {n: of_arguments(a.ptr, a.shape, a.strides, tensors.ITEMSIZE[a.dtype]) for n, a in described.items()}
-            return self._narrower(have)._plan(described, device)
+            try:
+                narrower = self._narrower(have)
+            except FcError as e:
+                if e.code != "compile/schedule" or maps.isdisjoint(refused):
+                    raise
+                raise next(refused[name] for name in refused if name in maps) from None  # only bulk copies can move it
+            return narrower._plan(described, device, counts)
         # nobody steps along an axis of one element, but addresses that are not used are made of its stride too
         steps = {name: [s if n > 1 else 0 for n, s in zip(a.shape[:-1], a.strides)] for name, a in described.items()}
-        return self.loaded(device).launch([x for name, a in described.items() for x in (*a.shape, *steps[name], *a.strides[-1:])])
+        sizes = [x for name, a in described.items() for x in (*a.shape, *steps[name], *a.strides[-1:])]
+        return self.loaded(device).launch([*sizes, *counts])
 
     def _misaligned(self, described: dict[str, tensors.TensorArg]) -> dict[str, FcError]:
         """What is wrong with each tensor that does not keep what the kernel's accesses need."""
@@ -112,7 +124,8 @@ class Launcher:
 
 
 class Loaded:
-    """A kernel on a device, ready for any sizes: the axes of each tensor and its strides, tensor by tensor."""
+    """A kernel on a device, ready for any sizes: the axes of each tensor and its strides, tensor by tensor, and the scalars that size its
+    grid."""
 
     def __init__(self, facts: Facts, cubin: bytes, kinds: Mapping[str, str], order: tuple[str, ...], device: int):
         arguments: dict[str, steady.Argument] = {}
@@ -124,6 +137,9 @@ class Loaded:
                 for axis, dim in enumerate(dims):
                     where.setdefault(dim, at + axis)
                 at += 2 * len(dims)
+        for name in counts_of(facts):
+            where[name] = at
+            at += 1
         places = [f"s{n}" for n in range(at)]
         cluster = prod(axis[3] for axis in facts.grid)
         most = 2**31 if facts.persistent == "none" else driver.device_info(device).sm_count // cluster * cluster
@@ -148,7 +164,7 @@ class Loaded:
         counted = any(isinstance(p, steady.Counter) for p in parameters)
         kernel = module.load(cubin, facts.name, facts.smem_bytes, device)
         self.frame = steady.Frame(list(arguments.values()), [kinds[n] for n in order], parameters, kernel, facts.threads, facts.smem_bytes,
-                                  facts.pdl, counters.of(device).address if counted else None)
+                                  facts.pdl, counters.of(device).address if counted else None, len(counts_of(facts)))
 
     def launch(self, sizes: Sequence[int]) -> steady.SteadyLaunch:
         """The launch for sizes and strides that have been checked."""
@@ -156,6 +172,12 @@ class Loaded:
         if blocks >= 2**31:
             raise FcError("call/argument", "the call needs more blocks than a grid can have", expected="below 2**31", got=blocks)
         return steady.SteadyLaunch(self.frame, blocks, tuple(sizes)) if blocks else steady.NOTHING
+
+
+def counts_of(facts: Facts) -> tuple[str, ...]:
+    """The scalars that axes of the grid run over, in the order of the parameters."""
+    dims = {d for p in facts.params for d in p[3]}
+    return tuple(p[0] for p in facts.params if p[1] == "scalar" and p[0] not in dims and any(axis[1] == p[0] for axis in facts.grid))
 
 
 def _blocks(facts: Facts, where: Mapping[Any, int], places: Sequence[str], most: int) -> str:
@@ -190,6 +212,7 @@ def _unusual(facts: Facts, arguments: Mapping[str, steady.Argument], places: Seq
             cut = any(kind == "map" and of == name and len(detail) > a.rank + 1 for kind, of, _, detail in facts.flat)
             tests += [f"{pitch} >> {32 if cut else 37}", f"{pitch} & {need - 1}", *([f"{n} >> 30" for n in sizes] if cut else [])]
     if facts.persistent == "none":
+        seen |= dict(zip(counts_of(facts), places[sum(2 * a.rank for a in arguments.values()):]))
         tests.append(f"{_blocks(facts, {d: places.index(s) for d, s in seen.items()}, places, 0)} >> 31")
     return " or ".join(tests) or "False"
 

@@ -53,6 +53,8 @@ class Program:
         self._source = kernel
         self._launcher: Launcher | None = None
         self._narrowed: dict[Any, Program] = {}
+        #: parameters that the spec can do without, and this program does
+        self.absent: frozenset[str] = frozenset()
         #: compiled without a run in the simulator
         self.trust = False
         #: remarks are no warnings: whoever calls did not choose the schedule
@@ -178,10 +180,14 @@ class Program:
                 fits = fits and have[p.name].covers(asked.get(p.name) or nothing(p.type))
         return self if fits or self.level != "tile" else self.narrowed(have)
 
+    def present(self, named: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Arguments without those that are None because there is no such parameter."""
+        return {k: x for k, x in named.items() if x is not None or k not in self.absent} if self.absent else named
+
     def _inputs(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         names = [p.name for p in self._source.params]
         want = [n for n in names if not is_made(self._source, n)]
-        out = by_name(self.name, names, (), arguments, "seed")
+        out = by_name(self.name, names, (), self.present(arguments), "seed")
         for name in want:
             if name not in out:
                 raise FcError("call/argument", f"argument `{name}` is missing", expected=", ".join(want))
@@ -210,10 +216,11 @@ class Program:
 
     def __call__(self, *tensors: Any, stream: Any = None, **named: Any) -> None:
         names = [p.name for p in self._source.params]
-        self.launcher(by_name(self.name, names, tensors, named, "stream"), stream)
+        self.launcher(by_name(self.name, names, tensors, self.present(named), "stream"), stream)
 
     def run(self, **arguments: Any) -> dict[str, np.ndarray]:
-        """Run on the GPU with NumPy arrays: inputs are copied there, outputs come back (poisoned with NaN before). Uses torch."""
+        """Run on the GPU with NumPy arrays: inputs are copied there, outputs come back (poisoned with NaN before, unless they are inputs
+        too). Uses torch."""
         import torch
 
         from .ir.elementwise import to_dtype
@@ -238,11 +245,13 @@ class Program:
                 given[p.name] = on_gpu(x, p.type.dtype)
             elif not isinstance(p.type, Tensor):
                 given[p.name] = inputs[p.name]
-        outs = {}
+        sizes |= {p.name: int(inputs[p.name]) for p in self._source.counts}
+        outs = {name: x for name, x in given.items() if self.is_output(name)}
         for p in self._source.params:
             if isinstance(p.type, Tensor) and p.name not in given:
                 shape = output_shape(self._source, p.name, sizes)
-                given[p.name] = outs[p.name] = on_gpu(poison(shape, p.type.dtype), p.type.dtype)
+                given[p.name] = on_gpu(poison(shape, p.type.dtype), p.type.dtype)
+        outs = {p.name: given[p.name] for p in self._source.params if self.is_output(p.name)}  # those that it adds to among them
         self(**given)
         torch.cuda.synchronize()
         return {p.name: back(outs[p.name], p.type.dtype) for p in self._source.params if p.name in outs}

@@ -1,7 +1,7 @@
 """`fcgen.attention` in a graph of torch.compile: an operator that Dynamo takes as it is, with a rule for the shape of its result.
 
 Imported only while a graph is traced. Guaranteed: one graph for all lengths, no break, and the operator does what the plain call does; what
-an operator cannot say (a schedule of the caller's, gradients) breaks the graph, and the plain call decides.
+an operator cannot say (a schedule or a score function of the caller's, gradients) breaks the graph, and the plain call decides.
 """
 
 from __future__ import annotations
@@ -66,12 +66,12 @@ def _break(*args: Any, **named: Any) -> Any:
     return forward.attention(*args, **named)
 
 
-def traced(q: Any, k: Any, v: Any, causal: Any, scale: Any, return_lse: Any, schedule: Any, out: Any) -> Any:
+def traced(q: Any, k: Any, v: Any, causal: Any, scale: Any, return_lse: Any, schedule: Any, out: Any, score: Any) -> Any:
     """What Dynamo writes into the graph for a call."""
     lost = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
     word = causal if isinstance(causal, str) else _WORDS[causal] if isinstance(causal, (bool, type(None))) else None
-    if lost or schedule is not None or word is None or not isinstance(scale, (float, int, type(None))):
-        return _break(q, k, v, causal=causal, scale=scale, return_lse=return_lse, schedule=schedule, out=out)
+    if lost or schedule is not None or score is not None or word is None or not isinstance(scale, (float, int, type(None))):
+        return _break(q, k, v, causal=causal, scale=scale, return_lse=return_lse, schedule=schedule, out=out, score=score)
     if scale is not None:
         scale = float(scale)
     if out is None:

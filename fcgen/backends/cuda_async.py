@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 from ..errors import FcError
 from ..ir.access import Access
-from ..ir.async_ops import share
+from ..ir.async_ops import boxes, share
 from ..ir.core import Block, Kernel, Op, Value, walk, walk_kernel
 from ..ir.types import Buffer, Cursor, Scalar, Tensor
 from .cuda_boxes import Boxes
@@ -142,7 +144,9 @@ def _tma_load(em: Emitter, op: Op) -> None:
     blocks, hint = op.get("multicast") or 1, op.get("hint")
     part = share(t, blocks) if blocks > 1 else None
     rows = part[0] if part is not None and part[1] == panels and len(t.shape) == 2 else t.shape[0]
-    box = Boxes(em, access, (rows, t.layout.panel) if len(t.shape) == 2 else (t.layout.panel,))
+    below = boxes(rows) if len(t.shape) == 2 else 1
+    each = rows // below
+    box = Boxes(em, access, (each, t.layout.panel) if len(t.shape) == 2 else (t.layout.panel,))
     if part is not None:
         rank = em.hoist("int", "rank", X(f"{em.fn('cluster_rank')}()"))
         if part[1] < panels:
@@ -155,8 +159,10 @@ def _tma_load(em: Emitter, op: Op) -> None:
     name = em.map_of(tensor, box.detail(t.layout.swizzle))
     fn = em.fn(f"tma_load_{box.rank}d" + ("_multicast" if blocks > 1 else "") + ("_hint" if hint else ""))
     extra = (f", {hex((1 << blocks) - 1)}" if blocks > 1 else "") + (f", {HINTS[hint]}" if hint else "")
-    for p in range(panels):
-        to = add(dst, X(str(p * t.layout.panel_bytes(t.shape, size))))
+    for n, p in product(range(below), range(panels)):
+        if n and p == 0:
+            box.shift(0, X(str(each)))
+        to = add(dst, X(str(p * t.layout.panel_bytes(t.shape, size) + n * each * t.layout.row_bytes(size))))
         em.w.line(f"{fn}({to}, {name}, {bar}, {box.coords(p * t.layout.panel)}{extra});")
 
 

@@ -28,6 +28,8 @@ class Boxes:
                 if not nonneg(em, a.start):  # no map can begin in front of the tensor and end at a limit: such a tile is all outside
                     x = X(f"{first} < 0 ? {CUT} : {x}", 10, x.depth)
                 self.cut, self.at[d], self.outer = d, em.hoist("int", "from_end", x), [X(str(CUT)), end]
+        if len(self.at) == 1:  # no map has one axis
+            self.outer = [*self.outer, ZERO]
 
     @property
     def rank(self) -> int:
@@ -41,7 +43,7 @@ class Boxes:
 
     def detail(self, swizzle: int) -> tuple[int, ...]:
         """What `Emitter.map_of` takes."""
-        return (*self.box, swizzle, *([self.cut] if self.cut >= 0 else []))
+        return (*([1] if len(self.box) == 1 else []), *self.box, swizzle, *([self.cut] if self.cut >= 0 else []))
 
     def coords(self, column: int) -> str:
         """Innermost first, from a column of the tile on."""

@@ -255,7 +255,7 @@ def _domain_name(em: Emitter, v: Value) -> str:
     return em.arrays.get(root, v.name or "tile")
 
 
-@emits("combine")
+@emits("combine", "apart")
 def _combine(em: Emitter, op: Op) -> None:
     em.comment([op.loc])
     src, v = op.operands[0], op.result

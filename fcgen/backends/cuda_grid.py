@@ -18,7 +18,7 @@ def grid(em: Emitter) -> None:
         if last and not (used and axis.reverse):
             size = X("")
         else:
-            size = em.size(axis.dim)
+            size = next((em.scalars[p] for p in kernel.counts if p.name == axis.dim), None) or em.size(axis.dim)
         span = axis.tile * axis.cluster
         if isinstance(axis.dim, int):
             count = X(str(-(-axis.dim // span)))

@@ -86,7 +86,7 @@ class Plan:
         """Stored fragments that the op reads where it is printed."""
         if (op.results and op.results[0] in self.fused) or op.kind in VIEWS:
             return []
-        same = op.kind in POINTWISE or op.kind in ("combine", "gather", "for", "yield", "pend")
+        same = op.kind in POINTWISE or op.kind in ("combine", "apart", "gather", "for", "yield", "pend")
         late = op.kind == "settle"
         out: list[tuple[Value, bool]] = []
         for n, o in enumerate(op.operands):
@@ -340,7 +340,7 @@ def _merge_loops(plan: Plan, block: Block) -> None:
         elif op.kind == "settle":
             for v, settled in zip([o for o in op.operands if isinstance(o.type, Pending)], op.results):
                 _merge(plan, v, settled, force=True)
-        elif op.kind in ("combine", "pend"):
+        elif op.kind in ("combine", "apart", "pend"):
             _merge(plan, op.result, op.operands[0])
         for r in op.regions:
             _merge_loops(plan, r)

@@ -185,6 +185,7 @@ def _slot(em: Emitter, op: Op) -> None:
             which = X(f"({which.within(90)} & {t.slots - 1})", 100, which.depth)
         else:
             which = binary("%", which, X(str(t.slots)))
+    em.slots[op.result] = ring, which.within(90)
     em.comment([op.loc])
     x = add(base, mul(which, t.slot_bytes))
     wish = op.result.name or f"{name}_{'next' if op['ahead'] else 'slot'}"

@@ -11,7 +11,7 @@ import numpy as np
 from ..errors import FcError
 from ..ir.async_ops import accumulator
 from ..ir.core import Block, Op, Value
-from ..ir.layout import wgmma_a, wgmma_c
+from ..ir.layout import warp_grid, wgmma_a
 from ..ir.types import Buffer, Frag, Pending
 from .cuda_emit import Emitter, emits
 from .cuda_frag import evaluate_into, locs_of, stored
@@ -19,6 +19,8 @@ from .cuda_text import ZERO, X, add, mul, register_type
 
 SWIZZLE_CODE = {128: 1, 64: 2, 32: 3}
 GROUP = 4  # warps of a warpgroup
+#: ptxas adds up so many descriptors where they are needed; of more it keeps each in two registers (seen with 13.0, depth 512)
+STEPS = 16
 #: printed if it is used
 BESIDE = f"constexpr int BESIDE = {(1 << 16) - 1};  // less in a descriptor: 16 bytes more of address, as many less to the leading panel"
 
@@ -97,19 +99,12 @@ def _wgmma(em: Emitter, op: Op) -> None:
     a, b = op.operands[:2]
     t: Frag = op.result.type.frag
     rows, cols = t.shape
-    groups = em.kernel.warps // GROUP
-    if em.kernel.warps % GROUP or rows % (64 * groups) or t.layout != wgmma_c(rows, cols, groups):
-        raise FcError(
-            "compile/unsupported",
-            "wgmma: the accumulator does not have the instruction's map",
-            expected=wgmma_c(rows, cols, groups) if rows % (64 * max(1, groups)) == 0 else f"{64 * groups} rows",
-            got=t.layout,
-            loc=op.loc,
-        )
-    tall = rows // (64 * groups)
+    warps, across = warp_grid(t.layout)
+    down = warps // GROUP
+    tall, cols = rows // (64 * down), cols // across  # of a warpgroup
     regs = isinstance(a.type, Frag)
     size = b.type.dtype.bytes
-    if regs and a.type.layout != (held := wgmma_a(rows, a.type.shape[1], groups, size)):
+    if regs and a.type.layout != (held := wgmma_a(rows, a.type.shape[1], down, size)):
         raise FcError("compile/unsupported", "wgmma: the left operand does not have the instruction's map", expected=held,
                       got=a.type.layout, loc=op.loc)
     depth = (a.type.shape[0] if op["ta"] else a.type.shape[1]) * size // 32
@@ -121,7 +116,9 @@ def _wgmma(em: Emitter, op: Op) -> None:
     b_at = _steps(b.type, depth, not op["tb"])
     k, m = (X("k") if depth > 1 else ZERO), (X("m") if tall > 1 else ZERO)
     d = add(X(f"&{name}[0]") if tall > 1 else X(name), mul(m, cols // 2)) if tall > 1 else X(name)
-    right = add(_descriptor(em, b, not op["tb"]), em.form(b_at // 16, k, f"{em.ring_name[b]}_step"))
+    here = _here(em) if depth > STEPS else ZERO
+    start = _descriptor(em, b, not op["tb"], _part(em, across, down, _column_step(b.type, cols, not op["tb"])))
+    right = add(add(start, here), em.form(b_at // 16, k, f"{em.ring_name[b]}_step"))
     calls = [(fn, d, right)]
     if op.get("ones"):
         step = int(b_at[1] // 16) if depth > 1 else 0
@@ -135,8 +132,8 @@ def _wgmma(em: Emitter, op: Op) -> None:
         part = add(mul(m, depth * 4), mul(k, 4))
         left, args = X(f"&{em.array(a)}[{part}]"), f"<{int(not op['tb'])}>" if size == 2 else ""
     else:
-        ad = _descriptor(em, a, op["ta"], tall)
-        left = add(ad, em.form(_steps(a.type, depth, op["ta"]) // 16, k, f"{em.ring_name[a]}_step"))
+        ad = _descriptor(em, a, op["ta"], _part(em, down, 1, tall * _row_step(a.type, op["ta"])))
+        left = add(add(ad, here), em.form(_steps(a.type, depth, op["ta"]) // 16, k, f"{em.ring_name[a]}_step"))
         if tall > 1:
             left = add(left, mul(m, _row_step(a.type, op["ta"]) // 16))
         args = f"<{int(op['ta'])}, {int(not op['tb'])}>" if size == 2 else ""
@@ -173,16 +170,34 @@ def _row_step(t: Buffer, along_rows: bool) -> int:
     return 64 * t.layout.row_bytes(t.dtype.bytes)
 
 
-def _descriptor(em: Emitter, v: Value, along_rows: bool, tall: int = 0) -> X:
-    """The descriptor of a slot's first instruction; of a left operand, this warpgroup's."""
+def _column_step(t: Buffer, cols: int, along_rows: bool) -> int:
+    """Bytes from a warpgroup's columns of a right operand to those of the next."""
+    return cols // t.layout.panel * t.layout.panel_bytes(t.shape, t.dtype.bytes) if along_rows else cols * t.layout.row_bytes(t.dtype.bytes)
+
+
+def _here(em: Emitter) -> X:
+    """Zero, as far as ptxas knows a number of this place: what is added to it is not computed in front of a loop and kept in registers."""
+    name = em.names("here")
+    em.w.line(f"const uint32_t {name} = {em.fn('opaque')}(0);")
+    return X(name, depth=em.depth)
+
+
+def _part(em: Emitter, parts: int, stride: int, step: int) -> X:
+    """Bytes to this warpgroup's part of an operand of which every `stride` warpgroups share one."""
+    if parts == 1:
+        return ZERO
+    wrap = f" % {parts}" if GROUP * stride * parts < em.kernel.warps else ""
+    return mul(X(f"(warp / {GROUP * stride}{wrap})"), step)
+
+
+def _descriptor(em: Emitter, v: Value, along_rows: bool, part: X = ZERO) -> X:
+    """The descriptor of a slot's first instruction, of this warpgroup's part."""
     t: Buffer = v.type
     row = t.layout.row_bytes(t.dtype.bytes)
     lbo = t.layout.panel_bytes(t.shape, t.dtype.bytes) if along_rows and t.shape[1] > t.layout.panel else 16
     ring, slot = em.slots.get(v, (v, None))
     wish = f"{em.ring_name[v]}_desc"
-    start = em.buffer_base(ring)
-    if tall and em.kernel.warps > GROUP:
-        start = add(start, mul(X("(warp / 4)"), tall * _row_step(t, along_rows)))
+    start = add(em.buffer_base(ring), part)
     base = em.hoist(
         "uint64_t", wish, X(f"{em.fn('smem_desc')}<{SWIZZLE_CODE[t.layout.swizzle]}, {lbo}, {8 * row}>({start})", 100, start.depth)
     )

@@ -30,6 +30,7 @@ from .types import Buffer, Cursor, Frag, Mbarrier, Pending, Scalar, Tensor, i32
 
 #: slots of a ring; bytes that an mbarrier's phase may wait for (PTX ISA, 'mbarrier': tx-count); blocks of a cluster
 MOST_SLOTS, MOST_BYTES, MOST_BLOCKS = 64, (1 << 20) - 1, 16
+MOST_BOX = 256  # positions of a bulk copy along an axis
 #: named barriers but for the block's own, 0
 NAMED = whole(1, 15)
 
@@ -91,8 +92,8 @@ def _check_tma_load(op: Op) -> None:
     check_index(types[0], types[1:-3], types[-3].shape, op.attrs, "tma_load")
     need(types[0].dtype == types[-3].dtype, "tma_load: one dtype", types[0].dtype, types[-3].dtype)
     need(types[-3].layout.pad == 0, "tma_load: rows without padding", "pad 0", types[-3].layout)
-    need(all(n <= 256 for n in types[-3].shape[:-1]) and types[-3].layout.panel <= 256, "tma_load: at most 256 positions along each axis",
-         "256", types[-3])
+    need(boxes(types[-3].shape[0] if len(types[-3].shape) == 2 else 1) > 0 and types[-3].layout.panel <= MOST_BOX,
+         f"tma_load: boxes of at most {MOST_BOX} positions along each axis, of rows in multiples of 8", MOST_BOX, types[-3])
     wrong = boxes_problem(types[-3])
     need(wrong is None, f"tma_load: {wrong.rule}" if wrong else "", wrong and wrong.expected, wrong and wrong.got)
     cut = Access.of(op).unbounded()
@@ -100,6 +101,11 @@ def _check_tma_load(op: Op) -> None:
     n = op.get("multicast") or 1
     need(n == 1 or share(types[-3], n) is not None, "tma_load: a tile that is copied in parts is made of as many panels, or runs of 8 rows",
          f"{n} parts", types[-3])
+
+
+def boxes(rows: int) -> int:
+    """In how many copies, one below the other, rows come; 0 where they do not divide."""
+    return next((n for n in range(1, rows + 1) if rows % n == 0 and rows // n <= MOST_BOX and (n == 1 or rows // n % 8 == 0)), 0)
 
 
 def share(t: Buffer, blocks: int) -> tuple[int, int] | None:
@@ -112,10 +118,10 @@ def share(t: Buffer, blocks: int) -> tuple[int, int] | None:
 
 
 define("tma_load", "machine", """`tma_load T, scalars..., slot, bars, cursor`: one thread starts the copy of a rectangle of a tensor into a
-       slot (cp.async.bulk.tensor, one per panel of the slot); positions outside the tensor, or past a limit, become zero. The bytes of the
-       whole slot count towards the cursor's barrier when they have landed. With `multicast`, the op of this block copies only its
-       part (`share`) of the tile, to the slot and barrier of the same place in every block of the cluster.""", _effect_only,
-       effect="write",
+       slot (cp.async.bulk.tensor, one per panel of the slot, or `boxes` of each); positions outside the tensor, or past a limit, become
+       zero. The bytes of the whole slot count towards the cursor's barrier when they have landed. With `multicast`, the op of this block
+       copies only its part (`share`) of the tile, to the slot and barrier of the same place in every block of the cluster.""",
+       _effect_only, effect="write",
        check=_check_tma_load, phases="pipelined synced", index=INDEX, guard=GUARD, hint=one_of("evict_first", "evict_last").maybe,
        multicast=whole(1, MOST_BLOCKS).maybe)
 define("cluster_sync", "machine", """Wait until all warps of all blocks of the cluster have come here, but for roles that have ended

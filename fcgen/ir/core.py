@@ -74,7 +74,8 @@ class Block:
 
 @dataclass(frozen=True)
 class GridAxis:
-    """One axis of the launch grid: ceil(size / tile) programs. dim: a tensor dimension's name or a number. cluster: as many neighbours
+    """One axis of the launch grid: ceil(size / tile) programs. dim: a number, or the name of a tensor dimension or of an i32 parameter.
+    cluster: as many neighbours
     along the axis run at the same time and reach each other's shared memory; the launch is rounded up to whole clusters."""
 
     name: str
@@ -144,6 +145,18 @@ class Kernel:
 
     def param(self, name: str) -> Value:
         return next(p for p in self.params if p.name == name)
+
+    @property
+    def counts(self) -> tuple[Value, ...]:
+        """The scalar parameters that axes of the grid run over."""
+        names = {a.dim for a in self.grid} - {d for p in self.params for d in getattr(p.type, "dims", ())}
+        return tuple(p for p in self.params if not hasattr(p.type, "dims") and p.name in names)
+
+    def extent(self, axis: GridAxis, b: Builder) -> Value:
+        """The size that an axis of the grid runs over, as a value."""
+        count = next((p for p in self.counts if p.name == axis.dim), None)
+        return count or (b.emit("const", value=axis.dim, dtype="i32") if isinstance(axis.dim, int) else
+                         b.emit("size", dim=axis.dim, name=axis.dim))
 
     def __str__(self) -> str:
         from .text import print_kernel

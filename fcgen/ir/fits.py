@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from ..errors import FcError
 from .alignment import multiple
 from .core import Kernel, Op, Value, definitions, walk
-from .layout import RegLayout
+from .layout import RegLayout, warp_grid, wgmma_c
 from .ops import RuleError
 from .target import Target
-from .types import Buffer, Frag
+from .types import Buffer
 
 WARPGROUP_ROWS = 64
 #: op -> bytes on which each of the blocks that it moves starts (PTX ISA, ldmatrix and stmatrix; CUDA C++ guide, "Warp matrix functions")
@@ -57,17 +57,18 @@ def _wgmma(op: Op, warps: int, target: Target) -> RuleError | None:
         if rec.dtype != a.dtype.name:
             return RuleError("the instruction's dtype", rec.dtype, a)
         cols, step = cols + rec.shape[1], rec.shape[2]
-    depth = a.shape[0] if op["ta"] else a.shape[1]
-    if cols != out.shape[1] or depth % step:
-        return RuleError(f"the instruction's columns are the result's, its steps {step} deep", f"{cols} columns",
-                         f"{out.shape[1]}, depth {depth}")
-    groups = warps // 4
-    if warps % 4 or not groups or out.shape[0] % (WARPGROUP_ROWS * groups):
-        return RuleError("each warpgroup of the role works on 64 rows at a time", f"a multiple of {WARPGROUP_ROWS * max(1, groups)}",
-                         f"{out.shape[0]} rows, {warps} warps")
     for t in (a, out):
-        if isinstance(t, Frag) and not isinstance(t.layout, RegLayout):
+        if not isinstance(t, Buffer) and not isinstance(t.layout, RegLayout):
             return RuleError("its fragments are registers", got=t)
+    depth, (rows, width) = a.shape[0] if op["ta"] else a.shape[1], out.shape
+    held, across = warp_grid(out.layout)
+    if cols * across != width or depth % step:
+        return RuleError(f"the instruction's columns are a warpgroup's of the result, its steps {step} deep", f"{cols} columns",
+                         f"{width} over {across}, depth {depth}")
+    down = held // 4
+    if warps % 4 or not down or rows % (WARPGROUP_ROWS * down) or out.layout != wgmma_c(rows, width, down, across):
+        return RuleError("each warpgroup of the role works on 64 rows at a time", f"a multiple of {WARPGROUP_ROWS * max(1, down)}",
+                         f"{rows} rows, {warps} warps, {out.layout}")
     return None
 
 

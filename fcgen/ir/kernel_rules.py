@@ -15,7 +15,7 @@ from . import memory_map
 from .attrs import MOST, TEXT, Attribute, every, one_of, whole
 from .core import Kernel
 from .ops import PHASES, RuleError, short
-from .types import Buffer, Mbarrier, Scalar, Tensor
+from .types import Buffer, Mbarrier, Scalar, Tensor, i32
 
 Problem = tuple[Any, RuleError]
 
@@ -99,11 +99,11 @@ def dimensions(k: Kernel) -> set[str]:
 
 
 def _grid(k: Kernel) -> Iterator[Problem]:
-    known = dimensions(k)
+    known = dimensions(k) | {p.name for p in k.params if p.type == Scalar(i32)}
     for n, a in enumerate(k.grid):
         if isinstance(a.dim, str) and a.dim not in known:
-            yield ("grid", n), RuleError("a grid axis runs over a dimension of a tensor", ", ".join(sorted(known)) or "a number",
-                                         short(a.dim))
+            yield ("grid", n), RuleError("a grid axis runs over a dimension of a tensor or an i32 scalar",
+                                         ", ".join(sorted(known)) or "a number", short(a.dim))
         elif not _size(a.dim) or not 0 < a.tile <= MOST:
             yield ("grid", n), RuleError("sizes and tiles of the grid", f"1 to 2^31 - 1, tiles of 1 to {MOST}", f"{a.dim} / {a.tile}")
     if len(k.grid) > AXES or not 0 < k.cluster <= CLUSTER:

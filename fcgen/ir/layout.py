@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from math import prod
+from math import gcd, prod
 
 import numpy as np
 
@@ -124,11 +124,10 @@ class RegLayout:
     def transpose(self) -> RegLayout:
         return RegLayout(self.axes[::-1])
 
-    def reduces_over(self, axis: int) -> tuple[list[int], list[int]]:
-        """(lane strides, warp strides) of the binary butterfly steps that combine the copies left by dropping `axis`."""
+    def reduces_over(self, axis: int) -> tuple[list[int], RegLayout]:
+        """(strides of the binary butterfly steps that combine the lanes' copies left by dropping `axis`, the warps that share it)."""
         lanes = [f.stride << b for f in self.axes[axis] if f.unit == "l" for b in range((f.size - 1).bit_length())]
-        warps = [f.stride << b for f in self.axes[axis] if f.unit == "w" for b in range((f.size - 1).bit_length())]
-        return lanes, warps
+        return lanes, RegLayout((tuple(f for f in self.axes[axis] if f.unit == "w"),))
 
     def vector(self) -> int:
         """How many consecutive registers hold consecutive elements of the last axis."""
@@ -313,9 +312,17 @@ class SmemLayout:
         return "\n".join(out)
 
 
-def native_smem(cols: int, size: int, rows: int = 8) -> SmemLayout:
+def native_smem(cols: int, size: int, *holders: RegLayout, rows: int = 8) -> SmemLayout:
     """The conflict-free swizzled layout for rows of `cols` elements: the widest panel of 128, 64 or 32 bytes that fits. Where `rows`, which
-    begin anywhere by themselves, are no whole periods of a swizzle: none, and the widest panel that a bulk copy moves at once."""
+    begin anywhere by themselves, are no whole periods of a swizzle: none, and the widest panel that a bulk copy moves at once. holders:
+    fragments whose warps' columns are to be whole panels, or whole fractions of one: then an element's place is a sum of its warp's, lane's
+    and register's."""
+    runs = [n for h in holders for f, n in h.weights(-1) if f.unit == "w"]
+    wide = _widest_panel(cols, size, rows)
+    return _widest_panel(gcd(cols, *runs), size, rows) if any(n % wide.panel and wide.panel % n for n in runs) else wide
+
+
+def _widest_panel(cols: int, size: int, rows: int) -> SmemLayout:
     for span in (128, 64, 32):
         if cols * size % span == 0 and rows % 8 == 0:
             return SmemLayout(span // size, 0, span)
@@ -323,81 +330,71 @@ def native_smem(cols: int, size: int, rows: int = 8) -> SmemLayout:
     return SmemLayout(next(iter(wide), cols), 0, 0)
 
 
+#: Columns that a warp holds of a right operand in fragments at once: 64 columns of 16 rows are 16 registers.
+RUN = 128
+
+
+def mma_run(cols: int) -> int:
+    """How many of a warp's columns of a product lie side by side: those of which its right operand is held at once."""
+    return cols if cols <= RUN else max((n for n in range(16, RUN + 1, 16) if cols % n == 0), default=cols)
+
+
 def mma_c(rows: int, cols: int, warps: tuple[int, int] = (4, 1)) -> RegLayout:
-    """Accumulator of `mma.m16n8k16` tiled over rows x cols (PTX ISA, 'Matrix Fragments for mma.m16n8k16', C/D)."""
+    """Accumulator of `mma.m16n8k16` tiled over rows x cols (PTX ISA, 'Matrix Fragments for mma.m16n8k16', C/D), over a grid of warps: warp
+    w has rows w mod wm and columns w div wm, `mma_run` of them at a time. Warps past wm * wn hold copies."""
     wm, wn = warps
-    m, n = rows // wm // 16, cols // wn // 8
+    m, n, run = rows // wm // 16, cols // wn // 8, mma_run(cols // wn) // 8
     return RegLayout((
-        (Factor("w", wm, wn), Factor("r", m, n * 4), Factor("r", 2, 2), Factor("l", 8, 4)),
-        (Factor("w", wn, 1), Factor("r", n, 4), Factor("l", 4, 1), Factor("r", 2, 1))))
+        (Factor("w", wm, 1), Factor("r", m, n * 4), Factor("r", 2, 2), Factor("l", 8, 4)),
+        (Factor("r", n // run, run * 4), Factor("w", wn, wm), Factor("r", run, 4), Factor("l", 4, 1), Factor("r", 2, 1))))
 
 
 def mma_a(rows: int, depth: int, warps: tuple[int, int] = (4, 1), size: int = 2) -> RegLayout:
     """A operand of `mma.m16n8k16` over rows x depth (same PTX section): for one warp column its registers are exactly the
     accumulator's, which is why P needs no shuffle. size: bytes of an element; those of one are four to a register ('Matrix Fragments for
     mma.m16n8k32')."""
-    wm, wn = warps
-    e = 4 // size
+    wm, e = warps[0], 4 // size
     m, k = rows // wm // 16, depth // (8 * e)
     return RegLayout((
-        (Factor("w", wm, wn), Factor("r", m, k * 4 * e), Factor("r", 2, e), Factor("l", 8, 4)),
+        (Factor("w", wm, 1), Factor("r", m, k * 4 * e), Factor("r", 2, e), Factor("l", 8, 4)),
         (Factor("r", k, 4 * e), Factor("r", 2, 2 * e), Factor("l", 4, 1), Factor("r", e, 1))))
 
 
-def wgmma_c(rows: int, cols: int, groups: int) -> RegLayout:
+def wgmma_c(rows: int, cols: int, down: int, across: int = 1) -> RegLayout:
     """Accumulators of `wgmma.m64nNk16` over rows x cols: each warpgroup has contiguous rows, 64 per instruction, 16 of them per warp (PTX
-    ISA, 'Register Fragments for wgmma.m64nNk16'). With 64 rows per warpgroup this is `mma_c` over its warps."""
-    m, n = rows // groups // 64, cols // 8
+    ISA, 'Register Fragments for wgmma.m64nNk16'). With 64 rows per warpgroup this is `mma_c` over its warps. Over a grid, warpgroup g has
+    rows g mod down and columns g div down; those past down * across hold copies."""
+    m, n = rows // down // 64, cols // across // 8
     return RegLayout((
-        (Factor("w", groups, 4), Factor("r", m, n * 4), Factor("w", 4, 1), Factor("r", 2, 2), Factor("l", 8, 4)),
-        (Factor("r", n, 4), Factor("l", 4, 1), Factor("r", 2, 1))))
+        (Factor("w", down, 4), Factor("r", m, n * 4), Factor("w", 4, 1), Factor("r", 2, 2), Factor("l", 8, 4)),
+        (Factor("w", across, 4 * down), Factor("r", n, 4), Factor("l", 4, 1), Factor("r", 2, 1))))
 
 
-def wgmma_a(rows: int, depth: int, groups: int, size: int = 2) -> RegLayout:
+def warp_grid(layout: RegLayout | OpaqueLayout) -> tuple[int, int]:
+    """Into how many parts warps divide the rows and the columns of a tile."""
+    if isinstance(layout, OpaqueLayout):
+        return layout.warps_m, layout.warps_n
+    down, across = (prod(f.size for f in a if f.unit == "w") for a in layout.axes)
+    return down, across
+
+
+def wgmma_a(rows: int, depth: int, down: int, size: int = 2) -> RegLayout:
     """Left operand of `wgmma` in registers (PTX ISA, 'Register Fragments for wgmma.m64nNk32'); of 16-bit elements it is an accumulator's
     layout."""
-    m, e = rows // groups // 64, 4 // size
+    m, e = rows // down // 64, 4 // size
     k = depth // (8 * e)
     return RegLayout((
-        (Factor("w", groups, 4), Factor("r", m, k * 4 * e), Factor("w", 4, 1), Factor("r", 2, e), Factor("l", 8, 4)),
+        (Factor("w", down, 4), Factor("r", m, k * 4 * e), Factor("w", 4, 1), Factor("r", 2, e), Factor("l", 8, 4)),
         (Factor("r", k, 4 * e), Factor("r", 2, 2 * e), Factor("l", 4, 1), Factor("r", e, 1))))
-
-
-def quad_rows(layout: RegLayout) -> RegLayout | None:
-    """An accumulator's layout after the four lanes of a quad have swapped pairs of columns so that each holds eight in a row; None for
-    other layouts, or where the columns are not whole runs of 32."""
-    *down, across = layout.axes
-    n = layout.shape[-1] // 8
-    if len(down) != 1 or across != _normal((Factor("r", n, 4), Factor("l", 4, 1), Factor("r", 2, 1))) or n % 4:
-        return None
-    rows = [Factor(f.unit, f.size, {2: 8}.get(f.stride, f.stride)) if f.unit == "r" and f.stride < 4 else f for f in down[0]]
-    return RegLayout((tuple(rows), (Factor("r", n // 4, 16), Factor("l", 4, 1), Factor("r", 8, 1))))
-
-
-def matrix_blocks(layout: RegLayout, warps: int) -> str | None:
-    """Whether pairs of registers are the 8 x 8 blocks that ldmatrix and stmatrix move: "rows" where a lane's two elements are neighbours in
-    a row, "columns" where in a column (the .trans forms); None for other layouts, and for those with copies."""
-    if len(layout.axes) != 2 or layout.regs % 2 or prod(layout.shape) != warps * LANES * layout.regs:
-        return None
-    c = layout.coords(warps).reshape(warps, LANES, layout.regs // 2, 2, 2)
-    off = c - c[:, :1, :, :1]
-    if (c[:, 0, :, 0, 1] % 8).any():
-        return None
-    lane, e = np.arange(LANES)[:, None, None], np.arange(2)
-    along, across = 2 * (lane % 4) + e, lane // 4
-    for name, want in (("rows", (across, along)), ("columns", (along, across))):
-        if all((off[..., axis] == want[axis]).all() for axis in (0, 1)):
-            return name
-    return None
 
 
 def mma_b(depth: int, cols: int, warps: tuple[int, int] = (4, 1), size: int = 2) -> RegLayout:
     """B operand of `mma.m16n8k16` over depth x cols (same PTX section), or of `m16n8k32` for elements of one byte."""
-    wn, e = warps[1], 4 // size
+    (wm, wn), e = warps, 4 // size
     n, k = cols // wn // 8, depth // (8 * e)
     return RegLayout((
         (Factor("r", k, n * 2 * e), Factor("r", 2, e), Factor("l", 4, 1), Factor("r", e, 1)),
-        (Factor("w", wn, 1), Factor("r", n, 2 * e), Factor("l", 8, 4))))
+        (Factor("w", wn, wm), Factor("r", n, 2 * e), Factor("l", 8, 4))))
 
 
 def in_runs(shape: tuple[int, ...], axis: int, warps: int) -> RegLayout:

@@ -14,7 +14,8 @@ from __future__ import annotations
 from .attrs import FLAG, GUARD, INDEX, LAYOUT, TEXT, VEC, every, one_of, whole
 from .core import Op
 from .elementwise import REDUCTIONS
-from .layout import OpaqueLayout, RegLayout, quad_rows
+from .layout import OpaqueLayout, RegLayout
+from .moves import quad_rows
 from .ops import define, need
 from .tile_ops import check_added, check_index
 from .types import Buffer, Cursor, Frag, Scalar, Tensor, f32, i1, i32
@@ -60,7 +61,7 @@ def _slot(types, attrs):
 
 
 define("slot", "machine", "View of slot (n + ahead) mod slots of a ring. `ahead` is how many tiles past the loop's current one.",
-       _slot, phases="pipelined synced", ahead=whole(0, 64))
+       _slot, phases="placed synced", ahead=whole(0, 64))
 
 
 define("acquire", "machine", """`acquire views...`: from here on these tiles are read. Says where a loop wants to wait for its
@@ -144,7 +145,7 @@ def _check_ld_shared(op: Op) -> None:
 
 
 define("ld_shared", "machine", """`ld_shared buffer, row, col`: plain loads from a slot. A 1-d fragment runs along axis `along` of
-       the stored tile.""", _none, effect="read", check=_check_ld_shared, phases="selected synced",
+       the stored tile.""", _none, effect="read", check=_check_ld_shared, phases="placed synced",
        transposed=FLAG.maybe, along=whole(0, 1).maybe)
 
 
@@ -159,7 +160,7 @@ def _check_st_shared(op: Op) -> None:
 
 define("st_shared", "machine",
        "`st_shared frag, buffer, row, col`: plain stores to a slot; of threads that hold copies one writes.",
-       _effect_only, effect="write", check=_check_st_shared, phases="pipelined synced", transposed=FLAG.maybe, along=whole(0, 1).maybe)
+       _effect_only, effect="write", check=_check_st_shared, phases="placed synced", transposed=FLAG.maybe, along=whole(0, 1).maybe)
 
 
 def _check_ldmatrix(op: Op) -> None:
@@ -257,12 +258,35 @@ def _fold(types, attrs):
     t = types[0]
     need(len(types) == 1 and isinstance(t, Frag) and len(t.shape) == 1 and isinstance(t.layout, RegLayout) and t.partial is None,
          "fold takes a complete tile of one axis in registers", "frag", types)
-    need(not t.layout.reduces_over(0)[1], "fold: each warp holds the whole axis", "no warp digit", t.layout)
+    need(t.layout.reduces_over(0)[1].warps == 1, "fold: each warp holds the whole axis", "no warp digit", t.layout)
     return (Scalar(t.dtype),)
 
 
 define("fold", "machine", """A tile of one axis as one number, the same in all threads: registers first, then one butterfly step per lane
        digit.""", _fold, fn=one_of(*REDUCTIONS))
+
+
+def _combine_across(types, attrs):
+    t, warps = types[0], attrs["warps"]
+    need(isinstance(t, Frag) and t.partial is not None, "combine_across finishes a partial reduction", "partial", t)
+    need(len(warps.axes) == 1 and all(f.unit == "w" for f in warps.axes[0]), "combine_across: warps of one axis", "warp digits", warps)
+    return (Frag(t.dtype, t.shape, t.layout),)
+
+
+define("combine_across", "machine", """Fold a partial reduction over lanes, and over the warps that share the axis: they are the places of
+       `warps`. Through shared memory (until `select` chooses how), so that all warps come here.""", _combine_across, effect="read",
+       phases="placed pipelined", lanes=every(VEC, 5), warps=LAYOUT)
+
+
+def _check_apart(op: Op) -> None:
+    t, out = op.operands[0].type, op.result.type
+    need(isinstance(t, Frag) and t.partial is not None, "apart takes a partial reduction", "partial", t)
+    need(isinstance(out, Frag) and out.shape[1:] == t.shape and isinstance(out.layout, RegLayout) and out.layout.axes[1:] == t.layout.axes
+         and all(f.unit == "w" for f in out.layout.axes[0]), "apart: the warps' parts are rows in front of what they are parts of", t, out)
+
+
+define("apart", "machine", "The parts of a reduction that warps hold, folded over lanes as `combine` does, as a tile with a row for each.",
+       lambda types, attrs: None, check=_check_apart, phases="selected synced", lanes=every(VEC, 5))
 
 
 def _vote(types, attrs):

@@ -78,7 +78,8 @@ def symbols(kernel: Kernel) -> dict[str, Admitted]:
     out = {d: Admitted(0, HIGHEST) for d in sorted(dims(kernel))}
     for p in kernel.params:
         if p.type == Scalar(i32):
-            out[p.name] = Admitted(1 if "positive" in kernel.flags.get(p.name, ()) else LOWEST, HIGHEST)
+            least = 1 if "positive" in kernel.flags.get(p.name, ()) else 0 if p in kernel.counts else LOWEST
+            out[p.name] = Admitted(least, HIGHEST)
     return out
 
 
@@ -106,7 +107,7 @@ def traced(kernel: Kernel) -> dict[str, Admitted]:
     """For a kernel as it was traced, where a comparison means what it says: scalars that only decide such saturate."""
     ranges = found(kernel, symbols(kernel))
     for p in kernel.params:
-        if p.type == Scalar(i32) and p.name not in dims(kernel):
+        if p.type == Scalar(i32) and p.name not in dims(kernel) and p not in kernel.counts:
             cut = found(kernel, replaced(ranges, p.name, Admitted(max(ranges[p.name].lo, -REACH), REACH, True)), p.name)
             ranges = cut if cut[p.name].saturates else ranges
     return ranges

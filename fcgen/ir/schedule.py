@@ -17,11 +17,11 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "persistent": ("none", "static", "dynamic"), "split": ("loops", "branch", "none")}
 
 #: Fields that take one value for all, or one per name of the spec.
-BY_NAME = ("tiles", "math", "stages", "cluster")
+BY_NAME = ("tiles", "math", "stages", "cluster", "grid")
 #: Fields that list names: of dots, `from_end` of axes.
 NAMES = ("late", "ones", "regs_a", "from_end")
 #: Fields that only make sense by name, and how one is written.
-MAPS = {"tiles": "{BLOCK_M: 128, BLOCK_N: 64}", "cluster": "{rows: 2}"}
+MAPS = {"tiles": "{BLOCK_M: 128, BLOCK_N: 64}", "cluster": "{rows: 2}", "grid": "{acc: 1x2}"}
 #: Fields that count: what they count, and which numbers are legal, in words and as a set.
 NUMBERS: dict[str, tuple[str, str, Container[int]]] = {
     "tiles": ("has a size that does not divide over warps and lanes", "a power of two or a multiple of 16, up to 65536",
@@ -38,7 +38,9 @@ class Schedule:
     """How one program runs on one target. A name that the program does not have, and a field that asks for something which the program, the
     target or the other fields do not have, are errors when it is lowered; turning off what is not there is none.
 
-    tiles: BLOCK name -> size. warps: warps per block, laid along the rows of dot results. math: instruction family of the dots,
+    tiles: BLOCK name -> size. warps: warps per block, laid along the rows of dot results, and along their columns where rows are too few.
+    grid: dot -> (rows, columns) of warps, with wgmma of warpgroups, that its result is spread over; where they are fewer than there are,
+    the others hold copies. math: instruction family of the dots,
     one for all or per dot (by the name of the value that it makes): "mma" (mma.sync + ldmatrix), "wmma" (wmma API, opaque
     fragments), "fma" (plain multiply-adds). copy: how tiles reach shared memory: "cp_async" (16 bytes, asynchronous), "vector"
     (16-byte loads through registers), "scalar" (one element at a time). stages: slots of each shared-memory ring inside loops; 1
@@ -101,6 +103,7 @@ class Schedule:
     from_end: Any = ()
     cluster: Any = ()
     pdl: bool = False
+    grid: Any = ()
 
     def __new__(cls, *args: Any, **given: Any) -> Schedule:
         known = [f.name for f in fields(cls)]
@@ -120,7 +123,7 @@ class Schedule:
         for name in BY_NAME:
             v = getattr(self, name)
             if isinstance(v, Mapping):
-                object.__setattr__(self, name, tuple(sorted(v.items(), key=str)))
+                object.__setattr__(self, name, tuple(sorted(((k, _grid(x) if name == "grid" else x) for k, x in v.items()), key=str)))
         for f in fields(self):
             self._check(f.name, getattr(self, f.name), f.default)
         if sum(n > 1 for _, n in self.cluster) > 1:
@@ -151,6 +154,8 @@ class Schedule:
             if name in NUMBERS and not (_is_int(x) and x in NUMBERS[name][2]):
                 what, legal, _ = NUMBERS[name]
                 raise wrong(what, legal, x)
+            if name == "grid" and not (isinstance(x, tuple) and len(x) == 2 and all(_is_int(n) and 1 <= n <= 16 for n in x)):
+                raise wrong("spreads a dot's result over rows and columns of warps", "two numbers from 1 to 16, as (1, 2) or 1x2", x)
 
     @staticmethod
     def parse(text: str) -> Schedule:
@@ -192,7 +197,7 @@ class Schedule:
                 if f.name in NAMES:
                     out.append(f"{f.name}=" + "+".join(v))
                     continue
-                out.append(f"{f.name}=" + ("{" + ", ".join(f"{k}: {x}" for k, x in v) + "}" if isinstance(v, tuple) else str(v)))
+                out.append(f"{f.name}=" + ("{" + ", ".join(f"{k}: {_text(x)}" for k, x in v) + "}" if isinstance(v, tuple) else str(v)))
         return ", ".join(out)
 
 
@@ -234,6 +239,18 @@ def _word(text: str) -> Any:
         return int(text)
     except ValueError:
         return text
+
+
+def _text(x: Any) -> str:
+    return "x".join(map(str, x)) if isinstance(x, tuple) else str(x)
+
+
+def _grid(x: Any) -> Any:
+    """(1, 2), also as text: 1x2."""
+    if isinstance(x, list):
+        return tuple(x)
+    parts = x.split("x") if isinstance(x, str) else []
+    return tuple(map(int, parts)) if len(parts) == 2 and all(p.isdecimal() for p in parts) else x
 
 
 def _is_int(x: Any) -> bool:

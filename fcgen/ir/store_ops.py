@@ -9,6 +9,7 @@ threads that wrote and a barrier.
 from __future__ import annotations
 
 from .access import Access
+from .async_ops import MOST_BOX
 from .attrs import FLAG, GUARD, INDEX, one_of, whole
 from .core import Op
 from .machine_ops import _buffer, _effect_only, _frag_of, _in_runs, _no_operands, _positions, _region_fits
@@ -18,14 +19,20 @@ from .tile_ops import check_added, check_index
 from .types import Buffer, Tensor
 
 #: what a tensor map can describe: axes, positions of a box along each of them, bytes that a box's rows are multiples of
-MOST_AXES, MOST_BOX, ROW_BYTES = 5, 256, 16
+MOST_AXES, ROW_BYTES = 5, 16
 #: element types of tensor maps
 DTYPES = ("f16", "bf16", "f32", "i32", "u32", "i8", "u8", "f8e4m3", "f8e5m2")
 
 
-def refusal(access: Access, buffer: Buffer, parts: int) -> tuple[str, object, object] | None:
-    """(rule, expected, got) where no bulk store can move the tile."""
-    rows, tensor = buffer.shape[0] // parts, access.tensor
+def part_shape(buffer: Buffer, parts: int, across: bool) -> tuple[int, int]:
+    """Of one of equal parts of a staged tile, which lie below each other or, across, beside each other."""
+    rows, cols = buffer.shape
+    return (rows, cols // parts) if across else (rows // parts, cols)
+
+
+def refusal(access: Access, buffer: Buffer, rows: int) -> tuple[str, object, object] | None:
+    """(rule, expected, got) where no bulk store can move a part of a tile, of so many rows."""
+    tensor = access.tensor
     if tensor.dtype.name not in DTYPES:
         return "an element type that tensor maps have", ", ".join(DTYPES), tensor.dtype
     if not 2 <= len(tensor.dims) <= MOST_AXES:
@@ -36,7 +43,7 @@ def refusal(access: Access, buffer: Buffer, parts: int) -> tuple[str, object, ob
         return f"rows are multiples of {ROW_BYTES} bytes", f"{ROW_BYTES // buffer.dtype.bytes} elements", buffer.shape[-1]
     if rows > MOST_BOX or buffer.layout.panel > MOST_BOX:
         return f"at most {MOST_BOX} positions along each axis", MOST_BOX, f"{rows} x {buffer.layout.panel}"
-    wrong = boxes_problem(buffer, parts)
+    wrong = boxes_problem(buffer, buffer.shape[0] // rows)
     return (wrong.rule, wrong.expected, wrong.got) if wrong else access.unbounded()
 
 
@@ -44,22 +51,24 @@ def _check_tma_store(op: Op) -> None:
     types = tuple(v.type for v in op.operands)
     need(len(types) >= 2 and isinstance(types[0], Tensor), "tma_store takes a tensor, positions and a staged tile", "tensor, ..., smem",
          types)
-    buffer, parts = types[-1], op["parts"]
+    buffer, parts, across = types[-1], op["parts"], op.get("across", False)
     _buffer(buffer, "tma_store")
     check_index(types[0], types[1:-1], buffer.shape, op.attrs, "tma_store")
     need(types[0].dtype == buffer.dtype, "tma_store: one dtype", types[0].dtype, buffer.dtype)
     need(len(buffer.shape) == 2 and buffer.layout.pad == 0, "tma_store: a tile of two axes, its rows without padding", "pad 0", buffer)
-    need(buffer.shape[0] % parts == 0, "tma_store: equal parts of the rows", buffer.shape[0], parts)
+    rows, cols = part_shape(buffer, parts, across)
+    need(buffer.shape == ((rows, cols * parts) if across else (rows * parts, cols)) and cols % buffer.layout.panel == 0,
+         "tma_store: equal parts of the rows, or of the panels", buffer.shape, parts)
     check_added(op, types[0])
-    wrong = refusal(Access.of(op), buffer, parts)
+    wrong = refusal(Access.of(op), buffer, rows)
     need(wrong is None, f"tma_store: {wrong[0]}" if wrong else "", *(wrong or ("", ""))[1:])
 
 
 define("tma_store", "machine", """`tma_store T, scalars..., buffer`: one thread of each of `parts` equal parts of the role's warps starts
-       the copy of as large a part of a staged tile's rows to a rectangle of a tensor (cp.async.bulk.tensor, one per panel). Positions
-       outside the tensor, or past a limit, are left out, guarded or not. reduce="add" adds atomically. It belongs to the group that the
-       thread's next `bulk_commit` closes.""", _effect_only, effect="write", check=_check_tma_store, phases="selected synced",
-       index=INDEX, guard=GUARD, parts=whole(1, 32), reduce=one_of("add").maybe)
+       the copy of as large a part of a staged tile's rows, with `across` of its columns, to a rectangle of a tensor (cp.async.bulk.tensor,
+       one per panel). Positions outside the tensor, or past a limit, are left out, guarded or not. reduce="add" adds atomically. It belongs
+       to the group that the thread's next `bulk_commit` closes.""", _effect_only, effect="write", check=_check_tma_store,
+       phases="selected synced", index=INDEX, guard=GUARD, parts=whole(1, 32), across=FLAG.maybe, reduce=one_of("add").maybe)
 define("bulk_commit", "machine", "Close this thread's group of bulk stores (an empty group counts).", _no_operands, effect="write",
        phases="selected synced")
 define("bulk_wait", "machine", """Wait until at most n of this thread's groups of bulk stores are under way; with read=true only until all

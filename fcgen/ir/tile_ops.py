@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from .access import SCALARS, along
-from .attrs import AXES, DTYPE, FLAG, GUARD, INDEX, NUMBER, SHAPE, TEXT, VEC, one_of, whole
+from .attrs import AXES, DTYPE, FLAG, GUARD, INDEX, NUMBER, SHAPE, TEXT, VEC, every, one_of, whole
 from .core import Op
 from .elementwise import FNS, REDUCTIONS
-from .layout import RegLayout
+from .layout import WARPS, RegLayout
 from .ops import RuleError, define, need
 from .types import DTYPES, Frag, Scalar, Tensor, Tile, bf16, f16, f32, i1, i32, i64, u32, with_dtype
 
@@ -186,14 +186,14 @@ def _reduce(types, attrs):
     if isinstance(t, Frag):
         need(isinstance(t.layout, RegLayout), "reduce: an opaque fragment has no known rows", "registers", t.layout)
         layout: Any = t.layout
-        lanes, warps = layout.reduces_over(axis)
-        need(not warps, "reduce: the axis lies inside a warp", "no warp digit on the axis", layout)
-        return (Frag(t.dtype, shape, layout.drop(axis), attrs["fn"] if lanes else None),)
+        shared = any(f.unit != "r" for f in layout.axes[axis])
+        return (Frag(t.dtype, shape, layout.drop(axis), attrs["fn"] if shared else None),)
     return (Tile(t.dtype, shape) if shape else Scalar(t.dtype),)
 
 
 define("reduce", BOTH, """Fold one axis with sum, max or min. On fragments each thread folds what it holds; the result is
-       `partial` where lanes share the axis, and `combine` finishes it.""", _reduce, fn=one_of(*REDUCTIONS), axis=whole(0, 7))
+       `partial` where lanes or warps share the axis, and `combine` or
+       `combine_across` finishes it.""", _reduce, fn=one_of(*REDUCTIONS), axis=whole(0, 7))
 
 
 def _cumsum(types, attrs):
@@ -232,9 +232,9 @@ def _dot(types, attrs):
 
 define("dot", BOTH, """Matrix product with accumulation in f32, of integers in i32: a[M,K] b[K,N] (+ acc[M,N]) -> f32[M,N]. Machine level,
        until `select` expands it: an operand may be a shared-memory tile, stored transposed where ta / tb says so. math, late, sums,
-       regs: what the schedule decides about it (`bind`). ones: so many columns of ones stand to the right of b, and the result is that
-       much wider.""", _dot, phases="placed pipelined", ta=FLAG.maybe, tb=FLAG.maybe, math=one_of("mma", "wmma", "wgmma", "fma").maybe,
-       ones=whole(8, 8).maybe, **SITE, late=FLAG.maybe, sums=FLAG.maybe, regs=FLAG.maybe)
+       regs, grid: what the schedule decides about it (`bind`). ones: so many columns of ones stand to the right of b, and the result is
+       that much wider.""", _dot, phases="placed pipelined", ta=FLAG.maybe, tb=FLAG.maybe, math=one_of("mma", "wmma", "wgmma", "fma").maybe,
+       ones=whole(8, 8).maybe, **SITE, late=FLAG.maybe, sums=FLAG.maybe, regs=FLAG.maybe, grid=every(whole(1, WARPS), 2, 2).maybe)
 
 
 def _slice(types, attrs):

@@ -4,7 +4,9 @@
 
     O[b, h, i] = sum_j softmax_j(q_i . k_j * scale) v_j        LSE[b, h, i] = log sum_j exp(q_i . k_j * scale)
 
-Heads may be grouped: H is a multiple of G, and head h of Q reads head h // (H / G) of K and V.
+Heads may be grouped: H is a multiple of G, and head h of Q reads head h // (H / G) of K and V. LSE may be left out.
+
+positive: the scale is above 0, which calls check: it can then be moved behind the maxima.
 
 lazy: the maximum may be so many powers of e too small, which spares most rescaling; the largest weight of a row is then no exact 1.
 sums: what a row of O is divided by. "exact": the sum of its weights; "rounded": the sum of the weights as they were rounded for the second
@@ -14,11 +16,9 @@ in a row of few large weights (an exact 1 where nothing is lazy). LSE is always 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import fcgen as fc
-from fcgen.lang.spec import Spec
 
 
 def visible(mask: str, rows: Any, cols: Any, M: Any, N: Any) -> Any:
@@ -32,17 +32,18 @@ def visible(mask: str, rows: Any, cols: Any, M: Any, N: Any) -> Any:
     return cols.valid
 
 
-def _body(
-    Q: Any, K: Any, V: Any, O: Any, LSE: Any, scale: Any, mask: str, score: Callable[..., Any] | None, lse: bool, lazy: float,
-    sums: str,
-) -> None:
+@fc.kernel
+def attention(Q: T[B, H, M, D], K: T[B, G, N, D], V: T[B, G, N, E], O: "out T[B, H, M, E]", LSE: "out f32[B, H, M] | None", *,
+              scale: f32, positive=True, mask="none", score=None, lazy=0.0, sums="exact"):
+    if positive:
+        fc.positive(scale)
     b, h, rows = fc.grid(Q.B, Q.H, fc.tile(Q.M, "BLOCK_M"))
     g = h // (Q.H // K.G)
     q = fc.load(Q[b, h, rows])
     m, l, acc = fc.var(fc.full(rows, -fc.inf)), fc.var(fc.zeros(rows)), fc.var(fc.zeros(rows, V.E))
     if sums not in ("exact", "rounded", "corrected"):
         raise fc.FcError("trace/static", "no such sums", expected="exact, rounded, corrected", got=sums)
-    exact = fc.var(fc.zeros(rows)) if lse and sums == "rounded" else l
+    exact = fc.var(fc.zeros(rows)) if LSE is not None and sums == "rounded" else l
     peak = fc.var(fc.zeros(rows)) if sums == "corrected" else None  # the largest score, if it is positive
     live = lambda cols: visible(mask, rows, cols, Q.M, K.N)
     for cols in fc.loop(fc.tile(K.N, "BLOCK_N"), descending=True, live=live):
@@ -74,33 +75,10 @@ def _body(
         largest = fc.exp(peak - m)  # with the bits that it had
         divisor = fc.where(peak > 0.0, l + (largest.to(V.dtype).to(fc.f32) - largest), l)
     fc.store(O[b, h, rows], fc.where(l == 0.0, 0.0, acc / divisor).to(O.dtype))
-    if lse:
+    if LSE is not None:
         fc.store(LSE[b, h, rows], m + fc.log(exact))
 
 
-@fc.kernel
-def attention(Q: T[B, H, M, D], K: T[B, G, N, D], V: T[B, G, N, E], O: "out T[B, H, M, E]", LSE: "out f32[B, H, M]", *,
-              scale: f32 > 0, mask="none", score=None, lazy=0.0, sums="exact"):
-    _body(Q, K, V, O, LSE, scale, mask, score, True, lazy, sums)
-
-
-@fc.kernel
-def attention_no_lse(Q: T[B, H, M, D], K: T[B, G, N, D], V: T[B, G, N, E], O: "out T[B, H, M, E]", *,
-                     scale: f32 > 0, mask="none", score=None, lazy=0.0, sums="exact"):
-    _body(Q, K, V, O, None, scale, mask, score, False, lazy, sums)
-
-
-@fc.kernel
-def attention_any_scale(Q: T[B, H, M, D], K: T[B, G, N, D], V: T[B, G, N, E], O: "out T[B, H, M, E]", LSE: "out f32[B, H, M]", *,
-                        scale: f32, mask="none", score=None, lazy=0.0, sums="exact"):
-    _body(Q, K, V, O, LSE, scale, mask, score, True, lazy, sums)
-
-
-@fc.kernel
-def attention_any_scale_no_lse(Q: T[B, H, M, D], K: T[B, G, N, D], V: T[B, G, N, E], O: "out T[B, H, M, E]", *,
-                               scale: f32, mask="none", score=None, lazy=0.0, sums="exact"):
-    _body(Q, K, V, O, None, scale, mask, score, False, lazy, sums)
-
-
-SPECS: dict[str, Spec] = {"lse": attention, "plain": attention_no_lse, "any_scale_lse": attention_any_scale,
-                          "any_scale_plain": attention_any_scale_no_lse}
+#: the ways to compile it: with and without the log-sum-exp, for scales above 0 and for all
+VARIANTS: dict[str, dict[str, Any]] = {
+    "lse": {}, "plain": {"LSE": None}, "any_scale_lse": {"positive": False}, "any_scale_plain": {"LSE": None, "positive": False}}

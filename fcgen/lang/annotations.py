@@ -5,6 +5,7 @@
                               (T, TK; not F16, not half)
     O: "out T[B, H, M, E]"    a tensor that the spec writes as a whole ("inout": reads, or writes in part)
     scale: "f32", n: "i32", seed: "u32"    run-time numbers; "f32 > 0" promises a positive one, which calls check
+    LSE: "out f32[M] | None"  may be absent: it is None in the spec where it is given as None (`compile(LSE=None)`), or not given in a call
     a type, or nothing        a compile-time Python value
 
 With `from __future__ import annotations` the quotes may be left away, and a type such as `list[int]` or `Callable[..., Any]` is still
@@ -35,7 +36,7 @@ _SCALAR = re.compile(r"(f32|i32|u32|i64)\s*(>\s*0)?$")
 
 @dataclass(frozen=True)
 class Param:
-    """kind: "tensor", "scalar" or "static". dtype: a dtype's name or a free name. dims: names or numbers."""
+    """kind: "tensor", "scalar" or "static". dtype: a dtype's name or a free name. dims: names or numbers. optional: it may be absent."""
 
     name: str
     kind: str
@@ -43,6 +44,7 @@ class Param:
     dims: tuple[str | int, ...] = ()
     flags: tuple[str, ...] = ()
     default: Any = inspect.Parameter.empty
+    optional: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,12 +70,16 @@ class Signature:
         """Names that stand for dtypes."""
         return tuple(dict.fromkeys(p.dtype for p in self.tensors if p.dtype not in DTYPES))
 
+    def without(self, binding: Mapping[str, Any]) -> Signature:
+        """The signature without what is bound to be absent."""
+        return Signature(tuple(p for p in self.params if not (p.optional and p.name in binding)))
+
     def dtypes(self, binding: Mapping[str, Any]) -> dict[str, DType]:
         """tensor or scalar parameter -> its dtype under a binding."""
         return {p.name: DTYPES.get(p.dtype) or as_dtype(binding[p.dtype], p.dtype) for p in self.params if p.kind != "static"}
 
 
-FORMS = '"T[B, H, M, D]", "out f32[M, N]", "f32", "f32 > 0", "i32", "u32", "i64", or a type for a compile-time value'
+FORMS = '"T[B, H, M, D]", "out f32[M, N]", "out f32[M] | None", "f32", "f32 > 0", "i32", "u32", "i64", or a type for a compile-time value'
 
 
 def read_signature(fn: Callable[..., Any], loc: Loc) -> Signature:
@@ -122,10 +128,11 @@ def _read(name: str, annotation: Any, default: Any, types: Mapping[str, Any], po
     if postponed:
         with contextlib.suppress(ValueError, SyntaxError):  # not quoted: ours, or a Python type
             text = str(ast.literal_eval(text)).strip()
-    if m := _SCALAR.match(text):
-        return Param(name, "scalar", m[1], flags=("positive",) if m[2] else (), default=default)
-    if (m := _TENSOR.match(text)) and (m[1] or looks_like_dtype(m[2]) or not _is_type(text, types)):
-        return Param(name, "tensor", _dtype_word(m[2], name), _dims(m[3], name, text), (m[1],) if m[1] else (), default)
+    present = re.sub(r"(?<=[\w\]])['\"]?\s*\|\s*None$", "", text).lstrip("'\"")
+    if m := _SCALAR.match(present):
+        return Param(name, "scalar", m[1], flags=("positive",) if m[2] else (), default=default, optional=present != text)
+    if (m := _TENSOR.match(present)) and (m[1] or looks_like_dtype(m[2]) or not _is_type(present, types)):
+        return Param(name, "tensor", _dtype_word(m[2], name), _dims(m[3], name, present), (m[1],) if m[1] else (), default, present != text)
     if _is_type(text, types) and not isinstance(getattr(types.get(text.split(".")[0]), text.split(".")[-1], None), DType):
         return Param(name, "static", default=default)
     word = re.match(r"[\w.]*", text)[0].split(".")[-1]  # type: ignore[index]

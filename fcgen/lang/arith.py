@@ -13,6 +13,7 @@ from ..errors import FcError
 from ..ir.elementwise import FNS
 from ..ir.types import DType, f32, i1, i32, i64, u32
 from .handles import Handle, Label, NotATile, label_name
+from .mistakes import HOLD
 from .trace import current, here
 
 #: how messages call the functions that are written as operators
@@ -26,12 +27,15 @@ def lift(x: Any, dtype: DType | None) -> Handle:
         return x
     if isinstance(x, NotATile):
         raise x.mistaken()
+    if hasattr(type(x), "lifted"):  # a captured number
+        return x.lifted(dtype)  # type: ignore[no-any-return]
     if isinstance(x, bool):
         return Handle(current().emit("const", value=x, dtype="i1"))
     if hasattr(x, "item") and not isinstance(x, (int, float)) and getattr(x, "shape", None) == ():
         x = x.item()
     if not isinstance(x, (int, float)):
-        hint = "an optional parameter that was not given is None: ask with Python's `if x is not None`" if x is None else None
+        hint = "an optional parameter that was not given is None: ask with Python's `if x is not None`" if x is None else \
+            HOLD if hasattr(x, "shape") and hasattr(x, "dtype") else None
         raise FcError("trace/usage", "this is not a value of the program", expected="a tile, a scalar or a number", got=repr(x)[:80],
                       loc=here(), hint=hint)
     if dtype is None:

@@ -23,6 +23,8 @@ from .trace import current, here
 
 def tile(size: Any, block: str) -> TiledSize:
     """A dimension (`Q.M`), or a count that the program computes, cut into blocks whose size the schedule gives under the name `block`."""
+    if hasattr(type(size), "lifted"):  # a captured number
+        size = size.lifted(None)
     if isinstance(size, (Dim, RunDim)):
         return TiledSize(int(size) if isinstance(size, Dim) else size.name, block)
     if _is_count(size):
@@ -35,6 +37,24 @@ def tile(size: Any, block: str) -> TiledSize:
 
 def _is_count(n: Any) -> bool:
     return isinstance(n, int) and not isinstance(n, bool) and 0 < n < 2**31
+
+
+def _grid_size(n: Any) -> str | int:
+    """What an axis of the grid runs over: known when the kernel is launched."""
+    if hasattr(type(n), "lifted"):
+        n = n.lifted(None)
+    if isinstance(n, RunDim):
+        return n.name
+    if isinstance(n, Handle):
+        t = current()
+        name = n.value.name
+        dims = {d for p in (*t.params, *t.captures.params) for d in getattr(p.type, "dims", ())}
+        if n.value in (*t.params, *t.captures.params) and n.value.type == Scalar(i32) and name not in dims:
+            return name
+    elif isinstance(n, str) or _is_count(n):
+        return n if isinstance(n, str) else int(n)
+    raise FcError("trace/usage", "a grid axis is a tensor's dimension, a number, an i32 parameter, or fc.tile(...) of one", got=repr(n),
+                  loc=here(), hint="a launch has to know it: compute it before the call" if isinstance(n, Handle) else None)
 
 
 def grid(*axes: Any) -> tuple[Any, ...]:
@@ -50,17 +70,13 @@ def grid(*axes: Any) -> tuple[Any, ...]:
     for n, axis in enumerate(axes):
         i = Value(Scalar(i32), "")
         t.ids.append(i)
-        if isinstance(axis, TiledSize) and not isinstance(axis.dim, Handle):
-            t.grid.append(GridAxis(f"i{n}", axis.dim, axis.size))
+        if isinstance(axis, TiledSize):
+            t.grid.append(GridAxis(f"i{n}", _grid_size(axis.dim), axis.size))
             start = t.emit("mul", i, t.emit("const", value=axis.size, dtype="i32"))
             out.append(Range(axis.block, axis.size, start, axis.dim, i))
-        elif isinstance(axis, RunDim) or _is_count(axis):
-            t.grid.append(GridAxis(f"i{n}", axis.name if isinstance(axis, RunDim) else int(axis)))
-            out.append(Handle(i))
         else:
-            raise FcError(
-                "trace/usage", "a grid axis is a tensor's dimension, a number, or fc.tile(...) of one", got=repr(axis), loc=here()
-            )
+            t.grid.append(GridAxis(f"i{n}", _grid_size(axis)))
+            out.append(Handle(i))
     return tuple(out)
 
 
@@ -80,6 +96,8 @@ def loop(
     """
     if not current().grid:
         raise FcError("trace/usage", "call fc.grid before the first loop", loc=here())
+    if hasattr(type(over), "lifted"):
+        over = over.lifted(None)
     if not isinstance(over, (TiledSize, Handle)) and not (_is_count(over) or (type(over) is int and over == 0)):
         raise FcError("trace/usage", "fc.loop runs over a tiled dimension or a count", got=repr(over), loc=here(),
                       expected='fc.loop(fc.tile(K.N, "BLOCK_N")) or fc.loop(n)')

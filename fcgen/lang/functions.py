@@ -60,6 +60,17 @@ def zeros(*axes: Any, dtype: DType | str | None = None) -> Handle:
     return full(axes, 0.0 if dtype is None or dtype_of(dtype).is_float else 0, dtype)
 
 
+def positive(x: Any) -> Any:
+    """Promises that a scalar parameter is above 0, as its annotation "f32 > 0" would. Calls check it; products with it keep
+    their order, so that it can be moved out of maxima."""
+    h = lift(x, None)
+    if h.value not in (*current().params, *current().captures.params):
+        raise FcError("trace/usage", "fc.positive is for a parameter", expected="a scalar parameter, or a captured number", got=repr(x),
+                      loc=here())
+    current().positive.add(h.value.name)
+    return x
+
+
 # ---- memory ----------------------------------------------------------------------------------------------------------------
 
 

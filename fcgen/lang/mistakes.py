@@ -18,6 +18,9 @@ from .trace import HERE, here, place_of
 
 C = TypeVar("C", bound=type)
 
+#: how arrays come into a spec
+HOLD = "an array is a parameter, or given when the spec is compiled, by itself or held by a function: compile(bias=bias), compile(f=f)"
+
 #: the functions of the DSL, by the names that a spec calls them by (the package fills it)
 VOCABULARY: dict[str, Any] = {}
 #: operators of NumPy's scalars and arrays -> ops of the elementwise table
@@ -112,8 +115,9 @@ class Traced:
 
 
 def _foreign(library: str, name: str) -> FcError:
+    hint = HOLD if name in ("asarray", "__getitem__") else instead(name)
     return FcError("trace/usage", f"{library} works on arrays, and a spec's values are known only on the GPU", got=name, loc=here(),
-                   hint=instead(name) or "use the functions of fcgen: " + ", ".join(f"fc.{w}" for w in ("exp", "maximum", "sum", "where")))
+                   hint=hint or "use the functions of fcgen: fc.exp, fc.maximum, fc.sum, fc.where")
 
 
 def instead(name: str) -> str | None:

@@ -5,6 +5,7 @@ import functools
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from types import FunctionType
 from typing import Any
 
 from ..errors import FcError, Loc, did_you_mean
@@ -12,6 +13,8 @@ from ..ir.core import Block, Kernel, Role, Value
 from ..ir.ops import verify
 from ..ir.types import DTYPES, Scalar, Tensor, as_dtype
 from .annotations import Param, Signature, parameter_loc, read_signature
+from .captured import Again, own_arrays, seen_by_trace, with_own_arrays
+from .captures import Captures, Held, holds
 from .handles import Handle
 from .mistakes import told
 from .naming import sites
@@ -37,6 +40,9 @@ class Spec:
         code = fn.__code__
         self.loc = Loc(shown(code.co_filename), code.co_firstlineno)
         self.signature: Signature = read_signature(fn, self.loc)
+        self.names = [p.name for p in self.signature.params]
+        self._statics = {p.name for p in self.signature.params if p.kind == "static"}
+        self._held = {p.name: p.default for p in self.signature.params if p.name in self._statics and holds(p.default)}
         functools.update_wrapper(self, fn)
 
     @property
@@ -64,28 +70,48 @@ class Spec:
         """Tile IR for these BLOCK sizes (there may be more than the spec needs) and compile-time facts."""
         return self._traced(tiles, binding)[0]
 
-    def scheduled(self, tiles: Mapping[str, int], **binding: Any) -> Kernel:
-        """Tile IR for the tile sizes of a schedule, which names none in vain."""
+    def scheduled(self, tiles: Mapping[str, int], **binding: Any) -> tuple[Kernel, Held]:
+        """Tile IR for the tile sizes of a schedule, which names none in vain; and what it asks of the functions in the binding."""
         kernel, t = self._traced(tiles, binding)
         self._check_tiles(t)
-        return kernel
+        return kernel, t.captures.done()
+
+    @functools.cached_property
+    def _own(self) -> dict[str, Any]:
+        return {"": self.fn} if isinstance(self.fn, FunctionType) and own_arrays(self.fn) else {}
+
+    def given(self, binding: Mapping[str, Any]) -> dict[str, Any]:
+        """The compile-time parameters that may capture something, with what they are bound to; "" is the spec's function, if it does."""
+        return {**self._own, **self._held, **{name: x for name, x in binding.items() if name in self._statics and holds(x)}}
 
     def _traced(self, tiles: Mapping[str, int], binding: Mapping[str, Any]) -> tuple[Kernel, Trace]:
         self.check_binding(binding)
-        t = Trace(self.fn.__name__, inspect.unwrap(self.fn).__code__, tiles, binding)
-        params: list[Value] = []
+        fixed: frozenset[Any] = frozenset()
+        while True:
+            try:
+                return self._once(tiles, binding, fixed)
+            except Again as again:
+                fixed |= {again.what}
+
+    def _once(self, tiles: Mapping[str, int], binding: Mapping[str, Any], fixed: frozenset[Any]) -> tuple[Kernel, Trace]:
+        sig, held = self.signature.without(binding), self.given(binding)
+        captures = Captures(held, {*sig.dims, *(p.name for p in self.signature.params)}, fixed)
+        t = Trace(self.fn.__name__, inspect.unwrap(self.fn).__code__, tiles, binding, captures)
         with tracing(t):
-            given = {}
-            for p in self.signature.params:
+            given = dict.fromkeys((p.name for p in self.signature.params), None)
+            for p in sig.params:
+                if p.name in held:
+                    given[p.name] = seen_by_trace(held[p.name], ("given", p.name), captures, functools.partial(self.where, p.name))
+                    continue
                 if p.kind == "static":
                     given[p.name] = binding.get(p.name, p.default)
                     continue
                 v = Value(self._type(p, binding), p.name)
-                params.append(v)
+                t.params.append(v)
                 given[p.name] = TensorParam(v, p.dims, p.flags) if p.kind == "tensor" else Handle(v)
             with t.block("kernel"):
                 try:
-                    self.fn(**given)
+                    (with_own_arrays(self.fn, captures) if "" in held else self.fn)(**given)  # type: ignore[arg-type]
                 except FcError as e:
                     raise e.at(self.loc) from None
                 except Exception as e:
@@ -97,13 +123,14 @@ class Spec:
                 t.check_used()
                 self._sweep_last(t)
                 body = Block(tuple(t.ids), tuple(t.scope.builder.ops))
-        self._check_outputs(t, body)
+        self._check_outputs(t, sig, body)
         named = t.named(sites(body, t.told))
         ids = [replace(a, name=a.name or f"i{n}") for n, a in enumerate(named.args)]
         named = _rename_args(named, ids)
         grid = tuple(replace(g, name=v.name) for g, v in zip(t.grid, ids))
-        flags = {p.name: ("out", "kept") if "inout" in p.flags else p.flags for p in self.signature.params if p.flags}
-        kernel = Kernel(self.fn.__name__, "tile", tuple(params), grid, (Role("all", 0, named),), flags)
+        flags = {p.name: ("out", "kept") if "inout" in p.flags else p.flags for p in sig.params if p.flags}
+        flags |= dict.fromkeys(t.positive, ("positive",))
+        kernel = Kernel(self.fn.__name__, "tile", (*t.params, *captures.params), grid, (Role("all", 0, named),), flags)
         kernel = until(kernel, self.stop) if self.stop else kernel
         return verify(kernel), t
 
@@ -115,12 +142,16 @@ class Spec:
 
     def check_binding(self, binding: Mapping[str, Any]) -> None:
         sig = self.signature
-        known = {*sig.dims, *sig.dtype_names, *(p.name for p in sig.params if p.kind == "static")}
+        known = {*sig.dims, *sig.dtype_names, *(p.name for p in sig.params if p.kind == "static" or p.optional)}
         for name in binding:
             if name not in known:
                 raise FcError("trace/static", f"{self.fn.__name__} has no compile-time parameter {name}", expected=", ".join(sorted(known)),
                               got=name, loc=self.loc, hint=did_you_mean(name, [*known, "target", "schedule"]))
-        for name in sig.dtype_names:
+        for p in sig.params:
+            if p.optional and binding.get(p.name) is not None:
+                raise FcError("trace/static", f"{p.name} is given when the kernel is called; when it is compiled it can only be left out",
+                              expected=f"{p.name}=None, or nothing", got=repr(binding[p.name])[:80], loc=self.where(p.name))
+        for name in sig.without(binding).dtype_names:
             if name not in binding:
                 raise FcError("trace/static", f"the dtype {name} is not bound", loc=self.loc, hint=f"compile(..., {name}=fc.f16)")
         for name in sig.dims:
@@ -153,11 +184,11 @@ class Spec:
                           expected=", ".join(sorted(t.used_tiles)) or "no tiles", got=", ".join(unused), loc=self.loc,
                           hint="the names are those that fc.tile is given")
 
-    def _check_outputs(self, t: Trace, body: Block) -> None:
+    def _check_outputs(self, t: Trace, sig: Signature, body: Block) -> None:
         if not t.grid:
             raise FcError("trace/usage", f"{self.fn.__name__} does not call fc.grid", loc=self.loc,
                           hint='b, h, rows = fc.grid(Q.B, Q.H, fc.tile(Q.M, "BLOCK_M"))')
-        for p in self.signature.tensors:
+        for p in sig.tensors:
             if "out" in p.flags and p.name not in t.stored:
                 raise FcError("trace/store", f"the output {p.name} is never stored", loc=self.where(p.name),
                               hint=f"fc.store({p.name}[...], tile)")

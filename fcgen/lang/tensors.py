@@ -41,6 +41,12 @@ class TensorParam(NotATile):
             raise FcError("trace/usage", f"{name} is an output: what it holds before the kernel is not known", loc=here(),
                           hint=f'annotate it as read and written: {name}: "inout {self._param.type.dtype}[...]"')
 
+    def whole(self, axis: int) -> int:
+        """The size of an axis along which it is used whole."""
+        dim = self._param.type.dims[axis]
+        raise FcError("trace/static", f"{self._param.name} is used whole along {dim}, so {dim} must be known at compile time", loc=here(),
+                      hint=f"bind it: compile(..., {dim}=64)")
+
     @property
     def dtype(self) -> DType:
         return self._param.type.dtype
@@ -143,9 +149,7 @@ class View(NotATile):
                 if i != slice(None):
                     raise FcError("trace/usage", "a tile is named by a range, not a Python slice", got=repr(i), loc=here(),
                                   hint="fc.tile(...) in the grid or a loop makes ranges")
-                if not isinstance(dim, int):
-                    raise FcError("trace/static", f"{tensor._param.name} is used whole along {dim}, so {dim} must be known at compile time",
-                                  loc=here(), hint=f"bind it: compile(..., {dim}=64)")
+                dim = dim if isinstance(dim, int) else tensor.whole(len(self.index))
                 self.index.append(None)
                 labels.append(name)
                 shape.append(dim)

@@ -7,6 +7,7 @@ runs once, with fresh values in place of its index and of every variable, and is
 from __future__ import annotations
 
 import contextlib
+import dis
 import functools
 import linecache
 import os
@@ -48,17 +49,21 @@ class Scope:
 
 @dataclass
 class Trace:
-    """binding: dtypes, sizes and Python values given when tracing; tiles: BLOCK sizes, from the schedule."""
+    """binding: dtypes, sizes and Python values given when tracing; tiles: BLOCK sizes, from the schedule; captures: what its functions
+    hold."""
 
     name: str
     code: CodeType
     tiles: Mapping[str, int]
     binding: Mapping[str, Any]
+    captures: Any
+    params: list[Value] = field(default_factory=list)
     grid: list[GridAxis] = field(default_factory=list)
     ids: list[Value] = field(default_factory=list)
     used_tiles: set[str] = field(default_factory=set)
     variables: list[Any] = field(default_factory=list)
     stored: set[str] = field(default_factory=set)
+    positive: set[str] = field(default_factory=set)  # scalar parameters that are promised to be
     names: dict[Value, str] = field(default_factory=dict)
     told: dict[Value, str] = field(default_factory=dict)  # values that `fc.name` names
     given: dict[str, Loc] = field(default_factory=dict)  # its names, and where they were given
@@ -205,7 +210,11 @@ def here() -> Loc:
 
 def place_of(frame: FrameType, instruction: int) -> Loc:
     """The place of an instruction of a frame's code."""
-    code = frame.f_code
+    return place_in(frame.f_code, instruction, frame.f_lineno)
+
+
+def place_in(code: CodeType, instruction: int, otherwise: int | None = None) -> Loc:
+    """The place of an instruction. otherwise: the line, where Python knows no columns."""
     file = shown(code.co_filename)
     positions, at = _positions(code), instruction // 2
     if 0 <= at < len(positions):
@@ -214,7 +223,8 @@ def place_of(frame: FrameType, instruction: int) -> Loc:
             return Loc(file, line, *_characters(code.co_filename, line, (col, end_col or -1)))
         if line is not None:
             return Loc(file, line)
-    return Loc(file, frame.f_lineno)
+    lines = dict(dis.findlinestarts(code)) if otherwise is None else {}
+    return Loc(file, otherwise or lines[max((n for n in lines if n <= instruction), default=min(lines))])
 
 
 @functools.lru_cache(maxsize=256)

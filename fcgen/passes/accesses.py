@@ -84,9 +84,10 @@ def _mask(area: tuple, shape: tuple[int, ...], warps: int) -> np.ndarray:
     if area == WHOLE:
         out[:] = True
         return out
-    if area[0] == "parts":  # the first warp of each part, for the engine that reads the part's rows
+    if area[0] == "parts":  # the first warp of each part, for the engine that reads the part's rows or columns
         for n in range(area[1]):
-            out[n * warps // area[1], n * rows // area[1]:(n + 1) * rows // area[1]] = True
+            part = np.moveaxis(out[n * warps // area[1]], area[2], 0)
+            part[n * len(part) // area[1]:(n + 1) * len(part) // area[1]] = True
         return out
     layout, tile, transposed, along, row, col = area
     for w in range(warps):
@@ -100,12 +101,11 @@ def _mask(area: tuple, shape: tuple[int, ...], warps: int) -> np.ndarray:
 def _positions(layout, tile: tuple[int, ...], transposed: bool, along: int, warp: int, warps: int) -> tuple[np.ndarray, np.ndarray]:
     """Stored (row, col) of every element that the warp holds of a fragment."""
     if isinstance(layout, OpaqueLayout):
-        rows, _ = tile
+        (rows, cols), at = tile, (warp // layout.warps_n % layout.warps_m, warp % layout.warps_n)
+        down, across = (1 if layout.role == "b" else layout.warps_m), (1 if layout.role == "a" else layout.warps_n)
         part = np.zeros(tile, bool)
-        r = rows // layout.warps_m
-        part[(warp % layout.warps_m) * r:(warp % layout.warps_m + 1) * r if layout.role != "b" else None] = True
-        if layout.role == "b":
-            part[:] = True
+        r, c = rows // down, cols // across
+        part[at[0] % down * r:(at[0] % down + 1) * r, at[1] % across * c:(at[1] % across + 1) * c] = True
         i, j = np.nonzero(part)
     else:
         assert isinstance(layout, RegLayout)

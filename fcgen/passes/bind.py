@@ -1,10 +1,11 @@
 """bind: what a schedule says is looked up once, in the program as it was traced.
 
 In: tile IR. Out: the same. Every load and dot has a `site`, a word of its own that all its copies keep, and carries what the schedule
-decides about it: a dot its instruction family (`math`), whether it runs `late`, whether it makes a row sum too (`sums`) and takes its left
-operand from registers (`regs`); a load that `stages` names, its `stages`. Guaranteed: no later pass asks what a value is called or where
-an op comes from. A name that nothing here has is refused, with those that there are; so is a field that the other fields or the target
-leave without effect. What only a later pass can see of that, it refuses itself, in the same words (`without_effect`).
+decides about it: a dot its instruction family (`math`), over which warps it is spread (`grid`), whether it runs `late`, whether it makes a
+row sum too (`sums`) and takes its left operand from registers (`regs`); a load that `stages` names, its `stages`. Guaranteed: no later pass
+asks what a value is called or where an op comes from. A name that nothing here has is refused, with those that there are; so is a field
+that the other fields or the target leave without effect. What only a later pass can see of that, it refuses itself, in the same words
+(`without_effect`).
 
 A dot is called by the value that it makes, or by the first named value that it alone flows into; a load by its value, or after its tensor.
 """
@@ -89,6 +90,18 @@ def _check_names(names: Mapping[Op, str], schedule: Schedule, target: Target) ->
         _known(field, getattr(schedule, field), dots, "dot")
     _known("stages", _keys(schedule.stages), loads, "load")
     _known("math", _keys(schedule.math), dots, "dot")
+    _known("grid", _keys(schedule.grid), dots, "dot")
+    for name, grid in schedule.grid:
+        family = _decided(dots[name], name, schedule, target)["math"]
+        units = schedule.warps // 4 if family == "wgmma" else schedule.warps
+        if family == "fma":
+            raise without_effect("grid", f"%{name} is made by multiply-adds, whose lanes lie along rows and columns", got=grid,
+                                 loc=dots[name].loc)
+        if units % (grid[0] * grid[1]) or (family == "wmma" and units != grid[0] * grid[1]):
+            what = "warpgroups" if family == "wgmma" else "warps"
+            raise FcError("compile/schedule", f"Schedule.grid: %{name} is not spread over so many {what}", expected=f"rows x columns that "
+                          f"divide {units} {what}", got=grid, loc=dots[name].loc,
+                          hint=None if family == "wmma" else "where they are fewer, the others hold copies")
     able = [name for name, op in dots.items() if multiplies(op, schedule.math_of(name), target)]
     for name in _keys(schedule.math):
         if name not in able:
@@ -170,4 +183,5 @@ def _decided(op: Op, name: str, schedule: Schedule, target: Target) -> dict[str,
         return {"stages": schedule.stages_of(name)} if name in _keys(schedule.stages) else {}
     family = schedule.math_of(name)
     marks = {attr: True for field, attr in OF_DOTS.items() if name in getattr(schedule, field)}
-    return {"math": family if multiplies(op, family, target) else "fma", **marks}
+    grid = {"grid": dict(schedule.grid)[name]} if name in _keys(schedule.grid) else {}
+    return {"math": family if multiplies(op, family, target) else "fma", **grid, **marks}

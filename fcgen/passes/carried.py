@@ -46,10 +46,11 @@ def _find(loop: Op) -> _Product | None:
     at = carried_values.index(acc)
     if body.yielded[at] is not settle.result or [len(readers[v]) for v in (acc, settle.result, wgmma.result)] != [1, 1, 1]:
         return None
-    read = {v for v in wgmma.operands if isinstance(v.type, Buffer)}
-    if any(o.kind in WRITES and read & set(o.operands) for o in body.ops):
-        return None  # the next iteration stores what this one's product may still read
     made = {r: o for o in body.ops for r in o.results}
+    ring = lambda v: made[v].operands[0] if v in made and made[v].kind == "slot" else v
+    read = {ring(v) for v in wgmma.operands if isinstance(v.type, Buffer)}
+    if any(o.kind in WRITES and read & set(map(ring, o.operands)) for o in body.ops):
+        return None  # the next iteration stores what this one's product may still read
     rings = {made[v].operands[1] for v in wgmma.operands if isinstance(v.type, Buffer) and v in made and made[v].kind == "slot"}
     arrivals = []
     for o in body.ops:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from math import gcd, isinf
 from typing import Any
 
@@ -13,7 +13,7 @@ from ..ir.elementwise import FNS
 from ..ir.layout import RegLayout, rowwise
 from ..ir.ops import OPS
 from ..ir.schedule import Schedule
-from ..ir.types import i32
+from ..ir.types import Frag, Scalar, Tensor, Tile, i32
 
 ELEMENTWISE = frozenset(FNS) | {"select", "cast"}
 COMPARISONS = frozenset(n for n, f in FNS.items() if f.kind == "compare")
@@ -63,12 +63,44 @@ def copied_run(shape: tuple[int, ...], vec: int, schedule: Schedule) -> int:
 
 def copy_threads(t: Any, vec: int, schedule: Schedule) -> RegLayout:
     """Which elements of a tile each thread copies to shared memory."""
-    rows, cols = t.shape
-    return rowwise(rows, cols, schedule.warps, 32, copied_run(t.shape, vec, schedule))
+    run = copied_run(t.shape, vec, schedule)
+    if len(t.shape) == 1:
+        return rowwise(1, t.shape[0], 1, 32, run).drop(0)
+    return rowwise(t.shape[0], t.shape[1], schedule.warps, 32, run)
 
 
 def rank(v: Value) -> int:
     return len(v.type.shape)
+
+
+#: what a ring with several slots needs
+AHEAD = "a load in a loop with dots, from a place that the loop's index or a table decides, which cp_async or a bulk copy can move"
+
+
+def not_ahead(op: Op) -> FcError:
+    """For slots that `stages` gives a load which no copy can make before its tile is wanted."""
+    return without_effect("stages", f"%{op['site']} is not loaded ahead", expected=AHEAD, got=op["stages"], loc=op.loc)
+
+
+def index_slice(body: Block, operands: tuple[Value, ...], written: Container[Value] = ()) -> list[Op] | None:
+    """The ops of a loop's body that these operands follow from, in order: arithmetic on scalars and vectors, and what is read of tensors
+    that the kernel does not write. None if they need anything else made in the body."""
+    made = {r: o for o in body.ops for r in o.results}
+    need: set[int] = set()
+    todo = list(operands)
+    while todo:
+        v = todo.pop()
+        if v in body.args[1:]:
+            return None
+        op = made.get(v)
+        if op is None or id(op) in need:
+            continue
+        plain = all(isinstance(x.type, (Scalar, Frag, Tile, Tensor)) and x not in written for x in op.operands)
+        if op.regions or op.kind in ("load", "unstage") or not plain:
+            return None
+        need.add(id(op))
+        todo += op.operands
+    return [o for o in body.ops if id(o) in need]
 
 
 def scale_free(x: Any) -> bool:

@@ -19,10 +19,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..ir.core import Block, Builder, Env, Kernel, Op, Value, map_bodies, substitute
+from ..ir.core import Block, Builder, Env, Kernel, Op, Value, map_bodies, substitute, walk
 from ..ir.schedule import Schedule
 from ..ir.target import Target
 from ..ir.types import Frag, f32, i32
+
+COMBINES = ("combine", "combine_across")
 
 
 def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
@@ -31,30 +33,28 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
 
 def _defer(block: Block, bits: bool) -> Block:
     for kind in (_Sums, _Maxima):
-        for lanes in sorted(_lanes(block, kind.fn)):
-            parts = kind(block, lanes, bits)
+        for like in _combines(block, kind.fn).values():
+            parts = kind(block, like, bits)
             if parts.members:
                 block = _Rewriter(parts).block(block)
     return block
 
 
-def _lanes(block: Block, fn: str) -> set[tuple[int, ...]]:
-    out = {tuple(o["lanes"]) for o in block.ops if o.kind == "combine" and o.operands[0].type.partial == fn}
-    for o in block.ops:
-        for r in o.regions:
-            out |= _lanes(r, fn)
-    return out
+def _combines(block: Block, fn: str) -> dict[str, Op]:
+    """One of each kind: over which lanes, and warps."""
+    found = {str((o.kind, o.attrs)): o for o in walk(block) if o.kind in COMBINES and o.operands[0].type.partial == fn}
+    return dict(sorted(found.items()))
 
 
 class _Sums:
-    """members: the values that stay parts of sums over `lanes`."""
+    """members: the values that stay parts of sums over the lanes and warps of `like`."""
 
     fn = "sum"
     kinds: tuple[str, ...] = ("add", "mul")  # ops that make members of members
     bits = False  # members are kept as bit patterns
 
-    def __init__(self, block: Block, lanes: tuple[int, ...], bits: bool):
-        self.lanes = lanes
+    def __init__(self, block: Block, like: Op, bits: bool):
+        self.like = like
         self.defs: dict[Value, Op] = {}
         self.sources: dict[Value, list[Value]] = {}  # carried value, loop result, branch result -> where it comes from
         self.depth: dict[Value, int] = {}
@@ -99,11 +99,11 @@ class _Sums:
 
     def starts(self, op: Op) -> bool:
         """Whether a member takes in what lanes hold parts of."""
-        return op.kind == "combine"
+        return op.kind in COMBINES
 
     def atom(self, v: Value) -> bool:
         op = self.defs.get(v)
-        return op is not None and op.kind == "combine" and op.operands[0].type.partial == self.fn and tuple(op["lanes"]) == self.lanes
+        return op is not None and (op.kind, op.attrs) == (self.like.kind, self.like.attrs) and op.operands[0].type.partial == self.fn
 
     def linear(self, v: Value, members: set[Value]) -> bool:
         if v in self.sources:
@@ -119,7 +119,7 @@ class _Sums:
 
     def step(self, op: Op, members: set[Value]) -> bool:
         """Whether an op makes a member of members."""
-        if op.kind == "combine":
+        if op.kind in COMBINES:
             return self.atom(op.result)
         if op.kind == "add":
             return all(x in members for x in op.operands)
@@ -145,13 +145,13 @@ class _Sums:
 
 
 class _Maxima(_Sums):
-    """members: the values that stay parts of maxima over `lanes`. Whoever else reads a tile's maximum finds it as it was."""
+    """members: the values that stay parts of maxima, likewise. Whoever else reads a tile's maximum finds it as it was."""
 
     fn = "max"
     kinds = ("max",)
 
-    def __init__(self, block: Block, lanes: tuple[int, ...], bits: bool):
-        super().__init__(block, lanes, bits)
+    def __init__(self, block: Block, like: Op, bits: bool):
+        super().__init__(block, like, bits)
         self.members = self.carried()
         starts = [self.defs[op.operands[0]]["value"] for v in self.members if (op := self.defs.get(v)) is not None and op.kind == "full"]
         self.bits = bits and all(v.type.dtype == f32 for v in self.members) and all(x >= 0 for x in starts)
@@ -179,7 +179,7 @@ class _Maxima(_Sums):
 
 class _Rewriter:
     def __init__(self, parts: _Sums):
-        self.parts, self.members, self.lanes, self.read_whole = parts, parts.members, parts.lanes, parts.read_whole()
+        self.parts, self.members, self.read_whole = parts, parts.members, parts.read_whole()
         self.part: dict[Value, Value] = {}  # member -> its lanes' parts
 
     def block(self, block: Block) -> Block:
@@ -210,12 +210,12 @@ class _Rewriter:
         return [substitute(o, Env(whole)) for o in b.ops] if whole else b.ops
 
     def whole(self, v: Value, b: Builder) -> Value:
-        out = b.emit("combine", self.part[v], name=v.name, lanes=self.lanes)
+        out = b.emit(self.parts.like.kind, self.part[v], name=v.name, **self.parts.like.attrs)
         return b.emit("from_bits", out, name=v.name) if self.parts.bits else out
 
     def member(self, op: Op, b: Builder) -> None:
         v = op.result
-        if op.kind == "combine":
+        if op.kind in COMBINES:
             self.part[v] = op.operands[0]
         elif op.kind == "full":
             start = op.operands[0]

@@ -22,10 +22,11 @@ from .stores import is_box
 def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
     if not schedule.from_end:
         return kernel
-    names = {axis.name.removesuffix("_tile"): n for n, axis in enumerate(kernel.grid) if axis.tile > 1}
+    names = {axis.name.removesuffix("_tile"): n for n, axis in enumerate(kernel.grid)
+             if axis.tile > 1 and axis.dim not in {p.name for p in kernel.counts}}
     for name in schedule.from_end:
         if name not in names:
-            raise FcError("compile/schedule", f"Schedule.from_end names {name}, which is no axis of the grid with tiles",
+            raise FcError("compile/schedule", f"Schedule.from_end names {name}, which is no axis of the grid with tiles of a tensor",
                           expected=", ".join(sorted(names)) or "none here", got=name)
         axis = kernel.grid[names[name]]
         _check(kernel, axis, kernel.body.args[names[name]], name)

@@ -8,6 +8,7 @@ them). Homes flow forward from anchors, the results of dots; where a program has
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import gcd
 from typing import Any
 
 from ..errors import FcError
@@ -15,10 +16,12 @@ from ..ir.access import Access
 from ..ir.alignment import allowed, widest
 from ..ir.core import Block, Kernel, Op, Value, definitions, uses, walk
 from ..ir.elementwise import FNS
-from ..ir.layout import OpaqueLayout, RegLayout, in_runs, mma_a, mma_c, rowwise, wgmma_a, wgmma_c
+from ..ir.layout import OpaqueLayout, RegLayout, in_runs, mma_a, mma_c, mma_run, rowwise, wgmma_a, wgmma_c
 from ..ir.schedule import Schedule
 from ..ir.target import Target
 from ..ir.types import Scalar, Tile
+from .flights import find_flights
+from .warp_grid import grid_of
 
 SMEM = "smem"
 #: elements of one row that a lane holds before more lanes are worth shorter runs
@@ -46,6 +49,8 @@ class Homes:
                 for a in r.args:
                     self.defs.pop(a, None)
         self._solve(body)
+        #: loaded tiles that travel through a ring before they come home -> its slots
+        self.rings = find_flights(self, {v for v, h in self.home.items() if h == SMEM})
 
     def __getitem__(self, v: Value) -> Home:
         return self.home.get(v)
@@ -54,26 +59,33 @@ class Homes:
 
     def accumulator(self, op: Op) -> Home:
         rows, cols = op.result.type.shape
-        warps, family = self.schedule.warps, op["math"]
+        family = op["math"]
         if family == "fma":
-            return rowwise(rows, cols, warps, 32)
+            return rowwise(rows, cols, self.schedule.warps, 32)
+        down, across = self.grid(op)
         if family == "wgmma":
-            if warps % 4 or rows % (16 * warps) or cols % 8 or cols - op.get("ones", 0) > 256:
-                raise FcError("compile/schedule", f"the tile of %{op['site']} does not divide into wgmma instructions",
-                              expected=f"rows a multiple of 64 for each of {max(1, warps // 4)} warpgroups, columns of 8 up to 256",
-                              got=f"{rows} x {cols} over {warps} warps", loc=op.loc, hint="change Schedule.tiles or Schedule.warps")
-            return wgmma_c(rows, cols, warps // 4)
-        if rows % (16 * warps) or cols % (16 if family == "wmma" else 8):
-            raise FcError("compile/schedule", f"the tile of %{op['site']} does not divide into {family} fragments over the warps",
-                          expected=f"rows a multiple of 16 x {warps} warps, columns of 16", got=f"{rows} x {cols}", loc=op.loc,
-                          hint="change Schedule.tiles or Schedule.warps")
-        return OpaqueLayout("acc", warps) if family == "wmma" else mma_c(rows, cols, (warps, 1))
+            return wgmma_c(rows, cols, down, across)
+        return OpaqueLayout("acc", down, across) if family == "wmma" else mma_c(rows, cols, (down, across))
+
+    def grid(self, op: Op) -> tuple[int, int]:
+        return grid_of(op, self.schedule)
 
     def a_layout(self, op: Op) -> RegLayout:
         """The register layout of the left operand of an mma or wgmma dot."""
-        if op["math"] == "wgmma":
-            return wgmma_a(op.result.type.shape[0], self.inner(op), self.schedule.warps // 4, op.operands[0].type.dtype.bytes)
-        return mma_a(op.result.type.shape[0], self.inner(op), (self.schedule.warps, 1), op.operands[0].type.dtype.bytes)
+        rows, (down, _), size = op.result.type.shape[0], self.grid(op), op.operands[0].type.dtype.bytes
+        return wgmma_a(rows, self.inner(op), down, size) if op["math"] == "wgmma" else mma_a(rows, self.inner(op), (down, 1), size)
+
+    def columns(self, v: Value, flipped: bool = False) -> int:
+        """In runs of how many columns warps, or warpgroups, read a shared tile as it is stored; 0 where they read all of them."""
+        out = 0
+        for u in self.uses.get(v, ()):
+            if u.kind == "transpose":
+                out = gcd(out, self.columns(u.result, not flipped))
+            elif u.kind == "dot" and u["math"] in ("mma", "wgmma") and u.operands[1] is v and not flipped:
+                across = self.grid(u)[1]
+                run = v.type.shape[1] // across
+                out = gcd(out, run if u["math"] == "wgmma" else mma_run(run) if across > 1 else 0)
+        return out
 
     def inner(self, op: Op) -> int:
         return op.operands[0].type.shape[1]
@@ -202,14 +214,11 @@ class Homes:
         return None
 
     def reducible(self, op: Op, layout: RegLayout) -> RegLayout:
-        """The layout a reduce wants its operand in: the given one if the axis stays inside a warp."""
-        if not layout.reduces_over(op["axis"])[1]:
-            return layout
+        """The layout a reduce wants its operand in: of one axis, one that stays inside a warp."""
         shape = op.operands[0].type.shape
-        if len(shape) == 1:
-            return rowwise(shape[0], 1, 1, 1).drop(1) if shape[0] <= 32 else rowwise(1, shape[0], self.schedule.warps, 32).drop(0)
-        other = rowwise(shape[1], shape[0], self.schedule.warps, 32)
-        return other.transpose() if op["axis"] == 0 else rowwise(shape[0], shape[1], self.schedule.warps, 32)
+        if len(shape) > 1 or not layout.reduces_over(op["axis"])[1].axes[0]:
+            return layout
+        return rowwise(shape[0], 1, 1, 1).drop(1) if shape[0] <= 32 else rowwise(1, shape[0], self.schedule.warps, 32).drop(0)
 
     def _only_accumulates(self, v: Value) -> bool:
         us = self.uses.get(v, ())
@@ -248,7 +257,7 @@ class Homes:
         for u in self.uses.get(v, ()):
             if u.kind == "cumsum":
                 return self._result_home(u)
-            if u.kind in ELEMENTWISE and isinstance(u.result.type, Tile):
+            if (u.kind in ELEMENTWISE and isinstance(u.result.type, Tile)) or u.kind == "gather":
                 h = self.known(u.result) or self._wanted(u.result, seen)
                 if h is not None:
                     return h

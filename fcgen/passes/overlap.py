@@ -3,7 +3,8 @@
 In: selected machine IR in which every wgmma is settled at once. Out: the same with each `settle` as late as it can be: in front of the
 first op that reads its result, and of anything that would touch what is in flight. What a settle lets go (the arrival that frees a ring's
 slot) moves with it. Products complete in the order of their groups, so a settle leaves as many groups in flight as were issued after its
-own. A loop whose accumulator only products touch carries it in flight (`carried`). A turn is taken in front of its first product and given
+own. A product that is added to the one before it, which nothing else reads, follows it without a wait. A loop whose accumulator only
+products touch carries it in flight (`carried`). A turn is taken in front of its first product and given
 on when that is done. Waits for tiles that stand between two products are moved in front of the first, so that the second is issued right
 behind it.
 """
@@ -12,7 +13,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from ..ir.core import Block, Kernel, Op, Value, free_values, map_bodies, walk
+from ..ir.async_ops import accumulator
+from ..ir.core import Block, Kernel, Op, Value, free_values, map_bodies, uses, walk
+from ..ir.lifetimes import WRITES
 from ..ir.schedule import Schedule
 from ..ir.target import Target
 from ..ir.types import Buffer
@@ -28,10 +31,12 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
 
 @dataclass
 class _Flight:
-    """A product in flight: its settle, the slots it reads, and the ops that follow its completion."""
+    """A product in flight, or several that are added up: their settle, the slots they read, their groups, and the ops that follow their
+    completion."""
 
     settle: Op
     reads: set[Value]
+    groups: int = 1
     then: list[Op] = field(default_factory=list)
 
     @property
@@ -42,6 +47,8 @@ class _Flight:
 def _block(block: Block) -> Block:
     out: list[Op] = []
     flying: list[_Flight] = []
+    readers = uses(block)
+    added: _Flight | None = None  # what the next product is added to
     start = 0  # where the run of products in flight begins in `out`
 
     turn: Op | None = None  # a turn that has not been taken, or not been given on
@@ -51,20 +58,33 @@ def _block(block: Block) -> Block:
         nonlocal turn
         for _ in range(n):
             f = flying.pop(0)
-            out.append(f.settle.with_attrs(groups=len(flying)))
+            out.append(f.settle.with_attrs(groups=sum(x.groups for x in flying)))
             out.extend(f.then)
             if turn is not None and turn.kind == "token_give":
                 out.append(turn)
                 turn = None
 
-    for op in block.ops:
+    for n, op in enumerate(block.ops):
         if op.kind == "turn":
             turn = Op("token_take", attrs={"id": TOKENS}, loc=op.loc)
             continue
         if op.kind == "settle":
             wgmma = next(o for o in reversed(out) if o.kind == "wgmma")
-            flying.append(_Flight(op, {v for v in wgmma.operands if isinstance(v.type, Buffer)}))
+            f = _Flight(op, {v for v in wgmma.operands if isinstance(v.type, Buffer)})
+            if added is not None:
+                f = _Flight(replace(op, operands=(*op.operands, *added.settle.operands[1:])), f.reads | added.reads, added.groups + 1,
+                            added.then)
+                added = None
+            flying.append(f)
             continue
+        if op.kind == "wgmma_fence":
+            product = next(o for o in block.ops[n:] if o.kind == "wgmma")
+            acc = accumulator(product)
+            if flying and acc is not None and flying[-1].settle.results == (acc,) and readers[acc] == [product]:
+                added = flying.pop()
+            land(max((k + 1 for k, f in enumerate(flying) if _needs(product, f)), default=0))
+        if op.kind == "wgmma" and added is not None:
+            op = replace(op, operands=tuple(added.settle.operands[0] if v in added.settle.results else v for v in op.operands))
         kept = carried(op) if op.kind == "for" and not flying else None
         if kept is not None:
             out += kept
@@ -80,9 +100,9 @@ def _block(block: Block) -> Block:
             out.insert(start, op)
             start += 1
             continue
-        late = max((n + 1 for n, f in enumerate(flying) if _needs(op, f)), default=0)
+        late = max((k + 1 for k, f in enumerate(flying) if _needs(op, f)), default=0)
         land(late)
-        if not flying and op.kind == "wgmma_fence":
+        if not flying and added is None and op.kind == "wgmma_fence":
             start = len(out)
             if turn is not None and turn.kind == "token_take":
                 out.append(turn)
@@ -118,4 +138,4 @@ def _needs(op: Op, f: _Flight) -> bool:
         return True
     if _uses(op, f.results):
         return True
-    return op.kind in ("st_shared", "ld_shared", "barrier") and any(v in f.reads for v in op.operands)
+    return op.kind in {*WRITES, "ld_shared"} and any(v in f.reads for v in op.operands)

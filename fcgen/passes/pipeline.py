@@ -19,14 +19,14 @@ from ..ir.alignment import promised
 from ..ir.core import Block, Builder, Env, Kernel, Op, Value, copy_op, free_values, substitute_block, walk
 from ..ir.schedule import Schedule
 from ..ir.target import Target
-from ..ir.types import Buffer, Frag, Scalar, Tensor
-from .common import copied_run, copy_threads, loaded_name, without_effect
+from ..ir.types import Buffer, Frag
+from .common import AHEAD, copied_run, copy_threads, index_slice, loaded_name, not_ahead, without_effect
 
 
 def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
     if schedule.copy == "tma":
         return kernel
-    p = _Pipeliner(schedule)
+    p = _Pipeliner(schedule, {o.operands[0] for o in walk(kernel.body) if o.kind == "store"})
     body = p.block(kernel.body)
     _check_effect(kernel, schedule, p)
     return replace(kernel.with_body(body), buffers=(*kernel.buffers, *p.buffers)).with_meta(stage="pipelined")
@@ -42,12 +42,11 @@ def _check_effect(kernel: Kernel, schedule: Schedule, p: _Pipeliner) -> None:
     if schedule.ahead and not any(slots == 1 for slots in p.ahead.values()):
         raise without_effect("ahead", "no loop's loads take turns", got=f"stages={schedule.slots}",
                              expected="stages=1, and a loop that is done with each of its tiles before it reads the next one")
-    early = "a load that a dot of a loop reads, from a place that the loop's index decides, with copy=\"cp_async\""
     for op in walk(kernel.body):
         if op.kind == "load" and op.get("stages", 1) > 1 and op["site"] not in p.ahead:
-            raise without_effect("stages", f"%{op['site']} is not loaded ahead", expected=early, got=op["stages"], loc=op.loc)
+            raise not_ahead(op)
     if schedule.slots > 2 and not any(slots == schedule.slots for slots in p.ahead.values()):
-        raise without_effect("stages", "no load runs ahead", expected=early, got=schedule.slots)
+        raise without_effect("stages", "no load runs ahead", expected=AHEAD, got=schedule.slots)
 
 
 @dataclass
@@ -64,6 +63,7 @@ class _Ring:
 @dataclass
 class _Pipeliner:
     schedule: Schedule
+    written: set[Value]  # tensors that the kernel stores to
     buffers: list[Value] = field(default_factory=list)
     ahead: dict[str, int] = field(default_factory=dict)  # sites whose loads run ahead -> slots
 
@@ -149,8 +149,8 @@ class _Pipeliner:
         loads = [[o for o in body.ops if is_shared_load(o)] for body in bodies]
         if len({tuple(o["site"] for o in ls) for ls in loads}) != 1:
             return []
-        ahead = [same for same in zip(*loads) if all(asynchronous(o, self.schedule) and _index_slice(body, o.operands) is not None
-                                                     for o, body in zip(same, bodies))]
+        early = lambda o, body: asynchronous(o, self.schedule) and index_slice(body, o.operands[1:], self.written) is not None
+        ahead = [same for same in zip(*loads) if all(map(early, same, bodies))]
         slots = 0
         deep = [s for s in ahead if s[0].get("stages", self.schedule.slots) > 1]
         if not deep and self.schedule.ahead and ahead and all(_in_turn([s[i] for s in ahead], body) for i, body in enumerate(bodies)):
@@ -175,13 +175,18 @@ class _Pipeliner:
     def _start(self, rings: list[_Ring], loop: int, index: Value, inside: Value, ordinal: Value, ahead: int | None, b: Builder) -> None:
         """if inside: start the copies of tile `index`; one group for all of them, empty where there is nothing to copy."""
         then = Builder(b.loc)
-        for r in rings:
+        env = Env({r.body.args[0]: index for r in rings})
+        slices = [index_slice(r.body, r.anywhere.operands[1:], self.written) or [] for r in rings]
+        # entries of a table are read outside of the branch: past its end they are zeros
+        where = b if any(o.kind == "gather" for ops in slices for o in ops) else then
+        for r, ops in zip(rings, slices):
             load = r.loads[loop]
-            where = r.anywhere.operands
-            positions = _clone(_index_slice(r.body, where) or [], {r.body.args[0]: index}, where, then)
+            for op in ops:
+                if op.result not in env.map:
+                    where.add(copy_op(op, env))
             slot_ahead = r.buffer.type.slots - 1 if ahead is None else ahead
             view = then.emit("slot", r.buffer, ordinal, ahead=slot_ahead, name=r.buffer.name, loc=load.loc)
-            start_copy(load.with_attrs(guard=guards(r.loads)), positions, view, self.schedule, then)
+            start_copy(load.with_attrs(guard=guards(r.loads)), env.all(r.anywhere.operands), view, self.schedule, then)
         then.do("yield")
         empty = Builder(b.loc)
         empty.do("yield")
@@ -290,34 +295,3 @@ def _in_turn(loads: list[Op], body: Block) -> bool:
     """Whether each tile's readers are done before the next tile's first."""
     spans = sorted(_span(o.result, body) for o in loads)
     return all(a[1] < b[0] for a, b in pairwise(spans))
-
-
-def _index_slice(body: Block, operands: tuple[Value, ...]) -> list[Op] | None:
-    """The ops of the body that these operands follow from, in order: arithmetic on scalars and vectors, and what is read of tensors that
-    the body does not write. None if they need anything else made in the body."""
-    written = {o.operands[0] for o in walk(body) if o.kind == "store"}
-    made = {r: o for o in body.ops for r in o.results}
-    need: set[int] = set()
-    todo = list(operands)
-    while todo:
-        v = todo.pop()
-        if v in body.args[1:]:
-            return None
-        op = made.get(v)
-        if op is None or id(op) in need:
-            continue
-        plain = all(isinstance(x.type, (Scalar, Frag, Tensor)) and x not in written for x in op.operands)
-        if op.regions or op.kind in ("load", "unstage") or not plain:
-            return None
-        need.add(id(op))
-        todo += op.operands
-    return [o for o in body.ops if id(o) in need]
-
-
-def _clone(ops: list[Op], mapping: dict[Value, Value], wanted: tuple[Value, ...], b: Builder) -> tuple[Value, ...]:
-    env = Env(mapping)
-    for op in ops:
-        b.add(copy_op(op, env))
-    return env.all(wanted)
-
-

@@ -10,17 +10,21 @@ Where values live is decided in `homes`; this file only writes it down.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 from ..errors import FcError
 from ..ir.access import Access, along
 from ..ir.core import Block, Builder, Env, Kernel, Op, Role, Value, walk
-from ..ir.layout import OpaqueLayout, RegLayout, SmemLayout, native_smem, quad_rows, rowwise
+from ..ir.layout import OpaqueLayout, RegLayout, SmemLayout, native_smem, rowwise
+from ..ir.moves import quad_rows
 from ..ir.schedule import Schedule
 from ..ir.target import Target
 from ..ir.types import Buffer, Frag, Scalar, Tensor, Tile, i1, i32
 from .common import copy_threads, without_effect
+from .flights import ring_buffer
 from .homes import ELEMENTWISE, SMEM, Homes
 
 
@@ -36,12 +40,12 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
     return replace(kernel, level="machine", roles=(Role("main", schedule.warps, body),), meta={**kernel.meta, **meta})
 
 
-def buffer_for(dtype: Any, shape: tuple[int, ...], reader: str) -> Buffer:
+def buffer_for(dtype: Any, shape: tuple[int, ...], reader: str, run: int = 0, *holders: Any) -> Buffer:
     """A shared-memory tile for its main reader: swizzled rows for ldmatrix and 16-byte rows, one padded stride for the WMMA API and
-    for plain loads down columns."""
+    for plain loads down columns. Panels divide runs of so many columns, and are to the liking of fragments that write and read it."""
     cols = shape[-1]
     if reader not in ("wmma", "fma") and dtype.bits in (8, 16) and cols * dtype.bytes % 32 == 0:
-        return Buffer(dtype, shape, native_smem(cols, dtype.bytes))
+        return Buffer(dtype, shape, native_smem(run or cols, dtype.bytes, *holders))
     return Buffer(dtype, shape, SmemLayout(cols, max(1, 16 // dtype.bytes)))
 
 
@@ -50,6 +54,8 @@ class _Placer:
         self.homes = homes
         self.schedule: Schedule = homes.schedule
         self.scopes: list[dict[tuple[Value, Any], Value]] = []  # what has been made in another layout, per open block
+        self.builders: list[Builder] = []  # of the open blocks
+        self.depth: dict[Value, int] = {}  # tile -> which of the open blocks makes it
         self.in_regs = self.left_operands_in_regs()
         self.used: set[str] = set()  # fields of the schedule that found something to do
 
@@ -59,15 +65,35 @@ class _Placer:
         for old, new in zip(block.args, args):
             env[old] = new
         b = Builder()
+        with self.inside(b):
+            self.ops(block, b, env)
+        return b.block(args)
+
+    @contextmanager
+    def inside(self, b: Builder) -> Iterator[None]:
         self.scopes.append({})
+        self.builders.append(b)
+        yield
+        self.scopes.pop()
+        self.builders.pop()
+
+    @contextmanager
+    def where_made(self, v: Value) -> Iterator[Builder]:
+        """The block that makes `v`, so that what follows from it alone is done once and not in each round of the loops inside."""
+        n = self.depth[v] + 1
+        scopes, builders = self.scopes, self.builders
+        self.scopes, self.builders = scopes[:n], builders[:n]
+        yield self.builders[-1]
+        self.scopes, self.builders = scopes, builders
+
+    def ops(self, block: Block, b: Builder, env: Env) -> None:
         for op in block.ops:
             b.loc = op.loc
+            self.depth.update(dict.fromkeys(op.results, len(self.builders) - 1))
             try:
                 self.op(op, b, env)
             except FcError as e:
                 raise e.at(op.loc) from None
-        self.scopes.pop()
-        return b.block(args)
 
     def op(self, op: Op, b: Builder, env: Env) -> None:
         if op.kind == "for":
@@ -130,17 +156,11 @@ class _Placer:
     def region(self, block: Block, env: Env, args: dict[Value, Value], yielded: tuple[Value, ...], homes: list[Any], loc: Any) -> Block:
         for old, fresh in args.items():
             env[old] = fresh
+            self.depth[old] = len(self.builders)
         b = Builder()
-        self.scopes.append({})
-        for op in block.ops:
-            b.loc = op.loc
-            try:
-                self.op(op, b, env)
-            except FcError as e:
-                raise e.at(op.loc) from None
-        out = [self.at_home(v, h, b, env) for v, h in zip(yielded, homes)]
-        b.do("yield", *out, loc=loc)
-        self.scopes.pop()
+        with self.inside(b):
+            self.ops(block, b, env)
+            b.do("yield", *[self.at_home(v, h, b, env) for v, h in zip(yielded, homes)], loc=loc)
         return b.block()
 
     def branch(self, op: Op, b: Builder, env: Env) -> None:
@@ -161,19 +181,28 @@ class _Placer:
         if isinstance(v.type, Scalar):
             return env[v]
         have = self.homes[v]
+        if v in self.homes.rings and self.homes[v] == home:
+            return self.landed(v, env)
         if have == home:
             return env[v]
         for scope in self.scopes:
             if (v, home) in scope:
                 return scope[v, home]
         if have is not None:
-            out = self.convert(env[v], home, b, v.name)
+            out = self.convert(self.landed(v, env) if v in self.homes.rings else env[v], home, b, v.name)
         elif isinstance(home, OpaqueLayout) and self.homes.defs[v].kind != "full":
             out = self.convert(self.want(v, self.homes.partner(v.type), b, env), home, b, v.name)
         else:
             out = self.make(self.homes.defs[v], home, b, env)
         self.scopes[-1][v, home] = out
         return out
+
+    def landed(self, v: Value, env: Env) -> Value:
+        """A tile that travels through a ring, at home in registers: taken from its slot once, in the block that loads it."""
+        with self.where_made(v) as b:
+            if (v, "landed") not in self.scopes[-1]:
+                self.scopes[-1][v, "landed"] = b.emit("unstage", env[v], type=_frag(v, self.homes[v]), name=v.name)
+            return self.scopes[-1][v, "landed"]
 
     def make(self, op: Op, layout: Any, b: Builder, env: Env) -> Value:
         """A flexible op's result in `layout`."""
@@ -210,9 +239,8 @@ class _Placer:
             return b.emit("ne", moved, zero, name=name)
         if isinstance(t, Frag):
             opaque = isinstance(t.layout, OpaqueLayout) or isinstance(home, OpaqueLayout)
-            v = b.emit(
-                "stage", v, type=buffer_for(t.dtype, t.shape, "wmma" if opaque else "plain"), name=f"{name}_tile" if name else "tile"
-            )
+            buffer = buffer_for(t.dtype, t.shape, "wmma") if opaque else buffer_for(t.dtype, t.shape, "plain", 0, t.layout, home)
+            v = b.emit("stage", v, type=buffer, name=f"{name}_tile" if name else "tile")
         return b.emit("unstage", v, type=Frag(t.dtype, t.shape, home), name=name)
 
     # ---- ops -----------------------------------------------------------------------------------------------------
@@ -248,19 +276,20 @@ class _Placer:
             return self.compute(op, home, b, env)
         self.used.add("skip_ones")
         one = b.emit("full", b.emit("const", value=1.0, dtype=str(row.type.dtype)), type=_frag(row, layout))
-        moved = b.emit("vote_any", b.emit("ne", env[row], one, type=Frag(i1, row.type.shape, layout)), name="moved")
+        moved = b.emit("vote_any", b.emit("ne", self.want(row, layout, b, env), one, type=Frag(i1, row.type.shape, layout)), name="moved")
         inner = Builder(op.loc)
-        self.scopes.append({})
-        inner.do("yield", self.compute(op, home, inner, env))
-        self.scopes.pop()
+        with self.inside(inner):
+            inner.do("yield", self.compute(op, home, inner, env))
         keep = Builder(op.loc)
-        keep.do("yield", env[tile])
+        keep.do("yield", self.want(tile, home, keep, env))
         return b.emit("if", moved, type=_at(op.result, home), name=op.result.name, regions=(inner.block(), keep.block()))
 
     def reduced(self, op: Op, layout: RegLayout, b: Builder, env: Env) -> Value:
         src = self.want(op.operands[0], self.homes.reducible(op, layout), b, env)
         out = b.emit("reduce", src, name=op.result.name, **op.attrs)
-        lanes, _ = src.type.layout.reduces_over(op["axis"])
+        lanes, warps = src.type.layout.reduces_over(op["axis"])
+        if warps.axes[0]:
+            return b.emit("combine_across", out, name=op.result.name, lanes=tuple(lanes), warps=warps)
         return b.emit("combine", out, name=op.result.name, lanes=tuple(lanes)) if lanes else out
 
     def reduce(self, op: Op, b: Builder, env: Env) -> None:
@@ -270,14 +299,16 @@ class _Placer:
 
     def load(self, op: Op, b: Builder, env: Env) -> None:
         home, t = self.homes[op.result], op.result.type
+        attrs = {**op.attrs, "vec": self.homes.widest(op)}
         if home == SMEM:
-            type_: Any = buffer_for(t.dtype, t.shape, self.reader(op.result))
+            type_: Any = buffer_for(t.dtype, t.shape, self.reader(op.result), self.homes.columns(op.result))
+        elif op.result in self.homes.rings:
+            type_, attrs["stages"] = ring_buffer(t), self.homes.rings[op.result]
         else:
             type_ = _frag(op.result, home)
-        vec = self.homes.widest(op)
-        threads = copy_threads(t, vec, self.schedule) if home == SMEM else home
+        threads = copy_threads(t, attrs["vec"], self.schedule) if home == SMEM else home
         where = self.positions(op, threads, b, env)
-        env[op.result] = b.emit("load", env[op.operands[0]], *where, type=type_, name=op.result.name, **op.attrs, vec=vec)
+        env[op.result] = b.emit("load", env[op.operands[0]], *where, type=type_, name=op.result.name, **attrs)
         if op.result in self.in_regs:
             t = _frag(op.result, self.in_regs[op.result])
             self.scopes[-1][op.result, "left operand"] = b.emit("unstage", env[op.result], type=t, name=op.result.name)
@@ -335,7 +366,7 @@ class _Placer:
     def left(self, op: Op, family: str, b: Builder, env: Env) -> tuple[Value, bool]:
         v = op.operands[0]
         if family in ("mma", "wgmma") and self.schedule.reuse_frags and self.homes[v] == self.homes.a_layout(op):
-            return env[v], False
+            return self.want(v, self.homes[v], b, env), False
         stored, flipped = self.homes.source(v)
         if family == "wgmma" and op.get("regs"):
             return next(scope[stored, "left operand"] for scope in self.scopes if (stored, "left operand") in scope), False
@@ -346,14 +377,13 @@ class _Placer:
         if self.homes[v] == SMEM:
             return env[v]
         key = (v, "smem " + family)
-        for scope in self.scopes:
-            if key in scope:
-                return scope[key]
-        home = self.homes[v] or self.homes.plain(v.type)
-        frag = self.want(v, home, b, env)
-        out = b.emit("stage", frag, type=buffer_for(v.type.dtype, v.type.shape, family), name=f"{v.name}_tile" if v.name else "tile")
-        self.scopes[-1][key] = out
-        return out
+        with self.where_made(v) as b:
+            if key not in self.scopes[-1]:
+                frag = self.want(v, self.homes[v] or self.homes.plain(v.type), b, env)
+                held = (frag.type.layout,) if isinstance(frag.type.layout, RegLayout) else ()
+                t = buffer_for(v.type.dtype, v.type.shape, family, self.homes.columns(v), *held)
+                self.scopes[-1][key] = b.emit("stage", frag, type=t, name=f"{v.name}_tile" if v.name else "tile")
+            return self.scopes[-1][key]
 
     def store(self, op: Op, b: Builder, env: Env) -> None:
         v, t = op.operands[1], op.operands[1].type

@@ -18,6 +18,7 @@ from typing import Any
 
 from ..errors import FcError, Loc
 from ..ir.access import Access
+from ..ir.alignment import promised
 from ..ir.core import Block, Builder, Env, Kernel, Op, Role, Value, copy_op, definitions, map_bodies, remove_dead, rewrite, substitute, walk
 from ..ir.ops import has_effect
 from ..ir.schedule import Schedule
@@ -25,7 +26,7 @@ from ..ir.target import Target
 from ..ir.types import Buffer, Frag, Scalar, i32
 from .channels import Channel, find_channels, mailbox, readers, tile_bytes
 from .clusters import shared_loads
-from .common import loaded_name, without_effect
+from .common import loaded_name, not_ahead, without_effect
 from .cursors import thread_cursors
 from .grid import over_grid
 from .pipeline import start_copy
@@ -41,6 +42,9 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
     groups, kernel = schedule.warps // 4, _listed_in_place(kernel, schedule)
     loads = [o for o in walk(kernel.body) if o.kind == "load" and isinstance(o.result.type, Buffer)]
     defs = definitions(kernel.body)
+    unheld = next((o for o in walk(kernel.body) if o.kind == "load" and o.get("stages") and not isinstance(o.result.type, Buffer)), None)
+    if unheld is not None and promised(kernel) is None:
+        raise not_ahead(unheld)
     for op in loads:
         if op.result.type.layout.pad:
             raise FcError("compile/schedule", f"%{op['site']} is stored for plain loads, in padded rows: no bulk copy can", loc=op.loc,
@@ -52,9 +56,6 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
         raise without_effect("copy", "no tile is loaded into shared memory", got="tma")
     if schedule.slots > 2 and not any(c.ring.type.slots == schedule.slots for c in channels.values()):
         raise without_effect("stages", "no loop loads tiles into shared memory", got=schedule.slots)
-    for op in walk(kernel.body):
-        if op.kind == "load" and op.get("stages", 1) > 1 and not isinstance(op.result.type, Buffer):
-            raise without_effect("stages", f"%{op['site']} is no tile that dots read from shared memory", got=op["stages"], loc=op.loc)
     box = mailbox(kernel, schedule) if schedule.persistent != "none" else None
     filled = _Filler(channels, schedule.hints).block(kernel.body)
     read = _Reader(channels, schedule.tokens, shared_loops(kernel.body)).block(kernel.body)
@@ -230,7 +231,7 @@ class _Reader:
 def shared_loops(body: Block) -> set[int]:
     """Chains of loops in which a tile goes through shared memory: all warps walk them in step, over the tiles of all rows."""
     return {f["chain"] for f in walk(body) if f.kind == "for" and f.get("chain") is not None
-            and any(o.kind in ("stage", "st_shared") for o in walk(f.regions[0]))}
+            and any(o.kind in ("stage", "st_shared", "combine_across") for o in walk(f.regions[0]))}
 
 
 def copy_marked(block: Block, channels: dict[int, Channel]) -> tuple[Block, dict[int, Channel]]:

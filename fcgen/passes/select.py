@@ -13,14 +13,11 @@ from typing import Any
 from ..errors import FcError
 from ..ir.alignment import demanded, with_promises
 from ..ir.core import Block, Builder, Env, Kernel, Op, Value, free_values, walk
-from ..ir.layout import OpaqueLayout, RegLayout, mma_a, mma_b, rowwise
+from ..ir.layout import Factor, OpaqueLayout, RegLayout, SmemLayout, mma_a, mma_b, mma_run, rowwise, warp_grid
 from ..ir.schedule import Schedule
 from ..ir.target import Target
 from ..ir.types import Buffer, Frag, Pending, Scalar, f32, i32
-from .stores import INSTEAD, check_alone, check_bulk, is_box, staging
-
-#: Columns of a right operand held in fragments at once: 64 columns of 16 rows are 16 registers.
-CHUNK = 128
+from .stores import INSTEAD, check_alone, check_bulk, is_box, staging, stored_blocks
 
 
 def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
@@ -84,22 +81,28 @@ class _Selector:
         frag = op.operands[1]
         s = staging(op, self.warps, self.target)
         check_bulk(op, self.kernel, self.defs, INSTEAD)
-        buffer, zero = Value(s.buffer, f"{op.operands[0].name.lower()}_tile"), _int(0, b)
+        buffer = Value(s.buffer, f"{op.operands[0].name.lower()}_tile")
         self.buffers.append(buffer)
-        if s.blocks:
-            b.do("stmatrix", frag, buffer, zero, zero, trans=s.blocks == "columns")
-        else:
-            b.do("st_shared", frag, buffer, zero, zero)
-        b.do("tma_store", op.operands[0], *op.operands[2:], buffer, parts=s.parts, **{k: a for k, a in op.attrs.items() if k != "vec"})
+        self.put(frag, buffer, b)
+        across: dict[str, Any] = {"across": True} if s.across else {}
+        b.do("tma_store", op.operands[0], *op.operands[2:], buffer, parts=s.parts, **across,
+             **{k: a for k, a in op.attrs.items() if k != "vec"})
         b.do("bulk_commit")
 
     def on_stage(self, op: Op, b: Builder, env: Env) -> None:
         buffer = Value(op.result.type, op.result.name)
         self.buffers.append(buffer)
-        frag, zero = op.operands[0], _int(0, b)
-        opaque = isinstance(frag.type.layout, OpaqueLayout)
-        b.do("wmma_store" if opaque else "st_shared", frag, buffer, zero, zero)
+        self.put(op.operands[0], buffer, b)
         env[op.result] = buffer
+
+    def put(self, frag: Value, buffer: Value, b: Builder) -> None:
+        layout, zero = frag.type.layout, _int(0, b)
+        if isinstance(layout, OpaqueLayout):
+            b.do("wmma_store", frag, buffer, zero, zero)
+        elif blocks := stored_blocks(layout, buffer.type, self.warps, self.target):
+            b.do("stmatrix", frag, buffer, zero, zero, trans=blocks == "columns")
+        else:
+            b.do("st_shared", frag, buffer, zero, zero)
 
     def on_unstage(self, op: Op, b: Builder, env: Env) -> None:
         t, zero = op.result.type, _int(0, b)
@@ -110,10 +113,21 @@ class _Selector:
         else:
             env[op.result] = b.emit("ld_shared", op.operands[0], zero, zero, type=t, name=op.result.name)
 
+    def on_combine_across(self, op: Op, b: Builder, env: Env) -> None:
+        """Each warp puts its part into shared memory; each reads all parts of its rows and folds them, all in the same order."""
+        part, t, zero = op.operands[0], op.result.type, _int(0, b)
+        rows: tuple[int, ...] = (op["warps"].shape[0], *t.shape)
+        frag = lambda digits: Frag(t.dtype, rows, RegLayout((digits, *t.layout.axes)))
+        buffer = Value(Buffer(t.dtype, rows, SmemLayout(t.shape[-1])), f"{op.result.name}_parts" if op.result.name else "parts")
+        self.buffers.append(buffer)
+        b.do("st_shared", b.emit("apart", part, type=frag(op["warps"].axes[0]), lanes=op["lanes"], name=op.result.name), buffer, zero, zero)
+        every = b.emit("ld_shared", buffer, zero, zero, type=frag((Factor("r", rows[0], t.layout.regs),)), name=op.result.name)
+        env[op.result] = b.emit("reduce", every, name=op.result.name, fn=part.type.partial, axis=0)
+
     def left_layout(self, t: Frag) -> RegLayout | None:
         rows, depth = t.shape
-        size, whole = t.dtype.bytes, rows % (16 * self.schedule.warps) == 0 and depth * t.dtype.bytes % 32 == 0
-        return mma_a(rows, depth, (self.schedule.warps, 1), size) if whole else None
+        size, down = t.dtype.bytes, warp_grid(t.layout)[0]
+        return mma_a(rows, depth, (down, 1), size) if rows % (16 * down) == 0 and depth * size % 32 == 0 else None
 
     # ---- dots ----------------------------------------------------------------------------------------------------
 
@@ -127,7 +141,7 @@ class _Selector:
             a = env[op.operands[0]]
             if op["math"] == "mma" and isinstance(a.type, Buffer) and op.operands[0] in outside and a not in self.held:
                 rows, depth = a.type.shape[::-1] if op["ta"] else a.type.shape
-                t = Frag(a.type.dtype, (rows, depth), mma_a(rows, depth, (self.schedule.warps, 1), a.type.dtype.bytes))
+                t = Frag(a.type.dtype, (rows, depth), mma_a(rows, depth, warp_grid(op.result.type.layout), a.type.dtype.bytes))
                 zero = _int(0, b)
                 self.held[a] = b.emit("ldmatrix", a, zero, zero, type=t, name=a.name, loc=op.loc, transposed=op["ta"], trans=op["ta"])
 
@@ -142,7 +156,7 @@ class _Selector:
         flip_a, size = op["ta"] and isinstance(a.type, Buffer), a.type.dtype.bytes
         check_bytes(op)
         depth = a.type.shape[0 if flip_a else 1]
-        warps = (self.schedule.warps, 1)
+        warps = warp_grid(acc.type.layout)
 
         def at_depth(k: Value, acc: Value, b: Builder) -> Value:
             first = b.emit("mul", k, _int(step, b))
@@ -152,7 +166,7 @@ class _Selector:
                 left = b.emit("ldmatrix", a, *pos, type=part, name=a.name, transposed=flip_a, trans=flip_a)
             else:
                 left = b.emit("slice", a, first, type=part, name=a.name, axis=1)
-            width = _chunk(cols)
+            width = warps[1] * mma_run(cols // warps[1])
 
             def at_column(n: Value | None, acc: Value, b: Builder) -> Value:
                 col = b.emit("mul", n, _int(width, b)) if n is not None else _int(0, b)
@@ -171,7 +185,7 @@ class _Selector:
     def wgmma(self, op: Op, b: Builder) -> Value:
         """Issued and settled where the dot stands; `overlap` moves the settling to where the result is needed."""
         a, right, acc = op.operands
-        cols, ones = acc.type.shape[1], op.get("ones", 0)
+        cols, ones = acc.type.shape[1] // warp_grid(acc.type.layout)[1], op.get("ones", 0)
         before = cols - ones - right.type.layout.panel if ones else 0  # columns of the panels that ones do not stand beside
         check_bytes(op)
         name, first = (f"wgmma_m64n{n}k{32 // a.type.dtype.bytes}_{a.type.dtype.name}" for n in (cols - before, before))
@@ -217,15 +231,15 @@ class _Selector:
 
     def wmma(self, op: Op, b: Builder) -> Value:
         a, right, acc = op.operands
-        (rows, cols), warps = acc.type.shape, self.schedule.warps
+        (rows, cols), grid = acc.type.shape, warp_grid(acc.type.layout)
         depth = a.type.shape[0 if op["ta"] else 1]
 
         def at_depth(k: Value, acc: Value, b: Builder) -> Value:
             first, zero = b.emit("mul", k, _int(16, b)), _int(0, b)
             left = b.emit("wmma_load", a, *((first, zero) if op["ta"] else (zero, first)), transposed=op["ta"], name=a.name,
-                          type=Frag(a.type.dtype, (rows, 16), OpaqueLayout("a", warps)))
+                          type=Frag(a.type.dtype, (rows, 16), OpaqueLayout("a", *grid)))
             r = b.emit("wmma_load", right, *((zero, first) if op["tb"] else (first, zero)), transposed=op["tb"], name=right.name,
-                       type=Frag(right.type.dtype, (16, cols), OpaqueLayout("b", warps)))
+                       type=Frag(right.type.dtype, (16, cols), OpaqueLayout("b", *grid)))
             return b.emit("wmma_mma", left, r, acc, type=acc.type, name=op.result.name)
 
         return _unrolled(depth // 16, "k", acc, at_depth, b)
@@ -279,12 +293,6 @@ def _unrolled(count: int, name: str, acc: Value, step: Any, b: Builder, unroll: 
     attrs = {"unroll": True} if unroll else {}
     b.add(Op("for", (_int(0, b), _int(count, b), acc), (result,), attrs, (body.block((index, inner)),), b.loc))
     return result
-
-
-def _chunk(cols: int) -> int:
-    if cols <= CHUNK:
-        return cols
-    return max((n for n in range(16, CHUNK + 1, 16) if cols % n == 0), default=cols)
 
 
 def _int(value: int, b: Builder) -> Value:

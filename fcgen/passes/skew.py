@@ -1,10 +1,10 @@
 """skew: a dot runs one iteration behind the rest of its loop, so that two dots are in flight together.
 
-In: tile IR with its loops split. Out: an equal program. Of a loop with a dot marked `late`, the late ops are these dots and the loads and
-views that only they read; the others are early. Iteration j of the new loop runs the early ops of tile j and the late ops of the tile
-before: first the early dots that do not wait for late results, then the late ops, then the rest. What the late ops read from the early
-ones of their own tile is carried to the next iteration; what they make is no longer carried. The first tile's early ops stand before the
-loops and the last tile's late ops after them, all under one `if` (a loop may have no tile at all).
+In: tile IR with its loops split. Out: an equal program. Of a loop with a dot marked `late`, the late ops are these dots and what only they
+read: loads, views, and what is computed from such alone; the others are early. Iteration j of the new loop runs the early ops of tile j and
+the late ops of the tile before: first the early dots that do not wait for late results, then the late ops, then the rest. What the late ops
+read from the early ones of their own tile is carried to the next iteration; what they make is no longer carried. The first tile's early ops
+stand before the loops and the last tile's late ops after them, all under one `if` (a loop may have no tile at all).
 
 With `schedule.tokens`, a group of warps starts a turn with each iteration's first dot.
 
@@ -80,7 +80,9 @@ def _block(block: Block, defs: dict[Value, Op], turns: bool, done: set[str]) -> 
             chain.append(ops[i])
         i += 1
         chain = [replace(o, operands=env.all(o.operands), regions=tuple(substitute_block(r, env) for r in o.regions)) for o in chain]
-        parts = [_Parts(o.regions[0]) for o in chain]
+        parts = [_Parts(o.regions[0], True) for o in chain]
+        if len({tuple(x.kind for x in p.late) for p in parts}) > 1:  # masks that only some tiles need stay with their own tile
+            parts = [_Parts(o.regions[0], False) for o in chain]
         for o, p in zip(chain, parts):
             p.check(o)
         if not any(p.late for p in parts):
@@ -112,15 +114,20 @@ def _up_to_next(ops: list[Op], i: int) -> list[Op] | None:
 
 
 class _Parts:
-    """The early and the late ops of one loop body."""
+    """The early and the late ops of one loop body. computed: late are also ops that lead from loads and the index to late dots alone."""
 
-    def __init__(self, body: Block):
+    def __init__(self, body: Block, computed: bool):
         self.body, self.readers = body, uses(body)
+        waits = set(body.args[1:])  # what follows from carried values and products
+        for op in body.ops:
+            if op.kind == "dot" or op.regions or has_effect(op) or any(v in waits for v in op.operands):
+                waits.update(op.results)
         chosen = {id(o) for o in body.ops if o.get("late")}
         ops = body.ops[:-1]
         for op in reversed(ops):
             us = [u for r in op.results for u in self.readers.get(r, ())]
-            if op.kind in VIEWS and us and all(id(u) in chosen for u in us):
+            view = op.kind in VIEWS or (computed and not any(v in waits or isinstance(v.type, Scalar) for v in op.results))
+            if view and us and all(id(u) in chosen for u in us):
                 chosen.add(id(op))
         self.late = [o for o in ops if id(o) in chosen]
         self.early = [o for o in ops if id(o) not in chosen]

@@ -18,7 +18,7 @@ program's own tile that hang over the end of a tensor count as real: then more i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import reduce
 
@@ -31,12 +31,14 @@ from .affine import ALL, Affine, Form, Range, Rows, number
 from .common import const_of, without_effect
 from .loop_copies import Facts, asking, known, specialise
 from .unbounded import reason
+from .warp_grid import along_rows
 
 
 def run(kernel: Kernel, schedule: Schedule, target: Target | None) -> Kernel:
     chain = max([op.get("chain", -1) for op in walk_kernel(kernel) if op.kind == "for"], default=-1) + 1
     parts = schedule.warps // 4 if schedule.copy == "tma" and schedule.own_rows else 1
     splitter = _Splitter(schedule.split, chain, parts, bool(schedule.late))
+    splitter.along_rows = lambda op: along_rows(op, schedule)
     splitter.positive = frozenset(p for p in kernel.params if "positive" in kernel.flags.get(p.name, ()))
     out = map_bodies(kernel, lambda block: remove_dead(splitter.body(block)))
     if schedule.split == "branch" and not splitter.branched:
@@ -57,6 +59,7 @@ class _Splitter:
         self.remarks: list[tuple[str, str]] = []
         self.down = self.branched = False
         self.stored: tuple[Value, Value | str | int, int] | None = None
+        self.along_rows: Callable[[Op], bool] = lambda op: True
 
     def body(self, block: Block) -> Block:
         self.defs = definitions(block)
@@ -88,6 +91,8 @@ class _Splitter:
             out.add(op)
             return
         rows = independent_rows(body) if self.groups > 1 and not nested else None
+        if rows is not None and not all(self.along_rows(o) for o in walk(body) if o.kind == "dot"):
+            rows = None
         if rows is not None and rows % (64 * self.groups) == 0:
             part = out.emit("row_part", parts=self.groups, name="own")
             self.own = Affine(body.args[0], inside, self.defs, out, Rows(rows, rows // self.groups, part), self.positive)

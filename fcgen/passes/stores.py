@@ -11,8 +11,9 @@ from ..errors import FcError
 from ..ir.access import Access
 from ..ir.alignment import WIDEST, demands, promised
 from ..ir.core import Kernel, Op, Value, walk_kernel
-from ..ir.layout import RegLayout, matrix_blocks, native_smem
-from ..ir.store_ops import MOST_BOX, refusal
+from ..ir.layout import RegLayout, native_smem
+from ..ir.moves import matrix_blocks
+from ..ir.store_ops import refusal
 from ..ir.target import Target
 from ..ir.types import Buffer, Tensor
 from .common import without_effect
@@ -24,12 +25,12 @@ INSTEAD = 'Schedule(epilogue="quad") or epilogue="smem"'
 
 @dataclass(frozen=True)
 class Staging:
-    """buffer: the staged tile. parts: into how many parts the warps divide so that each stages rows of its own. blocks: how its registers
-    are 8 x 8 blocks (`matrix_blocks`), where they are and the target stores
-    such."""
+    """buffer: the staged tile. parts: into how many parts the warps divide so that each stages rows of its own, or columns (across).
+    blocks: how its registers are 8 x 8 blocks (`matrix_blocks`), where they are and the target stores such."""
 
     buffer: Buffer
     parts: int
+    across: bool
     blocks: str | None
 
 
@@ -42,39 +43,54 @@ def staging(op: Op, warps: int, target: Target) -> Staging:
                       got=f'epilogue="tma" on {target.arch}', hint=INSTEAD)
     layout = frag.layout
     assert isinstance(layout, RegLayout)
-    parts = next(n for n in (warps // GROUP, 1) if n <= 1 or _own_rows(layout, warps, n)) or 1
-    buffer = Buffer(frag.dtype, frag.shape, native_smem(frag.shape[1], frag.dtype.bytes, frag.shape[0] // parts))
-    wrong = refusal(Access.of(op), buffer, parts)
+    groups = max(1, warps // GROUP)
+    axis = next((n for n in (0, 1) if groups > 1 and _own(layout, n, warps, groups)), None)
+    parts, across = 1 if axis is None else groups, axis == 1
+    rows, cols = frag.shape
+    below, beside = (rows, cols // parts) if across else (rows // parts, cols)
+    buffer = Buffer(frag.dtype, frag.shape, native_smem(beside, frag.dtype.bytes, layout, rows=below))
+    wrong = refusal(Access.of(op), buffer, below)
     if wrong is not None:
         rule, expected, got = wrong
         raise FcError("compile/unsupported", f"a bulk store of {tensor.name} takes {rule}", expected=expected, got=got, loc=op.loc,
                       hint=INSTEAD)
-    blocks = matrix_blocks(layout, warps) if frag.dtype.bits == 16 and "stmatrix_x1" in target.instrs else None
-    return Staging(buffer, parts, blocks)
+    blocks = stored_blocks(layout, buffer, warps, target)
+    return Staging(buffer, parts, across, blocks)
+
+
+def stored_blocks(layout: RegLayout, buffer: Buffer, warps: int, target: Target) -> str | None:
+    """How a fragment goes to shared memory by matrix stores (`matrix_blocks`), if it can."""
+    fits = buffer.dtype.bits == 16 and "stmatrix_x1" in target.instrs and buffer.layout.row_bytes(2) % 16 == 0
+    return matrix_blocks(layout, warps) if fits else None
 
 
 def check_bulk(op: Op, kernel: Kernel, defs: Mapping[Value, Op], instead: str) -> None:
-    """Refuse a load or store that no bulk copy can make: one moves rows of a tensor, from 16 bytes of a row on (elsewhere it is an illegal
+    """Raises what `bulk_refusal` says."""
+    wrong = bulk_refusal(op, kernel, defs, instead)
+    if wrong is not None:
+        raise wrong
+
+
+def bulk_refusal(op: Op, kernel: Kernel, defs: Mapping[Value, Op], instead: str) -> FcError | None:
+    """Why no bulk copy can make a load or store: one moves rows of a tensor, from 16 bytes of a row on (elsewhere it is an illegal
     instruction, seen on an H200), and tensors whose strides are multiples of 16 bytes."""
     name, access = op.operands[0].name, replace(Access.of(op), bulk=True)
     run = WIDEST // access.tensor.dtype.bytes
     want = demands(access, WIDEST, defs)
     if not access.in_rows:
-        raise FcError("compile/schedule", f"a tile of {name} does not run along rows: no bulk copy can move it", loc=op.loc,
-                      expected="the tensor's last axis in the tile", hint=instead)
-    if op.kind == "load" and max(op.result.type.shape[:-1], default=1) > MOST_BOX:
-        raise FcError("compile/schedule", f"a tile of {name} has more positions along an axis than a bulk copy moves", loc=op.loc,
-                      expected=f"at most {MOST_BOX}", got=op.result.type, hint=f"smaller Schedule.tiles, or {instead}")
+        return FcError("compile/schedule", f"a tile of {name} does not run along rows: no bulk copy can move it", loc=op.loc,
+                       expected="the tensor's last axis in the tile", hint=instead)
     if want is None:
-        raise FcError("compile/schedule", f"a tile of {name} may start inside {WIDEST} bytes of a row: no bulk copy can", loc=op.loc,
-                      expected=f"tiles of {run} columns or a multiple", hint=f"larger Schedule.tiles along the last axis, or {instead}")
+        return FcError("compile/schedule", f"a tile of {name} may start inside {WIDEST} bytes of a row: no bulk copy can", loc=op.loc,
+                       expected=f"tiles of {run} columns or a multiple", hint=f"larger Schedule.tiles along the last axis, or {instead}")
     if (wrong := access.unbounded()) is not None:
-        raise FcError("compile/schedule", f"bulk copies of {name} take {wrong[0]}", loc=op.loc, expected=wrong[1], got=wrong[2],
-                      hint=f"join axes, as in {name}[batches * rows, heads, columns], or {instead}")
+        return FcError("compile/schedule", f"bulk copies of {name} take {wrong[0]}", loc=op.loc, expected=wrong[1], got=wrong[2],
+                       hint=f"join axes, as in {name}[batches * rows, heads, columns], or {instead}")
     have = promised(kernel)
     if have is not None and not have[name].covers(want):
-        raise FcError("compile/schedule", f"bulk copies of {name} need more than is promised of it", loc=op.loc,
-                      expected=f"pointer and strides in multiples of {WIDEST} bytes", got=have[name].words, hint=instead)
+        return FcError("compile/schedule", f"bulk copies of {name} need more than is promised of it", loc=op.loc,
+                       expected=f"pointer and strides in multiples of {WIDEST} bytes", got=have[name].words, hint=instead)
+    return None
 
 
 def is_box(store: Op) -> bool:
@@ -83,13 +99,14 @@ def is_box(store: Op) -> bool:
     return len(access.shape) == 2 and not access.listed
 
 
-def _own_rows(layout: RegLayout, warps: int, parts: int) -> bool:
-    """Whether the tile's n-th part of rows is what the n-th part of the warps holds, in whole periods of any swizzle."""
-    rows = layout.shape[0] // parts
-    if layout.shape[0] % (8 * parts) or warps % parts:
+def _own(layout: RegLayout, axis: int, warps: int, parts: int) -> bool:
+    """Whether the tile's n-th part of rows, or columns, is what the n-th part of the warps holds: in whole periods of any swizzle, or whole
+    panels of one."""
+    each = layout.shape[axis] // parts
+    if layout.shape[axis] % ((8, 16)[axis] * parts) or warps % parts:
         return False
-    row = layout.coords(warps)[..., 0].reshape(parts, -1)
-    return bool((row // rows == np.arange(parts)[:, None]).all())
+    at = layout.coords(warps)[..., axis].reshape(parts, -1)
+    return bool((at // each == np.arange(parts)[:, None]).all())
 
 
 def check_alone(kernel: Kernel) -> None:

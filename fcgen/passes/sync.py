@@ -100,7 +100,7 @@ class _Sync:
         self.offsets, self.warps, self.defs, self.shared = offsets, warps, defs, shared
         self.warped: dict[Value, bool] = {}
         ops = tuple(ops)
-        #: staging buffer -> parts, each of warps that write and read rows of their own
+        #: staging buffer -> parts, each of warps that write and read rows or columns of their own
         self.parts: dict[Value, int] = {o.operands[-1]: o["parts"] for o in ops if o.kind == "tma_store"}
         #: what matrix instructions read: a barrier behind a store there, whatever it is for, is the last one that they need
         self.products = {v for o in ops if o.kind == "wgmma" for v in o.operands if isinstance(v.type, Buffer)}
@@ -259,7 +259,7 @@ class _Sync:
         if op.kind == "cp_async":
             return [Access(*self.place(op.operands[-1]), True, WHOLE, True)]
         if op.kind == "tma_store":
-            return [Access(*self.place(op.operands[-1]), False, ("parts", op["parts"]))]
+            return [Access(*self.place(op.operands[-1]), False, ("parts", op["parts"], int(op.get("across", False))))]
         if op.kind == "wgmma":
             read = [v for v in op.operands if isinstance(v.type, Buffer)]
             return [Access(ring, rel, False, WHOLE) for ring, rel in map(self.place, read) if ring not in self.shared]

@@ -34,7 +34,7 @@ class Tiles:
         self.order = list(kernel.order) or list(range(len(kernel.grid)))
         self.counts: dict[int, Value] = {}
         for a, axis in enumerate(kernel.grid):
-            size = self.number(axis.dim, b) if isinstance(axis.dim, int) else b.emit("size", dim=axis.dim, name=axis.dim)
+            size = kernel.extent(axis, b)
             span = axis.tile * axis.cluster
             if span != 1:
                 name = f"{axis.name}_clusters" if axis.cluster > 1 else f"{axis.name}_tiles"

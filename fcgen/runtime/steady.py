@@ -83,14 +83,15 @@ class Block:
 
 class Frame:
     """arguments: the tensors, first among the values that `launch` takes. kinds: of all those ("ptr", "f32", ...), in order. parameters: of
-    the kernel, in order. kernel, threads, smem, pdl: what is launched, and how. counter: stream -> address, if a parameter is one."""
+    the kernel, in order. kernel, threads, smem, pdl: what is launched, and how. counter: stream -> address, if a parameter is one. more:
+    numbers that a launch has among its sizes besides those of tensors."""
 
     def __init__(self, arguments: Sequence[Argument], kinds: Sequence[str], parameters: Sequence[Parameter], kernel: LoadedKernel,
-                 threads: int, smem: int, pdl: bool, counter: Callable[[int], int] | None = None):
+                 threads: int, smem: int, pdl: bool, counter: Callable[[int], int] | None = None, more: int = 0):
         self.arguments, self.counter, self.start = tuple(arguments), counter, kernel.starter()
         self.maps = [p for p in parameters if isinstance(p, Map)]
         self._shape, self._attributes = (1, 1, threads, 1, 1, smem), OVERLAP if pdl else (0, 0)
-        sizes = sum(2 * a.rank for a in arguments)
+        sizes = sum(2 * a.rank for a in arguments) + more
         head = [_CODES[k] for k in kinds] + ["Q"] * (counter is not None)
         numbers = [2 * m.box.axes - 1 for m in self.maps]
         values = struct.Struct("<" + LaunchConfig.code + "".join(head) + "q" * sizes + "Q" * sum(numbers))
@@ -114,6 +115,8 @@ class Frame:
         """`Box.layout` written out."""
         a = self.arguments[m.at]
         shape, strides = ([f"s{n}" for n in range(at, at + a.rank)] for at in (a.at, a.at + a.rank))
+        if a.rank == 1:
+            return f"({shape[0]}, 1, -(-{m.box.itemsize} * {shape[0]} // 16) * 16)"
         steps = [f"{m.box.itemsize} * {s}" for s in strides]
         if m.box.cut >= 0:
             shape, steps = m.box.with_limit(shape, steps)

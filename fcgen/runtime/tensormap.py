@@ -50,6 +50,8 @@ class Box:
     def layout(self, shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int, ...]:
         """What a map says of a tensor, as 64-bit numbers: its sizes, innermost first, then the strides of all but the innermost dimension
         in bytes. Zeros for a tensor without elements: no instruction may use its map, and a kernel with nothing to load does not."""
+        if len(shape) == 1:  # the driver takes no map of one axis
+            shape, strides = (1, *shape), (0, *strides)
         if len(shape) != self.rank:
             raise FcError("call/argument", f"argument `{self.name}` has the wrong number of axes", expected=self.rank, got=shape)
         if 0 in shape:

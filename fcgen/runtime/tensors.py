@@ -65,7 +65,8 @@ def describe(x: Any, name: str, *, cpu_ok: bool = False) -> TensorArg:
         arg = from_dlpack(x, name)
     else:
         raise FcError("call/argument", f"argument `{name}` is not a tensor", got=f"a {type(x).__name__}",
-                      expected="a torch tensor, or an object with __cuda_array_interface__ or __dlpack__")
+                      expected="a torch tensor, or an object with __cuda_array_interface__ or __dlpack__",
+                      hint=f"what a spec marks `| None` is left out when it is compiled: compile({name}=None)" if x is None else None)
     if arg.device == CPU and not cpu_ok:
         raise _on_cpu(name, x)
     if not arg.ptr and 0 not in arg.shape:

@@ -16,7 +16,7 @@ from ..ir.access import Access, along, numbers_of
 from ..ir.async_ops import reaches_tensors
 from ..ir.core import Block, Op, Role, Value
 from ..ir.elementwise import FNS, REDUCTIONS, convert, evaluate
-from ..ir.layout import LANES, OpaqueLayout
+from ..ir.layout import LANES, OpaqueLayout, warp_grid
 from ..ir.types import DTYPES, Buffer, Frag, Scalar
 from . import registers
 from .async_agents import AsyncOps
@@ -200,6 +200,8 @@ class Agent(AsyncOps, StoreOps):
         out[:, rows] = evaluate("add", t.dtype, out[:, rows], before[:, :, None])
         return out
 
+    do_apart = do_combine
+
     def do_quad_transpose(self, op: Op, args: list[Any]) -> Any:
         lane, reg = registers.exchange(op.operands[0].type.layout, op.result.type.layout, self.role.warps, self.warp)
         return args[0][lane, reg]
@@ -224,7 +226,7 @@ class Agent(AsyncOps, StoreOps):
         la, ra, _ = registers.operand_map(ta, instr.a, warps, w)
         lb, rb, _ = registers.operand_map(tb, instr.b, warps, w)
         lc, rc, _ = registers.operand_map(tc, instr.c, warps, w)
-        first = int(args[3]) if len(args) == 4 else 0
+        first = int(args[3]) // warp_grid(tc)[1] if len(args) == 4 else 0  # among this warp's columns
         cols = slice(first, first + lb.shape[1])
         lc, rc = lc[:, cols], rc[:, cols]
         out = args[2].copy()

@@ -67,13 +67,15 @@ def dimensions(kernel: Kernel) -> list[str]:
 class Meaning:
     """What a kernel does with its sizes and numbers. tiles: dimension -> extent of the tiles that walk it. multiples: (a, b) where size a
     is divided by size b. inside: parameter -> dimensions in which it is an unguarded position. begins: tensor of integers -> dimensions in
-    which its elements say where runs begin or end. moved: outputs that are written where such elements say."""
+    which its elements say where runs begin or end. moved: outputs that are written where such elements say. counts: parameter -> extent of
+    the tiles of which it says how many a loop or the grid has."""
 
     tiles: dict[str, int] = field(default_factory=dict)
     multiples: set[tuple[str, str]] = field(default_factory=set)
     inside: dict[str, set[str | int]] = field(default_factory=dict)
     begins: dict[str, set[str | int]] = field(default_factory=dict)
     moved: set[str] = field(default_factory=set)
+    counts: dict[str, int] = field(default_factory=dict)
 
     def needed(self) -> set[str | int]:
         """Dimensions that something is a position in."""
@@ -97,7 +99,7 @@ def meaning(kernel: Kernel) -> Meaning:
             if axis.is_run and isinstance(axis.dim, str):
                 out.tiles[axis.dim] = max(axis.size, out.tiles.get(axis.dim, 1))
     for g in kernel.grid:
-        if isinstance(g.dim, str) and g.tile > 1:
+        if isinstance(g.dim, str) and g.tile > 1 and g.dim in dimensions(kernel):
             out.tiles[g.dim] = g.tile
     for p in kernel.params:
         if not p.type.dtype.is_float and "out" not in kernel.flags.get(p.name, ()):
@@ -109,12 +111,18 @@ def meaning(kernel: Kernel) -> Meaning:
             if runs and isinstance(p.type, Tensor):
                 out.begins[p.name] = {a.dim for _, a in runs}
                 out.moved |= {op.operands[0].name for op, _ in runs if not op.results and op.kind != "cp_async"}
+            walked = [g.tile for g in kernel.grid if p in kernel.counts and g.dim == p.name]
+            walked += [op.get("tile", 1) for op in walk_kernel(kernel) if op.kind == "for" and not reached.isdisjoint(op.operands[:2])]
+            if walked and not ({a.start for _, a in runs} & _reached(kernel, p, False)):
+                out.counts[p.name] = max(walked)
     return out
 
 
-def _reached(kernel: Kernel, source: Value) -> set[Value]:
-    """Values that are computed from a parameter; through shared memory by whole rings."""
+def _reached(kernel: Kernel, source: Value, bounds: bool = True) -> set[Value]:
+    """Values that are computed from a parameter; through shared memory by whole rings. bounds: a loop's index follows from its bounds."""
     out = {source}
+    if source in kernel.counts:
+        out.update(i for role in kernel.roles for axis, i in zip(kernel.grid, role.body.args) if axis.dim == source.name)
 
     def pairs(old: Sequence[Value], new: Sequence[Value], carried: int) -> None:
         """The last values of one list become those of the other."""
@@ -126,7 +134,7 @@ def _reached(kernel: Kernel, source: Value) -> set[Value]:
             hit = any(v in out for v in op.operands)
             for region in op.regions:
                 pairs(op.operands, region.args, len(op.results))
-                if op.kind == "for" and any(v in out for v in op.operands[:2]):
+                if bounds and op.kind == "for" and any(v in out for v in op.operands[:2]):
                     out.update(region.args[:1])
                 block(region)
                 pairs(region.yielded, op.results, len(op.results))
@@ -150,8 +158,8 @@ class Draws:
         self.tiles = {**self.meaning.tiles, **own.tiles}
         self.ring = min(8, max([b.type.slots for b in kernel.buffers], default=1))
         self.persistent = kernel.meta.get("persistent", "none") != "none"
-        self.rows = [g.dim for g in kernel.grid if g.tile > 1 and isinstance(g.dim, str)]
         self.dims = dimensions(kernel)
+        self.rows = [g.dim for g in kernel.grid if g.tile > 1 and g.dim in self.dims]
         #: outputs that are read or added to: the caller's
         read = (op for op in walk_kernel(says) if op.results or op.get("reduce"))
         self.read = {v.name for op in read for v in op.operands if isinstance(v.type, Tensor)}
@@ -159,12 +167,12 @@ class Draws:
     def trial(self, n: int, fixed: Mapping[str, Any] | None = None) -> Trial:
         rng = np.random.default_rng([n, 8])
         sizes = self.sizes(rng, n, *self.extent(rng, n))
-        counts = [g.clusters(sizes) for g in self.kernel.grid]
-        total = int(np.prod([g.count(sizes) for g in self.kernel.grid], dtype=int))
-        blocks = min(int(np.prod(counts, dtype=int)), BLOCKS[n % len(BLOCKS)]) * self.kernel.cluster
-        kind = KINDS[n % len(KINDS)]
         numbers = {p.name: self.number(p, rng, sizes, n) for p in self.kernel.params if not isinstance(p.type, Tensor)}
         numbers.update({name: x for name, x in (fixed or {}).items() if name in numbers})
+        counts = [g.clusters({**numbers, **sizes}) for g in self.kernel.grid]
+        total = int(np.prod([g.count({**numbers, **sizes}) for g in self.kernel.grid], dtype=int))
+        blocks = min(int(np.prod(counts, dtype=int)), BLOCKS[n % len(BLOCKS)]) * self.kernel.cluster
+        kind = KINDS[n % len(KINDS)]
         order = n % self.seeds
         return Trial(sizes, numbers, kind, order if order < 2 else 2 + n, blocks, total, self.persistent)
 
@@ -221,14 +229,23 @@ class Draws:
         if p.type.dtype.is_float:
             size = {"tiny": 2.0**40, "shifted": 0.125}.get(KINDS[n % len(KINDS)], [0.125, 0.125, 1.0, 4.0, 0.5][n % 5])
             return size * (1 if positive or n % 3 < 2 else -1)
-        return int(self.integers(p.name, rng, sizes, (), n))
+        return max(int(self.integers(p.name, rng, sizes, (), n)), int(positive))
 
     def integers(self, name: str, rng: np.random.Generator, sizes: Mapping[str, int], shape: tuple[int, ...], n: int) -> np.ndarray:
         """Positions where they must be inside; else what a bound may be: less than a tile, just that, several, beyond everything."""
         if name in self.meaning.inside:
             return np.asarray(rng.integers(0, self.room(name, sizes), shape))
         edges = {1, 2, 3}
-        for d in (d for d in self.dims if d in self.tiles):
+        walked = self.meaning.counts.get(name)
+        if walked is not None:  # of a loop or the grid: none at all, turns of every ring, a tile that is not whole
+            if n == EMPTY:
+                return np.zeros(shape, int)
+            if n % 2 == 0:
+                whole = max([1, *(sizes[d] // walked for d in self.dims if self.tiles.get(d) == walked)])
+                tiles = np.asarray(rng.integers(1, 2 * self.ring + 2, shape))
+                return tiles * walked - rng.integers(0, walked, shape) if n % 4 else np.full(shape, whole) * walked
+            edges |= {walked - 1, walked, walked + 1, (self.ring + 1) * walked}
+        for d in (d for d in self.dims if d in self.tiles and walked != 1):
             t, size = self.tiles[d], sizes[d]
             edges |= {t // 2, t - 1, t, t + 1, 2 * t + 3, size // 2, size, size + t}
         pool = np.array(sorted(e for e in edges if e > 0))
@@ -245,6 +262,10 @@ class Draws:
         ends = np.sort(rng.integers(0, room + 1, int(np.prod(shape)) + 1))
         ends[0], ends[-1] = (0, room) if n % 2 == 0 else (ends[0], ends[-1])
         return ends[alike.index(name) % 2:][:int(np.prod(shape))].reshape(shape)
+
+    def alone(self, name: str) -> bool:
+        """Whether no other tensor says where runs begin or end in the same dimensions."""
+        return not any(of & self.meaning.begins[name] for other, of in self.meaning.begins.items() if other != name)
 
     def room(self, name: str, sizes: Mapping[str, int]) -> int:
         """How many positions there are in every dimension that a number is one of."""
@@ -266,9 +287,9 @@ class Draws:
                 x = self.floats(rng, shape, kind, floats.index(p) % 2)
             elif p.type.dtype.bits == 8 and p.name not in self.meaning.inside:
                 x = rng.integers(*p.type.dtype.range, shape, endpoint=True)
-            elif p.name in self.meaning.begins and n % 4 < 3:
+            elif p.name in self.meaning.begins and n % 4 < 3 and not (p.name in self.meaning.counts and self.alone(p.name)):
                 x = self.ends(p.name, trial.sizes, shape, n)
-            elif n % 2 and p.name not in self.meaning.inside:
+            elif p.name not in self.meaning.inside and (n % 2 or p.name in self.meaning.counts):
                 x = self.integers(p.name, rng, trial.sizes, shape, n)
             else:
                 x = np.asarray(rng.integers(0, self.room(p.name, trial.sizes), shape))

@@ -62,8 +62,10 @@ class StoreEngine:
         parts, buffer, (ring, base) = op["parts"], op.operands[-1].type, args[-1]
         rows, cols = buffer.shape
         part = agent.warp * parts // agent.role.warps
-        own = slice(part * rows // parts, (part + 1) * rows // parts)
-        where = sim.bulk.destination(op, buffer, base).reshape(rows, -1)[own].ravel()
+        axis = int(op.get("across", False))
+        along = slice(part * buffer.shape[axis] // parts, (part + 1) * buffer.shape[axis] // parts)
+        own = (slice(None), along) if axis else (along, slice(None))
+        where = sim.bulk.destination(op, buffer, base).reshape(rows, cols, -1)[own].ravel()
         shared.acquire(self.owner, shared.clock[agent.number])
         shared.clock[agent.number, agent.number] += 1  # what the thread does from here on, the store does not know
         read = shared.clock[self.owner].copy()

@@ -15,7 +15,7 @@ import numpy as np
 from ..errors import FcError
 from ..ir.async_ops import accumulator
 from ..ir.core import Op
-from ..ir.layout import RegLayout, mma_a, mma_c
+from ..ir.layout import RegLayout, mma_a, mma_c, warp_grid
 from ..ir.types import Buffer, Frag, Pending
 from . import descriptor, registers
 from .memory import WARP, Where, decode, runs
@@ -131,10 +131,12 @@ class TensorCore:
                 first = 16 * (self.agent.warp % 4)
                 maps[key] = np.concatenate([at[first:first + 16] for at in blocks]), [part for at in blocks for part in runs(at)]
             own, read = maps[key]
-        key = ("wgmma b", id(op), args[1][1], beside)
+        width = out.shape[1] // warp_grid(out.layout)[1]
+        left = int(registers.coords(out.layout, self.agent.role.warps, self.agent.warp)[..., 1].min())
+        key = ("wgmma b", id(op), args[1][1], beside, left)
         if key not in maps:
             before = b.shape[1] - b.layout.panel if op.get("first") else 0  # columns of an instruction of their own
-            at = self.tile(op, b, args[1][1], out.shape[1] - before, before, depth, "K" if op["tb"] else "MN", beside)
+            at = self.tile(op, b, args[1][1], width - before, left + before, depth, "K" if op["tb"] else "MN", beside)
             if before:
                 at = np.concatenate([self.tile(op, b, args[1][1], before, 0, depth, "MN"), at])
             wide = b.shape[0 if op["tb"] else 1]

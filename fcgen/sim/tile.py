@@ -84,6 +84,7 @@ def bind(kernel: Kernel, arguments: Mapping[str, Any]) -> tuple[dict[str, Any], 
             if want != n:
                 raise FcError("call/argument", f"argument `{p.name}` disagrees on the size of {dim}", expected=want, got=n)
         memory[p.name] = np.array(to_dtype(x, p.type.dtype))
+    sizes |= {p.name: int(memory[p.name]) for p in kernel.counts}
     for p in kernel.params:
         if isinstance(p.type, Tensor) and p.name not in memory:
             shape = output_shape(kernel, p.name, sizes)

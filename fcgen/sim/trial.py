@@ -94,7 +94,7 @@ def run_trials(kernel: Kernel, target: Target, given: Mapping[str, int] | None =
     seen = news = 0  # the last run in which something ran for the first time
     for n in range(first, first + most):
         trial = draws.trial(n, fixed or {})
-        counts = [g.count(trial.sizes) for g in kernel.grid]
+        counts = [g.count({**trial.numbers, **trial.sizes}) for g in kernel.grid]
         ends = None if trial.every else list(dict.fromkeys([tuple(0 for _ in counts), tuple(c - 1 for c in counts)]))
         inputs, want = {**draws.inputs(trial, n), **(fixed or {})}, None
         if against is not None:

@@ -8,7 +8,8 @@ from fcgen.backends.cuda import print_cuda
 from fcgen.backends.cuda_wgmma import _row_step, _steps
 from fcgen.backends.hopper import INSTRS, TARGETS
 from fcgen.errors import FcError
-from fcgen.ir.layout import native_smem, quad_rows, wgmma_c
+from fcgen.ir.layout import native_smem, wgmma_c
+from fcgen.ir.moves import quad_rows
 from fcgen.ir.text import parse_kernel
 from fcgen.ir.types import Buffer, f16
 from fcgen.runtime import cubin, toolchain

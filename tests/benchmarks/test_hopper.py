@@ -232,6 +232,14 @@ def test_gemm(tmp_path):
     assert [r["name"].split()[0] for r in saved["table"]] == ["cublas", "cublas+gelu", "fcgen", "fcgen"] and not saved["problems"]
 
 
+def test_backward(tmp_path):
+    saved, said = dry("backward", tmp_path / "b.json", "--heads", "64")
+    assert {r["name"].split(":")[0] for r in saved["table"]} == {"fcgen, kernel", "fcgen, whole"} and not saved["problems"] and "fa3:" in said
+def test_prologues(tmp_path):
+    saved, _ = dry("prologues", tmp_path / "p.json", "--only", "rotary", "--only", "backward-64")
+    assert [r["spec"] for r in saved["table"]] == ["plain", "rotary", "backward"] and not saved["problems"]
+
+
 def test_accuracy(tmp_path):
     saved, said = dry("accuracy", tmp_path / "a.json")
     assert [r["inputs"] for r in saved["table"]] == 2 * list(accuracy.INPUTS) and "3 results, 0 differ" in said

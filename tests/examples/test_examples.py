@@ -25,6 +25,7 @@ SIZES = {
     "differential_attention": {"b": 1, "h": 1, "n": 90},
     "variants": {"h": 2, "n": 100},
     "softmax": {"m": 20, "n": 300},
+    "backward": {"m": 50, "n": 70},
     "ragged_attention": {},
 }
 

@@ -66,7 +66,7 @@ BAD = [
     ("reduce", (TALL,), {"fn": "mean", "axis": 1}, (ROW,), "reduce: attribute 'fn' may not have this value", "sum, max, min"),
     ("reduce", (TALL,), {"fn": "max", "axis": 2}, (ROW,), "reduce: axis is one of the tile's", "0..1"),
     ("reduce", (TALL,), {"fn": "max", "axis": True}, (ROW,), "reduce: attribute 'axis' has the wrong type", "a whole number"),
-    ("reduce", (ACC,), {"fn": "max", "axis": 0}, (PART,), "reduce: the axis lies inside a warp", "no warp digit on the axis"),
+    ("combine_across", (PART,), {"lanes": (1, 2), "warps": PART.layout}, (PART,), "combine_across: warps of one axis", "warp digits"),
     ("reduce", (WMMA[2],), {"fn": "max", "axis": 1}, (ROW,), "reduce: an opaque fragment has no known rows", "registers"),
     ("dot", (TALL, TALL), {}, (TALL,), "dot: inner sizes agree", "4 rows in b"),
     ("dot", (TALL, Tile(f16, (4, 8))), {}, (TALL,), "dot: operands have one dtype", "f32"),

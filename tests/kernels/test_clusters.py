@@ -13,7 +13,7 @@ from fcgen.errors import FcError
 from fcgen.ir.core import walk, walk_kernel
 from fcgen.ir.schedule import Schedule
 from fcgen.ir.text import parse_kernel
-from fcgen.kernels.attention import SPECS
+from fcgen.kernels import attention as library
 from fcgen.runtime import cubin, toolchain
 from fcgen.sim.async_faults import ASYNC_FAULTS
 from fcgen.sim.machine import Simulation, simulate
@@ -44,7 +44,7 @@ def draw(m, n, k, seed=0):
 
 
 def attention(s, mask="none"):
-    return SPECS["lse"].compile(target="sm_90a", schedule=s, T=fc.f16, D=16, E=16, mask=mask, lazy=2.0)
+    return library.attention.compile(target="sm_90a", schedule=s, T=fc.f16, D=16, E=16, mask=mask, lazy=2.0)
 
 
 PRODUCTS = {

@@ -11,7 +11,7 @@ from fcgen.ir.core import walk, walk_kernel
 from fcgen.ir.schedule import Schedule
 from fcgen.ir.types import DTYPES
 from fcgen.kernels import hopper_schedules
-from fcgen.kernels.attention import SPECS
+from fcgen.kernels.attention import VARIANTS, attention
 
 
 def schedule(m, n, groups, stages=2, **more):
@@ -31,7 +31,7 @@ SCHEDULES = {
 
 
 def compiled(s, mask="none", d=16, e=16, spec="lse", lazy=2.0, dtype="f16", sums="rounded"):
-    return SPECS[spec].compile(target="sm_90a", schedule=s, T=DTYPES[dtype], D=d, E=e, mask=mask, lazy=lazy, sums=sums)
+    return attention.compile(**VARIANTS[spec], target="sm_90a", schedule=s, T=DTYPES[dtype], D=d, E=e, mask=mask, lazy=lazy, sums=sums)
 
 
 def arguments(m, n, d=16, e=16, seed=0):

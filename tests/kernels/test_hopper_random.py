@@ -11,7 +11,7 @@ import pytest
 import fcgen as fc
 from fcgen.errors import FcError
 from fcgen.ir.types import DTYPES
-from fcgen.kernels.attention import SPECS
+from fcgen.kernels.attention import VARIANTS, attention
 from fcgen.kernels.reference import attention_reference
 from fcgen.sim.machine import simulate
 
@@ -43,11 +43,11 @@ def drawn(rng: random.Random, mask: str, lazy: float) -> fc.Schedule:
 def test_a_schedule_is_right_or_refused_with_a_reason(seed: int) -> None:
     rng, ran = random.Random(seed), 0
     for _ in range(12):
-        spec, dtype = rng.choice(tuple(SPECS)), DTYPES[rng.choice(("f16", "bf16"))]
+        spec, dtype = rng.choice(tuple(VARIANTS)), DTYPES[rng.choice(("f16", "bf16"))]
         d, e, mask, lazy, sums = (rng.choice(x) for x in ((16, 24, 64), (16, 40, 64, 80), MASKS, (0.0, 2.0, 5.5), SUMS))
         schedule = drawn(rng, mask, lazy)
         m, n = rng.choice((1, 64, 65, 130, 200)), rng.choice((1, 15, 16, 33, 70, 150))
-        p = SPECS[spec].compile(target="sm_90a", schedule=schedule, T=dtype, D=d, E=e, mask=mask, lazy=lazy, sums=sums)
+        p = attention.compile(**VARIANTS[spec], target="sm_90a", schedule=schedule, T=dtype, D=d, E=e, mask=mask, lazy=lazy, sums=sums)
         what = f"{schedule}; {spec} {dtype} d={d} e={e} {mask} lazy={lazy} {sums} m={m} n={n}"
         try:
             assert p.cuda, what
@@ -77,13 +77,13 @@ def test_a_schedule_is_right_or_refused_with_a_reason(seed: int) -> None:
 def test_what_does_not_go_together_is_refused(fields: dict[str, Any], message: str) -> None:
     schedule = fc.Schedule(tiles={"BLOCK_M": 128, "BLOCK_N": 32}, warps=8, math="wgmma", copy="tma", **fields)
     with pytest.raises(FcError, match=message):
-        _ = SPECS["lse"].compile(target="sm_90a", schedule=schedule, T=fc.f16, D=32, E=32, mask="causal_top_left").machine
+        _ = attention.compile(target="sm_90a", schedule=schedule, T=fc.f16, D=32, E=32, mask="causal_top_left").machine
 
 
 @pytest.mark.parametrize("dtype", [fc.f16, fc.bf16], ids=str)
 def test_ones_compile_for_both_types(dtype: Any) -> None:
     schedule = fc.Schedule(tiles={"BLOCK_M": 64, "BLOCK_N": 32}, math="wgmma", copy="tma", ones="acc")
-    p = SPECS["lse"].compile(target="sm_90a", schedule=schedule, T=dtype, D=64, E=64, lazy=5.5, sums="rounded")
+    p = attention.compile(target="sm_90a", schedule=schedule, T=dtype, D=64, E=64, lazy=5.5, sums="rounded")
     assert "pack_" + dtype.name + "(1.0f, 1.0f)" in p.cuda and p.resources.spill_stores == 0
 
 
@@ -91,7 +91,7 @@ def test_ones_compile_for_both_types(dtype: Any) -> None:
 def test_a_loop_that_stages_a_tile_of_all_rows_is_walked_by_all_together(mask: str) -> None:
     """Its barriers are of all warps: no warpgroup may leave tiles out that only others need."""
     schedule = fc.Schedule(tiles={"BLOCK_M": 128, "BLOCK_N": 32}, warps=8, math="wgmma", copy="tma", reuse_frags=False)
-    p = SPECS["lse"].compile(target="sm_90a", schedule=schedule, T=fc.f16, D=32, E=32, mask=mask)
+    p = attention.compile(target="sm_90a", schedule=schedule, T=fc.f16, D=32, E=32, mask=mask)
     rng = np.random.default_rng(0)
     q, k, v = (rng.standard_normal((1, 1, n, 32)).astype(np.float16) for n in (200, 150, 150))
     result = simulate(p.machine, {"Q": q, "K": k, "V": v, "scale": 0.2}, p.target, seed=0)

@@ -13,7 +13,7 @@ import pytest
 import fcgen as fc
 from fcgen.ir.types import Buffer
 from fcgen.kernels import hopper_schedules
-from fcgen.kernels.attention import SPECS
+from fcgen.kernels.attention import VARIANTS, attention
 from fcgen.kernels.reference import attention_reference
 from fcgen.program import Program
 from fcgen.sim.machine import simulate
@@ -28,7 +28,7 @@ ATOL = {fc.f16: 3e-3, fc.bf16: 2e-2}
 
 def compiled(row: str, mask: str, spec: str) -> Program:
     r = ROWS[row]
-    return SPECS[spec].compile(target="sm_90a", schedule=r.schedule, T=DTYPE[spec], D=r.head, E=min(r.head, r.value), mask=mask, lazy=hopper_schedules.LAZY,
+    return attention.compile(**VARIANTS[spec], target="sm_90a", schedule=r.schedule, T=DTYPE[spec], D=r.head, E=min(r.head, r.value), mask=mask, lazy=hopper_schedules.LAZY,
                               sums=r.sums)
 
 

@@ -14,7 +14,7 @@ from fcgen.errors import FcError
 from fcgen.ir.core import Kernel, walk_kernel
 from fcgen.ir.schedule import Schedule
 from fcgen.ir.text import parse_kernel
-from fcgen.kernels.attention import attention_no_lse
+from fcgen.kernels import attention as library
 from fcgen.kernels.hopper_schedules import ROWS
 
 HOPPER = {"math": "wgmma", "copy": "tma"}
@@ -22,7 +22,7 @@ HOPPER = {"math": "wgmma", "copy": "tma"}
 
 def attention(target: str = "sm_89", mask: str = "causal_top_left", d: int = 32, lazy: float = 0.0, **schedule):
     tiles = schedule.pop("tiles", {"BLOCK_M": 64, "BLOCK_N": 32})
-    return attention_no_lse.compile(target=target, schedule=Schedule(tiles=tiles, **schedule), T=fc.f16, D=d, E=d, mask=mask, lazy=lazy,
+    return library.attention.compile(LSE=None, target=target, schedule=Schedule(tiles=tiles, **schedule), T=fc.f16, D=d, E=d, mask=mask, lazy=lazy,
                                     sums="rounded")
 
 
@@ -126,8 +126,8 @@ def test_one_dot_of_several_may_have_a_family_of_its_own_on_hopper() -> None:
     (lambda: gating(skip_ones=True), "skip_ones", "tile * row"), (lambda: rows(epilogue="quad"), "epilogue", "direct"),
     (lambda: gating(epilogue="quad"), "epilogue", "direct"), (lambda: rows(math="fma"), "math", "leave math out"),
     (lambda: rows(copy="vector"), "copy", "leave copy out"), (lambda: rows("sm_90a", copy="tma"), "copy", "leave copy out"),
-    (lambda: rows(stages=3), "stages", "a load that a dot of a loop reads"), (lambda: rows(split="branch"), "split", "loops"),
-    (lambda: attention(stages={"q": 3}), "%q is not loaded ahead", "a load that a dot of a loop reads"),
+    (lambda: rows(stages=3), "stages", "a load in a loop with dots"), (lambda: rows(split="branch"), "split", "loops"),
+    (lambda: attention(stages={"q": 3}), "%q is not loaded ahead", "a load in a loop with dots"),
     (lambda: attention(copy="vector", stages=3), "stages", "cp_async"), (lambda: attention(ahead=True), "ahead", "stages=1"),
     (lambda: multiplied(from_end="cols"), "from_end", "neighbours"),
 ])
@@ -139,7 +139,7 @@ def test_what_has_no_effect_is_refused(make, said: str, there: str) -> None:
     assert caught.value.hint or caught.value.expected
 
 
-def test_loads_from_places_that_a_tensor_decides_run_ahead() -> None:
+def test_loads_from_places_that_a_table_decides_run_ahead() -> None:
     @fc.kernel
     def paged(X: "T[N, D]", K: "T[P, B, D]", table: "i32[P]", Y: "out f32[N, B]", *, n: "i32"):
         (at,) = fc.grid(fc.tile(X.N, "BM"))
@@ -173,6 +173,23 @@ def test_loads_from_places_that_the_loop_itself_writes_do_not_run_ahead() -> Non
 
     with pytest.raises(FcError, match="%k is not loaded ahead"):
         _ = chased.compile(target="sm_89", schedule=Schedule(tiles={"BM": 64, "ONE": 16}, stages={"k": 3}), T=fc.f16, D=32, B=32).machine
+
+
+@pytest.mark.parametrize("target, more", [("sm_89", {}), ("sm_90a", {"math": "wgmma", "copy": "tma"})])
+def test_slots_for_a_load_that_no_ring_takes_are_refused(target, more) -> None:
+    """A row of f16 of which one element is copied at a time: neither kind of copy moves 2 bytes."""
+    @fc.kernel
+    def shifted(A: "T[M, K]", B: "T[N, K]", S: "T[K, 3]", C: "out f32[M, N]"):
+        rows, cols = fc.grid(fc.tile(A.M, "BM"), fc.tile(B.N, "BN"))
+        acc = fc.var(fc.zeros(rows, cols))
+        for depth in fc.loop(fc.tile(A.K, "BK")):
+            row = fc.load(S[depth, 1])
+            acc <<= acc + fc.dot((fc.load(A[rows, depth]) * row), fc.load(B[cols, depth]).T)
+        fc.store(C[rows, cols], acc)
+
+    schedule = Schedule(tiles={"BM": 64, "BN": 64, "BK": 64}, stages={"row": 3}, **more)
+    with pytest.raises(FcError, match="%row is not loaded ahead"):
+        _ = shifted.compile(target=target, schedule=schedule, T=fc.f16).machine
 
 
 def test_tile_ir_has_its_tile_sizes() -> None:

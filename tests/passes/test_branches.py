@@ -9,7 +9,7 @@ import pytest
 
 import fcgen as fc
 from fcgen.ir.core import Op, free_values, walk, walk_kernel
-from fcgen.kernels.attention import SPECS
+from fcgen.kernels.attention import attention
 from fcgen.kernels.reference import attention_reference
 from fcgen.passes import run_passes
 
@@ -20,7 +20,7 @@ MASKS = ("none", "causal_top_left", "causal_bottom_right")
 def compiled(mask: str = "causal_bottom_right", target: str = "sm_90a", **more: Any) -> Any:
     fields = {"split": "branch", **(HOPPER if target == "sm_90a" else {}), **more}
     schedule = fc.Schedule(tiles={"BLOCK_M": 128, "BLOCK_N": 32}, warps=8, **fields)
-    return SPECS["lse"].compile(target=target, schedule=schedule, T=fc.f16, D=32, E=32, mask=mask, lazy=2.0)
+    return attention.compile(target=target, schedule=schedule, T=fc.f16, D=32, E=32, mask=mask, lazy=2.0)
 
 
 def masking(ops: Any) -> list[Op]:
@@ -147,7 +147,7 @@ def test_what_a_rare_branch_leaves_is_there_for_others() -> None:
 def test_waits_stand_in_front_of_a_rare_branch() -> None:
     """What follows the branch and the product that reads the tile are one piece of straight code, in which the two may be mixed."""
     schedule = fc.Schedule(tiles={"BLOCK_M": 64, "BLOCK_N": 64}, stages=1, ahead=True)
-    p = SPECS["plain"].compile(target="sm_90", schedule=schedule, T=fc.bf16, D=64, E=64, mask="none")
+    p = attention.compile(LSE=None, target="sm_90", schedule=schedule, T=fc.bf16, D=64, E=64, mask="none")
     votes = 0
     for loop in (o for o in walk_kernel(p.machine) if o.kind == "for" and not o.get("unroll")):
         rare = {o.result for o in loop.regions[0].ops if o.kind == "vote_any"}

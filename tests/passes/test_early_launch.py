@@ -12,7 +12,7 @@ import fcgen as fc
 from fcgen.errors import FcError
 from fcgen.ir.async_ops import reaches_tensors
 from fcgen.ir.core import Kernel, Op, walk
-from fcgen.kernels.attention import SPECS
+from fcgen.kernels import attention as library
 from fcgen.sim.machine import simulate
 from tests.kernels.test_stores import product
 
@@ -21,7 +21,7 @@ TILES = {"BLOCK_M": 64, "BLOCK_N": 32}
 
 
 def attention(**more: Any) -> Any:
-    return SPECS["lse"].compile(target="sm_90a", schedule=fc.Schedule(tiles=TILES, **{**HOPPER, **more}), T=fc.f16, D=32, E=32, mask="none")
+    return library.attention.compile(target="sm_90a", schedule=fc.Schedule(tiles=TILES, **{**HOPPER, **more}), T=fc.f16, D=32, E=32, mask="none")
 
 
 def top_level(role: Any) -> list[str]:
@@ -63,7 +63,7 @@ def test_the_launch_is_told(pdl: bool) -> None:
 
 def test_targets_without_it_refuse() -> None:
     with pytest.raises(FcError, match="sm_89 has no programmatic dependent launch"):
-        _ = SPECS["lse"].compile(target="sm_89", schedule=fc.Schedule(tiles=TILES, pdl=True), T=fc.f16, D=32, E=32, mask="none").machine
+        _ = library.attention.compile(target="sm_89", schedule=fc.Schedule(tiles=TILES, pdl=True), T=fc.f16, D=32, E=32, mask="none").machine
 
 
 def without(kernel: Kernel, role: int, kind: str) -> Kernel:

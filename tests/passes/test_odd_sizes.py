@@ -10,7 +10,7 @@ from benchmarks.schedule_pairs import row_softmax
 from fcgen import compiler
 from fcgen.ir.core import walk_kernel
 from fcgen.ir.schedule import Schedule
-from fcgen.kernels.attention import attention_no_lse
+from fcgen.kernels.attention import attention
 from fcgen.sim.trial import random_inputs
 
 FAMILIES = {"mma": {}, "fma": {"math": "fma"}, "wmma": {"math": "wmma"}, "tma": {"copy": "tma"}, "wgmma": {"math": "wgmma", "copy": "tma"}}
@@ -31,7 +31,7 @@ def test_products_of_any_depth_and_width(family: str, d: int, e: int) -> None:
     """An axis of one element was left as it is, and no matrix instruction takes it: an internal error, or a refusal."""
     target = "sm_90a" if "tma" in family or family == "wgmma" else "sm_89"
     schedule = Schedule(tiles={"BLOCK_M": 64, "BLOCK_N": 32}, **FAMILIES[family])
-    same(attention_no_lse.compile(target=target, schedule=schedule, T=fc.f16, D=d, E=e, mask="none"), B=1, H=1, G=1, M=20, N=40)
+    same(attention.compile(LSE=None, target=target, schedule=schedule, T=fc.f16, D=d, E=e, mask="none"), B=1, H=1, G=1, M=20, N=40)
 
 
 @pytest.mark.parametrize("bm, d", [(4, 64), (4, 40), (2, 256), (4, 512), (8, 64)])

@@ -7,7 +7,7 @@ import pytest
 
 import fcgen as fc
 from fcgen.grouped import packed
-from fcgen.kernels.attention import SPECS
+from fcgen.kernels.attention import attention
 from fcgen.kernels.reference import attention_reference
 from fcgen.runtime.tensors import TensorArg
 
@@ -39,7 +39,7 @@ def test_the_packed_call_gives_what_the_plain_one_gives(h: int, g: int, mask: st
     rows = packed({name: arg(t) for name, t in x.items()}, mask)
     assert rows is not None and rows["Q"].shape == (2, g, h // g * m, 16) and rows["LSE"].shape == (2, g, h // g * m)
     given = {name: view(t, rows[name]) for name, t in x.items()}
-    p = SPECS["lse"].compile(target="sm_89", schedule=SCHEDULE, T=fc.f16, D=16, E=16, mask="none")
+    p = attention.compile(target="sm_89", schedule=SCHEDULE, T=fc.f16, D=16, E=16, mask="none")
     got = p.simulate(Q=given["Q"], K=given["K"], V=given["V"], scale=0.3)
     given["O"][...], given["LSE"][...] = got["O"], got["LSE"]  # through the views, into [B, H, M, D]
     want, lse = attention_reference(x["Q"], x["K"], x["V"], mask=mask, scale=0.3)

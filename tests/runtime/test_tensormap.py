@@ -50,6 +50,12 @@ def test_strides_that_are_legal(fake, shape, strides, want):
     assert fake.encoded[0][4] == want
 
 
+def test_a_tensor_of_one_axis_is_a_row_of_two(fake):
+    """The driver takes no map of one axis."""
+    tensormap.encode(0, "f32", (70,), (1,), (1, 64), 0)
+    assert [x for x in fake.encoded[0]][1:6] == [2, 0, [70, 1], [288], [64, 1]]
+
+
 @pytest.mark.parametrize(("change", "said"), [
     ({"ptr": 0x1008}, "not aligned"),
     ({"strides": (65, 1)}, "axis 0 of argument `Q` is not aligned"),

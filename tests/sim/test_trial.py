@@ -14,7 +14,7 @@ from fcgen.compiler import from_text
 from fcgen.errors import FcError
 from fcgen.ir.core import walk_kernel
 from fcgen.kernels import hopper_schedules
-from fcgen.kernels.attention import SPECS
+from fcgen.kernels.attention import attention
 from fcgen.sim.coverage import Coverage, never_ran, one_way, short_rings
 from fcgen.sim.draw import Draws, meaning
 from fcgen.sim.machine import simulate
@@ -106,7 +106,7 @@ def test_a_count_of_tiles_from_the_wrong_size_is_reported(program: Any) -> None:
 
 def test_blocks_that_take_several_tiles_take_as_many_as_their_rings_have_slots_twice_over() -> None:
     row = hopper_schedules.ROWS[2]
-    machine = SPECS["plain"].compile(target="sm_90a", schedule=row.schedule, T=fc.f16, D=64, E=64,
+    machine = attention.compile(LSE=None, target="sm_90a", schedule=row.schedule, T=fc.f16, D=64, E=64,
                                      lazy=hopper_schedules.LAZY, sums=row.sums).machine
     planned = [Draws(machine, {}, machine, 3).trial(n) for n in range(12)]
     assert any(t.blocks == 1 and t.total >= 5 for t in planned) and {t.blocks for t in planned} == {1, 2, 3}

@@ -1,0 +1,111 @@
+# mypy: disable-error-code="name-defined, valid-type, syntax"
+"""Five products of different shapes in one loop, each over a grid of warps: right in the simulator, and without spills."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import fcgen as fc
+from fcgen.ir.core import walk_kernel
+from fcgen.ir.layout import warp_grid
+
+LOG2E = 1.4426950408889634
+
+
+@fc.kernel
+def by_rows(Q: "T[B, H, M, D]", K: "T[B, H, N, D]", V: "T[B, H, N, D]", dO: "T[B, H, M, D]", LSE2: "f32[B, H, M]", Delta: "f32[B, H, M]",
+            dQ: "inout f32[B, H, M, D]", dK: "out T[B, H, N, D]", dV: "out T[B, H, N, D]", *, scale: f32 > 0):
+    """S and dP as the formulas have them: P and dS are read transposed, from shared memory."""
+    b, h, cols = fc.grid(Q.B, Q.H, fc.tile(K.N, "BLOCK_N"))
+    k, v = fc.load(K[b, h, cols]), fc.load(V[b, h, cols])
+    dk, dv = fc.var(fc.zeros(cols, K.D)), fc.var(fc.zeros(cols, K.D))
+    for rows in fc.loop(fc.tile(Q.M, "BLOCK_M")):
+        q, do = fc.load(Q[b, h, rows]), fc.load(dO[b, h, rows])
+        s, dp = fc.dot(q, k.T), fc.dot(do, v.T)
+        p = fc.exp2(s * (scale * LOG2E) - fc.load(LSE2[b, h, rows]))
+        ds = (p * (dp - fc.load(Delta[b, h, rows]))).to(K.dtype)
+        dv <<= dv + fc.dot(p.to(V.dtype).T, do)
+        dk <<= dk + fc.dot(ds.T, q)
+        dq = fc.dot(ds, k)
+        fc.atomic_add(dQ[b, h, rows], dq * scale)
+    fc.store(dK[b, h, cols], (dk * scale).to(K.dtype))
+    fc.store(dV[b, h, cols], dv.to(V.dtype))
+
+
+@fc.kernel
+def turned(Q: "T[B, H, M, D]", K: "T[B, H, N, D]", V: "T[B, H, N, D]", dO: "T[B, H, M, D]", LSE2: "f32[B, H, M]", Delta: "f32[B, H, M]",
+           dQ: "inout f32[B, H, M, D]", dK: "out T[B, H, N, D]", dV: "out T[B, H, N, D]", *, scale: f32 > 0):
+    """All products as their transposes, that of dQ too: tiles of rows need be no multiple of 64."""
+    b, h, cols = fc.grid(Q.B, Q.H, fc.tile(K.N, "BLOCK_N"))
+    k, v = fc.load(K[b, h, cols]), fc.load(V[b, h, cols])
+    dk, dv = fc.var(fc.zeros(cols, K.D)), fc.var(fc.zeros(cols, K.D))
+    for rows in fc.loop(fc.tile(Q.M, "BLOCK_M")):
+        q, do = fc.load(Q[b, h, rows]), fc.load(dO[b, h, rows])
+        s = fc.dot(k, q.T)
+        p = fc.exp2(s * (scale * LOG2E) - fc.load(LSE2[b, h, rows]))
+        dv <<= dv + fc.dot(p.to(V.dtype), do)
+        dp = fc.dot(v, do.T)
+        ds = (p * (dp - fc.load(Delta[b, h, rows]))).to(K.dtype)
+        dk <<= dk + fc.dot(ds, q)
+        dq = fc.dot(k.T, ds)
+        fc.atomic_add(dQ[b, h, rows], dq.T * scale)
+    fc.store(dK[b, h, cols], (dk * scale).to(K.dtype))
+    fc.store(dV[b, h, cols], dv.to(V.dtype))
+
+
+@pytest.fixture
+def by_columns(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "examples"))
+    for module in ("harness", "backward"):
+        sys.modules.pop(module, None)
+    return importlib.import_module("backward")
+
+
+def hopper(m, n, groups, **more):
+    return fc.Schedule(tiles={"BLOCK_M": m, "BLOCK_N": n}, warps=4 * groups, math="wgmma", copy="tma",
+                       **{"epilogue": "tma", "stages": {"q": 2, "do": 2}, **more})
+
+
+def ada(m, n, warps, **more):
+    return fc.Schedule(tiles={"BLOCK_M": m, "BLOCK_N": n}, warps=warps, **{"stages": 1, "epilogue": "direct", **more})
+
+
+#: spec ("" is the example's), head, schedule, grids that the products have
+CASES = {
+    "64x128": ("", 128, hopper(64, 128, 2), {(8, 1), (4, 2)}),
+    "64x128 direct": ("", 64, hopper(64, 128, 2, epilogue="direct"), {(8, 1), (4, 2)}),
+    "64x64, grids": ("", 64, hopper(64, 64, 2, grid={"s": (1, 1), "dp": (1, 1), "dv": (1, 2), "dk": (1, 2), "dq": (1, 2)}), {(4, 1), (4, 2)}),
+    "one warpgroup": ("", 64, hopper(64, 64, 1), {(4, 1)}),
+    "rows 128x128": ("by_rows", 64, hopper(128, 128, 2), {(8, 1)}),
+    "rows 64x128": ("by_rows", 128, hopper(64, 128, 2), {(8, 1), (4, 2)}),
+    "turned 80x128": ("turned", 64, hopper(80, 128, 2, grid={"dq": (1, 1)}), {(8, 1), (4, 1)}),
+    "ada": ("", 128, ada(32, 64, 8), {(4, 2), (2, 4)}),
+    "ada rows": ("by_rows", 64, ada(32, 64, 4), {(4, 1), (2, 2)}),
+}
+
+
+def case(name, by_columns, target, sizes):
+    """(program, arguments, gradients)."""
+    which, d, schedule, _ = CASES[name]
+    spec = {"by_rows": by_rows, "turned": turned}.get(which, by_columns.backward)
+    p = spec.compile(target=target, schedule=schedule, T=fc.f16, D=d)
+    given = by_columns.inputs(np.random.default_rng(d), m=sizes[0], n=sizes[1], d=d)
+    args = {k: x.astype(np.float16 if k in ("Q", "K", "V", "dO") else np.float32) if k != "scale" else x for k, x in given.items()}
+    return p, args, by_columns.reference(**{k: np.asarray(x, np.float64) for k, x in args.items()})
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_five_products_in_a_loop(name, by_columns):
+    _, _, schedule, grids = CASES[name]
+    m, n = dict(schedule.tiles)["BLOCK_M"], dict(schedule.tiles)["BLOCK_N"]
+    p, args, want = case(name, by_columns, "sm_90a" if schedule.math == "wgmma" else "sm_89", (2 * m + 9, n + 7))
+    got = p.simulate(**args)
+    for out in want:
+        assert np.abs(got[out] - want[out]).max() < 3e-3, out
+    assert {warp_grid(o.result.type.layout) for o in walk_kernel(p.machine) if o.kind in ("wgmma", "mma")} == grids
+    assert not p.resources.spills
