@@ -9,7 +9,7 @@ to be ahead, since its readers take it into registers at once.
 from __future__ import annotations
 
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..ir.access import Access
 from ..ir.alignment import WIDEST
@@ -103,15 +103,16 @@ def _room(homes: Homes, stored: set[Value]) -> int:
         if op.result in stored:
             slots = op.get("stages", schedule.slots) if loop is not None else 1
             rings[op["site"]] = max(rings.get(op["site"], 0), slots * _bytes(op.result.type))
-    staged: dict[str, int] = {}
+    staged: dict[Any, int] = {}
     for op in walk(homes.kernel.body):
         if op.kind == "dot":
             for n, v in enumerate(op.operands[:2]):
-                if homes.source(v)[0] not in stored and not (n == 0 and homes.home.get(v) == homes.a_layout(op)):
+                held = n == 0 and op["math"] in ("mma", "wgmma") and homes.home.get(v) == homes.a_layout(op)
+                if homes.source(v)[0] not in stored and not held:
                     slots = 2 if n and op["math"] == "wgmma" else 1  # `prologues` makes it ahead
-                    staged[f"{op['site']}.{n}"] = slots * _bytes(v.type)
+                    staged[op["site"], n] = slots * _bytes(v.type)
         elif op.kind == "store" and schedule.copy == "tma" and schedule.epilogue in ("tma", "smem") and len(op.operands[1].type.shape) == 2:
-            staged[op.operands[0].name] = _bytes(op.operands[1].type)
+            staged[op.operands[0]] = _bytes(op.operands[1].type)
     return room - sum(rings.values()) - sum(staged.values())
 
 
