@@ -65,6 +65,19 @@ def test_products_of_8_bits(name: str, target: str, math: str) -> None:
     assert (f".{ptx}.{ptx}" in program.cuda) == used and program.cubin
 
 
+@pytest.mark.parametrize(("name", "math", "grid", "tile"), [
+    ("i8", "mma", (1, 4), (16, 96)), ("u8", "mma", (2, 2), (32, 384)), ("f8e4m3", "mma", (4, 1), (64, 192)), ("f8e5m2", "wgmma", (1, 2), (64, 64)),
+    ("i8", "wgmma", (2, 1), (128, 32)), ("u8", "wgmma", (1, 2), (128, 96))])
+def test_products_of_8_bits_over_a_grid_of_warps(name: str, math: str, grid: tuple[int, int], tile: tuple[int, int]) -> None:
+    dtype, copy = DTYPES[name], "tma" if math == "wgmma" else "cp_async"
+    tiles = {"BM": tile[0], "BN": tile[1], "BK": 64}
+    schedule = fc.Schedule(tiles=tiles, warps=8 if math == "wgmma" else 4, math=math, copy=copy, grid={"acc": grid})
+    program = product.compile(target="sm_90a", schedule=schedule, T=dtype, S=dtype.computed)
+    a, b, want = operands(name, tile[0] + 6, tile[1] + 10, 112)
+    np.testing.assert_allclose(program.simulate(A=a, B=b)["C"], want, rtol=0, atol=1e-4 * np.abs(want).max() if dtype.is_float else 0)
+    assert program.cubin
+
+
 @pytest.mark.parametrize("across", [False, True])
 @pytest.mark.parametrize("math", ["mma", "wgmma"])
 def test_an_operand_across_the_depth_is_refused(across: bool, math: str) -> None:
