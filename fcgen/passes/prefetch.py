@@ -3,7 +3,8 @@
 In: machine IR with its rings. Out: the same, where of each loop that issues products or copies the reads (`gather`, and loads that no ring
 took) whose places follow from the loop's index are made for the next iteration and carried to it. A read whose place another read decides,
 an entry of a table of tables, needs that one's result when it is issued: the other is made one more iteration ahead, so that no read waits
-for a read. Guaranteed: reads past the loop's end stay inside of their tensors, or make zeros that nobody uses.
+for a read. Rows stay where they are if the loop's products leave no registers for two of each. Guaranteed: reads past the loop's end stay
+inside of their tensors, or make zeros that nobody uses.
 """
 
 from __future__ import annotations
@@ -22,23 +23,24 @@ from .common import ELEMENTWISE
 ENGINES = {"dot", "cp_async", "tma_load"}
 #: what may stand between the index and a place that is read
 PLACES = ELEMENTWISE | {"const", "size", "iota", "full", "broadcast", "transpose"}
-#: registers of a thread that what is read ahead may take, each read by itself
-MOST = 16
+#: registers of a thread that what is read ahead may take, each read by itself; those that addresses, counters and narrow operands take
+MOST, OTHERS = 16, 40
 
 
 def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
     written = {o.operands[0] for o in walk_kernel(kernel) if o.kind == "store"}
     found: list[_Read] = []
-    after = map_bodies(kernel, lambda body: _block(body, written, found))
+    regs = min(target.regs_per_thread, target.regs_per_sm // (32 * schedule.warps * schedule.min_blocks)) - OTHERS
+    after = map_bodies(kernel, lambda body: _block(body, written, found, regs))
     return map_bodies(after, remove_dead) if found else kernel
 
 
-def _block(block: Block, written: set[Value], found: list[_Read]) -> Block:
+def _block(block: Block, written: set[Value], found: list[_Read], regs: int) -> Block:
     b = Builder()
     for op in block.ops:
-        op = replace(op, regions=tuple(_block(r, written, found) for r in op.regions)) if op.regions else op
+        op = replace(op, regions=tuple(_block(r, written, found, regs) for r in op.regions)) if op.regions else op
         if op.kind == "for" and not op.get("unroll") and any(o.kind in ENGINES for o in walk(op.regions[0])):
-            reads = _reads(op.regions[0], written)
+            reads = _reads(op.regions[0], written, regs)
             if reads:
                 found += reads
                 op = _Ahead(op, reads).loop(b)
@@ -56,24 +58,30 @@ class _Read:
     ahead: int = 1
 
 
-def _reads(body: Block, written: set[Value]) -> list[_Read]:
+def _reads(body: Block, written: set[Value], regs: int) -> list[_Read]:
     """In order. One that is too large, or whose place follows from anything but the index, is left where it is."""
     made = {r: o for o in body.ops for r in o.results}
+    room = regs - sum(_words(o.result) for o in walk(body) if o.kind == "dot")
     found: dict[Value, _Read] = {}
     for op in body.ops:
-        if op.kind in ("gather", "load") and op.operands[0] not in written and _small(op.result) and guarded(op, made):
+        if op.kind in ("gather", "load") and op.operands[0] not in written and guarded(op, made):
+            words = _words(op.result)
+            if not (isinstance(op.result.type, Scalar) or 0 < words <= min(MOST, room // 2)):
+                continue
             places = _places(op, body, made, found)
             if places is not None and (places or any(v is body.args[0] or v in found for v in op.operands)):
                 found[op.result] = _Read(op, places)
+                room -= 2 * words
     for read in reversed(found.values()):
         for v in {v for o in (read.op, *read.places) for v in o.operands if v in found}:
             found[v].ahead = max(found[v].ahead, read.ahead + 1)
     return list(found.values())
 
 
-def _small(v: Value) -> bool:
+def _words(v: Value) -> int:
+    """Registers of a thread; 0 where no layout says so."""
     t = v.type
-    return isinstance(t, Scalar) or (isinstance(t, Frag) and isinstance(t.layout, RegLayout) and t.layout.regs * t.dtype.bytes <= 4 * MOST)
+    return -(-t.layout.regs * t.dtype.bytes // 4) if isinstance(t, Frag) and isinstance(t.layout, RegLayout) else 0
 
 
 def guarded(op: Op, made: Container[Value]) -> bool:
