@@ -95,7 +95,8 @@ def _copied(homes: Homes, op: Op, loop: Block | None, written: set[Value]) -> bo
 
 
 def _room(homes: Homes, stored: set[Value]) -> int:
-    """Bytes of shared memory that nothing else is known to take."""
+    """Bytes of shared memory that nothing else is known to take. Tiles that wait for bulk stores share bytes where the block would not fit
+    without that, as in `alloc`."""
     schedule, target = homes.schedule, homes.target
     room = min(target.smem_per_block, target.smem_per_sm // schedule.min_blocks - target.smem_reserved) - OTHERS
     rings: dict[str, int] = {}
@@ -104,6 +105,7 @@ def _room(homes: Homes, stored: set[Value]) -> int:
             slots = op.get("stages", schedule.slots) if loop is not None else 1
             rings[op["site"]] = max(rings.get(op["site"], 0), slots * _bytes(op.result.type))
     staged: dict[Any, int] = {}
+    sent: dict[Value, int] = {}
     for op in walk(homes.kernel.body):
         if op.kind == "dot":
             for n, v in enumerate(op.operands[:2]):
@@ -112,8 +114,10 @@ def _room(homes: Homes, stored: set[Value]) -> int:
                     slots = 2 if n and op["math"] == "wgmma" else 1  # `prologues` makes it ahead
                     staged[op["site"], n] = slots * _bytes(v.type)
         elif op.kind == "store" and schedule.copy == "tma" and schedule.epilogue in ("tma", "smem") and len(op.operands[1].type.shape) == 2:
-            staged[op.operands[0]] = _bytes(op.operands[1].type)
-    return room - sum(rings.values()) - sum(staged.values())
+            sent[op.operands[0]] = _bytes(op.operands[1].type)
+    room -= sum(rings.values()) + sum(staged.values())
+    apart = room - sum(sent.values())
+    return apart if apart >= 0 else room - max(sent.values(), default=0)
 
 
 def _bytes(t: Tile) -> int:

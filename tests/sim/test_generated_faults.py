@@ -63,7 +63,9 @@ BENIGN: list[tuple[str, set[str], str, str]] = [
      "a K that this warpgroup does not read: it is started before the V that was waited for, or, in front of the first of a tile, a turn "
      "ago the other group had released all K: so the arrival falls into the right phase"),
     ("drop-phase-wait", {"programs"}, r"^mbar_wait [01]: mbar_wait [qk]_empty", "the first tile of a ring, which is empty"),
+    ("drop-phase-wait", {"staged"}, r"^mbar_wait 0: mbar_wait b_empty", "the tile made in front of the loop is the first of a ring, which is empty"),
     ("early-load", {"programs"}, r"^tma_load 1: tma_load K", "the first tile of a ring, which is empty"),
+    ("early-load", {"staged"}, r"^tma_load 0: tma_load B", "the tile made in front of the loop is the first of a ring, which is empty"),
     ("early-load", {"carried"}, r"^tma_load 1: tma_load B",
      "A's slot was waited for, and is released behind the same settle as B's; bytes may come before they are announced"),
     ("drop-syncwarp", {"carried"}, r"^syncwarp 0: syncwarp, before st_shared acc, acc_tile$",
