@@ -110,7 +110,16 @@ class Program:
 
     @functools.cached_property
     def built(self) -> compiler.Built:
-        built = compiler.build(self._source, self.schedule, self.target, check=not self.trust, progress=self.progress)
+        build = lambda: compiler.build(self._source, self.schedule, self.target, check=not self.trust, progress=self.progress)
+        try:
+            built = build()
+        except FcError as e:
+            if e.code != "compile/ptxas" or not (self.why and self.schedule.late):
+                raise
+            # which products this toolkit keeps in flight is known when it has compiled them; the schedule was ours to choose
+            self.schedule, self.why = replace(self.schedule, late=(), tokens=False), (*self.why, "no dot runs late: ptxas serialised them")
+            self.__dict__.pop("machine", None)
+            built = build()
         for kind, text in built.remarks:
             if kind in TOLD and not self.quiet:
                 warnings.warn(FcWarning(text), stacklevel=4)

@@ -26,10 +26,11 @@ from .cuda_words import wished
 @dataclass
 class Frame:
     """An open block. before: where declarations hoisted out of it go (they belong to the parent frame). cache: hoisted text ->
-    name."""
+    name; spent: those that had another value."""
 
     before: Segment | None = None
     cache: dict[tuple[str, str], X] = field(default_factory=dict)
+    spent: set[tuple[str, str]] = field(default_factory=set)
 
 
 @dataclass
@@ -151,7 +152,7 @@ class Emitter:
         if x.text.isidentifier():
             return x
         depth = min(x.depth, self.depth)
-        name = frame.cache[key] = X(self.names(wish) if depth else self.once(key, wish), depth=depth)
+        name = frame.cache[key] = X(self.names(wish) if depth or key in frame.spent else self.once(key, wish), depth=depth)
         line = f"{ctype} {name} = {x};" if ctype.endswith("*") else f"const {ctype} {name} = {x};"
         if x.depth >= self.depth:
             self.w.line(line)
@@ -165,7 +166,8 @@ class Emitter:
         """These variables have other values from here on: constants that were made of them are not shared any more."""
         mentions = re.compile(rf"\b({'|'.join(map(re.escape, variables))})\b").search
         for frame in self.frames:
-            frame.cache = {key: x for key, x in frame.cache.items() if not mentions(key[1])}
+            frame.spent |= {key for key in frame.cache if mentions(key[1])}
+            frame.cache = {key: x for key, x in frame.cache.items() if key not in frame.spent}
         for v in [v for v, x in self.scalars.items() if mentions(x.text)]:
             del self.scalars[v]  # nothing may read a place of before
 
