@@ -71,6 +71,8 @@ KERNELS: dict[str, Job] = {
         _hopper(128, 64, 2, persistent="dynamic", epilogue="tma", pdl=True), d=64, e=72, mask="causal_top_left", lazy=LAZY, arch="sm_90a"
     ),
     "hopper_cluster": Job(_hopper(64, 64, 1, persistent="static", cluster={"rows": 2}), lazy=LAZY, arch="sm_90a"),
+    "warp_grid": Job(_schedule(32, 32, grid={"s": (2, 2)}), mask="causal_top_left"),
+    "hopper_grid": Job(_hopper(64, 32, 2, vote=False, grid={"s": (1, 1), "acc": (1, 2)}), mask="causal_bottom_right", arch="sm_90a"),
     "ragged_heads": Job(_schedule(64, 64), d=24, e=56, mask="causal_top_left"),
 }
 #: (B, H, G, M, N) of each run: odd ends, grouped heads, more than one row tile and key tile

@@ -12,10 +12,12 @@ from dataclasses import dataclass
 
 from ..errors import FcError
 from ..ir.core import Kernel, walk_kernel
-from ..ir.registers import MARGIN, at_launch, limit_of
+from ..ir.registers import at_launch, limit_of
 from ..ir.target import Target
 from .cuda_plan import make_plan
 
+#: registers that addresses, loop counters and temporaries take besides fragments (observed: 20 to 40)
+MARGIN = 24
 #: registers that ptxas wants for one wgmma besides its accumulator
 PRODUCT = 26
 

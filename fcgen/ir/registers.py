@@ -10,8 +10,6 @@ from .layout import OpaqueLayout
 from .target import Target
 from .types import Frag, Pending
 
-#: registers that addresses, loop counters and temporaries take besides fragments (observed: 20 to 40)
-MARGIN = 24
 #: ops whose results are made again where they are used
 VIEWS = {"broadcast", "transpose", "const", "iota", "full"}
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from ..ir.access import Access
 from ..ir.core import Block, Builder, Env, Kernel, Op, Value, copy_op, map_bodies, remove_dead, substitute, walk, walk_kernel
 from ..ir.layout import RegLayout
-from ..ir.registers import MARGIN, frag_words, least, limit_of
+from ..ir.registers import frag_words, least, limit_of
 from ..ir.schedule import Schedule
 from ..ir.target import Target
 from ..ir.types import Frag, Scalar
@@ -24,14 +24,14 @@ from .common import ELEMENTWISE
 ENGINES = {"dot", "cp_async", "tma_load"}
 #: what may stand between the index and a place that is read
 PLACES = ELEMENTWISE | {"const", "size", "iota", "full", "broadcast", "transpose"}
-#: registers of a thread that what is read ahead may take, each read by itself
-MOST = 16
+#: registers of a thread that what is read ahead may take, each read by itself; those that addresses, counters and narrow operands take
+MOST, OTHERS = 16, 40
 
 
 def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
     written = {o.operands[0] for o in walk_kernel(kernel) if o.kind == "store"}
     found: list[_Read] = []
-    regs = limit_of(kernel, target) - MARGIN
+    regs = limit_of(kernel, target) - OTHERS
     after = map_bodies(kernel, lambda body: _block(body, written, regs, found))
     return map_bodies(after, remove_dead) if found else kernel
 
