@@ -16,10 +16,11 @@ from itertools import product
 from typing import Any, NamedTuple
 
 from . import compiler
-from .backends.budget import Usage, check_budget, registers_at_launch
+from .backends.budget import Usage, check_budget
 from .backends.rates import RATES, Rates
 from .errors import FcError
 from .ir.core import Kernel, walk
+from .ir.registers import at_launch
 from .ir.schedule import NUMBERS, Schedule
 from .ir.target import Target
 from .lang.spec import Spec
@@ -273,7 +274,7 @@ class Chooser:
         """Where several blocks fit only if the compiler is told to keep to their registers, it is told."""
         usage = check_budget(machine, self.target)
         blocks = self._blocks(p, usage)
-        limit = registers_at_launch(self.target, usage.threads, blocks)
+        limit = at_launch(self.target, usage.threads, blocks)
         if p.math == "wgmma" or not self.narrow or blocks == 1 or limit >= min(usage.limit, usage.fragment_regs + self._spare(p)):
             return schedule, usage
         if usage.fragment_regs + self._spare(p) > limit:

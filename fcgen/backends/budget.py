@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from ..errors import FcError
 from ..ir.core import Kernel, walk_kernel
+from ..ir.registers import at_launch, limit_of
 from ..ir.target import Target
 from .cuda_plan import make_plan
 
@@ -51,8 +52,7 @@ def check_budget(kernel: Kernel, target: Target) -> Usage:
                       expected=f"at most {target.smem_per_sm} bytes with {target.smem_reserved} reserved per block",
                       got=f"{blocks} x {smem} bytes", hint="lower Schedule.min_blocks, or " + _smem_hint(kernel))
     plan = make_plan(kernel)
-    launch = registers_at_launch(target, threads, blocks)
-    limit = min(target.regs_per_thread, max(r.regs or launch for r in kernel.roles))
+    launch, limit = at_launch(target, threads, blocks), limit_of(kernel, target)
     _check_products(kernel, launch, threads)
     pool = sum(r.warps * r.regs for r in kernel.roles)
     if len(kernel.roles) > 1 and pool > launch * kernel.warps:
@@ -66,11 +66,6 @@ def check_budget(kernel: Kernel, target: Target) -> Usage:
                       loc=worst.loc if worst is not None else None, hint=_regs_hint(blocks))
     per_sm = target.smem_per_sm // (smem + target.smem_reserved) if smem else target.max_blocks_per_sm
     return Usage(smem, threads, plan.live_regs, plan.live_regs + MARGIN, limit, max(1, min(per_sm, target.max_blocks_per_sm)))
-
-
-def registers_at_launch(target: Target, threads: int, blocks: int) -> int:
-    """What a thread can have where so many blocks share a multiprocessor: each of its four schedulers has a quarter of the registers."""
-    return target.regs_per_sm // 4 // (-(-threads * blocks // 128) * 32) // 8 * 8
 
 
 def _check_products(kernel: Kernel, launch: int, threads: int) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from ..ir.core import Block, Kernel, Op, Value, walk
 from ..ir.elementwise import FNS
 from ..ir.layout import OpaqueLayout
+from ..ir.registers import frag_words
 from ..ir.types import Frag, Pending, Scalar
 
 #: ops whose result is a function of the same register of their operands (or of nothing but the register's number)
@@ -104,20 +105,6 @@ def _any_number(op: Op, maker: dict[Value, Op]) -> bool:
         known = [maker[v]["value"] for v in op.operands if v in maker and maker[v].kind == "const"]
         return any(abs(n) >= HASH for n in known)
     return op.kind in ("ld_global", "ld_shared", "gather", "bits")
-
-
-def frag_words(t: object) -> int:
-    """32-bit registers of a fragment."""
-    t = t.frag if isinstance(t, Pending) else t
-    if not isinstance(t, Frag):
-        return 0
-    if isinstance(t.layout, OpaqueLayout):
-        n = 1
-        for s in t.shape:
-            n *= s
-        split = {"a": t.layout.warps_m, "b": t.layout.warps_n, "acc": t.layout.warps}[t.layout.role]
-        return n // split * t.dtype.bytes // 4 // 32 * (1 if t.layout.role == "acc" else 2)
-    return -(-t.layout.regs * max(t.dtype.bits, 8 if t.dtype.bits == 1 else 0) // 32)
 
 
 def make_plan(kernel: Kernel) -> Plan:

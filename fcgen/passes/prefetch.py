@@ -3,8 +3,8 @@
 In: machine IR with its rings. Out: the same, where of each loop that issues products or copies the reads (`gather`, and loads that no ring
 took) whose places follow from the loop's index are made for the next iteration and carried to it. A read whose place another read decides,
 an entry of a table of tables, needs that one's result when it is issued: the other is made one more iteration ahead, so that no read waits
-for a read. Rows stay where they are if the loop's products leave no registers for two of each. Guaranteed: reads past the loop's end stay
-inside of their tensors, or make zeros that nobody uses.
+for a read. Tiles and rows are read where they are used if the loop has no registers left to hold them for so long. Guaranteed: reads past
+the loop's end stay inside of their tensors, or make zeros that nobody uses.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from ..ir.access import Access
 from ..ir.core import Block, Builder, Env, Kernel, Op, Value, copy_op, map_bodies, remove_dead, substitute, walk, walk_kernel
 from ..ir.layout import RegLayout
+from ..ir.registers import frag_words, least, limit_of
 from ..ir.schedule import Schedule
 from ..ir.target import Target
 from ..ir.types import Frag, Scalar
@@ -30,17 +31,17 @@ MOST, OTHERS = 16, 40
 def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
     written = {o.operands[0] for o in walk_kernel(kernel) if o.kind == "store"}
     found: list[_Read] = []
-    regs = min(target.regs_per_thread, target.regs_per_sm // (32 * schedule.warps * schedule.min_blocks)) - OTHERS
-    after = map_bodies(kernel, lambda body: _block(body, written, found, regs))
+    regs = limit_of(kernel, target) - OTHERS
+    after = map_bodies(kernel, lambda body: _block(body, written, regs, found))
     return map_bodies(after, remove_dead) if found else kernel
 
 
-def _block(block: Block, written: set[Value], found: list[_Read], regs: int) -> Block:
+def _block(block: Block, written: set[Value], regs: int, found: list[_Read]) -> Block:
     b = Builder()
     for op in block.ops:
-        op = replace(op, regions=tuple(_block(r, written, found, regs) for r in op.regions)) if op.regions else op
+        op = replace(op, regions=tuple(_block(r, written, regs, found) for r in op.regions)) if op.regions else op
         if op.kind == "for" and not op.get("unroll") and any(o.kind in ENGINES for o in walk(op.regions[0])):
-            reads = _reads(op.regions[0], written, regs)
+            reads = _reads(op.regions[0], written, regs - least(op.regions[0]))
             if reads:
                 found += reads
                 op = _Ahead(op, reads).loop(b)
@@ -58,30 +59,27 @@ class _Read:
     ahead: int = 1
 
 
-def _reads(body: Block, written: set[Value], regs: int) -> list[_Read]:
-    """In order. One that is too large, or whose place follows from anything but the index, is left where it is."""
+def _reads(body: Block, written: set[Value], spare: int) -> list[_Read]:
+    """In order. One that is too large, or whose place follows from anything but the index, is left where it is. spare: registers for this
+    iteration's and the next one's."""
     made = {r: o for o in body.ops for r in o.results}
-    room = regs - sum(_words(o.result) for o in walk(body) if o.kind == "dot")
     found: dict[Value, _Read] = {}
     for op in body.ops:
-        if op.kind in ("gather", "load") and op.operands[0] not in written and guarded(op, made):
-            words = _words(op.result)
-            if not (isinstance(op.result.type, Scalar) or 0 < words <= min(MOST, room // 2)):
-                continue
+        if op.kind in ("gather", "load") and op.operands[0] not in written and _small(op.result) and guarded(op, made):
             places = _places(op, body, made, found)
-            if places is not None and (places or any(v is body.args[0] or v in found for v in op.operands)):
-                found[op.result] = _Read(op, places)
-                room -= 2 * words
+            words = 2 * frag_words(op.result.type)
+            if places is None or not (places or any(v is body.args[0] or v in found for v in op.operands)) or words > max(spare, 0):
+                continue
+            found[op.result], spare = _Read(op, places), spare - words
     for read in reversed(found.values()):
         for v in {v for o in (read.op, *read.places) for v in o.operands if v in found}:
             found[v].ahead = max(found[v].ahead, read.ahead + 1)
     return list(found.values())
 
 
-def _words(v: Value) -> int:
-    """Registers of a thread; 0 where no layout says so."""
+def _small(v: Value) -> bool:
     t = v.type
-    return -(-t.layout.regs * t.dtype.bytes // 4) if isinstance(t, Frag) and isinstance(t.layout, RegLayout) else 0
+    return isinstance(t, Scalar) or (isinstance(t, Frag) and isinstance(t.layout, RegLayout) and t.layout.regs * t.dtype.bytes <= 4 * MOST)
 
 
 def guarded(op: Op, made: Container[Value]) -> bool:

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 import fcgen as fc
+from fcgen.backends.budget import check_budget
+from fcgen.ir.alignment import of_arguments
 from fcgen.ir.core import walk_kernel
 from fcgen.ir.layout import warp_grid
 
@@ -109,3 +111,15 @@ def test_five_products_in_a_loop(name, by_columns):
         assert np.abs(got[out] - want[out]).max() < 3e-3, out
     assert {warp_grid(o.result.type.layout) for o in walk_kernel(p.machine) if o.kind in ("wgmma", "mma")} == grids
     assert not p.resources.spills
+
+
+def test_rows_travel_through_rings_and_where_none_can_be_are_not_held_for_an_iteration(by_columns):
+    """The two sums take 128 registers and the products 64 and 80: there are none for rows that wait. What bulk stores read shares bytes, or
+    else there would be no room for the rings; rows of 71 numbers are not on 16 bytes."""
+    p = case("64x128", by_columns, "sm_90a", (137, 135))[0]
+    reads = lambda p: [o.kind for o in walk_kernel(p.machine) if o.kind in ("ld_global", "tma_load") and o.operands[0].name in ("LSE2", "Delta")]
+    carried = lambda p: [v for o in walk_kernel(p.machine) if o.kind == "for" for v in o.results if getattr(v.type, "shape", ()) == (64,)]
+    assert reads(p) == ["tma_load"] * 2
+    odd = p.narrowed({name: of_arguments(0, (2, 2, 71), (142, 71, 1), 4) for name in ("LSE2", "Delta")})
+    assert reads(odd) == ["ld_global"] * 2 and not carried(odd)
+    check_budget(odd.machine, odd.target)
