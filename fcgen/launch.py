@@ -155,7 +155,7 @@ class Loaded:
             if kind == "counter":
                 return steady.Counter()
             if kind == "map":
-                rank = arguments[name].rank
+                rank = max(2, arguments[name].rank)  # the map of a vector has a row
                 box = tensormap.Box(arguments[name].dtype, tuple(detail[:rank]), detail[rank], name, *detail[rank + 1:])
                 return steady.Map(order.index(name), box)
             return steady.Varying(order.index(name))

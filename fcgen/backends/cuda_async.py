@@ -64,6 +64,7 @@ def _advance(em: Emitter, op: Op) -> None:
         em.w.line(f"if (++{slot} == {new.type.slots}) {{ {slot} = 0; {parity} ^= 1; }}")
     else:
         em.w.line(f"{parity} ^= 1;")
+    em.changed(*filter(None, (slot, parity)))
 
 
 def check_cursors(block: Block) -> None:

@@ -6,6 +6,7 @@ blocks is hoisted to the innermost of those (`hoist`), so that loop-invariant ad
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -159,6 +160,14 @@ class Emitter:
             assert before is not None
             before.line(line, self.w.loc)
         return name
+
+    def changed(self, *variables: str) -> None:
+        """These variables have other values from here on: constants that were made of them are not shared any more."""
+        mentions = re.compile(rf"\b({'|'.join(map(re.escape, variables))})\b").search
+        for frame in self.frames:
+            frame.cache = {key: x for key, x in frame.cache.items() if not mentions(key[1])}
+        for v in [v for v, x in self.scalars.items() if mentions(x.text)]:
+            del self.scalars[v]  # nothing may read a place of before
 
     # ---- scalars ----
 

@@ -1,8 +1,12 @@
 """Hopper kernels as text: what a hand-written one prints and compiles to, descriptors against layouts, and what the printer refuses."""
 
+import re
+
 import numpy as np
 import pytest
 
+import fcgen as fc
+from benchmarks import prologue_specs, prologues
 from fcgen import compiler
 from fcgen.backends.cuda import print_cuda
 from fcgen.backends.cuda_wgmma import _row_step, _steps
@@ -129,3 +133,30 @@ def test_a_product_that_is_too_wide_for_the_launch_is_refused_before_ptxas_does(
     else:
         with pytest.raises(FcError, match=f"over {cols} columns does not fit the registers"):
             compiler.to_cuda(p.machine, TARGET)
+
+
+def stale_addresses(text: str) -> list[str]:
+    """Lines that read a constant which was made of a ring's slot before the slot moved on."""
+    made: dict[str, tuple[int, str]] = {}
+    gone: set[str] = set()
+    out, depth = [], 0
+    for line in text.splitlines():
+        code = line.split("//")[0]
+        if found := re.match(r"\s*const \w+ (\w+) = (.*);", code):
+            gone.discard(found[1])
+            made[found[1]] = depth, found[2]
+        out += [line for name in gone if re.search(rf"\b{name}\b", code)]
+        if moved := re.match(r"\s*if \(\+\+(\w+) == ", code):
+            gone |= {name for name, (_, value) in made.items() if re.search(rf"\b{moved[1]}\b", value)}
+        depth += code.count("{") - code.count("}")
+        for name in [name for name, (level, _) in made.items() if level > depth]:
+            del made[name]
+            gone.discard(name)
+    return out
+
+
+@pytest.mark.parametrize("name", ["normed", "rotary", "biased"])
+def test_no_address_outlives_its_slot(name):
+    schedule = fc.Schedule(tiles={"BLOCK_M": 128, "BLOCK_N": 128}, warps=8, math="wgmma", copy="tma", stages=2, epilogue="quad", late="acc")
+    p = getattr(prologue_specs, name).compile(target="sm_90a", schedule=schedule, check=False, **prologues.binding(name, 128))
+    assert "_slot == 2" in p.cuda and not stale_addresses(p.cuda)
