@@ -161,7 +161,7 @@ def test_a_loop_that_goes_on_for_too_long_is_reported(program: Any, monkeypatch:
 
 
 EDITS = {
-    "another bound": (lambda t: re.sub(r"= lt (%\w+), %window", r"= le \1, %window", t), "sim/value"),
+    "another bound": (lambda t: re.sub(r"= gt (%\w+, %\w+ : frag)", r"= ge \1", t), "sim/value"),
     "another position": (lambda t: re.sub(r"(cp_async %V, %b, %\w+, )%\w+,", r"\1%rows_tile,", t, count=1), "sim/value"),
     "a store left out": (lambda t: lines_without(t, r"^ *st_global %O"), "sim/unwritten"),
 }
