@@ -88,9 +88,14 @@ MOVES += [(tag, c, n) for tag, c in (("f64", "double"), ("i64", "long long")) fo
 SHUFFLES = {"f32": "float", "i32": "int", "i64": "long long", "f64": "double"}
 
 
-def kernels() -> list[str]:
-    out = [mma(i) for i in INSTRS.values() if i.shape]
-    out += [ldmatrix(i, int(i.name.split("_")[1][1:])) for i in INSTRS.values() if i.name.startswith("ldmatrix")]
+def known(arch: str) -> list[Instr]:
+    """The instructions that a target has."""
+    return [i for i in INSTRS.values() if i.needs <= int(arch[3:].rstrip("a"))]
+
+
+def kernels(arch: str) -> list[str]:
+    out = [mma(i) for i in known(arch) if i.shape]
+    out += [ldmatrix(i, int(i.name.split("_")[1][1:])) for i in known(arch) if i.name.startswith("ldmatrix")]
     out += [elementwise(n, "float", "float") for n in FLOAT] + [elementwise("div_approx", "float", "float", "float")]
     out += [elementwise(f"pack_{t}", "uint32_t", "float", "float") for t in ("f16", "bf16")]
     out += [elementwise(f"to_f32_{t}", "float", "unsigned short") for t in ("f16", "bf16")]
@@ -101,9 +106,9 @@ def kernels() -> list[str]:
     return out
 
 
-def source() -> str:
-    functions = "\n".join("\n".join(_function(i)) for i in INSTRS.values())
-    return HEAD + functions + "\n" + SMEM + "\n".join(kernels()) + "\n"
+def source(arch: str) -> str:
+    functions = "\n".join("\n".join(_function(i)) for i in known(arch))
+    return HEAD + functions + "\n" + SMEM + "\n".join(kernels(arch)) + "\n"
 
 
 def compiled(source: str, arch: str, name: str, options: tuple[str, ...] = NVRTC_OPTIONS, line_map: Any = None) -> nvrtc.Binary:
@@ -118,7 +123,7 @@ def compiled(source: str, arch: str, name: str, options: tuple[str, ...] = NVRTC
 
 @functools.cache
 def cubin(arch: str) -> bytes:
-    return compiled(source(), arch, "micro").cubin
+    return compiled(source(arch), arch, "micro").cubin
 
 
 def launch(name: str, out: Any, *inputs: Any, threads: int = 128, blocks: int = 1) -> Any:

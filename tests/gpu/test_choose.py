@@ -19,10 +19,11 @@ NAMES = ("gemm_nn", "gemm_nt", "gemm_f32", "gram_odd", "row_softmax", "norm_gemm
 def test_chosen_schedules(name):
     case, arch = CASES[name], fc.gpu_target()
     arch = "sm_90a" if arch == "sm_90" else arch
-    schedule = choose(case.spec, compiler.target(arch), case.binding, case.large).schedule
-    program = case.spec.compile(target=arch, schedule=schedule, check=False, **case.binding)
+    found = choose(case.spec, compiler.target(arch), case.binding, case.large)
+    program = case.spec.compile(target=arch, schedule=found.schedule, check=False, **case.binding)
+    program.why = found.why  # as if it had been compiled without a schedule
     arguments = {**random_inputs(program.machine, case.sizes), **case.given}
     want = program.interpret(**arguments)
     for key, got in program.run(**arguments).items():
         x, y = np.asarray(want[key], np.float64), np.asarray(got, np.float64)
-        assert np.sqrt(np.mean((x - y) ** 2)) <= 1e-2 * np.sqrt(np.mean(x * x)), (key, str(schedule))
+        assert np.sqrt(np.mean((x - y) ** 2)) <= 1e-2 * np.sqrt(np.mean(x * x)), (key, str(program.schedule))
