@@ -24,20 +24,17 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
 import fcgen as fc
 from fcgen import compiler
 from fcgen.choose import choose
 from fcgen.ir.core import walk_kernel
 from fcgen.ir.text import base_name
 from fcgen.passes import run_passes
-from fcgen.sim.machine import check
 from fcgen.sim.trial import random_inputs
 from fcgen.workload import Probe
 
 from .pool import write_json
-from .schedule_pairs import DECLINING, DEFAULTS, FIELDS, OF_BASES
+from .schedule_pairs import DECLINING, DEFAULTS, FIELDS, OF_BASES, unlike
 from .specs import CASES, Case
 
 TARGETS = ("sm_80", "sm_89", "sm_90a")
@@ -161,20 +158,7 @@ def without_effect(d: Drawn, schedule: fc.Schedule, made: str) -> str:
 
 def wrong(case: Case, program: Any) -> str:
     """What is wrong with the machine program, at a small size; "" if nothing is."""
-    inputs = {**random_inputs(program.machine, case.sizes), **case.given}
-    try:
-        want = program.interpret(**inputs)
-        got = check(program.machine, inputs, program.target).outputs
-    except fc.FcError as e:
-        return f"{e.code}: {e.message}"
-    except Exception as e:
-        return f"{type(e).__name__}: {e}"
-    for name, x in want.items():
-        x, y = np.asarray(x, np.float64), np.asarray(got[name], np.float64)
-        error = float(np.sqrt(np.mean((x - y) ** 2)) / max(np.sqrt(np.mean(x * x)), 1e-30))
-        if not error < case.rtol:
-            return f"{name} is wrong: rms error {error:.2g}"
-    return ""
+    return unlike(program, {**random_inputs(program.machine, case.sizes), **case.given}, case.rtol)
 
 
 def _timed(job: tuple[Drawn, bool]) -> tuple[Drawn, str, str, list[str], float]:

@@ -3,6 +3,7 @@ says so."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 from ..errors import FcError, did_you_mean
@@ -16,14 +17,14 @@ from .trace import current, here
 Extent = Any  # str | int | Handle: a dimension, a number, or a scalar of the program
 
 
-class Positions(NotATile):
+class Positions(NotATile, ABC):
     """What an index along a dimension may be that a tile runs along: a range, or one that was moved or cut off."""
 
     __slots__ = ()
 
+    @abstractmethod
     def placed(self) -> Placed:
-        """As a range that was moved by nothing."""
-        raise NotImplementedError
+        """As a range, how far it was moved, and where it is cut off."""
 
     def __add__(self, n: Any) -> Placed:
         p = self.placed()
