@@ -15,7 +15,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice, product
-from math import prod
+from math import lcm, prod
 from typing import Any
 
 import numpy as np
@@ -310,12 +310,17 @@ def situations(kernel: Kernel) -> Iterator[tuple[dict[str, int], dict[str, int],
                                                                            for g, c in zip(kernel.grid, counts))))
 
 
-def runs(kernel: Kernel, names: Names, sizes: Any, numbers: Any, place: Any, way: bool | int) -> list[Steps]:
+def parts_of(*kernels: Kernel) -> list[int]:
+    """In how many parts of its warps each role tells rows apart, in any of some kernels of the same roles."""
+    return [lcm(*(op["parts"] for role in roles for op in walk(role.body) if op.kind == "row_part"))
+            for roles in zip(*(k.roles for k in kernels), strict=True)]
+
+
+def runs(kernel: Kernel, names: Names, sizes: Any, numbers: Any, place: Any, way: bool | int, shares: list[int]) -> list[Steps]:
     """What each role does, and each part of its rows."""
     posted: list[tuple[Any, ...]] = []
     out = []
-    for role in kernel.roles:
-        parts = max([op["parts"] for op in walk(role.body) if op.kind == "row_part"], default=1)
+    for role, parts in zip(kernel.roles, shares, strict=True):
         out += [Steps(kernel, role, names, sizes, numbers, place, n * role.warps // parts, way, posted, 2) for n in range(parts)]
     waited = {what[1] for run in out for _, what in run.steps if what[0] == "mbar_wait"}
     for run in out:  # arrivals that nobody waits for

@@ -13,7 +13,7 @@ from ..targets.hopper import HINTS
 from .boxes import Boxes
 from .emit import Emitter, emits
 from .flow import emit_block, move
-from .text import CTYPES, X, add, binary
+from .text import CTYPES, ZERO, X, add, binary
 
 
 @emits("cursor")
@@ -206,7 +206,8 @@ def _block_count(em: Emitter, op: Op) -> None:
 
 @emits("row_part")
 def _row_part(em: Emitter, op: Op) -> None:
-    em.scalars[op.result] = X("warp / 4", 80)
+    warps = em.kernel.warps // op["parts"]
+    em.scalars[op.result] = X(f"warp / {warps}", 80) if op["parts"] > 1 else ZERO
     em.nonneg.add(op.result)
 
 
