@@ -333,9 +333,10 @@ def compare(a: Kernel, b: Kernel, same: Callable[[Steps, Steps], bool], ways: tu
     if facts(a) != facts(b):
         return False
     names: Names = {}
+    shares = parts_of(a, b)
     ways = ways[::2] if a.meta.get("persistent", "none") != "none" else ways
     return all(same(x, y) for situation in islice(situations(a), None, None, every) for way in ways
-               for x, y in zip(runs(a, names, *situation, way), runs(b, names, *situation, way), strict=True))
+               for x, y in zip(runs(a, names, *situation, way, shares), runs(b, names, *situation, way, shares), strict=True))
 
 
 def alike(a: Kernel, b: Kernel, every: int = 1) -> bool:

@@ -20,6 +20,7 @@ from ..ir.elementwise import FNS, REDUCTIONS, convert, evaluate, to_dtype
 from ..ir.ranges import HIGHEST, Admitted, admitted
 from ..ir.sizes import is_made, number, output_shape
 from ..ir.types import DTYPES, DType, Tensor, i1
+from .product import product
 
 
 def interpret(kernel: Kernel, arguments: Mapping[str, Any], *, skip_dead: bool = False,
@@ -210,8 +211,8 @@ class _Interpreter:
         right = np.asarray(args[1], wide)
         if op.get("ones"):
             right = np.concatenate([right, np.ones((len(right), op["ones"]), np.float32)], axis=1)
-        product = np.asarray(np.asarray(args[0], wide) @ right, dtype.np_dtype)
-        return np.asarray(product if len(args) == 2 else args[2] + product, dtype.np_dtype)
+        out = np.asarray(product(np.asarray(args[0], wide), right), dtype.np_dtype)
+        return np.asarray(out if len(args) == 2 else args[2] + out, dtype.np_dtype)
 
     # ---- memory ----------------------------------------------------------------------------------------------------
 
