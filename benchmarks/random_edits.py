@@ -91,17 +91,23 @@ class Outcome:
 
 
 class Remembering(Oracle):
-    """Interprets each trial once, for all edits of a kernel."""
+    """Interprets each trial once, and each shaken one, for all edits of a kernel."""
 
     def __init__(self, says: Kernel, target: Any) -> None:
         super().__init__(says, target)
         self.known: dict[Any, Any] = {}
 
     def run(self, inputs: Any, programs: Any) -> Any:
+        return self.once(inputs, None, lambda: super(Remembering, self).run(inputs, programs))
+
+    def shaken(self, inputs: Any, programs: Any, seed: int) -> Any:
+        return self.once(inputs, seed, lambda: super(Remembering, self).shaken(inputs, programs, seed))
+
+    def once(self, inputs: Any, seed: int | None, make: Callable[[], Any]) -> Any:
         arrays = ((n, np.asarray(x)) for n, x in inputs.items())
-        key = tuple((n, x.shape, sha1(np.ascontiguousarray(x).tobytes()).digest()) for n, x in arrays)
+        key = (seed, *((n, x.shape, sha1(np.ascontiguousarray(x).tobytes()).digest()) for n, x in arrays))
         if key not in self.known:
-            self.known[key] = super().run(inputs, programs)
+            self.known[key] = make()
         return self.known[key]
 
 

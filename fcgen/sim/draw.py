@@ -22,13 +22,12 @@ from ..ir.types import Buffer, Tensor
 #: what random tensors look like: "loud" ones take rare branches, "rising" and "falling" ones grow along their tiles, "equal" ones have
 #: ties but for the last, "huge" ones are multiples of a power of two, whose products and sums float32 knows exactly, "level" ones are both.
 #: "mixed" ones are huge in some rows and small in others, so that a rare branch is left or entered on the way; what "drifting" ones add up
-#: to goes from below zero to above it, or back, and "sunken" sums stay below; "shifted" sums lie far from zero, and go up and down in a few
-#: steps, "distant" ones very far, in steps that float32 knows; "tiny" ones go with enormous numbers. Trials 4, 8 and so on are the large
-#: ones; the ninth and its like, of no length, look like anything
-KINDS = ("normal", "mixed", "shifted", "normal", "drifting", "loud", "level", "rising", "mixed", "loud", "sunken", "huge", "distant", "tiny",
-         "falling", "drifting", "shifted", "equal")
+#: to goes from below zero to above it, or back, and "sunken" sums stay below; "shifted" sums lie far from zero, most of them in one place,
+#: "distant" ones very far, in steps that float32 knows; "tiny" ones go with enormous numbers. Trials 4, 8 and so on are the large ones
+KINDS = ("normal", "mixed", "shifted", "normal", "drifting", "loud", "level", "rising", "mixed",
+         "loud", "shifted", "sunken", "distant", "tiny", "falling", "drifting", "huge", "equal")
 #: factors that go with them: large ones turn what is nearly a maximum into one, and make of small differences large ones
-FACTORS = {"tiny": 2.0**40, "shifted": 1.0, "sunken": 1.0, "drifting": 2.0, "rising": 4.0}
+FACTORS = {"tiny": 2.0**40, "shifted": 1.0, "sunken": 8.0, "drifting": 2.0, "rising": 4.0}
 #: and with the others: no two trials of a kind alike, and no factor the same as another one
 ANY, APART = (0.125, 0.25, 1.0, 32.0, 0.5), (1.0, 0.75, 1.5, 1.25)
 #: sizes of what is only ever a position: a batch, heads, groups of heads
@@ -317,11 +316,14 @@ class Draws:
         x: np.ndarray = rng.standard_normal(shape)
         table = len(shape) > 1
         #: half of the tables that a tensor has go up along their rows, the others down
-        ways = (np.arange(np.prod(shape[:-2], dtype=int)) + rng.integers(2)).reshape(*shape[:-2], 1, 1) % 2 * 2 - 1 if table else 1
+        tables = (np.arange(np.prod(shape[:-2], dtype=int)) + rng.integers(6)).reshape(*shape[:-2], 1)
+        ways = tables[..., None] % 2 * 2 - 1
         if kind in ("huge", "level", "tiny"):
             x = (2.0**-6 if kind == "tiny" else 16384.0) * rng.integers(-2, 3, shape)
         elif kind == "mixed" and table:
-            turns = np.cumsum(rng.random(shape[:-1]) < (0.02 if second else 0.15), -1) + rng.integers(2, size=(*shape[:-2], 1))
+            # one table ends among huge rows, the next among small ones, and one has no others
+            turns = np.cumsum(rng.random(shape[:-1]) < (0.02 * (tables % 3 < 2) if second else 0.15), -1)
+            turns = turns - turns[..., -1:] + (tables % 3 == 0)
             x = rng.integers(-2, 3, shape) * np.where(turns % 2, 16384.0, 1.0)[..., None]
         elif kind == "drifting" and table:
             ramp = np.linspace(-1.5, 1.5, shape[-2])[:, None] * ways
@@ -329,8 +331,8 @@ class Draws:
         elif kind == "sunken" and table:
             x = np.abs(x) * (-0.25 * 16.0 ** (np.linspace(-1, 1, shape[-2])[:, None] * ways) if second else 1)
         elif kind == "shifted" and table:
-            steps = np.cumsum(rng.random(shape[-2]) < 1 / 32) if second else np.arange(shape[-2])
-            x = x[..., steps, :] * (7 / np.sqrt(shape[-1])) ** 0.5
+            own = rng.random(shape[-2]) < (0.03 if second else 1)
+            x = x[..., np.arange(shape[-2]) * own, :] * (7 / np.sqrt(shape[-1])) ** 0.5
             x[..., :1] = 96.0
         elif kind == "distant" and shape:
             x = 16.0 * rng.integers(-1, 2, shape)

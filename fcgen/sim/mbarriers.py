@@ -73,7 +73,7 @@ class PhaseBarrier:
         if phase != self.phase:
             self.fault(op, agent.who, f"{op.kind} is meant for phase {phase} of {self.name}, which is in phase {self.phase}", "phase")
         elif not self.knows(agent, phase - 1):
-            self.fault(op, agent.who, f"{op.kind} is meant for phase {phase} of {self.name}, and may come before phase {phase - 1} has ended",
+            self.fault(op, agent.who, f"{op.kind} is meant for phase {phase} of {self.name}, and may come before phase {phase - 1} ends",
                        "phase")
         if self.pending == 0:
             self.fault(op, agent.who, f"one arrival more than {self.name} counts", "over")
