@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from .core import Block, Op, Value
-from .ops import RuleError
+from .op_table import RuleError
 from .types import Cursor
 
 
