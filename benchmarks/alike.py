@@ -127,8 +127,8 @@ def more_programs(a: Kernel, b: Kernel, every: int = 1) -> bool:
         if (key := (tuple(sizes.items()), tuple(numbers.items()))) in seen:
             continue
         seen.add(key)
-        for place in product(*map(range, more)):
-            if any(i >= c for i, c in zip(place, counts)):
+        for place in product(*(range(m) if g.tile > 1 else sorted({0, c, m - 1}) for g, c, m in zip(a.grid, counts, more))):
+            if any(i >= c for i, c in zip(place, counts)) and all(i < m for i, m in zip(place, more)):
                 ran = runs(b, names, sizes, numbers, place, True, shares)
                 if any(any(x.stores) for x in ran) or not any(x.stores for x in ran):
                     return False

@@ -67,7 +67,7 @@ class Oracle:
     def _moves(self, name: str, x: np.ndarray, inputs: Mapping[str, Any], programs: Any) -> np.ndarray:
         """How far the outputs move when each result of the program moves by about one rounding."""
         far = np.zeros(x.shape)
-        for seed in range(2):
+        for seed in range(3):
             y = self.shaken(inputs, programs, seed)[name]
             with np.errstate(all="ignore"):
                 far = np.fmax(far, np.abs(np.asarray(y, np.float64) - x))

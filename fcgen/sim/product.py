@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-#: multiplications that BLAS does in the thread that asks (OpenBLAS: interface/gemm.c, 64 x 64 x 64), and the side of blocks that are so small
+#: multiplications that BLAS does in the thread that asks (OpenBLAS: interface/gemm.c), and the side of blocks that are so small
 ALONE, SIDE = 64**3, 32
 
 
