@@ -37,7 +37,8 @@ def over_grid(kernel: Kernel, body: Block, schedule: Schedule, box: Channel | No
     step = b.emit("block_count", name="blocks") if schedule.persistent == "static" else None
     t, inner = Value(Scalar(i32), "tile"), Builder()
     tile = tiles.decode(t, inner)
-    _tell(box, [inner.emit("const", value=1, dtype="i32"), *(tile[n] for n in range(len(kernel.grid)))], inner)
+    here = [inner.emit("const", value=1, dtype="i32"), *(tile[n] for n in range(len(kernel.grid)))]
+    box.fill(inner, lambda slot: inner.do("post", *here, slot))
     inner.ops += _inline(body, tile)
     if step is not None:
         after = inner.emit("add", t, step, name="tile")
@@ -45,7 +46,8 @@ def over_grid(kernel: Kernel, body: Block, schedule: Schedule, box: Channel | No
         inner.ops, after = _with_claim(inner.ops)
     inner.do("yield", inner.emit("lt", after, tiles.total, name="more"), after)
     b.add(Op("while", (b.emit("lt", index, tiles.total), index), (Value(Scalar(i32), "tile"),), {}, (inner.block((t,)),)))
-    _tell(box, [b.emit("const", value=0, dtype="i32")] * (1 + len(kernel.grid)), b)
+    none = [b.emit("const", value=0, dtype="i32")] * (1 + len(kernel.grid))
+    box.fill(b, lambda slot: b.do("post", *none, slot))
     if step is None:
         b.do("claim_done")
     return b.block(args)
@@ -70,22 +72,13 @@ def _with_claim(ops: list[Op]) -> tuple[list[Op], Value]:
     return [*ops[:at], Op("claim", (), (claim,)), *ops[at:]], claim
 
 
-def _tell(box: Channel, numbers: list[Value], b: Builder) -> None:
-    view = b.emit("slot", box.ring, box.cursor, ahead=0, name="next")
-    b.do("mbar_wait", box.empty, box.cursor, lag=1)
-    b.do("post", *numbers, view)
-    b.do("mbar_expect", box.full, box.cursor, bytes=0)
-    b.do("advance", box.cursor)
-
-
 def _hear(kernel: Kernel, box: Channel, b: Builder) -> tuple[Value, list[Value]]:
     """Whether there is a tile, and its place on each axis."""
-    view = b.emit("slot", box.ring, box.cursor, ahead=0, name="next")
-    b.do("mbar_wait", box.full, box.cursor, lag=0)
+    view = box.view(b)
+    box.wait(b)
     more, *tile = (Value(Scalar(i32), name) for name in ("more", *(a.name for a in kernel.grid)))
     b.add(Op("fetch", (view,), (more, *tile)))
-    b.do("mbar_arrive", box.empty, box.cursor)
-    b.do("advance", box.cursor)
+    box.release(b)
     return b.emit("ne", more, b.emit("const", value=0, dtype="i32"), name="go_on"), tile
 
 

@@ -1,9 +1,10 @@
-"""pipeline: shared-memory loads become rings of slots that are filled ahead of their readers.
+"""pipeline: shared-memory loads become rings of slots that are filled ahead of their readers, by those who read them.
 
-In: placed machine IR. Out: the same, where every load into shared memory is a copy into a slot of a kernel buffer. A load in a loop,
-with `copy="cp_async"` and `stages` > 1, becomes a ring: before the loop the first stages - 1 tiles are started; each iteration
-acquires its own slots, then starts the tiles stages - 1 iterations ahead. With `stages` = 1 and `ahead`, the loads of a loop take
-turns: each one's only slot is refilled as soon as the next load's tile has been acquired, half an iteration before it is read again.
+In: placed machine IR. Out: the same, where every load into shared memory that no role of its own makes (`channels.fills_itself`) is a
+copy into a slot of a kernel buffer. A load in a loop, which cp_async can move and whose `stages` are more than 1, becomes a ring: before
+the loop the first stages - 1 tiles are started; each iteration acquires its own slots, then starts the tiles stages - 1 iterations ahead.
+With `stages` = 1 and `ahead`, the loads of a loop take turns: each one's only slot is refilled as soon as the next load's tile has been
+acquired, half an iteration before it is read again.
 Loops of one chain run one after the other over one range and share their rings, so no tile is waited for at the seam. Every other
 load is copied in place into a ring of one slot. Nothing synchronises yet: `sync` finds the hazards.
 """
@@ -12,20 +13,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Any
 
 from ..ir.access import guards
 from ..ir.alignment import promised
-from ..ir.core import Block, Builder, Env, Kernel, Op, Value, copy_op, free_values, substitute_block, walk
+from ..ir.core import Block, Builder, Env, Kernel, Op, Value, copy_op, substitute_block, walk
 from ..ir.schedule import Schedule
 from ..ir.target import Target
-from ..ir.types import Buffer, Frag
-from .common import AHEAD, copied_run, copy_threads, index_slice, loaded_name, not_ahead, without_effect
+from .channels import fills_itself, is_shared_load, mover, readers, start_copy
+from .common import AHEAD, index_slice, loaded_name, not_ahead, without_effect
 
 
 def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
-    if schedule.copy == "tma":
-        return kernel
     p = _Pipeliner(schedule, {o.operands[0] for o in walk(kernel.body) if o.kind == "store"})
     body = p.block(kernel.body)
     _check_effect(kernel, schedule, p)
@@ -36,15 +34,17 @@ def _check_effect(kernel: Kernel, schedule: Schedule, p: _Pipeliner) -> None:
     """What the schedule asks of the loads, they have got."""
     if promised(kernel) is not None:
         return  # for tensors that allow less than the schedule was made for
+    for op in walk(kernel.body):
+        if op.kind == "load" and fills_itself(op, schedule) and op.get("stages", 1) > 1 and op["site"] not in p.ahead:
+            raise not_ahead(op)
+    if schedule.copy == "tma":
+        return  # `roles` looks at the others
     loads = [op for op in walk(kernel.body) if is_shared_load(op)]
     if schedule.copy == "vector" and not loads:
         raise without_effect("copy", "no tile is loaded into shared memory", got=schedule.copy)
     if schedule.ahead and not any(slots == 1 for slots in p.ahead.values()):
         raise without_effect("ahead", "no loop's loads take turns", got=f"stages={schedule.slots}",
                              expected="stages=1, and a loop that is done with each of its tiles before it reads the next one")
-    for op in walk(kernel.body):
-        if op.kind == "load" and op.get("stages", 1) > 1 and op["site"] not in p.ahead:
-            raise not_ahead(op)
     if schedule.slots > 2 and not any(slots == schedule.slots for slots in p.ahead.values()):
         raise without_effect("stages", "no load runs ahead", expected=AHEAD, got=schedule.slots)
 
@@ -81,7 +81,7 @@ class _Pipeliner:
                     i += 1
                     chain.append(ops[i])
                 self.loops([self._subst(o, env) for o in chain], chain, b, env)
-            elif is_shared_load(op):
+            elif self.own(op):
                 self.in_place(self._subst(op, env), op, b, env)
             else:
                 new = self._subst(op, env)
@@ -97,6 +97,9 @@ class _Pipeliner:
         inner = substitute_block(block, env)
         return self.block(inner)
 
+    def own(self, op: Op) -> bool:
+        return is_shared_load(op) and fills_itself(op, self.schedule)
+
     def _subst(self, op: Op, env: Env) -> Op:
         return replace(op, operands=env.all(op.operands))
 
@@ -109,7 +112,7 @@ class _Pipeliner:
         """Copy into a buffer of one slot where the load stands."""
         buffer = self.ring(op, 1)
         start_copy(op, op.operands, buffer, self.schedule, b)
-        if asynchronous(op, self.schedule):
+        if mover(op, self.schedule) == "cp_async":
             b.do("commit_group", loc=op.loc)
         env[old.result] = buffer
 
@@ -144,12 +147,10 @@ class _Pipeliner:
 
     def _rings(self, bodies: list[Block], whole: int) -> list[_Ring]:
         """The loads that can run ahead: in every loop of the chain, with positions that follow from the index alone."""
-        if self.schedule.copy != "cp_async":
-            return []
-        loads = [[o for o in body.ops if is_shared_load(o)] for body in bodies]
+        loads = [[o for o in body.ops if self.own(o)] for body in bodies]
         if len({tuple(o["site"] for o in ls) for ls in loads}) != 1:
             return []
-        early = lambda o, body: asynchronous(o, self.schedule) and index_slice(body, o.operands[1:], self.written) is not None
+        early = lambda o, body: mover(o, self.schedule) == "cp_async" and index_slice(body, o.operands[1:], self.written) is not None
         ahead = [same for same in zip(*loads) if all(map(early, same, bodies))]
         slots = 0
         deep = [s for s in ahead if s[0].get("stages", self.schedule.slots) > 1]
@@ -253,33 +254,9 @@ class _Pipeliner:
 # ---- helpers -----------------------------------------------------------------------------------------------------------
 
 
-def is_shared_load(op: Op) -> bool:
-    return op.kind == "load" and isinstance(op.result.type, Buffer)
-
-
-def asynchronous(load: Op, schedule: Schedule) -> bool:
-    """Whether `cp_async` can copy the tile: it moves 4 bytes at least."""
-    return schedule.copy == "cp_async" and copied_run(load.result.type.shape, load["vec"], schedule) * load.result.type.dtype.bytes >= 4
-
-
-def start_copy(load: Op, operands: tuple[Value, ...], buffer: Value, schedule: Schedule, b: Builder) -> None:
-    """The copy of one tile: asynchronous, or through registers."""
-    t: Any = load.result.type
-    vec = copied_run(t.shape, load["vec"], schedule)
-    threads = copy_threads(t, load["vec"], schedule)
-    attrs = {"index": load["index"], "guard": load["guard"]}
-    if asynchronous(load, schedule):
-        attrs |= {"vec": vec} if vec != threads.vector() else {}
-        b.do("cp_async", *operands, buffer, threads=threads, loc=load.loc, **attrs)
-        return
-    frag = b.emit("ld_global", *operands, type=Frag(t.dtype, t.shape, threads), name=load.result.name, vec=vec, loc=load.loc, **attrs)
-    zero = b.emit("const", value=0, dtype="i32")
-    b.do("st_shared", frag, buffer, zero, zero, loc=load.loc)
-
-
 def _span(v: Value, body: Block) -> tuple[int, int]:
     """Numbers of the first and the last op of the body that read a value, in a region or not."""
-    at = [k for k, op in enumerate(body.ops) if v in op.operands or any(v in free_values(r) for r in op.regions)]
+    at = readers(v, body)
     return (at[0], at[-1]) if at else (len(body.ops) - 1, len(body.ops) - 1)
 
 

@@ -8,7 +8,7 @@ need them. The pass walks the program once in order with a state of what has hap
   st_shared -> read or write by the same warp        syncwarp
   read -> write of the same bytes                    barrier, or syncwarp within a warp
   cp_async -> anyone                                 wait_group n, n = groups committed since, then barrier
-  st_shared -> wgmma                                 proxy_fence (wgmma reads through the async proxy), then barrier
+  st_shared, cp_async -> wgmma                       (wait_group,) proxy_fence (wgmma reads through the async proxy), then barrier
   wgmma -> st_shared                                 its settle, then barrier
   st_shared, stmatrix -> tma_store                   proxy_fence right behind the store, then barrier
   tma_store -> st_shared, stmatrix                   bulk_wait n (read), n = groups of bulk stores since, then barrier
@@ -102,8 +102,8 @@ class _Sync:
         ops = tuple(ops)
         #: staging buffer -> parts, each of warps that write and read rows or columns of their own
         self.parts: dict[Value, int] = {o.operands[-1]: o["parts"] for o in ops if o.kind == "tma_store"}
-        #: what matrix instructions read: a barrier behind a store there, whatever it is for, is the last one that they need
-        self.products = {v for o in ops if o.kind == "wgmma" for v in o.operands if isinstance(v.type, Buffer)}
+        #: rings that matrix instructions read: a barrier behind a store there, whatever it is for, is the last one that they need
+        self.products = {self.place(v)[0] for o in ops if o.kind == "wgmma" for v in o.operands if isinstance(v.type, Buffer)}
         #: what a loop carries -> what it starts as
         self.starts = {a: v for o in ops if o.kind == "for" for a, v in zip(o.regions[0].args[1:], o.operands[2:])}
 
