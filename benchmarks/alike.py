@@ -65,7 +65,7 @@ def kept(beside: list[Any]) -> frozenset[Any]:
 
 
 class Steps:
-    """One run of a role. place: the program's index on each axis; posted: what another role has posted for `fetch`."""
+    """One run of a role. place: the program's index on each axis; posted: what another role or one thread has, for `fetch`."""
 
     def __init__(self, kernel: Kernel, role: Role, names: Names, sizes: Mapping[str, int], numbers: Mapping[str, Any],
                  place: tuple[int, ...], warp: int, way: bool | int, posted: list[tuple[Any, ...]], blocks: int):
@@ -79,7 +79,7 @@ class Steps:
         self.waited: set[Any] = set()
         counts = [g.count(sizes) for g in kernel.grid]
         self.block_number = sum(place[n] * prod(counts[m] for m in kernel.order[:k]) for k, n in enumerate(kernel.order))
-        self.posted, self.fetched, self.claimed = posted, iter(list(posted)), blocks
+        self.posted, self.fetched, self.claimed = posted, iter(posted), blocks
         at = kernel.meta.get("smem_offsets", ())
         self.env: dict[Value, Any] = {p: numbers.get(p.name, ("param", p.name)) for p in kernel.params}
         self.env.update({b: ("buffer", str(b.type), at[n] if n < len(at) else n, 0) for n, b in enumerate(kernel.buffers)})

@@ -4,7 +4,7 @@ In: allocated machine IR without any synchronisation. Out: the same with `barrie
 need them. The pass walks the program once in order with a state of what has happened since the last barrier:
 
   edge                                               carried by
-  st_shared -> read or write by another warp         barrier
+  st_shared, post -> read or write by another warp   barrier
   st_shared -> read or write by the same warp        syncwarp
   read -> write of the same bytes                    barrier, or syncwarp within a warp
   cp_async -> anyone                                 wait_group n, n = groups committed since, then barrier
@@ -263,6 +263,9 @@ class _Sync:
         if op.kind == "wgmma":
             read = [v for v in op.operands if isinstance(v.type, Buffer)]
             return [Access(ring, rel, False, WHOLE) for ring, rel in map(self.place, read) if ring not in self.shared]
+        if op.kind in ("post", "fetch"):
+            place = self.place(op.operands[-1])
+            return [] if place[0] in self.shared else [Access(*place, op.kind == "post", WHOLE)]
         if op.kind not in READS | WRITES:
             return []
         write = op.kind in WRITES

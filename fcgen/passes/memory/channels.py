@@ -142,8 +142,13 @@ def find_channels(body: Block, schedule: Schedule, shared: Mapping[int, int]) ->
     return marked(body), channels
 
 
-def mailbox(kernel: Kernel, schedule: Schedule) -> Channel:
-    """The channel through which `main` learns its next tile: whether there is one, and the program's index on each axis."""
+def mailbox(kernel: Kernel, schedule: Schedule) -> Channel | None:
+    """The channel through which a block hears of its next tile. Between roles: whether there is one, and the program's index on each axis.
+    In a block of one role: the number of the tile that one thread has claimed; what is counted needs no telling."""
+    if schedule.persistent == "none":
+        return None
+    if schedule.copy != "tma":
+        return Channel(Value(Buffer(i32, (1,), SmemLayout(1)), "next")) if schedule.persistent == "dynamic" else None
     numbers = 1 + len(kernel.grid)
     return Channel.between(Value(Buffer(i32, (numbers,), SmemLayout(numbers), 2), "next"), schedule.warps)
 

@@ -1,7 +1,8 @@
-"""The grid as ops: what a role's block does for one tile, put under what hands out tiles.
+"""The grid as ops: what a role does for one tile, put under what hands out tiles.
 
 A block takes its own tile (`block_index`), or, with `persistent`, works through the grid's tiles, in steps of the number of blocks or as it
-claims them. The role that copies decodes a tile's number; the other one hears of it through a channel of a few numbers.
+claims them. Where a role copies for the others, it claims and decodes, and they hear of the tile through a channel of a few numbers. Where
+there is one role, one thread of it claims the next tile while the others finish this one, and all decode what it posts.
 """
 
 from __future__ import annotations
@@ -18,39 +19,54 @@ from .channels import Channel
 TOKENS = 1  # the first of the named barriers that pass a token around
 
 
-def over_grid(kernel: Kernel, body: Block, schedule: Schedule, box: Channel | None, fills: bool) -> Block:
-    """The role's body for one tile, put under what hands out tiles. Block arguments stay (the printer's grid), unread."""
+def over_grid(kernel: Kernel, body: Block, schedule: Schedule, box: Channel | None, fills: bool = True) -> Block:
+    """The role's body for one tile, put under what hands out tiles. box: through which the block hears of its next tile. fills: whether it
+    copies tiles. Block arguments stay (the printer's grid), unread."""
     args = tuple(Value(Scalar(i32), a.name) for a in kernel.body.args)
     b = Builder()
     if schedule.tokens and not fills:
         b.do("token_start", id=TOKENS)
-    index = b.emit("block_index", name="block") if fills or box is None else args[0]
-    if box is not None and not fills:
-        return _taking(kernel, body, box, args, b)
+    told = box if box is not None and box.full is not None else None  # by this role, to another
+    if told is not None and not fills:
+        return _taking(kernel, body, told, args, b)
+    index = b.emit("block_index", name="block")
     tiles = Tiles(kernel, schedule, b)
     if schedule.l2 and tiles.long is None and not tiles.strip:
         raise without_effect("l2", "tiles run in no order that saves reads", got=schedule.l2,
                              expected="another axis beside one along which work differs, or two axes with tiles")
-    if box is None:
+    if schedule.persistent == "none":
         b.ops += _inline(body, tiles.decode(index, b))
         return b.block(args)
     step = b.emit("block_count", name="blocks") if schedule.persistent == "static" else None
     t, inner = Value(Scalar(i32), "tile"), Builder()
     tile = tiles.decode(t, inner)
-    here = [inner.emit("const", value=1, dtype="i32"), *(tile[n] for n in range(len(kernel.grid)))]
-    box.fill(inner, lambda slot: inner.do("post", *here, slot))
+    if told is not None:
+        _tell(told, [inner.emit("const", value=1, dtype="i32"), *(tile[n] for n in range(len(kernel.grid)))], inner)
     inner.ops += _inline(body, tile)
     if step is not None:
         after = inner.emit("add", t, step, name="tile")
-    else:
+    elif told is not None:
         inner.ops, after = _with_claim(inner.ops)
+    else:
+        assert box is not None
+        after = _claimed(box, inner)
     inner.do("yield", inner.emit("lt", after, tiles.total, name="more"), after)
     b.add(Op("while", (b.emit("lt", index, tiles.total), index), (Value(Scalar(i32), "tile"),), {}, (inner.block((t,)),)))
-    none = [b.emit("const", value=0, dtype="i32")] * (1 + len(kernel.grid))
-    box.fill(b, lambda slot: b.do("post", *none, slot))
+    if told is not None:
+        _tell(told, [b.emit("const", value=0, dtype="i32")] * (1 + len(kernel.grid)), b)
     if step is None:
         b.do("claim_done")
     return b.block(args)
+
+
+def _claimed(box: Channel, tile: Builder) -> Value:
+    """The next tile's number, in a block of one role: claimed behind the tile's last loop, so that the answer comes while results are
+    stored, and heard of at the end."""
+    at = 1 + max((n for n, o in enumerate(tile.ops) if any(x.kind == "for" for x in walk(Block((), (o,))))), default=-1)
+    claim = Value(Scalar(i32), "claimed")
+    tile.ops.insert(at, Op("claim", (), (claim,)))
+    _tell(box, [claim], tile)
+    return _fetch(box, ["tile"], tile)[0]
 
 
 def _with_claim(ops: list[Op]) -> tuple[list[Op], Value]:
@@ -72,13 +88,22 @@ def _with_claim(ops: list[Op]) -> tuple[list[Op], Value]:
     return [*ops[:at], Op("claim", (), (claim,)), *ops[at:]], claim
 
 
-def _hear(kernel: Kernel, box: Channel, b: Builder) -> tuple[Value, list[Value]]:
-    """Whether there is a tile, and its place on each axis."""
+def _tell(box: Channel, numbers: list[Value], b: Builder) -> None:
+    box.fill(b, lambda slot: b.do("post", *numbers, slot))
+
+
+def _fetch(box: Channel, names: list[str], b: Builder) -> list[Value]:
     view = box.view(b)
     box.wait(b)
-    more, *tile = (Value(Scalar(i32), name) for name in ("more", *(a.name for a in kernel.grid)))
-    b.add(Op("fetch", (view,), (more, *tile)))
+    numbers = [Value(Scalar(i32), name) for name in names]
+    b.add(Op("fetch", (view,), tuple(numbers)))
     box.release(b)
+    return numbers
+
+
+def _hear(kernel: Kernel, box: Channel, b: Builder) -> tuple[Value, list[Value]]:
+    """Whether there is a tile, and its place on each axis."""
+    more, *tile = _fetch(box, ["more", *(a.name for a in kernel.grid)], b)
     return b.emit("ne", more, b.emit("const", value=0, dtype="i32"), name="go_on"), tile
 
 

@@ -7,6 +7,8 @@ With `stages` = 1 and `ahead`, the loads of a loop take turns: each one's only s
 acquired, half an iteration before it is read again.
 Loops of one chain run one after the other over one range and share their rings, so no tile is waited for at the seam. Every other
 load is copied in place into a ring of one slot. Nothing synchronises yet: `sync` finds the hazards.
+
+What a block of one role does for one tile goes under what hands out tiles (`grid`).
 """
 
 from __future__ import annotations
@@ -20,14 +22,20 @@ from ...ir.core import Block, Builder, Env, Kernel, Op, Value, copy_op, substitu
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ..facts.common import AHEAD, index_slice, loaded_name, not_ahead, without_effect
-from .channels import fills_itself, is_shared_load, mover, readers, start_copy
+from .channels import fills_itself, is_shared_load, mailbox, mover, readers, start_copy
+from .grid import over_grid
 
 
 def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
     p = _Pipeliner(schedule, {o.operands[0] for o in walk(kernel.body) if o.kind == "store"})
     body = p.block(kernel.body)
     _check_effect(kernel, schedule, p)
-    return replace(kernel.with_body(body), buffers=(*kernel.buffers, *p.buffers)).with_meta(stage="pipelined")
+    if schedule.copy != "tma" and (schedule.persistent != "none" or schedule.l2):
+        box = mailbox(kernel, schedule)
+        p.buffers += box.buffers if box is not None else []
+        body = over_grid(kernel, body, schedule, box)
+    kernel = replace(kernel.with_body(body), buffers=(*kernel.buffers, *p.buffers))
+    return kernel.with_meta(stage="pipelined", persistent=schedule.persistent)
 
 
 def _check_effect(kernel: Kernel, schedule: Schedule, p: _Pipeliner) -> None:

@@ -54,7 +54,7 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
         raise without_effect("copy", "no tile is loaded into shared memory", got="tma")
     if schedule.slots > 2 and not any(v.type.slots == schedule.slots for v in (*kernel.buffers, *(c.ring for c in channels))):
         raise without_effect("stages", "no loop loads tiles into shared memory", got=schedule.slots)
-    box = mailbox(kernel, schedule) if schedule.persistent != "none" else None
+    box = mailbox(kernel, schedule)
     filled = _Filler(channels, schedule.hints).block(body)
     read = _Reader(channels, schedule.tokens, shared_loops(body)).block(body)
     roles = []
