@@ -12,8 +12,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ...ir.access import Access
-from ...ir.core import Block, Builder, Kernel, Op, Value, free_values, walk
+from ...ir.core import Block, Kernel, Op, Value, free_values, walk
 from ...ir.layout import SmemLayout
+from ...ir.rewrite import Builder
 from ...ir.schedule import Schedule
 from ...ir.types import Buffer, Cursor, Frag, Mbarrier, i32
 from ..facts.common import copied_run, copy_threads, loaded_name

@@ -18,7 +18,8 @@ from itertools import pairwise
 
 from ...ir.access import guards
 from ...ir.alignment import promised
-from ...ir.core import Block, Builder, Env, Kernel, Op, Value, copy_op, substitute_block, walk
+from ...ir.core import Block, Kernel, Op, Value, walk
+from ...ir.rewrite import Builder, Env, copy_op, substitute_block
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ..facts.common import AHEAD, index_slice, loaded_name, not_ahead, without_effect

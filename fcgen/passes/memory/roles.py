@@ -18,8 +18,9 @@ from typing import Any
 
 from ...errors import FcError, Loc
 from ...ir.alignment import promised
-from ...ir.core import Block, Builder, Env, Kernel, Op, Role, Value, copy_block, copy_op, definitions, remove_dead, substitute, walk
+from ...ir.core import Block, Kernel, Op, Role, Value, definitions, walk
 from ...ir.ops import has_effect
+from ...ir.rewrite import Builder, Env, copy_block, copy_op, remove_dead, substitute
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import Buffer, Frag, Scalar, i32
