@@ -22,6 +22,7 @@ from ...ir.core import Block, Kernel, Op, Value, walk
 from ...ir.rewrite import Builder, Env, copy_op, substitute_block
 from ...ir.schedule import Schedule
 from ...ir.target import Target
+from ...ir.types import Cursor
 from ..facts.common import AHEAD, index_slice, loaded_name, not_ahead, without_effect
 from .channels import fills_itself, is_shared_load, mailbox, mover, readers, start_copy
 from .grid import over_grid
@@ -67,6 +68,11 @@ class _Ring:
     loads: list[Op]
     anywhere: Op
     body: Block
+    at: Value | None = None  # its position as a cursor, where the ring goes on from one tile of the grid to the next
+
+    def view(self, n: Value, ahead: int, loop: int, b: Builder) -> Value:
+        """The slot so many after that of tile number n of the loops."""
+        return b.emit("slot", self.buffer, self.at or n, ahead=ahead, name=self.buffer.name, loc=self.loads[loop].loc)
 
 
 @dataclass
@@ -135,6 +141,9 @@ class _Pipeliner:
         turns = bool(rings) and rings[0].buffer.type.slots == 1
         low, high = (chain[-1].operands[0], chain[0].operands[1]) if down else (chain[0].operands[0], chain[-1].operands[1])
         depth = max((r.buffer.type.slots for r in rings), default=1)
+        if self.schedule.persistent != "none" and self.schedule.copy != "tma":
+            at = {n: Value(Cursor(n), "ring") for n in {r.buffer.type.slots for r in rings} - {1}}
+            rings = [replace(r, at=at.get(r.buffer.type.slots)) for r in rings]
         if turns:
             first = b.emit("sub", high, b.emit("const", value=1, dtype="i32"), name="first") if down else low
             some = b.emit("lt", low, high)
@@ -170,6 +179,7 @@ class _Pipeliner:
         return [_Ring(self.ring(s[0], self.ahead[s[0]["site"]]), list(s), s[whole], bodies[whole]) for s in deep]
 
     def _prologue(self, rings: list[_Ring], low: Value, high: Value, down: bool, depth: int, b: Builder) -> None:
+        zero = b.emit("const", value=0, dtype="i32")
         for step in range(depth - 1):
             starting = [r for r in rings if step < r.buffer.type.slots - 1]
             offset = b.emit("const", value=step, dtype="i32")
@@ -180,9 +190,9 @@ class _Pipeliner:
             else:
                 index = b.emit("add", low, offset, name="first")
                 inside = b.emit("lt", index, high)
-            self._start(starting, 0, index, inside, offset, 0, b)
+            self._start(starting, 0, index, inside, zero, step, b)
 
-    def _start(self, rings: list[_Ring], loop: int, index: Value, inside: Value, ordinal: Value, ahead: int | None, b: Builder) -> None:
+    def _start(self, rings: list[_Ring], loop: int, index: Value, inside: Value, n: Value, ahead: int | None, b: Builder) -> None:
         """if inside: start the copies of tile `index`; one group for all of them, empty where there is nothing to copy."""
         then = Builder(b.loc)
         env = Env({r.body.args[0]: index for r in rings})
@@ -194,8 +204,7 @@ class _Pipeliner:
             for op in ops:
                 if op.result not in env.map:
                     where.add(copy_op(op, env))
-            slot_ahead = r.buffer.type.slots - 1 if ahead is None else ahead
-            view = then.emit("slot", r.buffer, ordinal, ahead=slot_ahead, name=r.buffer.name, loc=load.loc)
+            view = r.view(n, r.buffer.type.slots - 1 if ahead is None else ahead, loop, then)
             start_copy(load.with_attrs(guard=guards(r.loads)), env.all(r.anywhere.operands), view, self.schedule, then)
         then.do("yield")
         empty = Builder(b.loc)
@@ -211,7 +220,7 @@ class _Pipeliner:
         env = Env()
         views = []
         for r in rings:
-            view = b.emit("slot", r.buffer, n, ahead=0, name=r.buffer.name, loc=r.loads[loop].loc)
+            view = r.view(n, 0, loop, b)
             env[r.loads[loop].result] = view
             views.append(view)
         b.do("acquire", *views)
@@ -222,8 +231,9 @@ class _Pipeliner:
             self._start([r for r in rings if r.buffer.type.slots == depth], loop, index, inside, n, None, b)
         ring_loads = {id(r.loads[loop]) for r in rings}
         rest = Block((), tuple(o for o in body.ops if id(o) not in ring_loads))
-        return Block(body.args, (*b.ops, *substitute_block(rest, env).ops))
-
+        b.ops += substitute_block(rest, env).ops
+        b.ops[-1:-1] = [Op("advance", (at,)) for at in dict.fromkeys(r.at for r in rings) if at is not None]
+        return b.block(body.args)
 
     def _take_turns(self, rings: list[_Ring], loop: int, body: Block, low: Value, high: Value, down: bool) -> Block:
         """One slot per load: acquire each tile in front of its first reader, then refill the slot whose readers are done."""
