@@ -8,9 +8,10 @@ and tiles acquired, and `sync` puts the waits and barriers where they are needed
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
+from ...errors import Loc
 from ...ir.access import Access
 from ...ir.core import Block, Kernel, Op, Value, free_values, walk
 from ...ir.layout import SmemLayout
@@ -23,25 +24,26 @@ from ..facts.common import copied_run, copy_threads, loaded_name
 @dataclass(eq=False)
 class Channel:
     """full, empty: mbarriers, or None where the role that reads fills too. again: other blocks read the same tiles, so L2 should keep them.
-    blocks: how many of a cluster fill it together, and free its slots together. cursor: stands for the channel's position, between roles,
-    until `thread_cursors` gives each role values of its own."""
+    blocks: how many of a cluster fill it together, and free its slots together. cursor: stands for the channel's position until
+    `thread_cursors` gives each role values of its own; None where a loop's index says it."""
 
     ring: Value
     full: Value | None = None
     empty: Value | None = None
     again: bool = False
     blocks: int = 1
-    cursor: Value = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.cursor = Value(Cursor(self.ring.type.slots), self.ring.name)
+    cursor: Value | None = None
 
     @staticmethod
     def between(ring: Value, readers: int, again: bool = False, blocks: int = 1) -> Channel:
         """A channel between roles, with so many warps that read in each of the blocks."""
         slots = ring.type.slots
         return Channel(ring, Value(Mbarrier(1, slots), f"{ring.name}_full"), Value(Mbarrier(readers * blocks, slots), f"{ring.name}_empty"),
-                       again, blocks)
+                       again, blocks, Value(Cursor(slots), ring.name))
+
+    @property
+    def slots(self) -> int:
+        return self.ring.type.slots
 
     @property
     def buffers(self) -> list[Value]:
@@ -51,31 +53,37 @@ class Channel:
         """The attribute that says how many blocks an op of the channel reaches, where it is more than its own."""
         return {word: self.blocks} if self.blocks > 1 else {}
 
-    # ---- between roles: the tile at the cursor ---------------------------------------------------------------------------
+    def view(self, b: Builder, n: Value | None = None, ahead: int = 0, loc: Loc | None = None) -> Value:
+        """The slot so many after the one at the cursor, or without a cursor after that of a loop's tile number n."""
+        at = self.cursor or n
+        if at is None:
+            return self.ring
+        return b.emit("slot", self.ring, at, ahead=ahead, name=self.ring.name, loc=loc)
 
-    def view(self, b: Builder) -> Value:
-        return self.ring if self.full is None else b.emit("slot", self.ring, self.cursor, ahead=0, name=self.ring.name)
+    # ---- the tile at the cursor: between roles, or of one slot -----------------------------------------------------------
 
     def fill(self, b: Builder, write: Callable[[Value], Any], bytes: int = 0) -> Value:
         """Wait for a free slot and write it. bytes: what an engine will bring; else it is full once `write` has been there."""
         view = self.view(b)
-        if self.full is None or self.empty is None:
+        if self.full is None or self.empty is None or self.cursor is None:
             write(view)
             return view
         b.do("mbar_wait", self.empty, self.cursor, lag=1)
-        told = lambda: b.do("mbar_expect", self.full, self.cursor, bytes=bytes)
-        for step in (told, lambda: write(view)) if bytes else (lambda: write(view), told):
-            step()
+        if not bytes:
+            write(view)
+        b.do("mbar_expect", self.full, self.cursor, bytes=bytes)
+        if bytes:
+            write(view)
         b.do("advance", self.cursor)
         return view
 
     def wait(self, b: Builder) -> None:
-        if self.full is not None:
+        if self.full is not None and self.cursor is not None:
             b.do("mbar_wait", self.full, self.cursor, lag=0)
 
     def release(self, b: Builder) -> None:
         """The tile has been read: its slot may be filled again."""
-        if self.empty is not None:
+        if self.empty is not None and self.cursor is not None:
             b.do("mbar_arrive", self.empty, self.cursor, **self.among("cluster"))
             b.do("advance", self.cursor)
 

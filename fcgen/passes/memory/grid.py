@@ -31,6 +31,8 @@ def over_grid(kernel: Kernel, body: Block, schedule: Schedule, box: Channel | No
     b = Builder()
     if schedule.tokens and not fills:
         b.do("token_start", id=TOKENS)
+    if schedule.persistent != "none" and not kernel.grid:
+        raise without_effect("persistent", "the program has no grid", got=schedule.persistent)
     told = box if box is not None and box.full is not None else None  # by this role, to another
     if told is not None and not fills:
         return _taking(kernel, body, told, args, b)

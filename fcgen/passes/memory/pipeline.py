@@ -24,7 +24,7 @@ from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import Cursor
 from ..facts.common import AHEAD, index_slice, loaded_name, not_ahead, without_effect
-from .channels import fills_itself, is_shared_load, mailbox, mover, readers, start_copy
+from .channels import Channel, fills_itself, is_shared_load, mailbox, mover, readers, start_copy
 from .grid import over_grid
 
 
@@ -64,15 +64,14 @@ class _Ring:
     """One load, in each loop of its chain. anywhere: the one that says where a tile of any of them lies, in the loop's body: the copy for
     whole tiles may have used what holds only there."""
 
-    buffer: Value
+    channel: Channel
     loads: list[Op]
     anywhere: Op
     body: Block
-    at: Value | None = None  # its position as a cursor, where the ring goes on from one tile of the grid to the next
 
-    def view(self, n: Value, ahead: int, loop: int, b: Builder) -> Value:
-        """The slot so many after that of tile number n of the loops."""
-        return b.emit("slot", self.buffer, self.at or n, ahead=ahead, name=self.buffer.name, loc=self.loads[loop].loc)
+    @property
+    def slots(self) -> int:
+        return self.channel.slots
 
 
 @dataclass
@@ -118,14 +117,18 @@ class _Pipeliner:
     def _subst(self, op: Op, env: Env) -> Op:
         return replace(op, operands=env.all(op.operands))
 
-    def ring(self, load: Op, slots: int) -> Value:
-        v = Value(replace(load.result.type, slots=slots), loaded_name(load))
-        self.buffers.append(v)
-        return v
+    def channel(self, load: Op, slots: int, cursors: dict[int, Value] | None = None) -> Channel:
+        """cursors: by how many slots they count; rings of one chain that are as deep are in step, and go on from one tile of the grid to
+        the next."""
+        ring = Value(replace(load.result.type, slots=slots), loaded_name(load))
+        self.buffers.append(ring)
+        if cursors is None or slots == 1 or self.schedule.persistent == "none" or self.schedule.copy == "tma":
+            return Channel(ring)
+        return Channel(ring, cursor=cursors.setdefault(slots, Value(Cursor(slots), "ring")))
 
     def in_place(self, op: Op, old: Op, b: Builder, env: Env) -> None:
         """Copy into a buffer of one slot where the load stands."""
-        buffer = self.ring(op, 1)
+        buffer = self.channel(op, 1).ring
         start_copy(op, op.operands, buffer, self.schedule, b)
         if mover(op, self.schedule) == "cp_async":
             b.do("commit_group", loc=op.loc)
@@ -138,12 +141,9 @@ class _Pipeliner:
         inner = [substitute_block(o.regions[0], env) for o in chain]
         rings = self._rings(inner, next((i for i, o in enumerate(chain) if o.get("part") != "full"), 0))
         down = bool(chain[0].get("descending"))
-        turns = bool(rings) and rings[0].buffer.type.slots == 1
+        turns = bool(rings) and rings[0].slots == 1
         low, high = (chain[-1].operands[0], chain[0].operands[1]) if down else (chain[0].operands[0], chain[-1].operands[1])
-        depth = max((r.buffer.type.slots for r in rings), default=1)
-        if self.schedule.persistent != "none" and self.schedule.copy != "tma":
-            at = {n: Value(Cursor(n), "ring") for n in {r.buffer.type.slots for r in rings} - {1}}
-            rings = [replace(r, at=at.get(r.buffer.type.slots)) for r in rings]
+        depth = max((r.slots for r in rings), default=1)
         if turns:
             first = b.emit("sub", high, b.emit("const", value=1, dtype="i32"), name="first") if down else low
             some = b.emit("lt", low, high)
@@ -176,12 +176,13 @@ class _Pipeliner:
             ahead.sort(key=lambda s: _span(s[0].result, bodies[0])[0])
             deep, slots = ahead, 1
         self.ahead.update((s[0]["site"], slots or s[0].get("stages", self.schedule.slots)) for s in deep)
-        return [_Ring(self.ring(s[0], self.ahead[s[0]["site"]]), list(s), s[whole], bodies[whole]) for s in deep]
+        cursors: dict[int, Value] = {}
+        return [_Ring(self.channel(s[0], self.ahead[s[0]["site"]], cursors), list(s), s[whole], bodies[whole]) for s in deep]
 
     def _prologue(self, rings: list[_Ring], low: Value, high: Value, down: bool, depth: int, b: Builder) -> None:
         zero = b.emit("const", value=0, dtype="i32")
         for step in range(depth - 1):
-            starting = [r for r in rings if step < r.buffer.type.slots - 1]
+            starting = [r for r in rings if step < r.slots - 1]
             offset = b.emit("const", value=step, dtype="i32")
             if down:
                 last = b.emit("sub", high, b.emit("const", value=1, dtype="i32"))
@@ -204,7 +205,7 @@ class _Pipeliner:
             for op in ops:
                 if op.result not in env.map:
                     where.add(copy_op(op, env))
-            view = r.view(n, r.buffer.type.slots - 1 if ahead is None else ahead, loop, then)
+            view = r.channel.view(then, n, r.slots - 1 if ahead is None else ahead, load.loc)
             start_copy(load.with_attrs(guard=guards(r.loads)), env.all(r.anywhere.operands), view, self.schedule, then)
         then.do("yield")
         empty = Builder(b.loc)
@@ -220,24 +221,24 @@ class _Pipeliner:
         env = Env()
         views = []
         for r in rings:
-            view = r.view(n, 0, loop, b)
+            view = r.channel.view(b, n, 0, r.loads[loop].loc)
             env[r.loads[loop].result] = view
             views.append(view)
         b.do("acquire", *views)
-        for depth in sorted({r.buffer.type.slots for r in rings}):
+        for depth in sorted({r.slots for r in rings}):
             far = b.emit("const", value=depth - 1, dtype="i32")
             index = b.emit("sub", j, far, name="next") if down else b.emit("add", j, far, name="next")
             inside = b.emit("ge", index, low) if down else b.emit("lt", index, high)
-            self._start([r for r in rings if r.buffer.type.slots == depth], loop, index, inside, n, None, b)
+            self._start([r for r in rings if r.slots == depth], loop, index, inside, n, None, b)
         ring_loads = {id(r.loads[loop]) for r in rings}
         rest = Block((), tuple(o for o in body.ops if id(o) not in ring_loads))
         b.ops += substitute_block(rest, env).ops
-        b.ops[-1:-1] = [Op("advance", (at,)) for at in dict.fromkeys(r.at for r in rings) if at is not None]
+        b.ops[-1:-1] = [Op("advance", (at,)) for at in dict.fromkeys(r.channel.cursor for r in rings) if at is not None]
         return b.block(body.args)
 
     def _take_turns(self, rings: list[_Ring], loop: int, body: Block, low: Value, high: Value, down: bool) -> Block:
         """One slot per load: acquire each tile in front of its first reader, then refill the slot whose readers are done."""
-        j, env = body.args[0], Env({r.loads[loop].result: r.buffer for r in rings})
+        j, env = body.args[0], Env({r.loads[loop].result: r.channel.ring for r in rings})
         spans = [_span(r.loads[loop].result, body) for r in rings]
         first = {_before_rare_branch(body, max([-1, *(b for _, b in spans if b < at)]) + 1, at): i for i, (at, _) in enumerate(spans)}
         loads = {id(r.loads[loop]) for r in rings}
@@ -261,7 +262,7 @@ class _Pipeliner:
             if id(op) in loads:
                 continue
             if k in first:
-                b.do("acquire", rings[first[k]].buffer, loc=op.loc)
+                b.do("acquire", rings[first[k]].channel.ring, loc=op.loc)
                 if len(rings) > 1:
                     refill(first[k])
             if op.kind == "yield" and len(rings) == 1:

@@ -110,9 +110,10 @@ class _Filler:
 
     def copy(self, op: Op, channel: Channel, b: Builder, env: Env) -> None:
         hint: dict[str, Any] = {"hint": "evict_last" if channel.again else "evict_first"} if self.hints else {}
-        full = channel.buffers[1]
+        assert channel.full is not None and channel.cursor is not None
+        bar, at = channel.full, channel.cursor
         env[op.result] = channel.fill(b, lambda view: b.do(
-            "tma_load", *env.all(op.operands), view, full, channel.cursor, index=op["index"], guard=op["guard"], **hint,
+            "tma_load", *env.all(op.operands), view, bar, at, index=op["index"], guard=op["guard"], **hint,
             **channel.among("multicast")), tile_bytes(channel.ring.type))
 
 
