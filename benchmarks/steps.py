@@ -142,7 +142,7 @@ class Steps:
         self.count = 0
         counts = [g.count(sizes) for g in kernel.grid]
         self.block_number = sum(place[n] * prod(counts[m] for m in kernel.order[:k]) for k, n in enumerate(kernel.order))
-        self.posted, self.fetched, self.claimed = posted, iter(list(posted)), blocks
+        self.posted, self.fetched, self.claimed = posted, iter(posted), blocks
         self.env: dict[Value, Any] = {p: numbers.get(p.name, ("param", p.name)) for p in kernel.params}
         self.env.update({b: ("buffer", self.places.words[b], at, 0) for b, at in self.places.at.items()})
         self.env.update(zip(role.body.args, place))
