@@ -228,7 +228,7 @@ class Homes:
         """Give the next undecided load (or carried value) a home: what its readers want, else the default. False when none is left."""
         pending = [op for op in walk(body) if op.kind == "load" and self.home.get(op.result) is None and isinstance(op.result.type, Tile)]
         for op in pending:
-            want = self._wanted(op.result, set())
+            want = self._wanted(op.result, set()) or self._multiplied(op.result)
             if want is not None:
                 self.forced[op.result] = want
                 return True
@@ -267,6 +267,18 @@ class Homes:
                     for a in sorted(set(range(len(u.result.type.shape))) - set(u["axes"]), reverse=True):
                         h = h.drop(a)
                     return h
+        return None
+
+
+    def _multiplied(self, v: Value) -> RegLayout | None:
+        """The layout of the left operand that is computed from a tile element by element, in the block that loads it: products take that
+        from registers."""
+        for u in self.uses.get(v, ()):
+            if u.kind in ELEMENTWISE and isinstance(u.result.type, Tile) and u.result.type.shape == v.type.shape:
+                if (found := self._multiplied(u.result)) is not None:
+                    return found
+            elif u.kind == "dot" and v is u.operands[0] and u["math"] in ("mma", "wgmma") and self.schedule.reuse_frags:
+                return self.a_layout(u)
         return None
 
 

@@ -20,6 +20,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 SIZES = {
     "attention": {},
     "gemm": {"m": 140, "n": 40, "k": 72},
+    "int4_gemm": {},
     "linear_attention": {"b": 1, "h": 1, "m": 100},
     "sigmoid_attention": {"b": 1, "h": 1, "m": 50, "n": 90},
     "differential_attention": {"b": 1, "h": 1, "n": 90},
