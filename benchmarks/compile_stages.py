@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import fcgen as fc
-from fcgen import compiler
 from fcgen.backends.budget import check_budget
-from fcgen.backends.cuda import print_cuda
+from fcgen.backends.cuda.printer import print_cuda
+from fcgen.build import compiler
 from fcgen.errors import FcError
 from fcgen.ir.ops import verify
 from fcgen.ir.text import print_kernel

@@ -53,7 +53,7 @@ def corpus() -> list[str]:
     from dataclasses import replace
 
     import fcgen as fc
-    from fcgen import compiler
+    from fcgen.build import compiler
     from fcgen.ir.text import print_kernel
 
     if str(ROOT / "examples") not in sys.path:
@@ -313,8 +313,8 @@ def code_of(cuda: str) -> str:
 
 def outcome(path: Path) -> str:
     """What a file comes to: the code of an error, or "cuda". Raises what is a fault."""
-    from fcgen import compiler
-    from fcgen.cli_specs import find
+    from fcgen.build import compiler
+    from fcgen.cli.specs import find
     from fcgen.errors import FcError, visible
 
     try:

@@ -5,8 +5,8 @@ bias and GELU, SwiGLU (two products), RMSNorm in front, and a right operand of 4
     python -m benchmarks.gemms --candidates schedules.txt --only swiglu     lines of "case: schedule"; # starts a comment
     python -m benchmarks.gemms --compile-only                               which compile without spills; needs no GPU
 
-Outputs start as NaN; a sample of rows and one of columns is compared with float64 before anything is timed. All ways of a case run in turns.
-TFLOP/s count products alone; GB/s what must be read and written at least.
+Outputs start as NaN; a sample of rows and one of columns is compared with float64 before anything is timed. All ways of a case run in
+turns. TFLOP/s count products alone; GB/s what must be read and written at least.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from typing import Any
 
 import fcgen as fc
 
-from .cells import DTYPES
 from .ceilings import ceilings, under_load
+from .cells import DTYPES
 from .environment import facts
 from .pool import Made, launcher, processes, write_json
 from .search_schedules import refusal
@@ -42,7 +42,7 @@ SETS = 4
 
 @dataclass(frozen=True)
 class Problem:
-    """calls: arguments, output left out; one after the other. out: its name, of this shape. exact(rows, columns): that part of it in float64.
+    """calls: arguments, output left out; one after the other. out: its name, of this shape. exact(rows, columns): that part in float64.
     library: name -> what PyTorch needs for the same products. products: FLOP. moved: bytes."""
 
     calls: list[dict[str, Any]]
@@ -107,8 +107,8 @@ def gated(kind: Any, n: dict[str, int]) -> Problem:
         gate, up = (x @ both.T).chunk(2, dim=1)
         return silu(gate) * up
 
-    return Problem([{"X": x, "W": w, "V": v}], "Y", (n["M"], n["N"]), exact,
-                   {"cuBLAS": lambda: x @ both.T, "cuBLAS, then the rest": whole}, 4.0 * prod(n.values()), _bytes(x, both, out=n["M"] * n["N"]))
+    return Problem([{"X": x, "W": w, "V": v}], "Y", (n["M"], n["N"]), exact, {"cuBLAS": lambda: x @ both.T, "cuBLAS, then the rest": whole},
+                   4.0 * prod(n.values()), _bytes(x, both, out=n["M"] * n["N"]))
 
 
 def normed(kind: Any, n: dict[str, int]) -> Problem:
@@ -263,8 +263,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in names:
         rows, said = measure(name, of[name], args.dtype, args.rounds)
         for r in rows:
-            print(f"{r['tflops']:7.0f} TFLOP/s  {r['ratio']:.3f} of cuBLAS  {r['gbps']:6.0f} GB/s  {r['gbps'] / board['copy_gbps']:.3f} of a copy"
-                  f"  rms error {r['rms_error']:.1e}  {r['name']}", flush=True)
+            print(f"{r['tflops']:7.0f} TFLOP/s  {r['ratio']:.3f} of cuBLAS  {r['gbps']:6.0f} GB/s"
+                  f"  {r['gbps'] / board['copy_gbps']:.3f} of a copy  rms error {r['rms_error']:.1e}  {r['name']}", flush=True)
         table, wrong = table + rows, wrong + said
     print("\n".join(wrong) or "all that was timed was right")
     write_json(args.json, {"part": "gemms", "environment": facts(), "ceilings": board, "dtype": args.dtype, "table": table,

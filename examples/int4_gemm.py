@@ -1,6 +1,5 @@
 """A matrix product whose right operand has 4 bits per number: Y = X (S W)^T, two numbers in a byte, 8 stands for zero."""
 
-import numpy as np
 from harness import Example, main
 
 import fcgen as fc

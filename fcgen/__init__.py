@@ -67,7 +67,7 @@ def __getattr__(name: str) -> Any:
     """What brings more of the package along is imported on first use."""
     from importlib import import_module
 
-    lazy = {"attention": ("forward", "attention"), "Program": ("program", "Program"), "compile": ("api", "compile"),
+    lazy = {"attention": ("attend.forward", "attention"), "Program": ("build.program", "Program"), "compile": ("api", "compile"),
             "gpu_available": ("api", "gpu_available"), "gpu_target": ("api", "gpu_target"), "round_to": ("api", "round_to"),
             "program_from_text": ("api", "program_from_text"), "schedule_for": ("api", "schedule_for")}
     if name.startswith("__"):

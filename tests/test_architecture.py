@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fcgen.cli import main
+from fcgen.cli.commands import main
 from fcgen.passes import PIPELINE
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from fcgen.backends.ada import TARGETS
-from fcgen.backends.cuda import CudaSource, ParamSpec, print_cuda
+from fcgen.backends.cuda.printer import CudaSource, ParamSpec, print_cuda
+from fcgen.backends.targets.ada import TARGETS
 from fcgen.errors import FcError
 from fcgen.ir.core import GridAxis, Value
 from fcgen.ir.layout import mma_c

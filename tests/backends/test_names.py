@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fcgen.backends import ada, hopper
-from fcgen.backends.cuda import CudaSource, print_cuda
-from fcgen.backends.cuda_names import KEYWORDS, LONGEST, Names, comment, identifier, string
+from fcgen.backends.cuda.names import KEYWORDS, LONGEST, Names, comment, identifier, string
+from fcgen.backends.cuda.printer import CudaSource, print_cuda
+from fcgen.backends.targets import ada, hopper
 from fcgen.errors import FcError, Loc
 from fcgen.ir.core import Block, Kernel, Op, Value, walk_kernel
 from fcgen.ir.ops import verify

@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import fcgen as fc
-from fcgen import compiler
-from fcgen.backends.cuda import CudaSource
+from fcgen.backends.cuda.printer import CudaSource
+from fcgen.build import compiler
 from fcgen.ir.text import parse_kernel, print_kernel
 from fcgen.lang.tensors import TensorParam
 

@@ -20,12 +20,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fcgen import compiler
-from fcgen.compiler import Built, facts_of, target, to_cuda
+from fcgen.build import compiler
+from fcgen.build.compiler import Built, facts_of, target, to_cuda
 from fcgen.ir.core import Kernel
 from fcgen.ir.schedule import Schedule
 from fcgen.ir.text import parse_kernel
-from fcgen.passes import alloc
+from fcgen.passes.machine import alloc
 from fcgen.sim.async_faults import ASYNC_FAULTS, _change
 from fcgen.sim.faults import Mutant, _drop
 from tests.gpu.micro import compiled

@@ -8,7 +8,7 @@ from functools import lru_cache
 import pytest
 
 import fcgen as fc
-from fcgen import compiler
+from fcgen.build import compiler
 from fcgen.errors import FcError, visible
 from fcgen.ir import kernel_rules
 from fcgen.ir.attrs import FLAG

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import fcgen as fc
-from fcgen.backends.cuda import print_cuda
-from fcgen.compiler import lower, target
+from fcgen.backends.cuda.printer import print_cuda
+from fcgen.build.compiler import lower, target
 from fcgen.errors import FcError
 from fcgen.ir.core import walk, walk_kernel
 from fcgen.ir.schedule import Schedule

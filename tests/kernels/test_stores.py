@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import fcgen as fc
-from fcgen.backends.hopper import INSTRS
+from fcgen.backends.targets.hopper import INSTRS
 from fcgen.errors import FcError
 from fcgen.ir.core import walk, walk_kernel
 from fcgen.ir.layout import rowwise, wgmma_c

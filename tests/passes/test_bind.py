@@ -9,7 +9,7 @@ import pytest
 
 import fcgen as fc
 from benchmarks.schedule_pairs import gated, product, row_softmax
-from fcgen import compiler
+from fcgen.build import compiler
 from fcgen.errors import FcError
 from fcgen.ir.core import Kernel, walk_kernel
 from fcgen.ir.schedule import Schedule

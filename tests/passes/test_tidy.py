@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from fcgen.ir.core import Block, Builder, Kernel, Role, Value
 from fcgen.ir.schedule import Schedule
 from fcgen.ir.types import Scalar, i32
-from fcgen.passes import tidy
+from fcgen.passes.machine import tidy
 
 FNS = {"min": min, "max": max}
 PARAMS = {n: Value(Scalar(i32), n) for n in "abc"}

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fcgen.compiler import target
+from fcgen.build.compiler import target
 from fcgen.errors import FcError
 from fcgen.ir.core import Role
 from fcgen.ir.text import parse_kernel

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from fcgen.compiler import target
+from fcgen.build.compiler import target
 from fcgen.sim.faults import FAULTS, run_mutant
 from fcgen.sim.machine import simulate
 from tests.work import calls

@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from fcgen.compiler import target
+from fcgen.build.compiler import target
 from fcgen.errors import FcError
 from fcgen.ir.core import Kernel, walk
 from fcgen.sim.async_faults import ASYNC_FAULTS, role_of

@@ -7,10 +7,10 @@ import re
 import numpy as np
 import pytest
 
-from fcgen.compiler import NVRTC_OPTIONS, refuse_serialised, to_cuda
+from fcgen.build.compiler import NVRTC_OPTIONS, refuse_serialised, to_cuda
 from fcgen.errors import FcError
 from fcgen.ir.schedule import Schedule
-from fcgen.passes import alloc
+from fcgen.passes.machine import alloc
 from fcgen.runtime.nvrtc import compile_cuda
 from fcgen.sim.async_faults import ASYNC_FAULTS
 from fcgen.sim.machine import simulate

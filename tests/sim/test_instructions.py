@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fcgen.compiler import target
+from fcgen.build.compiler import target
 from fcgen.ir.core import Builder, Kernel, Role, Value
 from fcgen.ir.elementwise import to_dtype
 from fcgen.ir.layout import Factor, RegLayout, SmemLayout, blocked, mma_a, mma_b, mma_c, native_smem

@@ -14,7 +14,7 @@ from collections import defaultdict
 import numpy as np
 import pytest
 
-from fcgen.compiler import target
+from fcgen.build.compiler import target
 from fcgen.errors import Loc
 from fcgen.ir.core import Builder, Kernel, Role, Value
 from fcgen.ir.layout import LANES, Factor, RegLayout, SmemLayout

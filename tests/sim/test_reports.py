@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fcgen.compiler import target
+from fcgen.build.compiler import target
 from fcgen.errors import FcError
 from fcgen.ir.core import map_bodies, rewrite
 from fcgen.ir.text import parse_kernel
