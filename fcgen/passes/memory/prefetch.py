@@ -13,9 +13,10 @@ from collections.abc import Container
 from dataclasses import dataclass, replace
 
 from ...ir.access import Access
-from ...ir.core import Block, Builder, Env, Kernel, Op, Value, copy_op, map_bodies, remove_dead, substitute, walk, walk_kernel
+from ...ir.core import Block, Kernel, Op, Value, walk, walk_kernel
 from ...ir.layout import RegLayout
 from ...ir.registers import frag_words, least, limit_of
+from ...ir.rewrite import Builder, Env, copy_op, map_bodies, remove_dead, substitute
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import Frag, Scalar

@@ -19,7 +19,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from ...ir.core import Block, Builder, Env, Kernel, Op, Value, map_bodies, substitute, walk
+from ...ir.core import Block, Kernel, Op, Value, walk
+from ...ir.rewrite import Builder, Env, map_bodies, substitute
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import Frag, f32, i32

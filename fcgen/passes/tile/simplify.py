@@ -22,9 +22,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ...errors import Loc
-from ...ir.core import Block, Kernel, Op, Value, map_bodies, remove_dead, walk
+from ...ir.core import Block, Kernel, Op, Value, walk
 from ...ir.elementwise import FNS
 from ...ir.ops import OPS, infer
+from ...ir.rewrite import map_bodies, remove_dead
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import DType, Scalar, Tile
