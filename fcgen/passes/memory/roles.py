@@ -21,6 +21,7 @@ from ...ir.access import Access
 from ...ir.alignment import promised
 from ...ir.core import Block, Kernel, Op, Role, Value, definitions, walk
 from ...ir.ops import has_effect
+from ...ir.registers import at_launch
 from ...ir.rewrite import Builder, Env, copy_op, map_bodies, remove_dead, rewrite, substitute
 from ...ir.schedule import Schedule
 from ...ir.target import Target
@@ -35,6 +36,14 @@ from .pipeline import start_copy
 
 #: consumer warpgroups -> registers per thread (producer, consumers); setmaxnreg takes multiples of 8 and moves what the block got at launch
 REGISTERS = {1: (56, 240), 2: (40, 232), 3: (32, 160), 4: (24, 112)}
+
+
+def _registers(groups: int, schedule: Schedule, target: Target) -> tuple[int, int]:
+    """Of the producer and of consumers; where several blocks share a multiprocessor, what a block gets at launch is less."""
+    copies, work = REGISTERS[groups]
+    got = at_launch(target, 128 * (groups + 1), schedule.min_blocks) * (groups + 1)
+    copies = copies if schedule.min_blocks == 1 else min(copies, 40)
+    return copies, min(work, (got - copies) // groups // 8 * 8)
 
 
 def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
@@ -61,7 +70,7 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
     filled = _Filler(channels, schedule.hints).block(kernel.body)
     read = _Reader(channels, schedule.tokens, shared_loops(kernel.body)).block(kernel.body)
     roles = []
-    regs = REGISTERS[groups]
+    regs = _registers(groups, schedule, target)
     if loads or box:
         filling = remove_dead(thread_cursors(over_grid(kernel, filled, schedule, box, True)))
         on_tiles = next((o for o in walk(filling) for v in o.operands if isinstance(v.type, Frag)), None)
