@@ -89,6 +89,17 @@ def test_sixteen_bits(kind):
     np.testing.assert_array_equal(apply("half_of", halves, out=torch.int16), halves.view(torch.int16).flatten()[:COUNT].cpu().numpy())
 
 
+@pytest.mark.parametrize("name", ["add", "sub", "mul"])
+def test_two_halves(name):
+    """As in floats and rounded; subnormal results too."""
+    a, b = (values(-300, 300).astype(np.float16) for _ in range(2))
+    a[::5] *= np.float16(1e-6)
+    words = lambda x: gpu(np.stack([x, x[::-1]], 1).copy().view(np.int32).ravel())
+    got = apply(f"{name}_f16x2", words(a), words(b), out=torch.int32).view(np.float16).reshape(-1, 2)
+    want = {"add": np.add, "sub": np.subtract, "mul": np.multiply}[name](a.astype(np.float32), b.astype(np.float32)).astype(np.float16)
+    np.testing.assert_array_equal(got, np.stack([want, want[::-1]], 1))
+
+
 @pytest.mark.parametrize("name, exact", [("floor_div", np.floor_divide), ("floor_mod", np.mod)])
 def test_integer_division(name, exact):
     a, b = rng.integers(-1000, 1000, COUNT, dtype=np.int32), rng.integers(1, 50, COUNT, dtype=np.int32)
