@@ -61,3 +61,27 @@ def test_roles_share_what_a_block_is_launched_with(blocks, regs):
     p = int4(**HOPPER, min_blocks=blocks)[1]
     assert tuple(r.regs for r in p.machine.roles) == regs
     assert p.cubin
+
+
+def square(**more):
+    """Rows and columns of the accumulator have the same number, and the stored tile is its transpose."""
+    return int4(**{**HOPPER, "warps": 8, "tiles": {"BLOCK_N": 128, "BLOCK_M": 128, "BLOCK_K": 32}, **more})
+
+
+def test_rows_that_are_stored_are_the_loops_only_where_nothing_turned_them():
+    """Each of two warpgroups has half of N; that M ends after 40 rows is none of their business."""
+    e, p = square()
+    given, want = e.draw(seed=4, m=40, n=136)
+    np.testing.assert_allclose(p.simulate(**given)["Y"].astype(float), want["Y"], atol=4e-3 * np.abs(want["Y"]).max())
+
+
+def test_a_slot_that_plain_loads_read_is_freed_behind_a_proxy_fence():
+    """An arrival waits for no load; a bulk copy into the slot would come too early (seen on an H200: zeros of rows outside come at once)."""
+    e, p = int4(**HOPPER)
+    kinds = [o.kind for o in loop_of(p)]
+    assert kinds.index("ld_shared") < kinds.index("proxy_fence") < kinds.index("mbar_arrive")
+    text = "\n".join(line for line in str(p.machine).splitlines() if "proxy_fence" not in line)
+    given, _ = e.draw(seed=2, m=17, n=64, e=160)
+    with pytest.raises(fc.FcError, match="before it has been read") as caught:
+        fc.program_from_text(text, target="sm_90a").simulate(**given)
+    assert caught.value.code == "sim/proxy" and "before the arrival" in caught.value.hint
