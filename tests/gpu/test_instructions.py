@@ -100,6 +100,18 @@ def test_two_halves(name):
     np.testing.assert_array_equal(got, np.stack([want, want[::-1]], 1))
 
 
+def test_bytes_that_are_unpacked():
+    """Four bits of a byte as halves less 8, the upper ones by a multiply-add."""
+    w = rng.integers(0, 2**32, COUNT, dtype=np.uint32)
+    for second in (0, 1):
+        t = apply("spread_bytes", gpu(w.view(np.int32)), gpu(np.full(COUNT, second, np.int32)), out=torch.int32)
+        pair = w.view(np.uint8).reshape(-1, 4)[:, 2 * second:2 * second + 2]
+        np.testing.assert_array_equal(t.view(np.float16).reshape(-1, 2), pair + 1024.0)
+        const = lambda x: gpu(np.full(2 * COUNT, x, np.float16).view(np.int32))
+        got = apply("fma_f16x2", gpu(t & 0x64F064F0), const(1 / 16), const(-72), out=torch.int32)
+        np.testing.assert_array_equal(got.view(np.float16).reshape(-1, 2), (pair >> 4) - 8.0)
+
+
 @pytest.mark.parametrize("name, exact", [("floor_div", np.floor_divide), ("floor_mod", np.mod)])
 def test_integer_division(name, exact):
     a, b = rng.integers(-1000, 1000, COUNT, dtype=np.int32), rng.integers(1, 50, COUNT, dtype=np.int32)
