@@ -80,8 +80,8 @@ def norm_gemm(X: "T[M, K]", G: "f32[K]", W: "T[N, K]", Y: "out T[M, N]"):
     acc, squares = fc.var(fc.zeros(rows, cols)), fc.var(fc.zeros(rows))
     for ks in fc.loop(fc.tile(X.K, "BK")):
         x = fc.load(X[rows, ks]).to(fc.f32)
-        squares <<= squares + fc.sum(x * x, axis=1)
         acc <<= acc + fc.dot((x * fc.load(G[ks])).to(X.dtype), fc.load(W[cols, ks]).T)
+        squares <<= squares + fc.sum(x * x, axis=1)
     fc.store(Y[rows, cols], (acc * fc.rsqrt(squares / X.K.to(fc.f32) + 1e-5)).to(Y.dtype))
 
 
