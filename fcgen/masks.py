@@ -17,6 +17,9 @@ from collections.abc import Callable
 from typing import Any
 
 from .errors import FcError
+from .ir.types import i1
+from .lang.handles import Handle
+from .lang.trace import place_in
 
 WRITTEN_IN_THE_LANGUAGE = True
 
@@ -31,7 +34,10 @@ class Mask:
         self.fn, self.called = fn, called or getattr(fn, "__name__", "mask")
 
     def __call__(self, b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
-        return self.fn(b, h, q_idx, kv_idx)
+        out = self.fn(b, h, q_idx, kv_idx)
+        if not isinstance(out, bool) and not (isinstance(out, Handle) and out.dtype == i1):
+            raise wrong_result("mask", self.fn, "a condition", out)
+        return out
 
     def __and__(self, other: MaskMod) -> Mask:
         return and_masks(self, other)
@@ -83,6 +89,13 @@ def _check(fn: Any) -> None:
                       notes=[f"{code.co_filename}:{code.co_firstlineno}"] if code else []) from None
 
 
+def wrong_result(what: str, fn: Any, expected: str, got: Any) -> FcError:
+    """What a function returned is not what it should be: told at the function."""
+    code = getattr(fn, "__code__", None)
+    return FcError("trace/dtype", f"the {what} function returns something else than {expected}", expected=expected, got=repr(got)[:80],
+                   loc=None if code is None else place_in(code, 0))
+
+
 def _number(name: str, x: Any) -> Any:
     """A whole number, or a tensor of one per batch; refused where it is neither."""
     if isinstance(x, bool) or not (hasattr(x, "__index__") or (hasattr(x, "shape") and hasattr(x, "dtype"))):
@@ -101,8 +114,7 @@ def _of(x: Any, b: Any) -> Any:
 
 def and_masks(*masks: MaskMod) -> Mask:
     """Where all of them hold."""
-    for m in masks:
-        _check(m)
+    masks = tuple(m if isinstance(m, Mask) else Mask(m) for m in masks)
 
     def all_of(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
         out: Any = True
@@ -110,13 +122,12 @@ def and_masks(*masks: MaskMod) -> Mask:
             out = m(b, h, q_idx, kv_idx) if n == 0 else out & m(b, h, q_idx, kv_idx)
         return out
 
-    return Mask(all_of, " & ".join(_name(m) for m in masks))
+    return Mask(all_of, " & ".join(m.called for m in masks))
 
 
 def or_masks(*masks: MaskMod) -> Mask:
     """Where one of them holds."""
-    for m in masks:
-        _check(m)
+    masks = tuple(m if isinstance(m, Mask) else Mask(m) for m in masks)
 
     def one_of(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
         out: Any = False
@@ -124,11 +135,7 @@ def or_masks(*masks: MaskMod) -> Mask:
             out = m(b, h, q_idx, kv_idx) if n == 0 else out | m(b, h, q_idx, kv_idx)
         return out
 
-    return Mask(one_of, " | ".join(_name(m) for m in masks))
-
-
-def _name(m: Any) -> str:
-    return str(m.called if isinstance(m, Mask) else getattr(m, "__name__", "mask"))
+    return Mask(one_of, " | ".join(m.called for m in masks))
 
 
 # ---- ready-made ------------------------------------------------------------------------------------------------------------
