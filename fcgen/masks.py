@@ -63,14 +63,14 @@ class Mask:
 
     def drawn(self, rows: int = 512, keys: int | None = None, *, b: int = 0, h: int = 0, tile: tuple[int, int] | None = None) -> str:
         """The tiles of a mask as text: `█` full, `▒` partial, `·` empty. rows, keys: lengths; tile: rows and keys of one."""
-        from .tilemap import tile_map
+        from .attend.tilemap import tile_map
 
         return str(tile_map(self, rows, rows if keys is None else keys, b=b, h=h, tile=tile))
 
     def plot(self, file: Any, rows: int = 512, keys: int | None = None, *, b: int = 0, h: int = 0,
              tile: tuple[int, int] | None = None) -> None:
         """Save a picture of the mask and its tiles (needs matplotlib: `pip install fcgen[plot]`)."""
-        from .tilemap import tile_map
+        from .attend.tilemap import tile_map
 
         tile_map(self, rows, rows if keys is None else keys, b=b, h=h, tile=tile).plot(file)
 
@@ -114,28 +114,28 @@ def _of(x: Any, b: Any) -> Any:
 
 def and_masks(*masks: MaskMod) -> Mask:
     """Where all of them hold."""
-    masks = tuple(m if isinstance(m, Mask) else Mask(m) for m in masks)
+    given = tuple(m if isinstance(m, Mask) else Mask(m) for m in masks)
 
     def all_of(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
         out: Any = True
-        for n, m in enumerate(masks):
+        for n, m in enumerate(given):
             out = m(b, h, q_idx, kv_idx) if n == 0 else out & m(b, h, q_idx, kv_idx)
         return out
 
-    return Mask(all_of, " & ".join(m.called for m in masks))
+    return Mask(all_of, " & ".join(m.called for m in given))
 
 
 def or_masks(*masks: MaskMod) -> Mask:
     """Where one of them holds."""
-    masks = tuple(m if isinstance(m, Mask) else Mask(m) for m in masks)
+    given = tuple(m if isinstance(m, Mask) else Mask(m) for m in masks)
 
     def one_of(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
         out: Any = False
-        for n, m in enumerate(masks):
+        for n, m in enumerate(given):
             out = m(b, h, q_idx, kv_idx) if n == 0 else out | m(b, h, q_idx, kv_idx)
         return out
 
-    return Mask(one_of, " | ".join(m.called for m in masks))
+    return Mask(one_of, " | ".join(m.called for m in given))
 
 
 # ---- ready-made ------------------------------------------------------------------------------------------------------------

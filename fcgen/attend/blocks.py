@@ -1,7 +1,7 @@
 """Lists of blocks of keys: what a mask that hangs on elements of tensors leaves of each block of rows, found by a kernel.
 
-`fcgen.attention` makes the lists of such a mask in front of each call, in one launch and without waiting for it; `fcgen.block_lists` makes
-them once for many calls. Guaranteed: they are the mask's, whatever it holds then; where it tells batches, or heads, not apart, there is one
+`fcgen.attention` makes the lists of such a mask in front of each call, in one launch and without waiting for it, and of masks that may leave
+holes in long rows; `fcgen.block_lists` makes them once for many calls. Guaranteed: they are the mask's, whatever it holds then; where it tells batches, or heads, not apart, there is one
 list for all of them.
 """
 
@@ -21,6 +21,8 @@ from ..kernels.listed import listed_attention, lists_of
 from .outputs import _empty
 from .variants import Choice, Functions, _arch, family, fitted, functions, lazy_of, run, sums_of
 
+#: tiles of keys from which on it pays to look for holes
+_LONG = 16
 #: the tensors of lists, as the kernel calls them
 _NAMES = ("PartCount", "Part", "WholeCount", "Whole")
 
@@ -69,19 +71,29 @@ def _lister(given: Functions, arch: str, block: tuple[int, int], shift: int | No
     return family(("lists", arch, block, shift is None), Functions(keep=given.keep), make)
 
 
+class Reads(NamedTuple):
+    """What a mask hangs on: the batch, the head, elements of tensors that decide about single positions; and whether one of two conditions
+    is enough, so that there may be holes between the keys that a row sees."""
+
+    batch: bool
+    head: bool
+    elements: bool
+    holes: bool
+
+
 @functools.lru_cache(maxsize=1024)
-def _reads(program: Program) -> tuple[bool, bool, bool]:
-    """Whether a mask tells batches apart, and heads; and whether elements of tensors decide about single positions."""
+def _reads(program: Program) -> Reads:
     ids, ops = program.tile.body.args, list(walk_kernel(program.tile))
     asks = lambda n: any(ids[n] in op.operands for op in ops if op.kind != "store")
-    return asks(0), asks(1), any(op.kind in ("gather", "load") and isinstance(op.result.type, Tile) for op in ops)
+    tiles = [op.kind for op in ops if op.results and isinstance(op.result.type, Tile)]
+    return Reads(asks(0), asks(1), "gather" in tiles or "load" in tiles, "or" in tiles)
 
 
 def _made(given: Functions, lister: Family, sizes: tuple[int, ...], like: Any, block: tuple[int, int], shift: int | None) -> BlockLists:
     """Launch the kernel that makes the lists. sizes: batch, heads, rows, keys."""
     b, h, rows, keys = sizes
-    by_batch, by_head, _ = _reads(lister.find({"keep": given.keep})[0])
-    shape = (b if by_batch else 1, h if by_head else 1, -(-rows // block[0]))
+    reads = _reads(lister.find({"keep": given.keep})[0])
+    shape = (b if reads.batch else 1, h if reads.head else 1, -(-rows // block[0]))
     each = -(-keys // block[1])
     made = [_empty(like, s, "int32") for s in (shape, (*shape, each), shape, (*shape, each))]
     scalars = {"queries": rows, "keys": keys, **({} if shift is None else {"shift": shift})}
@@ -90,14 +102,16 @@ def _made(given: Functions, lister: Family, sizes: tuple[int, ...], like: Any, b
 
 
 def automatic(sizes: tuple[Any, ...], given: Functions, choice: Choice, like: Any, shift: int | None) -> BlockLists | None:
-    """The lists for a call whose mask hangs on elements of tensors; None for others, and where there is little to leave out."""
+    """The lists for a call whose mask hangs on elements of tensors, or may leave holes in long rows; None for others, whose loops leave out
+    what lies outside of one interval, and where there is little to leave out."""
     _, q, k = sizes[:3]
     tiles = dict(choice.schedule.tiles)
     block = tiles["BLOCK_M"], tiles["BLOCK_N"]
     if given.keep is None or k[2] <= 2 * block[1] or block[0] % 16 or block[1] % 16:
         return None
     lister = _lister(given, choice.arch, block, shift)
-    if not _reads(lister.find({"keep": given.keep})[0])[2]:
+    reads = _reads(lister.find({"keep": given.keep})[0])
+    if not (reads.elements or (reads.holes and k[2] > _LONG * block[1])):
         return None
     return _made(given, lister, (q[0], q[1], q[2], k[2]), like, block, shift)
 

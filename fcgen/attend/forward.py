@@ -37,7 +37,7 @@ def attention(q: Any, k: Any, v: Any, *, causal: bool | str = False, scale: floa
     """softmax(q k^T * scale) v on the GPU, float32 inside.
 
     q: [B, H, M, D]; k: [B, Hkv, N, D]; v: [B, Hkv, N, E]; f16 or bf16, any strides with a contiguous last axis; H a multiple of Hkv
-    (grouped heads); D and E multiples of 8 from 16 to 256. causal: "top_left" (key j is seen by row i if j <= i), "bottom_right"
+    (grouped heads); D and E multiples of 8 from 8 to 512. causal: "top_left" (key j is seen by row i if j <= i), "bottom_right"
     (j <= i + N - M), or True where M = N and both are the same. Views whose pointers or strides are not multiples of 16 bytes take a slower
     kernel with narrower accesses. scale: 1/sqrt(D) if None. Returns [B, H, M, E], and with return_lse the
     natural log-sum-exp [B, H, M] in float32. Rows that see no key give 0 and -inf. out: where to write instead of a new tensor.
@@ -255,7 +255,7 @@ def _check_shapes(q: Any, k: Any, v: Any) -> None:
         if t.dtype != q.dtype:
             raise FcError("call/argument", f"`q` and `{name}` have different dtypes", expected=q.dtype, got=t.dtype)
         if t.shape[3] not in calls.HEADS:
-            raise FcError("call/argument", f"the head size of `{name}` is not supported", expected="a multiple of 8 from 16 to 256",
+            raise FcError("call/argument", f"the head size of `{name}` is not supported", expected="a multiple of 8 from 8 to 512",
                           got=t.shape[3], hint="pad the last axis with zeros")
     if k.shape[:3] != v.shape[:3]:
         raise FcError("call/argument", "`k` and `v` differ in batch, heads or length", expected=k.shape[:3], got=v.shape[:3])

@@ -9,7 +9,7 @@ from ..build.program import Program
 from ..dropout import Dropout
 from ..errors import FcError
 from ..ir.schedule import Schedule
-from ..kernels.dropped import kept_weights
+from ..kernels.readback import kept_weights
 from .outputs import _empty
 from .variants import Functions, _arch, family
 
