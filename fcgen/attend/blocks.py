@@ -1,8 +1,8 @@
 """Lists of blocks of keys: what a mask that hangs on elements of tensors leaves of each block of rows, found by a kernel.
 
 `fcgen.attention` makes the lists of such a mask in front of each call, in one launch and without waiting for it, and those of masks that
-may leave holes in long rows; `fcgen.block_lists` makes them once for many calls. Guaranteed: they are the mask's, whatever it holds then; where
-it tells batches, or heads, not apart, there is one list for all of them.
+may leave holes in long rows; `fcgen.block_lists` makes them once for many calls. Guaranteed: they are the mask's, whatever it holds then;
+where it tells batches, or heads, not apart, there is one list for all of them.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ class Lists(NamedTuple):
 
 
 class BlockLists(NamedTuple):
-    """Lists as torch's `BlockMask` has them. counts, indices: i32 [B or 1, H or 1, row blocks] and [..., blocks of keys]: the blocks of keys
-    in which the mask is to be asked; full_counts, full_indices: those that are seen whole, if any. block: rows and keys of one. A call
-    makes `Lists` of them by one small kernel; `merged` does that once for many calls."""
+    """Lists as torch's `BlockMask` has them. counts, indices: i32 [B or 1, H or 1, row blocks] and [..., blocks of keys]: the blocks in which
+    the mask is to be asked; full_counts, full_indices: those that are seen whole, if any. block: rows and keys of one. A call makes
+    `Lists` of them by one small kernel; `merged` does that once for many calls."""
 
     counts: Any
     indices: Any
@@ -177,7 +177,8 @@ def launch(facts: tuple[Any, ...], given: Functions, choice: Choice, caller: boo
                       expected="fcgen.block_lists(...), or fcgen.BlockLists(...)")
     q = arguments["Q"]
     want = (*q.shape[:2], -(-q.shape[2] // lists.block[0]))
-    arguments = {**arguments, "Count": _of(lists.counts, "counts", want, 3, q.device), "List": _of(lists.entries, "entries", want, 4, q.device)}
+    arguments = {**arguments, "Count": _of(lists.counts, "counts", want, 3, q.device),
+                 "List": _of(lists.entries, "entries", want, 4, q.device)}
     if shift is not None:
         arguments["shift"] = shift
     absent = tuple(n for n in ("shift", "LSE") if n not in arguments)

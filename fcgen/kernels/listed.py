@@ -2,8 +2,8 @@
 # (annotations of specs are fcgen's own: "T[B, H, M, D]")
 """Attention over lists of blocks of keys, and the kernels that make them.
 
-For each block of rows, the first `Count` entries of `List` name the blocks of keys that it sees: entry 2 * n is block n, in which the mask is
-to be asked, 2 * n + 1 a block that is seen whole and lies inside of the tensor. All other blocks are left out.
+For each block of rows, the first `Count` entries of `List` name the blocks of keys that it sees: entry 2 * n is block n, in which the mask
+is to be asked, 2 * n + 1 a block that is seen whole and lies inside of the tensor. All other blocks are left out.
 """
 
 from __future__ import annotations
