@@ -68,9 +68,16 @@ def __getattr__(name: str) -> Any:
 
     lazy = {"attention": ("attend.forward", "attention"), "Program": ("build.program", "Program"), "compile": ("api", "compile"),
             "gpu_available": ("api", "gpu_available"), "gpu_target": ("api", "gpu_target"), "round_to": ("api", "round_to"),
-            "program_from_text": ("api", "program_from_text"), "schedule_for": ("api", "schedule_for")}
+            "program_from_text": ("api", "program_from_text"), "schedule_for": ("api", "schedule_for"),
+            "attention_varlen": ("attend.varlen", "attention_varlen"), "Dropout": ("dropout", "Dropout"),
+            "dropout_mask": ("attend.readback", "dropout_mask"),
+            "block_lists": ("attend.blocks", "block_lists"),
+            "BlockLists": ("attend.blocks", "BlockLists"), "compile_count": ("build.compiler", "compile_count")}
+    modules = ("masks", "scores")
     if name.startswith("__"):
         raise AttributeError(f"module 'fcgen' has no attribute {name!r}")
+    if name in modules:
+        return import_module(f".{name}", __name__)
     if name not in lazy:
         from .errors import did_you_mean
         from .ir.types import dtype_meant
@@ -105,6 +112,8 @@ for _word, _fn in list(globals().items()):
 _spec.compile_hook, _spec.call_hook = _compile, _call
 
 __all__ = [
+    "BlockLists",
+    "Dropout",
     "FcError",
     "FcWarning",
     "Program",
@@ -113,13 +122,17 @@ __all__ = [
     "abs",
     "atomic_add",
     "attention",
+    "attention_varlen",
     "bf16",
+    "block_lists",
     "cast",
     "ceil",
     "compile",
+    "compile_count",
     "cos",
     "cumsum",
     "dot",
+    "dropout_mask",
     "erf",
     "exp",
     "exp2",
@@ -144,6 +157,7 @@ __all__ = [
     "log",
     "log2",
     "loop",
+    "masks",
     "max",
     "maximum",
     "min",
@@ -156,6 +170,7 @@ __all__ = [
     "round_to",
     "rsqrt",
     "schedule_for",
+    "scores",
     "sigmoid",
     "sin",
     "sqrt",
