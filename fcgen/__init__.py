@@ -69,7 +69,9 @@ def __getattr__(name: str) -> Any:
 
     lazy = {"attention": ("forward", "attention"), "Program": ("program", "Program"), "compile": ("api", "compile"),
             "gpu_available": ("api", "gpu_available"), "gpu_target": ("api", "gpu_target"), "round_to": ("api", "round_to"),
-            "program_from_text": ("api", "program_from_text"), "schedule_for": ("api", "schedule_for")}
+            "program_from_text": ("api", "program_from_text"), "schedule_for": ("api", "schedule_for"),
+            "scaled_dot_product_attention": ("torch.sdpa", "scaled_dot_product_attention"),
+            "flex_attention": ("torch.flex", "flex_attention")}
     if name.startswith("__"):
         raise AttributeError(f"module 'fcgen' has no attribute {name!r}")
     if name not in lazy:
@@ -129,6 +131,7 @@ __all__ = [
     "f16",
     "f32",
     "f64",
+    "flex_attention",
     "floor",
     "full",
     "gather",
@@ -156,6 +159,7 @@ __all__ = [
     "program_from_text",
     "round_to",
     "rsqrt",
+    "scaled_dot_product_attention",
     "schedule_for",
     "sigmoid",
     "sin",
