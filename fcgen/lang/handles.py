@@ -99,6 +99,10 @@ class Handle(Traced):
             raise FcError("trace/dtype", "a number is not converted to a condition", got=repr(self), loc=here(), hint="compare it: x != 0")
         return self if d == self.dtype else Handle(current().emit("cast", self.value, to=d.name), self.labels)
 
+    def made(self, h: Handle) -> Handle:
+        """A value that is read at this position: of the position's kind, where that has a vocabulary of its own."""
+        return h
+
     @property
     def T(self) -> Handle:
         """The transposed view of a 2-d tile."""

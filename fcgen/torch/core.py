@@ -28,7 +28,7 @@ def recorded(*tensors: Any) -> bool:
 
 
 def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, table: torch.Tensor | None = None, sinks: torch.Tensor | None = None,
-           causal: str = "none", left: int = OPEN, right: int = OPEN, chunk: int = 0, softcap: float = 0.0, scale: float | None = None,
+           causal: str = "none", left: int = OPEN, right: int = OPEN, chunk: int = 0, softcap: float | None = None, scale: float | None = None,
            lse: bool = False) -> Any:
     """softmax of the scores times v, or (that, log-sum-exp).
 
@@ -36,14 +36,14 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, table: torch.Te
     "bottom_right". left, right: a window around the diagonal that ends bottom right. chunk: rows see their own chunk of so many
     positions. softcap: scores go through softcap * tanh(score / softcap). sinks: one more score per head, of a key without a value.
     """
-    _no_gradient(q, k, v, table, sinks)
+    no_gradient(q, k, v, table, sinks)
     if recorded(q, k, v):
         op = torch.ops.fcgen.attend_lse if lse else torch.ops.fcgen.attend
         return op(q, k, v, table, sinks, causal, left, right, chunk, softcap, scale)
     return _attend(q, k, v, table, sinks, causal, left, right, chunk, softcap, scale, lse)
 
 
-def _attend(q: Any, k: Any, v: Any, table: Any, sinks: Any, causal: str, left: int, right: int, chunk: int, softcap: float,
+def _attend(q: Any, k: Any, v: Any, table: Any, sinks: Any, causal: str, left: int, right: int, chunk: int, softcap: float | None,
             scale: float | None, lse: bool) -> Any:
     if table is None and sinks is None and left < 0 and right < 0 and not chunk and not softcap:
         return forward.attention(q, k, v, causal=False if causal == "none" else causal, scale=scale, return_lse=lse)
@@ -67,17 +67,22 @@ def _with_sinks(q: Any, k: Any, v: Any, sinks: Any, causal: Any, scale: Any, lse
     return (out, sunk) if lse else out
 
 
-def _no_gradient(*tensors: Any) -> None:
+def no_gradient(*tensors: Any) -> None:
+    """Refuse tensors from which a gradient would flow."""
     if torch.is_grad_enabled() and any([t is not None and t.requires_grad for t in tensors]):
-        raise FcError("call/argument", "an argument requires grad, and fcgen has no backward pass yet",
-                      expected="tensors from which no gradient flows", got="requires_grad=True",
-                      hint="call it under torch.no_grad(), or pass the tensor's .detach()")
+        refuse("an argument requires grad, and fcgen has no backward pass yet", "tensors from which no gradient flows",
+               "requires_grad=True", "call it under torch.no_grad(), or pass the tensor's .detach()")
+
+
+@torch.compiler.disable(reason="fcgen refuses this call; called without torch.compile it says why")
+def refuse(message: str, expected: Any = None, got: Any = None, hint: str | None = None) -> None:
+    raise FcError("call/argument", message, expected=expected, got=got, hint=hint)
 
 
 # ---- operators ---------------------------------------------------------------------------------------------------------
 
 _ARGUMENTS = ("(Tensor q, Tensor k, Tensor v, Tensor? table, Tensor? sinks, str causal, SymInt left, SymInt right, SymInt chunk, "
-              "float softcap, float? scale)")
+              "float? softcap, float? scale)")
 #: operators live as long as this
 LIBRARY = torch.library.Library("fcgen", "FRAGMENT")
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 
 from ..calls import HEADS
 from ..errors import FcError
-from .core import attend
+from .core import attend, refuse
 
 #: what fcgen has no kernel for, and torch perhaps has
 _LACKING = ("call/argument", "compile/unsupported", "compile/budget")
@@ -32,20 +32,23 @@ def scaled_dot_product_attention(query: torch.Tensor, key: torch.Tensor, value: 
     """
     if fallback is not None and fallback != "torch":
         raise FcError("call/argument", "argument `fallback` is not one that there is", expected='None or "torch"', got=repr(fallback))
+    if torch.is_autocast_enabled("cuda"):
+        query, key, value, attn_mask = _autocast(query, key, value, attn_mask)
+    problem = _problem(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
     if fallback is None:
-        return _attention(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
-    try:
-        return _attention(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
-    except FcError as e:
-        if e.code not in _LACKING:
-            raise
+        if problem is not None:
+            refuse(*problem)
+        return _attention(query, key, value, attn_mask, is_causal, scale, enable_gqa)
+    if problem is None:
+        try:
+            return _attention(query, key, value, attn_mask, is_causal, scale, enable_gqa)
+        except FcError as e:
+            if e.code not in _LACKING:
+                raise
     return F.scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
 
 
-def _attention(q: Any, k: Any, v: Any, mask: Any, dropout: Any, causal: Any, scale: Any, gqa: Any) -> Any:
-    if torch.is_autocast_enabled("cuda"):
-        q, k, v, mask = _autocast(q, k, v, mask)
-    _check(q, k, v, mask, dropout, causal, scale)
+def _attention(q: Any, k: Any, v: Any, mask: Any, causal: bool, scale: float | None, gqa: bool) -> Any:
     word = "top_left" if causal else "none"
     size, width, shape = q.shape[-1], v.shape[-1], q.shape[:-1]
     lead = q.shape[:-2]
@@ -54,7 +57,7 @@ def _attention(q: Any, k: Any, v: Any, mask: Any, dropout: Any, causal: Any, sca
         shape = (*lead, shape[-1])
     if mask is not None:
         mask = _as_table(mask, lead, shape[-1], k.shape[2])
-    if size not in HEADS or width not in HEADS:
+    if not _fits(size) or not _fits(width):
         scale = (size**-0.5 if size else 1.0) if scale is None else scale
         q, k, v = _padded(q), _padded(k), _padded(v)
     q, k, v = (x if x.stride(-1) == 1 or not x.numel() else x.contiguous() for x in (q, k, v))
@@ -71,97 +74,128 @@ def _autocast(*tensors: Any) -> list[Any]:
             for x in tensors]
 
 
-def _refuse(message: str, expected: Any = None, got: Any = None, hint: str | None = None) -> None:
-    raise FcError("call/argument", message, expected=expected, got=got, hint=hint)
+#: what is wrong with a call: message, expected, got, hint
+Problem = tuple[str, Any, Any, "str | None"]
 
 
-def _check(q: Any, k: Any, v: Any, mask: Any, dropout: Any, causal: Any, scale: Any) -> None:
+def _problem(q: Any, k: Any, v: Any, mask: Any, dropout: Any, causal: Any, scale: Any, gqa: Any) -> Problem | None:
     """What torch refuses, and what there is no kernel for."""
     for name, x in (("query", q), ("key", k), ("value", v)):
         if not isinstance(x, torch.Tensor):
-            _refuse(f"argument `{name}` is not a tensor", "a torch tensor", f"a {type(x).__name__}")
+            return f"argument `{name}` is not a tensor", "a torch tensor", f"a {type(x).__name__}", None
         if x.is_nested:
-            _refuse(f"argument `{name}` is a nested tensor", "a plain tensor", hint="ragged batches: fcgen.compat.flash_attn_interface")
+            return f"argument `{name}` is a nested tensor", "a plain tensor", None, "ragged batches: fcgen.compat.flash_attn_interface"
         if x.dim() < 2:
-            _refuse(f"argument `{name}` has too few axes", "[..., length, head size]", tuple(x.shape))
+            return f"argument `{name}` has too few axes", "[..., length, head size]", tuple(x.shape), None
         if x.dtype != q.dtype:
-            _refuse(f"`query` and `{name}` have different dtypes", q.dtype, x.dtype)
+            return f"`query` and `{name}` have different dtypes", q.dtype, x.dtype, None
         if x.device != q.device:
-            _refuse(f"`query` and `{name}` are on different devices", q.device, x.device)
+            return f"`query` and `{name}` are on different devices", q.device, x.device, None
         if x.dim() != q.dim():
-            _refuse(f"`query` and `{name}` differ in their number of axes", q.dim(), x.dim(), "give it leading axes of size 1")
+            return f"`query` and `{name}` differ in their number of axes", q.dim(), x.dim(), "give it leading axes of size 1"
+        if x.shape[-1] >= HEADS.stop:
+            return f"the head size of `{name}` is not supported", f"at most {HEADS[-1]}", x.shape[-1], 'fallback="torch" lets torch do it'
     if q.dtype != torch.float16 and q.dtype != torch.bfloat16:
-        _refuse("there is no kernel for this dtype", "torch.float16 or torch.bfloat16", q.dtype,
-                'convert the tensors, use torch.autocast, or pass fallback="torch"')
+        return "there is no kernel for this dtype", "torch.float16 or torch.bfloat16", q.dtype, \
+            'convert the tensors, use torch.autocast, or pass fallback="torch"'
     if q.shape[-1] != k.shape[-1]:
-        _refuse("`query` and `key` differ in head size", q.shape[-1], k.shape[-1])
+        return "`query` and `key` differ in head size", q.shape[-1], k.shape[-1], None
     if k.shape[-2] != v.shape[-2]:
-        _refuse("`key` and `value` differ in length", k.shape[-2], v.shape[-2])
-    for name, size in (("query", q.shape[-1]), ("value", v.shape[-1])):
-        if size > HEADS[-1]:
-            _refuse(f"the head size of `{name}` is not supported", f"at most {HEADS[-1]}", size, 'pass fallback="torch" to let torch do it')
+        return "`key` and `value` differ in length", k.shape[-2], v.shape[-2], None
     if not isinstance(causal, bool):
-        _refuse("argument `is_causal` is not a bool", "True or False", repr(causal))
+        return "argument `is_causal` is not a bool", "True or False", repr(causal), None
     if isinstance(dropout, bool) or not isinstance(dropout, (int, float)) or not 0.0 <= dropout <= 1.0:
-        _refuse("argument `dropout_p` is not a probability", "a number from 0 to 1", repr(dropout))
+        return "argument `dropout_p` is not a probability", "a number from 0 to 1", repr(dropout), None
     if dropout:
-        _refuse("there is no dropout yet", "dropout_p=0.0", dropout, 'pass dropout_p=0.0, or fallback="torch"')
-    if scale is not None and (isinstance(scale, bool) or not isinstance(scale, (int, float)) or math.isnan(scale)):
-        _refuse("argument `scale` is not a number", "a number or None", repr(scale))
-    if mask is not None:
-        if causal:
-            _refuse("`attn_mask` is given and `is_causal` set", "one of them", hint="take is_causal into the mask")
-        if not isinstance(mask, torch.Tensor):
-            _refuse("argument `attn_mask` is not a tensor", "a torch tensor", f"a {type(mask).__name__}")
-        if mask.dtype not in (torch.bool, torch.float32, q.dtype):
-            _refuse("argument `attn_mask` has the wrong dtype", f"torch.bool, torch.float32 or {q.dtype}", mask.dtype)
-        if mask.device != q.device:
-            _refuse("`query` and `attn_mask` are on different devices", q.device, mask.device)
+        return "there is no dropout yet", "dropout_p=0.0", dropout, 'pass dropout_p=0.0, or fallback="torch"'
+    if scale is not None and (isinstance(scale, bool) or not isinstance(scale, (int, float))):
+        return "argument `scale` is not a number", "a number or None", repr(scale), None
+    return _problem_of_mask(q, mask, causal) or _problem_of_leads(q, k, v, gqa)
 
 
-def _four_axes(q: Any, k: Any, v: Any, gqa: Any) -> tuple[Any, Any, Any, tuple[int, ...]]:
-    """[B, H, length, head size] of each, and the leading axes of the result. Leading axes broadcast, those of heads where they are not
-    grouped; key and value get the same number of heads."""
+def _problem_of_mask(q: Any, mask: Any, causal: bool) -> Problem | None:
+    if mask is None:
+        return None
+    if causal:
+        return "`attn_mask` is given and `is_causal` set", "one of them", "both", "take is_causal into the mask"
+    if not isinstance(mask, torch.Tensor):
+        return "argument `attn_mask` is not a tensor", "a torch tensor", f"a {type(mask).__name__}", None
+    if mask.dtype not in (torch.bool, torch.float32, q.dtype):
+        return "argument `attn_mask` has the wrong dtype", f"torch.bool, torch.float32 or {q.dtype}", mask.dtype, None
+    if mask.device != q.device:
+        return "`query` and `attn_mask` are on different devices", q.device, mask.device, None
+    return None
+
+
+def _problem_of_leads(q: Any, k: Any, v: Any, gqa: bool) -> Problem | None:
+    """Axes in front of the last two: heads are grouped where that is asked for, all else broadcasts."""
     if q.dim() == 2:
-        q, k, v = (x[None, None] for x in (q, k, v))
-        return q, k, v, ()
-    leads, heads = [x.shape[:-3] for x in (q, k, v)], [x.shape[-3] for x in (q, k, v)]
+        return None
+    heads, kv = q.shape[-3], (k.shape[-3], v.shape[-3])
     if gqa:
-        if any(not n or heads[0] % n for n in heads[1:]):
-            _refuse("the heads of `query` are not a multiple of those of `key` and `value`", f"divisors of {heads[0]}", heads[1:])
-    elif not all(n in (1, max(heads)) for n in heads) and 0 not in heads:
-        _refuse("`query`, `key` and `value` differ in heads", f"{heads[0]} heads, or 1", heads[1:], "grouped heads need enable_gqa=True")
-    try:
-        lead = torch.broadcast_shapes(*leads)
-        most = heads[0] if gqa else torch.broadcast_shapes(*[(n,) for n in heads])[0]
-    except RuntimeError:
-        _refuse("the leading axes of `query`, `key` and `value` do not broadcast", "equal sizes, or 1", leads)
-    if heads[0] != most:
-        q = q.expand(*q.shape[:-3], most, *q.shape[-2:])
-    if heads[1] != heads[2]:
-        k, v = (x.repeat_interleave(most // x.shape[-3], -3) for x in (k, v))
+        if not all([n and heads % n == 0 for n in kv]):
+            return "the heads of `query` are not a multiple of those of `key` and `value`", f"divisors of {heads}", kv, None
+    elif not _broadcast((heads, *kv)):
+        return "`query`, `key` and `value` differ in heads", f"{heads} heads, or 1", kv, "grouped heads need enable_gqa=True"
+    if not all([_broadcast(sizes) for sizes in zip(q.shape[:-3], k.shape[:-3], v.shape[:-3])]):
+        leads = [tuple(x.shape[:-3]) for x in (q, k, v)]
+        return "the leading axes of `query`, `key` and `value` do not broadcast", "equal sizes, or 1", leads, None
+    return None
+
+
+def _broadcast(sizes: tuple[int, ...]) -> bool:
+    most = _most(sizes)
+    return all([n == 1 or n == most for n in sizes])
+
+
+def _most(sizes: tuple[int, ...]) -> int:
+    """What these sizes broadcast to."""
+    for n in sizes:
+        if n != 1:
+            return n
+    return 1
+
+
+def _four_axes(q: Any, k: Any, v: Any, gqa: bool) -> tuple[Any, Any, Any, tuple[int, ...]]:
+    """[B, H, length, head size] of each, and the leading axes of the result. Key and value get the same number of heads."""
+    if q.dim() == 2:
+        return q[None, None], k[None, None], v[None, None], ()
+    lead = tuple([_most(sizes) for sizes in zip(q.shape[:-3], k.shape[:-3], v.shape[:-3])])
+    heads = q.shape[-3] if gqa else _most((q.shape[-3], k.shape[-3], v.shape[-3]))
+    if q.shape[-3] != heads:
+        q = q.expand(*q.shape[:-3], heads, *q.shape[-2:])
+    if k.shape[-3] != v.shape[-3]:
+        k, v = _all_heads(k, heads), _all_heads(v, heads)
     batch = math.prod(lead)
-    q, k, v = (x.expand(*lead, *x.shape[-3:]).reshape(batch, *x.shape[-3:]) for x in (q, k, v))
-    return q, k, v, (*lead, most)
+    q, k, v = [x.expand(*lead, *x.shape[-3:]).reshape(batch, *x.shape[-3:]) for x in (q, k, v)]
+    return q, k, v, (*lead, heads)
+
+
+def _all_heads(x: Any, heads: int) -> Any:
+    return x.repeat_interleave(heads // x.shape[-3], -3) if x.shape[-3] != heads else x
 
 
 def _as_table(mask: Any, lead: tuple[int, ...], rows: int, columns: int) -> Any:
     """A mask with 4 axes, each of which is 1 or what [B, H, L, S] has."""
     want = (*lead, rows, columns)
     have = (*[1] * (len(want) - mask.dim()), *mask.shape)
-    if len(have) != len(want) or any(n != 1 and n != m for n, m in zip(have, want)):
-        _refuse("argument `attn_mask` does not broadcast to the scores", want, tuple(mask.shape))
-    mask = mask.reshape(have) if len(have) != mask.dim() else mask
-    if len(have) < 4:
-        return mask.reshape(*[1] * (4 - len(have)), *have)
-    if len(have) == 4:
-        return mask
-    some = all(n == 1 for n in have[:-3])
-    return mask.expand(*(have[:-3] if some else lead[:-1]), *have[-3:]).reshape(-1 if not some else 1, *have[-3:])
+    if len(have) != len(want) or not all([n == 1 or n == m for n, m in zip(have, want)]):
+        refuse("argument `attn_mask` does not broadcast to the scores", want, tuple(mask.shape))
+    have = (*[1] * (4 - len(have)), *have)
+    if len(have) > 4:
+        outer = [1 for _ in lead[:-1]] if all([n == 1 for n in have[:-3]]) else lead[:-1]
+        mask = mask.expand(*outer, *have[-3:])
+        have = (math.prod(outer), *have[-3:])
+    return mask.reshape(have)
+
+
+def _fits(size: int) -> bool:
+    """Is there a kernel for this head size? (In arithmetic, which graphs can write down.)"""
+    return size % HEADS.step == 0 and size >= HEADS.start
 
 
 def _padded(x: Any) -> Any:
     size = x.shape[-1]
-    return x if size in HEADS else F.pad(x, (0, max(16, -(-size // 8) * 8) - size))
+    return x if _fits(size) else F.pad(x, (0, max(HEADS.start, -(-size // HEADS.step) * HEADS.step) - size))
 
 

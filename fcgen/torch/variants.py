@@ -12,6 +12,9 @@ import torch
 
 import fcgen as fc
 
+from ..ir.types import f32, i1
+from .values import plain, values
+
 Score = Callable[..., Any]
 #: what these functions hold is read at each call, as of a user's
 WRITTEN_IN_THE_LANGUAGE = True
@@ -80,3 +83,44 @@ def one(scores: list[Score]) -> Score | None:
     rest = one(others)
     assert rest is not None
     return lambda s, b, h, i, j: rest(first(s, b, h, i, j), b, h, i, j)
+
+
+def both(functions: tuple[Callable[..., Any], ...]) -> Callable[..., Any]:
+    """Where all of these hold."""
+    if len(functions) < 2:
+        return functions[0] if functions else lambda b, h, i, j: i >= 0
+    first, rest = functions[0], both(functions[1:])
+    return lambda b, h, i, j: first(b, h, i, j) & rest(b, h, i, j)
+
+
+def either(functions: tuple[Callable[..., Any], ...]) -> Callable[..., Any]:
+    """Where one of these holds."""
+    if len(functions) < 2:
+        return functions[0] if functions else lambda b, h, i, j: i < 0
+    first, rest = functions[0], either(functions[1:])
+    return lambda b, h, i, j: first(b, h, i, j) | rest(b, h, i, j)
+
+
+def element(table: torch.Tensor) -> Callable[..., Any]:
+    """Where a table of bools [B, H, M, N] is True."""
+    return lambda b, h, i, j: table[b, h, i, j]
+
+
+def listed(table: torch.Tensor, tall: int, wide: int) -> Callable[..., Any]:
+    """Where a block of so many rows and keys is in a list. table: [B, H, blocks of rows, blocks of keys], 0 for those that are in none."""
+    return lambda b, h, i, j: table[b, h, i // tall, j // wide] != 0
+
+
+def unless_full(table: torch.Tensor, tall: int, wide: int, mask: Callable[..., Any]) -> Callable[..., Any]:
+    """Where a block is in the list of full ones (2), or the mask holds."""
+    return lambda b, h, i, j: (table[b, h, i // tall, j // wide] == 2) | mask(b, h, i, j)
+
+
+def score_of(function: Score) -> Score:
+    """torch's score_mod."""
+    return lambda s, b, h, i, j: plain(function(*values(s, b, h, i, j)), f32)
+
+
+def mask_of(function: Callable[..., Any]) -> Callable[..., Any]:
+    """torch's mask_mod."""
+    return lambda b, h, i, j: plain(function(*values(b, h, i, j)), i1)
