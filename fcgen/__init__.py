@@ -71,9 +71,14 @@ def __getattr__(name: str) -> Any:
             "gpu_available": ("api", "gpu_available"), "gpu_target": ("api", "gpu_target"), "round_to": ("api", "round_to"),
             "program_from_text": ("api", "program_from_text"), "schedule_for": ("api", "schedule_for"),
             "scaled_dot_product_attention": ("torch.sdpa", "scaled_dot_product_attention"),
-            "flex_attention": ("torch.flex", "flex_attention")}
+            "flex_attention": ("torch.flex", "flex_attention"),
+            "attention_varlen": ("varlen", "attention_varlen"), "Dropout": ("dropout", "Dropout"), "dropout_mask": ("readback", "dropout_mask"),
+            "block_lists": ("blocks", "block_lists"), "compile_count": ("compiler", "compile_count")}
+    modules = ("masks", "scores")
     if name.startswith("__"):
         raise AttributeError(f"module 'fcgen' has no attribute {name!r}")
+    if name in modules:
+        return import_module(f".{name}", __name__)
     if name not in lazy:
         from .errors import did_you_mean
         from .ir.types import dtype_meant
