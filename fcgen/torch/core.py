@@ -10,8 +10,10 @@ from typing import Any
 
 import torch
 
-from .. import forward
+from .. import forward, masks, scores
+from ..dropout import Dropout
 from ..errors import FcError
+from ..varlen import attention_varlen
 from . import variants
 
 #: no end of a window
@@ -28,43 +30,86 @@ def recorded(*tensors: Any) -> bool:
 
 
 def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, table: torch.Tensor | None = None, sinks: torch.Tensor | None = None,
-           causal: str = "none", left: int = OPEN, right: int = OPEN, chunk: int = 0, softcap: float | None = None, scale: float | None = None,
-           lse: bool = False) -> Any:
+           causal: str = "none", left: int = OPEN, right: int = OPEN, chunk: int = 0, softcap: float | None = None,
+           dropout: float | None = None, scale: float | None = None, lse: bool = False) -> Any:
     """softmax of the scores times v, or (that, log-sum-exp).
 
     table: added to the scores, or bools that say which count; 4 axes, those of one element broadcast. causal: "none", "top_left",
     "bottom_right". left, right: a window around the diagonal that ends bottom right. chunk: rows see their own chunk of so many
     positions. softcap: scores go through softcap * tanh(score / softcap). sinks: one more score per head, of a key without a value.
+    dropout: the share of weights that fall, by random numbers of torch's default generator.
     """
     no_gradient(q, k, v, table, sinks)
     if recorded(q, k, v):
         op = torch.ops.fcgen.attend_lse if lse else torch.ops.fcgen.attend
-        return op(q, k, v, table, sinks, causal, left, right, chunk, softcap, scale)
-    return _attend(q, k, v, table, sinks, causal, left, right, chunk, softcap, scale, lse)
+        return op(q, k, v, table, sinks, causal, left, right, chunk, softcap, dropout, scale)
+    return _attend(q, k, v, table, sinks, causal, left, right, chunk, softcap, dropout, scale, lse)
 
 
 def _attend(q: Any, k: Any, v: Any, table: Any, sinks: Any, causal: str, left: int, right: int, chunk: int, softcap: float | None,
-            scale: float | None, lse: bool) -> Any:
-    if table is None and sinks is None and left < 0 and right < 0 and not chunk and not softcap:
-        return forward.attention(q, k, v, causal=False if causal == "none" else causal, scale=scale, return_lse=lse)
-    scores = [variants.capped(float(softcap))] if softcap else []
+            dropout: float | None, scale: float | None, lse: bool) -> Any:
+    word, out = False if causal == "none" else causal, None if q.shape[3] == v.shape[3] else like_q(q, v)
+    if table is None and sinks is None and left < 0 and right < 0 and not chunk and not softcap and not dropout:
+        return forward.attention(q, k, v, causal=word, scale=scale, return_lse=lse, out=out)
     shift = k.shape[2] - q.shape[2]
-    if left >= 0 or right >= 0:
-        scores.append(variants.masked(variants.window(left, right, shift)))
-    if chunk:
-        scores.append(variants.masked(variants.chunks(chunk, shift)))
+    seen, scored = positions(left, right, chunk, shift), [scores.soft_cap(float(softcap))] if softcap else []
     if table is not None:
-        scores.append(variants.added(table, (*q.shape[:3], k.shape[2])))
-    return _with_sinks(q, k, v, sinks, False if causal == "none" else causal, scale, lse, variants.one(scores))
+        at = variants.table(table, (*q.shape[:3], k.shape[2]))
+        if table.dtype == torch.bool:
+            seen.append(at)
+        else:
+            scored.append(variants.added(at))
+    return forward.attention(q, k, v, causal=word, scale=scale, return_lse=lse, out=out, score=joined(scored), sinks=sinks,
+                             mask=masks.and_masks(*seen) if len(seen) > 1 else seen[0] if seen else None, dropout=drawn(dropout, q))
 
 
-def _with_sinks(q: Any, k: Any, v: Any, sinks: Any, causal: Any, scale: Any, lse: bool, score: Any) -> Any:
-    if sinks is None:
-        return forward.attention(q, k, v, causal=causal, scale=scale, return_lse=lse, score=score)
-    out, sums = forward.attention(q, k, v, causal=causal, scale=scale, return_lse=True, score=score)
-    sunk = torch.logaddexp(sums, sinks.float()[None, :, None])
-    out = out.mul_(torch.exp(sums - sunk).unsqueeze(-1).to(out.dtype))
-    return (out, sunk) if lse else out
+def attend_varlen(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rows: torch.Tensor, keys: torch.Tensor, most_rows: int, most_keys: int,
+                  used_rows: torch.Tensor | None = None, used_keys: torch.Tensor | None = None, *, sinks: torch.Tensor | None = None,
+                  causal: bool = False, left: int = OPEN, right: int = OPEN, chunk: int = 0, softcap: float | None = None,
+                  scale: float | None = None, lse: bool = False) -> Any:
+    """`attend` for sequences that lie one behind the other: `fcgen.attention_varlen`. causal is "bottom_right"."""
+    no_gradient(q, k, v, sinks)
+    given = (q, k, v, rows, keys, used_rows, used_keys, sinks, most_rows, most_keys, causal, left, right, chunk, softcap, scale)
+    if recorded(q, k, v):
+        return (torch.ops.fcgen.attend_varlen_lse if lse else torch.ops.fcgen.attend_varlen)(*given)
+    return _attend_varlen(*given, lse)
+
+
+def _attend_varlen(q: Any, k: Any, v: Any, rows: Any, keys: Any, used_rows: Any, used_keys: Any, sinks: Any, most_rows: int, most_keys: int,
+                   causal: bool, left: int, right: int, chunk: int, softcap: float | None, scale: float | None, lse: bool) -> Any:
+    mask = None
+    if chunk:
+        mask = variants.chunks(chunk, _used(keys, used_keys) - _used(rows, used_rows))
+    return attention_varlen(q, k, v, rows, keys, most_rows, most_keys, seqused_q=used_rows, seqused_k=used_keys, causal=causal,
+                            window=(left, right), scale=scale, return_lse=lse, sinks=sinks, mask=mask,
+                            score=scores.soft_cap(float(softcap)) if softcap else None)
+
+
+def _used(offsets: Any, used: Any) -> Any:
+    """How long each sequence is."""
+    there = offsets[1:] - offsets[:-1]
+    return there if used is None else torch.minimum(there, used)
+
+
+def positions(left: int, right: int, chunk: int, shift: int) -> list[Any]:
+    """Masks of a window and of chunks, where there are any."""
+    out = [masks.window(left if left >= 0 else None, right if right >= 0 else None, shift)] if left >= 0 or right >= 0 else []
+    return [*out, variants.chunks(chunk, shift)] if chunk else list(out)
+
+
+def joined(scored: list[Any]) -> Any:
+    """Score functions, one after the other."""
+    return scores.chain(*scored) if len(scored) > 1 else scored[0] if scored else None
+
+
+def drawn(p: float | None, like: Any) -> Dropout | None:
+    """Dropout with a seed of torch's default generator, so that torch.manual_seed repeats it."""
+    if not p:
+        return None
+    if like.is_cuda and torch.cuda.is_current_stream_capturing():
+        raise FcError("call/argument", "dropout draws its seed on the host, and a CUDA graph would repeat it", expected="dropout_p=0.0",
+                      got=p, hint="call fcgen.attention with a Dropout whose seed you change")
+    return Dropout(p, int(torch.randint(0, 2**63 - 1, (), device="cpu")))
 
 
 def no_gradient(*tensors: Any) -> None:
@@ -82,27 +127,42 @@ def refuse(message: str, expected: Any = None, got: Any = None, hint: str | None
 # ---- operators ---------------------------------------------------------------------------------------------------------
 
 _ARGUMENTS = ("(Tensor q, Tensor k, Tensor v, Tensor? table, Tensor? sinks, str causal, SymInt left, SymInt right, SymInt chunk, "
-              "float? softcap, float? scale)")
+              "float? softcap, float? dropout, float? scale)")
 #: operators live as long as this
 LIBRARY = torch.library.Library("fcgen", "FRAGMENT")
 
 
-def define(name: str, arguments: str, result: str, function: Any, fake: Any) -> None:
+def define(name: str, arguments: str, result: str, function: Any, fake: Any, *tags: torch.Tag) -> None:
     """An operator `fcgen::name` whose result has the shape and strides that `fake` gives."""
-    LIBRARY.define(f"{name}{arguments} -> {result}", tags=(torch.Tag.pt2_compliant_tag,))
+    LIBRARY.define(f"{name}{arguments} -> {result}", tags=(torch.Tag.pt2_compliant_tag, *tags))
     LIBRARY.impl(name, function, "CompositeExplicitAutograd")
     torch.library.register_fake(f"fcgen::{name}", fake, lib=LIBRARY)
 
 
 def like_q(q: Any, v: Any) -> Any:
-    """An output as `forward` makes it."""
-    shape = (*q.shape[:3], v.shape[3])
-    return torch.empty_like(q, requires_grad=False) if q.shape[3] == v.shape[3] else q.new_empty(shape)
+    """An output, its axes in memory in the order of q's."""
+    if q.shape[3] == v.shape[3]:
+        return torch.empty_like(q, requires_grad=False)
+    b, h, m, e = (*q.shape[:3], v.shape[3])
+    return q.new_empty((b, m, h, e)).transpose(1, 2) if q.stride(1) < q.stride(2) else q.new_empty((b, h, m, e))
 
 
 def rows_of(q: Any) -> Any:
     return q.new_empty(q.shape[:3], dtype=torch.float32)
 
 
-define("attend", _ARGUMENTS, "Tensor", lambda *a: _attend(*a, False), lambda q, k, v, *_: like_q(q, v))
-define("attend_lse", _ARGUMENTS, "(Tensor, Tensor)", lambda *a: _attend(*a, True), lambda q, k, v, *_: (like_q(q, v), rows_of(q)))
+_SEEDED = torch.Tag.nondeterministic_seeded
+define("attend", _ARGUMENTS, "Tensor", lambda *a: _attend(*a, False), lambda q, k, v, *_: like_q(q, v), _SEEDED)
+define("attend_lse", _ARGUMENTS, "(Tensor, Tensor)", lambda *a: _attend(*a, True), lambda q, k, v, *_: (like_q(q, v), rows_of(q)), _SEEDED)
+
+_PACKED = ("(Tensor q, Tensor k, Tensor v, Tensor rows, Tensor keys, Tensor? used_rows, Tensor? used_keys, Tensor? sinks, SymInt most_rows, "
+           "SymInt most_keys, bool causal, SymInt left, SymInt right, SymInt chunk, float? softcap, float? scale)")
+
+
+def _packed_like(q: Any, v: Any) -> Any:
+    return torch.empty_like(q) if q.shape[2] == v.shape[2] else q.new_empty((*q.shape[:2], v.shape[2]))
+
+
+define("attend_varlen", _PACKED, "Tensor", lambda *a: _attend_varlen(*a, False), lambda q, k, v, *_: _packed_like(q, v))
+define("attend_varlen_lse", _PACKED, "(Tensor, Tensor)", lambda *a: _attend_varlen(*a, True),
+       lambda q, k, v, *_: (_packed_like(q, v), q.new_empty((q.shape[1], q.shape[0]), dtype=torch.float32)))

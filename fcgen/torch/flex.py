@@ -16,8 +16,9 @@ from torch.nn.attention import flex_attention as theirs
 
 from .. import forward
 from ..errors import FcError
+from ..masks import and_masks, or_masks
 from . import variants
-from .core import like_q, no_gradient, recorded, refuse, rows_of
+from .core import no_gradient, recorded, refuse
 
 #: so many elements of a mask are looked at to see whether its lists are those of its function
 _LOOKED_AT = 1 << 28
@@ -108,15 +109,12 @@ def run(q: Any, k: Any, v: Any, score: Any, block: Any, scale: Any, lse: bool) -
         if scores:
             _call(q, k, v, scores, [], scale, lse)  # is it the score function that cannot be traced? Then that is said
     mask = theirs.create_mask(block.mask_mod, q.shape[0], q.shape[1], q.shape[2], k.shape[2], device=q.device)
-    read = variants.masked(variants.element(mask))
-    return _call(q, k, v, [*scores, read], shown[:-1], scale, lse)
+    return _call(q, k, v, scores, [*shown[:-1], variants.table(mask, mask.shape)], scale, lse)
 
 
 def _call(q: Any, k: Any, v: Any, scores: list[Any], masks: list[Any], scale: Any, lse: bool) -> Any:
-    score = variants.one([*scores, *map(variants.masked, masks)])
-    if q.shape[2] == 0 or 0 in q.shape[:2]:
-        return (like_q(q, v), rows_of(q)) if lse else like_q(q, v)
-    return forward.attention(q, k, v, scale=scale, return_lse=lse, score=score)
+    mask = and_masks(*masks) if len(masks) > 1 else masks[0] if masks else None
+    return forward.attention(q, k, v, scale=scale, return_lse=lse, score=scores[0] if scores else None, mask=mask)
 
 
 def shown_by(block: Any, q: Any, k: Any) -> list[Any]:
@@ -170,4 +168,4 @@ def unfolded(function: Callable[..., Any]) -> Callable[..., Any]:
         return function
     (parts,) = [c.cell_contents for c in function.__closure__]
     made = tuple(unfolded(f) for f in parts)
-    return variants.both(made) if word == "and" else variants.either(made)
+    return and_masks(*made) if word == "and" else or_masks(*made)

@@ -38,17 +38,17 @@ def scaled_dot_product_attention(query: torch.Tensor, key: torch.Tensor, value: 
     if fallback is None:
         if problem is not None:
             refuse(*problem)
-        return _attention(query, key, value, attn_mask, is_causal, scale, enable_gqa)
+        return _attention(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
     if problem is None:
         try:
-            return _attention(query, key, value, attn_mask, is_causal, scale, enable_gqa)
+            return _attention(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
         except FcError as e:
             if e.code not in _LACKING:
                 raise
     return F.scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
 
 
-def _attention(q: Any, k: Any, v: Any, mask: Any, causal: bool, scale: float | None, gqa: bool) -> Any:
+def _attention(q: Any, k: Any, v: Any, mask: Any, dropout: float, causal: bool, scale: float | None, gqa: bool) -> Any:
     word = "top_left" if causal else "none"
     size, width, shape = q.shape[-1], v.shape[-1], q.shape[:-1]
     lead = q.shape[:-2]
@@ -61,7 +61,7 @@ def _attention(q: Any, k: Any, v: Any, mask: Any, causal: bool, scale: float | N
         scale = (size**-0.5 if size else 1.0) if scale is None else scale
         q, k, v = _padded(q), _padded(k), _padded(v)
     q, k, v = (x if x.stride(-1) == 1 or not x.numel() else x.contiguous() for x in (q, k, v))
-    out = attend(q, k, v, table=mask, causal=word, scale=scale)
+    out = attend(q, k, v, table=mask, causal=word, dropout=dropout or None, scale=scale)
     if out.shape[-1] != width:
         out = out[..., :width]
     return out if len(shape) == 3 else out.reshape(*shape, width)
@@ -106,8 +106,6 @@ def _problem(q: Any, k: Any, v: Any, mask: Any, dropout: Any, causal: Any, scale
         return "argument `is_causal` is not a bool", "True or False", repr(causal), None
     if isinstance(dropout, bool) or not isinstance(dropout, (int, float)) or not 0.0 <= dropout <= 1.0:
         return "argument `dropout_p` is not a probability", "a number from 0 to 1", repr(dropout), None
-    if dropout:
-        return "there is no dropout yet", "dropout_p=0.0", dropout, 'pass dropout_p=0.0, or fallback="torch"'
     if scale is not None and (isinstance(scale, bool) or not isinstance(scale, (int, float))):
         return "argument `scale` is not a number", "a number or None", repr(scale), None
     return _problem_of_mask(q, mask, causal) or _problem_of_leads(q, k, v, gqa)

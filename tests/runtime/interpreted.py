@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from pretend import Driver, install, real_torch
 
-from fcgen import calls, forward
+from fcgen import calls, forward, variants
 from fcgen.ir.types import DTYPES
 from fcgen.program import Program
 from fcgen.runtime import tensors
@@ -56,7 +56,7 @@ def interpreted(monkeypatch: Any) -> list[Program]:
     install(monkeypatch, Driver())
     real_torch(monkeypatch)
     monkeypatch.setattr(Program, "launcher", property(Interpreted))
-    monkeypatch.setattr(forward, "_fits", lambda program: True)
+    monkeypatch.setattr(variants, "_fits", lambda program: True)
     monkeypatch.setattr(calls, "learn", lambda *_: None)
     monkeypatch.setattr(Interpreted, "seen", [])
     forward._arch.cache_clear()
