@@ -30,28 +30,36 @@ def recorded(*tensors: Any) -> bool:
 
 
 def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, table: torch.Tensor | None = None, sinks: torch.Tensor | None = None,
-           causal: str = "none", left: int = OPEN, right: int = OPEN, chunk: int = 0, softcap: float | None = None,
-           dropout: float | None = None, scale: float | None = None, lse: bool = False) -> Any:
+           causal: str = "none", left: int = OPEN, right: int = OPEN, shift: int | None = None, chunk: int = 0,
+           softcap: float | None = None, dropout: float | None = None, scale: float | None = None, lse: bool = False) -> Any:
     """softmax of the scores times v, or (that, log-sum-exp).
 
     table: added to the scores, or bools that say which count; 4 axes, those of one element broadcast. causal: "none", "top_left",
-    "bottom_right". left, right: a window around the diagonal that ends bottom right. chunk: rows see their own chunk of so many
+    "bottom_right", or "shifted". left, right: a window around the diagonal. shift: where row i stands among the keys is i + shift; the
+    diagonal ends bottom right if None. chunk: rows see their own chunk of so many
     positions. softcap: scores go through softcap * tanh(score / softcap). sinks: one more score per head, of a key without a value.
     dropout: the share of weights that fall, by random numbers of torch's default generator.
     """
     no_gradient(q, k, v, table, sinks)
     if recorded(q, k, v):
         op = torch.ops.fcgen.attend_lse if lse else torch.ops.fcgen.attend
-        return op(q, k, v, table, sinks, causal, left, right, chunk, softcap, dropout, scale)
-    return _attend(q, k, v, table, sinks, causal, left, right, chunk, softcap, dropout, scale, lse)
+        return op(q, k, v, table, sinks, causal, left, right, shift, chunk, softcap, dropout, scale)
+    return _attend(q, k, v, table, sinks, causal, left, right, shift, chunk, softcap, dropout, scale, lse)
 
 
-def _attend(q: Any, k: Any, v: Any, table: Any, sinks: Any, causal: str, left: int, right: int, chunk: int, softcap: float | None,
-            dropout: float | None, scale: float | None, lse: bool) -> Any:
+def _attend(q: Any, k: Any, v: Any, table: Any, sinks: Any, causal: str, left: int, right: int, shift: int | None, chunk: int,
+            softcap: float | None, dropout: float | None, scale: float | None, lse: bool) -> Any:
+    below = k.shape[2] - q.shape[2]
+    shift = below if shift is None else shift
+    if right == 0 and causal == "none":
+        causal, right = "shifted", OPEN
+    if causal == "shifted" and shift in (0, below):
+        causal = "bottom_right" if shift == below else "top_left"
     word, out = False if causal == "none" else causal, None if q.shape[3] == v.shape[3] else like_q(q, v)
-    if table is None and sinks is None and left < 0 and right < 0 and not chunk and not softcap and not dropout:
+    if table is None and sinks is None and left < 0 and right < 0 and not chunk and not softcap and not dropout and causal != "shifted":
         return forward.attention(q, k, v, causal=word, scale=scale, return_lse=lse, out=out)
-    shift = k.shape[2] - q.shape[2]
+    if causal == "shifted":
+        word, right = False, 0
     seen, scored = positions(left, right, chunk, shift), [scores.soft_cap(float(softcap))] if softcap else []
     if table is not None:
         at = variants.table(table, (*q.shape[:3], k.shape[2]))
@@ -126,7 +134,7 @@ def refuse(message: str, expected: Any = None, got: Any = None, hint: str | None
 
 # ---- operators ---------------------------------------------------------------------------------------------------------
 
-_ARGUMENTS = ("(Tensor q, Tensor k, Tensor v, Tensor? table, Tensor? sinks, str causal, SymInt left, SymInt right, SymInt chunk, "
+_ARGUMENTS = ("(Tensor q, Tensor k, Tensor v, Tensor? table, Tensor? sinks, str causal, SymInt left, SymInt right, SymInt? shift, SymInt chunk, "
               "float? softcap, float? dropout, float? scale)")
 #: operators live as long as this
 LIBRARY = torch.library.Library("fcgen", "FRAGMENT")
