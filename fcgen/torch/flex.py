@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn.attention import flex_attention as theirs
@@ -18,12 +18,14 @@ from .. import forward
 from ..errors import FcError
 from ..masks import and_masks, or_masks
 from . import variants
-from .core import no_gradient, recorded, refuse
+from .core import like_q, no_gradient, recorded, refuse
 
 #: so many elements of a mask are looked at to see whether its lists are those of its function
 _LOOKED_AT = 1 << 28
-_NAMES = {"and_masks.<locals>.and_mask": "and", "or_masks.<locals>.or_mask": "or"}
-#: block mask -> (versions of its lists, what it shows)
+#: who makes a conjunction that cannot be traced, and what it is called there
+_ELSEWHERE = ("torch.nn.attention.flex_attention", "transformers.masking_utils")
+_JOINS = {"and_mask": and_masks, "or_mask": or_masks}
+#: block mask -> (versions of its lists, its blocks if they are needed)
 _seen: weakref.WeakKeyDictionary[Any, tuple[Any, Any]] = weakref.WeakKeyDictionary()
 
 
@@ -80,7 +82,7 @@ def _problem_of_block(q: Any, k: Any, block: Any) -> Any:
         return "argument `block_mask` is not a BlockMask", "torch.nn.attention.flex_attention.create_block_mask(...)", f"a {type(block).__name__}"
     if block.kv_num_blocks.device != q.device:
         return "`query` and `block_mask` are on different devices", q.device, block.kv_num_blocks.device
-    if tuple(block.seq_lengths) != (q.shape[2], k.shape[2]) and not _boundless(block):
+    if tuple(block.seq_lengths) != (q.shape[2], k.shape[2]) and not boundless(block):
         return "the block mask was made for other lengths", tuple(block.seq_lengths), (q.shape[2], k.shape[2]), "make one for these lengths"
     for axis, name in enumerate(("batch", "heads")):
         if block.kv_num_blocks.shape[axis] not in (1, q.shape[axis]):
@@ -88,84 +90,105 @@ def _problem_of_block(q: Any, k: Any, block: Any) -> Any:
     return None
 
 
-def _boundless(block: Any) -> bool:
+def boundless(block: Any) -> bool:
     """The block mask that torch takes for none."""
-    return all(size >= 1 << 30 for size in block.BLOCK_SIZE)
+    return all([size >= 1 << 30 for size in block.BLOCK_SIZE])
 
 
 # ---- the call --------------------------------------------------------------------------------------------------------
 
 
+class Lists(NamedTuple):
+    """What a block mask shows. lists: how many partial blocks each block of rows has, which, and the same of full ones (or None). lengths: of
+    rows and keys. size: rows and keys of a block. mask: its mask_mod. table: `blocks_of` it, where the mask_mod does not say it all."""
+
+    lists: tuple[Any, ...]
+    lengths: tuple[int, int]
+    size: tuple[int, int]
+    mask: Callable[..., Any]
+    table: torch.Tensor | None = None
+
+    def versions(self) -> tuple[Any, ...]:
+        """Changes when the lists do."""
+        return (*[(x.data_ptr(), x._version) for x in self.lists if x is not None], self.lengths, self.size)
+
+    def blocks(self) -> torch.Tensor:
+        """[B, H, blocks of rows, blocks of keys]: 0 where a block is in no list, 1 where it is partial, 2 where it is full."""
+        count, indices, full_count, full_indices = self.lists
+        columns = -(-self.lengths[1] // self.size[1])
+        table = count.new_zeros((*count.shape, max(columns, indices.shape[-1]) + 1), dtype=torch.uint8)
+        for n, index, kind in ((count, indices, 1), (full_count, full_indices, 2)):
+            if n is not None:
+                there = torch.arange(index.shape[-1], device=index.device) < n.unsqueeze(-1)
+                table.scatter_(-1, torch.where(there, index, table.shape[-1] - 1).long(), kind)
+        return table[..., :columns].contiguous()
+
+    def table_if_needed(self) -> torch.Tensor | None:
+        """The blocks, unless the lists say nothing that the mask_mod does not say."""
+        table, (rows, columns) = self.blocks(), self.lengths
+        b, h, *_ = table.shape
+        if self.mask is theirs.noop_mask or b * h * rows * columns > _LOOKED_AT:
+            return table
+        if table.is_cuda and torch.cuda.is_current_stream_capturing():
+            return table
+        mask = theirs.create_mask(self.mask, b, h, rows, columns, device=table.device)
+        tall, wide = self.size
+        wholes = table.repeat_interleave(tall, 2)[:, :, :rows].repeat_interleave(wide, 3)[..., :columns]
+        return None if torch.equal(mask, ((wholes == 1) & mask) | (wholes == 2)) else table
+
+    def functions(self, batch: int, heads: int) -> list[Any]:
+        """As masks of fcgen's that must all hold; the last is the mask_mod, where there is one that says something."""
+        plain = self.mask is theirs.noop_mask or getattr(self.mask, "__code__", None) is theirs.noop_mask.__code__
+        last = [] if plain else [variants.mask_of(unfolded(self.mask))]
+        if self.table is None:
+            return last
+        table = self.table.expand(batch, heads, *self.table.shape[2:])
+        return [variants.listed(table, *self.size), *[variants.unless_full(table, *self.size, m) for m in last]]
+
+
 def run(q: Any, k: Any, v: Any, score: Any, block: Any, scale: Any, lse: bool) -> Any:
-    scores = [] if score is None else [variants.score_of(score)]
-    if block is None or _boundless(block):
-        return _call(q, k, v, scores, [], scale, lse)
-    shown = shown_by(block, q, k)
-    try:
-        return _call(q, k, v, scores, shown, scale, lse)
-    except FcError as e:
-        if not e.code.startswith("trace/") or block.mask_mod is theirs.noop_mask:
-            raise
-        if scores:
-            _call(q, k, v, scores, [], scale, lse)  # is it the score function that cannot be traced? Then that is said
-    mask = theirs.create_mask(block.mask_mod, q.shape[0], q.shape[1], q.shape[2], k.shape[2], device=q.device)
-    return _call(q, k, v, scores, [*shown[:-1], variants.table(mask, mask.shape)], scale, lse)
-
-
-def _call(q: Any, k: Any, v: Any, scores: list[Any], masks: list[Any], scale: Any, lse: bool) -> Any:
-    mask = and_masks(*masks) if len(masks) > 1 else masks[0] if masks else None
-    return forward.attention(q, k, v, scale=scale, return_lse=lse, score=scores[0] if scores else None, mask=mask)
-
-
-def shown_by(block: Any, q: Any, k: Any) -> list[Any]:
-    """A block mask as functions of fcgen's that must all hold; the last is its mask_mod, as far as that matters."""
-    lists = [x for x in (block.kv_num_blocks, block.kv_indices, block.full_kv_num_blocks, block.full_kv_indices) if x is not None]
-    versions = tuple((x.data_ptr(), x._version) for x in lists), q.shape[2], k.shape[2]
+    if block is None or boundless(block):
+        return call(q, k, v, score, None, scale, lse)
+    lists = Lists((block.kv_num_blocks, block.kv_indices, block.full_kv_num_blocks, block.full_kv_indices), (q.shape[2], k.shape[2]),
+                  tuple(block.BLOCK_SIZE), block.mask_mod)
     found = _seen.get(block)
-    if found is None or found[0] != versions:
-        table = blocks_of(block)
-        found = _seen[block] = versions, None if _said_by_function(block, table) else table
-    table, function = found[1], variants.mask_of(unfolded(block.mask_mod))
-    if table is None:
-        return [function]
-    b, h, *_ = table.shape
-    table = table.expand(q.shape[0], q.shape[1], *table.shape[2:])
-    if block.mask_mod is theirs.noop_mask:
-        return [variants.listed(table, *block.BLOCK_SIZE)]
-    return [variants.listed(table, *block.BLOCK_SIZE), variants.unless_full(table, *block.BLOCK_SIZE, function)]
+    if found is None or found[0] != lists.versions():
+        found = _seen[block] = lists.versions(), lists.table_if_needed()
+    return call(q, k, v, score, lists._replace(table=found[1]), scale, lse)
 
 
-def blocks_of(block: Any) -> torch.Tensor:
-    """[B, H, blocks of rows, blocks of keys]: 0 where a block is in no list, 1 where it is partial, 2 where it is full."""
-    count, indices = block.kv_num_blocks, block.kv_indices
-    columns = -(-block.seq_lengths[1] // block.BLOCK_SIZE[1])
-    table = count.new_zeros(*count.shape, max(columns, indices.shape[-1]) + 1, dtype=torch.uint8)
-    for n, index, kind in ((count, indices, 1), (block.full_kv_num_blocks, block.full_kv_indices, 2)):
-        if n is not None:
-            there = torch.arange(index.shape[-1], device=index.device) < n.unsqueeze(-1)
-            table.scatter_(-1, torch.where(there, index, table.shape[-1] - 1).long(), kind)
-    return table[..., :columns].contiguous()
+def call(q: Any, k: Any, v: Any, score: Any, shown: Lists | None, scale: Any, lse: bool) -> Any:
+    """The call with a score_mod of torch's and what a block mask shows."""
+    scored = None if score is None else variants.score_of(score)
+    if shown is None:
+        return _attention(q, k, v, scored, [], scale, lse)
+    masks = shown.functions(q.shape[0], q.shape[1])
+    try:
+        return _attention(q, k, v, scored, masks, scale, lse)
+    except FcError as e:
+        if not e.code.startswith("trace/") or not masks:
+            raise
+        if scored is not None:
+            _attention(q, k, v, scored, [], scale, lse)  # is it the score function that cannot be traced? Then that is said
+    table = theirs.create_mask(shown.mask, q.shape[0], q.shape[1], q.shape[2], k.shape[2], device=q.device)
+    if shown.table is not None:
+        masks[-1] = variants.unless_full(shown.table.expand(*q.shape[:2], *shown.table.shape[2:]), *shown.size,
+                                         variants.table(table, table.shape))
+    else:
+        masks[-1] = variants.table(table, table.shape)
+    return _attention(q, k, v, scored, masks, scale, lse)
 
 
-def _said_by_function(block: Any, table: torch.Tensor) -> bool:
-    """Whether the lists say nothing that the mask_mod does not say."""
-    rows, columns = block.seq_lengths
-    b, h, *_ = table.shape
-    if block.mask_mod is theirs.noop_mask or b * h * rows * columns > _LOOKED_AT:
-        return False
-    if table.is_cuda and torch.cuda.is_current_stream_capturing():
-        return False
-    mask = theirs.create_mask(block.mask_mod, b, h, rows, columns, device=table.device)
-    tall, wide = block.BLOCK_SIZE
-    wholes = table.repeat_interleave(tall, 2)[:, :, :rows].repeat_interleave(wide, 3)[..., :columns]
-    return bool(torch.equal(mask, ((wholes == 1) & mask) | (wholes == 2)))
+def _attention(q: Any, k: Any, v: Any, score: Any, masks: list[Any], scale: Any, lse: bool) -> Any:
+    mask = and_masks(*masks) if len(masks) > 1 else masks[0] if masks else None
+    out = None if q.shape[3] == v.shape[3] else like_q(q, v)
+    return forward.attention(q, k, v, scale=scale, return_lse=lse, score=score, mask=mask, out=out)
 
 
 def unfolded(function: Callable[..., Any]) -> Callable[..., Any]:
     """A mask_mod; what `and_masks` and `or_masks` of torch and of transformers made, as fcgen's conjunction of the same functions."""
-    word = _NAMES.get(getattr(function, "__qualname__", ""))
-    if word is None or not function.__closure__:
+    join = _JOINS.get(getattr(function, "__name__", ""))
+    if join is None or getattr(function, "__module__", "") not in _ELSEWHERE or not function.__closure__:
         return function
     (parts,) = [c.cell_contents for c in function.__closure__]
-    made = tuple(unfolded(f) for f in parts)
-    return and_masks(*made) if word == "and" else or_masks(*made)
+    return join(*[unfolded(f) for f in parts])
