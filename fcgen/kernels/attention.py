@@ -41,12 +41,13 @@ class Rows:
             raise fc.FcError("trace/static", "no such sums", expected="exact, rounded, corrected", got=sums)
         exact = fc.var(fc.zeros(rows)) if lse and sums == "rounded" else l
         peak = fc.var(fc.zeros(rows)) if sums == "corrected" else None  # the largest score, if it is positive
-        self.m, self.l, self.acc, self.exact, self.peak = m, l, acc, exact, peak
+        self.variables = m, l, acc, exact, peak
         self.lazy, self.sums, self.dtype = lazy, sums, V.dtype
 
-    def step(self, s: Any, seen: Any, values: Any, weigh: Any = None) -> None:
-        """The next tile of scores. seen: which of them count. values: a view of their values. weigh: changes the weights of values."""
-        m, l, acc, exact, peak, lazy = self.m, self.l, self.acc, self.exact, self.peak, self.lazy
+    def step(self, s: Any, seen: Any, values: Any, weigh: Any, *at: Any) -> None:
+        """The next tile of scores. seen: which of them count. values: a view of their values. weigh: changes the weights of values, which
+        stand at `at`."""
+        (m, l, acc, exact, peak), lazy = self.variables, self.lazy
         s = fc.where(seen, s, -fc.inf)
         best = fc.max(s, axis=1)
         top = fc.maximum(m, best)
@@ -63,7 +64,7 @@ class Rows:
             exact <<= exact * fade + fc.sum(p, axis=1)
         v = fc.load(values)
         if weigh is not None:
-            weights = weigh(p).to(self.dtype)
+            weights = weigh(p, *at).to(self.dtype)
         acc <<= acc * fade + fc.dot(weights, v)
         m <<= top
         if peak is not None:
@@ -71,7 +72,7 @@ class Rows:
 
     def sink(self, logit: Any) -> None:
         """One more score for each row, whose value is zero."""
-        m, l, acc, exact = self.m, self.l, self.acc, self.exact
+        m, l, acc, exact, _ = self.variables
         top = fc.maximum(m, logit)
         base = fc.where(top == -fc.inf, 0.0, top)
         fade, more = fc.exp(m - base), fc.exp(logit - base)
@@ -83,7 +84,7 @@ class Rows:
 
     def out(self) -> Any:
         """The weighted means of the values; 0 in rows that have seen no key."""
-        m, l, acc, peak = self.m, self.l, self.acc, self.peak
+        m, l, acc, _, peak = self.variables
         divisor: Any = l
         if peak is not None:
             largest = fc.exp(peak - m)  # with the bits that it had
@@ -91,7 +92,8 @@ class Rows:
         return fc.where(l == 0.0, 0.0, acc / divisor)
 
     def lse(self) -> Any:
-        return self.m + fc.log(self.exact)
+        m, _, _, exact, _ = self.variables
+        return m + fc.log(exact)
 
 
 @fc.kernel
@@ -103,7 +105,7 @@ def attention(Q: T[B, H, M, D], K: T[B, G, N, D], V: T[B, G, N, E], O: "out T[B,
     g = h // (Q.H // K.G)
     q = fc.load(Q[b, h, rows])
     state = Rows(rows, V, lazy, sums, LSE is not None)
-    m, l, acc, exact, peak = state.m, state.l, state.acc, state.exact, state.peak  # what schedules and the generated text call them
+    m, l, acc, exact, peak = state.variables  # noqa: RUF059 (what schedules and the generated text call them)
 
     def live(cols):
         seen = visible(mask, rows, cols, Q.M, K.N)
@@ -114,7 +116,7 @@ def attention(Q: T[B, H, M, D], K: T[B, G, N, D], V: T[B, G, N, E], O: "out T[B,
         s = fc.dot(q, k.T) * scale
         if score is not None:
             s = score(s, b, h, rows.index, cols.index)
-        state.step(s, seen, V[b, g, cols], None if weigh is None else lambda p: weigh(p, b, h, rows.index, cols.index))
+        state.step(s, seen, V[b, g, cols], weigh, b, h, rows.index, cols.index)
 
     for cols in fc.loop(fc.tile(K.N, "BLOCK_N"), descending=True, live=live):
         step(cols, live(cols))

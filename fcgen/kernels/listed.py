@@ -28,16 +28,16 @@ def listed_attention(Q: T[B, H, M, D], K: T[B, G, N, D], V: T[B, G, N, E], PartC
     r, each = rows.start // block[0], block[1] // tiles.size
     q = fc.load(Q[b, h, rows])
     state = Rows(rows, V, lazy, sums, LSE is not None)
-    m, l, acc, exact, peak = state.m, state.l, state.acc, state.exact, state.peak
+    m, l, acc, exact, peak = state.variables  # noqa: RUF059 (what schedules and the generated text call them)
 
     def seen(cols):
         inside = cols.valid if shift is None else cols.valid & (cols.index <= rows.index + shift)
         return inside if keep is None else inside & keep(b, h, rows.index, cols.index)
 
     part = PartCount[b, h, r] * each
-    for n in fc.loop(part if Whole is None else part + WholeCount[b, h, r] * each):
+    for n in fc.loop(part if WholeCount is None else part + WholeCount[b, h, r] * each):
         tile = Part[b, h, r, n // each] * each + n % each
-        if Whole is not None:
+        if Whole is not None and WholeCount is not None:
             whole, at = n >= part, n - part
             tile = fc.where(whole, Whole[b, h, r, at // each] * each + at % each, tile)
         cols = tiles[tile]
@@ -46,7 +46,7 @@ def listed_attention(Q: T[B, H, M, D], K: T[B, G, N, D], V: T[B, G, N, E], PartC
         if score is not None:
             s = score(s, b, h, rows.index, cols.index)
         inside = seen(cols) if Whole is None else whole | seen(cols)
-        state.step(s, inside, V[b, g, cols], None if weigh is None else lambda p: weigh(p, b, h, rows.index, cols.index))
+        state.step(s, inside, V[b, g, cols], weigh, b, h, rows.index, cols.index)
     if sink is not None:
         state.sink(sink(h))
     fc.store(O[b, h, rows], state.out().to(O.dtype))

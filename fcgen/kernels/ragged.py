@@ -41,13 +41,13 @@ def ragged_attention(Q: T[M, H, D], K: T[N, G, D], V: T[N, G, E], Begin: i32[S],
     with fc.when(rows.start < there):
         q = fc.load(Q[mine, h])
         state = Rows(rows, V, lazy, sums, LSE is not None)
-        m, l, acc, exact, peak = state.m, state.l, state.acc, state.exact, state.peak
+        m, l, acc, exact, peak = state.variables  # noqa: RUF059 (what schedules and the generated text call them)
         for cols in fc.loop(fc.tile(count, "BLOCK_N"), descending=True, live=live):
             k = fc.load(K[cols + first, g])
             s = fc.dot(q, k.T) * scale
             if score is not None:
                 s = score(s, b, h, rows.index, cols.index)
-            state.step(s, live(cols), V[cols + first, g], None if weigh is None else lambda p: weigh(p, b, h, rows.index, cols.index))
+            state.step(s, live(cols), V[cols + first, g], weigh, b, h, rows.index, cols.index)
         if sink is not None:
             state.sink(sink(h))
         out, lse, to = state.out(), state.lse(), mine

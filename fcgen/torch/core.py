@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 
-from .. import forward, masks, scores
+from .. import masks, scores
+from ..attend import forward
 from ..dropout import Dropout
 from ..errors import FcError
-from ..varlen import attention_varlen
+from ..attend.varlen import attention_varlen
 from . import variants
 
 #: no end of a window

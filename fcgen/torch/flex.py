@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn.attention import flex_attention as theirs
 
-from .. import forward
+from ..attend import forward
 from ..errors import FcError
 from ..masks import and_masks, or_masks
 from . import variants

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from ..calls import HEADS
+from ..attend.calls import HEADS
 from ..errors import FcError
 from .core import attend, refuse
 

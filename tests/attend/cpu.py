@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from fcgen import forward, variants
+from fcgen.attend import forward, variants
+from fcgen.build.program import Program
 from fcgen.ir.types import DTYPES
-from fcgen.program import Program
 from fcgen.runtime import driver, tensors
 
 TYPESTR = {"float16": "<f2", "float32": "<f4", "int32": "<i4", "int8": "|i1", "uint8": "|u1", "int64": "<i8"}
@@ -57,9 +57,7 @@ class Runs:
         self.seen.append(self.program)
         given, outputs = {}, {}
         for name, x in arguments.items():
-            if isinstance(x, (bool, int, float)):
-                given[name] = x
-            elif isinstance(x, np.ndarray):
+            if isinstance(x, (bool, int, float, np.ndarray)):
                 given[name] = x
             else:
                 array = memory(tensors.describe(x, name))

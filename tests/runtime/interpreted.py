@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from pretend import Driver, install, real_torch
 
-from fcgen import calls, forward, variants
+from fcgen.attend import calls, forward, variants
 from fcgen.ir.types import DTYPES
-from fcgen.program import Program
+from fcgen.build.program import Program
 from fcgen.runtime import tensors
 
 
