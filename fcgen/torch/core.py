@@ -12,6 +12,8 @@ import torch
 
 from .. import masks, scores
 from ..attend import forward
+from ..attend.torch_op import _OPS as PLAIN
+from ..attend.torch_op import define
 from ..dropout import Dropout
 from ..errors import FcError
 from ..attend.varlen import attention_varlen
@@ -44,6 +46,9 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, table: torch.Te
     no_gradient(q, k, v, table, sinks)
     if recorded(q, k, v):
         op = torch.ops.fcgen.attend_lse if lse else torch.ops.fcgen.attend
+        if (table is None and sinks is None and left < 0 and right < 0 and not chunk and not softcap and not dropout and causal != "shifted"
+                and q.shape[3] == v.shape[3]):
+            return PLAIN[lse, False](q, k, v, causal, scale)
         return op(q, k, v, table, sinks, causal, left, right, shift, chunk, softcap, dropout, scale)
     return _attend(q, k, v, table, sinks, causal, left, right, shift, chunk, softcap, dropout, scale, lse)
 
@@ -137,17 +142,6 @@ def refuse(message: str, expected: Any = None, got: Any = None, hint: str | None
 
 _ARGUMENTS = ("(Tensor q, Tensor k, Tensor v, Tensor? table, Tensor? sinks, str causal, SymInt left, SymInt right, SymInt? shift, SymInt chunk, "
               "float? softcap, float? dropout, float? scale)")
-#: operators live as long as this
-LIBRARY = torch.library.Library("fcgen", "FRAGMENT")
-
-
-def define(name: str, arguments: str, result: str, function: Any, fake: Any, *tags: torch.Tag) -> None:
-    """An operator `fcgen::name` whose result has the shape and strides that `fake` gives."""
-    LIBRARY.define(f"{name}{arguments} -> {result}", tags=(torch.Tag.pt2_compliant_tag, *tags))
-    LIBRARY.impl(name, function, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"fcgen::{name}", fake, lib=LIBRARY)
-
-
 def like_q(q: Any, v: Any) -> Any:
     """An output, its axes in memory in the order of q's."""
     if q.shape[3] == v.shape[3]:

@@ -9,14 +9,16 @@ where `fallback="torch"` asks for it.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from ..attend import calls, forward
 from ..attend.calls import HEADS
 from ..errors import FcError
-from .core import attend, refuse
+from .core import attend, recorded, refuse
 
 #: what fcgen has no kernel for, and torch perhaps has
 _LACKING = ("call/argument", "compile/unsupported", "compile/budget")
@@ -30,6 +32,9 @@ def scaled_dot_product_attention(query: torch.Tensor, key: torch.Tensor, value: 
     query: [..., H, L, E]; key: [..., Hkv, S, E]; value: [..., Hkv, S, Ev]; f16 or bf16, on a GPU. attn_mask: bools or floats that
     broadcast to [..., H, L, S]. fallback: "torch" calls torch's own where fcgen says that it has no kernel.
     """
+    if (attn_mask is None and fallback is None and not torch.compiler.is_compiling() and (scale is None or type(scale) is float)
+            and type(is_causal) is bool and not dropout_p and _seen(query, key, value, enable_gqa)):
+        return forward.attention(query, key, value, causal="top_left" if is_causal else False, scale=scale)
     if fallback is not None and fallback != "torch":
         raise FcError("call/argument", "argument `fallback` is not one that there is", expected='None or "torch"', got=repr(fallback))
     if torch.is_autocast_enabled("cuda"):
@@ -38,7 +43,10 @@ def scaled_dot_product_attention(query: torch.Tensor, key: torch.Tensor, value: 
     if fallback is None:
         if problem is not None:
             refuse(*problem)
-        return _attention(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
+        out = _attention(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
+        if not torch.compiler.is_compiling():
+            _remember(query, key, value)
+        return out
     if problem is None:
         try:
             return _attention(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
@@ -46,6 +54,31 @@ def scaled_dot_product_attention(query: torch.Tensor, key: torch.Tensor, value: 
             if e.code not in _LACKING:
                 raise
     return F.scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+
+
+#: guards over classes, dtypes, devices and axes of tensors that were taken as they are
+_kinds: list[Callable[..., bool]] = []
+
+
+def _seen(q: Any, k: Any, v: Any, gqa: Any) -> bool:
+    """Is this a plain call of a kind that went well: nothing to cast, broadcast or pad, and nothing that records it?"""
+    try:
+        if q.is_nested or k.is_nested or v.is_nested or torch.is_autocast_enabled("cuda") or torch._C._len_torch_dispatch_stack():
+            return False
+        if not any([alike(q, k, v) for alike in _kinds]) or torch._C._get_tracing_state() is not None:
+            return False
+    except AttributeError:  # no tensors
+        return False
+    (b, h, _, d), (kb, kh, n, kd), (vb, vh, vn, e) = q.shape, k.shape, v.shape
+    heads = kh == vh and (h == kh or (gqa is True and kh and h % kh == 0))
+    return bool(heads and b == kb == vb and n == vn and d == kd == e and d in HEADS and n and
+                q.stride(3) == k.stride(3) == v.stride(3) == 1)
+
+
+def _remember(q: Any, k: Any, v: Any) -> None:
+    plain = all(type(x) is torch.Tensor and x.dim() == 4 and not x.requires_grad for x in (q, k, v))
+    if plain and calls._guards() is not None and not recorded(q, k, v) and not any([alike(q, k, v) for alike in _kinds]):
+        _kinds[:] = [calls.guard((q, k, v)), *_kinds[:3]]
 
 
 def _attention(q: Any, k: Any, v: Any, mask: Any, dropout: float, causal: bool, scale: float | None, gqa: bool) -> Any:
