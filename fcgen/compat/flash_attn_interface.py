@@ -26,7 +26,7 @@ def flash_attn_func(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, softmax_s
     _refused(qv, q_descale, k_descale, v_descale, num_splits, pack_gqa, sm_margin)
     _axes(4, q=q, k=k, v=v)
     left, right = _window(window_size, causal)
-    out = attend(*[_rows(x) for x in (q, k, v)], causal="bottom_right" if causal else "none", left=left, right=right,
+    out = attend(_rows(q), _rows(k), _rows(v), causal="bottom_right" if causal else "none", left=left, right=right,
                  chunk=_chunk(attention_chunk), softcap=_cap(softcap), scale=softmax_scale, lse=bool(return_attn_probs))
     return (out[0].transpose(1, 2), out[1]) if return_attn_probs else out.transpose(1, 2)
 
@@ -65,15 +65,16 @@ def flash_attn_varlen_func(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cu
             refuse(f"argument `{name}` is not a tensor", "an int32 tensor [sequences + 1]", f"a {type(x).__name__}",
                    "keys in a padded batch: flash_attn_func with a mask, or fcgen.attention with fcgen.masks.padding")
     left, right = _window(window_size, causal)
-    return attend_varlen(*[x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v)], cu_seqlens_q, cu_seqlens_k, max_seqlen_q,
+    q, k, v = [x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v)]
+    return attend_varlen(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q,
                          max_seqlen_k, seqused_q, seqused_k, causal=bool(causal), left=left, right=right, chunk=_chunk(attention_chunk),
                          softcap=_cap(softcap), scale=softmax_scale, lse=bool(return_attn_probs))
 
 
 def flash_attn_combine(out_partial: torch.Tensor, lse_partial: torch.Tensor, out: torch.Tensor | None = None,
                        out_dtype: torch.dtype | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-    """One result of several over parts of the keys. out_partial: f32 [parts, ..., M, H, D]; lse_partial: f32 [parts, ..., M, H]. Returns the
-    output [..., M, H, D] and its log-sum-exp [..., M, H]; what no part has seen is 0 and -inf."""
+    """One result of several over parts of the keys. out_partial: f32 [parts, ..., M, H, D]; lse_partial: f32 [parts, ..., M, H]. Returns
+    the output [..., M, H, D] and its log-sum-exp [..., M, H]; what no part has seen is 0 and -inf."""
     no_gradient(out_partial, lse_partial, out)
     for name, x in (("out_partial", out_partial), ("lse_partial", lse_partial)):
         if not isinstance(x, torch.Tensor) or x.dtype != torch.float32:

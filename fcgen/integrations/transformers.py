@@ -26,7 +26,7 @@ _NEUTRAL = (None, False)
 
 
 class Seen(BlockMask):
-    """Which keys rows see, by positions: row i those up to i + shift, and of these the last left + 1 if there is a `left`; of the keys those
+    """Which keys rows see, by positions: row i those up to i + shift, of these the last left + 1 if there is a `left`; of the keys those
     that are in `keys`, a bool tensor [B, 1, 1, N], if that is given. (A BlockMask, since models hand on unread what is one; it has no
     lists of blocks.)"""
 
@@ -96,9 +96,9 @@ def mask(batch_size: int, kv_length: int, q_length: int | None = None, q_offset:
     """A mask function of transformers. Causal masks and windows of it become `Seen`, with the padding beside it, where positions are known;
     other masks, and all in graphs, a tensor of bools."""
     places = [q_offset, kv_offset]
-    known = q_length is not None and all(type(n) is int for n in places) and not torch.compiler.is_compiling()
+    known = all(type(n) is int for n in places) and not torch.compiler.is_compiling()
     left = _window(mask_function)
-    if known and allow_is_causal_skip and left is not None:
+    if q_length is not None and known and allow_is_causal_skip and left is not None:
         padding = None
         if attention_mask is not None:
             keys = attention_mask[:, kv_offset:kv_offset + kv_length].bool()

@@ -7,7 +7,7 @@ their operands by label, so `[rows, cols] - [rows]` needs no reshaping and can n
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 from ..errors import FcError
 from ..ir.core import Value
@@ -51,7 +51,7 @@ class Handle(Named, Traced):
     """A tile or a scalar of the program. Python operators are elementwise; `bool()` is refused, since no value is known yet."""
 
     __slots__ = ("_value", "labels", "scope")
-    PUBLIC = ("T", "dtype", "shape", "to")
+    PUBLIC: ClassVar[tuple[str, ...]] = ("T", "dtype", "shape", "to")
     __hash__ = object.__hash__
 
     def __init__(self, value: Value, labels: tuple[Label, ...] = ()):

@@ -6,6 +6,7 @@ arguments give the same result in a graph and outside; sizes are no part of a gr
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,9 +15,9 @@ from .. import masks, scores
 from ..attend import forward
 from ..attend.torch_op import _OPS as PLAIN
 from ..attend.torch_op import define
+from ..attend.varlen import attention_varlen
 from ..dropout import Dropout
 from ..errors import FcError
-from ..attend.varlen import attention_varlen
 from . import variants
 
 #: no end of a window
@@ -66,7 +67,8 @@ def _attend(q: Any, k: Any, v: Any, table: Any, sinks: Any, causal: str, left: i
         return forward.attention(q, k, v, causal=word, scale=scale, return_lse=lse, out=out)
     if causal == "shifted":
         word, right = False, 0
-    seen, scored = positions(left, right, chunk, shift), [scores.soft_cap(float(softcap))] if softcap else []
+    seen = positions(left, right, chunk, shift)
+    scored: list[Any] = [scores.soft_cap(float(softcap))] if softcap else []
     if table is not None:
         at = variants.table(table, (*q.shape[:3], k.shape[2]))
         if table.dtype == torch.bool:
@@ -140,13 +142,13 @@ def refuse(message: str, expected: Any = None, got: Any = None, hint: str | None
 
 # ---- operators ---------------------------------------------------------------------------------------------------------
 
-_ARGUMENTS = ("(Tensor q, Tensor k, Tensor v, Tensor? table, Tensor? sinks, str causal, SymInt left, SymInt right, SymInt? shift, SymInt chunk, "
-              "float? softcap, float? dropout, float? scale)")
+_ARGUMENTS = ("(Tensor q, Tensor k, Tensor v, Tensor? table, Tensor? sinks, str causal, SymInt left, SymInt right, SymInt? shift, "
+              "SymInt chunk, float? softcap, float? dropout, float? scale)")
 def like_q(q: Any, v: Any) -> Any:
     """An output, its axes in memory in the order of q's."""
     if q.shape[3] == v.shape[3]:
         return torch.empty_like(q, requires_grad=False)
-    b, h, m, e = (*q.shape[:3], v.shape[3])
+    (b, h, m, _), e = q.shape, v.shape[3]
     return q.new_empty((b, m, h, e)).transpose(1, 2) if q.stride(1) < q.stride(2) else q.new_empty((b, h, m, e))
 
 
@@ -155,17 +157,17 @@ def rows_of(q: Any) -> Any:
 
 
 _SEEDED = torch.Tag.nondeterministic_seeded
-define("attend", _ARGUMENTS, "Tensor", lambda *a: _attend(*a, False), lambda q, k, v, *_: like_q(q, v), _SEEDED)
-define("attend_lse", _ARGUMENTS, "(Tensor, Tensor)", lambda *a: _attend(*a, True), lambda q, k, v, *_: (like_q(q, v), rows_of(q)), _SEEDED)
+define("attend", _ARGUMENTS, "Tensor", partial(_attend, lse=False), lambda q, k, v, *_: like_q(q, v), _SEEDED)
+define("attend_lse", _ARGUMENTS, "(Tensor, Tensor)", partial(_attend, lse=True), lambda q, k, v, *_: (like_q(q, v), rows_of(q)), _SEEDED)
 
-_PACKED = ("(Tensor q, Tensor k, Tensor v, Tensor rows, Tensor keys, Tensor? used_rows, Tensor? used_keys, Tensor? sinks, SymInt most_rows, "
-           "SymInt most_keys, bool causal, SymInt left, SymInt right, SymInt chunk, float? softcap, float? scale)")
+_PACKED = ("(Tensor q, Tensor k, Tensor v, Tensor rows, Tensor keys, Tensor? used_rows, Tensor? used_keys, Tensor? sinks, "
+           "SymInt most_rows, SymInt most_keys, bool causal, SymInt left, SymInt right, SymInt chunk, float? softcap, float? scale)")
 
 
 def _packed_like(q: Any, v: Any) -> Any:
     return torch.empty_like(q) if q.shape[2] == v.shape[2] else q.new_empty((*q.shape[:2], v.shape[2]))
 
 
-define("attend_varlen", _PACKED, "Tensor", lambda *a: _attend_varlen(*a, False), lambda q, k, v, *_: _packed_like(q, v))
-define("attend_varlen_lse", _PACKED, "(Tensor, Tensor)", lambda *a: _attend_varlen(*a, True),
+define("attend_varlen", _PACKED, "Tensor", partial(_attend_varlen, lse=False), lambda q, k, v, *_: _packed_like(q, v))
+define("attend_varlen_lse", _PACKED, "(Tensor, Tensor)", partial(_attend_varlen, lse=True),
        lambda q, k, v, *_: (_packed_like(q, v), q.new_empty((q.shape[1], q.shape[0]), dtype=torch.float32)))

@@ -11,6 +11,7 @@ import re
 import sys
 import types
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -136,5 +137,5 @@ def _run(q: Any, k: Any, v: Any, scored: str, masked: str, tensors: Any, whole: 
 
 _ARGUMENTS = ("(Tensor q, Tensor k, Tensor v, str score, str mask, Tensor[] tensors, SymInt[] whole, float[] real, Tensor? count, "
               "Tensor? indices, Tensor? full_count, Tensor? full_indices, SymInt tall, SymInt wide, float? scale)")
-define("flex", _ARGUMENTS, "Tensor", lambda *a: _run(*a, False), lambda q, k, v, *_: like_q(q, v))
-define("flex_lse", _ARGUMENTS, "(Tensor, Tensor)", lambda *a: _run(*a, True), lambda q, k, v, *_: (like_q(q, v), rows_of(q)))
+define("flex", _ARGUMENTS, "Tensor", partial(_run, lse=False), lambda q, k, v, *_: like_q(q, v))
+define("flex_lse", _ARGUMENTS, "(Tensor, Tensor)", partial(_run, lse=True), lambda q, k, v, *_: (like_q(q, v), rows_of(q)))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -97,7 +97,7 @@ class Value(Handle):
 
     __slots__ = ()
     __hash__ = Handle.__hash__
-    PUBLIC = (*Handle.PUBLIC, *NAMES, *_CASTS, "bool")
+    PUBLIC: ClassVar[tuple[str, ...]] = (*Handle.PUBLIC, *NAMES, *_CASTS, "bool")
 
     @classmethod
     def of(cls, h: Handle) -> Value:

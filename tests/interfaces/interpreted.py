@@ -9,12 +9,12 @@ import ctypes
 from typing import Any
 
 import numpy as np
-from pretend import Driver, install, real_torch
 
 from fcgen.attend import calls, forward, variants
-from fcgen.ir.types import DTYPES
 from fcgen.build.program import Program
+from fcgen.ir.types import DTYPES
 from fcgen.runtime import tensors
+from tests.runtime.pretend import Driver, install, real_torch
 
 
 def memory(a: tensors.TensorArg) -> np.ndarray:
