@@ -73,7 +73,8 @@ def __getattr__(name: str) -> Any:
             "flex_attention": ("torch.flex", "flex_attention"),
             "attention_varlen": ("attend.varlen", "attention_varlen"), "Dropout": ("dropout", "Dropout"),
             "dropout_mask": ("attend.readback", "dropout_mask"),
-            "block_lists": ("attend.blocks", "block_lists"), "compile_count": ("build.compiler", "compile_count")}
+            "block_lists": ("attend.blocks", "block_lists"),
+            "BlockLists": ("attend.blocks", "BlockLists"), "compile_count": ("build.compiler", "compile_count")}
     modules = ("masks", "scores")
     if name.startswith("__"):
         raise AttributeError(f"module 'fcgen' has no attribute {name!r}")
