@@ -19,12 +19,12 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..masks import Mask
 from ..scores import Score
-from . import flex
+from . import block_masks
 from .core import define, like_q, refuse, rows_of
 
 #: code, and the module whose globals it reads
 _codes: list[tuple[types.CodeType, str]] = []
-#: lists of blocks -> (what they and the function were, the table, if the function does not say it all)
+#: lists of blocks -> (what they and the function were, whether the function says them all)
 _seen: Any = WeakTensorKeyDictionary()
 
 
@@ -113,7 +113,7 @@ def in_graph(q: Any, k: Any, v: Any, score: Any, block: Any, scale: Any, lse: bo
     real: list[Any] = []
     scored = "" if score is None else _written(score, tensors, whole, real)
     masked, lists, sizes = "", [None, None, None, None], [0, 0]
-    if block is not None and not flex.boundless(block):
+    if block is not None and not block_masks.boundless(block):
         masked = _written(block.mask_mod, tensors, whole, real)
         lists = [block.kv_num_blocks, block.kv_indices, block.full_kv_num_blocks, block.full_kv_indices]
         sizes = [block.BLOCK_SIZE[0], block.BLOCK_SIZE[1]]
@@ -125,14 +125,14 @@ def _run(q: Any, k: Any, v: Any, scored: str, masked: str, tensors: Any, whole: 
          full_indices: Any, tall: int, wide: int, scale: Any, lse: bool) -> Any:
     score = _read(scored, tensors, whole, real) if scored else None
     if not masked:
-        return flex.call(q, k, v, score, None, scale, lse)
+        return block_masks.call(q, k, v, score, None, scale, lse)
     mask = _read(masked, tensors, whole, real)
-    lists = flex.Lists((count, indices, full_count, full_indices), (q.shape[2], k.shape[2]), (tall, wide), mask)
+    lists = block_masks.Lists((count, indices, full_count, full_indices), (q.shape[2], k.shape[2]), (tall, wide), mask)
     key = masked, tuple(whole), tuple(real), [(t.data_ptr(), t._version) for t in tensors], lists.versions()
     found = _seen.get(count)
     if found is None or found[0] != key:
-        found = _seen[count] = key, lists.table_if_needed()
-    return flex.call(q, k, v, score, lists._replace(table=found[1]), scale, lse)
+        found = _seen[count] = key, lists.looked_at().said
+    return block_masks.call(q, k, v, score, lists._replace(said=found[1]), scale, lse)
 
 
 _ARGUMENTS = ("(Tensor q, Tensor k, Tensor v, str score, str mask, Tensor[] tensors, SymInt[] whole, float[] real, Tensor? count, "

@@ -1,9 +1,9 @@
 """`scaled_dot_product_attention` with torch's signature and torch's meaning of every corner.
 
-As torch has it: causal is aligned top left; a mask of bools says which keys count, one of floats is added; a row that sees no key is 0; leading
-axes broadcast; heads are grouped only where `enable_gqa` says so; under autocast arguments are cast first. Head sizes that kernels have
-not are padded with zeros. Guaranteed: what is not taken is an FcError that says why, before anything runs; torch is called instead only
-where `fallback="torch"` asks for it.
+As torch has it: causal is aligned top left; a mask of bools says which keys count, one of floats is added; a row that sees no key is 0;
+leading axes broadcast; heads are grouped only where `enable_gqa` says so; under autocast arguments are cast first. Head sizes that kernels
+have not are padded with zeros. Guaranteed: what is not taken is an FcError that says why, before anything runs; torch is called instead
+only where `fallback="torch"` asks for it.
 """
 
 from __future__ import annotations

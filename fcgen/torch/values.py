@@ -1,7 +1,7 @@
 """Values of a program under torch's names: what a score or mask function that was written for torch's FlexAttention computes with.
 
-Numbers of different kinds meet as torch has it (an index times a slope is a float), `torch.where(...)` and `x.abs()` are what they are called,
-and what is read of a tensor at such positions is of this class too. What has no counterpart is refused with the function's line.
+Numbers of different kinds meet as torch has it (an index times a slope is a float), `torch.where(...)` and `x.abs()` are what they are
+called, and what is read of a tensor at such positions is of this class too. What has no counterpart is refused with the function's line.
 """
 
 from __future__ import annotations

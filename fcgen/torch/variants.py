@@ -1,4 +1,4 @@
-"""Functions of fcgen's language for what only torch's interfaces have: tables that broadcast, chunks, lists of blocks, torch's own functions.
+"""Functions of fcgen's language for what only torch's interfaces have: tables that broadcast, chunks, lists of blocks, torch's functions.
 
 Each holds numbers and tensors, which are read at the call: other values compile nothing.
 """

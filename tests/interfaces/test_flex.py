@@ -70,21 +70,24 @@ def test_scores_masks_groups_and_a_scale_together(kernels):
     compare(*inputs(2), SCORES["slopes of integers"](x), block_mask(MASKS["causal"](x)), scale=0.3, enable_gqa=True)
 
 
+@pytest.mark.parametrize("size", [(16, 16), (64, 32)], ids=str)
 @pytest.mark.parametrize("kind", ["partial", "partial with a function", "partial and full"])
-def test_lists_of_blocks_count_where_they_are_not_the_functions(kernels, kind):
-    count = torch.randint(1, 4, (1, 1, 5), dtype=torch.int32)
-    index = torch.stack([torch.randperm(6) for _ in range(5)])[None, None].int()
+def test_lists_of_blocks_count_where_they_are_not_the_functions(kernels, kind, size):
+    tall, wide = size
+    rows, columns = -(-M // tall), -(-N // wide)
+    count = torch.randint(1, columns // 2 + 1, (1, 1, rows), dtype=torch.int32)
+    index = torch.stack([torch.randperm(columns) for _ in range(rows)])[None, None].int()
     full = (count, index.flip(-1)) if kind.endswith("full") else (None, None)
     window = lambda b, h, i, j: (i - j).abs() <= 20
     mask = None if kind == "partial" else window
-    block = theirs.BlockMask.from_kv_blocks(count, index, *full, BLOCK_SIZE=16, mask_mod=mask, seq_lengths=(M, N))
-    table = torch.zeros(5, 6, dtype=torch.int)
-    for row in range(5):
+    block = theirs.BlockMask.from_kv_blocks(count, index, *full, BLOCK_SIZE=size, mask_mod=mask, seq_lengths=(M, N))
+    table = torch.zeros(rows, columns, dtype=torch.int)
+    for row in range(rows):
         table[row, index[0, 0, row, :count[0, 0, row]].long()] = 1
         if full[0] is not None:
             table[row, index.flip(-1)[0, 0, row, :count[0, 0, row]].long()] = 2
     i, j = torch.arange(M)[:, None], torch.arange(N)[None]
-    seen = table[i // 16, j // 16]
+    seen = table[i // tall, j // wide]
     seen = (seen == 2) | ((seen == 1) & (mask(0, 0, i, j) if mask else torch.tensor(True)))
     q, k, v = inputs()
     want = torch.nn.functional.scaled_dot_product_attention(q.double(), k.double(), v.double(), attn_mask=seen)
@@ -108,7 +111,7 @@ def test_other_tensors_and_numbers_compile_nothing(kernels):
 
 
 @pytest.mark.parametrize(("score", "said"), [
-    (lambda s, b, h, i, j: s + torch.cumsum(s, 0), "torch.cumsum"), (lambda s, b, h, i, j: s if i > j else s, "no truth value"), (3, "not a function")])
+    (lambda s, b, h, i, j: s + torch.cumsum(s, 0), "torch.cumsum"), (lambda s, b, h, i, j: s if i > j else -s, "no truth value"), (3, "not a function")])
 def test_a_mistake_names_the_line_of_the_function(kernels, score, said):
     with pytest.raises(FcError, match=said) as caught:
         fcgen.flex_attention(*inputs(), score)
