@@ -1,8 +1,8 @@
 """What a BlockMask shows, as masks and lists of fcgen's, and the call with it.
 
 The lists of blocks count, with the mask_mod in those that are listed as partial. Where the lists are those of the mask_mod (which is found
-out once per block mask) the function alone is traced, and tiles are skipped by what can be proven of it; where they are not, the kernel goes
-by the lists. A mask_mod that cannot be traced is evaluated by torch, at each call, and read as a table.
+out once per block mask) the function alone is traced, and tiles are skipped by what can be proven of it; where they are not, the
+kernel goes by the lists. A mask_mod that cannot be traced is evaluated by torch, at each call, and read as a table.
 """
 
 from __future__ import annotations
