@@ -13,7 +13,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from ..attend import calls, forward
 from ..attend.calls import HEADS
@@ -53,7 +52,8 @@ def scaled_dot_product_attention(query: torch.Tensor, key: torch.Tensor, value: 
         except FcError as e:
             if e.code not in _LACKING:
                 raise
-    return F.scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+    return torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal, scale=scale,
+                                                            enable_gqa=enable_gqa)
 
 
 #: guards over classes, dtypes, devices and axes of tensors that were taken as they are
@@ -227,6 +227,6 @@ def _fits(size: int) -> bool:
 
 def _padded(x: Any) -> Any:
     size = x.shape[-1]
-    return x if _fits(size) else F.pad(x, (0, max(HEADS.start, -(-size // HEADS.step) * HEADS.step) - size))
+    return x if _fits(size) else torch.nn.functional.pad(x, (0, max(HEADS.start, -(-size // HEADS.step) * HEADS.step) - size))
 
 
