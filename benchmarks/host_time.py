@@ -155,7 +155,8 @@ def main() -> None:
     parser.add_argument("--interfaces", action="store_true", help="also by PyTorch's and FlashAttention's names, and compiled by torch")
     parser.add_argument("--out", type=Path, help="also write the numbers as JSON")
     args = parser.parse_args()
-    rows = measure(tuple(args.shape), args.calls, 7 if args.quick else args.rounds, (True,) if args.quick else (False, True), args.interfaces)
+    rows = measure(tuple(args.shape), args.calls, 7 if args.quick else args.rounds, (True,) if args.quick else (False, True),
+                   args.interfaces)
     print(table(rows))
     said = json.dumps({"facts": environment.facts(), "shape": args.shape, "calls": args.calls, "rounds": args.rounds, "rows": rows})
     print(said)
