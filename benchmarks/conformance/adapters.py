@@ -1,7 +1,8 @@
 """What each project's tests call, and what stands in its place.
 
 An adapter's `install` puts fcgen's functions where the tests will look for torch's or FlashAttention's, before they are collected.
-References that tests compute with the same functions (in f32 and f64, or with torch's backends all turned off but its own formula) stay torch's.
+References that tests compute with the same functions (in f32 and f64, or with torch's backends all turned off but its own formula) stay
+torch's.
 """
 
 from __future__ import annotations
