@@ -1,6 +1,6 @@
 """Host time of a call: what Python and the driver spend before `fcgen.attention` returns, on a GPU that never makes them wait.
 
-    python -m benchmarks.host_time [--out FILE.json]
+    python -m benchmarks.host_time [--interfaces] [--out FILE.json]
 
 Rows: `fcgen.attention` (output made, output given, with log-sum-exp), torch's SDPA with each backend that takes the problem, the bare
 launch of the same kernel (arguments packed before), and the pieces. Each number is the median over rounds of the mean over `--calls` calls.
@@ -41,7 +41,7 @@ def host_us(run: Callable[[], Any], calls: int, rounds: int) -> float:
     return statistics.median(samples)
 
 
-def candidates(shape: Shape, causal: bool) -> dict[str, Callable[[], Any]]:
+def candidates(shape: Shape, causal: bool, interfaces: bool = False) -> dict[str, Callable[[], Any]]:
     import torch
     from torch.nn.functional import scaled_dot_product_attention as sdpa
 
@@ -64,11 +64,34 @@ def candidates(shape: Shape, causal: bool) -> dict[str, Callable[[], Any]]:
         "bare launch": bare(q, k, v, out, causal),
         "torch SDPA": lambda: sdpa(q, k, v, is_causal=causal),
     }
+    if interfaces:
+        runs |= through_interfaces(q, k, v, causal)
     runs["torch.empty_like"] = lambda: torch.empty_like(q)
     runs["shape, stride, dtype, device of one tensor"] = lambda: (q.shape, q.stride(), q.dtype, q.device)
     runs["data_ptr"] = q.data_ptr
     runs["raw stream"] = lambda: torch._C._cuda_getCurrentRawStream(0)
     return runs
+
+
+def through_interfaces(q: Any, k: Any, v: Any, causal: bool) -> dict[str, Callable[[], Any]]:
+    """The same call by the names that PyTorch and FlashAttention have for it, and by the operator that graphs hold."""
+    import torch
+
+    import fcgen
+    from fcgen.compat import flash_attn_interface as flash
+
+    word = "top_left" if causal else "none"
+    rows = [x.transpose(1, 2) for x in (q, k, v)]
+    mask = torch.ones(q.shape[2], k.shape[2], device="cuda", dtype=torch.bool).tril()
+    compiled = torch.compile(lambda q, k, v: fcgen.scaled_dot_product_attention(q, k, v, is_causal=causal), fullgraph=True)
+    sdpa = torch.compile(lambda q, k, v: torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=causal), fullgraph=True)
+    return {
+        "fcgen.scaled_dot_product_attention": lambda: fcgen.scaled_dot_product_attention(q, k, v, is_causal=causal),
+        "fcgen.scaled_dot_product_attention, a mask of bools": lambda: fcgen.scaled_dot_product_attention(q, k, v, mask),
+        "fcgen's flash_attn_func": lambda: flash.flash_attn_func(*rows, causal=causal),
+        "fcgen's flash_attn_func, a window": lambda: flash.flash_attn_func(*rows, causal=causal, window_size=(64, 0)),
+        "the operator fcgen::attention": lambda: torch.ops.fcgen.attention.default(q, k, v, word, None),
+        "compiled by torch, fcgen inside": lambda: compiled(q, k, v), "compiled by torch, SDPA inside": lambda: sdpa(q, k, v)}
 
 
 def sdpa_backends(shape: Shape, causal: bool, calls: int, rounds: int) -> dict[str, float]:
@@ -103,10 +126,11 @@ def bare(q: Any, k: Any, v: Any, out: Any, causal: bool) -> Callable[[], Any]:
     return lambda: start(block.config, block.params)
 
 
-def measure(shape: Shape = SHAPE, calls: int = 200, rounds: int = 31, masks: tuple[bool, ...] = (False, True)) -> list[dict[str, Any]]:
+def measure(shape: Shape = SHAPE, calls: int = 200, rounds: int = 31, masks: tuple[bool, ...] = (False, True),
+            interfaces: bool = False) -> list[dict[str, Any]]:
     rows = []
     for causal in masks:
-        times = {name: host_us(run, calls, rounds) for name, run in candidates(shape, causal).items()}
+        times = {name: host_us(run, calls, rounds) for name, run in candidates(shape, causal, interfaces).items()}
         times |= sdpa_backends(shape, causal, calls, rounds)
         rows += [{"what": name, "causal": causal, "us": round(us, 2)} for name, us in times.items()]
     return rows
@@ -128,9 +152,11 @@ def main() -> None:
     parser.add_argument("--calls", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=31)
     parser.add_argument("--quick", action="store_true", help="only causal, 7 rounds: about 5 seconds")
+    parser.add_argument("--interfaces", action="store_true", help="also by PyTorch's and FlashAttention's names, and compiled by torch")
     parser.add_argument("--out", type=Path, help="also write the numbers as JSON")
     args = parser.parse_args()
-    rows = measure(tuple(args.shape), args.calls, 7 if args.quick else args.rounds, (True,) if args.quick else (False, True))
+    rows = measure(tuple(args.shape), args.calls, 7 if args.quick else args.rounds, (True,) if args.quick else (False, True),
+                   args.interfaces)
     print(table(rows))
     said = json.dumps({"facts": environment.facts(), "shape": args.shape, "calls": args.calls, "rounds": args.rounds, "rows": rows})
     print(said)

@@ -44,20 +44,28 @@ def _out_lse_op(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Te
     return _plain(q, k, v, causal, scale, True, out)[1]  # type: ignore[no-any-return]
 
 
-_HEAD, _TAIL = "(Tensor q, Tensor k, Tensor v, ", "str causal, float? scale) -> "
+_HEAD, _TAIL = "(Tensor q, Tensor k, Tensor v, ", "str causal, float? scale)"
 
 
-def _op(name: str, function: Any, fake: Any, schema: str, mutates: tuple[str, ...] = ()) -> Any:
-    made = torch.library.custom_op(f"fcgen::{name}", function, mutates_args=mutates, schema=schema)
-    made.register_fake(fake)
-    return made
+#: operators live as long as this
+LIBRARY = torch.library.Library("fcgen", "FRAGMENT")
+
+
+def define(name: str, arguments: str, result: str, function: Any, fake: Any, *tags: torch.Tag) -> Any:
+    """An operator `fcgen::name` whose result has the shape and strides that `fake` gives. (Without what torch.library.custom_op puts around
+    one: a call costs a third. Gradients are refused and writes are told by what it calls.)"""
+    LIBRARY.define(f"{name}{arguments} -> {result}", tags=(torch.Tag.pt2_compliant_tag, *tags))
+    LIBRARY.impl(name, function, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"fcgen::{name}", fake, lib=LIBRARY)
+    return getattr(torch.ops.fcgen, name).default
 
 
 _OPS = {
-    (False, False): _op("attention", _plain_op, lambda q, k, v, causal, scale: _like(q, v), f"{_HEAD}{_TAIL}Tensor"),
-    (True, False): _op("attention_lse", _lse_op, lambda q, k, v, causal, scale: (_like(q, v), _rows(q)), f"{_HEAD}{_TAIL}(Tensor, Tensor)"),
-    (False, True): _op("attention_out", _out_op, lambda *a: None, f"{_HEAD}Tensor(a!) out, {_TAIL}()", ("out",)),
-    (True, True): _op("attention_out_lse", _out_lse_op, lambda q, *a: _rows(q), f"{_HEAD}Tensor(a!) out, {_TAIL}Tensor", ("out",)),
+    (False, False): define("attention", f"{_HEAD}{_TAIL}", "Tensor", _plain_op, lambda q, k, v, causal, scale: _like(q, v)),
+    (True, False): define("attention_lse", f"{_HEAD}{_TAIL}", "(Tensor, Tensor)", _lse_op,
+                          lambda q, k, v, causal, scale: (_like(q, v), _rows(q))),
+    (False, True): define("attention_out", f"{_HEAD}Tensor(a!) out, {_TAIL}", "()", _out_op, lambda *a: None),
+    (True, True): define("attention_out_lse", f"{_HEAD}Tensor(a!) out, {_TAIL}", "Tensor", _out_lse_op, lambda q, *a: _rows(q)),
 }
 
 

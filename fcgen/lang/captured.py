@@ -72,6 +72,10 @@ class Number:
             return Handle(self.captures.parameter((carried, self.key), DTYPES[carried]))
         return Handle(self.captures.parameter((dtype.name, self.key), DTYPES[carried])).to(dtype)
 
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return NotImplemented  # the value that it meets knows
+
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **more: Any) -> Any:
         return getattr(ufunc, method)(*[x.plain() if type(x) is Number else x for x in inputs], **more)
 

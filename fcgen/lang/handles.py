@@ -7,7 +7,7 @@ their operands by label, so `[rows, cols] - [rows]` needs no reshaping and can n
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 from ..errors import FcError
 from ..ir.core import Value
@@ -51,7 +51,7 @@ class Handle(Named, Traced):
     """A tile or a scalar of the program. Python operators are elementwise; `bool()` is refused, since no value is known yet."""
 
     __slots__ = ("_value", "labels", "scope")
-    PUBLIC = ("T", "dtype", "shape", "to")
+    PUBLIC: ClassVar[tuple[str, ...]] = ("T", "dtype", "shape", "to")
     __hash__ = object.__hash__
 
     def __init__(self, value: Value, labels: tuple[Label, ...] = ()):
@@ -99,6 +99,10 @@ class Handle(Named, Traced):
         if d == i1 != self.dtype:
             raise FcError("trace/dtype", "a number is not converted to a condition", got=repr(self), loc=here(), hint="compare it: x != 0")
         return self if d == self.dtype else Handle(current().emit("cast", self.value, to=d.name), self.labels)
+
+    def made(self, h: Handle) -> Handle:
+        """A value that is read at this position: of the position's kind, where that has a vocabulary of its own."""
+        return h
 
     @property
     def T(self) -> Handle:

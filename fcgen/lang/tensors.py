@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, cast
 
 from ..errors import FcError, MissingAttribute, did_you_mean
@@ -102,7 +103,8 @@ class TensorParam(NotATile):
                 raise i.mistaken()
         handles = [_position(i.index if isinstance(i, Range) else i, self._param.name) for i in index]
         handles, labels = spread(handles)
-        return Handle(current().emit("gather", self._param, *[h.value for h in handles]), labels)
+        out = Handle(current().emit("gather", self._param, *[h.value for h in handles]), labels)
+        return functools.reduce(lambda out, i: i.made(out) if isinstance(i, Handle) else out, index, out)
 
 
 class Dim(int):

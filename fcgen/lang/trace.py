@@ -23,9 +23,11 @@ from ..ir.core import Block, GridAxis, Op, Value
 from ..ir.rewrite import Builder
 from ..ir.types import Scalar, i32
 
-HERE = __file__.rsplit("trace.py", 1)[0]
+_FOLDER = __file__.rsplit("trace.py", 1)[0]
+#: the language's own files, whose frames are nobody's lines; the second is its vocabulary under torch's names
+HERE = (_FOLDER, os.path.join(os.path.dirname(os.path.dirname(_FOLDER)), "torch", "values.py"))
 #: files whose frames may lie between a user's line and this folder
-_BETWEEN = (contextlib.__file__, HERE.rsplit("lang", 1)[0] + "__init__.py")
+_BETWEEN = (contextlib.__file__, _FOLDER.rsplit("lang", 1)[0] + "__init__.py")
 #: how many blocks of a kind may stand one in the other: passes look at a block once for each that it lies in, at a loop more often
 MOST = {"loop": 6, "branch": 64}
 _state = threading.local()

@@ -1,0 +1,1 @@
+"""Other libraries' interfaces, under their modules' names: a program changes one import."""

@@ -1,0 +1,71 @@
+"""Functions of fcgen's language for what only torch's interfaces have: tables that broadcast, chunks, lists of blocks, torch's functions.
+
+Each holds numbers and tensors, which are read at the call: other values compile nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from .. import masks
+from ..ir.types import f32, i1
+from .values import plain, values
+
+#: what these functions hold is read at each call, as of a user's
+WRITTEN_IN_THE_LANGUAGE = True
+
+
+def chunks(size: int, shift: Any) -> masks.Mask:
+    """Row i, at i + shift, sees the keys of its own chunk of positions. shift: a number, or one per batch."""
+    if isinstance(shift, torch.Tensor):
+        return masks.Mask(lambda b, h, i, j: (i + shift[b]) // size == j // size, "chunks")
+    return masks.Mask(lambda b, h, i, j: (i + shift) // size == j // size, "chunks")
+
+
+def table(given: torch.Tensor, shape: tuple[int, ...]) -> Callable[..., Any]:
+    """The element of a table for (b, h, i, j). given: 4 axes that broadcast to `shape`; those of one element are not read for."""
+    b, h, m, n = shape
+    rows, columns = given.shape[2] != 1 or m == 1, given.shape[3] != 1 or n == 1
+    if not columns:
+        given = given[..., 0]
+    if not rows:
+        given = given[:, :, 0]
+    if given.stride(-1) != 1 and given.shape[-1] > 1:
+        given = given.contiguous()
+    given = given.expand(b, h, *given.shape[2:])
+    held = given if rows or columns else given.contiguous()
+
+    def at(b: Any, h: Any, i: Any, j: Any) -> Any:
+        if rows and columns:
+            return held[b, h, i, j]
+        return held[b, h, i] if rows else held[b, h, j] if columns else held[b, h]
+
+    return at
+
+
+def added(at: Callable[..., Any]) -> Callable[..., Any]:
+    """The scores plus an element for each."""
+    return lambda s, b, h, i, j: s + at(b, h, i, j).to(f32)
+
+
+def listed(blocks: torch.Tensor, tall: int, wide: int) -> masks.Mask:
+    """Where a block of so many rows and keys is in a list. blocks: [B, H, blocks of rows, blocks of keys], 0 for those that are in none."""
+    return masks.Mask(lambda b, h, i, j: blocks[b, h, i // tall, j // wide] != 0, "listed blocks")
+
+
+def unless_full(blocks: torch.Tensor, tall: int, wide: int, mask: Callable[..., Any]) -> masks.Mask:
+    """Where a block is in the list of full ones (2), or the mask holds."""
+    return masks.Mask(lambda b, h, i, j: (blocks[b, h, i // tall, j // wide] == 2) | mask(b, h, i, j), "partial blocks")
+
+
+def score_of(function: Callable[..., Any]) -> Callable[..., Any]:
+    """torch's score_mod."""
+    return lambda s, b, h, i, j: plain(function(*values(s, b, h, i, j)), f32)
+
+
+def mask_of(function: Callable[..., Any]) -> Callable[..., Any]:
+    """torch's mask_mod."""
+    return lambda b, h, i, j: plain(function(*values(b, h, i, j)), i1)
