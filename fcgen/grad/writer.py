@@ -66,7 +66,7 @@ class Writer:
         return self.emit("broadcast", v, axes=axes, shape=shape)
 
     def fit(self, v: Value, like: Value) -> Value:
-        """A derivative in the shape of its value: what a scalar gets from a tile is summed up, what a tile has of a scalar is everywhere."""
+        """A derivative in the shape of its value: what a scalar gets of a tile is summed up, what a tile has of a scalar is everywhere."""
         if v.type.shape and not like.type.shape:
             for axis in reversed(range(len(v.type.shape))):
                 v = self.sum(v, axis)

@@ -268,7 +268,7 @@ def check_index(tensor: Any, scalars: tuple[Any, ...], shape: tuple[int, ...], a
     count = sum(SCALARS[w] for w in index)
     need(len(scalars) == count, f"{what}: one scalar per 'at' and 'tile', two per 'until'", count, len(scalars))
     if "element" in index:
-        need(set(index) == {"element"} and what in ("store", "st_global"), f"{what}: positions of elements are for stores, on all dimensions",
+        need(set(index) == {"element"} and what in ("store", "st_global"), f"{what}: stores have positions of elements, in all dimensions",
              got=index)
         need(guard == (True,) * len(shape), f"{what}: elements with positions of their own are guarded", (True,) * len(shape), guard)
         need(all(t.dtype == i32 for t in scalars), f"{what}: positions are integers", "i32", scalars)

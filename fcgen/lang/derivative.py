@@ -1,7 +1,7 @@
 """`fc.vjp` and `fc.jvp`: derivatives of a function over tiles, taken while the spec is traced, as more ops of the same program.
 
-The function is called once, on its operands; the rules of `fcgen.grad` then write what its derivative is. What it holds besides its operands
-counts as constant, but for tensors that are named or, with `captured`, that functions given to the spec hold.
+The function is called once, on its operands; the rules of `fcgen.grad` then write what its derivative is. What it holds besides its
+operands counts as constant, but for tensors that are named or, with `captured`, that functions given to the spec hold.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from .trace import Scope, current, here
 def vjp(f: Callable[..., Any], *primals: Any, captured: bool = False) -> tuple[Any, Callable[[Any], Any]]:
     """The value of f(*primals), and a function that takes the gradient of that value (one for each, of several) to those of the primals.
 
-    primals: tiles and scalars of floats, and tensors that f reads, itself or as what it is given. The gradient of one primal comes as it is,
-    of several as a tuple; that of a tensor as an object whose `add_to(T)` adds it to an f32 tensor of the same sizes. Gradients of 16-bit
+    primals: tiles and scalars of floats, and tensors that f reads, itself or as what it is given. The gradient of one primal comes as it
+    is, of several as a tuple; that of a tensor as an object whose `add_to(T)` adds it to an f32 tensor of the same sizes. Gradients of 16-bit
     floats are f32. captured: the gradients of float tensors that functions of the spec hold (and of torch's, those that require one) are
     added to further parameters of the kernel, f32, named after them.
     """
@@ -79,7 +79,8 @@ def jvp(f: Callable[..., Any], primals: Sequence[Any], tangents: Sequence[Any]) 
             t.check_readable()
             known[x._param] = t._param
         else:
-            raise FcError("trace/usage", "the tangent of a tensor is a tensor with its sizes", expected=repr(x), got=repr(t)[:80], loc=here())
+            raise FcError("trace/usage", "the tangent of a tensor is a tensor with its sizes", expected=repr(x), got=repr(t)[:80],
+                          loc=here())
     m = _writer()
     with _places(m):
         found = push(m, run.ops, known)
@@ -99,15 +100,14 @@ class TensorGradient(NotATile):
 
     def add_to(self, tensor: Any) -> None:
         """Add it, atomically, to an f32 tensor with the sizes of the one that was read."""
-        p = getattr(tensor, "_param", None)
-        if not isinstance(tensor, TensorParam) or not tensor.written or p.type.dtype.bits < 32 or \
-                p.type.dims != self.tensor._param.type.dims:
-            want = ", ".join(map(str, self.tensor._param.type.dims))
+        like = self.tensor._param.type.dims
+        if not isinstance(tensor, TensorParam) or not tensor.written or tensor.dtype.bits < 32 or tensor._param.type.dims != like:
+            want = ", ".join(map(str, like))
             raise FcError("trace/store", "a tensor's gradient is added to a tensor with its sizes", expected=f'"inout f32[{want}]"',
                           got=repr(tensor)[:80], loc=here())
         tensor.check_readable()
+        p, m = tensor._param, _writer()
         current().stored.add(p.name)
-        m = _writer()
         with _places(m):
             for op, ct in self.pieces:
                 add_to_tensor(m.at(op), op, ct, p)

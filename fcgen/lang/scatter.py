@@ -1,7 +1,7 @@
 """Where the gradient of what was read from a tensor goes: the places that it was read from.
 
-A load's are the rectangle that it read. A gather's are a rectangle too where each of its positions is one scalar or runs along an axis of the
-tile, as in `bias[h, rows.index, cols.index]`; else each element has a place of its own. What lies outside of the tensor goes nowhere.
+A load's are the rectangle that it read. A gather's are a rectangle too where each of its positions is one scalar or runs along an axis of
+the tile, as in `bias[h, rows.index, cols.index]`; else each element has a place of its own. What lies outside of the tensor goes nowhere.
 """
 
 from __future__ import annotations
