@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import fcgen as fc
-from fcgen import compiler
 from fcgen.backends.budget import check_budget
-from fcgen.backends.cuda import print_cuda
+from fcgen.backends.cuda.printer import print_cuda
+from fcgen.build import compiler
 from fcgen.errors import FcError
-from fcgen.ir.ops import verify
 from fcgen.ir.text import print_kernel
 from fcgen.ir.types import DTYPES
+from fcgen.ir.verify import verify
 from fcgen.kernels.attention import VARIANTS, attention
 from fcgen.kernels.hopper_schedules import LAZY, ROWS, SMALL
 from fcgen.passes import PIPELINE

@@ -26,7 +26,7 @@ def probe(arch: str | None) -> dict[str, Any]:
     import fcgen.kernels.attention
     import fcgen.kernels.schedules
     import fcgen.launch
-    from fcgen.forward import compiled
+    from fcgen.attend.forward import compiled
     from fcgen.runtime import nvrtc
 
     calls = [0]
@@ -72,7 +72,7 @@ def probe(arch: str | None) -> dict[str, Any]:
 def _second_length(calls: list[int]) -> dict[str, Any]:
     import torch
 
-    from fcgen.forward import attention
+    from fcgen.attend.forward import attention
 
     times = []
     for s in (256, 1000):

@@ -95,7 +95,7 @@ def capture(graph: Graph, **_: Any) -> Iterator[None]:
 
 @functools.lru_cache(maxsize=4096)
 def _tile(text: str) -> Any:
-    from fcgen.compiler import from_text
+    from fcgen.build.compiler import from_text
 
     return from_text(text, "<dry>")
 
@@ -143,7 +143,8 @@ def install() -> None:
     import torch
     from torch.overrides import TorchFunctionMode
 
-    from fcgen import api, attention, calls, launch  # noqa: F401  (the module of that name, not the function)
+    from fcgen import launch
+    from fcgen.attend import calls
     from fcgen.runtime import driver, tensors
 
     class ToCpu(TorchFunctionMode):

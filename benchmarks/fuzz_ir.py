@@ -53,7 +53,7 @@ def corpus() -> list[str]:
     from dataclasses import replace
 
     import fcgen as fc
-    from fcgen import compiler
+    from fcgen.build import compiler
     from fcgen.ir.text import print_kernel
 
     if str(ROOT / "examples") not in sys.path:
@@ -134,9 +134,7 @@ def type_word(r: random.Random, text: str) -> str:
 
 def op_word(r: random.Random, text: str) -> str:
     """An op becomes another op, an attribute's value another one."""
-    from fcgen.ir.ops import OPS, load_ops
-
-    load_ops()
+    from fcgen.ir.ops import OPS
     found = [m for m in TOKEN.finditer(text) if m.group() in OPS] or list(TOKEN.finditer(text))
     t = r.choice(found)
     like = [k for k in OPS if t.group() in OPS and list(OPS[k].attrs) == list(OPS[t.group()].attrs)]
@@ -313,8 +311,8 @@ def code_of(cuda: str) -> str:
 
 def outcome(path: Path) -> str:
     """What a file comes to: the code of an error, or "cuda". Raises what is a fault."""
-    from fcgen import compiler
-    from fcgen.cli_specs import find
+    from fcgen.build import compiler
+    from fcgen.cli.specs import find
     from fcgen.errors import FcError, visible
 
     try:

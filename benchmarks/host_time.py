@@ -92,7 +92,7 @@ def bare(q: Any, k: Any, v: Any, out: Any, causal: bool) -> Callable[[], Any]:
     """The driver's launch of the kernel that `fcgen.attention` runs, arguments packed before."""
     import torch
 
-    from fcgen import forward
+    from fcgen.attend import forward
 
     mask, scale = "causal_top_left" if causal else "none", q.shape[3] ** -0.5
     program = forward._program("f16", q.get_device(), q.shape, k.shape, v.shape[3], mask, scale, False, None)

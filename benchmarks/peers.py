@@ -204,7 +204,7 @@ def fcgen_serial() -> Peer:
     """The library's choice, launched when the kernel in front has ended: what programmatic dependent launch brings is the difference."""
     import torch
 
-    from fcgen import forward
+    from fcgen.attend import forward
     from fcgen.kernels.schedules import choose
     from fcgen.runtime import driver
 

@@ -44,7 +44,7 @@ class Made:
 
 
 def program(job: Job) -> fc.Program:
-    from fcgen.forward import sums_of
+    from fcgen.attend.forward import sums_of
 
     return attention.compile(**VARIANTS[job.spec], target=job.arch, schedule=job.schedule, check=False, T=DTYPES[job.dtype], D=job.d,
                              E=job.e, mask=job.mask, lazy=job.lazy, sums=job.sums or sums_of(job.schedule, job.lazy))
@@ -69,7 +69,7 @@ def build_all(jobs: Iterable[Job]) -> dict[Job, Made]:
 
 
 def _warm(one: tuple[int, str, str, str, fc.Schedule | None, bool]) -> str | None:
-    from fcgen.forward import compiled
+    from fcgen.attend.forward import compiled
     from fcgen.kernels.hopper_schedules import Choice
     from fcgen.kernels.schedules import choose
 
@@ -89,7 +89,7 @@ def warm_library(heads: Iterable[tuple[int, str]], dtype: str, schedule: fc.Sche
                  serial: bool = False) -> list[str]:
     """Compile what `fcgen.attention` runs on this GPU for these (head size, mask kind), all at once; serial: without programmatic dependent
     launch too. Returns what was refused."""
-    from fcgen.forward import _arch
+    from fcgen.attend.forward import _arch
 
     work = [(d, mask, dtype, _arch(0), schedule, x) for d, mask in heads for x in (False, True)[:1 + serial]]
     with ProcessPoolExecutor(min(processes(), len(work)), mp_context=multiprocessing.get_context("spawn")) as executor:

@@ -216,8 +216,8 @@ def verdict(c: Config, got: tuple[Any, Any], want: tuple[Any, Any, Any, Any]) ->
 def run(c: Config, repeats: int = 0) -> tuple[float, list[str]]:
     import torch
 
+    from fcgen.attend.forward import compiled
     from fcgen.errors import FcError
-    from fcgen.forward import compiled
 
     q, k, v = inputs(c)
     if c.refused:
@@ -253,20 +253,20 @@ def run(c: Config, repeats: int = 0) -> tuple[float, list[str]]:
 
 def target() -> str:
     """The target whose kernels `fcgen.attention` runs on this GPU."""
-    from fcgen.forward import _arch
+    from fcgen.attend.forward import _arch
 
     return _arch(0)
 
 
 def function(c: Config, q: Any, k: Any, v: Any) -> tuple[Any, Any]:
-    from fcgen.forward import attention
+    from fcgen.attend.forward import attention
 
     return attention(q, k, v, causal=c.causal, scale=c.scale, return_lse=True)
 
 
 def compile_one(kernel: tuple[Any, ...]) -> str | None:
     """Into the disk cache, from any process. Returns what went wrong."""
-    from fcgen.forward import compiled
+    from fcgen.attend.forward import compiled
 
     try:
         compiled(*kernel).built  # noqa: B018

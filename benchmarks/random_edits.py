@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 
 import fcgen as fc
-from fcgen import compiler
+from fcgen.build import compiler
 from fcgen.errors import FcError
 from fcgen.ir.core import Kernel
 from fcgen.kernels import hopper_schedules, schedules

@@ -25,13 +25,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import fcgen as fc
-from fcgen import compiler
-from fcgen.choose import choose
+from fcgen.build import compiler
+from fcgen.build.choose import choose
+from fcgen.build.workload import Probe
 from fcgen.ir.core import walk_kernel
 from fcgen.ir.text import base_name
 from fcgen.passes import run_passes
 from fcgen.sim.trial import random_inputs
-from fcgen.workload import Probe
 
 from .pool import write_json
 from .schedule_pairs import DECLINING, DEFAULTS, FIELDS, OF_BASES, unlike

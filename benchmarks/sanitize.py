@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import fcgen as fc
-from fcgen import compiler
+from fcgen.build import compiler
 from fcgen.runtime import driver
 
 from .environment import facts

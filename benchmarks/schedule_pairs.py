@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 import fcgen as fc
-from fcgen import compiler
+from fcgen.build import compiler
 from fcgen.kernels.attention import attention
 from fcgen.sim.machine import check
 from fcgen.sim.trial import random_inputs

@@ -141,7 +141,7 @@ def ways(p: Problem, fa3: str, candidates: Sequence[Candidate]) -> dict[str, Way
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.nn.functional import scaled_dot_product_attention
 
-    from fcgen import forward
+    from fcgen.attend import forward
 
     s = p.shape
     q, k, v = (x.transpose(1, 2) for x in (p.q, p.k, p.v))

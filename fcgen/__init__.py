@@ -60,15 +60,14 @@ from .lang.mistakes import instead as _instead
 from .lang.naming import name
 from .lang.online import online_softmax
 from .lang.spec import Spec, kernel
-
-__version__ = "0.1.0"
+from .version import __version__ as __version__
 
 
 def __getattr__(name: str) -> Any:
     """What brings more of the package along is imported on first use."""
     from importlib import import_module
 
-    lazy = {"attention": ("forward", "attention"), "Program": ("program", "Program"), "compile": ("api", "compile"),
+    lazy = {"attention": ("attend.forward", "attention"), "Program": ("build.program", "Program"), "compile": ("api", "compile"),
             "gpu_available": ("api", "gpu_available"), "gpu_target": ("api", "gpu_target"), "round_to": ("api", "round_to"),
             "program_from_text": ("api", "program_from_text"), "schedule_for": ("api", "schedule_for")}
     if name.startswith("__"):

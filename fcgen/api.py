@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from . import compiler
-from .captured import Captured, family_of, known_by
+from .build import compiler
+from .build.captured import Captured, family_of, known_by
+from .build.program import Program, by_name
 from .errors import FcError
 from .ir.schedule import Schedule
 from .ir.types import DType
 from .lang.spec import Spec
-from .program import Program, by_name
 
 
 def compile(spec: Spec, *, target: str | None = None, schedule: Schedule | None = None, check: bool = True, **binding: Any) -> Program:
@@ -60,7 +60,7 @@ def schedule_for(spec: Spec, target: str | None = None, **sizes: Any) -> Schedul
 
 
 def _choice(spec: Spec, arch: str, binding: Mapping[str, Any], sizes: Mapping[str, int]) -> tuple[Schedule, tuple[str, ...]]:
-    from .choose import choose
+    from .build.choose import choose
 
     found = choose(spec, compiler.target(arch), binding, sizes)
     return found.schedule, found.why
@@ -95,7 +95,7 @@ def program_from_text(text: str, filename: str = "<ir>", *, target: str | None =
                       hint="leave the schedule out, or lower the spec or its tile IR again")
     why: tuple[str, ...] = ()
     if schedule is None and kernel.level == "tile":
-        from .choose import choose_for_kernel
+        from .build.choose import choose_for_kernel
 
         schedule, why = choose_for_kernel(kernel, compiler.target(arch), {})
     program = Program(kernel, a_schedule(schedule), arch)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from typing import Any
 
-from .compiler import Built, Facts
+from .build.compiler import Built, Facts
 from .errors import FcError
 from .ir.alignment import WIDEST, Promise, of_arguments, refusal
 from .ir.ranges import HIGHEST, WIDTHS, Admitted

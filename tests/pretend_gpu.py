@@ -331,7 +331,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     import fcgen.api  # noqa: F401
-    from fcgen import compiler
+    from fcgen.build import compiler
     from fcgen.runtime import cache, cubin, driver, nvrtc
 
     sys.modules["torch"] = torch()

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import fcgen as fc
-from fcgen.forward import attention
+from fcgen.attend.forward import attention
 
 PLACES = itertools.count(1, 1 << 20)
 NAMES = {"f16": "<f2", "f32": "<f4"}
@@ -104,7 +104,7 @@ def test_rows_without_keys_are_zero(causal: Any, library: None) -> None:
 @pytest.mark.parametrize("positive", [True, False])
 @pytest.mark.parametrize("lse", [True, False])
 def test_the_program_has_the_outputs_that_are_asked_for(lse: bool, positive: bool) -> None:
-    from fcgen.forward import compiled
+    from fcgen.attend.forward import compiled
 
     kernel = compiled("f16", 64, 32, "none", lse, "sm_89", None, positive).tile
     assert [p.name for p in kernel.params] == ["Q", "K", "V", "O", *(["LSE"] if lse else []), "scale"]

@@ -7,13 +7,13 @@ import pytest
 import fcgen as fc
 from benchmarks.random_schedules import Drawn, draw, verdict
 from benchmarks.specs import CASES
-from fcgen import compiler
-from fcgen.choose import Chooser, choose
-from fcgen.cli_specs import find
-from fcgen.console import report
+from fcgen.build import compiler
+from fcgen.build.choose import Chooser, choose
+from fcgen.build.workload import Probe, Workload
+from fcgen.cli.console import report
+from fcgen.cli.specs import find
 from fcgen.errors import FcError
 from fcgen.kernels.schedules import pick
-from fcgen.workload import Probe, Workload
 from tests.sim.cases import sample
 
 EVERY = [(name, target) for name in CASES for target in ("sm_80", "sm_89", "sm_90a")]

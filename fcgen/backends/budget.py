@@ -14,7 +14,7 @@ from ..errors import FcError
 from ..ir.core import Kernel, walk_kernel
 from ..ir.registers import at_launch, limit_of
 from ..ir.target import Target
-from .cuda_plan import make_plan
+from .cuda.plan import make_plan
 
 #: registers that addresses, loop counters and temporaries take besides fragments (observed: 20 to 40)
 MARGIN = 24

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..ir.core import Builder, Op, Value
+from ..ir.core import Op, Value
+from ..ir.rewrite import Builder
 from ..ir.types import DType, i1
 
 

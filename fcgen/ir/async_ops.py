@@ -24,7 +24,7 @@ from .attrs import FLAG, GUARD, INDEX, TEXT, one_of, whole
 from .core import Op, Value
 from .machine_ops import _buffer, _effect_only, _no_operands
 from .memory_map import boxes_problem
-from .ops import define, need
+from .op_table import define, need
 from .tile_ops import check_index
 from .types import Buffer, Cursor, Frag, Mbarrier, Pending, Scalar, Tensor, i32
 

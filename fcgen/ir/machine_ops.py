@@ -16,7 +16,7 @@ from .core import Op
 from .elementwise import REDUCTIONS
 from .layout import OpaqueLayout, RegLayout
 from .moves import quad_rows
-from .ops import define, need
+from .op_table import define, need
 from .tile_ops import check_added, check_index
 from .types import Buffer, Cursor, Frag, Scalar, Tensor, f32, i1, i32
 

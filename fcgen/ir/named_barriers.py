@@ -8,7 +8,7 @@ number would let go of each other's warps.
 from __future__ import annotations
 
 from .core import Kernel, Op
-from .ops import RuleError, need
+from .op_table import RuleError, need
 from .types import Mbarrier
 
 PARTS, LAST = 8, 15

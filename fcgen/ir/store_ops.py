@@ -14,7 +14,7 @@ from .attrs import FLAG, GUARD, INDEX, one_of, whole
 from .core import Op
 from .machine_ops import _buffer, _effect_only, _frag_of, _in_runs, _no_operands, _positions, _region_fits
 from .memory_map import boxes_problem
-from .ops import define, need
+from .op_table import define, need
 from .tile_ops import check_added, check_index
 from .types import Buffer, Tensor
 

@@ -13,7 +13,7 @@ from .attrs import AXES, DTYPE, FLAG, GUARD, INDEX, NUMBER, SHAPE, TEXT, VEC, ev
 from .core import Op
 from .elementwise import FNS, REDUCTIONS
 from .layout import WARPS, RegLayout
-from .ops import RuleError, define, need
+from .op_table import RuleError, define, need
 from .types import DTYPES, Frag, Scalar, Tensor, Tile, bf16, f16, f32, i1, i32, i64, u32, with_dtype
 
 BOTH = "tile machine"

@@ -27,8 +27,8 @@ def vjp(f: Callable[..., Any], *primals: Any, captured: bool = False) -> tuple[A
 
     primals: tiles and scalars of floats, and tensors that f reads, itself or as what it is given. The gradient of one primal comes as it
     is, of several as a tuple; that of a tensor as an object whose `add_to(T)` adds it to an f32 tensor of the same sizes. Gradients of
-    16-bit floats are f32. captured: the gradients of float tensors that functions of the spec hold (and of torch's, those that require one) are
-    added to further parameters of the kernel, f32, named after them.
+    16-bit floats are f32. captured: the gradients of float tensors that functions of the spec hold (of torch's, those that require one)
+    are added to further parameters of the kernel, f32, named after them.
     """
     run = _Run(f, primals)
     read = _captured_reads(run.ops) if captured else {}

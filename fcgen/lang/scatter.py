@@ -10,7 +10,8 @@ import functools
 from collections.abc import Mapping
 
 from ..grad.writer import Writer
-from ..ir.core import Block, Builder, Op, Value
+from ..ir.core import Block, Op, Value
+from ..ir.rewrite import Builder
 from ..ir.types import i32
 from .trace import Scope, current
 

@@ -11,38 +11,13 @@ from dataclasses import dataclass
 
 from ..errors import FcError, did_you_mean
 from ..ir.core import Kernel
-from ..ir.ops import verify
 from ..ir.schedule import Schedule
 from ..ir.target import Target
-from . import (
-    alloc,
-    bind,
-    branches,
-    defer,
-    early_launch,
-    from_end,
-    held,
-    limits,
-    order,
-    overlap,
-    pad,
-    pieces,
-    pipeline,
-    place,
-    prefetch,
-    prologues,
-    ranges,
-    roles,
-    row_sums,
-    scale,
-    select,
-    simplify,
-    skew,
-    split_loops,
-    sync,
-    tidy,
-    vote,
-)
+from ..ir.verify import verify
+from .machine import alloc, early_launch, overlap, select, sync, tidy
+from .memory import pieces, pipeline, prefetch, prologues, roles
+from .registers import branches, defer, held, place, vote
+from .tile import bind, from_end, limits, order, pad, ranges, row_sums, scale, simplify, skew, split_loops
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fcgen.backends.cuda import CudaSource
+from fcgen.backends.cuda.printer import CudaSource
 
 SHIM = Path(__file__).with_name("host_shim.h")
 _C = {"int": ctypes.c_int, "uint32_t": ctypes.c_uint32, "long long": ctypes.c_longlong, "float": ctypes.c_float, "double": ctypes.c_double}

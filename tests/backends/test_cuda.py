@@ -7,13 +7,13 @@ from dataclasses import replace
 
 import pytest
 
-from fcgen.backends.ada import TARGETS
-from fcgen.backends.cuda import CudaSource, ParamSpec, print_cuda
+from fcgen.backends.cuda.printer import CudaSource, ParamSpec, print_cuda
+from fcgen.backends.targets.ada import TARGETS
 from fcgen.errors import FcError
 from fcgen.ir.core import GridAxis, Value
 from fcgen.ir.layout import mma_c
-from fcgen.ir.ops import verify
 from fcgen.ir.types import Frag, Tensor, f16, f32
+from fcgen.ir.verify import verify
 
 from .nvrtc import compile_cubin, sass
 from .programs import PROGRAMS, K, gemm, kernel, row_softmax, two_dots

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fcgen.backends.cuda_text import ADD, MUL, X, add, binary, closed_form, digits, literal
+from fcgen.backends.cuda.text import ADD, MUL, X, add, binary, closed_form, digits, literal
 from fcgen.ir.layout import blocked, mma_a, mma_b, mma_c
 from fcgen.ir.types import f32, i32, i64
 

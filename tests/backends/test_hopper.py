@@ -7,14 +7,14 @@ import pytest
 
 import fcgen as fc
 from benchmarks import prologue_specs, prologues
-from fcgen import compiler
-from fcgen.backends.cuda import print_cuda
-from fcgen.backends.cuda_wgmma import _row_step, _steps
-from fcgen.backends.hopper import INSTRS, TARGETS
+from fcgen.backends.cuda.printer import print_cuda
+from fcgen.backends.cuda.wgmma import _row_step, _steps
+from fcgen.backends.targets.hopper import INSTRS, TARGETS
+from fcgen.build import compiler
 from fcgen.errors import FcError
 from fcgen.ir.layout import native_smem, wgmma_c
 from fcgen.ir.moves import quad_rows
-from fcgen.ir.text import parse_kernel
+from fcgen.ir.parse import parse_kernel
 from fcgen.ir.types import Buffer, f16
 from fcgen.runtime import cubin, toolchain
 from fcgen.runtime.nvrtc import compile_cuda
@@ -95,7 +95,7 @@ def test_products_of_every_width_have_a_record():
 def test_a_slot_ahead_of_its_cursor(ahead, at):
     """Of both sides: as a copy's address, and as a descriptor's offset."""
     from fcgen.ir.schedule import Schedule
-    from fcgen.passes import alloc
+    from fcgen.passes.machine import alloc
     from tests.sim.hopper import gemm
 
     kernel = parse_kernel(gemm(3).replace("%sb = slot %b, %n {ahead = 0}", f"%sb = slot %b, %n {{ahead = {ahead}}}"))

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fcgen.backends.hopper import INSTRS
+from fcgen.backends.targets.hopper import INSTRS
 from fcgen.runtime import nvrtc, toolchain
 from fcgen.runtime.cubin import sass
 from tests.gpu import micro_hopper as micro

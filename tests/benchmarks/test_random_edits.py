@@ -12,7 +12,7 @@ import pytest
 from benchmarks.alike import alike, masks_more
 from benchmarks.edits import EDITS
 from benchmarks.random_edits import edited, keep, kept, program, reason, run, shipped, sound, summary
-from fcgen.compiler import from_text
+from fcgen.build.compiler import from_text
 from fcgen.errors import FcError
 
 KERNELS = ("sm_90a ROWS 0", "sm_90a ROWS 3", "sm_89 wmma 0", "example gemm")

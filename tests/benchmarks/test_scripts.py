@@ -14,7 +14,7 @@ import pytest
 import fcgen as fc
 from benchmarks import attention_forward, environment, merge, plot, random_configs, sanitize, timing
 from benchmarks.pool import LAZY
-from fcgen import compiler
+from fcgen.build import compiler
 from tests.gpu import micro
 
 ROOT = Path(__file__).parents[2]

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from fcgen import doctor
-from fcgen.cli import main
+from fcgen.cli import doctor
+from fcgen.cli.commands import main
 from fcgen.errors import FcError
 from fcgen.runtime import driver
 from fcgen.runtime.files import write_files

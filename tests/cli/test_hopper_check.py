@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 import fcgen as fc
-from fcgen.cli import main
+from fcgen.cli.commands import main
 from fcgen.kernels.attention import attention
 from fcgen.runtime import nvrtc
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from fcgen.cli import main
-from fcgen.compiler import targets
+from fcgen.build.compiler import targets
+from fcgen.cli.commands import main
 from fcgen.runtime import toolchain
 
 ROOT = Path(__file__).parents[2]

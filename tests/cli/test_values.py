@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from fcgen.cli import main
+from fcgen.cli.commands import main
 from fcgen.errors import FcError, visible
 from fcgen.runtime.files import is_ours, signed, write_files
 
@@ -155,7 +155,7 @@ def test_a_source_that_is_no_file_is_not_opened(what: str, spec: str) -> None:
     source = next(line for line in text.splitlines() if line.startswith("source"))
     Path("k.fc").write_text(text.replace(source, f'source "{what}"').replace("fn = mul", "fn = mull", 1))
     for command in (["dump", "k.fc", "--stage", "cuda"], ["check", "k.fc"], ["dump", "k.fc"]):
-        done = subprocess.run([sys.executable, "-c", "from fcgen.cli import main; main()", *command], capture_output=True, text=True, timeout=60)
+        done = subprocess.run([sys.executable, "-c", "from fcgen.cli.commands import main; main()", *command], capture_output=True, text=True, timeout=60)
         assert "Traceback" not in done.stderr and "\x1b[2J" not in done.stdout + done.stderr
 
 

@@ -40,7 +40,7 @@ def test_tile_and_machine_ir(name: str, golden: Any) -> None:
     ("variants", {"math": "fma", "copy": "scalar", "stages": 1}), ("gemm", {}), ("linear_attention", {}), ("softmax", {})],
     ids=["variants-mma", "variants-wmma", "variants-fma", "gemm", "linear_attention", "softmax"])
 def test_cuda(name: str, schedule: dict[str, Any], golden: Any) -> None:
-    from fcgen.compiler import to_cuda
+    from fcgen.build.compiler import to_cuda
 
     p = program(name, **schedule)
     family = schedule.get("math", "mma")

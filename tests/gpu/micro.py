@@ -6,9 +6,9 @@ import functools
 from typing import Any
 
 import fcgen as fc
-from fcgen.backends.ada import INSTRS
-from fcgen.backends.cuda import _function
-from fcgen.compiler import NVRTC_OPTIONS, nvrtc_fingerprint
+from fcgen.backends.cuda.printer import _function
+from fcgen.backends.targets.ada import INSTRS
+from fcgen.build.compiler import NVRTC_OPTIONS, nvrtc_fingerprint
 from fcgen.ir.target import Instr
 from fcgen.runtime import cache, module, nvrtc
 

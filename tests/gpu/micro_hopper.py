@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from fcgen.backends import ada
-from fcgen.backends.cuda import _function
-from fcgen.backends.hopper import HINTS, INSTRS, WIDTHS, wgmma_name
+from fcgen.backends.cuda.printer import _function
+from fcgen.backends.targets import ada
+from fcgen.backends.targets.hopper import HINTS, INSTRS, WIDTHS, wgmma_name
 from fcgen.ir.layout import SmemLayout, native_smem
 from fcgen.runtime import module, nvrtc
 
@@ -143,7 +143,7 @@ class Operand:
         self.depth = self.shape[0] if down else self.shape[1]
         self.down, self.start, self.first = down, start, part * DEPTH % self.depth
         panel, row = self.layout.panel_bytes(self.shape, 2), self.layout.row_bytes(2)
-        if span:  # as backends.cuda_wgmma: a panel's bytes where the panels stand side by side across the rows
+        if span:  # as backends.cuda.wgmma: a panel's bytes where the panels stand side by side across the rows
             self.lbo, self.sbo = (panel if down and rows > self.layout.panel else 16), 8 * row
         else:  # 8 x 8 blocks of 128 bytes; LBO along the depth, SBO along the rows (CUTLASS, "LayoutType::INTERLEAVE")
             self.lbo, self.sbo = (8 * row, panel) if down else (panel, 8 * row)

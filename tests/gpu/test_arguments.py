@@ -2,8 +2,8 @@
 
 import pytest
 
+from fcgen.attend.forward import attention
 from fcgen.errors import FcError
-from fcgen.forward import attention
 
 pytestmark = pytest.mark.gpu
 torch = pytest.importorskip("torch")

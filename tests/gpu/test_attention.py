@@ -82,7 +82,7 @@ def test_repeats_are_bit_identical():
 @pytest.mark.alone
 def test_other_streams():
     """Work is ordered on torch's current stream, and on the one that a program is given."""
-    from fcgen.forward import attention, compiled
+    from fcgen.attend.forward import attention, compiled
 
     q, k, v = (torch.randn(1, 2, 2048, 64, device="cuda", dtype=torch.float16) for _ in range(3))
     program = compiled("f16", 64, 64, "none", True, fc.gpu_target())
@@ -113,7 +113,7 @@ def test_other_streams():
 
 
 def test_cuda_graph():
-    from fcgen.forward import attention
+    from fcgen.attend.forward import attention
 
     q, k, v = (torch.randn(1, 2, 256, 64, device="cuda", dtype=torch.float16) for _ in range(3))
     attention(q, k, v)

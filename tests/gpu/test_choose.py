@@ -5,8 +5,8 @@ import pytest
 
 import fcgen as fc
 from benchmarks.specs import CASES
-from fcgen import compiler
-from fcgen.choose import choose
+from fcgen.build import compiler
+from fcgen.build.choose import choose
 from fcgen.sim.trial import random_inputs
 
 pytestmark = pytest.mark.gpu

@@ -5,7 +5,7 @@ import pytest
 from click.testing import CliRunner
 
 import fcgen as fc
-from fcgen.cli import main
+from fcgen.cli.commands import main
 from fcgen.runtime import driver
 
 pytestmark = pytest.mark.gpu

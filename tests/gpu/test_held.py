@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import fcgen as fc
-from fcgen import captured
+from fcgen.build import captured
 from fcgen.kernels.attention import attention
 
 pytestmark = pytest.mark.gpu

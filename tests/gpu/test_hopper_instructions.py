@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fcgen.backends.hopper import HINTS, INSTRS, WIDTHS, wgmma_name
+from fcgen.backends.targets.hopper import HINTS, INSTRS, WIDTHS, wgmma_name
 from fcgen.ir.elementwise import to_dtype
 from fcgen.ir.layout import SmemLayout
 from fcgen.ir.types import DTYPES

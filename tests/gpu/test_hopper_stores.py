@@ -8,8 +8,8 @@ import pytest
 
 import fcgen as fc
 from benchmarks.schedule_pairs import row_softmax
-from fcgen.backends.cuda import _function
-from fcgen.backends.hopper import INSTRS
+from fcgen.backends.cuda.printer import _function
+from fcgen.backends.targets.hopper import INSTRS
 from fcgen.runtime import module
 from tests.kernels.test_stores import ATTENTION, PERSISTENT, compiled, flipped, inputs, repeated, split_product
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fcgen.backends.ada import INSTRS
+from fcgen.backends.targets.ada import INSTRS
 from fcgen.ir.elementwise import to_dtype
 from fcgen.ir.types import DTYPES
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import fcgen as fc
-from fcgen.compiler import from_text
+from fcgen.build.compiler import from_text
 from fcgen.errors import FcError
 from fcgen.ir.core import Kernel, Value, walk
 from fcgen.ir.ranges import FLOOR, HIGHEST, LOWEST, REACH, Admitted, admitted
@@ -172,7 +172,7 @@ def test_nothing_overflows_at_the_corners(name, split):
 
 @pytest.mark.parametrize("mask", ["none", "causal_top_left", "causal_bottom_right"])
 def test_shipped_kernels_take_all_that_fits_in_memory(mask):
-    from fcgen.forward import compiled
+    from fcgen.attend.forward import compiled
     from fcgen.kernels.schedules import choose
 
     for arch in ("sm_89", "sm_90a"):

@@ -8,11 +8,11 @@ import pytest
 
 import fcgen as fc
 from benchmarks.schedule_pairs import SPECS, row_softmax
-from fcgen import compiler
-from fcgen.console import report
+from fcgen.attend.forward import compiled
+from fcgen.build import compiler
+from fcgen.cli.console import report
 from fcgen.errors import FcError
-from fcgen.forward import compiled
-from fcgen.ir.text import parse_kernel
+from fcgen.ir.parse import parse_kernel
 from fcgen.kernels.schedules import TABLES, pick, shipped
 from fcgen.sim import trial
 

@@ -164,7 +164,7 @@ def test_a_tile_that_does_not_divide_over_the_warpgroups_is_refused():
 
 
 def test_a_note_of_ptxas_on_serialised_products_fails_the_build_at_the_products_line():
-    from fcgen.compiler import refuse_serialised
+    from fcgen.build.compiler import refuse_serialised
 
     machine = compiled(SCHEDULES["one_group"]).machine
     refuse_serialised("ptxas info : Used 128 registers", machine)

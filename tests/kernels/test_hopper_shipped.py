@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 import fcgen as fc
+from fcgen.build.program import Program
 from fcgen.ir.types import Buffer
 from fcgen.kernels import hopper_schedules
 from fcgen.kernels.attention import VARIANTS, attention
 from fcgen.kernels.reference import attention_reference
-from fcgen.program import Program
 from fcgen.sim.machine import simulate
 
 TABLES = ("ROWS", "SMALL", "FINE", "CHUNK", "ANY_SCALE")

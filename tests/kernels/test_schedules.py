@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 import fcgen as fc
+from fcgen.build.program import Program
 from fcgen.kernels.attention import attention
 from fcgen.kernels.reference import attention_reference
 from fcgen.kernels.schedules import TABLES, pick
-from fcgen.program import Program
 from fcgen.sim.machine import simulate
 
 LAZY = 2.77  # 4 in powers of two: what the WMMA schedules are meant for

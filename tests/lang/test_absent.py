@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import fcgen as fc
-from fcgen import api, compiler
+from fcgen import api
+from fcgen.build import compiler
 from fcgen.runtime import tensors
 
 SCHEDULE = fc.Schedule(tiles={"BLOCK_M": 32}, warps=1)

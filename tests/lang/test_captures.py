@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import fcgen as fc
-from fcgen import captured
+from fcgen.build import captured
 
 SCHEDULE = fc.Schedule(tiles={"BLOCK_M": 32}, warps=1)
 ALPHA = 3.0

@@ -14,7 +14,7 @@ from fcgen.grad.elementwise import PARTIALS
 from fcgen.grad.structural import RULES
 from fcgen.ir.core import walk_kernel
 from fcgen.lang.arith import elementwise
-from fcgen.passes import simplify
+from fcgen.passes.tile import simplify
 from fcgen.sim.tile import interpret
 
 M, N = 5, 4

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fcgen.ir.core import GridAxis, Kernel
-from fcgen.ir.ops import verify
 from fcgen.ir.schedule import Schedule
-from fcgen.passes import simplify, split_loops
+from fcgen.ir.verify import verify
+from fcgen.passes.tile import simplify, split_loops
 
 from .mini import Run
 from .programs import E, T, ceil_div, f32, i32, kernel, scalar, tensor

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import fcgen as fc
-from fcgen.compiler import to_cuda
+from fcgen.build.compiler import to_cuda
 from fcgen.ir.deep import with_room
 
 STEPS = 300

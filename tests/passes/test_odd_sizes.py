@@ -7,7 +7,7 @@ import pytest
 
 import fcgen as fc
 from benchmarks.schedule_pairs import row_softmax
-from fcgen import compiler
+from fcgen.build import compiler
 from fcgen.ir.core import walk_kernel
 from fcgen.ir.schedule import Schedule
 from fcgen.kernels.attention import attention

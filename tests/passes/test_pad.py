@@ -7,10 +7,11 @@ import pytest
 
 from fcgen.errors import FcError
 from fcgen.ir.core import walk_kernel
-from fcgen.ir.ops import verify
 from fcgen.ir.schedule import Schedule
 from fcgen.ir.types import Tile
-from fcgen.passes import pad, run_passes, simplify
+from fcgen.ir.verify import verify
+from fcgen.passes import run_passes
+from fcgen.passes.tile import pad, simplify
 
 from .check import same
 from .programs import GridAxis, T, attention, f16, f32, kernel, linear, row_norm, scalar, sigmoid_rows, tensor

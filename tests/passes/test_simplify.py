@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fcgen.ir.core import GridAxis, Kernel, walk_kernel
-from fcgen.ir.ops import verify
 from fcgen.ir.schedule import Schedule
-from fcgen.passes import scale, simplify
+from fcgen.ir.verify import verify
+from fcgen.passes.tile import scale, simplify
 
 from .check import same
 from .mini import Run

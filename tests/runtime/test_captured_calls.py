@@ -10,7 +10,8 @@ import pytest
 from pretend import Driver, Dtype, Tensor, install, number, torch
 
 import fcgen as fc
-from fcgen import api, captured
+from fcgen import api
+from fcgen.build import captured
 
 F32, F16 = Dtype("float32"), Dtype("float16")
 SIZES = {"ptr": 8, "stride": 8, "size": 4, "scalar": 4, "map": 128, "counter": 8}

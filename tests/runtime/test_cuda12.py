@@ -69,7 +69,7 @@ def test_what_is_compiled_by_another_nvrtc_has_another_key(wheels: Path, monkeyp
 
 def test_no_option_is_given_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     """NVRTC 12.4 refuses that."""
-    from fcgen.compiler import NVRTC_OPTIONS
+    from fcgen.build.compiler import NVRTC_OPTIONS
 
     flags = [f.split("=")[0].lstrip("-") for f in nvrtc._flags("sm_89", ("--ptxas-options=-v", *NVRTC_OPTIONS)) if not f.startswith("-I")]
     assert len(flags) == len(set(flags)) and "std" in flags

@@ -15,7 +15,7 @@ import numpy as np
 import pretend
 import pytest
 
-from fcgen import doctor
+from fcgen.cli import doctor
 from fcgen.errors import FcError
 from fcgen.kernels.reference import attention_reference
 from fcgen.runtime import cache, driver, module, nvrtc

@@ -11,8 +11,8 @@ import pytest
 from pretend import Driver, Tensor, install, number, torch
 
 import fcgen
-from fcgen import calls, forward
-from fcgen.compiler import Built, Facts
+from fcgen.attend import calls, forward
+from fcgen.build.compiler import Built, Facts
 from fcgen.errors import FcError
 from fcgen.ir.schedule import Schedule
 from fcgen.launch import Launcher

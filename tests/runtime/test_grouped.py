@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import fcgen as fc
-from fcgen.grouped import packed
+from fcgen.attend.grouped import packed
 from fcgen.kernels.attention import attention
 from fcgen.kernels.reference import attention_reference
 from fcgen.runtime.tensors import TensorArg

@@ -10,7 +10,7 @@ import pytest
 from cuda.bindings import driver as cuda
 from pretend import Driver, Dtype, Tensor, install, number, torch
 
-from fcgen.compiler import Built, Facts
+from fcgen.build.compiler import Built, Facts
 from fcgen.errors import FcError
 from fcgen.ir.schedule import Schedule
 from fcgen.launch import Launcher, check_arch

@@ -6,8 +6,8 @@ import pytest
 from pretend import Driver, Tensor, install, torch
 
 import fcgen as fc
-from fcgen import compiler
-from fcgen.compiler import Built
+from fcgen.build import compiler
+from fcgen.build.compiler import Built
 from fcgen.errors import FcError
 from fcgen.ir.schedule import Schedule
 from fcgen.launch import Launcher

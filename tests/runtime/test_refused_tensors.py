@@ -9,7 +9,7 @@ from pretend import Driver, install, real_torch
 from test_forward_steady import Program
 
 import fcgen
-from fcgen import calls, forward
+from fcgen.attend import calls, forward
 from fcgen.errors import FcError
 from fcgen.runtime import tensors
 

@@ -83,7 +83,7 @@ def test_torch_may_be_imported_last():
 
 
 def test_aot_and_inductors_rules_of_the_operators_hold(fake):  # noqa: F811
-    from fcgen import torch_op
+    from fcgen.attend import torch_op
 
     for (_, given), op in torch_op._OPS.items():
         args = (*(tensor() for _ in range(3)), *([tensor()] if given else []), "none", None)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import fcgen as fc
-from fcgen.compiler import from_text, target
+from fcgen.build.compiler import from_text, target
 from fcgen.errors import FcError
 from fcgen.ir.alignment import promised
 from fcgen.sim.machine import simulate

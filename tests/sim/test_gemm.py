@@ -7,9 +7,9 @@ import itertools
 import numpy as np
 import pytest
 
-from fcgen.compiler import target
-from fcgen.sim.faults import FAULTS, run_mutant
+from fcgen.build.compiler import target
 from fcgen.sim.machine import simulate
+from tests.sim.faults import FAULTS, run_mutant
 from tests.work import calls
 
 from .gemm import draw, gemm

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fcgen.backends.cuda_wgmma import SWIZZLE_CODE
-from fcgen.backends.hopper import INSTRS
-from fcgen.compiler import target
+from fcgen.backends.cuda.wgmma import SWIZZLE_CODE
+from fcgen.backends.targets.hopper import INSTRS
+from fcgen.build.compiler import target
 from fcgen.ir.layout import native_smem, wgmma_c
-from fcgen.ir.text import parse_kernel
+from fcgen.ir.parse import parse_kernel
 from fcgen.sim import descriptor
 from fcgen.sim.machine import simulate
 

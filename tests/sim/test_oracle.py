@@ -14,12 +14,13 @@ from collections import defaultdict
 import numpy as np
 import pytest
 
-from fcgen.compiler import target
+from fcgen.build.compiler import target
 from fcgen.errors import Loc
-from fcgen.ir.core import Builder, Kernel, Role, Value
+from fcgen.ir.core import Kernel, Role, Value
 from fcgen.ir.layout import LANES, Factor, RegLayout, SmemLayout
-from fcgen.ir.ops import verify
+from fcgen.ir.rewrite import Builder
 from fcgen.ir.types import Buffer, Frag, Tensor, f16
+from fcgen.ir.verify import verify
 from fcgen.sim.machine import simulate
 
 WARPS = 2

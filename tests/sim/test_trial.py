@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import fcgen as fc
-from fcgen.compiler import from_text
+from fcgen.build.compiler import from_text
 from fcgen.errors import FcError
 from fcgen.ir.core import walk_kernel
 from fcgen.kernels import hopper_schedules

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import fcgen as fc
-from fcgen.backends.cuda import print_cuda
+from fcgen.backends.cuda.printer import print_cuda
 from fcgen.ir.core import Op
 from fcgen.ir.elementwise import apply, to_dtype
 from fcgen.ir.types import DTYPES

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import fcgen as fc
-from fcgen.backends.cuda import print_cuda
+from fcgen.backends.cuda.printer import print_cuda
 from fcgen.ir.elementwise import to_dtype
 from fcgen.ir.types import DTYPES
 

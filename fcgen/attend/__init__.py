@@ -1,0 +1,1 @@
+"""`fcgen.attention`: arguments, heads and strides as torch has them, and the library kernels behind it."""

@@ -1,0 +1,278 @@
+"""Channels in text: cursors as a slot and a parity, mbarriers, bulk copies, tokens, and the tiles that a block claims."""
+
+from __future__ import annotations
+
+from itertools import product
+
+from ...errors import FcError
+from ...ir.access import Access
+from ...ir.async_ops import boxes, share
+from ...ir.core import Block, Kernel, Op, Value, walk, walk_kernel
+from ...ir.types import Buffer, Cursor, Scalar, Tensor
+from ..targets.hopper import HINTS
+from .boxes import Boxes
+from .emit import Emitter, emits
+from .flow import emit_block, move
+from .text import CTYPES, X, add, binary
+
+
+@emits("cursor")
+def _cursor(em: Emitter, op: Op) -> None:
+    c = op.result
+    ring = min(em.walked.get(c, ()), key=em.kernel.buffers.index, default=None)
+    names = [em.once((ring, word), f"{em.ring_name[ring] if ring else 'ring'}_{word}") for word in ("slot", "parity")]
+    if ring is None or any(names[1] == parity for _, parity in em.cursors.values()):  # one more in this role
+        names = [em.names(n) for n in names]
+    slot, parity = names[0] if c.type.slots > 1 else "", names[1]
+    em.cursors[c] = (slot, parity)
+    if slot:
+        em.w.line(f"int {slot} = 0;")
+    em.w.line(f"uint32_t {parity} = 0;")
+
+
+def walked(kernel: Kernel) -> dict[Value, set[Value]]:
+    """cursor -> the rings and barriers whose slots it says, in all of its role."""
+    sets: dict[Value, tuple[set[Value], set[Value]]] = {}  # a value -> (the positions of one ring, what they are read with)
+
+    def of(v: Value) -> tuple[set[Value], set[Value]]:
+        return sets.setdefault(v, ({v}, set()))
+
+    def join(a: Value, b: Value) -> None:
+        (x, rings), (y, more) = of(a), of(b)
+        if x is not y:
+            x |= y
+            rings |= more
+            sets.update(dict.fromkeys(y, (x, rings)))
+
+    for op in walk_kernel(kernel):
+        for v in (v for v in op.operands if isinstance(v.type, Cursor)):
+            of(v)[1].update(o for o in op.operands if o in kernel.buffers)
+        pairs = [(op.operands[0], op.result)] if op.kind == "advance" else []
+        for r in op.regions:
+            pairs += [*zip(op.operands[::-1], r.args[::-1]), *zip(op.results[::-1], r.yielded[::-1])]
+        for a, b in pairs:
+            if isinstance(a.type, Cursor):
+                join(a, b)
+    return {v: rings for v, (_, rings) in sets.items()}
+
+
+@emits("advance")
+def _advance(em: Emitter, op: Op) -> None:
+    old, new = op.operands[0], op.result
+    em.cursors[new] = slot, parity = em.cursors[old]
+    if slot:
+        em.w.line(f"if (++{slot} == {new.type.slots}) {{ {slot} = 0; {parity} ^= 1; }}")
+    else:
+        em.w.line(f"{parity} ^= 1;")
+    em.changed(*filter(None, (slot, parity)))
+
+
+def check_cursors(block: Block) -> None:
+    """A cursor is one pair of variables that `advance` changes in place: nothing may read the old position afterwards."""
+    for n, op in enumerate(block.ops):
+        for r in op.regions:
+            check_cursors(r)
+        gone = {op.operands[0]} if op.kind == "advance" else {v for v in op.operands if isinstance(v.type, Cursor) and op.regions}
+        for later in block.ops[n + 1:] if gone else ():
+            if any(not gone.isdisjoint(o.operands) for o in (later, *(x for r in later.regions for x in walk(r)))):
+                raise FcError("compile/unsupported", "a ring's position is read after it has moved on", loc=later.loc,
+                              hint="put the op in front of the advance")
+
+
+def _bar(em: Emitter, bars: Value, cursor: Value, lag: int = 0) -> X:
+    slot, _ = em.cursors[cursor]
+    base = em.buffer_base(bars)
+    if lag and slot:
+        slot = f"({slot} == 0 ? {bars.type.slots - 1} : {slot} - 1)"
+    return X(f"{base} + {slot} * 8", 70, em.depth) if slot else base
+
+
+@emits("mbar_wait")
+def _wait(em: Emitter, op: Op) -> None:
+    bars, cursor = op.operands
+    em.comment([op.loc])
+    _, parity = em.cursors[cursor]
+    em.w.line(f"{em.fn('mbar_wait')}({_bar(em, bars, cursor)}, {parity}{' ^ 1' if op['lag'] else ''});")
+
+
+@emits("mbar_expect")
+def _expect(em: Emitter, op: Op) -> None:
+    bars, cursor = op.operands
+    em.w.line(f"{em.fn('mbar_expect')}({_bar(em, bars, cursor)}, {op['bytes']});")
+
+
+@emits("mbar_arrive")
+def _arrive(em: Emitter, op: Op) -> None:
+    bars, cursor = op.operands
+    blocks = op.get("cluster") or 1
+    bar = _bar(em, bars, cursor, op.get("lag", 0))
+    one = "" if em.one_thread else "if (lane == 0) "
+    if not em.one_thread and any(op.kind in ("ld_shared", "ldmatrix") for op in em.plan.maker.values()):
+        em.w.line("__syncwarp();")  # lane 0 speaks for the others: their loads are done too
+    if blocks == 1:
+        em.w.line(f"{one}{em.fn('mbar_arrive')}({bar});")
+    elif em.one_thread:
+        em.w.line(f"for (int i = 0; i < {blocks}; ++i) {em.fn('mbar_arrive_cluster')}({bar}, i);")
+    else:
+        em.w.line(f"if (lane < {blocks}) {em.fn('mbar_arrive_cluster')}({bar}, lane);")
+
+
+@emits("cluster_sync")
+def _cluster_sync(em: Emitter, op: Op) -> None:
+    em.w.line(f"{em.fn('cluster_sync')}();")
+
+
+@emits("grid_wait")
+def _grid_wait(em: Emitter, op: Op) -> None:
+    em.w.line(f"{em.fn('grid_wait')}();  // until the kernels in front have ended: tensors may be touched from here on")
+
+
+@emits("launch_dependents")
+def _launch_dependents(em: Emitter, op: Op) -> None:
+    em.w.line(f"{em.fn('launch_dependents')}();")
+
+
+@emits("tma_load")
+def _tma_load(em: Emitter, op: Op) -> None:
+    tensor, view, bars, cursor = op.operands[0], *op.operands[-3:]
+    t: Buffer = view.type
+    assert isinstance(tensor.type, Tensor)
+    em.comment([op.loc])
+    access, panels = Access.of(op), t.shape[-1] // t.layout.panel
+    if not access.in_rows:
+        raise FcError("compile/unsupported", "a bulk copy runs along the tensor's last axis", got=op["index"], loc=op.loc)
+    dst, bar, size = em.scalars[view], _bar(em, bars, cursor), t.dtype.bytes
+    blocks, hint = op.get("multicast") or 1, op.get("hint")
+    part = share(t, blocks) if blocks > 1 else None
+    rows = part[0] if part is not None and part[1] == panels and len(t.shape) == 2 else t.shape[0]
+    below = boxes(rows) if len(t.shape) == 2 else 1
+    each = rows // below
+    box = Boxes(em, access, (each, t.layout.panel) if len(t.shape) == 2 else (t.layout.panel,))
+    if part is not None:
+        rank = em.hoist("int", "rank", X(f"{em.fn('cluster_rank')}()"))
+        if part[1] < panels:
+            panels = part[1]
+            box.shift(-1, binary("*", rank, X(str(panels * t.layout.panel))))
+            dst = add(dst, binary("*", rank, X(str(panels * t.layout.panel_bytes(t.shape, size)))))
+        else:
+            box.shift(0, binary("*", rank, X(str(part[0]))))
+            dst = add(dst, binary("*", rank, X(str(part[0] * t.layout.row_bytes(size)))))
+    name = em.map_of(tensor, box.detail(t.layout.swizzle))
+    fn = em.fn(f"tma_load_{box.rank}d" + ("_multicast" if blocks > 1 else "") + ("_hint" if hint else ""))
+    extra = (f", {hex((1 << blocks) - 1)}" if blocks > 1 else "") + (f", {HINTS[hint]}" if hint else "")
+    for n, p in product(range(below), range(panels)):
+        if n and p == 0:
+            box.shift(0, X(str(each)))
+        to = add(dst, X(str(p * t.layout.panel_bytes(t.shape, size) + n * each * t.layout.row_bytes(size))))
+        em.w.line(f"{fn}({to}, {name}, {bar}, {box.coords(p * t.layout.panel)}{extra});")
+
+
+# ---- turns, and tiles to work on ---------------------------------------------------------------------------------------
+
+
+def _turn(em: Emitter, first: int, ahead: int) -> X:
+    groups = em.kernel.warps // 4
+    if ahead == 0:
+        return X(f"{first} + warp / 4", 70)
+    return X(f"{first} + (warp / 4 + {ahead}) % {groups}", 70)
+
+
+@emits("token_take")
+def _take(em: Emitter, op: Op) -> None:
+    em.w.line(f"{em.fn('bar_sync')}({em.hoist('int', 'my_turn', _turn(em, op['id'], 0))}, 256);")
+
+
+@emits("token_give")
+def _give(em: Emitter, op: Op) -> None:
+    em.w.line(f"{em.fn('bar_arrive')}({em.hoist('int', 'next_turn', _turn(em, op['id'], 1))}, 256);")
+
+
+@emits("token_start")
+def _start(em: Emitter, op: Op) -> None:
+    em.w.line(f"if (warp / 4 == {em.kernel.warps // 4 - 1}) {em.fn('bar_arrive')}({op['id']}, 256);")
+
+
+@emits("block_index")
+def _block_index(em: Emitter, op: Op) -> None:
+    em.scalars[op.result] = X("int(blockIdx.x)")
+    em.nonneg.add(op.result)
+
+
+@emits("block_count")
+def _block_count(em: Emitter, op: Op) -> None:
+    em.scalars[op.result] = X("int(gridDim.x)")
+    em.nonneg.add(op.result)
+
+
+@emits("row_part")
+def _row_part(em: Emitter, op: Op) -> None:
+    em.scalars[op.result] = X("warp / 4", 80)
+    em.nonneg.add(op.result)
+
+
+@emits("claim")
+def _claim(em: Emitter, op: Op) -> None:
+    em.counter = True
+    name = em.names(op.result.name, "next")
+    em.w.line(f"const int {name} = atomicAdd(counter, 1) + int(gridDim.x);")
+    em.scalars[op.result] = X(name, depth=em.depth)
+    em.nonneg.add(op.result)
+
+
+@emits("claim_done")
+def _claim_done(em: Emitter, op: Op) -> None:
+    em.counter = True
+    em.w.line("// the last block to finish resets the counter for the next launch")
+    em.w.open("if (atomicAdd(counter + 1, 1) == int(gridDim.x) - 1) {")
+    em.w.line("counter[0] = 0;")
+    em.w.line("counter[1] = 0;")
+    em.w.close()
+
+
+@emits("post")
+def _post(em: Emitter, op: Op) -> None:
+    *values, slot = op.operands
+    for n, v in enumerate(values):
+        em.w.line(f"{em.fn('post_i32')}({add(em.scalars[slot], X(str(4 * n)))}, {em.scalar(v)});")
+
+
+@emits("fetch")
+def _fetch(em: Emitter, op: Op) -> None:
+    for n, r in enumerate(op.results):
+        name = em.names(r.name, "next")
+        em.w.line(f"const int {name} = {em.fn('fetch_i32')}({add(em.scalars[op.operands[0]], X(str(4 * n)))});")
+        em.scalars[r] = X(name, depth=em.depth)
+        em.nonneg.add(r)
+
+
+@emits("while")
+def _while(em: Emitter, op: Op) -> None:
+    body = op.regions[0]
+    names: dict[Value, str] = {}
+    for arg, init in zip(body.args, op.operands[1:]):
+        if isinstance(arg.type, Cursor):
+            em.cursors[arg] = em.cursors[init]
+        elif isinstance(arg.type, Scalar):
+            names[arg] = em.names(arg.name, "t")
+            em.w.line(f"{CTYPES[arg.type.dtype.name]} {names[arg]} = {em.scalar(init)};")
+            if init in em.nonneg:
+                em.nonneg.add(arg)
+        else:
+            raise FcError("compile/unsupported", "a while loop carries scalars and cursors", got=arg.type, loc=op.loc)
+    go = em.names("go")
+    em.w.line(f"bool {go} = {em.scalar(op.operands[0])};")
+    em.open(f"while ({go}) {{")
+    for arg, name in names.items():
+        em.scalars[arg] = X(name, depth=em.depth)
+    emit_block(em, body)
+    cond = em.scalar(body.yielded[0])
+    pairs = [(a, y) for a, y in zip(body.args, body.yielded[1:]) if a in names]
+    em.w.line(f"{go} = {cond};")
+    move(em, pairs, names)
+    em.close()
+    for r, arg in zip(op.results, body.args):
+        if isinstance(arg.type, Cursor):
+            em.cursors[r] = em.cursors[arg]
+        else:
+            em.scalars[r] = X(names[arg], depth=em.depth)
+

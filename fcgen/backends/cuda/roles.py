@@ -1,0 +1,147 @@
+"""Roles in text: the block's warps are told apart once, at the top; each role is a branch of its own with its own names.
+
+A role takes whole warpgroups, in the kernel's order. `warp` is the warp's number within its role, as layouts count. A role without
+fragments is one thread's work. Every branch starts by giving registers away or taking them (setmaxnreg); the barriers are initialised
+before.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+from ...errors import FcError, Loc
+from ...ir.core import Kernel, Role, Value, walk, walk_kernel
+from ...ir.named_barriers import of_role
+from ...ir.target import Target
+from ...ir.types import Buffer, Frag, Mbarrier, Pending, Scalar
+from .channels import check_cursors, walked
+from .emit import Emitter
+from .flow import emit_block
+from .grid import grid
+from .names import WORD, code_of, comment
+from .text import X
+from .wgmma import fences
+
+CONSTANT = re.compile(r"const [\w ]+ (\w+) = |const \w+\* (\w+) = ")
+
+
+def prepare(em: Emitter) -> None:
+    """What is known before a role's first op: scalar parameters and the addresses of buffers with one slot."""
+    kernel = em.kernel
+    for p in kernel.params:
+        if isinstance(p.type, Scalar):
+            em.scalars[p] = X(em.pname[p])
+    for b in kernel.buffers:
+        if isinstance(b.type, Buffer) and b.type.slots == 1 and _reads_address(kernel, b):
+            em.scalars[b] = em.buffer_base(b)
+    for role in kernel.roles:
+        em.fences.update(fences(role.body))
+    em.walked = walked(kernel)
+
+
+def _reads_address(kernel: Kernel, b: Value) -> bool:
+    return any(b in op.operands and op.kind != "slot" and not op.kind.startswith(("wmma", "wgmma")) for op in walk_kernel(kernel))
+
+
+def print_roles(kernel: Kernel, target: Target, written: set[Value]) -> Emitter:
+    """The whole kernel's body; returns the emitter that holds it."""
+    threads = kernel.warps * 32
+    for role in kernel.roles:
+        if role.warps % 4 and len(kernel.roles) > 1:
+            raise FcError("compile/unsupported", f"role {role.name} is not made of whole warpgroups", expected="a multiple of 4 warps",
+                          got=role.warps)
+        check_cursors(role.body)
+    main = Emitter(kernel, target)
+    main.written |= written
+    w = main.w
+    w.line(f"const uint32_t smem_base = {main.fn('opaque')}(static_cast<uint32_t>(__cvta_generic_to_shared(smem)));")
+    w.line("const int group = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0);  // warpgroup: known to be the same in all lanes")
+    _barriers(main)
+    first, parts = 0, []
+    for n, role in enumerate(kernel.roles):
+        em = Emitter(replace(kernel, roles=(role,)), target)
+        em.share(main)
+        em.one_thread = not any(isinstance(v.type, (Frag, Pending)) for o in walk(role.body) for v in o.results)
+        em.role_barrier = of_role(n)
+        parts.append((role, first, _role(em, role, first)))
+        main.counter |= em.counter
+        first += role.warps
+    launch = 65536 // threads // 8 * 8
+    for n, (role, first, lines) in enumerate(parts):
+        last = n == len(parts) - 1
+        test = f"group < {(first + role.warps) // 4}"
+        head = f"{'} else ' if n else ''}{'{' if last and n else f'if ({test}) {{'}" if len(parts) > 1 else "{"
+        if n:
+            w.close("")
+            w.root.items.pop()
+        w.open(f"{head}  {comment(f'role {role.name}: {role.warps} warps')}")
+        if role.regs and len(parts) > 1:
+            kind = "dec" if role.regs <= launch else "inc"
+            w.line(f"{main.fn(f'setmaxnreg_{kind}')}<{role.regs}>();")
+        for indent, text, loc in lines:
+            w.indent += indent
+            w.loc = loc
+            w.line(text)
+            w.indent -= indent
+    w.loc = None
+    w.close()
+    return main
+
+
+def _barriers(em: Emitter) -> None:
+    bars = [b for b in em.kernel.buffers if isinstance(b.type, Mbarrier)]
+    if not bars:
+        return
+    w = em.w
+    w.open("if (threadIdx.x == 0) {")
+    for b in bars:
+        each, at = (f"for (int i = 0; i < {b.type.slots}; ++i) ", " + 8 * i") if b.type.slots > 1 else ("", "")
+        w.line(f"{each}{em.fn('mbar_init')}(smem_base + {em.offset(b)}{at}, {b.type.count});")
+    w.line(f"{em.fn('mbar_init_fence')}();")
+    w.line(f"{em.fn('proxy_fence')}();")
+    w.close()
+    w.line("__syncthreads();" if em.kernel.cluster == 1 else f"{em.fn('cluster_sync')}();")
+
+
+def _role(em: Emitter, role: Role, first: int) -> list[tuple[int, str, Loc | None]]:
+    """The lines of a role's body, one indent in."""
+    start = em.w.mark()
+    prepare(em)
+    if em.one_thread:
+        em.w.open(f"if (threadIdx.x == {first * 32}) {{  // one thread")
+    if any(a in em.plan.users for a in role.body.args):
+        grid(em)
+    emit_block(em, role.body)
+    if em.one_thread:
+        em.w.close()
+    lines = used_lines(list(em.w.root.flat()))
+    words = words_of(lines)
+    for word, line in {"warp": f"const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0){f' - {first}' if first else ''};",
+                       "lane": "const int lane = threadIdx.x % 32;"}.items():
+        if word in words:
+            start.line(line)
+    lines = used_lines(list(em.w.root.flat()))
+    return [(indent - 1, t, loc) for indent, t, loc in lines]
+
+
+def words_of(lines: list[tuple[int, str, Loc | None]]) -> set[str]:
+    """The identifiers of lines, comments left out."""
+    return {w for _, t, _ in lines for w in WORD.findall(code_of(t))}
+
+
+def used_lines(lines: list[tuple[int, str, Loc | None]]) -> list[tuple[int, str, Loc | None]]:
+    """Without constants that nothing in their block reads: what was folded into an address leaves its scalar behind."""
+    kept: list[tuple[int, str, Loc | None]] = []
+    nearest: dict[str, int] = {}  # word -> the first line, of those behind this one, that is kept and has it
+    outer: list[int] = []  # lines behind this one, each further out than all before it: the top is where its block has ended
+    for n in range(len(lines) - 1, -1, -1):
+        indent, t, _ = lines[n]
+        while outer and lines[outer[-1]][0] >= indent:
+            outer.pop()
+        found = CONSTANT.match(t)
+        if found is None or nearest.get(found[1] or found[2], len(lines)) < (outer[-1] if outer else len(lines)):
+            kept.append(lines[n])
+            nearest.update(dict.fromkeys(WORD.findall(code_of(t)), n))
+        outer.append(n)
+    return kept[::-1]

@@ -1,0 +1,76 @@
+"""Bulk stores in text: matrix stores into the staging buffer, the copies that one thread of each part starts, and the waits for them."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ...errors import FcError
+from ...ir.access import Access
+from ...ir.core import Op
+from ...ir.layout import LANES
+from ...ir.moves import matrix_blocks
+from ...ir.store_ops import part_shape
+from ...ir.types import Buffer, Tensor
+from .boxes import Boxes
+from .emit import Emitter, emits
+from .frag import stored
+from .memory import registers, stored_positions
+from .smem import Addresses
+from .text import ZERO, X, add, mul
+
+
+@emits("stmatrix")
+def _stmatrix(em: Emitter, op: Op) -> None:
+    """Registers 2p, 2p+1 are block p; the lanes' row addresses of 4 blocks go into one instruction, of fewer where not all 4s lie alike."""
+    v, buffer, row, col = op.operands
+    layout = v.type.layout
+    if matrix_blocks(layout, em.kernel.warps) != ("columns" if op["trans"] else "rows"):
+        raise FcError("compile/unsupported", "stmatrix: the fragment's registers are not 8 x 8 blocks of the stored tile", got=layout,
+                      loc=op.loc, hint="the .trans form is for fragments whose pairs run down the stored columns")
+    rows, cols = stored_positions(em, op, v)
+    blocks = layout.regs // 2
+    corners = np.stack([rows[0, 0, ::2], cols[0, 0, ::2]])
+    alike = lambda n: not np.diff(corners.reshape(2, -1, n) - corners.reshape(2, -1, n)[:, :, :1], axis=1).any()
+    count = next(n for n in (4, 2, 1) if blocks % n == 0 and alike(n))
+    which = np.arange(LANES) // 8 % count
+    lr, lc = (x[:, 0, ::2].reshape(-1, blocks // count, count)[:, :, which].transpose(0, 2, 1) for x in (rows, cols))
+    em.comment([op.loc])
+    name = stored(em, v)
+    access = Addresses(em, buffer, row, col, lr + (np.arange(LANES) % 8)[None, :, None], lc)
+    fn = em.fn(f"stmatrix_x{count}{'_trans' if op['trans'] else ''}")
+    em.w.loop(blocks // count, "i", lambda i: [f"{fn}({access.address(i)}, {registers(v.type.dtype, name, i, 2 * count)[0]});"])
+
+
+@emits("tma_store")
+def _tma_store(em: Emitter, op: Op) -> None:
+    tensor, view = op.operands[0], op.operands[-1]
+    t: Buffer = view.type
+    assert isinstance(tensor.type, Tensor)
+    em.comment([op.loc])
+    parts, across = op["parts"], op.get("across", False)
+    (rows, cols), warps = part_shape(t, parts, across), em.kernel.warps // parts
+    part = X(f"warp / {warps}", 80) if parts > 1 else ZERO
+    box = Boxes(em, Access.of(op), (rows, t.layout.panel))
+    if parts > 1:
+        box.shift(1, mul(part, cols)) if across else box.shift(0, mul(part, rows))
+    name = em.map_of(tensor, box.detail(t.layout.swizzle))
+    fn = em.fn(f"tma_{'add' if op.get('reduce') else 'store'}_{box.rank}d")
+    first = "warp == 0" if parts == 1 else f"warp % {warps} == 0" if warps > 1 else ""
+    em.open(f"if ({first}{' && ' if first else ''}lane == 0) {{" if em.kernel.warps > 1 else "if (lane == 0) {")
+    wide = t.layout.panel_bytes(t.shape, t.dtype.bytes)
+    step = cols // t.layout.panel * wide if across else rows * t.layout.row_bytes(t.dtype.bytes)
+    src = add(em.scalars[view], mul(part, step)) if parts > 1 else em.scalars[view]
+    for p in range(cols // t.layout.panel):
+        panel = add(src, X(str(p * wide)))
+        em.w.line(f"{fn}({name}, {box.coords(p * t.layout.panel)}, {panel});")
+    em.close()
+
+
+@emits("bulk_commit")
+def _commit(em: Emitter, op: Op) -> None:
+    em.w.line(f"{em.fn('bulk_commit')}();  // of a thread that started none: an empty group")
+
+
+@emits("bulk_wait")
+def _wait(em: Emitter, op: Op) -> None:
+    em.w.line(f"{em.fn('bulk_wait_read' if op['read'] else 'bulk_wait')}<{op['n']}>();")

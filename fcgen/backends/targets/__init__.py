@@ -1,0 +1,1 @@
+"""GPU families: limits, one record per instruction, rates."""

@@ -1,0 +1,371 @@
+"""Hopper (sm_90a): limits, and one record per instruction that Ada's family does not have.
+
+The records of warpgroup matrix products exist for every width, 8 to 256 columns in steps of 8; they are made when they are asked for. What
+the generic and what the async proxy does is told apart in `ir.async_ops`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
+
+from ...ir.layout import LANES, RegLayout, wgmma_a, wgmma_c
+from ...ir.target import Instr, Target
+from . import ada
+
+#: element type -> (PTX name, bytes)
+TYPES = {"f16": ("f16", 2), "bf16": ("bf16", 2), "f8e4m3": ("e4m3", 1), "f8e5m2": ("e5m2", 1), "i8": ("s8", 1), "u8": ("u8", 1)}
+DTYPES = tuple(TYPES)
+WIDTHS = range(8, 257, 8)
+#: L2 policies of cp.async.bulk.tensor (createpolicy's encodings for the whole line)
+HINTS = {"evict_first": "0x12F0000000000000ull", "evict_last": "0x14F0000000000000ull"}
+
+
+def wgmma_name(cols: int, dtype: str, regs: bool) -> str:
+    return f"wgmma_m64n{cols}k{32 // TYPES[dtype][1]}_{dtype}" + ("_rs" if regs else "")
+
+
+def _matrix(layout: RegLayout, regs: np.ndarray) -> np.ndarray:
+    """The registers [warps, lanes, regs] of a warpgroup as the matrix they hold."""
+    at = layout.coords(4)
+    out = np.zeros(layout.shape, np.float64)
+    out[at[..., 0], at[..., 1]] = regs
+    return out
+
+
+def _wgmma_effect(cols: int, regs: bool, size: int = 2) -> Callable[..., np.ndarray]:
+    """a: the operand [64, 16], or the registers [4, lanes, 8] that hold it; b: the operand [16, cols]; c: [4, lanes, cols / 2]; of elements
+    of one byte the depth is 32. How the stored operands lie is the descriptors' matter. Summed in float64, rounded once; of integers
+    exact."""
+    a_map, c_map = wgmma_a(64, 32 // size, 1, size), wgmma_c(64, cols, 1)
+
+    def effect(a: np.ndarray, b: np.ndarray, c: np.ndarray, add: bool = True) -> np.ndarray:
+        left = _matrix(a_map, a) if regs else a.astype(np.float64)
+        full = (left @ b.astype(np.float64) + (_matrix(c_map, c) if add else 0.0)).astype(c.dtype)
+        at = c_map.coords(4)
+        return full[at[..., 0], at[..., 1]]
+
+    return effect
+
+
+def wgmma(cols: int, dtype: str, regs: bool) -> Instr:
+    """D[64, cols] = A[64, 16] B[16, cols] + D; of elements of one byte the depth is 32. The transposition bits are template arguments,
+    which only 16-bit types have: 1 where the stored rows run along k."""
+    (ptx, size), n = TYPES[dtype], cols // 2
+    k, integer = 32 // size, dtype in ("i8", "u8")
+    ctype, con, sums = ("int", "r", "s32") if integer else ("float", "f", "f32")
+    outs = ", ".join(f"%{i}" for i in range(n))
+    constraints = ", ".join(f'"+{con}"(d[{i}])' for i in range(n))
+    if regs:
+        a, b, first = f"{{%{n}, %{n + 1}, %{n + 2}, %{n + 3}}}", f"%{n + 4}", n + 5
+        inputs = '"r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b)'
+        tail, extra, signature = f"1, 1, %{first + 1}", ', "n"(TransB)', "<int TransB> float* d, const uint32_t* a, uint64_t b, int add"
+    else:
+        a, b, first = f"%{n}", f"%{n + 1}", n + 2
+        inputs, tail = '"l"(a), "l"(b)', f"1, 1, %{first + 1}, %{first + 2}"
+        extra, signature = ', "n"(TransA), "n"(TransB)', "<int TransA, int TransB> float* d, uint64_t a, uint64_t b, int add"
+    if size == 1:
+        tail, extra, signature = "" if integer else "1, 1", "", signature.split("> ")[1].replace("float", ctype)
+    tail = f", {tail}" if tail else ""
+    body = (f'asm volatile("{{\\n.reg .pred p;\\nsetp.ne.b32 p, %{first}, 0;\\n"\n'
+            f'             "wgmma.mma_async.sync.aligned.m64n{cols}k{k}.{sums}.{ptx}.{ptx} "\n'
+            f'             "{{{outs}}}, {a}, {b}, p{tail};\\n}}"\n'
+            f'             : {constraints}\n'
+            f'             : {inputs}, "r"(add){extra} : "memory");')
+    return Instr(wgmma_name(cols, dtype, regs), signature, body,
+                 f"PTX ISA, wgmma.mma_async: d[64 x {cols}] (+)= a b, " + ("a in registers" if regs else "both in shared memory"),
+                 (64, cols, k), dtype, a=wgmma_a(64, k, 1, size) if regs else None, c=wgmma_c(64, cols, 1),
+                 effect=_wgmma_effect(cols, regs, size),
+                 completes="wgmma_wait")
+
+
+def _tma_effect(tensor: np.ndarray, box: tuple[int, ...], *at: int) -> np.ndarray:
+    """The box, outermost axis first, that starts at the coordinates, innermost axis first. Outside of the tensor it is zero."""
+    index = np.ix_(*(np.arange(n) + start for n, start in zip(box, reversed(at))))
+    inside = np.broadcast_to(True, box)
+    for i, n in zip(index, tensor.shape):
+        inside = inside & (i >= 0) & (i < n)
+    clipped = tuple(np.clip(i, 0, n - 1) for i, n in zip(index, tensor.shape))
+    return np.where(inside, tensor[clipped], np.zeros((), tensor.dtype))
+
+
+def _desc_effect(swizzle: int, lbo: int, sbo: int, addr: np.ndarray) -> np.ndarray:
+    """The fields of PTX's table, one by one: address in bits 0-13, leading and stride byte offset in 16-29 and 32-45, swizzle in 62-63."""
+    fields = ((np.asarray(addr) // 16 % 2**14, 0), (lbo // 16 % 2**14, 16), (sbo // 16 % 2**14, 32), (swizzle, 62))
+    return sum((np.asarray(x).astype(np.uint64) << np.uint64(at) for x, at in fields), start=np.uint64(0))
+
+
+def _post_effect(memory: np.ndarray, at: int, x: int) -> np.ndarray:
+    out = memory.copy()
+    out[at] = x
+    return out
+
+
+def _tma(rank: int, hint: bool, multicast: bool) -> Instr:
+    at = ", ".join(f"int c{i}" for i in range(rank))
+    names = ", ".join(f"%{i + 3}" for i in range(rank))
+    ins = ", ".join(f'"r"(c{i})' for i in range(rank))
+    policy, arg, use = (".L2::cache_hint", ", uint64_t policy", ', "l"(policy)') if hint else ("", "", "")
+    last = f", %{rank + 3}" if hint else ""
+    to, doc = "", "PTX ISA, cp.async.bulk.tensor: one box, coordinates from the innermost axis"
+    if multicast:
+        to, last, doc = ".multicast::cluster", f", %{rank + 3}" + (f", %{rank + 4}" if hint else ""), f"{doc}, to every block of the mask"
+        arg, use = f", uint16_t blocks{arg}", f', "h"(blocks){use}'
+    return Instr(f"tma_load_{rank}d" + ("_multicast" if multicast else "") + ("_hint" if hint else ""),
+                 f"uint32_t dst, const TensorMap& map, uint32_t bar, {at}{arg}",
+                 f'asm volatile("cp.async.bulk.tensor.{rank}d.shared::cluster.global.mbarrier::complete_tx::bytes{to}{policy} "\n'
+                 f'             "[%0], [%1, {{{names}}}], [%2]{last};"\n'
+                 f'             :: "r"(dst), "l"(&map), "r"(bar), {ins}{use} : "memory");', doc, effect=_tma_effect, completes="mbar_wait")
+
+
+def _tma_store(rank: int, add: bool) -> Instr:
+    """The element type, and with it what adding means, is the tensor map's."""
+    at = ", ".join(f"int c{i}" for i in range(rank))
+    names = ", ".join(f"%{i + 2}" for i in range(rank))
+    ins = ", ".join(f'"r"(c{i})' for i in range(rank))
+    what, word, done = ("cp.reduce", ".add", "added") if add else ("cp", "", "written")
+    return Instr(f"tma_{'add' if add else 'store'}_{rank}d", f"const TensorMap& map, {at}, uint32_t src",
+                 f'asm volatile("{what}.async.bulk.tensor.{rank}d.global.shared::cta{word}.bulk_group "\n'
+                 f'             "[%0, {{{names}}}], [%1];"\n'
+                 f'             :: "l"(&map), "r"(src), {ins} : "memory");',
+                 f"PTX ISA, {what}.async.bulk.tensor: one box is {done}, what lies outside the tensor left out", completes="bulk_wait")
+
+
+def _stmatrix(count: int, trans: bool) -> Instr:
+    ins = ", ".join(f"%{i + 1}" for i in range(count))
+    regs = ", ".join(f'"r"(v[{i}])' for i in range(count))
+    return Instr(f"stmatrix_x{count}{'_trans' if trans else ''}", "uint32_t row, const uint32_t* v",
+                 f'asm volatile("stmatrix.sync.aligned.m8n8.x{count}{".trans" if trans else ""}.shared.b16 [%0], {{{ins}}};"\n'
+                 f'             :: "r"(row), {regs} : "memory");',
+                 f"PTX ISA, stmatrix: {count} blocks of 8 x 8; lane l gives the address of row l % 8 of block l / 8",
+                 effect=_stmatrix_effect(count, trans))
+
+
+def _stmatrix_effect(count: int, trans: bool):
+    """registers [lanes, 2 * count] -> blocks [count, 8, 8]: lane l has row l / 4, columns 2 (l % 4) and the next; .trans writes the
+    transposed block."""
+
+    def effect(regs: np.ndarray) -> np.ndarray:
+        lane, out = np.arange(LANES), np.zeros((count, 8, 8), regs.dtype)
+        for i in range(count):
+            for e in (0, 1):
+                out[i, lane // 4, lane % 4 * 2 + e] = regs[:, 2 * i + e]
+        return out.transpose(0, 2, 1) if trans else out
+
+    return effect
+
+
+def _stores() -> list[Instr]:
+    out = [_tma_store(rank, add) for rank in range(2, 6) for add in (False, True)]
+    out += [_stmatrix(n, t) for n in (4, 2, 1) for t in (False, True)]
+    out += [
+        _fn("bulk_commit", "", 'asm volatile("cp.async.bulk.commit_group;" ::: "memory");', "PTX ISA, cp.async.bulk.commit_group"),
+        _fn(
+            "bulk_wait",
+            "<int N>",
+            'asm volatile("cp.async.bulk.wait_group %0;" :: "n"(N) : "memory");',
+            "PTX ISA, cp.async.bulk.wait_group: at most N of this thread's groups are not complete",
+        ),
+        _fn(
+            "bulk_wait_read",
+            "<int N>",
+            'asm volatile("cp.async.bulk.wait_group.read %0;" :: "n"(N) : "memory");',
+            "PTX ISA, cp.async.bulk.wait_group.read: at most N of this thread's groups still read shared memory",
+        ),
+    ]
+    for name, ptr, ctype, con in (("bf16", "unsigned short", "unsigned short", "h"), ("bf16x2", "void", "uint32_t", "r")):
+        out.append(_fn(f"red_add_{name}", f"{ptr}* p, {ctype} v",
+                       f'asm volatile("red.global.add.noftz.{name} [%0], %1;" :: "l"(p), "{con}"(v) : "memory");', "PTX ISA, red"))
+    return out
+
+
+def _fn(name: str, signature: str, body: str, doc: str, returns: str = "void", effect: Callable[..., np.ndarray] | None = None) -> Instr:
+    return Instr(name, signature, body, doc, returns=returns, effect=effect)
+
+
+def _records() -> dict[str, Instr]:
+    out = [_tma(rank, hint, multicast) for rank in range(2, 6) for hint in (False, True) for multicast in (False, True)]
+    out += [
+        _fn(
+            "wgmma_fence",
+            "",
+            'asm volatile("wgmma.fence.sync.aligned;" ::: "memory");',
+            "PTX ISA, wgmma.fence: register accesses before it come before the wgmmas after it",
+        ),
+        _fn("wgmma_commit", "", 'asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");', "PTX ISA, wgmma.commit_group"),
+        _fn(
+            "wgmma_wait",
+            "<int N>",
+            'asm volatile("wgmma.wait_group.sync.aligned %0;" :: "n"(N) : "memory");',
+            "PTX ISA, wgmma.wait_group: at most N of this warpgroup's groups stay in flight",
+        ),
+        _fn(
+            "touch",
+            "<int N> float (&r)[N]",
+            '#pragma unroll\n    for (int i = 0; i < N; ++i) asm volatile("" : "+f"(r[i]) :: "memory");',
+            "no instruction: the compiler may not move accesses of these registers over this point",
+            effect=np.copy,
+        ),
+        _fn(
+            "touch_b32",
+            "<int N> uint32_t (&r)[N]",
+            '#pragma unroll\n    for (int i = 0; i < N; ++i) asm volatile("" : "+r"(r[i]) :: "memory");',
+            "as touch",
+            effect=np.copy,
+        ),
+        _fn(
+            "touch_i32",
+            "<int N> int (&r)[N]",
+            '#pragma unroll\n    for (int i = 0; i < N; ++i) asm volatile("" : "+r"(r[i]) :: "memory");',
+            "as touch",
+            effect=np.copy,
+        ),
+        _fn(
+            "smem_desc",
+            "<int Swizzle, int Lbo, int Sbo> uint32_t addr",
+            "return uint64_t(Swizzle) << 62 | uint64_t(Sbo >> 4) << 32 | uint64_t(Lbo >> 4) << 16 | (addr & 0x3ffff) >> 4;",
+            "PTX ISA, matrix descriptor: address, byte offsets of panels and of 8-row groups, swizzle code",
+            "uint64_t",
+            _desc_effect,
+        ),
+        _fn("proxy_fence", "", 'asm volatile("fence.proxy.async.shared::cta;" ::: "memory");', "PTX ISA, fence.proxy.async"),
+        _fn(
+            "mbar_init",
+            "uint32_t bar, int count",
+            'asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" :: "r"(bar), "r"(count) : "memory");',
+            "PTX ISA, mbarrier.init",
+        ),
+        _fn("mbar_init_fence", "", 'asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");', "PTX ISA, fence.mbarrier_init"),
+        _fn(
+            "mbar_expect",
+            "uint32_t bar, int bytes",
+            'asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" :: "r"(bar), "r"(bytes) : "memory");',
+            "PTX ISA, mbarrier.arrive.expect_tx",
+        ),
+        _fn(
+            "mbar_arrive",
+            "uint32_t bar",
+            'asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" :: "r"(bar) : "memory");',
+            "PTX ISA, mbarrier.arrive",
+        ),
+        _fn(
+            "mbar_wait",
+            "uint32_t bar, uint32_t parity",
+            'asm volatile("{\\n.reg .pred p;\\nWAIT:\\nmbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\\n@p bra DONE;\\nbra WAIT;\\n'
+            'DONE:\\n}"\n             :: "r"(bar), "r"(parity) : "memory");',
+            "PTX ISA, mbarrier.try_wait.parity, until the phase of that parity has ended",
+        ),
+        _fn(
+            "mbar_arrive_cluster",
+            "uint32_t bar, uint32_t block",
+            'asm volatile("{\\n.reg .b32 there;\\nmapa.shared::cluster.u32 there, %0, %1;\\n"\n'
+            '             "mbarrier.arrive.shared::cluster.b64 _, [there];\\n}" :: "r"(bar), "r"(block) : "memory");',
+            # what it tells is that reads are over: it publishes no writes, for which .release.cluster would put MEMBAR.ALL.GPU in front
+            "PTX ISA, mapa and mbarrier.arrive: on the barrier of the same place in a block of the cluster",
+        ),
+        _fn(
+            "cluster_rank",
+            "",
+            'int x;\n    asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(x));\n    return x;',
+            "PTX ISA, %cluster_ctarank: this block's number in its cluster",
+            "int",
+        ),
+        _fn(
+            "cluster_sync",
+            "",
+            'asm volatile("barrier.cluster.arrive.release;\\nbarrier.cluster.wait.acquire;" ::: "memory");',
+            "PTX ISA, barrier.cluster: all threads of the cluster, but for those that have ended",
+        ),
+        _fn(
+            "grid_wait",
+            "",
+            'asm volatile("griddepcontrol.wait;" ::: "memory");',
+            "PTX ISA, griddepcontrol.wait: the grids that this one was launched to overlap have ended",
+        ),
+        _fn("launch_dependents", "", 'asm volatile("griddepcontrol.launch_dependents;" ::: "memory");', "PTX ISA, griddepcontrol"),
+        _fn(
+            "tensormap_prefetch",
+            "const TensorMap& map",
+            'asm volatile("prefetch.tensormap [%0];" :: "l"(&map) : "memory");',
+            "PTX ISA, prefetch.tensormap",
+        ),
+        _fn("setmaxnreg_inc", "<int Regs>", 'asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" :: "n"(Regs));', "PTX ISA, setmaxnreg"),
+        _fn("setmaxnreg_dec", "<int Regs>", 'asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" :: "n"(Regs));', "PTX ISA, setmaxnreg"),
+        _fn(
+            "bar_sync",
+            "int id, int threads",
+            'asm volatile("bar.sync %0, %1;" :: "r"(id), "r"(threads) : "memory");',
+            "PTX ISA, bar.sync: a named barrier of some of the block's threads",
+        ),
+        _fn(
+            "bar_arrive",
+            "int id, int threads",
+            'asm volatile("bar.arrive %0, %1;" :: "r"(id), "r"(threads) : "memory");',
+            "PTX ISA, bar.arrive",
+        ),
+        _fn(
+            "opaque",
+            "uint32_t x",
+            'asm volatile("mov.b32 %0, %0;" : "+r"(x));\n    return x;',
+            "x, which the compiler then keeps in a register instead of computing it again",
+            "uint32_t",
+            np.copy,
+        ),
+        _fn(
+            "fetch_i32",
+            "uint32_t src",
+            'int x;\n    asm volatile("ld.shared.b32 %0, [%1];" : "=r"(x) : "r"(src) : "memory");\n'
+            "    return __shfl_sync(0xffffffffu, x, 0);",
+            "PTX ISA, ld; the shuffle tells the compiler that all lanes have the same",
+            "int",
+            lambda memory, at: memory[at],
+        ),
+        _fn(
+            "post_i32",
+            "uint32_t dst, int x",
+            'asm volatile("st.shared.b32 [%0], %1;" :: "r"(dst), "r"(x) : "memory");',
+            "PTX ISA, st",
+            effect=_post_effect,
+        ),
+        _fn(
+            "vmax3",
+            "int a, int b, int c",
+            "return __vimax3_s32(a, b, c);",
+            "the largest of three: one instruction, for two new numbers",
+            "int",
+            lambda a, b, c: np.maximum(np.maximum(a, b), c),
+        ),
+    ]
+    return {i.name: i for i in [*out, *_stores()]}
+
+
+class _Instrs(Mapping[str, Instr]):
+    """Ada's records, Hopper's, and the matrix products of every width on demand."""
+
+    def __init__(self) -> None:
+        self.fixed = {**ada.INSTRS, **_records()}
+        self.made: dict[str, Instr] = {}
+
+    def __getitem__(self, name: str) -> Instr:
+        if name in self.fixed:
+            return self.fixed[name]
+        if name not in self.made:
+            self.made[name] = wgmma(*_WGMMA[name])
+        return self.made[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.fixed or name in _WGMMA
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self.fixed
+        yield from _WGMMA
+
+    def __len__(self) -> int:
+        return len(self.fixed) + len(_WGMMA)
+
+
+_WGMMA = {wgmma_name(n, d, regs): (n, d, regs) for n in WIDTHS for d in DTYPES for regs in (False, True)
+          if d not in ("i8", "u8") or n % 16 == 0 or n in (8, 24)}  # integers: fewer widths
+INSTRS: Mapping[str, Instr] = _Instrs()
+TARGETS: dict[str, Target] = {"sm_90a": Target("sm_90a", 90, 227 * 1024, 228 * 1024, max_blocks_per_sm=32, max_cluster=8, instrs=INSTRS)}

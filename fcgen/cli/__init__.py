@@ -1,0 +1,1 @@
+"""The command line: `commands.main`, and what only it needs."""

@@ -1,0 +1,148 @@
+"""Clusters: which tiles the blocks of a cluster share, and what a program must be like for its blocks to run in one.
+
+Blocks of a cluster are neighbours along one axis of the grid. A tile whose place does not depend on the index on that axis is the same
+for all of them. They may share its copies if they all come by them equally often and in the same order: nothing that decides whether a
+copy is made may depend on the index either.
+
+The launch is rounded up to whole clusters. A block outside of the grid takes part in the copies and computes on zeros; its accesses must
+be ones that a guard keeps inside of the tensor.
+"""
+
+from __future__ import annotations
+
+from ...errors import FcError
+from ...ir.access import Access
+from ...ir.async_ops import share
+from ...ir.core import Block, GridAxis, Kernel, Op, Value, definitions, walk
+from ...ir.schedule import Schedule
+from ...ir.target import Target
+from ...ir.types import Buffer
+
+
+def _refused(message: str, **more: object) -> FcError:
+    return FcError("compile/schedule", message, **more)  # type: ignore[arg-type]
+
+
+def axis_of(kernel: Kernel, schedule: Schedule, target: Target) -> tuple[int, int] | None:
+    """(number of the grid axis that clusters lie along, blocks per cluster), if the schedule asks for clusters."""
+    names = [axis.name.removesuffix("_tile") for axis in kernel.grid]
+    for name, _ in schedule.cluster:
+        if name.removesuffix("_tile") not in names:
+            raise _refused(f"the grid has no axis {name} for clusters to lie along", got=name, expected=", ".join(names))
+    asked = [(name, n) for name, n in schedule.cluster if n > 1]
+    if not asked:
+        return None
+    (name, n), = asked
+    if target.max_cluster < n:
+        what = f"has clusters of at most {target.max_cluster} blocks" if target.max_cluster > 1 else "has no clusters of blocks"
+        raise _refused(f"{target.arch} {what}", expected="a Hopper target (sm_90a)" if target.max_cluster == 1 else None, got=n)
+    if schedule.copy != "tma":
+        raise _refused("the blocks of a cluster share bulk copies", expected="copy=tma", got=f"copy={schedule.copy}")
+    if schedule.persistent == "dynamic":
+        raise _refused("the blocks of a cluster cannot claim tiles one by one: they would not work on neighbours",
+                       expected="persistent=none or static", got="persistent=dynamic")
+    found = [a for a, axis in enumerate(kernel.grid) if name in (axis.name, axis.name.removesuffix("_tile"))]
+    return found[0], n
+
+
+def shared_loads(kernel: Kernel) -> dict[int, int]:
+    """id of each load into shared memory whose copies the cluster shares -> how many blocks share it.
+
+    Raises FcError "compile/schedule" where the blocks cannot run as a cluster, or have nothing to share."""
+    axis = next((a for a, g in enumerate(kernel.grid) if g.cluster > 1), None)
+    if axis is None:
+        return {}
+    grid, n = kernel.grid[axis], kernel.grid[axis].cluster
+    name = grid.name.removesuffix("_tile")
+    index = kernel.body.args[axis]
+    varying = depending(kernel.body, index)
+    same = {id(o) for o in walk(kernel.body)
+            if o.kind == "load" and isinstance(o.result.type, Buffer) and not any(v in varying for v in o.operands)}
+    _check_lockstep(kernel.body, varying, same, name)
+    out = {id(o): n for o in walk(kernel.body) if id(o) in same and share(o.result.type, n) is not None}
+    if not out:
+        whole = next((o for o in walk(kernel.body) if id(o) in same), None)
+        if whole is not None:
+            raise _refused(f"no tile that blocks along {name} share divides into {n} parts", loc=whole.loc, got=whole.result.type,
+                           expected=f"{n} panels, or {8 * n} rows", hint="a smaller cluster, or larger tiles")
+        raise _refused(f"the blocks along {name} share no tile: each copied tile lies at a place that depends on {name}",
+                       hint=f"a cluster along another axis than {name}")
+    _check_guards(kernel, grid, index, varying)
+    return out
+
+
+def depending(block: Block, index: Value) -> set[Value]:
+    """Values that are made from `index`. What is narrowed for a part of the rows counts as what holds for all; the index of a loop whose
+    bounds depend is not among them: who shares what such a loop copies is refused for its bounds."""
+    out = {index}
+    while True:
+        before = len(out)
+        for op in walk(block):
+            _spread(op, out)
+        if len(out) == before:
+            return out
+
+
+def _spread(op: Op, out: set[Value]) -> None:
+    if op.kind == "for":
+        lo_hi, inits = op.operands[:2], op.operands[2:]
+        body = op.regions[0]
+        if any(v in out for v in lo_hi):
+            out.update((*body.args[1:], *op.results))
+        for init, arg, y, result in zip(inits, body.args[1:], body.yielded, op.results):
+            if init in out or y in out or arg in out:
+                out.update((arg, result))
+    elif op.kind == "if":
+        chosen = op.operands[0] in out
+        out.update(r for n, r in enumerate(op.results) if chosen or any(x.yielded[n] in out for x in op.regions))
+    else:
+        read = op.operands[:1] if op.kind == "narrow" else op.operands
+        if any(v in out for v in read):
+            out.update(op.results)
+
+
+def _check_lockstep(block: Block, varying: set[Value], same: set[int], name: str) -> None:
+    for op in block.ops:
+        if not op.regions:
+            continue
+        control = op.operands[:2] if op.kind == "for" else op.operands[:1]
+        shared = [o for r in op.regions for o in walk(r) if id(o) in same]
+        if shared and any(v in varying for v in control):
+            what = "how often this loop runs depends" if op.kind == "for" else "whether this branch is taken depends"
+            raise _refused(f"{what} on {name}: blocks along it would not make their shared copies in step", loc=op.loc,
+                           hint=f"no cluster along {name}, or bounds that do not depend on it (a mask that skips tiles makes them do)")
+        for r in op.regions:
+            _check_lockstep(r, varying, same, name)
+
+
+def _check_guards(kernel: Kernel, grid: GridAxis, index: Value, varying: set[Value]) -> None:
+    """Blocks outside of the grid must neither write nor read outside of tensors."""
+    if isinstance(grid.dim, int) and grid.count({}) % grid.cluster == 0:
+        return
+    defs = definitions(kernel.body)
+    name = grid.name.removesuffix("_tile")
+    for op in walk(kernel.body):
+        if op.kind not in ("load", "store") or (op.kind == "load" and isinstance(op.result.type, Buffer)):
+            continue
+        access = Access.of(op)
+        if (op.kind == "store" or any(v in varying for v in access.scalars)) and not _guarded(access, grid, index, defs):
+            what = "writes" if op.kind == "store" else "reads"
+            raise _refused(f"a block outside of the grid, which fills up the last cluster, {what} where no guard keeps it off", loc=op.loc,
+                           expected=f"an access of {name}'s own positions along a dimension of size {grid.dim}",
+                           hint=f"a cluster along another axis than {name}")
+
+
+def _guarded(access: Access, grid: GridAxis, index: Value, defs: dict[Value, Op]) -> bool:
+    """Whether the access runs along the grid axis's own dimension from the tile's start on, guarded: all of it is outside for a block that
+    is outside."""
+    return any(a.guard and a.dim == grid.dim and a.start is not None and _start(a.start, grid, index, defs) for a in access.axes)
+
+
+def _start(v: Value, grid: GridAxis, index: Value, defs: dict[Value, Op]) -> bool:
+    if grid.tile == 1:
+        return v is index
+    d = defs.get(v)
+    if d is None or d.kind != "mul" or index not in d.operands:
+        return False
+    factor = defs.get(d.operands[1] if d.operands[0] is index else d.operands[0])
+    return factor is not None and factor.kind == "const" and factor["value"] == grid.tile

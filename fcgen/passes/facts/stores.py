@@ -1,0 +1,123 @@
+"""Bulk stores: how a tile is staged for one, which warps share a part of it, and where a bulk store is not legal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ...errors import FcError
+from ...ir.access import Access
+from ...ir.alignment import WIDEST, demands, promised
+from ...ir.core import Kernel, Op, Value, walk_kernel
+from ...ir.layout import RegLayout, native_smem
+from ...ir.moves import matrix_blocks
+from ...ir.store_ops import refusal
+from ...ir.target import Target
+from ...ir.types import Buffer, Tensor
+from .common import without_effect
+
+#: warps of a warpgroup: the smallest part that has a barrier of its own
+GROUP = 4
+INSTEAD = 'Schedule(epilogue="quad") or epilogue="smem"'
+
+
+@dataclass(frozen=True)
+class Staging:
+    """buffer: the staged tile. parts: into how many parts the warps divide so that each stages rows of its own, or columns (across).
+    blocks: how its registers are 8 x 8 blocks (`matrix_blocks`), where they are and the target stores such."""
+
+    buffer: Buffer
+    parts: int
+    across: bool
+    blocks: str | None
+
+
+def staging(op: Op, warps: int, target: Target) -> Staging:
+    """For a store of a fragment of two axes. Raises FcError where the target, or the tensor map, cannot do it."""
+    tensor, frag = op.operands[0], op.operands[1].type
+    assert isinstance(tensor.type, Tensor)
+    if "tma_store_2d" not in target.instrs:
+        raise FcError("compile/unsupported", f"{target.arch} has no bulk tensor stores", loc=op.loc, expected="sm_90a",
+                      got=f'epilogue="tma" on {target.arch}', hint=INSTEAD)
+    layout = frag.layout
+    assert isinstance(layout, RegLayout)
+    groups = max(1, warps // GROUP)
+    axis = next((n for n in (0, 1) if groups > 1 and _own(layout, n, warps, groups)), None)
+    parts, across = 1 if axis is None else groups, axis == 1
+    rows, cols = frag.shape
+    below, beside = (rows, cols // parts) if across else (rows // parts, cols)
+    buffer = Buffer(frag.dtype, frag.shape, native_smem(beside, frag.dtype.bytes, layout, rows=below))
+    wrong = refusal(Access.of(op), buffer, below)
+    if wrong is not None:
+        rule, expected, got = wrong
+        raise FcError("compile/unsupported", f"a bulk store of {tensor.name} takes {rule}", expected=expected, got=got, loc=op.loc,
+                      hint=INSTEAD)
+    blocks = stored_blocks(layout, buffer, warps, target)
+    return Staging(buffer, parts, across, blocks)
+
+
+def stored_blocks(layout: RegLayout, buffer: Buffer, warps: int, target: Target) -> str | None:
+    """How a fragment goes to shared memory by matrix stores (`matrix_blocks`), if it can."""
+    fits = buffer.dtype.bits == 16 and "stmatrix_x1" in target.instrs and buffer.layout.row_bytes(2) % 16 == 0
+    return matrix_blocks(layout, warps) if fits else None
+
+
+def check_bulk(op: Op, kernel: Kernel, defs: Mapping[Value, Op], instead: str) -> None:
+    """Raises what `bulk_refusal` says."""
+    wrong = bulk_refusal(op, kernel, defs, instead)
+    if wrong is not None:
+        raise wrong
+
+
+def bulk_refusal(op: Op, kernel: Kernel, defs: Mapping[Value, Op], instead: str) -> FcError | None:
+    """Why no bulk copy can make a load or store: one moves rows of a tensor, from 16 bytes of a row on (elsewhere it is an illegal
+    instruction, seen on an H200), and tensors whose strides are multiples of 16 bytes."""
+    name, access = op.operands[0].name, replace(Access.of(op), bulk=True)
+    run = WIDEST // access.tensor.dtype.bytes
+    want = demands(access, WIDEST, defs)
+    if not access.in_rows:
+        return FcError("compile/schedule", f"a tile of {name} does not run along rows: no bulk copy can move it", loc=op.loc,
+                       expected="the tensor's last axis in the tile", hint=instead)
+    if want is None:
+        return FcError("compile/schedule", f"a tile of {name} may start inside {WIDEST} bytes of a row: no bulk copy can", loc=op.loc,
+                       expected=f"tiles of {run} columns or a multiple", hint=f"larger Schedule.tiles along the last axis, or {instead}")
+    if (wrong := access.unbounded()) is not None:
+        return FcError("compile/schedule", f"bulk copies of {name} take {wrong[0]}", loc=op.loc, expected=wrong[1], got=wrong[2],
+                       hint=f"join axes, as in {name}[batches * rows, heads, columns], or {instead}")
+    have = promised(kernel)
+    if have is not None and not have[name].covers(want):
+        return FcError("compile/schedule", f"bulk copies of {name} need more than is promised of it", loc=op.loc,
+                       expected=f"pointer and strides in multiples of {WIDEST} bytes", got=have[name].words, hint=instead)
+    return None
+
+
+def is_box(store: Op) -> bool:
+    """Whether a stored tile has two axes, and lies in one rectangle of its tensor: what bulk stores move."""
+    access = Access.of(store)
+    return len(access.shape) == 2 and not access.listed and not access.scattered
+
+
+def _own(layout: RegLayout, axis: int, warps: int, parts: int) -> bool:
+    """Whether the tile's n-th part of rows, or columns, is what the n-th part of the warps holds: in whole periods of any swizzle, or whole
+    panels of one."""
+    each = layout.shape[axis] // parts
+    if layout.shape[axis] % ((8, 16)[axis] * parts) or warps % parts:
+        return False
+    at = layout.coords(warps)[..., axis].reshape(parts, -1)
+    return bool((at // each == np.arange(parts)[:, None]).all())
+
+
+def check_alone(kernel: Kernel) -> None:
+    """A tensor that bulk stores write is reached by nothing else in the kernel: accesses of the two proxies have no order among them."""
+    ops = list(walk_kernel(kernel))
+    bulk = {o.operands[0]: o for o in ops if o.kind == "store" and is_box(o)}
+    if not bulk:
+        raise without_effect("epilogue", "no tile of two axes is stored", got="tma", expected='epilogue="direct"')
+    for op in ops:
+        for v in op.operands:
+            if v in bulk and not (op.kind == "store" and is_box(op)):
+                what = "is stored otherwise too" if op.kind == "store" else f"is read too ({op.kind})"
+                raise FcError("compile/unsupported", f"{v.name} is written by bulk stores and {what}: nothing would order the two",
+                              loc=op.loc, expected="a tensor that the kernel only writes, in tiles of two axes", hint=INSTEAD)

@@ -1,0 +1,1 @@
+"""Passes that end in a kernel: the target's instructions, waits for what is in flight, bytes of shared memory, barriers."""

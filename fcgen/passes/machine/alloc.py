@@ -1,0 +1,67 @@
+"""alloc: byte offsets of the shared-memory buffers.
+
+In: selected machine IR. Out: the same with `smem_offsets` and `smem_bytes`. Buffers that are in use at the same time never overlap. A
+buffer is in use from its first to its last access, counted in the ops of the innermost block that holds them all: a tile staged and
+read within one iteration is in use for that part of the iteration only, one that lives across iterations for the whole loop. Buffers
+whose uses are apart share bytes; `sync` comes after this pass and orders them. What a bulk store reads shares none, since it reads as late
+as it likes and others would wait for it. Where the block does not fit then, it shares with what other bulk stores read, else with all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from ...errors import FcError
+from ...ir.core import Kernel, Value, walk_kernel
+from ...ir.lifetimes import meet, spans
+from ...ir.schedule import Schedule
+from ...ir.target import Target
+from ...ir.types import Mbarrier
+
+ALWAYS = (0, 1 << 60)
+ALIGN = 1024  # one period of the widest swizzle: addresses are swizzled by their absolute bits
+
+
+def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
+    live: dict[Value, tuple[int, int]] = {}
+    for role in kernel.roles:
+        for b, span in spans(role.body, set(kernel.buffers)).items():
+            live[b] = ALWAYS if b in live or isinstance(b.type, Mbarrier) else span  # what two roles share has no order of its own
+    kept = [b for b in kernel.buffers if b in live]
+    beside = {o.operands[-1] for o in walk_kernel(kernel) if o.kind == "wgmma" and o.get("ones")}
+    sent = {op.operands[-1] for op in walk_kernel(kernel) if op.kind == "tma_store"}
+    for apart in (lambda a, b: a in sent or b in sent, lambda a, b: (a in sent) != (b in sent), lambda a, b: False):
+        offsets = _offsets(kept, live, beside, apart)
+        total = _end(offsets)
+        if total <= target.smem_per_block:
+            break
+    if total > target.smem_per_block:
+        parts = ", ".join(f"{b.name} {b.type.bytes}" for b in kept)
+        raise FcError("compile/budget", f"shared memory: the tiles of {kernel.name} do not fit one block on {target.arch}",
+                      expected=f"at most {target.smem_per_block} bytes", got=f"{total} bytes ({parts})",
+                      hint="make Schedule.tiles smaller or Schedule.stages fewer")
+    return replace(kernel, buffers=tuple(kept)).with_meta(stage="allocated", smem_offsets=tuple(offsets[b] for b in kept), smem_bytes=total)
+
+
+def _end(offsets: dict[Value, int]) -> int:
+    return max((at + b.type.bytes for b, at in offsets.items()), default=0)
+
+
+def _offsets(kept: list[Value], live: dict[Value, tuple[int, int]], beside: set[Value],
+             apart: Callable[[Value, Value], bool]) -> dict[Value, int]:
+    """The largest first, each as low as those allow that are in use beside it, or are to be apart from it."""
+    offsets: dict[Value, int] = {}
+    for b in sorted(kept, key=lambda v: (v in beside, -v.type.bytes, live[v][0])):
+        align = 8 if isinstance(b.type, Mbarrier) else ALIGN
+        if b in beside:  # a descriptor's leading offset counts upwards: behind all that it could be counted from
+            offsets[b] = -(-_end(offsets) // align) * align
+            continue
+        taken = sorted((offsets[o], offsets[o] + o.type.bytes) for o in offsets if meet(live[o], live[b]) or apart(o, b))
+        at = 0
+        for low, high in taken:
+            if at + b.type.bytes <= low:
+                break
+            at = max(at, -(-high // align) * align)
+        offsets[b] = at
+    return offsets

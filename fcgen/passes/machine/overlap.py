@@ -1,0 +1,142 @@
+"""overlap: matrix products are waited for where their results are needed, not where they were issued.
+
+In: selected machine IR in which every wgmma is settled at once. Out: the same with each `settle` as late as it can be: in front of the
+first op that reads its result, and of anything that would touch what is in flight. What a settle lets go (the arrival that frees a ring's
+slot) moves with it. Products complete in the order of their groups, so a settle leaves as many groups in flight as were issued after its
+own. A product that is added to the one before it, which nothing else reads, follows it without a wait. A loop whose accumulator only
+products touch carries it in flight (`carried`). A turn is taken in front of its first product and given
+on when that is done. Waits for tiles that stand between two products are moved in front of the first, so that the second is issued right
+behind it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from ...ir.async_ops import accumulator
+from ...ir.core import Block, Kernel, Op, Value, free_values, uses, walk
+from ...ir.lifetimes import WRITES
+from ...ir.rewrite import map_bodies
+from ...ir.schedule import Schedule
+from ...ir.target import Target
+from ...ir.types import Buffer
+from ..memory.grid import TOKENS
+from .carried import carried
+
+
+def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
+    if not any(o.kind in ("settle", "turn") for r in kernel.roles for o in walk(r.body)):
+        return kernel
+    return map_bodies(kernel, _block)
+
+
+@dataclass
+class _Flight:
+    """A product in flight, or several that are added up: their settle, the slots they read, their groups, and the ops that follow their
+    completion."""
+
+    settle: Op
+    reads: set[Value]
+    groups: int = 1
+    then: list[Op] = field(default_factory=list)
+
+    @property
+    def results(self) -> set[Value]:
+        return {r for o in (self.settle, *self.then) for r in o.results}
+
+
+def _block(block: Block) -> Block:
+    out: list[Op] = []
+    flying: list[_Flight] = []
+    readers = uses(block)
+    added: _Flight | None = None  # what the next product is added to
+    start = 0  # where the run of products in flight begins in `out`
+
+    turn: Op | None = None  # a turn that has not been taken, or not been given on
+
+    def land(n: int) -> None:
+        """Settle the first n products."""
+        nonlocal turn
+        for _ in range(n):
+            f = flying.pop(0)
+            out.append(f.settle.with_attrs(groups=sum(x.groups for x in flying)))
+            out.extend(f.then)
+            if turn is not None and turn.kind == "token_give":
+                out.append(turn)
+                turn = None
+
+    for n, op in enumerate(block.ops):
+        if op.kind == "turn":
+            turn = Op("token_take", attrs={"id": TOKENS}, loc=op.loc)
+            continue
+        if op.kind == "settle":
+            wgmma = next(o for o in reversed(out) if o.kind == "wgmma")
+            f = _Flight(op, {v for v in wgmma.operands if isinstance(v.type, Buffer)})
+            if added is not None:
+                f = _Flight(replace(op, operands=(*op.operands, *added.settle.operands[1:])), f.reads | added.reads, added.groups + 1,
+                            added.then)
+                added = None
+            flying.append(f)
+            continue
+        if op.kind == "wgmma_fence":
+            product = next(o for o in block.ops[n:] if o.kind == "wgmma")
+            acc = accumulator(product)
+            if flying and acc is not None and flying[-1].settle.results == (acc,) and readers[acc] == [product]:
+                added = flying.pop()
+            land(max((k + 1 for k, f in enumerate(flying) if _needs(product, f)), default=0))
+        if op.kind == "wgmma" and added is not None:
+            op = replace(op, operands=tuple(added.settle.operands[0] if v in added.settle.results else v for v in op.operands))
+        kept = carried(op) if op.kind == "for" and not flying else None
+        if kept is not None:
+            out += kept
+            continue
+        if op.regions:
+            op = replace(op, regions=tuple(_block(r) for r in op.regions))
+        if flying and op.kind in ("mbar_arrive", "advance"):
+            owner = next((f for f in reversed(flying) if _frees(op, f, out)), None)
+            if owner is not None:
+                owner.then.append(op)
+                continue
+        if flying and op.kind == "mbar_wait" and not _uses(op, {r for f in flying for r in f.results}):
+            out.insert(start, op)
+            start += 1
+            continue
+        late = max((k + 1 for k, f in enumerate(flying) if _needs(op, f)), default=0)
+        land(late)
+        if not flying and added is None and op.kind == "wgmma_fence":
+            start = len(out)
+            if turn is not None and turn.kind == "token_take":
+                out.append(turn)
+                turn = replace(turn, kind="token_give")
+        if op.kind == "yield":
+            land(len(flying))
+            if turn is not None:  # a turn without a product
+                out += [turn, replace(turn, kind="token_give")]
+                turn = None
+        out.append(op)
+    land(len(flying))
+    return Block(block.args, tuple(out))
+
+
+def _frees(op: Op, f: _Flight, out: list[Op]) -> bool:
+    """Whether an arrival (or the step after it) is for a slot that the product reads."""
+    cursor = op.operands[-1]
+    if any(cursor in o.operands for o in f.then):
+        return True
+    made = {r: o for o in out for r in o.results}
+    return any(v in made and made[v].kind == "slot" and made[v].operands[1] is cursor for v in f.reads)
+
+
+def _uses(op: Op, values: set[Value]) -> bool:
+    return any(v in values for v in op.operands) or any(free_values(r) & values for r in op.regions)
+
+
+def _needs(op: Op, f: _Flight) -> bool:
+    """Whether the op may not run before the product is done."""
+    if op.kind in ("for", "while") or (
+        op.regions and any(o.kind in ("wgmma", "mbar_wait", "barrier") for r in op.regions for o in walk(r))
+    ):
+        return True
+    if _uses(op, f.results):
+        return True
+    return op.kind in {*WRITES, "ld_shared"} and any(v in f.reads for v in op.operands)

@@ -1,0 +1,309 @@
+"""select: placed ops become the target's instructions.
+
+In: pipelined machine IR. Out: no `dot`, `stage`, `unstage`, `load` or `store` is left: a dot is an unrolled loop over the depth of one
+instruction, reading its operands by `ldmatrix` (or from fragments it already has), a rolled loop of multiply-adds, or WMMA calls; staged
+tiles have kernel buffers. Each dot carries the decision in `math`; this pass only carries it out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from ...errors import FcError
+from ...ir.alignment import demanded, with_promises
+from ...ir.core import Block, Kernel, Op, Value, free_values, walk
+from ...ir.layout import Factor, OpaqueLayout, RegLayout, SmemLayout, mma_a, mma_b, mma_run, rowwise, warp_grid
+from ...ir.rewrite import Builder, Env
+from ...ir.schedule import Schedule
+from ...ir.target import Target
+from ...ir.types import Buffer, Frag, Pending, Scalar, f32, i32
+from ..facts.stores import INSTEAD, check_alone, check_bulk, is_box, staging, stored_blocks
+
+
+def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
+    if schedule.epilogue == "tma":
+        check_alone(kernel)
+    s = _Selector(schedule, target, kernel)
+    roles = [replace(r, body=s.block(r.body, Env(), r.warps)) for r in kernel.roles]
+    roles = [replace(r, body=s.fill_ones(r.body)) for r in roles]
+    out = replace(kernel, roles=tuple(roles), buffers=(*kernel.buffers, *s.buffers, *s.ones.values())).with_meta(stage="selected")
+    return with_promises(out, demanded(out))
+
+
+@dataclass
+class _Selector:
+    schedule: Schedule
+    target: Target
+    kernel: Kernel
+    buffers: list[Value] = field(default_factory=list)
+    defs: dict[Value, Op] = field(default_factory=dict)
+    ones: dict[Buffer, Value] = field(default_factory=dict)  # how stored -> the buffer
+    held: dict[Value, Value] = field(default_factory=dict)  # left operands kept in registers: tile -> fragment
+    warps: int = 0  # of the role
+
+    def block(self, block: Block, env: Env, warps: int) -> Block:
+        self.warps = warps
+        b, held = Builder(), dict(self.held)
+        for op in block.ops:
+            b.loc = op.loc
+            op = replace(op, operands=env.all(op.operands))
+            if op.kind == "for" and self.schedule.hold_a:
+                self.hold(op, b, env)
+            rule = getattr(self, "on_" + op.kind, None)
+            if rule is not None:
+                rule(op, b, env)
+                continue
+            results = tuple(Value(r.type, r.name) for r in op.results)
+            for old, new in zip(op.results, results):
+                env[old] = new
+                self.defs[new] = op
+            b.add(replace(op, results=results, regions=tuple(self.block(r, env, warps) for r in op.regions)))
+        self.held = held  # what was fetched in this block does not reach the ops outside it
+        return b.block(block.args)
+
+    # ---- data movement -----------------------------------------------------------------------------------------------
+
+    def on_load(self, op: Op, b: Builder, env: Env) -> None:
+        env[op.result] = b.emit("ld_global", *op.operands, type=op.result.type, name=op.result.name, **self.access(op))
+
+    def on_store(self, op: Op, b: Builder, env: Env) -> None:
+        if self.schedule.epilogue == "tma" and is_box(op):
+            self.bulk_store(op, b)
+            return
+        b.do("st_global", *op.operands, **self.access(op))
+
+    def access(self, op: Op) -> dict[str, Any]:
+        attrs = {k: a for k, a in op.attrs.items() if k not in ("site", "stages")}
+        return {**attrs, "vec": 1} if self.schedule.copy == "scalar" else attrs
+
+    def bulk_store(self, op: Op, b: Builder) -> None:
+        """Through a buffer of its own, from which one thread of each group of warps with rows of their own starts a copy."""
+        frag = op.operands[1]
+        s = staging(op, self.warps, self.target)
+        check_bulk(op, self.kernel, self.defs, INSTEAD)
+        buffer = Value(s.buffer, f"{op.operands[0].name.lower()}_tile")
+        self.buffers.append(buffer)
+        self.put(frag, buffer, b)
+        across: dict[str, Any] = {"across": True} if s.across else {}
+        b.do("tma_store", op.operands[0], *op.operands[2:], buffer, parts=s.parts, **across,
+             **{k: a for k, a in op.attrs.items() if k != "vec"})
+        b.do("bulk_commit")
+
+    def on_stage(self, op: Op, b: Builder, env: Env) -> None:
+        buffer = Value(op.result.type, op.result.name)
+        self.buffers.append(buffer)
+        self.put(op.operands[0], buffer, b)
+        env[op.result] = buffer
+
+    def put(self, frag: Value, buffer: Value, b: Builder) -> None:
+        layout, zero = frag.type.layout, _int(0, b)
+        if isinstance(layout, OpaqueLayout):
+            b.do("wmma_store", frag, buffer, zero, zero)
+        elif blocks := stored_blocks(layout, buffer.type, self.warps, self.target):
+            b.do("stmatrix", frag, buffer, zero, zero, trans=blocks == "columns")
+        else:
+            b.do("st_shared", frag, buffer, zero, zero)
+
+    def on_unstage(self, op: Op, b: Builder, env: Env) -> None:
+        t, zero = op.result.type, _int(0, b)
+        if isinstance(t.layout, OpaqueLayout):
+            env[op.result] = b.emit("wmma_load", op.operands[0], zero, zero, type=t, name=op.result.name)
+        elif t.dtype.bits in (8, 16) and len(t.shape) == 2 and "ldmatrix_x4" in self.target.instrs and t.layout == self.left_layout(t):
+            env[op.result] = b.emit("ldmatrix", op.operands[0], zero, zero, type=t, name=op.result.name, transposed=False, trans=False)
+        else:
+            env[op.result] = b.emit("ld_shared", op.operands[0], zero, zero, type=t, name=op.result.name)
+
+    def on_combine_across(self, op: Op, b: Builder, env: Env) -> None:
+        """Each warp puts its part into shared memory; each reads all parts of its rows and folds them, all in the same order."""
+        part, t, zero = op.operands[0], op.result.type, _int(0, b)
+        rows: tuple[int, ...] = (op["warps"].shape[0], *t.shape)
+        frag = lambda digits: Frag(t.dtype, rows, RegLayout((digits, *t.layout.axes)))
+        buffer = Value(Buffer(t.dtype, rows, SmemLayout(t.shape[-1])), f"{op.result.name}_parts" if op.result.name else "parts")
+        self.buffers.append(buffer)
+        b.do("st_shared", b.emit("apart", part, type=frag(op["warps"].axes[0]), lanes=op["lanes"], name=op.result.name), buffer, zero, zero)
+        every = b.emit("ld_shared", buffer, zero, zero, type=frag((Factor("r", rows[0], t.layout.regs),)), name=op.result.name)
+        env[op.result] = b.emit("reduce", every, name=op.result.name, fn=part.type.partial, axis=0)
+
+    def left_layout(self, t: Frag) -> RegLayout | None:
+        rows, depth = t.shape
+        size, down = t.dtype.bytes, warp_grid(t.layout)[0]
+        return mma_a(rows, depth, (down, 1), size) if rows % (16 * down) == 0 and depth * size % 32 == 0 else None
+
+    # ---- dots ----------------------------------------------------------------------------------------------------
+
+    def on_dot(self, op: Op, b: Builder, env: Env) -> None:
+        env[op.result] = {"mma": self.mma, "wmma": self.wmma, "fma": self.fma, "wgmma": self.wgmma}[op["math"]](op, b)
+
+    def hold(self, loop: Op, b: Builder, env: Env) -> None:
+        """Left operands that a loop only reads are fetched into registers once, in front of it."""
+        outside = free_values(loop.regions[0]) - _written(loop.regions[0])
+        for op in _dots(loop.regions[0]):
+            a = env[op.operands[0]]
+            if op["math"] == "mma" and isinstance(a.type, Buffer) and op.operands[0] in outside and a not in self.held:
+                rows, depth = a.type.shape[::-1] if op["ta"] else a.type.shape
+                t = Frag(a.type.dtype, (rows, depth), mma_a(rows, depth, warp_grid(op.result.type.layout), a.type.dtype.bytes))
+                zero = _int(0, b)
+                self.held[a] = b.emit("ldmatrix", a, zero, zero, type=t, name=a.name, loc=op.loc, transposed=op["ta"], trans=op["ta"])
+
+    def mma(self, op: Op, b: Builder) -> Value:
+        a, right, acc = op.operands
+        a = self.held.get(a, a)
+        instr = self.target.matrix_instr("mma", a.type.dtype.name)
+        if instr is None:
+            raise FcError("compile/unsupported", f"{self.target.arch} has no mma instruction for {a.type.dtype}", loc=op.loc,
+                          hint='Schedule(math="fma")')
+        (rows, cols), step = acc.type.shape, instr.shape[2]
+        flip_a, size = op["ta"] and isinstance(a.type, Buffer), a.type.dtype.bytes
+        check_bytes(op)
+        depth = a.type.shape[0 if flip_a else 1]
+        warps = warp_grid(acc.type.layout)
+
+        def at_depth(k: Value, acc: Value, b: Builder) -> Value:
+            first = b.emit("mul", k, _int(step, b))
+            part = Frag(a.type.dtype, (rows, step), mma_a(rows, step, warps, size))
+            if isinstance(a.type, Buffer):
+                pos = (first, _int(0, b)) if flip_a else (_int(0, b), first)
+                left = b.emit("ldmatrix", a, *pos, type=part, name=a.name, transposed=flip_a, trans=flip_a)
+            else:
+                left = b.emit("slice", a, first, type=part, name=a.name, axis=1)
+            width = warps[1] * mma_run(cols // warps[1])
+
+            def at_column(n: Value | None, acc: Value, b: Builder) -> Value:
+                col = b.emit("mul", n, _int(width, b)) if n is not None else _int(0, b)
+                pos = (col, first) if op["tb"] else (first, col)
+                t = Frag(a.type.dtype, (step, width), mma_b(step, width, warps, size))
+                r = b.emit("ldmatrix", right, *pos, type=t, name=right.name, transposed=op["tb"], trans=not op["tb"])
+                extra = (col,) if n is not None else ()
+                return b.emit("mma", left, r, acc, *extra, type=acc.type, name=op.result.name, instr=instr.name)
+
+            if width == cols:
+                return at_column(None, acc, b)
+            return _unrolled(cols // width, "n", acc, at_column, b)
+
+        return _unrolled(depth // step, "k", acc, at_depth, b)
+
+    def wgmma(self, op: Op, b: Builder) -> Value:
+        """Issued and settled where the dot stands; `overlap` moves the settling to where the result is needed."""
+        a, right, acc = op.operands
+        cols, ones = acc.type.shape[1] // warp_grid(acc.type.layout)[1], op.get("ones", 0)
+        before = cols - ones - right.type.layout.panel if ones else 0  # columns of the panels that ones do not stand beside
+        check_bytes(op)
+        name, first = (f"wgmma_m64n{n}k{32 // a.type.dtype.bytes}_{a.type.dtype.name}" for n in (cols - before, before))
+        if name not in self.target.instrs or (before and first not in self.target.instrs):
+            raise FcError("compile/unsupported", f"{self.target.arch} has no wgmma for {a.type.dtype} and {cols} columns", loc=op.loc,
+                          hint='Schedule(math="mma", copy="cp_async"), or target="sm_90a"')
+        b.do("wgmma_fence")
+        extra = () if self.zero(acc) else (acc,)
+        beside = (self.tile_of_ones(right.type),) if ones else ()
+        attrs: dict[str, Any] = {"ones": ones, **({"first": first} if before else {})} if ones else {}
+        out = b.emit("wgmma", a, right, *extra, *beside, type=Pending(acc.type), name=op.result.name, instr=name, ta=op["ta"], tb=op["tb"],
+                     **attrs)
+        b.do("wgmma_commit")
+        read = (a,) if isinstance(a.type, Frag) else ()
+        return b.emit("settle", out, *read, type=acc.type, name=op.result.name, groups=0)
+
+    def tile_of_ones(self, right: Any) -> Value:
+        """16 rows of ones, stored like those of a right operand; one tile for the whole kernel."""
+        t = replace(right, shape=(16, right.layout.panel), slots=1)
+        return self.ones.setdefault(t, Value(t, "ones"))
+
+    def fill_ones(self, body: Block) -> Block:
+        """Ones are written once, where a role begins that reads them. The barrier is here, since they are written in one place for readers
+        anywhere."""
+        used = {v for o in walk(body) for v in o.operands}
+        b = Builder()
+        for t, v in self.ones.items():
+            if v in used:
+                one = b.emit("full", b.emit("const", value=1.0, dtype=t.dtype.name),
+                             type=Frag(t.dtype, t.shape, rowwise(16, t.shape[1], self.schedule.warps, 32, 16 // t.dtype.bytes)), name="one")
+                b.do("st_shared", one, v, _int(0, b), _int(0, b))
+                b.do("proxy_fence")
+                b.do("barrier")
+        return Block(body.args, (*b.ops, *body.ops))
+
+    def zero(self, v: Value) -> bool:
+        """Whether an accumulator is zero everywhere: then the first instruction overwrites."""
+        d = self.defs.get(v)
+        if d is None or d.kind != "full":
+            return False
+        c = self.defs.get(d.operands[0])
+        return c is not None and c.kind == "const" and c["value"] == 0
+
+    def wmma(self, op: Op, b: Builder) -> Value:
+        a, right, acc = op.operands
+        (rows, cols), grid = acc.type.shape, warp_grid(acc.type.layout)
+        depth = a.type.shape[0 if op["ta"] else 1]
+
+        def at_depth(k: Value, acc: Value, b: Builder) -> Value:
+            first, zero = b.emit("mul", k, _int(16, b)), _int(0, b)
+            left = b.emit("wmma_load", a, *((first, zero) if op["ta"] else (zero, first)), transposed=op["ta"], name=a.name,
+                          type=Frag(a.type.dtype, (rows, 16), OpaqueLayout("a", *grid)))
+            r = b.emit("wmma_load", right, *((zero, first) if op["tb"] else (first, zero)), transposed=op["tb"], name=right.name,
+                       type=Frag(right.type.dtype, (16, cols), OpaqueLayout("b", *grid)))
+            return b.emit("wmma_mma", left, r, acc, type=acc.type, name=op.result.name)
+
+        return _unrolled(depth // 16, "k", acc, at_depth, b)
+
+    def fma(self, op: Op, b: Builder) -> Value:
+        a, right, acc = op.operands
+        t: Any = acc.type
+        layout: RegLayout = t.layout
+        depth = a.type.shape[0 if op["ta"] else 1]
+
+        def vector(buffer: Value, k: Value, along: int, axis: int, b: Builder) -> Value:
+            """Column or row k of a stored tile, spread like axis `axis` of the accumulator, as f32."""
+            zero = _int(0, b)
+            n = t.shape[axis]
+            frag = Frag(buffer.type.dtype, (n,), layout.drop(1 - axis))
+            pos = (zero, k) if along == 0 else (k, zero)
+            v = b.emit("ld_shared", buffer, *pos, type=frag, name=buffer.name, along=along)
+            if v.type.dtype != t.dtype:
+                v = b.emit("cast", v, to=t.dtype.name, name=buffer.name)
+            return b.emit("broadcast", v, type=t, axes=(axis,), name=buffer.name)
+
+        def at_depth(k: Value, acc: Value, b: Builder) -> Value:
+            left = vector(a, k, 1 if op["ta"] else 0, 0, b)
+            r = vector(right, k, 0 if op["tb"] else 1, 1, b)
+            if t.dtype == f32:
+                return b.emit("fma", left, r, acc, name=op.result.name)
+            return b.emit("add", b.emit("mul", left, r), acc, name=op.result.name)
+
+        return _unrolled(depth, "k", acc, at_depth, b, unroll=False)
+
+
+# ---- helpers -----------------------------------------------------------------------------------------------------------
+
+
+def check_bytes(op: Op) -> None:
+    """Matrix instructions take elements of 8 bits along the depth, and nothing transposes them on the way."""
+    a, right, _ = (v.type for v in op.operands)
+    if a.dtype.bits == 8 and ((op["ta"] and isinstance(a, Buffer)) or not op["tb"]):
+        side, got, want = ("left", a, "[rows, depth], as it is") if op["tb"] else ("right", right, "[columns, depth], read as its .T")
+        raise FcError("compile/unsupported", f"{op['math']}: the {side} operand of a dot of {a.dtype} lies across its depth",
+                      expected=f"a tile {want}", got=got, loc=op.loc,
+                      hint='keep that tensor transposed in memory, convert the tile with .to(fc.f16), or Schedule(math="fma")')
+
+
+def _unrolled(count: int, name: str, acc: Value, step: Any, b: Builder, unroll: bool = True) -> Value:
+    """for name in 0..count carrying an accumulator; `step(index, acc, builder) -> acc` writes the body."""
+    index, inner = Value(Scalar(i32), name), Value(acc.type, acc.name)
+    body = Builder(b.loc)
+    body.do("yield", step(index, inner, body))
+    result = Value(acc.type, acc.name)
+    attrs = {"unroll": True} if unroll else {}
+    b.add(Op("for", (_int(0, b), _int(count, b), acc), (result,), attrs, (body.block((index, inner)),), b.loc))
+    return result
+
+
+def _int(value: int, b: Builder) -> Value:
+    return b.emit("const", value=value, dtype="i32")
+
+
+def _written(block: Block) -> set[Value]:
+    """Buffers that are filled inside the block."""
+    return {v for o in walk(block) if o.kind in ("cp_async", "st_shared", "stmatrix") for v in o.operands if isinstance(v.type, Buffer)}
+
+
+def _dots(block: Block) -> list[Op]:
+    return [o for o in walk(block) if o.kind == "dot"]

@@ -1,0 +1,302 @@
+"""sync: barriers and waits, put where the hazards are and nowhere else.
+
+In: allocated machine IR without any synchronisation. Out: the same with `barrier`, `syncwarp` and `wait_group n` in front of the ops that
+need them. The pass walks the program once in order with a state of what has happened since the last barrier:
+
+  edge                                               carried by
+  st_shared -> read or write by another warp         barrier
+  st_shared -> read or write by the same warp        syncwarp
+  read -> write of the same bytes                    barrier, or syncwarp within a warp
+  cp_async -> anyone                                 wait_group n, n = groups committed since, then barrier
+  st_shared -> wgmma                                 proxy_fence (wgmma reads through the async proxy), then barrier
+  wgmma -> st_shared                                 its settle, then barrier
+  st_shared, stmatrix -> tma_store                   proxy_fence right behind the store, then barrier
+  tma_store -> st_shared, stmatrix                   bulk_wait n (read), n = groups of bulk stores since, then barrier
+  tma_store -> tma_store of the same tensor          bulk_wait 0, then barrier: bulk stores of one program have no order of their own
+
+Where a tile is staged in parts, each by warps of its own, a barrier is only that of the part. What two roles share is a channel: its
+barriers were put there by `roles`.
+
+Loops are walked until the state at their head no longer changes, the slots of rings counted relative to the current tile; so a hazard
+between iterations is found like any other. Buffers that share bytes meet by their addresses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from ...errors import FcError
+from ...ir.core import Block, Kernel, Op, Value, definitions, walk
+from ...ir.lifetimes import WRITES
+from ...ir.schedule import Schedule
+from ...ir.target import Target
+from ...ir.types import Buffer, Frag
+from .accesses import READS, WHOLE, Access, area_of, conflict
+
+
+def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
+    offsets = dict(zip(kernel.buffers, kernel.meta.get("smem_offsets", ())))
+    roles = []
+    used = [{v for o in walk(r.body) for v in o.operands if v in offsets} for r in kernel.roles]
+    shared = {v for n, vs in enumerate(used) for v in vs if any(v in other for other in used[:n] + used[n + 1:])}
+    for role in kernel.roles:
+        s = _Sync(offsets, role.warps, definitions(role.body), shared, walk(role.body))
+        ops, state = s.ops(role.body.ops, _State(frozenset(), frozenset(), (), frozenset()))
+        if state.bulk:
+            ops.append(Op("bulk_wait", attrs={"n": 0, "read": False}, loc=role.body.ops[-1].loc))
+        if any(state.groups) or state.open:
+            ops.append(Op("wait_group", attrs={"n": 0}, loc=role.body.ops[-1].loc))
+        roles.append(replace(role, body=Block(role.body.args, tuple(ops))))
+    return replace(kernel, roles=tuple(roles)).with_meta(stage="synced")
+
+
+@dataclass(frozen=True)
+class _State:
+    """seen: accesses since the last barrier. lane: those since the last syncwarp or barrier. groups: copies committed and not waited for,
+    oldest first. open: copies not yet committed. bulk: what groups of bulk stores may still read, oldest first. sent: (tensor, whether it
+    is added to) of bulk stores of this program that may not be complete. flying: what products in flight may still read: a barrier before
+    their `settle` orders nothing."""
+
+    seen: frozenset[Access]
+    lane: frozenset[Access]
+    groups: tuple[frozenset[Access], ...]
+    open: frozenset[Access]
+    bulk: tuple[frozenset[Access], ...] = ()
+    sent: frozenset[tuple[Value, bool]] = frozenset()
+    flying: frozenset[Access] = frozenset()
+
+    def join(self, other: _State) -> _State:
+        """Either may be the past. Groups are counted from the newest, which is how `wait_group` counts."""
+        def both(mine: tuple[frozenset[Access], ...], others: tuple[frozenset[Access], ...]) -> tuple[frozenset[Access], ...]:
+            n = max(len(mine), len(others))
+            pad = lambda g: (frozenset(),) * (n - len(g)) + g
+            return tuple(a | b for a, b in zip(pad(mine), pad(others)))
+
+        return _State(self.seen | other.seen, self.lane | other.lane, both(self.groups, other.groups), self.open | other.open,
+                      both(self.bulk, other.bulk), self.sent | other.sent, self.flying | other.flying).trim()
+
+    def trim(self) -> _State:
+        """Without empty groups at the old end: nobody waits for those."""
+        i = 0
+        while i < len(self.groups) and not self.groups[i]:
+            i += 1
+        return replace(self, groups=self.groups[i:])
+
+    def map(self, fn) -> _State:
+        return _State(
+            frozenset(map(fn, self.seen)),
+            frozenset(map(fn, self.lane)),
+            tuple(frozenset(map(fn, g)) for g in self.groups),
+            frozenset(map(fn, self.open)),
+            tuple(frozenset(map(fn, g)) for g in self.bulk),
+            self.sent,
+            frozenset(map(fn, self.flying)),
+        )
+
+
+class _Sync:
+    def __init__(self, offsets: dict[Value, int], warps: int, defs: dict[Value, Op], shared: set[Value], ops: Iterable[Op]):
+        self.offsets, self.warps, self.defs, self.shared = offsets, warps, defs, shared
+        self.warped: dict[Value, bool] = {}
+        ops = tuple(ops)
+        #: staging buffer -> parts, each of warps that write and read rows or columns of their own
+        self.parts: dict[Value, int] = {o.operands[-1]: o["parts"] for o in ops if o.kind == "tma_store"}
+        #: what matrix instructions read: a barrier behind a store there, whatever it is for, is the last one that they need
+        self.products = {v for o in ops if o.kind == "wgmma" for v in o.operands if isinstance(v.type, Buffer)}
+        #: what a loop carries -> what it starts as
+        self.starts = {a: v for o in ops if o.kind == "for" for a, v in zip(o.regions[0].args[1:], o.operands[2:])}
+
+    # ---- walking ---------------------------------------------------------------------------------------------------
+
+    def ops(self, ops: tuple[Op, ...], state: _State) -> tuple[list[Op], _State]:
+        out: list[Op] = []
+        for n, op in enumerate(ops):
+            if op.kind in ("for", "while"):
+                state = self.loop(op, state, out)
+            elif op.kind == "if":
+                state = self.branch(op, state, out)
+            elif op.kind == "settle":
+                state = replace(state, seen=state.seen | state.flying, lane=state.lane | state.flying,
+                                flying=state.flying if op["groups"] else frozenset())
+                out.append(op)
+            elif op.kind == "barrier":  # another pass put it there
+                state = replace(state, seen=frozenset(), lane=frozenset())
+                out.append(op)
+            elif op.kind == "commit_group":
+                state = replace(state, groups=(*state.groups, state.open), open=frozenset()).trim()
+                out.append(op)
+            else:
+                accesses = self.accesses(op)
+                ahead = next((o for o in ops[n:] if o.kind == "wgmma"), None) if op.kind == "wgmma_fence" else None
+                state = self.before(self.accesses(ahead) if ahead is not None else accesses, state, out, op)
+                if op.kind == "acquire":
+                    continue
+                if op.kind == "wgmma":
+                    state = replace(state, flying=state.flying | frozenset(accesses))
+                copies = frozenset(a for a in accesses if a.copy)
+                plain = frozenset(accesses) - copies
+                if op.kind == "tma_store":
+                    out.append(op)
+                    state = replace(state, bulk=(*state.bulk, frozenset(plain)), sent=state.sent | {_target(op)})
+                    continue
+                state = replace(state, seen=state.seen | plain, lane=state.lane | plain, open=state.open | copies)
+                out.append(op)
+                if any(a.ring in self.parts for a in plain):
+                    out.append(Op("proxy_fence", loc=op.loc))
+        return out, state
+
+    def before(self, accesses: list[Access], state: _State, out: list[Op], op: Op) -> _State:
+        """Emit what must stand between the past and these accesses."""
+        state = self.bulk(accesses, state, out, op)
+        wait = None
+        for n, group in enumerate(reversed(state.groups)):
+            if any(conflict(g, a, self.offsets, self.warps) for g in group for a in accesses):
+                wait = n  # the newest group that matters; older ones are done when it is
+                break
+        if any(conflict(g, a, self.offsets, self.warps) for g in state.open for a in accesses if not (g.copy and a.copy)):
+            raise FcError("ir/verify", "a tile is used while its copy is not yet committed to a group", loc=op.loc)
+        if wait is not None:
+            out.append(Op("wait_group", attrs={"n": wait}, loc=op.loc))
+            done = len(state.groups) - wait
+            landed = frozenset(a.landed() for g in state.groups[:done] for a in g)
+            state = replace(state, seen=state.seen | landed, groups=state.groups[done:])
+        if wait is None and (parts := self.of_parts(state.seen, accesses)) > 1:
+            out.append(Op("barrier", attrs={"parts": parts}, loc=op.loc))
+            others = lambda past: frozenset(a for a in past if self.parts.get(a.ring) != parts)
+            return replace(state, seen=others(state.seen), lane=others(state.lane))
+        if wait is not None or self.meet(state.seen, accesses, "block"):
+            if op.kind == "wgmma_fence" or any(a.write and a.ring in self.products for a in state.seen):
+                out.append(Op("proxy_fence", loc=op.loc))
+            out.append(Op("barrier", loc=op.loc))
+            return replace(state, seen=frozenset(), lane=frozenset())
+        if self.meet(state.lane, accesses, "warp"):
+            out.append(Op("syncwarp", loc=op.loc))
+            return replace(state, lane=frozenset())
+        return state
+
+    def bulk(self, accesses: list[Access], state: _State, out: list[Op], op: Op) -> _State:
+        """Wait for bulk stores that still read what is written here, or that still write where another one begins to."""
+        if op.kind == "tma_store" and any(v is _target(op)[0] and not (add and _target(op)[1]) for v, add in state.sent):
+            out.append(Op("bulk_wait", attrs={"n": 0, "read": False}, loc=op.loc))
+            out.append(Op("barrier", loc=op.loc))
+            return replace(state, seen=frozenset(), lane=frozenset(), bulk=(), sent=frozenset())
+        for n, group in enumerate(reversed(state.bulk)):
+            if any(conflict(g, a, self.offsets, self.warps) for g in group for a in accesses):
+                out.append(Op("bulk_wait", attrs={"n": n, "read": True}, loc=op.loc))
+                done = len(state.bulk) - n
+                read = frozenset(a for g in state.bulk[:done] for a in g)
+                return replace(state, seen=state.seen | read, lane=state.lane | read, bulk=state.bulk[done:])
+        return state
+
+    def of_parts(self, past: frozenset[Access], accesses: list[Access]) -> int:
+        """The parts whose own barriers are enough: all that meets is in staging buffers of as many parts. 1 if the role's is
+        needed, or none."""
+        meeting = [(s.ring, a.ring) for s in past for a in accesses if conflict(s, a, self.offsets, self.warps) == "block"]
+        found = {self.parts.get(s, 1) if s is a else 1 for s, a in meeting}
+        return found.pop() if len(found) == 1 else 1
+
+    def meet(self, past: frozenset[Access], accesses: list[Access], kind: str) -> bool:
+        return any(conflict(s, a, self.offsets, self.warps) == kind for s in past for a in accesses)
+
+    def loop(self, op: Op, state: _State, out: list[Op]) -> _State:
+        nested = {v for o in walk(op.regions[0]) if o.kind in ("for", "while") for r in o.regions for v in _rings(r)}
+        own = _rings(op.regions[0]) - nested
+
+        def next_iteration(a: Access) -> Access:
+            return a.forgotten() if a.ring in nested else a.shifted() if a.ring in own else a
+
+        if not any(o.kind in WRITES or o.kind == "acquire" for o in walk(op.regions[0])):
+            accesses = [a for o in walk(op.regions[0]) for a in self.accesses(o)]
+            state = self.before(accesses, state, out, op)
+        entry = state
+        for _ in range(8):
+            body, after = self.ops(op.regions[0].ops, entry)
+            back = after.map(next_iteration)
+            if op.kind == "while":  # the next tile of the grid: programs write to places of their own
+                back = replace(back, sent=frozenset())
+            joined = state.join(back)
+            if joined == entry:
+                break
+            entry = joined
+        else:
+            raise AssertionError("the state of a loop did not settle")
+        if _common_barrier(body):
+            if op.kind == "for" and any(self._per_warp(v) for v in op.operands[:2]):
+                raise FcError("compile/unsupported", "warpgroups walk this loop each over its own tiles, and it needs a barrier of all",
+                              loc=op.loc, hint="Schedule(own_rows=False), or what goes through shared memory stays in registers")
+            if any(o.kind == "token_take" for o in body):
+                raise FcError("compile/unsupported", "warpgroups take turns in this loop, and it needs a barrier of them all", loc=op.loc,
+                              hint="Schedule(tokens=False), or what goes through shared memory stays in registers")
+        out.append(replace(op, regions=(Block(op.regions[0].args, tuple(body)),)))
+        return state.join(back)
+
+    def branch(self, op: Op, state: _State, out: list[Op]) -> _State:
+        accesses = [a for r in op.regions for o in walk(r) for a in self.accesses(o)]
+        state = self.before(accesses, state, out, op)
+        regions, ends = [], []
+        for r in op.regions:
+            ops, end = self.ops(r.ops, state)
+            if self._per_warp(op.operands[0]) and _common_barrier(ops):
+                raise FcError("compile/unsupported", "a branch that warps take on their own needs a barrier of the whole block",
+                              loc=op.loc, hint="Schedule(skip_ones=False, own_rows=False)")
+            regions.append(Block(r.args, tuple(ops)))
+            ends.append(end)
+        out.append(replace(op, regions=tuple(regions)))
+        return ends[0].join(ends[1])
+
+    def _per_warp(self, v: Value) -> bool:
+        if v not in self.warped:
+            d = self.defs.get(self.starts.get(v, v))
+            self.warped[v] = d is not None and (d.kind in ("vote_any", "row_part") or any(self._per_warp(o) for o in d.operands))
+        return self.warped[v]
+
+    # ---- accesses --------------------------------------------------------------------------------------------------
+
+    def accesses(self, op: Op) -> list[Access]:
+        if op.kind == "acquire":
+            return [Access(*self.place(v), False, WHOLE) for v in op.operands]
+        if op.kind == "cp_async":
+            return [Access(*self.place(op.operands[-1]), True, WHOLE, True)]
+        if op.kind == "tma_store":
+            return [Access(*self.place(op.operands[-1]), False, ("parts", op["parts"], int(op.get("across", False))))]
+        if op.kind == "wgmma":
+            read = [v for v in op.operands if isinstance(v.type, Buffer)]
+            return [Access(ring, rel, False, WHOLE) for ring, rel in map(self.place, read) if ring not in self.shared]
+        if op.kind not in READS | WRITES:
+            return []
+        write = op.kind in WRITES
+        frag = op.operands[0] if write else op.result
+        buffer, row, col = op.operands[1:] if write else op.operands
+        assert isinstance(frag.type, Frag)
+        if self.place(buffer)[0] in self.shared:
+            return []
+        area = area_of(op, frag.type, buffer.type, self.const(row), self.const(col))
+        return [Access(*self.place(buffer), write, area)]
+
+    def place(self, view: Value) -> tuple[Value, int | None]:
+        """(ring, slot relative to the current tile) of a view."""
+        op = self.defs.get(view)
+        if op is None:
+            return view, 0
+        assert op.kind == "slot", f"a view made by {op.kind}"
+        ring, ordinal = op.operands
+        base = self.const(ordinal)
+        return ring, op["ahead"] + (base or 0)
+
+    def const(self, v: Value) -> int | None:
+        d = self.defs.get(v)
+        return d["value"] if d is not None and d.kind == "const" else None
+
+
+def _target(op: Op) -> tuple[Value, bool]:
+    return op.operands[0], op.get("reduce") == "add"
+
+
+def _common_barrier(ops: Iterable[Op]) -> bool:
+    """Whether all warps of the role meet in there."""
+    return any((o.kind == "barrier" and o.get("parts", 1) == 1) or any(_common_barrier(r.ops) for r in o.regions) for o in ops)
+
+
+def _rings(block: Block) -> set[Value]:
+    return {o.operands[0] for o in walk(block) if o.kind == "slot"}

@@ -1,0 +1,176 @@
+"""pieces: an operand that is computed on its way from one place in shared memory to another is never in registers as a whole.
+
+In: placed machine IR. Out: the same, where tiles that are read from shared memory, worked upon row by row and stored there again, and read
+by nobody in between, go through registers a few rows at a time. The rows of a piece are read while the piece before is worked upon.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from ...ir.core import Block, Kernel, Op, Value, free_values
+from ...ir.layout import Factor, RegLayout
+from ...ir.rewrite import Builder, Env, map_bodies, substitute
+from ...ir.schedule import Schedule
+from ...ir.target import Target
+from ...ir.types import Frag, Scalar
+from ..facts.common import ELEMENTWISE
+
+#: elements of a tile that a thread holds at once: 16 bytes of half precision
+MOST = 8
+ROWWISE = ELEMENTWISE | {"broadcast", "reduce", "combine"}
+
+
+def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
+    buffers: list[Value] = []
+    out = map_bodies(kernel, lambda body: _block(body, buffers))
+    return replace(out, buffers=(*out.buffers, *buffers)) if buffers or out is not kernel else kernel
+
+
+def _block(block: Block, buffers: list[Value]) -> Block:
+    inner = lambda o: replace(o, regions=tuple(_block(r, buffers) for r in o.regions)) if o.regions else o
+    block = Block(block.args, tuple(map(inner, block.ops)))
+    while (group := _first(block)) is not None:
+        block = group.rewritten(buffers)
+    return block
+
+
+@dataclass
+class _Group:
+    """stores: the ops that put tiles into shared memory. work: what they follow from, in order, the reads included. layout: of the tiles,
+    small: of one of `count` pieces."""
+
+    block: Block
+    stores: list[Op]
+    work: list[Op]
+    layout: RegLayout
+    count: int
+    small: RegLayout
+
+    def rewritten(self, buffers: list[Value]) -> Block:
+        mine = {id(o) for o in (*self.stores, *self.work)}
+        named, env = {}, Env()
+        for s in self.stores:
+            if s.kind == "stage":
+                named[s.result] = env[s.result] = Value(s.result.type, s.result.name)
+                buffers.append(env[s.result])
+        b = Builder()
+        for op in self.block.ops:
+            if op is self.stores[0]:
+                self.pieces(named, b)
+            if id(op) not in mine:
+                b.add(substitute(op, env))
+        return b.block(self.block.args)
+
+    def pieces(self, named: dict[Value, Value], b: Builder) -> None:
+        b.loc = self.stores[0].loc
+        rows = self.layout.shape[0] // self.count
+        small = self.small
+        reads = [o for o in self.work if o.kind == "unstage"]
+        envs = [Env() for _ in range(self.count)]
+
+        def read(n: int) -> None:
+            first, zero = b.emit("const", value=n * rows, dtype="i32"), b.emit("const", value=0, dtype="i32")
+            for o in reads:
+                at = (first, zero) if len(o.result.type.shape) == 2 else (zero, first)
+                envs[n][o.result] = b.emit("ld_shared", o.operands[0], *at, type=self.piece(o.result, rows, small), name=o.result.name)
+
+        read(0)
+        for n, env in enumerate(envs):
+            if n + 1 < self.count:
+                read(n + 1)
+            for o in (x for x in self.work if x.kind != "unstage"):
+                out = Value(self.piece(o.result, rows, small), o.result.name)
+                b.add(replace(o, operands=env.all(o.operands), results=(out,)))
+                env[o.result] = out
+            for s in self.stores:
+                to = named[s.result] if s.kind == "stage" else s.operands[1]
+                first, zero = b.emit("const", value=n * rows, dtype="i32"), b.emit("const", value=0, dtype="i32")
+                b.do("st_shared", env[s.operands[0]], to, first, zero)
+
+    def piece(self, v: Value, rows: int, small: RegLayout) -> Frag:
+        t = v.type
+        assert isinstance(t, Frag)
+        return replace(t, shape=(rows, *t.shape[1:]), layout=small if len(t.shape) == 2 else small.drop(1))
+
+
+def _part(layout: RegLayout, count: int) -> RegLayout | None:
+    """The layout of a `count`-th of the rows, where a thread has so many times the same ones."""
+    digit = max((f for f in layout.axes[0] if f.unit == "r"), key=lambda f: f.size, default=None)
+    if digit is None or digit.size % count:
+        return None
+    regs = sorted((f for a in layout.axes for f in a if f.unit == "r"), key=lambda f: f.stride)
+    stride, new = 1, {}
+    for f in regs:
+        size = f.size // count if f is digit else f.size
+        new[f], stride = Factor("r", size, stride), stride * size
+    return RegLayout(tuple(tuple(new.get(f, f) for f in a) for a in layout.axes))
+
+
+def _first(block: Block) -> _Group | None:
+    """The next group of stores that share work."""
+    made = {r: o for o in block.ops for r in o.results}
+    place = {id(o): n for n, o in enumerate(block.ops)}
+    slices: list[tuple[list[Op], set[int]]] = []
+    for s in (o for o in block.ops if o.kind in ("stage", "st_shared")):
+        work = _work(s, made)
+        if work is None:
+            continue
+        ops, ids = [s], set(work)
+        for other in [x for x in slices if x[1] & ids]:
+            slices.remove(other)
+            ops, ids = [*other[0], *ops], ids | other[1]
+        slices.append((ops, ids))
+    for stores, ids in slices:
+        group = _group(block, sorted(stores, key=lambda o: place[id(o)]), [o for o in block.ops if id(o) in ids], made, place)
+        if group is not None:
+            return group
+    return None
+
+
+def _group(block: Block, stores: list[Op], work: list[Op], made: dict[Value, Op], place: dict[int, int]) -> _Group | None:
+    tiles = {v.type.layout for o in work for v in o.results if len(v.type.shape) == 2}
+    if len(tiles) != 1:
+        return None
+    layout: RegLayout = tiles.pop()
+    count = -(-layout.regs // MOST)
+    small = _part(layout, count)
+    mine = {id(o) for o in (*stores, *work)}
+    inner = {r for o in work for r in o.results}
+    others = [o for o in block.ops if id(o) not in mine]
+    outside = any(v in inner for o in others for v in (*o.operands, *(x for r in o.regions for x in free_values(r))))
+    given = [made[v] for o in (*work, *stores) for v in o.operands[:2] if v in made and v not in inner]
+    late = any(place[id(o)] > place[id(stores[0])] for o in given if id(o) not in mine)
+    if count < 2 or outside or late or small is None:
+        return None
+    rows = {v for o in work for v in o.operands if v not in inner and isinstance(v.type, Frag)}
+    across = {v for o in work if o.kind == "broadcast" and o["axes"] == (1,) for v in o.operands}
+    if not rows <= across:
+        return None
+    return _Group(block, stores, work, layout, count, small)
+
+
+def _work(store: Op, made: dict[Value, Op]) -> dict[int, Op] | None:
+    """The ops from reads of shared memory to a store, by id; None where it follows from anything but these and rows that all pieces
+    share."""
+    need: dict[int, Op] = {}
+    todo = [store.operands[0]]
+    while todo:
+        op = made.get(todo.pop())
+        if op is None or id(op) in need:
+            continue
+        if op.kind not in ROWWISE | {"unstage"}:
+            return None
+        if not isinstance(op.result.type, Frag) or not isinstance(op.result.type.layout, RegLayout):
+            return None
+        if op.kind == "broadcast" and op["axes"] == (1,):
+            need[id(op)] = op  # one row for all rows
+            continue
+        if op.kind == "unstage":
+            need[id(op)] = op
+            continue
+        if op.kind == "reduce" and op["axis"] != 1:
+            return None
+        need[id(op)] = op
+        todo += [v for v in op.operands if not isinstance(v.type, Scalar)]
+    return need if any(o.kind == "unstage" for o in need.values()) else None

@@ -1,0 +1,298 @@
+"""pipeline: shared-memory loads become rings of slots that are filled ahead of their readers.
+
+In: placed machine IR. Out: the same, where every load into shared memory is a copy into a slot of a kernel buffer. A load in a loop,
+with `copy="cp_async"` and `stages` > 1, becomes a ring: before the loop the first stages - 1 tiles are started; each iteration
+acquires its own slots, then starts the tiles stages - 1 iterations ahead. With `stages` = 1 and `ahead`, the loads of a loop take
+turns: each one's only slot is refilled as soon as the next load's tile has been acquired, half an iteration before it is read again.
+Loops of one chain run one after the other over one range and share their rings, so no tile is waited for at the seam. Every other
+load is copied in place into a ring of one slot. Nothing synchronises yet: `sync` finds the hazards.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import Any
+
+from ...ir.access import guards
+from ...ir.alignment import promised
+from ...ir.core import Block, Kernel, Op, Value, free_values, walk
+from ...ir.rewrite import Builder, Env, copy_op, substitute_block
+from ...ir.schedule import Schedule
+from ...ir.target import Target
+from ...ir.types import Buffer, Frag
+from ..facts.common import AHEAD, copied_run, copy_threads, index_slice, loaded_name, not_ahead, without_effect
+
+
+def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
+    if schedule.copy == "tma":
+        return kernel
+    p = _Pipeliner(schedule, {o.operands[0] for o in walk(kernel.body) if o.kind == "store"})
+    body = p.block(kernel.body)
+    _check_effect(kernel, schedule, p)
+    return replace(kernel.with_body(body), buffers=(*kernel.buffers, *p.buffers)).with_meta(stage="pipelined")
+
+
+def _check_effect(kernel: Kernel, schedule: Schedule, p: _Pipeliner) -> None:
+    """What the schedule asks of the loads, they have got."""
+    if promised(kernel) is not None:
+        return  # for tensors that allow less than the schedule was made for
+    loads = [op for op in walk(kernel.body) if is_shared_load(op)]
+    if schedule.copy == "vector" and not loads:
+        raise without_effect("copy", "no tile is loaded into shared memory", got=schedule.copy)
+    if schedule.ahead and not any(slots == 1 for slots in p.ahead.values()):
+        raise without_effect("ahead", "no loop's loads take turns", got=f"stages={schedule.slots}",
+                             expected="stages=1, and a loop that is done with each of its tiles before it reads the next one")
+    for op in walk(kernel.body):
+        if op.kind == "load" and op.get("stages", 1) > 1 and op["site"] not in p.ahead:
+            raise not_ahead(op)
+    if schedule.slots > 2 and not any(slots == schedule.slots for slots in p.ahead.values()):
+        raise without_effect("stages", "no load runs ahead", expected=AHEAD, got=schedule.slots)
+
+
+@dataclass
+class _Ring:
+    """One load, in each loop of its chain. anywhere: the one that says where a tile of any of them lies, in the loop's body: the copy for
+    whole tiles may have used what holds only there."""
+
+    buffer: Value
+    loads: list[Op]
+    anywhere: Op
+    body: Block
+
+
+@dataclass
+class _Pipeliner:
+    schedule: Schedule
+    written: set[Value]  # tensors that the kernel stores to
+    buffers: list[Value] = field(default_factory=list)
+    ahead: dict[str, int] = field(default_factory=dict)  # sites whose loads run ahead -> slots
+
+    def block(self, block: Block) -> Block:
+        b, env = Builder(), Env()
+        ops = list(block.ops)
+        i = 0
+        while i < len(ops):
+            op = ops[i]
+            b.loc = op.loc
+            if op.kind == "for" and not op.get("unroll"):
+                chain = [op]
+                while op.get("chain") is not None and i + 1 < len(ops) and ops[i + 1].kind == "for" \
+                        and ops[i + 1].get("chain") == op["chain"]:
+                    i += 1
+                    chain.append(ops[i])
+                self.loops([self._subst(o, env) for o in chain], chain, b, env)
+            elif is_shared_load(op):
+                self.in_place(self._subst(op, env), op, b, env)
+            else:
+                new = self._subst(op, env)
+                new = replace(new, regions=tuple(self._region(r, env) for r in op.regions),
+                              results=tuple(Value(r.type, r.name) for r in op.results))
+                for old, res in zip(op.results, new.results):
+                    env[old] = res
+                b.add(new)
+            i += 1
+        return b.block(block.args)
+
+    def _region(self, block: Block, env: Env) -> Block:
+        inner = substitute_block(block, env)
+        return self.block(inner)
+
+    def _subst(self, op: Op, env: Env) -> Op:
+        return replace(op, operands=env.all(op.operands))
+
+    def ring(self, load: Op, slots: int) -> Value:
+        v = Value(replace(load.result.type, slots=slots), loaded_name(load))
+        self.buffers.append(v)
+        return v
+
+    def in_place(self, op: Op, old: Op, b: Builder, env: Env) -> None:
+        """Copy into a buffer of one slot where the load stands."""
+        buffer = self.ring(op, 1)
+        start_copy(op, op.operands, buffer, self.schedule, b)
+        if asynchronous(op, self.schedule):
+            b.do("commit_group", loc=op.loc)
+        env[old.result] = buffer
+
+    # ---- loops ---------------------------------------------------------------------------------------------------
+
+    def loops(self, chain: list[Op], olds: list[Op], b: Builder, env: Env) -> None:
+        """A chain of loops with shared rings (`chain` has its operands substituted, `olds` are the ops as they were)."""
+        inner = [substitute_block(o.regions[0], env) for o in chain]
+        rings = self._rings(inner, next((i for i, o in enumerate(chain) if o.get("part") != "full"), 0))
+        down = bool(chain[0].get("descending"))
+        turns = bool(rings) and rings[0].buffer.type.slots == 1
+        low, high = (chain[-1].operands[0], chain[0].operands[1]) if down else (chain[0].operands[0], chain[-1].operands[1])
+        depth = max((r.buffer.type.slots for r in rings), default=1)
+        if turns:
+            first = b.emit("sub", high, b.emit("const", value=1, dtype="i32"), name="first") if down else low
+            some = b.emit("lt", low, high)
+            for r in rings[:-1] or rings:
+                self._start([r], 0, first, some, b.emit("const", value=0, dtype="i32"), 0, b)
+        elif rings:
+            self._prologue(rings, low, high, down, depth, b)
+        for i, (op, old) in enumerate(zip(chain, olds)):
+            body = inner[i]
+            if turns:
+                body = self._take_turns(rings, i, body, low, high, down)
+            elif rings:
+                body = self._steady(rings, i, body, low, high, down)
+            operands = (*op.operands[:2], *(env[v] for v in old.operands[2:]))
+            new = replace(op, operands=operands, regions=(self.block(body),), results=tuple(Value(r.type, r.name) for r in old.results))
+            for res, fresh in zip(old.results, new.results):
+                env[res] = fresh
+            b.add(new)
+
+    def _rings(self, bodies: list[Block], whole: int) -> list[_Ring]:
+        """The loads that can run ahead: in every loop of the chain, with positions that follow from the index alone."""
+        if self.schedule.copy != "cp_async":
+            return []
+        loads = [[o for o in body.ops if is_shared_load(o)] for body in bodies]
+        if len({tuple(o["site"] for o in ls) for ls in loads}) != 1:
+            return []
+        early = lambda o, body: asynchronous(o, self.schedule) and index_slice(body, o.operands[1:], self.written) is not None
+        ahead = [same for same in zip(*loads) if all(map(early, same, bodies))]
+        slots = 0
+        deep = [s for s in ahead if s[0].get("stages", self.schedule.slots) > 1]
+        if not deep and self.schedule.ahead and ahead and all(_in_turn([s[i] for s in ahead], body) for i, body in enumerate(bodies)):
+            ahead.sort(key=lambda s: _span(s[0].result, bodies[0])[0])
+            deep, slots = ahead, 1
+        self.ahead.update((s[0]["site"], slots or s[0].get("stages", self.schedule.slots)) for s in deep)
+        return [_Ring(self.ring(s[0], self.ahead[s[0]["site"]]), list(s), s[whole], bodies[whole]) for s in deep]
+
+    def _prologue(self, rings: list[_Ring], low: Value, high: Value, down: bool, depth: int, b: Builder) -> None:
+        for step in range(depth - 1):
+            starting = [r for r in rings if step < r.buffer.type.slots - 1]
+            offset = b.emit("const", value=step, dtype="i32")
+            if down:
+                last = b.emit("sub", high, b.emit("const", value=1, dtype="i32"))
+                index = b.emit("sub", last, offset, name="first")
+                inside = b.emit("ge", index, low)
+            else:
+                index = b.emit("add", low, offset, name="first")
+                inside = b.emit("lt", index, high)
+            self._start(starting, 0, index, inside, offset, 0, b)
+
+    def _start(self, rings: list[_Ring], loop: int, index: Value, inside: Value, ordinal: Value, ahead: int | None, b: Builder) -> None:
+        """if inside: start the copies of tile `index`; one group for all of them, empty where there is nothing to copy."""
+        then = Builder(b.loc)
+        env = Env({r.body.args[0]: index for r in rings})
+        slices = [index_slice(r.body, r.anywhere.operands[1:], self.written) or [] for r in rings]
+        # entries of a table are read outside of the branch: past its end they are zeros
+        where = b if any(o.kind == "gather" for ops in slices for o in ops) else then
+        for r, ops in zip(rings, slices):
+            load = r.loads[loop]
+            for op in ops:
+                if op.result not in env.map:
+                    where.add(copy_op(op, env))
+            slot_ahead = r.buffer.type.slots - 1 if ahead is None else ahead
+            view = then.emit("slot", r.buffer, ordinal, ahead=slot_ahead, name=r.buffer.name, loc=load.loc)
+            start_copy(load.with_attrs(guard=guards(r.loads)), env.all(r.anywhere.operands), view, self.schedule, then)
+        then.do("yield")
+        empty = Builder(b.loc)
+        empty.do("yield")
+        b.do("if", inside, regions=(then.block(), empty.block()), loc=rings[0].loads[loop].loc)
+        b.do("commit_group", loc=rings[0].loads[loop].loc)
+
+    def _steady(self, rings: list[_Ring], loop: int, body: Block, low: Value, high: Value, down: bool) -> Block:
+        j = body.args[0]
+        b = Builder(rings[0].loads[loop].loc)
+        one = b.emit("const", value=1, dtype="i32")
+        n = b.emit("sub", b.emit("sub", high, one), j, name="n") if down else b.emit("sub", j, low, name="n")
+        env = Env()
+        views = []
+        for r in rings:
+            view = b.emit("slot", r.buffer, n, ahead=0, name=r.buffer.name, loc=r.loads[loop].loc)
+            env[r.loads[loop].result] = view
+            views.append(view)
+        b.do("acquire", *views)
+        for depth in sorted({r.buffer.type.slots for r in rings}):
+            far = b.emit("const", value=depth - 1, dtype="i32")
+            index = b.emit("sub", j, far, name="next") if down else b.emit("add", j, far, name="next")
+            inside = b.emit("ge", index, low) if down else b.emit("lt", index, high)
+            self._start([r for r in rings if r.buffer.type.slots == depth], loop, index, inside, n, None, b)
+        ring_loads = {id(r.loads[loop]) for r in rings}
+        rest = Block((), tuple(o for o in body.ops if id(o) not in ring_loads))
+        return Block(body.args, (*b.ops, *substitute_block(rest, env).ops))
+
+
+    def _take_turns(self, rings: list[_Ring], loop: int, body: Block, low: Value, high: Value, down: bool) -> Block:
+        """One slot per load: acquire each tile in front of its first reader, then refill the slot whose readers are done."""
+        j, env = body.args[0], Env({r.loads[loop].result: r.buffer for r in rings})
+        spans = [_span(r.loads[loop].result, body) for r in rings]
+        first = {_before_rare_branch(body, max([-1, *(b for _, b in spans if b < at)]) + 1, at): i for i, (at, _) in enumerate(spans)}
+        loads = {id(r.loads[loop]) for r in rings}
+        b = Builder()
+        one = b.emit("const", value=1, dtype="i32")
+        zero = b.emit("const", value=0, dtype="i32")
+        following = b.emit("sub", j, one, name="next") if down else b.emit("add", j, one, name="next")
+        more = b.emit("ge", following, low) if down else b.emit("lt", following, high)
+
+        def refill(i: int) -> None:
+            """The load before the i-th in turn; the last one is still to be read in this iteration."""
+            load = rings[i - 1]
+            b.loc = load.loads[loop].loc
+            if i == 0:
+                yes = b.emit("const", value=True, dtype="i1")
+                self._start([load], loop, j, yes, zero, 0, b)
+            else:
+                self._start([load], loop, following, more, zero, 0, b)
+
+        for k, op in enumerate(body.ops):
+            if id(op) in loads:
+                continue
+            if k in first:
+                b.do("acquire", rings[first[k]].buffer, loc=op.loc)
+                if len(rings) > 1:
+                    refill(first[k])
+            if op.kind == "yield" and len(rings) == 1:
+                refill(1)
+            b.add(substitute_block(Block((), (op,)), env).ops[0])
+        return b.block(body.args)
+
+
+# ---- helpers -----------------------------------------------------------------------------------------------------------
+
+
+def is_shared_load(op: Op) -> bool:
+    return op.kind == "load" and isinstance(op.result.type, Buffer)
+
+
+def asynchronous(load: Op, schedule: Schedule) -> bool:
+    """Whether `cp_async` can copy the tile: it moves 4 bytes at least."""
+    return schedule.copy == "cp_async" and copied_run(load.result.type.shape, load["vec"], schedule) * load.result.type.dtype.bytes >= 4
+
+
+def start_copy(load: Op, operands: tuple[Value, ...], buffer: Value, schedule: Schedule, b: Builder) -> None:
+    """The copy of one tile: asynchronous, or through registers."""
+    t: Any = load.result.type
+    vec = copied_run(t.shape, load["vec"], schedule)
+    threads = copy_threads(t, load["vec"], schedule)
+    attrs = {"index": load["index"], "guard": load["guard"]}
+    if asynchronous(load, schedule):
+        attrs |= {"vec": vec} if vec != threads.vector() else {}
+        b.do("cp_async", *operands, buffer, threads=threads, loc=load.loc, **attrs)
+        return
+    frag = b.emit("ld_global", *operands, type=Frag(t.dtype, t.shape, threads), name=load.result.name, vec=vec, loc=load.loc, **attrs)
+    zero = b.emit("const", value=0, dtype="i32")
+    b.do("st_shared", frag, buffer, zero, zero, loc=load.loc)
+
+
+def _span(v: Value, body: Block) -> tuple[int, int]:
+    """Numbers of the first and the last op of the body that read a value, in a region or not."""
+    at = [k for k, op in enumerate(body.ops) if v in op.operands or any(v in free_values(r) for r in op.regions)]
+    return (at[0], at[-1]) if at else (len(body.ops) - 1, len(body.ops) - 1)
+
+
+def _before_rare_branch(body: Block, low: int, at: int) -> int:
+    """Where to wait for what the op number `at` reads, from the op `low` on. A branch and a barrier each end what ptxas may order freely:
+    in front of a rare branch, the barrier leaves what follows the branch in one piece with the reader. (Behind it, exponentials and the
+    products of their results did not mix: 10 % of a loop of 64 x 64 x 128 on an H200.)"""
+    rare = {o.result for o in body.ops if o.kind == "vote_any" and o.get("rare")}
+    return next((k for k in range(low, at) if body.ops[k].kind == "if" and body.ops[k].operands[0] in rare), at)
+
+
+def _in_turn(loads: list[Op], body: Block) -> bool:
+    """Whether each tile's readers are done before the next tile's first."""
+    spans = sorted(_span(o.result, body) for o in loads)
+    return all(a[1] < b[0] for a, b in pairwise(spans))

@@ -1,0 +1,156 @@
+"""prefetch: what a loop reads from tensors into registers is read an iteration before it is used.
+
+In: machine IR with its rings. Out: the same, where of each loop that issues products or copies the reads (`gather`, and loads that no ring
+took) whose places follow from the loop's index are made for the next iteration and carried to it. A read whose place another read decides,
+an entry of a table of tables, needs that one's result when it is issued: the other is made one more iteration ahead, so that no read waits
+for a read. Tiles and rows are read where they are used if the loop has no registers left to hold them for so long. Guaranteed: reads past
+the loop's end stay inside of their tensors, or make zeros that nobody uses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container
+from dataclasses import dataclass, replace
+
+from ...ir.access import Access
+from ...ir.core import Block, Kernel, Op, Value, walk, walk_kernel
+from ...ir.layout import RegLayout
+from ...ir.registers import frag_words, least, limit_of
+from ...ir.rewrite import Builder, Env, copy_op, map_bodies, remove_dead, substitute
+from ...ir.schedule import Schedule
+from ...ir.target import Target
+from ...ir.types import Frag, Scalar
+from ..facts.common import ELEMENTWISE
+
+ENGINES = {"dot", "cp_async", "tma_load"}
+#: what may stand between the index and a place that is read
+PLACES = ELEMENTWISE | {"const", "size", "iota", "full", "broadcast", "transpose"}
+#: registers of a thread that what is read ahead may take, each read by itself; those that addresses, counters and narrow operands take
+MOST, OTHERS = 16, 40
+
+
+def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
+    written = {o.operands[0] for o in walk_kernel(kernel) if o.kind == "store"}
+    found: list[_Read] = []
+    regs = limit_of(kernel, target) - OTHERS
+    after = map_bodies(kernel, lambda body: _block(body, written, regs, found))
+    return map_bodies(after, remove_dead) if found else kernel
+
+
+def _block(block: Block, written: set[Value], regs: int, found: list[_Read]) -> Block:
+    b = Builder()
+    for op in block.ops:
+        op = replace(op, regions=tuple(_block(r, written, regs, found) for r in op.regions)) if op.regions else op
+        if op.kind == "for" and not op.get("unroll") and any(o.kind in ENGINES for o in walk(op.regions[0])):
+            reads = _reads(op.regions[0], written, regs - least(op.regions[0]))
+            if reads:
+                found += reads
+                op = _Ahead(op, reads).loop(b)
+        b.add(op)
+    return b.block(block.args)
+
+
+@dataclass
+class _Read:
+    """A read of a loop's body: the ops that its place follows from, in order, without other reads and what those follow from; how many
+    iterations before its use it is made."""
+
+    op: Op
+    places: list[Op]
+    ahead: int = 1
+
+
+def _reads(body: Block, written: set[Value], spare: int) -> list[_Read]:
+    """In order. One that is too large, or whose place follows from anything but the index, is left where it is. spare: registers for this
+    iteration's and the next one's."""
+    made = {r: o for o in body.ops for r in o.results}
+    found: dict[Value, _Read] = {}
+    for op in body.ops:
+        if op.kind in ("gather", "load") and op.operands[0] not in written and _small(op.result) and guarded(op, made):
+            places = _places(op, body, made, found)
+            words = 2 * frag_words(op.result.type)
+            if places is None or not (places or any(v is body.args[0] or v in found for v in op.operands)) or words > max(spare, 0):
+                continue
+            found[op.result], spare = _Read(op, places), spare - words
+    for read in reversed(found.values()):
+        for v in {v for o in (read.op, *read.places) for v in o.operands if v in found}:
+            found[v].ahead = max(found[v].ahead, read.ahead + 1)
+    return list(found.values())
+
+
+def _small(v: Value) -> bool:
+    t = v.type
+    return isinstance(t, Scalar) or (isinstance(t, Frag) and isinstance(t.layout, RegLayout) and t.layout.regs * t.dtype.bytes <= 4 * MOST)
+
+
+def guarded(op: Op, made: Container[Value]) -> bool:
+    """Whether the read may be made for an index past the loop's end: a gather reads zeros outside, a load where it can have a guard."""
+    if op.kind == "gather":
+        return True
+    access = Access.of(op)
+    return not access.listed and not any(a.along is None and a.start in made for a in access.axes)
+
+
+def with_guards(op: Op) -> Op:
+    """A load of a tile that the tensor may end in front of."""
+    if op.kind != "load":
+        return op
+    runs = [a.is_run for a in Access.of(op).axes if a.along is not None]
+    return op.with_attrs(guard=tuple(g or run for g, run in zip(op["guard"], runs)))
+
+
+def _places(read: Op, body: Block, made: dict[Value, Op], found: dict[Value, _Read]) -> list[Op] | None:
+    need: dict[int, Op] = {}
+    todo = list(read.operands)
+    while todo:
+        v = todo.pop()
+        if v in body.args[1:]:
+            return None
+        op = made.get(v)
+        if op is None or v in found or id(op) in need:
+            continue
+        if op.kind not in PLACES or op.regions:
+            return None
+        need[id(op)] = op
+        todo += op.operands
+    return [o for o in body.ops if id(o) in need]
+
+
+class _Ahead:
+    """held: for each read what the loop carries of it, for this iteration and those that follow."""
+
+    def __init__(self, loop: Op, reads: list[_Read]):
+        self.op, self.reads, self.body = loop, reads, loop.regions[0]
+        self.held = {r.op.result: [Value(r.op.result.type, r.op.result.name) for _ in range(r.ahead)] for r in reads}
+
+    def loop(self, before: Builder) -> Op:
+        op, body = self.op, self.body
+        down = bool(op.get("descending"))
+        before.loc = op.loc
+        one = before.emit("const", value=1, dtype="i32")
+        start = before.emit("sub", op.operands[1], one) if down else op.operands[0]
+        first: dict[Value, list[Value]] = {r.op.result: [] for r in self.reads}
+        for r in self.reads:
+            for n in range(r.ahead):
+                first[r.op.result].append(self.made(r, n, start, down, first, before))
+        inner, env = Builder(op.loc), Env({v: held[0] for v, held in self.held.items()})
+        new = {r.op.result: self.made(r, r.ahead, body.args[0], down, self.held, inner) for r in self.reads}
+        gone = {id(r.op) for r in self.reads}
+        inner.ops += [substitute(o, env) for o in body.ops[:-1] if id(o) not in gone]
+        carried = [x for v, held in self.held.items() for x in (*held[1:], new[v])]
+        last = substitute(body.ops[-1], env)
+        inner.add(replace(last, operands=(*last.operands, *carried)))
+        args = [a for held in self.held.values() for a in held]
+        return replace(op, operands=(*op.operands, *(x for xs in first.values() for x in xs)),
+                       results=(*op.results, *(Value(a.type, a.name) for a in args)), regions=(inner.block((*body.args, *args)),))
+
+    def made(self, r: _Read, ahead: int, index: Value, down: bool, known: dict[Value, list[Value]], b: Builder) -> Value:
+        """The read for so many iterations after an index; `known` has the reads that its place follows from."""
+        b.loc = r.op.loc
+        at = index
+        if ahead:
+            at = b.emit("sub" if down else "add", index, b.emit("const", value=ahead, dtype="i32"), name="after")
+        env = Env({self.body.args[0]: at, **{v: xs[ahead] for v, xs in known.items() if len(xs) > ahead}})
+        for o in r.places:
+            b.add(copy_op(o, env))
+        return b.add(copy_op(with_guards(r.op), env)).result

@@ -1,0 +1,133 @@
+"""prologues: an operand that a loop computes is made while the products of the tile before it run.
+
+In: placed machine IR. Out: the same, where of each loop with warpgroup products the work that leads from loads to a staged operand is done
+for the next tile, between the issue of this tile's products and the first use of what they make; the operand lies in a ring of two slots,
+and the first tile's is made in front of the loop. So neither the products wait for that work, nor do the readers of one tile keep the next
+from being stored: one barrier an iteration is enough. What is loaded past the loop's end stays inside of its tensor, or is zeros that
+nothing reads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from ...ir.core import Block, Kernel, Op, Value, free_values, walk, walk_kernel
+from ...ir.rewrite import Builder, Env, copy_op, substitute
+from ...ir.schedule import Schedule
+from ...ir.target import Target
+from ...ir.types import Scalar
+from .prefetch import PLACES, guarded, with_guards
+
+#: what may stand between a load and an operand
+WORK = PLACES | {"load", "gather", "unstage", "reduce", "combine", "stage"}
+
+
+def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
+    if not any(o.get("math") == "wgmma" for o in walk_kernel(kernel)):
+        return kernel
+    buffers: list[Value] = []
+    written = {o.operands[0] for o in walk_kernel(kernel) if o.kind == "store"}
+    body = _block(kernel.body, written, buffers)
+    return replace(kernel.with_body(body), buffers=(*kernel.buffers, *buffers)) if buffers else kernel
+
+
+def _block(block: Block, written: set[Value], buffers: list[Value]) -> Block:
+    b = Builder()
+    for op in block.ops:
+        op = replace(op, regions=tuple(_block(r, written, buffers) for r in op.regions)) if op.regions else op
+        work = _work(op.regions[0], written) if op.kind == "for" and not op.get("unroll") else None
+        if work is not None:
+            buffers += work.rings.values()
+            op = work.ahead(op, b)
+        b.add(op)
+    return b.block(block.args)
+
+
+@dataclass
+class _Work:
+    """ops: in order, of the loop's body. rings: what each `stage` among them makes -> where it lies from now on. at: the op in front of
+    which the next tile's work stands."""
+
+    body: Block
+    ops: list[Op]
+    rings: dict[Value, Value] = field(default_factory=dict)
+    at: int = 0
+
+    def ahead(self, loop: Op, before: Builder) -> Op:
+        index, down = self.body.args[0], bool(loop.get("descending"))
+        before.loc = loop.loc
+        start = before.emit("sub", loop.operands[1], before.emit("const", value=1, dtype="i32")) if down else loop.operands[0]
+        self.make(start, start, 0, before)
+        inner = Builder(loop.loc)
+        env = Env({v: inner.emit("slot", ring, index, ahead=0, name=v.name) for v, ring in self.rings.items()})
+        mine = {id(o) for o in self.ops if not isinstance(o.result.type, Scalar)}
+        for n, op in enumerate(self.body.ops):
+            if n == self.at:
+                inner.loc = loop.loc
+                one = inner.emit("const", value=1, dtype="i32")
+                self.make(inner.emit("sub" if down else "add", index, one, name="after"), index, 1, inner)
+            if id(op) not in mine:
+                inner.add(substitute(op, env))
+        return replace(loop, regions=(inner.block(self.body.args),))
+
+    def make(self, tile: Value, index: Value, ahead: int, b: Builder) -> None:
+        """The work for a tile; its slot is `ahead` of the index's."""
+        env = Env({self.body.args[0]: tile})
+        views = {v: b.emit("slot", ring, index, ahead=ahead, name=v.name) for v, ring in self.rings.items()}
+        for op in self.ops:
+            b.loc = op.loc
+            if op.kind == "stage":
+                zero = b.emit("const", value=0, dtype="i32")
+                b.do("st_shared", env[op.operands[0]], views[op.result], zero, zero)
+            else:
+                b.add(copy_op(with_guards(op), env))
+
+
+def _work(body: Block, written: set[Value]) -> _Work | None:
+    made = {r: n for n, o in enumerate(body.ops) for r in o.results}
+    stages = [o for o in body.ops if o.kind == "stage" and _feeds_products(o.result, body)]
+    chosen = [(s, ops) for s in stages if (ops := _leads_to(s, body, made, written)) is not None]
+    while True:  # what others read of the work cannot be moved
+        inside = {id(body.ops[n]) for _, ops in chosen for n in ops}
+        outside = {v for o in body.ops if id(o) not in inside for v in (*o.operands, *(x for r in o.regions for x in free_values(r)))}
+        tiles = lambda s, ops: [v for n in ops if body.ops[n] is not s for v in body.ops[n].results if not isinstance(v.type, Scalar)]
+        kept = [(s, ops) for s, ops in chosen if not outside.intersection(tiles(s, ops))]
+        if len(kept) == len(chosen):
+            break
+        chosen = kept
+    work = sorted({n for _, ops in chosen for n in ops})
+    if not any(body.ops[n].kind == "load" for n in work):
+        return None
+    rings = {s.result: Value(replace(s.result.type, slots=2), s.result.name) for s, _ in chosen}
+    products = {r for o in body.ops if o.kind == "dot" for r in o.results}
+    last = max(n for n, o in enumerate(body.ops) if set(o.operands) & set(rings))
+    at = next(n for n, o in enumerate(body.ops) if n > last and (o.kind == "yield" or (o.kind != "dot" and _reads(o, products))))
+    return _Work(body, [body.ops[n] for n in work], rings, at)
+
+
+def _reads(op: Op, values: set[Value]) -> bool:
+    return any(v in values for v in op.operands) or any(free_values(r) & values for r in op.regions)
+
+
+def _feeds_products(v: Value, body: Block) -> bool:
+    readers = [o for o in walk(body) if v in o.operands]
+    return bool(readers) and all(o.kind == "dot" and o["math"] == "wgmma" and any(o is x for x in body.ops) for o in readers)
+
+
+def _leads_to(stage: Op, body: Block, made: dict[Value, int], written: set[Value]) -> set[int] | None:
+    """Numbers of the ops that a staged tile follows from, if that is the index alone."""
+    need: set[int] = set()
+    todo = [stage.result]
+    while todo:
+        v = todo.pop()
+        if v in body.args[1:]:
+            return None
+        n = made.get(v)
+        if n is None or n in need:
+            continue
+        op = body.ops[n]
+        if op.kind not in WORK or op.regions or (op.kind in ("load", "gather") and (op.operands[0] in written or not guarded(op, made))):
+            return None
+        need.add(n)
+        todo += op.operands
+    return need

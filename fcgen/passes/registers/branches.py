@@ -1,0 +1,107 @@
+"""branches: what an element-by-element choice leaves to a scalar is chosen by a branch.
+
+In: placed machine IR. Out: where a select's condition is `s or mask`, or `s and mask`, with a scalar s, one side of the branch on
+s keeps `select(mask, x, y)` and the other one is x, or y. What only the mask is made of moves into the first side. All warps that agree on
+s then spend nothing on masks of tiles that are whole.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from ...ir.core import Block, Kernel, Op, Value, definitions, free_values, uses
+from ...ir.ops import has_effect
+from ...ir.rewrite import Builder, map_bodies, remove_dead
+from ...ir.schedule import Schedule
+from ...ir.target import Target
+from ...ir.types import Frag, Scalar
+
+OPPOSITE = {"lt": "ge", "ge": "lt", "le": "gt", "gt": "le"}
+
+
+def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
+    return map_bodies(kernel, lambda body: remove_dead(_block(body, definitions(body))))
+
+
+def _block(block: Block, defs: dict[Value, Op]) -> Block:
+    block = Block(block.args, tuple(replace(o, regions=tuple(_block(r, defs) for r in o.regions)) if o.regions else o for o in block.ops))
+    for op in block.ops:
+        found = _uniform(op, defs)
+        if found is not None:
+            block = _branch(block, op, found, defs)
+    return block
+
+
+@dataclass(frozen=True)
+class _Uniform:
+    """A condition `s or mask` (or `s and mask`), spread over the tile by `spread`, outermost last."""
+
+    s: Value
+    mask: Value
+    either: bool
+    spread: tuple[Op, ...]
+
+
+def _uniform(op: Op, defs: dict[Value, Op]) -> _Uniform | None:
+    if op.kind != "select" or not isinstance(op.result.type, Frag):
+        return None
+    cond = defs.get(op.operands[0])
+    spread: list[Op] = []
+    while cond is not None and cond.kind in ("broadcast", "transpose"):
+        spread.insert(0, cond)
+        cond = defs.get(cond.operands[0])
+    if cond is None or cond.kind not in ("or", "and"):
+        return None
+    for s, mask in (cond.operands, cond.operands[::-1]):
+        d = defs.get(s)
+        s = d.operands[0] if d is not None and d.kind == "full" else s
+        if isinstance(s.type, Scalar) and isinstance(mask.type, Frag):
+            return _Uniform(s, mask, cond.kind == "or", tuple(spread))
+    return None
+
+
+def _branch(block: Block, select: Op, u: _Uniform, defs: dict[Value, Op]) -> Block:
+    moved = _only_for(block, select, u)
+    masked, plain = Builder(select.loc), Builder(select.loc)
+    masked.ops += moved
+    mask = u.mask
+    for op in u.spread:
+        mask = masked.add(replace(op, operands=(mask,), results=(Value(op.result.type),))).result
+    masked.do("yield", masked.emit("select", mask, *select.operands[1:], name=select.result.name))
+    plain.do("yield", select.operands[1 if u.either else 2])
+    out = Builder(select.loc)
+    for op in block.ops:
+        if op is select:
+            test = _opposite(u.s, defs, out) if u.either else u.s
+            out.add(Op("if", (test,), select.results, {}, (masked.block(), plain.block()), select.loc))
+        elif not any(op is m for m in moved):
+            out.add(op)
+    return Block(block.args, tuple(out.ops))
+
+
+def _opposite(s: Value, defs: dict[Value, Op], out: Builder) -> Value:
+    d = defs.get(s)
+    if d is not None and d.kind in OPPOSITE and all(v.type.dtype.is_int for v in d.operands):
+        return out.emit(OPPOSITE[d.kind], *d.operands, name="masked")
+    return out.emit("not", s, name="masked")
+
+
+def _only_for(block: Block, select: Op, u: _Uniform) -> list[Op]:
+    """The ops of the block that the mask is made of and nothing else reads, but for what the select's condition is spread by; in order."""
+    readers = uses(block)
+    inside = {v for o in block.ops for r in o.regions for v in free_values(r)}
+    chosen: list[Op] = [select]
+    for op in reversed(block.ops[:next(n for n, o in enumerate(block.ops) if o is select)]):
+        read = [x for r in op.results for x in readers.get(r, ())]
+        gone = bool(read) and all(any(x is c for c in chosen) for x in read) and not inside & set(op.results)
+        if gone and not op.regions and not has_effect(op) and u.s not in op.results and not set(op.results) & set(select.operands[1:]):
+            chosen.append(op)
+    made = {r: o for o in chosen for r in o.results}
+    need: list[Op] = []
+    todo = [u.mask]  # the condition itself and what it is spread by are left to be removed
+    while todo:
+        source = made.get(todo.pop())
+        if source is not None and source is not select and not any(source is n for n in need):
+            need.append(source)
+            todo += source.operands
+    return [o for o in block.ops if any(o is n for n in need)]

@@ -1,0 +1,328 @@
+"""What is known about integers inside one loop: linear forms in the loop index, and the tiles of the loop for which a condition
+holds.
+
+A `Form` is `step * i + sum(coefficient * scalar) + const`. A tile of integers is seen as two forms, a lower and an upper bound
+of its elements. A condition is a tree of and / or / not over comparisons; of each comparison follows
+  may   an interval of i outside of which it is false everywhere in the tile, and
+  must  an interval of i inside of which it is true everywhere in the tile.
+What is not understood may always be true and must never be. Interval ends are run-time scalars: they are built, before the
+loop, from `floordiv`, which rounds down for negative numbers too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import reduce
+from typing import Any
+
+from ...ir.core import Op, Value
+from ...ir.rewrite import Builder
+from ...ir.types import Scalar, i1, i32, i64
+from .forms import ALL, BIG, EMPTY, NO_TERMS, Form, Range, Rows, Span, number
+from .quotients import compared, divided, divisor, quotient
+
+MIRROR = {"lt": "gt", "gt": "lt", "le": "ge", "ge": "le", "eq": "eq", "ne": "ne"}
+INVERSE = {"lt": "ge", "ge": "lt", "gt": "le", "le": "gt", "eq": "ne", "ne": "eq"}
+
+
+class Affine:
+    """Questions about the values of one loop. New scalars are appended to `b`, which stands before the loop."""
+
+    def __init__(self, index: Value, inside: set[Value], defs: Mapping[Value, Op], b: Builder, rows: Rows | None = None,
+                 positive: frozenset[Value] = frozenset()):
+        """rows: ask about a part of the rows of 2-d tiles only. positive: scalars that are known to be."""
+        self.positive = positive
+        self.index, self.inside, self.defs, self.b = index, inside, defs, b
+        self.rows, self.down_rows = rows, False  # down_rows: what is asked about runs down the rows of a 2-d tile
+        self.spans: dict[tuple[Value, bool], Span | None] = {}
+        self.scalars: dict[object, Form] = {}
+        self.flags: dict[object, Value] = {}
+        self.open: list[Value] = []  # conditions that `may` could say nothing about
+        self.order: dict[Value, int] = {}  # in which order scalars were met: equal programs get equal text
+
+    # ---- scalars before the loop -------------------------------------------------------------------------------------
+
+    def symbol(self, v: Value) -> Form:
+        self.order.setdefault(v, len(self.order))
+        return Form(0, frozenset(((v, 1),)), 0)
+
+    def size(self, dim: str | int) -> Form:
+        if isinstance(dim, int):
+            return number(dim)
+        return self.once(("size", dim), lambda: self.b.emit("size", dim=dim))
+
+    def once(self, key: object, make: Callable[[], Value]) -> Form:
+        if key not in self.scalars:
+            self.scalars[key] = self.symbol(make())
+        return self.scalars[key]
+
+    def flag(self, key: object, make: Callable[[], Value]) -> Value:
+        if key not in self.flags:
+            self.flags[key] = make()
+        return self.flags[key]
+
+    def value(self, f: Form) -> Value:
+        """The form as a scalar before the loop."""
+        assert f.step == 0
+        out: Value | None = None
+        for v, n in sorted(f.terms, key=lambda t: (t[1] < 0, self.order[t[0]])):
+            if out is None:
+                out = v if n == 1 else self.b.emit("mul", v, self.literal(n))
+            elif n == -1:
+                out = self.b.emit("sub", out, v)
+            else:
+                out = self.b.emit("add", out, v if n == 1 else self.b.emit("mul", v, self.literal(n)))
+        if out is None:
+            return self.literal(f.const)
+        return self.b.emit("add", out, self.literal(f.const)) if f.const else out
+
+    def literal(self, n: int) -> Value:
+        return self.b.emit("const", value=n, dtype="i32")
+
+    def floordiv(self, f: Form, d: int) -> Form | None:
+        """floor(f / d), d > 0: what d divides comes out, the rest becomes one scalar."""
+        if f.step % d:
+            return None
+        q, r = divmod(f.const, d)
+        whole = Form(f.step // d, frozenset((v, n // d) for v, n in f.terms if n % d == 0), q)
+        rest = Form(0, frozenset((v, n) for v, n in f.terms if n % d), r)
+        if not rest.terms:
+            return whole
+        return whole + self.once(("floordiv", rest, d), lambda: self.b.emit("floordiv", self.value(rest), self.literal(d)))
+
+    def extreme(self, kind: str, a: Form, b: Form, name: str = "") -> Form:
+        """max or min of two scalars; of two that differ by a known number, the right one."""
+        gap = (a - b).known
+        if gap is not None:
+            return a if (gap >= 0) == (kind == "max") else b
+        key = (kind, frozenset((a, b)))
+        return self.once(key, lambda: self.b.emit(kind, self.value(a), self.value(b), name=name))
+
+    def switch(self, cond: Value) -> Range:
+        """Everything or nothing, by a scalar condition."""
+        make = lambda: self.b.emit("select", cond, self.literal(BIG), self.literal(-BIG))
+        return Range(None, self.once(("switch", cond), make))
+
+    # ---- integers ----------------------------------------------------------------------------------------------------
+
+    def exact(self, v: Value) -> Form | None:
+        s = self.span(v)
+        return s.lo if s is not None and s.lo == s.hi else None
+
+    def span(self, v: Value) -> Span | None:
+        key = (v, self.down_rows)
+        if key not in self.spans:
+            self.spans[key] = self.find_span(v)
+        return self.spans[key]
+
+    def through(self, op: Op, ask: Callable[[Value], Any]) -> Any:
+        """`ask` about the operand of a broadcast, transpose, full or cast."""
+        before = self.down_rows
+        if op.kind == "broadcast" and len(op.result.type.shape) == 2:
+            self.down_rows = tuple(op["axes"]) == (0,)
+        out = ask(op.operands[0])
+        self.down_rows = before
+        return out
+
+    def find_span(self, v: Value) -> Span | None:
+        if v is self.index:
+            return _point(Form(1, NO_TERMS, 0))
+        if v.type.dtype not in (i32, i64):  # others wrap
+            return None
+        op = self.defs.get(v)
+        found = self.op_span(op) if op is not None and len(op.results) == 1 else None
+        if found is None and v not in self.inside and v.type == Scalar(i32):
+            found = _point(self.symbol(v))
+        return found
+
+    def op_span(self, op: Op) -> Span | None:
+        kind = op.kind
+        if kind == "const":
+            return _point(number(op["value"]))
+        if kind == "iota" and self.rows is not None and self.down_rows and op["shape"][0] == self.rows.count:
+            first = self.symbol(self.rows.part) * self.rows.each
+            return Span(first, first.shift(self.rows.each - 1))
+        if kind == "iota":
+            return Span(number(0), number(op["shape"][0] - 1))
+        if kind == "size":
+            key = ("size", op["dim"])
+            if key not in self.scalars and op.result not in self.inside:
+                self.scalars[key] = self.symbol(op.result)
+            return _point(self.size(op["dim"]))
+        if kind not in ("full", "broadcast", "transpose", "cast", "neg", "add", "sub", "mul", "floordiv", "mod", "max", "min", "abs"):
+            return None
+        if kind in ("full", "broadcast", "transpose", "cast"):
+            return self.through(op, self.span)
+        spans = [self.span(x) for x in op.operands]
+        if any(s is None for s in spans):
+            return None
+        a = spans[0]
+        assert a is not None
+        if kind == "neg":
+            return Span(a.hi * -1, a.lo * -1)
+        if kind == "abs":
+            if a.lo.step or a.hi.step:
+                return None  # of the two signs, `comparison` asks about each
+            least = self.extreme("max", self.extreme("max", a.lo, a.hi * -1), number(0))
+            return Span(least, self.extreme("max", a.hi, a.lo * -1))
+        b = spans[1]
+        assert b is not None
+        if kind == "add":
+            return Span(a.lo + b.lo, a.hi + b.hi)
+        if kind == "sub":
+            return Span(a.lo - b.hi, a.hi - b.lo)
+        k = b.lo.known if b.lo == b.hi else None
+        if kind == "mul":
+            if k is None and a.lo == a.hi and a.lo.known is not None:
+                a, k = b, a.lo.known
+            return None if k is None else Span(a.lo * k, a.hi * k) if k >= 0 else Span(a.hi * k, a.lo * k)
+        if kind in ("floordiv", "mod"):
+            if k is None and (d := divisor(op.operands[1], self)) is not None:
+                if kind == "mod":
+                    return Span(number(0), self.symbol(d).shift(-1))
+                return None if a.lo.step or a.hi.step else Span(divided(a.lo, d, self), divided(a.hi, d, self))
+            if k is None or k <= 0:
+                return None
+            return Span(number(0), number(k - 1)) if kind == "mod" else self.divided(op, a, k)
+        if a.lo.step or a.hi.step or b.lo.step or b.hi.step:
+            return None
+        return Span(self.extreme(kind, a.lo, b.lo), self.extreme(kind, a.hi, b.hi))
+
+    def divided(self, op: Op, a: Span, d: int) -> Span | None:
+        if a.lo == a.hi and not a.lo.step and op.result not in self.inside and op.result.type == Scalar(i32):
+            q, r = divmod(a.lo.const, d)
+            rest = Form(0, a.lo.terms, r)
+            if q == 0 and all(n % d for _, n in rest.terms):
+                self.scalars.setdefault(("floordiv", rest, d), self.symbol(op.result))  # no need to make it again
+        lo, hi = self.floordiv(a.lo, d), self.floordiv(a.hi, d)
+        return None if lo is None or hi is None else Span(lo, hi)
+
+    # ---- conditions --------------------------------------------------------------------------------------------------
+
+    def at_least_zero(self, f: Form) -> Range:
+        """The i with f(i) >= 0."""
+        if f.step > 0:
+            low = self.floordiv(Form(0, f.terms, f.const), f.step)
+            assert low is not None
+            return Range(low * -1, None)
+        if f.step < 0:
+            high = self.floordiv(Form(0, f.terms, f.const), -f.step)
+            assert high is not None
+            return Range(None, high.shift(1))
+        if f.known is not None:
+            return ALL if f.known >= 0 else EMPTY
+        return self.switch(self.flag(("ge", f), lambda: self.b.emit("ge", self.value(f), self.literal(0))))
+
+    def both(self, a: Range, b: Range) -> Range:
+        if a.is_empty or b.is_empty:
+            return EMPTY
+        lo = b.lo if a.lo is None else a.lo if b.lo is None else self.extreme("max", a.lo, b.lo)
+        hi = b.hi if a.hi is None else a.hi if b.hi is None else self.extreme("min", a.hi, b.hi)
+        return Range(lo, hi)
+
+    def hull(self, a: Range, b: Range) -> Range:
+        if a.is_empty or b.is_empty:
+            return b if a.is_empty else a
+        lo = None if a.lo is None or b.lo is None else self.extreme("min", a.lo, b.lo)
+        hi = None if a.hi is None or b.hi is None else self.extreme("max", a.hi, b.hi)
+        return Range(lo, hi)
+
+    def either(self, a: Range, b: Range, whole: Range) -> Range:
+        """An interval inside the union of two: the union where it is surely one, else the longer of the two."""
+        if a.is_empty or b.is_empty:
+            return b if a.is_empty else a
+        if a.is_all or b.is_all:
+            return ALL
+        if (a.lo is None and b.lo is None) or (a.hi is None and b.hi is None):
+            return self.hull(a, b)
+        if whole.lo is None or whole.hi is None:
+            return a
+        a, b = self.both(a, whole), self.both(b, whole)
+        if a.lo is None or a.hi is None or b.lo is None or b.hi is None:
+            return EMPTY
+        longer = self.b.emit("ge", self.value(a.hi - a.lo), self.value(b.hi - b.lo))
+        pick = lambda x, y: self.symbol(self.b.emit("select", longer, self.value(x), self.value(y)))
+        return Range(pick(a.lo, b.lo), pick(a.hi, b.hi))
+
+    def may(self, cond: Value, negated: bool = False) -> Range:
+        return self.tree(cond, negated, False, ALL)
+
+    def must(self, cond: Value, whole: Range, negated: bool = False) -> Range:
+        return self.tree(cond, negated, True, whole)
+
+    def tree(self, v: Value, negated: bool, must: bool, whole: Range) -> Range:
+        op = self.defs.get(v)
+        kind = op.kind if op is not None else ""
+        if op is not None and kind in ("broadcast", "full", "transpose"):
+            return self.through(op, lambda x: self.tree(x, negated, must, whole))
+        if op is not None and kind == "not":
+            return self.tree(op.operands[0], not negated, must, whole)
+        if op is not None and kind == "const":
+            return ALL if bool(op["value"]) != negated else EMPTY
+        if op is not None and kind in ("and", "or"):
+            a, b = (self.tree(x, negated, must, whole) for x in op.operands)
+            if (kind == "and") != negated:
+                return self.both(a, b)
+            return self.either(a, b, whole) if must else self.hull(a, b)
+        if op is not None and kind in INVERSE:
+            x, y = op.operands
+            found = self.comparison(INVERSE[kind] if negated else kind, x, y, must, whole)
+            if found is not None:
+                return found
+        if v.type == Scalar(i1) and v not in self.inside:
+            if negated:
+                return self.switch(self.flag(("not", v), lambda: self.b.emit("not", v)))
+            return self.switch(v)
+        if not must:
+            self.open.append(v)
+        return EMPTY if must else ALL
+
+    def comparison(self, kind: str, x: Value, y: Value, must: bool, whole: Range) -> Range | None:
+        for k, left, right in ((kind, x, y), (MIRROR[kind], y, x)):
+            q, s = quotient(left, self), self.span(right)
+            if q is not None and s is not None and not (s.lo.step or s.hi.step):
+                return compared(k, *q, s, self, must, whole)
+        xs, ys = self.signs(x), self.signs(y)
+        if xs is None or ys is None:
+            return None
+        if len(xs) == len(ys) == 1:
+            return self.compare(kind, xs[0], ys[0], must, whole)
+        return self.largest(kind, xs, ys, must, whole)
+
+    def signs(self, v: Value) -> list[Span] | None:
+        """Spans of which the value is the largest: of an `abs` in the loop, one for each sign."""
+        op = self.defs.get(v)
+        if op is not None and op.kind in ("broadcast", "transpose"):
+            return self.through(op, self.signs)
+        s = self.span(v)
+        if s is not None or op is None or op.kind != "abs":
+            return None if s is None else [s]
+        inner = self.span(op.operands[0])
+        return None if inner is None else [inner, Span(inner.hi * -1, inner.lo * -1)]
+
+    def largest(self, kind: str, xs: list[Span], ys: list[Span], must: bool, whole: Range) -> Range:
+        """max(xs) kind max(ys)."""
+        if kind in ("lt", "le"):
+            kind, xs, ys = MIRROR[kind], ys, xs
+        if kind == "eq":
+            return self.both(self.largest("ge", xs, ys, must, whole), self.largest("le", xs, ys, must, whole))
+        join = (lambda a, b: self.either(a, b, whole)) if must else self.hull
+        if kind == "ne":
+            return join(self.largest("gt", xs, ys, must, whole), self.largest("lt", xs, ys, must, whole))
+        return reduce(join, [reduce(self.both, [self.compare(kind, a, b, must, whole) for b in ys]) for a in xs])
+
+    def compare(self, kind: str, a: Span, b: Span, must: bool, whole: Range) -> Range:
+        if kind in ("lt", "le"):
+            kind, a, b = MIRROR[kind], b, a
+        over = (a.lo - b.hi) if must else (a.hi - b.lo)  # a - b, seen from the side that decides
+        under = (b.lo - a.hi) if must else (b.hi - a.lo)
+        if kind == "eq":
+            return self.both(self.at_least_zero(over), self.at_least_zero(under))
+        if kind == "ne":
+            parts = self.at_least_zero(over.shift(-1)), self.at_least_zero(under.shift(-1))
+            return self.either(*parts, whole) if must else self.hull(*parts)
+        return self.at_least_zero(over.shift(-1) if kind == "gt" else over)
+
+
+def _point(f: Form) -> Span:
+    return Span(f, f)

@@ -1,0 +1,67 @@
+"""Copies of a loop's body that use what is known in them; part of `split_loops`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from ...ir.core import Block, Op, Value
+from ...ir.rewrite import Builder, Env
+from ...ir.types import Tile
+
+
+@dataclass
+class Facts:
+    """What holds in one copy: conditions with their value, and guards (an op, an axis) that are not needed."""
+
+    conditions: dict[Value, bool]
+    guards: set[tuple[Op, int]]
+
+    def __or__(self, other: Facts) -> Facts:
+        return Facts({**self.conditions, **other.conditions}, self.guards | other.guards)
+
+    def __bool__(self) -> bool:
+        return bool(self.conditions or self.guards)
+
+
+def known(b: Builder, v: Value, truth: bool) -> Value:
+    """A condition whose value is known, in its own shape."""
+    value = b.emit("const", value=truth, dtype="i1")
+    return b.emit("full", value, shape=v.type.shape) if isinstance(v.type, Tile) else value
+
+
+def specialise(block: Block, env: Env, facts: Facts) -> Block:
+    """A copy in which the facts have been used."""
+    args = tuple(Value(a.type, a.name) for a in block.args)
+    for old, new in zip(block.args, args):
+        env[old] = new
+    b = Builder()
+    for op in block.ops:
+        b.loc = op.loc
+        if len(op.results) == 1 and op.result in facts.conditions:
+            env[op.result] = known(b, op.result, facts.conditions[op.result])
+            continue
+        attrs = op.attrs
+        if "guard" in attrs:
+            attrs = {**attrs, "guard": tuple(g and (op, a) not in facts.guards for a, g in enumerate(attrs["guard"]))}
+        operands, regions = env.all(op.operands), tuple(specialise(r, env, facts) for r in op.regions)
+        results = tuple(Value(r.type, r.name) for r in op.results)
+        for old, new in zip(op.results, results):
+            env[old] = new
+        b.add(replace(op, operands=operands, attrs=attrs, regions=regions, results=results))
+    return b.block(args)
+
+
+def asking(loop: Op, low: Value | None, high: Value | None, masks: dict[Op, bool]) -> Block:
+    """A loop's body in which these selects, masks or their opposites, let all of a tile pass while low <= index < high."""
+    block = loop.regions[0]
+    b, index = Builder(loop.loc), block.args[0]
+    tests = ([b.emit("ge", index, low)] if low is not None else []) + ([b.emit("lt", index, high)] if high is not None else [])
+    whole = tests[0] if len(tests) == 1 else b.emit("and", *tests)
+    for op in block.ops:
+        b.loc = op.loc
+        if op in masks:
+            cond, kind = op.operands[0], "or" if masks[op] else "and"
+            word = b.emit("full", whole if masks[op] else b.emit("not", whole), shape=cond.type.shape)
+            op = replace(op, operands=(b.emit(kind, word, cond), *op.operands[1:]))
+        b.add(op)
+    return b.block(block.args)

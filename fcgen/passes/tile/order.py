@@ -1,0 +1,45 @@
+"""order: which programs of the grid run next to each other, and which run first.
+
+In and out: tile IR; only the kernel's `order` and the `reverse` and `cluster` of grid axes change. Tiled axes vary fastest, so that
+programs that run at the same time read the same tiles of the other operands from L2; then the remaining axes, the last one first. With
+`longest_first`, an axis along which a loop's upper bound grows is walked backwards: the programs with the most work start first, and
+the short ones fill the end of the last wave. The neighbours that a cluster is made of come before any other axis.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ...ir.core import Kernel, Op, Value, definitions, walk
+from ...ir.schedule import Schedule
+from ...ir.target import Target
+from ..facts.clusters import axis_of
+
+
+def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
+    axes = range(len(kernel.grid))
+    order = sorted(axes, key=lambda a: (kernel.grid[a].tile == 1, -a))
+    grid = kernel.grid
+    if schedule.longest_first:
+        defs = definitions(kernel.body)
+        bounds = [op.operands[1] for op in walk(kernel.body) if op.kind == "for"]
+        ids = kernel.body.args
+        grid = tuple(replace(g, reverse=True) if g.tile > 1 and any(_depends(b, i, defs) for b in bounds) else g
+                     for g, i in zip(grid, ids))
+    cluster = axis_of(kernel, schedule, target)
+    if cluster is not None:
+        grid = tuple(replace(g, cluster=cluster[1]) if a == cluster[0] else g for a, g in enumerate(grid))
+    return replace(kernel, order=tuple(order), grid=grid)
+
+
+def _depends(v: Value, on: Value, defs: dict[Value, Op]) -> bool:
+    seen: set[Value] = set()
+    todo = [v]
+    while todo:
+        v = todo.pop()
+        if v is on:
+            return True
+        if v not in seen and v in defs:
+            seen.add(v)
+            todo += defs[v].operands[:1] if defs[v].kind == "narrow" else defs[v].operands  # what holds for all rows
+    return False

@@ -1,0 +1,79 @@
+"""What interval analysis (`affine`) knows of quotients by a number that is only known to be positive when the kernel runs.
+
+In a tile, x // d is no linear form of the loop index, but comparing it with a scalar y is: for d > 0, x // d >= y is x >= y * d. The
+product is made so that it cannot overflow: positions are below `MOST`, so beyond it all products compare alike.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ...ir.core import Op, Value
+from ...ir.types import Scalar, i32
+from .forms import Form, Range, Span
+
+if TYPE_CHECKING:
+    from .affine import Affine
+
+MOST = 2**30
+
+
+def divisor(v: Value, affine: Affine) -> Value | None:
+    """The positive scalar from outside the loop that a value, or all of a tile, is."""
+    op = affine.defs.get(v)
+    while op is not None and op.kind in ("full", "broadcast"):
+        v = op.operands[0]
+        op = affine.defs.get(v)
+    if v.type != Scalar(i32) or v in affine.inside:
+        return None
+    return v if v in affine.positive or (op is not None and op.kind == "size") else None
+
+
+def bounded(d: Value, affine: Affine) -> Value:
+    """The divisor, at least 1 (a size may be 0) and below `MOST`."""
+    b, lit = affine.b, affine.literal
+    return affine.flag(("divisor", d), lambda: b.emit("max", b.emit("min", d, lit(MOST - 1)), lit(1)))
+
+
+def divided(f: Form, d: Value, affine: Affine) -> Form:
+    """floor(f / d) of a form without the index, as a scalar before the loop."""
+    return affine.once(("quotient", f, d), lambda: affine.b.emit("floordiv", affine.value(f), bounded(d, affine)))
+
+
+def times(f: Form, d: Value, affine: Affine) -> Form:
+    """f * d as a scalar before the loop; where that is past `MOST`, a number past it on the same side."""
+    b, lit = affine.b, affine.literal
+
+    def make() -> Value:
+        by = bounded(d, affine)
+        most = b.emit("floordiv", lit(MOST), by)  # (most + 1) * by < 2**31
+        y = b.emit("min", affine.value(f), b.emit("add", most, lit(1)))
+        y = b.emit("max", y, b.emit("sub", lit(-1), most))
+        return b.emit("max", b.emit("min", b.emit("mul", y, by), lit(MOST)), lit(-MOST))
+
+    return f if f.known == 0 else affine.once(("product", f, d), make)
+
+
+def quotient(v: Value, affine: Affine) -> tuple[Span, Value] | None:
+    """(x, d) where the value is x // d and x depends on the index."""
+    op: Op | None = affine.defs.get(v)
+    if op is not None and op.kind in ("broadcast", "transpose"):
+        return affine.through(op, lambda x: quotient(x, affine))
+    if op is None or op.kind != "floordiv":
+        return None
+    d, x = divisor(op.operands[1], affine), affine.span(op.operands[0])
+    return (x, d) if d is not None and x is not None and (x.lo.step or x.hi.step) else None
+
+
+def compared(kind: str, x: Span, d: Value, y: Span, affine: Affine, must: bool, whole: Range) -> Range:
+    """The range of `x // d kind y`."""
+    at = Span(times(y.lo, d, affine), times(y.hi, d, affine))
+    if kind in ("ge", "lt"):
+        return affine.compare(kind, x, at, must, whole)
+    if kind in ("gt", "le"):
+        past = Span(times(y.lo.shift(1), d, affine), times(y.hi.shift(1), d, affine))
+        return affine.compare("ge" if kind == "gt" else "lt", x, past, must, whole)
+    a, b = (compared(k, x, d, y, affine, must, whole) for k in (("ge", "le") if kind == "eq" else ("gt", "lt")))
+    if kind == "eq":
+        return affine.both(a, b)
+    return affine.either(a, b, whole) if must else affine.hull(a, b)

@@ -1,0 +1,371 @@
+"""split_loops: loops run only where something is left to do, and without masks where masks change nothing.
+
+In: a tile program. Out: an equal one in which, for every loop,
+  - the bounds are shrunk to the iterations whose `live` tile can be true somewhere (that is what `live` allows), and the `live`
+    region is gone;
+  - if `schedule.split` is not "none" and the loop has no loop inside: there is a copy (part="full") for the iterations in which the
+    conditions of its selects are decided everywhere in the tile and its guarded runs of positions lie inside their tensors. In
+    that copy those conditions are constants and those guards are off. Iterations before and after it run in copies that keep
+    both (part="masked"). The copies stand one after the other in the loop's own direction, share a `chain` number and hand the
+    carried values on. A copy that is empty for all sizes is left out; a loop that is whole everywhere is only relieved of
+    masks; a loop with dots and no masks keeps its guards, since its tiles are read ahead from every copy of the loop.
+  - with split="branch", there is one loop instead, whose selects ask where the index is: `select(whole or mask, x, y)`, of which
+    `branches` makes a branch.
+
+Which iterations these are follows from interval analysis (`affine`) on comparisons of affine integer expressions. Rows of the
+program's own tile that hang over the end of a tensor count as real: then more iterations are masked than need be, never fewer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import reduce
+
+from ...ir.access import Access
+from ...ir.core import Block, Kernel, Op, Value, definitions, walk, walk_kernel
+from ...ir.rewrite import Builder, Env, map_bodies, remove_dead
+from ...ir.schedule import Schedule
+from ...ir.target import Target
+from ...ir.types import Scalar, Tile
+from ..facts.common import const_of, without_effect
+from ..facts.warp_grid import along_rows
+from .affine import Affine
+from .forms import ALL, Form, Range, Rows, number
+from .loop_copies import Facts, asking, known, specialise
+from .unbounded import reason
+
+
+def run(kernel: Kernel, schedule: Schedule, target: Target | None) -> Kernel:
+    chain = max([op.get("chain", -1) for op in walk_kernel(kernel) if op.kind == "for"], default=-1) + 1
+    parts = schedule.warps // 4 if schedule.copy == "tma" and schedule.own_rows else 1
+    splitter = _Splitter(schedule.split, chain, parts, bool(schedule.late))
+    splitter.along_rows = lambda op: along_rows(op, schedule)
+    splitter.positive = frozenset(p for p in kernel.params if "positive" in kernel.flags.get(p.name, ()))
+    out = map_bodies(kernel, lambda block: remove_dead(splitter.body(block)))
+    if schedule.split == "branch" and not splitter.branched:
+        raise without_effect("split", "no loop has masks that some of its tiles do without", expected='split="loops"', got="branch")
+    if splitter.remarks:
+        out = out.with_meta(remarks=tuple(dict.fromkeys([*out.meta.get("remarks", ()), *splitter.remarks])))
+    return out
+
+
+class _Splitter:
+    def __init__(self, split: str, chain: int, parts: int = 1, ahead: bool = False):
+        self.split, self.chain, self.groups, self.ahead = split, chain, parts, ahead
+        self.defs: dict[Value, Op] = {}
+        self.positive: frozenset[Value] = frozenset()
+        self.own: Affine | None = None  # the loop's questions, asked about one part of the rows
+        self.mine = self.mine_full = ALL
+        self.narrow: dict[tuple[Form, Form], Value] = {}
+        self.remarks: list[tuple[str, str]] = []
+        self.down = self.branched = False
+        self.stored: tuple[Value, Value | str | int, int] | None = None
+        self.along_rows: Callable[[Op], bool] = lambda op: True
+
+    def body(self, block: Block) -> Block:
+        self.defs = definitions(block)
+        self.stored = _stored_rows(block)
+        return self.block(block)
+
+    def block(self, block: Block) -> Block:
+        out = Builder()
+        for op in block.ops:
+            if op.regions:
+                nested = any(o.kind == "for" for o in walk(op.regions[0]))
+                op = replace(op, regions=tuple(self.block(r) for r in op.regions))
+                if op.kind == "for":
+                    self.loop(op, out, nested)
+                    continue
+            out.add(op)
+        return Block(block.args, tuple(out.ops))
+
+    # ---- one loop ----------------------------------------------------------------------------------------------------
+
+    def loop(self, op: Op, out: Builder, nested: bool) -> None:
+        out.loc = op.loc
+        body = op.regions[0]
+        inside = {v for r in op.regions for o in walk(r) for v in (*o.results, *(a for q in o.regions for a in q.args))}
+        inside |= {a for r in op.regions for a in r.args}
+        affine = Affine(body.args[0], inside, self.defs, out, positive=self.positive)
+        lo, hi = (affine.exact(v) for v in op.operands[:2])
+        if lo is None or hi is None:  # cannot be: bounds are scalars from outside
+            out.add(op)
+            return
+        rows = independent_rows(body) if self.groups > 1 and not nested else None
+        if rows is not None and not all(self.along_rows(o) for o in walk(body) if o.kind == "dot"):
+            rows = None
+        if rows is not None and rows % (64 * self.groups) == 0:
+            part = out.emit("row_part", parts=self.groups, name="own")
+            self.own = Affine(body.args[0], inside, self.defs, out, Rows(rows, rows // self.groups, part), self.positive)
+            self.own.scalars, self.own.flags, self.own.order = affine.scalars, affine.flags, affine.order
+        else:
+            self.own = None
+        full_op = op
+        bounds = self.live_bounds(op, affine, Range(lo, hi))
+        op = replace(op, regions=(body,))
+        if self.split == "none" or nested:
+            self.own = None
+            self.emit(op, out, affine, bounds, Facts({}, set()), "")
+            return
+        always, sometimes, full = self.facts(op, affine, bounds)
+        self.narrow, self.down = {}, bool(op.get("descending"))
+        if self.own is not None:
+            self.compare(full_op, op, Range(lo, hi), bounds, always, sometimes, full)
+        self.copies(op, out, affine, bounds, always, sometimes, full)
+
+    def live_bounds(self, op: Op, affine: Affine, bounds: Range) -> Range:
+        if len(op.regions) == 2:
+            live, index = op.regions[1], affine.index
+            affine.index = live.args[0]
+            lo = bounds.lo
+            bounds = affine.both(bounds, affine.may(live.yielded[0]))
+            if affine.open and not affine.rows:
+                label = op.get("label") or live.args[0].name
+                self.remarks += [("live", f"the loop over {label} leaves out no tile by a part of its `live` condition: "
+                                          f"{reason(affine, v)}") for v in affine.open]
+            affine.index = index
+            if bounds.is_empty:
+                bounds = Range(lo, lo)
+        return bounds
+
+    def compare(self, full_op: Op, op: Op, ends: Range, bounds: Range, always: Facts, sometimes: Facts, full: Range) -> None:
+        """The same questions for one part of the rows. Where the same things hold, only in other iterations, a group of warps that has
+        that part may walk its own ones: `narrow` says so of each end of a range."""
+        own = self.own
+        assert own is not None
+        mine = self.live_bounds(full_op, own, ends)
+        a, s, f = self.facts(op, own, mine)
+        same = (a.conditions, a.guards, s.conditions, s.guards) == (
+            always.conditions,
+            always.guards,
+            sometimes.conditions,
+            sometimes.guards,
+        )
+        if not same or mine.is_empty or (f.lo is None, f.hi is None) != (full.lo is None, full.hi is None):
+            self.own = None
+            return
+        mine = self.unless_outside(own, mine, op)
+        assert None not in (mine.lo, mine.hi, bounds.lo, bounds.hi)
+        # an empty range of all rows has no part: the own ends stay on the right side of it
+        low = mine.lo if mine.lo == bounds.lo else own.extreme("min", mine.lo, bounds.hi)  # type: ignore[arg-type]
+        high = mine.hi if mine.hi == bounds.hi else own.extreme("max", mine.hi, bounds.lo)  # type: ignore[arg-type]
+        self.mine = Range(low, high)
+        self.mine_full = f
+
+    def unless_outside(self, own: Affine, mine: Range, op: Op) -> Range:
+        """No iterations for a part whose rows are all past the end, or limit, of every tensor they are stored to."""
+        rows = own.rows
+        if self.stored is None or rows is None or self.stored[2] != rows.count or any(v in own.inside for v in self.stored[:2]):
+            return mine
+        first, end, _ = self.stored
+        assert mine.lo is not None and mine.hi is not None
+        at = own.symbol(first) + own.symbol(rows.part) * rows.each
+        lo, hi = mine.lo, mine.hi
+        last = own.symbol(end) if isinstance(end, Value) else own.size(end)
+        inside = lambda: own.b.emit("lt", own.value(at), own.value(last))
+        make = lambda: own.b.emit("select", own.flag(("inside", at), inside), own.value(hi), own.value(lo), name="own_to")
+        return Range(lo, own.once(("inside", at, lo, hi), make))
+
+    def copies(self, op: Op, out: Builder, affine: Affine, bounds: Range, always: Facts, sometimes: Facts, full: Range) -> None:
+        lo, hi = bounds.lo, bounds.hi
+        assert lo is not None and hi is not None
+        left = full.lo is not None and not _at_least(lo, full.lo)
+        right = full.hi is not None and not _at_least(full.hi, hi)
+        if not sometimes.conditions and any(o.kind == "dot" for o in walk(op.regions[0])):
+            sometimes = Facts({}, set())  # guards alone: copies that run ahead need theirs in every copy of the loop
+        if not sometimes or full.is_empty or not (left or right):
+            facts = always if full.is_empty else always | sometimes
+            chain: dict = {}
+            if self.own is not None:
+                chain, self.chain = {"chain": self.chain}, self.chain + 1
+            self.emit(op, out, affine, bounds, facts, "full" if facts else "", chain, own=self.mine)
+            return
+        if self.split == "branch":
+            self.branched = True
+            self.one(op, out, affine, bounds, always, sometimes, full)
+            return
+        ranges = self.ranges(affine, bounds, full, left, right)
+        mine = self.ranges(self.own, self.mine, self.mine_full, left, right) if self.own is not None else ranges
+        facts_of = [(always, "masked")] * left + [(always | sometimes, "full")] + [(always, "masked")] * right
+        parts = list(zip(ranges, mine, facts_of))
+        if op.get("descending"):
+            parts.reverse()
+        chain = {"chain": self.chain}
+        self.chain += 1
+        for n, (r, m, (facts, part)) in enumerate(parts):
+            results = self.emit(op, out, affine, r, facts, part, chain, last=n == len(parts) - 1, own=m)
+            op = replace(op, operands=op.operands[:2] + results)
+
+    def one(self, op: Op, out: Builder, affine: Affine, bounds: Range, always: Facts, sometimes: Facts, full: Range) -> None:
+        """One loop over all iterations; its selects ask first whether the tile is whole. Where dots run late, a loop of no iterations whose
+        masks are always on stands in front."""
+        chain = {"chain": self.chain} if self.own is not None else {}
+        self.chain += bool(chain)
+        mine = self.mine_full if self.own is not None else full
+        ends = [self.end(affine, f, g, out, chain.get("chain", -1), w) if f is not None else None
+                for f, g, w in ((full.lo, mine.lo, "lo"), (full.hi, mine.hi, "hi"))]
+        decided = {v for v, _ in self.wanted(op.regions[0]) if v in always.conditions or v in sometimes.conditions}
+        masks = {o: self.passes(o) for o in walk(op.regions[0]) if o.kind == "select" and isinstance(o.operands[0].type, Tile)
+                 and all(v in decided for v, _ in self.parts(o.operands[0], self.passes(o)))}
+        one = replace(op, regions=(asking(op, ends[0], ends[1], masks),))
+        if not self.ahead:
+            self.emit(one, out, affine, bounds, always, "", chain, own=self.mine if chain else ALL)
+            return
+        # what `skew` takes the first tile's ops from: there, a branch gains nothing
+        chain = chain or {"chain": self.chain}
+        self.chain += self.own is None
+        side = "hi" if op.get("descending") else "lo"
+        wide, own = getattr(bounds, side), getattr(self.mine, side) if self.own is not None else None
+        self.end(affine, wide, own, out, chain["chain"], side)
+        results = self.emit(op, out, affine, Range(wide, wide), always, "masked", chain, last=False, own=Range(own, own))
+        one = replace(one, operands=one.operands[:2] + results)
+        self.emit(one, out, affine, bounds, always, "full", chain, own=self.mine if self.own is not None else ALL)
+
+    @staticmethod
+    def ranges(affine: Affine, bounds: Range, full: Range, left: bool, right: bool) -> list[Range]:
+        """The iterations of each copy, in ascending order."""
+        lo, hi = bounds.lo, bounds.hi
+        assert lo is not None and hi is not None
+        start, end = lo, hi
+        if left:
+            assert full.lo is not None
+            start = affine.extreme("min", affine.extreme("max", lo, full.lo), hi, "whole_from")
+        if right:
+            assert full.hi is not None
+            end = affine.extreme("max", affine.extreme("min", hi, full.hi), start, "whole_to")
+        return [Range(lo, start)] * left + [Range(start, end)] + [Range(end, hi)] * right
+
+    def emit(self, op: Op, out: Builder, affine: Affine, r: Range, facts: Facts, part: str, attrs: dict | None = None,
+             last: bool = True, own: Range = ALL) -> tuple[Value, ...]:
+        """One copy of the loop; the last one makes the loop's own results."""
+        number = (attrs or {}).get("chain", -1)
+        ends = tuple(self.end(affine, f, g, out, number, w) for f, g, w in ((r.lo, own.lo, "lo"), (r.hi, own.hi, "hi")))
+        env = Env()
+        for v, truth in facts.conditions.items():
+            if v not in affine.inside:
+                env[v] = known(out, v, truth)
+        body = specialise(op.regions[0], env, facts) if facts or attrs else op.regions[0]
+        results = op.results if last else tuple(Value(v.type, v.name) for v in op.results)
+        more = {**(attrs or {}), **({"part": part} if part else {})}
+        out.add(replace(op, operands=(*ends, *op.operands[2:]), results=results, attrs={**op.attrs, **more}, regions=(body,)))
+        return results
+
+    def end(self, affine: Affine, wide: Form | None, own: Form | None, out: Builder, chain: int, side: str) -> Value:
+        """One end of a range, as all rows have it; where a part of the rows has another one, it is told."""
+        assert wide is not None
+        if self.own is None or own is None:
+            return affine.value(wide)
+        key = (wide, own)
+        if key not in self.narrow:
+            v, w = affine.value(wide), self.own.value(own)
+            outer = self.mine.lo if side == "lo" else self.mine.hi
+            word = "inner" if own != outer else "first" if (side == "hi") == self.down else "last"
+            self.narrow[key] = v if v is w or not own.terms else out.emit("narrow", v, w, name=v.name or "own", chain=chain, end=word)
+        return self.narrow[key]
+
+    # ---- what can be decided -----------------------------------------------------------------------------------------
+
+    def facts(self, op: Op, affine: Affine, bounds: Range) -> tuple[Facts, Facts, Range]:
+        """(facts of every iteration, facts of the iterations in the range, the range)."""
+        always, sometimes, full = Facts({}, set()), Facts({}, set()), Range()
+        for v, wanted in self.wanted(op.regions[0]):
+            if v in always.conditions or v in sometimes.conditions:
+                continue
+            r = self.clip(affine.must(v, bounds, not wanted), bounds)
+            if r.is_empty or (isinstance(v.type, Scalar) and not r.is_all):
+                continue
+            (always if r.is_all else sometimes).conditions[v] = wanted
+            full = affine.both(full, r)
+        for o in walk(op.regions[0]):
+            for axis, rooms in _room(o, affine):
+                if any(not room.step and room.known is None for room in rooms):
+                    continue
+                r = self.clip(reduce(affine.both, map(affine.at_least_zero, rooms)), bounds)
+                if r.is_empty:
+                    continue
+                (always if r.is_all else sometimes).guards.add((o, axis))
+                full = affine.both(full, r)
+        return always, sometimes, full
+
+    @staticmethod
+    def clip(r: Range, bounds: Range) -> Range:
+        """Without the ends that the loop has anyway."""
+        assert bounds.lo is not None and bounds.hi is not None
+        return Range(None if r.lo is not None and _at_least(bounds.lo, r.lo) else r.lo,
+                     None if r.hi is not None and _at_least(r.hi, bounds.hi) else r.hi)
+
+    def wanted(self, block: Block) -> Iterator[tuple[Value, bool]]:
+        """Conditions that selects hang on, and the value that makes the select the branch that is not a constant."""
+        for op in walk(block):
+            if op.kind == "select":
+                yield from self.parts(op.operands[0], self.passes(op))
+
+    def passes(self, select: Op) -> bool:
+        """The value of its condition that makes a select the branch that is not a constant."""
+        _, a, b = select.operands
+        return const_of(a, self.defs) is None or const_of(b, self.defs) is not None
+
+    def parts(self, v: Value, wanted: bool) -> Iterator[tuple[Value, bool]]:
+        """A conjunction (or, wanted false, a disjunction) taken apart: each part that is decided is a gain."""
+        op = self.defs.get(v)
+        if op is not None and op.kind in ("broadcast", "transpose", "full"):
+            yield from self.parts(op.operands[0], wanted)
+        elif op is not None and op.kind == "not":
+            yield from self.parts(op.operands[0], not wanted)
+        elif op is not None and op.kind == ("and" if wanted else "or"):
+            for x in op.operands:
+                yield from self.parts(x, wanted)
+        else:
+            yield v, wanted
+
+
+def _stored_rows(block: Block) -> tuple[Value, Value | str | int, int] | None:
+    """(first row, dimension or limit that ends them, rows) of the guarded rows that every store of the program writes, if they are
+    the same for all."""
+    found: set[tuple[Value, Value | str | int, int]] = set()
+    for op in walk(block):
+        if op.kind != "store":
+            continue
+        rows = next(iter(Access.of(op).runs), None)
+        if rows is None or not rows.is_run or not rows.guard or rows.start is None:
+            return None
+        found.add((rows.start, rows.limit or rows.dim, rows.size))
+    return found.pop() if len(found) == 1 else None
+
+
+def independent_rows(body: Block) -> int | None:
+    """The number of rows of the loop's 2-d tiles, if no row takes anything from another one; else None."""
+    defs = {r: o for o in body.ops for r in o.results}
+    loaded = {v for v, o in defs.items() if o.kind == "load"}
+    loaded |= {v for v, o in defs.items() if o.kind == "transpose" and o.operands[0] in loaded}
+    rows: set[int] = set()
+    for op in body.ops:
+        if op.regions or op.kind in ("store", "gather"):
+            return None
+        for v in op.results:
+            if isinstance(v.type, Tile) and len(v.type.shape) == 2 and v not in loaded:
+                rows.add(v.type.shape[0])
+        if op.kind == "transpose" and op.result not in loaded:
+            return None
+        if op.kind in ("reduce", "cumsum") and (op["axis"] != 1 or len(op.operands[0].type.shape) != 2):
+            return None
+        if op.kind == "dot" and op.operands[1] not in loaded:
+            return None
+    return rows.pop() if len(rows) == 1 else None
+
+
+def _at_least(a: Form, b: Form) -> bool:
+    """a >= b whatever the run-time sizes are."""
+    gap = (a - b).known
+    return gap is not None and gap >= 0
+
+
+def _room(op: Op, affine: Affine) -> Iterator[tuple[int, list[Form]]]:
+    """(axis of the tile, how many positions are left after the run, in the tensor and up to its limit) for the guarded runs of a load or
+    store."""
+    for a in Access.of(op).runs if op.kind in ("load", "store") else ():
+        first = affine.exact(a.start) if a.is_run and a.guard and a.start is not None else None
+        limit = affine.exact(a.limit) if a.limit is not None else affine.size(a.dim)
+        if first is not None and limit is not None and a.along is not None:
+            yield a.along, [end - first - number(a.size) for end in dict.fromkeys((affine.size(a.dim), limit))]
