@@ -30,7 +30,7 @@ def vjp(f: Callable[..., Any], *primals: Any, captured: bool = False) -> tuple[A
     16-bit floats are f32. captured: the gradients of float tensors that functions of the spec hold (of torch's, those that require one)
     are added to further parameters of the kernel, f32, named after them.
     """
-    run = _Run(f, primals)
+    run = _Run(f, primals, captured)
     read = _captured_reads(run.ops) if captured else {}
     of = {*(v.value if isinstance(v, Handle) else v._param for v in run.given), *read}
 
@@ -119,9 +119,9 @@ class TensorGradient(NotATile):
 class _Run:
     """One call of the function: what it was given, the ops that it made, what it returned."""
 
-    def __init__(self, f: Callable[..., Any], primals: Sequence[Any]):
+    def __init__(self, f: Callable[..., Any], primals: Sequence[Any], captured: bool = False):
         t = current()
-        if not callable(f) or not primals:
+        if not callable(f) or not (primals or captured):
             raise FcError("trace/usage", "a derivative is that of a function with respect to its operands", got=repr(f)[:80], loc=here(),
                           expected="fc.vjp(f, x)")
         self.scope: Scope = t.scope
