@@ -31,9 +31,10 @@ def derivative(x: Any, dw: Any, lse2: Any, delta: Any, seen: Any, at: tuple[Any,
     """(weights of values, gradient of the scaled scores x) of a tile, from the gradient of its weights. seen: which scores count, None: all.
     at: batch, head, and positions of rows and keys. held: what score and weigh hold gets its gradient as well."""
     s, into = (x, None) if score is None else fc.vjp(lambda x: score(x, *at), x, captured=held)
-    p = fc.exp2(s * LOG2E - lse2)
+    s = s * LOG2E
     if seen is not None:
-        p = fc.where(seen, p, 0.0)
+        s = fc.where(seen, s, -fc.inf)
+    p = fc.exp2(s - lse2)
     w, back = (p, None) if weigh is None else fc.vjp(lambda p: weigh(p, *at), p, captured=held)
     ds = p * ((dw if back is None else back(dw)) - delta)
     if into is not None:
@@ -80,8 +81,8 @@ def backward(Q: T[B, H, M, D], K: T[B, G, N, D], V: T[B, G, N, E], dO: T[B, H, M
             s, dp = fc.dot(k, q.T), fc.dot(v, do.T)
             w, ds = derivative(s * scale, dp, fc.load(LSE2[b, h, rows]), fc.load(Delta[b, h, rows]), live(h, rows),
                                (b, h, rows.index, cols.index), score, weigh, held)
-            w, ds = w.to(V.dtype), ds.to(K.dtype)
-            dv <<= dv + fc.dot(w, do)
+            ds = ds.to(K.dtype)
+            dv <<= dv + fc.dot(w.to(V.dtype), do)
             dk <<= dk + fc.dot(ds, q)
             if dQ is not None:
                 dq = fc.dot(ds.T, k)
