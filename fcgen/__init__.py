@@ -69,9 +69,15 @@ def __getattr__(name: str) -> Any:
 
     lazy = {"attention": ("attend.forward", "attention"), "Program": ("build.program", "Program"), "compile": ("api", "compile"),
             "gpu_available": ("api", "gpu_available"), "gpu_target": ("api", "gpu_target"), "round_to": ("api", "round_to"),
-            "program_from_text": ("api", "program_from_text"), "schedule_for": ("api", "schedule_for")}
+            "program_from_text": ("api", "program_from_text"), "schedule_for": ("api", "schedule_for"),
+            "attention_varlen": ("attend.varlen", "attention_varlen"), "Dropout": ("dropout", "Dropout"),
+            "dropout_mask": ("attend.readback", "dropout_mask"),
+            "block_lists": ("attend.blocks", "block_lists"), "compile_count": ("build.compiler", "compile_count")}
+    modules = ("masks", "scores")
     if name.startswith("__"):
         raise AttributeError(f"module 'fcgen' has no attribute {name!r}")
+    if name in modules:
+        return import_module(f".{name}", __name__)
     if name not in lazy:
         from .errors import did_you_mean
         from .ir.types import dtype_meant

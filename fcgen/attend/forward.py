@@ -6,20 +6,20 @@ import functools
 import math
 import sys
 from collections.abc import Callable
-from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
-from ..build.captured import Captured, Family
 from ..build.compiler import target, targets
 from ..build.program import Program
 from ..errors import FcError
 from ..ir.schedule import Schedule
-from ..lang.captures import identity
+from ..ir.types import DTYPES
 from . import calls
+from .variants import Choice, Functions, family, fitted, functions, run
 
 MASKS = {None: "none", "none": "none", "top_left": "causal_top_left", "bottom_right": "causal_bottom_right"}
+PLAIN = Functions()
 #: of float32. A scale below the first may be 0 to a multiplication: it takes the kernels for a scale of any sign, 0 included.
 SMALLEST_NORMAL, LARGEST = 2.0**-126, (2.0 - 2.0**-23) * 2.0**127
 
@@ -31,7 +31,8 @@ def _tracing() -> bool:
 
 
 def attention(q: Any, k: Any, v: Any, *, causal: bool | str = False, scale: float | None = None, return_lse: bool = False,
-              schedule: Schedule | None = None, out: Any = None, score: Callable[..., Any] | None = None) -> Any:
+              schedule: Schedule | None = None, out: Any = None, score: Callable[..., Any] | None = None,
+              mask: Callable[..., Any] | None = None, sinks: Any = None, dropout: Any = None, blocks: Any = None) -> Any:
     """softmax(q k^T * scale) v on the GPU, float32 inside.
 
     q: [B, H, M, D]; k: [B, Hkv, N, D]; v: [B, Hkv, N, E]; f16 or bf16, any strides with a contiguous last axis; H a multiple of Hkv
@@ -40,12 +41,17 @@ def attention(q: Any, k: Any, v: Any, *, causal: bool | str = False, scale: floa
     kernel with narrower accesses. scale: 1/sqrt(D) if None. Returns [B, H, M, E], and with return_lse the
     natural log-sum-exp [B, H, M] in float32. Rows that see no key give 0 and -inf. out: where to write instead of a new tensor.
     score: a function of fcgen's language (s, b, h, i, j) -> s that changes the scaled scores of row i and key j, a tile of them at a time:
-    `lambda s, b, h, i, j: s + bias[h, i, j]`. Numbers and tensors that it holds are read at each call.
+    `lambda s, b, h, i, j: s + bias[h, i, j]`. Numbers and tensors that it holds are read at each call. `fcgen.scores` has ready-made ones.
+    mask: a function (b, h, i, j) -> condition: which keys a row sees, beside `causal`; `fcgen.masks` has ready-made ones that combine.
+    sinks: a score for each head, tensor [H] or one number, that every row has besides its keys', and whose value is zero; 0.0 is the
+    softmax off by one. The log-sum-exp counts it. dropout: `fcgen.Dropout(p, seed, offset)`. blocks: what `fcgen.block_lists` made of the mask, for
+    many calls with it.
 
     Raises FcError "call/argument" before anything is launched. The algorithm is FlashAttention-2's (Dao, 2023).
     """
-    if score is not None or _tracing():
-        return _beside(q, k, v, causal, scale, return_lse, schedule, out, score)
+    if not (score is mask is sinks is dropout is blocks is None) or _tracing():
+        more = {"score": score, "mask": mask, "sinks": sinks, "dropout": dropout, "blocks": blocks}
+        return _beside(q, k, v, causal, scale, return_lse, schedule, out, more)
     if scale is not None and type(scale) is not float:
         scale = _scale(scale)
     for last in calls.recent:
@@ -61,17 +67,17 @@ def attention(q: Any, k: Any, v: Any, *, causal: bool | str = False, scale: floa
     return _found(q, k, v, causal, scale, bool(return_lse), schedule, out)
 
 
-def _beside(q: Any, k: Any, v: Any, causal: Any, scale: Any, return_lse: Any, schedule: Any, out: Any, score: Any) -> Any:
-    """A call in a graph of torch.compile, or with a score function."""
+def _beside(q: Any, k: Any, v: Any, causal: Any, scale: Any, return_lse: Any, schedule: Any, out: Any, more: dict[str, Any]) -> Any:
+    """A call in a graph of torch.compile, or with functions."""
     if _tracing():
         from .torch_op import traced
 
-        return traced(q, k, v, causal, scale, return_lse, schedule, out, score)
-    if not callable(score):
-        raise FcError("call/argument", "argument `score` is not a function", expected="lambda s, b, h, i, j: s", got=repr(score)[:80])
+        return traced(q, k, v, causal, scale, return_lse, schedule, out, more)
+    blocks = more.pop("blocks")
+    given = functions(**more)
     q, k, v = (_without_gradient(t) for t in (q, k, v))
     scale = None if scale is None else _scale(scale)
-    return _checked(q, k, v, _mask_word(causal), scale, bool(return_lse), schedule, out, score)
+    return _checked(q, k, v, _mask_word(causal), scale, bool(return_lse), schedule, out, given, blocks)
 
 
 def _found(q: Any, k: Any, v: Any, causal: Any, scale: float | None, return_lse: bool, schedule: Schedule | None, out: Any) -> Any:
@@ -110,7 +116,7 @@ def _without_gradient(x: Any) -> Any:
 
 
 def _checked(q: Any, k: Any, v: Any, causal: bool | str | None, scale: float | None, return_lse: bool, schedule: Schedule | None,
-             out: Any, score: Any = None) -> Any:
+             out: Any, given: Functions = PLAIN, blocks: Any = None) -> Any:
     """A call whose arguments may be anything."""
     from ..runtime import tensors
     from .grouped import packed
@@ -124,22 +130,44 @@ def _checked(q: Any, k: Any, v: Any, causal: bool | str | None, scale: float | N
         _check_out(tensors.describe(out, "out"), shape, qa, ka, va)
     o = _empty(q, shape, None) if out is None else out
     lse = _empty(q, shape[:3], "float32") if return_lse else None
-    filled = ka.shape[2] == 0 and _fill(o, 0.0) and (lse is None or _fill(lse, -math.inf))
+    filled = given.sink is None and ka.shape[2] == 0 and _fill(o, 0.0) and (lse is None or _fill(lse, -math.inf))
     if 0 not in shape and not filled:
-        given = {"Q": qa, "K": ka, "V": va, "O": tensors.describe(o, "out")} | ({"LSE": tensors.describe(lse, "lse")} if return_lse else {})
-        rows = packed(given, kind) if score is None else None
+        arguments = {"Q": qa, "K": ka, "V": va, "O": tensors.describe(o, "out")}
+        arguments |= {"LSE": tensors.describe(lse, "lse")} if return_lse else {}
+        rows = packed(arguments, kind) if given == PLAIN else None
         if rows is not None:
-            given, kind = rows, "none"
-        aligned = all(_in_lines(a) for n, a in given.items() if n != "LSE")
-        sizes = qa.device, given["Q"].shape, ka.shape, va.shape[3], kind, scale
-        if score is None:
-            _program(qa.dtype, *sizes, return_lse, schedule, aligned).launcher({**given, "scale": scale})
+            arguments, kind = rows, "none"
+        aligned = all(_in_lines(a) for n, a in arguments.items() if n != "LSE")
+        sizes = qa.device, arguments["Q"].shape, ka.shape, va.shape[3], kind, scale
+        if given == PLAIN:
+            _program(qa.dtype, *sizes, return_lse, schedule, aligned).launcher({**arguments, "scale": scale})
         else:
             facts = qa.dtype, qa.shape[3], va.shape[3], kind, return_lse
-            family = _scored(score, facts, _chosen(*sizes, schedule, aligned), schedule is not None)
-            family.run({"score": score}, {**given, "scale": scale})
+            launch(facts, sizes, given, schedule, aligned, {**arguments, "scale": scale}, blocks)
         tensors.written(o)
     return (o, lse) if return_lse else o
+
+
+def launch(facts: tuple[Any, ...], sizes: tuple[Any, ...], given: Functions, schedule: Schedule | None, aligned: bool,
+           arguments: dict[str, Any], blocks: Any) -> None:
+    """A call with functions. facts: dtype, head sizes, mask, with the log-sum-exp; sizes: device, shapes of q and k, value head size, mask,
+    scale."""
+    from ..kernels.attention import attention as spec
+
+    device, q, k, e, kind, scale = sizes
+    table = kind if kind != "none" or given.keep is None else "causal_bottom_right"
+    choice = Choice(*_chosen(device, q, k, e, table, scale, schedule, aligned))
+
+    def other() -> Schedule:
+        from ..api import schedule_for
+
+        more = {**given.given(), **({} if facts[4] else {"LSE": None})}
+        return schedule_for(spec, choice.arch, T=DTYPES[facts[0]], D=facts[1], E=facts[2], mask=kind, positive=choice.positive, **more)
+
+    def make() -> Program:
+        return fitted(choice, given, schedule is not None, lambda c: compiled.__wrapped__(*facts, *c, functions=given), other)
+
+    run(family((facts, choice), given, make), given, arguments)
 
 
 def _in_lines(a: Any) -> bool:
@@ -182,39 +210,6 @@ def _chosen(device: int, q: tuple[int, ...], k: tuple[int, ...], e: int, mask: s
     return arch, chosen, positive, lazy, sums
 
 
-def _scored(score: Any, facts: tuple[Any, ...], choice: tuple[str, Schedule, bool, float | None, str], given: bool) -> Family:
-    """The programs with a score function. given: the schedule is the caller's; else its tiles shrink until the function has room."""
-    key = identity(score), *facts, *choice
-    if key not in _with_score:
-        arch, schedule, *rest = choice
-        while True:
-            program = cast(Captured, compiled.__wrapped__(*facts, arch, schedule, *rest, score=score))
-            tiles = dict(schedule.tiles)
-            columns = tiles.get("BLOCK_N", 0) // 2
-            if given or not columns or columns % 16 or _fits(program.first):
-                break
-            schedule = replace(schedule, tiles={**tiles, "BLOCK_N": columns})
-        if len(_with_score) >= 256:
-            _with_score.clear()
-        _with_score[key] = program.family
-    return _with_score[key]
-
-
-_with_score: dict[Any, Family] = {}
-
-
-@functools.lru_cache(maxsize=256)
-def _fits(program: Program) -> bool:
-    """Whether a program has registers and memory enough."""
-    program.quiet = True
-    try:
-        return not program.resources.spills
-    except FcError as e:
-        if e.code != "compile/budget":
-            raise
-        return False
-
-
 def lazy_of(schedule: Schedule) -> float:
     """The spec's option `lazy` for a schedule that is not the library's."""
     from ..kernels.hopper_schedules import LAZY
@@ -229,19 +224,19 @@ def sums_of(schedule: Schedule, lazy: float) -> str:
 
 @functools.lru_cache(maxsize=1024)
 def compiled(dtype: str, d: int, e: int, mask: str, lse: bool, arch: str, schedule: Schedule | None = None,
-             positive: bool = True, lazy: float | None = None, sums: str = "", check: bool | None = None, score: Any = None) -> Program:
+             positive: bool = True, lazy: float | None = None, sums: str = "", check: bool | None = None,
+             functions: Functions = PLAIN) -> Program:
     """The program that `attention` runs for these compile-time facts. mask: "none", "causal_top_left", "causal_bottom_right". lazy: how far
     (in powers of e) a row's maximum may have moved before what was summed is scaled to it, if not `lazy_of`; sums: the kind of sum that
     goes with it, if not `sums_of`. check: it is tried in the simulator when it is compiled first; if None, where the schedule is
     not the library's."""
-    from ..ir.types import DTYPES
     from ..kernels.attention import attention as spec
     from ..kernels.schedules import pick, shipped
 
     chosen = schedule or pick(arch, max(d, e), "wgmma" if arch == "sm_90a" else "mma", mask)
     lazy = lazy_of(chosen) if lazy is None else lazy
-    ours = chosen in shipped() and score is None
-    more = {**({} if lse else {"LSE": None}), **({} if score is None else {"score": score})}
+    ours = chosen in shipped() and functions == PLAIN
+    more = {**({} if lse else {"LSE": None}), **functions.given()}
     program = spec.compile(target=arch, schedule=chosen, check=not ours if check is None else check, T=DTYPES[dtype], D=d, E=e, mask=mask,
                            positive=positive, lazy=lazy, sums=sums or sums_of(chosen, lazy), **more)
     program.quiet = chosen in shipped()

@@ -66,12 +66,13 @@ def _break(*args: Any, **named: Any) -> Any:
     return forward.attention(*args, **named)
 
 
-def traced(q: Any, k: Any, v: Any, causal: Any, scale: Any, return_lse: Any, schedule: Any, out: Any, score: Any) -> Any:
+def traced(q: Any, k: Any, v: Any, causal: Any, scale: Any, return_lse: Any, schedule: Any, out: Any, more: dict[str, Any]) -> Any:
     """What Dynamo writes into the graph for a call."""
     lost = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
     word = causal if isinstance(causal, str) else _WORDS[causal] if isinstance(causal, (bool, type(None))) else None
-    if lost or schedule is not None or score is not None or word is None or not isinstance(scale, (float, int, type(None))):
-        return _break(q, k, v, causal=causal, scale=scale, return_lse=return_lse, schedule=schedule, out=out, score=score)
+    special = schedule is not None or any(x is not None for x in more.values())
+    if lost or special or word is None or not isinstance(scale, (float, int, type(None))):
+        return _break(q, k, v, causal=causal, scale=scale, return_lse=return_lse, schedule=schedule, out=out, **more)
     if scale is not None:
         scale = float(scale)
     if out is None:

@@ -125,6 +125,15 @@ def ops_of(kernel: Kernel) -> int:
     return sum(1 for _ in walk_kernel(kernel))
 
 
+_asked = 0
+
+
+def compile_count() -> int:
+    """How many kernels this process has asked the compiler for so far, those that it found in the cache on disk included. Other lengths,
+    strides, captured numbers and tensors ask for none."""
+    return _asked
+
+
 def build(kernel: Kernel, schedule: Schedule, to: Target, *, check: bool = True, cache: bool = True,
           progress: Callable[[str], None] | None = None) -> Built:
     """Compile a tile kernel, or a machine kernel as it is, to a cubin. check: the machine program is tried in the simulator, once: what it
@@ -132,6 +141,8 @@ def build(kernel: Kernel, schedule: Schedule, to: Target, *, check: bool = True,
     from ..ir.text import print_kernel
     from ..runtime.cache import key_of, open_cache
 
+    global _asked
+    _asked += 1
     text, say = print_kernel(kernel), progress or (lambda step: None)
     made = functools.cache(lambda: _lowered(kernel, schedule, to, say))
 

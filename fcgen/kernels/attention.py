@@ -32,26 +32,23 @@ def visible(mask: str, rows: Any, cols: Any, M: Any, N: Any) -> Any:
     return cols.valid
 
 
-@fc.kernel
-def attention(Q: T[B, H, M, D], K: T[B, G, N, D], V: T[B, G, N, E], O: "out T[B, H, M, E]", LSE: "out f32[B, H, M] | None", *,
-              scale: f32, positive=True, mask="none", score=None, lazy=0.0, sums="exact"):
-    if positive:
-        fc.positive(scale)
-    b, h, rows = fc.grid(Q.B, Q.H, fc.tile(Q.M, "BLOCK_M"))
-    g = h // (Q.H // K.G)
-    q = fc.load(Q[b, h, rows])
-    m, l, acc = fc.var(fc.full(rows, -fc.inf)), fc.var(fc.zeros(rows)), fc.var(fc.zeros(rows, V.E))
-    if sums not in ("exact", "rounded", "corrected"):
-        raise fc.FcError("trace/static", "no such sums", expected="exact, rounded, corrected", got=sums)
-    exact = fc.var(fc.zeros(rows)) if LSE is not None and sums == "rounded" else l
-    peak = fc.var(fc.zeros(rows)) if sums == "corrected" else None  # the largest score, if it is positive
-    live = lambda cols: visible(mask, rows, cols, Q.M, K.N)
-    for cols in fc.loop(fc.tile(K.N, "BLOCK_N"), descending=True, live=live):
-        k = fc.load(K[b, g, cols])
-        s = fc.dot(q, k.T) * scale
-        if score is not None:
-            s = score(s, b, h, rows.index, cols.index)
-        s = fc.where(live(cols), s, -fc.inf)
+class Rows:
+    """What is kept of each row of a tile of queries while tiles of keys go by."""
+
+    def __init__(self, rows: Any, V: Any, lazy: float, sums: str, lse: bool):
+        m, l, acc = fc.var(fc.full(rows, -fc.inf)), fc.var(fc.zeros(rows)), fc.var(fc.zeros(rows, V.E))
+        if sums not in ("exact", "rounded", "corrected"):
+            raise fc.FcError("trace/static", "no such sums", expected="exact, rounded, corrected", got=sums)
+        exact = fc.var(fc.zeros(rows)) if lse and sums == "rounded" else l
+        peak = fc.var(fc.zeros(rows)) if sums == "corrected" else None  # the largest score, if it is positive
+        self.variables = m, l, acc, exact, peak
+        self.lazy, self.sums, self.dtype = lazy, sums, V.dtype
+
+    def step(self, s: Any, seen: Any, values: Any, weigh: Any, *at: Any) -> None:
+        """The next tile of scores. seen: which of them count. values: a view of their values. weigh: changes the weights of values, which
+        stand at `at`."""
+        (m, l, acc, exact, peak), lazy = self.variables, self.lazy
+        s = fc.where(seen, s, -fc.inf)
         best = fc.max(s, axis=1)
         top = fc.maximum(m, best)
         moved = top - m > lazy
@@ -61,22 +58,73 @@ def attention(Q: T[B, H, M, D], K: T[B, G, N, D], V: T[B, G, N, E], O: "out T[B,
         p, fade = fc.exp(s - base), fc.exp(m - base)
         if lazy:
             fade = fc.where(moved, fade, 1.0)
-        weights = p.to(V.dtype)
-        l <<= l * fade + fc.sum(weights.to(fc.f32) if sums == "rounded" else p, axis=1)
+        weights = p.to(self.dtype)
+        l <<= l * fade + fc.sum(weights.to(fc.f32) if self.sums == "rounded" else p, axis=1)
         if exact is not l:
             exact <<= exact * fade + fc.sum(p, axis=1)
-        v = fc.load(V[b, g, cols])
+        v = fc.load(values)
+        if weigh is not None:
+            weights = weigh(p, *at).to(self.dtype)
         acc <<= acc * fade + fc.dot(weights, v)
         m <<= top
         if peak is not None:
             peak <<= fc.maximum(peak, best)
-    divisor: Any = l
-    if peak is not None:
-        largest = fc.exp(peak - m)  # with the bits that it had
-        divisor = fc.where(peak > 0.0, l + (largest.to(V.dtype).to(fc.f32) - largest), l)
-    fc.store(O[b, h, rows], fc.where(l == 0.0, 0.0, acc / divisor).to(O.dtype))
+
+    def sink(self, logit: Any) -> None:
+        """One more score for each row, whose value is zero."""
+        m, l, acc, exact, _ = self.variables
+        top = fc.maximum(m, logit)
+        base = fc.where(top == -fc.inf, 0.0, top)
+        fade, more = fc.exp(m - base), fc.exp(logit - base)
+        if exact is not l:
+            exact <<= exact * fade + more
+        l <<= l * fade + more
+        acc <<= acc * fade
+        m <<= top
+
+    def out(self) -> Any:
+        """The weighted means of the values; 0 in rows that have seen no key."""
+        m, l, acc, _, peak = self.variables
+        divisor: Any = l
+        if peak is not None:
+            largest = fc.exp(peak - m)  # with the bits that it had
+            divisor = fc.where(peak > 0.0, l + (largest.to(self.dtype).to(fc.f32) - largest), l)
+        return fc.where(l == 0.0, 0.0, acc / divisor)
+
+    def lse(self) -> Any:
+        m, _, _, exact, _ = self.variables
+        return m + fc.log(exact)
+
+
+@fc.kernel
+def attention(Q: T[B, H, M, D], K: T[B, G, N, D], V: T[B, G, N, E], O: "out T[B, H, M, E]", LSE: "out f32[B, H, M] | None", *,
+              scale: f32, positive=True, mask="none", score=None, lazy=0.0, sums="exact", keep=None, weigh=None, sink=None):
+    if positive:
+        fc.positive(scale)
+    b, h, rows = fc.grid(Q.B, Q.H, fc.tile(Q.M, "BLOCK_M"))
+    g = h // (Q.H // K.G)
+    q = fc.load(Q[b, h, rows])
+    state = Rows(rows, V, lazy, sums, LSE is not None)
+    m, l, acc, exact, peak = state.variables  # noqa: RUF059 (what schedules and the generated text call them)
+
+    def live(cols):
+        seen = visible(mask, rows, cols, Q.M, K.N)
+        return seen if keep is None else seen & keep(b, h, rows.index, cols.index)
+
+    def step(cols, seen):
+        k = fc.load(K[b, g, cols])
+        s = fc.dot(q, k.T) * scale
+        if score is not None:
+            s = score(s, b, h, rows.index, cols.index)
+        state.step(s, seen, V[b, g, cols], weigh, b, h, rows.index, cols.index)
+
+    for cols in fc.loop(fc.tile(K.N, "BLOCK_N"), descending=True, live=live):
+        step(cols, live(cols))
+    if sink is not None:
+        state.sink(sink(h))
+    fc.store(O[b, h, rows], state.out().to(O.dtype))
     if LSE is not None:
-        fc.store(LSE[b, h, rows], m + fc.log(exact))
+        fc.store(LSE[b, h, rows], state.lse())
 
 
 #: the ways to compile it: with and without the log-sum-exp, for scales above 0 and for all

@@ -29,8 +29,9 @@ from .trace import place_in, shown
 
 Key = tuple[Any, ...]
 _STDLIB, *_INSTALLED = (sysconfig.get_paths()[k] for k in ("stdlib", "purelib", "platlib"))
-#: packages whose functions are called as they are
+#: packages whose functions are called as they are, but for modules that say they are written in the language, as a user's would be
 _FOREIGN = ("fcgen", "numpy", "torch")
+IN_THE_LANGUAGE = "WRITTEN_IN_THE_LANGUAGE"
 
 
 class Same:
@@ -130,7 +131,7 @@ def kind_of(x: Any) -> tuple[Any, ...]:
         return "constant", t, x
     if t in (int, float):
         return "number", t
-    if t.__module__.split(".")[0] == "fcgen" or _as_it_is(x):
+    if _ours(t.__module__) or _as_it_is(x):
         return "itself", Same(x)
     if isinstance(x, type):
         return "object", t
@@ -154,6 +155,11 @@ def kind_of(x: Any) -> tuple[Any, ...]:
                   expected="numbers, arrays, tensors, strings, functions, and tuples, dicts or objects that hold them")
 
 
+def _ours(module: str) -> bool:
+    """A module of fcgen that is not written in the language."""
+    return module.split(".")[0] == "fcgen" and not getattr(sys.modules.get(module), IN_THE_LANGUAGE, False)
+
+
 def _as_it_is(x: Any) -> bool:
     """Functions and modules that hold nothing of the user's."""
     if isinstance(x, (types.BuiltinFunctionType, np.ufunc)):
@@ -168,10 +174,14 @@ def _as_it_is(x: Any) -> bool:
         return not ours and (file is None or x.__name__.split(".")[0] in _FOREIGN or file.startswith((_STDLIB, *_INSTALLED)))
     if isinstance(x, type):  # of the user's classes attributes may be read
         home = sys.modules.get(x.__module__)
+        if getattr(home, IN_THE_LANGUAGE, False):
+            return False
         return issubclass(x, (BaseException, enum.Enum)) or home is None or x.__module__ == "builtins" or _as_it_is(home)
     if isinstance(x, types.FunctionType):
         file = x.__code__.co_filename
-        return str(x.__module__).split(".")[0] in _FOREIGN or (file.startswith(_STDLIB) and not file.startswith(tuple(_INSTALLED)))
+        name = str(x.__module__)
+        foreign = name.split(".")[0] in _FOREIGN and (_ours(name) or not name.startswith("fcgen"))
+        return foreign or (file.startswith(_STDLIB) and not file.startswith(tuple(_INSTALLED)))
     return isinstance(x, (types.MethodDescriptorType, types.WrapperDescriptorType, types.MethodWrapperType))
 
 
@@ -200,7 +210,7 @@ def holds(x: Any, depth: int = 3) -> bool:
         return depth > 0 and any(holds(y, depth - 1) for y in x)
     if t is dict:
         return depth > 0 and any(holds(y, depth - 1) for y in x.values())
-    return t.__module__.split(".")[0] != "fcgen" and (callable(x) or is_array(x)) and not isinstance(x, np.generic)
+    return not _ours(t.__module__) and (callable(x) or is_array(x)) and not isinstance(x, np.generic)
 
 
 def identity(x: Any) -> Any:

@@ -61,6 +61,7 @@ class _Splitter:
         self.remarks: list[tuple[str, str]] = []
         self.down = self.branched = False
         self.stored: tuple[Value, Value | str | int, int] | None = None
+        self.before: set[Value] = set()  # what stands in front of the loop
         self.along_rows: Callable[[Op], bool] = lambda op: True
 
     def body(self, block: Block) -> Block:
@@ -78,6 +79,7 @@ class _Splitter:
                     self.loop(op, out, nested)
                     continue
             out.add(op)
+            self.before.update(op.results)
         return Block(block.args, tuple(out.ops))
 
     # ---- one loop ----------------------------------------------------------------------------------------------------
@@ -145,10 +147,10 @@ class _Splitter:
         if not same or mine.is_empty or (f.lo is None, f.hi is None) != (full.lo is None, full.hi is None):
             self.own = None
             return
-        mine = self.unless_outside(own, mine, op)
-        assert None not in (mine.lo, mine.hi, bounds.lo, bounds.hi)
-        # an empty range of all rows has no part: the own ends stay on the right side of it
+        # an empty range of all rows has no part: the own ends stay on the right side of it, and so does what is left of a part outside
         low = mine.lo if mine.lo == bounds.lo else own.extreme("min", mine.lo, bounds.hi)  # type: ignore[arg-type]
+        mine = self.unless_outside(own, Range(low, mine.hi), op)
+        assert None not in (mine.lo, mine.hi, bounds.lo, bounds.hi)
         high = mine.hi if mine.hi == bounds.hi else own.extreme("max", mine.hi, bounds.lo)  # type: ignore[arg-type]
         self.mine = Range(low, high)
         self.mine_full = f
@@ -156,7 +158,9 @@ class _Splitter:
     def unless_outside(self, own: Affine, mine: Range, op: Op) -> Range:
         """No iterations for a part whose rows are all past the end, or limit, of every tensor they are stored to."""
         rows = own.rows
-        if self.stored is None or rows is None or self.stored[2] != rows.count or any(v in own.inside for v in self.stored[:2]):
+        if self.stored is None or rows is None or self.stored[2] != rows.count:
+            return mine
+        if any(v in own.inside or (v in own.defs and v not in self.before) for v in self.stored[:2]):  # made in the loop, or behind it
             return mine
         first, end, _ = self.stored
         assert mine.lo is not None and mine.hi is not None

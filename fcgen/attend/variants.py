@@ -1,0 +1,144 @@
+"""What a call of attention asks for besides the plain kernel: functions of masks, scores, weights and sinks; and the program for them.
+
+A program with functions takes the library's schedule for its shape, as far as it goes: what the functions leave no use for is let go of
+field by field, tiles shrink until the function's values have registers, and where nothing of it is left `fc.schedule_for` chooses.
+Guaranteed: programs are kept by what the functions are, never by what they hold.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple, cast
+
+from ..build.captured import Captured, Family
+from ..build.program import Program
+from ..errors import FcError
+from ..ir.schedule import Schedule
+from ..lang.captures import identity
+
+#: what a tuned schedule may have that a function leaves no use for, in the order in which it is given up
+_LET_GO: tuple[dict[str, Any], ...] = (
+    {"from_end": ()}, {"ones": ()}, {"split": "loops"}, {"tokens": False}, {"regs_a": ()}, {"epilogue": "direct"},
+    {"persistent": "none", "l2": 0}, {"late": (), "vote": False, "compare_bits": False, "skip_ones": False})
+_WORDS = {"keep": "mask", "score": "score", "weigh": "dropout", "sink": "sinks"}
+
+
+class Functions(NamedTuple):
+    """score: (s, b, h, i, j) -> s. keep: (b, h, i, j) -> condition. weigh: (p, b, h, i, j) -> weights of values. sink: (h) -> logit."""
+
+    score: Any = None
+    keep: Any = None
+    weigh: Any = None
+    sink: Any = None
+
+    def given(self) -> dict[str, Any]:
+        return {name: x for name, x in self._asdict().items() if x is not None}
+
+
+def functions(score: Any = None, mask: Any = None, sinks: Any = None, dropout: Any = None) -> Functions:
+    """The functions of a call's arguments, each looked at."""
+    from ..dropout import Dropout
+    from ..scores import Sinks
+
+    for name, x, arguments in (("score", score, "s, b, h, q_idx, kv_idx"), ("mask", mask, "b, h, q_idx, kv_idx")):
+        if x is None:
+            continue
+        if not callable(x):
+            raise FcError("call/argument", f"argument `{name}` is not a function", expected=f"lambda {arguments}: ...", got=repr(x)[:80])
+        try:
+            inspect.signature(x).bind(*arguments.split(", "))
+        except (TypeError, ValueError) as e:
+            code = getattr(x, "__code__", None)
+            raise FcError("call/argument", f"the function `{name}` takes other arguments", expected=f"({arguments})", got=str(e),
+                          notes=[f"{code.co_filename}:{code.co_firstlineno}"] if code else []) from None
+    if dropout is not None and not isinstance(dropout, Dropout):
+        if isinstance(dropout, bool) or not isinstance(dropout, (int, float)):
+            raise FcError("call/argument", "argument `dropout` is no dropout", expected="fcgen.Dropout(p, seed, offset)",
+                          got=repr(dropout)[:80])
+        dropout = Dropout(dropout)
+    sink = sinks if sinks is None or isinstance(sinks, Sinks) else Sinks(sinks)
+    return Functions(score, mask, None if dropout is None or dropout.p == 0 else dropout, sink)
+
+
+class Choice(NamedTuple):
+    """target, schedule, whether the scale is positive, and the spec's options `lazy` and `sums` ("" and None: what goes with it)."""
+
+    arch: str
+    schedule: Schedule
+    positive: bool
+    lazy: float | None
+    sums: str
+
+
+def fitted(choice: Choice, given: Functions, caller: bool, make: Callable[[Choice], Program], other: Callable[[], Schedule]) -> Program:
+    """The program with functions for a choice. caller: the schedule is the caller's, and taken as it is. make: compiles a choice. other: a
+    schedule by the model, where the table's cannot be."""
+    if given.weigh is not None and not caller:  # the sums are of the weights before they change
+        choice = choice._replace(schedule=replace(choice.schedule, ones=()), sums="exact")
+    if caller:
+        return make(choice)
+    while True:
+        try:
+            program = make(choice)
+            if _fits(cast(Captured, program).first if isinstance(program, Captured) else program):
+                return program
+            fewer = _narrower(choice.schedule)
+        except FcError as e:
+            if e.code != "compile/schedule":
+                raise
+            fewer = _without(choice.schedule, e.message)
+        if fewer is None:
+            schedule = other()
+            return make(choice._replace(schedule=schedule, lazy=None, sums="exact" if given.weigh is not None else ""))
+        sums = "" if choice.schedule.ones and not fewer.ones and choice.sums == "rounded" else choice.sums
+        choice = choice._replace(schedule=fewer, sums=sums)
+
+
+def _without(schedule: Schedule, message: str) -> Schedule | None:
+    """A schedule without what the message says cannot be, or without the next thing that it can do without."""
+    named = re.search(r"Schedule\.(\w+)", message)
+    first = [f for f in _LET_GO if named and named[1] in f]
+    return next((s for s in (replace(schedule, **f) for f in (*first, *_LET_GO)) if s != schedule), None)
+
+
+def _narrower(schedule: Schedule) -> Schedule | None:
+    """With tiles of half as many keys, then of half as many rows over half of the warps."""
+    tiles = dict(schedule.tiles)
+    columns = tiles.get("BLOCK_N", 0) // 2
+    if not columns or columns % 16:
+        return None
+    return replace(schedule, tiles={**tiles, "BLOCK_N": columns})
+
+
+@functools.lru_cache(maxsize=256)
+def _fits(program: Program) -> bool:
+    """Whether a program has registers and memory enough."""
+    program.quiet = True
+    try:
+        return not program.resources.spills
+    except FcError as e:
+        if e.code not in ("compile/budget", "compile/ptxas"):
+            raise
+        return False
+
+
+_kept: dict[Any, Family] = {}
+
+
+def family(kind: Any, given: Functions, make: Callable[[], Program]) -> Family:
+    """The programs for functions like these. kind: everything else that a program hangs on."""
+    key = tuple(identity(x) for x in given), kind
+    if key not in _kept:
+        if len(_kept) >= 256:
+            _kept.clear()
+        _kept[key] = cast(Captured, make()).family
+    return _kept[key]
+
+
+def run(family: Family, given: Functions, arguments: Mapping[str, Any]) -> None:
+    """Launch; mistakes are told of the arguments of the call."""
+    family.run(given.given(), arguments)

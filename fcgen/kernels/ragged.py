@@ -1,0 +1,59 @@
+# mypy: disable-error-code="name-defined, valid-type, syntax"
+# (annotations of specs are fcgen's own: "T[B, H, M, D]")
+"""Attention over a ragged batch: the rows of sequences of any length lie one behind the other in one tensor, and none reaches another's.
+
+Sequence b has the rows Begin[b] to End[b] of Q and O and the keys KBegin[b] to KEnd[b] of K and V; of these it uses the first Used[b] and
+KUsed[b], where given. Positions are counted from the beginning of the sequence. Row i sees the keys from i + shift - left to
+i + shift + right; shift is 0 (align "top") or the sequence's keys less its rows ("bottom").
+"""
+
+from __future__ import annotations
+
+import fcgen as fc
+
+from .attention import Rows
+
+
+@fc.kernel
+def ragged_attention(Q: T[M, H, D], K: T[N, G, D], V: T[N, G, E], Begin: i32[S], End: i32[S], KBegin: i32[S], KEnd: i32[S],
+                     Used: "i32[S] | None", KUsed: "i32[S] | None", O: "out T[M, H, E]", LSE: "out f32[H, M] | None", *, scale: f32,
+                     longest: i32, left: "i32 | None", right: "i32 | None", positive=True, align="bottom", causal=False, lazy=0.0,
+                     sums="exact", score=None, keep=None, weigh=None, sink=None):
+    if positive:
+        fc.positive(scale)
+    b, h, rows = fc.grid(Begin.S, Q.H, fc.tile(longest, "BLOCK_M"))
+    g, first, start = h // (Q.H // K.G), KBegin[b], Begin[b]
+    there = End[b] - start
+    queries = there if Used is None else fc.minimum(Used[b], there)
+    count = KEnd[b] - first if KUsed is None else fc.minimum(KUsed[b], KEnd[b] - first)
+    mine = (rows + start).until(start + queries)
+
+    def live(cols):
+        seen, at = cols.valid, rows.index if align == "top" else rows.index + (count - queries)
+        if causal:
+            seen = seen & (cols.index <= at)
+        elif right is not None:
+            seen = seen & (cols.index <= at + right)
+        if left is not None:
+            seen = seen & (cols.index >= at - left)
+        return seen if keep is None else seen & keep(b, h, rows.index, cols.index)
+
+    with fc.when(rows.start < there):
+        q = fc.load(Q[mine, h])
+        state = Rows(rows, V, lazy, sums, LSE is not None)
+        m, l, acc, exact, peak = state.variables  # noqa: RUF059 (what schedules and the generated text call them)
+        for cols in fc.loop(fc.tile(count, "BLOCK_N"), descending=True, live=live):
+            k = fc.load(K[cols + first, g])
+            s = fc.dot(q, k.T) * scale
+            if score is not None:
+                s = score(s, b, h, rows.index, cols.index)
+            state.step(s, live(cols), V[cols + first, g], weigh, b, h, rows.index, cols.index)
+        if sink is not None:
+            state.sink(sink(h))
+        out, lse, to = state.out(), state.lse(), mine
+        if Used is not None:  # rows that are not used are zero
+            used, to = rows.index < queries, (rows + start).until(End[b])
+            out, lse = fc.where(used, out, 0.0), fc.where(used, lse, -fc.inf)
+        fc.store(O[to, h], out.to(O.dtype))
+        if LSE is not None:
+            fc.store(LSE[h, to], lse)

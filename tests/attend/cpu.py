@@ -1,0 +1,85 @@
+"""Calls of `fcgen.attention` and its relatives on NumPy arrays: everything but the launch is what a call on a GPU does, and programs run in
+the tile interpreter or the simulator."""
+
+from __future__ import annotations
+
+import sys
+import types
+from typing import Any
+
+import numpy as np
+
+from fcgen.attend import forward, variants
+from fcgen.build.program import Program
+from fcgen.ir.types import DTYPES
+from fcgen.runtime import driver, tensors
+
+TYPESTR = {"float16": "<f2", "float32": "<f4", "int32": "<i4", "int8": "|i1", "uint8": "|u1", "int64": "<i8"}
+
+
+class Array:
+    """An array that says it lies on GPU 0."""
+
+    def __init__(self, array: np.ndarray):
+        self.array = array
+        self.shape, self.dtype = array.shape, array.dtype
+        place = array.__array_interface__["data"][0]
+        self.__cuda_array_interface__ = {"shape": array.shape, "typestr": TYPESTR[str(array.dtype)], "version": 3,
+                                         "data": (place if 0 not in array.shape else 0, False),
+                                         "strides": None if array.flags.c_contiguous else array.strides}
+
+    def fill(self, value: float) -> None:
+        self.array.fill(value)
+
+
+def memory(a: tensors.TensorArg) -> np.ndarray:
+    """A tensor's memory, with its strides."""
+    import ctypes
+
+    d = DTYPES[a.dtype]
+    if 0 in a.shape:
+        return np.empty(a.shape, d.stored)
+    last = sum((n - 1) * s for n, s in zip(a.shape, a.strides))
+    raw = np.frombuffer((ctypes.c_char * ((last + 1) * d.bytes)).from_address(a.ptr), np.dtype(d.stored))
+    return np.lib.stride_tricks.as_strided(raw, a.shape, [s * d.bytes for s in a.strides])
+
+
+class Runs:
+    """In place of a launcher."""
+
+    how = "interpret"
+    seen: list[Program] = []
+
+    def __init__(self, program: Program):
+        self.program = program
+
+    def __call__(self, arguments: Any, stream: Any = None) -> None:
+        self.seen.append(self.program)
+        given, outputs = {}, {}
+        for name, x in arguments.items():
+            if isinstance(x, (bool, int, float, np.ndarray)):
+                given[name] = x
+            else:
+                array = memory(tensors.describe(x, name))
+                (outputs if self.program.is_output(name) else given)[name] = array
+        types_of = {p.name: p.type for p in self.program.params}
+        inputs = {n: x.astype(types_of[n].dtype.np_dtype) if isinstance(x, np.ndarray) else x for n, x in given.items()}
+        inputs |= {n: x.astype(types_of[n].dtype.np_dtype) for n, x in outputs.items() if "inout" in str(self.program.tile.flags.get(n))}
+        for name, x in getattr(self.program, self.how)(**inputs).items():
+            outputs[name][...] = x
+
+
+def on_cpu(monkeypatch: Any, target: str = "sm_90a", how: str = "interpret", fits: bool = True) -> list[Program]:
+    """From here on calls run on arrays; gives the list of programs that ran. fits: programs have registers enough, without a look."""
+    module = types.SimpleNamespace(ndarray=Array, empty=lambda shape, dtype: Array(np.full(shape, np.nan, dtype)))
+    monkeypatch.setitem(sys.modules, "cupy", module)
+    monkeypatch.setattr(tensors, "_device_of", lambda ptr: 0)
+    monkeypatch.setattr(driver, "device_info", lambda device: types.SimpleNamespace(arch=target, sm_count=132))
+    monkeypatch.setattr(forward, "_arch", lambda device, schedule=None: target if schedule is None or target == "sm_89"
+                        or "wgmma" in str(schedule.math) else "sm_90")
+    monkeypatch.setattr(Program, "launcher", property(Runs))
+    monkeypatch.setattr(Runs, "seen", [])
+    monkeypatch.setattr(Runs, "how", how)
+    if fits:
+        monkeypatch.setattr(variants, "_fits", lambda program: True)
+    return Runs.seen
