@@ -75,8 +75,12 @@ def _beside(q: Any, k: Any, v: Any, causal: Any, scale: Any, return_lse: Any, sc
         return traced(q, k, v, causal, scale, return_lse, schedule, out, more)
     blocks = more.pop("blocks")
     given = functions(**more)
-    q, k, v = (_without_gradient(t) for t in (q, k, v))
     scale = None if scale is None else _scale(scale)
+    if _learns(given, q, k, v):
+        from .training import attend
+
+        return attend(q, k, v, _mask_word(causal), scale, bool(return_lse), schedule, out, given, blocks)
+    q, k, v = (_without_gradient(t) for t in (q, k, v))
     return _checked(q, k, v, _mask_word(causal), scale, bool(return_lse), schedule, out, given, blocks)
 
 
@@ -93,6 +97,10 @@ def _found(q: Any, k: Any, v: Any, causal: Any, scale: float | None, return_lse:
     result = calls.run(options, q, k, v, out, scale)
     if result is not None:
         return result
+    if _learns(PLAIN, q, k, v):
+        from .training import attend
+
+        return attend(q, k, v, causal, scale, return_lse, schedule, out, PLAIN, None)
     q, k, v = (_without_gradient(t) for t in (q, k, v))
     result = _checked(q, k, v, causal, scale, return_lse, schedule, out)
 
@@ -105,6 +113,18 @@ def _found(q: Any, k: Any, v: Any, causal: Any, scale: float | None, return_lse:
     mask = MASKS["top_left"] if causal is True else MASKS[causal or None]
     calls.learn(options, calls.Options(mask, causal is True, program, checked, causal, return_lse, schedule), q, k, v, out)
     return result
+
+
+def _learns(given: Functions, *tensors: Any) -> bool:
+    """Whether a gradient may flow through the call."""
+    torch = sys.modules.get("torch")
+    if torch is None or not all(isinstance(t, torch.Tensor) for t in tensors):
+        return False
+    if any(t.requires_grad for t in tensors) or given == PLAIN:
+        return any(t.requires_grad for t in tensors) and bool(torch.is_grad_enabled())
+    from .training import held_learn
+
+    return bool(torch.is_grad_enabled()) and held_learn(given)
 
 
 def _without_gradient(x: Any) -> Any:

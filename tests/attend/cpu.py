@@ -64,7 +64,7 @@ class Runs:
                 (outputs if self.program.is_output(name) else given)[name] = array
         types_of = {p.name: p.type for p in self.program.params}
         inputs = {n: x.astype(types_of[n].dtype.np_dtype) if isinstance(x, np.ndarray) else x for n, x in given.items()}
-        inputs |= {n: x.astype(types_of[n].dtype.np_dtype) for n, x in outputs.items() if "inout" in str(self.program.tile.flags.get(n))}
+        inputs |= {n: x.astype(types_of[n].dtype.np_dtype) for n, x in outputs.items() if "kept" in self.program.tile.flags.get(n, ())}
         for name, x in getattr(self.program, self.how)(**inputs).items():
             outputs[name][...] = x
 

@@ -1,0 +1,253 @@
+"""`fcgen.attention` where gradients flow: a function of torch's autograd around the library's forward and backward programs.
+
+Guaranteed: the value is the plain call's. Gradients are those of q, k and v, of the log-sum-exp where it is asked for, and of the float
+tensors that score, dropout and sinks hold and that require one. Every tensor that the backward pass reads is saved by torch, which notices
+where one has been written to in between; numbers are those of the forward call. Under `torch.use_deterministic_algorithms` the gradient of q
+is summed up in one order, in a pass of its own. Second derivatives are refused.
+
+Imported only where torch is in use.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import types
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+
+from ..build.captured import Captured, Family
+from ..build.compiler import target
+from ..build.program import Program
+from ..errors import FcError
+from ..ir.types import DTYPES
+from ..kernels import backward as specs
+from ..kernels.backward_schedules import before, candidates
+from ..lang.captures import identity
+from ..lang.spec import Spec
+from ..runtime import tensors
+from . import forward
+from .variants import Functions
+
+
+class Call(NamedTuple):
+    """What a call asks for besides q, k and v."""
+
+    causal: Any
+    scale: float
+    schedule: Any
+    given: Functions
+    blocks: Any
+
+
+class Ready(NamedTuple):
+    """A program with what its functions held at the call. numbers: by parameter. held: parameter -> which of the saved tensors. gradients:
+    parameter -> of which of them it takes the gradient."""
+
+    program: Program
+    numbers: Mapping[str, Any]
+    held: Mapping[str, int]
+    gradients: Mapping[str, int]
+
+    def launch(self, arguments: Mapping[str, Any], saved: tuple[Any, ...], into: dict[int, Any]) -> None:
+        for n in self.gradients.values():
+            if n not in into:
+                into[n] = torch.zeros(saved[n].shape, dtype=torch.float32, device=saved[n].device)
+        self.program.launcher({**arguments, **self.numbers, **{name: saved[n] for name, n in self.held.items()},
+                               **{name: into[n] for name, n in self.gradients.items()}})
+
+
+class Plan(NamedTuple):
+    """The programs of a backward pass; keys, rows: None where nobody wants what they compute. adds: `keys` adds up the gradient of q."""
+
+    rows_before: Ready
+    keys: Ready | None
+    rows: Ready | None
+    adds: bool
+
+
+def held_learn(given: Functions) -> bool:
+    """Whether a tensor that the functions hold requires a gradient."""
+    return any(x.requires_grad for f in given if f is not None for x in _tensors_in(f, 6))
+
+
+def attend(q: Any, k: Any, v: Any, causal: Any, scale: float | None, return_lse: bool, schedule: Any, out: Any, given: Functions,
+           blocks: Any) -> Any:
+    """The call, with a gradient."""
+    if out is not None:
+        raise FcError("call/argument", "argument `out` is written, and a gradient is to flow through it",
+                      hint="leave it away, or call under torch.no_grad()")
+    if blocks is not None and given.keep is None:
+        raise FcError("call/argument", "no gradient flows through `blocks` alone", hint="give the mask that they were made of too")
+    qa, ka, va = (tensors.describe(x.detach(), name) for x, name in zip((q, k, v), "qkv"))
+    forward._check_shapes(qa, ka, va)
+    call = Call(causal, 1.0 / math.sqrt(qa.shape[3]) if scale is None else scale, schedule, given, blocks)
+    held: list[Any] = []
+    plan = _plan(call, qa, ka, va, q.requires_grad, k.requires_grad or v.requires_grad, held)
+    o, lse = _Attention.apply(call, plan, q, k, v, *held)
+    return (o, lse) if return_lse else o
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(call: Call, plan: Plan, q: Any, k: Any, v: Any, *held: Any) -> Any:
+        return forward._checked(q, k, v, call.causal, call.scale, True, call.schedule, None, call.given, call.blocks)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, Any]) -> None:
+        ctx.call, ctx.plan, *saved = inputs
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*output, *saved)
+
+    @staticmethod
+    def backward(ctx: Any, do: Any, dlse: Any) -> Any:
+        o, lse, q, k, v, *held = ctx.saved_tensors
+        out: list[Any] = [None] * (3 + len(held))
+        into: dict[int, Any] = {}
+        with torch.no_grad():
+            if do is not None or dlse is not None:
+                out[:3] = _gradients(ctx.call, ctx.plan, o, lse, q, k, v, tuple(held), do, dlse, into)
+            out[3:] = [into[n].to(x.dtype) if n in into else None for n, x in enumerate(held)]
+        out = [g if need else None for g, need in zip(out, ctx.needs_input_grad[2:])]
+        if torch.is_grad_enabled():  # of a gradient that is to be differentiated again
+            which = [n for n, g in enumerate(out) if g is not None]
+            once = _Once.apply(*[out[n] for n in which], *[x for x in (do, dlse, q, k, v, *held) if x is not None])
+            out = [once[which.index(n)] if n in which else None for n in range(len(out))]
+        return (None, None, *out)
+
+
+class _Once(torch.autograd.Function):
+    """Gradients that follow from tensors in a way that has no derivative here."""
+
+    @staticmethod
+    def forward(ctx: Any, *xs: Any) -> Any:
+        return tuple(x.view_as(x) for x in xs)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> Any:
+        raise FcError("call/argument", "the gradient of fcgen.attention is differentiated, and has no derivative",
+                      expected="first derivatives", hint="for second derivatives write the attention in torch's functions")
+
+
+def _gradients(call: Call, plan: Plan, o: Any, lse: Any, q: Any, k: Any, v: Any, held: tuple[Any, ...], do: Any, dlse: Any,
+               into: dict[int, Any]) -> tuple[Any, Any, Any]:
+    if 0 in q.shape or 0 in k.shape or 0 in v.shape:
+        return torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
+    do = torch.zeros_like(o) if do is None else do if do.stride(3) == 1 and forward._in_lines(tensors.describe(do, "dO")) else do.contiguous()
+    dlse = torch.zeros_like(lse) if dlse is None else dlse.contiguous()
+    delta, lse2 = torch.empty_like(lse), torch.empty_like(lse)
+    plan.rows_before.launch({"O": o, "dO": do, "LSE": lse, "dLSE": dlse, "Delta": delta, "LSE2": lse2}, held, into)
+    given = {"Q": q, "K": k, "V": v, "dO": do, "LSE2": lse2, "Delta": delta, "scale": call.scale}
+    dq, dk, dv = None, None, None
+    if plan.keys is not None:
+        dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (k, v))
+        total = torch.zeros(q.shape, dtype=torch.float32, device=q.device) if plan.adds else None
+        plan.keys.launch({**given, "dK": dk, "dV": dv, **({"dQ": total} if plan.adds else {})}, held, into)
+        dq = total.to(q.dtype) if total is not None else None
+    if plan.rows is not None:
+        dq = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        plan.rows.launch({**given, "dQ": dq}, held, into)
+    return dq, dk, dv
+
+
+def _plan(call: Call, q: Any, k: Any, v: Any, for_q: bool, for_k: bool, held: list[Any]) -> Plan:
+    """held: receives the tensors that the functions hold."""
+    d, e = q.shape[3], v.shape[3]
+    kind = forward._mask_kind(call.causal, q.shape[2], k.shape[2])
+    positive = call.scale >= forward.SMALLEST_NORMAL
+    arch = forward._arch(q.device)
+    common = target(arch.rstrip("a")).arch
+    arch = arch if all(forward._in_lines(a) for a in (q, k, v)) else common
+    score, keep, weigh, sink = call.given
+    facts = {"T": DTYPES[q.dtype], "D": d, "E": e, "mask": kind, "positive": positive}
+    functions = {n: f for n, f in (("score", score), ("keep", keep), ("weigh", weigh)) if f is not None}
+    first = _ready(specs.rows_before, common, {"T": facts["T"], "E": e},
+                   {} if sink is None else {"sink": sink}, held)
+    learns = held_learn(Functions(score=score, weigh=weigh))
+    adds = for_q and (for_k or learns) and not torch.are_deterministic_algorithms_enabled()
+    more = {"grouped": q.shape[1] != k.shape[1], **({} if adds else {"dQ": None})}
+    keys = _ready(specs.backward, arch, {**facts, **more}, functions, held) if for_k or learns else None
+    rows = _ready(specs.backward_rows, arch, facts, functions, held) if for_q and not adds else None
+    return Plan(first, keys, rows, adds)
+
+
+def _ready(spec: Spec, arch: str, facts: Mapping[str, Any], functions: Mapping[str, Any], held: list[Any]) -> Ready:
+    key = spec, arch, tuple(facts.items()), tuple((n, identity(f)) for n, f in functions.items())
+    if not functions:
+        return Ready(_plain(spec, arch, tuple(facts.items())), {}, {}, {})
+    if key not in _families:
+        if len(_families) >= 256:
+            _families.clear()
+        made = _compiled(spec, arch, facts, functions)
+        assert isinstance(made, Captured)
+        _families[key] = made.family
+    program, found, values = _families[key].find(functions)
+    where: dict[str, int] = {}
+    for name, x in values.items():
+        if isinstance(x, torch.Tensor):
+            if not any(x is y for y in held):
+                held.append(x)
+            where[name] = next(n for n, y in enumerate(held) if y is x)
+    numbers = {name: x for name, x in values.items() if name not in where}
+    return Ready(program, numbers, where, {name: where[of] for name, of in found.gradients})
+
+
+_families: dict[Any, Family] = {}
+
+
+@functools.lru_cache(maxsize=1024)
+def _plain(spec: Spec, arch: str, facts: tuple[tuple[str, Any], ...]) -> Program:
+    return _compiled(spec, arch, dict(facts), {})
+
+
+def _compiled(spec: Spec, arch: str, facts: Mapping[str, Any], functions: Mapping[str, Any]) -> Program:
+    """With the first schedule that leaves registers for everything; where none does, with the first one that can be; where none can, with
+    what a model of the machine finds."""
+    head = max(facts.get("D", 0), facts["E"])
+    listed = [(arch, s) for s in ((before(head),) if spec is specs.rows_before else candidates(spec.name, arch, head))]
+    if arch.endswith("a"):
+        listed += [(target(arch.rstrip("a")).arch, s) for s in candidates(spec.name, arch.rstrip("a"), head)]
+    possible: Program | None = None
+    for to, schedule in listed:
+        try:
+            program = spec.compile(target=to, schedule=schedule, check=bool(functions), **facts, **functions)
+            if _fits(program.first if isinstance(program, Captured) else program):
+                return program  # type: ignore[no-any-return]
+            possible = possible or program
+        except FcError as e:
+            if not e.code.startswith("compile/"):
+                raise
+    return possible or spec.compile(target=arch, check=bool(functions), **facts, **functions)
+
+
+def _fits(program: Program) -> bool:
+    program.quiet = True
+    return not program.resources.spills
+
+
+def _tensors_in(x: Any, depth: int) -> Iterator[Any]:
+    """Tensors that a function, or an object of the user's, holds. What is overlooked here is refused where it is launched."""
+    if isinstance(x, torch.Tensor):
+        yield x
+        return
+    inside: list[Any] = []
+    if isinstance(x, (tuple, list)):
+        inside = list(x)
+    elif isinstance(x, dict):
+        inside = list(x.values())
+    elif isinstance(x, types.FunctionType):
+        names = [n for n in x.__code__.co_names if n in x.__globals__]
+        inside = [*(c.cell_contents for c in x.__closure__ or () if c != types.CellType()), *(x.__defaults__ or ()),
+                  *(x.__kwdefaults__ or {}).values(), *(x.__globals__[n] for n in names)]
+    elif isinstance(x, types.MethodType):
+        inside = [x.__self__, x.__func__]
+    elif isinstance(x, functools.partial):
+        inside = [x.func, *x.args, *x.keywords.values()]
+    elif hasattr(x, "__dict__") and not isinstance(x, (type, types.ModuleType)):
+        inside = list(vars(x).values())
+    if depth:
+        for y in inside:
+            if not isinstance(y, (int, float, str, types.ModuleType, type)):
+                yield from _tensors_in(y, depth - 1)
