@@ -16,6 +16,7 @@ from ..errors import FcError
 from ..ir.schedule import Schedule
 from ..ir.types import DTYPES
 from . import calls
+from .learning import learns
 from .variants import Choice, Functions, family, fitted, functions, run
 
 MASKS = {None: "none", "none": "none", "top_left": "causal_top_left", "bottom_right": "causal_bottom_right"}
@@ -76,10 +77,8 @@ def _beside(q: Any, k: Any, v: Any, causal: Any, scale: Any, return_lse: Any, sc
     blocks = more.pop("blocks")
     given = functions(**more)
     scale = None if scale is None else _scale(scale)
-    if _learns(given, q, k, v):
-        from .training import attend
-
-        return attend(q, k, v, _mask_word(causal), scale, bool(return_lse), schedule, out, given, blocks)
+    if learns(given, q, k, v):
+        return _trained(q, k, v, _mask_word(causal), scale, bool(return_lse), schedule, out, given, blocks)
     q, k, v = (_without_gradient(t) for t in (q, k, v))
     return _checked(q, k, v, _mask_word(causal), scale, bool(return_lse), schedule, out, given, blocks)
 
@@ -97,10 +96,8 @@ def _found(q: Any, k: Any, v: Any, causal: Any, scale: float | None, return_lse:
     result = calls.run(options, q, k, v, out, scale)
     if result is not None:
         return result
-    if _learns(PLAIN, q, k, v):
-        from .training import attend
-
-        return attend(q, k, v, causal, scale, return_lse, schedule, out, PLAIN, None)
+    if learns(PLAIN, q, k, v):
+        return _trained(q, k, v, causal, scale, return_lse, schedule, out, PLAIN, None)
     q, k, v = (_without_gradient(t) for t in (q, k, v))
     result = _checked(q, k, v, causal, scale, return_lse, schedule, out)
 
@@ -115,16 +112,24 @@ def _found(q: Any, k: Any, v: Any, causal: Any, scale: float | None, return_lse:
     return result
 
 
-def _learns(given: Functions, *tensors: Any) -> bool:
-    """Whether a gradient may flow through the call."""
-    torch = sys.modules.get("torch")
-    if torch is None or not all(isinstance(t, torch.Tensor) for t in tensors):
-        return False
-    if any(t.requires_grad for t in tensors) or given == PLAIN:
-        return any(t.requires_grad for t in tensors) and bool(torch.is_grad_enabled())
-    from .training import held_learn
+def _trained(q: Any, k: Any, v: Any, causal: Any, scale: float | None, return_lse: bool, schedule: Any, out: Any, given: Functions,
+             blocks: Any) -> Any:
+    """A call through which a gradient flows."""
+    from ..runtime import tensors
+    from .training import Call, attend
 
-    return bool(torch.is_grad_enabled()) and held_learn(given)
+    if out is not None:
+        raise FcError("call/argument", "argument `out` is written, and a gradient is to flow through it",
+                      hint="leave it away, or call under torch.no_grad()")
+    if blocks is not None and given.keep is None:
+        raise FcError("call/argument", "no gradient flows through `blocks` alone", hint="give the mask that they were made of too")
+    qa, ka, va = (tensors.describe(x.detach(), name) for x, name in zip((q, k, v), "qkv"))
+    _check_shapes(qa, ka, va)
+    scale = 1.0 / math.sqrt(qa.shape[3]) if scale is None else scale
+    run = functools.partial(_checked, causal=causal, scale=scale, return_lse=True, schedule=schedule, out=None, given=given, blocks=blocks)
+    call = Call(run, _mask_kind(causal, qa.shape[2], ka.shape[2]), scale, scale >= SMALLEST_NORMAL, _arch(qa.device), given)
+    out, lse = attend(call, q, k, v)
+    return (out, lse) if return_lse else out
 
 
 def _without_gradient(x: Any) -> Any:
@@ -157,7 +162,7 @@ def _checked(q: Any, k: Any, v: Any, causal: bool | str | None, scale: float | N
         rows = packed(arguments, kind) if given == PLAIN else None
         if rows is not None:
             arguments, kind = rows, "none"
-        aligned = all(_in_lines(a) for n, a in arguments.items() if n != "LSE")
+        aligned = all(a.in_lines for n, a in arguments.items() if n != "LSE")
         sizes = qa.device, arguments["Q"].shape, ka.shape, va.shape[3], kind, scale
         if given == PLAIN:
             _program(qa.dtype, *sizes, return_lse, schedule, aligned).launcher({**arguments, "scale": scale})
@@ -191,10 +196,7 @@ def launch(facts: tuple[Any, ...], sizes: tuple[Any, ...], given: Functions, sch
 
 
 def _in_lines(a: Any) -> bool:
-    """Whether bulk copies can move a tensor: its pointer and strides are multiples of 16 bytes."""
-    from ..ir.alignment import WIDEST, of_arguments
-
-    return all(n == WIDEST for n in of_arguments(a.ptr, a.shape, a.strides, 2).words)
+    return bool(a.in_lines)
 
 
 def _check_out(oa: Any, shape: tuple[int, ...], *others: Any) -> None:

@@ -2,8 +2,8 @@
 
 Guaranteed: the value is the plain call's. Gradients are those of q, k and v, of the log-sum-exp where it is asked for, and of the float
 tensors that score, dropout and sinks hold and that require one. Every tensor that the backward pass reads is saved by torch, which notices
-where one has been written to in between; numbers are those of the forward call. Under `torch.use_deterministic_algorithms` the gradient of q
-is summed up in one order, in a pass of its own. Second derivatives are refused.
+where one has been written to in between; numbers are those of the forward call. Under `torch.use_deterministic_algorithms` the gradient of
+q is summed up in one order, in a pass of its own. Second derivatives are refused.
 
 Imported only where torch is in use.
 """
@@ -11,9 +11,7 @@ Imported only where torch is in use.
 from __future__ import annotations
 
 import functools
-import math
-import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -28,25 +26,26 @@ from ..kernels.backward_schedules import before, candidates
 from ..lang.captures import identity
 from ..lang.spec import Spec
 from ..runtime import tensors
-from . import forward
+from .learning import held_learn
 from .variants import Functions
 
 
 class Call(NamedTuple):
-    """What a call asks for besides q, k and v."""
+    """run: what (q, k, v) gives, with the log-sum-exp. mask: the library's word. arch: the device's own target. positive: the scale is."""
 
-    causal: Any
+    run: Callable[..., tuple[Any, Any]]
+    mask: str
     scale: float
-    schedule: Any
+    positive: bool
+    arch: str
     given: Functions
-    blocks: Any
 
 
 class Ready(NamedTuple):
-    """A program with what its functions held at the call. numbers: by parameter. held: parameter -> which of the saved tensors. gradients:
-    parameter -> of which of them it takes the gradient."""
+    """A program (`make` gives it), with what its functions held at the call. numbers: by parameter. held: parameter -> which of the saved
+    tensors. gradients: parameter -> of which of them it takes the gradient."""
 
-    program: Program
+    make: Callable[[], Program]
     numbers: Mapping[str, Any]
     held: Mapping[str, int]
     gradients: Mapping[str, int]
@@ -55,7 +54,7 @@ class Ready(NamedTuple):
         for n in self.gradients.values():
             if n not in into:
                 into[n] = torch.zeros(saved[n].shape, dtype=torch.float32, device=saved[n].device)
-        self.program.launcher({**arguments, **self.numbers, **{name: saved[n] for name, n in self.held.items()},
+        self.make().launcher({**arguments, **self.numbers, **{name: saved[n] for name, n in self.held.items()},
                                **{name: into[n] for name, n in self.gradients.items()}})
 
 
@@ -68,32 +67,17 @@ class Plan(NamedTuple):
     adds: bool
 
 
-def held_learn(given: Functions) -> bool:
-    """Whether a tensor that the functions hold requires a gradient."""
-    return any(x.requires_grad for f in given if f is not None for x in _tensors_in(f, 6))
-
-
-def attend(q: Any, k: Any, v: Any, causal: Any, scale: float | None, return_lse: bool, schedule: Any, out: Any, given: Functions,
-           blocks: Any) -> Any:
-    """The call, with a gradient."""
-    if out is not None:
-        raise FcError("call/argument", "argument `out` is written, and a gradient is to flow through it",
-                      hint="leave it away, or call under torch.no_grad()")
-    if blocks is not None and given.keep is None:
-        raise FcError("call/argument", "no gradient flows through `blocks` alone", hint="give the mask that they were made of too")
-    qa, ka, va = (tensors.describe(x.detach(), name) for x, name in zip((q, k, v), "qkv"))
-    forward._check_shapes(qa, ka, va)
-    call = Call(causal, 1.0 / math.sqrt(qa.shape[3]) if scale is None else scale, schedule, given, blocks)
+def attend(call: Call, q: Any, k: Any, v: Any) -> tuple[Any, Any]:
+    """(out, log-sum-exp), with a gradient."""
     held: list[Any] = []
-    plan = _plan(call, qa, ka, va, q.requires_grad, k.requires_grad or v.requires_grad, held)
-    o, lse = _Attention.apply(call, plan, q, k, v, *held)
-    return (o, lse) if return_lse else o
+    plan = _plan(call, q, k, v, held)
+    return _Attention.apply(call, plan, q, k, v, *held)  # type: ignore[no-any-return]
 
 
 class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(call: Call, plan: Plan, q: Any, k: Any, v: Any, *held: Any) -> Any:
-        return forward._checked(q, k, v, call.causal, call.scale, True, call.schedule, None, call.given, call.blocks)
+        return call.run(q, k, v)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, Any]) -> None:
@@ -135,7 +119,9 @@ def _gradients(call: Call, plan: Plan, o: Any, lse: Any, q: Any, k: Any, v: Any,
                into: dict[int, Any]) -> tuple[Any, Any, Any]:
     if 0 in q.shape or 0 in k.shape or 0 in v.shape:
         return torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
-    do = torch.zeros_like(o) if do is None else do if do.stride(3) == 1 and forward._in_lines(tensors.describe(do, "dO")) else do.contiguous()
+    do = torch.zeros_like(o) if do is None else do
+    if do.stride(3) != 1 or not tensors.describe(do, "dO").in_lines:
+        do = do.contiguous()
     dlse = torch.zeros_like(lse) if dlse is None else dlse.contiguous()
     delta, lse2 = torch.empty_like(lse), torch.empty_like(lse)
     plan.rows_before.launch({"O": o, "dO": do, "LSE": lse, "dLSE": dlse, "Delta": delta, "LSE2": lse2}, held, into)
@@ -152,16 +138,15 @@ def _gradients(call: Call, plan: Plan, o: Any, lse: Any, q: Any, k: Any, v: Any,
     return dq, dk, dv
 
 
-def _plan(call: Call, q: Any, k: Any, v: Any, for_q: bool, for_k: bool, held: list[Any]) -> Plan:
+def _plan(call: Call, q: Any, k: Any, v: Any, held: list[Any]) -> Plan:
     """held: receives the tensors that the functions hold."""
+    for_q, for_k = q.requires_grad, k.requires_grad or v.requires_grad
     d, e = q.shape[3], v.shape[3]
-    kind = forward._mask_kind(call.causal, q.shape[2], k.shape[2])
-    positive = call.scale >= forward.SMALLEST_NORMAL
-    arch = forward._arch(q.device)
-    common = target(arch.rstrip("a")).arch
-    arch = arch if all(forward._in_lines(a) for a in (q, k, v)) else common
+    like = tensors.describe(q.detach(), "q")
+    common = target(call.arch.rstrip("a")).arch
+    arch = call.arch if like.in_lines and all(tensors.describe(x.detach(), n).in_lines for x, n in ((k, "k"), (v, "v"))) else common
     score, keep, weigh, sink = call.given
-    facts = {"T": DTYPES[q.dtype], "D": d, "E": e, "mask": kind, "positive": positive}
+    facts = {"T": DTYPES[like.dtype], "D": d, "E": e, "mask": call.mask, "positive": call.positive}
     functions = {n: f for n, f in (("score", score), ("keep", keep), ("weigh", weigh)) if f is not None}
     first = _ready(specs.rows_before, common, {"T": facts["T"], "E": e},
                    {} if sink is None else {"sink": sink}, held)
@@ -176,7 +161,7 @@ def _plan(call: Call, q: Any, k: Any, v: Any, for_q: bool, for_k: bool, held: li
 def _ready(spec: Spec, arch: str, facts: Mapping[str, Any], functions: Mapping[str, Any], held: list[Any]) -> Ready:
     key = spec, arch, tuple(facts.items()), tuple((n, identity(f)) for n, f in functions.items())
     if not functions:
-        return Ready(_plain(spec, arch, tuple(facts.items())), {}, {}, {})
+        return Ready(functools.partial(_plain, spec, arch, tuple(facts.items())), {}, {}, {})
     if key not in _families:
         if len(_families) >= 256:
             _families.clear()
@@ -191,7 +176,7 @@ def _ready(spec: Spec, arch: str, facts: Mapping[str, Any], functions: Mapping[s
                 held.append(x)
             where[name] = next(n for n, y in enumerate(held) if y is x)
     numbers = {name: x for name, x in values.items() if name not in where}
-    return Ready(program, numbers, where, {name: where[of] for name, of in found.gradients})
+    return Ready(lambda: program, numbers, where, {name: where[of] for name, of in found.gradients})
 
 
 _families: dict[Any, Family] = {}
@@ -225,29 +210,3 @@ def _compiled(spec: Spec, arch: str, facts: Mapping[str, Any], functions: Mappin
 def _fits(program: Program) -> bool:
     program.quiet = True
     return not program.resources.spills
-
-
-def _tensors_in(x: Any, depth: int) -> Iterator[Any]:
-    """Tensors that a function, or an object of the user's, holds. What is overlooked here is refused where it is launched."""
-    if isinstance(x, torch.Tensor):
-        yield x
-        return
-    inside: list[Any] = []
-    if isinstance(x, (tuple, list)):
-        inside = list(x)
-    elif isinstance(x, dict):
-        inside = list(x.values())
-    elif isinstance(x, types.FunctionType):
-        names = [n for n in x.__code__.co_names if n in x.__globals__]
-        inside = [*(c.cell_contents for c in x.__closure__ or () if c != types.CellType()), *(x.__defaults__ or ()),
-                  *(x.__kwdefaults__ or {}).values(), *(x.__globals__[n] for n in names)]
-    elif isinstance(x, types.MethodType):
-        inside = [x.__self__, x.__func__]
-    elif isinstance(x, functools.partial):
-        inside = [x.func, *x.args, *x.keywords.values()]
-    elif hasattr(x, "__dict__") and not isinstance(x, (type, types.ModuleType)):
-        inside = list(vars(x).values())
-    if depth:
-        for y in inside:
-            if not isinstance(y, (int, float, str, types.ModuleType, type)):
-                yield from _tensors_in(y, depth - 1)

@@ -28,19 +28,15 @@ LOG2E = 1.4426950408889634
 
 
 def derivative(x: Any, dw: Any, lse2: Any, delta: Any, seen: Any, at: tuple[Any, ...], score: Any, weigh: Any, held: bool) -> Any:
-    """(weights of values, gradient of the scaled scores x) of a tile, from the gradient of its weights. seen: which scores count, None: all.
-    at: batch, head, and positions of rows and keys. held: what score and weigh hold gets its gradient as well."""
+    """(weights of values, gradient of the scaled scores x) of a tile, from the gradient of its weights.
+
+    seen: which scores count. at: batch, head, and positions of rows and keys. held: what score and weigh hold gets its gradient as well."""
     s, into = (x, None) if score is None else fc.vjp(lambda x: score(x, *at), x, captured=held)
-    s = s * LOG2E
-    if seen is not None:
-        s = fc.where(seen, s, -fc.inf)
-    p = fc.exp2(s - lse2)
+    p = fc.exp2(fc.where(seen, s * LOG2E, -fc.inf) - lse2)
     w, back = (p, None) if weigh is None else fc.vjp(lambda p: weigh(p, *at), p, captured=held)
     ds = p * ((dw if back is None else back(dw)) - delta)
     if into is not None:
-        ds = into(ds)
-        if seen is not None:  # slopes may be infinite where nothing is seen
-            ds = fc.where(seen, ds, 0.0)
+        ds = fc.where(seen, into(ds), 0.0)  # slopes may be infinite where nothing is seen
     return w, ds
 
 
