@@ -72,7 +72,8 @@ def __getattr__(name: str) -> Any:
             "program_from_text": ("api", "program_from_text"), "schedule_for": ("api", "schedule_for"),
             "attention_varlen": ("attend.varlen", "attention_varlen"), "Dropout": ("dropout", "Dropout"),
             "dropout_mask": ("attend.readback", "dropout_mask"),
-            "block_lists": ("attend.blocks", "block_lists"), "compile_count": ("build.compiler", "compile_count")}
+            "block_lists": ("attend.blocks", "block_lists"),
+            "BlockLists": ("attend.blocks", "BlockLists"), "compile_count": ("build.compiler", "compile_count")}
     modules = ("masks", "scores")
     if name.startswith("__"):
         raise AttributeError(f"module 'fcgen' has no attribute {name!r}")

@@ -17,6 +17,9 @@ from collections.abc import Callable
 from typing import Any
 
 from .errors import FcError
+from .ir.types import i1
+from .lang.handles import Handle
+from .lang.trace import place_in
 
 WRITTEN_IN_THE_LANGUAGE = True
 
@@ -31,7 +34,10 @@ class Mask:
         self.fn, self.called = fn, called or getattr(fn, "__name__", "mask")
 
     def __call__(self, b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
-        return self.fn(b, h, q_idx, kv_idx)
+        out = self.fn(b, h, q_idx, kv_idx)
+        if not isinstance(out, bool) and not (isinstance(out, Handle) and out.dtype == i1):
+            raise wrong_result("mask", self.fn, "a condition", out)
+        return out
 
     def __and__(self, other: MaskMod) -> Mask:
         return and_masks(self, other)
@@ -57,14 +63,14 @@ class Mask:
 
     def drawn(self, rows: int = 512, keys: int | None = None, *, b: int = 0, h: int = 0, tile: tuple[int, int] | None = None) -> str:
         """The tiles of a mask as text: `█` full, `▒` partial, `·` empty. rows, keys: lengths; tile: rows and keys of one."""
-        from .tilemap import tile_map
+        from .attend.tilemap import tile_map
 
         return str(tile_map(self, rows, rows if keys is None else keys, b=b, h=h, tile=tile))
 
     def plot(self, file: Any, rows: int = 512, keys: int | None = None, *, b: int = 0, h: int = 0,
              tile: tuple[int, int] | None = None) -> None:
         """Save a picture of the mask and its tiles (needs matplotlib: `pip install fcgen[plot]`)."""
-        from .tilemap import tile_map
+        from .attend.tilemap import tile_map
 
         tile_map(self, rows, rows if keys is None else keys, b=b, h=h, tile=tile).plot(file)
 
@@ -81,6 +87,13 @@ def _check(fn: Any) -> None:
         code = getattr(fn, "__code__", None)
         raise FcError("call/argument", "this is not a mask", expected="a function (b, h, q_idx, kv_idx) -> condition", got=str(e),
                       notes=[f"{code.co_filename}:{code.co_firstlineno}"] if code else []) from None
+
+
+def wrong_result(what: str, fn: Any, expected: str, got: Any) -> FcError:
+    """What a function returned is not what it should be: told at the function."""
+    code = getattr(fn, "__code__", None)
+    return FcError("trace/dtype", f"the {what} function returns something else than {expected}", expected=expected, got=repr(got)[:80],
+                   loc=None if code is None else place_in(code, 0))
 
 
 def _number(name: str, x: Any) -> Any:
@@ -101,34 +114,28 @@ def _of(x: Any, b: Any) -> Any:
 
 def and_masks(*masks: MaskMod) -> Mask:
     """Where all of them hold."""
-    for m in masks:
-        _check(m)
+    given = tuple(m if isinstance(m, Mask) else Mask(m) for m in masks)
 
     def all_of(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
         out: Any = True
-        for n, m in enumerate(masks):
+        for n, m in enumerate(given):
             out = m(b, h, q_idx, kv_idx) if n == 0 else out & m(b, h, q_idx, kv_idx)
         return out
 
-    return Mask(all_of, " & ".join(_name(m) for m in masks))
+    return Mask(all_of, " & ".join(m.called for m in given))
 
 
 def or_masks(*masks: MaskMod) -> Mask:
     """Where one of them holds."""
-    for m in masks:
-        _check(m)
+    given = tuple(m if isinstance(m, Mask) else Mask(m) for m in masks)
 
     def one_of(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
         out: Any = False
-        for n, m in enumerate(masks):
+        for n, m in enumerate(given):
             out = m(b, h, q_idx, kv_idx) if n == 0 else out | m(b, h, q_idx, kv_idx)
         return out
 
-    return Mask(one_of, " | ".join(_name(m) for m in masks))
-
-
-def _name(m: Any) -> str:
-    return str(m.called if isinstance(m, Mask) else getattr(m, "__name__", "mask"))
+    return Mask(one_of, " | ".join(m.called for m in given))
 
 
 # ---- ready-made ------------------------------------------------------------------------------------------------------------

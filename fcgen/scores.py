@@ -15,7 +15,9 @@ from typing import Any
 import fcgen as fc
 
 from .errors import FcError
-from .masks import _broadcast
+from .ir.types import f32
+from .lang.handles import Handle
+from .masks import _broadcast, wrong_result
 
 WRITTEN_IN_THE_LANGUAGE = True
 
@@ -35,7 +37,10 @@ class Score:
         self.fn, self.called = fn, called or getattr(fn, "__name__", "score")
 
     def __call__(self, score: Any, b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
-        return self.fn(score, b, h, q_idx, kv_idx)
+        out = self.fn(score, b, h, q_idx, kv_idx)
+        if not isinstance(out, Handle) or out.dtype != f32:
+            raise wrong_result("score", self.fn, "f32 scores", out)
+        return out
 
     def __add__(self, other: ScoreMod) -> Score:
         return chain(self, other)

@@ -10,17 +10,18 @@ from typing import Any
 
 import numpy as np
 
-from ..build.compiler import target, targets
+from ..build.compiler import target
 from ..build.program import Program
 from ..errors import FcError
 from ..ir.schedule import Schedule
 from ..ir.types import DTYPES
+from . import blocks as listed
 from . import calls
 from .learning import learns
-from .variants import Choice, Functions, family, fitted, functions, run
+from .outputs import _empty, _fill
+from .variants import PLAIN, Choice, Functions, _arch, family, fitted, functions, lazy_of, run, sums_of
 
 MASKS = {None: "none", "none": "none", "top_left": "causal_top_left", "bottom_right": "causal_bottom_right"}
-PLAIN = Functions()
 #: of float32. A scale below the first may be 0 to a multiplication: it takes the kernels for a scale of any sign, 0 included.
 SMALLEST_NORMAL, LARGEST = 2.0**-126, (2.0 - 2.0**-23) * 2.0**127
 
@@ -37,7 +38,7 @@ def attention(q: Any, k: Any, v: Any, *, causal: bool | str = False, scale: floa
     """softmax(q k^T * scale) v on the GPU, float32 inside.
 
     q: [B, H, M, D]; k: [B, Hkv, N, D]; v: [B, Hkv, N, E]; f16 or bf16, any strides with a contiguous last axis; H a multiple of Hkv
-    (grouped heads); D and E multiples of 8 from 16 to 256. causal: "top_left" (key j is seen by row i if j <= i), "bottom_right"
+    (grouped heads); D and E multiples of 8 from 8 to 512. causal: "top_left" (key j is seen by row i if j <= i), "bottom_right"
     (j <= i + N - M), or True where M = N and both are the same. Views whose pointers or strides are not multiples of 16 bytes take a slower
     kernel with narrower accesses. scale: 1/sqrt(D) if None. Returns [B, H, M, E], and with return_lse the
     natural log-sum-exp [B, H, M] in float32. Rows that see no key give 0 and -inf. out: where to write instead of a new tensor.
@@ -45,8 +46,8 @@ def attention(q: Any, k: Any, v: Any, *, causal: bool | str = False, scale: floa
     `lambda s, b, h, i, j: s + bias[h, i, j]`. Numbers and tensors that it holds are read at each call. `fcgen.scores` has ready-made ones.
     mask: a function (b, h, i, j) -> condition: which keys a row sees, beside `causal`; `fcgen.masks` has ready-made ones that combine.
     sinks: a score for each head, tensor [H] or one number, that every row has besides its keys', and whose value is zero; 0.0 is the
-    softmax off by one. The log-sum-exp counts it. dropout: `fcgen.Dropout(p, seed, offset)`. blocks: what `fcgen.block_lists` made of the mask, for
-    many calls with it.
+    softmax off by one. The log-sum-exp counts it. dropout: `fcgen.Dropout(p, seed, offset)`. blocks: what `fcgen.block_lists` made of the
+    mask, for many calls with it.
 
     Raises FcError "call/argument" before anything is launched. The algorithm is FlashAttention-2's (Dao, 2023).
     """
@@ -159,22 +160,23 @@ def _checked(q: Any, k: Any, v: Any, causal: bool | str | None, scale: float | N
     if 0 not in shape and not filled:
         arguments = {"Q": qa, "K": ka, "V": va, "O": tensors.describe(o, "out")}
         arguments |= {"LSE": tensors.describe(lse, "lse")} if return_lse else {}
-        rows = packed(arguments, kind) if given == PLAIN else None
+        plain = given == PLAIN and blocks is None
+        rows = packed(arguments, kind) if plain else None
         if rows is not None:
             arguments, kind = rows, "none"
         aligned = all(a.in_lines for n, a in arguments.items() if n != "LSE")
         sizes = qa.device, arguments["Q"].shape, ka.shape, va.shape[3], kind, scale
-        if given == PLAIN:
+        if plain:
             _program(qa.dtype, *sizes, return_lse, schedule, aligned).launcher({**arguments, "scale": scale})
         else:
             facts = qa.dtype, qa.shape[3], va.shape[3], kind, return_lse
-            launch(facts, sizes, given, schedule, aligned, {**arguments, "scale": scale}, blocks)
+            launch(facts, sizes, given, schedule, aligned, {**arguments, "scale": scale}, blocks, q)
         tensors.written(o)
     return (o, lse) if return_lse else o
 
 
 def launch(facts: tuple[Any, ...], sizes: tuple[Any, ...], given: Functions, schedule: Schedule | None, aligned: bool,
-           arguments: dict[str, Any], blocks: Any) -> None:
+           arguments: dict[str, Any], blocks: Any, like: Any) -> None:
     """A call with functions. facts: dtype, head sizes, mask, with the log-sum-exp; sizes: device, shapes of q and k, value head size, mask,
     scale."""
     from ..kernels.attention import attention as spec
@@ -182,6 +184,15 @@ def launch(facts: tuple[Any, ...], sizes: tuple[Any, ...], given: Functions, sch
     device, q, k, e, kind, scale = sizes
     table = kind if kind != "none" or given.keep is None else "causal_bottom_right"
     choice = Choice(*_chosen(device, q, k, e, table, scale, schedule, aligned))
+    if blocks is not None or given.keep is not None:
+        if blocks is not None and kind != "none":
+            raise FcError("call/argument", "lists of blocks are of the mask alone", expected="causal=False", got=kind,
+                          hint="mask & fcgen.masks.causal(), of which the lists are made then")
+        shift = {"none": None, "causal_top_left": 0, "causal_bottom_right": k[2] - q[2]}[kind]
+        lists = blocks if blocks is not None else listed.automatic(sizes, given, choice, like, shift)
+        if lists is not None:
+            listed.launch(facts, given, choice, schedule is not None, arguments, lists, shift)
+            return
 
     def other() -> Schedule:
         from ..api import schedule_for
@@ -232,18 +243,6 @@ def _chosen(device: int, q: tuple[int, ...], k: tuple[int, ...], e: int, mask: s
     return arch, chosen, positive, lazy, sums
 
 
-def lazy_of(schedule: Schedule) -> float:
-    """The spec's option `lazy` for a schedule that is not the library's."""
-    from ..kernels.hopper_schedules import LAZY
-
-    return LAZY if schedule.vote or schedule.skip_ones else 0.0
-
-
-def sums_of(schedule: Schedule, lazy: float) -> str:
-    """The spec's option `sums` for a schedule that is not the library's: with a stale maximum, one that knows of the weights' rounding."""
-    return "exact" if not lazy else "rounded" if schedule.ones else "corrected"
-
-
 @functools.lru_cache(maxsize=1024)
 def compiled(dtype: str, d: int, e: int, mask: str, lse: bool, arch: str, schedule: Schedule | None = None,
              positive: bool = True, lazy: float | None = None, sums: str = "", check: bool | None = None,
@@ -265,18 +264,6 @@ def compiled(dtype: str, d: int, e: int, mask: str, lse: bool, arch: str, schedu
     return program
 
 
-@functools.lru_cache(maxsize=64)
-def _arch(device: int, schedule: Schedule | None = None) -> str:
-    """The target whose code runs on a device: the one with its own instructions (sm_90a) unless a schedule of the caller's does without
-    them; else its architecture's common one."""
-    from ..runtime import driver
-
-    own = driver.device_info(device).arch
-    if own in targets() and (schedule is None or "wgmma" in str(schedule.math)):
-        return own
-    return target(own.rstrip("a")).arch
-
-
 def _check_shapes(q: Any, k: Any, v: Any) -> None:
     for name, t in (("q", q), ("k", k), ("v", v)):
         if len(t.shape) != 4:
@@ -290,7 +277,7 @@ def _check_shapes(q: Any, k: Any, v: Any) -> None:
         if t.dtype != q.dtype:
             raise FcError("call/argument", f"`q` and `{name}` have different dtypes", expected=q.dtype, got=t.dtype)
         if t.shape[3] not in calls.HEADS:
-            raise FcError("call/argument", f"the head size of `{name}` is not supported", expected="a multiple of 8 from 16 to 256",
+            raise FcError("call/argument", f"the head size of `{name}` is not supported", expected="a multiple of 8 from 8 to 512",
                           got=t.shape[3], hint="pad the last axis with zeros")
     if k.shape[:3] != v.shape[:3]:
         raise FcError("call/argument", "`k` and `v` differ in batch, heads or length", expected=k.shape[:3], got=v.shape[:3])
@@ -332,30 +319,3 @@ def _mask_kind(causal: bool | str | None, m: int, n: int) -> str:
                           hint='say causal="top_left" (aligned at the start) or causal="bottom_right" (aligned at the end)')
         return MASKS["top_left"]
     return MASKS[causal or None]
-
-
-def _fill(x: Any, value: float) -> bool:
-    """Fill a tensor of torch or CuPy; False where its library is not known."""
-    torch, cupy = sys.modules.get("torch"), sys.modules.get("cupy")
-    if torch is not None and isinstance(x, torch.Tensor):
-        with torch.no_grad():
-            x.fill_(value)
-        return True
-    if cupy is not None and isinstance(x, cupy.ndarray):
-        x.fill(value)
-        return True
-    return False
-
-
-def _empty(like: Any, shape: tuple[int, ...], dtype: str | None) -> Any:
-    """A new tensor of the caller's library, on the caller's device."""
-    torch = sys.modules.get("torch")
-    if torch is not None and isinstance(like, torch.Tensor):
-        if dtype is None and shape == tuple(like.shape):
-            return torch.empty_like(like, requires_grad=False)
-        return torch.empty(shape, dtype=getattr(torch, dtype) if dtype else like.dtype, device=like.device)
-    cupy = sys.modules.get("cupy")
-    if cupy is not None and isinstance(like, cupy.ndarray):
-        return cupy.empty(shape, dtype=dtype or like.dtype)
-    raise FcError("call/argument", f"cannot make an output tensor for a {type(like).__name__}",
-                  hint="pass `out`; for the log-sum-exp, call the compiled program with an LSE tensor of your own")

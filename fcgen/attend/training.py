@@ -29,6 +29,9 @@ from ..runtime import tensors
 from .learning import held_learn
 from .variants import Functions
 
+#: of a thread's values in memory cost less than smaller tiles do
+FEW_BYTES = 64
+
 
 class Call(NamedTuple):
     """run: what (q, k, v) gives, with the log-sum-exp. mask: the library's word. arch: the device's own target. positive: the scale is."""
@@ -209,4 +212,4 @@ def _compiled(spec: Spec, arch: str, facts: Mapping[str, Any], functions: Mappin
 
 def _fits(program: Program) -> bool:
     program.quiet = True
-    return not program.resources.spills
+    return program.resources.spill_stores <= FEW_BYTES

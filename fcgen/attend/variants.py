@@ -15,6 +15,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
 from ..build.captured import Captured, Family
+from ..build.compiler import target, targets
 from ..build.program import Program
 from ..errors import FcError
 from ..ir.schedule import Schedule
@@ -42,7 +43,8 @@ class Functions(NamedTuple):
 def functions(score: Any = None, mask: Any = None, sinks: Any = None, dropout: Any = None) -> Functions:
     """The functions of a call's arguments, each looked at."""
     from ..dropout import Dropout
-    from ..scores import Sinks
+    from ..masks import Mask
+    from ..scores import Score, Sinks
 
     for name, x, arguments in (("score", score, "s, b, h, q_idx, kv_idx"), ("mask", mask, "b, h, q_idx, kv_idx")):
         if x is None:
@@ -61,7 +63,12 @@ def functions(score: Any = None, mask: Any = None, sinks: Any = None, dropout: A
                           got=repr(dropout)[:80])
         dropout = Dropout(dropout)
     sink = sinks if sinks is None or isinstance(sinks, Sinks) else Sinks(sinks)
+    score = score if score is None or isinstance(score, Score) else Score(score)
+    mask = mask if mask is None or isinstance(mask, Mask) else Mask(mask)
     return Functions(score, mask, None if dropout is None or dropout.p == 0 else dropout, sink)
+
+
+PLAIN = Functions()
 
 
 class Choice(NamedTuple):
@@ -131,7 +138,7 @@ _kept: dict[Any, Family] = {}
 
 def family(kind: Any, given: Functions, make: Callable[[], Program]) -> Family:
     """The programs for functions like these. kind: everything else that a program hangs on."""
-    key = tuple(identity(x) for x in given), kind
+    key = tuple(identity(getattr(x, "fn", x)) for x in given), kind
     if key not in _kept:
         if len(_kept) >= 256:
             _kept.clear()
@@ -142,3 +149,27 @@ def family(kind: Any, given: Functions, make: Callable[[], Program]) -> Family:
 def run(family: Family, given: Functions, arguments: Mapping[str, Any]) -> None:
     """Launch; mistakes are told of the arguments of the call."""
     family.run(given.given(), arguments)
+
+
+@functools.lru_cache(maxsize=64)
+def _arch(device: int, schedule: Schedule | None = None) -> str:
+    """The target whose code runs on a device: the one with its own instructions (sm_90a) unless a schedule of the caller's does without
+    them; else its architecture's common one."""
+    from ..runtime import driver
+
+    own = driver.device_info(device).arch
+    if own in targets() and (schedule is None or "wgmma" in str(schedule.math)):
+        return own
+    return target(own.rstrip("a")).arch
+
+
+def lazy_of(schedule: Schedule) -> float:
+    """The spec's option `lazy` for a schedule that is not the library's."""
+    from ..kernels.hopper_schedules import LAZY
+
+    return LAZY if schedule.vote or schedule.skip_ones else 0.0
+
+
+def sums_of(schedule: Schedule, lazy: float) -> str:
+    """The spec's option `sums` for a schedule that is not the library's: with a stale maximum, one that knows of the weights' rounding."""
+    return "exact" if not lazy else "rounded" if schedule.ones else "corrected"

@@ -13,7 +13,6 @@ from .types import Mbarrier
 
 PARTS, LAST = 8, 15
 WARPGROUP = 4
-KINDS = {"barrier", "token_take", "token_give", "token_start"}
 
 
 def of_role(number: int) -> int:

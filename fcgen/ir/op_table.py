@@ -42,20 +42,57 @@ class OpDef:
     effect: str = "none"
     check: Callable[[Op], None] | None = None
     phases: tuple[int, int] = (0, len(PHASES) - 1)
+    traits: frozenset[str] = frozenset()
+    reach: Reach | None = None
 
 
 OPS: dict[str, OpDef] = {}
-#: ops that have regions
-WITH_REGIONS = ("for", "if", "while")
+#: what passes, printer and simulator may ask of an op without knowing which it is
+TRAITS = {
+    "elementwise": "each element of the result follows from the operands' elements at the same place",
+    "compare": "an elementwise comparison",
+    "cheap": "made from scalars and shapes alone, or by copying: made again where it is read rather than kept",
+    "view": "the same elements in another order or fewer of them: nothing moves",
+    "reduces": "elements along an axis become one",
+    "finishes": "makes a partial reduction complete",
+    "product": "a matrix product that adds to its third operand",
+    "fills": "starts a copy that somebody waits for later",
+    "reads shared": "registers from a slot: `buffer, row, col`",
+    "writes shared": "to a slot from registers, or by a copy of each thread: `..., buffer, row, col` or the buffer last",
+    "regions": "has regions",
+    "in flight": "may take an accumulator in flight",
+    "position": "may take a ring's position",
+    "named barrier": "waits at, or arrives at, one of the block's hardware barriers",
+}
+
+
+@dataclass(frozen=True)
+class Reach:
+    """How an op that accesses a tensor by an index lists its operands. before, after: how many stand in front of the index's scalars and
+    behind them. tile: the operand that has the tile's shape, None for the result."""
+
+    before: int
+    after: int
+    tile: int | None
+
+
+def having(trait: str) -> frozenset[str]:
+    """The ops with this trait."""
+    assert trait in TRAITS, trait
+    return frozenset(kind for kind, d in OPS.items() if trait in d.traits)
 
 
 def define(kind: str, levels: str, doc: str, infer: Callable[..., Any], *, effect: str = "none",
-           check: Callable[[Op], None] | None = None, phases: str = "placed synced", **attrs: Any) -> None:
-    """Declare an op. levels: words "tile" and/or "machine". phases: the first and the last one of machine IR that it occurs in."""
+           check: Callable[[Op], None] | None = None, phases: str = "placed synced", traits: str = "",
+           reach: tuple[int, int, int | None] | None = None, **attrs: Any) -> None:
+    """Declare an op. levels: words "tile" and/or "machine". phases: the first and the last one of machine IR that it occurs in. traits:
+    words of `TRAITS` with commas between them. reach: see `Reach`."""
+    has = frozenset(filter(None, traits.split(", ")))
+    assert has <= set(TRAITS), f"{kind}: no such trait: {has - set(TRAITS)}"
     assert kind not in OPS, f"op {kind} is declared twice"
     first, last = phases.split()
     OPS[kind] = OpDef(kind, tuple(levels.split()), " ".join(doc.split()), infer, {n: attribute(a) for n, a in attrs.items()}, effect, check,
-                      (PHASES.index(first), PHASES.index(last)))
+                      (PHASES.index(first), PHASES.index(last)), has, Reach(*reach) if reach else None)
 
 
 def need(condition: bool, rule: str, expected: Any = None, got: Any = None, hint: str | None = None) -> None:
@@ -102,15 +139,10 @@ def short(v: Any) -> str:
 def misuse(op: Op) -> RuleError | None:
     """An op that takes an accumulator in flight or a ring's position, and is not one of those that may."""
     for v in op.operands:
-        if isinstance(v.type, Pending) and op.kind not in MAY_BE_PENDING:
+        if isinstance(v.type, Pending) and "in flight" not in OPS[op.kind].traits:
             return RuleError(f"{op.kind} touches an accumulator in flight", "a settled fragment", v.type)
-        if isinstance(v.type, Cursor) and op.kind not in MAY_BE_CURSOR:
+        if isinstance(v.type, Cursor) and "position" not in OPS[op.kind].traits:
             return RuleError(f"{op.kind} takes a ring's position", "a value", v.type)
-        if isinstance(v.type, (Buffer, Mbarrier, Tensor)) and (op.kind == "yield" or op.kind in WITH_REGIONS):
+        if isinstance(v.type, (Buffer, Mbarrier, Tensor)) and (op.kind == "yield" or "regions" in OPS[op.kind].traits):
             return RuleError(f"{op.kind} passes on memory: which one an access reaches is known where it stands", "values", v.type)
     return None
-
-
-#: ops that may take an accumulator in flight, and a position in a ring
-MAY_BE_PENDING = {"wgmma", "settle", "yield", "for", "if", "while"}
-MAY_BE_CURSOR = {"advance", "slot", "mbar_expect", "mbar_arrive", "mbar_wait", "tma_load", "yield", "for", "if", "while"}

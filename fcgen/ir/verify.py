@@ -13,8 +13,8 @@ from .attrs import MOST
 from .core import Block, Kernel, Op, Role, Value
 from .layout import OpaqueLayout, RegLayout
 from .memory_map import buffer_problem
-from .named_barriers import KINDS, NamedBarriers
-from .op_table import PHASES, WITH_REGIONS, RuleError, attr_problem, misuse, need, told
+from .named_barriers import NamedBarriers
+from .op_table import PHASES, RuleError, attr_problem, misuse, need, told
 from .ops import OPS
 from .ranges import admitted
 from .text import print_op
@@ -129,12 +129,12 @@ class Verifier:
                 d.check(op)
             if op.kind == "slot":
                 need(op.operands[0] in self.rings, "slot takes a ring of the kernel", "of an `smem` line", f"%{op.operands[0].name}")
-            if op.kind in KINDS:
+            if "named barrier" in OPS[op.kind].traits:
                 self.named.see(op, self.number)
             elif op.kind in ("mbar_arrive", "tma_load"):
                 blocks = op.get("cluster") or op.get("multicast") or 1
                 need(blocks in (1, self.kernel.cluster), f"{op.kind}: it reaches all blocks of the cluster", self.kernel.cluster, blocks)
-            need(op.kind in WITH_REGIONS or not op.regions, f"{op.kind} has no regions")
+            need("regions" in OPS[op.kind].traits or not op.regions, f"{op.kind} has no regions")
         except RuleError as e:
             raise self.bad(op, e) from None
         except (AssertionError, AttributeError, IndexError, KeyError, TypeError, ValueError) as e:

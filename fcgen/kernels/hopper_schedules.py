@@ -59,6 +59,8 @@ _TWO = {"q": 2, "k": 2, "v": 2}
 _THREE = {"q": 2, "k": 3, "v": 3}
 #: one tile of 192 rows fills a third of the shared memory at D = 192
 _DEEP = {"q": 1, "k": 2, "v": 2}
+#: Heads above 256, not timed: both warpgroups make the scores of all 64 rows, and each a half of the values' columns
+_HALVES = {"s": (1, 1), "acc": (1, 2)}
 #: Masks stand under a branch where that costs about 1 % or less: it is a third less to compile. Beside two loops, in turns: D = 64 1.5 %
 #: slower at 1024 and 0.4 % at 4096, D = 256 0.9 % at 1024 and level from 4096 on; not timed at D = 192 and in the small rows. At D = 128 it
 #: is 2 to 3 %.
@@ -81,6 +83,8 @@ ROWS: tuple[Row, ...] = (
     Row(256, "causal", ANY, _s(128, 64, 2, split="branch", l2=64)),
     Row(256, "none", 1024, _s(128, 64, 2, l2=0), "rounded"),
     Row(256, "none", ANY, _s(128, 64, 2, l2=0)),
+    *(Row(head, masks, ANY, _s(64, keys, 2, grid=_HALVES, l2=32 if masks == "causal" else 0))
+      for head, keys in ((320, 64), (384, 48), (512, 32)) for masks in ("causal", "none")),
 )
 SMALL: tuple[Row, ...] = (
     Row(64, "causal", 512, _s(64, 64, 1, 4, persistent="none", epilogue="tma")),

@@ -56,14 +56,18 @@ def listed_attention(Q: T[B, H, M, D], K: T[B, G, N, D], V: T[B, G, N, E], PartC
 
 @fc.kernel
 def lists_of(PartCount: "out i32[B, H, R]", Part: "inout i32[B, H, R, C]", WholeCount: "out i32[B, H, R]", Whole: "inout i32[B, H, R, C]",
-             *, queries: i32, keys: i32, keep=None, each=(128, 128)):
+             *, queries: i32, keys: i32, shift: "i32 | None", keep=None):
     """Which blocks of keys each block of rows sees, in ascending order. Rows past the last one, and keys, are nobody's."""
     b, h, rows = fc.grid(PartCount.B, PartCount.H, fc.tile(queries, "ROWS"))
     some, all_of = fc.var(0), fc.var(0)
-    for cols in fc.loop(fc.tile(keys, "KEYS"), live=lambda cols: cols.valid & keep(b, h, rows.index, cols.index)):
-        seen = keep(b, h, rows.index, cols.index)
-        hits = fc.max(fc.where((rows.index < queries) & cols.valid & seen, 1, 0), axis=None)
-        misses = fc.max(fc.where((rows.index < queries) & ~(cols.valid & seen), 1, 0), axis=None)
+
+    def seen(cols):
+        inside = cols.valid if shift is None else cols.valid & (cols.index <= rows.index + shift)
+        return inside & keep(b, h, rows.index, cols.index)
+
+    for cols in fc.loop(fc.tile(keys, "KEYS"), live=seen):
+        hits = fc.max(fc.where((rows.index < queries) & seen(cols), 1, 0), axis=None)
+        misses = fc.max(fc.where((rows.index < queries) & ~seen(cols), 1, 0), axis=None)
         n = cols.start // cols.size
         r = rows.start // rows.size
         with fc.when((hits > 0) & (misses > 0)):

@@ -19,6 +19,8 @@ def _tiles(m: int, n: int) -> dict[str, int]:
 
 Row = tuple[int, str, Schedule]
 
+#: heads that no warp holds an accumulator of; not timed
+_WIDE = Schedule(tiles=_tiles(64, 32), warps=8, stages=1, ahead=True, hold_a=False)
 #: 163 KiB of shared memory and more: sm_80, sm_90
 LARGE: tuple[Row, ...] = (
     (64, "any", Schedule(tiles=_tiles(128, 64))),  # H200, 2026-11: 1.07 to 1.23 x FlashAttention-2 at D = 64
@@ -28,10 +30,11 @@ LARGE: tuple[Row, ...] = (
     (192, "any", Schedule(tiles=_tiles(128, 64), warps=8, stages=1, ahead=True, hold_a=False)),
     (240, "any", Schedule(tiles=_tiles(128, 32), warps=8, stages=1, ahead=True, hold_a=False)),
     (256, "any", Schedule(tiles=_tiles(128, 64), warps=8, stages=1, ahead=True, hold_a=False)),
+    (512, "any", _WIDE),
 )
 #: sm_90: as LARGE, but that tiles of 64 keys spill at D = 256 (8 to 36 bytes; ptxas of sm_80 keeps them, and spills with 48)
 HOPPER_MMA: tuple[Row, ...] = (
-    *LARGE[:-1], (256, "any", Schedule(tiles=_tiles(128, 48), warps=8, stages=1, ahead=True, hold_a=False)),
+    *LARGE[:-2], (256, "any", Schedule(tiles=_tiles(128, 48), warps=8, stages=1, ahead=True, hold_a=False)), LARGE[-1],
 )
 #: 99 KiB: sm_86, sm_89. Two blocks share a multiprocessor up to head size 128.
 SMALL: tuple[Row, ...] = (
@@ -39,6 +42,8 @@ SMALL: tuple[Row, ...] = (
     (128, "any", Schedule(tiles=_tiles(64, 64), stages=1, ahead=True)),
     (192, "any", Schedule(tiles=_tiles(64, 32), hold_a=False)),
     (256, "any", Schedule(tiles=_tiles(64, 64), stages=1, ahead=True, hold_a=False)),
+    (320, "any", _WIDE),
+    (512, "any", Schedule(tiles=_tiles(64, 16), warps=8, stages=1, hold_a=False, grid={"s": (4, 1)})),
 )
 #: The WMMA API, staged through shared memory; to be used with the spec's `lazy` option, which makes most rescaling factors one.
 WMMA_LARGE: tuple[Row, ...] = (

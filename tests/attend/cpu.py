@@ -11,6 +11,7 @@ import numpy as np
 
 from fcgen.attend import forward, variants
 from fcgen.build.program import Program
+from fcgen.ir.sizes import is_made
 from fcgen.ir.types import DTYPES
 from fcgen.runtime import driver, tensors
 
@@ -64,14 +65,14 @@ class Runs:
                 (outputs if self.program.is_output(name) else given)[name] = array
         types_of = {p.name: p.type for p in self.program.params}
         inputs = {n: x.astype(types_of[n].dtype.np_dtype) if isinstance(x, np.ndarray) else x for n, x in given.items()}
-        inputs |= {n: x.astype(types_of[n].dtype.np_dtype) for n, x in outputs.items() if "kept" in self.program.tile.flags.get(n, ())}
+        inputs |= {n: x.astype(types_of[n].dtype.np_dtype) for n, x in outputs.items() if not is_made(self.program.tile, n)}
         for name, x in getattr(self.program, self.how)(**inputs).items():
             outputs[name][...] = x
 
 
 def on_cpu(monkeypatch: Any, target: str = "sm_90a", how: str = "interpret", fits: bool = True) -> list[Program]:
     """From here on calls run on arrays; gives the list of programs that ran. fits: programs have registers enough, without a look."""
-    module = types.SimpleNamespace(ndarray=Array, empty=lambda shape, dtype: Array(np.full(shape, np.nan, dtype)))
+    module = types.SimpleNamespace(ndarray=Array, empty=lambda shape, dtype: Array(np.full(shape, -1 if "int" in str(dtype) else np.nan, dtype)))
     monkeypatch.setitem(sys.modules, "cupy", module)
     monkeypatch.setattr(tensors, "_device_of", lambda ptr: 0)
     monkeypatch.setattr(driver, "device_info", lambda device: types.SimpleNamespace(arch=target, sm_count=132))

@@ -16,7 +16,7 @@ from fcgen.kernels.schedules import TABLES, pick
 from fcgen.sim.machine import simulate
 
 LAZY = 2.77  # 4 in powers of two: what the WMMA schedules are meant for
-HEADS = {"mma": range(16, 257, 16), "wmma": range(16, 129, 16)}
+HEADS = {"mma": (*range(16, 257, 16), 272, 320, 336, 384, 448, 512), "wmma": range(16, 129, 16)}
 SHIPPED = [
     (arch, math, d, mask) for arch, math in TABLES if arch != "sm_86" for d in HEADS[math] for mask in ("none", "causal_bottom_right")
 ]

@@ -1,9 +1,9 @@
 """pad: every tile axis gets a size that divides over lanes, and over matrix instructions where there are any.
 
-In: a tile program with axes of any size. Out: an equal one where each axis of n elements has the next `size` of them: a multiple of 16
-(one element stays one where no matrix instruction meets such an axis); in a program without matrix instructions (none of its dots has
-one) a power of two, a multiple of 16, or with an eighth more at most a number that many lanes share. It is a function of n alone, so
-shapes that agreed still agree. The elements past n are padding:
+In: a tile program with axes of any size. Out: an equal one where each axis of n elements has the next `size` of them: a multiple of 16, for
+each unit of warps that a schedule divides columns among (one element stays one where no matrix instruction meets such an axis); in a
+program without matrix instructions (none of its dots has one) a power of two, a multiple of 16, or with an eighth more at most a number
+that many lanes share. It is a function of n alone, so shapes that agreed still agree. The elements past n are padding:
   - loads of a whole dimension read zeros there (guard on that axis); loads of a run read what follows, guarded; stores of a
     whole dimension leave padding out by their guard. A run cannot be stored padded, its end is inside the tensor: that is an
     error;
@@ -51,7 +51,13 @@ def run(kernel: Kernel, schedule: Schedule, target: Target | None) -> Kernel:
     dots = [op for op in walk_kernel(kernel) if op.kind == "dot" and op.get("math") != "fma"]
     deep = {op.operands[0].type.shape[1] for op in dots if op.operands[0].type.dtype.bytes == 1}  # instructions go 32 bytes deep
     ones = any(1 in v.type.shape for op in dots for v in op.operands)
-    whole = lambda n: n if n <= 1 and not ones else padded(n, 2 * GRANULE if n in deep else GRANULE)
+    # columns that a schedule divides among units of warps, which take whole panels of them
+    across: dict[int, int] = {}
+    for op in dots:
+        if op.get("grid"):
+            n = op.operands[1].type.shape[1]
+            across[n] = max(op["grid"][1], across.get(n, 1))
+    whole = lambda n: n if n <= 1 and not ones else padded(n, GRANULE * max(2 if n in deep else 1, across.get(n, 1)))
     size = whole if dots else shared_out
     if not any(size(n) != n for op in walk_kernel(kernel) for v in (*op.results, *op.operands)
                if isinstance(v.type, Tile) for n in v.type.shape):
