@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import fcgen as fc
-from fcgen.attend import forward
+from fcgen.attend import forward, variants
 from fcgen.build.program import Program
 from fcgen.errors import FcError
 from fcgen.runtime import driver, tensors
@@ -30,7 +30,8 @@ def on_cpu(monkeypatch):
 
     monkeypatch.setattr(tensors, "_from_torch", describe)
     monkeypatch.setattr(driver, "device_info", lambda device: types.SimpleNamespace(arch="sm_89", sm_count=132))
-    monkeypatch.setattr(forward, "_arch", lambda device, schedule=None: "sm_89")
+    for module in (forward, variants):
+        monkeypatch.setattr(module, "_arch", lambda device, schedule=None: "sm_89")
     monkeypatch.setattr(Program, "launcher", property(Runs))
     monkeypatch.setattr(Runs, "seen", [])
     monkeypatch.setattr(training, "_fits", lambda program: True)
