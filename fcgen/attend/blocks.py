@@ -1,8 +1,8 @@
 """Lists of blocks of keys: what a mask that hangs on elements of tensors leaves of each block of rows, found by a kernel.
 
-`fcgen.attention` makes the lists of such a mask in front of each call, in one launch and without waiting for it, and of masks that may leave
-holes in long rows; `fcgen.block_lists` makes them once for many calls. Guaranteed: they are the mask's, whatever it holds then; where it tells batches, or heads, not apart, there is one
-list for all of them.
+`fcgen.attention` makes the lists of such a mask in front of each call, in one launch and without waiting for it, and those of masks that
+may leave holes in long rows; `fcgen.block_lists` makes them once for many calls. Guaranteed: they are the mask's, whatever it holds then; where
+it tells batches, or heads, not apart, there is one list for all of them.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Reads(NamedTuple):
 def _reads(program: Program) -> Reads:
     ids, ops = program.tile.body.args, list(walk_kernel(program.tile))
     asks = lambda n: any(ids[n] in op.operands for op in ops if op.kind != "store")
-    tiles = [op.kind for op in ops if op.results and isinstance(op.result.type, Tile)]
+    tiles = {op.kind for op in ops for r in op.results if isinstance(r.type, Tile)}
     return Reads(asks(0), asks(1), "gather" in tiles or "load" in tiles, "or" in tiles)
 
 

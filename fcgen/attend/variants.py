@@ -24,7 +24,7 @@ from ..lang.captures import identity
 #: what a tuned schedule may have that a function leaves no use for, in the order in which it is given up
 _LET_GO: tuple[dict[str, Any], ...] = (
     {"from_end": ()}, {"ones": ()}, {"split": "loops"}, {"tokens": False}, {"regs_a": ()}, {"epilogue": "direct"},
-    {"persistent": "none", "l2": 0}, {"late": (), "vote": False, "compare_bits": False, "skip_ones": False})
+    {"l2": 0}, {"persistent": "none", "l2": 0}, {"late": (), "vote": False, "compare_bits": False, "skip_ones": False})
 _WORDS = {"keep": "mask", "score": "score", "weigh": "dropout", "sink": "sinks"}
 
 

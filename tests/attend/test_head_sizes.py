@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import fcgen as fc
-from tests.attend.cpu import Array, on_cpu
-from tests.attend.eager import eager
+from benchmarks.eager import eager
+from benchmarks.on_cpu import Array, on_cpu
 
 SIZES = [(8, 8), (8, 64), (24, 40), (64, 256), (192, 128), (72, 136), (264, 264), (320, 8), (128, 512), (512, 64), (408, 512), (512, 512)]
 

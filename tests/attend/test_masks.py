@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 import fcgen as fc
+from benchmarks.eager import eager
+from benchmarks.on_cpu import Array, on_cpu
 from fcgen import masks, scores
-from tests.attend.cpu import Array, on_cpu
-from tests.attend.eager import eager
 
 B, H, G, M, N, D = 2, 4, 2, 75, 140, 32
 RNG = np.random.default_rng(3)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import fcgen as fc
+from benchmarks.on_cpu import Array, on_cpu
 from fcgen import masks, scores
-from tests.attend.cpu import Array, on_cpu
 
 RNG = np.random.default_rng(5)
 SMALL = {"sm_89": fc.Schedule(tiles={"BLOCK_M": 32, "BLOCK_N": 32}, warps=2),

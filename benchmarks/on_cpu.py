@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 
 from fcgen.attend import forward, variants
+from fcgen.backends.budget import check_budget
 from fcgen.build.program import Program
+from fcgen.errors import FcError
 from fcgen.ir.sizes import is_made
 from fcgen.ir.types import DTYPES
 from fcgen.runtime import driver, tensors
 
-TYPESTR = {"float16": "<f2", "float32": "<f4", "int32": "<i4", "int8": "|i1", "uint8": "|u1", "int64": "<i8"}
+TYPESTR = {"float16": "<f2", "bfloat16": "<V2", "float32": "<f4", "int32": "<i4", "int8": "|i1", "uint8": "|u1", "int64": "<i8"}
 
 
 class Array:
@@ -70,10 +72,34 @@ class Runs:
             outputs[name][...] = x
 
 
-def on_cpu(monkeypatch: Any, target: str = "sm_90a", how: str = "interpret", fits: bool = True) -> list[Program]:
-    """From here on calls run on arrays; gives the list of programs that ran. fits: programs have registers enough, without a look."""
-    module = types.SimpleNamespace(ndarray=Array, empty=lambda shape, dtype: Array(np.full(shape, -1 if "int" in str(dtype) else np.nan, dtype)))
+class Patch:
+    """For scripts, what a test has in its `monkeypatch`; nothing is put back."""
+
+    setattr = staticmethod(setattr)
+
+    @staticmethod
+    def setitem(where: Any, name: Any, x: Any) -> None:
+        where[name] = x
+
+
+def fits_on_paper(program: Program) -> bool:
+    """Whether a program is within its budgets, without a compilation."""
+    try:
+        check_budget(program.machine, program.target)
+    except FcError as e:
+        if e.code != "compile/budget":
+            raise
+        return False
+    return True
+
+
+def on_cpu(monkeypatch: Any = Patch, target: str = "sm_90a", how: str = "interpret", fits: bool = True) -> list[Program]:
+    """From here on calls run on arrays; gives the list of programs that ran. fits: whether programs
+    have registers enough is estimated, not compiled."""
+    empty = lambda shape, dtype: Array(np.full(shape, -1 if "int" in str(dtype) else np.nan, dtype))
+    module = types.SimpleNamespace(ndarray=Array, empty=empty)
     monkeypatch.setitem(sys.modules, "cupy", module)
+    monkeypatch.setitem(tensors._TYPESTR, "<V2", "bf16")
     monkeypatch.setattr(tensors, "_device_of", lambda ptr: 0)
     monkeypatch.setattr(driver, "device_info", lambda device: types.SimpleNamespace(arch=target, sm_count=132))
     monkeypatch.setattr(forward, "_arch", lambda device, schedule=None: target if schedule is None or target == "sm_89"
@@ -82,5 +108,5 @@ def on_cpu(monkeypatch: Any, target: str = "sm_90a", how: str = "interpret", fit
     monkeypatch.setattr(Runs, "seen", [])
     monkeypatch.setattr(Runs, "how", how)
     if fits:
-        monkeypatch.setattr(variants, "_fits", lambda program: True)
+        monkeypatch.setattr(variants, "_fits", fits_on_paper)
     return Runs.seen
