@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 
 import fcgen as fc
+from benchmarks.on_cpu import Runs
 from fcgen.attend import forward, variants
 from fcgen.build.program import Program
 from fcgen.errors import FcError
 from fcgen.runtime import driver, tensors
-
-from .cpu import Runs
 
 torch = pytest.importorskip("torch")
 H, M, N, D = 2, 37, 45, 16
