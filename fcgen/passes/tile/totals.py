@@ -1,9 +1,9 @@
 """totals: what a loop adds to one place of a tensor is summed up in registers, and added once behind the loop.
 
 In: simplified tile IR. Out: the same, where a loop adds a number or a vector to a place that does not change in it (nor does the condition,
-if there is one), of a tensor that is nowhere read or stored: the loop carries the sum, and the atomic add stands behind it. A number that is
-the sum of a vector is carried as that vector, so that lanes and warps are added up once. Guaranteed: as many atomic adds as before or fewer;
-only the order of sums differs.
+if there is one), of a tensor that is nowhere read or stored: the loop carries the sum, and the atomic add stands behind it. A number that
+is the sum of a vector is carried as that vector, so that lanes and warps are added up once. Guaranteed: as many atomic adds as before or
+fewer; only the order of sums differs.
 """
 
 from __future__ import annotations
