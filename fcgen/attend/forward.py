@@ -117,7 +117,7 @@ def _trained(q: Any, k: Any, v: Any, causal: Any, scale: float | None, return_ls
              blocks: Any) -> Any:
     """A call through which a gradient flows."""
     from ..runtime import tensors
-    from .training import Call, attend
+    from .training import DENSE, Call, attend
 
     if out is not None:
         raise FcError("call/argument", "argument `out` is written, and a gradient is to flow through it",
@@ -128,7 +128,8 @@ def _trained(q: Any, k: Any, v: Any, causal: Any, scale: float | None, return_ls
     _check_shapes(qa, ka, va)
     scale = 1.0 / math.sqrt(qa.shape[3]) if scale is None else scale
     run = functools.partial(_checked, causal=causal, scale=scale, return_lse=True, schedule=schedule, out=None, given=given, blocks=blocks)
-    call = Call(run, _mask_kind(causal, qa.shape[2], ka.shape[2]), scale, scale >= SMALLEST_NORMAL, _arch(qa.device), given)
+    facts = {"mask": _mask_kind(causal, qa.shape[2], ka.shape[2]), "positive": scale >= SMALLEST_NORMAL}
+    call = Call(run, DENSE, scale, _arch(qa.device), 1, given, facts, {})
     out, lse = attend(call, q, k, v)
     return (out, lse) if return_lse else out
 

@@ -21,8 +21,8 @@ from ..build.compiler import target
 from ..build.program import Program
 from ..errors import FcError
 from ..ir.types import DTYPES
-from ..kernels import backward as specs
-from ..kernels.backward_schedules import before, candidates
+from ..kernels import backward, ragged_backward
+from ..kernels.backward_schedules import candidates
 from ..lang.captures import identity
 from ..lang.spec import Spec
 from ..runtime import tensors
@@ -33,15 +33,32 @@ from .variants import Functions
 FEW_BYTES = 64
 
 
+class Specs(NamedTuple):
+    """The programs of a backward pass: of rows, before the others; of keys and, if it adds them up, of q; of q alone."""
+
+    before: Spec
+    keys: Spec
+    rows: Spec
+
+
+DENSE = Specs(backward.rows_before, backward.backward, backward.backward_rows)
+RAGGED = Specs(ragged_backward.ragged_rows_before, ragged_backward.ragged_backward, ragged_backward.ragged_backward_rows)
+
+
 class Call(NamedTuple):
-    """run: what (q, k, v) gives, with the log-sum-exp. mask: the library's word. arch: the device's own target. positive: the scale is."""
+    """run: what (q, k, v) gives, with the log-sum-exp. arch: the device's own target. heads: the axis of heads. facts: what the programs
+    are compiled for, arguments: what they are given, by parameter; each takes what it has a parameter for. saved: tensors that lie behind
+    the arguments."""
 
     run: Callable[..., tuple[Any, Any]]
-    mask: str
+    specs: Specs
     scale: float
-    positive: bool
     arch: str
+    heads: int
     given: Functions
+    facts: Mapping[str, Any]
+    arguments: Mapping[str, Any]
+    saved: tuple[Any, ...] = ()
 
 
 class Ready(NamedTuple):
@@ -54,11 +71,15 @@ class Ready(NamedTuple):
     gradients: Mapping[str, int]
 
     def launch(self, arguments: Mapping[str, Any], saved: tuple[Any, ...], into: dict[int, Any]) -> None:
+        """arguments: those that it has parameters for, and others."""
         for n in self.gradients.values():
             if n not in into:
                 into[n] = torch.zeros(saved[n].shape, dtype=torch.float32, device=saved[n].device)
-        self.make().launcher({**arguments, **self.numbers, **{name: saved[n] for name, n in self.held.items()},
-                               **{name: into[n] for name, n in self.gradients.items()}})
+        program = self.make()
+        known = {p.name for p in program.params}
+        given = {**{n: x for n, x in arguments.items() if n in known}, **self.numbers}
+        held = {**{name: saved[n] for name, n in self.held.items()}, **{name: into[n] for name, n in self.gradients.items()}}
+        program.launcher({**given, **held})
 
 
 class Plan(NamedTuple):
@@ -74,7 +95,7 @@ def attend(call: Call, q: Any, k: Any, v: Any) -> tuple[Any, Any]:
     """(out, log-sum-exp), with a gradient."""
     held: list[Any] = []
     plan = _plan(call, q, k, v, held)
-    return _Attention.apply(call, plan, q, k, v, *held)  # type: ignore[no-any-return]
+    return _Attention.apply(call, plan, q, k, v, *held, *[x for x in call.saved if isinstance(x, torch.Tensor)])  # type: ignore[no-any-return]
 
 
 class _Attention(torch.autograd.Function):
@@ -123,20 +144,21 @@ def _gradients(call: Call, plan: Plan, o: Any, lse: Any, q: Any, k: Any, v: Any,
     if 0 in q.shape or 0 in k.shape or 0 in v.shape:
         return torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
     do = torch.zeros_like(o) if do is None else do
-    if do.stride(3) != 1 or not tensors.describe(do, "dO").in_lines:
+    if do.stride(-1) != 1 or not tensors.describe(do, "dO").in_lines:
         do = do.contiguous()
     dlse = torch.zeros_like(lse) if dlse is None else dlse.contiguous()
-    delta, lse2 = torch.empty_like(lse), torch.empty_like(lse)
-    plan.rows_before.launch({"O": o, "dO": do, "LSE": lse, "dLSE": dlse, "Delta": delta, "LSE2": lse2}, held, into)
-    given = {"Q": q, "K": k, "V": v, "dO": do, "LSE2": lse2, "Delta": delta, "scale": call.scale}
+    given = {**call.arguments, "Q": q, "K": k, "V": v, "O": o, "dO": do, "LSE": lse, "dLSE": dlse, "Delta": torch.empty_like(lse),
+             "LSE2": torch.empty_like(lse), "scale": call.scale}
+    plan.rows_before.launch(given, held, into)
+    new = torch.zeros if call.specs is RAGGED else torch.empty  # of what lies in no sequence nothing is written
     dq, dk, dv = None, None, None
     if plan.keys is not None:
-        dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (k, v))
+        dk, dv = (new(x.shape, dtype=x.dtype, device=x.device) for x in (k, v))
         total = torch.zeros(q.shape, dtype=torch.float32, device=q.device) if plan.adds else None
-        plan.keys.launch({**given, "dK": dk, "dV": dv, **({"dQ": total} if plan.adds else {})}, held, into)
+        plan.keys.launch({**given, "dK": dk, "dV": dv, "dQ": total}, held, into)
         dq = total.to(q.dtype) if total is not None else None
     if plan.rows is not None:
-        dq = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        dq = new(q.shape, dtype=q.dtype, device=q.device)
         plan.rows.launch({**given, "dQ": dq}, held, into)
     return dq, dk, dv
 
@@ -144,24 +166,25 @@ def _gradients(call: Call, plan: Plan, o: Any, lse: Any, q: Any, k: Any, v: Any,
 def _plan(call: Call, q: Any, k: Any, v: Any, held: list[Any]) -> Plan:
     """held: receives the tensors that the functions hold."""
     for_q, for_k = q.requires_grad, k.requires_grad or v.requires_grad
-    d, e = q.shape[3], v.shape[3]
     like = tensors.describe(q.detach(), "q")
     common = target(call.arch.rstrip("a")).arch
     arch = call.arch if like.in_lines and all(tensors.describe(x.detach(), n).in_lines for x, n in ((k, "k"), (v, "v"))) else common
     score, keep, weigh, sink = call.given
-    facts = {"T": DTYPES[like.dtype], "D": d, "E": e, "mask": call.mask, "positive": call.positive}
+    facts = {"T": DTYPES[like.dtype], "D": q.shape[-1], "E": v.shape[-1], **call.facts}
     functions = {n: f for n, f in (("score", score), ("keep", keep), ("weigh", weigh)) if f is not None}
-    first = _ready(specs.rows_before, common, {"T": facts["T"], "E": e},
-                   {} if sink is None else {"sink": sink}, held)
+    first = _ready(call.specs.before, common, facts, {} if sink is None else {"sink": sink}, held)
     learns = held_learn(Functions(score=score, weigh=weigh))
     adds = for_q and (for_k or learns) and not torch.are_deterministic_algorithms_enabled()
-    more = {"grouped": q.shape[1] != k.shape[1], **({} if adds else {"dQ": None})}
-    keys = _ready(specs.backward, arch, {**facts, **more}, functions, held) if for_k or learns else None
-    rows = _ready(specs.backward_rows, arch, facts, functions, held) if for_q and not adds else None
+    more = {"grouped": q.shape[call.heads] != k.shape[call.heads], **({} if adds else {"dQ": None})}
+    keys = _ready(call.specs.keys, arch, {**facts, **more}, functions, held) if for_k or learns else None
+    rows = _ready(call.specs.rows, arch, facts, functions, held) if for_q and not adds else None
     return Plan(first, keys, rows, adds)
 
 
 def _ready(spec: Spec, arch: str, facts: Mapping[str, Any], functions: Mapping[str, Any], held: list[Any]) -> Ready:
+    signature = spec.signature
+    known = {*signature.dims, *signature.dtype_names, *(p.name for p in signature.params if p.kind == "static" or p.optional)}
+    facts = {n: x for n, x in facts.items() if n in known}
     key = spec, arch, tuple(facts.items()), tuple((n, identity(f)) for n, f in functions.items())
     if not functions:
         return Ready(functools.partial(_plain, spec, arch, tuple(facts.items())), {}, {}, {})
@@ -194,7 +217,7 @@ def _compiled(spec: Spec, arch: str, facts: Mapping[str, Any], functions: Mappin
     """With the first schedule that leaves registers for everything; where none does, with the first one that can be; where none can, with
     what a model of the machine finds."""
     head = max(facts.get("D", 0), facts["E"])
-    listed = [(arch, s) for s in ((before(head),) if spec is specs.rows_before else candidates(spec.name, arch, head))]
+    listed = [(arch, s) for s in candidates(spec.name, arch, head)]
     if arch.endswith("a"):
         listed += [(target(arch.rstrip("a")).arch, s) for s in candidates(spec.name, arch.rstrip("a"), head)]
     possible: Program | None = None

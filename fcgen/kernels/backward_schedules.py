@@ -30,11 +30,8 @@ _ROWS: dict[str, dict[int, tuple[Schedule, ...]]] = {
 
 
 def candidates(spec: str, arch: str, head: int) -> tuple[Schedule, ...]:
-    """For a spec of `kernels.backward` and a head size (the larger of the key's and the value's)."""
-    table = (_ROWS if spec == "backward_rows" else _BOTH)["wgmma" if arch.endswith("a") else "mma"]
+    """For a spec of `kernels.backward` or `kernels.ragged_backward`, and a head size (the larger of the key's and the value's)."""
+    if spec.endswith("before"):
+        return (Schedule(tiles={"BLOCK_M": 32 if head <= 128 else 16}),)
+    table = (_ROWS if spec.endswith("rows") else _BOTH)["wgmma" if arch.endswith("a") else "mma"]
     return next((found for most, found in table.items() if head <= most), ())
-
-
-def before(head: int) -> Schedule:
-    """Of `rows_before`, on any target."""
-    return Schedule(tiles={"BLOCK_M": 32 if head <= 128 else 16})

@@ -178,6 +178,40 @@ def test_lengths_of_zero_rows_that_see_no_key_and_gradients_of_any_strides() -> 
     agree(xs, ys)
 
 
+@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize("causal, groups, used", [(False, 2, False), (True, 1, False), ("top_left", 2, True)])
+def test_sequences_that_lie_one_behind_the_other(causal, groups, used, deterministic) -> None:
+    lengths, keys = [5, 0, 33, 20], [30, 7, 21, 40]
+    rows_used, keys_used = ([3, 0, 33, 11], [30, 7, 9, 40]) if used else (lengths, keys)
+    make = lambda n, h: torch.randn(n, h, D).half().requires_grad_()
+    torch.manual_seed(1)
+    xs = [make(sum(lengths), H), make(sum(keys), groups), make(sum(keys), groups)]
+    bias = torch.randn(H, 64).requires_grad_()
+    ends = [torch.tensor([sum(n[:i]) for i in range(5)], dtype=torch.int32) for n in (lengths, keys)]
+    more = {"seqused_q": torch.tensor(rows_used, dtype=torch.int32), "seqused_k": torch.tensor(keys_used, dtype=torch.int32)} if used else {}
+    torch.use_deterministic_algorithms(deterministic)
+    try:
+        out = fc.attention_varlen(*xs, *ends, 33, 40, causal=causal, score=lambda s, b, h, i, j: s + bias[h, j], **more)
+        g = torch.randn_like(out)
+        out.backward(g)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    ys = copies([*xs, bias])
+    total = 0.0
+    for n, (a, c) in enumerate(zip(rows_used, keys_used)):
+        at, to = int(ends[0][n]), int(ends[1][n])
+        q, k, v = ys[0][at:at + a].transpose(0, 1), *(y[to:to + c].transpose(0, 1).repeat_interleave(H // groups, 0) for y in ys[1:3])
+        s = q @ k.transpose(1, 2) * D**-0.5 + ys[3][:, None, :c]
+        i, j = torch.arange(a)[:, None], torch.arange(c)
+        seen = j <= i + (0 if causal == "top_left" else c - a) if causal else j >= 0
+        s = torch.where(seen, s, -torch.inf)
+        lse = torch.logsumexp(s, -1, keepdim=True)
+        p = torch.where(lse.isneginf(), 0.0, torch.exp(s - torch.where(lse.isneginf(), 0.0, lse)))
+        total = total + ((p @ v).transpose(0, 1) * g[at:at + a].double()).sum()
+    total.backward()
+    agree([*xs, bias], ys)
+
+
 def test_nothing_flows_where_no_gradient_is_wanted(on_cpu) -> None:
     xs = draw()
     with torch.no_grad():

@@ -117,3 +117,27 @@ def test_dropout_is_drawn_again():
     (torch.where(kept, p / 0.75, 0.0) @ ys[2]).backward(g.double())
     for x, y in zip(xs, ys):
         assert (x.grad.double() - y.grad).abs().max() < 1e-2 * y.grad.abs().max()
+
+
+@pytest.mark.parametrize("d", [64, 128])
+@pytest.mark.parametrize("causal", [False, True])
+def test_ragged_batches(causal, d):
+    lengths, keys = [5, 0, 300, 130], [70, 7, 260, 400]
+    h, g = 4, 2
+    ends = [torch.tensor([sum(n[:i]) for i in range(5)], dtype=torch.int32, device="cuda") for n in (lengths, keys)]
+    xs = [torch.randn(sum(n), heads, d, device="cuda").half().requires_grad_() for n, heads in ((lengths, h), (keys, g), (keys, g))]
+    out = fc.attention_varlen(*xs, *ends, 300, 400, causal=causal)
+    go = torch.randn_like(out)
+    out.backward(go)
+    ys = [x.detach().double().requires_grad_() for x in xs]
+    total, at, to = 0.0, 0, 0
+    for m, n in zip(lengths, keys):
+        if m:
+            q, k, v = (y[a:a + c].transpose(0, 1)[None] for y, a, c in zip(ys, (at, to, to), (m, n, n)))
+            i, j = torch.arange(m, device="cuda")[:, None], torch.arange(n, device="cuda")
+            o, _ = exact(q, k, v, seen=j <= i + n - m if causal else None)
+            total = total + (o[0].transpose(0, 1) * go[at:at + m].double()).sum()
+        at, to = at + m, to + n
+    total.backward()
+    for x, y in zip(xs, ys):
+        assert (x.grad.double() - y.grad).abs().max() < 1e-2 * y.grad.abs().max()
