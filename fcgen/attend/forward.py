@@ -116,22 +116,29 @@ def _found(q: Any, k: Any, v: Any, causal: Any, scale: float | None, return_lse:
 def _trained(q: Any, k: Any, v: Any, causal: Any, scale: float | None, return_lse: bool, schedule: Any, out: Any, given: Functions,
              blocks: Any) -> Any:
     """A call through which a gradient flows."""
-    from ..runtime import tensors
-    from .training import DENSE, Call, attend
+    from .training import attend
 
     if out is not None:
         raise FcError("call/argument", "argument `out` is written, and a gradient is to flow through it",
                       hint="leave it away, or call under torch.no_grad()")
     if blocks is not None and given.keep is None:
         raise FcError("call/argument", "no gradient flows through `blocks` alone", hint="give the mask that they were made of too")
+    out, lse = attend(training_call(q, k, v, causal, scale, schedule, given, blocks), q, k, v)
+    return (out, lse) if return_lse else out
+
+
+def training_call(q: Any, k: Any, v: Any, causal: Any, scale: float | None, schedule: Any = None, given: Functions = PLAIN,
+                  blocks: Any = None) -> Any:
+    """What the backward pass has to know of a call (`training.Call`)."""
+    from ..runtime import tensors
+    from .training import DENSE, Call
+
     qa, ka, va = (tensors.describe(x.detach(), name) for x, name in zip((q, k, v), "qkv"))
     _check_shapes(qa, ka, va)
     scale = 1.0 / math.sqrt(qa.shape[3]) if scale is None else scale
     run = functools.partial(_checked, causal=causal, scale=scale, return_lse=True, schedule=schedule, out=None, given=given, blocks=blocks)
     facts = {"mask": _mask_kind(causal, qa.shape[2], ka.shape[2]), "positive": scale >= SMALLEST_NORMAL}
-    call = Call(run, DENSE, scale, _arch(qa.device), 1, given, facts, {})
-    out, lse = attend(call, q, k, v)
-    return (out, lse) if return_lse else out
+    return Call(run, DENSE, scale, _arch(qa.device), 1, given, facts, {})
 
 
 def _without_gradient(x: Any) -> Any:

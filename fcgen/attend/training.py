@@ -94,7 +94,7 @@ class Plan(NamedTuple):
 def attend(call: Call, q: Any, k: Any, v: Any) -> tuple[Any, Any]:
     """(out, log-sum-exp), with a gradient."""
     held: list[Any] = []
-    plan = _plan(call, q, k, v, held)
+    plan = plan_of(call, q, k, v, q.requires_grad, k.requires_grad or v.requires_grad, held)
     return _Attention.apply(call, plan, q, k, v, *held, *[x for x in call.saved if isinstance(x, torch.Tensor)])  # type: ignore[no-any-return]
 
 
@@ -116,7 +116,7 @@ class _Attention(torch.autograd.Function):
         into: dict[int, Any] = {}
         with torch.no_grad():
             if do is not None or dlse is not None:
-                out[:3] = _gradients(ctx.call, ctx.plan, o, lse, q, k, v, tuple(held), do, dlse, into)
+                out[:3] = gradients(ctx.call, ctx.plan, o, lse, q, k, v, tuple(held), do, dlse, into)
             out[3:] = [into[n].to(x.dtype) if n in into else None for n, x in enumerate(held)]
         out = [g if need else None for g, need in zip(out, ctx.needs_input_grad[2:])]
         if torch.is_grad_enabled():  # of a gradient that is to be differentiated again
@@ -139,8 +139,9 @@ class _Once(torch.autograd.Function):
                       expected="first derivatives", hint="for second derivatives write the attention in torch's functions")
 
 
-def _gradients(call: Call, plan: Plan, o: Any, lse: Any, q: Any, k: Any, v: Any, held: tuple[Any, ...], do: Any, dlse: Any,
-               into: dict[int, Any]) -> tuple[Any, Any, Any]:
+def gradients(call: Call, plan: Plan, o: Any, lse: Any, q: Any, k: Any, v: Any, held: tuple[Any, ...], do: Any, dlse: Any,
+              into: dict[int, Any]) -> tuple[Any, Any, Any]:
+    """Those of q, k and v, of what is wanted; those of the held tensors are added to `into`."""
     if 0 in q.shape or 0 in k.shape or 0 in v.shape:
         return torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
     do = torch.zeros_like(o) if do is None else do
@@ -163,9 +164,8 @@ def _gradients(call: Call, plan: Plan, o: Any, lse: Any, q: Any, k: Any, v: Any,
     return dq, dk, dv
 
 
-def _plan(call: Call, q: Any, k: Any, v: Any, held: list[Any]) -> Plan:
-    """held: receives the tensors that the functions hold."""
-    for_q, for_k = q.requires_grad, k.requires_grad or v.requires_grad
+def plan_of(call: Call, q: Any, k: Any, v: Any, for_q: bool, for_k: bool, held: list[Any]) -> Plan:
+    """for_q, for_k: whether gradients of q, and of k or v, are wanted. held: receives the tensors that the functions hold."""
     like = tensors.describe(q.detach(), "q")
     common = target(call.arch.rstrip("a")).arch
     arch = call.arch if like.in_lines and all(tensors.describe(x.detach(), n).in_lines for x, n in ((k, "k"), (v, "v"))) else common

@@ -212,6 +212,25 @@ def test_sequences_that_lie_one_behind_the_other(causal, groups, used, determini
     agree([*xs, bias], ys)
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("options", [{}, {"causal": "bottom_right", "scale": 0.3, "return_lse": True}])
+def test_a_graph_of_torch_compile_has_gradients(options) -> None:
+    torch._dynamo.reset()
+    xs = draw()
+    ys = [x.detach().clone().requires_grad_() for x in xs]
+
+    def step(q, k, v):
+        out = fc.attention(q * 2, k, v, **options)
+        return out[0].float() * out[1][..., None] if options else out.float()
+
+    compiled = torch.compile(step, backend="aot_eager", fullgraph=True)
+    g = torch.randn(1, H, M, D)
+    compiled(*xs).backward(g)
+    step(*ys).backward(g)
+    for x, y in zip(xs, ys):
+        torch.testing.assert_close(x.grad, y.grad)
+
+
 def test_nothing_flows_where_no_gradient_is_wanted(on_cpu) -> None:
     xs = draw()
     with torch.no_grad():
