@@ -20,6 +20,7 @@ from .ir.schedule import Schedule
 from .ir.types import bf16, f8e4m3, f8e5m2, f16, f32, f64, i1, i8, i32, i64, u8, u32
 from .lang import spec as _spec
 from .lang.control import grid, loop, tile, var, when
+from .lang.derivative import jvp, vjp
 from .lang.functions import (
     abs,
     atomic_add,
@@ -155,6 +156,7 @@ __all__ = [
     "i32",
     "i64",
     "inf",
+    "jvp",
     "kernel",
     "load",
     "log",
@@ -185,6 +187,7 @@ __all__ = [
     "u8",
     "u32",
     "var",
+    "vjp",
     "when",
     "where",
     "zeros",

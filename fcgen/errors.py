@@ -24,6 +24,7 @@ ERROR_CODES: dict[str, str] = {
     "trace/store": "a store writes outside the part of the tensor that this program owns",
     "trace/usage": "a DSL function is called in a way that has no meaning",
     "trace/capture": "a function given to a spec holds or changes something that a program cannot follow",
+    "trace/grad": "a derivative is asked for of something that has none",
     "trace/static": "a size or dtype that must be known at compile time was not given",
     # IR
     "ir/parse": "IR text that does not follow the grammar",

@@ -16,7 +16,7 @@ from fcgen.passes import PIPELINE
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "fcgen"
 MODULES = sorted(PACKAGE.rglob("*.py"))
-FOLDERS = {"ir": {"errors"}, "lang": {"errors", "ir"}, "passes": {"errors", "ir"}, "backends": {"errors", "ir"},
+FOLDERS = {"ir": {"errors"}, "grad": {"errors", "ir"}, "lang": {"errors", "ir", "grad"}, "passes": {"errors", "ir"}, "backends": {"errors", "ir"},
            "sim": {"errors", "ir"}, "runtime": {"errors", "ir"}}
 WORDS = ("attention", "softmax", "causal", "query", "key_cache", "flash", "kv_len")
 MOST_LINES, USUAL_LINES = 450, 400

@@ -17,6 +17,7 @@ from ..ir.schedule import Schedule
 from ..ir.types import DTYPES
 from . import blocks as listed
 from . import calls
+from .learning import learns
 from .outputs import _empty, _fill
 from .variants import PLAIN, Choice, Functions, _arch, family, fitted, functions, lazy_of, run, sums_of
 
@@ -76,8 +77,10 @@ def _beside(q: Any, k: Any, v: Any, causal: Any, scale: Any, return_lse: Any, sc
         return traced(q, k, v, causal, scale, return_lse, schedule, out, more)
     blocks = more.pop("blocks")
     given = functions(**more)
-    q, k, v = (_without_gradient(t) for t in (q, k, v))
     scale = None if scale is None else _scale(scale)
+    if learns(given, q, k, v):
+        return _trained(q, k, v, _mask_word(causal), scale, bool(return_lse), schedule, out, given, blocks)
+    q, k, v = (_without_gradient(t) for t in (q, k, v))
     return _checked(q, k, v, _mask_word(causal), scale, bool(return_lse), schedule, out, given, blocks)
 
 
@@ -94,6 +97,8 @@ def _found(q: Any, k: Any, v: Any, causal: Any, scale: float | None, return_lse:
     result = calls.run(options, q, k, v, out, scale)
     if result is not None:
         return result
+    if learns(PLAIN, q, k, v):
+        return _trained(q, k, v, causal, scale, return_lse, schedule, out, PLAIN, None)
     q, k, v = (_without_gradient(t) for t in (q, k, v))
     result = _checked(q, k, v, causal, scale, return_lse, schedule, out)
 
@@ -106,6 +111,34 @@ def _found(q: Any, k: Any, v: Any, causal: Any, scale: float | None, return_lse:
     mask = MASKS["top_left"] if causal is True else MASKS[causal or None]
     calls.learn(options, calls.Options(mask, causal is True, program, checked, causal, return_lse, schedule), q, k, v, out)
     return result
+
+
+def _trained(q: Any, k: Any, v: Any, causal: Any, scale: float | None, return_lse: bool, schedule: Any, out: Any, given: Functions,
+             blocks: Any) -> Any:
+    """A call through which a gradient flows."""
+    from .training import attend
+
+    if out is not None:
+        raise FcError("call/argument", "argument `out` is written, and a gradient is to flow through it",
+                      hint="leave it away, or call under torch.no_grad()")
+    if blocks is not None and given.keep is None:
+        raise FcError("call/argument", "no gradient flows through `blocks` alone", hint="give the mask that they were made of too")
+    out, lse = attend(training_call(q, k, v, causal, scale, schedule, given, blocks), q, k, v)
+    return (out, lse) if return_lse else out
+
+
+def training_call(q: Any, k: Any, v: Any, causal: Any, scale: float | None, schedule: Any = None, given: Functions = PLAIN,
+                  blocks: Any = None) -> Any:
+    """What the backward pass has to know of a call (`training.Call`)."""
+    from ..runtime import tensors
+    from .training import DENSE, Call
+
+    qa, ka, va = (tensors.describe(x.detach(), name) for x, name in zip((q, k, v), "qkv"))
+    _check_shapes(qa, ka, va)
+    scale = 1.0 / math.sqrt(qa.shape[3]) if scale is None else scale
+    run = functools.partial(_checked, causal=causal, scale=scale, return_lse=True, schedule=schedule, out=None, given=given, blocks=blocks)
+    facts = {"mask": _mask_kind(causal, qa.shape[2], ka.shape[2]), "positive": scale >= SMALLEST_NORMAL}
+    return Call(run, DENSE, scale, _arch(qa.device), 1, given, facts, {})
 
 
 def _without_gradient(x: Any) -> Any:
@@ -139,7 +172,7 @@ def _checked(q: Any, k: Any, v: Any, causal: bool | str | None, scale: float | N
         rows = packed(arguments, kind) if plain else None
         if rows is not None:
             arguments, kind = rows, "none"
-        aligned = all(_in_lines(a) for n, a in arguments.items() if n != "LSE")
+        aligned = all(a.in_lines for n, a in arguments.items() if n != "LSE")
         sizes = qa.device, arguments["Q"].shape, ka.shape, va.shape[3], kind, scale
         if plain:
             _program(qa.dtype, *sizes, return_lse, schedule, aligned).launcher({**arguments, "scale": scale})
@@ -182,10 +215,7 @@ def launch(facts: tuple[Any, ...], sizes: tuple[Any, ...], given: Functions, sch
 
 
 def _in_lines(a: Any) -> bool:
-    """Whether bulk copies can move a tensor: its pointer and strides are multiples of 16 bytes."""
-    from ..ir.alignment import WIDEST, of_arguments
-
-    return all(n == WIDEST for n in of_arguments(a.ptr, a.shape, a.strides, 2).words)
+    return bool(a.in_lines)
 
 
 def _check_out(oa: Any, shape: tuple[int, ...], *others: Any) -> None:

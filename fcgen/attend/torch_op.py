@@ -79,6 +79,11 @@ def traced(q: Any, k: Any, v: Any, causal: Any, scale: Any, return_lse: Any, sch
     lost = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
     word = causal if isinstance(causal, str) else _WORDS[causal] if isinstance(causal, (bool, type(None))) else None
     special = schedule is not None or any(x is not None for x in more.values())
+    if lost and out is None and not special and word is not None and isinstance(scale, (float, int, type(None))):
+        from .training_op import trained
+
+        o, lse = trained(q, k, v, word, None if scale is None else float(scale))
+        return (o, lse) if return_lse else o
     if lost or special or word is None or not isinstance(scale, (float, int, type(None))):
         return _break(q, k, v, causal=causal, scale=scale, return_lse=return_lse, schedule=schedule, out=out, **more)
     if scale is not None:

@@ -16,6 +16,7 @@ from ..ir.schedule import Schedule
 from ..ir.types import DTYPES
 from ..kernels.ragged import ragged_attention
 from . import forward
+from .learning import learns
 from .variants import Choice, Functions, family, fitted, functions, run
 
 #: `causal` -> (where windows and the mask are aligned, is there one)
@@ -44,7 +45,8 @@ def attention_varlen(q: Any, k: Any, v: Any, cu_seqlens_q: Any, cu_seqlens_k: An
     from ..runtime import tensors
 
     given = functions(score, mask, sinks, dropout)
-    q, k, v = (forward._without_gradient(t) for t in (q, k, v))
+    trained, plain = learns(given, q, k, v), (q, k, v)
+    q, k, v = (t.detach() if trained else forward._without_gradient(t) for t in plain)
     qa, ka, va = tensors.describe(q, "q"), tensors.describe(k, "k"), tensors.describe(v, "v")
     for name, t in (("q", qa), ("k", ka), ("v", va)):
         if len(t.shape) != 3:
@@ -69,6 +71,21 @@ def attention_varlen(q: Any, k: Any, v: Any, cu_seqlens_q: Any, cu_seqlens_k: An
     if right is not None and not is_causal:
         arguments["right"] = right
     shape = (qa.shape[0], qa.shape[1], va.shape[2])
+    if trained and 0 not in shape and sequences and longest:
+        from .training import RAGGED, Call, attend
+
+        if out is not None:
+            raise FcError("call/argument", "argument `out` is written, and a gradient is to flow through it",
+                          hint="leave it away, or call under torch.no_grad()")
+        again = functools.partial(attention_varlen, cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k, max_seqlen_q=max_seqlen_q,
+                                  max_seqlen_k=max_seqlen_k, seqused_q=seqused_q, seqused_k=seqused_k, causal=causal, window=window,
+                                  scale=value, return_lse=True, schedule=schedule, score=score, mask=mask, sinks=sinks, dropout=dropout)
+        arguments |= {"longest": longest, "longest_k": _longest("max_seqlen_k", max_seqlen_k, ka.shape[0])}
+        bound = {"align": align, "causal": is_causal, "positive": value >= forward.SMALLEST_NORMAL,
+                 **dict.fromkeys(n for n in ("Used", "KUsed", "left", "right") if n not in arguments)}
+        lengths = (cu_seqlens_q, cu_seqlens_k, seqused_q, seqused_k)
+        o, lse = attend(Call(again, RAGGED, value, forward._arch(qa.device), 1, given, bound, arguments, lengths), *plain)
+        return (o, lse) if return_lse else o
     if out is not None:
         forward._check_out(tensors.describe(out, "out"), shape, qa, ka, va)
     o = forward._empty(q, shape, None) if out is None else out

@@ -7,11 +7,12 @@ Attribute `index` of such an op holds one word per tensor dimension:
   "all"    the whole compile-time dimension (the tile's axis may be longer: padding, read as zero);
   "each"   a position of its own for each element along an axis of the tile, given by a vector of integers (a fragment of the machine IR
            has the layout of the tile, or of the copying threads, along that axis);
-  "also"   the same along the axis of the "each" before it: a row of the tile is then found by several positions.
+  "also"   the same along the axis of the "each" before it: a row of the tile is then found by several positions;
+  "element" in a store, for all dimensions or none: a position of its own for each element of the tile, given by a tile of integers (or by
+           a scalar, for all).
 The tile has one axis per word but "at" and "also", in order. Attribute `guard` has one bool per axis of the tile: True means that
 positions outside of the tensor, or at or past the limit, read as zero (a load) or are left alone (a store). An axis without a guard is
-known to be inside. A gather has positions of its own for each element along every dimension,
-which this module calls the word "element".
+known to be inside. Where elements have positions of their own, all are guarded. A gather's are the word "element" too.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from .types import Tensor
 #: strides are the run's own and 2**34 bytes less that, and a coordinate of CUT along the latter takes the address around 64 bits.
 CUT, MOST_CUT = 1 << 30, 3
 #: scalars that go with each word
-SCALARS = {"at": 1, "tile": 1, "until": 2, "all": 0, "each": 1, "also": 1}
+SCALARS = {"at": 1, "tile": 1, "until": 2, "all": 0, "each": 1, "also": 1, "element": 1}
 
 
 @dataclass(frozen=True)
@@ -83,8 +84,8 @@ class Access:
         for dim, word in zip(tensor.dims, op["index"]):
             start = next(given) if SCALARS[word] else None
             limit = next(given) if SCALARS[word] > 1 else None
-            if word == "at":
-                axes.append(Axis(dim, word, start, None, None, 1, False))
+            if word in ("at", "element"):
+                axes.append(Axis(dim, word, start, None, None, 1, word == "element"))
             elif word == "also":
                 last = next(a for a in reversed(axes) if a.word == "each")
                 axes.append(Axis(dim, word, start, None, last.along, last.size, last.guard))
@@ -102,6 +103,11 @@ class Access:
     def listed(self) -> dict[Value, int]:
         """Vectors that say positions -> the axis of the tile: no engine copies such a tile in bulk."""
         return {a.start: a.along for a in self.axes if a.is_listed and a.start is not None and a.along is not None}
+
+    @property
+    def scattered(self) -> tuple[Value, ...]:
+        """Positions of which each element of the tile has its own."""
+        return tuple(a.start for a in self.axes if a.word == "element" and a.start is not None and a.start.type.shape)
 
     @property
     def scalars(self) -> tuple[Value, ...]:

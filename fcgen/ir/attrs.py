@@ -69,7 +69,7 @@ SHAPE = every(whole(1))
 #: axes of a tile
 AXES = every(whole(0, 7))
 #: one word for each dimension of a tensor (see `access`), and whether each axis of a tile is guarded
-INDEX = every(one_of("at", "tile", "until", "all", "each", "also"))
+INDEX = every(one_of("at", "tile", "until", "all", "each", "also", "element"))
 GUARD = every(FLAG)
 #: elements per access, or lanes between those that one butterfly step combines
 VEC = Attribute((int,), "1, 2, 4, 8 or 16", (1, 2, 4, 8, 16).__contains__)

@@ -269,6 +269,15 @@ def check_index(tensor: Any, scalars: tuple[Any, ...], shape: tuple[int, ...], a
     need(len(index) == len(tensor.dims), f"{what}: one index word per tensor dimension", len(tensor.dims), len(index))
     count = sum(SCALARS[w] for w in index)
     need(len(scalars) == count, f"{what}: one scalar per 'at' and 'tile', two per 'until'", count, len(scalars))
+    if "element" in index:
+        need(set(index) == {"element"} and what in ("store", "st_global"), f"{what}: stores have positions of elements, in all dimensions",
+             got=index)
+        need(guard == (True,) * len(shape), f"{what}: elements with positions of their own are guarded", (True,) * len(shape), guard)
+        need(all(t.dtype == i32 for t in scalars), f"{what}: positions are integers", "i32", scalars)
+        for t in (t for t in scalars if t.shape):
+            need(t.shape == shape and (layout is None or (isinstance(t, Frag) and t.layout == layout)),
+                 f"{what}: positions of elements have the tile's shape and layout", f"{shape} {layout or ''}", t)
+        return
     axes = [(d, w) for d, w in zip(tensor.dims, index) if w not in ("at", "also")]
     need(len(axes) == len(shape), f"{what}: one tile axis per 'tile', 'until', 'each' and 'all'", len(axes), len(shape))
     need("also" not in index or "each" in index[:index.index("also")], f"{what}: 'also' comes after an 'each'", got=index)

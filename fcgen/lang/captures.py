@@ -58,6 +58,7 @@ _COMPUTE: dict[str, Callable[..., Any]] = {
     **{name: getattr(operator, name) for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "neg", "pos", "abs",
                                                   "lt", "le", "gt", "ge", "eq", "ne")},
     "plain": lambda x: x.item(), "kind": lambda x: kind_of(x), "value": lambda x: x, "same": operator.is_,
+    "wants": lambda x: bool(getattr(x, "requires_grad", True)),
     "f16": lambda x: float(np.float16(x)), "bf16": lambda x: float(_bf16(x)), "f32": float, "i32": int, "i64": int}
 
 
@@ -236,6 +237,8 @@ class Captures:
         self.seen: dict[Key, Any] = {}
         self.made: dict[Key, Any] = {}
         self._values: dict[Key, Value] = {}
+        #: captured tensor -> where its gradient is added up
+        self._gradients: dict[Value, Value] = {}
 
     def see(self, key: Key) -> Any:
         """A fact that the trace follows from."""
@@ -257,19 +260,39 @@ class Captures:
             self._values[key] = Value(Scalar(dtype) if rank is None else Tensor(dtype, tuple(dims)), name)
         return self._values[key]
 
+    def wants_gradient(self, of: Value) -> bool:
+        """Whether a parameter is a captured tensor that a gradient is asked for (any, but torch's that do not require one)."""
+        key = next((k for k, v in self._values.items() if v is of), None)
+        return key is not None and bool(self.see(("wants", key)))
+
+    def gradient(self, of: Value) -> Value:
+        """The parameter that the gradient of a captured tensor is added to, f32 with its sizes."""
+        if of not in self._gradients:
+            name = f"{of.name}_grad"
+            self._taken.add(name)
+            self._gradients[of] = Value(Tensor(DTYPES["f32"], of.type.dims), name)
+        return self._gradients[of]
+
     @property
     def params(self) -> tuple[Value, ...]:
         return tuple(self._values.values())
 
+    @property
+    def gradients(self) -> tuple[Value, ...]:
+        return tuple(self._gradients.values())
+
     def done(self) -> Held:
-        return Held(tuple(self.seen.items()), tuple((v.name, key) for key, v in self._values.items()))
+        return Held(tuple(self.seen.items()), tuple((v.name, key) for key, v in self._values.items()),
+                    tuple((g.name, v.name) for v, g in self._gradients.items()))
 
 
 class Held:
-    """What a traced program asks of the functions that it was traced from, and what its captured parameters are."""
+    """What a traced program asks of the functions that it was traced from, and what its captured parameters are. gradients: parameters
+    that a captured tensor's gradient is added to, and that tensor's."""
 
-    def __init__(self, seen: tuple[tuple[Key, Any], ...] = (), values: tuple[tuple[str, Key], ...] = ()):
-        self.seen, self.values = seen, values
+    def __init__(self, seen: tuple[tuple[Key, Any], ...] = (), values: tuple[tuple[str, Key], ...] = (),
+                 gradients: tuple[tuple[str, str], ...] = ()):
+        self.seen, self.values, self.gradients = seen, values, gradients
 
     def bind(self, given: Mapping[str, Any]) -> dict[str, Any] | None:
         """Parameter -> number or tensor, for these compile-time arguments; None where the program is not theirs (a new trace then says

@@ -129,8 +129,8 @@ class Spec:
         named = _rename_args(named, ids)
         grid = tuple(replace(g, name=v.name) for g, v in zip(t.grid, ids))
         flags = {p.name: ("out", "kept") if "inout" in p.flags else p.flags for p in sig.params if p.flags}
-        flags |= dict.fromkeys(t.positive, ("positive",))
-        kernel = Kernel(self.fn.__name__, "tile", (*t.params, *captures.params), grid, (Role("all", 0, named),), flags)
+        flags |= dict.fromkeys(t.positive, ("positive",)) | dict.fromkeys([g.name for g in captures.gradients], ("out", "kept"))
+        kernel = Kernel(self.fn.__name__, "tile", (*t.params, *captures.params, *captures.gradients), grid, (Role("all", 0, named),), flags)
         kernel = until(kernel, self.stop) if self.stop else kernel
         return verify(kernel), t
 

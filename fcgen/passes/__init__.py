@@ -17,7 +17,7 @@ from ..ir.verify import verify
 from .machine import alloc, early_launch, overlap, select, sync, tidy
 from .memory import pieces, pipeline, prefetch, prologues, roles
 from .registers import branches, defer, held, place, vote
-from .tile import bind, from_end, limits, order, pad, ranges, row_sums, scale, simplify, skew, split_loops
+from .tile import bind, from_end, limits, order, pad, ranges, row_sums, scale, simplify, skew, split_loops, totals
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ PIPELINE: tuple[Pass, ...] = (
     Pass("bind", bind.run, "names of the schedule are looked up: loads and dots get sites, and what was decided about them"),
     Pass("ranges", ranges.run, "which sizes and scalars a launch admits, so that no arithmetic on positions overflows"),
     Pass("simplify", simplify.run, "fold constants, compute once, move what does not change out of loops, exp and log in base 2"),
+    Pass("totals", totals.run, "what a loop adds to one place of memory is summed up, and added once behind it"),
     Pass("scale", scale.run, "positive factors move out of maxima, masks and loops to where they cost least"),
     Pass("simplify.2", simplify.run, "merge the factors that have met"),
     Pass("pad", pad.run, "axes become multiples of what matrix instructions work on"),

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from fcgen.errors import FcError
+from fcgen.ir.alignment import WIDEST, of_arguments
 from fcgen.ir.types import DTYPES
 from fcgen.runtime import driver
 
@@ -43,6 +44,11 @@ class TensorArg(NamedTuple):
     device: int
     readonly: bool = False
     owner: Any = None
+
+    @property
+    def in_lines(self) -> bool:
+        """Whether bulk copies can move it: its pointer and strides are multiples of 16 bytes."""
+        return all(n == WIDEST for n in of_arguments(self.ptr, self.shape, self.strides, ITEMSIZE[self.dtype]).words)
 
 
 #: torch.dtype -> ours, filled as dtypes are met (torch is never imported here)
@@ -196,7 +202,7 @@ def _check_plain(x: Any, name: str) -> None:
         raise FcError("call/argument", f"argument `{name}` is a lazily negated or conjugated view", expected="values as they lie in memory",
                       hint=f"call {name}.resolve_neg() or {name}.resolve_conj()")
     if x.requires_grad and torch.is_grad_enabled():
-        raise FcError("call/argument", f"argument `{name}` requires grad, and fcgen has no backward pass yet",
+        raise FcError("call/argument", f"argument `{name}` requires grad, and this call has no backward pass",
                       expected="a tensor from which no gradient flows", got="requires_grad=True",
                       hint=f"call it under torch.no_grad(), or pass {name}.detach()")
     forward = torch.autograd.forward_ad

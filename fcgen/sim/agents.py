@@ -15,7 +15,7 @@ from ..errors import FcError
 from ..ir.access import Access, along, numbers_of
 from ..ir.async_ops import reaches_tensors
 from ..ir.core import Block, Op, Role, Value
-from ..ir.elementwise import FNS, REDUCTIONS, convert, evaluate
+from ..ir.elementwise import FNS, REDUCTIONS, add_at, convert, evaluate
 from ..ir.layout import LANES, OpaqueLayout, warp_grid
 from ..ir.types import DTYPES, Buffer, Frag, Scalar
 from . import registers
@@ -427,6 +427,6 @@ class Agent(AsyncOps, StoreOps):
         where, value = tuple(i[inside] for i in index), args[1][inside]
         self.touch(op, tensor, index, inside, "add" if op.get("reduce") else "store")
         if op.get("reduce"):
-            self.sim.memory[tensor][where] = evaluate("add", t.dtype, self.sim.memory[tensor][where], value)
+            add_at(self.sim.memory[tensor], where, value, t.dtype)
         else:
             self.sim.memory[tensor][where] = value

@@ -16,7 +16,7 @@ import numpy as np
 from ..errors import FcError, did_you_mean
 from ..ir.access import Access, coordinates, numbers_of
 from ..ir.core import Block, Kernel, Op, Value, walk_kernel
-from ..ir.elementwise import FNS, REDUCTIONS, convert, evaluate, to_dtype
+from ..ir.elementwise import FNS, REDUCTIONS, add_at, convert, evaluate, to_dtype
 from ..ir.ranges import HIGHEST, Admitted, admitted
 from ..ir.sizes import is_made, number, output_shape
 from ..ir.types import DTYPES, DType, Tensor, i1
@@ -251,7 +251,7 @@ class _Interpreter:
         where = tuple(np.broadcast_to(i, value.shape)[inside] for i in index)
         if op.get("reduce"):
             self.touch(op, tensor, "adds", where)
-            self.memory[tensor][where] = evaluate("add", self.kernel.param(tensor).type.dtype, self.memory[tensor][where], value[inside])
+            add_at(self.memory[tensor], where, value[inside], self.kernel.param(tensor).type.dtype)
             return
         self.touch(op, tensor, "stores", where)
         self.memory[tensor][where] = value[inside]

@@ -85,7 +85,7 @@ BAD = [
     ("load", (Q, I, I), Q_TILE, (Tile(f16, (8,)),), "load: one tile axis per 'tile', 'until', 'each' and 'all'", "2"),
     ("load", (Q, I), {**Q_TILE, "index": ("at", "all", "all")}, (Tile(f16, (8, 64)),),
      "load: 'all' is for compile-time dimensions", "a number"),
-    ("load", (Q, I, I), {**Q_TILE, "index": ("at", "tile", "some")}, (Tile(f16, (8, 64)),), "load: attribute 'index' may not have this value", "0 to 8 values, each at, tile, until, all, each, also"),
+    ("load", (Q, I, I), {**Q_TILE, "index": ("at", "tile", "some")}, (Tile(f16, (8, 64)),), "load: attribute 'index' may not have this value", "0 to 8 values, each at, tile, until, all, each, also, element"),
     ("load", (Q, I, I), {**Q_TILE, "guard": (True,)}, (Tile(f16, (8, 64)),), "load: one guard per tile axis", "2"),
     ("load", (F, I, I), Q_TILE, (Tile(f16, (8, 64)),), "load: the first operand is a tensor parameter", "tensor"),
     ("store", (Q, Tile(f32, (8, 64)), I, I), Q_TILE, (), "store: the tile has the tensor's dtype", "f16"),

@@ -83,7 +83,6 @@ BAD = {
     "dispatch": (lambda: tensor().as_subclass(Logged), "Logged"), "negated": (lambda: torch._neg_view(tensor()), "resolve_neg"),
     "sparse": (lambda: tensor().to_sparse(), "not a strided tensor"),
     "nested": (lambda: torch.nested.nested_tensor([tensor(4, 64, 64)] * 2), "not a strided tensor"),
-    "requires grad": (lambda: tensor(requires_grad=True), "no_grad"),
 }
 
 
@@ -146,9 +145,10 @@ def test_without_grad_mode_parameters_are_values(fake, before):
             with mode():
                 out = fcgen.attention(q, k, q.detach())
             assert not out.requires_grad and fake.launches
-        with pytest.raises(FcError, match=r"`q` requires grad(.|\n)*detach"):
-            fcgen.attention(q, k, q)
-    assert len(fake.launches) == 24 + before
+        assert fcgen.attention(q, k, q).requires_grad
+        with pytest.raises(FcError, match=r"`out` requires grad(.|\n)*detach"):
+            fcgen.attention(tensor(), tensor(), tensor(), out=tensor(requires_grad=True))
+    assert len(fake.launches) == 36 + before
 
 
 def test_plain_subclasses_and_buffers_are_tensors(fake):

@@ -48,10 +48,19 @@ class Rectangle:
         self.axes: list[tuple[np.ndarray, X]] = []
         self.guards: list[tuple[X, np.ndarray, X, str | int, bool]] = []
         self.before: set[int] = set()  # guards of runs that may begin in front of the tensor
-        self.listed: list[tuple[str, np.ndarray, X, X | None]] = []  # vectors: array, register of each instance, stride, end if guarded
+        #: vectors, or tiles, of positions: array, register of each instance, stride, end if guarded
+        self.listed: list[tuple[str, np.ndarray, X, X | None]] = []
+        self.inside_all: list[X] = []  # of positions that all elements share, guarded
         for d, axis in enumerate(access.axes):
-            first = em.scalar(axis.start) if axis.start is not None and not axis.is_listed else ZERO
+            own = axis.word == "element" and axis.start is not None and axis.start.type.shape
+            first = em.scalar(axis.start) if axis.start is not None and not axis.is_listed and not own else ZERO
             stride, last = em.stride(tensor, d), d == len(access.axes) - 1
+            if own:
+                assert axis.start is not None
+                self.listed.append((stored(em, axis.start), regs, stride, em.size(axis.dim)))
+                continue
+            if axis.word == "element":
+                self.inside_all.append(X(f"{call('unsigned', first)} < {call('unsigned', em.size(axis.dim))}", LESS))
             if axis.along is None:
                 terms.append(scaled(first, stride))
                 continue
@@ -73,7 +82,7 @@ class Rectangle:
     def step(self) -> X | None:
         """Elements from one instance to the next where that is one run-time constant: the pointer can walk."""
         moving = [(t, s) for t, s in self.axes if t.any()]
-        if self.listed or len(moving) != 1 or moving[0][1].text == "1" or len(moving[0][0]) < 2:
+        if self.listed or self.inside_all or len(moving) != 1 or moving[0][1].text == "1" or len(moving[0][0]) < 2:
             return None
         table, stride = moving[0]
         rows = int(table[1] - table[0])
@@ -124,7 +133,7 @@ class Rectangle:
 
     def inside(self, i: X) -> X | None:
         """True where the first element of the run is inside the tensor."""
-        out = []
+        out = [str(x) for x in self.inside_all]
         for n, (at, table, size, _, _) in enumerate(self.guards):
             x = add(at, self.em.form(table, i, "at"))
             out.append(f"{call('unsigned', x)} < {call('unsigned', size)}" if n in self.before else f"{x.within(LESS)} < {size}")

@@ -96,7 +96,7 @@ def bulk_refusal(op: Op, kernel: Kernel, defs: Mapping[Value, Op], instead: str)
 def is_box(store: Op) -> bool:
     """Whether a stored tile has two axes, and lies in one rectangle of its tensor: what bulk stores move."""
     access = Access.of(store)
-    return len(access.shape) == 2 and not access.listed
+    return len(access.shape) == 2 and not access.listed and not access.scattered
 
 
 def _own(layout: RegLayout, axis: int, warps: int, parts: int) -> bool:

@@ -317,8 +317,8 @@ class _Placer:
     def positions(self, op: Op, layout: RegLayout, b: Builder, env: Env) -> tuple[Value, ...]:
         """The scalars of an access, and vectors of positions as its threads want them."""
         access = Access.of(op)
-        wanted = access.listed
-        return tuple(self.want(v, along(layout, wanted[v])[0], b, env) if v in wanted else env[v] for v in access.scalars)
+        wanted = {**{v: along(layout, a)[0] for v, a in access.listed.items()}, **dict.fromkeys(access.scattered, layout)}
+        return tuple(self.want(v, wanted[v], b, env) if v in wanted else env[v] for v in access.scalars)
 
     def left_operands_in_regs(self) -> dict[Value, RegLayout]:
         """Loaded tiles that dots marked `regs` read as their left operand -> the layout they read."""

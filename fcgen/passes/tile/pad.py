@@ -142,14 +142,16 @@ class _Pad:
 
     def guards(self, op: Op) -> tuple[bool, ...]:
         out = []
-        for axis in Access.of(op).runs:
-            n = axis.size
-            if self.size(n) != n and op.kind == "store" and axis.word != "all":
+        access = Access.of(op)
+        if access.scattered and tuple(map(self.size, access.shape)) == access.shape:
+            return op["guard"]  # type: ignore[no-any-return]
+        for n, axis in [(n, None) for n in access.shape] if access.scattered else [(a.size, a) for a in access.runs]:
+            if self.size(n) != n and op.kind == "store" and (axis is None or axis.word != "all"):
                 raise FcError("compile/schedule", f"a run of {n} positions is stored, and matrix instructions work on multiples "
                               f"of {GRANULE}" + (", of 32 along a depth in bytes" if n % GRANULE == 0 else ""), got=n, loc=op.loc,
                               expected=f"a tile size that is a multiple of {GRANULE if n % GRANULE else 2 * GRANULE}",
                               hint='choose a larger tile, or math="fma"')
-            out.append(axis.guard or self.size(n) != n)
+            out.append(axis is None or axis.guard or self.size(n) != n)
         return tuple(out)
 
     # ---- what padding may not reach ----------------------------------------------------------------------------------

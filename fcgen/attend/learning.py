@@ -1,0 +1,53 @@
+"""Whether a gradient may flow through a call of `fcgen.attention`. Loads nothing of torch's."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import types
+from collections.abc import Iterator
+from typing import Any
+
+from .variants import Functions
+
+#: how deep a function's objects are looked into
+_DEPTH = 6
+
+
+def learns(given: Functions, *tensors: Any) -> bool:
+    """Whether one of the tensors requires a gradient, or one that the functions hold."""
+    torch = sys.modules.get("torch")
+    if torch is None or not all(isinstance(t, torch.Tensor) for t in tensors):
+        return False
+    return (any(t.requires_grad for t in tensors) or held_learn(given)) and bool(torch.is_grad_enabled())
+
+
+def held_learn(given: Functions) -> bool:
+    """Whether a tensor that the functions hold requires one."""
+    return any(x.requires_grad for f in given if f is not None for x in _tensors_in(f, sys.modules["torch"].Tensor, _DEPTH))
+
+
+def _tensors_in(x: Any, kind: type, depth: int) -> Iterator[Any]:
+    """Tensors that a function, or an object of the user's, holds. What is overlooked here is refused where it is launched."""
+    if isinstance(x, kind):
+        yield x
+        return
+    inside: list[Any] = []
+    if isinstance(x, (tuple, list)):
+        inside = list(x)
+    elif isinstance(x, dict):
+        inside = list(x.values())
+    elif isinstance(x, types.FunctionType):
+        names = [n for n in x.__code__.co_names if n in x.__globals__]
+        inside = [*(c.cell_contents for c in x.__closure__ or () if c != types.CellType()), *(x.__defaults__ or ()),
+                  *(x.__kwdefaults__ or {}).values(), *(x.__globals__[n] for n in names)]
+    elif isinstance(x, types.MethodType):
+        inside = [x.__self__, x.__func__]
+    elif isinstance(x, functools.partial):
+        inside = [x.func, *x.args, *x.keywords.values()]
+    elif hasattr(x, "__dict__") and not isinstance(x, (type, types.ModuleType)):
+        inside = list(vars(x).values())
+    if depth:
+        for y in inside:
+            if not isinstance(y, (int, float, str, types.ModuleType, type)):
+                yield from _tensors_in(y, kind, depth - 1)

@@ -1,0 +1,238 @@
+"""`fcgen.attention` where gradients flow: a function of torch's autograd around the library's forward and backward programs.
+
+Guaranteed: the value is the plain call's. Gradients are those of q, k and v, of the log-sum-exp where it is asked for, and of the float
+tensors that score, dropout and sinks hold and that require one. Every tensor that the backward pass reads is saved by torch, which notices
+where one has been written to in between; numbers are those of the forward call. Under `torch.use_deterministic_algorithms` the gradient of
+q is summed up in one order, in a pass of its own. Second derivatives are refused.
+
+Imported only where torch is in use.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+
+from ..build.captured import Captured, Family
+from ..build.compiler import target
+from ..build.program import Program
+from ..errors import FcError
+from ..ir.types import DTYPES
+from ..kernels import backward, ragged_backward
+from ..kernels.backward_schedules import candidates
+from ..lang.captures import identity
+from ..lang.spec import Spec
+from ..runtime import tensors
+from .learning import held_learn
+from .variants import Functions
+
+#: of a thread's values in memory cost less than smaller tiles do
+FEW_BYTES = 64
+
+
+class Specs(NamedTuple):
+    """The programs of a backward pass: of rows, before the others; of keys and, if it adds them up, of q; of q alone."""
+
+    before: Spec
+    keys: Spec
+    rows: Spec
+
+
+DENSE = Specs(backward.rows_before, backward.backward, backward.backward_rows)
+RAGGED = Specs(ragged_backward.ragged_rows_before, ragged_backward.ragged_backward, ragged_backward.ragged_backward_rows)
+
+
+class Call(NamedTuple):
+    """run: what (q, k, v) gives, with the log-sum-exp. arch: the device's own target. heads: the axis of heads. facts: what the programs
+    are compiled for, arguments: what they are given, by parameter; each takes what it has a parameter for. saved: tensors that lie behind
+    the arguments."""
+
+    run: Callable[..., tuple[Any, Any]]
+    specs: Specs
+    scale: float
+    arch: str
+    heads: int
+    given: Functions
+    facts: Mapping[str, Any]
+    arguments: Mapping[str, Any]
+    saved: tuple[Any, ...] = ()
+
+
+class Ready(NamedTuple):
+    """A program (`make` gives it), with what its functions held at the call. numbers: by parameter. held: parameter -> which of the saved
+    tensors. gradients: parameter -> of which of them it takes the gradient."""
+
+    make: Callable[[], Program]
+    numbers: Mapping[str, Any]
+    held: Mapping[str, int]
+    gradients: Mapping[str, int]
+
+    def launch(self, arguments: Mapping[str, Any], saved: tuple[Any, ...], into: dict[int, Any]) -> None:
+        """arguments: those that it has parameters for, and others."""
+        for n in self.gradients.values():
+            if n not in into:
+                into[n] = torch.zeros(saved[n].shape, dtype=torch.float32, device=saved[n].device)
+        program = self.make()
+        known = {p.name for p in program.params}
+        given = {**{n: x for n, x in arguments.items() if n in known}, **self.numbers}
+        held = {**{name: saved[n] for name, n in self.held.items()}, **{name: into[n] for name, n in self.gradients.items()}}
+        program.launcher({**given, **held})
+
+
+class Plan(NamedTuple):
+    """The programs of a backward pass; keys, rows: None where nobody wants what they compute. adds: `keys` adds up the gradient of q."""
+
+    rows_before: Ready
+    keys: Ready | None
+    rows: Ready | None
+    adds: bool
+
+
+def attend(call: Call, q: Any, k: Any, v: Any) -> tuple[Any, Any]:
+    """(out, log-sum-exp), with a gradient."""
+    held: list[Any] = []
+    plan = plan_of(call, q, k, v, q.requires_grad, k.requires_grad or v.requires_grad, held)
+    return _Attention.apply(call, plan, q, k, v, *held, *[x for x in call.saved if isinstance(x, torch.Tensor)])  # type: ignore[no-any-return]
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(call: Call, plan: Plan, q: Any, k: Any, v: Any, *held: Any) -> Any:
+        return call.run(q, k, v)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, Any]) -> None:
+        ctx.call, ctx.plan, *saved = inputs
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*output, *saved)
+
+    @staticmethod
+    def backward(ctx: Any, do: Any, dlse: Any) -> Any:
+        o, lse, q, k, v, *held = ctx.saved_tensors
+        out: list[Any] = [None] * (3 + len(held))
+        into: dict[int, Any] = {}
+        with torch.no_grad():
+            if do is not None or dlse is not None:
+                out[:3] = gradients(ctx.call, ctx.plan, o, lse, q, k, v, tuple(held), do, dlse, into)
+            out[3:] = [into[n].to(x.dtype) if n in into else None for n, x in enumerate(held)]
+        out = [g if need else None for g, need in zip(out, ctx.needs_input_grad[2:])]
+        if torch.is_grad_enabled():  # of a gradient that is to be differentiated again
+            which = [n for n, g in enumerate(out) if g is not None]
+            once = _Once.apply(*[out[n] for n in which], *[x for x in (do, dlse, q, k, v, *held) if x is not None])
+            out = [once[which.index(n)] if n in which else None for n in range(len(out))]
+        return (None, None, *out)
+
+
+class _Once(torch.autograd.Function):
+    """Gradients that follow from tensors in a way that has no derivative here."""
+
+    @staticmethod
+    def forward(ctx: Any, *xs: Any) -> Any:
+        return tuple(x.view_as(x) for x in xs)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> Any:
+        raise FcError("call/argument", "the gradient of fcgen.attention is differentiated, and has no derivative",
+                      expected="first derivatives", hint="for second derivatives write the attention in torch's functions")
+
+
+def gradients(call: Call, plan: Plan, o: Any, lse: Any, q: Any, k: Any, v: Any, held: tuple[Any, ...], do: Any, dlse: Any,
+              into: dict[int, Any]) -> tuple[Any, Any, Any]:
+    """Those of q, k and v, of what is wanted; those of the held tensors are added to `into`."""
+    if 0 in q.shape or 0 in k.shape or 0 in v.shape:
+        return torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
+    do = torch.zeros_like(o) if do is None else do
+    if do.stride(-1) != 1 or not tensors.describe(do, "dO").in_lines:
+        do = do.contiguous()
+    dlse = torch.zeros_like(lse) if dlse is None else dlse.contiguous()
+    given = {**call.arguments, "Q": q, "K": k, "V": v, "O": o, "dO": do, "LSE": lse, "dLSE": dlse, "Delta": torch.empty_like(lse),
+             "LSE2": torch.empty_like(lse), "scale": call.scale}
+    plan.rows_before.launch(given, held, into)
+    new = torch.zeros if call.specs is RAGGED else torch.empty  # of what lies in no sequence nothing is written
+    dq, dk, dv = None, None, None
+    if plan.keys is not None:
+        dk, dv = (new(x.shape, dtype=x.dtype, device=x.device) for x in (k, v))
+        total = torch.zeros(q.shape, dtype=torch.float32, device=q.device) if plan.adds else None
+        plan.keys.launch({**given, "dK": dk, "dV": dv, "dQ": total}, held, into)
+        dq = total.to(q.dtype) if total is not None else None
+    if plan.rows is not None:
+        dq = new(q.shape, dtype=q.dtype, device=q.device)
+        plan.rows.launch({**given, "dQ": dq}, held, into)
+    return dq, dk, dv
+
+
+def plan_of(call: Call, q: Any, k: Any, v: Any, for_q: bool, for_k: bool, held: list[Any]) -> Plan:
+    """for_q, for_k: whether gradients of q, and of k or v, are wanted. held: receives the tensors that the functions hold."""
+    like = tensors.describe(q.detach(), "q")
+    common = target(call.arch.rstrip("a")).arch
+    arch = call.arch if like.in_lines and all(tensors.describe(x.detach(), n).in_lines for x, n in ((k, "k"), (v, "v"))) else common
+    score, keep, weigh, sink = call.given
+    facts = {"T": DTYPES[like.dtype], "D": q.shape[-1], "E": v.shape[-1], **call.facts}
+    functions = {n: f for n, f in (("score", score), ("keep", keep), ("weigh", weigh)) if f is not None}
+    first = _ready(call.specs.before, common, facts, {} if sink is None else {"sink": sink}, held)
+    learns = held_learn(Functions(score=score, weigh=weigh))
+    adds = for_q and (for_k or learns) and not torch.are_deterministic_algorithms_enabled()
+    more = {"grouped": q.shape[call.heads] != k.shape[call.heads], **({} if adds else {"dQ": None})}
+    keys = _ready(call.specs.keys, arch, {**facts, **more}, functions, held) if for_k or learns else None
+    rows = _ready(call.specs.rows, arch, facts, functions, held) if for_q and not adds else None
+    return Plan(first, keys, rows, adds)
+
+
+def _ready(spec: Spec, arch: str, facts: Mapping[str, Any], functions: Mapping[str, Any], held: list[Any]) -> Ready:
+    signature = spec.signature
+    known = {*signature.dims, *signature.dtype_names, *(p.name for p in signature.params if p.kind == "static" or p.optional)}
+    facts = {n: x for n, x in facts.items() if n in known}
+    key = spec, arch, tuple(facts.items()), tuple((n, identity(f)) for n, f in functions.items())
+    if not functions:
+        return Ready(functools.partial(_plain, spec, arch, tuple(facts.items())), {}, {}, {})
+    if key not in _families:
+        if len(_families) >= 256:
+            _families.clear()
+        made = _compiled(spec, arch, facts, functions)
+        assert isinstance(made, Captured)
+        _families[key] = made.family
+    program, found, values = _families[key].find(functions)
+    where: dict[str, int] = {}
+    for name, x in values.items():
+        if isinstance(x, torch.Tensor):
+            if not any(x is y for y in held):
+                held.append(x)
+            where[name] = next(n for n, y in enumerate(held) if y is x)
+    numbers = {name: x for name, x in values.items() if name not in where}
+    return Ready(lambda: program, numbers, where, {name: where[of] for name, of in found.gradients})
+
+
+_families: dict[Any, Family] = {}
+
+
+@functools.lru_cache(maxsize=1024)
+def _plain(spec: Spec, arch: str, facts: tuple[tuple[str, Any], ...]) -> Program:
+    return _compiled(spec, arch, dict(facts), {})
+
+
+def _compiled(spec: Spec, arch: str, facts: Mapping[str, Any], functions: Mapping[str, Any]) -> Program:
+    """With the first schedule that leaves registers for everything; where none does, with the first one that can be; where none can, with
+    what a model of the machine finds."""
+    head = max(facts.get("D", 0), facts["E"])
+    listed = [(arch, s) for s in candidates(spec.name, arch, head)]
+    if arch.endswith("a"):
+        listed += [(target(arch.rstrip("a")).arch, s) for s in candidates(spec.name, arch.rstrip("a"), head)]
+    possible: Program | None = None
+    for to, schedule in listed:
+        try:
+            program = spec.compile(target=to, schedule=schedule, check=bool(functions), **facts, **functions)
+            if _fits(program.first if isinstance(program, Captured) else program):
+                return program  # type: ignore[no-any-return]
+            possible = possible or program
+        except FcError as e:
+            if not e.code.startswith("compile/"):
+                raise
+    return possible or spec.compile(target=arch, check=bool(functions), **facts, **functions)
+
+
+def _fits(program: Program) -> bool:
+    program.quiet = True
+    return program.resources.spill_stores <= FEW_BYTES

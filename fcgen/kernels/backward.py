@@ -1,0 +1,119 @@
+# mypy: disable-error-code="name-defined, valid-type, syntax"
+# (annotations of specs are fcgen's own: "T[B, H, M, D]")
+"""Attention backward: the gradients of `kernels.attention`, whatever its functions are.
+
+With x the scaled scores, s = score(x), p = exp(s - LSE), w = weigh(p), O = sum_j w_j v_j:
+
+    dV = w^T dO      dp = weigh'(dO V^T)      ds = p (dp - Delta)      dx = score'(ds)      dQ = dx K scale      dK = dx^T Q scale
+
+where Delta is the row sum of O * dO, less the gradient of the log-sum-exp. The derivatives of score and weigh are made by `fc.vjp`, and so
+are the gradients of the tensors that these functions hold (parameters `NAME_grad`). Three programs:
+
+`rows_before`: Delta, the log-sum-exp in powers of two (+inf in rows without a key: their weights are then 0), and the gradient of sinks.
+`backward`: one pass over tiles of rows for each tile of keys. dK and dV stay in registers, over all heads of a group; each program adds its
+share of dQ to memory, unless it is left out. S and dP are made as their transposes: P^T and dS^T are left operands as they are.
+`backward_rows`: dQ alone, one pass over tiles of keys for each tile of rows: every sum in one order, the same bits each time.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import fcgen as fc
+
+from .attention import visible
+
+LOG2E = 1.4426950408889634
+
+
+def derivative(x: Any, dw: Any, lse2: Any, delta: Any, seen: Any, at: tuple[Any, ...], score: Any, weigh: Any, held: bool) -> Any:
+    """(weights of values, gradient of the scaled scores x) of a tile, from the gradient of its weights.
+
+    seen: which scores count. at: batch, head, and positions of rows and keys. held: what score and weigh hold gets its gradient as well."""
+    s, into = (x, None) if score is None else fc.vjp(lambda x: score(x, *at), x, captured=held)
+    p = fc.exp2(fc.where(seen, s * LOG2E, -fc.inf) - lse2)
+    w, back = (p, None) if weigh is None else fc.vjp(lambda p: weigh(p, *at), p, captured=held)
+    ds = p * ((dw if back is None else back(dw)) - delta)
+    if into is not None:
+        ds = fc.where(seen, into(ds), 0.0)  # slopes may be infinite where nothing is seen
+    return w, ds
+
+
+@fc.kernel
+def rows_before(O: T[B, H, M, E], dO: T[B, H, M, E], LSE: f32[B, H, M], dLSE: "f32[B, H, M] | None", Delta: "out f32[B, H, M]",
+                LSE2: "out f32[B, H, M]", *, sink=None):
+    b, h, rows = fc.grid(O.B, O.H, fc.tile(O.M, "BLOCK_M"))
+    o, do, lse = fc.load(O[b, h, rows]), fc.load(dO[b, h, rows]), fc.load(LSE[b, h, rows])
+    delta = fc.sum(o.to(fc.f32) * do.to(fc.f32), axis=1)
+    if dLSE is not None:
+        delta = delta - fc.load(dLSE[b, h, rows])
+    fc.store(Delta[b, h, rows], delta)
+    fc.store(LSE2[b, h, rows], fc.where(lse == -fc.inf, fc.inf, lse * LOG2E))
+    if sink is not None:
+        logit, into = fc.vjp(lambda: fc.cast(sink(h), fc.f32), captured=True)
+        into(-fc.sum(fc.where(rows.valid & (lse != -fc.inf), fc.exp(logit - lse) * delta, 0.0)))
+
+
+@fc.kernel
+def backward(Q: T[B, H, M, D], K: T[B, G, N, D], V: T[B, G, N, E], dO: T[B, H, M, E], LSE2: f32[B, H, M], Delta: f32[B, H, M],
+             dQ: "inout f32[B, H, M, D] | None", dK: "out T[B, G, N, D]", dV: "out T[B, G, N, E]", *,
+             scale: f32, positive=True, mask="none", score=None, keep=None, weigh=None, grouped=False, held=True):
+    if positive:
+        fc.positive(scale)
+    b, g, cols = fc.grid(Q.B, K.G, fc.tile(K.N, "BLOCK_N"))
+    k, v = fc.load(K[b, g, cols]), fc.load(V[b, g, cols])
+    dk, dv = fc.var(fc.zeros(cols, K.D)), fc.var(fc.zeros(cols, V.E))
+
+    def live(h, rows):
+        seen = visible(mask, rows, cols, Q.M, K.N)
+        if keep is not None:
+            seen = seen & keep(b, h, rows.index, cols.index)
+        return seen if score is None and weigh is None else seen & rows.valid
+
+    def head(h, dk, dv):
+        for rows in fc.loop(fc.tile(Q.M, "BLOCK_M"), live=functools.partial(live, h)):
+            q, do = fc.load(Q[b, h, rows]), fc.load(dO[b, h, rows])
+            s, dp = fc.dot(k, q.T), fc.dot(v, do.T)
+            w, ds = derivative(s * scale, dp, fc.load(LSE2[b, h, rows]), fc.load(Delta[b, h, rows]), live(h, rows),
+                               (b, h, rows.index, cols.index), score, weigh, held)
+            ds = ds.to(K.dtype)
+            dv <<= dv + fc.dot(w.to(V.dtype), do)
+            dk <<= dk + fc.dot(ds, q)
+            if dQ is not None:
+                dq = fc.dot(ds.T, k)
+                fc.atomic_add(dQ[b, h, rows], dq * scale)
+
+    if grouped:
+        size = Q.H // K.G
+        for n in fc.loop(size):
+            head(g * size + n, dk, dv)
+    else:
+        head(g, dk, dv)
+    fc.store(dK[b, g, cols], (dk * scale).to(K.dtype))
+    fc.store(dV[b, g, cols], dv.to(V.dtype))
+
+
+@fc.kernel
+def backward_rows(Q: T[B, H, M, D], K: T[B, G, N, D], V: T[B, G, N, E], dO: T[B, H, M, E], LSE2: f32[B, H, M], Delta: f32[B, H, M],
+                  dQ: "out T[B, H, M, D]", *, scale: f32, positive=True, mask="none", score=None, keep=None, weigh=None):
+    if positive:
+        fc.positive(scale)
+    b, h, rows = fc.grid(Q.B, Q.H, fc.tile(Q.M, "BLOCK_M"))
+    g = h // (Q.H // K.G)
+    q, do = fc.load(Q[b, h, rows]), fc.load(dO[b, h, rows])
+    lse2, delta = fc.load(LSE2[b, h, rows]), fc.load(Delta[b, h, rows])
+    dq = fc.var(fc.zeros(rows, Q.D))
+
+    def live(cols):
+        seen = visible(mask, rows, cols, Q.M, K.N)
+        if keep is not None:
+            seen = seen & keep(b, h, rows.index, cols.index)
+        return seen if score is None and weigh is None else seen & rows.valid
+
+    for cols in fc.loop(fc.tile(K.N, "BLOCK_N"), live=live):
+        k, v = fc.load(K[b, g, cols]), fc.load(V[b, g, cols])
+        s, dp = fc.dot(q, k.T), fc.dot(do, v.T)
+        _, ds = derivative(s * scale, dp, lse2, delta, live(cols), (b, h, rows.index, cols.index), score, weigh, False)
+        dq <<= dq + fc.dot(ds.to(K.dtype), k)
+    fc.store(dQ[b, h, rows], (dq * scale).to(Q.dtype))

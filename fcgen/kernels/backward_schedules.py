@@ -1,0 +1,37 @@
+"""Which schedules the backward programs run with: data, the best first. The first one whose values have registers is taken: score functions
+need some of their own."""
+
+from __future__ import annotations
+
+from ..ir.schedule import Schedule
+
+
+def _hopper(m: int, n: int, groups: int, stages: object = 2, **more: object) -> Schedule:
+    """Tiles of m rows and n keys over warpgroups."""
+    return Schedule(tiles={"BLOCK_M": m, "BLOCK_N": n}, warps=4 * groups, math="wgmma", copy="tma", stages=stages,
+                    **{"epilogue": "tma", "split": "branch", **more})  # type: ignore[arg-type]
+
+
+def _mma(m: int, n: int, warps: int, stages: int = 1, **more: object) -> Schedule:
+    return Schedule(tiles={"BLOCK_M": m, "BLOCK_N": n}, warps=warps, stages=stages, **more)  # type: ignore[arg-type]
+
+
+_TWO = {"q": 2, "do": 2}
+#: head size up to which -> schedules of `backward`, on Hopper and elsewhere
+_BOTH: dict[str, dict[int, tuple[Schedule, ...]]] = {
+    "wgmma": {64: (_hopper(128, 128, 2, _TWO), _hopper(64, 128, 2, _TWO), _hopper(64, 64, 1, 2)),
+              128: (_hopper(64, 128, 2, _TWO), _hopper(64, 64, 2, 1), _hopper(64, 64, 1, 1)), 256: (_hopper(64, 64, 2, 1),)},
+    "mma": {64: (_mma(64, 64, 8), _mma(32, 64, 8), _mma(32, 32, 8)), 128: (_mma(32, 32, 8),), 256: (_mma(32, 32, 8),)}}
+#: and of `backward_rows`
+_ROWS: dict[str, dict[int, tuple[Schedule, ...]]] = {
+    "wgmma": {64: (_hopper(128, 64, 2, 4), _hopper(64, 64, 1, 2)), 128: (_hopper(128, 64, 2), _hopper(64, 64, 1, 1)),
+              256: (_hopper(64, 64, 2, 1),)},
+    "mma": {64: (_mma(64, 32, 4, 2), _mma(32, 32, 4)), 128: (_mma(64, 32, 8), _mma(32, 32, 4)), 256: (_mma(32, 32, 8), _mma(16, 32, 4))}}
+
+
+def candidates(spec: str, arch: str, head: int) -> tuple[Schedule, ...]:
+    """For a spec of `kernels.backward` or `kernels.ragged_backward`, and a head size (the larger of the key's and the value's)."""
+    if spec.endswith("before"):
+        return (Schedule(tiles={"BLOCK_M": 32 if head <= 128 else 16}),)
+    table = (_ROWS if spec.endswith("rows") else _BOTH)["wgmma" if arch.endswith("a") else "mma"]
+    return next((found for most, found in table.items() if head <= most), ())

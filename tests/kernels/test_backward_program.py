@@ -1,0 +1,156 @@
+"""The library's backward programs against float64, interpreted and simulated: score functions of any arithmetic and the gradients of what
+they hold, masks, dropout, grouped heads, sinks, the gradient of the log-sum-exp, rows that see no key."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fcgen as fc
+from fcgen.kernels.backward import backward, backward_rows, rows_before
+
+SCHEDULES = {
+    "sm_89": fc.Schedule(tiles={"BLOCK_M": 32, "BLOCK_N": 32}, warps=4, stages=1, epilogue="direct"),
+    "sm_90a": fc.Schedule(tiles={"BLOCK_M": 64, "BLOCK_N": 64}, warps=4, math="wgmma", copy="tma", epilogue="tma",
+                          stages={"q": 2, "do": 2})}
+B, H, M, N, D = 1, 2, 70, 40, 32
+RNG = np.random.default_rng(11)
+BIAS, SLOPES, TABLE, HEAT = (RNG.standard_normal(s).astype(np.float32) for s in ((H, M, N), H, 9, 1))
+
+
+def softcap(s, b, h, i, j):
+    return 1.5 * fc.tanh(s / 1.5)
+
+
+def biased(s, b, h, i, j):
+    return s + BIAS[h, i, j]
+
+
+def alibi(s, b, h, i, j):
+    return s + SLOPES[h] * (j - i).to(fc.f32) * 0.05
+
+
+def hot(s, b, h, i, j):
+    return fc.sin(s * HEAT[0]) * 2.0
+
+
+def table(s, b, h, i, j):
+    return s * (1.0 + TABLE[(j - i) // 8 + 4])
+
+
+def window(b, h, i, j):
+    return (j >= i - 20) & (j <= i + 3)
+
+
+def dropped(p, b, h, i, j):
+    return fc.where((i * 7 + j * 3 + h) % 4 == 0, 0.0, p * (4.0 / 3.0))
+
+
+I, J = np.arange(M)[:, None], np.arange(N)
+AT = (J - I) // 8 + 4
+INSIDE = (AT >= 0) & (AT < 9)
+ENTRY = np.where(INSIDE, TABLE[np.clip(AT, 0, 8)], 0.0).astype(float)
+
+
+def _slopes(x, g):
+    return {"score_0_grad": (g * (J - I) * 0.05).sum((0, 2, 3))}
+
+
+def _table(x, g):
+    out = np.zeros(9)
+    np.add.at(out, np.broadcast_to(AT, x.shape)[np.broadcast_to(INSIDE, x.shape)], (g * x)[np.broadcast_to(INSIDE, x.shape)])
+    return {"score_0_grad": out}
+
+
+@dataclass
+class Case:
+    """score: of NumPy, x -> (s, ds/dx). held: (x, gradient of s) -> gradients of what it holds. seen: which scores count."""
+
+    more: dict[str, Any]
+    score: Any = lambda x: (x, 1.0)
+    held: Any = lambda x, g: {}
+    seen: Any = True
+    kept: Any = 1.0
+    groups: int = H
+    e: int = D
+    dlse: bool = False
+    scale: float = 0.125
+
+
+CASES = {
+    "plain": Case({}), "top_left": Case({"mask": "causal_top_left"}, seen=J <= I), "dlse": Case({}, dlse=True),
+    "bottom_right": Case({"mask": "causal_bottom_right"}, seen=J <= I + N - M),
+    "softcap": Case({"score": softcap}, lambda x: (1.5 * np.tanh(x / 1.5), 1 - np.tanh(x / 1.5) ** 2)),
+    "bias": Case({"score": biased}, lambda x: (x + BIAS, 1.0), lambda x, g: {"score_0_grad": g[0]}),
+    "alibi": Case({"score": alibi, "mask": "causal_top_left"}, lambda x: (x + SLOPES[:, None, None] * (J - I) * 0.05, 1.0), _slopes, J <= I),
+    "temperature": Case({"score": hot}, lambda x: (2 * np.sin(x * HEAT[0]), 2 * np.cos(x * HEAT[0]) * HEAT[0]),
+                        lambda x, g: {"score_0_grad": (g * 2 * np.cos(x * HEAT[0]) * x).sum()[None]}),
+    "table": Case({"score": table}, lambda x: (x * (1 + ENTRY), 1 + ENTRY), _table),
+    "window": Case({"keep": window}, seen=(J >= I - 20) & (J <= I + 3)),
+    "no_key": Case({"keep": lambda b, h, i, j: i >= j + 5, "score": softcap}, lambda x: (1.5 * np.tanh(x / 1.5), 1 - np.tanh(x / 1.5) ** 2),
+                   seen=I >= J + 5),
+    "dropout": Case({"weigh": dropped}, kept=np.stack([(I * 7 + J * 3 + h) % 4 != 0 for h in range(H)]) * 4 / 3),
+    "grouped": Case({"grouped": True}, groups=1), "negative": Case({"positive": False}, scale=-0.1),
+    "wide_values": Case({"score": softcap}, lambda x: (1.5 * np.tanh(x / 1.5), 1 - np.tanh(x / 1.5) ** 2), e=128),
+}
+
+
+def expected(case, q, k, v, do, dlse):
+    """(O, log-sum-exp, gradients) in float64."""
+    k, v = (np.repeat(x, H // case.groups, axis=1) for x in (k, v))
+    x = q @ k.swapaxes(2, 3) * case.scale
+    s, slope = case.score(x)
+    s = np.where(case.seen, s, -np.inf)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        top = np.maximum(s.max(-1, keepdims=True), -1e30)
+        lse = np.log(np.exp(s - top).sum(-1)) + top[..., 0]
+        p = np.where(np.isfinite(s), np.exp(s - np.where(np.isfinite(lse), lse, 0.0)[..., None]), 0.0)
+    w = p * case.kept
+    o = w @ v
+    ds = p * (do @ v.swapaxes(2, 3) * case.kept - ((o * do).sum(-1) - dlse)[..., None])
+    dx = ds * slope * case.scale
+    group = lambda g: g.reshape(B, case.groups, H // case.groups, *g.shape[2:]).sum(2)
+    return o, lse, {"dQ": dx @ k, "dK": group(dx.swapaxes(2, 3) @ q), "dV": group(w.swapaxes(2, 3) @ do), **case.held(x, ds)}
+
+
+def close(got, want, name):
+    size = np.abs(want).max() + 1e-3
+    assert np.isfinite(got).all() and np.abs(got - want).max() < 6e-3 * size, (name, np.abs(got - want).max(), size)
+
+
+def inputs(case):
+    rng = np.random.default_rng(5)
+    q, k, v, do = (rng.standard_normal(s).astype(np.float16).astype(float) for s in (
+        (B, H, M, D), (B, case.groups, N, D), (B, case.groups, N, case.e), (B, H, M, case.e)))
+    dlse = rng.standard_normal((B, H, M)) if case.dlse else np.zeros((B, H, M))
+    return q, k, v, do, dlse
+
+
+EVERY = [(name, target) for name in CASES for target in SCHEDULES]
+#: each case on one target; all on both with FCGEN_ALL=1
+SOME = EVERY if os.environ.get("FCGEN_ALL") == "1" else [(n, "sm_89" if n in ("plain", "table", "dropout") else "sm_90a") for n in CASES]
+
+
+@pytest.mark.parametrize("name, target", SOME)
+def test_gradients(name, target) -> None:
+    case, schedule = CASES[name], SCHEDULES[target]
+    q, k, v, do, dlse = inputs(case)
+    o, lse, want = expected(case, q, k, v, do, dlse)
+    before = rows_before.compile(target="sm_89", schedule=fc.Schedule(tiles={"BLOCK_M": 32}), T=fc.f16, E=case.e,
+                                 **({} if case.dlse else {"dLSE": None}))
+    rows = before.interpret(O=o, dO=do, LSE=lse, **({"dLSE": dlse} if case.dlse else {}))
+    given = {"Q": q, "K": k, "V": v, "dO": do, "scale": case.scale, **rows}
+    bound = {"T": fc.f16, "D": D, "E": case.e, **case.more}
+    program = backward.compile(target=target, schedule=schedule, **bound)
+    zeros = {n: np.zeros(x.shape) for n, x in want.items() if n not in ("dK", "dV")}
+    for got in (program.interpret(**given, **zeros), program.simulate(**given, **zeros)):
+        for n, x in want.items():
+            close(got[n], x, n)
+    bound.pop("grouped", None)
+    again = backward_rows.compile(target=target, schedule=schedule, **bound)
+    how = again.simulate if name in ("bottom_right", "table") else again.interpret
+    close(how(**given)["dQ"], want["dQ"], "dQ alone")
