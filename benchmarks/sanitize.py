@@ -247,7 +247,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.list:
         print("\n".join(KERNELS))
     if args.dry_run:
-        made = {name: made_for(name, "sm_90") for name in KERNELS}
+        made = {name: made_for(name, "sm_90") for name in args.kernels}
         print("\n".join(f"{name:14} {m.error or f'{m.resources.registers} registers'}" for name, m in made.items()))
         return any(m.error for m in made.values())
     if args.kernel:

@@ -34,8 +34,8 @@ class Lists(NamedTuple):
 
 
 class BlockLists(NamedTuple):
-    """Lists as torch's `BlockMask` has them. counts, indices: i32 [B or 1, H or 1, row blocks] and [..., blocks of keys]: the blocks in which
-    the mask is to be asked; full_counts, full_indices: those that are seen whole, if any. block: rows and keys of one. A call makes
+    """Lists as torch's `BlockMask` has them. counts, indices: i32 [B or 1, H or 1, row blocks] and [..., blocks of keys]: the blocks in
+    which the mask is to be asked; full_counts, full_indices: those that are seen whole, if any. block: rows and keys of one. A call makes
     `Lists` of them by one small kernel; `merged` does that once for many calls."""
 
     counts: Any

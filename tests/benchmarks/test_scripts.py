@@ -16,6 +16,7 @@ from benchmarks import attention_forward, environment, merge, plot, random_confi
 from benchmarks.pool import LAZY
 from fcgen.build import compiler
 from tests.gpu import micro
+from tests.sim.cases import sample
 
 ROOT = Path(__file__).parents[2]
 MODULES = sorted(p.stem for p in (ROOT / "benchmarks").glob("*.py") if p.stem != "__init__")
@@ -160,10 +161,11 @@ def test_every_schedule_field_is_sanitized():
     assert sanitize.uncovered() == []
 
 
-def test_all_sanitized_kernels_compile(monkeypatch, tmp_path):
+def test_sanitized_kernels_compile(monkeypatch, tmp_path):
+    """A few of them, the same from run to run; all with FCGEN_ALL=1."""
     pytest.importorskip("cuda.bindings.nvrtc")
     monkeypatch.setenv("FCGEN_CACHE_DIR", str(tmp_path))
-    assert sanitize.main(["--dry-run"]) == 0
+    assert sanitize.main(["--dry-run", "--kernels", *sample(sanitize.KERNELS, "sanitized", 6)]) == 0
 
 
 @pytest.mark.parametrize("text, want", [
