@@ -148,14 +148,33 @@ def masks_more(a: Kernel, b: Kernel, every: int = 1) -> bool:
 
 
 def only_numbers(a: Kernel, b: Kernel) -> bool:
-    """They differ in how whole numbers are computed, and in nothing else."""
+    """They differ in how whole numbers are computed that become bounds of loops, and in nothing else."""
     def pure(op: Op) -> bool:
-        return bool(op.results) and all(isinstance(r.type, Scalar) for r in op.results) and OPS[op.kind].effect == "none"
+        return bool(op.results) and OPS[op.kind].effect == "none" and op.kind != "vote_any" and \
+            all(isinstance(r.type, Scalar) and not r.type.dtype.is_float for r in op.results)
 
-    def same(x: Op, y: Op) -> bool:
-        return x.kind == y.kind and x.attrs == y.attrs and [v.name for v in x.operands] == [v.name for v in y.operands]
+    def numbered(kernel: Kernel) -> tuple[list[Op], dict[Value, Any]]:
+        """Ops in order, and where each value comes from."""
+        outside = (*kernel.params, *kernel.buffers, *(v for r in kernel.roles for v in r.body.args))
+        of: dict[Value, Any] = {v: n for n, v in enumerate(outside)}
+        ops = list(walk_kernel(kernel))
+        for n, op in enumerate(ops):
+            of.update({v: (n, k) for k, v in enumerate((*op.results, *(v for r in op.regions for v in r.args)))})
+        return ops, of
 
-    return all(same(x, y) or (pure(x) and pure(y)) for x, y in zip(walk_kernel(a), walk_kernel(b)))
+    (mine, here), (other, there) = numbered(a), numbered(b)
+    if len(mine) != len(other):
+        return False
+    changed: set[Value] = set()
+    for x, y in zip(mine, other, strict=True):
+        if x.kind != y.kind or x.attrs != y.attrs or [here[v] for v in x.operands] != [there[v] for v in y.operands]:
+            if not (pure(x) and pure(y)):
+                return False
+            changed.update(x.results)
+        elif pure(x) and not changed.isdisjoint(x.operands):
+            changed.update(x.results)
+    uses = ((op, n) for op in mine for n, v in enumerate(op.operands) if v in changed)
+    return bool(changed) and all(pure(op) or (op.kind == "for" and n < 2) for op, n in uses)
 
 
 def always(a: Kernel, b: Kernel) -> bool:

@@ -77,6 +77,8 @@ def test_more_tiles_that_are_masked_do_no_harm_and_fewer_do() -> None:
     before = from_text(TEXT, "kernel.fc")
     assert masks_more(before, from_text(more, "edited.fc"), 19) and not masks_more(before, from_text(fewer, "edited.fc"), 7)
     assert not alike(before, from_text(more, "edited.fc"), 7)
+    swapped = re.sub(r"sub (%\w+), (%\w+) : frag", r"sub \2, \1 : frag", TEXT, count=1)
+    assert swapped != TEXT and not masks_more(before, from_text(swapped, "edited.fc"), 19)
 
 
 def test_results_go_on_behind_a_line_that_was_cut_off(tmp_path: Path) -> None:
