@@ -144,7 +144,7 @@ class Steps:
         self.count = 0
         counts = [g.count(sizes) for g in kernel.grid]
         self.block_number = sum(place[n] * prod(counts[m] for m in kernel.order[:k]) for k, n in enumerate(kernel.order))
-        self.posted, self.fetched, self.claimed = posted, iter(list(posted)), blocks
+        self.posted, self.fetched, self.claimed = posted, iter(posted), blocks
         self.env: dict[Value, Any] = {p: numbers.get(p.name, ("param", p.name)) for p in kernel.params}
         at = Places.offsets(kernel)
         self.env.update({b: ("buffer", w, at[b], 0) for b, w in zip(kernel.buffers, places.words)})

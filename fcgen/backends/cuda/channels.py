@@ -16,6 +16,8 @@ from .emit import Emitter, emits
 from .flow import emit_block, move
 from .text import CTYPES, ZERO, X, add, binary
 
+ONE = "if (threadIdx.x == 0) "  # in a block of one role
+
 
 @emits("cursor")
 def _cursor(em: Emitter, op: Op) -> None:
@@ -221,7 +223,11 @@ def _row_part(em: Emitter, op: Op) -> None:
 def _claim(em: Emitter, op: Op) -> None:
     em.counter = True
     name = em.names(op.result.name, "next")
-    em.w.line(f"const int {name} = atomicAdd(counter, 1) + int(gridDim.x);")
+    if em.one_thread:
+        em.w.line(f"const int {name} = atomicAdd(counter, 1) + int(gridDim.x);")
+    else:  # the others hear of it
+        em.w.line(f"int {name} = 0;")
+        em.w.line(f"{ONE}{name} = atomicAdd(counter, 1) + int(gridDim.x);")
     em.scalars[op.result] = X(name, depth=em.depth)
     em.nonneg.add(op.result)
 
@@ -230,7 +236,7 @@ def _claim(em: Emitter, op: Op) -> None:
 def _claim_done(em: Emitter, op: Op) -> None:
     em.counter = True
     em.w.line("// the last block to finish resets the counter for the next launch")
-    em.w.open("if (atomicAdd(counter + 1, 1) == int(gridDim.x) - 1) {")
+    em.w.open(f"if ({'' if em.one_thread else 'threadIdx.x == 0 && '}atomicAdd(counter + 1, 1) == int(gridDim.x) - 1) {{")
     em.w.line("counter[0] = 0;")
     em.w.line("counter[1] = 0;")
     em.w.close()
@@ -240,7 +246,7 @@ def _claim_done(em: Emitter, op: Op) -> None:
 def _post(em: Emitter, op: Op) -> None:
     *values, slot = op.operands
     for n, v in enumerate(values):
-        em.w.line(f"{em.fn('post_i32')}({add(em.scalars[slot], X(str(4 * n)))}, {em.scalar(v)});")
+        em.w.line(f"{'' if em.one_thread else ONE}{em.fn('post_i32')}({add(em.scalars[slot], X(str(4 * n)))}, {em.scalar(v)});")
 
 
 @emits("fetch")
