@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import FcError
-from ..ir.core import Op, Role, Value
+from ..ir.core import Op, Role, Value, walk
 from ..ir.named_barriers import is_one_thread
 from ..ir.types import i32
 from .mbarriers import Blocked
