@@ -32,7 +32,7 @@ FACTS = ("smem_bytes", "persistent", "aligned", "ranges", "min_blocks", "target"
 def facts(kernel: Kernel) -> Any:
     """What a kernel is besides its steps."""
     return ([f"{p.name}: {p.type}" for p in kernel.params], kernel.flags, kernel.grid, kernel.order,
-            [(r.name, r.warps, r.regs) for r in kernel.roles], list(places_of(kernel).words.values()),
+            [(r.name, r.warps, r.regs) for r in kernel.roles], places_of(kernel).words,
             [kernel.meta.get(k) for k in FACTS])
 
 
@@ -66,10 +66,11 @@ def parts_of(*kernels: Kernel) -> list[int]:
             for roles in zip(*(k.roles for k in kernels), strict=True)]
 
 
-def runs(kernel: Kernel, names: Names, sizes: Any, numbers: Any, place: Any, way: bool | int, shares: list[int]) -> list[Steps]:
-    """What each role does, and each part of its rows."""
+def runs(kernel: Kernel, names: Names, sizes: Any, numbers: Any, place: Any, way: bool | int, shares: list[int],
+         of: Kernel | None = None) -> list[Steps]:
+    """What each role does, and each part of its rows. of: the kernel whose places are asked about."""
     posted: list[tuple[Any, ...]] = []
-    return [Steps(kernel, role, names, sizes, numbers, place, (n, parts), way, posted, 2)
+    return [Steps(kernel, role, names, sizes, numbers, place, (n, parts), way, posted, 2, places_of(of or kernel))
             for role, parts in zip(kernel.roles, shares, strict=True) for n in range(parts)]
 
 
@@ -85,7 +86,7 @@ def compare(a: Kernel, b: Kernel, same: Same, ways: tuple[bool | int, ...] = WAY
     ways = ways[::2] if a.meta.get("persistent", "none") != "none" else ways
     for situation in islice(situations(a), None, None, every):
         for way in ways:
-            x, y = (runs(k, names, *situation, way, shares) for k in (a, b))
+            x, y = (runs(k, names, *situation, way, shares, a) for k in (a, b))
             heard = [{wait[1] for run in side for wait in run.waited} for side in (x, y)]
             if not all(same(mine, other, *heard) for mine, other in zip(x, y, strict=True)):
                 return False
@@ -93,18 +94,17 @@ def compare(a: Kernel, b: Kernel, same: Same, ways: tuple[bool | int, ...] = WAY
 
 
 def alike(a: Kernel, b: Kernel, every: int = 1) -> bool:
-    """Both do the same in every situation; who has no row of a tensor may do as he likes, if others hear the same from him."""
-    return compare(a, b, lambda x, y, *heard: x.result(heard[0]) == y.result(heard[1]) or (idle(x, y) and talk(x) == talk(y)), every=every)
+    """Both do the same in every situation; a part whose rows lie outside of a tensor may do as it likes with them, if others hear the same
+    from it."""
+    def same(x: Steps, y: Steps, *heard: set[Any]) -> bool:
+        return x.result(heard[0]) == y.result(heard[1]) or (not all(x.stores) and x.stores == y.stores and talk(x) == talk(y))
 
-
-def idle(*parts: Steps) -> bool:
-    """Parts of a role that store rows in tensors, none of which lies inside."""
-    return all(p.stores and not any(p.stores) for p in parts)
+    return compare(a, b, same, every=every)
 
 
 def talk(x: Steps) -> dict[Any, list[Any]]:
-    """What a part does with each barrier, and stores in shared memory."""
-    out: dict[Any, list[Any]] = {}
+    """What a part does with each barrier, and stores in shared memory and inside of tensors."""
+    out: dict[Any, list[Any]] = {name: log for name, log in x.logs.items() if name.startswith("tensor")}
     for log in x.logs.values():
         for event in log:
             if isinstance(event, tuple) and event[0] in ("mbar_wait", "mbar_arrive", "barrier", *STORES):
@@ -130,7 +130,7 @@ def more_programs(a: Kernel, b: Kernel, every: int = 1) -> bool:
         for place in product(*(range(m) if g.tile > 1 else sorted({0, c, m - 1}) for g, c, m in zip(a.grid, counts, more))):
             if any(i >= c for i, c in zip(place, counts)) and all(i < m for i, m in zip(place, more)):
                 ran = runs(b, names, sizes, numbers, place, True, shares)
-                if any(any(x.stores) for x in ran) or not any(x.stores for x in ran):
+                if any(any(x.stores) for x in ran):
                     return False
     return True
 
@@ -148,14 +148,33 @@ def masks_more(a: Kernel, b: Kernel, every: int = 1) -> bool:
 
 
 def only_numbers(a: Kernel, b: Kernel) -> bool:
-    """They differ in how whole numbers are computed, and in nothing else."""
+    """They differ in how whole numbers are computed that become bounds of loops, and in nothing else."""
     def pure(op: Op) -> bool:
-        return bool(op.results) and all(isinstance(r.type, Scalar) for r in op.results) and OPS[op.kind].effect == "none"
+        return bool(op.results) and OPS[op.kind].effect == "none" and op.kind != "vote_any" and \
+            all(isinstance(r.type, Scalar) and not r.type.dtype.is_float for r in op.results)
 
-    def same(x: Op, y: Op) -> bool:
-        return x.kind == y.kind and x.attrs == y.attrs and [v.name for v in x.operands] == [v.name for v in y.operands]
+    def numbered(kernel: Kernel) -> tuple[list[Op], dict[Value, Any]]:
+        """Ops in order, and where each value comes from."""
+        outside = (*kernel.params, *kernel.buffers, *(v for r in kernel.roles for v in r.body.args))
+        of: dict[Value, Any] = {v: n for n, v in enumerate(outside)}
+        ops = list(walk_kernel(kernel))
+        for n, op in enumerate(ops):
+            of.update({v: (n, k) for k, v in enumerate((*op.results, *(v for r in op.regions for v in r.args)))})
+        return ops, of
 
-    return all(same(x, y) or (pure(x) and pure(y)) for x, y in zip(walk_kernel(a), walk_kernel(b)))
+    (mine, here), (other, there) = numbered(a), numbered(b)
+    if len(mine) != len(other):
+        return False
+    changed: set[Value] = set()
+    for x, y in zip(mine, other, strict=True):
+        if x.kind != y.kind or x.attrs != y.attrs or [here[v] for v in x.operands] != [there[v] for v in y.operands]:
+            if not (pure(x) and pure(y)):
+                return False
+            changed.update(x.results)
+        elif pure(x) and not changed.isdisjoint(x.operands):
+            changed.update(x.results)
+    uses = ((op, n) for op in mine for n, v in enumerate(op.operands) if v in changed)
+    return bool(changed) and all(pure(op) or (op.kind == "for" and n < 2) for op, n in uses)
 
 
 def always(a: Kernel, b: Kernel) -> bool:

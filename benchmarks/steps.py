@@ -68,11 +68,10 @@ class Known:
 
 
 class Places:
-    """Where ops of a kernel may meet. of: offset of a buffer -> its place. words: how a buffer is told."""
+    """Where ops of a kernel may meet. of: offset of a buffer -> its place. words: how each buffer is told."""
 
     def __init__(self, kernel: Kernel):
-        given = kernel.meta.get("smem_offsets") or range(0, len(kernel.buffers) << 24, 1 << 24)
-        self.at = dict(zip(kernel.buffers, given))
+        self.at = self.offsets(kernel)
         groups = {b: {b} for b in kernel.buffers}
 
         def join(a: Value, b: Value) -> None:
@@ -108,14 +107,16 @@ class Places:
                 join(used[0], b)
         first = {b: min(self.at[c] for c in group) for b, group in groups.items()}
         self.of = {self.at[b]: f"smem {first[b]}" for b in kernel.buffers}
-        self.words = {b: f"{b.type.dtype}{b.type.shape} {b.type.bytes} x{b.type.slots}"
-                      if isinstance(b.type, Buffer) and users[b] <= set(ANYWHERE) else str(b.type) for b in kernel.buffers}
+        self.words = [f"{b.type.dtype}{b.type.shape} {b.type.bytes} x{b.type.slots}"
+                      if isinstance(b.type, Buffer) and users[b] <= set(ANYWHERE) else str(b.type) for b in kernel.buffers]
         self.fenced = sorted({self.of[self.at[b]] for b in self.stored})
         self.read_late = sorted({self.of[self.at[b]] for b in self.products})
         written = {op.operands[0] for op in walk_kernel(kernel) if op.kind in ("st_global", "tma_store")}
         self.written = {p.name for p in written}
-        read = {v for op in walk_kernel(kernel) if op.kind not in ("st_global", "tma_store") for v in op.operands}
-        self.told = {p.name for p in written & read}  # written and read
+
+    @staticmethod
+    def offsets(kernel: Kernel) -> dict[Value, int]:
+        return dict(zip(kernel.buffers, kernel.meta.get("smem_offsets") or range(0, len(kernel.buffers) << 24, 1 << 24)))
 
 
 places_of = lru_cache(maxsize=4)(Places)
@@ -126,12 +127,13 @@ class Steps:
     role has posted for `fetch`."""
 
     def __init__(self, kernel: Kernel, role: Role, names: Names, sizes: Mapping[str, int], numbers: Mapping[str, Any],
-                 place: tuple[int, ...], part: tuple[int, int], way: bool | int, posted: list[tuple[Any, ...]], blocks: int):
+                 place: tuple[int, ...], part: tuple[int, int], way: bool | int, posted: list[tuple[Any, ...]], blocks: int,
+                 places: Places):
         self.sizes, self.names, self.role, self.way, self.blocks = sizes, names, role, way, blocks
         self.warp, self.warps = part[0] * role.warps // part[1], role.warps // part[1]
-        self.places, self.flags = places_of(kernel), kernel.flags
+        self.places, self.flags = places, kernel.flags
         self.logs: dict[str, list[Any]] = {}  # place -> events, and sets of what happened between them in any order
-        self.state: dict[str, Any] = {}  # place -> the expression that it has become
+        self.state: dict[Any, Any] = {}  # slot, or tensor that is written -> the expression of what it holds
         self.unread: dict[Any, list[Copy]] = {}  # view -> copies into it that nothing has looked at
         self.parts: list[tuple[str, int, str]] = []  # (loop, tile, copy of its body) in turns
         self.stores: list[bool] = []  # whether each access that writes a tensor reaches an element of it
@@ -144,7 +146,8 @@ class Steps:
         self.block_number = sum(place[n] * prod(counts[m] for m in kernel.order[:k]) for k, n in enumerate(kernel.order))
         self.posted, self.fetched, self.claimed = posted, iter(posted), blocks
         self.env: dict[Value, Any] = {p: numbers.get(p.name, ("param", p.name)) for p in kernel.params}
-        self.env.update({b: ("buffer", self.places.words[b], at, 0) for b, at in self.places.at.items()})
+        at = Places.offsets(kernel)
+        self.env.update({b: ("buffer", w, at[b], 0) for b, w in zip(kernel.buffers, places.words)})
         self.env.update(zip(role.body.args, place))
         self.block(role.body)
         if self.touched and not self.launched:
@@ -171,14 +174,13 @@ class Steps:
                 out[where] = found
         return out
 
-    def event(self, where: list[str], *what: Any) -> Any:
-        """Something that happens at some places; returns the expression of it there."""
-        before = tuple((w, self.state.get(w)) for w in where)
+    def event(self, where: list[str], *what: Any, writes: list[Any] | None = None, reads: list[Any] | None = None) -> Any:
+        """Something that happens at some places; returns the expression of it. writes: what holds something else afterwards."""
         told = tuple(frozenset(c.what for c in x) if isinstance(x, list) else x for x in what)
-        out = self.name("event", told, before)
+        out = self.name("event", told, tuple(self.state.get(v) for v in [*(reads or ()), *(writes or ())]))
         for w in where:
             self.logs.setdefault(w, []).append(what)
-            self.state[w] = out
+        self.state.update(dict.fromkeys(writes or (), out))
         self.count += 1
         return out
 
@@ -192,7 +194,7 @@ class Steps:
 
     def met(self, op: Op, xs: list[Any]) -> list[str]:
         """The places of an op."""
-        out = {self.places.of[x[2]] for x in xs if isinstance(x, tuple) and x and x[0] == "buffer"}
+        out = {self.places.of.get(x[2], "elsewhere") for x in xs if isinstance(x, tuple) and x and x[0] == "buffer"}
         out |= {f"tensor {v.name}" for v in op.operands if isinstance(v.type, Tensor) and v.name in self.places.written}
         if op.kind in UNITS:
             out.add(UNITS[op.kind])
@@ -265,12 +267,15 @@ class Steps:
         if OPS[op.kind].effect == "none":
             return self.pure(op, xs, attrs, types)
         where = self.met(op, xs)
+        held = [x for x in xs if isinstance(x, tuple) and x and x[0] == "buffer"] + [w for w in where if w.startswith("tensor")]
         if op.kind in READS:
             self.beside(where, (op.kind, attrs, *xs))
-            return self.name(op.kind, attrs, types, *xs, *(self.state.get(w) for w in where))
+            return self.name(op.kind, attrs, types, *xs, *(self.state.get(v) for v in held))
         if op.kind in ("st_global", "tma_store"):
             self.stores.append(self.reaches(op, xs))
-        at = self.event(where, op.kind, attrs, *xs)
+            if not self.stores[-1]:
+                where = [w for w in where if not w.startswith("tensor")]
+        at = self.event(where, op.kind, attrs, *xs, **{"reads" if op.kind in UNITS else "writes": held})
         return [self.name("made", at, n) for n in range(len(op.results))]
 
     def reaches(self, op: Op, xs: list[Any]) -> bool:
@@ -417,6 +422,7 @@ class Steps:
         self.groups = self.groups[len(done):]
         landed: dict[str, list[Copy]] = {}
         for where, copy in (pair for group in done for pair in group):
+            self.state[copy.what[-1]] = self.name("landed", copy.what)
             for w in where:
                 landed.setdefault(w, []).append(copy)
         for w, copies in landed.items():

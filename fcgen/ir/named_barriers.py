@@ -7,9 +7,9 @@ number would let go of each other's warps.
 
 from __future__ import annotations
 
-from .core import Kernel, Op
+from .core import Kernel, Op, Role, walk
 from .op_table import RuleError, need
-from .types import Mbarrier
+from .types import Frag, Mbarrier, Pending
 
 PARTS, LAST = 8, 15
 WARPGROUP = 4
@@ -18,6 +18,11 @@ WARPGROUP = 4
 def of_role(number: int) -> int:
     """The barrier of all warps of a kernel's role, where roles have their own."""
     return LAST - number
+
+
+def is_one_thread(role: Role) -> bool:
+    """No op of the role works on fragments."""
+    return not any(isinstance(v.type, (Frag, Pending)) for op in walk(role.body) for v in (*op.operands, *op.results))
 
 
 class NamedBarriers:

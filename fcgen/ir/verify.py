@@ -13,7 +13,7 @@ from .attrs import MOST
 from .core import Block, Kernel, Op, Role, Value
 from .layout import OpaqueLayout, RegLayout
 from .memory_map import buffer_problem
-from .named_barriers import NamedBarriers
+from .named_barriers import NamedBarriers, is_one_thread
 from .op_table import PHASES, RuleError, attr_problem, misuse, need, told
 from .ops import OPS
 from .ranges import admitted
@@ -33,6 +33,7 @@ class Verifier:
         self.phase = kernel_rules.phase(kernel)
         self.warps = 0  # of the role
         self.number = 0
+        self.lone = False  # the role is one thread
         self.right: set[int] = set()  # ids of types that were found right for this role: types are shared, and dear to check
         self.seen: set[Value] = set()
         self.rings = set(kernel.buffers)
@@ -59,6 +60,7 @@ class Verifier:
             raise self.misfit(("role", self.number), RuleError(f"role {role.name}: one argument per grid axis", len(self.kernel.grid),
                                                                len(role.body.args)))
         self.warps, self.right = role.warps, set()
+        self.lone = len(self.kernel.roles) > 1 and is_one_thread(role)
         for v in self.seen:
             wrong = self.type_problem(v.type)
             if wrong is not None:
@@ -133,6 +135,9 @@ class Verifier:
                 d.check(op)
             if op.kind == "slot":
                 need(op.operands[0] in self.rings, "slot takes a ring of the kernel", "of an `smem` line", f"%{op.operands[0].name}")
+            if op.kind in ("barrier", "syncwarp"):
+                need(not self.lone, f"{op.kind}: a role that works on no fragments is one thread, and would wait for ever", "no barrier",
+                     f"role {self.kernel.roles[self.number].name}")
             if "named barrier" in OPS[op.kind].traits:
                 self.named.see(op, self.number)
             elif op.kind == "row_part" and self.warps:

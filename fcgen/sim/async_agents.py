@@ -9,7 +9,8 @@ import numpy as np
 
 from ..errors import FcError
 from ..ir.core import Op, Role, Value, walk
-from ..ir.types import Frag, Pending, i32
+from ..ir.named_barriers import is_one_thread
+from ..ir.types import i32
 from .mbarriers import Blocked
 from .memory import WARP, decode, encode
 
@@ -18,11 +19,6 @@ if TYPE_CHECKING:
     from .mbarriers import Barriers
     from .memory import SharedMemory
     from .tensorcore import TensorCore
-
-
-def is_one_thread(role: Role) -> bool:
-    """No op of the role works on fragments."""
-    return not any(isinstance(v.type, (Frag, Pending)) for op in walk(role.body) for v in (*op.operands, *op.results))
 
 
 class AsyncOps:

@@ -319,7 +319,7 @@ class Draws:
         tables = (np.arange(np.prod(shape[:-2], dtype=int)) + rng.integers(6)).reshape(*shape[:-2], 1)
         ways = tables[..., None] % 2 * 2 - 1
         if kind in ("huge", "level", "tiny"):
-            x = (2.0**-6 if kind == "tiny" else 16384.0) * rng.integers(-2, 3, shape)
+            x = 2.0**-6 * rng.integers(-7, 8, shape) if kind == "tiny" else 16384.0 * rng.integers(-2, 3, shape)
         elif kind == "mixed" and table:
             # one table ends among huge rows, the next among small ones, and one has no others
             turns = np.cumsum(rng.random(shape[:-1]) < (0.02 * (tables % 3 < 2) if second else 0.15), -1)

@@ -20,12 +20,12 @@ from ..errors import FcError, Loc
 from ..ir.core import Kernel, Op, Value, walk, walk_kernel
 from ..ir.fits import check_fits
 from ..ir.memory_map import shared_bytes
+from ..ir.named_barriers import is_one_thread
 from ..ir.target import Target
 from ..ir.types import Buffer, Frag, Mbarrier, Tensor, f32
 from ..ir.verify import verify
 from .addresses import Addresses
 from .agents import Agent
-from .async_agents import is_one_thread
 from .bulk import BulkEngine
 from .cluster import Reach
 from .coverage import Coverage

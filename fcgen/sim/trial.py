@@ -16,10 +16,10 @@ import numpy as np
 from ..errors import FcError
 from ..ir.core import Kernel, walk_kernel
 from ..ir.elementwise import to_dtype
+from ..ir.named_barriers import is_one_thread
 from ..ir.sizes import is_made
 from ..ir.target import Target
 from ..ir.types import Buffer, Frag, Mbarrier, Tensor
-from .async_agents import is_one_thread
 from .coverage import Coverage, never_ran, one_way, short_rings
 from .draw import Draws, Trial, dimensions
 from .machine import Result, simulate

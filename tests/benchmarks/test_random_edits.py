@@ -62,7 +62,8 @@ TEXT = str(program("sm_89 mma 0")[0].machine)
     (r"guard = (true, false)", "guard = (false, false)", False),  # the other one is not
     ("barrier ", "barrier {parts = 1} ", True),
     ("ahead = 1", "ahead = 0", False),
-    ("wait_group {n = 1}", "wait_group {n = 0}", False),
+    ("wait_group {n = 1}", "wait_group {n = 0}", True),  # waits for more than it must
+    ("wait_group {n = 0}", "wait_group {n = 1}", False),
 ])
 def test_kernels_that_take_the_same_steps(old: str, new: str, same: bool) -> None:
     assert old in TEXT
@@ -76,6 +77,8 @@ def test_more_tiles_that_are_masked_do_no_harm_and_fewer_do() -> None:
     before = from_text(TEXT, "kernel.fc")
     assert masks_more(before, from_text(more, "edited.fc"), 19) and not masks_more(before, from_text(fewer, "edited.fc"), 7)
     assert not alike(before, from_text(more, "edited.fc"), 7)
+    swapped = re.sub(r"sub (%\w+), (%\w+) : frag", r"sub \2, \1 : frag", TEXT, count=1)
+    assert swapped != TEXT and not masks_more(before, from_text(swapped, "edited.fc"), 19)
 
 
 def test_results_go_on_behind_a_line_that_was_cut_off(tmp_path: Path) -> None:

@@ -198,6 +198,8 @@ meta smem_offsets = (0,)
 meta stage = synced
 smem %full: mbarrier count 1
 role main warps 8 {
+  %0 = const {value = 0.0, dtype = f32} : f32
+  %1 = full %0 : frag f32[32]{l32@1}
   token_start {id = ID}
   token_take {id = ID}
   barrier {parts = 2}
@@ -205,6 +207,8 @@ role main warps 8 {
   barrier
 }
 role load warps 4 {
+  %0 = const {value = 0.0, dtype = f32} : f32
+  %1 = full %0 : frag f32[32]{l32@1}
   barrier
 }
 """
@@ -226,7 +230,9 @@ def test_named_barriers_exist_and_have_one_purpose(id, word):
 @pytest.mark.parametrize("old, new, word", [
     ("parts = 2}\n", "parts = 2}\n  barrier {parts = 4}\n", "named barrier 8 has two purposes"),
     ("parts = 2", "parts = 3", "equal parts of the role's warps"),
-    ("warps 4 {\n  barrier", "warps 4 {\n  barrier {parts = 2}", "named barrier 8 has two purposes"),
+    ("{l32@1}\n  barrier", "{l32@1}\n  barrier {parts = 2}", "named barrier 8 has two purposes"),
+    ("%1 = full %0 : frag f32[32]{l32@1}\n  barrier", "barrier", "one thread, and would wait for ever"),
+    ("%1 = full %0 : frag f32[32]{l32@1}\n  barrier", "syncwarp", "one thread, and would wait for ever"),
     ("main warps 8", "main warps 4", "several warpgroups"),
 ])
 def test_named_barriers_have_one_count_of_threads(old, new, word):
