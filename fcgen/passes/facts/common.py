@@ -95,7 +95,7 @@ def sources(values: Iterable[Value], block: Block, allowed: Callable[[Op], bool]
         op = made.get(v)
         if op is None or v in stop or id(op) in need:
             continue
-        if op.regions or not allowed(op):
+        if not allowed(op):
             return None
         need.add(id(op))
         todo += op.operands
@@ -106,7 +106,7 @@ def index_slice(body: Block, operands: tuple[Value, ...], written: Container[Val
     """The ops of a loop's body that these operands follow from, in order: arithmetic on scalars and vectors, and what is read of tensors
     that the kernel does not write. None if they need anything else made in the body."""
     plain = lambda v: isinstance(v.type, (Scalar, Frag, Tile, Tensor)) and v not in written
-    return sources(operands, body, lambda op: op.kind not in ("load", "unstage") and all(map(plain, op.operands)))
+    return sources(operands, body, lambda op: not op.regions and op.kind not in ("load", "unstage") and all(map(plain, op.operands)))
 
 
 def scale_free(x: Any) -> bool:

@@ -114,7 +114,7 @@ def _first_copies(body: Block) -> list[Op]:
     copies = [o for o in ops if does(o) and does(o) <= {"cp_async", "commit_group"} and not o.results]
     written = {v for o in walk(body) if o.kind != "cp_async" and has_effect(o) for v in o.operands[:1]}
     reads = [v for o in copies for v in (*o.operands, *(x for r in o.regions for x in free_values(r)))]
-    before = sources(reads, Block((), ops), lambda o: not has_effect(o) and written.isdisjoint(o.operands))
+    before = sources(reads, Block((), ops), lambda o: not (o.regions or has_effect(o)) and written.isdisjoint(o.operands))
     return [o for o in ops if any(o is x for x in (*before, *copies))] if before is not None and written.isdisjoint(reads) else []
 
 
