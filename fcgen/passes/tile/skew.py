@@ -16,7 +16,6 @@ This is modulo scheduling (Rau, 1994) with two stages.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from ...errors import FcError
@@ -27,7 +26,7 @@ from ...ir.rewrite import Builder, Env, copy_op, map_bodies, remove_dead, substi
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import Scalar
-from ..facts.common import sources, without_effect
+from ..facts.common import without_effect
 
 VIEWS = {"load", "transpose"}
 
@@ -128,7 +127,7 @@ class _Parts:
         #: values of early ops that late ops read, except what follows from the loop's index
         self.cut = list(dict.fromkeys(v for o in self.late for v in o.operands
                                       if any(v in e.results for e in self.early) and v not in scalars))
-        self.index_ops = _behind([v for o in self.late for v in o.operands if v in scalars], dict.fromkeys(scalars.values()))
+        self.index_ops = _slice([v for o in self.late for v in o.operands if v in scalars], scalars)
 
     def check(self, loop: Op) -> None:
         made = {r for o in self.late for r in o.results}
@@ -146,12 +145,20 @@ class _Parts:
         for o in self.early:
             if any(v in late_results or (v in made and id(made[v]) in waits) for v in o.operands):
                 waits.add(id(o))
-        need = {id(o) for d in self.early if d.kind == "dot" and id(d) not in waits for o in [d, *_behind(d.operands, self.early)]}
+        need = {id(o) for d in self.early if d.kind == "dot" and id(d) not in waits for o in [d, *_slice(list(d.operands), made)]}
         return [o for o in self.early if id(o) in need]
 
 
-def _behind(values: Iterable[Value], ops: Iterable[Op]) -> list[Op]:
-    return sources(values, Block((), tuple(ops)), lambda op: True) or []
+def _slice(values: list[Value], made: dict[Value, Op]) -> list[Op]:
+    """The ops that these values follow from, in order."""
+    need: dict[int, Op] = {}
+    todo = list(values)
+    while todo:
+        op = made.get(todo.pop())
+        if op is not None and id(op) not in need:
+            need[id(op)] = op
+            todo += op.operands
+    return [o for o in dict.fromkeys(made.values()) if id(o) in need]
 
 
 @dataclass
