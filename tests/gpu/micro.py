@@ -110,6 +110,8 @@ def kernels(arch: str) -> list[str]:
     out += [elementwise(f"pack_{t}", "uint32_t", "float", "float") for t in ("f16", "bf16")]
     out += [elementwise(f"to_f32_{t}", "float", "unsigned short") for t in ("f16", "bf16")]
     out += [elementwise(n, "int", "int", "int") for n in ("floor_div", "floor_mod")]
+    out += [elementwise(f"{n}_f16x2", "uint32_t", "uint32_t", "uint32_t") for n in ("add", "sub", "mul")]
+    out += [elementwise("fma_f16x2", "uint32_t", "uint32_t", "uint32_t", "uint32_t"), elementwise("spread_bytes", "uint32_t", "uint32_t", "int")]
     out += [elementwise(f"shfl_xor_{t}", c, c, "int") for t, c in SHUFFLES.items()]
     out += [packed("at_f16", "float"), packed("at_bf16", "float"), packed("half_of", "unsigned short")]
     out += [move(*m) for m in MOVES] + [copy(s) for s in (16, 8, 4)] + [POSTS]

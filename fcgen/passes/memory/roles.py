@@ -20,6 +20,7 @@ from ...errors import FcError, Loc
 from ...ir.alignment import promised
 from ...ir.core import Block, Kernel, Op, Role, Value, definitions, walk
 from ...ir.ops import has_effect
+from ...ir.registers import at_launch
 from ...ir.rewrite import Builder, Env, copy_block, copy_op, remove_dead, substitute
 from ...ir.schedule import Schedule
 from ...ir.target import Target
@@ -33,6 +34,14 @@ from .grid import over_grid
 
 #: consumer warpgroups -> registers per thread (producer, consumers); setmaxnreg takes multiples of 8 and moves what the block got at launch
 REGISTERS = {1: (56, 240), 2: (40, 232), 3: (32, 160), 4: (24, 112)}
+
+
+def _registers(groups: int, schedule: Schedule, target: Target) -> tuple[int, int]:
+    """Of the producer and of consumers; where several blocks share a multiprocessor, what a block gets at launch is less."""
+    copies, work = REGISTERS[groups]
+    got = at_launch(target, 128 * (groups + 1), schedule.min_blocks) * (groups + 1)
+    copies = copies if schedule.min_blocks == 1 else min(copies, 40)
+    return copies, min(work, (got - copies) // groups // 8 * 8)
 
 
 def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
@@ -59,7 +68,7 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
     filled = _Filler(channels, schedule.hints).block(body)
     read = _Reader(channels, schedule.tokens, shared_loops(body)).block(body)
     roles = []
-    regs = REGISTERS[groups]
+    regs = _registers(groups, schedule, target)
     if loads or box:
         filling = remove_dead(thread_cursors(over_grid(kernel, filled, schedule, box, True)))
         on_tiles = next((o for o in walk(filling) for v in o.operands if isinstance(v.type, Frag)), None)
