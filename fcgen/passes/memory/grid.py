@@ -16,7 +16,7 @@ from ...ir.core import Block, Kernel, Op, Value, free_values, walk
 from ...ir.ops import has_effect
 from ...ir.rewrite import Builder, Env, copy_op
 from ...ir.schedule import Schedule
-from ...ir.types import Scalar, i32
+from ...ir.types import Scalar, Tensor, i32
 from ..facts.common import sources, without_effect
 from ..facts.tiles import Tiles
 from .channels import Channel
@@ -112,7 +112,7 @@ def _first_copies(body: Block) -> list[Op]:
     ops = tuple(takewhile(lambda o: not _has_loop(o), body.ops))
     does = lambda o: {x.kind for x in walk(Block((), (o,))) if not x.regions and x.kind != "yield" and has_effect(x)}
     copies = [o for o in ops if does(o) and does(o) <= {"cp_async", "commit_group"} and not o.results]
-    written = {v for o in walk(body) if o.kind != "cp_async" and has_effect(o) for v in o.operands[:1]}
+    written = {v for o in walk(body) if o.kind != "cp_async" and has_effect(o) for v in o.operands[:1] if isinstance(v.type, Tensor)}
     reads = [v for o in copies for v in (*o.operands, *(x for r in o.regions for x in free_values(r)))]
     before = sources(reads, Block((), ops), lambda o: not (o.regions or has_effect(o)) and written.isdisjoint(o.operands))
     return [o for o in ops if any(o is x for x in (*before, *copies))] if before is not None and written.isdisjoint(reads) else []
