@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from math import gcd, isinf
 from typing import Any
 
@@ -83,25 +83,30 @@ def not_ahead(op: Op) -> FcError:
     return without_effect("stages", f"%{op['site']} is not loaded ahead", expected=AHEAD, got=op["stages"], loc=op.loc)
 
 
-def index_slice(body: Block, operands: tuple[Value, ...], written: Container[Value] = ()) -> list[Op] | None:
-    """The ops of a loop's body that these operands follow from, in order: arithmetic on scalars and vectors, and what is read of tensors
-    that the kernel does not write. None if they need anything else made in the body."""
-    made = {r: o for o in body.ops for r in o.results}
+def sources(values: Iterable[Value], block: Block, allowed: Callable[[Op], bool], stop: Container[Value] = ()) -> list[Op] | None:
+    """The ops of a block that values follow from, in order, as far as those in `stop`. None if one is not allowed, or a loop carries it."""
+    made = {r: o for o in block.ops for r in o.results}
     need: set[int] = set()
-    todo = list(operands)
+    todo = list(values)
     while todo:
         v = todo.pop()
-        if v in body.args[1:]:
+        if v in block.args[1:]:
             return None
         op = made.get(v)
-        if op is None or id(op) in need:
+        if op is None or v in stop or id(op) in need:
             continue
-        plain = all(isinstance(x.type, (Scalar, Frag, Tile, Tensor)) and x not in written for x in op.operands)
-        if op.regions or op.kind in ("load", "unstage") or not plain:
+        if not allowed(op):
             return None
         need.add(id(op))
         todo += op.operands
-    return [o for o in body.ops if id(o) in need]
+    return [o for o in block.ops if id(o) in need]
+
+
+def index_slice(body: Block, operands: tuple[Value, ...], written: Container[Value] = ()) -> list[Op] | None:
+    """The ops of a loop's body that these operands follow from, in order: arithmetic on scalars and vectors, and what is read of tensors
+    that the kernel does not write. None if they need anything else made in the body."""
+    plain = lambda v: isinstance(v.type, (Scalar, Frag, Tile, Tensor)) and v not in written
+    return sources(operands, body, lambda op: not op.regions and op.kind not in ("load", "unstage") and all(map(plain, op.operands)))
 
 
 def scale_free(x: Any) -> bool:

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import takewhile
 
 from ...ir.core import Block, Kernel, Op, Value, free_values, walk
-from ...ir.ops import OPS, has_effect
+from ...ir.ops import has_effect
 from ...ir.rewrite import Builder, Env, copy_op
 from ...ir.schedule import Schedule
-from ...ir.types import Scalar, i32
-from ..facts.common import without_effect
+from ...ir.types import Scalar, Tensor, i32
+from ..facts.common import sources, without_effect
 from ..facts.tiles import Tiles
 from .channels import Channel
 from .cursors import thread_cursors
@@ -31,8 +32,6 @@ def over_grid(kernel: Kernel, body: Block, schedule: Schedule, box: Channel | No
     b = Builder()
     if schedule.tokens and not fills:
         b.do("token_start", id=TOKENS)
-    if schedule.persistent != "none" and not kernel.grid:
-        raise without_effect("persistent", "the program has no grid", got=schedule.persistent)
     told = box if box is not None and box.full is not None else None  # by this role, to another
     if told is not None and not fills:
         return _taking(kernel, body, told, args, b)
@@ -67,19 +66,17 @@ def over_grid(kernel: Kernel, body: Block, schedule: Schedule, box: Channel | No
 def _alone(body: Block, tiles: Tiles, index: Value, count: Value | None, box: Channel | None, b: Builder) -> None:
     """A block of one role. Behind a tile's last loop it knows the next tile, and starts its first copies: they and this tile's results are
     on their way together. One thread claims in front of that loop."""
-    loops = [n for n, o in enumerate(body.ops) if any(x.kind == "for" for x in walk(Block((), (o,))))]
-    claim_at, known_at = (loops[-1], loops[-1] + 1) if loops else (0, len(body.ops))
-    first = _first_copies(body.ops[:loops[0]] if loops else ())
-    copies = {id(o) for o in first if has_effect(o)}
-    rest = [o for o in body.ops if id(o) not in copies]
-    claim_at, known_at = (n - sum(id(o) in copies for o in body.ops[:n]) for n in (claim_at, known_at))
+    first = _first_copies(body)
+    rest = [o for o in body.ops if not (has_effect(o) and any(o is x for x in first))]
+    loops = [n for n, o in enumerate(rest) if _has_loop(o)]
+    claim_at, known_at = (loops[-1], loops[-1] + 1) if loops else (0, len(rest))
 
     def start(tile: Value, condition: Value, b: Builder) -> None:
-        if copies:
-            then, empty = Builder(b.loc), Builder(b.loc)
-            then.ops += _inline(first, body, tiles.decode(tile, then))
-            for branch in (then, empty):
-                branch.do("yield")
+        then, empty = Builder(), Builder()
+        then.ops += _inline(first, body, tiles.decode(tile, then))
+        for branch in (then, empty):
+            branch.do("yield")
+        if first:
             b.do("if", condition, regions=(then.block(), empty.block()))
 
     go = b.emit("lt", index, tiles.total, name="any")
@@ -105,21 +102,20 @@ def _alone(body: Block, tiles: Tiles, index: Value, count: Value | None, box: Ch
         b.do("claim_done")
 
 
-def _first_copies(ops: Sequence[Op]) -> list[Op]:
-    """The asynchronous copies among these ops, with what they follow from; none if that is more than numbers and what is read of tables."""
-    made = {r: o for o in ops for r in o.results}
-    copying = lambda o: {x.kind for x in walk(Block((), (o,))) if OPS[x.kind].effect == "write" and x.kind not in ("if", "yield")}
-    need: dict[int, Op] = {id(o): o for o in ops if copying(o) and copying(o) <= {"cp_async", "commit_group"} and not o.results}
-    todo = list(need.values())
-    while todo:
-        op = todo.pop()
-        for v in (*op.operands, *(v for r in op.regions for v in free_values(r))):
-            if (o := made.get(v)) is not None and id(o) not in need:
-                if has_effect(o) or o.regions:
-                    return []
-                need[id(o)] = o
-                todo.append(o)
-    return [o for o in ops if id(o) in need]
+def _has_loop(op: Op) -> bool:
+    return any(o.kind == "for" for o in walk(Block((), (op,))))
+
+
+def _first_copies(body: Block) -> list[Op]:
+    """The asynchronous copies in front of a tile's first loop, with what they follow from; none if that is more than numbers and what is
+    read of tables, or if they read what the program writes."""
+    ops = tuple(takewhile(lambda o: not _has_loop(o), body.ops))
+    does = lambda o: {x.kind for x in walk(Block((), (o,))) if not x.regions and x.kind != "yield" and has_effect(x)}
+    copies = [o for o in ops if does(o) and does(o) <= {"cp_async", "commit_group"} and not o.results]
+    written = {v for o in walk(body) if o.kind != "cp_async" and has_effect(o) for v in o.operands[:1] if isinstance(v.type, Tensor)}
+    reads = [v for o in copies for v in (*o.operands, *(x for r in o.regions for x in free_values(r)))]
+    before = sources(reads, Block((), ops), lambda o: not (o.regions or has_effect(o)) and written.isdisjoint(o.operands))
+    return [o for o in ops if any(o is x for x in (*before, *copies))] if before is not None and written.isdisjoint(reads) else []
 
 
 def _with_claim(ops: list[Op]) -> tuple[list[Op], Value]:

@@ -21,7 +21,7 @@ from ...ir.rewrite import Builder, Env, copy_op, map_bodies, remove_dead, substi
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import Frag, Scalar
-from ..facts.common import ELEMENTWISE
+from ..facts.common import ELEMENTWISE, sources
 
 ENGINES = having("fills") | {"dot"}
 #: what may stand between the index and a place that is read
@@ -68,7 +68,7 @@ def _reads(body: Block, written: set[Value], spare: int) -> list[_Read]:
     found: dict[Value, _Read] = {}
     for op in body.ops:
         if op.kind in ("gather", "load") and op.operands[0] not in written and _small(op.result) and guarded(op, made):
-            places = _places(op, body, made, found)
+            places = sources(op.operands, body, lambda o: o.kind in PLACES, found)
             words = 2 * frag_words(op.result.type)
             if places is None or not (places or any(v is body.args[0] or v in found for v in op.operands)) or words > max(spare, 0):
                 continue
@@ -98,23 +98,6 @@ def with_guards(op: Op) -> Op:
         return op
     runs = [a.is_run for a in Access.of(op).axes if a.along is not None]
     return op.with_attrs(guard=tuple(g or run for g, run in zip(op["guard"], runs)))
-
-
-def _places(read: Op, body: Block, made: dict[Value, Op], found: dict[Value, _Read]) -> list[Op] | None:
-    need: dict[int, Op] = {}
-    todo = list(read.operands)
-    while todo:
-        v = todo.pop()
-        if v in body.args[1:]:
-            return None
-        op = made.get(v)
-        if op is None or v in found or id(op) in need:
-            continue
-        if op.kind not in PLACES or op.regions:
-            return None
-        need[id(op)] = op
-        todo += op.operands
-    return [o for o in body.ops if id(o) in need]
 
 
 class _Ahead:

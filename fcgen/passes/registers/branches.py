@@ -15,6 +15,7 @@ from ...ir.rewrite import Builder, map_bodies, remove_dead
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import Frag, Scalar
+from ..facts.common import sources
 
 OPPOSITE = {"lt": "ge", "ge": "lt", "le": "gt", "gt": "le"}
 
@@ -96,12 +97,5 @@ def _only_for(block: Block, select: Op, u: _Uniform) -> list[Op]:
         gone = bool(read) and all(any(x is c for c in chosen) for x in read) and not inside & set(op.results)
         if gone and not op.regions and not has_effect(op) and u.s not in op.results and not set(op.results) & set(select.operands[1:]):
             chosen.append(op)
-    made = {r: o for o in chosen for r in o.results}
-    need: list[Op] = []
-    todo = [u.mask]  # the condition itself and what it is spread by are left to be removed
-    while todo:
-        source = made.get(todo.pop())
-        if source is not None and source is not select and not any(source is n for n in need):
-            need.append(source)
-            todo += source.operands
-    return [o for o in block.ops if any(o is n for n in need)]
+    # the condition itself and what it is spread by are left to be removed
+    return sources([u.mask], Block((), tuple(reversed(chosen[1:]))), lambda o: True) or []
