@@ -21,7 +21,7 @@ from ..launch import Loaded, scalar
 from ..runtime import tensors
 from .grouped import applies, as_rows
 
-HEADS = range(16, 257, 8)
+HEADS = frozenset({*range(16, 257, 8), *range(288, 513, 32)})  # the wide ones on Hopper
 #: where the number of keys stands among the sizes and strides of Q, K and V
 KEYS = 10, 18
 ORDER = ("Q", "K", "V", "O", "LSE", "scale")

@@ -35,10 +35,10 @@ def attention(q: Any, k: Any, v: Any, *, causal: bool | str = False, scale: floa
     """softmax(q k^T * scale) v on the GPU, float32 inside.
 
     q: [B, H, M, D]; k: [B, Hkv, N, D]; v: [B, Hkv, N, E]; f16 or bf16, any strides with a contiguous last axis; H a multiple of Hkv
-    (grouped heads); D and E multiples of 8 from 16 to 256. causal: "top_left" (key j is seen by row i if j <= i), "bottom_right"
-    (j <= i + N - M), or True where M = N and both are the same. Views whose pointers or strides are not multiples of 16 bytes take a slower
-    kernel with narrower accesses. scale: 1/sqrt(D) if None. Returns [B, H, M, E], and with return_lse the
-    natural log-sum-exp [B, H, M] in float32. Rows that see no key give 0 and -inf. out: where to write instead of a new tensor.
+    (grouped heads); D and E multiples of 8 from 16 to 256, on Hopper of 32 to 512. causal: "top_left" (key j is seen by row i if j <= i),
+    "bottom_right" (j <= i + N - M), or True where M = N and both are the same. Views whose pointers or strides are not multiples of 16
+    bytes take a slower kernel with narrower accesses. scale: 1/sqrt(D) if None. Returns [B, H, M, E], and with return_lse the natural
+    log-sum-exp [B, H, M] in float32. Rows that see no key give 0 and -inf. out: where to write instead of a new tensor.
     score: a function of fcgen's language (s, b, h, i, j) -> s that changes the scaled scores of row i and key j, a tile of them at a time:
     `lambda s, b, h, i, j: s + bias[h, i, j]`. Numbers and tensors that it holds are read at each call.
 
@@ -273,8 +273,8 @@ def _check_shapes(q: Any, k: Any, v: Any) -> None:
         if t.dtype != q.dtype:
             raise FcError("call/argument", f"`q` and `{name}` have different dtypes", expected=q.dtype, got=t.dtype)
         if t.shape[3] not in calls.HEADS:
-            raise FcError("call/argument", f"the head size of `{name}` is not supported", expected="a multiple of 8 from 16 to 256",
-                          got=t.shape[3], hint="pad the last axis with zeros")
+            raise FcError("call/argument", f"the head size of `{name}` is not supported", got=t.shape[3],
+                          expected="a multiple of 8 from 16 to 256, on Hopper of 32 to 512", hint="pad the last axis with zeros")
     if k.shape[:3] != v.shape[:3]:
         raise FcError("call/argument", "`k` and `v` differ in batch, heads or length", expected=k.shape[:3], got=v.shape[:3])
     if q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3]:
