@@ -16,9 +16,10 @@ import itertools
 import multiprocessing
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -200,6 +201,10 @@ def errors(problem: Problem, out: Any) -> tuple[float, float]:
     return largest, rms
 
 
+def _next(launch: Callable[[Any], Any], turn: Iterator[Any]) -> Any:
+    return launch(next(turn))
+
+
 def measure(name: str, made: list[tuple[str, Made]], dtype: str, rounds: int) -> tuple[list[dict[str, Any]], list[str]]:
     """(one row for each way, what was wrong)."""
     import torch
@@ -224,8 +229,7 @@ def measure(name: str, made: list[tuple[str, Made]], dtype: str, rounds: int) ->
         if not off[1] <= LIMIT[dtype]:
             wrong.append(f"{label}: rms error {off[1]:.1e}, at most {LIMIT[dtype]:.1e}")
             continue
-        turn = itertools.cycle(given)
-        ways.append(Checked(label, lambda launch=launch, turn=turn: launch(next(turn)), *off))
+        ways.append(Checked(label, partial(_next, launch, itertools.cycle(given)), *off))
     times = round_robin(ways, max(8, round(10e-3 / (problem.products / 6e14))) if problem.shape[0] > FEW else 200, rounds, warm=2)
     table = []
     for w in ways:

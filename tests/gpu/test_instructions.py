@@ -144,3 +144,9 @@ def test_asynchronous_copies(size):
     np.testing.assert_array_equal(got[0], rows)
     kept = np.arange(size)[None] < (np.arange(128) % (size + 1))[:, None]
     np.testing.assert_array_equal(got[1], np.where(kept, rows, 0))
+
+
+def test_all_lanes_fetch_what_one_has_posted():
+    x = rng.integers(-2**31, 2**31, 4, dtype=np.int64).astype(np.int32)
+    got = micro.launch("posts", torch.zeros(128, dtype=torch.int32, device="cuda"), gpu(x))
+    np.testing.assert_array_equal(got.reshape(4, 32), np.repeat(np.roll(x, -1), 32).reshape(4, 32))

@@ -223,6 +223,11 @@ def _exchange() -> list[Instr]:
                    'asm volatile("red.global.add.noftz.f16 [%0], %1;" :: "l"(p), "h"(v) : "memory");', "PTX ISA, red", "void"))
     out.append(_fn("red_add_f16x2", "void* p, uint32_t v",
                    'asm volatile("red.global.add.noftz.f16x2 [%0], %1;" :: "l"(p), "r"(v) : "memory");', "PTX ISA, red", "void"))
+    out.append(_fn("post_i32", "uint32_t dst, int x", 'asm volatile("st.shared.b32 [%0], %1;" :: "r"(dst), "r"(x) : "memory");',
+                   "PTX ISA, st", "void"))
+    out.append(_fn("fetch_i32", "uint32_t src", 'int x;\n    asm volatile("ld.shared.b32 %0, [%1];" : "=r"(x) : "r"(src) : "memory");\n'
+                   "    return __shfl_sync(0xffffffffu, x, 0);", "PTX ISA, ld; the shuffle tells the compiler that all lanes have the same",
+                   "int"))
     return out
 
 
