@@ -290,6 +290,8 @@ class Chooser:
                 while name in fields and (name, fields[name]) in self.idle:
                     instead = _INSTEAD.get((name, fields.pop(name)))
                     fields |= {name: instead} if instead else {}
+            if "ahead" in self.fields(p) and "ahead" not in fields:
+                raise FcError("compile/schedule", "with one slot that no load comes ahead into, others are better")
             schedule = Schedule(**fields)
             self.lowerings += 1
             try:
@@ -320,8 +322,9 @@ class Chooser:
             out["ahead"] = True
         if p.math == "wgmma":
             late = {name for d in self.load.dots if d.late and (name := self.load.called(d))}
-            out |= {"math": "wgmma", "copy": "tma", "l2": 32, "epilogue": "tma" if self._sent(p) else "quad", "vote": True,
-                    "persistent": "dynamic" if self.load.live_loops else "static"}
+            out |= {"math": "wgmma", "copy": "tma", "epilogue": "tma" if self._sent(p) else "quad", "vote": True}
+            if not self.load.known() or self.load.programs(dict(p.tiles)) > self.rates.sms:
+                out |= {"l2": 32, "persistent": "dynamic" if self.load.live_loops else "static"}
             if len(late) == 1 and p.stages > 1:
                 out["late"] = late.pop()
             grids = {name: g for d in self.narrow if (g := self.grid(d, "wgmma", p.warps, dict(p.tiles))) is not None
