@@ -70,9 +70,8 @@ def candidates(w: Where, more: int, given: Sequence[str]) -> dict[str, tuple[str
     names = list(search.load.names)
     cycles = lambda s: search.estimate(plan_of(s, names)).cycles
     out: dict[str, tuple[str, float]] = {}
-    tuned = [] if w.cell.d > 256 else [("tuned", shipped(w.arch, w.cell.d, w.cell.mask))]
-    for kind, s in [*tuned, ("chosen", search.choose()[0]), *(("given", fc.Schedule.parse(t.partition(":")[2])) for t in given
-                                                                          if int(t.partition(":")[0]) == w.cell.d)]:
+    mine = [fc.Schedule.parse(text) for d, _, text in (t.partition(":") for t in given) if int(d) == w.cell.d]
+    for kind, s in [("tuned", shipped(w.arch, w.cell.d, w.cell.mask)), ("chosen", search.choose()[0]), *(("given", s) for s in mine)]:
         out.setdefault(str(s), (kind, cycles(s)))
     near = sorted((p for p in search.plans() if search._fits(p)), key=lambda p: search.estimate(p).cycles)
     kinds = {(p.tiles, p.warps, p.math) for t in out for p in [plan_of(fc.Schedule.parse(t), names)]}

@@ -114,3 +114,21 @@ def test_what_nothing_can_be_chosen_for_is_refused_with_a_code() -> None:
     with pytest.raises(FcError) as e:
         fc.schedule_for(CASES["row_norm"].spec, "sm_89", T=fc.f16, D=20000)
     assert e.value.code == "compile/budget" and e.value.hint
+
+
+def test_accumulators_of_more_columns_than_a_warpgroup_holds() -> None:
+    """Two warpgroups have half of the columns each; both make the whole tile whose rows are reduced."""
+    s = fc.schedule_for(CASES["library"].spec, "sm_90a", T=fc.f16, D=512, E=512, M=4096, N=4096, B=4, H=4, G=4)
+    assert s.math == "wgmma" and dict(s.grid) == {"s": (1, 1)} and s.warps == 8
+
+
+@pytest.mark.parametrize("name", ["gemm_nt", "swiglu"])
+def test_products_in_flight_have_slots_to_come(name) -> None:
+    """A loop that carries its products reads two slots at a time."""
+    s = chosen(name, "sm_90a").schedule
+    assert s.slots >= 3 and s.epilogue == "tma" and s.persistent == "static"
+
+
+def test_blocks_that_all_run_at_once_take_one_tile_each() -> None:
+    s = fc.schedule_for(CASES["gemm_nt"].spec, "sm_90a", T=fc.bf16, M=1024, N=1024, K=4096)
+    assert s.math == "wgmma" and s.persistent == "none"

@@ -33,6 +33,10 @@ LATENCY, STEP, START = 700, 70, 2500
 ISSUE = 1.6 / (2 * 16 * 8 * 16) / 4
 #: bytes that the second level moves at least; how much of the other units' time comes on top of the busiest one's
 SECTOR, CROWD = 32, 0.15
+#: bytes per clock that leave registers for the second level, row by row, with nothing beside them
+SCATTERED = 4.0
+#: clocks until warps that share rows of a tile have told each other what they found in theirs
+SHARED_ROWS = 300
 #: candidates that are lowered
 MOST = 10
 #: registers besides its fragments that a kernel may want, by what makes its dots ("" without any): in all, and more for each load and
@@ -113,13 +117,19 @@ class Chooser:
                         continue
                     for stages in (1, 2, 3, 4) if ringed else (2,):
                         for hold in (True, False) if held and math == "mma" else (True,):
-                            if stages > 1 or math == "wgmma" or turns:
-                                yield Plan(tuple(tiles.items()), warps, stages, math, hold)
+                            p = Plan(tuple(tiles.items()), warps, stages, math, hold)
+                            # one slot of a bulk copy is for what leaves no room for two
+                            if stages > 1 or (turns if math == "mma" else self._smem(replace(p, stages=2)) > self.target.smem_per_block):
+                                yield p
 
     def grid(self, d: Dot, math: str, warps: int, tiles: Mapping[str, int]) -> tuple[int, int] | None:
-        """(rows, columns) of warps, or warpgroups, that a dot's result is spread over, if it divides."""
+        """(rows, columns) of warps, or warpgroups, that a dot's result is spread over, if it divides. Warpgroups that would share rows, and
+        tell each other what they found in them, each make all of these."""
         rows, cols = (-(-size(a, tiles) // n) * n for a, n in ((d.rows, 16), (d.cols, 8)))  # as `pad` makes them
-        return spread(math, rows, cols, warps)
+        found = spread(math, rows, cols, warps)
+        if found is not None and found[1] > 1 and math == "wgmma" and d.folded:
+            return spread(math, rows, cols, warps, asked=(found[0], 1)) or found
+        return found
 
     def _rows_of_16_bytes(self) -> bool:
         """Can bulk copies read what dots read, if tensors are packed? Sizes that are not known are taken to do."""
@@ -146,17 +156,20 @@ class Chooser:
         """The grid's time on the busiest multiprocessor, with what the kernel needs as it was counted, or guessed."""
         w, r, tiles = self.load, self.rates, dict(p.tiles)
         tensor = shared = alu = l2 = 0.0
+        far = r.bulk if p.math == "wgmma" else r.l2
         for d in w.dots:
             n, (m, k, c) = w.trips(d.loops, tiles), (size(a, tiles) for a in (d.rows, d.inner, d.cols))
             if d.bits > 16:  # plain multiply-adds: lanes lie along columns, and read both operands for each of their rows
                 tensor += n * m * c * k / r.lanes
                 shared += n * k * (m / 4 + p.warps * max(1.0, c / 32)) * r.shared
                 continue
-            tensor += n * 2 * m * c * k / (r.wgmma if p.math == "wgmma" else r.mma)
-            alu += 0 if p.math == "wgmma" else n * 2 * m * c * k * ISSUE
             down, across = self.grid(d, p.math, p.warps, tiles) or (1, 1)
+            copies = p.warps / 4 / (down * across) if p.math == "wgmma" else 1.0
+            tensor += copies * n * 2 * m * c * k / (r.wgmma if p.math == "wgmma" else r.mma)
+            alu += 0 if p.math == "wgmma" else n * 2 * m * c * k * ISSUE
             left = m * k * across if (d.staged[0] and not (d.held and p.hold)) or across > 1 else 0
-            shared += n * (left + down * k * c) * d.bits / 8
+            readers = m / 64 if p.math == "wgmma" else down  # an instruction of a warpgroup has 64 rows
+            shared += n * (left + readers * k * c) * d.bits / 8
         for move in w.moves:
             n, row = (elements(axes, tiles) * move.bits / 8 for axes in (move.shape, move.shape[-1:]))
             n *= w.trips(move.loops, tiles)
@@ -164,23 +177,30 @@ class Chooser:
             shared += n if move.shared else 0
         for table, rate in ((w.work, r.lanes), (w.slow, r.slow)):
             alu += sum(w.trips(loops, tiles) * elements(shape, tiles) * n for (shape, loops), n in table.items()) / rate
-        times = {"tensor cores": tensor, "shared memory": shared / r.shared, "arithmetic": alu, "loads and stores": l2 / r.l2}
+        times = {"tensor cores": tensor, "shared memory": shared / r.shared, "arithmetic": alu, "loads and stores": l2 / far}
         blocks = self._blocks(p, usage)
         side = blocks * p.warps / 4  # warps that each scheduler has to choose from
-        times["arithmetic"] *= (side + 0.5) / side
-        work = max(tensor, (tensor + alu) / max(1.0, p.warps / 4)) * max(1.0, 4 / p.warps)
+        times["arithmetic"] *= (side + 1.0) / side
+        first = alu if p.math == "wgmma" and any(d.computed for d in w.dots) else 0.0  # products wait for it
+        work = max(tensor, (tensor + alu + 2 * first) / max(1.0, p.warps / 4)) * max(1.0, 4 / p.warps)
         chain = work + START
+        alone = self._stored(p) / SCATTERED if p.math == "wgmma" and not self._sent(p) else 0.0
+        alone += sum(SHARED_ROWS * w.trips(d.loops, tiles) for d in self.narrow if d.chain and (self.grid(d, p.math, p.warps, tiles) or (1, 1))[1] > 1)
         for loops in w.loops:
             trips, loaded = w.trips(loops, tiles), [m for m in w.moves if m.loops == loops and not m.write]
-            ahead = p.stages - 1 if p.stages > 1 else 0.5
+            ahead = p.stages - 1 if p.stages > 1 or p.math == "wgmma" else 0.5
+            if p.math == "wgmma" and any(d.carried and d.loops == loops for d in w.dots):
+                ahead = max(0.0, ahead - 1.0)  # products in flight still read the slot before
             hidden = work / max(1.0, trips) * ahead if any(m.shared for m in loaded) else 0.0
-            chain += trips * (STEP * (0.5 if p.math == "wgmma" else 1.0) + (max(0.0, LATENCY - hidden) if loaded else 0.0))
+            wait = max(LATENCY, sum(elements(m.shape, tiles) * m.bits / 8 for m in loaded if m.shared) / far)
+            chain += trips * (STEP + (max(0.0, wait - hidden) if loaded else 0.0))
         programs = w.programs(tiles)
+        own = (1.0 + w.covered(tiles)) / 2 if p.math == "wgmma" else 1.0  # warpgroups leave out rows outside
         per_sm = -(-programs // r.sms) if w.known() else max(1.0, programs / r.sms)
         bound = max(times, key=lambda k: times[k])
-        busy = times[bound] + CROWD * (sum(times.values()) - times[bound])
-        each = max(busy, chain / min(blocks, per_sm))
-        return Estimate(per_sm * each, bound if busy >= each else "latency", blocks,
+        busy = times[bound] + (CROWD if blocks > 1 or p.math == "wgmma" else 2 * CROWD) * (sum(times.values()) - times[bound])
+        each = max(busy, chain / min(blocks, per_sm)) + alone
+        return Estimate(per_sm * each * own, bound if busy >= each else "latency", blocks,
                         times["tensor cores" if w.dots else "loads and stores"] / each)
 
     def _blocks(self, p: Plan, usage: Usage | None) -> int:
@@ -198,6 +218,15 @@ class Chooser:
         tiles = dict(p.tiles)
         rings = sum(elements(m.shape, tiles) * m.bits // 8 * (p.stages if m.loops else 1) for m in self.load.moves if m.shared)
         return rings
+
+    def _stored(self, p: Plan) -> int:
+        """Bytes of the largest tile that a program stores."""
+        tiles = dict(p.tiles)
+        return max((elements(m.shape, tiles) * m.bits // 8 for m in self.load.moves if m.write), default=0)
+
+    def _sent(self, p: Plan) -> bool:
+        """Is there room for bulk stores to read from beside the next tile?"""
+        return self._smem(p) + self._stored(p) <= self.target.smem_per_block - 4096
 
     def _regs(self, p: Plan) -> float:
         tiles, threads = dict(p.tiles), 32 * p.warps
@@ -261,6 +290,8 @@ class Chooser:
                 while name in fields and (name, fields[name]) in self.idle:
                     instead = _INSTEAD.get((name, fields.pop(name)))
                     fields |= {name: instead} if instead else {}
+            if "ahead" in self.fields(p) and "ahead" not in fields:
+                raise FcError("compile/schedule", "with one slot that no load comes ahead into, others are better")
             schedule = Schedule(**fields)
             self.lowerings += 1
             try:
@@ -291,14 +322,15 @@ class Chooser:
             out["ahead"] = True
         if p.math == "wgmma":
             late = {name for d in self.load.dots if d.late and (name := self.load.called(d))}
-            tiles = dict(p.tiles)
-            out |= {"math": "wgmma", "copy": "tma", "l2": 32, "epilogue": "quad", "vote": True,
-                    "persistent": "dynamic" if self.load.live_loops else "static"}
-            if len(late) == 1:
+            out |= {"math": "wgmma", "copy": "tma", "epilogue": "tma" if self._sent(p) else "quad", "vote": True}
+            if not self.load.known() or self.load.programs(dict(p.tiles)) > self.rates.sms:
+                out |= {"l2": 32, "persistent": "dynamic" if self.load.live_loops else "static"}
+            if len(late) == 1 and p.stages > 1:
                 out["late"] = late.pop()
-            stored = max((elements(m.shape, tiles) * m.bits // 8 for m in self.load.moves if m.write), default=0)
-            if self._smem(p) + stored <= self.target.smem_per_block - 4096:
-                out["epilogue"] = "tma"
+            grids = {name: g for d in self.narrow if (g := self.grid(d, "wgmma", p.warps, dict(p.tiles))) is not None
+                     and 4 * g[0] * g[1] < p.warps and (name := self.load.called(d))}
+            if grids:
+                out["grid"] = tuple(sorted(grids.items()))
         return out
 
 

@@ -54,7 +54,8 @@ class Loop:
 class Dot:
     """rows, cols, inner: its axes. staged: the left and the right operand come from shared memory, and not from registers; held: the left
     one is the same in every iteration. name: what a schedule calls it. late: it adds to a value that its loop carries, and its left
-    operand is made of another dot of the same iteration."""
+    operand is made of another dot of the same iteration. carried: nothing else touches the value that it adds to, and both its operands are
+    loaded as they are: it may be in flight from one iteration to the next. computed: its left operand follows from loads of the iteration; chain: from another dot. folded: its rows are reduced."""
 
     op: Op
     rows: Axis
@@ -65,6 +66,10 @@ class Dot:
     staged: tuple[bool, bool]
     held: bool
     late: bool
+    carried: bool = False
+    computed: bool = False
+    chain: bool = False
+    folded: bool = False
 
 
 @dataclass(frozen=True)
@@ -124,6 +129,16 @@ class Workload:
     def _programs(self, a: GridAxis, tiles: Tiles) -> int:
         n = a.dim if isinstance(a.dim, int) else self.sizes.get(a.dim, LONG if a.tile > 1 else COUNT)
         return -(-n // size(self.axis(a.tile), tiles)) if a.tile > 1 else n
+
+    def covered(self, tiles: Tiles) -> float:
+        """The part of all rows of dots' tiles that lies inside of the grid's dimensions."""
+        rows = {d.rows for d in self.dots}
+        out = 1.0
+        for a in self.kernel.grid:
+            n = a.dim if isinstance(a.dim, int) else self.sizes.get(a.dim)
+            if n is not None and a.tile > 1 and self.axis(a.tile) in rows:
+                out *= n / (self._programs(a, tiles) * size(self.axis(a.tile), tiles))
+        return out
 
     def known(self) -> bool:
         """Is the size of the grid known?"""
@@ -210,9 +225,18 @@ class Workload:
         left = self._source(op.operands[0])
         made = {r for o in block.ops for r in o.results}
         chain = self._reaches(left, made)
-        carried = bool(loops) and any(v in block.yielded for v in self._forward(op.result))
+        sums = list(self._forward(op.result))
+        carried = bool(loops) and any(v in block.yielded for v in sums)
+        alone = carried and {u.kind for v in sums for u in self._uses.get(v, ())} <= {"add", "dot", "yield"}
+        plain = left in self._shared and self._source(op.operands[1]) in self._shared
         return Dot(op, rows, cols, inner, op.operands[0].type.dtype.bits, loops, (left in self._shared, True),
-                   left in self._shared and bool(loops) and left not in made, carried and chain)
+                   left in self._shared and bool(loops) and left not in made, carried and chain, alone and plain,
+                   left in made and left not in self._shared and not chain, chain, self._folded(op.result))
+
+    def _folded(self, v: Value) -> bool:
+        """Are rows of what is computed of a tile element by element reduced?"""
+        return any((u.kind == "reduce" and u["axis"] == 1) or (u.kind in POINTWISE and u.results and self._folded(u.result))
+                   for u in self._uses.get(v, ()) if len(v.type.shape) == 2)
 
     def _reaches(self, v: Value, made: set[Value]) -> bool:
         """Is it made of a dot of this block?"""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import bisect
 import functools
+from dataclasses import replace
 from typing import NamedTuple
 
 from ..errors import FcError
@@ -59,8 +60,12 @@ _TWO = {"q": 2, "k": 2, "v": 2}
 _THREE = {"q": 2, "k": 3, "v": 3}
 #: one tile of 192 rows fills a third of the shared memory at D = 192
 _DEEP = {"q": 1, "k": 2, "v": 2}
-#: Heads above 256, not timed: both warpgroups make the scores of all 64 rows, and each a half of the values' columns
+#: Heads of 257 to 384, not timed: both warpgroups make the scores of all 64 rows, and each a half of the values' columns
 _HALVES = {"s": (1, 1), "acc": (1, 2)}
+#: Two warpgroups share 64 rows: each makes all scores, and half of the columns of what these weigh. One slot fills the shared memory.
+#: H200, 2026-11-27, 4k: 441 TFLOP/s, causal 389; 64 keys 425 and 387, 32 in two slots 396 and 343, half of the scores by each 361;
+#: PyTorch 142 and 122
+_WIDE = replace(_s(64, 80, 2, 1, grid={"s": (1, 1)}, persistent="none"), late=())
 #: Masks stand under a branch where that costs about 1 % or less: it is a third less to compile. Beside two loops, in turns: D = 64 1.5 %
 #: slower at 1024 and 0.4 % at 4096, D = 256 0.9 % at 1024 and level from 4096 on; not timed at D = 192 and in the small rows. At D = 128 it
 #: is 2 to 3 %.
@@ -84,7 +89,9 @@ ROWS: tuple[Row, ...] = (
     Row(256, "none", 1024, _s(128, 64, 2, l2=0), "rounded"),
     Row(256, "none", ANY, _s(128, 64, 2, l2=0)),
     *(Row(head, masks, ANY, _s(64, keys, 2, grid=_HALVES, l2=32 if masks == "causal" else 0))
-      for head, keys in ((320, 64), (384, 48), (512, 32)) for masks in ("causal", "none")),
+      for head, keys in ((320, 64), (384, 48)) for masks in ("causal", "none")),
+    Row(512, "causal", ANY, _WIDE),
+    Row(512, "none", ANY, replace(_WIDE, l2=0)),
 )
 SMALL: tuple[Row, ...] = (
     Row(64, "causal", 512, _s(64, 64, 1, 4, persistent="none", epilogue="tma")),

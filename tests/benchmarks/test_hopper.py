@@ -240,6 +240,11 @@ def test_prologues(tmp_path):
     assert [r["spec"] for r in saved["table"]] == ["plain", "rotary", "backward"] and not saved["problems"]
 
 
+def test_choices(tmp_path):
+    saved, _ = dry("choices", tmp_path / "c.json", "--more", "0", "--cells", "sm_90a:64:full:32")
+    assert [r["kind"] for r in saved["table"]] == ["tuned", "chosen"] and not saved["problems"]
+
+
 def test_accuracy(tmp_path):
     saved, said = dry("accuracy", tmp_path / "a.json")
     assert [r["inputs"] for r in saved["table"]] == 2 * list(accuracy.INPUTS) and "3 results, 0 differ" in said
