@@ -15,18 +15,21 @@ LOG2E = 1.4426950408889634
 
 @fc.kernel
 def backward(Q: "T[B, H, M, D]", K: "T[B, H, N, D]", V: "T[B, H, N, D]", dO: "T[B, H, M, D]", LSE2: "f32[B, H, M]", Delta: "f32[B, H, M]",
-             dQ: "inout f32[B, H, M, D]", dK: "out T[B, H, N, D]", dV: "out T[B, H, N, D]", *, scale: "f32 > 0"):
+             dQ: "inout f32[B, H, M, D]", dK: "out T[B, H, N, D]", dV: "out T[B, H, N, D]", *,
+             scale: "f32 > 0", causal=False, turned=False):
     b, h, cols = fc.grid(Q.B, Q.H, fc.tile(K.N, "BLOCK_N"))
     k, v = fc.load(K[b, h, cols]), fc.load(V[b, h, cols])
     dk, dv = fc.var(fc.zeros(cols, K.D)), fc.var(fc.zeros(cols, K.D))
-    for rows in fc.loop(fc.tile(Q.M, "BLOCK_M")):
+    seen = lambda rows: cols.index <= rows.index
+    for rows in fc.loop(fc.tile(Q.M, "BLOCK_M"), live=seen if causal else None):
         q, do = fc.load(Q[b, h, rows]), fc.load(dO[b, h, rows])
-        s, dp = fc.dot(k, q.T), fc.dot(v, do.T)
-        p = fc.exp2(s * (scale * LOG2E) - fc.load(LSE2[b, h, rows]))
+        s, dp = fc.dot(k, q.T) * (scale * LOG2E), fc.dot(v, do.T)
+        s = fc.where(seen(rows), s, -fc.inf) if causal else s
+        p = fc.exp2(s - fc.load(LSE2[b, h, rows]))
         ds = (p * (dp - fc.load(Delta[b, h, rows]))).to(K.dtype)
         dv <<= dv + fc.dot(p.to(V.dtype), do)
+        dq = fc.dot(k.T, ds).T if turned else fc.dot(ds.T, k)
         dk <<= dk + fc.dot(ds, q)
-        dq = fc.dot(ds.T, k)
         fc.atomic_add(dQ[b, h, rows], dq * scale)
     fc.store(dK[b, h, cols], (dk * scale).to(K.dtype))
     fc.store(dV[b, h, cols], dv.to(V.dtype))

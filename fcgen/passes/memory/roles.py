@@ -36,6 +36,7 @@ from ...ir.core import (
     walk,
 )
 from ...ir.ops import has_effect
+from ...ir.registers import least
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import Buffer, Frag, Scalar, i32
@@ -49,6 +50,8 @@ from .pipeline import start_copy
 
 #: consumer warpgroups -> registers per thread (producer, consumers); setmaxnreg takes multiples of 8 and moves what the block got at launch
 REGISTERS = {1: (56, 240), 2: (40, 232), 3: (32, 160), 4: (24, 112)}
+#: the same where fragments leave consumers fewer than so many of those
+TIGHT, FEWEST = {2: (24, 240)}, 28
 
 
 def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
@@ -76,6 +79,8 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
     read = _Reader(channels, schedule.tokens, shared_loops(kernel.body)).block(kernel.body)
     roles = []
     regs = REGISTERS[groups]
+    if max((least(o.regions[0]) for o in walk(read) if o.kind == "for"), default=0) > regs[1] - FEWEST:
+        regs = TIGHT.get(groups, regs)
     if loads or box:
         filling = remove_dead(thread_cursors(over_grid(kernel, filled, schedule, box, True)))
         on_tiles = next((o for o in walk(filling) for v in o.operands if isinstance(v.type, Frag)), None)

@@ -1,0 +1,66 @@
+"""at_use: rows that lie in a ring are read from it where element work uses them, and held no longer.
+
+In: selected machine IR whose products have been settled where their results are needed. Out: the same, where a vector that is read from a
+channel's slot stands in front of the first op that computes with it, and the slot is let go behind the element work that does. Between the
+two nothing is waited for, so the target's compiler reads a few numbers at a time (`few`), and no register holds the row. A slot is never
+let go behind a wait that its own next tile could be in front of.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ...ir.core import Block, Kernel, Op, Value, free_values, map_bodies
+from ...ir.schedule import Schedule
+from ...ir.target import Target
+from ...ir.types import Cursor, Frag
+from ..facts.common import ELEMENTWISE
+
+RELEASES = {"mbar_arrive", "advance"}
+#: element work, and what only names a value
+PURE = ELEMENTWISE | {"broadcast", "const", "full", "iota"}
+
+
+def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
+    return map_bodies(kernel, _block)
+
+
+def _block(block: Block) -> Block:
+    ops = [replace(o, regions=tuple(map(_block, o.regions))) if o.regions else o for o in block.ops]
+    made = {r: o for o in ops for r in o.results}
+    for read in [o for o in ops if o.kind == "ld_shared" and _is_row(o, made)]:
+        _sink(read, made[read.operands[0]].operands[1], ops)
+    return Block(block.args, tuple(ops))
+
+
+def _is_row(op: Op, made: dict[Value, Op]) -> bool:
+    view = made.get(op.operands[0])
+    frag = op.result.type
+    return isinstance(frag, Frag) and len(frag.shape) == 1 and view is not None and view.kind == "slot" and isinstance(view.operands[1].type, Cursor)
+
+
+def _sink(read: Op, cursor: Value, ops: list[Op]) -> None:
+    views = [o for o in ops if o.kind == "broadcast" and o.operands[0] is read.result]
+    values = {read.result, *(o.result for o in views)}
+    users = [n for n, o in enumerate(ops) if o not in views and (set(o.operands) & values or any(free_values(r) & values for r in o.regions))]
+    start = ops.index(read)
+    release = [o for o in ops[start:] if o.kind in RELEASES and cursor in o.operands]
+    if not users or not release or ops[users[0]].kind not in PURE:
+        return
+    end = users[-1] + 1
+    while ops[end].kind in PURE:
+        end += 1
+    between = ops[ops.index(release[0]):end]
+    if any(o.regions or o.kind == "mbar_wait" for o in ops[start:end]) or any(cursor in o.operands and o not in release for o in between):
+        return
+    few = read.with_attrs(few=True) if all(ops[n].kind in PURE for n in users) else read
+    ops[start] = few
+    _move([few, *views], users[0], ops)
+    _move(release, end, ops)
+
+
+def _move(some: list[Op], at: int, ops: list[Op]) -> None:
+    """In front of what stands at a place, if they stand before it."""
+    some = [o for o in some if ops.index(o) < at]
+    rest = [o for o in ops[:at] if not any(o is s for s in some)]
+    ops[:at] = [*rest, *some]
