@@ -4,7 +4,8 @@
     python -m benchmarks.backward --candidates schedules.txt       what else it could run with, in the same rounds
 
 A candidate is a line "HEAD | options of the spec, as in causal=True turned=True | schedule". Gradients of the first heads are compared with
-float64. "kernel" is the kernel alone; "whole" also clears dQ, makes the row sums of O * dO and rounds dQ, as FA3's call does.
+float64. "kernel" is the kernel alone; "whole" all three of the example, which is what FA3's call does: the row sums of O * dO and clearing
+the sums in front of it, rounding them behind it.
 """
 
 from __future__ import annotations
@@ -96,6 +97,13 @@ def compiled(candidate: Candidate, target: str) -> fc.Program:
     return program
 
 
+def others(d: int, target: str) -> list[fc.Program]:
+    """What runs in front of the kernel and behind it."""
+    example()
+    module = importlib.import_module("backward")
+    return [spec.compile(target=target, check=False, T=fc.f16, D=d) for spec in (module.prepare, module.finish)]
+
+
 def build(candidate: Candidate, target: str) -> str:
     """Compiled into the disk cache, in a process of its own; why not, if it is not."""
     try:
@@ -113,30 +121,55 @@ def called(candidate: Candidate, program: fc.Program) -> str:
 def ours(cell: Cell, candidate: Candidate, target: str, all_of_it: bool) -> list[Checked]:
     import torch
 
-    program = compiled(candidate, target)
+    program, (prepare, finish) = compiled(candidate, target), others(candidate[0], target)
     t = lambda x: x.transpose(1, 2)
-    delta = (cell.o.float() * cell.do.float()).sum(-1).transpose(1, 2).contiguous()
-    dq = torch.zeros(*t(cell.q).shape, device="cuda")
-    dk, dv = torch.full_like(cell.k, float("nan")), torch.full_like(cell.v, float("nan"))
-    call = {"Q": t(cell.q), "K": t(cell.k), "V": t(cell.v), "dO": t(cell.do), "LSE2": cell.lse * LOG2E, "Delta": delta, "dQ": dq,
-            "dK": t(dk), "dV": t(dv), "scale": cell.scale}
-    run = lambda: program.launcher(call)
-
-    def whole() -> None:
-        dq.zero_()
-        delta.copy_((cell.o.float() * cell.do.float()).sum(-1).transpose(1, 2))
-        run()
-        dq.half()
-
-    run()
+    empty = lambda *like: torch.full(like, float("nan"), device="cuda")
+    lse2, delta, sums = empty(*cell.lse.shape), empty(*cell.lse.shape), empty(*t(cell.q).shape)
+    dq, dk, dv = (torch.full_like(x, float("nan")) for x in (cell.q, cell.k, cell.v))
+    before = prepare.launcher, {"O": t(cell.o), "dO": t(cell.do), "LSE": cell.lse, "LSE2": lse2, "Delta": delta, "Sums": sums}
+    kernel = program.launcher, {"Q": t(cell.q), "K": t(cell.k), "V": t(cell.v), "dO": t(cell.do), "LSE2": lse2, "Delta": delta,
+                                "Sums": sums, "dK": t(dk), "dV": t(dv), "scale": cell.scale}
+    after = finish.launcher, {"Sums": sums, "dQ": t(dq), "scale": cell.scale}
+    run = lambda *steps: [launch(call) for launch, call in steps]
+    run(before, kernel, after)
     name = called(candidate, program)
     if not finishes():
         raise SystemExit(f"{name}: the kernel does not end")
-    errors = cell.error(t(dq), dk, dv)
+    errors = cell.error(dq, dk, dv)
     r = program.resources
     print(f"{name}: {r.registers} registers, {r.spill_stores} bytes spilled, {r.shared_bytes} of shared memory", flush=True)
-    kernel = Checked(f"fcgen, kernel: {name}", run, *errors)
-    return [kernel, Checked(f"fcgen, whole: {name}", whole, *errors)] if all_of_it else [kernel]
+    parts = {"kernel": (kernel,), **({"whole": (before, kernel, after), "in front": (before,), "behind": (after,)} if all_of_it else {})}
+    return [Checked(f"fcgen, {part}: {name}", functools.partial(run, *steps), *errors) for part, steps in parts.items()]
+
+
+def where(off: Any) -> str:
+    """How many numbers of a [B, H, rows, columns] tensor are marked, and where in the first head that has some."""
+    at = off.nonzero()
+    mine = at[(at[:, :2] == at[0, :2]).all(1)]
+    low, high = mine.amin(0).tolist(), mine.amax(0).tolist()
+    return f"{len(at)} numbers; of {low[:2]} in rows {low[2]} to {high[2]}, columns {low[3]} to {high[3]}"
+
+
+def repeated(cell: Cell, candidate: Candidate, target: str, times: int) -> list[str]:
+    """What differs between runs: dK and dV are sums in one order, bit for bit the same; those of Sums differ by rounding. With where."""
+    import torch
+
+    t = lambda x: x.transpose(1, 2)
+    program = compiled(candidate, target)
+    delta = (cell.o.float() * cell.do.float()).sum(-1).transpose(1, 2).contiguous()
+    said: list[str] = []
+    first: dict[str, Any] = {}
+    for n in range(times):
+        out = {"Sums": torch.zeros(*t(cell.q).shape, device="cuda"), "dK": torch.full_like(t(cell.k), float("nan")),
+               "dV": torch.full_like(t(cell.v), float("nan"))}
+        program(Q=t(cell.q), K=t(cell.k), V=t(cell.v), dO=t(cell.do), LSE2=cell.lse * LOG2E, Delta=delta, scale=cell.scale, **out)
+        first = first or out
+        for name, x in out.items():
+            off = (x.float() - first[name].float()).abs() > (1e-4 if name == "Sums" else 0)
+            if n and bool(off.any()):
+                most = (x.float() - first[name].float()).abs().max().item()
+                said.append(f"    run {n}: {name} differs by {most:.1e} in {where(off)}")
+    return [f"{called(candidate, program)}: {len(said)} differences in {times} runs", *said[:12]]
 
 
 @functools.cache
@@ -173,6 +206,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--candidates", metavar="FILE", help="besides those in this file")
     parser.add_argument("--fa3", default=".peers", help="folder of benchmarks/get_fa3.sh (%(default)s)")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--repeat", type=int, default=0, metavar="N", help="instead of timing, say what differs between N runs")
     parser.add_argument("--json", metavar="PATH")
     args = parser.parse_args(argv)
     target = {"sm_90": "sm_90a"}.get(own := fc.gpu_target(), own)
@@ -189,6 +223,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     wrong += [f"{c[0]} {c[1]} {c[2]}: {why}" for c, why in zip(found, reasons) if why]
     for d in heads:
         cell, ways = Cell(max(1, TOKENS // length), length, max(1, WIDTH // d), d, args.causal), []
+        if args.repeat:
+            for c in [c for c, why in zip(found, reasons) if c[0] == d and not why]:
+                print("\n".join(repeated(cell, c, target, args.repeat)), flush=True)
+            continue
         try:
             ways.append(fa3(cell, args.fa3))
         except (Absent, OSError, RuntimeError) as error:

@@ -24,7 +24,8 @@ from ..ir.registers import at_launch
 from ..ir.schedule import NUMBERS, Schedule
 from ..ir.target import Target
 from ..lang.spec import Spec
-from .workload import Probe, Workload, elements, size
+from ..passes.facts.warp_grid import all_grids, divides
+from .workload import Dot, Probe, Tiles, Workload, elements, size
 
 #: clocks: until a load from L2 has come, what an iteration's barriers cost, what a program costs besides its work
 LATENCY, STEP, START = 700, 70, 2500
@@ -32,6 +33,8 @@ LATENCY, STEP, START = 700, 70, 2500
 ISSUE = 1.6 / (2 * 16 * 8 * 16) / 4
 #: bytes that the second level moves at least; how much of the other units' time comes on top of the busiest one's
 SECTOR, CROWD = 32, 0.15
+#: how much more what a loop stores costs where no bulk copy writes it: part of a line by each lane, or an atomic for each number
+SCATTERED = 4
 #: candidates that are lowered
 MOST = 10
 #: registers besides its fragments that a kernel may want, by what makes its dots ("" without any): in all, and more for each load and
@@ -104,20 +107,23 @@ class Chooser:
         for sizes in product(*(self._options(n) for n in names)):
             tiles = dict(zip(names, sizes))
             for math in ways:
-                step = 64 if math == "wgmma" else 16
-                rows = [size(d.rows, tiles) for d in self.narrow]
                 tall = max((size(m.shape[0], tiles) for m in self.load.moves if len(m.shape) > 1), default=8)
                 for warps in (4, 8, 12) if math == "wgmma" else (1, 2, 4, 8):
                     if not self.load.dots and warps > tall:
                         continue  # warps lie along rows
-                    if any(-(-n // 16) * 16 % (step * warps // (4 if math == "wgmma" else 1)) for n in rows):
-                        continue
-                    if math == "wgmma" and any(size(d.cols, tiles) > 256 for d in self.narrow):
+                    if not all(self._grid(d, tiles, math, warps) for d in self.narrow):
                         continue
                     for stages in (1, 2, 3, 4) if ringed else (2,):
                         for hold in (True, False) if held and math == "mma" else (True,):
                             if stages > 1 or (math == "mma" and turns):
                                 yield Plan(tuple(tiles.items()), warps, stages, math, hold)
+
+    @staticmethod
+    def _grid(d: Dot, tiles: Tiles, math: str, warps: int) -> tuple[int, int] | None:
+        """Rows and columns of warps, or warpgroups, that a dot is spread over: those that the passes take. What others go on with has its
+        columns in one warp: else row sums would meet, and operands be stored, in shared memory."""
+        rows, cols = (-(-size(a, tiles) // 16) * 16 for a in (d.rows, d.cols))
+        return next((g for g in all_grids(math, warps)[:None if d.ends else 1] if divides(rows, cols, math, *g)), None)
 
     def _rows_of_16_bytes(self) -> bool:
         """Can bulk copies read what dots read, if tensors are packed? Sizes that are not known are taken to do."""
@@ -152,13 +158,14 @@ class Chooser:
                 continue
             tensor += n * 2 * m * c * k / (r.wgmma if p.math == "wgmma" else r.mma)
             alu += 0 if p.math == "wgmma" else n * 2 * m * c * k * ISSUE
-            readers = max(1, p.warps // 4) if p.math == "wgmma" else p.warps
+            down, across = self._grid(d, tiles, p.math, p.warps) or (1, 1)
             left = m * k if d.staged[0] and not (d.held and p.hold) else 0
-            shared += n * (left + readers * k * c) * d.bits / 8
+            shared += n * (across * left + down * k * c) * d.bits / 8
+        bulk = self._bulk_stores(p)
         for move in w.moves:
             n, row = (elements(axes, tiles) * move.bits / 8 for axes in (move.shape, move.shape[-1:]))
             n *= w.trips(move.loops, tiles)
-            l2 += n * max(1.0, SECTOR / row)
+            l2 += n * max(1.0, SECTOR / row) * (SCATTERED if move.write and move.loops and move.shape and not bulk else 1)
             shared += n if move.shared else 0
         for table, rate in ((w.work, r.lanes), (w.slow, r.slow)):
             alu += sum(w.trips(loops, tiles) * elements(shape, tiles) * n for (shape, loops), n in table.items()) / rate
@@ -195,7 +202,13 @@ class Chooser:
     def _smem(self, p: Plan) -> int:
         tiles = dict(p.tiles)
         rings = sum(elements(m.shape, tiles) * m.bits // 8 * (p.stages if m.loops else 1) for m in self.load.moves if m.shared)
-        return rings
+        return rings + sum(elements(shape, tiles) * bits // 8 for shape, bits in self.load.staged.values()) * (2 if p.math == "wgmma" else 1)
+
+    def _bulk_stores(self, p: Plan) -> bool:
+        """Whether stored tiles find room on their way to bulk copies; those of one kind share it with others of the program's end."""
+        tiles = dict(p.tiles)
+        stored = max((elements(m.shape, tiles) * m.bits // 8 for m in self.load.moves if m.write), default=0)
+        return p.math == "wgmma" and self._smem(p) + stored <= self.target.smem_per_block - 4096
 
     def _regs(self, p: Plan) -> float:
         tiles, threads = dict(p.tiles), 32 * p.warps
@@ -289,13 +302,11 @@ class Chooser:
             out["ahead"] = True
         if p.math == "wgmma":
             late = {name for d in self.load.dots if d.late and (name := self.load.called(d))}
-            tiles = dict(p.tiles)
             out |= {"math": "wgmma", "copy": "tma", "l2": 32, "epilogue": "quad", "vote": True,
                     "persistent": "dynamic" if self.load.live_loops else "static"}
             if len(late) == 1:
                 out["late"] = late.pop()
-            stored = max((elements(m.shape, tiles) * m.bits // 8 for m in self.load.moves if m.write), default=0)
-            if self._smem(p) + stored <= self.target.smem_per_block - 4096:
+            if self._bulk_stores(p):
                 out["epilogue"] = "tma"
         return out
 

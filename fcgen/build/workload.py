@@ -52,8 +52,8 @@ class Loop:
 @dataclass(frozen=True)
 class Dot:
     """rows, cols, inner: its axes. staged: the left and the right operand come from shared memory, and not from registers; held: the left
-    one is the same in every iteration. name: what a schedule calls it. late: it adds to a value that its loop carries, and its left
-    operand is made of another dot of the same iteration."""
+    one is the same in every iteration. late: it adds to a value that its loop carries, and its left operand is made of another dot of the
+    same iteration. ends: all that becomes of it are stores, element by element."""
 
     op: Op
     rows: Axis
@@ -64,6 +64,7 @@ class Dot:
     staged: tuple[bool, bool]
     held: bool
     late: bool
+    ends: bool
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,7 @@ class Workload:
     work: dict[tuple[Shape, tuple[Loop, ...]], float] = field(default_factory=dict)  # elements -> operations on each, slow ones apart
     slow: dict[tuple[Shape, tuple[Loop, ...]], float] = field(default_factory=dict)
     alive: set[tuple[tuple[tuple[Shape, int], ...], Axis]] = field(default_factory=set)
+    staged: dict[Value, tuple[Shape, int]] = field(default_factory=dict)  # computed tiles that dots read from shared memory: shape, bits
     loops: list[tuple[Loop, ...]] = field(default_factory=list)
     live_loops: bool = False
 
@@ -207,11 +209,17 @@ class Workload:
     def _dot(self, op: Op, block: Block, loops: tuple[Loop, ...]) -> Dot:
         (rows, inner), cols = self.shape(op.operands[0]), self.shape(op.operands[1])[1]
         left = self._source(op.operands[0])
+        for v, turned in ((left, self.shape(left) != (rows, inner)), (self._source(op.operands[1]), True)):
+            if turned and v not in self._shared:
+                self.staged[v] = self.shape(v), v.type.dtype.bits
         made = {r for o in block.ops for r in o.results}
         chain = self._reaches(left, made)
         carried = bool(loops) and any(v in block.yielded for v in self._forward(op.result))
         return Dot(op, rows, cols, inner, op.operands[0].type.dtype.bits, loops, (left in self._shared, True),
-                   left in self._shared and bool(loops) and left not in made, carried and chain)
+                   left in self._shared and bool(loops) and left not in made, carried and chain, self._ends(op.result))
+
+    def _ends(self, v: Value) -> bool:
+        return all(u.kind == "store" or (u.kind in POINTWISE | {"transpose"} and self._ends(u.result)) for u in self._uses.get(v, ()))
 
     def _reaches(self, v: Value, made: set[Value]) -> bool:
         """Is it made of a dot of this block?"""

@@ -29,16 +29,27 @@ def grid_of(op: Op, schedule: Schedule) -> tuple[int, int]:
 
 
 def _grids(op: Op, schedule: Schedule) -> list[tuple[int, int]]:
-    units = schedule.warps // UNITS[op["math"]][0]
+    return all_grids(op["math"], schedule.warps)
+
+
+def all_grids(family: str, warps: int) -> list[tuple[int, int]]:
+    """Those that all units have a part in, along rows first."""
+    units = warps // UNITS[family][0]
     return [(units // n, n) for n in range(1, units + 1) if units % n == 0]
 
 
 def _fits(op: Op, down: int, across: int) -> bool:
     (rows, cols), ones = op.result.type.shape, op.get("ones", 0)
-    _, tall, wide, most = UNITS[op["math"]]
+    whole = cols % (UNITS[op["math"]][2] * across) == 0 and not (ones and across > 1)
+    return whole and divides(rows, cols - ones, op["math"], down, across)
+
+
+def divides(rows: int, cols: int, family: str, down: int, across: int) -> bool:
+    """Whether a result divides into instructions over so many units along rows and columns."""
+    _, tall, wide, most = UNITS[family]
     # a part of a stored right operand is whole panels, of 32 bytes at least; ones stand beside all of it
-    part = 16 if across > 1 and op["math"] == "wgmma" else wide
-    return rows % (tall * down) == 0 and cols % (part * across) == 0 and (cols - ones) // across <= most and not (ones and across > 1)
+    part = 16 if across > 1 and family == "wgmma" else wide
+    return rows % (tall * down) == 0 and cols % (part * across) == 0 and cols // across <= most
 
 
 def along_rows(op: Op, schedule: Schedule) -> bool:

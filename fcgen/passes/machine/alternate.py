@@ -20,10 +20,10 @@ STORES = ("st_shared", "stmatrix")
 
 def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
     for buffer in [b for b in kernel.buffers if isinstance(b.type, Buffer) and b.type.slots == 1]:
-        body = _staged_in(buffer, kernel)
-        if body is None:
+        bodies = _staged_in(buffer, kernel)
+        if not bodies:
             continue
-        after = _doubled(buffer, body, kernel)
+        after = _doubled(buffer, bodies, kernel)
         (shared, _, total), (more, _, most) = offsets_of(kernel, target), offsets_of(after, target)
         fit = lambda n: target.smem_per_sm // (n + target.smem_reserved)
         if most <= target.smem_per_block and more <= shared and fit(most) >= min(fit(total), max(1, schedule.min_blocks)):
@@ -31,24 +31,26 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
     return kernel
 
 
-def _staged_in(buffer: Value, kernel: Kernel) -> Block | None:
-    """The body of the loop that stores the tile, all of it and first, and whose own products alone read it."""
-    bodies = [o.regions[0] for o in walk_kernel(kernel) if o.kind == "for" and any(buffer in x.operands for x in o.regions[0].ops)]
-    users = [o for o in walk_kernel(kernel) if buffer in o.operands]
-    if len(bodies) != 1 or not all(any(o is x for x in bodies[0].ops) for o in users):
-        return None
-    store, *readers = users
-    whole = store.kind in STORES and store.operands[0].type.shape == buffer.type.shape
-    return bodies[0] if whole and readers and all(o.kind == "wgmma" for o in readers) else None
+def _staged_in(buffer: Value, kernel: Kernel) -> list[Block]:
+    """The bodies of the loop, or of a chain's, that store the tile, all of it and first, and whose own products alone read it."""
+    loops = [o for o in walk_kernel(kernel) if o.kind == "for" and any(buffer in x.operands for x in o.regions[0].ops)]
+    users = [[x for x in o.regions[0].ops if buffer in x.operands] for o in loops]
+    every = [o for o in walk_kernel(kernel) if buffer in o.operands]
+    if len({o.get("chain", n) for n, o in enumerate(loops)}) != 1 or sum(map(len, users)) != len(every):
+        return []
+    whole = all(store.kind in STORES and store.operands[0].type.shape == buffer.type.shape for store, *_ in users)
+    read = all(readers and all(o.kind == "wgmma" for o in readers) for _, *readers in users)
+    return [o.regions[0] for o in loops] if whole and read else []
 
 
-def _doubled(buffer: Value, body: Block, kernel: Kernel) -> Kernel:
+def _doubled(buffer: Value, bodies: list[Block], kernel: Kernel) -> Kernel:
+    """Loops of a chain count their tiles on, so that the index says which of the two it is."""
     ring = Value(replace(buffer.type, slots=2), buffer.name)
 
     def block(b: Block) -> Block:
-        if b is not body:
+        if not any(b is x for x in bodies):
             return replace(b, ops=tuple(replace(o, regions=tuple(map(block, o.regions))) if o.regions else o for o in b.ops))
-        new = Builder()
+        new, env = Builder(), Env()
         for op in b.ops:
             if buffer in op.operands and buffer not in env.map:
                 new.loc = op.loc
@@ -56,6 +58,5 @@ def _doubled(buffer: Value, body: Block, kernel: Kernel) -> Kernel:
             new.add(substitute(op, env))
         return new.block(b.args)
 
-    env = Env()
     roles = tuple(replace(r, body=block(r.body)) for r in kernel.roles)
     return replace(kernel, roles=roles, buffers=tuple(ring if v is buffer else v for v in kernel.buffers))

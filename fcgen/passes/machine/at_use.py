@@ -34,18 +34,19 @@ def _block(block: Block) -> Block:
 
 
 def _is_row(op: Op, made: dict[Value, Op]) -> bool:
-    view = made.get(op.operands[0])
-    frag = op.result.type
-    return isinstance(frag, Frag) and len(frag.shape) == 1 and view is not None and view.kind == "slot" and isinstance(view.operands[1].type, Cursor)
+    view, frag = made.get(op.operands[0]), op.result.type
+    in_ring = view is not None and view.kind == "slot" and isinstance(view.operands[1].type, Cursor)
+    return in_ring and isinstance(frag, Frag) and len(frag.shape) == 1
 
 
 def _sink(read: Op, cursor: Value, ops: list[Op]) -> None:
     views = [o for o in ops if o.kind == "broadcast" and o.operands[0] is read.result]
     values = {read.result, *(o.result for o in views)}
-    users = [n for n, o in enumerate(ops) if o not in views and (set(o.operands) & values or any(free_values(r) & values for r in o.regions))]
+    reads = lambda o: bool(set(o.operands) & values) or any(free_values(r) & values for r in o.regions)
+    users = [n for n, o in enumerate(ops) if o not in views and reads(o)]
     start = ops.index(read)
     release = [o for o in ops[start:] if o.kind in RELEASES and cursor in o.operands]
-    if not users or not release or ops[users[0]].kind not in PURE:
+    if not users or not release or any(ops[n].kind not in PURE for n in users):
         return
     end = users[-1] + 1
     while ops[end].kind in PURE:
@@ -53,14 +54,12 @@ def _sink(read: Op, cursor: Value, ops: list[Op]) -> None:
     between = ops[ops.index(release[0]):end]
     if any(o.regions or o.kind == "mbar_wait" for o in ops[start:end]) or any(cursor in o.operands and o not in release for o in between):
         return
-    few = read.with_attrs(few=True) if all(ops[n].kind in PURE for n in users) else read
-    ops[start] = few
-    _move([few, *views], users[0], ops)
+    ops[start] = read.with_attrs(few=True)
+    _move([ops[start], *views], users[0], ops)
     _move(release, end, ops)
 
 
 def _move(some: list[Op], at: int, ops: list[Op]) -> None:
     """In front of what stands at a place, if they stand before it."""
     some = [o for o in some if ops.index(o) < at]
-    rest = [o for o in ops[:at] if not any(o is s for s in some)]
-    ops[:at] = [*rest, *some]
+    ops[:at] = [*(o for o in ops[:at] if o not in some), *some]

@@ -1,11 +1,11 @@
 """skew: a dot runs one iteration behind the rest of its loop, so that two dots are in flight together.
 
 In: tile IR with its loops split. Out: an equal program. Of a loop with a dot marked `late`, the late ops are these dots, what only they
-read (loads, views, and what is computed from such alone), and what follows from them, stores included; the others are early. Iteration j of
-the new loop runs the early ops of tile j and the late ops of the tile before: first the early dots that do not wait for late results, then
-the late ops, then the rest. What the late ops read from the early ones of their own tile is carried to the next iteration; what they make is
-no longer carried. The first tile's early ops stand before the loops and the last tile's late ops after them, all under one `if` (a loop may
-have no tile at all).
+read (loads, views, and what is computed from such alone), and what follows from them, stores included; the others are early. Iteration j
+of the new loop runs the early ops of tile j and the late ops of the tile before: first the early dots that do not wait for late results,
+then the late ops, then the rest. What the late ops read from the early ones of their own tile is carried to the next iteration; what they
+make is no longer carried. The first tile's early ops stand before the loops and the last tile's late ops after them, all under one `if` (a
+loop may have no tile at all).
 
 With `schedule.tokens`, a group of warps starts a turn with each iteration's first dot.
 
