@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ...ir.core import Block, Builder, Env, Kernel, Value, substitute, walk_kernel
+from ...ir.core import Block, Kernel, Value, walk_kernel
+from ...ir.rewrite import Builder, Env, substitute
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import Buffer

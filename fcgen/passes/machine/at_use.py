@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ...ir.core import Block, Kernel, Op, Value, free_values, map_bodies
+from ...ir.core import Block, Kernel, Op, Value, free_values
+from ...ir.rewrite import map_bodies
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import Cursor, Frag
