@@ -35,6 +35,8 @@ ISSUE = 1.6 / (2 * 16 * 8 * 16) / 4
 SECTOR, CROWD = 32, 0.15
 #: how much more what a loop stores costs where no bulk copy writes it: part of a line by each lane, or an atomic for each number
 SCATTERED = 4
+#: registers left by fragments from which on a loop that stages tiles is worth a copy with its mask: each has addresses of its own
+COPIES = 60
 #: candidates that are lowered
 MOST = 10
 #: registers besides its fragments that a kernel may want, by what makes its dots ("" without any): in all, and more for each load and
@@ -276,7 +278,12 @@ class Chooser:
             self.lowerings += 1
             try:
                 machine = compiler.lower(self.kernel(dict(p.tiles)), schedule, self.target)
-                return self._side_by_side(p, schedule, machine)
+                schedule, usage = self._side_by_side(p, schedule, machine)
+                copied = self.load.live_loops and self.load.staged and "split" not in fields
+                if copied and usage.limit - usage.fragment_regs < COPIES:
+                    fields["split"] = "branch"
+                    continue
+                return schedule, usage
             except FcError as e:
                 named = re.search(r"Schedule\.(\w+)", e.message)
                 if e.code != "compile/schedule" or named is None or named[1] not in _OPTIONAL or named[1] not in fields:

@@ -149,10 +149,10 @@ def test_where_there_is_no_room_for_two_there_is_one(by_columns):
     assert p.machine.meta["smem_bytes"] <= p.target.smem_per_block
 
 
-@pytest.mark.parametrize("turned", [False, True])
-def test_dead_tiles_are_skipped_and_copies_of_the_loop_stage_in_one_place(turned, by_columns):
+@pytest.mark.parametrize(("turned", "split"), [(False, "loops"), (True, "loops"), (False, "branch")])
+def test_dead_tiles_are_skipped_and_copies_of_the_loop_stage_in_one_place(turned, split, by_columns):
     """Causal, in the simulator; barriers are those of one loop, whichever copy runs."""
-    p = by_columns.backward.compile(target="sm_90a", T=fc.f16, D=64, schedule=hopper(64, 128, 2), causal=True, turned=turned)
+    p = by_columns.backward.compile(target="sm_90a", T=fc.f16, D=64, schedule=hopper(64, 128, 2, split=split), causal=True, turned=turned)
     given = by_columns.inputs(np.random.default_rng(3), m=300, n=300, causal=True)
     args = {k: x.astype(np.float16 if k in ("Q", "K", "V", "dO") else np.float32) if k != "scale" else x for k, x in given.items()}
     got, want = p.simulate(**args), by_columns.reference(**{k: np.asarray(x, np.float64) for k, x in args.items()}, causal=True)
@@ -163,9 +163,11 @@ def test_dead_tiles_are_skipped_and_copies_of_the_loop_stage_in_one_place(turned
 
 def test_what_is_chosen_is_what_is_known_to_be_fast(by_columns):
     """The tiles of the fastest that was measured, and a ring for each load: nobody needs to write a schedule."""
-    for d, tiles in ((64, {"BLOCK_M": 128, "BLOCK_N": 128}), (128, {"BLOCK_M": 64, "BLOCK_N": 128})):
-        s = fc.schedule_for(by_columns.backward, "sm_90a", T=fc.f16, D=d, B=4, H=2048 // d, M=4096, N=4096)
-        assert dict(s.tiles) == tiles and s.warps == 8 and s.epilogue == "tma" and s.slots == 2, s
+    for d, m in ((64, 128), (128, 64)):
+        for causal in (False, True):
+            s = fc.schedule_for(by_columns.backward, "sm_90a", T=fc.f16, D=d, B=4, H=2048 // d, M=4096, N=4096, causal=causal)
+            assert dict(s.tiles) == {"BLOCK_M": m, "BLOCK_N": 128} and s.warps == 8 and s.epilogue == "tma" and s.slots == 2, s
+            assert s.split == ("branch" if causal else "loops"), s
 
 
 def test_rows_travel_through_rings_and_where_none_can_be_are_not_held_for_an_iteration(by_columns):
