@@ -36,7 +36,7 @@ from .pipeline import start_copy
 
 #: consumer warpgroups -> registers per thread (producer, consumers); setmaxnreg takes multiples of 8 and moves what the block got at launch
 REGISTERS = {1: (56, 240), 2: (40, 232), 3: (32, 160), 4: (24, 112)}
-#: the same where fragments leave consumers fewer than so many of those
+#: the same where a loop that stages tiles, whose addresses take registers too, has fewer than so many left by its fragments
 TIGHT, FEWEST = {2: (24, 240)}, 28
 
 
@@ -65,7 +65,8 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
     read = _Reader(channels, schedule.tokens, shared_loops(kernel.body)).block(kernel.body)
     roles = []
     regs = REGISTERS[groups]
-    if max((least(o.regions[0]) for o in walk(read) if o.kind == "for"), default=0) > regs[1] - FEWEST:
+    staging = [o.regions[0] for o in walk(read) if o.kind == "for" and any(x.kind == "stage" for x in o.regions[0].ops)]
+    if max(map(least, staging), default=0) > regs[1] - FEWEST:
         regs = TIGHT.get(groups, regs)
     if loads or box:
         filling = remove_dead(thread_cursors(over_grid(kernel, filled, schedule, box, True)))
