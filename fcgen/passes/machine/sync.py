@@ -13,6 +13,7 @@ need them. The pass walks the program once in order with a state of what has hap
   st_shared, stmatrix -> tma_store                   proxy_fence right behind the store, then barrier
   tma_store -> st_shared, stmatrix                   bulk_wait n (read), n = groups of bulk stores since, then barrier
   tma_store -> tma_store of the same tensor          bulk_wait 0, then barrier: bulk stores of one program have no order of their own
+  ld_shared, ldmatrix -> tma_load into the slot      proxy_fence in front of the arrival that frees it: an arrival does not wait for loads
 
 Where a tile is staged in parts, each by warps of its own, a barrier is only that of the part. What two roles share is a channel: its
 barriers were put there by `roles`.
@@ -40,8 +41,9 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
     roles = []
     used = [{v for o in walk(r.body) for v in o.operands if v in offsets} for r in kernel.roles]
     shared = {v for n, vs in enumerate(used) for v in vs if any(v in other for other in used[:n] + used[n + 1:])}
+    freed = _freed(kernel)
     for role in kernel.roles:
-        s = _Sync(offsets, role.warps, definitions(role.body), shared, walk(role.body))
+        s = _Sync(offsets, role.warps, definitions(role.body), shared, walk(role.body), freed)
         ops, state = s.ops(role.body.ops, _State(frozenset(), frozenset(), (), frozenset()))
         if state.bulk:
             ops.append(Op("bulk_wait", attrs={"n": 0, "read": False}, loc=role.body.ops[-1].loc))
@@ -56,7 +58,7 @@ class _State:
     """seen: accesses since the last barrier. lane: those since the last syncwarp or barrier. groups: copies committed and not waited for,
     oldest first. open: copies not yet committed. bulk: what groups of bulk stores may still read, oldest first. sent: (tensor, whether it
     is added to) of bulk stores of this program that may not be complete. flying: what products in flight may still read: a barrier before
-    their `settle` orders nothing."""
+    their `settle` orders nothing. read: rings that plain loads have read from since the last proxy fence."""
 
     seen: frozenset[Access]
     lane: frozenset[Access]
@@ -65,6 +67,7 @@ class _State:
     bulk: tuple[frozenset[Access], ...] = ()
     sent: frozenset[tuple[Value, bool]] = frozenset()
     flying: frozenset[Access] = frozenset()
+    read: frozenset[Value] = frozenset()
 
     def join(self, other: _State) -> _State:
         """Either may be the past. Groups are counted from the newest, which is how `wait_group` counts."""
@@ -74,7 +77,7 @@ class _State:
             return tuple(a | b for a, b in zip(pad(mine), pad(others)))
 
         return _State(self.seen | other.seen, self.lane | other.lane, both(self.groups, other.groups), self.open | other.open,
-                      both(self.bulk, other.bulk), self.sent | other.sent, self.flying | other.flying).trim()
+                      both(self.bulk, other.bulk), self.sent | other.sent, self.flying | other.flying, self.read | other.read).trim()
 
     def trim(self) -> _State:
         """Without empty groups at the old end: nobody waits for those."""
@@ -92,12 +95,14 @@ class _State:
             tuple(frozenset(map(fn, g)) for g in self.bulk),
             self.sent,
             frozenset(map(fn, self.flying)),
+            self.read,
         )
 
 
 class _Sync:
-    def __init__(self, offsets: dict[Value, int], warps: int, defs: dict[Value, Op], shared: set[Value], ops: Iterable[Op]):
-        self.offsets, self.warps, self.defs, self.shared = offsets, warps, defs, shared
+    def __init__(self, offsets: dict[Value, int], warps: int, defs: dict[Value, Op], shared: set[Value], ops: Iterable[Op],
+                 freed: dict[Value, set[Value]]):
+        self.offsets, self.warps, self.defs, self.shared, self.freed = offsets, warps, defs, shared, freed
         self.warped: dict[Value, bool] = {}
         ops = tuple(ops)
         #: staging buffer -> parts, each of warps that write and read rows or columns of their own
@@ -123,6 +128,11 @@ class _Sync:
             elif op.kind == "barrier":  # another pass put it there
                 state = replace(state, seen=frozenset(), lane=frozenset())
                 out.append(op)
+            elif op.kind == "mbar_arrive":
+                if state.read & self.freed.get(op.operands[0], set()):
+                    out.append(Op("proxy_fence", loc=op.loc))
+                    state = replace(state, read=frozenset())
+                out.append(op)
             elif op.kind == "commit_group":
                 state = replace(state, groups=(*state.groups, state.open), open=frozenset()).trim()
                 out.append(op)
@@ -140,7 +150,8 @@ class _Sync:
                     out.append(op)
                     state = replace(state, bulk=(*state.bulk, frozenset(plain)), sent=state.sent | {_target(op)})
                     continue
-                state = replace(state, seen=state.seen | plain, lane=state.lane | plain, open=state.open | copies)
+                read = {self.place(op.operands[0])[0]} if op.kind in READS - {"acquire"} else set()
+                state = replace(state, seen=state.seen | plain, lane=state.lane | plain, open=state.open | copies, read=state.read | read)
                 out.append(op)
                 if any(a.ring in self.parts for a in plain):
                     out.append(Op("proxy_fence", loc=op.loc))
@@ -298,6 +309,20 @@ class _Sync:
     def const(self, v: Value) -> int | None:
         d = self.defs.get(v)
         return d["value"] if d is not None and d.kind == "const" else None
+
+
+def _freed(kernel: Kernel) -> dict[Value, set[Value]]:
+    """Barrier that counts readers -> the rings whose slots bulk copies fill again when it is complete."""
+    out: dict[Value, set[Value]] = {}
+    for role in kernel.roles:
+        defs = definitions(role.body)
+        filled = {(op.operands[-1], op.operands[-2], defs[op.operands[-3]].operands[0] if op.operands[-3] in defs else op.operands[-3])
+                  for op in walk(role.body) if op.kind == "tma_load"}
+        for op in walk(role.body):
+            if op.kind == "mbar_wait":
+                found = {ring for cursor, full, ring in filled if cursor is op.operands[1] and full is not op.operands[0]}
+                out[op.operands[0]] = out.get(op.operands[0], set()) | found
+    return out
 
 
 def _target(op: Op) -> tuple[Value, bool]:
