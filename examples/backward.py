@@ -24,8 +24,8 @@ def backward(Q: "T[B, H, M, D]", K: "T[B, H, N, D]", V: "T[B, H, N, D]", dO: "T[
     seen = lambda rows: cols.index <= rows.index
     for rows in fc.loop(fc.tile(Q.M, "BLOCK_M"), live=seen if causal else None):
         q, do = fc.load(Q[b, h, rows]), fc.load(dO[b, h, rows])
-        s, dp = fc.dot(k, q.T), fc.dot(v, do.T)
-        p = fc.exp2(s * (scale * LOG2E) - fc.load(LSE2[b, h, rows]))
+        s, dp = fc.dot(k, q.T) * (scale * LOG2E), fc.dot(v, do.T)
+        p = fc.exp2(s - fc.load(LSE2[b, h, rows]))
         p = fc.where(seen(rows), p, 0.0) if causal else p
         ds = (p * (dp - fc.load(Delta[b, h, rows]))).to(K.dtype)
         dv <<= dv + fc.dot(p.to(V.dtype), do)

@@ -2,8 +2,9 @@
 
 In: selected machine IR whose products have been settled where their results are needed. Out: the same, where a vector that is read from a
 channel's slot stands in front of the first op that computes with it, and the slot is let go behind the element work that does. Between the
-two nothing is waited for, so the target's compiler reads a few numbers at a time (`few`), and no register holds the row. A slot is never
-let go behind a wait that its own next tile could be in front of.
+two nothing is waited for, so the target's compiler reads a few numbers at a time (`few`), and no register holds the row. Where a tile is
+then stored for a product, the slot is let go behind that one's issue: the fence in front of it, which `sync` puts there, says that the
+reads are over too. A slot is never let go behind a wait that its own next tile could be in front of.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from ...ir.types import Cursor, Frag
 from ..facts.common import ELEMENTWISE
 
 RELEASES = {"mbar_arrive", "advance"}
+STORES = {"st_shared", "stmatrix"}
 #: element work, and what only names a value
 PURE = ELEMENTWISE | {"broadcast", "const", "full", "iota"}
 
@@ -52,12 +54,26 @@ def _sink(read: Op, cursor: Value, ops: list[Op]) -> None:
     end = users[-1] + 1
     while ops[end].kind in PURE:
         end += 1
+    end = max(end, _issued(end, ops))
     between = ops[ops.index(release[0]):end]
     if any(o.regions or o.kind == "mbar_wait" for o in ops[start:end]) or any(cursor in o.operands and o not in release for o in between):
         return
     ops[start] = read.with_attrs(few=True)
     _move([ops[start], *views], users[0], ops)
     _move(release, end, ops)
+
+
+def _issued(start: int, ops: list[Op]) -> int:
+    """Behind the issue of the first product that reads what is stored from here on; 0 where none does, or something is waited for before."""
+    stored: set[Value] = set()
+    for n, op in enumerate(ops[start:], start):
+        if op.regions or op.kind == "mbar_wait":
+            break
+        if op.kind in STORES:
+            stored.add(op.operands[1])
+        if op.kind == "wgmma" and stored & set(op.operands):
+            return next(k for k in range(n, len(ops)) if ops[k].kind == "wgmma_commit") + 1
+    return 0
 
 
 def _move(some: list[Op], at: int, ops: list[Op]) -> None:

@@ -155,6 +155,7 @@ class _Sync:
                 out.append(op)
                 if any(a.ring in self.parts for a in plain):
                     out.append(Op("proxy_fence", loc=op.loc))
+                    state = replace(state, read=frozenset())
         return out, state
 
     def before(self, accesses: list[Access], state: _State, out: list[Op], op: Op) -> _State:
@@ -179,6 +180,7 @@ class _Sync:
         if wait is not None or self.meet(state.seen, accesses, "block"):
             if op.kind == "wgmma_fence" or any(a.write and a.ring in self.products for a in state.seen):
                 out.append(Op("proxy_fence", loc=op.loc))
+                state = replace(state, read=frozenset())
             out.append(Op("barrier", loc=op.loc))
             return replace(state, seen=frozenset(), lane=frozenset())
         if self.meet(state.lane, accesses, "warp"):
