@@ -64,7 +64,7 @@ def _sink(read: Op, cursor: Value, ops: list[Op]) -> None:
 
 
 def _issued(start: int, ops: list[Op]) -> int:
-    """Behind the issue of the first product that reads what is stored from here on; 0 where none does, or something is waited for before."""
+    """Behind the issue of the first product that reads what is stored from here on; 0 where none does, or a tile is waited for before."""
     stored: set[Value] = set()
     for n, op in enumerate(ops[start:], start):
         if op.regions or op.kind == "mbar_wait":

@@ -102,8 +102,8 @@ class _Selector:
         env[op.result] = buffer
 
     def staging(self, t: Buffer, name: str, tensor: Value | None = None) -> Value:
-        """A buffer to stage a tile in. Copies of a loop, which run one after the other, have theirs in common where engines read them: those
-        of one loop may read what the next one begins to store."""
+        """A buffer to stage a tile in. Copies of a loop, which run one after the other, have theirs in common where engines read them:
+        those of one loop may read what the next one begins to store."""
         kind = self.warps, t, name, tensor
         n = self.staged[kind] = self.staged.get(kind, 0) + 1
         buffer = self.copies.get((self.chain, n, kind)) if self.chain is not None and self.schedule.copy == "tma" else None

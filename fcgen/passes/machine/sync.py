@@ -108,7 +108,7 @@ class _Sync:
         #: staging buffer -> parts, each of warps that write and read rows or columns of their own
         self.parts: dict[Value, int] = {o.operands[-1]: o["parts"] for o in ops if o.kind == "tma_store"}
         #: what matrix instructions read: a barrier behind a store there, whatever it is for, is the last one that they need
-        self.products = {v for o in ops if o.kind == "wgmma" for v in o.operands if isinstance(v.type, Buffer)}
+        self.products = {self.place(v)[0] for o in ops if o.kind == "wgmma" for v in o.operands if isinstance(v.type, Buffer)}
         #: what a loop carries -> what it starts as
         self.starts = {a: v for o in ops if o.kind == "for" for a, v in zip(o.regions[0].args[1:], o.operands[2:])}
 
