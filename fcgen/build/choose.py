@@ -24,8 +24,8 @@ from ..ir.registers import at_launch
 from ..ir.schedule import NUMBERS, Schedule
 from ..ir.target import Target
 from ..lang.spec import Spec
-from ..passes.facts.warp_grid import all_grids, divides
-from .workload import Dot, Probe, Tiles, Workload, elements, size
+from ..passes.facts.warp_grid import spread
+from .workload import Dot, Probe, Workload, elements, size
 
 #: clocks: until a load from L2 has come, what an iteration's barriers cost, what a program costs besides its work
 LATENCY, STEP, START = 700, 70, 2500
@@ -113,19 +113,17 @@ class Chooser:
                 for warps in (4, 8, 12) if math == "wgmma" else (1, 2, 4, 8):
                     if not self.load.dots and warps > tall:
                         continue  # warps lie along rows
-                    if not all(self._grid(d, tiles, math, warps) for d in self.narrow):
+                    if not all(self.grid(d, math, warps, tiles) for d in self.narrow):
                         continue
                     for stages in (1, 2, 3, 4) if ringed else (2,):
                         for hold in (True, False) if held and math == "mma" else (True,):
-                            if stages > 1 or (math == "mma" and turns):
+                            if stages > 1 or math == "wgmma" or turns:
                                 yield Plan(tuple(tiles.items()), warps, stages, math, hold)
 
-    @staticmethod
-    def _grid(d: Dot, tiles: Tiles, math: str, warps: int) -> tuple[int, int] | None:
-        """Rows and columns of warps, or warpgroups, that a dot is spread over: those that the passes take. What others go on with has its
-        columns in one warp: else row sums would meet, and operands be stored, in shared memory."""
-        rows, cols = (-(-size(a, tiles) // 16) * 16 for a in (d.rows, d.cols))
-        return next((g for g in all_grids(math, warps)[:None if d.ends else 1] if divides(rows, cols, math, *g)), None)
+    def grid(self, d: Dot, math: str, warps: int, tiles: Mapping[str, int]) -> tuple[int, int] | None:
+        """(rows, columns) of warps, or warpgroups, that a dot's result is spread over, if it divides."""
+        rows, cols = (-(-size(a, tiles) // n) * n for a, n in ((d.rows, 16), (d.cols, 8)))  # as `pad` makes them
+        return spread(math, rows, cols, warps)
 
     def _rows_of_16_bytes(self) -> bool:
         """Can bulk copies read what dots read, if tensors are packed? Sizes that are not known are taken to do."""
@@ -160,9 +158,9 @@ class Chooser:
                 continue
             tensor += n * 2 * m * c * k / (r.wgmma if p.math == "wgmma" else r.mma)
             alu += 0 if p.math == "wgmma" else n * 2 * m * c * k * ISSUE
-            down, across = self._grid(d, tiles, p.math, p.warps) or (1, 1)
-            left = m * k if d.staged[0] and not (d.held and p.hold) else 0
-            shared += n * (across * left + down * k * c) * d.bits / 8
+            down, across = self.grid(d, p.math, p.warps, tiles) or (1, 1)
+            left = m * k * across if (d.staged[0] and not (d.held and p.hold)) or across > 1 else 0
+            shared += n * (left + down * k * c) * d.bits / 8
         bulk = self._bulk_stores(p)
         for move in w.moves:
             n, row = (elements(axes, tiles) * move.bits / 8 for axes in (move.shape, move.shape[-1:]))
@@ -305,7 +303,7 @@ class Chooser:
         out: dict[str, Any] = {"tiles": tuple(sorted(p.tiles)), "warps": p.warps, "stages": p.stages}
         if not p.hold:
             out["hold_a"] = False
-        if p.stages == 1:
+        if p.stages == 1 and p.math == "mma":
             out["ahead"] = True
         if p.math == "wgmma":
             late = {name for d in self.load.dots if d.late and (name := self.load.called(d))}

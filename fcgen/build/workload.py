@@ -54,7 +54,7 @@ class Loop:
 class Dot:
     """rows, cols, inner: its axes. staged: the left and the right operand come from shared memory, and not from registers; held: the left
     one is the same in every iteration. late: it adds to a value that its loop carries, and its left operand is made of another dot of the
-    same iteration. ends: all that becomes of it are stores, element by element."""
+    same iteration."""
 
     op: Op
     rows: Axis
@@ -65,7 +65,6 @@ class Dot:
     staged: tuple[bool, bool]
     held: bool
     late: bool
-    ends: bool
 
 
 @dataclass(frozen=True)
@@ -217,10 +216,7 @@ class Workload:
         chain = self._reaches(left, made)
         carried = bool(loops) and any(v in block.yielded for v in self._forward(op.result))
         return Dot(op, rows, cols, inner, op.operands[0].type.dtype.bits, loops, (left in self._shared, True),
-                   left in self._shared and bool(loops) and left not in made, carried and chain, self._ends(op.result))
-
-    def _ends(self, v: Value) -> bool:
-        return all(u.kind == "store" or (u.kind in POINTWISE | {"transpose"} and self._ends(u.result)) for u in self._uses.get(v, ()))
+                   left in self._shared and bool(loops) and left not in made, carried and chain)
 
     def _reaches(self, v: Value, made: set[Value]) -> bool:
         """Is it made of a dot of this block?"""

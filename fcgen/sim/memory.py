@@ -53,8 +53,8 @@ class Reads:
 
 @dataclass
 class Conflict:
-    """kind: "race", "stale", "unwritten", "proxy" or "unread"; the earlier access's op and agent; where it is; whether only lanes of one warp meet;
-    whether the earlier one is a copy in flight."""
+    """kind: "race", "stale", "unwritten", "proxy" or "unread"; the earlier access's op and agent; where it is; whether only lanes of one
+    warp meet; whether the earlier one is a copy in flight."""
 
     kind: str
     op: Op | None

@@ -4,11 +4,11 @@ In: allocated machine IR without any synchronisation. Out: the same with `barrie
 need them. The pass walks the program once in order with a state of what has happened since the last barrier:
 
   edge                                               carried by
-  st_shared -> read or write by another warp         barrier
+  st_shared, post -> read or write by another warp   barrier
   st_shared -> read or write by the same warp        syncwarp
   read -> write of the same bytes                    barrier, or syncwarp within a warp
   cp_async -> anyone                                 wait_group n, n = groups committed since, then barrier
-  st_shared -> wgmma                                 proxy_fence (wgmma reads through the async proxy), then barrier
+  st_shared, cp_async -> wgmma                       (wait_group,) proxy_fence (wgmma reads through the async proxy), then barrier
   wgmma -> st_shared                                 its settle, then barrier
   st_shared, stmatrix -> tma_store                   proxy_fence right behind the store, then barrier
   tma_store -> st_shared, stmatrix                   bulk_wait n (read), n = groups of bulk stores since, then barrier
@@ -32,7 +32,7 @@ from ...ir.core import Block, Kernel, Op, Value, definitions, walk
 from ...ir.lifetimes import WRITES
 from ...ir.schedule import Schedule
 from ...ir.target import Target
-from ...ir.types import Buffer, Frag
+from ...ir.types import Buffer, Cursor, Frag
 from .accesses import READS, WHOLE, Access, area_of, conflict
 
 
@@ -107,7 +107,7 @@ class _Sync:
         ops = tuple(ops)
         #: staging buffer -> parts, each of warps that write and read rows or columns of their own
         self.parts: dict[Value, int] = {o.operands[-1]: o["parts"] for o in ops if o.kind == "tma_store"}
-        #: what matrix instructions read: a barrier behind a store there, whatever it is for, is the last one that they need
+        #: rings that matrix instructions read: a barrier behind a store there, whatever it is for, is the last one that they need
         self.products = {self.place(v)[0] for o in ops if o.kind == "wgmma" for v in o.operands if isinstance(v.type, Buffer)}
         #: what a loop carries -> what it starts as
         self.starts = {a: v for o in ops if o.kind == "for" for a, v in zip(o.regions[0].args[1:], o.operands[2:])}
@@ -215,6 +215,7 @@ class _Sync:
     def loop(self, op: Op, state: _State, out: list[Op]) -> _State:
         nested = {v for o in walk(op.regions[0]) if o.kind in ("for", "while") for r in o.regions for v in _rings(r)}
         own = _rings(op.regions[0]) - nested
+        nested -= {o.operands[0] for o in walk(op.regions[0]) if o.kind == "slot" and isinstance(o.operands[1].type, Cursor)}  # they go on
 
         def next_iteration(a: Access) -> Access:
             return a.forgotten() if a.ring in nested else a.shifted() if a.ring in own else a
@@ -287,6 +288,9 @@ class _Sync:
         if op.kind == "wgmma":
             read = [v for v in op.operands if isinstance(v.type, Buffer)]
             return [Access(ring, rel, False, WHOLE) for ring, rel in map(self.place, read) if ring not in self.shared]
+        if op.kind in ("post", "fetch"):
+            place = self.place(op.operands[-1])
+            return [] if place[0] in self.shared else [Access(*place, op.kind == "post", WHOLE)]
         if op.kind not in READS | WRITES:
             return []
         write = op.kind in WRITES
