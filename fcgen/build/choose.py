@@ -35,8 +35,12 @@ ISSUE = 1.6 / (2 * 16 * 8 * 16) / 4
 SECTOR, CROWD = 32, 0.15
 #: bytes per clock that leave registers for the second level, row by row, with nothing beside them
 SCATTERED = 4.0
+#: how much more what a loop stores costs where no bulk copy writes it: part of a line by each lane, or an atomic for each number
+STRAY = 4
 #: clocks until warps that share rows of a tile have told each other what they found in theirs
 SHARED_ROWS = 300
+#: registers left by fragments from which on a loop that stages tiles is worth a copy with its mask: each has addresses of its own
+COPIES = 60
 #: candidates that are lowered
 MOST = 10
 #: registers besides its fragments that a kernel may want, by what makes its dots ("" without any): in all, and more for each load and
@@ -170,10 +174,11 @@ class Chooser:
             left = m * k * across if (d.staged[0] and not (d.held and p.hold)) or across > 1 else 0
             readers = m / 64 if p.math == "wgmma" else down  # an instruction of a warpgroup has 64 rows
             shared += n * (left + readers * k * c) * d.bits / 8
+        bulk = p.math == "wgmma" and self._sent(p)
         for move in w.moves:
             n, row = (elements(axes, tiles) * move.bits / 8 for axes in (move.shape, move.shape[-1:]))
             n *= w.trips(move.loops, tiles)
-            l2 += n * max(1.0, SECTOR / row)
+            l2 += n * max(1.0, SECTOR / row) * (STRAY if move.write and move.loops and move.shape and not bulk else 1)
             shared += n if move.shared else 0
         for table, rate in ((w.work, r.lanes), (w.slow, r.slow)):
             alu += sum(w.trips(loops, tiles) * elements(shape, tiles) * n for (shape, loops), n in table.items()) / rate
@@ -217,7 +222,7 @@ class Chooser:
     def _smem(self, p: Plan) -> int:
         tiles = dict(p.tiles)
         rings = sum(elements(m.shape, tiles) * m.bits // 8 * (p.stages if m.loops else 1) for m in self.load.moves if m.shared)
-        return rings
+        return rings + sum(elements(shape, tiles) * bits // 8 for shape, bits in self.load.staged.values()) * (2 if p.math == "wgmma" else 1)
 
     def _stored(self, p: Plan) -> int:
         """Bytes of the largest tile that a program stores."""
@@ -296,7 +301,12 @@ class Chooser:
             self.lowerings += 1
             try:
                 machine = compiler.lower(self.kernel(dict(p.tiles)), schedule, self.target)
-                return self._side_by_side(p, schedule, machine)
+                schedule, usage = self._side_by_side(p, schedule, machine)
+                copied = self.load.live_loops and self.load.staged and "split" not in fields
+                if copied and usage.limit - usage.fragment_regs < COPIES:
+                    fields["split"] = "branch"
+                    continue
+                return schedule, usage
             except FcError as e:
                 named = re.search(r"Schedule\.(\w+)", e.message)
                 if e.code != "compile/schedule" or named is None or named[1] not in _OPTIONAL or named[1] not in fields:

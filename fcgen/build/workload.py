@@ -55,7 +55,8 @@ class Dot:
     """rows, cols, inner: its axes. staged: the left and the right operand come from shared memory, and not from registers; held: the left
     one is the same in every iteration. name: what a schedule calls it. late: it adds to a value that its loop carries, and its left
     operand is made of another dot of the same iteration. carried: nothing else touches the value that it adds to, and both its operands are
-    loaded as they are: it may be in flight from one iteration to the next. computed: its left operand follows from loads of the iteration; chain: from another dot. folded: its rows are reduced."""
+    loaded as they are: it may be in flight from one iteration to the next. computed: its left operand follows from loads of the
+    iteration; chain: from another dot. folded: its rows are reduced."""
 
     op: Op
     rows: Axis
@@ -96,6 +97,7 @@ class Workload:
     work: dict[tuple[Shape, tuple[Loop, ...]], float] = field(default_factory=dict)  # elements -> operations on each, slow ones apart
     slow: dict[tuple[Shape, tuple[Loop, ...]], float] = field(default_factory=dict)
     alive: set[tuple[tuple[tuple[Shape, int], ...], Axis]] = field(default_factory=set)
+    staged: dict[Value, tuple[Shape, int]] = field(default_factory=dict)  # computed tiles that dots read from shared memory: shape, bits
     loops: list[tuple[Loop, ...]] = field(default_factory=list)
     live_loops: bool = False
 
@@ -223,6 +225,9 @@ class Workload:
     def _dot(self, op: Op, block: Block, loops: tuple[Loop, ...]) -> Dot:
         (rows, inner), cols = self.shape(op.operands[0]), self.shape(op.operands[1])[1]
         left = self._source(op.operands[0])
+        for v, turned in ((left, self.shape(left) != (rows, inner)), (self._source(op.operands[1]), True)):
+            if turned and v not in self._shared:
+                self.staged[v] = self.shape(v), v.type.dtype.bits
         made = {r for o in block.ops for r in o.results}
         chain = self._reaches(left, made)
         sums = list(self._forward(op.result))

@@ -17,6 +17,7 @@ def spans(body: Block, buffers: set[Value]) -> dict[Value, tuple[int, int]]:
     paths: dict[Value, list[tuple[Op, ...]]] = {}
     count = 0
     flying: set[Value] = set()
+    ring: dict[Value, Value] = {b: b for b in buffers}  # of a buffer, or of a view of one of its slots
 
     def visit(block: Block, outer: tuple[Op, ...]) -> None:
         nonlocal count
@@ -24,10 +25,11 @@ def spans(body: Block, buffers: set[Value]) -> dict[Value, tuple[int, int]]:
             start[id(op)] = count
             count += 1
             path = (*outer, op)
-            for v in op.operands:
-                if v in buffers:
-                    paths.setdefault(v, []).append(path)
-                    flying.update({v} if op.kind == "wgmma" else ())
+            if op.kind == "slot" and op.operands[0] in buffers:
+                ring[op.result] = op.operands[0]
+            for v in (ring[v] for v in op.operands if v in ring):
+                paths.setdefault(v, []).append(path)
+                flying.update({v} if op.kind == "wgmma" else ())
             if op.kind == "settle":
                 for v in flying:
                     paths[v].append(path)

@@ -145,8 +145,9 @@ def _check_ld_shared(op: Op) -> None:
 
 
 define("ld_shared", "machine", """`ld_shared buffer, row, col`: plain loads from a slot. A 1-d fragment runs along axis `along` of
-       the stored tile.""", _none, effect="read", check=_check_ld_shared, phases="placed synced",
-       transposed=FLAG.maybe, along=whole(0, 1).maybe, traits="reads shared")
+       the stored tile. few: nothing is waited for between it and its readers, so that it need not be in registers all at once.""",
+       _none, effect="read", check=_check_ld_shared, phases="placed synced", transposed=FLAG.maybe, along=whole(0, 1).maybe, few=FLAG.maybe,
+       traits="reads shared")
 
 
 def _check_st_shared(op: Op) -> None:

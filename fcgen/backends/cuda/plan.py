@@ -248,7 +248,7 @@ def _liveness(plan: Plan, block: Block, live_out: set[Value]) -> set[Value]:
         reads = plan.reads(op)
         defs = [r for r in op.results if r in plan.parent]
         _define(plan, defs, live)
-        words = sum(frag_words(v.type) for v in live | set(defs))
+        words = sum(frag_words(v.type) for v in live | set(defs) if v not in plan.maker or not plan.maker[v].get("few"))
         if words > plan.live_regs:
             plan.live_regs, plan.live_at = words, op
         after = live - set(defs)

@@ -24,6 +24,17 @@ ALIGN = 1024  # one period of the widest swizzle: addresses are swizzled by thei
 
 
 def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
+    offsets, total = offsets_of(kernel, target)[1:]
+    if total > target.smem_per_block:
+        parts = ", ".join(f"{b.name} {b.type.bytes}" for b in offsets)
+        raise FcError("compile/budget", f"shared memory: the tiles of {kernel.name} do not fit one block on {target.arch}",
+                      expected=f"at most {target.smem_per_block} bytes", got=f"{total} bytes ({parts})",
+                      hint="make Schedule.tiles smaller or Schedule.stages fewer")
+    return replace(kernel, buffers=tuple(offsets)).with_meta(stage="allocated", smem_offsets=tuple(offsets.values()), smem_bytes=total)
+
+
+def offsets_of(kernel: Kernel, target: Target) -> tuple[int, dict[Value, int], int]:
+    """(how much had to be shared with what bulk stores read: 0 nothing, buffer that is used -> its offset, bytes in all)."""
     live: dict[Value, tuple[int, int]] = {}
     posted = {o.operands[-1] for o in walk_kernel(kernel) if o.kind == "post"}  # on its own, it is ordered by barriers that others need
     for role in kernel.roles:
@@ -33,17 +44,10 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
     kept = [b for b in kernel.buffers if b in live]
     beside = {o.operands[-1] for o in walk_kernel(kernel) if o.kind == "wgmma" and o.get("ones")}
     sent = {op.operands[-1] for op in walk_kernel(kernel) if op.kind == "tma_store"}
-    for apart in (lambda a, b: a in sent or b in sent, lambda a, b: (a in sent) != (b in sent), lambda a, b: False):
-        offsets = _offsets(kept, live, beside, apart)
-        total = _end(offsets)
-        if total <= target.smem_per_block:
-            break
-    if total > target.smem_per_block:
-        parts = ", ".join(f"{b.name} {b.type.bytes}" for b in kept)
-        raise FcError("compile/budget", f"shared memory: the tiles of {kernel.name} do not fit one block on {target.arch}",
-                      expected=f"at most {target.smem_per_block} bytes", got=f"{total} bytes ({parts})",
-                      hint="make Schedule.tiles smaller or Schedule.stages fewer")
-    return replace(kernel, buffers=tuple(kept)).with_meta(stage="allocated", smem_offsets=tuple(offsets[b] for b in kept), smem_bytes=total)
+    rules = (lambda a, b: a in sent or b in sent, lambda a, b: (a in sent) != (b in sent), lambda a, b: False)
+    tries = ((n, _offsets(kept, live, beside, apart)) for n, apart in enumerate(rules))
+    shared, offsets = next(((n, at) for n, at in tries if _end(at) <= target.smem_per_block or n == len(rules) - 1))
+    return shared, {b: offsets[b] for b in kept}, _end(offsets)
 
 
 def _end(offsets: dict[Value, int]) -> int:

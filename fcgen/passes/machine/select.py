@@ -41,6 +41,9 @@ class _Selector:
     ones: dict[Buffer, Value] = field(default_factory=dict)  # how stored -> the buffer
     held: dict[Value, Value] = field(default_factory=dict)  # left operands kept in registers: tile -> fragment
     warps: int = 0  # of the role
+    copies: dict[tuple[Any, ...], Value] = field(default_factory=dict)  # n-th staging buffer of a kind in each loop of a chain -> it
+    chain: Any = None  # of the loop whose body is selected; staged: how many buffers of a kind it has had
+    staged: dict[Any, int] = field(default_factory=dict)
 
     def block(self, block: Block, env: Env, warps: int) -> Block:
         self.warps = warps
@@ -58,7 +61,11 @@ class _Selector:
             for old, new in zip(op.results, results):
                 env[old] = new
                 self.defs[new] = op
+            outer = self.chain, self.staged
+            if op.kind == "for":
+                self.chain, self.staged = op.get("chain"), {}
             b.add(replace(op, results=results, regions=tuple(self.block(r, env, warps) for r in op.regions)))
+            self.chain, self.staged = outer
         self.held = held  # what was fetched in this block does not reach the ops outside it
         return b.block(block.args)
 
@@ -82,8 +89,7 @@ class _Selector:
         frag = op.operands[1]
         s = staging(op, self.warps, self.target)
         check_bulk(op, self.kernel, self.defs, INSTEAD)
-        buffer = Value(s.buffer, f"{op.operands[0].name.lower()}_tile")
-        self.buffers.append(buffer)
+        buffer = self.staging(s.buffer, f"{op.operands[0].name.lower()}_tile", op.operands[0])
         self.put(frag, buffer, b)
         across: dict[str, Any] = {"across": True} if s.across else {}
         b.do("tma_store", op.operands[0], *op.operands[2:], buffer, parts=s.parts, **across,
@@ -91,10 +97,20 @@ class _Selector:
         b.do("bulk_commit")
 
     def on_stage(self, op: Op, b: Builder, env: Env) -> None:
-        buffer = Value(op.result.type, op.result.name)
-        self.buffers.append(buffer)
+        buffer = self.staging(op.result.type, op.result.name)
         self.put(op.operands[0], buffer, b)
         env[op.result] = buffer
+
+    def staging(self, t: Buffer, name: str, tensor: Value | None = None) -> Value:
+        """A buffer to stage a tile in. Copies of a loop, which run one after the other, have theirs in common where engines read them:
+        those of one loop may read what the next one begins to store."""
+        kind = self.warps, t, name, tensor
+        n = self.staged[kind] = self.staged.get(kind, 0) + 1
+        buffer = self.copies.get((self.chain, n, kind)) if self.chain is not None and self.schedule.copy == "tma" else None
+        if buffer is None:
+            buffer = self.copies[self.chain, n, kind] = Value(t, name)
+            self.buffers.append(buffer)
+        return buffer
 
     def put(self, frag: Value, buffer: Value, b: Builder) -> None:
         layout, zero = frag.type.layout, _int(0, b)

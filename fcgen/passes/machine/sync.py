@@ -24,7 +24,7 @@ between iterations is found like any other. Buffers that share bytes meet by the
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from ...errors import FcError
@@ -155,6 +155,7 @@ class _Sync:
                 out.append(op)
                 if any(a.ring in self.parts for a in plain):
                     out.append(Op("proxy_fence", loc=op.loc))
+                    state = replace(state, read=frozenset())
         return out, state
 
     def before(self, accesses: list[Access], state: _State, out: list[Op], op: Op) -> _State:
@@ -179,6 +180,7 @@ class _Sync:
         if wait is not None or self.meet(state.seen, accesses, "block"):
             if op.kind == "wgmma_fence" or any(a.write and a.ring in self.products for a in state.seen):
                 out.append(Op("proxy_fence", loc=op.loc))
+                state = replace(state, read=frozenset())
             out.append(Op("barrier", loc=op.loc))
             return replace(state, seen=frozenset(), lane=frozenset())
         if self.meet(state.lane, accesses, "warp"):
@@ -221,18 +223,15 @@ class _Sync:
         if not any(o.kind in WRITES or o.kind == "acquire" for o in walk(op.regions[0])):
             accesses = [a for o in walk(op.regions[0]) for a in self.accesses(o)]
             state = self.before(accesses, state, out, op)
-        entry = state
-        for _ in range(8):
-            body, after = self.ops(op.regions[0].ops, entry)
-            back = after.map(next_iteration)
-            if op.kind == "while":  # the next tile of the grid: programs write to places of their own
-                back = replace(back, sent=frozenset())
-            joined = state.join(back)
-            if joined == entry:
-                break
-            entry = joined
-        else:
-            raise AssertionError("the state of a loop did not settle")
+        body, back = self.settled(op, state, next_iteration)
+        if state.seen and _barriers(body):  # one in front of the loop may spare one in every iteration
+            cleared = replace(state, seen=frozenset(), lane=frozenset())
+            fewer = self.settled(op, cleared, next_iteration)
+            if _barriers(fewer[0]) < _barriers(body):
+                if any(a.write and a.ring in self.products for a in state.seen):
+                    out.append(Op("proxy_fence", loc=op.loc))
+                out.append(Op("barrier", loc=op.loc))
+                state, (body, back) = cleared, fewer
         if _common_barrier(body):
             if op.kind == "for" and any(self._per_warp(v) for v in op.operands[:2]):
                 raise FcError("compile/unsupported", "warpgroups walk this loop each over its own tiles, and it needs a barrier of all",
@@ -242,6 +241,20 @@ class _Sync:
                               hint="Schedule(tokens=False), or what goes through shared memory stays in registers")
         out.append(replace(op, regions=(Block(op.regions[0].args, tuple(body)),)))
         return state.join(back)
+
+    def settled(self, op: Op, state: _State, next_iteration: Callable[[Access], Access]) -> tuple[list[Op], _State]:
+        """The body for any iteration, where `state` is in front of the first, and the state behind one as the next sees it."""
+        entry = state
+        for _ in range(8):
+            body, after = self.ops(op.regions[0].ops, entry)
+            back = after.map(next_iteration)
+            if op.kind == "while":  # the next tile of the grid: programs write to places of their own
+                back = replace(back, sent=frozenset())
+            joined = state.join(back)
+            if joined == entry:
+                return body, back
+            entry = joined
+        raise AssertionError("the state of a loop did not settle")
 
     def branch(self, op: Op, state: _State, out: list[Op]) -> _State:
         accesses = [a for r in op.regions for o in walk(r) for a in self.accesses(o)]
@@ -325,6 +338,11 @@ def _target(op: Op) -> tuple[Value, bool]:
 def _common_barrier(ops: Iterable[Op]) -> bool:
     """Whether all warps of the role meet in there."""
     return any((o.kind == "barrier" and o.get("parts", 1) == 1) or any(_common_barrier(r.ops) for r in o.regions) for o in ops)
+
+
+def _barriers(ops: Iterable[Op]) -> int:
+    """How many barriers of the whole role an iteration has, in its own ops."""
+    return sum(o.kind == "barrier" and o.get("parts", 1) == 1 for o in ops)
 
 
 def _rings(block: Block) -> set[Value]:

@@ -20,7 +20,7 @@ from ...errors import FcError, Loc
 from ...ir.alignment import promised
 from ...ir.core import Block, Kernel, Op, Role, Value, definitions, walk
 from ...ir.ops import has_effect
-from ...ir.registers import at_launch
+from ...ir.registers import at_launch, least
 from ...ir.rewrite import Builder, Env, copy_block, copy_op, remove_dead, substitute
 from ...ir.schedule import Schedule
 from ...ir.target import Target
@@ -34,6 +34,8 @@ from .grid import over_grid
 
 #: consumer warpgroups -> registers per thread (producer, consumers); setmaxnreg takes multiples of 8 and moves what the block got at launch
 REGISTERS = {1: (56, 240), 2: (40, 232), 3: (32, 160), 4: (24, 112)}
+#: the same where a loop that stages tiles, whose addresses take registers too, has fewer than so many left by its fragments
+TIGHT, FEWEST = {2: (24, 240)}, 28
 
 
 def _registers(groups: int, schedule: Schedule, target: Target) -> tuple[int, int]:
@@ -69,6 +71,9 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
     read = _Reader(channels, schedule.tokens, shared_loops(body)).block(body)
     roles = []
     regs = _registers(groups, schedule, target)
+    staging = [o.regions[0] for o in walk(read) if o.kind == "for" and any(x.kind == "stage" for x in o.regions[0].ops)]
+    if regs == REGISTERS[groups] and max(map(least, staging), default=0) > regs[1] - FEWEST:
+        regs = TIGHT.get(groups, regs)
     if loads or box:
         filling = remove_dead(thread_cursors(over_grid(kernel, filled, schedule, box, True)))
         on_tiles = next((o for o in walk(filling) for v in o.operands if isinstance(v.type, Frag)), None)

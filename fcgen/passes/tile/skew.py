@@ -1,10 +1,11 @@
 """skew: a dot runs one iteration behind the rest of its loop, so that two dots are in flight together.
 
-In: tile IR with its loops split. Out: an equal program. Of a loop with a dot marked `late`, the late ops are these dots and what only they
-read: loads, views, and what is computed from such alone; the others are early. Iteration j of the new loop runs the early ops of tile j and
-the late ops of the tile before: first the early dots that do not wait for late results, then the late ops, then the rest. What the late ops
-read from the early ones of their own tile is carried to the next iteration; what they make is no longer carried. The first tile's early ops
-stand before the loops and the last tile's late ops after them, all under one `if` (a loop may have no tile at all).
+In: tile IR with its loops split. Out: an equal program. Of a loop with a dot marked `late`, the late ops are these dots, what only they
+read (loads, views, and what is computed from such alone), and what follows from them, stores included; the others are early. Iteration j
+of the new loop runs the early ops of tile j and the late ops of the tile before: first the early dots that do not wait for late results,
+then the late ops, then the rest. What the late ops read from the early ones of their own tile is carried to the next iteration; what they
+make is no longer carried. The first tile's early ops stand before the loops and the last tile's late ops after them, all under one `if` (a
+loop may have no tile at all).
 
 With `schedule.tokens`, a group of warps starts a turn with each iteration's first dot.
 
@@ -20,7 +21,7 @@ from dataclasses import dataclass, replace
 
 from ...errors import FcError
 from ...ir.access import guards
-from ...ir.core import Block, Kernel, Op, Value, definitions, free_values, uses, walk_kernel
+from ...ir.core import Block, Kernel, Op, Value, definitions, free_values, uses, walk, walk_kernel
 from ...ir.ops import has_effect
 from ...ir.rewrite import Builder, Env, copy_op, map_bodies, remove_dead, substitute_block
 from ...ir.schedule import Schedule
@@ -115,9 +116,13 @@ class _Parts:
             view = op.kind in VIEWS or (computed and not any(v in waits or isinstance(v.type, Scalar) for v in op.results))
             if view and us and all(id(u) in chosen for u in us):
                 chosen.add(id(op))
+        made = {r for o in ops if id(o) in chosen for r in o.results}
+        for op in ops:  # what follows from late results, and stores of it
+            if id(op) not in chosen and any(v in made for v in op.operands) and _follows(op, body):
+                chosen.add(id(op))
+                made.update(op.results)
         self.late = [o for o in ops if id(o) in chosen]
         self.early = [o for o in ops if id(o) not in chosen]
-        made = {r for o in self.late for r in o.results}
         #: carried values whose next value a late op makes
         self.finished = [n for n, y in enumerate(body.yielded) if y in made]
         read = {v for o in self.late for v in o.operands}
@@ -147,6 +152,13 @@ class _Parts:
                 waits.add(id(o))
         need = {id(o) for d in self.early if d.kind == "dot" and id(d) not in waits for o in [d, *_slice(list(d.operands), made)]}
         return [o for o in self.early if id(o) in need]
+
+
+def _follows(op: Op, body: Block) -> bool:
+    """Whether an op that reads a late result may run late itself: not a dot, nor one that others of the loop must come before or after."""
+    if op.kind == "store":
+        return not any(o is not op and op.operands[0] in o.operands for o in walk(body))
+    return op.kind != "dot" and not op.regions and not has_effect(op)
 
 
 def _slice(values: list[Value], made: dict[Value, Op]) -> list[Op]:
@@ -240,7 +252,7 @@ class _Skew:
         for op in parts.index_ops:
             b.add(copy_op(op, env))
         for k, op in enumerate(parts.late):
-            if op.kind == "load":
+            if op.kind in ("load", "store"):
                 op = op.with_attrs(guard=guards([p.late[k] for p in self.parts]))
             b.add(copy_op(op, env))
         return env

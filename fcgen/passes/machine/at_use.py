@@ -1,0 +1,82 @@
+"""at_use: rows that lie in a ring are read from it where element work uses them, and held no longer.
+
+In: selected machine IR whose products have been settled where their results are needed. Out: the same, where a vector that is read from a
+channel's slot stands in front of the first op that computes with it, and the slot is let go behind the element work that does. Between the
+two nothing is waited for, so the target's compiler reads a few numbers at a time (`few`), and no register holds the row. Where a tile is
+then stored for a product, the slot is let go behind that one's issue: the fence in front of it, which `sync` puts there, says that the
+reads are over too. A slot is never let go behind a wait that its own next tile could be in front of.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ...ir.core import Block, Kernel, Op, Value, free_values
+from ...ir.rewrite import map_bodies
+from ...ir.schedule import Schedule
+from ...ir.target import Target
+from ...ir.types import Cursor, Frag
+from ..facts.common import ELEMENTWISE
+
+RELEASES = {"mbar_arrive", "advance"}
+STORES = {"st_shared", "stmatrix"}
+#: element work, and what only names a value
+PURE = ELEMENTWISE | {"broadcast", "const", "full", "iota"}
+
+
+def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
+    return map_bodies(kernel, _block)
+
+
+def _block(block: Block) -> Block:
+    ops = [replace(o, regions=tuple(map(_block, o.regions))) if o.regions else o for o in block.ops]
+    made = {r: o for o in ops for r in o.results}
+    for read in [o for o in ops if o.kind == "ld_shared" and _is_row(o, made)]:
+        _sink(read, made[read.operands[0]].operands[1], ops)
+    return Block(block.args, tuple(ops))
+
+
+def _is_row(op: Op, made: dict[Value, Op]) -> bool:
+    view, frag = made.get(op.operands[0]), op.result.type
+    in_ring = view is not None and view.kind == "slot" and isinstance(view.operands[1].type, Cursor)
+    return in_ring and isinstance(frag, Frag) and len(frag.shape) == 1
+
+
+def _sink(read: Op, cursor: Value, ops: list[Op]) -> None:
+    views = [o for o in ops if o.kind == "broadcast" and o.operands[0] is read.result]
+    values = {read.result, *(o.result for o in views)}
+    reads = lambda o: bool(set(o.operands) & values) or any(free_values(r) & values for r in o.regions)
+    users = [n for n, o in enumerate(ops) if o not in views and reads(o)]
+    start = ops.index(read)
+    release = [o for o in ops[start:] if o.kind in RELEASES and cursor in o.operands]
+    if not users or not release or any(ops[n].kind not in PURE for n in users):
+        return
+    end = users[-1] + 1
+    while ops[end].kind in PURE:
+        end += 1
+    end = max(end, _issued(end, ops))
+    between = ops[ops.index(release[0]):end]
+    if any(o.regions or o.kind == "mbar_wait" for o in ops[start:end]) or any(cursor in o.operands and o not in release for o in between):
+        return
+    ops[start] = read.with_attrs(few=True)
+    _move([ops[start], *views], users[0], ops)
+    _move(release, end, ops)
+
+
+def _issued(start: int, ops: list[Op]) -> int:
+    """Behind the issue of the first product that reads what is stored from here on; 0 where none does, or a tile is waited for before."""
+    stored: set[Value] = set()
+    for n, op in enumerate(ops[start:], start):
+        if op.regions or op.kind == "mbar_wait":
+            break
+        if op.kind in STORES:
+            stored.add(op.operands[1])
+        if op.kind == "wgmma" and stored & set(op.operands):
+            return next(k for k in range(n, len(ops)) if ops[k].kind == "wgmma_commit") + 1
+    return 0
+
+
+def _move(some: list[Op], at: int, ops: list[Op]) -> None:
+    """In front of what stands at a place, if they stand before it."""
+    some = [o for o in some if ops.index(o) < at]
+    ops[:at] = [*(o for o in ops[:at] if o not in some), *some]
