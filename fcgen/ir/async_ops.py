@@ -223,7 +223,7 @@ define(
     groups=whole(0, 7),
 )
 define("proxy_fence", "machine", "What this thread wrote to shared memory is seen by TMA and wgmma (fence.proxy.async).", _no_operands,
-       effect="write", phases="selected synced")
+       effect="write", phases="pipelined synced")
 define(
     "token_take",
     "machine",

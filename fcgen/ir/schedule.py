@@ -30,7 +30,8 @@ NUMBERS: dict[str, tuple[str, str, Container[int]]] = {
     "stages": ("counts ring slots", "1 to 8", range(1, 9)),
     "min_blocks": ("counts blocks per multiprocessor", "1 to 32", range(1, 33)),
     "l2": ("counts MiB of the L2 cache", "0 to 1024", range(1025)),
-    "cluster": ("counts the blocks of a cluster along an axis", "1, 2, 4 or 8", (1, 2, 4, 8))}
+    "cluster": ("counts the blocks of a cluster along an axis", "1, 2, 4 or 8", (1, 2, 4, 8)),
+    "makers": ("counts the warps of a role that makes operands", "0 or 4", (0, 4))}
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,8 @@ class Schedule:
     cluster: grid axis -> how many blocks that are neighbours along it (2, 4 or 8) form a cluster: tiles that are the same for all of them
     are copied once, a part by each block, into the shared memory of all. Axes have the spec's names, `rows` or `rows_tile`. pdl:
     programmatic dependent launch: a launch begins while the one in front of it on the stream still runs, and waits for its end before it
-    touches a tensor.
+    touches a tensor. makers: with copy "tma", so many more warps are a role of their own, which makes the operands of dots that loops compute from
+    loads alone (scaled, rotated, normed, converted): it reads what bulk copies brought and fills a ring of ready operands, ahead of the dots.
     """
 
     tiles: Any = ()
@@ -104,6 +106,7 @@ class Schedule:
     cluster: Any = ()
     pdl: bool = False
     grid: Any = ()
+    makers: int = 0
 
     def __new__(cls, *args: Any, **given: Any) -> Schedule:
         known = [f.name for f in fields(cls)]

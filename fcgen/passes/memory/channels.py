@@ -34,9 +34,11 @@ class Channel:
         return {word: self.blocks} if self.blocks > 1 else {}
 
 
-def find_channels(loads: list[Op], body: Block, schedule: Schedule, shared: Mapping[int, int]) -> dict[int, Channel]:
+def find_channels(loads: list[Op], body: Block, schedule: Schedule, shared: Mapping[int, int],
+                  readers: Mapping[int, int]) -> dict[int, Channel]:
     """The channel of each load. Copies of one load of the spec (in front of a loop, in its copies, after it) share one, since their tiles
-    follow each other; they do not where two of them are held at a time. shared: how many blocks share the copies of a load, by its id."""
+    follow each other; they do not where two of them are held at a time. shared: how many blocks share the copies of a load, by its id;
+    readers: how many warps read it."""
     inside = {id(o) for f in walk(body) if f.kind == "for" for o in walk(f.regions[0])}
     groups: dict[Any, list[Op]] = {}
     for o in loads:
@@ -48,7 +50,7 @@ def find_channels(loads: list[Op], body: Block, schedule: Schedule, shared: Mapp
         slots = ops[0].get("stages", schedule.slots if any(id(o) in inside for o in ops) else 1)
         blocks = min(shared.get(id(o), 1) for o in ops)
         channel = Channel(Value(replace(ops[0].result.type, slots=slots), name), Value(Mbarrier(1, slots), f"{name}_full"),
-                          Value(Mbarrier(schedule.warps * blocks, slots), f"{name}_empty"), any(id(o) in inside for o in ops), blocks)
+                          Value(Mbarrier(readers[id(ops[0])] * blocks, slots), f"{name}_empty"), any(id(o) in inside for o in ops), blocks)
         out.update({id(o): channel for o in ops})
     return out
 
@@ -57,7 +59,7 @@ def mailbox(kernel: Kernel, schedule: Schedule) -> Channel:
     """The channel through which `main` learns its next tile: whether there is one, and the program's index on each axis."""
     slots, numbers = 2, 1 + len(kernel.grid)
     return Channel(Value(Buffer(i32, (numbers,), SmemLayout(numbers), slots), "next"), Value(Mbarrier(1, slots), "next_full"),
-                   Value(Mbarrier(schedule.warps, slots), "next_empty"))
+                   Value(Mbarrier(schedule.warps + schedule.makers, slots), "next_empty"))
 
 
 def _held_together(others: list[Op], load: Op, body: Block) -> bool:

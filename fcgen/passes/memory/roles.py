@@ -1,6 +1,6 @@
 """roles: copies into shared memory become a role of their own, which runs ahead of the one that computes.
 
-In: placed machine IR with one role, for targets with bulk tensor copies and `copy="tma"`. Out: two roles. Every load into shared memory
+In: placed machine IR with one role, for targets with bulk tensor copies and `copy="tma"`. Out: two roles, or three with `makers`. Every load into shared memory
 becomes a *channel*: a ring of slots with `full` and `empty` barriers, filled by the role `load` and read by the role `main`. Tiles whose
 rows a vector lists are copied by `main` where they are read, through registers. `load` keeps the control flow and the scalars that its
 copies follow from; `main` keeps everything else. A tile is waited for in front of its first reader and released after its last one.
@@ -45,10 +45,13 @@ from ..facts.stores import check_bulk
 from .channels import Channel, find_channels, mailbox, readers, tile_bytes
 from .cursors import thread_cursors
 from .grid import over_grid
+from .makers import chains, made_channels, rings_made, sides, warps_reading
 from .pipeline import start_copy
 
-#: consumer warpgroups -> registers per thread (producer, consumers); setmaxnreg takes multiples of 8 and moves what the block got at launch
-REGISTERS = {1: (56, 240), 2: (40, 232), 3: (32, 160), 4: (24, 112)}
+#: consumer warpgroups, and those of makers -> registers per thread (load, make, main); setmaxnreg takes multiples of 8 and moves what the
+#: block got at launch, which is 65536 over its threads
+REGISTERS = {(1, 0): (56, 240), (2, 0): (40, 232), (3, 0): (32, 160), (4, 0): (24, 112),
+             (1, 1): (40, 168, 240), (2, 1): (24, 72, 208), (3, 1): (24, 72, 128)}
 
 
 def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
@@ -66,16 +69,21 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
                           expected="dots of wgmma or mma, on tiles of 16 or 8 bits, rows of 32 bytes or a multiple", got=op.result.type,
                           hint='copy="cp_async" with math="mma", or another `math` for the dots that read it')
         check_bulk(op, kernel, defs, 'copy="cp_async" with math="mma"')
-    channels = find_channels(loads, kernel.body, schedule, shared_loads(kernel))
+    made = rings_made(kernel.body, schedule)
+    makes, reads = sides(kernel.body, made) if made else (None, kernel.body)
+    warps = warps_reading(loads, {"make": (makes, schedule.makers), "main": (reads, schedule.warps)})
+    loads = [o for o in loads if warps[id(o)]]
+    channels = find_channels(loads, kernel.body, schedule, shared_loads(kernel), warps)
+    outputs = made_channels(made, schedule)
     if not loads and schedule.persistent == "none" and not any(op.get("math") == "wgmma" for op in walk(kernel.body)):
         raise without_effect("copy", "no tile is loaded into shared memory", got="tma")
     if schedule.slots > 2 and not any(c.ring.type.slots == schedule.slots for c in channels.values()):
         raise without_effect("stages", "no loop loads tiles into shared memory", got=schedule.slots)
     box = mailbox(kernel, schedule) if schedule.persistent != "none" else None
     filled = _Filler(channels, schedule.hints).block(kernel.body)
-    read = _Reader(channels, schedule.tokens, shared_loops(kernel.body)).block(kernel.body)
+    every = {**channels, **outputs}
     roles = []
-    regs = REGISTERS[groups]
+    regs = REGISTERS[groups, schedule.makers // 4 if makes else 0]
     if loads or box:
         filling = remove_dead(thread_cursors(over_grid(kernel, filled, schedule, box, True)))
         on_tiles = next((o for o in walk(filling) for v in o.operands if isinstance(v.type, Frag)), None)
@@ -84,15 +92,18 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
                           "one thread", loc=on_tiles.loc, expected="numbers of the grid, of loops and of single loads", got=on_tiles.kind,
                           hint='copy="cp_async" with math="mma"')
         roles.append(Role("load", 4, filling, regs[0]))
+    if makes is not None:  # it works on the tiles of all rows, and waits for no turn
+        body = _Reader(every, False, chains(makes), set(outputs.values())).block(makes)
+        roles.append(Role("make", schedule.makers, remove_dead(thread_cursors(over_grid(kernel, body, replace(schedule, tokens=False), box,
+                                                                                       False))), regs[1]))
+    read = _Reader(every, schedule.tokens, shared_loops(reads), set()).block(reads)
     main = thread_cursors(over_grid(kernel, read, schedule, box, False))
     if kernel.cluster > 1:  # no block may end while others copy into it or arrive on its barriers
         main = replace(main, ops=(*main.ops, Op("cluster_sync")))
-    roles.append(Role("main", schedule.warps, main, regs[1] if roles else 0))
-    every = dict.fromkeys([*channels.values(), *([box] if box else [])])
-    buffers = [b for c in every for b in (c.ring, c.full, c.empty)]
-    return replace(kernel, roles=tuple(roles), buffers=(*kernel.buffers, *buffers)).with_meta(
-        stage="pipelined", persistent=schedule.persistent
-    )
+    roles.append(Role("main", schedule.warps, main, regs[-1] if roles else 0))
+    rings = dict.fromkeys([*every.values(), *([box] if box else [])])
+    buffers = [*(v for v in kernel.buffers if v not in made.values()), *(b for c in rings for b in (c.ring, c.full, c.empty))]
+    return replace(kernel, roles=tuple(roles), buffers=tuple(buffers)).with_meta(stage="pipelined", persistent=schedule.persistent)
 
 
 def _listed_in_place(kernel: Kernel, schedule: Schedule) -> Kernel:
@@ -152,10 +163,11 @@ class _Filler:
 
 
 class _Reader:
-    """The role that computes: a load is a view of the channel's slot, waited for and released around its readers."""
+    """A role that works on tiles: a load is a view of the channel's slot, waited for and released around its readers. fills: channels
+    whose slots it stores to; it waits until they are empty, and arrives when they are full."""
 
-    def __init__(self, channels: dict[int, Channel], turns: bool, shared: set[int]):
-        self.channels, self.turns, self.shared = channels, turns, shared
+    def __init__(self, channels: dict[int, Channel], turns: bool, shared: set[int], fills: set[Channel]):
+        self.channels, self.turns, self.shared, self.fills = channels, turns, shared, fills
         self.inner: dict[int, list[tuple[Value, Channel]]] = {}  # branch -> the tiles that are let go inside it
 
     def block(self, block: Block) -> Block:
@@ -165,10 +177,13 @@ class _Reader:
         block, channels = marked
         return self._walk(block, channels)
 
-    @staticmethod
-    def release(channels: list[Channel], b: Builder) -> None:
+    def release(self, channels: list[Channel], b: Builder) -> None:
         for c in channels:
-            b.do("mbar_arrive", c.empty, c.cursor, **c.among("cluster"))
+            if c in self.fills:
+                b.do("proxy_fence")  # by those who stored; what reads it comes through the async proxy
+                b.do("mbar_arrive", c.full, c.cursor)
+            else:
+                b.do("mbar_arrive", c.empty, c.cursor, **c.among("cluster"))
             b.do("advance", c.cursor)
 
     def drains(self, block: Block, channels: dict[int, Channel]) -> tuple[dict[int, list[Op]], dict[int, list[Op]]]:
@@ -229,7 +244,7 @@ class _Reader:
             b.loc = op.loc
             b.ops += [substitute(o, env) for o in before.get(n, ())]
             for c in first.get(n, ()):
-                b.do("mbar_wait", c.full, c.cursor, lag=0)
+                b.do("mbar_wait", *((c.empty, c.cursor) if c in self.fills else (c.full, c.cursor)), lag=int(c in self.fills))
             if op.kind == "narrow":
                 env[op.result] = env[op.operands[op["chain"] not in self.shared]]
             elif id(op) in channels:

@@ -1,0 +1,263 @@
+"""makers: operands that loops compute from loads alone are made by a role of their own; with `Schedule.makers`, part of `prologues`.
+
+In: placed machine IR. Out: the same, where in each loop the work that leads from loads to staged operands of products, if it follows from
+nothing else, is spread over the warps of the role to be, and ends in stores into a slot of a ring; the products read that slot. Copies of
+such work outside of loops, for a first or last tile, fill the same ring. `roles` then gives each side its own copy of the program
+(`sides`): who stores into the rings, and who reads them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any
+
+from ...errors import FcError
+from ...ir.access import Access
+from ...ir.core import Block, Builder, Env, Kernel, Op, Value, definitions, remove_dead, substitute, walk
+from ...ir.layout import RegLayout, rowwise
+from ...ir.ops import has_effect
+from ...ir.schedule import Schedule
+from ...ir.types import Frag, Mbarrier
+from .channels import Channel
+from .prefetch import PLACES
+
+#: what may stand between a load and an operand
+WORK = PLACES | {"load", "gather", "unstage", "reduce", "combine", "stage"}
+#: scalars that each role finds by itself
+KNOWN = PLACES | {"size", "narrow", "row_part", "load", "gather", "combine", "reduce"}
+SLOTS = 2
+
+
+def apart(kernel: Kernel, schedule: Schedule) -> Kernel | None:
+    """The kernel with the work of its makers, or None where there is none."""
+    m = _Makers(kernel, schedule)
+    m.loops(kernel.body)
+    if not m.rings:
+        return None
+    body = remove_dead(m.block(kernel.body, ()))
+    return replace(kernel.with_body(body), buffers=(*kernel.buffers, *m.rings.values()))
+
+
+class _Makers:
+    """rings: what a staged operand is made of, wherever it is -> its ring."""
+
+    def __init__(self, kernel: Kernel, schedule: Schedule):
+        self.schedule, self.defs = schedule, definitions(kernel.body)
+        self.written = {o.operands[0] for o in walk(kernel.body) if o.kind == "store"}
+        self.indices = {o.regions[0].args[0] for o in walk(kernel.body) if o.kind == "for"} | set(kernel.body.args)
+        self.params = set(kernel.params)
+        self.rings: dict[Any, Value] = {}
+
+    def loops(self, block: Block) -> None:
+        for op in block.ops:
+            for r in op.regions:
+                self.loops(r)
+                if op.kind == "for" and not op.get("unroll"):
+                    for group in self.groups(r, r.args[1:]):
+                        for key, stage in group.stages:
+                            self.rings.setdefault(key, Value(replace(stage.result.type, slots=SLOTS), stage.result.name))
+
+    def block(self, block: Block, carried: tuple[Value, ...]) -> Block:
+        groups = [g for g in self.groups(block, carried) if all(key in self.rings for key, _ in g.stages)]
+        at = {g.stages[0][1]: g for g in groups}
+        gone = {id(stage) for g in groups for _, stage in g.stages}
+        b, env, done = Builder(), Env(), set()
+        for n, op in enumerate(block.ops):
+            if op in at:
+                b.loc = op.loc
+                for k in at[op].early(block, n):  # what its work follows from stands in front
+                    if id(k) not in done:
+                        b.add(k)
+                        done.add(id(k))
+                at[op].emit(self.rings, b, env)
+            if id(op) in gone or id(op) in done:
+                continue
+            regions = tuple(self.block(r, r.args[1:] if op.kind == "for" else ()) for r in op.regions)
+            b.add(substitute(replace(op, regions=regions), env))
+        return b.block(block.args)
+
+    def groups(self, block: Block, carried: tuple[Value, ...]) -> list[_Group]:
+        """Of staged operands that share work."""
+        made = {r: o for o in block.ops for r in o.results}
+        out: list[_Group] = []
+        counts: dict[Any, int] = {}
+        for stage in (o for o in block.ops if o.kind == "stage" and _read_by_products(o.result, block)):
+            ops = self.slice(stage, made, carried)
+            spread = ops and _spread([o for o in block.ops if id(o) in ops], self.schedule)
+            if not ops or not spread or not any(o.kind in ("load", "gather") for o in ops.values()):
+                continue
+            sites = tuple(sorted(str(o.get("site") or o.operands[0].name) for o in ops.values() if o.kind in ("load", "gather")))
+            key = (sites, str(stage.result.type))
+            counts[key] = counts.get(key, -1) + 1
+            tiles = {n for n, o in ops.items() if isinstance(o.result.type, Frag)}
+            group = _Group([((key, counts[key]), stage)], ops, spread)
+            for other in [g for g in out if any(n in tiles for n in g.ops)]:
+                out.remove(other)
+                group = _Group([*other.stages, *group.stages], {**other.ops, **ops}, {**other.spread, **spread})
+            out.append(group)
+        return out
+
+    def slice(self, stage: Op, made: dict[Value, Op], carried: tuple[Value, ...]) -> dict[int, Op] | None:
+        """The ops of its block that a staged tile follows from, if no other role is needed for them."""
+        need: dict[int, Op] = {}
+        todo = list(stage.operands)
+        while todo:
+            v = todo.pop()
+            op = made.get(v)
+            if op is None:
+                if v in carried or not self.known(v):
+                    return None
+                continue
+            if id(op) in need:
+                continue
+            reads = op.kind in ("load", "gather")
+            if op.kind not in WORK or op.regions or (reads and (op.operands[0] in self.written or (op.kind == "load" and _listed(op)))):
+                return None
+            need[id(op)] = op
+            todo += op.operands
+        return need
+
+    def known(self, v: Value) -> bool:
+        """Whether any role can make a value of another block: from the grid, indices of loops, sizes and what is loaded."""
+        if v in self.indices or v in self.params:
+            return True
+        op = self.defs.get(v)
+        return op is not None and op.kind in KNOWN and not op.regions and all(map(self.known, op.operands))
+
+
+class _Group:
+    """stages: (what it is made of, the op), in order. ops: the work of its block, by id. spread: layouts -> those over the makers' warps."""
+
+    def __init__(self, stages: list[tuple[Any, Op]], ops: dict[int, Op], spread: dict[Any, Any]):
+        self.stages, self.ops, self.spread = stages, ops, spread
+
+    def early(self, block: Block, n: int) -> list[Op]:
+        return [o for o in block.ops[n:] if id(o) in self.ops and not isinstance(o.result.type, Frag)]
+
+    def emit(self, rings: dict[Any, Value], b: Builder, env: Env) -> None:
+        """The work once more, spread over other warps; what else reads it keeps what there was."""
+        mine = Env()
+        zero = b.emit("const", value=0, dtype="i32")
+        for key, stage in self.stages:
+            env[stage.result] = b.emit("slot", rings[key], zero, ahead=0, name=stage.result.name)
+        for op in self.ops.values():
+            if isinstance(op.result.type, Frag):
+                mine[op.result] = Value(_moved(op.result.type, self.spread), op.result.name)
+        for op in self.in_order():
+            b.add(replace(op, operands=mine.all(op.operands), results=(mine[op.result],)))
+        for _, stage in self.stages:
+            b.do("st_shared", mine[stage.operands[0]], env[stage.result], zero, zero, loc=stage.loc)
+
+    def in_order(self) -> list[Op]:
+        """Tiles and vectors of the work, each behind what it is made of."""
+        made = {o.result: o for o in self.ops.values() if isinstance(o.result.type, Frag)}
+        out: dict[int, Op] = {}
+
+        def visit(op: Op) -> None:
+            for v in op.operands:
+                if v in made and id(made[v]) not in out:
+                    visit(made[v])
+            out[id(op)] = op
+
+        for _, stage in self.stages:
+            op = made.get(stage.operands[0])
+            if op is not None and id(op) not in out:
+                visit(op)
+        return list(out.values())
+
+
+def _moved(t: Frag, spread: dict[Any, Any]) -> Frag:
+    return replace(t, layout=spread[t.layout])
+
+
+def _listed(op: Op) -> bool:
+    return bool(Access.of(op).listed)
+
+
+def _read_by_products(v: Value, block: Block) -> bool:
+    inside = {id(o) for o in block.ops}
+    readers = [o for o in walk(block) if v in o.operands]
+    return bool(readers) and all(o.kind == "dot" and id(o) in inside for o in readers)
+
+
+def _spread(ops: Iterable[Op], schedule: Schedule) -> dict[Any, Any] | None:
+    """Where each layout of the work goes if so many warps as the role has share the rows; None where that is not known, or where the work
+    meets vectors of other blocks that lie otherwise."""
+    ops = list(ops)
+    frags = [v.type for o in ops for v in (*o.results, *o.operands) if isinstance(v.type, Frag)]
+    out: dict[Any, Any] = {}
+    for t in (t for t in frags if len(t.shape) == 2):
+        if t.layout not in out:
+            widths = (v for v in (1, 2, 4, 8, 16, 32) if rowwise(*t.shape, schedule.warps, 32, v) == t.layout)
+            width = next(widths, None)
+            if width is None:
+                return None
+            new = rowwise(*t.shape, schedule.makers, 32, width)
+            if new.reduces_over(1)[0] != t.layout.reduces_over(1)[0]:
+                return None
+            out[t.layout] = new
+    for old, new in list(out.items()):
+        out.update({old.drop(a): new.drop(a) for a in (0, 1)})
+    made = {v for o in ops for v in o.results}
+    foreign = {v.type.layout for o in ops for v in o.operands if isinstance(v.type, Frag) and v not in made}
+    if not all(isinstance(t.layout, RegLayout) and t.layout in out for t in frags) or any(out[x] != x for x in foreign):
+        return None
+    return out
+
+
+# ---- for `roles` ----------------------------------------------------------------------------------------------------------
+
+
+def rings_made(body: Block, schedule: Schedule) -> dict[int, Value]:
+    """`slot` op, by id -> the ring that the makers fill."""
+    return {id(o): o.operands[0] for o in walk(body) if o.kind == "slot"} if schedule.makers else {}
+
+
+def sides(body: Block, made: dict[int, Value]) -> tuple[Block, Block]:
+    """What the makers do, and what is left for the role that computes."""
+    views = {o.result for o in walk(body) if id(o) in made}
+    fills = lambda o: o.kind == "st_shared" and o.operands[1] in views
+    makes = remove_dead(_without(body, lambda o: not o.regions and o.kind != "yield" and has_effect(o) and not fills(o)))
+    other = next((o for o in walk(makes) if o.kind in ("dot", "stage", "combine_across")), None)
+    if other is not None:
+        raise FcError("compile/unsupported", "whether or how an operand is made follows from a product", loc=other.loc, got=other.kind,
+                      expected="numbers of the grid, of loops and of loads", hint="leave makers out of the schedule")
+    return makes, remove_dead(_without(body, fills))
+
+
+def chains(body: Block) -> set[int]:
+    """All loops that may be cut short for some rows: the makers walk them over the tiles of all rows."""
+    return {o["chain"] for o in walk(body) if o.kind == "narrow"}
+
+
+def warps_reading(loads: list[Op], roles: dict[str, tuple[Block | None, int]]) -> dict[int, int]:
+    """Load, by id -> how many warps of these roles wait for its tile."""
+    out = {id(o): 0 for o in loads}
+    sites: dict[str, set[str]] = {}
+    for name, (body, warps) in roles.items():
+        for o in walk(body) if body is not None else ():
+            if id(o) in out:
+                out[id(o)] += warps
+        here = {id(o) for o in walk(body)} if body is not None else set()
+        for o in loads:
+            if body is not None:
+                sites.setdefault(o["site"], set()).add(f"{name} {id(o) in here}")
+    for o in loads:
+        torn = [n for n in roles if {f"{n} True", f"{n} False"} <= sites[o["site"]]]
+        if torn:
+            raise FcError("compile/unsupported", f"the role {torn[0]} reads %{o['site']} in one loop and not in its copy", loc=o.loc,
+                          hint="leave makers out of the schedule")
+    return out
+
+
+def made_channels(made: dict[int, Value], schedule: Schedule) -> dict[int, Channel]:
+    """`slot` op, by id -> the channel that the makers fill: each of their warps arrives for what it has stored."""
+    rings = {v: Channel(v, Value(Mbarrier(schedule.makers, v.type.slots), f"{v.name}_full"),
+                        Value(Mbarrier(schedule.warps, v.type.slots), f"{v.name}_empty")) for v in dict.fromkeys(made.values())}
+    return {n: rings[v] for n, v in made.items()}
+
+
+def _without(block: Block, drop: Callable[[Op], bool]) -> Block:
+    return Block(block.args, tuple(replace(o, regions=tuple(_without(r, drop) for r in o.regions)) if o.regions else o
+                                   for o in block.ops if not drop(o)))
