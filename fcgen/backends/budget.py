@@ -70,7 +70,8 @@ def check_budget(kernel: Kernel, target: Target) -> Usage:
 
 def _of_role(kernel: Kernel, role: Role, target: Target, launch: int) -> tuple[Plan, int]:
     """A role's registers, and those that each of its threads can have."""
-    return make_plan(replace(kernel, roles=(role,))), min(target.regs_per_thread, role.regs if len(kernel.roles) > 1 and role.regs else launch)
+    most = role.regs if len(kernel.roles) > 1 and role.regs else launch
+    return make_plan(replace(kernel, roles=(role,))), min(target.regs_per_thread, most)
 
 
 def _check_products(kernel: Kernel, launch: int, threads: int) -> None:

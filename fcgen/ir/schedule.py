@@ -74,8 +74,9 @@ class Schedule:
     cluster: grid axis -> how many blocks that are neighbours along it (2, 4 or 8) form a cluster: tiles that are the same for all of them
     are copied once, a part by each block, into the shared memory of all. Axes have the spec's names, `rows` or `rows_tile`. pdl:
     programmatic dependent launch: a launch begins while the one in front of it on the stream still runs, and waits for its end before it
-    touches a tensor. makers: with copy "tma", so many more warps are a role of their own, which makes the operands of dots that loops compute from
-    loads alone (scaled, rotated, normed, converted): it reads what bulk copies brought and fills a ring of ready operands, ahead of the dots.
+    touches a tensor. makers: with copy "tma", so many more warps are a role of their own, which makes the operands of dots that loops
+    compute from loads alone (scaled, rotated, normed, converted): it reads what bulk copies brought and fills a ring of ready operands,
+    ahead of the dots.
     """
 
     tiles: Any = ()

@@ -112,7 +112,8 @@ class _Makers:
             if id(op) in need:
                 continue
             reads = op.kind in ("load", "gather")
-            if op.kind not in WORK or op.regions or (reads and (op.operands[0] in self.written or (op.kind == "load" and _listed(op)))):
+            fixed = reads and op.operands[0] not in self.written and not (op.kind == "load" and _listed(op))
+            if op.kind not in WORK or op.regions or (reads and not fixed):
                 return None
             need[id(op)] = op
             todo += op.operands
@@ -127,7 +128,7 @@ class _Makers:
 
 
 class _Group:
-    """stages: (what it is made of, the op), in order. ops: the work of its block, by id. spread: layouts -> those over the makers' warps."""
+    """stages: (what it is made of, the op), in order. ops: the work of its block, by id. spread: layout -> that over the makers' warps."""
 
     def __init__(self, stages: list[tuple[Any, Op]], ops: dict[int, Op], spread: dict[Any, Any]):
         self.stages, self.ops, self.spread = stages, ops, spread
@@ -187,16 +188,13 @@ def _spread(ops: Iterable[Op], schedule: Schedule) -> dict[Any, Any] | None:
     ops = list(ops)
     frags = [v.type for o in ops for v in (*o.results, *o.operands) if isinstance(v.type, Frag)]
     out: dict[Any, Any] = {}
-    for t in (t for t in frags if len(t.shape) == 2):
-        if t.layout not in out:
-            widths = (v for v in (1, 2, 4, 8, 16, 32) if rowwise(*t.shape, schedule.warps, 32, v) == t.layout)
-            width = next(widths, None)
-            if width is None:
-                return None
-            new = rowwise(*t.shape, schedule.makers, 32, width)
-            if new.reduces_over(1)[0] != t.layout.reduces_over(1)[0]:
-                return None
-            out[t.layout] = new
+    for old, (rows, cols) in {(t.layout, t.shape) for t in frags if len(t.shape) == 2}:
+        width = next((v for v in (1, 2, 4, 8, 16, 32) if rowwise(rows, cols, schedule.warps, 32, v) == old), None)
+        if width is None:
+            return None
+        out[old] = new = rowwise(rows, cols, schedule.makers, 32, width)
+        if new.reduces_over(1)[0] != rowwise(rows, cols, schedule.warps, 32, width).reduces_over(1)[0]:
+            return None
     for old, new in list(out.items()):
         out.update({old.drop(a): new.drop(a) for a in (0, 1)})
     made = {v for o in ops for v in o.results}
