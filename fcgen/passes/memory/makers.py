@@ -35,12 +35,13 @@ def apart(kernel: Kernel, schedule: Schedule) -> Kernel | None:
     m.loops(kernel.body)
     if not m.rings:
         return None
-    body = remove_dead(m.block(kernel.body, ()))
+    body = remove_dead(m.beside(m.block(kernel.body, ())))
     return replace(kernel.with_body(body), buffers=(*kernel.buffers, *m.rings.values()))
 
 
 class _Makers:
-    """rings: what a staged operand is made of, wherever it is -> its ring."""
+    """rings: what a staged operand is made of, wherever it is -> its ring. moved: tiles and vectors of blocks around the work, with
+    where it wants its layouts to go -> what lies there."""
 
     def __init__(self, kernel: Kernel, schedule: Schedule):
         self.schedule, self.defs = schedule, definitions(kernel.body)
@@ -48,6 +49,7 @@ class _Makers:
         self.indices = {o.regions[0].args[0] for o in walk(kernel.body) if o.kind == "for"} | set(kernel.body.args)
         self.params = set(kernel.params)
         self.rings: dict[Any, Value] = {}
+        self.moved: dict[tuple[Value, Any], Value] = {}
 
     def loops(self, block: Block) -> None:
         for op in block.ops:
@@ -70,7 +72,7 @@ class _Makers:
                     if id(k) not in done:
                         b.add(k)
                         done.add(id(k))
-                at[op].emit(self.rings, b, env)
+                at[op].emit(self, b, env)
             if id(op) in gone or id(op) in done:
                 continue
             regions = tuple(self.block(r, r.args[1:] if op.kind == "for" else ()) for r in op.regions)
@@ -84,7 +86,7 @@ class _Makers:
         counts: dict[Any, int] = {}
         for stage in (o for o in block.ops if o.kind == "stage" and _read_by_products(o.result, block)):
             ops = self.slice(stage, made, carried)
-            spread = ops and _spread([o for o in block.ops if id(o) in ops], self.schedule)
+            spread = ops and _spread(self.around(o for o in block.ops if id(o) in ops), self.schedule)
             if not ops or not spread or not any(o.kind in ("load", "gather") for o in ops.values()):
                 continue
             sites = tuple(sorted(str(o.get("site") or o.operands[0].name) for o in ops.values() if o.kind in ("load", "gather")))
@@ -119,6 +121,38 @@ class _Makers:
             todo += op.operands
         return need
 
+    def around(self, ops: Iterable[Op]) -> list[Op]:
+        """The ops, and those of other blocks that make tiles and vectors for them."""
+        out = {id(o): o for o in ops}
+        todo = [v for o in out.values() for v in o.operands]
+        while todo:
+            op = self.defs.get(v := todo.pop())
+            if op is not None and isinstance(v.type, Frag) and id(op) not in out:
+                out[id(op)] = op
+                todo += op.operands
+        return list(out.values())
+
+    def wanted(self, v: Value, spread: dict[Any, Any]) -> Value:
+        """A value of a block around the work, as the work wants it."""
+        if not isinstance(v.type, Frag) or spread[v.type.layout] == v.type.layout:
+            return v
+        key = v, frozenset(spread.items())
+        if key not in self.moved:
+            self.moved[key] = Value(_moved(v.type, spread), v.name)
+            for o in self.defs[v].operands:
+                self.wanted(o, spread)
+        return self.moved[key]
+
+    def beside(self, block: Block) -> Block:
+        """With what `wanted` promised, each beside the op that makes the value of the other layout."""
+        b = Builder()
+        for op in block.ops:
+            b.add(replace(op, regions=tuple(self.beside(r) for r in op.regions)) if op.regions else op)
+            for (v, where), new in self.moved.items():
+                if v in op.results:
+                    b.add(replace(op, operands=tuple(self.moved.get((x, where), x) for x in op.operands), results=(new,)))
+        return b.block(block.args)
+
     def known(self, v: Value) -> bool:
         """Whether any role can make a value of another block: from the grid, indices of loops, sizes and what is loaded."""
         if v in self.indices or v in self.params:
@@ -136,19 +170,21 @@ class _Group:
     def early(self, block: Block, n: int) -> list[Op]:
         return [o for o in block.ops[n:] if id(o) in self.ops and not isinstance(o.result.type, Frag)]
 
-    def emit(self, rings: dict[Any, Value], b: Builder, env: Env) -> None:
+    def emit(self, makers: _Makers, b: Builder, env: Env) -> None:
         """The work once more, spread over other warps; what else reads it keeps what there was."""
         mine = Env()
         zero = b.emit("const", value=0, dtype="i32")
         for key, stage in self.stages:
-            env[stage.result] = b.emit("slot", rings[key], zero, ahead=0, name=stage.result.name)
+            env[stage.result] = b.emit("slot", makers.rings[key], zero, ahead=0, name=stage.result.name)
         for op in self.ops.values():
             if isinstance(op.result.type, Frag):
                 mine[op.result] = Value(_moved(op.result.type, self.spread), op.result.name)
         for op in self.in_order():
-            b.add(replace(op, operands=mine.all(op.operands), results=(mine[op.result],)))
+            operands = tuple(mine[v] if v in mine.map else makers.wanted(v, self.spread) for v in op.operands)
+            b.add(replace(op, operands=operands, results=(mine[op.result],)))
         for _, stage in self.stages:
-            b.do("st_shared", mine[stage.operands[0]], env[stage.result], zero, zero, loc=stage.loc)
+            tile = stage.operands[0]
+            b.do("st_shared", mine[tile] if tile in mine.map else makers.wanted(tile, self.spread), env[stage.result], zero, zero, loc=stage.loc)
 
     def in_order(self) -> list[Op]:
         """Tiles and vectors of the work, each behind what it is made of."""
@@ -183,8 +219,7 @@ def _read_by_products(v: Value, block: Block) -> bool:
 
 
 def _spread(ops: Iterable[Op], schedule: Schedule) -> dict[Any, Any] | None:
-    """Where each layout of the work goes if so many warps as the role has share the rows; None where that is not known, or where the work
-    meets vectors of other blocks that lie otherwise."""
+    """Where each layout of the work goes if so many warps as the role has share the rows; None where that is not known."""
     ops = list(ops)
     frags = [v.type for o in ops for v in (*o.results, *o.operands) if isinstance(v.type, Frag)]
     out: dict[Any, Any] = {}
@@ -197,11 +232,7 @@ def _spread(ops: Iterable[Op], schedule: Schedule) -> dict[Any, Any] | None:
             return None
     for old, new in list(out.items()):
         out.update({old.drop(a): new.drop(a) for a in (0, 1)})
-    made = {v for o in ops for v in o.results}
-    foreign = {v.type.layout for o in ops for v in o.operands if isinstance(v.type, Frag) and v not in made}
-    if not all(isinstance(t.layout, RegLayout) and t.layout in out for t in frags) or any(out[x] != x for x in foreign):
-        return None
-    return out
+    return out if all(isinstance(t.layout, RegLayout) and t.layout in out for t in frags) else None
 
 
 # ---- for `roles` ----------------------------------------------------------------------------------------------------------
