@@ -52,7 +52,8 @@ def check_budget(kernel: Kernel, target: Target) -> Usage:
                       expected=f"at most {target.smem_per_sm} bytes with {target.smem_reserved} reserved per block",
                       got=f"{blocks} x {smem} bytes", hint="lower Schedule.min_blocks, or " + _smem_hint(kernel))
     launch = at_launch(target, threads, blocks)
-    plan, limit = min((_of_role(kernel, role, target, launch) for role in kernel.roles), key=lambda x: x[1] - x[0].live_regs)
+    roles = [_of_role(kernel, role, target, launch) for role in kernel.roles]
+    plan, limit = next((r for r in roles if r[0].live_regs > r[1]), max(roles, key=lambda r: r[0].live_regs))
     _check_products(kernel, launch, threads)
     pool = sum(r.warps * r.regs for r in kernel.roles)
     if len(kernel.roles) > 1 and pool > launch * kernel.warps:

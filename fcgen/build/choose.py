@@ -292,6 +292,8 @@ class Chooser:
             tiles = dict(p.tiles)
             out |= {"math": "wgmma", "copy": "tma", "l2": 32, "epilogue": "quad", "vote": True,
                     "persistent": "dynamic" if self.load.live_loops else "static"}
+            if p.warps <= 8:
+                out["makers"] = 4
             if len(late) == 1:
                 out["late"] = late.pop()
             stored = max((elements(m.shape, tiles) * m.bits // 8 for m in self.load.moves if m.write), default=0)
@@ -301,7 +303,7 @@ class Chooser:
 
 
 #: fields that are left out where a pass says that they have nothing to do, and what is tried in their place
-_OPTIONAL = ("ahead", "epilogue", "l2", "late", "persistent", "stages", "hold_a", "vote")
+_OPTIONAL = ("ahead", "epilogue", "l2", "late", "makers", "persistent", "stages", "hold_a", "vote")
 _INSTEAD = {("epilogue", "tma"): "quad", ("epilogue", "quad"): "direct"}
 
 

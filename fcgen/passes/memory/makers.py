@@ -184,7 +184,8 @@ class _Group:
             b.add(replace(op, operands=operands, results=(mine[op.result],)))
         for _, stage in self.stages:
             tile = stage.operands[0]
-            b.do("st_shared", mine[tile] if tile in mine.map else makers.wanted(tile, self.spread), env[stage.result], zero, zero, loc=stage.loc)
+            held = mine[tile] if tile in mine.map else makers.wanted(tile, self.spread)
+            b.do("st_shared", held, env[stage.result], zero, zero, loc=stage.loc)
 
     def in_order(self) -> list[Op]:
         """Tiles and vectors of the work, each behind what it is made of."""
