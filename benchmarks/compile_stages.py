@@ -23,9 +23,9 @@ from fcgen.backends.budget import check_budget
 from fcgen.backends.cuda.printer import print_cuda
 from fcgen.build import compiler
 from fcgen.errors import FcError
-from fcgen.ir.ops import verify
 from fcgen.ir.text import print_kernel
 from fcgen.ir.types import DTYPES
+from fcgen.ir.verify import verify
 from fcgen.kernels.attention import VARIANTS, attention
 from fcgen.kernels.hopper_schedules import LAZY, ROWS, SMALL
 from fcgen.passes import PIPELINE

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from fcgen.ir.core import Block, Env, Kernel, Op, Value, substitute_block, walk
+from fcgen.ir.core import Block, Kernel, Op, Value, walk
+from fcgen.ir.rewrite import Env, substitute_block
 from fcgen.ir.types import Buffer, Cursor, Frag, Mbarrier, Scalar, Tensor
 
 from .editing import Edited, Rng, attribute, blocks, change, has, movable, other_operand, pick, put, read, say, sites, visible, with_block

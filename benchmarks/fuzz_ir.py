@@ -134,9 +134,7 @@ def type_word(r: random.Random, text: str) -> str:
 
 def op_word(r: random.Random, text: str) -> str:
     """An op becomes another op, an attribute's value another one."""
-    from fcgen.ir.ops import OPS, load_ops
-
-    load_ops()
+    from fcgen.ir.ops import OPS
     found = [m for m in TOKEN.finditer(text) if m.group() in OPS] or list(TOKEN.finditer(text))
     t = r.choice(found)
     like = [k for k in OPS if t.group() in OPS and list(OPS[k].attrs) == list(OPS[t.group()].attrs)]

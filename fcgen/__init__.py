@@ -59,8 +59,7 @@ from .lang.mistakes import instead as _instead
 from .lang.naming import name
 from .lang.online import online_softmax
 from .lang.spec import Spec, kernel
-
-__version__ = "0.1.0"
+from .version import __version__ as __version__
 
 
 def __getattr__(name: str) -> Any:

@@ -52,6 +52,35 @@ def test_import_directions(folder):
     assert not wrong, "\n".join(wrong)
 
 
+#: torch's operators, which call `fcgen.attention`, are declared when a graph is first traced: the one import that goes back
+GOES_BACK = {("fcgen.attend.forward", "fcgen.attend.torch_op")}
+
+
+def files_imported() -> dict[str, set[str]]:
+    """module -> the modules of fcgen that it imports, at its top or in a function; not what only a type checker reads."""
+    modules = {".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p for p in MODULES}
+    out = {}
+    for module, path in modules.items():
+        package = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        unread = {id(n) for t in ast.walk(tree) if isinstance(t, ast.If) and ast.unparse(t.test) == "TYPE_CHECKING" for n in ast.walk(t)}
+        out[module] = set()
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and id(node) not in unread:
+                full = ".".join([*package[:len(package) - node.level + 1], node.module or ""]).strip(".") if node.level else node.module
+                out[module] |= {m for a in node.names for m in [f"{full}.{a.name}" if f"{full}.{a.name}" in modules else full] if m in modules}
+    return out
+
+
+def test_no_two_files_import_each_other():
+    """Not by way of others either: files can be read in an order in which each needs only those before it."""
+    left = {m: {n for n in needs if (m, n) not in GOES_BACK} for m, needs in files_imported().items()}
+    while free := [m for m, needs in left.items() if not needs & set(left) - {m}]:
+        left = {m: needs for m, needs in left.items() if m not in free}
+    ends = {m for needs in left.values() for m in needs}
+    assert not left, "\n".join(f"{m} imports {', '.join(sorted(needs & set(left)))}" for m, needs in left.items() if m in ends)
+
+
 def test_errors_import_nothing_of_fcgen():
     assert imports(PACKAGE / "errors.py") == set()
 

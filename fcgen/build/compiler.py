@@ -16,11 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from .. import __version__
+from ..version import __version__
 from ..errors import FcError, Loc, did_you_mean
 from ..ir.core import Kernel, walk_kernel
 from ..ir.deep import with_room
-from ..ir.ops import verify
+from ..ir.verify import verify
 from ..ir.schedule import Schedule
 from ..ir.target import Target
 
@@ -283,6 +283,6 @@ def nvrtc_fingerprint() -> str:
 
 def from_text(text: str, filename: str) -> Kernel:
     """Parse IR text of either level; what was edited by hand goes through the same checks as what the passes made."""
-    from ..ir.text import parse_kernel
+    from ..ir.parse import parse_kernel
 
     return parse_kernel(text, filename)

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from math import prod
 
+from ..ir.op_table import having
 from ..ir.core import Block, GridAxis, Kernel, Op, Value, definitions, free_values, uses, walk
 from ..ir.elementwise import FNS
 from ..ir.types import Tile
@@ -20,7 +21,7 @@ Shape = tuple[Axis, ...]
 Tiles = Mapping[str, int]
 #: functions that take a slow unit, or several steps
 SLOW = {"exp", "exp2", "log", "log2", "sqrt", "rsqrt", "rcp", "tanh", "sigmoid", "erf", "sin", "cos", "div", "pow"}
-POINTWISE = {*FNS, "select", "cast"}
+POINTWISE = having("elementwise")
 #: how far things go that are known only at run time: a tiled dimension, a count
 LONG, COUNT = 4096, 16
 

@@ -24,6 +24,7 @@ import numpy as np
 
 from .core import Op, Value
 from .layout import RegLayout
+from .op_table import OPS
 from .types import Tensor
 
 #: Of a run with a limit, a bulk copy has a map that counts positions so that the limit is always at this one: it has two more axes, whose
@@ -31,10 +32,6 @@ from .types import Tensor
 CUT, MOST_CUT = 1 << 30, 3
 #: scalars that go with each word
 SCALARS = {"at": 1, "tile": 1, "until": 2, "all": 0, "each": 1, "also": 1}
-#: kind -> (operands in front of the scalars, operands after them, which value has the tile's shape: an operand, or None for the result)
-REACH: dict[str, tuple[int, int, int | None]] = {
-    "load": (1, 0, None), "store": (2, 0, 1), "ld_global": (1, 0, None), "st_global": (2, 0, 1), "cp_async": (1, 1, -1),
-    "tma_load": (1, 3, -3), "tma_store": (1, 1, -1)}
 
 
 @dataclass(frozen=True)
@@ -77,7 +74,9 @@ class Access:
             tensor = op.operands[0].type
             each = tuple(Axis(dim, "element", v, None, None, 1, True) for dim, v in zip(tensor.dims, op.operands[1:]))
             return Access(op, tensor, each, op.result.type.shape, False)
-        before, after, tile = REACH[op.kind]
+        reach = OPS[op.kind].reach
+        assert reach is not None, f"{op.kind} reaches no tensor by an index"
+        before, after, tile = reach.before, reach.after, reach.tile
         shape = (op.result if tile is None else op.operands[tile]).type.shape
         tensor, guard = op.operands[0].type, op["guard"]
         given, axes, along = iter(op.operands[before:len(op.operands) - after]), list[Axis](), 0
@@ -151,7 +150,7 @@ def guards(copies: Sequence[Op]) -> tuple[bool, ...]:
 
 def accesses(op: Op) -> Access | None:
     """What an op reaches of a tensor by an index; None for all others."""
-    return Access.of(op) if op.kind in REACH or op.kind == "gather" else None
+    return Access.of(op) if OPS[op.kind].reach or op.kind == "gather" else None
 
 
 def numbers_of(op: Op, args: Sequence[Any]) -> dict[Value, Any]:

@@ -24,7 +24,7 @@ from .attrs import FLAG, GUARD, INDEX, TEXT, one_of, whole
 from .core import Op, Value
 from .machine_ops import _buffer, _effect_only, _no_operands
 from .memory_map import boxes_problem
-from .ops import define, need
+from .op_table import define, need
 from .tile_ops import check_index
 from .types import Buffer, Cursor, Frag, Mbarrier, Pending, Scalar, Tensor, i32
 
@@ -48,7 +48,7 @@ def _advance(types, attrs):
     return (types[0],)
 
 
-define("advance", "machine", "One tile further.", _advance, phases="pipelined synced")
+define("advance", "machine", "One tile further.", _advance, phases="pipelined synced", traits="position")
 
 
 def _bars(types, what: str) -> None:
@@ -67,10 +67,11 @@ def _on_bars(kind: str):
 
 define("mbar_expect", "machine", """`mbar_expect bars, cursor`: one arrival by one thread, and the phase ends only after `bytes` more
        bytes have been copied (mbarrier.arrive.expect_tx).""", _on_bars("mbar_expect"), effect="write", phases="pipelined synced",
-       bytes=whole(0, MOST_BYTES))
+       bytes=whole(0, MOST_BYTES), traits="position")
 define("mbar_arrive", "machine", """`mbar_arrive bars, cursor`: one arrival per warp of the role; with `cluster`, on these barriers in
        each of its blocks (mapa, mbarrier.arrive). lag=1: for the tile before the cursor's.""",
-       _on_bars("mbar_arrive"), effect="write", phases="pipelined synced", cluster=whole(1, MOST_BLOCKS).maybe, lag=whole(0, 1).maybe)
+       _on_bars("mbar_arrive"), effect="write", phases="pipelined synced", cluster=whole(1, MOST_BLOCKS).maybe, lag=whole(0, 1).maybe,
+       traits="position")
 define(
     "mbar_wait",
     "machine",
@@ -79,8 +80,7 @@ define(
     _on_bars("mbar_wait"),
     effect="write",
     phases="pipelined synced",
-    lag=whole(0, 1),
-)
+    lag=whole(0, 1), traits="position")
 
 
 def _check_tma_load(op: Op) -> None:
@@ -123,7 +123,7 @@ define("tma_load", "machine", """`tma_load T, scalars..., slot, bars, cursor`: o
        copies only its part (`share`) of the tile, to the slot and barrier of the same place in every block of the cluster.""",
        _effect_only, effect="write",
        check=_check_tma_load, phases="pipelined synced", index=INDEX, guard=GUARD, hint=one_of("evict_first", "evict_last").maybe,
-       multicast=whole(1, MOST_BLOCKS).maybe)
+       multicast=whole(1, MOST_BLOCKS).maybe, traits="fills, position", reach=(1, 3, -3))
 define("cluster_sync", "machine", """Wait until all warps of all blocks of the cluster have come here, but for roles that have ended
        (barrier.cluster).""", _no_operands, effect="write", phases="pipelined synced")
 
@@ -180,8 +180,7 @@ define(
     ta=FLAG,
     tb=FLAG,
     ones=whole(8, 8).maybe,
-    first=TEXT.maybe,
-)
+    first=TEXT.maybe, traits="product, in flight")
 define(
     "wgmma_fence",
     "machine",
@@ -220,8 +219,7 @@ define(
     _settle,
     effect="write",
     phases="selected synced",
-    groups=whole(0, 7),
-)
+    groups=whole(0, 7), traits="in flight")
 define("proxy_fence", "machine", "What this thread wrote to shared memory is seen by TMA and wgmma (fence.proxy.async).", _no_operands,
        effect="write", phases="pipelined synced")
 define(
@@ -232,11 +230,11 @@ define(
     _no_operands,
     effect="write",
     phases="selected synced",
-    id=NAMED,
-)
-define("token_give", "machine", "Hand the token to the next warpgroup.", _no_operands, effect="write", phases="selected synced", id=NAMED)
+    id=NAMED, traits="named barrier")
+define("token_give", "machine", "Hand the token to the next warpgroup.", _no_operands, effect="write", phases="selected synced", id=NAMED,
+       traits="named barrier")
 define("token_start", "machine", "The last warpgroup hands the first one the token.", _no_operands, effect="write",
-       phases="pipelined synced", id=NAMED)
+       phases="pipelined synced", id=NAMED, traits="named barrier")
 
 
 def _programs(types, attrs):
@@ -328,5 +326,4 @@ define(
        and the carried values.""",
     lambda types, attrs: None,
     check=_check_while,
-    phases="pipelined synced",
-)
+    phases="pipelined synced", traits="regions, in flight, position")

@@ -1,4 +1,4 @@
-"""The one program structure of both IR levels: values, ops, blocks, kernels; and how to build, walk and rewrite them.
+"""The one program structure of both IR levels: values, ops, blocks, kernels; and how to walk them.
 
 All of it is immutable: a pass takes a `Kernel` and returns a new one. A `Value` is its identity (two values with the same
 name are different values); an `Op` is a node of one generic shape whose rules live in the table of `ir.ops`.
@@ -6,12 +6,15 @@ name are different values); an `Op` is a node of one generic shape whose rules l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
 from ..errors import Loc
+
+#: how `str` writes an op and a kernel; `text` says it, which knows all of this module
+WRITTEN: dict[type, Callable[[Any], str]] = {}
 
 Attr = Any  # int | float | str | bool | None | a layout | tuple of these
 
@@ -55,9 +58,7 @@ class Op:
         return replace(self, attrs={**self.attrs, **attrs})
 
     def __str__(self) -> str:
-        from .text import print_op
-
-        return print_op(self)
+        return WRITTEN[Op](self)
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,16 +153,8 @@ class Kernel:
         names = {a.dim for a in self.grid} - {d for p in self.params for d in getattr(p.type, "dims", ())}
         return tuple(p for p in self.params if not hasattr(p.type, "dims") and p.name in names)
 
-    def extent(self, axis: GridAxis, b: Builder) -> Value:
-        """The size that an axis of the grid runs over, as a value."""
-        count = next((p for p in self.counts if p.name == axis.dim), None)
-        return count or (b.emit("const", value=axis.dim, dtype="i32") if isinstance(axis.dim, int) else
-                         b.emit("size", dim=axis.dim, name=axis.dim))
-
     def __str__(self) -> str:
-        from .text import print_kernel
-
-        return print_kernel(self)
+        return WRITTEN[Kernel](self)
 
 
 # ---- walking ---------------------------------------------------------------------------------------------------------
@@ -204,159 +197,3 @@ def free_values(block: Block) -> set[Value]:
             free |= {v for v in free_values(r) if v not in made}
         made |= set(op.results)
     return free
-
-
-# ---- rewriting -------------------------------------------------------------------------------------------------------
-
-
-class Env:
-    """Substitution of values while a program is copied."""
-
-    def __init__(self, mapping: Mapping[Value, Value] | None = None):
-        self.map: dict[Value, Value] = dict(mapping or {})
-
-    def __getitem__(self, v: Value) -> Value:
-        return self.map.get(v, v)
-
-    def __setitem__(self, old: Value, new: Value) -> None:
-        self.map[old] = new
-
-    def all(self, vs: Iterable[Value]) -> tuple[Value, ...]:
-        return tuple([self.map.get(v, v) for v in vs])
-
-
-def substitute(op: Op, env: Env) -> Op:
-    """The op, and those in its regions, with operands through `env`; it keeps its own values."""
-    regions = tuple(substitute_block(r, env) for r in op.regions)
-    return Op(op.kind, env.all(op.operands), op.results, op.attrs, regions, op.loc)
-
-
-def substitute_block(block: Block, env: Env) -> Block:
-    return Block(block.args, tuple(substitute(op, env) for op in block.ops))
-
-
-class Builder:
-    """Appends ops to a growing list. `emit` infers result types from the op table where they follow from the operands."""
-
-    def __init__(self, loc: Loc | None = None):
-        self.ops: list[Op] = []
-        self.loc = loc
-
-    def add(self, op: Op) -> Op:
-        self.ops.append(op)
-        return op
-
-    def emit(self, kind: str, *operands: Value, type: Any = None, name: str = "", loc: Loc | None = None,
-             regions: tuple[Block, ...] = (), **attrs: Attr) -> Value:
-        """Append an op with one result and return the result."""
-        from .ops import infer
-
-        if type is None:
-            (type,) = infer(kind, tuple(operands), attrs, loc or self.loc)
-        out = Value(type, name)
-        self.ops.append(Op(kind, tuple(operands), (out,), attrs, regions, loc or self.loc))
-        return out
-
-    def do(self, kind: str, *operands: Value, loc: Loc | None = None, regions: tuple[Block, ...] = (), **attrs: Attr) -> Op:
-        """Append an op without results."""
-        return self.add(Op(kind, tuple(operands), (), attrs, regions, loc or self.loc))
-
-    def block(self, args: tuple[Value, ...] = ()) -> Block:
-        return Block(args, tuple(self.ops))
-
-
-def copy_op(op: Op, env: Env) -> Op:
-    """A copy with fresh results and region arguments; operands go through `env`, which learns the new results."""
-    operands = env.all(op.operands)
-    regions = tuple(copy_block(r, env) for r in op.regions)
-    results = tuple(Value(r.type, r.name) for r in op.results)
-    for old, new in zip(op.results, results):
-        env[old] = new
-    return Op(op.kind, operands, results, op.attrs, regions, op.loc)
-
-
-def copy_block(block: Block, env: Env) -> Block:
-    args = tuple(Value(a.type, a.name) for a in block.args)
-    for old, new in zip(block.args, args):
-        env[old] = new
-    return Block(args, tuple(copy_op(op, env) for op in block.ops))
-
-
-def rewrite(block: Block, rule: Callable[[Op, Builder, Env], bool], env: Env | None = None) -> Block:
-    """Copy a block; for each op (operands already substituted) `rule` may build something else and return True.
-
-    The rule maps old results through `env[old] = new`. Regions are rewritten before the rule sees their op."""
-    env = Env() if env is None else env
-    args = tuple(Value(a.type, a.name) for a in block.args)
-    for old, new in zip(block.args, args):
-        env[old] = new
-    b = Builder()
-    for op in block.ops:
-        operands, regions = env.all(op.operands), tuple(rewrite(r, rule, env) for r in op.regions)
-        new_op = Op(op.kind, operands, op.results, op.attrs, regions, op.loc)
-        b.loc = op.loc
-        if rule(new_op, b, env):
-            continue
-        results = tuple(Value(r.type, r.name) for r in op.results)
-        for old, fresh in zip(op.results, results):
-            env[old] = fresh
-        b.add(Op(op.kind, operands, results, op.attrs, regions, op.loc))
-    return b.block(args)
-
-
-def map_bodies(kernel: Kernel, fn: Callable[[Block], Block]) -> Kernel:
-    return replace(kernel, roles=tuple(replace(r, body=fn(r.body)) for r in kernel.roles))
-
-
-def remove_dead(block: Block, live: set[Value] | None = None) -> Block:
-    """Drop ops whose results nobody reads and that have no effect; shrink loops to the carried values that matter."""
-    from .ops import has_effect
-
-    live = set() if live is None else set(live)
-    kept: list[Op] = []
-    for op in reversed(block.ops):
-        effect = has_effect(op)
-        if not effect and not any(r in live for r in op.results):
-            continue
-        if op.kind in ("for", "if") and op.results:
-            op = _shrink(op, live)
-        if op.kind == "for":
-            regions = tuple(remove_dead(r, live) for r in op.regions)
-            op = replace(op, regions=regions)
-        elif op.regions:
-            op = replace(op, regions=tuple(remove_dead(r, live) for r in op.regions))
-        live |= set(op.operands)
-        for r in op.regions:
-            live |= free_values(r)
-        kept.append(op)
-    return Block(block.args, tuple(reversed(kept)))
-
-
-def _shrink(op: Op, live: set[Value]) -> Op:
-    """Without the results (and, for a loop, carried values) that neither later ops nor the body itself need."""
-    if op.kind == "if":
-        keep = [i for i, r in enumerate(op.results) if r in live]
-        regions = tuple(_keep_yields(r, keep) for r in op.regions)
-        return replace(op, results=tuple(op.results[i] for i in keep), regions=regions)
-    body = op.regions[0]
-    carried = body.args[1:]
-    keep_set = {i for i, r in enumerate(op.results) if r in live}
-    while True:
-        slim = remove_dead(_keep_yields(body, sorted(keep_set)), set())
-        needed = free_values(Block((), slim.ops))
-        more = {i for i, a in enumerate(carried) if a in needed} | keep_set
-        if more == keep_set:
-            break
-        keep_set = more
-    keep = sorted(keep_set)
-    if len(keep) == len(op.results):
-        return op
-    first = len(op.operands) - len(op.results)
-    new_body = replace(_keep_yields(body, keep), args=(body.args[0], *(carried[i] for i in keep)))
-    return replace(op, operands=op.operands[:first] + tuple(op.operands[first + i] for i in keep),
-                   results=tuple(op.results[i] for i in keep), regions=(new_body, *op.regions[1:]))
-
-
-def _keep_yields(block: Block, keep: list[int]) -> Block:
-    last = block.ops[-1]
-    return replace(block, ops=(*block.ops[:-1], replace(last, operands=tuple(last.operands[i] for i in keep))))

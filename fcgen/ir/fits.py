@@ -9,7 +9,7 @@ from ..errors import FcError
 from .alignment import multiple
 from .core import Kernel, Op, Value, definitions, walk
 from .layout import RegLayout, warp_grid, wgmma_c
-from .ops import RuleError
+from .op_table import RuleError
 from .target import Target
 from .types import Buffer
 

@@ -14,7 +14,7 @@ from ..errors import FcError
 from . import memory_map
 from .attrs import MOST, TEXT, Attribute, every, one_of, whole
 from .core import Kernel
-from .ops import PHASES, RuleError, short
+from .op_table import PHASES, RuleError, short
 from .types import Buffer, Mbarrier, Scalar, Tensor, i32
 
 Problem = tuple[Any, RuleError]

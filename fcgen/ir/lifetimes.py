@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from .core import Block, Op, Value
+from .op_table import having
 
 #: ops that fill a buffer
-WRITES = {"st_shared", "stmatrix", "wmma_store", "cp_async"}
+WRITES = having("writes shared")
 
 
 def spans(body: Block, buffers: set[Value]) -> dict[Value, tuple[int, int]]:

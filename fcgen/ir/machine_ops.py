@@ -16,7 +16,7 @@ from .core import Op
 from .elementwise import REDUCTIONS
 from .layout import OpaqueLayout, RegLayout
 from .moves import quad_rows
-from .ops import define, need
+from .op_table import define, need
 from .tile_ops import check_added, check_index
 from .types import Buffer, Cursor, Frag, Scalar, Tensor, f32, i1, i32
 
@@ -61,7 +61,7 @@ def _slot(types, attrs):
 
 
 define("slot", "machine", "View of slot (n + ahead) mod slots of a ring. `ahead` is how many tiles past the loop's current one.",
-       _slot, phases="placed synced", ahead=whole(0, 64))
+       _slot, phases="placed synced", ahead=whole(0, 64), traits="position")
 
 
 define("acquire", "machine", """`acquire views...`: from here on these tiles are read. Says where a loop wants to wait for its
@@ -85,14 +85,14 @@ def _check_cp_async(op: Op) -> None:
 define("cp_async", "machine", """`cp_async T, scalars..., buffer`: start copying a rectangle of a tensor into a slot, each thread
        the runs of elements that `threads` (a register layout) gives it, `vec` at a time (all of a run if absent); guarded-out elements
        become zero.""", _effect_only, effect="write", check=_check_cp_async, phases="pipelined synced", index=INDEX, guard=GUARD,
-       threads=LAYOUT, vec=VEC.maybe)
+       threads=LAYOUT, vec=VEC.maybe, traits="fills, writes shared", reach=(1, 1, -1))
 define("commit_group", "machine",
        "Close this thread's group of cp_async copies (an empty group counts).", _no_operands, effect="write", phases="pipelined synced")
 define("wait_group", "machine",
        "Wait until at most n of this thread's groups are in flight.", _no_operands, effect="write", phases="synced synced",
        n=whole(0, 64))
 define("barrier", "machine", """All warps of the block; orders shared memory among them. parts=n: the warps of each of n equal parts of the
-       role by themselves.""", _no_operands, effect="write", phases="selected synced", parts=whole(1, 32).maybe)
+       role by themselves.""", _no_operands, effect="write", phases="selected synced", parts=whole(1, 32).maybe, traits="named barrier")
 define("syncwarp", "machine", "All lanes of the warp; orders shared memory among them.", _no_operands, effect="write",
        phases="synced synced")
 
@@ -111,7 +111,7 @@ def _check_ld_global(op: Op) -> None:
 
 define("ld_global", "machine", """`ld_global T, scalars...`: a rectangle of a tensor into registers; guarded-out elements are
        zero. vec: at most this many elements per load.""", _none, effect="read",
-       check=_check_ld_global, phases="pipelined synced", index=INDEX, guard=GUARD, vec=VEC)
+       check=_check_ld_global, phases="pipelined synced", index=INDEX, guard=GUARD, vec=VEC, reach=(1, 0, None))
 
 
 def _check_st_global(op: Op) -> None:
@@ -124,7 +124,7 @@ def _check_st_global(op: Op) -> None:
 
 define("st_global", "machine", """`st_global T, frag, scalars...`: registers to a rectangle of a tensor; of threads that hold
        copies one writes. reduce="add" adds atomically.""", _effect_only, effect="write",
-       check=_check_st_global, phases="selected synced", index=INDEX, guard=GUARD, vec=VEC, reduce=one_of("add").maybe)
+       check=_check_st_global, phases="selected synced", index=INDEX, guard=GUARD, vec=VEC, reduce=one_of("add").maybe, reach=(2, 0, 1))
 
 
 def _region_fits(buffer: Buffer, t: Frag, transposed: bool, what: str) -> None:
@@ -146,7 +146,7 @@ def _check_ld_shared(op: Op) -> None:
 
 define("ld_shared", "machine", """`ld_shared buffer, row, col`: plain loads from a slot. A 1-d fragment runs along axis `along` of
        the stored tile.""", _none, effect="read", check=_check_ld_shared, phases="placed synced",
-       transposed=FLAG.maybe, along=whole(0, 1).maybe)
+       transposed=FLAG.maybe, along=whole(0, 1).maybe, traits="reads shared")
 
 
 def _check_st_shared(op: Op) -> None:
@@ -160,7 +160,8 @@ def _check_st_shared(op: Op) -> None:
 
 define("st_shared", "machine",
        "`st_shared frag, buffer, row, col`: plain stores to a slot; of threads that hold copies one writes.",
-       _effect_only, effect="write", check=_check_st_shared, phases="placed synced", transposed=FLAG.maybe, along=whole(0, 1).maybe)
+       _effect_only, effect="write", check=_check_st_shared, phases="placed synced", transposed=FLAG.maybe, along=whole(0, 1).maybe,
+       traits="writes shared")
 
 
 def _check_ldmatrix(op: Op) -> None:
@@ -176,7 +177,7 @@ def _check_ldmatrix(op: Op) -> None:
 
 define("ldmatrix", "machine", """`ldmatrix buffer, row, col`: blocks of 8 rows of 16 bytes (8x8 of 16-bit elements) from a slot, four at a
        time; lane l supplies the address of row l. trans: the .trans form, which hands out each block transposed.""", _none, effect="read",
-       check=_check_ldmatrix, phases="selected synced", transposed=FLAG, trans=FLAG)
+       check=_check_ldmatrix, phases="selected synced", transposed=FLAG, trans=FLAG, traits="reads shared")
 
 
 def _check_mma(op: Op) -> None:
@@ -195,7 +196,7 @@ def _check_mma(op: Op) -> None:
 define("mma", "machine", """`mma a, b, acc` or `mma a, b, acc, col`: acc + a b by the target's instruction `instr`, repeated over
        the fragments; with col (known when the enclosing loop is expanded) only columns col .. col + b's width change. The
        instruction's own register map must be the layouts': checked where the instruction is declared.""", _none,
-       check=_check_mma, phases="selected synced", instr=TEXT)
+       check=_check_mma, phases="selected synced", instr=TEXT, traits="product")
 
 
 def _check_stage(op: Op) -> None:
@@ -251,7 +252,7 @@ def _combine(types, attrs):
 
 
 define("combine", "machine", "Fold a partial reduction over lanes: one butterfly step (shfl.xor) per stride in `lanes`.",
-       _combine, lanes=every(VEC, 5, 1))
+       _combine, lanes=every(VEC, 5, 1), traits="finishes")
 
 
 def _fold(types, attrs):
@@ -275,7 +276,7 @@ def _combine_across(types, attrs):
 
 define("combine_across", "machine", """Fold a partial reduction over lanes, and over the warps that share the axis: they are the places of
        `warps`. Through shared memory (until `select` chooses how), so that all warps come here.""", _combine_across, effect="read",
-       phases="placed pipelined", lanes=every(VEC, 5), warps=LAYOUT)
+       phases="placed pipelined", lanes=every(VEC, 5), warps=LAYOUT, traits="finishes")
 
 
 def _check_apart(op: Op) -> None:
@@ -314,7 +315,7 @@ def _check_wmma_load(op: Op) -> None:
 
 
 define("wmma_load", "machine", "`wmma_load buffer, row, col`: wmma::load_matrix_sync for each 16x16 fragment.", _none,
-       effect="read", check=_check_wmma_load, phases="selected synced", transposed=FLAG.maybe)
+       effect="read", check=_check_wmma_load, phases="selected synced", transposed=FLAG.maybe, traits="reads shared")
 
 
 def _check_wmma_store(op: Op) -> None:
@@ -327,7 +328,7 @@ def _check_wmma_store(op: Op) -> None:
 
 
 define("wmma_store", "machine", "`wmma_store frag, buffer, row, col`: wmma::store_matrix_sync for each 16x16 fragment.",
-       _effect_only, effect="write", check=_check_wmma_store, phases="selected synced")
+       _effect_only, effect="write", check=_check_wmma_store, phases="selected synced", traits="writes shared")
 
 
 def _check_wmma_mma(op: Op) -> None:
@@ -340,4 +341,4 @@ def _check_wmma_mma(op: Op) -> None:
 
 
 define("wmma_mma", "machine", "`wmma_mma a, b, acc`: wmma::mma_sync for each 16x16x16 product.", _none, check=_check_wmma_mma,
-       phases="selected synced")
+       phases="selected synced", traits="product")

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from .attrs import MOST
 from .core import Kernel, Value
-from .ops import RuleError
+from .op_table import RuleError
 from .types import Buffer, Cursor, Mbarrier
 
 #: bytes on which tiles start: the period of the widest swizzle where there is one; mbarriers

@@ -8,12 +8,11 @@ number would let go of each other's warps.
 from __future__ import annotations
 
 from .core import Kernel, Op
-from .ops import RuleError, need
+from .op_table import RuleError, need
 from .types import Mbarrier
 
 PARTS, LAST = 8, 15
 WARPGROUP = 4
-KINDS = {"barrier", "token_take", "token_give", "token_start"}
 
 
 def of_role(number: int) -> int:

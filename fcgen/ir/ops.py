@@ -1,77 +1,19 @@
-"""The op table: one record per op with its rule, checked and inferred in one place; and verification of whole kernels.
-
-`OpDef.infer(operand types, attrs)` returns the result types, or raises `RuleError` naming the rule broken with expected and got.
-Ops whose result layout is a free choice (a load may fill any fragment) infer None and check the declared result instead.
-The ops themselves are declared in `tile_ops` and `machine_ops`; adding one is adding a record there.
-"""
+"""All ops: the tables of both levels filled, and what may be asked of an op by its record."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..errors import FcError, Loc
-from .attrs import TYPE_WORDS, Attribute, attribute
-from .core import Kernel, Op, Value
-from .types import Buffer, Cursor, Mbarrier, Pending, Tensor, Type
-
-#: what machine IR goes through (`meta stage`), in order: see ARCHITECTURE.md
-PHASES = ("placed", "pipelined", "selected", "allocated", "synced")
-
-
-class RuleError(Exception):
-    """An op that breaks a rule of its definition."""
-
-    def __init__(self, rule: str, expected: Any = None, got: Any = None, hint: str | None = None):
-        super().__init__(rule)
-        self.rule, self.expected, self.got, self.hint = rule, expected, got, hint
-
-
-@dataclass(frozen=True)
-class OpDef:
-    """kind: the op's name in IR text. levels: "tile", "machine". attrs: name -> what it may be. effect: "none" (may be removed or
-    duplicated), "read" (may be removed), or "write" (must stay, in order). phases: the first and the last phase of machine IR that
-    the op may occur in."""
-
-    kind: str
-    levels: tuple[str, ...]
-    doc: str
-    infer: Callable[[tuple[Any, ...], Mapping[str, Any]], tuple[Type, ...] | None]
-    attrs: Mapping[str, Attribute]
-    effect: str = "none"
-    check: Callable[[Op], None] | None = None
-    phases: tuple[int, int] = (0, len(PHASES) - 1)
-
-
-OPS: dict[str, OpDef] = {}
-#: ops that have regions
-WITH_REGIONS = ("for", "if", "while")
-
-
-def define(kind: str, levels: str, doc: str, infer: Callable[..., Any], *, effect: str = "none",
-           check: Callable[[Op], None] | None = None, phases: str = "placed synced", **attrs: Any) -> None:
-    """Declare an op. levels: words "tile" and/or "machine". phases: the first and the last one of machine IR that it occurs in."""
-    assert kind not in OPS, f"op {kind} is declared twice"
-    first, last = phases.split()
-    OPS[kind] = OpDef(kind, tuple(levels.split()), " ".join(doc.split()), infer, {n: attribute(a) for n, a in attrs.items()}, effect, check,
-                      (PHASES.index(first), PHASES.index(last)))
-
-
-def need(condition: bool, rule: str, expected: Any = None, got: Any = None, hint: str | None = None) -> None:
-    if not condition:
-        raise RuleError(rule, _listed(expected), _listed(got), hint)
-
-
-def _listed(v: Any) -> Any:
-    """Types in a row as people write them; they are not put into words before a rule is broken."""
-    types = isinstance(v, (tuple, list)) and v and not any(isinstance(x, (int, str)) for x in v)
-    return ", ".join(map(str, v)) if types else v
+from . import async_ops, machine_ops, store_ops, tile_ops  # noqa: F401  (they declare their ops)
+from .core import Op, Value
+from .op_table import OPS, RuleError, told
+from .types import Type
 
 
 def infer(kind: str, operands: Iterable[Value], attrs: Mapping[str, Any], loc: Loc | None = None) -> tuple[Type, ...]:
     """Result types of an op. Raises FcError "ir/verify" where the rule is broken or the result type is a free choice."""
-    load_ops()
     try:
         types = OPS[kind].infer(tuple(v.type for v in operands), attrs)
     except RuleError as e:
@@ -82,73 +24,6 @@ def infer(kind: str, operands: Iterable[Value], attrs: Mapping[str, Any], loc: L
 
 def has_effect(op: Op) -> bool:
     """Whether the op must stay even if nobody reads its results."""
-    load_ops()
     if any(o.kind != "yield" and has_effect(o) for r in op.regions for o in r.ops):
         return True
     return OPS[op.kind].effect == "write"
-
-
-def verify(kernel: Kernel, *, places: Mapping[Any, Loc] | None = None) -> Kernel:
-    """Check a kernel: what it holds besides ops (`kernel_rules`), every op against its record and its phase, and that values are defined
-    once and before use. Returns the kernel.
-
-    Raises FcError "ir/verify" with the place and, as notes, the op itself. places: for a kernel that was read from text, where in it
-    what is no op stands, by the keys of `kernel_rules`."""
-    from .verify import Verifier
-
-    load_ops()
-    Verifier(kernel, places or {}).run()
-    return kernel
-
-
-def attr_problem(d: OpDef, attrs: Mapping[str, Any]) -> tuple[str, RuleError] | None:
-    """The first attribute that is missing, unknown, or not what it may be, and what to say about it."""
-    if not attrs and not d.attrs:
-        return None
-    for name, a in d.attrs.items():
-        if name not in attrs:
-            if not a.optional:
-                return name, RuleError(f"{d.kind} needs the attribute {name!r}", expected=a.words)
-        elif not a.typed(v := attrs[name]):
-            return name, RuleError(f"{d.kind}: attribute {name!r} has the wrong type",
-                                   expected=" or ".join(TYPE_WORDS.get(t, t.__name__) for t in a.types), got=short(v))
-        elif not a.legal(v):
-            return name, RuleError(f"{d.kind}: attribute {name!r} may not have this value", expected=a.words, got=short(v))
-    if len(attrs) > len(d.attrs) or any(name not in d.attrs for name in attrs):
-        name = next(n for n in attrs if n not in d.attrs)
-        return name, RuleError(f"{d.kind} has no attribute {name!r}", expected=", ".join(d.attrs) or "no attributes")
-    return None
-
-
-def told(kind: str, e: RuleError) -> str:
-    """The rule, which names its op."""
-    return e.rule if e.rule.startswith(kind) else f"{kind}: {e.rule}"
-
-
-def short(v: Any) -> str:
-    """A value in a message."""
-    text = repr(v) if not isinstance(v, int) or abs(v) < 1 << 80 else f"a number of {v.bit_length()} bits"
-    return text if len(text) <= 200 else text[:200] + "..."
-
-
-def misuse(op: Op) -> RuleError | None:
-    """An op that takes an accumulator in flight or a ring's position, and is not one of those that may."""
-    for v in op.operands:
-        if isinstance(v.type, Pending) and op.kind not in MAY_BE_PENDING:
-            return RuleError(f"{op.kind} touches an accumulator in flight", "a settled fragment", v.type)
-        if isinstance(v.type, Cursor) and op.kind not in MAY_BE_CURSOR:
-            return RuleError(f"{op.kind} takes a ring's position", "a value", v.type)
-        if isinstance(v.type, (Buffer, Mbarrier, Tensor)) and (op.kind == "yield" or op.kind in WITH_REGIONS):
-            return RuleError(f"{op.kind} passes on memory: which one an access reaches is known where it stands", "values", v.type)
-    return None
-
-
-#: ops that may take an accumulator in flight, and a position in a ring
-MAY_BE_PENDING = {"wgmma", "settle", "yield", "for", "if", "while"}
-MAY_BE_CURSOR = {"advance", "slot", "mbar_expect", "mbar_arrive", "mbar_wait", "tma_load", "yield", "for", "if", "while"}
-
-
-def load_ops() -> None:
-    """The tables live in modules that import this one."""
-    if "for" not in OPS or "barrier" not in OPS or "wgmma" not in OPS or "tma_store" not in OPS:
-        from . import async_ops, machine_ops, store_ops, tile_ops  # noqa: F401

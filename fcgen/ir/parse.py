@@ -16,11 +16,12 @@ from lark.exceptions import UnexpectedInput, UnexpectedToken
 
 from ..errors import FcError, Loc, did_you_mean
 from .core import Block, GridAxis, Kernel, Op, Role, Value
-from .ops import OPS, OpDef, attr_problem, load_ops, verify
+from .op_table import OpDef, attr_problem
+from .ops import OPS
 from .parse_words import WordReader
 from .text import MOST_TEXT, REGION_WORDS, base_name
 from .types import Scalar, i32
-from .verify import NESTING
+from .verify import NESTING, verify
 
 #: how messages speak of the grammar's terminals; the others are spelled as themselves
 WORDS = {"VALUE": "a value such as %x", "NAME": "a name", "INT": "a whole number", "FLOAT": "a number", "_COMMA": "`,`",
@@ -35,8 +36,10 @@ def parser() -> Lark:
     return Lark(grammar, parser="lalr", propagate_positions=True, maybe_placeholders=True)
 
 
-def parse(text: str, filename: str = "<ir>", locate: bool = False) -> Kernel:
-    """See `text.parse_kernel`."""
+def parse_kernel(text: str, filename: str = "<ir>", *, locate: bool = False) -> Kernel:
+    """Read and verify a kernel. Raises FcError "ir/parse" or "ir/verify" with a place in the text; evaluates nothing.
+
+    locate: ops without an @mark get their line of this text as their place (for IR that people write by hand)."""
     kernel, places = read(text, filename, locate)
     return verify(kernel, places=places)
 
@@ -88,7 +91,6 @@ class _Reader(WordReader):
     # ---- header ----
 
     def kernel(self, tree: Any) -> Kernel:
-        load_ops()
         self.tree = tree
         level, name, *items = tree.children
         if level not in ("tile", "machine"):

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from ..errors import FcError
 from .core import Block, Kernel, Op, Value
+from .op_table import having
 from .types import Scalar, Tensor, i32, i64, u32
 
 LOWEST, HIGHEST = -(2**31), 2**31 - 1
@@ -281,7 +282,7 @@ def _mod(a: Span, b: Span) -> Span | None:
     return None if b.lo < 1 or a.steps | b.steps != {0} else Span(0, b.hi - 1, b.of)
 
 
-COMPARES = ("lt", "le", "gt", "ge", "eq", "ne")
+COMPARES = having("compare")
 #: ops that hand values on
 MOVES = ("full", "broadcast", "transpose", "cast", "slice", "narrow", "select", "max", "min")
 RULES: dict[str, Any] = {"add": _add, "sub": lambda a, b: _add(a, _neg(b)), "neg": _neg, "mul": _mul, "max": _max, "min": _min,

@@ -7,11 +7,12 @@ from math import prod
 
 from .core import Block, Kernel, Value, free_values
 from .layout import OpaqueLayout
+from .op_table import having
 from .target import Target
 from .types import Frag, Pending
 
 #: ops whose results are made again where they are used
-VIEWS = {"broadcast", "transpose", "const", "iota", "full"}
+VIEWS = having("cheap") | {"transpose"}
 
 
 def frag_words(t: object) -> int:

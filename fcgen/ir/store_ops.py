@@ -14,7 +14,7 @@ from .attrs import FLAG, GUARD, INDEX, one_of, whole
 from .core import Op
 from .machine_ops import _buffer, _effect_only, _frag_of, _in_runs, _no_operands, _positions, _region_fits
 from .memory_map import boxes_problem
-from .ops import define, need
+from .op_table import define, need
 from .tile_ops import check_added, check_index
 from .types import Buffer, Tensor
 
@@ -68,7 +68,8 @@ define("tma_store", "machine", """`tma_store T, scalars..., buffer`: one thread 
        the copy of as large a part of a staged tile's rows, with `across` of its columns, to a rectangle of a tensor (cp.async.bulk.tensor,
        one per panel). Positions outside the tensor, or past a limit, are left out, guarded or not. reduce="add" adds atomically. It belongs
        to the group that the thread's next `bulk_commit` closes.""", _effect_only, effect="write", check=_check_tma_store,
-       phases="selected synced", index=INDEX, guard=GUARD, parts=whole(1, 32), across=FLAG.maybe, reduce=one_of("add").maybe)
+       phases="selected synced", index=INDEX, guard=GUARD, parts=whole(1, 32), across=FLAG.maybe, reduce=one_of("add").maybe,
+       reach=(1, 1, -1))
 define("bulk_commit", "machine", "Close this thread's group of bulk stores (an empty group counts).", _no_operands, effect="write",
        phases="selected synced")
 define("bulk_wait", "machine", """Wait until at most n of this thread's groups of bulk stores are under way; with read=true only until all
@@ -89,4 +90,4 @@ def _check_stmatrix(op: Op) -> None:
 
 define("stmatrix", "machine", """`stmatrix frag, buffer, row, col`: 8x8 blocks of 16-bit elements to a slot, four at a time; lane l supplies
        the address of row l. trans: the .trans form, which writes each block transposed.""", _effect_only, effect="write",
-       check=_check_stmatrix, phases="selected synced", trans=FLAG)
+       check=_check_stmatrix, phases="selected synced", trans=FLAG, traits="writes shared")

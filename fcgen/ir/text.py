@@ -30,8 +30,9 @@ from typing import Any
 import numpy as np
 
 from ..errors import Loc
-from .core import Block, Kernel, Op, Value
+from .core import WRITTEN, Block, Kernel, Op, Value
 from .layout import OpaqueLayout, RegLayout, SmemLayout
+from .ops import OPS
 from .types import Frag, Pending
 
 #: the word before an op's second region; "and" for ops that are not listed
@@ -63,15 +64,6 @@ def print_op(op: Op, kernel: Kernel | None = None) -> str:
         p.names.final = True
         p.aliases, p.types = {}, {}
     return p.head(op) + " { ... }" * len(op.regions) + p.results(op)
-
-
-def parse_kernel(text: str, filename: str = "<ir>", *, locate: bool = False) -> Kernel:
-    """Read and verify a kernel. Raises FcError "ir/parse" or "ir/verify" with a place in the text; evaluates nothing.
-
-    locate: ops without an @mark get their line of this text as their place (for IR that people write by hand)."""
-    from .parse import parse
-
-    return parse(text, filename, locate)
 
 
 @lru_cache(maxsize=4096)
@@ -306,7 +298,7 @@ def _basename(file: str) -> str:
 
 @lru_cache(maxsize=512)
 def _attr_order(kind: str) -> dict[str, int]:
-    from .ops import OPS, load_ops
-
-    load_ops()
     return {name: i for i, name in enumerate(OPS[kind].attrs)} if kind in OPS else {}
+
+
+WRITTEN[Op], WRITTEN[Kernel] = print_op, print_kernel

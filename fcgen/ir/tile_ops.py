@@ -13,7 +13,7 @@ from .attrs import AXES, DTYPE, FLAG, GUARD, INDEX, NUMBER, SHAPE, TEXT, VEC, ev
 from .core import Op
 from .elementwise import FNS, REDUCTIONS
 from .layout import WARPS, RegLayout
-from .ops import RuleError, define, need
+from .op_table import RuleError, define, need
 from .types import DTYPES, Frag, Scalar, Tensor, Tile, bf16, f16, f32, i1, i32, i64, u32, with_dtype
 
 BOTH = "tile machine"
@@ -74,7 +74,8 @@ def infer_elementwise(name: str):
 
 
 for _fn in FNS.values():
-    define(_fn.name, BOTH, f"Elementwise {_fn.name}; scalars go with tiles.", infer_elementwise(_fn.name))
+    define(_fn.name, BOTH, f"Elementwise {_fn.name}; scalars go with tiles.", infer_elementwise(_fn.name),
+           traits="elementwise, compare" if _fn.kind == "compare" else "elementwise")
 
 
 def _select(types, attrs):
@@ -84,14 +85,15 @@ def _select(types, attrs):
     return (with_dtype(shaped(types, "select"), types[1].dtype),)
 
 
-define("select", BOTH, "Elementwise `condition ? a : b`. rare: the condition hardly ever holds.", _select, rare=FLAG.maybe)
+define("select", BOTH, "Elementwise `condition ? a : b`. rare: the condition hardly ever holds.", _select, rare=FLAG.maybe,
+       traits="elementwise")
 
 
 def _cast(types, attrs):
     return (with_dtype(types[0], DTYPES[attrs["to"]]),)
 
 
-define("cast", BOTH, "Convert, as `elementwise.convert` defines it.", _cast, to=DTYPE)
+define("cast", BOTH, "Convert, as `elementwise.convert` defines it.", _cast, to=DTYPE, traits="elementwise")
 
 
 def _const(types, attrs):
@@ -104,7 +106,7 @@ def _const(types, attrs):
     return (Scalar(dtype),)
 
 
-define("const", BOTH, "A compile-time scalar.", _const, value=NUMBER, dtype=DTYPE)
+define("const", BOTH, "A compile-time scalar.", _const, value=NUMBER, dtype=DTYPE, traits="cheap")
 
 
 def _full(types, attrs):
@@ -126,7 +128,7 @@ def _check_full(op: Op) -> None:
 
 
 define("full", BOTH, "A tile with the scalar operand everywhere. Tile level: attribute shape.", _full, check=_check_full,
-       shape=SHAPE.maybe)
+       shape=SHAPE.maybe, traits="cheap")
 
 
 def _iota(types, attrs):
@@ -140,7 +142,7 @@ def _check_iota(op: Op) -> None:
     need(len(t.shape) == 1 and t.dtype == i32, "iota makes i32[n]", "i32[n]", t)
 
 
-define("iota", BOTH, "0, 1, ... n-1 as i32[n]. Tile level: attribute shape.", _iota, check=_check_iota, shape=SHAPE.maybe)
+define("iota", BOTH, "0, 1, ... n-1 as i32[n]. Tile level: attribute shape.", _iota, check=_check_iota, shape=SHAPE.maybe, traits="cheap")
 
 
 def _broadcast(types, attrs):
@@ -163,7 +165,7 @@ def _check_broadcast(op: Op) -> None:
 
 
 define("broadcast", BOTH, "Copy a tile along new axes: source axis i becomes axis axes[i] of the result.", _broadcast,
-       check=_check_broadcast, axes=AXES, shape=SHAPE.maybe)
+       check=_check_broadcast, axes=AXES, shape=SHAPE.maybe, traits="cheap")
 
 
 def _transpose(types, attrs):
@@ -175,7 +177,7 @@ def _transpose(types, attrs):
     return (Frag(t.dtype, t.shape[::-1], t.layout.transpose(), t.partial),)
 
 
-define("transpose", BOTH, "A view with the two axes swapped.", _transpose)
+define("transpose", BOTH, "A view with the two axes swapped.", _transpose, traits="view")
 
 
 def _reduce(types, attrs):
@@ -193,7 +195,7 @@ def _reduce(types, attrs):
 
 define("reduce", BOTH, """Fold one axis with sum, max or min. On fragments each thread folds what it holds; the result is
        `partial` where lanes or warps share the axis, and `combine` or
-       `combine_across` finishes it.""", _reduce, fn=one_of(*REDUCTIONS), axis=whole(0, 7))
+       `combine_across` finishes it.""", _reduce, fn=one_of(*REDUCTIONS), axis=whole(0, 7), traits="reduces")
 
 
 def _cumsum(types, attrs):
@@ -210,7 +212,7 @@ def _cumsum(types, attrs):
     return (t,)
 
 
-define("cumsum", BOTH, "The sum of each element of an axis and those before it.", _cumsum, axis=whole(0, 7))
+define("cumsum", BOTH, "The sum of each element of an axis and those before it.", _cumsum, axis=whole(0, 7), traits="reduces")
 
 
 def _dot(types, attrs):
@@ -256,7 +258,7 @@ def _check_slice(op: Op) -> None:
 
 define("slice", BOTH, """`slice tile, first`: the part that starts at `first` along `axis`. Tile level: `size` positions. On fragments it
        moves nothing, each thread keeps its own registers; `first` is known when the enclosing loop is expanded.""", _slice,
-       check=_check_slice, axis=whole(0, 7), size=whole(1).maybe)
+       check=_check_slice, axis=whole(0, 7), size=whole(1).maybe, traits="view")
 
 
 def check_index(tensor: Any, scalars: tuple[Any, ...], shape: tuple[int, ...], attrs: Mapping[str, Any], what: str,
@@ -301,7 +303,7 @@ def _check_load(op: Op) -> None:
 
 define("load", BOTH, """Read a rectangle of a tensor: `load T, scalars...`. See `access`. stages: slots of its ring, if the
        schedule names it. vec (once it is placed): at most this many elements per access.""", _none, effect="read", check=_check_load,
-       phases="placed pipelined", index=INDEX, guard=GUARD, **SITE, stages=whole(1, 64).maybe, vec=VEC.maybe)
+       phases="placed pipelined", index=INDEX, guard=GUARD, **SITE, stages=whole(1, 64).maybe, vec=VEC.maybe, reach=(1, 0, None))
 
 
 def _check_store(op: Op) -> None:
@@ -319,7 +321,8 @@ def check_added(op: Op, tensor: Any) -> None:
 
 
 define("store", BOTH, "Write a rectangle of a tensor: `store T, value, scalars...`; reduce=\"add\" adds atomically.", _none,
-       effect="write", check=_check_store, phases="placed pipelined", index=INDEX, guard=GUARD, reduce=one_of("add").maybe, vec=VEC.maybe)
+       effect="write", check=_check_store, phases="placed pipelined", index=INDEX, guard=GUARD, reduce=one_of("add").maybe, vec=VEC.maybe,
+       reach=(2, 0, 1))
 
 
 def _gather(types, attrs):
@@ -372,7 +375,7 @@ define("for", BOTH, """`for lo, hi, inits... -> (i, carried...)`: i runs over [l
        number run one after the other over one range and share rings. part: which part of the range ("masked", "full"), for
        people.""", _for, check=_check_for,
        descending=FLAG.maybe, label=TEXT.maybe, tile=whole(1).maybe, unroll=FLAG.maybe, chain=whole().maybe,
-       part=one_of("masked", "full").maybe)
+       part=one_of("masked", "full").maybe, traits="regions, in flight, position")
 
 
 def _check_if(op: Op) -> None:
@@ -423,5 +426,5 @@ define(
 )
 
 
-define("if", BOTH, "Run one of two regions; the results are what it yields.", _none, check=_check_if)
-define("yield", BOTH, "Ends a region.", lambda types, attrs: (), effect="write")
+define("if", BOTH, "Run one of two regions; the results are what it yields.", _none, check=_check_if, traits="regions, in flight, position")
+define("yield", BOTH, "Ends a region.", lambda types, attrs: (), effect="write", traits="in flight, position")

@@ -13,9 +13,11 @@ from .attrs import MOST
 from .core import Block, Kernel, Op, Role, Value
 from .layout import OpaqueLayout, RegLayout
 from .memory_map import buffer_problem
-from .named_barriers import KINDS, NamedBarriers
-from .ops import OPS, PHASES, WITH_REGIONS, RuleError, attr_problem, misuse, need, told
+from .named_barriers import NamedBarriers
+from .op_table import PHASES, RuleError, attr_problem, misuse, need, told
+from .ops import OPS
 from .ranges import admitted
+from .text import print_op
 from .types import Buffer, Cursor, Frag, Mbarrier, Pending, Scalar, Tensor, Tile, Type, f32, i32
 
 #: regions inside of regions
@@ -127,12 +129,12 @@ class Verifier:
                 d.check(op)
             if op.kind == "slot":
                 need(op.operands[0] in self.rings, "slot takes a ring of the kernel", "of an `smem` line", f"%{op.operands[0].name}")
-            if op.kind in KINDS:
+            if "named barrier" in OPS[op.kind].traits:
                 self.named.see(op, self.number)
             elif op.kind in ("mbar_arrive", "tma_load"):
                 blocks = op.get("cluster") or op.get("multicast") or 1
                 need(blocks in (1, self.kernel.cluster), f"{op.kind}: it reaches all blocks of the cluster", self.kernel.cluster, blocks)
-            need(op.kind in WITH_REGIONS or not op.regions, f"{op.kind} has no regions")
+            need("regions" in OPS[op.kind].traits or not op.regions, f"{op.kind} has no regions")
         except RuleError as e:
             raise self.bad(op, e) from None
         except (AssertionError, AttributeError, IndexError, KeyError, TypeError, ValueError) as e:
@@ -182,8 +184,6 @@ class Verifier:
         return None
 
     def bad(self, op: Op, e: RuleError) -> FcError:
-        from .text import print_op
-
         notes = [f"in  {print_op(op, self.kernel)}"]
         if op.place is not None and op.loc is not None and op.loc.file != op.place.file:
             notes.append(f"which comes from {op.loc}")
@@ -192,3 +192,13 @@ class Verifier:
 
 def _join(types: Iterable[Any]) -> str:
     return ", ".join(map(str, types))
+
+
+def verify(kernel: Kernel, *, places: Mapping[Any, Loc] | None = None) -> Kernel:
+    """Check a kernel: what it holds besides ops (`kernel_rules`), every op against its record and its phase, and that values are defined
+    once and before use. Returns the kernel.
+
+    Raises FcError "ir/verify" with the place and, as notes, the op itself. places: for a kernel that was read from text, where in it
+    what is no op stands, by the keys of `kernel_rules`."""
+    Verifier(kernel, places or {}).run()
+    return kernel

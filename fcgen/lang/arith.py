@@ -12,7 +12,7 @@ from typing import Any
 from ..errors import FcError
 from ..ir.elementwise import FNS
 from ..ir.types import DType, f32, i1, i32, i64, u32
-from .handles import Handle, Label, NotATile, label_name
+from .handles import ARITHMETIC, Handle, Label, NotATile, label_name
 from .mistakes import HOLD
 from .trace import current, here
 
@@ -149,3 +149,6 @@ def check_kind(name: str, h: Handle) -> None:
     if kind == "arith" and d == i1:
         raise FcError("trace/dtype", f"{word} is not defined on conditions", expected="a number", got=repr(h), loc=here(),
                       hint="combine conditions with & | ^ ~, or make numbers of them: c.to(fc.i32)")
+
+
+ARITHMETIC.update(elementwise=elementwise, lift=lift)

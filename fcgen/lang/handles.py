@@ -6,27 +6,28 @@ their operands by label, so `[rows, cols] - [rows]` needs no reshaping and can n
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from ..errors import FcError
 from ..ir.core import Value
 from ..ir.types import DType, i1
 from .mistakes import Traced, called, dtype_of
-from .trace import Scope, current, here
+from .trace import Named, Scope, current, here
 
 Label = Any  # Range | str | int
 
 
-def elementwise(name: str, *args: Any) -> Handle:
-    from . import arith
+#: what `arith`, which makes handles itself, gives their operators: "elementwise" and "lift"
+ARITHMETIC: dict[str, Callable[..., Handle]] = {}
 
-    return arith.elementwise(name, *args)
+
+def elementwise(name: str, *args: Any) -> Handle:
+    return ARITHMETIC["elementwise"](name, *args)
 
 
 def lift(x: Any, dtype: DType | None) -> Handle:
-    from . import arith
-
-    return arith.lift(x, dtype)
+    return ARITHMETIC["lift"](x, dtype)
 
 
 class NotATile(Traced):
@@ -46,7 +47,7 @@ class NotATile(Traced):
 
 
 @called("value")
-class Handle(Traced):
+class Handle(Named, Traced):
     """A tile or a scalar of the program. Python operators are elementwise; `bool()` is refused, since no value is known yet."""
 
     __slots__ = ("_value", "labels", "scope")

@@ -24,9 +24,11 @@ HOLD = "an array is a parameter, or given when the spec is compiled, by itself o
 #: the functions of the DSL, by the names that a spec calls them by (the package fills it)
 VOCABULARY: dict[str, Any] = {}
 #: operators of NumPy's scalars and arrays -> ops of the elementwise table
-OPERATORS = {"add": "add", "subtract": "sub", "multiply": "mul", "divide": "div", "true_divide": "div", "floor_divide": "floordiv",
+OPERATORS = {"add": "add", "subtract": "sub", "multiply": "mul", "divide": "truediv", "true_divide": "truediv", "floor_divide": "floordiv",
              "remainder": "mod", "power": "pow", "less": "lt", "less_equal": "le", "greater": "gt", "greater_equal": "ge", "equal": "eq",
              "not_equal": "ne", "bitwise_and": "and", "bitwise_or": "or", "bitwise_xor": "xor"}
+#: comparisons seen from their right operand
+MIRRORED = {"lt": "gt", "le": "ge", "gt": "lt", "ge": "le", "eq": "eq", "ne": "ne"}
 #: what other libraries call it -> what a spec writes
 ELSEWHERE = {"amax": "fc.max", "amin": "fc.min", "clip": "fc.minimum(fc.maximum(x, low), high)", "matmul": "fc.dot", "mm": "fc.dot",
              "bmm": "fc.dot", "mean": "fc.sum(x, axis=1) / X.D", "relu": "fc.maximum(x, 0.0)", "absolute": "fc.abs", "power": "x ** n",
@@ -96,11 +98,12 @@ class Traced:
     PUBLIC: ClassVar[tuple[str, ...]] = ()
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
-        from .arith import elementwise
-
-        if method == "__call__" and ufunc.__name__ in OPERATORS and not kwargs:
-            return elementwise(OPERATORS[ufunc.__name__], *(x.item() if getattr(x, "shape", None) == () and hasattr(x, "item") else x
-                                                            for x in inputs))
+        word = OPERATORS.get(ufunc.__name__, "")
+        if method == "__call__" and word and not kwargs:
+            a, b = (x.item() if getattr(x, "shape", None) == () and hasattr(x, "item") else x for x in inputs)
+            mine, other, word = (a, b, word) if isinstance(a, Traced) else (b, a, MIRRORED.get(word, f"r{word}"))
+            if hasattr(mine, f"__{word}__"):
+                return getattr(mine, f"__{word}__")(other)
         raise _foreign("NumPy", ufunc.__name__)
 
     def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:

@@ -10,8 +10,8 @@ from typing import Any
 
 from ..errors import FcError, Loc, did_you_mean
 from ..ir.core import Block, Kernel, Role, Value
-from ..ir.ops import verify
 from ..ir.types import DTYPES, Scalar, Tensor, as_dtype
+from ..ir.verify import verify
 from .annotations import Param, Signature, parameter_loc, read_signature
 from .captured import Again, own_arrays, seen_by_trace, with_own_arrays
 from .captures import Captures, Held, holds

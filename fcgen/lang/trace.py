@@ -19,7 +19,8 @@ from types import CodeType, FrameType
 from typing import Any
 
 from ..errors import FcError, Loc
-from ..ir.core import Block, Builder, GridAxis, Op, Value
+from ..ir.core import Block, GridAxis, Op, Value
+from ..ir.rewrite import Builder
 from ..ir.types import Scalar, i32
 
 HERE = __file__.rsplit("trace.py", 1)[0]
@@ -45,6 +46,14 @@ class Scope:
                 return True
             other = other.parent
         return False
+
+
+class Named:
+    """A handle, which takes the name of the local variable that a spec binds it to."""
+
+    __slots__ = ()
+    _value: Value | None
+    scope: Scope | None
 
 
 @dataclass
@@ -117,12 +126,10 @@ class Trace:
 
     def sweep_names(self) -> None:
         """Handles that the spec's function has bound to local variables since the last op take those names."""
-        from .handles import Handle
-
         self.frames = _frames(self.code) or self.frames
         for frame in self.frames:
             for name, x in list(frame.f_locals.items()):
-                if isinstance(x, Handle) and x.scope is not None and x._value is not None:
+                if isinstance(x, Named) and x.scope is not None and x._value is not None:
                     self.names.setdefault(x._value, name)
 
     def name_range(self, given: Any, index: Value) -> None:

@@ -11,7 +11,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..errors import FcError
-from ..ir.core import Block, Builder, Kernel, Op, Value, definitions, remove_dead, walk
+from ..ir.core import Block, Kernel, Op, Value, definitions, walk
+from ..ir.rewrite import Builder, remove_dead
 from ..ir.types import Tensor, i1, i32
 
 

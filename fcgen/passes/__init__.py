@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 from ..errors import FcError, did_you_mean
 from ..ir.core import Kernel
-from ..ir.ops import verify
 from ..ir.schedule import Schedule
 from ..ir.target import Target
+from ..ir.verify import verify
 from .machine import alloc, early_launch, overlap, select, sync, tidy
 from .memory import pieces, pipeline, prefetch, prologues, roles
 from .registers import branches, defer, held, place, vote

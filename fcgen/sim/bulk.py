@@ -19,6 +19,7 @@ from .cluster import Touch
 from .mbarriers import PhaseBarrier
 from .memory import WARP, encode
 from .tensors import taken
+from .words import describe
 
 if TYPE_CHECKING:
     from .agents import Agent
@@ -153,8 +154,6 @@ class BulkEngine:
 
     def check_idle(self) -> None:
         """At the end: somebody waited for every phase that copies landed in, whenever they did land."""
-        from .machine import describe
-
         late = list(self.flying) + [x for (barrier, phase), x in self.landed.items() if phase not in barrier.heard]
         for load in late:
             self.sim.report("sim/leftover", "the kernel may end while a copy is in flight: nobody waited for it", load.op,

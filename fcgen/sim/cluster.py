@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..ir.core import Op
+from .words import describe
 
 if TYPE_CHECKING:
     from .agents import Agent
@@ -56,8 +57,6 @@ class Reach:
 
     def check(self) -> None:
         """At the end: what a block knew when it ended includes everything that others did to it."""
-        from .machine import describe
-
         for t in self.touched:
             if self.exits[t.rank][t.agent] < t.time:
                 self.sim.report("sim/leftover", f"block {t.rank} of a cluster may have ended when {t.op.kind} reaches it", t.op,

@@ -13,6 +13,7 @@ from ..ir.layout import LANES
 from . import registers
 from .memory import encode
 from .tensors import taken
+from .words import describe
 
 if TYPE_CHECKING:
     from .agents import Agent
@@ -73,8 +74,6 @@ class CopyEngine:
                 self.agent.sim.landed(copy.op, self.agent)
 
     def check_empty(self) -> None:
-        from .machine import describe
-
         for copy in [c for g in [*self.groups, self.open] for c in g]:
             self.agent.sim.report("sim/leftover", "the kernel ends while a copy is in flight", copy.op,
                                   notes=[f"{self.agent.who}: {describe(copy.op)}"], key=("leftover", id(copy.op)))

@@ -20,9 +20,9 @@ from ..errors import FcError, Loc
 from ..ir.core import Kernel, Op, Value, walk, walk_kernel
 from ..ir.fits import check_fits
 from ..ir.memory_map import shared_bytes
-from ..ir.ops import verify
 from ..ir.target import Target
 from ..ir.types import Buffer, Frag, Mbarrier, Tensor, f32
+from ..ir.verify import verify
 from .addresses import Addresses
 from .agents import Agent
 from .async_agents import is_one_thread
@@ -35,6 +35,7 @@ from .stores import StoreEngine
 from .tensorcore import TensorCore
 from .tensors import TensorConflict, TensorHistory
 from .tile import bind, unwritten
+from .words import describe
 
 HINTS = {
     "sim/race": "a barrier (or, within one warp, a syncwarp) between the two accesses",
@@ -432,11 +433,3 @@ def contracted(kernel: Kernel) -> dict[Op, tuple[int, Op]]:
             if op.kind in ("add", "sub") and (at := next((n for n, v in enumerate(op.operands) if v in made), None)) is not None:
                 out[op] = at, made[op.operands[at]]
     return out
-
-
-def describe(op: Op) -> str:
-    """One op in a line: kind, what it works on, and its place."""
-    names = ", ".join(v.name for v in op.operands if v.name)
-    made = f"{op.results[0].name} = " if op.results and op.results[0].name else ""
-    places = ", ".join(dict.fromkeys(p.short for p in (op.place, op.loc) if p is not None))
-    return f"{made}{op.kind} {names}".rstrip() + (f"  ({places})" if places else "")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..ir.core import Op, Value
+from .words import describe
 
 if TYPE_CHECKING:
     from .agents import Agent
@@ -62,8 +63,6 @@ class PhaseBarrier:
         return f"{self.name} is in phase {self.phase} with {self.pending} of {self.count} arrivals {copies}{came}"
 
     def fault(self, op: Op, who: str, message: str, key: str) -> None:
-        from .machine import describe
-
         self.sim.report(PROTOCOL, message, op, notes=[f"{who}: {describe(op)}", self.state()], key=(PROTOCOL, key, id(op)))
 
     # ---- arriving ----------------------------------------------------------------------------------------------------
@@ -121,8 +120,6 @@ class PhaseBarrier:
             agent.shared.acquire(agent.number, self.ended[phase])
 
     def check_idle(self) -> None:
-        from .machine import describe
-
         if self.pending != self.count or self.bytes:
             assert self.last is not None
             op, who = self.last
@@ -143,8 +140,6 @@ class NamedBarrier:
     clock: np.ndarray | None = None
 
     def give(self, agent: Agent, op: Op) -> None:
-        from .machine import describe
-
         if agent.number in self.arrived:
             agent.sim.report(PROTOCOL, f"{agent.who} arrives twice at named barrier {self.number} before anyone took the token", op,
                              notes=[f"earlier: {describe(self.arrived[agent.number][0])}", f"later:   {agent.who}: {describe(op)}"],

@@ -21,6 +21,7 @@ from . import registers
 from .mbarriers import Blocked
 from .memory import WARP, decode, encode
 from .tensors import Stamp
+from .words import describe
 
 if TYPE_CHECKING:
     from .agents import Agent
@@ -145,8 +146,6 @@ class StoreEngine:
 
     def check_empty(self) -> None:
         """At the thread's end. What was only waited for to be read is written by the end of the kernel."""
-        from .machine import describe
-
         for s in [s for g in [*self.groups, self.open] for s in g]:
             if not s.heard:
                 self.sim.report("sim/leftover", "the kernel may end while a bulk store reads its shared memory: nobody waited for it", s.op,

@@ -20,6 +20,7 @@ from ..ir.types import Buffer, Frag, Pending
 from . import descriptor, registers
 from .memory import WARP, Where, decode, runs
 from .tile import poison
+from .words import describe
 
 if TYPE_CHECKING:
     from .agents import Agent
@@ -76,8 +77,6 @@ class TensorCore:
         self.touched.clear()
 
     def fault(self, op: Op, message: str, key: str, hint: str | None = None) -> None:
-        from .machine import describe
-
         self.sim.report(REGISTER, message, op, notes=[f"{self.agent.who}: {describe(op)}"], key=(REGISTER, key, id(op)), hint=hint)
 
     def check_fence(self, op: Op, acc: Any, left: np.ndarray | None) -> None:
@@ -239,8 +238,6 @@ class TensorCore:
         return tuple(out)
 
     def result(self, op: Op, v: Any, job: Job, groups: int) -> np.ndarray:
-        from .machine import describe
-
         if job.group > groups:
             left = "in a group that was never committed" if job.group > self.commits else \
                 f"in one of the {op['groups']} groups that may still be in flight"
@@ -257,8 +254,6 @@ class TensorCore:
         return value
 
     def check_empty(self) -> None:
-        from .machine import describe
-
         for job in self.jobs:
             what = "was never committed" if job.group > self.commits else "nobody waited for"
             self.sim.report("sim/leftover", f"the kernel ends with a wgmma that {what}", job.op,

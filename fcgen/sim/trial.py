@@ -22,8 +22,9 @@ from ..ir.types import Buffer, Frag, Mbarrier, Tensor
 from .async_agents import is_one_thread
 from .coverage import Coverage, never_ran, one_way, short_rings
 from .draw import Draws, Trial, dimensions
-from .machine import Result, describe, simulate
+from .machine import Result, simulate
 from .oracle import Oracle
+from .words import describe
 
 #: what seed 0, seed 1 and all others make of the engines
 ORDERS = ("as late as they may", "at once", "in any order")

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from fcgen.errors import Loc
-from fcgen.ir.core import Block, Builder, GridAxis, Kernel, Op, Role, Value
+from fcgen.ir.core import Block, GridAxis, Kernel, Op, Role, Value
 from fcgen.ir.layout import Factor, OpaqueLayout, RegLayout, SmemLayout, blocked, mma_a, mma_b, mma_c, native_smem
+from fcgen.ir.rewrite import Builder
 from fcgen.ir.types import Buffer, DType, Frag, Scalar, Tensor, bf16, f16, f32, i1, i32
 
 

@@ -12,7 +12,7 @@ import fcgen.backends as backends
 from fcgen.backends.budget import check_budget
 from fcgen.backends.targets.ada import INSTRS, TARGETS
 from fcgen.errors import FcError
-from fcgen.ir.ops import verify
+from fcgen.ir.verify import verify
 
 from .programs import gemm, two_dots
 

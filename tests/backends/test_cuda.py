@@ -12,8 +12,8 @@ from fcgen.backends.targets.ada import TARGETS
 from fcgen.errors import FcError
 from fcgen.ir.core import GridAxis, Value
 from fcgen.ir.layout import mma_c
-from fcgen.ir.ops import verify
 from fcgen.ir.types import Frag, Tensor, f16, f32
+from fcgen.ir.verify import verify
 
 from .nvrtc import compile_cubin, sass
 from .programs import PROGRAMS, K, gemm, kernel, row_softmax, two_dots

@@ -14,7 +14,7 @@ from fcgen.build import compiler
 from fcgen.errors import FcError
 from fcgen.ir.layout import native_smem, wgmma_c
 from fcgen.ir.moves import quad_rows
-from fcgen.ir.text import parse_kernel
+from fcgen.ir.parse import parse_kernel
 from fcgen.ir.types import Buffer, f16
 from fcgen.runtime import cubin, toolchain
 from fcgen.runtime.nvrtc import compile_cuda

@@ -9,8 +9,8 @@ import fcgen as fc
 from fcgen.backends.cuda.printer import print_cuda
 from fcgen.backends.targets.ada import TARGETS
 from fcgen.ir.layout import SmemLayout, blocked, mma_a, mma_b, mma_c, native_smem
-from fcgen.ir.ops import verify
 from fcgen.ir.types import bf16, f16, f32, i32
+from fcgen.ir.verify import verify
 
 from .host import CONTRACT, run_on_host
 from .programs import branches, gemm, half_math, row_softmax, small_shapes, through_shared, two_dots

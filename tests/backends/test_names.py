@@ -16,8 +16,9 @@ from fcgen.backends.cuda.printer import CudaSource, print_cuda
 from fcgen.backends.targets import ada, hopper
 from fcgen.errors import FcError, Loc
 from fcgen.ir.core import Block, Kernel, Op, Value, walk_kernel
-from fcgen.ir.ops import verify
-from fcgen.ir.text import parse_kernel, print_kernel
+from fcgen.ir.parse import parse_kernel
+from fcgen.ir.text import print_kernel
+from fcgen.ir.verify import verify
 
 from ..sim.generated import CASES
 from .nvrtc import compile_cubin, include_dirs

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 import fcgen as fc
 from fcgen.backends.cuda.printer import CudaSource
 from fcgen.build import compiler
-from fcgen.ir.text import parse_kernel, print_kernel
+from fcgen.ir.parse import parse_kernel
+from fcgen.ir.text import print_kernel
 from fcgen.lang.tensors import TensorParam
 
 from .nvrtc import compile_cubin

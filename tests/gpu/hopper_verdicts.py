@@ -23,12 +23,12 @@ import pytest
 from fcgen.build import compiler
 from fcgen.build.compiler import Built, facts_of, target, to_cuda
 from fcgen.ir.core import Kernel
+from fcgen.ir.parse import parse_kernel
 from fcgen.ir.schedule import Schedule
-from fcgen.ir.text import parse_kernel
 from fcgen.passes.machine import alloc
-from fcgen.sim.async_faults import ASYNC_FAULTS, _change
-from fcgen.sim.faults import Mutant, _drop
 from tests.gpu.micro import compiled
+from tests.sim.async_faults import ASYNC_FAULTS, _change
+from tests.sim.faults import Mutant, _drop
 from tests.sim.hopper import Case, chain, chain_draw, gemm, gemm_draw, stores, tiles, tiles_draw, turns_draw
 
 TARGET = target("sm_90a")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 
 from fcgen.errors import Loc
-from fcgen.ir.core import Block, Builder, GridAxis, Kernel, Op, Role, Value
+from fcgen.ir.core import Block, GridAxis, Kernel, Op, Role, Value
 from fcgen.ir.layout import SmemLayout, blocked, mma_a, mma_b, mma_c, native_smem
+from fcgen.ir.rewrite import Builder
 from fcgen.ir.text import base_name
 from fcgen.ir.types import Buffer, Frag, Scalar, Tensor, Tile, f16, f32, i1, i32
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from hypothesis import strategies as st
 
 from fcgen.errors import Loc
-from fcgen.ir.core import Block, Builder, GridAxis, Kernel, Op, Role, Value
+from fcgen.ir.core import Block, GridAxis, Kernel, Op, Role, Value
 from fcgen.ir.layout import OpaqueLayout, SmemLayout, blocked, mma_a, mma_b, mma_c, rowwise
+from fcgen.ir.rewrite import Builder
 from fcgen.ir.types import DTYPES, Buffer, Frag, Scalar, Tensor, Tile, f16, f32, i1, i32
 
 names = st.text(st.characters(codec="utf-8", exclude_categories=("Cs",)), max_size=4) | st.sampled_from(

@@ -3,7 +3,8 @@
 import pytest
 
 from fcgen.errors import FcError
-from fcgen.ir.text import parse_kernel, print_kernel
+from fcgen.ir.parse import parse_kernel
+from fcgen.ir.text import print_kernel
 
 KERNEL = """\
 machine kernel product

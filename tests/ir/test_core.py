@@ -2,26 +2,12 @@
 
 from __future__ import annotations
 
-from fcgen.ir.core import (
-    Block,
-    Builder,
-    Env,
-    Kernel,
-    Op,
-    Role,
-    Value,
-    copy_block,
-    definitions,
-    free_values,
-    map_bodies,
-    remove_dead,
-    rewrite,
-    uses,
-    walk,
-)
-from fcgen.ir.ops import has_effect, verify
+from fcgen.ir.core import Block, Kernel, Op, Role, Value, definitions, free_values, uses, walk
+from fcgen.ir.ops import has_effect
+from fcgen.ir.rewrite import Builder, Env, copy_block, map_bodies, remove_dead, rewrite
 from fcgen.ir.text import print_kernel
 from fcgen.ir.types import Scalar, Tensor, Tile, f32, i1, i32
+from fcgen.ir.verify import verify
 
 from .programs import same, tile_kernel
 

@@ -8,15 +8,17 @@ from dataclasses import replace
 import pytest
 
 from fcgen.errors import FcError
-from fcgen.ir.core import Block, Builder, GridAxis, Kernel, Op, Role, Value
+from fcgen.ir.core import Block, GridAxis, Kernel, Op, Role, Value
+from fcgen.ir.elementwise import FNS
 from fcgen.ir.layout import OpaqueLayout, RegLayout, SmemLayout, blocked, mma_a, mma_b, mma_c
-from fcgen.ir.ops import OPS, infer, load_ops, verify
+from fcgen.ir.op_table import TRAITS, having
+from fcgen.ir.ops import OPS, infer
+from fcgen.ir.rewrite import Builder
 from fcgen.ir.types import Buffer, Frag, Scalar, Tensor, Tile, f16, f32, i1, i32
-from fcgen.ir.verify import Verifier
+from fcgen.ir.verify import Verifier, verify
 
 from .programs import machine_kernel, tile_kernel
 
-load_ops()
 I, F, B1 = Scalar(i32), Scalar(f32), Scalar(i1)
 ROW, TALL, WIDE = Tile(f32, (8,)), Tile(f32, (8, 4)), Tile(f32, (4, 8))
 Q = Tensor(f16, ("B", "M", 64))
@@ -256,3 +258,12 @@ def test_loops():
         with pytest.raises(FcError) as e:
             verify(kernel)
         assert e.value.message == message
+
+
+def test_every_trait_is_some_op_s_and_readers_find_it():
+    """What passes ask of ops stands in their records: nobody keeps a list of its own that a new op would be missing from."""
+    assert all(having(trait) for trait in TRAITS)
+    assert having("elementwise") == set(FNS) | {"select", "cast"}
+    assert having("regions") == {kind for kind in OPS if kind in ("for", "if", "while")}
+    reach = {kind for kind, d in OPS.items() if d.reach}
+    assert reach == {kind for kind, d in OPS.items() if {"index", "guard"} <= set(d.attrs)}

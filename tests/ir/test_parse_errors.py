@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from fcgen.errors import FcError
-from fcgen.ir.text import parse_kernel, print_kernel
+from fcgen.ir.parse import parse_kernel
+from fcgen.ir.text import print_kernel
 
 from .programs import machine_kernel, tile_kernel
 

@@ -11,12 +11,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fcgen.errors import Loc
-from fcgen.ir.core import Block, Builder, Env, Kernel, Op, Role, Value, copy_op, walk
+from fcgen.ir.core import Block, Kernel, Op, Role, Value, walk
 from fcgen.ir.layout import blocked
-from fcgen.ir.ops import verify
-from fcgen.ir.parse import read
-from fcgen.ir.text import attr_text, base_name, parse_kernel, print_kernel, print_op
+from fcgen.ir.parse import parse_kernel, read
+from fcgen.ir.rewrite import Builder, Env, copy_op
+from fcgen.ir.text import attr_text, base_name, print_kernel, print_op
 from fcgen.ir.types import Frag, Scalar, f32, i32
+from fcgen.ir.verify import verify
 from tests.work import calls
 
 from . import strategies

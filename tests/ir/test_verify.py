@@ -13,8 +13,10 @@ from fcgen.errors import FcError, visible
 from fcgen.ir import kernel_rules
 from fcgen.ir.attrs import FLAG
 from fcgen.ir.core import walk_kernel
-from fcgen.ir.ops import OPS, PHASES, load_ops
-from fcgen.ir.text import parse_kernel, print_kernel
+from fcgen.ir.op_table import PHASES
+from fcgen.ir.ops import OPS
+from fcgen.ir.parse import parse_kernel
+from fcgen.ir.text import print_kernel
 from fcgen.kernels.attention import attention
 from fcgen.passes import PIPELINE
 
@@ -78,7 +80,6 @@ def test_every_op_of_the_pipeline_is_in_its_phases():
 
 
 def test_every_attribute_has_a_type_and_a_range():
-    load_ops()
     for d in OPS.values():
         assert 0 <= d.phases[0] <= d.phases[1] < len(PHASES)
         for name, a in d.attrs.items():

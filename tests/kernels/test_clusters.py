@@ -11,13 +11,13 @@ from fcgen.backends.cuda.printer import print_cuda
 from fcgen.build.compiler import lower, target
 from fcgen.errors import FcError
 from fcgen.ir.core import walk, walk_kernel
+from fcgen.ir.parse import parse_kernel
 from fcgen.ir.schedule import Schedule
-from fcgen.ir.text import parse_kernel
 from fcgen.kernels import attention as library
 from fcgen.runtime import cubin, toolchain
-from fcgen.sim.async_faults import ASYNC_FAULTS
 from fcgen.sim.machine import Simulation, simulate
 from tests.ir.test_async_text import KERNEL
+from tests.sim.async_faults import ASYNC_FAULTS
 
 
 @fc.kernel

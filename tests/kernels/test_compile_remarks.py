@@ -12,7 +12,7 @@ from fcgen.attend.forward import compiled
 from fcgen.build import compiler
 from fcgen.cli.console import report
 from fcgen.errors import FcError
-from fcgen.ir.text import parse_kernel
+from fcgen.ir.parse import parse_kernel
 from fcgen.kernels.schedules import TABLES, pick, shipped
 from fcgen.sim import trial
 

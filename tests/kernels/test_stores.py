@@ -12,8 +12,9 @@ from fcgen.errors import FcError
 from fcgen.ir.core import walk, walk_kernel
 from fcgen.ir.layout import rowwise, wgmma_c
 from fcgen.ir.moves import matrix_blocks
+from fcgen.ir.parse import parse_kernel
 from fcgen.ir.schedule import Schedule
-from fcgen.ir.text import parse_kernel, print_kernel
+from fcgen.ir.text import print_kernel
 from fcgen.kernels.attention import attention
 
 PERSISTENT = ["none", "static", "dynamic"]

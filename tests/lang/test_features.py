@@ -10,7 +10,7 @@ import pytest
 
 import fcgen as fc
 from fcgen.ir.core import walk
-from fcgen.ir.text import parse_kernel
+from fcgen.ir.parse import parse_kernel
 from fcgen.sim.tile import interpret
 
 TILES = {"BM": 16, "BN": 16}

@@ -7,7 +7,7 @@ import pytest
 import fcgen as fc
 from fcgen.errors import FcError
 from fcgen.ir.core import walk
-from fcgen.ir.text import parse_kernel
+from fcgen.ir.parse import parse_kernel
 from fcgen.lang.naming import name
 
 TILES = {"BM": 64, "BN": 64, "BK": 32}

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import fcgen as fc
+from fcgen.ir.parse import parse_kernel
 from fcgen.ir.sizes import number
-from fcgen.ir.text import parse_kernel
 from fcgen.sim.machine import check
 from fcgen.sim.tile import interpret
 

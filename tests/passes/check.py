@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from fcgen.ir.core import Kernel
-from fcgen.ir.ops import verify
 from fcgen.ir.types import Tensor
+from fcgen.ir.verify import verify
 
 from .mini import Run
 

@@ -7,7 +7,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from fcgen.ir.core import Builder, GridAxis, Kernel, Op, Role, Value
+from fcgen.ir.core import GridAxis, Kernel, Op, Role, Value
+from fcgen.ir.rewrite import Builder
 from fcgen.ir.types import Scalar, Tensor, Tile, f16, f32, i1, i32
 
 __all__ = ["E", "T", "attention", "branches", "ceil_div", "column_sums", "f16", "f32", "gemm", "i1", "i32", "kernel", "linear",

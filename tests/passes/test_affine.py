@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fcgen.ir.core import GridAxis, Kernel
-from fcgen.ir.ops import verify
 from fcgen.ir.schedule import Schedule
+from fcgen.ir.verify import verify
 from fcgen.passes.tile import simplify, split_loops
 
 from .mini import Run

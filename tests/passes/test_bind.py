@@ -12,8 +12,8 @@ from benchmarks.schedule_pairs import gated, product, row_softmax
 from fcgen.build import compiler
 from fcgen.errors import FcError
 from fcgen.ir.core import Kernel, walk_kernel
+from fcgen.ir.parse import parse_kernel
 from fcgen.ir.schedule import Schedule
-from fcgen.ir.text import parse_kernel
 from fcgen.kernels import attention as library
 from fcgen.kernels.hopper_schedules import ROWS
 

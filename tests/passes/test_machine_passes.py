@@ -10,9 +10,9 @@ import pytest
 from fcgen.errors import FcError
 from fcgen.ir.core import Kernel, Op, definitions, walk
 from fcgen.ir.layout import OpaqueLayout, RegLayout
+from fcgen.ir.parse import parse_kernel
 from fcgen.ir.schedule import Schedule
 from fcgen.ir.target import Instr, Target
-from fcgen.ir.text import parse_kernel
 from fcgen.ir.types import Buffer, Frag
 from fcgen.passes import PIPELINE, run_passes
 

@@ -9,7 +9,7 @@ import fcgen as fc
 from benchmarks import prologue_specs as specs
 from benchmarks.prologues import MADE, binding
 from fcgen.ir.core import walk
-from fcgen.ir.parse import parse
+from fcgen.ir.parse import parse_kernel
 from fcgen.ir.text import print_kernel
 from tests.passes.test_prologues import EVERY, agrees, compiled, steady
 
@@ -49,7 +49,7 @@ def test_what_is_left_for_the_products_is_the_loop_of_a_plain_kernel(name):
         assert not any(o.kind in ("st_shared", "stmatrix", "barrier", "proxy_fence") for o in ops)
     make = p.machine.roles[1]
     assert not any(o.kind in ("barrier", "wgmma", "ldmatrix") for o in walk(make.body))
-    assert parse(text := print_kernel(p.machine)) and print_kernel(parse(text)) == text
+    assert parse_kernel(text := print_kernel(p.machine)) and print_kernel(parse_kernel(text)) == text
 
 
 def test_the_makers_take_the_tile_a_few_rows_at_a_time():

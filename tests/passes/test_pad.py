@@ -7,9 +7,9 @@ import pytest
 
 from fcgen.errors import FcError
 from fcgen.ir.core import walk_kernel
-from fcgen.ir.ops import verify
 from fcgen.ir.schedule import Schedule
 from fcgen.ir.types import Tile
+from fcgen.ir.verify import verify
 from fcgen.passes import run_passes
 from fcgen.passes.tile import pad, simplify
 

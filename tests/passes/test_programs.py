@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from fcgen.ir.core import Kernel, walk, walk_kernel
-from fcgen.ir.ops import verify
 from fcgen.ir.schedule import Schedule
+from fcgen.ir.verify import verify
 from fcgen.passes import PIPELINE, run_passes
 from tests.work import calls
 

@@ -10,7 +10,7 @@ import pytest
 import fcgen as fc
 from fcgen.errors import FcError
 from fcgen.ir.core import walk
-from fcgen.ir.text import parse_kernel
+from fcgen.ir.parse import parse_kernel
 from fcgen.passes import run_passes
 
 

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fcgen.ir.core import GridAxis, Kernel, walk_kernel
-from fcgen.ir.ops import verify
 from fcgen.ir.schedule import Schedule
+from fcgen.ir.verify import verify
 from fcgen.passes.tile import scale, simplify
 
 from .check import same

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fcgen.ir.core import Block, Builder, Kernel, Role, Value
+from fcgen.ir.core import Block, Kernel, Role, Value
+from fcgen.ir.rewrite import Builder
 from fcgen.ir.schedule import Schedule
 from fcgen.ir.types import Scalar, i32
 from fcgen.passes.machine import tidy

@@ -9,7 +9,8 @@ import pytest
 import fcgen as fc
 from fcgen.ir.core import walk, walk_kernel
 from fcgen.ir.layout import warp_grid
-from fcgen.ir.text import parse_kernel, print_kernel
+from fcgen.ir.parse import parse_kernel
+from fcgen.ir.text import print_kernel
 from fcgen.kernels.attention import attention
 from fcgen.passes import PIPELINE
 

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 
 from fcgen.errors import Loc
-from fcgen.ir.core import Block, Builder, GridAxis, Kernel, Role, Value
+from fcgen.ir.core import Block, GridAxis, Kernel, Role, Value
 from fcgen.ir.layout import blocked, mma_a, mma_b, mma_c, native_smem
-from fcgen.ir.ops import verify
+from fcgen.ir.rewrite import Builder
 from fcgen.ir.types import Buffer, Frag, Scalar, Tensor, f16, f32, i32
+from fcgen.ir.verify import verify
 
 M, N, K = 32, 16, 32  # one tile
 WARPS = 2

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from fcgen.ir.core import Kernel
-from fcgen.ir.text import parse_kernel
+from fcgen.ir.parse import parse_kernel
 
 ACC = "{w8@1 r2@2 l8@4 | r8@4 l4@1 r2@1}"  # 128 x 64 over two warpgroups, also the left operand's
 SW = "{panel 64 swizzle 128}"

@@ -10,7 +10,7 @@ import pytest
 from fcgen.build.compiler import target
 from fcgen.errors import FcError
 from fcgen.ir.core import Role
-from fcgen.ir.text import parse_kernel
+from fcgen.ir.parse import parse_kernel
 from fcgen.sim.machine import simulate
 
 from .test_machine import COLS1, COPY, HEAD, LOAD, READ, ROWS1, ROWS2, STORE, WHOLE, kernel, line_of, run

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from fcgen.ir.core import Kernel, walk_kernel
-from fcgen.ir.ops import verify
 from fcgen.ir.text import print_kernel
-from fcgen.sim.faults import FAULTS, run_mutant
+from fcgen.ir.verify import verify
 from fcgen.sim.machine import simulate
+from tests.sim.faults import FAULTS, run_mutant
 
 from .cases import CASES, EVERYTHING, sample
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from fcgen.build.compiler import target
-from fcgen.sim.faults import FAULTS, run_mutant
 from fcgen.sim.machine import simulate
+from tests.sim.faults import FAULTS, run_mutant
 from tests.work import calls
 
 from .gemm import draw, gemm

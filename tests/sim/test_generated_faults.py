@@ -12,9 +12,9 @@ import pytest
 from fcgen.ir.async_ops import reaches_tensors
 from fcgen.ir.core import Kernel, Op, walk_kernel
 from fcgen.ir.types import Buffer, Mbarrier
-from fcgen.sim.async_faults import ASYNC_FAULTS, role_of
-from fcgen.sim.faults import FAULTS, Mutant
 from fcgen.sim.machine import simulate
+from tests.sim.async_faults import ASYNC_FAULTS, role_of
+from tests.sim.faults import FAULTS, Mutant
 
 from .cases import EVERYTHING, sample
 from .generated import CASES, Generated

@@ -8,7 +8,7 @@ import pytest
 from fcgen.build.compiler import target
 from fcgen.errors import FcError
 from fcgen.ir.layout import SmemLayout
-from fcgen.ir.text import parse_kernel
+from fcgen.ir.parse import parse_kernel
 from fcgen.sim import descriptor
 from fcgen.sim.machine import simulate
 

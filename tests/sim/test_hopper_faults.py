@@ -10,9 +10,9 @@ import pytest
 from fcgen.build.compiler import target
 from fcgen.errors import FcError
 from fcgen.ir.core import Kernel, walk
-from fcgen.sim.async_faults import ASYNC_FAULTS, role_of
-from fcgen.sim.faults import FAULTS, Mutant
 from fcgen.sim.machine import simulate
+from tests.sim.async_faults import ASYNC_FAULTS, role_of
+from tests.sim.faults import FAULTS, Mutant
 
 from . import generated
 from .hopper import CASES, Case

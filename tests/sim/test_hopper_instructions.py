@@ -9,7 +9,7 @@ from fcgen.backends.cuda.wgmma import SWIZZLE_CODE
 from fcgen.backends.targets.hopper import INSTRS
 from fcgen.build.compiler import target
 from fcgen.ir.layout import native_smem, wgmma_c
-from fcgen.ir.text import parse_kernel
+from fcgen.ir.parse import parse_kernel
 from fcgen.sim import descriptor
 from fcgen.sim.machine import simulate
 

@@ -12,9 +12,9 @@ from fcgen.errors import FcError
 from fcgen.ir.schedule import Schedule
 from fcgen.passes.machine import alloc
 from fcgen.runtime.nvrtc import compile_cuda
-from fcgen.sim.async_faults import ASYNC_FAULTS
 from fcgen.sim.machine import simulate
 from tests.gpu.hopper_verdicts import CASES, DELAY, TARGET, VERDICTS, WRONG, built, cuda, mutant, right
+from tests.sim.async_faults import ASYNC_FAULTS
 
 from .hopper import CASES as PLAIN
 from .test_hopper_faults import names

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from fcgen.build.compiler import target
-from fcgen.ir.core import Builder, Kernel, Role, Value
+from fcgen.ir.core import Kernel, Role, Value
 from fcgen.ir.elementwise import to_dtype
 from fcgen.ir.layout import Factor, RegLayout, SmemLayout, blocked, mma_a, mma_b, mma_c, native_smem
-from fcgen.ir.ops import verify
+from fcgen.ir.rewrite import Builder
 from fcgen.ir.types import DTYPES, Buffer, DType, Frag, Scalar, Tensor, f16, f32, i32
+from fcgen.ir.verify import verify
 from fcgen.sim.agents import Agent
 from fcgen.sim.machine import Simulation, simulate
 from fcgen.sim.memory import SharedMemory

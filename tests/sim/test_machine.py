@@ -7,7 +7,7 @@ import pytest
 
 from fcgen.build.compiler import target
 from fcgen.errors import FcError
-from fcgen.ir.text import parse_kernel
+from fcgen.ir.parse import parse_kernel
 from fcgen.sim.machine import check, simulate
 
 HEAD = """machine kernel t

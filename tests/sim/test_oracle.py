@@ -16,10 +16,11 @@ import pytest
 
 from fcgen.build.compiler import target
 from fcgen.errors import Loc
-from fcgen.ir.core import Builder, Kernel, Role, Value
+from fcgen.ir.core import Kernel, Role, Value
 from fcgen.ir.layout import LANES, Factor, RegLayout, SmemLayout
-from fcgen.ir.ops import verify
+from fcgen.ir.rewrite import Builder
 from fcgen.ir.types import Buffer, Frag, Tensor, f16
+from fcgen.ir.verify import verify
 from fcgen.sim.machine import simulate
 
 WARPS = 2

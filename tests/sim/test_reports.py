@@ -8,8 +8,8 @@ import pytest
 
 from fcgen.build.compiler import target
 from fcgen.errors import FcError
-from fcgen.ir.core import map_bodies, rewrite
-from fcgen.ir.text import parse_kernel
+from fcgen.ir.parse import parse_kernel
+from fcgen.ir.rewrite import map_bodies, rewrite
 from fcgen.sim.machine import simulate
 from tests.ir.test_async_text import KERNEL
 

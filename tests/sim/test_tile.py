@@ -7,7 +7,7 @@ import pytest
 
 import fcgen as fc
 from fcgen.errors import FcError
-from fcgen.ir.text import parse_kernel
+from fcgen.ir.parse import parse_kernel
 from fcgen.kernels.attention import attention
 from fcgen.sim.tile import interpret
 

@@ -12,24 +12,24 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from ...ir.core import Block, Kernel, Op, Value, walk
-from ...ir.elementwise import FNS
 from ...ir.layout import OpaqueLayout
+from ...ir.op_table import having
 from ...ir.registers import frag_words
 from ...ir.types import Frag, Pending, Scalar
 
 #: ops whose result is a function of the same register of their operands (or of nothing but the register's number)
-CHEAP = {"iota", "full", "broadcast"}
-POINTWISE = {*FNS, "select", "cast", *CHEAP}
-VIEWS = {"slice", "transpose"}
+CHEAP = having("cheap")
+POINTWISE = having("elementwise") | CHEAP
+VIEWS = having("view")
 #: one instruction: may be computed once more
 AGAIN = {"add", "sub", "mul", "max", "min"}
 #: products whose third operand is the accumulator, in the result's registers
-ACCUMULATE = {"mma", "wmma_mma", "wgmma"}
+ACCUMULATE = having("product")
 #: no stride or tile size is so large: who multiplies by it wants the lower bits
 HASH = 1 << 16
 #: consumers that evaluate an expression register by register, and those that can evaluate one into an array they own
 _EVALUATE = POINTWISE | {"reduce", "vote_any", "gather"}
-_COPY_IN = {"for", "yield", "mma", "wmma_mma", "wgmma", "pend"}
+_COPY_IN = ACCUMULATE | {"for", "yield", "pend"}
 
 
 @dataclass

@@ -11,12 +11,13 @@ from ...ir import tile_ops  # noqa: F401  (fills the op table)
 from ...ir.core import Block, Op, Value, walk
 from ...ir.elementwise import FNS
 from ...ir.layout import RegLayout, rowwise
+from ...ir.op_table import having
 from ...ir.ops import OPS
 from ...ir.schedule import Schedule
 from ...ir.types import Frag, Scalar, Tensor, Tile, i32
 
-ELEMENTWISE = frozenset(FNS) | {"select", "cast"}
-COMPARISONS = frozenset(n for n, f in FNS.items() if f.kind == "compare")
+ELEMENTWISE = having("elementwise")
+COMPARISONS = having("compare")
 
 
 def effect(op: Op) -> str:

@@ -16,7 +16,8 @@ from __future__ import annotations
 from math import prod, sqrt
 
 from ...ir.access import Access
-from ...ir.core import Builder, Kernel, Value, walk
+from ...ir.core import Kernel, Value, walk
+from ...ir.rewrite import Builder, extent
 from ...ir.schedule import Schedule
 from ...ir.types import Tensor
 
@@ -34,7 +35,7 @@ class Tiles:
         self.order = list(kernel.order) or list(range(len(kernel.grid)))
         self.counts: dict[int, Value] = {}
         for a, axis in enumerate(kernel.grid):
-            size = kernel.extent(axis, b)
+            size = extent(kernel, axis, b)
             span = axis.tile * axis.cluster
             if span != 1:
                 name = f"{axis.name}_clusters" if axis.cluster > 1 else f"{axis.name}_tiles"

@@ -13,9 +13,10 @@ import numpy as np
 
 from ...ir.core import Op, Value
 from ...ir.layout import OpaqueLayout, RegLayout
+from ...ir.op_table import having
 from ...ir.types import Buffer, Frag
 
-READS = {"ld_shared", "ldmatrix", "wmma_load", "acquire"}
+READS = having("reads shared") | {"acquire"}
 
 
 @dataclass(frozen=True)

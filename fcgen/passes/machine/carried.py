@@ -10,8 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from ...ir.async_ops import accumulator
-from ...ir.core import Block, Builder, Op, Value, uses
+from ...ir.core import Block, Op, Value, uses
 from ...ir.lifetimes import WRITES
+from ...ir.rewrite import Builder
 from ...ir.types import Buffer, Pending
 
 

@@ -14,8 +14,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from ...ir.async_ops import accumulator
-from ...ir.core import Block, Kernel, Op, Value, free_values, map_bodies, uses, walk
+from ...ir.core import Block, Kernel, Op, Value, free_values, uses, walk
 from ...ir.lifetimes import WRITES
+from ...ir.rewrite import map_bodies
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import Buffer

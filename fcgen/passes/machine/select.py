@@ -12,8 +12,9 @@ from typing import Any
 
 from ...errors import FcError
 from ...ir.alignment import demanded, with_promises
-from ...ir.core import Block, Builder, Env, Kernel, Op, Value, free_values, walk
+from ...ir.core import Block, Kernel, Op, Value, free_values, walk
 from ...ir.layout import Factor, OpaqueLayout, RegLayout, SmemLayout, mma_a, mma_b, mma_run, rowwise, warp_grid
+from ...ir.rewrite import Builder, Env
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import Buffer, Frag, Pending, Scalar, f32, i32

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from ...ir.core import Block, Builder, Env, Kernel, Op, Value, map_bodies, remove_dead
+from ...ir.core import Block, Kernel, Op, Value
 from ...ir.elementwise import FNS, apply
+from ...ir.rewrite import Builder, Env, map_bodies, remove_dead
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import Scalar

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ...ir.core import Block, Builder, Op, Value, walk
+from ...ir.core import Block, Op, Value, walk
+from ...ir.rewrite import Builder
 from ...ir.types import Cursor
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ...ir.core import Block, Builder, Env, Kernel, Op, Value, copy_block, walk
+from ...ir.core import Block, Kernel, Op, Value, walk
+from ...ir.rewrite import Builder, Env, copy_block
 from ...ir.schedule import Schedule
 from ...ir.types import Scalar, i32
 from ..facts.common import without_effect

@@ -14,9 +14,10 @@ from typing import Any
 
 from ...errors import FcError
 from ...ir.access import Access
-from ...ir.core import Block, Builder, Env, Kernel, Op, Value, definitions, remove_dead, substitute, walk
+from ...ir.core import Block, Kernel, Op, Value, definitions, walk
 from ...ir.layout import RegLayout, rowwise
 from ...ir.ops import has_effect
+from ...ir.rewrite import Builder, Env, remove_dead, substitute
 from ...ir.schedule import Schedule
 from ...ir.types import Frag, Mbarrier
 from .channels import Channel

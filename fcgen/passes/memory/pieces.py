@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from ...ir.core import Block, Builder, Env, Kernel, Op, Value, free_values, map_bodies, substitute
+from ...ir.core import Block, Kernel, Op, Value, free_values
 from ...ir.layout import Factor, RegLayout
+from ...ir.rewrite import Builder, Env, map_bodies, substitute
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import Frag, Scalar

@@ -16,7 +16,8 @@ from typing import Any
 
 from ...ir.access import guards
 from ...ir.alignment import promised
-from ...ir.core import Block, Builder, Env, Kernel, Op, Value, copy_op, free_values, substitute_block, walk
+from ...ir.core import Block, Kernel, Op, Value, free_values, walk
+from ...ir.rewrite import Builder, Env, copy_op, substitute_block
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import Buffer, Frag

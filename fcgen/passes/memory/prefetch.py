@@ -13,17 +13,19 @@ from collections.abc import Container
 from dataclasses import dataclass, replace
 
 from ...ir.access import Access
-from ...ir.core import Block, Builder, Env, Kernel, Op, Value, copy_op, map_bodies, remove_dead, substitute, walk, walk_kernel
+from ...ir.core import Block, Kernel, Op, Value, walk, walk_kernel
 from ...ir.layout import RegLayout
+from ...ir.op_table import having
 from ...ir.registers import frag_words, least, limit_of
+from ...ir.rewrite import Builder, Env, copy_op, map_bodies, remove_dead, substitute
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import Frag, Scalar
 from ..facts.common import ELEMENTWISE
 
-ENGINES = {"dot", "cp_async", "tma_load"}
+ENGINES = having("fills") | {"dot"}
 #: what may stand between the index and a place that is read
-PLACES = ELEMENTWISE | {"const", "size", "iota", "full", "broadcast", "transpose"}
+PLACES = ELEMENTWISE | having("cheap") | {"size", "transpose"}
 #: registers of a thread that what is read ahead may take, each read by itself; those that addresses, counters and narrow operands take
 MOST, OTHERS = 16, 40
 

@@ -12,7 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from ...ir.alignment import promised
-from ...ir.core import Block, Builder, Env, Kernel, Op, Value, copy_op, free_values, substitute, walk, walk_kernel
+from ...ir.core import Block, Kernel, Op, Value, free_values, walk, walk_kernel
+from ...ir.rewrite import Builder, Env, copy_op, substitute
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import Scalar

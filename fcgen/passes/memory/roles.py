@@ -20,23 +20,9 @@ from typing import Any
 from ...errors import FcError, Loc
 from ...ir.access import Access
 from ...ir.alignment import promised
-from ...ir.core import (
-    Block,
-    Builder,
-    Env,
-    Kernel,
-    Op,
-    Role,
-    Value,
-    copy_op,
-    definitions,
-    map_bodies,
-    remove_dead,
-    rewrite,
-    substitute,
-    walk,
-)
+from ...ir.core import Block, Kernel, Op, Role, Value, definitions, walk
 from ...ir.ops import has_effect
+from ...ir.rewrite import Builder, Env, copy_op, map_bodies, remove_dead, rewrite, substitute
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import Buffer, Frag, Scalar, i32

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from ...ir.core import Block, Builder, Kernel, Op, Value, definitions, free_values, map_bodies, remove_dead, uses
+from ...ir.core import Block, Kernel, Op, Value, definitions, free_values, uses
 from ...ir.ops import has_effect
+from ...ir.rewrite import Builder, map_bodies, remove_dead
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import Frag, Scalar

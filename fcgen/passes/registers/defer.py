@@ -19,12 +19,14 @@ from dataclasses import replace
 
 import numpy as np
 
-from ...ir.core import Block, Builder, Env, Kernel, Op, Value, map_bodies, substitute, walk
+from ...ir.core import Block, Kernel, Op, Value, walk
+from ...ir.op_table import having
+from ...ir.rewrite import Builder, Env, map_bodies, substitute
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import Frag, f32, i32
 
-COMBINES = ("combine", "combine_across")
+COMBINES = having("finishes")
 
 
 def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from ...ir.core import Block, Builder, Env, Kernel, Op, Value, copy_op, free_values, map_bodies, remove_dead, substitute, walk_kernel
+from ...ir.core import Block, Kernel, Op, Value, free_values, walk_kernel
+from ...ir.rewrite import Builder, Env, copy_op, map_bodies, remove_dead, substitute
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from .vote import is_row_work

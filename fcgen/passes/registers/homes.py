@@ -15,18 +15,17 @@ from ...errors import FcError
 from ...ir.access import Access
 from ...ir.alignment import allowed, widest
 from ...ir.core import Block, Kernel, Op, Value, definitions, uses, walk
-from ...ir.elementwise import FNS
 from ...ir.layout import OpaqueLayout, RegLayout, in_runs, mma_a, mma_c, mma_run, rowwise, wgmma_a, wgmma_c
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import Scalar, Tile
+from ..facts.common import ELEMENTWISE
 from ..facts.warp_grid import grid_of
 from .flights import find_flights
 
 SMEM = "smem"
 #: elements of one row that a lane holds before more lanes are worth shorter runs
 MOST_OF_A_ROW = 64
-ELEMENTWISE = {*FNS, "select", "cast"}
 Home = Any  # RegLayout | OpaqueLayout | SMEM | None
 
 

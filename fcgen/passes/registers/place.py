@@ -17,9 +17,10 @@ from typing import Any
 
 from ...errors import FcError
 from ...ir.access import Access, along
-from ...ir.core import Block, Builder, Env, Kernel, Op, Role, Value, walk
+from ...ir.core import Block, Kernel, Op, Role, Value, walk
 from ...ir.layout import OpaqueLayout, RegLayout, SmemLayout, native_smem, rowwise
 from ...ir.moves import quad_rows
+from ...ir.rewrite import Builder, Env
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import Buffer, Frag, Scalar, Tensor, Tile, i1, i32

@@ -15,23 +15,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from ...ir.core import (
-    Block,
-    Builder,
-    Env,
-    Kernel,
-    Op,
-    Value,
-    copy_op,
-    definitions,
-    free_values,
-    map_bodies,
-    remove_dead,
-    substitute,
-    uses,
-    walk_kernel,
-)
-from ...ir.elementwise import FNS
+from ...ir.core import Block, Kernel, Op, Value, definitions, free_values, uses, walk_kernel
+from ...ir.op_table import having
+from ...ir.rewrite import Builder, Env, copy_op, map_bodies, remove_dead, substitute
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import Frag, Scalar
@@ -40,7 +26,7 @@ from ..facts.common import without_effect
 #: grow with their first operand; max and add with either
 MONOTONE = {"max", "add", "sub", "mul", "gt", "ge"}
 #: what a branch may take with it if nothing else reads it
-ROW_WORK = {*FNS, "select", "cast", "combine", "broadcast", "full"}
+ROW_WORK = having("elementwise") | {"combine", "broadcast", "full"}
 
 
 def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:

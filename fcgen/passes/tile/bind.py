@@ -19,7 +19,8 @@ from typing import Any
 
 from ...errors import FcError
 from ...ir.access import Access
-from ...ir.core import Block, Kernel, Op, Value, map_bodies, uses, walk, walk_kernel
+from ...ir.core import Block, Kernel, Op, Value, uses, walk, walk_kernel
+from ...ir.rewrite import map_bodies
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.text import base_name

@@ -12,7 +12,8 @@ from dataclasses import replace
 
 from ...errors import FcError
 from ...ir.access import Access
-from ...ir.core import Block, Builder, Env, GridAxis, Kernel, Op, Value, definitions, map_bodies, substitute, walk
+from ...ir.core import Block, GridAxis, Kernel, Op, Value, definitions, walk
+from ...ir.rewrite import Builder, Env, map_bodies, substitute
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ..facts.common import COMPARISONS, without_effect

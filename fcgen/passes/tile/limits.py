@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from functools import reduce
 from typing import Any
 
-from ...ir.core import Builder, Env, Kernel, Op, Value, definitions, map_bodies, remove_dead, rewrite
+from ...ir.core import Kernel, Op, Value, definitions
+from ...ir.rewrite import Builder, Env, map_bodies, remove_dead, rewrite
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import Scalar, Tile, i1, i32

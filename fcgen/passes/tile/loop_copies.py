@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from ...ir.core import Block, Builder, Env, Op, Value
+from ...ir.core import Block, Op, Value
+from ...ir.rewrite import Builder, Env
 from ...ir.types import Tile
 
 

@@ -23,8 +23,9 @@ import numpy as np
 
 from ...errors import FcError
 from ...ir.access import Access
-from ...ir.core import Block, Builder, Kernel, Op, Value, map_bodies, walk_kernel
+from ...ir.core import Block, Kernel, Op, Value, walk_kernel
 from ...ir.elementwise import FNS, REDUCTIONS, apply, to_dtype
+from ...ir.rewrite import Builder, map_bodies
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import Tile

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 from ...ir.core import Op, Value
 from ...ir.types import Scalar, i32
+from .forms import Form, Range, Span
 
 if TYPE_CHECKING:
-    from .affine import Affine, Form, Range, Span
+    from .affine import Affine
 
 MOST = 2**30
 
@@ -66,8 +67,6 @@ def quotient(v: Value, affine: Affine) -> tuple[Span, Value] | None:
 
 def compared(kind: str, x: Span, d: Value, y: Span, affine: Affine, must: bool, whole: Range) -> Range:
     """The range of `x // d kind y`."""
-    from .affine import Span
-
     at = Span(times(y.lo, d, affine), times(y.hi, d, affine))
     if kind in ("ge", "lt"):
         return affine.compare(kind, x, at, must, whole)

@@ -14,21 +14,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from ...errors import FcError
-from ...ir.core import (
-    Block,
-    Builder,
-    Env,
-    Kernel,
-    Op,
-    Value,
-    copy_op,
-    definitions,
-    map_bodies,
-    remove_dead,
-    substitute_block,
-    uses,
-    walk_kernel,
-)
+from ...ir.core import Block, Kernel, Op, Value, definitions, uses, walk_kernel
+from ...ir.rewrite import Builder, Env, copy_op, map_bodies, remove_dead, substitute_block
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import Tile

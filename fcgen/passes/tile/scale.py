@@ -19,8 +19,9 @@ from collections import Counter
 from dataclasses import replace
 from math import prod
 
-from ...ir.core import Block, Kernel, Op, Value, definitions, map_bodies, remove_dead, walk, walk_kernel
+from ...ir.core import Block, Kernel, Op, Value, definitions, walk, walk_kernel
 from ...ir.elementwise import FNS
+from ...ir.rewrite import map_bodies, remove_dead
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import Scalar, f32

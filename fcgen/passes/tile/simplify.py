@@ -22,9 +22,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ...errors import Loc
-from ...ir.core import Block, Kernel, Op, Value, map_bodies, remove_dead, walk
+from ...ir.core import Block, Kernel, Op, Value, walk
 from ...ir.elementwise import FNS
+from ...ir.op_table import having
 from ...ir.ops import OPS, infer
+from ...ir.rewrite import map_bodies, remove_dead
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import DType, Scalar, Tile
@@ -32,7 +34,7 @@ from ..facts.common import const_of, writes
 from .rules import apply_rules
 
 SWEEPS = 8
-VIEWS = ("broadcast", "full", "iota", "transpose")
+VIEWS = having("cheap") | {"transpose"}
 
 
 def run(kernel: Kernel, schedule: Schedule, target: Target | None) -> Kernel:

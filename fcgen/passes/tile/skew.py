@@ -20,23 +20,9 @@ from dataclasses import dataclass, replace
 
 from ...errors import FcError
 from ...ir.access import guards
-from ...ir.core import (
-    Block,
-    Builder,
-    Env,
-    Kernel,
-    Op,
-    Value,
-    copy_op,
-    definitions,
-    free_values,
-    map_bodies,
-    remove_dead,
-    substitute_block,
-    uses,
-    walk_kernel,
-)
+from ...ir.core import Block, Kernel, Op, Value, definitions, free_values, uses, walk_kernel
 from ...ir.ops import has_effect
+from ...ir.rewrite import Builder, Env, copy_op, map_bodies, remove_dead, substitute_block
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import Scalar

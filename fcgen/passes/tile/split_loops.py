@@ -23,13 +23,15 @@ from dataclasses import replace
 from functools import reduce
 
 from ...ir.access import Access
-from ...ir.core import Block, Builder, Env, Kernel, Op, Value, definitions, map_bodies, remove_dead, walk, walk_kernel
+from ...ir.core import Block, Kernel, Op, Value, definitions, walk, walk_kernel
+from ...ir.rewrite import Builder, Env, map_bodies, remove_dead
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import Scalar, Tile
 from ..facts.common import const_of, without_effect
 from ..facts.warp_grid import along_rows
-from .affine import ALL, Affine, Form, Range, Rows, number
+from .affine import Affine
+from .forms import ALL, Form, Range, Rows, number
 from .loop_copies import Facts, asking, known, specialise
 from .unbounded import reason
 

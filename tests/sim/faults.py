@@ -13,12 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import FcError, Loc
-from ..ir.core import Block, Env, Kernel, Op, Value, map_bodies, rewrite, walk, walk_kernel
-from ..ir.layout import RegLayout
-from ..ir.target import Target
-from ..ir.types import Buffer
-from .machine import describe, simulate
+from fcgen.errors import FcError, Loc
+from fcgen.ir.core import Block, Kernel, Op, Value, walk, walk_kernel
+from fcgen.ir.layout import RegLayout
+from fcgen.ir.rewrite import Env, map_bodies, rewrite
+from fcgen.ir.target import Target
+from fcgen.ir.types import Buffer
+from fcgen.sim.machine import simulate
+from fcgen.sim.words import describe
 
 
 @dataclass(frozen=True)
@@ -255,7 +257,7 @@ def _far_copy(kernel: Kernel) -> Iterator[Mutant]:
 @fault("overlap")
 def _overlap(kernel: Kernel) -> Iterator[Mutant]:
     """Two buffers that are in use at the same time share bytes."""
-    from ..ir.lifetimes import meet, spans
+    from fcgen.ir.lifetimes import meet, spans
 
     offsets = kernel.meta.get("smem_offsets")
     if offsets is None:

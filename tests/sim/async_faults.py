@@ -10,9 +10,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import pairwise
 
-from ..ir.async_ops import accumulator
-from ..ir.core import Env, Kernel, Op, Value, map_bodies, substitute_block, walk, walk_kernel
-from ..ir.types import Buffer, Cursor, Mbarrier, Pending
+from fcgen.ir.async_ops import accumulator
+from fcgen.ir.core import Kernel, Op, Value, walk, walk_kernel
+from fcgen.ir.rewrite import Env, map_bodies, substitute_block
+from fcgen.ir.types import Buffer, Cursor, Mbarrier, Pending
+
 from .faults import Fault, Mutant, _blocks, _drop, _replace, _sites, _substitute, fault
 
 #: name -> fault

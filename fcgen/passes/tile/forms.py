@@ -1,0 +1,86 @@
+"""Linear forms in a loop's index, and ranges of it: what `affine` knows about integers, as values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ...ir.core import Value
+
+BIG = 2**30  # past any tile number, and far enough from overflow
+
+
+@dataclass(frozen=True)
+class Form:
+    """step * i + sum(terms) + const. terms: pairs of a scalar value and its coefficient, none of them 0."""
+
+    step: int
+    terms: frozenset[tuple[Value, int]]
+    const: int
+
+    def __add__(self, other: Form) -> Form:
+        terms = dict(self.terms)
+        for v, n in other.terms:
+            terms[v] = terms.get(v, 0) + n
+        return Form(self.step + other.step, frozenset((v, n) for v, n in terms.items() if n), self.const + other.const)
+
+    def __mul__(self, k: int) -> Form:
+        return Form(self.step * k, frozenset((v, n * k) for v, n in self.terms), self.const * k) if k else number(0)
+
+    def __sub__(self, other: Form) -> Form:
+        return self + other * -1
+
+    def shift(self, n: int) -> Form:
+        return Form(self.step, self.terms, self.const + n)
+
+    @property
+    def known(self) -> int | None:
+        """The number that it is, if it is one."""
+        return None if self.step or self.terms else self.const
+
+
+NO_TERMS: frozenset[tuple[Value, int]] = frozenset()
+
+
+def number(n: int) -> Form:
+    return Form(0, NO_TERMS, n)
+
+
+@dataclass(frozen=True)
+class Span:
+    """lo <= every element <= hi."""
+
+    lo: Form
+    hi: Form
+
+
+@dataclass(frozen=True)
+class Range:
+    """Loop indices [lo, hi); None is unbounded."""
+
+    lo: Form | None = None
+    hi: Form | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        """Empty whatever the run-time sizes are."""
+        if self.lo is None or self.hi is None:
+            return self.hi is not None and self.hi.known is not None and self.hi.known <= -BIG
+        gap = (self.hi - self.lo).known
+        return gap is not None and gap <= 0
+
+    @property
+    def is_all(self) -> bool:
+        return self.lo is None and self.hi is None
+
+
+ALL = Range()
+EMPTY = Range(None, number(-BIG))
+
+
+@dataclass(frozen=True)
+class Rows:
+    """One of the equal parts that the rows of the program's tiles are cut into. count: rows in all; each: rows of a part; part: which."""
+
+    count: int
+    each: int
+    part: Value
