@@ -33,15 +33,15 @@ CASES = {"rotary": (128, 2, ("plain", "rotary")), "bias": (128, 2, ("plain", "bi
          "backward-64": (64, 5, ("backward",)), "backward-128": (128, 5, ("backward",))}
 ATTENTION = fc.Schedule(tiles={"BLOCK_M": 128, "BLOCK_N": 128}, warps=8, math="wgmma", copy="tma", late="acc", epilogue="quad")
 MADE, FIXED = replace(ATTENTION, makers=4), replace(ATTENTION, persistent="static")
+BESIDE = replace(MADE, stages={"t": 0})
 narrow = lambda s, n, **more: replace(s, tiles={"BLOCK_M": 128, "BLOCK_N": n}, **more)
 #: the first of those of `plain` is what the others are compared with
 HOPPER = {"backward": [fc.Schedule(tiles={"BLOCK_M": 64, "BLOCK_N": 64}, math="wgmma", copy="tma")],
           "plain": [ATTENTION, FIXED],
-          "rotary": [ATTENTION, MADE, replace(MADE, persistent="static"), replace(MADE, tokens=True), narrow(MADE, 96),
-                     narrow(MADE, 64, stages=3)],
-          "normed": [ATTENTION, MADE, replace(MADE, persistent="static"), narrow(MADE, 96), narrow(MADE, 64)],
-          "biased": [ATTENTION, FIXED, replace(ATTENTION, tokens=True), narrow(ATTENTION, 96), narrow(ATTENTION, 64, stages=3),
-                     replace(ATTENTION, tiles={"BLOCK_M": 192, "BLOCK_N": 64}, warps=12)]}
+          "rotary": [ATTENTION, MADE, BESIDE, replace(BESIDE, persistent="static"), replace(BESIDE, tokens=True),
+                     narrow(BESIDE, 96), narrow(BESIDE, 112)],
+          "normed": [ATTENTION, MADE, replace(MADE, persistent="static"), narrow(MADE, 112)],
+          "biased": [ATTENTION, FIXED]}
 ADA = {"backward": fc.Schedule(tiles={"BLOCK_M": 64, "BLOCK_N": 64})}
 SMALL = fc.Schedule(tiles={"BLOCK_M": 64, "BLOCK_N": 32})
 

@@ -27,7 +27,7 @@ NUMBERS: dict[str, tuple[str, str, Container[int]]] = {
     "tiles": ("has a size that does not divide over warps and lanes", "a power of two or a multiple of 16, up to 65536",
               frozenset(n for n in range(1, 2**16 + 1) if not n & (n - 1) or n % 16 == 0)),
     "warps": ("is the number of warps in a block", "1, 2, 4, 8, 12 or 16", (1, 2, 4, 8, 12, 16)),
-    "stages": ("counts ring slots", "1 to 8", range(1, 9)),
+    "stages": ("counts ring slots", "1 to 8; of a load that goes straight to registers, 0", range(9)),
     "min_blocks": ("counts blocks per multiprocessor", "1 to 32", range(1, 33)),
     "l2": ("counts MiB of the L2 cache", "0 to 1024", range(1025)),
     "cluster": ("counts the blocks of a cluster along an axis", "1, 2, 4 or 8", (1, 2, 4, 8)),
@@ -45,7 +45,7 @@ class Schedule:
     one for all or per dot (by the name of the value that it makes): "mma" (mma.sync + ldmatrix), "wmma" (wmma API, opaque
     fragments), "fma" (plain multiply-adds). copy: how tiles reach shared memory: "cp_async" (16 bytes, asynchronous), "vector"
     (16-byte loads through registers), "scalar" (one element at a time). stages: slots of each shared-memory ring inside loops; 1
-    loads in place, n keeps n - 1 tiles in flight; one number or per load. ahead: with stages=1, start the next load as soon as
+    loads in place, n keeps n - 1 tiles in flight; one number or per load; 0, by name: to registers, through no ring. ahead: with stages=1, start the next load as soon as
     the slot's last reader is done. hold_a: keep loop-invariant left operands of dots in registers. reuse_frags: a dot result
     feeds the next dot from registers where the layouts agree (else through shared memory). split: where a mask leaves tiles whole, separate
     loop copies for those ("loops"), or one loop with the mask under a branch that all warps take alike ("branch": a third less code, which
@@ -152,6 +152,8 @@ class Schedule:
             if not isinstance(v, tuple) or not all(isinstance(kv, tuple) and len(kv) == 2 and str(kv[0]).isidentifier() for kv in v):
                 raise wrong("has a value for each name of the spec", MAPS.get(name, "{acc: ..., s: ...}"))
             values = [x for _, x in v]
+        if name == "stages" and v == 0:
+            raise wrong("of all loads counts ring slots", "1 to 8", hint="0 is for loads by name: stages={'x': 0}")
         for x in values:
             if name in CHOICES and x not in CHOICES[name]:
                 raise wrong("has no such choice", ", ".join(CHOICES[name]), x, did_you_mean(x, CHOICES[name]))

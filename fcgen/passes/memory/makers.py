@@ -28,6 +28,8 @@ WORK = PLACES | {"load", "gather", "unstage", "reduce", "combine", "stage"}
 #: scalars that each role finds by itself
 KNOWN = PLACES | {"size", "narrow", "row_part", "load", "gather", "combine", "reduce"}
 SLOTS = 2
+#: lanes that share a row where rows are reduced: as many as reach all banks of shared memory with 16 bytes each
+LANES_OF_A_ROW = 8
 
 
 def apart(kernel: Kernel, schedule: Schedule) -> Kernel | None:
@@ -182,7 +184,11 @@ class _Group:
                 mine[op.result] = Value(_moved(op.result.type, self.spread), op.result.name)
         for op in self.in_order():
             operands = tuple(mine[v] if v in mine.map else makers.wanted(v, self.spread) for v in op.operands)
-            b.add(replace(op, operands=operands, results=(mine[op.result],)))
+            made = mine[op.result]
+            if op.kind == "combine":  # the lanes that share a row are others
+                reduced = next(o for o in self.ops.values() if o.result is op.operands[0])
+                op = op.with_attrs(lanes=tuple(self.spread[reduced.operands[0].type.layout].reduces_over(reduced["axis"])[0]))
+            b.add(replace(op, operands=operands, results=(made,)))
         for _, stage in self.stages:
             tile = stage.operands[0]
             held = mine[tile] if tile in mine.map else makers.wanted(tile, self.spread)
@@ -225,15 +231,17 @@ def _spread(ops: Iterable[Op], schedule: Schedule) -> dict[Any, Any] | None:
     ops = list(ops)
     frags = [v.type for o in ops for v in (*o.results, *o.operands) if isinstance(v.type, Frag)]
     out: dict[Any, Any] = {}
+    summed = any(o.kind == "reduce" for o in ops)
     for old, (rows, cols) in {(t.layout, t.shape) for t in frags if len(t.shape) == 2}:
         width = next((v for v in (1, 2, 4, 8, 16, 32) if rowwise(rows, cols, schedule.warps, 32, v) == old), None)
         if width is None:
             return None
-        out[old] = new = rowwise(rows, cols, schedule.makers, 32, width)
-        if new.reduces_over(1)[0] != rowwise(rows, cols, schedule.warps, 32, width).reduces_over(1)[0]:
-            return None
+        out[old] = rowwise(rows, cols, schedule.makers, LANES_OF_A_ROW if summed else 32, width)
     for old, new in list(out.items()):
         out.update({old.drop(a): new.drop(a) for a in (0, 1)})
+    sums = {o.result for o in ops if o.kind == "reduce"}
+    if any(o.kind == "combine" and o.operands[0] not in sums for o in ops):
+        return None
     return out if all(isinstance(t.layout, RegLayout) and t.layout in out for t in frags) else None
 
 

@@ -22,6 +22,7 @@ from ...ir.access import Access
 from ...ir.alignment import promised
 from ...ir.core import Block, Kernel, Op, Role, Value, definitions, walk
 from ...ir.ops import has_effect
+from ...ir.registers import least
 from ...ir.rewrite import Builder, Env, copy_op, map_bodies, remove_dead, rewrite, substitute
 from ...ir.schedule import Schedule
 from ...ir.target import Target
@@ -38,7 +39,9 @@ from .pipeline import start_copy
 #: consumer warpgroups, and those of makers -> registers per thread (load, make, main); setmaxnreg takes multiples of 8 and moves what the
 #: block got at launch, which is 65536 over its threads
 REGISTERS = {(1, 0): (56, 240), (2, 0): (40, 232), (3, 0): (32, 160), (4, 0): (24, 112),
-             (1, 1): (40, 168, 240), (2, 1): (24, 72, 208), (3, 1): (24, 72, 128)}
+             (1, 1): (40, 168, 240), (2, 1): (24, 104, 192), (3, 1): (24, 72, 128)}
+#: the same where the fragments of consumers are so many more (masks, which are counted among them, lie in predicates)
+TIGHT, SHORT = (24, 72, 208), 8
 
 
 def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
@@ -71,6 +74,8 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
     every = {**channels, **outputs}
     roles = []
     regs = REGISTERS[groups, schedule.makers // 4 if makes else 0]
+    if regs == REGISTERS[2, 1] and max((least(o.regions[0]) for o in walk(reads) if o.kind == "for"), default=0) > regs[-1] + SHORT:
+        regs = TIGHT
     if loads or box:
         filling = remove_dead(thread_cursors(over_grid(kernel, filled, schedule, box, True)))
         on_tiles = next((o for o in walk(filling) for v in o.operands if isinstance(v.type, Frag)), None)

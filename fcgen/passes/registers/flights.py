@@ -17,7 +17,7 @@ from ...ir.core import Block, Op, Value, walk
 from ...ir.layout import SmemLayout, native_smem
 from ...ir.store_ops import MOST_AXES, MOST_BOX
 from ...ir.types import Buffer, Tile, bf16, f16, f32, i32
-from ..facts.common import ELEMENTWISE, index_slice
+from ..facts.common import ELEMENTWISE, index_slice, without_effect
 from ..facts.stores import bulk_refusal
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ def find_flights(homes: Homes, stored: set[Value]) -> dict[Value, int]:
     able = [copies for copies in sites.values()
             if not any(o.result in stored or o.operands[0] in written or _says_where(homes, o.result) for o, _ in copies)
             and any(loop is not None for _, loop in copies) and all(_copied(homes, o, loop, written) for o, loop in copies)]
+    _check_none([o for copies in sites.values() for o, _ in copies], [o for copies in able for o, _ in copies], stored)
     room = _room(homes, stored)
     able.sort(key=lambda c: (len(c[0][0].result.type.shape), ring_buffer(c[0][0].result.type).bytes))
     fewest = 1 if homes.schedule.copy == "tma" else 2
@@ -52,6 +53,8 @@ def find_flights(homes: Homes, stored: set[Value]) -> dict[Value, int]:
     for more in range(max(1, deepest + 1 - fewest)):  # a ring for each comes before deeper rings for some
         for copies in able:
             t, named = copies[0][0].result.type, copies[0][0].get("stages")
+            if named == 0:
+                continue
             slots = named or fewest + more
             if named is None and deepest < fewest:
                 continue
@@ -61,6 +64,16 @@ def find_flights(homes: Homes, stored: set[Value]) -> dict[Value, int]:
             room -= size
             out.update((o.result, slots) for o, _ in copies)
     return out
+
+
+def _check_none(loads: list[Op], able: list[Op], stored: set[Value]) -> None:
+    """Loads that shall have no ring could have one."""
+    none = [o for o in loads if o.get("stages") == 0]
+    fixed = next((o for o in none if o.result in stored), None)
+    if fixed is not None or (none and not any(o in able for o in none)):
+        op = fixed or none[0]
+        raise without_effect("stages", f"%{op['site']} " + ("is an operand of a dot as it is" if fixed else "travels through no ring anyway"),
+                             expected="0 for a tile that is worked upon, or added to a product", got=0, loc=op.loc)
 
 
 def _loads(block: Block, loop: Block | None) -> list[tuple[Op, Block | None]]:
