@@ -34,11 +34,11 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
     return replace(out, buffers=(*out.buffers, *buffers)) if buffers or out is not kernel else kernel
 
 
-def _block(block: Block, buffers: list[Value], tensors: bool) -> Block:
-    """tensors: pieces may be read from these too."""
-    inner = lambda o: replace(o, regions=tuple(_block(r, buffers, tensors) for r in o.regions)) if o.regions else o
+def _block(block: Block, buffers: list[Value], made: bool) -> Block:
+    """made: what is stored to a slot is the work of a role of its own."""
+    inner = lambda o: replace(o, regions=tuple(_block(r, buffers, made) for r in o.regions)) if o.regions else o
     block = Block(block.args, tuple(map(inner, block.ops)))
-    while (group := _first(block, tensors)) is not None:
+    while (group := _first(block, made)) is not None:
         block = group.rewritten(buffers)
     return block
 
@@ -140,13 +140,13 @@ def _start_of_rows(load: Op) -> int:
     return 0
 
 
-def _first(block: Block, tensors: bool) -> _Group | None:
+def _first(block: Block, apart: bool) -> _Group | None:
     """The next group of stores that share work."""
     made = {r: o for o in block.ops for r in o.results}
     place = {id(o): n for n, o in enumerate(block.ops)}
     slices: list[tuple[list[Op], set[int]]] = []
-    for s in (o for o in block.ops if o.kind in ("stage", "st_shared")):
-        work = _work(s, made, tensors)
+    for s in (o for o in block.ops if o.kind == "stage" or (o.kind == "st_shared" and o.operands[0].type.shape == o.operands[1].type.shape)):
+        work = _work(s, made, apart and s.kind == "st_shared")
         if work is None:
             continue
         ops, ids = [s], set(work)
@@ -156,7 +156,8 @@ def _first(block: Block, tensors: bool) -> _Group | None:
         slices.append((ops, ids))
     for stores, ids in slices:
         stores = sorted(stores, key=lambda o: place[id(o)])
-        group = _group(block, stores, [o for o in block.ops if id(o) in ids], made, place, tensors)
+        group = _group(block, stores, [o for o in block.ops if id(o) in ids], made, place,
+                       apart and all(o.kind == "st_shared" for o in stores))
         if group is not None:
             return group
     return None

@@ -72,7 +72,8 @@ def _check_none(loads: list[Op], able: list[Op], stored: set[Value]) -> None:
     fixed = next((o for o in none if o.result in stored), None)
     if fixed is not None or (none and not any(o in able for o in none)):
         op = fixed or none[0]
-        raise without_effect("stages", f"%{op['site']} " + ("is an operand of a dot as it is" if fixed else "travels through no ring anyway"),
+        why = "is an operand of a dot as it is" if fixed else "travels through no ring anyway"
+        raise without_effect("stages", f"%{op['site']} {why}",
                              expected="0 for a tile that is worked upon, or added to a product", got=0, loc=op.loc)
 
 
