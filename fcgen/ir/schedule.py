@@ -46,10 +46,11 @@ class Schedule:
     fragments), "fma" (plain multiply-adds). copy: how tiles reach shared memory: "cp_async" (16 bytes, asynchronous), "vector"
     (16-byte loads through registers), "scalar" (one element at a time). stages: slots of each shared-memory ring inside loops; 1
     loads in place, n keeps n - 1 tiles in flight; one number or per load; 0, by name: to registers, through no ring. ahead: with
-    stages=1, start the next load as soon as the slot's last reader is done. hold_a: keep loop-invariant left operands of dots in registers. reuse_frags: a dot result
-    feeds the next dot from registers where the layouts agree (else through shared memory). split: where a mask leaves tiles whole, separate
-    loop copies for those ("loops"), or one loop with the mask under a branch that all warps take alike ("branch": a third less code, which
-    compiles in two thirds of the time and runs 1 to 2 % slower), or neither ("none"). skip_ones: leave out `tile * row` products when every
+    stages=1, start the next load as soon as the slot's last reader is done. hold_a: keep loop-invariant left operands of dots in
+    registers. reuse_frags: a dot result feeds the next dot from registers where the layouts agree (else through shared memory). split:
+    where a mask leaves tiles whole, separate loop copies for those ("loops"), or one loop with the mask under a branch that all warps
+    take alike ("branch": a third less code, which compiles in two thirds of the time and runs 1 to 2 % slower), or neither ("none").
+    skip_ones: leave out `tile * row` products when every
     row factor of the warp is one. defer: finish loop-carried row sums after it. epilogue: stores through shared memory as 16-byte rows
     ("smem"), straight from fragments ("direct"), or from fragments whose quads of lanes have swapped columns ("quad": 16 bytes, no shared
     memory), or staged in shared memory and written by bulk copies ("tma", Hopper: two-axis tiles; the copy runs on beside the work that

@@ -186,8 +186,7 @@ class _Group:
             operands = tuple(mine[v] if v in mine.map else makers.wanted(v, self.spread) for v in op.operands)
             made = mine[op.result]
             if op.kind == "combine":  # the lanes that share a row are others
-                reduced = next(o for o in self.ops.values() if o.result is op.operands[0])
-                op = op.with_attrs(lanes=tuple(self.spread[reduced.operands[0].type.layout].reduces_over(reduced["axis"])[0]))
+                op = op.with_attrs(lanes=self.spread[op.operands[0].type.layout, op["lanes"]])
             b.add(replace(op, operands=operands, results=(made,)))
         for _, stage in self.stages:
             tile = stage.operands[0]
@@ -227,7 +226,8 @@ def _read_by_products(v: Value, block: Block) -> bool:
 
 
 def _spread(ops: Iterable[Op], schedule: Schedule) -> dict[Any, Any] | None:
-    """Where each layout of the work goes if so many warps as the role has share the rows; None where that is not known."""
+    """Where each layout of the work goes, and the lanes that combine what one has left, if so many warps as the role has share the rows;
+    None where that is not known."""
     ops = list(ops)
     frags = [v.type for o in ops for v in (*o.results, *o.operands) if isinstance(v.type, Frag)]
     out: dict[Any, Any] = {}
@@ -238,9 +238,10 @@ def _spread(ops: Iterable[Op], schedule: Schedule) -> dict[Any, Any] | None:
             return None
         out[old] = rowwise(rows, cols, schedule.makers, LANES_OF_A_ROW if summed else 32, width)
     for old, new in list(out.items()):
-        out.update({old.drop(a): new.drop(a) for a in (0, 1)})
-    sums = {o.result for o in ops if o.kind == "reduce"}
-    if any(o.kind == "combine" and o.operands[0] not in sums for o in ops):
+        for a in (0, 1):
+            out[old.drop(a)] = new.drop(a)
+            out[old.drop(a), tuple(old.reduces_over(a)[0])] = tuple(new.reduces_over(a)[0])
+    if any(o.kind == "combine" and (o.operands[0].type.layout, o["lanes"]) not in out for o in ops):
         return None
     return out if all(isinstance(t.layout, RegLayout) and t.layout in out for t in frags) else None
 

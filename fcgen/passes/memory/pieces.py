@@ -145,7 +145,8 @@ def _first(block: Block, apart: bool) -> _Group | None:
     made = {r: o for o in block.ops for r in o.results}
     place = {id(o): n for n, o in enumerate(block.ops)}
     slices: list[tuple[list[Op], set[int]]] = []
-    for s in (o for o in block.ops if o.kind == "stage" or (o.kind == "st_shared" and o.operands[0].type.shape == o.operands[1].type.shape)):
+    whole = lambda o: o.kind == "stage" or (o.kind == "st_shared" and o.operands[0].type.shape == o.operands[1].type.shape)
+    for s in filter(whole, block.ops):
         work = _work(s, made, apart and s.kind == "st_shared")
         if work is None:
             continue
