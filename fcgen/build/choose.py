@@ -265,6 +265,9 @@ class Chooser:
                 machine = compiler.lower(self.kernel(dict(p.tiles)), schedule, self.target)
                 return self._side_by_side(p, schedule, machine)
             except FcError as e:
+                if e.code == "compile/budget" and "makers" in fields:  # what they hold in registers may be what does not fit
+                    del fields["makers"]
+                    continue
                 named = re.search(r"Schedule\.(\w+)", e.message)
                 if e.code != "compile/schedule" or named is None or named[1] not in _OPTIONAL or named[1] not in fields:
                     raise
