@@ -178,7 +178,7 @@ class _Group:
         mine = Env()
         zero = b.emit("const", value=0, dtype="i32")
         for key, stage in self.stages:
-            env[stage.result] = b.emit("slot", makers.rings[key], zero, ahead=0, name=stage.result.name)
+            env[stage.result] = b.emit("slot", makers.rings[key], zero, ahead=0, made=True, name=stage.result.name)
         for op in self.ops.values():
             if isinstance(op.result.type, Frag):
                 mine[op.result] = Value(_moved(op.result.type, self.spread), op.result.name)
@@ -249,9 +249,9 @@ def _spread(ops: Iterable[Op], schedule: Schedule) -> dict[Any, Any] | None:
 # ---- for `roles` ----------------------------------------------------------------------------------------------------------
 
 
-def rings_made(body: Block, schedule: Schedule) -> dict[int, Value]:
+def rings_made(body: Block) -> dict[int, Value]:
     """`slot` op, by id -> the ring that the makers fill."""
-    return {id(o): o.operands[0] for o in walk(body) if o.kind == "slot"} if schedule.makers else {}
+    return {id(o): o.operands[0] for o in walk(body) if o.get("made")}
 
 
 def sides(body: Block, made: dict[int, Value]) -> tuple[Block, Block]:

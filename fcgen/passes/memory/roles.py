@@ -59,7 +59,7 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
                           expected="dots of wgmma or mma, on tiles of 16 or 8 bits, rows of 32 bytes or a multiple", got=op.result.type,
                           hint='copy="cp_async" with math="mma", or another `math` for the dots that read it')
         check_bulk(op, kernel, defs, 'copy="cp_async" with math="mma"')
-    made = rings_made(kernel.body, schedule)
+    made = rings_made(kernel.body)
     makes, reads = sides(kernel.body, made) if made else (None, kernel.body)
     warps = warps_reading(loads, {"make": (makes, schedule.makers), "main": (reads, schedule.warps)})
     loads = [o for o in loads if warps[id(o)]]
