@@ -54,8 +54,8 @@ def _group(read: Op, ops: list[Op], first: int, made: dict[Value, Op]) -> list[O
     behind = [o for o in ops[first:] if cursor in o.operands and o.kind in ("mbar_arrive", "advance")]
     if sum(view.result in o.operands for o in ops) > 1 or len(behind) != 2:
         return None
-    need = {v for v in read.operands}
-    group = [o for o in ops[first:at] if (o.results and o.result in need) or (o.kind == "mbar_wait" and cursor in o.operands)]
+    need = set(read.operands)
+    group = [o for o in ops[first:at] if need.intersection(o.results) or (o.kind == "mbar_wait" and cursor in o.operands)]
     group += [read, *behind]
     mine = {r for o in group for r in o.results}
     earlier = {r for o in ops[:first] for r in o.results}
