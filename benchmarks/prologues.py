@@ -29,19 +29,15 @@ from .timing import Checked, finishes, round_robin
 LENGTH, HEADS, CHECKED = 4096, 32, 488  # rows of as many numbers lie on 16 bytes, as those that are timed do
 LIMIT = 8e-3
 #: case -> head size, products per pair of positions, names of specs
-CASES = {"rotary": (128, 2, ("plain", "rotary")), "bias": (128, 2, ("plain", "biased")), "norm": (128, 2, ("plain", "normed")),
+CASES = {"rotary": (128, 2, ("plain", "rotary", "rotated")), "bias": (128, 2, ("plain", "biased")), "norm": (128, 2, ("plain", "normed")),
          "backward-64": (64, 5, ("backward",)), "backward-128": (128, 5, ("backward",))}
 ATTENTION = fc.Schedule(tiles={"BLOCK_M": 128, "BLOCK_N": 128}, warps=8, math="wgmma", copy="tma", late="acc", epilogue="quad")
 MADE, FIXED = replace(ATTENTION, makers=4), replace(ATTENTION, persistent="static")
-BESIDE = replace(MADE, stages={"t": 0})
-narrow = lambda s, n, **more: replace(s, tiles={"BLOCK_M": 128, "BLOCK_N": n}, **more)
 #: the first of those of `plain` is what the others are compared with
 HOPPER = {"backward": [fc.Schedule(tiles={"BLOCK_M": 64, "BLOCK_N": 64}, math="wgmma", copy="tma")],
           "plain": [ATTENTION, FIXED],
-          "rotary": [ATTENTION, MADE, BESIDE, replace(BESIDE, persistent="static"), replace(BESIDE, tokens=True),
-                     narrow(BESIDE, 96), narrow(BESIDE, 112)],
-          "normed": [ATTENTION, MADE, replace(MADE, persistent="static"), narrow(MADE, 112)],
-          "biased": [ATTENTION, FIXED]}
+          "rotary": [ATTENTION, MADE], "rotated": [ATTENTION, MADE],
+          "normed": [ATTENTION, MADE, replace(MADE, stages={"k_tile": 0})], "biased": [ATTENTION, FIXED]}
 ADA = {"backward": fc.Schedule(tiles={"BLOCK_M": 64, "BLOCK_N": 64})}
 SMALL = fc.Schedule(tiles={"BLOCK_M": 64, "BLOCK_N": 32})
 
@@ -69,7 +65,7 @@ def _built(one: tuple[str, int, str, fc.Schedule]) -> None:
 
 
 def binding(name: str, d: int) -> dict[str, Any]:
-    return {"T": fc.f16, "D": d // 2 if name in ("plain", "rotary") else d, "E": d}
+    return {"T": fc.f16, "D": d // 2 if name in ("plain", "rotary", "rotated") else d, "E": d}
 
 
 def error(program: fc.Program, name: str, d: int) -> float:
