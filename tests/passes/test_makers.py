@@ -45,7 +45,7 @@ def test_what_is_left_for_the_products_is_the_loop_of_a_plain_kernel(name):
     """No tile is computed, stored or waited for with a barrier beside the products; each raw tile is read by the makers alone."""
     p = compiled(name, "sm_90a", makers=4, **({"late": "acc"} if name != "quantised" else {}))
     for ops in steady(p):
-        assert not any(o.kind in ("st_shared", "stmatrix", "barrier", "proxy_fence") for o in ops)
+        assert not any(o.kind in ("st_shared", "stmatrix", "barrier") for o in ops)
     make = p.machine.roles[1]
     assert not any(o.kind in ("barrier", "wgmma", "ldmatrix") for o in walk(make.body))
     assert parse_kernel(text := print_kernel(p.machine)) and print_kernel(parse_kernel(text)) == text

@@ -9,7 +9,7 @@ such work outside of loops, for a first or last tile, fill the same ring. `roles
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ...errors import FcError
@@ -19,7 +19,7 @@ from ...ir.layout import RegLayout, rowwise
 from ...ir.ops import has_effect
 from ...ir.rewrite import Builder, Env, remove_dead, substitute
 from ...ir.schedule import Schedule
-from ...ir.types import Frag, Mbarrier
+from ...ir.types import Cursor, Frag, Mbarrier
 from .channels import Channel
 from .prefetch import PLACES
 
@@ -291,11 +291,43 @@ def warps_reading(loads: list[Op], roles: dict[str, tuple[Block | None, int]]) -
     return out
 
 
-def made_channels(made: dict[int, Value], schedule: Schedule) -> dict[int, Channel]:
-    """`slot` op, by id -> the channel that the makers fill: each of their warps arrives for what it has stored."""
-    rings = {v: Channel(v, Value(Mbarrier(schedule.makers, v.type.slots), f"{v.name}_full"),
-                        Value(Mbarrier(schedule.warps, v.type.slots), f"{v.name}_empty")) for v in dict.fromkeys(made.values())}
-    return {n: rings[v] for n, v in made.items()}
+@dataclass(eq=False)
+class Outlet:
+    """A channel as the role sees it that makes its tiles: waited for until a slot is empty, and released when it is full."""
+
+    channel: Channel
+    full: Value
+    empty: Value
+    cursor: Value
+
+    @staticmethod
+    def of(ring: Value, schedule: Schedule) -> Outlet:
+        """Each warp of the makers arrives for what it has stored."""
+        bars = lambda count, word: Value(Mbarrier(count, ring.type.slots), f"{ring.name}_{word}")
+        full, empty, cursor = bars(schedule.makers, "full"), bars(schedule.warps, "empty"), Value(Cursor(ring.type.slots), ring.name)
+        return Outlet(Channel(ring, full, empty, cursor=cursor), full, empty, cursor)
+
+    def view(self, b: Builder) -> Value:
+        return self.channel.view(b)
+
+    def wait(self, b: Builder) -> None:
+        b.do("mbar_wait", self.empty, self.cursor, lag=1)
+
+    def release(self, b: Builder) -> None:
+        b.do("proxy_fence")  # by those who stored; what reads the tile comes through the async proxy
+        b.do("mbar_arrive", self.full, self.cursor)
+        b.do("advance", self.cursor)
+
+
+def made_channels(body: Block, made: dict[int, Value], schedule: Schedule, first: int) -> tuple[Block, list[Outlet]]:
+    """The body in which each slot that makers fill says the number of its channel, from `first` on."""
+    rings = list(dict.fromkeys(made.values()))
+
+    def marked(block: Block) -> Block:
+        return Block(block.args, tuple(o.with_attrs(channel=first + rings.index(o.operands[0])) if o.get("made") else
+                                       replace(o, regions=tuple(map(marked, o.regions))) if o.regions else o for o in block.ops))
+
+    return marked(body) if made else body, [Outlet.of(v, schedule) for v in rings]
 
 
 def _without(block: Block, drop: Callable[[Op], bool]) -> Block:
