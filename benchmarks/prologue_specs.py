@@ -49,6 +49,24 @@ def rotary(Q: T[H, M, 2, D], K: T[H, N, 2, D], V: T[H, N, E], C: T[P, D], S: T[P
 
 
 @fc.kernel
+def rotated(Q: T[H, M, 2, D], K: T[H, N, 2, D], V: T[H, N, E], C: T[P, D], S: T[P, D], O: "out T[H, M, E]", *, scale: f32 > 0):
+    """The same as models do it, in the tensors' own dtype."""
+    h, rows = fc.grid(Q.H, fc.tile(Q.M, "BLOCK_M"))
+
+    def turned(x, y, at):
+        c, s = (fc.load(t[at]) for t in (C, S))
+        return x * c - y * s, y * c + x * s
+
+    q0, q1 = turned(fc.load(Q[h, rows, 0]), fc.load(Q[h, rows, 1]), rows)
+    m, l, acc = fc.var(fc.full(rows, -fc.inf)), fc.var(fc.zeros(rows)), fc.var(fc.zeros(rows, V.E))
+    for cols in fc.loop(fc.tile(K.N, "BLOCK_N")):
+        k0, k1 = turned(fc.load(K[h, cols, 0]), fc.load(K[h, cols, 1]), cols)
+        s = (fc.dot(q0, k0.T) + fc.dot(q1, k1.T)) * scale
+        online(fc.where(cols.valid, s, -fc.inf), fc.load(V[h, cols]), m, l, acc, V.dtype)
+    fc.store(O[h, rows], (acc / l).to(O.dtype))
+
+
+@fc.kernel
 def normed(Q: T[H, M, D], K: T[H, N, D], V: T[H, N, E], G: "f32[D]", O: "out T[H, M, E]", *, eps: f32 > 0):
     """Rows of both operands are divided by their root mean square."""
     h, rows = fc.grid(Q.H, fc.tile(Q.M, "BLOCK_M"))
@@ -153,10 +171,10 @@ def draw(name, n, m=70, d=32, page=16, seed=0):
     rng = np.random.default_rng([seed, n])
     x = lambda *shape: rng.standard_normal(shape)
     rows = {"Q": x(1, m, d), "K": x(1, n, d) / d**0.5, "V": x(1, n, d), "scale": 0.7}
-    if name in ("plain", "rotary"):
+    if name in ("plain", "rotary", "rotated"):
         rows |= {"Q": x(1, m, 2, d // 2), "K": x(1, n, 2, d // 2) / d**0.5}
         at = np.arange(max(n, m))[:, None] * 10.0 ** -np.arange(d // 2)
-        return rows | ({"C": np.cos(at), "S": np.sin(at)} if name == "rotary" else {})
+        return rows | ({"C": np.cos(at), "S": np.sin(at)} if name in ("rotary", "rotated") else {})
     if name == "normed":
         rows.pop("scale")
         return rows | {"G": x(d), "eps": 0.1}
@@ -203,7 +221,7 @@ def reference(name, a):
     if name == "normed":
         q, k = (x / np.sqrt((x**2).mean(-1, keepdims=True) + a["eps"]) for x in (q, k))
         return {"O": weights(np.einsum("hmd,hnd->hmn", q * a["G"], k)) @ v}
-    if name == "rotary":
+    if name in ("rotary", "rotated"):
         turn = lambda x, c, s: np.stack([x[:, :, 0] * c - x[:, :, 1] * s, x[:, :, 1] * c + x[:, :, 0] * s], 2)
         q, k = (turn(x, *(a[t][:x.shape[1]] for t in "CS")) for x in (q, k))
     if name == "scaled":

@@ -10,8 +10,11 @@ Each kernel is first compared with float64 at a length that no tile divides; onl
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,26 +23,49 @@ import fcgen as fc
 
 from . import prologue_specs as specs
 from .environment import facts
-from .pool import write_json
+from .pool import processes, write_json
 from .timing import Checked, finishes, round_robin
 
 LENGTH, HEADS, CHECKED = 4096, 32, 488  # rows of as many numbers lie on 16 bytes, as those that are timed do
 LIMIT = 8e-3
 #: case -> head size, products per pair of positions, names of specs
-CASES = {"rotary": (128, 2, ("plain", "rotary")), "bias": (128, 2, ("plain", "biased")), "norm": (128, 2, ("plain", "normed")),
+CASES = {"rotary": (128, 2, ("plain", "rotary", "rotated")), "bias": (128, 2, ("plain", "biased")), "norm": (128, 2, ("plain", "normed")),
          "backward-64": (64, 5, ("backward",)), "backward-128": (128, 5, ("backward",))}
 ATTENTION = fc.Schedule(tiles={"BLOCK_M": 128, "BLOCK_N": 128}, warps=8, math="wgmma", copy="tma", late="acc", epilogue="quad")
-HOPPER = {"backward": fc.Schedule(tiles={"BLOCK_M": 64, "BLOCK_N": 64}, math="wgmma", copy="tma")}
+MADE, FIXED = replace(ATTENTION, makers=4), replace(ATTENTION, persistent="static")
+#: the first of those of `plain` is what the others are compared with
+HOPPER = {"backward": [fc.Schedule(tiles={"BLOCK_M": 64, "BLOCK_N": 64}, math="wgmma", copy="tma")],
+          "plain": [ATTENTION, FIXED],
+          "rotary": [ATTENTION, MADE], "rotated": [ATTENTION, MADE],
+          "normed": [ATTENTION, MADE, replace(MADE, stages={"k_tile": 0})], "biased": [ATTENTION, FIXED]}
 ADA = {"backward": fc.Schedule(tiles={"BLOCK_M": 64, "BLOCK_N": 64})}
 SMALL = fc.Schedule(tiles={"BLOCK_M": 64, "BLOCK_N": 32})
 
 
-def schedules(target: str, name: str) -> fc.Schedule:
-    return HOPPER.get(name, ATTENTION) if target == "sm_90a" else ADA.get(name, SMALL)
+def schedules(target: str, name: str) -> list[fc.Schedule]:
+    return HOPPER[name] if target == "sm_90a" else [ADA.get(name, SMALL)]
+
+
+def build(one: tuple[str, int, str, fc.Schedule]) -> fc.Program | str:
+    name, d, target, s = one
+    try:
+        return getattr(specs, name).compile(target=target, schedule=s, check=False, **binding(name, d))
+    except fc.FcError as e:
+        return (str(e).splitlines() or [""])[0]
+
+
+def warm(jobs: list[tuple[str, int, str, fc.Schedule]]) -> None:
+    """Compile in several processes at once, into the cache."""
+    with ProcessPoolExecutor(min(processes(), len(jobs)), mp_context=multiprocessing.get_context("spawn")) as executor:
+        list(executor.map(_built, jobs))
+
+
+def _built(one: tuple[str, int, str, fc.Schedule]) -> None:
+    build(one)
 
 
 def binding(name: str, d: int) -> dict[str, Any]:
-    return {"T": fc.f16, "D": d // 2 if name in ("plain", "rotary") else d, "E": d}
+    return {"T": fc.f16, "D": d // 2 if name in ("plain", "rotary", "rotated") else d, "E": d}
 
 
 def error(program: fc.Program, name: str, d: int) -> float:
@@ -79,10 +105,13 @@ def measure(case: str, target: str, given: Sequence[fc.Schedule], rounds: int) -
     d, products, names = CASES[case]
     ways, wrong = [], []
     for name in names:
-        for s in given or [schedules(target, name)]:
+        for s in given or schedules(target, name):
             label = f"{name}, {s}"
+            program = build((name, d, target, s))
+            if isinstance(program, str):
+                wrong.append(f"{label}: {program}")
+                continue
             try:
-                program = getattr(specs, name).compile(target=target, schedule=s, check=False, **binding(name, d))
                 off = error(program, name, d)
                 if not off <= LIMIT:
                     wrong.append(f"{label}: rms error {off:.1e}, at most {LIMIT:.1e}")
@@ -100,7 +129,7 @@ def measure(case: str, target: str, given: Sequence[fc.Schedule], rounds: int) -
         return [], wrong
     work = 2.0 * products * HEADS * LENGTH**2 * d
     times = round_robin([w for _, w in ways], max(2, round(10e-3 / (work / 4e14))), rounds, warm=2)
-    first = min((times[w.name].ms for name, w in ways if name == names[0]), default=float("nan"))
+    first = next((times[w.name].ms for name, w in ways if name == names[0]), float("nan"))
     rows = [(name, w, times[w.name]) for name, w in ways]
     return [{"case": case, "spec": name, "name": w.name, "ms": t.ms, "spread": t.spread, "tflops": work / t.ms / 1e9, "ratio": t.ms / first,
              "rms_error": w.rms_error} for name, w, t in rows], wrong
@@ -116,6 +145,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     target = args.target or {"sm_90": "sm_90a"}.get(own := fc.gpu_target(), own)
     given = [fc.Schedule.parse(t) for t in args.schedule or ()]
+    warm([(name, d, target, s) for d, _, names in map(CASES.__getitem__, args.only or CASES) for name in names
+          for s in given or schedules(target, name)])
     table: list[Any] = []
     wrong: list[Any] = []
     for case in args.only or CASES:

@@ -8,13 +8,13 @@ temporaries need comes on top, so a kernel is refused only where its fragments a
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..errors import FcError
-from ..ir.core import Kernel, walk_kernel
-from ..ir.registers import at_launch, limit_of
+from ..ir.core import Kernel, Role, walk_kernel
+from ..ir.registers import at_launch
 from ..ir.target import Target
-from .cuda.plan import make_plan
+from .cuda.plan import Plan, make_plan
 
 #: registers that addresses, loop counters and temporaries take besides fragments (observed: 20 to 40)
 MARGIN = 24
@@ -51,8 +51,9 @@ def check_budget(kernel: Kernel, target: Target) -> Usage:
         raise FcError("compile/budget", f"{blocks} blocks of {kernel.name} do not fit the shared memory of a multiprocessor",
                       expected=f"at most {target.smem_per_sm} bytes with {target.smem_reserved} reserved per block",
                       got=f"{blocks} x {smem} bytes", hint="lower Schedule.min_blocks, or " + _smem_hint(kernel))
-    plan = make_plan(kernel)
-    launch, limit = at_launch(target, threads, blocks), limit_of(kernel, target)
+    launch = at_launch(target, threads, blocks)
+    roles = [_of_role(kernel, role, target, launch) for role in kernel.roles]
+    plan, limit = next((r for r in roles if r[0].live_regs > r[1]), max(roles, key=lambda r: r[0].live_regs))
     _check_products(kernel, launch, threads)
     pool = sum(r.warps * r.regs for r in kernel.roles)
     if len(kernel.roles) > 1 and pool > launch * kernel.warps:
@@ -66,6 +67,12 @@ def check_budget(kernel: Kernel, target: Target) -> Usage:
                       loc=worst.loc if worst is not None else None, hint=_regs_hint(blocks))
     per_sm = target.smem_per_sm // (smem + target.smem_reserved) if smem else target.max_blocks_per_sm
     return Usage(smem, threads, plan.live_regs, plan.live_regs + MARGIN, limit, max(1, min(per_sm, target.max_blocks_per_sm)))
+
+
+def _of_role(kernel: Kernel, role: Role, target: Target, launch: int) -> tuple[Plan, int]:
+    """A role's registers, and those that each of its threads can have."""
+    most = role.regs if len(kernel.roles) > 1 and role.regs else launch
+    return make_plan(replace(kernel, roles=(role,))), min(target.regs_per_thread, most)
 
 
 def _check_products(kernel: Kernel, launch: int, threads: int) -> None:

@@ -46,6 +46,8 @@ MOST = 10
 #: registers besides its fragments that a kernel may want, by what makes its dots ("" without any): in all, and more for each load and
 #: store, and for rings of several slots. Of 90 choices none with as many to spare spills (`tests/test_choose.py` compiles some)
 SPARE = {"wgmma": (10, 3, 0), "mma": (30, 12, 14), "fma": (32, 0, 0), "": (128, 0, 0)}
+#: loads and stores that the roles which compute have at most, where another one makes operands
+MOVES = 3
 #: sizes that are tried for rows and columns of dots, for what they sum over, and where there is no dot
 ROWS, COLS, INNER = (16, 32, 64, 128, 192, 256), (16, 32, 48, 64, 80, 96, 128, 160, 192, 256), (16, 32, 64, 128)
 PLAIN = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
@@ -119,7 +121,8 @@ class Chooser:
                         continue  # warps lie along rows
                     if not all(self.grid(d, math, warps, tiles) for d in self.narrow):
                         continue
-                    for stages in (1, 2, 3, 4) if ringed else (2,):
+                    apart = self.load.made and math == "wgmma" and warps <= 8  # their rings have two slots, and share the room
+                    for stages in (1, 2, 3, 4) if ringed and not apart else (2,):
                         for hold in (True, False) if held and math == "mma" else (True,):
                             p = Plan(tuple(tiles.items()), warps, stages, math, hold)
                             # one slot of a bulk copy is for what leaves no room for two
@@ -243,13 +246,18 @@ class Chooser:
 
     def _spare(self, p: Plan) -> int:
         least, each, rings = SPARE[p.math if self.narrow else self.wide]
-        return least + each * len(self.load.moves) + (rings if p.stages > 1 else 0)
+        moves = min(len(self.load.moves), MOVES) if self._made_apart(p) else len(self.load.moves)
+        return least + each * moves + (rings if p.stages > 1 else 0)
+
+    def _made_apart(self, p: Plan) -> bool:
+        """Whether a role of its own makes what loops compute for dots: whoever does the rest needs no registers for it."""
+        return self.load.made and p.math == "wgmma" and p.warps <= 8
 
     def _fits(self, p: Plan) -> bool:
         """Roughly: what is far from fitting is not lowered."""
         t, threads = self.target, 32 * p.warps
         most = min(t.regs_per_thread, (t.regs_per_sm - (4096 if p.math == "wgmma" else 0)) // threads)
-        return self._smem(p) <= t.smem_per_block and self._regs(p) * 0.95 <= most - self._spare(p)
+        return self._smem(p) <= t.smem_per_block and (self._made_apart(p) or self._regs(p) * 0.95 <= most - self._spare(p))
 
     # ---- choosing ----------------------------------------------------------------------------------------------------
 
@@ -308,6 +316,12 @@ class Chooser:
                     continue
                 return schedule, usage
             except FcError as e:
+                if e.code == "compile/budget" and "makers" in fields:  # their rings or registers may be what does not fit
+                    if fields.get("epilogue") == "tma" and "memory" in e.message:
+                        fields["epilogue"] = "quad"
+                    else:
+                        del fields["makers"]
+                    continue
                 named = re.search(r"Schedule\.(\w+)", e.message)
                 if e.code != "compile/schedule" or named is None or named[1] not in _OPTIONAL or named[1] not in fields:
                     raise
@@ -335,6 +349,8 @@ class Chooser:
             out |= {"math": "wgmma", "copy": "tma", "epilogue": "tma" if self._sent(p) else "quad", "vote": True}
             if not self.load.known() or self.load.programs(dict(p.tiles)) > self.rates.sms:
                 out |= {"l2": 32, "persistent": "dynamic" if self.load.live_loops else "static"}
+            if self._made_apart(p):  # their rings take the room of staged results; a loop over tiles costs registers that they have
+                out |= {"makers": 4, "epilogue": "quad"} | ({"persistent": "none"} if late else {})
             if len(late) == 1 and p.stages > 1:
                 out["late"] = late.pop()
             grids = {name: g for d in self.narrow if (g := self.grid(d, "wgmma", p.warps, dict(p.tiles))) is not None
@@ -345,7 +361,7 @@ class Chooser:
 
 
 #: fields that are left out where a pass says that they have nothing to do, and what is tried in their place
-_OPTIONAL = ("ahead", "epilogue", "l2", "late", "persistent", "stages", "hold_a", "vote")
+_OPTIONAL = ("ahead", "epilogue", "l2", "late", "makers", "persistent", "stages", "hold_a", "vote")
 _INSTEAD = {("epilogue", "tma"): "quad", ("epilogue", "quad"): "direct"}
 
 

@@ -8,6 +8,7 @@ what the spec says, not what passes make of it: it is for comparing tile sizes w
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from dataclasses import dataclass, field
 from math import prod
 
@@ -151,6 +152,19 @@ class Workload:
         16 rows at a time."""
         return max((sum(elements(s, tiles) * bits / 32 for s, bits in group) / threads + (size(cols, tiles) / 4 if fragments else 0)
                     for group, cols in self.alive), default=0.0)
+
+    @cached_property
+    def made(self) -> bool:
+        """Whether a loop computes an operand of a dot from what it loads."""
+        right = [self._source_of(v) for d in self.dots if d.bits <= 16 and d.loops for v in d.op.operands[1 if d.held else 0:2]]
+        return any(self._from_loads(v) for v in right if (op := self._defs.get(v)) is not None and op.kind != "load")
+
+    def _from_loads(self, v: Value) -> bool:
+        op = self._defs.get(self._source_of(v))
+        if op is None or op.regions or op.kind == "dot":
+            return False
+        tiles = [x for x in op.operands if isinstance(x.type, Tile)]
+        return op.kind == "load" or (bool(tiles) and all(map(self._from_loads, tiles)))
 
     def called(self, d: Dot) -> str:
         """What a schedule calls a dot: as the pass `bind` does, by its site or the first named value that it alone flows into."""

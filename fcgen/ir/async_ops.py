@@ -221,7 +221,7 @@ define(
     phases="selected synced",
     groups=whole(0, 7), traits="in flight")
 define("proxy_fence", "machine", "What this thread wrote to shared memory is seen by TMA and wgmma (fence.proxy.async).", _no_operands,
-       effect="write", phases="selected synced")
+       effect="write", phases="pipelined synced")
 define(
     "token_take",
     "machine",

@@ -60,8 +60,9 @@ def _slot(types, attrs):
     return (replace(types[0], slots=1),)
 
 
-define("slot", "machine", "View of slot (n + ahead) mod slots of a ring. `ahead` is how many tiles past the loop's current one.",
-       _slot, phases="placed synced", ahead=whole(0, 64), traits="position")
+define("slot", "machine", """View of slot (n + ahead) mod slots of a ring. `ahead` is how many tiles past the loop's current one. made: a
+       role of its own fills it.""",
+       _slot, phases="placed synced", ahead=whole(0, 64), made=FLAG.maybe, traits="position")
 
 
 define("acquire", "machine", """`acquire views...`: from here on these tiles are read. Says where a loop wants to wait for its

@@ -27,10 +27,11 @@ NUMBERS: dict[str, tuple[str, str, Container[int]]] = {
     "tiles": ("has a size that does not divide over warps and lanes", "a power of two or a multiple of 16, up to 65536",
               frozenset(n for n in range(1, 2**16 + 1) if not n & (n - 1) or n % 16 == 0)),
     "warps": ("is the number of warps in a block", "1, 2, 4, 8, 12 or 16", (1, 2, 4, 8, 12, 16)),
-    "stages": ("counts ring slots", "1 to 8", range(1, 9)),
+    "stages": ("counts ring slots", "1 to 8; of a load that goes straight to registers, 0", range(9)),
     "min_blocks": ("counts blocks per multiprocessor", "1 to 32", range(1, 33)),
     "l2": ("counts MiB of the L2 cache", "0 to 1024", range(1025)),
-    "cluster": ("counts the blocks of a cluster along an axis", "1, 2, 4 or 8", (1, 2, 4, 8))}
+    "cluster": ("counts the blocks of a cluster along an axis", "1, 2, 4 or 8", (1, 2, 4, 8)),
+    "makers": ("counts the warps of a role that makes operands", "0 or 4", (0, 4))}
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,12 @@ class Schedule:
     one for all or per dot (by the name of the value that it makes): "mma" (mma.sync + ldmatrix), "wmma" (wmma API, opaque
     fragments), "fma" (plain multiply-adds). copy: how tiles reach shared memory: "cp_async" (16 bytes, asynchronous), "vector"
     (16-byte loads through registers), "scalar" (one element at a time). stages: slots of each shared-memory ring inside loops; 1
-    loads in place, n keeps n - 1 tiles in flight; one number or per load. ahead: with stages=1, start the next load as soon as
-    the slot's last reader is done. hold_a: keep loop-invariant left operands of dots in registers. reuse_frags: a dot result
-    feeds the next dot from registers where the layouts agree (else through shared memory). split: where a mask leaves tiles whole, separate
-    loop copies for those ("loops"), or one loop with the mask under a branch that all warps take alike ("branch": a third less code, which
-    compiles in two thirds of the time and runs 1 to 2 % slower), or neither ("none"). skip_ones: leave out `tile * row` products when every
+    loads in place, n keeps n - 1 tiles in flight; one number or per load; 0, by name: to registers, through no ring. ahead: with
+    stages=1, start the next load as soon as the slot's last reader is done. hold_a: keep loop-invariant left operands of dots in
+    registers. reuse_frags: a dot result feeds the next dot from registers where the layouts agree (else through shared memory). split:
+    where a mask leaves tiles whole, separate loop copies for those ("loops"), or one loop with the mask under a branch that all warps
+    take alike ("branch": a third less code, which compiles in two thirds of the time and runs 1 to 2 % slower), or neither ("none").
+    skip_ones: leave out `tile * row` products when every
     row factor of the warp is one. defer: finish loop-carried row sums after it. epilogue: stores through shared memory as 16-byte rows
     ("smem"), straight from fragments ("direct"), or from fragments whose quads of lanes have swapped columns ("quad": 16 bytes, no shared
     memory), or staged in shared memory and written by bulk copies ("tma", Hopper: two-axis tiles; the copy runs on beside the work that
@@ -73,7 +75,9 @@ class Schedule:
     cluster: grid axis -> how many blocks that are neighbours along it (2, 4 or 8) form a cluster: tiles that are the same for all of them
     are copied once, a part by each block, into the shared memory of all. Axes have the spec's names, `rows` or `rows_tile`. pdl:
     programmatic dependent launch: a launch begins while the one in front of it on the stream still runs, and waits for its end before it
-    touches a tensor.
+    touches a tensor. makers: with copy "tma", so many more warps are a role of their own, which makes the operands of dots that loops
+    compute from loads alone (scaled, rotated, normed, converted): it reads what bulk copies brought and fills a ring of ready operands,
+    ahead of the dots.
     """
 
     tiles: Any = ()
@@ -104,6 +108,7 @@ class Schedule:
     cluster: Any = ()
     pdl: bool = False
     grid: Any = ()
+    makers: int = 0
 
     def __new__(cls, *args: Any, **given: Any) -> Schedule:
         known = [f.name for f in fields(cls)]
@@ -148,6 +153,8 @@ class Schedule:
             if not isinstance(v, tuple) or not all(isinstance(kv, tuple) and len(kv) == 2 and str(kv[0]).isidentifier() for kv in v):
                 raise wrong("has a value for each name of the spec", MAPS.get(name, "{acc: ..., s: ...}"))
             values = [x for _, x in v]
+        if name == "stages" and v == 0:
+            raise wrong("of all loads counts ring slots", "1 to 8", hint="0 is for loads by name: stages={'x': 0}")
         for x in values:
             if name in CHOICES and x not in CHOICES[name]:
                 raise wrong("has no such choice", ", ".join(CHOICES[name]), x, did_you_mean(x, CHOICES[name]))

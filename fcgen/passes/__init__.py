@@ -14,7 +14,7 @@ from ..ir.core import Kernel
 from ..ir.schedule import Schedule
 from ..ir.target import Target
 from ..ir.verify import verify
-from .machine import alloc, alternate, at_use, early_launch, overlap, select, sync, tidy
+from .machine import alloc, alternate, at_use, early_launch, early_reads, overlap, select, sync, tidy
 from .memory import pieces, pipeline, prefetch, prologues, roles
 from .registers import branches, defer, held, place, vote
 from .tile import bind, from_end, limits, order, pad, ranges, row_sums, scale, simplify, skew, split_loops, totals
@@ -57,6 +57,7 @@ PIPELINE: tuple[Pass, ...] = (
     Pass("roles", roles.run, "bulk copies become a role of their own; tiles pass through channels of full and empty barriers"),
     Pass("prefetch", prefetch.run, "tables, and rows that no ring takes, are read an iteration before they are used"),
     Pass("select", select.run, "dots, staging, loads and stores become the target's instructions"),
+    Pass("early_reads", early_reads.run, "tiles that meet a product's result are read while it runs"),
     Pass("overlap", overlap.run, "products in flight are waited for where their results are needed"),
     Pass("at_use", at_use.run, "rows in rings are read where element work uses them, and let go behind it"),
     Pass("tidy", tidy.run, "scalar constants folded, nothing computed twice"),

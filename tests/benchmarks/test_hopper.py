@@ -237,7 +237,7 @@ def test_backward(tmp_path):
     assert {r["name"].split(":")[0] for r in saved["table"]} == {"fcgen, kernel", "fcgen, whole"} and not saved["problems"] and "fa3:" in said
 def test_prologues(tmp_path):
     saved, _ = dry("prologues", tmp_path / "p.json", "--only", "rotary", "--only", "backward-64")
-    assert [r["spec"] for r in saved["table"]] == ["plain", "rotary", "backward"] and not saved["problems"]
+    assert [r["spec"] for r in saved["table"]] == ["plain", "rotary", "rotated", "backward"] and not saved["problems"]
 
 
 def test_choices(tmp_path):

@@ -128,6 +128,18 @@ def test_rings_that_registers_are_read_from_take_the_room_that_there_is():
     assert "b_tile" in names(compiled("biased", "sm_89", d=128, n=32))
 
 
+@pytest.mark.parametrize("more", [{"late": "acc"}, {}])
+def test_a_tile_that_is_added_to_a_product_is_read_while_it_runs(more):
+    """It is waited for behind the products, which do not wait for it, and read in front of the first use of what they make."""
+    p = compiled("biased", "sm_90a", **more)
+    for ops in steady(p):
+        kinds = [o.kind for o in ops]
+        waits = [n for n, o in enumerate(ops) if o.kind == "mbar_wait" and o.operands[0].name == "b_tile_full"]
+        reads = [n for n, o in enumerate(ops) if o.kind == "ldmatrix" and o.operands[0].name.startswith("b_tile")]
+        assert len(waits) == len(reads) == 1 and kinds.index("wgmma") < waits[0] < reads[0] < kinds.index("settle")
+    agrees(p, "biased", 59, seed=1)
+
+
 @pytest.mark.parametrize("n", [70, 71])
 def test_rows_that_no_bulk_copy_can_move_are_read_ahead_into_registers(n):
     """L and F of 70 numbers a head are not on 16 bytes: such tensors take the kernel without their channels."""

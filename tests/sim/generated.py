@@ -80,5 +80,6 @@ CASES = {c.name: c for c in (
     attention("stores", stages={"q": 2, "k": 2, "v": 2}, persistent="dynamic", epilogue="tma", ones="acc", l2=32),
     attention("cluster", "none", stages={"q": 2, "k": 2, "v": 2}, persistent="static", epilogue="quad", cluster={"rows": 2}),
     gemm("staged", halved, False, 0.5),
+    gemm("made", halved, False, 0.5, makers=4, persistent="static", stages={"a": 4}),
     gemm("carried", product, True, 1.0, persistent="static"),
 )}

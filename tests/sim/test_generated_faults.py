@@ -68,13 +68,13 @@ BENIGN: list[tuple[str, set[str], str, str]] = [
     ("early-load", {"staged"}, r"^tma_load 0: tma_load B", "the tile made in front of the loop is the first of a ring, which is empty"),
     ("early-load", {"carried"}, r"^tma_load 1: tma_load B",
      "A's slot was waited for, and is released behind the same settle as B's; bytes may come before they are announced"),
-    ("drop-syncwarp", {"carried"}, r"^syncwarp 0: syncwarp, before st_shared acc, acc_tile$",
+    ("drop-syncwarp", {"carried", "made"}, r"^syncwarp 0: syncwarp, before st_shared acc, acc_tile$",
      "arrivals since the last tile have gathered the warp; `sync` does not count them"),
     ("early-arrive", {"programs"}, r"^mbar_arrive [34]: mbar_arrive [qv]_empty", "nobody fills the slots of Q and of the last V again"),
 ]
 #: (fault, cases, pattern of the site, why the report names those whom it misleads, and not its own role)
 MISLED = [
-    ("drop-post", {"claims", "stores", "cluster", "carried"}, r".", "who reads what nobody posted cannot say who should have"),
+    ("drop-post", {"claims", "stores", "cluster", "carried", "made"}, r".", "who reads what nobody posted cannot say who should have"),
     ("drop-phase-wait", {"cluster"}, r"^mbar_wait 10: mbar_wait k_full, k_at, before mbar_arrive",
      "a K that nobody reads: it is let go before it has landed, and what shows is that its slot is filled again"),
     ("drop-phase-wait", {"carried"}, r"^mbar_wait 3: mbar_wait [ab]_tile_empty",

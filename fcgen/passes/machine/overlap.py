@@ -97,7 +97,7 @@ def _block(block: Block) -> Block:
             if owner is not None:
                 owner.then.append(op)
                 continue
-        if flying and op.kind == "mbar_wait" and not _uses(op, {r for f in flying for r in f.results}):
+        if flying and op.kind == "mbar_wait" and not _uses(op, {r for f in flying for r in f.results}) and _for_product(op, block):
             out.insert(start, op)
             start += 1
             continue
@@ -125,6 +125,13 @@ def _frees(op: Op, f: _Flight, out: list[Op]) -> bool:
         return True
     made = {r: o for o in out for r in o.results}
     return any(v in made and made[v].kind == "slot" and made[v].operands[1] is cursor for v in f.reads)
+
+
+def _for_product(wait: Op, block: Block) -> bool:
+    """Whether a product may read the tile that is waited for: no tile that goes to registers."""
+    views = {o.result for o in block.ops if o.kind == "slot" and o.operands[1] is wait.operands[1]}
+    reader = next((o for o in block.ops if _uses(o, views)), None)
+    return reader is None or reader.kind not in ("ld_shared", "ldmatrix")
 
 
 def _uses(op: Op, values: set[Value]) -> bool:

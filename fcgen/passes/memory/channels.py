@@ -127,13 +127,13 @@ def start_copy(load: Op, operands: tuple[Value, ...], view: Value, schedule: Sch
 # ---- which loads share a ring --------------------------------------------------------------------------------------------
 
 
-def find_channels(body: Block, schedule: Schedule, shared: Mapping[int, int]) -> tuple[Block, list[Channel]]:
+def find_channels(body: Block, schedule: Schedule, shared: Mapping[int, int], warps: Mapping[int, int]) -> tuple[Block, list[Channel]]:
     """The channels between roles, and the body in which each load says the number of its own (`channel`). Copies of one load of the spec
     (in front of a loop, in its copies, after it) share one, since their tiles follow each other; they do not where two of them are held at
-    a time. shared: how many blocks share the copies of a load, by its id."""
+    a time. shared: how many blocks share the copies of a load, by its id; warps: how many read it."""
     inside = {id(o) for f in walk(body) if f.kind == "for" for o in walk(f.regions[0])}
     groups: dict[Any, list[Op]] = {}
-    for o in filter(is_shared_load, walk(body)):
+    for o in (o for o in walk(body) if is_shared_load(o) and warps[id(o)]):
         key = o["site"]
         groups.setdefault(key if not _held_together(groups.get(key, []), o, body) else id(o), []).append(o)
     channels: list[Channel] = []
@@ -142,7 +142,7 @@ def find_channels(body: Block, schedule: Schedule, shared: Mapping[int, int]) ->
         looped = any(id(o) in inside for o in ops)
         ring = Value(replace(ops[0].result.type, slots=ops[0].get("stages", schedule.slots if looped else 1)), loaded_name(ops[0]))
         number.update((id(o), len(channels)) for o in ops)
-        channels.append(Channel.between(ring, schedule.warps, looped, min(shared.get(id(o), 1) for o in ops)))
+        channels.append(Channel.between(ring, warps[id(ops[0])], looped, min(shared.get(id(o), 1) for o in ops)))
 
     def marked(block: Block) -> Block:
         return Block(block.args, tuple(o.with_attrs(channel=number[id(o)]) if id(o) in number else
@@ -159,7 +159,7 @@ def mailbox(kernel: Kernel, schedule: Schedule) -> Channel | None:
     if schedule.copy != "tma":
         return Channel(Value(Buffer(i32, (1,), SmemLayout(1)), "next")) if schedule.persistent == "dynamic" else None
     numbers = 1 + len(kernel.grid)
-    return Channel.between(Value(Buffer(i32, (numbers,), SmemLayout(numbers), 2), "next"), schedule.warps)
+    return Channel.between(Value(Buffer(i32, (numbers,), SmemLayout(numbers), 2), "next"), schedule.warps + schedule.makers)
 
 
 def _held_together(others: list[Op], load: Op, body: Block) -> bool:

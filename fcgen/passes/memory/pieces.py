@@ -1,15 +1,18 @@
 """pieces: an operand that is computed on its way from one place in shared memory to another is never in registers as a whole.
 
 In: placed machine IR. Out: the same, where tiles that are read from shared memory, worked upon row by row and stored there again, and read
-by nobody in between, go through registers a few rows at a time. The rows of a piece are read while the piece before is worked upon.
+by nobody in between, go through registers a few rows at a time. The rows of a piece are read while the piece before is worked upon; where
+a role of its own makes the tile, what comes straight from tensors is read some pieces earlier.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from ...ir.access import SCALARS, Access
 from ...ir.core import Block, Kernel, Op, Value, free_values
 from ...ir.layout import Factor, RegLayout
+from ...ir.registers import least
 from ...ir.rewrite import Builder, Env, map_bodies, substitute
 from ...ir.schedule import Schedule
 from ...ir.target import Target
@@ -18,19 +21,24 @@ from ..facts.common import ELEMENTWISE
 
 #: elements of a tile that a thread holds at once: 16 bytes of half precision
 MOST = 8
+#: registers that the pieces of a role of their own may take
+ROOM = 72
+#: how many pieces ahead rows are read of a stored tile, and of a tensor
+AHEAD = {"unstage": 1, "load": 3}
 ROWWISE = ELEMENTWISE | {"broadcast", "reduce", "combine"}
 
 
 def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
     buffers: list[Value] = []
-    out = map_bodies(kernel, lambda body: _block(body, buffers))
+    out = map_bodies(kernel, lambda body: _block(body, buffers, schedule.makers > 0))
     return replace(out, buffers=(*out.buffers, *buffers)) if buffers or out is not kernel else kernel
 
 
-def _block(block: Block, buffers: list[Value]) -> Block:
-    inner = lambda o: replace(o, regions=tuple(_block(r, buffers) for r in o.regions)) if o.regions else o
+def _block(block: Block, buffers: list[Value], made: bool) -> Block:
+    """made: what is stored to a slot is the work of a role of its own."""
+    inner = lambda o: replace(o, regions=tuple(_block(r, buffers, made) for r in o.regions)) if o.regions else o
     block = Block(block.args, tuple(map(inner, block.ops)))
-    while (group := _first(block)) is not None:
+    while (group := _first(block, made)) is not None:
         block = group.rewritten(buffers)
     return block
 
@@ -62,24 +70,39 @@ class _Group:
                 b.add(substitute(op, env))
         return b.block(self.block.args)
 
+    def registers(self) -> int:
+        """What the pieces take for certain."""
+        b = Builder()
+        self.pieces({s.result: Value(s.result.type) for s in self.stores if s.kind == "stage"}, b)
+        return least(Block((), tuple(b.ops)))
+
     def pieces(self, named: dict[Value, Value], b: Builder) -> None:
         b.loc = self.stores[0].loc
         rows = self.layout.shape[0] // self.count
         small = self.small
-        reads = [o for o in self.work if o.kind == "unstage"]
+        reads = [o for kind in ("load", "unstage") for o in self.work if o.kind == kind]
         envs = [Env() for _ in range(self.count)]
 
-        def read(n: int) -> None:
-            first, zero = b.emit("const", value=n * rows, dtype="i32"), b.emit("const", value=0, dtype="i32")
-            for o in reads:
-                at = (first, zero) if len(o.result.type.shape) == 2 else (zero, first)
-                envs[n][o.result] = b.emit("ld_shared", o.operands[0], *at, type=self.piece(o.result, rows, small), name=o.result.name)
+        def read(o: Op, n: int) -> None:
+            first, t = b.emit("const", value=n * rows, dtype="i32"), self.piece(o.result, rows, small)
+            if o.kind == "load":
+                at = _start_of_rows(o)
+                start = b.emit("add", o.operands[at], first)
+                envs[n][o.result] = Value(t, o.result.name)
+                b.add(replace(o, operands=(*o.operands[:at], start, *o.operands[at + 1:]), results=(envs[n][o.result],)))
+                return
+            zero = b.emit("const", value=0, dtype="i32")
+            place = (first, zero) if len(o.result.type.shape) == 2 else (zero, first)
+            envs[n][o.result] = b.emit("ld_shared", o.operands[0], *place, type=t, name=o.result.name)
 
-        read(0)
+        for o in reads:
+            for n in range(min(AHEAD[o.kind], self.count)):
+                read(o, n)
         for n, env in enumerate(envs):
-            if n + 1 < self.count:
-                read(n + 1)
-            for o in (x for x in self.work if x.kind != "unstage"):
+            for o in reads:
+                if n + AHEAD[o.kind] < self.count:
+                    read(o, n + AHEAD[o.kind])
+            for o in (x for x in self.work if x.kind not in AHEAD):
                 out = Value(self.piece(o.result, rows, small), o.result.name)
                 b.add(replace(o, operands=env.all(o.operands), results=(out,)))
                 env[o.result] = out
@@ -107,13 +130,24 @@ def _part(layout: RegLayout, count: int) -> RegLayout | None:
     return RegLayout(tuple(tuple(new.get(f, f) for f in a) for a in layout.axes))
 
 
-def _first(block: Block) -> _Group | None:
+def _start_of_rows(load: Op) -> int:
+    """The operand that says where a loaded tile's rows begin; 0 if none does."""
+    at = 1
+    for axis in Access.of(load).axes:
+        if axis.along == 0:
+            return at if axis.is_run else 0
+        at += SCALARS[axis.word]
+    return 0
+
+
+def _first(block: Block, apart: bool) -> _Group | None:
     """The next group of stores that share work."""
     made = {r: o for o in block.ops for r in o.results}
     place = {id(o): n for n, o in enumerate(block.ops)}
     slices: list[tuple[list[Op], set[int]]] = []
-    for s in (o for o in block.ops if o.kind in ("stage", "st_shared")):
-        work = _work(s, made)
+    whole = lambda o: o.kind == "stage" or (o.kind == "st_shared" and o.operands[0].type.shape == o.operands[1].type.shape)
+    for s in filter(whole, block.ops):
+        work = _work(s, made, apart and s.kind == "st_shared")
         if work is None:
             continue
         ops, ids = [s], set(work)
@@ -122,35 +156,39 @@ def _first(block: Block) -> _Group | None:
             ops, ids = [*other[0], *ops], ids | other[1]
         slices.append((ops, ids))
     for stores, ids in slices:
-        group = _group(block, sorted(stores, key=lambda o: place[id(o)]), [o for o in block.ops if id(o) in ids], made, place)
+        stores = sorted(stores, key=lambda o: place[id(o)])
+        group = _group(block, stores, [o for o in block.ops if id(o) in ids], made, place,
+                       apart and all(o.kind == "st_shared" for o in stores))
         if group is not None:
             return group
     return None
 
 
-def _group(block: Block, stores: list[Op], work: list[Op], made: dict[Value, Op], place: dict[int, int]) -> _Group | None:
+def _group(block: Block, stores: list[Op], work: list[Op], made: dict[Value, Op], place: dict[int, int], apart: bool) -> _Group | None:
     tiles = {v.type.layout for o in work for v in o.results if len(v.type.shape) == 2}
     if len(tiles) != 1:
         return None
     layout: RegLayout = tiles.pop()
-    count = -(-layout.regs // MOST)
-    small = _part(layout, count)
     mine = {id(o) for o in (*stores, *work)}
     inner = {r for o in work for r in o.results}
     others = [o for o in block.ops if id(o) not in mine]
     outside = any(v in inner for o in others for v in (*o.operands, *(x for r in o.regions for x in free_values(r))))
     given = [made[v] for o in (*work, *stores) for v in o.operands[:2] if v in made and v not in inner]
     late = any(place[id(o)] > place[id(stores[0])] for o in given if id(o) not in mine)
-    if count < 2 or outside or late or small is None:
+    if outside or late:
         return None
     rows = {v for o in work for v in o.operands if v not in inner and isinstance(v.type, Frag)}
     across = {v for o in work if o.kind == "broadcast" and o["axes"] == (1,) for v in o.operands}
     if not rows <= across:
         return None
-    return _Group(block, stores, work, layout, count, small)
+    most = -(-layout.regs // MOST)
+    groups = [_Group(block, stores, work, layout, count, small) for count in (range(2, most + 1) if apart else (most,))
+              if count > 1 and (small := _part(layout, count)) is not None]
+    fits = (g for g in groups if not apart or g.registers() <= ROOM)  # the largest pieces first: there is much to do at once
+    return next(fits, groups[-1] if groups else None)
 
 
-def _work(store: Op, made: dict[Value, Op]) -> dict[int, Op] | None:
+def _work(store: Op, made: dict[Value, Op], tensors: bool) -> dict[int, Op] | None:
     """The ops from reads of shared memory to a store, by id; None where it follows from anything but these and rows that all pieces
     share."""
     need: dict[int, Op] = {}
@@ -159,18 +197,18 @@ def _work(store: Op, made: dict[Value, Op]) -> dict[int, Op] | None:
         op = made.get(todo.pop())
         if op is None or id(op) in need:
             continue
-        if op.kind not in ROWWISE | {"unstage"}:
+        if op.kind not in ROWWISE | {"unstage"} and not (op.kind == "load" and tensors and _start_of_rows(op)):
             return None
         if not isinstance(op.result.type, Frag) or not isinstance(op.result.type.layout, RegLayout):
             return None
         if op.kind == "broadcast" and op["axes"] == (1,):
             need[id(op)] = op  # one row for all rows
             continue
-        if op.kind == "unstage":
+        if op.kind in AHEAD:
             need[id(op)] = op
             continue
         if op.kind == "reduce" and op["axis"] != 1:
             return None
         need[id(op)] = op
         todo += [v for v in op.operands if not isinstance(v.type, Scalar)]
-    return need if any(o.kind == "unstage" for o in need.values()) else None
+    return need if any(o.kind in AHEAD for o in need.values()) else None

@@ -11,24 +11,34 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+from ...ir.alignment import promised
 from ...ir.core import Block, Kernel, Op, Value, free_values, walk, walk_kernel
 from ...ir.rewrite import Builder, Env, copy_op, substitute
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import Scalar
-from .prefetch import PLACES, guarded, with_guards
-
-#: what may stand between a load and an operand
-WORK = PLACES | {"load", "gather", "unstage", "reduce", "combine", "stage"}
+from ..facts.common import without_effect
+from .makers import WORK, apart
+from .prefetch import guarded, with_guards
 
 
 def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
+    if schedule.makers:
+        return _made_apart(kernel, schedule)
     if not any(o.get("math") == "wgmma" for o in walk_kernel(kernel)):
         return kernel
     buffers: list[Value] = []
     written = {o.operands[0] for o in walk_kernel(kernel) if o.kind == "store"}
     body = _block(kernel.body, written, buffers)
     return replace(kernel.with_body(body), buffers=(*kernel.buffers, *buffers)) if buffers else kernel
+
+
+def _made_apart(kernel: Kernel, schedule: Schedule) -> Kernel:
+    out = apart(kernel, schedule)
+    if out is None and promised(kernel) is None:  # tensors that allow less than the schedule was made for may leave nothing to make
+        raise without_effect("makers", "no loop computes an operand of a dot from loads alone", got=schedule.makers,
+                             expected="a tile that is loaded in a loop with dots, changed, and then an operand of one")
+    return out or kernel
 
 
 def _block(block: Block, written: set[Value], buffers: list[Value]) -> Block:

@@ -1,9 +1,10 @@
 """roles: copies into shared memory become a role of their own, which runs ahead of the one that computes.
 
-In: machine IR with one role, for targets with bulk tensor copies and `copy="tma"`. Out: two roles. Every load into shared memory that
-`pipeline` has left becomes a *channel* between roles: a ring of slots with `full` and `empty` barriers, filled by the role `load` and read
-by the role `main`. `load` keeps the control flow and the scalars that its copies follow from; `main` keeps everything else. A tile is
-waited for in front of its first reader and released after its last one.
+In: machine IR with one role, for targets with bulk tensor copies and `copy="tma"`. Out: two roles; three where `makers` make operands for
+`main`, whose slots pass through channels as well. Every load into shared memory that `pipeline` has left becomes a *channel* between
+roles: a ring of slots with `full` and `empty` barriers, filled by the role `load` and read by the role `main`. `load` keeps the control
+flow and the scalars that its copies follow from; `main` keeps everything else. A tile is waited for in front of its first reader and
+released after its last one.
 Cursors, which count a channel's tiles, are carried through loops and branches. In a cluster, a channel whose tiles are the same for all
 blocks (`clusters`) is filled by all of them, a part each, and its slots are free when the readers of all blocks have arrived; `main` ends
 with a `cluster_sync`.
@@ -13,6 +14,7 @@ What a role does for one tile goes under what hands out tiles (`grid`).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -31,19 +33,29 @@ from ..facts.stores import check_bulk
 from .channels import Channel, find_channels, is_shared_load, mailbox, readers, tile_bytes
 from .cursors import thread_cursors
 from .grid import over_grid
+from .makers import Outlet, chains, made_channels, rings_made, sides, warps_reading
 
-#: consumer warpgroups -> registers per thread (producer, consumers); setmaxnreg takes multiples of 8 and moves what the block got at launch
-REGISTERS = {1: (56, 240), 2: (40, 232), 3: (32, 160), 4: (24, 112)}
-#: the same where a loop that stages tiles, whose addresses take registers too, has fewer than so many left by its fragments
-TIGHT, FEWEST = {2: (24, 240)}, 28
+#: consumer warpgroups, and those of makers -> registers per thread (load, make, main); setmaxnreg takes multiples of 8 and moves what the
+#: block got at launch, which is 65536 over its threads
+REGISTERS = {(1, 0): (56, 240), (2, 0): (40, 232), (3, 0): (32, 160), (4, 0): (24, 112),
+             (1, 1): (40, 168, 240), (2, 1): (24, 104, 192), (3, 1): (24, 72, 128)}
+#: the same where a loop of consumers has few left by its fragments: fewer than FEWEST if it stages tiles, whose addresses take registers too;
+#: beside makers where it has SHORT too many (masks, which are counted among fragments, lie in predicates)
+TIGHT = {(2, 0): (24, 240), (2, 1): (24, 72, 208)}
+FEWEST, SHORT = 28, 8
 
 
-def _registers(groups: int, schedule: Schedule, target: Target) -> tuple[int, int]:
-    """Of the producer and of consumers; where several blocks share a multiprocessor, what a block gets at launch is less."""
-    copies, work = REGISTERS[groups]
-    got = at_launch(target, 128 * (groups + 1), schedule.min_blocks) * (groups + 1)
-    copies = copies if schedule.min_blocks == 1 else min(copies, 40)
-    return copies, min(work, (got - copies) // groups // 8 * 8)
+def _registers(groups: int, makers: int, body: Block, schedule: Schedule, target: Target) -> tuple[int, ...]:
+    """Of each role; where several blocks share a multiprocessor, what a block gets at launch is less. body: of the consumers."""
+    *others, work = REGISTERS[groups, makers]
+    loops = [o.regions[0] for o in walk(body) if o.kind == "for" and (makers or any(x.kind == "stage" for x in o.regions[0].ops))]
+    if schedule.min_blocks == 1 and max(map(least, loops), default=0) > work + (SHORT if makers else -FEWEST):
+        *others, work = TIGHT.get((groups, makers), REGISTERS[groups, makers])
+    every = groups + makers + 1
+    got = at_launch(target, 128 * every, schedule.min_blocks) * every
+    if schedule.min_blocks > 1:
+        others = [min(n, 40) for n in others]
+    return *others, min(work, (got - others[0] - makers * others[-1]) // groups // 8 * 8)
 
 
 def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
@@ -61,19 +73,20 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
                           expected="dots of wgmma or mma, on tiles of 16 or 8 bits, rows of 32 bytes or a multiple", got=op.result.type,
                           hint='copy="cp_async" with math="mma", or another `math` for the dots that read it')
         check_bulk(op, kernel, defs, 'copy="cp_async" with math="mma"')
-    body, channels = find_channels(kernel.body, schedule, shared_loads(kernel))
+    made = rings_made(kernel.body)
+    makes, reads = sides(kernel.body, made) if made else (None, kernel.body)
+    warps = warps_reading(loads, {"make": (makes, schedule.makers), "main": (reads, schedule.warps)})
+    body, channels = find_channels(kernel.body, schedule, shared_loads(kernel), warps)
+    body, outlets = made_channels(body, made, schedule, len(channels))
     if not loads and schedule.persistent == "none" and not any(op.get("math") == "wgmma" for op in walk(kernel.body)):
         raise without_effect("copy", "no tile is loaded into shared memory", got="tma")
     if schedule.slots > 2 and not any(v.type.slots == schedule.slots for v in (*kernel.buffers, *(c.ring for c in channels))):
         raise without_effect("stages", "no loop loads tiles into shared memory", got=schedule.slots)
     box = mailbox(kernel, schedule)
     filled = _Filler(channels, schedule.hints).block(body)
-    read = _Reader(channels, schedule.tokens, shared_loops(body)).block(body)
+    makes, reads = sides(body, rings_made(body)) if made else (None, body)
     roles = []
-    regs = _registers(groups, schedule, target)
-    staging = [o.regions[0] for o in walk(read) if o.kind == "for" and any(x.kind == "stage" for x in o.regions[0].ops)]
-    if regs == REGISTERS[groups] and max(map(least, staging), default=0) > regs[1] - FEWEST:
-        regs = TIGHT.get(groups, regs)
+    regs = _registers(groups, schedule.makers // 4 if makes else 0, reads, schedule, target)
     if loads or box:
         filling = remove_dead(thread_cursors(over_grid(kernel, filled, schedule, box, True)))
         on_tiles = next((o for o in walk(filling) for v in o.operands if isinstance(v.type, Frag)), None)
@@ -82,12 +95,17 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
                           "one thread", loc=on_tiles.loc, expected="numbers of the grid, of loops and of single loads", got=on_tiles.kind,
                           hint='copy="cp_async" with math="mma"')
         roles.append(Role("load", 4, filling, regs[0]))
+    if makes is not None:  # it works on the tiles of all rows, and waits for no turn
+        work = _Reader([*channels, *outlets], False, chains(makes)).block(makes)
+        make = over_grid(kernel, work, replace(schedule, tokens=False), box, False)
+        roles.append(Role("make", schedule.makers, remove_dead(thread_cursors(make)), regs[1]))
+    read = _Reader([*channels, *(o.channel for o in outlets)], schedule.tokens, shared_loops(reads)).block(reads)
     main = thread_cursors(over_grid(kernel, read, schedule, box, False))
     if kernel.cluster > 1:  # no block may end while others copy into it or arrive on its barriers
         main = replace(main, ops=(*main.ops, Op("cluster_sync")))
-    roles.append(Role("main", schedule.warps, main, regs[1] if roles else 0))
-    buffers = [v for c in (*channels, *([box] if box else [])) for v in c.buffers]
-    return replace(kernel, roles=tuple(roles), buffers=(*kernel.buffers, *buffers)).with_meta(
+    roles.append(Role("main", schedule.warps, main, regs[-1] if roles else 0))
+    buffers = [v for c in (*channels, *(o.channel for o in outlets), *([box] if box else [])) for v in c.buffers]
+    return replace(kernel, roles=tuple(roles), buffers=(*(v for v in kernel.buffers if v not in made.values()), *buffers)).with_meta(
         stage="pipelined", persistent=schedule.persistent
     )
 
@@ -132,17 +150,18 @@ class _Filler:
 
 
 class _Reader:
-    """The role that computes: a load is a view of the channel's slot, waited for and released around its readers."""
+    """A role that works on tiles: a load is a view of the channel's slot, waited for and released around its readers; so is a slot that it
+    fills, of an `Outlet`."""
 
-    def __init__(self, channels: list[Channel], turns: bool, shared: set[int]):
+    def __init__(self, channels: Sequence[Channel | Outlet], turns: bool, shared: set[int]):
         self.channels, self.turns, self.shared = channels, turns, shared
-        self.inner: dict[int, list[tuple[Value, Channel]]] = {}  # branch -> the tiles that are let go inside it
+        self.inner: dict[int, list[tuple[Value, Channel | Outlet]]] = {}  # branch -> the tiles that are let go inside it
 
     def block(self, block: Block) -> Block:
         return self._walk(copy_block(block, Env()))
 
-    def of(self, op: Op) -> Channel | None:
-        return self.channels[op["channel"]] if op.kind == "load" and "channel" in op.attrs else None
+    def of(self, op: Op) -> Channel | Outlet | None:
+        return self.channels[op["channel"]] if "channel" in op.attrs else None
 
     def drains(self, block: Block) -> tuple[dict[int, list[Op]], dict[int, list[Op]]]:
         """Loops over the tiles that all rows together need and this group's own do not: they are let go unread. (In front of op n, after
@@ -172,11 +191,11 @@ class _Reader:
                 (before if first else after).setdefault(at[0][0] if first else at[-1][0], []).append(loop)
         return before, after
 
-    def _walk(self, block: Block, passed: tuple[tuple[Value, Channel], ...] = (), loc: Loc | None = None) -> Block:
+    def _walk(self, block: Block, passed: tuple[tuple[Value, Channel | Outlet], ...] = (), loc: Loc | None = None) -> Block:
         """passed: tiles of an outer block whose last reader is in here, or in the other branch: this block, at `loc`, lets them go."""
         env = Env()
-        first: dict[int, list[Channel]] = {}
-        last: dict[int, list[Channel]] = {}
+        first: dict[int, list[Channel | Outlet]] = {}
+        last: dict[int, list[Channel | Outlet]] = {}
         here = [(o, c) for o in block.ops if (c := self.of(o)) is not None]
         for o, c in here:
             if not (span := readers(o.result, block)):

@@ -3,7 +3,8 @@
 A load that stands in a loop with products, from a place that the loop's index decides, is copied by an engine while the products of the
 tiles before it run, if the target's copies can move it: what is computed from it, and what is added to a product, waits for no memory. How
 many such rings there are is a matter of room: rows come first, then the smallest tiles. Where a bulk copy fills a ring, one slot is enough
-to be ahead, since its readers take it into registers at once.
+to be ahead, since its readers take it into registers at once; a role that makes operands takes longer, and reads what there is no room for
+two of straight from the tensor.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ from ...ir.core import Block, Op, Value, walk
 from ...ir.layout import SmemLayout, native_smem
 from ...ir.store_ops import MOST_AXES, MOST_BOX
 from ...ir.types import Buffer, Tile
-from ..facts.common import ELEMENTWISE, index_slice
+from ..facts.common import ELEMENTWISE, index_slice, without_effect
 from ..facts.stores import bulk_refusal
 
 if TYPE_CHECKING:
     from .homes import Homes
 
 VIEWS = ELEMENTWISE | {"broadcast", "transpose"}
+MADE_OF = VIEWS | {"reduce"}
 #: bytes that barriers, rows of ones and the like take of shared memory
 OTHERS = 2048
 
@@ -44,16 +46,20 @@ def find_flights(homes: Homes, stored: set[Value]) -> dict[Value, int]:
     able = [copies for copies in sites.values()
             if not any(o.result in stored or o.operands[0] in written or _says_where(homes, o.result) for o, _ in copies)
             and any(loop is not None for _, loop in copies) and all(_copied(homes, o, loop, written) for o, loop in copies)]
+    _check_none([o for copies in sites.values() for o, _ in copies], [o for copies in able for o, _ in copies], stored)
     room = _room(homes, stored)
     able.sort(key=lambda c: (len(c[0][0].result.type.shape), ring_buffer(c[0][0].result.type).bytes))
     fewest = 1 if homes.schedule.copy == "tma" else 2
     out: dict[Value, int] = {}
     deepest = homes.schedule.slots
-    for more in range(max(1, deepest + 1 - fewest)):  # a ring for each comes before deeper rings for some
+    for more in range(max(1, deepest)):  # a ring for each comes before deeper rings for some
         for copies in able:
             t, named = copies[0][0].result.type, copies[0][0].get("stages")
-            slots = named or fewest + more
-            if named is None and deepest < fewest:
+            few = 2 if _for_makers(homes, copies[0][0]) else fewest
+            if named == 0:
+                continue
+            slots = named or few + more
+            if (named is None and deepest < few) or (more and slots > deepest):
                 continue
             size = ring_buffer(t, slots).bytes - (ring_buffer(t, slots - 1).bytes if more else 0)
             if (more and out.get(copies[0][0].result) != slots - 1) or (named and (more or named < fewest)) or (not named and size > room):
@@ -61,6 +67,27 @@ def find_flights(homes: Homes, stored: set[Value]) -> dict[Value, int]:
             room -= size
             out.update((o.result, slots) for o, _ in copies)
     return out
+
+
+def _for_makers(homes: Homes, op: Op) -> bool:
+    """Whether a tile is only read by a role that makes operands, which can as well read it from its tensor, a few rows at a time."""
+    def made(v: Value) -> bool:
+        users = homes.uses.get(v, ())
+        return bool(users) and all((u.kind == "dot" and v in u.operands[:2]) or (u.kind in MADE_OF and made(u.result)) for u in users)
+
+    rows = next((a for a in Access.of(op).axes if a.along == 0), None)
+    return homes.schedule.makers > 0 and len(op.result.type.shape) == 2 and rows is not None and rows.is_run and made(op.result)
+
+
+def _check_none(loads: list[Op], able: list[Op], stored: set[Value]) -> None:
+    """Loads that shall have no ring could have one."""
+    none = [o for o in loads if o.get("stages") == 0]
+    fixed = next((o for o in none if o.result in stored), None)
+    if fixed is not None or (none and not any(o in able for o in none)):
+        op = fixed or none[0]
+        why = "is an operand of a dot as it is" if fixed else "travels through no ring anyway"
+        raise without_effect("stages", f"%{op['site']} {why}",
+                             expected="0 for a tile that is worked upon, or added to a product", got=0, loc=op.loc)
 
 
 def _loads(block: Block, loop: Block | None) -> list[tuple[Op, Block | None]]:

@@ -1,0 +1,335 @@
+"""makers: operands that loops compute from loads alone are made by a role of their own; with `Schedule.makers`, part of `prologues`.
+
+In: placed machine IR. Out: the same, where in each loop the work that leads from loads to staged operands of products, if it follows from
+nothing else, is spread over the warps of the role to be, and ends in stores into a slot of a ring; the products read that slot. Copies of
+such work outside of loops, for a first or last tile, fill the same ring. `roles` then gives each side its own copy of the program
+(`sides`): who stores into the rings, and who reads them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ...errors import FcError
+from ...ir.access import Access
+from ...ir.core import Block, Kernel, Op, Value, definitions, walk
+from ...ir.layout import RegLayout, rowwise
+from ...ir.ops import has_effect
+from ...ir.rewrite import Builder, Env, remove_dead, substitute
+from ...ir.schedule import Schedule
+from ...ir.types import Cursor, Frag, Mbarrier
+from .channels import Channel
+from .prefetch import PLACES
+
+#: what may stand between a load and an operand
+WORK = PLACES | {"load", "gather", "unstage", "reduce", "combine", "stage"}
+#: scalars that each role finds by itself
+KNOWN = PLACES | {"size", "narrow", "row_part", "load", "gather", "combine", "reduce"}
+SLOTS = 2
+#: lanes that share a row where rows are reduced: as many as reach all banks of shared memory with 16 bytes each
+LANES_OF_A_ROW = 8
+
+
+def apart(kernel: Kernel, schedule: Schedule) -> Kernel | None:
+    """The kernel with the work of its makers, or None where there is none."""
+    m = _Makers(kernel, schedule)
+    m.loops(kernel.body)
+    if not m.rings:
+        return None
+    body = remove_dead(m.beside(m.block(kernel.body, ())))
+    return replace(kernel.with_body(body), buffers=(*kernel.buffers, *m.rings.values()))
+
+
+class _Makers:
+    """rings: what a staged operand is made of, wherever it is -> its ring. moved: tiles and vectors of blocks around the work, with
+    where it wants its layouts to go -> what lies there."""
+
+    def __init__(self, kernel: Kernel, schedule: Schedule):
+        self.schedule, self.defs = schedule, definitions(kernel.body)
+        self.written = {o.operands[0] for o in walk(kernel.body) if o.kind == "store"}
+        self.indices = {o.regions[0].args[0] for o in walk(kernel.body) if o.kind == "for"} | set(kernel.body.args)
+        self.params = set(kernel.params)
+        self.rings: dict[Any, Value] = {}
+        self.moved: dict[tuple[Value, Any], Value] = {}
+
+    def loops(self, block: Block) -> None:
+        for op in block.ops:
+            for r in op.regions:
+                self.loops(r)
+                if op.kind == "for" and not op.get("unroll"):
+                    for group in self.groups(r, r.args[1:]):
+                        for key, stage in group.stages:
+                            self.rings.setdefault(key, Value(replace(stage.result.type, slots=SLOTS), stage.result.name))
+
+    def block(self, block: Block, carried: tuple[Value, ...]) -> Block:
+        groups = [g for g in self.groups(block, carried) if all(key in self.rings for key, _ in g.stages)]
+        at = {g.stages[0][1]: g for g in groups}
+        gone = {id(stage) for g in groups for _, stage in g.stages}
+        b, env, done = Builder(), Env(), set()
+        for n, op in enumerate(block.ops):
+            if op in at:
+                b.loc = op.loc
+                for k in at[op].early(block, n):  # what its work follows from stands in front
+                    if id(k) not in done:
+                        b.add(k)
+                        done.add(id(k))
+                at[op].emit(self, b, env)
+            if id(op) in gone or id(op) in done:
+                continue
+            regions = tuple(self.block(r, r.args[1:] if op.kind == "for" else ()) for r in op.regions)
+            b.add(substitute(replace(op, regions=regions), env))
+        return b.block(block.args)
+
+    def groups(self, block: Block, carried: tuple[Value, ...]) -> list[_Group]:
+        """Of staged operands that share work."""
+        made = {r: o for o in block.ops for r in o.results}
+        out: list[_Group] = []
+        counts: dict[Any, int] = {}
+        for stage in (o for o in block.ops if o.kind == "stage" and _read_by_products(o.result, block)):
+            ops = self.slice(stage, made, carried)
+            spread = ops and _spread(self.around(o for o in block.ops if id(o) in ops), self.schedule)
+            if not ops or not spread or not any(o.kind in ("load", "gather") for o in ops.values()):
+                continue
+            sites = tuple(sorted(str(o.get("site") or o.operands[0].name) for o in ops.values() if o.kind in ("load", "gather")))
+            key = (sites, str(stage.result.type))
+            counts[key] = counts.get(key, -1) + 1
+            tiles = {n for n, o in ops.items() if isinstance(o.result.type, Frag)}
+            group = _Group([((key, counts[key]), stage)], ops, spread)
+            for other in [g for g in out if any(n in tiles for n in g.ops)]:
+                out.remove(other)
+                group = _Group([*other.stages, *group.stages], {**other.ops, **ops}, {**other.spread, **spread})
+            out.append(group)
+        return out
+
+    def slice(self, stage: Op, made: dict[Value, Op], carried: tuple[Value, ...]) -> dict[int, Op] | None:
+        """The ops of its block that a staged tile follows from, if no other role is needed for them."""
+        need: dict[int, Op] = {}
+        todo = list(stage.operands)
+        while todo:
+            v = todo.pop()
+            op = made.get(v)
+            if op is None:
+                if v in carried or not self.known(v):
+                    return None
+                continue
+            if id(op) in need:
+                continue
+            reads = op.kind in ("load", "gather")
+            fixed = reads and op.operands[0] not in self.written and not (op.kind == "load" and _listed(op))
+            if op.kind not in WORK or op.regions or (reads and not fixed):
+                return None
+            need[id(op)] = op
+            todo += op.operands
+        return need
+
+    def around(self, ops: Iterable[Op]) -> list[Op]:
+        """The ops, and those of other blocks that make tiles and vectors for them."""
+        out = {id(o): o for o in ops}
+        todo = [v for o in out.values() for v in o.operands]
+        while todo:
+            op = self.defs.get(v := todo.pop())
+            if op is not None and isinstance(v.type, Frag) and id(op) not in out:
+                out[id(op)] = op
+                todo += op.operands
+        return list(out.values())
+
+    def wanted(self, v: Value, spread: dict[Any, Any]) -> Value:
+        """A value of a block around the work, as the work wants it."""
+        if not isinstance(v.type, Frag) or spread[v.type.layout] == v.type.layout:
+            return v
+        key = v, frozenset(spread.items())
+        if key not in self.moved:
+            self.moved[key] = Value(_moved(v.type, spread), v.name)
+            for o in self.defs[v].operands:
+                self.wanted(o, spread)
+        return self.moved[key]
+
+    def beside(self, block: Block) -> Block:
+        """With what `wanted` promised, each beside the op that makes the value of the other layout."""
+        b = Builder()
+        for op in block.ops:
+            b.add(replace(op, regions=tuple(self.beside(r) for r in op.regions)) if op.regions else op)
+            for (v, where), new in self.moved.items():
+                if v in op.results:
+                    b.add(replace(op, operands=tuple(self.moved.get((x, where), x) for x in op.operands), results=(new,)))
+        return b.block(block.args)
+
+    def known(self, v: Value) -> bool:
+        """Whether any role can make a value of another block: from the grid, indices of loops, sizes and what is loaded."""
+        if v in self.indices or v in self.params:
+            return True
+        op = self.defs.get(v)
+        return op is not None and op.kind in KNOWN and not op.regions and all(map(self.known, op.operands))
+
+
+class _Group:
+    """stages: (what it is made of, the op), in order. ops: the work of its block, by id. spread: layout -> that over the makers' warps."""
+
+    def __init__(self, stages: list[tuple[Any, Op]], ops: dict[int, Op], spread: dict[Any, Any]):
+        self.stages, self.ops, self.spread = stages, ops, spread
+
+    def early(self, block: Block, n: int) -> list[Op]:
+        return [o for o in block.ops[n:] if id(o) in self.ops and not isinstance(o.result.type, Frag)]
+
+    def emit(self, makers: _Makers, b: Builder, env: Env) -> None:
+        """The work once more, spread over other warps; what else reads it keeps what there was."""
+        mine = Env()
+        zero = b.emit("const", value=0, dtype="i32")
+        for key, stage in self.stages:
+            env[stage.result] = b.emit("slot", makers.rings[key], zero, ahead=0, made=True, name=stage.result.name)
+        for op in self.ops.values():
+            if isinstance(op.result.type, Frag):
+                mine[op.result] = Value(_moved(op.result.type, self.spread), op.result.name)
+        for op in self.in_order():
+            operands = tuple(mine[v] if v in mine.map else makers.wanted(v, self.spread) for v in op.operands)
+            made = mine[op.result]
+            if op.kind == "combine":  # the lanes that share a row are others
+                op = op.with_attrs(lanes=self.spread[op.operands[0].type.layout, op["lanes"]])
+            b.add(replace(op, operands=operands, results=(made,)))
+        for _, stage in self.stages:
+            tile = stage.operands[0]
+            held = mine[tile] if tile in mine.map else makers.wanted(tile, self.spread)
+            b.do("st_shared", held, env[stage.result], zero, zero, loc=stage.loc)
+
+    def in_order(self) -> list[Op]:
+        """Tiles and vectors of the work, each behind what it is made of."""
+        made = {o.result: o for o in self.ops.values() if isinstance(o.result.type, Frag)}
+        out: dict[int, Op] = {}
+
+        def visit(op: Op) -> None:
+            for v in op.operands:
+                if v in made and id(made[v]) not in out:
+                    visit(made[v])
+            out[id(op)] = op
+
+        for _, stage in self.stages:
+            op = made.get(stage.operands[0])
+            if op is not None and id(op) not in out:
+                visit(op)
+        return list(out.values())
+
+
+def _moved(t: Frag, spread: dict[Any, Any]) -> Frag:
+    return replace(t, layout=spread[t.layout])
+
+
+def _listed(op: Op) -> bool:
+    return bool(Access.of(op).listed)
+
+
+def _read_by_products(v: Value, block: Block) -> bool:
+    inside = {id(o) for o in block.ops}
+    readers = [o for o in walk(block) if v in o.operands]
+    return bool(readers) and all(o.kind == "dot" and id(o) in inside for o in readers)
+
+
+def _spread(ops: Iterable[Op], schedule: Schedule) -> dict[Any, Any] | None:
+    """Where each layout of the work goes, and the lanes that combine what one has left, if so many warps as the role has share the rows;
+    None where that is not known."""
+    ops = list(ops)
+    frags = [v.type for o in ops for v in (*o.results, *o.operands) if isinstance(v.type, Frag)]
+    out: dict[Any, Any] = {}
+    summed = any(o.kind == "reduce" for o in ops)
+    for old, (rows, cols) in {(t.layout, t.shape) for t in frags if len(t.shape) == 2}:
+        width = next((v for v in (1, 2, 4, 8, 16, 32) if rowwise(rows, cols, schedule.warps, 32, v) == old), None)
+        if width is None:
+            return None
+        out[old] = rowwise(rows, cols, schedule.makers, LANES_OF_A_ROW if summed else 32, width)
+    for old, new in list(out.items()):
+        for a in (0, 1):
+            out[old.drop(a)] = new.drop(a)
+            out[old.drop(a), tuple(old.reduces_over(a)[0])] = tuple(new.reduces_over(a)[0])
+    if any(o.kind == "combine" and (o.operands[0].type.layout, o["lanes"]) not in out for o in ops):
+        return None
+    return out if all(isinstance(t.layout, RegLayout) and t.layout in out for t in frags) else None
+
+
+# ---- for `roles` ----------------------------------------------------------------------------------------------------------
+
+
+def rings_made(body: Block) -> dict[int, Value]:
+    """`slot` op, by id -> the ring that the makers fill."""
+    return {id(o): o.operands[0] for o in walk(body) if o.get("made")}
+
+
+def sides(body: Block, made: dict[int, Value]) -> tuple[Block, Block]:
+    """What the makers do, and what is left for the role that computes."""
+    views = {o.result for o in walk(body) if id(o) in made}
+    fills = lambda o: o.kind == "st_shared" and o.operands[1] in views
+    makes = remove_dead(_without(body, lambda o: not o.regions and o.kind != "yield" and has_effect(o) and not fills(o)))
+    other = next((o for o in walk(makes) if o.kind in ("dot", "stage", "combine_across")), None)
+    if other is not None:
+        raise FcError("compile/unsupported", "whether or how an operand is made follows from a product", loc=other.loc, got=other.kind,
+                      expected="numbers of the grid, of loops and of loads", hint="leave makers out of the schedule")
+    return makes, remove_dead(_without(body, fills))
+
+
+def chains(body: Block) -> set[int]:
+    """All loops that may be cut short for some rows: the makers walk them over the tiles of all rows."""
+    return {o["chain"] for o in walk(body) if o.kind == "narrow"}
+
+
+def warps_reading(loads: list[Op], roles: dict[str, tuple[Block | None, int]]) -> dict[int, int]:
+    """Load, by id -> how many warps of these roles wait for its tile."""
+    out = {id(o): 0 for o in loads}
+    sites: dict[str, set[str]] = {}
+    for name, (body, warps) in roles.items():
+        for o in walk(body) if body is not None else ():
+            if id(o) in out:
+                out[id(o)] += warps
+        here = {id(o) for o in walk(body)} if body is not None else set()
+        for o in loads:
+            if body is not None:
+                sites.setdefault(o["site"], set()).add(f"{name} {id(o) in here}")
+    for o in loads:
+        torn = [n for n in roles if {f"{n} True", f"{n} False"} <= sites[o["site"]]]
+        if torn:
+            raise FcError("compile/unsupported", f"the role {torn[0]} reads %{o['site']} in one loop and not in its copy", loc=o.loc,
+                          hint="leave makers out of the schedule")
+    return out
+
+
+@dataclass(eq=False)
+class Outlet:
+    """A channel as the role sees it that makes its tiles: waited for until a slot is empty, and released when it is full."""
+
+    channel: Channel
+    full: Value
+    empty: Value
+    cursor: Value
+
+    @staticmethod
+    def of(ring: Value, schedule: Schedule) -> Outlet:
+        """Each warp of the makers arrives for what it has stored."""
+        bars = lambda count, word: Value(Mbarrier(count, ring.type.slots), f"{ring.name}_{word}")
+        full, empty, cursor = bars(schedule.makers, "full"), bars(schedule.warps, "empty"), Value(Cursor(ring.type.slots), ring.name)
+        return Outlet(Channel(ring, full, empty, cursor=cursor), full, empty, cursor)
+
+    def view(self, b: Builder) -> Value:
+        return self.channel.view(b)
+
+    def wait(self, b: Builder) -> None:
+        b.do("mbar_wait", self.empty, self.cursor, lag=1)
+
+    def release(self, b: Builder) -> None:
+        b.do("proxy_fence")  # by those who stored; what reads the tile comes through the async proxy
+        b.do("mbar_arrive", self.full, self.cursor)
+        b.do("advance", self.cursor)
+
+
+def made_channels(body: Block, made: dict[int, Value], schedule: Schedule, first: int) -> tuple[Block, list[Outlet]]:
+    """The body in which each slot that makers fill says the number of its channel, from `first` on."""
+    rings = list(dict.fromkeys(made.values()))
+
+    def marked(block: Block) -> Block:
+        return Block(block.args, tuple(o.with_attrs(channel=first + rings.index(o.operands[0])) if o.get("made") else
+                                       replace(o, regions=tuple(map(marked, o.regions))) if o.regions else o for o in block.ops))
+
+    return marked(body) if made else body, [Outlet.of(v, schedule) for v in rings]
+
+
+def _without(block: Block, drop: Callable[[Op], bool]) -> Block:
+    return Block(block.args, tuple(replace(o, regions=tuple(_without(r, drop) for r in o.regions)) if o.regions else o
+                                   for o in block.ops if not drop(o)))
