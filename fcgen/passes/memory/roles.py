@@ -39,8 +39,8 @@ from .makers import Outlet, chains, made_channels, rings_made, sides, warps_read
 #: block got at launch, which is 65536 over its threads
 REGISTERS = {(1, 0): (56, 240), (2, 0): (40, 232), (3, 0): (32, 160), (4, 0): (24, 112),
              (1, 1): (40, 168, 240), (2, 1): (24, 104, 192), (3, 1): (24, 72, 128)}
-#: the same where a loop of consumers has few left by its fragments: fewer than FEWEST if it stages tiles, whose addresses take registers too;
-#: beside makers where it has SHORT too many (masks, which are counted among fragments, lie in predicates)
+#: the same where a loop of consumers has few left by its fragments: fewer than FEWEST if it stages tiles, whose addresses take registers
+#: too; beside makers where it has SHORT too many (masks, which are counted among fragments, lie in predicates)
 TIGHT = {(2, 0): (24, 240), (2, 1): (24, 72, 208)}
 FEWEST, SHORT = 28, 8
 
