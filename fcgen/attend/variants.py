@@ -108,7 +108,7 @@ def fitted(choice: Choice, given: Functions, caller: bool, make: Callable[[Choic
 
 
 def smaller(schedule: Schedule) -> Iterator[Schedule]:
-    """What asks for fewer registers, the least change first: outputs through shared memory, two warpgroups in place of three, fewer keys."""
+    """What asks for fewer registers, the least change first: outputs by bulk copies, two warpgroups for three, fewer keys."""
     if schedule.copy == "tma" and schedule.epilogue == "quad":
         yield replace(schedule, epilogue="tma")
     if dict(schedule.tiles).get("BLOCK_M") == 192:
