@@ -306,6 +306,7 @@ def torch() -> types.ModuleType:
     cuda.current_stream = Anything
     out.cuda, out.version = cuda, types.SimpleNamespace(cuda="13.0")
     out.nn = Module("torch.nn")
+    out.nn.Module = type("Module", (), {})
     out.nn.functional = Module("torch.nn.functional")
     return out
 

@@ -27,7 +27,7 @@ ROTTEN = {
     "a name that is gone": ("from benchmarks.random_configs import gone", "ImportError"),
     "an attribute that is a method now": ("from benchmarks.random_configs import draw\ndef test_it():\n    draw(0, [(64, 64)]).kernel[3]",
                                           "not subscriptable"),
-    "an argument that is gone": ("from fcgen.attend.forward import attention\ndef test_it():\n    attention(1, 2, 3, mask=4)", "unexpected keyword"),
+    "an argument that is gone": ("from fcgen.attend.forward import attention\ndef test_it():\n    attention(1, 2, 3, maks=4)", "unexpected keyword"),
     "an error with other words": ("import torch, pytest\nfrom fcgen import attention, FcError\ndef test_it():\n    x = torch.ones(1, 2, 64, 64)\n"
                                   "    with pytest.raises(FcError, match='it used to say this'):\n        attention(x, x, x)", "it used to say"),
     "a check before the launch": ("import fcgen\ndef test_it():\n    assert fcgen.gpu_target() == 'sm_70'", "sm_70"),

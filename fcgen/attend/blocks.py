@@ -1,8 +1,8 @@
 """Lists of blocks of keys: what a mask that hangs on elements of tensors leaves of each block of rows, found by a kernel.
 
 `fcgen.attention` makes the lists of such a mask in front of each call, in one launch and without waiting for it, and those of masks that
-may leave holes in long rows; `fcgen.block_lists` makes them once for many calls. Guaranteed: they are the mask's, whatever it holds then; where
-it tells batches, or heads, not apart, there is one list for all of them.
+may leave holes in long rows; `fcgen.block_lists` makes them once for many calls. Guaranteed: they are the mask's, whatever it holds then;
+where it tells batches, or heads, not apart, there is one list for all of them.
 """
 
 from __future__ import annotations
@@ -17,20 +17,26 @@ from ..errors import FcError
 from ..ir.core import walk_kernel
 from ..ir.schedule import Schedule
 from ..ir.types import DTYPES, Tile
-from ..kernels.listed import listed_attention, lists_of
+from ..kernels.listed import listed_attention, lists_of, merged_lists
+from ..runtime import tensors
 from .outputs import _empty
-from .variants import Choice, Functions, _arch, family, fitted, functions, lazy_of, run, sums_of
+from .variants import Choice, Functions, _arch, family, fitted, functions, lazy_of, run, sums_of, two_groups
 
 #: tiles of keys from which on it pays to look for holes
 _LONG = 16
-#: the tensors of lists, as the kernel calls them
-_NAMES = ("PartCount", "Part", "WholeCount", "Whole")
+class Lists(NamedTuple):
+    """counts: i32 [B or 1, H or 1, row blocks], entries: i32 [..., blocks of keys]: for each block of rows how many blocks of keys it sees,
+    and which: 2 * n for block n, in which the mask is asked, 2 * n + 1 for one that is seen whole. block: rows and keys of one."""
+
+    counts: Any
+    entries: Any
+    block: tuple[int, int] = (128, 128)
 
 
 class BlockLists(NamedTuple):
-    """counts, indices: i32 [B or 1, H or 1, row blocks] and [..., blocks of keys]: the blocks of keys in which the mask is to be asked,
-    for each block of rows; full_counts, full_indices: those that are seen whole, if there are any. block: rows and keys of one. torch's
-    `BlockMask` has the same four tensors."""
+    """Lists as torch's `BlockMask` has them. counts, indices: i32 [B or 1, H or 1, row blocks] and [..., key blocks]: the blocks in which
+    the mask is to be asked; full_counts, full_indices: those that are seen whole, if any. block: rows and keys of one. A call makes
+    `Lists` of them by one small kernel; `merged` does that once for many calls."""
 
     counts: Any
     indices: Any
@@ -38,8 +44,11 @@ class BlockLists(NamedTuple):
     full_indices: Any = None
     block: tuple[int, int] = (128, 128)
 
+    def merged(self) -> Lists:
+        return merged(self)
 
-def block_lists(mask: Any, batch: int, heads: int, rows: int, keys: int, like: Any, *, block: tuple[int, int] = (128, 128)) -> BlockLists:
+
+def block_lists(mask: Any, batch: int, heads: int, rows: int, keys: int, like: Any, *, block: tuple[int, int] = (128, 128)) -> Lists:
     """The lists of a mask, made by one kernel on the device of the tensor `like`."""
     given = functions(mask=mask)
     if given.keep is None:
@@ -47,12 +56,55 @@ def block_lists(mask: Any, batch: int, heads: int, rows: int, keys: int, like: A
     for name, n in (("batch", batch), ("heads", heads), ("rows", rows), ("keys", keys)):
         if isinstance(n, bool) or not hasattr(n, "__index__") or int(n) < 1:
             raise FcError("call/argument", f"argument `{name}` is not a number of at least one", got=repr(n)[:80])
-    if not (isinstance(block, tuple) and len(block) == 2 and all(isinstance(n, int) and n > 0 and n % 16 == 0 for n in block)):
-        raise FcError("call/argument", "argument `block` is not (rows, keys)", expected="two multiples of 16", got=repr(block)[:80])
-    from ..runtime import tensors
+    _check_block(block)
+    arch = _arch(tensors.describe(like, "like").device)
+    return _made(given, _lister(given, arch, block, None), (batch, heads, rows, keys), like, block, None)
 
-    device = tensors.describe(like, "like").device
-    return _made(given, _lister(given, _arch(device), block, None), (batch, heads, rows, keys), like, block, None)
+
+def _check_block(block: Any) -> None:
+    if not (isinstance(block, tuple) and len(block) == 2 and all(isinstance(n, int) and n > 0 and n % 16 == 0 for n in block)):
+        raise FcError("call/argument", "`block` is not (rows, keys)", expected="two multiples of 16", got=repr(block)[:80])
+
+
+def merged(lists: BlockLists) -> Lists:
+    """One list of two, by one kernel."""
+    _check_block(lists.block)
+    if (lists.full_counts is None) != (lists.full_indices is None):
+        raise FcError("call/argument", "lists of full blocks have counts and indices, or neither")
+    given: dict[str, Any] = {}
+    shape: tuple[int, ...] | None = None
+    for name, field, x in zip(("PartCount", "Part", "WholeCount", "Whole"), BlockLists._fields, lists[:4]):
+        if x is not None:
+            given[name] = _of(x, field, shape or (None, None, None), 4 if "ndices" in field else 3, None)
+            shape = shape or given[name].shape
+    assert shape is not None
+    device, most = given["Part"].device, sum(given[n].shape[3] for n in ("Part", "Whole") if n in given)
+    made = _empty(lists.counts, shape, "int32"), _empty(lists.counts, (*shape, most), "int32")
+    if 0 not in (*shape, most):
+        _merger(_arch(device), "Whole" in given).launcher({**given, "Count": made[0], "List": made[1]})
+    return Lists(*made, lists.block)
+
+
+@functools.lru_cache(maxsize=16)
+def _merger(arch: str, whole: bool) -> Program:
+    absent: dict[str, Any] = {} if whole else {"Whole": None, "WholeCount": None}
+    program = merged_lists.compile(target=arch, schedule=Schedule(warps=1), check=False, **absent)
+    program.quiet = True
+    return program
+
+
+def _of(x: Any, field: str, want: tuple[int | None, ...], axes: int, device: int | None) -> tensors.TensorArg:
+    """One tensor of lists; axes of one element that stand for all are spread."""
+    a = tensors.describe(x, f"blocks.{field}")
+    tensors.check(a, name=f"blocks.{field}", dtype="i32", device=device)
+    fits = len(a.shape) == axes and all(w is None or n in (1, w) for n, w in zip(a.shape[:2], want))
+    if not fits or (want[2] is not None and a.shape[2] < want[2]):
+        words = [str(w or "any") for w in want]
+        raise FcError("call/argument", f"argument `blocks.{field}` has the wrong shape", got=a.shape,
+                      expected=f"[{words[0]} or 1, {words[1]} or 1, {words[2]}{', blocks of keys' if axes == 4 else ''}]")
+    shape = tuple(n if w is None else w for n, w in zip(a.shape[:3], want))
+    steps = tuple(0 if n == 1 else s for n, s in zip(a.shape[:2], a.strides))
+    return a._replace(shape=(*shape, *a.shape[3:]), strides=(*steps, *a.strides[2:]))
 
 
 @functools.lru_cache(maxsize=64)
@@ -62,6 +114,7 @@ def _own(block: tuple[int, int]) -> Schedule:
 
 def _lister(given: Functions, arch: str, block: tuple[int, int], shift: int | None) -> Family:
     """The programs that make a mask's lists."""
+
     def make() -> Program:
         absent = {"shift": None} if shift is None else {}
         program = lists_of.compile(target=arch, schedule=_own(block), check=False, keep=given.keep, **absent)
@@ -89,23 +142,22 @@ def _reads(program: Program) -> Reads:
     return Reads(asks(0), asks(1), "gather" in tiles or "load" in tiles, "or" in tiles)
 
 
-def _made(given: Functions, lister: Family, sizes: tuple[int, ...], like: Any, block: tuple[int, int], shift: int | None) -> BlockLists:
+def _made(given: Functions, lister: Family, sizes: tuple[int, ...], like: Any, block: tuple[int, int], shift: int | None) -> Lists:
     """Launch the kernel that makes the lists. sizes: batch, heads, rows, keys."""
     b, h, rows, keys = sizes
     reads = _reads(lister.find({"keep": given.keep})[0])
     shape = (b if reads.batch else 1, h if reads.head else 1, -(-rows // block[0]))
-    each = -(-keys // block[1])
-    made = [_empty(like, s, "int32") for s in (shape, (*shape, each), shape, (*shape, each))]
+    made = _empty(like, shape, "int32"), _empty(like, (*shape, -(-keys // block[1])), "int32")
     scalars = {"queries": rows, "keys": keys, **({} if shift is None else {"shift": shift})}
-    lister.run({"keep": given.keep}, {**dict(zip(_NAMES, made)), **scalars})
-    return BlockLists(made[0], made[1], made[2], made[3], block)
+    lister.run({"keep": given.keep}, {"Count": made[0], "List": made[1], **scalars})
+    return Lists(*made, block)
 
 
-def automatic(sizes: tuple[Any, ...], given: Functions, choice: Choice, like: Any, shift: int | None) -> BlockLists | None:
+def automatic(sizes: tuple[Any, ...], given: Functions, choice: Choice, like: Any, shift: int | None) -> Lists | None:
     """The lists for a call whose mask hangs on elements of tensors, or may leave holes in long rows; None for others, whose loops leave out
     what lies outside of one interval, and where there is little to leave out."""
     _, q, k = sizes[:3]
-    tiles = dict(choice.schedule.tiles)
+    tiles = dict(two_groups(choice.schedule).tiles)
     block = tiles["BLOCK_M"], tiles["BLOCK_N"]
     if given.keep is None or k[2] <= 2 * block[1] or block[0] % 16 or block[1] % 16:
         return None
@@ -116,13 +168,20 @@ def automatic(sizes: tuple[Any, ...], given: Functions, choice: Choice, like: An
     return _made(given, lister, (q[0], q[1], q[2], k[2]), like, block, shift)
 
 
-def launch(facts: tuple[Any, ...], given: Functions, choice: Choice, caller: bool, arguments: dict[str, Any], lists: BlockLists,
+def launch(facts: tuple[Any, ...], given: Functions, choice: Choice, caller: bool, arguments: dict[str, Any], lists: Any,
            shift: int | None) -> None:
     """Attention over lists. facts: dtype, head sizes, mask, with the log-sum-exp. caller: the schedule is the caller's."""
-    arguments = {**arguments, **_described(lists, arguments["Q"].shape, arguments["K"].shape[2], arguments["Q"].device)}
+    lists = merged(lists) if isinstance(lists, BlockLists) else lists
+    if not isinstance(lists, Lists):
+        raise FcError("call/argument", "argument `blocks` holds no lists of blocks", got=repr(lists)[:80],
+                      expected="fcgen.block_lists(...), or fcgen.BlockLists(...)")
+    q = arguments["Q"]
+    want = (*q.shape[:2], -(-q.shape[2] // lists.block[0]))
+    arguments = {**arguments, "Count": _of(lists.counts, "counts", want, 3, q.device),
+                 "List": _of(lists.entries, "entries", want, 4, q.device)}
     if shift is not None:
         arguments["shift"] = shift
-    absent = tuple(n for n in ("WholeCount", "Whole", "shift", "LSE") if n not in arguments)
+    absent = tuple(n for n in ("shift", "LSE") if n not in arguments)
     dtype, d, e = facts[:3]
     binding = {"T": DTYPES[dtype], "D": d, "E": e, "block": lists.block, **dict.fromkeys(absent)}
 
@@ -157,6 +216,8 @@ def _plain(*key: Any) -> Program:
 
 def dividing(schedule: Schedule, block: tuple[int, int]) -> Schedule:
     """A schedule with tiles that divide blocks."""
+    if block[0] % 192:
+        schedule = two_groups(schedule)
     tiles = dict(schedule.tiles)
     m, n = tiles["BLOCK_M"], tiles["BLOCK_N"]
     if block[0] % m == 0 and block[1] % n == 0:
@@ -169,29 +230,3 @@ def dividing(schedule: Schedule, block: tuple[int, int]) -> Schedule:
                       expected=f"multiples of {least} rows and of 16 keys")
     warps = schedule.warps if rows == m else max(4, rows // 16) if schedule.copy == "tma" else min(schedule.warps, max(1, rows // 16))
     return replace(schedule, tiles={"BLOCK_M": rows, "BLOCK_N": keys}, warps=warps, tokens=schedule.tokens and rows > 64)
-
-
-def _described(lists: Any, q: tuple[int, ...], keys: int, device: int) -> dict[str, Any]:
-    """The lists as arguments, one for each batch and head."""
-    from ..runtime import tensors
-
-    if not isinstance(lists, BlockLists):
-        raise FcError("call/argument", "argument `blocks` holds no lists of blocks", got=repr(lists)[:80],
-                      expected="fcgen.block_lists(...), or fcgen.BlockLists(...)")
-    if (lists.full_counts is None) != (lists.full_indices is None):
-        raise FcError("call/argument", "lists of full blocks have counts and indices, or neither")
-    rows = -(-q[2] // lists.block[0])
-    out = {}
-    for name, field, x in zip(_NAMES, BlockLists._fields, lists[:4]):
-        if x is None:
-            continue
-        word, axes = f"blocks.{field}", 3 if name.endswith("Count") else 4
-        a = tensors.describe(x, word)
-        tensors.check(a, name=word, dtype="i32", device=device)
-        want = (q[0], q[1], rows)
-        if len(a.shape) != axes or any(n not in (1, w) for n, w in zip(a.shape[:2], want)) or a.shape[2] < rows:
-            raise FcError("call/argument", f"argument `{word}` has the wrong shape", got=a.shape,
-                          expected=f"[{q[0]} or 1, {q[1]} or 1, {rows}{', blocks of keys' if axes == 4 else ''}]")
-        steps = tuple(0 if n == 1 else s for n, s in zip(a.shape[:2], a.strides))
-        out[name] = a._replace(shape=(*want, *a.shape[3:]), strides=(*steps, *a.strides[2:]))
-    return out

@@ -142,20 +142,36 @@ def test_lists_that_are_given(target: str, block: tuple[int, int], monkeypatch: 
     seen = on_cpu(monkeypatch, target)
     mask, wanted = masks.documents(IDS[:1, :M], IDS[0]), lambda b, h, i, j: IDS[0, :M, None] == IDS[0][None]
     lists = fc.block_lists(mask, B, H, M, N, Array(Q), block=block)
-    assert lists.counts.shape == (1, 1, -(-M // block[0])) and lists.indices.shape[3] == -(-N // block[1])
+    assert lists.counts.shape == (1, 1, -(-M // block[0])) and lists.entries.shape[3] == -(-N // block[1])
     check(called(mask=mask, blocks=lists), eager(Q, K, V, seen=wanted))
-    some = lists._replace(full_counts=None, full_indices=None)  # blocks that are seen whole are left out then
-    whole = np.zeros((M, N), bool)
-    for r, n in enumerate(lists.full_counts.array[0, 0]):
-        for c in lists.full_indices.array[0, 0, r, :n]:
-            whole[r * block[0]:(r + 1) * block[0], c * block[1]:(c + 1) * block[1]] = True
-    check(called(mask=mask, blocks=some), eager(Q, K, V, seen=lambda b, h, i, j: wanted(b, h, i, j) & ~whole))
-    assert [p.name for p in seen] == ["lists_of", "listed_attention", "listed_attention"]
+    assert [p.name for p in seen] == ["lists_of", "listed_attention"]
+
+
+@pytest.mark.parametrize("target", ["sm_89", "sm_90a"])
+def test_lists_as_torch_has_them(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two lists, of blocks seen in part and of blocks seen whole; what stands in neither is left out."""
+    seen, block = on_cpu(monkeypatch, target), (64, 16)
+    part, whole = RNG.random((B, 1, 2, 9)) < 0.5, RNG.random((B, 1, 2, 8)) < 0.5
+    part[..., :8] &= ~whole
+
+    def listed(x: np.ndarray) -> tuple[Array, Array]:
+        order = np.argsort(~x, axis=-1, kind="stable").astype(np.int32)
+        return Array(x.sum(-1).astype(np.int32)), Array(order)
+
+    mask, blocks = masks.causal(30), fc.BlockLists(*listed(part), *listed(whole), block)
+    grow = lambda x: np.pad(np.kron(x, np.ones(block)), ((0, 0), (0, N)))[:M, :N] > 0
+    both = lambda b, h, i, j: (grow(part[b, 0]) & (j <= i + 30)) | grow(whole[b, 0])
+    check(called(mask=mask, blocks=blocks), eager(Q, K, V, seen=both))
+    check(called(mask=mask, blocks=blocks.merged()), eager(Q, K, V, seen=both))
+    check(called(blocks=blocks._replace(full_counts=None, full_indices=None)), eager(Q, K, V, seen=lambda b, h, i, j: grow(part[b, 0])))
+    assert [p.name for p in seen] == ["merged_lists", "listed_attention"] * 2 + ["merged_lists", "listed_attention"]
 
 
 @pytest.mark.parametrize(("words", "given"), [
-    ("takes other arguments", {"mask": lambda q, k: q > k}), ("is not a function", {"mask": 3}), ("of the mask alone", {"blocks": fc.BlockLists(1, 2), "causal": "top_left"}),
-    ("holds no lists", {"blocks": 3}), ("has the wrong shape", {"blocks": fc.BlockLists(Array(np.zeros((1, 1, 3), np.int32)), Array(np.zeros((1, 1, 1), np.int32)))}),
+    ("takes other arguments", {"mask": lambda q, k: q > k}), ("is not a function", {"mask": 3}), ("of the mask alone", {"blocks": fc.BlockLists(None, None), "causal": "top_left"}),
+    ("holds no lists", {"blocks": 3}), ("has the wrong shape", {"blocks": fc.BlockLists(*(Array(np.zeros((1, 1, 3), np.int32)) for _ in range(2)))}),
+    ("has the wrong shape", {"blocks": fc.BlockLists(Array(np.zeros((3, 1, 3), np.int32)), Array(np.zeros((3, 1, 3, 1), np.int32)))}),
+    ("and counts, or neither|counts and indices", {"blocks": fc.BlockLists(1, 2, 3)}), ("two multiples of 16", {"blocks": fc.BlockLists(1, 2, block=(3, 3))}),
     ("no tensor of 1 axes", {"sinks": np.zeros((2, 2), np.float32)}), ("no dropout", {"dropout": "much"}), ("not between 0 and 1", {"dropout": 1.5}),
 ])
 def test_refused(words: str, given: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
