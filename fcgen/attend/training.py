@@ -73,8 +73,10 @@ class Ready(NamedTuple):
     def launch(self, arguments: Mapping[str, Any], saved: tuple[Any, ...], into: dict[int, Any]) -> None:
         """arguments: those that it has parameters for, and others."""
         for n in self.gradients.values():
-            if n not in into:
-                into[n] = torch.zeros(saved[n].shape, dtype=torch.float32, device=saved[n].device)
+            if n not in into:  # rows of whole 16 bytes, which bulk stores can add to
+                *outer, last = saved[n].shape
+                wide = last + -last % 4 if outer else last
+                into[n] = torch.zeros((*outer, wide), dtype=torch.float32, device=saved[n].device)[..., :last]
         program = self.make()
         known = {p.name for p in program.params}
         given = {**{n: x for n, x in arguments.items() if n in known}, **self.numbers}

@@ -22,7 +22,7 @@ def listed_attention(Q: T[B, H, M, D], K: T[B, G, N, D], V: T[B, G, N, E], Count
     b, h, rows = fc.grid(Q.B, Q.H, fc.tile(Q.M, "BLOCK_M"))
     g, tiles = h // (Q.H // K.G), fc.tile(K.N, "BLOCK_N")
     if block[0] % rows.size or block[1] % tiles.size:
-        raise fc.FcError("trace/static", "blocks of lists are cut into whole tiles", expected=f"tiles that divide {block}",
+        raise fc.FcError("compile/schedule", "blocks of lists are cut into whole tiles", expected=f"tiles that divide {block}",
                          got=(rows.size, tiles.size))
     r, each = rows.start // block[0], block[1] // tiles.size
     q = fc.load(Q[b, h, rows])

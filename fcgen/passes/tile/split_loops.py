@@ -148,8 +148,10 @@ class _Splitter:
         if not same or mine.is_empty or (f.lo is None, f.hi is None) != (full.lo is None, full.hi is None):
             self.own = None
             return
-        # an empty range of all rows has no part: the own ends stay on the right side of it, and so does what is left of a part outside
-        low = mine.lo if mine.lo == bounds.lo else own.extreme("min", mine.lo, bounds.hi)  # type: ignore[arg-type]
+        # an empty range of all rows has no part: the own ends stay on the right side of it, and so does what is left of a part outside.
+        # (It may end before it begins: its own is then empty where it begins.)
+        assert mine.lo is not None and bounds.lo is not None and bounds.hi is not None
+        low = mine.lo if mine.lo == bounds.lo else own.extreme("min", mine.lo, own.extreme("max", bounds.hi, bounds.lo))
         mine = self.unless_outside(own, Range(low, mine.hi), op)
         assert None not in (mine.lo, mine.hi, bounds.lo, bounds.hi)
         high = mine.hi if mine.hi == bounds.hi else own.extreme("max", mine.hi, bounds.lo)  # type: ignore[arg-type]
