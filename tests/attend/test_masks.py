@@ -11,6 +11,7 @@ import fcgen as fc
 from benchmarks.eager import eager
 from benchmarks.on_cpu import Array, on_cpu
 from fcgen import masks, scores
+from fcgen.ir.core import walk_kernel
 
 B, H, G, M, N, D = 2, 4, 2, 75, 140, 32
 RNG = np.random.default_rng(3)
@@ -221,4 +222,15 @@ def test_numbers_lengths_and_tensors_compile_nothing(monkeypatch: pytest.MonkeyP
 
     for _ in range(30):
         call()
-    assert len({id(p) for p in programs}) == 1, "one kernel for all of them"
+    assert len({id(p) for p in programs}) <= 2, "one for a bias whose rows bulk copies can move, one for others"
+
+
+@pytest.mark.parametrize(("keys", "way"), [(136, "load"), (137, "gather")])
+@pytest.mark.parametrize("target", SMALL)
+def test_a_bias_is_loaded_tile_by_tile_where_copies_can_move_it(target: str, keys: int, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = on_cpu(monkeypatch, target, "simulate")
+    k, bias = RNG.standard_normal((B, G, keys, D)).astype(np.float16), RNG.standard_normal((1, H, M, keys)).astype(np.float16)
+    check(fc.attention(Array(Q), Array(k), Array(k), score=scores.bias(bias), schedule=SMALL[target], return_lse=True),
+          eager(Q, k, k, score=lambda s, b, h, i, j: s + bias[0, h].astype(float)))
+    ways = {op.kind for op in walk_kernel(seen[0].tile) if op.operands and op.operands[0].name.startswith("score")}
+    assert ways == {way}
