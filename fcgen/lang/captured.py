@@ -20,10 +20,12 @@ from ..errors import FcError, Loc
 from ..ir.types import DTYPES, DType, f32, i32
 from .arith import lift
 from .captures import Captures, Key, is_array, number_key, place_of_name, refuse_writes, torch_module
+from .functions import load
 from .handles import Handle
 from .mistakes import called
-from .tensors import RunDim, TensorParam
-from .trace import here, place_in
+from .ranges import Range
+from .tensors import RunDim, TensorParam, View
+from .trace import current, here, place_in
 
 #: dtypes of what numbers meet -> the scalar that carries them
 _CARRIED = {"f32": "f32", "f16": "f32", "bf16": "f32", "i32": "i32", "i64": "i64"}
@@ -164,6 +166,17 @@ class CapturedTensor(TensorParam):
 
     def whole(self, axis: int) -> int:
         raise Again(self._key, axis)
+
+    def _gather(self, index: tuple[Any, ...]) -> Handle:
+        """Where positions are those of two ranges, of dimensions, that is a tile, which is loaded like any other."""
+        runs = current().runs
+        parts = [runs.get(i.value, i) if isinstance(i, Handle) and i.labels else i for i in index]
+        ranges = [r for r in parts if isinstance(r, Range)]
+        tiles = len(set(ranges)) == len(ranges) == 2 and not any(isinstance(r.dim, Handle) for r in ranges)
+        rest = all(isinstance(p, (int, Range)) or (isinstance(p, Handle) and not p.labels) for p in parts)
+        if tiles and rest and len(parts) == self._rank and self._captures.see(("lines", self._key)):
+            return load(View(self, tuple(parts)))
+        return super()._gather(index)
 
 
 # ---- what holds others -----------------------------------------------------------------------------------------------

@@ -57,7 +57,7 @@ _READ: dict[str, Callable[[Any, Any], Any]] = {
 _COMPUTE: dict[str, Callable[..., Any]] = {
     **{name: getattr(operator, name) for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "neg", "pos", "abs",
                                                   "lt", "le", "gt", "ge", "eq", "ne")},
-    "plain": lambda x: x.item(), "kind": lambda x: kind_of(x), "value": lambda x: x, "same": operator.is_,
+    "lines": lambda x: in_lines(x), "plain": lambda x: x.item(), "kind": lambda x: kind_of(x), "value": lambda x: x, "same": operator.is_,
     "wants": lambda x: bool(getattr(x, "requires_grad", True)),
     "f16": lambda x: float(np.float16(x)), "bf16": lambda x: float(_bf16(x)), "f32": float, "i32": int, "i64": int}
 
@@ -199,6 +199,21 @@ def dtype_name(x: Any) -> str:
                       expected=", ".join(DTYPES), got=word, hint="convert it before" if x.shape else
                       "reshape it to one axis and index that, or capture float(x)")
     return name
+
+
+def in_lines(x: Any) -> bool:
+    """Whether an array's rows begin on multiples of 16 bytes, and their elements lie side by side: then copies can move tiles of it."""
+    if hasattr(x, "data_ptr"):
+        size = x.element_size()
+        ptr, steps = x.data_ptr(), [s * size for s in x.stride()]
+    else:
+        known = getattr(x, "__cuda_array_interface__", None) or getattr(x, "__array_interface__", None)
+        if known is None:
+            return False
+        size = np.dtype(known["typestr"]).itemsize
+        ptr = known["data"][0]
+        steps = known.get("strides") or [size * math.prod(x.shape[n + 1:]) for n in range(len(x.shape))]
+    return ptr % 16 == 0 and steps[-1] == size and all(s % 16 == 0 for n, s in zip(x.shape[:-1], steps) if n > 1)
 
 
 def holds(x: Any, depth: int = 3) -> bool:

@@ -91,7 +91,9 @@ class Range(Positions):
     def index(self) -> Handle:
         """The positions, i32 [self]."""
         t = current()
-        return Handle(t.emit("add", t.emit("iota", shape=(self.size,)), self.start.value), (self,))
+        at = t.emit("add", t.emit("iota", shape=(self.size,)), self.start.value)
+        t.runs[at] = self
+        return Handle(at, (self,))
 
     @property
     def valid(self) -> Handle:

@@ -84,6 +84,7 @@ class Trace:
     unused: dict[int, tuple[str, Loc]] = field(default_factory=dict)  # loops and branches that were made, and not begun
     frames: tuple[FrameType, ...] = ()
     sizes: dict[str, Value] = field(default_factory=dict)
+    runs: dict[Value, Any] = field(default_factory=dict)  # tiles of positions that are a range's own -> the range
 
     def __post_init__(self) -> None:
         self.scope = Scope(Builder(), "kernel", 0, None)
