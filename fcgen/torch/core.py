@@ -67,13 +67,11 @@ def _attend(q: Any, k: Any, v: Any, table: Any, sinks: Any, causal: str, left: i
         return forward.attention(q, k, v, causal=False if causal == "none" else causal, scale=scale, return_lse=lse, out=out)
     given = tuple([t for t in (q, k, v, table, sinks) if t is not None])
     key = causal, left, right, shift, chunk, softcap, scale, lse, table is None, sinks is None
-    slow = partial(_with_functions, q, k, v, table, sinks, causal, left, right, shift, chunk, softcap, dropout, scale, lse)
-    if dropout:
-        return slow()
-    found = steady.run(key, given, lambda: (like_q(q, v), rows_of(q)) if lse else (like_q(q, v),))
+    found = None if dropout else steady.run(key, given, lambda: (like_q(q, v), rows_of(q)) if lse else (like_q(q, v),))
     if found is not None:
         return found if lse else found[0]
-    return steady.learn(key, {"Q": 0, "K": 1, "V": 2}, given, slow)
+    slow = partial(_with_functions, q, k, v, table, sinks, causal, left, right, shift, chunk, softcap, dropout, scale, lse)
+    return slow() if dropout else steady.learn(key, {"Q": 0, "K": 1, "V": 2}, given, slow)
 
 
 def _with_functions(q: Any, k: Any, v: Any, table: Any, sinks: Any, causal: str, left: int, right: int, shift: int, chunk: int,
@@ -162,9 +160,12 @@ def drawn(p: float | None, like: Any) -> Dropout | None:
 
 def no_gradient(*tensors: Any) -> None:
     """Refuse tensors from which a gradient would flow."""
-    if torch.is_grad_enabled() and any([t is not None and t.requires_grad for t in tensors]):
-        refuse("an argument requires grad, and fcgen has no backward pass yet", "tensors from which no gradient flows",
-               "requires_grad=True", "call it under torch.no_grad(), or pass the tensor's .detach()")
+    if not torch.is_grad_enabled():
+        return
+    for t in tensors:
+        if t is not None and t.requires_grad:
+            refuse("an argument requires grad, and fcgen has no backward pass yet", "tensors from which no gradient flows",
+                   "requires_grad=True", "call it under torch.no_grad(), or pass the tensor's .detach()")
 
 
 @torch.compiler.disable(reason="fcgen refuses this call; called without torch.compile it says why")

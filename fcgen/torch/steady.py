@@ -9,7 +9,7 @@ Outputs are new. No tensor is kept alive; what is kept is bounded.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -25,10 +25,11 @@ _END = 4
 
 class Known(NamedTuple):
     guard: Callable[..., bool]
-    low: tuple[int, ...]
+    low: list[int]
     start: Callable[..., None]
 
 
+_forward = torch.autograd.forward_ad
 _known: dict[Any, list[Known]] = {}
 
 
@@ -36,12 +37,15 @@ def run(key: Any, given: tuple[Any, ...], make: Callable[[], tuple[Any, ...]]) -
     """The outputs of a call that is known. key: all that decides it but tensors; given: those; make: new outputs, in the kernel's order."""
     once, which = _distinct(given)
     known = _known.get((key, which))
-    if known is None or any([t.is_nested for t in given]) or torch.autograd.forward_ad._current_level >= 0:
+    if known is None or _forward._current_level >= 0:
         return None
+    for t in once:
+        if t.is_nested:
+            return None
     for call in known:
         if call.guard(*once):
             pointers = [t.data_ptr() for t in given]
-            if tuple([p & 15 for p in pointers]) != call.low or 0 in pointers:
+            if [p & 15 for p in pointers] != call.low or 0 in pointers:
                 return None
             out = make()
             call.start(pointers, [t.data_ptr() for t in out], given[0].get_device())
@@ -65,8 +69,10 @@ def learn(key: Any, names: dict[str, int], given: tuple[Any, ...], slow: Callabl
     return result
 
 
-def _distinct(given: tuple[Any, ...]) -> tuple[list[Any], tuple[int, ...]]:
-    """The tensors, each once (guards hold for different ones), and which of these each is."""
+def _distinct(given: tuple[Any, ...]) -> tuple[Sequence[Any], tuple[int, ...]]:
+    """The tensors, each once (guards hold for different ones), and which of these each is; () where all are different."""
+    if len(set(map(id, given))) == len(given):
+        return given, ()
     once: list[Any] = []
     which = []
     for t in given:
@@ -97,4 +103,4 @@ def _known_from(seen: launch.Seen, names: dict[str, int], given: tuple[Any, ...]
         chosen = pick(pointers + made)
         go(raw(device), (*(map(operator.add, chosen, offsets) if moved else chosen), *scalars), True)
 
-    return Known(calls.guard(tuple(_distinct(given)[0]), sizes=True), tuple([p & 15 for p in pointers[:len(given)]]), start)
+    return Known(calls.guard(tuple(_distinct(given)[0]), sizes=True), [p & 15 for p in pointers[:len(given)]], start)
