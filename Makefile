@@ -13,7 +13,7 @@ bench-forward:
 	$(PYTHON) -m benchmarks.hopper_forward --fa3 $(PEERS) --json $(OUT)/forward.json --plots $(OUT) $(BENCH)
 
 bench-gemm:
-	$(PYTHON) -m benchmarks.hopper_gemm --json $(OUT)/gemm.json
+	$(PYTHON) -m benchmarks.gemms --json $(OUT)/gemm.json
 
 bench-accuracy:
 	$(PYTHON) -m benchmarks.accuracy --fa3 $(PEERS) --json $(OUT)/accuracy.json
@@ -26,7 +26,7 @@ bench-all:
 # All of it on a pretend GPU, tiny, in about a minute: needs torch, with or without CUDA. Its numbers mean nothing.
 bench-dry:
 	$(PYTHON) -m benchmarks.dry benchmarks.hopper_forward --json $(OUT)/dry/forward.json --plots $(OUT)/dry $(BENCH)
-	$(PYTHON) -m benchmarks.dry benchmarks.hopper_gemm --json $(OUT)/dry/gemm.json
+	$(PYTHON) -m benchmarks.dry benchmarks.gemms --json $(OUT)/dry/gemm.json
 	$(PYTHON) -m benchmarks.dry benchmarks.accuracy --json $(OUT)/dry/accuracy.json
 	$(PYTHON) -m benchmarks.dry benchmarks.search_schedules --d 64 --limit 3 --json $(OUT)/dry/search.json
 

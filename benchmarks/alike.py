@@ -1,288 +1,38 @@
-"""Whether two machine kernels take the same steps: both are run by symbols, at many sizes, and what they do is compared.
+"""Whether two machine kernels do the same: both are run by symbols, at many sizes, and what they do to each place is compared (`steps`).
 
-A role's run is a row of steps: ops that have an effect, with numbers, slots, phases and the expressions that they work on. Whole numbers
-are computed, everything else is an expression over what was read; a condition on values of tensors goes one way or the other, the same in
-both kernels. Not a difference: what things are called, arithmetic that nothing uses, code that no run reaches, the order of reads and of
-copies between two steps, which of several groups a copy is in when the same wait covers it, waits for what has come already, copies that
-nothing reads, guards on what lies inside.
+Not a difference: what things are called, arithmetic that nothing uses, code that no run reaches, the order of what does not meet, which of
+several groups a copy is in when the same wait covers it, waits for what has come already, copies that nothing reads, guards on what lies
+inside, where in memory the elements of a tile lie that no engine reads.
 
-`alike` is a proof for the sizes that it tries: every remainder that matters, of some tiles, each way around.
+`alike` is a proof for the sizes that it tries: every remainder that matters, of some tiles, each way around. That what orders two ops still
+does is not its question: the simulator's clocks answer it, whatever the order in which things happen.
 """
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice, product
-from math import prod
+from math import lcm
 from typing import Any
 
-import numpy as np
-
-from fcgen.ir.access import Access
-from fcgen.ir.core import Block, Kernel, Op, Role, Value, walk, walk_kernel
-from fcgen.ir.elementwise import FNS
+from fcgen.ir.core import Block, Kernel, Op, Value, walk, walk_kernel
 from fcgen.ir.ops import OPS
-from fcgen.ir.types import Cursor, Frag, Mbarrier, Scalar, Tensor, i1
+from fcgen.ir.types import Scalar, Tensor, i1
 from fcgen.sim.draw import Draws
+
+from .steps import STORES, Names, Steps, places_of
 
 #: how conditions on values of tensors go: all one way, all the other, each as it likes
 WAYS = (True, False, 1, 2)
-#: expressions are compared by number: one table for all kernels
-Names = dict[Any, int]
-READS = ("ld_shared", "ldmatrix", "wmma_load", "ld_global", "gather")
 #: facts of a kernel that no step shows
 FACTS = ("smem_bytes", "persistent", "aligned", "ranges", "min_blocks", "target", "stage")
-
-
-@dataclass(eq=False)
-class Copy:
-    """One that is in flight. read: something has looked at where it went."""
-
-    what: Any
-    read: bool = False
-
-
-@dataclass(eq=False)
-class Known:
-    """A tile of whole numbers, or of truths, that sizes and positions decide."""
-
-    at: np.ndarray
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Known) and np.array_equal(self.at, other.at)
-
-    def __hash__(self) -> int:
-        return hash(self.at.tobytes())
-
-    def __repr__(self) -> str:
-        return f"Known {self.at.shape} {hash(self.at.tobytes())}"
-
-
-def kept(beside: list[Any]) -> frozenset[Any]:
-    return frozenset(x.what if isinstance(x, Copy) else x for x in beside if not isinstance(x, Copy) or x.read)
-
-
-class Steps:
-    """One run of a role. place: the program's index on each axis; posted: what another role has posted for `fetch`."""
-
-    def __init__(self, kernel: Kernel, role: Role, names: Names, sizes: Mapping[str, int], numbers: Mapping[str, Any],
-                 place: tuple[int, ...], warp: int, way: bool | int, posted: list[tuple[Any, ...]], blocks: int):
-        self.sizes, self.names, self.warp, self.role, self.way, self.blocks = sizes, names, warp, role, way, blocks
-        self.steps: list[Any] = []
-        self.beside: list[Any] = []  # reads and copies since the last step
-        self.unread: dict[Any, list[Copy]] = {}  # view -> copies into it that nothing has looked at
-        self.parts: list[tuple[str, int, str]] = []  # (loop, tile, copy of its body) in turns
-        self.group: list[Any] = []
-        self.groups: list[list[Any]] = []
-        self.waited: set[Any] = set()
-        counts = [g.count(sizes) for g in kernel.grid]
-        self.block_number = sum(place[n] * prod(counts[m] for m in kernel.order[:k]) for k, n in enumerate(kernel.order))
-        self.posted, self.fetched, self.claimed = posted, iter(list(posted)), blocks
-        at = kernel.meta.get("smem_offsets", ())
-        self.env: dict[Value, Any] = {p: numbers.get(p.name, ("param", p.name)) for p in kernel.params}
-        self.env.update({b: ("buffer", str(b.type), at[n] if n < len(at) else n, 0) for n, b in enumerate(kernel.buffers)})
-        self.env.update(zip(role.body.args, place))
-        self.block(role.body)
-        self.step("end")
-        self.settle()
-
-    def settle(self) -> None:
-        """Leaves out what turns out not to matter: copies that nothing reads, and waits for them alone."""
-        out, carried = [], frozenset[Any]()
-        for beside, what in self.steps:
-            carried |= kept(beside)
-            what = ("landed", kept(what[1])) if what[0] == "landed" else what
-            if what[0] != "landed" or what[1]:
-                out.append((carried, what))
-                carried = frozenset()
-        self.steps = out
-
-    def step(self, *what: Any) -> int:
-        self.steps.append((self.beside, what))
-        self.beside = []
-        return len(self.steps)
-
-    def name(self, *expression: Any) -> tuple[str, int]:
-        return "x", self.names.setdefault(expression, len(self.names))
-
-    def chance(self, x: Any) -> random.Random:
-        return random.Random(f"{self.way} {x}")
-
-    def whole(self, x: Any) -> int:
-        """A number that a tensor holds: any."""
-        return int(x) if isinstance(x, int) else self.chance(x).randint(0, 3)
-
-    def true(self, x: Any) -> bool:
-        if isinstance(x, (bool, int)):
-            return bool(x)
-        return self.way if isinstance(self.way, bool) else self.chance(x).random() < 0.5
-
-    def block(self, block: Block) -> None:
-        env = self.env
-        for op in block.ops:
-            if op.kind == "yield":
-                return
-            xs = [env[v] for v in op.operands]
-            if op.kind == "for":
-                run = range(self.whole(xs[0]), self.whole(xs[1]))
-                body, carried = op.regions[0], xs[2:]
-                for i in reversed(run) if op.get("descending") else run:
-                    if "part" in op.attrs:
-                        self.parts.append((op["label"], i, op["part"]))
-                    env.update(zip(body.args, (i, *carried)))
-                    self.block(body)
-                    carried = [env[v] for v in body.yielded]
-                env.update(zip(op.results, carried))
-            elif op.kind == "while":
-                body, (go, *carried) = op.regions[0], xs
-                while self.true(go) and len(self.steps) < 100_000:
-                    env.update(zip(body.args, carried))
-                    self.block(body)
-                    go, *carried = (env[v] for v in body.yielded)
-                env.update(zip(op.results, carried))
-            elif op.kind == "if":
-                region = op.regions[0 if self.true(xs[0]) else 1]
-                self.block(region)
-                env.update(zip(op.results, [env[v] for v in region.yielded]))
-            else:
-                out = self.run(op, xs)
-                env.update(zip(op.results, out if isinstance(out, list) else [out]))
-
-    def run(self, op: Op, xs: list[Any]) -> Any:
-        if op.kind not in ("cp_async", "slot"):
-            for x in xs:
-                for copy in self.unread.pop(x, ()) if isinstance(x, tuple) and x[0] == "buffer" else ():
-                    copy.read = True
-        special = getattr(self, "do_" + op.kind, None)
-        if special is not None:
-            return special(op, xs)
-        bars = next((v.type for v in op.operands if isinstance(v.type, Mbarrier)), None)
-        if bars is not None:  # of a cursor a barrier sees the slot; of what it counts, the phase
-            xs = [x % bars.slots if isinstance(v.type, Cursor) else x for v, x in zip(op.operands, xs)]
-        attrs = self.attributes(op, xs)
-        types = tuple(str(r.type) for r in op.results)
-        if op.kind in READS:
-            self.beside.append((op.kind, attrs, *xs))
-            return self.name(op.kind, attrs, types, *xs, len(self.steps))
-        if OPS[op.kind].effect == "none":
-            return self.pure(op, xs, attrs, types)
-        at = self.step(op.kind, attrs, *xs)
-        return [("made", at, n) for n in range(len(op.results))]
-
-    def attributes(self, op: Op, xs: list[Any]) -> Any:
-        attrs = dict(op.attrs)
-        if "guard" in attrs:
-            attrs["guard"] = tuple(self.outside(op, xs))
-        return tuple(sorted((k, repr(v)) for k, v in attrs.items()))
-
-    def outside(self, op: Op, xs: list[Any]) -> Iterator[bool]:
-        """Along which axes of its tile an access is cut off."""
-        known = dict(zip(op.operands, xs))
-        for axis in Access.of(op).runs:
-            first = 0 if axis.start is None else known[axis.start]
-            size = axis.dim if isinstance(axis.dim, int) else self.sizes[axis.dim]
-            inside = axis.limit is None and not axis.is_listed and isinstance(first, int) and 0 <= first <= size - axis.size
-            yield axis.guard and not inside
-
-    def pure(self, op: Op, xs: list[Any], attrs: Any, types: Any) -> Any:
-        if all(isinstance(x, (int, Known)) for x in xs) and (known := self.compute(op, xs)) is not None:
-            return known
-        if op.kind == "select" and (isinstance(xs[0], int) or xs[1] == xs[2]):
-            return xs[1] if xs[0] else xs[2]
-        if op.kind == "select" and isinstance(xs[0], Known) and (xs[0].at.all() or not xs[0].at.any()):
-            chosen = xs[1] if xs[0].at.all() else xs[2]
-            return chosen if isinstance(op.operands[1].type, Frag) and isinstance(op.operands[2].type, Frag) else \
-                self.name("full", (), types, chosen)
-        if op.kind in FNS and FNS[op.kind].commutative:
-            xs = sorted(xs, key=repr)
-        return self.name(op.kind, attrs, types, *xs)
-
-    def compute(self, op: Op, xs: list[Any]) -> Any:
-        """What follows from sizes and positions alone."""
-        t, at = op.result.type, [x.at if isinstance(x, Known) else x for x in xs]
-        if op.kind == "broadcast" and isinstance(xs[0], Known):
-            (axis,) = op["axes"]
-            return Known(np.broadcast_to(at[0][:, None] if axis == 0 else at[0][None, :], t.shape))
-        if op.kind == "iota":
-            return Known(np.arange(t.shape[0]))
-        if op.kind not in FNS or FNS[op.kind].kind in ("float", "bits") or (op.kind in ("floordiv", "mod") and not np.all(at[1])):
-            return None
-        out = FNS[op.kind].numpy(*at)
-        return Known(np.asarray(out)) if isinstance(t, Frag) else bool(out) if t.dtype.name == "i1" else int(out)
-
-    def do_const(self, op: Op, xs: list[Any]) -> Any:
-        return op["value"] if not op.result.type.dtype.is_float else self.name("const", repr(op["value"]), op["dtype"])
-
-    def do_size(self, op: Op, xs: list[Any]) -> int:
-        return self.sizes[op["dim"]]
-
-    def do_cursor(self, op: Op, xs: list[Any]) -> int:
-        return 0
-
-    def do_advance(self, op: Op, xs: list[Any]) -> int:
-        return int(xs[0] + 1)
-
-    def do_row_part(self, op: Op, xs: list[Any]) -> int:
-        return int(self.warp * op["parts"] // self.role.warps)
-
-    def do_block_index(self, op: Op, xs: list[Any]) -> int:
-        return self.block_number
-
-    def do_block_count(self, op: Op, xs: list[Any]) -> int:
-        return self.blocks
-
-    def do_claim(self, op: Op, xs: list[Any]) -> int:
-        self.step("claim")
-        self.claimed += 1
-        return self.claimed - 1
-
-    def do_post(self, op: Op, xs: list[Any]) -> None:
-        self.posted.append(tuple(xs[:-1]))
-        self.step("post", xs[-1])  # who fetches it shows what it makes of it
-
-    def do_fetch(self, op: Op, xs: list[Any]) -> list[Any]:
-        self.step("fetch", *xs)
-        return list(next(self.fetched, (0,) * len(op.results)))
-
-    def do_slot(self, op: Op, xs: list[Any]) -> Any:
-        kind, n, at, _ = xs[0]
-        return kind, n, at, (self.whole(xs[1]) + op["ahead"]) % op.operands[0].type.slots
-
-    def do_cp_async(self, op: Op, xs: list[Any]) -> None:
-        copy = Copy(("cp_async", self.attributes(op, xs), *xs))
-        self.unread.setdefault(xs[-1], []).append(copy)
-        self.beside.append(copy)
-        self.group.append(copy)
-
-    def do_commit_group(self, op: Op, xs: list[Any]) -> None:
-        self.groups.append(self.group)
-        self.group = []
-
-    def do_wait_group(self, op: Op, xs: list[Any]) -> None:
-        done = self.groups[:len(self.groups) - op["n"]] if op["n"] else self.groups
-        self.step("landed", [c for g in done for c in g])
-        self.groups = self.groups[len(done):]
-
-    def do_barrier(self, op: Op, xs: list[Any]) -> None:
-        self.step("barrier", op.get("parts", 1))
-
-    def do_mbar_wait(self, op: Op, xs: list[Any]) -> None:
-        slots = op.operands[0].type.slots
-        wait = ("mbar_wait", xs[0], xs[1] % slots, xs[1] // slots - op["lag"])
-        if wait[-1] >= 0 and wait not in self.waited:
-            self.waited.add(wait)
-            self.step(*wait)
-
-    def do_mbar_arrive(self, op: Op, xs: list[Any]) -> None:
-        self.step("mbar_arrive", op.get("cluster"), xs[0], (xs[1] - op.get("lag", 0)) % op.operands[0].type.slots)
 
 
 def facts(kernel: Kernel) -> Any:
     """What a kernel is besides its steps."""
     return ([f"{p.name}: {p.type}" for p in kernel.params], kernel.flags, kernel.grid, kernel.order,
-            [(r.name, r.warps, r.regs) for r in kernel.roles], [str(b.type) for b in kernel.buffers],
+            [(r.name, r.warps, r.regs) for r in kernel.roles], list(places_of(kernel).words.values()),
             [kernel.meta.get(k) for k in FACTS])
 
 
@@ -310,38 +60,85 @@ def situations(kernel: Kernel) -> Iterator[tuple[dict[str, int], dict[str, int],
                                                                            for g, c in zip(kernel.grid, counts))))
 
 
-def runs(kernel: Kernel, names: Names, sizes: Any, numbers: Any, place: Any, way: bool | int) -> list[Steps]:
+def parts_of(*kernels: Kernel) -> list[int]:
+    """In how many parts of its warps each role tells rows apart, in any of some kernels of the same roles."""
+    return [lcm(*(op["parts"] for role in roles for op in walk(role.body) if op.kind == "row_part"))
+            for roles in zip(*(k.roles for k in kernels), strict=True)]
+
+
+def runs(kernel: Kernel, names: Names, sizes: Any, numbers: Any, place: Any, way: bool | int, shares: list[int]) -> list[Steps]:
     """What each role does, and each part of its rows."""
     posted: list[tuple[Any, ...]] = []
-    out = []
-    for role in kernel.roles:
-        parts = max([op["parts"] for op in walk(role.body) if op.kind == "row_part"], default=1)
-        out += [Steps(kernel, role, names, sizes, numbers, place, n * role.warps // parts, way, posted, 2) for n in range(parts)]
-    waited = {what[1] for run in out for _, what in run.steps if what[0] == "mbar_wait"}
-    for run in out:  # arrivals that nobody waits for
-        run.steps = [s for s in run.steps if s[1][0] != "mbar_arrive" or s[1][2] in waited]
-    return out
+    return [Steps(kernel, role, names, sizes, numbers, place, (n, parts), way, posted, 2)
+            for role, parts in zip(kernel.roles, shares, strict=True) for n in range(parts)]
 
 
-def compare(a: Kernel, b: Kernel, same: Callable[[Steps, Steps], bool], ways: tuple[bool | int, ...] = WAYS, every: int = 1) -> bool:
+Same = Callable[[Steps, Steps, set[Any], set[Any]], bool]
+
+
+def compare(a: Kernel, b: Kernel, same: Same, ways: tuple[bool | int, ...] = WAYS, every: int = 1) -> bool:
     """every: only each so many-th situation, for a quick look."""
     if facts(a) != facts(b):
         return False
     names: Names = {}
+    shares = parts_of(a, b)
     ways = ways[::2] if a.meta.get("persistent", "none") != "none" else ways
-    return all(same(x, y) for situation in islice(situations(a), None, None, every) for way in ways
-               for x, y in zip(runs(a, names, *situation, way), runs(b, names, *situation, way), strict=True))
+    for situation in islice(situations(a), None, None, every):
+        for way in ways:
+            x, y = (runs(k, names, *situation, way, shares) for k in (a, b))
+            heard = [{wait[1] for run in side for wait in run.waited} for side in (x, y)]
+            if not all(same(mine, other, *heard) for mine, other in zip(x, y, strict=True)):
+                return False
+    return True
 
 
 def alike(a: Kernel, b: Kernel, every: int = 1) -> bool:
-    """Both take the same steps in every situation."""
-    return compare(a, b, lambda x, y: x.steps == y.steps, every=every)
+    """Both do the same in every situation; who has no row of a tensor may do as he likes, if others hear the same from him."""
+    return compare(a, b, lambda x, y, *heard: x.result(heard[0]) == y.result(heard[1]) or (idle(x, y) and talk(x) == talk(y)), every=every)
+
+
+def idle(*parts: Steps) -> bool:
+    """Parts of a role that store rows in tensors, none of which lies inside."""
+    return all(p.stores and not any(p.stores) for p in parts)
+
+
+def talk(x: Steps) -> dict[Any, list[Any]]:
+    """What a part does with each barrier, and stores in shared memory."""
+    out: dict[Any, list[Any]] = {}
+    for log in x.logs.values():
+        for event in log:
+            if isinstance(event, tuple) and event[0] in ("mbar_wait", "mbar_arrive", "barrier", *STORES):
+                out.setdefault({"mbar_wait": event[1], "mbar_arrive": event[2 % len(event)]}.get(event[0], ""), []).append(event)
+    return out
+
+
+def more_programs(a: Kernel, b: Kernel, every: int = 1) -> bool:
+    """b is a with more programs, and none of those stores anything inside of a tensor."""
+    if a.meta.get("persistent", "none") != "none" or str(replace(b, grid=a.grid)) != str(a) or a.cluster != b.cluster:
+        return False
+    if [(g.name, g.reverse) for g in a.grid] != [(g.name, g.reverse) for g in b.grid]:
+        return False
+    names: Names = {}
+    shares, seen = parts_of(a, b), set()
+    for sizes, numbers, _ in islice(situations(a), None, None, every):
+        counts, more = ([g.count(sizes) for g in k.grid] for k in (a, b))
+        if any(m < c for c, m in zip(counts, more)):
+            return False
+        if (key := (tuple(sizes.items()), tuple(numbers.items()))) in seen:
+            continue
+        seen.add(key)
+        for place in product(*(range(m) if g.tile > 1 else sorted({0, c, m - 1}) for g, c, m in zip(a.grid, counts, more))):
+            if any(i >= c for i, c in zip(place, counts)) and all(i < m for i, m in zip(place, more)):
+                ran = runs(b, names, sizes, numbers, place, True, shares)
+                if any(any(x.stores) for x in ran) or not any(x.stores for x in ran):
+                    return False
+    return True
 
 
 def masks_more(a: Kernel, b: Kernel, every: int = 1) -> bool:
     """The loops of b come to the same tiles, or to more that lie behind, and where that is not as in a, by the copy of their body that
     masks what is outside."""
-    def same(x: Steps, y: Steps) -> bool:
+    def same(x: Steps, y: Steps, *heard: set[Any]) -> bool:
         own = {(n, i): p for n, i, p in x.parts}
         other = {(n, i): p for n, i, p in y.parts}
         more = [t for t in other if other[t] != own.get(t)]

@@ -28,7 +28,7 @@ ARCH = "sm_90"
 SMALL: dict[str, dict[str, Any]] = {
     "benchmarks.attention_forward": {"TOKENS": 128, "WIDTH": 128, "LENGTHS": (32, 128)},
     "benchmarks.cells": {"TOKENS": 64, "WIDTH": 256, "LENGTHS": (32, 64)}, "benchmarks.peers": {"STAND_IN": True},
-    "benchmarks.ceilings": {"GEMM": 64, "COPY": 1 << 16}, "benchmarks.hopper_gemm": {"SIZE": 256},
+    "benchmarks.ceilings": {"GEMM": 64, "COPY": 1 << 16}, "benchmarks.gemms": {"SIZE": 128, "WIDE": 192, "MANY": 96, "SETS": 2},
     "benchmarks.backward": {"TOKENS": 128, "WIDTH": 128, "LENGTH": 128},
     "benchmarks.prologues": {"LENGTH": 128, "HEADS": 1, "CHECKED": 72},
     "benchmarks.accuracy": {"CELLS": "D64:S32", "REPEATS": 3}, "benchmarks.search_schedules": {"LENGTHS": (32, 64)},
@@ -109,7 +109,7 @@ def _tensor(x: Any) -> Any:
     if not isinstance(x, TensorArg):
         return x
     facts = {"data": (x.ptr, False), "shape": x.shape, "strides": tuple(s * ITEMSIZE[x.dtype] for s in x.strides), "version": 3,
-             "typestr": {"f16": "<f2", "bf16": "<i2", "f32": "<f4", "i32": "<i4"}[x.dtype]}
+             "typestr": {"f16": "<f2", "bf16": "<i2", "f32": "<f4", "i32": "<i4", "u8": "|u1"}[x.dtype]}
     whole = torch.from_numpy(np.asarray(SimpleNamespace(__array_interface__=facts)))
     return whole.view(torch.bfloat16) if x.dtype == "bf16" else whole
 

@@ -27,7 +27,7 @@ step 40 forward_fp16 benchmarks.hopper_forward --fa3 "$peers" --peers fcgen,fcge
 step 20 host_time benchmarks.host_time --quick --out "$out/host_time.json"
 step 60 forward_bf16 benchmarks.hopper_forward --fa3 "$peers" --peers fcgen,fcgen_serial,fa3,cudnn --dtype bf16 --seconds {} --json "$out/forward_bf16.json"
 step 40 accuracy benchmarks.accuracy --fa3 "$peers" --seconds {} --json "$out/accuracy.json"
-step 40 gemm benchmarks.hopper_gemm --rounds 7 --json "$out/gemm.json"
+step 40 gemm benchmarks.gemms --rounds 5 --json "$out/gemm.json"
 step 60 compile benchmarks.compile_stages --repeats 3 --seconds {} --json "$out/compile.json"
 step 90 others benchmarks.hopper_forward --fa3 "$peers" --cells S4k --seconds {} --json "$out/others.json"
 echo "== done, $(left) s left; JSON in $out"

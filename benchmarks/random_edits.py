@@ -32,12 +32,12 @@ import numpy as np
 import fcgen as fc
 from fcgen.build import compiler
 from fcgen.errors import FcError
-from fcgen.ir.core import Kernel
+from fcgen.ir.core import Kernel, walk_kernel
 from fcgen.kernels import hopper_schedules, schedules
 from fcgen.kernels.attention import VARIANTS, attention
 from fcgen.sim.trial import WORK, Oracle, run_trials
 
-from .alike import alike, always, masks_more
+from .alike import alike, always, masks_more, more_programs
 from .edits import EDITS
 from .environment import without_folders
 from .pool import LAZY
@@ -91,17 +91,23 @@ class Outcome:
 
 
 class Remembering(Oracle):
-    """Interprets each trial once, for all edits of a kernel."""
+    """Interprets each trial once, and each shaken one, for all edits of a kernel."""
 
     def __init__(self, says: Kernel, target: Any) -> None:
         super().__init__(says, target)
         self.known: dict[Any, Any] = {}
 
     def run(self, inputs: Any, programs: Any) -> Any:
+        return self.once(inputs, None, lambda: super(Remembering, self).run(inputs, programs))
+
+    def shaken(self, inputs: Any, programs: Any, seed: int) -> Any:
+        return self.once(inputs, seed, lambda: super(Remembering, self).shaken(inputs, programs, seed))
+
+    def once(self, inputs: Any, seed: int | None, make: Callable[[], Any]) -> Any:
         arrays = ((n, np.asarray(x)) for n, x in inputs.items())
-        key = tuple((n, x.shape, sha1(np.ascontiguousarray(x).tobytes()).digest()) for n, x in arrays)
+        key = (seed, *((n, x.shape, sha1(np.ascontiguousarray(x).tobytes()).digest()) for n, x in arrays))
         if key not in self.known:
-            self.known[key] = super().run(inputs, programs)
+            self.known[key] = make()
         return self.known[key]
 
 
@@ -204,11 +210,16 @@ HARMLESS: tuple[tuple[str, str, str], ...] = (
      "announced early; that the slot's last copy has landed by then shows in the order in which copies land as late as they may"),
     *((kind, rf"mbar_expect .* {way} tma_load$", "bytes may land before they are announced, as long as the arrival is to come")
       for kind, way in (("swap neighbours", "with"), ("move an op that orders down", "by 1 past"))),
-    ("swap neighbours", r"mbar_expect .* with (claim_done|grid_wait)$", "neither has to do with the other: a barrier is no tensor"),
+    ("move an op that moves data up", rf": tma_load .* past ({PURE}|mbar_expect)(, ({PURE}|mbar_expect))*$",
+     "bytes may land before they are announced, as long as the arrival is to come"),
+    ("swap neighbours", r": mbar_wait .* with mbar_expect$", "announced early; that the phase before has ended by then is told by clocks"),
+    ("parts", r": tma_store .* -> tma_store ", "more threads store smaller parts: what each of them may read is told by clocks"),
     ("swap neighbours", r"st_global .* with (wait_group|bulk_wait) ?", "stores of registers; what is waited for reads and writes tiles"),
+    *((kind, r": wgmma_fence ", "had registers been touched between the last fence and a product, it would be sim/register")
+      for kind in ("move an op that orders up", "move an op that orders down", "swap neighbours")),
     ("move an op out of its block", r": wgmma_fence ",
      "the fence of the product in front covers both: had anything touched their registers between, it would be sim/register"),
-    ("another function", r"%far\S* = ge ", "at the bound itself both ways are right"),
+    ("another function", r"%(far|moved)\S* = ge ", "at the bound itself both ways are right"),
     ("warps", r"^load 8$", "a role of one thread has more warps that stand by"),
     ("swap neighbours", r"(mbar_wait|wgmma_fence).* with (mbar_wait|wgmma_fence)$", "waits in another order, before what needs them"),
     ("swap neighbours", r"(cp_async|st_global).* with (cp_async|st_global)$", "copies or stores that do not meet, in the same group"),
@@ -223,13 +234,15 @@ def reason(kind: str, site: str) -> str | None:
 def computed(before: Kernel, after: Kernel) -> str | None:
     """The same, where it follows from what the kernels do."""
     dynamic = before.meta.get("persistent") == "dynamic"
-    if dynamic and before.cluster == after.cluster and str(replace(after, grid=before.grid)) == str(before):
-        return "blocks claim their tiles: the grid says only how many begin"
+    apart = before.cluster == after.cluster or not any(op.get("cluster") or op.get("multicast") for op in walk_kernel(before))
+    if dynamic and apart and str(replace(after, grid=before.grid)) == str(before):
+        return "blocks claim their tiles: the grid says only how many begin, and which side by side"
     return next((why for same, why in COMPUTED if same(before, after)), None)
 
 
 COMPUTED: tuple[tuple[Callable[[Kernel, Kernel], bool], str], ...] = (
-    (alike, "takes the same steps at every size"),
+    (alike, "does the same to every place, at every size"),
+    (more_programs, "more programs, which store nothing inside of a tensor"),
     (always, "a branch that lanes vote for is taken in any case: it is right for rows that did not ask for it"),
     (masks_more, "more tiles go through the copy of a loop that masks what is outside"),
 )

@@ -24,10 +24,11 @@ from benchmarks.eager import eager
 from benchmarks.on_cpu import Array, on_cpu
 from fcgen import masks, scores
 
-SMALL = {"sm_80": [fc.Schedule(tiles={"BLOCK_M": 32, "BLOCK_N": 32}, warps=2), fc.Schedule(tiles={"BLOCK_M": 64, "BLOCK_N": 16}, ahead=True, stages=1)],
-         "sm_90a": [fc.Schedule(tiles={"BLOCK_M": 64, "BLOCK_N": 32}, math="wgmma", copy="tma", warps=4),
-                    fc.Schedule(tiles={"BLOCK_M": 128, "BLOCK_N": 32}, math="wgmma", copy="tma", warps=8, late="acc", vote=True, persistent="dynamic"),
-                    fc.Schedule(tiles={"BLOCK_M": 128, "BLOCK_N": 64}, math="wgmma", copy="tma", warps=8, epilogue="tma")]}
+_S, _H = fc.Schedule, {"math": "wgmma", "copy": "tma"}
+_TILES = lambda m, n: {"BLOCK_M": m, "BLOCK_N": n}
+SMALL = {"sm_80": [_S(tiles=_TILES(32, 32), warps=2), _S(tiles=_TILES(64, 16), ahead=True, stages=1)],
+         "sm_90a": [_S(tiles=_TILES(64, 32), warps=4, **_H), _S(tiles=_TILES(128, 64), warps=8, epilogue="tma", **_H),
+                    _S(tiles=_TILES(128, 32), warps=8, late="acc", vote=True, persistent="dynamic", **_H)]}
 LENGTHS = (1, 7, 16, 33, 63, 65, 100, 127, 129, 200)
 LONG = (1000, 4097)
 GROUPS = ((1, 1), (2, 1), (2, 2), (3, 1), (4, 1), (7, 1), (8, 1), (8, 2), (6, 2))
@@ -64,8 +65,8 @@ class Drawn:
 
     def __str__(self) -> str:
         more = [w for w, x in (("sinks", self.sinks), ("dropout", self.dropout), ("scale", self.scale)) if x is not None]
-        return (f"#{self.number} {self.target} {self.dtype} {'varlen ' if self.varlen else ''}B={self.b} H={self.h}/{self.g} M={self.m} N={self.n} "
-                f"D={self.d} E={self.e} causal={self.causal} {' '.join([*self.words, *more])} {self.schedule or 'library'}")
+        return (f"#{self.number} {self.target} {self.dtype} {'varlen ' if self.varlen else ''}B={self.b} H={self.h}/{self.g} M={self.m} "
+                f"N={self.n} D={self.d} E={self.e} causal={self.causal} {' '.join([*self.words, *more])} {self.schedule or 'library'}")
 
     # ---- masks: (fcgen's, NumPy's) -----------------------------------------------------------------------------------------
 
@@ -121,7 +122,8 @@ class Drawn:
             reach = rng.integers(0, most, self.h).astype(np.int32)
             return masks.mask(lambda b, h, i, j: i - j < reach[h]), full(lambda b, h, i, j: i - j < reach[h])
         x, y = 1 + n(30), n(most)
-        return masks.mask(lambda b, h, i, j: (i // x == j // x) | (abs(i - j) > y)), full(lambda b, h, i, j: (i // x == j // x) | (abs(i - j) > y))
+        mine = lambda b, h, i, j: (i // x == j // x) | (abs(i - j) > y)
+        return masks.mask(mine), full(mine)
 
     def most(self) -> int:
         return max(self.m, self.n)
@@ -178,8 +180,8 @@ class Drawn:
         return self.rng.standard_normal(shape).astype(np.float16 if self.dtype == "f16" else ml_dtypes.bfloat16)
 
     def options(self) -> dict[str, Any]:
-        return {"causal": self.causal, "mask": self.mask, "score": self.score, "sinks": self.sinks, "dropout": self.dropout, "scale": self.scale,
-                "schedule": self.schedule, "return_lse": True}
+        return {"causal": self.causal, "mask": self.mask, "score": self.score, "sinks": self.sinks, "dropout": self.dropout,
+                "scale": self.scale, "schedule": self.schedule, "return_lse": True}
 
     def wanted(self, q: Any, k: Any, v: Any, b: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """b: the sequence that it is, of a ragged batch."""
@@ -203,7 +205,8 @@ class Drawn:
         if self.varlen:
             self.run_varlen()
             return
-        q, k, v = self.tensor(self.b, self.h, self.m, self.d), self.tensor(self.b, self.g, self.n, self.d), self.tensor(self.b, self.g, self.n, self.e)
+        q = self.tensor(self.b, self.h, self.m, self.d)
+        k, v = (self.tensor(self.b, self.g, self.n, width) for width in (self.d, self.e))
         out, lse = fc.attention(Array(q), Array(k), Array(v), **self.options())
         self.compare(out.array, lse.array, *self.wanted(q, k, v))
 

@@ -80,8 +80,8 @@ def norm_gemm(X: "T[M, K]", G: "f32[K]", W: "T[N, K]", Y: "out T[M, N]"):
     acc, squares = fc.var(fc.zeros(rows, cols)), fc.var(fc.zeros(rows))
     for ks in fc.loop(fc.tile(X.K, "BK")):
         x = fc.load(X[rows, ks]).to(fc.f32)
-        squares <<= squares + fc.sum(x * x, axis=1)
         acc <<= acc + fc.dot((x * fc.load(G[ks])).to(X.dtype), fc.load(W[cols, ks]).T)
+        squares <<= squares + fc.sum(x * x, axis=1)
     fc.store(Y[rows, cols], (acc * fc.rsqrt(squares / X.K.to(fc.f32) + 1e-5)).to(Y.dtype))
 
 
@@ -223,11 +223,13 @@ def _cases() -> dict[str, Case]:
         "library_causal": Case(attention, {"LSE": None, "T": fc.bf16, "D": 64, "E": 64, "mask": "causal_bottom_right"}, heads, long),
         "library_256": Case(attention, {"LSE": None, **half, "D": 256, "E": 256}, {**heads, "M": 40, "N": 50}, long),
     }
-    for name in ("attention", "variants", "sigmoid_attention", "differential_attention", "linear_attention", "gemm", "softmax"):
+    for name in ("attention", "variants", "sigmoid_attention", "differential_attention", "linear_attention", "gemm", "int4_gemm",
+                 "softmax"):
         e = example(name)
         dims = {d for p in e.spec.signature.tensors for d in p.dims if isinstance(d, str)} - set(e.binding)
-        sizes = {**heads, "K": 88, **({"M": 100} if name == "linear_attention" else {})}
-        out[name] = Case(e.spec, e.binding, {d: sizes[d] for d in sorted(dims)}, {d: {**square, **long}[d] for d in sorted(dims)},
+        sizes = {**heads, "K": 88, "E": 96, **({"M": 100} if name == "linear_attention" else {})}
+        out[name] = Case(e.spec, e.binding, {d: sizes[d] for d in sorted(dims)},
+                         {d: {**square, **long, "E": 4096}[d] for d in sorted(dims)},
                          {"log_decay": np.log(np.linspace(0.9, 0.99, sizes["H"])).astype(np.float32)} if name == "linear_attention" else {})
     return out
 

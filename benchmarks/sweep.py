@@ -2,6 +2,7 @@
 
     python -m benchmarks.sweep --json sweep.json                  mma, D 64 and 128, full and causal
     python -m benchmarks.sweep --family wmma --heads 64
+    python -m benchmarks.sweep --grids --causal yes               how blocks come to their tiles, with the library's schedules
     python -m benchmarks.sweep --compile-only --arch sm_90        which of them fit, and spill; needs no GPU
     python -m benchmarks.sweep --dry-run --heads 64               all of it, tiny, on the CPU with the simulator and a host clock
 
@@ -61,6 +62,13 @@ def variations(schedule: fc.Schedule, lazy: float) -> list[Candidate]:
     else:
         out += [(replace(schedule, skip_ones=True), LAZY), (replace(schedule, skip_ones=True), 0.0)]
     return out
+
+
+def grids(schedule: fc.Schedule, lazy: float) -> list[Candidate]:
+    """How blocks come to their tiles, and how many there are on a multiprocessor. A tile's results may be stored without shared memory, so
+    that the next one's copies need not wait for them."""
+    ways = [("none", 1), *((how, blocks) for how in ("static", "dynamic") for blocks in (1, 2))]
+    return [(replace(schedule, persistent=how, min_blocks=blocks, epilogue=e), lazy) for how, blocks in ways for e in ("smem", "direct")]
 
 
 # ---- where it runs --------------------------------------------------------------------------------------------------
@@ -139,6 +147,7 @@ class Sweep:
     keep: int = 8
     rounds: int = 7
     limit: int | None = None
+    grids: bool = False
     built: dict[Job, Made] = field(default_factory=dict)
     compiled: list[dict[str, Any]] = field(default_factory=list)
     timed: list[dict[str, Any]] = field(default_factory=list)
@@ -156,7 +165,7 @@ class Sweep:
     def first(self, group: tuple[int, str]) -> list[Job]:
         """What the library runs now, and the candidates."""
         now = (pick(self.arch, group[0], self.family, group[1]), LAZY if self.family == "wmma" else 0.0)
-        return self.jobs(group, [now, *candidates(self.family)[:self.limit]])
+        return self.jobs(group, [now, *(grids(*now) if self.grids else candidates(self.family))[:self.limit]])
 
     def compile(self, jobs: Sequence[Job]) -> list[Job]:
         """Those that have a kernel which does not spill."""
@@ -224,9 +233,12 @@ class Sweep:
         usable = set(self.compile([j for g in self.groups for j in self.first(g)]))
         save()
         tune = min(self.lengths, key=lambda s: abs(s - 4096))
-        found = {}
+        found = {g: dict.fromkeys([j for j in self.first(g) if j in usable], 0.0) for g in self.groups}
+        if self.grids:
+            self.finish(found, save)
+            return
         for g in self.groups:
-            found[g] = self.race(g, tune, [j for j in self.first(g) if j in usable], 3)
+            found[g] = self.race(g, tune, list(found[g]), 3)
             save()
         top = lambda g, n: sorted(found[g], key=lambda j: -found[g][j])[:n]
         more = {g: [v for t in top(g, 3) for v in self.jobs(g, variations(t.schedule, t.lazy)) if v not in found[g]] for g in self.groups}
@@ -234,9 +246,13 @@ class Sweep:
         for g in self.groups:
             found[g].update(self.race(g, tune, [j for j in dict.fromkeys([*top(g, 3), *more[g]]) if j in usable or j in found[g]], 5))
             save()
+        self.finish({g: {j: found[g][j] for j in top(g, self.keep)} for g in self.groups}, save)
+
+    def finish(self, found: dict[tuple[int, str], dict[Job, float]], save: Callable[[], None]) -> None:
+        """What was found, at every length."""
         for g in self.groups:
-            finals = {s: self.race(g, s, top(g, self.keep), self.rounds) for s in self.lengths}
-            everywhere = [j for j in top(g, self.keep) if all(j in r for r in finals.values())]
+            finals = {s: self.race(g, s, list(found[g]), self.rounds) for s in self.lengths}
+            everywhere = [j for j in found[g] if all(j in r for r in finals.values())]
             self.best[g] = sorted(((geomean(r[j] for r in finals.values()), {s: r[j] for s, r in finals.items()}, j) for j in everywhere),
                                   key=lambda b: -b[0])
             show(g, self.family, self.lengths, self.best[g], pick(self.arch, g[0], self.family, g[1]))
@@ -268,6 +284,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--keep", type=int, default=8, help="schedules that are timed at all lengths")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--limit", type=int, help="only the first candidates")
+    parser.add_argument("--grids", action="store_true", help="how blocks come to their tiles, instead of tile sizes")
     parser.add_argument("--arch", help="target (the GPU's own)")
     parser.add_argument("--json", metavar="PATH")
     parser.add_argument("--compile-only", action="store_true")
@@ -279,7 +296,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.dry_run:
         args.lengths, args.limit, args.keep = [16, 32], min(args.limit or 2, 2), 2
     arch = args.arch or ("sm_90" if args.dry_run or args.compile_only else fc.gpu_target())
-    sweep = Sweep(args.family, arch, machine, args.dtype, args.heads, masks, args.lengths, args.keep, args.rounds, args.limit)
+    sweep = Sweep(args.family, arch, machine, args.dtype, args.heads, masks, args.lengths, args.keep, args.rounds, args.limit, args.grids)
     save = lambda: write_json(args.json, sweep.to_json())
     if args.compile_only:
         sweep.compile([j for g in sweep.groups for j in sweep.first(g)])

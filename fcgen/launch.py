@@ -170,7 +170,7 @@ class Loaded:
             at += 1
         places = [f"s{n}" for n in range(at)]
         cluster = prod(axis[3] for axis in facts.grid)
-        most = 2**31 if facts.persistent == "none" else driver.device_info(device).sm_count // cluster * cluster
+        most = 2**31 if facts.persistent == "none" else driver.device_info(device).sm_count * facts.resident // cluster * cluster
         #: the blocks of a launch with these sizes and strides, or -1 where something about them has to be looked at closely
         self.blocks = steady.written_out(places, f"-1 if {_unusual(facts, arguments, places)} else {_blocks(facts, where, places, most)}")
         self._blocks = steady.written_out(places, _blocks(facts, where, places, most))

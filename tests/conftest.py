@@ -18,6 +18,8 @@ settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
 #: a test that wants schedules tried in the simulator as they are compiled takes this out
 os.environ["FCGEN_CHECK"] = "0"
+#: workers, which start after this, keep NumPy to one thread each: threads of several that wait for each other cost more than products
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 GOLDEN = Path(__file__).parent / "golden"
 

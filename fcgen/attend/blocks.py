@@ -1,8 +1,8 @@
 """Lists of blocks of keys: what a mask that hangs on elements of tensors leaves of each block of rows, found by a kernel.
 
 `fcgen.attention` makes the lists of such a mask in front of each call, in one launch and without waiting for it, and those of masks that
-may leave holes in long rows; `fcgen.block_lists` makes them once for many calls. Guaranteed: they are the mask's, whatever it holds then; where
-it tells batches, or heads, not apart, there is one list for all of them.
+may leave holes in long rows; `fcgen.block_lists` makes them once for many calls. Guaranteed: they are the mask's, whatever it holds then;
+where it tells batches, or heads, not apart, there is one list for all of them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ..ir.types import DTYPES, Tile
 from ..kernels.listed import listed_attention, lists_of, merged_lists
 from ..runtime import tensors
 from .outputs import _empty
-from .variants import Choice, Functions, _arch, family, fitted, functions, lazy_of, run, sums_of
+from .variants import Choice, Functions, _arch, family, fitted, functions, lazy_of, run, sums_of, two_groups
 
 #: tiles of keys from which on it pays to look for holes
 _LONG = 16
@@ -34,9 +34,9 @@ class Lists(NamedTuple):
 
 
 class BlockLists(NamedTuple):
-    """Lists as torch's `BlockMask` has them. counts, indices: i32 [B or 1, H or 1, row blocks] and [..., blocks of keys]: the blocks of keys
-    in which the mask is to be asked; full_counts, full_indices: those that are seen whole, if any. block: rows and keys of one. A call
-    makes `Lists` of them by one small kernel; `merged` does that once for many calls."""
+    """Lists as torch's `BlockMask` has them. counts, indices: i32 [B or 1, H or 1, row blocks] and [..., key blocks]: the blocks in which
+    the mask is to be asked; full_counts, full_indices: those that are seen whole, if any. block: rows and keys of one. A call makes
+    `Lists` of them by one small kernel; `merged` does that once for many calls."""
 
     counts: Any
     indices: Any
@@ -157,7 +157,7 @@ def automatic(sizes: tuple[Any, ...], given: Functions, choice: Choice, like: An
     """The lists for a call whose mask hangs on elements of tensors, or may leave holes in long rows; None for others, whose loops leave out
     what lies outside of one interval, and where there is little to leave out."""
     _, q, k = sizes[:3]
-    tiles = dict(choice.schedule.tiles)
+    tiles = dict(two_groups(choice.schedule).tiles)
     block = tiles["BLOCK_M"], tiles["BLOCK_N"]
     if given.keep is None or k[2] <= 2 * block[1] or block[0] % 16 or block[1] % 16:
         return None
@@ -177,7 +177,8 @@ def launch(facts: tuple[Any, ...], given: Functions, choice: Choice, caller: boo
                       expected="fcgen.block_lists(...), or fcgen.BlockLists(...)")
     q = arguments["Q"]
     want = (*q.shape[:2], -(-q.shape[2] // lists.block[0]))
-    arguments = {**arguments, "Count": _of(lists.counts, "counts", want, 3, q.device), "List": _of(lists.entries, "entries", want, 4, q.device)}
+    arguments = {**arguments, "Count": _of(lists.counts, "counts", want, 3, q.device),
+                 "List": _of(lists.entries, "entries", want, 4, q.device)}
     if shift is not None:
         arguments["shift"] = shift
     absent = tuple(n for n in ("shift", "LSE") if n not in arguments)
@@ -215,6 +216,8 @@ def _plain(*key: Any) -> Program:
 
 def dividing(schedule: Schedule, block: tuple[int, int]) -> Schedule:
     """A schedule with tiles that divide blocks."""
+    if block[0] % 192:
+        schedule = two_groups(schedule)
     tiles = dict(schedule.tiles)
     m, n = tiles["BLOCK_M"], tiles["BLOCK_N"]
     if block[0] % m == 0 and block[1] % n == 0:

@@ -1,7 +1,7 @@
 """What a call of attention asks for besides the plain kernel: functions of masks, scores, weights and sinks; and the program for them.
 
 A program with functions takes the library's schedule for its shape, as far as it goes: what the functions leave no use for is let go of
-field by field, tiles shrink until the function's values have registers, and where nothing of it is left `fc.schedule_for` chooses.
+field by field, tiles shrink until the functions' values have registers, and where nothing of it is left `fc.schedule_for` chooses.
 Guaranteed: programs are kept by what the functions are, never by what they hold.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
@@ -88,21 +88,45 @@ def fitted(choice: Choice, given: Functions, caller: bool, make: Callable[[Choic
         choice = choice._replace(schedule=replace(choice.schedule, ones=()), sums="exact")
     if caller:
         return make(choice)
-    while True:
-        try:
-            program = make(choice)
-            if _fits(cast(Captured, program).first if isinstance(program, Captured) else program):
-                return program
-            fewer = _narrower(choice.schedule)
-        except FcError as e:
-            if e.code != "compile/schedule":
-                raise
-            fewer = _without(choice.schedule, e.message)
-        if fewer is None:
-            schedule = other()
-            return make(choice._replace(schedule=schedule, lazy=None, sums="exact" if given.weigh is not None else ""))
-        sums = "" if choice.schedule.ones and not fewer.ones and choice.sums == "rounded" else choice.sums
-        choice = choice._replace(schedule=fewer, sums=sums)
+    base: Schedule | None = choice.schedule
+    while base is not None:
+        refused = ""
+        for schedule in (base, *smaller(base)):
+            sums = "" if choice.schedule.ones and not schedule.ones and choice.sums == "rounded" else choice.sums
+            try:
+                program = make(choice._replace(schedule=schedule, sums=sums))
+                if _fits(cast(Captured, program).first if isinstance(program, Captured) else program):
+                    return program
+            except FcError as e:
+                if e.code != "compile/schedule":
+                    raise
+                if schedule is base:
+                    refused = e.message
+                    break
+        base = _without(base, refused) if refused else None
+    return make(choice._replace(schedule=other(), lazy=None, sums="exact" if given.weigh is not None else ""))
+
+
+def smaller(schedule: Schedule) -> Iterator[Schedule]:
+    """What asks for fewer registers, the least change first: outputs by bulk copies, two warpgroups for three, fewer keys."""
+    if schedule.copy == "tma" and schedule.epilogue == "quad":
+        yield replace(schedule, epilogue="tma")
+    if dict(schedule.tiles).get("BLOCK_M") == 192:
+        schedule = two_groups(schedule)
+        yield schedule
+    tiles = dict(schedule.tiles)
+    yield from (replace(schedule, tiles={**tiles, "BLOCK_N": n}) for n in (128, 96, 80, 64, 48, 32, 16) if n < tiles.get("BLOCK_N", 0))
+
+
+def two_groups(schedule: Schedule) -> Schedule:
+    """A schedule for tiles of 192 rows over three warpgroups, for 128 over two, which have half as many registers again."""
+    tiles = dict(schedule.tiles)
+    if tiles.get("BLOCK_M") != 192:
+        return schedule
+    more: dict[str, Any] = {}
+    if tiles["BLOCK_N"] == 80:  # what D = 128 has beside it: twice 128 keys fill the shared memory that three times 80 did
+        tiles, more = {**tiles, "BLOCK_N": 128}, {"stages": 2, "tokens": True}
+    return replace(schedule, tiles={**tiles, "BLOCK_M": 128}, warps=8, **more)
 
 
 def _without(schedule: Schedule, message: str) -> Schedule | None:
@@ -110,15 +134,6 @@ def _without(schedule: Schedule, message: str) -> Schedule | None:
     named = re.search(r"Schedule\.(\w+)", message)
     first = [f for f in _LET_GO if named and named[1] in f]
     return next((s for s in (replace(schedule, **f) for f in (*first, *_LET_GO)) if s != schedule), None)
-
-
-def _narrower(schedule: Schedule) -> Schedule | None:
-    """With tiles of half as many keys, then of half as many rows over half of the warps."""
-    tiles = dict(schedule.tiles)
-    columns = tiles.get("BLOCK_N", 0) // 2
-    if not columns or columns % 16:
-        return None
-    return replace(schedule, tiles={**tiles, "BLOCK_N": columns})
 
 
 @functools.lru_cache(maxsize=256)

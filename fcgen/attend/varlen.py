@@ -14,8 +14,9 @@ from ..build.program import Program
 from ..errors import FcError
 from ..ir.schedule import Schedule
 from ..ir.types import DTYPES
-from ..kernels.ragged import ragged_attention
+from ..kernels.ragged import ragged_attention, tiles_of_sequences
 from . import forward
+from .outputs import _empty
 from .variants import Choice, Functions, family, fitted, functions, run
 
 #: `causal` -> (where windows and the mask are aligned, is there one)
@@ -32,8 +33,8 @@ def attention_varlen(q: Any, k: Any, v: Any, cu_seqlens_q: Any, cu_seqlens_k: An
 
     q: [rows, H, D]; k: [keys, Hkv, D]; v: [keys, Hkv, E]; f16 or bf16, any strides with a contiguous last axis; H a multiple of Hkv.
     cu_seqlens_q, cu_seqlens_k: i32 [sequences + 1], where each begins and the last one ends; the keys' are the rows' if None.
-    max_seqlen_q: at least as large as the longest sequence of rows; the number of rows if None (launches are then too large).
-    max_seqlen_k is not needed. seqused_q, seqused_k: i32 [sequences], how many rows and keys of each count; other rows are zero.
+    max_seqlen_q, max_seqlen_k: the longest sequence of each, or more; they help to choose a schedule, and may be left out.
+    seqused_q, seqused_k: i32 [sequences], how many rows and keys of each count; other rows are zero.
     causal: False, True or "bottom_right" (the last row sees the last key), "top_left". window: (left, right): row i sees the keys from
     i + shift - left to i + shift + right, where shift is a sequence's keys less its rows, and 0 with "top_left"; None or -1: no end.
     score, mask, sinks, dropout: as in `fcgen.attention`; b is the number of the sequence, positions are counted from its beginning.
@@ -62,8 +63,7 @@ def attention_varlen(q: Any, k: Any, v: Any, cu_seqlens_q: Any, cu_seqlens_k: An
             arguments[name] = tensors.describe(x, word)
             tensors.check(arguments[name], name=word, dtype="i32", shape=(sequences,), device=qa.device)
     longest = _longest("max_seqlen_q", max_seqlen_q, qa.shape[0])
-    if max_seqlen_k is not None:
-        _longest("max_seqlen_k", max_seqlen_k, ka.shape[0])
+    most = _longest("max_seqlen_k", max_seqlen_k, ka.shape[0])
     if left is not None:
         arguments["left"] = left
     if right is not None and not is_causal:
@@ -71,20 +71,22 @@ def attention_varlen(q: Any, k: Any, v: Any, cu_seqlens_q: Any, cu_seqlens_k: An
     shape = (qa.shape[0], qa.shape[1], va.shape[2])
     if out is not None:
         forward._check_out(tensors.describe(out, "out"), shape, qa, ka, va)
-    o = forward._empty(q, shape, None) if out is None else out
-    lse = forward._empty(q, (shape[1], shape[0]), "float32") if return_lse else None
+    o = _empty(q, shape, None) if out is None else out
+    lse = _empty(q, (shape[1], shape[0]), "float32") if return_lse else None
     if 0 not in shape and sequences and longest:
-        arguments |= {"O": tensors.describe(o, "out"), "longest": longest} | ({"LSE": tensors.describe(lse, "lse")} if return_lse else {})
+        arguments |= {"O": tensors.describe(o, "out")} | ({"LSE": tensors.describe(lse, "lse")} if return_lse else {})
         aligned = all(forward._in_lines(arguments[n]) for n in "QKVO")
         facts = Facts(qa.dtype, qa.shape[2], va.shape[2], return_lse, align, is_causal, tuple(
             n for n in ("Used", "KUsed", "left", "right") if n not in arguments))
-        sizes = qa.device, (sequences, qa.shape[1], longest, qa.shape[2]), (sequences, ka.shape[1], longest, ka.shape[2])
+        sizes = qa.device, (1, qa.shape[1], qa.shape[0], qa.shape[2]), (1, ka.shape[1], most, ka.shape[2])
         choice = _choice(facts, sizes, value, schedule, aligned, given)
         kept = family((facts, choice), given, lambda: _fitted(facts, choice, given, schedule is not None)) if given.given() else None
+        program = kept.find(given.given())[0] if kept is not None else _plain(facts, choice, schedule is not None)
+        arguments |= _tiles(q, arguments, choice.arch, sequences, qa.shape[0], dict(program.schedule.tiles)["BLOCK_M"])
         if kept is not None:
             run(kept, given, arguments)
         else:
-            _plain(facts, choice, schedule is not None).launcher(arguments)
+            program.launcher(arguments)
         tensors.written(o)
     elif shape[0]:
         forward._fill(o, 0.0)
@@ -104,7 +106,7 @@ class Facts(tuple):  # type: ignore[type-arg]
 
 
 def _choice(facts: Facts, sizes: tuple[Any, ...], scale: float, schedule: Schedule | None, aligned: bool, given: Functions) -> Choice:
-    """The library's schedule for a padded batch of such lengths."""
+    """The library's schedule for as many rows and heads."""
     device, q, k = sizes
     masked = facts[5] or given.keep is not None or {"left", "right"} - set(facts[6])
     kind = "none" if not masked else "causal_bottom_right"
@@ -133,6 +135,25 @@ def _fitted(facts: Facts, choice: Choice, given: Functions, caller: bool) -> Pro
 @functools.lru_cache(maxsize=256)
 def _plain(facts: Facts, choice: Choice, caller: bool) -> Program:
     return _fitted(facts, choice, forward.PLAIN, caller)
+
+
+def _tiles(like: Any, arguments: dict[str, Any], arch: str, sequences: int, rows: int, each: int) -> dict[str, Any]:
+    """The tiles of the grid, found by one kernel: there are no more than whole ones of all rows and one of each sequence."""
+    from ..runtime import tensors
+
+    made = _empty(like, (2, rows // each + sequences), "int32")
+    both = tensors.describe(made, "tiles")
+    one = both._replace(shape=both.shape[1:], strides=both.strides[1:], owner=made)
+    out = {"Sequence": one, "Number": one._replace(ptr=one.ptr + 4 * both.strides[0])}
+    _lister(arch).launcher({"Begin": arguments["Begin"], "End": arguments["End"], **out, "each": each})
+    return out
+
+
+@functools.lru_cache(maxsize=16)
+def _lister(arch: str) -> Program:
+    program = tiles_of_sequences.compile(target=arch, schedule=Schedule(tiles={"SEQUENCES": 128}, warps=4), check=False)
+    program.quiet = True
+    return program
 
 
 def _causal(causal: Any) -> tuple[str, bool]:

@@ -24,7 +24,8 @@ from ..ir.registers import at_launch
 from ..ir.schedule import NUMBERS, Schedule
 from ..ir.target import Target
 from ..lang.spec import Spec
-from .workload import Probe, Workload, elements, size
+from ..passes.facts.warp_grid import spread
+from .workload import Dot, Probe, Workload, elements, size
 
 #: clocks: until a load from L2 has come, what an iteration's barriers cost, what a program costs besides its work
 LATENCY, STEP, START = 700, 70, 2500
@@ -104,20 +105,21 @@ class Chooser:
         for sizes in product(*(self._options(n) for n in names)):
             tiles = dict(zip(names, sizes))
             for math in ways:
-                step = 64 if math == "wgmma" else 16
-                rows = [size(d.rows, tiles) for d in self.narrow]
                 tall = max((size(m.shape[0], tiles) for m in self.load.moves if len(m.shape) > 1), default=8)
                 for warps in (4, 8, 12) if math == "wgmma" else (1, 2, 4, 8):
                     if not self.load.dots and warps > tall:
                         continue  # warps lie along rows
-                    if any(-(-n // 16) * 16 % (step * warps // (4 if math == "wgmma" else 1)) for n in rows):
-                        continue
-                    if math == "wgmma" and any(size(d.cols, tiles) > 256 for d in self.narrow):
+                    if not all(self.grid(d, math, warps, tiles) for d in self.narrow):
                         continue
                     for stages in (1, 2, 3, 4) if ringed else (2,):
                         for hold in (True, False) if held and math == "mma" else (True,):
-                            if stages > 1 or (math == "mma" and turns):
+                            if stages > 1 or math == "wgmma" or turns:
                                 yield Plan(tuple(tiles.items()), warps, stages, math, hold)
+
+    def grid(self, d: Dot, math: str, warps: int, tiles: Mapping[str, int]) -> tuple[int, int] | None:
+        """(rows, columns) of warps, or warpgroups, that a dot's result is spread over, if it divides."""
+        rows, cols = (-(-size(a, tiles) // n) * n for a, n in ((d.rows, 16), (d.cols, 8)))  # as `pad` makes them
+        return spread(math, rows, cols, warps)
 
     def _rows_of_16_bytes(self) -> bool:
         """Can bulk copies read what dots read, if tensors are packed? Sizes that are not known are taken to do."""
@@ -152,9 +154,9 @@ class Chooser:
                 continue
             tensor += n * 2 * m * c * k / (r.wgmma if p.math == "wgmma" else r.mma)
             alu += 0 if p.math == "wgmma" else n * 2 * m * c * k * ISSUE
-            readers = max(1, p.warps // 4) if p.math == "wgmma" else p.warps
-            left = m * k if d.staged[0] and not (d.held and p.hold) else 0
-            shared += n * (left + readers * k * c) * d.bits / 8
+            down, across = self.grid(d, p.math, p.warps, tiles) or (1, 1)
+            left = m * k * across if (d.staged[0] and not (d.held and p.hold)) or across > 1 else 0
+            shared += n * (left + down * k * c) * d.bits / 8
         for move in w.moves:
             n, row = (elements(axes, tiles) * move.bits / 8 for axes in (move.shape, move.shape[-1:]))
             n *= w.trips(move.loops, tiles)
@@ -285,7 +287,7 @@ class Chooser:
         out: dict[str, Any] = {"tiles": tuple(sorted(p.tiles)), "warps": p.warps, "stages": p.stages}
         if not p.hold:
             out["hold_a"] = False
-        if p.stages == 1:
+        if p.stages == 1 and p.math == "mma":
             out["ahead"] = True
         if p.math == "wgmma":
             late = {name for d in self.load.dots if d.late and (name := self.load.called(d))}

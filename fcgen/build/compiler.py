@@ -36,7 +36,8 @@ class Facts:
     (kind, name, axis, detail). grid: (name, dim, tile, cluster) per axis. persistent: "none", or how blocks come to their tiles.
     pdl: the kernel itself waits for those in front of it, and may be launched before they have ended. aligned: for each tensor
     (name, bytes that its pointer is a multiple of, and those of each stride but the last). ranges: (name, least, greatest, saturates)
-    of sizes and i32 scalars, where something is known.
+    of sizes and i32 scalars, where something is known. resident: blocks of a multiprocessor that registers and shared memory were made
+    for.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Facts:
     pdl: bool = False
     aligned: tuple[tuple[Any, ...], ...] = ()
     ranges: tuple[tuple[Any, ...], ...] = ()
+    resident: int = 1
 
     def to_json(self) -> dict[str, Any]:
         return {k: getattr(self, k) for k in self.__dataclass_fields__}
@@ -266,7 +268,7 @@ def facts_of(machine: Kernel, cuda: Any, to: Target) -> Facts:
     grid = tuple((a.name, a.dim, a.tile, a.cluster) for a in machine.grid)
     return Facts(cuda.name, to.arch, cuda.threads, cuda.smem_bytes, tuple(params), flat, grid, machine.meta.get("persistent", "none"),
                  any(op.kind == "grid_wait" for op in walk_kernel(machine)), asked(machine),
-                 tuple((name, *r) for name, r in admitted(machine).items()))
+                 tuple((name, *r) for name, r in admitted(machine).items()), machine.meta.get("min_blocks", 1) or 1)
 
 
 @functools.cache

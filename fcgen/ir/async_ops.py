@@ -248,7 +248,7 @@ define(
     "claim",
     "machine",
     """The next tile that no block has taken: a counter in global memory, shared by all blocks of the launch, which starts at
-       the number of blocks. One thread asks.""",
+       the number of blocks. One thread of the role asks; where there are more, they hear of it by `post` and `fetch`.""",
     _programs,
     effect="write",
     phases="pipelined synced",

@@ -45,7 +45,10 @@ def buffer_problem(t: Buffer | Mbarrier | Cursor) -> RuleError | None:
 
 def boxes_problem(t: Buffer, parts: int = 1) -> RuleError | None:
     """What is wrong with a tile that bulk copies move, panel by panel, in some equal parts of its rows: each box starts on `BOX` bytes of
-    shared memory, and on a period of the swizzle."""
+    shared memory, and on a period of the swizzle, whose rows it fills (CUDA programming guide, 'tensor map swizzle modes': shorter ones lie
+    apart by the swizzle's width, not side by side)."""
+    if t.layout.swizzle and t.layout.panel * t.dtype.bytes != t.layout.swizzle:
+        return RuleError("rows of its boxes are as long as the swizzle", f"{t.layout.swizzle} bytes", t)
     rows, row = (t.shape[0] if len(t.shape) == 2 else 1), t.layout.row_bytes(t.dtype.bytes)
     starts = [rows // parts * row] * (parts > 1) + [rows * row] * (t.shape[-1] > t.layout.panel)
     grain = 8 * t.layout.swizzle or BOX

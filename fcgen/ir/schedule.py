@@ -54,15 +54,15 @@ class Schedule:
     memory), or staged in shared memory and written by bulk copies ("tma", Hopper: two-axis tiles; the copy runs on beside the work that
     follows).
     longest_first: run the row tiles with the most work first. min_blocks: blocks per multiprocessor that registers must allow (launch
-    bounds).
+    bounds). persistent: as many blocks as `min_blocks` on each multiprocessor work through the grid's tiles, in fixed steps ("static") or
+    claiming each from a counter ("dynamic"). l2: where tiles differ in work, as many programs of the other axes run side by side, longest
+    tile first, as have looped-over tensors of this many MiB together; where none does and two axes have tiles, tiles that run together form
+    a square.
 
     Hopper: math "wgmma" (warpgroup instructions) and copy "tma" (bulk tensor copies by a role of its own) go together; warps are then those
     of the consumer warpgroups, four each, and a producer warpgroup is added. late: names of dots that run one iteration behind the rest of
     their loop, so that two dots are in flight together. vote: a row condition that is rarely true is tested first, with one vote per warp,
-    and what hangs on it is skipped. tokens: consumer warpgroups take turns at issuing their dots. persistent: one block per multiprocessor
-    that works through the grid's tiles, in fixed steps ("static") or claiming each from a counter ("dynamic"). l2: where tiles differ in
-    work, as many programs of the other axes run side by side, longest tile first, as have looped-over tensors of this many MiB together;
-    where none does and two axes have tiles, tiles that run together form a square.
+    and what hangs on it is skipped. tokens: consumer warpgroups take turns at issuing their dots.
     own_rows: a consumer warpgroup leaves out the tiles that only other rows than its own need.
     compare_bits: with vote, a threshold on a row maximum is tested on bit patterns, two elements per instruction.
     hints: bulk copies tell L2 to keep what loops read and to let go of the rest first. ones: names of dots that also make the row sum of

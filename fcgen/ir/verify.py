@@ -17,6 +17,7 @@ from .named_barriers import NamedBarriers
 from .op_table import PHASES, RuleError, attr_problem, misuse, need, told
 from .ops import OPS
 from .ranges import admitted
+from .rings import strays
 from .text import print_op
 from .types import Buffer, Cursor, Frag, Mbarrier, Pending, Scalar, Tensor, Tile, Type, f32, i32
 
@@ -65,6 +66,9 @@ class Verifier:
         if role.body.yielded:
             raise self.bad(role.body.ops[-1], RuleError("the body of a role yields nothing"))
         self.block(role.body, 0)
+        stray = strays(role.body) if any(isinstance(b.type, Mbarrier) for b in self.kernel.buffers) else None
+        if stray is not None:
+            raise self.bad(*stray)
 
     def misfit(self, key: Any, e: RuleError) -> FcError:
         """What is wrong with something that is no op."""
@@ -131,6 +135,8 @@ class Verifier:
                 need(op.operands[0] in self.rings, "slot takes a ring of the kernel", "of an `smem` line", f"%{op.operands[0].name}")
             if "named barrier" in OPS[op.kind].traits:
                 self.named.see(op, self.number)
+            elif op.kind == "row_part" and self.warps:
+                need(self.warps % op["parts"] == 0, "row_part: equal parts of the role's warps", f"a divisor of {self.warps}", op["parts"])
             elif op.kind in ("mbar_arrive", "tma_load"):
                 blocks = op.get("cluster") or op.get("multicast") or 1
                 need(blocks in (1, self.kernel.cluster), f"{op.kind}: it reaches all blocks of the cluster", self.kernel.cluster, blocks)

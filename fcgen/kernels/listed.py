@@ -2,8 +2,8 @@
 # (annotations of specs are fcgen's own: "T[B, H, M, D]")
 """Attention over lists of blocks of keys, and the kernels that make them.
 
-For each block of rows, the first `Count` entries of `List` name the blocks of keys that it sees: entry 2 * n is block n, in which the mask is
-to be asked, 2 * n + 1 a block that is seen whole and lies inside of the tensor. All other blocks are left out.
+For each block of rows, the first `Count` entries of `List` name the blocks of keys that it sees: entry 2 * n is block n, in which the mask
+is to be asked, 2 * n + 1 a block that is seen whole and lies inside of the tensor. All other blocks are left out.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def listed_attention(Q: T[B, H, M, D], K: T[B, G, N, D], V: T[B, G, N, E], Count
     b, h, rows = fc.grid(Q.B, Q.H, fc.tile(Q.M, "BLOCK_M"))
     g, tiles = h // (Q.H // K.G), fc.tile(K.N, "BLOCK_N")
     if block[0] % rows.size or block[1] % tiles.size:
-        raise fc.FcError("trace/static", "blocks of lists are cut into whole tiles", expected=f"tiles that divide {block}",
+        raise fc.FcError("compile/schedule", "blocks of lists are cut into whole tiles", expected=f"tiles that divide {block}",
                          got=(rows.size, tiles.size))
     r, each = rows.start // block[0], block[1] // tiles.size
     q = fc.load(Q[b, h, rows])

@@ -2,9 +2,10 @@
 # (annotations of specs are fcgen's own: "T[B, H, M, D]")
 """Attention over a ragged batch: the rows of sequences of any length lie one behind the other in one tensor, and none reaches another's.
 
-Sequence b has the rows Begin[b] to End[b] of Q and O and the keys KBegin[b] to KEnd[b] of K and V; of these it uses the first Used[b] and
-KUsed[b], where given. Positions are counted from the beginning of the sequence. Row i sees the keys from i + shift - left to
-i + shift + right; shift is 0 (align "top") or the sequence's keys less its rows ("bottom").
+The grid runs over tiles of rows: number t is tile Number[t] of sequence Sequence[t], none where that is below 0. Sequence b has the rows
+Begin[b] to End[b] of Q and O and the keys KBegin[b] to KEnd[b] of K and V; of these it uses the first Used[b] and KUsed[b], where given.
+Positions are counted from the beginning of the sequence. Row i sees the keys from i + shift - left to i + shift + right; shift is 0 (align
+"top") or the sequence's keys less its rows ("bottom").
 """
 
 from __future__ import annotations
@@ -15,15 +16,17 @@ from .attention import Rows
 
 
 @fc.kernel
-def ragged_attention(Q: T[M, H, D], K: T[N, G, D], V: T[N, G, E], Begin: i32[S], End: i32[S], KBegin: i32[S], KEnd: i32[S],
-                     Used: "i32[S] | None", KUsed: "i32[S] | None", O: "out T[M, H, E]", LSE: "out f32[H, M] | None", *, scale: f32,
-                     longest: i32, left: "i32 | None", right: "i32 | None", positive=True, align="bottom", causal=False, lazy=0.0,
-                     sums="exact", score=None, keep=None, weigh=None, sink=None):
+def ragged_attention(Q: T[M, H, D], K: T[N, G, D], V: T[N, G, E], Sequence: i32[P], Number: i32[P], Begin: i32[S], End: i32[S],
+                     KBegin: i32[S], KEnd: i32[S], Used: "i32[S] | None", KUsed: "i32[S] | None", O: "out T[M, H, E]",
+                     LSE: "out f32[H, M] | None", *, scale: f32, left: "i32 | None", right: "i32 | None", positive=True, align="bottom",
+                     causal=False, lazy=0.0, sums="exact", score=None, keep=None, weigh=None, sink=None):
     if positive:
         fc.positive(scale)
-    b, h, rows = fc.grid(Begin.S, Q.H, fc.tile(longest, "BLOCK_M"))
-    g, first, start = h // (Q.H // K.G), KBegin[b], Begin[b]
+    t, h = fc.grid(Sequence.P, Q.H)
+    g, b = h // (Q.H // K.G), Sequence[t]
+    first, start = KBegin[b], Begin[b]
     there = End[b] - start
+    rows = fc.tile(there, "BLOCK_M")[Number[t]]
     queries = there if Used is None else fc.minimum(Used[b], there)
     count = KEnd[b] - first if KUsed is None else fc.minimum(KUsed[b], KEnd[b] - first)
     mine = (rows + start).until(start + queries)
@@ -38,7 +41,7 @@ def ragged_attention(Q: T[M, H, D], K: T[N, G, D], V: T[N, G, E], Begin: i32[S],
             seen = seen & (cols.index >= at - left)
         return seen if keep is None else seen & keep(b, h, rows.index, cols.index)
 
-    with fc.when(rows.start < there):
+    with fc.when(b >= 0):
         q = fc.load(Q[mine, h])
         state = Rows(rows, V, lazy, sums, LSE is not None)
         m, l, acc, exact, peak = state.variables  # noqa: RUF059 (what schedules and the generated text call them)
@@ -57,3 +60,23 @@ def ragged_attention(Q: T[M, H, D], K: T[N, G, D], V: T[N, G, E], Begin: i32[S],
         fc.store(O[to, h], out.to(O.dtype))
         if LSE is not None:
             fc.store(LSE[h, to], lse)
+
+
+@fc.kernel
+def tiles_of_sequences(Begin: i32[S], End: i32[S], Sequence: "inout i32[P]", Number: "inout i32[P]", *, each: i32):
+    """Which tiles of `each` rows there are: those of the longest sequences first, and of each sequence the last ones. P is at least their
+    number; what is left over is of no sequence."""
+    (b,) = fc.grid(Begin.S)
+    mine, before, total = (End[b] - Begin[b] + (each - 1)) // each, fc.var(0), fc.var(0)
+    for others in fc.loop(fc.tile(Begin.S, "SEQUENCES")):
+        tiles = (fc.load(End[others]) - fc.load(Begin[others]) + (each - 1)) // each
+        ahead = (tiles > mine) | ((tiles == mine) & (others.index < b))
+        before <<= before + fc.sum(fc.where(ahead, tiles, 0), axis=0)
+        total <<= total + fc.sum(tiles, axis=0)
+    for n in fc.loop(mine):
+        fc.store(Sequence[before + n], b)
+        fc.store(Number[before + n], mine - 1 - n)
+    with fc.when(b == 0):
+        for n in fc.loop(fc.cast(Sequence.P, fc.i32) - total):
+            fc.store(Sequence[total + n], -1)
+            fc.store(Number[total + n], 0)

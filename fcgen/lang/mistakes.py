@@ -145,14 +145,14 @@ def told(error: Exception, spec: Loc) -> FcError | None:
     file = lambda f: f.f_code.co_filename
     loc = next((place_of(f, at) for f, at in reversed(frames) if not file(f).startswith(HERE) and not file(f).startswith(_LIBRARIES)), spec)
     text = str(error)
-    if isinstance(error, AttributeError) and _is_ours(error.obj):
+    if isinstance(error, AttributeError) and _is_ours(error.obj) and "for setting" not in text:
         name, own = error.name or "", getattr(error.obj, "PUBLIC", ())
         kind = type(error.obj).__name__.replace("fcgen ", "")
         known = kind in ("value", "variable", "size") and (name in VOCABULARY or name in ELSEWHERE or name in _RESHAPED)
         hint = "load it first: fc.load(X[...])" if kind == "view" else instead(name) if known else did_you_mean(name, own)
         return FcError("trace/usage", f"a {kind} of a spec has no attribute {name}", expected=", ".join(own) or None, got=name, loc=loc,
                        hint=hint)
-    if isinstance(error, (TypeError, AttributeError)) and _OURS.search(text):
+    if isinstance(error, (TypeError, AttributeError)) and (_OURS.search(text) or text == "__enter__"):  # all that Python 3.10 says
         call = re.match(r"(fc|value|variable|range)\.(\w+)\(\) (.*)", text)
         if call:
             return _bad_call(call[1], call[2], call[3], loc)

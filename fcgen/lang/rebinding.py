@@ -111,7 +111,7 @@ def _code(code: CodeType) -> list[dis.Instruction]:
 
 def _loop_end(code: CodeType, at: int) -> int | None:
     """Where the `for` statement that is asking for its next item goes on when there is none; None where the frame does something else."""
-    op = next((i for i in _code(code) if i.offset == at), None)
+    op = next((i for i in reversed(_code(code)) if i.offset <= at), None)  # a frame may stand in the caches behind its instruction
     return op.argval if op is not None and op.opname == "FOR_ITER" else None
 
 

@@ -117,6 +117,10 @@ class Dim(int):
         x.name = name
         return x
 
+    def to(self, dtype: DType | str) -> Handle:
+        """As of a size that is known at run time."""
+        return lift(int(self), i32).to(dtype)
+
 
 @called("size")
 class RunDim(Handle):

@@ -23,6 +23,7 @@ from .async_agents import AsyncOps
 from .engines import CopyEngine
 from .mbarriers import Blocked
 from .memory import WARP, decode, encode
+from .product import product
 from .stores import StoreOps
 from .tensors import Stamp, taken
 
@@ -236,7 +237,7 @@ class Agent(AsyncOps, StoreOps):
         return out
 
     def do_wmma_mma(self, op: Op, args: list[Any]) -> Any:
-        return args[2] + np.asarray(args[0], np.float32) @ np.asarray(args[1], np.float32)
+        return args[2] + product(np.asarray(args[0], np.float32), np.asarray(args[1], np.float32))
 
     def opaque_shape(self, t: Frag) -> tuple[int, int]:
         rows, cols = t.shape

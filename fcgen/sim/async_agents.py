@@ -156,9 +156,13 @@ class AsyncOps:
         return np.int32(self.sim.block_count)
 
     def do_claim(self, op: Op, args: list[Any]) -> np.int32:
-        if self.role.warps > 1 and not is_one_thread(self.role):
-            raise FcError("compile/unsupported", "claim belongs to a role of one thread", loc=op.loc, got=f"role {self.role.name}",
-                          hint="post what was claimed for the other roles")
+        if not is_one_thread(self.role):  # one thread of it asks
+            reader = next((o for o in walk(self.role.body) if op.result in o.operands and o.kind != "post"), None)
+            if reader is not None:
+                raise FcError("compile/unsupported", "claim belongs to one thread: no other has the number", loc=reader.loc,
+                              got=reader.kind, hint="post what was claimed, and fetch it")
+            if self.warp:
+                return np.int32(0)
         if self.block_index in self.sim.retired:
             self.sim.report("sim/protocol", "claim after this block's claim_done", op, notes=[self.who])  # type: ignore[attr-defined]
         self.sim.claimed += 1

@@ -98,7 +98,7 @@ class BulkEngine:
         bad = shared.unfenced(owner, where)
         if bad is not None:
             sim.conflict(bad, agent, op, ring, sim.offsets[ring])
-        bad = shared.launch(owner, where, np.full(where.shape, WARP), op)
+        bad = shared.launch(owner, where, np.full(where.shape, WARP), op) or shared.unfenced_read(owner, where)
         if bad is not None:
             sim.conflict(bad, agent, op, ring, sim.offsets[ring])
         if phase != barrier.phase:

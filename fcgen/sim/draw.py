@@ -22,12 +22,16 @@ from ..ir.types import Buffer, Tensor
 #: what random tensors look like: "loud" ones take rare branches, "rising" and "falling" ones grow along their tiles, "equal" ones have
 #: ties but for the last, "huge" ones are multiples of a power of two, whose products and sums float32 knows exactly, "level" ones are both.
 #: "mixed" ones are huge in some rows and small in others, so that a rare branch is left or entered on the way; what "drifting" ones add up
-#: to goes from below zero to above it, or back; "shifted" sums lie far from zero, "distant" ones very far, in steps that float32 knows;
-#: "tiny" ones go with enormous numbers. Trials 4, 8 and so on are the large ones
-KINDS = ("normal", "mixed", "shifted", "normal", "drifting", "loud", "rising", "level", "mixed", "loud", "huge", "falling", "distant",
-         "tiny", "equal", "drifting")
+#: to goes from below zero to above it, or back, and "sunken" sums stay below; "shifted" sums lie far from zero, most of them in one place,
+#: "distant" ones very far, in steps that float32 knows; "tiny" ones go with enormous numbers. Trials 4, 8 and so on are the large ones
+KINDS = ("normal", "mixed", "shifted", "normal", "drifting", "loud", "level", "rising", "mixed",
+         "loud", "shifted", "sunken", "distant", "tiny", "falling", "drifting", "huge", "equal")
+#: factors that go with them: large ones turn what is nearly a maximum into one, and make of small differences large ones
+FACTORS = {"tiny": 2.0**40, "shifted": 1.0, "sunken": 8.0, "drifting": 2.0, "rising": 4.0}
+#: and with the others: no two trials of a kind alike, and no factor the same as another one
+ANY, APART = (0.125, 0.25, 1.0, 32.0, 0.5), (1.0, 0.75, 1.5, 1.25)
 #: sizes of what is only ever a position: a batch, heads, groups of heads
-FEW = ((1, 2, 1), (1, 1, 1), (2, 1, 1), (1, 2, 2), (1, 3, 1), (2, 4, 2), (1, 1, 1))
+FEW = ((1, 2, 1), (1, 2, 2), (2, 1, 1), (2, 2, 1), (1, 3, 1), (2, 4, 2), (1, 1, 1))
 #: blocks of a kernel whose blocks take several tiles
 BLOCKS = (1, 2, 1, 3, 1, 2, 3)
 #: the trial whose loops take no step; the one with one row and whole tiles; the one with more heads than a tile has elements
@@ -188,14 +192,13 @@ class Draws:
         if n % 4 == 0:
             around = int(rng.integers(min(4, far), far + 1))
             return -(-around * steps // rows), around
-        tiles = int(rng.integers(1, 7))
-        return tiles, int(rng.integers(1, max(2, min(far + 1, 14 // tiles))))
+        return int(rng.integers(1, 4)), int(rng.integers(3, max(4, min(far + 1, 7))))
 
     def sizes(self, rng: np.random.Generator, n: int, tiles: int, steps: int) -> dict[str, int]:
         plain = [d for d in self.dims if d not in self.tiles]
         out: dict[str, int] = {}
         wide = n == WIDE and not self.persistent and self.meaning.multiples
-        few = FEW[n % len(FEW)] if n % 4 and not wide else FEW[1]
+        few = FEW[n % len(FEW)] if n % 4 and not wide else FEW[-1]
         for i, d in enumerate(plain):
             out[d] = self.given.get(d) or few[i % len(few)]
         for _ in plain:
@@ -227,7 +230,8 @@ class Draws:
     def number(self, p: Value, rng: np.random.Generator, sizes: Mapping[str, int], n: int) -> Any:
         positive = "positive" in self.kernel.flags.get(p.name, ())
         if p.type.dtype.is_float:
-            size = {"tiny": 2.0**40, "shifted": 0.125}.get(KINDS[n % len(KINDS)], [0.125, 0.125, 1.0, 4.0, 0.5][n % 5])
+            among = [q.name for q in self.kernel.params if not isinstance(q.type, Tensor) and q.type.dtype.is_float]
+            size = FACTORS.get(KINDS[n % len(KINDS)], ANY[n % len(ANY)]) * APART[among.index(p.name) % len(APART)]
             return size * (1 if positive or n % 3 < 2 else -1)
         return max(int(self.integers(p.name, rng, sizes, (), n)), int(positive))
 
@@ -310,22 +314,34 @@ class Draws:
     def floats(self, rng: np.random.Generator, shape: tuple[int, ...], kind: str, second: int) -> np.ndarray:
         """second: for the other one of two tensors that meet: where the first has short stretches it has long ones."""
         x: np.ndarray = rng.standard_normal(shape)
+        table = len(shape) > 1
+        #: half of the tables that a tensor has go up along their rows, the others down
+        tables = (np.arange(np.prod(shape[:-2], dtype=int)) + rng.integers(6)).reshape(*shape[:-2], 1)
+        ways = tables[..., None] % 2 * 2 - 1
         if kind in ("huge", "level", "tiny"):
             x = (2.0**-6 if kind == "tiny" else 16384.0) * rng.integers(-2, 3, shape)
-        elif kind == "mixed" and len(shape) > 1:
-            far = np.cumsum(rng.random(shape[-2]) < (0.02 if second else 0.15)) % 2 == rng.integers(2)
-            x = rng.integers(-2, 3, shape) * np.where(far, 16384.0, 1.0)[:, None]
-        elif kind == "drifting" and len(shape) > 1:
-            ramp = np.linspace(-1.5, 1.5, shape[-2])[:, None] * rng.choice([-1, 1])
+        elif kind == "mixed" and table:
+            # one table ends among huge rows, the next among small ones, and one has no others
+            turns = np.cumsum(rng.random(shape[:-1]) < (0.02 * (tables % 3 < 2) if second else 0.15), -1)
+            turns = turns - turns[..., -1:] + (tables % 3 == 0)
+            x = rng.integers(-2, 3, shape) * np.where(turns % 2, 16384.0, 1.0)[..., None]
+        elif kind == "drifting" and table:
+            ramp = np.linspace(-1.5, 1.5, shape[-2])[:, None] * ways
             x = np.abs(x) * (np.abs(ramp) if second else ramp)
-        elif kind in ("shifted", "distant") and shape:
-            x = 16.0 * rng.integers(-1, 2, shape) if kind == "distant" else x
-            x[..., :1] = 32768.0 if kind == "distant" else 256.0
+        elif kind == "sunken" and table:
+            x = np.abs(x) * (-0.25 * 16.0 ** (np.linspace(-1, 1, shape[-2])[:, None] * ways) if second else 1)
+        elif kind == "shifted" and table:
+            own = rng.random(shape[-2]) < (0.03 if second else 1)
+            x = x[..., np.arange(shape[-2]) * own, :] * (7 / np.sqrt(shape[-1])) ** 0.5
+            x[..., :1] = 96.0
+        elif kind == "distant" and shape:
+            x = 16.0 * rng.integers(-1, 2, shape)
+            x[..., :1] = 32768.0
         elif kind == "loud":
             x *= rng.choice([0.5, 4.0], (*shape[:-1], 1) if shape else ())
         if kind in ("equal", "level"):
-            x = np.broadcast_to(x[..., :1, :] if len(shape) > 1 else x, shape)
-        elif kind in ("rising", "falling") and len(shape) > 1:
+            x = np.broadcast_to(x[..., :1, :] if table else x, shape)
+        elif kind in ("rising", "falling") and table:
             ramp = np.geomspace(0.25, 4.0, shape[-2])[:, None]
             x *= ramp if kind == "rising" else ramp[::-1]
         return x

@@ -41,6 +41,7 @@ HINTS = {
     "sim/race": "a barrier (or, within one warp, a syncwarp) between the two accesses",
     "sim/stale": "wait_group before the read, and a barrier if another warp made the copy",
     "sim/proxy": "proxy_fence after the stores, and a barrier if other warps made them",
+    "unread": "proxy_fence after the reads and before the arrival: an arrival does not wait for plain loads",
     "store": "proxy_fence by those who stage a tile, and a barrier before its bulk store; bulk_wait by who started it, and a barrier after",
     "engine": "an mbarrier: who reads waits for `full`; who fills waits for `empty`, on which readers arrive when all reads have completed",
     "sim/protocol": "each phase gets as many arrivals as its barrier counts and as many bytes as it was told",
@@ -323,10 +324,11 @@ class Simulation:
             self.tell(replace(c, kind="race" if race else "stale"), reader, op, where)
 
     def tell(self, c: Conflict, agent: Agent, op: Op, where: str) -> None:
-        code = f"sim/{c.kind}"
+        code = "sim/proxy" if c.kind == "unread" else f"sim/{c.kind}"
         other = self._who(c.agent)
         pair = "lanes of one warp" if c.lanes else "agents" if c.agent >= self.shared.generic else "warps"
         message = (f"{op.kind} reaches {where} through the async proxy, and its writer made no proxy fence" if c.kind == "proxy" else
+                   f"{op.kind} may overwrite {where} before it has been read: its reader made no proxy fence" if c.kind == "unread" else
                    f"{op.kind} touches {where} while its copy is in flight" if c.flying else
                    f"two {pair} touch {where}, and nothing orders them")
         assert c.op is not None
@@ -362,7 +364,7 @@ class Simulation:
         if "tma_store" in (op.kind, c.op.kind if c.op is not None else ""):
             return HINTS["store"]
         if c.agent >= self.shared.generic or op.kind in ("tma_load", "wgmma"):
-            return HINTS["sim/proxy" if c.kind == "proxy" else "engine"]
+            return HINTS[{"proxy": "sim/proxy", "unread": "unread"}.get(c.kind, "engine")]
         return HINTS["sim/stale"] if c.flying else None
 
     def tensor_conflict(self, c: TensorConflict, agent: Agent, op: Op, tensor: str) -> None:

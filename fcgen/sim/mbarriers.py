@@ -48,6 +48,7 @@ class PhaseBarrier:
         self.phase, self.pending, self.bytes = 0, self.count, 0
         self.clock = np.zeros(sim.shared.agents, np.int32)
         self.ended: list[np.ndarray] = []  # what a waiter for each phase gets to know
+        self.waits: dict[int, dict[int, tuple[int, Op, str]]] = {}  # phase -> agent -> its time at its wait
         self.last: tuple[Op, str] | None = None  # what happened to it last, and who did it
         self.here: list[Agent] = []  # who has arrived in the open phase
         self.heard: set[int] = set()  # phases that somebody waited for
@@ -70,6 +71,9 @@ class PhaseBarrier:
     def arrive(self, agent: Agent, op: Op, phase: int, expect: int = 0) -> None:
         if phase != self.phase:
             self.fault(op, agent.who, f"{op.kind} is meant for phase {phase} of {self.name}, which is in phase {self.phase}", "phase")
+        elif not self.knows(agent, phase - 1):
+            self.fault(op, agent.who, f"{op.kind} is meant for phase {phase} of {self.name}, and may come before phase {phase - 1} ends",
+                       "phase")
         if self.pending == 0:
             self.fault(op, agent.who, f"one arrival more than {self.name} counts", "over")
             return
@@ -100,6 +104,9 @@ class PhaseBarrier:
 
     def end_if_complete(self) -> None:
         if self.pending == 0 and self.bytes == 0:
+            for number, (time, op, who) in self.waits.pop(self.phase - 1, {}).items():
+                if self.clock[number] < time:
+                    self.fault(op, who, f"{self.name} may run two phases ahead: this wait would see the wrong parity", "ahead")
             self.ended.append(self.clock.copy())
             self.phase, self.pending, self.here = self.phase + 1, self.count, []
 
@@ -109,13 +116,18 @@ class PhaseBarrier:
         """The wait is over, rightly or not."""
         return self.phase != phase
 
+    def knows(self, agent: Agent, phase: int) -> bool:
+        """The end of a phase comes before what the agent does now, in whatever order things happen."""
+        return not 0 <= phase < len(self.ended) or bool((self.ended[phase] <= agent.shared.clock[agent.number]).all())
+
     def waited(self, agent: Agent, op: Op, phase: int) -> None:
         if self.phase > phase + 1:
             self.fault(op, agent.who, f"{self.name} ran {self.phase - phase} phases ahead: this wait would see the wrong parity", "ahead")
-        elif self.phase < phase:
+        elif self.phase < phase or not self.knows(agent, phase - 1):
             self.fault(op, agent.who, f"{op.kind} for phase {phase} of {self.name} before phase {phase - 1} has ended: this wait would see "
                                       "the wrong parity", "behind")
         self.heard.add(phase)
+        self.waits.setdefault(phase, {})[agent.number] = int(agent.shared.clock[agent.number, agent.number]), op, agent.who
         if 0 <= phase < len(self.ended):
             agent.shared.acquire(agent.number, self.ended[phase])
 
@@ -138,6 +150,7 @@ class NamedBarrier:
     waiting: dict[int, Op] = field(default_factory=dict)
     passed: set[int] = field(default_factory=set)
     clock: np.ndarray | None = None
+    ended: np.ndarray | None = None  # what is known at the end of the last turn
 
     def give(self, agent: Agent, op: Op) -> None:
         if agent.number in self.arrived:
@@ -145,6 +158,9 @@ class NamedBarrier:
                              notes=[f"earlier: {describe(self.arrived[agent.number][0])}", f"later:   {agent.who}: {describe(op)}"],
                              key=(PROTOCOL, "token", id(op)))
             return
+        if self.ended is not None and (self.ended > agent.shared.clock[agent.number]).any():
+            agent.sim.report(PROTOCOL, f"{agent.who} may arrive at named barrier {self.number} before its last turn is over", op,
+                             notes=[f"{agent.who}: {describe(op)}", self.state()], key=(PROTOCOL, "token", id(op)))
         agent.shared.sync_warp(agent.number)
         self.arrived[agent.number] = (op, agent.who)
         self.join(agent)
@@ -163,6 +179,7 @@ class NamedBarrier:
                 agent.shared.clock[number, number] += 1
                 agent.shared.sync_warp(number)
             self.passed |= set(self.waiting)
+            self.ended = self.clock
             self.arrived, self.waiting, self.clock = {}, {}, None
 
     def state(self) -> str:

@@ -53,8 +53,8 @@ class Reads:
 
 @dataclass
 class Conflict:
-    """kind: "race", "stale" or "unwritten"; the earlier access's op and agent; where it is; whether only lanes of one warp meet;
-    whether the earlier one is a copy in flight."""
+    """kind: "race", "stale", "unwritten", "proxy" or "unread"; the earlier access's op and agent; where it is; whether only lanes of one
+    warp meet; whether the earlier one is a copy in flight."""
 
     kind: str
     op: Op | None
@@ -128,6 +128,20 @@ class SharedMemory:
             if bad.any():
                 _, g = _first(at, bad)
                 return Conflict("proxy", self.ops[self.w_op[g]], int(a), g * self.grain)
+        return None
+
+    def unfenced_read(self, engine: int, at: Where) -> Conflict | None:
+        """An element that an engine is about to write, and that may not yet have been read: what its reader did after the read waits for no
+        load, but for a proxy fence between the two."""
+        for a, r in sorted(self.reads.items()):
+            if a >= self.generic:
+                continue
+            fences = self.fences.get(a, [])
+            n = bisect_left(fences, int(self.clock[engine, a]))
+            bad = r.time[at] > (fences[n - 1] if n else 0)
+            if bad.any():
+                _, g = _first(at, bad)
+                return Conflict("unread", self.ops[r.op[g]], a, g * self.grain)
         return None
 
     def sync_warp(self, agent: int) -> None:

@@ -1,8 +1,8 @@
 """What a kernel should compute, and where: the outputs of a program that means the same, and the comparison with them.
 
 In: a tile kernel, or a machine kernel before it was edited. Out: for given inputs its outputs, and which elements it writes. Guaranteed: a
-difference is told only if it is larger than what rounding explains: what the program's own outputs move by when its inputs move by one
-rounding.
+difference is told only if it is larger than what rounding explains: what the program's own outputs move by when its results do (of a
+machine kernel: when its inputs do).
 """
 
 from __future__ import annotations
@@ -19,12 +19,11 @@ from ..ir.elementwise import to_dtype
 from ..ir.target import Target
 from ..ir.types import DType, Tensor
 from .machine import Result, simulate
+from .rounding import STEP, Shaking
 from .tile import interpret, unwritten
 
 #: relative to an element and to the rms of its tensor, by dtype of the output: two roundings, and float32 sums in another order
 TOLERANCE = {"f16": 4e-3, "bf16": 3e-2, "f32": 1e-3, "f64": 1e-3, "f8e4m3": 0.25, "f8e5m2": 0.5}
-#: one rounding of an input
-STEP = {"f16": 2.0**-11, "bf16": 2.0**-8, "f32": 2.0**-20, "f64": 2.0**-20, "f8e4m3": 2.0**-4, "f8e5m2": 2.0**-3}
 
 
 @dataclass
@@ -66,19 +65,25 @@ class Oracle:
         return None
 
     def _moves(self, name: str, x: np.ndarray, inputs: Mapping[str, Any], programs: Any) -> np.ndarray:
-        """How far the outputs move when each input moves by about one rounding."""
+        """How far the outputs move when each result of the program moves by about one rounding."""
         far = np.zeros(x.shape)
-        for seed in range(2):
-            rng, moved = np.random.default_rng(seed), dict(inputs)
-            for p in self.says.params:
-                if isinstance(p.type, Tensor) and p.type.dtype.is_float and p.name in moved:
-                    noise = 1 + STEP[p.type.dtype.name] * rng.choice([-1.0, 1.0], moved[p.name].shape)
-                    moved[p.name] = to_dtype(moved[p.name] * noise, p.type.dtype)
-            y = self.run(moved, programs).outputs[name]
+        for seed in range(3):
+            y = self.shaken(inputs, programs, seed)[name]
             with np.errstate(all="ignore"):
                 far = np.fmax(far, np.abs(np.asarray(y, np.float64) - x))
         known = far[np.isfinite(far)]
         return 3 * np.where(np.isfinite(far), far, np.inf) + (3 * np.sqrt(np.mean(known**2)) if known.size else 0)
+
+    def shaken(self, inputs: Mapping[str, Any], programs: Any, seed: int) -> Mapping[str, np.ndarray]:
+        """Outputs with other roundings; of a machine kernel, with inputs that move by one."""
+        if self.says.level == "tile":
+            return interpret(self.says, inputs, written={}, shaken=Shaking(seed))
+        rng, moved = np.random.default_rng(seed), dict(inputs)
+        for p in self.says.params:
+            if isinstance(p.type, Tensor) and p.type.dtype.is_float and p.name in moved:
+                noise = 1 + STEP[p.type.dtype.name] * rng.choice([-1.0, 1.0], moved[p.name].shape)
+                moved[p.name] = to_dtype(moved[p.name] * noise, p.type.dtype)
+        return self.run(moved, programs).outputs
 
     def _tell(self, name: str, bad: np.ndarray, x: np.ndarray, got: Result) -> FcError:
         place = tuple(int(i) for i in np.argwhere(bad)[0])

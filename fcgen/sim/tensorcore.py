@@ -19,6 +19,7 @@ from ..ir.layout import RegLayout, mma_a, mma_c, warp_grid
 from ..ir.types import Buffer, Frag, Pending
 from . import descriptor, registers
 from .memory import WARP, Where, decode, runs
+from .product import product
 from .tile import poison
 from .words import describe
 
@@ -196,7 +197,7 @@ class TensorCore:
             la, ra, _ = registers.operand_map(op.operands[0].type.layout, left_unit, agent.role.warps, agent.warp)
             a = job.left[la, ra].astype(np.float64)
         out = np.full((32, t.layout.regs), np.nan)
-        out[lanes, regs] = a @ b.T
+        out[lanes, regs] = product(b, a.T).T
         if isinstance(job.acc, Job):
             assert job.acc.value is not None
             out = out + job.acc.value

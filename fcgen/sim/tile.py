@@ -8,7 +8,7 @@ seen.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -20,11 +20,12 @@ from ..ir.elementwise import FNS, REDUCTIONS, convert, evaluate, to_dtype
 from ..ir.ranges import HIGHEST, Admitted, admitted
 from ..ir.sizes import is_made, number, output_shape
 from ..ir.types import DTYPES, DType, Tensor, i1
+from .product import product
 
 
 def interpret(kernel: Kernel, arguments: Mapping[str, Any], *, skip_dead: bool = False,
-              written: dict[str, np.ndarray] | None = None) -> dict[str, np.ndarray]:
-    """Run a tile kernel over its whole grid; returns its outputs by name.
+              written: dict[str, np.ndarray] | None = None, shaken: Shaken | None = None) -> dict[str, np.ndarray]:
+    """Run a tile kernel over its whole grid; returns its outputs by name. shaken: what becomes of each result.
 
     arguments: arrays and numbers by parameter name; an output may be given (an "inout" tensor) or is made. skip_dead: leave out loop
     iterations whose `live` tile is false everywhere, as the compiler may. written: receives which elements of each output were written, or
@@ -32,7 +33,7 @@ def interpret(kernel: Kernel, arguments: Mapping[str, Any], *, skip_dead: bool =
     "sim/unwritten".
     """
     memory, sizes = bind(kernel, arguments)
-    machine = _Interpreter(kernel, memory, sizes, skip_dead)
+    machine = _Interpreter(kernel, memory, sizes, skip_dead, shaken)
     with np.errstate(all="ignore"):
         for place in itertools.product(*[range(axis.count(sizes)) for axis in kernel.grid]):
             machine.program(place)
@@ -126,13 +127,16 @@ def poison(shape: tuple[int, ...], dtype: DType) -> np.ndarray:
     return np.full(shape, np.nan if dtype.is_float else dtype.range[0] or dtype.range[1], dtype.np_dtype)
 
 
+#: (op, operands, result) -> what the result is to be
+Shaken = Callable[[Op, list[Any], Any], Any]
 #: how a program touches an element -> how no other program may have touched it, whichever came first
 CLASHES = {"stores": ("stores", "adds", "reads"), "adds": ("stores", "reads"), "reads": ("stores", "adds")}
 
 
 class _Interpreter:
-    def __init__(self, kernel: Kernel, memory: dict[str, Any], sizes: dict[str, int], skip_dead: bool):
-        self.kernel, self.memory, self.sizes, self.skip_dead = kernel, memory, sizes, skip_dead
+    def __init__(self, kernel: Kernel, memory: dict[str, Any], sizes: dict[str, int], skip_dead: bool,
+                 shaken: Shaken | None = None):
+        self.kernel, self.memory, self.sizes, self.skip_dead, self.shaken = kernel, memory, sizes, skip_dead, shaken
         written = [n for n, flags in kernel.flags.items() if "out" in flags and n in memory]
         #: how an element was touched -> by which program: -1 none, -2 several
         self.touched = {n: {how: np.full(memory[n].shape, -1, np.int32) for how in CLASHES} for n in written}
@@ -159,7 +163,7 @@ class _Interpreter:
             else:
                 raise FcError("compile/unsupported", f"the tile interpreter has no meaning for {op.kind}", loc=op.loc)
             if len(op.results) == 1 and not op.regions:
-                env[op.result] = out
+                env[op.result] = out if self.shaken is None else self.shaken(op, args, out)
         return ()
 
     # ---- values ----------------------------------------------------------------------------------------------------
@@ -210,8 +214,8 @@ class _Interpreter:
         right = np.asarray(args[1], wide)
         if op.get("ones"):
             right = np.concatenate([right, np.ones((len(right), op["ones"]), np.float32)], axis=1)
-        product = np.asarray(np.asarray(args[0], wide) @ right, dtype.np_dtype)
-        return np.asarray(product if len(args) == 2 else args[2] + product, dtype.np_dtype)
+        out = np.asarray(product(np.asarray(args[0], wide), right), dtype.np_dtype)
+        return np.asarray(out if len(args) == 2 else args[2] + out, dtype.np_dtype)
 
     # ---- memory ----------------------------------------------------------------------------------------------------
 

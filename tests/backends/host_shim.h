@@ -81,8 +81,14 @@ static float to_f32_f16(unsigned short h) { _Float16 x; memcpy(&x, &h, 2); retur
 static uint32_t half_bits(float f) { _Float16 x = (_Float16)f; unsigned short h; memcpy(&h, &x, 2); return h; }
 static uint32_t bf16_bits(float f) { const uint32_t u = bits_of(f); return f != f ? 0x7fff : (u + 0x7fff + ((u >> 16) & 1)) >> 16; }
 static uint32_t pack_f16(float lo, float hi) { return half_bits(lo) | half_bits(hi) << 16; }
-static uint32_t to_f16x2_i8(unsigned short b) { return half_bits((signed char)b) | half_bits((signed char)(b >> 8)) << 16; }
-static uint32_t to_f16x2_u8(unsigned short b) { return half_bits(b & 255) | half_bits(b >> 8) << 16; }
+static float half_of_word(uint32_t x, int i) { return to_f32_f16((unsigned short)(x >> 16 * i)); }
+static uint32_t add_f16x2(uint32_t a, uint32_t b) { return pack_f16(half_of_word(a, 0) + half_of_word(b, 0), half_of_word(a, 1) + half_of_word(b, 1)); }
+static uint32_t sub_f16x2(uint32_t a, uint32_t b) { return pack_f16(half_of_word(a, 0) - half_of_word(b, 0), half_of_word(a, 1) - half_of_word(b, 1)); }
+static uint32_t mul_f16x2(uint32_t a, uint32_t b) { return pack_f16(half_of_word(a, 0) * half_of_word(b, 0), half_of_word(a, 1) * half_of_word(b, 1)); }
+static uint32_t fma_f16x2(uint32_t a, uint32_t b, uint32_t c) {
+    const auto one = [&](int i) { return half_of_word(a, i) * (double)half_of_word(b, i) + half_of_word(c, i); };
+    return pack_f16((float)one(0), (float)one(1));
+}
 static uint32_t pack_bf16(float lo, float hi) { return bf16_bits(lo) | bf16_bits(hi) << 16; }
 static uint32_t __float_as_uint(float f) { return bits_of(f); }
 static int __float2int_rn(float f) { return (int)nearbyintf(f); }

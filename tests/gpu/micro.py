@@ -35,6 +35,16 @@ def ldmatrix(i: Instr, count: int) -> str:
 }}"""
 
 
+#: Lane 5 of each warp posts; then each warp fetches what the next one posted.
+POSTS = """KERNEL t_posts(int* y, const int* x) {
+    __shared__ __align__(16) int numbers[4];
+    const int warp = threadIdx.x / 32;
+    if (threadIdx.x % 32 == 5) post_i32(shared(numbers + warp), x[warp]);
+    __syncthreads();
+    y[threadIdx.x] = fetch_i32(shared(numbers + (warp + 1) % 4));
+}"""
+
+
 def elementwise(name: str, out: str, *args: str) -> str:
     """One result per thread from one element of each argument."""
     params = "".join(f", const {c}* {n}" for n, c in zip("abc", args))
@@ -100,9 +110,11 @@ def kernels(arch: str) -> list[str]:
     out += [elementwise(f"pack_{t}", "uint32_t", "float", "float") for t in ("f16", "bf16")]
     out += [elementwise(f"to_f32_{t}", "float", "unsigned short") for t in ("f16", "bf16")]
     out += [elementwise(n, "int", "int", "int") for n in ("floor_div", "floor_mod")]
+    out += [elementwise(f"{n}_f16x2", "uint32_t", "uint32_t", "uint32_t") for n in ("add", "sub", "mul")]
+    out += [elementwise("fma_f16x2", "uint32_t", "uint32_t", "uint32_t", "uint32_t"), elementwise("spread_bytes", "uint32_t", "uint32_t", "int")]
     out += [elementwise(f"shfl_xor_{t}", c, c, "int") for t, c in SHUFFLES.items()]
     out += [packed("at_f16", "float"), packed("at_bf16", "float"), packed("half_of", "unsigned short")]
-    out += [move(*m) for m in MOVES] + [copy(s) for s in (16, 8, 4)]
+    out += [move(*m) for m in MOVES] + [copy(s) for s in (16, 8, 4)] + [POSTS]
     return out
 
 

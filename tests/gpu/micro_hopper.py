@@ -51,7 +51,6 @@ COVERS = {
     "test_a_ring": {"mbar_wait", "mbar_arrive", "mbar_expect", "tma_load_2d"},
     "test_named_barriers": {"bar_sync", "bar_arrive"},
     "test_registers_move_between_warpgroups": {"setmaxnreg_inc", "setmaxnreg_dec"},
-    "test_posts": {"post_i32", "fetch_i32"},
     "test_what_is_kept": {"opaque", "touch", "touch_b32"},
     "test_largest_of_three": {"vmax3"},
     "test_a_grid_begins_early_and_waits": {"grid_wait", "launch_dependents"},
@@ -346,15 +345,6 @@ REGISTERS = """KERNEL(384) t_registers(float* y, const float* x, int rounds) {
     }
 }"""
 
-#: Lane 5 of each warp posts; then each warp fetches what the next one posted.
-POSTS = """KERNEL(128) t_posts(int* y, const int* x) {
-    __shared__ __align__(16) int numbers[4];
-    const int warp = threadIdx.x / 32;
-    if (threadIdx.x % 32 == 5) post_i32(shared(numbers + warp), x[warp]);
-    __syncthreads();
-    y[threadIdx.x] = fetch_i32(shared(numbers + (warp + 1) % 4));
-}"""
-
 KEPT = """KERNEL(128) t_kept(uint32_t* y, const uint32_t* x, float* g, const float* f) {
     float r[3];
     uint32_t w[3];
@@ -408,7 +398,7 @@ def kernels(part: str) -> list[str]:
     if part != "rest":
         return wgmma_kernels(part)
     out = [copy(rank, hint) for rank in range(2, 6) for hint in ("", *HINTS)]
-    return [*out, STATES, WAITS, RINGS, TURNS, REGISTERS, POSTS, KEPT, LARGEST, CHAIN, descriptors()]
+    return [*out, STATES, WAITS, RINGS, TURNS, REGISTERS, KEPT, LARGEST, CHAIN, descriptors()]
 
 
 PARTS = ("f16", "bf16", "rest")

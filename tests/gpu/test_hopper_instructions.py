@@ -229,17 +229,6 @@ def test_registers_move_between_warpgroups():
     np.testing.assert_array_equal(got[16:, 128:], np.roll(x, -rounds, axis=0)[:, 128:] + rounds)
 
 
-def test_posts():
-    x = rng.integers(-2**31, 2**31, 4, dtype=np.int64).astype(np.int32)
-    memory = np.zeros(4, np.int32)
-    for warp in range(4):
-        memory = INSTRS["post_i32"].effect(memory, warp, x[warp])
-    out = empty((4, 32), torch.int32)
-    micro.launch("rest", "posts", ("ptr", "ptr"), [out, gpu(x)], threads=128)
-    want = [INSTRS["fetch_i32"].effect(memory, (warp + 1) % 4) for warp in range(4)]
-    np.testing.assert_array_equal(out.cpu().numpy(), np.repeat(want, 32).reshape(4, 32))
-
-
 def test_what_is_kept():
     x, f = rng.integers(-2**31, 2**31, (3, 128), dtype=np.int64).astype(np.int32), rng.standard_normal((3, 128)).astype(np.float32)
     words, floats = empty((3, 128), torch.int32), empty((3, 128), torch.float32)

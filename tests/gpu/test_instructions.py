@@ -89,6 +89,29 @@ def test_sixteen_bits(kind):
     np.testing.assert_array_equal(apply("half_of", halves, out=torch.int16), halves.view(torch.int16).flatten()[:COUNT].cpu().numpy())
 
 
+@pytest.mark.parametrize("name", ["add", "sub", "mul"])
+def test_two_halves(name):
+    """As in floats and rounded; subnormal results too."""
+    a, b = (values(-300, 300).astype(np.float16) for _ in range(2))
+    a[::5] *= np.float16(1e-6)
+    words = lambda x: gpu(np.stack([x, x[::-1]], 1).copy().view(np.int32).ravel())
+    got = apply(f"{name}_f16x2", words(a), words(b), out=torch.int32).view(np.float16).reshape(-1, 2)
+    want = {"add": np.add, "sub": np.subtract, "mul": np.multiply}[name](a.astype(np.float32), b.astype(np.float32)).astype(np.float16)
+    np.testing.assert_array_equal(got, np.stack([want, want[::-1]], 1))
+
+
+def test_bytes_that_are_unpacked():
+    """Four bits of a byte as halves less 8, the upper ones by a multiply-add."""
+    w = rng.integers(0, 2**32, COUNT, dtype=np.uint32)
+    for second in (0, 1):
+        t = apply("spread_bytes", gpu(w.view(np.int32)), gpu(np.full(COUNT, second, np.int32)), out=torch.int32)
+        pair = w.view(np.uint8).reshape(-1, 4)[:, 2 * second:2 * second + 2]
+        np.testing.assert_array_equal(t.view(np.float16).reshape(-1, 2), pair + 1024.0)
+        const = lambda x: gpu(np.full(2 * COUNT, x, np.float16).view(np.int32))
+        got = apply("fma_f16x2", gpu(t & 0x64F064F0), const(1 / 16), const(-72), out=torch.int32)
+        np.testing.assert_array_equal(got.view(np.float16).reshape(-1, 2), (pair >> 4) - 8.0)
+
+
 @pytest.mark.parametrize("name, exact", [("floor_div", np.floor_divide), ("floor_mod", np.mod)])
 def test_integer_division(name, exact):
     a, b = rng.integers(-1000, 1000, COUNT, dtype=np.int32), rng.integers(1, 50, COUNT, dtype=np.int32)
@@ -121,3 +144,9 @@ def test_asynchronous_copies(size):
     np.testing.assert_array_equal(got[0], rows)
     kept = np.arange(size)[None] < (np.arange(128) % (size + 1))[:, None]
     np.testing.assert_array_equal(got[1], np.where(kept, rows, 0))
+
+
+def test_all_lanes_fetch_what_one_has_posted():
+    x = rng.integers(-2**31, 2**31, 4, dtype=np.int64).astype(np.int32)
+    got = micro.launch("posts", torch.zeros(128, dtype=torch.int32, device="cuda"), gpu(x))
+    np.testing.assert_array_equal(got.reshape(4, 32), np.repeat(np.roll(x, -1), 32).reshape(4, 32))

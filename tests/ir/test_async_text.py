@@ -64,9 +64,53 @@ def test_channels_and_pending_accumulators_print_as_they_were_read():
     ("cursor {slots = 1} : cursor x1\n  %0 = const {value = 64, dtype = i32} : i32\n  %1 = mul %i, %0 : i32\n  %2 = mul %j, %0 : i32\n  mbar_wait %full",
      "cursor {slots = 2} : cursor x2\n  %0 = const {value = 64, dtype = i32} : i32\n  %1 = mul %i, %0 : i32\n  %2 = mul %j, %0 : i32\n  mbar_wait %full",
      "the cursor counts as many slots as there are barriers"),
+    ("smem %a: f16[64,64]{panel 64 swizzle 128}", "smem %a: f16[64,64]{panel 32 swizzle 128}", "rows of its boxes are as long as the swizzle"),
+    ("  mbar_wait %full", "  %own = row_part {parts = 3} : i32\n  mbar_wait %full", "equal parts of the role's warps"),
 ])
 def test_misuse_is_refused_with_the_rule(old, new, rule):
     assert old in KERNEL
     with pytest.raises(FcError) as e:
         parse_kernel(KERNEL.replace(old, new))
     assert rule in str(e.value)
+
+
+CARRIED = """\
+  %d = cursor {slots = 1} : cursor x1
+  %one = const {value = 1, dtype = i32} : i32
+  %yes = const {value = true, dtype = i1} : i1
+"""
+FOR = """\
+  %e, %f = for %0, %one, %c, %d (%n: i32, %c.3: cursor x1, %d.3: cursor x1) {
+    %c.4 = advance %c.3 : cursor x1
+    yield %c.4, %d.3
+  } : cursor x1, cursor x1
+"""
+WHILE = """\
+  %e, %f = while %yes, %c, %d (%c.3: cursor x1, %d.3: cursor x1) {
+    %no = const {value = false, dtype = i1} : i1
+    %c.4 = advance %c.3 : cursor x1
+    yield %no, %c.4, %d.3
+  } : cursor x1, cursor x1
+"""
+IF = """\
+  %e, %f = if %yes {
+    %c.4 = advance %c : cursor x1
+    yield %c.4, %d
+  } else {
+    yield %c, %d
+  } : cursor x1, cursor x1
+"""
+
+
+@pytest.mark.parametrize(("text", "right", "wrong"), [
+    (FOR, "yield %c.4, %d.3", "yield %c.4, %c.3"), (FOR, "yield %c.4, %d.3", "yield %d.3, %c.4"),
+    (WHILE, "yield %no, %c.4, %d.3", "yield %no, %d.3, %d.3"), (IF, "yield %c, %d", "yield %c, %c"), (IF, "yield %c, %d", "yield %d, %c"),
+])
+def test_a_carried_position_stays_that_of_its_ring(text: str, right: str, wrong: str) -> None:
+    head, tail = KERNEL.split("role main", 1)
+    kernel = head + "role main" + tail.replace("  mbar_wait %full", CARRIED + text + "  mbar_wait %full").replace("%full, %c ", "%full, %e ")
+    assert right in kernel
+    parse_kernel(kernel.replace("mbar_arrive %empty, %c", "mbar_arrive %empty, %e"))
+    with pytest.raises(FcError, match="a position that is carried stays that of its own ring") as e:
+        parse_kernel(kernel.replace(right, wrong))
+    assert e.value.code == "ir/verify"

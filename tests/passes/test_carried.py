@@ -32,15 +32,38 @@ def tails(A: T[M, K], S: "out f32[M]"):
     fc.store(S[rows], total)
 
 
+@fc.kernel
+def gated(A: T[M, K], B: T[N, K], V: T[N, K], C: "out f32[M, N]"):
+    """Two accumulators."""
+    rows, cols = fc.grid(fc.tile(A.M, "BLOCK_M"), fc.tile(B.N, "BLOCK_N"))
+    gate, up = fc.var(fc.zeros(rows, cols)), fc.var(fc.zeros(rows, cols))
+    for depth in fc.loop(fc.tile(A.K, "BLOCK_K")):
+        a = fc.load(A[rows, depth])
+        gate <<= gate + fc.dot(a, fc.load(B[cols, depth]).T)
+        up <<= up + fc.dot(a, fc.load(V[cols, depth]).T)
+    fc.store(C[rows, cols], gate * fc.sigmoid(gate) + up)
+
+
+@fc.kernel
+def twice(A: T[M, K], B: T[N, K], V: T[N, K], C: "out f32[M, N]"):
+    """Two products are added to one accumulator."""
+    rows, cols = fc.grid(fc.tile(A.M, "BLOCK_M"), fc.tile(B.N, "BLOCK_N"))
+    acc = fc.var(fc.zeros(rows, cols))
+    for depth in fc.loop(fc.tile(A.K, "BLOCK_K")):
+        a = fc.load(A[rows, depth])
+        acc <<= acc + fc.dot(a, fc.load(B[cols, depth]).T) + fc.dot(a, fc.load(V[cols, depth]).T)
+    fc.store(C[rows, cols], acc)
+
+
 def compiled(spec=product, **more):
     tiles = {"BLOCK_M": 64, "BLOCK_N": 32, "BLOCK_K": 16}
     schedule = fc.Schedule(**{"tiles": tiles, "math": "wgmma", "copy": "tma", "stages": 2, **more})
     return spec.compile(target="sm_90a", T=fc.f16, schedule=schedule)
 
 
-def draw(m, n, k):
+def draw(m, n, k, more=False):
     rng = np.random.default_rng(m + n + k)
-    return {"A": rng.standard_normal((m, k)).astype(np.float16), "B": rng.standard_normal((n, k)).astype(np.float16)}
+    return {name: rng.standard_normal((rows, k)).astype(np.float16) for name, rows in (("A", m), ("B", n), *([("V", n)] if more else []))}
 
 
 def loop_kinds(program):
@@ -49,7 +72,8 @@ def loop_kinds(program):
     return [o.kind for o in loop.regions[0].ops]
 
 
-@pytest.mark.parametrize("spec, stages, carried", [(product, 2, True), (product, 4, True), (product, 1, False), (scaled, 2, False)])
+@pytest.mark.parametrize("spec, stages, carried", [
+    (product, 2, True), (product, 4, True), (product, 1, False), (scaled, 2, False), (gated, 2, True), (twice, 3, True)])
 def test_an_accumulator_that_only_products_touch_stays_in_flight(spec, stages, carried):
     """With one slot there is no tile to read while the last one is still in use."""
     kinds = loop_kinds(compiled(spec, stages=stages))
@@ -57,9 +81,9 @@ def test_an_accumulator_that_only_products_touch_stays_in_flight(spec, stages, c
 
 
 @pytest.mark.parametrize("more", [{}, {"stages": 3, "persistent": "dynamic"}, {"persistent": "static", "l2": 32, "epilogue": "tma"}])
-@pytest.mark.parametrize("trips", [0, 1, 2, 3, 5])
-def test_what_is_carried_is_right_and_the_simulator_is_silent(trips, more):
-    p, args = compiled(**more), draw(130, 70, max(1, 16 * trips - 3) if trips else 0)
+@pytest.mark.parametrize(("trips", "spec"), [(0, product), (1, gated), (2, twice), (3, product), (5, gated)])
+def test_what_is_carried_is_right_and_the_simulator_is_silent(spec, trips, more):
+    p, args = compiled(spec, **more), draw(130, 70, max(1, 16 * trips - 3) if trips else 0, spec is not product)
     np.testing.assert_allclose(p.simulate(**args)["C"], p.interpret(**args)["C"], atol=1e-4)
 
 

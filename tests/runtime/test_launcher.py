@@ -22,9 +22,10 @@ FLAT = (("ptr", "X", -1, ()), ("stride", "X", 0, ()), ("ptr", "Y", -1, ()), ("ma
 SIZES = (8, 8, 8, 128, 128, 8, 4, 4)
 
 
-def facts(flat=FLAT, persistent="dynamic", arch="sm_90a", cluster=1, pdl=False):
+def facts(flat=FLAT, persistent="dynamic", arch="sm_90a", cluster=1, pdl=False, resident=1):
     return Facts("k", arch, 384, 1024, (("X", "tensor", "f16", ("M", "D"), ()), ("Y", "tensor", "f16", ("M", "D"), ("out",)),
-                                        ("scale", "scalar", "f32", (), ("positive",))), flat, (("m", "M", 64, cluster),), persistent, pdl)
+                                        ("scale", "scalar", "f32", (), ("positive",))), flat, (("m", "M", 64, cluster),), persistent, pdl,
+                 resident=resident)
 
 
 def made(**change):
@@ -79,6 +80,11 @@ def test_more_tensors_than_are_remembered(fake, monkeypatch):
 def test_a_persistent_grid_has_one_block_per_multiprocessor(fake, rows, persistent, blocks):
     made(persistent=persistent)({"X": Tensor((rows, 64), F16), "Y": Tensor((rows, 64), F16), "scale": 1})
     assert fake.launches[0][0] == (blocks, 1, 1)
+
+
+def test_a_persistent_grid_fills_multiprocessors_that_were_made_for_several_blocks(fake):
+    made(persistent="dynamic", resident=2)({"X": Tensor((64 * 500, 64), F16), "Y": Tensor((64 * 500, 64), F16), "scale": 1})
+    assert fake.launches[0][0] == (264, 1, 1)
 
 
 def test_nothing_to_do_launches_nothing(fake):

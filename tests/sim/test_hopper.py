@@ -156,7 +156,7 @@ def test_a_second_start_token():
 
 
 def test_claims_belong_to_one_thread():
-    with pytest.raises(FcError, match="claim belongs to a role of one thread"):
+    with pytest.raises(FcError, match="claim belongs to one thread"):
         run(mutant("tiles-2", ("    %next = fetch %st : i32\n", "    %next = claim : i32\n")), CASES["tiles-2"].draw(0, 2)[0])
 
 

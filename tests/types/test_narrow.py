@@ -64,7 +64,7 @@ def test_floats_of_8_bits_are_those_of_ml_dtypes() -> None:
 
 
 def test_bytes_become_halves_two_at_a_time() -> None:
-    """What `to_f16x2_i8` and `_u8` count on: 0x64 above a byte is 1024 and the byte, and halves there count ones."""
+    """What `spread_bytes` counts on: 0x64 above a byte is 1024 and the byte, and halves there count ones."""
     every = np.arange(256, dtype=np.uint16)
     halves = lambda x: (0x6400 | x).astype(np.uint16).view(np.float16)
     assert (halves(every) - np.uint16(0x6400).view(np.float16) == every).all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import product
 
 from ...errors import FcError
@@ -13,7 +14,9 @@ from ..targets.hopper import HINTS
 from .boxes import Boxes
 from .emit import Emitter, emits
 from .flow import emit_block, move
-from .text import CTYPES, X, add, binary
+from .text import CTYPES, ZERO, X, add, binary
+
+ONE = "if (threadIdx.x == 0) "  # in a block of one role
 
 
 @emits("cursor")
@@ -67,12 +70,17 @@ def _advance(em: Emitter, op: Op) -> None:
     em.changed(*filter(None, (slot, parity)))
 
 
-def check_cursors(block: Block) -> None:
-    """A cursor is one pair of variables that `advance` changes in place: nothing may read the old position afterwards."""
+def check_cursors(block: Block, views: Mapping[Value, list[Value]] | None = None) -> None:
+    """A cursor is one pair of variables that `advance` changes in place: nothing may read the old position afterwards, nor a slot that was
+    found with it. views: cursor -> slots."""
+    if views is None:
+        views = {c: [op.result for op in walk(block) if op.kind == "slot" and op.operands[1] is c]
+                 for c in {op.operands[1] for op in walk(block) if op.kind == "slot"}}
     for n, op in enumerate(block.ops):
         for r in op.regions:
-            check_cursors(r)
-        gone = {op.operands[0]} if op.kind == "advance" else {v for v in op.operands if isinstance(v.type, Cursor) and op.regions}
+            check_cursors(r, views)
+        old = [op.operands[0]] if op.kind == "advance" else [v for v in op.operands if isinstance(v.type, Cursor)] if op.regions else []
+        gone = {v for c in old for v in (c, *views.get(c, ()))}
         for later in block.ops[n + 1:] if gone else ():
             if any(not gone.isdisjoint(o.operands) for o in (later, *(x for r in later.regions for x in walk(r)))):
                 raise FcError("compile/unsupported", "a ring's position is read after it has moved on", loc=later.loc,
@@ -206,7 +214,8 @@ def _block_count(em: Emitter, op: Op) -> None:
 
 @emits("row_part")
 def _row_part(em: Emitter, op: Op) -> None:
-    em.scalars[op.result] = X("warp / 4", 80)
+    warps = em.kernel.warps // op["parts"]
+    em.scalars[op.result] = X(f"warp / {warps}", 80) if op["parts"] > 1 else ZERO
     em.nonneg.add(op.result)
 
 
@@ -214,7 +223,11 @@ def _row_part(em: Emitter, op: Op) -> None:
 def _claim(em: Emitter, op: Op) -> None:
     em.counter = True
     name = em.names(op.result.name, "next")
-    em.w.line(f"const int {name} = atomicAdd(counter, 1) + int(gridDim.x);")
+    if em.one_thread:
+        em.w.line(f"const int {name} = atomicAdd(counter, 1) + int(gridDim.x);")
+    else:  # the others hear of it
+        em.w.line(f"int {name} = 0;")
+        em.w.line(f"{ONE}{name} = atomicAdd(counter, 1) + int(gridDim.x);")
     em.scalars[op.result] = X(name, depth=em.depth)
     em.nonneg.add(op.result)
 
@@ -223,7 +236,7 @@ def _claim(em: Emitter, op: Op) -> None:
 def _claim_done(em: Emitter, op: Op) -> None:
     em.counter = True
     em.w.line("// the last block to finish resets the counter for the next launch")
-    em.w.open("if (atomicAdd(counter + 1, 1) == int(gridDim.x) - 1) {")
+    em.w.open(f"if ({'' if em.one_thread else 'threadIdx.x == 0 && '}atomicAdd(counter + 1, 1) == int(gridDim.x) - 1) {{")
     em.w.line("counter[0] = 0;")
     em.w.line("counter[1] = 0;")
     em.w.close()
@@ -233,7 +246,7 @@ def _claim_done(em: Emitter, op: Op) -> None:
 def _post(em: Emitter, op: Op) -> None:
     *values, slot = op.operands
     for n, v in enumerate(values):
-        em.w.line(f"{em.fn('post_i32')}({add(em.scalars[slot], X(str(4 * n)))}, {em.scalar(v)});")
+        em.w.line(f"{'' if em.one_thread else ONE}{em.fn('post_i32')}({add(em.scalars[slot], X(str(4 * n)))}, {em.scalar(v)});")
 
 
 @emits("fetch")

@@ -10,9 +10,10 @@ from ...errors import FcError, Loc
 from ...ir.core import Op, Value
 from ...ir.elementwise import REDUCTIONS
 from ...ir.layout import RegLayout
-from ...ir.types import Frag, Scalar, Tensor, f16
+from ...ir.types import Frag, Scalar, Tensor
 from .emit import EMIT, Emitter, emits
 from .expr import LONG, Registers, apply, choose, is_opaque, view_index
+from .packed import Words, takes
 from .text import CTYPES, X, add, binary, call, literal, mul
 
 
@@ -91,7 +92,28 @@ def evaluate_into(em: Emitter, name: str, v: Value) -> None:
     if v not in em.plan.fused and t.dtype.per_register > 1 and em.plan.base(v) is v:
         em.w.loop(-(-t.layout.regs // t.dtype.per_register), "i", lambda i: [f"{name}[{i}] = {em.array(v)}[{i}];"])
         return
-    fill(em, name, t, lambda regs: regs.value(v, _full(t), final=True))
+    op = em.plan.maker.get(v)
+    if v in em.plan.fused and op is not None:
+        _evaluate(em, name, op)
+    else:
+        fill(em, name, t, lambda regs: regs.value(v, _full(t), final=True))
+
+
+def _evaluate(em: Emitter, name: str, op: Op) -> None:
+    """Compute what the op makes into the array `name`, packed elements together where there are instructions for that."""
+    t = op.result.type
+    per = t.dtype.per_register
+    if per > 1 and t.layout.regs % per == 0 and takes(em, op):
+        table = _full(t).reshape(-1, per)
+
+        def word(i: X) -> list[str]:
+            lines: list[str] = []
+            x = Words(em, i, lines, name).compute(op, table)
+            return [*lines, f"{name}[{i}] = {x};"]
+
+        em.w.loop(len(table), "i", word)
+        return
+    fill(em, name, t, lambda regs: regs.compute(op, _full(t), final=True))
 
 
 def _full(t: Frag) -> np.ndarray:
@@ -118,12 +140,7 @@ def _materialise(em: Emitter, op: Op) -> None:
         EMIT["opaque"](em, op)
         return
     name = em.declare(v)
-    src, regs = op.operands[0] if op.kind == "cast" else v, v.type.layout.regs
-    pairs, own = f"to_f16x2_{src.type.dtype.name}", src not in em.plan.fused and em.plan.base(src) is src
-    if v.type.dtype == f16 and regs % 2 == 0 and pairs in em.target.instrs and own:  # two at a time, without floats in between
-        em.w.loop(regs // 2, "i", lambda i: [f"{name}[{i}] = {em.fn(pairs)}({em.fn('half_of')}({em.array(src)}, {i}));"])
-        return
-    fill(em, name, v.type, lambda regs: regs.compute(op, _full(v.type), final=True))
+    _evaluate(em, name, op)
 
 
 @emits("slice", "transpose")

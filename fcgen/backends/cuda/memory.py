@@ -198,9 +198,9 @@ def registers(dtype: DType, name: str, i: X, vec: int) -> tuple[str, int]:
 _PART = {16: "half_of", 8: "byte_of"}
 
 
-def _one_by_one(em: Emitter, name: str, n: int, dtype: DType, bits: Callable[[X], X]) -> None:
-    """`name` from the bits of its n elements, each fetched by itself."""
-    per = dtype.per_register
+def _one_by_one(em: Emitter, name: str, n: int, each: int, bits: Callable[[X], X]) -> None:
+    """`name` from its n parts of `each` bits, each fetched by itself."""
+    per = max(1, 32 // each)
 
     def word(i: X, count: int = per) -> list[str]:
         at = members(i, per)[:count]
@@ -208,7 +208,7 @@ def _one_by_one(em: Emitter, name: str, n: int, dtype: DType, bits: Callable[[X]
             return [f"{name}[{i}] = {bits(at[0])};"]
         names = ("lo", "hi") if per == 2 else ("b0", "b1", "b2", "b3")
         lines = [f"const uint32_t {b} = {bits(x)};" for b, x in zip(names, at)]
-        parts = [b if k == 0 else f"{b} << {k * dtype.bits}" for k, b in enumerate(names[:count])]
+        parts = [b if k == 0 else f"{b} << {k * each}" for k, b in enumerate(names[:count])]
         lines.append(f"{name}[{i}] = {' | '.join(parts)};")
         return ["{", *("    " + t for t in lines), "}"] if i.text.isdigit() else lines  # no loop is around it
 
@@ -232,7 +232,7 @@ def _ld_global(em: Emitter, op: Op) -> None:
             zero = "0.0f" if dtype.name == "f32" else "0"
             return x if inside is None else X(f"{inside.within(11)} ? {x} : {zero}", 10)
 
-        _one_by_one(em, name, layout.regs, dtype, element)
+        _one_by_one(em, name, layout.regs, 32 // dtype.per_register, element)
         return
 
     def body(i: X) -> list[str]:
@@ -299,7 +299,7 @@ def _shared(em: Emitter, op: Op, v: Value, buffer: Value, row: Value, col: Value
     rows, cols = stored_positions(em, op, v)
     one = Addresses(em, buffer, row, col, rows, cols) if em.static([row, col]) is not None else None
     vec = one.run(16 // v.type.dtype.bytes) if one is not None else 1
-    vec = vec if vec >= v.type.dtype.per_register else 1
+    vec = vec if vec >= v.type.dtype.per_register or vec * v.type.dtype.bits == 16 else 1
     return Addresses(em, buffer, row, col, rows[..., ::vec], cols[..., ::vec]), vec
 
 
@@ -313,7 +313,8 @@ def _ld_shared(em: Emitter, op: Op) -> None:
     access, vec = _shared(em, op, v, buffer, row, col)
     n = v.type.layout.regs
     if vec < dtype.per_register:
-        _one_by_one(em, name, n, dtype, lambda i: call(em.fn(f"ld_shared_b{dtype.bits}"), access.address(i)))
+        each = vec * dtype.bits
+        _one_by_one(em, name, n // vec, each, lambda i: call(em.fn(f"ld_shared_b{each}"), access.address(i)))
         return
 
     def body(i: X) -> list[str]:
@@ -334,7 +335,8 @@ def _st_shared(em: Emitter, op: Op) -> None:
 
     def body(i: X) -> list[str]:
         if vec < dtype.per_register:
-            return [f"{em.fn(f'st_shared_b{dtype.bits}')}({access.address(i)}, {em.fn(_PART[dtype.bits])}({name}, {i}));"]
+            each = vec * dtype.bits
+            return [f"{em.fn(f'st_shared_b{each}')}({access.address(i)}, {em.fn(_PART[each])}({name}, {i}));"]
         into, per = registers(dtype, name, i, vec)
         return [f"{em.fn(f'st_shared_{_TAGS[dtype.name]}x{per}')}({access.address(i)}, {into});"]
 

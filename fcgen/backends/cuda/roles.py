@@ -13,6 +13,7 @@ from dataclasses import replace
 from ...errors import FcError, Loc
 from ...ir.core import Kernel, Role, Value, walk, walk_kernel
 from ...ir.named_barriers import of_role
+from ...ir.registers import at_launch
 from ...ir.target import Target
 from ...ir.types import Buffer, Frag, Mbarrier, Pending, Scalar
 from .channels import check_cursors, walked
@@ -67,7 +68,7 @@ def print_roles(kernel: Kernel, target: Target, written: set[Value]) -> Emitter:
         parts.append((role, first, _role(em, role, first)))
         main.counter |= em.counter
         first += role.warps
-    launch = 65536 // threads // 8 * 8
+    launch = at_launch(target, threads, kernel.meta.get("min_blocks", 1) or 1)
     for n, (role, first, lines) in enumerate(parts):
         last = n == len(parts) - 1
         test = f"group < {(first + role.warps) // 4}"

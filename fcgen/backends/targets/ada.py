@@ -170,6 +170,12 @@ def _numeric() -> list[Instr]:
             "PTX ISA, cvt: two floats to packed bfloat16, the first in the low half", "uint32_t"),
         _fn("to_f32_f16", "unsigned short h", 'float y;\n    asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(h));\n    return y;',
             "PTX ISA, cvt: half to float, exact"),
+        *(_fn(f"{name}_f16x2", "uint32_t a, uint32_t b",
+              f'uint32_t y;\n    asm("{name}.rn.f16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));\n    return y;',
+              f"PTX ISA, {name}: two halves at once, each rounded to nearest even", "uint32_t") for name in ("add", "sub", "mul")),
+        _fn("fma_f16x2", "uint32_t a, uint32_t b, uint32_t c",
+            'uint32_t y;\n    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(y) : "r"(a), "r"(b), "r"(c));\n    return y;',
+            "PTX ISA, fma: two halves at once, each rounded once", "uint32_t"),
         _fn("to_f32_bf16", "unsigned short h", "return __uint_as_float(uint32_t(h) << 16);",
             "bfloat16 is the upper half of a float"),
         _fn("at_f16", "const uint32_t* p, int i",
@@ -217,6 +223,11 @@ def _exchange() -> list[Instr]:
                    'asm volatile("red.global.add.noftz.f16 [%0], %1;" :: "l"(p), "h"(v) : "memory");', "PTX ISA, red", "void"))
     out.append(_fn("red_add_f16x2", "void* p, uint32_t v",
                    'asm volatile("red.global.add.noftz.f16x2 [%0], %1;" :: "l"(p), "r"(v) : "memory");', "PTX ISA, red", "void"))
+    out.append(_fn("post_i32", "uint32_t dst, int x", 'asm volatile("st.shared.b32 [%0], %1;" :: "r"(dst), "r"(x) : "memory");',
+                   "PTX ISA, st", "void"))
+    out.append(_fn("fetch_i32", "uint32_t src", 'int x;\n    asm volatile("ld.shared.b32 %0, [%1];" : "=r"(x) : "r"(src) : "memory");\n'
+                   "    return __shfl_sync(0xffffffffu, x, 0);", "PTX ISA, ld; the shuffle tells the compiler that all lanes have the same",
+                   "int"))
     return out
 
 

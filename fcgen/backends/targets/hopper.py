@@ -96,12 +96,6 @@ def _desc_effect(swizzle: int, lbo: int, sbo: int, addr: np.ndarray) -> np.ndarr
     return sum((np.asarray(x).astype(np.uint64) << np.uint64(at) for x, at in fields), start=np.uint64(0))
 
 
-def _post_effect(memory: np.ndarray, at: int, x: int) -> np.ndarray:
-    out = memory.copy()
-    out[at] = x
-    return out
-
-
 def _tma(rank: int, hint: bool, multicast: bool) -> Instr:
     at = ", ".join(f"int c{i}" for i in range(rank))
     names = ", ".join(f"%{i + 3}" for i in range(rank))
@@ -311,22 +305,6 @@ def _records() -> dict[str, Instr]:
             "x, which the compiler then keeps in a register instead of computing it again",
             "uint32_t",
             np.copy,
-        ),
-        _fn(
-            "fetch_i32",
-            "uint32_t src",
-            'int x;\n    asm volatile("ld.shared.b32 %0, [%1];" : "=r"(x) : "r"(src) : "memory");\n'
-            "    return __shfl_sync(0xffffffffu, x, 0);",
-            "PTX ISA, ld; the shuffle tells the compiler that all lanes have the same",
-            "int",
-            lambda memory, at: memory[at],
-        ),
-        _fn(
-            "post_i32",
-            "uint32_t dst, int x",
-            'asm volatile("st.shared.b32 [%0], %1;" :: "r"(dst), "r"(x) : "memory");',
-            "PTX ISA, st",
-            effect=_post_effect,
         ),
         _fn(
             "vmax3",

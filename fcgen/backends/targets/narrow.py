@@ -20,19 +20,16 @@ def _integers() -> list[Instr]:
     out = [
         _fn("byte_of", "const uint32_t* p, int i", "return static_cast<unsigned char>(p[i / 4] >> 8 * (i % 4));",
             "bits of element i of a packed array of bytes", "unsigned char"),
+        _fn("spread_bytes", "uint32_t w, int second", "return __byte_perm(w, 0x64, second ? 0x4342 : 0x4140);",
+            "the first or the second two bytes of a word, each as the low bits of a half of 1024 and more"),
         _fn("ld_shared_b8", "uint32_t src",
             'unsigned short h;\n    asm volatile("ld.shared.u8 %0, [%1];" : "=h"(h) : "r"(src) : "memory");\n    return h;', "PTX ISA, ld",
             "unsigned short"),
         _fn("st_shared_b8", "uint32_t dst, unsigned short v", 'asm volatile("st.shared.u8 [%0], %1;" :: "r"(dst), "h"(v) : "memory");',
             "PTX ISA, st", "void"),
     ]
-    for d, ctype, doc, flip, bias in (("i8", "signed char", "with its sign", " ^ 0x8080", "0x64806480u"),
-                                      ("u8", "unsigned char", "with zeros", "", "0x64006400u")):
+    for d, ctype, doc in (("i8", "signed char", "with its sign"), ("u8", "unsigned char", "with zeros")):
         out += [
-            _fn(f"to_f16x2_{d}", "unsigned short b",
-                f"uint32_t y = __byte_perm(b{flip}, 0x64, 0x4140);\n"
-                f'    asm("sub.rn.f16x2 %0, %0, %1;" : "+r"(y) : "r"({bias}));\n    return y;',
-                f"two packed {d} as halves: below a half of 1024 the bits count ones"),
             _fn(f"to_i32_{d}", "unsigned char b", f"return static_cast<{ctype}>(b);", f"the lowest byte, extended {doc}", "int"),
             _fn(f"at_{d}", "const uint32_t* p, int i", f"return to_i32_{d}(byte_of(p, i));", f"element i of packed {d}", "int"),
             _fn(f"round_{d}", "int x", f"return static_cast<{ctype}>(x);", "x modulo 2 ** 8", "int"),

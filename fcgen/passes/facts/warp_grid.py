@@ -13,10 +13,10 @@ UNITS = {"mma": (1, 16, 8, 1 << 20), "wmma": (1, 16, 16, 1 << 20), "wgmma": (4, 
 def grid_of(op: Op, schedule: Schedule) -> tuple[int, int]:
     """(rows, columns) of warps, of warpgroups for wgmma: as the schedule says, else all of them, along rows as far as rows go. Raises
     FcError where the tile does not divide."""
-    found = next((g for g in ([op["grid"]] if op.get("grid") else _grids(op, schedule)) if _fits(op, *g)), None)
+    (rows, cols), family = op.result.type.shape, op["math"]
+    found = spread(family, rows, cols, schedule.warps, op.get("ones", 0), op.get("grid"))
     if found is not None:
         return found
-    (rows, cols), family = op.result.type.shape, op["math"]
     size, tall, wide, most = UNITS[family]
     units = schedule.warps // size
     what = "warpgroups" if family == "wgmma" else "warps"
@@ -28,17 +28,17 @@ def grid_of(op: Op, schedule: Schedule) -> tuple[int, int]:
                   hint="change Schedule.tiles, Schedule.warps or Schedule.grid")
 
 
-def _grids(op: Op, schedule: Schedule) -> list[tuple[int, int]]:
-    units = schedule.warps // UNITS[op["math"]][0]
-    return [(units // n, n) for n in range(1, units + 1) if units % n == 0]
-
-
-def _fits(op: Op, down: int, across: int) -> bool:
-    (rows, cols), ones = op.result.type.shape, op.get("ones", 0)
-    _, tall, wide, most = UNITS[op["math"]]
-    # a part of a stored right operand is whole panels, of 32 bytes at least; ones stand beside all of it
-    part = 16 if across > 1 and op["math"] == "wgmma" else wide
-    return rows % (tall * down) == 0 and cols % (part * across) == 0 and (cols - ones) // across <= most and not (ones and across > 1)
+def spread(family: str, rows: int, cols: int, warps: int, ones: int = 0, asked: tuple[int, int] | None = None) -> tuple[int, int] | None:
+    """The first grid that a result of so many rows and columns, `ones` of them made beside the others, divides over."""
+    size, tall, wide, most = UNITS[family]
+    units = warps // size
+    for down, across in [asked] if asked else [(units // n, n) for n in range(1, units + 1) if units % n == 0]:
+        # a part of a stored right operand is whole panels, of 32 bytes at least; ones stand beside all of it
+        part = 16 if across > 1 and family == "wgmma" else wide
+        whole = rows % (tall * down) == 0 and cols % (part * across) == 0
+        if whole and (cols - ones) // across <= most and not (ones and across > 1):
+            return down, across
+    return None
 
 
 def along_rows(op: Op, schedule: Schedule) -> bool:

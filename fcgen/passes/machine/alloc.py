@@ -25,9 +25,11 @@ ALIGN = 1024  # one period of the widest swizzle: addresses are swizzled by thei
 
 def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
     live: dict[Value, tuple[int, int]] = {}
+    posted = {o.operands[-1] for o in walk_kernel(kernel) if o.kind == "post"}  # on its own, it is ordered by barriers that others need
     for role in kernel.roles:
         for b, span in spans(role.body, set(kernel.buffers)).items():
-            live[b] = ALWAYS if b in live or isinstance(b.type, Mbarrier) else span  # what two roles share has no order of its own
+            alone = b in live or b in posted or isinstance(b.type, Mbarrier)  # what two roles share has no order of its own
+            live[b] = ALWAYS if alone else span
     kept = [b for b in kernel.buffers if b in live]
     beside = {o.operands[-1] for o in walk_kernel(kernel) if o.kind == "wgmma" and o.get("ones")}
     sent = {op.operands[-1] for op in walk_kernel(kernel) if op.kind == "tma_store"}

@@ -1,7 +1,7 @@
-"""Products that a loop carries in flight: an accumulator that nothing but products touch needs no settling between iterations.
+"""Products that a loop carries in flight: accumulators that nothing but products touch need no settling between iterations.
 
-In: a loop of selected machine IR in which every wgmma is settled at once. Out: a loop that carries the pending accumulator. Iteration i
-issues its product, waits until that of iteration i - 1 is done, and lets go of what that one read; the tensor core has the next product
+In: a loop of selected machine IR in which every wgmma is settled at once. Out: a loop that carries the pending accumulators. Iteration i
+issues its products, waits until those of iteration i - 1 are done, and lets go of what they read; the tensor core has the next product
 before it has finished the last. The loop's end is settled, and lets go of the last iteration's tiles, behind it.
 """
 
@@ -17,85 +17,100 @@ from ...ir.types import Buffer, Pending
 
 
 @dataclass
-class _Product:
-    """at: the accumulator's place among the carried values. arrivals: of the rings that the product reads, with their cursors' places."""
+class _Products:
+    """settles: of all products of an iteration, in order, by what they make. at: the place of each accumulator among the carried values.
+    arrivals: of the rings that products read; moved: the steps of their cursors."""
 
-    wgmma: Op
-    settle: Op
-    at: int
-    arrivals: list[tuple[Op, int]]
+    settles: dict[Value, Op]
+    at: list[int]
+    arrivals: list[Op]
+    moved: list[Op]
 
 
 def carried(loop: Op) -> list[Op] | None:
-    """The ops in place of the loop, or None where it has no product to carry."""
-    product = _find(loop)
-    return _rewritten(loop, product) if product is not None else None
+    """The ops in place of the loop, or None where it has no products to carry."""
+    products = _find(loop)
+    return _rewritten(loop, products) if products is not None else None
 
 
-def _find(loop: Op) -> _Product | None:
+def _find(loop: Op) -> _Products | None:
     body = loop.regions[0]
-    settles = [o for o in body.ops if o.kind == "settle"]
-    if len(settles) != 1 or any(o.regions or o.kind == "turn" for o in body.ops):
+    settles = {o.result: o for o in body.ops if o.kind == "settle"}
+    if not settles or loop.get("unroll") or any(o.regions or o.kind == "turn" for o in body.ops):
         return None
-    settle, readers = settles[0], uses(body)
-    wgmma = next((o for o in body.ops if o.results and o.results[0] is settle.operands[0]), None)
-    if wgmma is None or wgmma.kind != "wgmma" or len(settle.operands) != 1 or loop.get("unroll"):
-        return None
-    acc, carried_values = accumulator(wgmma), body.args[1:]
-    if acc not in carried_values:
-        return None
-    at = carried_values.index(acc)
-    if body.yielded[at] is not settle.result or [len(readers[v]) for v in (acc, settle.result, wgmma.result)] != [1, 1, 1]:
-        return None
+    readers, carried_values = uses(body), body.args[1:]
     made = {r: o for o in body.ops for r in o.results}
+    products = [made.get(s.operands[0]) for s in settles.values()]
+    if any(p is None or p.kind != "wgmma" for p in products) or any(len(s.operands) != 1 for s in settles.values()):
+        return None
+    wgmmas = [p for p in products if p is not None]
+    starts: dict[Value, Value] = {}
+    at: list[int] = []
+    for p, done in zip(wgmmas, settles):
+        acc = accumulator(p)  # one that is carried, or what a product before this one has made of it
+        if acc is None or [len(readers[v]) for v in (acc, done, p.result)] != [1, 1, 1]:
+            return None
+        starts[done] = starts.get(acc, acc)
+        if starts[done] not in carried_values:
+            return None
+        if any(o.kind == "yield" for o in readers[done]):
+            at.append(carried_values.index(starts[done]))
+            if body.yielded[at[-1]] is not done:
+                return None
+        elif not any(readers[done][0] is p for p in wgmmas):
+            return None
     ring = lambda v: made[v].operands[0] if v in made and made[v].kind == "slot" else v
-    read = {ring(v) for v in wgmma.operands if isinstance(v.type, Buffer)}
+    tiles = [v for p in wgmmas for v in p.operands if isinstance(v.type, Buffer)]
+    read = set(map(ring, tiles))
     if any(o.kind in WRITES and read & set(map(ring, o.operands)) for o in body.ops):
-        return None  # the next iteration stores what this one's product may still read
-    rings = {made[v].operands[1] for v in wgmma.operands if isinstance(v.type, Buffer) and v in made and made[v].kind == "slot"}
-    arrivals = []
+        return None  # the next iteration stores what this one's products may still read
+    rings = {made[v].operands[1] for v in tiles if v in made and made[v].kind == "slot"}
+    arrivals, steps = [], []
     for o in body.ops:
         if o.kind != "mbar_arrive" or o.operands[1] not in rings:
             continue
         moved = next((x for x in body.ops if x.kind == "advance" and x.operands[0] is o.operands[1]), None)
         if moved is None or moved.result not in body.yielded or o.operands[1] not in carried_values or o.operands[1].type.slots < 2:
             return None
-        arrivals.append((o, body.yielded.index(moved.result)))
-    return _Product(wgmma, settle, at, arrivals) if len(arrivals) == len(rings) else None
+        arrivals.append(o)
+        steps.append(moved)
+    return _Products(settles, at, arrivals, steps) if len(arrivals) == len(rings) else None
 
 
-def _rewritten(loop: Op, p: _Product) -> list[Op]:
+def _rewritten(loop: Op, p: _Products) -> list[Op]:
     body, lo, hi = loop.regions[0], *loop.operands[:2]
     out = Builder(loop.loc)
-    init = loop.operands[2 + p.at]
-    start = out.emit("pend", init, type=Pending(init.type), name=p.wgmma.result.name)
+    flying: dict[Value, Value] = {}  # what is carried, and what is settled of it -> the same in flight
+    starts: dict[int, Value] = {}
+    ends: dict[int, Value] = {}
+    for at in p.at:
+        init, acc, result = loop.operands[2 + at], body.args[1 + at], loop.results[at]
+        starts[at] = out.emit("pend", init, type=Pending(init.type), name=acc.name)
+        flying[acc], ends[at] = Value(starts[at].type, acc.name), Value(starts[at].type, result.name)
     first = out.emit("sub", hi, out.emit("const", value=1, dtype="i32")) if loop.get("descending") else lo
-    acc = body.args[1 + p.at]
-    arg = Value(start.type, acc.name)
+    flying |= {done: s.operands[0] for done, s in p.settles.items()}
     inner = Builder(loop.loc)
-    released = {id(o) for o, _ in p.arrivals}
-    wgmma = replace(p.wgmma, operands=tuple(arg if v is acc else v for v in p.wgmma.operands))
+    released, last = {id(o) for o in (*p.arrivals, *p.moved)}, list(p.settles.values())[-1]
     for o in body.ops:
         inner.loc = o.loc
-        if o is p.wgmma:
-            inner.add(wgmma)
-        elif o is p.settle:
-            inner.do("wgmma_wait", groups=1)
+        if o is last:
+            inner.do("wgmma_wait", groups=len(p.settles))
             later = inner.emit("ne", body.args[0], first)
-            inner.add(_if(later, [replace(a, attrs={**a.attrs, "lag": 1}) for a, _ in p.arrivals], o))
-        elif o.kind == "yield":
-            inner.add(replace(o, operands=tuple(wgmma.result if v is p.settle.result else v for v in o.operands)))
-        elif id(o) not in released:
-            inner.add(o)
-    result = loop.results[p.at]
-    flying = Value(start.type, result.name)
-    args = tuple(arg if a is acc else a for a in body.args)
-    out.add(replace(loop, operands=tuple(start if n == 2 + p.at else v for n, v in enumerate(loop.operands)),
-                    results=tuple(flying if r is result else r for r in loop.results), regions=(inner.block(args),)))
-    out.add(Op("settle", (flying,), (result,), {"groups": 0}, (), p.settle.loc))
+            inner.add(_if(later, [replace(a, attrs={**a.attrs, "lag": 1}) for a in p.arrivals], o))
+            for moved in p.moved:
+                inner.add(moved)
+        elif o.kind != "settle" and id(o) not in released:
+            inner.add(replace(o, operands=tuple(flying.get(v, v) for v in o.operands)))
+    args = tuple(flying.get(a, a) for a in body.args)
+    results = tuple(ends.get(n, r) for n, r in enumerate(loop.results))
+    operands = (lo, hi, *(starts.get(n, v) for n, v in enumerate(loop.operands[2:])))
+    out.add(replace(loop, operands=operands, results=results, regions=(inner.block(args),)))
+    for at in p.at:
+        out.add(Op("settle", (ends[at],), (loop.results[at],), {"groups": 0}, (), last.loc))
     some = out.emit("lt", lo, hi)
-    last = [replace(a, operands=(a.operands[0], loop.results[n]), attrs={**a.attrs, "lag": 1}) for a, n in p.arrivals]
-    out.add(_if(some, last, p.settle))
+    end = lambda moved: loop.results[body.yielded.index(moved.result)]
+    left = [replace(a, operands=(a.operands[0], end(m)), attrs={**a.attrs, "lag": 1}) for a, m in zip(p.arrivals, p.moved)]
+    out.add(_if(some, left, last))
     return out.ops
 
 

@@ -4,15 +4,16 @@ In: allocated machine IR without any synchronisation. Out: the same with `barrie
 need them. The pass walks the program once in order with a state of what has happened since the last barrier:
 
   edge                                               carried by
-  st_shared -> read or write by another warp         barrier
+  st_shared, post -> read or write by another warp   barrier
   st_shared -> read or write by the same warp        syncwarp
   read -> write of the same bytes                    barrier, or syncwarp within a warp
   cp_async -> anyone                                 wait_group n, n = groups committed since, then barrier
-  st_shared -> wgmma                                 proxy_fence (wgmma reads through the async proxy), then barrier
+  st_shared, cp_async -> wgmma                       (wait_group,) proxy_fence (wgmma reads through the async proxy), then barrier
   wgmma -> st_shared                                 its settle, then barrier
   st_shared, stmatrix -> tma_store                   proxy_fence right behind the store, then barrier
   tma_store -> st_shared, stmatrix                   bulk_wait n (read), n = groups of bulk stores since, then barrier
   tma_store -> tma_store of the same tensor          bulk_wait 0, then barrier: bulk stores of one program have no order of their own
+  ld_shared, ldmatrix -> tma_load into the slot      proxy_fence in front of the arrival that frees it: an arrival does not wait for loads
 
 Where a tile is staged in parts, each by warps of its own, a barrier is only that of the part. What two roles share is a channel: its
 barriers were put there by `roles`.
@@ -31,7 +32,7 @@ from ...ir.core import Block, Kernel, Op, Value, definitions, walk
 from ...ir.lifetimes import WRITES
 from ...ir.schedule import Schedule
 from ...ir.target import Target
-from ...ir.types import Buffer, Frag
+from ...ir.types import Buffer, Cursor, Frag
 from .accesses import READS, WHOLE, Access, area_of, conflict
 
 
@@ -40,8 +41,9 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
     roles = []
     used = [{v for o in walk(r.body) for v in o.operands if v in offsets} for r in kernel.roles]
     shared = {v for n, vs in enumerate(used) for v in vs if any(v in other for other in used[:n] + used[n + 1:])}
+    freed = _freed(kernel)
     for role in kernel.roles:
-        s = _Sync(offsets, role.warps, definitions(role.body), shared, walk(role.body))
+        s = _Sync(offsets, role.warps, definitions(role.body), shared, walk(role.body), freed)
         ops, state = s.ops(role.body.ops, _State(frozenset(), frozenset(), (), frozenset()))
         if state.bulk:
             ops.append(Op("bulk_wait", attrs={"n": 0, "read": False}, loc=role.body.ops[-1].loc))
@@ -56,7 +58,7 @@ class _State:
     """seen: accesses since the last barrier. lane: those since the last syncwarp or barrier. groups: copies committed and not waited for,
     oldest first. open: copies not yet committed. bulk: what groups of bulk stores may still read, oldest first. sent: (tensor, whether it
     is added to) of bulk stores of this program that may not be complete. flying: what products in flight may still read: a barrier before
-    their `settle` orders nothing."""
+    their `settle` orders nothing. read: rings that plain loads have read from since the last proxy fence."""
 
     seen: frozenset[Access]
     lane: frozenset[Access]
@@ -65,6 +67,7 @@ class _State:
     bulk: tuple[frozenset[Access], ...] = ()
     sent: frozenset[tuple[Value, bool]] = frozenset()
     flying: frozenset[Access] = frozenset()
+    read: frozenset[Value] = frozenset()
 
     def join(self, other: _State) -> _State:
         """Either may be the past. Groups are counted from the newest, which is how `wait_group` counts."""
@@ -74,7 +77,7 @@ class _State:
             return tuple(a | b for a, b in zip(pad(mine), pad(others)))
 
         return _State(self.seen | other.seen, self.lane | other.lane, both(self.groups, other.groups), self.open | other.open,
-                      both(self.bulk, other.bulk), self.sent | other.sent, self.flying | other.flying).trim()
+                      both(self.bulk, other.bulk), self.sent | other.sent, self.flying | other.flying, self.read | other.read).trim()
 
     def trim(self) -> _State:
         """Without empty groups at the old end: nobody waits for those."""
@@ -92,18 +95,20 @@ class _State:
             tuple(frozenset(map(fn, g)) for g in self.bulk),
             self.sent,
             frozenset(map(fn, self.flying)),
+            self.read,
         )
 
 
 class _Sync:
-    def __init__(self, offsets: dict[Value, int], warps: int, defs: dict[Value, Op], shared: set[Value], ops: Iterable[Op]):
-        self.offsets, self.warps, self.defs, self.shared = offsets, warps, defs, shared
+    def __init__(self, offsets: dict[Value, int], warps: int, defs: dict[Value, Op], shared: set[Value], ops: Iterable[Op],
+                 freed: dict[Value, set[Value]]):
+        self.offsets, self.warps, self.defs, self.shared, self.freed = offsets, warps, defs, shared, freed
         self.warped: dict[Value, bool] = {}
         ops = tuple(ops)
         #: staging buffer -> parts, each of warps that write and read rows or columns of their own
         self.parts: dict[Value, int] = {o.operands[-1]: o["parts"] for o in ops if o.kind == "tma_store"}
-        #: what matrix instructions read: a barrier behind a store there, whatever it is for, is the last one that they need
-        self.products = {v for o in ops if o.kind == "wgmma" for v in o.operands if isinstance(v.type, Buffer)}
+        #: rings that matrix instructions read: a barrier behind a store there, whatever it is for, is the last one that they need
+        self.products = {self.place(v)[0] for o in ops if o.kind == "wgmma" for v in o.operands if isinstance(v.type, Buffer)}
         #: what a loop carries -> what it starts as
         self.starts = {a: v for o in ops if o.kind == "for" for a, v in zip(o.regions[0].args[1:], o.operands[2:])}
 
@@ -123,6 +128,11 @@ class _Sync:
             elif op.kind == "barrier":  # another pass put it there
                 state = replace(state, seen=frozenset(), lane=frozenset())
                 out.append(op)
+            elif op.kind == "mbar_arrive":
+                if state.read & self.freed.get(op.operands[0], set()):
+                    out.append(Op("proxy_fence", loc=op.loc))
+                    state = replace(state, read=frozenset())
+                out.append(op)
             elif op.kind == "commit_group":
                 state = replace(state, groups=(*state.groups, state.open), open=frozenset()).trim()
                 out.append(op)
@@ -140,7 +150,8 @@ class _Sync:
                     out.append(op)
                     state = replace(state, bulk=(*state.bulk, frozenset(plain)), sent=state.sent | {_target(op)})
                     continue
-                state = replace(state, seen=state.seen | plain, lane=state.lane | plain, open=state.open | copies)
+                read = {self.place(op.operands[0])[0]} if op.kind in READS - {"acquire"} else set()
+                state = replace(state, seen=state.seen | plain, lane=state.lane | plain, open=state.open | copies, read=state.read | read)
                 out.append(op)
                 if any(a.ring in self.parts for a in plain):
                     out.append(Op("proxy_fence", loc=op.loc))
@@ -202,6 +213,7 @@ class _Sync:
     def loop(self, op: Op, state: _State, out: list[Op]) -> _State:
         nested = {v for o in walk(op.regions[0]) if o.kind in ("for", "while") for r in o.regions for v in _rings(r)}
         own = _rings(op.regions[0]) - nested
+        nested -= {o.operands[0] for o in walk(op.regions[0]) if o.kind == "slot" and isinstance(o.operands[1].type, Cursor)}  # they go on
 
         def next_iteration(a: Access) -> Access:
             return a.forgotten() if a.ring in nested else a.shifted() if a.ring in own else a
@@ -263,6 +275,9 @@ class _Sync:
         if op.kind == "wgmma":
             read = [v for v in op.operands if isinstance(v.type, Buffer)]
             return [Access(ring, rel, False, WHOLE) for ring, rel in map(self.place, read) if ring not in self.shared]
+        if op.kind in ("post", "fetch"):
+            place = self.place(op.operands[-1])
+            return [] if place[0] in self.shared else [Access(*place, op.kind == "post", WHOLE)]
         if op.kind not in READS | WRITES:
             return []
         write = op.kind in WRITES
@@ -287,6 +302,20 @@ class _Sync:
     def const(self, v: Value) -> int | None:
         d = self.defs.get(v)
         return d["value"] if d is not None and d.kind == "const" else None
+
+
+def _freed(kernel: Kernel) -> dict[Value, set[Value]]:
+    """Barrier that counts readers -> the rings whose slots bulk copies fill again when it is complete."""
+    out: dict[Value, set[Value]] = {}
+    for role in kernel.roles:
+        defs = definitions(role.body)
+        filled = {(op.operands[-1], op.operands[-2], defs[op.operands[-3]].operands[0] if op.operands[-3] in defs else op.operands[-3])
+                  for op in walk(role.body) if op.kind == "tma_load"}
+        for op in walk(role.body):
+            if op.kind == "mbar_wait":
+                found = {ring for cursor, full, ring in filled if cursor is op.operands[1] and full is not op.operands[0]}
+                out[op.operands[0]] = out.get(op.operands[0], set()) | found
+    return out
 
 
 def _target(op: Op) -> tuple[Value, bool]:

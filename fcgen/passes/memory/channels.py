@@ -1,63 +1,165 @@
-"""Channels: rings of shared-memory slots with a `full` and an `empty` barrier each, and which loads share one."""
+"""Channels: how tiles travel from who fills a ring of shared-memory slots to who reads them, and which loads share a ring.
+
+What says that a slot is full, and that it may be filled again, is the channel's own affair: `fill`, `wait` and `release` write it down.
+Where one role fills and another reads, it is an mbarrier per slot for either. Where a role fills for itself, copies are committed as groups
+and tiles acquired, and `sync` puts the waits and barriers where they are needed. A load's `mover` is what copies its tile.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
+from ...errors import Loc
+from ...ir.access import Access
 from ...ir.core import Block, Kernel, Op, Value, free_values, walk
 from ...ir.layout import SmemLayout
+from ...ir.rewrite import Builder
 from ...ir.schedule import Schedule
-from ...ir.types import Buffer, Cursor, Mbarrier, i32
-from ..facts.common import loaded_name
+from ...ir.types import Buffer, Cursor, Frag, Mbarrier, i32
+from ..facts.common import copied_run, copy_threads, loaded_name
 
 
 @dataclass(eq=False)
 class Channel:
-    """again: other blocks read the same tiles, so L2 should keep them. blocks: how many of a cluster fill it together, and free its slots
-    together. cursor: stands for the channel's position until `thread_cursors`
-    gives each role values of its own."""
+    """full, empty: mbarriers, or None where the role that reads fills too. again: other blocks read the same tiles, so L2 should keep them.
+    blocks: how many of a cluster fill it together, and free its slots together. cursor: stands for the channel's position until
+    `thread_cursors` gives each role values of its own; None where a loop's index says it."""
 
     ring: Value
-    full: Value
-    empty: Value
+    full: Value | None = None
+    empty: Value | None = None
     again: bool = False
     blocks: int = 1
-    cursor: Value = field(init=False)
+    cursor: Value | None = None
 
-    def __post_init__(self) -> None:
-        self.cursor = Value(Cursor(self.full.type.slots), self.ring.name)
+    @staticmethod
+    def between(ring: Value, readers: int, again: bool = False, blocks: int = 1) -> Channel:
+        """A channel between roles, with so many warps that read in each of the blocks."""
+        slots = ring.type.slots
+        return Channel(ring, Value(Mbarrier(1, slots), f"{ring.name}_full"), Value(Mbarrier(readers * blocks, slots), f"{ring.name}_empty"),
+                       again, blocks, Value(Cursor(slots), ring.name))
+
+    @property
+    def slots(self) -> int:
+        return self.ring.type.slots
+
+    @property
+    def buffers(self) -> list[Value]:
+        return [v for v in (self.ring, self.full, self.empty) if v is not None]
 
     def among(self, word: str) -> dict[str, Any]:
         """The attribute that says how many blocks an op of the channel reaches, where it is more than its own."""
         return {word: self.blocks} if self.blocks > 1 else {}
 
+    def view(self, b: Builder, n: Value | None = None, ahead: int = 0, loc: Loc | None = None) -> Value:
+        """The slot so many after the one at the cursor, or without a cursor after that of a loop's tile number n."""
+        at = self.cursor or n
+        if at is None:
+            return self.ring
+        return b.emit("slot", self.ring, at, ahead=ahead, name=self.ring.name, loc=loc)
 
-def find_channels(loads: list[Op], body: Block, schedule: Schedule, shared: Mapping[int, int]) -> dict[int, Channel]:
-    """The channel of each load. Copies of one load of the spec (in front of a loop, in its copies, after it) share one, since their tiles
-    follow each other; they do not where two of them are held at a time. shared: how many blocks share the copies of a load, by its id."""
+    # ---- the tile at the cursor: between roles, or of one slot -----------------------------------------------------------
+
+    def fill(self, b: Builder, write: Callable[[Value], Any], bytes: int = 0) -> Value:
+        """Wait for a free slot and write it. bytes: what an engine will bring; else it is full once `write` has been there."""
+        view = self.view(b)
+        if self.full is None or self.empty is None or self.cursor is None:
+            write(view)
+            return view
+        b.do("mbar_wait", self.empty, self.cursor, lag=1)
+        if not bytes:
+            write(view)
+        b.do("mbar_expect", self.full, self.cursor, bytes=bytes)
+        if bytes:
+            write(view)
+        b.do("advance", self.cursor)
+        return view
+
+    def wait(self, b: Builder) -> None:
+        if self.full is not None and self.cursor is not None:
+            b.do("mbar_wait", self.full, self.cursor, lag=0)
+
+    def release(self, b: Builder) -> None:
+        """The tile has been read: its slot may be filled again."""
+        if self.empty is not None and self.cursor is not None:
+            b.do("mbar_arrive", self.empty, self.cursor, **self.among("cluster"))
+            b.do("advance", self.cursor)
+
+
+# ---- who fills -----------------------------------------------------------------------------------------------------------
+
+
+def is_shared_load(op: Op) -> bool:
+    return op.kind == "load" and isinstance(op.result.type, Buffer)
+
+
+def fills_itself(load: Op, schedule: Schedule) -> bool:
+    """Whether the role that reads a tile copies it too. No bulk copy brings rows that a vector lists."""
+    return schedule.copy != "tma" or bool(Access.of(load).listed)
+
+
+def mover(load: Op, schedule: Schedule) -> str:
+    """What copies a tile into shared memory: an engine that a role of its own tells ("tma_load"), every thread a part without waiting for
+    it ("cp_async", which moves 4 bytes at least), or through registers ("ld_global")."""
+    if not fills_itself(load, schedule):
+        return "tma_load"
+    wide = copied_run(load.result.type.shape, load["vec"], schedule) * load.result.type.dtype.bytes >= 4
+    return "cp_async" if wide and schedule.copy in ("cp_async", "tma") else "ld_global"
+
+
+def start_copy(load: Op, operands: tuple[Value, ...], view: Value, schedule: Schedule, b: Builder) -> None:
+    """The copy of one tile by the threads of the role that reads it."""
+    t: Any = load.result.type
+    vec = copied_run(t.shape, load["vec"], schedule)
+    threads = copy_threads(t, load["vec"], schedule)
+    attrs = {"index": load["index"], "guard": load["guard"]}
+    if mover(load, schedule) == "cp_async":
+        attrs |= {"vec": vec} if vec != threads.vector() else {}
+        b.do("cp_async", *operands, view, threads=threads, loc=load.loc, **attrs)
+        return
+    frag = b.emit("ld_global", *operands, type=Frag(t.dtype, t.shape, threads), name=load.result.name, vec=vec, loc=load.loc, **attrs)
+    zero = b.emit("const", value=0, dtype="i32")
+    b.do("st_shared", frag, view, zero, zero, loc=load.loc)
+
+
+# ---- which loads share a ring --------------------------------------------------------------------------------------------
+
+
+def find_channels(body: Block, schedule: Schedule, shared: Mapping[int, int]) -> tuple[Block, list[Channel]]:
+    """The channels between roles, and the body in which each load says the number of its own (`channel`). Copies of one load of the spec
+    (in front of a loop, in its copies, after it) share one, since their tiles follow each other; they do not where two of them are held at
+    a time. shared: how many blocks share the copies of a load, by its id."""
     inside = {id(o) for f in walk(body) if f.kind == "for" for o in walk(f.regions[0])}
     groups: dict[Any, list[Op]] = {}
-    for o in loads:
+    for o in filter(is_shared_load, walk(body)):
         key = o["site"]
         groups.setdefault(key if not _held_together(groups.get(key, []), o, body) else id(o), []).append(o)
-    out = {}
+    channels: list[Channel] = []
+    number: dict[int, int] = {}
     for ops in groups.values():
-        name = loaded_name(ops[0])
-        slots = ops[0].get("stages", schedule.slots if any(id(o) in inside for o in ops) else 1)
-        blocks = min(shared.get(id(o), 1) for o in ops)
-        channel = Channel(Value(replace(ops[0].result.type, slots=slots), name), Value(Mbarrier(1, slots), f"{name}_full"),
-                          Value(Mbarrier(schedule.warps * blocks, slots), f"{name}_empty"), any(id(o) in inside for o in ops), blocks)
-        out.update({id(o): channel for o in ops})
-    return out
+        looped = any(id(o) in inside for o in ops)
+        ring = Value(replace(ops[0].result.type, slots=ops[0].get("stages", schedule.slots if looped else 1)), loaded_name(ops[0]))
+        number.update((id(o), len(channels)) for o in ops)
+        channels.append(Channel.between(ring, schedule.warps, looped, min(shared.get(id(o), 1) for o in ops)))
+
+    def marked(block: Block) -> Block:
+        return Block(block.args, tuple(o.with_attrs(channel=number[id(o)]) if id(o) in number else
+                                       replace(o, regions=tuple(map(marked, o.regions))) if o.regions else o for o in block.ops))
+
+    return marked(body), channels
 
 
-def mailbox(kernel: Kernel, schedule: Schedule) -> Channel:
-    """The channel through which `main` learns its next tile: whether there is one, and the program's index on each axis."""
-    slots, numbers = 2, 1 + len(kernel.grid)
-    return Channel(Value(Buffer(i32, (numbers,), SmemLayout(numbers), slots), "next"), Value(Mbarrier(1, slots), "next_full"),
-                   Value(Mbarrier(schedule.warps, slots), "next_empty"))
+def mailbox(kernel: Kernel, schedule: Schedule) -> Channel | None:
+    """The channel through which a block hears of its next tile. Between roles: whether there is one, and the program's index on each axis.
+    In a block of one role: the number of the tile that one thread has claimed; what is counted needs no telling."""
+    if schedule.persistent == "none":
+        return None
+    if schedule.copy != "tma":
+        return Channel(Value(Buffer(i32, (1,), SmemLayout(1)), "next")) if schedule.persistent == "dynamic" else None
+    numbers = 1 + len(kernel.grid)
+    return Channel.between(Value(Buffer(i32, (numbers,), SmemLayout(numbers), 2), "next"), schedule.warps)
 
 
 def _held_together(others: list[Op], load: Op, body: Block) -> bool:

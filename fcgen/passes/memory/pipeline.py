@@ -1,51 +1,60 @@
-"""pipeline: shared-memory loads become rings of slots that are filled ahead of their readers.
+"""pipeline: shared-memory loads become rings of slots that are filled ahead of their readers, by those who read them.
 
-In: placed machine IR. Out: the same, where every load into shared memory is a copy into a slot of a kernel buffer. A load in a loop,
-with `copy="cp_async"` and `stages` > 1, becomes a ring: before the loop the first stages - 1 tiles are started; each iteration
-acquires its own slots, then starts the tiles stages - 1 iterations ahead. With `stages` = 1 and `ahead`, the loads of a loop take
-turns: each one's only slot is refilled as soon as the next load's tile has been acquired, half an iteration before it is read again.
+In: placed machine IR. Out: the same, where every load into shared memory that no role of its own makes (`channels.fills_itself`) is a
+copy into a slot of a kernel buffer. A load in a loop, which cp_async can move and whose `stages` are more than 1, becomes a ring: before
+the loop the first stages - 1 tiles are started; each iteration acquires its own slots, then starts the tiles stages - 1 iterations ahead.
+With `stages` = 1 and `ahead`, the loads of a loop take turns: each one's only slot is refilled as soon as the next load's tile has been
+acquired, half an iteration before it is read again.
 Loops of one chain run one after the other over one range and share their rings, so no tile is waited for at the seam. Every other
 load is copied in place into a ring of one slot. Nothing synchronises yet: `sync` finds the hazards.
+
+What a block of one role does for one tile goes under what hands out tiles (`grid`).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Any
 
 from ...ir.access import guards
 from ...ir.alignment import promised
-from ...ir.core import Block, Kernel, Op, Value, free_values, walk
+from ...ir.core import Block, Kernel, Op, Value, walk
 from ...ir.rewrite import Builder, Env, copy_op, substitute_block
 from ...ir.schedule import Schedule
 from ...ir.target import Target
-from ...ir.types import Buffer, Frag
-from ..facts.common import AHEAD, copied_run, copy_threads, index_slice, loaded_name, not_ahead, without_effect
+from ...ir.types import Cursor
+from ..facts.common import AHEAD, index_slice, loaded_name, not_ahead, without_effect
+from .channels import Channel, fills_itself, is_shared_load, mailbox, mover, readers, start_copy
+from .grid import over_grid
 
 
 def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
-    if schedule.copy == "tma":
-        return kernel
     p = _Pipeliner(schedule, {o.operands[0] for o in walk(kernel.body) if o.kind == "store"})
     body = p.block(kernel.body)
     _check_effect(kernel, schedule, p)
-    return replace(kernel.with_body(body), buffers=(*kernel.buffers, *p.buffers)).with_meta(stage="pipelined")
+    if schedule.copy != "tma" and (schedule.persistent != "none" or schedule.l2):
+        box = mailbox(kernel, schedule)
+        p.buffers += box.buffers if box is not None else []
+        body = over_grid(kernel, body, schedule, box)
+    kernel = replace(kernel.with_body(body), buffers=(*kernel.buffers, *p.buffers))
+    return kernel.with_meta(stage="pipelined", persistent=schedule.persistent)
 
 
 def _check_effect(kernel: Kernel, schedule: Schedule, p: _Pipeliner) -> None:
     """What the schedule asks of the loads, they have got."""
     if promised(kernel) is not None:
         return  # for tensors that allow less than the schedule was made for
+    for op in walk(kernel.body):
+        if op.kind == "load" and fills_itself(op, schedule) and op.get("stages", 1) > 1 and op["site"] not in p.ahead:
+            raise not_ahead(op)
+    if schedule.copy == "tma":
+        return  # `roles` looks at the others
     loads = [op for op in walk(kernel.body) if is_shared_load(op)]
     if schedule.copy == "vector" and not loads:
         raise without_effect("copy", "no tile is loaded into shared memory", got=schedule.copy)
     if schedule.ahead and not any(slots == 1 for slots in p.ahead.values()):
         raise without_effect("ahead", "no loop's loads take turns", got=f"stages={schedule.slots}",
                              expected="stages=1, and a loop that is done with each of its tiles before it reads the next one")
-    for op in walk(kernel.body):
-        if op.kind == "load" and op.get("stages", 1) > 1 and op["site"] not in p.ahead:
-            raise not_ahead(op)
     if schedule.slots > 2 and not any(slots == schedule.slots for slots in p.ahead.values()):
         raise without_effect("stages", "no load runs ahead", expected=AHEAD, got=schedule.slots)
 
@@ -55,10 +64,14 @@ class _Ring:
     """One load, in each loop of its chain. anywhere: the one that says where a tile of any of them lies, in the loop's body: the copy for
     whole tiles may have used what holds only there."""
 
-    buffer: Value
+    channel: Channel
     loads: list[Op]
     anywhere: Op
     body: Block
+
+    @property
+    def slots(self) -> int:
+        return self.channel.slots
 
 
 @dataclass
@@ -82,7 +95,7 @@ class _Pipeliner:
                     i += 1
                     chain.append(ops[i])
                 self.loops([self._subst(o, env) for o in chain], chain, b, env)
-            elif is_shared_load(op):
+            elif self.own(op):
                 self.in_place(self._subst(op, env), op, b, env)
             else:
                 new = self._subst(op, env)
@@ -98,19 +111,26 @@ class _Pipeliner:
         inner = substitute_block(block, env)
         return self.block(inner)
 
+    def own(self, op: Op) -> bool:
+        return is_shared_load(op) and fills_itself(op, self.schedule)
+
     def _subst(self, op: Op, env: Env) -> Op:
         return replace(op, operands=env.all(op.operands))
 
-    def ring(self, load: Op, slots: int) -> Value:
-        v = Value(replace(load.result.type, slots=slots), loaded_name(load))
-        self.buffers.append(v)
-        return v
+    def channel(self, load: Op, slots: int, cursors: dict[int, Value] | None = None) -> Channel:
+        """cursors: by how many slots they count; rings of one chain that are as deep are in step, and go on from one tile of the grid to
+        the next."""
+        ring = Value(replace(load.result.type, slots=slots), loaded_name(load))
+        self.buffers.append(ring)
+        if cursors is None or slots == 1 or self.schedule.persistent == "none" or self.schedule.copy == "tma":
+            return Channel(ring)
+        return Channel(ring, cursor=cursors.setdefault(slots, Value(Cursor(slots), "ring")))
 
     def in_place(self, op: Op, old: Op, b: Builder, env: Env) -> None:
         """Copy into a buffer of one slot where the load stands."""
-        buffer = self.ring(op, 1)
+        buffer = self.channel(op, 1).ring
         start_copy(op, op.operands, buffer, self.schedule, b)
-        if asynchronous(op, self.schedule):
+        if mover(op, self.schedule) == "cp_async":
             b.do("commit_group", loc=op.loc)
         env[old.result] = buffer
 
@@ -121,9 +141,9 @@ class _Pipeliner:
         inner = [substitute_block(o.regions[0], env) for o in chain]
         rings = self._rings(inner, next((i for i, o in enumerate(chain) if o.get("part") != "full"), 0))
         down = bool(chain[0].get("descending"))
-        turns = bool(rings) and rings[0].buffer.type.slots == 1
+        turns = bool(rings) and rings[0].slots == 1
         low, high = (chain[-1].operands[0], chain[0].operands[1]) if down else (chain[0].operands[0], chain[-1].operands[1])
-        depth = max((r.buffer.type.slots for r in rings), default=1)
+        depth = max((r.slots for r in rings), default=1)
         if turns:
             first = b.emit("sub", high, b.emit("const", value=1, dtype="i32"), name="first") if down else low
             some = b.emit("lt", low, high)
@@ -145,12 +165,10 @@ class _Pipeliner:
 
     def _rings(self, bodies: list[Block], whole: int) -> list[_Ring]:
         """The loads that can run ahead: in every loop of the chain, with positions that follow from the index alone."""
-        if self.schedule.copy != "cp_async":
-            return []
-        loads = [[o for o in body.ops if is_shared_load(o)] for body in bodies]
+        loads = [[o for o in body.ops if self.own(o)] for body in bodies]
         if len({tuple(o["site"] for o in ls) for ls in loads}) != 1:
             return []
-        early = lambda o, body: asynchronous(o, self.schedule) and index_slice(body, o.operands[1:], self.written) is not None
+        early = lambda o, body: mover(o, self.schedule) == "cp_async" and index_slice(body, o.operands[1:], self.written) is not None
         ahead = [same for same in zip(*loads) if all(map(early, same, bodies))]
         slots = 0
         deep = [s for s in ahead if s[0].get("stages", self.schedule.slots) > 1]
@@ -158,11 +176,13 @@ class _Pipeliner:
             ahead.sort(key=lambda s: _span(s[0].result, bodies[0])[0])
             deep, slots = ahead, 1
         self.ahead.update((s[0]["site"], slots or s[0].get("stages", self.schedule.slots)) for s in deep)
-        return [_Ring(self.ring(s[0], self.ahead[s[0]["site"]]), list(s), s[whole], bodies[whole]) for s in deep]
+        cursors: dict[int, Value] = {}
+        return [_Ring(self.channel(s[0], self.ahead[s[0]["site"]], cursors), list(s), s[whole], bodies[whole]) for s in deep]
 
     def _prologue(self, rings: list[_Ring], low: Value, high: Value, down: bool, depth: int, b: Builder) -> None:
+        zero = b.emit("const", value=0, dtype="i32")
         for step in range(depth - 1):
-            starting = [r for r in rings if step < r.buffer.type.slots - 1]
+            starting = [r for r in rings if step < r.slots - 1]
             offset = b.emit("const", value=step, dtype="i32")
             if down:
                 last = b.emit("sub", high, b.emit("const", value=1, dtype="i32"))
@@ -171,9 +191,9 @@ class _Pipeliner:
             else:
                 index = b.emit("add", low, offset, name="first")
                 inside = b.emit("lt", index, high)
-            self._start(starting, 0, index, inside, offset, 0, b)
+            self._start(starting, 0, index, inside, zero, step, b)
 
-    def _start(self, rings: list[_Ring], loop: int, index: Value, inside: Value, ordinal: Value, ahead: int | None, b: Builder) -> None:
+    def _start(self, rings: list[_Ring], loop: int, index: Value, inside: Value, n: Value, ahead: int | None, b: Builder) -> None:
         """if inside: start the copies of tile `index`; one group for all of them, empty where there is nothing to copy."""
         then = Builder(b.loc)
         env = Env({r.body.args[0]: index for r in rings})
@@ -185,8 +205,7 @@ class _Pipeliner:
             for op in ops:
                 if op.result not in env.map:
                     where.add(copy_op(op, env))
-            slot_ahead = r.buffer.type.slots - 1 if ahead is None else ahead
-            view = then.emit("slot", r.buffer, ordinal, ahead=slot_ahead, name=r.buffer.name, loc=load.loc)
+            view = r.channel.view(then, n, r.slots - 1 if ahead is None else ahead, load.loc)
             start_copy(load.with_attrs(guard=guards(r.loads)), env.all(r.anywhere.operands), view, self.schedule, then)
         then.do("yield")
         empty = Builder(b.loc)
@@ -202,23 +221,24 @@ class _Pipeliner:
         env = Env()
         views = []
         for r in rings:
-            view = b.emit("slot", r.buffer, n, ahead=0, name=r.buffer.name, loc=r.loads[loop].loc)
+            view = r.channel.view(b, n, 0, r.loads[loop].loc)
             env[r.loads[loop].result] = view
             views.append(view)
         b.do("acquire", *views)
-        for depth in sorted({r.buffer.type.slots for r in rings}):
+        for depth in sorted({r.slots for r in rings}):
             far = b.emit("const", value=depth - 1, dtype="i32")
             index = b.emit("sub", j, far, name="next") if down else b.emit("add", j, far, name="next")
             inside = b.emit("ge", index, low) if down else b.emit("lt", index, high)
-            self._start([r for r in rings if r.buffer.type.slots == depth], loop, index, inside, n, None, b)
+            self._start([r for r in rings if r.slots == depth], loop, index, inside, n, None, b)
         ring_loads = {id(r.loads[loop]) for r in rings}
         rest = Block((), tuple(o for o in body.ops if id(o) not in ring_loads))
-        return Block(body.args, (*b.ops, *substitute_block(rest, env).ops))
-
+        b.ops += substitute_block(rest, env).ops
+        b.ops[-1:-1] = [Op("advance", (at,)) for at in dict.fromkeys(r.channel.cursor for r in rings) if at is not None]
+        return b.block(body.args)
 
     def _take_turns(self, rings: list[_Ring], loop: int, body: Block, low: Value, high: Value, down: bool) -> Block:
         """One slot per load: acquire each tile in front of its first reader, then refill the slot whose readers are done."""
-        j, env = body.args[0], Env({r.loads[loop].result: r.buffer for r in rings})
+        j, env = body.args[0], Env({r.loads[loop].result: r.channel.ring for r in rings})
         spans = [_span(r.loads[loop].result, body) for r in rings]
         first = {_before_rare_branch(body, max([-1, *(b for _, b in spans if b < at)]) + 1, at): i for i, (at, _) in enumerate(spans)}
         loads = {id(r.loads[loop]) for r in rings}
@@ -242,7 +262,7 @@ class _Pipeliner:
             if id(op) in loads:
                 continue
             if k in first:
-                b.do("acquire", rings[first[k]].buffer, loc=op.loc)
+                b.do("acquire", rings[first[k]].channel.ring, loc=op.loc)
                 if len(rings) > 1:
                     refill(first[k])
             if op.kind == "yield" and len(rings) == 1:
@@ -254,33 +274,9 @@ class _Pipeliner:
 # ---- helpers -----------------------------------------------------------------------------------------------------------
 
 
-def is_shared_load(op: Op) -> bool:
-    return op.kind == "load" and isinstance(op.result.type, Buffer)
-
-
-def asynchronous(load: Op, schedule: Schedule) -> bool:
-    """Whether `cp_async` can copy the tile: it moves 4 bytes at least."""
-    return schedule.copy == "cp_async" and copied_run(load.result.type.shape, load["vec"], schedule) * load.result.type.dtype.bytes >= 4
-
-
-def start_copy(load: Op, operands: tuple[Value, ...], buffer: Value, schedule: Schedule, b: Builder) -> None:
-    """The copy of one tile: asynchronous, or through registers."""
-    t: Any = load.result.type
-    vec = copied_run(t.shape, load["vec"], schedule)
-    threads = copy_threads(t, load["vec"], schedule)
-    attrs = {"index": load["index"], "guard": load["guard"]}
-    if asynchronous(load, schedule):
-        attrs |= {"vec": vec} if vec != threads.vector() else {}
-        b.do("cp_async", *operands, buffer, threads=threads, loc=load.loc, **attrs)
-        return
-    frag = b.emit("ld_global", *operands, type=Frag(t.dtype, t.shape, threads), name=load.result.name, vec=vec, loc=load.loc, **attrs)
-    zero = b.emit("const", value=0, dtype="i32")
-    b.do("st_shared", frag, buffer, zero, zero, loc=load.loc)
-
-
 def _span(v: Value, body: Block) -> tuple[int, int]:
     """Numbers of the first and the last op of the body that read a value, in a region or not."""
-    at = [k for k, op in enumerate(body.ops) if v in op.operands or any(v in free_values(r) for r in op.regions)]
+    at = readers(v, body)
     return (at[0], at[-1]) if at else (len(body.ops) - 1, len(body.ops) - 1)
 
 

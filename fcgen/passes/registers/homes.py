@@ -43,9 +43,12 @@ class Homes:
         body = self.kernel.body
         self.defs = definitions(body)
         self.uses = uses(body)
-        for op in walk(body):
-            for r in op.regions:
-                for a in r.args:
+        self.made_with: dict[Value, set[Value]] = {}  # value -> all that its block makes
+        for block in (body, *(r for op in walk(body) for r in op.regions)):
+            made = {v for op in block.ops for v in op.results}
+            self.made_with |= dict.fromkeys(made, made)
+            if block is not body:
+                for a in block.args:
                     self.defs.pop(a, None)
         self._solve(body)
         #: loaded tiles that travel through a ring before they come home -> its slots
@@ -227,7 +230,7 @@ class Homes:
         """Give the next undecided load (or carried value) a home: what its readers want, else the default. False when none is left."""
         pending = [op for op in walk(body) if op.kind == "load" and self.home.get(op.result) is None and isinstance(op.result.type, Tile)]
         for op in pending:
-            want = self._wanted(op.result, set())
+            want = self._wanted(op.result, set()) or self._multiplied(op.result, self.made_with[op.result])
             if want is not None:
                 self.forced[op.result] = want
                 return True
@@ -266,6 +269,18 @@ class Homes:
                     for a in sorted(set(range(len(u.result.type.shape))) - set(u["axes"]), reverse=True):
                         h = h.drop(a)
                     return h
+        return None
+
+
+    def _multiplied(self, v: Value, made_with: set[Value]) -> RegLayout | None:
+        """The layout of the left operand that is computed from a tile element by element, among what is made in its block: products take
+        that from registers. What a loop only reads is stored, and leaves it the registers."""
+        for u in self.uses.get(v, ()):
+            if u.kind in ELEMENTWISE and isinstance(u.result.type, Tile) and u.result.type.shape == v.type.shape:
+                if (found := self._multiplied(u.result, made_with)) is not None:
+                    return found
+            elif u.kind == "dot" and v is u.operands[0] and u["math"] in ("mma", "wgmma") and self.schedule.reuse_frags:
+                return self.a_layout(u) if u.result in made_with else None
         return None
 
 

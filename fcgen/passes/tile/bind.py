@@ -156,8 +156,7 @@ def _check_fields(s: Schedule, target: Target) -> None:
     if bulk and s.warps % 4:
         raise FcError("compile/schedule", "beside a role that copies, whole warpgroups compute", expected="warps=4, 8, 12 or 16",
                       got=f"warps={s.warps}")
-    needs = (("persistent", s.persistent != "none", bulk, 'copy="tma"'), ("l2", s.l2, bulk, 'copy="tma"'),
-             ("hints", s.hints, bulk, 'copy="tma"'),
+    needs = (("hints", s.hints, bulk, 'copy="tma"'),
              ("tokens", s.tokens, bulk and s.warps > 4, 'copy="tma" and several warpgroups: warps=8 or more'),
              ("ahead", s.ahead, s.copy == "cp_async", 'copy="cp_async" (bulk copies run ahead by themselves)'))
     for field, asked, fine, expected in needs:

@@ -29,6 +29,7 @@ from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import Scalar, Tile
 from ..facts.common import const_of, without_effect
+from ..facts.rows import independent_rows, stored_rows
 from ..facts.warp_grid import along_rows
 from .affine import Affine
 from .forms import ALL, Form, Range, Rows, number
@@ -66,7 +67,7 @@ class _Splitter:
 
     def body(self, block: Block) -> Block:
         self.defs = definitions(block)
-        self.stored = _stored_rows(block)
+        self.stored = stored_rows(block, self.defs)
         return self.block(block)
 
     def block(self, block: Block) -> Block:
@@ -322,41 +323,6 @@ class _Splitter:
                 yield from self.parts(x, wanted)
         else:
             yield v, wanted
-
-
-def _stored_rows(block: Block) -> tuple[Value, Value | str | int, int] | None:
-    """(first row, dimension or limit that ends them, rows) of the guarded rows that every store of the program writes, if they are
-    the same for all."""
-    found: set[tuple[Value, Value | str | int, int]] = set()
-    for op in walk(block):
-        if op.kind != "store":
-            continue
-        rows = next(iter(Access.of(op).runs), None)
-        if rows is None or not rows.is_run or not rows.guard or rows.start is None:
-            return None
-        found.add((rows.start, rows.limit or rows.dim, rows.size))
-    return found.pop() if len(found) == 1 else None
-
-
-def independent_rows(body: Block) -> int | None:
-    """The number of rows of the loop's 2-d tiles, if no row takes anything from another one; else None."""
-    defs = {r: o for o in body.ops for r in o.results}
-    loaded = {v for v, o in defs.items() if o.kind == "load"}
-    loaded |= {v for v, o in defs.items() if o.kind == "transpose" and o.operands[0] in loaded}
-    rows: set[int] = set()
-    for op in body.ops:
-        if op.regions or op.kind in ("store", "gather"):
-            return None
-        for v in op.results:
-            if isinstance(v.type, Tile) and len(v.type.shape) == 2 and v not in loaded:
-                rows.add(v.type.shape[0])
-        if op.kind == "transpose" and op.result not in loaded:
-            return None
-        if op.kind in ("reduce", "cumsum") and (op["axis"] != 1 or len(op.operands[0].type.shape) != 2):
-            return None
-        if op.kind == "dot" and op.operands[1] not in loaded:
-            return None
-    return rows.pop() if len(rows) == 1 else None
 
 
 def _at_least(a: Form, b: Form) -> bool:

@@ -1,0 +1,41 @@
+"""Positions in rings: each is that of one `cursor` op, in every place that loops and branches carry it to.
+
+A position is printed as one pair of variables that moves on in place, and branches and turns of loops meet in it. A value that were now the
+one ring's position and now the other's would be neither.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .core import Block, Op, Value
+from .op_table import RuleError
+from .types import Cursor
+
+
+def strays(block: Block, of: dict[Value, Value] | None = None) -> tuple[Op, RuleError] | None:
+    """The first op in which a carried position becomes another ring's. of: position -> the one that its ring begins with."""
+    of = {} if of is None else of
+    for op in block.ops:
+        if op.kind == "cursor":
+            of[op.result] = op.result
+        elif op.kind == "advance":
+            of[op.result] = of[op.operands[0]]
+        for n, region in enumerate(op.regions):
+            count = len(op.results)
+            carried = op.operands[len(op.operands) - count:] if op.kind in ("for", "while") else ()
+            args = region.args[len(region.args) - count:]
+            of.update({a: of[v] for a, v in zip(args, carried) if isinstance(a.type, Cursor)})
+            wrong = strays(region, of)
+            if wrong is not None:
+                return wrong
+            yielded = region.yielded[len(region.yielded) - count:]
+            before: Sequence[Value] = args if carried else op.results
+            for v, other, r in zip(yielded, before, op.results):
+                if not isinstance(r.type, Cursor):
+                    continue
+                if (n or carried) and of[v] is not of[other]:
+                    return region.ops[-1], RuleError("a position that is carried stays that of its own ring", f"of %{of[other].name}",
+                                                     f"%{v.name}, of %{of[v].name}")
+                of[r] = of[v]
+    return None

@@ -1,0 +1,47 @@
+"""Halves and bytes that are computed on packed: the numbers are those of one after the other."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import fcgen as fc
+from fcgen.backends.cuda.printer import print_cuda
+from fcgen.backends.targets.ada import TARGETS
+
+from .host import run_on_host
+
+
+@fc.kernel
+def mixed(X: "f16[M, N]", W: "u8[M, N]", V: "i8[M, N]", R: "f16[M]", Y: "out f16[M, N]", Z: "out f16[M, N]", A: "out f16[M, N]", B: "out u8[M, N]"):
+    (rows,) = fc.grid(fc.tile(X.M, "BM"))
+    for cols in fc.loop(fc.tile(X.N, "BN")):
+        x, w, v = fc.load(X[rows, cols]), fc.load(W[rows, cols]), fc.load(V[rows, cols])
+        fc.store(Y[rows, cols], ((w & 15).to(fc.f16) - 8.0) * x + fc.load(R[rows]))
+        fc.store(Z[rows, cols], (w >> 4).to(fc.f16) - ((v ^ 5) & 0x7F).to(fc.f16) * fc.exp(x.to(fc.f32)).to(fc.f16))
+        fc.store(A[rows, cols], (w >> 4).to(fc.f16) - 8.0 + ((w >> 2) & 7).to(fc.f16) + (v.to(fc.f16) + 0.5))
+        fc.store(B[rows, cols], (~w | 64) ^ (w << 3) ^ (w >> 1))
+
+
+def test_packed_and_one_by_one_are_the_same(tmp_path) -> None:
+    rng = np.random.default_rng(0)
+    m, n = 32, 64
+    given = {"X": rng.standard_normal((m, n)).astype(np.float16), "W": rng.integers(0, 256, (m, n)).astype(np.uint8),
+             "V": rng.integers(-128, 128, (m, n)).astype(np.int8), "R": rng.standard_normal(m).astype(np.float16)}
+    p = mixed.compile(target="sm_89", schedule=fc.Schedule(tiles={"BM": 32, "BN": 32}, warps=2), check=False)
+    source = print_cuda(p.machine, TARGETS["sm_89"])
+    assert all(f in source.text for f in ("add_f16x2(", "sub_f16x2(", "mul_f16x2(", "fma_f16x2(", "& 0x640f640fu", "<< 3) & 0xf8f8f8f8u"))
+    out = {"Y": np.zeros((m, n), np.float16), "Z": np.zeros((m, n), np.float16), "A": np.zeros((m, n), np.float16), "B": np.zeros((m, n), np.uint8)}
+    run_on_host(source, tmp_path, 1, {**given, **out}, {}, {"M": m, "N": n})
+    for name, want in p.interpret(**given).items():
+        np.testing.assert_allclose(out[name].astype(np.float32), want.astype(np.float32), rtol=0 if name != "Z" else 2e-3)
+
+
+@pytest.mark.parametrize("op", [np.add, np.subtract, np.multiply])
+def test_rounding_twice_is_rounding_once(op) -> None:
+    """What packed instructions round once, floats round to 24 bits on the way to 11."""
+    a, b = np.random.default_rng(1).integers(0, 2**16, (2, 200000)).astype(np.uint16).view(np.float16)
+    with np.errstate(all="ignore"):
+        exact = op(a.astype(np.float64), b.astype(np.float64))  # no sum or product of two halves needs more bits
+        once, twice = exact.astype(np.float16), op(a.astype(np.float32), b.astype(np.float32)).astype(np.float16)
+    np.testing.assert_array_equal(once[~np.isnan(once)], twice[~np.isnan(once)])
