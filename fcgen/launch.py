@@ -7,11 +7,12 @@ passed.
 
 from __future__ import annotations
 
+import contextlib
 import struct
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 from .build.compiler import Built, Facts
 from .errors import FcError
@@ -23,6 +24,31 @@ from .runtime import counters, driver, module, steady, streams, tensormap, tenso
 
 #: launches with sizes of their own that are kept
 _REMEMBERED = 4096
+
+
+class Seen(NamedTuple):
+    """A launch, for who remembers calls. values: the pointers of `tensors`, then scalars."""
+
+    tensors: tuple[str, ...]
+    values: tuple[Any, ...]
+    plan: steady.SteadyLaunch
+
+
+class _Watching(threading.local):
+    launches: list[Seen] | None = None
+
+
+_watching = _Watching()
+
+
+@contextlib.contextmanager
+def watched() -> Iterator[list[Seen]]:
+    """The launches that this thread makes inside."""
+    before, _watching.launches = _watching.launches, []
+    try:
+        yield _watching.launches
+    finally:
+        _watching.launches = before
 
 
 class Launcher:
@@ -46,6 +72,8 @@ class Launcher:
     def __call__(self, arguments: Mapping[str, Any], stream: Any = None) -> None:
         on = None if stream is None else streams.address(stream)
         plan, values, device = self.resolve(arguments)
+        if _watching.launches is not None:
+            _watching.launches.append(Seen(tuple(n for n in self.names if self._kinds[n] == "ptr"), values, plan))
         plan.launch(tensors.current_stream(device) if on is None else on, values)
         for name in self._written:
             tensors.written(arguments[name])

@@ -18,7 +18,7 @@ from ..attend.torch_op import define
 from ..attend.varlen import attention_varlen
 from ..dropout import Dropout
 from ..errors import FcError
-from . import variants
+from . import steady, variants
 
 #: no end of a window
 OPEN = -1
@@ -62,11 +62,24 @@ def _attend(q: Any, k: Any, v: Any, table: Any, sinks: Any, causal: str, left: i
         causal, right = "shifted", OPEN
     if causal == "shifted" and shift in (0, below):
         causal = "bottom_right" if shift == below else "top_left"
-    word, out = False if causal == "none" else causal, None if q.shape[3] == v.shape[3] else like_q(q, v)
     if table is None and sinks is None and left < 0 and right < 0 and not chunk and not softcap and not dropout and causal != "shifted":
-        return forward.attention(q, k, v, causal=word, scale=scale, return_lse=lse, out=out)
+        out = None if q.shape[3] == v.shape[3] else like_q(q, v)
+        return forward.attention(q, k, v, causal=False if causal == "none" else causal, scale=scale, return_lse=lse, out=out)
+    given = tuple([t for t in (q, k, v, table, sinks) if t is not None])
+    key = causal, left, right, shift, chunk, softcap, scale, lse, table is None, sinks is None
+    found = None if dropout else steady.run(key, given, lambda: (like_q(q, v), rows_of(q)) if lse else (like_q(q, v),))
+    if found is not None:
+        return found if lse else found[0]
+    slow = partial(_with_functions, q, k, v, table, sinks, causal, left, right, shift, chunk, softcap, dropout, scale, lse)
+    return slow() if dropout else steady.learn(key, {"Q": 0, "K": 1, "V": 2}, given, slow)
+
+
+def _with_functions(q: Any, k: Any, v: Any, table: Any, sinks: Any, causal: str, left: int, right: int, shift: int, chunk: int,
+                    softcap: float | None, dropout: float | None, scale: float | None, lse: bool) -> Any:
+    """A call with masks, scores or sinks."""
+    word: Any = causal if causal in ("top_left", "bottom_right") else False
     if causal == "shifted":
-        word, right = False, 0
+        right = 0
     seen = positions(left, right, chunk, shift)
     scored: list[Any] = [scores.soft_cap(float(softcap))] if softcap else []
     if table is not None:
@@ -75,6 +88,7 @@ def _attend(q: Any, k: Any, v: Any, table: Any, sinks: Any, causal: str, left: i
             seen.append(at)
         else:
             scored.append(variants.added(at))
+    out = None if q.shape[3] == v.shape[3] else like_q(q, v)
     return forward.attention(q, k, v, causal=word, scale=scale, return_lse=lse, out=out, score=joined(scored), sinks=sinks,
                              mask=masks.and_masks(*seen) if len(seen) > 1 else seen[0] if seen else None, dropout=drawn(dropout, q))
 
@@ -93,6 +107,22 @@ def attend_varlen(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rows: torch
 
 def _attend_varlen(q: Any, k: Any, v: Any, rows: Any, keys: Any, used_rows: Any, used_keys: Any, sinks: Any, most_rows: int, most_keys: int,
                    causal: bool, left: int, right: int, chunk: int, softcap: float | None, scale: float | None, lse: bool) -> Any:
+    names = ("Q", "K", "V", "Begin", "KBegin", "Used", "KUsed")
+    present = [(name, t) for name, t in zip(names, (q, k, v, rows, keys, used_rows, used_keys)) if t is not None]
+    at = {name: n for n, (name, _) in enumerate(present)}
+    at |= {"End": at["Begin"], **({"KEnd": at["KBegin"]} if "KBegin" in at else {})}
+    given = (*[t for _, t in present], *([] if sinks is None else [sinks]))
+    numbers = most_rows, most_keys, causal, left, right, chunk, softcap, scale, lse
+    key = ("packed", *numbers, used_rows is None, used_keys is None, sinks is None)
+    slow = partial(_packed, q, k, v, rows, keys, used_rows, used_keys, sinks, *numbers)
+    found = steady.run(key, given, lambda: (packed_like(q, v), packed_rows(q)) if lse else (packed_like(q, v),))
+    if found is not None:
+        return found if lse else found[0]
+    return steady.learn(key, at, given, slow)
+
+
+def _packed(q: Any, k: Any, v: Any, rows: Any, keys: Any, used_rows: Any, used_keys: Any, sinks: Any, most_rows: int, most_keys: int,
+            causal: bool, left: int, right: int, chunk: int, softcap: float | None, scale: float | None, lse: bool) -> Any:
     mask = None
     if chunk:
         mask = variants.chunks(chunk, _used(keys, used_keys) - _used(rows, used_rows))
@@ -130,9 +160,12 @@ def drawn(p: float | None, like: Any) -> Dropout | None:
 
 def no_gradient(*tensors: Any) -> None:
     """Refuse tensors from which a gradient would flow."""
-    if torch.is_grad_enabled() and any([t is not None and t.requires_grad for t in tensors]):
-        refuse("an argument requires grad, and fcgen has no backward pass yet", "tensors from which no gradient flows",
-               "requires_grad=True", "call it under torch.no_grad(), or pass the tensor's .detach()")
+    if not torch.is_grad_enabled():
+        return
+    for t in tensors:
+        if t is not None and t.requires_grad:
+            refuse("an argument requires grad, and fcgen has no backward pass yet", "tensors from which no gradient flows",
+                   "requires_grad=True", "call it under torch.no_grad(), or pass the tensor's .detach()")
 
 
 @torch.compiler.disable(reason="fcgen refuses this call; called without torch.compile it says why")
@@ -164,10 +197,15 @@ _PACKED = ("(Tensor q, Tensor k, Tensor v, Tensor rows, Tensor keys, Tensor? use
            "SymInt most_rows, SymInt most_keys, bool causal, SymInt left, SymInt right, SymInt chunk, float? softcap, float? scale)")
 
 
-def _packed_like(q: Any, v: Any) -> Any:
+def packed_like(q: Any, v: Any) -> Any:
+    """An output of packed sequences, as `fcgen.attention_varlen` makes it."""
     return torch.empty_like(q) if q.shape[2] == v.shape[2] else q.new_empty((*q.shape[:2], v.shape[2]))
 
 
-define("attend_varlen", _PACKED, "Tensor", partial(_attend_varlen, lse=False), lambda q, k, v, *_: _packed_like(q, v))
+def packed_rows(q: Any) -> Any:
+    return q.new_empty((q.shape[1], q.shape[0]), dtype=torch.float32)
+
+
+define("attend_varlen", _PACKED, "Tensor", partial(_attend_varlen, lse=False), lambda q, k, v, *_: packed_like(q, v))
 define("attend_varlen_lse", _PACKED, "(Tensor, Tensor)", partial(_attend_varlen, lse=True),
-       lambda q, k, v, *_: (_packed_like(q, v), q.new_empty((q.shape[1], q.shape[0]), dtype=torch.float32)))
+       lambda q, k, v, *_: (packed_like(q, v), packed_rows(q)))

@@ -6,15 +6,18 @@ Everything but the launch is what a call on a GPU does: arguments are checked, s
 from __future__ import annotations
 
 import ctypes
+import functools
 from typing import Any
 
 import numpy as np
 
-from fcgen.attend import calls, forward, variants
+from fcgen.attend import blocks, calls, forward, variants, varlen
+from fcgen.build import captured
 from fcgen.build.program import Program
 from fcgen.ir.sizes import is_made
 from fcgen.ir.types import DTYPES
 from fcgen.runtime import tensors
+from fcgen.torch import sdpa, steady
 from tests.runtime.pretend import Driver, install, real_torch
 
 
@@ -52,13 +55,25 @@ class Interpreted:
             outputs[name][...] = x
 
 
+def alone(monkeypatch: Any) -> None:
+    """No program that others made is found from here on, and none that is made is left to them."""
+    for module, name in ((variants, "_kept"), (blocks, "_programs"), (captured, "_shared"), (captured, "_families"), (calls, "_kinds"), (steady, "_known")):
+        monkeypatch.setattr(module, name, {})
+    monkeypatch.setattr(calls, "recent", ())
+    monkeypatch.setattr(sdpa, "_kinds", [])
+    for module in (forward, variants, varlen, blocks):
+        for name, kept in list(vars(module).items()):
+            if hasattr(kept, "cache_clear"):
+                monkeypatch.setattr(module, name, functools.lru_cache(kept.__wrapped__))
+
+
 def interpreted(monkeypatch: Any) -> list[Program]:
     """torch's CPU tensors are a GPU's from here on, and programs are interpreted; gives the list of those that are."""
+    alone(monkeypatch)
     install(monkeypatch, Driver())
     real_torch(monkeypatch)
     monkeypatch.setattr(Program, "launcher", property(Interpreted))
     monkeypatch.setattr(variants, "_fits", lambda program: True)
     monkeypatch.setattr(calls, "learn", lambda *_: None)
     monkeypatch.setattr(Interpreted, "seen", [])
-    forward._arch.cache_clear()
     return Interpreted.seen

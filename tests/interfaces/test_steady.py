@@ -1,0 +1,118 @@
+"""A call with masks, caps or sinks that has been made before launches what the slow way would, and is looked at less."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs torch: pip install fcgen[torch]")
+from fcgen.attend import variants  # noqa: E402
+from fcgen.build import compiler  # noqa: E402
+from fcgen.errors import FcError  # noqa: E402
+from fcgen.launch import Launcher  # noqa: E402
+from fcgen.runtime import cache, cubin, nvrtc  # noqa: E402
+from fcgen.torch import steady  # noqa: E402
+from fcgen.torch.core import attend, attend_varlen  # noqa: E402
+from tests.interfaces.interpreted import alone  # noqa: E402
+from tests.runtime.pretend import Driver, install, real_torch  # noqa: E402
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """What is launched: [(name, grid, {parameter: bytes} but for those of outputs)]."""
+    alone(monkeypatch)
+    fake = install(monkeypatch, Driver())
+    real_torch(monkeypatch)
+    monkeypatch.setattr(nvrtc, "compile_cuda", lambda source, arch, *, name, **_: nvrtc.Binary(hashlib.sha256(source.encode()).digest(), "", arch, name))
+    monkeypatch.setattr(compiler, "nvrtc_fingerprint", lambda: "pretend")
+    monkeypatch.setattr(variants, "_fits", lambda program: True)
+    monkeypatch.setattr(cache, "open_cache", lambda: cache.DiskCache(None))
+    monkeypatch.setattr(cubin, "resources", lambda binary, log="": Anything())
+    monkeypatch.setattr(torch.Tensor, "get_device", lambda self: 0)
+    names, start = {}, Launcher.__init__
+
+    def made(self, built, narrower=None):
+        start(self, built, narrower)
+        names[built.cubin] = [(kind, name) for kind, name, *_ in built.facts.flat]
+        fake.kernels[built.cubin] = [128 if kind == "map" else 4 if kind in ("scalar", "size") else 8 for kind, _ in names[built.cubin]]
+
+    monkeypatch.setattr(Launcher, "__init__", made)
+    launch, out = fake.cuLaunchKernelEx, []
+
+    def seen(config, function, params, extra):
+        status = launch(config, function, params, extra)
+        grid, *_, arguments = fake.launches[-1]
+        of = names[fake.cubins[function - 1]]
+        out.append((grid, tuple((key, x) for key, x in zip(of, arguments) if key[1] not in ("O", "LSE"))))
+        return status
+
+    monkeypatch.setattr(fake, "cuLaunchKernelEx", seen)
+    return out
+
+
+class Anything:
+    """The resources of any kernel: none."""
+
+    spills = False
+
+    def __getitem__(self, name):
+        return self
+
+    def __getattr__(self, name):
+        return 0
+
+
+def half(*shape):
+    return torch.randn(*shape).half()
+
+
+SINKS = torch.randn(4)
+AT = torch.tensor([0, *itertools.accumulate([20, 0, 13])], dtype=torch.int32)
+DENSE = {"a window": {"causal": "bottom_right", "left": 9}, "a cap, with the log-sum-exp": {"softcap": 5.0, "lse": True}, "sinks": {"sinks": SINKS, "causal": "top_left"},
+         "a bias": {"table": torch.randn(1, 1, 33, 50)}, "positions": {"causal": "shifted", "shift": 5, "left": 7}}
+PACKED = {"causal": {"causal": True}, "a window, a cap, sinks": {"left": 9, "softcap": 5.0, "sinks": SINKS, "lse": True}}
+
+
+CALLS = {
+    **{name: (lambda: (half(1, 4, 33, 64), half(1, 2, 50, 64), half(1, 2, 50, 64)), lambda given, o=o: attend(*given, **o)) for name, o in DENSE.items()},
+    **{name: (lambda: (half(33, 4, 64), half(33, 2, 64), half(33, 2, 64)), lambda given, o=o: attend_varlen(*given, AT, AT, 20, 20, **o)) for name, o in PACKED.items()}}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_other_tensors_of_the_same_sizes_are_launched_as_the_slow_way_would(launched, name, monkeypatch):
+    tensors, call = CALLS[name]
+    before, given = tensors(), tensors()
+    call(before)
+    assert len(steady._known) == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(steady, "learn", None)  # no slow way
+        out = call(given)
+    steady._known.clear()
+    call(given)
+    first, known, slow = (dict(arguments) | {"grid": grid} for grid, arguments in launched)
+    assert [key for key in slow if slow[key] != known.get(key)] == [] and known != first
+    assert isinstance(out, tuple) == bool({**DENSE, **PACKED}[name].get("lse"))
+
+
+def test_what_is_not_such_a_call_goes_the_slow_way(launched):
+    q, k, v = half(1, 4, 33, 64), half(1, 2, 50, 64), half(1, 2, 50, 64)
+    call = lambda q, k=k, v=v, left=9: attend(q, k, v, causal="bottom_right", left=left)
+    for _ in range(3):
+        call(q)
+    count = len(launched)
+    with pytest.raises(FcError, match="requires grad"):
+        call(q.clone().requires_grad_())
+    with pytest.raises(FcError, match="transform"):
+        torch.vmap(call)(q[None])
+    with torch.autograd.forward_ad.dual_level(), pytest.raises(FcError, match="tangent"):
+        call(torch.autograd.forward_ad.make_dual(q, torch.ones_like(q)))
+    assert len(launched) == count
+    others = {"unaligned": lambda: call(torch.zeros(q.numel() + 8, dtype=torch.float16)[1:q.numel() + 1].view(q.shape)), "another length": lambda: call(half(1, 4, 40, 64)),
+              "another number": lambda: call(q, left=10), "one tensor twice": lambda: call(q, k, k)}
+    for n, (name, other) in enumerate(others.items()):
+        other()
+        assert len(launched) == count + 2 * n + 1 and launched[-1] != launched[count - 1], name
+        call(q)
+        assert launched[-1] == launched[count - 1]
