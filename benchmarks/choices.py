@@ -71,6 +71,7 @@ def candidates(w: Where, more: int, given: Sequence[str]) -> dict[str, tuple[str
     cycles = lambda s: search.estimate(plan_of(s, names)).cycles
     out: dict[str, tuple[str, float]] = {}
     mine = [fc.Schedule.parse(text) for d, _, text in (t.partition(":") for t in given) if int(d) == w.cell.d]
+    mine = [s for s in mine if s.math != "wgmma" or search.rates.wgmma]
     for kind, s in [("tuned", shipped(w.arch, w.cell.d, w.cell.mask)), ("chosen", search.choose()[0]), *(("given", s) for s in mine)]:
         out.setdefault(str(s), (kind, cycles(s)))
     near = sorted((p for p in search.plans() if search._fits(p)), key=lambda p: search.estimate(p).cycles)

@@ -189,8 +189,11 @@ class Chooser:
         blocks = self._blocks(p, usage)
         side = blocks * p.warps / 4  # warps that each scheduler has to choose from
         times["arithmetic"] *= (side + 1.0) / side
-        first = alu if p.math == "wgmma" and any(d.computed for d in w.dots) else 0.0  # products wait for it
-        work = max(tensor, (tensor + alu + 2 * first) / max(1.0, p.warps / 4)) * max(1.0, 4 / p.warps)
+        computed = any(d.computed for d in w.dots)  # products wait for what is
+        first = alu if computed and p.math == "wgmma" else 0.0
+        times["arithmetic"] *= 1.25 if computed and p.math == "mma" else 1.0
+        groups = max(1.0, min(p.warps / 4, 2.0 if first else 4.0))
+        work = max(tensor, (tensor + alu + 2 * first) / groups) * max(1.0, 4 / p.warps)
         chain = work + START
         alone = self._stored(p) / SCATTERED if p.math == "wgmma" and not self._sent(p) else 0.0
         alone += sum(SHARED_ROWS * w.trips(d.loops, tiles) for d in self.narrow if d.chain and (self.grid(d, p.math, p.warps, tiles) or (1, 1))[1] > 1)
