@@ -65,8 +65,7 @@ def variations(schedule: fc.Schedule, lazy: float) -> list[Candidate]:
 
 
 def grids(schedule: fc.Schedule, lazy: float) -> list[Candidate]:
-    """How blocks come to their tiles, and how many there are on a multiprocessor. A tile's results may be stored without shared memory, so
-    that the next one's copies need not wait for them."""
+    """How blocks come to their tiles, and how many there are on a multiprocessor."""
     ways = [("none", 1), *((how, blocks) for how in ("static", "dynamic") for blocks in (1, 2))]
     return [(replace(schedule, persistent=how, min_blocks=blocks, epilogue=e), lazy) for how, blocks in ways for e in ("smem", "direct")]
 

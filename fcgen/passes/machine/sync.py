@@ -32,7 +32,7 @@ from ...ir.core import Block, Kernel, Op, Value, definitions, walk
 from ...ir.lifetimes import WRITES
 from ...ir.schedule import Schedule
 from ...ir.target import Target
-from ...ir.types import Buffer, Cursor, Frag
+from ...ir.types import Buffer, Frag
 from .accesses import READS, WHOLE, Access, area_of, conflict
 
 
@@ -215,7 +215,6 @@ class _Sync:
     def loop(self, op: Op, state: _State, out: list[Op]) -> _State:
         nested = {v for o in walk(op.regions[0]) if o.kind in ("for", "while") for r in o.regions for v in _rings(r)}
         own = _rings(op.regions[0]) - nested
-        nested -= {o.operands[0] for o in walk(op.regions[0]) if o.kind == "slot" and isinstance(o.operands[1].type, Cursor)}  # they go on
 
         def next_iteration(a: Access) -> Access:
             return a.forgotten() if a.ring in nested else a.shifted() if a.ring in own else a

@@ -2,25 +2,20 @@
 
 A block takes its own tile (`block_index`), or, with `persistent`, works through the grid's tiles, in steps of the number of blocks or as it
 claims them. Where a role copies for the others, it claims and decodes, and they hear of the tile through a channel of a few numbers. Where
-there is one role, one thread of it claims the next tile, and all decode what it posts; they start the next tile's first copies before they
-store this one's results.
+there is one role, one thread of it claims the next tile while the others finish this one, and all decode what it posts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
-from itertools import takewhile
 
-from ...ir.core import Block, Kernel, Op, Value, free_values, walk
-from ...ir.ops import has_effect
-from ...ir.rewrite import Builder, Env, copy_op
+from ...ir.core import Block, Kernel, Op, Value, walk
+from ...ir.rewrite import Builder, Env, copy_block
 from ...ir.schedule import Schedule
-from ...ir.types import Scalar, Tensor, i32
-from ..facts.common import sources, without_effect
+from ...ir.types import Scalar, i32
+from ..facts.common import without_effect
 from ..facts.tiles import Tiles
 from .channels import Channel
-from .cursors import thread_cursors
 
 TOKENS = 1  # the first of the named barriers that pass a token around
 
@@ -41,81 +36,38 @@ def over_grid(kernel: Kernel, body: Block, schedule: Schedule, box: Channel | No
         raise without_effect("l2", "tiles run in no order that saves reads", got=schedule.l2,
                              expected="another axis beside one along which work differs, or two axes with tiles")
     if schedule.persistent == "none":
-        b.ops += _inline(body.ops, body, tiles.decode(index, b))
+        b.ops += _inline(body, tiles.decode(index, b))
         return b.block(args)
     count = b.emit("block_count", name="blocks") if schedule.persistent == "static" else None
-    if told is None:
-        _alone(body, tiles, index, count, box, b)
-        return thread_cursors(b.block(args))
     t, inner = Value(Scalar(i32), "tile"), Builder()
     tile = tiles.decode(t, inner)
-    _tell(told, [inner.emit("const", value=1, dtype="i32"), *(tile[n] for n in range(len(kernel.grid)))], inner)
-    inner.ops += _inline(body.ops, body, tile)
+    if told is not None:
+        _tell(told, [inner.emit("const", value=1, dtype="i32"), *(tile[n] for n in range(len(kernel.grid)))], inner)
+    inner.ops += _inline(body, tile)
     if count is not None:
         after = inner.emit("add", t, count, name="tile")
-    else:
+    elif told is not None:
         inner.ops, after = _with_claim(inner.ops)
+    else:
+        assert box is not None
+        after = _claimed(box, inner)
     inner.do("yield", inner.emit("lt", after, tiles.total, name="more"), after)
     b.add(Op("while", (b.emit("lt", index, tiles.total), index), (Value(Scalar(i32), "tile"),), {}, (inner.block((t,)),)))
-    _tell(told, [b.emit("const", value=0, dtype="i32")] * (1 + len(kernel.grid)), b)
+    if told is not None:
+        _tell(told, [b.emit("const", value=0, dtype="i32")] * (1 + len(kernel.grid)), b)
     if count is None:
         b.do("claim_done")
     return b.block(args)
 
 
-def _alone(body: Block, tiles: Tiles, index: Value, count: Value | None, box: Channel | None, b: Builder) -> None:
-    """A block of one role. Behind a tile's last loop it knows the next tile, and starts its first copies: they and this tile's results are
-    on their way together. One thread claims in front of that loop."""
-    first = _first_copies(body)
-    rest = [o for o in body.ops if not (has_effect(o) and any(o is x for x in first))]
-    loops = [n for n, o in enumerate(rest) if _has_loop(o)]
-    claim_at, known_at = (loops[-1], loops[-1] + 1) if loops else (0, len(rest))
-
-    def start(tile: Value, condition: Value, b: Builder) -> None:
-        then, empty = Builder(), Builder()
-        then.ops += _inline(first, body, tiles.decode(tile, then))
-        for branch in (then, empty):
-            branch.do("yield")
-        if first:
-            b.do("if", condition, regions=(then.block(), empty.block()))
-
-    go = b.emit("lt", index, tiles.total, name="any")
-    start(index, go, b)
-    t, inner, env = Value(Scalar(i32), "tile"), Builder(), Env()
-    tile = tiles.decode(t, inner)
-    inner.ops += _inline(rest[:claim_at], body, tile, env)
-    if box is not None:
-        claim = Value(Scalar(i32), "claimed")
-        inner.add(Op("claim", (), (claim,)))
-    inner.ops += _inline(rest[claim_at:known_at], body, tile, env)
-    if box is not None:
-        _tell(box, [claim], inner)
-        (after,) = _fetch(box, ["next_tile"], inner)
-    elif count is not None:
-        after = inner.emit("add", t, count, name="next_tile")
-    more = inner.emit("lt", after, tiles.total, name="more")
-    start(after, more, inner)
-    inner.ops += _inline(rest[known_at:], body, tile, env)
-    inner.do("yield", more, after)
-    b.add(Op("while", (go, index), (Value(Scalar(i32), "tile"),), {}, (inner.block((t,)),)))
-    if box is not None:
-        b.do("claim_done")
-
-
-def _has_loop(op: Op) -> bool:
-    return any(o.kind == "for" for o in walk(Block((), (op,))))
-
-
-def _first_copies(body: Block) -> list[Op]:
-    """The asynchronous copies in front of a tile's first loop, with what they follow from; none if that is more than numbers and what is
-    read of tables, or if they read what the program writes."""
-    ops = tuple(takewhile(lambda o: not _has_loop(o), body.ops))
-    does = lambda o: {x.kind for x in walk(Block((), (o,))) if not x.regions and x.kind != "yield" and has_effect(x)}
-    copies = [o for o in ops if does(o) and does(o) <= {"cp_async", "commit_group"} and not o.results]
-    written = {v for o in walk(body) if o.kind != "cp_async" and has_effect(o) for v in o.operands[:1] if isinstance(v.type, Tensor)}
-    reads = [v for o in copies for v in (*o.operands, *(x for r in o.regions for x in free_values(r)))]
-    before = sources(reads, Block((), ops), lambda o: not (o.regions or has_effect(o)) and written.isdisjoint(o.operands))
-    return [o for o in ops if any(o is x for x in (*before, *copies))] if before is not None and written.isdisjoint(reads) else []
+def _claimed(box: Channel, tile: Builder) -> Value:
+    """The next tile's number, in a block of one role: claimed behind the tile's last loop, so that the answer comes while results are
+    stored, and heard of at the end."""
+    at = 1 + max((n for n, o in enumerate(tile.ops) if any(x.kind == "for" for x in walk(Block((), (o,))))), default=-1)
+    claim = Value(Scalar(i32), "claimed")
+    tile.ops.insert(at, Op("claim", (), (claim,)))
+    _tell(box, [claim], tile)
+    return _fetch(box, ["tile"], tile)[0]
 
 
 def _with_claim(ops: list[Op]) -> tuple[list[Op], Value]:
@@ -161,16 +113,13 @@ def _taking(kernel: Kernel, body: Block, box: Channel, args: tuple[Value, ...], 
     go, tile = _hear(kernel, box, b)
     inside = tuple(Value(Scalar(i32), a.name) for a in kernel.grid)
     inner = Builder()
-    inner.ops += _inline(body.ops, body, dict(enumerate(inside)))
+    inner.ops += _inline(body, dict(enumerate(inside)))
     again, after = _hear(kernel, box, inner)
     inner.do("yield", again, *after)
     b.add(Op("while", (go, *tile), tuple(Value(Scalar(i32), a.name) for a in kernel.grid), {}, (inner.block(inside),)))
     return b.block(args)
 
 
-def _inline(ops: Sequence[Op], body: Block, tile: dict[int, Value], env: Env | None = None) -> list[Op]:
-    """Copies of ops of the body, for a tile. env: what was copied of it before."""
-    env = Env() if env is None else env
-    for n, a in enumerate(body.args):
-        env[a] = tile[n]
-    return [copy_op(o, env) for o in ops]
+def _inline(body: Block, tile: dict[int, Value]) -> list[Op]:
+    env = Env({a: tile[n] for n, a in enumerate(body.args)})
+    return list(copy_block(Block((), body.ops), env).ops)

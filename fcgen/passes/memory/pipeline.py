@@ -22,7 +22,6 @@ from ...ir.core import Block, Kernel, Op, Value, walk
 from ...ir.rewrite import Builder, Env, copy_op, substitute_block
 from ...ir.schedule import Schedule
 from ...ir.target import Target
-from ...ir.types import Cursor
 from ..facts.common import AHEAD, index_slice, loaded_name, not_ahead, without_effect
 from .channels import Channel, fills_itself, is_shared_load, mailbox, mover, readers, start_copy
 from .grid import over_grid
@@ -117,14 +116,10 @@ class _Pipeliner:
     def _subst(self, op: Op, env: Env) -> Op:
         return replace(op, operands=env.all(op.operands))
 
-    def channel(self, load: Op, slots: int, cursors: dict[int, Value] | None = None) -> Channel:
-        """cursors: by how many slots they count; rings of one chain that are as deep are in step, and go on from one tile of the grid to
-        the next."""
+    def channel(self, load: Op, slots: int) -> Channel:
         ring = Value(replace(load.result.type, slots=slots), loaded_name(load))
         self.buffers.append(ring)
-        if cursors is None or slots == 1 or self.schedule.persistent == "none" or self.schedule.copy == "tma":
-            return Channel(ring)
-        return Channel(ring, cursor=cursors.setdefault(slots, Value(Cursor(slots), "ring")))
+        return Channel(ring)
 
     def in_place(self, op: Op, old: Op, b: Builder, env: Env) -> None:
         """Copy into a buffer of one slot where the load stands."""
@@ -176,8 +171,7 @@ class _Pipeliner:
             ahead.sort(key=lambda s: _span(s[0].result, bodies[0])[0])
             deep, slots = ahead, 1
         self.ahead.update((s[0]["site"], slots or s[0].get("stages", self.schedule.slots)) for s in deep)
-        cursors: dict[int, Value] = {}
-        return [_Ring(self.channel(s[0], self.ahead[s[0]["site"]], cursors), list(s), s[whole], bodies[whole]) for s in deep]
+        return [_Ring(self.channel(s[0], self.ahead[s[0]["site"]]), list(s), s[whole], bodies[whole]) for s in deep]
 
     def _prologue(self, rings: list[_Ring], low: Value, high: Value, down: bool, depth: int, b: Builder) -> None:
         zero = b.emit("const", value=0, dtype="i32")
@@ -232,9 +226,7 @@ class _Pipeliner:
             self._start([r for r in rings if r.slots == depth], loop, index, inside, n, None, b)
         ring_loads = {id(r.loads[loop]) for r in rings}
         rest = Block((), tuple(o for o in body.ops if id(o) not in ring_loads))
-        b.ops += substitute_block(rest, env).ops
-        b.ops[-1:-1] = [Op("advance", (at,)) for at in dict.fromkeys(r.channel.cursor for r in rings) if at is not None]
-        return b.block(body.args)
+        return Block(body.args, (*b.ops, *substitute_block(rest, env).ops))
 
     def _take_turns(self, rings: list[_Ring], loop: int, body: Block, low: Value, high: Value, down: bool) -> Block:
         """One slot per load: acquire each tile in front of its first reader, then refill the slot whose readers are done."""
