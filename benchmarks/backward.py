@@ -212,7 +212,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     target = {"sm_90": "sm_90a"}.get(own := fc.gpu_target(), own)
     length, table, wrong = args.length or LENGTH, [], []
     heads = list(map(int, args.heads.split(",")))
-    found = [(d, {**options, **({"causal": True} if args.causal else {})}, text)
+    branch = ", split=branch" if args.causal else ""  # loops with a mask of their own have no registers for their addresses
+    found = [(d, {**options, **({"causal": True} if args.causal else {})}, text + branch if text and "split" not in text else text)
              for d, options, text in [*SCHEDULES, *(read(args.candidates) if args.candidates else [])] if d in heads]
     found = [c for n, c in enumerate(found) if c not in found[:n]]
     if len(found) > SERIAL:

@@ -234,7 +234,10 @@ def test_gemm(tmp_path):
 
 def test_backward(tmp_path):
     saved, said = dry("backward", tmp_path / "b.json", "--heads", "64")
-    assert {r["name"].split(":")[0] for r in saved["table"]} == {"fcgen, kernel", "fcgen, whole"} and not saved["problems"] and "fa3:" in said
+    parts = {"fcgen, kernel", "fcgen, whole", "fcgen, in front", "fcgen, behind"}
+    assert {r["name"].split(":")[0] for r in saved["table"]} == parts and not saved["problems"] and "fa3:" in said
+
+
 def test_prologues(tmp_path):
     saved, _ = dry("prologues", tmp_path / "p.json", "--only", "rotary", "--only", "backward-64")
     assert [r["spec"] for r in saved["table"]] == ["plain", "rotary", "rotated", "backward"] and not saved["problems"]

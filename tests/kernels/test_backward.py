@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,9 @@ import pytest
 import fcgen as fc
 from fcgen.backends.budget import check_budget
 from fcgen.ir.alignment import of_arguments
-from fcgen.ir.core import walk_kernel
+from fcgen.ir.core import Block, walk_kernel
 from fcgen.ir.layout import warp_grid
+from fcgen.sim.machine import check
 
 LOG2E = 1.4426950408889634
 
@@ -142,6 +144,39 @@ def test_an_iteration_has_one_barrier_of_all_and_holds_no_rows(name, by_columns)
     for n in reads:
         assert {"sub", "mul", "exp2"} & set(kinds[n + 1:n + 4])
     assert check_budget(p.machine, p.target).fragment_regs <= 208
+
+
+def test_the_simulator_sees_a_slot_that_is_let_go_in_front_of_the_fence(by_columns):
+    """As above, with the arrivals for LSE and Delta right behind the element work."""
+    p, args, _ = case("80x128", by_columns, "sm_90a", (250, 128))
+    rows = ("lse2_tile_empty", "delta_tile_empty")
+
+    def early(block):
+        ops = [replace(o, regions=tuple(map(early, o.regions))) if o.regions else o for o in block.ops]
+        moved = [o for o in ops if o.kind == "mbar_arrive" and o.operands[0].name in rows]
+        if moved:
+            ops = [o for o in ops if o not in moved]
+            at = next(n for n, o in enumerate(ops) if o.kind == "slot" and o.operands[0].name == "ds_tile")
+            ops[at:at] = moved
+        return Block(block.args, tuple(ops))
+
+    kernel = replace(p.machine, roles=tuple(replace(r, body=early(r.body)) for r in p.machine.roles))
+    with pytest.raises(fc.FcError, match="sim/proxy"):
+        check(kernel, args, p.target)
+    check(p.machine, args, p.target)
+
+
+@pytest.mark.parametrize("persistent", ["static", "dynamic"])
+def test_a_barrier_in_front_of_a_loop_spares_one_in_each_iteration(persistent, by_columns):
+    """Of blocks that take many tiles: the next tile's first store meets the last one's readers."""
+    schedule = hopper(64, 128, 2, persistent=persistent)
+    p = by_columns.backward.compile(target="sm_90a", T=fc.f16, D=64, schedule=schedule)
+    assert [o.get("parts", 1) for o in iteration(p) if o.kind == "barrier"] == [1, 2, 2]
+    given = by_columns.inputs(np.random.default_rng(5), m=190, n=400)
+    args = {k: x.astype(np.float16 if k in ("Q", "K", "V", "dO") else np.float32) if k != "scale" else x for k, x in given.items()}
+    got, want = p.simulate(**args), by_columns.reference(**{k: np.asarray(x, np.float64) for k, x in args.items()})
+    for out in want:
+        assert np.abs(got[out] - want[out]).max() < 5e-3, out
 
 
 def test_where_there_is_no_room_for_two_there_is_one(by_columns):
