@@ -19,8 +19,18 @@ def test_a_spec_is_right(name, n):
     target = {"sm_90": "sm_90a"}.get(own := fc.gpu_target(), own)
     if target == "sm_90a" and n == 203 and name in ("quantised",):
         pytest.skip("its left operand is read by products alone, and lies in such rows")
-    p = compiled(name, target, d=64, n=64)
-    length = n // 8 if STEP.get(name) == 1 else n
+    agrees(compiled(name, target, d=64, n=64), name, n // 8 if STEP.get(name) == 1 else n)
+
+
+@pytest.mark.parametrize("more", [{}, {"warps": 8, "tiles": {"BLOCK_M": 128}, "late": "acc"}, {"persistent": "dynamic", "late": "acc"}])
+@pytest.mark.parametrize("name", ["rotary", "rotated", "normed", "scaled"])
+def test_operands_that_a_role_of_its_own_makes_are_right(name, more):
+    if {"sm_90": "sm_90a"}.get(own := fc.gpu_target(), own) != "sm_90a":
+        pytest.skip("roles are Hopper's")
+    agrees(compiled(name, "sm_90a", d=64, n=64, makers=4, **more), name, 200)
+
+
+def agrees(p, name, length):
     held, exact = specs.stored(p, specs.draw(name, length, m=130, d=64, page=64))
     want = specs.reference(name, exact)
     for got in (p.run(**held), p.run(**held)):

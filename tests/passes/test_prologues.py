@@ -31,7 +31,7 @@ def compiled(name, target, d=32, n=16, **more):
         binding, tiles = {"T": fc.f16}, {**tiles, "BLOCK_K": n, "BLOCK_N": 48}
     if name == "backward":
         tiles = {"BLOCK_M": max(n, 64), "BLOCK_N": 64}
-    if name in ("plain", "rotary"):
+    if name in ("plain", "rotary", "rotated"):
         binding["D"] = d // 2
     if name == "paged":
         binding["N"] = tiles.pop("BLOCK_N")
