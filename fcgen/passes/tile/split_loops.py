@@ -149,12 +149,12 @@ class _Splitter:
             self.own = None
             return
         # an empty range of all rows has no part: the own ends stay on the right side of it, and so does what is left of a part outside.
-        # (It may end before it begins: its own is then empty where it begins.)
+        # (It may end before it begins: its own is then empty where it begins. A part's may too: it is then empty where that begins.)
         assert mine.lo is not None and bounds.lo is not None and bounds.hi is not None
         low = mine.lo if mine.lo == bounds.lo else own.extreme("min", mine.lo, own.extreme("max", bounds.hi, bounds.lo))
         mine = self.unless_outside(own, Range(low, mine.hi), op)
         assert None not in (mine.lo, mine.hi, bounds.lo, bounds.hi)
-        high = mine.hi if mine.hi == bounds.hi else own.extreme("max", mine.hi, bounds.lo)  # type: ignore[arg-type]
+        high = mine.hi if mine.hi == bounds.hi else own.extreme("max", mine.hi, low)  # type: ignore[arg-type]
         self.mine = Range(low, high)
         self.mine_full = f
 
