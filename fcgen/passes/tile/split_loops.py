@@ -61,6 +61,7 @@ class _Splitter:
         self.narrow: dict[tuple[Form, Form], Value] = {}
         self.remarks: list[tuple[str, str]] = []
         self.down = self.branched = False
+        self.depth = 0  # loops around: what a part leaves unread would be let go of once, in front of them
         self.stored: tuple[Value, Value | str | int, int] | None = None
         self.before: set[Value] = set()  # what stands in front of the loop
         self.along_rows: Callable[[Op], bool] = lambda op: True
@@ -75,7 +76,9 @@ class _Splitter:
         for op in block.ops:
             if op.regions:
                 nested = any(o.kind == "for" for o in walk(op.regions[0]))
+                self.depth += op.kind == "for"
                 op = replace(op, regions=tuple(self.block(r) for r in op.regions))
+                self.depth -= op.kind == "for"
                 if op.kind == "for":
                     self.loop(op, out, nested)
                     continue
@@ -95,7 +98,7 @@ class _Splitter:
         if lo is None or hi is None:  # cannot be: bounds are scalars from outside
             out.add(op)
             return
-        rows = independent_rows(body) if self.groups > 1 and not nested else None
+        rows = independent_rows(body) if self.groups > 1 and not nested and not self.depth else None
         if rows is not None and not all(self.along_rows(o) for o in walk(body) if o.kind == "dot"):
             rows = None
         if rows is not None and rows % (64 * self.groups) == 0:
