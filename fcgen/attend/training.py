@@ -219,20 +219,21 @@ def _compiled(spec: Spec, arch: str, facts: Mapping[str, Any], functions: Mappin
     """With the first schedule that leaves registers for everything; where none does, with the first one that can be; where none can, with
     what a model of the machine finds."""
     head = max(facts.get("D", 0), facts["E"])
-    listed = [(arch, s) for s in candidates(spec.name, arch, head)]
+    adds = "dQ" not in facts
+    listed = [(arch, s) for s in candidates(spec.name, arch, head, adds)]
     if arch.endswith("a"):
-        listed += [(target(arch.rstrip("a")).arch, s) for s in candidates(spec.name, arch.rstrip("a"), head)]
+        listed += [(target(arch.rstrip("a")).arch, s) for s in candidates(spec.name, arch.rstrip("a"), head, adds)]
     possible: Program | None = None
     for to, schedule in listed:
         try:
-            program = spec.compile(target=to, schedule=schedule, check=bool(functions), **facts, **functions)
+            program = spec.compile(target=to, schedule=schedule, check=False, **facts, **functions)
             if _fits(program.first if isinstance(program, Captured) else program):
                 return program  # type: ignore[no-any-return]
             possible = possible or program
         except FcError as e:
             if not e.code.startswith("compile/"):
                 raise
-    return possible or spec.compile(target=arch, check=bool(functions), **facts, **functions)
+    return possible or spec.compile(target=arch, check=False, **facts, **functions)
 
 
 def _fits(program: Program) -> bool:

@@ -84,12 +84,12 @@ def backward(Q: T[B, H, M, D], K: T[B, G, N, D], V: T[B, G, N, E], dO: T[B, H, M
                 dq = fc.dot(ds.T, k)
                 fc.atomic_add(dQ[b, h, rows], dq * scale)
 
+    size = Q.H // K.G
     if grouped:
-        size = Q.H // K.G
         for n in fc.loop(size):
             head(g * size + n, dk, dv)
     else:
-        head(g, dk, dv)
+        head(g * size, dk, dv)
     fc.store(dK[b, g, cols], (dk * scale).to(K.dtype))
     fc.store(dV[b, g, cols], dv.to(V.dtype))
 

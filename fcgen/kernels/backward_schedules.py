@@ -3,6 +3,8 @@ need some of their own."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ..ir.schedule import Schedule
 
 
@@ -29,9 +31,11 @@ _ROWS: dict[str, dict[int, tuple[Schedule, ...]]] = {
     "mma": {64: (_mma(64, 32, 4, 2), _mma(32, 32, 4)), 128: (_mma(64, 32, 8), _mma(32, 32, 4)), 256: (_mma(32, 32, 8), _mma(16, 32, 4))}}
 
 
-def candidates(spec: str, arch: str, head: int) -> tuple[Schedule, ...]:
-    """For a spec of `kernels.backward` or `kernels.ragged_backward`, and a head size (the larger of the key's and the value's)."""
+def candidates(spec: str, arch: str, head: int, adds: bool = True) -> tuple[Schedule, ...]:
+    """For a spec of `kernels.backward` or `kernels.ragged_backward`, and a head size (the larger of the key's and the value's). adds: it
+    adds up the gradient of q too; else its loop stores nothing, and is not split: all warps then walk the same tiles."""
     if spec.endswith("before"):
         return (Schedule(tiles={"BLOCK_M": 32 if head <= 128 else 16}),)
     table = (_ROWS if spec.endswith("rows") else _BOTH)["wgmma" if arch.endswith("a") else "mma"]
-    return next((found for most, found in table.items() if head <= most), ())
+    found = next((found for most, found in table.items() if head <= most), ())
+    return found if adds else tuple(replace(s, split="none") for s in found)

@@ -80,12 +80,12 @@ def ragged_backward(Q: T[M, H, D], K: T[N, G, D], V: T[N, G, E], dO: T[M, H, E],
         used = (cols + first).until(first + count)
         k, v = fc.load(K[used, g]), fc.load(V[used, g])
         dk, dv = fc.var(fc.zeros(cols, K.D)), fc.var(fc.zeros(cols, V.E))
+        size = Q.H // K.G
         if grouped:
-            size = Q.H // K.G
             for n in fc.loop(size):
                 head(g * size + n, dk, dv)
         else:
-            head(g, dk, dv)
+            head(g * size, dk, dv)
         fc.store(dK[(cols + first).until(KEnd[b]), g], (dk * scale).to(K.dtype))
         fc.store(dV[(cols + first).until(KEnd[b]), g], dv.to(V.dtype))
 

@@ -61,6 +61,7 @@ class _Splitter:
         self.narrow: dict[tuple[Form, Form], Value] = {}
         self.remarks: list[tuple[str, str]] = []
         self.down = self.branched = False
+        self.depth = 0  # loops around: what a part leaves unread would be let go of once, in front of them
         self.stored: tuple[Value, Value | str | int, int] | None = None
         self.before: set[Value] = set()  # what stands in front of the loop
         self.along_rows: Callable[[Op], bool] = lambda op: True
@@ -75,7 +76,9 @@ class _Splitter:
         for op in block.ops:
             if op.regions:
                 nested = any(o.kind == "for" for o in walk(op.regions[0]))
+                self.depth += op.kind == "for"
                 op = replace(op, regions=tuple(self.block(r) for r in op.regions))
+                self.depth -= op.kind == "for"
                 if op.kind == "for":
                     self.loop(op, out, nested)
                     continue
@@ -95,7 +98,7 @@ class _Splitter:
         if lo is None or hi is None:  # cannot be: bounds are scalars from outside
             out.add(op)
             return
-        rows = independent_rows(body) if self.groups > 1 and not nested else None
+        rows = independent_rows(body) if self.groups > 1 and not nested and not self.depth else None
         if rows is not None and not all(self.along_rows(o) for o in walk(body) if o.kind == "dot"):
             rows = None
         if rows is not None and rows % (64 * self.groups) == 0:
@@ -149,12 +152,12 @@ class _Splitter:
             self.own = None
             return
         # an empty range of all rows has no part: the own ends stay on the right side of it, and so does what is left of a part outside.
-        # (It may end before it begins: its own is then empty where it begins.)
+        # (It may end before it begins: its own is then empty where it begins. A part's may too: it is then empty where that begins.)
         assert mine.lo is not None and bounds.lo is not None and bounds.hi is not None
         low = mine.lo if mine.lo == bounds.lo else own.extreme("min", mine.lo, own.extreme("max", bounds.hi, bounds.lo))
         mine = self.unless_outside(own, Range(low, mine.hi), op)
         assert None not in (mine.lo, mine.hi, bounds.lo, bounds.hi)
-        high = mine.hi if mine.hi == bounds.hi else own.extreme("max", mine.hi, bounds.lo)  # type: ignore[arg-type]
+        high = mine.hi if mine.hi == bounds.hi else own.extreme("max", mine.hi, low)  # type: ignore[arg-type]
         self.mine = Range(low, high)
         self.mine_full = f
 
