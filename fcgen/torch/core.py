@@ -107,22 +107,6 @@ def attend_varlen(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rows: torch
 
 def _attend_varlen(q: Any, k: Any, v: Any, rows: Any, keys: Any, used_rows: Any, used_keys: Any, sinks: Any, most_rows: int, most_keys: int,
                    causal: bool, left: int, right: int, chunk: int, softcap: float | None, scale: float | None, lse: bool) -> Any:
-    names = ("Q", "K", "V", "Begin", "KBegin", "Used", "KUsed")
-    present = [(name, t) for name, t in zip(names, (q, k, v, rows, keys, used_rows, used_keys)) if t is not None]
-    at = {name: n for n, (name, _) in enumerate(present)}
-    at |= {"End": at["Begin"], **({"KEnd": at["KBegin"]} if "KBegin" in at else {})}
-    given = (*[t for _, t in present], *([] if sinks is None else [sinks]))
-    numbers = most_rows, most_keys, causal, left, right, chunk, softcap, scale, lse
-    key = ("packed", *numbers, used_rows is None, used_keys is None, sinks is None)
-    slow = partial(_packed, q, k, v, rows, keys, used_rows, used_keys, sinks, *numbers)
-    found = steady.run(key, given, lambda: (packed_like(q, v), packed_rows(q)) if lse else (packed_like(q, v),))
-    if found is not None:
-        return found if lse else found[0]
-    return steady.learn(key, at, given, slow)
-
-
-def _packed(q: Any, k: Any, v: Any, rows: Any, keys: Any, used_rows: Any, used_keys: Any, sinks: Any, most_rows: int, most_keys: int,
-            causal: bool, left: int, right: int, chunk: int, softcap: float | None, scale: float | None, lse: bool) -> Any:
     mask = None
     if chunk:
         mask = variants.chunks(chunk, _used(keys, used_keys) - _used(rows, used_rows))
@@ -197,15 +181,14 @@ _PACKED = ("(Tensor q, Tensor k, Tensor v, Tensor rows, Tensor keys, Tensor? use
            "SymInt most_rows, SymInt most_keys, bool causal, SymInt left, SymInt right, SymInt chunk, float? softcap, float? scale)")
 
 
-def packed_like(q: Any, v: Any) -> Any:
-    """An output of packed sequences, as `fcgen.attention_varlen` makes it."""
+def _packed_like(q: Any, v: Any) -> Any:
     return torch.empty_like(q) if q.shape[2] == v.shape[2] else q.new_empty((*q.shape[:2], v.shape[2]))
 
 
-def packed_rows(q: Any) -> Any:
+def _packed_rows(q: Any) -> Any:
     return q.new_empty((q.shape[1], q.shape[0]), dtype=torch.float32)
 
 
-define("attend_varlen", _PACKED, "Tensor", partial(_attend_varlen, lse=False), lambda q, k, v, *_: packed_like(q, v))
+define("attend_varlen", _PACKED, "Tensor", partial(_attend_varlen, lse=False), lambda q, k, v, *_: _packed_like(q, v))
 define("attend_varlen_lse", _PACKED, "(Tensor, Tensor)", partial(_attend_varlen, lse=True),
-       lambda q, k, v, *_: (packed_like(q, v), packed_rows(q)))
+       lambda q, k, v, *_: (_packed_like(q, v), _packed_rows(q)))

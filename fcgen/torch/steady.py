@@ -19,8 +19,6 @@ from ..attend import calls
 
 #: kinds of calls, and sizes of each, that are kept
 _KINDS, _EACH = 256, 8
-#: where the offsets of packed sequences end
-_END = 4
 
 
 class Known(NamedTuple):
@@ -88,19 +86,17 @@ def _known_from(seen: launch.Seen, names: dict[str, int], given: tuple[Any, ...]
         return None
     pointers = [t.data_ptr() for t in (*given, *outputs)]
     at = {**names, **dict(zip(("O", "LSE"), range(len(given), len(pointers))))}
-    taken, offsets = [], []
+    taken = []
     for name, value in zip(seen.tensors, seen.values):
         if name not in at and value not in pointers[:len(given)]:  # a tensor that the call made for itself
             return None
         taken.append(at[name] if name in at else pointers.index(value))  # by name, or what a function holds
-        offsets.append(value - pointers[taken[-1]])
-    if any([n not in (0, _END) for n in offsets]):
-        return None
-    go, raw, pick, moved = seen.plan.launch, torch._C._cuda_getCurrentRawStream, operator.itemgetter(*taken), any(offsets)
+        if value != pointers[taken[-1]]:  # a view of it, or a copy
+            return None
+    go, raw, pick = seen.plan.launch, torch._C._cuda_getCurrentRawStream, operator.itemgetter(*taken)
     scalars = seen.values[len(taken):]
 
     def start(pointers: list[int], made: list[int], device: int) -> None:
-        chosen = pick(pointers + made)
-        go(raw(device), (*(map(operator.add, chosen, offsets) if moved else chosen), *scalars), True)
+        go(raw(device), (*pick(pointers + made), *scalars), True)
 
     return Known(calls.guard(tuple(_distinct(given)[0]), sizes=True), [p & 15 for p in pointers[:len(given)]], start)

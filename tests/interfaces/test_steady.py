@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 
 import pytest
 
 torch = pytest.importorskip("torch", reason="needs torch: pip install fcgen[torch]")
-from fcgen.attend import variants  # noqa: E402
 from fcgen.build import compiler  # noqa: E402
 from fcgen.errors import FcError  # noqa: E402
 from fcgen.launch import Launcher  # noqa: E402
 from fcgen.runtime import cache, cubin, nvrtc  # noqa: E402
 from fcgen.torch import steady  # noqa: E402
-from fcgen.torch.core import attend, attend_varlen  # noqa: E402
+from fcgen.torch.core import attend  # noqa: E402
 from tests.interfaces.interpreted import alone  # noqa: E402
 from tests.runtime.pretend import Driver, install, real_torch  # noqa: E402
 
@@ -27,7 +25,6 @@ def launched(monkeypatch):
     real_torch(monkeypatch)
     monkeypatch.setattr(nvrtc, "compile_cuda", lambda source, arch, *, name, **_: nvrtc.Binary(hashlib.sha256(source.encode()).digest(), "", arch, name))
     monkeypatch.setattr(compiler, "nvrtc_fingerprint", lambda: "pretend")
-    monkeypatch.setattr(variants, "_fits", lambda program: True)
     monkeypatch.setattr(cache, "open_cache", lambda: cache.DiskCache(None))
     monkeypatch.setattr(cubin, "resources", lambda binary, log="": Anything())
     monkeypatch.setattr(torch.Tensor, "get_device", lambda self: 0)
@@ -52,16 +49,11 @@ def launched(monkeypatch):
     return out
 
 
-class Anything:
-    """The resources of any kernel: none."""
+class Anything(dict):
+    """What any kernel needs: little."""
 
-    spills = False
-
-    def __getitem__(self, name):
-        return self
-
-    def __getattr__(self, name):
-        return 0
+    def __missing__(self, name):
+        return cubin.Resources(64, 0, 0, None, 0, 0, 0)
 
 
 def half(*shape):
@@ -69,20 +61,17 @@ def half(*shape):
 
 
 SINKS = torch.randn(4)
-AT = torch.tensor([0, *itertools.accumulate([20, 0, 13])], dtype=torch.int32)
 DENSE = {"a window": {"causal": "bottom_right", "left": 9}, "a cap, with the log-sum-exp": {"softcap": 5.0, "lse": True}, "sinks": {"sinks": SINKS, "causal": "top_left"},
          "a bias": {"table": torch.randn(1, 1, 33, 50)}, "positions": {"causal": "shifted", "shift": 5, "left": 7}}
-PACKED = {"causal": {"causal": True}, "a window, a cap, sinks": {"left": 9, "softcap": 5.0, "sinks": SINKS, "lse": True}}
 
 
-CALLS = {
-    **{name: (lambda: (half(1, 4, 33, 64), half(1, 2, 50, 64), half(1, 2, 50, 64)), lambda given, o=o: attend(*given, **o)) for name, o in DENSE.items()},
-    **{name: (lambda: (half(33, 4, 64), half(33, 2, 64), half(33, 2, 64)), lambda given, o=o: attend_varlen(*given, AT, AT, 20, 20, **o)) for name, o in PACKED.items()}}
+def tensors():
+    return half(1, 4, 33, 64), half(1, 2, 50, 64), half(1, 2, 50, 64)
 
 
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("name", DENSE)
 def test_other_tensors_of_the_same_sizes_are_launched_as_the_slow_way_would(launched, name, monkeypatch):
-    tensors, call = CALLS[name]
+    call = lambda given: attend(*given, **DENSE[name])
     before, given = tensors(), tensors()
     call(before)
     assert len(steady._known) == 1
@@ -93,7 +82,7 @@ def test_other_tensors_of_the_same_sizes_are_launched_as_the_slow_way_would(laun
     call(given)
     first, known, slow = (dict(arguments) | {"grid": grid} for grid, arguments in launched)
     assert [key for key in slow if slow[key] != known.get(key)] == [] and known != first
-    assert isinstance(out, tuple) == bool({**DENSE, **PACKED}[name].get("lse"))
+    assert isinstance(out, tuple) == bool(DENSE[name].get("lse"))
 
 
 def test_what_is_not_such_a_call_goes_the_slow_way(launched):
