@@ -9,7 +9,7 @@ ROUNDING = "the divisor's correction is at most one rounding of a weight, this w
 JUDGED: tuple[tuple[str, str, str, str], ...] = (
     ("example sigmoid_attention", "another function", "main: add 5 (cols_start) -> %1 = sub", ZEROS),
     ("example sigmoid_attention", "another number", "main: floordiv 1 (N): operand 1", ZEROS),
-    ("example backward", "constant", "main: const 2 () -> %0 = const {value = 62,", "one more tile, of rows of zeros behind the tensor's end"),
+    ("example backward", "constant", "main: const 2 () -> %0 = const {value = 62,", "one more tile, of rows of zeros behind the end"),
     ("sm_90a CHUNK 1", "swap operands", "main: sub 28 (largest)", ROUNDING),
     ("sm_90a ROWS 11", "another fragment", "main: max 7 (peak): operand 0 peak", ROUNDING),
     ("sm_90a CHUNK 2", "another function", "main: exp2 6 () -> %largest = exp", ROUNDING),
@@ -23,7 +23,7 @@ JUDGED: tuple[tuple[str, str, str, str], ...] = (
     ("sm_90a SMALL 6", "another fragment", "main: for 2 (first top l peak weights any_far k_at v_at): operand 6",
      "two votes on the same numbers"),
     ("sm_90a ROWS 7", "another function", "main: add 17 () -> %2 = sub", "more tiles are masked, and none less"),
-    ("sm_90a ROWS 12", "another function", "load: floordiv 4 () -> %2 = mod", "how many tiles lie side by side: each comes once in any order"),
+    ("sm_90a ROWS 12", "another function", "load: floordiv 4 () -> %2 = mod", "how many tiles lie side by side: each comes once"),
 )
 
 
