@@ -40,6 +40,7 @@ from fcgen.sim.trial import WORK, Oracle, run_trials
 from .alike import alike, always, masks_more, more_programs
 from .edits import EDITS
 from .environment import without_folders
+from .judged import judged
 from .pool import LAZY
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
@@ -169,7 +170,7 @@ def run(name: str, seed: int, number: int, longer: bool = False) -> Outcome:
         except FcError as e:
             out.verdict, out.code, out.message = "missed", e.code, e.message
         if out.verdict == "silent":
-            out.why = reason(kind, site) or computed(p.machine, kernel) or out.why
+            out.why = reason(kind, site) or judged(name, kind, site) or computed(p.machine, kernel) or out.why
     except Exception:  # the very thing that is looked for
         out.verdict, out.message = "traceback", without_folders(traceback.format_exc(limit=-3))
     finally:
@@ -221,6 +222,7 @@ HARMLESS: tuple[tuple[str, str, str], ...] = (
      "the fence of the product in front covers both: had anything touched their registers between, it would be sim/register"),
     ("another function", r"%(far|moved)\S* = ge ", "at the bound itself both ways are right"),
     ("warps", r"^load 8$", "a role of one thread has more warps that stand by"),
+    ("warps", r"^main (8|12|16)$", "warps beyond those of the layouts hold copies, of which one is stored"),
     ("swap neighbours", r"(mbar_wait|wgmma_fence).* with (mbar_wait|wgmma_fence)$", "waits in another order, before what needs them"),
     ("swap neighbours", r"(cp_async|st_global).* with (cp_async|st_global)$", "copies or stores that do not meet, in the same group"),
 )
@@ -271,7 +273,8 @@ COMPUTED: tuple[tuple[Callable[[Kernel, Kernel], bool], str], ...] = (
 def summary(outcomes: list[dict[str, Any]]) -> list[str]:
     """What became of edits, in lines."""
     by = Counter(o["verdict"] for o in outcomes)
-    silent = [(o, o.get("why") or reason(o["kind"], o["site"])) for o in outcomes if o["verdict"] == "silent"]
+    silent = [(o, o.get("why") or reason(o["kind"], o["site"]) or judged(o["kernel"], o["kind"], o["site"]))
+              for o in outcomes if o["verdict"] == "silent"]
     open_ = [o for o, why in silent if not why]
     bad = by["refused"] + by["reported"]
     out = [f"edits             {len(outcomes)}", *(f"{v:17} {by[v]}" for v in ("refused", "reported", "no edit", "traceback", "missed")),

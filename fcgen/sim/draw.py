@@ -336,7 +336,7 @@ class Draws:
             x[..., :1] = 96.0
         elif kind == "distant" and shape:
             x = 16.0 * rng.integers(-1, 2, shape)
-            x[..., :1] = 32768.0
+            x[..., :1] = 27648.0 if second else 23552.0  # of a product that is no power of two, not every multiple is exact
         elif kind == "loud":
             x *= rng.choice([0.5, 4.0], (*shape[:-1], 1) if shape else ())
         if kind in ("equal", "level"):

@@ -29,7 +29,7 @@ from .words import describe
 #: what seed 0, seed 1 and all others make of the engines
 ORDERS = ("as late as they may", "at once", "in any order")
 #: trials that always run, those after which a kernel that has run whole may rest, and those that no kernel needs more of
-LEAST, ENOUGH, MOST = 12, 18, 60
+LEAST, ENOUGH, MOST = 14, 18, 60
 #: runs without anything new after which what has not run is taken for what cannot
 STALE = 8
 #: ops of one run that no kernel needs at drawn sizes

@@ -1,0 +1,31 @@
+"""Random edits that passed in silence, looked at one by one: why each is as good as none. (kernel, kind, how its place begins, why)"""
+
+from __future__ import annotations
+
+ZEROS = "the rows of V that a masked column meets are zeros, behind the tensor's end: the mask decides nothing"
+FIRST = "in front of the first tile the maximum is minus infinity: every row that sees a key passes either test"
+ROUNDING = "the divisor's correction is at most one rounding of a weight, this way or that"
+
+JUDGED: tuple[tuple[str, str, str, str], ...] = (
+    ("example sigmoid_attention", "another function", "main: add 5 (cols_start) -> %1 = sub", ZEROS),
+    ("example sigmoid_attention", "another number", "main: floordiv 1 (N): operand 1", ZEROS),
+    ("example backward", "constant", "main: const 2 () -> %0 = const {value = 62,", "one more tile, of rows of zeros behind the end"),
+    ("sm_90a CHUNK 1", "swap operands", "main: sub 28 (largest)", ROUNDING),
+    ("sm_90a ROWS 11", "another fragment", "main: max 7 (peak): operand 0 peak", ROUNDING),
+    ("sm_90a CHUNK 2", "another function", "main: exp2 6 () -> %largest = exp", ROUNDING),
+    ("sm_89 wmma 1", "constant", "main: const 4 () -> %0 = const {value = 0.0,", "a maximum that is raised at once is right as well"),
+    ("sm_90a ANY_SCALE 2", "constant", "main: const 14 () -> %0 = const {value = 0.0,",
+     "all rows are taken for far ones: subtracting before multiplying is right for every row"),
+    ("sm_90a FINE 3", "another fragment", "main: vote_any 1 (far): operand 0 far", FIRST),
+    ("sm_90a ROWS 2", "another number", "main: gt 0 (): operand 1", FIRST),
+    ("sm_90a ROWS 9", "another fragment", "main: abs 1 (): operand 0",
+     "rows that the first tile moves are taken for far ones: subtracting before multiplying is right for every row"),
+    ("sm_90a SMALL 6", "another fragment", "main: for 2 (first top l peak weights any_far k_at v_at): operand 6",
+     "two votes on the same numbers"),
+    ("sm_90a ROWS 7", "another function", "main: add 17 () -> %2 = sub", "more tiles are masked, and none less"),
+    ("sm_90a ROWS 12", "another function", "load: floordiv 4 () -> %2 = mod", "how many tiles lie side by side: each comes once"),
+)
+
+
+def judged(kernel: str, kind: str, site: str) -> str | None:
+    return next((why for k, what, begins, why in JUDGED if (k, what) == (kernel, kind) and site.startswith(begins)), None)
