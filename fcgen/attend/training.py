@@ -150,8 +150,8 @@ def gradients(call: Call, plan: Plan, o: Any, lse: Any, q: Any, k: Any, v: Any, 
     if do.stride(-1) != 1 or not tensors.describe(do, "dO").in_lines:
         do = do.contiguous()
     dlse = torch.zeros_like(lse) if dlse is None else dlse.contiguous()
-    given = {**call.arguments, "Q": q, "K": k, "V": v, "O": o, "dO": do, "LSE": lse, "dLSE": dlse, "Delta": torch.empty_like(lse),
-             "LSE2": torch.empty_like(lse), "scale": call.scale}
+    given = {**call.arguments, "Q": q, "K": k, "V": v, "O": o, "dO": do, "LSE": lse, "dLSE": dlse, "Delta": _lines_like(lse),
+             "LSE2": _lines_like(lse), "scale": call.scale}
     plan.rows_before.launch(given, held, into)
     new = torch.zeros if call.specs is RAGGED else torch.empty  # of what lies in no sequence nothing is written
     dq, dk, dv = None, None, None
@@ -236,6 +236,12 @@ def _compiled(spec: Spec, arch: str, facts: Mapping[str, Any], functions: Mappin
     return possible or spec.compile(target=arch, check=False, **facts, **functions)
 
 
+def _lines_like(rows: torch.Tensor) -> torch.Tensor:
+    """Room for a float32 per row, each head's from a multiple of 16 bytes on, as bulk copies read them whatever the number of rows is."""
+    return rows.new_empty((*rows.shape[:-1], -(-rows.shape[-1] // 4) * 4), dtype=torch.float32)[..., :rows.shape[-1]]
+
+
 def _fits(program: Program) -> bool:
     program.quiet = True
-    return program.resources.spill_stores <= FEW_BYTES
+    found = program.resources
+    return not found.spills if found.spill_stores is None else found.spill_stores <= FEW_BYTES

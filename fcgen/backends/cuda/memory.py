@@ -308,7 +308,7 @@ def _shared(em: Emitter, op: Op, v: Value, buffer: Value, row: Value, col: Value
     rows, cols = stored_positions(em, op, v)
     one = Addresses(em, buffer, row, col, rows, cols) if em.static([row, col]) is not None else None
     vec = one.run(16 // v.type.dtype.bytes) if one is not None else 1
-    vec = vec if vec >= v.type.dtype.per_register or vec * v.type.dtype.bits == 16 else 1
+    vec = min(vec, 2) if v.type.dtype.bits == 1 else vec if vec >= v.type.dtype.per_register or vec * v.type.dtype.bits == 16 else 1
     return Addresses(em, buffer, row, col, rows[..., ::vec], cols[..., ::vec]), vec
 
 
@@ -327,6 +327,12 @@ def _ld_shared(em: Emitter, op: Op) -> None:
         return
 
     def body(i: X) -> list[str]:
+        if dtype.bits == 1:  # a byte each in memory
+            got, at = call(em.fn(f"ld_shared_b{8 * vec}"), access.address(i)), mul(i, vec)
+            if vec == 1:
+                return [f"{name}[{i}] = {got};"]
+            return ["{", f"    const uint32_t pair = {got};", f"    {name}[{at}] = pair & 0xff;",
+                    f"    {name}[{add(at, X('1'))}] = pair >> 8;", "}"]
         into, per = registers(dtype, name, i, vec)
         return [f"{em.fn(f'ld_shared_{_TAGS[dtype.name]}x{per}')}({into}, {access.address(i)});"]
 
@@ -343,6 +349,10 @@ def _st_shared(em: Emitter, op: Op) -> None:
     predicate = em.writer_predicate(layout, op.loc)
 
     def body(i: X) -> list[str]:
+        if dtype.bits == 1:
+            at = mul(i, vec)
+            both = f"{name}[{at}]" if vec == 1 else f"{name}[{at}] | {name}[{add(at, X('1'))}] << 8"
+            return [f"{em.fn(f'st_shared_b{8 * vec}')}({access.address(i)}, {both});"]
         if vec < dtype.per_register:
             each = vec * dtype.bits
             return [f"{em.fn(f'st_shared_b{each}')}({access.address(i)}, {em.fn(_PART[each])}({name}, {i}));"]
