@@ -128,10 +128,11 @@ def _frees(op: Op, f: _Flight, out: list[Op]) -> bool:
 
 
 def _for_product(wait: Op, block: Block) -> bool:
-    """Whether a product may read the tile that is waited for: no tile that goes to registers."""
+    """Whether a product may read the tile that is waited for: no tile that goes to registers. Rows are there long before, and waiting for
+    one between products would keep the slots of others."""
     views = {o.result for o in block.ops if o.kind == "slot" and o.operands[1] is wait.operands[1]}
     reader = next((o for o in block.ops if _uses(o, views)), None)
-    return reader is None or reader.kind not in ("ld_shared", "ldmatrix")
+    return reader is None or reader.kind not in ("ld_shared", "ldmatrix") or len(reader.result.type.shape) == 1
 
 
 def _uses(op: Op, values: set[Value]) -> bool:

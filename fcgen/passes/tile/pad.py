@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import FcError
-from ...ir.access import Access
+from ...ir.access import Access, accesses
 from ...ir.core import Block, Kernel, Op, Value, walk_kernel
 from ...ir.elementwise import FNS, REDUCTIONS, apply, to_dtype
 from ...ir.rewrite import Builder, map_bodies
@@ -51,10 +51,11 @@ def run(kernel: Kernel, schedule: Schedule, target: Target | None) -> Kernel:
     dots = [op for op in walk_kernel(kernel) if op.kind == "dot" and op.get("math") != "fma"]
     deep = {op.operands[0].type.shape[1] for op in dots if op.operands[0].type.dtype.bytes == 1}  # instructions go 32 bytes deep
     ones = any(1 in v.type.shape for op in dots for v in op.operands)
-    # columns that a schedule divides among units of warps, which take whole panels of them
+    # columns that a schedule divides among units of warps, which take whole panels of them where they can be padded: those of a run cannot
+    runs = {a.size for op in walk_kernel(kernel) if (access := accesses(op)) for a in access.axes if a.is_run}
     across: dict[int, int] = {}
     for op in dots:
-        if op.get("grid"):
+        if op.get("grid") and op.operands[1].type.shape[1] not in runs:
             n = op.operands[1].type.shape[1]
             across[n] = max(op["grid"][1], across.get(n, 1))
     whole = lambda n: n if n <= 1 and not ones else padded(n, GRANULE * max(2 if n in deep else 1, across.get(n, 1)))
