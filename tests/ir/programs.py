@@ -99,7 +99,6 @@ def machine_kernel() -> Kernel:
     mi2, ni2 = Value(I, "m"), Value(I, "n")
     idle = Builder()
     idle.emit("lt", mi2, ni2)
-    idle.do("barrier")
     return Kernel("gemm", "machine", (A, B, C), (GridAxis("m", "M", 64), GridAxis("n", "N", 64)),
                   (Role("math", 4, b.block((mi, ni)), 168), Role("idle", 1, idle.block((mi2, ni2)))), {"C": ("out",)}, (),
                   (ring, small), {"target": "sm_89", "smem_bytes": 25600})

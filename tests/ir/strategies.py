@@ -100,7 +100,7 @@ def blocks(draw, level: str, seen: list[Value], args: tuple[Value, ...] = (), re
                 op = Op("for", inits, results, attrs, regions, b.loc)
             b.add(op)
             seen += results
-        elif kind == "barrier" and level == "machine":
+        elif kind == "barrier" and any(isinstance(v.type, Frag) for v in seen):  # a role without fragments is one thread: none meet
             b.do("barrier")
         elif kind == "unary" and shaped:
             v = draw(st.sampled_from(shaped))

@@ -40,7 +40,7 @@ def test_round_trip(name):
     assert round_trip(kernel) == str(kernel)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(strategies.kernels())
 def test_random_kernels(kernel):
     round_trip(kernel)

@@ -116,7 +116,7 @@ EDITS = {
     "a-wide-panel": ("sync", r"\{panel 64 swizzle 128\}", "{panel 128 swizzle 128}", "panel"),
     "a-number-of-i32": ("trace", r"value = 64, dtype = i32", "value = 5000000000, dtype = i32", "holds the number"),
     "a-slot-of-a-slot": ("sync", r"%k.3 = slot %k, ", "%k.3 = slot %k.2, ", "ring of the kernel"),
-    "a-block-from-inside-a-block": ("sync", r"%25 = mul", "%25 = add", "blocks start on 16 bytes"),
+    "a-block-from-inside-a-block": ("sync", r"= mul (?=%k\.\d+, %\d+ : i32)", "= add ", "blocks start on 16 bytes"),
     "a-choice-of-a-buffer": ("sync", r"^(  %q.1 = ldmatrix )%q", "  %yes = const {value = true, dtype = i1} : i1\n  %one = if %yes {\n    yield %q\n"
                              r"  } else {\n    yield %q\n  } : smem f16[64,64]{panel 64 swizzle 128}\n\1%one", "passes on memory"),
     "a-layout-of-many-digits": ("sync", r"\{w4@1 ", "{" + "r2@1 " * 50000 + "w4@1 ", "a layout covers a tile"),
