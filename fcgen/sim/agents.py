@@ -207,12 +207,15 @@ class Agent(AsyncOps, StoreOps):
         lane, reg = registers.exchange(op.operands[0].type.layout, op.result.type.layout, self.role.warps, self.warp)
         return args[0][lane, reg]
 
+    def inside(self, op: Op, what: str, start: int, most: int) -> int:
+        """Where a part of a tile begins; reported where that is outside, and the nearest place that is not."""
+        if not 0 <= start <= most:
+            self.sim.report("sim/bounds", f"{what} begins outside of its tile", op, expected=f"0 to {most}", got=start)
+        return min(max(start, 0), most)
+
     def do_slice(self, op: Op, args: list[Any]) -> Any:
         src, out = op.operands[0].type, op.result.type
-        start, most = int(args[1]), src.shape[op["axis"]] - out.shape[op["axis"]]
-        if not 0 <= start <= most:
-            self.sim.report("sim/bounds", "a slice begins outside of its tile", op, expected=f"0 to {most}", got=start)
-            start = min(max(start, 0), most)
+        start = self.inside(op, "a slice", int(args[1]), src.shape[op["axis"]] - out.shape[op["axis"]])
         return args[0][:, registers.slice_registers(src.layout, out.layout, op["axis"], start, self.role.warps, self.warp)]
 
     def do_vote_any(self, op: Op, args: list[Any]) -> Any:
@@ -227,7 +230,8 @@ class Agent(AsyncOps, StoreOps):
         la, ra, _ = registers.operand_map(ta, instr.a, warps, w)
         lb, rb, _ = registers.operand_map(tb, instr.b, warps, w)
         lc, rc, _ = registers.operand_map(tc, instr.c, warps, w)
-        first = int(args[3]) // warp_grid(tc)[1] if len(args) == 4 else 0  # among this warp's columns
+        most = op.operands[2].type.shape[1] - op.operands[1].type.shape[1]
+        first = self.inside(op, "a part of an accumulator", int(args[3]), most) // warp_grid(tc)[1] if len(args) == 4 else 0  # of its own
         cols = slice(first, first + lb.shape[1])
         lc, rc = lc[:, cols], rc[:, cols]
         out = args[2].copy()

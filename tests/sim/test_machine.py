@@ -5,9 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+import fcgen as fc
 from fcgen.build.compiler import target
 from fcgen.errors import FcError
+from fcgen.ir.core import walk_kernel
 from fcgen.ir.parse import parse_kernel
+from fcgen.ir.rewrite import map_bodies, rewrite
+from fcgen.kernels.attention import attention
 from fcgen.sim.machine import check, simulate
 
 HEAD = """machine kernel t
@@ -320,3 +324,21 @@ def test_reports_do_not_depend_on_the_seed():
     """Also where the reader may come first and find nothing written."""
     k = kernel(*warp_kernel([]), warps=2)
     assert {frozenset(e.code for e in run(k, seed=s)[1].reports) for s in range(8)} == {frozenset({"sim/race"})}
+
+
+def test_a_part_of_an_accumulator_begins_inside_it():
+    """`mma` with a first column that is past the accumulator's last."""
+    program = attention.compile(target="sm_89", schedule=fc.Schedule(tiles={"BLOCK_M": 16, "BLOCK_N": 32}, warps=1, hold_a=False), T=fc.f16, D=256, E=256)
+
+    def moved(op, b, env):
+        if op.kind != "mma" or len(op.operands) != 4:
+            return False
+        far = b.emit("const", value=op.operands[2].type.shape[1], dtype="i32")
+        env[op.result] = b.emit("mma", *op.operands[:3], far, type=op.result.type, instr=op["instr"])
+        return True
+
+    wrong = map_bodies(program.machine, lambda body: rewrite(body, moved))
+    assert any(op.kind == "mma" and len(op.operands) == 4 for op in walk_kernel(wrong))
+    x = np.zeros((1, 1, 16, 256), np.float16)
+    reports = simulate(wrong, {"Q": x, "K": x, "V": x, "scale": 1.0}, program.target).reports
+    assert {(e.code, e.message) for e in reports} == {("sim/bounds", "a part of an accumulator begins outside of its tile")}
