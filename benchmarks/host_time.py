@@ -81,15 +81,15 @@ def through_interfaces(q: Any, k: Any, v: Any, causal: bool) -> dict[str, Callab
     from fcgen.compat import flash_attn_interface as flash
 
     word = "top_left" if causal else "none"
-    rows = [x.transpose(1, 2) for x in (q, k, v)]
+    a, b, c = (x.transpose(1, 2) for x in (q, k, v))
     mask = torch.ones(q.shape[2], k.shape[2], device="cuda", dtype=torch.bool).tril()
     compiled = torch.compile(lambda q, k, v: fcgen.scaled_dot_product_attention(q, k, v, is_causal=causal), fullgraph=True)
     sdpa = torch.compile(lambda q, k, v: torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=causal), fullgraph=True)
     return {
         "fcgen.scaled_dot_product_attention": lambda: fcgen.scaled_dot_product_attention(q, k, v, is_causal=causal),
         "fcgen.scaled_dot_product_attention, a mask of bools": lambda: fcgen.scaled_dot_product_attention(q, k, v, mask),
-        "fcgen's flash_attn_func": lambda: flash.flash_attn_func(*rows, causal=causal),
-        "fcgen's flash_attn_func, a window": lambda: flash.flash_attn_func(*rows, causal=causal, window_size=(64, 0)),
+        "fcgen's flash_attn_func": lambda: flash.flash_attn_func(a, b, c, causal=causal),
+        "fcgen's flash_attn_func, a window": lambda: flash.flash_attn_func(a, b, c, causal=causal, window_size=(64, 0)),
         "the operator fcgen::attention": lambda: torch.ops.fcgen.attention.default(q, k, v, word, None),
         "compiled by torch, fcgen inside": lambda: compiled(q, k, v), "compiled by torch, SDPA inside": lambda: sdpa(q, k, v)}
 

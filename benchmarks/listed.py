@@ -1,3 +1,4 @@
+# mypy: disable-error-code="name-defined, valid-type, syntax"
 """Keys in pages of 16, found by a table, beside the same keys in a row: what rows that a vector lists cost, by how far ahead copies run.
 
     python -m benchmarks.listed --json out/listed.json
@@ -82,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     target = args.target or ("sm_90a" if args.compile_only else {"sm_90": "sm_90a"}.get(own := fc.gpu_target(), own))
     pairs = candidates(target)
     with ThreadPoolExecutor(12) as pool:
-        programs = list(pool.map(lambda c: built(*c, target), pairs))
+        programs = list(pool.map(lambda c: built(c[0], c[1], target), pairs))
     named = [(f"{spec.name}, {s}", p) for (spec, s), p in zip(pairs, programs)]
     rows: list[dict[str, Any]] = [{"spec": name, "wrong": p} for name, p in named if isinstance(p, str)]
     if not args.compile_only:

@@ -43,7 +43,8 @@ def memory(a: tensors.TensorArg) -> np.ndarray:
     if 0 in a.shape:
         return np.empty(a.shape, d.stored)
     last = sum((n - 1) * s for n, s in zip(a.shape, a.strides))
-    raw = np.frombuffer((ctypes.c_char * ((last + 1) * d.bytes)).from_address(a.ptr), np.dtype(d.stored))
+    held: Any = (ctypes.c_char * ((last + 1) * d.bytes)).from_address(a.ptr)
+    raw = np.frombuffer(held, np.dtype(d.stored))
     return np.lib.stride_tricks.as_strided(raw, a.shape, [s * d.bytes for s in a.strides])
 
 
@@ -58,7 +59,8 @@ class Runs:
 
     def __call__(self, arguments: Any, stream: Any = None) -> None:
         self.seen.append(self.program)
-        given, outputs = {}, {}
+        given: dict[str, Any] = {}
+        outputs: dict[str, np.ndarray] = {}
         for name, x in arguments.items():
             if isinstance(x, (bool, int, float, np.ndarray)):
                 given[name] = x

@@ -24,7 +24,8 @@ from benchmarks.eager import eager
 from benchmarks.on_cpu import Array, on_cpu
 from fcgen import masks, scores
 
-_S, _H = fc.Schedule, {"math": "wgmma", "copy": "tma"}
+_S = fc.Schedule
+_H: dict[str, Any] = {"math": "wgmma", "copy": "tma"}
 _TILES = lambda m, n: {"BLOCK_M": m, "BLOCK_N": n}
 SMALL = {"sm_80": [_S(tiles=_TILES(32, 32), warps=2), _S(tiles=_TILES(64, 16), ahead=True, stages=1)],
          "sm_90a": [_S(tiles=_TILES(64, 32), warps=4, **_H), _S(tiles=_TILES(128, 64), warps=8, epilogue="tma", **_H),
@@ -56,6 +57,10 @@ class Drawn:
         self.causal = pick((False, False, "top_left", "bottom_right"))
         self.scale = None if rng.random() < 0.6 else float(rng.choice([0.3, 1.0, 0.05, -0.2, 0.0]))
         self.words: list[str] = []
+        self.mask: Any
+        self.seen: Any
+        self.score: Any
+        self.scored: Any
         self.mask, self.seen = self.a_mask(int(rng.integers(0, 3))) if rng.random() < 0.8 else (None, None)
         self.score, self.scored = self.a_score() if rng.random() < 0.5 else (None, None)
         self.sinks = None if rng.random() < 0.7 else 0.0 if rng.random() < 0.3 else \
@@ -248,7 +253,8 @@ def main() -> int:
     args = parser.parse_args()
     part, parts = map(int, args.part.split("/"))
     numbers = [args.only] if args.only is not None else range(part, args.count, parts)
-    failed, took, kinds = 0, 0.0, Counter()
+    failed, took = 0, 0.0
+    kinds: Counter[str] = Counter()
     with multiprocessing.get_context("spawn").Pool(args.jobs) if args.jobs > 1 else multiprocessing.dummy.Pool(1) as pool:
         for number, what, said, seconds in pool.imap_unordered(one, numbers):
             took, failed = took + seconds, failed + bool(said)

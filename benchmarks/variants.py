@@ -46,25 +46,26 @@ class Case:
         return fc.attention(self.q, self.k, self.v, **self.options)
 
 
-def tensors(b: int, h: int, n: int, d: int) -> Any:
+def tensors(b: int, h: int, n: int, d: int) -> tuple[Any, Any, Any]:
     import torch
 
     gen = torch.Generator("cuda").manual_seed(n + d)
-    return (torch.randn(b, n, h, d, device="cuda", generator=gen).half().transpose(1, 2) for _ in range(3))
+    q, k, v = (torch.randn(b, n, h, d, device="cuda", generator=gen).half().transpose(1, 2) for _ in range(3))
+    return q, k, v
 
 
 def cases(d: int) -> list[Case]:
     import torch
 
     h = 2048 // d
-    x4, x8 = tuple(tensors(4, h, 4096, d)), tuple(tensors(2, h, 8192, d))
-    grid, far = tuple(tensors(16, h, 1024, d)), tuple(tensors(1, h // 2, 32768, d))
+    x4, x8, grid, far = (tensors(*shape, d) for shape in ((4, h, 4096), (2, h, 8192), (16, h, 1024), (1, h // 2, 32768)))
     slopes = (2.0 ** -torch.arange(1, h + 1, device="cuda") * 8 / h).float()
     bias = torch.randn(1, h, 4096, 4096, device="cuda").half()
     ids = torch.sort(torch.randint(0, 8, (8192,), device="cuda")).values.int()
     sinks = torch.randn(h, device="cuda")
     causal = lambda b, h, i, j: j <= i
-    plain, lower = ({}, 1.0), ({"causal": True}, 1.0)
+    plain: tuple[dict[str, Any], float] = ({}, 1.0)
+    lower: tuple[dict[str, Any], float] = ({"causal": True}, 1.0)
     inside = lambda b, h, i, j: (j <= i) & (j >= i - WINDOW)
     near = lambda r: lambda b, h, i, j: ((i // 32 - j // 32).abs() <= r) & ((i % 32 - j % 32).abs() <= r)
     docs = lambda b, h, i, j: (ids[i] == ids[j]) & (j <= i)
@@ -125,8 +126,8 @@ def packed(d: int, lengths: list[int], fa3: Any) -> dict[str, Any]:
     worst = 0.0
     for n in (0, len(lengths) - 1):
         part = slice(int(ends[n]), int(ends[n + 1]))
-        mine = [x[part].transpose(0, 1)[None] for x in (q, k, v)]
-        case = Case("", *mine, seen=lambda b, h, i, j: j <= i)
+        mine, keys, values = (x[part].transpose(0, 1)[None] for x in (q, k, v))
+        case = Case("", mine, keys, values, seen=lambda b, h, i, j: j <= i)
         worst = max(worst, error(case, got[part].transpose(0, 1)[None]))
     calls = {"fcgen": Checked("fcgen", run, worst, worst)}
     if len(set(lengths)) == 1:

@@ -13,7 +13,7 @@ def attention_reference(
     q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
     group = q.shape[1] // k.shape[1]
     k, v = np.repeat(k, group, axis=1), np.repeat(v, group, axis=1)
-    s = np.einsum("bhmd,bhnd->bhmn", q, k) * (q.shape[-1] ** -0.5 if scale is None else scale)
+    s = q @ k.swapaxes(2, 3) * (q.shape[-1] ** -0.5 if scale is None else scale)
     i, j = np.arange(q.shape[2])[:, None], np.arange(k.shape[2])[None, :]
     if mask != "none":
         s = np.where(j <= i + (k.shape[2] - q.shape[2] if mask == "causal_bottom_right" else 0), s, -np.inf)
@@ -21,5 +21,5 @@ def attention_reference(
         top = np.max(s, axis=-1, keepdims=True, initial=-np.inf)
         e = np.exp(s - np.where(np.isfinite(top), top, 0.0))
         total = e.sum(axis=-1, keepdims=True)
-        out = np.einsum("bhmn,bhne->bhme", e / np.where(total > 0, total, 1.0), v)
+        out = (e / np.where(total > 0, total, 1.0)) @ v
         return out, (np.where(np.isfinite(top), top, 0.0) + np.log(total))[..., 0]
