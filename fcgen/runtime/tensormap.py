@@ -19,8 +19,8 @@ SIZE, ALIGN = 128, 64
 AROUND, MOST = 2**64 // CUT, 2**31 - 1
 MOST_AXES, MOST_BOX = 5, 256
 #: dtype -> (CUtensorMapDataType, bytes)
-_DTYPES = {"f16": (6, 2), "bf16": (9, 2), "f32": (7, 4), "i32": (3, 4), "u32": (2, 4), "i8": (0, 1), "u8": (0, 1),
-           "f8e4m3": (0, 1), "f8e5m2": (0, 1)}
+_DTYPES = {"f16": (6, 2), "bf16": (9, 2), "f32": (7, 4), "f64": (8, 8), "i64": (5, 8), "i32": (3, 4), "u32": (2, 4), "i8": (0, 1),
+           "u8": (0, 1), "i1": (0, 1), "f8e4m3": (0, 1), "f8e5m2": (0, 1)}
 #: bytes -> CUtensorMapSwizzle
 _SWIZZLES = {0: 0, 32: 1, 64: 2, 128: 3}
 _PROMOTION_256B = 3  # CU_TENSOR_MAP_L2_PROMOTION_L2_256B

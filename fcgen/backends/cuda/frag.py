@@ -83,6 +83,23 @@ def words(em: Emitter, n: int, per: int, word: Callable[..., list[str]]) -> None
             em.w.line(line)
 
 
+def one_by_one(em: Emitter, name: str, n: int, each: int, bits: Callable[[X], X]) -> None:
+    """`name` from its n parts of `each` bits, each fetched by itself."""
+    per = max(1, 32 // each)
+
+    def word(i: X, count: int = per) -> list[str]:
+        at = members(i, per)[:count]
+        if count == 1:
+            return [f"{name}[{i}] = {bits(at[0])};"]
+        names = ("lo", "hi") if per == 2 else ("b0", "b1", "b2", "b3")
+        lines = [f"const uint32_t {b} = {bits(x)};" for b, x in zip(names, at)]
+        parts = [b if k == 0 else f"{b} << {k * each}" for k, b in enumerate(names[:count])]
+        lines.append(f"{name}[{i}] = {' | '.join(parts)};")
+        return ["{", *("    " + t for t in lines), "}"] if i.text.isdigit() else lines  # no loop is around it
+
+    words(em, n, per, word)
+
+
 def evaluate_into(em: Emitter, name: str, v: Value) -> None:
     """Copy or compute value v into the array `name`."""
     t = v.type

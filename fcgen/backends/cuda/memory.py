@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
 from ...errors import FcError
@@ -14,7 +12,7 @@ from ...ir.layout import LANES, RegLayout
 from ...ir.types import DTYPES, DType
 from .emit import Emitter, emits, memtype
 from .expr import nonneg
-from .frag import members, stored, words
+from .frag import one_by_one, stored
 from .smem import Addresses, byte_address
 from .text import CTYPES, LESS, UNARY, ZERO, X, add, binary, call, mul
 
@@ -207,23 +205,6 @@ def registers(dtype: DType, name: str, i: X, vec: int) -> tuple[str, int]:
 _PART = {16: "half_of", 8: "byte_of"}
 
 
-def _one_by_one(em: Emitter, name: str, n: int, each: int, bits: Callable[[X], X]) -> None:
-    """`name` from its n parts of `each` bits, each fetched by itself."""
-    per = max(1, 32 // each)
-
-    def word(i: X, count: int = per) -> list[str]:
-        at = members(i, per)[:count]
-        if count == 1:
-            return [f"{name}[{i}] = {bits(at[0])};"]
-        names = ("lo", "hi") if per == 2 else ("b0", "b1", "b2", "b3")
-        lines = [f"const uint32_t {b} = {bits(x)};" for b, x in zip(names, at)]
-        parts = [b if k == 0 else f"{b} << {k * each}" for k, b in enumerate(names[:count])]
-        lines.append(f"{name}[{i}] = {' | '.join(parts)};")
-        return ["{", *("    " + t for t in lines), "}"] if i.text.isdigit() else lines  # no loop is around it
-
-    words(em, n, per, word)
-
-
 @emits("ld_global")
 def _ld_global(em: Emitter, op: Op) -> None:
     v = op.result
@@ -241,7 +222,7 @@ def _ld_global(em: Emitter, op: Op) -> None:
             zero = "0.0f" if dtype.name == "f32" else "0"
             return x if inside is None else X(f"{inside.within(11)} ? {x} : {zero}", 10)
 
-        _one_by_one(em, name, layout.regs, 32 // dtype.per_register, element)
+        one_by_one(em, name, layout.regs, 32 // dtype.per_register, element)
         return
 
     def body(i: X) -> list[str]:
@@ -323,7 +304,7 @@ def _ld_shared(em: Emitter, op: Op) -> None:
     n = v.type.layout.regs
     if vec < dtype.per_register:
         each = vec * dtype.bits
-        _one_by_one(em, name, n // vec, each, lambda i: call(em.fn(f"ld_shared_b{each}"), access.address(i)))
+        one_by_one(em, name, n // vec, each, lambda i: call(em.fn(f"ld_shared_b{each}"), access.address(i)))
         return
 
     def body(i: X) -> list[str]:
