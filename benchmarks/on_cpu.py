@@ -53,6 +53,7 @@ class Runs:
 
     how = "interpret"
     seen: list[Program] = []
+    order: tuple[str, ...] = ()  # of a kernel's arguments, for calls that write them by themselves: there is no kernel
 
     def __init__(self, program: Program):
         self.program = program

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -22,7 +24,9 @@ def test_examples(kernels, fresh, name, n, code, monkeypatch):
         pytest.skip("needs torch 2.11, which registers backends")
     made = torch.compile
     monkeypatch.setattr(torch, "compile", lambda *fn, **more: made(*fn, **{**more, "backend": "eager"}))  # Inductor needs a compiler
-    exec(compile(code.replace('"cuda"', '"cpu"'), f"{name}.md", "exec"), {"__name__": "example"})
+    module = ModuleType("example")
+    monkeypatch.setitem(sys.modules, "example", module)  # where Dynamo looks for the names of a function
+    exec(compile(code.replace('"cuda"', '"cpu"'), f"{name}.md", "exec"), vars(module))
     assert kernels or "flash_backend" in code
     if "flash_backend" in code:
         torch.nn.attention._registry._FLASH_ATTENTION_IMPLS.pop("fcgen")
