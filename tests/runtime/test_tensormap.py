@@ -56,6 +56,13 @@ def test_a_tensor_of_one_axis_is_a_row_of_two(fake):
     assert [x for x in fake.encoded[0]][1:6] == [2, 0, [70, 1], [288], [64, 1]]
 
 
+@pytest.mark.parametrize(("dtype", "word"), [("i1", "UINT8"), ("u8", "UINT8"), ("f8e4m3", "UINT8"), ("u32", "UINT32"), ("i64", "INT64"), ("f64", "FLOAT64")])
+def test_every_dtype_of_memory_has_a_map(fake, dtype, word):
+    """Conditions are bytes: a mask of bools travels as any other tile."""
+    tensormap.encode(0, dtype, (64, 64), (64, 1), (16, 16), 0)
+    assert fake.encoded[0][0] == getattr(driver.CUtensorMapDataType, f"CU_TENSOR_MAP_DATA_TYPE_{word}")
+
+
 @pytest.mark.parametrize(("change", "said"), [
     ({"ptr": 0x1008}, "not aligned"),
     ({"strides": (65, 1)}, "axis 0 of argument `Q` is not aligned"),
@@ -63,7 +70,7 @@ def test_a_tensor_of_one_axis_is_a_row_of_two(fake):
     ({"strides": (2**40, 1)}, "cannot take"),
     ({"strides": (64, 2)}, "not contiguous"),
     ({"shape": (2**32, 64)}, "too large"),
-    ({"dtype": "i64"}, "dtype"),
+    ({"dtype": "i4"}, "dtype"),
     ({"shape": (1,) * 6, "strides": (1,) * 6, "box": (1,) * 6}, "number of axes"),
     ({"box": (257, 64)}, "box"), ({"box": (64,)}, "number of axes"), ({"box": (8, 8, 64)}, "number of axes"), ({"box": (8, 4)}, "box"), ({"box": (8, 128)}, "box"), ({"swizzle": 16}, "box"),
 ])
