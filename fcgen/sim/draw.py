@@ -225,6 +225,9 @@ class Draws:
             elif wide and d in self.rows:
                 kind = 3
             out[d] = max(1, (count - 1) * t + max(1, rest[kind % 6]))
+            if kind % 3 == 2 and d not in self.rows and self.rows and self.rows[0] in out:
+                # where 64 rows of it, or twice as many, end with a tile, or one behind it
+                out[d] += (out[self.rows[0]] - 64 * (1 + n // 6 % 2) + n // 3 % 2 - out[d]) % t
             if n == EMPTY and d not in self.rows and d not in self.meaning.needed():
                 out[d] = 0
         return {d: out[d] for d in self.dims}
