@@ -39,7 +39,7 @@ JUDGED: tuple[tuple[str, str, str, str], ...] = (
     ("sm_90a ROWS 0", "another fragment", "main: mul 21 (base): operand 0 base -> top",
      "a row without a key is taken for a far one until it sees one, and of those the factor is not used"),
     ("sm_90a ROWS 21", "another fragment", "main: abs 5 (): operand 0  -> m",
-     "only the factor of older sums: as if all older scores were half a unit in the last place of the largest one off, less than their rounding"),
+     "only the factor of older sums: as if their scores were half a unit in the last place of the largest off, less than their rounding"),
     ("sm_80 mma 2", "another fragment", "main: abs 1 (): operand 0  -> m", FAR),
     ("sm_90a ANY_SCALE 1", "another number", "main: mul 24 (): operand 1  -> ", ROUNDING),
     ("sm_90a ROWS 11", "another fragment", "main: for 2 (top l peak weights any_far k_at v_at): operand 6  -> ",

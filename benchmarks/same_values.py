@@ -28,7 +28,7 @@ TRIALS = (0, 3, 12)
 #: ops that make whole numbers of a program's place, or bring them from another role
 KNOWN = ("fetch", "claim", "row_part", "block_index", "block_count", "cursor", "advance", "slot")
 #: sizes to simulate at, of all that differ
-MOST = 24
+MOST = 40
 
 
 def pure(op: Op) -> bool:
