@@ -239,7 +239,8 @@ ORDERS = (r": (barrier|syncwarp|wait_group|commit_group|mbar_wait|mbar_arrive|mb
 TOLD: tuple[tuple[str, str], ...] = (
     *((kind, ORDERS) for kind in ("move an op that orders up", "move an op that orders down", "move an op out of its block",
                                   "drop an op that orders", "double an op that orders")),
-    ("swap neighbours", ORDERS + rf".* with ({ORDERS[3:-2]}|for|if|while|tma_load|wgmma|settle|fetch|advance)$"),
+    ("swap neighbours", rf": ({ORDERS[3:-2]}|settle) .* with ({ORDERS[3:-2]}|for|if|while|tma_load|wgmma|settle|fetch|advance|post)$"),
+    ("move an op that moves data up", r": settle "), ("move an op that moves data down", r": settle "),
     ("groups", r""), ("another barrier", r": (mbar_wait|mbar_arrive) "), ("another cursor", r": (mbar_wait|mbar_arrive|mbar_expect) "),
     ("offset", r""), ("parts", r": barrier "),
     ("move an op that moves data up", rf": tma_load .* past ({PURE}|mbar_expect|mbar_wait)(, ({PURE}|mbar_expect|mbar_wait))*$"),

@@ -22,11 +22,11 @@ from ..ir.types import Buffer, Tensor
 #: what random tensors look like: "loud" ones take rare branches, "rising" and "falling" ones grow along their tiles, "equal" ones have
 #: ties but for the last, "huge" ones are multiples of a power of two, whose products and sums float32 knows exactly, "level" ones are both.
 #: "mixed" ones are huge in some rows and small in others, so that a rare branch is left or entered on the way; what "drifting" ones add up
-#: to goes from below zero to above it, or back, and "sunken" sums stay below; "shifted" sums lie far from zero, most of them in one place,
+#: to goes from below zero to above it, or back, and "sunken" sums stay below, far or near; "shifted" sums lie far from zero, most of them in one place,
 #: "distant" ones very far, in steps that float32 knows, and "leaping" ones go there on the way, where all are equal; "quiet" ones hardly
 #: move; "tiny" ones go with enormous numbers. Trials 4, 8 and so on are the large ones
-KINDS = ("normal", "mixed", "shifted", "distant", "leaping", "loud", "level", "rising", "drifting", "loud",
-         "leaping", "sunken", "quiet", "tiny", "shifted", "falling", "huge", "equal", "mixed", "distant", "drifting")
+KINDS = ("normal", "mixed", "sunken", "distant", "leaping", "loud", "level", "rising", "drifting", "loud",
+         "leaping", "shifted", "quiet", "tiny", "shifted", "falling", "huge", "equal", "mixed", "sunken", "drifting")
 #: factors that go with them: large ones turn what is nearly a maximum into one, and make of small differences large ones
 FACTORS = {"tiny": 2.0**40, "shifted": 1.0, "sunken": 8.0, "drifting": 2.0, "rising": 4.0, "leaping": 1.0, "quiet": 0.25}
 #: and with the others: no two trials of a kind alike, and no factor the same as another one
@@ -344,7 +344,8 @@ class Draws:
             at = np.arange(shape[-1]) * 2 // shape[-1]
             x = np.where(at == rng.integers(0, 3, (*shape[:-1], 1)), -np.inf, x - 256.0)
         elif kind == "sunken" and table:
-            x = np.abs(x) * (-0.25 * 16.0 ** (np.linspace(-1, 1, shape[-2])[:, None] * ways) if second else 1)
+            ramp = 16.0 ** (np.linspace(-1, 1, shape[-2])[:, None] * ways)
+            x = np.abs(x) * (np.where(ways < 0, -0.25 * ramp, -0.02) if second else 1)
         elif kind == "shifted" and table:
             own = rng.random(shape[-2]) < (0.03 if second else 1)
             x = x[..., np.arange(shape[-2]) * own, :] * (7 / np.sqrt(shape[-1])) ** 0.5

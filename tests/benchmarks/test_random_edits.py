@@ -103,7 +103,8 @@ def test_results_go_on_behind_a_line_that_was_cut_off(tmp_path: Path) -> None:
     ("sm_90a FINE 3", r"yield (%m.2, %acc.3), %\d+, %any_far.3", r"yield \1, %m.2, %any_far.3", 12),  # where no row of a warp is moved
     ("sm_90a FINE 2", "value = 63,", "value = 64,", 8),  # a tile more than are copied, where 128 rows end with it
     ("sm_80 mma 6", "= floordiv %H, %G", "= floordiv %G, %H", 11),  # several heads in several groups
-    ("example softmax", "yield %top, %l", "yield %base, %l", 11),  # a row that begins with minus infinities
+    ("sm_89 mma 4", "yield %78, %72, %m.4", "yield %79, %72, %m.4", 2),  # rows whose sums are a little below zero
+    ("example softmax", "yield %top, %l", "yield %base, %l", 2),  # a row that begins with minus infinities
 ])
 def test_edits_that_rare_inputs_show_are_reported(kernel: str, old: str, new: str, trial: int) -> None:
     p, oracle = program(kernel)
