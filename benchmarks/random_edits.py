@@ -223,6 +223,8 @@ HARMLESS: tuple[tuple[str, str, str], ...] = (
     ("move an op out of its block", r": wgmma_fence ",
      "the fence of the product in front covers both: had anything touched their registers between, it would be sim/register"),
     ("another function", r"%(far|moved)\S* = ge ", "at the bound itself both ways are right"),
+    ("constant", r"value = -5\.5, dtype = f32", "how far a maximum may lag behind: one that is raised sooner is right as well"),
+    ("constant", r"value = 11\.0, dtype = f32", "how far a maximum may lag behind: weights are at most e^11, which is below 65504"),
     ("warps", r"^load 8$", "a role of one thread has more warps that stand by"),
     ("warps", r"^main (8|12|16)$", "warps beyond those of the layouts hold copies, of which one is stored"),
     ("swap neighbours", r"(mbar_wait|wgmma_fence).* with (mbar_wait|wgmma_fence)$", "waits in another order, before what needs them"),

@@ -22,9 +22,9 @@ from ..ir.types import Buffer, Tensor
 #: what random tensors look like: "loud" ones take rare branches, "rising" and "falling" ones grow along their tiles, "equal" ones have
 #: ties but for the last, "huge" ones are multiples of a power of two, whose products and sums float32 knows exactly, "level" ones are both.
 #: "mixed" ones are huge in some rows and small in others, so that a rare branch is left or entered on the way; what "drifting" ones add up
-#: to goes from below zero to above it, or back, and "sunken" sums stay below, far or near; "shifted" sums lie far from zero, most of them in one place,
-#: "distant" ones very far, in steps that float32 knows, and "leaping" ones go there on the way, where all are equal; "quiet" ones hardly
-#: move; "tiny" ones go with enormous numbers. Trials 4, 8 and so on are the large ones
+#: to goes from below zero to above it, or back, and "sunken" sums stay below, far or near; "shifted" sums lie far from zero, most of them
+#: in one place, "distant" ones very far, in steps that float32 knows, and "leaping" ones go there on the way, where all are equal; "quiet"
+#: ones hardly move; "tiny" ones leap too, and go with enormous numbers. Trials 4, 8 and so on are the large ones
 KINDS = ("normal", "mixed", "sunken", "distant", "leaping", "loud", "level", "rising", "drifting", "loud",
          "leaping", "shifted", "quiet", "tiny", "shifted", "falling", "huge", "equal", "mixed", "sunken", "drifting")
 #: factors that go with them: large ones turn what is nearly a maximum into one, and make of small differences large ones
