@@ -47,6 +47,15 @@ JUDGED: tuple[tuple[str, str, str, str], ...] = (
     ("sm_90a ROWS 11", "another fragment", "main: for 2 (top l peak weights any_far k_at v_at): operand 6  -> ",
      "the first sums are multiplied by exp(-inf) as soon as a row sees a key, and not stored if it sees none"),
     ("sm_90a ROWS 7", "another function", "main: add 17 () -> %2 = sub", "more tiles are masked, and none less"),
+    ("sm_89 mma 1", "constant", "main: const 5 () -> %0 = const {value = 16384.0,",
+     "rows up to twice as far are multiplied before they are subtracted: off by 2^-11, less than a rounding of bf16"),
+    ("sm_90a ROWS 12", "another fragment", "main: vote_any 0 (far): operand 0 far -> moved",
+     "rows that the first tile moves are asked instead of far ones, which are among them: the branch is right for every row"),
+    ("sm_90a SMALL 4", "another fragment", "main: max 9 (l): operand 1  -> l", ROUNDING),
+    ("sm_90a ROWS 11", "swap operands", "main: sub 12 (peak) -> %1 = sub %0, %peak", ROUNDING),
+    ("sm_90a ROWS 15", "reduction", "main: combine 2 (peak) -> %peak.1 = combine %peak {lanes = (1)}", ROUNDING),
+    ("sm_90a CHUNK 2", "another yield", "main: yield 17 (top l peak weights any_far k_at v_at): operand 2 peak -> peak", ROUNDING),
+    ("example sigmoid_attention", "another function", "main: lt 3 (N) -> %1 = le %0, %N", ZEROS),
     ("sm_90a ROWS 12", "another function", "load: floordiv 4 () -> %2 = mod", "how many tiles lie side by side: each comes once"),
 )
 
