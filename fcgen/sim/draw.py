@@ -183,12 +183,13 @@ class Draws:
         return Trial(sizes, numbers, kind, order if order < 2 else 2 + n, blocks, total, self.persistent)
 
     def extent(self, rng: np.random.Generator, n: int) -> tuple[int, int]:
-        """(tiles of the grid, steps of the loops): turns of every ring, in one tile, over several, and where rows see what lies before."""
+        """(tiles of the grid, steps of the loops): turns of every ring, in one tile, over several, just one turn, and where rows see what lies
+        before."""
         far = max(2 * self.ring + 1, 4)  # a loop that is split has at least two steps in each part
         steps = max([t for d, t in self.tiles.items() if d not in self.rows], default=1)
         rows = max([self.tiles[d] for d in self.rows if d in self.tiles], default=1)
         first = [(1, 1), (2, max(self.ring + 1, 3)), (5, 2), (1, far + 1), (-(-far * steps // rows), far), (6, 1),
-                 (1, self.ring + 2), (1, 2)]
+                 (1, self.ring + 2), (1, max(2, self.ring))]
         if n < len(first):
             return first[n]
         if n % 4 == 0:
