@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .core import Block, Op, Value
+from .core import Block, Kernel, Op, Value, walk
 from .op_table import RuleError
 from .types import Cursor
 
@@ -39,3 +39,15 @@ def strays(block: Block, of: dict[Value, Value] | None = None) -> tuple[Op, Rule
                                                      f"%{v.name}, of %{of[v].name}")
                 of[r] = of[v]
     return None
+
+
+def walked(kernel: Kernel) -> dict[Value, set[Value]]:
+    """Position -> the rings and barriers whose slots it says, anywhere in its role."""
+    of: dict[Value, Value] = {}
+    rings: dict[Value, set[Value]] = {}
+    for role in kernel.roles:
+        strays(role.body, of)
+        for op in walk(role.body):
+            for v in (v for v in op.operands if v in of):
+                rings.setdefault(of[v], set()).update(o for o in op.operands if o in kernel.buffers)
+    return {v: rings.get(first, set()) for v, first in of.items()}

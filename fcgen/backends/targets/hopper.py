@@ -166,8 +166,8 @@ def _stores() -> list[Instr]:
 
 
 def _touch(name: str, ctype: str, constraint: str, doc: str = "as touch") -> Instr:
-    return fn(name, f"<int N> {ctype} (&r)[N]",
-              f'#pragma unroll\n    for (int i = 0; i < N; ++i) asm volatile("" : "+{constraint}"(r[i]) :: "memory");', doc, "void", np.copy)
+    each = f'#pragma unroll\n    for (int i = 0; i < N; ++i) asm volatile("" : "+{constraint}"(r[i]) :: "memory");'
+    return fn(name, f"<int N> {ctype} (&r)[N]", each, doc, "void", np.copy)
 
 
 def _records() -> dict[str, Instr]:
