@@ -6,7 +6,7 @@ one ring's position and now the other's would be neither.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from .core import Block, Kernel, Op, Value, walk
 from .op_table import RuleError
@@ -39,6 +39,16 @@ def strays(block: Block, of: dict[Value, Value] | None = None) -> tuple[Op, Rule
                                                      f"%{v.name}, of %{of[v].name}")
                 of[r] = of[v]
     return None
+
+
+#: ops that let a channel's slot go: the arrival, and the step to the next slot
+RELEASES = {"mbar_arrive", "advance"}
+
+
+def of_channel(read: Op, made: Mapping[Value, Op]) -> Op | None:
+    """The view that an op reads registers from, where it is the slot at a channel's position."""
+    view = made.get(read.operands[0]) if read.kind in ("ld_shared", "ldmatrix") else None
+    return view if view is not None and view.kind == "slot" and isinstance(view.operands[1].type, Cursor) else None
 
 
 def walked(kernel: Kernel) -> dict[Value, set[Value]]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..errors import FcError, Loc, did_you_mean
 from ..ir.core import Block, Kernel, Role, Value
+from ..ir.rewrite import Env, substitute_block
 from ..ir.types import DTYPES, Scalar, Tensor, as_dtype
 from ..ir.verify import verify
 from .annotations import Param, Signature, parameter_loc, read_signature
@@ -126,7 +127,7 @@ class Spec:
         self._check_outputs(t, sig, body)
         named = t.named(sites(body, t.told))
         ids = [replace(a, name=a.name or f"i{n}") for n, a in enumerate(named.args)]
-        named = _rename_args(named, ids)
+        named = replace(substitute_block(named, Env(dict(zip(named.args, ids)))), args=tuple(ids))
         grid = tuple(replace(g, name=v.name) for g, v in zip(t.grid, ids))
         flags = {p.name: ("out", "kept") if "inout" in p.flags else p.flags for p in sig.params if p.flags}
         flags |= dict.fromkeys(t.positive, ("positive",)) | dict.fromkeys([g.name for g in captures.gradients], ("out", "kept"))
@@ -206,13 +207,3 @@ def kernel(fn: Callable[..., Any]) -> Spec:
     if not inspect.isfunction(fn):
         raise FcError("trace/usage", "@fc.kernel decorates a function", got=repr(fn), loc=here())
     return Spec(fn)
-
-
-def _rename_args(block: Block, args: list[Value]) -> Block:
-    mapping = dict(zip(block.args, args))
-
-    def walk_(b: Block) -> Block:
-        return Block(tuple(mapping.get(a, a) for a in b.args), tuple(
-            replace(o, operands=tuple(mapping.get(v, v) for v in o.operands), regions=tuple(walk_(r) for r in o.regions)) for o in b.ops))
-
-    return walk_(block)
