@@ -10,7 +10,6 @@ from typing import Any
 
 from ..errors import FcError, Loc, did_you_mean
 from ..ir.core import Block, Kernel, Role, Value
-from ..ir.rewrite import Env, substitute_block
 from ..ir.types import DTYPES, Scalar, Tensor, as_dtype
 from ..ir.verify import verify
 from .annotations import Param, Signature, parameter_loc, read_signature
@@ -125,10 +124,10 @@ class Spec:
                 self._sweep_last(t)
                 body = Block(tuple(t.ids), tuple(t.scope.builder.ops))
         self._check_outputs(t, sig, body)
+        for n, i in enumerate(t.ids):
+            t.names.setdefault(i, f"i{n}")
         named = t.named(sites(body, t.told))
-        ids = [replace(a, name=a.name or f"i{n}") for n, a in enumerate(named.args)]
-        named = replace(substitute_block(named, Env(dict(zip(named.args, ids)))), args=tuple(ids))
-        grid = tuple(replace(g, name=v.name) for g, v in zip(t.grid, ids))
+        grid = tuple(replace(g, name=v.name) for g, v in zip(t.grid, named.args))
         flags = {p.name: ("out", "kept") if "inout" in p.flags else p.flags for p in sig.params if p.flags}
         flags |= dict.fromkeys(t.positive, ("positive",)) | dict.fromkeys([g.name for g in captures.gradients], ("out", "kept"))
         kernel = Kernel(self.fn.__name__, "tile", (*t.params, *captures.params, *captures.gradients), grid, (Role("all", 0, named),), flags)
