@@ -67,14 +67,16 @@ def _block(block: Block, defs: dict[Value, Op], turns: bool, done: set[str]) -> 
             chain.append(ops[i])
         i += 1
         chain = [substitute(o, env) for o in chain]
-        every = ([_Parts(o.regions[0], computed) for o in chain] for computed in (True, False))  # masks of some tiles stay with their own
-        parts = next((ps for ps in every if len({tuple(x.kind for x in p.late) for p in ps}) == 1), None)
-        if parts is None:
-            dot = next(o for o in walk(chain[0].regions[0]) if o.get("late"))
-            raise FcError("compile/schedule", f"the dot %{dot['site']} cannot run late: what masks its result, in some tiles, would too",
-                          loc=dot.loc, hint="Schedule.late names dots that only a carried value depends on")
+        alike = lambda parts: len({tuple(x.kind for x in p.late) for p in parts}) == 1
+        parts = [_Parts(o.regions[0], True) for o in chain]
+        if not alike(parts):  # masks that only some tiles need stay with their own tile
+            parts = [_Parts(o.regions[0], False) for o in chain]
         for o, p in zip(chain, parts):
             p.check(o)
+        if not alike(parts):
+            dot = next(o for o in chain[0].regions[0].ops if o.get("late"))
+            raise FcError("compile/schedule", f"the dot %{dot['site']} cannot run late: what masks its result, in some tiles, would too",
+                          loc=dot.loc, hint="Schedule.late names dots that only a carried value depends on")
         if not any(p.late for p in parts):
             for o in chain:
                 if o.operands[0] is o.operands[1]:  # of no iterations: there for a first tile to be cut off
