@@ -158,9 +158,8 @@ def _check_broadcast(op: Op) -> None:
     need(len(axes) == len(src.shape) and len(set(axes)) == len(axes), "broadcast: one target axis per source axis", src, axes)
     need(all(0 <= a < len(out.shape) and out.shape[a] == n for a, n in zip(axes, src.shape)), "broadcast: sizes agree", src, out)
     if isinstance(out, Frag):
-        layout: Any = out.layout
-        for a in sorted(set(range(len(out.shape))) - set(axes), reverse=True):
-            layout = layout.drop(a)
+        need(isinstance(out.layout, RegLayout), "broadcast: an opaque fragment has no known rows", "registers", out.layout)
+        layout = out.layout.keep(axes)
         need(src.layout == layout, "broadcast: the source has the layout of the target without the new axes", layout, src.layout)
 
 
