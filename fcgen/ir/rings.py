@@ -45,10 +45,15 @@ def strays(block: Block, of: dict[Value, Value] | None = None) -> tuple[Op, Rule
 RELEASES = {"mbar_arrive", "advance"}
 
 
-def of_channel(read: Op, made: Mapping[Value, Op]) -> Op | None:
-    """The view that an op reads registers from, where it is the slot at a channel's position."""
-    view = made.get(read.operands[0]) if read.kind in ("ld_shared", "ldmatrix") else None
-    return view if view is not None and view.kind == "slot" and isinstance(view.operands[1].type, Cursor) else None
+def position(view: Value, made: Mapping[Value, Op]) -> Value | None:
+    """The position in its channel of the slot that a view is; None of other values."""
+    op = made.get(view)
+    return op.operands[1] if op is not None and op.kind == "slot" and isinstance(op.operands[1].type, Cursor) else None
+
+
+def read_from(op: Op, made: Mapping[Value, Op]) -> Value | None:
+    """The position of the slot that an op reads registers from, if it does."""
+    return position(op.operands[0], made) if op.kind in ("ld_shared", "ldmatrix") else None
 
 
 def walked(kernel: Kernel) -> dict[Value, set[Value]]:

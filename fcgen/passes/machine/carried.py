@@ -13,6 +13,7 @@ from ...ir.async_ops import accumulator
 from ...ir.core import Block, Op, Value, uses
 from ...ir.lifetimes import WRITES
 from ...ir.rewrite import Builder
+from ...ir.rings import position
 from ...ir.types import Buffer, Pending
 
 
@@ -64,7 +65,7 @@ def _find(loop: Op) -> _Products | None:
     read = set(map(ring, tiles))
     if any(o.kind in WRITES and read & set(map(ring, o.operands)) for o in body.ops):
         return None  # the next iteration stores what this one's products may still read
-    rings = {made[v].operands[1] for v in tiles if v in made and made[v].kind == "slot"}
+    rings = {cursor for v in tiles if (cursor := position(v, made)) is not None}
     arrivals, steps = [], []
     for o in body.ops:
         if o.kind != "mbar_arrive" or o.operands[1] not in rings:
