@@ -88,7 +88,7 @@ def _rewritten(loop: Op, p: _Products) -> list[Op]:
         init, acc, result = loop.operands[2 + at], body.args[1 + at], loop.results[at]
         starts[at] = out.emit("pend", init, type=Pending(init.type), name=acc.name)
         flying[acc], ends[at] = Value(starts[at].type, acc.name), Value(starts[at].type, result.name)
-    first = out.emit("sub", hi, out.emit("const", value=1, dtype="i32")) if loop.get("descending") else lo
+    first = out.emit("sub", hi, out.const(1)) if loop.get("descending") else lo
     flying |= {done: s.operands[0] for done, s in p.settles.items()}
     inner = Builder(loop.loc)
     released, last = {id(o) for o in (*p.arrivals, *p.moved)}, list(p.settles.values())[-1]
