@@ -13,8 +13,8 @@ from ...ir.types import Buffer, Cursor, Scalar, Tensor
 from ..targets.hopper import HINTS
 from .boxes import Boxes
 from .emit import Emitter, emits
-from .flow import emit_block, move
-from .text import CTYPES, ZERO, X, add, binary
+from .flow import carry_in, carry_out, emit_block, move
+from .text import ZERO, X, add, binary
 
 ONE = "if (threadIdx.x == 0) "  # in a block of one role
 
@@ -214,17 +214,11 @@ def _fetch(em: Emitter, op: Op) -> None:
 @emits("while")
 def _while(em: Emitter, op: Op) -> None:
     body = op.regions[0]
-    names: dict[Value, str] = {}
-    for arg, init in zip(body.args, op.operands[1:]):
-        if isinstance(arg.type, Cursor):
-            em.cursors[arg] = em.cursors[init]
-        elif isinstance(arg.type, Scalar):
-            names[arg] = em.names(arg.name, "t")
-            em.w.line(f"{CTYPES[arg.type.dtype.name]} {names[arg]} = {em.scalar(init)};")
-            if init in em.nonneg:
-                em.nonneg.add(arg)
-        else:
-            raise FcError("compile/unsupported", "a while loop carries scalars and cursors", got=arg.type, loc=op.loc)
+    other = next((a.type for a in body.args if not isinstance(a.type, (Scalar, Cursor))), None)
+    if other is not None:
+        raise FcError("compile/unsupported", "a while loop carries scalars and cursors", got=other, loc=op.loc)
+    names = carry_in(em, body.args, op.operands[1:])
+    em.nonneg.update(arg for arg, init in zip(body.args, op.operands[1:]) if arg in names and init in em.nonneg)
     go = em.names("go")
     em.w.line(f"bool {go} = {em.scalar(op.operands[0])};")
     em.open(f"while ({go}) {{")
@@ -236,9 +230,5 @@ def _while(em: Emitter, op: Op) -> None:
     em.w.line(f"{go} = {cond};")
     move(em, pairs, names)
     em.close()
-    for r, arg in zip(op.results, body.args):
-        if isinstance(arg.type, Cursor):
-            em.cursors[r] = em.cursors[arg]
-        else:
-            em.scalars[r] = X(names[arg], depth=em.depth)
+    carry_out(em, op.results, body.args, names)
 

@@ -73,10 +73,8 @@ def _claimed(box: Channel, tile: Builder) -> Value:
 def _with_claim(ops: list[Op]) -> tuple[list[Op], Value]:
     """The tile's ops with the claim of the next tile in front of its last copy: late, so that longest-first keeps its meaning, and early
     enough that the answer is there when it is needed."""
-    n = max(
-        (n for n, o in enumerate(ops) if o.kind == "mbar_wait" or any(x.kind == "mbar_wait" for r in o.regions for x in walk(r))),
-        default=-1,
-    )
+    waits = lambda o: any(x.kind == "mbar_wait" for x in walk(Block((), (o,))))
+    n = max((n for n, o in enumerate(ops) if waits(o)), default=-1)
     claim = Value(Scalar(i32), "claimed")
     if n >= 0 and ops[n].kind == "if":
         op, regions = ops[n], []

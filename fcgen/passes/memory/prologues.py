@@ -17,7 +17,7 @@ from ...ir.rewrite import Builder, Env, copy_op, substitute
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import Scalar
-from ..facts.common import without_effect
+from ..facts.common import sources, without_effect
 from .makers import WORK, apart
 from .prefetch import guarded, with_guards
 
@@ -94,25 +94,25 @@ class _Work:
 
 
 def _work(body: Block, written: set[Value]) -> _Work | None:
-    made = {r: n for n, o in enumerate(body.ops) for r in o.results}
+    made = {r for o in body.ops for r in o.results}
     stages = [o for o in body.ops if o.kind == "stage" and _feeds_products(o.result, body)]
     chosen = [(s, ops) for s in stages if (ops := _leads_to(s, body, made, written)) is not None]
     while True:  # what others read of the work cannot be moved
-        inside = {id(body.ops[n]) for _, ops in chosen for n in ops}
+        inside = {id(o) for _, ops in chosen for o in ops}
         outside = {v for o in body.ops if id(o) not in inside for v in o.reads}
-        tiles = lambda s, ops: [v for n in ops if body.ops[n] is not s for v in body.ops[n].results if not isinstance(v.type, Scalar)]
+        tiles = lambda s, ops: [v for o in ops if o is not s for v in o.results if not isinstance(v.type, Scalar)]
         kept = [(s, ops) for s, ops in chosen if not outside.intersection(tiles(s, ops))]
         if len(kept) == len(chosen):
             break
         chosen = kept
-    work = sorted({n for _, ops in chosen for n in ops})
-    if not any(body.ops[n].kind == "load" for n in work):
+    work = [o for o in body.ops if id(o) in inside]
+    if not any(o.kind == "load" for o in work):
         return None
     rings = {s.result: Value(replace(s.result.type, slots=2), s.result.name) for s, _ in chosen}
     products = {r for o in body.ops if o.kind == "dot" for r in o.results}
     last = max(n for n, o in enumerate(body.ops) if set(o.operands) & set(rings))
     at = next(n for n, o in enumerate(body.ops) if n > last and (o.kind == "yield" or (o.kind != "dot" and o.reads & products)))
-    return _Work(body, [body.ops[n] for n in work], rings, at)
+    return _Work(body, work, rings, at)
 
 
 def _feeds_products(v: Value, body: Block) -> bool:
@@ -120,20 +120,7 @@ def _feeds_products(v: Value, body: Block) -> bool:
     return bool(readers) and all(o.kind == "dot" and o["math"] == "wgmma" and any(o is x for x in body.ops) for o in readers)
 
 
-def _leads_to(stage: Op, body: Block, made: dict[Value, int], written: set[Value]) -> set[int] | None:
-    """Numbers of the ops that a staged tile follows from, if that is the index alone."""
-    need: set[int] = set()
-    todo = [stage.result]
-    while todo:
-        v = todo.pop()
-        if v in body.args[1:]:
-            return None
-        n = made.get(v)
-        if n is None or n in need:
-            continue
-        op = body.ops[n]
-        if op.kind not in WORK or op.regions or (op.kind in ("load", "gather") and (op.operands[0] in written or not guarded(op, made))):
-            return None
-        need.add(n)
-        todo += op.operands
-    return need
+def _leads_to(stage: Op, body: Block, made: set[Value], written: set[Value]) -> list[Op] | None:
+    """The ops that a staged tile follows from, in order, if that is the index alone."""
+    fixed = lambda op: op.kind not in ("load", "gather") or (op.operands[0] not in written and guarded(op, made))
+    return sources([stage.result], body, lambda op: op.kind in WORK and not op.regions and fixed(op))

@@ -211,10 +211,7 @@ class _Placer:
         if op.kind == "iota":
             return b.emit("iota", type=t, name=v.name, loc=op.loc)
         if op.kind == "broadcast":
-            small = layout
-            for a in sorted(set(range(len(v.type.shape))) - set(op["axes"]), reverse=True):
-                small = small.drop(a)
-            src = self.want(op.operands[0], small, b, env)
+            src = self.want(op.operands[0], layout.keep(op["axes"]), b, env)
             return b.emit("broadcast", src, type=t, name=v.name, loc=op.loc, axes=op["axes"])
         if op.kind == "transpose":
             src = self.want(op.operands[0], layout.transpose(), b, env)
