@@ -57,10 +57,10 @@ def part(program: Program, device: int, values: Mapping[str, Any] | None = None,
 class Text(Script):
     """The text of a call whose tensors are like q."""
 
-    def __init__(self, device: int, like: Any):
+    def __init__(self, device: int, like: Any, call: Sequence[str] = CALL):
         super().__init__()
         self.torch = torch = sys.modules["torch"]
-        self._like, self._device, self.parameters = like, device, list(CALL)
+        self._like, self._device, self.parameters = like, device, list(call)
         self.parts: list[tuple[Bind, tuple[str, ...]]] = []
         self._empty = self.known(torch.empty_strided, "empty")
         self.stream = "stream"
