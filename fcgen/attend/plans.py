@@ -87,7 +87,8 @@ class Text(Script):
             tensors.check(tensors.describe(x, name), name=name, device=self._device)
             if x.requires_grad:
                 self.refuse(f"{self.known(self.torch.is_grad_enabled, 'grad')}()")
-            self.refuse(f"{word}.is_nested or not {self.known(guards.guard((x,)), 'guard')}({word})")
+            kind, guard = self.known(type(x), "class"), self.known(guards.guard((x,)), "guard")
+            self.refuse(f"type({word}) is not {kind} or {word}.is_nested or not {guard}({word})")
             views[name] = self.tensor(word, len(x.shape))
         if p.bind is not None:
             self.parts.append((p.bind, p.names))

@@ -44,7 +44,7 @@ def launched(monkeypatch):
         status = launch(config, function, params, extra)
         grid, *_, arguments = fake.launches[-1]
         of = names[fake.cubins[function - 1]]
-        out.append((grid, tuple((key, x) for key, x in zip(of, arguments) if key[1] not in MADE)))
+        out.append((grid, (("kernel", fake.cubins[function - 1]), *((key, x) for key, x in zip(of, arguments) if key[1] not in MADE))))
         return status
 
     monkeypatch.setattr(fake, "cuLaunchKernelEx", seen)
