@@ -73,6 +73,19 @@ def attention(q: Any, k: Any, v: Any, *, causal: bool | str = False, scale: floa
     return _unknown(key, q, k, v, _mask_word(causal), scale, bool(return_lse), schedule, out, given, blocks)
 
 
+def known(q: Any, k: Any, v: Any, causal: bool | str, scale: float | None, given: Functions | None = None) -> Any:
+    """The result of a call of a kind that is known, None for others. scale: a float or None. given: functions, if any."""
+    key: tuple[Any, ...] = (causal, False, _NO_SCHEDULE, False)
+    for kind in calls.kinds.get(key if given is None else (*key, *calls.texts_of(given)), ()):
+        result = kind(q, k, v, None, scale, given)
+        if result is not None:
+            return result
+    return None
+
+
+_NO_SCHEDULE = id(None)
+
+
 def _unknown(key: Any, q: Any, k: Any, v: Any, causal: Any, scale: float | None, return_lse: bool, schedule: Schedule | None, out: Any,
              given: Functions | None, blocks: Any) -> Any:
     """A call of a kind that is not known, or that has to be looked at closely."""
