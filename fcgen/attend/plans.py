@@ -101,6 +101,22 @@ class Text(Script):
         self.line(self._stream)
 
 
+class Kept:
+    """Plans of one kind of call: sizes that have the same programs have the same plan."""
+
+    def __init__(self) -> None:
+        self._plans: dict[Any, Plan | None] = {}
+
+    def of(self, parts: Sequence[Part | None], more: Any, write: Callable[[], Plan | None]) -> Plan | None:
+        """The plan of these programs and whatever else it hangs on."""
+        key = tuple([p and (p.loaded, p.bind) for p in parts]), more
+        if key not in self._plans:
+            if len(self._plans) >= 64:
+                self._plans.clear()
+            self._plans[key] = write()
+        return self._plans[key]
+
+
 def plan(p: Part, device: int, like: Any, *, lse: bool, given: bool, rows: bool = False, lists: Lister | None = None,
          keys: tuple[int, int] | None = None) -> Plan | None:
     """The plan of a program of `kernels.attention` (or of `kernels.listed`, with a lister). given: the output was. rows: grouped heads are

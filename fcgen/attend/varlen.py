@@ -120,15 +120,15 @@ def attention_varlen(q: Any, k: Any, v: Any, cu_seqlens_q: Any, cu_seqlens_k: An
             program.launcher(arguments)
         tensors.written(o)
         if key is not None:
-            how = functools.partial(_planned, facts, schedule, out is not None)
+            how = functools.partial(_planned, plans.Kept(), facts, schedule, out is not None)
             packed.learn(key, packed.Options(how, schedule), q, k, v, cu_seqlens_q, cu_seqlens_k, seqused_q, seqused_k, out)
     elif shape[0]:
         forward._fill(o, 0.0)
     return (o, lse) if return_lse else o
 
 
-def _planned(facts: Facts, schedule: Schedule | None, out: bool, dtype: str, device: int, rows: int, heads: int, d: int, groups: int,
-             most: int, e: int, scale: float, given: Functions | None, like: Any) -> plans.Plan | None:
+def _planned(written: plans.Kept, facts: Facts, schedule: Schedule | None, out: bool, dtype: str, device: int, rows: int, heads: int,
+             d: int, groups: int, most: int, e: int, scale: float, given: Functions | None, like: Any) -> plans.Plan | None:
     """How calls like this one are launched."""
     facts, given = Facts(dtype, d, e, *facts[3:]), given or PLAIN
     try:
@@ -141,7 +141,7 @@ def _planned(facts: Facts, schedule: Schedule | None, out: bool, dtype: str, dev
             program = _plain(facts, choice, schedule is not None)
             part = plans.part(program, device)
         lister, each = plans.part(_lister(choice.arch), device), dict(program.schedule.tiles)["BLOCK_M"]
-        return packed.plan(part, lister, each, device, like, lse=facts[3], given=out)
+        return written.of([part, lister], each, lambda: packed.plan(part, lister, each, device, like, lse=facts[3], given=out))
     except FcError:
         return None  # the long way says why
 
