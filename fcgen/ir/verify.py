@@ -28,7 +28,7 @@ AXES = 8
 #: ops with rules about the kernel around them
 NAMED = having("named barrier")
 PLACED = NAMED | {"slot", "barrier", "syncwarp", "row_part", "mbar_arrive", "tma_load"}
-#: (level, phase, warps, one thread) -> types, and kinds with attributes and types, that were found right there, by identity
+#: (level, warps, one thread) -> types, and kinds with attributes and types, that were found right there, by identity
 Known = dict[tuple[Any, ...], dict[Any, Any]]
 
 
@@ -40,6 +40,7 @@ class Verifier:
         self.number = 0
         self.lone = False  # the role is one thread
         self.right: dict[Any, Any] = {}  # ids of what was found right for a role like this one, and what has these ids
+        self.kinds: set[str] = set()  # that exist here
         self.seen: set[Value] = set()
         self.rings = set(kernel.buffers)
         self.named = NamedBarriers(kernel)
@@ -66,7 +67,7 @@ class Verifier:
                                                                len(role.body.args)))
         self.warps = role.warps
         self.lone = len(self.kernel.roles) > 1 and is_one_thread(role)
-        self.right = self.known.setdefault((self.kernel.level, self.phase, self.warps, self.lone), {})
+        self.right = self.known.setdefault((self.kernel.level, self.warps, self.lone), {})
         for v in self.seen:
             wrong = self.type_problem(v.type)
             if wrong is not None:
@@ -114,18 +115,20 @@ class Verifier:
     def op(self, op: Op) -> None:
         for v in op.operands:
             if v not in self.seen:
-                self.alone(op)
+                self.exists(op)
                 raise self.bad(op, RuleError(f"operand %{v.name} is used before it is defined"))
         types = [v.type for v in op.operands], [v.type for v in op.results]
         key = op.kind, id(op.attrs), *map(id, types[0]), None, *map(id, types[1])
+        if op.kind not in self.kinds:
+            self.exists(op)
         if op.regions or key not in self.right:
             self.alone(op)
             self.right[key] = op.attrs, types
         if op.kind in PLACED:
             self.holds(self.placed, op)
 
-    def alone(self, op: Op) -> None:
-        """What hangs on the op's kind, attributes, types and regions, on the phase and on its role."""
+    def exists(self, op: Op) -> None:
+        """There are such ops, at this level and in this phase."""
         d = OPS.get(op.kind)
         if d is None:
             raise self.bad(op, RuleError(f"no op is called {op.kind!r}"))
@@ -136,7 +139,11 @@ class Verifier:
             first, last = d.phases
             raise self.bad(op, RuleError(f"{op.kind} does not occur in this phase", got=PHASES[self.phase],
                                          expected=PHASES[first] + (f" to {PHASES[last]}" if last > first else "")))
-        problem = attr_problem(d, op.attrs)
+        self.kinds.add(op.kind)
+
+    def alone(self, op: Op) -> None:
+        """What hangs on the op's kind, attributes, types and regions, and on its role."""
+        problem = attr_problem(OPS[op.kind], op.attrs)
         if problem is not None:
             raise self.bad(op, problem[1])
         wrong = misuse(op)

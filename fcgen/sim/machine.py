@@ -54,7 +54,7 @@ HINTS = {
 }
 
 
-#: kernel -> what launches of it have found out that had nothing to report
+#: kernel, which is verified -> what launches of it have found out that had nothing to report
 _found: WeakKeyDictionary[Kernel, tuple[dict[Any, Any], dict[Block, list[Step]]]] = WeakKeyDictionary()
 
 
@@ -78,7 +78,7 @@ def simulate(kernel: Kernel, arguments: Mapping[str, Any], target: Target, *, se
     are written where drawn arguments say, possibly nowhere or by two programs. Raises FcError only for wrong arguments."""
     if kernel.level != "machine":
         raise FcError("compile/unsupported", "the simulator runs machine IR", got=kernel.level, hint="the tile interpreter runs tile IR")
-    check_fits(verify(kernel), target)
+    check_fits(kernel if kernel in _found else verify(kernel), target)
     memory, sizes = bind(kernel, arguments)
     s = Simulation(kernel, target, memory, sizes, arguments, np.random.default_rng(seed), coverage)
     s.limit, s.excused = limit, frozenset(excused)
