@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
 from ..build.captured import Captured, Family
-from ..build.compiler import target, targets
+from ..build.compiler import own_target, target
 from ..build.program import Program
 from ..dropout import Dropout
 from ..errors import FcError
@@ -167,14 +167,10 @@ def run(family: Family, given: Functions, arguments: Mapping[str, Any]) -> None:
 
 @functools.lru_cache(maxsize=64)
 def _arch(device: int, schedule: Schedule | None = None) -> str:
-    """The target whose code runs on a device: the one with its own instructions (sm_90a) unless a schedule of the caller's does without
-    them; else its architecture's common one."""
-    from ..runtime import driver
-
-    own = driver.device_info(device).arch
-    if own in targets() and (schedule is None or "wgmma" in str(schedule.math)):
-        return own
-    return target(own.rstrip("a")).arch
+    """The target whose code runs on a device: its own, or its architecture's common one for a schedule of the caller's that does without
+    its own instructions."""
+    own = own_target(device)
+    return own if schedule is None or "wgmma" in str(schedule.math) else target(own.rstrip("a")).arch
 
 
 def lazy_of(schedule: Schedule) -> float:
