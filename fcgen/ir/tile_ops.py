@@ -159,7 +159,8 @@ def _check_broadcast(op: Op) -> None:
     need(all(0 <= a < len(out.shape) and out.shape[a] == n for a, n in zip(axes, src.shape)), "broadcast: sizes agree", src, out)
     if isinstance(out, Frag):
         need(isinstance(out.layout, RegLayout), "broadcast: an opaque fragment has no known rows", "registers", out.layout)
-        layout = out.layout.keep(axes)
+        layout: Any = out.layout
+        layout = layout.keep(axes)
         need(src.layout == layout, "broadcast: the source has the layout of the target without the new axes", layout, src.layout)
 
 

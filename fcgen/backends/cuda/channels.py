@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from itertools import product
 
 from ...errors import FcError
 from ...ir.access import Access
 from ...ir.async_ops import boxes, share
-from ...ir.core import Block, Op, Value, walk
+from ...ir.core import Op, Value
 from ...ir.types import Buffer, Cursor, Scalar, Tensor
 from ..targets.hopper import HINTS
 from .boxes import Boxes
@@ -42,23 +41,6 @@ def _advance(em: Emitter, op: Op) -> None:
     else:
         em.w.line(f"{parity} ^= 1;")
     em.changed(*filter(None, (slot, parity)))
-
-
-def check_cursors(block: Block, views: Mapping[Value, list[Value]] | None = None) -> None:
-    """A cursor is one pair of variables that `advance` changes in place: nothing may read the old position afterwards, nor a slot that was
-    found with it. views: cursor -> slots."""
-    if views is None:
-        views = {c: [op.result for op in walk(block) if op.kind == "slot" and op.operands[1] is c]
-                 for c in {op.operands[1] for op in walk(block) if op.kind == "slot"}}
-    for n, op in enumerate(block.ops):
-        for r in op.regions:
-            check_cursors(r, views)
-        old = [op.operands[0]] if op.kind == "advance" else [v for v in op.operands if isinstance(v.type, Cursor)] if op.regions else []
-        gone = {v for c in old for v in (c, *views.get(c, ()))}
-        for later in block.ops[n + 1:] if gone else ():
-            if any(not gone.isdisjoint(o.operands) for o in (later, *(x for r in later.regions for x in walk(r)))):
-                raise FcError("compile/unsupported", "a ring's position is read after it has moved on", loc=later.loc,
-                              hint="put the op in front of the advance")
 
 
 def _bar(em: Emitter, bars: Value, cursor: Value, lag: int = 0) -> X:

@@ -164,7 +164,7 @@ class _Group:
     def emit(self, makers: _Makers, b: Builder, env: Env) -> None:
         """The work once more, spread over other warps; what else reads it keeps what there was."""
         mine = Env()
-        zero = b.emit("const", value=0, dtype="i32")
+        zero = b.const(0)
         for key, stage in self.stages:
             env[stage.result] = b.emit("slot", makers.rings[key], zero, ahead=0, made=True, name=stage.result.name)
         for op in self.ops.values():

@@ -66,7 +66,7 @@ class _Work:
     def ahead(self, loop: Op, before: Builder) -> Op:
         index, down = self.body.args[0], bool(loop.get("descending"))
         before.loc = loop.loc
-        start = before.emit("sub", loop.operands[1], before.emit("const", value=1, dtype="i32")) if down else loop.operands[0]
+        start = before.emit("sub", loop.operands[1], before.const(1)) if down else loop.operands[0]
         self.make(start, start, 0, before)
         inner = Builder(loop.loc)
         env = Env({v: inner.emit("slot", ring, index, ahead=0, name=v.name) for v, ring in self.rings.items()})
@@ -74,7 +74,7 @@ class _Work:
         for n, op in enumerate(self.body.ops):
             if n == self.at:
                 inner.loc = loop.loc
-                one = inner.emit("const", value=1, dtype="i32")
+                one = inner.const(1)
                 self.make(inner.emit("sub" if down else "add", index, one, name="after"), index, 1, inner)
             if id(op) not in mine:
                 inner.add(substitute(op, env))
@@ -87,7 +87,7 @@ class _Work:
         for op in self.ops:
             b.loc = op.loc
             if op.kind == "stage":
-                zero = b.emit("const", value=0, dtype="i32")
+                zero = b.const(0)
                 b.do("st_shared", env[op.operands[0]], views[op.result], zero, zero)
             else:
                 b.add(copy_op(with_guards(op), env))

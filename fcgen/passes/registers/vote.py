@@ -245,7 +245,7 @@ class _Vote:
         old = copy_slice(old, {r: o for r, o in self.local.items() if r in inside}, b, env)
         limit = b.emit("add", old, t if scale is None else b.emit("div", t, scale), name="limit")
         most = self.most_bits(reduce, b, later)
-        most = b.emit("max", most, b.emit("const", value=0, dtype="i32"), name="most")
+        most = b.emit("max", most, b.const(0), name="most")
         return b.emit("gt", most, b.emit("bits", limit), name="moved")
 
     def most_bits(self, reduce: Op, b: Builder, later: Env) -> Value:

@@ -184,7 +184,7 @@ class _Skew:
         down = bool(first.get("descending"))
         low, high = (last.operands[0], first.operands[1]) if down else (first.operands[0], last.operands[1])
         b = Builder(first.loc)
-        one = b.emit("const", value=1, dtype="i32")
+        one = b.const(1)
         some = out.emit("lt", low, high, name="some", loc=first.loc)
         start = b.emit("sub", high, one, name="first") if down else low
         end = low if down else b.emit("sub", high, one, name="last")
