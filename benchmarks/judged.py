@@ -36,7 +36,7 @@ JUDGED: tuple[tuple[str, str, str, str], ...] = (
     ("sm_90a ROWS 15", "another function", "main: mul 17 (scale) -> %1 = add", LAG),
     ("sm_90a FINE 4", "constant", "main: const 11 () -> %0 = const {value = 11.0,", "weights are at most e^11, which is below 65504"),
     ("sm_90a ROWS 9", "move an op that moves data up", "load: tma_load 1 (K b g cols_start k k_full k_at) by -2",
-     "the rows of Q, waited for in front of it, are free only behind the last product of K: both slots are; clocks say so in more runs too"),
+     "the rows of Q, waited for in front of it, are free only behind the last product of K: both slots are; clocks say so in more runs"),
     ("sm_90a SMALL 5", "another fragment", "main: gt 0 (): operand 0  -> ", FIRST),
     ("sm_90a ROWS 0", "another fragment", "main: mul 21 (base): operand 0 base -> top",
      "a row without a key is taken for a far one until it sees one, and of those the factor is not used"),
