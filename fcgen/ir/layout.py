@@ -59,6 +59,10 @@ class RegLayout:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "axes", tuple(_normal(tuple(a)) for a in self.axes))
+        object.__setattr__(self, "_hash", hash(self.axes))
+
+    def __hash__(self) -> int:  # (of all factors: found once)
+        return self._hash  # type: ignore[attr-defined, no-any-return]
 
     def __str__(self) -> str:
         return "{" + " | ".join(" ".join(map(str, a)) or "1" for a in self.axes) + "}"

@@ -33,8 +33,9 @@ class RuleError(Exception):
 @dataclass(frozen=True)
 class OpDef:
     """kind: the op's name in IR text. levels: "tile", "machine". attrs: name -> what it may be. effect: "none" (may be removed or
-    duplicated), "read" (may be removed), or "write" (must stay, in order). phases: the first and the last phase of machine IR that
-    the op may occur in."""
+    duplicated), "read" (may be removed), or "write" (must stay, in order). infer, check: of an op without regions they see its attributes
+    and the types of its values, and nothing else: what is like an op that was found right is right. phases: the first and the last phase
+    of machine IR that the op may occur in."""
 
     kind: str
     levels: tuple[str, ...]
