@@ -1,7 +1,8 @@
 """Expressions of the elementwise functions, over scalars and over one register of a fragment.
 
 Arithmetic on 16-bit floats widens to float, computes, and rounds after every function, as `ir.elementwise` defines it; the last
-rounding is the packing. Accuracy: div within 2 ulp, exp2 2 ulp, log absolute 2e-7, everything else about 1e-6 relative or better.
+rounding is the packing. Accuracy: div within 2 ulp, exp2 2 ulp, log absolute 2e-7, tanh_approx 2^-11 relative, everything else about
+1e-6 relative or better.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ from .words import scalar, wished
 LONG = 90  # an expression longer than this gets a name of its own
 
 _LIBM = {"pow": "powf", "sqrt": "sqrt_approx", "rsqrt": "rsqrt_approx", "rcp": "rcp_approx", "sin": "sin_approx",
-         "cos": "cos_approx", "tanh": "tanhf", "sigmoid": "sigmoid_approx", "erf": "erff", "floor": "floorf", "ceil": "ceilf",
+         "cos": "cos_approx", "tanh": "tanhf", "tanh_approx": "tanh_approx", "sigmoid": "sigmoid_approx", "erf": "erff", "floor": "floorf", "ceil": "ceilf",
          "fma": "fmaf", "exp2": "exp2_approx", "max": "fmaxf", "min": "fminf", "abs": "fabsf", "div": "div_approx"}
-_LIBM64 = {"max": "fmax", "min": "fmin", "abs": "fabs"}  # the others have the function's own name
+_LIBM64 = {"max": "fmax", "min": "fmin", "abs": "fabs", "tanh_approx": "tanh"}  # the others have the function's own name
 
 
 def apply(em: Emitter, name: str, dtype: DType, args: list[X], nonneg: bool = False) -> X:

@@ -151,6 +151,7 @@ def _numeric() -> list[Instr]:
         _unary("rcp_approx", "rcp.approx.ftz.f32", "PTX ISA, rcp: 1/x within 1 ulp"),
         _unary("sqrt_approx", "sqrt.approx.f32", "PTX ISA, sqrt: relative error below 2^-22.9"),
         _unary("rsqrt_approx", "rsqrt.approx.f32", "PTX ISA, rsqrt: relative error below 2^-22.9"),
+        _unary("tanh_approx", "tanh.approx.f32", "PTX ISA, tanh: relative error below 2^-11"),
         _fn("div_approx", "float a, float b",
             'float y;\n    asm("div.approx.ftz.f32 %0, %1, %2;" : "=f"(y) : "f"(a), "f"(b));\n    return y;',
             "PTX ISA, div: a/b within 2 ulp for |b| from 2^-126 to 2^126"),

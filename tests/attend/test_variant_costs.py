@@ -1,0 +1,44 @@
+"""What score functions and dropout add to each score: functions of whole tiles in the loop over tiles that no mask touches."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fcgen as fc
+from fcgen import scores
+from fcgen.attend.forward import compiled
+from fcgen.attend.variants import functions
+from fcgen.build.compiler import target
+from fcgen.ir.core import walk, walk_kernel
+from fcgen.ir.elementwise import FNS
+from fcgen.kernels.schedules import pick
+from fcgen.passes import run_passes
+
+SLOPES = np.ones(4, np.float32)
+
+
+def work(causal: bool = False, **options: Any) -> Counter[str]:
+    """Of the last loop (the one without a mask): functions of tiles with the shape of the scores."""
+    mask = "causal_top_left" if causal else "none"
+    schedule = pick("sm_90a", 128, mask=mask)
+    program = compiled.__wrapped__("f16", 128, 128, mask, False, "sm_90a", schedule, True, check=False, functions=functions(**options))
+    kernel = run_passes(getattr(program, "first", program).tile, schedule, target("sm_90a"), stop_after="simplify.3")
+    shape = tuple(dict(schedule.tiles)[n] for n in ("BLOCK_M", "BLOCK_N"))
+    loop = [op for op in walk_kernel(kernel) if op.kind == "for" and any(o.kind == "dot" for o in walk(op.regions[0]))][-1]
+    return Counter(op.kind for op in walk(loop.regions[0]) if op.kind in FNS or op.kind in ("cast", "select")
+                   for r in op.results if r.type.shape == shape)
+
+
+def more(causal: bool = False, **options: Any) -> dict[str, int]:
+    """Than the plain kernel has."""
+    return dict(work(causal, **options) - work(causal))
+
+
+def test_a_cap_is_a_factor_of_no_element() -> None:
+    """Known to be positive, it moves behind the maximum and into the exponents."""
+    assert more(score=scores.soft_cap(20.0)) == {"mul": 1, "tanh_approx": 1}
