@@ -86,8 +86,8 @@ def alibi(slopes: Any, shift: int = 0) -> Score:
     each = len(slopes.shape) == 2
 
     def biased(score: Any, b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
-        slope = slopes[b, h] if each else slopes[h]
-        return score - slope.to(fc.f32) * abs(q_idx + shift - kv_idx).to(fc.f32)
+        slope, row = slopes[b, h] if each else slopes[h], q_idx + shift if shift else q_idx
+        return score - slope.to(fc.f32) * abs(row - kv_idx).to(fc.f32)
 
     return Score(biased, "alibi")
 

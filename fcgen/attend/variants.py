@@ -88,6 +88,8 @@ def fitted(choice: Choice, given: Functions, caller: bool, make: Callable[[Choic
         choice = choice._replace(schedule=replace(choice.schedule, ones=()), sums="exact")
     if caller:
         return make(choice)
+    if given.score is not None and choice.schedule.split == "branch":  # what is known of positions in whole tiles is known in their copy
+        choice = choice._replace(schedule=replace(choice.schedule, split="loops"))
     base: Schedule | None = choice.schedule
     while base is not None:
         refused = ""

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import pytest
 
-import fcgen as fc
 from fcgen import scores
 from fcgen.attend.forward import compiled
 from fcgen.attend.variants import functions

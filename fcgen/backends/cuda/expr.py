@@ -17,14 +17,16 @@ from ...ir.elementwise import FNS, to_dtype
 from ...ir.layout import OpaqueLayout, RegLayout
 from ...ir.types import DType, Frag, Scalar
 from .emit import EMIT, Emitter, emits
+from .spread import GAINS, broadcast_map, spread
 from .text import CTYPES, TERNARY, UNARY, X, add, binary, call, literal
 from .words import scalar, wished
 
 LONG = 90  # an expression longer than this gets a name of its own
 
 _LIBM = {"pow": "powf", "sqrt": "sqrt_approx", "rsqrt": "rsqrt_approx", "rcp": "rcp_approx", "sin": "sin_approx",
-         "cos": "cos_approx", "tanh": "tanhf", "tanh_approx": "tanh_approx", "sigmoid": "sigmoid_approx", "erf": "erff", "floor": "floorf", "ceil": "ceilf",
-         "fma": "fmaf", "exp2": "exp2_approx", "max": "fmaxf", "min": "fminf", "abs": "fabsf", "div": "div_approx"}
+         "cos": "cos_approx", "tanh": "tanhf", "tanh_approx": "tanh_approx", "sigmoid": "sigmoid_approx", "erf": "erff",
+         "floor": "floorf", "ceil": "ceilf", "fma": "fmaf", "exp2": "exp2_approx", "max": "fmaxf", "min": "fminf", "abs": "fabsf",
+         "div": "div_approx"}
 _LIBM64 = {"max": "fmax", "min": "fmin", "abs": "fabs", "tanh_approx": "tanh"}  # the others have the function's own name
 
 
@@ -216,7 +218,14 @@ class Registers:
         key = (v, table.tobytes())
         if key in self.known:
             return self.known[key]
-        x = _apply_op(em, op, [self.value(o, table) for o in op.operands])
+        apart = spread(em, v, table) if op.kind in GAINS else None
+        if apart is not None and (op.kind == "and" or (apart.at != apart.at[0]).any()):
+            x = apart.value(em, self.i, t.dtype)
+        else:
+            args = [self.value(o, table) for o in op.operands]
+            if op.kind == "select":
+                args[1:] = [self.before(a, o.type.dtype) for a, o in zip(args[1:], op.operands[1:])]
+            x = _apply_op(em, op, args)
         uses = [u for u, _ in em.plan.users.get(v, [])]
         twice = len(uses) > 1 or any(list(u.operands).count(v) > 1 for u in uses)
         if v in em.plan.fused and (twice or len(x.text) > LONG):
@@ -227,6 +236,14 @@ class Registers:
         elif not final:
             x = rounded(em, x, t.dtype)
         return x
+
+    def before(self, arm: X, dtype: DType) -> X:
+        """What a choice may take, computed whether it is taken or not: NVVM puts arms with calls under branches of their own."""
+        if "(" not in arm.text or dtype.per_register > 1:
+            return arm
+        name = X(self.em.names("x"))
+        self.lines.append(f"const {CTYPES[dtype.name]} {name} = {arm};")
+        return name
 
     def against_position(self, op: Op, table: np.ndarray) -> tuple[X, X] | None:
         """Both sides of `position < bound` with the thread's part of the position on the bound's side: what is left is a number in an
@@ -252,17 +269,6 @@ class Registers:
         if t.dtype.per_register > 1:
             return call(em.fn(f"at_{t.dtype.name}"), name, at)
         return X(f"{name}[{at}]", depth=em.depth)
-
-
-def broadcast_map(op: Op) -> np.ndarray:
-    """int [registers of the result]: the source's register that holds the same element."""
-    t, axes = op.result.type, op["axes"]
-    layout, index = t.layout, np.arange(t.layout.regs)
-    assert list(axes) == sorted(axes), "broadcast keeps the order of the axes"
-    for a in sorted(set(range(len(t.shape))) - set(axes), reverse=True):
-        index = layout.drop_map(a)[index]
-        layout = layout.drop(a)
-    return index
 
 
 def view_index(em: Emitter, v: Value, table: np.ndarray, i: X, hint: str = "") -> tuple[Value, X]:
