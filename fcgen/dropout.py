@@ -77,8 +77,9 @@ class Dropout:
         low, high, first, second = words
         key = _philox(_philox(b ^ first, h ^ second, low)[0], np.broadcast_to(high, (batch, heads)), low ^ high)[0][..., None, None]
         i, j = np.arange(rows, dtype=np.uint32)[:, None], np.arange(keys, dtype=np.uint32)[None, :]
-        words = _philox(*(np.broadcast_to(n & ~np.uint32(8), (batch, heads, rows, keys)) for n in (j, i)), key)
-        out = np.where(j & 8, words[1], words[0]) << np.where(i & 8, np.uint64(16), np.uint64(0)) & np.uint64(_LOW)
+        first_j, first_i = (np.broadcast_to(n & ~np.uint32(8), (batch, heads, rows, keys)) for n in (j, i))
+        pair = _philox(first_j, first_i, key)
+        out = np.where(j & 8, pair[1], pair[0]) << np.where(i & 8, np.uint64(16), np.uint64(0)) & np.uint64(_LOW)
         return np.asarray((out >= np.uint64(self.least & _LOW)) & (self.factor > 0.0))
 
 

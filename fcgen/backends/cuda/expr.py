@@ -22,6 +22,7 @@ from .text import CTYPES, TERNARY, UNARY, X, add, binary, call, literal
 from .words import scalar, wished
 
 LONG = 90  # an expression longer than this gets a name of its own
+LONG_ARM = 3  # functions
 
 _LIBM = {"pow": "powf", "sqrt": "sqrt_approx", "rsqrt": "rsqrt_approx", "rcp": "rcp_approx", "sin": "sin_approx",
          "cos": "cos_approx", "tanh": "tanhf", "tanh_approx": "tanh_approx", "sigmoid": "sigmoid_approx", "erf": "erff",
@@ -223,8 +224,8 @@ class Registers:
             x = apart.value(em, self.i, t.dtype)
         else:
             args = [self.value(o, table) for o in op.operands]
-            if op.kind == "select":
-                args[1:] = [self.before(a, o.type.dtype) for a, o in zip(args[1:], op.operands[1:])]
+            if op.kind == "select" and len(t.shape) == 2:
+                args[1:] = [self.before(a, o) for a, o in zip(args[1:], op.operands[1:])]
             x = _apply_op(em, op, args)
         uses = [u for u, _ in em.plan.users.get(v, [])]
         twice = len(uses) > 1 or any(list(u.operands).count(v) > 1 for u in uses)
@@ -237,13 +238,20 @@ class Registers:
             x = rounded(em, x, t.dtype)
         return x
 
-    def before(self, arm: X, dtype: DType) -> X:
-        """What a choice may take, computed whether it is taken or not: NVVM puts arms with calls under branches of their own."""
-        if "(" not in arm.text or dtype.per_register > 1:
+    def before(self, arm: X, v: Value) -> X:
+        """What a choice may take, computed whether it is taken or not: NVVM puts long arms under branches of their own."""
+        if v.type.dtype.per_register > 1 or self.length(v) < LONG_ARM:
             return arm
         name = X(self.em.names("x"))
-        self.lines.append(f"const {CTYPES[dtype.name]} {name} = {arm};")
+        self.lines.append(f"const {CTYPES[v.type.dtype.name]} {name} = {arm};")
         return name
+
+    def length(self, v: Value) -> int:
+        """Functions that are computed for it here."""
+        op = self.em.plan.maker.get(v)
+        if op is None or isinstance(v.type, Scalar) or v not in self.em.plan.fused:
+            return 0
+        return (op.kind in FNS or op.kind == "cast") + sum(map(self.length, op.operands))
 
     def against_position(self, op: Op, table: np.ndarray) -> tuple[X, X] | None:
         """Both sides of `position < bound` with the thread's part of the position on the bound's side: what is left is a number in an
