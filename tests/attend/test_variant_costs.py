@@ -11,7 +11,7 @@ from fcgen import scores
 from fcgen.attend.forward import compiled
 from fcgen.attend.variants import functions
 from fcgen.build.compiler import target
-from fcgen.ir.core import walk, walk_kernel
+from fcgen.ir.core import Kernel, walk, walk_kernel
 from fcgen.ir.elementwise import FNS
 from fcgen.kernels.schedules import pick
 from fcgen.passes import run_passes
@@ -19,13 +19,18 @@ from fcgen.passes import run_passes
 SLOPES = np.ones(4, np.float32)
 
 
-def work(causal: bool = False, **options: Any) -> Counter[str]:
-    """Of the last loop (the one without a mask): functions of tiles with the shape of the scores."""
+def lowered(causal: bool = False, **options: Any) -> Kernel:
+    """The program in front of `place`, with the library's schedule."""
     mask = "causal_top_left" if causal else "none"
     schedule = pick("sm_90a", 128, mask=mask)
     program = compiled.__wrapped__("f16", 128, 128, mask, False, "sm_90a", schedule, True, check=False, functions=functions(**options))
-    kernel = run_passes(getattr(program, "first", program).tile, schedule, target("sm_90a"), stop_after="simplify.3")
-    shape = tuple(dict(schedule.tiles)[n] for n in ("BLOCK_M", "BLOCK_N"))
+    return run_passes(getattr(program, "first", program).tile, schedule, target("sm_90a"), stop_after="order")
+
+
+def work(causal: bool = False, **options: Any) -> Counter[str]:
+    """Of the last loop (the one without a mask): functions of tiles with the shape of the scores."""
+    kernel = lowered(causal, **options)
+    shape = next(op.result.type.shape for op in walk_kernel(kernel) if op.kind == "dot")
     loop = [op for op in walk_kernel(kernel) if op.kind == "for" and any(o.kind == "dot" for o in walk(op.regions[0]))][-1]
     return Counter(op.kind for op in walk(loop.regions[0]) if op.kind in FNS or op.kind in ("cast", "select")
                    for r in op.results if r.type.shape == shape)
@@ -39,3 +44,15 @@ def more(causal: bool = False, **options: Any) -> dict[str, int]:
 def test_a_cap_is_a_factor_of_no_element() -> None:
     """Known to be positive, it moves behind the maximum and into the exponents."""
     assert more(score=scores.soft_cap(20.0)) == {"mul": 1, "tanh_approx": 1}
+
+
+def test_a_distance_takes_no_sign_where_its_sign_is_known() -> None:
+    assert more(True, score=scores.alibi(SLOPES)) == {"sub": 2, "cast": 1, "mul": 2}
+
+
+def test_programs_that_share_a_bias_run_together() -> None:
+    """Batches read the same tiles of it, heads and rows other ones."""
+    axes = lambda **options: [lowered(**options).grid[a].name for a in lowered(**options).order]
+    assert axes(score=scores.bias(np.zeros((1, 4, 64, 64), np.float16)))[0] == "b"
+    assert axes(score=scores.bias(np.zeros((2, 1, 64, 64), np.float16)))[0] == "h"
+    assert axes() == axes(score=scores.bias(np.zeros((4, 1, 64), np.float16))) == ["rows_tile", "h", "b"]
