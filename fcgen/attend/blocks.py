@@ -109,7 +109,8 @@ def _of(x: Any, field: str, want: tuple[int | None, ...], axes: int, device: int
 
 @functools.lru_cache(maxsize=64)
 def _own(block: tuple[int, int]) -> Schedule:
-    return Schedule(tiles={"ROWS": block[0], "KEYS": block[1]}, warps=8 if block[0] * block[1] > 4096 else 4)
+    many = block == (128, 128)  # 16 lanes' worth of columns, or other odd parts, leave each of them with more
+    return Schedule(tiles={"ROWS": block[0], "KEYS": block[1]}, warps=16 if many else 8 if block[0] * block[1] > 4096 else 4)
 
 
 def _lister(given: Functions, arch: str, block: tuple[int, int], shift: int | None) -> Family:

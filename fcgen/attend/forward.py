@@ -201,6 +201,7 @@ def launch(facts: tuple[Any, ...], sizes: tuple[Any, ...], given: Functions, sch
         if lists is not None:
             listed.launch(facts, given, choice, schedule is not None, arguments, lists, shift)
             return
+        choice = Choice(*_chosen(device, q, k, e, "part", scale, schedule, aligned))
 
     def other() -> Schedule:
         from ..api import schedule_for
