@@ -1,11 +1,12 @@
 """Which schedule the library runs on Hopper: data, found by `benchmarks/search_schedules.py` on one H200.
 
 A row holds up to its head size (the larger of the key's and the value's), for one mask kind ("causal" is both alignments; "part" are masks
-that may leave out keys on both sides, where those of "causal" follow) and up to its number of keys; the first row that fits is taken. Where a grid of its tiles would leave half of the multiprocessors idle, the rows of SMALL
-come first; where it fills the last wave so badly that smaller tiles end sooner, those of FINE do. The spec's option `lazy` is in powers of
-e: 5.5 is a factor of 2**8. With it goes `sums`, whichever of the two kinds that know of the weights' rounding is the faster one: "rounded"
-where the tensor core makes the sums (`ones`: level in time at D = 64, 3 % slower at D = 128), and in short loops at D = 256 (2 to 3 %);
-else "corrected" (1 to 2 % at D = 128, where "rounded" costs 6 %).
+that may leave out keys on both sides, where those of "causal" follow) and up to its number of keys; the first row that fits is taken. Where
+a grid of its tiles would leave half of the multiprocessors idle, the rows of SMALL come first; where it fills the last wave so badly that
+smaller tiles end sooner, those of FINE do. The spec's option `lazy` is in powers of e: 5.5 is a factor of 2**8. With it goes `sums`,
+whichever of the two kinds that know of the weights' rounding is the faster one: "rounded" where the tensor core makes the sums (`ones`:
+level in time at D = 64, 3 % slower at D = 128), and in short loops at D = 256 (2 to 3 %); else "corrected" (1 to 2 % at D = 128, where
+"rounded" costs 6 %).
 """
 
 from __future__ import annotations
