@@ -45,8 +45,8 @@ class Rows:
         self.lazy, self.sums, self.dtype, self.factor = lazy, sums, V.dtype, None
 
     def step(self, s: Any, seen: Any, values: Any, weigh: Any, *at: Any) -> None:
-        """The next tile of scores. seen: which of them count. values: a view of their values. weigh: a dropout of their weights, which stand
-        at `at`; its factor is the whole row's."""
+        """The next tile of scores. seen: which of them count. values: a view of their values. weigh: a dropout of their weights, at
+        `at`; its factor is the whole row's."""
         (m, l, acc, exact, peak), lazy = self.variables, self.lazy
         s = fc.where(seen, s, -fc.inf)
         best = fc.max(s, axis=1)
