@@ -169,11 +169,20 @@ def _apply_op(em: Emitter, op: Op, args: list[X]) -> X:
     if op.kind == "cast":
         return cast(args[0], op.operands[0].type.dtype, op.result.type.dtype)
     dtype = op.operands[0].type.dtype
+    if op.kind in ("mul", "mulhi") and dtype.name == "u32" and _has_both_halves(em, op):
+        wide = call(em.fn("mul_wide_u32"), *args)
+        return call("uint32_t", wide if op.kind == "mul" else binary(">>", wide, X("32")))
     if op.kind in ("add", "sub", "mul", "neg") and dtype.is_int and dtype.signed and dtype.bits >= 32 and em.plan.wraps(op.result):
         unsigned, signed = ("uint32_t", "int") if dtype.bits == 32 else ("static_cast<unsigned long long>", "static_cast<long long>")
         return call(signed, apply(em, op.kind, dtype, [call(unsigned, args[0]), *args[1:]]))
     return apply(em, op.kind, op.operands[0].type.dtype, args,
                  op.kind in ("floordiv", "mod") and all(isinstance(o.type, Scalar) and nonneg(em, o) for o in op.operands))
+
+
+def _has_both_halves(em: Emitter, op: Op) -> bool:
+    """Is the other half of the product wanted too? One instruction makes both; NVVM makes them one by one."""
+    other = "mul" if op.kind == "mulhi" else "mulhi"
+    return any(u.kind == other and u.operands == op.operands for u, _ in em.plan.users.get(op.operands[0], ()))
 
 
 # ---- one register of a fragment --------------------------------------------------------------------------------------

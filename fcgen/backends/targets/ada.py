@@ -155,6 +155,9 @@ def _numeric() -> list[Instr]:
         _fn("div_approx", "float a, float b",
             'float y;\n    asm("div.approx.ftz.f32 %0, %1, %2;" : "=f"(y) : "f"(a), "f"(b));\n    return y;',
             "PTX ISA, div: a/b within 2 ulp for |b| from 2^-126 to 2^126"),
+        _fn("mul_wide_u32", "uint32_t a, uint32_t b",
+            'unsigned long long y;\n    asm("mul.wide.u32 %0, %1, %2;" : "=l"(y) : "r"(a), "r"(b));\n    return y;',
+            "PTX ISA, mul: all 64 bits of a product", "unsigned long long"),
         _fn("sigmoid_approx", "float x", "return rcp_approx(1.0f + exp2_approx(-1.4426950408889634f * x));",
             "1 / (1 + e^-x), relative error about 3e-7"),
         _fn("sin_approx", "float x", "const float n = rintf(x * 0.15915494309189535f);\n"
