@@ -18,6 +18,7 @@ from typing import Any
 
 from .errors import FcError
 from .ir.types import i1
+from .lang.functions import positive
 from .lang.handles import Handle
 from .lang.trace import place_in
 
@@ -236,9 +237,9 @@ def neighbourhood(shape: tuple[int, ...], radius: int | tuple[int, ...]) -> Mask
         out: Any = None
         size: Any = 1
         for n in reversed(range(len(shape))):
-            i, j = (q_idx, kv_idx) if n == len(shape) - 1 else (q_idx // size, kv_idx // size)
+            i, j = (q_idx, kv_idx) if n == len(shape) - 1 else (q_idx // positive(size), kv_idx // size)
             if n:
-                i, j = i % shape[n], j % shape[n]
+                i, j = i % positive(shape[n]), j % shape[n]
             close = abs(i - j) <= far[n]
             out = close if out is None else close & out
             size = size * shape[n]

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fcgen import scores
+from fcgen import masks, scores
 from fcgen.attend.forward import compiled
 from fcgen.attend.variants import functions
 from fcgen.build.compiler import target
@@ -56,3 +56,10 @@ def test_programs_that_share_a_bias_run_together() -> None:
     assert axes(score=scores.bias(np.zeros((1, 4, 64, 64), np.float16)))[0] == "b"
     assert axes(score=scores.bias(np.zeros((2, 1, 64, 64), np.float16)))[0] == "h"
     assert axes() == axes(score=scores.bias(np.zeros((4, 1, 64), np.float16))) == ["rows_tile", "h", "b"]
+
+
+def test_tiles_outside_of_a_neighbourhood_are_left_out() -> None:
+    """Rows and keys meet in quotients by a number that is known when the kernel runs: no part of the mask is found to have no bounds."""
+    for shape, radius in (((32, 32), 3), ((8, 8, 8), (1, 2, 3))):
+        told = dict(lowered(mask=masks.neighbourhood(shape, radius)).meta.get("remarks", ()))
+        assert "live" not in told
