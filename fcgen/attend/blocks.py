@@ -18,6 +18,7 @@ from ..ir.core import walk_kernel
 from ..ir.schedule import Schedule
 from ..ir.types import DTYPES, Tile
 from ..kernels.listed import listed_attention, lists_of, merged_lists
+from ..passes import run_passes
 from ..runtime import tensors
 from .outputs import _empty
 from .variants import Choice, Functions, _arch, family, fitted, functions, lazy_of, run, sums_of, two_groups
@@ -140,7 +141,13 @@ def _reads(program: Program) -> Reads:
     ids, ops = program.tile.body.args, list(walk_kernel(program.tile))
     asks = lambda n: any(ids[n] in op.operands for op in ops if op.kind != "store")
     tiles = {op.kind for op in ops for r in op.results if isinstance(r.type, Tile)}
-    return Reads(asks(0), asks(1), "gather" in tiles or "load" in tiles, "or" in tiles)
+    return Reads(asks(0), asks(1), "gather" in tiles or "load" in tiles, "or" in tiles and _gaps(program))
+
+
+def _gaps(program: Program) -> bool:
+    """Whether the tiles that one of two conditions needs may lie apart from those that the other one needs."""
+    lowered = run_passes(program.tile, program.schedule, program.target, stop_after="split_loops")
+    return any(kind == "gaps" for kind, _ in lowered.meta.get("remarks", ()))
 
 
 def _made(given: Functions, lister: Family, sizes: tuple[int, ...], like: Any, block: tuple[int, int], shift: int | None) -> Lists:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from fcgen import masks, scores
+from fcgen.attend import blocks
 from fcgen.attend.forward import compiled
 from fcgen.attend.variants import functions
 from fcgen.build.compiler import target
@@ -63,3 +64,13 @@ def test_tiles_outside_of_a_neighbourhood_are_left_out() -> None:
     for shape, radius in (((32, 32), 3), ((8, 8, 8), (1, 2, 3))):
         told = dict(lowered(mask=masks.neighbourhood(shape, radius)).meta.get("remarks", ()))
         assert "live" not in told
+
+
+def test_lists_are_for_masks_that_leave_gaps() -> None:
+    """Of two conditions that both end at some key, or begin at one, a loop needs no list."""
+    everywhere = lambda b, h, i, j: (j // 64) % 4 == 0
+    for mask, gaps in ((masks.prefix(1000) | masks.causal(), False), (masks.prefix(64) | masks.window(100, 0), True),
+                       (masks.causal() & (masks.window(100, None) | everywhere), True), (masks.neighbourhood((32, 32), 3), False)):
+        given = functions(mask=mask)
+        program = blocks._lister(given, "sm_90a", (128, 128), None).find({"keep": given.keep})[0]
+        assert blocks._reads(program).holes == gaps

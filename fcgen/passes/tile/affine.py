@@ -38,6 +38,7 @@ class Affine:
         self.scalars: dict[object, Form] = {}
         self.flags: dict[object, Value] = {}
         self.open: list[Value] = []  # conditions that `may` could say nothing about
+        self.gaps = False  # whether a hull was made of two ranges that may lie apart, or be no ranges
         self.order: dict[Value, int] = {}  # in which order scalars were met: equal programs get equal text
 
     # ---- scalars before the loop -------------------------------------------------------------------------------------
@@ -223,6 +224,7 @@ class Affine:
     def hull(self, a: Range, b: Range) -> Range:
         if a.is_empty or b.is_empty:
             return b if a.is_empty else a
+        self.gaps |= a.is_all or b.is_all or not ((a.lo is None and b.lo is None) or (a.hi is None and b.hi is None))
         lo = None if a.lo is None or b.lo is None else self.extreme("min", a.lo, b.lo)
         hi = None if a.hi is None or b.hi is None else self.extreme("max", a.hi, b.hi)
         return Range(lo, hi)

@@ -125,8 +125,11 @@ class _Splitter:
         if len(op.regions) == 2:
             live, index = op.regions[1], affine.index
             affine.index = live.args[0]
-            lo = bounds.lo
+            lo, affine.gaps = bounds.lo, False
             bounds = affine.both(bounds, affine.may(live.yielded[0]))
+            if affine.gaps and not affine.rows:
+                self.remarks.append(("gaps", f"the loop over {op.get('label') or live.args[0].name} may run over tiles that nobody needs, "
+                                             "between some that are needed by one part of its `live` condition or another"))
             if affine.open and not affine.rows:
                 label = op.get("label") or live.args[0].name
                 self.remarks += [("live", f"the loop over {label} leaves out no tile by a part of its `live` condition: "
