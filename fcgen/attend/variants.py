@@ -86,8 +86,8 @@ class Choice(NamedTuple):
 def fitted(choice: Choice, given: Functions, caller: bool, make: Callable[[Choice], Program], other: Callable[[], Schedule]) -> Program:
     """The program with functions for a choice. caller: the schedule is the caller's, and taken as it is. make: compiles a choice. other: a
     schedule by the model, where the table's cannot be."""
-    if given.weigh is not None and not caller:  # the sums are of the weights before they change
-        choice = choice._replace(schedule=replace(choice.schedule, ones=()), sums="exact")
+    if given.weigh is not None and not caller:  # sums are of the weights before they change; rows 8 apart share random numbers
+        choice = choice._replace(schedule=replace(choice.schedule, ones=(), from_end=()), sums="exact")
     if caller:
         return make(choice)
     if given.score is not None and choice.schedule.split == "branch":  # what is known of positions in whole tiles is known in their copy
