@@ -168,7 +168,8 @@ def others(base: fc.Schedule) -> Iterator[fc.Schedule]:
     """Other tiles and ways of a schedule."""
     for m, n in ((192, 64), (192, 80), (192, 96), (192, 128), (128, 64), (128, 80), (128, 96), (128, 128), (128, 160), (128, 176)):
         for slots in (2, 3):
-            for change in ({}, {"tokens": True}, {"split": "branch"}, {"ones": ()}, {"epilogue": "tma"}, {"epilogue": "direct"}):
+            for change in ({}, {"tokens": True}, {"split": "branch"}, {"ones": ()}, {"epilogue": "tma"}, {"epilogue": "direct"},
+                           {"cluster": {"rows": 2}, "persistent": "static", "l2": 0, "epilogue": "tma"}):
                 more: dict[str, Any] = {"ones": base.ones, "tokens": False, "split": "loops", "epilogue": "quad", **change}
                 tiles = {"BLOCK_M": m, "BLOCK_N": n}
                 yield replace(base, tiles=tiles, warps=m // 16, stages={"q": 1, "k": slots, "v": slots}, **more)
