@@ -99,21 +99,21 @@ def rounded(em: Emitter, x: X, dtype: DType) -> X:
 
 
 def nonneg(em: Emitter, v: Value, fuel: int = 12) -> bool:
-    """Whether an integer scalar is known to be at least 0."""
+    """Whether an integer, or all of a tile of them, is known to be at least 0."""
     if fuel == 0:
         return False
     op = em.plan.maker.get(v)
     if op is None:
-        return v in em.nonneg
+        return v in em.nonneg or "positive" in em.kernel.flags.get(v.name, ())
     if op.kind == "const":
         return op["value"] >= 0
     if op.kind in ("add", "mul", "floordiv", "mod", "min", "shr"):
         return all(nonneg(em, o, fuel - 1) for o in op.operands)
     if op.kind in ("max",):
         return any(nonneg(em, o, fuel - 1) for o in op.operands)
-    if op.kind in ("cast",) and op.operands[0].type.dtype.is_int:
+    if op.kind in ("broadcast", "full") or (op.kind == "cast" and op.operands[0].type.dtype.is_int):
         return nonneg(em, op.operands[0], fuel - 1)
-    return op.kind in ("size", "block_index", "block_count", "claim", "fetch")
+    return op.kind in ("size", "iota", "block_index", "block_count", "claim", "fetch")
 
 
 def define_scalar(em: Emitter, op: Op, x: X, inline: bool | None = None) -> None:
@@ -175,8 +175,10 @@ def _apply_op(em: Emitter, op: Op, args: list[X]) -> X:
     if op.kind in ("add", "sub", "mul", "neg") and dtype.is_int and dtype.signed and dtype.bits >= 32 and em.plan.wraps(op.result):
         unsigned, signed = ("uint32_t", "int") if dtype.bits == 32 else ("static_cast<unsigned long long>", "static_cast<long long>")
         return call(signed, apply(em, op.kind, dtype, [call(unsigned, args[0]), *args[1:]]))
-    return apply(em, op.kind, op.operands[0].type.dtype, args,
-                 op.kind in ("floordiv", "mod") and all(isinstance(o.type, Scalar) and nonneg(em, o) for o in op.operands))
+    whole = op.kind in ("floordiv", "mod") and dtype.is_int and all(nonneg(em, o) for o in op.operands)
+    if whole and dtype.signed and dtype.bits == 32 and not isinstance(op.result.type, Scalar):  # half of what signed numbers take
+        return call("int", apply(em, op.kind, dtype, [call("unsigned", x) for x in args], True))
+    return apply(em, op.kind, dtype, args, whole)
 
 
 def _has_both_halves(em: Emitter, op: Op) -> bool:
