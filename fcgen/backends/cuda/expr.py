@@ -14,7 +14,7 @@ import numpy as np
 from ...errors import FcError
 from ...ir.core import Op, Value
 from ...ir.elementwise import FNS, to_dtype
-from ...ir.layout import OpaqueLayout, RegLayout
+from ...ir.layout import OpaqueLayout
 from ...ir.types import DType, Frag, Scalar
 from .emit import EMIT, Emitter, emits
 from .spread import GAINS, broadcast_map, spread
@@ -339,10 +339,6 @@ def slice_table(em: Emitter, op: Op) -> tuple[X, np.ndarray]:
                               got=src.type.layout, loc=op.loc)
         rows.append(inner[n % len(inner)][np.array(regs)])
     return over, np.array(rows)
-
-
-def is_regs(v: Value) -> bool:
-    return isinstance(v.type, Frag) and isinstance(v.type.layout, RegLayout)
 
 
 def is_opaque(v: Value) -> bool:
