@@ -270,6 +270,32 @@ def prepare(job: tuple[int, int]) -> tuple[int, int, str]:
     return d, n, ""
 
 
+def races(d: int, wanted: list[int], args: Any, fits: list[tuple[int, int, str, bool]], fa3: Any) -> Iterator[tuple[str, Any]]:
+    """Names of cases, and what times one."""
+    def one(n: int, case: Case) -> dict[str, Any]:
+        found = race(case, d, args.flex, fa3)
+        texts = [text for at, which, text, good in fits if good and (at, which) == (d, n)]
+        return {**found, "search": search(case, texts)} if texts else found
+
+    yield from ((cases(d)[n].name, functools.partial(one, n, cases(d)[n])) for n in wanted)
+    if args.only is None or "packed" in args.only.split(","):
+        kinds = {"equal lengths": [4096] * 4, "one long, many short": [8192, *[128] * 64],
+                 "all kinds": [16, 4000, 257, 1, 1024, 2048, 77, 3000, 512, 900, 4096, 455]}
+        yield from ((f"packed, {name}", functools.partial(packed, d, lengths, fa3)) for name, lengths in kinds.items())
+
+
+def show(name: str, f: dict[str, Any]) -> None:
+    """One line of the table."""
+    t = f.get("times", {})
+    cell = lambda x, w=8: f"{x:{w}.3f}" if x else " " * (w - 1) + "-"
+    base = t.get("base", t.get("padded"))
+    ratios = "".join(cell(x / t["fcgen"] if x and t else None, 12) for x in (base, t.get("flex"), t.get("fa3")))
+    times = f"{cell(t.get('fcgen'), 10)}{cell(base)}{cell(t.get('flex'))}{cell(t.get('fa3'))}"
+    print(f"{name:34}{times}{ratios}{f.get('host', 0.0):9.0f}   error {f['error']:.1e}", flush=True)
+    for text, ms in list(f.get("search", {}).items())[:5]:
+        print(f"{ms:44.3f}   {text}", flush=True)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--heads", default="64,128")
@@ -292,31 +318,13 @@ def main() -> int:
     fa3, table, bad = load_fa3(args.fa3), {}, 0
     print(f"{'':34}{'fcgen ms':>10}{'base':>8}{'flex':>8}{'fa3':>8}   base/fcgen  flex/fcgen  fa3/fcgen  host us", flush=True)
     for d in heads:
-        found: dict[str, Any] = {}
-        for n, case in enumerate(cases(d)):
-            if n in wanted:
-                found[case.name] = race(case, d, args.flex, fa3)
-                texts = [text for at, which, text, good in fits if good and (at, which) == (d, n)]
-                if texts:
-                    found[case.name]["search"] = search(case, texts)
-        if args.only is None or "packed" in args.only.split(","):
-            found["packed, equal lengths"] = packed(d, [4096] * 4, fa3)
-            found["packed, one long, many short"] = packed(d, [8192, *[128] * 64], fa3)
-            found["packed, all kinds"] = packed(d, [16, 4000, 257, 1, 1024, 2048, 77, 3000, 512, 900, 4096, 455], fa3)
-        for name, f in found.items():
-            table[f"D={d} {name}"] = f
+        for name, run in races(d, wanted, args, fits, fa3):
+            f = table[f"D={d} {name}"] = run()
             bad += bool(f.get("wrong"))
-            t = f.get("times", {})
-            base = t.get("base", t.get("padded"))
-            cell = lambda x, w=8: f"{x:{w}.3f}" if x else " " * (w - 1) + "-"
-            ratios = "".join(cell(x / t["fcgen"] if x and t else None, 12) for x in (base, t.get("flex"), t.get("fa3")))
-            times = f"{cell(t.get('fcgen'), 10)}{cell(base)}{cell(t.get('flex'))}{cell(t.get('fa3'))}"
-            print(f"D={d} {name:28}{times}{ratios}{f.get('host', 0.0):9.0f}   error {f['error']:.1e}", flush=True)
-            for text, ms in list(f.get("search", {}).items())[:5]:
-                print(f"{ms:44.3f}   {text}", flush=True)
-    if args.json:
-        Path(args.json).parent.mkdir(parents=True, exist_ok=True)
-        Path(args.json).write_text(json.dumps(table, indent=1))
+            show(f"D={d} {name}", f)
+            if args.json:  # what is known so far, whatever happens to the next case
+                Path(args.json).parent.mkdir(parents=True, exist_ok=True)
+                Path(args.json).write_text(json.dumps(table, indent=1))
     return int(bad > 0)
 
 
