@@ -52,6 +52,7 @@ from .lang.functions import (
     store,
     sum,
     tanh,
+    tanh_approx,
     where,
     zeros,
 )
@@ -183,6 +184,7 @@ __all__ = [
     "store",
     "sum",
     "tanh",
+    "tanh_approx",
     "tile",
     "u8",
     "u32",
