@@ -116,6 +116,7 @@ def _found(q: Any, k: Any, v: Any, causal: Any, scale: float | None, return_lse:
 def _trained(q: Any, k: Any, v: Any, causal: Any, scale: float | None, return_lse: bool, schedule: Any, out: Any, given: Functions,
              blocks: Any) -> Any:
     """A call through which a gradient flows."""
+    from ..runtime import tensors
     from .training import attend
 
     if out is not None:
@@ -123,7 +124,9 @@ def _trained(q: Any, k: Any, v: Any, causal: Any, scale: float | None, return_ls
                       hint="leave it away, or call under torch.no_grad()")
     if blocks is not None and given.keep is None:
         raise FcError("call/argument", "no gradient flows through `blocks` alone", hint="give the mask that they were made of too")
-    out, lse = attend(training_call(q, k, v, causal, scale, schedule, given, blocks), q, k, v)
+    with tensors.followed():
+        call = training_call(q, k, v, causal, scale, schedule, given, blocks)
+    out, lse = attend(call, q, k, v)
     return (out, lse) if return_lse else out
 
 

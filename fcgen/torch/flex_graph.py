@@ -17,10 +17,11 @@ from typing import Any
 import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from ..attend.training import as_outside
 from ..masks import Mask
 from ..scores import Score
 from . import block_masks
-from .core import define, like_q, refuse, rows_of
+from .core import define, learnt, like_q, refuse, rows_of, wants_gradient
 
 #: code, and the module whose globals it reads
 _codes: list[tuple[types.CodeType, str]] = []
@@ -117,17 +118,27 @@ def in_graph(q: Any, k: Any, v: Any, score: Any, block: Any, scale: Any, lse: bo
         masked = _written(block.mask_mod, tensors, whole, real)
         lists = [block.kv_num_blocks, block.kv_indices, block.full_kv_num_blocks, block.full_kv_indices]
         sizes = [block.BLOCK_SIZE[0], block.BLOCK_SIZE[1]]
+    if wants_gradient(q, k, v, *tensors):
+        both = LEARNT(q, k, v, scored, masked, tensors, whole, real, *lists, *sizes, scale)
+        return both if lse else both[0]
     op = torch.ops.fcgen.flex_lse if lse else torch.ops.fcgen.flex
     return op(q, k, v, scored, masked, tensors, whole, real, *lists, *sizes, scale)
 
 
 def _run(q: Any, k: Any, v: Any, scored: str, masked: str, tensors: Any, whole: Any, real: Any, count: Any, indices: Any, full_count: Any,
          full_indices: Any, tall: int, wide: int, scale: Any, lse: bool) -> Any:
+    with as_outside():  # masks are made by a transform of torch.func
+        return _call(q, k, v, scored, masked, tensors, whole, real, (count, indices, full_count, full_indices), (tall, wide), scale, lse)
+
+
+def _call(q: Any, k: Any, v: Any, scored: str, masked: str, tensors: Any, whole: Any, real: Any, shown: Any, size: tuple[int, int],
+          scale: Any, lse: bool) -> Any:
+    count = shown[0]
     score = _read(scored, tensors, whole, real) if scored else None
     if not masked:
         return block_masks.call(q, k, v, score, None, scale, lse)
     mask = _read(masked, tensors, whole, real)
-    lists = block_masks.Lists((count, indices, full_count, full_indices), (q.shape[2], k.shape[2]), (tall, wide), mask)
+    lists = block_masks.Lists(shown, (q.shape[2], k.shape[2]), size, mask)
     key = masked, tuple(whole), tuple(real), [(t.data_ptr(), t._version) for t in tensors], lists.versions()
     found = _seen.get(count)
     if found is None or found[0] != key:
@@ -139,3 +150,4 @@ _ARGUMENTS = ("(Tensor q, Tensor k, Tensor v, str score, str mask, Tensor[] tens
               "Tensor? indices, Tensor? full_count, Tensor? full_indices, SymInt tall, SymInt wide, float? scale)")
 define("flex", _ARGUMENTS, "Tensor", partial(_run, lse=False), lambda q, k, v, *_: like_q(q, v))
 define("flex_lse", _ARGUMENTS, "(Tensor, Tensor)", partial(_run, lse=True), lambda q, k, v, *_: (like_q(q, v), rows_of(q)))
+LEARNT = learnt("flex_learnt", _ARGUMENTS, partial(_run, lse=True), lambda q, k, v, *_: (like_q(q, v), rows_of(q)))
