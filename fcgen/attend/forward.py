@@ -117,7 +117,7 @@ def _trained(q: Any, k: Any, v: Any, causal: Any, scale: float | None, return_ls
              blocks: Any) -> Any:
     """A call through which a gradient flows."""
     from ..runtime import tensors
-    from .training import attend
+    from .training import attend, widened
 
     if out is not None:
         raise FcError("call/argument", "argument `out` is written, and a gradient is to flow through it",
@@ -126,6 +126,11 @@ def _trained(q: Any, k: Any, v: Any, causal: Any, scale: float | None, return_ls
         raise FcError("call/argument", "no gradient flows through `blocks` alone", hint="give the mask that they were made of too")
     with tensors.followed():
         call = training_call(q, k, v, causal, scale, schedule, given, blocks)
+    wide = widened(q, k, v)
+    if wide is not None:
+        q, k, wide_v = wide
+        out, lse = _trained(q, k, wide_v, causal, call.scale, True, schedule, None, given, blocks)
+        return (out[..., :v.shape[3]], lse) if return_lse else out[..., :v.shape[3]]
     out, lse = attend(call, q, k, v)
     return (out, lse) if return_lse else out
 

@@ -35,6 +35,8 @@ from .variants import Functions
 
 #: of a thread's values in memory cost less than smaller tiles do
 FEW_BYTES = 64
+#: heads that fit every target; larger ones have programs for multiples of the second number, where they fit
+WIDEST, STEP = 256, 32
 
 
 class Specs(NamedTuple):
@@ -95,6 +97,13 @@ class Plan(NamedTuple):
     keys: Ready | None
     rows: Ready | None
     adds: bool
+
+
+def widened(q: Any, k: Any, v: Any) -> list[Any] | None:
+    """With zeros beside them, where the head sizes have no backward programs."""
+    if max(q.shape[-1], v.shape[-1]) <= WIDEST or not (q.shape[-1] % STEP or v.shape[-1] % STEP):
+        return None
+    return [torch.nn.functional.pad(x, (0, -x.shape[-1] % STEP)) for x in (q, k, v)]
 
 
 #: whether the gradient of q is summed up in one order, whatever torch's own switch says
@@ -286,7 +295,7 @@ def _plain(spec: Spec, arch: str, facts: tuple[tuple[str, Any], ...]) -> Program
 
 def _compiled(spec: Spec, arch: str, facts: Mapping[str, Any], functions: Mapping[str, Any]) -> Program:
     """With the first schedule that leaves registers for everything; where none does, with the first one that can be; where none can, with
-    what a model of the machine finds."""
+    what a model of the machine finds, for heads that fit anywhere. Raises FcError "compile/budget"."""
     head = max(facts.get("D", 0), facts["E"])
     adds = "dQ" not in facts
     listed = [(arch, s) for s in candidates(spec.name, arch, head, adds)]
@@ -302,6 +311,10 @@ def _compiled(spec: Spec, arch: str, facts: Mapping[str, Any], functions: Mappin
         except FcError as e:
             if not e.code.startswith("compile/"):
                 raise
+    if possible is None and head > WIDEST:
+        raise FcError("compile/budget", f"no tile of the backward pass for these head sizes fits {arch}", got=facts,
+                      expected="tiles of all four tensors in the registers and the shared memory of a block",
+                      hint=f"heads of at most {WIDEST} fit every target; without a gradient: torch.no_grad()")
     return possible or spec.compile(target=arch, check=False, **facts, **functions)
 
 

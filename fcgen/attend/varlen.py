@@ -75,7 +75,7 @@ def attention_varlen(q: Any, k: Any, v: Any, cu_seqlens_q: Any, cu_seqlens_k: An
             arguments["right"] = right
     shape = (qa.shape[0], qa.shape[1], va.shape[2])
     if trained and 0 not in shape and sequences and longest:
-        from .training import RAGGED, Call, attend
+        from .training import RAGGED, Call, attend, widened
 
         if out is not None:
             raise FcError("call/argument", "argument `out` is written, and a gradient is to flow through it",
@@ -83,6 +83,10 @@ def attention_varlen(q: Any, k: Any, v: Any, cu_seqlens_q: Any, cu_seqlens_k: An
         again = functools.partial(attention_varlen, cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k, max_seqlen_q=max_seqlen_q,
                                   max_seqlen_k=max_seqlen_k, seqused_q=seqused_q, seqused_k=seqused_k, causal=causal, window=window,
                                   scale=value, return_lse=True, schedule=schedule, score=score, mask=mask, sinks=sinks, dropout=dropout)
+        wide = widened(*plain)
+        if wide is not None:
+            o, lse = again(*wide)
+            return (o[..., :shape[2]], lse) if return_lse else o[..., :shape[2]]
         arguments |= {"longest": longest, "longest_k": most}
         bound = {"align": align, "causal": is_causal, "positive": value >= forward.SMALLEST_NORMAL,
                  **dict.fromkeys(n for n in ("Used", "KUsed", "left", "right") if n not in arguments)}
