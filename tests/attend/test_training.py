@@ -153,6 +153,38 @@ def test_heads_that_no_backward_program_fits_are_refused(monkeypatch) -> None:
     assert said.value.code == "compile/budget" and "256" in said.value.hint
 
 
+WIDE = 48
+SEEN = torch.rand(32, WIDE, generator=torch.Generator().manual_seed(1)) > 0.3
+BIAS = torch.randn(32, WIDE, generator=torch.Generator().manual_seed(2))
+TURNED = SEEN.T.contiguous(), BIAS.T.contiguous()
+ORDERS = {
+    "a mask by rows": ({"mask": lambda b, h, i, j: SEEN[i, j]}, {"seen": SEEN}),
+    "a mask by keys": ({"mask": lambda b, h, i, j: TURNED[0][j, i]}, {"seen": SEEN}),
+    "what is held first, by rows": ({"score": lambda s, b, h, i, j: BIAS[i, j] + s}, {"score": lambda s: s + BIAS}),
+    "what is held first, by keys": ({"score": lambda s, b, h, i, j: TURNED[1][j, i] * s}, {"score": lambda s: s * BIAS}),
+    "what is held alone": ({"score": lambda s, b, h, i, j: TURNED[1][j, i]}, {"score": lambda s: s * 0 + BIAS}),
+}
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize("name", ORDERS)
+def test_functions_may_name_axes_in_any_order(name, deterministic) -> None:
+    """Tables whose rows are whole 16 bytes are read as tiles, with axes in the table's order; programs have scores in an order of their own."""
+    torch.manual_seed(0)
+    xs = [torch.randn(1, H, s, D).half().requires_grad_() for s in (32, WIDE, WIDE)]
+    ys, g = copies(xs), torch.randn(1, H, 32, D)
+    ours, theirs = ORDERS[name]
+    torch.use_deterministic_algorithms(deterministic)
+    try:
+        fc.attention(*xs, **ours).backward(g.half())
+    finally:
+        torch.use_deterministic_algorithms(False)
+    score, seen = theirs.get("score", lambda s: s), theirs.get("seen", torch.ones(32, WIDE, dtype=torch.bool))
+    s = score(ys[0] @ ys[1].mT * D**-0.5)
+    (torch.where(seen, s, -torch.inf).softmax(-1) @ ys[2]).backward(g.double())
+    agree(xs, ys)
+
+
 def test_only_what_is_asked_for_is_computed(on_cpu) -> None:
     def ran(needs, **more):
         xs = [x.detach().requires_grad_(n) for x, n in zip(draw(), needs)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 import fcgen as fc
@@ -82,3 +84,11 @@ def test_large_heads(d):
     F.scaled_dot_product_attention(*ys, attn_mask=seen).backward(g.double())
     for x, y in zip(xs, ys):
         assert (x.grad - y.grad).abs().max() < 3e-2 * y.grad.abs().max()
+
+
+def test_the_training_example_on_its_way_down(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "examples"))
+    import train
+
+    found = train.run(train.Settings(steps=60, batch=8, context=128, layers=2, width=128, heads=2))
+    assert found["final"]["fcgen"] < 2.6 and found["apart"]["fcgen"] < 0.05 + 3 * found["apart"]["sdpa in float32"]
