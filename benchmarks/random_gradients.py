@@ -340,7 +340,8 @@ def _backward(case: Case, xs: list[Any], results: tuple[Any, Any]) -> list[Any]:
     if case.dlse is not None:
         finite = ~lse.detach().isneginf()
         of, grads = [*of, lse], [*grads, torch.where(finite, case.dlse.to(lse.dtype), 0.0)]
-    found = iter(torch.autograd.grad(of, learnt, grads, allow_unused=True))
+    pairs = [(x, g) for x, g in zip(of, grads) if x.requires_grad]
+    found = iter(torch.autograd.grad([x for x, _ in pairs], learnt, [g for _, g in pairs], allow_unused=True))
     every = [next(found) if x.requires_grad else None for x in xs]
     return [torch.zeros_like(x) if g is None and x.requires_grad else g for x, g in zip(xs, every)]
 
