@@ -18,7 +18,6 @@ from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import torch
-from torch.utils._python_dispatch import _disable_current_modes
 
 from ..build.captured import Captured, Family
 from ..build.compiler import target
@@ -137,7 +136,7 @@ def as_outside() -> Iterator[None]:
     for key in ("AutogradCUDA", "AutogradCPU", "AutogradOther", "ADInplaceOrView", "FuncTorchDynamicLayerFrontMode",
                 "FuncTorchDynamicLayerBackMode", "FuncTorchVmapMode", "FuncTorchBatched", "FuncTorchGradWrapper", "PythonTLSSnapshot"):
         excluded = excluded.remove(getattr(torch._C.DispatchKey, key))
-    with _disable_current_modes(), torch._C._ForceDispatchKeyGuard(torch._C._dispatch_tls_local_include_set(), excluded):
+    with torch.utils._python_dispatch._disable_current_modes(), torch._C._ForceDispatchKeyGuard(torch._C._dispatch_tls_local_include_set(), excluded):
         yield
 
 

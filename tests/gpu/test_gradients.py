@@ -21,7 +21,7 @@ def half(*shape):
 
 @pytest.mark.parametrize("number", [0, 3, 4, 5, 6, 7, 19])
 def test_random_calls(number):
-    for call in range(2):
+    for call in (3, 7):
         _, wrong = drawn.run(drawn.draw(drawn.kind(number), call))
         assert not wrong, (drawn.draw(drawn.kind(number), call), wrong)
 
@@ -87,6 +87,7 @@ def test_large_heads(d):
 
 
 def test_the_training_example_on_its_way_down(monkeypatch):
+    pytest.importorskip("torch.nn.functional")
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "examples"))
     import train
 
