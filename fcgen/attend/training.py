@@ -136,7 +136,8 @@ def as_outside() -> Iterator[None]:
     for key in ("AutogradCUDA", "AutogradCPU", "AutogradOther", "ADInplaceOrView", "FuncTorchDynamicLayerFrontMode",
                 "FuncTorchDynamicLayerBackMode", "FuncTorchVmapMode", "FuncTorchBatched", "FuncTorchGradWrapper", "PythonTLSSnapshot"):
         excluded = excluded.remove(getattr(torch._C.DispatchKey, key))
-    with torch.utils._python_dispatch._disable_current_modes(), torch._C._ForceDispatchKeyGuard(torch._C._dispatch_tls_local_include_set(), excluded):
+    included, modes = torch._C._dispatch_tls_local_include_set(), torch.utils._python_dispatch
+    with modes._disable_current_modes(), torch._C._ForceDispatchKeyGuard(included, excluded):
         yield
 
 
