@@ -31,6 +31,7 @@ def gradient_of(kernel: Kernel, of: tuple[str, ...]) -> Kernel:
         if p in read:
             first = next(op for op in walk(kernel.body) if op.kind in READS and op.operands[0] is p)
             raise FcError("trace/grad", f"there is no derivative of a kernel that reads what it writes: {p.name}", loc=first.loc)
+    _check_stores(kernel)
     inputs = [p for p in kernel.params if p in read and isinstance(p.type, Tensor) and p.type.dtype.is_float]
     unknown = sorted(set(of) - {p.name for p in inputs})
     if unknown:
@@ -152,6 +153,25 @@ class _Walker:
         m.builder.add(Op("for", operands, results, op.attrs, regions, op.loc))
         for v, total in zip(outer, results[len(again):]):
             known[v] = m.add(known[v], total) if v in known else total
+
+
+def _check_stores(kernel: Kernel) -> None:
+    """What is written over has no gradient: of a tensor that is not added to, one op stores, at places that each loop around it moves."""
+    made = {r: op for op in walk(kernel.body) for r in op.results}
+    stored: dict[Value, Op] = {}
+
+    def look(block: Block, around: tuple[Value, ...]) -> None:
+        for op in block.ops:
+            if op.kind == "store" and op.get("reduce") is None:
+                if op.operands[0] in stored:
+                    raise FcError("trace/grad", f"there is no derivative of a kernel that stores {op.operands[0].name} twice", loc=op.loc)
+                stored[op.operands[0]] = op
+                if not all(any(_leads_to(made, v, i) for v in op.operands[2:]) for i in around):
+                    raise FcError("trace/grad", "there is no derivative of a loop that stores over what it has stored", loc=op.loc)
+            for n, r in enumerate(op.regions):
+                look(r, (*around, r.args[0]) if op.kind == "for" and n == 0 else around)
+
+    look(kernel.body, ())
 
 
 def _without_stores(op: Op) -> Op:

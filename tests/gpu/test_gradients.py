@@ -93,3 +93,20 @@ def test_the_training_example_on_its_way_down(monkeypatch):
 
     found = train.run(train.Settings(steps=60, batch=8, context=128, layers=2, width=128, heads=2))
     assert found["final"]["fcgen"] < 2.6 and found["apart"]["fcgen"] < 0.05 + 3 * found["apart"]["sdpa in float32"]
+
+
+def test_the_gradient_of_a_spec(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "examples"))
+    import gemm
+
+    program = fc.grad(gemm.gemm_bias_gelu).compile(T=fc.f16, check=False)
+    a, b, bias = (torch.randn(*s, device="cuda").half() for s in ((300, 200), (136, 200), (136,)))
+    xs = [a, b, bias.float()]
+    ys = [x.double().requires_grad_() for x in xs]
+    c = F.gelu(ys[0] @ ys[1].T + ys[2])
+    dc = torch.randn(300, 136, device="cuda").half()
+    c.backward(dc.double())
+    found = [torch.zeros_like(x, dtype=torch.float32) for x in xs]
+    program(**dict(zip(("A", "B", "bias", "dC", "dA", "dB", "dbias"), (*xs, dc, *found))))
+    for x, y in zip(found, ys):
+        assert (x - y.grad).abs().max() < 1e-2 * y.grad.abs().max()

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import fcgen as fc
+from fcgen.backends.budget import check_budget
 from fcgen.kernels.backward import backward, backward_rows, rows_before
 from fcgen.kernels.backward_schedules import candidates
 
@@ -184,6 +185,24 @@ def test_a_loop_inside_of_another_one_has_one_range_for_all_warps() -> None:
     want, got = program.interpret(**args), program.simulate(**args)
     for name, x in want.items():
         np.testing.assert_allclose(got[name], x, atol=2e-2)
+
+
+@pytest.mark.parametrize("d, e", [(80, 80), (40, 72), (104, 104), (136, 136), (248, 248)])
+def test_head_sizes_that_eight_warps_do_not_divide_have_a_schedule(d, e) -> None:
+    """With a function of many values."""
+    nine, four = np.zeros(9, np.float32), np.zeros((H, 4), np.float32)
+
+    def heavy(s, b, h, i, j):
+        return s * (1.0 + nine[(i + j) % 9]) + four[h, j % 4]
+
+    for schedule in candidates("backward", "sm_90", max(d, e)):
+        try:
+            program = backward.compile(target="sm_90", schedule=schedule, check=False, T=fc.f16, D=d, E=e, score=heavy, keep=window)
+            check_budget(program.machine, program.target)
+            return
+        except fc.FcError as error:
+            assert error.code.startswith("compile/")
+    raise AssertionError("none of them can be")
 
 
 @pytest.mark.parametrize("target, spec", [("sm_90", backward), ("sm_90a", backward_rows)])

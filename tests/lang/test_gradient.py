@@ -115,3 +115,46 @@ def test_states_that_are_no_sums_are_refused_with_their_line(name, tiles, text) 
     with pytest.raises(fc.FcError, match="more than a sum") as said:
         fc.grad(e.spec).trace(dict(e.schedule.tiles), **e.binding)
     assert said.value.code == "trace/grad" and said.value.loc.file.endswith(f"{name}.py")
+
+
+def traced(fn):
+    return fc.grad(fc.kernel(fn)).trace({"BM": 16, "BN": 16})
+
+
+def test_what_is_stored_over_or_read_back_is_refused() -> None:
+    def twice(X: "f32[M]", Y: "out f32[M]"):
+        (rows,) = fc.grid(fc.tile(X.M, "BM"))
+        x = fc.load(X[rows])
+        fc.store(Y[rows], x)
+        fc.store(Y[rows], x * 2.0)
+
+    def last(X: "f32[M, N]", Y: "out f32[M]"):
+        (rows,) = fc.grid(fc.tile(X.M, "BM"))
+        for cols in fc.loop(fc.tile(X.N, "BN")):
+            fc.store(Y[rows], fc.sum(fc.load(X[rows, cols]), axis=1))
+
+    def back(X: "f32[M]", Y: "inout f32[M]"):
+        (rows,) = fc.grid(fc.tile(X.M, "BM"))
+        fc.store(Y[rows], fc.load(X[rows]) * fc.load(Y[rows]))
+
+    def named(X: "f32[M]", dX: "f32[M]", Y: "out f32[M]"):
+        (rows,) = fc.grid(fc.tile(X.M, "BM"))
+        fc.store(Y[rows], fc.load(X[rows]) * fc.load(dX[rows]))
+
+    for fn, said in ((twice, "stores Y twice"), (last, "stores over"), (back, "reads what it writes: Y"), (named, "dX is one of the spec's")):
+        with pytest.raises(fc.FcError, match=said) as e:
+            traced(fn)
+        assert e.value.code == "trace/grad"
+
+
+def test_it_is_of_a_spec_and_compiled_before_it_is_called() -> None:
+    spec = importlib.import_module("gemm").gemm_bias_gelu
+    for wrong, said in ((lambda: fc.grad(3), "takes a spec"), (lambda: fc.grad(fc.grad(spec)), "takes a spec"), (lambda: fc.grad(spec.until("acc")), "takes a spec"),
+                        (lambda: fc.grad(spec)(1), "compiled before"), (lambda: fc.grad(spec).until("x"), "not stopped")):
+        with pytest.raises(fc.FcError, match=said):
+            wrong()
+
+
+def test_a_schedule_is_found_for_it() -> None:
+    e, given = example("gemm", m=70, n=50, k=40)
+    compare(e.spec, e.reference, given, e.binding, None, "sm_89", runs=("interpret",))
