@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from ..attend.training import as_outside
 from ..masks import Mask
 from ..scores import Score
 from . import block_masks
@@ -127,18 +126,11 @@ def in_graph(q: Any, k: Any, v: Any, score: Any, block: Any, scale: Any, lse: bo
 
 def _run(q: Any, k: Any, v: Any, scored: str, masked: str, tensors: Any, whole: Any, real: Any, count: Any, indices: Any, full_count: Any,
          full_indices: Any, tall: int, wide: int, scale: Any, lse: bool) -> Any:
-    with as_outside():  # masks are made by a transform of torch.func
-        return _call(q, k, v, scored, masked, tensors, whole, real, (count, indices, full_count, full_indices), (tall, wide), scale, lse)
-
-
-def _call(q: Any, k: Any, v: Any, scored: str, masked: str, tensors: Any, whole: Any, real: Any, shown: Any, size: tuple[int, int],
-          scale: Any, lse: bool) -> Any:
-    count = shown[0]
     score = _read(scored, tensors, whole, real) if scored else None
     if not masked:
         return block_masks.call(q, k, v, score, None, scale, lse)
     mask = _read(masked, tensors, whole, real)
-    lists = block_masks.Lists(shown, (q.shape[2], k.shape[2]), size, mask)
+    lists = block_masks.Lists((count, indices, full_count, full_indices), (q.shape[2], k.shape[2]), (tall, wide), mask)
     key = masked, tuple(whole), tuple(real), [(t.data_ptr(), t._version) for t in tensors], lists.versions()
     found = _seen.get(count)
     if found is None or found[0] != key:
