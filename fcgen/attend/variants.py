@@ -15,16 +15,21 @@ from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
 from ..build.captured import Captured, Family
-from ..build.compiler import target, targets
+from ..build.compiler import own_target, target
 from ..build.program import Program
+from ..dropout import Dropout
 from ..errors import FcError
 from ..ir.schedule import Schedule
 from ..lang.captures import identity
+from ..masks import Mask, takes
+from ..scores import Score, Sinks
 
 #: what a tuned schedule may have that a function leaves no use for, in the order in which it is given up
 _LET_GO: tuple[dict[str, Any], ...] = (
     {"from_end": ()}, {"ones": ()}, {"split": "loops"}, {"tokens": False}, {"regs_a": ()}, {"epilogue": "direct"},
     {"l2": 0}, {"persistent": "none", "l2": 0}, {"late": (), "vote": False, "compare_bits": False, "skip_ones": False})
+#: of a thread's values in memory lie beside the loops, and cost less than smaller tiles do
+FEW_BYTES = 32
 _WORDS = {"keep": "mask", "score": "score", "weigh": "dropout", "sink": "sinks"}
 
 
@@ -42,12 +47,8 @@ class Functions(NamedTuple):
 
 def functions(score: Any = None, mask: Any = None, sinks: Any = None, dropout: Any = None) -> Functions:
     """The functions of a call's arguments, each looked at."""
-    from ..dropout import Dropout
-    from ..masks import Mask
-    from ..scores import Score, Sinks
-
-    for name, x, arguments in (("score", score, "s, b, h, q_idx, kv_idx"), ("mask", mask, "b, h, q_idx, kv_idx")):
-        if x is None:
+    for name, x, kind, arguments in (("score", score, Score, "s, b, h, q_idx, kv_idx"), ("mask", mask, Mask, "b, h, q_idx, kv_idx")):
+        if x is None or type(x) is kind or takes(x, 5 if kind is Score else 4):
             continue
         if not callable(x):
             raise FcError("call/argument", f"argument `{name}` is not a function", expected=f"lambda {arguments}: ...", got=repr(x)[:80])
@@ -84,10 +85,12 @@ class Choice(NamedTuple):
 def fitted(choice: Choice, given: Functions, caller: bool, make: Callable[[Choice], Program], other: Callable[[], Schedule]) -> Program:
     """The program with functions for a choice. caller: the schedule is the caller's, and taken as it is. make: compiles a choice. other: a
     schedule by the model, where the table's cannot be."""
-    if given.weigh is not None and not caller:  # the sums are of the weights before they change
-        choice = choice._replace(schedule=replace(choice.schedule, ones=()), sums="exact")
+    if given.weigh is not None and not caller:  # sums are of the weights before they change; rows 8 apart share random numbers
+        choice = choice._replace(schedule=replace(choice.schedule, ones=(), from_end=()), sums="exact")
     if caller:
         return make(choice)
+    if given.score is not None and choice.schedule.split == "branch":  # what is known of positions in whole tiles is known in their copy
+        choice = choice._replace(schedule=replace(choice.schedule, split="loops"))
     base: Schedule | None = choice.schedule
     while base is not None:
         refused = ""
@@ -108,7 +111,10 @@ def fitted(choice: Choice, given: Functions, caller: bool, make: Callable[[Choic
 
 
 def smaller(schedule: Schedule) -> Iterator[Schedule]:
-    """What asks for fewer registers, the least change first: outputs by bulk copies, two warpgroups for three, fewer keys."""
+    """What asks for fewer registers, the least change first: rings of one slot beside the loop, outputs by bulk copies, two warpgroups for
+    three, fewer keys."""
+    if dict(schedule.tiles).get("BLOCK_M") == 192 and not isinstance(schedule.stages, int) and schedule.stages_of("q") > 1:
+        yield replace(schedule, stages={**dict(schedule.stages), "q": 1})
     if schedule.copy == "tma" and schedule.epilogue == "quad":
         yield replace(schedule, epilogue="tma")
     if dict(schedule.tiles).get("BLOCK_M") == 192:
@@ -141,7 +147,8 @@ def _fits(program: Program) -> bool:
     """Whether a program has registers and memory enough."""
     program.quiet = True
     try:
-        return not program.resources.spills
+        found = program.resources
+        return not found.spills if found.spill_stores is None else found.spill_stores <= FEW_BYTES
     except FcError as e:
         if e.code not in ("compile/budget", "compile/ptxas"):
             raise
@@ -168,14 +175,10 @@ def run(family: Family, given: Functions, arguments: Mapping[str, Any]) -> None:
 
 @functools.lru_cache(maxsize=64)
 def _arch(device: int, schedule: Schedule | None = None) -> str:
-    """The target whose code runs on a device: the one with its own instructions (sm_90a) unless a schedule of the caller's does without
-    them; else its architecture's common one."""
-    from ..runtime import driver
-
-    own = driver.device_info(device).arch
-    if own in targets() and (schedule is None or "wgmma" in str(schedule.math)):
-        return own
-    return target(own.rstrip("a")).arch
+    """The target whose code runs on a device: its own, or its architecture's common one for a schedule of the caller's that does without
+    its own instructions."""
+    own = own_target(device)
+    return own if schedule is None or "wgmma" in str(schedule.math) else target(own.rstrip("a")).arch
 
 
 def lazy_of(schedule: Schedule) -> float:

@@ -183,8 +183,8 @@ class Draws:
         return Trial(sizes, numbers, kind, order if order < 2 else 2 + n, blocks, total, self.persistent)
 
     def extent(self, rng: np.random.Generator, n: int) -> tuple[int, int]:
-        """(tiles of the grid, steps of the loops): turns of every ring, in one tile, over several, just one turn, and where rows see what lies
-        before."""
+        """(tiles of the grid, steps of the loops): turns of every ring, in one tile, over several, just one of it, and where rows see
+        what lies before."""
         far = max(2 * self.ring + 1, 4)  # a loop that is split has at least two steps in each part
         steps = max([t for d, t in self.tiles.items() if d not in self.rows], default=1)
         rows = max([self.tiles[d] for d in self.rows if d in self.tiles], default=1)

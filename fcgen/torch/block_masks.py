@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn.attention import flex_attention as theirs
 
-from ..attend import forward
+from ..attend import forward, learning
 from ..attend.blocks import BlockLists
+from ..attend.variants import Functions
 from ..errors import FcError
 from ..masks import and_masks, or_masks
 from . import variants
@@ -28,6 +29,9 @@ _LEAST = 64, 16
 #: who makes a conjunction that cannot be traced, and what it is called there
 _ELSEWHERE = ("torch.nn.attention.flex_attention", "transformers.masking_utils")
 _JOINS = {"and_mask": and_masks, "or_mask": or_masks}
+#: what torch.vmap is made of in the dispatcher
+_VMAP = [getattr(torch._C.DispatchKey, f"FuncTorch{name}")
+         for name in ("Batched", "VmapMode", "DynamicLayerFrontMode", "DynamicLayerBackMode")]
 #: block mask -> (versions of its lists, whether its function says them all)
 _seen: weakref.WeakKeyDictionary[Any, tuple[Any, bool]] = weakref.WeakKeyDictionary()
 
@@ -69,22 +73,33 @@ class Lists(NamedTuple):
             return self
         if self.lists[0].is_cuda and torch.cuda.is_current_stream_capturing():
             return self
-        mask = theirs.create_mask(self.mask, b, h, rows, columns, device=self.lists[0].device)
+        mask = evaluated(self.mask, (b, h, rows, columns), self.lists[0].device)
         wholes = self.table().repeat_interleave(tall, 2)[:, :, :rows].repeat_interleave(wide, 3)[..., :columns]
         return self._replace(said=torch.equal(mask, ((wholes == 1) & mask) | (wholes == 2)))
 
-    def functions(self, batch: int, heads: int, mask: Any) -> tuple[Any, BlockLists | None]:
-        """The mask and the lists for the kernel. mask: the mask_mod in fcgen's language; None if it holds everywhere."""
+    def functions(self, batch: int, heads: int, mask: Any, learns: bool) -> tuple[Any, BlockLists | None]:
+        """The mask and the lists for the kernel. mask: the mask_mod in fcgen's language; None if it holds everywhere. learns: a gradient
+        will flow, and the backward pass goes by the mask alone."""
         if self.said:
             return mask, None
         tall, wide = self.size
-        if tall % _LEAST[0] == 0 and wide % _LEAST[1] == 0:
+        if not learns and tall % _LEAST[0] == 0 and wide % _LEAST[1] == 0:
             counts, indices, full_counts, full_indices = [None if x is None else x.int() for x in self.lists]
             return mask, BlockLists(counts, indices, full_counts, full_indices, self.size)
         table = self.table()
         table = table.expand(batch, heads, *table.shape[2:])
         some = variants.listed(table, tall, wide)
         return some if mask is None else some & variants.unless_full(table, tall, wide, mask), None
+
+
+def evaluated(mask: Any, shape: tuple[int, int, int, int], device: Any) -> torch.Tensor:
+    """A mask_mod by torch, at all places of [B, H, M, N]. An operator that a mode of torch's dispatcher calls (one that counts, or looks at
+    what operators do, as the first run of a compiled graph) must not dispatch to what came before the mode: torch's vmap, which evaluates
+    the mask, is of that, and is allowed again."""
+    with torch._C._PreserveDispatchKeyGuard():
+        for key in _VMAP:
+            torch._C._dispatch_tls_set_dispatch_key_excluded(key, False)
+        return theirs.create_mask(mask, *shape, device=device)
 
 
 def _all_seen(mask: Any) -> bool:
@@ -105,7 +120,8 @@ def run(q: Any, k: Any, v: Any, score: Any, block: Any, scale: Any, lse: bool) -
 def call(q: Any, k: Any, v: Any, score: Any, shown: Lists | None, scale: Any, lse: bool) -> Any:
     """The call with a score_mod of torch's and what a block mask shows."""
     scored, (batch, heads, rows, _) = None if score is None else variants.score_of(score), q.shape
-    out = None if q.shape[3] == v.shape[3] else like_q(q, v)
+    learns = learning.learns(Functions(score=scored), q, k, v)
+    out = None if q.shape[3] == v.shape[3] or learns else like_q(q, v)
 
     def attention(mask: Any = None, blocks: Any = None) -> Any:
         return forward.attention(q, k, v, scale=scale, return_lse=lse, score=scored, mask=mask, blocks=blocks, out=out)
@@ -113,16 +129,16 @@ def call(q: Any, k: Any, v: Any, score: Any, shown: Lists | None, scale: Any, ls
     if shown is None:
         return attention()
     if _all_seen(shown.mask):
-        return attention(*shown.functions(batch, heads, None))
+        return attention(*shown.functions(batch, heads, None, learns))
     try:
-        return attention(*shown.functions(batch, heads, variants.mask_of(unfolded(shown.mask))))
+        return attention(*shown.functions(batch, heads, variants.mask_of(unfolded(shown.mask)), learns))
     except FcError as e:
         if not e.code.startswith("trace/"):
             raise
         if scored is not None:
             attention()  # is it the score function that cannot be traced? Then that is said
-    table = theirs.create_mask(shown.mask, batch, heads, rows, k.shape[2], device=q.device)
-    return attention(*shown.functions(batch, heads, variants.table(table, table.shape)))
+    table = evaluated(shown.mask, (batch, heads, rows, k.shape[2]), q.device)
+    return attention(*shown.functions(batch, heads, variants.table(table, table.shape), learns))
 
 
 def unfolded(function: Callable[..., Any]) -> Callable[..., Any]:

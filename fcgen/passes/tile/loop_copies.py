@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from ...ir.core import Block, Op, Value
 from ...ir.rewrite import Builder, Env
@@ -11,13 +11,15 @@ from ...ir.types import Tile
 
 @dataclass
 class Facts:
-    """What holds in one copy: conditions with their value, and guards (an op, an axis) that are not needed."""
+    """What holds in one copy: conditions with their value, guards (an op, an axis) that are not needed, and absolute values of what is not
+    below 0."""
 
-    conditions: dict[Value, bool]
-    guards: set[tuple[Op, int]]
+    conditions: dict[Value, bool] = field(default_factory=dict)
+    guards: set[tuple[Op, int]] = field(default_factory=set)
+    signs: set[Op] = field(default_factory=set)
 
     def __or__(self, other: Facts) -> Facts:
-        return Facts({**self.conditions, **other.conditions}, self.guards | other.guards)
+        return Facts({**self.conditions, **other.conditions}, self.guards | other.guards, self.signs | other.signs)
 
     def __bool__(self) -> bool:
         return bool(self.conditions or self.guards)
@@ -31,23 +33,21 @@ def known(b: Builder, v: Value, truth: bool) -> Value:
 
 def specialise(block: Block, env: Env, facts: Facts) -> Block:
     """A copy in which the facts have been used."""
-    args = tuple(Value(a.type, a.name) for a in block.args)
-    for old, new in zip(block.args, args):
-        env[old] = new
+    args = env.anew(block.args)
     b = Builder()
     for op in block.ops:
         b.loc = op.loc
         if len(op.results) == 1 and op.result in facts.conditions:
             env[op.result] = known(b, op.result, facts.conditions[op.result])
             continue
+        if op in facts.signs:
+            env[op.result] = env[op.operands[0]]
+            continue
         attrs = op.attrs
         if "guard" in attrs:
             attrs = {**attrs, "guard": tuple(g and (op, a) not in facts.guards for a, g in enumerate(attrs["guard"]))}
         operands, regions = env.all(op.operands), tuple(specialise(r, env, facts) for r in op.regions)
-        results = tuple(Value(r.type, r.name) for r in op.results)
-        for old, new in zip(op.results, results):
-            env[old] = new
-        b.add(replace(op, operands=operands, attrs=attrs, regions=regions, results=results))
+        b.add(replace(op, operands=operands, attrs=attrs, regions=regions, results=env.anew(op.results)))
     return b.block(args)
 
 
