@@ -75,7 +75,8 @@ def simulate(kernel: Kernel, arguments: Mapping[str, Any], target: Target, *, se
              limit: int | None = None, excused: Collection[str] = (), stop: bool = False) -> Result:
     """Run a machine kernel. programs: which grid points (all if None). blocks: of a kernel whose blocks take several tiles (few enough for
     that if None). coverage: learns what ran. limit: a kernel that has not ended after so many ops is reported. excused: outputs that
-    are written where drawn arguments say, possibly nowhere or by two programs. stop: end with the first report. Raises FcError only for wrong arguments."""
+    are written where drawn arguments say, possibly nowhere or by two programs. stop: end with the first report. Raises FcError only for
+    wrong arguments."""
     if kernel.level != "machine":
         raise FcError("compile/unsupported", "the simulator runs machine IR", got=kernel.level, hint="the tile interpreter runs tile IR")
     check_fits(kernel if kernel in _found else verify(kernel), target)
