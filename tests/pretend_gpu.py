@@ -361,6 +361,7 @@ def pytest_configure(config: pytest.Config) -> None:
     import fcgen.api  # noqa: F401
     from fcgen.build import compiler
     from fcgen.runtime import cache, cubin, driver, nvrtc
+    from fcgen.sim import trial
 
     sys.modules["torch"] = torch()
     pretend.install(pytest.MonkeyPatch(), FAKE)
@@ -372,6 +373,7 @@ def pytest_configure(config: pytest.Config) -> None:
     patch.setattr(nvrtc, "compile_cuda", made)
     patch.setattr(nvrtc, "ptx_of", lambda source, arch, **_: f".target {arch}")
     patch.setattr(compiler, "nvrtc_fingerprint", lambda: "pretend")
+    patch.setattr(trial, "run_trials", lambda *_: None)
     patch.setattr(subprocess, "run", run_here)
 
 

@@ -72,16 +72,17 @@ class Result:
 
 def simulate(kernel: Kernel, arguments: Mapping[str, Any], target: Target, *, seed: int = 0,
              programs: Iterable[tuple[int, ...]] | None = None, blocks: int | None = None, coverage: Coverage | None = None,
-             limit: int | None = None, excused: Collection[str] = ()) -> Result:
+             limit: int | None = None, excused: Collection[str] = (), stop: bool = False) -> Result:
     """Run a machine kernel. programs: which grid points (all if None). blocks: of a kernel whose blocks take several tiles (few enough for
     that if None). coverage: learns what ran. limit: a kernel that has not ended after so many ops is reported. excused: outputs that
-    are written where drawn arguments say, possibly nowhere or by two programs. Raises FcError only for wrong arguments."""
+    are written where drawn arguments say, possibly nowhere or by two programs. stop: end with the first report. Raises FcError only for
+    wrong arguments."""
     if kernel.level != "machine":
         raise FcError("compile/unsupported", "the simulator runs machine IR", got=kernel.level, hint="the tile interpreter runs tile IR")
     check_fits(kernel if kernel in _found else verify(kernel), target)
     memory, sizes = bind(kernel, arguments)
     s = Simulation(kernel, target, memory, sizes, arguments, np.random.default_rng(seed), coverage)
-    s.limit, s.excused = limit, frozenset(excused)
+    s.limit, s.excused, s.stop = limit, frozenset(excused), stop
     s.order = {0: "late", 1: "eager"}.get(seed, "any")
     with np.errstate(all="ignore"):  # poison is NaN
         s.launch(seed, programs, blocks)
@@ -97,7 +98,7 @@ def simulate(kernel: Kernel, arguments: Mapping[str, Any], target: Target, *, se
 def check(kernel: Kernel, arguments: Mapping[str, Any], target: Target, *, seed: int = 0,
           programs: Iterable[tuple[int, ...]] | None = None) -> Result:
     """`simulate`, raising the first report."""
-    result = simulate(kernel, arguments, target, seed=seed, programs=programs)
+    result = simulate(kernel, arguments, target, seed=seed, programs=programs, stop=True)
     if result.reports:
         raise result.reports[0]
     return result
@@ -132,6 +133,7 @@ class Simulation:
         self.persistent = kernel.meta.get("persistent", "none") != "none"
         self.contracted = contracted(kernel)
         self.limit: int | None = None
+        self.stop = False
         self.patience = 1000  # rounds of a `while`
         self.retired: set[int] = set()  # blocks that said claim_done
         self.early_launch = any(op.kind == "grid_wait" for op in walk_kernel(kernel))
@@ -162,9 +164,11 @@ class Simulation:
             self.clusters(None if programs is None else set(programs))
         else:
             for n, place in enumerate(every):
+                if self.stopped:
+                    return
                 self.run([(place, n if self.persistent or not counts else int(np.ravel_multi_index(place, counts)))])
         role, claim = next(((r, op) for r in self.kernel.roles for op in walk(r.body) if op.kind == "claim"), (None, None))
-        if role is not None and claim is not None and len(self.retired) != self.block_count:
+        if role is not None and claim is not None and not self.stopped and len(self.retired) != self.block_count:
             self.report("sim/leftover", "a block claims tiles and never says claim_done: the counter is wrong for the next launch", claim,
                         notes=[f"role {role.name}: {len(self.retired)} of {self.block_count} blocks said it"], key=("leftover", "claim"),
                         hint="claim_done once per block, after its last claim")
@@ -174,6 +178,8 @@ class Simulation:
         size = self.kernel.cluster
         for first in range(0, self.block_count, size):
             blocks = [(self.place(n), n) for n in range(first, first + size)]
+            if self.stopped:
+                return
             if programs is None or self.persistent or any(place in programs for place, _ in blocks):
                 self.run(blocks)
 
@@ -192,13 +198,20 @@ class Simulation:
         """One cluster, or a block of its own: (program, number) of each block."""
         agents = self.make_agents(blocks)
         self.play(agents)
-        self.flush()
+        if not self.stopped:
+            self.flush()
+
+    @property
+    def stopped(self) -> bool:
+        return self.stop and bool(self.reports)
 
     def play(self, agents: list[Agent]) -> None:
         waiting: dict[Agent, Blocked] = {}
         running: dict[Agent, Iterator[Blocked | None]] = {a: a.run() for a in agents}
         done: list[Agent] = []
         while running:
+            if self.stopped:
+                return
             free = [a for a in running if a not in waiting or (waiting[a].ready is not None and waiting[a].ready())]
             events = [] if self.order == "late" and free else self.events(agents)
             if self.order == "eager" and events:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
+import functools
 import re
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +38,7 @@ def host_text(src: CudaSource) -> str:
     read = "\n".join(f"    arg{n} = *({p.ctype}*)a[{n}];" for n, p in enumerate(src.params))
     names = ", ".join(f"arg{n}" for n in range(len(src.params)))
     return (
-        f'#include "{SHIM}"\n{text}\n{args}\nextern "C" void run(void** a, int blocks) {{\n{read}\n'
+        f'#include "{SHIM.name}"\n{text}\n{args}\nextern "C" void run(void** a, int blocks) {{\n{read}\n'
         f"    kernel_body = [] {{ {src.name}({names}); }};\n    launch(blocks, {src.threads});\n}}\n"
     )
 
@@ -43,6 +46,18 @@ def host_text(src: CudaSource) -> str:
 #: nvcc makes one multiply-add of a product and a sum, with one rounding, and so does g++ where the CPU can
 _CPU = Path("/proc/cpuinfo")
 CONTRACT = ("-mfma", "-ffp-contract=fast", "-fexpensive-optimizations") if _CPU.exists() and " fma " in _CPU.read_text() else ()
+
+FLAGS = ("-std=c++17", "-O1", "-w", "-fPIC", *CONTRACT)
+
+
+@functools.cache
+def shim() -> Path:
+    """A folder with the shim, precompiled: its headers take as long as most kernels."""
+    folder = Path(tempfile.mkdtemp(prefix="fcgen-shim-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    header = Path(shutil.copy(SHIM, folder))
+    subprocess.run(["g++", *FLAGS, "-x", "c++-header", "-o", f"{header}.gch", str(header)], check=True)
+    return folder
 
 
 def run_on_host(
@@ -55,7 +70,7 @@ def run_on_host(
     if not lib.exists() or cpp.read_text(encoding="utf-8") != text:
         cpp.write_text(text, encoding="utf-8")
         lib.unlink(missing_ok=True)  # (one that is loaded stays as it is)
-        subprocess.run(["g++", "-std=c++17", "-O1", "-w", "-fPIC", "-shared", *CONTRACT, "-o", str(lib), str(cpp)], check=True)
+        subprocess.run(["g++", *FLAGS, "-shared", "-I", str(shim()), "-o", str(lib), str(cpp)], check=True)
     values = []
     for p in src.params:
         if p.kind == "ptr":

@@ -19,6 +19,7 @@ from fcgen.cli import doctor
 from fcgen.errors import FcError
 from fcgen.kernels.reference import attention_reference
 from fcgen.runtime import cache, driver, module, nvrtc
+from fcgen.sim import trial
 
 
 def test_available_says_why():
@@ -97,6 +98,7 @@ def test_the_doctor_survives_what_it_looks_for(monkeypatch):
         raise ZeroDivisionError("oops")
 
     monkeypatch.setattr(doctor, "_program", doctor._program.__wrapped__)
+    monkeypatch.setattr(trial, "run_trials", lambda *_: None)
     monkeypatch.setattr(nvrtc, "compile_cuda", broken)
     monkeypatch.setattr(cache, "cache_dir", bug)
     found = {c.name: c for c in doctor.checks()}

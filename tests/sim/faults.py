@@ -76,12 +76,12 @@ class Caught:
 
 
 def run_mutant(kernel: Kernel, runs: Iterable[tuple[Mapping[str, Any], Mapping[str, np.ndarray]]], target: Target, *,
-               tolerance: float = 5e-3) -> frozenset[str]:
-    """Codes by which a mutant shows, on the first of `runs` (arguments, expected outputs) where it does."""
+               tolerance: float = 5e-3, stop: bool = False) -> frozenset[str]:
+    """Codes by which a mutant shows, on the first of `runs` (arguments, expected outputs) where it does. stop: of the first report."""
     for arguments, expected in runs:
         try:
             with np.errstate(all="ignore"):
-                result = simulate(kernel, arguments, target)
+                result = simulate(kernel, arguments, target, stop=stop)
         except FcError as e:
             return frozenset({e.code})
         codes = {e.code for e in result.reports}

@@ -90,13 +90,13 @@ def reason(case: str, name: str, site: str, table: list[tuple[str, set[str], str
     return next((why for f, cases, pattern, why in table if f == name and case in cases and re.search(pattern, site)), None)
 
 
-def show(case: Generated, mutant: Kernel, silent: bool = False) -> tuple[set[str], str]:
-    """(codes, all reports as text) of the first run in which the mutant shows. silent: none is expected to, so that all will run: each
+def show(case: Generated, mutant: Kernel, silent: bool = False, stop: bool = False) -> tuple[set[str], str]:
+    """(codes, all reports as text) of the first run in which the mutant shows. stop: only its first report. silent: none is expected to, so that all will run: each
     number of steps with two of the four seeds, in turns."""
     for n, steps in enumerate(case.counts):
         for seed in range(4) if EVERYTHING or not silent else (n % 2, 2 + n // 2 % 2):
             arguments, expected = case.draw(seed, steps)
-            result = simulate(mutant, arguments, case.program.target, seed=seed)
+            result = simulate(mutant, arguments, case.program.target, seed=seed, stop=stop)
             codes = {e.code for e in result.reports}
             if not all(np.allclose(result.outputs[n].astype(np.float64), want, rtol=5e-3, atol=5e-3) for n, want in expected.items()):
                 codes.add(WRONG)
@@ -123,9 +123,13 @@ def concerned(kernel: Kernel, op: Op) -> tuple[set[str], set[str]]:
 
 
 def complaint(case: Generated, name: str, mutant: Mutant) -> str | None:
-    """What is wrong with the way in which a mutant shows."""
+    """What is wrong with the way in which a mutant shows. Where the first report does not say enough, all are asked."""
+    return _complaint(case, name, mutant, True) and _complaint(case, name, mutant, False)
+
+
+def _complaint(case: Generated, name: str, mutant: Mutant, stop: bool) -> str | None:
     why = reason(case.name, name, mutant.site)
-    codes, text = show(case, mutant.kernel, why is not None)
+    codes, text = show(case, mutant.kernel, why is not None, stop)
     if why is not None:
         return f"{sorted(codes)}, said to be benign: {why}" if codes else None
     if not codes & EXPECTED[name]:
