@@ -84,9 +84,9 @@ def attention(q: Any, k: Any, v: Any, *, causal: bool | str = False, scale: floa
     return _unknown(key, q, k, v, _mask_word(causal), scale, bool(return_lse), schedule, out, given, blocks)
 
 
-def known(q: Any, k: Any, v: Any, causal: bool | str, scale: float | None, given: Functions | None = None) -> Any:
+def known(q: Any, k: Any, v: Any, causal: bool | str, scale: float | None, given: Functions | None = None, lse: bool = False) -> Any:
     """The result of a call of a kind that is known, None for others. scale: a float or None. given: functions, if any."""
-    key: tuple[Any, ...] = (causal, False, _NO_SCHEDULE, False)
+    key: tuple[Any, ...] = (causal, lse, _NO_SCHEDULE, False)
     for kind in calls.kinds.get(key if given is None else (*key, *calls.texts_of(given)), ()):
         result = kind(q, k, v, None, scale, given)
         if result is not None:
