@@ -13,7 +13,7 @@ from .attrs import AXES, DTYPE, FLAG, GUARD, INDEX, NUMBER, SHAPE, TEXT, VEC, ev
 from .core import Op
 from .elementwise import FNS, REDUCTIONS
 from .layout import WARPS, RegLayout
-from .op_table import RuleError, define, need
+from .op_table import RuleError, define, need, need_region
 from .types import DTYPES, Frag, Scalar, Tensor, Tile, bf16, f16, f32, i1, i32, i64, u32, with_dtype
 
 BOTH = "tile machine"
@@ -158,9 +158,9 @@ def _check_broadcast(op: Op) -> None:
     need(len(axes) == len(src.shape) and len(set(axes)) == len(axes), "broadcast: one target axis per source axis", src, axes)
     need(all(0 <= a < len(out.shape) and out.shape[a] == n for a, n in zip(axes, src.shape)), "broadcast: sizes agree", src, out)
     if isinstance(out, Frag):
+        need(isinstance(out.layout, RegLayout), "broadcast: an opaque fragment has no known rows", "registers", out.layout)
         layout: Any = out.layout
-        for a in sorted(set(range(len(out.shape))) - set(axes), reverse=True):
-            layout = layout.drop(a)
+        layout = layout.keep(axes)
         need(src.layout == layout, "broadcast: the source has the layout of the target without the new axes", layout, src.layout)
 
 
@@ -341,17 +341,11 @@ def _gather(types, attrs):
     return (with_dtype(shaped(types[1:], "gather"), types[0].dtype),)
 
 
-define("gather", BOTH,
-       "Read one element per position: `gather T, i0, i1, ...` with scalars and tiles of integers. Positions outside "
+define("gather", BOTH, "Read one element per position: `gather T, i0, i1, ...` with scalars and tiles of integers. Positions outside "
        "the tensor read as zero.", _gather, effect="read")
 
 
-def _size(types, attrs):
-    need(not types, "size takes no operands")
-    return (Scalar(i32),)
-
-
-define("size", BOTH, "The run-time size of the tensor dimension with this name.", _size, dim=TEXT)
+define("size", BOTH, "The run-time size of the tensor dimension with this name.", "-> i32", dim=TEXT)
 
 
 def _for(types, attrs):
@@ -362,20 +356,13 @@ def _for(types, attrs):
 
 
 def _check_for(op: Op) -> None:
-    body = op.regions[0]
-    carried = tuple(v.type for v in op.operands[2:])
     need(len(op.regions) in (1, 2), "for has a body and possibly a `live` region")
-    need(tuple(a.type for a in body.args) == (Scalar(i32), *carried),
-         "for: the body's arguments are the index and the carried values",
-         (Scalar(i32), *carried), [a.type for a in body.args])
-    need(bool(body.ops) and body.ops[-1].kind == "yield", "for: the body ends in yield")
-    need(tuple(v.type for v in body.yielded) == carried, "for: the body yields the carried types",
-         tuple(carried), [v.type for v in body.yielded])
+    carried = tuple(v.type for v in op.operands[2:])
+    need_region(op, 0, "the body", (Scalar(i32), *carried), carried)
     for live in op.regions[1:]:
-        need(tuple(a.type for a in live.args) == (Scalar(i32),), "for: the argument of `live` is the index", "i32",
-             [a.type for a in live.args])
-        need([v.type.dtype for v in live.yielded] == [i1], "for: `live` yields one i1 scalar or tile", "i1",
-             [v.type for v in live.yielded])
+        told = tuple(v.type for v in live.yielded)
+        need_region(op, 1, "`live`", (Scalar(i32),), told)
+        need([t.dtype for t in told] == [i1], "for: `live` yields one i1 scalar or tile", "i1", told)
 
 
 define("for", BOTH, """`for lo, hi, inits... -> (i, carried...)`: i runs over [lo, hi), downwards if descending. tile: the tile
@@ -390,50 +377,22 @@ define("for", BOTH, """`for lo, hi, inits... -> (i, carried...)`: i runs over [l
 def _check_if(op: Op) -> None:
     need(len(op.regions) == 2, "if has two regions")
     need(op.operands[0].type == Scalar(i1), "if: the condition is a scalar i1", "i1", op.operands[0].type)
-    want = tuple(r.type for r in op.results)
-    for r in op.regions:
-        need(bool(r.ops) and r.ops[-1].kind == "yield", "if: each region ends in yield")
-        need(tuple(v.type for v in r.yielded) == want, "if: each region yields the result types",
-             tuple(want), [v.type for v in r.yielded])
+    for n in (0, 1):
+        need_region(op, n, "each region", (), tuple(r.type for r in op.results))
 
 
-define(
-    "turn",
-    BOTH,
-    """Groups of warps that take turns issue their matrix products one after the other: a group's turn starts here and ends when
-       its first product is done.""",
-    lambda types, attrs: (),
-    effect="write",
-    phases="placed selected",
-)
-
-
-def _row_part(types, attrs):
-    need(not types and attrs["parts"] >= 1, "row_part takes no operands and counts parts", "parts >= 1", attrs["parts"])
-    return (Scalar(i32),)
-
-
+define("turn", BOTH, """Groups of warps that take turns issue their matrix products one after the other: a group's turn starts here and ends
+       when its first product is done.""", "->", effect="write", phases="placed selected")
 define("row_part", BOTH, """Which of `parts` equal parts of the program's rows this group of warps works on. Where nobody shares rows out
-       (tile level, one group) it is 0.""", _row_part, parts=whole(1, 32))
+       (tile level, one group) it is 0.""", "-> i32", parts=whole(1, 32))
 
 
-def _narrow(types, attrs):
-    need(types == (Scalar(i32), Scalar(i32)), "narrow takes two i32", "i32, i32", types)
-    return (Scalar(i32),)
-
-
-define(
-    "narrow",
-    BOTH,
-    """`narrow all, own`: one end of a range. `all` holds for every row of the program; a group of warps that works on its own
-       part of the rows may take `own` instead. chain: of the loops whose range it is; end: "first" where they start, "last" where they
+define("narrow", BOTH, """`narrow all, own`: one end of a range. `all` holds for every row of the program; a group of warps that works on
+       its own part of the rows may take `own` instead. chain: of the loops whose range it is; end: "first" where they start, "last" where
+       they
        stop, "inner" between two of them.""",
-    _narrow,
-    phases="placed pipelined",
-    chain=whole(),
-    end=one_of("first", "last", "inner"),
-)
+       "i32, i32 -> i32", phases="placed pipelined", chain=whole(), end=one_of("first", "last", "inner"))
 
 
 define("if", BOTH, "Run one of two regions; the results are what it yields.", _none, check=_check_if, traits="regions, in flight, position")
-define("yield", BOTH, "Ends a region.", lambda types, attrs: (), effect="write", traits="in flight, position")
+define("yield", BOTH, "Ends a region.", "* ->", effect="write", traits="in flight, position")

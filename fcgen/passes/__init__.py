@@ -13,7 +13,7 @@ from ..errors import FcError, did_you_mean
 from ..ir.core import Kernel
 from ..ir.schedule import Schedule
 from ..ir.target import Target
-from ..ir.verify import verify
+from ..ir.verify import Known, verify
 from .machine import alloc, alternate, at_use, early_launch, early_reads, overlap, select, sync, tidy
 from .memory import pieces, pipeline, prefetch, prologues, roles
 from .registers import branches, defer, held, place, vote
@@ -78,10 +78,11 @@ def run_passes(kernel: Kernel, schedule: Schedule, target: Target, stop_after: s
     if stop_after is not None and stop_after not in names:
         raise FcError("compile/schedule", "no pass has this name", expected=", ".join(names), got=stop_after,
                       hint=did_you_mean(stop_after, names))
+    known: Known = {}
     for p in PIPELINE:
         kernel = p.run(kernel, schedule, target)
         try:
-            verify(kernel)
+            verify(kernel, known=known)
         except FcError as e:
             raise FcError(e.code, f"internal error: after the pass {p.name}: {e.message}", expected=e.expected, got=e.got,
                           loc=e.loc, notes=[*e.notes, "the program:", *str(kernel).splitlines()],

@@ -5,7 +5,8 @@ In: a tile program. Out: an equal one in which, for every loop,
     region is gone;
   - if `schedule.split` is not "none" and the loop has no loop inside: there is a copy (part="full") for the iterations in which the
     conditions of its selects are decided everywhere in the tile and its guarded runs of positions lie inside their tensors. In
-    that copy those conditions are constants and those guards are off. Iterations before and after it run in copies that keep
+    that copy those conditions are constants and those guards are off, and integers that follow to be no less than 0 are their own
+    absolute values. Iterations before and after it run in copies that keep
     both (part="masked"). The copies stand one after the other in the loop's own direction, share a `chain` number and hand the
     carried values on. A copy that is empty for all sizes is left out; a loop that is whole everywhere is only relieved of
     masks; a loop with dots and no masks keeps its guards, since its tiles are read ahead from every copy of the loop.
@@ -28,11 +29,11 @@ from ...ir.rewrite import Builder, Env, map_bodies, remove_dead
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import Scalar, Tile
-from ..facts.common import const_of, without_effect
+from ..facts.common import const_of, promised_positive, without_effect
 from ..facts.rows import independent_rows, stored_rows
 from ..facts.warp_grid import along_rows
 from .affine import Affine
-from .forms import ALL, Form, Range, Rows, number
+from .forms import ALL, EMPTY, Form, Range, Rows, number
 from .loop_copies import Facts, asking, known, specialise
 from .unbounded import reason
 
@@ -42,7 +43,7 @@ def run(kernel: Kernel, schedule: Schedule, target: Target | None) -> Kernel:
     parts = schedule.warps // 4 if schedule.copy == "tma" and schedule.own_rows else 1
     splitter = _Splitter(schedule.split, chain, parts, bool(schedule.late))
     splitter.along_rows = lambda op: along_rows(op, schedule)
-    splitter.positive = frozenset(p for p in kernel.params if "positive" in kernel.flags.get(p.name, ()))
+    splitter.positive = promised_positive(kernel)
     out = map_bodies(kernel, lambda block: remove_dead(splitter.body(block)))
     if schedule.split == "branch" and not splitter.branched:
         raise without_effect("split", "no loop has masks that some of its tiles do without", expected='split="loops"', got="branch")
@@ -112,7 +113,7 @@ class _Splitter:
         op = replace(op, regions=(body,))
         if self.split == "none" or nested:
             self.own = None
-            self.emit(op, out, affine, bounds, Facts({}, set()), "")
+            self.emit(op, out, affine, bounds, Facts(), "")
             return
         always, sometimes, full = self.facts(op, affine, bounds)
         self.narrow, self.down = {}, bool(op.get("descending"))
@@ -124,8 +125,11 @@ class _Splitter:
         if len(op.regions) == 2:
             live, index = op.regions[1], affine.index
             affine.index = live.args[0]
-            lo = bounds.lo
+            lo, affine.gaps = bounds.lo, False
             bounds = affine.both(bounds, affine.may(live.yielded[0]))
+            if affine.gaps and not affine.rows:
+                self.remarks.append(("gaps", f"the loop over {op.get('label') or live.args[0].name} may run over tiles that nobody needs, "
+                                             "between some that are needed by one part of its `live` condition or another"))
             if affine.open and not affine.rows:
                 label = op.get("label") or live.args[0].name
                 self.remarks += [("live", f"the loop over {label} leaves out no tile by a part of its `live` condition: "
@@ -142,13 +146,7 @@ class _Splitter:
         assert own is not None
         mine = self.live_bounds(full_op, own, ends)
         a, s, f = self.facts(op, own, mine)
-        same = (a.conditions, a.guards, s.conditions, s.guards) == (
-            always.conditions,
-            always.guards,
-            sometimes.conditions,
-            sometimes.guards,
-        )
-        if not same or mine.is_empty or (f.lo is None, f.hi is None) != (full.lo is None, full.hi is None):
+        if (a, s) != (always, sometimes) or mine.is_empty or (f.lo is None, f.hi is None) != (full.lo is None, full.hi is None):
             self.own = None
             return
         # an empty range of all rows has no part: the own ends stay on the right side of it, and so does what is left of a part outside.
@@ -183,7 +181,7 @@ class _Splitter:
         left = full.lo is not None and not _at_least(lo, full.lo)
         right = full.hi is not None and not _at_least(full.hi, hi)
         if not sometimes.conditions and any(o.kind == "dot" for o in walk(op.regions[0])):
-            sometimes = Facts({}, set())  # guards alone: copies that run ahead need theirs in every copy of the loop
+            sometimes = Facts()  # guards alone: copies that run ahead need theirs in every copy of the loop
         if not sometimes or full.is_empty or not (left or right):
             facts = always if full.is_empty else always | sometimes
             chain: dict = {}
@@ -278,15 +276,17 @@ class _Splitter:
 
     def facts(self, op: Op, affine: Affine, bounds: Range) -> tuple[Facts, Facts, Range]:
         """(facts of every iteration, facts of the iterations in the range, the range)."""
-        always, sometimes, full = Facts({}, set()), Facts({}, set()), Range()
+        always, sometimes, full, inside = Facts(), Facts(), Range(), [bounds]
         for v, wanted in self.wanted(op.regions[0]):
             if v in always.conditions or v in sometimes.conditions:
                 continue
-            r = self.clip(affine.must(v, bounds, not wanted), bounds)
+            must = affine.must(v, bounds, not wanted)
+            r = self.clip(must, bounds)
             if r.is_empty or (isinstance(v.type, Scalar) and not r.is_all):
                 continue
             (always if r.is_all else sometimes).conditions[v] = wanted
             full = affine.both(full, r)
+            inside.append(must)
         for o in walk(op.regions[0]):
             for axis, rooms in _room(o, affine):
                 if any(not room.step and room.known is None for room in rooms):
@@ -296,6 +296,11 @@ class _Splitter:
                     continue
                 (always if r.is_all else sometimes).guards.add((o, axis))
                 full = affine.both(full, r)
+        for o in walk(op.regions[0]):
+            s = affine.span(o.operands[0]) if o.kind == "abs" else None
+            above = EMPTY if s is None else affine.at_least_zero(s.lo)
+            if any(_inside(r, above) for r in inside):
+                (always if _inside(bounds, above) else sometimes).signs.add(o)
         return always, sometimes, full
 
     @staticmethod
@@ -328,6 +333,12 @@ class _Splitter:
                 yield from self.parts(x, wanted)
         else:
             yield v, wanted
+
+
+def _inside(a: Range, b: Range) -> bool:
+    """Whether a lies in b whatever the run-time sizes are."""
+    low = b.lo is None or (a.lo is not None and _at_least(a.lo, b.lo))
+    return low and (b.hi is None or (a.hi is not None and _at_least(b.hi, a.hi)))
 
 
 def _at_least(a: Form, b: Form) -> bool:
