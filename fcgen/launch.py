@@ -167,10 +167,10 @@ class Loaded:
         self.frame = steady.Frame(list(arguments.values()), [kinds[n] for n in order], parameters, kernel, facts.threads, facts.smem_bytes,
                                   facts.pdl, counters.of(device).address if counted else None, len(self.counts))
 
-    def unusual(self, views: Mapping[str, View]) -> str:
-        """Do tensors disagree, is a row not contiguous, a stride not a multiple of what is asked for (16 bytes in half precision), or a
-        number large or, of what bulk copies read, 0? As text. What this lets pass, `Launcher._plan` and TMA take as it is; what it does not
-        may be legal or not."""
+    def unusual(self, views: Mapping[str, View], wide: Sequence[str]) -> str:
+        """Do tensors disagree, is a row not contiguous, a stride not a multiple of what is asked for (of 16 bytes in those that are
+        `wide`), or a number large or, of what bulk copies read, 0? As text. What this lets pass, `Launcher._plan` and TMA take as it is;
+        what it does not may be legal or not."""
         asked = {name: strides for name, _, *strides in self.facts.aligned}
         limits = {limit: r for limit, _, *r in self.facts.ranges}
         bulk = {of for kind, of, *_ in self.facts.flat if kind == "map"}
@@ -187,7 +187,7 @@ class Loaded:
             if a.rank > 1:
                 itemsize = tensors.ITEMSIZE[a.dtype]
                 cuts = any(kind == "map" and of == a.name and len(detail) > a.rank + 1 for kind, of, _, detail in self.facts.flat)
-                need = max([WIDEST if itemsize == 2 else itemsize, *asked.get(a.name, [])]) // itemsize
+                need = max([WIDEST if a.name in wide else itemsize, *asked.get(a.name, [])]) // itemsize
                 steps.setdefault((32 if cuts else 37, need - 1), []).extend(s for s in v.strides[:-1] if s != "0")
                 cut += v.shape if cuts else ()
         least: dict[int, list[str]] = {}

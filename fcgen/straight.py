@@ -70,16 +70,18 @@ class Script:
 
     # ---- a launch ----------------------------------------------------------------------------------------------------------
 
-    def launch(self, loaded: Loaded, views: Mapping[str, View], scalars: Mapping[str, str], stream: str, given: Sequence[str] = ()) -> None:
+    def launch(self, loaded: Loaded, views: Mapping[str, View], scalars: Mapping[str, str], stream: str, given: Sequence[str] = (),
+               wide: Sequence[str] = ()) -> None:
         """Launch a kernel. views, scalars: its arguments. given: outputs that were not made for this call, which may share memory with
-        another argument."""
-        self.check(loaded, views, scalars, given)
+        another argument. wide: tensors whose pointers and strides have to be multiples of 16 bytes, whatever the kernel asks."""
+        self.check(loaded, views, scalars, given, wide)
         self.go(loaded, views, scalars, stream)
 
-    def check(self, loaded: Loaded, views: Mapping[str, View], scalars: Mapping[str, str], given: Sequence[str] = ()) -> None:
+    def check(self, loaded: Loaded, views: Mapping[str, View], scalars: Mapping[str, str], given: Sequence[str] = (),
+              wide: Sequence[str] = ()) -> None:
         """Refuse what a launch may not take as it is."""
-        self.refuse(loaded.unusual(views))
-        self.refuse(self._misaligned(loaded, views))
+        self.refuse(loaded.unusual(views, wide))
+        self.refuse(self._misaligned(loaded, views, wide))
         for name in loaded.order[len(loaded.frame.arguments):]:
             self.refuse(self._unfit(loaded, name, scalars[name]))
         for name in given:
@@ -120,13 +122,13 @@ class Script:
         self.line(f"    {start}(block.config, block.params)", f"finally: {free}.append(block)")
 
     @staticmethod
-    def _misaligned(loaded: Loaded, views: Mapping[str, View]) -> str:
-        """Is a pointer 0, or not a multiple of what the kernel asks of it (16 bytes in half precision)?"""
+    def _misaligned(loaded: Loaded, views: Mapping[str, View], wide: Sequence[str]) -> str:
+        """Is a pointer 0, or not a multiple of what is asked of it?"""
         asked = {name: pointer for name, pointer, *_ in loaded.facts.aligned}
         masks: dict[int, list[str]] = {}
         for a in loaded.frame.arguments:
             size = ITEMSIZE[a.dtype]
-            masks.setdefault(max(WIDEST if size == 2 else size, asked.get(a.name, 1)) - 1, []).append(views[a.name].pointer)
+            masks.setdefault(max(WIDEST if a.name in wide else size, asked.get(a.name, 1)) - 1, []).append(views[a.name].pointer)
         tests = [f"({' | '.join(pointers)}) & {mask}" for mask, pointers in masks.items() if mask]
         return " or ".join([*tests, f"not ({' and '.join(views[a.name].pointer for a in loaded.frame.arguments)})"])
 

@@ -53,6 +53,12 @@ Call = Callable[..., Any]
 kinds: dict[Any, list[Call]] = {}
 
 
+#: the last call, if its sizes came again and again: (causal, with the log-sum-exp, schedule, with `out`, scale, guard, call)
+last: tuple[Any, ...] | None = None
+#: torch's module that knows whether forward-mode tangents are about
+forward_ad: Any = None
+
+
 def texts_of(given: Any) -> tuple[int, ...]:
     """What stands for functions where kinds are looked up: numbers of their texts, which a kind's plans keep alive."""
     return tuple([0 if f is None else id(getattr(getattr(f, "fn", f), "__code__", None) or type(f)) for f in given])
@@ -60,13 +66,15 @@ def texts_of(given: Any) -> tuple[int, ...]:
 
 def learn(key: tuple[Any, ...] | None, options: Options, q: Any, k: Any, v: Any, out: Any) -> None:
     """After a call that went well: know its kind. Only for torch tensors, and none that a gradient may flow from another time."""
+    global forward_ad
     torch = sys.modules.get("torch")
     every = (q, k, v) if out is None else (q, k, v, out)
     if key is None or torch is None or not guards.usable() or not all(isinstance(t, torch.Tensor) and not t.requires_grad for t in every):
         return
+    forward_ad = torch.autograd.forward_ad
     if len(kinds) >= _OPTIONS:
         kinds.clear()
-    kinds[key] = [_kind(options, torch, every), *kinds.get(key, [])[:_EACH - 1]]
+    kinds[key] = [_kind(options, torch, every, (key[0], key[1], options.schedule, key[3])), *kinds.get(key, [])[:_EACH - 1]]
 
 
 class _Sizes:
@@ -80,10 +88,11 @@ class _Sizes:
         self.times = 0
 
 
-def _kind(options: Options, torch: Any, every: tuple[Any, ...]) -> Call:
-    """Calls that differ in sizes, strides, pointers and what functions hold. every: the tensors of one."""
+def _kind(options: Options, torch: Any, every: tuple[Any, ...], own: tuple[Any, ...]) -> Call:
+    """Calls that differ in sizes, strides, pointers and what functions hold. every: the tensors of one; own: its options, as `last` has
+    them."""
     like = tensors.describe(every[0], "q")
-    guard, alone, forward_ad = guards.guard(every), [guards.guard((t,)) for t in every], torch.autograd.forward_ad
+    guard, alone = guards.guard(every), [guards.guard((t,)) for t in every]
     # empty_strided takes half the time of empty, which has a memory format to think about
     empty, empty_like, written = torch.empty_strided, torch.empty_like, torch.autograd.graph.increment_version
     known: dict[Any, _Sizes] = {}
@@ -92,14 +101,16 @@ def _kind(options: Options, torch: Any, every: tuple[Any, ...]) -> Call:
     others, mask, square = 0, options.mask, options.square
 
     def run(q: Any, k: Any, v: Any, out: Any, scale: float | None, given: Any) -> Any:
+        global last
         nonlocal others
         try:
-            if ready and not (q.is_nested or k.is_nested or v.is_nested or (out is not None and out.is_nested)):
+            if ready and given is None and not (q.is_nested or k.is_nested or v.is_nested or (out is not None and out.is_nested)):
                 for again in ready:
                     if (again[0] == scale and (again[1](q, k, v) if out is None else again[1](q, k, v, out))
                             and forward_ad._current_level < 0):
                         if again is not ready[0]:
                             _to_front(ready, again)
+                        last = *own, *again
                         return again[2](q, k, v, out)
                 others += 1
                 if others > _OTHERS:
@@ -107,6 +118,7 @@ def _kind(options: Options, torch: Any, every: tuple[Any, ...]) -> Call:
                     others = 0
             qs, ks, vs, qt, kt, vt = q.shape, k.shape, v.shape, q.stride(), k.stride(), v.stride()  # of nested ones that raises
             shape = None if out is None else out.shape
+            last = None
             if not (guard(q, k, v) if out is None else guard(q, k, v, out)) and not (
                     (q is k or k is v or q is v) and all([g(t) for g, t in zip(alone, (q, k, v, out))])):
                 return None

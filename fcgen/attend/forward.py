@@ -57,6 +57,17 @@ def attention(q: Any, k: Any, v: Any, *, causal: bool | str = False, scale: floa
 
         more = {"score": score, "mask": mask, "sinks": sinks, "dropout": dropout, "blocks": blocks}
         return traced(q, k, v, causal, scale, return_lse, schedule, out, more)
+    last = calls.last
+    if (last is not None and last[0] is causal and last[3] is (out is not None) and last[1] is return_lse and last[2] is schedule
+            and (last[4] is scale or (type(scale) is float and last[4] == scale)) and score is mask is sinks is dropout is blocks is None):
+        try:
+            if not (q.is_nested or k.is_nested or v.is_nested or (out is not None and out.is_nested)) and (
+                    last[5](q, k, v) if out is None else last[5](q, k, v, out)) and calls.forward_ad._current_level < 0:
+                result = last[6](q, k, v, out)
+                if result is not None:
+                    return result
+        except AttributeError:  # not torch's tensors
+            pass
     if type(causal) is not bool and type(causal) is not str:
         causal = _mask_word(causal)  # type: ignore[assignment]
     if scale is not None and type(scale) is not float:
@@ -73,9 +84,9 @@ def attention(q: Any, k: Any, v: Any, *, causal: bool | str = False, scale: floa
     return _unknown(key, q, k, v, _mask_word(causal), scale, bool(return_lse), schedule, out, given, blocks)
 
 
-def known(q: Any, k: Any, v: Any, causal: bool | str, scale: float | None, given: Functions | None = None) -> Any:
+def known(q: Any, k: Any, v: Any, causal: bool | str, scale: float | None, given: Functions | None = None, lse: bool = False) -> Any:
     """The result of a call of a kind that is known, None for others. scale: a float or None. given: functions, if any."""
-    key: tuple[Any, ...] = (causal, False, _NO_SCHEDULE, False)
+    key: tuple[Any, ...] = (causal, lse, _NO_SCHEDULE, False)
     for kind in calls.kinds.get(key if given is None else (*key, *calls.texts_of(given)), ()):
         result = kind(q, k, v, None, scale, given)
         if result is not None:

@@ -144,7 +144,7 @@ def plan(p: Part, lister: Part, each: int, device: int, like: Any, *, lse: bool,
     s.begin()
     mine = {n: views[n] for n in ("Begin", "End", "Sequence", "Number")}
     s.check(lister.loaded, mine, {"each": str(each)})
-    s.check(p.loaded, views, scalars, ["O"] if given else [])
+    s.check(p.loaded, views, scalars, ["O"] if given else [], tuple("QKVO"))
     s.go(lister.loaded, mine, {"each": str(each)}, s.stream)
     s.go(p.loaded, views, scalars, s.stream)
     return s.plan("(o, lse)" if lse else "o")

@@ -138,7 +138,7 @@ def plan(p: Part, device: int, like: Any, *, lse: bool, given: bool, rows: bool 
     scalars |= {"scale": "scale"} | ({"shift": lists.shift} if lists is not None and "shift" in p.loaded.kinds else {})
     if {*p.loaded.order} != {*views, *scalars} or any(len(views[a.name].shape) != a.rank for a in p.loaded.frame.arguments):
         return None
-    s.check(p.loaded, views, scalars, ["O"] if given else [])
+    s.check(p.loaded, views, scalars, ["O"] if given else [], tuple("QKVO"))
     if lists is not None:
         lists.go(s, *mask)
     s.go(p.loaded, views, scalars, s.stream)

@@ -15,10 +15,12 @@ from .operators import define, learnt
 
 #: how `causal` is written in a graph
 _WORDS = {False: "none", None: "none", True: "square"}
+#: a graph's word -> `causal`: objects that stay the same, by which the last call is known
+_CAUSAL: dict[str, Any] = {"none": False, "square": True, "top_left": "top_left", "bottom_right": "bottom_right"}
 
 
 def _plain(q: Any, k: Any, v: Any, causal: str, scale: float | None, return_lse: bool, out: Any = None) -> Any:
-    return forward.attention(q, k, v, causal=True if causal == "square" else causal, scale=scale, return_lse=return_lse, out=out)
+    return forward.attention(q, k, v, causal=_CAUSAL.get(causal, causal), scale=scale, return_lse=return_lse, out=out)
 
 
 def _like(q: Any, v: Any) -> Any:

@@ -6,9 +6,9 @@ arguments give the same result in a graph and outside; sizes are no part of a gr
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from ..attend import forward
 from ..attend.operators import define, learnt
 from ..attend.torch_op import _OPS as PLAIN
 from ..attend.training import in_order
+from ..attend.variants import Functions, functions
 from ..attend.varlen import attention_varlen
 from ..dropout import Dropout
 from ..errors import FcError
@@ -74,27 +75,33 @@ def _attend(q: Any, k: Any, v: Any, table: Any, sinks: Any, causal: str, left: i
     if table is None and sinks is None and left < 0 and right < 0 and not chunk and not softcap and not dropout and causal != "shifted":
         out = None if q.shape[3] == v.shape[3] or wants_gradient(q, k, v) else like_q(q, v)
         return forward.attention(q, k, v, causal=False if causal == "none" else causal, scale=scale, return_lse=lse, out=out)
-    learns = wants_gradient(*[t for t in (q, k, v, table, sinks) if t is not None])
-    return _with_functions(q, k, v, table, sinks, causal, left, right, shift, chunk, softcap, dropout, scale, lse, learns, seed)
-
-
-def _with_functions(q: Any, k: Any, v: Any, table: Any, sinks: Any, causal: str, left: int, right: int, shift: int, chunk: int,
-                    softcap: float | None, dropout: float | None, scale: float | None, lse: bool, learns: bool, seed: Any) -> Any:
-    """A call with masks, scores or sinks."""
     word: Any = causal if causal in ("top_left", "bottom_right") else False
-    if causal == "shifted":
-        right = 0
-    seen = positions(left, right, chunk, shift)
-    scored: list[Any] = [scores.soft_cap(float(softcap))] if softcap else []
+    seen, scored, given = _of_positions(left, 0 if causal == "shifted" else right, chunk, shift, softcap)
+    if table is None and sinks is None and not dropout and q.shape[3] == v.shape[3] and (scale is None or type(scale) is float):
+        found = forward.known(q, k, v, word, scale, given, lse)
+        if found is not None:
+            return found
     if table is not None:
         at = variants.table(table, (*q.shape[:3], k.shape[2]))
         if table.dtype == torch.bool:
-            seen.append(at)
+            seen = (*seen, at)
         else:
-            scored.append(variants.added(at))
+            scored = (*scored, variants.added(at))
+    learns = wants_gradient(*[t for t in (q, k, v, table, sinks) if t is not None])
     out = None if q.shape[3] == v.shape[3] or learns else like_q(q, v)
     return forward.attention(q, k, v, causal=word, scale=scale, return_lse=lse, out=out, score=joined(scored), sinks=sinks,
-                             mask=masks.and_masks(*seen) if len(seen) > 1 else seen[0] if seen else None, dropout=drawn(dropout, q, seed))
+                             mask=_all_of(seen), dropout=drawn(dropout, q, seed))
+
+
+@lru_cache(maxsize=1024)
+def _of_positions(left: int, right: int, chunk: int, shift: int, softcap: float | None) -> tuple[Any, Any, Functions]:
+    """Masks and scores of a call's numbers, and both as `fcgen.attention` has them."""
+    seen, scored = tuple(positions(left, right, chunk, shift)), (scores.soft_cap(float(softcap)),) if softcap else ()
+    return seen, scored, functions(score=joined(scored), mask=_all_of(seen))
+
+
+def _all_of(seen: Sequence[Any]) -> Any:
+    return masks.and_masks(*seen) if len(seen) > 1 else seen[0] if seen else None
 
 
 def attend_varlen(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rows: torch.Tensor, keys: torch.Tensor, most_rows: int, most_keys: int,
@@ -134,7 +141,7 @@ def positions(left: int, right: int, chunk: int, shift: int) -> list[Any]:
     return [*out, variants.chunks(chunk, shift)] if chunk else list(out)
 
 
-def joined(scored: list[Any]) -> Any:
+def joined(scored: Sequence[Any]) -> Any:
     """Score functions, one after the other."""
     return scores.chain(*scored) if len(scored) > 1 else scored[0] if scored else None
 

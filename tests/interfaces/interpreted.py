@@ -58,6 +58,7 @@ def alone(monkeypatch: Any) -> None:
     """No program that others made is found from here on, and none that is made is left to them."""
     for module, name in ((variants, "_kept"), (blocks, "_programs"), (captured, "_shared"), (captured, "_families"), (calls, "kinds"), (packed, "kinds")):
         monkeypatch.setattr(module, name, {})
+    monkeypatch.setattr(calls, "last", None)
     for module in (forward, variants, varlen, blocks):
         for name, kept in list(vars(module).items()):
             if hasattr(kept, "cache_clear"):

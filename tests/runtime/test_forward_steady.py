@@ -61,6 +61,7 @@ def world(monkeypatch):
 
     monkeypatch.setattr(forward, "compiled", compiled)
     monkeypatch.setattr(calls, "kinds", {})
+    monkeypatch.setattr(calls, "last", None)
     forward._arch.cache_clear()
     yield t, fake
     forward._arch.cache_clear()

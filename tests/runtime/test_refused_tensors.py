@@ -32,6 +32,7 @@ def fake(monkeypatch):
 
     monkeypatch.setattr(forward, "compiled", compiled)
     monkeypatch.setattr(calls, "kinds", {})
+    monkeypatch.setattr(calls, "last", None)
     forward._arch.cache_clear()
     yield fake
     forward._arch.cache_clear()
