@@ -162,10 +162,15 @@ class Kernel:
 
 def walk(block: Block) -> Iterator[Op]:
     """Every op of the block and of its regions, outer op before inner ones, in program order."""
-    for op in block.ops:
-        yield op
-        for r in op.regions:
-            yield from walk(r)
+    rest = [iter(block.ops)]
+    while rest:
+        for op in rest[-1]:
+            yield op
+            if op.regions:
+                rest += [iter(r.ops) for r in reversed(op.regions)]
+                break
+        else:
+            rest.pop()
 
 
 def walk_kernel(kernel: Kernel) -> Iterator[Op]:

@@ -14,7 +14,7 @@ from .core import Block, Kernel, Op, Role, Value
 from .layout import OpaqueLayout, RegLayout
 from .memory_map import buffer_problem
 from .named_barriers import NamedBarriers, is_one_thread
-from .op_table import PHASES, RuleError, attr_problem, misuse, need, told
+from .op_table import PHASES, OpDef, RuleError, attr_problem, misuse, need, told
 from .ops import OPS
 from .ranges import admitted
 from .rings import strays
@@ -28,8 +28,8 @@ AXES = 8
 
 
 class Verifier:
-    def __init__(self, kernel: Kernel, places: Mapping[Any, Loc]):
-        self.kernel, self.places = kernel, places
+    def __init__(self, kernel: Kernel, places: Mapping[Any, Loc], known: set[Op] | None = None):
+        self.kernel, self.places, self.known = kernel, places, set() if known is None else known
         self.phase = kernel_rules.phase(kernel)
         self.warps = 0  # of the role
         self.number = 0
@@ -119,33 +119,22 @@ class Verifier:
         for v in op.operands:
             if v not in self.seen:
                 raise self.bad(op, RuleError(f"operand %{v.name} is used before it is defined"))
-        problem = attr_problem(d, op.attrs)
-        if problem is not None:
-            raise self.bad(op, problem[1])
-        wrong = misuse(op)
-        if wrong is not None:
-            raise self.bad(op, wrong)
         try:
-            types = d.infer(tuple([v.type for v in op.operands]), op.attrs)
-            if types is not None:
-                got = tuple([r.type for r in op.results])
-                if tuple(types) != got:
-                    raise RuleError("result types follow from the operands", expected=_join(types), got=_join(got))
-            if d.check is not None:
-                d.check(op)
+            if op not in self.known:
+                self.alone(op, d)
+                self.known.add(op)
             if op.kind == "slot":
                 need(op.operands[0] in self.rings, "slot takes a ring of the kernel", "of an `smem` line", f"%{op.operands[0].name}")
-            if op.kind in ("barrier", "syncwarp"):
+            elif op.kind in ("barrier", "syncwarp"):
                 need(not self.lone, f"{op.kind}: a role that works on no fragments is one thread, and would wait for ever", "no barrier",
                      f"role {self.kernel.roles[self.number].name}")
-            if "named barrier" in OPS[op.kind].traits:
-                self.named.see(op, self.number)
             elif op.kind == "row_part" and self.warps:
                 need(self.warps % op["parts"] == 0, "row_part: equal parts of the role's warps", f"a divisor of {self.warps}", op["parts"])
             elif op.kind in ("mbar_arrive", "tma_load"):
                 blocks = op.get("cluster") or op.get("multicast") or 1
                 need(blocks in (1, self.kernel.cluster), f"{op.kind}: it reaches all blocks of the cluster", self.kernel.cluster, blocks)
-            need("regions" in OPS[op.kind].traits or not op.regions, f"{op.kind} has no regions")
+            if "named barrier" in d.traits:
+                self.named.see(op, self.number)
         except RuleError as e:
             raise self.bad(op, e) from None
         except (AssertionError, AttributeError, IndexError, KeyError, TypeError, ValueError) as e:
@@ -153,6 +142,22 @@ class Verifier:
             raise self.bad(op, RuleError("these operands and results make no sense here", expected=d.doc,
                                          got=f"{_join(v.type for v in op.operands) or 'nothing'} -> "
                                              f"{_join(v.type for v in op.results) or 'nothing'}")) from e
+
+    @staticmethod
+    def alone(op: Op, d: OpDef) -> None:
+        """What an op must hold wherever it stands."""
+        problem = attr_problem(d, op.attrs)
+        wrong = problem[1] if problem is not None else misuse(op)
+        if wrong is not None:
+            raise wrong
+        types = d.infer(tuple([v.type for v in op.operands]), op.attrs)
+        if types is not None:
+            got = tuple([r.type for r in op.results])
+            if tuple(types) != got:
+                raise RuleError("result types follow from the operands", expected=_join(types), got=_join(got))
+        if d.check is not None:
+            d.check(op)
+        need("regions" in d.traits or not op.regions, f"{op.kind} has no regions")
 
     def type_problem(self, t: Type) -> RuleError | None:
         """What a type must hold by itself, and in a role of so many warps."""
@@ -205,11 +210,12 @@ def _join(types: Iterable[Any]) -> str:
     return ", ".join(map(str, types))
 
 
-def verify(kernel: Kernel, *, places: Mapping[Any, Loc] | None = None) -> Kernel:
+def verify(kernel: Kernel, *, places: Mapping[Any, Loc] | None = None, known: set[Op] | None = None) -> Kernel:
     """Check a kernel: what it holds besides ops (`kernel_rules`), every op against its record and its phase, and that values are defined
     once and before use. Returns the kernel.
 
     Raises FcError "ir/verify" with the place and, as notes, the op itself. places: for a kernel that was read from text, where in it
-    what is no op stands, by the keys of `kernel_rules`."""
-    Verifier(kernel, places or {}).run()
+    what is no op stands, by the keys of `kernel_rules`. known: ops that are right wherever they stand (ops never change), which learns
+    those of this kernel: for those who check one program after the other."""
+    Verifier(kernel, places or {}, known).run()
     return kernel

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..errors import FcError, did_you_mean
-from ..ir.core import Kernel
+from ..ir.core import Kernel, Op
 from ..ir.schedule import Schedule
 from ..ir.target import Target
 from ..ir.verify import verify
@@ -78,10 +78,12 @@ def run_passes(kernel: Kernel, schedule: Schedule, target: Target, stop_after: s
     if stop_after is not None and stop_after not in names:
         raise FcError("compile/schedule", "no pass has this name", expected=", ".join(names), got=stop_after,
                       hint=did_you_mean(stop_after, names))
+    known: set[Op] = set()
     for p in PIPELINE:
-        kernel = p.run(kernel, schedule, target)
+        before, kernel = kernel, p.run(kernel, schedule, target)
         try:
-            verify(kernel)
+            if kernel is not before:
+                verify(kernel, known=known)
         except FcError as e:
             raise FcError(e.code, f"internal error: after the pass {p.name}: {e.message}", expected=e.expected, got=e.got,
                           loc=e.loc, notes=[*e.notes, "the program:", *str(kernel).splitlines()],
