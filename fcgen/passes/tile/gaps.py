@@ -1,8 +1,8 @@
 """How far apart two scalars can be at most, whatever the sizes are: `at_most(high, low, gap, defs)` is true only if high <= low + gap.
 
-Scalars are read as sums of what they are made of. A minimum is below each of its operands, a maximum above; a choice is one of two, the same
-one wherever its condition decides. Quotients by one number differ by at most the quotient of what they are taken of, and by less where
-remainders are known: what is 1 past a multiple of 64 leaves 1 or 65 of 128.
+Scalars are read as sums of what they are made of. A minimum is below each of its operands, a maximum above; a choice is one of two, the
+same one wherever its condition decides. Quotients by one number differ by at most the quotient of what they are taken of, and by less
+where remainders are known: what is 1 past a multiple of 64 leaves 1 or 65 of 128.
 """
 
 from __future__ import annotations

@@ -10,8 +10,8 @@ loop may have no tile at all).
 With `schedule.tokens`, a group of warps starts a turn with each iteration's first dot.
 
 A chain of loops is skewed as one loop: the tile before the first one of a copy is the last one of the copy before it. The first tile's ops
-come from a copy that keeps all masks, which holds for any tile; a masked copy that has at most
-that tile, for all sizes (`gaps`), is left out.
+come from a copy that keeps all masks, which holds for any tile; a masked copy that has at most that tile, for all sizes (`gaps`), is left
+out.
 
 This is modulo scheduling (Rau, 1994) with two stages.
 """
