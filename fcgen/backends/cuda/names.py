@@ -35,6 +35,12 @@ PREDEFINED = frozenset("NULL assert va_arg va_copy va_end va_start threadIdx blo
 _VENDOR = re.compile(r"cu(da|_)", re.IGNORECASE)
 
 
+@lru_cache(1 << 13)
+def words_in(line: str) -> tuple[str, ...]:
+    """The identifiers of a line, comments left out, each once."""
+    return tuple(dict.fromkeys(WORD.findall(code_of(line))))
+
+
 def code_of(line: str) -> str:
     """A line without its comment. Kernels have no strings, so `//` is always one."""
     return line.split("//", 1)[0]
