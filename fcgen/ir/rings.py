@@ -6,9 +6,9 @@ one ring's position and now the other's would be neither.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from .core import Block, Op, Value
+from .core import Block, Kernel, Op, Value, walk
 from .op_table import RuleError
 from .types import Cursor
 
@@ -39,3 +39,25 @@ def strays(block: Block, of: dict[Value, Value] | None = None) -> tuple[Op, Rule
                                                      f"%{v.name}, of %{of[v].name}")
                 of[r] = of[v]
     return None
+
+
+#: ops that let a channel's slot go: the arrival, and the step to the next slot
+RELEASES = {"mbar_arrive", "advance"}
+
+
+def of_channel(read: Op, made: Mapping[Value, Op]) -> Op | None:
+    """The view that an op reads registers from, where it is the slot at a channel's position."""
+    view = made.get(read.operands[0]) if read.kind in ("ld_shared", "ldmatrix") else None
+    return view if view is not None and view.kind == "slot" and isinstance(view.operands[1].type, Cursor) else None
+
+
+def walked(kernel: Kernel) -> dict[Value, set[Value]]:
+    """Position -> the rings and barriers whose slots it says, anywhere in its role."""
+    of: dict[Value, Value] = {}
+    rings: dict[Value, set[Value]] = {}
+    for role in kernel.roles:
+        strays(role.body, of)
+        for op in walk(role.body):
+            for v in (v for v in op.operands if v in of):
+                rings.setdefault(of[v], set()).update(o for o in op.operands if o in kernel.buffers)
+    return {v: rings.get(first, set()) for v, first in of.items()}

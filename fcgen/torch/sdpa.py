@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ..attend import calls, forward
+from ..attend import forward, guards
 from ..attend.calls import HEADS
 from ..errors import FcError
 from .core import attend, recorded, refuse
@@ -77,8 +77,8 @@ def _seen(q: Any, k: Any, v: Any, gqa: Any) -> bool:
 
 def _remember(q: Any, k: Any, v: Any) -> None:
     plain = all(type(x) is torch.Tensor and x.dim() == 4 and not x.requires_grad for x in (q, k, v))
-    if plain and calls._guards() is not None and not recorded(q, k, v) and not any([alike(q, k, v) for alike in _kinds]):
-        _kinds[:] = [calls.guard((q, k, v)), *_kinds[:3]]
+    if plain and guards.usable() and not recorded(q, k, v) and not any([alike(q, k, v) for alike in _kinds]):
+        _kinds[:] = [guards.guard((q, k, v)), *_kinds[:3]]
 
 
 def _attention(q: Any, k: Any, v: Any, mask: Any, dropout: float, causal: bool, scale: float | None, gqa: bool) -> Any:

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.alike import alike, masks_more
+from benchmarks.alike import alike
 from benchmarks.edits import EDITS
 from benchmarks.random_edits import edited, keep, kept, program, reason, run, shipped, sound, summary
+from benchmarks.same_values import only_numbers, same_values
 from fcgen.build.compiler import from_text
 from fcgen.errors import FcError
 
@@ -71,14 +72,16 @@ def test_kernels_that_take_the_same_steps(old: str, new: str, same: bool) -> Non
     assert alike(a, b, every=19) == same
 
 
-def test_more_tiles_that_are_masked_do_no_harm_and_fewer_do() -> None:
+def test_whole_numbers_that_are_other_do_no_harm_where_the_values_are_the_same() -> None:
+    p, oracle = program("sm_89 mma 0")
     more, fewer = (re.sub(r"(%whole_to = )max (%\w+), (%\w+)", text, TEXT) for text in (r"\1min \2, \3", r"\1add \2, \2"))
-    assert TEXT not in (more, fewer)
-    before = from_text(TEXT, "kernel.fc")
-    assert masks_more(before, from_text(more, "edited.fc"), 19) and not masks_more(before, from_text(fewer, "edited.fc"), 7)
-    assert not alike(before, from_text(more, "edited.fc"), 7)
     swapped = re.sub(r"sub (%\w+), (%\w+) : frag", r"sub \2, \1 : frag", TEXT, count=1)
-    assert swapped != TEXT and not masks_more(before, from_text(swapped, "edited.fc"), 19)
+    assert len({TEXT, more, fewer, swapped}) == 4
+    assert not only_numbers(p.machine, from_text(swapped, "edited.fc"))
+    assert all(only_numbers(p.machine, from_text(text, "edited.fc")) for text in (more, fewer))
+    assert same_values(p.machine, from_text(more, "edited.fc"), p.target, oracle, 9, 2)  # more tiles are masked
+    with pytest.raises(FcError):
+        same_values(p.machine, from_text(fewer, "edited.fc"), p.target, oracle, 9, 2)
 
 
 def test_results_go_on_behind_a_line_that_was_cut_off(tmp_path: Path) -> None:

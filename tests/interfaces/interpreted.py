@@ -17,7 +17,7 @@ from fcgen.build.program import Program
 from fcgen.ir.sizes import is_made
 from fcgen.ir.types import DTYPES
 from fcgen.runtime import tensors
-from fcgen.torch import sdpa, steady
+from fcgen.torch import sdpa
 from tests.runtime.pretend import Driver, install, real_torch
 
 
@@ -57,9 +57,8 @@ class Interpreted:
 
 def alone(monkeypatch: Any) -> None:
     """No program that others made is found from here on, and none that is made is left to them."""
-    for module, name in ((variants, "_kept"), (blocks, "_programs"), (captured, "_shared"), (captured, "_families"), (calls, "_kinds"), (steady, "_known")):
+    for module, name in ((variants, "_kept"), (blocks, "_programs"), (captured, "_shared"), (captured, "_families"), (calls, "kinds")):
         monkeypatch.setattr(module, name, {})
-    monkeypatch.setattr(calls, "recent", ())
     monkeypatch.setattr(sdpa, "_kinds", [])
     for module in (forward, variants, varlen, blocks):
         for name, kept in list(vars(module).items()):

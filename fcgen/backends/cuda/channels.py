@@ -8,7 +8,7 @@ from itertools import product
 from ...errors import FcError
 from ...ir.access import Access
 from ...ir.async_ops import boxes, share
-from ...ir.core import Block, Kernel, Op, Value, walk, walk_kernel
+from ...ir.core import Block, Op, Value, walk
 from ...ir.types import Buffer, Cursor, Scalar, Tensor
 from ..targets.hopper import HINTS
 from .boxes import Boxes
@@ -31,32 +31,6 @@ def _cursor(em: Emitter, op: Op) -> None:
     if slot:
         em.w.line(f"int {slot} = 0;")
     em.w.line(f"uint32_t {parity} = 0;")
-
-
-def walked(kernel: Kernel) -> dict[Value, set[Value]]:
-    """cursor -> the rings and barriers whose slots it says, in all of its role."""
-    sets: dict[Value, tuple[set[Value], set[Value]]] = {}  # a value -> (the positions of one ring, what they are read with)
-
-    def of(v: Value) -> tuple[set[Value], set[Value]]:
-        return sets.setdefault(v, ({v}, set()))
-
-    def join(a: Value, b: Value) -> None:
-        (x, rings), (y, more) = of(a), of(b)
-        if x is not y:
-            x |= y
-            rings |= more
-            sets.update(dict.fromkeys(y, (x, rings)))
-
-    for op in walk_kernel(kernel):
-        for v in (v for v in op.operands if isinstance(v.type, Cursor)):
-            of(v)[1].update(o for o in op.operands if o in kernel.buffers)
-        pairs = [(op.operands[0], op.result)] if op.kind == "advance" else []
-        for r in op.regions:
-            pairs += [*zip(op.operands[::-1], r.args[::-1]), *zip(op.results[::-1], r.yielded[::-1])]
-        for a, b in pairs:
-            if isinstance(a.type, Cursor):
-                join(a, b)
-    return {v: rings for v, (_, rings) in sets.items()}
 
 
 @emits("advance")
@@ -125,21 +99,6 @@ def _arrive(em: Emitter, op: Op) -> None:
         em.w.line(f"if (lane < {blocks}) {em.fn('mbar_arrive_cluster')}({bar}, lane);")
 
 
-@emits("cluster_sync")
-def _cluster_sync(em: Emitter, op: Op) -> None:
-    em.w.line(f"{em.fn('cluster_sync')}();")
-
-
-@emits("grid_wait")
-def _grid_wait(em: Emitter, op: Op) -> None:
-    em.w.line(f"{em.fn('grid_wait')}();  // until the kernels in front have ended: tensors may be touched from here on")
-
-
-@emits("launch_dependents")
-def _launch_dependents(em: Emitter, op: Op) -> None:
-    em.w.line(f"{em.fn('launch_dependents')}();")
-
-
 @emits("tma_load")
 def _tma_load(em: Emitter, op: Op) -> None:
     tensor, view, bars, cursor = op.operands[0], *op.operands[-3:]
@@ -200,15 +159,9 @@ def _start(em: Emitter, op: Op) -> None:
     em.w.line(f"if (warp / 4 == {em.kernel.warps // 4 - 1}) {em.fn('bar_arrive')}({op['id']}, 256);")
 
 
-@emits("block_index")
-def _block_index(em: Emitter, op: Op) -> None:
-    em.scalars[op.result] = X("int(blockIdx.x)")
-    em.nonneg.add(op.result)
-
-
-@emits("block_count")
-def _block_count(em: Emitter, op: Op) -> None:
-    em.scalars[op.result] = X("int(gridDim.x)")
+@emits("block_index", "block_count")
+def _block(em: Emitter, op: Op) -> None:
+    em.scalars[op.result] = X("int(blockIdx.x)" if op.kind == "block_index" else "int(gridDim.x)")
     em.nonneg.add(op.result)
 
 

@@ -194,14 +194,16 @@ def _branch(em: Emitter, op: Op, block: Block, names: dict[Value, str]) -> None:
     move(em, list(zip(op.results, block.yielded)), names)
 
 
-@emits("commit_group")
-def _commit(em: Emitter, op: Op) -> None:
-    em.w.line(f"{em.fn('commit_group')}();")
+#: ops that are one call of the function with their name -> the attribute that says how many groups may be left, what is remarked
+CALLS = {"commit_group": ("", ""), "wait_group": ("n", ""), "wgmma_commit": ("", ""), "wgmma_wait": ("groups", ""),
+         "bulk_commit": ("", "of a thread that started none: an empty group"), "proxy_fence": ("", ""), "cluster_sync": ("", ""),
+         "grid_wait": ("", "until the kernels in front have ended: tensors may be touched from here on"), "launch_dependents": ("", "")}
 
 
-@emits("wait_group")
-def _wait(em: Emitter, op: Op) -> None:
-    em.w.line(f"{em.fn('wait_group')}<{op['n']}>();")
+@emits(*CALLS)
+def _call(em: Emitter, op: Op) -> None:
+    count, remark = CALLS[op.kind]
+    em.w.line(f"{em.fn(op.kind)}{f'<{op[count]}>' if count else ''}();{f'  // {remark}' if remark else ''}")
 
 
 @emits("barrier", "syncwarp")

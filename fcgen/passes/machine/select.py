@@ -14,6 +14,7 @@ from ...errors import FcError
 from ...ir.alignment import demanded, with_promises
 from ...ir.core import Block, Kernel, Op, Value, free_values, walk
 from ...ir.layout import Factor, OpaqueLayout, RegLayout, SmemLayout, mma_a, mma_b, mma_run, rowwise, warp_grid
+from ...ir.lifetimes import WRITES
 from ...ir.rewrite import Builder, Env
 from ...ir.schedule import Schedule
 from ...ir.target import Target
@@ -57,14 +58,12 @@ class _Selector:
             if rule is not None:
                 rule(op, b, env)
                 continue
-            results = tuple(Value(r.type, r.name) for r in op.results)
-            for old, new in zip(op.results, results):
-                env[old] = new
-                self.defs[new] = op
+            results = env.anew(op.results)
+            self.defs |= dict.fromkeys(results, op)
             outer = self.chain, self.staged
             if op.kind == "for":
                 self.chain, self.staged = op.get("chain"), {}
-            b.add(replace(op, results=results, regions=tuple(self.block(r, env, warps) for r in op.regions)))
+            b.add(replace(op.within(lambda r: self.block(r, env, warps)), results=results))
             self.chain, self.staged = outer
         self.held = held  # what was fetched in this block does not reach the ops outside it
         return b.block(block.args)
@@ -153,10 +152,11 @@ class _Selector:
 
     def hold(self, loop: Op, b: Builder, env: Env) -> None:
         """Left operands that a loop only reads are fetched into registers once, in front of it."""
-        outside = free_values(loop.regions[0]) - _written(loop.regions[0])
-        for op in _dots(loop.regions[0]):
-            a = env[op.operands[0]]
-            if op["math"] == "mma" and isinstance(a.type, Buffer) and op.operands[0] in outside and a not in self.held:
+        body = loop.regions[0]
+        outside = free_values(body) - {v for o in walk(body) if o.kind in WRITES for v in o.operands}
+        for op in walk(body):
+            a = env[op.operands[0]] if op.get("math") == "mma" else None
+            if a is not None and isinstance(a.type, Buffer) and op.operands[0] in outside and a not in self.held:
                 rows, depth = a.type.shape[::-1] if op["ta"] else a.type.shape
                 t = Frag(a.type.dtype, (rows, depth), mma_a(rows, depth, warp_grid(op.result.type.layout), a.type.dtype.bytes))
                 zero = _int(0, b)
@@ -314,12 +314,3 @@ def _unrolled(count: int, name: str, acc: Value, step: Any, b: Builder, unroll: 
 
 def _int(value: int, b: Builder) -> Value:
     return b.emit("const", value=value, dtype="i32")
-
-
-def _written(block: Block) -> set[Value]:
-    """Buffers that are filled inside the block."""
-    return {v for o in walk(block) if o.kind in ("cp_async", "st_shared", "stmatrix") for v in o.operands if isinstance(v.type, Buffer)}
-
-
-def _dots(block: Block) -> list[Op]:
-    return [o for o in walk(block) if o.kind == "dot"]

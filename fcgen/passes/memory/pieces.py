@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from ...ir.access import SCALARS, Access
-from ...ir.core import Block, Kernel, Op, Value, free_values
+from ...ir.core import Block, Kernel, Op, Value
 from ...ir.layout import Factor, RegLayout
 from ...ir.registers import least
 from ...ir.rewrite import Builder, Env, map_bodies, substitute
@@ -36,8 +36,7 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
 
 def _block(block: Block, buffers: list[Value], made: bool) -> Block:
     """made: what is stored to a slot is the work of a role of its own."""
-    inner = lambda o: replace(o, regions=tuple(_block(r, buffers, made) for r in o.regions)) if o.regions else o
-    block = Block(block.args, tuple(map(inner, block.ops)))
+    block = Block(block.args, tuple(o.within(lambda r: _block(r, buffers, made)) for o in block.ops))
     while (group := _first(block, made)) is not None:
         block = group.rewritten(buffers)
     return block
@@ -172,7 +171,7 @@ def _group(block: Block, stores: list[Op], work: list[Op], made: dict[Value, Op]
     mine = {id(o) for o in (*stores, *work)}
     inner = {r for o in work for r in o.results}
     others = [o for o in block.ops if id(o) not in mine]
-    outside = any(v in inner for o in others for v in (*o.operands, *(x for r in o.regions for x in free_values(r))))
+    outside = any(o.reads & inner for o in others)
     given = [made[v] for o in (*work, *stores) for v in o.operands[:2] if v in made and v not in inner]
     late = any(place[id(o)] > place[id(stores[0])] for o in given if id(o) not in mine)
     if outside or late:

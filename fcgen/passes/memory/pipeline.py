@@ -97,18 +97,10 @@ class _Pipeliner:
             elif self.own(op):
                 self.in_place(self._subst(op, env), op, b, env)
             else:
-                new = self._subst(op, env)
-                new = replace(new, regions=tuple(self._region(r, env) for r in op.regions),
-                              results=tuple(Value(r.type, r.name) for r in op.results))
-                for old, res in zip(op.results, new.results):
-                    env[old] = res
-                b.add(new)
+                new = self._subst(op, env).within(lambda r: self.block(substitute_block(r, env)))
+                b.add(replace(new, results=env.anew(op.results)))
             i += 1
         return b.block(block.args)
-
-    def _region(self, block: Block, env: Env) -> Block:
-        inner = substitute_block(block, env)
-        return self.block(inner)
 
     def own(self, op: Op) -> bool:
         return is_shared_load(op) and fills_itself(op, self.schedule)
@@ -152,11 +144,8 @@ class _Pipeliner:
                 body = self._take_turns(rings, i, body, low, high, down)
             elif rings:
                 body = self._steady(rings, i, body, low, high, down)
-            operands = (*op.operands[:2], *(env[v] for v in old.operands[2:]))
-            new = replace(op, operands=operands, regions=(self.block(body),), results=tuple(Value(r.type, r.name) for r in old.results))
-            for res, fresh in zip(old.results, new.results):
-                env[res] = fresh
-            b.add(new)
+            operands = (*op.operands[:2], *env.all(old.operands[2:]))
+            b.add(replace(op, operands=operands, regions=(self.block(body),), results=env.anew(old.results)))
 
     def _rings(self, bodies: list[Block], whole: int) -> list[_Ring]:
         """The loads that can run ahead: in every loop of the chain, with positions that follow from the index alone."""

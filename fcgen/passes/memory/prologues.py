@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from ...ir.alignment import promised
-from ...ir.core import Block, Kernel, Op, Value, free_values, walk, walk_kernel
+from ...ir.core import Block, Kernel, Op, Value, walk, walk_kernel
 from ...ir.rewrite import Builder, Env, copy_op, substitute
 from ...ir.schedule import Schedule
 from ...ir.target import Target
@@ -44,10 +44,10 @@ def _made_apart(kernel: Kernel, schedule: Schedule) -> Kernel:
 def _block(block: Block, written: set[Value], buffers: list[Value]) -> Block:
     b = Builder()
     for op in block.ops:
-        op = replace(op, regions=tuple(_block(r, written, buffers) for r in op.regions)) if op.regions else op
+        op = op.within(lambda r: _block(r, written, buffers))
         work = _work(op.regions[0], written) if op.kind == "for" and not op.get("unroll") else None
         if work is not None:
-            buffers += work.rings.values()
+            buffers.extend(work.rings.values())
             op = work.ahead(op, b)
         b.add(op)
     return b.block(block.args)
@@ -99,7 +99,7 @@ def _work(body: Block, written: set[Value]) -> _Work | None:
     chosen = [(s, ops) for s in stages if (ops := _leads_to(s, body, made, written)) is not None]
     while True:  # what others read of the work cannot be moved
         inside = {id(body.ops[n]) for _, ops in chosen for n in ops}
-        outside = {v for o in body.ops if id(o) not in inside for v in (*o.operands, *(x for r in o.regions for x in free_values(r)))}
+        outside = {v for o in body.ops if id(o) not in inside for v in o.reads}
         tiles = lambda s, ops: [v for n in ops if body.ops[n] is not s for v in body.ops[n].results if not isinstance(v.type, Scalar)]
         kept = [(s, ops) for s, ops in chosen if not outside.intersection(tiles(s, ops))]
         if len(kept) == len(chosen):
@@ -111,12 +111,8 @@ def _work(body: Block, written: set[Value]) -> _Work | None:
     rings = {s.result: Value(replace(s.result.type, slots=2), s.result.name) for s, _ in chosen}
     products = {r for o in body.ops if o.kind == "dot" for r in o.results}
     last = max(n for n, o in enumerate(body.ops) if set(o.operands) & set(rings))
-    at = next(n for n, o in enumerate(body.ops) if n > last and (o.kind == "yield" or (o.kind != "dot" and _reads(o, products))))
+    at = next(n for n, o in enumerate(body.ops) if n > last and (o.kind == "yield" or (o.kind != "dot" and o.reads & products)))
     return _Work(body, [body.ops[n] for n in work], rings, at)
-
-
-def _reads(op: Op, values: set[Value]) -> bool:
-    return any(v in values for v in op.operands) or any(free_values(r) & values for r in op.regions)
 
 
 def _feeds_products(v: Value, body: Block) -> bool:

@@ -25,7 +25,7 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
 
 
 def _block(block: Block, defs: dict[Value, Op]) -> Block:
-    block = Block(block.args, tuple(replace(o, regions=tuple(_block(r, defs) for r in o.regions)) if o.regions else o for o in block.ops))
+    block = Block(block.args, tuple(o.within(lambda r: _block(r, defs)) for o in block.ops))
     for op in block.ops:
         found = _uniform(op, defs)
         if found is not None:

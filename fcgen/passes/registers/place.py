@@ -32,7 +32,7 @@ from .homes import ELEMENTWISE, SMEM, Homes
 def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
     homes = Homes(kernel, schedule, target)
     placer = _Placer(homes)
-    body = placer.block(kernel.body, Env(), tuple(Value(a.type, a.name) for a in kernel.body.args))
+    body = placer.block(kernel.body, Env(), tuple(a.anew() for a in kernel.body.args))
     if schedule.skip_ones and "skip_ones" not in placer.used:
         raise without_effect("skip_ones", "no tile is multiplied by a factor per row", expected="tile * row in the program")
     if schedule.epilogue == "quad" and "quad" not in placer.used:
@@ -136,10 +136,7 @@ class _Placer:
             env[op.result] = self.make(op, self.homes[op.result], b, env)
 
     def plain(self, op: Op, b: Builder, env: Env) -> None:
-        results = tuple(Value(r.type, r.name) for r in op.results)
-        for old, new in zip(op.results, results):
-            env[old] = new
-        b.add(replace(op, operands=env.all(op.operands), results=results))
+        b.add(replace(op, operands=env.all(op.operands), results=env.anew(op.results)))
 
     def loop(self, op: Op, b: Builder, env: Env) -> None:
         body = op.regions[0]

@@ -12,10 +12,9 @@ the branch too.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
-from ...ir.core import Block, Kernel, Op, Value, definitions, free_values, uses, walk_kernel
+from ...ir.core import Block, Kernel, Op, Value, definitions, uses, walk_kernel
 from ...ir.op_table import having
 from ...ir.rewrite import Builder, Env, copy_op, map_bodies, remove_dead, substitute
 from ...ir.schedule import Schedule
@@ -52,8 +51,7 @@ def _voted(kernel: Kernel, schedule: Schedule) -> Kernel:
 
 
 def _block(block: Block, defs: dict[Value, Op], positive: set[Value], schedule: Schedule, found: list[Op]) -> Block:
-    inner = lambda o: replace(o, regions=tuple(_block(r, defs, positive, schedule, found) for r in o.regions)) if o.regions else o
-    block = Block(block.args, tuple(map(inner, block.ops)))
+    block = Block(block.args, tuple(o.within(lambda r: _block(r, defs, positive, schedule, found)) for o in block.ops))
     tried: set[Value] = set()
     while True:
         conditions = [o for o in block.ops if o.kind == "select" and _is_row(o.operands[0]) and o.operands[0] not in tried
@@ -147,7 +145,7 @@ class _Vote:
     def first_use(self, v: Value) -> int:
         spots = [self.place[id(o)] for o in self.users[v] if id(o) in self.place
                  and not (o.results and (o.results[0] in self.same or o.results[0] in self.neutral))]
-        nested = [n for n, o in enumerate(self.block.ops) if o.regions and any(v in free_values(r) for r in o.regions)]
+        nested = [n for n, o in enumerate(self.block.ops) if o.regions and v in o.reads - set(o.operands)]
         return min([*spots, *nested], default=len(self.block.ops) - 1)
 
     def position(self, v: Value) -> int:
@@ -184,7 +182,7 @@ class _Vote:
 
     def rewrite(self, outputs: list[Value], inside: list[Op], at: int) -> Block:
         covered = {id(o) for o in inside}
-        todo = [v for o in self.block.ops if id(o) not in covered for v in (*o.operands, *(x for r in o.regions for x in free_values(r)))]
+        todo = [v for o in self.block.ops if id(o) not in covered for v in o.reads]
         while todo:  # what ops outside read stays for them too, unless the branch gives it
             v = todo.pop()
             op = self.local.get(v)
@@ -212,10 +210,7 @@ class _Vote:
         then.do("yield", *(inner[v] for v in outputs))
         keep = Builder(b.loc)
         keep.do("yield", *(self.same[v] for v in outputs))
-        results = tuple(Value(v.type, v.name) for v in outputs)
-        b.add(Op("if", (some,), results, {}, (then.block(), keep.block()), b.loc))
-        for v, r in zip(outputs, results):
-            env[v] = r
+        b.add(Op("if", (some,), env.anew(outputs), {}, (then.block(), keep.block()), b.loc))
 
     def threshold(self) -> tuple[Op, Value, Value | None, Value] | None:
         """(reduce, old, scale, t) where the condition is (max(old, row maximum) - old) [* scale] > t with scale and t positive."""

@@ -116,7 +116,7 @@ class Factor:
             if op.kind == "for":
                 self.loop(op, out)
             elif op.regions:
-                out.append(replace(op, regions=tuple(Block(r.args, self.ops(r)) for r in op.regions)))
+                out.append(op.within(lambda r: Block(r.args, self.ops(r))))
             else:
                 self.op(op, out)
             self.seen.update(op.results)
@@ -170,7 +170,7 @@ class Factor:
             args = list(body.args)
             for i in sorted(assumed):
                 old = args[1 + i]
-                args[1 + i] = Value(old.type, old.name)
+                args[1 + i] = old.anew()
                 self.factored(old, args[1 + i], op, top)
             ops = [*top, *self.ops(body)]
             wrong = {i for i in assumed if self.unscaled(body.yielded[i]) is None}
@@ -181,7 +181,7 @@ class Factor:
         yields = [self.unscaled(v) if i in assumed else v for i, v in enumerate(last.operands)]
         ops[-1] = replace(last, operands=tuple(v for v in yields if v is not None))
         starts = [self.unscaled(v) if i in assumed else v for i, v in enumerate(inits)]
-        results = [Value(r.type, r.name) if i in assumed else r for i, r in enumerate(op.results)]
+        results = [r.anew() if i in assumed else r for i, r in enumerate(op.results)]
         rest = tuple(Block(r.args, self.ops(r)) for r in op.regions[1:])
         out.append(replace(op, operands=(*op.operands[:2], *(v for v in starts if v is not None)), results=tuple(results),
                            regions=(Block(tuple(args), tuple(ops)), *rest)))

@@ -22,9 +22,9 @@ from dataclasses import dataclass, replace
 
 from ...errors import FcError
 from ...ir.access import guards
-from ...ir.core import Block, Kernel, Op, Value, definitions, free_values, uses, walk, walk_kernel
+from ...ir.core import Block, Kernel, Op, Value, definitions, uses, walk, walk_kernel
 from ...ir.ops import has_effect
-from ...ir.rewrite import Builder, Env, copy_op, map_bodies, remove_dead, substitute_block
+from ...ir.rewrite import Builder, Env, copy_op, map_bodies, remove_dead, substitute, substitute_block
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import Scalar
@@ -58,7 +58,7 @@ def _block(block: Block, defs: dict[Value, Op], turns: bool, done: set[str]) -> 
         op = replace(ops[i], operands=env.all(ops[i].operands))
         out.loc = op.loc
         if op.kind != "for":
-            out.add(replace(op, regions=tuple(_block(substitute_block(r, env), defs, turns, done) for r in op.regions)))
+            out.add(op.within(lambda r: _block(substitute_block(r, env), defs, turns, done)))
             i += 1
             continue
         chain = [ops[i]]
@@ -68,7 +68,7 @@ def _block(block: Block, defs: dict[Value, Op], turns: bool, done: set[str]) -> 
             i += len(between) + 1
             chain.append(ops[i])
         i += 1
-        chain = [replace(o, operands=env.all(o.operands), regions=tuple(substitute_block(r, env) for r in o.regions)) for o in chain]
+        chain = [substitute(o, env) for o in chain]
         parts = [_Parts(o.regions[0], True) for o in chain]
         if len({tuple(x.kind for x in p.late) for p in parts}) > 1:  # masks that only some tiles need stay with their own tile
             parts = [_Parts(o.regions[0], False) for o in chain]
@@ -80,10 +80,9 @@ def _block(block: Block, defs: dict[Value, Op], turns: bool, done: set[str]) -> 
                     for old, new in zip(o.results, o.operands[2:]):
                         env[old] = env[new]
                     continue
-                regions = tuple(_block(substitute_block(r, env), defs, turns, done) for r in o.regions)
-                out.add(replace(o, operands=env.all(o.operands), regions=regions))
+                out.add(substitute(o, env).within(lambda r: _block(r, defs, turns, done)))
             continue
-        done |= {o["site"] for p in parts for o in p.late if o.kind == "dot"}
+        done.update(o["site"] for p in parts for o in p.late if o.kind == "dot")
         results = _Skew(chain, parts, defs, turns).build(out)
         for old, new in zip(chain[-1].results, results):
             env[old] = new
@@ -138,7 +137,7 @@ class _Parts:
 
     def check(self, loop: Op) -> None:
         made = {r for o in self.late for r in o.results}
-        reader = next((o for o in self.early if any(v in made for v in o.operands) or any(free_values(r) & made for r in o.regions)), None)
+        reader = next((o for o in self.early if o.reads & made), None)
         if reader is not None:
             dot = next(o for o in self.late if o.kind == "dot")
             raise FcError("compile/schedule", f"the dot %{dot['site']} cannot run late: its own iteration reads the result",
@@ -205,7 +204,7 @@ class _Skew:
         b.do("yield", *values)
         idle = Builder(first.loc)
         idle.do("yield", *first.operands[2:])
-        results = tuple(Value(r.type, r.name) for r in last.results)
+        results = tuple(r.anew() for r in last.results)
         out.add(Op("if", (some,), results, {}, (b.block(), idle.block()), first.loc))
         return results
 
@@ -221,8 +220,8 @@ class _Skew:
              b: Builder) -> tuple[list[Value], list[Value]]:
         parts, body = self.parts[n], op.regions[0]
         kept = [k for k in range(len(values)) if k not in parts.finished or k in parts.onward]
-        index = Value(body.args[0].type, body.args[0].name)
-        args = [Value(body.args[1 + k].type, body.args[1 + k].name) for k in kept] + [Value(v.type, v.name or "late") for v in cut]
+        index = body.args[0].anew()
+        args = [body.args[1 + k].anew() for k in kept] + [Value(v.type, v.name or "late") for v in cut]
         carried = {body.args[1 + k]: a for k, a in zip(kept, args)}
         env = Env({body.args[0]: index, **carried})
         inner = Builder(op.loc)
@@ -241,7 +240,7 @@ class _Skew:
             if not any(o is f for f in front):
                 inner.add(copy_op(o, env))
         inner.do("yield", *((late if k in parts.onward else env)[body.yielded[k]] for k in kept), *env.all(parts.cut), loc=body.ops[-1].loc)
-        results = tuple(Value(a.type, a.name) for a in args)
+        results = tuple(a.anew() for a in args)
         b.add(replace(op, operands=(*bounds, *(values[k] for k in kept), *cut), results=results, regions=(inner.block((index, *args)),)))
         new = list(values)
         for k, r in zip(kept, results):

@@ -77,7 +77,7 @@ class _Splitter:
             if op.regions:
                 nested = any(o.kind == "for" for o in walk(op.regions[0]))
                 self.depth += op.kind == "for"
-                op = replace(op, regions=tuple(self.block(r) for r in op.regions))
+                op = op.within(self.block)
                 self.depth -= op.kind == "for"
                 if op.kind == "for":
                     self.loop(op, out, nested)
@@ -256,7 +256,7 @@ class _Splitter:
             if v not in affine.inside:
                 env[v] = known(out, v, truth)
         body = specialise(op.regions[0], env, facts) if facts or attrs else op.regions[0]
-        results = op.results if last else tuple(Value(v.type, v.name) for v in op.results)
+        results = op.results if last else tuple(v.anew() for v in op.results)
         more = {**(attrs or {}), **({"part": part} if part else {})}
         out.add(replace(op, operands=(*ends, *op.operands[2:]), results=results, attrs={**op.attrs, **more}, regions=(body,)))
         return results
