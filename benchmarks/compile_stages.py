@@ -158,7 +158,8 @@ def measure(case: Case, repeats: int, folder: str) -> dict[str, Any]:
     total = {"wall": sum(watch.wall.values()), "cpu": min(sum(r[0].cpu.values()) for r in runs)}
     return {"d": case.head, "tiles": dict(case.schedule.tiles), "mask": case.mask, "dtype": case.dtype, "lse": case.lse,
             "pass": "backward" if case.backward else "forward", "wall_ms": total["wall"], "cpu_ms": total["cpu"],
-            "limit_ms": case.limit * 1e3, **sizes, "steps_wall_ms": _rounded(watch.wall), "steps_cpu_ms": _rounded(watch.cpu), "nvrtc_parts_ms": parts}
+            "limit_ms": case.limit * 1e3, **sizes,
+            "steps_wall_ms": _rounded(watch.wall), "steps_cpu_ms": _rounded(watch.cpu), "nvrtc_parts_ms": parts}
 
 
 def _rounded(times: dict[str, float]) -> dict[str, float]:
