@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fcgen.ir.core import Block, Kernel, Op, Role, Value, definitions, free_values, uses, walk
+from fcgen.ir.core import Block, Kernel, Op, Role, Value, definitions, uses, walk
 from fcgen.ir.ops import has_effect
 from fcgen.ir.rewrite import Builder, Env, copy_block, map_bodies, remove_dead, rewrite
 from fcgen.ir.text import print_kernel
@@ -199,9 +199,9 @@ def test_free_values_of_nested_regions():
     loop(b, [x], lambda c, j, v: loop(c, [v[0]], lambda d, j2, w: [d.emit("add", w[0], y)]), live=lambda c, k: c.emit("lt", k,
                                                                                                                       limit))
     op = b.ops[-1]
-    assert free_values(op.regions[0]) == {y} and free_values(op.regions[1]) == {limit}
-    assert free_values(Block((), (op,))) == {y, limit, *op.operands}
-    assert free_values(b.block()) == set()
+    assert op.regions[0].reads == {y} and op.regions[1].reads == {limit}
+    assert Block((), (op,)).reads == {y, limit, *op.operands}
+    assert b.block().reads == set()
 
 
 def test_uses_and_definitions_see_regions():
@@ -224,7 +224,7 @@ def test_a_copy_shares_nothing_but_what_is_outside():
     old_values = set(definitions(k.body)) | {a for o in walk(k.body) for r in o.regions for a in r.args} | set(k.body.args)
     new_values = set(definitions(new)) | {a for o in walk(new) for r in o.regions for a in r.args} | set(new.args)
     assert not old_values & new_values and {env[v] for v in old_values} == new_values
-    assert free_values(new) == free_values(k.body) <= set(k.params)
+    assert new.reads == k.body.reads <= set(k.params)
     same(k, verify(k.with_body(new)))
 
 
