@@ -11,6 +11,7 @@ the cubin is loaded as well. What the first kernel of a process costs on top (im
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 import time
@@ -198,7 +199,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     begin, table, left_out = time.monotonic(), [], []
-    said = {"part": "compile_stages", "cpu": cpu(), "environment": facts(), "repeats": args.repeats, "loaded": fc.gpu_available()}
+    said = {"part": "compile_stages", "cpu": cpu(), "busy": os.getloadavg()[0], "environment": facts(), "repeats": args.repeats,
+            "loaded": fc.gpu_available()}
     wanted = {"no": (False,), "yes": (True,), "both": (False, True)}[args.lse]
     print(head_line())
     with tempfile.TemporaryDirectory() as folder:
