@@ -88,8 +88,8 @@ def compare(a: Kernel, b: Kernel, same: Same, ways: tuple[bool | int, ...] = WAY
     names: Names = {}
     shares = parts_of(a, b)
     ways = ways[::2] if a.meta.get("persistent", "none") != "none" else ways
-    for situation in islice(situations(a), None, None, every):
-        for way in ways:
+    for n, situation in enumerate(islice(situations(a), None, None, every)):
+        for way in (w if isinstance(w, bool) else w + 4 * n for w in ways):
             x, y = (runs(k, names, *situation, way, shares, a) for k in (a, b))
             heard = [{wait[1] for run in side for wait in run.waited} for side in (x, y)]
             if not all(same(mine, other, *heard) for mine, other in zip(x, y, strict=True)):

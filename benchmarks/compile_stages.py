@@ -25,10 +25,10 @@ from fcgen.backends.budget import check_budget
 from fcgen.backends.cuda.printer import print_cuda
 from fcgen.build import compiler
 from fcgen.errors import FcError
-from fcgen.ir.core import Kernel, Op
+from fcgen.ir.core import Kernel
 from fcgen.ir.text import print_kernel
 from fcgen.ir.types import DTYPES
-from fcgen.ir.verify import verify
+from fcgen.ir.verify import Known, verify
 from fcgen.kernels import backward
 from fcgen.kernels.attention import VARIANTS, attention
 from fcgen.kernels.backward_schedules import candidates
@@ -114,7 +114,7 @@ def compile_once(case: Case, folder: str) -> tuple[Watch, dict[str, int], dict[s
     watch.lap("trace")
     print_kernel(kernel)  # the cache's key
     watch.lap("IR text")
-    known: set[Op] = set()
+    known: Known = {}
     for p in PIPELINE:
         before, kernel = kernel, p.run(kernel, schedule, to)
         watch.lap(p.name)

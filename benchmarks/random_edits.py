@@ -242,6 +242,7 @@ TOLD: tuple[tuple[str, str], ...] = (
     ("swap neighbours", ORDERS + rf".* with ({ORDERS[3:-2]}|for|if|while|tma_load|wgmma|settle|fetch|advance)$"),
     ("groups", r""), ("another barrier", r": (mbar_wait|mbar_arrive) "), ("another cursor", r": (mbar_wait|mbar_arrive|mbar_expect) "),
     ("offset", r""), ("parts", r": barrier "),
+    ("move an op that moves data up", rf": tma_load .* past ({PURE}|mbar_expect|mbar_wait)(, ({PURE}|mbar_expect|mbar_wait))*$"),
 )
 OTHERWISE = "only whole numbers are other, and where steps are, it computes the same at every such size"
 BY_CLOCKS = "only what orders is other, or where bytes lie: told by clocks, groups and phases, in more runs too"

@@ -28,7 +28,7 @@ TRIALS = (0, 3, 12)
 #: ops that make whole numbers of a program's place, or bring them from another role
 KNOWN = ("fetch", "claim", "row_part", "block_index", "block_count", "cursor", "advance", "slot")
 #: sizes to simulate at, of all that differ
-MOST = 24
+MOST = 40
 
 
 def pure(op: Op) -> bool:
@@ -112,9 +112,10 @@ def sizes_of(kernel: Kernel) -> Iterator[tuple[dict[str, int], dict[str, int]]]:
     for point in points:
         for number in (1, steps // 2, 2 * steps + 3, 10**6)[:4 if whole else 1]:
             yield {**few[0], **point}, {name: 0 if name in draws.meaning.inside else number for name in whole}
-    for heads in (few[1], {d: (1, 160, 1)[n % 3] for n, d in enumerate(plain)}):
-        for point in points[::17]:
-            yield {**heads, **point}, {name: 0 if name in draws.meaning.inside else 2 * steps + 3 for name in whole}
+    number = {name: 0 if name in draws.meaning.inside else 2 * steps + 3 for name in whole}
+    yield from (({**few[1], **point}, number) for point in points[::17])
+    most = {d: (1, 160, 1)[n % 3] for n, d in enumerate(plain)}
+    yield {**most, **{d: 1 if d in draws.rows else 500 for d in walked}}, number
 
 
 def differ(a: Kernel, b: Kernel, every: int = 1) -> list[tuple[dict[str, int], dict[str, int]]]:

@@ -73,6 +73,19 @@ def attention(q: Any, k: Any, v: Any, *, causal: bool | str = False, scale: floa
     return _unknown(key, q, k, v, _mask_word(causal), scale, bool(return_lse), schedule, out, given, blocks)
 
 
+def known(q: Any, k: Any, v: Any, causal: bool | str, scale: float | None, given: Functions | None = None) -> Any:
+    """The result of a call of a kind that is known, None for others. scale: a float or None. given: functions, if any."""
+    key: tuple[Any, ...] = (causal, False, _NO_SCHEDULE, False)
+    for kind in calls.kinds.get(key if given is None else (*key, *calls.texts_of(given)), ()):
+        result = kind(q, k, v, None, scale, given)
+        if result is not None:
+            return result
+    return None
+
+
+_NO_SCHEDULE = id(None)
+
+
 def _unknown(key: Any, q: Any, k: Any, v: Any, causal: Any, scale: float | None, return_lse: bool, schedule: Schedule | None, out: Any,
              given: Functions | None, blocks: Any) -> Any:
     """A call of a kind that is not known, or that has to be looked at closely."""
@@ -86,14 +99,14 @@ def _unknown(key: Any, q: Any, k: Any, v: Any, causal: Any, scale: float | None,
     q, k, v = (_without_gradient(t) for t in (q, k, v))
     result = _checked(q, k, v, causal, scale, return_lse, schedule, out, given or PLAIN, blocks)
     program = functools.partial(_program, return_lse=return_lse, schedule=schedule)
-    plan = functools.partial(_plan, return_lse, schedule, out is not None)
+    plan = functools.partial(_plan, plans.Kept(), return_lse, schedule, out is not None)
     mask = MASKS["top_left"] if causal is True else MASKS[causal or None]
     calls.learn(key, calls.Options(mask, causal is True, return_lse, schedule, plan, program), q, k, v, out)
     return result
 
 
-def _plan(return_lse: bool, schedule: Schedule | None, out: bool, dtype: str, device: int, q: tuple[int, ...], k: tuple[int, ...], e: int,
-          mask: str, scale: float, given: Functions | None, rows: bool, like: Any) -> plans.Plan | None:
+def _plan(kept: plans.Kept, return_lse: bool, schedule: Schedule | None, out: bool, dtype: str, device: int, q: tuple[int, ...],
+          k: tuple[int, ...], e: int, mask: str, scale: float, given: Functions | None, rows: bool, like: Any) -> plans.Plan | None:
     """How calls like this one are launched. rows: grouped heads are rows of one."""
     if q[3] not in calls.HEADS or e not in calls.HEADS:
         return None
@@ -101,19 +114,22 @@ def _plan(return_lse: bool, schedule: Schedule | None, out: bool, dtype: str, de
         if given is None:
             seen = (q[0], k[1], q[1] // k[1] * q[2], q[3]) if rows else q
             program = _program(dtype, device, seen, k, e, mask, scale, return_lse, schedule)
-            return plans.plan(plans.part(program, device), device, like, lse=return_lse, given=out, rows=rows)
+            part, lister = plans.part(program, device), None
+            return kept.of([part], rows, lambda: plans.plan(part, device, like, lse=return_lse, given=out, rows=rows))
         facts, shift = (dtype, q[3], e, mask, return_lse), _shift(mask, q[2], k[2])
         choice = _choice((device, q, k, e, mask, scale), given, schedule, True)
-        found, lister = listed.wanted(k[2], given, choice, shift), None
+        found: Any = listed.wanted(k[2], given, choice, shift)
+        lister = None
         if found.lister is None:
-            kept = _family(facts, choice, given, schedule)
+            programs = _family(facts, choice, given, schedule)
         else:
             absent = tuple(n for n, there in (("shift", shift is not None), ("LSE", return_lse)) if not there)
-            kept = listed.over_lists(facts, given, choice, schedule is not None, found.block, absent)
+            programs = listed.over_lists(facts, given, choice, schedule is not None, found.block, absent)
             lister = listed.planned(found, given, device, "0" if mask == "causal_top_left" else "(k_2 - q_2)")
-        program, values, bind = kept.bound(given.given())
+        program, values, bind = programs.bound(given.given())
         part = plans.part(program, device, values, bind, list(given.given()))
-        return plans.plan(part, device, like, lse=return_lse, given=out, lists=lister, keys=found.keys)
+        write = functools.partial(plans.plan, part, device, like, lse=return_lse, given=out, lists=lister, keys=found.keys)
+        return kept.of([part, lister and lister.part], found.keys, write)
     except FcError:
         return None  # the long way says why
 

@@ -57,10 +57,10 @@ def part(program: Program, device: int, values: Mapping[str, Any] | None = None,
 class Text(Script):
     """The text of a call whose tensors are like q."""
 
-    def __init__(self, device: int, like: Any):
+    def __init__(self, device: int, like: Any, call: Sequence[str] = CALL):
         super().__init__()
         self.torch = torch = sys.modules["torch"]
-        self._like, self._device, self.parameters = like, device, list(CALL)
+        self._like, self._device, self.parameters = like, device, list(call)
         self.parts: list[tuple[Bind, tuple[str, ...]]] = []
         self._empty = self.known(torch.empty_strided, "empty")
         self.stream = "stream"
@@ -87,7 +87,8 @@ class Text(Script):
             tensors.check(tensors.describe(x, name), name=name, device=self._device)
             if x.requires_grad:
                 self.refuse(f"{self.known(self.torch.is_grad_enabled, 'grad')}()")
-            self.refuse(f"{word}.is_nested or not {self.known(guards.guard((x,)), 'guard')}({word})")
+            kind, guard = self.known(type(x), "class"), self.known(guards.guard((x,)), "guard")
+            self.refuse(f"type({word}) is not {kind} or {word}.is_nested or not {guard}({word})")
             views[name] = self.tensor(word, len(x.shape))
         if p.bind is not None:
             self.parts.append((p.bind, p.names))
@@ -98,6 +99,22 @@ class Text(Script):
 
     def begin(self) -> None:
         self.line(self._stream)
+
+
+class Kept:
+    """Plans of one kind of call: sizes that have the same programs have the same plan."""
+
+    def __init__(self) -> None:
+        self._plans: dict[Any, Plan | None] = {}
+
+    def of(self, parts: Sequence[Part | None], more: Any, write: Callable[[], Plan | None]) -> Plan | None:
+        """The plan of these programs and whatever else it hangs on."""
+        key = tuple([p and (p.loaded, p.bind) for p in parts]), more
+        if key not in self._plans:
+            if len(self._plans) >= 64:
+                self._plans.clear()
+            self._plans[key] = write()
+        return self._plans[key]
 
 
 def plan(p: Part, device: int, like: Any, *, lse: bool, given: bool, rows: bool = False, lists: Lister | None = None,

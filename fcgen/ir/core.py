@@ -178,9 +178,14 @@ class Kernel:
         return next(p for p in self.params if p.name == name)
 
     @property
+    def dims(self) -> tuple[str, ...]:
+        """The names of run-time sizes, in order."""
+        return tuple(dict.fromkeys(d for p in self.params for d in getattr(p.type, "dims", ()) if isinstance(d, str)))
+
+    @property
     def counts(self) -> tuple[Value, ...]:
         """The scalar parameters that axes of the grid run over."""
-        names = {a.dim for a in self.grid} - {d for p in self.params for d in getattr(p.type, "dims", ())}
+        names = {a.dim for a in self.grid} - set(self.dims)
         return tuple(p for p in self.params if not hasattr(p.type, "dims") and p.name in names)
 
     def __str__(self) -> str:

@@ -67,6 +67,10 @@ class Builder:
         self.ops.append(Op(kind, tuple(operands), (out,), attrs, regions, loc or self.loc))
         return out
 
+    def const(self, value: int) -> Value:
+        """A number, as an i32 scalar."""
+        return self.emit("const", value=value, dtype="i32")
+
     def do(self, kind: str, *operands: Value, loc: Loc | None = None, regions: tuple[Block, ...] = (), **attrs: Attr) -> Op:
         """Append an op without results."""
         return self.add(Op(kind, tuple(operands), (), attrs, regions, loc or self.loc))
@@ -111,7 +115,7 @@ def rewrite(block: Block, rule: Callable[[Op, Builder, Env], bool], env: Env | N
 def extent(kernel: Kernel, axis: GridAxis, b: Builder) -> Value:
     """The size that an axis of the grid runs over, as a value."""
     count = next((p for p in kernel.counts if p.name == axis.dim), None)
-    return count or (b.emit("const", value=axis.dim, dtype="i32") if isinstance(axis.dim, int) else
+    return count or (b.const(axis.dim) if isinstance(axis.dim, int) else
                      b.emit("size", dim=axis.dim, name=axis.dim))
 
 

@@ -10,10 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..errors import FcError, did_you_mean
-from ..ir.core import Kernel, Op
+from ..ir.core import Kernel
 from ..ir.schedule import Schedule
 from ..ir.target import Target
-from ..ir.verify import verify
+from ..ir.verify import Known, verify
 from .machine import alloc, alternate, at_use, early_launch, early_reads, overlap, select, sync, tidy
 from .memory import pieces, pipeline, prefetch, prologues, roles
 from .registers import branches, defer, held, place, vote
@@ -78,7 +78,7 @@ def run_passes(kernel: Kernel, schedule: Schedule, target: Target, stop_after: s
     if stop_after is not None and stop_after not in names:
         raise FcError("compile/schedule", "no pass has this name", expected=", ".join(names), got=stop_after,
                       hint=did_you_mean(stop_after, names))
-    known: set[Op] = set()
+    known: Known = {}
     for p in PIPELINE:
         before, kernel = kernel, p.run(kernel, schedule, target)
         try:

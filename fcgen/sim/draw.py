@@ -25,8 +25,8 @@ from ..ir.types import Buffer, Tensor
 #: to goes from below zero to above it, or back, and "sunken" sums stay below; "shifted" sums lie far from zero, most of them in one place,
 #: "distant" ones very far, in steps that float32 knows, and "leaping" ones go there on the way, where all are equal; "quiet" ones hardly
 #: move; "tiny" ones go with enormous numbers. Trials 4, 8 and so on are the large ones
-KINDS = ("normal", "mixed", "shifted", "leaping", "drifting", "loud", "level", "rising", "leaping", "loud",
-         "distant", "sunken", "quiet", "tiny", "shifted", "falling", "huge", "equal", "mixed", "distant", "drifting")
+KINDS = ("normal", "mixed", "shifted", "distant", "leaping", "loud", "level", "rising", "drifting", "loud",
+         "leaping", "sunken", "quiet", "tiny", "shifted", "falling", "huge", "equal", "mixed", "distant", "drifting")
 #: factors that go with them: large ones turn what is nearly a maximum into one, and make of small differences large ones
 FACTORS = {"tiny": 2.0**40, "shifted": 1.0, "sunken": 8.0, "drifting": 2.0, "rising": 4.0, "leaping": 1.0, "quiet": 0.25}
 #: and with the others: no two trials of a kind alike, and no factor the same as another one
@@ -323,8 +323,15 @@ class Draws:
         #: half of the tables that a tensor has go up along their rows, the others down
         tables = (np.arange(np.prod(shape[:-2], dtype=int)) + rng.integers(6)).reshape(*shape[:-2], 1)
         ways = tables[..., None] % 2 * 2 - 1
-        if kind in ("huge", "level", "tiny"):
-            x = 2.0**-6 * rng.integers(-7, 8, shape) if kind == "tiny" else 16384.0 * rng.integers(-2, 3, shape)
+        if kind in ("leaping", "tiny") and table:
+            # sums that are exact, in stretches: near zero, far away, near again, twice as far; with tiny ones near zero is zero
+            at = np.arange(shape[-2])[:, None] * ways + (shape[-2] - 1) * (ways < 0)
+            level = np.array([0, 1, 0, 2])[(at >= rng.integers(0, max(1, shape[-2]), (3, *tables.shape, 1))).sum(0)]
+            x = rng.integers(-2, 3, shape) * ((level == 0) & (kind == "leaping") if second else 1.0)
+            x[..., :1] = 27648.0 * level if second else 1024.0 * rng.integers(17, 32, (*shape[:-1], 1))
+            x = x * np.where(np.arange(shape[-1]), 1.0, 1.0 if kind == "leaping" else 2.0**-14)
+        elif kind in ("huge", "level"):
+            x = 16384.0 * rng.integers(-2, 3, shape)
         elif kind == "mixed" and table:
             # one table ends among huge rows, the next among small ones, and one has no others
             turns = np.cumsum(rng.random(shape[:-1]) < (0.02 * (tables % 3 < 2) if second else 0.15), -1)
@@ -345,12 +352,6 @@ class Draws:
         elif kind == "distant" and shape:
             x = 16.0 * rng.integers(-1, 2, shape)
             x[..., :1] = 27648.0 if second else 23552.0  # of a product that is no power of two, not every multiple is exact
-        elif kind == "leaping" and table:
-            # sums that are exact, in levels one after the other: near zero, far away, twice as far
-            at = np.arange(shape[-2])[:, None] * ways + (shape[-2] - 1) * (ways < 0)
-            level = (at >= rng.integers(0, max(1, shape[-2]), (2, *tables.shape, 1))).sum(0)
-            x = rng.integers(-2, 3, shape) * (level == 0 if second else 1.0)
-            x[..., :1] = 27648.0 * level if second else 1024.0 * rng.integers(17, 32, (*shape[:-1], 1))
         elif kind == "quiet":
             x *= 0.25
         elif kind == "loud":

@@ -30,7 +30,7 @@ def recorded(*tensors: Any) -> bool:
         return True
     if torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state() is not None:
         return True
-    return any(type(t).__name__ in ("FakeTensor", "FunctionalTensor") for t in tensors)
+    return any([type(t) is not torch.Tensor and type(t).__name__ in ("FakeTensor", "FunctionalTensor") for t in tensors])
 
 
 def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, table: torch.Tensor | None = None, sinks: torch.Tensor | None = None,

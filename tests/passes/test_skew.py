@@ -54,6 +54,12 @@ def test_copies_of_a_loop_are_one_run_of_tiles(down):
     assert sum(o.kind == "if" for o in walk(after.body)) == 1
 
 
+def test_a_product_that_some_tiles_mask_does_not_run_late():
+    """Its mask would run with the tile behind it, which may be one that has none."""
+    with pytest.raises(fc.FcError, match="cannot run late: what masks its result"):
+        _ = program(False, late="s+acc").machine
+
+
 @fc.kernel
 def causal(X: T[M, D], W: T[V, D], U: T[V, E], Y: "out f32[M, E]"):
     (rows,) = fc.grid(fc.tile(X.M, "BLOCK_M"))

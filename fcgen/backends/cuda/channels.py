@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from itertools import product
 
 from ...errors import FcError
 from ...ir.access import Access
 from ...ir.async_ops import boxes, share
-from ...ir.core import Block, Op, Value, walk
+from ...ir.core import Op, Value
 from ...ir.types import Buffer, Cursor, Scalar, Tensor
 from ..targets.hopper import HINTS
 from .boxes import Boxes
 from .emit import Emitter, emits
-from .flow import emit_block, move
-from .text import CTYPES, ZERO, X, add, binary
+from .flow import carry_in, carry_out, emit_block, move
+from .text import ZERO, X, add, binary
 
 ONE = "if (threadIdx.x == 0) "  # in a block of one role
 
@@ -42,23 +41,6 @@ def _advance(em: Emitter, op: Op) -> None:
     else:
         em.w.line(f"{parity} ^= 1;")
     em.changed(*filter(None, (slot, parity)))
-
-
-def check_cursors(block: Block, views: Mapping[Value, list[Value]] | None = None) -> None:
-    """A cursor is one pair of variables that `advance` changes in place: nothing may read the old position afterwards, nor a slot that was
-    found with it. views: cursor -> slots."""
-    if views is None:
-        views = {c: [op.result for op in walk(block) if op.kind == "slot" and op.operands[1] is c]
-                 for c in {op.operands[1] for op in walk(block) if op.kind == "slot"}}
-    for n, op in enumerate(block.ops):
-        for r in op.regions:
-            check_cursors(r, views)
-        old = [op.operands[0]] if op.kind == "advance" else [v for v in op.operands if isinstance(v.type, Cursor)] if op.regions else []
-        gone = {v for c in old for v in (c, *views.get(c, ()))}
-        for later in block.ops[n + 1:] if gone else ():
-            if any(not gone.isdisjoint(o.operands) for o in (later, *(x for r in later.regions for x in walk(r)))):
-                raise FcError("compile/unsupported", "a ring's position is read after it has moved on", loc=later.loc,
-                              hint="put the op in front of the advance")
 
 
 def _bar(em: Emitter, bars: Value, cursor: Value, lag: int = 0) -> X:
@@ -214,17 +196,11 @@ def _fetch(em: Emitter, op: Op) -> None:
 @emits("while")
 def _while(em: Emitter, op: Op) -> None:
     body = op.regions[0]
-    names: dict[Value, str] = {}
-    for arg, init in zip(body.args, op.operands[1:]):
-        if isinstance(arg.type, Cursor):
-            em.cursors[arg] = em.cursors[init]
-        elif isinstance(arg.type, Scalar):
-            names[arg] = em.names(arg.name, "t")
-            em.w.line(f"{CTYPES[arg.type.dtype.name]} {names[arg]} = {em.scalar(init)};")
-            if init in em.nonneg:
-                em.nonneg.add(arg)
-        else:
-            raise FcError("compile/unsupported", "a while loop carries scalars and cursors", got=arg.type, loc=op.loc)
+    other = next((a.type for a in body.args if not isinstance(a.type, (Scalar, Cursor))), None)
+    if other is not None:
+        raise FcError("compile/unsupported", "a while loop carries scalars and cursors", got=other, loc=op.loc)
+    names = carry_in(em, body.args, op.operands[1:])
+    em.nonneg.update(arg for arg, init in zip(body.args, op.operands[1:]) if arg in names and init in em.nonneg)
     go = em.names("go")
     em.w.line(f"bool {go} = {em.scalar(op.operands[0])};")
     em.open(f"while ({go}) {{")
@@ -236,9 +212,5 @@ def _while(em: Emitter, op: Op) -> None:
     em.w.line(f"{go} = {cond};")
     move(em, pairs, names)
     em.close()
-    for r, arg in zip(op.results, body.args):
-        if isinstance(arg.type, Cursor):
-            em.cursors[r] = em.cursors[arg]
-        else:
-            em.scalars[r] = X(names[arg], depth=em.depth)
+    carry_out(em, op.results, body.args, names)
 

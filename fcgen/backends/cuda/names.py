@@ -35,17 +35,18 @@ PREDEFINED = frozenset("NULL assert va_arg va_copy va_end va_start threadIdx blo
 _VENDOR = re.compile(r"cu(da|_)", re.IGNORECASE)
 
 
-@lru_cache(1 << 13)
-def words_in(line: str) -> tuple[str, ...]:
-    """The identifiers of a line, comments left out, each once."""
-    return tuple(dict.fromkeys(WORD.findall(code_of(line))))
-
-
 def code_of(line: str) -> str:
     """A line without its comment. Kernels have no strings, so `//` is always one."""
     return line.split("//", 1)[0]
 
 
+@lru_cache(maxsize=8192)
+def words_in(line: str) -> tuple[str, ...]:
+    """A line's identifiers, those of its comment left out."""
+    return tuple(WORD.findall(code_of(line)))
+
+
+@lru_cache(maxsize=4096)
 def comment(text: str) -> str:
     """`// text`: one line whatever the text is, that does not join the next one to it."""
     out = "".join(c if c.isprintable() and c != MARK else f"<{ord(c):x}>" for c in text[: WIDEST + 1]).strip()

@@ -14,10 +14,9 @@ from ...errors import FcError, Loc
 from ...ir.core import Kernel, Role, Value, walk, walk_kernel
 from ...ir.named_barriers import of_role
 from ...ir.registers import at_launch
-from ...ir.rings import walked
+from ...ir.rings import check_cursors, walked
 from ...ir.target import Target
 from ...ir.types import Buffer, Frag, Mbarrier, Pending, Scalar
-from .channels import check_cursors
 from .emit import Emitter
 from .flow import emit_block
 from .grid import grid

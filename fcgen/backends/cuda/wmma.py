@@ -11,7 +11,7 @@ from ...ir.types import Frag, Scalar
 from .emit import Emitter, emits
 from .expr import apply, choose
 from .frag import put
-from .text import CTYPES, X, add, closed_form, literal, mul
+from .text import X, add, closed_form, mul
 
 _ELEMENT = {"f16": "half", "bf16": "__nv_bfloat16", "f32": "float"}
 
@@ -158,6 +158,3 @@ def _mma(em: Emitter, op: Op) -> None:
     c = f"{name}[{add(mul(mi, n), ni)}]"
     em.w.nest({"ki": k, "mi": m, "ni": n},
               [f"wmma::mma_sync({c}, {em.array(a)}[{add(mul(mi, k), ki)}], {em.array(b)}[{add(mul(ki, n), ni)}], {c});"])
-
-
-__all__ = ["CTYPES", "grid", "literal"]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from ...ir.core import Block, Kernel, Op, Value
 from ...ir.rewrite import map_bodies
-from ...ir.rings import RELEASES, of_channel
+from ...ir.rings import RELEASES, read_from
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ..facts.common import ELEMENTWISE
@@ -28,8 +28,10 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
 def _block(block: Block) -> Block:
     ops = [o.within(_block) for o in block.ops]
     made = {r: o for o in ops for r in o.results}
-    for read in [o for o in ops if of_channel(o, made) and len(o.result.type.shape) == 1]:
-        _sink(read, made[read.operands[0]].operands[1], ops)
+    for read in ops[:]:
+        cursor = read_from(read, made)
+        if cursor is not None and len(read.result.type.shape) == 1:
+            _sink(read, cursor, ops)
     return Block(block.args, tuple(ops))
 
 

@@ -13,6 +13,7 @@ from ...ir.async_ops import accumulator
 from ...ir.core import Block, Op, Value, uses
 from ...ir.lifetimes import WRITES
 from ...ir.rewrite import Builder
+from ...ir.rings import position
 from ...ir.types import Buffer, Pending
 
 
@@ -64,7 +65,7 @@ def _find(loop: Op) -> _Products | None:
     read = set(map(ring, tiles))
     if any(o.kind in WRITES and read & set(map(ring, o.operands)) for o in body.ops):
         return None  # the next iteration stores what this one's products may still read
-    rings = {made[v].operands[1] for v in tiles if v in made and made[v].kind == "slot"}
+    rings = {cursor for v in tiles if (cursor := position(v, made)) is not None}
     arrivals, steps = [], []
     for o in body.ops:
         if o.kind != "mbar_arrive" or o.operands[1] not in rings:
@@ -87,7 +88,7 @@ def _rewritten(loop: Op, p: _Products) -> list[Op]:
         init, acc, result = loop.operands[2 + at], body.args[1 + at], loop.results[at]
         starts[at] = out.emit("pend", init, type=Pending(init.type), name=acc.name)
         flying[acc], ends[at] = Value(starts[at].type, acc.name), Value(starts[at].type, result.name)
-    first = out.emit("sub", hi, out.emit("const", value=1, dtype="i32")) if loop.get("descending") else lo
+    first = out.emit("sub", hi, out.const(1)) if loop.get("descending") else lo
     flying |= {done: s.operands[0] for done, s in p.settles.items()}
     inner = Builder(loop.loc)
     released, last = {id(o) for o in (*p.arrivals, *p.moved)}, list(p.settles.values())[-1]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from ...ir.core import Block, Kernel, Op, Value
 from ...ir.rewrite import map_bodies
-from ...ir.rings import RELEASES, of_channel
+from ...ir.rings import RELEASES, position, read_from
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 
@@ -21,7 +21,7 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
 def _block(block: Block) -> Block:
     ops = [o.within(_block) for o in block.ops]
     made = {r: o for o in ops for r in o.results}
-    for read in [o for o in ops if of_channel(o, made) and len(o.result.type.shape) == 2]:
+    for read in [o for o in ops if read_from(o, made) and len(o.result.type.shape) == 2]:
         at = ops.index(read)
         last = max((n for n, o in enumerate(ops[:at]) if o.kind == "settle"), default=None)
         if last is None:
@@ -37,10 +37,10 @@ def _block(block: Block) -> Block:
 
 def _group(read: Op, ops: list[Op], first: int, made: dict[Value, Op]) -> list[Op] | None:
     """What goes with a read, in order: its slot, positions, the wait, and what lets the slot go. None where some of it must stay."""
-    view = made[read.operands[0]]
-    cursor, at = view.operands[1], ops.index(read)
+    view = read.operands[0]
+    cursor, at = position(view, made), ops.index(read)
     behind = [o for o in ops[first:] if cursor in o.operands and o.kind in RELEASES]
-    if sum(view.result in o.operands for o in ops) > 1 or len(behind) != 2:
+    if sum(view in o.operands for o in ops) > 1 or len(behind) != 2:
         return None
     need = set(read.operands)
     group = [o for o in ops[first:at] if need.intersection(o.results) or (o.kind == "mbar_wait" and cursor in o.operands)]

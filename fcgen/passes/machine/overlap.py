@@ -17,6 +17,7 @@ from ...ir.async_ops import accumulator
 from ...ir.core import Block, Kernel, Op, Value, uses, walk
 from ...ir.lifetimes import WRITES
 from ...ir.rewrite import map_bodies
+from ...ir.rings import RELEASES, position
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import Buffer
@@ -92,7 +93,7 @@ def _block(block: Block) -> Block:
             continue
         if op.regions:
             op = op.within(_block)
-        if flying and op.kind in ("mbar_arrive", "advance"):
+        if flying and op.kind in RELEASES:
             owner = next((f for f in reversed(flying) if _frees(op, f, out)), None)
             if owner is not None:
                 owner.then.append(op)
@@ -124,13 +125,14 @@ def _frees(op: Op, f: _Flight, out: list[Op]) -> bool:
     if any(cursor in o.operands for o in f.then):
         return True
     made = {r: o for o in out for r in o.results}
-    return any(v in made and made[v].kind == "slot" and made[v].operands[1] is cursor for v in f.reads)
+    return any(position(v, made) is cursor for v in f.reads)
 
 
 def _for_product(wait: Op, block: Block) -> bool:
     """Whether a product may read the tile that is waited for: no tile that goes to registers. Rows are there long before, and waiting for
     one between products would keep the slots of others."""
-    views = {o.result for o in block.ops if o.kind == "slot" and o.operands[1] is wait.operands[1]}
+    made = {r: o for o in block.ops for r in o.results}
+    views = {v for v in made if position(v, made) is wait.operands[1]}
     reader = next((o for o in block.ops if o.reads & views), None)
     return reader is None or reader.kind not in ("ld_shared", "ldmatrix") or len(reader.result.type.shape) == 1
 

@@ -127,7 +127,7 @@ def start_copy(load: Op, operands: tuple[Value, ...], view: Value, schedule: Sch
         b.do("cp_async", *operands, view, threads=threads, loc=load.loc, **attrs)
         return
     frag = b.emit("ld_global", *operands, type=Frag(t.dtype, t.shape, threads), name=load.result.name, vec=vec, loc=load.loc, **attrs)
-    zero = b.emit("const", value=0, dtype="i32")
+    zero = b.const(0)
     b.do("st_shared", frag, view, zero, zero, loc=load.loc)
 
 

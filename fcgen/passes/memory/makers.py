@@ -20,6 +20,7 @@ from ...ir.ops import has_effect
 from ...ir.rewrite import Builder, Env, edited, remove_dead, substitute
 from ...ir.schedule import Schedule
 from ...ir.types import Frag
+from ..facts.common import followed
 from .channels import Channel
 from .prefetch import PLACES
 
@@ -105,24 +106,11 @@ class _Makers:
 
     def slice(self, stage: Op, made: dict[Value, Op], carried: tuple[Value, ...]) -> dict[int, Op] | None:
         """The ops of its block that a staged tile follows from, if no other role is needed for them."""
-        need: dict[int, Op] = {}
-        todo = list(stage.operands)
-        while todo:
-            v = todo.pop()
-            op = made.get(v)
-            if op is None:
-                if v in carried or not self.known(v):
-                    return None
-                continue
-            if id(op) in need:
-                continue
-            reads = op.kind in ("load", "gather")
-            fixed = reads and op.operands[0] not in self.written and not (op.kind == "load" and _listed(op))
-            if op.kind not in WORK or op.regions or (reads and not fixed):
-                return None
-            need[id(op)] = op
-            todo += op.operands
-        return need
+        def allowed(op: Op) -> bool:
+            fixed = op.kind not in ("load", "gather") or op.operands[0] not in self.written
+            return op.kind in WORK and not op.regions and fixed and not (op.kind == "load" and Access.of(op).listed)
+
+        return followed(stage.operands, made, allowed, lambda v: v not in carried and self.known(v))
 
     def around(self, ops: Iterable[Op]) -> list[Op]:
         """The ops, and those of other blocks that make tiles and vectors for them."""
@@ -176,7 +164,7 @@ class _Group:
     def emit(self, makers: _Makers, b: Builder, env: Env) -> None:
         """The work once more, spread over other warps; what else reads it keeps what there was."""
         mine = Env()
-        zero = b.emit("const", value=0, dtype="i32")
+        zero = b.const(0)
         for key, stage in self.stages:
             env[stage.result] = b.emit("slot", makers.rings[key], zero, ahead=0, made=True, name=stage.result.name)
         for op in self.ops.values():
@@ -213,10 +201,6 @@ class _Group:
 
 def _moved(t: Frag, spread: dict[Any, Any]) -> Frag:
     return replace(t, layout=spread[t.layout])
-
-
-def _listed(op: Op) -> bool:
-    return bool(Access.of(op).listed)
 
 
 def _read_by_products(v: Value, block: Block) -> bool:

@@ -83,14 +83,14 @@ class _Group:
         envs = [Env() for _ in range(self.count)]
 
         def read(o: Op, n: int) -> None:
-            first, t = b.emit("const", value=n * rows, dtype="i32"), self.piece(o.result, rows, small)
+            first, t = b.const(n * rows), self.piece(o.result, rows, small)
             if o.kind == "load":
                 at = _start_of_rows(o)
                 start = b.emit("add", o.operands[at], first)
                 envs[n][o.result] = Value(t, o.result.name)
                 b.add(replace(o, operands=(*o.operands[:at], start, *o.operands[at + 1:]), results=(envs[n][o.result],)))
                 return
-            zero = b.emit("const", value=0, dtype="i32")
+            zero = b.const(0)
             place = (first, zero) if len(o.result.type.shape) == 2 else (zero, first)
             envs[n][o.result] = b.emit("ld_shared", o.operands[0], *place, type=t, name=o.result.name)
 
@@ -107,7 +107,7 @@ class _Group:
                 env[o.result] = out
             for s in self.stores:
                 to = named[s.result] if s.kind == "stage" else s.operands[1]
-                first, zero = b.emit("const", value=n * rows, dtype="i32"), b.emit("const", value=0, dtype="i32")
+                first, zero = b.const(n * rows), b.const(0)
                 b.do("st_shared", env[s.operands[0]], to, first, zero)
 
     def piece(self, v: Value, rows: int, small: RegLayout) -> Frag:

@@ -111,7 +111,7 @@ class _Ahead:
         op, body = self.op, self.body
         down = bool(op.get("descending"))
         before.loc = op.loc
-        one = before.emit("const", value=1, dtype="i32")
+        one = before.const(1)
         start = before.emit("sub", op.operands[1], one) if down else op.operands[0]
         first: dict[Value, list[Value]] = {r.op.result: [] for r in self.reads}
         for r in self.reads:
@@ -133,7 +133,7 @@ class _Ahead:
         b.loc = r.op.loc
         at = index
         if ahead:
-            at = b.emit("sub" if down else "add", index, b.emit("const", value=ahead, dtype="i32"), name="after")
+            at = b.emit("sub" if down else "add", index, b.const(ahead), name="after")
         env = Env({self.body.args[0]: at, **{v: xs[ahead] for v, xs in known.items() if len(xs) > ahead}})
         for o in r.places:
             b.add(copy_op(o, env))

@@ -98,4 +98,4 @@ def _only_for(block: Block, select: Op, u: _Uniform) -> list[Op]:
         if gone and not op.regions and not has_effect(op) and u.s not in op.results and not set(op.results) & set(select.operands[1:]):
             chosen.append(op)
     # the condition itself and what it is spread by are left to be removed
-    return sources([u.mask], Block((), tuple(reversed(chosen[1:]))), lambda o: True) or []
+    return sources([u.mask], Block((), tuple(reversed(chosen[1:])))) or []

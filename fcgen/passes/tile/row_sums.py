@@ -175,6 +175,6 @@ class _Widen:
         return [results[n] for n in range(len(inits))]
 
     def cut(self, wide: Value, cols: int, acc: str, row: str, out: Builder) -> tuple[Value, Value]:
-        at = [out.emit("const", value=n, dtype="i32") for n in (0, cols)]
+        at = [out.const(n) for n in (0, cols)]
         left = out.emit("slice", wide, at[0], axis=1, size=cols, name=acc)
         return left, out.emit("reduce", out.emit("slice", wide, at[1], axis=1, size=COLUMNS), fn="max", axis=1, name=row)

@@ -25,7 +25,7 @@ from ...ir.rewrite import map_bodies, remove_dead
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import Scalar, f32
-from ..facts.common import COMPARISONS, const_of, rank, scale_free
+from ..facts.common import COMPARISONS, const_of, positive, promised_positive, rank, scale_free
 
 LOOP_WEIGHT = 16
 MAX_FACTORS = 8
@@ -46,34 +46,17 @@ def run(kernel: Kernel, schedule: Schedule, target: Target | None) -> Kernel:
 def candidates(kernel: Kernel) -> list[Value]:
     """The positive scalars that tiles are multiplied by."""
     out: dict[Value, None] = {}
+    told = promised_positive(kernel)
     for role in kernel.roles:
         defs = definitions(role.body)
         for op in walk(role.body):
-            if is_root(op) and op.operands[1] not in out and positive(op.operands[1], kernel, defs):
+            if is_root(op) and op.operands[1] not in out and positive(op.operands[1], told, defs):
                 out[op.operands[1]] = None
     return list(out)
 
 
 def is_root(op: Op) -> bool:
     return op.kind == "mul" and op.result.type.dtype == f32 and rank(op.result) > 0 and isinstance(op.operands[1].type, Scalar)
-
-
-def positive(v: Value, kernel: Kernel, defs: dict[Value, Op], depth: int = 0) -> bool:
-    """Whether the scalar is known to be above zero (and finite, if its inputs are)."""
-    if v in kernel.params:
-        return "positive" in kernel.flags.get(v.name, ())
-    op = defs.get(v)
-    if op is None or depth > 8:
-        return False
-    if op.kind == "const":
-        return not isinstance(op["value"], bool) and 0 < op["value"] < float("inf")
-    if op.kind in ("mul", "div", "add", "min"):
-        return all(positive(x, kernel, defs, depth + 1) for x in op.operands)
-    if op.kind in ("sqrt", "rsqrt", "rcp", "cast"):
-        return op.operands[0].type.dtype.is_float and positive(op.operands[0], kernel, defs, depth + 1)
-    if op.kind == "max":
-        return any(positive(x, kernel, defs, depth + 1) for x in op.operands)
-    return False
 
 
 def cost(kernel: Kernel) -> int:

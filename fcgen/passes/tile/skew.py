@@ -18,6 +18,7 @@ This is modulo scheduling (Rau, 1994) with two stages.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from ...errors import FcError
@@ -28,7 +29,7 @@ from ...ir.rewrite import Builder, Env, copy_op, map_bodies, remove_dead, substi
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import Scalar
-from ..facts.common import without_effect
+from ..facts.common import followed, without_effect
 from .gaps import at_most
 
 VIEWS = {"load", "transpose"}
@@ -69,11 +70,16 @@ def _block(block: Block, defs: dict[Value, Op], turns: bool, done: set[str]) -> 
             chain.append(ops[i])
         i += 1
         chain = [substitute(o, env) for o in chain]
+        alike = lambda parts: len({tuple(x.kind for x in p.late) for p in parts}) == 1
         parts = [_Parts(o.regions[0], True) for o in chain]
-        if len({tuple(x.kind for x in p.late) for p in parts}) > 1:  # masks that only some tiles need stay with their own tile
+        if not alike(parts):  # masks that only some tiles need stay with their own tile
             parts = [_Parts(o.regions[0], False) for o in chain]
         for o, p in zip(chain, parts):
             p.check(o)
+        if not alike(parts):
+            dot = next(o for o in chain[0].regions[0].ops if o.get("late"))
+            raise FcError("compile/schedule", f"the dot %{dot['site']} cannot run late: what masks its result, in some tiles, would too",
+                          loc=dot.loc, hint="Schedule.late names dots that only a carried value depends on")
         if not any(p.late for p in parts):
             for o in chain:
                 if o.operands[0] is o.operands[1]:  # of no iterations: there for a first tile to be cut off
@@ -151,7 +157,7 @@ class _Parts:
         for o in self.early:
             if any(v in late_results or (v in made and id(made[v]) in waits) for v in o.operands):
                 waits.add(id(o))
-        need = {id(o) for d in self.early if d.kind == "dot" and id(d) not in waits for o in [d, *_slice(list(d.operands), made)]}
+        need = {id(o) for d in self.early if d.kind == "dot" and id(d) not in waits for o in [d, *_slice(d.operands, made)]}
         return [o for o in self.early if id(o) in need]
 
 
@@ -162,15 +168,9 @@ def _follows(op: Op, body: Block) -> bool:
     return op.kind != "dot" and not op.regions and not has_effect(op)
 
 
-def _slice(values: list[Value], made: dict[Value, Op]) -> list[Op]:
+def _slice(values: Iterable[Value], made: dict[Value, Op]) -> list[Op]:
     """The ops that these values follow from, in order."""
-    need: dict[int, Op] = {}
-    todo = list(values)
-    while todo:
-        op = made.get(todo.pop())
-        if op is not None and id(op) not in need:
-            need[id(op)] = op
-            todo += op.operands
+    need = followed(values, made) or {}
     return [o for o in dict.fromkeys(made.values()) if id(o) in need]
 
 
@@ -186,7 +186,7 @@ class _Skew:
         down = bool(first.get("descending"))
         low, high = (last.operands[0], first.operands[1]) if down else (first.operands[0], last.operands[1])
         b = Builder(first.loc)
-        one = b.emit("const", value=1, dtype="i32")
+        one = b.const(1)
         some = out.emit("lt", low, high, name="some", loc=first.loc)
         start = b.emit("sub", high, one, name="first") if down else low
         end = low if down else b.emit("sub", high, one, name="last")
