@@ -1,6 +1,7 @@
 """Where compile time goes: every schedule the library ships for Hopper, each mask, from the spec to the loaded cubin, nothing cached.
 
     python -m benchmarks.compile_stages [--dtypes f16,bf16] [--lse both] [--repeats 5] [--seconds 120] [--json FILE]
+    python -m benchmarks.compile_stages --pass backward       the kernel that training runs with these heads and masks
 
 One row per kernel: the fastest of `--repeats` compilations in a process that has compiled before, in milliseconds of wall clock and of CPU,
 split into tracing, every pass, verification (after each pass), the CUDA text, and NVRTC's own three parts (its `--time` option). With a GPU
@@ -10,6 +11,7 @@ the cubin is loaded as well. What the first kernel of a process costs on top (im
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 import time
@@ -23,10 +25,13 @@ from fcgen.backends.budget import check_budget
 from fcgen.backends.cuda.printer import print_cuda
 from fcgen.build import compiler
 from fcgen.errors import FcError
+from fcgen.ir.core import Kernel
 from fcgen.ir.text import print_kernel
 from fcgen.ir.types import DTYPES
-from fcgen.ir.verify import verify
+from fcgen.ir.verify import Known, verify
+from fcgen.kernels import backward
 from fcgen.kernels.attention import VARIANTS, attention
+from fcgen.kernels.backward_schedules import candidates
 from fcgen.kernels.hopper_schedules import LAZY, ROWS, SMALL
 from fcgen.passes import PIPELINE
 from fcgen.runtime import nvrtc
@@ -37,7 +42,8 @@ from .pool import write_json
 ARCH = "sm_90a"
 MASKS = ("none", "causal_top_left", "causal_bottom_right")
 #: seconds from spec to loaded cubin that we allow ourselves, by head size
-LIMITS = {128: 0.6, 256: 1.0, 512: 1.5}
+LIMITS = {128: 0.8, 256: 1.0, 512: 1.5}
+BACKWARD = 1.5
 #: NVRTC's names for its parts -> ours
 PARTS = {"CUDA C++ Frontend": "frontend", "NVVM Optimizer": "optimizer", "PTX Translation": "ptxas"}
 
@@ -50,14 +56,21 @@ class Case:
     dtype: str = "f16"
     lse: bool = False
     sums: str = "corrected"
+    backward: bool = False
 
     def __str__(self) -> str:
         m, n = (dict(self.schedule.tiles)[k] for k in ("BLOCK_M", "BLOCK_N"))
-        return f"D={self.head} {m}x{n} {self.mask} {self.dtype}{' lse' if self.lse else ''}"
+        return f"D={self.head} {m}x{n} {self.mask} {self.dtype}{' lse' if self.lse else ''}{' backward' if self.backward else ''}"
 
     @property
     def limit(self) -> float:
-        return next(s for head, s in LIMITS.items() if self.head <= head)
+        return BACKWARD if self.backward else next(s for head, s in LIMITS.items() if self.head <= head)
+
+    def trace(self) -> Kernel:
+        facts = {"T": DTYPES[self.dtype], "D": self.head, "E": self.head, "mask": self.mask}
+        if self.backward:
+            return backward.backward.trace(dict(self.schedule.tiles), **facts)
+        return attention.trace(dict(self.schedule.tiles), **VARIANTS["lse" if self.lse else "plain"], **facts, lazy=LAZY, sums=self.sums)
 
 
 def cases(dtypes: tuple[str, ...], lse: tuple[bool, ...]) -> Iterator[Case]:
@@ -68,6 +81,14 @@ def cases(dtypes: tuple[str, ...], lse: tuple[bool, ...]) -> Iterator[Case]:
                 for mask in MASKS:
                     if row.masks == "any" or row.masks == ("none" if mask == "none" else "causal"):
                         yield Case(row.head, row.schedule, mask, dtype, with_lse, row.sums)
+
+
+def backward_cases(dtypes: tuple[str, ...]) -> Iterator[Case]:
+    """The first of the schedules that training tries for its own kernel."""
+    for dtype in dtypes:
+        for head in (64, 128):
+            for mask in MASKS[:2]:
+                yield Case(head, candidates("backward", ARCH, head)[0], mask, dtype, backward=True)
 
 
 class Watch:
@@ -89,15 +110,16 @@ def compile_once(case: Case, folder: str) -> tuple[Watch, dict[str, int], dict[s
     """(times by step, sizes, NVRTC's parts)."""
     to, schedule = compiler.target(ARCH), case.schedule
     watch = Watch()
-    kernel = attention.trace(dict(schedule.tiles), **VARIANTS["lse" if case.lse else "plain"], T=DTYPES[case.dtype], D=case.head,
-                             E=case.head, mask=case.mask, lazy=LAZY, sums=case.sums)
+    kernel = case.trace()
     watch.lap("trace")
     print_kernel(kernel)  # the cache's key
     watch.lap("IR text")
+    known: Known = {}
     for p in PIPELINE:
-        kernel = p.run(kernel, schedule, to)
+        before, kernel = kernel, p.run(kernel, schedule, to)
         watch.lap(p.name)
-        verify(kernel)
+        if kernel is not before:
+            verify(kernel, known=known)
         watch.lap("verify")
     check_budget(kernel, to)
     cuda = print_cuda(kernel, to)
@@ -136,7 +158,8 @@ def measure(case: Case, repeats: int, folder: str) -> dict[str, Any]:
     watch, sizes, parts = min(runs, key=lambda r: sum(r[0].wall.values()))
     total = {"wall": sum(watch.wall.values()), "cpu": min(sum(r[0].cpu.values()) for r in runs)}
     return {"d": case.head, "tiles": dict(case.schedule.tiles), "mask": case.mask, "dtype": case.dtype, "lse": case.lse,
-            "wall_ms": total["wall"], "cpu_ms": total["cpu"], "limit_ms": case.limit * 1e3, **sizes,
+            "pass": "backward" if case.backward else "forward", "wall_ms": total["wall"], "cpu_ms": total["cpu"],
+            "limit_ms": case.limit * 1e3, **sizes,
             "steps_wall_ms": _rounded(watch.wall), "steps_cpu_ms": _rounded(watch.cpu), "nvrtc_parts_ms": parts}
 
 
@@ -168,6 +191,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dtypes", default="f16", help="f16, bf16 or both with a comma (%(default)s)")
     parser.add_argument("--lse", choices=("no", "yes", "both"), default="no", help="with the log-sum-exp (%(default)s)")
+    parser.add_argument("--pass", dest="of", choices=("forward", "backward"), default="forward", help="which kernels (%(default)s)")
     parser.add_argument("--heads", help="only these head sizes, with commas between")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=float("inf"), help="no new row after that long")
@@ -175,11 +199,13 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     begin, table, left_out = time.monotonic(), [], []
-    said = {"part": "compile_stages", "cpu": cpu(), "environment": facts(), "repeats": args.repeats, "loaded": fc.gpu_available()}
+    said = {"part": "compile_stages", "cpu": cpu(), "busy": os.getloadavg()[0], "environment": facts(), "repeats": args.repeats,
+            "loaded": fc.gpu_available()}
     wanted = {"no": (False,), "yes": (True,), "both": (False, True)}[args.lse]
     print(head_line())
     with tempfile.TemporaryDirectory() as folder:
-        every = cases(tuple(args.dtypes.split(",")), wanted)
+        dtypes = tuple(args.dtypes.split(","))
+        every = backward_cases(dtypes) if args.of == "backward" else cases(dtypes, wanted)
         for n, case in enumerate(c for c in every if not args.heads or str(c.head) in args.heads.split(",")):
             if time.monotonic() - begin > args.seconds:
                 left_out.append(str(case))
@@ -189,9 +215,9 @@ def main(argv: list[str] | None = None) -> int:
             table.append(measure(case, args.repeats, folder))
             print(line(case, table[-1]), flush=True)
             write_json(args.json, {**said, "table": table, "left_out": left_out})
-    worst = {head: max((r["wall_ms"] for r in table if r["d"] <= head and r["limit_ms"] == s * 1e3), default=0.0)
-             for head, s in LIMITS.items()}
-    print("slowest: " + ", ".join(f"head size up to {head}: {ms:.0f} ms of {LIMITS[head] * 1e3:.0f}" for head, ms in worst.items()))
+    for limit in dict.fromkeys(r["limit_ms"] for r in table):
+        slowest = max((r for r in table if r["limit_ms"] == limit), key=lambda r: r["wall_ms"])
+        print(f"slowest of those that may take {limit:.0f} ms: {slowest['wall_ms']:.0f} ms, D={slowest['d']} {slowest['mask']}")
     if left_out:
         print(f"no time for {len(left_out)} kernels")
     write_json(args.json, {**said, "table": table, "left_out": left_out})

@@ -1,4 +1,5 @@
-"""How long it takes from a spec to a loaded kernel: cold (empty cache, fresh process), from disk (fresh process), warm.
+"""How long it takes from a spec to a loaded kernel: cold (empty cache, fresh process), from disk (fresh process), warm. Python's bytecode
+is there in each, as it is where a package is installed.
 
 Also counts NVRTC's work: none from disk, none for a second sequence length. Without a GPU the kernel is compiled but not loaded.
 """
@@ -84,11 +85,12 @@ def _second_length(calls: list[int]) -> dict[str, Any]:
     return {"second_length_nvrtc_calls": calls[0] - before, "second_length_ms": times[1]}
 
 
-def fresh(cache: str, arch: str | None) -> dict[str, Any]:
-    """`probe` in a new process with the given cache folder, and that process's whole time."""
+def fresh(cache: str, bytecode: str, arch: str | None) -> dict[str, Any]:
+    """`probe` in a new process with the given folders, and that process's whole time."""
     command = [sys.executable, "-m", "benchmarks.compile_time", "--probe", *(["--arch", arch] if arch else [])]
     start = time.perf_counter()
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, "FCGEN_CACHE_DIR": cache})
+    env = {**os.environ, "FCGEN_CACHE_DIR": cache, "PYTHONPYCACHEPREFIX": bytecode, "PYTHONDONTWRITEBYTECODE": ""}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env)
     if done.returncode:
         raise RuntimeError(done.stderr)
     return {**json.loads(done.stdout.splitlines()[-1]), "process_ms": (time.perf_counter() - start) * 1e3}
@@ -96,10 +98,12 @@ def fresh(cache: str, arch: str | None) -> dict[str, Any]:
 
 def measure(repeats: int, arch: str | None) -> dict[str, list[dict[str, Any]]]:
     out: dict[str, list[dict[str, Any]]] = {"cold": [], "disk": []}
-    for _ in range(repeats):
-        with tempfile.TemporaryDirectory(prefix="fcgen-cache-") as cache:
-            out["cold"].append(fresh(cache, arch))
-            out["disk"].append(fresh(cache, arch))
+    with tempfile.TemporaryDirectory(prefix="fcgen-bytecode-") as bytecode:
+        for n in range(repeats + 1):  # the first time writes the bytecode
+            with tempfile.TemporaryDirectory(prefix="fcgen-cache-") as cache:
+                for state in ("cold", "disk"):
+                    sample = fresh(cache, bytecode, arch)
+                    out[state] += [sample] if n else []
     return out
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from math import prod
 
 from ..ir.op_table import having
-from ..ir.core import Block, GridAxis, Kernel, Op, Value, definitions, free_values, uses, walk
+from ..ir.core import Block, GridAxis, Kernel, Op, Value, definitions, uses, walk
 from ..ir.elementwise import FNS
 from ..ir.types import Tile
 
@@ -285,7 +285,7 @@ class Workload:
         for op in reversed(block.ops):
             live -= set(op.results)
             if op.kind == "for":
-                kept = {self._source_of(v) for v in free_values(op.regions[0])}
+                kept = {self._source_of(v) for v in op.regions[0].reads}
                 live |= {v for v in kept if self._holds(v)}
                 live = (live | self._alive(op.regions[0], live)) - set(op.regions[0].args)
             else:

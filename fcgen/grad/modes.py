@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from ..errors import FcError
-from ..ir.core import Op, Value, free_values
+from ..ir.core import Op, Value
 from ..ir.types import with_dtype
 from .elementwise import NO_NUMBERS, PARTIALS
 from .structural import RULES
@@ -22,7 +22,7 @@ def active_ops(ops: Iterable[Op], of: Iterable[Value]) -> tuple[list[Op], set[Va
     """(the ops that a derivative goes through, the active values). of: values, and tensors that ops read. Raises FcError "trace/grad"."""
     active, out = set(of), []
     for op in ops:
-        touched = any(v in active for v in op.operands) or any(v in active for r in op.regions for v in free_values(r))
+        touched = any(v in active for v in op.reads)
         results = [r for r in op.results if r.type.dtype.is_float]
         if not touched or not (results or op.kind in NO_NUMBERS):
             continue

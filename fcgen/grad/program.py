@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from ..errors import FcError
-from ..ir.core import Block, Kernel, Op, Value, definitions, free_values, uses, walk
+from ..ir.core import Block, Kernel, Op, Value, definitions, uses, walk
 from ..ir.rewrite import Builder, Env, copy_block, copy_op, remove_dead
 from ..ir.types import Tensor, f32, i32
 from .modes import READS, pull_op
@@ -69,7 +69,7 @@ class _Walker:
                               hint="choose with fc.where what is stored")
             if op.kind not in ("store", "yield"):
                 m.builder.add(_without_stores(op))
-            touched = any(v in self.active for v in op.operands) or any(v in self.active for r in op.regions for v in free_values(r))
+            touched = any(v in self.active for v in op.reads)
             if touched:
                 self.active |= {r for r in op.results if r.type.dtype.is_float}
         for op in reversed(ops):
@@ -124,7 +124,9 @@ class _Walker:
                 starts += [(a, ct) for a in addends]
                 if inits[n] in self.active:
                     known[inits[n]] = m.add(known[inits[n]], ct) if inits[n] in known else ct
-        outer = [v for v in free_values(Block(body.args, body.ops)) if v in self.active and v not in self.sums]
+        # in the program's order: a set has another in each process
+        read = dict.fromkeys(v for o in walk(body) for v in o.operands if v in body.reads)
+        outer = [v for v in read if v in self.active and v not in self.sums]
         at = Value(index.type, index.name)
         env[index] = at
         kept = [Value(carried[n].type, carried[n].name) for n in again]
@@ -206,7 +208,7 @@ def _leads_to(made: dict[Value, Op], v: Value, arg: Value) -> bool:
 
 
 def _inside(op: Op) -> Iterable[Value]:
-    return [v for r in op.regions for v in free_values(r)]
+    return [v for r in op.regions for v in r.reads]
 
 
 def _no_sum(op: Op, loop: Op) -> FcError:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from math import prod
+from operator import is_
 from typing import Any
 
 from ..errors import Loc
@@ -17,6 +19,11 @@ from ..errors import Loc
 WRITTEN: dict[type, Callable[[Any], str]] = {}
 
 Attr = Any  # int | float | str | bool | None | a layout | tuple of these
+
+
+def same(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
+    """Whether they hold the same things, not others that are equal."""
+    return len(a) == len(b) and all(map(is_, a, b))
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,13 +69,14 @@ class Op:
         return replace(self, attrs={**self.attrs, **attrs})
 
     def within(self, fn: Callable[[Block], Block]) -> Op:
-        """The op with `fn(region)` in the place of each of its regions."""
-        return replace(self, regions=tuple(map(fn, self.regions))) if self.regions else self
+        """The op with `fn(region)` in the place of each of its regions: itself where these are the same ones."""
+        regions = tuple(map(fn, self.regions))
+        return self if same(regions, self.regions) else replace(self, regions=regions)
 
     @property
     def reads(self) -> set[Value]:
         """Values that the op reads, in its regions or not."""
-        return {*self.operands, *(v for r in self.regions for v in free_values(r))}
+        return set(self.operands).union(*(r.reads for r in self.regions))
 
     def __str__(self) -> str:
         return WRITTEN[Op](self)
@@ -80,6 +88,15 @@ class Block:
 
     args: tuple[Value, ...] = ()
     ops: tuple[Op, ...] = ()
+
+    @cached_property
+    def reads(self) -> frozenset[Value]:
+        """Values read in the block but made outside it."""
+        made, free = set(self.args), set[Value]()
+        for op in self.ops:
+            free.update(v for v in op.reads if v not in made)
+            made.update(op.results)
+        return frozenset(free)
 
     @property
     def yielded(self) -> tuple[Value, ...]:
@@ -180,10 +197,15 @@ class Kernel:
 
 def walk(block: Block) -> Iterator[Op]:
     """Every op of the block and of its regions, outer op before inner ones, in program order."""
-    for op in block.ops:
-        yield op
-        for r in op.regions:
-            yield from walk(r)
+    rest = [iter(block.ops)]
+    while rest:
+        for op in rest[-1]:
+            yield op
+            if op.regions:
+                rest += [iter(r.ops) for r in reversed(op.regions)]
+                break
+        else:
+            rest.pop()
 
 
 def walk_kernel(kernel: Kernel) -> Iterator[Op]:
@@ -203,13 +225,3 @@ def uses(block: Block) -> dict[Value, list[Op]]:
 def definitions(block: Block) -> dict[Value, Op]:
     """value -> the op that makes it; region arguments are absent."""
     return {r: op for op in walk(block) for r in op.results}
-
-
-def free_values(block: Block) -> set[Value]:
-    """Values read in the block but made outside it."""
-    made = set(block.args)
-    free: set[Value] = set()
-    for op in block.ops:
-        free |= {v for v in op.reads if v not in made}
-        made |= set(op.results)
-    return free

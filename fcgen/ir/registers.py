@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from math import prod
 
-from .core import Block, Kernel, Value, free_values
+from .core import Block, Kernel, Value
 from .layout import OpaqueLayout
 from .op_table import having
 from .target import Target
@@ -49,7 +49,7 @@ def least(body: Block) -> int:
             out |= held(op.operands) if op is not None and op.kind in VIEWS else {v} if frag_words(v.type) else set()
         return out
 
-    live = around = held(free_values(body))
+    live = around = held(body.reads)
     most = 0
     for op in reversed(body.ops):
         if op.kind not in VIEWS:

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from ..errors import Loc
-from .core import Attr, Block, GridAxis, Kernel, Op, Value, free_values
+from .core import Attr, Block, GridAxis, Kernel, Op, Value, same
 from .ops import has_effect, infer
 
 
@@ -35,13 +35,16 @@ class Env:
 
 
 def substitute(op: Op, env: Env) -> Op:
-    """The op, and those in its regions, with operands through `env`; it keeps its own values."""
-    regions = tuple(substitute_block(r, env) for r in op.regions)
-    return Op(op.kind, env.all(op.operands), op.results, op.attrs, regions, op.loc)
+    """The op, and those in its regions, with operands through `env`; it keeps its own values, and is itself where it reads no others."""
+    regions, operands = tuple(substitute_block(r, env) for r in op.regions), env.all(op.operands)
+    if same(operands, op.operands) and same(regions, op.regions):
+        return op
+    return Op(op.kind, operands, op.results, op.attrs, regions, op.loc)
 
 
 def substitute_block(block: Block, env: Env) -> Block:
-    return Block(block.args, tuple(substitute(op, env) for op in block.ops))
+    ops = tuple(substitute(op, env) for op in block.ops)
+    return block if same(ops, block.ops) else Block(block.args, ops)
 
 
 class Builder:
@@ -94,20 +97,19 @@ def edited(block: Block, fn: Callable[[Op], Op | None]) -> Block:
 
 
 def rewrite(block: Block, rule: Callable[[Op, Builder, Env], bool], env: Env | None = None) -> Block:
-    """Copy a block; for each op (operands already substituted) `rule` may build something else and return True.
+    """For each op (operands already substituted) `rule` may build something else and return True; the others stay as they are.
 
     The rule maps old results through `env[old] = new`. Regions are rewritten before the rule sees their op."""
     env = Env() if env is None else env
-    args = env.anew(block.args)
     b = Builder()
-    for op in block.ops:
-        operands, regions = env.all(op.operands), tuple(rewrite(r, rule, env) for r in op.regions)
-        new_op = Op(op.kind, operands, op.results, op.attrs, regions, op.loc)
-        b.loc = op.loc
-        if rule(new_op, b, env):
-            continue
-        b.add(Op(op.kind, operands, env.anew(op.results), op.attrs, regions, op.loc))
-    return b.block(args)
+    for old in block.ops:
+        op = old.within(partial(rewrite, rule=rule, env=env))
+        operands, b.loc = env.all(op.operands), op.loc
+        if not same(operands, op.operands):
+            op = Op(op.kind, operands, op.results, op.attrs, op.regions, op.loc)
+        if not rule(op, b, env):
+            b.add(op)
+    return block if same(tuple(b.ops), block.ops) else b.block(block.args)
 
 
 def extent(kernel: Kernel, axis: GridAxis, b: Builder) -> Value:
@@ -118,7 +120,10 @@ def extent(kernel: Kernel, axis: GridAxis, b: Builder) -> Value:
 
 
 def map_bodies(kernel: Kernel, fn: Callable[[Block], Block]) -> Kernel:
-    return replace(kernel, roles=tuple(replace(r, body=fn(r.body)) for r in kernel.roles))
+    bodies = tuple(fn(r.body) for r in kernel.roles)
+    if same(bodies, tuple(r.body for r in kernel.roles)):
+        return kernel
+    return replace(kernel, roles=tuple(replace(r, body=body) for r, body in zip(kernel.roles, bodies)))
 
 
 def remove_dead(block: Block, live: set[Value] | None = None) -> Block:
@@ -134,21 +139,24 @@ def remove_dead(block: Block, live: set[Value] | None = None) -> Block:
         op = op.within(partial(remove_dead, live=live))
         live |= op.reads
         kept.append(op)
-    return Block(block.args, tuple(reversed(kept)))
+    ops = tuple(reversed(kept))
+    return block if same(ops, block.ops) else Block(block.args, ops)
 
 
 def _shrink(op: Op, live: set[Value]) -> Op:
     """Without the results (and, for a loop, carried values) that neither later ops nor the body itself need."""
+    keep = [i for i, r in enumerate(op.results) if r in live]
+    if len(keep) == len(op.results):
+        return op
     if op.kind == "if":
-        keep = [i for i, r in enumerate(op.results) if r in live]
         regions = tuple(_keep_yields(r, keep) for r in op.regions)
         return replace(op, results=tuple(op.results[i] for i in keep), regions=regions)
     body = op.regions[0]
     carried = body.args[1:]
-    keep_set = {i for i, r in enumerate(op.results) if r in live}
+    keep_set = set(keep)
     while True:
         slim = remove_dead(_keep_yields(body, sorted(keep_set)), set())
-        needed = free_values(Block((), slim.ops))
+        needed = Block((), slim.ops).reads
         more = {i for i, a in enumerate(carried) if a in needed} | keep_set
         if more == keep_set:
             break

@@ -58,3 +58,27 @@ def test_a_product_that_some_tiles_mask_does_not_run_late():
     """Its mask would run with the tile behind it, which may be one that has none."""
     with pytest.raises(fc.FcError, match="cannot run late: what masks its result"):
         _ = program(False, late="s+acc").machine
+
+
+@fc.kernel
+def causal(X: T[M, D], W: T[V, D], U: T[V, E], Y: "out f32[M, E]"):
+    (rows,) = fc.grid(fc.tile(X.M, "BLOCK_M"))
+    x = fc.load(X[rows])
+    acc = fc.var(fc.zeros(rows, U.E))
+    for words in fc.loop(fc.tile(W.V, "BLOCK_V"), descending=True, live=lambda words: words.index <= rows.index):
+        s = fc.dot(x, fc.load(W[words]).T)
+        p = fc.where(words.valid & (words.index <= rows.index), s, 0.0)
+        acc <<= acc + fc.dot(p.to(U.dtype), fc.load(U[words]))
+    fc.store(Y[rows], acc)
+
+
+@pytest.mark.parametrize(("columns", "masked"), [(16, 1), (64, 1), (128, 0)])
+def test_masked_tiles_have_no_loop_where_there_is_one_at_most(columns, masked):
+    schedule = fc.Schedule(tiles={"BLOCK_M": 128, "BLOCK_V": columns}, warps=8, math="wgmma", copy="tma", late="acc", stages=2)
+    p, rng = causal.compile(target="sm_90a", T=fc.f16, D=16, E=16, schedule=schedule), np.random.default_rng(0)
+    after = run_passes(p.tile, p.schedule, p.target, stop_after="skew")
+    assert sum(o.kind == "for" and o.get("part") == "masked" for o in walk(after.body)) == masked
+    for rows, words in ((1, 1), (64, 200), (65, 63), (130, 129), (257, 257), (300, 140)):
+        x, w, u = (rng.integers(-2, 3, (n, 16)).astype(np.float16) for n in (rows, words, words))
+        s = np.tril(x.astype(np.float64) @ w.astype(np.float64).T)
+        np.testing.assert_allclose(p.simulate(X=x, W=w, U=u)["Y"], s @ u.astype(np.float64), atol=1e-2)

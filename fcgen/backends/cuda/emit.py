@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -42,10 +43,12 @@ class Unrolled:
     values: list[int]
 
 
+CALLED = re.compile(r"\b\w+(?=\()")
+
+
 class Emitter:
     def __init__(self, kernel: Kernel, target: Target):
         self.kernel, self.target = kernel, target
-        self.plan: Plan = make_plan(kernel)
         self.w = Writer(1)
         self.names = Names()
         self.pname = {p: self.names(p.name, "arg") for p in kernel.params}
@@ -75,6 +78,10 @@ class Emitter:
         self.counter = False
         self.branch: dict[Value, Op] = {}
         self.folded: dict[Value, int | None] = {}
+
+    @cached_property
+    def plan(self) -> Plan:
+        return make_plan(self.kernel)
 
     def share(self, first: Emitter) -> None:
         """Print another role of the kernel: what stands outside of the roles is common."""
@@ -108,8 +115,8 @@ class Emitter:
         if rec is None or rec.needs > self.target.capability:
             raise FcError("compile/unsupported", f"{self.target.arch} has no {name}", hint="accumulate or store in f32 instead")
         if name not in self.used:
-            for other in self.target.instrs:
-                if other + "(" in rec.body:
+            for other in dict.fromkeys(CALLED.findall(rec.body)):
+                if other in self.target.instrs:
                     self.fn(other)
             self.used[name] = rec
         return name

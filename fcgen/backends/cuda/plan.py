@@ -47,8 +47,15 @@ class Plan:
     group: dict[Value, list[Value]] = field(default_factory=dict)
     carried: dict[Value, tuple[Value, ...]] = field(default_factory=dict)
     loose: dict[Value, bool] = field(default_factory=dict)
+    taken: dict[Value, int] = field(default_factory=dict)
     live_regs: int = 0
     live_at: Op | None = None
+
+    def words(self, v: Value) -> int:
+        """The 32-bit registers that a fragment needs while it lives."""
+        if v not in self.taken:
+            self.taken[v] = 0 if v in self.maker and self.maker[v].get("few") else frag_words(v.type)
+        return self.taken[v]
 
     def root(self, v: Value) -> Value:
         while self.parent.get(v, v) is not v:
@@ -248,7 +255,7 @@ def _liveness(plan: Plan, block: Block, live_out: set[Value]) -> set[Value]:
         reads = plan.reads(op)
         defs = [r for r in op.results if r in plan.parent]
         _define(plan, defs, live)
-        words = sum(frag_words(v.type) for v in live | set(defs) if v not in plan.maker or not plan.maker[v].get("few"))
+        words = sum(map(plan.words, live.union(defs)))
         if words > plan.live_regs:
             plan.live_regs, plan.live_at = words, op
         after = live - set(defs)

@@ -12,7 +12,7 @@ from typing import Any
 
 from ...errors import FcError
 from ...ir.alignment import demanded, with_promises
-from ...ir.core import Block, Kernel, Op, Value, free_values, walk
+from ...ir.core import Block, Kernel, Op, Value, walk
 from ...ir.layout import Factor, OpaqueLayout, RegLayout, SmemLayout, mma_a, mma_b, mma_run, rowwise, warp_grid
 from ...ir.lifetimes import WRITES
 from ...ir.rewrite import Builder, Env
@@ -154,7 +154,7 @@ class _Selector:
     def hold(self, loop: Op, b: Builder, env: Env) -> None:
         """Left operands that a loop only reads are fetched into registers once, in front of it."""
         body = loop.regions[0]
-        outside = free_values(body) - {v for o in walk(body) if o.kind in WRITES for v in o.operands}
+        outside = body.reads - {v for o in walk(body) if o.kind in WRITES for v in o.operands}
         for op in walk(body):
             a = env[op.operands[0]] if op.get("math") == "mma" else None
             if a is not None and isinstance(a.type, Buffer) and op.operands[0] in outside and (key := _as_read(op, a)) not in self.held:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from ...ir.core import Block, Kernel, Op, Value, definitions, free_values, uses
+from ...ir.core import Block, Kernel, Op, Value, definitions, uses
 from ...ir.ops import has_effect
 from ...ir.rewrite import Builder, map_bodies, remove_dead
 from ...ir.schedule import Schedule
@@ -90,7 +90,7 @@ def _opposite(s: Value, defs: dict[Value, Op], out: Builder) -> Value:
 def _only_for(block: Block, select: Op, u: _Uniform) -> list[Op]:
     """The ops of the block that the mask is made of and nothing else reads, but for what the select's condition is spread by; in order."""
     readers = uses(block)
-    inside = {v for o in block.ops for r in o.regions for v in free_values(r)}
+    inside = {v for o in block.ops for r in o.regions for v in r.reads}
     chosen: list[Op] = [select]
     for op in reversed(block.ops[:next(n for n, o in enumerate(block.ops) if o is select)]):
         read = [x for r in op.results for x in readers.get(r, ())]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from ...ir.core import Block, Kernel, Op, Value, free_values, walk_kernel
+from ...ir.core import Block, Kernel, Op, Value, walk_kernel
 from ...ir.rewrite import Builder, Env, copy_op, map_bodies, remove_dead, substitute
 from ...ir.schedule import Schedule
 from ...ir.target import Target
@@ -78,7 +78,7 @@ class _Held:
         """An op with what its regions need of the work that nobody carries."""
         regions = []
         for r in op.regions:
-            needed, own = free_values(r), []
+            needed, own = r.reads, []
             for o in reversed(self.work):
                 if o.result in needed and o.result not in self.carried:
                     own.append(o)
@@ -117,5 +117,5 @@ def _follows(loop: Op, branch: Op) -> _Held | None:
             read |= set(op.operands)
             for n, r in enumerate(op.regions):
                 if not (op.kind == "if" and n == 0 and op.operands[0] in votes):
-                    read |= free_values(r)
+                    read |= r.reads
     return _Held(branch, changed, work, [o.result for o in work if o.result in read and o.kind != "const"])

@@ -10,7 +10,8 @@ loop may have no tile at all).
 With `schedule.tokens`, a group of warps starts a turn with each iteration's first dot.
 
 A chain of loops is skewed as one loop: the tile before the first one of a copy is the last one of the copy before it. The first tile's ops
-come from a copy that keeps all masks, which holds for any tile; a masked copy that only existed for that tile is left out.
+come from a copy that keeps all masks, which holds for any tile; a masked copy that has at most that tile, for all sizes (`gaps`), is left
+out.
 
 This is modulo scheduling (Rau, 1994) with two stages.
 """
@@ -29,6 +30,7 @@ from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import Scalar
 from ..facts.common import followed, without_effect
+from .gaps import at_most
 
 VIEWS = {"load", "transpose"}
 
@@ -266,39 +268,7 @@ class _Skew:
         return [late[whole.body.yielded[k]] if k in whole.finished else v for k, v in enumerate(values)]
 
     def one_tile(self, op: Op) -> bool:
-        """Whether the copy holds at most one tile, for all rows and for each part of them: from x // c to (x + c - 1) // c."""
+        """Whether the copy holds at most one tile, for all rows and for each part of them."""
         ends = [self.defs.get(v) for v in op.operands[:2]]
         both = [d.operands if d is not None and d.kind == "narrow" else (v, v) for d, v in zip(ends, op.operands)]
-        return all(self.short(low, high) for low, high in zip(*both))
-
-    def short(self, low: Value, high: Value) -> bool:
-        if low is high:
-            return True
-        d = self.defs.get(high)
-        if d is not None and d.kind == "max" and self.defs.get(d.operands[0]) is not None and self.defs[d.operands[0]].kind == "select":
-            d = self.defs[d.operands[0]]
-        if d is not None and d.kind == "select":  # or nothing at all
-            d = self.defs.get(d.operands[1])
-        if d is None or d.kind != "floordiv":
-            return False
-        size, up = self.number(d.operands[1]), self.defs.get(d.operands[0])
-        if size is None or up is None or up.kind != "add" or self.number(up.operands[1]) != size - 1:
-            return False
-        return self.at_least(low, high, up.operands[0], size)
-
-    def at_least(self, v: Value, high: Value, x: Value, size: int, fuel: int = 8) -> bool:
-        """Whether v >= min(high, x // size)."""
-        d = self.defs.get(v)
-        if v is high:
-            return True
-        if d is None or fuel == 0:
-            return False
-        if d.kind == "floordiv" and d.operands[0] is x and self.number(d.operands[1]) == size:
-            return True
-        if d.kind == "min":
-            return all(self.at_least(o, high, x, size, fuel - 1) for o in d.operands)
-        return d.kind == "max" and any(self.at_least(o, high, x, size, fuel - 1) for o in d.operands)
-
-    def number(self, v: Value) -> int | None:
-        d = self.defs.get(v)
-        return d["value"] if d is not None and d.kind == "const" else None
+        return all(at_most(high, low, 1, self.defs) for low, high in zip(*both))

@@ -10,17 +10,17 @@ __device__ __forceinline__ int floor_div(int a, int b) {
     return q - (q * b != a && (a < 0) != (b < 0));
 }
 
-// PTX ISA, ex2: 2^x, relative error below 2^-22.5
-__device__ __forceinline__ float exp2_approx(float x) {
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
-
 // PTX ISA, rcp: 1/x within 1 ulp
 __device__ __forceinline__ float rcp_approx(float x) {
     float y;
     asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+// PTX ISA, ex2: 2^x, relative error below 2^-22.5
+__device__ __forceinline__ float exp2_approx(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
 }
 
