@@ -1,0 +1,161 @@
+"""What a generated kernel's time goes to: its CUDA text with parts left out or put elsewhere, timed beside the whole.
+
+    python -m benchmarks.edited --json out/edited.json
+    python -m benchmarks.edited --compile-only
+
+A variant that leaves work out is wrong by intent, and says so; one that only moves work is compared with float64 as everything else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import fcgen as fc
+from fcgen.runtime import nvrtc
+
+from .ceilings import ceilings
+from .environment import facts
+from .gemms import CASES, LIMIT, _next, errors, prepared
+from .pool import Made, launcher, write_json
+from .timing import Checked, finishes, round_robin
+
+Edit = tuple[str, str]
+INT4 = "tiles={BLOCK_K: 128, BLOCK_M: 16, BLOCK_N: 128}, warps=4, math=wgmma, copy=tma, stages=4, epilogue=direct, min_blocks=2, pdl=True"
+INT4_WIDE = "tiles={BLOCK_K: 128, BLOCK_M: 16, BLOCK_N: 256}, warps=8, math=wgmma, copy=tma, stages=5, epilogue=direct, pdl=True"
+NORM = "tiles={BK: 64, BM: 128, BN: 256}, warps=8, math=wgmma, copy=tma, stages=3, epilogue=tma, persistent=static, l2=32"
+#: no product: its lines are gone
+PRODUCTS: Edit = (r"wgmma_m64n16k16_f16_rs<0>\([^;]*;", ";")
+#: no unpacking: packed bytes go into the product as they are
+UNPACK: list[Edit] = [(r"add_f16x2\(spread_bytes\(w\[word_w\(i\)\], i % 2\) & 0x640f640fu, 0xe408e408u\)", "w[i / 2]"),
+                      (r"fma_f16x2\(spread_bytes\(w\[word_w\(i\)\], i % 2\) & 0x64f064f0u, 0x2c002c00u, 0xd480d480u\)", "w[i / 2]")]
+#: no reads of the tile: one word of it
+READS: list[Edit] = [(r"const uint32_t lo = ld_shared_b16.*", "const uint32_t lo = i ? w[0] : ld_shared_b16(w_at);"),
+                     (r"const uint32_t hi = ld_shared_b16.*", "const uint32_t hi = lo;")]
+#: X is neither copied nor waited for
+X: list[Edit] = [(r"mbar_expect\(x_tile[^;]*;\n\s*tma_load_3d\(x_tile[^;]*;", ";"), (r"mbar_wait\(x_tile[^;]*;", ";")]
+
+
+def _flying(slots: int, words: int, unroll: int) -> list[Edit]:
+    """The product of an iteration stays in flight while the next one's operand is made in other registers."""
+    free = f"__syncwarp(); if (lane == 0) mbar_arrive(w_tile_empty + (w_tile_slot == 0 ? {slots - 1} : w_tile_slot - 1) * 8);"
+    return [(r"#pragma unroll 1\n(\s*for \(int ks_tile_2)", rf"uint32_t prev[{words}];\n#pragma unroll\nfor (int i = 0; i < {words}; ++i) "
+             rf"prev[i] = 0;\ntouch(acc);\nwgmma_fence();\n#pragma unroll {unroll}\n\1"),
+            (r"touch\(acc\);\n(\s*touch_b32\(tmp_3\);\n\s*wgmma_fence)", r"\1"),
+            (r"wgmma_wait<0>\(\);\n\s*touch\(acc\);\n\s*touch_b32\(tmp_3\);\n\s*__syncwarp\(\);\n\s*if \(lane == 0\) mbar_arrive\(w_tile_empty [^;]*;",
+             rf"wgmma_wait<1>();\ntouch_b32(prev);\n#pragma unroll\nfor (int i = 0; i < {words}; ++i) prev[i] = tmp_3[i];\n"
+             rf"if (ks_tile_2 != 0) {{ {free} }}"),
+            (r"(// for ks in [^\n]*\n\s*#pragma unroll 1\n\s*for \(int unread)",
+             rf"wgmma_wait<0>();\ntouch(acc); touch_b32(prev);\nif (ks_tile_to_2 > 0) {{ {free} }}\n\1")]
+
+
+def _pieces(slots: int, steps: int) -> list[Edit]:
+    """The operand of 16 columns is made while the products of those before it run."""
+    free = f"__syncwarp(); if (lane == 0) mbar_arrive(w_tile_empty + (w_tile_slot == 0 ? {slots - 1} : w_tile_slot - 1) * 8);"
+    hold = 'for (int j = 0; j < 4; ++j) asm volatile("" : "+r"(tmp_3[4 * k + j]) :: "memory");\n'
+    make = ("for (int j = 0; j < 4; ++j) { const int i = 4 * k + j; "
+            "tmp_3[i] = pack_f16(x[2 * i] * tmp_2[col_tmp_3(2 * i)], x[2 * i + 1] * tmp_2[col_tmp_3(2 * i + 1)]); }\n")
+    return [(r"#pragma unroll 1\n(\s*for \(int ks_tile_2)", f"uint32_t tmp_3[{4 * steps}];\n#pragma unroll\nfor (int i = 0; i < {4 * steps}; ++i) "
+             "tmp_3[i] = 0;\ntouch(acc);\nwgmma_fence();\n#pragma unroll 1\n\\1"),
+            (r"uint32_t tmp_3\[\d+\];\n(\s*)#pragma unroll\n\s*for \(int i = 0; i < \d+; \+\+i\)\n\s*tmp_3\[i\] = pack_f16[^;]*;", r"\1;"),
+            (r"touch\(acc\);\n\s*touch_b32\(tmp_3\);\n\s*wgmma_fence\(\);\n\s*#pragma unroll\n\s*for \(int k = 0; k < \d+; \+\+k\)\n([^;]*;)\n\s*wgmma_commit\(\);",
+             f"#pragma unroll\nfor (int k = 0; k < {steps}; ++k) {{\nwgmma_wait<{steps - 1}>();\n{hold}{make}{hold}wgmma_fence();\n\\1\nwgmma_commit();\n}}\n"
+             f"if (ks_tile_2 != 0) {{ {free} }}"),
+            (r"wgmma_wait<0>\(\);\n\s*touch\(acc\);\n\s*touch_b32\(tmp_3\);\n\s*__syncwarp\(\);\n\s*if \(lane == 0\) mbar_arrive\(w_tile_empty [^;]*;", ";"),
+            (r"(// for ks in [^\n]*\n\s*#pragma unroll 1\n\s*for \(int unread)",
+             rf"wgmma_wait<0>();\ntouch(acc); touch_b32(tmp_3);\nif (ks_tile_to_2 > 0) {{ {free} }}\n\1")]
+
+
+#: case, schedule, what is done, is the result right, edits
+VARIANTS: list[tuple[str, str, str, bool, list[Edit]]] = [
+    *((case, s, f"{n}: {what}", right, edits) for n, s in (("two blocks of 128", INT4), ("one block of 256", INT4_WIDE))
+      for case, what, right, edits in (
+          ("int4-16", "whole", True, []), ("int4-16", "no products", False, [PRODUCTS]), ("int4-16", "no unpacking", False, UNPACK),
+          ("int4-16", "no reads", False, READS), ("int4-16", "no products, no unpacking", False, [PRODUCTS, *UNPACK]),
+          ("int4-16", "no X", False, X), ("int4-16", "no products, no unpacking, no X", False, [PRODUCTS, *UNPACK, *X]),
+          ("int4-16", "copies alone", False, [PRODUCTS, *UNPACK, *READS, *X]))),
+    ("norm", NORM, "whole", True, []),
+    ("norm", NORM.replace("BK: 64", "BK: 128").replace("BN: 256", "BN: 224").replace("stages=3", "stages=2"), "BK 128, BN 224", True, []),
+    ("norm", NORM, "in pieces", True, _pieces(3, 4)),
+    ("norm", NORM.replace("BN: 256", "BN: 192").replace("stages=3", "stages=4"), "in pieces, BN 192", True, _pieces(4, 4)),
+    ("norm", NORM.replace("BK: 64", "BK: 128").replace("BN: 256", "BN: 192").replace("stages=3", "stages=2"), "in pieces, BK 128", True,
+     _pieces(2, 8)),
+    ("norm", NORM, "in flight", True, _flying(3, 16, 2)),
+    ("norm", NORM.replace("BK: 64", "BK: 32").replace("stages=3", "stages=6"), "in flight, BK 32", True, _flying(6, 8, 2)),
+    ("norm", NORM.replace("BK: 64", "BK: 32").replace("stages=3", "stages=6"), "BK 32", True, []),
+    ("norm", NORM.replace("BN: 256", "BN: 192").replace("stages=3", "stages=4"), "in flight, BN 192", True, _flying(4, 16, 2)),
+]
+
+
+def edited(made: Made, edits: list[Edit]) -> Made:
+    text = made.built.cuda_text
+    for old, new in edits:
+        text, n = re.subn(old, new, text)
+        if not n:
+            return Made(error=f"nothing in the text is {old}")
+    if not edits:
+        return made
+    binary = nvrtc.compile_cuda(text, "sm_90a", name="edited")
+    said = [w for w in binary.warnings if "(C7" in w]
+    return Made(error=said[0]) if said else Made(replace(made.built, cuda_text=text, cubin=binary.cubin), made.resources)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", action="append", choices=tuple(CASES))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--compile-only", action="store_true")
+    parser.add_argument("--json", metavar="PATH")
+    args = parser.parse_args(argv)
+    chosen = [v for v in VARIANTS if not args.only or v[0] in args.only]
+    texts = list(dict.fromkeys((case, s, "sm_90a", "fp16") for case, s, *_ in chosen))
+    of = dict(zip(texts, (m for _, m in prepared(texts))))
+    made = [of[case, s, "sm_90a", "fp16"] for case, s, *_ in chosen]
+    made = [m if m.error else edited(m, v[4]) for m, v in zip(made, chosen)]
+    for m, v in zip(made, chosen):
+        if m.error or args.compile_only:
+            print(f"{v[0]}, {v[2]}: {m.error or 'compiles'}", flush=True)
+    if args.compile_only:
+        return 0
+    import torch
+
+    board, table = ceilings("fp16"), []
+    print(f"cuBLAS {board['gemm_tflops']:.0f} TFLOP/s, a copy {board['copy_gbps']:.0f} GB/s")
+    for name in dict.fromkeys(v[0] for v in chosen):
+        torch.manual_seed(0)
+        problem = CASES[name].make(torch.float16, CASES[name].sizes())
+        ways = [Checked(n, run, 0.0, 0.0) for n, run in problem.library.items()]
+        for m, (case, _, label, right, _) in zip(made, chosen):
+            if case != name or m.error:
+                continue
+            out = torch.full(problem.shape, float("nan"), device="cuda", dtype=torch.float16)
+            launch, given = launcher(m), [{**call, problem.out: out} for call in problem.calls]
+            launch(given[0])
+            if not finishes():
+                raise SystemExit(f"{label}: the kernel does not end")
+            off = errors(problem, out) if right else (0.0, 0.0)
+            if not off[1] <= LIMIT["fp16"]:
+                print(f"{name}, {label}: rms error {off[1]:.1e}")
+                continue
+            ways.append(Checked(label, partial(_next, launch, itertools.cycle(given)), *off))
+        few = problem.shape[0] <= 16
+        times = round_robin(ways, 200 if few else 8, args.rounds, warm=2)
+        for w in ways:
+            ms = times[w.name].ms
+            row: dict[str, Any] = {"case": name, "name": w.name, "ms": ms, "tflops": problem.products / ms / 1e9,
+                                   "gbps": problem.moved / ms / 1e6, "of_cublas": times[ways[0].name].ms / ms}
+            print(f"{ms * 1e3:8.1f} us  {row['tflops']:5.0f} TFLOP/s  {row['of_cublas']:.3f} of cuBLAS  {row['gbps'] / board['copy_gbps']:.3f} of a copy"
+                  f"  {name}: {w.name}", flush=True)
+            table.append(row)
+    write_json(args.json, {"part": "edited", "environment": facts(), "ceilings": board, "table": table})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
