@@ -1,3 +1,4 @@
+# ruff: noqa: E501
 """What a generated kernel's time goes to: its CUDA text with parts left out or put elsewhere, timed beside the whole.
 
     python -m benchmarks.edited --json out/edited.json
@@ -20,6 +21,7 @@ from typing import Any
 import fcgen as fc
 from fcgen.runtime import nvrtc
 
+from . import prologues as before
 from .ceilings import ceilings
 from .environment import facts
 from .gemms import CASES, LIMIT, _next, errors, prepared
@@ -92,6 +94,47 @@ VARIANTS: list[tuple[str, str, str, bool, list[Edit]]] = [
     ("norm", NORM.replace("BN: 256", "BN: 192").replace("stages=3", "stages=4"), "in flight, BN 192", True, _flying(4, 16, 2)),
 ]
 
+ROTARY = "tiles={BLOCK_M: 128, BLOCK_N: 128}, warps=8, math=wgmma, copy=tma, stages={c: 0, s: 0}, epilogue=quad, late=acc, makers=4"
+TABLES: list[Edit] = [(r"if \([^()]*\) ld_global_b32x4\([cs](_\d+)?, [^;]*;", ";")]
+TILES: list[Edit] = [(r"ld_shared_b32x4\(([xy](_\d+)?), [^;]*;", r"\1[0] = \1[1] = \1[2] = \1[3] = lane;")]
+MATH: list[Edit] = [(r"= (sub|add)_f16x2\(mul_f16x2\(([xy](_\d+)?\[i\]), c[^;]*;", r"= \2;")]
+STORES: list[Edit] = [(r"st_shared_b32x4\(k[01]_tile[^;]*;", ";")]
+#: spec, schedule, what is done, edits
+BEFORE: list[tuple[str, str, str, list[Edit]]] = [
+    ("plain", ROTARY.replace("stages={c: 0, s: 0}, ", "").replace(", makers=4", ""), "plain", []),
+    ("rotated", ROTARY, "whole", []), ("rotated", ROTARY, "no tables", TABLES), ("rotated", ROTARY, "no math", MATH),
+    ("rotated", ROTARY, "no reads", TILES), ("rotated", ROTARY, "no reads, no tables", TILES + TABLES),
+    ("rotated", ROTARY, "no stores", STORES), ("rotated", ROTARY, "nothing but barriers", TABLES + TILES + STORES + MATH),
+    ("rotated", ROTARY.replace("BLOCK_N: 128", "BLOCK_N: 64"), "tiles of 64", []),
+    ("rotated", ROTARY.replace("BLOCK_N: 128", "BLOCK_N: 96"), "tiles of 96", []),
+    ("rotated", ROTARY.replace("s: 0", "s: 0, V: 1").replace("{c", "{v: 1, c").replace(", V: 1", ""), "one slot for V", []),
+    ("rotated", ROTARY.replace("s: 0", "s: 0, x: 0, y: 0").replace("BLOCK_N: 128", "BLOCK_N: 64"), "tiles of 64, straight to registers", []),
+]
+
+
+def prologues(rounds: int, compile_only: bool) -> list[dict[str, Any]]:
+    """Times beside the plain kernel's."""
+    ways = []
+    for spec, schedule, label, edits in BEFORE:
+        p = before.build((spec, 128, "sm_90a", fc.Schedule.parse(schedule)))
+        m = Made(error=p) if isinstance(p, str) else edited(Made(p.built, p.resources), edits)
+        print(f"rotary, {label}: {m.error or m.resources}") if m.error or compile_only else None
+        if m.error or compile_only:
+            continue
+        off = before.error(p, spec, 128) if not edits else 0.0
+        if not off <= before.LIMIT:
+            print(f"{label}: rms error {off:.1e}")
+            continue
+        launch, call = launcher(m), before.arguments(p, 128)
+        launch(call)
+        if not finishes():
+            raise SystemExit(f"{label}: the kernel does not end")
+        ways.append(Checked(label, partial(launch, call), off, off))
+    times = round_robin(ways, 8, rounds, warm=2) if ways else {}
+    for w in ways:
+        print(f"{times[w.name].ms * 1e3:8.1f} us  {times[w.name].ms / times['plain'].ms:.3f} x plain's time  rotary: {w.name}")
+    return [{"case": "rotary", "name": w.name, "ms": times[w.name].ms, "ratio": times[w.name].ms / times["plain"].ms} for w in ways]
+
 
 def edited(made: Made, edits: list[Edit]) -> Made:
     text = made.built.cuda_text
@@ -108,7 +151,7 @@ def edited(made: Made, edits: list[Edit]) -> Made:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", action="append", choices=tuple(CASES))
+    parser.add_argument("--only", action="append", choices=(*CASES, "rotary"))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--compile-only", action="store_true")
     parser.add_argument("--json", metavar="PATH")
@@ -121,11 +164,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     for m, v in zip(made, chosen):
         if m.error or args.compile_only:
             print(f"{v[0]}, {v[2]}: {m.error or 'compiles'}", flush=True)
+    table: list[dict[str, Any]] = prologues(args.rounds, args.compile_only) if not args.only or "rotary" in args.only else []
     if args.compile_only:
         return 0
     import torch
 
-    board, table = ceilings("fp16"), []
+    board = ceilings("fp16")
     print(f"cuBLAS {board['gemm_tflops']:.0f} TFLOP/s, a copy {board['copy_gbps']:.0f} GB/s")
     for name in dict.fromkeys(v[0] for v in chosen):
         torch.manual_seed(0)
