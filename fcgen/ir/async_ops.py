@@ -197,10 +197,16 @@ def _pend(types, attrs):
     return (Pending(types[0]),)
 
 
+def _wgmma_wait(types, attrs):
+    need(all(isinstance(t, Frag) for t in types), "wgmma_wait takes left operands in registers", "frags", types)
+    return ()
+
+
 define("pend", "machine", "An accumulator that products will be added to; from here on it is theirs until a `settle`.", _pend,
        phases="selected synced")
 define("wgmma_wait", "machine", """Wait until at most `groups` of this warpgroup's groups are in flight: what older ones read may be
-       overwritten. Their accumulators stay pending.""", _no_operands, effect="write", phases="selected synced", groups=whole(0, 7))
+       overwritten, the left operands in registers that are listed too. Their accumulators stay pending.""", _wgmma_wait, effect="write",
+       phases="selected synced", groups=whole(0, 7))
 define("wgmma_commit", "machine", "Close the group of this warpgroup's wgmmas.", _no_operands, effect="write", phases="selected synced")
 
 

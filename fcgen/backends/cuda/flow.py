@@ -120,7 +120,7 @@ def _for(em: Emitter, op: Op) -> None:
     def head() -> list[str]:
         nonlocal var
         var = em.names(index.name, "n")
-        pragma = "#pragma unroll" if op.get("unroll") else "#pragma unroll 1"
+        pragma = "#pragma unroll" if op.get("unroll") else f"#pragma unroll {op.get('turns', 1)}"
         if op.get("descending"):
             return [pragma, f"for (int {var} = {last_index}; {var} >= {x.within(60)}; --{var}) {{"]
         return [pragma, f"for (int {var} = {x}; {var} < {y.within(60)}; ++{var}) {{"]

@@ -71,6 +71,8 @@ def _commit(em: Emitter, op: Op) -> None:
 @emits("wgmma_wait")
 def _wait(em: Emitter, op: Op) -> None:
     em.w.line(f"{em.fn('wgmma_wait')}<{op['groups']}>();")
+    for v in op.operands:
+        _touch(em, v)
 
 
 @emits("pend")
