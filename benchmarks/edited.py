@@ -40,6 +40,8 @@ PRODUCTS: Edit = (r"wgmma_m64n16k16_f16_rs<0>\([^;]*;", ";")
 #: no unpacking: packed bytes go into the product as they are
 UNPACK: list[Edit] = [(r"add_f16x2\(spread_bytes\(w\[word_w\(i\)\], i % 2\) & 0x640f640fu, 0xe408e408u\)", "w[i / 2]"),
                       (r"fma_f16x2\(spread_bytes\(w\[word_w\(i\)\], i % 2\) & 0x64f064f0u, 0x2c002c00u, 0xd480d480u\)", "w[i / 2]")]
+#: products of the two blocks of rows take turns
+TURNS: list[Edit] = [(r"(for \(int m = 0; m < 2; \+\+m\))\n(\s*#pragma unroll\n\s*)(for \(int k = 0; k < 8; \+\+k\))", r"\3\n\2\1")]
 #: no reads of the tile: one word of it
 READS: list[Edit] = [(r"const uint32_t lo = ld_shared_b16.*", "const uint32_t lo = i ? w[0] : ld_shared_b16(w_at);"),
                      (r"const uint32_t hi = ld_shared_b16.*", "const uint32_t hi = lo;")]
@@ -82,7 +84,7 @@ VARIANTS: list[tuple[str, str, str, bool, list[Edit]]] = [
     *((case, s, f"{n}: {what}", right, edits) for n, s in (("two blocks of 128", INT4), ("one block of 256", INT4_WIDE))
       for case, what, right, edits in (
           ("int4-16", "whole", True, []), ("int4-16", "no products", False, [PRODUCTS]), ("int4-16", "no unpacking", False, UNPACK),
-          ("int4-16", "no reads", False, READS), ("int4-16", "no products, no unpacking", False, [PRODUCTS, *UNPACK]),
+          ("int4-16", "rows in turn", True, TURNS), ("int4-16", "no reads", False, READS), ("int4-16", "no products, no unpacking", False, [PRODUCTS, *UNPACK]),
           ("int4-16", "no X", False, X), ("int4-16", "no products, no unpacking, no X", False, [PRODUCTS, *UNPACK, *X]),
           ("int4-16", "copies alone", False, [PRODUCTS, *UNPACK, *READS, *X]))),
     ("norm", NORM, "whole", True, []),
