@@ -79,33 +79,33 @@ def _pieces(slots: int, steps: int) -> list[Edit]:
              rf"wgmma_wait<0>();\ntouch(acc); touch_b32(tmp_3);\nif (ks_tile_to_2 > 0) {{ {free} }}\n\1")]
 
 
+SQUARES: Edit = (r"squares\[i\] = squares\[i\] \+ sum_x_times_x\[i\];", ";")
+FACTORS: Edit = (r"ld_shared_f32x2\(&(tmp_\d)\[i \* 2\], g_tile_at[^;]*;", r"\1[2 * i] = \1[2 * i + 1] = 1.0f + lane;")
+CAST: Edit = (r"pack_f16\(x\[2 \* i\] \* tmp_\d\[[^;]*;", r"__float_as_uint(x[2 * i]);")
+LEFT: Edit = (r"ldmatrix_x4\(&(tmp\w*)\[i \* 4\], x_tile_at[^;]*;", r"\1[4 * i] = \1[4 * i + 1] = \1[4 * i + 2] = \1[4 * i + 3] = lane + i;")
+_MMA = "tiles={BLOCK_K: 128, BLOCK_M: 16, BLOCK_N: 128}, warps=4, math=mma, copy=tma, stages=4, epilogue=direct, min_blocks=2, pdl=True"
+MMA = [_MMA, _MMA.replace("stages=4", "stages=3"), _MMA.replace("warps=4", "warps=8"), _MMA.replace("BLOCK_K: 128", "BLOCK_K: 64").replace("stages=4", "stages=8"),
+       _MMA.replace("N: 128", "N: 64").replace("s=2", "s=4").replace("stages=4", "stages=3"), _MMA.replace("N: 128", "N: 64").replace("s=2", "s=3"),
+       _MMA.replace("K: 128", "K: 256").replace("stages=4", "stages=2"), _MMA.replace("N: 128", "N: 256").replace("warps=4", "warps=8").replace(", min_blocks=2", ""),
+       _MMA.replace("N: 128", "N: 64").replace("K: 128", "K: 256").replace("stages=4", "stages=3"), _MMA.replace(", pdl=True", "")]
 #: case, schedule, what is done, is the result right, edits
 VARIANTS: list[tuple[str, str, str, bool, list[Edit]]] = [
-    *((case, s, f"{n}: {what}", right, edits) for n, s in (("two blocks of 128", INT4), ("one block of 256", INT4_WIDE))
-      for case, what, right, edits in (
-          ("int4-16", "whole", True, []), ("int4-16", "no products", False, [PRODUCTS]), ("int4-16", "no unpacking", False, UNPACK),
-          ("int4-16", "rows in turn", True, TURNS), ("int4-16", "no reads", False, READS), ("int4-16", "no products, no unpacking", False, [PRODUCTS, *UNPACK]),
-          ("int4-16", "no X", False, X), ("int4-16", "no products, no unpacking, no X", False, [PRODUCTS, *UNPACK, *X]),
-          ("int4-16", "copies alone", False, [PRODUCTS, *UNPACK, *READS, *X]))),
-    ("norm", NORM, "whole", True, []),
-    ("norm", NORM.replace("BK: 64", "BK: 128").replace("BN: 256", "BN: 224").replace("stages=3", "stages=2"), "BK 128, BN 224", True, []),
-    ("norm", NORM, "in pieces", True, _pieces(3, 4)),
-    ("norm", NORM.replace("BN: 256", "BN: 192").replace("stages=3", "stages=4"), "in pieces, BN 192", True, _pieces(4, 4)),
-    ("norm", NORM.replace("BK: 64", "BK: 128").replace("BN: 256", "BN: 192").replace("stages=3", "stages=2"), "in pieces, BK 128", True,
-     _pieces(2, 8)),
-    ("norm", NORM, "in flight", True, _flying(3, 16, 2)),
-    ("norm", NORM, "as it is: in flight", True, []),
-    ("norm", NORM.replace("BK: 64", "BK: 32").replace("stages=3", "stages=6"), "as it is: in flight, BK 32", True, []),
-    ("norm", NORM.replace("BN: 256", "BN: 192").replace("stages=3", "stages=4"), "as it is: in flight, BN 192", True, []),
-    ("norm", NORM.replace("BK: 64", "BK: 128").replace("BN: 256", "BN: 192").replace("stages=3", "stages=2"), "as it is: BK 128", True, []),
-    ("norm", NORM + ", late=acc", "as it is: late", True, []),
+    ("int4-16", INT4, "rows in turn", True, TURNS), ("int4-16", INT4_WIDE, "one block of 256: rows in turn", True, TURNS),
+    *(("int4-16", s, s, True, []) for s in MMA),
+    ("int4-16", _MMA, "mma, no products", False, [(r"mma_m16n8k16_f16\(&acc[^;]*;", ";")]),
     ("int4-4096", "tiles={BLOCK_K: 32, BLOCK_M: 256, BLOCK_N: 128}, warps=8, math=wgmma, copy=tma, stages=4, epilogue=tma, persistent=static, l2=32",
      "as it is: in flight", True, []),
-    ("int4-4096", "tiles={BLOCK_K: 32, BLOCK_M: 256, BLOCK_N: 128}, warps=8, math=wgmma, copy=tma, stages=8, epilogue=quad, persistent=static, l2=32",
-     "as it is: in flight, 8 slots", True, []),
-    ("norm", NORM.replace("BK: 64", "BK: 32").replace("stages=3", "stages=6"), "in flight, BK 32", True, _flying(6, 8, 2)),
-    ("norm", NORM.replace("BK: 64", "BK: 32").replace("stages=3", "stages=6"), "BK 32", True, []),
-    ("norm", NORM.replace("BN: 256", "BN: 192").replace("stages=3", "stages=4"), "in flight, BN 192", True, _flying(4, 16, 2)),
+    ("norm", NORM, "settled", True, []),
+    *(("norm", NORM, f"{n}: {what}", right, edits) for n in ("settled", "as it is") for what, right, edits in (
+        ("no squares", False, [SQUARES]), ("no row of factors", False, [FACTORS]), ("as it is read", False, [CAST]),
+        ("as it is read, no squares", False, [CAST, SQUARES]), ("as it is read, no squares, no row", False, [CAST, SQUARES, FACTORS]),
+        ("no reads", False, [LEFT]), ("no reads, no row, no squares", False, [LEFT, FACTORS, SQUARES, CAST]))),
+    ("norm", NORM, "in pieces", True, _pieces(3, 4)),
+    ("norm", NORM.replace("BN: 256", "BN: 192").replace("stages=3", "stages=4"), "in pieces, BN 192", True, _pieces(4, 4)),
+    ("norm", NORM, "as it is: in flight", True, []),
+    ("norm", NORM.replace("BN: 256", "BN: 192").replace("stages=3", "stages=4"), "as it is: in flight, BN 192", True, []),
+    ("norm", NORM + ", late=acc", "as it is: late", True, []),
+    ("product", NORM, "as it is: product", True, []),
 ]
 
 ROTARY = "tiles={BLOCK_M: 128, BLOCK_N: 128}, warps=8, math=wgmma, copy=tma, stages={c: 0, s: 0}, epilogue=quad, late=acc, makers=4"
@@ -113,16 +113,15 @@ TABLES: list[Edit] = [(r"if \([^()]*\) ld_global_b32x4\([cs](_\d+)?, [^;]*;", ";
 TILES: list[Edit] = [(r"ld_shared_b32x4\(([xy](_\d+)?), [^;]*;", r"\1[0] = \1[1] = \1[2] = \1[3] = lane;")]
 MATH: list[Edit] = [(r"= (sub|add)_f16x2\(mul_f16x2\(([xy](_\d+)?\[i\]), c[^;]*;", r"= \2;")]
 STORES: list[Edit] = [(r"st_shared_b32x4\(k[01]_tile[^;]*;", ";")]
+FENCES: list[Edit] = [(r"proxy_fence\(\);(\n\s*__syncwarp\(\);\n\s*if \(lane == 0\) mbar_arrive\([xy]_empty)", r";\1")]
+FENCES_OF_MADE: list[Edit] = [(r"proxy_fence\(\);(\n\s*__syncwarp\(\);\n\s*if \(lane == 0\) mbar_arrive\(k[01]_tile_full)", r";\1")]
 #: spec, schedule, what is done, edits
 BEFORE: list[tuple[str, str, str, list[Edit]]] = [
     ("plain", ROTARY.replace("stages={c: 0, s: 0}, ", "").replace(", makers=4", ""), "plain", []),
     ("rotated", ROTARY, "whole", []), ("rotated", ROTARY, "no tables", TABLES), ("rotated", ROTARY, "no math", MATH),
-    ("rotated", ROTARY, "no reads", TILES), ("rotated", ROTARY, "no reads, no tables", TILES + TABLES),
-    ("rotated", ROTARY, "no stores", STORES), ("rotated", ROTARY, "nothing but barriers", TABLES + TILES + STORES + MATH),
-    ("rotated", ROTARY.replace("BLOCK_N: 128", "BLOCK_N: 64"), "tiles of 64", []),
-    ("rotated", ROTARY.replace("BLOCK_N: 128", "BLOCK_N: 96"), "tiles of 96", []),
-    ("rotated", ROTARY.replace("s: 0", "s: 0, V: 1").replace("{c", "{v: 1, c").replace(", V: 1", ""), "one slot for V", []),
-    ("rotated", ROTARY.replace("s: 0", "s: 0, x: 0, y: 0").replace("BLOCK_N: 128", "BLOCK_N: 64"), "tiles of 64, straight to registers", []),
+    ("rotated", ROTARY, "no stores", STORES), ("rotated", ROTARY, "one pair of fences", FENCES),
+    ("rotated", ROTARY, "no fences", FENCES + FENCES_OF_MADE), ("rotated", ROTARY, "no fences, no tables", FENCES + FENCES_OF_MADE + TABLES),
+    ("rotated", ROTARY, "no fences, no math", FENCES + FENCES_OF_MADE + MATH),
 ]
 
 
