@@ -16,14 +16,15 @@ import fcgen as fc
 
 @dataclass(frozen=True)
 class Example:
-    """spec; inputs(rng, **sizes) -> float64 arrays and numbers; reference(**inputs) -> outputs in float64; binding, schedule: to compile
-    it. rtol: largest rms error relative to the reference's rms."""
+    """spec; inputs(rng, **sizes) -> float64 arrays and numbers; reference(**inputs) -> outputs in float64; binding: to compile it.
+    schedule: a small one that shows each step, for `target`. rtol: largest rms error relative to the reference's rms."""
 
     spec: Any
     inputs: Callable[..., dict[str, Any]]
     reference: Callable[..., dict[str, np.ndarray]]
     binding: Mapping[str, Any]
     schedule: fc.Schedule
+    target: str = "sm_89"
     rtol: float = 2e-3
     sizes: Mapping[str, int] = field(default_factory=dict)
 

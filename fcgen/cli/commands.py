@@ -44,7 +44,7 @@ def main() -> None:
 def spec_options(fn: Callable[..., Any]) -> Callable[..., Any]:
     """What every command on a spec takes."""
     for option in (
-            click.option("--schedule", help='e.g. "tiles={BLOCK_M: 128, BLOCK_N: 64}, stages=2"'),
+            click.option("--schedule", help='"tiles={BLOCK_M: 128, BLOCK_N: 64}, stages=2"; "auto" for one chosen by a model of the GPU'),
             click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="a compile-time fact: D=64, T=f16, mask=none"),
             click.option("--target", help="sm_80, sm_86, sm_89, sm_90, sm_90a (the GPU's own, else sm_89)")):
         fn = option(fn)

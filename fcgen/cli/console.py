@@ -36,7 +36,7 @@ def report(program: Any) -> str:
     spills = f"{r.spill_stores} B stored, {r.spill_loads} B loaded" if r.spills else "none"
     return (f"{program.name} for {facts.arch}: {r.registers} registers, spills {spills}, {r.shared_bytes} B shared memory, "
             f"{r.stack_bytes} B stack, {facts.threads} threads" + (" (from the cache)" if program.built.cached else "")
-            + (f"\n  schedule {program.schedule}" if program.why else "") + "".join(f"\n  chosen   {line}" for line in program.why)
+            + f"\n  schedule {program.schedule}" + "".join(f"\n  chosen   {line}" for line in program.why)
             + "".join(f"\n  {kind:8} {text}" for kind, text in program.built.remarks))
 
 

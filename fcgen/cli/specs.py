@@ -28,25 +28,30 @@ if TYPE_CHECKING:
 
 @dataclass
 class Found:
-    """A spec with the binding and schedule that came along with it (an example has both), or IR text."""
+    """A spec with the binding that came along with it (an example has one, and a schedule for the target it names), or IR text."""
 
     spec: Spec | None = None
     text: str = ""
     filename: str = ""
     binding: Mapping[str, Any] = field(default_factory=dict)
-    schedule: Schedule | None = None
     example: Any = None
 
     def program(self, arch: str | None, settings: Iterable[str], schedule: str | None) -> Program:
-        chosen = Schedule.parse(schedule) if schedule else self.schedule
+        target = arch or ("" if self.spec is None else default_target())
+        chosen = None if schedule == "auto" else Schedule.parse(schedule) if schedule else self._own(target)
         if self.spec is None:
             settings = tuple(settings)
             if settings:
                 raise FcError("cli/usage", "--set binds names of a spec, and IR text has none left", got=" ".join(settings))
             return program_from_text(self.text, self.filename, target=arch, schedule=chosen)
         return compile(
-            self.spec, target=arch or default_target(), schedule=chosen, **{**self.binding, **parse_settings(settings)}
+            self.spec, target=target, schedule=chosen, **{**self.binding, **parse_settings(settings)}
         )
+
+    def _own(self, target: str) -> Schedule | None:
+        """The example's own schedule, where it was written for this target: on another one its instructions may be the wrong ones."""
+        own = getattr(self.example, "schedule", None)
+        return own if getattr(self.example, "target", target) == target else None
 
 
 def default_target() -> str:
@@ -196,7 +201,7 @@ def _member(module: Any, member: str, where: str) -> Found:
     specs = {k: v for k, v in vars(module).items() if isinstance(v, Spec) and v.fn.__module__ == module.__name__}
     named: Any = getattr(module, member or "example", None)
     if isinstance(getattr(named, "spec", None), Spec) and hasattr(named, "binding"):
-        return Found(named.spec, binding=named.binding, schedule=named.schedule, example=named)
+        return Found(named.spec, binding=named.binding, example=named)
     if not member and len(specs) == 1:
         return Found(next(iter(specs.values())))
     if member and isinstance(named, Spec):

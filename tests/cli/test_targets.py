@@ -49,6 +49,13 @@ def test_every_command_takes_every_target(command: str, target: str, tmp_path: P
         assert f".target {target}\n" in path.read_text()
 
 
+@pytest.mark.parametrize(("target", "given", "words"), [
+    ("sm_89", [], "tiles={BLOCK_M: 16, BLOCK_N: 256}"), ("sm_89", ["--schedule", "auto"], "chosen"), ("sm_90a", [], "chosen")])
+def test_an_example_s_schedule_is_for_its_own_target(target: str, given: list[str], words: str) -> None:
+    text = fcgen("dump", ROWS, "--stage", "report", "--target", target, *given)
+    assert words in text and ("chosen" in text) == (words == "chosen"), text
+
+
 def test_these_are_all_commands_that_take_a_target() -> None:
     takes = {name for name, c in main.commands.items() if any(p.name == "target" for p in c.params)}
     assert takes == {c.split()[0] for c in COMMANDS}
