@@ -88,6 +88,16 @@ MMA = [_MMA, _MMA.replace("stages=4", "stages=3"), _MMA.replace("warps=4", "warp
        _MMA.replace("N: 128", "N: 64").replace("s=2", "s=4").replace("stages=4", "stages=3"), _MMA.replace("N: 128", "N: 64").replace("s=2", "s=3"),
        _MMA.replace("K: 128", "K: 256").replace("stages=4", "stages=2"), _MMA.replace("N: 128", "N: 256").replace("warps=4", "warps=8").replace(", min_blocks=2", ""),
        _MMA.replace("N: 128", "N: 64").replace("K: 128", "K: 256").replace("stages=4", "stages=3"), _MMA.replace(", pdl=True", "")]
+def _turns(late: bool, flying: bool = False) -> list[Edit]:
+    """Warpgroups issue their products one after the other. late: the turn is over when they are done, not when they are issued."""
+    give = 'asm volatile("bar.arrive %0, 256;" :: "r"(9 - warp / 4) : "memory");'
+    first = r"(touch_b32\(tmp_4\);\n\s*wgmma_fence)" if flying else r"(touch\(acc\);\n\s*touch_b32\(tmp_3\);\n\s*wgmma_fence)"
+    return [(r"(\n\s*while \(go_2\))", f'if (warp / 4 == 1) {{ {give.replace("9 - warp / 4", "8")} }}\\1'),
+            (first, r'asm volatile("bar.sync %0, 256;" :: "r"(8 + warp / 4) : "memory");\n\1'),
+            (r"(wgmma_wait<0>\(\);\n\s*touch\(acc\);\n\s*touch_b32\(tmp_3\);)", rf"\1\n{give}") if late else
+            (r"(wgmma_commit\(\);)", rf"\1\n{give}")]
+
+
 #: case, schedule, what is done, is the result right, edits
 VARIANTS: list[tuple[str, str, str, bool, list[Edit]]] = [
     ("int4-16", INT4, "rows in turn", True, TURNS), ("int4-16", INT4_WIDE, "one block of 256: rows in turn", True, TURNS),
@@ -100,6 +110,14 @@ VARIANTS: list[tuple[str, str, str, bool, list[Edit]]] = [
         ("no squares", False, [SQUARES]), ("no row of factors", False, [FACTORS]), ("as it is read", False, [CAST]),
         ("as it is read, no squares", False, [CAST, SQUARES]), ("as it is read, no squares, no row", False, [CAST, SQUARES, FACTORS]),
         ("no reads", False, [LEFT]), ("no reads, no row, no squares", False, [LEFT, FACTORS, SQUARES, CAST]))),
+    ("norm", NORM, "in turns", True, _turns(False)), ("norm", NORM, "in turns until done", True, _turns(True)),
+    ("norm", NORM, "as it is: in turns", True, _turns(False, True)),
+    ("norm", NORM.replace("BK: 64", "BK: 128").replace("BN: 256", "BN: 192").replace("stages=3", "stages=2"), "in turns, BK 128", True,
+     _turns(False)),
+    ("norm", NORM.replace("BK: 64", "BK: 128").replace("BN: 256", "BN: 224").replace("stages=3", "stages=2"), "in turns, BK 128, BN 224", True,
+     _turns(False)),
+    ("norm", NORM.replace("BK: 64", "BK: 32").replace("stages=3", "stages=6"), "in turns, BK 32", True, _turns(False)),
+    ("norm", NORM.replace("stages=3", "stages=4").replace("epilogue=tma", "epilogue=quad"), "in turns, 4 slots", True, _turns(False)),
     ("norm", NORM, "in pieces", True, _pieces(3, 4)),
     ("norm", NORM.replace("BN: 256", "BN: 192").replace("stages=3", "stages=4"), "in pieces, BN 192", True, _pieces(4, 4)),
     ("norm", NORM, "as it is: in flight", True, []),

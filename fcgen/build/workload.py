@@ -15,7 +15,7 @@ from math import prod
 from ..ir.op_table import having
 from ..ir.core import Block, GridAxis, Kernel, Op, Value, definitions, free_values, uses, walk
 from ..ir.elementwise import FNS
-from ..ir.types import Tile
+from ..ir.types import Tile, f16
 
 Axis = int | str  # a size, or the BLOCK name that has it
 Shape = tuple[Axis, ...]
@@ -155,9 +155,17 @@ class Workload:
 
     @cached_property
     def made(self) -> bool:
-        """Whether a loop computes an operand of a dot from what it loads."""
-        right = [self._source_of(v) for d in self.dots if d.bits <= 16 and d.loops for v in d.op.operands[1 if d.held else 0:2]]
-        return any(self._from_loads(v) for v in right if (op := self._defs.get(v)) is not None and op.kind != "load")
+        """Whether a loop computes an operand of a dot from what it loads, and dots cannot take that from the registers it is made in."""
+        read = [(n, self._source_of(v)) for d in self.dots if d.bits <= 16 and d.loops for n, v in enumerate(d.op.operands[:2])
+                if n or not d.held]
+        return any(self._from_loads(v) and (n or not self._by_element(v)) for n, v in read
+                   if (op := self._defs.get(v)) is not None and op.kind != "load")
+
+    def _by_element(self, v: Value) -> bool:
+        """Does it follow from a loaded tile element by element?"""
+        op = self._defs.get(v)
+        return op is not None and (op.kind == "load" or (op.kind in POINTWISE and any(
+            self._by_element(x) for x in op.operands if isinstance(x.type, Tile) and x.type.shape == v.type.shape)))
 
     def _from_loads(self, v: Value) -> bool:
         op = self._defs.get(self._source_of(v))
@@ -215,11 +223,12 @@ class Workload:
     def _pointwise(self, op: Op, loops: tuple[Loop, ...]) -> None:
         if all(v in self._flexible or not isinstance(v.type, Tile) for v in op.operands):
             self._flexible.add(op.result)  # masks and indices
-        self._count(self.slow if op.kind in SLOW else self.work, self.shape(op.result), loops)
+        self._count(self.slow if op.kind in SLOW else self.work, self.shape(op.result), loops, 1 / _at_once(op))
 
     @staticmethod
-    def _count(table: dict[tuple[Shape, tuple[Loop, ...]], float], shape: Shape, loops: tuple[Loop, ...]) -> None:
-        table[shape, loops] = table.get((shape, loops), 0.0) + 1
+    def _count(table: dict[tuple[Shape, tuple[Loop, ...]], float], shape: Shape, loops: tuple[Loop, ...],
+               each: float = 1.0) -> None:
+        table[shape, loops] = table.get((shape, loops), 0.0) + each
 
     def _loop(self, op: Op) -> Loop:
         sizes, numbers, todo = [], [], [op.operands[1]]
@@ -310,6 +319,14 @@ class Workload:
             return False
         op = self._defs.get(v)
         return op is None or op.kind != "dot" or [u.kind for u in self._uses.get(v, ())] != ["add"]
+
+
+def _at_once(op: Op) -> int:
+    """How many elements of its result an instruction computes: halves and bytes are packed."""
+    dtype, kind = op.result.type.dtype, op.kind
+    if dtype.bits == 8:
+        return 4 if kind in ("and", "or", "xor", "not", "shl", "shr") else 1
+    return 2 if dtype == f16 and (kind in ("add", "sub", "mul") or (kind == "cast" and op.operands[0].type.dtype.bits == 8)) else 1
 
 
 def size(axis: Axis, tiles: Tiles) -> int:

@@ -226,7 +226,8 @@ class TensorCore:
 
     def release(self, op: Op, lefts: list[np.ndarray]) -> None:
         """Wait, and let go of the listed left operands of what is done: their registers need not be kept for a `settle`."""
-        reading = {id(j.left) for j in self.jobs if j.group > self.wait(op["groups"])}
+        groups = self.wait(op["groups"])
+        reading = {id(j.left) for j in self.jobs if j.group > groups}
         if any(id(x) in reading for x in lefts):
             self.fault(op, "wgmma_wait lets go of a left operand that a wgmma in flight may still read", "kept")
         free = {id(x) for x in lefts} - reading
