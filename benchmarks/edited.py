@@ -90,10 +90,10 @@ MMA = [_MMA, _MMA.replace("stages=4", "stages=3"), _MMA.replace("warps=4", "warp
        _MMA.replace("N: 128", "N: 64").replace("K: 128", "K: 256").replace("stages=4", "stages=3"), _MMA.replace(", pdl=True", "")]
 def _turns(late: bool, flying: bool = False) -> list[Edit]:
     """Warpgroups issue their products one after the other. late: the turn is over when they are done, not when they are issued."""
-    give = 'asm volatile("bar.arrive %0, 256;" :: "r"(9 - warp / 4) : "memory");'
+    give = 'asm volatile("bar.arrive %0, 256;" :: "r"(6 - warp / 4) : "memory");'
     first = r"(touch_b32\(tmp_4\);\n\s*wgmma_fence)" if flying else r"(touch\(acc\);\n\s*touch_b32\(tmp_3\);\n\s*wgmma_fence)"
-    return [(r"(\n\s*while \(go_2\))", f'if (warp / 4 == 1) {{ {give.replace("9 - warp / 4", "8")} }}\\1'),
-            (first, r'asm volatile("bar.sync %0, 256;" :: "r"(8 + warp / 4) : "memory");\n\1'),
+    return [(r"(\n\s*while \(go_2\))", f'if (warp / 4 == 1) {{ {give.replace("6 - warp / 4", "5")} }}\\1'),
+            (first, r'asm volatile("bar.sync %0, 256;" :: "r"(5 + warp / 4) : "memory");\n\1'),
             (r"(wgmma_wait<0>\(\);\n\s*touch\(acc\);\n\s*touch_b32\(tmp_3\);)", rf"\1\n{give}") if late else
             (r"(wgmma_commit\(\);)", rf"\1\n{give}")]
 
