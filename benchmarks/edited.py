@@ -80,6 +80,7 @@ def _pieces(slots: int, steps: int) -> list[Edit]:
 
 
 SQUARES: Edit = (r"squares\[i\] = squares\[i\] \+ sum_x_times_x\[i\];", ";")
+OPEN: Edit = (r"proxy_fence\(\);(\n\s*__syncwarp\(\);\n\s*if \(lane == 0\) mbar_arrive\([xg]_tile_empty)", r";\1")
 FACTORS: Edit = (r"ld_shared_f32x2\(&(tmp_\d)\[i \* 2\], g_tile_at[^;]*;", r"\1[2 * i] = \1[2 * i + 1] = 1.0f + lane;")
 CAST: Edit = (r"pack_f16\(x\[2 \* i\] \* tmp_\d\[[^;]*;", r"__float_as_uint(x[2 * i]);")
 LEFT: Edit = (r"ldmatrix_x4\(&(tmp\w*)\[i \* 4\], x_tile_at[^;]*;", r"\1[4 * i] = \1[4 * i + 1] = \1[4 * i + 2] = \1[4 * i + 3] = lane + i;")
@@ -110,6 +111,8 @@ VARIANTS: list[tuple[str, str, str, bool, list[Edit]]] = [
         ("no squares", False, [SQUARES]), ("no row of factors", False, [FACTORS]), ("as it is read", False, [CAST]),
         ("as it is read, no squares", False, [CAST, SQUARES]), ("as it is read, no squares, no row", False, [CAST, SQUARES, FACTORS]),
         ("no reads", False, [LEFT]), ("no reads, no row, no squares", False, [LEFT, FACTORS, SQUARES, CAST]))),
+    ("norm", NORM, "no fences", True, [OPEN]), ("norm", NORM, "as it is: no fences", True, [OPEN]),
+    ("norm", NORM, "in turns, no fences", True, [*_turns(False), OPEN]), ("norm", NORM, "in pieces, no fences", True, [*_pieces(3, 4), OPEN]),
     ("norm", NORM, "in turns", True, _turns(False)), ("norm", NORM, "in turns until done", True, _turns(True)),
     ("norm", NORM, "as it is: in turns", True, _turns(False, True)),
     ("norm", NORM.replace("BK: 64", "BK: 128").replace("BN: 256", "BN: 192").replace("stages=3", "stages=2"), "in turns, BK 128", True,

@@ -364,7 +364,7 @@ class Chooser:
                 out |= {"l2": 32, "persistent": "dynamic" if self.load.live_loops else "static"}
             if self._made_apart(p):  # their rings take the room of staged results; a loop over tiles costs registers that they have
                 out |= {"makers": 4, "epilogue": "quad"} | ({"persistent": "none"} if late else {})
-            if len(late) == 1 and p.stages > 1:
+            if len(late) == 1 and p.stages > 1 and p.math == "wgmma":
                 out["late"] = late.pop()
             grids = {name: g for d in self.narrow if p.math == "wgmma" and (g := self.grid(d, p.math, p.warps, dict(p.tiles))) is not None
                      and 4 * g[0] * g[1] < p.warps and (name := self.load.called(d))}
