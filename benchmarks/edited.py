@@ -81,6 +81,16 @@ def _pieces(slots: int, steps: int) -> list[Edit]:
 
 SQUARES: Edit = (r"squares\[i\] = squares\[i\] \+ sum_x_times_x\[i\];", ";")
 OPEN: Edit = (r"proxy_fence\(\);(\n\s*__syncwarp\(\);\n\s*if \(lane == 0\) mbar_arrive\([xg]_tile_empty)", r";\1")
+ANY_FENCE: Edit = (r"\n\s*proxy_fence\(\);", "")
+#: factors are read behind the tile, before anything is computed
+FIRST: list[Edit] = [
+    (r"(ldmatrix_x4\(&tmp_2[^;]*;)", r"\1\n@@"),
+    (r"(\n\s*mbar_wait\(g_tile_full \+ g_tile_slot \* 8, g_tile_parity\);\n\s*float tmp_3\[\d+\];\n[^;]*;\n\s*#pragma unroll\n[^;]*; i < \d+; \+\+i\)\n"
+     r"\s*ld_shared_f32x2[^;]*;)", r"//##\1\n//##"),
+    (r"@@(.*?)//##(.*?)//##", r"\2\1")]
+#: slots are let go behind the product
+BEHIND: list[Edit] = [(r"(proxy_fence\(\);\n\s*__syncwarp\(\);\n\s*if \(lane == 0\) mbar_arrive\(x_tile_empty[^;]*;\n[^\n]*\n)(.*?)"
+                       r"proxy_fence\(\);\n(\s*__syncwarp\(\);\n\s*if \(lane == 0\) mbar_arrive\(g_tile_empty[^;]*;\n[^\n]*\n)(.*?wgmma_commit\(\);\n)", r"\2\4\1\3")]
 FACTORS: Edit = (r"ld_shared_f32x2\(&(tmp_\d)\[i \* 2\], g_tile_at[^;]*;", r"\1[2 * i] = \1[2 * i + 1] = 1.0f + lane;")
 CAST: Edit = (r"pack_f16\(x\[2 \* i\] \* tmp_\d\[[^;]*;", r"__float_as_uint(x[2 * i]);")
 LEFT: Edit = (r"ldmatrix_x4\(&(tmp\w*)\[i \* 4\], x_tile_at[^;]*;", r"\1[4 * i] = \1[4 * i + 1] = \1[4 * i + 2] = \1[4 * i + 3] = lane + i;")
@@ -101,32 +111,20 @@ def _turns(late: bool, flying: bool = False) -> list[Edit]:
 
 #: case, schedule, what is done, is the result right, edits
 VARIANTS: list[tuple[str, str, str, bool, list[Edit]]] = [
-    ("int4-16", INT4, "rows in turn", True, TURNS), ("int4-16", INT4_WIDE, "one block of 256: rows in turn", True, TURNS),
-    *(("int4-16", s, s, True, []) for s in MMA),
-    ("int4-16", _MMA, "mma, no products", False, [(r"mma_m16n8k16_f16\(&acc[^;]*;", ";")]),
-    ("int4-4096", "tiles={BLOCK_K: 32, BLOCK_M: 256, BLOCK_N: 128}, warps=8, math=wgmma, copy=tma, stages=4, epilogue=tma, persistent=static, l2=32",
-     "as it is: in flight", True, []),
-    ("norm", NORM, "settled", True, []),
-    *(("norm", NORM, f"{n}: {what}", right, edits) for n in ("settled", "as it is") for what, right, edits in (
-        ("no squares", False, [SQUARES]), ("no row of factors", False, [FACTORS]), ("as it is read", False, [CAST]),
-        ("as it is read, no squares", False, [CAST, SQUARES]), ("as it is read, no squares, no row", False, [CAST, SQUARES, FACTORS]),
-        ("no reads", False, [LEFT]), ("no reads, no row, no squares", False, [LEFT, FACTORS, SQUARES, CAST]))),
-    ("norm", NORM, "no fences", True, [OPEN]), ("norm", NORM, "as it is: no fences", True, [OPEN]),
-    ("norm", NORM, "in turns, no fences", True, [*_turns(False), OPEN]), ("norm", NORM, "in pieces, no fences", True, [*_pieces(3, 4), OPEN]),
-    ("norm", NORM, "in turns", True, _turns(False)), ("norm", NORM, "in turns until done", True, _turns(True)),
-    ("norm", NORM, "as it is: in turns", True, _turns(False, True)),
-    ("norm", NORM.replace("BK: 64", "BK: 128").replace("BN: 256", "BN: 192").replace("stages=3", "stages=2"), "in turns, BK 128", True,
-     _turns(False)),
-    ("norm", NORM.replace("BK: 64", "BK: 128").replace("BN: 256", "BN: 224").replace("stages=3", "stages=2"), "in turns, BK 128, BN 224", True,
-     _turns(False)),
-    ("norm", NORM.replace("BK: 64", "BK: 32").replace("stages=3", "stages=6"), "in turns, BK 32", True, _turns(False)),
-    ("norm", NORM.replace("stages=3", "stages=4").replace("epilogue=tma", "epilogue=quad"), "in turns, 4 slots", True, _turns(False)),
-    ("norm", NORM, "in pieces", True, _pieces(3, 4)),
-    ("norm", NORM.replace("BN: 256", "BN: 192").replace("stages=3", "stages=4"), "in pieces, BN 192", True, _pieces(4, 4)),
+    ("int4-16", INT4, "two blocks of 128", True, []), ("int4-16", INT4, "two blocks of 128, no fences", True, [ANY_FENCE]),
+    ("int4-16", INT4_WIDE, "one block of 256, no fences", True, [ANY_FENCE]),
+    ("int4-16", INT4.replace("BLOCK_K: 128", "BLOCK_K: 64").replace("stages=4", "stages=8"), "steps of 64", True, []),
+    ("int4-16", INT4.replace("BLOCK_K: 128", "BLOCK_K: 64").replace("stages=4", "stages=8"), "steps of 64, no fences", True, [ANY_FENCE]),
+    ("int4-16", _MMA, "mma", True, []), ("int4-16", _MMA, "mma, no fences", True, [ANY_FENCE]),
+    ("int4-16", MMA[2], "mma, 8 warps, no fences", True, [ANY_FENCE]), ("int4-16", MMA[7], "mma, one block of 256, no fences", True, [ANY_FENCE]),
+    ("int4-16", MMA[3], "mma, steps of 64, no fences", True, [ANY_FENCE]),
+    ("int4-16", MMA[4], "mma, four blocks of 64, no fences", True, [ANY_FENCE]),
+    ("int4-16", _MMA, "mma, no fences, no products", False, [ANY_FENCE, (r"mma_m16n8k16_f16\(&acc[^;]*;", ";")]),
+    ("int4-16", _MMA, "mma, no fences, no X", False, [ANY_FENCE, (r"ldmatrix_x4\((x_tile\w*), [^;]*;", r"\1[0] = \1[1] = \1[2] = \1[3] = lane;")]),
+    ("int4-16", _MMA, "mma, no fences, no reads", False, [ANY_FENCE, *READS]),
+    ("norm", NORM, "as it is: reads first", True, FIRST), ("norm", NORM, "as it is: reads first, let go behind", True, [*FIRST, *BEHIND]),
     ("norm", NORM, "as it is: in flight", True, []),
-    ("norm", NORM.replace("BN: 256", "BN: 192").replace("stages=3", "stages=4"), "as it is: in flight, BN 192", True, []),
-    ("norm", NORM + ", late=acc", "as it is: late", True, []),
-    ("product", NORM, "as it is: product", True, []),
+    ("norm", NORM.replace("BK: 64", "BK: 32").replace("stages=3", "stages=6"), "as it is: reads first, let go behind, BK 32", True, [*FIRST, *BEHIND]),
 ]
 
 ROTARY = "tiles={BLOCK_M: 128, BLOCK_N: 128}, warps=8, math=wgmma, copy=tma, stages={c: 0, s: 0}, epilogue=quad, late=acc, makers=4"
@@ -139,10 +137,7 @@ FENCES_OF_MADE: list[Edit] = [(r"proxy_fence\(\);(\n\s*__syncwarp\(\);\n\s*if \(
 #: spec, schedule, what is done, edits
 BEFORE: list[tuple[str, str, str, list[Edit]]] = [
     ("plain", ROTARY.replace("stages={c: 0, s: 0}, ", "").replace(", makers=4", ""), "plain", []),
-    ("rotated", ROTARY, "whole", []), ("rotated", ROTARY, "no tables", TABLES), ("rotated", ROTARY, "no math", MATH),
-    ("rotated", ROTARY, "no stores", STORES), ("rotated", ROTARY, "one pair of fences", FENCES),
-    ("rotated", ROTARY, "no fences", FENCES + FENCES_OF_MADE), ("rotated", ROTARY, "no fences, no tables", FENCES + FENCES_OF_MADE + TABLES),
-    ("rotated", ROTARY, "no fences, no math", FENCES + FENCES_OF_MADE + MATH),
+    ("rotated", ROTARY, "whole", []),
 ]
 
 
@@ -173,7 +168,7 @@ def prologues(rounds: int, compile_only: bool) -> list[dict[str, Any]]:
 def edited(made: Made, edits: list[Edit]) -> Made:
     text = made.built.cuda_text
     for old, new in edits:
-        text, n = re.subn(old, new, text)
+        text, n = re.subn(old, new, text, count=old.startswith(('@@', '(proxy')), flags=re.DOTALL * old.startswith(('@@', '(proxy')))
         if not n:
             return Made(error=f"nothing in the text is {old}")
     if not edits:
