@@ -122,9 +122,11 @@ VARIANTS: list[tuple[str, str, str, bool, list[Edit]]] = [
     ("int4-16", _MMA, "mma, no fences, no products", False, [ANY_FENCE, (r"mma_m16n8k16_f16\(&acc[^;]*;", ";")]),
     ("int4-16", _MMA, "mma, no fences, no X", False, [ANY_FENCE, (r"ldmatrix_x4\((x_tile\w*), [^;]*;", r"\1[0] = \1[1] = \1[2] = \1[3] = lane;")]),
     ("int4-16", _MMA, "mma, no fences, no reads", False, [ANY_FENCE, *READS]),
-    ("norm", NORM, "as it is: reads first", True, FIRST), ("norm", NORM, "as it is: reads first, let go behind", True, [*FIRST, *BEHIND]),
-    ("norm", NORM, "as it is: in flight", True, []),
-    ("norm", NORM.replace("BK: 64", "BK: 32").replace("stages=3", "stages=6"), "as it is: reads first, let go behind, BK 32", True, [*FIRST, *BEHIND]),
+    *((case, t, f"as it is: {t[:50]} {'cluster' if 'cluster' in t else ''}", True, []) for case in ("norm", "norm-same") for t in (
+        NORM, NORM.replace("BK: 64", "BK: 32").replace("stages=3", "stages=6"), NORM + ", cluster={rows: 2}",
+        NORM.replace("BK: 64", "BK: 128").replace("stages=3", "stages=2").replace("BN: 256", "BN: 192"),
+        NORM.replace("BN: 256", "BN: 240"))),
+    ("norm-same", NORM.replace("BM: 128", "BM: 256").replace("BN: 256", "BN: 128"), "as it is: 256 x 128", True, []),
 ]
 
 ROTARY = "tiles={BLOCK_M: 128, BLOCK_N: 128}, warps=8, math=wgmma, copy=tma, stages={c: 0, s: 0}, epilogue=quad, late=acc, makers=4"
@@ -202,7 +204,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen = [v for v in VARIANTS if not args.only or v[0] in args.only]
     texts = list(dict.fromkeys((case, s, "sm_90a", "fp16") for case, s, *_ in chosen))
     of = dict(zip(texts, (m for _, m in prepared(texts))))
-    made = [of[case, s, "sm_90a", "fp16"] if case != "norm" or label.startswith("as it is") else settled(case, s) for case, s, label, *_ in chosen]
+    made = [of[case, s, "sm_90a", "fp16"] if not case.startswith("norm") or label.startswith("as it is") else settled(case, s) for case, s, label, *_ in chosen]
     made = [m if m.error else edited(m, v[4]) for m, v in zip(made, chosen)]
     for m, v in zip(made, chosen):
         if m.error or args.compile_only:

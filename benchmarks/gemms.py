@@ -31,7 +31,7 @@ from .cells import DTYPES
 from .environment import facts
 from .pool import Made, launcher, processes, write_json
 from .search_schedules import refusal
-from .specs import example, gemm_nt, norm_gemm, swiglu
+from .specs import example, gemm_nt, norm_gemm, norm_gemm_same, swiglu
 from .timing import Checked, finishes, round_robin
 
 SIZE, WIDE, FEW, MANY = 8192, 28672, 16, 4096
@@ -112,10 +112,12 @@ def gated(kind: Any, n: dict[str, int]) -> Problem:
                    4.0 * prod(n.values()), _bytes(x, both, out=n["M"] * n["N"]))
 
 
-def normed(kind: Any, n: dict[str, int]) -> Problem:
+def normed(kind: Any, n: dict[str, int], same: bool = False) -> Problem:
+    """same: the factors have the tensors' dtype."""
     import torch
 
     x, w, g = drawn(kind, n["M"], n["K"]) * 3, drawn(kind, n["N"], n["K"]), torch.rand(n["K"], device="cuda") + 0.5
+    g = g.to(kind) if same else g
     rms = lambda y: torch.rsqrt((y * y).mean(1, keepdim=True) + 1e-5)
     exact = lambda r, c: (x[r].double() * g.double()) @ w[c].double().T * rms(x[r].double())
     whole = lambda: torch.nn.functional.rms_norm(x, (n["K"],), g.to(kind), 1e-5) @ w.T
@@ -145,6 +147,7 @@ def _of(rows: int) -> Callable[[], dict[str, int]]:
 CASES: dict[str, Case] = {
     "product": Case(gemm_nt, product, square), "gelu": Case(example("gemm").spec, with_gelu, square),
     "swiglu": Case(swiglu, gated, square), "norm": Case(norm_gemm, normed, square),
+    "norm-same": Case(norm_gemm_same, partial(normed, same=True), square),
     "int4-16": Case(example("int4_gemm").spec, of_4_bits, _of(16)), "int4-4096": Case(example("int4_gemm").spec, of_4_bits, _of(4096)),
 }
 
