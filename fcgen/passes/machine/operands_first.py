@@ -2,14 +2,15 @@
 
 In: selected machine IR. Out: the same, where in front of a wgmma whose left operand is made in registers the reads of slots that it
 follows from stand next to each other, behind the waits for all of them, so that one's latency hides the others'; what lets these slots go
-stands behind the commit: the fence that goes with it waits for loads, and the tensor core need not.
+stands behind the commit: the fence that goes with it waits for loads, and the tensor core need not. Where a loop issues no such product,
+the slots that its plain loads have read are let go together, behind the last of them: one fence is enough.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from ...ir.core import Block, Kernel, Op, Value, free_values
+from ...ir.core import Block, Kernel, Op, Value, free_values, walk
 from ...ir.ops import has_effect
 from ...ir.rewrite import map_bodies
 from ...ir.schedule import Schedule
@@ -29,7 +30,7 @@ def _block(block: Block) -> Block:
     ops = [replace(o, regions=tuple(map(_block, o.regions))) if o.regions else o for o in block.ops]
     for fence in [o for o in ops if o.kind == "wgmma_fence"]:
         ops = _ordered(ops, fence)
-    return Block(block.args, tuple(ops))
+    return Block(block.args, tuple(ops if any(o.kind == "wgmma" for o in ops) else _together(ops)))
 
 
 def _ordered(ops: list[Op], fence: Op) -> list[Op]:
@@ -57,6 +58,19 @@ def _ordered(ops: list[Op], fence: Op) -> list[Op]:
     if any(_uses(o, moved) for o in (*early, *rest, *ops[at:commit + 1])):
         return ops
     return [*ops[:first + 1], *early, *rest, *ops[at:commit + 1], *late, *ops[commit + 1:]]
+
+
+def _together(ops: list[Op]) -> list[Op]:
+    """The arrivals that follow plain loads, and the steps of their cursors, moved down to the last arrival of the block."""
+    cursor = {o.result: o.operands[1] for o in ops if o.kind == "slot"}
+    read = {cursor[o.operands[0]] for x in ops for o in (x, *(y for r in x.regions for y in walk(r))) if o.kind in READS and o.operands[0] in cursor}
+    last = max((n for n, o in enumerate(ops) if o.kind == "mbar_arrive"), default=0)
+    late = [o for o in ops[:last] if o.kind in ("mbar_arrive", "advance") and o.operands[-1] in read]
+    moved = {r for o in late for r in o.results}
+    rest = [o for o in ops[:last] if o not in late]
+    if any(_uses(o, moved) for o in rest) or not any(o.kind == "mbar_arrive" for o in late):
+        return ops
+    return [*rest, *late, *ops[last:]]
 
 
 def _slice(v: Value, made: dict[Value, Op]) -> set[int]:
