@@ -25,7 +25,7 @@ from ..memory.grid import TOKENS
 from .carried import carried
 
 #: registers of a thread that hold no fragment
-OTHERS = 20
+OTHERS = 40
 
 
 def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
