@@ -43,6 +43,8 @@ STRAY = 4
 SHARED_ROWS = 300
 #: registers left by fragments from which on a loop that stages tiles is worth a copy with its mask: each has addresses of its own
 COPIES = 60
+#: registers that an accumulator in flight, two iterations' left operands and what they are made of leave to others at least
+BESIDE = 64
 #: candidates that are lowered
 MOST = 10
 #: registers besides its fragments that a kernel may want, by what makes its dots ("" without any): in all, and more for each load and
@@ -197,8 +199,8 @@ class Chooser:
         blocks = self._blocks(p, usage)
         side = blocks * p.warps / 4  # warps that each scheduler has to choose from
         times["arithmetic"] *= (side + 1.0) / side
-        computed = any(d.computed for d in w.dots)  # products wait for what is
-        first = alu if computed and p.math == "wgmma" else 0.0
+        computed = any(d.computed for d in w.dots)  # products wait for what is, unless they are in flight meanwhile
+        first = alu if computed and p.math == "wgmma" and not all(self._flying(d, p) for d in w.dots if d.computed) else 0.0
         times["arithmetic"] *= 1.25 if computed and not p.bulk else 1.0
         groups = max(1.0, min(p.warps / 4, 2.0 if first else 4.0))
         work = max(tensor, (tensor + alu + 2 * first) / groups) * max(1.0, 4 / p.warps)
@@ -221,6 +223,13 @@ class Chooser:
         each = max(busy, chain / min(blocks, per_sm)) + alone
         return Estimate(per_sm * each * own, bound if busy >= each else "latency", blocks,
                         times["tensor cores" if w.dots else "loads and stores"] / each)
+
+    def _flying(self, d: Dot, p: Plan) -> bool:
+        """Are there registers for what a loop computes for a product, for what it computed for the one before, and for what it is made of?"""
+        tiles, threads = dict(p.tiles), 32 * p.warps
+        left = size(d.rows, tiles) * size(d.inner, tiles) / 32 / threads
+        accs = sum(size(x.rows, tiles) * size(x.cols, tiles) for x in {x.op.operands[-1]: x for x in self.narrow if x.wide}.values()) / threads
+        return d.wide > 0 and accs + left * (2 * d.bits + d.wide) <= self._most(p) - BESIDE
 
     def _blocks(self, p: Plan, usage: Usage | None) -> int:
         """How many blocks run side by side on a multiprocessor."""
@@ -266,9 +275,13 @@ class Chooser:
 
     def _fits(self, p: Plan) -> bool:
         """Roughly: what is far from fitting is not lowered."""
-        t, threads = self.target, 32 * p.warps
-        most = min(t.regs_per_thread, (t.regs_per_sm // p.blocks - (4096 if p.bulk else 0)) // threads)
-        return self._smem(p) <= t.smem_per_block and (self._made_apart(p) or self._regs(p) * 0.95 <= most - self._spare(p))
+        fine = self._made_apart(p) or self._regs(p) * 0.95 <= self._most(p) - self._spare(p)
+        return fine and self._smem(p) <= self.target.smem_per_block
+
+    def _most(self, p: Plan) -> int:
+        """Registers that a thread can have."""
+        t = self.target
+        return min(t.regs_per_thread, (t.regs_per_sm // p.blocks - (4096 if p.bulk else 0)) // (32 * p.warps))
 
     # ---- choosing ----------------------------------------------------------------------------------------------------
 

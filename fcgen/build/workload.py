@@ -57,7 +57,9 @@ class Dot:
     one is the same in every iteration. name: what a schedule calls it. late: it adds to a value that its loop carries, and its left
     operand is made of another dot of the same iteration. carried: nothing else touches the value that it adds to, and both its operands are
     loaded as they are: it may be in flight from one iteration to the next. computed: its left operand follows from loads of the
-    iteration; chain: from another dot. folded: its rows are reduced."""
+    iteration; chain: from another dot. folded: its rows are reduced. wide: of a left operand that follows from a loaded tile element by
+    element, in registers, while nothing else touches the value that the dot adds to, the bits of an element of the widest tile on the way;
+    else 0."""
 
     op: Op
     rows: Axis
@@ -72,6 +74,7 @@ class Dot:
     computed: bool = False
     chain: bool = False
     folded: bool = False
+    wide: int = 0
 
 
 @dataclass(frozen=True)
@@ -174,6 +177,12 @@ class Workload:
         tiles = [x for x in op.operands if isinstance(x.type, Tile)]
         return op.kind == "load" or (bool(tiles) and all(map(self._from_loads, tiles)))
 
+    def _widest(self, v: Value) -> int:
+        """Bits of an element of the widest tile between a loaded one and what is computed from it."""
+        op = self._defs.get(v)
+        tiles = [] if op is None or op.kind == "load" else [x for x in op.operands if isinstance(x.type, Tile) and x.type.shape == v.type.shape]
+        return max([v.type.dtype.bits, *(self._widest(x) for x in tiles if self._by_element(x))])
+
     def called(self, d: Dot) -> str:
         """What a schedule calls a dot: as the pass `bind` does, by its site or the first named value that it alone flows into."""
         v = d.op.result
@@ -259,7 +268,8 @@ class Workload:
         plain = left in self._shared and self._source(op.operands[1]) in self._shared
         return Dot(op, rows, cols, inner, op.operands[0].type.dtype.bits, loops, (left in self._shared, True),
                    left in self._shared and bool(loops) and left not in made, carried and chain, alone and plain,
-                   left in made and left not in self._shared and not chain, chain, self._folded(op.result))
+                   left in made and left not in self._shared and not chain, chain, self._folded(op.result),
+                   self._widest(left) if alone and left in made and left not in self._shared and self._by_element(left) else 0)
 
     def _folded(self, v: Value) -> bool:
         """Are rows of what is computed of a tile element by element reduced?"""
