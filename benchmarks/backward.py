@@ -209,7 +209,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--repeat", type=int, default=0, metavar="N", help="instead of timing, say what differs between N runs")
     parser.add_argument("--json", metavar="PATH")
     args = parser.parse_args(argv)
-    target = {"sm_90": "sm_90a"}.get(own := fc.gpu_target(), own)
+    target = fc.gpu_target()
     length, table, wrong = args.length or LENGTH, [], []
     heads = list(map(int, args.heads.split(",")))
     branch = ", split=branch" if args.causal else ""  # loops with a mask of their own have no registers for their addresses

@@ -271,7 +271,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--compile-only", action="store_true", help="print registers and spills; needs no GPU")
     parser.add_argument("--json", metavar="PATH")
     args = parser.parse_args(argv)
-    target = args.target or ("sm_90a" if args.compile_only else {"sm_90": "sm_90a"}.get(own := fc.gpu_target(), own))
+    target = args.target or ("sm_90a" if args.compile_only else fc.gpu_target())
     names, more = args.only or list(CASES), candidates(args.candidates)
     jobs = [(name, text, target, args.dtype) for name in names for text in ("", *more[name])]
     made = prepared(jobs)

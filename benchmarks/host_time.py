@@ -64,13 +64,66 @@ def candidates(shape: Shape, causal: bool, interfaces: bool = False) -> dict[str
         "bare launch": bare(q, k, v, out, causal),
         "torch SDPA": lambda: sdpa(q, k, v, is_causal=causal),
     }
+    runs |= of_lengths(shape, causal)
     if interfaces:
-        runs |= through_interfaces(q, k, v, causal)
+        runs |= with_functions(q, k, v, causal) | through_interfaces(q, k, v, causal)
     runs["torch.empty_like"] = lambda: torch.empty_like(q)
+    steps, of = q.stride(), {"dtype": q.dtype, "device": q.device}
+    runs["torch.empty_strided"] = lambda: torch.empty_strided(shape, steps, **of)
     runs["shape, stride, dtype, device of one tensor"] = lambda: (q.shape, q.stride(), q.dtype, q.device)
     runs["data_ptr"] = q.data_ptr
     runs["raw stream"] = lambda: torch._C._cuda_getCurrentRawStream(0)
     return runs
+
+
+def of_lengths(shape: Shape, causal: bool) -> dict[str, Callable[[], Any]]:
+    """Lengths that no call had before: a decode loop over a cache of keys and values, and sequences of any length."""
+    import torch
+
+    import fcgen
+
+    b, h, _, d = shape
+    q, k, v = (torch.randn(b, h, n, d, device="cuda", dtype=torch.float16) for n in (1, 4096, 4096))
+    cache = [(k[:, :, :n], v[:, :, :n]) for n in range(1024, 4096)]
+    short = [tuple(x[:, :, :n] for x in (k, k, v)) for n in range(64, 1024)]
+    turn = [0, 0]
+
+    def decode() -> Any:
+        turn[0] = (turn[0] + 1) % len(cache)
+        return fcgen.attention(q, *cache[turn[0]], causal="bottom_right")
+
+    def square() -> Any:
+        turn[1] = (turn[1] + 1) % len(short)
+        return fcgen.attention(*short[turn[1]], causal=causal)
+
+    return {"fcgen.attention, one row, another number of keys each call": decode, "fcgen.attention, another length each call": square}
+
+
+def with_functions(q: Any, k: Any, v: Any, causal: bool) -> dict[str, Callable[[], Any]]:
+    """Calls whose functions hold numbers and tensors, and packed sequences."""
+    import torch
+
+    import fcgen
+    from fcgen import masks, scores
+
+    cap, slopes = 20.0, torch.rand(q.shape[1], device="cuda")
+    ids = torch.arange(q.shape[2], device="cuda", dtype=torch.int32) // 100
+    a, b, c = (x[0].transpose(0, 1).contiguous() for x in (q, k, v))
+    ends = torch.tensor([0, 100, 100, q.shape[2]], device="cuda", dtype=torch.int32)
+
+    def biased(s: Any, b: Any, h: Any, i: Any, j: Any) -> Any:
+        return s + slopes[h] * (j - i).to(fcgen.f32)
+
+    window = masks.window(100, 0)
+    return {
+        "fcgen.attention, a score function with a tensor": lambda: fcgen.attention(q, k, v, causal=causal, score=biased),
+        "fcgen.attention, a soft cap made at each call": lambda: fcgen.attention(q, k, v, causal=causal, score=scores.soft_cap(cap)),
+        "fcgen.attention, a window": lambda: fcgen.attention(q, k, v, mask=window),
+        "fcgen.attention, a window and causal, made at each call":
+            lambda: fcgen.attention(q, k, v, mask=masks.causal() & masks.window(100)),
+        "fcgen.attention, documents (two kernels)": lambda: fcgen.attention(q, k, v, mask=masks.documents(ids)),
+        "fcgen.attention, sinks": lambda: fcgen.attention(q, k, v, causal=causal, sinks=slopes),
+        "fcgen.attention_varlen (two kernels)": lambda: fcgen.attention_varlen(a, b, c, ends, causal=causal)}
 
 
 def through_interfaces(q: Any, k: Any, v: Any, causal: bool) -> dict[str, Callable[[], Any]]:
@@ -84,10 +137,19 @@ def through_interfaces(q: Any, k: Any, v: Any, causal: bool) -> dict[str, Callab
     a, b, c = (x.transpose(1, 2) for x in (q, k, v))
     mask = torch.ones(q.shape[2], k.shape[2], device="cuda", dtype=torch.bool).tril()
     compiled = torch.compile(lambda q, k, v: fcgen.scaled_dot_product_attention(q, k, v, is_causal=causal), fullgraph=True)
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    slopes = torch.rand(q.shape[1], device="cuda")
+    block = create_block_mask(lambda b, h, i, j: i >= j, None, None, q.shape[2], k.shape[2], device="cuda")
+
+    def biased(s: Any, b: Any, h: Any, i: Any, j: Any) -> Any:
+        return s - slopes[h] * (i - j)
+
     sdpa = torch.compile(lambda q, k, v: torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=causal), fullgraph=True)
     return {
         "fcgen.scaled_dot_product_attention": lambda: fcgen.scaled_dot_product_attention(q, k, v, is_causal=causal),
         "fcgen.scaled_dot_product_attention, a mask of bools": lambda: fcgen.scaled_dot_product_attention(q, k, v, mask),
+        "fcgen.flex_attention, a block mask and a score_mod": lambda: fcgen.flex_attention(q, k, v, biased, block),
         "fcgen's flash_attn_func": lambda: flash.flash_attn_func(a, b, c, causal=causal),
         "fcgen's flash_attn_func, a window": lambda: flash.flash_attn_func(a, b, c, causal=causal, window_size=(64, 0)),
         "the operator fcgen::attention": lambda: torch.ops.fcgen.attention.default(q, k, v, word, None),

@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", metavar="PATH")
     parser.add_argument("--compile-only", action="store_true")
     args = parser.parse_args(argv)
-    target = args.target or ("sm_90a" if args.compile_only else {"sm_90": "sm_90a"}.get(own := fc.gpu_target(), own))
+    target = args.target or ("sm_90a" if args.compile_only else fc.gpu_target())
     pairs = candidates(target)
     with ThreadPoolExecutor(12) as pool:
         programs = list(pool.map(lambda c: built(c[0], c[1], target), pairs))

@@ -18,52 +18,41 @@ def online(s, v, m, l, acc, dtype):
     m <<= top
 
 
-@fc.kernel
-def plain(Q: T[H, M, 2, D], K: T[H, N, 2, D], V: T[H, N, E], O: "out T[H, M, E]", *, scale: f32 > 0):
+def in_halves(Q, K, V, O, scale, turned):
+    """Heads are two halves; `turned(x, y, positions)` of both go into the first product."""
     h, rows = fc.grid(Q.H, fc.tile(Q.M, "BLOCK_M"))
-    q0, q1 = fc.load(Q[h, rows, 0]), fc.load(Q[h, rows, 1])
+    q0, q1 = turned(fc.load(Q[h, rows, 0]), fc.load(Q[h, rows, 1]), rows)
     m, l, acc = fc.var(fc.full(rows, -fc.inf)), fc.var(fc.zeros(rows)), fc.var(fc.zeros(rows, V.E))
     for cols in fc.loop(fc.tile(K.N, "BLOCK_N")):
-        k0, k1 = fc.load(K[h, cols, 0]), fc.load(K[h, cols, 1])
+        k0, k1 = turned(fc.load(K[h, cols, 0]), fc.load(K[h, cols, 1]), cols)
         s = (fc.dot(q0, k0.T) + fc.dot(q1, k1.T)) * scale
         online(fc.where(cols.valid, s, -fc.inf), fc.load(V[h, cols]), m, l, acc, V.dtype)
     fc.store(O[h, rows], (acc / l).to(O.dtype))
+
+
+@fc.kernel
+def plain(Q: T[H, M, 2, D], K: T[H, N, 2, D], V: T[H, N, E], O: "out T[H, M, E]", *, scale: f32 > 0):
+    in_halves(Q, K, V, O, scale, lambda x, y, at: (x, y))
 
 
 @fc.kernel
 def rotary(Q: T[H, M, 2, D], K: T[H, N, 2, D], V: T[H, N, E], C: T[P, D], S: T[P, D], O: "out T[H, M, E]", *, scale: f32 > 0):
     """Both operands of the first product are turned by an angle per position and pair of columns."""
-    h, rows = fc.grid(Q.H, fc.tile(Q.M, "BLOCK_M"))
-
     def turned(x, y, at):
         c, s, x, y = (t.to(fc.f32) for t in (fc.load(C[at]), fc.load(S[at]), x, y))
         return (x * c - y * s).to(Q.dtype), (y * c + x * s).to(Q.dtype)
 
-    q0, q1 = turned(fc.load(Q[h, rows, 0]), fc.load(Q[h, rows, 1]), rows)
-    m, l, acc = fc.var(fc.full(rows, -fc.inf)), fc.var(fc.zeros(rows)), fc.var(fc.zeros(rows, V.E))
-    for cols in fc.loop(fc.tile(K.N, "BLOCK_N")):
-        k0, k1 = turned(fc.load(K[h, cols, 0]), fc.load(K[h, cols, 1]), cols)
-        s = (fc.dot(q0, k0.T) + fc.dot(q1, k1.T)) * scale
-        online(fc.where(cols.valid, s, -fc.inf), fc.load(V[h, cols]), m, l, acc, V.dtype)
-    fc.store(O[h, rows], (acc / l).to(O.dtype))
+    in_halves(Q, K, V, O, scale, turned)
 
 
 @fc.kernel
 def rotated(Q: T[H, M, 2, D], K: T[H, N, 2, D], V: T[H, N, E], C: T[P, D], S: T[P, D], O: "out T[H, M, E]", *, scale: f32 > 0):
     """The same as models do it, in the tensors' own dtype."""
-    h, rows = fc.grid(Q.H, fc.tile(Q.M, "BLOCK_M"))
-
     def turned(x, y, at):
         c, s = (fc.load(t[at]) for t in (C, S))
         return x * c - y * s, y * c + x * s
 
-    q0, q1 = turned(fc.load(Q[h, rows, 0]), fc.load(Q[h, rows, 1]), rows)
-    m, l, acc = fc.var(fc.full(rows, -fc.inf)), fc.var(fc.zeros(rows)), fc.var(fc.zeros(rows, V.E))
-    for cols in fc.loop(fc.tile(K.N, "BLOCK_N")):
-        k0, k1 = turned(fc.load(K[h, cols, 0]), fc.load(K[h, cols, 1]), cols)
-        s = (fc.dot(q0, k0.T) + fc.dot(q1, k1.T)) * scale
-        online(fc.where(cols.valid, s, -fc.inf), fc.load(V[h, cols]), m, l, acc, V.dtype)
-    fc.store(O[h, rows], (acc / l).to(O.dtype))
+    in_halves(Q, K, V, O, scale, turned)
 
 
 @fc.kernel

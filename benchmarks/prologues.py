@@ -143,7 +143,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--json", metavar="PATH")
     args = parser.parse_args(argv)
-    target = args.target or {"sm_90": "sm_90a"}.get(own := fc.gpu_target(), own)
+    target = args.target or fc.gpu_target()
     given = [fc.Schedule.parse(t) for t in args.schedule or ()]
     warm([(name, d, target, s) for d, _, names in map(CASES.__getitem__, args.only or CASES) for name in names
           for s in given or schedules(target, name)])

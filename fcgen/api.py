@@ -177,17 +177,11 @@ def gpu_available() -> bool:
 
 
 def gpu_target(device: int = 0) -> str:
-    """The target for a GPU of this machine."""
+    """The target for a GPU of this machine, with the instructions that only its kind has ("sm_90a" on Hopper)."""
     return _arch(device)
 
 
-@functools.lru_cache(maxsize=64)
-def _arch(device: int) -> str:
-    from .runtime import driver
-
-    arch = driver.device_info(device).arch.rstrip("a")
-    compiler.target(arch)
-    return arch
+_arch = functools.lru_cache(maxsize=64)(compiler.own_target)
 
 
 def round_to(x: np.ndarray, dtype: DType) -> np.ndarray:

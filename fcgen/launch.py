@@ -7,12 +7,11 @@ passed.
 
 from __future__ import annotations
 
-import contextlib
 import struct
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any
 
 from .build.compiler import Built, Facts
 from .errors import FcError
@@ -21,34 +20,10 @@ from .ir.ranges import HIGHEST, WIDTHS, Admitted
 from .ir.sizes import number
 from .ir.types import DTYPES
 from .runtime import counters, driver, module, steady, streams, tensormap, tensors
+from .straight import View
 
 #: launches with sizes of their own that are kept
 _REMEMBERED = 4096
-
-
-class Seen(NamedTuple):
-    """A launch, for who remembers calls. values: the pointers of `tensors`, then scalars."""
-
-    tensors: tuple[str, ...]
-    values: tuple[Any, ...]
-    plan: steady.SteadyLaunch
-
-
-class _Watching(threading.local):
-    launches: list[Seen] | None = None
-
-
-_watching = _Watching()
-
-
-@contextlib.contextmanager
-def watched() -> Iterator[list[Seen]]:
-    """The launches that this thread makes inside."""
-    before, _watching.launches = _watching.launches, []
-    try:
-        yield _watching.launches
-    finally:
-        _watching.launches = before
 
 
 class Launcher:
@@ -60,8 +35,7 @@ class Launcher:
         self.names = tuple(p[0] for p in self.facts.params)
         self._kinds = {p[0]: "ptr" if p[1] == "tensor" else p[2] for p in self.facts.params}
         self.order = tuple(sorted(self.names, key=lambda n: self._kinds[n] != "ptr"))
-        limits = {name: Admitted(*r) for name, *r in self.facts.ranges}
-        self._ranges = {p[0]: limits.get(p[0], Admitted(*WIDTHS[p[2]])) for p in self.facts.params if p[1] == "scalar" and p[2] in WIDTHS}
+        self._ranges = ranges_of(self.facts)
         #: scalars that size the grid: a launch is decided with them, as it is with sizes
         self._counts = [p[0] for p in self.facts.params if p[0] in counts_of(self.facts)]
         self._written = tuple(p[0] for p in self.facts.params if p[1] == "tensor" and "out" in p[4])
@@ -72,8 +46,6 @@ class Launcher:
     def __call__(self, arguments: Mapping[str, Any], stream: Any = None) -> None:
         on = None if stream is None else streams.address(stream)
         plan, values, device = self.resolve(arguments)
-        if _watching.launches is not None:
-            _watching.launches.append(Seen(tuple(n for n in self.names if self._kinds[n] == "ptr"), values, plan))
         plan.launch(tensors.current_stream(device) if on is None else on, values)
         for name in self._written:
             tensors.written(arguments[name])
@@ -156,6 +128,7 @@ class Loaded:
     grid."""
 
     def __init__(self, facts: Facts, cubin: bytes, kinds: Mapping[str, str], order: tuple[str, ...], device: int):
+        self.facts, self.kinds, self.order, self.counts, self.ranges = facts, kinds, order, counts_of(facts), ranges_of(facts)
         arguments: dict[str, steady.Argument] = {}
         where: dict[Any, int] = {}
         at = 0
@@ -165,15 +138,15 @@ class Loaded:
                 for axis, dim in enumerate(dims):
                     where.setdefault(dim, at + axis)
                 at += 2 * len(dims)
-        for name in counts_of(facts):
+        for name in self.counts:
             where[name] = at
             at += 1
         places = [f"s{n}" for n in range(at)]
         cluster = prod(axis[3] for axis in facts.grid)
         most = 2**31 if facts.persistent == "none" else driver.device_info(device).sm_count * facts.resident // cluster * cluster
-        #: the blocks of a launch with these sizes and strides, or -1 where something about them has to be looked at closely
-        self.blocks = steady.written_out(places, f"-1 if {_unusual(facts, arguments, places)} else {_blocks(facts, where, places, most)}")
-        self._blocks = steady.written_out(places, _blocks(facts, where, places, most))
+        #: the blocks of a launch, as text of what sizes and strides are called
+        self.told = lambda places: _blocks(facts, where, places, most)
+        self._blocks = steady.written_out(places, self.told(places))
 
         def parameter(kind: str, name: str, axis: int, detail: tuple[int, ...]) -> steady.Parameter:
             if kind == "stride":
@@ -192,7 +165,41 @@ class Loaded:
         counted = any(isinstance(p, steady.Counter) for p in parameters)
         kernel = module.load(cubin, facts.name, facts.smem_bytes, device)
         self.frame = steady.Frame(list(arguments.values()), [kinds[n] for n in order], parameters, kernel, facts.threads, facts.smem_bytes,
-                                  facts.pdl, counters.of(device).address if counted else None, len(counts_of(facts)))
+                                  facts.pdl, counters.of(device).address if counted else None, len(self.counts))
+
+    def unusual(self, views: Mapping[str, View]) -> str:
+        """Do tensors disagree, is a row not contiguous, a stride not a multiple of what is asked for (16 bytes in half precision), or a
+        number large or, of what bulk copies read, 0? As text. What this lets pass, `Launcher._plan` and TMA take as it is; what it does not
+        may be legal or not."""
+        asked = {name: strides for name, _, *strides in self.facts.aligned}
+        limits = {limit: r for limit, _, *r in self.facts.ranges}
+        bulk = {of for kind, of, *_ in self.facts.flat if kind == "map"}
+        equal: dict[Any, list[str]] = {}
+        steps: dict[tuple[int, int], list[str]] = {}
+        some: list[str] = []
+        cut: list[str] = []
+        for a in self.frame.arguments:
+            v, dims = views[a.name], next(p[3] for p in self.facts.params if p[0] == a.name)
+            for dim, size in zip(dims, v.shape):
+                equal.setdefault(dim, [str(dim)] if isinstance(dim, int) else []).append(size)
+            some += [d for d in dims if a.name in bulk and not isinstance(d, int) and d not in some]
+            equal.setdefault("", ["1"]).extend(v.strides[-1:])
+            if a.rank > 1:
+                itemsize = tensors.ITEMSIZE[a.dtype]
+                cuts = any(kind == "map" and of == a.name and len(detail) > a.rank + 1 for kind, of, _, detail in self.facts.flat)
+                need = max([WIDEST if itemsize == 2 else itemsize, *asked.get(a.name, [])]) // itemsize
+                steps.setdefault((32 if cuts else 37, need - 1), []).extend(s for s in v.strides[:-1] if s != "0")
+                cut += v.shape if cuts else ()
+        least: dict[int, list[str]] = {}
+        for dim, names in equal.items():
+            if isinstance(dim, str) and dim:
+                least.setdefault((limits.get(dim, [HIGHEST])[0] + 1).bit_length() - 1, []).append(names[0])
+        tests = [f"not {' == '.join(dict.fromkeys(names))}" for names in equal.values() if len(set(names)) > 1]
+        tests += [f"({' | '.join(names)}) >> {bits}" for bits, names in [*least.items(), *([(30, cut)] if cut else [])]]
+        for (bits, mask), names in steps.items():
+            tests += [f"({' | '.join(names)}) >> {bits}", *([f"({' | '.join(names)}) & {mask}"] if mask else [])] if names else []
+        tests += [f"not ({' and '.join(equal[d][0] for d in some)})"] if some else []
+        return " or ".join(tests)
 
     def launch(self, sizes: Sequence[int]) -> steady.SteadyLaunch:
         """The launch for sizes and strides that have been checked."""
@@ -200,6 +207,12 @@ class Loaded:
         if blocks >= 2**31:
             raise FcError("call/argument", "the call needs more blocks than a grid can have", expected="below 2**31", got=blocks)
         return steady.SteadyLaunch(self.frame, blocks, tuple(sizes)) if blocks else steady.NOTHING
+
+
+def ranges_of(facts: Facts) -> dict[str, Admitted]:
+    """Which whole numbers each scalar may be."""
+    limits = {name: Admitted(*r) for name, *r in facts.ranges}
+    return {p[0]: limits.get(p[0], Admitted(*WIDTHS[p[2]])) for p in facts.params if p[1] == "scalar" and p[2] in WIDTHS}
 
 
 def counts_of(facts: Facts) -> tuple[str, ...]:
@@ -210,39 +223,9 @@ def counts_of(facts: Facts) -> tuple[str, ...]:
 
 def _blocks(facts: Facts, where: Mapping[Any, int], places: Sequence[str], most: int) -> str:
     """How many blocks there are, of whole clusters."""
-    axes = [(dim if isinstance(dim, int) else places[where[dim]], tile * cluster, cluster) for _, dim, tile, cluster in facts.grid]
-    product = " * ".join(f"-(-{n} // {span}) * {cluster}" for n, span, cluster in axes) or "1"
+    axes = [(dim if isinstance(dim, int) else f"({places[where[dim]]})", tile * cluster, cluster) for _, dim, tile, cluster in facts.grid]
+    product = " * ".join(f"-(-{n} // {span}) * {cluster}" if span > 1 else str(n) for n, span, cluster in axes) or "1"
     return product if facts.persistent == "none" else f"min({product}, {most})"
-
-
-def _unusual(facts: Facts, arguments: Mapping[str, steady.Argument], places: Sequence[str]) -> str:
-    """Do tensors disagree, is a row not contiguous, a stride not a multiple of what is asked for (16 bytes in half precision), or a
-    number negative or large? What this lets pass, `Launcher._plan` and TMA take as it is; what it does not may be legal or not."""
-    limits = {limit: r for limit, _, *r in facts.ranges}
-    asked = {name: strides for name, _, *strides in facts.aligned}
-    tests: list[str] = []
-    seen: dict[Any, str] = {}
-    for name, kind, _, dims, _ in facts.params:
-        if kind != "tensor":
-            continue
-        a = arguments[name]
-        sizes, strides = places[a.at:a.at + a.rank], places[a.at + a.rank:a.at + 2 * a.rank]
-        for dim, size in zip(dims, sizes):
-            if isinstance(dim, int) or seen.setdefault(dim, size) != size:
-                tests.append(f"{size} != {seen.get(dim, dim)}")
-            else:
-                tests.append(f"{size} > {limits.get(dim, [HIGHEST])[0]}")
-        tests += [f"{step} != 1" for step in strides[-1:]]
-        if a.rank > 1:
-            itemsize = tensors.ITEMSIZE[a.dtype]
-            need = max([WIDEST if itemsize == 2 else itemsize, *asked.get(name, [])]) // itemsize
-            pitch = f"({' | '.join(strides[:-1])})"
-            cut = any(kind == "map" and of == name and len(detail) > a.rank + 1 for kind, of, _, detail in facts.flat)
-            tests += [f"{pitch} >> {32 if cut else 37}", f"{pitch} & {need - 1}", *([f"{n} >> 30" for n in sizes] if cut else [])]
-    if facts.persistent == "none":
-        seen |= dict(zip(counts_of(facts), places[sum(2 * a.rank for a in arguments.values()):]))
-        tests.append(f"{_blocks(facts, {d: places.index(s) for d, s in seen.items()}, places, 0)} >> 31")
-    return " or ".join(tests) or "False"
 
 
 def sizes_of(facts: Facts, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:

@@ -17,7 +17,7 @@ import fcgen as fc
 from .errors import FcError
 from .ir.types import f32
 from .lang.handles import Handle
-from .masks import _broadcast, wrong_result
+from .masks import _broadcast, takes, wrong_result
 
 WRITTEN_IN_THE_LANGUAGE = True
 
@@ -29,7 +29,8 @@ class Score:
 
     def __init__(self, fn: ScoreMod, called: str = ""):
         try:
-            inspect.signature(fn).bind(0, 0, 0, 0, 0)
+            if not takes(fn, 5):
+                inspect.signature(fn).bind(0, 0, 0, 0, 0)
         except (TypeError, ValueError) as e:
             code = getattr(fn, "__code__", None)
             raise FcError("call/argument", "this is not a score function", expected="a function (score, b, h, q_idx, kv_idx) -> score",

@@ -13,6 +13,8 @@ from fcgen.build.workload import Probe, Workload
 from fcgen.cli.console import report
 from fcgen.cli.specs import find
 from fcgen.errors import FcError
+from fcgen.ir.alignment import of_arguments
+from fcgen.ir.core import walk_kernel
 from fcgen.kernels.schedules import pick
 from tests.sim.cases import sample
 
@@ -36,6 +38,17 @@ def test_what_is_chosen_is_right(name, target) -> None:
 def test_what_is_chosen_does_not_spill(name, target) -> None:
     kind, said, _ = verdict(Drawn(name, target, "chosen"), cubin=True)
     assert kind == "right", said
+
+
+def test_what_bulk_copies_cannot_move_takes_another_schedule() -> None:
+    """Where nobody gave one; the schedule of a caller is kept, and what it cannot do refused."""
+    spec, odd = CASES["gemm_nt"].spec, of_arguments(0, (300, 64), (66, 1), 2)
+    p = spec.compile(target="sm_90a", T=fc.f16)
+    assert p.schedule.copy == "tma"
+    other = p.narrowed({"A": odd})
+    assert other.schedule.copy != "tma" and not any(o.kind == "tma_load" for o in walk_kernel(other.machine))
+    with pytest.raises(FcError, match="more than is promised"):
+        _ = spec.compile(target="sm_90a", schedule=p.schedule, T=fc.f16).narrowed({"A": odd}).machine
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -19,6 +19,7 @@ from ..ir.schedule import Schedule
 from ..ir.types import DTYPES, Tile
 from ..kernels.listed import listed_attention, lists_of, merged_lists
 from ..runtime import tensors
+from . import plans
 from .outputs import _empty
 from .variants import Choice, Functions, _arch, family, fitted, functions, lazy_of, run, sums_of, two_groups
 
@@ -153,19 +154,45 @@ def _made(given: Functions, lister: Family, sizes: tuple[int, ...], like: Any, b
     return Lists(*made, block)
 
 
-def automatic(sizes: tuple[Any, ...], given: Functions, choice: Choice, like: Any, shift: int | None) -> Lists | None:
-    """The lists for a call whose mask hangs on elements of tensors, or may leave holes in long rows; None for others, whose loops leave out
-    what lies outside of one interval, and where there is little to leave out."""
-    _, q, k = sizes[:3]
+class Wanted(NamedTuple):
+    """What is known before a call about lists of its mask. lister: makes them, if there are to be any, for such blocks. keys: that holds
+    for more than, and at most, so many."""
+
+    lister: Family | None
+    block: tuple[int, int]
+    keys: tuple[int, int]
+
+
+def wanted(keys: int, given: Functions, choice: Choice, shift: int | None) -> Wanted:
+    """Lists are made of a mask that hangs on elements of tensors, or may leave holes in long rows; for others, whose loops leave out what
+    lies outside of one interval, and where there is little to leave out, there are none."""
     tiles = dict(two_groups(choice.schedule).tiles)
     block = tiles["BLOCK_M"], tiles["BLOCK_N"]
-    if given.keep is None or k[2] <= 2 * block[1] or block[0] % 16 or block[1] % 16:
-        return None
+    few, many, none = 2 * block[1], _LONG * block[1], 2**62
+    if given.keep is None or block[0] % 16 or block[1] % 16:
+        return Wanted(None, block, (-1, none))
+    if keys <= few:
+        return Wanted(None, block, (-1, few))
     lister = _lister(given, choice.arch, block, shift)
     reads = _reads(lister.find({"keep": given.keep})[0])
-    if not (reads.elements or (reads.holes and k[2] > _LONG * block[1])):
-        return None
-    return _made(given, lister, (q[0], q[1], q[2], k[2]), like, block, shift)
+    if reads.elements or not reads.holes:
+        return Wanted(lister if reads.elements else None, block, (few, none))
+    return Wanted(lister, block, (many, none)) if keys > many else Wanted(None, block, (few, many))
+
+
+def automatic(sizes: tuple[Any, ...], given: Functions, choice: Choice, like: Any, shift: int | None) -> Lists | None:
+    """The lists for a call, where it is to have some."""
+    _, q, k = sizes[:3]
+    lister, block, _ = wanted(k[2], given, choice, shift)
+    return None if lister is None else _made(given, lister, (q[0], q[1], q[2], k[2]), like, block, shift)
+
+
+def planned(found: Wanted, given: Functions, device: int, shift: str) -> plans.Lister:
+    """What makes the lists of calls with such functions. shift: the text of where the diagonal is."""
+    assert found.lister is not None
+    program, values, bind = found.lister.bound({"keep": given.keep})
+    reads = _reads(program)
+    return plans.Lister(plans.part(program, device, values, bind, ["keep"]), found.block, reads.batch, reads.head, shift)
 
 
 def launch(facts: tuple[Any, ...], given: Functions, choice: Choice, caller: bool, arguments: dict[str, Any], lists: Any,
@@ -182,8 +209,23 @@ def launch(facts: tuple[Any, ...], given: Functions, choice: Choice, caller: boo
     if shift is not None:
         arguments["shift"] = shift
     absent = tuple(n for n in ("shift", "LSE") if n not in arguments)
+    if given.given():
+        run(over_lists(facts, given, choice, caller, lists.block, absent), given, arguments)
+    else:
+        _plain(facts, choice, lists.block, absent, caller, functools.partial(_over_lists, facts, given, choice, caller, lists.block,
+                                                                             absent)).launcher(arguments)
+
+
+def over_lists(facts: tuple[Any, ...], given: Functions, choice: Choice, caller: bool, block: tuple[int, int],
+               absent: tuple[str, ...]) -> Family:
+    """The programs with functions over lists of such blocks."""
+    return family((facts, choice, block, absent), given, functools.partial(_over_lists, facts, given, choice, caller, block, absent))
+
+
+def _over_lists(facts: tuple[Any, ...], given: Functions, choice: Choice, caller: bool, block: tuple[int, int],
+                absent: tuple[str, ...]) -> Program:
     dtype, d, e = facts[:3]
-    binding = {"T": DTYPES[dtype], "D": d, "E": e, "block": lists.block, **dict.fromkeys(absent)}
+    binding = {"T": DTYPES[dtype], "D": d, "E": e, "block": block, **dict.fromkeys(absent)}
 
     def compiled(c: Choice) -> Program:
         lazy = lazy_of(c.schedule) if c.lazy is None else c.lazy
@@ -192,14 +234,8 @@ def launch(facts: tuple[Any, ...], given: Functions, choice: Choice, caller: boo
         program.quiet = True
         return program
 
-    def make() -> Program:
-        chosen = choice if caller else choice._replace(schedule=dividing(choice.schedule, lists.block))
-        return fitted(chosen, given, caller, compiled, lambda: dividing(Schedule(tiles={"BLOCK_M": 64, "BLOCK_N": 64}), lists.block))
-
-    if given.given():
-        run(family((facts, choice, lists.block, absent), given, make), given, arguments)
-    else:
-        _plain(facts, choice, lists.block, absent, caller, make).launcher(arguments)
+    chosen = choice if caller else choice._replace(schedule=dividing(choice.schedule, block))
+    return fitted(chosen, given, caller, compiled, lambda: dividing(Schedule(tiles={"BLOCK_M": 64, "BLOCK_N": 64}), block))
 
 
 _programs: dict[Any, Program] = {}

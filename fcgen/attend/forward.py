@@ -10,20 +10,21 @@ from typing import Any
 
 import numpy as np
 
+from ..build.captured import Family
 from ..build.compiler import target
 from ..build.program import Program
 from ..errors import FcError
 from ..ir.schedule import Schedule
 from ..ir.types import DTYPES
 from . import blocks as listed
-from . import calls
+from . import calls, plans
 from .learning import learns
 from .outputs import _empty, _fill
 from .variants import PLAIN, Choice, Functions, _arch, family, fitted, functions, lazy_of, run, sums_of
 
 MASKS = {None: "none", "none": "none", "top_left": "causal_top_left", "bottom_right": "causal_bottom_right"}
 #: of float32. A scale below the first may be 0 to a multiplication: it takes the kernels for a scale of any sign, 0 included.
-SMALLEST_NORMAL, LARGEST = 2.0**-126, (2.0 - 2.0**-23) * 2.0**127
+SMALLEST_NORMAL, LARGEST = calls.SMALLEST_NORMAL, (2.0 - 2.0**-23) * 2.0**127
 
 
 def _tracing() -> bool:
@@ -51,66 +52,86 @@ def attention(q: Any, k: Any, v: Any, *, causal: bool | str = False, scale: floa
 
     Raises FcError "call/argument" before anything is launched. The algorithm is FlashAttention-2's (Dao, 2023).
     """
-    if not (score is mask is sinks is dropout is blocks is None) or _tracing():
-        more = {"score": score, "mask": mask, "sinks": sinks, "dropout": dropout, "blocks": blocks}
-        return _beside(q, k, v, causal, scale, return_lse, schedule, out, more)
-    if scale is not None and type(scale) is not float:
-        scale = _scale(scale)
-    for last in calls.recent:
-        if (last.causal is causal and last.scale == scale and last.return_lse is return_lse and last.schedule is schedule
-                and last.given is (out is not None) and calls.forward_ad._current_level < 0):
-            try:
-                alike = not (q.is_nested or k.is_nested or v.is_nested) and (
-                    last.guard(q, k, v) if out is None else not out.is_nested and last.guard(q, k, v, out))
-            except AttributeError:  # not torch's tensors
-                break
-            if alike:
-                return last.run(q, k, v, out)
-    return _found(q, k, v, causal, scale, bool(return_lse), schedule, out)
-
-
-def _beside(q: Any, k: Any, v: Any, causal: Any, scale: Any, return_lse: Any, schedule: Any, out: Any, more: dict[str, Any]) -> Any:
-    """A call in a graph of torch.compile, or with functions."""
     if _tracing():
         from .torch_op import traced
 
+        more = {"score": score, "mask": mask, "sinks": sinks, "dropout": dropout, "blocks": blocks}
         return traced(q, k, v, causal, scale, return_lse, schedule, out, more)
-    blocks = more.pop("blocks")
-    given = functions(**more)
-    scale = None if scale is None else _scale(scale)
-    if learns(given, q, k, v):
-        return _trained(q, k, v, _mask_word(causal), scale, bool(return_lse), schedule, out, given, blocks)
-    q, k, v = (_without_gradient(t) for t in (q, k, v))
-    return _checked(q, k, v, _mask_word(causal), scale, bool(return_lse), schedule, out, given, blocks)
+    if type(causal) is not bool and type(causal) is not str:
+        causal = _mask_word(causal)  # type: ignore[assignment]
+    if scale is not None and type(scale) is not float:
+        scale = _scale(scale)
+    given, key = None, (causal, bool(return_lse), id(schedule), out is not None)
+    if not (score is mask is sinks is dropout is blocks is None):
+        given = functions(score, mask, sinks, dropout)
+        given = None if given == PLAIN else given
+        key = None if blocks is not None else key if given is None else (*key, *calls.texts_of(given))  # type: ignore[assignment]
+    for kind in calls.kinds.get(key, ()):
+        result = kind(q, k, v, out, scale, given)
+        if result is not None:
+            return result
+    return _unknown(key, q, k, v, _mask_word(causal), scale, bool(return_lse), schedule, out, given, blocks)
 
 
-def _found(q: Any, k: Any, v: Any, causal: Any, scale: float | None, return_lse: bool, schedule: Schedule | None, out: Any) -> Any:
-    """A call that is not like the last one."""
+def known(q: Any, k: Any, v: Any, causal: bool | str, scale: float | None, given: Functions | None = None) -> Any:
+    """The result of a call of a kind that is known, None for others. scale: a float or None. given: functions, if any."""
+    key: tuple[Any, ...] = (causal, False, _NO_SCHEDULE, False)
+    for kind in calls.kinds.get(key if given is None else (*key, *calls.texts_of(given)), ()):
+        result = kind(q, k, v, None, scale, given)
+        if result is not None:
+            return result
+    return None
+
+
+_NO_SCHEDULE = id(None)
+
+
+def _unknown(key: Any, q: Any, k: Any, v: Any, causal: Any, scale: float | None, return_lse: bool, schedule: Schedule | None, out: Any,
+             given: Functions | None, blocks: Any) -> Any:
+    """A call of a kind that is not known, or that has to be looked at closely."""
     global _tracing
     if "torch.compiler" in sys.modules:
         _tracing = sys.modules["torch.compiler"].is_dynamo_compiling  # cheaper than to look for it each time
     if scale is not None:
         scale = _scale(scale)
-    if causal is not False and causal is not True:
-        causal = _mask_word(causal)
-    options = (causal, return_lse, None if schedule is None else id(schedule), out is not None)
-    result = calls.run(options, q, k, v, out, scale)
-    if result is not None:
-        return result
-    if learns(PLAIN, q, k, v):
-        return _trained(q, k, v, causal, scale, return_lse, schedule, out, PLAIN, None)
+    if learns(given or PLAIN, q, k, v):
+        return _trained(q, k, v, causal, scale, return_lse, schedule, out, given or PLAIN, blocks)
     q, k, v = (_without_gradient(t) for t in (q, k, v))
-    result = _checked(q, k, v, causal, scale, return_lse, schedule, out)
-
-    def program(dtype: str, device: int, q: Any, k: Any, e: int, mask: str, scale: float) -> Program:
-        return _program(dtype, device, q, k, e, mask, scale, return_lse, schedule)
-
-    def checked(q: Any, k: Any, v: Any, scale: float, out: Any) -> Any:
-        return _checked(q, k, v, causal, scale, return_lse, schedule, out)
-
+    result = _checked(q, k, v, causal, scale, return_lse, schedule, out, given or PLAIN, blocks)
+    program = functools.partial(_program, return_lse=return_lse, schedule=schedule)
+    plan = functools.partial(_plan, plans.Kept(), return_lse, schedule, out is not None)
     mask = MASKS["top_left"] if causal is True else MASKS[causal or None]
-    calls.learn(options, calls.Options(mask, causal is True, program, checked, causal, return_lse, schedule), q, k, v, out)
+    calls.learn(key, calls.Options(mask, causal is True, return_lse, schedule, plan, program), q, k, v, out)
     return result
+
+
+def _plan(kept: plans.Kept, return_lse: bool, schedule: Schedule | None, out: bool, dtype: str, device: int, q: tuple[int, ...],
+          k: tuple[int, ...], e: int, mask: str, scale: float, given: Functions | None, rows: bool, like: Any) -> plans.Plan | None:
+    """How calls like this one are launched. rows: grouped heads are rows of one."""
+    if q[3] not in calls.HEADS or e not in calls.HEADS:
+        return None
+    try:
+        if given is None:
+            seen = (q[0], k[1], q[1] // k[1] * q[2], q[3]) if rows else q
+            program = _program(dtype, device, seen, k, e, mask, scale, return_lse, schedule)
+            part, lister = plans.part(program, device), None
+            return kept.of([part], rows, lambda: plans.plan(part, device, like, lse=return_lse, given=out, rows=rows))
+        facts, shift = (dtype, q[3], e, mask, return_lse), _shift(mask, q[2], k[2])
+        choice = _choice((device, q, k, e, mask, scale), given, schedule, True)
+        found: Any = listed.wanted(k[2], given, choice, shift)
+        lister = None
+        if found.lister is None:
+            programs = _family(facts, choice, given, schedule)
+        else:
+            absent = tuple(n for n, there in (("shift", shift is not None), ("LSE", return_lse)) if not there)
+            programs = listed.over_lists(facts, given, choice, schedule is not None, found.block, absent)
+            lister = listed.planned(found, given, device, "0" if mask == "causal_top_left" else "(k_2 - q_2)")
+        program, values, bind = programs.bound(given.given())
+        part = plans.part(program, device, values, bind, list(given.given()))
+        write = functools.partial(plans.plan, part, device, like, lse=return_lse, given=out, lists=lister, keys=found.keys)
+        return kept.of([part, lister and lister.part], found.keys, write)
+    except FcError:
+        return None  # the long way says why
 
 
 def _trained(q: Any, k: Any, v: Any, causal: Any, scale: float | None, return_lse: bool, schedule: Any, out: Any, given: Functions,
@@ -187,31 +208,46 @@ def launch(facts: tuple[Any, ...], sizes: tuple[Any, ...], given: Functions, sch
            arguments: dict[str, Any], blocks: Any, like: Any) -> None:
     """A call with functions. facts: dtype, head sizes, mask, with the log-sum-exp; sizes: device, shapes of q and k, value head size, mask,
     scale."""
-    from ..kernels.attention import attention as spec
-
-    device, q, k, e, kind, scale = sizes
-    table = kind if kind != "none" or given.keep is None else "causal_bottom_right"
-    choice = Choice(*_chosen(device, q, k, e, table, scale, schedule, aligned))
+    _, q, k, _, kind, _ = sizes
+    choice = _choice(sizes, given, schedule, aligned)
     if blocks is not None or given.keep is not None:
         if blocks is not None and kind != "none":
             raise FcError("call/argument", "lists of blocks are of the mask alone", expected="causal=False", got=kind,
                           hint="mask & fcgen.masks.causal(), of which the lists are made then")
-        shift = {"none": None, "causal_top_left": 0, "causal_bottom_right": k[2] - q[2]}[kind]
+        shift = _shift(kind, q[2], k[2])
         lists = blocks if blocks is not None else listed.automatic(sizes, given, choice, like, shift)
         if lists is not None:
             listed.launch(facts, given, choice, schedule is not None, arguments, lists, shift)
             return
 
+    run(_family(facts, choice, given, schedule), given, arguments)
+
+
+def _shift(kind: str, rows: int, keys: int) -> int | None:
+    """Where a mask's diagonal is."""
+    return {"none": None, "causal_top_left": 0, "causal_bottom_right": keys - rows}[kind]
+
+
+def _choice(sizes: tuple[Any, ...], given: Functions, schedule: Schedule | None, aligned: bool) -> Choice:
+    device, q, k, e, kind, scale = sizes
+    table = kind if kind != "none" or given.keep is None else "causal_bottom_right"
+    return Choice(*_chosen(device, q, k, e, table, scale, schedule, aligned))
+
+
+def _family(facts: tuple[Any, ...], choice: Choice, given: Functions, schedule: Schedule | None) -> Family:
+    """The programs with functions for a choice."""
+    from ..kernels.attention import attention as spec
+
     def other() -> Schedule:
         from ..api import schedule_for
 
         more = {**given.given(), **({} if facts[4] else {"LSE": None})}
-        return schedule_for(spec, choice.arch, T=DTYPES[facts[0]], D=facts[1], E=facts[2], mask=kind, positive=choice.positive, **more)
+        return schedule_for(spec, choice.arch, T=DTYPES[facts[0]], D=facts[1], E=facts[2], mask=facts[3], positive=choice.positive, **more)
 
     def make() -> Program:
         return fitted(choice, given, schedule is not None, lambda c: compiled.__wrapped__(*facts, *c, functions=given), other)
 
-    run(family((facts, choice), given, make), given, arguments)
+    return family((facts, choice), given, make)
 
 
 def _in_lines(a: Any) -> bool:

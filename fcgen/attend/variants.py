@@ -15,11 +15,14 @@ from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
 from ..build.captured import Captured, Family
-from ..build.compiler import target, targets
+from ..build.compiler import own_target, target
 from ..build.program import Program
+from ..dropout import Dropout
 from ..errors import FcError
 from ..ir.schedule import Schedule
 from ..lang.captures import identity
+from ..masks import Mask, takes
+from ..scores import Score, Sinks
 
 #: what a tuned schedule may have that a function leaves no use for, in the order in which it is given up
 _LET_GO: tuple[dict[str, Any], ...] = (
@@ -42,12 +45,8 @@ class Functions(NamedTuple):
 
 def functions(score: Any = None, mask: Any = None, sinks: Any = None, dropout: Any = None) -> Functions:
     """The functions of a call's arguments, each looked at."""
-    from ..dropout import Dropout
-    from ..masks import Mask
-    from ..scores import Score, Sinks
-
-    for name, x, arguments in (("score", score, "s, b, h, q_idx, kv_idx"), ("mask", mask, "b, h, q_idx, kv_idx")):
-        if x is None:
+    for name, x, kind, arguments in (("score", score, Score, "s, b, h, q_idx, kv_idx"), ("mask", mask, Mask, "b, h, q_idx, kv_idx")):
+        if x is None or type(x) is kind or takes(x, 5 if kind is Score else 4):
             continue
         if not callable(x):
             raise FcError("call/argument", f"argument `{name}` is not a function", expected=f"lambda {arguments}: ...", got=repr(x)[:80])
@@ -168,14 +167,10 @@ def run(family: Family, given: Functions, arguments: Mapping[str, Any]) -> None:
 
 @functools.lru_cache(maxsize=64)
 def _arch(device: int, schedule: Schedule | None = None) -> str:
-    """The target whose code runs on a device: the one with its own instructions (sm_90a) unless a schedule of the caller's does without
-    them; else its architecture's common one."""
-    from ..runtime import driver
-
-    own = driver.device_info(device).arch
-    if own in targets() and (schedule is None or "wgmma" in str(schedule.math)):
-        return own
-    return target(own.rstrip("a")).arch
+    """The target whose code runs on a device: its own, or its architecture's common one for a schedule of the caller's that does without
+    its own instructions."""
+    own = own_target(device)
+    return own if schedule is None or "wgmma" in str(schedule.math) else target(own.rstrip("a")).arch
 
 
 def lazy_of(schedule: Schedule) -> float:

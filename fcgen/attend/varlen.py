@@ -15,10 +15,10 @@ from ..errors import FcError
 from ..ir.schedule import Schedule
 from ..ir.types import DTYPES
 from ..kernels.ragged import ragged_attention, tiles_of_sequences
-from . import forward
+from . import calls, forward, packed, plans
 from .learning import learns
 from .outputs import _empty
-from .variants import Choice, Functions, family, fitted, functions, run
+from .variants import PLAIN, Choice, Functions, family, fitted, functions, run
 
 #: `causal` -> (where windows and the mask are aligned, is there one)
 ALIGN = {False: ("bottom", False), None: ("bottom", False), True: ("bottom", True), "bottom_right": ("bottom", True),
@@ -46,7 +46,20 @@ def attention_varlen(q: Any, k: Any, v: Any, cu_seqlens_q: Any, cu_seqlens_k: An
     """
     from ..runtime import tensors
 
-    given = functions(score, mask, sinks, dropout)
+    given = PLAIN if score is mask is sinks is dropout is None else functions(score, mask, sinks, dropout)
+    if scale is not None and type(scale) is not float:
+        scale = forward._scale(scale)
+    if cu_seqlens_k is cu_seqlens_q:
+        cu_seqlens_k = None
+    key, open_ends = None, packed.ends(window)
+    if open_ends is not None and (type(causal) is bool or type(causal) is str):
+        key = (causal, bool(return_lse), id(schedule), cu_seqlens_k is None, seqused_q is None, seqused_k is None, out is None,
+               open_ends[0] is None, open_ends[1] is None, *(calls.texts_of(given) if given != PLAIN else ()))
+        for kind in packed.kinds.get(key, ()):
+            result = kind(q, k, v, cu_seqlens_q, cu_seqlens_k, seqused_q, seqused_k, out, max_seqlen_q, max_seqlen_k, *open_ends, scale,
+                          given if given != PLAIN else None)
+            if result is not None:
+                return result
     trained, plain = learns(given, q, k, v), (q, k, v)
     q, k, v = (t.detach() if trained else forward._without_gradient(t) for t in plain)
     qa, ka, va = tensors.describe(q, "q"), tensors.describe(k, "k"), tensors.describe(v, "v")
@@ -106,9 +119,31 @@ def attention_varlen(q: Any, k: Any, v: Any, cu_seqlens_q: Any, cu_seqlens_k: An
         else:
             program.launcher(arguments)
         tensors.written(o)
+        if key is not None:
+            how = functools.partial(_planned, plans.Kept(), facts, schedule, out is not None)
+            packed.learn(key, packed.Options(how, schedule), q, k, v, cu_seqlens_q, cu_seqlens_k, seqused_q, seqused_k, out)
     elif shape[0]:
         forward._fill(o, 0.0)
     return (o, lse) if return_lse else o
+
+
+def _planned(written: plans.Kept, facts: Facts, schedule: Schedule | None, out: bool, dtype: str, device: int, rows: int, heads: int,
+             d: int, groups: int, most: int, e: int, scale: float, given: Functions | None, like: Any) -> plans.Plan | None:
+    """How calls like this one are launched."""
+    facts, given = Facts(dtype, d, e, *facts[3:]), given or PLAIN
+    try:
+        choice = _choice(facts, (device, (1, heads, rows, d), (1, groups, most, d)), scale, schedule, True, given)
+        if given.given():
+            kept = family((facts, choice), given, lambda: _fitted(facts, choice, given, schedule is not None))
+            program, values, bind = kept.bound(given.given())
+            part = plans.part(program, device, values, bind, list(given.given()))
+        else:
+            program = _plain(facts, choice, schedule is not None)
+            part = plans.part(program, device)
+        lister, each = plans.part(_lister(choice.arch), device), dict(program.schedule.tiles)["BLOCK_M"]
+        return written.of([part, lister], each, lambda: packed.plan(part, lister, each, device, like, lse=facts[3], given=out))
+    except FcError:
+        return None  # the long way says why
 
 
 class Facts(tuple):  # type: ignore[type-arg]

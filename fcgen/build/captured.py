@@ -21,8 +21,11 @@ from ..ir.schedule import Schedule
 from ..ir.text import print_kernel
 from ..lang.captures import Held, identity
 from ..lang.spec import Spec
+from .bound import written_out
 from .program import Program, by_name
 
+#: values of captured parameters, of functions in the order of their names
+Bind = Callable[..., "tuple[Any, ...] | None"]
 #: programs of one family, and traced programs of all, that are kept
 _EACH, _ALL = 64, 1024
 _shared: dict[Any, Program] = {}
@@ -53,17 +56,17 @@ class Family:
 
     def __init__(self, trace: Callable[[Mapping[str, Any]], tuple[Kernel, Held]], schedule: Schedule, arch: str, trust: bool):
         self._trace, self._schedule, self._arch, self._trust = trace, schedule, arch, trust
-        self._known: tuple[tuple[Held, Program], ...] = ()
+        self._known: tuple[tuple[Held, Program, Bind], ...] = ()
 
     def find(self, given: Mapping[str, Any]) -> tuple[Program, Held, dict[str, Any]]:
         """The program for these functions, and the values of its captured parameters."""
-        for held, program in self._known:
-            values = held.bind(given)
+        for held, program, bind in self._known:
+            values = bind(*[given[name] for name in sorted(given)])
             if values is not None:
-                return program, held, values
+                return program, held, dict(zip([name for name, _ in held.values], values))
         kernel, held = self._trace(given)
-        values = held.bind(given)
-        if values is None:
+        named = held.bind(given)
+        if named is None:
             raise FcError("trace/capture", f"what a function of {kernel.name} holds is another thing each time it is looked at",
                           expected=", ".join(f"`{name}`" for name in given), hint="a property that computes, or counts its reads?")
         key = nameless(kernel, frozenset(re.findall(r"\w+", repr(self._schedule)))), self._schedule, self._arch, self._trust
@@ -72,8 +75,14 @@ class Family:
                 _shared.clear()
             _shared[key] = Program(kernel, self._schedule, self._arch)
             _shared[key].trust = self._trust
-        self._known = ((held, _shared[key]), *self._known[:_EACH - 1])
-        return _shared[key], held, values
+        self._known = ((held, _shared[key], written_out(held, sorted(given))), *self._known[:_EACH - 1])
+        return _shared[key], held, named
+
+    def bound(self, given: Mapping[str, Any]) -> tuple[Program, dict[str, Any], Bind]:
+        """The program for these functions, the values of its captured parameters, and what tells whether it is that of others: of functions
+        in the order of their names."""
+        program, held, values = self.find(given)
+        return program, values, next(bind for h, _, bind in self._known if h is held)
 
     def run(self, given: Mapping[str, Any], arguments: Mapping[str, Any], stream: Any = None) -> None:
         """Launch the program for these functions. arguments: all that is not captured, by name."""

@@ -19,6 +19,7 @@ from . import compiler
 from ..backends.budget import Usage, check_budget
 from ..backends.targets.rates import RATES, Rates
 from ..errors import FcError
+from ..ir.alignment import promised
 from ..ir.core import Kernel, walk
 from ..ir.registers import at_launch
 from ..ir.schedule import NUMBERS, Schedule
@@ -148,10 +149,12 @@ class Chooser:
         return found
 
     def _rows_of_16_bytes(self) -> bool:
-        """Can bulk copies read what dots read, if tensors are packed? Sizes that are not known are taken to do."""
-        read = [op.operands[0].type for op in walk(self.load.kernel.body) if op.kind == "load" and len(op.result.type.shape) == 2]
-        last = [(self.load.sizes.get(t.dims[-1], 16) if isinstance(t.dims[-1], str) else t.dims[-1]) * t.dtype.bytes for t in read]
-        return all(n % 16 == 0 for n in last)
+        """Can bulk copies read what dots read: as much as is promised of it, else if tensors are packed? Sizes that are not known are taken to
+        do."""
+        read = [op.operands[0] for op in walk(self.load.kernel.body) if op.kind == "load" and len(op.result.type.shape) == 2]
+        last = [(self.load.sizes.get(d, 16) if isinstance(d := v.type.dims[-1], str) else d) * v.type.dtype.bytes for v in read]
+        told = promised(self.load.kernel) or {}
+        return all(n % 16 == 0 for n in (*last, *(x for v in read if v.name in told for x in told[v.name].words)))
 
     def _options(self, name: str) -> list[int]:
         """Sizes for the tiles of one name, by what its axis is in dots; not more than a dimension has."""

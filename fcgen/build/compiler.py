@@ -97,6 +97,14 @@ def target(arch: str) -> Target:
     return known[arch]
 
 
+def own_target(device: int = 0) -> str:
+    """The target for a GPU of this machine: the one with its own instructions (sm_90a) where there is one, else its architecture's."""
+    from ..runtime import driver
+
+    own = driver.device_info(device).arch
+    return own if own in targets() else target(own.rstrip("a")).arch
+
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 

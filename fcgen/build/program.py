@@ -219,7 +219,12 @@ class Program:
                 for p in self._source.params if isinstance(p.type, Tensor)}
         key = tuple((name, *p.words) for name, p in kept.items())
         if key not in self._narrowed:
-            self._narrowed[key] = Program(with_promises(self._source, kept), self.schedule, self.target.arch)
+            source, schedule = with_promises(self._source, kept), self.schedule
+            if self.why and "tma" in (schedule.copy, schedule.epilogue):  # ours: where bulk copies cannot move a tensor, another is better
+                from .choose import choose_for_kernel
+
+                schedule = choose_for_kernel(source, self.target, {}).schedule
+            self._narrowed[key] = Program(source, schedule, self.target.arch)
             self._narrowed[key].trust, self._narrowed[key].quiet = self.trust, self.quiet
         return self._narrowed[key]
 

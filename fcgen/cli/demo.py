@@ -15,6 +15,7 @@ from ..build.program import Program
 from ..errors import FcError
 from ..ir.types import f16
 from .console import Steps, milliseconds, waiting, write_levels, written
+from .specs import default_target
 
 #: batch, heads, key heads, rows, keys, head size of what is simulated
 SIMULATED = (1, 2, 1, 150, 200, 64)
@@ -23,14 +24,13 @@ TIMED = (4, 16, 2048, 64)
 
 
 def run_demo(target: str | None, out: Path) -> None:
-    from ..attend.forward import _arch
     from ..kernels.attention import attention
     from ..kernels.reference import attention_reference
     from ..kernels.schedules import choose
     from ..sim.machine import check
     from ..sim.tile import interpret
 
-    arch = target or (_arch(0) if gpu_available() else "sm_89")
+    arch = target or default_target()
     to = compiler.target(arch)
     mask, d = "causal_bottom_right", SIMULATED[-1]
     schedule, lazy, sums = choose(arch, TIMED, TIMED, d, mask, sms=132)

@@ -15,24 +15,27 @@ import torch
 from ..torch.core import attend, attend_varlen, no_gradient, refuse
 
 Window = tuple[int, int]
+NO_WINDOW: Window = (-1, -1)
 
 
 def flash_attn_func(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, softmax_scale: float | None = None, causal: bool = False,
-                    qv: Any = None, q_descale: Any = None, k_descale: Any = None, v_descale: Any = None, window_size: Window = (-1, -1),
+                    qv: Any = None, q_descale: Any = None, k_descale: Any = None, v_descale: Any = None, window_size: Window = NO_WINDOW,
                     attention_chunk: int = 0, softcap: float = 0.0, num_splits: int = 1, pack_gqa: bool | None = None,
                     deterministic: bool = False, sm_margin: int = 0, return_attn_probs: bool = False) -> Any:
     """q: [B, M, H, D]; k: [B, N, Hkv, D]; v: [B, N, Hkv, E]; H a multiple of Hkv. Returns [B, M, H, E]; with return_attn_probs also the
     log-sum-exp [B, H, M]."""
-    _refused(qv, q_descale, k_descale, v_descale, num_splits, pack_gqa, sm_margin)
-    _axes(4, q=q, k=k, v=v)
-    left, right = _window(window_size, causal)
+    if not (qv is q_descale is k_descale is v_descale is pack_gqa is None and type(num_splits) is int and num_splits >= 0 == sm_margin):
+        _refused(qv, q_descale, k_descale, v_descale, num_splits, pack_gqa, sm_margin)
+    if not (type(q) is type(k) is type(v) is torch.Tensor and q.dim() == k.dim() == v.dim() == 4):
+        _axes(4, q=q, k=k, v=v)
+    left, right = (-1, -1) if window_size is NO_WINDOW else _window(window_size, causal)
     out = attend(_rows(q), _rows(k), _rows(v), causal="bottom_right" if causal else "none", left=left, right=right,
                  chunk=_chunk(attention_chunk), softcap=_cap(softcap), scale=softmax_scale, lse=bool(return_attn_probs))
     return (out[0].transpose(1, 2), out[1]) if return_attn_probs else out.transpose(1, 2)
 
 
 def flash_attn_qkvpacked_func(qkv: torch.Tensor, softmax_scale: float | None = None, causal: bool = False, q_descale: Any = None,
-                              k_descale: Any = None, v_descale: Any = None, window_size: Window = (-1, -1), attention_chunk: int = 0,
+                              k_descale: Any = None, v_descale: Any = None, window_size: Window = NO_WINDOW, attention_chunk: int = 0,
                               softcap: float = 0.0, deterministic: bool = False, num_heads_q: int | None = None, sm_margin: int = 0,
                               return_attn_probs: bool = False) -> Any:
     """qkv: [B, M, 3, H, D], or [B, M, num_heads_q + 2 * Hkv, D]."""
@@ -53,13 +56,15 @@ def flash_attn_qkvpacked_func(qkv: torch.Tensor, softmax_scale: float | None = N
 def flash_attn_varlen_func(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cu_seqlens_q: torch.Tensor, cu_seqlens_k: torch.Tensor,
                            max_seqlen_q: int, max_seqlen_k: int, seqused_q: torch.Tensor | None = None,
                            seqused_k: torch.Tensor | None = None, softmax_scale: float | None = None, causal: bool = False, qv: Any = None,
-                           q_descale: Any = None, k_descale: Any = None, v_descale: Any = None, window_size: Window = (-1, -1),
+                           q_descale: Any = None, k_descale: Any = None, v_descale: Any = None, window_size: Window = NO_WINDOW,
                            attention_chunk: int = 0, softcap: float = 0.0, num_splits: int = 1, pack_gqa: bool | None = None,
                            deterministic: bool = False, sm_margin: int = 0, return_attn_probs: bool = False) -> Any:
     """q: [rows, H, D]; k: [keys, Hkv, D]; v: [keys, Hkv, E]. Sequence s is the rows cu_seqlens_q[s] to cu_seqlens_q[s + 1], of which
     seqused_q[s] count, and likewise for keys. Returns [rows, H, E]; with return_attn_probs also the log-sum-exp [H, rows]."""
-    _refused(qv, q_descale, k_descale, v_descale, num_splits, pack_gqa, sm_margin)
-    _axes(3, q=q, k=k, v=v)
+    if not (qv is q_descale is k_descale is v_descale is pack_gqa is None and type(num_splits) is int and num_splits >= 0 == sm_margin):
+        _refused(qv, q_descale, k_descale, v_descale, num_splits, pack_gqa, sm_margin)
+    if not (type(q) is type(k) is type(v) is torch.Tensor and q.dim() == k.dim() == v.dim() == 3):
+        _axes(3, q=q, k=k, v=v)
     for name, x in (("cu_seqlens_q", cu_seqlens_q), ("cu_seqlens_k", cu_seqlens_k)):
         if not isinstance(x, torch.Tensor):
             refuse(f"argument `{name}` is not a tensor", "an int32 tensor [sequences + 1]", f"a {type(x).__name__}",

@@ -17,6 +17,7 @@ known to be inside. Where elements have positions of their own, all are guarded.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -70,6 +71,7 @@ class Access:
     bulk: bool
 
     @staticmethod
+    @functools.lru_cache(maxsize=4096)  # an op does not change
     def of(op: Op) -> Access:
         if op.kind == "gather":
             tensor = op.operands[0].type

@@ -19,14 +19,15 @@ generic proxy wrote is seen by the async one after `proxy_fence` in the writing 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from .access import Access
 from .attrs import FLAG, GUARD, INDEX, TEXT, one_of, whole
 from .core import Op, Value
-from .machine_ops import _buffer, _effect_only, _no_operands
 from .memory_map import boxes_problem
 from .op_table import define, need
 from .tile_ops import check_index
-from .types import Buffer, Cursor, Frag, Mbarrier, Pending, Scalar, Tensor, i32
+from .types import Buffer, Cursor, Frag, Pending, Scalar, Tensor, i32
 
 #: slots of a ring; bytes that an mbarrier's phase may wait for (PTX ISA, 'mbarrier': tx-count); blocks of a cluster
 MOST_SLOTS, MOST_BYTES, MOST_BLOCKS = 64, (1 << 20) - 1, 16
@@ -35,62 +36,33 @@ MOST_BOX = 256  # positions of a bulk copy along an axis
 NAMED = whole(1, 15)
 
 
-def _cursor(types, attrs):
-    need(not types, "cursor takes no operands")
-    return (Cursor(attrs["slots"]),)
+define("cursor", "machine", "The start of a ring: no tile has passed.", "-> cursor", makes=lambda types, attrs: (Cursor(attrs["slots"]),),
+       phases="pipelined synced", slots=whole(1, MOST_SLOTS))
+define("advance", "machine", "One tile further.", "cursor -> cursor", makes=lambda types, attrs: types, phases="pipelined synced",
+       traits="position")
 
 
-define("cursor", "machine", "The start of a ring: no tile has passed.", _cursor, phases="pipelined synced", slots=whole(1, MOST_SLOTS))
-
-
-def _advance(types, attrs):
-    need(len(types) == 1 and isinstance(types[0], Cursor), "advance takes a cursor", "cursor", types)
-    return (types[0],)
-
-
-define("advance", "machine", "One tile further.", _advance, phases="pipelined synced", traits="position")
-
-
-def _bars(types, what: str) -> None:
-    need(len(types) >= 2 and isinstance(types[-2], Mbarrier) and isinstance(types[-1], Cursor), f"{what} takes barriers and a cursor",
-         "mbarrier, cursor", types)
-    need(types[-2].slots == types[-1].slots, f"{what}: the cursor counts as many slots as there are barriers", types[-2], types[-1])
-
-
-def _on_bars(kind: str):
-    def infer(types, attrs):
-        _bars(types, kind)
-        return ()
-
-    return infer
+def _check_bars(op: Op) -> None:
+    bars, cursor = (v.type for v in op.operands[-2:])
+    need(bars.slots == cursor.slots, f"{op.kind}: the cursor counts as many slots as there are barriers", bars, cursor)
 
 
 define("mbar_expect", "machine", """`mbar_expect bars, cursor`: one arrival by one thread, and the phase ends only after `bytes` more
-       bytes have been copied (mbarrier.arrive.expect_tx).""", _on_bars("mbar_expect"), effect="write", phases="pipelined synced",
-       bytes=whole(0, MOST_BYTES), traits="position")
+       bytes have been copied (mbarrier.arrive.expect_tx).""", "bars, cursor ->", check=_check_bars, effect="write",
+       phases="pipelined synced", bytes=whole(0, MOST_BYTES), traits="position")
 define("mbar_arrive", "machine", """`mbar_arrive bars, cursor`: one arrival per warp of the role; with `cluster`, on these barriers in
        each of its blocks (mapa, mbarrier.arrive). lag=1: for the tile before the cursor's.""",
-       _on_bars("mbar_arrive"), effect="write", phases="pipelined synced", cluster=whole(1, MOST_BLOCKS).maybe, lag=whole(0, 1).maybe,
-       traits="position")
-define(
-    "mbar_wait",
-    "machine",
-    """`mbar_wait bars, cursor`: until the phase of this slot that the cursor is in has ended; with lag=1 the phase
-       before it, which for the first round of a ring is no wait at all (mbarrier.try_wait.parity in a loop).""",
-    _on_bars("mbar_wait"),
-    effect="write",
-    phases="pipelined synced",
-    lag=whole(0, 1), traits="position")
+       "bars, cursor ->", check=_check_bars, effect="write", phases="pipelined synced", cluster=whole(1, MOST_BLOCKS).maybe,
+       lag=whole(0, 1).maybe, traits="position")
+define("mbar_wait", "machine", """`mbar_wait bars, cursor`: until the phase of this slot that the cursor is in has ended; with lag=1 the
+       phase before it, which for the first round of a ring is no wait at all (mbarrier.try_wait.parity in a loop).""", "bars, cursor ->",
+       check=_check_bars, effect="write", phases="pipelined synced", lag=whole(0, 1), traits="position")
 
 
 def _check_tma_load(op: Op) -> None:
     types = tuple(v.type for v in op.operands)
-    need(len(types) >= 4 and isinstance(types[0], Tensor), "tma_load takes a tensor, positions, a slot, barriers and a cursor", "tensor",
-         types)
-    _bars(types, "tma_load")
-    _buffer(types[-3], "tma_load")
+    _check_bars(op)
     check_index(types[0], types[1:-3], types[-3].shape, op.attrs, "tma_load")
-    need(types[0].dtype == types[-3].dtype, "tma_load: one dtype", types[0].dtype, types[-3].dtype)
     need(types[-3].layout.pad == 0, "tma_load: rows without padding", "pad 0", types[-3].layout)
     need(boxes(types[-3].shape[0] if len(types[-3].shape) == 2 else 1) > 0 and types[-3].layout.panel <= MOST_BOX,
          f"tma_load: boxes of at most {MOST_BOX} positions along each axis, of rows in multiples of 8", MOST_BOX, types[-3])
@@ -121,11 +93,11 @@ define("tma_load", "machine", """`tma_load T, scalars..., slot, bars, cursor`: o
        slot (cp.async.bulk.tensor, one per panel of the slot, or `boxes` of each); positions outside the tensor, or past a limit, become
        zero. The bytes of the whole slot count towards the cursor's barrier when they have landed. With `multicast`, the op of this block
        copies only its part (`share`) of the tile, to the slot and barrier of the same place in every block of the cluster.""",
-       _effect_only, effect="write",
-       check=_check_tma_load, phases="pipelined synced", index=INDEX, guard=GUARD, hint=one_of("evict_first", "evict_last").maybe,
+       "tensor, *, slot, bars, cursor ->", effect="write", one_dtype=True, check=_check_tma_load, phases="pipelined synced", index=INDEX,
+       guard=GUARD, hint=one_of("evict_first", "evict_last").maybe,
        multicast=whole(1, MOST_BLOCKS).maybe, traits="fills, position", reach=(1, 3, -3))
 define("cluster_sync", "machine", """Wait until all warps of all blocks of the cluster have come here, but for roles that have ended
-       (barrier.cluster).""", _no_operands, effect="write", phases="pipelined synced")
+       (barrier.cluster).""", "->", effect="write", phases="pipelined synced")
 
 
 def accumulator(op: Op) -> Value | None:
@@ -144,7 +116,7 @@ def _check_wgmma(op: Op) -> None:
     need(isinstance(a, (Buffer, Frag)), "wgmma: a is a fragment or in shared memory", "frag or smem", a)
     for t, what in ((a, "a"), (b, "b")):
         if isinstance(t, Buffer):
-            _buffer(t, f"wgmma: {what}")
+            need(t.slots == 1, f"wgmma: {what} is one slot of a ring, taken with `slot`", "one slot", t)
             need(t.layout.pad == 0 and t.layout.swizzle > 0, f"wgmma: {what} is swizzled", "swizzle 32, 64 or 128", t.layout)
     need(isinstance(a, Buffer) or not op["ta"], "wgmma: only a stored a can be read transposed")
     rows, depth = a.shape[::-1] if op["ta"] else a.shape
@@ -158,43 +130,10 @@ def _check_wgmma(op: Op) -> None:
         need(acc.type in (out, out.frag), "wgmma: the accumulator has the result's type", out.frag, acc.type)
     if ones:
         t = op.operands[-1].type
-        _buffer(t, "wgmma: ones")
         need(not op["tb"], "wgmma: ones stand beside a right operand that is stored as rows", "tb = false", "tb = true")
         need(t == Buffer(b.dtype, (16, b.layout.panel), b.layout), "wgmma: ones are 16 rows of one panel, stored like those of b", b, t)
     several = bool(ones) and b.shape[1] > b.layout.panel
     need(("first" in op.attrs) == several, "wgmma: `first` goes with ones beside the last of several panels")
-
-
-define(
-    "wgmma",
-    "machine",
-    """`wgmma a, b` or `wgmma a, b, acc`: [acc +] a b by the target's instruction `instr`, repeated over depth and rows;
-       ta, tb: the stored tile is the transpose of the operand. ones: so many columns to the right of b's come from the last operand, 16
-       stored rows that every step of the depth reads again; `instr` then takes b's last panel and the ones, and `first` the panels before.
-       Asynchronous: it belongs to the group that the next `wgmma_commit` closes.""",
-    lambda types, attrs: None,
-    effect="write",
-    check=_check_wgmma,
-    phases="selected synced",
-    instr=TEXT,
-    ta=FLAG,
-    tb=FLAG,
-    ones=whole(8, 8).maybe,
-    first=TEXT.maybe, traits="product, in flight")
-define(
-    "wgmma_fence",
-    "machine",
-    """Orders this thread's accesses of accumulators and operand registers before the wgmmas that follow; needed
-       before the first one and after every such access.""",
-    _no_operands,
-    effect="write",
-    phases="selected synced",
-)
-
-
-def _pend(types, attrs):
-    need(len(types) == 1 and isinstance(types[0], Frag), "pend takes an accumulator", "frag", types)
-    return (Pending(types[0]),)
 
 
 def _wgmma_wait(types, attrs):
@@ -202,12 +141,21 @@ def _wgmma_wait(types, attrs):
     return ()
 
 
-define("pend", "machine", "An accumulator that products will be added to; from here on it is theirs until a `settle`.", _pend,
-       phases="selected synced")
+define("wgmma", "machine", """`wgmma a, b` or `wgmma a, b, acc`: [acc +] a b by the target's instruction `instr`, repeated over depth and
+       rows; ta, tb: the stored tile is the transpose of the operand. ones: so many columns to the right of b's come from the last operand,
+       16
+       stored rows that every step of the depth reads again; `instr` then takes b's last panel and the ones, and `first` the panels before.
+       Asynchronous: it belongs to the group that the next `wgmma_commit` closes.""", lambda types, attrs: None, effect="write",
+       check=_check_wgmma, phases="selected synced", instr=TEXT, ta=FLAG, tb=FLAG, ones=whole(8, 8).maybe, first=TEXT.maybe,
+       traits="product, in flight")
+define("wgmma_fence", "machine", """Orders this thread's accesses of accumulators and operand registers before the wgmmas that follow;
+       needed before the first one and after every such access.""", "->", effect="write", phases="selected synced")
+define("pend", "machine", "An accumulator that products will be added to; from here on it is theirs until a `settle`.", "frag -> pending",
+       makes=lambda types, attrs: (Pending(types[0]),), phases="selected synced")
 define("wgmma_wait", "machine", """Wait until at most `groups` of this warpgroup's groups are in flight: what older ones read may be
        overwritten, the left operands in registers that are listed too. Their accumulators stay pending.""", _wgmma_wait, effect="write",
        phases="selected synced", groups=whole(0, 7))
-define("wgmma_commit", "machine", "Close the group of this warpgroup's wgmmas.", _no_operands, effect="write", phases="selected synced")
+define("wgmma_commit", "machine", "Close the group of this warpgroup's wgmmas.", "->", effect="write", phases="selected synced")
 
 
 def _settle(types, attrs):
@@ -217,57 +165,31 @@ def _settle(types, attrs):
     return tuple(t.frag for t in types if isinstance(t, Pending))
 
 
-define(
-    "settle",
-    "machine",
-    """`settle pending..., frags...`: wait until at most `groups` wgmma groups are in flight; the pending accumulators
-       become fragments. The other operands are left operands in registers, which may be overwritten from here on.""",
-    _settle,
-    effect="write",
-    phases="selected synced",
-    groups=whole(0, 7), traits="in flight")
-define("proxy_fence", "machine", "What this thread wrote to shared memory is seen by TMA and wgmma (fence.proxy.async).", _no_operands,
+define("settle", "machine", """`settle pending..., frags...`: wait until at most `groups` wgmma groups are in flight; the pending
+       accumulators become fragments. The other operands are left operands in registers, which may be overwritten from here on.""",
+       _settle, effect="write", phases="selected synced", groups=whole(0, 7), traits="in flight")
+define("proxy_fence", "machine", "What this thread wrote to shared memory is seen by TMA and wgmma (fence.proxy.async).", "->",
        effect="write", phases="pipelined synced")
-define(
-    "token_take",
-    "machine",
-    """Wait for this warpgroup's turn: one token goes around the warpgroups of the role. `id`: the first of as many
-       named barriers as the role has warpgroups.""",
-    _no_operands,
-    effect="write",
-    phases="selected synced",
-    id=NAMED, traits="named barrier")
-define("token_give", "machine", "Hand the token to the next warpgroup.", _no_operands, effect="write", phases="selected synced", id=NAMED,
+define("token_take", "machine", """Wait for this warpgroup's turn: one token goes around the warpgroups of the role. `id`: the first of as
+       many named barriers as the role has warpgroups.""", "->", effect="write", phases="selected synced", id=NAMED, traits="named barrier")
+define("token_give", "machine", "Hand the token to the next warpgroup.", "->", effect="write", phases="selected synced", id=NAMED,
        traits="named barrier")
-define("token_start", "machine", "The last warpgroup hands the first one the token.", _no_operands, effect="write",
-       phases="pipelined synced", id=NAMED, traits="named barrier")
-
-
-def _programs(types, attrs):
-    need(not types, "this op takes no operands", "none")
-    return (Scalar(i32),)
-
-
-define("block_index", "machine", "The number of this block in the launch.", _programs, phases="pipelined synced")
-define("block_count", "machine", "How many blocks were launched.", _programs, phases="pipelined synced")
-define(
-    "claim",
-    "machine",
-    """The next tile that no block has taken: a counter in global memory, shared by all blocks of the launch, which starts at
-       the number of blocks. One thread of the role asks; where there are more, they hear of it by `post` and `fetch`.""",
-    _programs,
-    effect="write",
-    phases="pipelined synced",
-)
+define("token_start", "machine", "The last warpgroup hands the first one the token.", "->", effect="write", phases="pipelined synced",
+       id=NAMED, traits="named barrier")
+define("block_index", "machine", "The number of this block in the launch.", "-> i32", phases="pipelined synced")
+define("block_count", "machine", "How many blocks were launched.", "-> i32", phases="pipelined synced")
+define("claim", "machine", """The next tile that no block has taken: a counter in global memory, shared by all blocks of the launch, which
+       starts at the number of blocks. One thread of the role asks; where there are more, they hear of it by `post` and `fetch`.""",
+       "-> i32", effect="write", phases="pipelined synced")
 define("claim_done", "machine", "This block will claim no more; the last one to say so resets the counter for the next launch.",
-       _no_operands, effect="write", phases="pipelined synced")
+       "->", effect="write", phases="pipelined synced")
 
 
 define("grid_wait", "machine", """Wait until the grids in front of this one on its stream have ended and all that they wrote is seen
        (griddepcontrol.wait). A kernel that has this op is launched before they have: each of its roles says it before it touches a
-       tensor.""", _no_operands, effect="write", phases="selected synced")
+       tensor.""", "->", effect="write", phases="selected synced")
 define("launch_dependents", "machine", """This block does not mind if the next grid begins: it does when all blocks have said so or ended
-       (griddepcontrol.launch_dependents).""", _no_operands, effect="write", phases="selected synced")
+       (griddepcontrol.launch_dependents).""", "->", effect="write", phases="selected synced")
 
 
 def reaches_tensors(op: Op) -> bool:
@@ -277,35 +199,22 @@ def reaches_tensors(op: Op) -> bool:
 
 def _check_post(op: Op) -> None:
     *values, slot = (v.type for v in op.operands)
-    need(bool(values) and all(t == Scalar(i32) for t in values), "post takes i32 scalars and a slot of i32", "i32, ..., smem i32",
-         [v.type for v in op.operands])
-    _numbers(slot, len(values), "post")
+    _numbers(slot, values, "post")
 
 
-def _numbers(slot, count: int, what: str) -> None:
-    need(
-        isinstance(slot, Buffer) and slot.slots == 1 and slot.dtype == i32 and len(slot.shape) == 1,
-        f"{what}: a slot of i32",
-        "smem i32[n]",
-        slot,
-    )
-    need(slot.shape[0] >= count, f"{what}: the slot holds that many numbers", count, slot.shape[0])
+def _numbers(slot, values: Sequence[object], what: str) -> None:
+    need(bool(values) and all(t == Scalar(i32) for t in values), f"{what}: i32 scalars", "i32, ...", values)
+    need(slot.dtype == i32 and len(slot.shape) == 1 and slot.shape[0] >= len(values), f"{what}: a slot of as many i32", len(values), slot)
 
 
-define(
-    "post", "machine", "`post x, ..., slot`: one thread writes scalars into shared memory.", _effect_only, effect="write",
-    check=_check_post, phases="pipelined synced",
-)
+define("post", "machine", "`post x, ..., slot`: one thread writes scalars into shared memory.", "*, slot ->", effect="write",
+       check=_check_post, phases="pipelined synced")
 
 
 def _check_fetch(op: Op) -> None:
-    need(
-        len(op.operands) == 1 and bool(op.results) and all(r.type == Scalar(i32) for r in op.results),
-        "fetch makes i32 scalars from a slot",
-        "smem i32[n] -> i32, ...",
-        [v.type for v in (*op.operands, *op.results)],
-    )
-    _numbers(op.operands[0].type, len(op.results), "fetch")
+    (v,) = op.operands
+    need(isinstance(v.type, Buffer) and v.type.slots == 1, "fetch takes a slot", "smem i32[n]", v.type)
+    _numbers(v.type, [r.type for r in op.results], "fetch")
 
 
 define("fetch", "machine", "`fetch slot`: the scalars that were posted, known to be the same in the whole warp.", lambda types, attrs: None,
@@ -325,11 +234,6 @@ def _check_while(op: Op) -> None:
     need([r.type for r in op.results] == types, "while: one result per carried value")
 
 
-define(
-    "while",
-    "machine",
-    """`while go, inits... -> (carried...)`: the body runs as long as the condition holds; it yields the next condition
-       and the carried values.""",
-    lambda types, attrs: None,
-    check=_check_while,
-    phases="pipelined synced", traits="regions, in flight, position")
+define("while", "machine", """`while go, inits... -> (carried...)`: the body runs as long as the condition holds; it yields the next
+       condition and the carried values.""", lambda types, attrs: None, check=_check_while, phases="pipelined synced",
+       traits="regions, in flight, position")

@@ -11,7 +11,6 @@ from .types import DTYPES
 
 #: no axis, count or size in bytes is larger: what goes beyond is no tile of a kernel
 MOST = 1 << 20
-I32 = (-(1 << 31), (1 << 31) - 1)
 TYPE_WORDS: dict[type, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "a string",
                                tuple: "a tuple", RegLayout: "a register layout"}
 

@@ -29,6 +29,10 @@ class Value:
     def __repr__(self) -> str:
         return f"%{self.name or '?'}: {self.type}"
 
+    def anew(self) -> Value:
+        """Another value of this type and name."""
+        return Value(self.type, self.name)
+
 
 @dataclass(frozen=True, eq=False)
 class Op:
@@ -56,6 +60,15 @@ class Op:
 
     def with_attrs(self, **attrs: Attr) -> Op:
         return replace(self, attrs={**self.attrs, **attrs})
+
+    def within(self, fn: Callable[[Block], Block]) -> Op:
+        """The op with `fn(region)` in the place of each of its regions."""
+        return replace(self, regions=tuple(map(fn, self.regions))) if self.regions else self
+
+    @property
+    def reads(self) -> set[Value]:
+        """Values that the op reads, in its regions or not."""
+        return {*self.operands, *(v for r in self.regions for v in free_values(r))}
 
     def __str__(self) -> str:
         return WRITTEN[Op](self)
@@ -148,9 +161,14 @@ class Kernel:
         return next(p for p in self.params if p.name == name)
 
     @property
+    def dims(self) -> tuple[str, ...]:
+        """The names of run-time sizes, in order."""
+        return tuple(dict.fromkeys(d for p in self.params for d in getattr(p.type, "dims", ()) if isinstance(d, str)))
+
+    @property
     def counts(self) -> tuple[Value, ...]:
         """The scalar parameters that axes of the grid run over."""
-        names = {a.dim for a in self.grid} - {d for p in self.params for d in getattr(p.type, "dims", ())}
+        names = {a.dim for a in self.grid} - set(self.dims)
         return tuple(p for p in self.params if not hasattr(p.type, "dims") and p.name in names)
 
     def __str__(self) -> str:
@@ -192,8 +210,6 @@ def free_values(block: Block) -> set[Value]:
     made = set(block.args)
     free: set[Value] = set()
     for op in block.ops:
-        free |= {v for v in op.operands if v not in made}
-        for r in op.regions:
-            free |= {v for v in free_values(r) if v not in made}
+        free |= {v for v in op.reads if v not in made}
         made |= set(op.results)
     return free

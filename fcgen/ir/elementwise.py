@@ -7,13 +7,15 @@ exactly that and the CUDA printer emits it, so all three agree up to the accurac
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from .types import DType, f32
+from .types import DType
 
 
 @dataclass(frozen=True)
@@ -43,17 +45,17 @@ def _mulhi(a, b):
 
 
 FNS: dict[str, Fn] = {f.name: f for f in [
-    Fn("add", 2, "arith", np.add, "+", True), Fn("sub", 2, "arith", np.subtract, "-"),
-    Fn("mul", 2, "arith", np.multiply, "*", True), Fn("div", 2, "float", np.divide, "/"),
+    Fn("add", 2, "arith", operator.add, "+", True), Fn("sub", 2, "arith", operator.sub, "-"),
+    Fn("mul", 2, "arith", operator.mul, "*", True), Fn("div", 2, "float", operator.truediv, "/"),
     Fn("max", 2, "arith", np.maximum, "", True), Fn("min", 2, "arith", np.minimum, "", True),
     Fn("pow", 2, "float", np.power), Fn("floordiv", 2, "int", np.floor_divide), Fn("mod", 2, "int", np.mod),
     Fn("shl", 2, "int", np.left_shift, "<<"), Fn("shr", 2, "int", np.right_shift, ">>"),
     Fn("mulhi", 2, "word", _mulhi, "", True),
-    Fn("lt", 2, "compare", np.less, "<"), Fn("le", 2, "compare", np.less_equal, "<="),
-    Fn("gt", 2, "compare", np.greater, ">"), Fn("ge", 2, "compare", np.greater_equal, ">="),
-    Fn("eq", 2, "compare", np.equal, "==", True), Fn("ne", 2, "compare", np.not_equal, "!=", True),
-    Fn("and", 2, "logic", np.bitwise_and, "&", True), Fn("or", 2, "logic", np.bitwise_or, "|", True),
-    Fn("xor", 2, "logic", np.bitwise_xor, "^", True), Fn("not", 1, "logic", np.invert, "!"),
+    Fn("lt", 2, "compare", operator.lt, "<"), Fn("le", 2, "compare", operator.le, "<="),
+    Fn("gt", 2, "compare", operator.gt, ">"), Fn("ge", 2, "compare", operator.ge, ">="),
+    Fn("eq", 2, "compare", operator.eq, "==", True), Fn("ne", 2, "compare", operator.ne, "!=", True),
+    Fn("and", 2, "logic", operator.and_, "&", True), Fn("or", 2, "logic", operator.or_, "|", True),
+    Fn("xor", 2, "logic", operator.xor, "^", True), Fn("not", 1, "logic", np.invert, "!"),
     Fn("neg", 1, "arith", np.negative, "-"), Fn("abs", 1, "arith", np.abs),
     Fn("exp", 1, "float", np.exp), Fn("exp2", 1, "float", np.exp2), Fn("log", 1, "float", np.log),
     Fn("log2", 1, "float", np.log2), Fn("sqrt", 1, "float", np.sqrt),
@@ -70,7 +72,7 @@ FNS: dict[str, Fn] = {f.name: f for f in [
 
 REDUCTIONS: dict[str, tuple[Callable[..., np.ndarray], str, float]] = {
     # kind -> (NumPy reduce, the binary function it folds, its neutral element)
-    "sum": (np.sum, "add", 0.0), "max": (np.max, "max", -np.inf), "min": (np.min, "min", np.inf)}
+    "sum": (np.add.reduce, "add", 0.0), "max": (np.maximum.reduce, "max", -np.inf), "min": (np.minimum.reduce, "min", np.inf)}
 
 
 def convert(x: np.ndarray, dtype: DType) -> np.ndarray:
@@ -96,18 +98,22 @@ def to_dtype(x: np.ndarray, dtype: DType) -> np.ndarray:
         return convert(x, dtype)
 
 
-def evaluate(name: str, dtype: DType, *args: np.ndarray) -> np.ndarray:
+@functools.cache
+def meaning(name: str, dtype: DType) -> Callable[..., Any]:
     """The NumPy meaning of one function at operand dtype `dtype` (see the module docstring for narrow types)."""
-    fn = FNS[name]
-    args = tuple(np.asarray(a, dtype.computed.np_dtype) for a in args)
-    out = fn.numpy(*args)
-    if fn.kind == "compare":
-        return np.asarray(out, np.bool_)
-    if fn.kind in ("bits", "from_bits"):
-        return out
-    if dtype == f32:
-        return np.asarray(out, np.float32)
-    return convert(out, dtype)
+    fn, own, wide = FNS[name].numpy, dtype.np_dtype, dtype.computed.np_dtype
+    same = FNS[name].kind in ("compare", "bits", "from_bits")  # the result is right as it is
+    narrow = wide is not own or own is not dtype.stored
+
+    def run(*args: Any) -> Any:
+        out = fn(*[a if getattr(a, "dtype", None) is wide else np.asarray(a, wide) for a in args])
+        return out if same or (out.dtype is own and not narrow) else convert(out, dtype)
+
+    return run
+
+
+def evaluate(name: str, dtype: DType, *args: Any) -> Any:
+    return meaning(name, dtype)(*args)
 
 
 def apply(name: str, dtype: DType, *args: np.ndarray) -> np.ndarray:

@@ -93,13 +93,8 @@ def _size(d: str | int) -> bool:
     return 0 < d <= SIZE if isinstance(d, int) else bool(d)
 
 
-def dimensions(k: Kernel) -> set[str]:
-    """Names of run-time sizes."""
-    return {d for p in k.params if isinstance(p.type, Tensor) for d in p.type.dims if isinstance(d, str)}
-
-
 def _grid(k: Kernel) -> Iterator[Problem]:
-    known = dimensions(k) | {p.name for p in k.params if p.type == Scalar(i32)}
+    known = set(k.dims) | {p.name for p in k.params if p.type == Scalar(i32)}
     for n, a in enumerate(k.grid):
         if isinstance(a.dim, str) and a.dim not in known:
             yield ("grid", n), RuleError("a grid axis runs over a dimension of a tensor or an i32 scalar",

@@ -6,6 +6,7 @@ enumeration: tiles are small, and NumPy compares all of their elements faster th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from math import gcd, prod
@@ -58,6 +59,10 @@ class RegLayout:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "axes", tuple(_normal(tuple(a)) for a in self.axes))
+        object.__setattr__(self, "_hash", hash(self.axes))
+
+    def __hash__(self) -> int:  # (of all factors: found once)
+        return self._hash  # type: ignore[attr-defined, no-any-return]
 
     def __str__(self) -> str:
         return "{" + " | ".join(" ".join(map(str, a)) or "1" for a in self.axes) + "}"
@@ -94,8 +99,11 @@ class RegLayout:
 
     def drop(self, axis: int) -> RegLayout:
         """The layout of a tile without `axis`: its lanes and warps become copies, registers are renumbered densely."""
-        kept = tuple(a for i, a in enumerate(self.axes) if i != axis)
-        return RegLayout(_renumber(kept))
+        return self.keep([i for i in range(len(self.axes)) if i != axis])
+
+    def keep(self, axes: Sequence[int]) -> RegLayout:
+        """The layout of a tile with these of its axes, in their order."""
+        return RegLayout(_renumber(tuple(a for i, a in enumerate(self.axes) if i in axes)))
 
     def drop_map(self, axis: int) -> np.ndarray:
         """int [regs]: for each register of this layout, the register of `drop(axis)` that holds its row."""

@@ -11,48 +11,25 @@ wait.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from .attrs import FLAG, GUARD, INDEX, LAYOUT, TEXT, VEC, every, one_of, whole
 from .core import Op
 from .elementwise import REDUCTIONS
-from .layout import OpaqueLayout, RegLayout
+from .layout import RegLayout
 from .moves import quad_rows
 from .op_table import define, need
 from .tile_ops import check_added, check_index
-from .types import Buffer, Cursor, Frag, Scalar, Tensor, f32, i1, i32
+from .types import Buffer, Cursor, Frag, Scalar, f32, i1, i32
 
 
-def _none(types, attrs):
-    return None
-
-
-def _effect_only(types, attrs):
-    return ()
-
-
-def _no_operands(types, attrs):
-    need(not types, "this op takes no operands", "none", types)
-    return ()
-
-
-def _buffer(t, what: str) -> None:
-    need(isinstance(t, Buffer), f"{what}: a shared-memory buffer", "smem ...", t)
-    need(t.slots == 1, f"{what}: one slot of a ring, taken with `slot`", "one slot", t)
-
-
-def _in_runs(t: Buffer, size: int, what: str) -> None:
+def in_runs(t: Buffer, size: int, what: str) -> None:
     """A row of each panel starts on a multiple of `size` bytes and ends on one: what moves so many at once asks it."""
     need(t.layout.panel * t.dtype.bytes % size == 0 and t.layout.row_bytes(t.dtype.bytes) % size == 0,
          f"{what}: rows of the stored tile are made of aligned runs of {size} bytes", f"a multiple of {size} bytes", t.layout)
 
 
-def _positions(types, what: str) -> None:
-    need(len(types) == 2 and all(isinstance(t, Scalar) and t.dtype == i32 for t in types), f"{what}: row and col are i32 scalars",
-         "i32, i32", types)
-
-
 def _slot(types, attrs):
-    from dataclasses import replace
-
     need(len(types) == 2 and isinstance(types[0], Buffer) and (types[1] == Scalar(i32) or isinstance(types[1], Cursor)),
          "slot takes a ring and an i32 or a cursor", "smem, i32", types)
     need(not isinstance(types[1], Cursor) or types[1].slots == types[0].slots, "slot: the cursor counts as many slots as the ring has",
@@ -66,119 +43,91 @@ define("slot", "machine", """View of slot (n + ahead) mod slots of a ring. `ahea
 
 
 define("acquire", "machine", """`acquire views...`: from here on these tiles are read. Says where a loop wants to wait for its
-       tiles; `sync` puts the wait and the barrier in its place.""", _effect_only, effect="write",
+       tiles; `sync` puts the wait and the barrier in its place.""", "* ->", effect="write",
        phases="pipelined allocated")
 
 
 def _check_cp_async(op: Op) -> None:
     tensor, buffer = op.operands[0].type, op.operands[-1].type
-    _buffer(buffer, "cp_async")
     check_index(tensor, tuple(v.type for v in op.operands[1:-1]), buffer.shape, op.attrs, "cp_async", op["threads"])
-    need(tensor.dtype == buffer.dtype, "cp_async: one dtype", tensor.dtype, buffer.dtype)
     t = op["threads"]
     need(t.shape == buffer.shape, "cp_async: `threads` covers the tile", buffer.shape, t.shape)
     vec = op.get("vec", t.vector())
     need(vec >= 1 and t.vector() % vec == 0, "cp_async: `threads` keeps whole runs of `vec` elements together", vec, t)
     need(vec * buffer.dtype.bytes in (4, 8, 16), "cp_async copies 4, 8 or 16 bytes", "4, 8, 16", vec * buffer.dtype.bytes)
-    _in_runs(buffer, vec * buffer.dtype.bytes, "cp_async")
+    in_runs(buffer, vec * buffer.dtype.bytes, "cp_async")
 
 
 define("cp_async", "machine", """`cp_async T, scalars..., buffer`: start copying a rectangle of a tensor into a slot, each thread
        the runs of elements that `threads` (a register layout) gives it, `vec` at a time (all of a run if absent); guarded-out elements
-       become zero.""", _effect_only, effect="write", check=_check_cp_async, phases="pipelined synced", index=INDEX, guard=GUARD,
-       threads=LAYOUT, vec=VEC.maybe, traits="fills, writes shared", reach=(1, 1, -1))
+       become zero.""", "tensor, *, slot ->", effect="write", one_dtype=True, check=_check_cp_async, phases="pipelined synced",
+       index=INDEX, guard=GUARD, threads=LAYOUT, vec=VEC.maybe, traits="fills, writes shared", reach=(1, 1, -1))
 define("commit_group", "machine",
-       "Close this thread's group of cp_async copies (an empty group counts).", _no_operands, effect="write", phases="pipelined synced")
-define("wait_group", "machine",
-       "Wait until at most n of this thread's groups are in flight.", _no_operands, effect="write", phases="synced synced",
+       "Close this thread's group of cp_async copies (an empty group counts).", "->", effect="write", phases="pipelined synced")
+define("wait_group", "machine", "Wait until at most n of this thread's groups are in flight.", "->", effect="write", phases="synced synced",
        n=whole(0, 64))
 define("barrier", "machine", """All warps of the block; orders shared memory among them. parts=n: the warps of each of n equal parts of the
-       role by themselves.""", _no_operands, effect="write", phases="selected synced", parts=whole(1, 32).maybe, traits="named barrier")
-define("syncwarp", "machine", "All lanes of the warp; orders shared memory among them.", _no_operands, effect="write",
-       phases="synced synced")
-
-
-def _frag_of(tensor_or_buffer, t, what: str) -> None:
-    need(isinstance(t, Frag), f"{what} makes a fragment", "frag", t)
-    need(t.dtype == tensor_or_buffer.dtype, f"{what}: one dtype", tensor_or_buffer.dtype, t.dtype)
+       role by themselves.""", "->", effect="write", phases="selected synced", parts=whole(1, 32).maybe, traits="named barrier")
+define("syncwarp", "machine", "All lanes of the warp; orders shared memory among them.", "->", effect="write", phases="synced synced")
 
 
 def _check_ld_global(op: Op) -> None:
     tensor, t = op.operands[0].type, op.result.type
-    need(isinstance(tensor, Tensor), "ld_global reads a tensor parameter", "tensor", tensor)
-    _frag_of(tensor, t, "ld_global")
     check_index(tensor, tuple(v.type for v in op.operands[1:]), t.shape, op.attrs, "ld_global", t.layout)
 
 
 define("ld_global", "machine", """`ld_global T, scalars...`: a rectangle of a tensor into registers; guarded-out elements are
-       zero. vec: at most this many elements per load.""", _none, effect="read",
+       zero. vec: at most this many elements per load.""", "tensor, * -> frag", effect="read", one_dtype=True,
        check=_check_ld_global, phases="pipelined synced", index=INDEX, guard=GUARD, vec=VEC, reach=(1, 0, None))
 
 
 def _check_st_global(op: Op) -> None:
     tensor, t = op.operands[0].type, op.operands[1].type
-    _frag_of(tensor, t, "st_global")
-    need(t.partial is None, "st_global: the value is complete", "no partial reduction", t)
     check_index(tensor, tuple(v.type for v in op.operands[2:]), t.shape, op.attrs, "st_global", t.layout)
     check_added(op, tensor)
 
 
 define("st_global", "machine", """`st_global T, frag, scalars...`: registers to a rectangle of a tensor; of threads that hold
-       copies one writes. reduce="add" adds atomically.""", _effect_only, effect="write",
+       copies one writes. reduce="add" adds atomically.""", "tensor, complete, * ->", effect="write", one_dtype=True,
        check=_check_st_global, phases="selected synced", index=INDEX, guard=GUARD, vec=VEC, reduce=one_of("add").maybe, reach=(2, 0, 1))
 
 
-def _region_fits(buffer: Buffer, t: Frag, transposed: bool, what: str) -> None:
+def region_fits(buffer: Buffer, t: Frag, transposed: bool, what: str) -> None:
     shape = t.shape[::-1] if transposed else t.shape
     if len(shape) == 2 and len(buffer.shape) == 2:
         need(all(a <= b for a, b in zip(shape, buffer.shape)), f"{what}: the fragment fits the stored tile", buffer.shape, shape)
 
 
 def _check_ld_shared(op: Op) -> None:
-    buffer, t = op.operands[0].type, op.result.type
-    _buffer(buffer, "ld_shared")
-    _positions([v.type for v in op.operands[1:]], "ld_shared")
-    _frag_of(buffer, t, "ld_shared")
-    need(isinstance(t.layout, RegLayout), "ld_shared fills a specified layout", "registers", t.layout)
-    if len(t.shape) == 1:
-        need(op.get("along", 1) in (0, 1), "ld_shared: along is 0 (down a column) or 1 (along a row)")
-    _region_fits(buffer, t, op.get("transposed", False), "ld_shared")
+    region_fits(op.operands[0].type, op.result.type, op.get("transposed", False), "ld_shared")
 
 
 define("ld_shared", "machine", """`ld_shared buffer, row, col`: plain loads from a slot. A 1-d fragment runs along axis `along` of
        the stored tile. few: nothing is waited for between it and its readers, so that it need not be in registers all at once.""",
-       _none, effect="read", check=_check_ld_shared, phases="placed synced", transposed=FLAG.maybe, along=whole(0, 1).maybe, few=FLAG.maybe,
-       traits="reads shared")
+       "slot, i32, i32 -> regs", effect="read", one_dtype=True, check=_check_ld_shared, phases="placed synced", transposed=FLAG.maybe,
+       along=whole(0, 1).maybe, few=FLAG.maybe, traits="reads shared")
 
 
 def _check_st_shared(op: Op) -> None:
-    t, buffer = op.operands[0].type, op.operands[1].type
-    _buffer(buffer, "st_shared")
-    _positions([v.type for v in op.operands[2:]], "st_shared")
-    _frag_of(buffer, t, "st_shared")
-    need(t.partial is None, "st_shared: the value is complete", "no partial reduction", t)
-    _region_fits(buffer, t, op.get("transposed", False), "st_shared")
+    region_fits(op.operands[1].type, op.operands[0].type, op.get("transposed", False), "st_shared")
 
 
-define("st_shared", "machine",
-       "`st_shared frag, buffer, row, col`: plain stores to a slot; of threads that hold copies one writes.",
-       _effect_only, effect="write", check=_check_st_shared, phases="placed synced", transposed=FLAG.maybe, along=whole(0, 1).maybe,
-       traits="writes shared")
+define("st_shared", "machine", "`st_shared frag, buffer, row, col`: plain stores to a slot; of threads that hold copies one writes.",
+       "complete, slot, i32, i32 ->", effect="write", one_dtype=True, check=_check_st_shared, phases="placed synced",
+       transposed=FLAG.maybe, along=whole(0, 1).maybe, traits="writes shared")
 
 
 def _check_ldmatrix(op: Op) -> None:
     buffer, t = op.operands[0].type, op.result.type
-    _buffer(buffer, "ldmatrix")
-    _positions([v.type for v in op.operands[1:]], "ldmatrix")
-    _frag_of(buffer, t, "ldmatrix")
     need(t.dtype.bits in (8, 16) and len(t.shape) == 2, "ldmatrix moves 2-d tiles of 16-bit elements, or pairs of bytes", "16 bits", t)
     need(t.dtype.bits == 16 or not op["trans"], "ldmatrix transposes elements of 16 bits", "trans = false", t)
-    _in_runs(buffer, 16, "ldmatrix")
-    _region_fits(buffer, t, op["transposed"], "ldmatrix")
+    in_runs(buffer, 16, "ldmatrix")
+    region_fits(buffer, t, op["transposed"], "ldmatrix")
 
 
 define("ldmatrix", "machine", """`ldmatrix buffer, row, col`: blocks of 8 rows of 16 bytes (8x8 of 16-bit elements) from a slot, four at a
-       time; lane l supplies the address of row l. trans: the .trans form, which hands out each block transposed.""", _none, effect="read",
+       time; lane l supplies the address of row l. trans: the .trans form, which hands out each block transposed.""",
+       "slot, i32, i32 -> frag", effect="read", one_dtype=True,
        check=_check_ldmatrix, phases="selected synced", transposed=FLAG, trans=FLAG, traits="reads shared")
 
 
@@ -197,64 +146,38 @@ def _check_mma(op: Op) -> None:
 
 define("mma", "machine", """`mma a, b, acc` or `mma a, b, acc, col`: acc + a b by the target's instruction `instr`, repeated over
        the fragments; with col (known when the enclosing loop is expanded) only columns col .. col + b's width change. The
-       instruction's own register map must be the layouts': checked where the instruction is declared.""", _none,
+       instruction's own register map must be the layouts': checked where the instruction is declared.""", lambda types, attrs: None,
        check=_check_mma, phases="selected synced", instr=TEXT, traits="product")
 
 
-def _check_stage(op: Op) -> None:
+def _check_same_shape(op: Op) -> None:
     src, out = op.operands[0].type, op.result.type
-    need(isinstance(src, Frag) and isinstance(out, Buffer), "stage puts a fragment into shared memory", "frag", src)
-    need(src.shape == out.shape and src.dtype == out.dtype, "stage: one shape and dtype", src, out)
+    need(src.shape == out.shape, f"{op.kind}: one shape", src, out)
 
 
-define("stage", "machine",
-       "A fragment's tile as a fresh tile in shared memory (until `select` gives it a buffer and stores).", _none,
-       effect="none", check=_check_stage, phases="placed pipelined")
+define("stage", "machine", "A fragment's tile as a fresh tile in shared memory (until `select` gives it a buffer and stores).",
+       "frag -> smem", one_dtype=True, check=_check_same_shape, phases="placed pipelined")
+define("unstage", "machine", "A shared-memory tile as a fragment (until `select` chooses the loads).", "smem -> frag", effect="read",
+       one_dtype=True, check=_check_same_shape, phases="placed pipelined")
 
 
-def _check_unstage(op: Op) -> None:
-    src, out = op.operands[0].type, op.result.type
-    need(isinstance(src, Buffer) and isinstance(out, Frag), "unstage reads a shared-memory tile", "smem", src)
-    need(src.shape == out.shape and src.dtype == out.dtype, "unstage: one shape and dtype", src, out)
+def _quad_transpose(types, attrs):
+    (t,) = types
+    swapped = quad_rows(t.layout) if t.dtype.bits == 16 else None
+    need(swapped is not None, "quad_transpose takes an accumulator's layout of 16-bit elements, with runs of 32 columns", got=t)
+    return (replace(t, layout=swapped),)
 
 
-define("unstage", "machine", "A shared-memory tile as a fragment (until `select` chooses the loads).", _none, effect="read",
-       check=_check_unstage, phases="placed pipelined")
+define("quad_transpose", "machine", """The same tile with eight columns in a row per lane: the four lanes that share a row of an accumulator
+       swap pairs of columns (shfl.xor).""", "regs -> regs", makes=_quad_transpose)
 
 
-def _check_quad_transpose(op: Op) -> None:
-    src, out = op.operands[0].type, op.result.type
-    need(
-        isinstance(src, Frag) and isinstance(src.layout, RegLayout) and src.dtype.bits == 16,
-        "quad_transpose takes 16-bit registers",
-        "frag",
-        src,
-    )
-    swapped = quad_rows(src.layout)
-    need(swapped is not None, "quad_transpose: an accumulator's layout with runs of 32 columns", got=src.layout)
-    need(isinstance(out, Frag) and (out.dtype, out.shape, out.layout) == (src.dtype, src.shape, swapped),
-         "quad_transpose: the result's layout follows", swapped, out)
-
-
-define(
-    "quad_transpose",
-    "machine",
-    """The same tile with eight columns in a row per lane: the four lanes that share a row of an accumulator swap pairs
-       of columns (shfl.xor).""",
-    _none,
-    check=_check_quad_transpose,
-)
-
-
-def _combine(types, attrs):
-    t = types[0]
-    need(isinstance(t, Frag) and t.partial is not None, "combine finishes a partial reduction", "partial", t)
-    need(all(type(n) is int and 0 < n < 32 for n in attrs["lanes"]), "combine: strides of lanes", "numbers from 1 to 31", attrs["lanes"])
-    return (Frag(t.dtype, t.shape, t.layout),)
+def _whole(types, attrs):
+    return (replace(types[0], partial=None),)
 
 
 define("combine", "machine", "Fold a partial reduction over lanes: one butterfly step (shfl.xor) per stride in `lanes`.",
-       _combine, lanes=every(VEC, 5, 1), traits="finishes")
+       "partial -> complete", makes=_whole, lanes=every(VEC, 5, 1), traits="finishes")
 
 
 def _fold(types, attrs):
@@ -270,26 +193,24 @@ define("fold", "machine", """A tile of one axis as one number, the same in all t
 
 
 def _combine_across(types, attrs):
-    t, warps = types[0], attrs["warps"]
-    need(isinstance(t, Frag) and t.partial is not None, "combine_across finishes a partial reduction", "partial", t)
+    warps = attrs["warps"]
     need(len(warps.axes) == 1 and all(f.unit == "w" for f in warps.axes[0]), "combine_across: warps of one axis", "warp digits", warps)
-    return (Frag(t.dtype, t.shape, t.layout),)
+    return _whole(types, attrs)
 
 
 define("combine_across", "machine", """Fold a partial reduction over lanes, and over the warps that share the axis: they are the places of
-       `warps`. Through shared memory (until `select` chooses how), so that all warps come here.""", _combine_across, effect="read",
-       phases="placed pipelined", lanes=every(VEC, 5), warps=LAYOUT, traits="finishes")
+       `warps`. Through shared memory (until `select` chooses how), so that all warps come here.""", "partial -> complete",
+       makes=_combine_across, effect="read", phases="placed pipelined", lanes=every(VEC, 5), warps=LAYOUT, traits="finishes")
 
 
 def _check_apart(op: Op) -> None:
     t, out = op.operands[0].type, op.result.type
-    need(isinstance(t, Frag) and t.partial is not None, "apart takes a partial reduction", "partial", t)
-    need(isinstance(out, Frag) and out.shape[1:] == t.shape and isinstance(out.layout, RegLayout) and out.layout.axes[1:] == t.layout.axes
+    need(out.shape[1:] == t.shape and out.layout.axes[1:] == t.layout.axes
          and all(f.unit == "w" for f in out.layout.axes[0]), "apart: the warps' parts are rows in front of what they are parts of", t, out)
 
 
 define("apart", "machine", "The parts of a reduction that warps hold, folded over lanes as `combine` does, as a tile with a row for each.",
-       lambda types, attrs: None, check=_check_apart, phases="selected synced", lanes=every(VEC, 5))
+       "partial -> regs", check=_check_apart, phases="selected synced", lanes=every(VEC, 5))
 
 
 def _vote(types, attrs):
@@ -297,40 +218,31 @@ def _vote(types, attrs):
     return (Scalar(i1),)
 
 
-define("vote_any", "machine",
-       "True where any thread of the warp holds a true element. The same in all lanes of a warp, not of the block: "
+define("vote_any", "machine", "True where any thread of the warp holds a true element. The same in all lanes of a warp, not of the block: "
        "no barrier may depend on it. rare: of a `select`'s condition that is.", _vote, rare=FLAG.maybe)
 
 
 def _at_one_stride(t: Buffer, what: str) -> None:
     need(not t.layout.swizzle and t.layout.panel == t.shape[-1], f"{what}: rows at one stride", "one panel without swizzle", t.layout)
-    _in_runs(t, 16, what)
+    in_runs(t, 16, what)
 
 
 def _check_wmma_load(op: Op) -> None:
-    buffer, t = op.operands[0].type, op.result.type
-    _buffer(buffer, "wmma_load")
-    _positions([v.type for v in op.operands[1:]], "wmma_load")
-    _frag_of(buffer, t, "wmma_load")
-    need(isinstance(t.layout, OpaqueLayout), "wmma_load fills an opaque fragment", "wmma", t.layout)
-    _at_one_stride(buffer, "wmma_load")
+    _at_one_stride(op.operands[0].type, "wmma_load")
 
 
-define("wmma_load", "machine", "`wmma_load buffer, row, col`: wmma::load_matrix_sync for each 16x16 fragment.", _none,
-       effect="read", check=_check_wmma_load, phases="selected synced", transposed=FLAG.maybe, traits="reads shared")
+define("wmma_load", "machine", "`wmma_load buffer, row, col`: wmma::load_matrix_sync for each 16x16 fragment.", "slot, i32, i32 -> wmma",
+       effect="read", one_dtype=True, check=_check_wmma_load, phases="selected synced", transposed=FLAG.maybe, traits="reads shared")
 
 
 def _check_wmma_store(op: Op) -> None:
     t, buffer = op.operands[0].type, op.operands[1].type
-    _buffer(buffer, "wmma_store")
-    _positions([v.type for v in op.operands[2:]], "wmma_store")
-    need(isinstance(t, Frag) and isinstance(t.layout, OpaqueLayout) and t.layout.role == "acc",
-         "wmma_store stores an accumulator", "wmma acc", t)
+    need(t.layout.role == "acc", "wmma_store stores an accumulator", "wmma acc", t)
     _at_one_stride(buffer, "wmma_store")
 
 
 define("wmma_store", "machine", "`wmma_store frag, buffer, row, col`: wmma::store_matrix_sync for each 16x16 fragment.",
-       _effect_only, effect="write", check=_check_wmma_store, phases="selected synced", traits="writes shared")
+       "wmma, slot, i32, i32 ->", effect="write", check=_check_wmma_store, phases="selected synced", traits="writes shared")
 
 
 def _check_wmma_mma(op: Op) -> None:
@@ -342,5 +254,5 @@ def _check_wmma_mma(op: Op) -> None:
     need(a.dtype == b.dtype and a.dtype.bits == 16 and c.dtype == f32, "wmma_mma: 16-bit operands of one dtype, f32 accumulator")
 
 
-define("wmma_mma", "machine", "`wmma_mma a, b, acc`: wmma::mma_sync for each 16x16x16 product.", _none, check=_check_wmma_mma,
-       phases="selected synced", traits="product")
+define("wmma_mma", "machine", "`wmma_mma a, b, acc`: wmma::mma_sync for each 16x16x16 product.", "wmma, wmma, wmma -> wmma",
+       check=_check_wmma_mma, phases="selected synced", traits="product")

@@ -1,7 +1,8 @@
 """The op table: one record per op with its rule, checked and inferred in one place.
 
 `OpDef.infer(operand types, attrs)` returns the result types, or raises `RuleError` naming the rule broken with expected and got.
-Ops whose result layout is a free choice (a load may fill any fragment) infer None and check the declared result instead.
+Ops whose result layout is a free choice (a load may fill any fragment) infer None and check the declared result instead. What an op takes
+and makes is a *signature* where words (`WORDS`) say it: "slot, i32, i32 -> regs", "tensor, *, slot ->" (any scalars and vectors between).
 The ops themselves are declared in `tile_ops`, `machine_ops`, `async_ops` and `store_ops`; adding one is adding a
 record there. `ops` has them all.
 """
@@ -14,7 +15,8 @@ from typing import Any
 
 from .attrs import TYPE_WORDS, Attribute, attribute
 from .core import Op
-from .types import Buffer, Cursor, Mbarrier, Pending, Tensor, Type
+from .layout import OpaqueLayout, RegLayout
+from .types import Buffer, Cursor, Frag, Mbarrier, Pending, Scalar, Tensor, Type, i32
 
 #: what machine IR goes through (`meta stage`), in order: see ARCHITECTURE.md
 PHASES = ("placed", "pipelined", "selected", "allocated", "synced")
@@ -31,8 +33,9 @@ class RuleError(Exception):
 @dataclass(frozen=True)
 class OpDef:
     """kind: the op's name in IR text. levels: "tile", "machine". attrs: name -> what it may be. effect: "none" (may be removed or
-    duplicated), "read" (may be removed), or "write" (must stay, in order). phases: the first and the last phase of machine IR that
-    the op may occur in."""
+    duplicated), "read" (may be removed), or "write" (must stay, in order). infer, check: of an op without regions they see its attributes
+    and the types of its values, and nothing else: what is like an op that was found right is right. phases: the first and the last phase
+    of machine IR that the op may occur in."""
 
     kind: str
     levels: tuple[str, ...]
@@ -82,17 +85,94 @@ def having(trait: str) -> frozenset[str]:
     return frozenset(kind for kind, d in OPS.items() if trait in d.traits)
 
 
-def define(kind: str, levels: str, doc: str, infer: Callable[..., Any], *, effect: str = "none",
+#: what a signature may ask for, and how people call it
+WORDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "i32": (lambda t: t == Scalar(i32), "an i32 scalar"), "tensor": (lambda t: isinstance(t, Tensor), "a tensor parameter"),
+    "smem": (lambda t: isinstance(t, Buffer), "a shared-memory tile"), "bars": (lambda t: isinstance(t, Mbarrier), "mbarriers"),
+    "slot": (lambda t: isinstance(t, Buffer) and t.slots == 1, "one slot of a ring, taken with `slot`"),
+    "cursor": (lambda t: isinstance(t, Cursor), "a ring's position"), "frag": (lambda t: isinstance(t, Frag), "a fragment"),
+    "pending": (lambda t: isinstance(t, Pending), "an accumulator in flight"),
+    "regs": (lambda t: isinstance(t, Frag) and isinstance(t.layout, RegLayout), "a fragment of registers"),
+    "wmma": (lambda t: isinstance(t, Frag) and isinstance(t.layout, OpaqueLayout), "a wmma fragment"),
+    "complete": (lambda t: isinstance(t, Frag) and t.partial is None, "a complete fragment"),
+    "partial": (lambda t: isinstance(t, Frag) and t.partial is not None, "a partial reduction")}
+#: results that follow from the signature alone
+FIXED: dict[str, Type] = {"i32": Scalar(i32)}
+
+
+@dataclass(frozen=True)
+class Signature:
+    """words: of operands, those in front of a `*` and behind it. one_dtype: all that the words name have one."""
+
+    kind: str
+    text: str
+    front: tuple[str, ...]
+    back: tuple[str, ...] | None
+    results: tuple[str, ...]
+    one_dtype: bool
+
+    @staticmethod
+    def read(kind: str, text: str, one_dtype: bool) -> Signature:
+        operands, results = (tuple(w for w in part.strip().split(", ") if w) for part in text.split("->"))
+        at = operands.index("*") if "*" in operands else len(operands)
+        return Signature(kind, text.split("->")[0].strip(), operands[:at], operands[at + 1:] if "*" in operands else None, results,
+       one_dtype)
+
+    def infer(self, types: tuple[Any, ...]) -> tuple[Type, ...] | None:
+        named = self.named(types)
+        need(named is not None, f"{self.kind} takes {self.text or 'no operands'}", self.text or "none", types or "none")
+        for w, t in zip((*self.front, *(self.back or ())), named or ()):
+            if not WORDS[w][0](t):
+                raise RuleError(f"{self.kind} takes {WORDS[w][1]}", self.text, _listed(types))
+        return tuple([FIXED[w] for w in self.results]) if all([w in FIXED for w in self.results]) else None
+
+    def named(self, types: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        """The types of what words name; None of another number of operands."""
+        n, m = len(self.front), len(self.back or ())
+        if len(types) < n + m or (self.back is None and len(types) > n):
+            return None
+        return (*types[:n], *types[len(types) - m:])
+
+    def check(self, op: Op) -> None:
+        made = tuple(r.type for r in op.results)
+        need(len(made) == len(self.results), f"{self.kind} makes {', '.join(self.results) or 'nothing'}", got=made)
+        for w, t in zip(self.results, made):
+            need(WORDS[w][0](t), f"{self.kind} makes {WORDS[w][1]}", w, t)
+        if self.one_dtype:
+            named = (*(self.named(tuple(v.type for v in op.operands)) or ()), *made)
+            dtypes = [t.dtype for t in named if isinstance(t, (Tensor, Buffer, Frag))]
+            need(len(set(dtypes)) == 1, f"{self.kind}: one dtype", dtypes[0], dtypes[-1])
+
+
+def define(kind: str, levels: str, doc: str, infer: str | Callable[..., Any], *, effect: str = "none",
            check: Callable[[Op], None] | None = None, phases: str = "placed synced", traits: str = "",
-           reach: tuple[int, int, int | None] | None = None, **attrs: Any) -> None:
-    """Declare an op. levels: words "tile" and/or "machine". phases: the first and the last one of machine IR that it occurs in. traits:
-    words of `TRAITS` with commas between them. reach: see `Reach`."""
+           reach: tuple[int, int, int | None] | None = None, one_dtype: bool = False, makes: Callable[..., Any] | None = None,
+           **attrs: Any) -> None:
+    """Declare an op. levels: words "tile" and/or "machine". infer: a signature, or a function that gives the types of the results. makes:
+    gives them where a signature says what is taken. phases: the first and the last one of machine IR that it occurs in. traits: words of
+    `TRAITS` with commas between them. reach: see `Reach`. one_dtype: tensor, tile and fragment that it names have one."""
     has = frozenset(filter(None, traits.split(", ")))
     assert has <= set(TRAITS), f"{kind}: no such trait: {has - set(TRAITS)}"
     assert kind not in OPS, f"op {kind} is declared twice"
     first, last = phases.split()
-    OPS[kind] = OpDef(kind, tuple(levels.split()), " ".join(doc.split()), infer, {n: attribute(a) for n, a in attrs.items()}, effect, check,
+    rule, also = _of_signature(Signature.read(kind, infer, one_dtype), check, makes) if isinstance(infer, str) else (infer, check)
+    OPS[kind] = OpDef(kind, tuple(levels.split()), " ".join(doc.split()), rule, {n: attribute(a) for n, a in attrs.items()}, effect, also,
                       (PHASES.index(first), PHASES.index(last)), has, Reach(*reach) if reach else None)
+
+
+def _of_signature(sig: Signature, also: Callable[[Op], None] | None, makes: Callable[..., Any] | None) -> tuple[Any, Any]:
+    """(infer, check) of an op with a signature and a check of its own."""
+    def infer(types: tuple[Any, ...], attrs: Mapping[str, Any]) -> Any:
+        out = sig.infer(types)
+        return makes(types, attrs) if makes is not None else out
+
+    def check(op: Op) -> None:
+        sig.check(op)
+        if also is not None:
+            also(op)
+
+    plain = also is None and not sig.one_dtype and (makes is not None or all(w in FIXED for w in sig.results))
+    return infer, None if plain else check
 
 
 def need(condition: bool, rule: str, expected: Any = None, got: Any = None, hint: str | None = None) -> None:

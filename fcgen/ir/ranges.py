@@ -70,13 +70,9 @@ def is_count(v: Value) -> bool:
     return getattr(v.type, "dtype", None) == i32 and not isinstance(v.type, Tensor)
 
 
-def dims(kernel: Kernel) -> set[str]:
-    return {d for p in kernel.params if isinstance(p.type, Tensor) for d in p.type.dims if isinstance(d, str)}
-
-
 def symbols(kernel: Kernel) -> dict[str, Admitted]:
     """Sizes and i32 scalars by name, with all that 32 bits hold."""
-    out = {d: Admitted(0, HIGHEST) for d in sorted(dims(kernel))}
+    out = {d: Admitted(0, HIGHEST) for d in sorted(kernel.dims)}
     for p in kernel.params:
         if p.type == Scalar(i32):
             least = 1 if "positive" in kernel.flags.get(p.name, ()) else 0 if p in kernel.counts else LOWEST
@@ -108,7 +104,7 @@ def traced(kernel: Kernel) -> dict[str, Admitted]:
     """For a kernel as it was traced, where a comparison means what it says: scalars that only decide such saturate."""
     ranges = found(kernel, symbols(kernel))
     for p in kernel.params:
-        if p.type == Scalar(i32) and p.name not in dims(kernel) and p not in kernel.counts:
+        if p.type == Scalar(i32) and p.name not in kernel.dims and p not in kernel.counts:
             cut = found(kernel, replaced(ranges, p.name, Admitted(max(ranges[p.name].lo, -REACH), REACH, True)), p.name)
             ranges = cut if cut[p.name].saturates else ranges
     return ranges

@@ -53,6 +53,6 @@ def least(body: Block) -> int:
     most = 0
     for op in reversed(body.ops):
         if op.kind not in VIEWS:
-            live = (live - set(op.results)) | around | held((*op.operands, *(v for r in op.regions for v in free_values(r))))
+            live = (live - set(op.results)) | around | held(op.reads)
             most = max(most, sum(frag_words(v.type) for v in live))
     return most

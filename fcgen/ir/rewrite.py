@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from ..errors import Loc
@@ -25,6 +26,12 @@ class Env:
 
     def all(self, vs: Iterable[Value]) -> tuple[Value, ...]:
         return tuple([self.map.get(v, v) for v in vs])
+
+    def anew(self, vs: Iterable[Value]) -> tuple[Value, ...]:
+        """Values like these, which stand for them from here on."""
+        new = {v: v.anew() for v in vs}
+        self.map.update(new)
+        return tuple(new.values())
 
 
 def substitute(op: Op, env: Env) -> Op:
@@ -57,6 +64,10 @@ class Builder:
         self.ops.append(Op(kind, tuple(operands), (out,), attrs, regions, loc or self.loc))
         return out
 
+    def const(self, value: int) -> Value:
+        """A number, as an i32 scalar."""
+        return self.emit("const", value=value, dtype="i32")
+
     def do(self, kind: str, *operands: Value, loc: Loc | None = None, regions: tuple[Block, ...] = (), **attrs: Attr) -> Op:
         """Append an op without results."""
         return self.add(Op(kind, tuple(operands), (), attrs, regions, loc or self.loc))
@@ -69,17 +80,17 @@ def copy_op(op: Op, env: Env) -> Op:
     """A copy with fresh results and region arguments; operands go through `env`, which learns the new results."""
     operands = env.all(op.operands)
     regions = tuple(copy_block(r, env) for r in op.regions)
-    results = tuple(Value(r.type, r.name) for r in op.results)
-    for old, new in zip(op.results, results):
-        env[old] = new
-    return Op(op.kind, operands, results, op.attrs, regions, op.loc)
+    return Op(op.kind, operands, env.anew(op.results), op.attrs, regions, op.loc)
 
 
 def copy_block(block: Block, env: Env) -> Block:
-    args = tuple(Value(a.type, a.name) for a in block.args)
-    for old, new in zip(block.args, args):
-        env[old] = new
-    return Block(args, tuple(copy_op(op, env) for op in block.ops))
+    return Block(env.anew(block.args), tuple(copy_op(op, env) for op in block.ops))
+
+
+def edited(block: Block, fn: Callable[[Op], Op | None]) -> Block:
+    """The block, and all in it, with `fn(op)` in the place of each op, inner ones first; without those that it gives None for."""
+    ops = (fn(op.within(lambda r: edited(r, fn))) for op in block.ops)
+    return Block(block.args, tuple(op for op in ops if op is not None))
 
 
 def rewrite(block: Block, rule: Callable[[Op, Builder, Env], bool], env: Env | None = None) -> Block:
@@ -87,9 +98,7 @@ def rewrite(block: Block, rule: Callable[[Op, Builder, Env], bool], env: Env | N
 
     The rule maps old results through `env[old] = new`. Regions are rewritten before the rule sees their op."""
     env = Env() if env is None else env
-    args = tuple(Value(a.type, a.name) for a in block.args)
-    for old, new in zip(block.args, args):
-        env[old] = new
+    args = env.anew(block.args)
     b = Builder()
     for op in block.ops:
         operands, regions = env.all(op.operands), tuple(rewrite(r, rule, env) for r in op.regions)
@@ -97,17 +106,14 @@ def rewrite(block: Block, rule: Callable[[Op, Builder, Env], bool], env: Env | N
         b.loc = op.loc
         if rule(new_op, b, env):
             continue
-        results = tuple(Value(r.type, r.name) for r in op.results)
-        for old, fresh in zip(op.results, results):
-            env[old] = fresh
-        b.add(Op(op.kind, operands, results, op.attrs, regions, op.loc))
+        b.add(Op(op.kind, operands, env.anew(op.results), op.attrs, regions, op.loc))
     return b.block(args)
 
 
 def extent(kernel: Kernel, axis: GridAxis, b: Builder) -> Value:
     """The size that an axis of the grid runs over, as a value."""
     count = next((p for p in kernel.counts if p.name == axis.dim), None)
-    return count or (b.emit("const", value=axis.dim, dtype="i32") if isinstance(axis.dim, int) else
+    return count or (b.const(axis.dim) if isinstance(axis.dim, int) else
                      b.emit("size", dim=axis.dim, name=axis.dim))
 
 
@@ -125,14 +131,8 @@ def remove_dead(block: Block, live: set[Value] | None = None) -> Block:
             continue
         if op.kind in ("for", "if") and op.results:
             op = _shrink(op, live)
-        if op.kind == "for":
-            regions = tuple(remove_dead(r, live) for r in op.regions)
-            op = replace(op, regions=regions)
-        elif op.regions:
-            op = replace(op, regions=tuple(remove_dead(r, live) for r in op.regions))
-        live |= set(op.operands)
-        for r in op.regions:
-            live |= free_values(r)
+        op = op.within(partial(remove_dead, live=live))
+        live |= op.reads
         kept.append(op)
     return Block(block.args, tuple(reversed(kept)))
 
@@ -153,13 +153,15 @@ def _shrink(op: Op, live: set[Value]) -> Op:
         if more == keep_set:
             break
         keep_set = more
-    keep = sorted(keep_set)
-    if len(keep) == len(op.results):
-        return op
-    first = len(op.operands) - len(op.results)
-    new_body = replace(_keep_yields(body, keep), args=(body.args[0], *(carried[i] for i in keep)))
-    return replace(op, operands=op.operands[:first] + tuple(op.operands[first + i] for i in keep),
-                   results=tuple(op.results[i] for i in keep), regions=(new_body, *op.regions[1:]))
+    return carrying(op, sorted(keep_set)) if len(keep_set) < len(op.results) else op
+
+
+def carrying(loop: Op, keep: list[int]) -> Op:
+    """A `for` with these of its carried values, by number, and no others."""
+    body, first = loop.regions[0], len(loop.operands) - len(loop.results)
+    slim = replace(_keep_yields(body, keep), args=(body.args[0], *(body.args[1 + i] for i in keep)))
+    return replace(loop, operands=loop.operands[:first] + tuple(loop.operands[first + i] for i in keep),
+                   results=tuple(loop.results[i] for i in keep), regions=(slim, *loop.regions[1:]))
 
 
 def _keep_yields(block: Block, keep: list[int]) -> Block:

@@ -1,4 +1,5 @@
-"""Positions in rings: each is that of one `cursor` op, in every place that loops and branches carry it to.
+"""Positions in rings, and what passes and the printer ask about the slots that stand there: which rings and barriers a position is used
+with, which slot a view is, which ops let it go. A position is that of one `cursor` op, in every place that loops and branches carry it to.
 
 A position is printed as one pair of variables that moves on in place, and branches and turns of loops meet in it. A value that were now the
 one ring's position and now the other's would be neither.
@@ -6,9 +7,10 @@ one ring's position and now the other's would be neither.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from .core import Block, Op, Value
+from ..errors import FcError
+from .core import Block, Kernel, Op, Value, walk
 from .op_table import RuleError
 from .types import Cursor
 
@@ -39,3 +41,47 @@ def strays(block: Block, of: dict[Value, Value] | None = None) -> tuple[Op, Rule
                                                      f"%{v.name}, of %{of[v].name}")
                 of[r] = of[v]
     return None
+
+
+#: ops that let a channel's slot go: the arrival, and the step to the next slot
+RELEASES = {"mbar_arrive", "advance"}
+
+
+def position(view: Value, made: Mapping[Value, Op]) -> Value | None:
+    """The position in its channel of the slot that a view is; None of other values."""
+    op = made.get(view)
+    return op.operands[1] if op is not None and op.kind == "slot" and isinstance(op.operands[1].type, Cursor) else None
+
+
+def read_from(op: Op, made: Mapping[Value, Op]) -> Value | None:
+    """The position of the slot that an op reads registers from, if it does."""
+    return position(op.operands[0], made) if op.kind in ("ld_shared", "ldmatrix") else None
+
+
+def walked(kernel: Kernel) -> dict[Value, set[Value]]:
+    """Position -> the rings and barriers whose slots it says, anywhere in its role."""
+    of: dict[Value, Value] = {}
+    rings: dict[Value, set[Value]] = {}
+    for role in kernel.roles:
+        strays(role.body, of)
+        for op in walk(role.body):
+            for v in (v for v in op.operands if v in of):
+                rings.setdefault(of[v], set()).update(o for o in op.operands if o in kernel.buffers)
+    return {v: rings.get(first, set()) for v, first in of.items()}
+
+
+def check_cursors(block: Block, views: Mapping[Value, list[Value]] | None = None) -> None:
+    """A cursor is one pair of variables that `advance` changes in place: nothing may read the old position afterwards, nor a slot that was
+    found with it. views: cursor -> slots."""
+    if views is None:
+        views = {c: [op.result for op in walk(block) if op.kind == "slot" and op.operands[1] is c]
+                 for c in {op.operands[1] for op in walk(block) if op.kind == "slot"}}
+    for n, op in enumerate(block.ops):
+        for r in op.regions:
+            check_cursors(r, views)
+        old = [op.operands[0]] if op.kind == "advance" else [v for v in op.operands if isinstance(v.type, Cursor)] if op.regions else []
+        gone = {v for c in old for v in (c, *views.get(c, ()))}
+        for later in block.ops[n + 1:] if gone else ():
+            if any(not gone.isdisjoint(o.operands) for o in (later, *(x for r in later.regions for x in walk(r)))):
+                raise FcError("compile/unsupported", "a ring's position is read after it has moved on", loc=later.loc,
+                              hint="put the op in front of the advance")

@@ -12,11 +12,11 @@ from .access import Access
 from .async_ops import MOST_BOX
 from .attrs import FLAG, GUARD, INDEX, one_of, whole
 from .core import Op
-from .machine_ops import _buffer, _effect_only, _frag_of, _in_runs, _no_operands, _positions, _region_fits
+from .machine_ops import in_runs, region_fits
 from .memory_map import boxes_problem
 from .op_table import define, need
 from .tile_ops import check_added, check_index
-from .types import Buffer, Tensor
+from .types import Buffer
 
 #: what a tensor map can describe: axes, positions of a box along each of them, bytes that a box's rows are multiples of
 MOST_AXES, ROW_BYTES = 5, 16
@@ -49,12 +49,8 @@ def refusal(access: Access, buffer: Buffer, rows: int) -> tuple[str, object, obj
 
 def _check_tma_store(op: Op) -> None:
     types = tuple(v.type for v in op.operands)
-    need(len(types) >= 2 and isinstance(types[0], Tensor), "tma_store takes a tensor, positions and a staged tile", "tensor, ..., smem",
-         types)
     buffer, parts, across = types[-1], op["parts"], op.get("across", False)
-    _buffer(buffer, "tma_store")
     check_index(types[0], types[1:-1], buffer.shape, op.attrs, "tma_store")
-    need(types[0].dtype == buffer.dtype, "tma_store: one dtype", types[0].dtype, buffer.dtype)
     need(len(buffer.shape) == 2 and buffer.layout.pad == 0, "tma_store: a tile of two axes, its rows without padding", "pad 0", buffer)
     rows, cols = part_shape(buffer, parts, across)
     need(buffer.shape == ((rows, cols * parts) if across else (rows * parts, cols)) and cols % buffer.layout.panel == 0,
@@ -67,27 +63,24 @@ def _check_tma_store(op: Op) -> None:
 define("tma_store", "machine", """`tma_store T, scalars..., buffer`: one thread of each of `parts` equal parts of the role's warps starts
        the copy of as large a part of a staged tile's rows, with `across` of its columns, to a rectangle of a tensor (cp.async.bulk.tensor,
        one per panel). Positions outside the tensor, or past a limit, are left out, guarded or not. reduce="add" adds atomically. It belongs
-       to the group that the thread's next `bulk_commit` closes.""", _effect_only, effect="write", check=_check_tma_store,
+       to the group that the thread's next `bulk_commit` closes.""", "tensor, *, slot ->", effect="write", one_dtype=True,
+       check=_check_tma_store,
        phases="selected synced", index=INDEX, guard=GUARD, parts=whole(1, 32), across=FLAG.maybe, reduce=one_of("add").maybe,
        reach=(1, 1, -1))
-define("bulk_commit", "machine", "Close this thread's group of bulk stores (an empty group counts).", _no_operands, effect="write",
+define("bulk_commit", "machine", "Close this thread's group of bulk stores (an empty group counts).", "->", effect="write",
        phases="selected synced")
 define("bulk_wait", "machine", """Wait until at most n of this thread's groups of bulk stores are under way; with read=true only until all
-       others have read their shared memory, which may then be written again.""", _no_operands, effect="write", phases="synced synced",
+       others have read their shared memory, which may then be written again.""", "->", effect="write", phases="synced synced",
        n=whole(0, 64), read=FLAG)
 
 
 def _check_stmatrix(op: Op) -> None:
     t, buffer = op.operands[0].type, op.operands[1].type
-    _buffer(buffer, "stmatrix")
-    _positions([v.type for v in op.operands[2:]], "stmatrix")
-    _frag_of(buffer, t, "stmatrix")
     need(t.dtype.bits == 16 and len(t.shape) == 2, "stmatrix moves 2-d tiles of 16-bit elements", "16 bits", t)
-    _in_runs(buffer, ROW_BYTES, "stmatrix")
-    need(t.partial is None, "stmatrix: the value is complete", "no partial reduction", t)
-    _region_fits(buffer, t, False, "stmatrix")
+    in_runs(buffer, ROW_BYTES, "stmatrix")
+    region_fits(buffer, t, False, "stmatrix")
 
 
 define("stmatrix", "machine", """`stmatrix frag, buffer, row, col`: 8x8 blocks of 16-bit elements to a slot, four at a time; lane l supplies
-       the address of row l. trans: the .trans form, which writes each block transposed.""", _effect_only, effect="write",
-       check=_check_stmatrix, phases="selected synced", trans=FLAG, traits="writes shared")
+       the address of row l. trans: the .trans form, which writes each block transposed.""", "complete, slot, i32, i32 ->", effect="write",
+       one_dtype=True, check=_check_stmatrix, phases="selected synced", trans=FLAG, traits="writes shared")

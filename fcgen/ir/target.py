@@ -1,7 +1,7 @@
 """What a GPU can do, as data: limits and instruction records. Passes, printer and simulator receive a `Target`; none imports one.
 
-An `Instr` is declared once: the fragments it works on, the text it prints as, its meaning in NumPy on physical registers, and how
-it completes. The printer and the simulator both use that record; one conformance test per record on a GPU keeps it true.
+An `Instr` is declared once: the fragments it works on, the text it prints as, and its meaning in NumPy on physical registers. The printer
+and the simulator both use that record; one conformance test per record on a GPU keeps it true.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Instr:
     dtype: operand element type. a, b, c: register maps of one warp's operands, straight from the PTX tables (`RegLayout` of one
     instruction's tile). signature: the C++ parameter list of the wrapper; body: its statement, holding one inline-PTX
     instruction. effect: NumPy on arrays [lanes, regs] per operand ([warps, lanes, regs] where a warpgroup works together), returning the
-    result's. completes: "at once", or what must be waited for. needs: lowest compute capability (80 for sm_80). doc: the PTX section.
+    result's. needs: lowest compute capability (80 for sm_80). doc: the PTX section.
     """
 
     name: str
@@ -35,7 +35,6 @@ class Instr:
     b: RegLayout | None = None
     c: RegLayout | None = None
     effect: Callable[..., np.ndarray] | None = None
-    completes: str = "at once"
     needs: int = 80
     returns: str = "void"
 

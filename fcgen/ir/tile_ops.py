@@ -158,9 +158,9 @@ def _check_broadcast(op: Op) -> None:
     need(len(axes) == len(src.shape) and len(set(axes)) == len(axes), "broadcast: one target axis per source axis", src, axes)
     need(all(0 <= a < len(out.shape) and out.shape[a] == n for a, n in zip(axes, src.shape)), "broadcast: sizes agree", src, out)
     if isinstance(out, Frag):
+        need(isinstance(out.layout, RegLayout), "broadcast: an opaque fragment has no known rows", "registers", out.layout)
         layout: Any = out.layout
-        for a in sorted(set(range(len(out.shape))) - set(axes), reverse=True):
-            layout = layout.drop(a)
+        layout = layout.keep(axes)
         need(src.layout == layout, "broadcast: the source has the layout of the target without the new axes", layout, src.layout)
 
 
@@ -341,17 +341,11 @@ def _gather(types, attrs):
     return (with_dtype(shaped(types[1:], "gather"), types[0].dtype),)
 
 
-define("gather", BOTH,
-       "Read one element per position: `gather T, i0, i1, ...` with scalars and tiles of integers. Positions outside "
+define("gather", BOTH, "Read one element per position: `gather T, i0, i1, ...` with scalars and tiles of integers. Positions outside "
        "the tensor read as zero.", _gather, effect="read")
 
 
-def _size(types, attrs):
-    need(not types, "size takes no operands")
-    return (Scalar(i32),)
-
-
-define("size", BOTH, "The run-time size of the tensor dimension with this name.", _size, dim=TEXT)
+define("size", BOTH, "The run-time size of the tensor dimension with this name.", "-> i32", dim=TEXT)
 
 
 def _for(types, attrs):
@@ -398,43 +392,18 @@ def _check_if(op: Op) -> None:
              tuple(want), [v.type for v in r.yielded])
 
 
-define(
-    "turn",
-    BOTH,
-    """Groups of warps that take turns issue their matrix products one after the other: a group's turn starts here and ends when
-       its first product is done.""",
-    lambda types, attrs: (),
-    effect="write",
-    phases="placed selected",
-)
-
-
-def _row_part(types, attrs):
-    need(not types and attrs["parts"] >= 1, "row_part takes no operands and counts parts", "parts >= 1", attrs["parts"])
-    return (Scalar(i32),)
-
-
+define("turn", BOTH, """Groups of warps that take turns issue their matrix products one after the other: a group's turn starts here and ends
+       when its first product is done.""", "->", effect="write", phases="placed selected")
 define("row_part", BOTH, """Which of `parts` equal parts of the program's rows this group of warps works on. Where nobody shares rows out
-       (tile level, one group) it is 0.""", _row_part, parts=whole(1, 32))
+       (tile level, one group) it is 0.""", "-> i32", parts=whole(1, 32))
 
 
-def _narrow(types, attrs):
-    need(types == (Scalar(i32), Scalar(i32)), "narrow takes two i32", "i32, i32", types)
-    return (Scalar(i32),)
-
-
-define(
-    "narrow",
-    BOTH,
-    """`narrow all, own`: one end of a range. `all` holds for every row of the program; a group of warps that works on its own
-       part of the rows may take `own` instead. chain: of the loops whose range it is; end: "first" where they start, "last" where they
+define("narrow", BOTH, """`narrow all, own`: one end of a range. `all` holds for every row of the program; a group of warps that works on
+       its own part of the rows may take `own` instead. chain: of the loops whose range it is; end: "first" where they start, "last" where
+       they
        stop, "inner" between two of them.""",
-    _narrow,
-    phases="placed pipelined",
-    chain=whole(),
-    end=one_of("first", "last", "inner"),
-)
+       "i32, i32 -> i32", phases="placed pipelined", chain=whole(), end=one_of("first", "last", "inner"))
 
 
 define("if", BOTH, "Run one of two regions; the results are what it yields.", _none, check=_check_if, traits="regions, in flight, position")
-define("yield", BOTH, "Ends a region.", lambda types, attrs: (), effect="write", traits="in flight, position")
+define("yield", BOTH, "Ends a region.", "* ->", effect="write", traits="in flight, position")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
-from math import prod
 from typing import Any
 
 import ml_dtypes
@@ -257,14 +256,5 @@ Shaped = Scalar | Tile | Tensor | Frag | Pending | Buffer
 Type = Shaped | Mbarrier | Cursor
 
 
-def with_shape(t: Shaped, shape: tuple[int, ...], dtype: DType | None = None) -> Type:
-    """`t`'s kind at another shape: `Tile` or, for an empty shape, `Scalar`."""
-    return Tile(dtype or t.dtype, shape) if shape else Scalar(dtype or t.dtype)
-
-
 def with_dtype(t: Scalar | Tile | Tensor | Frag | Buffer, dtype: DType) -> Type:
     return t if t.dtype == dtype else replace(t, dtype=dtype)
-
-
-def num_elements(t: Shaped) -> int:
-    return prod(t.shape)

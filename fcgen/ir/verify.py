@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from math import prod
 from typing import Any
 
@@ -14,7 +14,7 @@ from .core import Block, Kernel, Op, Role, Value
 from .layout import OpaqueLayout, RegLayout
 from .memory_map import buffer_problem
 from .named_barriers import NamedBarriers, is_one_thread
-from .op_table import PHASES, RuleError, attr_problem, misuse, need, told
+from .op_table import PHASES, RuleError, attr_problem, having, misuse, need, told
 from .ops import OPS
 from .ranges import admitted
 from .rings import strays
@@ -25,16 +25,22 @@ from .types import Buffer, Cursor, Frag, Mbarrier, Pending, Scalar, Tensor, Tile
 NESTING = 200
 #: axes of a tile
 AXES = 8
+#: ops with rules about the kernel around them
+NAMED = having("named barrier")
+PLACED = NAMED | {"slot", "barrier", "syncwarp", "row_part", "mbar_arrive", "tma_load"}
+#: (level, warps, one thread) -> types, and kinds with attributes and types, that were found right there, by identity
+Known = dict[tuple[Any, ...], dict[Any, Any]]
 
 
 class Verifier:
-    def __init__(self, kernel: Kernel, places: Mapping[Any, Loc]):
-        self.kernel, self.places = kernel, places
+    def __init__(self, kernel: Kernel, places: Mapping[Any, Loc], known: Known | None = None):
+        self.kernel, self.places, self.known = kernel, places, {} if known is None else known
         self.phase = kernel_rules.phase(kernel)
         self.warps = 0  # of the role
         self.number = 0
         self.lone = False  # the role is one thread
-        self.right: set[int] = set()  # ids of types that were found right for this role: types are shared, and dear to check
+        self.right: dict[Any, Any] = {}  # ids of what was found right for a role like this one, and what has these ids
+        self.kinds: set[str] = set()  # that exist here
         self.seen: set[Value] = set()
         self.rings = set(kernel.buffers)
         self.named = NamedBarriers(kernel)
@@ -59,8 +65,9 @@ class Verifier:
         if len(role.body.args) != len(self.kernel.grid):
             raise self.misfit(("role", self.number), RuleError(f"role {role.name}: one argument per grid axis", len(self.kernel.grid),
                                                                len(role.body.args)))
-        self.warps, self.right = role.warps, set()
+        self.warps = role.warps
         self.lone = len(self.kernel.roles) > 1 and is_one_thread(role)
+        self.right = self.known.setdefault((self.kernel.level, self.warps, self.lone), {})
         for v in self.seen:
             wrong = self.type_problem(v.type)
             if wrong is not None:
@@ -103,9 +110,25 @@ class Verifier:
             wrong = self.type_problem(v.type)
             if wrong is not None:
                 raise self.bad(op, RuleError(f"%{v.name}: {wrong.rule}" if v.name else wrong.rule, wrong.expected, wrong.got))
-            self.right.add(id(v.type))
+            self.right[id(v.type)] = v.type
 
     def op(self, op: Op) -> None:
+        for v in op.operands:
+            if v not in self.seen:
+                self.exists(op)
+                raise self.bad(op, RuleError(f"operand %{v.name} is used before it is defined"))
+        types = [v.type for v in op.operands], [v.type for v in op.results]
+        key = op.kind, id(op.attrs), *map(id, types[0]), None, *map(id, types[1])
+        if op.kind not in self.kinds:
+            self.exists(op)
+        if op.regions or key not in self.right:
+            self.alone(op)
+            self.right[key] = op.attrs, types
+        if op.kind in PLACED:
+            self.holds(self.placed, op)
+
+    def exists(self, op: Op) -> None:
+        """There are such ops, at this level and in this phase."""
         d = OPS.get(op.kind)
         if d is None:
             raise self.bad(op, RuleError(f"no op is called {op.kind!r}"))
@@ -116,43 +139,55 @@ class Verifier:
             first, last = d.phases
             raise self.bad(op, RuleError(f"{op.kind} does not occur in this phase", got=PHASES[self.phase],
                                          expected=PHASES[first] + (f" to {PHASES[last]}" if last > first else "")))
-        for v in op.operands:
-            if v not in self.seen:
-                raise self.bad(op, RuleError(f"operand %{v.name} is used before it is defined"))
-        problem = attr_problem(d, op.attrs)
+        self.kinds.add(op.kind)
+
+    def alone(self, op: Op) -> None:
+        """What hangs on the op's kind, attributes, types and regions, and on its role."""
+        problem = attr_problem(OPS[op.kind], op.attrs)
         if problem is not None:
             raise self.bad(op, problem[1])
         wrong = misuse(op)
         if wrong is not None:
             raise self.bad(op, wrong)
+        self.holds(self.typed, op)
+
+    def typed(self, op: Op) -> None:
+        """Its types, and what its record says of them."""
+        d = OPS[op.kind]
+        types = d.infer(tuple([v.type for v in op.operands]), op.attrs)
+        if types is not None:
+            got = tuple([r.type for r in op.results])
+            if tuple(types) != got:
+                raise RuleError("result types follow from the operands", expected=_join(types), got=_join(got))
+        if d.check is not None:
+            d.check(op)
+        need("regions" in d.traits or not op.regions, f"{op.kind} has no regions")
+
+    def holds(self, rule: Callable[[Op], None], op: Op) -> None:
         try:
-            types = d.infer(tuple([v.type for v in op.operands]), op.attrs)
-            if types is not None:
-                got = tuple([r.type for r in op.results])
-                if tuple(types) != got:
-                    raise RuleError("result types follow from the operands", expected=_join(types), got=_join(got))
-            if d.check is not None:
-                d.check(op)
-            if op.kind == "slot":
-                need(op.operands[0] in self.rings, "slot takes a ring of the kernel", "of an `smem` line", f"%{op.operands[0].name}")
-            if op.kind in ("barrier", "syncwarp"):
-                need(not self.lone, f"{op.kind}: a role that works on no fragments is one thread, and would wait for ever", "no barrier",
-                     f"role {self.kernel.roles[self.number].name}")
-            if "named barrier" in OPS[op.kind].traits:
-                self.named.see(op, self.number)
-            elif op.kind == "row_part" and self.warps:
-                need(self.warps % op["parts"] == 0, "row_part: equal parts of the role's warps", f"a divisor of {self.warps}", op["parts"])
-            elif op.kind in ("mbar_arrive", "tma_load"):
-                blocks = op.get("cluster") or op.get("multicast") or 1
-                need(blocks in (1, self.kernel.cluster), f"{op.kind}: it reaches all blocks of the cluster", self.kernel.cluster, blocks)
-            need("regions" in OPS[op.kind].traits or not op.regions, f"{op.kind} has no regions")
+            rule(op)
         except RuleError as e:
             raise self.bad(op, e) from None
         except (AssertionError, AttributeError, IndexError, KeyError, TypeError, ValueError) as e:
             # The rules read like the ops' documentation and take the number and kind of operands for granted.
-            raise self.bad(op, RuleError("these operands and results make no sense here", expected=d.doc,
+            raise self.bad(op, RuleError("these operands and results make no sense here", expected=OPS[op.kind].doc,
                                          got=f"{_join(v.type for v in op.operands) or 'nothing'} -> "
                                              f"{_join(v.type for v in op.results) or 'nothing'}")) from e
+
+    def placed(self, op: Op) -> None:
+        """What hangs on the kernel and the role around it."""
+        if op.kind == "slot":
+            need(op.operands[0] in self.rings, "slot takes a ring of the kernel", "of an `smem` line", f"%{op.operands[0].name}")
+        if op.kind in ("barrier", "syncwarp"):
+            need(not self.lone, f"{op.kind}: a role that works on no fragments is one thread, and would wait for ever", "no barrier",
+                 f"role {self.kernel.roles[self.number].name}")
+        if op.kind in NAMED:
+            self.named.see(op, self.number)
+        elif op.kind == "row_part" and self.warps:
+            need(self.warps % op["parts"] == 0, "row_part: equal parts of the role's warps", f"a divisor of {self.warps}", op["parts"])
+        elif op.kind in ("mbar_arrive", "tma_load"):
+            blocks = op.get("cluster") or op.get("multicast") or 1
+            need(blocks in (1, self.kernel.cluster), f"{op.kind}: it reaches all blocks of the cluster", self.kernel.cluster, blocks)
 
     def type_problem(self, t: Type) -> RuleError | None:
         """What a type must hold by itself, and in a role of so many warps."""
@@ -205,11 +240,11 @@ def _join(types: Iterable[Any]) -> str:
     return ", ".join(map(str, types))
 
 
-def verify(kernel: Kernel, *, places: Mapping[Any, Loc] | None = None) -> Kernel:
+def verify(kernel: Kernel, *, places: Mapping[Any, Loc] | None = None, known: Known | None = None) -> Kernel:
     """Check a kernel: what it holds besides ops (`kernel_rules`), every op against its record and its phase, and that values are defined
     once and before use. Returns the kernel.
 
     Raises FcError "ir/verify" with the place and, as notes, the op itself. places: for a kernel that was read from text, where in it
-    what is no op stands, by the keys of `kernel_rules`."""
-    Verifier(kernel, places or {}).run()
+    what is no op stands, by the keys of `kernel_rules`. known: what was found right before, for who verifies a kernel over and over."""
+    Verifier(kernel, places or {}, known).run()
     return kernel

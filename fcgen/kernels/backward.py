@@ -18,6 +18,7 @@ share of dQ to memory, unless it is left out. S and dP are made as their transpo
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import fcgen as fc
@@ -38,6 +39,29 @@ def derivative(x: Any, dw: Any, lse2: Any, delta: Any, seen: Any, at: tuple[Any,
     if into is not None:
         ds = fc.where(seen, into(ds), 0.0)  # slopes may be infinite where nothing is seen
     return w, ds
+
+
+def step(rows: Sequence[Any], k: Any, v: Any, dk: Any, dv: Any, scale: Any, seen: Callable[[], Any], *functions: Any) -> None:
+    """A tile of rows adds to dk and dv, and its share of dQ where that is asked for. rows: its parts of Q, dO, LSE2, Delta and dQ. seen,
+    functions: what `derivative` takes."""
+    q, do = fc.load(rows[0]), fc.load(rows[1])
+    s, dp = fc.dot(k, q.T), fc.dot(v, do.T)
+    w, ds = derivative(s * scale, dp, fc.load(rows[2]), fc.load(rows[3]), seen(), *functions)
+    ds = ds.to(k.dtype)
+    dv <<= dv + fc.dot(w.to(v.dtype), do)
+    dk <<= dk + fc.dot(ds, q)
+    if rows[4] is not None:
+        dq = fc.dot(ds.T, k)
+        fc.atomic_add(rows[4], dq * scale)
+
+
+def each_head(head: Callable[[Any], None], g: Any, size: Any, grouped: bool) -> None:
+    """What the heads of group g do, one after the other."""
+    if grouped:
+        for n in fc.loop(size):
+            head(g * size + n)
+    else:
+        head(g * size)
 
 
 @fc.kernel
@@ -71,25 +95,12 @@ def backward(Q: T[B, H, M, D], K: T[B, G, N, D], V: T[B, G, N, E], dO: T[B, H, M
             seen = seen & keep(b, h, rows.index, cols.index)
         return seen if score is None and weigh is None else seen & rows.valid
 
-    def head(h, dk, dv):
+    def head(h):
         for rows in fc.loop(fc.tile(Q.M, "BLOCK_M"), live=functools.partial(live, h)):
-            q, do = fc.load(Q[b, h, rows]), fc.load(dO[b, h, rows])
-            s, dp = fc.dot(k, q.T), fc.dot(v, do.T)
-            w, ds = derivative(s * scale, dp, fc.load(LSE2[b, h, rows]), fc.load(Delta[b, h, rows]), live(h, rows),
-                               (b, h, rows.index, cols.index), score, weigh, held)
-            ds = ds.to(K.dtype)
-            dv <<= dv + fc.dot(w.to(V.dtype), do)
-            dk <<= dk + fc.dot(ds, q)
-            if dQ is not None:
-                dq = fc.dot(ds.T, k)
-                fc.atomic_add(dQ[b, h, rows], dq * scale)
+            mine = [None if t is None else t[b, h, rows] for t in (Q, dO, LSE2, Delta, dQ)]
+            step(mine, k, v, dk, dv, scale, functools.partial(live, h, rows), (b, h, rows.index, cols.index), score, weigh, held)
 
-    size = Q.H // K.G
-    if grouped:
-        for n in fc.loop(size):
-            head(g * size + n, dk, dv)
-    else:
-        head(g * size, dk, dv)
+    each_head(head, g, Q.H // K.G, grouped)
     fc.store(dK[b, g, cols], (dk * scale).to(K.dtype))
     fc.store(dV[b, g, cols], dv.to(V.dtype))
 

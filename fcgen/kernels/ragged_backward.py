@@ -7,11 +7,12 @@ Gradients of rows and keys that are not used are zero. Of what lies in no sequen
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import fcgen as fc
 
-from .backward import LOG2E, derivative
+from .backward import LOG2E, derivative, each_head, step
 
 
 def window(rows: Any, cols: Any, queries: Any, count: Any, align: str, causal: bool, left: Any, right: Any) -> Any:
@@ -63,29 +64,17 @@ def ragged_backward(Q: T[M, H, D], K: T[N, G, D], V: T[N, G, E], dO: T[M, H, E],
             seen = seen & keep(b, h, rows.index, cols.index)
         return seen if score is None and weigh is None else seen & rows.valid
 
-    def head(h, dk, dv):
+    def head(h):
         for rows in fc.loop(fc.tile(queries, "BLOCK_M"), live=lambda rows: live(h, rows)):
-            q, do = fc.load(Q[rows + start, h]), fc.load(dO[rows + start, h])
-            s, dp = fc.dot(k, q.T), fc.dot(v, do.T)
-            w, ds = derivative(s * scale, dp, fc.load(LSE2[h, rows + start]), fc.load(Delta[h, rows + start]), live(h, rows),
-                               (b, h, rows.index, cols.index), score, weigh, True)
-            ds = ds.to(K.dtype)
-            dv <<= dv + fc.dot(w.to(V.dtype), do)
-            dk <<= dk + fc.dot(ds, q)
-            if dQ is not None:
-                dq = fc.dot(ds.T, k)
-                fc.atomic_add(dQ[rows + start, h], dq * scale)
+            at = rows + start
+            mine = Q[at, h], dO[at, h], LSE2[h, at], Delta[h, at], None if dQ is None else dQ[at, h]
+            step(mine, k, v, dk, dv, scale, functools.partial(live, h, rows), (b, h, rows.index, cols.index), score, weigh, True)
 
     with fc.when(cols.start < held):
         used = (cols + first).until(first + count)
         k, v = fc.load(K[used, g]), fc.load(V[used, g])
         dk, dv = fc.var(fc.zeros(cols, K.D)), fc.var(fc.zeros(cols, V.E))
-        size = Q.H // K.G
-        if grouped:
-            for n in fc.loop(size):
-                head(g * size + n, dk, dv)
-        else:
-            head(g * size, dk, dv)
+        each_head(head, g, Q.H // K.G, grouped)
         fc.store(dK[(cols + first).until(KEnd[b]), g], (dk * scale).to(K.dtype))
         fc.store(dV[(cols + first).until(KEnd[b]), g], dv.to(V.dtype))
 

@@ -76,6 +76,8 @@ def pick(arch: str, head: int, math: str | None = None, mask: str = "none") -> S
     math = math or ("wgmma" if arch == "sm_90a" else "mma")
     if (arch, math) == ("sm_90a", "wgmma"):
         return hopper_schedules.pick(head, mask, hopper_schedules.ANY, hopper_schedules.ANY, hopper_schedules.ANY, 1).schedule
+    if arch == "sm_90a":
+        arch = "sm_90"  # which it has all of
     if (arch, math) not in TABLES:
         raise FcError("compile/schedule", f"the library has no {math} schedule for {arch}", got=f"{math}, {arch}",
                       expected="; ".join(f"{m} on {a}" for a, m in (*TABLES, ("sm_90a", "wgmma"))), hint="pass a Schedule of your own")

@@ -6,11 +6,11 @@ import contextlib
 import inspect
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import Any
 
 from ..errors import FcError, Loc
 from ..ir.core import Block, GridAxis, Op, Value
+from ..ir.rewrite import Env, substitute_block
 from ..ir.types import Scalar, i1, i32
 from .arith import lift
 from .handles import Handle, NotATile, Var
@@ -189,7 +189,7 @@ class Loop(NotATile):
             raise
         assert not left
         same = {a: b for i, (a, b) in enumerate(zip(args, before)) if i not in changed}
-        body = _replaced(Block((index, *(args[i] for i in changed)), tuple(ops)), same)
+        body = substitute_block(Block((index, *(args[i] for i in changed)), tuple(ops)), Env(same))
         regions = [body]
         if self.live is not None:
             for i, (v, b) in enumerate(zip(carried, before)):
@@ -297,14 +297,3 @@ def name_variables() -> None:
         for name, x in list(frame.f_locals.items()):
             if isinstance(x, Var) and not x.name:
                 x.name = name
-
-
-def _replaced(block: Block, mapping: dict[Value, Value]) -> Block:
-    """The block with values replaced, everything else as it is."""
-    if not mapping:
-        return block
-    def new(v: Value) -> Value:
-        return mapping.get(v, v)
-
-    return Block(block.args, tuple(replace(o, operands=tuple(map(new, o.operands)), regions=tuple(_replaced(r, mapping) for r in o.regions))
-                                   for o in block.ops))

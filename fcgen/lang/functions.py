@@ -101,14 +101,9 @@ def atomic_add(view: Any, value: Any) -> None:
 
 def _store(view: Any, value: Any, attrs: dict[str, Any]) -> None:
     if not isinstance(view, View):
-        raise FcError(
-            "trace/usage",
-            "a store names a rectangle or one element of an output",
-            expected="fc.store(O[b, h, rows], tile)",
-            got=repr(view),
-            loc=here(),
-            hint='is the tensor annotated as an output: "out f32[...]"?' if isinstance(view, Handle) else None,
-        )
+        raise FcError("trace/usage", "a store names a rectangle or one element of an output", expected="fc.store(O[b, h, rows], tile)",
+                      got=repr(view), loc=here(),
+                      hint='is the tensor annotated as an output: "out f32[...]"?' if isinstance(view, Handle) else None)
     t, p = current(), view.tensor._param
     if not any(f in ("out", "inout") for f in view.tensor._flags):
         raise FcError("trace/store", f"{p.name} is not an output", loc=here(), hint=f'annotate it: {p.name}: "out {p.type.dtype}[...]"')
@@ -203,15 +198,19 @@ def cast(x: Any, dtype: DType | str) -> Handle:
     return lift(x, None).to(dtype)
 
 
+def _check_folded(name: str, x: Any, axis: Any, hint: str | None = None) -> None:
+    if isinstance(x, NotATile):
+        raise x.mistaken()
+    if not isinstance(x, Handle) or not x.labels or isinstance(axis, Handle):
+        raise FcError("trace/shape", f"fc.{name} {'adds along an axis of' if hint is None else 'reduces'} a tile", got=repr(x), loc=here(),
+                      hint=hint)
+    if x.dtype == i1:
+        raise FcError("trace/dtype", f"fc.{name} folds numbers, not conditions", got=repr(x), loc=here(), hint="convert: c.to(fc.i32)")
+
+
 def _reduction(name: str) -> Callable[..., Handle]:
     def fn(x: Handle, axis: Any = -1) -> Handle:
-        if isinstance(x, NotATile):
-            raise x.mistaken()
-        if not isinstance(x, Handle) or not x.labels or isinstance(axis, Handle):
-            hint = "for two values: a + b" if name == "sum" else f"for two values: fc.{name}imum(a, b)"
-            raise FcError("trace/shape", f"fc.{name} reduces a tile", got=repr(x), loc=here(), hint=hint)
-        if x.dtype == i1:
-            raise FcError("trace/dtype", f"fc.{name} folds numbers, not conditions", got=repr(x), loc=here(), hint="convert: c.to(fc.i32)")
+        _check_folded(name, x, axis, "for two values: " + ("a + b" if name == "sum" else f"fc.{name}imum(a, b)"))
         if axis is None:
             for _ in x.labels:
                 x = fn(x, -1)
@@ -246,12 +245,7 @@ sum = _reduction("sum")
 def cumsum(x: Handle, axis: Any = -1) -> Handle:
     """The sum of each element of an axis (a number, or the range that it runs over) and those before it. Of what lies past the end of a
     tensor, zeros are added."""
-    if isinstance(x, NotATile):
-        raise x.mistaken()
-    if not isinstance(x, Handle) or not x.labels or isinstance(axis, Handle):
-        raise FcError("trace/shape", "fc.cumsum adds along an axis of a tile", got=repr(x), loc=here())
-    if x.dtype == i1:
-        raise FcError("trace/dtype", "fc.cumsum adds numbers, not conditions", got=repr(x), loc=here(), hint="convert: c.to(fc.i32)")
+    _check_folded("cumsum", x, axis)
     return Handle(current().emit("cumsum", x.value, axis=_axis_of(x, axis)), x.labels)
 
 

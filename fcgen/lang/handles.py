@@ -46,6 +46,14 @@ class NotATile(Traced):
     __mod__ = __rmod__ = __pow__ = __rpow__ = __lt__ = __le__ = __gt__ = __ge__ = __neg__ = __abs__ = __and__ = __or__ = _mistaken
 
 
+Operator = Callable[["Handle", Any], "Handle"]
+
+
+def _sides(name: str) -> tuple[Operator, Operator]:
+    """A function of the elementwise table as an operator: with the handle on its left, and on its right."""
+    return (lambda self, other: elementwise(name, self, other)), (lambda self, other: elementwise(name, other, self))
+
+
 @called("value")
 class Handle(Named, Traced):
     """A tile or a scalar of the program. Python operators are elementwise; `bool()` is refused, since no value is known yet."""
@@ -140,95 +148,21 @@ class Handle(Named, Traced):
 
     # ---- operators: elementwise ----
 
-    def __add__(self, other: Any) -> Handle:
-        return elementwise("add", self, other)
-
-    def __radd__(self, other: Any) -> Handle:
-        return elementwise("add", other, self)
-
-    def __sub__(self, other: Any) -> Handle:
-        return elementwise("sub", self, other)
-
-    def __rsub__(self, other: Any) -> Handle:
-        return elementwise("sub", other, self)
-
-    def __mul__(self, other: Any) -> Handle:
-        return elementwise("mul", self, other)
-
-    def __rmul__(self, other: Any) -> Handle:
-        return elementwise("mul", other, self)
-
-    def __floordiv__(self, other: Any) -> Handle:
-        return elementwise("floordiv", self, other)
-
-    def __rfloordiv__(self, other: Any) -> Handle:
-        return elementwise("floordiv", other, self)
-
-    def __mod__(self, other: Any) -> Handle:
-        return elementwise("mod", self, other)
-
-    def __rmod__(self, other: Any) -> Handle:
-        return elementwise("mod", other, self)
-
-    def __pow__(self, other: Any) -> Handle:
-        return elementwise("pow", self, other)
-
-    def __rpow__(self, other: Any) -> Handle:
-        return elementwise("pow", other, self)
-
-    def __and__(self, other: Any) -> Handle:
-        return elementwise("and", self, other)
-
-    def __rand__(self, other: Any) -> Handle:
-        return elementwise("and", other, self)
-
-    def __or__(self, other: Any) -> Handle:
-        return elementwise("or", self, other)
-
-    def __ror__(self, other: Any) -> Handle:
-        return elementwise("or", other, self)
-
-    def __xor__(self, other: Any) -> Handle:
-        return elementwise("xor", self, other)
-
-    def __rxor__(self, other: Any) -> Handle:
-        return elementwise("xor", other, self)
-
-    def __lshift__(self, other: Any) -> Handle:
-        return elementwise("shl", self, other)
-
-    def __rlshift__(self, other: Any) -> Handle:
-        return elementwise("shl", other, self)
-
-    def __rshift__(self, other: Any) -> Handle:
-        return elementwise("shr", self, other)
-
-    def __rrshift__(self, other: Any) -> Handle:
-        return elementwise("shr", other, self)
-
-    def __truediv__(self, other: Any) -> Handle:
-        return elementwise("div", self, other)
-
-    def __rtruediv__(self, other: Any) -> Handle:
-        return elementwise("div", other, self)
-
-    def __lt__(self, other: Any) -> Handle:
-        return elementwise("lt", self, other)
-
-    def __le__(self, other: Any) -> Handle:
-        return elementwise("le", self, other)
-
-    def __gt__(self, other: Any) -> Handle:
-        return elementwise("gt", self, other)
-
-    def __ge__(self, other: Any) -> Handle:
-        return elementwise("ge", self, other)
-
-    def __eq__(self, other: Any) -> Handle:  # type: ignore[override]
-        return elementwise("eq", self, other)
-
-    def __ne__(self, other: Any) -> Handle:  # type: ignore[override]
-        return elementwise("ne", self, other)
+    __add__, __radd__ = _sides("add")
+    __sub__, __rsub__ = _sides("sub")
+    __mul__, __rmul__ = _sides("mul")
+    __truediv__, __rtruediv__ = _sides("div")
+    __floordiv__, __rfloordiv__ = _sides("floordiv")
+    __mod__, __rmod__ = _sides("mod")
+    __pow__, __rpow__ = _sides("pow")
+    __and__, __rand__ = _sides("and")
+    __or__, __ror__ = _sides("or")
+    __xor__, __rxor__ = _sides("xor")
+    __lshift__, __rlshift__ = _sides("shl")
+    __rshift__, __rrshift__ = _sides("shr")
+    __lt__, __gt__ = _sides("lt")[0], _sides("gt")[0]
+    __le__, __ge__ = _sides("le")[0], _sides("ge")[0]
+    __eq__, __ne__ = _sides("eq")[0], _sides("ne")[0]  # type: ignore[assignment]
 
     def __neg__(self) -> Handle:
         return elementwise("neg", self)

@@ -124,10 +124,10 @@ class Spec:
                 self._sweep_last(t)
                 body = Block(tuple(t.ids), tuple(t.scope.builder.ops))
         self._check_outputs(t, sig, body)
+        for n, i in enumerate(t.ids):
+            t.names.setdefault(i, f"i{n}")
         named = t.named(sites(body, t.told))
-        ids = [replace(a, name=a.name or f"i{n}") for n, a in enumerate(named.args)]
-        named = _rename_args(named, ids)
-        grid = tuple(replace(g, name=v.name) for g, v in zip(t.grid, ids))
+        grid = tuple(replace(g, name=v.name) for g, v in zip(t.grid, named.args))
         flags = {p.name: ("out", "kept") if "inout" in p.flags else p.flags for p in sig.params if p.flags}
         flags |= dict.fromkeys(t.positive, ("positive",)) | dict.fromkeys([g.name for g in captures.gradients], ("out", "kept"))
         kernel = Kernel(self.fn.__name__, "tile", (*t.params, *captures.params, *captures.gradients), grid, (Role("all", 0, named),), flags)
@@ -206,13 +206,3 @@ def kernel(fn: Callable[..., Any]) -> Spec:
     if not inspect.isfunction(fn):
         raise FcError("trace/usage", "@fc.kernel decorates a function", got=repr(fn), loc=here())
     return Spec(fn)
-
-
-def _rename_args(block: Block, args: list[Value]) -> Block:
-    mapping = dict(zip(block.args, args))
-
-    def walk_(b: Block) -> Block:
-        return Block(tuple(mapping.get(a, a) for a in b.args), tuple(
-            replace(o, operands=tuple(mapping.get(v, v) for v in o.operands), regions=tuple(walk_(r) for r in o.regions)) for o in b.ops))
-
-    return walk_(block)

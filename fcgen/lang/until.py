@@ -95,7 +95,7 @@ def _written(block: Block, target: Op, value: Value, out: Value, at: tuple[Value
     for op in block.ops:
         if op.kind == "store":
             continue
-        ops.append(replace(op, regions=tuple(_written(r, target, value, out, at) for r in op.regions)) if op.regions else op)
+        ops.append(op.within(lambda r: _written(r, target, value, out, at)))
         if op is target:
             b = Builder(op.loc)
             v = value

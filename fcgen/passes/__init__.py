@@ -13,7 +13,7 @@ from ..errors import FcError, did_you_mean
 from ..ir.core import Kernel
 from ..ir.schedule import Schedule
 from ..ir.target import Target
-from ..ir.verify import verify
+from ..ir.verify import Known, verify
 from .machine import alloc, alternate, at_use, early_launch, early_reads, operands_first, overlap, select, sync, tidy
 from .memory import pieces, pipeline, prefetch, prologues, roles
 from .registers import branches, defer, held, place, vote
@@ -60,7 +60,7 @@ PIPELINE: tuple[Pass, ...] = (
     Pass("early_reads", early_reads.run, "tiles that meet a product's result are read while it runs"),
     Pass("overlap", overlap.run, "products in flight are waited for where their results are needed"),
     Pass("at_use", at_use.run, "rows in rings are read where element work uses them, and let go behind it"),
-    Pass("operands_first", operands_first.run, "what a left operand in registers follows from is read at once, and let go behind the product"),
+    Pass("operands_first", operands_first.run, "what a left operand in registers follows from is read at once, let go behind the product"),
     Pass("tidy", tidy.run, "scalar constants folded, nothing computed twice"),
     Pass("early_launch", early_launch.run, "with `pdl`: what touches tensors waits for the kernels in front, the rest does not"),
     Pass("alternate", alternate.run, "tiles that a loop stages for its products lie in two places in turn, where there is room"),
@@ -79,10 +79,11 @@ def run_passes(kernel: Kernel, schedule: Schedule, target: Target, stop_after: s
     if stop_after is not None and stop_after not in names:
         raise FcError("compile/schedule", "no pass has this name", expected=", ".join(names), got=stop_after,
                       hint=did_you_mean(stop_after, names))
+    known: Known = {}
     for p in PIPELINE:
         kernel = p.run(kernel, schedule, target)
         try:
-            verify(kernel)
+            verify(kernel, known=known)
         except FcError as e:
             raise FcError(e.code, f"internal error: after the pass {p.name}: {e.message}", expected=e.expected, got=e.got,
                           loc=e.loc, notes=[*e.notes, "the program:", *str(kernel).splitlines()],

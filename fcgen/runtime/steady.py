@@ -90,7 +90,9 @@ class Frame:
                  threads: int, smem: int, pdl: bool, counter: Callable[[int], int] | None = None, more: int = 0):
         self.arguments, self.counter, self.start = tuple(arguments), counter, kernel.starter()
         self.maps = [p for p in parameters if isinstance(p, Map)]
-        self._shape, self._attributes = (1, 1, threads, 1, 1, smem), OVERLAP if pdl else (0, 0)
+        #: which values, and which sizes and strides, the kernel reads
+        self.values, self.sizes = ({p.at for p in parameters if isinstance(p, kind)} for kind in (Varying, Size))
+        self.shape, self.attributes = (1, 1, threads, 1, 1, smem), OVERLAP if pdl else (0, 0)
         sizes = sum(2 * a.rank for a in arguments) + more
         head = [_CODES[k] for k in kinds] + ["Q"] * (counter is not None)
         numbers = [2 * m.box.axes - 1 for m in self.maps]
@@ -106,21 +108,19 @@ class Frame:
         self._numbers = [first + 8 * (len(head) + sizes + n) for n in itertools.accumulate([0, *numbers])]
         self._size = -(-(self._config + values.size) // tensormap.ALIGN) * tensormap.ALIGN
         self.ready: dict[tuple[Any, ...], Block] = {}
-        self._free: list[Block] = []
+        self.free: list[Block] = []
         self._keep: list[Any] = []
-        #: of sizes and strides, one by one, that TMA takes as they are: what each map says of its tensor
-        self.layouts = written_out([f"s{n}" for n in range(sizes)], f"({''.join(self._described(m) + ', ' for m in self.maps)})")
 
-    def _described(self, m: Map) -> str:
-        """`Box.layout` written out."""
+    def described(self, m: Map, places: Sequence[str]) -> list[str]:
+        """`Box.layout` written out, of sizes and strides that TMA takes as they are. places: what those of all arguments are called."""
         a = self.arguments[m.at]
-        shape, strides = ([f"s{n}" for n in range(at, at + a.rank)] for at in (a.at, a.at + a.rank))
+        shape, strides = (list(places[at:at + a.rank]) for at in (a.at, a.at + a.rank))
         if a.rank == 1:
-            return f"({shape[0]}, 1, -(-{m.box.itemsize} * {shape[0]} // 16) * 16)"
+            return [shape[0], "1", f"-(-{m.box.itemsize} * {shape[0]} // 16) * 16"]
         steps = [f"{m.box.itemsize} * {s}" for s in strides]
         if m.box.cut >= 0:
             shape, steps = m.box.with_limit(shape, steps)
-        return f"({', '.join(map(str, [*shape[::-1], *steps[-2::-1]]))})"
+        return [str(x) for x in (*shape[::-1], *steps[-2::-1])]
 
     def check_apart(self, sizes: Sequence[int], pointers: Sequence[int]) -> None:
         """Refuse outputs that share memory with themselves or with other arguments."""
@@ -130,22 +130,9 @@ class Frame:
                 overlap.check_itself(a)
         overlap.check(areas, pointers)
 
-    def once(self, stream: int, blocks: int, values: tuple[Any, ...], sizes: Sequence[int], fresh: bool) -> None:
-        """A launch that nobody expects to come back, with sizes and strides that TMA takes as they are; else as `SteadyLaunch.launch`."""
-        if not fresh:
-            self.check_apart(sizes, values)
-        if self.counter is not None:
-            values = (*values, self.counter(stream))
-        block = self.block()
-        try:
-            self.write(block, stream, blocks, values, sizes, self.layouts(*sizes))
-            self.start(block.config, block.params)
-        finally:
-            self._free.append(block)
-
     def write(self, block: Block, stream: int, blocks: int, values: Sequence[Any], sizes: Sequence[int], layouts: Sequence[Any]) -> None:
         numbers = itertools.chain.from_iterable(layouts)
-        self._pack(block.memory, block.at, blocks, *self._shape, stream, *self._attributes, *values, *sizes, *numbers)
+        self._pack(block.memory, block.at, blocks, *self.shape, stream, *self.attributes, *values, *sizes, *numbers)
         held, windows = block.held, block.windows
         for n, m in enumerate(self.maps):
             now = values[m.at], layouts[n]
@@ -158,12 +145,12 @@ class Frame:
         """A block to write: of the launch that was remembered last where there are many, else one that is free."""
         while True:
             try:
-                return self.ready.popitem()[1] if len(self.ready) >= _REMEMBERED else self._free.pop()
+                return self.ready.popitem()[1] if len(self.ready) >= _REMEMBERED else self.free.pop()
             except (KeyError, IndexError):  # other threads took them all, or none is left
                 self._allocate()
 
     def give_back(self, block: Block) -> None:
-        self._free.append(block)
+        self.free.append(block)
 
     def _allocate(self) -> None:
         raw = np.zeros(self._size * _TOGETHER + tensormap.ALIGN, np.uint8)
@@ -174,7 +161,7 @@ class Frame:
         memory = memoryview(raw)  # type: ignore[arg-type]
         for n, start in enumerate(starts.tolist()):
             windows = [m.box.window(start + tensormap.SIZE * i, start + self._numbers[i]) for i, m in enumerate(self.maps)]
-            self._free.append(Block(memory, first + self._size * n + self._config, start + self._config,
+            self.free.append(Block(memory, first + self._size * n + self._config, start + self._config,
                                     pointers.ctypes.data + pointers.strides[0] * n, windows))
 
 

@@ -45,7 +45,8 @@ class Box:
         whole = (*[1] * (self.axes - self.rank), *box)
         self._last = ((number * self.axes)(*reversed(whole)), (number * self.axes)(*[1] * self.axes),
                       *map(number, (0, _SWIZZLES[swizzle], _PROMOTION_256B, 0)))
-        self._start = driver.native().cuTensorMapEncodeTiled
+        #: what the driver writes one with, of a window's arguments; not 0 where `encode` knows better
+        self.write = driver.native().cuTensorMapEncodeTiled
 
     def layout(self, shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int, ...]:
         """What a map says of a tensor, as 64-bit numbers: its sizes, innermost first, then the strides of all but the innermost dimension
@@ -92,10 +93,10 @@ class Box:
                           got=f"{pointer:#x}, {pointer % 16} bytes past one",
                           hint=f"{self.name} looks like a slice that starts inside a row: call {self.name}.clone()")
         window.pointer.value = pointer
-        status = self._start(*window.arguments)
+        status = self.write(*window.arguments)
         if status in driver.WRONG_CONTEXT:
             with driver.entered(driver.retained(), "describing a tensor"):
-                status = self._start(*window.arguments)
+                status = self.write(*window.arguments)
         if status:
             driver.check_status(status, f"describing argument `{self.name}` to TMA (innermost first: sizes {layout[:self.axes]}, byte "
                                 f"strides {layout[self.axes:]}, box {self._box[::-1]}; swizzle {self._swizzle})", code="call/argument")

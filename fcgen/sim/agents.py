@@ -7,15 +7,14 @@ the same in all lanes. Everything that touches memory goes through index maps ma
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import FcError
 from ..ir.access import Access, along, numbers_of
-from ..ir.async_ops import reaches_tensors
 from ..ir.core import Block, Op, Role, Value
-from ..ir.elementwise import FNS, REDUCTIONS, add_at, convert, evaluate
+from ..ir.elementwise import REDUCTIONS, add_at, convert, evaluate
 from ..ir.layout import LANES, OpaqueLayout, warp_grid
 from ..ir.types import DTYPES, Buffer, Frag, Scalar
 from . import registers
@@ -24,6 +23,7 @@ from .engines import CopyEngine
 from .mbarriers import Blocked
 from .memory import WARP, decode, encode
 from .product import product
+from .steps import steps
 from .stores import StoreOps
 from .tensors import Stamp, taken
 
@@ -51,11 +51,11 @@ class Agent(AsyncOps, StoreOps):
 
     PAUSES = {**AsyncOps.PAUSES, **StoreOps.PAUSES}
 
-    @property
+    @cached_property
     def who(self) -> str:
         return f"{self.where}role {self.role.name}" if self.alone else f"{self.where}role {self.role.name}, warp {self.warp}"
 
-    @property
+    @cached_property
     def where(self) -> str:
         return f"block {self.rank} of its cluster, " if len(self.sim.barriers) > 1 else ""
 
@@ -71,37 +71,35 @@ class Agent(AsyncOps, StoreOps):
             self.stores.check_empty()
 
     def block(self, block: Block) -> Iterator[Blocked | None]:
-        seen = self.sim.coverage
-        for op in block.ops:
-            self.sim.steps += 1
-            seen.ran.add(op)
+        sim, env, core = self.sim, self.env, self.core
+        ran = sim.coverage.ran
+        code = sim.code.get(block)
+        if code is None:
+            code = sim.code[block] = steps(block, type(self), sim.contracted)
+        for op, run, flow, touched, reaches in code:
+            sim.steps += 1
+            ran.add(op)
             self.at = op
-            if self.early and reaches_tensors(op):
+            if reaches and self.early:
                 self.early = False
-                self.sim.report("sim/launch", f"{op.kind} reaches a tensor while the kernel in front may still run", op, notes=[self.who],
-                                key=("launch", op, self.role.name), hint="grid_wait in each role, before it touches tensors")
-            if op.kind in ("barrier", "cluster_sync"):
-                yield Blocked(op)
-            elif op.kind == "for":
-                yield from self.loop(op)
-            elif op.kind == "while":
-                yield from self.repeat(op)
-            elif op.kind in self.PAUSES:
-                yield from self.PAUSES[op.kind](self, op, [self.env[v] for v in op.operands])
-            elif op.kind == "if":
-                way = bool(self.env[op.operands[0]])
-                seen.ways.add((op, way))
-                region = op.regions[0 if way else 1]
-                yield from self.block(region)
-                self.env.update(zip(op.results, [self.env[v] for v in region.yielded]))
-            elif op.kind == "yield":
-                return
-            else:
-                out = self.step(op)
-                if op.results:
-                    self.env.update(zip(op.results, out if op.kind in ("settle", "fetch") else (out,)))
-                if self.core is not None and op.kind not in ("wgmma", "settle"):
-                    self.core.touch(op, self.env)
+                sim.report("sim/launch", f"{op.kind} reaches a tensor while the kernel in front may still run", op, notes=[self.who],
+                           key=("launch", op, self.role.name), hint="grid_wait in each role, before it touches tensors")
+            if run is not None:
+                run(self, env)
+                if core is not None:
+                    core.touch(op, *touched, env)
+            elif flow is not None:
+                yield from flow(self, op)
+
+    def stop(self, op: Op) -> Iterator[Blocked | None]:
+        yield Blocked(op)
+
+    def branch(self, op: Op) -> Iterator[Blocked | None]:
+        way = bool(self.env[op.operands[0]])
+        self.sim.coverage.ways.add((op, way))
+        region = op.regions[0 if way else 1]
+        yield from self.block(region)
+        self.env.update(zip(op.results, [self.env[v] for v in region.yielded]))
 
     def loop(self, op: Op) -> Iterator[Blocked | None]:
         env, body = self.env, op.regions[0]
@@ -115,31 +113,12 @@ class Agent(AsyncOps, StoreOps):
             carried = [env[v] for v in body.yielded]
         env.update(zip(op.results, carried))
 
-    def step(self, op: Op) -> Any:
-        args = [self.env[v] for v in op.operands]
-        run = getattr(self, "do_" + op.kind, None)
-        if run is not None:
-            return run(op, args)
-        if op in self.sim.contracted:
-            return self.fused(op, args)
-        if op.kind in FNS:
-            return evaluate(op.kind, op.operands[0].type.dtype, *args)
-        raise FcError("compile/unsupported", f"the simulator has no meaning for {op.kind}", loc=op.loc)
-
-    def fused(self, op: Op, args: list[Any]) -> Any:
-        """A sum with one rounding, as nvcc makes it of a product and what is added to it (float64 holds the product of two f32)."""
-        at, product = self.sim.contracted[op]
-        a, b = (np.asarray(self.env[v], np.float64) for v in product.operands)
-        exact, other = a * b, np.asarray(args[1 - at], np.float64)
-        return np.asarray(exact + other if op.kind == "add" else exact - other if at == 0 else other - exact, np.float32)
+    FLOWS: dict[str, Any] = {"barrier": stop, "cluster_sync": stop, "for": loop, "while": AsyncOps.repeat, "if": branch}
 
     def coords(self, t: Frag) -> np.ndarray:
         return registers.coords(t.layout, self.role.warps, self.warp)
 
     # ---- values ----------------------------------------------------------------------------------------------------
-
-    def do_const(self, op: Op, args: list[Any]) -> Any:
-        return convert(np.asarray(op["value"]), DTYPES[op["dtype"]])[()]
 
     def do_size(self, op: Op, args: list[Any]) -> Any:
         return np.int32(self.sim.sizes[op["dim"]])
@@ -156,13 +135,13 @@ class Agent(AsyncOps, StoreOps):
         if key not in self.sim.maps:
             (new,) = set(range(len(op.result.type.shape))) - set(op["axes"])
             self.sim.maps[key] = op.result.type.layout.drop_map(new)
-        return args[0][:, self.sim.maps[key]]
+        return args[0].take(self.sim.maps[key], 1)
 
     def do_transpose(self, op: Op, args: list[Any]) -> Any:
         return args[0]
 
     def do_select(self, op: Op, args: list[Any]) -> Any:
-        return np.where(*args).astype(op.result.type.dtype.np_dtype)
+        return np.where(*args).astype(op.result.type.dtype.np_dtype, copy=False)
 
     def do_cast(self, op: Op, args: list[Any]) -> Any:
         return convert(np.asarray(args[0]), DTYPES[op["to"]])
@@ -171,7 +150,7 @@ class Agent(AsyncOps, StoreOps):
         t = op.operands[0].type
         table = registers.groups(t.layout, op["axis"])
         wide = np.asarray(args[0], t.dtype.computed.np_dtype)  # of narrow types: folded in what they are computed in, rounded once
-        return convert(REDUCTIONS[op["fn"]][0](wide[:, table], axis=2), t.dtype)
+        return convert(REDUCTIONS[op["fn"]][0](wide.take(table, 1), axis=2), t.dtype)
 
     def do_combine(self, op: Op, args: list[Any]) -> Any:
         x, t = args[0], op.operands[0].type
@@ -296,11 +275,12 @@ class Agent(AsyncOps, StoreOps):
         j = j + (0 if layout.role == "a" else self.warp % layout.warps_n * cols)
         return np.stack([i, j], -1)
 
-    def fetch(self, op: Op, view: Any, at: np.ndarray, lanes: np.ndarray) -> np.ndarray:
+    def fetch(self, op: Op, view: Any, at: np.ndarray, lanes: np.ndarray | int) -> np.ndarray:
         """Raw units at offsets from a view, recorded as reads."""
         ring, base = view
         where = at + base // self.shared.grain
-        bad = self.shared.read(self.number, where.ravel(), np.broadcast_to(lanes, where.shape).ravel(), op)
+        by = lanes if isinstance(lanes, int) else np.broadcast_to(lanes, where.shape).ravel()
+        bad = self.shared.read(self.number, where.ravel(), by, op)
         if bad is not None:
             self.sim.conflict(bad, self, op, ring, self.sim.offsets[ring])
         return self.shared.units[where]
@@ -313,7 +293,7 @@ class Agent(AsyncOps, StoreOps):
     def do_wmma_load(self, op: Op, args: list[Any]) -> Any:
         t = op.result.type
         at = self.units(op, t, op.operands[0].type, int(args[1]), int(args[2]))
-        return decode(self.fetch(op, args[0], at, np.full((1, 1, 1), WARP)), t.dtype)
+        return decode(self.fetch(op, args[0], at, WARP), t.dtype)
 
     def put(self, op: Op, view: Any, at: np.ndarray, data: np.ndarray, lanes: np.ndarray) -> None:
         ring, base = view
@@ -355,7 +335,7 @@ class Agent(AsyncOps, StoreOps):
                 self.sim.report("sim/bounds", "ldmatrix: a row of a block is not 16 aligned bytes in shared memory", op, got=buffer.layout)
             self.sim.maps[key] = self.shared.of(address, size)
         # a lane gives the address of a row, but all lanes receive parts of it: the row is read by the warp
-        blocks = decode(self.fetch(op, args[0], self.sim.maps[key], np.full((1, 1, 1), WARP)), t.dtype)
+        blocks = decode(self.fetch(op, args[0], self.sim.maps[key], WARP), t.dtype)
         pair = per * (LANE % 4)[:, None] + np.arange(per)
         picked = blocks[:, pair, LANE[:, None] // 4] if op["trans"] else blocks[:, LANE[:, None] // 4, pair]
         return picked.transpose(1, 0, 2).reshape(LANES, -1)

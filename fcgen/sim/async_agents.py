@@ -177,8 +177,7 @@ class AsyncOps:
             self.put(op, view, np.arange(len(raw)), raw, np.zeros(1, np.int32))  # type: ignore[attr-defined]
 
     def do_fetch(self, op: Op, args: list[Any]) -> Any:
-        raw = self.fetch(op, args[0], np.arange(4 // self.shared.grain * len(op.results)),  # type: ignore[attr-defined]
-                         np.full(1, WARP))
+        raw = self.fetch(op, args[0], np.arange(4 // self.shared.grain * len(op.results)), WARP)  # type: ignore[attr-defined]
         return tuple(decode(raw.reshape(len(op.results), -1), i32))
 
     def do_row_part(self, op: Op, args: list[Any]) -> np.int32:

@@ -23,15 +23,16 @@ from ..ir.types import Buffer, Tensor
 #: ties but for the last, "huge" ones are multiples of a power of two, whose products and sums float32 knows exactly, "level" ones are both.
 #: "mixed" ones are huge in some rows and small in others, so that a rare branch is left or entered on the way; what "drifting" ones add up
 #: to goes from below zero to above it, or back, and "sunken" sums stay below; "shifted" sums lie far from zero, most of them in one place,
-#: "distant" ones very far, in steps that float32 knows; "tiny" ones go with enormous numbers. Trials 4, 8 and so on are the large ones
-KINDS = ("normal", "mixed", "shifted", "normal", "drifting", "loud", "level", "rising", "mixed",
-         "loud", "shifted", "sunken", "distant", "tiny", "falling", "drifting", "huge", "equal")
+#: "distant" ones very far, in steps that float32 knows, and "leaping" ones go there on the way, where all are equal; "quiet" ones hardly
+#: move; "tiny" ones go with enormous numbers. Trials 4, 8 and so on are the large ones
+KINDS = ("normal", "mixed", "shifted", "distant", "leaping", "loud", "level", "rising", "drifting", "loud",
+         "leaping", "sunken", "quiet", "tiny", "shifted", "falling", "huge", "equal", "mixed", "distant", "drifting")
 #: factors that go with them: large ones turn what is nearly a maximum into one, and make of small differences large ones
-FACTORS = {"tiny": 2.0**40, "shifted": 1.0, "sunken": 8.0, "drifting": 2.0, "rising": 4.0}
+FACTORS = {"tiny": 2.0**40, "shifted": 1.0, "sunken": 8.0, "drifting": 2.0, "rising": 4.0, "leaping": 1.0, "quiet": 0.25}
 #: and with the others: no two trials of a kind alike, and no factor the same as another one
 ANY, APART = (0.125, 0.25, 1.0, 32.0, 0.5), (1.0, 0.75, 1.5, 1.25)
 #: sizes of what is only ever a position: a batch, heads, groups of heads
-FEW = ((1, 2, 1), (1, 2, 2), (2, 1, 1), (2, 2, 1), (1, 3, 1), (2, 4, 2), (1, 1, 1))
+FEW = ((1, 2, 1), (1, 2, 2), (2, 1, 1), (2, 2, 1), (1, 4, 2), (2, 3, 1), (1, 1, 1))
 #: blocks of a kernel whose blocks take several tiles
 BLOCKS = (1, 2, 1, 3, 1, 2, 3)
 #: the trial whose loops take no step; the one with one row and whole tiles; the one with more heads than a tile has elements
@@ -164,6 +165,7 @@ class Draws:
         self.persistent = kernel.meta.get("persistent", "none") != "none"
         self.dims = dimensions(kernel)
         self.rows = [g.dim for g in kernel.grid if g.tile > 1 and g.dim in self.dims]
+        self.products = any(op.kind in ("dot", "mma", "wgmma", "wmma_mma") for op in walk_kernel(says))
         #: outputs that are read or added to: the caller's
         read = (op for op in walk_kernel(says) if op.results or op.get("reduce"))
         self.read = {v.name for op in read for v in op.operands if isinstance(v.type, Tensor)}
@@ -223,6 +225,9 @@ class Draws:
             elif wide and d in self.rows:
                 kind = 3
             out[d] = max(1, (count - 1) * t + max(1, rest[kind % 6]))
+            if kind % 3 == 2 and d not in self.rows and self.rows and self.rows[0] in out:
+                # where 64 rows of it, or twice as many, end with a tile, or one behind it
+                out[d] += (out[self.rows[0]] - 64 * (1 + n // 6 % 2) + n // 3 % 2 - out[d]) % t
             if n == EMPTY and d not in self.rows and d not in self.meaning.needed():
                 out[d] = 0
         return {d: out[d] for d in self.dims}
@@ -318,8 +323,15 @@ class Draws:
         #: half of the tables that a tensor has go up along their rows, the others down
         tables = (np.arange(np.prod(shape[:-2], dtype=int)) + rng.integers(6)).reshape(*shape[:-2], 1)
         ways = tables[..., None] % 2 * 2 - 1
-        if kind in ("huge", "level", "tiny"):
-            x = 2.0**-6 * rng.integers(-7, 8, shape) if kind == "tiny" else 16384.0 * rng.integers(-2, 3, shape)
+        if kind in ("leaping", "tiny") and table:
+            # sums that are exact, in stretches: near zero, far away, near again, twice as far; with tiny ones near zero is zero
+            at = np.arange(shape[-2])[:, None] * ways + (shape[-2] - 1) * (ways < 0)
+            level = np.array([0, 1, 0, 2])[(at >= rng.integers(0, max(1, shape[-2]), (3, *tables.shape, 1))).sum(0)]
+            x = rng.integers(-2, 3, shape) * ((level == 0) & (kind == "leaping") if second else 1.0)
+            x[..., :1] = 27648.0 * level if second else 1024.0 * rng.integers(17, 32, (*shape[:-1], 1))
+            x = x * np.where(np.arange(shape[-1]), 1.0, 1.0 if kind == "leaping" else 2.0**-14)
+        elif kind in ("huge", "level"):
+            x = 16384.0 * rng.integers(-2, 3, shape)
         elif kind == "mixed" and table:
             # one table ends among huge rows, the next among small ones, and one has no others
             turns = np.cumsum(rng.random(shape[:-1]) < (0.02 * (tables % 3 < 2) if second else 0.15), -1)
@@ -328,6 +340,9 @@ class Draws:
         elif kind == "drifting" and table:
             ramp = np.linspace(-1.5, 1.5, shape[-2])[:, None] * ways
             x = np.abs(x) * (np.abs(ramp) if second else ramp)
+        elif kind == "sunken" and table and not self.products:  # far below zero, behind or in front of what is nothing at all
+            at = np.arange(shape[-1]) * 2 // shape[-1]
+            x = np.where(at == rng.integers(0, 3, (*shape[:-1], 1)), -np.inf, x - 256.0)
         elif kind == "sunken" and table:
             x = np.abs(x) * (-0.25 * 16.0 ** (np.linspace(-1, 1, shape[-2])[:, None] * ways) if second else 1)
         elif kind == "shifted" and table:
@@ -337,6 +352,8 @@ class Draws:
         elif kind == "distant" and shape:
             x = 16.0 * rng.integers(-1, 2, shape)
             x[..., :1] = 27648.0 if second else 23552.0  # of a product that is no power of two, not every multiple is exact
+        elif kind == "quiet":
+            x *= 0.25
         elif kind == "loud":
             x *= rng.choice([0.5, 4.0], (*shape[:-1], 1) if shape else ())
         if kind in ("equal", "level"):

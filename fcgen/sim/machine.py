@@ -13,16 +13,17 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from math import prod
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from ..errors import FcError, Loc
-from ..ir.core import Kernel, Op, Value, walk, walk_kernel
+from ..ir.core import Block, Kernel, Op, Value, walk, walk_kernel
 from ..ir.fits import check_fits
 from ..ir.memory_map import shared_bytes
 from ..ir.named_barriers import is_one_thread
 from ..ir.target import Target
-from ..ir.types import Buffer, Frag, Mbarrier, Tensor, f32
+from ..ir.types import Buffer, Mbarrier, Tensor
 from ..ir.verify import verify
 from .addresses import Addresses
 from .agents import Agent
@@ -31,6 +32,7 @@ from .cluster import Reach
 from .coverage import Coverage
 from .mbarriers import Barriers, Blocked, crowd
 from .memory import SEVERAL, Conflict, SharedMemory
+from .steps import Step, contracted
 from .stores import StoreEngine
 from .tensorcore import TensorCore
 from .tensors import TensorConflict, TensorHistory
@@ -50,6 +52,10 @@ HINTS = {
     "sim/align": "fewer elements per access; or launches that check more (`meta aligned`), and tensors that keep it",
     "sim/leftover": "wait_group 0 before the kernel ends",
 }
+
+
+#: kernel, which is verified -> what launches of it have found out that had nothing to report
+_found: WeakKeyDictionary[Kernel, tuple[dict[Any, Any], dict[Block, list[Step]]]] = WeakKeyDictionary()
 
 
 @dataclass
@@ -72,13 +78,15 @@ def simulate(kernel: Kernel, arguments: Mapping[str, Any], target: Target, *, se
     are written where drawn arguments say, possibly nowhere or by two programs. Raises FcError only for wrong arguments."""
     if kernel.level != "machine":
         raise FcError("compile/unsupported", "the simulator runs machine IR", got=kernel.level, hint="the tile interpreter runs tile IR")
-    check_fits(verify(kernel), target)
+    check_fits(kernel if kernel in _found else verify(kernel), target)
     memory, sizes = bind(kernel, arguments)
     s = Simulation(kernel, target, memory, sizes, arguments, np.random.default_rng(seed), coverage)
     s.limit, s.excused = limit, frozenset(excused)
     s.order = {0: "late", 1: "eager"}.get(seed, "any")
     with np.errstate(all="ignore"):  # poison is NaN
         s.launch(seed, programs, blocks)
+    if not s.reports:
+        _found[kernel] = s.maps, s.code
     if programs is None and not s.reports:
         faults = (unwritten(kernel, n, history.written()) for n, history in s.history.items() if not history.given and n not in s.excused)
         s.reports += [fault for fault in faults if fault is not None]
@@ -109,7 +117,8 @@ class Simulation:
         self.excused: frozenset[str] = frozenset()
         self.early: list[tuple[Conflict, Agent, Op, str, int]] = []  # reads under another warp's copy, and when
         self.steps = 0
-        self.maps: dict[Any, Any] = {}  # addresses by op, warp and position: the same in every program
+        #: addresses by op, warp and position, and blocks as they are run: the same in every program, and in every launch without reports
+        self.maps, self.code = _found.get(kernel) or (dict[Any, Any](), dict[Block, list[Step]]())
         self.offsets = dict(zip(kernel.buffers, self._offsets()))
         #: bytes of the smallest element in shared memory: what it remembers of is as fine as that
         self.grain = min([2, *(b.type.dtype.bytes for b in kernel.buffers if isinstance(b.type, Buffer))])
@@ -424,14 +433,3 @@ class Simulation:
         i, j = np.divmod(np.arange(rows * cols), cols)
         hit = np.nonzero(t.layout.address(t.shape, t.dtype.bytes, i, j) // t.dtype.bytes == inner // t.dtype.bytes)[0]
         return f"{name} row {hit[0] // cols}, column {hit[0] % cols}" if len(hit) else f"{name} (byte {byte})"
-
-
-def contracted(kernel: Kernel) -> dict[Op, tuple[int, Op]]:
-    """f32 sums and differences of fragments -> which operand is a product that nvcc takes into them (-fmad), and the op that made it."""
-    out: dict[Op, tuple[int, Op]] = {}
-    for block in (b for role in kernel.roles for b in (role.body, *(r for op in walk(role.body) for r in op.regions))):
-        made = {op.result: op for op in block.ops if op.kind == "mul" and isinstance(op.result.type, Frag) and op.result.type.dtype == f32}
-        for op in block.ops:
-            if op.kind in ("add", "sub") and (at := next((n for n, v in enumerate(op.operands) if v in made), None)) is not None:
-                out[op] = at, made[op.operands[at]]
-    return out

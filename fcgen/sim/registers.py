@@ -21,6 +21,11 @@ def coords(layout: RegLayout, warps: int, warp: int) -> np.ndarray:
 
 
 @lru_cache(maxsize=1024)
+def first_column(layout: RegLayout, warps: int, warp: int) -> int:
+    return int(coords(layout, warps, warp)[..., 1].min())
+
+
+@lru_cache(maxsize=1024)
 def writers(layout: RegLayout, warps: int, warp: int) -> np.ndarray:
     """bool [32]: of lanes (and warps) that hold copies, the first one."""
     c = layout.coords(max(warps, layout.warps))[:, :, 0, :].reshape(-1, max(1, len(layout.axes)))

@@ -1,7 +1,8 @@
 """What rounding may do to a program: each result of its tile program moved by about one rounding, up or down as the dice say.
 
 Sums in another order move by a rounding of all that they add up; a function by one of its result; what selects, compares, or only moves
-values by none. The program's own inputs are what they are: both programs see the same.
+values by none, and neither does what has no rounding: a sum that is exact in every order, a product or a difference that float32 knows.
+The program's own inputs are what they are: both programs see the same.
 """
 
 from __future__ import annotations
@@ -19,6 +20,17 @@ from .product import product
 STEP = {"f16": 2.0**-11, "bf16": 2.0**-9, "f32": 2.0**-22, "f64": 2.0**-22, "f8e4m3": 2.0**-4, "f8e5m2": 2.0**-3}
 #: float functions without a rounding
 EXACT = frozenset(("max", "min", "neg", "abs", "floor", "ceil", "round", "trunc"))
+#: those that float64 does without one on what float32 holds, or with a much smaller one
+ARITHMETIC = frozenset(("add", "sub", "mul"))
+#: a float32 holds every multiple of a unit up to so many of them
+FITS = 2.0**24
+
+
+def grain(x: np.ndarray, axis: int) -> np.ndarray:
+    """The largest power of two that all elements along an axis are multiples of; infinite where all are zero."""
+    mantissa, exponent = np.frexp(np.where(np.isfinite(x), x, 0.0))
+    whole = np.ldexp(mantissa, 53).astype(np.int64)
+    return np.where(whole == 0, np.inf, np.ldexp((whole & -whole).astype(np.float64), exponent - 53)).min(axis=axis, initial=np.inf)
 
 
 class Shaking:
@@ -35,12 +47,21 @@ class Shaking:
         x = np.asarray(out, np.float64)
         if op.kind == "dot":
             a, b = (np.abs(np.asarray(v, np.float64)) for v in args[:2])
-            far = product(a, np.concatenate([b, np.ones((len(b), op["ones"]))], axis=1) if op.get("ones") else b) + np.abs(x)
+            b = np.concatenate([b, np.ones((len(b), op["ones"]))], axis=1) if op.get("ones") else b
+            terms = product(a, b)
+            far = np.where(terms < FITS * np.multiply.outer(grain(a, 1), grain(b, 0)), 0.0, terms + np.abs(x))
         elif op.kind == "reduce" and op["fn"] == "sum":
-            far = np.abs(np.asarray(args[0], np.float64)).sum(axis=op["axis"])
+            terms = np.abs(np.asarray(args[0], np.float64))
+            far = terms.sum(axis=op["axis"])
+            far = np.where(far < FITS * grain(terms, op["axis"]), 0.0, far)
         elif op.kind == "cumsum":
             far = np.abs(np.asarray(args[0], np.float64)).cumsum(axis=op["axis"])
-        elif op.kind == "cast" or (op.kind in FNS and op.kind not in EXACT):
+        elif op.kind == "cast":
+            far = np.where(np.asarray(args[0], np.float64) == x, 0.0, np.abs(x))
+        elif op.kind in ARITHMETIC and t.dtype.bits <= 32:
+            with np.errstate(all="ignore"):
+                far = np.where(FNS[op.kind].numpy(*(np.asarray(v, np.float64) for v in args)) == x, 0.0, np.abs(x))
+        elif op.kind in FNS and op.kind not in EXACT:
             far = np.abs(x)
         else:
             return out

@@ -55,7 +55,7 @@ class StoreEngine:
         self.agent, self.sim, self.owner = agent, agent.sim, owner
         self.open: list[Store] = []
         self.groups: list[list[Store]] = []
-        self.started = self.epoch = 0
+        self.started = self.flies = self.epoch = 0  # flies: how many have not written yet
         self.sim.names[owner] = f"{agent.who}, its bulk store"
 
     def start(self, op: Op, args: list[Any]) -> None:
@@ -85,6 +85,7 @@ class StoreEngine:
             sim.report("sim/bounds", f"a bulk store begins in front of {op.operands[0].name}: an illegal instruction (seen on an H200)", op,
                        notes=[agent.who], hint="bulk copies cut off what lies behind the end; in front, only those that load do")
         self.started += 1
+        self.flies += 1
         self.open.append(Store(op, where, args[0], tuple(i[own] for i in index), inside[own], read, written, self.started, self.epoch))
 
     # ---- what the engine does by itself -----------------------------------------------------------------------------
@@ -94,7 +95,7 @@ class StoreEngine:
         shared, now = self.agent.shared, self.agent.shared.clock[self.owner].copy()
         buffer, (ring, _) = s.op.operands[-1].type, self.agent.env[s.op.operands[-1]]
         shared.clock[self.owner] = s.read
-        bad = shared.read(self.owner, s.where, np.full(s.where.shape, WARP), s.op)
+        bad = shared.read(self.owner, s.where, WARP, s.op)
         shared.clock[self.owner] = now
         if bad is not None:
             self.sim.conflict(bad, self.agent, s.op, ring, self.sim.offsets[ring])
@@ -105,6 +106,7 @@ class StoreEngine:
         """Write the tensor."""
         assert s.data is not None
         s.done = True
+        self.flies -= 1
         at, add = tuple(i[s.inside] for i in s.index), s.op.get("reduce") == "add"
         history, memory = self.sim.history.get(s.tensor), self.sim.memory[s.tensor]
         if history is not None:
@@ -117,6 +119,8 @@ class StoreEngine:
 
     def events(self) -> list[Callable[[], None]]:
         """What it may do now."""
+        if not self.flies:
+            return []
         flying = [s for g in [*self.groups, self.open] for s in g]
         out: list[Callable[[], None]] = [partial(self.take, s) for s in flying if s.data is None]
         return [*out, *(partial(self.put, s) for s in flying if s.data is not None and not s.done)]

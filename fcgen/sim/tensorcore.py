@@ -14,7 +14,7 @@ import numpy as np
 
 from ..errors import FcError
 from ..ir.async_ops import accumulator
-from ..ir.core import Op
+from ..ir.core import Op, Value
 from ..ir.layout import RegLayout, mma_a, mma_c, warp_grid
 from ..ir.types import Buffer, Frag, Pending
 from . import descriptor, registers
@@ -61,17 +61,15 @@ class TensorCore:
 
     # ---- registers ---------------------------------------------------------------------------------------------------
 
-    def touch(self, op: Op, env: dict[Any, Any]) -> None:
+    def touch(self, op: Op, read: tuple[Value, ...], written: tuple[Value, ...], env: dict[Any, Any]) -> None:
         """An ordinary instruction reads and writes registers."""
-        for v in op.operands:
-            if isinstance(v.type, Frag):
-                x = env[v]
-                if id(x) in self.busy:
-                    self.fault(op, f"{op.kind} touches an accumulator that a wgmma in flight works on", "busy")
-                self.touched[id(x)] = x
-        for v in op.results:
-            if isinstance(v.type, Frag):
-                self.touched[id(env[v])] = env[v]
+        for v in read:
+            x = env[v]
+            if id(x) in self.busy:
+                self.fault(op, f"{op.kind} touches an accumulator that a wgmma in flight works on", "busy")
+            self.touched[id(x)] = x
+        for v in written:
+            self.touched[id(env[v])] = env[v]
 
     def fence(self) -> None:
         self.fenced = True
@@ -132,7 +130,7 @@ class TensorCore:
                 maps[key] = np.concatenate([at[first:first + 16] for at in blocks]), [part for at in blocks for part in runs(at)]
             own, read = maps[key]
         width = out.shape[1] // warp_grid(out.layout)[1]
-        left = int(registers.coords(out.layout, self.agent.role.warps, self.agent.warp)[..., 1].min())
+        left = registers.first_column(out.layout, self.agent.role.warps, self.agent.warp)
         key = ("wgmma b", id(op), args[1][1], beside, left)
         if key not in maps:
             before = b.shape[1] - b.layout.panel if op.get("first") else 0  # columns of an instruction of their own

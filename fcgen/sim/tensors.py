@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..ir.core import Op
-from .memory import NOBODY, SEVERAL
+from .memory import NOBODY, SEVERAL, count
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class TensorHistory:
         bad = self._race(who, at, lanes, kind)
         if bad is None and kind != "store" and not self.given:
             never = self.marks["store"].program[at] == NOBODY if "store" in self.marks else np.ones(at.shape, bool)
-            if never.any():
+            if count(never):
                 bad = self._at("unwritten", int(at[never][0]))
         self.marks.setdefault(kind, Marks(int(np.prod(self.shape)))).record(who, at, lanes, number, join=kind != "store")
         return bad
@@ -115,7 +115,7 @@ class TensorHistory:
             if other in self.marks:
                 m = self.marks[other]
                 bad = m.unordered(who, at, lanes)
-                if bad.any():
+                if count(bad):
                     g = int(at[bad][0])
                     return self._at("race", g, self.ops[m.op[g]], int(m.program[g]), int(m.agent[g]))
         if kind == "store" and len(ordered := np.sort(at)) > 1 and (same := ordered[1:] == ordered[:-1]).any():

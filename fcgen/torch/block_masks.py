@@ -28,6 +28,9 @@ _LEAST = 64, 16
 #: who makes a conjunction that cannot be traced, and what it is called there
 _ELSEWHERE = ("torch.nn.attention.flex_attention", "transformers.masking_utils")
 _JOINS = {"and_mask": and_masks, "or_mask": or_masks}
+#: what torch.vmap is made of in the dispatcher
+_VMAP = [getattr(torch._C.DispatchKey, f"FuncTorch{name}")
+         for name in ("Batched", "VmapMode", "DynamicLayerFrontMode", "DynamicLayerBackMode")]
 #: block mask -> (versions of its lists, whether its function says them all)
 _seen: weakref.WeakKeyDictionary[Any, tuple[Any, bool]] = weakref.WeakKeyDictionary()
 
@@ -69,7 +72,7 @@ class Lists(NamedTuple):
             return self
         if self.lists[0].is_cuda and torch.cuda.is_current_stream_capturing():
             return self
-        mask = theirs.create_mask(self.mask, b, h, rows, columns, device=self.lists[0].device)
+        mask = evaluated(self.mask, (b, h, rows, columns), self.lists[0].device)
         wholes = self.table().repeat_interleave(tall, 2)[:, :, :rows].repeat_interleave(wide, 3)[..., :columns]
         return self._replace(said=torch.equal(mask, ((wholes == 1) & mask) | (wholes == 2)))
 
@@ -85,6 +88,16 @@ class Lists(NamedTuple):
         table = table.expand(batch, heads, *table.shape[2:])
         some = variants.listed(table, tall, wide)
         return some if mask is None else some & variants.unless_full(table, tall, wide, mask), None
+
+
+def evaluated(mask: Any, shape: tuple[int, int, int, int], device: Any) -> torch.Tensor:
+    """A mask_mod by torch, at all places of [B, H, M, N]. An operator that a mode of torch's dispatcher calls (one that counts, or looks at
+    what operators do, as the first run of a compiled graph) must not dispatch to what came before the mode: torch's vmap, which evaluates
+    the mask, is of that, and is allowed again."""
+    with torch._C._PreserveDispatchKeyGuard():
+        for key in _VMAP:
+            torch._C._dispatch_tls_set_dispatch_key_excluded(key, False)
+        return theirs.create_mask(mask, *shape, device=device)
 
 
 def _all_seen(mask: Any) -> bool:
@@ -121,7 +134,7 @@ def call(q: Any, k: Any, v: Any, score: Any, shown: Lists | None, scale: Any, ls
             raise
         if scored is not None:
             attention()  # is it the score function that cannot be traced? Then that is said
-    table = theirs.create_mask(shown.mask, batch, heads, rows, k.shape[2], device=q.device)
+    table = evaluated(shown.mask, (batch, heads, rows, k.shape[2]), q.device)
     return attention(*shown.functions(batch, heads, variants.table(table, table.shape)))
 
 

@@ -18,7 +18,7 @@ from ..attend.torch_op import define
 from ..attend.varlen import attention_varlen
 from ..dropout import Dropout
 from ..errors import FcError
-from . import steady, variants
+from . import variants
 
 #: no end of a window
 OPEN = -1
@@ -30,7 +30,7 @@ def recorded(*tensors: Any) -> bool:
         return True
     if torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state() is not None:
         return True
-    return any(type(t).__name__ in ("FakeTensor", "FunctionalTensor") for t in tensors)
+    return any([type(t) is not torch.Tensor and type(t).__name__ in ("FakeTensor", "FunctionalTensor") for t in tensors])
 
 
 def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, table: torch.Tensor | None = None, sinks: torch.Tensor | None = None,
@@ -65,13 +65,7 @@ def _attend(q: Any, k: Any, v: Any, table: Any, sinks: Any, causal: str, left: i
     if table is None and sinks is None and left < 0 and right < 0 and not chunk and not softcap and not dropout and causal != "shifted":
         out = None if q.shape[3] == v.shape[3] else like_q(q, v)
         return forward.attention(q, k, v, causal=False if causal == "none" else causal, scale=scale, return_lse=lse, out=out)
-    given = tuple([t for t in (q, k, v, table, sinks) if t is not None])
-    key = causal, left, right, shift, chunk, softcap, scale, lse, table is None, sinks is None
-    found = None if dropout else steady.run(key, given, lambda: (like_q(q, v), rows_of(q)) if lse else (like_q(q, v),))
-    if found is not None:
-        return found if lse else found[0]
-    slow = partial(_with_functions, q, k, v, table, sinks, causal, left, right, shift, chunk, softcap, dropout, scale, lse)
-    return slow() if dropout else steady.learn(key, {"Q": 0, "K": 1, "V": 2}, given, slow)
+    return _with_functions(q, k, v, table, sinks, causal, left, right, shift, chunk, softcap, dropout, scale, lse)
 
 
 def _with_functions(q: Any, k: Any, v: Any, table: Any, sinks: Any, causal: str, left: int, right: int, shift: int, chunk: int,

@@ -9,15 +9,16 @@ only where `fallback="torch"` asks for it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from ..attend import calls, forward
+from ..attend import forward
 from ..attend.calls import HEADS
+from ..attend.variants import Functions, functions
 from ..errors import FcError
-from .core import attend, recorded, refuse
+from . import variants
+from .core import attend, refuse
 
 #: what fcgen has no kernel for, and torch perhaps has
 _LACKING = ("call/argument", "compile/unsupported", "compile/budget")
@@ -31,9 +32,11 @@ def scaled_dot_product_attention(query: torch.Tensor, key: torch.Tensor, value: 
     query: [..., H, L, E]; key: [..., Hkv, S, E]; value: [..., Hkv, S, Ev]; f16 or bf16, on a GPU. attn_mask: bools or floats that
     broadcast to [..., H, L, S]. fallback: "torch" calls torch's own where fcgen says that it has no kernel.
     """
-    if (attn_mask is None and fallback is None and not torch.compiler.is_compiling() and (scale is None or type(scale) is float)
-            and type(is_causal) is bool and not dropout_p and _seen(query, key, value, enable_gqa)):
-        return forward.attention(query, key, value, causal="top_left" if is_causal else False, scale=scale)
+    if fallback is None and not torch.compiler.is_compiling() and (scale is None or type(scale) is float) and type(is_causal) is bool \
+            and not dropout_p and (attn_mask is None or not is_causal):
+        found = _known(query, key, value, attn_mask, is_causal, scale, enable_gqa)
+        if found is not None:
+            return found
     if fallback is not None and fallback != "torch":
         raise FcError("call/argument", "argument `fallback` is not one that there is", expected='None or "torch"', got=repr(fallback))
     if torch.is_autocast_enabled("cuda"):
@@ -42,10 +45,7 @@ def scaled_dot_product_attention(query: torch.Tensor, key: torch.Tensor, value: 
     if fallback is None:
         if problem is not None:
             refuse(*problem)
-        out = _attention(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
-        if not torch.compiler.is_compiling():
-            _remember(query, key, value)
-        return out
+        return _attention(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
     if problem is None:
         try:
             return _attention(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
@@ -56,29 +56,33 @@ def scaled_dot_product_attention(query: torch.Tensor, key: torch.Tensor, value: 
                                                             enable_gqa=enable_gqa)
 
 
-#: guards over classes, dtypes, devices and axes of tensors that were taken as they are
-_kinds: list[Callable[..., bool]] = []
-
-
-def _seen(q: Any, k: Any, v: Any, gqa: Any) -> bool:
-    """Is this a plain call of a kind that went well: nothing to cast, broadcast or pad, and nothing that records it?"""
+def _known(q: Any, k: Any, v: Any, mask: Any, causal: bool, scale: float | None, gqa: Any) -> Any:
+    """The result of a call of a kind that went well: nothing to cast, broadcast or pad, and nothing that records it. None for others."""
+    if torch.is_autocast_enabled("cuda") or torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state() is not None:
+        return None
     try:
-        if q.is_nested or k.is_nested or v.is_nested or torch.is_autocast_enabled("cuda") or torch._C._len_torch_dispatch_stack():
-            return False
-        if not any([alike(q, k, v) for alike in _kinds]) or torch._C._get_tracing_state() is not None:
-            return False
-    except AttributeError:  # no tensors
-        return False
-    (b, h, _, d), (kb, kh, n, kd), (vb, vh, vn, e) = q.shape, k.shape, v.shape
-    heads = kh == vh and (h == kh or (gqa is True and kh and h % kh == 0))
-    return bool(heads and b == kb == vb and n == vn and d == kd == e and d in HEADS and n and
-                q.stride(3) == k.stride(3) == v.stride(3) == 1)
+        if q.shape[1] != k.shape[1] and gqa is not True:
+            return None
+        given = None if mask is None else _functions_of(q, k, mask)
+    except (AttributeError, IndexError, RuntimeError, ValueError):  # no tensors, nested ones, or others than [B, H, M, D]
+        return None
+    return forward.known(q, k, v, "top_left" if causal else False, scale, given) if mask is None or given is not None else None
 
 
-def _remember(q: Any, k: Any, v: Any) -> None:
-    plain = all(type(x) is torch.Tensor and x.dim() == 4 and not x.requires_grad for x in (q, k, v))
-    if plain and calls._guards() is not None and not recorded(q, k, v) and not any([alike(q, k, v) for alike in _kinds]):
-        _kinds[:] = [calls.guard((q, k, v)), *_kinds[:3]]
+def _functions_of(q: Any, k: Any, mask: Any) -> Functions | None:
+    """What becomes of a mask that `_problem_of_mask` and `_as_table` have nothing to do for."""
+    if type(mask) is not torch.Tensor or mask.requires_grad or mask.device != q.device:
+        return None
+    bools, (b, h, m, _), n = mask.dtype is torch.bool, q.shape, k.shape[2]
+    if mask.dim() == 2:
+        mask = mask[None, None]
+    mb, mh, mm, mn = mask.shape
+    if not ((mb == 1 or mb == b) and (mh == 1 or mh == h) and (mm == 1 or mm == m) and (mn == 1 or mn == n)):
+        return None
+    if not (bools or mask.dtype is torch.float32 or mask.dtype is q.dtype):
+        return None
+    at = variants.table(mask, (b, h, m, n))
+    return functions(mask=at) if bools else functions(score=variants.added(at))
 
 
 def _attention(q: Any, k: Any, v: Any, mask: Any, dropout: float, causal: bool, scale: float | None, gqa: bool) -> Any:

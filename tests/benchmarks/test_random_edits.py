@@ -9,11 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.alike import alike, masks_more
+from benchmarks.alike import alike
 from benchmarks.edits import EDITS
 from benchmarks.random_edits import edited, keep, kept, program, reason, run, shipped, sound, summary
+from benchmarks.same_values import only_numbers, same_values
 from fcgen.build.compiler import from_text
 from fcgen.errors import FcError
+from fcgen.sim.trial import run_trials
 
 KERNELS = ("sm_90a ROWS 0", "sm_90a ROWS 3", "sm_89 wmma 0", "example gemm")
 
@@ -71,14 +73,16 @@ def test_kernels_that_take_the_same_steps(old: str, new: str, same: bool) -> Non
     assert alike(a, b, every=19) == same
 
 
-def test_more_tiles_that_are_masked_do_no_harm_and_fewer_do() -> None:
+def test_whole_numbers_that_are_other_do_no_harm_where_the_values_are_the_same() -> None:
+    p, oracle = program("sm_89 mma 0")
     more, fewer = (re.sub(r"(%whole_to = )max (%\w+), (%\w+)", text, TEXT) for text in (r"\1min \2, \3", r"\1add \2, \2"))
-    assert TEXT not in (more, fewer)
-    before = from_text(TEXT, "kernel.fc")
-    assert masks_more(before, from_text(more, "edited.fc"), 19) and not masks_more(before, from_text(fewer, "edited.fc"), 7)
-    assert not alike(before, from_text(more, "edited.fc"), 7)
     swapped = re.sub(r"sub (%\w+), (%\w+) : frag", r"sub \2, \1 : frag", TEXT, count=1)
-    assert swapped != TEXT and not masks_more(before, from_text(swapped, "edited.fc"), 19)
+    assert len({TEXT, more, fewer, swapped}) == 4
+    assert not only_numbers(p.machine, from_text(swapped, "edited.fc"))
+    assert all(only_numbers(p.machine, from_text(text, "edited.fc")) for text in (more, fewer))
+    assert same_values(p.machine, from_text(more, "edited.fc"), p.target, oracle, 9, 2)  # more tiles are masked
+    with pytest.raises(FcError):
+        same_values(p.machine, from_text(fewer, "edited.fc"), p.target, oracle, 5, 12)
 
 
 def test_results_go_on_behind_a_line_that_was_cut_off(tmp_path: Path) -> None:
@@ -92,3 +96,19 @@ def test_results_go_on_behind_a_line_that_was_cut_off(tmp_path: Path) -> None:
     lines = summary(kept(path))
     assert {"edits             2", "reported          1", "silent, unjudged  1", "traceback         0", "seconds           3"} <= set(lines)
     assert lines[-1] == "  silent: k:1 grid | "
+
+
+@pytest.mark.parametrize(("kernel", "old", "new", "trial"), [
+    ("sm_90a CHUNK 0", "= if %any_far.4 {", "= if %any_moved {", 4),  # far rows that this tile does not move
+    ("sm_90a FINE 3", r"yield (%m.2, %acc.3), %\d+, %any_far.3", r"yield \1, %m.2, %any_far.3", 12),  # where no row of a warp is moved
+    ("sm_90a FINE 2", "value = 63,", "value = 64,", 8),  # a tile more than are copied, where 128 rows end with it
+    ("sm_80 mma 6", "= floordiv %H, %G", "= floordiv %G, %H", 11),  # several heads in several groups
+    ("example softmax", "yield %top, %l", "yield %base, %l", 11),  # a row that begins with minus infinities
+])
+def test_edits_that_rare_inputs_show_are_reported(kernel: str, old: str, new: str, trial: int) -> None:
+    p, oracle = program(kernel)
+    text = re.sub(old, new, str(p.machine), count=1) if "\\" in old else str(p.machine).replace(old, new, 1)
+    assert text != str(p.machine)
+    run_trials(p.machine, p.target, seeds=3, against=oracle, first=trial, most=1)
+    with pytest.raises(FcError):
+        run_trials(from_text(text, "edited.fc"), p.target, seeds=3, against=oracle, first=trial, most=1)

@@ -18,7 +18,6 @@ NAMES = ("gemm_nn", "gemm_nt", "gemm_f32", "gram_odd", "row_softmax", "norm_gemm
 @pytest.mark.parametrize("name", NAMES)
 def test_chosen_schedules(name):
     case, arch = CASES[name], fc.gpu_target()
-    arch = "sm_90a" if arch == "sm_90" else arch
     found = choose(case.spec, compiler.target(arch), case.binding, case.large)
     program = case.spec.compile(target=arch, schedule=found.schedule, check=False, **case.binding)
     program.why = found.why  # as if it had been compiled without a schedule

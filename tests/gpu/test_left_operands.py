@@ -12,7 +12,7 @@ HOPPER = {"math": "wgmma", "copy": "tma", "epilogue": "tma", "persistent": "stat
 
 
 def needs_hopper():
-    if fc.gpu_target() != "sm_90":
+    if fc.gpu_target() != "sm_90a":
         pytest.skip("instructions of Hopper")
 
 

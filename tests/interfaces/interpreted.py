@@ -11,13 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from fcgen.attend import blocks, calls, forward, variants, varlen
+from fcgen.attend import blocks, calls, forward, packed, variants, varlen
 from fcgen.build import captured
 from fcgen.build.program import Program
 from fcgen.ir.sizes import is_made
 from fcgen.ir.types import DTYPES
 from fcgen.runtime import tensors
-from fcgen.torch import sdpa, steady
 from tests.runtime.pretend import Driver, install, real_torch
 
 
@@ -57,10 +56,8 @@ class Interpreted:
 
 def alone(monkeypatch: Any) -> None:
     """No program that others made is found from here on, and none that is made is left to them."""
-    for module, name in ((variants, "_kept"), (blocks, "_programs"), (captured, "_shared"), (captured, "_families"), (calls, "_kinds"), (steady, "_known")):
+    for module, name in ((variants, "_kept"), (blocks, "_programs"), (captured, "_shared"), (captured, "_families"), (calls, "kinds"), (packed, "kinds")):
         monkeypatch.setattr(module, name, {})
-    monkeypatch.setattr(calls, "recent", ())
-    monkeypatch.setattr(sdpa, "_kinds", [])
     for module in (forward, variants, varlen, blocks):
         for name, kept in list(vars(module).items()):
             if hasattr(kept, "cache_clear"):
@@ -74,6 +71,7 @@ def interpreted(monkeypatch: Any) -> list[Program]:
     real_torch(monkeypatch)
     monkeypatch.setattr(Program, "launcher", property(Interpreted))
     monkeypatch.setattr(variants, "_fits", lambda program: True)
-    monkeypatch.setattr(calls, "learn", lambda *_: None)
+    for module in (calls, packed):
+        monkeypatch.setattr(module, "learn", lambda *_: None)
     monkeypatch.setattr(Interpreted, "seen", [])
     return Interpreted.seen

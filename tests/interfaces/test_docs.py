@@ -1,4 +1,4 @@
-"""The examples in docs/ of PyTorch's, FlashAttention's and Hugging Face's interfaces run as they stand, but for the device."""
+"""The examples in docs/ of interfaces run as they stand, but for the device."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs torch: pip install fcgen[torch]")
 pytestmark = pytest.mark.filterwarnings("ignore")
 DOCS = Path(__file__).resolve().parents[2] / "docs"
-EXAMPLES = [(name, n, code) for name in ("torch", "flash_attention", "transformers")
+EXAMPLES = [(name, n, code) for name in ("torch", "flash_attention", "transformers", "interfaces")
             for n, code in enumerate(re.findall(r"```python\n(.*?)```", (DOCS / f"{name}.md").read_text(encoding="utf-8"), re.DOTALL))]
 
 

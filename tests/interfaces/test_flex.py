@@ -150,6 +150,20 @@ def test_one_graph_for_all_lengths_and_all_that_functions_hold(kernels, fresh):
     assert len(made) == graphs <= 3 and "fcgen.flex" in str(made[-1].code)
 
 
+@pytest.mark.parametrize("name", ["documents", "not to be traced"])
+def test_masks_are_evaluated_in_modes_of_torchs_dispatcher(kernels, name):
+    """The first run of a compiled graph is in one, and operators that stand below it cannot reach torch.vmap as they are."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    doc, keys = held()["doc"], held()["keys"]
+    function = (lambda b, h, i, j: doc[i] == doc[j]) if name == "documents" else lambda b, h, i, j: keys.cumsum(0)[j] > i / 2
+    q, k, v = inputs()
+    mask = block_mask(function)
+    want = fcgen.flex_attention(q, k, v, block_mask=mask)
+    with FlopCounterMode(display=False):
+        assert torch.equal(fcgen.flex_attention(q, k, v, block_mask=mask), want)
+
+
 def test_a_function_made_inside_of_a_graph_is_refused_there_and_works_around_it(kernels, fresh):
     def block(q, k, v):
         table = q.sum(dim=(0, 2, 3)).float() * 0

@@ -7,11 +7,13 @@ import hashlib
 import pytest
 
 torch = pytest.importorskip("torch", reason="needs torch: pip install fcgen[torch]")
+import fcgen  # noqa: E402
+from fcgen import masks, scores  # noqa: E402
+from fcgen.attend import calls, forward, packed, varlen  # noqa: E402
 from fcgen.build import compiler  # noqa: E402
 from fcgen.errors import FcError  # noqa: E402
 from fcgen.launch import Launcher  # noqa: E402
 from fcgen.runtime import cache, cubin, nvrtc  # noqa: E402
-from fcgen.torch import steady  # noqa: E402
 from fcgen.torch.core import attend  # noqa: E402
 from tests.interfaces.interpreted import alone  # noqa: E402
 from tests.runtime.pretend import Driver, install, real_torch  # noqa: E402
@@ -42,11 +44,15 @@ def launched(monkeypatch):
         status = launch(config, function, params, extra)
         grid, *_, arguments = fake.launches[-1]
         of = names[fake.cubins[function - 1]]
-        out.append((grid, tuple((key, x) for key, x in zip(of, arguments) if key[1] not in ("O", "LSE"))))
+        out.append((grid, (("kernel", fake.cubins[function - 1]), *((key, x) for key, x in zip(of, arguments) if key[1] not in MADE))))
         return status
 
     monkeypatch.setattr(fake, "cuLaunchKernelEx", seen)
     return out
+
+
+#: tensors that calls make
+MADE = ("O", "LSE", "Sequence", "Number", "Count", "List")
 
 
 class Anything(dict):
@@ -74,15 +80,70 @@ def test_other_tensors_of_the_same_sizes_are_launched_as_the_slow_way_would(laun
     call = lambda given: attend(*given, **DENSE[name])
     before, given = tensors(), tensors()
     call(before)
-    assert len(steady._known) == 1
+    call(before)
     with monkeypatch.context() as patch:
-        patch.setattr(steady, "learn", None)  # no slow way
+        patch.setattr(forward, "_unknown", None)  # no slow way
         out = call(given)
-    steady._known.clear()
+    calls.kinds.clear()
     call(given)
-    first, known, slow = (dict(arguments) | {"grid": grid} for grid, arguments in launched)
+    first, _, known, slow = (dict(arguments) | {"grid": grid} for grid, arguments in launched)
     assert [key for key in slow if slow[key] != known.get(key)] == [] and known != first
     assert isinstance(out, tuple) == bool(DENSE[name].get("lse"))
+
+
+CU, KU, USED = (torch.tensor(x, dtype=torch.int32) for x in ([0, 10, 10, 33], [0, 20, 40, 50], [8, 0, 23]))
+IDS, BIAS = [(torch.arange(400, dtype=torch.int32) + n) // 100 for n in range(4)], [torch.randn(4) for _ in range(4)]
+USED_KEYS = USED.clone()
+
+
+def long_ones(n=400):
+    return half(1, 4, n, 64), half(1, 2, n, 64), half(1, 2, n, 64)
+
+
+def packed_ones(rows=33, keys=50):
+    return half(rows, 4, 64), half(keys, 2, 64), half(keys, 2, 64)
+
+
+def closure(by, bias):
+    return lambda s, b, h, i, j: s * by + bias[h]
+
+
+HELD = {
+    "a closure": (tensors, lambda x, n: fcgen.attention(*x, score=closure(1.5 + n, BIAS[n]))),
+    "a mask that is made at the call": (tensors, lambda x, n: fcgen.attention(*x, mask=masks.window(5 + n, 2) & masks.causal(n))),
+    "lists of blocks": (long_ones, lambda x, n: fcgen.attention(*x, mask=masks.documents(IDS[n]))),
+    "lists of blocks, causal": (long_ones, lambda x, n: fcgen.attention(*x, causal="bottom_right", mask=masks.documents(IDS[n]), return_lse=True)),
+    "dropout": (tensors, lambda x, n: fcgen.attention(*x, dropout=fcgen.Dropout(0.25, 7 + n, 1 << 40))),
+    "packed": (packed_ones, lambda x, n: fcgen.attention_varlen(*x, CU, KU)),
+    "packed, of one tensor of lengths": (packed_ones, lambda x, n: fcgen.attention_varlen(x[0], *(t[:33] for t in x[1:]), CU, CU, causal=True)),
+    "packed, a window, lengths that are used": (packed_ones, lambda x, n: fcgen.attention_varlen(*x, CU, KU, 23, 20, seqused_q=USED, seqused_k=USED_KEYS,
+                                                                                           window=(3 + n, None), return_lse=True)),
+    "packed, with functions": (packed_ones, lambda x, n: fcgen.attention_varlen(*x, CU, KU, causal=True, score=scores.soft_cap(5.0 + n), sinks=SINKS))}
+
+
+@pytest.mark.parametrize("name", HELD)
+def test_what_a_call_holds_is_read_at_the_call(launched, name, monkeypatch):
+    make, call = HELD[name]
+    held = [(make(), n) for n in range(4)]
+    for x, n in held[:2]:
+        call(x, n)
+    each = len(launched) // 2
+    with monkeypatch.context() as patch:
+        patch.setattr(forward, "_unknown", None)  # no slow way
+        patch.setattr(varlen, "learns", None)
+        compiled = fcgen.compile_count()
+        for x, n in held[1:]:
+            call(x, n)
+    assert fcgen.compile_count() == compiled
+    known = launched[2 * each:]
+    del launched[:]
+    calls.kinds.clear()
+    packed.kinds.clear()
+    for x, n in held[1:]:
+        call(x, n)
+    different = lambda a, b: [k for k in dict(a[1]) if dict(a[1])[k] != dict(b[1])[k]]
+    assert len(known) == len(launched) == 3 * each and [a[0] for a in known] == [b[0] for b in launched]
+    assert [different(a, b) for a, b in zip(known, launched)] == [[]] * (3 * each)
 
 
 def test_what_is_not_such_a_call_goes_the_slow_way(launched):

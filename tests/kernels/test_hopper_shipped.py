@@ -40,7 +40,7 @@ def trip_counts(p: Program) -> range:
 def run(p: Program, mask: str, spec: str, trips: int, scale: float) -> None:
     """The last row tile and the last key tile are not whole."""
     dtype, tiles = DTYPE[spec], dict(p.schedule.tiles)
-    blocks = 2 if p.schedule.persistent == "none" else max(4, 7 - 2 * trips)
+    blocks = 2 if p.schedule.persistent == "none" else max(2, 7 - 2 * trips)
     m, n, d, e = (blocks - 1) * tiles["BLOCK_M"] + 3, trips * tiles["BLOCK_N"] - 5, p.params[0].type.dims[3], p.params[2].type.dims[3]
     rng = np.random.default_rng(trips)
     q, k, v = (fc.round_to(rng.standard_normal((1, 1, s, d)).astype(np.float32), dtype) for s, d in ((m, d), (n, d), (n, e)))

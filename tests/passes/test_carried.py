@@ -135,7 +135,7 @@ def test_operands_in_registers_are_carried_with_what_reads_them(spec, trips, mor
 
 
 def test_operands_that_two_iterations_have_no_registers_for_are_waited_for():
-    p = compiled(prepared, tiles={"BLOCK_M": 64, "BLOCK_N": 256, "BLOCK_K": 64}, warps=4)
+    p = compiled(prepared, tiles={"BLOCK_M": 64, "BLOCK_N": 256, "BLOCK_K": 32}, warps=4)
     q = compiled(prepared, tiles={"BLOCK_M": 64, "BLOCK_N": 256, "BLOCK_K": 128}, warps=4)
     assert ("wgmma_wait" in loop_kinds(p), "wgmma_wait" in loop_kinds(q)) == (True, False)
 

@@ -52,3 +52,9 @@ def test_copies_of_a_loop_are_one_run_of_tiles(down):
     """One tile before, one after: not one of each around every copy."""
     after = run_passes(program(down).tile, program(down).schedule, program(down).target, stop_after="skew")
     assert sum(o.kind == "if" for o in walk(after.body)) == 1
+
+
+def test_a_product_that_some_tiles_mask_does_not_run_late():
+    """Its mask would run with the tile behind it, which may be one that has none."""
+    with pytest.raises(fc.FcError, match="cannot run late: what masks its result"):
+        _ = program(False, late="s+acc").machine

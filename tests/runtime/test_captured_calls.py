@@ -164,7 +164,7 @@ def test_without_a_schedule_one_is_chosen_once(world: World, monkeypatch: pytest
     scaled = lambda n: lambda x, i: x * n
     for a in (1.0, 2.0):
         mapped(*pair(), f=scaled(a))
-    assert chosen == ["sm_90"] and len(world.fake.launches) == 2
+    assert chosen == ["sm_90a"] and len(world.fake.launches) == 2
 
 
 def test_a_schedule_is_chosen_for_a_spec_whose_function_holds_a_tensor() -> None:
@@ -183,7 +183,7 @@ def test_an_array_of_the_specs_own_is_bound_at_the_call(world: World, monkeypatc
         (rows,) = fc.grid(fc.tile(X.M, "BLOCK_M"))
         fc.store(Y[rows], fc.load(X[rows]) * fc.load(row[rows]))
 
-    p = spec.compile(target="sm_90", schedule=SCHEDULE, D=16)
+    p = spec.compile(target="sm_90a", schedule=SCHEDULE, D=16)
     world.expect(p)
     for _ in range(2):
         row = Tensor((64,), F32)

@@ -60,8 +60,7 @@ def world(monkeypatch):
         return made[key]
 
     monkeypatch.setattr(forward, "compiled", compiled)
-    monkeypatch.setattr(calls, "_kinds", {})
-    monkeypatch.setattr(calls, "recent", ())
+    monkeypatch.setattr(calls, "kinds", {})
     forward._arch.cache_clear()
     yield t, fake
     forward._arch.cache_clear()
@@ -125,7 +124,7 @@ def test_other_options_are_other_calls(world, change):
     fcgen.attention(*qkv)
     fcgen.attention(*qkv, **change)
     fcgen.attention(*qkv, **change)
-    assert len(calls._kinds) == (1 if "scale" in change else 2) and len(fake.launches) == 3
+    assert len(calls.kinds) == (1 if "scale" in change else 2) and len(fake.launches) == 3
     if "scale" in change:
         assert read(fake)["scale"] == change["scale"]
     elif "causal" in change or "return_lse" in change or "schedule" in change:
@@ -226,7 +225,7 @@ def test_numpys_true_is_true(world):
     t, fake = world
     for causal in [True, np.True_, True, np.True_] * 6:
         fcgen.attention(*three(t), causal=causal)
-    assert len(fake.launches) == 24 and len(fake.programs) == 1 and len(calls._kinds) == 1
+    assert len(fake.launches) == 24 and len(fake.programs) == 1 and len(calls.kinds) == 1
 
 
 def test_the_stream_is_the_current_one(world, monkeypatch):
@@ -264,7 +263,7 @@ def test_no_tensor_is_kept_alive(world):
 def test_what_is_not_torch_goes_the_long_way(world):
     with pytest.raises(FcError, match="is not a tensor"):
         fcgen.attention(None, None, None)
-    assert not calls._kinds
+    assert not calls.kinds
 
 
 @pytest.mark.parametrize("given", [False, True])
@@ -329,8 +328,6 @@ def test_a_call_is_little_work(world, given, lengths, most):
     t._C._dynamo.guards.TensorGuards = lambda *a, **k: types.SimpleNamespace(check=lambda *a: True)
     for _ in range(20):
         fcgen.attention(*three(t), causal="top_left", out=Tensor((2, 4, 256, 64), t.float16) if given else None)
-    if len(lengths) > 1:
-        calls.recent = ()
     for n in lengths:
         qkv, out = three(t, (2, 4, n, 64)), Tensor((2, 4, n, 64), t.float16)
         made[0], out = out, out if given else None

@@ -252,7 +252,7 @@ def test_a_failed_call_leaves_the_launcher_in_order(fake, monkeypatch):
     call = made()
     given = {"X": Tensor((64, 64), F16), "Y": Tensor((64, 64), F16), "scale": 1}
     call(given)
-    monkeypatch.setattr(call._loaded[0].frame.maps[0].box, "_start", lambda *a: 1)
+    monkeypatch.setattr(call._loaded[0].frame.maps[0].box, "write", lambda *a: 1)
     monkeypatch.setattr(fake, "cuGetErrorName", lambda e: (0, b"CUDA_ERROR_INVALID_VALUE"), raising=False)
     monkeypatch.setattr(fake, "cuGetErrorString", lambda e: (0, b"invalid argument"), raising=False)
     with pytest.raises(FcError, match="describing argument `X`"):

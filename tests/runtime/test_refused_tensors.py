@@ -9,7 +9,7 @@ from pretend import Driver, install, real_torch
 from test_forward_steady import Program
 
 import fcgen
-from fcgen.attend import calls, forward
+from fcgen.attend import calls, forward, guards
 from fcgen.errors import FcError
 from fcgen.runtime import tensors
 
@@ -31,8 +31,7 @@ def fake(monkeypatch):
         return made[key]
 
     monkeypatch.setattr(forward, "compiled", compiled)
-    monkeypatch.setattr(calls, "_kinds", {})
-    monkeypatch.setattr(calls, "recent", ())
+    monkeypatch.setattr(calls, "kinds", {})
     forward._arch.cache_clear()
     yield fake
     forward._arch.cache_clear()
@@ -199,19 +198,15 @@ def test_out_has_memory_of_its_own(fake, name, before):
 
 
 def test_guards_are_still_what_the_short_way_takes_them_for():
-    """`calls` rests on these answers of torch's."""
+    """`guards` rests on these answers of torch's."""
     like = (tensor(), tensor(), tensor())
-    loose, exact = calls.guard(like), calls.guard(like, sizes=True)
-    growing = calls.guard(like, sizes=True, growing=True)
+    loose, exact = guards.guard(like), guards.guard(like, sizes=True)
     longer = (tensor(), tensor(2, 4, 65, 64), tensor(2, 4, 65, 64))
-    cut = (tensor(), *(tensor(2, 4, 64, 64)[:, :, :9] for _ in range(2)))
-    assert [g(*like) for g in (loose, exact, growing)] == [True] * 3
-    assert [g(*longer) for g in (loose, exact, growing)] == [True, False, False]
-    assert [g(*cut) for g in (loose, exact, growing)] == [True, False, True]
+    assert [g(*like) for g in (loose, exact)] == [True, True] and [g(*longer) for g in (loose, exact)] == [True, False]
     others = [tensor().float(), tensor()[0], tensor(device="meta"), tensor(requires_grad=True), torch._neg_view(tensor()),
               torch.nn.Parameter(tensor(), requires_grad=False), tensor().as_subclass(Named), fake_tensor(), None, 3, [1.0]]
     for other in others:
-        for g in (loose, exact, growing):
+        for g in (loose, exact):
             assert not g(other, *like[1:]) and not g(*like[:2], other)
     with torch.inference_mode():
         assert not loose(*like)

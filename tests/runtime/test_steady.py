@@ -106,17 +106,6 @@ def test_launches_with_other_sizes_share_blocks_and_no_values(made):
     assert [read(c)[3] for c in kernel.calls] == [n + 6 for n in range(49)] * 2 and len(set(kernel.at)) == 49
 
 
-def test_a_launch_that_nobody_expects_back_leaves_nothing_behind(made):
-    frame = a_launch()[0].frame
-    kernel = frame.start.__self__
-    for rows in range(1, 300):
-        frame.once(rows, 9, (16 * (rows % 2), 32, ONE), [rows, 64, 64, 1, rows, 1], True)
-    assert [read(c) for c in kernel.calls] == [(n, 16 * (n % 2), 32, n, ONE) for n in range(1, 300)]
-    assert not frame.ready and len(set(kernel.at)) == 1, "one block, over and over"
-    frame.once(0, 9, (16, 32, ONE), [299, 64, 64, 1, 5, 1], True)
-    assert len(made) == 299, "a map that a block still holds is not made again"
-
-
 def test_a_block_belongs_to_one_launch_at_a_time(made):
     """A launch inside of a launch (a signal handler, another thread) with the same values has another block."""
     steady_launch, kernel = a_launch()
@@ -136,8 +125,7 @@ def test_the_counter_is_the_streams(made):
     steady_launch, seen = a_launch(counter=lambda stream: 1000 + stream)
     for stream in (1, 2, 1):
         steady_launch.launch(stream, (16, 32, ONE))
-    steady_launch.frame.once(2, 9, (16, 32, ONE), steady_launch.sizes, True)
-    assert [read(c) for c in seen.calls] == [(s, 16, 32, 7, ONE, 1000 + s) for s in (1, 2, 1, 2)]
+    assert [read(c) for c in seen.calls] == [(s, 16, 32, 7, ONE, 1000 + s) for s in (1, 2, 1)]
 
 
 def test_a_tensor_that_cannot_be_described_launches_nothing_and_spoils_nothing(made, monkeypatch):
@@ -172,7 +160,6 @@ def test_an_output_has_memory_of_its_own_or_nothing_is_launched(made, sizes, poi
             steady_launch.launch(0, values)
         assert len(seen.calls) == 2
     else:
-        for launch in (steady_launch.launch, lambda stream, values: steady_launch.frame.once(stream, 9, values, sizes, False)):
-            with pytest.raises(FcError, match=said):
-                launch(0, values)
+        with pytest.raises(FcError, match=said):
+            steady_launch.launch(0, values)
         assert not seen.calls

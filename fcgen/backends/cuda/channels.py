@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from itertools import product
 
 from ...errors import FcError
 from ...ir.access import Access
 from ...ir.async_ops import boxes, share
-from ...ir.core import Block, Kernel, Op, Value, walk, walk_kernel
+from ...ir.core import Op, Value
 from ...ir.types import Buffer, Cursor, Scalar, Tensor
 from ..targets.hopper import HINTS
 from .boxes import Boxes
 from .emit import Emitter, emits
-from .flow import emit_block, move
-from .text import CTYPES, ZERO, X, add, binary
+from .flow import carry_in, carry_out, emit_block, move
+from .text import ZERO, X, add, binary
 
 ONE = "if (threadIdx.x == 0) "  # in a block of one role
 
@@ -33,32 +32,6 @@ def _cursor(em: Emitter, op: Op) -> None:
     em.w.line(f"uint32_t {parity} = 0;")
 
 
-def walked(kernel: Kernel) -> dict[Value, set[Value]]:
-    """cursor -> the rings and barriers whose slots it says, in all of its role."""
-    sets: dict[Value, tuple[set[Value], set[Value]]] = {}  # a value -> (the positions of one ring, what they are read with)
-
-    def of(v: Value) -> tuple[set[Value], set[Value]]:
-        return sets.setdefault(v, ({v}, set()))
-
-    def join(a: Value, b: Value) -> None:
-        (x, rings), (y, more) = of(a), of(b)
-        if x is not y:
-            x |= y
-            rings |= more
-            sets.update(dict.fromkeys(y, (x, rings)))
-
-    for op in walk_kernel(kernel):
-        for v in (v for v in op.operands if isinstance(v.type, Cursor)):
-            of(v)[1].update(o for o in op.operands if o in kernel.buffers)
-        pairs = [(op.operands[0], op.result)] if op.kind == "advance" else []
-        for r in op.regions:
-            pairs += [*zip(op.operands[::-1], r.args[::-1]), *zip(op.results[::-1], r.yielded[::-1])]
-        for a, b in pairs:
-            if isinstance(a.type, Cursor):
-                join(a, b)
-    return {v: rings for v, (_, rings) in sets.items()}
-
-
 @emits("advance")
 def _advance(em: Emitter, op: Op) -> None:
     old, new = op.operands[0], op.result
@@ -68,23 +41,6 @@ def _advance(em: Emitter, op: Op) -> None:
     else:
         em.w.line(f"{parity} ^= 1;")
     em.changed(*filter(None, (slot, parity)))
-
-
-def check_cursors(block: Block, views: Mapping[Value, list[Value]] | None = None) -> None:
-    """A cursor is one pair of variables that `advance` changes in place: nothing may read the old position afterwards, nor a slot that was
-    found with it. views: cursor -> slots."""
-    if views is None:
-        views = {c: [op.result for op in walk(block) if op.kind == "slot" and op.operands[1] is c]
-                 for c in {op.operands[1] for op in walk(block) if op.kind == "slot"}}
-    for n, op in enumerate(block.ops):
-        for r in op.regions:
-            check_cursors(r, views)
-        old = [op.operands[0]] if op.kind == "advance" else [v for v in op.operands if isinstance(v.type, Cursor)] if op.regions else []
-        gone = {v for c in old for v in (c, *views.get(c, ()))}
-        for later in block.ops[n + 1:] if gone else ():
-            if any(not gone.isdisjoint(o.operands) for o in (later, *(x for r in later.regions for x in walk(r)))):
-                raise FcError("compile/unsupported", "a ring's position is read after it has moved on", loc=later.loc,
-                              hint="put the op in front of the advance")
 
 
 def _bar(em: Emitter, bars: Value, cursor: Value, lag: int = 0) -> X:
@@ -123,21 +79,6 @@ def _arrive(em: Emitter, op: Op) -> None:
         em.w.line(f"for (int i = 0; i < {blocks}; ++i) {em.fn('mbar_arrive_cluster')}({bar}, i);")
     else:
         em.w.line(f"if (lane < {blocks}) {em.fn('mbar_arrive_cluster')}({bar}, lane);")
-
-
-@emits("cluster_sync")
-def _cluster_sync(em: Emitter, op: Op) -> None:
-    em.w.line(f"{em.fn('cluster_sync')}();")
-
-
-@emits("grid_wait")
-def _grid_wait(em: Emitter, op: Op) -> None:
-    em.w.line(f"{em.fn('grid_wait')}();  // until the kernels in front have ended: tensors may be touched from here on")
-
-
-@emits("launch_dependents")
-def _launch_dependents(em: Emitter, op: Op) -> None:
-    em.w.line(f"{em.fn('launch_dependents')}();")
 
 
 @emits("tma_load")
@@ -200,15 +141,9 @@ def _start(em: Emitter, op: Op) -> None:
     em.w.line(f"if (warp / 4 == {em.kernel.warps // 4 - 1}) {em.fn('bar_arrive')}({op['id']}, 256);")
 
 
-@emits("block_index")
-def _block_index(em: Emitter, op: Op) -> None:
-    em.scalars[op.result] = X("int(blockIdx.x)")
-    em.nonneg.add(op.result)
-
-
-@emits("block_count")
-def _block_count(em: Emitter, op: Op) -> None:
-    em.scalars[op.result] = X("int(gridDim.x)")
+@emits("block_index", "block_count")
+def _block(em: Emitter, op: Op) -> None:
+    em.scalars[op.result] = X("int(blockIdx.x)" if op.kind == "block_index" else "int(gridDim.x)")
     em.nonneg.add(op.result)
 
 
@@ -261,17 +196,11 @@ def _fetch(em: Emitter, op: Op) -> None:
 @emits("while")
 def _while(em: Emitter, op: Op) -> None:
     body = op.regions[0]
-    names: dict[Value, str] = {}
-    for arg, init in zip(body.args, op.operands[1:]):
-        if isinstance(arg.type, Cursor):
-            em.cursors[arg] = em.cursors[init]
-        elif isinstance(arg.type, Scalar):
-            names[arg] = em.names(arg.name, "t")
-            em.w.line(f"{CTYPES[arg.type.dtype.name]} {names[arg]} = {em.scalar(init)};")
-            if init in em.nonneg:
-                em.nonneg.add(arg)
-        else:
-            raise FcError("compile/unsupported", "a while loop carries scalars and cursors", got=arg.type, loc=op.loc)
+    other = next((a.type for a in body.args if not isinstance(a.type, (Scalar, Cursor))), None)
+    if other is not None:
+        raise FcError("compile/unsupported", "a while loop carries scalars and cursors", got=other, loc=op.loc)
+    names = carry_in(em, body.args, op.operands[1:])
+    em.nonneg.update(arg for arg, init in zip(body.args, op.operands[1:]) if arg in names and init in em.nonneg)
     go = em.names("go")
     em.w.line(f"bool {go} = {em.scalar(op.operands[0])};")
     em.open(f"while ({go}) {{")
@@ -283,9 +212,5 @@ def _while(em: Emitter, op: Op) -> None:
     em.w.line(f"{go} = {cond};")
     move(em, pairs, names)
     em.close()
-    for r, arg in zip(op.results, body.args):
-        if isinstance(arg.type, Cursor):
-            em.cursors[r] = em.cursors[arg]
-        else:
-            em.scalars[r] = X(names[arg], depth=em.depth)
+    carry_out(em, op.results, body.args, names)
 

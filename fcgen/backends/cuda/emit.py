@@ -7,7 +7,8 @@ blocks is hoisted to the innermost of those (`hoist`), so that loop-invariant ad
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,10 +17,10 @@ from ...errors import FcError, Loc
 from ...ir.core import Kernel, Op, Value
 from ...ir.layout import LANES, RegLayout
 from ...ir.target import Instr, Target
-from ...ir.types import Buffer, Frag, Pending, Scalar, Tensor
+from ...ir.types import Buffer, Frag, Pending, Tensor
 from .names import Names, comment
 from .plan import Plan, make_plan
-from .text import MEMTYPES, UNARY, ZERO, Segment, Writer, X, add, binary, call, closed_form, literal, register_type
+from .text import MEMTYPES, ZERO, Segment, Writer, X, add, binary, call, closed_form, register_type
 from .words import wished
 
 
@@ -134,6 +135,15 @@ class Emitter:
     def close(self, text: str = "}") -> None:
         self.frames.pop()
         self.w.close(text)
+
+    @contextmanager
+    def only(self, test: X | None) -> Iterator[None]:
+        """Where there is a test, a block that it guards."""
+        if test is not None:
+            self.open(f"if ({test}) {{")
+        yield
+        if test is not None:
+            self.close()
 
     def turn(self, text: str) -> None:
         """Close a block and open its other branch. What is hoisted out of that one stands in front of both."""
@@ -377,6 +387,3 @@ def emits(*kinds: str):
 
 def memtype(v: Value) -> str:
     return MEMTYPES[v.type.dtype.name]
-
-
-__all__ = ["EMIT", "UNARY", "Emitter", "Frame", "Scalar", "Unrolled", "emits", "literal", "memtype"]

@@ -13,7 +13,7 @@ import numpy as np
 from ...errors import FcError
 from ...ir.core import Op, Value
 from ...ir.elementwise import FNS, to_dtype
-from ...ir.layout import OpaqueLayout, RegLayout
+from ...ir.layout import OpaqueLayout
 from ...ir.types import DType, Frag, Scalar
 from .emit import EMIT, Emitter, emits
 from .text import CTYPES, TERNARY, UNARY, X, add, binary, call, literal
@@ -313,10 +313,6 @@ def slice_table(em: Emitter, op: Op) -> tuple[X, np.ndarray]:
                               got=src.type.layout, loc=op.loc)
         rows.append(inner[n % len(inner)][np.array(regs)])
     return over, np.array(rows)
-
-
-def is_regs(v: Value) -> bool:
-    return isinstance(v.type, Frag) and isinstance(v.type.layout, RegLayout)
 
 
 def is_opaque(v: Value) -> bool:

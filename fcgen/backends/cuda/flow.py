@@ -8,7 +8,7 @@ from ...errors import FcError
 from ...ir.core import Block, Op, Value
 from ...ir.layout import OpaqueLayout
 from ...ir.named_barriers import PARTS
-from ...ir.types import Buffer, Cursor, Frag, Scalar
+from ...ir.types import Cursor, Frag, Scalar
 from .emit import EMIT, Emitter, Unrolled, emits
 from .expr import nonneg
 from .frag import evaluate_into
@@ -95,20 +95,12 @@ def _for(em: Emitter, op: Op) -> None:
     index, carried = body.args[0], body.args[1:]
     em.comment([op.loc])
     _declare_carried(em, op, op.results)
-    names: dict[Value, str] = {}
-    for arg, init in zip(carried, op.operands[2:]):
-        if isinstance(arg.type, Scalar):
-            names[arg] = em.names(arg.name)
-            em.w.line(f"{CTYPES[arg.type.dtype.name]} {names[arg]} = {em.scalar(init)};")
-        elif isinstance(arg.type, Cursor):
-            em.cursors[arg] = em.cursors[init]
-        elif isinstance(arg.type, Buffer):
-            raise FcError("compile/unsupported", "a loop cannot carry a shared-memory buffer", loc=op.loc)
+    names = carry_in(em, carried, op.operands[2:])
     move(em, [(a, i) for a, i in zip(carried, op.operands[2:]) if isinstance(a.type, Frag)], names)
     a, b = em.fold(lo), em.fold(hi)
     expanded = bool(op.get("unroll")) and a is not None and b is not None
     if expanded and b <= a:  # type: ignore[operator]
-        _carry_out(em, op, names)
+        carry_out(em, op.results, carried, names)
         return
     if op.get("part"):
         em.w.line(comment(f"{op['part']} part of the range"))
@@ -140,12 +132,24 @@ def _for(em: Emitter, op: Op) -> None:
     move(em, list(zip(carried, body.yielded)), names)
     em.close()
     em.last_loc = last if em.last_loc == last else None
-    _carry_out(em, op, names)
+    carry_out(em, op.results, carried, names)
 
 
-def _carry_out(em: Emitter, op: Op, names: dict[Value, str]) -> None:
+def carry_in(em: Emitter, args: tuple[Value, ...], inits: tuple[Value, ...]) -> dict[Value, str]:
+    """Variables for the scalars that a loop carries, and the positions that it begins with."""
+    names: dict[Value, str] = {}
+    for arg, init in zip(args, inits):
+        if isinstance(arg.type, Scalar):
+            names[arg] = em.names(arg.name)
+            em.w.line(f"{CTYPES[arg.type.dtype.name]} {names[arg]} = {em.scalar(init)};")
+        elif isinstance(arg.type, Cursor):
+            em.cursors[arg] = em.cursors[init]
+    return names
+
+
+def carry_out(em: Emitter, results: tuple[Value, ...], args: tuple[Value, ...], names: dict[Value, str]) -> None:
     """A loop's scalar results and ring positions are the variables it carried."""
-    for r, c in zip(op.results, op.regions[0].args[1:]):
+    for r, c in zip(results, args):
         if isinstance(r.type, Scalar):
             em.scalars[r] = X(names[c], depth=em.depth)
         elif isinstance(r.type, Cursor):
@@ -194,14 +198,16 @@ def _branch(em: Emitter, op: Op, block: Block, names: dict[Value, str]) -> None:
     move(em, list(zip(op.results, block.yielded)), names)
 
 
-@emits("commit_group")
-def _commit(em: Emitter, op: Op) -> None:
-    em.w.line(f"{em.fn('commit_group')}();")
+#: ops that are one call of the function with their name -> the attribute that says how many groups may be left, what is remarked
+CALLS = {"commit_group": ("", ""), "wait_group": ("n", ""), "wgmma_commit": ("", ""),
+         "bulk_commit": ("", "of a thread that started none: an empty group"), "proxy_fence": ("", ""), "cluster_sync": ("", ""),
+         "grid_wait": ("", "until the kernels in front have ended: tensors may be touched from here on"), "launch_dependents": ("", "")}
 
 
-@emits("wait_group")
-def _wait(em: Emitter, op: Op) -> None:
-    em.w.line(f"{em.fn('wait_group')}<{op['n']}>();")
+@emits(*CALLS)
+def _call(em: Emitter, op: Op) -> None:
+    count, remark = CALLS[op.kind]
+    em.w.line(f"{em.fn(op.kind)}{f'<{op[count]}>' if count else ''}();{f'  // {remark}' if remark else ''}")
 
 
 @emits("barrier", "syncwarp")

@@ -116,6 +116,14 @@ def evaluate_into(em: Emitter, name: str, v: Value) -> None:
         fill(em, name, t, lambda regs: regs.value(v, _full(t), final=True))
 
 
+def put(em: Emitter, v: Value | None, into: Value) -> str:
+    """The array of `into`, with v in it if there is one: copied where it does not lie there already."""
+    name = em.declare(into)
+    if v is not None and (v in em.plan.fused or em.plan.root(em.plan.base(v)) is not em.plan.root(into)):
+        evaluate_into(em, name, v)
+    return name
+
+
 def _evaluate(em: Emitter, name: str, op: Op) -> None:
     """Compute what the op makes into the array `name`, packed elements together where there are instructions for that."""
     t = op.result.type
@@ -250,15 +258,7 @@ def _reduce(em: Emitter, op: Op) -> None:
             out.append(f"{name}[{j}] = {apply(em, f, dtype, [X('part[0]'), X('part[1]')])};")
         return out
 
-    if rows == 1:
-        if chains == 2 and per_row > 1:
-            em.w.open("{")
-        for t in row(X("0")):
-            em.w.line(t)
-        if chains == 2 and per_row > 1:
-            em.w.close()
-    else:
-        em.w.loop(rows, "j", row)
+    em.w.loop(rows, "j", row, block=chains == 2)
 
 
 def _max3(em: Emitter, op: Op, src: Value, layout: RegLayout, first: X, steps: np.ndarray, name: str, j: X) -> list[str]:

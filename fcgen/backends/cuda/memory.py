@@ -14,7 +14,7 @@ from .emit import Emitter, emits, memtype
 from .expr import nonneg
 from .frag import one_by_one, stored
 from .smem import Addresses, byte_address
-from .text import CTYPES, LESS, UNARY, ZERO, X, add, binary, call, mul
+from .text import LESS, UNARY, ZERO, X, add, binary, call, mul
 
 _TAGS = {d.name: "b32" if d.per_register > 1 or d.name == "u32" else d.name for d in DTYPES.values()}
 
@@ -181,17 +181,8 @@ def _cp_async(em: Emitter, op: Op) -> None:
         # zero bytes taken: nothing is read, so the address may lie past the tensor and needs no clamp
         return [f"{em.fn(fill)}({to.address(i)}, {at}, {inside.within(4)} ? {taken} : 0);", *walk]
 
-    predicate = _copies(em, layout)
-    if predicate is not None:
-        em.w.open(f"if ({predicate}) {{")
-    em.w.loop(n, "i", body)
-    if predicate is not None:
-        em.w.close()
-
-
-def _copies(em: Emitter, layout: RegLayout) -> X | None:
-    """A tile too small for all threads: only one of those with copies moves it."""
-    return em.writer_predicate(layout, None)
+    with em.only(em.writer_predicate(layout, None)):  # of a tile too small for all threads: one of those with copies moves it
+        em.w.loop(n, "i", body)
 
 
 def registers(dtype: DType, name: str, i: X, vec: int) -> tuple[str, int]:
@@ -248,8 +239,6 @@ def _st_global(em: Emitter, op: Op) -> None:
     rect = Rectangle(em, op, layout, vec)
     dst = rect.pointer()
     rect.prepare()
-    predicate = em.writer_predicate(layout, op.loc)
-
     def body(i: X) -> list[str]:
         inside, at = rect.inside(i), rect.offset(i)
         to = add(dst, at)
@@ -265,11 +254,8 @@ def _st_global(em: Emitter, op: Op) -> None:
             text = f"{em.fn(f'st_global_{_TAGS[dtype.name]}x{per}')}({to}, {into});"
         return [text if inside is None else f"if ({inside}) {text}"]
 
-    if predicate is not None:
-        em.open(f"if ({predicate}) {{")
-    em.w.loop(layout.regs // vec, "i", body)
-    if predicate is not None:
-        em.close()
+    with em.only(em.writer_predicate(layout, op.loc)):
+        em.w.loop(layout.regs // vec, "i", body)
 
 
 # ---- shared memory and registers -------------------------------------------------------------------------------------
@@ -327,8 +313,6 @@ def _st_shared(em: Emitter, op: Op) -> None:
     em.comment([op.loc])
     access, vec = _shared(em, op, v, buffer, row, col)
     name = stored(em, v)
-    predicate = em.writer_predicate(layout, op.loc)
-
     def body(i: X) -> list[str]:
         if dtype.bits == 1:
             at = mul(i, vec)
@@ -340,11 +324,8 @@ def _st_shared(em: Emitter, op: Op) -> None:
         into, per = registers(dtype, name, i, vec)
         return [f"{em.fn(f'st_shared_{_TAGS[dtype.name]}x{per}')}({access.address(i)}, {into});"]
 
-    if predicate is not None:
-        em.open(f"if ({predicate}) {{")
-    em.w.loop(layout.regs // vec, "i", body)
-    if predicate is not None:
-        em.close()
+    with em.only(em.writer_predicate(layout, op.loc)):
+        em.w.loop(layout.regs // vec, "i", body)
 
 
 @emits("ldmatrix")
@@ -381,6 +362,3 @@ def _ldmatrix(em: Emitter, op: Op) -> None:
         return [f"{fn}({into}, {access.address(i)});"]
 
     em.w.loop(blocks // count, "i", body)
-
-
-__all__ = ["CTYPES", "Rectangle"]

@@ -9,7 +9,7 @@ from ...ir.core import Op, Value
 from ...ir.layout import RegLayout
 from .emit import Emitter, emits
 from .expr import slice_table
-from .frag import evaluate_into, locs_of
+from .frag import locs_of, put
 from .text import ZERO, X, add
 
 
@@ -55,9 +55,7 @@ def _mma(em: Emitter, op: Op) -> None:
                 agree = (at[:, 0] == ct[:, 0]) & (bt[:, 1] == ct[:, 1]) & (at[:, 1] == bt[:, 0])
                 assert agree.all(), "the three fragments split one product over the warps"
     em.comment([*locs_of(em, op)])
-    name = em.declare(op.result)
-    if em.plan.root(em.plan.base(acc)) is not em.plan.root(op.result) or acc in em.plan.fused:
-        evaluate_into(em, name, acc)
+    name = put(em, acc, op.result)
     fn = em.fn(rec.name)
     vm, vn, vk = (X(v) if n > 1 else X("0") for v, n in (("mi", len(ms)), ("ni", len(ns)), ("ki", depth)))
 
@@ -85,13 +83,7 @@ def _mma(em: Emitter, op: Op) -> None:
 
     start = em.form(tcs[:, 0, 0], part, f"part_{name}")
     text = (f"{fn}({pointer(op.result, tc, vm, vn, False, start)}, {pointer(a, ta, vm, vk, True)}, {pointer(b, tb, vk, vn, True)});")
-    loops = [(v.text, n) for v, n in ((vk, depth), (vm, len(ms)), (vn, len(ns))) if n > 1]
-    for v, n in loops:
-        em.w.line("#pragma unroll")
-        em.w.line(f"for (int {v} = 0; {v} < {n}; ++{v})")
-        em.w.indent += 1
-    em.w.line(text)
-    em.w.indent -= len(loops)
+    em.w.nest({"ki": depth, "mi": len(ms), "ni": len(ns)}, [text])
 
 
 def _columns(em: Emitter, op: Op) -> tuple[X, list[int]]:

@@ -40,6 +40,13 @@ def code_of(line: str) -> str:
     return line.split("//", 1)[0]
 
 
+@lru_cache(maxsize=8192)
+def words_in(line: str) -> tuple[str, ...]:
+    """A line's identifiers, those of its comment left out."""
+    return tuple(WORD.findall(code_of(line)))
+
+
+@lru_cache(maxsize=4096)
 def comment(text: str) -> str:
     """`// text`: one line whatever the text is, that does not join the next one to it."""
     out = "".join(c if c.isprintable() and c != MARK else f"<{ord(c):x}>" for c in text[: WIDEST + 1]).strip()

@@ -88,7 +88,7 @@ def _params(em: Emitter) -> tuple[ParamSpec, ...]:
         out = [p for p in out if p.kind != "ptr" or em.pname[em.kernel.param(p.name)] in words]
     out = [*maps, *out, *([ParamSpec("counter", "counter", -1, "int*")] if em.counter else [])]
     out += [ParamSpec("scalar", p.name, -1, CTYPES[p.type.dtype.name]) for p in em.kernel.params if isinstance(p.type, Scalar)]
-    dims = dict.fromkeys(d for p in em.kernel.params if isinstance(p.type, Tensor) for d in p.type.dims if isinstance(d, str))
+    dims = em.kernel.dims
     out += [ParamSpec("size", d, -1, "int") for d in [*dims, *(s for s in em.sizes if s not in dims)] if d in em.sizes]
     return tuple(out)
 

@@ -14,13 +14,13 @@ from ...errors import FcError, Loc
 from ...ir.core import Kernel, Role, Value, walk, walk_kernel
 from ...ir.named_barriers import of_role
 from ...ir.registers import at_launch
+from ...ir.rings import check_cursors, walked
 from ...ir.target import Target
 from ...ir.types import Buffer, Frag, Mbarrier, Pending, Scalar
-from .channels import check_cursors, walked
 from .emit import Emitter
 from .flow import emit_block
 from .grid import grid
-from .names import WORD, code_of, comment
+from .names import comment, words_in
 from .text import X
 from .wgmma import fences
 
@@ -128,7 +128,7 @@ def _role(em: Emitter, role: Role, first: int) -> list[tuple[int, str, Loc | Non
 
 def words_of(lines: list[tuple[int, str, Loc | None]]) -> set[str]:
     """The identifiers of lines, comments left out."""
-    return {w for _, t, _ in lines for w in WORD.findall(code_of(t))}
+    return {w for _, t, _ in lines for w in words_in(t)}
 
 
 def used_lines(lines: list[tuple[int, str, Loc | None]]) -> list[tuple[int, str, Loc | None]]:
@@ -143,6 +143,6 @@ def used_lines(lines: list[tuple[int, str, Loc | None]]) -> list[tuple[int, str,
         found = CONSTANT.match(t)
         if found is None or nearest.get(found[1] or found[2], len(lines)) < (outer[-1] if outer else len(lines)):
             kept.append(lines[n])
-            nearest.update(dict.fromkeys(WORD.findall(code_of(t)), n))
+            nearest.update(dict.fromkeys(words_in(t), n))
         outer.append(n)
     return kept[::-1]

@@ -67,10 +67,4 @@ def _cumsum(em: Emitter, op: Op) -> None:
                 f"    {name}[{at}] = {name}[{at}] + before;"]
         return out
 
-    if len(rows) == 1:
-        em.w.open("{")
-        for line in row(X("0")):
-            em.w.line(line)
-        em.w.close()
-    else:
-        em.w.loop(len(rows), "j", row)
+    em.w.loop(len(rows), "j", row, block=True)

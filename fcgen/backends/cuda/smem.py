@@ -13,7 +13,7 @@ import numpy as np
 from ...ir.core import Op, Value
 from ...ir.types import Buffer, Cursor
 from .emit import Emitter, emits
-from .text import ADD, BITS, ZERO, X, add, binary, call, mul
+from .text import ADD, BITS, ZERO, X, add, binary, mul
 
 SWIZZLE_MASK = {32: 0x10, 64: 0x30, 128: 0x70}
 
@@ -190,6 +190,3 @@ def _slot(em: Emitter, op: Op) -> None:
     x = add(base, mul(which, t.slot_bytes))
     wish = op.result.name or f"{name}_{'next' if op['ahead'] else 'slot'}"
     em.scalars[op.result] = em.hoist("uint32_t", wish, X(x.text, x.prec, max(which.depth, base.depth)))
-
-
-__all__ = ["Addresses", "byte_address", "call", "linear", "split"]

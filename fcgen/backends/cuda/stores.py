@@ -66,11 +66,6 @@ def _tma_store(em: Emitter, op: Op) -> None:
     em.close()
 
 
-@emits("bulk_commit")
-def _commit(em: Emitter, op: Op) -> None:
-    em.w.line(f"{em.fn('bulk_commit')}();  // of a thread that started none: an empty group")
-
-
 @emits("bulk_wait")
 def _wait(em: Emitter, op: Op) -> None:
     em.w.line(f"{em.fn('bulk_wait_read' if op['read'] else 'bulk_wait')}<{op['n']}>();")

@@ -207,13 +207,29 @@ class Writer:
         self.root.items.append(seg)
         return seg
 
-    def loop(self, n: int, var: str, body: Callable[[X], list[str]], start: int = 0) -> None:
-        """An unrolled loop over [start, n); one trip is written without the loop."""
-        if n - start <= 0:
-            return
+    def nest(self, loops: dict[str, int], lines: list[str]) -> None:
+        """Lines inside of unrolled loops, variable -> how many trips; one of a single trip is left out."""
+        many = {v: n for v, n in loops.items() if n > 1}
+        for v, n in many.items():
+            self.line("#pragma unroll")
+            self.line(f"for (int {v} = 0; {v} < {n}; ++{v})" + (" {" if len(lines) > 1 and v == [*many][-1] else ""))
+            self.indent += 1
+        for line in lines:
+            self.line(line)
+        self.indent -= len(many)
+        if many and len(lines) > 1:
+            self.root.line("}", self.loc, self.indent + len(many) - 1)
+
+    def loop(self, n: int, var: str, body: Callable[[X], list[str]], start: int = 0, block: bool = False) -> None:
+        """An unrolled loop over [start, n); one trip is written without the loop. block: as a block of its own."""
         if n - start == 1:
+            if block:
+                self.open("{")
             for t in body(X(str(start))):
                 self.line(t)
+            if block:
+                self.close()
+        if n - start <= 1:
             return
         lines = body(X(var))
         if len(lines) == 1 and len(lines[0]) > 0 and not lines[0].rstrip().endswith("}"):

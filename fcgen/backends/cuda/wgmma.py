@@ -14,7 +14,7 @@ from ...ir.core import Block, Op, Value
 from ...ir.layout import warp_grid, wgmma_a
 from ...ir.types import Buffer, Frag, Pending
 from .emit import Emitter, emits
-from .frag import evaluate_into, locs_of, stored
+from .frag import locs_of, put, stored
 from .text import ZERO, X, add, mul, register_type
 
 SWIZZLE_CODE = {128: 1, 64: 2, 32: 3}
@@ -51,21 +51,13 @@ def _fence(em: Emitter, op: Op) -> None:
     for product in em.fences.get(id(op), ()):
         em.comment(locs_of(em, product))
         a, acc = product.operands[0], accumulator(product)
-        name = em.declare(product.result)
-        if acc is not None:
-            if acc in em.plan.fused or em.plan.root(em.plan.base(acc)) is not em.plan.root(product.result):
-                evaluate_into(em, name, acc)
-            if not isinstance(acc.type, Pending):
-                _touch(em, product.result)
+        put(em, acc, product.result)
+        if acc is not None and not isinstance(acc.type, Pending):
+            _touch(em, product.result)
         if isinstance(a.type, Frag):
             stored(em, a)
             _touch(em, a)
     em.w.line(f"{em.fn('wgmma_fence')}();")
-
-
-@emits("wgmma_commit")
-def _commit(em: Emitter, op: Op) -> None:
-    em.w.line(f"{em.fn('wgmma_commit')}();")
 
 
 @emits("wgmma_wait")
@@ -77,10 +69,7 @@ def _wait(em: Emitter, op: Op) -> None:
 
 @emits("pend")
 def _pend(em: Emitter, op: Op) -> None:
-    acc = op.operands[0]
-    name = em.declare(op.result)
-    if acc in em.plan.fused or em.plan.root(em.plan.base(acc)) is not em.plan.root(op.result):
-        evaluate_into(em, name, acc)
+    put(em, op.operands[0], op.result)
     _touch(em, op.result)
 
 
@@ -89,11 +78,6 @@ def _settle(em: Emitter, op: Op) -> None:
     em.w.line(f"{em.fn('wgmma_wait')}<{op['groups']}>();")
     for v in op.operands:
         _touch(em, v)
-
-
-@emits("proxy_fence")
-def _proxy(em: Emitter, op: Op) -> None:
-    em.w.line(f"{em.fn('proxy_fence')}();")
 
 
 @emits("wgmma")
@@ -140,19 +124,7 @@ def _wgmma(em: Emitter, op: Op) -> None:
             left = add(left, mul(m, _row_step(a.type, op["ta"]) // 16))
         args = f"<{int(op['ta'])}, {int(not op['tb'])}>" if size == 2 else ""
     accumulate = "1" if accumulator(op) is not None else ("k != 0" if depth > 1 else "0")
-    loops = [(v.text, n) for v, n in ((m, tall), (k, depth)) if n > 1]
-    several = len(loops) > 0 and len(calls) > 1
-    for v, n in loops:
-        em.w.line("#pragma unroll")
-        em.w.line(f"for (int {v} = 0; {v} < {n}; ++{v})" + (" {" if several and v == loops[-1][0] else ""))
-        em.w.indent += 1
-    for call, out, source in calls:
-        em.w.line(f"{call}{args}({out}, {left}, {source}, {accumulate});")
-    em.w.indent -= len(loops)
-    if several:
-        em.w.indent += len(loops) - 1
-        em.w.line("}")
-        em.w.indent -= len(loops) - 1
+    em.w.nest({"m": tall, "k": depth}, [f"{call}{args}({out}, {left}, {source}, {accumulate});" for call, out, source in calls])
 
 
 def _steps(t: Buffer, depth: int, along_rows: bool) -> np.ndarray:
@@ -195,24 +167,23 @@ def _part(em: Emitter, parts: int, stride: int, step: int) -> X:
 def _descriptor(em: Emitter, v: Value, along_rows: bool, part: X = ZERO) -> X:
     """The descriptor of a slot's first instruction, of this warpgroup's part."""
     t: Buffer = v.type
-    row = t.layout.row_bytes(t.dtype.bytes)
     lbo = t.layout.panel_bytes(t.shape, t.dtype.bytes) if along_rows and t.shape[1] > t.layout.panel else 16
     ring, slot = em.slots.get(v, (v, None))
-    wish = f"{em.ring_name[v]}_desc"
-    start = add(em.buffer_base(ring), part)
-    base = em.hoist(
-        "uint64_t", wish, X(f"{em.fn('smem_desc')}<{SWIZZLE_CODE[t.layout.swizzle]}, {lbo}, {8 * row}>({start})", 100, start.depth)
-    )
-    if slot is None:
-        return base
-    return X(f"{base} + uint32_t({slot} * {t.slot_bytes // 16})", 70, em.depth)
+    base = _first_slot(em, v, "desc", lbo, add(em.buffer_base(ring), part))
+    return base if slot is None else X(f"{base} + uint32_t({slot} * {t.slot_bytes // 16})", 70, em.depth)
+
+
+def _first_slot(em: Emitter, v: Value, wish: str, lead: int, start: X) -> X:
+    """The descriptor of what begins at `start` and is stored like v. lead: the leading byte offset."""
+    layout = v.type.layout
+    code = f"{em.fn('smem_desc')}<{SWIZZLE_CODE[layout.swizzle]}, {lead}, {8 * layout.row_bytes(v.type.dtype.bytes)}>({start})"
+    return em.hoist("uint64_t", f"{em.ring_name[v]}_{wish}", X(code, 100, start.depth))
 
 
 def _beside(em: Emitter, v: Value, ones: Value) -> X:
     """The descriptor of a right operand's last panel, beside which stands another buffer: the leading offset says how far away that is. One
     step on in the operand (or its ring) is one unit more of address and one less of offset: both fields are in one number."""
     t: Buffer = v.type
-    row = t.layout.row_bytes(t.dtype.bytes)
     ring, slot = em.slots.get(v, (v, None))
     offsets = dict(zip(em.kernel.buffers, em.kernel.meta["smem_offsets"]))
     before = t.layout.panel_bytes(t.shape, t.dtype.bytes) * (t.shape[1] // t.layout.panel - 1)
@@ -220,9 +191,5 @@ def _beside(em: Emitter, v: Value, ones: Value) -> X:
     if gap + before < ring.type.bytes:
         raise FcError("compile/unsupported", "wgmma: ones lie after the ring of the right operand", expected=f"at least {ring.type.bytes}",
                       got=gap)
-    start = add(em.buffer_base(ring), X(str(before)))
-    base = em.hoist("uint64_t", f"{em.ring_name[v]}_ones_desc",
-                    X(f"{em.fn('smem_desc')}<{SWIZZLE_CODE[t.layout.swizzle]}, {gap}, {8 * row}>({start})", 100, start.depth))
-    if slot is None:
-        return base
-    return X(f"{base} - {slot} * ({t.slot_bytes // 16} * BESIDE)", 70, em.depth)
+    base = _first_slot(em, v, "ones_desc", gap, add(em.buffer_base(ring), X(str(before))))
+    return base if slot is None else X(f"{base} - {slot} * ({t.slot_bytes // 16} * BESIDE)", 70, em.depth)

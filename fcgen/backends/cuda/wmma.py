@@ -10,7 +10,8 @@ from ...ir.layout import OpaqueLayout
 from ...ir.types import Frag, Scalar
 from .emit import Emitter, emits
 from .expr import apply, choose
-from .text import CTYPES, X, add, closed_form, literal, mul
+from .frag import put
+from .text import X, add, closed_form, mul
 
 _ELEMENT = {"f16": "half", "bf16": "__nv_bfloat16", "f32": "float"}
 
@@ -151,18 +152,9 @@ def _mma(em: Emitter, op: Op) -> None:
     a, b, acc = op.operands
     (m, k), (_, n) = grid(a.type), grid(b.type)
     em.comment([op.loc])
-    name = _declare(em, op.result)
-    if acc in em.plan.fused or em.plan.root(acc) is not em.plan.root(op.result):
-        _into(em, Op("copy", (acc,), (), {"into": name}))
+    _declare(em, op.result)
+    name = put(em, acc, op.result)
     mi, ni, ki = (X(v) if count > 1 else X("0") for v, count in (("mi", m), ("ni", n), ("ki", k)))
     c = f"{name}[{add(mul(mi, n), ni)}]"
-    loops = [(v, count) for v, count in (("ki", k), ("mi", m), ("ni", n)) if count > 1]
-    for v, count in loops:
-        em.w.line("#pragma unroll")
-        em.w.line(f"for (int {v} = 0; {v} < {count}; ++{v})")
-        em.w.indent += 1
-    em.w.line(f"wmma::mma_sync({c}, {em.array(a)}[{add(mul(mi, k), ki)}], {em.array(b)}[{add(mul(ki, n), ni)}], {c});")
-    em.w.indent -= len(loops)
-
-
-__all__ = ["CTYPES", "grid", "literal"]
+    em.w.nest({"ki": k, "mi": m, "ni": n},
+              [f"wmma::mma_sync({c}, {em.array(a)}[{add(mul(mi, k), ki)}], {em.array(b)}[{add(mul(ki, n), ni)}], {c});"])

@@ -13,6 +13,7 @@ import numpy as np
 from ...ir.layout import LANES, Factor, RegLayout, mma_a, mma_b, mma_c
 from ...ir.target import Instr, Target
 from . import narrow
+from .ptx import does, fn, pure
 
 
 def _matrix(layout: RegLayout, regs: np.ndarray) -> np.ndarray:
@@ -94,14 +95,11 @@ def _ldmatrix_effect(count: int, trans: bool):
 def _cp_async(size: int) -> list[Instr]:
     kind = "cg" if size == 16 else "ca"  # .cg (L2 only) exists for 16 bytes alone
     doc = f"PTX ISA, cp.async: {size} bytes"
-    return [
-        Instr(f"cp_async_{size}", "uint32_t dst, const void* src",
-              f'asm volatile("cp.async.{kind}.shared.global [%0], [%1], {size};" :: "r"(dst), "l"(src) : "memory");',
-              doc, completes="wait_group"),
-        Instr(f"cp_async_{size}_fill", "uint32_t dst, const void* src, int bytes",
-              f'asm volatile("cp.async.{kind}.shared.global [%0], [%1], {size}, %2;"\n'
-              '             :: "r"(dst), "l"(src), "r"(bytes) : "memory");',
-              doc + "; past the first `bytes` of the source, zeros", completes="wait_group")]
+    return [does(f"cp_async_{size}", "uint32_t dst, const void* src", f"cp.async.{kind}.shared.global [%0], [%1], {size};", doc),
+            fn(f"cp_async_{size}_fill", "uint32_t dst, const void* src, int bytes",
+               f'asm volatile("cp.async.{kind}.shared.global [%0], [%1], {size}, %2;"\n'
+               '             :: "r"(dst), "l"(src), "r"(bytes) : "memory");',
+               doc + "; past the first `bytes` of the source, zeros", "void")]
 
 
 #: name of a register type -> (C++ type, asm constraint, PTX type, vector type)
@@ -136,96 +134,77 @@ def _memory(tag: str, n: int) -> list[Instr]:
         Instr(f"st_global_{tag}x{n}", f"void* dst, const {ctype}* v", write, f"{n} registers in one global store")]
 
 
-def _unary(name: str, ptx: str, doc: str) -> Instr:
-    return Instr(name, "float x", f'float y;\n    asm("{ptx} %0, %1;" : "=f"(y) : "f"(x));\n    return y;', doc, returns="float")
-
-
-def _fn(name: str, signature: str, body: str, doc: str, returns: str = "float", needs: int = 80) -> Instr:
-    return Instr(name, signature, body, doc, returns=returns, needs=needs)
-
-
 def _numeric() -> list[Instr]:
     return [
-        _unary("exp2_approx", "ex2.approx.ftz.f32", "PTX ISA, ex2: 2^x, relative error below 2^-22.5"),
-        _unary("log2_approx", "lg2.approx.f32", "PTX ISA, lg2: absolute error below 2^-22"),
-        _unary("rcp_approx", "rcp.approx.ftz.f32", "PTX ISA, rcp: 1/x within 1 ulp"),
-        _unary("sqrt_approx", "sqrt.approx.f32", "PTX ISA, sqrt: relative error below 2^-22.9"),
-        _unary("rsqrt_approx", "rsqrt.approx.f32", "PTX ISA, rsqrt: relative error below 2^-22.9"),
-        _fn("div_approx", "float a, float b",
-            'float y;\n    asm("div.approx.ftz.f32 %0, %1, %2;" : "=f"(y) : "f"(a), "f"(b));\n    return y;',
-            "PTX ISA, div: a/b within 2 ulp for |b| from 2^-126 to 2^126"),
-        _fn("sigmoid_approx", "float x", "return rcp_approx(1.0f + exp2_approx(-1.4426950408889634f * x));",
-            "1 / (1 + e^-x), relative error about 3e-7"),
-        _fn("sin_approx", "float x", "const float n = rintf(x * 0.15915494309189535f);\n"
+        pure("exp2_approx", "float x", "ex2.approx.ftz.f32 %0, %1;", "PTX ISA, ex2: 2^x, relative error below 2^-22.5"),
+        pure("log2_approx", "float x", "lg2.approx.f32 %0, %1;", "PTX ISA, lg2: absolute error below 2^-22"),
+        pure("rcp_approx", "float x", "rcp.approx.ftz.f32 %0, %1;", "PTX ISA, rcp: 1/x within 1 ulp"),
+        pure("sqrt_approx", "float x", "sqrt.approx.f32 %0, %1;", "PTX ISA, sqrt: relative error below 2^-22.9"),
+        pure("rsqrt_approx", "float x", "rsqrt.approx.f32 %0, %1;", "PTX ISA, rsqrt: relative error below 2^-22.9"),
+        pure("div_approx", "float a, float b", "div.approx.ftz.f32 %0, %1, %2;",
+             "PTX ISA, div: a/b within 2 ulp for |b| from 2^-126 to 2^126"),
+        fn("sigmoid_approx", "float x", "return rcp_approx(1.0f + exp2_approx(-1.4426950408889634f * x));",
+            "1 / (1 + e^-x), relative error about 3e-7", "float"),
+        fn("sin_approx", "float x", "const float n = rintf(x * 0.15915494309189535f);\n"
             "    return __sinf(fmaf(n, 1.7484556e-7f, fmaf(n, -6.2831854820251465f, x)));",
-            "sine after reduction by 2 pi in two steps, absolute error about 5e-7 for |x| up to 1e4"),
-        _fn("cos_approx", "float x", "const float n = rintf(x * 0.15915494309189535f);\n"
+            "sine after reduction by 2 pi in two steps, absolute error about 5e-7 for |x| up to 1e4", "float"),
+        fn("cos_approx", "float x", "const float n = rintf(x * 0.15915494309189535f);\n"
             "    return __cosf(fmaf(n, 1.7484556e-7f, fmaf(n, -6.2831854820251465f, x)));",
-            "cosine, as sin_approx"),
-        _fn("pack_f16", "float lo, float hi",
+            "cosine, as sin_approx", "float"),
+        fn("pack_f16", "float lo, float hi",
             'uint32_t d;\n    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(d) : "f"(hi), "f"(lo));\n    return d;',
             "PTX ISA, cvt: two floats to packed halves, the first in the low half", "uint32_t"),
-        _fn("pack_bf16", "float lo, float hi",
+        fn("pack_bf16", "float lo, float hi",
             'uint32_t d;\n    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(d) : "f"(hi), "f"(lo));\n    return d;',
             "PTX ISA, cvt: two floats to packed bfloat16, the first in the low half", "uint32_t"),
-        _fn("to_f32_f16", "unsigned short h", 'float y;\n    asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(h));\n    return y;',
-            "PTX ISA, cvt: half to float, exact"),
-        *(_fn(f"{name}_f16x2", "uint32_t a, uint32_t b",
-              f'uint32_t y;\n    asm("{name}.rn.f16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));\n    return y;',
-              f"PTX ISA, {name}: two halves at once, each rounded to nearest even", "uint32_t") for name in ("add", "sub", "mul")),
-        _fn("fma_f16x2", "uint32_t a, uint32_t b, uint32_t c",
-            'uint32_t y;\n    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(y) : "r"(a), "r"(b), "r"(c));\n    return y;',
-            "PTX ISA, fma: two halves at once, each rounded once", "uint32_t"),
-        _fn("to_f32_bf16", "unsigned short h", "return __uint_as_float(uint32_t(h) << 16);",
-            "bfloat16 is the upper half of a float"),
-        _fn("at_f16", "const uint32_t* p, int i",
+        pure("to_f32_f16", "unsigned short h", "cvt.f32.f16 %0, %1;", "PTX ISA, cvt: half to float, exact"),
+        *(pure(f"{name}_f16x2", "uint32_t a, uint32_t b", f"{name}.rn.f16x2 %0, %1, %2;",
+               f"PTX ISA, {name}: two halves at once, each rounded to nearest even", "uint32_t") for name in ("add", "sub", "mul")),
+        pure("fma_f16x2", "uint32_t a, uint32_t b, uint32_t c", "fma.rn.f16x2 %0, %1, %2, %3;",
+             "PTX ISA, fma: two halves at once, each rounded once", "uint32_t"),
+        fn("to_f32_bf16", "unsigned short h", "return __uint_as_float(uint32_t(h) << 16);",
+            "bfloat16 is the upper half of a float", "float"),
+        fn("at_f16", "const uint32_t* p, int i",
             "return to_f32_f16(static_cast<unsigned short>(i % 2 ? p[i / 2] >> 16 : p[i / 2]));",
-            "element i of packed halves"),
-        _fn("at_bf16", "const uint32_t* p, int i", "return __uint_as_float(i % 2 ? p[i / 2] & 0xffff0000u : p[i / 2] << 16);",
-            "element i of packed bfloat16"),
-        _fn("round_f16", "float x", "return to_f32_f16(static_cast<unsigned short>(pack_f16(x, 0.0f)));", "x rounded to half"),
-        _fn("round_bf16", "float x", "return to_f32_bf16(static_cast<unsigned short>(pack_bf16(x, 0.0f)));",
-            "x rounded to bfloat16"),
-        _fn("half_of", "const uint32_t* p, int i", "return static_cast<unsigned short>(i % 2 ? p[i / 2] >> 16 : p[i / 2]);",
+            "element i of packed halves", "float"),
+        fn("at_bf16", "const uint32_t* p, int i", "return __uint_as_float(i % 2 ? p[i / 2] & 0xffff0000u : p[i / 2] << 16);",
+            "element i of packed bfloat16", "float"),
+        fn("round_f16", "float x", "return to_f32_f16(static_cast<unsigned short>(pack_f16(x, 0.0f)));", "x rounded to half", "float"),
+        fn("round_bf16", "float x", "return to_f32_bf16(static_cast<unsigned short>(pack_bf16(x, 0.0f)));",
+            "x rounded to bfloat16", "float"),
+        fn("half_of", "const uint32_t* p, int i", "return static_cast<unsigned short>(i % 2 ? p[i / 2] >> 16 : p[i / 2]);",
             "bits of element i of a packed array", "unsigned short"),
-        *(_fn(f"{word}_{t}", f"{c} a, {c} n", f"return static_cast<{u}>(n) <= {top} ? {shifted} : {gone};",
+        *(fn(f"{word}_{t}", f"{c} a, {c} n", f"return static_cast<{u}>(n) <= {top} ? {shifted} : {gone};",
               "all bits that are shifted further than there are bits are gone", c)
           for t, c, u, top in (("i32", "int", "unsigned", 31), ("u32", "uint32_t", "unsigned", 31),
                                ("i64", "long long", "unsigned long long", 63))
           for word, shifted, gone in (("shl", f"static_cast<{c}>(static_cast<{u}>(a) << n)", "0"),
                                       ("shr", "a >> n", "0" if t == "u32" else "a < 0 ? -1 : 0"))),
-        _fn("floor_div", "int a, int b", "const int q = a / b;\n    return q - (q * b != a && (a < 0) != (b < 0));",
+        fn("floor_div", "int a, int b", "const int q = a / b;\n    return q - (q * b != a && (a < 0) != (b < 0));",
             "a / b rounded down", "int"),
-        _fn("floor_mod", "int a, int b", "return a - floor_div(a, b) * b;", "the rest of floor_div: has the sign of b", "int"),
+        fn("floor_mod", "int a, int b", "return a - floor_div(a, b) * b;", "the rest of floor_div: has the sign of b", "int"),
     ]
 
 
 def _exchange() -> list[Instr]:
-    out = [_fn(f"shfl_xor_{t}", f"{c} x, int lanes", "return __shfl_xor_sync(0xffffffffu, x, lanes);",
-               "PTX ISA, shfl.sync.bfly: x of the lane whose number differs in `lanes`", c)
+    out = [fn(f"shfl_{way}_{t}", f"{c} x, int lanes", f"return __shfl_{way}_sync(0xffffffffu, x, lanes);", f"PTX ISA, shfl.sync.{doc}", c)
+           for way, doc in (("xor", "bfly: x of the lane whose number differs in `lanes`"),
+                            ("up", "up: x of the lane that is `lanes` below, its own in the first ones"))
            for t, c in (("f32", "float"), ("i32", "int"), ("u32", "uint32_t"), ("i64", "long long"), ("f64", "double"))]
-    out += [_fn(f"shfl_up_{t}", f"{c} x, int lanes", "return __shfl_up_sync(0xffffffffu, x, lanes);",
-                "PTX ISA, shfl.sync.up: x of the lane that is `lanes` below, its own in the first ones", c)
-            for t, c in (("f32", "float"), ("i32", "int"), ("u32", "uint32_t"), ("i64", "long long"), ("f64", "double"))]
     swap = ("uint32_t x = {sel} ? {a} : {b};\n    x = __shfl_xor_sync(0xffffffffu, x, {by});\n"
             "    {a} = {sel} ? x : {a};\n    {b} = {sel} ? {b} : x;\n")
     steps = [("odd", 0, 1, 1), ("odd", 2, 3, 1), ("high", 0, 2, 2), ("high", 1, 3, 2)]
     body = "const bool odd = lane & 1, high = lane & 2;\n    uint32_t x;\n" + "".join(
         "    " + swap.format(sel=sel, a=f"w[{a}]", b=f"w[{b}]", by=by).replace("uint32_t x =", "x =") for sel, a, b, by in steps)
-    out.append(_fn("quad_transpose", "uint32_t* w, int lane", body.rstrip(),
+    out.append(fn("quad_transpose", "uint32_t* w, int lane", body.rstrip(),
                    "word k of lane q goes to lane k, which keeps it as word q: four shuffles for four words", "void"))
-    for t, c, con in (("f32", "float", "f"), ("i32", "int", "r"), ("u32", "uint32_t", "r"), ("f64", "double", "d")):
-        ptx = {"i32": "s32"}.get(t, t)
-        out.append(_fn(f"red_add_{t}", f"{c}* p, {c} v",
-                       f'asm volatile("red.global.add.{ptx} [%0], %1;" :: "l"(p), "{con}"(v) : "memory");',
-                       "PTX ISA, red: atomic add without return", "void"))
-    out.append(_fn("red_add_f16", "unsigned short* p, unsigned short v",
-                   'asm volatile("red.global.add.noftz.f16 [%0], %1;" :: "l"(p), "h"(v) : "memory");', "PTX ISA, red", "void"))
-    out.append(_fn("red_add_f16x2", "void* p, uint32_t v",
-                   'asm volatile("red.global.add.noftz.f16x2 [%0], %1;" :: "l"(p), "r"(v) : "memory");', "PTX ISA, red", "void"))
-    out.append(_fn("post_i32", "uint32_t dst, int x", 'asm volatile("st.shared.b32 [%0], %1;" :: "r"(dst), "r"(x) : "memory");',
-                   "PTX ISA, st", "void"))
-    out.append(_fn("fetch_i32", "uint32_t src", 'int x;\n    asm volatile("ld.shared.b32 %0, [%1];" : "=r"(x) : "r"(src) : "memory");\n'
+    for t, c in (("f32", "float"), ("i32", "int"), ("u32", "uint32_t"), ("f64", "double")):
+        out.append(does(f"red_add_{t}", f"{c}* p, {c} v", f"red.global.add.{'s32' if t == 'i32' else t} [%0], %1;",
+                        "PTX ISA, red: atomic add without return"))
+    out += [does("red_add_f16", "unsigned short* p, unsigned short v", "red.global.add.noftz.f16 [%0], %1;", "PTX ISA, red"),
+            does("red_add_f16x2", "void* p, uint32_t v", "red.global.add.noftz.f16x2 [%0], %1;", "PTX ISA, red"),
+            does("post_i32", "uint32_t dst, int x", "st.shared.b32 [%0], %1;", "PTX ISA, st")]
+    out.append(fn("fetch_i32", "uint32_t src", 'int x;\n    asm volatile("ld.shared.b32 %0, [%1];" : "=r"(x) : "r"(src) : "memory");\n'
                    "    return __shfl_sync(0xffffffffu, x, 0);", "PTX ISA, ld; the shuffle tells the compiler that all lanes have the same",
                    "int"))
     return out
@@ -235,16 +214,15 @@ def _order() -> list[Instr]:
     return [
         Instr("barrier", "", "__syncthreads();", "PTX ISA, bar.sync 0: all warps of the block"),
         Instr("syncwarp", "", "__syncwarp();", "PTX ISA, bar.warp.sync: all lanes of the warp"),
-        Instr("commit_group", "", 'asm volatile("cp.async.commit_group;" ::: "memory");', "PTX ISA, cp.async.commit_group"),
-        Instr("wait_group", "<int N>", 'asm volatile("cp.async.wait_group %0;" :: "n"(N) : "memory");',
-              "PTX ISA, cp.async.wait_group: at most N of this thread's groups stay in flight"),
+        does("commit_group", "", "cp.async.commit_group;", "PTX ISA, cp.async.commit_group"),
+        does("wait_group", "<int N>", "cp.async.wait_group %0;",
+             "PTX ISA, cp.async.wait_group: at most N of this thread's groups stay in flight"),
         Instr("swizzle", "<int Mask> uint32_t offset", "return offset ^ ((offset >> 3) & Mask);",
               "XOR of the 16-byte chunk number with the row number (PTX ISA, Swizzling modes)", returns="uint32_t"),
         Instr("ld_shared_b16", "uint32_t src",
               'unsigned short h;\n    asm volatile("ld.shared.b16 %0, [%1];" : "=h"(h) : "r"(src) : "memory");\n    return h;',
               "PTX ISA, ld", returns="unsigned short"),
-        Instr("st_shared_b16", "uint32_t dst, unsigned short v",
-              'asm volatile("st.shared.b16 [%0], %1;" :: "r"(dst), "h"(v) : "memory");', "PTX ISA, st"),
+        does("st_shared_b16", "uint32_t dst, unsigned short v", "st.shared.b16 [%0], %1;", "PTX ISA, st"),
     ]
 
 

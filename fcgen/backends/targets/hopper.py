@@ -13,6 +13,7 @@ import numpy as np
 from ...ir.layout import LANES, RegLayout, wgmma_a, wgmma_c
 from ...ir.target import Instr, Target
 from . import ada
+from .ptx import does, fn
 
 #: element type -> (PTX name, bytes)
 TYPES = {"f16": ("f16", 2), "bf16": ("bf16", 2), "f8e4m3": ("e4m3", 1), "f8e5m2": ("e5m2", 1), "i8": ("s8", 1), "u8": ("u8", 1)}
@@ -76,8 +77,7 @@ def wgmma(cols: int, dtype: str, regs: bool) -> Instr:
     return Instr(wgmma_name(cols, dtype, regs), signature, body,
                  f"PTX ISA, wgmma.mma_async: d[64 x {cols}] (+)= a b, " + ("a in registers" if regs else "both in shared memory"),
                  (64, cols, k), dtype, a=wgmma_a(64, k, 1, size) if regs else None, c=wgmma_c(64, cols, 1),
-                 effect=_wgmma_effect(cols, regs, size),
-                 completes="wgmma_wait")
+                 effect=_wgmma_effect(cols, regs, size))
 
 
 def _tma_effect(tensor: np.ndarray, box: tuple[int, ...], *at: int) -> np.ndarray:
@@ -110,7 +110,7 @@ def _tma(rank: int, hint: bool, multicast: bool) -> Instr:
                  f"uint32_t dst, const TensorMap& map, uint32_t bar, {at}{arg}",
                  f'asm volatile("cp.async.bulk.tensor.{rank}d.shared::cluster.global.mbarrier::complete_tx::bytes{to}{policy} "\n'
                  f'             "[%0], [%1, {{{names}}}], [%2]{last};"\n'
-                 f'             :: "r"(dst), "l"(&map), "r"(bar), {ins}{use} : "memory");', doc, effect=_tma_effect, completes="mbar_wait")
+                 f'             :: "r"(dst), "l"(&map), "r"(bar), {ins}{use} : "memory");', doc, effect=_tma_effect)
 
 
 def _tma_store(rank: int, add: bool) -> Instr:
@@ -123,7 +123,7 @@ def _tma_store(rank: int, add: bool) -> Instr:
                  f'asm volatile("{what}.async.bulk.tensor.{rank}d.global.shared::cta{word}.bulk_group "\n'
                  f'             "[%0, {{{names}}}], [%1];"\n'
                  f'             :: "l"(&map), "r"(src), {ins} : "memory");',
-                 f"PTX ISA, {what}.async.bulk.tensor: one box is {done}, what lies outside the tensor left out", completes="bulk_wait")
+                 f"PTX ISA, {what}.async.bulk.tensor: one box is {done}, what lies outside the tensor left out")
 
 
 def _stmatrix(count: int, trans: bool) -> Instr:
@@ -154,166 +154,67 @@ def _stores() -> list[Instr]:
     out = [_tma_store(rank, add) for rank in range(2, 6) for add in (False, True)]
     out += [_stmatrix(n, t) for n in (4, 2, 1) for t in (False, True)]
     out += [
-        _fn("bulk_commit", "", 'asm volatile("cp.async.bulk.commit_group;" ::: "memory");', "PTX ISA, cp.async.bulk.commit_group"),
-        _fn(
-            "bulk_wait",
-            "<int N>",
-            'asm volatile("cp.async.bulk.wait_group %0;" :: "n"(N) : "memory");',
-            "PTX ISA, cp.async.bulk.wait_group: at most N of this thread's groups are not complete",
-        ),
-        _fn(
-            "bulk_wait_read",
-            "<int N>",
-            'asm volatile("cp.async.bulk.wait_group.read %0;" :: "n"(N) : "memory");',
-            "PTX ISA, cp.async.bulk.wait_group.read: at most N of this thread's groups still read shared memory",
-        ),
+        does("bulk_commit", "", "cp.async.bulk.commit_group;", "PTX ISA, cp.async.bulk.commit_group"),
+        does("bulk_wait", "<int N>", "cp.async.bulk.wait_group %0;",
+             "PTX ISA, cp.async.bulk.wait_group: at most N of this thread's groups are not complete"),
+        does("bulk_wait_read", "<int N>", "cp.async.bulk.wait_group.read %0;",
+             "PTX ISA, cp.async.bulk.wait_group.read: at most N of this thread's groups still read shared memory"),
+        does("red_add_bf16", "unsigned short* p, unsigned short v", "red.global.add.noftz.bf16 [%0], %1;", "PTX ISA, red"),
+        does("red_add_bf16x2", "void* p, uint32_t v", "red.global.add.noftz.bf16x2 [%0], %1;", "PTX ISA, red"),
     ]
-    for name, ptr, ctype, con in (("bf16", "unsigned short", "unsigned short", "h"), ("bf16x2", "void", "uint32_t", "r")):
-        out.append(_fn(f"red_add_{name}", f"{ptr}* p, {ctype} v",
-                       f'asm volatile("red.global.add.noftz.{name} [%0], %1;" :: "l"(p), "{con}"(v) : "memory");', "PTX ISA, red"))
     return out
 
 
-def _fn(name: str, signature: str, body: str, doc: str, returns: str = "void", effect: Callable[..., np.ndarray] | None = None) -> Instr:
-    return Instr(name, signature, body, doc, returns=returns, effect=effect)
+def _touch(name: str, ctype: str, constraint: str, doc: str = "as touch") -> Instr:
+    each = f'#pragma unroll\n    for (int i = 0; i < N; ++i) asm volatile("" : "+{constraint}"(r[i]) :: "memory");'
+    return fn(name, f"<int N> {ctype} (&r)[N]", each, doc, "void", np.copy)
 
 
 def _records() -> dict[str, Instr]:
     out = [_tma(rank, hint, multicast) for rank in range(2, 6) for hint in (False, True) for multicast in (False, True)]
     out += [
-        _fn(
-            "wgmma_fence",
-            "",
-            'asm volatile("wgmma.fence.sync.aligned;" ::: "memory");',
-            "PTX ISA, wgmma.fence: register accesses before it come before the wgmmas after it",
-        ),
-        _fn("wgmma_commit", "", 'asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");', "PTX ISA, wgmma.commit_group"),
-        _fn(
-            "wgmma_wait",
-            "<int N>",
-            'asm volatile("wgmma.wait_group.sync.aligned %0;" :: "n"(N) : "memory");',
-            "PTX ISA, wgmma.wait_group: at most N of this warpgroup's groups stay in flight",
-        ),
-        _fn(
-            "touch",
-            "<int N> float (&r)[N]",
-            '#pragma unroll\n    for (int i = 0; i < N; ++i) asm volatile("" : "+f"(r[i]) :: "memory");',
-            "no instruction: the compiler may not move accesses of these registers over this point",
-            effect=np.copy,
-        ),
-        _fn(
-            "touch_b32",
-            "<int N> uint32_t (&r)[N]",
-            '#pragma unroll\n    for (int i = 0; i < N; ++i) asm volatile("" : "+r"(r[i]) :: "memory");',
-            "as touch",
-            effect=np.copy,
-        ),
-        _fn(
-            "touch_i32",
-            "<int N> int (&r)[N]",
-            '#pragma unroll\n    for (int i = 0; i < N; ++i) asm volatile("" : "+r"(r[i]) :: "memory");',
-            "as touch",
-            effect=np.copy,
-        ),
-        _fn(
-            "smem_desc",
-            "<int Swizzle, int Lbo, int Sbo> uint32_t addr",
-            "return uint64_t(Swizzle) << 62 | uint64_t(Sbo >> 4) << 32 | uint64_t(Lbo >> 4) << 16 | (addr & 0x3ffff) >> 4;",
-            "PTX ISA, matrix descriptor: address, byte offsets of panels and of 8-row groups, swizzle code",
-            "uint64_t",
-            _desc_effect,
-        ),
-        _fn("proxy_fence", "", 'asm volatile("fence.proxy.async.shared::cta;" ::: "memory");', "PTX ISA, fence.proxy.async"),
-        _fn(
-            "mbar_init",
-            "uint32_t bar, int count",
-            'asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" :: "r"(bar), "r"(count) : "memory");',
-            "PTX ISA, mbarrier.init",
-        ),
-        _fn("mbar_init_fence", "", 'asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");', "PTX ISA, fence.mbarrier_init"),
-        _fn(
-            "mbar_expect",
-            "uint32_t bar, int bytes",
-            'asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" :: "r"(bar), "r"(bytes) : "memory");',
-            "PTX ISA, mbarrier.arrive.expect_tx",
-        ),
-        _fn(
-            "mbar_arrive",
-            "uint32_t bar",
-            'asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" :: "r"(bar) : "memory");',
-            "PTX ISA, mbarrier.arrive",
-        ),
-        _fn(
-            "mbar_wait",
-            "uint32_t bar, uint32_t parity",
-            'asm volatile("{\\n.reg .pred p;\\nWAIT:\\nmbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\\n@p bra DONE;\\nbra WAIT;\\n'
-            'DONE:\\n}"\n             :: "r"(bar), "r"(parity) : "memory");',
-            "PTX ISA, mbarrier.try_wait.parity, until the phase of that parity has ended",
-        ),
-        _fn(
-            "mbar_arrive_cluster",
-            "uint32_t bar, uint32_t block",
-            'asm volatile("{\\n.reg .b32 there;\\nmapa.shared::cluster.u32 there, %0, %1;\\n"\n'
-            '             "mbarrier.arrive.shared::cluster.b64 _, [there];\\n}" :: "r"(bar), "r"(block) : "memory");',
-            # what it tells is that reads are over: it publishes no writes, for which .release.cluster would put MEMBAR.ALL.GPU in front
-            "PTX ISA, mapa and mbarrier.arrive: on the barrier of the same place in a block of the cluster",
-        ),
-        _fn(
-            "cluster_rank",
-            "",
-            'int x;\n    asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(x));\n    return x;',
-            "PTX ISA, %cluster_ctarank: this block's number in its cluster",
-            "int",
-        ),
-        _fn(
-            "cluster_sync",
-            "",
-            'asm volatile("barrier.cluster.arrive.release;\\nbarrier.cluster.wait.acquire;" ::: "memory");',
-            "PTX ISA, barrier.cluster: all threads of the cluster, but for those that have ended",
-        ),
-        _fn(
-            "grid_wait",
-            "",
-            'asm volatile("griddepcontrol.wait;" ::: "memory");',
-            "PTX ISA, griddepcontrol.wait: the grids that this one was launched to overlap have ended",
-        ),
-        _fn("launch_dependents", "", 'asm volatile("griddepcontrol.launch_dependents;" ::: "memory");', "PTX ISA, griddepcontrol"),
-        _fn(
-            "tensormap_prefetch",
-            "const TensorMap& map",
-            'asm volatile("prefetch.tensormap [%0];" :: "l"(&map) : "memory");',
-            "PTX ISA, prefetch.tensormap",
-        ),
-        _fn("setmaxnreg_inc", "<int Regs>", 'asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" :: "n"(Regs));', "PTX ISA, setmaxnreg"),
-        _fn("setmaxnreg_dec", "<int Regs>", 'asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" :: "n"(Regs));', "PTX ISA, setmaxnreg"),
-        _fn(
-            "bar_sync",
-            "int id, int threads",
-            'asm volatile("bar.sync %0, %1;" :: "r"(id), "r"(threads) : "memory");',
-            "PTX ISA, bar.sync: a named barrier of some of the block's threads",
-        ),
-        _fn(
-            "bar_arrive",
-            "int id, int threads",
-            'asm volatile("bar.arrive %0, %1;" :: "r"(id), "r"(threads) : "memory");',
-            "PTX ISA, bar.arrive",
-        ),
-        _fn(
-            "opaque",
-            "uint32_t x",
-            'asm volatile("mov.b32 %0, %0;" : "+r"(x));\n    return x;',
-            "x, which the compiler then keeps in a register instead of computing it again",
-            "uint32_t",
-            np.copy,
-        ),
-        _fn(
-            "vmax3",
-            "int a, int b, int c",
-            "return __vimax3_s32(a, b, c);",
-            "the largest of three: one instruction, for two new numbers",
-            "int",
-            lambda a, b, c: np.maximum(np.maximum(a, b), c),
-        ),
+        does("wgmma_fence", "", "wgmma.fence.sync.aligned;",
+             "PTX ISA, wgmma.fence: register accesses before it come before the wgmmas after it"),
+        does("wgmma_commit", "", "wgmma.commit_group.sync.aligned;", "PTX ISA, wgmma.commit_group"),
+        does("wgmma_wait", "<int N>", "wgmma.wait_group.sync.aligned %0;",
+             "PTX ISA, wgmma.wait_group: at most N of this warpgroup's groups stay in flight"),
+        _touch("touch", "float", "f", "no instruction: the compiler may not move accesses of these registers over this point"),
+        _touch("touch_b32", "uint32_t", "r"),
+        _touch("touch_i32", "int", "r"),
+        fn("smem_desc", "<int Swizzle, int Lbo, int Sbo> uint32_t addr",
+           "return uint64_t(Swizzle) << 62 | uint64_t(Sbo >> 4) << 32 | uint64_t(Lbo >> 4) << 16 | (addr & 0x3ffff) >> 4;",
+           "PTX ISA, matrix descriptor: address, byte offsets of panels and of 8-row groups, swizzle code", "uint64_t", _desc_effect),
+        does("proxy_fence", "", "fence.proxy.async.shared::cta;", "PTX ISA, fence.proxy.async"),
+        does("mbar_init", "uint32_t bar, int count", "mbarrier.init.shared::cta.b64 [%0], %1;", "PTX ISA, mbarrier.init"),
+        does("mbar_init_fence", "", "fence.mbarrier_init.release.cluster;", "PTX ISA, fence.mbarrier_init"),
+        does("mbar_expect", "uint32_t bar, int bytes", "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;",
+             "PTX ISA, mbarrier.arrive.expect_tx"),
+        does("mbar_arrive", "uint32_t bar", "mbarrier.arrive.shared::cta.b64 _, [%0];", "PTX ISA, mbarrier.arrive"),
+        fn("mbar_wait", "uint32_t bar, uint32_t parity",
+           'asm volatile("{\\n.reg .pred p;\\nWAIT:\\nmbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\\n@p bra DONE;\\nbra WAIT;\\n'
+           'DONE:\\n}"\n             :: "r"(bar), "r"(parity) : "memory");',
+           "PTX ISA, mbarrier.try_wait.parity, until the phase of that parity has ended", "void"),
+        fn("mbar_arrive_cluster", "uint32_t bar, uint32_t block",
+           'asm volatile("{\\n.reg .b32 there;\\nmapa.shared::cluster.u32 there, %0, %1;\\n"\n'
+           '             "mbarrier.arrive.shared::cluster.b64 _, [there];\\n}" :: "r"(bar), "r"(block) : "memory");',
+           # what it tells is that reads are over: it publishes no writes, for which .release.cluster would put MEMBAR.ALL.GPU in front
+           "PTX ISA, mapa and mbarrier.arrive: on the barrier of the same place in a block of the cluster", "void"),
+        fn("cluster_rank", "", 'int x;\n    asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(x));\n    return x;',
+           "PTX ISA, %cluster_ctarank: this block's number in its cluster", "int"),
+        does("cluster_sync", "", "barrier.cluster.arrive.release;\\nbarrier.cluster.wait.acquire;",
+             "PTX ISA, barrier.cluster: all threads of the cluster, but for those that have ended"),
+        does("grid_wait", "", "griddepcontrol.wait;",
+             "PTX ISA, griddepcontrol.wait: the grids that this one was launched to overlap have ended"),
+        does("launch_dependents", "", "griddepcontrol.launch_dependents;", "PTX ISA, griddepcontrol"),
+        does("tensormap_prefetch", "const TensorMap& map", "prefetch.tensormap [%0];", "PTX ISA, prefetch.tensormap"),
+        *(fn(f"setmaxnreg_{way}", "<int Regs>", f'asm volatile("setmaxnreg.{way}.sync.aligned.u32 %0;" :: "n"(Regs));',
+             "PTX ISA, setmaxnreg", "void") for way in ("inc", "dec")),
+        does("bar_sync", "int id, int threads", "bar.sync %0, %1;", "PTX ISA, bar.sync: a named barrier of some of the block's threads"),
+        does("bar_arrive", "int id, int threads", "bar.arrive %0, %1;", "PTX ISA, bar.arrive"),
+        fn("opaque", "uint32_t x", 'asm volatile("mov.b32 %0, %0;" : "+r"(x));\n    return x;',
+           "x, which the compiler then keeps in a register instead of computing it again", "uint32_t", np.copy),
+        fn("vmax3", "int a, int b, int c", "return __vimax3_s32(a, b, c);",
+           "the largest of three: one instruction, for two new numbers", "int", lambda a, b, c: np.maximum(np.maximum(a, b), c)),
     ]
     return {i.name: i for i in [*out, *_stores()]}
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Mapping
-from math import gcd, isinf
+from math import gcd, inf, isinf
 from typing import Any
 
 from ...errors import FcError, Loc
 from ...ir import tile_ops  # noqa: F401  (fills the op table)
-from ...ir.core import Block, Op, Value, walk
+from ...ir.core import Block, Kernel, Op, Value, walk
 from ...ir.elementwise import FNS
 from ...ir.layout import RegLayout, rowwise
 from ...ir.op_table import having
@@ -83,23 +83,31 @@ def not_ahead(op: Op) -> FcError:
     return without_effect("stages", f"%{op['site']} is not loaded ahead", expected=AHEAD, got=op["stages"], loc=op.loc)
 
 
-def sources(values: Iterable[Value], block: Block, allowed: Callable[[Op], bool], stop: Container[Value] = ()) -> list[Op] | None:
-    """The ops of a block that values follow from, in order, as far as those in `stop`. None if one is not allowed, or a loop carries it."""
-    made = {r: o for o in block.ops for r in o.results}
-    need: set[int] = set()
+def followed(values: Iterable[Value], made: Mapping[Value, Op], allowed: Callable[[Op], bool] = lambda op: True,
+             given: Callable[[Value], bool] = lambda v: True, stop: Container[Value] = ()) -> dict[int, Op] | None:
+    """By id the ops of `made` that values follow from, as far as those in `stop`. None if one of them is not allowed, or a value that none
+    of them makes is not `given`."""
+    need: dict[int, Op] = {}
     todo = list(values)
     while todo:
         v = todo.pop()
-        if v in block.args[1:]:
-            return None
         op = made.get(v)
+        if op is None and not given(v):
+            return None
         if op is None or v in stop or id(op) in need:
             continue
         if not allowed(op):
             return None
-        need.add(id(op))
+        need[id(op)] = op
         todo += op.operands
-    return [o for o in block.ops if id(o) in need]
+    return need
+
+
+def sources(values: Iterable[Value], block: Block, allowed: Callable[[Op], bool] = lambda op: True,
+            stop: Container[Value] = ()) -> list[Op] | None:
+    """The ops of a block that values follow from, in order, as far as those in `stop`. None if one is not allowed, or a loop carries it."""
+    need = followed(values, {r: o for o in block.ops for r in o.results}, allowed, lambda v: v not in block.args[1:], stop)
+    return None if need is None else [o for o in block.ops if id(o) in need]
 
 
 def index_slice(body: Block, operands: tuple[Value, ...], written: Container[Value] = ()) -> list[Op] | None:
@@ -107,6 +115,23 @@ def index_slice(body: Block, operands: tuple[Value, ...], written: Container[Val
     that the kernel does not write. None if they need anything else made in the body."""
     plain = lambda v: isinstance(v.type, (Scalar, Frag, Tile, Tensor)) and v not in written
     return sources(operands, body, lambda op: not op.regions and op.kind not in ("load", "unstage") and all(map(plain, op.operands)))
+
+
+def promised_positive(kernel: Kernel) -> frozenset[Value]:
+    return frozenset(p for p in kernel.params if "positive" in kernel.flags.get(p.name, ()))
+
+
+def positive(v: Value, told: Container[Value], defs: Mapping[Value, Op], depth: int = 0) -> bool:
+    """Whether a number, or each of a tile's, is known to be above zero (and finite, if those are that it follows from)."""
+    op = defs.get(v)
+    if v in told or op is None or depth > 8:
+        return v in told
+    if op.kind == "const":
+        return not isinstance(op["value"], bool) and 0 < op["value"] < inf
+    if op.kind in ("sqrt", "rsqrt", "rcp", "cast") and not op.operands[0].type.dtype.is_float:
+        return False
+    among = {**dict.fromkeys(("mul", "div", "add", "min", "sqrt", "rsqrt", "rcp", "cast", "full", "broadcast"), all), "max": any}
+    return op.kind in among and among[op.kind](positive(x, told, defs, depth + 1) for x in op.operands)
 
 
 def scale_free(x: Any) -> bool:

@@ -39,16 +39,16 @@ class Tiles:
             span = axis.tile * axis.cluster
             if span != 1:
                 name = f"{axis.name}_clusters" if axis.cluster > 1 else f"{axis.name}_tiles"
-                size = b.emit("floordiv", b.emit("add", size, self.number(span - 1, b)), self.number(span, b), name=name)
+                size = b.emit("floordiv", b.emit("add", size, b.const(span - 1)), b.const(span), name=name)
             self.counts[a] = size
         uneven = [a for a in self.order if kernel.grid[a].reverse]
         self.long = uneven[0] if schedule.l2 and len(uneven) == 1 and len(self.order) > 1 else None
         if self.long is not None:
             self.others = self.product([a for a in self.order if a != self.long], b, "others")
-            one = self.number(1, b)
-            room = b.emit("floordiv", self.number(schedule.l2 << 20, b), b.emit("max", self.looped_bytes(b), one), name="fit_in_l2")
+            one = b.const(1)
+            room = b.emit("floordiv", b.const(schedule.l2 << 20), b.emit("max", self.looped_bytes(b), one), name="fit_in_l2")
             blocks = self.fewer(b.emit("block_count", name="blocks"), b)
-            waves = b.emit("mul", blocks, self.number(WAVES, b))
+            waves = b.emit("mul", blocks, b.const(WAVES))
             enough = b.emit("add", b.emit("floordiv", waves, self.counts[self.long]), one, name="enough")
             most = b.emit("min", b.emit("max", room, enough), self.others, name="most_beside")
             groups = self.ceil(self.others, most, b, "groups")
@@ -56,7 +56,7 @@ class Tiles:
         self.strip = self.strip_of(schedule)
         self.total = self.product(self.order, b, "tiles")
         if kernel.cluster > 1:
-            self.total = b.emit("mul", self.total, self.number(kernel.cluster, b))
+            self.total = b.emit("mul", self.total, b.const(kernel.cluster))
 
     def strip_of(self, schedule: Schedule) -> int:
         """How many tiles of the second axis run side by side, 0 for no strips."""
@@ -66,18 +66,15 @@ class Tiles:
         across, along = (axis.tile * axis.cluster for axis in fast)
         return max(1, round(sqrt(TOGETHER / self.kernel.cluster * across / along)))
 
-    def number(self, n: int, b: Builder) -> Value:
-        return b.emit("const", value=n, dtype="i32")
-
     def fewer(self, blocks: Value, b: Builder) -> Value:
         """How many clusters so many blocks are."""
-        return blocks if self.kernel.cluster == 1 else b.emit("floordiv", blocks, self.number(self.kernel.cluster, b))
+        return blocks if self.kernel.cluster == 1 else b.emit("floordiv", blocks, b.const(self.kernel.cluster))
 
     def ceil(self, x: Value, y: Value, b: Builder, name: str = "") -> Value:
-        return b.emit("floordiv", b.emit("sub", b.emit("add", x, y), self.number(1, b)), y, name=name)
+        return b.emit("floordiv", b.emit("sub", b.emit("add", x, y), b.const(1)), y, name=name)
 
     def product(self, axes: list[int], b: Builder, name: str) -> Value:
-        out = self.number(1, b)
+        out = b.const(1)
         for n, a in enumerate(axes):
             out = b.emit("mul", out, self.counts[a], name=name if n == len(axes) - 1 else "")
         return out
@@ -92,12 +89,12 @@ class Tiles:
                 t = op.operands[0].type
                 assert isinstance(t, Tensor)
                 dims = [a.dim for a in Access.of(op).runs]
-                out = self.number(prod([d for d in dims if isinstance(d, int)]) * t.dtype.bytes, b)
+                out = b.const(prod([d for d in dims if isinstance(d, int)]) * t.dtype.bytes)
                 for d in dims:
                     if isinstance(d, str):
                         out = b.emit("mul", out, b.emit("size", dim=d, name=d))
                 seen[op.operands[0]] = out
-        total = self.number(0, b)
+        total = b.const(0)
         for v in seen.values():
             total = b.emit("add", total, v)
         return total
@@ -120,10 +117,10 @@ class Tiles:
             (across, along), order = order[:2], order[2:]
             area = b.emit("mul", self.counts[across], self.counts[along])
             t_in, left = (b.emit("mod", left, area), b.emit("floordiv", left, area)) if order else (left, left)
-            whole = b.emit("mul", self.counts[across], self.number(self.strip, b))
-            first = b.emit("mul", b.emit("floordiv", t_in, whole), self.number(self.strip, b))
+            whole = b.emit("mul", self.counts[across], b.const(self.strip))
+            first = b.emit("mul", b.emit("floordiv", t_in, whole), b.const(self.strip))
             inside = b.emit("mod", t_in, whole)
-            members = b.emit("min", self.number(self.strip, b), b.emit("sub", self.counts[along], first), name="members")
+            members = b.emit("min", b.const(self.strip), b.emit("sub", self.counts[along], first), name="members")
             out[across] = self.turned(across, b.emit("floordiv", inside, members, name=self.name(across)), b)
             out[along] = self.turned(along, b.emit("add", first, b.emit("mod", inside, members), name=self.name(along)), b)
         for n, a in enumerate(order):
@@ -133,14 +130,14 @@ class Tiles:
                 left = b.emit("floordiv", left, self.counts[a], name=self.name(order[-1]) if n == len(order) - 2 else "rest")
         for a, axis in enumerate(self.kernel.grid):
             if axis.cluster > 1:
-                size = self.number(axis.cluster, b)
+                size = b.const(axis.cluster)
                 out[a] = b.emit("add", b.emit("mul", out[a], size), b.emit("mod", t, size))
         return out
 
     def turned(self, a: int, x: Value, b: Builder) -> Value:
         if not self.kernel.grid[a].reverse:
             return x
-        return b.emit("sub", b.emit("sub", self.counts[a], self.number(1, b), name="last"), x, name=self.kernel.grid[a].name)
+        return b.emit("sub", b.emit("sub", self.counts[a], b.const(1), name="last"), x, name=self.kernel.grid[a].name)
 
     def name(self, a: int) -> str:
         """What the index on an axis is called before `turned`."""

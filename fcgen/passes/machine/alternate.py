@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ...ir.core import Block, Kernel, Value, walk_kernel
-from ...ir.rewrite import Builder, Env, substitute
+from ...ir.rewrite import Builder, Env, map_bodies, substitute
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import Buffer
@@ -50,7 +50,7 @@ def _doubled(buffer: Value, bodies: list[Block], kernel: Kernel) -> Kernel:
 
     def block(b: Block) -> Block:
         if not any(b is x for x in bodies):
-            return replace(b, ops=tuple(replace(o, regions=tuple(map(block, o.regions))) if o.regions else o for o in b.ops))
+            return replace(b, ops=tuple(o.within(block) for o in b.ops))
         new, env = Builder(), Env()
         for op in b.ops:
             if buffer in op.operands and buffer not in env.map:
@@ -59,5 +59,4 @@ def _doubled(buffer: Value, bodies: list[Block], kernel: Kernel) -> Kernel:
             new.add(substitute(op, env))
         return new.block(b.args)
 
-    roles = tuple(replace(r, body=block(r.body)) for r in kernel.roles)
-    return replace(kernel, roles=roles, buffers=tuple(ring if v is buffer else v for v in kernel.buffers))
+    return replace(map_bodies(kernel, block), buffers=tuple(ring if v is buffer else v for v in kernel.buffers))

@@ -9,16 +9,13 @@ reads are over too. A slot is never let go behind a wait that its own next tile 
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-from ...ir.core import Block, Kernel, Op, Value, free_values
+from ...ir.core import Block, Kernel, Op, Value
 from ...ir.rewrite import map_bodies
+from ...ir.rings import RELEASES, read_from
 from ...ir.schedule import Schedule
 from ...ir.target import Target
-from ...ir.types import Cursor, Frag
 from ..facts.common import ELEMENTWISE
 
-RELEASES = {"mbar_arrive", "advance"}
 STORES = {"st_shared", "stmatrix"}
 #: element work, and what only names a value
 PURE = ELEMENTWISE | {"broadcast", "const", "full", "iota"}
@@ -29,24 +26,19 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
 
 
 def _block(block: Block) -> Block:
-    ops = [replace(o, regions=tuple(map(_block, o.regions))) if o.regions else o for o in block.ops]
+    ops = [o.within(_block) for o in block.ops]
     made = {r: o for o in ops for r in o.results}
-    for read in [o for o in ops if o.kind == "ld_shared" and _is_row(o, made)]:
-        _sink(read, made[read.operands[0]].operands[1], ops)
+    for read in ops[:]:
+        cursor = read_from(read, made)
+        if cursor is not None and len(read.result.type.shape) == 1:
+            _sink(read, cursor, ops)
     return Block(block.args, tuple(ops))
-
-
-def _is_row(op: Op, made: dict[Value, Op]) -> bool:
-    view, frag = made.get(op.operands[0]), op.result.type
-    in_ring = view is not None and view.kind == "slot" and isinstance(view.operands[1].type, Cursor)
-    return in_ring and isinstance(frag, Frag) and len(frag.shape) == 1
 
 
 def _sink(read: Op, cursor: Value, ops: list[Op]) -> None:
     views = [o for o in ops if o.kind == "broadcast" and o.operands[0] is read.result]
     values = {read.result, *(o.result for o in views)}
-    reads = lambda o: bool(set(o.operands) & values) or any(free_values(r) & values for r in o.regions)
-    users = [n for n, o in enumerate(ops) if o not in views and reads(o)]
+    users = [n for n, o in enumerate(ops) if o not in views and o.reads & values]
     start = ops.index(read)
     release = [o for o in ops[start:] if o.kind in RELEASES and cursor in o.operands]
     if not users or not release or any(ops[n].kind not in PURE for n in users):

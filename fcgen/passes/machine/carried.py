@@ -4,7 +4,7 @@ In: a loop of selected machine IR in which every wgmma is settled at once. Out: 
 issues its products, waits until those of iteration i - 1 are done, and lets go of what they read; the tensor core has the next product
 before it has finished the last. The loop's end is settled, and lets go of the last iteration's tiles, behind it.
 Left operands in registers are carried with them where there are registers for two iterations' (`room`): those of the next are made while
-products read these. Such a loop is printed two iterations at a time, in which they change places: a copy would have to wait for the product.
+products read these. Such a loop is printed two iterations at a time, in which they change places: a copy would wait for the product.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from ...ir.core import Block, Op, Value, uses
 from ...ir.lifetimes import WRITES
 from ...ir.registers import frag_words, least
 from ...ir.rewrite import Builder
+from ...ir.rings import position
 from ...ir.types import Buffer, Pending
 
 #: registers that ptxas wants besides accumulators and both iterations' left operands, lest it serialises the products (C7512)
@@ -76,7 +77,7 @@ def _find(loop: Op, room: int) -> _Products | None:
     read = set(map(ring, tiles))
     if any(o.kind in WRITES and read & set(map(ring, o.operands)) for o in body.ops):
         return None  # the next iteration stores what this one's products may still read
-    rings = {made[v].operands[1] for v in tiles if v in made and made[v].kind == "slot"}
+    rings = {cursor for v in tiles if (cursor := position(v, made)) is not None}
     arrivals, steps = [], []
     for o in body.ops:
         if o.kind != "mbar_arrive" or o.operands[1] not in rings:
@@ -99,7 +100,7 @@ def _rewritten(loop: Op, p: _Products) -> list[Op]:
         init, acc, result = loop.operands[2 + at], body.args[1 + at], loop.results[at]
         starts[at] = out.emit("pend", init, type=Pending(init.type), name=acc.name)
         flying[acc], ends[at] = Value(starts[at].type, acc.name), Value(starts[at].type, result.name)
-    first = out.emit("sub", hi, out.emit("const", value=1, dtype="i32")) if loop.get("descending") else lo
+    first = out.emit("sub", hi, out.const(1)) if loop.get("descending") else lo
     flying |= {done: s.operands[0] for done, s in p.settles.items()}
     zero = lambda v: out.emit("full", out.emit("const", value=0 if v.type.dtype.is_int else 0.0, dtype=v.type.dtype.name), type=v.type)
     held = [(zero(v), *(Value(v.type, v.name) for _ in range(2)), v) for v in p.lefts]  # at first, of the iteration before, at last; made

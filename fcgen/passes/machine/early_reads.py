@@ -7,13 +7,11 @@ that is not taken anyway, since accumulators are there from the products' start.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-from ...ir.core import Block, Kernel, Op, Value, free_values
+from ...ir.core import Block, Kernel, Op, Value
 from ...ir.rewrite import map_bodies
+from ...ir.rings import RELEASES, position, read_from
 from ...ir.schedule import Schedule
 from ...ir.target import Target
-from ...ir.types import Cursor, Frag
 
 
 def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
@@ -21,15 +19,15 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
 
 
 def _block(block: Block) -> Block:
-    ops = [o if not o.regions else _inner(o) for o in block.ops]
+    ops = [o.within(_block) for o in block.ops]
     made = {r: o for o in ops for r in o.results}
-    for read in [o for o in ops if o.kind in ("ldmatrix", "ld_shared") and _is_tile(o, made)]:
+    for read in [o for o in ops if read_from(o, made) and len(o.result.type.shape) == 2]:
         at = ops.index(read)
         last = max((n for n, o in enumerate(ops[:at]) if o.kind == "settle"), default=None)
         if last is None:
             continue
         settled = {r for o in ops[:at] if o.kind == "settle" for r in o.results}
-        first = next((n for n in range(last + 1, at) if _uses(ops[n], settled)), at)
+        first = next((n for n in range(last + 1, at) if ops[n].reads & settled), at)
         group = _group(read, ops, first, made)
         if group is not None:
             rest = [o for o in ops[first:] if o not in group]
@@ -37,22 +35,12 @@ def _block(block: Block) -> Block:
     return Block(block.args, tuple(ops))
 
 
-def _inner(op: Op) -> Op:
-    return replace(op, regions=tuple(map(_block, op.regions)))
-
-
-def _is_tile(read: Op, made: dict[Value, Op]) -> bool:
-    t, view = read.result.type, made.get(read.operands[0])
-    ring = view is not None and view.kind == "slot" and isinstance(view.operands[1].type, Cursor)
-    return ring and isinstance(t, Frag) and len(t.shape) == 2
-
-
 def _group(read: Op, ops: list[Op], first: int, made: dict[Value, Op]) -> list[Op] | None:
     """What goes with a read, in order: its slot, positions, the wait, and what lets the slot go. None where some of it must stay."""
-    view = made[read.operands[0]]
-    cursor, at = view.operands[1], ops.index(read)
-    behind = [o for o in ops[first:] if cursor in o.operands and o.kind in ("mbar_arrive", "advance")]
-    if sum(view.result in o.operands for o in ops) > 1 or len(behind) != 2:
+    view = read.operands[0]
+    cursor, at = position(view, made), ops.index(read)
+    behind = [o for o in ops[first:] if cursor in o.operands and o.kind in RELEASES]
+    if sum(view in o.operands for o in ops) > 1 or len(behind) != 2:
         return None
     need = set(read.operands)
     group = [o for o in ops[first:at] if need.intersection(o.results) or (o.kind == "mbar_wait" and cursor in o.operands)]
@@ -61,7 +49,3 @@ def _group(read: Op, ops: list[Op], first: int, made: dict[Value, Op]) -> list[O
     earlier = {r for o in ops[:first] for r in o.results}
     inside = {r for o in ops for r in o.results}
     return group if all(v in mine or v in earlier or v not in inside for o in group for v in o.operands) else None
-
-
-def _uses(op: Op, values: set[Value]) -> bool:
-    return any(v in values for v in op.operands) or any(free_values(r) & values for r in op.regions)

@@ -8,18 +8,16 @@ the slots that its plain loads have read are let go together, behind the last of
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-from ...ir.core import Block, Kernel, Op, Value, free_values, walk
+from ...ir.core import Block, Kernel, Op, Value, walk
 from ...ir.ops import has_effect
 from ...ir.rewrite import map_bodies
+from ...ir.rings import RELEASES, read_from
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import Frag
 
-READS = ("ldmatrix", "ld_shared")
 #: ops with an effect that reads of other slots may pass
-PASSED = ("mbar_wait", "mbar_arrive", "advance")
+PASSED = {*RELEASES, "mbar_wait", "ldmatrix", "ld_shared"}
 
 
 def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
@@ -27,10 +25,11 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
 
 
 def _block(block: Block) -> Block:
-    ops = [replace(o, regions=tuple(map(_block, o.regions))) if o.regions else o for o in block.ops]
-    for fence in [o for o in ops if o.kind == "wgmma_fence"]:
+    ops = [o.within(_block) for o in block.ops]
+    fences = [o for o in ops if o.kind == "wgmma_fence"]
+    for fence in fences:
         ops = _ordered(ops, fence)
-    return Block(block.args, tuple(ops if any(o.kind == "wgmma" for o in ops) else _together(ops)))
+    return Block(block.args, tuple(ops if fences else _together(ops)))
 
 
 def _ordered(ops: list[Op], fence: Op) -> list[Op]:
@@ -40,37 +39,44 @@ def _ordered(ops: list[Op], fence: Op) -> list[Op]:
     if product is None or commit is None or not isinstance(product.operands[0].type, Frag):
         return ops
     made = {r: o for o in ops[:at] for r in o.results}
-    view = lambda read: made.get(read.operands[0])
-    reads = [o for o in ops[:at] if id(o) in _slice(product.operands[0], made) and o.kind in READS
-             and (v := view(o)) is not None and v.kind == "slot"]
+    need = _slice(product.operands[0], made)
+    reads = [o for o in ops[:at] if id(o) in need and read_from(o, made) is not None]
     if not reads:
         return ops
     first = ops.index(reads[0])
     between = ops[first + 1:at]
-    if any(o.regions or (o.kind not in (*READS, *PASSED) and has_effect(o)) for o in between):
+    if any(o.regions or (o.kind not in PASSED and has_effect(o)) for o in between):
         return ops
-    cursors = {made[r.operands[0]].operands[1] for r in reads}
-    places = {id(made[v]) for r in reads for v in r.operands if v in made and made[v].kind in ("slot", "const")}
+    cursors = {read_from(o, made) for o in reads}
+    places = {id(made[v]) for o in reads for v in o.operands if v in made}
     early = [o for o in between if o in reads or id(o) in places or (o.kind == "mbar_wait" and o.operands[1] in cursors)]
-    late = [o for o in between if o.kind in ("mbar_arrive", "advance") and o.operands[-1] in cursors]
-    moved = {r for o in late for r in o.results}
+    late = [o for o in between if o.kind in RELEASES and o.operands[-1] in cursors]
     rest = [o for o in between if o not in early and o not in late]
-    if any(_uses(o, moved) for o in (*early, *rest, *ops[at:commit + 1])):
+    moved = {r for o in late for r in o.results}
+    if any(o.reads & moved for o in (*early, *rest, *ops[at:commit + 1])):
         return ops
     return [*ops[:first + 1], *early, *rest, *ops[at:commit + 1], *late, *ops[commit + 1:]]
 
 
 def _together(ops: list[Op]) -> list[Op]:
-    """The arrivals that follow plain loads, and the steps of their cursors, moved down to the last arrival of the block."""
-    cursor = {o.result: o.operands[1] for o in ops if o.kind == "slot"}
-    read = {cursor[o.operands[0]] for x in ops for o in (x, *(y for r in x.regions for y in walk(r))) if o.kind in READS and o.operands[0] in cursor}
-    last = max((n for n, o in enumerate(ops) if o.kind == "mbar_arrive"), default=0)
-    late = [o for o in ops[:last] if o.kind in ("mbar_arrive", "advance") and o.operands[-1] in read]
-    moved = {r for o in late for r in o.results}
-    rest = [o for o in ops[:last] if o not in late]
-    if any(_uses(o, moved) for o in rest) or not any(o.kind == "mbar_arrive" for o in late):
-        return ops
-    return [*rest, *late, *ops[last:]]
+    """The arrivals that follow plain loads, and the steps of their cursors, moved down to the last arrival in front of the next inner block
+    that waits for tiles of its own."""
+    made = {r: o for o in ops for r in o.results}
+    out: list[Op] = []
+    run: list[Op] = []
+    for op in (*ops, None):
+        if op is not None and not any(o.kind == "mbar_wait" for r in op.regions for o in walk(r)):
+            run.append(op)
+            continue
+        read = {read_from(x, made) for o in run for x in (o, *(y for r in o.regions for y in walk(r)))} - {None}
+        last = max((n for n, o in enumerate(run) if o.kind == "mbar_arrive"), default=0)
+        late = [o for o in run[:last] if o.kind in RELEASES and o.operands[-1] in read]
+        rest = [o for o in run[:last] if o not in late]
+        moved = {r for o in late for r in o.results}
+        out += run if any(o.reads & moved for o in rest) else [*rest, *late, *run[last:]]
+        out += [op] if op is not None else []
+        run = []
+    return out
 
 
 def _slice(v: Value, made: dict[Value, Op]) -> set[int]:
@@ -83,7 +89,3 @@ def _slice(v: Value, made: dict[Value, Op]) -> set[int]:
             need.add(id(op))
             todo += op.operands
     return need
-
-
-def _uses(op: Op, values: set[Value]) -> bool:
-    return any(v in values for v in op.operands) or any(free_values(r) & values for r in op.regions)

@@ -14,10 +14,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from ...ir.async_ops import accumulator
-from ...ir.core import Block, Kernel, Op, Value, free_values, uses, walk
+from ...ir.core import Block, Kernel, Op, Value, uses, walk
 from ...ir.lifetimes import WRITES
 from ...ir.registers import limit_of
 from ...ir.rewrite import map_bodies
+from ...ir.rings import RELEASES, position
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import Buffer
@@ -96,13 +97,13 @@ def _block(block: Block, room: int) -> Block:
             out += kept
             continue
         if op.regions:
-            op = replace(op, regions=tuple(_block(r, room) for r in op.regions))
-        if flying and op.kind in ("mbar_arrive", "advance"):
+            op = op.within(lambda r: _block(r, room))
+        if flying and op.kind in RELEASES:
             owner = next((f for f in reversed(flying) if _frees(op, f, out)), None)
             if owner is not None:
                 owner.then.append(op)
                 continue
-        if flying and op.kind == "mbar_wait" and not _uses(op, {r for f in flying for r in f.results}) and _for_product(op, block):
+        if flying and op.kind == "mbar_wait" and not op.reads & {r for f in flying for r in f.results} and _for_product(op, block):
             out.insert(start, op)
             start += 1
             continue
@@ -129,19 +130,16 @@ def _frees(op: Op, f: _Flight, out: list[Op]) -> bool:
     if any(cursor in o.operands for o in f.then):
         return True
     made = {r: o for o in out for r in o.results}
-    return any(v in made and made[v].kind == "slot" and made[v].operands[1] is cursor for v in f.reads)
+    return any(position(v, made) is cursor for v in f.reads)
 
 
 def _for_product(wait: Op, block: Block) -> bool:
     """Whether a product may read the tile that is waited for: no tile that goes to registers. Rows are there long before, and waiting for
     one between products would keep the slots of others."""
-    views = {o.result for o in block.ops if o.kind == "slot" and o.operands[1] is wait.operands[1]}
-    reader = next((o for o in block.ops if _uses(o, views)), None)
+    made = {r: o for o in block.ops for r in o.results}
+    views = {v for v in made if position(v, made) is wait.operands[1]}
+    reader = next((o for o in block.ops if o.reads & views), None)
     return reader is None or reader.kind not in ("ld_shared", "ldmatrix") or len(reader.result.type.shape) == 1
-
-
-def _uses(op: Op, values: set[Value]) -> bool:
-    return any(v in values for v in op.operands) or any(free_values(r) & values for r in op.regions)
 
 
 def _needs(op: Op, f: _Flight) -> bool:
@@ -150,6 +148,4 @@ def _needs(op: Op, f: _Flight) -> bool:
         op.regions and any(o.kind in ("wgmma", "mbar_wait", "barrier") for r in op.regions for o in walk(r))
     ):
         return True
-    if _uses(op, f.results):
-        return True
-    return op.kind in {*WRITES, "ld_shared"} and any(v in f.reads for v in op.operands)
+    return bool(op.reads & f.results) or (op.kind in {*WRITES, "ld_shared"} and any(v in f.reads for v in op.operands))

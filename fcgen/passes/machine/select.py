@@ -14,6 +14,7 @@ from ...errors import FcError
 from ...ir.alignment import demanded, with_promises
 from ...ir.core import Block, Kernel, Op, Value, free_values, walk
 from ...ir.layout import Factor, OpaqueLayout, RegLayout, SmemLayout, mma_a, mma_b, mma_run, rowwise, warp_grid
+from ...ir.lifetimes import WRITES
 from ...ir.rewrite import Builder, Env
 from ...ir.schedule import Schedule
 from ...ir.target import Target
@@ -57,14 +58,12 @@ class _Selector:
             if rule is not None:
                 rule(op, b, env)
                 continue
-            results = tuple(Value(r.type, r.name) for r in op.results)
-            for old, new in zip(op.results, results):
-                env[old] = new
-                self.defs[new] = op
+            results = env.anew(op.results)
+            self.defs |= dict.fromkeys(results, op)
             outer = self.chain, self.staged
             if op.kind == "for":
                 self.chain, self.staged = op.get("chain"), {}
-            b.add(replace(op, results=results, regions=tuple(self.block(r, env, warps) for r in op.regions)))
+            b.add(replace(op.within(lambda r: self.block(r, env, warps)), results=results))
             self.chain, self.staged = outer
         self.held = held  # what was fetched in this block does not reach the ops outside it
         return b.block(block.args)
@@ -113,7 +112,7 @@ class _Selector:
         return buffer
 
     def put(self, frag: Value, buffer: Value, b: Builder) -> None:
-        layout, zero = frag.type.layout, _int(0, b)
+        layout, zero = frag.type.layout, b.const(0)
         if isinstance(layout, OpaqueLayout):
             b.do("wmma_store", frag, buffer, zero, zero)
         elif blocks := stored_blocks(layout, buffer.type, self.warps, self.target):
@@ -122,7 +121,7 @@ class _Selector:
             b.do("st_shared", frag, buffer, zero, zero)
 
     def on_unstage(self, op: Op, b: Builder, env: Env) -> None:
-        t, zero = op.result.type, _int(0, b)
+        t, zero = op.result.type, b.const(0)
         if isinstance(t.layout, OpaqueLayout):
             env[op.result] = b.emit("wmma_load", op.operands[0], zero, zero, type=t, name=op.result.name)
         elif t.dtype.bits in (8, 16) and len(t.shape) == 2 and "ldmatrix_x4" in self.target.instrs and t.layout == self.left_layout(t):
@@ -132,7 +131,7 @@ class _Selector:
 
     def on_combine_across(self, op: Op, b: Builder, env: Env) -> None:
         """Each warp puts its part into shared memory; each reads all parts of its rows and folds them, all in the same order."""
-        part, t, zero = op.operands[0], op.result.type, _int(0, b)
+        part, t, zero = op.operands[0], op.result.type, b.const(0)
         rows: tuple[int, ...] = (op["warps"].shape[0], *t.shape)
         frag = lambda digits: Frag(t.dtype, rows, RegLayout((digits, *t.layout.axes)))
         buffer = Value(Buffer(t.dtype, rows, SmemLayout(t.shape[-1])), f"{op.result.name}_parts" if op.result.name else "parts")
@@ -153,13 +152,14 @@ class _Selector:
 
     def hold(self, loop: Op, b: Builder, env: Env) -> None:
         """Left operands that a loop only reads are fetched into registers once, in front of it."""
-        outside = free_values(loop.regions[0]) - _written(loop.regions[0])
-        for op in _dots(loop.regions[0]):
-            a = env[op.operands[0]]
-            if op["math"] == "mma" and isinstance(a.type, Buffer) and op.operands[0] in outside and a not in self.held:
+        body = loop.regions[0]
+        outside = free_values(body) - {v for o in walk(body) if o.kind in WRITES for v in o.operands}
+        for op in walk(body):
+            a = env[op.operands[0]] if op.get("math") == "mma" else None
+            if a is not None and isinstance(a.type, Buffer) and op.operands[0] in outside and a not in self.held:
                 rows, depth = a.type.shape[::-1] if op["ta"] else a.type.shape
                 t = Frag(a.type.dtype, (rows, depth), mma_a(rows, depth, warp_grid(op.result.type.layout), a.type.dtype.bytes))
-                zero = _int(0, b)
+                zero = b.const(0)
                 self.held[a] = b.emit("ldmatrix", a, zero, zero, type=t, name=a.name, loc=op.loc, transposed=op["ta"], trans=op["ta"])
 
     def mma(self, op: Op, b: Builder) -> Value:
@@ -176,17 +176,17 @@ class _Selector:
         warps = warp_grid(acc.type.layout)
 
         def at_depth(k: Value, acc: Value, b: Builder) -> Value:
-            first = b.emit("mul", k, _int(step, b))
+            first = b.emit("mul", k, b.const(step))
             part = Frag(a.type.dtype, (rows, step), mma_a(rows, step, warps, size))
             if isinstance(a.type, Buffer):
-                pos = (first, _int(0, b)) if flip_a else (_int(0, b), first)
+                pos = (first, b.const(0)) if flip_a else (b.const(0), first)
                 left = b.emit("ldmatrix", a, *pos, type=part, name=a.name, transposed=flip_a, trans=flip_a)
             else:
                 left = b.emit("slice", a, first, type=part, name=a.name, axis=1)
             width = warps[1] * mma_run(cols // warps[1])
 
             def at_column(n: Value | None, acc: Value, b: Builder) -> Value:
-                col = b.emit("mul", n, _int(width, b)) if n is not None else _int(0, b)
+                col = b.emit("mul", n, b.const(width)) if n is not None else b.const(0)
                 pos = (col, first) if op["tb"] else (first, col)
                 t = Frag(a.type.dtype, (step, width), mma_b(step, width, warps, size))
                 r = b.emit("ldmatrix", right, *pos, type=t, name=right.name, transposed=op["tb"], trans=not op["tb"])
@@ -233,7 +233,7 @@ class _Selector:
             if v in used:
                 one = b.emit("full", b.emit("const", value=1.0, dtype=t.dtype.name),
                              type=Frag(t.dtype, t.shape, rowwise(16, t.shape[1], self.schedule.warps, 32, 16 // t.dtype.bytes)), name="one")
-                b.do("st_shared", one, v, _int(0, b), _int(0, b))
+                b.do("st_shared", one, v, b.const(0), b.const(0))
                 b.do("proxy_fence")
                 b.do("barrier")
         return Block(body.args, (*b.ops, *body.ops))
@@ -252,7 +252,7 @@ class _Selector:
         depth = a.type.shape[0 if op["ta"] else 1]
 
         def at_depth(k: Value, acc: Value, b: Builder) -> Value:
-            first, zero = b.emit("mul", k, _int(16, b)), _int(0, b)
+            first, zero = b.emit("mul", k, b.const(16)), b.const(0)
             left = b.emit("wmma_load", a, *((first, zero) if op["ta"] else (zero, first)), transposed=op["ta"], name=a.name,
                           type=Frag(a.type.dtype, (rows, 16), OpaqueLayout("a", *grid)))
             r = b.emit("wmma_load", right, *((zero, first) if op["tb"] else (first, zero)), transposed=op["tb"], name=right.name,
@@ -269,7 +269,7 @@ class _Selector:
 
         def vector(buffer: Value, k: Value, along: int, axis: int, b: Builder) -> Value:
             """Column or row k of a stored tile, spread like axis `axis` of the accumulator, as f32."""
-            zero = _int(0, b)
+            zero = b.const(0)
             n = t.shape[axis]
             frag = Frag(buffer.type.dtype, (n,), layout.drop(1 - axis))
             pos = (zero, k) if along == 0 else (k, zero)
@@ -308,18 +308,5 @@ def _unrolled(count: int, name: str, acc: Value, step: Any, b: Builder, unroll: 
     body.do("yield", step(index, inner, body))
     result = Value(acc.type, acc.name)
     attrs = {"unroll": True} if unroll else {}
-    b.add(Op("for", (_int(0, b), _int(count, b), acc), (result,), attrs, (body.block((index, inner)),), b.loc))
+    b.add(Op("for", (b.const(0), b.const(count), acc), (result,), attrs, (body.block((index, inner)),), b.loc))
     return result
-
-
-def _int(value: int, b: Builder) -> Value:
-    return b.emit("const", value=value, dtype="i32")
-
-
-def _written(block: Block) -> set[Value]:
-    """Buffers that are filled inside the block."""
-    return {v for o in walk(block) if o.kind in ("cp_async", "st_shared", "stmatrix") for v in o.operands if isinstance(v.type, Buffer)}
-
-
-def _dots(block: Block) -> list[Op]:
-    return [o for o in walk(block) if o.kind == "dot"]

@@ -86,17 +86,10 @@ class _State:
             i += 1
         return replace(self, groups=self.groups[i:])
 
-    def map(self, fn) -> _State:
-        return _State(
-            frozenset(map(fn, self.seen)),
-            frozenset(map(fn, self.lane)),
-            tuple(frozenset(map(fn, g)) for g in self.groups),
-            frozenset(map(fn, self.open)),
-            tuple(frozenset(map(fn, g)) for g in self.bulk),
-            self.sent,
-            frozenset(map(fn, self.flying)),
-            self.read,
-        )
+    def map(self, fn: Callable[[Access], Access]) -> _State:
+        each = lambda accesses: frozenset(map(fn, accesses))
+        return replace(self, seen=each(self.seen), lane=each(self.lane), groups=tuple(map(each, self.groups)), open=each(self.open),
+                       bulk=tuple(map(each, self.bulk)), flying=each(self.flying))
 
 
 class _Sync:

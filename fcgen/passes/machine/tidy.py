@@ -69,7 +69,7 @@ def _tidy(block: Block, env: Env, seen: dict[Any, Value], consts: dict[Value, An
             seen[key] = op.result
             if op.kind in DUAL:
                 bounds[op.result] = (op.kind, _over(op.kind, op.operands[0], bounds) | _over(op.kind, op.operands[1], bounds))
-        b.add(replace(op, regions=tuple(_tidy(r, env, seen, consts, bounds) for r in op.regions)))
+        b.add(op.within(lambda r: _tidy(r, env, seen, consts, bounds)))
     return b.block(block.args)
 
 

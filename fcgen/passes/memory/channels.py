@@ -13,9 +13,9 @@ from typing import Any
 
 from ...errors import Loc
 from ...ir.access import Access
-from ...ir.core import Block, Kernel, Op, Value, free_values, walk
+from ...ir.core import Block, Kernel, Op, Value, walk
 from ...ir.layout import SmemLayout
-from ...ir.rewrite import Builder
+from ...ir.rewrite import Builder, edited
 from ...ir.schedule import Schedule
 from ...ir.types import Buffer, Cursor, Frag, Mbarrier, i32
 from ..facts.common import copied_run, copy_threads, loaded_name
@@ -25,7 +25,7 @@ from ..facts.common import copied_run, copy_threads, loaded_name
 class Channel:
     """full, empty: mbarriers, or None where the role that reads fills too. again: other blocks read the same tiles, so L2 should keep them.
     blocks: how many of a cluster fill it together, and free its slots together. cursor: stands for the channel's position until
-    `thread_cursors` gives each role values of its own; None where a loop's index says it."""
+    `thread_cursors` gives each role values of its own; None where a loop's index says it. made: it is an `outlet`."""
 
     ring: Value
     full: Value | None = None
@@ -33,13 +33,18 @@ class Channel:
     again: bool = False
     blocks: int = 1
     cursor: Value | None = None
+    made: bool = False
 
     @staticmethod
-    def between(ring: Value, readers: int, again: bool = False, blocks: int = 1) -> Channel:
-        """A channel between roles, with so many warps that read in each of the blocks."""
+    def between(ring: Value, readers: int, again: bool = False, blocks: int = 1, fillers: int = 1) -> Channel:
+        """A channel between roles, with so many warps that read in each of the blocks, and as many that say that a slot is full."""
         slots = ring.type.slots
-        return Channel(ring, Value(Mbarrier(1, slots), f"{ring.name}_full"), Value(Mbarrier(readers * blocks, slots), f"{ring.name}_empty"),
-                       again, blocks, Value(Cursor(slots), ring.name))
+        full, empty = Value(Mbarrier(fillers, slots), f"{ring.name}_full"), Value(Mbarrier(readers * blocks, slots), f"{ring.name}_empty")
+        return Channel(ring, full, empty, again, blocks, Value(Cursor(slots), ring.name))
+
+    def outlet(self) -> Channel:
+        """The channel as a role sees it whose warps store its tiles: a slot is waited for until it is empty, and let go when it is full."""
+        return replace(self, full=self.empty, empty=self.full, made=True)
 
     @property
     def slots(self) -> int:
@@ -79,11 +84,13 @@ class Channel:
 
     def wait(self, b: Builder) -> None:
         if self.full is not None and self.cursor is not None:
-            b.do("mbar_wait", self.full, self.cursor, lag=0)
+            b.do("mbar_wait", self.full, self.cursor, lag=int(self.made))
 
     def release(self, b: Builder) -> None:
         """The tile has been read: its slot may be filled again."""
         if self.empty is not None and self.cursor is not None:
+            if self.made:
+                b.do("proxy_fence")  # by those who stored; what reads the tile comes through the async proxy
             b.do("mbar_arrive", self.empty, self.cursor, **self.among("cluster"))
             b.do("advance", self.cursor)
 
@@ -120,7 +127,7 @@ def start_copy(load: Op, operands: tuple[Value, ...], view: Value, schedule: Sch
         b.do("cp_async", *operands, view, threads=threads, loc=load.loc, **attrs)
         return
     frag = b.emit("ld_global", *operands, type=Frag(t.dtype, t.shape, threads), name=load.result.name, vec=vec, loc=load.loc, **attrs)
-    zero = b.emit("const", value=0, dtype="i32")
+    zero = b.const(0)
     b.do("st_shared", frag, view, zero, zero, loc=load.loc)
 
 
@@ -144,11 +151,7 @@ def find_channels(body: Block, schedule: Schedule, shared: Mapping[int, int], wa
         number.update((id(o), len(channels)) for o in ops)
         channels.append(Channel.between(ring, warps[id(ops[0])], looped, min(shared.get(id(o), 1) for o in ops)))
 
-    def marked(block: Block) -> Block:
-        return Block(block.args, tuple(o.with_attrs(channel=number[id(o)]) if id(o) in number else
-                                       replace(o, regions=tuple(map(marked, o.regions))) if o.regions else o for o in block.ops))
-
-    return marked(body), channels
+    return edited(body, lambda o: o.with_attrs(channel=number[id(o)]) if id(o) in number else o), channels
 
 
 def mailbox(kernel: Kernel, schedule: Schedule) -> Channel | None:
@@ -186,4 +189,4 @@ def tile_bytes(ring: Buffer) -> int:
 
 
 def readers(v: Value, block: Block) -> list[int]:
-    return [n for n, o in enumerate(block.ops) if v in o.operands or any(v in free_values(r) for r in o.regions)]
+    return [n for n, o in enumerate(block.ops) if v in o.reads]

@@ -42,7 +42,7 @@ def over_grid(kernel: Kernel, body: Block, schedule: Schedule, box: Channel | No
     t, inner = Value(Scalar(i32), "tile"), Builder()
     tile = tiles.decode(t, inner)
     if told is not None:
-        _tell(told, [inner.emit("const", value=1, dtype="i32"), *(tile[n] for n in range(len(kernel.grid)))], inner)
+        _tell(told, [inner.const(1), *(tile[n] for n in range(len(kernel.grid)))], inner)
     inner.ops += _inline(body, tile)
     if count is not None:
         after = inner.emit("add", t, count, name="tile")
@@ -54,7 +54,7 @@ def over_grid(kernel: Kernel, body: Block, schedule: Schedule, box: Channel | No
     inner.do("yield", inner.emit("lt", after, tiles.total, name="more"), after)
     b.add(Op("while", (b.emit("lt", index, tiles.total), index), (Value(Scalar(i32), "tile"),), {}, (inner.block((t,)),)))
     if told is not None:
-        _tell(told, [b.emit("const", value=0, dtype="i32")] * (1 + len(kernel.grid)), b)
+        _tell(told, [b.const(0)] * (1 + len(kernel.grid)), b)
     if count is None:
         b.do("claim_done")
     return b.block(args)
@@ -73,10 +73,8 @@ def _claimed(box: Channel, tile: Builder) -> Value:
 def _with_claim(ops: list[Op]) -> tuple[list[Op], Value]:
     """The tile's ops with the claim of the next tile in front of its last copy: late, so that longest-first keeps its meaning, and early
     enough that the answer is there when it is needed."""
-    n = max(
-        (n for n, o in enumerate(ops) if o.kind == "mbar_wait" or any(x.kind == "mbar_wait" for r in o.regions for x in walk(r))),
-        default=-1,
-    )
+    waits = lambda o: any(x.kind == "mbar_wait" for x in walk(Block((), (o,))))
+    n = max((n for n, o in enumerate(ops) if waits(o)), default=-1)
     claim = Value(Scalar(i32), "claimed")
     if n >= 0 and ops[n].kind == "if":
         op, regions = ops[n], []
@@ -105,7 +103,7 @@ def _fetch(box: Channel, names: list[str], b: Builder) -> list[Value]:
 def _hear(kernel: Kernel, box: Channel, b: Builder) -> tuple[Value, list[Value]]:
     """Whether there is a tile, and its place on each axis."""
     more, *tile = _fetch(box, ["more", *(a.name for a in kernel.grid)], b)
-    return b.emit("ne", more, b.emit("const", value=0, dtype="i32"), name="go_on"), tile
+    return b.emit("ne", more, b.const(0), name="go_on"), tile
 
 
 def _taking(kernel: Kernel, body: Block, box: Channel, args: tuple[Value, ...], b: Builder) -> Block:

@@ -8,8 +8,8 @@ such work outside of loops, for a first or last tile, fill the same ring. `roles
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 from ...errors import FcError
@@ -17,9 +17,10 @@ from ...ir.access import Access
 from ...ir.core import Block, Kernel, Op, Value, definitions, walk
 from ...ir.layout import RegLayout, rowwise
 from ...ir.ops import has_effect
-from ...ir.rewrite import Builder, Env, remove_dead, substitute
+from ...ir.rewrite import Builder, Env, edited, remove_dead, substitute
 from ...ir.schedule import Schedule
-from ...ir.types import Cursor, Frag, Mbarrier
+from ...ir.types import Frag
+from ..facts.common import followed
 from .channels import Channel
 from .prefetch import PLACES
 
@@ -105,24 +106,11 @@ class _Makers:
 
     def slice(self, stage: Op, made: dict[Value, Op], carried: tuple[Value, ...]) -> dict[int, Op] | None:
         """The ops of its block that a staged tile follows from, if no other role is needed for them."""
-        need: dict[int, Op] = {}
-        todo = list(stage.operands)
-        while todo:
-            v = todo.pop()
-            op = made.get(v)
-            if op is None:
-                if v in carried or not self.known(v):
-                    return None
-                continue
-            if id(op) in need:
-                continue
-            reads = op.kind in ("load", "gather")
-            fixed = reads and op.operands[0] not in self.written and not (op.kind == "load" and _listed(op))
-            if op.kind not in WORK or op.regions or (reads and not fixed):
-                return None
-            need[id(op)] = op
-            todo += op.operands
-        return need
+        def allowed(op: Op) -> bool:
+            fixed = op.kind not in ("load", "gather") or op.operands[0] not in self.written
+            return op.kind in WORK and not op.regions and fixed and not (op.kind == "load" and Access.of(op).listed)
+
+        return followed(stage.operands, made, allowed, lambda v: v not in carried and self.known(v))
 
     def around(self, ops: Iterable[Op]) -> list[Op]:
         """The ops, and those of other blocks that make tiles and vectors for them."""
@@ -150,7 +138,7 @@ class _Makers:
         """With what `wanted` promised, each beside the op that makes the value of the other layout."""
         b = Builder()
         for op in block.ops:
-            b.add(replace(op, regions=tuple(self.beside(r) for r in op.regions)) if op.regions else op)
+            b.add(op.within(self.beside))
             for (v, where), new in self.moved.items():
                 if v in op.results:
                     b.add(replace(op, operands=tuple(self.moved.get((x, where), x) for x in op.operands), results=(new,)))
@@ -176,7 +164,7 @@ class _Group:
     def emit(self, makers: _Makers, b: Builder, env: Env) -> None:
         """The work once more, spread over other warps; what else reads it keeps what there was."""
         mine = Env()
-        zero = b.emit("const", value=0, dtype="i32")
+        zero = b.const(0)
         for key, stage in self.stages:
             env[stage.result] = b.emit("slot", makers.rings[key], zero, ahead=0, made=True, name=stage.result.name)
         for op in self.ops.values():
@@ -213,10 +201,6 @@ class _Group:
 
 def _moved(t: Frag, spread: dict[Any, Any]) -> Frag:
     return replace(t, layout=spread[t.layout])
-
-
-def _listed(op: Op) -> bool:
-    return bool(Access.of(op).listed)
 
 
 def _read_by_products(v: Value, block: Block) -> bool:
@@ -258,12 +242,13 @@ def sides(body: Block, made: dict[int, Value]) -> tuple[Block, Block]:
     """What the makers do, and what is left for the role that computes."""
     views = {o.result for o in walk(body) if id(o) in made}
     fills = lambda o: o.kind == "st_shared" and o.operands[1] in views
-    makes = remove_dead(_without(body, lambda o: not o.regions and o.kind != "yield" and has_effect(o) and not fills(o)))
-    other = next((o for o in walk(makes) if o.kind in ("dot", "stage", "combine_across")), None)
-    if other is not None:
-        raise FcError("compile/unsupported", "whether or how an operand is made follows from a product", loc=other.loc, got=other.kind,
+    other = lambda o: not o.regions and o.kind != "yield" and has_effect(o) and not fills(o)
+    makes = remove_dead(edited(body, lambda o: None if other(o) else o))
+    product = next((o for o in walk(makes) if o.kind in ("dot", "stage", "combine_across")), None)
+    if product is not None:
+        raise FcError("compile/unsupported", "whether or how an operand is made follows from a product", loc=product.loc, got=product.kind,
                       expected="numbers of the grid, of loops and of loads", hint="leave makers out of the schedule")
-    return makes, remove_dead(_without(body, fills))
+    return makes, remove_dead(edited(body, lambda o: None if fills(o) else o))
 
 
 def chains(body: Block) -> set[int]:
@@ -291,45 +276,10 @@ def warps_reading(loads: list[Op], roles: dict[str, tuple[Block | None, int]]) -
     return out
 
 
-@dataclass(eq=False)
-class Outlet:
-    """A channel as the role sees it that makes its tiles: waited for until a slot is empty, and released when it is full."""
-
-    channel: Channel
-    full: Value
-    empty: Value
-    cursor: Value
-
-    @staticmethod
-    def of(ring: Value, schedule: Schedule) -> Outlet:
-        """Each warp of the makers arrives for what it has stored."""
-        bars = lambda count, word: Value(Mbarrier(count, ring.type.slots), f"{ring.name}_{word}")
-        full, empty, cursor = bars(schedule.makers, "full"), bars(schedule.warps, "empty"), Value(Cursor(ring.type.slots), ring.name)
-        return Outlet(Channel(ring, full, empty, cursor=cursor), full, empty, cursor)
-
-    def view(self, b: Builder) -> Value:
-        return self.channel.view(b)
-
-    def wait(self, b: Builder) -> None:
-        b.do("mbar_wait", self.empty, self.cursor, lag=1)
-
-    def release(self, b: Builder) -> None:
-        b.do("proxy_fence")  # by those who stored; what reads the tile comes through the async proxy
-        b.do("mbar_arrive", self.full, self.cursor)
-        b.do("advance", self.cursor)
-
-
-def made_channels(body: Block, made: dict[int, Value], schedule: Schedule, first: int) -> tuple[Block, list[Outlet]]:
-    """The body in which each slot that makers fill says the number of its channel, from `first` on."""
+def made_channels(body: Block, made: dict[int, Value], schedule: Schedule, first: int) -> tuple[Block, list[Channel]]:
+    """The body in which each slot that makers fill says the number of its channel, from `first` on. Each warp of the makers arrives for
+    what it has stored."""
     rings = list(dict.fromkeys(made.values()))
 
-    def marked(block: Block) -> Block:
-        return Block(block.args, tuple(o.with_attrs(channel=first + rings.index(o.operands[0])) if o.get("made") else
-                                       replace(o, regions=tuple(map(marked, o.regions))) if o.regions else o for o in block.ops))
-
-    return marked(body) if made else body, [Outlet.of(v, schedule) for v in rings]
-
-
-def _without(block: Block, drop: Callable[[Op], bool]) -> Block:
-    return Block(block.args, tuple(replace(o, regions=tuple(_without(r, drop) for r in o.regions)) if o.regions else o
-                                   for o in block.ops if not drop(o)))
+    marked = edited(body, lambda o: o.with_attrs(channel=first + rings.index(o.operands[0])) if o.get("made") else o)
+    return marked if made else body, [Channel.between(v, schedule.warps, fillers=schedule.makers) for v in rings]

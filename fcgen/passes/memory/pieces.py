@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from ...ir.access import SCALARS, Access
-from ...ir.core import Block, Kernel, Op, Value, free_values
+from ...ir.core import Block, Kernel, Op, Value
 from ...ir.layout import Factor, RegLayout
 from ...ir.registers import least
 from ...ir.rewrite import Builder, Env, map_bodies, substitute
@@ -36,8 +36,7 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
 
 def _block(block: Block, buffers: list[Value], made: bool) -> Block:
     """made: what is stored to a slot is the work of a role of its own."""
-    inner = lambda o: replace(o, regions=tuple(_block(r, buffers, made) for r in o.regions)) if o.regions else o
-    block = Block(block.args, tuple(map(inner, block.ops)))
+    block = Block(block.args, tuple(o.within(lambda r: _block(r, buffers, made)) for o in block.ops))
     while (group := _first(block, made)) is not None:
         block = group.rewritten(buffers)
     return block
@@ -84,14 +83,14 @@ class _Group:
         envs = [Env() for _ in range(self.count)]
 
         def read(o: Op, n: int) -> None:
-            first, t = b.emit("const", value=n * rows, dtype="i32"), self.piece(o.result, rows, small)
+            first, t = b.const(n * rows), self.piece(o.result, rows, small)
             if o.kind == "load":
                 at = _start_of_rows(o)
                 start = b.emit("add", o.operands[at], first)
                 envs[n][o.result] = Value(t, o.result.name)
                 b.add(replace(o, operands=(*o.operands[:at], start, *o.operands[at + 1:]), results=(envs[n][o.result],)))
                 return
-            zero = b.emit("const", value=0, dtype="i32")
+            zero = b.const(0)
             place = (first, zero) if len(o.result.type.shape) == 2 else (zero, first)
             envs[n][o.result] = b.emit("ld_shared", o.operands[0], *place, type=t, name=o.result.name)
 
@@ -108,7 +107,7 @@ class _Group:
                 env[o.result] = out
             for s in self.stores:
                 to = named[s.result] if s.kind == "stage" else s.operands[1]
-                first, zero = b.emit("const", value=n * rows, dtype="i32"), b.emit("const", value=0, dtype="i32")
+                first, zero = b.const(n * rows), b.const(0)
                 b.do("st_shared", env[s.operands[0]], to, first, zero)
 
     def piece(self, v: Value, rows: int, small: RegLayout) -> Frag:
@@ -172,7 +171,7 @@ def _group(block: Block, stores: list[Op], work: list[Op], made: dict[Value, Op]
     mine = {id(o) for o in (*stores, *work)}
     inner = {r for o in work for r in o.results}
     others = [o for o in block.ops if id(o) not in mine]
-    outside = any(v in inner for o in others for v in (*o.operands, *(x for r in o.regions for x in free_values(r))))
+    outside = any(o.reads & inner for o in others)
     given = [made[v] for o in (*work, *stores) for v in o.operands[:2] if v in made and v not in inner]
     late = any(place[id(o)] > place[id(stores[0])] for o in given if id(o) not in mine)
     if outside or late:

@@ -97,18 +97,10 @@ class _Pipeliner:
             elif self.own(op):
                 self.in_place(self._subst(op, env), op, b, env)
             else:
-                new = self._subst(op, env)
-                new = replace(new, regions=tuple(self._region(r, env) for r in op.regions),
-                              results=tuple(Value(r.type, r.name) for r in op.results))
-                for old, res in zip(op.results, new.results):
-                    env[old] = res
-                b.add(new)
+                new = self._subst(op, env).within(lambda r: self.block(substitute_block(r, env)))
+                b.add(replace(new, results=env.anew(op.results)))
             i += 1
         return b.block(block.args)
-
-    def _region(self, block: Block, env: Env) -> Block:
-        inner = substitute_block(block, env)
-        return self.block(inner)
 
     def own(self, op: Op) -> bool:
         return is_shared_load(op) and fills_itself(op, self.schedule)
@@ -140,10 +132,10 @@ class _Pipeliner:
         low, high = (chain[-1].operands[0], chain[0].operands[1]) if down else (chain[0].operands[0], chain[-1].operands[1])
         depth = max((r.slots for r in rings), default=1)
         if turns:
-            first = b.emit("sub", high, b.emit("const", value=1, dtype="i32"), name="first") if down else low
+            first = b.emit("sub", high, b.const(1), name="first") if down else low
             some = b.emit("lt", low, high)
             for r in rings[:-1] or rings:
-                self._start([r], 0, first, some, b.emit("const", value=0, dtype="i32"), 0, b)
+                self._start([r], 0, first, some, b.const(0), 0, b)
         elif rings:
             self._prologue(rings, low, high, down, depth, b)
         for i, (op, old) in enumerate(zip(chain, olds)):
@@ -152,11 +144,8 @@ class _Pipeliner:
                 body = self._take_turns(rings, i, body, low, high, down)
             elif rings:
                 body = self._steady(rings, i, body, low, high, down)
-            operands = (*op.operands[:2], *(env[v] for v in old.operands[2:]))
-            new = replace(op, operands=operands, regions=(self.block(body),), results=tuple(Value(r.type, r.name) for r in old.results))
-            for res, fresh in zip(old.results, new.results):
-                env[res] = fresh
-            b.add(new)
+            operands = (*op.operands[:2], *env.all(old.operands[2:]))
+            b.add(replace(op, operands=operands, regions=(self.block(body),), results=env.anew(old.results)))
 
     def _rings(self, bodies: list[Block], whole: int) -> list[_Ring]:
         """The loads that can run ahead: in every loop of the chain, with positions that follow from the index alone."""
@@ -174,12 +163,12 @@ class _Pipeliner:
         return [_Ring(self.channel(s[0], self.ahead[s[0]["site"]]), list(s), s[whole], bodies[whole]) for s in deep]
 
     def _prologue(self, rings: list[_Ring], low: Value, high: Value, down: bool, depth: int, b: Builder) -> None:
-        zero = b.emit("const", value=0, dtype="i32")
+        zero = b.const(0)
         for step in range(depth - 1):
             starting = [r for r in rings if step < r.slots - 1]
-            offset = b.emit("const", value=step, dtype="i32")
+            offset = b.const(step)
             if down:
-                last = b.emit("sub", high, b.emit("const", value=1, dtype="i32"))
+                last = b.emit("sub", high, b.const(1))
                 index = b.emit("sub", last, offset, name="first")
                 inside = b.emit("ge", index, low)
             else:
@@ -210,7 +199,7 @@ class _Pipeliner:
     def _steady(self, rings: list[_Ring], loop: int, body: Block, low: Value, high: Value, down: bool) -> Block:
         j = body.args[0]
         b = Builder(rings[0].loads[loop].loc)
-        one = b.emit("const", value=1, dtype="i32")
+        one = b.const(1)
         n = b.emit("sub", b.emit("sub", high, one), j, name="n") if down else b.emit("sub", j, low, name="n")
         env = Env()
         views = []
@@ -220,7 +209,7 @@ class _Pipeliner:
             views.append(view)
         b.do("acquire", *views)
         for depth in sorted({r.slots for r in rings}):
-            far = b.emit("const", value=depth - 1, dtype="i32")
+            far = b.const(depth - 1)
             index = b.emit("sub", j, far, name="next") if down else b.emit("add", j, far, name="next")
             inside = b.emit("ge", index, low) if down else b.emit("lt", index, high)
             self._start([r for r in rings if r.slots == depth], loop, index, inside, n, None, b)
@@ -235,8 +224,8 @@ class _Pipeliner:
         first = {_before_rare_branch(body, max([-1, *(b for _, b in spans if b < at)]) + 1, at): i for i, (at, _) in enumerate(spans)}
         loads = {id(r.loads[loop]) for r in rings}
         b = Builder()
-        one = b.emit("const", value=1, dtype="i32")
-        zero = b.emit("const", value=0, dtype="i32")
+        one = b.const(1)
+        zero = b.const(0)
         following = b.emit("sub", j, one, name="next") if down else b.emit("add", j, one, name="next")
         more = b.emit("ge", following, low) if down else b.emit("lt", following, high)
 

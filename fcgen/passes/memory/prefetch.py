@@ -41,11 +41,11 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
 def _block(block: Block, written: set[Value], regs: int, found: list[_Read]) -> Block:
     b = Builder()
     for op in block.ops:
-        op = replace(op, regions=tuple(_block(r, written, regs, found) for r in op.regions)) if op.regions else op
+        op = op.within(lambda r: _block(r, written, regs, found))
         if op.kind == "for" and not op.get("unroll") and any(o.kind in ENGINES for o in walk(op.regions[0])):
             reads = _reads(op.regions[0], written, regs - least(op.regions[0]))
             if reads:
-                found += reads
+                found.extend(reads)
                 op = _Ahead(op, reads).loop(b)
         b.add(op)
     return b.block(block.args)
@@ -105,13 +105,13 @@ class _Ahead:
 
     def __init__(self, loop: Op, reads: list[_Read]):
         self.op, self.reads, self.body = loop, reads, loop.regions[0]
-        self.held = {r.op.result: [Value(r.op.result.type, r.op.result.name) for _ in range(r.ahead)] for r in reads}
+        self.held = {r.op.result: [r.op.result.anew() for _ in range(r.ahead)] for r in reads}
 
     def loop(self, before: Builder) -> Op:
         op, body = self.op, self.body
         down = bool(op.get("descending"))
         before.loc = op.loc
-        one = before.emit("const", value=1, dtype="i32")
+        one = before.const(1)
         start = before.emit("sub", op.operands[1], one) if down else op.operands[0]
         first: dict[Value, list[Value]] = {r.op.result: [] for r in self.reads}
         for r in self.reads:
@@ -126,14 +126,14 @@ class _Ahead:
         inner.add(replace(last, operands=(*last.operands, *carried)))
         args = [a for held in self.held.values() for a in held]
         return replace(op, operands=(*op.operands, *(x for xs in first.values() for x in xs)),
-                       results=(*op.results, *(Value(a.type, a.name) for a in args)), regions=(inner.block((*body.args, *args)),))
+                       results=(*op.results, *(a.anew() for a in args)), regions=(inner.block((*body.args, *args)),))
 
     def made(self, r: _Read, ahead: int, index: Value, down: bool, known: dict[Value, list[Value]], b: Builder) -> Value:
         """The read for so many iterations after an index; `known` has the reads that its place follows from."""
         b.loc = r.op.loc
         at = index
         if ahead:
-            at = b.emit("sub" if down else "add", index, b.emit("const", value=ahead, dtype="i32"), name="after")
+            at = b.emit("sub" if down else "add", index, b.const(ahead), name="after")
         env = Env({self.body.args[0]: at, **{v: xs[ahead] for v, xs in known.items() if len(xs) > ahead}})
         for o in r.places:
             b.add(copy_op(o, env))

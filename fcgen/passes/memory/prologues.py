@@ -12,12 +12,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from ...ir.alignment import promised
-from ...ir.core import Block, Kernel, Op, Value, free_values, walk, walk_kernel
+from ...ir.core import Block, Kernel, Op, Value, walk, walk_kernel
 from ...ir.rewrite import Builder, Env, copy_op, substitute
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import Scalar
-from ..facts.common import without_effect
+from ..facts.common import sources, without_effect
 from .makers import WORK, apart
 from .prefetch import guarded, with_guards
 
@@ -44,10 +44,10 @@ def _made_apart(kernel: Kernel, schedule: Schedule) -> Kernel:
 def _block(block: Block, written: set[Value], buffers: list[Value]) -> Block:
     b = Builder()
     for op in block.ops:
-        op = replace(op, regions=tuple(_block(r, written, buffers) for r in op.regions)) if op.regions else op
+        op = op.within(lambda r: _block(r, written, buffers))
         work = _work(op.regions[0], written) if op.kind == "for" and not op.get("unroll") else None
         if work is not None:
-            buffers += work.rings.values()
+            buffers.extend(work.rings.values())
             op = work.ahead(op, b)
         b.add(op)
     return b.block(block.args)
@@ -66,7 +66,7 @@ class _Work:
     def ahead(self, loop: Op, before: Builder) -> Op:
         index, down = self.body.args[0], bool(loop.get("descending"))
         before.loc = loop.loc
-        start = before.emit("sub", loop.operands[1], before.emit("const", value=1, dtype="i32")) if down else loop.operands[0]
+        start = before.emit("sub", loop.operands[1], before.const(1)) if down else loop.operands[0]
         self.make(start, start, 0, before)
         inner = Builder(loop.loc)
         env = Env({v: inner.emit("slot", ring, index, ahead=0, name=v.name) for v, ring in self.rings.items()})
@@ -74,7 +74,7 @@ class _Work:
         for n, op in enumerate(self.body.ops):
             if n == self.at:
                 inner.loc = loop.loc
-                one = inner.emit("const", value=1, dtype="i32")
+                one = inner.const(1)
                 self.make(inner.emit("sub" if down else "add", index, one, name="after"), index, 1, inner)
             if id(op) not in mine:
                 inner.add(substitute(op, env))
@@ -87,36 +87,32 @@ class _Work:
         for op in self.ops:
             b.loc = op.loc
             if op.kind == "stage":
-                zero = b.emit("const", value=0, dtype="i32")
+                zero = b.const(0)
                 b.do("st_shared", env[op.operands[0]], views[op.result], zero, zero)
             else:
                 b.add(copy_op(with_guards(op), env))
 
 
 def _work(body: Block, written: set[Value]) -> _Work | None:
-    made = {r: n for n, o in enumerate(body.ops) for r in o.results}
+    made = {r for o in body.ops for r in o.results}
     stages = [o for o in body.ops if o.kind == "stage" and _feeds_products(o.result, body)]
     chosen = [(s, ops) for s in stages if (ops := _leads_to(s, body, made, written)) is not None]
     while True:  # what others read of the work cannot be moved
-        inside = {id(body.ops[n]) for _, ops in chosen for n in ops}
-        outside = {v for o in body.ops if id(o) not in inside for v in (*o.operands, *(x for r in o.regions for x in free_values(r)))}
-        tiles = lambda s, ops: [v for n in ops if body.ops[n] is not s for v in body.ops[n].results if not isinstance(v.type, Scalar)]
+        inside = {id(o) for _, ops in chosen for o in ops}
+        outside = {v for o in body.ops if id(o) not in inside for v in o.reads}
+        tiles = lambda s, ops: [v for o in ops if o is not s for v in o.results if not isinstance(v.type, Scalar)]
         kept = [(s, ops) for s, ops in chosen if not outside.intersection(tiles(s, ops))]
         if len(kept) == len(chosen):
             break
         chosen = kept
-    work = sorted({n for _, ops in chosen for n in ops})
-    if not any(body.ops[n].kind == "load" for n in work):
+    work = [o for o in body.ops if id(o) in inside]
+    if not any(o.kind == "load" for o in work):
         return None
     rings = {s.result: Value(replace(s.result.type, slots=2), s.result.name) for s, _ in chosen}
     products = {r for o in body.ops if o.kind == "dot" for r in o.results}
     last = max(n for n, o in enumerate(body.ops) if set(o.operands) & set(rings))
-    at = next(n for n, o in enumerate(body.ops) if n > last and (o.kind == "yield" or (o.kind != "dot" and _reads(o, products))))
-    return _Work(body, [body.ops[n] for n in work], rings, at)
-
-
-def _reads(op: Op, values: set[Value]) -> bool:
-    return any(v in values for v in op.operands) or any(free_values(r) & values for r in op.regions)
+    at = next(n for n, o in enumerate(body.ops) if n > last and (o.kind == "yield" or (o.kind != "dot" and o.reads & products)))
+    return _Work(body, work, rings, at)
 
 
 def _feeds_products(v: Value, body: Block) -> bool:
@@ -124,20 +120,7 @@ def _feeds_products(v: Value, body: Block) -> bool:
     return bool(readers) and all(o.kind == "dot" and o["math"] == "wgmma" and any(o is x for x in body.ops) for o in readers)
 
 
-def _leads_to(stage: Op, body: Block, made: dict[Value, int], written: set[Value]) -> set[int] | None:
-    """Numbers of the ops that a staged tile follows from, if that is the index alone."""
-    need: set[int] = set()
-    todo = [stage.result]
-    while todo:
-        v = todo.pop()
-        if v in body.args[1:]:
-            return None
-        n = made.get(v)
-        if n is None or n in need:
-            continue
-        op = body.ops[n]
-        if op.kind not in WORK or op.regions or (op.kind in ("load", "gather") and (op.operands[0] in written or not guarded(op, made))):
-            return None
-        need.add(n)
-        todo += op.operands
-    return need
+def _leads_to(stage: Op, body: Block, made: set[Value], written: set[Value]) -> list[Op] | None:
+    """The ops that a staged tile follows from, in order, if that is the index alone."""
+    fixed = lambda op: op.kind not in ("load", "gather") or (op.operands[0] not in written and guarded(op, made))
+    return sources([stage.result], body, lambda op: op.kind in WORK and not op.regions and fixed(op))

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from ...errors import FcError, Loc
@@ -33,7 +34,7 @@ from ..facts.stores import check_bulk
 from .channels import Channel, find_channels, is_shared_load, mailbox, readers, tile_bytes
 from .cursors import thread_cursors
 from .grid import over_grid
-from .makers import Outlet, chains, made_channels, rings_made, sides, warps_reading
+from .makers import chains, made_channels, rings_made, sides, warps_reading
 
 #: consumer warpgroups, and those of makers -> registers per thread (load, make, main); setmaxnreg takes multiples of 8 and moves what the
 #: block got at launch, which is 65536 over its threads
@@ -96,15 +97,15 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
                           hint='copy="cp_async" with math="mma"')
         roles.append(Role("load", 4, filling, regs[0]))
     if makes is not None:  # it works on the tiles of all rows, and waits for no turn
-        work = _Reader([*channels, *outlets], False, chains(makes)).block(makes)
+        work = _Reader([*channels, *(c.outlet() for c in outlets)], False, chains(makes)).block(makes)
         make = over_grid(kernel, work, replace(schedule, tokens=False), box, False)
         roles.append(Role("make", schedule.makers, remove_dead(thread_cursors(make)), regs[1]))
-    read = _Reader([*channels, *(o.channel for o in outlets)], schedule.tokens, shared_loops(reads)).block(reads)
+    read = _Reader([*channels, *outlets], schedule.tokens, shared_loops(reads)).block(reads)
     main = thread_cursors(over_grid(kernel, read, schedule, box, False))
     if kernel.cluster > 1:  # no block may end while others copy into it or arrive on its barriers
         main = replace(main, ops=(*main.ops, Op("cluster_sync")))
     roles.append(Role("main", schedule.warps, main, regs[-1] if roles else 0))
-    buffers = [v for c in (*channels, *(o.channel for o in outlets), *([box] if box else [])) for v in c.buffers]
+    buffers = [v for c in (*channels, *outlets, *([box] if box else [])) for v in c.buffers]
     return replace(kernel, roles=tuple(roles), buffers=(*(v for v in kernel.buffers if v not in made.values()), *buffers)).with_meta(
         stage="pipelined", persistent=schedule.persistent
     )
@@ -121,19 +122,14 @@ class _Filler:
 
     def _block(self, block: Block, env: Env) -> Block:
         b = Builder()
-        args = tuple(Value(a.type, a.name) for a in block.args)
-        for old, new in zip(block.args, args):
-            env[old] = new
+        args = env.anew(block.args)
         for op in block.ops:
             b.loc = op.loc
             if op.kind == "load" and "channel" in op.attrs:
                 self.copy(op, self.channels[op["channel"]], b, env)
             elif op.regions:
-                copied = replace(op, operands=env.all(op.operands), regions=tuple(self._block(r, env) for r in op.regions),
-                                 results=tuple(Value(r.type, r.name) for r in op.results))
-                for old, res in zip(op.results, copied.results):
-                    env[old] = res
-                b.add(copied)
+                copied = op.within(lambda r: self._block(r, env))
+                b.add(replace(copied, operands=env.all(op.operands), results=env.anew(op.results)))
             elif op.kind == "narrow":
                 env[op.result] = env[op.operands[0]]
             elif op.kind == "yield" or not has_effect(op):
@@ -151,16 +147,16 @@ class _Filler:
 
 class _Reader:
     """A role that works on tiles: a load is a view of the channel's slot, waited for and released around its readers; so is a slot that it
-    fills, of an `Outlet`."""
+    fills, of an outlet."""
 
-    def __init__(self, channels: Sequence[Channel | Outlet], turns: bool, shared: set[int]):
+    def __init__(self, channels: Sequence[Channel], turns: bool, shared: set[int]):
         self.channels, self.turns, self.shared = channels, turns, shared
-        self.inner: dict[int, list[tuple[Value, Channel | Outlet]]] = {}  # branch -> the tiles that are let go inside it
+        self.inner: dict[int, list[tuple[Value, Channel]]] = {}  # branch -> the tiles that are let go inside it
 
     def block(self, block: Block) -> Block:
         return self._walk(copy_block(block, Env()))
 
-    def of(self, op: Op) -> Channel | Outlet | None:
+    def of(self, op: Op) -> Channel | None:
         return self.channels[op["channel"]] if "channel" in op.attrs else None
 
     def drains(self, block: Block) -> tuple[dict[int, list[Op]], dict[int, list[Op]]]:
@@ -191,11 +187,11 @@ class _Reader:
                 (before if first else after).setdefault(at[0][0] if first else at[-1][0], []).append(loop)
         return before, after
 
-    def _walk(self, block: Block, passed: tuple[tuple[Value, Channel | Outlet], ...] = (), loc: Loc | None = None) -> Block:
+    def _walk(self, block: Block, passed: tuple[tuple[Value, Channel], ...] = (), loc: Loc | None = None) -> Block:
         """passed: tiles of an outer block whose last reader is in here, or in the other branch: this block, at `loc`, lets them go."""
         env = Env()
-        first: dict[int, list[Channel | Outlet]] = {}
-        last: dict[int, list[Channel | Outlet]] = {}
+        first: dict[int, list[Channel]] = {}
+        last: dict[int, list[Channel]] = {}
         here = [(o, c) for o in block.ops if (c := self.of(o)) is not None]
         for o, c in here:
             if not (span := readers(o.result, block)):
@@ -222,7 +218,7 @@ class _Reader:
                 env[op.result] = mine.view(b)
             else:
                 inner = tuple(self.inner.get(id(op), ()))
-                b.add(substitute(replace(op, regions=tuple(self._walk(r, inner, op.loc) for r in op.regions)), env))
+                b.add(substitute(op.within(partial(self._walk, passed=inner, loc=op.loc)), env))
             for c in last.get(n, ()):
                 c.release(b)
             b.ops += [substitute(o, env) for o in after.get(n, ())]

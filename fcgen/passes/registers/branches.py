@@ -25,7 +25,7 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
 
 
 def _block(block: Block, defs: dict[Value, Op]) -> Block:
-    block = Block(block.args, tuple(replace(o, regions=tuple(_block(r, defs) for r in o.regions)) if o.regions else o for o in block.ops))
+    block = Block(block.args, tuple(o.within(lambda r: _block(r, defs)) for o in block.ops))
     for op in block.ops:
         found = _uniform(op, defs)
         if found is not None:
@@ -98,4 +98,4 @@ def _only_for(block: Block, select: Op, u: _Uniform) -> list[Op]:
         if gone and not op.regions and not has_effect(op) and u.s not in op.results and not set(op.results) & set(select.operands[1:]):
             chosen.append(op)
     # the condition itself and what it is spread by are left to be removed
-    return sources([u.mask], Block((), tuple(reversed(chosen[1:]))), lambda o: True) or []
+    return sources([u.mask], Block((), tuple(reversed(chosen[1:])))) or []

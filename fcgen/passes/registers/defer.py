@@ -208,7 +208,7 @@ class _Rewriter:
             if op.kind == "yield":
                 b.add(op)
                 continue
-            b.add(replace(op, operands=tuple(whole.get(v, v) for v in op.operands), regions=tuple(self.block(r) for r in op.regions)))
+            b.add(replace(op.within(self.block), operands=tuple(whole.get(v, v) for v in op.operands)))
         return [substitute(o, Env(whole)) for o in b.ops] if whole else b.ops
 
     def whole(self, v: Value, b: Builder) -> Value:

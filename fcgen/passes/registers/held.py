@@ -26,7 +26,7 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
 def _block(block: Block) -> Block:
     b = Builder()
     for op in block.ops:
-        op = replace(op, regions=tuple(map(_block, op.regions))) if op.regions else op
+        op = op.within(_block)
         if op.kind == "for" and len(op.regions) == 1:
             for inner in op.regions[0].ops:
                 found = _follows(op, inner) if inner.kind == "if" else None
@@ -52,21 +52,18 @@ class _Held:
         starts = Env({v: loop.operands[1 + j] for v, (_, j) in self.changed.items()})
         for op in self.work:
             before.add(copy_op(op, starts))
-        body, args = loop.regions[0], tuple(Value(v.type, v.name) for v in self.carried)
+        body, args = loop.regions[0], tuple(v.anew() for v in self.carried)
         out, env = Builder(), Env()
         mine = {id(op) for op in self.work}
         for op in body.ops:
             if op is self.branch:
-                new = tuple(Value(v.type, v.name) for v in self.carried)
-                out.add(self.again(op, new, args))
-                for v, r in zip(self.carried, new):
-                    env[v] = r
+                out.add(self.again(op, env.anew(self.carried), args))
             elif id(op) not in mine:
                 out.add(self.with_own(substitute(op, env)))
         last = out.ops[-1]
         out.ops[-1] = replace(last, operands=(*last.operands, *env.all(tuple(self.carried))))
         return replace(loop, operands=(*loop.operands, *starts.all(tuple(self.carried))), regions=(out.block((*body.args, *args)),),
-                       results=(*loop.results, *(Value(v.type, v.name) for v in self.carried)))
+                       results=(*loop.results, *(v.anew() for v in self.carried)))
 
     def again(self, op: Op, new: tuple[Value, ...], args: tuple[Value, ...]) -> Op:
         """The branch, which gives the carried values for what it has changed, or those that there were."""

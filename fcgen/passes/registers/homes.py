@@ -18,7 +18,7 @@ from ...ir.core import Block, Kernel, Op, Value, definitions, uses, walk
 from ...ir.layout import OpaqueLayout, RegLayout, in_runs, mma_a, mma_c, mma_run, rowwise, wgmma_a, wgmma_c
 from ...ir.schedule import Schedule
 from ...ir.target import Target
-from ...ir.types import Scalar, Tile
+from ...ir.types import Tile
 from ..facts.common import ELEMENTWISE
 from ..facts.warp_grid import grid_of
 from .flights import find_flights
@@ -266,11 +266,8 @@ class Homes:
             elif u.kind == "broadcast":
                 h = self.known(u.result) or self._wanted(u.result, seen)
                 if h is not None:
-                    for a in sorted(set(range(len(u.result.type.shape))) - set(u["axes"]), reverse=True):
-                        h = h.drop(a)
-                    return h
+                    return h.keep(u["axes"])
         return None
-
 
     def _multiplied(self, v: Value, made_with: set[Value]) -> RegLayout | None:
         """The layout of the left operand that is computed from a tile element by element, among what is made in its block: products take
@@ -282,11 +279,3 @@ class Homes:
             elif u.kind == "dot" and v is u.operands[0] and u["math"] in ("mma", "wgmma") and self.schedule.reuse_frags:
                 return self.a_layout(u) if u.result in made_with else None
         return None
-
-
-def is_tile(v: Value) -> bool:
-    return isinstance(v.type, Tile)
-
-
-def is_scalar(v: Value) -> bool:
-    return isinstance(v.type, Scalar)

@@ -32,7 +32,7 @@ from .homes import ELEMENTWISE, SMEM, Homes
 def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
     homes = Homes(kernel, schedule, target)
     placer = _Placer(homes)
-    body = placer.block(kernel.body, Env(), tuple(Value(a.type, a.name) for a in kernel.body.args))
+    body = placer.block(kernel.body, Env(), tuple(a.anew() for a in kernel.body.args))
     if schedule.skip_ones and "skip_ones" not in placer.used:
         raise without_effect("skip_ones", "no tile is multiplied by a factor per row", expected="tile * row in the program")
     if schedule.epilogue == "quad" and "quad" not in placer.used:
@@ -136,10 +136,7 @@ class _Placer:
             env[op.result] = self.make(op, self.homes[op.result], b, env)
 
     def plain(self, op: Op, b: Builder, env: Env) -> None:
-        results = tuple(Value(r.type, r.name) for r in op.results)
-        for old, new in zip(op.results, results):
-            env[old] = new
-        b.add(replace(op, operands=env.all(op.operands), results=results))
+        b.add(replace(op, operands=env.all(op.operands), results=env.anew(op.results)))
 
     def loop(self, op: Op, b: Builder, env: Env) -> None:
         body = op.regions[0]
@@ -149,10 +146,13 @@ class _Placer:
                 *(Value(_at(a, h), a.name) for a, h in zip(body.args[1:], homes)))
         inner = Block((), body.ops[:-1])
         new = self.region(inner, env, dict(zip(body.args, args)), body.yielded, homes, body.ops[-1].loc)
-        results = tuple(Value(_at(r, h), r.name) for r, h in zip(op.results, homes))
-        for old, res in zip(op.results, results):
-            env[old] = res
-        b.add(replace(op, operands=(*env.all(op.operands[:2]), *inits), results=results, regions=(replace(new, args=args),)))
+        operands = (*env.all(op.operands[:2]), *inits)
+        b.add(replace(op, operands=operands, results=self.results(op, homes, env), regions=(replace(new, args=args),)))
+
+    def results(self, op: Op, homes: list[Any], env: Env) -> tuple[Value, ...]:
+        out = tuple(Value(_at(r, h), r.name) for r, h in zip(op.results, homes))
+        env.map.update(zip(op.results, out))
+        return out
 
     def region(self, block: Block, env: Env, args: dict[Value, Value], yielded: tuple[Value, ...], homes: list[Any], loc: Any) -> Block:
         for old, fresh in args.items():
@@ -167,10 +167,7 @@ class _Placer:
     def branch(self, op: Op, b: Builder, env: Env) -> None:
         homes = [self.homes[r] for r in op.results]
         regions = tuple(self.region(Block((), r.ops[:-1]), env, {}, r.yielded, homes, r.ops[-1].loc) for r in op.regions)
-        results = tuple(Value(_at(r, h), r.name) for r, h in zip(op.results, homes))
-        for old, res in zip(op.results, results):
-            env[old] = res
-        b.add(replace(op, operands=env.all(op.operands), results=results, regions=regions))
+        b.add(replace(op, operands=env.all(op.operands), results=self.results(op, homes, env), regions=regions))
 
     # ---- values in the layout a reader wants ---------------------------------------------------------------------------
 
@@ -214,10 +211,7 @@ class _Placer:
         if op.kind == "iota":
             return b.emit("iota", type=t, name=v.name, loc=op.loc)
         if op.kind == "broadcast":
-            small = layout
-            for a in sorted(set(range(len(v.type.shape))) - set(op["axes"]), reverse=True):
-                small = small.drop(a)
-            src = self.want(op.operands[0], small, b, env)
+            src = self.want(op.operands[0], layout.keep(op["axes"]), b, env)
             return b.emit("broadcast", src, type=t, name=v.name, loc=op.loc, axes=op["axes"])
         if op.kind == "transpose":
             src = self.want(op.operands[0], layout.transpose(), b, env)
@@ -235,7 +229,7 @@ class _Placer:
         if isinstance(t, Frag) and t.layout == home:
             return v
         if isinstance(t, Frag) and t.dtype == i1:  # shared memory holds numbers
-            one, zero = (b.emit("const", value=n, dtype="i32") for n in (1, 0))
+            one, zero = (b.const(n) for n in (1, 0))
             moved = self.convert(b.emit("select", v, one, zero, type=replace(t, dtype=i32)), home, b, name)
             return b.emit("ne", moved, zero, name=name)
         if isinstance(t, Frag):

@@ -12,16 +12,15 @@ the branch too.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
-from ...ir.core import Block, Kernel, Op, Value, definitions, free_values, uses, walk_kernel
+from ...ir.core import Block, Kernel, Op, Value, definitions, uses, walk_kernel
 from ...ir.op_table import having
 from ...ir.rewrite import Builder, Env, copy_op, map_bodies, remove_dead, substitute
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import Frag, Scalar
-from ..facts.common import without_effect
+from ..facts.common import positive, promised_positive, without_effect
 
 #: grow with their first operand; max and add with either
 MONOTONE = {"max", "add", "sub", "mul", "gt", "ge"}
@@ -38,22 +37,16 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
 
 
 def _voted(kernel: Kernel, schedule: Schedule) -> Kernel:
-    positive = {p for p in kernel.params if "positive" in kernel.flags.get(p.name, ())}
-    found: list[Op] = []
-
-    def body(block: Block) -> Block:
-        return remove_dead(_block(block, definitions(block), positive, schedule, found))
-
-    voted = map_bodies(kernel, body)
+    told, found = promised_positive(kernel), list[Op]()
+    voted = map_bodies(kernel, lambda block: remove_dead(_block(block, definitions(block), told, schedule, found)))
     if schedule.vote and all(o.get("rare") for o in found):
         raise without_effect("vote", "no row condition decides about work on a tile",
                              expected="a program that selects by a row condition: new row values or old ones, a factor or one")
     return voted
 
 
-def _block(block: Block, defs: dict[Value, Op], positive: set[Value], schedule: Schedule, found: list[Op]) -> Block:
-    inner = lambda o: replace(o, regions=tuple(_block(r, defs, positive, schedule, found) for r in o.regions)) if o.regions else o
-    block = Block(block.args, tuple(map(inner, block.ops)))
+def _block(block: Block, defs: dict[Value, Op], told: frozenset[Value], schedule: Schedule, found: list[Op]) -> Block:
+    block = Block(block.args, tuple(o.within(lambda r: _block(r, defs, told, schedule, found)) for o in block.ops))
     tried: set[Value] = set()
     while True:
         conditions = [o for o in block.ops if o.kind == "select" and _is_row(o.operands[0]) and o.operands[0] not in tried
@@ -61,7 +54,7 @@ def _block(block: Block, defs: dict[Value, Op], positive: set[Value], schedule: 
         if not conditions:
             return block
         tried.add(conditions[0].operands[0])
-        after = _Vote(block, conditions[0], defs, positive, schedule.compare_bits).result()
+        after = _Vote(block, conditions[0], defs, told, schedule.compare_bits).result()
         if after is not None:
             found.append(conditions[0])
             block = after
@@ -79,8 +72,8 @@ def is_row_work(op: Op) -> bool:
 class _Vote:
     """One condition of one block."""
 
-    def __init__(self, block: Block, choice: Op, defs: dict[Value, Op], positive: set[Value], bits: bool):
-        self.block, self.condition, self.defs, self.positive = block, choice.operands[0], defs, positive
+    def __init__(self, block: Block, choice: Op, defs: dict[Value, Op], told: frozenset[Value], bits: bool):
+        self.block, self.condition, self.defs, self.positive = block, choice.operands[0], defs, told
         self.rare: dict[str, Any] = {"rare": True} if choice.get("rare") else {}
         self.compare_bits = bits
         self.local = {r: o for o in block.ops for r in o.results}
@@ -147,7 +140,7 @@ class _Vote:
     def first_use(self, v: Value) -> int:
         spots = [self.place[id(o)] for o in self.users[v] if id(o) in self.place
                  and not (o.results and (o.results[0] in self.same or o.results[0] in self.neutral))]
-        nested = [n for n, o in enumerate(self.block.ops) if o.regions and any(v in free_values(r) for r in o.regions)]
+        nested = [n for n, o in enumerate(self.block.ops) if o.regions and v in o.reads - set(o.operands)]
         return min([*spots, *nested], default=len(self.block.ops) - 1)
 
     def position(self, v: Value) -> int:
@@ -184,7 +177,7 @@ class _Vote:
 
     def rewrite(self, outputs: list[Value], inside: list[Op], at: int) -> Block:
         covered = {id(o) for o in inside}
-        todo = [v for o in self.block.ops if id(o) not in covered for v in (*o.operands, *(x for r in o.regions for x in free_values(r)))]
+        todo = [v for o in self.block.ops if id(o) not in covered for v in o.reads]
         while todo:  # what ops outside read stays for them too, unless the branch gives it
             v = todo.pop()
             op = self.local.get(v)
@@ -212,10 +205,7 @@ class _Vote:
         then.do("yield", *(inner[v] for v in outputs))
         keep = Builder(b.loc)
         keep.do("yield", *(self.same[v] for v in outputs))
-        results = tuple(Value(v.type, v.name) for v in outputs)
-        b.add(Op("if", (some,), results, {}, (then.block(), keep.block()), b.loc))
-        for v, r in zip(outputs, results):
-            env[v] = r
+        b.add(Op("if", (some,), env.anew(outputs), {}, (then.block(), keep.block()), b.loc))
 
     def threshold(self) -> tuple[Op, Value, Value | None, Value] | None:
         """(reduce, old, scale, t) where the condition is (max(old, row maximum) - old) [* scale] > t with scale and t positive."""
@@ -240,11 +230,8 @@ class _Vote:
         if row is None or row.kind != "combine" or row.operands[0] not in self.local:
             return None
         reduce = self.local[row.operands[0]]
-        return (
-            (reduce, old, scale, t)
-            if reduce.kind == "reduce" and reduce["fn"] == "max" and reduce.result.type.dtype.name == "f32"
-            else None
-        )
+        fits = reduce.kind == "reduce" and reduce["fn"] == "max" and reduce.result.type.dtype.name == "f32"
+        return (reduce, old, scale, t) if fits else None
 
     def bit_condition(self, b: Builder, inside: set[Value], later: Env) -> Value | None:
         """The condition as one comparison of bit patterns. Patterns of floats from 0 on order like the floats; with 0 as the least,
@@ -258,7 +245,7 @@ class _Vote:
         old = copy_slice(old, {r: o for r, o in self.local.items() if r in inside}, b, env)
         limit = b.emit("add", old, t if scale is None else b.emit("div", t, scale), name="limit")
         most = self.most_bits(reduce, b, later)
-        most = b.emit("max", most, b.emit("const", value=0, dtype="i32"), name="most")
+        most = b.emit("max", most, b.const(0), name="most")
         return b.emit("gt", most, b.emit("bits", limit), name="moved")
 
     def most_bits(self, reduce: Op, b: Builder, later: Env) -> Value:
@@ -305,14 +292,7 @@ class _Vote:
         return op.kind == "combine" or (op.kind in MONOTONE and any(self.from_combine(x) for x in op.operands))
 
     def is_positive(self, v: Value) -> bool:
-        if v in self.positive:
-            return True
-        d = self.defs.get(v)
-        if d is None:
-            return False
-        if d.kind == "const":
-            return d["value"] > 0
-        return d.kind in ("mul", "full", "broadcast") and all(self.is_positive(x) for x in d.operands)
+        return positive(v, self.positive, self.defs)
 
 
 def copy_slice(v: Value, made: dict[Value, Op], b: Builder, env: Env | None = None) -> Value:

@@ -77,7 +77,7 @@ class Affine:
         return self.b.emit("add", out, self.literal(f.const)) if f.const else out
 
     def literal(self, n: int) -> Value:
-        return self.b.emit("const", value=n, dtype="i32")
+        return self.b.const(n)
 
     def floordiv(self, f: Form, d: int) -> Form | None:
         """floor(f / d), d > 0: what d divides comes out, the rest becomes one scalar."""

@@ -173,7 +173,7 @@ def _bound(block: Block, names: Mapping[Op, str], sites: Mapping[Op, str], sched
         if op in names:
             op = replace(op, attrs={**op.attrs, **_decided(op, names[op], schedule, target), "site": sites[op]})
         if op.regions:
-            op = replace(op, regions=tuple(_bound(r, names, sites, schedule, target) for r in op.regions))
+            op = op.within(lambda r: _bound(r, names, sites, schedule, target))
         ops.append(op)
     return Block(block.args, tuple(ops))
 

@@ -112,9 +112,9 @@ def _shifted(body: Block, axis: GridAxis, index: Value) -> Block:
             b.add(substitute(op, env))
             continue
         start = b.add(replace(substitute(op, env), results=(Value(op.result.type, "whole_start"),))).result
-        size = b.emit("size", dim=axis.dim) if isinstance(axis.dim, str) else b.emit("const", value=axis.dim, dtype="i32")
-        tile = b.emit("const", value=axis.tile, dtype="i32")
-        most = b.emit("const", value=axis.tile - 1, dtype="i32")
+        size = b.emit("size", dim=axis.dim) if isinstance(axis.dim, str) else b.const(axis.dim)
+        tile = b.const(axis.tile)
+        most = b.const(axis.tile - 1)
         tiles = b.emit("floordiv", b.emit("add", size, most), tile, name=f"{axis.name}_tiles")
         short = b.emit("sub", b.emit("mul", tiles, tile), size, name="short")
         env[op.result] = b.emit("sub", start, short, name=op.result.name)

@@ -65,7 +65,7 @@ def _turned(x: _Below | None, groups: Mapping[Any, int], op: Op, defs: dict[Valu
     limit = env[x.position]
     for kind, v in (("sub", x.less), ("add", x.shift), ("sub", shift)):
         limit = b.emit(kind, limit, env[v]) if v is not None else limit
-    limit = b.emit("sub", limit, b.emit("const", value=x.extra, dtype="i32"), name="start") if x.extra else limit
+    limit = b.emit("sub", limit, b.const(x.extra), name="start") if x.extra else limit
     spread = lambda v, axis: b.emit("broadcast", v, axes=(axis,), shape=op.result.type.shape)
     return b.emit("gt", spread(env[position], 1), spread(limit, 0))
 
@@ -149,7 +149,7 @@ def _write(below: list[_Below], op: Op, b: Builder, env: Env) -> Value:
     for part in sorted(below, key=lambda p: isinstance(p.bound.type, Tile)):  # scalars first: they are computed once
         bound = env[part.bound]
         if part.extra:
-            bound = b.emit("add", bound, b.emit("const", value=part.extra, dtype="i32"))
+            bound = b.emit("add", bound, b.const(part.extra))
         if part.shift is not None:
             bound = b.emit("sub", bound, env[part.shift])
         limit = bound if limit is None else b.emit("min", bound, limit, name="limit")

@@ -31,9 +31,7 @@ def known(b: Builder, v: Value, truth: bool) -> Value:
 
 def specialise(block: Block, env: Env, facts: Facts) -> Block:
     """A copy in which the facts have been used."""
-    args = tuple(Value(a.type, a.name) for a in block.args)
-    for old, new in zip(block.args, args):
-        env[old] = new
+    args = env.anew(block.args)
     b = Builder()
     for op in block.ops:
         b.loc = op.loc
@@ -44,10 +42,7 @@ def specialise(block: Block, env: Env, facts: Facts) -> Block:
         if "guard" in attrs:
             attrs = {**attrs, "guard": tuple(g and (op, a) not in facts.guards for a, g in enumerate(attrs["guard"]))}
         operands, regions = env.all(op.operands), tuple(specialise(r, env, facts) for r in op.regions)
-        results = tuple(Value(r.type, r.name) for r in op.results)
-        for old, new in zip(op.results, results):
-            env[old] = new
-        b.add(replace(op, operands=operands, attrs=attrs, regions=regions, results=results))
+        b.add(replace(op, operands=operands, attrs=attrs, regions=regions, results=env.anew(op.results)))
     return b.block(args)
 
 

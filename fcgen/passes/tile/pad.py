@@ -163,7 +163,7 @@ class _Pad:
         if axis not in fill or _same(fill[axis], value):
             return v
         b, shape, dtype = self.b, v.type.shape, v.type.dtype
-        real = b.emit("lt", b.emit("iota", shape=(shape[axis],)), b.emit("const", value=n, dtype="i32"))
+        real = b.emit("lt", b.emit("iota", shape=(shape[axis],)), b.const(n))
         if len(shape) > 1:
             real = b.emit("broadcast", real, axes=(axis,), shape=shape)
         out = b.emit("select", real, v, self.number(value, dtype), name=v.name)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 from ...errors import FcError
 from ...ir.core import Block, Kernel, Op, Value, definitions, uses, walk_kernel
-from ...ir.rewrite import Builder, Env, copy_op, map_bodies, remove_dead, substitute_block
+from ...ir.rewrite import Builder, Env, copy_op, map_bodies, remove_dead, substitute, substitute_block
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import Tile
@@ -65,7 +65,7 @@ class _Widen:
                 for old, new in zip(op.results, self.loop(op, pair, env, out)):
                     env[old] = new
             else:
-                out.add(replace(op, regions=tuple(self.block(substitute_block(r, env)) for r in op.regions)))
+                out.add(op.within(lambda r: self.block(substitute_block(r, env))))
         return out.block(block.args)
 
     # ---- finding -----------------------------------------------------------------------------------------------------
@@ -146,8 +146,8 @@ class _Widen:
             start = out.emit("full", out.emit("const", value=0.0, dtype=t.dtype.name), shape=t.shape, name=name)
         kept = [n for n in range(len(inits)) if n != pair.row]
         arg = Value(t, name)
-        args = [arg if n == pair.acc else Value(body.args[1 + n].type, body.args[1 + n].name) for n in kept]
-        index = Value(body.args[0].type, body.args[0].name)
+        args = [arg if n == pair.acc else body.args[1 + n].anew() for n in kept]
+        index = body.args[0].anew()
         env = Env({**outside.map, body.args[0]: index, **{body.args[1 + n]: a for n, a in zip(kept, args)}})
         inner, last = Builder(op.loc), body.ops[-1]
         gone = {pair.add.result, *pair.add.operands, pair.dot.operands[2]}
@@ -160,10 +160,9 @@ class _Widen:
                     acc = inner.emit("mul", arg, f)
                 env[o.result] = inner.emit("dot", *env.all(o.operands[:2]), acc, name=name, ones=COLUMNS, **attrs)
             elif not any(r in gone for r in o.results):
-                inner.add(copy_op(o, env) if not o.regions else replace(o, operands=env.all(o.operands),
-                                                                       regions=tuple(substitute_block(r, env) for r in o.regions)))
+                inner.add(copy_op(o, env) if not o.regions else substitute(o, env))
         inner.do("yield", *(env[last.operands[n]] for n in kept), loc=last.loc)
-        made = [Value(a.type, a.name) for a in args]
+        made = [a.anew() for a in args]
         out.add(replace(op, operands=(*op.operands[:2], *(start if n == pair.acc else inits[n] for n in kept)), results=tuple(made),
                         regions=(inner.block((index, *args)), *op.regions[1:])))
         wide = made[kept.index(pair.acc)]
@@ -176,6 +175,6 @@ class _Widen:
         return [results[n] for n in range(len(inits))]
 
     def cut(self, wide: Value, cols: int, acc: str, row: str, out: Builder) -> tuple[Value, Value]:
-        at = [out.emit("const", value=n, dtype="i32") for n in (0, cols)]
+        at = [out.const(n) for n in (0, cols)]
         left = out.emit("slice", wide, at[0], axis=1, size=cols, name=acc)
         return left, out.emit("reduce", out.emit("slice", wide, at[1], axis=1, size=COLUMNS), fn="max", axis=1, name=row)

@@ -25,7 +25,7 @@ from ...ir.rewrite import map_bodies, remove_dead
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import Scalar, f32
-from ..facts.common import COMPARISONS, const_of, rank, scale_free
+from ..facts.common import COMPARISONS, const_of, positive, promised_positive, rank, scale_free
 
 LOOP_WEIGHT = 16
 MAX_FACTORS = 8
@@ -46,34 +46,17 @@ def run(kernel: Kernel, schedule: Schedule, target: Target | None) -> Kernel:
 def candidates(kernel: Kernel) -> list[Value]:
     """The positive scalars that tiles are multiplied by."""
     out: dict[Value, None] = {}
+    told = promised_positive(kernel)
     for role in kernel.roles:
         defs = definitions(role.body)
         for op in walk(role.body):
-            if is_root(op) and op.operands[1] not in out and positive(op.operands[1], kernel, defs):
+            if is_root(op) and op.operands[1] not in out and positive(op.operands[1], told, defs):
                 out[op.operands[1]] = None
     return list(out)
 
 
 def is_root(op: Op) -> bool:
     return op.kind == "mul" and op.result.type.dtype == f32 and rank(op.result) > 0 and isinstance(op.operands[1].type, Scalar)
-
-
-def positive(v: Value, kernel: Kernel, defs: dict[Value, Op], depth: int = 0) -> bool:
-    """Whether the scalar is known to be above zero (and finite, if its inputs are)."""
-    if v in kernel.params:
-        return "positive" in kernel.flags.get(v.name, ())
-    op = defs.get(v)
-    if op is None or depth > 8:
-        return False
-    if op.kind == "const":
-        return not isinstance(op["value"], bool) and 0 < op["value"] < float("inf")
-    if op.kind in ("mul", "div", "add", "min"):
-        return all(positive(x, kernel, defs, depth + 1) for x in op.operands)
-    if op.kind in ("sqrt", "rsqrt", "rcp", "cast"):
-        return op.operands[0].type.dtype.is_float and positive(op.operands[0], kernel, defs, depth + 1)
-    if op.kind == "max":
-        return any(positive(x, kernel, defs, depth + 1) for x in op.operands)
-    return False
 
 
 def cost(kernel: Kernel) -> int:
@@ -116,7 +99,7 @@ class Factor:
             if op.kind == "for":
                 self.loop(op, out)
             elif op.regions:
-                out.append(replace(op, regions=tuple(Block(r.args, self.ops(r)) for r in op.regions)))
+                out.append(op.within(lambda r: Block(r.args, self.ops(r))))
             else:
                 self.op(op, out)
             self.seen.update(op.results)
@@ -170,7 +153,7 @@ class Factor:
             args = list(body.args)
             for i in sorted(assumed):
                 old = args[1 + i]
-                args[1 + i] = Value(old.type, old.name)
+                args[1 + i] = old.anew()
                 self.factored(old, args[1 + i], op, top)
             ops = [*top, *self.ops(body)]
             wrong = {i for i in assumed if self.unscaled(body.yielded[i]) is None}
@@ -181,7 +164,7 @@ class Factor:
         yields = [self.unscaled(v) if i in assumed else v for i, v in enumerate(last.operands)]
         ops[-1] = replace(last, operands=tuple(v for v in yields if v is not None))
         starts = [self.unscaled(v) if i in assumed else v for i, v in enumerate(inits)]
-        results = [Value(r.type, r.name) if i in assumed else r for i, r in enumerate(op.results)]
+        results = [r.anew() if i in assumed else r for i, r in enumerate(op.results)]
         rest = tuple(Block(r.args, self.ops(r)) for r in op.regions[1:])
         out.append(replace(op, operands=(*op.operands[:2], *(v for v in starts if v is not None)), results=tuple(results),
                            regions=(Block(tuple(args), tuple(ops)), *rest)))

@@ -26,7 +26,7 @@ from ...ir.core import Block, Kernel, Op, Value, walk
 from ...ir.elementwise import FNS
 from ...ir.op_table import having
 from ...ir.ops import OPS, infer
-from ...ir.rewrite import map_bodies, remove_dead
+from ...ir.rewrite import carrying, map_bodies, remove_dead
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import DType, Scalar, Tile
@@ -259,7 +259,7 @@ class Sweep:
             for i in fixed:
                 self.rename(body.args[1 + i], op.operands[2 + i])
                 self.rename(op.results[i], op.operands[2 + i])
-            op = _without_carried(op, fixed)
+            op = carrying(op, [i for i in range(len(op.results)) if i not in fixed])
         dirty = writes(op.regions[0])
         self.epoch += dirty
         kinds = ("for", "live")
@@ -279,12 +279,3 @@ class Sweep:
         regions = tuple(self.region(r, Scope("if", dirty)) for r in op.regions)
         self.epoch += dirty
         self.append(replace(op, regions=regions))
-
-
-def _without_carried(op: Op, drop: list[int]) -> Op:
-    keep = [i for i in range(len(op.results)) if i not in drop]
-    body = op.regions[0]
-    last = replace(body.ops[-1], operands=tuple(body.ops[-1].operands[i] for i in keep))
-    slim = Block((body.args[0], *(body.args[1 + i] for i in keep)), (*body.ops[:-1], last))
-    return replace(op, operands=op.operands[:2] + tuple(op.operands[2 + i] for i in keep),
-                   results=tuple(op.results[i] for i in keep), regions=(slim, *op.regions[1:]))

@@ -17,17 +17,18 @@ This is modulo scheduling (Rau, 1994) with two stages.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from ...errors import FcError
 from ...ir.access import guards
-from ...ir.core import Block, Kernel, Op, Value, definitions, free_values, uses, walk, walk_kernel
+from ...ir.core import Block, Kernel, Op, Value, definitions, uses, walk, walk_kernel
 from ...ir.ops import has_effect
-from ...ir.rewrite import Builder, Env, copy_op, map_bodies, remove_dead, substitute_block
+from ...ir.rewrite import Builder, Env, copy_op, map_bodies, remove_dead, substitute, substitute_block
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import Scalar
-from ..facts.common import without_effect
+from ..facts.common import followed, without_effect
 
 VIEWS = {"load", "transpose"}
 
@@ -56,7 +57,7 @@ def _block(block: Block, defs: dict[Value, Op], turns: bool, done: set[str]) -> 
         op = replace(ops[i], operands=env.all(ops[i].operands))
         out.loc = op.loc
         if op.kind != "for":
-            out.add(replace(op, regions=tuple(_block(substitute_block(r, env), defs, turns, done) for r in op.regions)))
+            out.add(op.within(lambda r: _block(substitute_block(r, env), defs, turns, done)))
             i += 1
             continue
         chain = [ops[i]]
@@ -66,22 +67,26 @@ def _block(block: Block, defs: dict[Value, Op], turns: bool, done: set[str]) -> 
             i += len(between) + 1
             chain.append(ops[i])
         i += 1
-        chain = [replace(o, operands=env.all(o.operands), regions=tuple(substitute_block(r, env) for r in o.regions)) for o in chain]
+        chain = [substitute(o, env) for o in chain]
+        alike = lambda parts: len({tuple(x.kind for x in p.late) for p in parts}) == 1
         parts = [_Parts(o.regions[0], True) for o in chain]
-        if len({tuple(x.kind for x in p.late) for p in parts}) > 1:  # masks that only some tiles need stay with their own tile
+        if not alike(parts):  # masks that only some tiles need stay with their own tile
             parts = [_Parts(o.regions[0], False) for o in chain]
         for o, p in zip(chain, parts):
             p.check(o)
+        if not alike(parts):
+            dot = next(o for o in chain[0].regions[0].ops if o.get("late"))
+            raise FcError("compile/schedule", f"the dot %{dot['site']} cannot run late: what masks its result, in some tiles, would too",
+                          loc=dot.loc, hint="Schedule.late names dots that only a carried value depends on")
         if not any(p.late for p in parts):
             for o in chain:
                 if o.operands[0] is o.operands[1]:  # of no iterations: there for a first tile to be cut off
                     for old, new in zip(o.results, o.operands[2:]):
                         env[old] = env[new]
                     continue
-                regions = tuple(_block(substitute_block(r, env), defs, turns, done) for r in o.regions)
-                out.add(replace(o, operands=env.all(o.operands), regions=regions))
+                out.add(substitute(o, env).within(lambda r: _block(r, defs, turns, done)))
             continue
-        done |= {o["site"] for p in parts for o in p.late if o.kind == "dot"}
+        done.update(o["site"] for p in parts for o in p.late if o.kind == "dot")
         results = _Skew(chain, parts, defs, turns).build(out)
         for old, new in zip(chain[-1].results, results):
             env[old] = new
@@ -136,7 +141,7 @@ class _Parts:
 
     def check(self, loop: Op) -> None:
         made = {r for o in self.late for r in o.results}
-        reader = next((o for o in self.early if any(v in made for v in o.operands) or any(free_values(r) & made for r in o.regions)), None)
+        reader = next((o for o in self.early if o.reads & made), None)
         if reader is not None:
             dot = next(o for o in self.late if o.kind == "dot")
             raise FcError("compile/schedule", f"the dot %{dot['site']} cannot run late: its own iteration reads the result",
@@ -150,7 +155,7 @@ class _Parts:
         for o in self.early:
             if any(v in late_results or (v in made and id(made[v]) in waits) for v in o.operands):
                 waits.add(id(o))
-        need = {id(o) for d in self.early if d.kind == "dot" and id(d) not in waits for o in [d, *_slice(list(d.operands), made)]}
+        need = {id(o) for d in self.early if d.kind == "dot" and id(d) not in waits for o in [d, *_slice(d.operands, made)]}
         return [o for o in self.early if id(o) in need]
 
 
@@ -161,15 +166,9 @@ def _follows(op: Op, body: Block) -> bool:
     return op.kind != "dot" and not op.regions and not has_effect(op)
 
 
-def _slice(values: list[Value], made: dict[Value, Op]) -> list[Op]:
+def _slice(values: Iterable[Value], made: dict[Value, Op]) -> list[Op]:
     """The ops that these values follow from, in order."""
-    need: dict[int, Op] = {}
-    todo = list(values)
-    while todo:
-        op = made.get(todo.pop())
-        if op is not None and id(op) not in need:
-            need[id(op)] = op
-            todo += op.operands
+    need = followed(values, made) or {}
     return [o for o in dict.fromkeys(made.values()) if id(o) in need]
 
 
@@ -185,7 +184,7 @@ class _Skew:
         down = bool(first.get("descending"))
         low, high = (last.operands[0], first.operands[1]) if down else (first.operands[0], last.operands[1])
         b = Builder(first.loc)
-        one = b.emit("const", value=1, dtype="i32")
+        one = b.const(1)
         some = out.emit("lt", low, high, name="some", loc=first.loc)
         start = b.emit("sub", high, one, name="first") if down else low
         end = low if down else b.emit("sub", high, one, name="last")
@@ -203,7 +202,7 @@ class _Skew:
         b.do("yield", *values)
         idle = Builder(first.loc)
         idle.do("yield", *first.operands[2:])
-        results = tuple(Value(r.type, r.name) for r in last.results)
+        results = tuple(r.anew() for r in last.results)
         out.add(Op("if", (some,), results, {}, (b.block(), idle.block()), first.loc))
         return results
 
@@ -219,8 +218,8 @@ class _Skew:
              b: Builder) -> tuple[list[Value], list[Value]]:
         parts, body = self.parts[n], op.regions[0]
         kept = [k for k in range(len(values)) if k not in parts.finished or k in parts.onward]
-        index = Value(body.args[0].type, body.args[0].name)
-        args = [Value(body.args[1 + k].type, body.args[1 + k].name) for k in kept] + [Value(v.type, v.name or "late") for v in cut]
+        index = body.args[0].anew()
+        args = [body.args[1 + k].anew() for k in kept] + [Value(v.type, v.name or "late") for v in cut]
         carried = {body.args[1 + k]: a for k, a in zip(kept, args)}
         env = Env({body.args[0]: index, **carried})
         inner = Builder(op.loc)
@@ -239,7 +238,7 @@ class _Skew:
             if not any(o is f for f in front):
                 inner.add(copy_op(o, env))
         inner.do("yield", *((late if k in parts.onward else env)[body.yielded[k]] for k in kept), *env.all(parts.cut), loc=body.ops[-1].loc)
-        results = tuple(Value(a.type, a.name) for a in args)
+        results = tuple(a.anew() for a in args)
         b.add(replace(op, operands=(*bounds, *(values[k] for k in kept), *cut), results=results, regions=(inner.block((index, *args)),)))
         new = list(values)
         for k, r in zip(kept, results):

@@ -28,7 +28,7 @@ from ...ir.rewrite import Builder, Env, map_bodies, remove_dead
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import Scalar, Tile
-from ..facts.common import const_of, without_effect
+from ..facts.common import const_of, promised_positive, without_effect
 from ..facts.rows import independent_rows, stored_rows
 from ..facts.warp_grid import along_rows
 from .affine import Affine
@@ -42,7 +42,7 @@ def run(kernel: Kernel, schedule: Schedule, target: Target | None) -> Kernel:
     parts = schedule.warps // 4 if schedule.copy == "tma" and schedule.own_rows else 1
     splitter = _Splitter(schedule.split, chain, parts, bool(schedule.late))
     splitter.along_rows = lambda op: along_rows(op, schedule)
-    splitter.positive = frozenset(p for p in kernel.params if "positive" in kernel.flags.get(p.name, ()))
+    splitter.positive = promised_positive(kernel)
     out = map_bodies(kernel, lambda block: remove_dead(splitter.body(block)))
     if schedule.split == "branch" and not splitter.branched:
         raise without_effect("split", "no loop has masks that some of its tiles do without", expected='split="loops"', got="branch")
@@ -77,7 +77,7 @@ class _Splitter:
             if op.regions:
                 nested = any(o.kind == "for" for o in walk(op.regions[0]))
                 self.depth += op.kind == "for"
-                op = replace(op, regions=tuple(self.block(r) for r in op.regions))
+                op = op.within(self.block)
                 self.depth -= op.kind == "for"
                 if op.kind == "for":
                     self.loop(op, out, nested)
@@ -142,13 +142,7 @@ class _Splitter:
         assert own is not None
         mine = self.live_bounds(full_op, own, ends)
         a, s, f = self.facts(op, own, mine)
-        same = (a.conditions, a.guards, s.conditions, s.guards) == (
-            always.conditions,
-            always.guards,
-            sometimes.conditions,
-            sometimes.guards,
-        )
-        if not same or mine.is_empty or (f.lo is None, f.hi is None) != (full.lo is None, full.hi is None):
+        if (a, s) != (always, sometimes) or mine.is_empty or (f.lo is None, f.hi is None) != (full.lo is None, full.hi is None):
             self.own = None
             return
         # an empty range of all rows has no part: the own ends stay on the right side of it, and so does what is left of a part outside.
@@ -256,7 +250,7 @@ class _Splitter:
             if v not in affine.inside:
                 env[v] = known(out, v, truth)
         body = specialise(op.regions[0], env, facts) if facts or attrs else op.regions[0]
-        results = op.results if last else tuple(Value(v.type, v.name) for v in op.results)
+        results = op.results if last else tuple(v.anew() for v in op.results)
         more = {**(attrs or {}), **({"part": part} if part else {})}
         out.add(replace(op, operands=(*ends, *op.operands[2:]), results=results, attrs={**op.attrs, **more}, regions=(body,)))
         return results

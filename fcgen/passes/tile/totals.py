@@ -30,8 +30,7 @@ def _adds(op: Op) -> bool:
 def _block(block: Block, tensors: set[Value]) -> Block:
     ops: list[Op] = []
     for op in block.ops:
-        if op.regions:
-            op = replace(op, regions=tuple(_block(r, tensors) for r in op.regions))
+        op = op.within(lambda r: _block(r, tensors))
         ops += _loop(op, tensors) if op.kind == "for" else [op]
     return Block(block.args, tuple(ops))
 

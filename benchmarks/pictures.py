@@ -1,0 +1,307 @@
+"""The page of benchmarks and its pictures, from the result files of one GPU: `python -m benchmarks.pictures RESULTS_FOLDER docs`.
+
+Writes docs/benchmarks.md (`--text` writes nothing else) and docs/bench-*.svg; pictures need matplotlib (pip install 'fcgen[plot]'). Every
+number of the page is read from the files, so that a test can tell when it is not theirs any more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+OURS, OTHER, THEIRS, GOOD, BAD = "#0072b2", "#56b4e9", "#d55e00", (0.0, 0.45, 0.70), (0.84, 0.37, 0.0)
+FORWARD = {"fp16": "forward_fp16.json", "bf16": "forward_bf16.json"}
+#: rows of training.json; cases of gemms.json, and what each is held to
+TRAINING = {"fcgen": "fcgen", "fcgen, deterministic": "fcgen, deterministic", "sdpa CUDNN_ATTENTION": "cuDNN",
+            "sdpa FLASH_ATTENTION": "torch's flash"}
+GEMMS = {"product": ("product, 8192³", "cuBLAS"), "gelu": ("with bias and GELU, 8192³", "cuBLAS, then the rest"),
+         "swiglu": ("SwiGLU, 8192³", "cuBLAS, then the rest"), "norm": ("RMSNorm in front, 8192³", "a norm, then cuBLAS"),
+         "int4-4096": ("4-bit weights, 4096 rows", "cuBLAS"), "int4-16": ("4-bit weights, 16 rows", "cuBLAS")}
+
+
+class Results:
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def read(self, name: str) -> Any:
+        return json.loads((self.folder / name).read_text(encoding="utf-8"))
+
+    def race(self, dtype: str) -> dict[tuple[int, str], dict[int, tuple[float, float, str]]]:
+        """(head size, mask) -> length -> TFLOP/s, over the fastest other's, which that is."""
+        out: dict[tuple[int, str], dict[int, tuple[float, float, str]]] = {}
+        for row in self.read(FORWARD[dtype])["table"]:
+            others = {n: r["tflops"] for n, r in row["results"].items() if n in ("fa3", "cudnn")}
+            best = max(others, key=lambda n: others[n])
+            ours = row["results"]["fcgen"]["tflops"]
+            out.setdefault((row["d"], "full" if row["mask"] == "none" else "causal"), {})[row["s"]] = ours, ours / others[best], best
+        return {key: dict(sorted(cells.items())) for key, cells in sorted(out.items(), key=lambda kv: (kv[0][0], kv[0][1] == "causal"))}
+
+    def variants(self) -> dict[str, dict[int, dict[str, float]]]:
+        """variant -> head size -> over what it is held to (base, or a padded batch) and FlashAttention-3's time"""
+        out: dict[str, dict[int, dict[str, float]]] = {}
+        for name, case in self.read("variants.json").items():
+            head, what = re.fullmatch(r"D=(\d+) (.*)", name).groups()  # type: ignore[union-attr]
+            t = case["times"]
+            others = {word: t[key] for key, word in (("base", "base"), ("padded", "base"), ("fa3", "fa3"), ("flex", "flex")) if key in t}
+            out.setdefault(what, {})[int(head)] = {word: t["fcgen"] / x for word, x in others.items()}
+        return out
+
+    def training(self) -> list[tuple[str, dict[str, float]]]:
+        """What -> who -> TFLOP/s of a backward pass under autograd."""
+        out: dict[str, dict[str, float]] = {}
+        for r in self.read("training.json")["table"]:
+            what = f"D={r['head']} {'causal' if r['causal'] else 'full'}{', soft cap' if r['cap'] else ''}"
+            if r["name"] in TRAINING:
+                out.setdefault(what, {})[TRAINING[r["name"]]] = r["tflops"]
+        return sorted(out.items(), key=lambda kv: ("soft" in kv[0], kv[0].startswith("D=128"), "causal" in kv[0]))
+
+    def gemms(self) -> list[tuple[str, float, float, str]]:
+        """What, TFLOP/s of fcgen's choice, of the best of a search, of what it is held to and which that is, all over the latter's."""
+        rows = self.read("gemms.json")["table"]
+        newer = self.read("gemms-2.json")["table"] if (self.folder / "gemms-2.json").exists() else []
+        out = []
+        for case, (title, held) in GEMMS.items():
+            mine = [r for r in newer if r["case"] == case] or [r for r in rows if r["case"] == case]
+            base = next((r for r in mine if r["name"] == held), None)
+            if base is None:
+                continue
+            chosen = next(r["tflops"] for r in mine if r["name"].startswith(f"{case}, chosen"))
+            best = max(r["tflops"] for r in mine if r["name"].startswith(f"{case},"))
+            out.append((title, chosen / base["tflops"], best / base["tflops"], held))
+        return out
+
+    def host(self) -> list[tuple[str, float]]:
+        found = next((n for n in ("host_time-interfaces.json", "host_time.json") if (self.folder / n).exists()), None)
+        return [(r["what"], r["us"]) for r in self.read(found)["rows"] if r["causal"]] if found else []
+
+
+def geomean(xs: Iterable[float]) -> float:
+    logs = [math.log(x) for x in xs]
+    return math.exp(sum(logs) / len(logs))
+
+
+def short(s: int) -> str:
+    return f"{s // 1024}k" if s % 1024 == 0 else str(s)
+
+
+# ---- the page --------------------------------------------------------------------------------------------------------------
+
+
+def rows(head: list[str], body: Iterable[Iterable[Any]]) -> str:
+    lines = [head, ["---"] * len(head), *body]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+
+def page(results: Results, folder: str) -> str:
+    """docs/benchmarks.md."""
+    env = results.read(FORWARD["fp16"])["environment"]
+    gpu, commit = env["gpu"].get("name", "one GPU"), str(env.get("commit", ""))[:7]
+    race = {d: results.race(d) for d in FORWARD if (results.folder / FORWARD[d]).exists()}
+    ratios = {d: [c[1] for cells in r.values() for c in cells.values()] for d, r in race.items()}
+    lengths = sorted({s for cells in race["fp16"].values() for s in cells})
+    cells = [[f"{d} {mask}", *(f"{by[s][0]:.0f} ({by[s][1]:.2f})" for s in lengths)] for (d, mask), by in race["fp16"].items()]
+    small = [(r["mask"], r["us"]) for r in results.read(FORWARD["fp16"]).get("small", [])]
+    over = lambda t, head: [f"{t[head][w]:.2f}" if head in t and w in t[head] else "" for w in ("base", "fa3")]
+    variants = [[what, *over(t, 64), *over(t, 128)] for what, t in results.variants().items()]
+    training = [[what, *(f"{who[n]:.0f}" if n in who else "" for n in TRAINING.values())] for what, who in results.training()]
+    gemms = [[what, f"{chosen:.2f}", f"{best:.2f}", held] for what, chosen, best, held in results.gemms()]
+    said = ", ".join(f"{geomean(x):.3f} in {d} (worst cell {min(x):.2f})" for d, x in ratios.items())
+    words = {"fcgen": "fcgen", "cudnn": "cuDNN", "fa3": "FlashAttention-3"}
+    tiny = "; ".join(f"{'full' if mask == 'none' else 'causal'} {', '.join(f'{words[n]} {us[n]:.1f} us' for n in words if n in us)}"
+                     for mask, us in small)
+    return f"""# Benchmarks
+
+One {gpu}, torch {env.get('torch', '')}, all in one process, in turns, preheated, each result checked against float64 before it is timed.
+The numbers are read from [{folder}](../{folder}); pictures and page are made by
+`python -m benchmarks.pictures {folder} docs`.
+
+## Attention forward: the race
+
+TFLOP/s of fcgen in f16, and in brackets over the faster of FlashAttention-3 and cuDNN, for batches of 16k tokens and 2048 columns of heads.
+Geometric mean over {len(ratios['fp16'])} cells: {said}. Commit {commit}.
+
+![Each cell over the faster of FlashAttention-3 and cuDNN](bench-race.svg)
+
+{rows(['', *map(short, lengths)], cells)}
+
+Small problems (B=1, H=8, S=512, D=64, replayed from a CUDA graph): {tiny}.
+
+![TFLOP/s against length](hopper.svg)
+
+## Masks, scores, packed sequences
+
+Time over that of what a variant is held to (the plain kernel of the same shape; for masks scaled by what is seen, for packed sequences
+of equal lengths the padded batch), and over FlashAttention-3's where it has the variant. Below 1 is faster. Calls go through
+`fcgen.attention` as a user's would: what the host needs for a call counts where it is longer than the kernel.
+
+![Variants over what they are held to](bench-variants.svg)
+
+{rows(['', 'D=64', 'over FA3', 'D=128', 'over FA3'], variants)}
+
+## Backward
+
+TFLOP/s of the backward pass under torch's autograd at 4k, for 16k tokens and 2048 columns of heads, every launch counted.
+
+![Backward passes](bench-backward.svg)
+
+{rows(['', *TRAINING.values()], training)}
+
+## Products with something before or behind
+
+Rate over that of the library call or calls that do the same. "chosen": what `fc.schedule_for` gives without help; "best": of a search.
+
+![Products](bench-gemms.svg)
+
+{rows(['', 'chosen', 'best', 'over'], gemms)}
+
+## Host time
+
+Microseconds until a call returns, causal, B=1, H=8, S=512, D=64 (`python -m benchmarks.host_time --quick --interfaces`). Host times
+hang on the machine: compare with the bare launch and with `torch.empty_like`, which is part of every call that makes its output.
+
+{rows(['', 'us'], [[what, f'{us:.1f}'] for what, us in results.host()])}
+"""
+
+
+# ---- pictures --------------------------------------------------------------------------------------------------------------
+
+
+def _figure(wide: float, high: float) -> Any:
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    matplotlib.rcParams.update({"svg.hashsalt": "fcgen", "svg.fonttype": "none", "font.size": 9, "font.family": "sans-serif"})
+    return plt.subplots(figsize=(wide, high), layout="constrained")
+
+
+def _save(figure: Any, path: Path) -> None:
+    import matplotlib.pyplot as plt
+
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
+
+
+def _plain(a: Any, *kept: str) -> None:
+    a.spines[[s for s in ("top", "right", "left", "bottom") if s not in kept]].set_visible(False)
+    a.tick_params(length=0)
+
+
+def draw_race(results: Results, path: Path) -> None:
+    """A square per cell: blue where fcgen is faster, red where it is slower, the ratio in it."""
+    by = {f"{d}": results.race(d) for d in FORWARD if (results.folder / FORWARD[d]).exists()}
+    lengths = sorted({s for race in by.values() for cells in race.values() for s in cells})
+    names = list(by["fp16"])
+    figure, a = _figure(1.6 + 0.62 * len(lengths) * len(by), 0.9 + 0.42 * len(names))
+    for block, (dtype, race) in enumerate(by.items()):
+        for y, key in enumerate(names):
+            for n, s in enumerate(lengths):
+                if s not in race.get(key, {}):
+                    continue
+                _, ratio, other = race[key][s]
+                strength = min(1.0, abs(ratio - 1.0) / 0.25)
+                hue = GOOD if ratio >= 1 else BAD
+                color = tuple(1 - (1 - c) * (0.12 + 0.88 * strength) for c in hue)
+                x = n + block * (len(lengths) + 0.6)
+                a.add_patch(_square(x, y, color))
+                dark = strength > 0.55
+                a.text(x + 0.5, y + 0.42, f"{ratio:.2f}", ha="center", va="center", color="white" if dark else "#222222", fontsize=8.5)
+                a.text(x + 0.5, y + 0.78, {"fa3": "FA3", "cudnn": "cuDNN"}[other], ha="center", va="center", fontsize=5.5,
+                       color="white" if dark else "#555555")
+        a.text(block * (len(lengths) + 0.6) + len(lengths) / 2, -0.75, dtype, ha="center", va="center", fontsize=10)
+        for n, s in enumerate(lengths):
+            a.text(n + 0.5 + block * (len(lengths) + 0.6), -0.25, short(s), ha="center", va="center", color="#555555")
+    a.set_xlim(0, len(by) * (len(lengths) + 0.6) - 0.6)
+    a.set_ylim(len(names), -1.1)
+    a.set_yticks([n + 0.5 for n in range(len(names))], [f"D = {d}, {mask}" for d, mask in names])
+    a.set_xticks([])
+    _plain(a)
+    a.set_title("fcgen over the faster of FlashAttention-3 and cuDNN, by length", fontsize=10)
+    _save(figure, path)
+
+
+def _square(x: float, y: float, color: Any) -> Any:
+    from matplotlib.patches import FancyBboxPatch
+
+    return FancyBboxPatch((x + 0.06, y + 0.06), 0.88, 0.88, boxstyle="round,pad=0,rounding_size=0.08", linewidth=0, facecolor=color)
+
+
+def _bars(a: Any, names: list[str], values: list[list[tuple[float, str, str]]], limit: float = math.inf) -> None:
+    """Horizontal bars in groups: for each name (value, colour, label). One beyond the limit is cut; its number is not."""
+    thick = 0.8 / max(map(len, values))
+    labels: set[str] = set()
+    for y, group in enumerate(values):
+        for n, (x, color, label) in enumerate(group):
+            at = y + thick * (n + 0.5 - len(group) / 2)
+            a.barh(at, min(x, limit), thick * 0.86, color=color, label=None if label in labels else label)
+            labels.add(label)
+            number = f"{x:.0f}" if x >= 20 else f"{x:.2f}"
+            text = number + (" →" if x > limit else "")
+            a.annotate(text, (min(x, limit), at), (3, 0), textcoords="offset points", va="center", fontsize=7, color="#333333")
+    a.set_yticks(range(len(names)), names)
+    a.set_ylim(len(names) - 0.4, -0.6)
+    _plain(a, "bottom")
+
+
+def draw_variants(results: Results, path: Path) -> None:
+    table = results.variants()
+    figure, a = _figure(7.4, 1.1 + 0.34 * len(table))
+    shown = {what + ("" if "base" in next(iter(by.values())) else ", over FA3"): by for what, by in table.items()}
+    heads = ((64, OURS), (128, OTHER))
+    _bars(a, list(shown), [[(by[h].get("base", by[h].get("fa3", math.nan)), color, f"fcgen, D = {h}") for h, color in heads if h in by]
+                           for by in shown.values()], 3.0)
+    both = [(t["base"] / t["fa3"], y - 0.2 + 0.4 * n) for y, by in enumerate(shown.values()) for n, (h, _) in enumerate(heads)
+            for t in [by.get(h, {})] if "fa3" in t and "base" in t]
+    if both:
+        a.plot(*zip(*both), "d", color=THEIRS, markersize=5, markeredgecolor="white", linewidth=0, label="FlashAttention-3")
+    a.axvline(1.0, color="#888888", linewidth=0.8, linestyle=":")
+    a.set_xlim(0, 3.3)
+    a.set_xlabel("time over that of what the variant is held to: shorter is faster, 1 is as fast")
+    a.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.4, 1.0), fontsize=8, ncols=3)
+    _save(figure, path)
+
+
+def draw_backward(results: Results, path: Path) -> None:
+    table = results.training()
+    figure, a = _figure(7.0, 1.0 + 0.46 * len(table))
+    colors = dict(zip(TRAINING.values(), (OURS, OTHER, "#555555", "#e69f00")))
+    _bars(a, [what for what, _ in table], [[(who[n], colors[n], n) for n in TRAINING.values() if n in who] for _, who in table])
+    a.set_xlabel("TFLOP/s of a backward pass under autograd, 4k tokens")
+    a.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.4, 1.0), fontsize=8, ncols=4)
+    _save(figure, path)
+
+
+def draw_gemms(results: Results, path: Path) -> None:
+    table = results.gemms()
+    figure, a = _figure(7.0, 1.0 + 0.46 * len(table))
+    words = (OURS, "what fcgen chooses"), (OTHER, "best of a search")
+    _bars(a, [f"{what}" for what, *_ in table], [[(x, *word) for x, word in zip(rates, words)] for _, *rates, _ in table])
+    a.axvline(1.0, color="#888888", linewidth=0.8, linestyle=":")
+    a.set_xlabel("rate over that of the library calls which do the same: longer is faster")
+    a.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.4, 1.0), fontsize=8, ncols=2)
+    _save(figure, path)
+
+
+PICTURES = {"race": draw_race, "variants": draw_variants, "backward": draw_backward, "gemms": draw_gemms}
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path)
+    parser.add_argument("docs", type=Path)
+    parser.add_argument("--text", action="store_true", help="the page only")
+    args = parser.parse_args(argv)
+    results = Results(args.results)
+    (args.docs / "benchmarks.md").write_text(page(results, args.results.as_posix()), encoding="utf-8")
+    for name, draw in {} if args.text else PICTURES.items():
+        draw(results, args.docs / f"bench-{name}.svg")
+
+
+if __name__ == "__main__":
+    main()
