@@ -30,8 +30,6 @@ from .workload import Dot, Probe, Workload, elements, size
 
 #: clocks: until a load from L2 has come, what an iteration's barriers cost, what a program costs besides its work
 LATENCY, STEP, START = 700, 70, 2500
-#: columns that a warpgroup's product takes the time of at least, where its left operand comes from registers (measured: as long for 16)
-NARROW = 64
 #: clocks of the schedulers per FLOP of small matrix instructions, with the reads of their operands
 ISSUE = 1.6 / (2 * 16 * 8 * 16) / 4
 #: bytes that the second level moves at least; how much of the other units' time comes on top of the busiest one's
@@ -46,6 +44,8 @@ SHARED_ROWS = 300
 COPIES = 60
 #: registers that an accumulator in flight, two iterations' left operands and what they are made of leave to others at least
 BESIDE = 64
+#: how much longer products take that wait for what is computed: warpgroups that could take turns fall into step
+STEPPING = 1.03
 #: candidates that are lowered
 MOST = 10
 #: registers besides its fragments that a kernel may want, by what makes its dots ("" without any): in all, and more for each load and
@@ -67,20 +67,17 @@ class Choice(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """A candidate: tile sizes, warps, slots of rings, instructions, whether left operands that do not change stay in registers, whether
-    bulk copies bring tiles, and how many blocks then share a multiprocessor."""
+    """A candidate: tile sizes, warps, slots of rings, instructions, and whether left operands that do not change stay in registers."""
 
     tiles: tuple[tuple[str, int], ...]
     warps: int
     stages: int = 2
     math: str = "mma"
     hold: bool = True
-    bulk: bool = False
-    blocks: int = 1
 
     def larger(self, other: Plan, slots: bool) -> bool:
         """Does it ask for no less than another one that does not fit? slots: of shared memory, else of registers."""
-        same = (self.math, self.bulk, self.warps) == (other.math, other.bulk, other.warps) and self.blocks >= other.blocks and (self.stages >= other.stages if slots else self.hold >= other.hold)
+        same = self.math == other.math and self.warps == other.warps and (self.stages >= other.stages if slots else self.hold >= other.hold)
         return same and all(a >= b for (_, a), (_, b) in zip(self.tiles, other.tiles))
 
 
@@ -117,14 +114,14 @@ class Chooser:
     def plans(self) -> Iterator[Plan]:
         names = list(self.load.names)
         bulk = self.narrow and any(n.startswith("wgmma_m64") for n in self.target.instrs) and self._rows_of_16_bytes()
-        ways = [("wgmma", True), ("mma", True), ("mma", False)] if bulk else [("mma", False)]
+        ways = ["wgmma", "mma"] if bulk else ["mma"]
         ringed = any(m.shared and m.loops for m in self.load.moves)
         held, turns = any(d.held for d in self.load.dots), any(d.late for d in self.load.dots)
         for sizes in product(*(self._options(n) for n in names)):
             tiles = dict(zip(names, sizes))
-            for math, sent in ways:
+            for math in ways:
                 tall = max((size(m.shape[0], tiles) for m in self.load.moves if len(m.shape) > 1), default=8)
-                for warps in (4, 8, 12) if math == "wgmma" else (4, 8) if sent else (1, 2, 4, 8):
+                for warps in (4, 8, 12) if math == "wgmma" else (1, 2, 4, 8):
                     if not self.load.dots and warps > tall:
                         continue  # warps lie along rows
                     if not all(self.grid(d, math, warps, tiles) for d in self.narrow):
@@ -132,12 +129,10 @@ class Chooser:
                     apart = self.load.made and math == "wgmma" and warps <= 8  # their rings have two slots, and share the room
                     for stages in (1, 2, 3, 4) if ringed and not apart else (2,):
                         for hold in (True, False) if held and math == "mma" else (True,):
-                            p = Plan(tuple(tiles.items()), warps, stages, math, hold, sent)
+                            p = Plan(tuple(tiles.items()), warps, stages, math, hold)
                             # one slot of a bulk copy is for what leaves no room for two
-                            if stages > 1 or (self._smem(replace(p, stages=2)) > self.target.smem_per_block if sent else turns):
+                            if stages > 1 or (turns if math == "mma" else self._smem(replace(p, stages=2)) > self.target.smem_per_block):
                                 yield p
-                                if math == "mma" and sent:
-                                    yield replace(p, blocks=2)
 
     def grid(self, d: Dot, math: str, warps: int, tiles: Mapping[str, int]) -> tuple[int, int] | None:
         """(rows, columns) of warps, or warpgroups, that a dot's result is spread over, if it divides. Warpgroups that would share rows, and
@@ -175,7 +170,7 @@ class Chooser:
         """The grid's time on the busiest multiprocessor, with what the kernel needs as it was counted, or guessed."""
         w, r, tiles = self.load, self.rates, dict(p.tiles)
         tensor = shared = alu = l2 = 0.0
-        far = r.bulk if p.bulk else r.l2
+        far = r.bulk if p.math == "wgmma" else r.l2
         for d in w.dots:
             n, (m, k, c) = w.trips(d.loops, tiles), (size(a, tiles) for a in (d.rows, d.inner, d.cols))
             if d.bits > 16:  # plain multiply-adds: lanes lie along columns, and read both operands for each of their rows
@@ -184,13 +179,12 @@ class Chooser:
                 continue
             down, across = self.grid(d, p.math, p.warps, tiles) or (1, 1)
             copies = p.warps / 4 / (down * across) if p.math == "wgmma" else 1.0
-            wide = max(c, NARROW * across) if p.math == "wgmma" and not d.staged[0] else c
-            tensor += copies * n * 2 * m * wide * k / (r.wgmma if p.math == "wgmma" else r.mma)
+            tensor += copies * n * 2 * m * c * k / (r.wgmma if p.math == "wgmma" else r.mma)
             alu += 0 if p.math == "wgmma" else n * 2 * m * c * k * ISSUE
             left = m * k * across if (d.staged[0] and not (d.held and p.hold)) or across > 1 else 0
             readers = m / 64 if p.math == "wgmma" else down  # an instruction of a warpgroup has 64 rows
             shared += n * (left + readers * k * c) * d.bits / 8
-        bulk = p.bulk and self._sent(p)
+        bulk = p.math == "wgmma" and self._sent(p)
         for move in w.moves:
             n, row = (elements(axes, tiles) * move.bits / 8 for axes in (move.shape, move.shape[-1:]))
             n *= w.trips(move.loops, tiles)
@@ -202,52 +196,53 @@ class Chooser:
         blocks = self._blocks(p, usage)
         side = blocks * p.warps / 4  # warps that each scheduler has to choose from
         times["arithmetic"] *= (side + 1.0) / side
-        computed = any(d.computed for d in w.dots)  # products wait for what is, unless they are in flight meanwhile
-        first = alu if computed and p.math == "wgmma" and not all(self._flying(d, p) for d in w.dots if d.computed) else 0.0
-        times["arithmetic"] *= 1.25 if computed and not p.bulk else 1.0
+        computed = any(d.computed for d in w.dots)  # products wait for what is, unless longer ones are in flight meanwhile
+        first = alu if computed and p.math == "wgmma" and not (self._flying(p) and alu < tensor) else 0.0
+        times["arithmetic"] *= 1.25 if computed and p.math == "mma" else 1.0
         groups = max(1.0, min(p.warps / 4, 2.0 if first else 4.0))
-        work = max(tensor, (tensor + alu + 2 * first) / groups) * max(1.0, 4 / p.warps)
+        work = max(tensor * (STEPPING if first else 1.0), (tensor + alu + 2 * first) / groups) * max(1.0, 4 / p.warps)
         chain = work + START
-        alone = self._stored(p) / SCATTERED if p.bulk and not self._sent(p) else 0.0
+        alone = self._stored(p) / SCATTERED if p.math == "wgmma" and not self._sent(p) else 0.0
         alone += sum(SHARED_ROWS * w.trips(d.loops, tiles) for d in self.narrow if d.chain and (self.grid(d, p.math, p.warps, tiles) or (1, 1))[1] > 1)
         for loops in w.loops:
             trips, loaded = w.trips(loops, tiles), [m for m in w.moves if m.loops == loops and not m.write]
-            ahead = p.stages - 1 if p.stages > 1 or p.bulk else 0.5
+            ahead = p.stages - 1 if p.stages > 1 or p.math == "wgmma" else 0.5
             if p.math == "wgmma" and any(d.carried and d.loops == loops for d in w.dots):
                 ahead = max(0.0, ahead - 1.0)  # products in flight still read the slot before
             hidden = work / max(1.0, trips) * ahead if any(m.shared for m in loaded) else 0.0
             wait = max(LATENCY, sum(elements(m.shape, tiles) * m.bits / 8 for m in loaded if m.shared) / far)
             chain += trips * (STEP + (max(0.0, wait - hidden) if loaded else 0.0))
         programs = w.programs(tiles)
-        own = (1.0 + w.covered(tiles)) / 2 if p.bulk else 1.0  # warpgroups leave out rows outside
+        own = (1.0 + w.covered(tiles)) / 2 if p.math == "wgmma" else 1.0  # warpgroups leave out rows outside
         per_sm = -(-programs // r.sms) if w.known() else max(1.0, programs / r.sms)
         bound = max(times, key=lambda k: times[k])
-        busy = times[bound] + (CROWD if blocks > 1 or p.bulk else 2 * CROWD) * (sum(times.values()) - times[bound])
+        busy = times[bound] + (CROWD if blocks > 1 or p.math == "wgmma" else 2 * CROWD) * (sum(times.values()) - times[bound])
         each = max(busy, chain / min(blocks, per_sm)) + alone
         return Estimate(per_sm * each * own, bound if busy >= each else "latency", blocks,
                         times["tensor cores" if w.dots else "loads and stores"] / each)
 
-    def _flying(self, d: Dot, p: Plan) -> bool:
-        """Are there registers for what a loop computes for a product, for what it computed for the one before, and for what it is made of?"""
-        tiles, threads = dict(p.tiles), 32 * p.warps
-        left = size(d.rows, tiles) * size(d.inner, tiles) / 32 / threads
-        accs = sum(size(x.rows, tiles) * size(x.cols, tiles) for x in {x.op.operands[-1]: x for x in self.narrow if x.wide}.values()) / threads
-        return d.wide > 0 and accs + left * (2 * d.bits + d.wide) <= self._most(p) - BESIDE
+    def _flying(self, p: Plan) -> bool:
+        """Are there registers for what a loop computes for its products, for what it computed for those before, and for what that is made of?"""
+        tiles, threads, made = dict(p.tiles), 32 * p.warps, [d for d in self.load.dots if d.computed]
+        lefts = sum(size(d.rows, tiles) * size(d.inner, tiles) * d.bits / 32 for d in made) / threads
+        accs = max((size(d.rows, tiles) * size(d.cols, tiles) / threads for d in made), default=0.0)
+        return all(d.flying for d in made) and accs + 3 * lefts <= self._most(p) - BESIDE
 
     def _blocks(self, p: Plan, usage: Usage | None) -> int:
         """How many blocks run side by side on a multiprocessor."""
-        t, threads = self.target, 32 * (p.warps + (4 if p.bulk else 0))
+        t, threads = self.target, 32 * (p.warps + (4 if p.math == "wgmma" else 0))
         smem = usage.smem_bytes if usage else self._smem(p)
         regs = min(t.regs_per_thread, (usage.fragment_regs if usage else self._regs(p)) + min(48, self._spare(p)))
-        if p.bulk:
-            regs = t.regs_per_sm // p.blocks // threads  # blocks take what there is
+        if p.math == "wgmma":
+            regs = t.regs_per_sm // threads  # a block takes what there is
         fit = min(t.max_blocks_per_sm, t.smem_per_sm // (smem + t.smem_reserved), int(t.regs_per_sm // (-(-regs // 8) * 8 * threads)),
                   self.rates.threads // threads)
         return max(1, int(fit))
 
     def _smem(self, p: Plan) -> int:
         tiles = dict(p.tiles)
-        rings = sum(elements(m.shape, tiles) * m.bits // 8 * (p.stages if m.loops else 1) for m in self.load.moves if m.shared)
+        rings = sum(elements(m.shape, tiles) * m.bits // 8 * (p.stages if m.loops else 1) for m in self.load.moves
+                    if m.shared or (m.raw and p.math == "wgmma"))
         return rings + sum(elements(shape, tiles) * bits // 8 for shape, bits in self.load.staged.values()) * (2 if p.math == "wgmma" else 1)
 
     def _stored(self, p: Plan) -> int:
@@ -284,7 +279,7 @@ class Chooser:
     def _most(self, p: Plan) -> int:
         """Registers that a thread can have."""
         t = self.target
-        return min(t.regs_per_thread, (t.regs_per_sm // p.blocks - (4096 if p.bulk else 0)) // (32 * p.warps))
+        return min(t.regs_per_thread, (t.regs_per_sm - (4096 if p.math == "wgmma" else 0)) // (32 * p.warps))
 
     # ---- choosing ----------------------------------------------------------------------------------------------------
 
@@ -359,7 +354,7 @@ class Chooser:
         usage = check_budget(machine, self.target)
         blocks = self._blocks(p, usage)
         limit = at_launch(self.target, usage.threads, blocks)
-        if p.bulk or not self.narrow or blocks == 1 or limit >= min(usage.limit, usage.fragment_regs + self._spare(p)):
+        if p.math == "wgmma" or not self.narrow or blocks == 1 or limit >= min(usage.limit, usage.fragment_regs + self._spare(p)):
             return schedule, usage
         if usage.fragment_regs + self._spare(p) > limit:
             return schedule, usage
@@ -369,20 +364,18 @@ class Chooser:
         out: dict[str, Any] = {"tiles": tuple(sorted(p.tiles)), "warps": p.warps, "stages": p.stages}
         if not p.hold:
             out["hold_a"] = False
-        if p.stages == 1 and not p.bulk:
+        if p.stages == 1 and p.math == "mma":
             out["ahead"] = True
-        if p.blocks > 1:
-            out["min_blocks"] = p.blocks
-        if p.bulk:
+        if p.math == "wgmma":
             late = {name for d in self.load.dots if d.late and (name := self.load.called(d))}
-            out |= {"math": p.math, "copy": "tma", "epilogue": "tma" if self._sent(p) else "quad", "vote": True}
+            out |= {"math": "wgmma", "copy": "tma", "epilogue": "tma" if self._sent(p) else "quad", "vote": True}
             if not self.load.known() or self.load.programs(dict(p.tiles)) > self.rates.sms:
                 out |= {"l2": 32, "persistent": "dynamic" if self.load.live_loops else "static"}
             if self._made_apart(p):  # their rings take the room of staged results; a loop over tiles costs registers that they have
                 out |= {"makers": 4, "epilogue": "quad"} | ({"persistent": "none"} if late else {})
-            if len(late) == 1 and p.stages > 1 and p.math == "wgmma":
+            if len(late) == 1 and p.stages > 1:
                 out["late"] = late.pop()
-            grids = {name: g for d in self.narrow if p.math == "wgmma" and (g := self.grid(d, p.math, p.warps, dict(p.tiles))) is not None
+            grids = {name: g for d in self.narrow if (g := self.grid(d, "wgmma", p.warps, dict(p.tiles))) is not None
                      and 4 * g[0] * g[1] < p.warps and (name := self.load.called(d))}
             if grids:
                 out["grid"] = tuple(sorted(grids.items()))

@@ -15,7 +15,7 @@ from math import prod
 from ..ir.op_table import having
 from ..ir.core import Block, GridAxis, Kernel, Op, Value, definitions, free_values, uses, walk
 from ..ir.elementwise import FNS
-from ..ir.types import Tile, f16
+from ..ir.types import Tile
 
 Axis = int | str  # a size, or the BLOCK name that has it
 Shape = tuple[Axis, ...]
@@ -57,9 +57,8 @@ class Dot:
     one is the same in every iteration. name: what a schedule calls it. late: it adds to a value that its loop carries, and its left
     operand is made of another dot of the same iteration. carried: nothing else touches the value that it adds to, and both its operands are
     loaded as they are: it may be in flight from one iteration to the next. computed: its left operand follows from loads of the
-    iteration; chain: from another dot. folded: its rows are reduced. wide: of a left operand that follows from a loaded tile element by
-    element, in registers, while nothing else touches the value that the dot adds to, the bits of an element of the widest tile on the way;
-    else 0."""
+    iteration; chain: from another dot. folded: its rows are reduced. flying: its left operand follows from a loaded tile element by
+    element, in registers, and nothing else touches the value that it adds to: where there are registers, it may be in flight too."""
 
     op: Op
     rows: Axis
@@ -74,18 +73,20 @@ class Dot:
     computed: bool = False
     chain: bool = False
     folded: bool = False
-    wide: int = 0
+    flying: bool = False
 
 
 @dataclass(frozen=True)
 class Move:
-    """A load or store. shared: it goes through shared memory, for dots."""
+    """A load or store. shared: it goes through shared memory, for dots. raw: it does where bulk copies bring it: a left operand of a dot is
+    computed from it."""
 
     shape: Shape
     bits: int
     loops: tuple[Loop, ...]
     shared: bool
     write: bool
+    raw: bool = False
 
 
 @dataclass
@@ -177,12 +178,6 @@ class Workload:
         tiles = [x for x in op.operands if isinstance(x.type, Tile)]
         return op.kind == "load" or (bool(tiles) and all(map(self._from_loads, tiles)))
 
-    def _widest(self, v: Value) -> int:
-        """Bits of an element of the widest tile between a loaded one and what is computed from it."""
-        op = self._defs.get(v)
-        tiles = [] if op is None or op.kind == "load" else [x for x in op.operands if isinstance(x.type, Tile) and x.type.shape == v.type.shape]
-        return max([v.type.dtype.bits, *(self._widest(x) for x in tiles if self._by_element(x))])
-
     def called(self, d: Dot) -> str:
         """What a schedule calls a dot: as the pass `bind` does, by its site or the first named value that it alone flows into."""
         v = d.op.result
@@ -199,6 +194,11 @@ class Workload:
         """Does a dot read the loaded tile, as it is or turned?"""
         return any((u.kind == "dot" and v in u.operands[:2]) or (u.kind == "transpose" and self._feeds(u.result))
                    for u in self._uses.get(v, ()))
+
+    def _leads(self, v: Value) -> bool:
+        """Does a left operand of a dot follow from the tile, element by element?"""
+        return any((u.kind == "dot" and v is u.operands[0]) or (u.kind in POINTWISE and u.results and u.result.type.shape == v.type.shape
+                   and self._leads(u.result)) for u in self._uses.get(v, ()))
 
     def _source(self, v: Value) -> Value:
         while (op := self._defs.get(v)) is not None and op.kind == "transpose":
@@ -218,7 +218,7 @@ class Workload:
             if op.kind in ("load", "store", "gather"):
                 v = op.operands[1] if op.kind == "store" else op.result
                 self.moves.append(Move(self.shape(v) if isinstance(v.type, Tile) else (), v.type.dtype.bits, loops, v in self._shared,
-                                       op.kind == "store"))
+                                       op.kind == "store", op.kind == "load" and len(v.type.shape) == 2 and self._leads(v)))
             elif op.kind == "dot":
                 self.dots.append(self._dot(op, block, loops))
             elif op.results and isinstance(op.result.type, Tile) and op.kind in ("iota", "full", "broadcast"):
@@ -232,12 +232,11 @@ class Workload:
     def _pointwise(self, op: Op, loops: tuple[Loop, ...]) -> None:
         if all(v in self._flexible or not isinstance(v.type, Tile) for v in op.operands):
             self._flexible.add(op.result)  # masks and indices
-        self._count(self.slow if op.kind in SLOW else self.work, self.shape(op.result), loops, 1 / _at_once(op))
+        self._count(self.slow if op.kind in SLOW else self.work, self.shape(op.result), loops)
 
     @staticmethod
-    def _count(table: dict[tuple[Shape, tuple[Loop, ...]], float], shape: Shape, loops: tuple[Loop, ...],
-               each: float = 1.0) -> None:
-        table[shape, loops] = table.get((shape, loops), 0.0) + each
+    def _count(table: dict[tuple[Shape, tuple[Loop, ...]], float], shape: Shape, loops: tuple[Loop, ...]) -> None:
+        table[shape, loops] = table.get((shape, loops), 0.0) + 1
 
     def _loop(self, op: Op) -> Loop:
         sizes, numbers, todo = [], [], [op.operands[1]]
@@ -269,7 +268,7 @@ class Workload:
         return Dot(op, rows, cols, inner, op.operands[0].type.dtype.bits, loops, (left in self._shared, True),
                    left in self._shared and bool(loops) and left not in made, carried and chain, alone and plain,
                    left in made and left not in self._shared and not chain, chain, self._folded(op.result),
-                   self._widest(left) if alone and left in made and left not in self._shared and self._by_element(left) else 0)
+                   alone and left in made and left not in self._shared and self._by_element(left))
 
     def _folded(self, v: Value) -> bool:
         """Are rows of what is computed of a tile element by element reduced?"""
@@ -329,14 +328,6 @@ class Workload:
             return False
         op = self._defs.get(v)
         return op is None or op.kind != "dot" or [u.kind for u in self._uses.get(v, ())] != ["add"]
-
-
-def _at_once(op: Op) -> int:
-    """How many elements of its result an instruction computes: halves and bytes are packed."""
-    dtype, kind = op.result.type.dtype, op.kind
-    if dtype.bits == 8:
-        return 4 if kind in ("and", "or", "xor", "not", "shl", "shr") else 1
-    return 2 if dtype == f16 and (kind in ("add", "sub", "mul") or (kind == "cast" and op.operands[0].type.dtype.bits == 8)) else 1
 
 
 def size(axis: Axis, tiles: Tiles) -> int:

@@ -14,7 +14,7 @@ from ..ir.core import Kernel
 from ..ir.schedule import Schedule
 from ..ir.target import Target
 from ..ir.verify import Known, verify
-from .machine import alloc, alternate, at_use, early_launch, early_reads, operands_first, overlap, select, sync, tidy
+from .machine import alloc, alternate, at_use, early_launch, early_reads, overlap, select, sync, tidy
 from .memory import pieces, pipeline, prefetch, prologues, roles
 from .registers import branches, defer, held, place, vote
 from .tile import bind, from_end, limits, order, pad, ranges, row_sums, scale, simplify, skew, split_loops, totals
@@ -60,7 +60,6 @@ PIPELINE: tuple[Pass, ...] = (
     Pass("early_reads", early_reads.run, "tiles that meet a product's result are read while it runs"),
     Pass("overlap", overlap.run, "products in flight are waited for where their results are needed"),
     Pass("at_use", at_use.run, "rows in rings are read where element work uses them, and let go behind it"),
-    Pass("operands_first", operands_first.run, "what a left operand in registers follows from is read at once, let go behind the product"),
     Pass("tidy", tidy.run, "scalar constants folded, nothing computed twice"),
     Pass("early_launch", early_launch.run, "with `pdl`: what touches tensors waits for the kernels in front, the rest does not"),
     Pass("alternate", alternate.run, "tiles that a loop stages for its products lie in two places in turn, where there is room"),

@@ -19,7 +19,8 @@ from ...ir.rewrite import Builder
 from ...ir.rings import position
 from ...ir.types import Buffer, Pending
 
-#: registers that ptxas wants besides accumulators and both iterations' left operands, lest it serialises the products (C7512)
+#: registers that ptxas wants besides accumulators, both iterations' left operands and what these are made of: of fewer it spills some, or
+#: serialises the products (C7512)
 APART = 28
 
 
@@ -70,7 +71,7 @@ def _find(loop: Op, room: int) -> _Products | None:
         elif not any(readers[done][0] is p for p in wgmmas):
             return None
     words, accs = sum(frag_words(v.type) for v in lefts), sum(frag_words(carried_values[n].type) for n in at)
-    if lefts and max(least(body) + words, accs + 2 * words + APART) > room:
+    if lefts and max(least(body) + words, accs + 3 * words + APART) > room:
         return None
     ring = lambda v: made[v].operands[0] if v in made and made[v].kind == "slot" else v
     tiles = [v for p in wgmmas for v in p.operands if isinstance(v.type, Buffer)]

@@ -26,7 +26,7 @@ from ..memory.grid import TOKENS
 from .carried import carried
 
 #: registers of a thread that hold no fragment
-OTHERS = 40
+OTHERS = 20
 
 
 def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:

@@ -110,11 +110,7 @@ class _Sync:
     def ops(self, ops: tuple[Op, ...], state: _State) -> tuple[list[Op], _State]:
         out: list[Op] = []
         for n, op in enumerate(ops):
-            if op.kind == "proxy_fence":  # another pass put it there
-                if not _fenced(out):
-                    out.append(op)
-                state = replace(state, read=frozenset())
-            elif op.kind in ("for", "while"):
+            if op.kind in ("for", "while"):
                 state = self.loop(op, state, out)
             elif op.kind == "if":
                 state = self.branch(op, state, out)
@@ -325,12 +321,6 @@ def _freed(kernel: Kernel) -> dict[Value, set[Value]]:
                 found = {ring for cursor, full, ring in filled if cursor is op.operands[1] and full is not op.operands[0]}
                 out[op.operands[0]] = out.get(op.operands[0], set()) | found
     return out
-
-
-def _fenced(ops: list[Op]) -> bool:
-    """Does a proxy fence stand there, and nothing behind it that touches shared memory?"""
-    last = next((o for o in reversed(ops) if o.kind not in ("mbar_arrive", "advance", "const")), None)
-    return last is not None and last.kind == "proxy_fence"
 
 
 def _target(op: Op) -> tuple[Value, bool]:
