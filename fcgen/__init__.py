@@ -52,9 +52,11 @@ from .lang.functions import (
     store,
     sum,
     tanh,
+    tanh_approx,
     where,
     zeros,
 )
+from .lang.gradient import grad
 from .lang.mistakes import VOCABULARY as _VOCABULARY
 from .lang.mistakes import instead as _instead
 from .lang.naming import name
@@ -150,6 +152,7 @@ __all__ = [
     "gather",
     "gpu_available",
     "gpu_target",
+    "grad",
     "grid",
     "i1",
     "i8",
@@ -183,6 +186,7 @@ __all__ = [
     "store",
     "sum",
     "tanh",
+    "tanh_approx",
     "tile",
     "u8",
     "u32",
