@@ -86,6 +86,18 @@ def norm_gemm(X: "T[M, K]", G: "f32[K]", W: "T[N, K]", Y: "out T[M, N]"):
 
 
 @fc.kernel
+def norm_gemm_same(X: "T[M, K]", G: "T[K]", W: "T[N, K]", Y: "out T[M, N]"):
+    """The same with factors of the tensors' own dtype, as models have them: what is multiplied is rounded once in either."""
+    rows, cols = fc.grid(fc.tile(X.M, "BM"), fc.tile(W.N, "BN"))
+    acc, squares = fc.var(fc.zeros(rows, cols)), fc.var(fc.zeros(rows))
+    for ks in fc.loop(fc.tile(X.K, "BK")):
+        x = fc.load(X[rows, ks])
+        acc <<= acc + fc.dot(x * fc.load(G[ks]), fc.load(W[cols, ks]).T)
+        squares <<= squares + fc.sum(x.to(fc.f32) * x.to(fc.f32), axis=1)
+    fc.store(Y[rows, cols], (acc * fc.rsqrt(squares / X.K.to(fc.f32) + 1e-5)).to(Y.dtype))
+
+
+@fc.kernel
 def swiglu(X: "T[M, K]", W: "T[N, K]", V: "T[N, K]", Y: "out T[M, N]"):
     rows, cols = fc.grid(fc.tile(X.M, "BM"), fc.tile(W.N, "BN"))
     gate, up = fc.var(fc.zeros(rows, cols)), fc.var(fc.zeros(rows, cols))
@@ -210,7 +222,8 @@ def _cases() -> dict[str, Case]:
         "gram_odd": Case(gram, {**half, "D": 20}, {"M": 70, "N": 67}, {"M": 8192, "N": 8192}),
         "row_softmax": Case(row_softmax, {"T": fc.bf16, "D": 1000}, {"M": 37}, {"M": 16384}),
         "row_norm": Case(row_norm, {"T": fc.f16, "D": 1024}, {"M": 37}, {"M": 16384}),
-        "norm_gemm": Case(norm_gemm, half, product, square), "swiglu": Case(swiglu, half, product, square),
+        "norm_gemm": Case(norm_gemm, half, product, square), "norm_gemm_same": Case(norm_gemm_same, half, product, square),
+        "swiglu": Case(swiglu, half, product, square),
         "gated": Case(gated, {"T": fc.bf16, "D": 64, "E": 64}, {"M": 70, "N": 100}, {"M": 8192, "N": 8192}),
         "paged": Case(paged, {**half, "D": 128}, {"B": 2, "H": 24, "P": 5, "G": 1, "W": 3}, {"B": 64, "H": 16, "P": 4096, "W": 64}, table),
         "split_keys": Case(split_keys, {**half, "D": 64, "S": 4}, rows, {"H": 16, "M": 128, "N": 16384}),

@@ -42,6 +42,10 @@ STRAY = 4
 SHARED_ROWS = 300
 #: registers left by fragments from which on a loop that stages tiles is worth a copy with its mask: each has addresses of its own
 COPIES = 60
+#: registers that an accumulator in flight, two iterations' left operands and what they are made of leave to others at least
+BESIDE = 64
+#: how much longer products take that wait for what is computed: warpgroups that could take turns fall into step
+STEPPING = 1.03
 #: candidates that are lowered
 MOST = 10
 #: registers besides its fragments that a kernel may want, by what makes its dots ("" without any): in all, and more for each load and
@@ -192,11 +196,11 @@ class Chooser:
         blocks = self._blocks(p, usage)
         side = blocks * p.warps / 4  # warps that each scheduler has to choose from
         times["arithmetic"] *= (side + 1.0) / side
-        computed = any(d.computed for d in w.dots)  # products wait for what is
-        first = alu if computed and p.math == "wgmma" else 0.0
+        computed = any(d.computed for d in w.dots)  # products wait for what is, unless longer ones are in flight meanwhile
+        first = alu if computed and p.math == "wgmma" and not (self._flying(p) and alu < tensor) else 0.0
         times["arithmetic"] *= 1.25 if computed and p.math == "mma" else 1.0
         groups = max(1.0, min(p.warps / 4, 2.0 if first else 4.0))
-        work = max(tensor, (tensor + alu + 2 * first) / groups) * max(1.0, 4 / p.warps)
+        work = max(tensor * (STEPPING if first else 1.0), (tensor + alu + 2 * first) / groups) * max(1.0, 4 / p.warps)
         chain = work + START
         alone = self._stored(p) / SCATTERED if p.math == "wgmma" and not self._sent(p) else 0.0
         alone += sum(SHARED_ROWS * w.trips(d.loops, tiles) for d in self.narrow if d.chain and (self.grid(d, p.math, p.warps, tiles) or (1, 1))[1] > 1)
@@ -217,6 +221,13 @@ class Chooser:
         return Estimate(per_sm * each * own, bound if busy >= each else "latency", blocks,
                         times["tensor cores" if w.dots else "loads and stores"] / each)
 
+    def _flying(self, p: Plan) -> bool:
+        """Are there registers for what a loop computes for its products, for what it computed for those before, and for what that is made of?"""
+        tiles, threads, made = dict(p.tiles), 32 * p.warps, [d for d in self.load.dots if d.computed]
+        lefts = sum(size(d.rows, tiles) * size(d.inner, tiles) * d.bits / 32 for d in made) / threads
+        accs = max((size(d.rows, tiles) * size(d.cols, tiles) / threads for d in made), default=0.0)
+        return all(d.flying for d in made) and accs + 3 * lefts <= self._most(p) - BESIDE
+
     def _blocks(self, p: Plan, usage: Usage | None) -> int:
         """How many blocks run side by side on a multiprocessor."""
         t, threads = self.target, 32 * (p.warps + (4 if p.math == "wgmma" else 0))
@@ -230,7 +241,8 @@ class Chooser:
 
     def _smem(self, p: Plan) -> int:
         tiles = dict(p.tiles)
-        rings = sum(elements(m.shape, tiles) * m.bits // 8 * (p.stages if m.loops else 1) for m in self.load.moves if m.shared)
+        rings = sum(elements(m.shape, tiles) * m.bits // 8 * (p.stages if m.loops else 1) for m in self.load.moves
+                    if m.shared or (m.raw and p.math == "wgmma"))
         return rings + sum(elements(shape, tiles) * bits // 8 for shape, bits in self.load.staged.values()) * (2 if p.math == "wgmma" else 1)
 
     def _stored(self, p: Plan) -> int:
@@ -261,9 +273,13 @@ class Chooser:
 
     def _fits(self, p: Plan) -> bool:
         """Roughly: what is far from fitting is not lowered."""
-        t, threads = self.target, 32 * p.warps
-        most = min(t.regs_per_thread, (t.regs_per_sm - (4096 if p.math == "wgmma" else 0)) // threads)
-        return self._smem(p) <= t.smem_per_block and (self._made_apart(p) or self._regs(p) * 0.95 <= most - self._spare(p))
+        fine = self._made_apart(p) or self._regs(p) * 0.95 <= self._most(p) - self._spare(p)
+        return fine and self._smem(p) <= self.target.smem_per_block
+
+    def _most(self, p: Plan) -> int:
+        """Registers that a thread can have."""
+        t = self.target
+        return min(t.regs_per_thread, (t.regs_per_sm - (4096 if p.math == "wgmma" else 0)) // (32 * p.warps))
 
     # ---- choosing ----------------------------------------------------------------------------------------------------
 

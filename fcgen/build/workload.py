@@ -57,7 +57,8 @@ class Dot:
     one is the same in every iteration. name: what a schedule calls it. late: it adds to a value that its loop carries, and its left
     operand is made of another dot of the same iteration. carried: nothing else touches the value that it adds to, and both its operands are
     loaded as they are: it may be in flight from one iteration to the next. computed: its left operand follows from loads of the
-    iteration; chain: from another dot. folded: its rows are reduced."""
+    iteration; chain: from another dot. folded: its rows are reduced. flying: its left operand follows from a loaded tile element by
+    element, in registers, and nothing else touches the value that it adds to: where there are registers, it may be in flight too."""
 
     op: Op
     rows: Axis
@@ -72,17 +73,20 @@ class Dot:
     computed: bool = False
     chain: bool = False
     folded: bool = False
+    flying: bool = False
 
 
 @dataclass(frozen=True)
 class Move:
-    """A load or store. shared: it goes through shared memory, for dots."""
+    """A load or store. shared: it goes through shared memory, for dots. raw: it does where bulk copies bring it: a left operand of a dot is
+    computed from it."""
 
     shape: Shape
     bits: int
     loops: tuple[Loop, ...]
     shared: bool
     write: bool
+    raw: bool = False
 
 
 @dataclass
@@ -155,9 +159,17 @@ class Workload:
 
     @cached_property
     def made(self) -> bool:
-        """Whether a loop computes an operand of a dot from what it loads."""
-        right = [self._source_of(v) for d in self.dots if d.bits <= 16 and d.loops for v in d.op.operands[1 if d.held else 0:2]]
-        return any(self._from_loads(v) for v in right if (op := self._defs.get(v)) is not None and op.kind != "load")
+        """Whether a loop computes an operand of a dot from what it loads, and dots cannot take that from the registers it is made in."""
+        read = [(n, self._source_of(v)) for d in self.dots if d.bits <= 16 and d.loops for n, v in enumerate(d.op.operands[:2])
+                if n or not d.held]
+        return any(self._from_loads(v) and (n or not self._by_element(v)) for n, v in read
+                   if (op := self._defs.get(v)) is not None and op.kind != "load")
+
+    def _by_element(self, v: Value) -> bool:
+        """Does it follow from a loaded tile element by element?"""
+        op = self._defs.get(v)
+        return op is not None and (op.kind == "load" or (op.kind in POINTWISE and any(
+            self._by_element(x) for x in op.operands if isinstance(x.type, Tile) and x.type.shape == v.type.shape)))
 
     def _from_loads(self, v: Value) -> bool:
         op = self._defs.get(self._source_of(v))
@@ -183,6 +195,11 @@ class Workload:
         return any((u.kind == "dot" and v in u.operands[:2]) or (u.kind == "transpose" and self._feeds(u.result))
                    for u in self._uses.get(v, ()))
 
+    def _leads(self, v: Value) -> bool:
+        """Does a left operand of a dot follow from the tile, element by element?"""
+        return any((u.kind == "dot" and v is u.operands[0]) or (u.kind in POINTWISE and u.results and u.result.type.shape == v.type.shape
+                   and self._leads(u.result)) for u in self._uses.get(v, ()))
+
     def _source(self, v: Value) -> Value:
         while (op := self._defs.get(v)) is not None and op.kind == "transpose":
             v = op.operands[0]
@@ -201,7 +218,7 @@ class Workload:
             if op.kind in ("load", "store", "gather"):
                 v = op.operands[1] if op.kind == "store" else op.result
                 self.moves.append(Move(self.shape(v) if isinstance(v.type, Tile) else (), v.type.dtype.bits, loops, v in self._shared,
-                                       op.kind == "store"))
+                                       op.kind == "store", op.kind == "load" and len(v.type.shape) == 2 and self._leads(v)))
             elif op.kind == "dot":
                 self.dots.append(self._dot(op, block, loops))
             elif op.results and isinstance(op.result.type, Tile) and op.kind in ("iota", "full", "broadcast"):
@@ -250,7 +267,8 @@ class Workload:
         plain = left in self._shared and self._source(op.operands[1]) in self._shared
         return Dot(op, rows, cols, inner, op.operands[0].type.dtype.bits, loops, (left in self._shared, True),
                    left in self._shared and bool(loops) and left not in made, carried and chain, alone and plain,
-                   left in made and left not in self._shared and not chain, chain, self._folded(op.result))
+                   left in made and left not in self._shared and not chain, chain, self._folded(op.result),
+                   alone and left in made and left not in self._shared and self._by_element(left))
 
     def _folded(self, v: Value) -> bool:
         """Are rows of what is computed of a tile element by element reduced?"""

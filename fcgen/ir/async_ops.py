@@ -136,6 +136,11 @@ def _check_wgmma(op: Op) -> None:
     need(("first" in op.attrs) == several, "wgmma: `first` goes with ones beside the last of several panels")
 
 
+def _wgmma_wait(types, attrs):
+    need(all(isinstance(t, Frag) for t in types), "wgmma_wait takes left operands in registers", "frags", types)
+    return ()
+
+
 define("wgmma", "machine", """`wgmma a, b` or `wgmma a, b, acc`: [acc +] a b by the target's instruction `instr`, repeated over depth and
        rows; ta, tb: the stored tile is the transpose of the operand. ones: so many columns to the right of b's come from the last operand,
        16
@@ -148,7 +153,8 @@ define("wgmma_fence", "machine", """Orders this thread's accesses of accumulator
 define("pend", "machine", "An accumulator that products will be added to; from here on it is theirs until a `settle`.", "frag -> pending",
        makes=lambda types, attrs: (Pending(types[0]),), phases="selected synced")
 define("wgmma_wait", "machine", """Wait until at most `groups` of this warpgroup's groups are in flight: what older ones read may be
-       overwritten. Their accumulators stay pending.""", "->", effect="write", phases="selected synced", groups=whole(0, 7))
+       overwritten, the left operands in registers that are listed too. Their accumulators stay pending.""", _wgmma_wait, effect="write",
+       phases="selected synced", groups=whole(0, 7))
 define("wgmma_commit", "machine", "Close the group of this warpgroup's wgmmas.", "->", effect="write", phases="selected synced")
 
 

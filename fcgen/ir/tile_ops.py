@@ -367,10 +367,11 @@ def _check_for(op: Op) -> None:
 
 define("for", BOTH, """`for lo, hi, inits... -> (i, carried...)`: i runs over [lo, hi), downwards if descending. tile: the tile
        size that i counts; label: its name. A second region `live(i)` yields an i1 tile: where it is false everywhere the
-       iteration may be left out. unroll: bounds are constants and the body is expanded (machine level). chain: loops with one
+       iteration may be left out. unroll: bounds are constants and the body is expanded (machine level); turns: so many
+       iterations are printed one behind the other, whose carried registers change places. chain: loops with one
        number run one after the other over one range and share rings. part: which part of the range ("masked", "full"), for
        people.""", _for, check=_check_for,
-       descending=FLAG.maybe, label=TEXT.maybe, tile=whole(1).maybe, unroll=FLAG.maybe, chain=whole().maybe,
+       descending=FLAG.maybe, label=TEXT.maybe, tile=whole(1).maybe, unroll=FLAG.maybe, turns=whole(2, 2).maybe, chain=whole().maybe,
        part=one_of("masked", "full").maybe, traits="regions, in flight, position")
 
 

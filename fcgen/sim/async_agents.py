@@ -107,7 +107,7 @@ class AsyncOps:
 
     def do_wgmma_wait(self, op: Op, args: list[Any]) -> None:
         if self.core is not None:
-            self.core.wait(op["groups"])
+            self.core.release(op, args)
 
     def do_settle(self, op: Op, args: list[Any]) -> Any:
         assert self.core is not None

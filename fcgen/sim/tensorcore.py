@@ -222,6 +222,16 @@ class TensorCore:
             clock[self.agent.number, self.engine] = max(clock[self.agent.number, self.engine], groups)
         return groups
 
+    def release(self, op: Op, lefts: list[np.ndarray]) -> None:
+        """Wait, and let go of the listed left operands of what is done: their registers need not be kept for a `settle`."""
+        groups = self.wait(op["groups"])
+        reading = {id(j.left) for j in self.jobs if j.group > groups}
+        if any(id(x) in reading for x in lefts):
+            self.fault(op, "wgmma_wait lets go of a left operand that a wgmma in flight may still read", "kept")
+        free = {id(x) for x in lefts} - reading
+        for job in self.jobs:
+            job.lefts = [x for x in job.lefts if id(x) not in free]
+
     def settle(self, op: Op, args: list[Any]) -> tuple[np.ndarray, ...]:
         groups = self.wait(op["groups"])
         listed = {id(x) for v, x in zip(op.operands, args) if isinstance(v.type, Frag)}

@@ -8,7 +8,9 @@ import pytest
 import fcgen as fc
 from fcgen.errors import FcError
 from fcgen.ir.core import walk
+from fcgen.ir.rewrite import map_bodies, rewrite
 from fcgen.passes import run_passes
+from fcgen.sim.machine import simulate
 
 from .test_roles import product
 
@@ -55,6 +57,29 @@ def twice(A: T[M, K], B: T[N, K], V: T[N, K], C: "out f32[M, N]"):
     fc.store(C[rows, cols], acc)
 
 
+@fc.kernel
+def prepared(A: T[M, K], B: T[N, K], G: "f32[K]", C: "out f32[M, N]"):
+    """The left operand is made in registers, and what it is made of is used beside it."""
+    rows, cols = fc.grid(fc.tile(A.M, "BLOCK_M"), fc.tile(B.N, "BLOCK_N"))
+    acc, squares = fc.var(fc.zeros(rows, cols)), fc.var(fc.zeros(rows))
+    for depth in fc.loop(fc.tile(A.K, "BLOCK_K")):
+        a = fc.load(A[rows, depth]).to(fc.f32)
+        acc <<= acc + fc.dot((a * fc.load(G[depth])).to(A.dtype), fc.load(B[cols, depth]).T)
+        squares <<= squares + fc.sum(a * a, axis=1)
+    fc.store(C[rows, cols], acc / (squares + 1.0))
+
+
+@fc.kernel
+def unpacked(A: T[M, K], W: "u8[N, K]", C: "out f32[N, M]"):
+    """Two products of an iteration with left operands in registers are added to one accumulator."""
+    cols, rows = fc.grid(fc.tile(W.N, "BLOCK_N"), fc.tile(A.M, "BLOCK_M"))
+    acc = fc.var(fc.zeros(cols, rows))
+    for depth in fc.loop(fc.tile(A.K, "BLOCK_K")):
+        w, a = fc.load(W[cols, depth]), fc.load(A[rows, depth])
+        acc <<= acc + fc.dot((w & 15).to(A.dtype), a.T) + fc.dot((w >> 4).to(A.dtype), a.T)
+    fc.store(C[cols, rows], acc)
+
+
 def compiled(spec=product, **more):
     tiles = {"BLOCK_M": 64, "BLOCK_N": 32, "BLOCK_K": 16}
     schedule = fc.Schedule(**{"tiles": tiles, "math": "wgmma", "copy": "tma", "stages": 2, **more})
@@ -85,6 +110,44 @@ def test_an_accumulator_that_only_products_touch_stays_in_flight(spec, stages, c
 def test_what_is_carried_is_right_and_the_simulator_is_silent(spec, trips, more):
     p, args = compiled(spec, **more), draw(130, 70, max(1, 16 * trips - 3) if trips else 0, spec is not product)
     np.testing.assert_allclose(p.simulate(**args)["C"], p.interpret(**args)["C"], atol=1e-4)
+
+
+TILES = {prepared: {"BLOCK_M": 64, "BLOCK_N": 32, "BLOCK_K": 32}, unpacked: {"BLOCK_M": 16, "BLOCK_N": 64, "BLOCK_K": 32}}
+
+
+def drawn(spec, k):
+    a = draw(70, 130, k)
+    if spec is prepared:
+        return a | {"G": np.linspace(-1, 2, k, dtype=np.float32)}
+    return {"A": a["A"], "W": np.random.default_rng(k).integers(0, 256, (130, k)).astype(np.uint8)}
+
+
+@pytest.mark.parametrize("more", [{}, {"stages": 3, "persistent": "static"}])
+@pytest.mark.parametrize(("spec", "trips"), [(s, n) for s in TILES for n in (0, 1, 2, 5)])
+def test_operands_in_registers_are_carried_with_what_reads_them(spec, trips, more):
+    """The next iteration's are made while the product reads these; two iterations are printed one behind the other."""
+    p, args = compiled(spec, tiles=TILES[spec], **more), drawn(spec, max(1, 32 * trips - 5) if trips else 0)
+    loop = next(o for r in p.machine.roles for o in walk(r.body) if o.kind == "for" and o.get("turns"))
+    wait = next(o for o in loop.regions[0].ops if o.kind == "wgmma_wait")
+    assert len(wait.operands) == (1 if spec is prepared else 2) and all(v in loop.regions[0].args for v in wait.operands)
+    assert p.cuda.count("#pragma unroll 2") == 1
+    np.testing.assert_allclose(p.simulate(**args)["C"], p.interpret(**args)["C"], rtol=1e-4, atol=1e-4)
+
+
+def test_operands_that_two_iterations_have_no_registers_for_are_waited_for():
+    p = compiled(prepared, tiles={"BLOCK_M": 64, "BLOCK_N": 256, "BLOCK_K": 32}, warps=4)
+    q = compiled(prepared, tiles={"BLOCK_M": 64, "BLOCK_N": 256, "BLOCK_K": 128}, warps=4)
+    assert ("wgmma_wait" in loop_kinds(p), "wgmma_wait" in loop_kinds(q)) == (True, False)
+
+
+def test_operands_of_a_product_in_flight_cannot_be_let_go():
+    p = compiled(prepared, tiles=TILES[prepared])
+    loop = next(o for r in p.machine.roles for o in walk(r.body) if o.kind == "for" and o.get("turns"))
+    wait, product = (next(o for o in loop.regions[0].ops if o.kind == k) for k in ("wgmma_wait", "wgmma"))
+    edit = lambda o, out, env: o.kind == wait.kind and bool(out.do(o.kind, env[product.operands[0]], groups=o["groups"]))
+    early = map_bodies(p.machine, lambda b: rewrite(b, edit))
+    reports = simulate(early, drawn(prepared, 91), p.target, programs=[(0, 0)]).reports
+    assert any(r.code == "sim/register" and "may still read" in str(r) for r in reports)
 
 
 @pytest.mark.parametrize("m, n", [(64, 32), (640, 32), (64, 320), (700, 500)])

@@ -38,6 +38,16 @@ def product(A: "T[M, K]", B: "T[N, K]", C: "out f32[M, N]"):  # type: ignore[nam
     fc.store(C[rows, cols], acc)
 
 
+@fc.kernel
+def doubled(A: "T[M, K]", B: "T[N, K]", C: "out f32[M, N]"):  # type: ignore[name-defined]
+    """C = (2 A) B^T: two iterations' left operands are in registers, and the accumulator in flight."""
+    rows, cols = fc.grid(fc.tile(A.M, "BLOCK_M"), fc.tile(B.N, "BLOCK_N"))
+    acc = fc.var(fc.zeros(rows, cols))
+    for depth in fc.loop(fc.tile(A.K, "BLOCK_K")):
+        acc <<= acc + fc.dot(fc.load(A[rows, depth]) * 2.0, fc.load(B[cols, depth]).T)
+    fc.store(C[rows, cols], acc)
+
+
 @dataclass(frozen=True)
 class Generated(Compiled):
     """compile() -> the program; draw(seed, steps) -> (arguments, expected); counts: steps of the loop, those that show most faults first."""
@@ -82,4 +92,5 @@ CASES = {c.name: c for c in (
     gemm("staged", halved, False, 0.5),
     gemm("made", halved, False, 0.5, makers=4, persistent="static", stages={"a": 4}),
     gemm("carried", product, True, 1.0, persistent="static"),
+    gemm("registers", doubled, True, 2.0, stages={"b_tile": 3}),
 )}

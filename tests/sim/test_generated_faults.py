@@ -32,7 +32,7 @@ DROPS: dict[str, dict[str, set[str]]] = {
     "wgmma_fence": {"drop-wgmma-fence": {REGISTER}},
     "wgmma_commit": {"drop-wgmma-commit": {STALE}},
     "settle": {"weaken-settle": {STALE}},
-    "wgmma_wait": {"drop-wgmma-wait": {RACE}},
+    "wgmma_wait": {"drop-wgmma-wait": {RACE, REGISTER}},  # register: what the product reads there is never let go
     "proxy_fence": {"drop-proxy-fence": {PROXY}},
     "barrier": {"drop-store-barrier": {RACE}},
     "syncwarp": {"drop-syncwarp": {RACE}},

@@ -112,7 +112,7 @@ def _for(em: Emitter, op: Op) -> None:
     def head() -> list[str]:
         nonlocal var
         var = em.names(index.name, "n")
-        pragma = "#pragma unroll" if op.get("unroll") else "#pragma unroll 1"
+        pragma = "#pragma unroll" if op.get("unroll") else f"#pragma unroll {op.get('turns', 1)}"
         if op.get("descending"):
             return [pragma, f"for (int {var} = {last_index}; {var} >= {x.within(60)}; --{var}) {{"]
         return [pragma, f"for (int {var} = {x}; {var} < {y.within(60)}; ++{var}) {{"]
@@ -199,7 +199,7 @@ def _branch(em: Emitter, op: Op, block: Block, names: dict[Value, str]) -> None:
 
 
 #: ops that are one call of the function with their name -> the attribute that says how many groups may be left, what is remarked
-CALLS = {"commit_group": ("", ""), "wait_group": ("n", ""), "wgmma_commit": ("", ""), "wgmma_wait": ("groups", ""),
+CALLS = {"commit_group": ("", ""), "wait_group": ("n", ""), "wgmma_commit": ("", ""),
          "bulk_commit": ("", "of a thread that started none: an empty group"), "proxy_fence": ("", ""), "cluster_sync": ("", ""),
          "grid_wait": ("", "until the kernels in front have ended: tensors may be touched from here on"), "launch_dependents": ("", "")}
 

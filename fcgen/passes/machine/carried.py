@@ -3,6 +3,8 @@
 In: a loop of selected machine IR in which every wgmma is settled at once. Out: a loop that carries the pending accumulators. Iteration i
 issues its products, waits until those of iteration i - 1 are done, and lets go of what they read; the tensor core has the next product
 before it has finished the last. The loop's end is settled, and lets go of the last iteration's tiles, behind it.
+Left operands in registers are carried with them where there are registers for two iterations' (`room`): those of the next are made while
+products read these. Such a loop is printed two iterations at a time, in which they change places: a copy would wait for the product.
 """
 
 from __future__ import annotations
@@ -12,29 +14,36 @@ from dataclasses import dataclass, replace
 from ...ir.async_ops import accumulator
 from ...ir.core import Block, Op, Value, uses
 from ...ir.lifetimes import WRITES
+from ...ir.registers import frag_words, least
 from ...ir.rewrite import Builder
 from ...ir.rings import position
 from ...ir.types import Buffer, Pending
+
+#: registers that ptxas wants besides accumulators, both iterations' left operands and what these are made of: of fewer it spills some, or
+#: serialises the products (C7512)
+APART = 28
 
 
 @dataclass
 class _Products:
     """settles: of all products of an iteration, in order, by what they make. at: the place of each accumulator among the carried values.
-    arrivals: of the rings that products read; moved: the steps of their cursors."""
+    lefts: the operands in registers that an iteration makes. arrivals: of the rings that products read; moved: the steps of their
+    cursors."""
 
     settles: dict[Value, Op]
     at: list[int]
+    lefts: list[Value]
     arrivals: list[Op]
     moved: list[Op]
 
 
-def carried(loop: Op) -> list[Op] | None:
-    """The ops in place of the loop, or None where it has no products to carry."""
-    products = _find(loop)
+def carried(loop: Op, room: int) -> list[Op] | None:
+    """The ops in place of the loop, or None where it has no products to carry. room: registers that fragments may take."""
+    products = _find(loop, room)
     return _rewritten(loop, products) if products is not None else None
 
 
-def _find(loop: Op) -> _Products | None:
+def _find(loop: Op, room: int) -> _Products | None:
     body = loop.regions[0]
     settles = {o.result: o for o in body.ops if o.kind == "settle"}
     if not settles or loop.get("unroll") or any(o.regions or o.kind == "turn" for o in body.ops):
@@ -42,7 +51,8 @@ def _find(loop: Op) -> _Products | None:
     readers, carried_values = uses(body), body.args[1:]
     made = {r: o for o in body.ops for r in o.results}
     products = [made.get(s.operands[0]) for s in settles.values()]
-    if any(p is None or p.kind != "wgmma" for p in products) or any(len(s.operands) != 1 for s in settles.values()):
+    lefts = list(dict.fromkeys(v for s in settles.values() for v in s.operands[1:] if v in made))
+    if any(p is None or p.kind != "wgmma" for p in products):
         return None
     wgmmas = [p for p in products if p is not None]
     starts: dict[Value, Value] = {}
@@ -60,6 +70,9 @@ def _find(loop: Op) -> _Products | None:
                 return None
         elif not any(readers[done][0] is p for p in wgmmas):
             return None
+    words, accs = sum(frag_words(v.type) for v in lefts), sum(frag_words(carried_values[n].type) for n in at)
+    if lefts and max(least(body) + words, accs + 3 * words + APART) > room:
+        return None
     ring = lambda v: made[v].operands[0] if v in made and made[v].kind == "slot" else v
     tiles = [v for p in wgmmas for v in p.operands if isinstance(v.type, Buffer)]
     read = set(map(ring, tiles))
@@ -75,7 +88,7 @@ def _find(loop: Op) -> _Products | None:
             return None
         arrivals.append(o)
         steps.append(moved)
-    return _Products(settles, at, arrivals, steps) if len(arrivals) == len(rings) else None
+    return _Products(settles, at, lefts, arrivals, steps) if len(arrivals) == len(rings) else None
 
 
 def _rewritten(loop: Op, p: _Products) -> list[Op]:
@@ -90,24 +103,30 @@ def _rewritten(loop: Op, p: _Products) -> list[Op]:
         flying[acc], ends[at] = Value(starts[at].type, acc.name), Value(starts[at].type, result.name)
     first = out.emit("sub", hi, out.const(1)) if loop.get("descending") else lo
     flying |= {done: s.operands[0] for done, s in p.settles.items()}
+    zero = lambda v: out.emit("full", out.emit("const", value=0 if v.type.dtype.is_int else 0.0, dtype=v.type.dtype.name), type=v.type)
+    held = [(zero(v), *(Value(v.type, v.name) for _ in range(2)), v) for v in p.lefts]  # at first, of the iteration before, at last; made
+    around = [v for s in p.settles.values() for v in s.operands[1:] if v not in p.lefts]
     inner = Builder(loop.loc)
     released, last = {id(o) for o in (*p.arrivals, *p.moved)}, list(p.settles.values())[-1]
-    for o in body.ops:
+    for o in body.ops[:-1]:
         inner.loc = o.loc
-        if o is last:
-            inner.do("wgmma_wait", groups=len(p.settles))
-            later = inner.emit("ne", body.args[0], first)
-            inner.add(_if(later, [replace(a, attrs={**a.attrs, "lag": 1}) for a in p.arrivals], o))
-            for moved in p.moved:
-                inner.add(moved)
-        elif o.kind != "settle" and id(o) not in released:
+        if o.kind != "settle" and id(o) not in released:
             inner.add(replace(o, operands=tuple(flying.get(v, v) for v in o.operands)))
-    args = tuple(flying.get(a, a) for a in body.args)
-    results = tuple(ends.get(n, r) for n, r in enumerate(loop.results))
-    operands = (lo, hi, *(starts.get(n, v) for n, v in enumerate(loop.operands[2:])))
-    out.add(replace(loop, operands=operands, results=results, regions=(inner.block(args),)))
+    inner.loc = last.loc
+    inner.do("wgmma_wait", *(before for _, before, _, _ in held), groups=len(p.settles))
+    later = inner.emit("ne", body.args[0], first)
+    inner.add(_if(later, [replace(a, attrs={**a.attrs, "lag": 1}) for a in p.arrivals], last))
+    for moved in p.moved:
+        inner.add(moved)
+    inner.add(replace(body.ops[-1], operands=(*(flying.get(v, v) for v in body.yielded), *(v for *_, v in held))))
+    args = (*(flying.get(a, a) for a in body.args), *(before for _, before, _, _ in held))
+    final = [v for _, _, v, _ in held]
+    results = (*(ends.get(n, r) for n, r in enumerate(loop.results)), *final)
+    operands = (lo, hi, *(starts.get(n, v) for n, v in enumerate(loop.operands[2:])), *(first for first, *_ in held))
+    attrs = {**loop.attrs, "turns": 2} if held else loop.attrs
+    out.add(replace(loop, operands=operands, results=results, attrs=attrs, regions=(inner.block(args),)))
     for at in p.at:
-        out.add(Op("settle", (ends[at],), (loop.results[at],), {"groups": 0}, (), last.loc))
+        out.add(Op("settle", (ends[at], *final, *dict.fromkeys(around)), (loop.results[at],), {"groups": 0}, (), last.loc))
     some = out.emit("lt", lo, hi)
     end = lambda moved: loop.results[body.yielded.index(moved.result)]
     left = [replace(a, operands=(a.operands[0], end(m)), attrs={**a.attrs, "lag": 1}) for a, m in zip(p.arrivals, p.moved)]

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from ...ir.async_ops import accumulator
 from ...ir.core import Block, Kernel, Op, Value, uses, walk
 from ...ir.lifetimes import WRITES
+from ...ir.registers import limit_of
 from ...ir.rewrite import map_bodies
 from ...ir.rings import RELEASES, position
 from ...ir.schedule import Schedule
@@ -24,11 +25,15 @@ from ...ir.types import Buffer
 from ..memory.grid import TOKENS
 from .carried import carried
 
+#: registers of a thread that hold no fragment
+OTHERS = 20
+
 
 def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
     if not any(o.kind in ("settle", "turn") for r in kernel.roles for o in walk(r.body)):
         return kernel
-    return map_bodies(kernel, _block)
+    room = limit_of(kernel, target) - OTHERS
+    return map_bodies(kernel, lambda body: _block(body, room))
 
 
 @dataclass
@@ -46,7 +51,7 @@ class _Flight:
         return {r for o in (self.settle, *self.then) for r in o.results}
 
 
-def _block(block: Block) -> Block:
+def _block(block: Block, room: int) -> Block:
     out: list[Op] = []
     flying: list[_Flight] = []
     readers = uses(block)
@@ -87,12 +92,12 @@ def _block(block: Block) -> Block:
             land(max((k + 1 for k, f in enumerate(flying) if _needs(product, f)), default=0))
         if op.kind == "wgmma" and added is not None:
             op = replace(op, operands=tuple(added.settle.operands[0] if v in added.settle.results else v for v in op.operands))
-        kept = carried(op) if op.kind == "for" and not flying else None
+        kept = carried(op, room) if op.kind == "for" and not flying else None
         if kept is not None:
             out += kept
             continue
         if op.regions:
-            op = op.within(_block)
+            op = op.within(lambda r: _block(r, room))
         if flying and op.kind in RELEASES:
             owner = next((f for f in reversed(flying) if _frees(op, f, out)), None)
             if owner is not None:
