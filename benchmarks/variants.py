@@ -1,25 +1,29 @@
 """Masks, scores and packed sequences against the plain kernel, FlexAttention and FlashAttention-3, on one GPU.
 
     python -m benchmarks.variants --fa3 .peers --flex --json out/variants.json      two minutes, most of it compilations by 12 processes
+    python -m benchmarks.variants --only window --search --json out/windows.json     other schedules too: which is the fastest
 
-Each case is checked against float64 (a few rows of one head) before it is timed; fcgen's and what it is compared with run in turns. `base`
-is what a variant is held to: the plain kernel of the same shape, the dense kernel scaled by what is seen, or a padded batch.
+Each case is checked against float64 (a few rows of one head) before it is timed; fcgen's and what it is compared with run in turns, as CUDA
+graphs: what Python needs for a call is the column `host`. `base` is what a variant is held to: the plain kernel of the same shape, the
+dense kernel scaled by what is seen, or a padded batch.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import multiprocessing
 import os
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import fcgen as fc
-from benchmarks.timing import Checked, round_robin
+from benchmarks.host_time import host_us
+from benchmarks.timing import Checked, graph_times
 from fcgen import masks, scores
 
 WINDOW = 1024
@@ -42,8 +46,8 @@ class Case:
     fa3: dict[str, Any] | None = None
     sinks: Any = None
 
-    def run(self) -> Any:
-        return fc.attention(self.q, self.k, self.v, **self.options)
+    def run(self, schedule: fc.Schedule | None = None) -> Any:
+        return fc.attention(self.q, self.k, self.v, schedule=schedule, **self.options)
 
 
 def tensors(b: int, h: int, n: int, d: int) -> tuple[Any, Any, Any]:
@@ -54,6 +58,7 @@ def tensors(b: int, h: int, n: int, d: int) -> tuple[Any, Any, Any]:
     return q, k, v
 
 
+@functools.cache
 def cases(d: int) -> list[Case]:
     import torch
 
@@ -142,7 +147,58 @@ def packed(d: int, lengths: list[int], fa3: Any) -> dict[str, Any]:
             calls["fa3"] = Checked("fa3", theirs, same, same)
         except Exception as e:
             print(f"FlashAttention-3 packed: {type(e).__name__} {str(e)[:200]}")
-    return {"error": worst, "times": {n: t.ms for n, t in round_robin(list(calls.values()), 4, 5, 50.0).items()}}
+    return {"error": worst, **timed(list(calls.values()))}
+
+
+def timed(calls: list[Checked]) -> dict[str, Any]:
+    """Milliseconds of a call by the GPU, and what a call of ours costs the host in microseconds."""
+    times: dict[str, Any] = {n: t.ms for n, t in graph_times(calls, 4, 7, 2).items()}
+    return {"times": times, "host": host_us(calls[0].run, 40, 3)}
+
+
+def latest() -> Any:
+    """The program of the last new kind of call with functions."""
+    from fcgen.attend import variants
+
+    programs = (family._known[0][1] for family in reversed(variants._kept.values()))
+    return next(p for p in programs if p.name.endswith("attention"))
+
+
+def others(base: fc.Schedule) -> Iterator[fc.Schedule]:
+    """Other tiles and ways of a schedule."""
+    for m, n in ((192, 64), (192, 80), (192, 96), (192, 128), (128, 64), (128, 80), (128, 96), (128, 128), (128, 160), (128, 176)):
+        for slots in (2, 3):
+            for change in ({}, {"tokens": True}, {"split": "branch"}, {"ones": ()}, {"epilogue": "tma"}, {"epilogue": "direct"},
+                           {"cluster": {"rows": 2}, "persistent": "static", "l2": 0, "epilogue": "tma"}):
+                more: dict[str, Any] = {"ones": base.ones, "tokens": False, "split": "loops", "epilogue": "quad", **change}
+                tiles = {"BLOCK_M": m, "BLOCK_N": n}
+                yield replace(base, tiles=tiles, warps=m // 16, stages={"q": 1, "k": slots, "v": slots}, **more)
+
+
+def tried(job: tuple[int, int, str]) -> tuple[int, int, str, bool]:
+    """Does a case compile with a schedule, without spills? It is in the cache on disk then."""
+    d, n, text = job
+    os.environ["FCGEN_CHECK"] = "0"
+    try:
+        case = cases(d)[n]
+        case.run(fc.Schedule.parse(text))
+        return (*job, latest().resources.spill_loads < 40)  # a few beside its loops do no harm
+    except fc.FcError:
+        return (*job, False)
+
+
+def search(case: Case, texts: list[str], most: int = 6) -> dict[str, float]:
+    """Milliseconds with each schedule, the fastest ones first: all once, the best again in turns."""
+    calls = []
+    for text in texts:
+        schedule = fc.Schedule.parse(text)
+        worst = error(case, case.run(schedule))
+        if worst < 1e-2:
+            calls.append(Checked(text, lambda s=schedule: case.run(s), worst, worst))  # type: ignore[misc]
+    first = {n: t.ms for n, t in graph_times(calls, 2, 3, 1).items()}
+    best = sorted(first, key=first.__getitem__)[:most]
+    again = {n: t.ms for n, t in graph_times([c for c in calls if c.name in best], 4, 7, 2).items()}
+    return {n: again.get(n, first[n]) for n in sorted(first, key=lambda n: again.get(n, first[n]))}
 
 
 def load_fa3(folder: str | None) -> Any:
@@ -163,7 +219,8 @@ def load_fa3(folder: str | None) -> Any:
 def race(case: Case, d: int, flex: bool, fa3: Any) -> dict[str, Any]:
     import torch
 
-    worst = error(case, case.run())
+    out, schedule = case.run(), str(latest().schedule)
+    worst = error(case, out)
     if not worst < 1e-2:
         return {"error": worst, "wrong": True}
     calls = [Checked("fcgen", case.run, worst, worst)]
@@ -190,13 +247,13 @@ def race(case: Case, d: int, flex: bool, fa3: Any) -> dict[str, Any]:
             calls.append(Checked(name, run, off, off))
         except Exception as e:
             print(f"{name}, {case.name}: {type(e).__name__} {str(e)[:200]}", flush=True)
-    times = {n: t.ms for n, t in round_robin(calls, 4, 5, 50.0).items()}
-    times["base"] *= case.base[1]
-    return {"error": worst, "times": times}
+    found = {"error": worst, "seen": case.base[1], "schedule": schedule, **timed(calls)}
+    found["times"]["base"] *= case.base[1]
+    return found
 
 
-def prepare(job: tuple[int, int]) -> None:
-    """Compile what a case needs, into the cache on disk."""
+def prepare(job: tuple[int, int]) -> tuple[int, int, str]:
+    """Compile what a case needs, into the cache on disk; the schedule that it takes."""
     os.environ["FCGEN_CHECK"] = "0"
     d, n = job
     try:
@@ -205,9 +262,38 @@ def prepare(job: tuple[int, int]) -> None:
         else:
             case = cases(d)[n]
             case.run()
+            schedule = str(latest().schedule)
             fc.attention(case.q, case.k, case.v, **case.base[0])  # type: ignore[index]
+            return d, n, schedule
     except Exception as e:  # the race says what is wrong
         print(f"D={d} case {n}: {type(e).__name__} {str(e)[:300]}", flush=True)
+    return d, n, ""
+
+
+def races(d: int, wanted: list[int], args: Any, fits: list[tuple[int, int, str, bool]], fa3: Any) -> Iterator[tuple[str, Any]]:
+    """Names of cases, and what times one."""
+    def one(n: int, case: Case) -> dict[str, Any]:
+        found = race(case, d, args.flex, fa3)
+        texts = [text for at, which, text, good in fits if good and (at, which) == (d, n)]
+        return {**found, "search": search(case, texts)} if texts else found
+
+    yield from ((cases(d)[n].name, functools.partial(one, n, cases(d)[n])) for n in wanted)
+    if args.only is None or "packed" in args.only.split(","):
+        kinds = {"equal lengths": [4096] * 4, "one long, many short": [8192, *[128] * 64],
+                 "all kinds": [16, 4000, 257, 1, 1024, 2048, 77, 3000, 512, 900, 4096, 455]}
+        yield from ((f"packed, {name}", functools.partial(packed, d, lengths, fa3)) for name, lengths in kinds.items())
+
+
+def show(name: str, f: dict[str, Any]) -> None:
+    """One line of the table."""
+    t = f.get("times", {})
+    cell = lambda x, w=8: f"{x:{w}.3f}" if x else " " * (w - 1) + "-"
+    base = t.get("base", t.get("padded"))
+    ratios = "".join(cell(x / t["fcgen"] if x and t else None, 12) for x in (base, t.get("flex"), t.get("fa3")))
+    times = f"{cell(t.get('fcgen'), 10)}{cell(base)}{cell(t.get('flex'))}{cell(t.get('fa3'))}"
+    print(f"{name:34}{times}{ratios}{f.get('host', 0.0):9.0f}   error {f['error']:.1e}", flush=True)
+    for text, ms in list(f.get("search", {}).items())[:5]:
+        print(f"{ms:44.3f}   {text}", flush=True)
 
 
 def main() -> int:
@@ -215,38 +301,30 @@ def main() -> int:
     parser.add_argument("--heads", default="64,128")
     parser.add_argument("--fa3", help="the folder with FlashAttention-3")
     parser.add_argument("--flex", action="store_true", help="compile and race FlexAttention (5 to 10 s a case)")
-    parser.add_argument("--only", help="cases with this in their name")
+    parser.add_argument("--only", help="cases with one of these words in their names: window,soft-cap,packed")
+    parser.add_argument("--search", action="store_true", help="time the cases with other schedules too")
     parser.add_argument("--jobs", type=int, default=12)
     parser.add_argument("--json")
     args = parser.parse_args()
     os.environ["FCGEN_CHECK"] = "0"
     heads = [int(d) for d in args.heads.split(",")]
-    count = len(cases(heads[0]))
+    wanted = [n for n, case in enumerate(cases(heads[0])) if args.only is None or any(w in case.name for w in args.only.split(","))]
+    fits: list[tuple[int, int, str, bool]] = []
     with multiprocessing.get_context("spawn").Pool(args.jobs) as pool:
-        pool.map(prepare, [(d, n) for d in heads for n in (-1, *range(count))], chunksize=1)
+        bases = pool.map(prepare, [(d, n) for d in heads for n in (-1, *wanted)], chunksize=1)
+        if args.search:
+            jobs = [(d, n, str(s)) for d, n, base in bases if base for s in dict.fromkeys(others(fc.Schedule.parse(base)))]
+            fits = pool.map(tried, jobs, chunksize=1)
     fa3, table, bad = load_fa3(args.fa3), {}, 0
-    print(f"{'':34}{'fcgen ms':>10}{'base':>8}{'flex':>8}{'fa3':>8}   base/fcgen  flex/fcgen  fa3/fcgen", flush=True)
+    print(f"{'':34}{'fcgen ms':>10}{'base':>8}{'flex':>8}{'fa3':>8}   base/fcgen  flex/fcgen  fa3/fcgen  host us", flush=True)
     for d in heads:
-        found: dict[str, Any] = {}
-        for case in cases(d):
-            if args.only is None or args.only in case.name:
-                found[case.name] = race(case, d, args.flex, fa3)
-        if args.only is None or args.only in "packed":
-            found["packed, equal lengths"] = packed(d, [4096] * 4, fa3)
-            found["packed, one long, many short"] = packed(d, [8192, *[128] * 64], fa3)
-            found["packed, all kinds"] = packed(d, [16, 4000, 257, 1, 1024, 2048, 77, 3000, 512, 900, 4096, 455], fa3)
-        for name, f in found.items():
-            table[f"D={d} {name}"] = f
+        for name, run in races(d, wanted, args, fits, fa3):
+            f = table[f"D={d} {name}"] = run()
             bad += bool(f.get("wrong"))
-            t = f.get("times", {})
-            base = t.get("base", t.get("padded"))
-            cell = lambda x, w=8: f"{x:{w}.3f}" if x else " " * (w - 1) + "-"
-            ratios = "".join(cell(x / t["fcgen"] if x and t else None, 12) for x in (base, t.get("flex"), t.get("fa3")))
-            times = f"{cell(t.get('fcgen'), 10)}{cell(base)}{cell(t.get('flex'))}{cell(t.get('fa3'))}"
-            print(f"D={d} {name:28}{times}{ratios}   error {f['error']:.1e}", flush=True)
-    if args.json:
-        Path(args.json).parent.mkdir(parents=True, exist_ok=True)
-        Path(args.json).write_text(json.dumps(table, indent=1))
+            show(f"D={d} {name}", f)
+            if args.json:  # what is known so far, whatever happens to the next case
+                Path(args.json).parent.mkdir(parents=True, exist_ok=True)
+                Path(args.json).write_text(json.dumps(table, indent=1))
     return int(bad > 0)
 
 

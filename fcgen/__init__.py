@@ -52,6 +52,7 @@ from .lang.functions import (
     store,
     sum,
     tanh,
+    tanh_approx,
     where,
     zeros,
 )
@@ -185,6 +186,7 @@ __all__ = [
     "store",
     "sum",
     "tanh",
+    "tanh_approx",
     "tile",
     "u8",
     "u32",

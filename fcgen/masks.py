@@ -19,6 +19,7 @@ from typing import Any
 
 from .errors import FcError
 from .ir.types import i1
+from .lang.functions import positive
 from .lang.handles import Handle
 from .lang.trace import place_in
 
@@ -243,14 +244,14 @@ def neighbourhood(shape: tuple[int, ...], radius: int | tuple[int, ...]) -> Mask
 
     def near(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
         out: Any = None
-        size: Any = 1
+        size: Any = None
         for n in reversed(range(len(shape))):
-            i, j = (q_idx, kv_idx) if n == len(shape) - 1 else (q_idx // size, kv_idx // size)
+            i, j = (q_idx, kv_idx) if size is None else (q_idx // positive(size), kv_idx // size)
             if n:
-                i, j = i % shape[n], j % shape[n]
+                i, j = i % positive(shape[n]), j % shape[n]
             close = abs(i - j) <= far[n]
             out = close if out is None else close & out
-            size = size * shape[n]
+            size = shape[n] if size is None else size * shape[n]
         return out
 
     return Mask(near, f"neighbourhood of {len(shape)} axes")

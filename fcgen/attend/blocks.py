@@ -18,6 +18,7 @@ from ..ir.core import walk_kernel
 from ..ir.schedule import Schedule
 from ..ir.types import DTYPES, Tile
 from ..kernels.listed import listed_attention, lists_of, merged_lists
+from ..passes import run_passes
 from ..runtime import tensors
 from . import plans
 from .outputs import _empty
@@ -110,7 +111,8 @@ def _of(x: Any, field: str, want: tuple[int | None, ...], axes: int, device: int
 
 @functools.lru_cache(maxsize=64)
 def _own(block: tuple[int, int]) -> Schedule:
-    return Schedule(tiles={"ROWS": block[0], "KEYS": block[1]}, warps=8 if block[0] * block[1] > 4096 else 4)
+    many = block == (128, 128)  # 16 lanes' worth of columns, or other odd parts, leave each of them with more
+    return Schedule(tiles={"ROWS": block[0], "KEYS": block[1]}, warps=16 if many else 8 if block[0] * block[1] > 4096 else 4)
 
 
 def _lister(given: Functions, arch: str, block: tuple[int, int], shift: int | None) -> Family:
@@ -140,7 +142,13 @@ def _reads(program: Program) -> Reads:
     ids, ops = program.tile.body.args, list(walk_kernel(program.tile))
     asks = lambda n: any(ids[n] in op.operands for op in ops if op.kind != "store")
     tiles = {op.kind for op in ops for r in op.results if isinstance(r.type, Tile)}
-    return Reads(asks(0), asks(1), "gather" in tiles or "load" in tiles, "or" in tiles)
+    return Reads(asks(0), asks(1), "gather" in tiles or "load" in tiles, "or" in tiles and _gaps(program))
+
+
+def _gaps(program: Program) -> bool:
+    """Whether the tiles that one of two conditions needs may lie apart from those that the other one needs."""
+    lowered = run_passes(program.tile, program.schedule, program.target, stop_after="split_loops")
+    return any(kind == "gaps" for kind, _ in lowered.meta.get("remarks", ()))
 
 
 def _made(given: Functions, lister: Family, sizes: tuple[int, ...], like: Any, block: tuple[int, int], shift: int | None) -> Lists:

@@ -28,6 +28,8 @@ from ..scores import Score, Sinks
 _LET_GO: tuple[dict[str, Any], ...] = (
     {"from_end": ()}, {"ones": ()}, {"split": "loops"}, {"tokens": False}, {"regs_a": ()}, {"epilogue": "direct"},
     {"l2": 0}, {"persistent": "none", "l2": 0}, {"late": (), "vote": False, "compare_bits": False, "skip_ones": False})
+#: of a thread's values in memory lie beside the loops, and cost less than smaller tiles do
+FEW_BYTES = 32
 _WORDS = {"keep": "mask", "score": "score", "weigh": "dropout", "sink": "sinks"}
 
 
@@ -83,10 +85,12 @@ class Choice(NamedTuple):
 def fitted(choice: Choice, given: Functions, caller: bool, make: Callable[[Choice], Program], other: Callable[[], Schedule]) -> Program:
     """The program with functions for a choice. caller: the schedule is the caller's, and taken as it is. make: compiles a choice. other: a
     schedule by the model, where the table's cannot be."""
-    if given.weigh is not None and not caller:  # the sums are of the weights before they change
-        choice = choice._replace(schedule=replace(choice.schedule, ones=()), sums="exact")
+    if given.weigh is not None and not caller:  # sums are of the weights before they change; rows 8 apart share random numbers
+        choice = choice._replace(schedule=replace(choice.schedule, ones=(), from_end=()), sums="exact")
     if caller:
         return make(choice)
+    if given.score is not None and choice.schedule.split == "branch":  # what is known of positions in whole tiles is known in their copy
+        choice = choice._replace(schedule=replace(choice.schedule, split="loops"))
     base: Schedule | None = choice.schedule
     while base is not None:
         refused = ""
@@ -107,7 +111,10 @@ def fitted(choice: Choice, given: Functions, caller: bool, make: Callable[[Choic
 
 
 def smaller(schedule: Schedule) -> Iterator[Schedule]:
-    """What asks for fewer registers, the least change first: outputs by bulk copies, two warpgroups for three, fewer keys."""
+    """What asks for fewer registers, the least change first: rings of one slot beside the loop, outputs by bulk copies, two warpgroups for
+    three, fewer keys."""
+    if dict(schedule.tiles).get("BLOCK_M") == 192 and not isinstance(schedule.stages, int) and schedule.stages_of("q") > 1:
+        yield replace(schedule, stages={**dict(schedule.stages), "q": 1})
     if schedule.copy == "tma" and schedule.epilogue == "quad":
         yield replace(schedule, epilogue="tma")
     if dict(schedule.tiles).get("BLOCK_M") == 192:
@@ -140,7 +147,8 @@ def _fits(program: Program) -> bool:
     """Whether a program has registers and memory enough."""
     program.quiet = True
     try:
-        return not program.resources.spills
+        found = program.resources
+        return not found.spills if found.spill_stores is None else found.spill_stores <= FEW_BYTES
     except FcError as e:
         if e.code not in ("compile/budget", "compile/ptxas"):
             raise

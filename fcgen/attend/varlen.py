@@ -167,8 +167,8 @@ class Facts(tuple):  # type: ignore[type-arg]
 def _choice(facts: Facts, sizes: tuple[Any, ...], scale: float, schedule: Schedule | None, aligned: bool, given: Functions) -> Choice:
     """The library's schedule for as many rows and heads."""
     device, q, k = sizes
-    masked = facts[5] or given.keep is not None or {"left", "right"} - set(facts[6])
-    kind = "none" if not masked else "causal_bottom_right"
+    part, masked = given.keep is not None or "left" not in facts[6], facts[5] or "right" not in facts[6]
+    kind = "part" if part else "causal_bottom_right" if masked else "none"
     return Choice(*forward._chosen(device, q, k, facts[2], kind, scale, schedule, aligned))
 
 

@@ -21,7 +21,7 @@ Axis = int | str  # a size, or the BLOCK name that has it
 Shape = tuple[Axis, ...]
 Tiles = Mapping[str, int]
 #: functions that take a slow unit, or several steps
-SLOW = {"exp", "exp2", "log", "log2", "sqrt", "rsqrt", "rcp", "tanh", "sigmoid", "erf", "sin", "cos", "div", "pow"}
+SLOW = {"exp", "exp2", "log", "log2", "sqrt", "rsqrt", "rcp", "tanh", "tanh_approx", "sigmoid", "erf", "sin", "cos", "div", "pow"}
 POINTWISE = having("elementwise")
 #: how far things go that are known only at run time: a tiled dimension, a count
 LONG, COUNT = 4096, 16

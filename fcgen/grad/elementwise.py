@@ -69,7 +69,7 @@ PARTIALS: dict[str, tuple[Partial | None, ...]] = {
     "rcp": (lambda m, t, x, out: m.call("neg", m.mul(t, m.mul(out, out))),),
     "sin": (lambda m, t, x, out: m.mul(t, m.call("cos", x[0])),),
     "cos": (lambda m, t, x, out: m.call("neg", m.mul(t, m.call("sin", x[0]))),),
-    "tanh": (lambda m, t, x, out: m.mul(t, m.sub(1.0, m.mul(out, out))),),
+    **dict.fromkeys(("tanh", "tanh_approx"), (lambda m, t, x, out: m.mul(t, m.sub(1.0, m.mul(out, out))),)),
     "sigmoid": (lambda m, t, x, out: m.mul(t, m.mul(out, m.sub(1.0, out))),),
     "erf": (lambda m, t, x, out: m.mul(t, m.mul(m.call("exp", m.call("neg", m.mul(x[0], x[0]))), 2 / sqrt(pi))),),
 }

@@ -61,6 +61,7 @@ FNS: dict[str, Fn] = {f.name: f for f in [
     Fn("log2", 1, "float", np.log2), Fn("sqrt", 1, "float", np.sqrt),
     Fn("rsqrt", 1, "float", lambda x: 1.0 / np.sqrt(x)), Fn("rcp", 1, "float", lambda x: 1.0 / x),
     Fn("sin", 1, "float", np.sin), Fn("cos", 1, "float", np.cos), Fn("tanh", 1, "float", np.tanh),
+    Fn("tanh_approx", 1, "float", np.tanh),
     Fn("sigmoid", 1, "float", lambda x: 0.5 * (1.0 + np.tanh(0.5 * x))), Fn("erf", 1, "float", _erf),
     Fn("floor", 1, "float", np.floor), Fn("ceil", 1, "float", np.ceil),
     # the bit pattern of a float as an integer: of two that are at least 0, the larger has the larger pattern

@@ -42,11 +42,11 @@ class Rows:
         exact = fc.var(fc.zeros(rows)) if lse and sums == "rounded" else l
         peak = fc.var(fc.zeros(rows)) if sums == "corrected" else None  # the largest score, if it is positive
         self.variables = m, l, acc, exact, peak
-        self.lazy, self.sums, self.dtype = lazy, sums, V.dtype
+        self.lazy, self.sums, self.dtype, self.factor = lazy, sums, V.dtype, None
 
     def step(self, s: Any, seen: Any, values: Any, weigh: Any, *at: Any) -> None:
-        """The next tile of scores. seen: which of them count. values: a view of their values. weigh: changes the weights of values, which
-        stand at `at`."""
+        """The next tile of scores. seen: which of them count. values: a view of their values. weigh: a dropout of their weights, at
+        `at`; its factor is the whole row's."""
         (m, l, acc, exact, peak), lazy = self.variables, self.lazy
         s = fc.where(seen, s, -fc.inf)
         best = fc.max(s, axis=1)
@@ -64,7 +64,7 @@ class Rows:
             exact <<= exact * fade + fc.sum(p, axis=1)
         v = fc.load(values)
         if weigh is not None:
-            weights = weigh(p, *at).to(self.dtype)
+            weights, self.factor = fc.where(weigh.kept(*at), p, 0.0).to(self.dtype), weigh.factor
         acc <<= acc * fade + fc.dot(weights, v)
         m <<= top
         if peak is not None:
@@ -89,7 +89,7 @@ class Rows:
         if peak is not None:
             largest = fc.exp(peak - m)  # with the bits that it had
             divisor = fc.where(peak > 0.0, l + (largest.to(self.dtype).to(fc.f32) - largest), l)
-        return fc.where(l == 0.0, 0.0, acc / divisor)
+        return fc.where(l == 0.0, 0.0, acc / divisor if self.factor is None else acc / divisor * self.factor)
 
     def lse(self) -> Any:
         m, _, _, exact, _ = self.variables

@@ -1,11 +1,12 @@
 """Which schedule the library runs on Hopper: data, found by `benchmarks/search_schedules.py` on one H200.
 
-A row holds up to its head size (the larger of the key's and the value's), for one mask kind ("causal" is both alignments) and up to its
-number of keys; the first row that fits is taken. Where a grid of its tiles would leave half of the multiprocessors idle, the rows of SMALL
-come first; where it fills the last wave so badly that smaller tiles end sooner, those of FINE do. The spec's option `lazy` is in powers of
-e: 5.5 is a factor of 2**8. With it goes `sums`, whichever of the two kinds that know of the weights' rounding is the faster one: "rounded"
-where the tensor core makes the sums (`ones`: level in time at D = 64, 3 % slower at D = 128), and in short loops at D = 256 (2 to 3 %);
-else "corrected" (1 to 2 % at D = 128, where "rounded" costs 6 %).
+A row holds up to its head size (the larger of the key's and the value's), for one mask kind ("causal" is both alignments; "part" are masks
+that may leave out keys on both sides, where those of "causal" follow) and up to its number of keys; the first row that fits is taken. Where
+a grid of its tiles would leave half of the multiprocessors idle, the rows of SMALL come first; where it fills the last wave so badly that
+smaller tiles end sooner, those of FINE do. The spec's option `lazy` is in powers of e: 5.5 is a factor of 2**8. With it goes `sums`,
+whichever of the two kinds that know of the weights' rounding is the faster one: "rounded" where the tensor core makes the sums (`ones`:
+level in time at D = 64, 3 % slower at D = 128), and in short loops at D = 256 (2 to 3 %); else "corrected" (1 to 2 % at D = 128, where
+"rounded" costs 6 %).
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ class Choice(NamedTuple):
 
 
 class Row(NamedTuple):
-    """head, keys, value: up to which head size, number of keys and value's head size this is the schedule. masks: "none" or "causal"."""
+    """head, keys, value: up to which head size, number of keys and value's head size this is the schedule; above: which head size is too
+    small. masks: "none", "causal" or "part"."""
 
     head: int
     masks: str
@@ -39,6 +41,7 @@ class Row(NamedTuple):
     schedule: Schedule
     sums: str = "corrected"
     value: int = ANY
+    above: int = 0
 
     def steps(self, rows: int, keys: int, tiles: int, sms: int) -> float:
         """Rows of as many scores as there are keys that the busiest multiprocessor works on. tiles: the grid without its row axis."""
@@ -70,6 +73,8 @@ _WIDE = replace(_s(64, 80, 2, 1, grid={"s": (1, 1)}, persistent="none"), late=()
 #: slower at 1024 and 0.4 % at 4096, D = 256 0.9 % at 1024 and level from 4096 on; not timed at D = 192 and in the small rows. At D = 128 it
 #: is 2 to 3 %.
 #: A value's head size of 128 at D = 192, FINE, CHUNK and l2=64 (1 % at D = 128, 16k): benchmarks/shapes.py, H200, 2026-11-27.
+#: A window of 1024 at 32k and D = 128: 0.267 ms with 64 keys a tile, 0.288 with 80, FlashAttention-3 0.312 (H200, 2026-11-27); at D = 64
+#: all widths from 64 to 128 are within 2 %.
 #: H200, 2026-11-21
 ROWS: tuple[Row, ...] = (
     Row(64, "causal", 512, _s(192, 128, 3, _THREE, ones="acc", epilogue="tma", split="branch"), "rounded"),
@@ -79,6 +84,7 @@ ROWS: tuple[Row, ...] = (
     Row(128, "none", 512, _s(128, 128, 2, _TWO, tokens=True, ones="acc", regs_a="s", l2=0), "rounded"),
     Row(128, "causal", ANY, _s(192, 80, 3, _THREE, from_end="rows", l2=64)),
     Row(128, "none", ANY, _s(192, 80, 3, _THREE, l2=0)),
+    Row(128, "part", ANY, _s(192, 64, 3, {"q": 1, "k": 3, "v": 3}, from_end="rows", l2=64), above=64),
     Row(192, "causal", ANY, _s(192, 64, 3, _DEEP, from_end="rows", split="branch"), value=128),
     Row(192, "none", 1024, _s(128, 96, 2, _TWO, l2=0), value=128),
     Row(192, "none", ANY, _s(128, 128, 2, l2=0), value=128),
@@ -135,14 +141,15 @@ def rows() -> tuple[Row, ...]:
 @functools.cache
 def _rows(table: tuple[Row, ...], head: int, mask: str, value: int) -> list[Row]:
     """What fits a head size, in the order of preference."""
-    return [row for row in table if head <= row.head and row.masks == mask and value <= row.value]
+    return [row for row in table if row.above < head <= row.head and row.masks == mask and value <= row.value]
 
 
 def pick(head: int, mask: str, rows: int, keys: int, tiles: int, sms: int, positive: bool = True, value: int | None = None) -> Choice:
     """What to run for a head size (the larger of the key's and the value's), mask kind and numbers of rows and keys. tiles: programs of one
     row each, the grid without its row axis. positive: the scale is. value: the value's head size, where it is not `head`."""
     def first(table: tuple[Row, ...]) -> Row | None:
-        found = _rows(table, head, "none" if mask == "none" else "causal", value if positive and value else head)
+        kinds = {"none": ("none",), "part": ("part", "causal")}.get(mask, ("causal",))
+        found = [row for kind in kinds for row in _rows(table, head, kind, value if positive and value else head)]
         return next((row for row in found if keys <= row.keys), None)
 
     row = first(SMALL) if tiles * -(-rows // 128) <= sms // 2 else None

@@ -59,11 +59,12 @@ def lists_of(Count: "out i32[B, H, R]", List: "inout i32[B, H, R, C]", *, querie
         return inside & keep(b, h, rows.index, cols.index)
 
     for cols in fc.loop(fc.tile(keys, "KEYS"), live=seen):
-        hits = fc.max(fc.where((rows.index < queries) & seen(cols), 1, 0), axis=None)
-        misses = fc.max(fc.where((rows.index < queries) & ~seen(cols), 1, 0), axis=None)
-        with fc.when(hits > 0):
-            fc.store(List[b, h, r, found], cols.start // cols.size * 2 + (1 - misses))
-        found <<= found + hits
+        both = fc.where(rows.index < queries, fc.where(seen(cols), 1, 1 << 16), 0)  # how many are seen, and how many are not
+        both = fc.sum(both, axis=1 if cols.size & (cols.size - 1) else 0)  # a lane has few columns, or where they are odd, few rows
+        both = fc.sum(fc.where((both & 0xFFFF) > 0, 1, 0) + fc.where(both >= 1 << 16, 1 << 16, 0), axis=0)
+        with fc.when((both & 0xFFFF) > 0):
+            fc.store(List[b, h, r, found], cols.start // cols.size * 2 + fc.where(both < 1 << 16, 1, 0))
+        found <<= found + fc.where((both & 0xFFFF) > 0, 1, 0)
     fc.store(Count[b, h, r], found)
 
 

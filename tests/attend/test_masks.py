@@ -55,6 +55,7 @@ MASKS: dict[str, Any] = {
 }
 SCORES: dict[str, Any] = {
     "soft cap": (scores.soft_cap(2.0), lambda s, b, h, i, j: 2 * np.tanh(s / 2)),
+    "exact soft cap": (scores.soft_cap(2.0, exact=True), lambda s, b, h, i, j: 2 * np.tanh(s / 2)),
     "alibi": (scores.alibi(SLOPES), lambda s, b, h, i, j: s - SLOPES[h] * abs(i - j)),
     "alibi per batch": (scores.alibi(np.stack([SLOPES, 2 * SLOPES]), 5), lambda s, b, h, i, j: s - SLOPES[h] * (1 + b) * abs(i + 5 - j)),
     "relative": (scores.relative(TABLE), lambda s, b, h, i, j: s + TABLE[h].astype(float)[np.clip(j - i, -8, 8) + 8]),

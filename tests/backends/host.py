@@ -30,7 +30,7 @@ def host_text(src: CudaSource) -> str:
     text = re.sub(
         r"(template <int \w+>\n)?__device__ __forceinline__ [\w ]+? (\w+)\([^\n]*\{\n.*?\n\}\n", keep, src.text, flags=re.S
     )
-    text = re.sub(r"template <int N>\n(?=\n)", "", text).replace("using uint32_t = unsigned int;", "")
+    text = re.sub(r"template <int N>\n(?=\n)", "", text).replace("using uint32_t = unsigned int;", "").replace("using uint64_t = unsigned long long;", "")
     args = "\n".join(f"static {p.ctype} arg{n};" for n, p in enumerate(src.params))
     read = "\n".join(f"    arg{n} = *({p.ctype}*)a[{n}];" for n, p in enumerate(src.params))
     names = ", ".join(f"arg{n}" for n in range(len(src.params)))

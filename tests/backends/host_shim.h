@@ -112,6 +112,8 @@ static float log2_approx(float x) { return log2f(x); }
 static float rcp_approx(float x) { return 1 / x; }
 static float sqrt_approx(float x) { return sqrtf(x); }
 static float rsqrt_approx(float x) { return 1 / sqrtf(x); }
+static uint64_t mul_wide_u32(uint32_t a, uint32_t b) { return (uint64_t)a * b; }
+static float tanh_approx(float x) { return tanhf(x); }
 #define __sinf sinf
 #define __cosf cosf
 static float div_approx(float a, float b) { return a / b; }

@@ -91,7 +91,7 @@ def copy(size: int) -> str:
 }}"""
 
 
-FLOAT = ("exp2_approx", "log2_approx", "rcp_approx", "sqrt_approx", "rsqrt_approx", "sigmoid_approx", "sin_approx", "cos_approx",
+FLOAT = ("exp2_approx", "log2_approx", "rcp_approx", "sqrt_approx", "rsqrt_approx", "sigmoid_approx", "sin_approx", "cos_approx", "tanh_approx",
          "round_f16", "round_bf16")
 MOVES = [(tag, c, n) for tag, c in (("f32", "float"), ("b32", "uint32_t"), ("i32", "int")) for n in (1, 2, 4)]
 MOVES += [(tag, c, n) for tag, c in (("f64", "double"), ("i64", "long long")) for n in (1, 2)]

@@ -60,7 +60,7 @@ NUMERIC = {
     "exp2_approx": (np.exp2, (-20, 20), 2.0**-22, 0), "log2_approx": (np.log2, (0.01, 100), 2.0**-22, 2.0**-21.5),
     "rcp_approx": (lambda x: 1 / x, (0.01, 100), 2.0**-22, 0), "sqrt_approx": (np.sqrt, (0, 100), 2.0**-22, 0),
     "rsqrt_approx": (lambda x: x**-0.5, (0.01, 100), 2.0**-22, 0), "sigmoid_approx": (lambda x: 1 / (1 + np.exp(-x)), (-8, 8), 2e-6, 0),
-    "sin_approx": (np.sin, (-100, 100), 0, 1e-6), "cos_approx": (np.cos, (-100, 100), 0, 1e-6),
+    "sin_approx": (np.sin, (-100, 100), 0, 1e-6), "cos_approx": (np.cos, (-100, 100), 0, 1e-6), "tanh_approx": (np.tanh, (-8, 8), 2.0**-10.9, 0),
 }
 
 

@@ -63,12 +63,14 @@ def cases(n: int = 1000) -> dict[str, Any]:
         "documents": ({"mask": masks.documents(ids), "causal": "top_left"}, {"seen": lambda b, h, i, j: (ids[b, i] == ids[b, j]) & (j <= i)}),
         "scores": ({"score": scores.soft_cap(3.0) + scores.alibi(slopes) + scores.bias(bias)},
                    {"score": lambda s, b, h, i, j: 3 * torch.tanh(s / 3) - slopes[h] * (i - j).abs() + bias[b, 0, i, j]}),
+        "distances": ({"score": scores.alibi(slopes), "causal": "top_left"},
+                      {"score": lambda s, b, h, i, j: s - slopes[h] * (i - j).abs(), "seen": lambda b, h, i, j: j <= i}),
         "sinks": ({"sinks": sinks, "causal": "top_left"}, {"sinks": sinks, "seen": lambda b, h, i, j: j <= i}),
     }
 
 
 @pytest.mark.parametrize("d", [64, 128])
-@pytest.mark.parametrize("name", ["window and prefix", "neighbourhood", "documents", "scores", "sinks"])
+@pytest.mark.parametrize("name", ["window and prefix", "neighbourhood", "documents", "scores", "distances", "sinks"])
 def test_variants(name: str, d: int) -> None:
     n = 1000
     q, k, v = tensors(2, 4, 2, n, n, d, d)
@@ -76,12 +78,15 @@ def test_variants(name: str, d: int) -> None:
     close(fc.attention(q, k, v, return_lse=True, **given), eager(q, k, v, **wanted))
 
 
-def test_dropout_and_its_mask() -> None:
-    q, k, v = tensors(2, 4, 2, 300, 333, 64, 64)
+@pytest.mark.parametrize(("d", "causal"), [(64, False), (128, True)])
+def test_dropout_and_its_mask(d: int, causal: bool) -> None:
+    q, k, v = tensors(2, 4, 2, 300, 333, d, d)
     drop = fc.Dropout(0.3, 2**41 + 3, 5)
     kept = fc.dropout_mask(drop, 2, 4, 300, 333, q)
     assert torch.equal(kept.cpu().bool(), torch.from_numpy(drop.mask(2, 4, 300, 333)))
-    close(fc.attention(q, k, v, dropout=drop, return_lse=True), eager(q, k, v, kept=kept.double() / 0.7), 8e-3)
+    seen = (lambda b, h, i, j: j <= i) if causal else None
+    got = fc.attention(q, k, v, dropout=drop, causal="top_left" if causal else False, return_lse=True)
+    close(got, eager(q, k, v, seen=seen, kept=kept.double() * drop.factor), 8e-3)
 
 
 def test_lists_of_a_mask_are_made_once_and_captured_in_a_graph() -> None:

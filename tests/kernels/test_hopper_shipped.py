@@ -22,6 +22,7 @@ from tests.sim.cases import EVERYTHING
 TABLES = ("ROWS", "SMALL", "FINE", "CHUNK", "ANY_SCALE")
 ROWS = {f"{table}-{n}-{row[0]}": row for table in TABLES for n, row in enumerate(getattr(hopper_schedules, table))}
 MASKS = {"none": ["none"], "causal": ["causal_top_left", "causal_bottom_right"]}
+MASKS["part"] = MASKS["causal"][-1:]
 MASKS["any"] = MASKS["none"] + MASKS["causal"]
 DTYPE = {"lse": fc.f16, "plain": fc.bf16, "any_scale_lse": fc.f16, "any_scale_plain": fc.bf16}
 ATOL = {fc.f16: 3e-3, fc.bf16: 2e-2}

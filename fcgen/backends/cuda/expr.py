@@ -1,7 +1,8 @@
 """Expressions of the elementwise functions, over scalars and over one register of a fragment.
 
 Arithmetic on 16-bit floats widens to float, computes, and rounds after every function, as `ir.elementwise` defines it; the last
-rounding is the packing. Accuracy: div within 2 ulp, exp2 2 ulp, log absolute 2e-7, everything else about 1e-6 relative or better.
+rounding is the packing. Accuracy: div within 2 ulp, exp2 2 ulp, log absolute 2e-7, tanh_approx 2^-11 relative, everything else about
+1e-6 relative or better.
 """
 
 from __future__ import annotations
@@ -16,15 +17,18 @@ from ...ir.elementwise import FNS, to_dtype
 from ...ir.layout import OpaqueLayout
 from ...ir.types import DType, Frag, Scalar
 from .emit import EMIT, Emitter, emits
+from .spread import GAINS, broadcast_map, spread
 from .text import CTYPES, TERNARY, UNARY, X, add, binary, call, literal
 from .words import scalar, wished
 
 LONG = 90  # an expression longer than this gets a name of its own
+LONG_ARM = 3  # functions
 
 _LIBM = {"pow": "powf", "sqrt": "sqrt_approx", "rsqrt": "rsqrt_approx", "rcp": "rcp_approx", "sin": "sin_approx",
-         "cos": "cos_approx", "tanh": "tanhf", "sigmoid": "sigmoid_approx", "erf": "erff", "floor": "floorf", "ceil": "ceilf",
-         "fma": "fmaf", "exp2": "exp2_approx", "max": "fmaxf", "min": "fminf", "abs": "fabsf", "div": "div_approx"}
-_LIBM64 = {"max": "fmax", "min": "fmin", "abs": "fabs"}  # the others have the function's own name
+         "cos": "cos_approx", "tanh": "tanhf", "tanh_approx": "tanh_approx", "sigmoid": "sigmoid_approx", "erf": "erff",
+         "floor": "floorf", "ceil": "ceilf", "fma": "fmaf", "exp2": "exp2_approx", "max": "fmaxf", "min": "fminf", "abs": "fabsf",
+         "div": "div_approx"}
+_LIBM64 = {"max": "fmax", "min": "fmin", "abs": "fabs", "tanh_approx": "tanh"}  # the others have the function's own name
 
 
 def apply(em: Emitter, name: str, dtype: DType, args: list[X], nonneg: bool = False) -> X:
@@ -95,21 +99,21 @@ def rounded(em: Emitter, x: X, dtype: DType) -> X:
 
 
 def nonneg(em: Emitter, v: Value, fuel: int = 12) -> bool:
-    """Whether an integer scalar is known to be at least 0."""
+    """Whether an integer, or all of a tile of them, is known to be at least 0."""
     if fuel == 0:
         return False
     op = em.plan.maker.get(v)
     if op is None:
-        return v in em.nonneg
+        return v in em.nonneg or "positive" in em.kernel.flags.get(v.name, ())
     if op.kind == "const":
         return op["value"] >= 0
     if op.kind in ("add", "mul", "floordiv", "mod", "min", "shr"):
         return all(nonneg(em, o, fuel - 1) for o in op.operands)
     if op.kind in ("max",):
         return any(nonneg(em, o, fuel - 1) for o in op.operands)
-    if op.kind in ("cast",) and op.operands[0].type.dtype.is_int:
+    if op.kind in ("broadcast", "full") or (op.kind == "cast" and op.operands[0].type.dtype.is_int):
         return nonneg(em, op.operands[0], fuel - 1)
-    return op.kind in ("size", "block_index", "block_count", "claim", "fetch")
+    return op.kind in ("size", "iota", "block_index", "block_count", "claim", "fetch")
 
 
 def define_scalar(em: Emitter, op: Op, x: X, inline: bool | None = None) -> None:
@@ -165,11 +169,22 @@ def _apply_op(em: Emitter, op: Op, args: list[X]) -> X:
     if op.kind == "cast":
         return cast(args[0], op.operands[0].type.dtype, op.result.type.dtype)
     dtype = op.operands[0].type.dtype
+    if op.kind in ("mul", "mulhi") and dtype.name == "u32" and _has_both_halves(em, op):
+        wide = call(em.fn("mul_wide_u32"), *args)
+        return call("uint32_t", wide if op.kind == "mul" else binary(">>", wide, X("32")))
     if op.kind in ("add", "sub", "mul", "neg") and dtype.is_int and dtype.signed and dtype.bits >= 32 and em.plan.wraps(op.result):
         unsigned, signed = ("uint32_t", "int") if dtype.bits == 32 else ("static_cast<unsigned long long>", "static_cast<long long>")
         return call(signed, apply(em, op.kind, dtype, [call(unsigned, args[0]), *args[1:]]))
-    return apply(em, op.kind, op.operands[0].type.dtype, args,
-                 op.kind in ("floordiv", "mod") and all(isinstance(o.type, Scalar) and nonneg(em, o) for o in op.operands))
+    whole = op.kind in ("floordiv", "mod") and dtype.is_int and all(nonneg(em, o) for o in op.operands)
+    if whole and dtype.signed and dtype.bits == 32 and not isinstance(op.result.type, Scalar):  # half of what signed numbers take
+        return call("int", apply(em, op.kind, dtype, [call("unsigned", x) for x in args], True))
+    return apply(em, op.kind, dtype, args, whole)
+
+
+def _has_both_halves(em: Emitter, op: Op) -> bool:
+    """Is the other half of the product wanted too? One instruction makes both; NVVM makes them one by one."""
+    other = "mul" if op.kind == "mulhi" else "mulhi"
+    return any(u.kind == other and u.operands == op.operands for u, _ in em.plan.users.get(op.operands[0], ()))
 
 
 # ---- one register of a fragment --------------------------------------------------------------------------------------
@@ -215,7 +230,14 @@ class Registers:
         key = (v, table.tobytes())
         if key in self.known:
             return self.known[key]
-        x = _apply_op(em, op, [self.value(o, table) for o in op.operands])
+        apart = spread(em, v, table) if op.kind in GAINS else None
+        if apart is not None and (op.kind == "and" or (apart.at != apart.at[0]).any()):
+            x = apart.value(em, self.i, t.dtype)
+        else:
+            args = [self.value(o, table) for o in op.operands]
+            if op.kind == "select" and len(t.shape) == 2:
+                args[1:] = [self.before(a, o) for a, o in zip(args[1:], op.operands[1:])]
+            x = _apply_op(em, op, args)
         uses = [u for u, _ in em.plan.users.get(v, [])]
         twice = len(uses) > 1 or any(list(u.operands).count(v) > 1 for u in uses)
         if v in em.plan.fused and (twice or len(x.text) > LONG):
@@ -226,6 +248,21 @@ class Registers:
         elif not final:
             x = rounded(em, x, t.dtype)
         return x
+
+    def before(self, arm: X, v: Value) -> X:
+        """What a choice may take, computed whether it is taken or not: NVVM puts long arms under branches of their own."""
+        if v.type.dtype.per_register > 1 or self.length(v) < LONG_ARM:
+            return arm
+        name = X(self.em.names("x"))
+        self.lines.append(f"const {CTYPES[v.type.dtype.name]} {name} = {arm};")
+        return name
+
+    def length(self, v: Value) -> int:
+        """Functions that are computed for it here."""
+        op = self.em.plan.maker.get(v)
+        if op is None or isinstance(v.type, Scalar) or v not in self.em.plan.fused:
+            return 0
+        return (op.kind in FNS or op.kind == "cast") + sum(map(self.length, op.operands))
 
     def against_position(self, op: Op, table: np.ndarray) -> tuple[X, X] | None:
         """Both sides of `position < bound` with the thread's part of the position on the bound's side: what is left is a number in an
@@ -251,17 +288,6 @@ class Registers:
         if t.dtype.per_register > 1:
             return call(em.fn(f"at_{t.dtype.name}"), name, at)
         return X(f"{name}[{at}]", depth=em.depth)
-
-
-def broadcast_map(op: Op) -> np.ndarray:
-    """int [registers of the result]: the source's register that holds the same element."""
-    t, axes = op.result.type, op["axes"]
-    layout, index = t.layout, np.arange(t.layout.regs)
-    assert list(axes) == sorted(axes), "broadcast keeps the order of the axes"
-    for a in sorted(set(range(len(t.shape))) - set(axes), reverse=True):
-        index = layout.drop_map(a)[index]
-        layout = layout.drop(a)
-    return index
 
 
 def view_index(em: Emitter, v: Value, table: np.ndarray, i: X, hint: str = "") -> tuple[Value, X]:

@@ -12,7 +12,8 @@ import numpy as np
 from ...ir.core import Op, Value
 from ...ir.types import DType, Scalar, f16, i8, u8
 from .emit import Emitter
-from .expr import Registers, broadcast_map
+from .expr import Registers
+from .spread import broadcast_map
 from .text import X, binary, call
 
 #: function -> the record that does it to two halves

@@ -141,6 +141,8 @@ def _numeric() -> list[Instr]:
         pure("rcp_approx", "float x", "rcp.approx.ftz.f32 %0, %1;", "PTX ISA, rcp: 1/x within 1 ulp"),
         pure("sqrt_approx", "float x", "sqrt.approx.f32 %0, %1;", "PTX ISA, sqrt: relative error below 2^-22.9"),
         pure("rsqrt_approx", "float x", "rsqrt.approx.f32 %0, %1;", "PTX ISA, rsqrt: relative error below 2^-22.9"),
+        pure("tanh_approx", "float x", "tanh.approx.f32 %0, %1;", "PTX ISA, tanh: relative error below 2^-11"),
+        pure("mul_wide_u32", "uint32_t a, uint32_t b", "mul.wide.u32 %0, %1, %2;", "PTX ISA, mul: all 64 bits of a product", "uint64_t"),
         pure("div_approx", "float a, float b", "div.approx.ftz.f32 %0, %1, %2;",
              "PTX ISA, div: a/b within 2 ulp for |b| from 2^-126 to 2^126"),
         fn("sigmoid_approx", "float x", "return rcp_approx(1.0f + exp2_approx(-1.4426950408889634f * x));",

@@ -19,7 +19,7 @@ from ...ir.core import Op, Value
 from ...ir.rewrite import Builder
 from ...ir.types import Scalar, i1, i32, i64
 from .forms import ALL, BIG, EMPTY, NO_TERMS, Form, Range, Rows, Span, number
-from .quotients import compared, divided, divisor, quotient
+from .quotients import compared, distance, divided, divisor, quotient
 
 MIRROR = {"lt": "gt", "gt": "lt", "le": "ge", "ge": "le", "eq": "eq", "ne": "ne"}
 INVERSE = {"lt": "ge", "ge": "lt", "gt": "le", "le": "gt", "eq": "ne", "ne": "eq"}
@@ -38,6 +38,7 @@ class Affine:
         self.scalars: dict[object, Form] = {}
         self.flags: dict[object, Value] = {}
         self.open: list[Value] = []  # conditions that `may` could say nothing about
+        self.gaps = False  # whether a hull was made of two ranges that may lie apart, or be no ranges
         self.order: dict[Value, int] = {}  # in which order scalars were met: equal programs get equal text
 
     # ---- scalars before the loop -------------------------------------------------------------------------------------
@@ -153,6 +154,8 @@ class Affine:
             return None
         if kind in ("full", "broadcast", "transpose", "cast"):
             return self.through(op, self.span)
+        if kind == "mod" and (d := divisor(op.operands[1], self)) is not None:
+            return Span(number(0), self.symbol(d).shift(-1))
         spans = [self.span(x) for x in op.operands]
         if any(s is None for s in spans):
             return None
@@ -178,8 +181,6 @@ class Affine:
             return None if k is None else Span(a.lo * k, a.hi * k) if k >= 0 else Span(a.hi * k, a.lo * k)
         if kind in ("floordiv", "mod"):
             if k is None and (d := divisor(op.operands[1], self)) is not None:
-                if kind == "mod":
-                    return Span(number(0), self.symbol(d).shift(-1))
                 return None if a.lo.step or a.hi.step else Span(divided(a.lo, d, self), divided(a.hi, d, self))
             if k is None or k <= 0:
                 return None
@@ -223,6 +224,7 @@ class Affine:
     def hull(self, a: Range, b: Range) -> Range:
         if a.is_empty or b.is_empty:
             return b if a.is_empty else a
+        self.gaps |= a.is_all or b.is_all or not ((a.lo is None and b.lo is None) or (a.hi is None and b.hi is None))
         lo = None if a.lo is None or b.lo is None else self.extreme("min", a.lo, b.lo)
         hi = None if a.hi is None or b.hi is None else self.extreme("max", a.hi, b.hi)
         return Range(lo, hi)
@@ -282,6 +284,9 @@ class Affine:
             q, s = quotient(left, self), self.span(right)
             if q is not None and s is not None and not (s.lo.step or s.hi.step):
                 return compared(k, *q, s, self, must, whole)
+            found = distance(k, left, s, self, must, whole) if s is not None else None
+            if found is not None:
+                return found
         xs, ys = self.signs(x), self.signs(y)
         if xs is None or ys is None:
             return None

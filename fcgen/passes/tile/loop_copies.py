@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from ...ir.core import Block, Op, Value
 from ...ir.rewrite import Builder, Env
@@ -11,13 +11,15 @@ from ...ir.types import Tile
 
 @dataclass
 class Facts:
-    """What holds in one copy: conditions with their value, and guards (an op, an axis) that are not needed."""
+    """What holds in one copy: conditions with their value, guards (an op, an axis) that are not needed, and absolute values of what is not
+    below 0."""
 
-    conditions: dict[Value, bool]
-    guards: set[tuple[Op, int]]
+    conditions: dict[Value, bool] = field(default_factory=dict)
+    guards: set[tuple[Op, int]] = field(default_factory=set)
+    signs: set[Op] = field(default_factory=set)
 
     def __or__(self, other: Facts) -> Facts:
-        return Facts({**self.conditions, **other.conditions}, self.guards | other.guards)
+        return Facts({**self.conditions, **other.conditions}, self.guards | other.guards, self.signs | other.signs)
 
     def __bool__(self) -> bool:
         return bool(self.conditions or self.guards)
@@ -37,6 +39,9 @@ def specialise(block: Block, env: Env, facts: Facts) -> Block:
         b.loc = op.loc
         if len(op.results) == 1 and op.result in facts.conditions:
             env[op.result] = known(b, op.result, facts.conditions[op.result])
+            continue
+        if op in facts.signs:
+            env[op.result] = env[op.operands[0]]
             continue
         attrs = op.attrs
         if "guard" in attrs:

@@ -1,7 +1,8 @@
 """order: which programs of the grid run next to each other, and which run first.
 
 In and out: tile IR; only the kernel's `order` and the `reverse` and `cluster` of grid axes change. Tiled axes vary fastest, so that
-programs that run at the same time read the same tiles of the other operands from L2; then the remaining axes, the last one first. With
+programs that run at the same time read the same tiles of the other operands from L2; then the remaining axes, the last one first. Where a
+loop reads tiles that no two programs along the tiled axes share, but those along another axis do, that axis comes first of all. With
 `longest_first`, an axis along which a loop's upper bound grows is walked backwards: the programs with the most work start first, and
 the short ones fill the end of the last wave. The neighbours that a cluster is made of come before any other axis.
 """
@@ -18,12 +19,15 @@ from ..facts.clusters import axis_of
 
 def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
     axes = range(len(kernel.grid))
-    order = sorted(axes, key=lambda a: (kernel.grid[a].tile == 1, -a))
-    grid = kernel.grid
+    defs, ids, grid = definitions(kernel.body), kernel.body.args, kernel.grid
+    loops = [op for op in walk(kernel.body) if op.kind == "for"]
+    tiles = [o for op in loops for o in walk(op.regions[0]) if o.kind == "load" and len(o.result.type.shape) > 1]
+    follows = {a: {o for o in tiles if any(_depends(v, ids[a], defs) for v in o.operands)} for a in axes}
+    tiled = [follows[a] for a in axes if grid[a].tile > 1]
+    own = set(tiles).intersection(*tiled) if tiled else set()
+    order = sorted(axes, key=lambda a: (not own - follows[a], grid[a].tile == 1, -a))
     if schedule.longest_first:
-        defs = definitions(kernel.body)
-        bounds = [op.operands[1] for op in walk(kernel.body) if op.kind == "for"]
-        ids = kernel.body.args
+        bounds = [op.operands[1] for op in loops]
         grid = tuple(replace(g, reverse=True) if g.tile > 1 and any(_depends(b, i, defs) for b in bounds) else g
                      for g, i in zip(grid, ids))
     cluster = axis_of(kernel, schedule, target)

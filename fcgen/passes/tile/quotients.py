@@ -77,3 +77,20 @@ def compared(kind: str, x: Span, d: Value, y: Span, affine: Affine, must: bool, 
     if kind == "eq":
         return affine.both(a, b)
     return affine.either(a, b, whole) if must else affine.hull(a, b)
+
+
+def distance(kind: str, v: Value, most: Span, affine: Affine, must: bool, whole: Range) -> Range | None:
+    """The range of `abs(a - x // d) kind most`, where a and most do not depend on the index: a quotient between two ends."""
+    op = affine.defs.get(v)
+    if op is not None and op.kind in ("broadcast", "transpose"):
+        return affine.through(op, lambda x: distance(kind, x, most, affine, must, whole))
+    inner = affine.defs.get(op.operands[0]) if op is not None and op.kind == "abs" else None
+    if kind not in ("lt", "le") or inner is None or inner.kind != "sub":
+        return None
+    for x, y in (inner.operands, inner.operands[::-1]):
+        q, a = quotient(x, affine), affine.span(y)
+        if q is not None and a is not None and not any(f.step for f in (a.lo, a.hi, most.lo, most.hi)):
+            above, below = Span(a.lo + most.lo, a.hi + most.hi), Span(a.lo - most.hi, a.hi - most.lo)
+            return affine.both(compared(kind, *q, above, affine, must, whole),
+                               compared("ge" if kind == "le" else "gt", *q, below, affine, must, whole))
+    return None

@@ -5,7 +5,8 @@ In: a tile program. Out: an equal one in which, for every loop,
     region is gone;
   - if `schedule.split` is not "none" and the loop has no loop inside: there is a copy (part="full") for the iterations in which the
     conditions of its selects are decided everywhere in the tile and its guarded runs of positions lie inside their tensors. In
-    that copy those conditions are constants and those guards are off. Iterations before and after it run in copies that keep
+    that copy those conditions are constants and those guards are off, and integers that follow to be no less than 0 are their own
+    absolute values. Iterations before and after it run in copies that keep
     both (part="masked"). The copies stand one after the other in the loop's own direction, share a `chain` number and hand the
     carried values on. A copy that is empty for all sizes is left out; a loop that is whole everywhere is only relieved of
     masks; a loop with dots and no masks keeps its guards, since its tiles are read ahead from every copy of the loop.
@@ -32,7 +33,7 @@ from ..facts.common import const_of, promised_positive, without_effect
 from ..facts.rows import independent_rows, stored_rows
 from ..facts.warp_grid import along_rows
 from .affine import Affine
-from .forms import ALL, Form, Range, Rows, number
+from .forms import ALL, EMPTY, Form, Range, Rows, number
 from .loop_copies import Facts, asking, known, specialise
 from .unbounded import reason
 
@@ -112,7 +113,7 @@ class _Splitter:
         op = replace(op, regions=(body,))
         if self.split == "none" or nested:
             self.own = None
-            self.emit(op, out, affine, bounds, Facts({}, set()), "")
+            self.emit(op, out, affine, bounds, Facts(), "")
             return
         always, sometimes, full = self.facts(op, affine, bounds)
         self.narrow, self.down = {}, bool(op.get("descending"))
@@ -124,8 +125,11 @@ class _Splitter:
         if len(op.regions) == 2:
             live, index = op.regions[1], affine.index
             affine.index = live.args[0]
-            lo = bounds.lo
+            lo, affine.gaps = bounds.lo, False
             bounds = affine.both(bounds, affine.may(live.yielded[0]))
+            if affine.gaps and not affine.rows:
+                self.remarks.append(("gaps", f"the loop over {op.get('label') or live.args[0].name} may run over tiles that nobody needs, "
+                                             "between some that are needed by one part of its `live` condition or another"))
             if affine.open and not affine.rows:
                 label = op.get("label") or live.args[0].name
                 self.remarks += [("live", f"the loop over {label} leaves out no tile by a part of its `live` condition: "
@@ -177,7 +181,7 @@ class _Splitter:
         left = full.lo is not None and not _at_least(lo, full.lo)
         right = full.hi is not None and not _at_least(full.hi, hi)
         if not sometimes.conditions and any(o.kind == "dot" for o in walk(op.regions[0])):
-            sometimes = Facts({}, set())  # guards alone: copies that run ahead need theirs in every copy of the loop
+            sometimes = Facts()  # guards alone: copies that run ahead need theirs in every copy of the loop
         if not sometimes or full.is_empty or not (left or right):
             facts = always if full.is_empty else always | sometimes
             chain: dict = {}
@@ -272,15 +276,17 @@ class _Splitter:
 
     def facts(self, op: Op, affine: Affine, bounds: Range) -> tuple[Facts, Facts, Range]:
         """(facts of every iteration, facts of the iterations in the range, the range)."""
-        always, sometimes, full = Facts({}, set()), Facts({}, set()), Range()
+        always, sometimes, full, inside = Facts(), Facts(), Range(), [bounds]
         for v, wanted in self.wanted(op.regions[0]):
             if v in always.conditions or v in sometimes.conditions:
                 continue
-            r = self.clip(affine.must(v, bounds, not wanted), bounds)
+            must = affine.must(v, bounds, not wanted)
+            r = self.clip(must, bounds)
             if r.is_empty or (isinstance(v.type, Scalar) and not r.is_all):
                 continue
             (always if r.is_all else sometimes).conditions[v] = wanted
             full = affine.both(full, r)
+            inside.append(must)
         for o in walk(op.regions[0]):
             for axis, rooms in _room(o, affine):
                 if any(not room.step and room.known is None for room in rooms):
@@ -290,6 +296,11 @@ class _Splitter:
                     continue
                 (always if r.is_all else sometimes).guards.add((o, axis))
                 full = affine.both(full, r)
+        for o in walk(op.regions[0]):
+            s = affine.span(o.operands[0]) if o.kind == "abs" else None
+            above = EMPTY if s is None else affine.at_least_zero(s.lo)
+            if any(_inside(r, above) for r in inside):
+                (always if _inside(bounds, above) else sometimes).signs.add(o)
         return always, sometimes, full
 
     @staticmethod
@@ -322,6 +333,12 @@ class _Splitter:
                 yield from self.parts(x, wanted)
         else:
             yield v, wanted
+
+
+def _inside(a: Range, b: Range) -> bool:
+    """Whether a lies in b whatever the run-time sizes are."""
+    low = b.lo is None or (a.lo is not None and _at_least(a.lo, b.lo))
+    return low and (b.hi is None or (a.hi is not None and _at_least(b.hi, a.hi)))
 
 
 def _at_least(a: Form, b: Form) -> bool:

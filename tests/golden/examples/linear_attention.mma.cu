@@ -299,9 +299,10 @@ linear_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s1
         uint32_t inside[16];
         #pragma unroll
         for (int i = 0; i < 16; ++i) {
-            const float v0 = i_[row_across(2 * i)] >= i_2[col_inside(2 * i)] ? exp2_approx((i_[row_across(2 * i)] - i_2[col_inside(2 * i)]) * w_log2e) : 0.0f;
-            const float v0_2 = i_[row_across(2 * i + 1)] >= i_2[col_inside(2 * i + 1)] ? exp2_approx((i_[row_across(2 * i + 1)] - i_2[col_inside(2 * i + 1)]) * w_log2e) : 0.0f;
-            inside[i] = pack_f16(tmp[2 * i] * v0, tmp[2 * i + 1] * v0_2);
+            const float x = exp2_approx((i_[row_across(2 * i)] - i_2[col_inside(2 * i)]) * w_log2e);
+            const float x_2 = exp2_approx((i_[row_across(2 * i + 1)] - i_2[col_inside(2 * i + 1)]) * w_log2e);
+            const float inside_2 = tmp[2 * i + 1] * (i_[row_across(2 * i + 1)] >= i_2[col_inside(2 * i + 1)] ? x_2 : 0.0f);
+            inside[i] = pack_f16(tmp[2 * i] * (i_[row_across(2 * i)] >= i_2[col_inside(2 * i)] ? x : 0.0f), inside_2);
         }
         const uint32_t v_at = v + tile_lane_2;
         #pragma unroll
@@ -347,7 +348,7 @@ linear_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s1
         float tmp_4[4];
         #pragma unroll
         for (int i = 0; i < 4; ++i)
-            tmp_4[i] = exp2_approx((w_times_63 - float(copy_row + i * 4) * w) * 1.442695f);
+            tmp_4[i] = exp2_approx((w_times_63 - fmaf(float(i * 4), w, float(copy_row) * w)) * 1.442695f);
         // state <<= state * fc.exp(w * float(rows.size)) + fc.dot((k.to(fc.f32) * fade).to(K.dtype).T, v)  [linear_attention.py:26]
         uint32_t tmp_5[16];
         #pragma unroll

@@ -230,7 +230,9 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         for (int i = 0; i < 32; ++i) {
             const int x = q_row + i / 2 + rows_start;
             const bool x_2 = i % 2 * 32 < min(x + 1 - cols_start, N - cols_start) - lane && i % 2 * 32 > q_row + i / 2 - window + rows_start - cols_start - lane;
-            s[i] = x_2 ? tanhf(tmp[i] * scale_times_rcp_cap) * cap + float(lane + i % 2 * 32 + cols_start - x) * slope : -INF;
+            const float x_3 = fmaf(float(i / 2 * -1 + i % 2 * 32), slope, float(lane + cols_start - (q_row + rows_start)) * slope);
+            const float x_4 = tanhf(tmp[i] * scale_times_rcp_cap) * cap + x_3;
+            s[i] = x_2 ? x_4 : -INF;
         }
         float max_s[16];
         #pragma unroll
@@ -416,8 +418,10 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         // s = s + slope * (cols.index - rows.index).to(fc.f32)  [variants.py:19]
         float s_2[32];
         #pragma unroll
-        for (int i = 0; i < 32; ++i)
-            s_2[i] = tanhf(tmp_2[i] * scale_times_rcp_cap) * cap + float(lane + i % 2 * 32 + cols_start_2 - (q_row + i / 2 + rows_start)) * slope;
+        for (int i = 0; i < 32; ++i) {
+            const float x_5 = fmaf(float(i / 2 * -1 + i % 2 * 32), slope, float(lane + cols_start_2 - (q_row + rows_start)) * slope);
+            s_2[i] = tanhf(tmp_2[i] * scale_times_rcp_cap) * cap + x_5;
+        }
         // soft.add(s, V[b, h, cols])  [variants.py:20]
         float max_s_2[16];
         #pragma unroll
@@ -606,9 +610,11 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         float s_3[32];
         #pragma unroll
         for (int i = 0; i < 32; ++i) {
-            const int x_3 = q_row + i / 2 + rows_start;
-            const bool x_4 = i % 2 * 32 < min(x_3 + 1 - cols_start_3, N - cols_start_3) - lane && i % 2 * 32 > q_row + i / 2 - window + rows_start - cols_start_3 - lane;
-            s_3[i] = x_4 ? tanhf(tmp_3[i] * scale_times_rcp_cap) * cap + float(lane + i % 2 * 32 + cols_start_3 - x_3) * slope : -INF;
+            const int x_6 = q_row + i / 2 + rows_start;
+            const bool x_7 = i % 2 * 32 < min(x_6 + 1 - cols_start_3, N - cols_start_3) - lane && i % 2 * 32 > q_row + i / 2 - window + rows_start - cols_start_3 - lane;
+            const float x_8 = fmaf(float(i / 2 * -1 + i % 2 * 32), slope, float(lane + cols_start_3 - (q_row + rows_start)) * slope);
+            const float x_9 = tanhf(tmp_3[i] * scale_times_rcp_cap) * cap + x_8;
+            s_3[i] = x_7 ? x_9 : -INF;
         }
         float max_s_3[16];
         #pragma unroll

@@ -277,9 +277,9 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         #pragma unroll
         for (int i = 0; i < 32; ++i) {
             const bool x_2 = i / 4 * 8 + i % 2 < limit[row_s(i)] - pos0_2 && i / 4 * 8 + i % 2 > pos0 + i / 2 % 2 * 8 - window + rows_start - cols_start_3 - pos0_2;
-            const int x_3 = pos0 + i / 2 % 2 * 8 + rows_start;
-            const float s_2 = tanhf(tmp[i] * scale_times_rcp_cap) * cap + float(pos0_2 + i / 4 * 8 + i % 2 + cols_start_3 - x_3) * slope;
-            s[i] = x_2 ? s_2 : -INF;
+            const float x_3 = fmaf(float(i / 4 * 8 + i / 2 % 2 * -8 + i % 2), slope, float(pos0_2 + cols_start_3 - (pos0 + rows_start)) * slope);
+            const float x_4 = tanhf(tmp[i] * scale_times_rcp_cap) * cap + x_3;
+            s[i] = x_2 ? x_4 : -INF;
         }
         float max_s[2];
         #pragma unroll
@@ -433,11 +433,11 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         }
         // s = cap * fc.tanh(s / cap)  [variants.py:18]
         // s = s + slope * (cols.index - rows.index).to(fc.f32)  [variants.py:19]
-        float s_3[32];
+        float s_2[32];
         #pragma unroll
         for (int i = 0; i < 32; ++i) {
-            const float x_4 = float(pos0_2 + i / 4 * 8 + i % 2 + cols_tile_2 * 64 - (pos0 + i / 2 % 2 * 8 + rows_start)) * slope;
-            s_3[i] = tanhf(tmp_2[i] * scale_times_rcp_cap) * cap + x_4;
+            const float x_5 = fmaf(float(i / 4 * 8 + i / 2 % 2 * -8 + i % 2), slope, float(pos0_2 + cols_tile_2 * 64 - (pos0 + rows_start)) * slope);
+            s_2[i] = tanhf(tmp_2[i] * scale_times_rcp_cap) * cap + x_5;
         }
         // soft.add(s, V[b, h, cols])  [variants.py:20]
         float max_s_2[2];
@@ -447,7 +447,7 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
             #pragma unroll
             for (int i = 0; i < 16; ++i) {
                 const int e = j * 2 + i / 2 * 4 + i % 2;
-                part[i % 2] = i < 2 ? s_3[e] : fmaxf(part[i % 2], s_3[e]);
+                part[i % 2] = i < 2 ? s_2[e] : fmaxf(part[i % 2], s_2[e]);
             }
             max_s_2[j] = fmaxf(part[0], part[1]);
         }
@@ -487,7 +487,7 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
                 base_log2e_2[i] = far_2[i] ? 0.0f : base_log2e_2[i];
             #pragma unroll
             for (int i = 0; i < 32; ++i)
-                s_3[i] = s_3[i] - base_4[row_s(i)];
+                s_2[i] = s_2[i] - base_4[row_s(i)];
             #pragma unroll
             for (int i = 0; i < 2; ++i)
                 m[i] = m[i] - base_4[i];
@@ -495,7 +495,7 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         float p_3[32];
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            p_3[i] = exp2_approx(s_3[i] * 1.442695f - base_log2e_2[row_s(i)]);
+            p_3[i] = exp2_approx(s_2[i] * 1.442695f - base_log2e_2[row_s(i)]);
         float fade_2[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i)
@@ -597,19 +597,19 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         int limit_2[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i) {
-            const int x_5 = pos0 + i * 8 + rows_start;
-            limit_2[i] = min(x_5 + 1 - cols_start_6, N - cols_start_6);
+            const int x_6 = pos0 + i * 8 + rows_start;
+            limit_2[i] = min(x_6 + 1 - cols_start_6, N - cols_start_6);
         }
         // s = cap * fc.tanh(s / cap)  [variants.py:18]
         // s = s + slope * (cols.index - rows.index).to(fc.f32)  [variants.py:19]
         // soft.add(s, V[b, h, cols])  [variants.py:20]
-        float s_4[32];
+        float s_3[32];
         #pragma unroll
         for (int i = 0; i < 32; ++i) {
-            const bool x_6 = i / 4 * 8 + i % 2 < limit_2[row_s(i)] - pos0_2 && i / 4 * 8 + i % 2 > pos0 + i / 2 % 2 * 8 - window + rows_start - cols_start_6 - pos0_2;
-            const int x_7 = pos0 + i / 2 % 2 * 8 + rows_start;
-            const float s_5 = tanhf(tmp_3[i] * scale_times_rcp_cap) * cap + float(pos0_2 + i / 4 * 8 + i % 2 + cols_start_6 - x_7) * slope;
-            s_4[i] = x_6 ? s_5 : -INF;
+            const bool x_7 = i / 4 * 8 + i % 2 < limit_2[row_s(i)] - pos0_2 && i / 4 * 8 + i % 2 > pos0 + i / 2 % 2 * 8 - window + rows_start - cols_start_6 - pos0_2;
+            const float x_8 = fmaf(float(i / 4 * 8 + i / 2 % 2 * -8 + i % 2), slope, float(pos0_2 + cols_start_6 - (pos0 + rows_start)) * slope);
+            const float x_9 = tanhf(tmp_3[i] * scale_times_rcp_cap) * cap + x_8;
+            s_3[i] = x_7 ? x_9 : -INF;
         }
         float max_s_3[2];
         #pragma unroll
@@ -618,7 +618,7 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
             #pragma unroll
             for (int i = 0; i < 16; ++i) {
                 const int e = j * 2 + i / 2 * 4 + i % 2;
-                part[i % 2] = i < 2 ? s_4[e] : fmaxf(part[i % 2], s_4[e]);
+                part[i % 2] = i < 2 ? s_3[e] : fmaxf(part[i % 2], s_3[e]);
             }
             max_s_3[j] = fmaxf(part[0], part[1]);
         }
@@ -658,7 +658,7 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
                 base_log2e_3[i] = far_3[i] ? 0.0f : base_log2e_3[i];
             #pragma unroll
             for (int i = 0; i < 32; ++i)
-                s_4[i] = s_4[i] - base_6[row_s(i)];
+                s_3[i] = s_3[i] - base_6[row_s(i)];
             #pragma unroll
             for (int i = 0; i < 2; ++i)
                 m[i] = m[i] - base_6[i];
@@ -666,7 +666,7 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         float p_5[32];
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            p_5[i] = exp2_approx(s_4[i] * 1.442695f - base_log2e_3[row_s(i)]);
+            p_5[i] = exp2_approx(s_3[i] * 1.442695f - base_log2e_3[row_s(i)]);
         float fade_3[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i)

@@ -258,9 +258,9 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         #pragma unroll
         for (int i = 0; i < 32; ++i) {
             const bool x_2 = i / 4 % 4 * 16 + i % 4 < limit[row_s(i)] - pos0_2 && i / 4 % 4 * 16 + i % 4 > pos0 + i / 16 * 8 - window + rows_start - cols_start - pos0_2;
-            const int x_3 = pos0 + i / 16 * 8 + rows_start;
-            const float s_2 = tanhf(tmp[i] * scale_times_rcp_cap) * cap + float(pos0_2 + i / 4 % 4 * 16 + i % 4 + cols_start - x_3) * slope;
-            s[i] = x_2 ? s_2 : -INF;
+            const float x_3 = fmaf(float(i / 16 * -8 + i / 4 % 4 * 16 + i % 4), slope, float(pos0_2 + cols_start - (pos0 + rows_start)) * slope);
+            const float x_4 = tanhf(tmp[i] * scale_times_rcp_cap) * cap + x_3;
+            s[i] = x_2 ? x_4 : -INF;
         }
         float max_s[2];
         #pragma unroll
@@ -448,10 +448,12 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         for (int i = 0; i < 8; ++i)
             ld_shared_f32x4(&tmp_2[i * 4], tile_at_4 + i / 4 * 2176 + i % 4 * 64);
         // s = s + slope * (cols.index - rows.index).to(fc.f32)  [variants.py:19]
-        float s_3[32];
+        float s_2[32];
         #pragma unroll
-        for (int i = 0; i < 32; ++i)
-            s_3[i] = tanhf(tmp_2[i] * scale_times_rcp_cap) * cap + float(pos0_2 + i / 4 % 4 * 16 + i % 4 + cols_start_2 - (pos0 + i / 16 * 8 + rows_start)) * slope;
+        for (int i = 0; i < 32; ++i) {
+            const float x_5 = fmaf(float(i / 16 * -8 + i / 4 % 4 * 16 + i % 4), slope, float(pos0_2 + cols_start_2 - (pos0 + rows_start)) * slope);
+            s_2[i] = tanhf(tmp_2[i] * scale_times_rcp_cap) * cap + x_5;
+        }
         // soft.add(s, V[b, h, cols])  [variants.py:20]
         float max_s_2[2];
         #pragma unroll
@@ -460,7 +462,7 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
             #pragma unroll
             for (int i = 0; i < 16; ++i) {
                 const int e = j * 16 + i;
-                part[i % 2] = i < 2 ? s_3[e] : fmaxf(part[i % 2], s_3[e]);
+                part[i % 2] = i < 2 ? s_2[e] : fmaxf(part[i % 2], s_2[e]);
             }
             max_s_2[j] = fmaxf(part[0], part[1]);
         }
@@ -500,7 +502,7 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
                 base_log2e_2[i] = far_2[i] ? 0.0f : base_log2e_2[i];
             #pragma unroll
             for (int i = 0; i < 32; ++i)
-                s_3[i] = s_3[i] - base_4[row_s(i)];
+                s_2[i] = s_2[i] - base_4[row_s(i)];
             #pragma unroll
             for (int i = 0; i < 2; ++i)
                 m[i] = m[i] - base_4[i];
@@ -508,7 +510,7 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         float p_3[32];
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            p_3[i] = exp2_approx(s_3[i] * 1.442695f - base_log2e_2[row_s(i)]);
+            p_3[i] = exp2_approx(s_2[i] * 1.442695f - base_log2e_2[row_s(i)]);
         float fade_2[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i)
@@ -644,19 +646,19 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         int limit_2[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i) {
-            const int x_4 = pos0 + i * 8 + rows_start;
-            limit_2[i] = min(x_4 + 1 - cols_start_3, N - cols_start_3);
+            const int x_6 = pos0 + i * 8 + rows_start;
+            limit_2[i] = min(x_6 + 1 - cols_start_3, N - cols_start_3);
         }
         // s = cap * fc.tanh(s / cap)  [variants.py:18]
         // s = s + slope * (cols.index - rows.index).to(fc.f32)  [variants.py:19]
         // soft.add(s, V[b, h, cols])  [variants.py:20]
-        float s_4[32];
+        float s_3[32];
         #pragma unroll
         for (int i = 0; i < 32; ++i) {
-            const bool x_5 = i / 4 % 4 * 16 + i % 4 < limit_2[row_s(i)] - pos0_2 && i / 4 % 4 * 16 + i % 4 > pos0 + i / 16 * 8 - window + rows_start - cols_start_3 - pos0_2;
-            const int x_6 = pos0 + i / 16 * 8 + rows_start;
-            const float s_5 = tanhf(tmp_3[i] * scale_times_rcp_cap) * cap + float(pos0_2 + i / 4 % 4 * 16 + i % 4 + cols_start_3 - x_6) * slope;
-            s_4[i] = x_5 ? s_5 : -INF;
+            const bool x_7 = i / 4 % 4 * 16 + i % 4 < limit_2[row_s(i)] - pos0_2 && i / 4 % 4 * 16 + i % 4 > pos0 + i / 16 * 8 - window + rows_start - cols_start_3 - pos0_2;
+            const float x_8 = fmaf(float(i / 16 * -8 + i / 4 % 4 * 16 + i % 4), slope, float(pos0_2 + cols_start_3 - (pos0 + rows_start)) * slope);
+            const float x_9 = tanhf(tmp_3[i] * scale_times_rcp_cap) * cap + x_8;
+            s_3[i] = x_7 ? x_9 : -INF;
         }
         float max_s_3[2];
         #pragma unroll
@@ -665,7 +667,7 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
             #pragma unroll
             for (int i = 0; i < 16; ++i) {
                 const int e = j * 16 + i;
-                part[i % 2] = i < 2 ? s_4[e] : fmaxf(part[i % 2], s_4[e]);
+                part[i % 2] = i < 2 ? s_3[e] : fmaxf(part[i % 2], s_3[e]);
             }
             max_s_3[j] = fmaxf(part[0], part[1]);
         }
@@ -705,7 +707,7 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
                 base_log2e_3[i] = far_3[i] ? 0.0f : base_log2e_3[i];
             #pragma unroll
             for (int i = 0; i < 32; ++i)
-                s_4[i] = s_4[i] - base_6[row_s(i)];
+                s_3[i] = s_3[i] - base_6[row_s(i)];
             #pragma unroll
             for (int i = 0; i < 2; ++i)
                 m[i] = m[i] - base_6[i];
@@ -713,7 +715,7 @@ variant_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s
         float p_5[32];
         #pragma unroll
         for (int i = 0; i < 32; ++i)
-            p_5[i] = exp2_approx(s_4[i] * 1.442695f - base_log2e_3[row_s(i)]);
+            p_5[i] = exp2_approx(s_3[i] * 1.442695f - base_log2e_3[row_s(i)]);
         float fade_3[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i)

@@ -1,0 +1,76 @@
+"""What score functions and dropout add to each score: functions of whole tiles in the loop over tiles that no mask touches."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+
+from fcgen import masks, scores
+from fcgen.attend import blocks
+from fcgen.attend.forward import compiled
+from fcgen.attend.variants import functions
+from fcgen.build.compiler import target
+from fcgen.ir.core import Kernel, walk, walk_kernel
+from fcgen.ir.elementwise import FNS
+from fcgen.kernels.schedules import pick
+from fcgen.passes import run_passes
+
+SLOPES = np.ones(4, np.float32)
+
+
+def lowered(causal: bool = False, **options: Any) -> Kernel:
+    """The program in front of `place`, with the library's schedule."""
+    mask = "causal_top_left" if causal else "none"
+    schedule = pick("sm_90a", 128, mask=mask)
+    program = compiled.__wrapped__("f16", 128, 128, mask, False, "sm_90a", schedule, True, check=False, functions=functions(**options))
+    return run_passes(getattr(program, "first", program).tile, schedule, target("sm_90a"), stop_after="order")
+
+
+def work(causal: bool = False, **options: Any) -> Counter[str]:
+    """Of the last loop (the one without a mask): functions of tiles with the shape of the scores."""
+    kernel = lowered(causal, **options)
+    shape = next(op.result.type.shape for op in walk_kernel(kernel) if op.kind == "dot")
+    loop = [op for op in walk_kernel(kernel) if op.kind == "for" and any(o.kind == "dot" for o in walk(op.regions[0]))][-1]
+    return Counter(op.kind for op in walk(loop.regions[0]) if op.kind in FNS or op.kind in ("cast", "select")
+                   for r in op.results if r.type.shape == shape)
+
+
+def more(causal: bool = False, **options: Any) -> dict[str, int]:
+    """Than the plain kernel has."""
+    return dict(work(causal, **options) - work(causal))
+
+
+def test_a_cap_is_a_factor_of_no_element() -> None:
+    """Known to be positive, it moves behind the maximum and into the exponents."""
+    assert more(score=scores.soft_cap(20.0)) == {"mul": 1, "tanh_approx": 1}
+
+
+def test_a_distance_takes_no_sign_where_its_sign_is_known() -> None:
+    assert more(True, score=scores.alibi(SLOPES)) == {"sub": 2, "cast": 1, "mul": 2}
+
+
+def test_programs_that_share_a_bias_run_together() -> None:
+    """Batches read the same tiles of it, heads and rows other ones."""
+    axes = lambda **options: [lowered(**options).grid[a].name for a in lowered(**options).order]
+    assert axes(score=scores.bias(np.zeros((1, 4, 64, 64), np.float16)))[0] == "b"
+    assert axes(score=scores.bias(np.zeros((2, 1, 64, 64), np.float16)))[0] == "h"
+    assert axes() == axes(score=scores.bias(np.zeros((4, 1, 64), np.float16))) == ["rows_tile", "h", "b"]
+
+
+def test_tiles_outside_of_a_neighbourhood_are_left_out() -> None:
+    """Rows and keys meet in quotients by a number that is known when the kernel runs: no part of the mask is found to have no bounds."""
+    for shape, radius in (((32, 32), 3), ((8, 8, 8), (1, 2, 3))):
+        told = dict(lowered(mask=masks.neighbourhood(shape, radius)).meta.get("remarks", ()))
+        assert "live" not in told
+
+
+def test_lists_are_for_masks_that_leave_gaps() -> None:
+    """Of two conditions that both end at some key, or begin at one, a loop needs no list."""
+    everywhere = lambda b, h, i, j: (j // 64) % 4 == 0
+    for mask, gaps in ((masks.prefix(1000) | masks.causal(), False), (masks.prefix(64) | masks.window(100, 0), True),
+                       (masks.causal() & (masks.window(100, None) | everywhere), True), (masks.neighbourhood((32, 32), 3), False)):
+        given = functions(mask=mask)
+        program = blocks._lister(given, "sm_90a", (128, 128), None).find({"keep": given.keep})[0]
+        assert blocks._reads(program).holes == gaps
