@@ -3,8 +3,8 @@
 A kind is what programs are compiled for: dtype, head sizes, masks, functions, the interface that is called. Each is drawn from its number,
 and each call of a kind from both numbers (`--only KIND.CALL` runs one again): sizes, groups, scales, strides, where gradients are wanted.
 Kinds are dealt to processes, which compile and run them. A gradient may be as far from float64 as three times the same formulas in the
-tensors' dtype are, or as eight roundings of its largest element; where that is not enough, as three times what it moves by when q, k and v
-are rounded once more (few elements may be near by chance).
+tensors' dtype are, or as eight roundings of its largest element; where that is not enough (few elements may be near by chance), as three
+times what it moves by when q, k and v, or the output that the backward pass reads, are rounded once more.
 """
 
 from __future__ import annotations
@@ -335,7 +335,7 @@ def run(c: Config, device: str = "cuda") -> tuple[float, list[str]]:
         allowed = max(3 * slack, 8 * u * want.abs().max().item()) + 8 * u * 1e-2
         share = (got.double() - want).abs().max().item() / allowed
         if 1.0 < share < 8.0:
-            moves = moves or [_backward(case, ys, case.exactly(ys)) for ys in (case.rounded(n, u) for n in range(4))]
+            moves = moves or [_backward(case, ys, case.exactly(ys), u) for ys in (case.rounded(n, u) for n in range(5))]
             moved = max((m[at] - want).abs().max().item() for m in moves)
             share = min(share, (got.double() - want).abs().max().item() / max(allowed, 3 * moved))
         worst = max(worst, share) if share == share else math.inf
@@ -348,14 +348,19 @@ def _names(case: Case) -> Iterator[str]:
     return itertools.chain(("dQ", "dK", "dV"), (f"held {n}" for n in range(len(case.held))), ("sinks",))
 
 
-def _backward(case: Case, xs: list[Any], results: tuple[Any, Any]) -> list[Any]:
+def _backward(case: Case, xs: list[Any], results: tuple[Any, Any], u: float = 0.0) -> list[Any]:
+    """u: as where the row sums of the output and its gradient are those of an output that was rounded by so much of each element before it
+    was kept. What they are off by is a gradient of the log-sum-exp."""
     import torch
 
     (out, lse), learnt = results, [x for x in xs if x.requires_grad]
     of, grads = [out], [case.do.to(out.dtype)]
-    if case.dlse is not None:
-        finite = ~lse.detach().isneginf()
-        of, grads = [*of, lse], [*grads, torch.where(finite, case.dlse.to(lse.dtype), 0.0)]
+    of_lse = 0.0 if case.dlse is None else case.dlse.to(lse.dtype)
+    if u:
+        noise = torch.rand(out.shape, generator=case.generator, device=case.device) * 2 - 1
+        of_lse = of_lse - (out * u * noise * grads[0]).sum(-1).detach()
+    if case.dlse is not None or u:
+        of, grads = [*of, lse], [*grads, torch.where(lse.detach().isneginf(), 0.0, of_lse)]
     pairs = [(x, g) for x, g in zip(of, grads) if x.requires_grad]
     found = iter(torch.autograd.grad([x for x, _ in pairs], learnt, [g for _, g in pairs], allow_unused=True))
     every = [next(found) if x.requires_grad else None for x in xs]

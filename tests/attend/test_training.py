@@ -9,7 +9,7 @@ import pytest
 
 import fcgen as fc
 from benchmarks.on_cpu import Runs
-from fcgen.attend import forward, variants
+from fcgen.attend import calls, forward, packed, variants
 from fcgen.build.program import Program
 from fcgen.errors import FcError
 from fcgen.runtime import driver, tensors
@@ -35,6 +35,9 @@ def on_cpu(monkeypatch):
     monkeypatch.setattr(Runs, "seen", [])
     monkeypatch.setattr(training, "_fits", lambda program: True)
     monkeypatch.setattr("fcgen.attend.variants._fits", lambda program: True)
+    for module in (calls, packed):
+        monkeypatch.setattr(module, "learn", lambda *_: None)
+        monkeypatch.setattr(module, "kinds", {})
     return Runs.seen
 
 
