@@ -150,8 +150,8 @@ def _odd(schedule: Schedule) -> bool:
 
 
 def _reads_tiles(program: Program) -> bool:
-    """Does a loop load tiles of rows and keys that functions read? Cut into odd parts they take half as long again (a bias per head, D = 128:
-    1.20 ms with 192 x 80, 1.06 with 128 x 128; H200, 2026-11-27)."""
+    """Does a loop load tiles of rows and keys that functions read? They cost more in odd parts (a bias per head, D = 128: 1.20 ms with
+    192 x 80, 1.06 with 128 x 128; H200, 2026-11-27)."""
     loads = [o for op in walk(program.tile.body) if op.kind == "for" for o in walk(op.regions[0]) if o.kind == "load"]
     return sum(len(o.result.type.shape) == 2 for o in loads) > 2
 
