@@ -56,6 +56,7 @@ from .lang.functions import (
     where,
     zeros,
 )
+from .lang.gradient import grad
 from .lang.mistakes import VOCABULARY as _VOCABULARY
 from .lang.mistakes import instead as _instead
 from .lang.naming import name
@@ -151,6 +152,7 @@ __all__ = [
     "gather",
     "gpu_available",
     "gpu_target",
+    "grad",
     "grid",
     "i1",
     "i8",

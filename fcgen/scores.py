@@ -16,6 +16,7 @@ import fcgen as fc
 
 from .errors import FcError
 from .ir.types import f32
+from .lang.arith import spread
 from .lang.handles import Handle
 from .masks import _broadcast, takes, wrong_result
 
@@ -41,7 +42,7 @@ class Score:
         out = self.fn(score, b, h, q_idx, kv_idx)
         if not isinstance(out, Handle) or out.dtype != f32:
             raise wrong_result("score", self.fn, "f32 scores", out)
-        return out
+        return spread([score, out])[0][1]  # for every score, its axes in their order, whatever the function named first
 
     def __add__(self, other: ScoreMod) -> Score:
         return chain(self, other)

@@ -86,12 +86,11 @@ def _varlen(checkout: Path) -> None:
 
 
 def _flash_attn(checkout: Path) -> None:
-    """Forward cases: as the project's own switch for builds without a backward pass has it."""
-    import torch
+    """Forward and backward cases."""
 
     from fcgen.compat import flash_attn_interface as ours
 
-    os.environ.update(FLASH_ATTENTION_DISABLE_BACKWARD="TRUE")
+    os.environ.update(FLASH_ATTENTION_DISABLE_BACKWARD="FALSE")
     sys.path.insert(0, str(checkout / "hopper"))
     module = types.ModuleType("flash_attn_interface")
 
@@ -102,7 +101,7 @@ def _flash_attn(checkout: Path) -> None:
         return refused
 
     for name in ("flash_attn_func", "flash_attn_varlen_func", "flash_attn_qkvpacked_func", "flash_attn_combine"):
-        setattr(module, name, torch.no_grad()(getattr(ours, name)))
+        setattr(module, name, getattr(ours, name))
     for name in ("flash_attn_with_kvcache", "get_scheduler_metadata"):
         setattr(module, name, lacking(name))
     sys.modules["flash_attn_interface"] = module

@@ -138,14 +138,22 @@ def _plan(kept: plans.Kept, return_lse: bool, schedule: Schedule | None, out: bo
 def _trained(q: Any, k: Any, v: Any, causal: Any, scale: float | None, return_lse: bool, schedule: Any, out: Any, given: Functions,
              blocks: Any) -> Any:
     """A call through which a gradient flows."""
-    from .training import attend
+    from ..runtime import tensors
+    from .training import attend, widened
 
     if out is not None:
         raise FcError("call/argument", "argument `out` is written, and a gradient is to flow through it",
                       hint="leave it away, or call under torch.no_grad()")
     if blocks is not None and given.keep is None:
         raise FcError("call/argument", "no gradient flows through `blocks` alone", hint="give the mask that they were made of too")
-    out, lse = attend(training_call(q, k, v, causal, scale, schedule, given, blocks), q, k, v)
+    with tensors.followed():
+        call = training_call(q, k, v, causal, scale, schedule, given, blocks)
+    wide = widened(q, k, v)
+    if wide is not None:
+        q, k, wide_v = wide
+        out, lse = _trained(q, k, wide_v, causal, call.scale, True, schedule, None, given, blocks)
+        return (out[..., :v.shape[3]], lse) if return_lse else out[..., :v.shape[3]]
+    out, lse = attend(call, q, k, v)
     return (out, lse) if return_lse else out
 
 

@@ -1,7 +1,7 @@
 """`fcgen.attention` in a graph of torch.compile: an operator that Dynamo takes as it is, with a rule for the shape of its result.
 
 Imported only while a graph is traced. Guaranteed: one graph for all lengths, no break, and the operator does what the plain call does; what
-an operator cannot say (a schedule or a score function of the caller's, gradients) breaks the graph, and the plain call decides.
+an operator cannot say (a schedule or a score function of the caller's) breaks the graph, and the plain call decides.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from . import forward
+from .operators import define, learnt
 
 #: how `causal` is written in a graph
 _WORDS = {False: "none", None: "none", True: "square"}
@@ -47,19 +48,6 @@ def _out_lse_op(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Te
 _HEAD, _TAIL = "(Tensor q, Tensor k, Tensor v, ", "str causal, float? scale)"
 
 
-#: operators live as long as this
-LIBRARY = torch.library.Library("fcgen", "FRAGMENT")
-
-
-def define(name: str, arguments: str, result: str, function: Any, fake: Any, *tags: torch.Tag) -> Any:
-    """An operator `fcgen::name` whose result has the shape and strides that `fake` gives. (Without what torch.library.custom_op puts around
-    one: a call costs a third. Gradients are refused and writes are told by what it calls.)"""
-    LIBRARY.define(f"{name}{arguments} -> {result}", tags=(torch.Tag.pt2_compliant_tag, *tags))
-    LIBRARY.impl(name, function, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"fcgen::{name}", fake, lib=LIBRARY)
-    return getattr(torch.ops.fcgen, name).default
-
-
 _OPS = {
     (False, False): define("attention", f"{_HEAD}{_TAIL}", "Tensor", _plain_op, lambda q, k, v, causal, scale: _like(q, v)),
     (True, False): define("attention_lse", f"{_HEAD}{_TAIL}", "(Tensor, Tensor)", _lse_op,
@@ -67,6 +55,8 @@ _OPS = {
     (False, True): define("attention_out", f"{_HEAD}Tensor(a!) out, {_TAIL}", "()", _out_op, lambda *a: None),
     (True, True): define("attention_out_lse", f"{_HEAD}Tensor(a!) out, {_TAIL}", "Tensor", _out_lse_op, lambda q, *a: _rows(q)),
 }
+#: where gradients flow
+TRAINED = learnt("attention_trained", f"{_HEAD}{_TAIL}", _lse_op, lambda q, k, v, *_: (_like(q, v), _rows(q)))
 
 
 @torch.compiler.disable
@@ -80,9 +70,7 @@ def traced(q: Any, k: Any, v: Any, causal: Any, scale: Any, return_lse: Any, sch
     word = causal if isinstance(causal, str) else _WORDS[causal] if isinstance(causal, (bool, type(None))) else None
     special = schedule is not None or any(x is not None for x in more.values())
     if lost and out is None and not special and word is not None and isinstance(scale, (float, int, type(None))):
-        from .training_op import trained
-
-        o, lse = trained(q, k, v, word, None if scale is None else float(scale))
+        o, lse = TRAINED(q, k, v, word, None if scale is None else float(scale))
         return (o, lse) if return_lse else o
     if lost or special or word is None or not isinstance(scale, (float, int, type(None))):
         return _break(q, k, v, causal=causal, scale=scale, return_lse=return_lse, schedule=schedule, out=out, **more)

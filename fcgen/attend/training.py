@@ -2,8 +2,9 @@
 
 Guaranteed: the value is the plain call's. Gradients are those of q, k and v, of the log-sum-exp where it is asked for, and of the float
 tensors that score, dropout and sinks hold and that require one. Every tensor that the backward pass reads is saved by torch, which notices
-where one has been written to in between; numbers are those of the forward call. Under `torch.use_deterministic_algorithms` the gradient of
-q is summed up in one order, in a pass of its own. Second derivatives are refused.
+where one has been written to in between; numbers are those of the forward call. Under `torch.use_deterministic_algorithms`, or `in_order`,
+the gradient of q is summed up in one order, in a pass of its own. Transforms of torch.func that take gradients are followed; second
+derivatives, tangents and batches of theirs are refused.
 
 Imported only where torch is in use.
 """
@@ -11,7 +12,9 @@ Imported only where torch is in use.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import torch
@@ -31,6 +34,8 @@ from .variants import Functions
 
 #: of a thread's values in memory cost less than smaller tiles do
 FEW_BYTES = 64
+#: heads that fit every target; larger ones have programs for multiples of the second number, where they fit
+WIDEST, STEP = 256, 32
 
 
 class Specs(NamedTuple):
@@ -93,52 +98,125 @@ class Plan(NamedTuple):
     adds: bool
 
 
+def widened(q: Any, k: Any, v: Any) -> list[Any] | None:
+    """With zeros beside them, where the head sizes have no backward programs."""
+    if max(q.shape[-1], v.shape[-1]) <= WIDEST or not (q.shape[-1] % STEP or v.shape[-1] % STEP):
+        return None
+    return [torch.nn.functional.pad(x, (0, -x.shape[-1] % STEP)) for x in (q, k, v)]
+
+
+#: whether the gradient of q is summed up in one order, whatever torch's own switch says
+in_order: ContextVar[bool] = ContextVar("in_order", default=False)
+#: (out, log-sum-exp) of the call that is looked at, where they are known
+_known: ContextVar[tuple[Any, Any] | None] = ContextVar("known", default=None)
+
+
+class _Pass:
+    """A call and its plan. (No tuple: torch.func would look into one.)"""
+
+    __slots__ = ("call", "plan")
+
+    def __init__(self, call: Call, plan: Plan):
+        self.call, self.plan = call, plan
+
+
 def attend(call: Call, q: Any, k: Any, v: Any) -> tuple[Any, Any]:
     """(out, log-sum-exp), with a gradient."""
     held: list[Any] = []
-    plan = plan_of(call, q, k, v, q.requires_grad, k.requires_grad or v.requires_grad, held)
-    return _Attention.apply(call, plan, q, k, v, *held, *[x for x in call.saved if isinstance(x, torch.Tensor)])  # type: ignore[no-any-return]
+    with tensors.followed():
+        plan = plan_of(call, q, k, v, q.requires_grad, k.requires_grad or v.requires_grad, held)
+    saved = [x for x in call.saved if isinstance(x, torch.Tensor)]
+    return _Attention.apply(_Pass(call, plan), q, k, v, *held, *saved)  # type: ignore[no-any-return]
+
+
+@contextmanager
+def as_outside() -> Iterator[None]:
+    """In an operator's own code: autograd and transforms of torch.func work as around it, and what watches operators does not look on."""
+    excluded = torch._C._dispatch_tls_local_exclude_set()
+    for key in ("AutogradCUDA", "AutogradCPU", "AutogradOther", "ADInplaceOrView", "FuncTorchDynamicLayerFrontMode",
+                "FuncTorchDynamicLayerBackMode", "FuncTorchVmapMode", "FuncTorchBatched", "FuncTorchGradWrapper", "PythonTLSSnapshot"):
+        excluded = excluded.remove(getattr(torch._C.DispatchKey, key))
+    included, modes = torch._C._dispatch_tls_local_include_set(), torch.utils._python_dispatch
+    with modes._disable_current_modes(), torch._C._ForceDispatchKeyGuard(included, excluded):
+        yield
+
+
+def differentiated(run: Callable[..., Any], given: Sequence[Any], wanted: Sequence[int], known: tuple[Any, Any],
+                   of: tuple[Any, Any]) -> list[Any]:
+    """Gradients of the given tensors that are wanted, of what `run` makes of all of them: (out, log-sum-exp), which are known. of: the
+    gradients of both, or None. The forward programs do not run. It may be called in an operator's own code."""
+    before = _known.set(known)
+    try:
+        with as_outside(), torch.enable_grad():
+            leaves = [x.detach().requires_grad_(n in wanted) for n, x in enumerate(given)]
+            pairs = [(x, g) for x, g in zip(run(*leaves), of) if g is not None and x.requires_grad]
+            xs = [leaves[n] for n in wanted]
+            found = torch.autograd.grad([x for x, _ in pairs], xs, [g for _, g in pairs], allow_unused=True) if pairs else [None] * len(xs)
+    finally:
+        _known.reset(before)
+    return [torch.zeros_like(x, memory_format=torch.contiguous_format) if g is None else g.contiguous() for x, g in zip(xs, found)]
 
 
 class _Attention(torch.autograd.Function):
     @staticmethod
-    def forward(call: Call, plan: Plan, q: Any, k: Any, v: Any, *held: Any) -> Any:
-        return call.run(q, k, v)
+    def forward(run: _Pass, q: Any, k: Any, v: Any, *held: Any) -> Any:
+        known = _known.get()
+        if known is not None:
+            return known[0].detach(), known[1].detach()
+        with tensors.followed():
+            return run.call.run(q, k, v)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, Any]) -> None:
-        ctx.call, ctx.plan, *saved = inputs
+        ctx.run, *saved = inputs
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*output, *saved)
 
     @staticmethod
     def backward(ctx: Any, do: Any, dlse: Any) -> Any:
-        o, lse, q, k, v, *held = ctx.saved_tensors
-        out: list[Any] = [None] * (3 + len(held))
-        into: dict[int, Any] = {}
-        with torch.no_grad():
-            if do is not None or dlse is not None:
-                out[:3] = gradients(ctx.call, ctx.plan, o, lse, q, k, v, tuple(held), do, dlse, into)
-            out[3:] = [into[n].to(x.dtype) if n in into else None for n, x in enumerate(held)]
-        out = [g if need else None for g, need in zip(out, ctx.needs_input_grad[2:])]
-        if torch.is_grad_enabled():  # of a gradient that is to be differentiated again
-            which = [n for n, g in enumerate(out) if g is not None]
-            once = _Once.apply(*[out[n] for n in which], *[x for x in (do, dlse, q, k, v, *held) if x is not None])
-            out = [once[which.index(n)] if n in which else None for n in range(len(out))]
-        return (None, None, *out)
-
-
-class _Once(torch.autograd.Function):
-    """Gradients that follow from tensors in a way that has no derivative here."""
+        needs = ctx.needs_input_grad[1:]
+        if do is None and dlse is None:
+            return None, *[None for _ in needs]
+        return None, *_Gradients.apply(ctx.run, needs, do, dlse, *ctx.saved_tensors)
 
     @staticmethod
-    def forward(ctx: Any, *xs: Any) -> Any:
-        return tuple(x.view_as(x) for x in xs)
+    def jvp(ctx: Any, *_: Any) -> Any:
+        raise _no_derivative("fcgen.attention is given tangents (torch.func.jvp, jacfwd), and has no forward derivative")
+
+    @staticmethod
+    def vmap(*_: Any) -> Any:
+        raise _no_derivative("torch.func.vmap asks fcgen.attention for another axis", "pass it as part of the batch")
+
+
+class _Gradients(torch.autograd.Function):
+    """Gradients: they follow from tensors in a way that has no derivative here."""
+
+    @staticmethod
+    def forward(run: _Pass, needs: tuple[bool, ...], do: Any, dlse: Any, o: Any, lse: Any, q: Any, k: Any, v: Any, *held: Any) -> Any:
+        into: dict[int, Any] = {}
+        with torch.no_grad():
+            three = gradients(run.call, run.plan, o, lse, q, k, v, tuple(held), do, dlse, into)
+            every = [*three, *[into[n].to(x.dtype) if n in into else None for n, x in enumerate(held)]]
+        return tuple(g if need else None for g, need in zip(every, needs))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        """Nothing is kept."""
 
     @staticmethod
     def backward(ctx: Any, *_: Any) -> Any:
-        raise FcError("call/argument", "the gradient of fcgen.attention is differentiated, and has no derivative",
-                      expected="first derivatives", hint="for second derivatives write the attention in torch's functions")
+        raise twice()
+
+    jvp, vmap = _Attention.jvp, _Attention.vmap
+
+
+def twice() -> FcError:
+    return _no_derivative("the gradient of fcgen.attention is differentiated, and has no derivative",
+                          "for second derivatives write the attention in torch's functions")
+
+
+def _no_derivative(message: str, hint: str | None = None) -> FcError:
+    return FcError("call/argument", message, expected="first derivatives, in reverse", hint=hint)
 
 
 def gradients(call: Call, plan: Plan, o: Any, lse: Any, q: Any, k: Any, v: Any, held: tuple[Any, ...], do: Any, dlse: Any,
@@ -176,7 +254,7 @@ def plan_of(call: Call, q: Any, k: Any, v: Any, for_q: bool, for_k: bool, held: 
     functions = {n: f for n, f in (("score", score), ("keep", keep), ("weigh", weigh)) if f is not None}
     first = _ready(call.specs.before, common, facts, {} if sink is None else {"sink": sink}, held)
     learns = held_learn(Functions(score=score, weigh=weigh))
-    adds = for_q and (for_k or learns) and not torch.are_deterministic_algorithms_enabled()
+    adds = for_q and (for_k or learns) and not (in_order.get() or torch.are_deterministic_algorithms_enabled())
     more = {"grouped": q.shape[call.heads] != k.shape[call.heads], **({} if adds else {"dQ": None})}
     keys = _ready(call.specs.keys, arch, {**facts, **more}, functions, held) if for_k or learns else None
     rows = _ready(call.specs.rows, arch, facts, functions, held) if for_q and not adds else None
@@ -217,7 +295,7 @@ def _plain(spec: Spec, arch: str, facts: tuple[tuple[str, Any], ...]) -> Program
 
 def _compiled(spec: Spec, arch: str, facts: Mapping[str, Any], functions: Mapping[str, Any]) -> Program:
     """With the first schedule that leaves registers for everything; where none does, with the first one that can be; where none can, with
-    what a model of the machine finds."""
+    what a model of the machine finds, for heads that fit anywhere. Raises FcError "compile/budget"."""
     head = max(facts.get("D", 0), facts["E"])
     adds = "dQ" not in facts
     listed = [(arch, s) for s in candidates(spec.name, arch, head, adds)]
@@ -233,6 +311,10 @@ def _compiled(spec: Spec, arch: str, facts: Mapping[str, Any], functions: Mappin
         except FcError as e:
             if not e.code.startswith("compile/"):
                 raise
+    if possible is None and head > WIDEST:
+        raise FcError("compile/budget", f"no tile of the backward pass for these head sizes fits {arch}", got=facts,
+                      expected="tiles of all four tensors in the registers and the shared memory of a block",
+                      hint=f"heads of at most {WIDEST} fit every target; without a gradient: torch.no_grad()")
     return possible or spec.compile(target=arch, check=False, **facts, **functions)
 
 

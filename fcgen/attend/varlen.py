@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 from ..build.program import Program
@@ -62,31 +63,32 @@ def attention_varlen(q: Any, k: Any, v: Any, cu_seqlens_q: Any, cu_seqlens_k: An
                 return result
     trained, plain = learns(given, q, k, v), (q, k, v)
     q, k, v = (t.detach() if trained else forward._without_gradient(t) for t in plain)
-    qa, ka, va = tensors.describe(q, "q"), tensors.describe(k, "k"), tensors.describe(v, "v")
-    for name, t in (("q", qa), ("k", ka), ("v", va)):
-        if len(t.shape) != 3:
-            raise FcError("call/argument", f"argument `{name}` has the wrong number of axes", expected="[all rows, heads, head size]",
-                          got=t.shape)
-    rows = [t._replace(shape=(1, t.shape[1], t.shape[0], t.shape[2])) for t in (qa, ka, va)]
-    forward._check_shapes(*rows)
-    align, is_causal = _causal(causal)
-    left, right = _window(window)
-    value = 1.0 / math.sqrt(qa.shape[2]) if scale is None else forward._scale(scale)
-    arguments: dict[str, Any] = {"Q": qa, "K": ka, "V": va, "scale": value}
-    sequences = _offsets(arguments, qa.device, cu_seqlens_q, cu_seqlens_k, ka.shape[0])
-    for name, word, x in (("Used", "seqused_q", seqused_q), ("KUsed", "seqused_k", seqused_k)):
-        if x is not None:
-            arguments[name] = tensors.describe(x, word)
-            tensors.check(arguments[name], name=word, dtype="i32", shape=(sequences,), device=qa.device)
-    longest = _longest("max_seqlen_q", max_seqlen_q, qa.shape[0])
-    most = _longest("max_seqlen_k", max_seqlen_k, ka.shape[0])
-    if left is not None:
-        arguments["left"] = left
-    if right is not None and not is_causal:
-        arguments["right"] = right
+    with tensors.followed() if trained else nullcontext():
+        qa, ka, va = tensors.describe(q, "q"), tensors.describe(k, "k"), tensors.describe(v, "v")
+        for name, t in (("q", qa), ("k", ka), ("v", va)):
+            if len(t.shape) != 3:
+                raise FcError("call/argument", f"argument `{name}` has the wrong number of axes", expected="[all rows, heads, head size]",
+                              got=t.shape)
+        rows = [t._replace(shape=(1, t.shape[1], t.shape[0], t.shape[2])) for t in (qa, ka, va)]
+        forward._check_shapes(*rows)
+        align, is_causal = _causal(causal)
+        left, right = _window(window)
+        value = 1.0 / math.sqrt(qa.shape[2]) if scale is None else forward._scale(scale)
+        arguments: dict[str, Any] = {"Q": qa, "K": ka, "V": va, "scale": value}
+        sequences = _offsets(arguments, qa.device, cu_seqlens_q, cu_seqlens_k, ka.shape[0])
+        for name, word, x in (("Used", "seqused_q", seqused_q), ("KUsed", "seqused_k", seqused_k)):
+            if x is not None:
+                arguments[name] = tensors.describe(x, word)
+                tensors.check(arguments[name], name=word, dtype="i32", shape=(sequences,), device=qa.device)
+        longest = _longest("max_seqlen_q", max_seqlen_q, qa.shape[0])
+        most = _longest("max_seqlen_k", max_seqlen_k, ka.shape[0])
+        if left is not None:
+            arguments["left"] = left
+        if right is not None and not is_causal:
+            arguments["right"] = right
     shape = (qa.shape[0], qa.shape[1], va.shape[2])
     if trained and 0 not in shape and sequences and longest:
-        from .training import RAGGED, Call, attend
+        from .training import RAGGED, Call, attend, widened
 
         if out is not None:
             raise FcError("call/argument", "argument `out` is written, and a gradient is to flow through it",
@@ -94,6 +96,10 @@ def attention_varlen(q: Any, k: Any, v: Any, cu_seqlens_q: Any, cu_seqlens_k: An
         again = functools.partial(attention_varlen, cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k, max_seqlen_q=max_seqlen_q,
                                   max_seqlen_k=max_seqlen_k, seqused_q=seqused_q, seqused_k=seqused_k, causal=causal, window=window,
                                   scale=value, return_lse=True, schedule=schedule, score=score, mask=mask, sinks=sinks, dropout=dropout)
+        wide = widened(*plain)
+        if wide is not None:
+            o, lse = again(*wide)
+            return (o[..., :shape[2]], lse) if return_lse else o[..., :shape[2]]
         arguments |= {"longest": longest, "longest_k": most}
         bound = {"align": align, "causal": is_causal, "positive": value >= forward.SMALLEST_NORMAL,
                  **dict.fromkeys(n for n in ("Used", "KUsed", "left", "right") if n not in arguments)}

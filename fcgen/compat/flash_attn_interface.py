@@ -1,9 +1,9 @@
-"""FlashAttention-3's functions, forward: its module `flash_attn_interface`, argument by argument, on fcgen's kernels.
+"""FlashAttention-3's functions: its module `flash_attn_interface`, argument by argument, on fcgen's kernels.
 
 Tensors are [batch, length, heads, head size], or packed [rows, heads, head size] with `cu_seqlens`. As FlashAttention has it, causal and
 windows end bottom right, and rows that see no key are 0. Arguments that decide a result are honoured or refused by name. Those that only
-say how a kernel should go about it (`num_splits`, `pack_gqa`, `deterministic`) are looked at and change nothing: fcgen's kernels choose for
-themselves, and are deterministic.
+say how a kernel should go about it (`num_splits`, `pack_gqa`) are looked at and change nothing: fcgen's kernels choose for themselves.
+Gradients flow; with `deterministic` they are summed up in one order, as all forward results are.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ..torch.core import attend, attend_varlen, no_gradient, refuse
+from ..torch.core import attend, attend_varlen, refuse, wants_gradient
 
 Window = tuple[int, int]
 NO_WINDOW: Window = (-1, -1)
@@ -30,7 +30,8 @@ def flash_attn_func(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, softmax_s
         _axes(4, q=q, k=k, v=v)
     left, right = (-1, -1) if window_size is NO_WINDOW else _window(window_size, causal)
     out = attend(_rows(q), _rows(k), _rows(v), causal="bottom_right" if causal else "none", left=left, right=right,
-                 chunk=_chunk(attention_chunk), softcap=_cap(softcap), scale=softmax_scale, lse=bool(return_attn_probs))
+                 chunk=_chunk(attention_chunk), softcap=_cap(softcap), scale=softmax_scale, lse=bool(return_attn_probs),
+                 deterministic=_switch(deterministic))
     return (out[0].transpose(1, 2), out[1]) if return_attn_probs else out.transpose(1, 2)
 
 
@@ -73,14 +74,13 @@ def flash_attn_varlen_func(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cu
     q, k, v = [x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v)]
     return attend_varlen(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q,
                          max_seqlen_k, seqused_q, seqused_k, causal=bool(causal), left=left, right=right, chunk=_chunk(attention_chunk),
-                         softcap=_cap(softcap), scale=softmax_scale, lse=bool(return_attn_probs))
+                         softcap=_cap(softcap), scale=softmax_scale, lse=bool(return_attn_probs), deterministic=_switch(deterministic))
 
 
 def flash_attn_combine(out_partial: torch.Tensor, lse_partial: torch.Tensor, out: torch.Tensor | None = None,
                        out_dtype: torch.dtype | None = None) -> tuple[torch.Tensor, torch.Tensor]:
     """One result of several over parts of the keys. out_partial: f32 [parts, ..., M, H, D]; lse_partial: f32 [parts, ..., M, H]. Returns
     the output [..., M, H, D] and its log-sum-exp [..., M, H]; what no part has seen is 0 and -inf."""
-    no_gradient(out_partial, lse_partial, out)
     for name, x in (("out_partial", out_partial), ("lse_partial", lse_partial)):
         if not isinstance(x, torch.Tensor) or x.dtype != torch.float32:
             refuse(f"argument `{name}` has the wrong dtype", torch.float32, getattr(x, "dtype", type(x)))
@@ -88,6 +88,9 @@ def flash_attn_combine(out_partial: torch.Tensor, lse_partial: torch.Tensor, out
         refuse("`lse_partial` is not of `out_partial`", f"{tuple(out_partial.shape[:-1])} on {out_partial.device}",
                f"{tuple(lse_partial.shape)} on {lse_partial.device}")
     dtype = out_dtype if out_dtype is not None else out_partial.dtype if out is None else out.dtype
+    if wants_gradient(out_partial, lse_partial, out):
+        refuse("an argument of flash_attn_combine requires grad, and it has no backward pass", "tensors from which no gradient flows",
+               "requires_grad=True", "call it under torch.no_grad(), or pass the tensor's .detach()")
     if out is not None and (out.dtype != dtype or out.shape != out_partial.shape[1:] or out.device != out_partial.device):
         refuse("argument `out` is not what is written", (dtype, tuple(out_partial.shape[1:])), (out.dtype, tuple(out.shape)))
     lse = lse_partial.logsumexp(0)
@@ -130,6 +133,12 @@ def _window(window: Any, causal: Any) -> tuple[int, int]:
         refuse("argument `window_size` is not (left, right)", "two whole numbers, -1 for no end", repr(window))
     left, right = [-1 if n is None or n < 0 else n for n in window]
     return left, -1 if causal else right
+
+
+def _switch(deterministic: Any) -> bool:
+    if not isinstance(deterministic, bool):
+        refuse("argument `deterministic` is not a bool", "True or False", repr(deterministic))
+    return bool(deterministic)
 
 
 def _chunk(chunk: Any) -> int:

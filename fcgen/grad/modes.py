@@ -27,10 +27,7 @@ def active_ops(ops: Iterable[Op], of: Iterable[Value]) -> tuple[list[Op], set[Va
         if not touched or not (results or op.kind in NO_NUMBERS):
             continue
         if op.kind not in PARTIALS and op.kind not in RULES and op.kind not in READS:
-            what = {"for": "a loop", "if": "a branch", "bits": "the bits of a float"}.get(op.kind, f"`{op.kind}`")
-            hint = {"for": "take the derivative of what the loop does to one tile, inside of it",
-                    "if": "choose with fc.where, or take the derivative inside of the branch"}.get(op.kind)
-            raise FcError("trace/grad", f"there is no derivative through {what}", loc=op.loc, hint=hint)
+            raise no_rule(op)
         active |= set(results)
         out.append(op)
     return out, active
@@ -79,14 +76,28 @@ def pull(m: Writer, ops: Sequence[Op], of: Iterable[Value],
         if op.kind in READS:
             reads.append((op, ct))
             continue
-        wanted = [v in active for v in op.operands]
-        if op.kind in RULES:
-            parts = RULES[op.kind].pull(m, op, ct, wanted)
-        else:
-            wide, out = tuple(m.wide(v) for v in op.operands), m.wide(op.result)
-            parts = [partial(m, ct, wide, out) if partial is not None and w else None for partial, w in zip(PARTIALS[op.kind], wanted)]
-        for v, part in zip(op.operands, parts):
-            if part is not None and v in active:
-                part = m.fit(part, v)
-                known[v] = m.add(known[v], part) if v in known else part
+        pull_op(m, op, known, active)
     return {v: known[v] for v in of if v in known}, reads
+
+
+def pull_op(m: Writer, op: Op, known: dict[Value, Value], active: set[Value]) -> None:
+    """Add what the operands of an op get of its result's cotangent. Raises FcError "trace/grad" where there is no rule."""
+    if op.kind not in PARTIALS and op.kind not in RULES:
+        raise no_rule(op)
+    ct, wanted = known[op.result], [v in active for v in op.operands]
+    if op.kind in RULES:
+        parts = RULES[op.kind].pull(m, op, ct, wanted)
+    else:
+        wide, out = tuple(m.wide(v) for v in op.operands), m.wide(op.result)
+        parts = [partial(m, ct, wide, out) if partial is not None and w else None for partial, w in zip(PARTIALS[op.kind], wanted)]
+    for v, part in zip(op.operands, parts):
+        if part is not None and v in active:
+            part = m.fit(part, v)
+            known[v] = m.add(known[v], part) if v in known else part
+
+
+def no_rule(op: Op) -> FcError:
+    what = {"for": "a loop", "if": "a branch", "bits": "the bits of a float"}.get(op.kind, f"`{op.kind}`")
+    hint = {"for": "take the derivative of what the loop does to one tile, inside of it",
+            "if": "choose with fc.where, or take the derivative inside of the branch"}.get(op.kind)
+    return FcError("trace/grad", f"there is no derivative through {what}", loc=op.loc, hint=hint)

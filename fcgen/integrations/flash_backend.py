@@ -4,8 +4,8 @@
     fcgen.integrations.flash_backend.register()
     torch.nn.attention.activate_flash_attention_impl("fcgen")
 
-From there on torch's own SDPA runs fcgen's kernel where it chooses the flash backend, forward; backward stays torch's, which takes the
-output and the log-sum-exp as they are. `torch.nn.attention.restore_flash_attention_impl()` undoes it. Registering changes nothing yet.
+From there on torch's own SDPA runs fcgen's kernels where it chooses the flash backend, forward and backward.
+`torch.nn.attention.restore_flash_attention_impl()` undoes it. Registering changes nothing yet.
 """
 
 from __future__ import annotations
@@ -15,10 +15,9 @@ from typing import Any
 
 import torch
 
+from ..attend.training import differentiated
 from ..errors import FcError
 from ..torch.core import OPEN, attend, attend_varlen, refuse
-
-_OPS = ("_scaled_dot_product_flash_attention", "_flash_attention_forward")
 
 
 class Handle:
@@ -28,8 +27,8 @@ class Handle:
         self.library: Any = torch.library.Library("aten", "IMPL", "CUDA")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that torch's own are overridden is what was asked for
-            self.library.impl(_OPS[0], sdpa, "CUDA")
-            self.library.impl(_OPS[1], flash, "CUDA")
+            for name, function in _OPS.items():
+                self.library.impl(name, function, "CUDA")
 
     def remove(self) -> None:
         """Torch's own again."""
@@ -75,6 +74,37 @@ def flash(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, cum_seq_q
     q, k, v = [x.transpose(1, 2) for x in (q, k, v)]
     out, lse = attend(q, k, v, causal="bottom_right" if is_causal else "none", left=left, right=right, scale=scale, lse=True)
     return out.transpose(1, 2), lse, *_auxiliary(query)
+
+
+def sdpa_backward(grad_out: torch.Tensor, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, out: torch.Tensor,
+                  logsumexp: torch.Tensor, cum_seq_q: Any, cum_seq_k: Any, max_q: int, max_k: int, dropout_p: float, is_causal: bool,
+                  philox_seed: Any, philox_offset: Any, *, scale: float | None = None) -> Any:
+    """aten::_scaled_dot_product_flash_attention_backward."""
+    _refused(dropout_p, False)
+    given = _values(query, key, value)
+    run = lambda q, k, v: attend(q, k, v, causal="bottom_right" if is_causal else "none", scale=scale, lse=True)
+    return tuple(differentiated(run, given, range(3), (out, logsumexp), (grad_out, None)))
+
+
+def flash_backward(grad_out: torch.Tensor, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, out: torch.Tensor,
+                   logsumexp: torch.Tensor, cum_seq_q: torch.Tensor | None, cum_seq_k: torch.Tensor | None, max_q: int, max_k: int,
+                   dropout_p: float, is_causal: bool, rng_state: Any, unused: Any, *, scale: float | None = None,
+                   window_size_left: int | None = None, window_size_right: int | None = None) -> Any:
+    """aten::_flash_attention_backward."""
+    _refused(dropout_p, False)
+    left, right = [OPEN if n is None or n < 0 else n for n in (window_size_left, window_size_right)]
+    given = _values(query, key, value)
+    if cum_seq_q is not None:
+        packed = lambda q, k, v: attend_varlen(q, k, v, cum_seq_q, cum_seq_k, max_q, max_k, causal=is_causal, left=left, right=right,
+                                               scale=scale, lse=True)
+        return tuple(differentiated(packed, given, range(3), (out, logsumexp), (grad_out, None)))
+    given, out, grad_out = [x.transpose(1, 2) for x in given], out.transpose(1, 2), grad_out.transpose(1, 2)
+    run = lambda q, k, v: attend(q, k, v, causal="bottom_right" if is_causal else "none", left=left, right=right, scale=scale, lse=True)
+    return tuple(g.transpose(1, 2) for g in differentiated(run, given, range(3), (out, logsumexp), (grad_out, None)))
+
+
+_OPS = {"_scaled_dot_product_flash_attention": sdpa, "_flash_attention_forward": flash,
+        "_scaled_dot_product_flash_attention_backward": sdpa_backward, "_flash_attention_backward": flash_backward}
 
 
 def _values(*tensors: torch.Tensor) -> list[torch.Tensor]:

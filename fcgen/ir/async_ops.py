@@ -25,7 +25,7 @@ from .access import Access
 from .attrs import FLAG, GUARD, INDEX, TEXT, one_of, whole
 from .core import Op, Value
 from .memory_map import boxes_problem
-from .op_table import define, need
+from .op_table import define, need, need_region
 from .tile_ops import check_index
 from .types import Buffer, Cursor, Frag, Pending, Scalar, Tensor, i32
 
@@ -216,16 +216,12 @@ define("fetch", "machine", "`fetch slot`: the scalars that were posted, known to
 
 
 def _check_while(op: Op) -> None:
-    body = op.regions[0]
     need(len(op.regions) == 1 and len(op.operands) >= 1, "while takes a condition and carried values")
-    types = [v.type for v in op.operands[1:]]
+    types = tuple(v.type for v in op.operands[1:])
     need(op.operands[0].type.dtype.name == "i1" and isinstance(op.operands[0].type, Scalar), "while: the condition is a scalar i1", "i1",
          op.operands[0].type)
-    need([a.type for a in body.args] == types, "while: one region argument per carried value", types,
-         [a.type for a in body.args])
-    need([v.type for v in body.yielded] == [op.operands[0].type, *types], "while: yields the next condition and the carried values",
-         [op.operands[0].type, *types], [v.type for v in body.yielded])
-    need([r.type for r in op.results] == types, "while: one result per carried value")
+    need_region(op, 0, "the body", types, (op.operands[0].type, *types))
+    need(tuple(r.type for r in op.results) == types, "while: one result per carried value", types, [r.type for r in op.results])
 
 
 define("while", "machine", """`while go, inits... -> (carried...)`: the body runs as long as the condition holds; it yields the next

@@ -186,6 +186,15 @@ def _listed(v: Any) -> Any:
     return ", ".join(map(str, v)) if types else v
 
 
+def need_region(op: Op, number: int, what: str, args: tuple[Any, ...], yields: tuple[Any, ...]) -> None:
+    """The rule of a region of an op: the types of its arguments, and of what it yields."""
+    r = op.regions[number]
+    got = tuple(a.type for a in r.args), tuple(v.type for v in r.yielded)
+    need(got[0] == args, f"{op.kind}: the arguments of {what}", args or "none", got[0] or "none")
+    need(bool(r.ops) and r.ops[-1].kind == "yield", f"{op.kind}: {what} ends in yield")
+    need(got[1] == yields, f"{op.kind}: {what} yields", yields or "nothing", got[1] or "nothing")
+
+
 def attr_problem(d: OpDef, attrs: Mapping[str, Any]) -> tuple[str, RuleError] | None:
     """The first attribute that is missing, unknown, or not what it may be, and what to say about it."""
     if not attrs and not d.attrs:

@@ -13,7 +13,7 @@ from .attrs import AXES, DTYPE, FLAG, GUARD, INDEX, NUMBER, SHAPE, TEXT, VEC, ev
 from .core import Op
 from .elementwise import FNS, REDUCTIONS
 from .layout import WARPS, RegLayout
-from .op_table import RuleError, define, need
+from .op_table import RuleError, define, need, need_region
 from .types import DTYPES, Frag, Scalar, Tensor, Tile, bf16, f16, f32, i1, i32, i64, u32, with_dtype
 
 BOTH = "tile machine"
@@ -356,20 +356,13 @@ def _for(types, attrs):
 
 
 def _check_for(op: Op) -> None:
-    body = op.regions[0]
-    carried = tuple(v.type for v in op.operands[2:])
     need(len(op.regions) in (1, 2), "for has a body and possibly a `live` region")
-    need(tuple(a.type for a in body.args) == (Scalar(i32), *carried),
-         "for: the body's arguments are the index and the carried values",
-         (Scalar(i32), *carried), [a.type for a in body.args])
-    need(bool(body.ops) and body.ops[-1].kind == "yield", "for: the body ends in yield")
-    need(tuple(v.type for v in body.yielded) == carried, "for: the body yields the carried types",
-         tuple(carried), [v.type for v in body.yielded])
+    carried = tuple(v.type for v in op.operands[2:])
+    need_region(op, 0, "the body", (Scalar(i32), *carried), carried)
     for live in op.regions[1:]:
-        need(tuple(a.type for a in live.args) == (Scalar(i32),), "for: the argument of `live` is the index", "i32",
-             [a.type for a in live.args])
-        need([v.type.dtype for v in live.yielded] == [i1], "for: `live` yields one i1 scalar or tile", "i1",
-             [v.type for v in live.yielded])
+        told = tuple(v.type for v in live.yielded)
+        need_region(op, 1, "`live`", (Scalar(i32),), told)
+        need([t.dtype for t in told] == [i1], "for: `live` yields one i1 scalar or tile", "i1", told)
 
 
 define("for", BOTH, """`for lo, hi, inits... -> (i, carried...)`: i runs over [lo, hi), downwards if descending. tile: the tile
@@ -384,11 +377,8 @@ define("for", BOTH, """`for lo, hi, inits... -> (i, carried...)`: i runs over [l
 def _check_if(op: Op) -> None:
     need(len(op.regions) == 2, "if has two regions")
     need(op.operands[0].type == Scalar(i1), "if: the condition is a scalar i1", "i1", op.operands[0].type)
-    want = tuple(r.type for r in op.results)
-    for r in op.regions:
-        need(bool(r.ops) and r.ops[-1].kind == "yield", "if: each region ends in yield")
-        need(tuple(v.type for v in r.yielded) == want, "if: each region yields the result types",
-             tuple(want), [v.type for v in r.yielded])
+    for n in (0, 1):
+        need_region(op, n, "each region", (), tuple(r.type for r in op.results))
 
 
 define("turn", BOTH, """Groups of warps that take turns issue their matrix products one after the other: a group's turn starts here and ends

@@ -19,16 +19,21 @@ def _mma(m: int, n: int, warps: int, stages: int = 1, **more: object) -> Schedul
 
 
 _TWO = {"q": 2, "do": 2}
+#: for head sizes that eight warps do not divide into, and for functions with many values
+_SMALL = _mma(32, 32, 4), _mma(32, 32, 4, hold_a=False), _mma(16, 16, 2)
 #: head size up to which -> schedules of `backward`, on Hopper and elsewhere
 _BOTH: dict[str, dict[int, tuple[Schedule, ...]]] = {
     "wgmma": {64: (_hopper(128, 128, 2, _TWO), _hopper(64, 128, 2, _TWO), _hopper(64, 64, 1, 2)),
               128: (_hopper(64, 128, 2, _TWO), _hopper(64, 64, 2, 1), _hopper(64, 64, 1, 1)), 256: (_hopper(64, 64, 2, 1),)},
-    "mma": {64: (_mma(64, 64, 8), _mma(32, 64, 8), _mma(32, 32, 8)), 128: (_mma(32, 32, 8),), 256: (_mma(32, 32, 8),)}}
+    "mma": {64: (_mma(64, 64, 8), _mma(32, 64, 8), _mma(32, 32, 8), *_SMALL), 128: (_mma(32, 32, 8), *_SMALL),
+            256: (_mma(32, 32, 8), *_SMALL),
+            512: (_mma(32, 32, 8, 2, hold_a=False, split="branch"), _mma(32, 32, 8, hold_a=False, split="branch"))}}
 #: and of `backward_rows`
 _ROWS: dict[str, dict[int, tuple[Schedule, ...]]] = {
     "wgmma": {64: (_hopper(128, 64, 2, 4), _hopper(64, 64, 1, 2)), 128: (_hopper(128, 64, 2), _hopper(64, 64, 1, 1)),
-              256: (_hopper(64, 64, 2, 1),)},
-    "mma": {64: (_mma(64, 32, 4, 2), _mma(32, 32, 4)), 128: (_mma(64, 32, 8), _mma(32, 32, 4)), 256: (_mma(32, 32, 8), _mma(16, 32, 4))}}
+              256: (_hopper(64, 64, 2, 1),), 512: (_hopper(64, 32, 2, 1, epilogue="quad"),)},
+    "mma": {64: (_mma(64, 32, 4, 2), _mma(32, 32, 4)), 128: (_mma(64, 32, 8), _mma(32, 32, 4)), 256: (_mma(32, 32, 8), _mma(16, 32, 4)),
+            512: (_mma(32, 32, 8, 2, hold_a=False), _mma(32, 32, 8, hold_a=False), _mma(16, 32, 4, hold_a=False))}}
 
 
 def candidates(spec: str, arch: str, head: int, adds: bool = True) -> tuple[Schedule, ...]:

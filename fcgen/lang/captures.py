@@ -203,6 +203,9 @@ def dtype_name(x: Any) -> str:
 
 def in_lines(x: Any) -> bool:
     """Whether an array's rows begin on multiples of 16 bytes, and their elements lie side by side: then copies can move tiles of it."""
+    torch = sys.modules.get("torch")
+    while torch is not None and isinstance(x, torch.Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(x):
+        x = torch._C._functorch.get_unwrapped(x)  # what a transform follows has no memory of its own
     if hasattr(x, "data_ptr"):
         size = x.element_size()
         ptr, steps = x.data_ptr(), [s * size for s in x.stride()]

@@ -182,7 +182,7 @@ def minimum(a: Any, b: Any) -> Handle:
 
 
 def where(condition: Any, a: Any, b: Any) -> Handle:
-    """a where the condition holds, b elsewhere."""
+    """a where the condition holds, b elsewhere. (What is chosen says in which order the axes of the result are, before the condition.)"""
     c = lift(condition, None)
     if c.dtype != i1:
         raise FcError("trace/dtype", "the condition of fc.where is not a truth value", expected="i1", got=repr(c), loc=here(),
@@ -190,7 +190,7 @@ def where(condition: Any, a: Any, b: Any) -> Handle:
     whole = all(isinstance(x, int) for x in (a, b))
     known = next((x.dtype for x in (a, b) if isinstance(x, Handle)), i32 if whole else f32)
     x, y = common("fc.where", (a, b), known)
-    (c, x, y), labels = spread([c, x, y])
+    (x, y, c), labels = spread([x, y, c])
     return Handle(current().emit("select", c.value, x.value, y.value), labels)
 
 

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 from fcgen.errors import FcError
@@ -61,7 +63,9 @@ def describe(x: Any, name: str, *, cpu_ok: bool = False) -> TensorArg:
         return x
     torch = sys.modules.get("torch")
     tensor_type = getattr(torch, "Tensor", None)
-    if tensor_type is not None and isinstance(x, tensor_type):
+    if torch is not None and tensor_type is not None and isinstance(x, tensor_type):
+        while _followed.get() and torch._C._functorch.is_gradtrackingtensor(x):
+            x = torch._C._functorch.get_unwrapped(x)
         arg = _from_torch(x, name)
     elif getattr(x, "__cuda_array_interface__", None) is not None:
         arg = _from_cuda_array(x, name)
@@ -157,6 +161,21 @@ def from_dlpack(x: Any, name: str) -> TensorArg:
     strides = tuple(tensor.strides[i] for i in range(tensor.ndim)) if tensor.strides else row_major(shape)
     return TensorArg((tensor.data or 0) + tensor.byte_offset, shape, strides, dtype, int(number) if on_gpu else CPU,
                      readonly, capsule)
+
+
+#: whether a tensor that torch.func takes a gradient of stands for its values
+_followed: ContextVar[bool] = ContextVar("followed", default=False)
+
+
+@contextmanager
+def followed() -> Iterator[None]:
+    """In here somebody else sees to it that gradients flow, those of torch.func's transforms included: tensors are their values."""
+    before = _followed.set(True)
+    try:
+        with sys.modules["torch"].no_grad():
+            yield
+    finally:
+        _followed.reset(before)
 
 
 def _from_torch(x: Any, name: str) -> TensorArg:

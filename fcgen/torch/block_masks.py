@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn.attention import flex_attention as theirs
 
-from ..attend import forward
+from ..attend import forward, learning
 from ..attend.blocks import BlockLists
+from ..attend.variants import Functions
 from ..errors import FcError
 from ..masks import and_masks, or_masks
 from . import variants
@@ -76,12 +77,13 @@ class Lists(NamedTuple):
         wholes = self.table().repeat_interleave(tall, 2)[:, :, :rows].repeat_interleave(wide, 3)[..., :columns]
         return self._replace(said=torch.equal(mask, ((wholes == 1) & mask) | (wholes == 2)))
 
-    def functions(self, batch: int, heads: int, mask: Any) -> tuple[Any, BlockLists | None]:
-        """The mask and the lists for the kernel. mask: the mask_mod in fcgen's language; None if it holds everywhere."""
+    def functions(self, batch: int, heads: int, mask: Any, learns: bool) -> tuple[Any, BlockLists | None]:
+        """The mask and the lists for the kernel. mask: the mask_mod in fcgen's language; None if it holds everywhere. learns: a gradient
+        will flow, and the backward pass goes by the mask alone."""
         if self.said:
             return mask, None
         tall, wide = self.size
-        if tall % _LEAST[0] == 0 and wide % _LEAST[1] == 0:
+        if not learns and tall % _LEAST[0] == 0 and wide % _LEAST[1] == 0:
             counts, indices, full_counts, full_indices = [None if x is None else x.int() for x in self.lists]
             return mask, BlockLists(counts, indices, full_counts, full_indices, self.size)
         table = self.table()
@@ -118,7 +120,8 @@ def run(q: Any, k: Any, v: Any, score: Any, block: Any, scale: Any, lse: bool) -
 def call(q: Any, k: Any, v: Any, score: Any, shown: Lists | None, scale: Any, lse: bool) -> Any:
     """The call with a score_mod of torch's and what a block mask shows."""
     scored, (batch, heads, rows, _) = None if score is None else variants.score_of(score), q.shape
-    out = None if q.shape[3] == v.shape[3] else like_q(q, v)
+    learns = learning.learns(Functions(score=scored), q, k, v)
+    out = None if q.shape[3] == v.shape[3] or learns else like_q(q, v)
 
     def attention(mask: Any = None, blocks: Any = None) -> Any:
         return forward.attention(q, k, v, scale=scale, return_lse=lse, score=scored, mask=mask, blocks=blocks, out=out)
@@ -126,16 +129,16 @@ def call(q: Any, k: Any, v: Any, score: Any, shown: Lists | None, scale: Any, ls
     if shown is None:
         return attention()
     if _all_seen(shown.mask):
-        return attention(*shown.functions(batch, heads, None))
+        return attention(*shown.functions(batch, heads, None, learns))
     try:
-        return attention(*shown.functions(batch, heads, variants.mask_of(unfolded(shown.mask))))
+        return attention(*shown.functions(batch, heads, variants.mask_of(unfolded(shown.mask)), learns))
     except FcError as e:
         if not e.code.startswith("trace/"):
             raise
         if scored is not None:
             attention()  # is it the score function that cannot be traced? Then that is said
     table = evaluated(shown.mask, (batch, heads, rows, k.shape[2]), q.device)
-    return attention(*shown.functions(batch, heads, variants.table(table, table.shape)))
+    return attention(*shown.functions(batch, heads, variants.table(table, table.shape), learns))
 
 
 def unfolded(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -6,6 +6,8 @@ arguments give the same result in a graph and outside; sizes are no part of a gr
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -13,8 +15,9 @@ import torch
 
 from .. import masks, scores
 from ..attend import forward
+from ..attend.operators import define, learnt
 from ..attend.torch_op import _OPS as PLAIN
-from ..attend.torch_op import define
+from ..attend.training import in_order
 from ..attend.varlen import attention_varlen
 from ..dropout import Dropout
 from ..errors import FcError
@@ -35,27 +38,33 @@ def recorded(*tensors: Any) -> bool:
 
 def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, table: torch.Tensor | None = None, sinks: torch.Tensor | None = None,
            causal: str = "none", left: int = OPEN, right: int = OPEN, shift: int | None = None, chunk: int = 0,
-           softcap: float | None = None, dropout: float | None = None, scale: float | None = None, lse: bool = False) -> Any:
+           softcap: float | None = None, dropout: float | None = None, scale: float | None = None, lse: bool = False,
+           deterministic: bool = False) -> Any:
     """softmax of the scores times v, or (that, log-sum-exp).
 
     table: added to the scores, or bools that say which count; 4 axes, those of one element broadcast. causal: "none", "top_left",
     "bottom_right", or "shifted". left, right: a window around the diagonal. shift: where row i stands among the keys is i + shift; the
     diagonal ends bottom right if None. chunk: rows see their own chunk of so many
     positions. softcap: scores go through softcap * tanh(score / softcap). sinks: one more score per head, of a key without a value.
-    dropout: the share of weights that fall, by random numbers of torch's default generator.
+    dropout: the share of weights that fall, by random numbers of torch's default generator. deterministic: gradients are summed up in one
+    order.
     """
-    no_gradient(q, k, v, table, sinks)
     if recorded(q, k, v):
+        if wants_gradient(q, k, v, table, sinks):
+            seed = new_seed() if dropout else None
+            both = LEARNT(q, k, v, table, sinks, causal, left, right, shift, chunk, softcap, dropout, scale, seed, deterministic)
+            return both if lse else both[0]
         op = torch.ops.fcgen.attend_lse if lse else torch.ops.fcgen.attend
         if (table is None and sinks is None and left < 0 and right < 0 and not chunk and not softcap and not dropout and causal != "shifted"
                 and q.shape[3] == v.shape[3]):
             return PLAIN[lse, False](q, k, v, causal, scale)
         return op(q, k, v, table, sinks, causal, left, right, shift, chunk, softcap, dropout, scale)
-    return _attend(q, k, v, table, sinks, causal, left, right, shift, chunk, softcap, dropout, scale, lse)
+    with ordered() if deterministic else nullcontext():
+        return _attend(q, k, v, table, sinks, causal, left, right, shift, chunk, softcap, dropout, scale, lse)
 
 
 def _attend(q: Any, k: Any, v: Any, table: Any, sinks: Any, causal: str, left: int, right: int, shift: int | None, chunk: int,
-            softcap: float | None, dropout: float | None, scale: float | None, lse: bool) -> Any:
+            softcap: float | None, dropout: float | None, scale: float | None, lse: bool, seed: Any = None) -> Any:
     below = k.shape[2] - q.shape[2]
     shift = below if shift is None else shift
     if right == 0 and causal == "none":
@@ -63,13 +72,14 @@ def _attend(q: Any, k: Any, v: Any, table: Any, sinks: Any, causal: str, left: i
     if causal == "shifted" and shift in (0, below):
         causal = "bottom_right" if shift == below else "top_left"
     if table is None and sinks is None and left < 0 and right < 0 and not chunk and not softcap and not dropout and causal != "shifted":
-        out = None if q.shape[3] == v.shape[3] else like_q(q, v)
+        out = None if q.shape[3] == v.shape[3] or wants_gradient(q, k, v) else like_q(q, v)
         return forward.attention(q, k, v, causal=False if causal == "none" else causal, scale=scale, return_lse=lse, out=out)
-    return _with_functions(q, k, v, table, sinks, causal, left, right, shift, chunk, softcap, dropout, scale, lse)
+    learns = wants_gradient(*[t for t in (q, k, v, table, sinks) if t is not None])
+    return _with_functions(q, k, v, table, sinks, causal, left, right, shift, chunk, softcap, dropout, scale, lse, learns, seed)
 
 
 def _with_functions(q: Any, k: Any, v: Any, table: Any, sinks: Any, causal: str, left: int, right: int, shift: int, chunk: int,
-                    softcap: float | None, dropout: float | None, scale: float | None, lse: bool) -> Any:
+                    softcap: float | None, dropout: float | None, scale: float | None, lse: bool, learns: bool, seed: Any) -> Any:
     """A call with masks, scores or sinks."""
     word: Any = causal if causal in ("top_left", "bottom_right") else False
     if causal == "shifted":
@@ -82,21 +92,24 @@ def _with_functions(q: Any, k: Any, v: Any, table: Any, sinks: Any, causal: str,
             seen.append(at)
         else:
             scored.append(variants.added(at))
-    out = None if q.shape[3] == v.shape[3] else like_q(q, v)
+    out = None if q.shape[3] == v.shape[3] or learns else like_q(q, v)
     return forward.attention(q, k, v, causal=word, scale=scale, return_lse=lse, out=out, score=joined(scored), sinks=sinks,
-                             mask=masks.and_masks(*seen) if len(seen) > 1 else seen[0] if seen else None, dropout=drawn(dropout, q))
+                             mask=masks.and_masks(*seen) if len(seen) > 1 else seen[0] if seen else None, dropout=drawn(dropout, q, seed))
 
 
 def attend_varlen(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rows: torch.Tensor, keys: torch.Tensor, most_rows: int, most_keys: int,
                   used_rows: torch.Tensor | None = None, used_keys: torch.Tensor | None = None, *, sinks: torch.Tensor | None = None,
                   causal: bool = False, left: int = OPEN, right: int = OPEN, chunk: int = 0, softcap: float | None = None,
-                  scale: float | None = None, lse: bool = False) -> Any:
+                  scale: float | None = None, lse: bool = False, deterministic: bool = False) -> Any:
     """`attend` for sequences that lie one behind the other: `fcgen.attention_varlen`. causal is "bottom_right"."""
-    no_gradient(q, k, v, sinks)
     given = (q, k, v, rows, keys, used_rows, used_keys, sinks, most_rows, most_keys, causal, left, right, chunk, softcap, scale)
     if recorded(q, k, v):
+        if wants_gradient(q, k, v, sinks):
+            both = LEARNT_VARLEN(*given, deterministic)
+            return both if lse else both[0]
         return (torch.ops.fcgen.attend_varlen_lse if lse else torch.ops.fcgen.attend_varlen)(*given)
-    return _attend_varlen(*given, lse)
+    with ordered() if deterministic else nullcontext():
+        return _attend_varlen(*given, lse)
 
 
 def _attend_varlen(q: Any, k: Any, v: Any, rows: Any, keys: Any, used_rows: Any, used_keys: Any, sinks: Any, most_rows: int, most_keys: int,
@@ -126,24 +139,33 @@ def joined(scored: list[Any]) -> Any:
     return scores.chain(*scored) if len(scored) > 1 else scored[0] if scored else None
 
 
-def drawn(p: float | None, like: Any) -> Dropout | None:
-    """Dropout with a seed of torch's default generator, so that torch.manual_seed repeats it."""
+def new_seed() -> Any:
+    """A seed of torch's default generator, so that torch.manual_seed repeats it."""
+    return torch.randint(0, 2**63 - 1, (), device="cpu")
+
+
+def drawn(p: float | None, like: Any, seed: Any = None) -> Dropout | None:
+    """Dropout with this seed, or a new one."""
     if not p:
         return None
     if like.is_cuda and torch.cuda.is_current_stream_capturing():
         raise FcError("call/argument", "dropout draws its seed on the host, and a CUDA graph would repeat it", expected="dropout_p=0.0",
                       got=p, hint="call fcgen.attention with a Dropout whose seed you change")
-    return Dropout(p, int(torch.randint(0, 2**63 - 1, (), device="cpu")))
+    return Dropout(p, int(new_seed() if seed is None else seed))
 
 
-def no_gradient(*tensors: Any) -> None:
-    """Refuse tensors from which a gradient would flow."""
-    if not torch.is_grad_enabled():
-        return
-    for t in tensors:
-        if t is not None and t.requires_grad:
-            refuse("an argument requires grad, and fcgen has no backward pass yet", "tensors from which no gradient flows",
-                   "requires_grad=True", "call it under torch.no_grad(), or pass the tensor's .detach()")
+def wants_gradient(*tensors: Any) -> bool:
+    return torch.is_grad_enabled() and any([t is not None and t.requires_grad for t in tensors])
+
+
+@contextmanager
+def ordered() -> Iterator[None]:
+    """Gradients of calls in here are summed up in one order."""
+    before = in_order.set(True)
+    try:
+        yield
+    finally:
+        in_order.reset(before)
 
 
 @torch.compiler.disable(reason="fcgen refuses this call; called without torch.compile it says why")
@@ -155,6 +177,8 @@ def refuse(message: str, expected: Any = None, got: Any = None, hint: str | None
 
 _ARGUMENTS = ("(Tensor q, Tensor k, Tensor v, Tensor? table, Tensor? sinks, str causal, SymInt left, SymInt right, SymInt? shift, "
               "SymInt chunk, float? softcap, float? dropout, float? scale)")
+
+
 def like_q(q: Any, v: Any) -> Any:
     """An output, its axes in memory in the order of q's."""
     if q.shape[3] == v.shape[3]:
@@ -171,6 +195,19 @@ _SEEDED = torch.Tag.nondeterministic_seeded
 define("attend", _ARGUMENTS, "Tensor", partial(_attend, lse=False), lambda q, k, v, *_: like_q(q, v), _SEEDED)
 define("attend_lse", _ARGUMENTS, "(Tensor, Tensor)", partial(_attend, lse=True), lambda q, k, v, *_: (like_q(q, v), rows_of(q)), _SEEDED)
 
+
+_BOTH, _BOTH_VARLEN = partial(_attend, lse=True), partial(_attend_varlen, lse=True)
+
+
+def _learnt(*args: Any) -> Any:
+    *given, seed, deterministic = args
+    with ordered() if deterministic else nullcontext():
+        return _BOTH(*given, seed=seed)
+
+
+LEARNT = learnt("attend_learnt", f"{_ARGUMENTS[:-1]}, Tensor? seed, bool deterministic)", _learnt,
+                lambda q, k, v, *_: (like_q(q, v), rows_of(q)))
+
 _PACKED = ("(Tensor q, Tensor k, Tensor v, Tensor rows, Tensor keys, Tensor? used_rows, Tensor? used_keys, Tensor? sinks, "
            "SymInt most_rows, SymInt most_keys, bool causal, SymInt left, SymInt right, SymInt chunk, float? softcap, float? scale)")
 
@@ -186,3 +223,12 @@ def _packed_rows(q: Any) -> Any:
 define("attend_varlen", _PACKED, "Tensor", partial(_attend_varlen, lse=False), lambda q, k, v, *_: _packed_like(q, v))
 define("attend_varlen_lse", _PACKED, "(Tensor, Tensor)", partial(_attend_varlen, lse=True),
        lambda q, k, v, *_: (_packed_like(q, v), _packed_rows(q)))
+
+
+def _learnt_varlen(*given: Any) -> Any:
+    with ordered() if given[-1] else nullcontext():
+        return _BOTH_VARLEN(*given[:-1])
+
+
+LEARNT_VARLEN = learnt("attend_varlen_learnt", f"{_PACKED[:-1]}, bool deterministic)", _learnt_varlen,
+                       lambda q, k, v, *_: (_packed_like(q, v), _packed_rows(q)))

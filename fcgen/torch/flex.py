@@ -9,20 +9,19 @@ import torch
 from torch.nn.attention import flex_attention as theirs
 
 from .block_masks import boundless, run
-from .core import no_gradient, recorded, refuse
+from .core import recorded, refuse
 from .flex_graph import in_graph
 
 
 def flex_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, score_mod: Callable[..., Any] | None = None,
                    block_mask: Any = None, scale: float | None = None, enable_gqa: bool = False, return_lse: bool = False,
                    kernel_options: Any = None, *, return_aux: Any = None) -> Any:
-    """torch.nn.attention.flex_attention.flex_attention, forward. score_mod and the block mask's mask_mod may be torch's functions or
+    """torch.nn.attention.flex_attention.flex_attention. score_mod and the block mask's mask_mod may be torch's functions or
     fcgen's; numbers and tensors that they hold are read at each call. Returns what torch's returns: the output, (output, log-sum-exp) with
     `return_lse`, (output, AuxOutput) with `return_aux`."""
     problem = _problem(query, key, value, score_mod, block_mask, enable_gqa, return_lse, kernel_options, return_aux)
     if problem is not None:
         refuse(*problem)
-    no_gradient(query, key, value)
     lse = bool(return_lse or (return_aux is not None and return_aux.lse))
     if key.shape[0] != query.shape[0]:
         key, value = key.expand(query.shape[0], -1, -1, -1), value.expand(query.shape[0], -1, -1, -1)

@@ -20,7 +20,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from ..masks import Mask
 from ..scores import Score
 from . import block_masks
-from .core import define, like_q, refuse, rows_of
+from .core import define, learnt, like_q, refuse, rows_of, wants_gradient
 
 #: code, and the module whose globals it reads
 _codes: list[tuple[types.CodeType, str]] = []
@@ -117,6 +117,9 @@ def in_graph(q: Any, k: Any, v: Any, score: Any, block: Any, scale: Any, lse: bo
         masked = _written(block.mask_mod, tensors, whole, real)
         lists = [block.kv_num_blocks, block.kv_indices, block.full_kv_num_blocks, block.full_kv_indices]
         sizes = [block.BLOCK_SIZE[0], block.BLOCK_SIZE[1]]
+    if wants_gradient(q, k, v, *tensors):
+        both = LEARNT(q, k, v, scored, masked, tensors, whole, real, *lists, *sizes, scale)
+        return both if lse else both[0]
     op = torch.ops.fcgen.flex_lse if lse else torch.ops.fcgen.flex
     return op(q, k, v, scored, masked, tensors, whole, real, *lists, *sizes, scale)
 
@@ -139,3 +142,4 @@ _ARGUMENTS = ("(Tensor q, Tensor k, Tensor v, str score, str mask, Tensor[] tens
               "Tensor? indices, Tensor? full_count, Tensor? full_indices, SymInt tall, SymInt wide, float? scale)")
 define("flex", _ARGUMENTS, "Tensor", partial(_run, lse=False), lambda q, k, v, *_: like_q(q, v))
 define("flex_lse", _ARGUMENTS, "(Tensor, Tensor)", partial(_run, lse=True), lambda q, k, v, *_: (like_q(q, v), rows_of(q)))
+LEARNT = learnt("flex_learnt", _ARGUMENTS, partial(_run, lse=True), lambda q, k, v, *_: (like_q(q, v), rows_of(q)))

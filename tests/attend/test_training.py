@@ -15,14 +15,14 @@ from fcgen.errors import FcError
 from fcgen.runtime import driver, tensors
 
 torch = pytest.importorskip("torch")
+from fcgen.attend import training  # noqa: E402
+
 H, M, N, D = 2, 37, 45, 16
 
 
 @pytest.fixture(autouse=True)
 def on_cpu(monkeypatch):
     """Tensors of the CPU pass for tensors of a GPU; what is launched runs in the interpreter."""
-    from fcgen.attend import training
-
     def describe(x, name):
         tensors._check_plain(x, name)
         return tensors.TensorArg(x.data_ptr(), tuple(x.shape), x.stride(), str(tensors._OURS[str(x.dtype).removeprefix("torch.")]), 0)
@@ -122,6 +122,67 @@ def test_gradients_of_what_functions_hold() -> None:
     theirs = lambda s: s * heat + bias + slope[:, None, None] * (J - I) * 0.1 + fixed
     exact(*ys[:3], score=theirs, sink=sink)[0].backward(g.double())
     agree([*xs, *learnt], ys)
+
+
+@pytest.mark.parametrize("d, e", [(264, 264), (40, 296), (512, 512)])
+def test_large_heads(d, e, on_cpu) -> None:
+    """They have programs for multiples of 32; others are padded."""
+    torch.manual_seed(0)
+    xs = [torch.randn(1, 1, n, size).half().requires_grad_() for n, size in ((9, d), (13, d), (13, e))]
+    ys, g = copies(xs), torch.randn(1, 1, 9, e)
+    out = fc.attention(*xs)
+    assert out.shape == g.shape
+    out.backward(g.half())
+    ((ys[0] @ ys[1].mT * d**-0.5).softmax(-1) @ ys[2]).backward(g.double())
+    agree(xs, ys)
+    (sizes,) = [p.type.dims for p in on_cpu[-1].params if p.name == "K"]
+    assert sizes[-1] == d + -d % 32
+    ends = torch.tensor([0, 9], dtype=torch.int32), torch.tensor([0, 13], dtype=torch.int32)
+    packed = [x.detach()[0].transpose(0, 1).clone().requires_grad_() for x in xs]
+    fc.attention_varlen(*packed, *ends).backward(g[0].transpose(0, 1).half())
+    agree(packed, [types.SimpleNamespace(grad=y.grad[0].transpose(0, 1)) for y in ys])
+
+
+def test_heads_that_no_backward_program_fits_are_refused(monkeypatch) -> None:
+    """Of 512 on 100 KB of shared memory: its key and value alone are 64 KB for 32 keys."""
+    xs = [torch.randn(1, 1, 16, 512).half().requires_grad_() for _ in range(3)]
+    monkeypatch.setattr("fcgen.attend.training._fits", lambda program: program.machine is not None)
+    monkeypatch.setattr("fcgen.attend.training._plain", training._plain.__wrapped__)
+    with pytest.raises(FcError, match="no tile of the backward pass") as said:
+        fc.attention(*xs).sum().backward()
+    assert said.value.code == "compile/budget" and "256" in said.value.hint
+
+
+WIDE = 48
+SEEN = torch.rand(32, WIDE, generator=torch.Generator().manual_seed(1)) > 0.3
+BIAS = torch.randn(32, WIDE, generator=torch.Generator().manual_seed(2))
+TURNED = SEEN.T.contiguous(), BIAS.T.contiguous()
+ORDERS = {
+    "a mask by rows": ({"mask": lambda b, h, i, j: SEEN[i, j]}, {"seen": SEEN}),
+    "a mask by keys": ({"mask": lambda b, h, i, j: TURNED[0][j, i]}, {"seen": SEEN}),
+    "what is held first, by rows": ({"score": lambda s, b, h, i, j: BIAS[i, j] + s}, {"score": lambda s: s + BIAS}),
+    "what is held first, by keys": ({"score": lambda s, b, h, i, j: TURNED[1][j, i] * s}, {"score": lambda s: s * BIAS}),
+    "what is held alone": ({"score": lambda s, b, h, i, j: TURNED[1][j, i]}, {"score": lambda s: s * 0 + BIAS}),
+}
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize("name", ORDERS)
+def test_functions_may_name_axes_in_any_order(name, deterministic) -> None:
+    """Tables whose rows are whole 16 bytes are read as tiles, with axes in the table's order; programs have scores in an order of their own."""
+    torch.manual_seed(0)
+    xs = [torch.randn(1, H, s, D).half().requires_grad_() for s in (32, WIDE, WIDE)]
+    ys, g = copies(xs), torch.randn(1, H, 32, D)
+    ours, theirs = ORDERS[name]
+    torch.use_deterministic_algorithms(deterministic)
+    try:
+        fc.attention(*xs, **ours).backward(g.half())
+    finally:
+        torch.use_deterministic_algorithms(False)
+    score, seen = theirs.get("score", lambda s: s), theirs.get("seen", torch.ones(32, WIDE, dtype=torch.bool))
+    s = score(ys[0] @ ys[1].mT * D**-0.5)
+    (torch.where(seen, s, -torch.inf).softmax(-1) @ ys[2]).backward(g.double())
+    agree(xs, ys)
 
 
 def test_only_what_is_asked_for_is_computed(on_cpu) -> None:

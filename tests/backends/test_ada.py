@@ -77,7 +77,7 @@ def test_backends_know_no_application():
         for line in re.findall(r"^\s*(?:from|import) (\S+)", text, re.M):
             assert line.split(".")[0] in (
                 "",
-                *["__future__", "numpy", "collections", "dataclasses", "typing", "math", "re", "itertools", "hashlib", "functools",
+                *["__future__", "numpy", "collections", "contextlib", "dataclasses", "typing", "math", "re", "itertools", "hashlib", "functools",
                   "unicodedata"],
             ), line
 

@@ -64,6 +64,29 @@ def test_logits(kernels, name, batch):
     assert len(kernels) == 2 and (got - want)[there].abs().max() < 0.02 * want.abs().max()
 
 
+@pytest.mark.parametrize("name", ["Llama", "Gemma2", "GptOss"])
+def test_a_step_of_training_has_the_gradients_of_eager_attention(kernels, name, monkeypatch):
+    """Of every weight, sinks included, with padding, and through checkpoints of layers."""
+    monkeypatch.setattr("fcgen.attend.training._fits", lambda program: True)
+    m = model(name).train()
+    labels = torch.where(PADDED.bool(), IDS, -100)
+    labels[0, 4] = -100  # which padding would tell
+    found = []
+    for implementation, again in (("eager", False), ("fcgen", False), ("fcgen", True)):
+        m.set_attn_implementation(implementation)
+        m.gradient_checkpointing_enable({"use_reentrant": False}) if again else m.gradient_checkpointing_disable()
+        m.zero_grad()
+        m(IDS, attention_mask=PADDED, labels=labels, use_cache=False).loss.backward()
+        found.append({n: p.grad.float().clone() for n, p in m.named_parameters()})
+    want, got, twice = found
+    m.gradient_checkpointing_disable()
+    m.eval().zero_grad()
+    assert "backward" in [p.name for p in kernels] and ("self_attn.sinks" in " ".join(got)) == (name == "GptOss")
+    for n, g in want.items():
+        assert (got[n] - g).abs().max() < 0.03 * g.abs().max() + 1e-4, n
+        assert (twice[n] - g).abs().max() < 0.03 * g.abs().max() + 1e-4, n
+
+
 @pytest.mark.parametrize("cache", [None, "static"])
 @pytest.mark.parametrize("name", ["Llama", "Gemma2", "GptOss"])
 def test_greedy_tokens(kernels, name, cache):

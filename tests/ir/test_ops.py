@@ -91,7 +91,7 @@ BAD = [
     ("store", (Q, Tile(f32, (8, 64)), I, I), Q_TILE, (), "store: the tile has the tensor's dtype", "f16"),
     ("store", (Q, Tile(f16, (8, 64)), I, I), {**Q_TILE, "reduce": "max"}, (), "store: attribute 'reduce' may not have this value", "add"),
     ("for", (I, F), {}, (), "for: bounds are i32", "i32, i32"),
-    ("for", (I, I), {}, (), "for: these operands and results make no sense here", None),
+    ("for", (I, I), {}, (), "for has a body and possibly a `live` region", None),
     ("if", (I,), {}, (), "if has two regions", None),
     ("gather", (Tensor(f32, ("N",)), F), {}, (F,), "gather: positions are integers", "i32"),
     ("barrier", (I,), {}, (), "barrier takes no operands", "none"),
@@ -249,10 +249,10 @@ def test_loops():
     verify(loop(good))
     verify(loop(good, Block((j,), (Op("lt", (j, j), (y,)), Op("yield", (y,))))))
     for kernel, message in [
-            (loop(Block((x, j), (Op("yield", (x,)),))), "for: the body's arguments are the index and the carried values"),
+            (loop(Block((x, j), (Op("yield", (x,)),))), "for: the arguments of the body"),
             (loop(Block((j, x), ())), "for: the body ends in yield"),
-            (loop(Block((j, x), (Op("yield", (j,)),))), "for: the body yields the carried types"),
-            (loop(good, good), "for: the argument of `live` is the index"),
+            (loop(Block((j, x), (Op("yield", (j,)),))), "for: the body yields"),
+            (loop(good, good), "for: the arguments of `live`"),
             (loop(good, Block((j,), (Op("yield", (j,)),))), "for: `live` yields one i1 scalar or tile"),
             (loop(good, good, good), "for has a body and possibly a `live` region")]:
         with pytest.raises(FcError) as e:

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 import fcgen as fc
+from fcgen.backends.budget import check_budget
 from fcgen.kernels.backward import backward, backward_rows, rows_before
+from fcgen.kernels.backward_schedules import candidates
 
 SCHEDULES = {
     "sm_89": fc.Schedule(tiles={"BLOCK_M": 32, "BLOCK_N": 32}, warps=4, stages=1, epilogue="direct"),
@@ -183,3 +185,42 @@ def test_a_loop_inside_of_another_one_has_one_range_for_all_warps() -> None:
     want, got = program.interpret(**args), program.simulate(**args)
     for name, x in want.items():
         np.testing.assert_allclose(got[name], x, atol=2e-2)
+
+
+@pytest.mark.parametrize("d, e", [(80, 80), (40, 72), (104, 104), (136, 136), (248, 248)])
+def test_head_sizes_that_eight_warps_do_not_divide_have_a_schedule(d, e) -> None:
+    """With a function of many values."""
+    nine, four = np.zeros(9, np.float32), np.zeros((H, 4), np.float32)
+
+    def heavy(s, b, h, i, j):
+        return s * (1.0 + nine[(i + j) % 9]) + four[h, j % 4]
+
+    for schedule in candidates("backward", "sm_90", max(d, e)):
+        try:
+            program = backward.compile(target="sm_90", schedule=schedule, check=False, T=fc.f16, D=d, E=e, score=heavy, keep=window)
+            check_budget(program.machine, program.target)
+            return
+        except fc.FcError as error:
+            assert error.code.startswith("compile/")
+    raise AssertionError("none of them can be")
+
+
+@pytest.mark.parametrize("target, spec", [("sm_90", backward), ("sm_90a", backward_rows)])
+def test_schedules_of_large_heads_in_the_simulator(target, spec) -> None:
+    """Of those that fit the target, at a head size that they are padded to: rows and keys in whole tiles, and not."""
+    rng = np.random.default_rng(4)
+    ran = 0
+    for schedule in candidates(spec.name, target, 512):
+        program = spec.compile(target=target, schedule=schedule, check=False, T=fc.f16, D=288, E=288, mask="causal_bottom_right")
+        q, do, k, v = (rng.standard_normal((1, 1, s, 288)) for s in (41, 41, 50, 50))
+        args = {"Q": q, "K": k, "V": v, "dO": do, "LSE2": np.full((1, 1, 41), 9.0), "Delta": np.zeros((1, 1, 41)), "scale": 0.06}
+        args |= {"dQ": np.zeros(q.shape)} if spec is backward else {}
+        try:
+            got = program.simulate(**args)
+        except fc.FcError as e:
+            assert e.code == "compile/budget"
+            continue
+        ran += 1
+        for name, x in program.interpret(**args).items():
+            close(got[name], x, name)
+    assert ran

@@ -195,7 +195,7 @@ def inside(out):
                                    _functorch=wrapped, _dynamo=types.SimpleNamespace(guards=types.SimpleNamespace(TensorGuards=Guards)))
     out.strided, out.is_grad_enabled, out.written = "strided", lambda: True, []
     dual = types.SimpleNamespace(unpack_dual=lambda x: types.SimpleNamespace(tangent=None), _current_level=-1)
-    out.autograd = types.SimpleNamespace(forward_ad=dual, graph=types.SimpleNamespace(increment_version=lambda x: out.written.append(x.data_ptr())))
+    out.autograd = types.SimpleNamespace(Function=object, forward_ad=dual, graph=types.SimpleNamespace(increment_version=lambda x: out.written.append(x.data_ptr())))
 
 
 def number(raw, code):

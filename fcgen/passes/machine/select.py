@@ -40,7 +40,8 @@ class _Selector:
     buffers: list[Value] = field(default_factory=list)
     defs: dict[Value, Op] = field(default_factory=dict)
     ones: dict[Buffer, Value] = field(default_factory=dict)  # how stored -> the buffer
-    held: dict[Value, Value] = field(default_factory=dict)  # left operands kept in registers: tile -> fragment
+    #: left operands kept in registers: (tile, is it read turned, warps along each axis) -> fragment
+    held: dict[tuple[Value, bool, tuple[int, ...]], Value] = field(default_factory=dict)
     warps: int = 0  # of the role
     copies: dict[tuple[Any, ...], Value] = field(default_factory=dict)  # n-th staging buffer of a kind in each loop of a chain -> it
     chain: Any = None  # of the loop whose body is selected; staged: how many buffers of a kind it has had
@@ -156,15 +157,15 @@ class _Selector:
         outside = free_values(body) - {v for o in walk(body) if o.kind in WRITES for v in o.operands}
         for op in walk(body):
             a = env[op.operands[0]] if op.get("math") == "mma" else None
-            if a is not None and isinstance(a.type, Buffer) and op.operands[0] in outside and a not in self.held:
+            if a is not None and isinstance(a.type, Buffer) and op.operands[0] in outside and (key := _as_read(op, a)) not in self.held:
                 rows, depth = a.type.shape[::-1] if op["ta"] else a.type.shape
                 t = Frag(a.type.dtype, (rows, depth), mma_a(rows, depth, warp_grid(op.result.type.layout), a.type.dtype.bytes))
                 zero = b.const(0)
-                self.held[a] = b.emit("ldmatrix", a, zero, zero, type=t, name=a.name, loc=op.loc, transposed=op["ta"], trans=op["ta"])
+                self.held[key] = b.emit("ldmatrix", a, zero, zero, type=t, name=a.name, loc=op.loc, transposed=op["ta"], trans=op["ta"])
 
     def mma(self, op: Op, b: Builder) -> Value:
         a, right, acc = op.operands
-        a = self.held.get(a, a)
+        a = self.held.get(_as_read(op, a), a)
         instr = self.target.matrix_instr("mma", a.type.dtype.name)
         if instr is None:
             raise FcError("compile/unsupported", f"{self.target.arch} has no mma instruction for {a.type.dtype}", loc=op.loc,
@@ -310,3 +311,8 @@ def _unrolled(count: int, name: str, acc: Value, step: Any, b: Builder, unroll: 
     attrs = {"unroll": True} if unroll else {}
     b.add(Op("for", (b.const(0), b.const(count), acc), (result,), attrs, (body.block((index, inner)),), b.loc))
     return result
+
+
+def _as_read(op: Op, a: Value) -> tuple[Value, bool, tuple[int, ...]]:
+    """The left operand of a product, and how its lanes read it."""
+    return a, bool(op["ta"]), tuple(warp_grid(op.result.type.layout)) if isinstance(op.result.type, Frag) else ()

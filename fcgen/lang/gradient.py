@@ -1,0 +1,47 @@
+"""`fc.grad(spec)`: a spec whose kernels compute the gradients of what another spec's kernels read (`grad.program`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..errors import FcError
+from ..grad.program import gradient_of
+from ..ir.core import Kernel
+from ..ir.verify import verify
+from .spec import Spec
+from .trace import Trace, here
+
+
+class Gradient(Spec):
+    """The gradient of a spec with respect to the tensors `of`, all float ones that it reads if none is named."""
+
+    def __init__(self, spec: Spec, of: tuple[str, ...] = ()):
+        super().__init__(spec.fn)
+        self.of = of
+
+    @property
+    def name(self) -> str:
+        return f"{self.fn.__name__}_gradient"
+
+    def until(self, name: str) -> Spec:
+        raise FcError("trace/usage", "a gradient is not stopped at a value", hint="spec.until(...) of the spec itself", loc=here())
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        raise FcError("trace/usage", "a gradient is compiled before it is called", hint="fc.grad(spec).compile(...)(...)", loc=here())
+
+    def _once(self, tiles: Mapping[str, int], binding: Mapping[str, Any], fixed: frozenset[Any]) -> tuple[Kernel, Trace]:
+        kernel, t = super()._once(tiles, binding, fixed)
+        return verify(gradient_of(kernel, self.of)), t
+
+
+def grad(spec: Spec, *of: str) -> Gradient:
+    """A spec for the gradients of another one, by reverse mode: its kernels have the spec's grid and loops.
+
+    Parameters of its kernels: those of the spec but for the outputs; `dNAME` for each output NAME, its gradient, in its dtype; and `dNAME`
+    for each tensor in `of` (all of floats that are read, if there is none), f32, to which its gradient is added. Loops may carry sums; what
+    has no derivative is refused where a kernel is traced, with its line.
+    """
+    if not isinstance(spec, Spec) or isinstance(spec, Gradient) or spec.stop is not None:
+        raise FcError("trace/usage", "fc.grad takes a spec", expected="what @fc.kernel made", got=repr(spec)[:80], loc=here())
+    return Gradient(spec, of)
