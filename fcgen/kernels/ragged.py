@@ -25,21 +25,27 @@ def ragged_attention(Q: T[M, H, D], K: T[N, G, D], V: T[N, G, E], Sequence: i32[
     t, h = fc.grid(Sequence.P, Q.H)
     g, b = h // (Q.H // K.G), Sequence[t]
     first, start = KBegin[b], Begin[b]
-    there = End[b] - start
-    rows = fc.tile(there, "BLOCK_M")[Number[t]]
+    there, n = End[b] - start, Number[t]
+    rows = fc.tile(there, "BLOCK_M")[n]
+    begin, stop, i = start, there, rows.index
+    if weigh is None:  # the ragged tile is the first one, whose rows see the fewest keys; random numbers are shared by rows of whole tiles
+        whole = (there + (rows.size - 1)) // rows.size * rows.size
+        rows, stop = fc.tile(whole, "BLOCK_M")[n], (n + 1) * rows.size - (whole - there)
+        ahead = fc.where(n > 0, whole - there, 0)
+        begin, i = start - ahead, rows.index - ahead
     queries = there if Used is None else fc.minimum(Used[b], there)
     count = KEnd[b] - first if KUsed is None else fc.minimum(KUsed[b], KEnd[b] - first)
-    mine = (rows + start).until(start + queries)
+    mine = (rows + begin).until(start + fc.minimum(queries, stop))
 
     def live(cols):
-        seen, at = cols.valid, rows.index if align == "top" else rows.index + (count - queries)
+        seen, at = cols.valid, i if align == "top" else i + (count - queries)
         if causal:
             seen = seen & (cols.index <= at)
         elif right is not None:
             seen = seen & (cols.index <= at + right)
         if left is not None:
             seen = seen & (cols.index >= at - left)
-        return seen if keep is None else seen & keep(b, h, rows.index, cols.index)
+        return seen if keep is None else seen & keep(b, h, i, cols.index)
 
     with fc.when(b >= 0):
         q = fc.load(Q[mine, h])
@@ -49,13 +55,13 @@ def ragged_attention(Q: T[M, H, D], K: T[N, G, D], V: T[N, G, E], Sequence: i32[
             k = fc.load(K[cols + first, g])
             s = fc.dot(q, k.T) * scale
             if score is not None:
-                s = score(s, b, h, rows.index, cols.index)
-            state.step(s, live(cols), V[cols + first, g], weigh, b, h, rows.index, cols.index)
+                s = score(s, b, h, i, cols.index)
+            state.step(s, live(cols), V[cols + first, g], weigh, b, h, i, cols.index)
         if sink is not None:
             state.sink(sink(h))
         out, lse, to = state.out(), state.lse(), mine
         if Used is not None:  # rows that are not used are zero
-            used, to = rows.index < queries, (rows + start).until(End[b])
+            used, to = i < queries, (rows + begin).until(start + stop)
             out, lse = fc.where(used, out, 0.0), fc.where(used, lse, -fc.inf)
         fc.store(O[to, h], out.to(O.dtype))
         if LSE is not None:
