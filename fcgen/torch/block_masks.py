@@ -16,7 +16,7 @@ from torch.nn.attention import flex_attention as theirs
 
 from ..attend import forward, learning
 from ..attend.blocks import BlockLists
-from ..attend.variants import Functions
+from ..attend.variants import PLAIN, Functions, functions
 from ..errors import FcError
 from ..masks import and_masks, or_masks
 from . import variants
@@ -120,6 +120,12 @@ def run(q: Any, k: Any, v: Any, score: Any, block: Any, scale: Any, lse: bool) -
 def call(q: Any, k: Any, v: Any, score: Any, shown: Lists | None, scale: Any, lse: bool) -> Any:
     """The call with a score_mod of torch's and what a block mask shows."""
     scored, (batch, heads, rows, _) = None if score is None else variants.score_of(score), q.shape
+    if (shown is None or shown.said) and q.shape[3] == v.shape[3] and (scale is None or type(scale) is float):
+        mask = None if shown is None or _all_seen(shown.mask) else variants.mask_of(unfolded(shown.mask))
+        given = functions(score=scored, mask=mask)
+        found = forward.known(q, k, v, False, scale, None if given == PLAIN else given, lse)
+        if found is not None:
+            return found
     learns = learning.learns(Functions(score=scored), q, k, v)
     out = None if q.shape[3] == v.shape[3] or learns else like_q(q, v)
 

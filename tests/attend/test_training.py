@@ -33,6 +33,7 @@ def on_cpu(monkeypatch):
         monkeypatch.setattr(module, "_arch", lambda device, schedule=None: "sm_89")
     monkeypatch.setattr(Program, "launcher", property(Runs))
     monkeypatch.setattr(Runs, "seen", [])
+    monkeypatch.setattr("fcgen.attend.calls.learn", lambda *_: None)
     monkeypatch.setattr(training, "_fits", lambda program: True)
     monkeypatch.setattr("fcgen.attend.variants._fits", lambda program: True)
     for module in (calls, packed):
