@@ -1,5 +1,6 @@
 """Matrix products with something in front of them or behind them, beside cuBLAS's rate for the same products, and a copy's: plain, with
-bias and GELU, SwiGLU (two products), RMSNorm in front, and a right operand of 4 bits for few rows and for many.
+bias and GELU, SwiGLU (two products), RMSNorm in front (factors in f32, and in the tensors' own dtype), and a right operand of 4 bits for
+few rows (timed in graphs) and for many.
 
     python -m benchmarks.gemms --json out/gemms.json                        schedule_for's own choices, and what was found to be better
     python -m benchmarks.gemms --candidates schedules.txt --only swiglu     lines of "case: schedule"; # starts a comment

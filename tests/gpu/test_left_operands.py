@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 import fcgen as fc
-from benchmarks.specs import example, norm_gemm
+from benchmarks.specs import example, norm_gemm, norm_gemm_same
+from fcgen.ir.core import walk
 
 pytestmark = pytest.mark.gpu
 torch = pytest.importorskip("torch")
@@ -32,6 +33,22 @@ def test_slots_are_not_filled_before_they_are_read(tiles, warps, stages):
         p(X=x, G=g, W=w, Y=y)
         off = (y.float() - want).square().mean(1).sqrt() / want.square().mean(1).sqrt()
         assert off.max().item() < 2e-3  # of each row
+
+
+@pytest.mark.parametrize("spec, factors", [(norm_gemm, torch.float32), (norm_gemm_same, torch.float16)])
+@pytest.mark.parametrize("k", [8, 64, 72, 136, 1000])
+def test_operands_in_flight_are_not_overwritten(spec, factors, k):
+    """One, two, three and many iterations, of which two are printed one behind the other."""
+    needs_hopper()
+    schedule = fc.Schedule(tiles={"BM": 128, "BN": 256, "BK": 64}, warps=8, stages=3, l2=32, **HOPPER)
+    p = spec.compile(target="sm_90a", T=fc.f16, schedule=schedule, check=False)
+    assert any(o.get("turns") for r in p.machine.roles for o in walk(r.body))
+    torch.manual_seed(k)
+    x, w = torch.randn(2000, k, device="cuda").half(), torch.randn(1000, k, device="cuda").half()
+    g, y = (torch.rand(k, device="cuda") + 0.5).to(factors), torch.full((2000, 1000), float("nan"), device="cuda", dtype=torch.float16)
+    want = ((x.double() * g.double()).half().double() @ w.double().T) * torch.rsqrt((x.double() ** 2).mean(1, keepdim=True) + 1e-5)
+    p(X=x, G=g, W=w, Y=y)
+    assert (y.double() - want).norm().item() < 1e-3 * want.norm().item()
 
 
 @pytest.mark.parametrize("tiles, warps", [((192, 192, 64), 12), ((128, 256, 64), 8), ((128, 16, 64), 8)])
