@@ -33,6 +33,8 @@ def gradient_of(kernel: Kernel, of: tuple[str, ...]) -> Kernel:
             raise FcError("trace/grad", f"there is no derivative of a kernel that reads what it writes: {p.name}", loc=first.loc)
     _check_stores(kernel)
     inputs = [p for p in kernel.params if p in read and isinstance(p.type, Tensor) and p.type.dtype.is_float]
+    if not inputs:
+        raise FcError("trace/grad", f"{kernel.name} reads no tensor of floats, and nothing else has a gradient")
     unknown = sorted(set(of) - {p.name for p in inputs})
     if unknown:
         raise FcError("trace/grad", f"{kernel.name} reads no tensor of floats called {', '.join(unknown)}",
@@ -186,20 +188,20 @@ def _sum_of(body: Block, arg: Value, y: Value, loop: Op) -> tuple[set[Op], list[
     made, used = definitions(body), uses(body)
     chain: set[Op] = set()
     addends: list[Addend] = []
-    v = y
-    while v is not arg:
+    v, after = y, body.ops[-1]
+    while True:
+        readers = [o for o in used.get(v, []) if o is not after and o is not body.ops[-1]]
+        if readers:  # what is summed up so far is part of something else
+            raise _no_sum(readers[0], loop)
+        if v is arg:
+            return chain, addends
         op = made.get(v)
         before = [x for x in op.operands if x is arg or _leads_to(made, x, arg)] if op is not None and op.kind in ("add", "dot") else []
         if op is None or len(before) != 1 or (op.kind == "dot" and before[0] is not op.operands[-1]):
             raise _no_sum(op or loop, loop)
-        (x,) = before
-        readers = [o for o in used.get(x, []) if o is not op and o.kind != "yield"]
-        if readers:
-            raise _no_sum(readers[0], loop)
         chain.add(op)
-        addends.append(op.operands[:2] if op.kind == "dot" else next(o for o in op.operands if o is not x))
-        v = x
-    return chain, addends
+        addends.append(op.operands[:2] if op.kind == "dot" else next(o for o in op.operands if o is not before[0]))
+        v, after = before[0], op
 
 
 def _leads_to(made: dict[Value, Op], v: Value, arg: Value) -> bool:

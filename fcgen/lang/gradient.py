@@ -44,4 +44,7 @@ def grad(spec: Spec, *of: str) -> Gradient:
     """
     if not isinstance(spec, Spec) or isinstance(spec, Gradient) or spec.stop is not None:
         raise FcError("trace/usage", "fc.grad takes a spec", expected="what @fc.kernel made", got=repr(spec)[:80], loc=here())
+    wrong = [x for x in of if not isinstance(x, str)]
+    if wrong:
+        raise FcError("trace/usage", "fc.grad takes names of tensors", expected='fc.grad(spec, "A")', got=repr(wrong[0])[:80], loc=here())
     return Gradient(spec, of)

@@ -6,6 +6,7 @@ or that alone flows into one, is known by it (its `site`), also where a Python v
 
 from __future__ import annotations
 
+import keyword
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -22,7 +23,7 @@ X = TypeVar("X")
 
 def name(word: str, x: X) -> X:
     """`x`, which schedules may then call `word`. x: a tile or scalar, a variable, a range, or an index of the grid."""
-    if not isinstance(word, str) or not word.isidentifier():
+    if not isinstance(word, str) or not word.isidentifier() or keyword.iskeyword(word):
         raise FcError("trace/usage", "a name is a word that Python could call a variable", expected='fc.name("s", x)', got=repr(word)[:80],
                       loc=here(), hint="the name comes first" if isinstance(word, (Handle, Range)) else None)
     given: Any = x

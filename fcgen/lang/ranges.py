@@ -6,7 +6,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any
 
-from ..errors import FcError, did_you_mean
+from ..errors import FcError, closest
 from ..ir.core import Value
 from ..ir.types import i1, i32
 from .arith import elementwise, lift
@@ -172,8 +172,9 @@ class TiledSize(NotATile):
             raise FcError("trace/usage", "fc.tile names its block size, and the schedule says how large it is", expected='"BLOCK_M"',
                           got=block, loc=here(), hint='Schedule(tiles={"BLOCK_M": 64, ...})')
         if block not in t.tiles:
+            near = closest(block, set(t.tiles) - t.used_tiles)
             raise FcError("trace/static", f"no tile size is given for {block}", loc=here(), got=", ".join(t.tiles) or "no tile sizes",
-                          hint=did_you_mean(block, t.tiles, f'Schedule(tiles={{"{block}": 64, ...}})'))
+                          hint=f'Schedule(tiles={{"{block}": 64, ...}})' + (f"; or is {near} meant for it?" if near else ""))
         self.size = t.tiles[block]
         t.used_tiles.add(block)
 

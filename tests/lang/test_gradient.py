@@ -147,9 +147,50 @@ def test_what_is_stored_over_or_read_back_is_refused() -> None:
         assert e.value.code == "trace/grad"
 
 
+def test_a_sum_so_far_that_is_part_of_something_else_is_refused() -> None:
+    """What is summed up is more than a sum where the loop reads it: before or after an addend, in another sum, or in what it stores."""
+    def sums(X: "f32[M, N]", Y: "out f32[M]"):
+        (rows,) = fc.grid(fc.tile(X.M, "BM"))
+        one, other = fc.var(fc.zeros(rows)), fc.var(fc.zeros(rows))
+        for cols in fc.loop(fc.tile(X.N, "BN")):
+            one <<= one + fc.sum(fc.load(X[rows, cols]), axis=1)
+            other <<= other + one
+        fc.store(Y[rows], other)
+
+    def stored(X: "f32[M, N]", Y: "out f32[M, N]"):
+        (rows,) = fc.grid(fc.tile(X.M, "BM"))
+        total = fc.var(fc.zeros(rows))
+        for cols in fc.loop(fc.tile(X.N, "BN")):
+            x = fc.load(X[rows, cols])
+            total <<= total + fc.sum(x, axis=1)
+            fc.store(Y[rows, cols], total + x * 0.0)
+
+    def branch(X: "f32[M, N]", Y: "out f32[M]"):
+        (rows,) = fc.grid(fc.tile(X.M, "BM"))
+        one, other = fc.var(fc.zeros(rows)), fc.var(fc.zeros(rows))
+        for cols in fc.loop(fc.tile(X.N, "BN")):
+            one <<= one + fc.sum(fc.load(X[rows, cols]), axis=1)
+            with fc.when(cols.start > 16):
+                other <<= one
+        fc.store(Y[rows], one + other)
+
+    for fn in (sums, stored, branch):
+        with pytest.raises(fc.FcError, match="more than a sum"):
+            traced(fn)
+
+
+def test_a_spec_that_reads_no_floats_has_no_gradient() -> None:
+    def counts(X: "i32[M]", Y: "out f32[M]"):
+        (rows,) = fc.grid(fc.tile(X.M, "BM"))
+        fc.store(Y[rows], fc.load(X[rows]).to(fc.f32))
+
+    with pytest.raises(fc.FcError, match="reads no tensor of floats"):
+        traced(counts)
+
+
 def test_it_is_of_a_spec_and_compiled_before_it_is_called() -> None:
     spec = importlib.import_module("gemm").gemm_bias_gelu
-    for wrong, said in ((lambda: fc.grad(3), "takes a spec"), (lambda: fc.grad(fc.grad(spec)), "takes a spec"), (lambda: fc.grad(spec.until("acc")), "takes a spec"),
+    for wrong, said in ((lambda: fc.grad(3), "takes a spec"), (lambda: fc.grad(fc.grad(spec)), "takes a spec"), (lambda: fc.grad(spec.until("acc")), "takes a spec"), (lambda: fc.grad(spec, 3), "takes names"),
                         (lambda: fc.grad(spec)(1), "compiled before"), (lambda: fc.grad(spec).until("x"), "not stopped")):
         with pytest.raises(fc.FcError, match=said):
             wrong()
