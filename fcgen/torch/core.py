@@ -60,8 +60,10 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, table: torch.Te
                 and q.shape[3] == v.shape[3]):
             return PLAIN[lse, False](q, k, v, causal, scale)
         return op(q, k, v, table, sinks, causal, left, right, shift, chunk, softcap, dropout, scale)
-    with ordered() if deterministic else nullcontext():
-        return _attend(q, k, v, table, sinks, causal, left, right, shift, chunk, softcap, dropout, scale, lse)
+    if deterministic:
+        with ordered():
+            return _attend(q, k, v, table, sinks, causal, left, right, shift, chunk, softcap, dropout, scale, lse)
+    return _attend(q, k, v, table, sinks, causal, left, right, shift, chunk, softcap, dropout, scale, lse)
 
 
 def _attend(q: Any, k: Any, v: Any, table: Any, sinks: Any, causal: str, left: int, right: int, shift: int | None, chunk: int,
@@ -75,9 +77,16 @@ def _attend(q: Any, k: Any, v: Any, table: Any, sinks: Any, causal: str, left: i
     if table is None and sinks is None and left < 0 and right < 0 and not chunk and not softcap and not dropout and causal != "shifted":
         out = None if q.shape[3] == v.shape[3] or wants_gradient(q, k, v) else like_q(q, v)
         return forward.attention(q, k, v, causal=False if causal == "none" else causal, scale=scale, return_lse=lse, out=out)
+    learns = wants_gradient(q, k, v, table, sinks)
+    return _with_functions(q, k, v, table, sinks, causal, left, right, shift, chunk, softcap, dropout, scale, lse, learns, seed)
+
+
+def _with_functions(q: Any, k: Any, v: Any, table: Any, sinks: Any, causal: str, left: int, right: int, shift: int, chunk: int,
+                    softcap: float | None, dropout: float | None, scale: float | None, lse: bool, learns: bool, seed: Any) -> Any:
+    """A call with masks, scores or sinks."""
     word: Any = causal if causal in ("top_left", "bottom_right") else False
     seen, scored, given = _of_positions(left, 0 if causal == "shifted" else right, chunk, shift, softcap)
-    if table is None and sinks is None and not dropout and q.shape[3] == v.shape[3] and (scale is None or type(scale) is float):
+    if not learns and table is None and sinks is None and not dropout and q.shape[3] == v.shape[3] and (scale is None or type(scale) is float):
         found = forward.known(q, k, v, word, scale, given, lse)
         if found is not None:
             return found
@@ -87,7 +96,6 @@ def _attend(q: Any, k: Any, v: Any, table: Any, sinks: Any, causal: str, left: i
             seen = (*seen, at)
         else:
             scored = (*scored, variants.added(at))
-    learns = wants_gradient(*[t for t in (q, k, v, table, sinks) if t is not None])
     out = None if q.shape[3] == v.shape[3] or learns else like_q(q, v)
     return forward.attention(q, k, v, causal=word, scale=scale, return_lse=lse, out=out, score=joined(scored), sinks=sinks,
                              mask=_all_of(seen), dropout=drawn(dropout, q, seed))
