@@ -86,7 +86,8 @@ def _with_functions(q: Any, k: Any, v: Any, table: Any, sinks: Any, causal: str,
     """A call with masks, scores or sinks."""
     word: Any = causal if causal in ("top_left", "bottom_right") else False
     seen, scored, given = _of_positions(left, 0 if causal == "shifted" else right, chunk, shift, softcap)
-    if not learns and table is None and sinks is None and not dropout and q.shape[3] == v.shape[3] and (scale is None or type(scale) is float):
+    plain = table is None and sinks is None and not dropout and q.shape[3] == v.shape[3]
+    if plain and not learns and (scale is None or type(scale) is float):
         found = forward.known(q, k, v, word, scale, given, lse)
         if found is not None:
             return found
