@@ -144,7 +144,7 @@ def install() -> None:
     from torch.overrides import TorchFunctionMode
 
     from fcgen import launch
-    from fcgen.attend import calls
+    from fcgen.attend import guards
     from fcgen.runtime import driver, tensors
 
     class ToCpu(TorchFunctionMode):
@@ -179,7 +179,7 @@ def install() -> None:
     succeeds = lambda *a: 0
     driver.native = lambda: SimpleNamespace(cuTensorMapEncodeTiled=succeeds)  # type: ignore[assignment]
     launch.counters.of = lambda device: SimpleNamespace(address=succeeds)  # type: ignore[assignment,return-value]
-    calls._guards = lambda: None  # every call is one that a launcher sees
+    guards.usable = lambda: False  # every call is one that a launcher sees
     plan = launch.Launcher.__call__
 
     def call(self: Any, arguments: Mapping[str, Any], stream: int | None = None) -> None:

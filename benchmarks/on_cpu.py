@@ -110,8 +110,8 @@ def on_cpu(monkeypatch: Any = Patch, target: str = "sm_90a", how: str = "interpr
     monkeypatch.setattr(Program, "launcher", property(Runs))
     monkeypatch.setattr(Runs, "seen", [])
     monkeypatch.setattr(Runs, "how", how)
-    for module in ("calls", "packed"):  # there is no kernel that a later call could launch
-        monkeypatch.setattr(f"fcgen.attend.{module}.learn", lambda *_: None)
+    for name in ("calls", "packed"):  # there is no kernel that a later call could launch
+        monkeypatch.setattr(f"fcgen.attend.{name}.learn", lambda *_: None)
     if fits:
         monkeypatch.setattr(variants, "_fits", fits_on_paper)
     return Runs.seen

@@ -248,8 +248,8 @@ class Case:
             from fcgen.compat.flash_attn_interface import flash_attn_func
 
             window, cap = (70, 40) if t.mask != "none" else (-1, -1), 5.0 if t.score == "cap" else 0.0
-            out = flash_attn_func(*(x.transpose(1, 2) for x in (q, k, v)), c.scale, bool(causal), window_size=window, softcap=cap,
-                                  deterministic=t.deterministic)
+            rows, keys, values = (x.transpose(1, 2) for x in (q, k, v))
+            out = flash_attn_func(rows, keys, values, c.scale, bool(causal), window_size=window, softcap=cap, deterministic=t.deterministic)
             return out.transpose(1, 2), None
         if t.interface == "flex":
             from torch.nn.attention.flex_attention import create_block_mask

@@ -110,8 +110,8 @@ def sizes_of(kernel: Kernel) -> Iterator[tuple[dict[str, int], dict[str, int]]]:
     steps = max([t for d, t in draws.tiles.items() if d not in draws.rows], default=8)
     few = [dict.fromkeys(plain, 1), {d: (1, 2, 1)[n % 3] for n, d in enumerate(plain)}]
     for point in points:
-        for number in (1, steps // 2, 2 * steps + 3, 10**6)[:4 if whole else 1]:
-            yield {**few[0], **point}, {name: 0 if name in draws.meaning.inside else number for name in whole}
+        for value in (1, steps // 2, 2 * steps + 3, 10**6)[:4 if whole else 1]:
+            yield {**few[0], **point}, {name: 0 if name in draws.meaning.inside else value for name in whole}
     number = {name: 0 if name in draws.meaning.inside else 2 * steps + 3 for name in whole}
     yield from (({**few[1], **point}, number) for point in points[::17])
     most = {d: (1, 160, 1)[n % 3] for n, d in enumerate(plain)}

@@ -12,7 +12,7 @@ from fcgen.build.compiler import NVRTC_OPTIONS, nvrtc_fingerprint
 from fcgen.ir.target import Instr
 from fcgen.runtime import cache, module, nvrtc
 
-HEAD = 'using uint32_t = unsigned int;\n#define KERNEL extern "C" __global__ void\n'
+HEAD = 'using uint32_t = unsigned int;\nusing uint64_t = unsigned long long;\n#define KERNEL extern "C" __global__ void\n'
 SMEM = "__device__ __forceinline__ uint32_t shared(const void* p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }\n"
 
 
