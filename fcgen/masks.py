@@ -279,10 +279,10 @@ def block_sparse(layout: Any, block: int | tuple[int, int] = 128) -> Mask:
                       expected="an int tensor [B or 1, H or 1, row blocks, key blocks]", hint="layout.to(torch.int8)")
     seen, at = _broadcast(layout)
     return Mask(lambda b, h, q_idx, kv_idx: at(seen, b, h, q_idx // bm, kv_idx // bn) != 0, "block_sparse",
-                covered("layout", layout, (bm, bn)))
+                _covered("layout", layout, (bm, bn)))
 
 
-def covered(name: str, x: Any, by: tuple[int, int] = (1, 1)) -> Sizes:
+def _covered(name: str, x: Any, by: tuple[int, int] = (1, 1)) -> Sizes:
     """What a tensor of `_broadcast` covers. by: rows and keys of an element."""
     return tuple((name, n * (1, 1, *by)[axis], axis) for n, axis in zip(reversed(x.shape), (3, 2, 1, 0)) if n > 1 or axis == 3)
 

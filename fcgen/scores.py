@@ -18,7 +18,7 @@ from .errors import FcError
 from .ir.types import f32
 from .lang.arith import spread
 from .lang.handles import Handle
-from .masks import Sizes, _broadcast, covered, takes, wrong_result
+from .masks import Sizes, _broadcast, _covered, takes, wrong_result
 
 WRITTEN_IN_THE_LANGUAGE = True
 
@@ -120,7 +120,7 @@ def bias(tensor: Any) -> Score:
     """score + tensor[b, h, i, j], in float32. tensor: [B or 1, H or 1, M or 1, N], or without the first axes."""
     _tensor("tensor", tensor, 1, 2, 3, 4)
     held, at = _broadcast(tensor)
-    return Score(lambda score, b, h, q_idx, kv_idx: score + at(held, b, h, q_idx, kv_idx).to(fc.f32), "bias", covered("tensor", tensor))
+    return Score(lambda score, b, h, q_idx, kv_idx: score + at(held, b, h, q_idx, kv_idx).to(fc.f32), "bias", _covered("tensor", tensor))
 
 
 def temperature(factors: Any) -> Score:
