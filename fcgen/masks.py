@@ -26,14 +26,16 @@ from .lang.trace import place_in
 WRITTEN_IN_THE_LANGUAGE = True
 
 MaskMod = Callable[[Any, Any, Any, Any], Any]
+#: what tensors of a function cover: (argument, how many, of 0 batches, 1 heads, 2 rows, 3 keys). Calls with more are refused.
+Sizes = tuple[tuple[str, int, int], ...]
 
 
 class Mask:
     """A mask function that combines: `a & b`, `a | b`, `~a`. `str(mask)` draws its tiles, `mask.plot(file)` saves a picture."""
 
-    def __init__(self, fn: MaskMod, called: str = ""):
+    def __init__(self, fn: MaskMod, called: str = "", sizes: Sizes = ()):
         _check(fn)
-        self.fn, self.called = fn, called or getattr(fn, "__name__", "mask")
+        self.fn, self.called, self.sizes = fn, called or getattr(fn, "__name__", "mask"), sizes
 
     def __call__(self, b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
         out = self.fn(b, h, q_idx, kv_idx)
@@ -55,7 +57,7 @@ class Mask:
 
     def __invert__(self) -> Mask:
         inner = self
-        return Mask(lambda b, h, q_idx, kv_idx: ~inner(b, h, q_idx, kv_idx), f"~{self.called}")
+        return Mask(lambda b, h, q_idx, kv_idx: ~inner(b, h, q_idx, kv_idx), f"~{self.called}", self.sizes)
 
     def __repr__(self) -> str:
         return f"<mask {self.called}>"
@@ -106,12 +108,21 @@ def wrong_result(what: str, fn: Any, expected: str, got: Any) -> FcError:
                    loc=None if code is None else place_in(code, 0))
 
 
-def _number(name: str, x: Any) -> Any:
-    """A whole number, or a tensor of one per batch; refused where it is neither."""
+def _number(name: str, x: Any, least: int | None = None) -> Any:
+    """A whole number (at least so large), or a tensor of one per batch; refused where it is neither."""
     if isinstance(x, bool) or not (hasattr(x, "__index__") or (hasattr(x, "shape") and hasattr(x, "dtype"))):
         raise FcError("call/argument", f"argument `{name}` of a mask is not a whole number", expected="an int, or an int tensor per batch",
                       got=repr(x)[:80])
-    return x if hasattr(x, "shape") and len(x.shape) else int(x)
+    if hasattr(x, "shape") and len(x.shape):
+        return x
+    if least is not None and int(x) < least:
+        raise FcError("call/argument", f"argument `{name}` of a mask is too small", expected=f"{least} or more", got=repr(x)[:80])
+    return int(x)
+
+
+def _each(**given: Any) -> Sizes:
+    """What those of some numbers cover that are tensors with one per batch."""
+    return tuple((name, x.shape[0], 0) for name, x in given.items() if hasattr(x, "shape"))
 
 
 def _of(x: Any, b: Any) -> Any:
@@ -132,7 +143,7 @@ def and_masks(*masks: MaskMod) -> Mask:
             out = m(b, h, q_idx, kv_idx) if n == 0 else out & m(b, h, q_idx, kv_idx)
         return out
 
-    return Mask(all_of, " & ".join(m.called for m in given))
+    return Mask(all_of, " & ".join(m.called for m in given), sum([m.sizes for m in given], ()))
 
 
 def or_masks(*masks: MaskMod) -> Mask:
@@ -145,7 +156,7 @@ def or_masks(*masks: MaskMod) -> Mask:
             out = m(b, h, q_idx, kv_idx) if n == 0 else out | m(b, h, q_idx, kv_idx)
         return out
 
-    return Mask(one_of, " | ".join(m.called for m in given))
+    return Mask(one_of, " | ".join(m.called for m in given), sum([m.sizes for m in given], ()))
 
 
 # ---- ready-made ------------------------------------------------------------------------------------------------------------
@@ -160,7 +171,7 @@ def causal(shift: Any = 0) -> Mask:
     """Row i sees key j if j <= i + shift. shift: 0 aligns at the start ("top_left"), keys - rows at the end ("bottom_right"); a number,
     or one per batch."""
     shift = _number("shift", shift)
-    return Mask(lambda b, h, q_idx, kv_idx: kv_idx <= q_idx + _of(shift, b), "causal")
+    return Mask(lambda b, h, q_idx, kv_idx: kv_idx <= q_idx + _of(shift, b), "causal", _each(shift=shift))
 
 
 def window(left: int | None = None, right: int | None = None, shift: Any = 0) -> Mask:
@@ -178,13 +189,13 @@ def window(left: int | None = None, right: int | None = None, shift: Any = 0) ->
             return kv_idx >= at - lo
         return (kv_idx >= at - lo) & (kv_idx <= at + hi)
 
-    return Mask(inside, "window")
+    return Mask(inside, "window", _each(shift=shift))
 
 
 def prefix(length: Any) -> Mask:
     """Every row sees the first keys. length: how many, a number or a tensor with one per batch. `prefix(n) | causal()` is a prefix LM."""
     length = _number("length", length)
-    return Mask(lambda b, h, q_idx, kv_idx: kv_idx < _of(length, b), "prefix")
+    return Mask(lambda b, h, q_idx, kv_idx: kv_idx < _of(length, b), "prefix", _each(length=length))
 
 
 def padding(keys: Any, rows: Any = None) -> Mask:
@@ -192,15 +203,15 @@ def padding(keys: Any, rows: Any = None) -> Mask:
     per batch, or numbers."""
     keys = _number("keys", keys)
     if rows is None:
-        return Mask(lambda b, h, q_idx, kv_idx: kv_idx < _of(keys, b), "padding")
+        return Mask(lambda b, h, q_idx, kv_idx: kv_idx < _of(keys, b), "padding", _each(keys=keys))
     rows = _number("rows", rows)
-    return Mask(lambda b, h, q_idx, kv_idx: (kv_idx < _of(keys, b)) & (q_idx < _of(rows, b)), "padding")
+    return Mask(lambda b, h, q_idx, kv_idx: (kv_idx < _of(keys, b)) & (q_idx < _of(rows, b)), "padding", _each(keys=keys, rows=rows))
 
 
 def left_padding(keys: Any) -> Mask:
     """A batch's first keys, so many as it says, are seen by nobody: a tensor with one number per batch, or a number."""
     keys = _number("keys", keys)
-    return Mask(lambda b, h, q_idx, kv_idx: kv_idx >= _of(keys, b), "left_padding")
+    return Mask(lambda b, h, q_idx, kv_idx: kv_idx >= _of(keys, b), "left_padding", _each(keys=keys))
 
 
 def documents(ids: Any, key_ids: Any = None) -> Mask:
@@ -213,7 +224,9 @@ def documents(ids: Any, key_ids: Any = None) -> Mask:
     def same(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
         return (rows[b, q_idx] if r else rows[q_idx]) == (keys[b, kv_idx] if k else keys[kv_idx])
 
-    return Mask(same, "documents")
+    sizes = [(name, n, axis) for name, x, last in (("ids", rows, 2), ("key_ids", keys, 3))
+               for n, axis in zip(reversed(x.shape), (last, 0))]
+    return Mask(same, "documents", tuple(sizes))
 
 
 def _ids(name: str, x: Any) -> Any:
@@ -229,15 +242,15 @@ def _flat(x: Any) -> Any:
 
 def dilated(step: int, left: int | None = None, right: int | None = None) -> Mask:
     """Every `step`-th key, counted from the row's own; with left and right, inside that window."""
-    step = _number("step", step)
+    step = _number("step", step, 1)
     every = Mask(lambda b, h, q_idx, kv_idx: (q_idx - kv_idx) % step == 0, "dilated")
     return every if left is None and right is None else window(left, right) & every
 
 
 def neighbourhood(shape: tuple[int, ...], radius: int | tuple[int, ...]) -> Mask:
     """Positions are those of a grid of two or three axes, row by row; a row sees the keys that are at most `radius` away along each."""
-    shape = tuple(_number("shape", n) for n in shape)
-    far = tuple(_number("radius", r) for r in (radius if isinstance(radius, tuple) else (radius,) * len(shape)))
+    shape = tuple(_number("shape", n, 1) for n in (shape if isinstance(shape, (tuple, list)) else (shape,)))
+    far = tuple(_number("radius", r, 0) for r in (radius if isinstance(radius, tuple) else (radius,) * len(shape)))
     if len(shape) not in (1, 2, 3) or len(far) != len(shape):
         raise FcError("call/argument", "a neighbourhood is of one to three axes", expected="shape=(32, 32), radius=3 or (3, 5)",
                       got=f"shape={shape}, radius={radius}")
@@ -260,12 +273,18 @@ def neighbourhood(shape: tuple[int, ...], radius: int | tuple[int, ...]) -> Mask
 def block_sparse(layout: Any, block: int | tuple[int, int] = 128) -> Mask:
     """Blocks of rows and keys, each seen or not. layout: int8, uint8 or int32 tensor [B or 1, H or 1, row blocks, key blocks], or without
     the first axes; other than 0 means seen. block: rows and keys of one."""
-    bm, bn = (_number("block", n) for n in (block if isinstance(block, tuple) else (block, block)))
+    bm, bn = (_number("block", n, 1) for n in (block if isinstance(block, tuple) else (block, block)))
     if not hasattr(layout, "shape") or not 2 <= len(layout.shape) <= 4 or "bool" in str(layout.dtype):
         raise FcError("call/argument", "argument `layout` of a mask is no tensor of blocks", got=repr(layout)[:80],
                       expected="an int tensor [B or 1, H or 1, row blocks, key blocks]", hint="layout.to(torch.int8)")
     seen, at = _broadcast(layout)
-    return Mask(lambda b, h, q_idx, kv_idx: at(seen, b, h, q_idx // bm, kv_idx // bn) != 0, "block_sparse")
+    return Mask(lambda b, h, q_idx, kv_idx: at(seen, b, h, q_idx // bm, kv_idx // bn) != 0, "block_sparse",
+                _covered("layout", layout, (bm, bn)))
+
+
+def _covered(name: str, x: Any, by: tuple[int, int] = (1, 1)) -> Sizes:
+    """What a tensor of `_broadcast` covers. by: rows and keys of an element."""
+    return tuple((name, n * (1, 1, *by)[axis], axis) for n, axis in zip(reversed(x.shape), (3, 2, 1, 0)) if n > 1 or axis == 3)
 
 
 def _broadcast(x: Any) -> tuple[Any, Callable[..., Any]]:

@@ -18,7 +18,7 @@ from .errors import FcError
 from .ir.types import f32
 from .lang.arith import spread
 from .lang.handles import Handle
-from .masks import _broadcast, takes, wrong_result
+from .masks import Sizes, _broadcast, _covered, takes, wrong_result
 
 WRITTEN_IN_THE_LANGUAGE = True
 
@@ -28,7 +28,7 @@ ScoreMod = Callable[[Any, Any, Any, Any, Any], Any]
 class Score:
     """A score function that combines: `a + b` applies a, then b."""
 
-    def __init__(self, fn: ScoreMod, called: str = ""):
+    def __init__(self, fn: ScoreMod, called: str = "", sizes: Sizes = ()):
         try:
             if not takes(fn, 5):
                 inspect.signature(fn).bind(0, 0, 0, 0, 0)
@@ -36,7 +36,7 @@ class Score:
             code = getattr(fn, "__code__", None)
             raise FcError("call/argument", "this is not a score function", expected="a function (score, b, h, q_idx, kv_idx) -> score",
                           got=str(e), notes=[f"{code.co_filename}:{code.co_firstlineno}"] if code else []) from None
-        self.fn, self.called = fn, called or getattr(fn, "__name__", "score")
+        self.fn, self.called, self.sizes = fn, called or getattr(fn, "__name__", "score"), sizes
 
     def __call__(self, score: Any, b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
         out = self.fn(score, b, h, q_idx, kv_idx)
@@ -63,7 +63,7 @@ def chain(*scores: ScoreMod) -> Score:
             score = s(score, b, h, q_idx, kv_idx)
         return score
 
-    return Score(all_of, " + ".join(s.called for s in given))
+    return Score(all_of, " + ".join(s.called for s in given), sum([s.sizes for s in given], ()))
 
 
 def _tensor(name: str, x: Any, *ranks: int) -> Any:
@@ -91,7 +91,7 @@ def alibi(slopes: Any, shift: int = 0) -> Score:
         slope, row = slopes[b, h] if each else slopes[h], q_idx + shift if shift else q_idx
         return score - slope.to(fc.f32) * abs(row - kv_idx).to(fc.f32)
 
-    return Score(biased, "alibi")
+    return Score(biased, "alibi", tuple(("slopes", n, axis) for n, axis in zip(reversed(slopes.shape), (1, 0))))
 
 
 def alibi_slopes(heads: int) -> list[float]:
@@ -113,20 +113,21 @@ def relative(table: Any, shift: int = 0) -> Score:
         at = fc.minimum(fc.maximum(kv_idx - q_idx - shift, -far), far) + far
         return score + (table[h, at] if each else table[at]).to(fc.f32)
 
-    return Score(biased, "relative")
+    return Score(biased, "relative", (("table", table.shape[0], 1),) if each else ())
 
 
 def bias(tensor: Any) -> Score:
     """score + tensor[b, h, i, j], in float32. tensor: [B or 1, H or 1, M or 1, N], or without the first axes."""
     _tensor("tensor", tensor, 1, 2, 3, 4)
     held, at = _broadcast(tensor)
-    return Score(lambda score, b, h, q_idx, kv_idx: score + at(held, b, h, q_idx, kv_idx).to(fc.f32), "bias")
+    return Score(lambda score, b, h, q_idx, kv_idx: score + at(held, b, h, q_idx, kv_idx).to(fc.f32), "bias", _covered("tensor", tensor))
 
 
 def temperature(factors: Any) -> Score:
     """score * factors[h]. factors: tensor [H]."""
     _tensor("factors", factors, 1)
-    return Score(lambda score, b, h, q_idx, kv_idx: score * factors[h].to(fc.f32), "temperature")
+    return Score(lambda score, b, h, q_idx, kv_idx: score * factors[h].to(fc.f32), "temperature",
+                 (("factors", factors.shape[0], 1),))
 
 
 class Sinks:
@@ -137,6 +138,7 @@ class Sinks:
         number = isinstance(logits, (int, float)) and not isinstance(logits, bool)
         self.logits: Any = float(logits) if number else _tensor("sinks", logits, 1)
         self.number = number
+        self.sizes: Sizes = () if number else (("sinks", logits.shape[0], 1),)
 
     def __call__(self, h: Any) -> Any:
         return self.logits if self.number else self.logits[h].to(fc.f32)

@@ -59,6 +59,7 @@ def block_lists(mask: Any, batch: int, heads: int, rows: int, keys: int, like: A
         if isinstance(n, bool) or not hasattr(n, "__index__") or int(n) < 1:
             raise FcError("call/argument", f"argument `{name}` is not a number of at least one", got=repr(n)[:80])
     _check_block(block)
+    given.check((batch, heads, rows, keys))
     arch = _arch(tensors.describe(like, "like").device)
     return _made(given, _lister(given, arch, block, None), (batch, heads, rows, keys), like, block, None)
 

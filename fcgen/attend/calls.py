@@ -127,7 +127,7 @@ def _kind(options: Options, torch: Any, every: tuple[Any, ...], own: tuple[Any, 
         if forward_ad._current_level >= 0:
             return None
         (b, h, m, d), (_, groups, n, _), e = qs, ks, vs[3]
-        if not (b and m and n and groups) or h % groups or (square and m != n):
+        if not (b and m and n and groups) or h % groups or (square and m != n) or (given is not None and given.lacking((b, h, m, n))):
             return None
         exact = (_ROOTS.get(d) or 1.0) if scale is None else scale
         if out is not None:

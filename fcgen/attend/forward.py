@@ -198,6 +198,7 @@ def _checked(q: Any, k: Any, v: Any, causal: bool | str | None, scale: float | N
 
     qa, ka, va = tensors.describe(q, "q"), tensors.describe(k, "k"), tensors.describe(v, "v")
     _check_shapes(qa, ka, va)
+    given.check((*qa.shape[:3], ka.shape[2]))
     kind = _mask_kind(causal, qa.shape[2], ka.shape[2])
     scale = 1.0 / math.sqrt(qa.shape[3]) if scale is None else scale
     shape = (*qa.shape[:3], va.shape[3])

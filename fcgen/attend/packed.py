@@ -83,6 +83,8 @@ def _kind(options: Options, torch: Any, every: tuple[Any, ...]) -> Callable[...,
         (m, h, d), (n, groups, _), e = q.shape, k.shape, v.shape[2]
         if forward_ad._current_level >= 0 or not (m and n and groups) or h % groups:
             return None
+        if given is not None and given.lacking((rows.shape[0] - 1, h, 0, 0)):
+            return None
         if longest is not None and (type(longest) is not int or longest < 1):
             return None
         if most is None:

@@ -42,6 +42,21 @@ class Functions(NamedTuple):
     weigh: Any = None
     sink: Any = None
 
+    def lacking(self, sizes: tuple[int, ...]) -> tuple[str, int, int] | None:
+        """The first tensor of ready-made functions that does not cover so many batches, heads, rows and keys (`masks.Sizes`)."""
+        for f in self:
+            for it in getattr(f, "sizes", ()):
+                if it[1] < sizes[it[2]]:
+                    return it  # type: ignore[no-any-return]
+        return None
+
+    def check(self, sizes: tuple[int, ...]) -> None:
+        lacking = self.lacking(sizes)
+        if lacking is not None:
+            name, n, axis = lacking
+            raise FcError("call/argument", f"the tensor `{name}` of a mask, score or sinks is too small for this call",
+                          expected=f"{sizes[axis]} {('batches', 'heads', 'rows', 'keys')[axis]}", got=n)
+
     def given(self) -> dict[str, Any]:
         return {name: x for name, x in self._asdict().items() if x is not None}
 

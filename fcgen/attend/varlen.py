@@ -76,6 +76,7 @@ def attention_varlen(q: Any, k: Any, v: Any, cu_seqlens_q: Any, cu_seqlens_k: An
         value = 1.0 / math.sqrt(qa.shape[2]) if scale is None else forward._scale(scale)
         arguments: dict[str, Any] = {"Q": qa, "K": ka, "V": va, "scale": value}
         sequences = _offsets(arguments, qa.device, cu_seqlens_q, cu_seqlens_k, ka.shape[0])
+        given.check((sequences, qa.shape[1], 0, 0))
         for name, word, x in (("Used", "seqused_q", seqused_q), ("KUsed", "seqused_k", seqused_k)):
             if x is not None:
                 arguments[name] = tensors.describe(x, word)

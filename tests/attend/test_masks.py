@@ -188,7 +188,9 @@ def test_refused(words: str, given: dict[str, Any], monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("make", [
     lambda: masks.window("x"), lambda: masks.prefix(1.5), lambda: masks.documents(np.zeros(4)), lambda: masks.neighbourhood((2, 2, 2, 2), 1),
     lambda: masks.Mask(lambda a: a), lambda: masks.and_masks(lambda a: a), lambda: masks.block_sparse(np.zeros((2, 2), bool)), lambda: scores.soft_cap(0),
-    lambda: scores.Score(lambda s: s), lambda: scores.relative(np.zeros(4, np.float32)), lambda: fc.Dropout(2.0), lambda: fc.Dropout(0.5, 1.5), lambda: scores.alibi(3)])
+    lambda: scores.Score(lambda s: s), lambda: scores.relative(np.zeros(4, np.float32)), lambda: fc.Dropout(2.0), lambda: fc.Dropout(0.5, 1.5), lambda: scores.alibi(3),
+    lambda: masks.dilated(0), lambda: masks.neighbourhood((0, 4), 1), lambda: masks.neighbourhood((4, 4), -1), lambda: masks.neighbourhood(5.0, 1),
+    lambda: masks.block_sparse(np.ones((2, 2), np.int8), 0)])
 def test_what_is_no_mask_or_score_is_refused_where_it_is_made(make: Any) -> None:
     with pytest.raises(fc.FcError) as e:
         make()

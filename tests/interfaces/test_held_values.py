@@ -11,7 +11,8 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="needs torch: pip install fcgen[torch]")
 import fcgen  # noqa: E402
-from fcgen.attend import calls, forward  # noqa: E402
+from fcgen import scores  # noqa: E402
+from fcgen.attend import calls, forward, packed  # noqa: E402
 from fcgen.errors import FcError  # noqa: E402
 
 from .test_steady import half, launched, tensors  # noqa: E402, F401
@@ -239,3 +240,49 @@ def test_a_thousand_changes_compile_nothing(launched):  # noqa: F811
             by = 0.5 - n
             call(n)
     assert fcgen.compile_count() == before and len(launched) >= 1000
+
+
+def ints(*shape):
+    return torch.ones(shape, dtype=torch.int32)
+
+
+#: (what is given with a tensor, one that covers 1 batch, 4 heads, 33 rows and 50 keys, one that does not, what it lacks)
+TOO_SMALL = {
+    "sinks": (lambda t: {"sinks": t}, torch.ones(4), torch.ones(3), "4 heads"),
+    "slopes": (lambda t: {"score": scores.alibi(t)}, torch.ones(4), torch.ones(2), "4 heads"),
+    "factors": (lambda t: {"score": scores.soft_cap(3.0) + scores.temperature(t)}, torch.ones(4), torch.ones(1), "4 heads"),
+    "a table of distances": (lambda t: {"score": scores.relative(t)}, torch.ones(4, 7), torch.ones(2, 7), "4 heads"),
+    "a bias": (lambda t: {"score": scores.bias(t)}, torch.ones(33, 50), torch.ones(33, 49), "50 keys"),
+    "documents": (lambda t: {"mask": fcgen.masks.documents(t[:33], t)}, ints(50), ints(40), "50 keys"),
+    "rows of documents": (lambda t: {"mask": ~fcgen.masks.documents(t, ints(50)) | fcgen.masks.causal()}, ints(33), ints(32), "33 rows"),
+    "blocks": (lambda t: {"mask": fcgen.masks.block_sparse(t, 16) & fcgen.masks.causal()}, ints(3, 4), ints(2, 4), "33 rows"),
+    "lengths": (lambda t: {"mask": fcgen.masks.padding(t)}, ints(1), ints(0), "1 batches"),
+}
+
+
+@pytest.mark.parametrize("name", TOO_SMALL)
+def test_a_tensor_of_a_ready_made_function_covers_the_call(launched, name):  # noqa: F811
+    """Past its end it would be read as zero: other heads, rows and keys would get another sink, slope or document."""
+    make, enough, small, lacks = TOO_SMALL[name]
+    x = tensors()
+    for _ in range(3):
+        fcgen.attention(*x, **make(enough))
+    for again in (True, False):  # the short way, the long way
+        before = len(launched)
+        with pytest.raises(FcError, match="too small for this call") as e:
+            fcgen.attention(*x, **make(small))
+        assert e.value.expected == lacks and len(launched) == before
+        if again:
+            calls.kinds.clear()
+
+
+def test_a_tensor_of_a_ready_made_function_covers_packed_sequences(launched):  # noqa: F811
+    q, k, offsets = half(60, 4, 64), half(60, 2, 64), torch.tensor([0, 20, 60], dtype=torch.int32)
+    call = lambda sinks, lengths: fcgen.attention_varlen(q, k, k, offsets, sinks=sinks, mask=fcgen.masks.padding(lengths))
+    for _ in range(3):
+        call(torch.ones(4), ints(2))
+    for sinks, lengths in ((torch.ones(3), ints(2)), (torch.ones(4), ints(1))):
+        for _ in range(2):
+            with pytest.raises(FcError, match="too small for this call"):
+                call(sinks, lengths)
+            packed.kinds.clear()
