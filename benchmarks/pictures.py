@@ -136,8 +136,8 @@ Small problems (B=1, H=8, S=512, D=64, replayed from a CUDA graph): {tiny}.
 ## Masks, scores, packed sequences
 
 Time over that of what a variant is held to (the plain kernel of the same shape; for masks scaled by what is seen, for packed sequences
-of equal lengths the padded batch), and over FlashAttention-3's where it has the variant. Below 1 is faster. Calls go through
-`fcgen.attention` as a user's would: what the host needs for a call counts where it is longer than the kernel.
+of equal lengths the padded batch), and over FlashAttention-3's where it has the variant. Below 1 is faster. All are
+timed as CUDA graphs; what the host needs for a call is in `variants.json` (`host_us`) and in `host_time-interfaces.json`.
 
 ![Variants over what they are held to](bench-variants.svg)
 
