@@ -130,6 +130,8 @@ def kind_of(x: Any) -> tuple[Any, ...]:
     if x is None or t in (bool, str, bytes, DType, slice, range, frozenset, types.EllipsisType) or isinstance(x, enum.Enum):
         return "constant", t, x
     if t in (int, float):
+        if t is int and x.bit_length() > 1023:
+            raise FcError("trace/capture", "a whole number that no dtype holds cannot be captured", got=f"one of {x.bit_length()} bits")
         return "number", t
     if _ours(t.__module__) or _as_it_is(x):
         return "itself", Same(x)
