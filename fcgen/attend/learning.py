@@ -8,6 +8,7 @@ import types
 from collections.abc import Iterator
 from typing import Any
 
+from ..lang.captures import no_number
 from .variants import Functions
 
 #: how deep a function's objects are looked into
@@ -19,12 +20,16 @@ def learns(given: Functions, *tensors: Any) -> bool:
     torch = sys.modules.get("torch")
     if torch is None or not all(isinstance(t, torch.Tensor) for t in tensors):
         return False
-    return (any(t.requires_grad for t in tensors) or held_learn(given)) and bool(torch.is_grad_enabled())
+    return bool(torch.is_grad_enabled()) and (held_learn(given) or any(t.requires_grad for t in tensors))
 
 
 def held_learn(given: Functions) -> bool:
     """Whether a tensor that the functions hold requires one."""
-    return any(x.requires_grad for f in given if f is not None for x in _tensors_in(f, sys.modules["torch"].Tensor, _DEPTH))
+    found = [x for f in given if f is not None for x in _tensors_in(f, sys.modules["torch"].Tensor, _DEPTH) if x.requires_grad]
+    for x in found:
+        if not x.shape and sys.modules["torch"].is_grad_enabled():
+            raise no_number(x)
+    return bool(found)
 
 
 def _tensors_in(x: Any, kind: type, depth: int) -> Iterator[Any]:

@@ -224,10 +224,10 @@ def gradients(call: Call, plan: Plan, o: Any, lse: Any, q: Any, k: Any, v: Any, 
     """Those of q, k and v, of what is wanted; those of the held tensors are added to `into`."""
     if 0 in q.shape or 0 in k.shape or 0 in v.shape:
         return torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
-    do = torch.zeros_like(o) if do is None else do
+    do = torch.zeros_like(o) if do is None else do.resolve_neg()
     if do.stride(-1) != 1 or not tensors.describe(do, "dO").in_lines:
         do = do.contiguous()
-    dlse = torch.zeros_like(lse) if dlse is None else dlse.contiguous()
+    dlse = torch.zeros_like(lse) if dlse is None else dlse.resolve_neg().contiguous()
     given = {**call.arguments, "Q": q, "K": k, "V": v, "O": o, "dO": do, "LSE": lse, "dLSE": dlse, "Delta": _lines_like(lse),
              "LSE2": _lines_like(lse), "scale": call.scale}
     plan.rows_before.launch(given, held, into)

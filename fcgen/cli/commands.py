@@ -26,7 +26,11 @@ class Group(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            try:
+                return super().invoke(ctx)
+            except MemoryError as e:  # sizes are anyone's
+                raise FcError("cli/usage", "this machine has not the memory for it", got=str(e),
+                              hint="smaller sizes: --size M=100") from None
         except FcError as e:
             head, _, rest = e.render().partition("\n")
             click.echo(click.style("error ", fg="red", bold=True, reset=False) + click.style("", reset=True) + head, err=True)

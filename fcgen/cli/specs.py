@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import math
 import os
 import sys
 from collections.abc import Iterable, Mapping
@@ -88,6 +89,9 @@ def parse_sizes(sizes: Iterable[str], known: Iterable[str]) -> dict[str, int]:
         if same[0] in out:
             raise FcError("cli/usage", f"{same[0]} is given twice", got=item)
         out[same[0]] = int(value)
+    if math.prod(out.values()) > 1 << 40:
+        raise FcError("cli/usage", "this machine has not the memory for it", got=", ".join(f"{n}={x}" for n, x in out.items()),
+                      hint="smaller sizes: --size M=100")
     return out
 
 

@@ -130,12 +130,16 @@ def kind_of(x: Any) -> tuple[Any, ...]:
     if x is None or t in (bool, str, bytes, DType, slice, range, frozenset, types.EllipsisType) or isinstance(x, enum.Enum):
         return "constant", t, x
     if t in (int, float):
+        if t is int and x.bit_length() > 1023:
+            raise FcError("trace/capture", "a whole number that no dtype holds cannot be captured", got=f"one of {x.bit_length()} bits")
         return "number", t
     if _ours(t.__module__) or _as_it_is(x):
         return "itself", Same(x)
     if isinstance(x, type):
         return "object", t
     if isinstance(x, np.generic) or (is_array(x) and not len(x.shape) and not str(getattr(x, "device", "cpu")).startswith("cuda")):
+        if getattr(x, "requires_grad", False) and sys.modules["torch"].is_grad_enabled():
+            raise no_number(x)
         return "plain", t
     if is_array(x):
         return "tensor", dtype_name(x), len(x.shape)
@@ -153,6 +157,12 @@ def kind_of(x: Any) -> tuple[Any, ...]:
         "capture float(x)" if isinstance(x, numbers.Number) else "capture the numbers and tensors in it"
     raise FcError("trace/capture", f"a {t.__name__} cannot be captured by a function of a spec", got=repr(x)[:80], hint=hint,
                   expected="numbers, arrays, tensors, strings, functions, and tuples, dicts or objects that hold them")
+
+
+def no_number(x: Any) -> FcError:
+    """Numbers are read where a function is called; nothing follows them back."""
+    return FcError("trace/capture", "a number that requires grad cannot be captured: no gradient flows to it", got=repr(x)[:80],
+                   hint="on the GPU with one axis, x[None], and indexed with 0 it gets one; or capture float(x)")
 
 
 def _ours(module: str) -> bool:

@@ -196,6 +196,7 @@ def test_layout_draws_text_and_svg(tmp_path: Path) -> None:
     (["run", "examples/softmax.py", "--size", "k=3"], ["cli/usage", "expected: m, n"]),
     (["check", "examples/softmax.py", "--size", "Q=3"], ["cli/usage", "expected: M, N"]),
     (["check", "examples/softmax.py", "--size", "M=0"], ["cli/usage", "from 1 on"]),
+    (["run", "examples/softmax.py", "--simulate", "--size", "M=9223372036854775807"], ["cli/usage", "not the memory"]),
     (["build", "examples/softmax.py", "--no-check", "--out", "README.md/x"], ["file/missing", "cannot write"]),
     (["dump", SPEC, *SMALL, "--target", "sm_75"], ["compile/unsupported", "sm_89"]),
     (["dump", SPEC, "--target", "sm_89", "--set", "T=f16"], ["trace/static"]),

@@ -337,3 +337,27 @@ def test_tables_that_were_written_to_are_noticed() -> None:
         bias.add_(1.0)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         out.sum().backward()
+
+
+def test_a_gradient_that_is_a_lazily_negated_view() -> None:
+    xs = draw()
+    ys = copies(xs)
+    g = torch.randn(B, H, M, D).half()
+    fc.scaled_dot_product_attention(*xs).backward(torch._neg_view(g))
+    sdpa_exactly(*ys).backward(-g.double())
+    agree(xs, ys)
+
+
+def test_a_number_that_requires_grad_is_refused_and_as_a_tensor_it_learns() -> None:
+    """It was read as a number, and nothing said that it gets no gradient."""
+    q, k, v = draw()
+    by = torch.tensor(1.5, requires_grad=True)
+    scaled = lambda s, b, h, i, j: s * by
+    for call in (lambda: fc.flex_attention(q, k, v, scaled), lambda: fc.attention(q.detach(), k.detach(), v.detach(), score=scaled)):
+        with pytest.raises(FcError, match="a number that requires grad"):
+            call()
+        with torch.no_grad():
+            call()
+    by = by.detach()[None].requires_grad_()
+    check((q, k, v, by), lambda q, k, v, t: fc.flex_attention(q, k, v, lambda s, b, h, i, j: s * t[0]),
+          lambda q, k, v, t: torch.softmax(q @ k.mT * D**-0.5 * t, -1) @ v)

@@ -312,9 +312,9 @@ def held(value: Any) -> Any:
     (changed(Slope(TABLE)), "trace/capture", "s.by = 3.0", "return what it computes"),
     (nonlocal_count(), "trace/capture", "n += 1", "`n`"),
     (held(x for x in (1.0, 2.0)), "trace/capture", "x * value", "capture a tuple"), (held({1, 2}), "trace/capture", "x * value", "tuple"),
-    (held("2"), "trace/usage", "x * value", "'2'"), (held(1j), "trace/capture", "x * value", "float(x)"),
+    (held("2"), "trace/usage", "x * value", "'2'"), (held(10**400), "trace/capture", "x * value", "1329 bits"), (held(1j), "trace/capture", "x * value", "float(x)"),
     (held(np.zeros((2, 2), np.complex64)), "trace/capture", "x * value", "convert"), (held([].append), "trace/capture", "x * value", "method")],
-    ids=["global", "list", "object", "nonlocal", "generator", "set", "text", "complex", "dtype", "method"])
+    ids=["global", "list", "object", "nonlocal", "generator", "set", "text", "beyond floats", "complex", "dtype", "method"])
 def test_what_cannot_be_captured_is_refused_where_it_is_used(f: Any, code: str, line: str, word: str) -> None:
     with pytest.raises(fc.FcError) as e:
         program(f)
