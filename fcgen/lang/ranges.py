@@ -172,9 +172,9 @@ class TiledSize(NotATile):
             raise FcError("trace/usage", "fc.tile names its block size, and the schedule says how large it is", expected='"BLOCK_M"',
                           got=block, loc=here(), hint='Schedule(tiles={"BLOCK_M": 64, ...})')
         if block not in t.tiles:
-            near = closest(block, set(t.tiles) - t.used_tiles)
+            near = closest(block, t.tiles)
             raise FcError("trace/static", f"no tile size is given for {block}", loc=here(), got=", ".join(t.tiles) or "no tile sizes",
-                          hint=f'Schedule(tiles={{"{block}": 64, ...}})' + (f"; or is {near} meant for it?" if near else ""))
+                          hint=f'Schedule(tiles={{"{block}": 64, ...}})' + (f"; or did you mean {near}?" if near else ""))
         self.size = t.tiles[block]
         t.used_tiles.add(block)
 

@@ -3,13 +3,16 @@ copies may be issued before their bytes are announced."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from fcgen.build.compiler import target
 from fcgen.errors import FcError
 from fcgen.ir.parse import parse_kernel
-from fcgen.ir.rewrite import map_bodies, rewrite
+from fcgen.ir.rewrite import edited as each
+from fcgen.ir.rewrite import map_bodies
 from fcgen.sim.machine import simulate
 from tests.ir.test_async_text import KERNEL
 
@@ -66,7 +69,7 @@ def test_buffers_that_share_bytes_are_named():
 def test_an_op_without_a_line_has_that_of_its_channel(old, new, kind):
     """What passes make has no place in a text, and what they put in for order often no line of the spec."""
     kernel, _ = edited((old, new))
-    bare = map_bodies(kernel, lambda body: rewrite(body, lambda op, b, env: False))
+    bare = map_bodies(kernel, lambda body: each(body, lambda op: replace(op, place=None)))
     e = next(e for e in run(bare)[0].reports if f" {kind}" in " ".join(e.notes))
     assert str(e.loc) == "spec.py:7" and any(n.startswith("its channel is filled at spec.py:7") for n in e.notes), str(e)
 
