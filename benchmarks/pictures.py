@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-OURS, OTHER, THEIRS, GOOD, BAD = "#0072b2", "#56b4e9", "#d55e00", (0.0, 0.45, 0.70), (0.84, 0.37, 0.0)
+OURS, OTHER, THEIRS, FLEX, GOOD, BAD = "#0072b2", "#56b4e9", "#d55e00", "#e69f00", (0.0, 0.45, 0.70), (0.84, 0.37, 0.0)
 FORWARD = {"fp16": "forward_fp16.json", "bf16": "forward_bf16.json"}
 #: rows of training.json; cases of gemms.json, and what each is held to
 TRAINING = {"fcgen": "fcgen", "fcgen, deterministic": "fcgen, deterministic", "sdpa CUDNN_ATTENTION": "cuDNN",
@@ -44,7 +44,7 @@ class Results:
     def variants(self) -> dict[str, dict[int, dict[str, float]]]:
         """variant -> head size -> over what it is held to (base, or a padded batch) and FlashAttention-3's time"""
         out: dict[str, dict[int, dict[str, float]]] = {}
-        for name, case in self.read("variants.json").items():
+        for name, case in self.read("variants.json")["cases"].items():
             head, what = re.fullmatch(r"D=(\d+) (.*)", name).groups()  # type: ignore[union-attr]
             t = case["times"]
             others = {word: t[key] for key, word in (("base", "base"), ("padded", "base"), ("fa3", "fa3"), ("flex", "flex")) if key in t}
@@ -62,11 +62,10 @@ class Results:
 
     def gemms(self) -> list[tuple[str, float, float, str]]:
         """What, TFLOP/s of fcgen's choice, of the best of a search, of what it is held to and which that is, all over the latter's."""
-        rows = self.read("gemms.json")["table"]
-        newer = self.read("gemms-2.json")["table"] if (self.folder / "gemms-2.json").exists() else []
+        runs = [self.read(path.name)["table"] for path in sorted(self.folder.glob("gemms*.json"), key=lambda x: x.stem, reverse=True)]
         out = []
         for case, (title, held) in GEMMS.items():
-            mine = [r for r in newer if r["case"] == case] or [r for r in rows if r["case"] == case]
+            mine = next((found for run in runs if (found := [r for r in run if r["case"] == case])), [])  # of the last run that has it
             base = next((r for r in mine if r["name"] == held), None)
             if base is None:
                 continue
@@ -106,7 +105,7 @@ def page(results: Results, folder: str) -> str:
     lengths = sorted({s for cells in race["fp16"].values() for s in cells})
     cells = [[f"{d} {mask}", *(f"{by[s][0]:.0f} ({by[s][1]:.2f})" for s in lengths)] for (d, mask), by in race["fp16"].items()]
     small = [(r["mask"], r["us"]) for r in results.read(FORWARD["fp16"]).get("small", [])]
-    over = lambda t, head: [f"{t[head][w]:.2f}" if head in t and w in t[head] else "" for w in ("base", "fa3")]
+    over = lambda t, head: [f"{t[head][w]:.2f}" if head in t and w in t[head] else "" for w in ("base", "fa3", "flex")]
     variants = [[what, *over(t, 64), *over(t, 128)] for what, t in results.variants().items()]
     training = [[what, *(f"{who[n]:.0f}" if n in who else "" for n in TRAINING.values())] for what, who in results.training()]
     gemms = [[what, f"{chosen:.2f}", f"{best:.2f}", held] for what, chosen, best, held in results.gemms()]
@@ -136,12 +135,12 @@ Small problems (B=1, H=8, S=512, D=64, replayed from a CUDA graph): {tiny}.
 ## Masks, scores, packed sequences
 
 Time over that of what a variant is held to (the plain kernel of the same shape; for masks scaled by what is seen, for packed sequences
-of equal lengths the padded batch), and over FlashAttention-3's where it has the variant. Below 1 is faster. All are
-timed as CUDA graphs; what the host needs for a call is in `variants.json` (`host_us`) and in `host_time-interfaces.json`.
+of equal lengths the padded batch), over FlashAttention-3's where it has the variant, and over compiled FlexAttention's. Below 1 is
+faster. All are timed as CUDA graphs; what the host needs for a call is in `variants.json` (`host`) and in `host_time-interfaces.json`.
 
 ![Variants over what they are held to](bench-variants.svg)
 
-{rows(['', 'D=64', 'over FA3', 'D=128', 'over FA3'], variants)}
+{rows(['', 'D=64', 'over FA3', 'over Flex', 'D=128', 'over FA3', 'over Flex'], variants)}
 
 ## Backward
 
@@ -256,12 +255,13 @@ def draw_variants(results: Results, path: Path) -> None:
     heads = ((64, OURS), (128, OTHER))
     _bars(a, list(shown), [[(by[h].get("base", by[h].get("fa3", math.nan)), color, f"fcgen, D = {h}") for h, color in heads if h in by]
                            for by in shown.values()], 3.0)
-    both = [(t["base"] / t["fa3"], y - 0.2 + 0.4 * n) for y, by in enumerate(shown.values()) for n, (h, _) in enumerate(heads)
-            for t in [by.get(h, {})] if "fa3" in t and "base" in t]
-    if both:
-        a.plot(*zip(*both), "d", color=THEIRS, markersize=5, markeredgecolor="white", linewidth=0, label="FlashAttention-3")
+    for who, color, label in (("fa3", THEIRS, "FlashAttention-3"), ("flex", FLEX, "FlexAttention")):
+        both = [(t["base"] / t[who], y - 0.2 + 0.4 * n) for y, by in enumerate(shown.values()) for n, (h, _) in enumerate(heads)
+                for t in [by.get(h, {})] if who in t and "base" in t]
+        if both:
+            a.plot(*zip(*both), "d", color=color, markersize=5, markeredgecolor="white", linewidth=0, label=label)
     a.axvline(1.0, color="#888888", linewidth=0.8, linestyle=":")
-    a.set_xlim(0, 3.3)
+    a.set_xlim(0, 5)
     a.set_xlabel("time over that of what the variant is held to: shorter is faster, 1 is as fast")
     a.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.4, 1.0), fontsize=8, ncols=3)
     _save(figure, path)

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import fcgen as fc
+from benchmarks.environment import facts
 from benchmarks.host_time import host_us
 from benchmarks.timing import Checked, graph_times
 from fcgen import masks, scores
@@ -315,7 +316,7 @@ def main() -> int:
         if args.search:
             jobs = [(d, n, str(s)) for d, n, base in bases if base for s in dict.fromkeys(others(fc.Schedule.parse(base)))]
             fits = pool.map(tried, jobs, chunksize=1)
-    fa3, table, bad = load_fa3(args.fa3), {}, 0
+    fa3, around, table, bad = load_fa3(args.fa3), facts(), {}, 0
     print(f"{'':34}{'fcgen ms':>10}{'base':>8}{'flex':>8}{'fa3':>8}   base/fcgen  flex/fcgen  fa3/fcgen  host us", flush=True)
     for d in heads:
         for name, run in races(d, wanted, args, fits, fa3):
@@ -324,7 +325,7 @@ def main() -> int:
             show(f"D={d} {name}", f)
             if args.json:  # what is known so far, whatever happens to the next case
                 Path(args.json).parent.mkdir(parents=True, exist_ok=True)
-                Path(args.json).write_text(json.dumps(table, indent=1))
+                Path(args.json).write_text(json.dumps({"environment": around, "cases": table}, indent=1))
     return int(bad > 0)
 
 
