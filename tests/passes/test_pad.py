@@ -34,9 +34,10 @@ def test_same_results_and_sizes(make, first):
     assert pad.run(after, Schedule(), None) is after
 
 
-@pytest.mark.parametrize("n, wide", [(1, 1), (4, 4), (8, 8), (10, 16), (24, 32), (40, 48), (56, 64), (72, 80), (144, 144), (1000, 1024)])
+@pytest.mark.parametrize("n, wide", [(1, 1), (4, 4), (8, 8), (10, 16), (24, 32), (40, 48), (56, 64), (72, 80), (144, 144), (1000, 1024),
+                                     (1008, 1008), (1040, 1152), (1536, 1536), (11008, 11264)])
 def test_without_matrix_instructions_sizes_are_shared_out_over_lanes(n, wide):
-    """A power of two or a multiple of 16 stays as it is; the rest grows by an eighth at most, from 128 on."""
+    """A power of two, or a multiple of 16 that two lanes can hold, stays as it is."""
     k = row_norm(bm=4, d=n)
     assert max(shapes(pad.run(k, Schedule(), None))) == max(4, wide)
 

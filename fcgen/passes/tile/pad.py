@@ -2,8 +2,8 @@
 
 In: a tile program with axes of any size. Out: an equal one where each axis of n elements has the next `size` of them: a multiple of 16, for
 each unit of warps that a schedule divides columns among (one element stays one where no matrix instruction meets such an axis); in a
-program without matrix instructions (none of its dots has one) a power of two, a multiple of 16, or with an eighth more at most a number
-that many lanes share. It is a function of n alone, so shapes that agreed still agree. The elements past n are padding:
+program without matrix instructions (none of its dots has one) a power of two, a multiple of 16 that two lanes can hold, or a number
+a little above that many lanes share. It is a function of n alone, so shapes that agreed still agree. The elements past n are padding:
   - loads of a whole dimension read zeros there (guard on that axis); loads of a run read what follows, guarded; stores of a
     whole dimension leave padding out by their guard. A run cannot be stored padded, its end is inside the tensor: that is an
     error;
@@ -32,6 +32,8 @@ from ...ir.types import Tile
 from ..facts.common import const_of, rank
 
 GRANULE = 16
+#: elements of a row that two lanes can hold in registers
+ROW = 1024 - GRANULE
 
 
 def padded(n: int, granule: int = GRANULE) -> int:
@@ -40,10 +42,11 @@ def padded(n: int, granule: int = GRANULE) -> int:
 
 
 def shared_out(n: int) -> int:
-    """For lanes alone."""
-    if n & (n - 1) == 0 or n % GRANULE == 0:
+    """For lanes alone. Beyond `ROW`, 16 times an odd number is too much for the two lanes that share it."""
+    even = n % GRANULE == 0
+    if n & (n - 1) == 0 or (even and n <= ROW):
         return n
-    step = max(GRANULE, 1 << max(0, (n - 1).bit_length() - 3))
+    step = max(GRANULE, 1 << max(0, (n - 1).bit_length() - (4 if even else 3)))
     return -(-n // step) * step
 
 
@@ -59,7 +62,7 @@ def run(kernel: Kernel, schedule: Schedule, target: Target | None) -> Kernel:
             n = op.operands[1].type.shape[1]
             across[n] = max(op["grid"][1], across.get(n, 1))
     whole = lambda n: n if n <= 1 and not ones else padded(n, GRANULE * max(2 if n in deep else 1, across.get(n, 1)))
-    size = whole if dots else shared_out
+    size = whole if dots else lambda n: n if n in runs and n % GRANULE == 0 else shared_out(n)
     if not any(size(n) != n for op in walk_kernel(kernel) for v in (*op.results, *op.operands)
                if isinstance(v.type, Tile) for n in v.type.shape):
         return kernel
