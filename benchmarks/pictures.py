@@ -248,6 +248,10 @@ def _bars(a: Any, names: list[str], values: list[list[tuple[float, str, str]]], 
     _plain(a, "bottom")
 
 
+def _legend(a: Any, columns: int) -> None:
+    a.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.4, 1.0), fontsize=8, ncols=columns)
+
+
 def draw_variants(results: Results, path: Path) -> None:
     table = results.variants()
     figure, a = _figure(7.4, 1.1 + 0.34 * len(table))
@@ -263,7 +267,7 @@ def draw_variants(results: Results, path: Path) -> None:
     a.axvline(1.0, color="#888888", linewidth=0.8, linestyle=":")
     a.set_xlim(0, 5)
     a.set_xlabel("time over that of what the variant is held to: shorter is faster, 1 is as fast")
-    a.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.4, 1.0), fontsize=8, ncols=3)
+    _legend(a, 3)
     _save(figure, path)
 
 
@@ -273,7 +277,7 @@ def draw_backward(results: Results, path: Path) -> None:
     colors = dict(zip(TRAINING.values(), (OURS, OTHER, "#555555", "#e69f00")))
     _bars(a, [what for what, _ in table], [[(who[n], colors[n], n) for n in TRAINING.values() if n in who] for _, who in table])
     a.set_xlabel("TFLOP/s of a backward pass under autograd, 4k tokens")
-    a.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.4, 1.0), fontsize=8, ncols=4)
+    _legend(a, 4)
     _save(figure, path)
 
 
@@ -284,7 +288,7 @@ def draw_gemms(results: Results, path: Path) -> None:
     _bars(a, [f"{what}" for what, *_ in table], [[(x, *word) for x, word in zip(rates, words)] for _, *rates, _ in table])
     a.axvline(1.0, color="#888888", linewidth=0.8, linestyle=":")
     a.set_xlabel("rate over that of the library calls which do the same: longer is faster")
-    a.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.4, 1.0), fontsize=8, ncols=2)
+    _legend(a, 2)
     _save(figure, path)
 
 

@@ -1,7 +1,8 @@
 """What a traced program asks of the functions that it was traced from (`lang.captures.Held`), written out as a function of Python.
 
 Guaranteed: it gives the values that `Held` says captured parameters have, for functions of which every fact holds that the trace followed
-from, and None for others; a value that several facts are about is read once. A tenth of what walking the keys costs.
+from, and None for others, and where reading one raises anything: whoever asked goes the long way then, which reads it again and tells its
+error. A value that several facts are about is read once. A tenth of what walking the keys costs.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ class _Bound:
         for key, want in held.seen:
             self._refuse_unless(self._kind(key[1], want) if key[0] == "kind" else self._is(self._value(key), want))
         values = [self._value(key) for _, key in held.values]
-        self.script.line(f"    return ({''.join(v + ', ' for v in values)})", "except Exception: pass")
+        self.script.line(f"    return ({''.join(v + ', ' for v in values)})", "except Exception:",
+                         "    return None  # the trace that follows reads it too, and says what is wrong with it")
 
     def _refuse_unless(self, condition: str) -> None:
         self.script.line(f"    if not ({condition}): return None")

@@ -61,6 +61,33 @@ def test_a_number_that_changes_is_read_at_the_call() -> None:
     np.testing.assert_array_equal(result(p), X * 7)
 
 
+@pytest.mark.parametrize("known", [False, True])
+def test_what_reading_a_value_raises_is_told_at_each_call(known: bool) -> None:
+    """Also where the program is known, and what its functions hold is read by a text that was written for it."""
+    class Holder:
+        by, broken = 2.0, not known
+
+        @property
+        def scale(self) -> float:
+            if self.broken:
+                raise ZeroDivisionError("no scale today")
+            return self.by
+
+    held = Holder()
+    f = lambda x, i: x * held.scale
+    if known:
+        p = program(f)
+        np.testing.assert_array_equal(result(p), X * 2)
+        held.broken = True
+        call = lambda: p.interpret(X=X)
+    else:
+        call = lambda: program(f).interpret(X=X)
+    with pytest.raises((fc.FcError, ZeroDivisionError), match="no scale today"):
+        call()
+    held.broken = False
+    np.testing.assert_array_equal(call()["Y"], X * 2)
+
+
 def test_numbers_compute_as_in_python() -> None:
     n, h = 3, 0.1
     f = lambda x, i: x * (n / 2 + h * 10) + (-n // 2) * abs(h - 1)
