@@ -44,6 +44,9 @@ class Found:
             settings = tuple(settings)
             if settings:
                 raise FcError("cli/usage", "--set binds names of a spec, and IR text has none left", got=" ".join(settings))
+            if schedule == "auto":
+                raise FcError("cli/usage", "a schedule is chosen for a spec, and IR text has its tile sizes", got="--schedule auto",
+                              hint='--schedule "warps=4, stages=2" for tile IR; machine IR is scheduled')
             return program_from_text(self.text, self.filename, target=arch, schedule=chosen)
         return compile(
             self.spec, target=target, schedule=chosen, **{**self.binding, **parse_settings(settings)}

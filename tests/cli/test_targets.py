@@ -56,6 +56,13 @@ def test_an_example_s_schedule_is_for_its_own_target(target: str, given: list[st
     assert words in text and ("chosen" in text) == (words == "chosen"), text
 
 
+def test_no_schedule_is_chosen_for_ir_text(tmp_path: Path) -> None:
+    path = tmp_path / "softmax.tile.fc"
+    path.write_text(fcgen("dump", ROWS, "--stage", "tile", "--target", "sm_89"))
+    result = CliRunner().invoke(main, ["dump", str(path), "--target", "sm_89", "--schedule", "auto"])
+    assert result.exit_code == 1 and "--schedule auto" in result.output and "chosen for a spec" in result.output
+
+
 def test_these_are_all_commands_that_take_a_target() -> None:
     takes = {name for name, c in main.commands.items() if any(p.name == "target" for p in c.params)}
     assert takes == {c.split()[0] for c in COMMANDS}
