@@ -334,7 +334,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{part:8} attention of fcgen is faster by, of events (of differences): {', '.join(over)}", flush=True)
     print("\n".join(problems) or "all that was timed was right")
     shape = {"layers": args.layers, "hidden": HIDDEN, "heads": HEADS, "kv_heads": GROUPS, "head": HEAD, "wide": WIDE, "length": LENGTH}
-    write_json(args.json, {"part": "llama", "environment": facts(), "shape": shape, "errors": errors, "table": result, "problems": problems})
+    data = {"part": "llama", "environment": facts(), "shape": shape, "errors": errors, "table": result, "problems": problems}
+    write_json(args.json, data)
     return bool(problems)
 
 
