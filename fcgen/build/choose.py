@@ -283,7 +283,8 @@ class Chooser:
 
     # ---- choosing ----------------------------------------------------------------------------------------------------
 
-    def choose(self) -> tuple[Schedule, Estimate, Usage]:
+    def choose(self, slow: bool = False) -> tuple[Schedule, Estimate, Usage]:
+        """slow: loops that wait for each of their tiles are taken too, which are asked for where no other ones fit."""
         found: list[tuple[Estimate, Plan, Schedule, Usage, bool]] = []
         every = list(self.plans())
         near = [p for p in every if self._fits(p)] or sorted(every, key=self._regs)[:4 * MOST]
@@ -299,7 +300,7 @@ class Chooser:
                 continue
             tried += 1
             try:
-                schedule, usage = self.lowered(p)
+                schedule, usage = self.lowered(p, slow)
             except FcError as e:
                 last = e
                 if e.code not in ("compile/budget", "compile/schedule", "compile/unsupported"):
@@ -311,13 +312,15 @@ class Chooser:
             if not fine:
                 self.refused.append((p, f"{usage.fragment_regs} of {usage.limit} registers are too many to be sure that none spills"))
             found.append((self.estimate(p, usage), p, schedule, usage, fine))
+        if not found and not slow:
+            return self.choose(slow=True)
         if not found:
             raise last or FcError("compile/unsupported", f"no schedule is known for {self.load.kernel.name} on {self.target.arch}",
                                   expected="dots whose rows divide into multiples of 16", hint="pass a Schedule of your own")
         took, _, schedule, usage, _ = min(found, key=lambda f: (not f[4], f[0].cycles))
         return schedule, took, usage
 
-    def lowered(self, p: Plan) -> tuple[Schedule, Usage]:
+    def lowered(self, p: Plan, slow: bool = False) -> tuple[Schedule, Usage]:
         """The candidate as a schedule, without the fields that a pass finds nothing to do for."""
         fields = self.fields(p)
         while True:
@@ -325,7 +328,7 @@ class Chooser:
                 while name in fields and (name, fields[name]) in self.idle:
                     instead = _INSTEAD.get((name, fields.pop(name)))
                     fields |= {name: instead} if instead else {}
-            if "ahead" in self.fields(p) and "ahead" not in fields:
+            if "ahead" in self.fields(p) and "ahead" not in fields and not slow:
                 raise FcError("compile/schedule", "with one slot that no load comes ahead into, others are better")
             schedule = Schedule(**fields)
             self.lowerings += 1
