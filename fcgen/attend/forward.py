@@ -150,7 +150,8 @@ def _trained(q: Any, k: Any, v: Any, causal: Any, scale: float | None, return_ls
              blocks: Any) -> Any:
     """A call through which a gradient flows."""
     from ..runtime import tensors
-    from .training import attend, widened
+    from .differentiable import attend
+    from .training import widened
 
     if out is not None:
         raise FcError("call/argument", "argument `out` is written, and a gradient is to flow through it",
@@ -174,7 +175,7 @@ def training_call(q: Any, k: Any, v: Any, causal: Any, scale: float | None, sche
     from ..runtime import tensors
     from .training import DENSE, Call
 
-    qa, ka, va = (tensors.describe(x.detach(), name) for x, name in zip((q, k, v), "qkv"))
+    qa, ka, va = (tensors.outline(x, name) for x, name in zip((q, k, v), "qkv"))
     _check_shapes(qa, ka, va)
     scale = 1.0 / math.sqrt(qa.shape[3]) if scale is None else scale
     run = functools.partial(_checked, causal=causal, scale=scale, return_lse=True, schedule=schedule, out=None, given=given, blocks=blocks)

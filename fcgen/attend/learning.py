@@ -1,4 +1,4 @@
-"""Whether a gradient may flow through a call of `fcgen.attention`. Loads nothing of torch's."""
+"""Whether a derivative may flow through a call of `fcgen.attention`. Loads nothing of torch's."""
 
 from __future__ import annotations
 
@@ -16,11 +16,22 @@ _DEPTH = 6
 
 
 def learns(given: Functions, *tensors: Any) -> bool:
-    """Whether one of the tensors requires a gradient, or one that the functions hold."""
+    """Whether one of the tensors requires a gradient, or one that the functions hold, or a transform or tangents are about."""
     torch = sys.modules.get("torch")
     if torch is None or not all(isinstance(t, torch.Tensor) for t in tensors):
         return False
+    if any(moving(t) for t in tensors):
+        return True
     return bool(torch.is_grad_enabled()) and (held_learn(given) or any(t.requires_grad for t in tensors))
+
+
+def moving(x: Any) -> bool:
+    """Whether a tensor of torch belongs to a transform of torch.func, or carries a tangent."""
+    torch = sys.modules["torch"]
+    if torch._C._functorch.is_functorch_wrapped_tensor(x):
+        return True
+    forward = torch.autograd.forward_ad
+    return forward._current_level >= 0 and forward.unpack_dual(x).tangent is not None
 
 
 def held_learn(given: Functions) -> bool:

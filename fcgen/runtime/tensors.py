@@ -84,6 +84,15 @@ def describe(x: Any, name: str, *, cpu_ok: bool = False) -> TensorArg:
     return arg
 
 
+def outline(x: Any, name: str) -> TensorArg:
+    """The facts of a tensor of torch's that may stand for others (of a transform of torch.func): it may not be launched with."""
+    inner, of = x, sys.modules["torch"]._C._functorch
+    while of.is_functorch_wrapped_tensor(inner):
+        inner = of.get_unwrapped(inner)
+    arg = describe(inner.detach(), name)
+    return arg if inner is x else arg._replace(shape=tuple(x.shape), strides=tuple(x.stride()))
+
+
 def check(arg: TensorArg, *, name: str, dtype: str | tuple[str, ...] | None = None,
           shape: Sequence[int | None] | None = None, device: int | None = None, contiguous_last: bool = True) -> None:
     """Refuse an argument that no kernel can take. None in `shape`: any size. What a kernel asks of pointer and strides: `ir.alignment`."""
@@ -169,7 +178,8 @@ _followed: ContextVar[bool] = ContextVar("followed", default=False)
 
 @contextmanager
 def followed() -> Iterator[None]:
-    """In here somebody else sees to it that gradients flow, those of torch.func's transforms included: tensors are their values."""
+    """In here somebody else sees to it that gradients and tangents flow, those of torch.func's transforms included: tensors are their
+    values."""
     before = _followed.set(True)
     try:
         with sys.modules["torch"].no_grad():
@@ -225,7 +235,7 @@ def _check_plain(x: Any, name: str) -> None:
                       expected="a tensor from which no gradient flows", got="requires_grad=True",
                       hint=f"call it under torch.no_grad(), or pass {name}.detach()")
     forward = torch.autograd.forward_ad
-    if forward.unpack_dual(x).tangent is not None:
+    if not _followed.get() and forward.unpack_dual(x).tangent is not None:
         raise FcError("call/argument", f"argument `{name}` carries a forward-mode tangent, which would be lost",
                       expected="a tensor without a tangent", hint=f"pass torch.autograd.forward_ad.unpack_dual({name}).primal")
 
