@@ -22,7 +22,7 @@ import torch
 
 from ..errors import FcError
 from ..runtime import tensors
-from .learning import moving
+from .learning import held_move, moving
 from .tangents import Pass, Point, check, refused, second, tangent
 from .training import DENSE, Call, gradients, plan_of
 from .variants import PLAIN
@@ -34,7 +34,7 @@ _known: ContextVar[tuple[Any, Any] | None] = ContextVar("known", default=None)
 def attend(call: Call, q: Any, k: Any, v: Any) -> tuple[Any, Any]:
     """(out, log-sum-exp), with derivatives."""
     held: list[Any] = []
-    moves = any(moving(x) for x in (q, k, v))
+    moves = any(moving(x) for x in (q, k, v)) or held_move(call.given)
     with tensors.followed():
         plan = plan_of(call, q, k, v, q.requires_grad or moves, k.requires_grad or v.requires_grad or moves, held)
     run = Pass(call, plan, held)
@@ -96,13 +96,14 @@ class _Function(torch.autograd.Function):
         run, n, size = args[0], cls.first, info.batch_size
         pairs = list(zip(args[n:], in_dims[n:]))
         if run.call.given == PLAIN and run.call.specs is DENSE:
-            wide = [x if x is None else (x.expand(size, *x.shape) if d is None else x.movedim(d, 0)).flatten(0, 1).contiguous()
-                    for x, d in pairs]
-            found = cls.apply(*args[:n], *wide)
-            out = tuple(x if x is None else x.unflatten(0, (size, x.shape[0] // size if size else 0)) for x in found)
+            wide = [x if x is None else x.expand(size, *x.shape) if d is None else x.movedim(d, 0) for x, d in pairs]
+            batch = next(x.shape[1] for x in wide if x is not None)
+            found = cls.apply(*args[:n], *[x if x is None else x.flatten(0, 1).contiguous() for x in wide])
+            out = tuple(x if x is None else x.unflatten(0, (size, batch)) for x in found)
         else:
             if run.held and any(d is not None for _, d in pairs[-len(run.held):]):
-                raise refused("torch.func.vmap gives a tensor that a function holds another axis", "let the function index that axis itself")
+                raise refused("torch.func.vmap gives a tensor that a function holds another axis",
+                              "let the function index that axis itself", "one tensor for all calls")
             each = [cls.apply(*args[:n], *[x if d is None else x.select(d, i) for x, d in pairs]) for i in range(size)]
             out = tuple(None if x is None else torch.stack([e[i] for e in each]) for i, x in enumerate(each[0]))
         return out, tuple(None if x is None else 0 for x in out)

@@ -20,9 +20,14 @@ def learns(given: Functions, *tensors: Any) -> bool:
     torch = sys.modules.get("torch")
     if torch is None or not all(isinstance(t, torch.Tensor) for t in tensors):
         return False
-    if any(moving(t) for t in tensors):
+    if any(moving(t) for t in tensors) or held_move(given):
         return True
     return bool(torch.is_grad_enabled()) and (held_learn(given) or any(t.requires_grad for t in tensors))
+
+
+def held_move(given: Functions) -> bool:
+    """Whether a tensor that the functions hold does."""
+    return any(moving(x) for x in _held(given))
 
 
 def moving(x: Any) -> bool:
@@ -36,11 +41,15 @@ def moving(x: Any) -> bool:
 
 def held_learn(given: Functions) -> bool:
     """Whether a tensor that the functions hold requires one."""
-    found = [x for f in given if f is not None for x in _tensors_in(f, sys.modules["torch"].Tensor, _DEPTH) if x.requires_grad]
+    found = [x for x in _held(given) if x.requires_grad]
     for x in found:
         if not x.shape and sys.modules["torch"].is_grad_enabled():
             raise no_number(x)
     return bool(found)
+
+
+def _held(given: Functions) -> Iterator[Any]:
+    return (x for f in given if f is not None for x in _tensors_in(f, sys.modules["torch"].Tensor, _DEPTH))
 
 
 def _tensors_in(x: Any, kind: type, depth: int) -> Iterator[Any]:

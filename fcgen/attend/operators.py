@@ -1,7 +1,7 @@
 """Operators for graphs: what they are for torch, and those with a rule for their derivative, which is an operator too.
 
-Guaranteed of these: both do what the plain call does (`differentiable.differentiated`); what the backward pass reads is saved by torch; second
-derivatives are refused. Imported where graphs are traced.
+Guaranteed of these: both do what the plain call does (`differentiable.differentiated`); what the backward pass reads is saved by torch;
+second derivatives are refused. Imported where graphs are traced.
 """
 
 from __future__ import annotations

@@ -50,8 +50,8 @@ def refused(message: str, hint: str | None = None, expected: str = "first deriva
 def check(run: Pass, *of_held: Any) -> None:
     """of_held: tangents, or gradients, of what functions hold that second derivatives would need."""
     if run.call.specs is RAGGED:
-        raise refused("attention of packed sequences is given tangents, or differentiated twice", "fcgen.attention of a padded batch takes both",
-                      "first derivatives, in reverse")
+        raise refused("attention of packed sequences is given tangents, or differentiated twice",
+                      "fcgen.attention of a padded batch takes both", "first derivatives, in reverse")
     if any(x is not None for x in of_held):
         raise refused("a tensor that a score, mask or sink function holds is given a tangent, or a second derivative",
                       "detach it, or take its first derivative in reverse (torch.func.grad, backward)")

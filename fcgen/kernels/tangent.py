@@ -87,10 +87,11 @@ def tangent(Q: T[B, H, M, D], K: T[B, G, N, D], V: T[B, G, N, E], LSE: f32[B, H,
     fc.store(tLSE[b, h, rows], tlse)
 
 
-def moved(products: tuple[Any, Any], tangents: tuple[Any, Any], lines: tuple[Any, ...], *functions: Any) -> Any:
+def moved(products: tuple[Any, Any], tangents: tuple[Any, Any], lines: tuple[Any, ...], seen: Any, at: tuple[Any, ...], score: Any,
+          weigh: Any) -> Any:
     """((weights, gradient of scores), their tangents). products: scaled scores and gradient of the weights; lines: LSE2, Delta, and their
-    tangents; functions: what `derivative` takes."""
-    return fc.jvp(lambda x, dw, lse2, delta: derivative(x, dw, lse2, delta, *functions, False), (*products, *lines[:2]),
+    tangents; the rest: what `derivative` takes."""
+    return fc.jvp(lambda x, dw, lse2, delta: derivative(x, dw, lse2, delta, seen, at, score, weigh, False), (*products, *lines[:2]),
                   (*tangents, *lines[2:]))
 
 

@@ -15,6 +15,7 @@ import torch
 
 from .. import masks, scores
 from ..attend import forward
+from ..attend.learning import moving
 from ..attend.operators import define, learnt
 from ..attend.torch_op import _OPS as PLAIN
 from ..attend.training import in_order
@@ -75,9 +76,9 @@ def _attend(q: Any, k: Any, v: Any, table: Any, sinks: Any, causal: str, left: i
     if causal == "shifted" and shift in (0, below):
         causal = "bottom_right" if shift == below else "top_left"
     if table is None and sinks is None and left < 0 and right < 0 and not chunk and not softcap and not dropout and causal != "shifted":
-        out = None if q.shape[3] == v.shape[3] or wants_gradient(q, k, v) else like_q(q, v)
+        out = None if q.shape[3] == v.shape[3] or derived(q, k, v) else like_q(q, v)
         return forward.attention(q, k, v, causal=False if causal == "none" else causal, scale=scale, return_lse=lse, out=out)
-    learns = wants_gradient(q, k, v, table, sinks)
+    learns = derived(q, k, v, table, sinks)
     return _with_functions(q, k, v, table, sinks, causal, left, right, shift, chunk, softcap, dropout, scale, lse, learns, seed)
 
 
@@ -167,11 +168,20 @@ def drawn(p: float | None, like: Any, seed: Any = None) -> Dropout | None:
     if like.is_cuda and torch.cuda.is_current_stream_capturing():
         raise FcError("call/argument", "dropout draws its seed on the host, and a CUDA graph would repeat it", expected="dropout_p=0.0",
                       got=p, hint="call fcgen.attention with a Dropout whose seed you change")
-    return Dropout(p, int(new_seed() if seed is None else seed))
+    seed = new_seed() if seed is None else seed
+    if moving(seed):
+        refuse("torch.func.vmap gives dropout another seed for each index", 'vmap(..., randomness="same")', 'randomness="different"',
+               "pass the axis as part of the batch: its elements drop other weights")
+    return Dropout(p, int(seed))
 
 
 def wants_gradient(*tensors: Any) -> bool:
     return torch.is_grad_enabled() and any([t is not None and t.requires_grad for t in tensors])
+
+
+def derived(*tensors: Any) -> bool:
+    """Whether a derivative may be taken, outside of graphs: `wants_gradient`, or transforms and tangents."""
+    return wants_gradient(*tensors) or any([t is not None and moving(t) for t in tensors])
 
 
 @contextmanager
