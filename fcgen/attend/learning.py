@@ -31,9 +31,10 @@ def held_move(given: Functions) -> bool:
 
 
 def moving(x: Any) -> bool:
-    """Whether a tensor of torch belongs to a transform of torch.func, or carries a tangent."""
+    """Whether a tensor of torch belongs to a transform of torch.func that takes derivatives or batches, or carries a tangent."""
     torch = sys.modules["torch"]
-    if torch._C._functorch.is_functorch_wrapped_tensor(x):
+    of = torch._C._functorch
+    if of.is_gradtrackingtensor(x) or of.is_batchedtensor(x):
         return True
     forward = torch.autograd.forward_ad
     return forward._current_level >= 0 and forward.unpack_dual(x).tangent is not None
