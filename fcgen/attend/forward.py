@@ -18,7 +18,7 @@ from ..ir.schedule import Schedule
 from ..ir.types import DTYPES
 from . import blocks as listed
 from . import calls, plans
-from .learning import learns
+from .learning import learns, recorded
 from .outputs import _empty, _fill
 from .variants import PLAIN, Choice, Functions, _arch, family, fitted, functions, lazy_of, run, sums_of
 
@@ -105,6 +105,10 @@ def _unknown(key: Any, q: Any, k: Any, v: Any, causal: Any, scale: float | None,
         _tracing = sys.modules["torch.compiler"].is_dynamo_compiling  # cheaper than to look for it each time
     if scale is not None:
         scale = _scale(scale)
+    if schedule is given is blocks is None and recorded(q, k, v):
+        from .torch_op import operator
+
+        return operator(q, k, v, causal, scale, return_lse, out)
     if learns(given or PLAIN, q, k, v):
         return _trained(q, k, v, causal, scale, return_lse, schedule, out, given or PLAIN, blocks)
     q, k, v = (_without_gradient(t) for t in (q, k, v))

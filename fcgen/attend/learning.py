@@ -1,4 +1,4 @@
-"""Whether a derivative may flow through a call of `fcgen.attention`. Loads nothing of torch's."""
+"""Whether a derivative may flow through a call of `fcgen.attention`, or a graph is made of it. Loads nothing of torch's."""
 
 from __future__ import annotations
 
@@ -23,6 +23,17 @@ def learns(given: Functions, *tensors: Any) -> bool:
     if any(moving(t) for t in tensors) or held_move(given):
         return True
     return bool(torch.is_grad_enabled()) and (held_learn(given) or any(t.requires_grad for t in tensors))
+
+
+def recorded(*tensors: Any) -> bool:
+    """Whether torch writes operators down here, or looks at them (make_fx, torch.export, fake tensors, torch.jit.trace, modes), and so
+    would not see a launch."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return False
+    if torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state() is not None:
+        return True
+    return any([type(t) is not torch.Tensor and type(t).__name__ in ("FakeTensor", "FunctionalTensor") for t in tensors])
 
 
 def held_move(given: Functions) -> bool:

@@ -208,7 +208,7 @@ def _from_torch(x: Any, name: str) -> TensorArg:
 
 
 #: a line of advice for the classes that people meet
-_UNWRAP = {"DTensor": "call it on each device with {name}.to_local()", "FakeTensor": "a fake tensor has a shape and no values",
+_UNWRAP = {"DTensor": "call it on each device with {name}.to_local()", "FakeTensor": "it has no values; attention without functions, and scaled_dot_product_attention, take it",
            "FunctionalTensor": "call it outside of torch.func.functionalize", "NestedTensor": "call it on each of {name}.unbind()"}
 
 
@@ -224,6 +224,10 @@ def _check_plain(x: Any, name: str) -> None:
         raise FcError("call/argument", f"argument `{name}` belongs to a transform of torch.func (vmap, grad, jvp, ...)",
                       expected="a plain tensor", got="a tensor without memory of its own",
                       hint="call it outside of the transform; a batch axis can be passed as it is")
+    if torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None or torch._C._get_tracing_state() is not None:
+        raise FcError("call/argument", f"argument `{name}` is used in a graph that torch writes down, and a launch is no operator",
+                      expected="a call outside of make_fx, torch.export and torch.jit.trace", got="a graph without the launch",
+                      hint="put the call into a torch.library.custom_op; attention: fcgen.scaled_dot_product_attention is one")
     if x.layout is not torch.strided or x.is_nested:
         raise FcError("call/argument", f"argument `{name}` is not a strided tensor", expected="torch.strided",
                       got="a nested tensor" if x.is_nested else str(x.layout), hint=f"call {name}.to_dense()")

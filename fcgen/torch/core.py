@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from .. import masks, scores
-from ..attend import forward
+from ..attend import forward, learning
 from ..attend.learning import moving
 from ..attend.operators import define, learnt
 from ..attend.torch_op import _OPS as PLAIN
@@ -31,11 +31,7 @@ OPEN = -1
 
 def recorded(*tensors: Any) -> bool:
     """Is this call being written down, rather than made?"""
-    if torch.compiler.is_compiling():
-        return True
-    if torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state() is not None:
-        return True
-    return any([type(t) is not torch.Tensor and type(t).__name__ in ("FakeTensor", "FunctionalTensor") for t in tensors])
+    return torch.compiler.is_compiling() or learning.recorded(*tensors)
 
 
 def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, table: torch.Tensor | None = None, sinks: torch.Tensor | None = None,
