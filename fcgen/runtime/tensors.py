@@ -208,7 +208,8 @@ def _from_torch(x: Any, name: str) -> TensorArg:
 
 
 #: a line of advice for the classes that people meet
-_UNWRAP = {"DTensor": "call it on each device with {name}.to_local()", "FakeTensor": "it has no values; attention without functions, and scaled_dot_product_attention, take it",
+_UNWRAP = {"DTensor": "call it on each device with {name}.to_local()",
+           "FakeTensor": "it has no values; fcgen.attention without functions and fcgen.scaled_dot_product_attention take it",
            "FunctionalTensor": "call it outside of torch.func.functionalize", "NestedTensor": "call it on each of {name}.unbind()"}
 
 

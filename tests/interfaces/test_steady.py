@@ -11,7 +11,6 @@ import fcgen  # noqa: E402
 from fcgen import masks, scores  # noqa: E402
 from fcgen.attend import calls, forward, packed, varlen  # noqa: E402
 from fcgen.build import compiler  # noqa: E402
-from fcgen.errors import FcError  # noqa: E402
 from fcgen.launch import Launcher  # noqa: E402
 from fcgen.runtime import cache, cubin, nvrtc  # noqa: E402
 from fcgen.torch.core import attend  # noqa: E402
