@@ -164,8 +164,10 @@ def drawn(p: float | None, like: Any, seed: Any = None) -> Dropout | None:
     if like.is_cuda and torch.cuda.is_current_stream_capturing():
         raise FcError("call/argument", "dropout draws its seed on the host, and a CUDA graph would repeat it", expected="dropout_p=0.0",
                       got=p, hint="call fcgen.attention with a Dropout whose seed you change")
-    seed = new_seed() if seed is None else seed
-    if moving(seed):
+    seed, of = new_seed() if seed is None else seed, torch._C._functorch
+    while of.is_gradtrackingtensor(seed):
+        seed = of.get_unwrapped(seed)
+    if of.is_batchedtensor(seed):
         refuse("torch.func.vmap gives dropout another seed for each index", 'vmap(..., randomness="same")', 'randomness="different"',
                "pass the axis as part of the batch: its elements drop other weights")
     return Dropout(p, int(seed))

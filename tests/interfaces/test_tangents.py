@@ -46,13 +46,19 @@ def doubles(*xs):
     return tuple(x.double() for x in xs)
 
 
-def exactly(q, k, v, bias=None, causal=False, cap=None, at_end=False):
+def exactly(q, k, v, bias=None, causal=False, cap=None, sink=None, left=None):
     k, v = (x.repeat_interleave(q.shape[-3] // x.shape[-3], -3) for x in (k, v))
     s = q @ k.transpose(-1, -2) * q.shape[-1]**-0.5
     s = s if cap is None else cap * torch.tanh(s / cap)
     s = s if bias is None else s + bias
     if causal:
         s = s.masked_fill(torch.arange(s.shape[-1]) > torch.arange(s.shape[-2])[:, None], -torch.inf)
+    if left is not None:  # the last rows of nine see no key
+        seen = torch.arange(s.shape[-1]) < left - 2 * torch.arange(s.shape[-2])[:, None]
+        s = torch.where(seen, s, -1e30)
+        return torch.where(seen.any(-1, keepdim=True), s.softmax(-1), 0.0) @ v
+    if sink is not None:
+        return torch.cat([s, torch.full_like(s[..., :1], sink)], -1).softmax(-1)[..., :-1] @ v
     return s.softmax(-1) @ v
 
 
@@ -64,6 +70,8 @@ WAYS = {
                                                    {"groups": 1, "e": 24}),
     "a score": (lambda *x: fc.attention(*x, **CAP), lambda *x: exactly(*x, cap=3.0), {}),
     "scaled_dot_product_attention": (lambda *x: fc.scaled_dot_product_attention(*x, attn_mask=BIAS), lambda *x: exactly(*x, BIAS.double()), {"e": 11}),
+    "sinks": (lambda *x: fc.attention(*x, sinks=0.5), lambda *x: exactly(*x, sink=0.5), {}),
+    "rows without a key": (lambda *x: fc.attention(*x, mask=lambda b, h, i, j: j < 9 - 2 * i), lambda *x: exactly(*x, left=9), {}),
     "flex_attention": (lambda *x: fc.flex_attention(*x, lambda s, b, h, i, j: s * 0.5), lambda q, k, v: exactly(q * 0.5, k, v), {}),
 }
 
@@ -88,6 +96,23 @@ def test_dual_numbers_of_some_operands(moved, programs) -> None:
     close(got, want)
     program = next(p for p in programs if p.name == "tangent")
     assert {f"t{'QKV'[n]}" for n in moved} == {"tQ", "tK", "tV"} & {p.name for p in program.params}
+
+
+def test_dropout_drops_the_same_weights() -> None:
+    """The output is linear in the values, and so are its tangent and the gradient of its gradient."""
+    q, k, v = draw()
+    t = half(*v.shape)
+
+    def run(v):
+        torch.manual_seed(3)
+        return fc.scaled_dot_product_attention(q, k, v, dropout_p=0.5)
+
+    out, moved = func.jvp(run, (v,), (t,))
+    close((out, moved), doubles(run(v), run(t)))
+    assert (moved - fc.attention(q, k, t)).abs().max() > 0.1
+    g = half(*out.shape).requires_grad_()
+    (first,) = torch.autograd.grad(run(x := v.clone().requires_grad_()), x, g, create_graph=True)
+    close(torch.autograd.grad(first, g, t), doubles(moved))
 
 
 def gradients(f, dtype):
