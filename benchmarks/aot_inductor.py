@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     command = [sys.executable, "-m", "benchmarks.aot_inductor", "--device", args.device, "--one"]
     running = {kind: subprocess.Popen([*command, kind], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for kind in KINDS}
-    table = {}
+    table: dict[str, dict[str, Any]] = {}
     for kind, process in running.items():
         said = process.communicate()[0].splitlines()
         steps = [line for line in said if line.startswith(("compiled", "loaded", "off by"))]
