@@ -214,3 +214,17 @@ class _Second(_Function):
         """Nothing is kept."""
 
     backward = jvp = _thrice
+
+
+def _leave(*functions: Any) -> None:
+    """Dynamo leaves the frames of these alone, and all that they call: it would read them where a compiled function calls attention beside
+    its graph."""
+    frames = torch._C._dynamo.eval_frame
+    if hasattr(frames, "_FrameExecStrategy"):  # torch 2.7 and later
+        skip = frames._FrameExecStrategy(frames._FrameAction.SKIP, frames._FrameAction.SKIP)
+        for f in functions:
+            frames.set_code_exec_strategy(f.__code__, skip)
+
+
+_leave(attend, vars(_Function)["vmap"].__func__, *[f for c in (_Attention, _Gradients, _Tangent, _Second)
+                                          for f in (c.forward, c.setup_context, c.backward, c.jvp)])
