@@ -223,10 +223,9 @@ class Agent(AsyncOps, StoreOps):
         return args[2] + product(np.asarray(args[0], np.float32), np.asarray(args[1], np.float32))
 
     def opaque_shape(self, t: Frag) -> tuple[int, int]:
-        rows, cols = t.shape
-        layout = t.layout
-        assert isinstance(layout, OpaqueLayout)
-        return (rows // (1 if layout.role == "b" else layout.warps_m), cols // (1 if layout.role == "a" else layout.warps_n))
+        assert isinstance(t.layout, OpaqueLayout)
+        down, across = t.layout.parts
+        return t.shape[0] // down, t.shape[1] // across
 
     # ---- shared memory ---------------------------------------------------------------------------------------------
 
@@ -270,10 +269,8 @@ class Agent(AsyncOps, StoreOps):
         layout = t.layout
         assert isinstance(layout, OpaqueLayout)
         rows, cols = self.opaque_shape(t)
-        i, j = np.meshgrid(np.arange(rows), np.arange(cols), indexing="ij")
-        i = i + (0 if layout.role == "b" else self.warp // layout.warps_n * rows)
-        j = j + (0 if layout.role == "a" else self.warp % layout.warps_n * cols)
-        return np.stack([i, j], -1)
+        down, across = layout.part_of(self.warp)
+        return np.moveaxis(np.mgrid[:rows, :cols], 0, -1) + np.array([down * rows, across * cols])
 
     def fetch(self, op: Op, view: Any, at: np.ndarray, lanes: np.ndarray | int) -> np.ndarray:
         """Raw units at offsets from a view, recorded as reads."""

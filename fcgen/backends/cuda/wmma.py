@@ -20,7 +20,7 @@ def grid(t: Frag) -> tuple[int, int]:
     """16 x 16 fragments per warp: rows, columns."""
     lay, (rows, cols) = t.layout, t.shape
     assert isinstance(lay, OpaqueLayout)
-    m, n = {"acc": (lay.warps_m, lay.warps_n), "a": (lay.warps_m, 1), "b": (1, lay.warps_n)}[lay.role]
+    m, n = lay.parts
     if rows % (16 * m) or cols % (16 * n):
         raise FcError("compile/unsupported", "wmma: a tile is whole 16 x 16 fragments per warp", got=t)
     return rows // m // 16, cols // n // 16
@@ -98,9 +98,7 @@ def _places(em: Emitter, op: Op, t: Frag, buffer: Value, row: Value, col: Value,
         raise FcError("compile/unsupported", "wmma: the position is not known when the kernel is compiled", loc=op.loc)
     over, at = known
     r, c = grid(t)
-    warp = np.arange(em.kernel.warps)
-    wm, wn = {"acc": (warp // lay.warps_n, warp % lay.warps_n), "a": (warp // lay.warps_n % lay.warps_m, warp * 0),
-              "b": (warp * 0, warp % lay.warps_n)}[lay.role]
+    wm, wn = lay.part_of(np.arange(em.kernel.warps))
     i = np.arange(r * c)
     fr, fc = (wm[:, None] * r + i // c) * 16, (wn[:, None] * c + i % c) * 16
     if transposed:
