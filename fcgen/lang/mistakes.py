@@ -14,7 +14,7 @@ from typing import Any, ClassVar, TypeVar
 
 from ..errors import FcError, Loc, closest, did_you_mean
 from ..ir.types import DType, as_dtype
-from .trace import HERE, here, place_of
+from .trace import HERE, here, mistake, place_of
 
 C = TypeVar("C", bound=type)
 
@@ -119,7 +119,7 @@ class Traced:
 
 def _foreign(library: str, name: str) -> FcError:
     hint = HOLD if name in ("asarray", "__getitem__") else instead(name)
-    return FcError("trace/usage", f"{library} works on arrays, and a spec's values are known only on the GPU", got=name, loc=here(),
+    return mistake("trace/usage", f"{library} works on arrays, and a spec's values are known only on the GPU", got=name,
                    hint=hint or "use the functions of fcgen: fc.exp, fc.maximum, fc.sum, fc.where")
 
 
