@@ -18,6 +18,7 @@ from typing import Any
 from ..errors import FcError
 from .access import Access, accesses
 from .core import Kernel, Op, Value, definitions, walk
+from .known import multiple
 from .types import Frag, Tensor
 
 #: bytes of the widest access of one thread, and of the grain of bulk copies
@@ -90,21 +91,6 @@ def pitched(t: Tensor, shape: Sequence[int], want: Promise) -> tuple[int, ...]:
         step = (-(-step * max(shape[axis + 1], 1) // unit) | 1) * unit
         out.append(step)
     return tuple(reversed(out)) if shape else ()
-
-
-def multiple(v: Value | None, defs: Mapping[Value, Op]) -> int:
-    """A number that the scalar is a multiple of, whatever the sizes; 0 for one that is 0."""
-    op = defs.get(v) if v is not None else None
-    if op is None or op.regions:
-        return 1
-    if op.kind == "const":
-        return abs(int(op["value"]))
-    xs = [multiple(x, defs) for x in op.operands[1 if op.kind == "select" else 0:]]
-    if op.kind == "mul":
-        return xs[0] * xs[1]
-    if op.kind in ("add", "sub", "max", "min", "select", "neg", "cast", "narrow"):
-        return gcd(*xs)
-    return 1
 
 
 def demands(access: Access, size: int, defs: Mapping[Value, Op]) -> Promise | None:

@@ -7,8 +7,9 @@ import pytest
 
 from fcgen.errors import FcError
 from fcgen.ir.access import Access
-from fcgen.ir.alignment import Promise, demands, multiple, natural, of_arguments, pitched, promised, refusal, widest
+from fcgen.ir.alignment import Promise, demands, natural, of_arguments, pitched, promised, refusal, widest
 from fcgen.ir.core import Op, Value
+from fcgen.ir.known import multiple
 from fcgen.ir.parse import parse_kernel
 from fcgen.ir.rewrite import Builder
 from fcgen.ir.types import Scalar, Tensor, Tile, bf16, f16, f32, f64, i32, i64

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from ...ir.core import Block, Kernel, Op, Value, walk
+from ...ir.known import const_of
 from ...ir.layout import OpaqueLayout
 from ...ir.op_table import having
 from ...ir.registers import frag_words
@@ -109,8 +110,7 @@ def _any_number(op: Op, maker: dict[Value, Op]) -> bool:
     if op.kind == "cast":
         return op.operands[0].type.dtype.is_float or not op.operands[0].type.dtype.signed
     if op.kind == "mul":
-        known = [maker[v]["value"] for v in op.operands if v in maker and maker[v].kind == "const"]
-        return any(abs(n) >= HASH for n in known)
+        return any(abs(const_of(v, maker) or 0) >= HASH for v in op.operands)
     return op.kind in ("ld_global", "ld_shared", "gather", "bits")
 
 

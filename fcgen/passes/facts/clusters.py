@@ -14,6 +14,7 @@ from ...errors import FcError
 from ...ir.access import Access
 from ...ir.async_ops import share
 from ...ir.core import Block, GridAxis, Kernel, Op, Value, definitions, walk
+from ...ir.known import const_of
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import Buffer
@@ -144,5 +145,4 @@ def _start(v: Value, grid: GridAxis, index: Value, defs: dict[Value, Op]) -> boo
     d = defs.get(v)
     if d is None or d.kind != "mul" or index not in d.operands:
         return False
-    factor = defs.get(d.operands[1] if d.operands[0] is index else d.operands[0])
-    return factor is not None and factor.kind == "const" and factor["value"] == grid.tile
+    return bool(const_of(d.operands[1] if d.operands[0] is index else d.operands[0], defs) == grid.tile)

@@ -32,14 +32,6 @@ def writes(block: Block) -> bool:
     return any(o.kind != "yield" and OPS[o.kind].effect == "write" for o in walk(block))
 
 
-def const_of(v: Value, defs: Mapping[Value, Op]) -> Any:
-    """The number that the scalar, or every element of the tile, is known to be; else None."""
-    op = defs.get(v)
-    while op is not None and op.kind in ("full", "broadcast"):
-        op = defs.get(op.operands[0])
-    return op["value"] if op is not None and op.kind == "const" else None
-
-
 def is_position(v: Value, defs: Mapping[Value, Op], known: Callable[[Value], bool], fuel: int = 12) -> bool:
     """Whether an i32 follows from sizes, constants, runs of positions and what is `known` to be one alone. Launches are refused where such
     arithmetic would leave 32 bits (`ir.ranges`); other numbers wrap."""

@@ -29,6 +29,7 @@ from dataclasses import dataclass, replace
 
 from ...errors import FcError
 from ...ir.core import Block, Kernel, Op, Value, definitions, walk
+from ...ir.known import const_of
 from ...ir.lifetimes import WRITES
 from ...ir.schedule import Schedule
 from ...ir.target import Target
@@ -291,7 +292,7 @@ class _Sync:
         assert isinstance(frag.type, Frag)
         if self.place(buffer)[0] in self.shared:
             return []
-        area = area_of(op, frag.type, buffer.type, self.const(row), self.const(col))
+        area = area_of(op, frag.type, buffer.type, const_of(row, self.defs), const_of(col, self.defs))
         return [Access(*self.place(buffer), write, area)]
 
     def place(self, view: Value) -> tuple[Value, int | None]:
@@ -301,12 +302,7 @@ class _Sync:
             return view, 0
         assert op.kind == "slot", f"a view made by {op.kind}"
         ring, ordinal = op.operands
-        base = self.const(ordinal)
-        return ring, op["ahead"] + (base or 0)
-
-    def const(self, v: Value) -> int | None:
-        d = self.defs.get(v)
-        return d["value"] if d is not None and d.kind == "const" else None
+        return ring, op["ahead"] + (const_of(ordinal, self.defs) or 0)
 
 
 def _freed(kernel: Kernel) -> dict[Value, set[Value]]:

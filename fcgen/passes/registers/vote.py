@@ -15,6 +15,7 @@ from __future__ import annotations
 from typing import Any
 
 from ...ir.core import Block, Kernel, Op, Value, definitions, uses, walk_kernel
+from ...ir.known import const_of
 from ...ir.op_table import having
 from ...ir.rewrite import Builder, Env, copy_op, map_bodies, remove_dead, substitute
 from ...ir.schedule import Schedule
@@ -125,10 +126,8 @@ class _Vote:
         return d is not None and d.kind == "full"
 
     def one_or_zero(self, v: Value) -> float | None:
-        d = self.defs.get(v)
-        if d is not None and d.kind == "full":
-            d = self.defs.get(d.operands[0])
-        return d["value"] if d is not None and d.kind == "const" and d.result.type.dtype.is_float and d["value"] in (0.0, 1.0) else None
+        x = const_of(v, self.defs)
+        return x if v.type.dtype.is_float and x in (0.0, 1.0) else None
 
     # ---- what goes into the branch ----
 

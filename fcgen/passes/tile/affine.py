@@ -18,7 +18,7 @@ from typing import Any
 from ...ir.core import Op, Value
 from ...ir.rewrite import Builder
 from ...ir.types import Scalar, i1, i32, i64
-from .forms import ALL, BIG, EMPTY, NO_TERMS, Form, Range, Rows, Span, number
+from .forms import ALL, BIG, EMPTY, NO_TERMS, Form, Range, Rows, Span, number, symbol
 from .quotients import compared, distance, divided, divisor, quotient
 
 MIRROR = {"lt": "gt", "gt": "lt", "le": "ge", "ge": "le", "eq": "eq", "ne": "ne"}
@@ -45,7 +45,7 @@ class Affine:
 
     def symbol(self, v: Value) -> Form:
         self.order.setdefault(v, len(self.order))
-        return Form(0, frozenset(((v, 1),)), 0)
+        return symbol(v)
 
     def size(self, dim: str | int) -> Form:
         if isinstance(dim, int):

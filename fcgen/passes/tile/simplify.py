@@ -24,13 +24,14 @@ from typing import Any
 from ...errors import Loc
 from ...ir.core import Block, Kernel, Op, Value, walk
 from ...ir.elementwise import FNS
+from ...ir.known import const_of
 from ...ir.op_table import having
 from ...ir.ops import OPS, infer
 from ...ir.rewrite import carrying, map_bodies, remove_dead
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import DType, Scalar, Tile
-from ..facts.common import const_of, writes
+from ..facts.common import writes
 from .rules import apply_rules
 
 SWEEPS = 8
