@@ -55,6 +55,13 @@ def print_kernel(kernel: Kernel) -> str:
     return _Printer(kernel).text()
 
 
+def value_names(kernel: Kernel) -> dict[Value, str]:
+    """Each value's name as the kernel's text has it: `s`, `s.1`, ..."""
+    p = _Printer(kernel)
+    p.text()
+    return {v: name.removeprefix("%") for names in p.roles for v, name in names.of.items()}
+
+
 def print_op(op: Op, kernel: Kernel | None = None) -> str:
     """One line for messages: regions are shown as `{ ... }`. With its kernel, values have the names of the kernel's text."""
     p = _Printer(kernel)

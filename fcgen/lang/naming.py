@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import keyword
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, TypeVar
 
-from ..ir.core import Block, Op, Value, uses, walk
+from ..ir.core import Block, Value, uses, walk
+from ..ir.rewrite import edited
 from .handles import Handle, Var
 from .ranges import Range
 from .tensors import RunDim
@@ -64,12 +64,4 @@ def sites(block: Block, told: Mapping[Value, str]) -> Block:
                 v = nexts[0].result
             if v in told:
                 found[op] = told[v]
-    return _marked(block, found)
-
-
-def _marked(block: Block, found: Mapping[Op, str]) -> Block:
-    ops = []
-    for op in block.ops:
-        more = {"site": found[op]} if op in found else {}
-        ops.append(replace(op, attrs={**op.attrs, **more}, regions=tuple(_marked(r, found) for r in op.regions)))
-    return Block(block.args, tuple(ops))
+    return edited(block, lambda op: op.with_attrs(site=found[op]) if op in found else op)

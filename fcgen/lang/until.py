@@ -13,11 +13,12 @@ from dataclasses import replace
 from ..errors import FcError
 from ..ir.core import Block, Kernel, Op, Value, definitions, walk
 from ..ir.rewrite import Builder, remove_dead
+from ..ir.text import value_names
 from ..ir.types import Tensor, i1, i32
 
 
 def until(kernel: Kernel, name: str) -> Kernel:
-    texts = text_names(kernel)
+    texts = value_names(kernel)
     made = [(op, r) for op in walk(kernel.body) for r in op.results if r.name]
     exact = name.removesuffix(".0") if name.endswith(".0") else name
     found = [(op, r) for op, r in made if (texts[r] == exact if "." in name else r.name == name)]
@@ -39,29 +40,6 @@ def until(kernel: Kernel, name: str) -> Kernel:
     params = tuple(p for p in kernel.params if p in used or "out" not in kernel.flags.get(p.name, ()))
     return replace(kernel, name=f"{kernel.name}_until_{name}", params=(*params, out), flags={**flags, "UNTIL": ("out",)},
                    meta={**kernel.meta, "until_loops": counted}).with_body(body)
-
-
-def text_names(kernel: Kernel) -> dict[Value, str]:
-    """Each value's name as the kernel's text has it: `s`, `s.1`, ..."""
-    from ..ir.text import Names
-
-    names = Names()
-    for p in kernel.params:
-        names.define(p)
-    for axis, i in zip(kernel.grid, kernel.body.args):
-        names.of[i] = names.fresh(axis.name)
-
-    def visit(block: Block) -> None:
-        for op in block.ops:
-            for v in op.results:
-                names.define(v)
-            for r in op.regions:
-                for v in r.args:
-                    names.define(v)
-                visit(r)
-
-    visit(kernel.body)
-    return {v: n.removeprefix("%") for v, n in names.of.items()}
 
 
 def _dimension(loop: Op, defs: dict[Value, Op]) -> str | None:
@@ -108,5 +86,3 @@ def _written(block: Block, target: Op, value: Value, out: Value, at: tuple[Value
             b.do("store", out, v, *at, index=index, guard=(False,) * len(value.type.shape))
             ops += b.ops
     return Block(block.args, tuple(ops))
-
-

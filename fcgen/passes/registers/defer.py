@@ -91,9 +91,7 @@ class _Sums:
         while True:
             kept = {v for v in members if self.linear(v, members) and not self.leaks(v, members)}
             if kept == members:  # a square of a sum is not linear
-                kept -= {
-                    v for v in members if v in self.defs and self.defs[v].kind == "mul" and all(x in members for x in self.defs[v].operands)
-                }
+                kept -= {v for v in members if v in self.defs and self.defs[v].kind == "mul" and members.issuperset(self.defs[v].operands)}
                 if kept == members:
                     break
             members = kept
@@ -205,10 +203,7 @@ class _Rewriter:
                     if r in self.read_whole:
                         whole[r] = self.whole(r, b)
                 continue
-            if op.kind == "yield":
-                b.add(op)
-                continue
-            b.add(replace(op.within(self.block), operands=tuple(whole.get(v, v) for v in op.operands)))
+            b.add(op if op.kind == "yield" else replace(op.within(self.block), operands=tuple(whole.get(v, v) for v in op.operands)))
         return [substitute(o, Env(whole)) for o in b.ops] if whole else b.ops
 
     def whole(self, v: Value, b: Builder) -> Value:

@@ -57,6 +57,11 @@ class Span:
     lo: Form
     hi: Form
 
+    @property
+    def moves(self) -> bool:
+        """Whether it changes with the loop's index."""
+        return bool(self.lo.step or self.hi.step)
+
 
 @dataclass(frozen=True)
 class Range:

@@ -62,7 +62,7 @@ def quotient(v: Value, affine: Affine) -> tuple[Span, Value] | None:
     if op is None or op.kind != "floordiv":
         return None
     d, x = divisor(op.operands[1], affine), affine.span(op.operands[0])
-    return (x, d) if d is not None and x is not None and (x.lo.step or x.hi.step) else None
+    return (x, d) if d is not None and x is not None and x.moves else None
 
 
 def compared(kind: str, x: Span, d: Value, y: Span, affine: Affine, must: bool, whole: Range) -> Range:
