@@ -208,6 +208,13 @@ def walk(block: Block) -> Iterator[Op]:
             rest.pop()
 
 
+def blocks(block: Block) -> Iterator[Block]:
+    """The block and all in it."""
+    yield block
+    for op in walk(block):
+        yield from op.regions
+
+
 def walk_kernel(kernel: Kernel) -> Iterator[Op]:
     for role in kernel.roles:
         yield from walk(role.body)

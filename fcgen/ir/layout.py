@@ -121,8 +121,11 @@ class RegLayout:
         step = prod(f.size for f in rest)
         if first is None or first.unit != "r" or size % step:
             return None
-        axes = tuple((Factor("r", size // step, first.stride), *rest) if n == axis else a for n, a in enumerate(self.axes))
-        return RegLayout(_renumber(axes))
+        return self.counting(first, size // step)
+
+    def counting(self, digit: Factor, size: int) -> RegLayout:
+        """The layout in which one of its register digits counts so far, and registers are numbered densely."""
+        return RegLayout(_renumber(tuple(tuple(Factor("r", size, f.stride) if f is digit else f for f in a) for a in self.axes)))
 
     def transpose(self) -> RegLayout:
         return RegLayout(self.axes[::-1])

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from ...ir.core import Block, Kernel, Op, Value, walk
+from ...ir.core import Block, Kernel, Op, Value, blocks, walk
 from ...ir.known import const_of
 from ...ir.layout import OpaqueLayout
 from ...ir.op_table import having
@@ -120,7 +120,7 @@ def make_plan(kernel: Kernel) -> Plan:
         _index(plan, role.body)
     for role in kernel.roles:
         _choose_fused(plan, role.body)
-    for v in [*plan.maker, *_args(kernel)]:
+    for v in [*plan.maker, *(a for role in kernel.roles for b in blocks(role.body) for a in b.args)]:
         if isinstance(v.type, (Frag, Pending)) and v not in plan.fused and not (v in plan.maker and plan.maker[v].kind in VIEWS):
             plan.parent[v] = v
             plan.group[v] = [v]
@@ -130,17 +130,6 @@ def make_plan(kernel: Kernel) -> Plan:
     for role in kernel.roles:
         _share(plan, role.body)
     return plan
-
-
-def _args(kernel: Kernel) -> Iterator[Value]:
-    def inner(b: Block) -> Iterator[Value]:
-        yield from b.args
-        for op in b.ops:
-            for r in op.regions:
-                yield from inner(r)
-
-    for role in kernel.roles:
-        yield from inner(role.body)
 
 
 def _index(plan: Plan, block: Block) -> None:

@@ -88,7 +88,7 @@ class _Makers:
         made = {r: o for o in block.ops for r in o.results}
         out: list[_Group] = []
         counts: dict[Any, int] = {}
-        for stage in (o for o in block.ops if o.kind == "stage" and _read_by_products(o.result, block)):
+        for stage in (o for o in block.ops if o.kind == "stage" and read_by_products(o.result, block)):
             ops = self.slice(stage, made, carried)
             spread = ops and _spread(self.around(o for o in block.ops if id(o) in ops), self.schedule)
             if not ops or not spread or not any(o.kind in ("load", "gather") for o in ops.values()):
@@ -203,10 +203,10 @@ def _moved(t: Frag, spread: dict[Any, Any]) -> Frag:
     return replace(t, layout=spread[t.layout])
 
 
-def _read_by_products(v: Value, block: Block) -> bool:
-    inside = {id(o) for o in block.ops}
+def read_by_products(v: Value, block: Block) -> bool:
+    """Whether products of the block itself read a tile, and nothing else."""
     readers = [o for o in walk(block) if v in o.operands]
-    return bool(readers) and all(o.kind == "dot" and id(o) in inside for o in readers)
+    return bool(readers) and all(o.kind == "dot" and o in block.ops for o in readers)
 
 
 def _spread(ops: Iterable[Op], schedule: Schedule) -> dict[Any, Any] | None:

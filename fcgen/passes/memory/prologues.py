@@ -12,13 +12,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from ...ir.alignment import promised
-from ...ir.core import Block, Kernel, Op, Value, walk, walk_kernel
+from ...ir.core import Block, Kernel, Op, Value, walk_kernel
 from ...ir.rewrite import Builder, Env, copy_op, substitute
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import Scalar
 from ..facts.common import sources, without_effect
-from .makers import WORK, apart
+from .makers import WORK, apart, read_by_products
 from .prefetch import guarded, with_guards
 
 
@@ -95,7 +95,8 @@ class _Work:
 
 def _work(body: Block, written: set[Value]) -> _Work | None:
     made = {r for o in body.ops for r in o.results}
-    stages = [o for o in body.ops if o.kind == "stage" and _feeds_products(o.result, body)]
+    others = {v for o in body.ops if o.get("math", "wgmma") != "wgmma" for v in o.operands}
+    stages = [o for o in body.ops if o.kind == "stage" and o.result not in others and read_by_products(o.result, body)]
     chosen = [(s, ops) for s in stages if (ops := _leads_to(s, body, made, written)) is not None]
     while True:  # what others read of the work cannot be moved
         inside = {id(o) for _, ops in chosen for o in ops}
@@ -113,11 +114,6 @@ def _work(body: Block, written: set[Value]) -> _Work | None:
     last = max(n for n, o in enumerate(body.ops) if set(o.operands) & set(rings))
     at = next(n for n, o in enumerate(body.ops) if n > last and (o.kind == "yield" or (o.kind != "dot" and o.reads & products)))
     return _Work(body, work, rings, at)
-
-
-def _feeds_products(v: Value, body: Block) -> bool:
-    readers = [o for o in walk(body) if v in o.operands]
-    return bool(readers) and all(o.kind == "dot" and o["math"] == "wgmma" and any(o is x for x in body.ops) for o in readers)
 
 
 def _leads_to(stage: Op, body: Block, made: set[Value], written: set[Value]) -> list[Op] | None:

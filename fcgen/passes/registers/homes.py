@@ -14,7 +14,7 @@ from typing import Any
 from ...errors import FcError
 from ...ir.access import Access
 from ...ir.alignment import allowed, widest
-from ...ir.core import Block, Kernel, Op, Value, definitions, uses, walk
+from ...ir.core import Block, Kernel, Op, Value, blocks, definitions, uses, walk
 from ...ir.layout import OpaqueLayout, RegLayout, in_runs, mma_a, mma_c, mma_run, rowwise, wgmma_a, wgmma_c
 from ...ir.schedule import Schedule
 from ...ir.target import Target
@@ -44,7 +44,7 @@ class Homes:
         self.defs = definitions(body)
         self.uses = uses(body)
         self.made_with: dict[Value, set[Value]] = {}  # value -> all that its block makes
-        for block in (body, *(r for op in walk(body) for r in op.regions)):
+        for block in blocks(body):
             made = {v for op in block.ops for v in op.results}
             self.made_with |= dict.fromkeys(made, made)
             if block is not body:
