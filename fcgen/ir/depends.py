@@ -1,6 +1,8 @@
-"""Which values of a program follow from one of its values, through loops and branches too."""
+"""What follows from a value of a program, through loops and branches too; and which ops a value follows from."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Container, Iterable, Mapping
 
 from .core import Block, Op, Value, walk
 
@@ -29,3 +31,30 @@ def _spread(op: Op, out: set[Value], indices: bool) -> None:
         out.update(r for n, r in enumerate(op.results) if chosen or any(x.yielded[n] in out for x in op.regions))
     elif not out.isdisjoint(op.operands[:1] if op.kind == "narrow" else op.operands):
         out.update(op.results)
+
+
+def followed(values: Iterable[Value], made: Mapping[Value, Op], allowed: Callable[[Op], bool] = lambda op: True,
+             given: Callable[[Value], bool] = lambda v: True, stop: Container[Value] = ()) -> dict[int, Op] | None:
+    """By id the ops of `made` that values follow from, as far as those in `stop`. None if one of them is not allowed, or a value that none
+    of them makes is not `given`."""
+    need: dict[int, Op] = {}
+    todo = list(values)
+    while todo:
+        v = todo.pop()
+        op = made.get(v)
+        if op is None and not given(v):
+            return None
+        if op is None or v in stop or id(op) in need:
+            continue
+        if not allowed(op):
+            return None
+        need[id(op)] = op
+        todo += op.operands
+    return need
+
+
+def sources(values: Iterable[Value], block: Block, allowed: Callable[[Op], bool] = lambda op: True,
+            stop: Container[Value] = ()) -> list[Op] | None:
+    """The ops of a block that values follow from, in order, as far as those in `stop`. None if one is not allowed, or a loop carries it."""
+    need = followed(values, {r: o for o in block.ops for r in o.results}, allowed, lambda v: v not in block.args[1:], stop)
+    return None if need is None else [o for o in block.ops if id(o) in need]

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from ..errors import FcError
 from ..ir.core import Block, Kernel, Op, Value, definitions, walk
+from ..ir.depends import followed
 from ..ir.rewrite import Builder, remove_dead
 from ..ir.text import value_names
 from ..ir.types import Tensor, i1, i32
@@ -46,13 +47,7 @@ def _dimension(loop: Op, defs: dict[Value, Op]) -> str | None:
     """The tensor dimension that a loop's upper bound counts the tiles of, if it is one."""
     if not loop.get("tile"):
         return None
-    sizes, todo = set(), [loop.operands[1]]
-    while todo:
-        op = defs.get(todo.pop())
-        if op is not None:
-            if op.kind == "size":
-                sizes.add(op["dim"])
-            todo += op.operands
+    sizes = {op["dim"] for op in (followed(loop.operands[1:2], defs) or {}).values() if op.kind == "size"}
     return sizes.pop() if len(sizes) == 1 else None
 
 

@@ -155,11 +155,7 @@ class _Sync:
     def before(self, accesses: list[Access], state: _State, out: list[Op], op: Op) -> _State:
         """Emit what must stand between the past and these accesses."""
         state = self.bulk(accesses, state, out, op)
-        wait = None
-        for n, group in enumerate(reversed(state.groups)):
-            if any(conflict(g, a, self.offsets, self.warps) for g in group for a in accesses):
-                wait = n  # the newest group that matters; older ones are done when it is
-                break
+        wait = self.newest(state.groups, accesses)
         if any(conflict(g, a, self.offsets, self.warps) for g in state.open for a in accesses if not (g.copy and a.copy)):
             raise FcError("ir/verify", "a tile is used while its copy is not yet committed to a group", loc=op.loc)
         if wait is not None:
@@ -188,13 +184,18 @@ class _Sync:
             out.append(Op("bulk_wait", attrs={"n": 0, "read": False}, loc=op.loc))
             out.append(Op("barrier", loc=op.loc))
             return replace(state, seen=frozenset(), lane=frozenset(), bulk=(), sent=frozenset())
-        for n, group in enumerate(reversed(state.bulk)):
-            if any(conflict(g, a, self.offsets, self.warps) for g in group for a in accesses):
-                out.append(Op("bulk_wait", attrs={"n": n, "read": True}, loc=op.loc))
-                done = len(state.bulk) - n
-                read = frozenset(a for g in state.bulk[:done] for a in g)
-                return replace(state, seen=state.seen | read, lane=state.lane | read, bulk=state.bulk[done:])
-        return state
+        n = self.newest(state.bulk, accesses)
+        if n is None:
+            return state
+        out.append(Op("bulk_wait", attrs={"n": n, "read": True}, loc=op.loc))
+        done = len(state.bulk) - n
+        read = frozenset(a for g in state.bulk[:done] for a in g)
+        return replace(state, seen=state.seen | read, lane=state.lane | read, bulk=state.bulk[done:])
+
+    def newest(self, groups: tuple[frozenset[Access], ...], accesses: list[Access]) -> int | None:
+        """How many groups came after the newest one that matters; older ones are done when it is."""
+        meets = lambda group: any(conflict(g, a, self.offsets, self.warps) for g in group for a in accesses)
+        return next((n for n, group in enumerate(reversed(groups)) if meets(group)), None)
 
     def of_parts(self, past: frozenset[Access], accesses: list[Access]) -> int:
         """The parts whose own barriers are enough: all that meets is in staging buffers of as many parts. 1 if the role's is

@@ -15,12 +15,12 @@ from typing import Any
 from ...errors import FcError
 from ...ir.access import Access
 from ...ir.core import Block, Kernel, Op, Value, definitions, walk
+from ...ir.depends import followed
 from ...ir.layout import RegLayout, rowwise
 from ...ir.ops import has_effect
 from ...ir.rewrite import Builder, Env, edited, remove_dead, substitute
 from ...ir.schedule import Schedule
 from ...ir.types import Frag
-from ..facts.common import followed
 from .channels import Channel
 from .prefetch import PLACES
 
@@ -115,13 +115,8 @@ class _Makers:
     def around(self, ops: Iterable[Op]) -> list[Op]:
         """The ops, and those of other blocks that make tiles and vectors for them."""
         out = {id(o): o for o in ops}
-        todo = [v for o in out.values() for v in o.operands]
-        while todo:
-            op = self.defs.get(v := todo.pop())
-            if op is not None and isinstance(v.type, Frag) and id(op) not in out:
-                out[id(op)] = op
-                todo += op.operands
-        return list(out.values())
+        tiles = {v: o for v, o in self.defs.items() if isinstance(v.type, Frag)}
+        return [*(out | (followed([v for o in out.values() for v in o.operands], tiles) or {})).values()]
 
     def wanted(self, v: Value, spread: dict[Any, Any]) -> Value:
         """A value of a block around the work, as the work wants it."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 from ...ir.access import Access
 from ...ir.core import Block, Kernel, Op, Value, walk, walk_kernel
+from ...ir.depends import sources
 from ...ir.layout import RegLayout
 from ...ir.op_table import having
 from ...ir.registers import frag_words, least, limit_of
@@ -21,7 +22,7 @@ from ...ir.rewrite import Builder, Env, copy_op, map_bodies, remove_dead, substi
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import Frag, Scalar
-from ..facts.common import ELEMENTWISE, sources
+from ..facts.common import ELEMENTWISE
 
 ENGINES = having("fills") | {"dot"}
 #: what may stand between the index and a place that is read

@@ -13,11 +13,12 @@ from dataclasses import dataclass, field, replace
 
 from ...ir.alignment import promised
 from ...ir.core import Block, Kernel, Op, Value, walk_kernel
+from ...ir.depends import sources
 from ...ir.rewrite import Builder, Env, copy_op, substitute
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import Scalar
-from ..facts.common import sources, without_effect
+from ..facts.common import without_effect
 from .makers import WORK, apart, read_by_products
 from .prefetch import guarded, with_guards
 

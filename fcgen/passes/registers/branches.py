@@ -10,12 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from ...ir.core import Block, Kernel, Op, Value, definitions, uses
+from ...ir.depends import sources
 from ...ir.ops import has_effect
 from ...ir.rewrite import Builder, map_bodies, remove_dead
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import Frag, Scalar
-from ..facts.common import sources
 
 OPPOSITE = {"lt": "ge", "ge": "lt", "le": "gt", "gt": "le"}
 
