@@ -138,6 +138,14 @@ class Signature:
         need(len(made) == len(self.results), f"{self.kind} makes {', '.join(self.results) or 'nothing'}", got=made)
         for w, t in zip(self.results, made):
             need(WORDS[w][0](t), f"{self.kind} makes {WORDS[w][1]}", w, t)
+        if self.front[-3:] == ("slot", "i32", "i32"):
+            t, buffer = (op.results or op.operands)[0].type, op.operands[-3].type
+            shape = t.shape[::-1] if op.get("transposed") else t.shape
+            fits = len(shape) != 2 or len(buffer.shape) != 2 or all(a <= b for a, b in zip(shape, buffer.shape))
+            need(fits, f"{self.kind}: the fragment fits the stored tile", buffer.shape, shape)
+        if (self.back or self.front)[-2:] == ("bars", "cursor"):
+            bars, cursor = (v.type for v in op.operands[-2:])
+            need(bars.slots == cursor.slots, f"{self.kind}: the cursor counts as many slots as there are barriers", bars, cursor)
         if self.one_dtype:
             named = (*(self.named(tuple(v.type for v in op.operands)) or ()), *made)
             dtypes = [t.dtype for t in named if isinstance(t, (Tensor, Buffer, Frag))]
@@ -171,7 +179,7 @@ def _of_signature(sig: Signature, also: Callable[[Op], None] | None, makes: Call
         if also is not None:
             also(op)
 
-    plain = also is None and not sig.one_dtype and (makes is not None or all(w in FIXED for w in sig.results))
+    plain = also is None and not sig.one_dtype and (makes is not None or all(w in FIXED for w in sig.results)) and "bars" not in sig.front
     return infer, None if plain else check
 
 

@@ -23,8 +23,7 @@ from .trace import current, here, mistake
 
 def tile(size: Any, block: str) -> TiledSize:
     """A dimension (`Q.M`), or a count that the program computes, cut into blocks whose size the schedule gives under the name `block`."""
-    if hasattr(type(size), "lifted"):  # a captured number
-        size = size.lifted(None)
+    size = _as_value(size)
     if isinstance(size, (Dim, RunDim)):
         return TiledSize(int(size) if isinstance(size, Dim) else size.name, block)
     if _is_count(size):
@@ -35,14 +34,18 @@ def tile(size: Any, block: str) -> TiledSize:
                   hint="a count is an i32 scalar" if isinstance(size, Handle) else None)
 
 
+def _as_value(n: Any) -> Any:
+    """A captured number as a scalar of the program; anything else as it is."""
+    return n.lifted(None) if hasattr(type(n), "lifted") else n
+
+
 def _is_count(n: Any) -> bool:
     return isinstance(n, int) and not isinstance(n, bool) and 0 < n < 2**31
 
 
 def _grid_size(n: Any) -> str | int:
     """What an axis of the grid runs over: known when the kernel is launched."""
-    if hasattr(type(n), "lifted"):
-        n = n.lifted(None)
+    n = _as_value(n)
     if isinstance(n, RunDim):
         return n.name
     if isinstance(n, Handle):
@@ -96,8 +99,7 @@ def loop(
     """
     if not current().grid:
         raise mistake("trace/usage", "call fc.grid before the first loop")
-    if hasattr(type(over), "lifted"):
-        over = over.lifted(None)
+    over = _as_value(over)
     if not isinstance(over, (TiledSize, Handle)) and not (_is_count(over) or (type(over) is int and over == 0)):
         raise mistake("trace/usage", "fc.loop runs over a tiled dimension or a count", got=repr(over),
                       expected='fc.loop(fc.tile(K.N, "BLOCK_N")) or fc.loop(n)')

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from ..errors import FcError
 from ..ir.core import Value
 from ..ir.types import DType, i1
-from .mistakes import Traced, called, dtype_of
+from .mistakes import Traced, called, dtype_of, refuses
 from .trace import Named, Scope, current, mistake
 
 Label = Any  # Range | str | int
@@ -119,26 +119,15 @@ class Handle(Named, Traced):
             raise mistake("trace/shape", ".T is for 2-d tiles", got=repr(self))
         return Handle(current().emit("transpose", self.value), self.labels[::-1])
 
-    def __bool__(self) -> bool:
-        raise mistake("trace/python-if", "a value of the program has no truth value while it is traced", got=repr(self),
-                      hint="choose with fc.where(cond, a, b), fc.maximum or fc.minimum, or branch on a scalar with `with fc.when(cond):`; "
-                      "`and`, `or`, `not` are &, |, ~, and a < x < b is (a < x) & (x < b)")
-
-    def __iter__(self) -> Any:
-        raise mistake("trace/usage", "a tile cannot be iterated over", got=repr(self),
-                      hint="loop over a range: fc.loop(...); Python's sum, max and min are fc.sum, fc.max and fc.min of one axis")
-
-    def __index__(self) -> int:
-        raise mistake("trace/usage", "a value of the program is not a Python integer", got=repr(self),
-                      hint="sizes that Python needs must be bound when the spec is compiled")
-
-    def __float__(self) -> float:
-        raise mistake("trace/usage", "a value of the program is not a Python number", got=repr(self),
-                      hint="functions of the program are fcgen's: fc.exp, fc.sqrt, fc.floor; a float of it is x.to(fc.f32)")
-
-    def __int__(self) -> int:
-        raise mistake("trace/usage", "a value of the program is not a Python integer", got=repr(self),
-                      hint="an integer of the program is x.to(fc.i32)")
+    __bool__ = refuses("a value of the program has no truth value while it is traced",
+                       "choose with fc.where(cond, a, b), fc.maximum or fc.minimum, or branch on a scalar with `with fc.when(cond):`; "
+                       "`and`, `or`, `not` are &, |, ~, and a < x < b is (a < x) & (x < b)", "trace/python-if")
+    __iter__ = refuses("a tile cannot be iterated over",
+                       "loop over a range: fc.loop(...); Python's sum, max and min are fc.sum, fc.max and fc.min of one axis")
+    __index__ = refuses("a value of the program is not a Python integer", "sizes that Python needs must be bound when the spec is compiled")
+    __float__ = refuses("a value of the program is not a Python number",
+                        "functions of the program are fcgen's: fc.exp, fc.sqrt, fc.floor; a float of it is x.to(fc.f32)")
+    __int__ = refuses("a value of the program is not a Python integer", "an integer of the program is x.to(fc.i32)")
 
     def __copy__(self) -> Handle:
         return Handle(self.value, self.labels)  # of a variable: what it holds now

@@ -89,6 +89,14 @@ def dtype_of(value: Any) -> DType:
         raise e.at(here()) from None
 
 
+def refuses(what: str, hint: str, code: str = "trace/usage") -> Any:
+    """A method for what Python may ask of an object and a trace cannot answer."""
+    def method(self: Any, *_: Any) -> Any:
+        raise mistake(code, what, got=repr(self), hint=hint)
+
+    return method
+
+
 class Traced:
     """What a spec's function holds. NumPy's functions are refused, since they would make arrays of objects; its numbers may stand in
     expressions."""

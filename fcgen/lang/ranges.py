@@ -11,7 +11,7 @@ from ..ir.core import Value
 from ..ir.types import i1, i32
 from .arith import elementwise, lift
 from .handles import Handle, NotATile
-from .mistakes import called
+from .mistakes import called, refuses
 from .trace import current, mistake
 
 Extent = Any  # str | int | Handle: a dimension, a number, or a scalar of the program
@@ -75,9 +75,8 @@ class Range(Positions):
         return mistake("trace/usage", "a range is not a tile", got=repr(self),
                        hint="its positions are .index, the first one is .start; rows + n, with a scalar n, indexes a tensor further on")
 
-    def __bool__(self) -> bool:
-        raise mistake("trace/python-if", "a range has no truth value", got=repr(self),
-                      hint="its positions are .index; choose with fc.where")
+    __bool__ = refuses("a range has no truth value", "its positions are .index; choose with fc.where", "trace/python-if")
+    __iter__ = refuses("a range is not a loop", "for cols in fc.loop(fc.tile(K.N, 'BLOCK_N')):")
 
     def __repr__(self) -> str:
         return f"<range {self.block} of {self.size} along {extent_name(self.dim)}>"
@@ -116,9 +115,6 @@ class Range(Positions):
         h.scope = self.scope
         h.check_scope()
         return h
-
-    def __iter__(self) -> Any:
-        raise mistake("trace/usage", "a range is not a loop", got=repr(self), hint="for cols in fc.loop(fc.tile(K.N, 'BLOCK_N')):")
 
 
 @called("range")
@@ -190,9 +186,7 @@ class TiledSize(NotATile):
         return mistake("trace/usage", "fc.tile(...) is a way to cut a dimension, not a tile",
                        hint="fc.grid and fc.loop take it and hand out ranges")
 
-    def __iter__(self) -> Any:
-        raise mistake("trace/usage", "fc.tile(...) is not a loop yet", got=repr(self),
-                      hint="for cols in fc.loop(fc.tile(K.N, \"BLOCK_N\")):")
+    __iter__ = refuses("fc.tile(...) is not a loop yet", 'for cols in fc.loop(fc.tile(K.N, "BLOCK_N")):')
 
 
 def extent_name(dim: Extent) -> str:

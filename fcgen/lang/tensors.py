@@ -10,7 +10,7 @@ from ..ir.core import Value
 from ..ir.types import DType, Scalar, Tile, i32, i64
 from .arith import lift, spread
 from .handles import Handle, Label, NotATile, label_name
-from .mistakes import called
+from .mistakes import called, refuses
 from .ranges import Placed, Positions, Range, dim_size, extent_name
 from .trace import current, here, mistake
 
@@ -62,9 +62,7 @@ class TensorParam(NotATile):
         size = self._param.type.dims[self._names.index(name)]
         return Dim(name, size) if isinstance(size, int) else RunDim(name)
 
-    def __iter__(self) -> Any:
-        raise mistake("trace/usage", "a tensor cannot be iterated over", got=repr(self),
-                      hint="for rows in fc.loop(fc.tile(X.M, \"BLOCK_M\")): then fc.load(X[rows])")
+    __iter__ = refuses("a tensor cannot be iterated over", 'for rows in fc.loop(fc.tile(X.M, "BLOCK_M")): then fc.load(X[rows])')
 
     def __getitem__(self, index: Any) -> Any:
         index = index if isinstance(index, tuple) else (index,)
