@@ -71,6 +71,10 @@ FNS: dict[str, Fn] = {f.name: f for f in [
     Fn("fma", 3, "float", lambda a, b, c: (np.asarray(a, np.float64) * b + c).astype(np.float32)),
 ]}
 
+#: comparison -> the one that says the same of swapped operands; the one that says the opposite (of floats that are no NaN)
+MIRROR = {"lt": "gt", "gt": "lt", "le": "ge", "ge": "le", "eq": "eq", "ne": "ne"}
+INVERSE = {"lt": "ge", "ge": "lt", "gt": "le", "le": "gt", "eq": "ne", "ne": "eq"}
+
 REDUCTIONS: dict[str, tuple[Callable[..., np.ndarray], str, float]] = {
     # kind -> (NumPy reduce, the binary function it folds, its neutral element)
     "sum": (np.add.reduce, "add", 0.0), "max": (np.maximum.reduce, "max", -np.inf), "min": (np.minimum.reduce, "min", np.inf)}

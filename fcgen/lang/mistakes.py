@@ -13,6 +13,7 @@ from types import FrameType, TracebackType
 from typing import Any, ClassVar, TypeVar
 
 from ..errors import FcError, Loc, closest, did_you_mean
+from ..ir.elementwise import MIRROR
 from ..ir.types import DType, as_dtype
 from .trace import HERE, here, mistake, place_of
 
@@ -27,8 +28,6 @@ VOCABULARY: dict[str, Any] = {}
 OPERATORS = {"add": "add", "subtract": "sub", "multiply": "mul", "divide": "truediv", "true_divide": "truediv", "floor_divide": "floordiv",
              "remainder": "mod", "power": "pow", "less": "lt", "less_equal": "le", "greater": "gt", "greater_equal": "ge", "equal": "eq",
              "not_equal": "ne", "bitwise_and": "and", "bitwise_or": "or", "bitwise_xor": "xor"}
-#: comparisons seen from their right operand
-MIRRORED = {"lt": "gt", "le": "ge", "gt": "lt", "ge": "le", "eq": "eq", "ne": "ne"}
 #: what other libraries call it -> what a spec writes
 ELSEWHERE = {"amax": "fc.max", "amin": "fc.min", "clip": "fc.minimum(fc.maximum(x, low), high)", "matmul": "fc.dot", "mm": "fc.dot",
              "bmm": "fc.dot", "mean": "fc.sum(x, axis=1) / X.D", "relu": "fc.maximum(x, 0.0)", "absolute": "fc.abs", "power": "x ** n",
@@ -109,7 +108,7 @@ class Traced:
         word = OPERATORS.get(ufunc.__name__, "")
         if method == "__call__" and word and not kwargs:
             a, b = (x.item() if getattr(x, "shape", None) == () and hasattr(x, "item") else x for x in inputs)
-            mine, other, word = (a, b, word) if isinstance(a, Traced) else (b, a, MIRRORED.get(word, f"r{word}"))
+            mine, other, word = (a, b, word) if isinstance(a, Traced) else (b, a, MIRROR.get(word, f"r{word}"))
             if hasattr(mine, f"__{word}__"):
                 return getattr(mine, f"__{word}__")(other)
         raise _foreign("NumPy", ufunc.__name__)

@@ -16,13 +16,11 @@ from functools import reduce
 from typing import Any
 
 from ...ir.core import Op, Value
+from ...ir.elementwise import INVERSE, MIRROR
 from ...ir.rewrite import Builder
 from ...ir.types import Scalar, i1, i32, i64
 from .forms import ALL, BIG, EMPTY, NO_TERMS, Form, Range, Rows, Span, number, symbol
 from .quotients import compared, distance, divided, divisor, quotient
-
-MIRROR = {"lt": "gt", "gt": "lt", "le": "ge", "ge": "le", "eq": "eq", "ne": "ne"}
-INVERSE = {"lt": "ge", "ge": "lt", "gt": "le", "le": "gt", "eq": "ne", "ne": "eq"}
 
 
 class Affine:
@@ -241,6 +239,10 @@ class Affine:
         pick = lambda x, y: self.symbol(self.b.emit("select", longer, self.value(x), self.value(y)))
         return Range(pick(a.lo, b.lo), pick(a.hi, b.hi))
 
+    def joined(self, a: Range, b: Range, must: bool, whole: Range) -> Range:
+        """Where one of two conditions holds, or may hold."""
+        return self.either(a, b, whole) if must else self.hull(a, b)
+
     def may(self, cond: Value, negated: bool = False) -> Range:
         return self.tree(cond, negated, False, ALL)
 
@@ -258,9 +260,7 @@ class Affine:
             return ALL if bool(op["value"]) != negated else EMPTY
         if op is not None and kind in ("and", "or"):
             a, b = (self.tree(x, negated, must, whole) for x in op.operands)
-            if (kind == "and") != negated:
-                return self.both(a, b)
-            return self.either(a, b, whole) if must else self.hull(a, b)
+            return self.both(a, b) if (kind == "and") != negated else self.joined(a, b, must, whole)
         if op is not None and kind in INVERSE:
             x, y = op.operands
             found = self.comparison(INVERSE[kind] if negated else kind, x, y, must, whole)
@@ -275,18 +275,21 @@ class Affine:
         return EMPTY if must else ALL
 
     def comparison(self, kind: str, x: Value, y: Value, must: bool, whole: Range) -> Range | None:
+        if kind in ("eq", "ne"):
+            a, b = (self.comparison(k, x, y, must, whole) for k in (("ge", "le") if kind == "eq" else ("gt", "lt")))
+            if a is None or b is None:
+                return None
+            return self.both(a, b) if kind == "eq" else self.joined(a, b, must, whole)
         for k, left, right in ((kind, x, y), (MIRROR[kind], y, x)):
             q, s = quotient(left, self), self.span(right)
             if q is not None and s is not None and not s.moves:
-                return compared(k, *q, s, self, must, whole)
-            found = distance(k, left, s, self, must, whole) if s is not None else None
+                return compared(k, *q, s, self, must)
+            found = distance(k, left, s, self, must) if s is not None else None
             if found is not None:
                 return found
         xs, ys = self.signs(x), self.signs(y)
         if xs is None or ys is None:
             return None
-        if len(xs) == len(ys) == 1:
-            return self.compare(kind, xs[0], ys[0], must, whole)
         return self.largest(kind, xs, ys, must, whole)
 
     def signs(self, v: Value) -> list[Span] | None:
@@ -304,23 +307,13 @@ class Affine:
         """max(xs) kind max(ys)."""
         if kind in ("lt", "le"):
             kind, xs, ys = MIRROR[kind], ys, xs
-        if kind == "eq":
-            return self.both(self.largest("ge", xs, ys, must, whole), self.largest("le", xs, ys, must, whole))
-        join = (lambda a, b: self.either(a, b, whole)) if must else self.hull
-        if kind == "ne":
-            return join(self.largest("gt", xs, ys, must, whole), self.largest("lt", xs, ys, must, whole))
-        return reduce(join, [reduce(self.both, [self.compare(kind, a, b, must, whole) for b in ys]) for a in xs])
+        join = lambda a, b: self.joined(a, b, must, whole)
+        return reduce(join, [reduce(self.both, [self.compare(kind, a, b, must) for b in ys]) for a in xs])
 
-    def compare(self, kind: str, a: Span, b: Span, must: bool, whole: Range) -> Range:
+    def compare(self, kind: str, a: Span, b: Span, must: bool) -> Range:
         if kind in ("lt", "le"):
             kind, a, b = MIRROR[kind], b, a
         over = (a.lo - b.hi) if must else (a.hi - b.lo)  # a - b, seen from the side that decides
-        under = (b.lo - a.hi) if must else (b.hi - a.lo)
-        if kind == "eq":
-            return self.both(self.at_least_zero(over), self.at_least_zero(under))
-        if kind == "ne":
-            parts = self.at_least_zero(over.shift(-1)), self.at_least_zero(under.shift(-1))
-            return self.either(*parts, whole) if must else self.hull(*parts)
         return self.at_least_zero(over.shift(-1) if kind == "gt" else over)
 
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ...ir.core import Op, Value
-from ...ir.elementwise import FNS, to_dtype
+from ...ir.elementwise import FNS, INVERSE, to_dtype
 from ...ir.known import number_of
 from ...ir.types import DTYPES, DType, Scalar, Tile, f32, i1
 from ..facts.common import ELEMENTWISE, is_position, rank
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 Rule = Callable[["Sweep", Op], "Value | None"]
 RULES: dict[str, list[Rule]] = {}
-INVERSE = {"lt": "ge", "ge": "lt", "gt": "le", "le": "gt", "eq": "ne", "ne": "eq"}
 
 
 def rule(*kinds: str) -> Callable[[Rule], Rule]:
