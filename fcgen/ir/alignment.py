@@ -66,33 +66,6 @@ def of_arguments(pointer: int, shape: Sequence[int], strides: Sequence[int], ite
     return Promise(gcd(pointer, WIDEST), steps)
 
 
-def refusal(name: str, want: Promise, pointer: int, shape: Sequence[int], strides: Sequence[int], itemsize: int) -> FcError | None:
-    """What is wrong with an argument that does not keep what a kernel was promised; None if it does."""
-    have = of_arguments(pointer, shape, strides, itemsize)
-    for axis, (w, h) in enumerate(zip(want.strides, have.strides)):
-        if h % w:
-            packed = shape[-1] * itemsize % w == 0
-            return FcError("call/argument", f"axis {axis} of argument `{name}` is not aligned",
-                           expected=f"a stride that is a multiple of {w} bytes", got=f"{strides[axis]} elements of {itemsize} bytes",
-                           hint=f"call {name}.contiguous()" if packed else
-                           f"pad the last axis of {name} to a multiple of {w // itemsize} elements")
-    if have.pointer % want.pointer:
-        return FcError("call/argument", f"argument `{name}` is not aligned", expected=f"a multiple of {want.pointer} bytes",
-                       got=f"{pointer:#x}, {pointer % want.pointer} bytes past one",
-                       hint=f"{name} looks like a slice that starts inside a row: call {name}.clone()")
-    return None
-
-
-def pitched(t: Tensor, shape: Sequence[int], want: Promise) -> tuple[int, ...]:
-    """Strides, in elements, of a tensor that keeps a promise and no more: odd multiples of what is promised."""
-    out, step = [1], 1
-    for axis in range(len(shape) - 2, -1, -1):
-        unit = want.strides[axis] // t.dtype.bytes
-        step = (-(-step * max(shape[axis + 1], 1) // unit) | 1) * unit
-        out.append(step)
-    return tuple(reversed(out)) if shape else ()
-
-
 def demands(access: Access, size: int, defs: Mapping[Value, Op]) -> Promise | None:
     """What an access of `size` bytes along a row asks of the tensor; None if it is wrong whatever the tensor is."""
     item, last = access.tensor.dtype.bytes, access.axes[-1] if access.axes else None

@@ -125,12 +125,3 @@ def apply(name: str, dtype: DType, *args: np.ndarray) -> np.ndarray:
     """`evaluate` without warnings."""
     with np.errstate(all="ignore"):
         return evaluate(name, dtype, *args)
-
-
-def add_at(memory: np.ndarray, where: tuple[Any, ...], value: np.ndarray, dtype: DType) -> None:
-    """Add to elements of a tensor; one that stands there several times gets as many shares."""
-    if not where or len(value) < 2 or len(np.unique(np.ravel_multi_index(where, memory.shape))) == len(value):
-        memory[where] = evaluate("add", dtype, memory[where], value)
-        return
-    np.add.at(memory, where, value)
-    memory[where] = convert(memory[where], dtype)
