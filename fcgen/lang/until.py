@@ -13,7 +13,7 @@ from dataclasses import replace
 from ..errors import FcError
 from ..ir.core import Block, Kernel, Op, Value, definitions, walk
 from ..ir.depends import followed
-from ..ir.rewrite import Builder, remove_dead
+from ..ir.rewrite import Builder, edited, remove_dead
 from ..ir.text import value_names
 from ..ir.types import Tensor, i1, i32
 
@@ -64,20 +64,14 @@ def _enclosing(block: Block, target: Op) -> tuple[Op, ...] | None:
 
 
 def _written(block: Block, target: Op, value: Value, out: Value, at: tuple[Value, ...]) -> Block:
-    ops: list[Op] = []
-    for op in block.ops:
-        if op.kind == "store":
-            continue
-        ops.append(op.within(lambda r: _written(r, target, value, out, at)))
-        if op is target:
-            b = Builder(op.loc)
-            v = value
-            if value.type.dtype == i1:
-                one, zero = (b.emit("const", value=n, dtype="i32") for n in (1, 0))
-                if value.type.shape:
-                    one, zero = (b.emit("full", n, shape=value.type.shape) for n in (one, zero))
-                v = b.emit("select", value, one, zero)
-            index = ("at",) * len(at) + ("all",) * len(value.type.shape)
-            b.do("store", out, v, *at, index=index, guard=(False,) * len(value.type.shape))
-            ops += b.ops
-    return Block(block.args, tuple(ops))
+    """With a store of the value behind the op that makes it, and no other store."""
+    b = Builder(target.loc)
+    v = value
+    if value.type.dtype == i1:
+        one, zero = (b.emit("const", value=n, dtype="i32") for n in (1, 0))
+        if value.type.shape:
+            one, zero = (b.emit("full", n, shape=value.type.shape) for n in (one, zero))
+        v = b.emit("select", value, one, zero)
+    index = ("at",) * len(at) + ("all",) * len(value.type.shape)
+    b.do("store", out, v, *at, index=index, guard=(False,) * len(value.type.shape))
+    return edited(block, lambda op: () if op.kind == "store" else [op, *b.ops] if value in op.results else op)

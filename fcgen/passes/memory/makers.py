@@ -131,13 +131,11 @@ class _Makers:
 
     def beside(self, block: Block) -> Block:
         """With what `wanted` promised, each beside the op that makes the value of the other layout."""
-        b = Builder()
-        for op in block.ops:
-            b.add(op.within(self.beside))
-            for (v, where), new in self.moved.items():
-                if v in op.results:
-                    b.add(replace(op, operands=tuple(self.moved.get((x, where), x) for x in op.operands), results=(new,)))
-        return b.block(block.args)
+        def beside(op: Op) -> list[Op]:
+            return [op, *(replace(op, operands=tuple(self.moved.get((x, where), x) for x in op.operands), results=(new,))
+                          for (v, where), new in self.moved.items() if v in op.results)]
+
+        return edited(block, beside)
 
     def known(self, v: Value) -> bool:
         """Whether any role can make a value of another block: from the grid, indices of loops, sizes and what is loaded."""

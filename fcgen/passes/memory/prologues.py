@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from ...ir.alignment import promised
 from ...ir.core import Block, Kernel, Op, Value, walk_kernel
 from ...ir.depends import sources
-from ...ir.rewrite import Builder, Env, copy_op, substitute
+from ...ir.rewrite import Builder, Env, copy_op, edited, substitute
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import Scalar
@@ -30,7 +30,13 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
         return kernel
     buffers: list[Value] = []
     written = {o.operands[0] for o in walk_kernel(kernel) if o.kind == "store"}
-    body = _block(kernel.body, written, buffers)
+
+    def ahead(op: Op) -> Op | list[Op]:
+        work = _work(op.regions[0], written) if op.kind == "for" and not op.get("unroll") else None
+        buffers.extend(work.rings.values() if work is not None else ())
+        return op if work is None else work.ahead(op)
+
+    body = edited(kernel.body, ahead)
     return replace(kernel.with_body(body), buffers=(*kernel.buffers, *buffers)) if buffers else kernel
 
 
@@ -40,18 +46,6 @@ def _made_apart(kernel: Kernel, schedule: Schedule) -> Kernel:
         raise without_effect("makers", "no loop computes an operand of a dot from loads alone", got=schedule.makers,
                              expected="a tile that is loaded in a loop with dots, changed, and then an operand of one")
     return out or kernel
-
-
-def _block(block: Block, written: set[Value], buffers: list[Value]) -> Block:
-    b = Builder()
-    for op in block.ops:
-        op = op.within(lambda r: _block(r, written, buffers))
-        work = _work(op.regions[0], written) if op.kind == "for" and not op.get("unroll") else None
-        if work is not None:
-            buffers.extend(work.rings.values())
-            op = work.ahead(op, b)
-        b.add(op)
-    return b.block(block.args)
 
 
 @dataclass
@@ -64,9 +58,9 @@ class _Work:
     rings: dict[Value, Value] = field(default_factory=dict)
     at: int = 0
 
-    def ahead(self, loop: Op, before: Builder) -> Op:
-        index, down = self.body.args[0], bool(loop.get("descending"))
-        before.loc = loop.loc
+    def ahead(self, loop: Op) -> list[Op]:
+        """The first tile's work, and the loop."""
+        index, down, before = self.body.args[0], bool(loop.get("descending")), Builder(loop.loc)
         start = before.emit("sub", loop.operands[1], before.const(1)) if down else loop.operands[0]
         self.make(start, start, 0, before)
         inner = Builder(loop.loc)
@@ -79,7 +73,8 @@ class _Work:
                 self.make(inner.emit("sub" if down else "add", index, one, name="after"), index, 1, inner)
             if id(op) not in mine:
                 inner.add(substitute(op, env))
-        return replace(loop, regions=(inner.block(self.body.args),))
+        before.add(replace(loop, regions=(inner.block(self.body.args),)))
+        return before.ops
 
     def make(self, tile: Value, index: Value, ahead: int, b: Builder) -> None:
         """The work for a tile; its slot is `ahead` of the index's."""
