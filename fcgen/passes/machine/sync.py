@@ -36,6 +36,9 @@ from ...ir.target import Target
 from ...ir.types import Buffer, Frag
 from .accesses import READS, WHOLE, Access, area_of, conflict
 
+#: ops that order what was before them, and touch nothing
+ORDERS = {"settle", "barrier", "mbar_arrive", "commit_group"}
+
 
 def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
     offsets = dict(zip(kernel.buffers, kernel.meta.get("smem_offsets", ())))
@@ -115,42 +118,46 @@ class _Sync:
                 state = self.loop(op, state, out)
             elif op.kind == "if":
                 state = self.branch(op, state, out)
-            elif op.kind == "settle":
-                state = replace(state, seen=state.seen | state.flying, lane=state.lane | state.flying,
-                                flying=state.flying if op["groups"] else frozenset())
-                out.append(op)
-            elif op.kind == "barrier":  # another pass put it there
-                state = replace(state, seen=frozenset(), lane=frozenset())
-                out.append(op)
-            elif op.kind == "mbar_arrive":
-                if state.read & self.freed.get(op.operands[0], set()):
-                    out.append(Op("proxy_fence", loc=op.loc))
-                    state = replace(state, read=frozenset())
-                out.append(op)
-            elif op.kind == "commit_group":
-                state = replace(state, groups=(*state.groups, state.open), open=frozenset()).trim()
+            elif op.kind in ORDERS:
+                state = self.ordered(op, state, out)
                 out.append(op)
             else:
-                accesses = self.accesses(op)
                 ahead = next((o for o in ops[n:] if o.kind == "wgmma"), None) if op.kind == "wgmma_fence" else None
-                state = self.before(self.accesses(ahead) if ahead is not None else accesses, state, out, op)
-                if op.kind == "acquire":
-                    continue
-                if op.kind == "wgmma":
-                    state = replace(state, flying=state.flying | frozenset(accesses))
-                copies = frozenset(a for a in accesses if a.copy)
-                plain = frozenset(accesses) - copies
-                if op.kind == "tma_store":
-                    out.append(op)
-                    state = replace(state, bulk=(*state.bulk, frozenset(plain)), sent=state.sent | {_target(op)})
-                    continue
-                read = {self.place(op.operands[0])[0]} if op.kind in READS - {"acquire"} else set()
-                state = replace(state, seen=state.seen | plain, lane=state.lane | plain, open=state.open | copies, read=state.read | read)
-                out.append(op)
-                if any(a.ring in self.parts for a in plain):
-                    out.append(Op("proxy_fence", loc=op.loc))
-                    state = replace(state, read=frozenset())
+                state = self.access(op, state, out, ahead or op)
         return out, state
+
+    def ordered(self, op: Op, state: _State, out: list[Op]) -> _State:
+        """What an op that other passes have put there orders."""
+        if op.kind == "settle":
+            return replace(state, seen=state.seen | state.flying, lane=state.lane | state.flying,
+                           flying=state.flying if op["groups"] else frozenset())
+        if op.kind == "barrier":
+            return replace(state, seen=frozenset(), lane=frozenset())
+        if op.kind == "commit_group":
+            return replace(state, groups=(*state.groups, state.open), open=frozenset()).trim()
+        if state.read & self.freed.get(op.operands[0], set()):
+            out.append(Op("proxy_fence", loc=op.loc))
+            return replace(state, read=frozenset())
+        return state
+
+    def access(self, op: Op, state: _State, out: list[Op], by: Op) -> _State:
+        """An op that may touch shared memory, with what must stand in front of it, and of what touches it (`by`)."""
+        state, accesses = self.before(self.accesses(by), state, out, op), frozenset(self.accesses(op))
+        if op.kind == "acquire":
+            return state
+        out.append(op)
+        if op.kind == "tma_store":
+            return replace(state, bulk=(*state.bulk, accesses), sent=state.sent | {_target(op)})
+        if op.kind == "wgmma":
+            state = replace(state, flying=state.flying | accesses)
+        copies = frozenset(a for a in accesses if a.copy)
+        plain = accesses - copies
+        read = {self.place(op.operands[0])[0]} if op.kind in READS - {"acquire"} else set()
+        state = replace(state, seen=state.seen | plain, lane=state.lane | plain, open=state.open | copies, read=state.read | read)
+        if any(a.ring in self.parts for a in plain):
+            out.append(Op("proxy_fence", loc=op.loc))
+            state = replace(state, read=frozenset())
+        return state
 
     def before(self, accesses: list[Access], state: _State, out: list[Op], op: Op) -> _State:
         """Emit what must stand between the past and these accesses."""

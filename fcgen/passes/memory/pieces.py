@@ -124,12 +124,9 @@ def _part(layout: RegLayout, count: int) -> RegLayout | None:
 
 def _start_of_rows(load: Op) -> int:
     """The operand that says where a loaded tile's rows begin; 0 if none does."""
-    at = 1
-    for axis in Access.of(load).axes:
-        if axis.along == 0:
-            return at if axis.is_run else 0
-        at += SCALARS[axis.word]
-    return 0
+    axes = Access.of(load).axes
+    n = next((n for n, a in enumerate(axes) if a.along == 0), 0)
+    return 1 + sum(SCALARS[a.word] for a in axes[:n]) if axes and axes[n].along == 0 and axes[n].is_run else 0
 
 
 def _first(block: Block, apart: bool) -> _Group | None:
