@@ -5,7 +5,7 @@ An index names a rectangle of a tensor: see `access`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from .access import SCALARS, along
@@ -14,7 +14,7 @@ from .core import Op
 from .elementwise import FNS, REDUCTIONS
 from .layout import WARPS, RegLayout
 from .op_table import RuleError, define, need, need_region
-from .types import DTYPES, Frag, Scalar, Tensor, Tile, bf16, f16, f32, i1, i32, i64, u32, with_dtype
+from .types import DTYPES, DType, Frag, Scalar, Tensor, Tile, bf16, f16, f32, i1, i32, i64, u32, with_dtype
 
 BOTH = "tile machine"
 #: which load or dot of the traced program an op is, in each of its copies
@@ -45,6 +45,14 @@ def shaped(types: tuple[Any, ...], rule: str) -> Any:
     return out if out is not None else types[0]
 
 
+#: kind of an elementwise function -> (the dtypes that it takes, in words, which those are)
+TAKES: dict[str, tuple[Callable[[DType], bool], str, str | None]] = {
+    "float": (lambda d: d.is_float, "for floats", "f16, bf16, f32"), "int": (lambda d: d.is_int, "for integers", "i32, i64"),
+    "word": (lambda d: d in (i32, u32), "for integers of 32 bits", "i32, u32"),
+    "logic": (lambda d: not d.is_float, "for i1 and integers", "i1, i32, i64"), "arith": (lambda d: d != i1, "not defined on i1", None),
+    "bits": (lambda d: d == f32, "for 32-bit floats", "f32"), "from_bits": (lambda d: d == i32, "for 32-bit integers", "i32")}
+
+
 def infer_elementwise(name: str):
     fn = FNS[name]
 
@@ -54,20 +62,8 @@ def infer_elementwise(name: str):
         dtype = types[0].dtype
         if any([t.dtype is not dtype and t.dtype != dtype for t in types]):
             raise RuleError(f"{name}: operands have one dtype", got=", ".join(sorted({str(t.dtype) for t in types})))
-        if fn.kind == "float":
-            need(dtype.is_float, f"{name} is for floats", "f16, bf16, f32", dtype)
-        elif fn.kind == "int":
-            need(dtype.is_int, f"{name} is for integers", "i32, i64", dtype)
-        elif fn.kind == "word":
-            need(dtype in (i32, u32), f"{name} is for integers of 32 bits", "i32, u32", dtype)
-        elif fn.kind == "logic":
-            need(not dtype.is_float, f"{name} is for i1 and integers", "i1, i32, i64", dtype)
-        elif fn.kind == "arith":
-            need(dtype != i1, f"{name} is not defined on i1")
-        elif fn.kind == "bits":
-            need(dtype == f32, f"{name} is for 32-bit floats", "f32", dtype)
-        elif fn.kind == "from_bits":
-            need(dtype == i32, f"{name} is for 32-bit integers", "i32", dtype)
+        takes, what, expected = TAKES.get(fn.kind, (lambda d: True, "", None))
+        need(takes(dtype), f"{name} is {what}", expected, dtype if expected else None)
         return (with_dtype(base, {"compare": i1, "bits": i32, "from_bits": f32}.get(fn.kind, dtype)),)
 
     return run

@@ -6,7 +6,8 @@ operands counts as constant, but for tensors that are named or, with `captured`,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from ..errors import FcError
@@ -176,14 +177,9 @@ def _writer() -> Writer:
     return Writer(current().scope.builder)
 
 
-class _places:
+@contextmanager
+def _places(m: Writer) -> Iterator[None]:
     """What is written inside comes from the lines that the rules say; afterwards from nowhere in particular."""
-
-    def __init__(self, m: Writer):
-        self.builder = m.builder
-
-    def __enter__(self) -> None:
-        self.before = self.builder.loc
-
-    def __exit__(self, *error: Any) -> None:
-        self.builder.loc = self.before
+    before = m.builder.loc
+    yield
+    m.builder.loc = before

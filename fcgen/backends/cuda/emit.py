@@ -6,7 +6,6 @@ blocks is hoisted to the innermost of those (`hoist`), so that loop-invariant ad
 
 from __future__ import annotations
 
-import operator
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -45,8 +44,8 @@ class Unrolled:
 
 
 #: (on Python's numbers: addresses are folded by the thousand)
-FOLDED: dict[str, Callable[[int, int], int]] = {"add": operator.add, "sub": operator.sub, "mul": operator.mul, "max": max, "min": min,
-                                                "floordiv": operator.floordiv, "mod": operator.mod}
+FOLDED: dict[str, Callable[[int, int], int]] = {"add": int.__add__, "sub": int.__sub__, "mul": int.__mul__, "max": max, "min": min,
+                                                "floordiv": int.__floordiv__, "mod": int.__mod__}
 CALLED = re.compile(r"\b\w+(?=\()")
 
 

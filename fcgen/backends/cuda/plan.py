@@ -231,10 +231,8 @@ def _conflict(plan: Plan, a: Value, b: Value) -> None:
 
 def _define(plan: Plan, defs: list[Value], live: set[Value]) -> None:
     for d in defs:
-        for v in live:
+        for v in (*live, *defs):
             _conflict(plan, d, v)
-        for e in defs:
-            _conflict(plan, d, e)
 
 
 def _liveness(plan: Plan, block: Block, live_out: set[Value]) -> set[Value]:
