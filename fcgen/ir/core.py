@@ -106,8 +106,8 @@ class Block:
 @dataclass(frozen=True)
 class GridAxis:
     """One axis of the launch grid: ceil(size / tile) programs. dim: a number, or the name of a tensor dimension or of an i32 parameter.
-    cluster: as many neighbours
-    along the axis run at the same time and reach each other's shared memory; the launch is rounded up to whole clusters."""
+    cluster: as many neighbours along the axis run at the same time and reach each other's shared memory; the launch is rounded up to whole
+    clusters."""
 
     name: str
     dim: str | int

@@ -49,9 +49,8 @@ def _normal(axis: tuple[Factor, ...]) -> tuple[Factor, ...]:
 class RegLayout:
     """A tile over warps, lanes and registers.
 
-    axes: for each tile axis its digits, the most significant first: the coordinate is their mixed-radix number. A warp or
-    lane digit that no axis uses means copies: every such thread holds the element. Register digits are dense.
-    Text: `{w4@1 r2@2 l8@4 | r8@4 l4@1 r2@1}`.
+    axes: for each tile axis its digits, the most significant first: the coordinate is their mixed-radix number. A warp or lane digit that
+    no axis uses means copies: every such thread holds the element. Register digits are dense. Text: `{w4@1 r2@2 l8@4 | r8@4 l4@1 r2@1}`.
     """
 
     axes: tuple[tuple[Factor, ...], ...]

@@ -1,10 +1,9 @@
 """The op table: one record per op with its rule, checked and inferred in one place.
 
-`OpDef.infer(operand types, attrs)` returns the result types, or raises `RuleError` naming the rule broken with expected and got.
-Ops whose result layout is a free choice (a load may fill any fragment) infer None and check the declared result instead. What an op takes
-and makes is a *signature* where words (`WORDS`) say it: "slot, i32, i32 -> regs", "tensor, *, slot ->" (any scalars and vectors between).
-The ops themselves are declared in `tile_ops`, `machine_ops`, `async_ops` and `store_ops`; adding one is adding a
-record there. `ops` has them all.
+`OpDef.infer(operand types, attrs)` returns the result types, or raises `RuleError` naming the rule broken with expected and got. Ops whose
+result layout is a free choice (a load may fill any fragment) infer None and check the declared result instead. What an op takes and makes
+is a *signature* where words (`WORDS`) say it: "slot, i32, i32 -> regs", "tensor, *, slot ->" (any scalars and vectors between). The ops
+themselves are declared in `tile_ops`, `machine_ops`, `async_ops` and `store_ops`; adding one is adding a record there. `ops` has them all.
 """
 
 from __future__ import annotations

@@ -255,24 +255,17 @@ def _max(a: Span, b: Span) -> Span:
     return Span(max(a.lo, b.lo), max(a.hi, b.hi), a.of | b.of)
 
 
-def _min(a: Span, b: Span) -> Span:
-    return _neg(_max(_neg(a), _neg(b)))
-
-
 def _floordiv(a: Span, b: Span) -> Span | None:
     if b.lo < 1 or a.steps | b.steps != {0}:
         return None
     return Span(min(a.lo // b.lo, a.lo // b.hi), max(a.hi // b.lo, a.hi // b.hi), a.of | b.of)
 
 
-def _mod(a: Span, b: Span) -> Span | None:
-    return None if b.lo < 1 or a.steps | b.steps != {0} else Span(0, b.hi - 1, b.of)
-
-
 COMPARES = having("compare")
 #: ops that hand values on
 MOVES = ("full", "broadcast", "transpose", "cast", "slice", "narrow", "select", "max", "min")
-RULES: dict[str, Any] = {"add": _add, "sub": lambda a, b: _add(a, _neg(b)), "neg": _neg, "mul": _mul, "max": _max, "min": _min,
-                         "abs": lambda a: _max(a, _neg(a)), "floordiv": _floordiv, "mod": _mod,
-                         **dict.fromkeys(("full", "broadcast", "transpose", "cast"), lambda a: a),
-                         "slice": lambda a, *more: a}
+RULES: dict[str, Any] = {
+    "add": _add, "sub": lambda a, b: _add(a, _neg(b)), "neg": _neg, "mul": _mul, "max": _max, "abs": lambda a: _max(a, _neg(a)),
+    "min": lambda a, b: _neg(_max(_neg(a), _neg(b))), "floordiv": _floordiv,
+    "mod": lambda a, b: None if b.lo < 1 or a.steps | b.steps != {0} else Span(0, b.hi - 1, b.of),
+    **dict.fromkeys(("full", "broadcast", "transpose", "cast", "slice"), lambda a, *more: a)}

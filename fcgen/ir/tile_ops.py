@@ -361,12 +361,11 @@ def _check_for(op: Op) -> None:
         need([t.dtype for t in told] == [i1], "for: `live` yields one i1 scalar or tile", "i1", told)
 
 
-define("for", BOTH, """`for lo, hi, inits... -> (i, carried...)`: i runs over [lo, hi), downwards if descending. tile: the tile
-       size that i counts; label: its name. A second region `live(i)` yields an i1 tile: where it is false everywhere the
-       iteration may be left out. unroll: bounds are constants and the body is expanded (machine level); turns: so many
-       iterations are printed one behind the other, whose carried registers change places. chain: loops with one
-       number run one after the other over one range and share rings. part: which part of the range ("masked", "full"), for
-       people.""", _for, check=_check_for,
+define("for", BOTH, """`for lo, hi, inits... -> (i, carried...)`: i runs over [lo, hi), downwards if descending. tile: the tile size that i
+       counts; label: its name. A second region `live(i)` yields an i1 tile: where it is false everywhere the iteration may be left out.
+       unroll: bounds are constants and the body is expanded (machine level); turns: so many iterations are printed one behind the other,
+       whose carried registers change places. chain: loops with one number run one after the other over one range and share rings. part:
+       which part of the range ("masked", "full"), for people.""", _for, check=_check_for,
        descending=FLAG.maybe, label=TEXT.maybe, tile=whole(1).maybe, unroll=FLAG.maybe, turns=whole(2, 2).maybe, chain=whole().maybe,
        part=one_of("masked", "full").maybe, traits="regions, in flight, position")
 
@@ -386,8 +385,7 @@ define("row_part", BOTH, """Which of `parts` equal parts of the program's rows t
 
 define("narrow", BOTH, """`narrow all, own`: one end of a range. `all` holds for every row of the program; a group of warps that works on
        its own part of the rows may take `own` instead. chain: of the loops whose range it is; end: "first" where they start, "last" where
-       they
-       stop, "inner" between two of them.""",
+       they stop, "inner" between two of them.""",
        "i32, i32 -> i32", phases="placed pipelined", chain=whole(), end=one_of("first", "last", "inner"))
 
 

@@ -152,7 +152,7 @@ def told(error: Exception, spec: Loc) -> FcError | None:
     file = lambda f: f.f_code.co_filename
     loc = next((place_of(f, at) for f, at in reversed(frames) if not file(f).startswith(HERE) and not file(f).startswith(_LIBRARIES)), spec)
     text = str(error)
-    if isinstance(error, AttributeError) and _is_ours(error.obj) and "for setting" not in text:
+    if isinstance(error, AttributeError) and isinstance(error.obj, (Traced, DType)) and "for setting" not in text:
         name, own = error.name or "", getattr(error.obj, "PUBLIC", ())
         kind = type(error.obj).__name__.replace("fcgen ", "")
         known = kind in ("value", "variable", "size") and (name in VOCABULARY or name in ELSEWHERE or name in _RESHAPED)
@@ -184,7 +184,3 @@ def _bad_call(owner: str, name: str, complaint: str, loc: Loc) -> FcError:
         hint = "positions past the tensor's end read as zero and are not written; for other masks use fc.where"
     return FcError("trace/usage", f"{'fc' if owner == 'fc' else 'a ' + owner}.{name} {complaint}".replace(f"a {owner}.", f"{owner}."),
                    expected=f"fc.{name}({shown})" if fn is not None else None, loc=loc, hint=hint)
-
-
-def _is_ours(x: Any) -> bool:
-    return isinstance(x, (Traced, DType))

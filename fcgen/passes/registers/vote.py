@@ -109,7 +109,7 @@ class _Vote:
                 constant = self.one_or_zero(other)
                 if constant is not None:
                     self.neutral[v] = constant
-                elif self.is_full(other):  # a start value, which hardly stays
+                elif other in self.defs and self.defs[other].kind == "full":  # a start value, which hardly stays
                     self.same.clear()
                     return
                 elif isinstance(other.type, Frag):
@@ -121,10 +121,6 @@ class _Vote:
                 for x, f in pairs:
                     if self.neutral.get(f) == (1.0 if op.kind == "mul" else 0.0) and isinstance(x.type, Frag) and x.type == v.type:
                         self.same[v] = self.same.get(x, x)
-
-    def is_full(self, v: Value) -> bool:
-        d = self.defs.get(v)
-        return d is not None and d.kind == "full"
 
     def one_or_zero(self, v: Value) -> float | None:
         x = const_of(v, self.defs)
