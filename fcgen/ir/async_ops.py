@@ -137,8 +137,9 @@ def _wgmma_wait(types, attrs):
 
 define("wgmma", "machine", """`wgmma a, b` or `wgmma a, b, acc`: [acc +] a b by the target's instruction `instr`, repeated over depth and
        rows; ta, tb: the stored tile is the transpose of the operand. ones: so many columns to the right of b's come from the last operand,
-       16 stored rows that every step of the depth reads again; `instr` then takes b's last panel and the ones, and `first` the panels
-       before. Asynchronous: it belongs to the group that the next `wgmma_commit` closes.""", lambda types, attrs: None, effect="write",
+       16
+       stored rows that every step of the depth reads again; `instr` then takes b's last panel and the ones, and `first` the panels before.
+       Asynchronous: it belongs to the group that the next `wgmma_commit` closes.""", lambda types, attrs: None, effect="write",
        check=_check_wgmma, phases="selected synced", instr=TEXT, ta=FLAG, tb=FLAG, ones=whole(8, 8).maybe, first=TEXT.maybe,
        traits="product, in flight")
 define("wgmma_fence", "machine", """Orders this thread's accesses of accumulators and operand registers before the wgmmas that follow;

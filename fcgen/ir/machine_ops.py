@@ -4,8 +4,9 @@ Shared memory is reached through `Buffer` values: `kernel.buffers` are rings; `s
 below takes views (or a ring of one slot). Positions (row, col) are element offsets in the stored tile. `transposed` means that
 the fragment is the transpose of what is stored. A warp touches the part of the rectangle that the fragment's layout gives it.
 
-Asynchrony: `cp_async` starts copies that belong to the thread's current group; `commit_group` closes the group; `wait_group n` returns when
-at most n of this thread's groups are still in flight. Other threads see the data after a `barrier` that follows the wait.
+Asynchrony: `cp_async` starts copies that belong to the thread's current group; `commit_group` closes the group; `wait_group n`
+returns when at most n of this thread's groups are still in flight. Other threads see the data after a `barrier` that follows the
+wait.
 """
 
 from __future__ import annotations
