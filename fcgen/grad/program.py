@@ -14,7 +14,8 @@ from ..errors import FcError
 from ..ir.core import Block, Kernel, Op, Value, walk
 from ..ir.rewrite import Builder, remove_dead
 from ..ir.types import Tensor, f32, i32
-from . import loops
+from .activity import spread
+from .loops import backwards
 from .modes import READS, pull_op
 from .writer import Writer
 
@@ -78,7 +79,7 @@ class _Walker:
                     self.add(m, op, known[op.result])
             elif op.kind == "for":
                 if any(x.kind == "store" for x in walk(op.regions[0])) or any(r in known for r in op.results):
-                    loops.backwards(self, m, op, known, ops[n + 1:], ends)
+                    backwards(self, m, op, known, ops[n + 1:], ends)
             elif len(op.results) == 1 and op.result in known and op.result in self.active:
                 pull_op(m, op, known, self.active)
         return known
@@ -124,29 +125,6 @@ def _check_stores(kernel: Kernel) -> None:
                 look(r, (*around, r.args[0]) if op.kind == "for" and n == 0 else around)
 
     look(kernel.body, ())
-
-
-def spread(ops: Iterable[Op], active: set[Value]) -> set[Value]:
-    """`active`, and the values that hang on it, in regions too."""
-    for op in ops:
-        active |= _active_results(op, active)
-    return active
-
-
-def _active_results(op: Op, active: set[Value]) -> set[Value]:
-    if op.kind == "for":
-        body, inits = op.regions[0], op.operands[2:]
-        args = {a for a, init in zip(body.args[1:], inits) if init in active}
-        while True:
-            inside = spread(body.ops, active | args)
-            more = {a for a, y in zip(body.args[1:], body.yielded) if y in inside} - args
-            if not more:
-                return {r for r, a in zip(op.results, body.args[1:]) if a in args and r.type.dtype.is_float}
-            args |= more
-    if op.kind == "if":
-        inside = spread((o for r in op.regions for o in r.ops), set(active))
-        return {r for r, *ys in zip(op.results, *(b.yielded for b in op.regions)) if any(y in inside for y in ys) and r.type.dtype.is_float}
-    return {r for r in op.results if r.type.dtype.is_float} if any(v in active for v in op.operands) else set()
 
 
 def _leads_to(made: dict[Value, Op], v: Value, arg: Value) -> bool:

@@ -35,6 +35,15 @@ class Largest:
     guard: tuple[Op, ...] = ()  # the ops that make it of the value
 
 
+@dataclass(frozen=True)
+class Faded:
+    """x <<= x * factor + the addends, where nothing else that is carried hangs on x. axes: those of x that the factor runs along."""
+
+    addends: tuple[Addend, ...]
+    factor: Value
+    axes: tuple[int, ...] | None
+
+
 @dataclass
 class States:
     """sums, largest: by number of the carried value. spent: the ops of the body that make them, and nothing else."""
@@ -107,38 +116,68 @@ def _alone(body: _Body, out: States) -> bool:
         all(_against(body, n, m, out, others) for n, m in out.largest.items() if m.base is not None)
 
 
-def _as_sum(body: _Body, n: int, out: States) -> bool:
+def faded(loop: Op, n: int) -> Faded | None:
+    """What is carried as number n, if it is that."""
+    body = _Body(loop)
+    addends, factor, spent = _affine(body, n) or ((), None, set())
+    if factor is None:
+        return None
+    moving = {body.args[n]}
+    for op in body.block.ops[:-1]:
+        if op not in spent and any(v in moving for v in op.reads):
+            moving |= set(op.results)
+    if any(v in moving for v in (*body.block.yielded, factor, *(v for vs, _ in addends for v in vs))):
+        return None
+    value, axes, _ = _unspread(body, factor)
+    return Faded(addends, value, axes if value is not factor or factor.type.shape else ())
+
+
+def _affine(body: _Body, n: int) -> tuple[tuple[Addend, ...], Value | None, set[Op]] | None:
+    """(what is added to a carried value, what it is multiplied by before, the ops that do)"""
     chain = body.chain(n, ("add", "sub", "dot", "mul"))
     if not chain or any((op.kind == "sub" and k != 0) or (op.kind == "dot" and k != 2) for op, k in chain):
-        return False
-    factor = chain.pop() if chain[-1][0].kind == "mul" else None
-    if any(op.kind == "mul" for op, _ in chain):
-        return False
-    addends = tuple((op.operands[:2] if op.kind == "dot" else (op.operands[1 - k],), -1 if op.kind == "sub" else 1) for op, k in chain)
+        return None
     spent = {op for op, _ in chain}
-    if factor is None:
-        out.sums[n] = Sum(addends)
-    else:
-        found = _reference(body, factor[0].operands[1 - factor[1]], out)
-        if found is None:
+    op, k = chain[-1]
+    factor = op.operands[1 - k] if op.kind == "mul" else None
+    if factor is not None:
+        chain.pop()
+    if any(op.kind == "mul" for op, _ in chain):
+        return None
+    addends = [(op.operands[:2] if op.kind == "dot" else (op.operands[1 - k],), -1 if op.kind == "sub" else 1) for op, k in chain]
+    return tuple(addends), factor, spent
+
+
+def _unspread(body: _Body, v: Value) -> tuple[Value, tuple[int, ...] | None, list[Op]]:
+    """(what a value is along some axes, those axes, the ops in between)"""
+    op = body.made.get(v)
+    if op is None or op.kind not in ("broadcast", "full") or list(op.get("axes", ())) != sorted(op.get("axes", ())):
+        return v, None, []
+    return op.operands[0], tuple(op.get("axes", ())), [op]
+
+
+def _as_sum(body: _Body, n: int, out: States) -> bool:
+    found = _affine(body, n)
+    if found is None:
+        return False
+    addends, factor, spent = found
+    reference, axes = None, None
+    if factor is not None:
+        against = _reference(body, factor, out)
+        if against is None:
             return False
-        reference, axes, made = found
-        spent |= {factor[0], *made}
-        out.sums[n] = Sum(addends, reference, axes)
+        reference, axes, made = against
+        spent |= set(made)
+    out.sums[n] = Sum(addends, reference, axes)
     out.spent |= spent
     return True
 
 
 def _reference(body: _Body, factor: Value, out: States) -> tuple[int, tuple[int, ...] | None, list[Op]] | None:
     """(the largest that a factor exp(m - base) is made of, the axes that it runs along, the ops that make it)"""
-    ops: list[Op] = []
-    axes: tuple[int, ...] | None = None
-    op = body.made.get(factor)
-    if op is not None and op.kind in ("broadcast", "full"):
-        axes = tuple(op.get("axes", ()))
-        ops.append(op)
-        op = body.made.get(op.operands[0])
-    if op is None or op.kind not in INVERSE or list(axes or ()) != sorted(axes or ()):
+    value, axes, ops = _unspread(body, factor)
+    op = body.made.get(value)
+    if op is None or op.kind not in INVERSE:
         return None
     apart = body.made.get(op.operands[0])
     if apart is None or apart.kind != "sub" or apart.operands[0] not in body.args:
