@@ -7,14 +7,15 @@ read on the way, linearly. The gradient of a factor a is then dx times x, which 
 
     (dx x) before an iteration = (dx x) behind it - dx b + (what is stored there, times x)      and      a da = (dx x) behind it - dx b
 
-so that each loop sums up one of the two terms. a must be a function that moves as little as it is where it is tiny (`VANISHING`), for that
-is divided by it. Elsewhere the states are computed again for each iteration, from the first one on, by a loop in the loop.
+so that each loop sums up one of the two terms. a must be a function f of which f'(x) / f(x) is known (`RELATIVE`): nothing is divided by
+what may be 0. Elsewhere the states are computed again for each iteration, from the first one on, by a loop in the loop.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from math import log
 from typing import Any
 
 from ..ir.core import Block, Op, Value, definitions
@@ -24,8 +25,9 @@ from .again import Again, Carried, Known, add, walk
 from .states import Faded, faded
 from .writer import Writer
 
-#: functions whose values may be tiny, and then move as little
-VANISHING = ("exp", "exp2", "sigmoid")
+#: a function -> its derivative over its value, times t
+RELATIVE: dict[str, Callable[[Writer, Value, Value], Value]] = {
+    "exp": lambda m, t, out: t, "exp2": lambda m, t, out: m.mul(t, log(2)), "sigmoid": lambda m, t, out: m.mul(t, m.sub(1.0, out))}
 
 
 def through_states(walker: Any, m: Writer, op: Op, known: Known, active: Sequence[int]) -> None:
@@ -73,7 +75,7 @@ def _apart(walker: Any, m: Writer, op: Op, known: Known, active: Sequence[int]) 
     """Write the two loops, if the second needs no states."""
     made, inside = definitions(op.regions[0]), within(op, walker.active)
     factors = {n: x for n in active if (x := faded(op, n)) is not None and x.factor in inside and
-               x.factor in made and made[x.factor].kind in VANISHING}
+               x.factor in made and made[x.factor].kind in RELATIVE}
     first = _adjoints(m, op, known, active)
     held, b = set(walker.active), Builder(op.loc)
     learnt = dict(known)
@@ -108,7 +110,7 @@ def _of_what_is_stored(walker: Any, m: Writer, op: Op, known: Known, active: Seq
             out.append((so_far, share, total))
         ops, behind = again.copied(set()), Builder(op.loc)
         for x, (_, _, total) in zip(factors.values(), out):
-            _of_factor(Writer(behind), starting, again.env[x.factor], Writer(behind).call("neg", total))
+            _of_factor(Writer(behind), starting, again, x.factor, Writer(behind).call("neg", total))
         walker.backwards(w, [*_without_stores(walker, ops), *behind.ops], starting)
         return out
 
@@ -134,7 +136,6 @@ def _of_states(walker: Any, m: Writer, op: Op, known: Known, active: Sequence[in
                 add(b, starting, again.env[body.yielded[n]], args[n])
                 continue
             x = factors[n]
-            factor = again.env[x.factor]
             zero = m.sum_to(m.zero(states[n]), x.axes)
             so_far = total = Value(zero.type, "")
             for vs, sign in x.addends:
@@ -143,8 +144,8 @@ def _of_states(walker: Any, m: Writer, op: Op, known: Known, active: Sequence[in
                 total = b.add(total, b.sum_to(b.mul(ct, v), x.axes))
                 add(b, starting, v, ct)
             sums.append((so_far, zero, total))
-            add(b, starting, states[n], b.mul(args[n], b.along_axes(factor, x.axes, args[n])))
-            _of_factor(b, starting, factor, b.sub(stored[n], total))
+            add(b, starting, states[n], b.mul(args[n], b.along_axes(again.env[x.factor], x.axes, args[n])))
+            _of_factor(b, starting, again, x.factor, b.sub(stored[n], total))
         walker.backwards(w, [*_without_stores(walker, ops), *behind.ops], starting)
         return [*((args[n], first[n], starting.get(states[n]) or w.zero(states[n])) for n in active), *sums]
 
@@ -154,9 +155,10 @@ def _of_states(walker: Any, m: Writer, op: Op, known: Known, active: Sequence[in
     return set(states)
 
 
-def _of_factor(m: Writer, starting: Known, factor: Value, share: Value) -> None:
-    """share: the gradient of the factor times the factor."""
-    add(m, starting, factor, m.select(m.call("eq", factor, 0.0), 0.0, m.div(share, factor)))
+def _of_factor(m: Writer, starting: Known, again: Again, factor: Value, share: Value) -> None:
+    """What a factor is made of gets its part. share: the gradient of the factor times the factor."""
+    maker = definitions(again.body)[factor]
+    add(m, starting, again.env[maker.operands[0]], RELATIVE[maker.kind](m, share, again.env[factor]))
 
 
 def _without_stores(walker: Any, ops: Sequence[Op]) -> list[Op]:

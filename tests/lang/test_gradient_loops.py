@@ -24,7 +24,13 @@ WIDE = {"T": fc.f16, "D": 64, "E": 64}
     ("attention", {"h": 2, "g": 1, "n": 50, "d": 32}, "sm_89", fc.Schedule(tiles={"BLOCK_M": 32, "BLOCK_N": 32}), {"T": fc.f16, "D": 32, "E": 32})])
 def test_examples(name, sizes, target, schedule, binding) -> None:
     e, given = example(name, **sizes)
-    compare(e.spec, e.reference, given, binding, schedule, target)
+    assert depth(compare(e.spec, e.reference, given, binding, schedule, target)) == 1
+
+
+def depth(program) -> int:
+    """How deep loops lie in loops."""
+    lines = [line for line in str(program.tile).splitlines() if " = for %" in line or line.lstrip().startswith("for %")]
+    return max(len(line) - len(line.lstrip()) for line in lines) // 2
 
 
 def draw(**shapes):
@@ -141,6 +147,39 @@ def test_a_running_extreme_shares_its_gradient_among_what_is_equal(fn) -> None:
 
 
 # ---- other states ----------------------------------------------------------------------------------------------------------------
+
+
+GATES = {"exp": lambda g: np.exp(-g * g), "exp2": lambda g: np.exp2(-g * g), "sigmoid": lambda g: 1 / (1 + np.exp(-g)), "plain": lambda g: g}
+
+
+@pytest.mark.parametrize("gate, deep", [("exp", 1), ("exp2", 1), ("sigmoid", 1), ("plain", 2)])
+@pytest.mark.parametrize("along", ["rows", "columns", "all"])
+def test_a_state_that_fades_by_what_the_loop_reads(gate, deep, along) -> None:
+    """Nothing is computed again where the gate vanishes with its derivative; it may be 0."""
+    def gated(X: "f32[N, M, D]", G: "f32[N, M, D]", Y: "out f32[N, M]", Z: "out f32[M, D]"):
+        (rows,) = fc.grid(fc.tile(X.M, "BM"))
+        state = fc.var(fc.load(X[0, rows]) * 0.5)
+        for n in fc.loop(X.N):
+            g, x = fc.load(G[n, rows]), fc.load(X[n, rows])
+            g = fc.load(G[n, rows, 0]) if along == "rows" else fc.load(G[n, 0]) if along == "columns" else g
+            a = g if gate == "plain" else fc.sigmoid(g) if gate == "sigmoid" else getattr(fc, gate)(-g * g)
+            fc.store(Y[n, rows], fc.sum(state * x, axis=1))
+            state <<= a * state + x - fc.sin(x)
+        fc.store(Z[rows], state)
+
+    def reference(X, G):
+        G = {"rows": G[:, :, :1], "columns": G[:, :1], "all": G}[along]
+        state, y = X[0] * 0.5, []
+        for x, a in zip(X, GATES[gate](G)):
+            y.append((state * x).sum(1))
+            state = a * state + x - np.sin(x)
+        return {"Y": np.array(y), "Z": state}
+
+    given = draw(X=(9, 16, 16), G=(9, 16, 16))
+    if gate != "sigmoid":
+        given["G"][4] = {"plain": 0.0}.get(gate, 12.0)  # the state is forgotten here
+    runs = ("interpret", "simulate") if along == "rows" else ("interpret",)
+    assert depth(check(gated, reference, given, binding={"D": 16}, tiles={"BM": 16}, runs=runs)) == deep
 
 
 def test_a_state_that_is_no_sum_is_walked_backwards() -> None:
