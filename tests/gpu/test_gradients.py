@@ -110,3 +110,15 @@ def test_the_gradient_of_a_spec(monkeypatch):
     program(**dict(zip(("A", "B", "bias", "dC", "dA", "dB", "dbias"), (*xs, dc, *found))))
     for x, y in zip(found, ys):
         assert (x - y.grad).abs().max() < 1e-2 * y.grad.abs().max()
+
+
+@pytest.mark.parametrize("path", ["own", "mma"])
+@pytest.mark.parametrize("name, sizes, binding", [
+    ("sigmoid_attention", {"m": 200, "n": 136}, {"D": 64, "E": 64}), ("differential_attention", {"m": 200, "n": 264}, {"D": 64, "E": 64}),
+    ("linear_attention", {"m": 520}, {"D": 64, "E": 64}), ("softmax", {"m": 50, "n": 456}, {}), ("attention", {"n": 200}, {"D": 64})])
+def test_gradients_of_loops(name, sizes, binding, path):
+    from tests.gradients import compare, example
+
+    e, given = example(name, **sizes)
+    target = fc.gpu_target() if path == "own" else fc.gpu_target().rstrip("a")
+    compare(e.spec, e.reference, given, {"T": fc.f16, **binding}, None, target, runs=("run",))
