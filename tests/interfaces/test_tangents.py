@@ -260,7 +260,7 @@ def test_transforms_break_a_graph(name, transform) -> None:
     torch._dynamo.reset()
     (ours, want), run, xs = GRAPHS[name], TRANSFORMS[transform], draw()
     close(torch.compile(lambda *x: run(ours, *x), backend="aot_eager")(*xs), run(want, *doubles(*xs)), 1e-2)
-    with pytest.raises(torch._dynamo.exc.Unsupported, match="transforms of torch.func follow"):
+    with pytest.raises(torch._dynamo.exc.Unsupported, match=r"transforms of torch\.func follow"):
         torch.compile(lambda *x: run(ours, *x), backend="aot_eager", fullgraph=True)(*xs)
     torch._dynamo.reset()
 
@@ -286,5 +286,5 @@ def test_transforms_of_operators(name, transform) -> None:
 def test_transforms_that_are_written_down_are_refused(transform, mode) -> None:
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    with pytest.raises(FcError, match="a transform of torch.func is asked for in a graph"):
+    with pytest.raises(FcError, match="is asked for in a graph"):
         make_fx(lambda *x: TRANSFORMS[transform](fc.scaled_dot_product_attention, *x), tracing_mode=mode)(*draw())
