@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
 from ..errors import FcError
 from . import forward
@@ -63,11 +64,11 @@ TRAINED = learnt("attention_trained", f"{_HEAD}{_TAIL}", _lse_op, lambda q, k, v
 
 
 def transforming() -> bool:
-    """Does Dynamo read this in a transform of torch.func? Operators have no derivatives there."""
-    return bool(torch.compiler.is_dynamo_compiling() and torch._C._are_functorch_transforms_active())
+    """Does Dynamo read this in a transform of torch.func, or where tangents are about? Operators have no derivatives there."""
+    return bool(torch.compiler.is_dynamo_compiling() and (torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0))
 
 
-@torch.compiler.disable(reason="transforms of torch.func follow fcgen's attention outside of graphs only")
+@torch.compiler.disable(reason="transforms of torch.func and tangents follow fcgen's attention outside of graphs only")
 def beside(call: Any, *args: Any, **named: Any) -> Any:
     """The call, outside of the graph."""
     return call(*args, **named)

@@ -260,7 +260,7 @@ def test_transforms_break_a_graph(name, transform) -> None:
     torch._dynamo.reset()
     (ours, want), run, xs = GRAPHS[name], TRANSFORMS[transform], draw()
     close(torch.compile(lambda *x: run(ours, *x), backend="aot_eager")(*xs), run(want, *doubles(*xs)), 1e-2)
-    with pytest.raises(torch._dynamo.exc.Unsupported, match=r"transforms of torch\.func follow"):
+    with pytest.raises(torch._dynamo.exc.Unsupported, match=r"transforms of torch\.func and tangents follow"):
         torch.compile(lambda *x: run(ours, *x), backend="aot_eager", fullgraph=True)(*xs)
     torch._dynamo.reset()
 
@@ -288,3 +288,21 @@ def test_transforms_that_are_written_down_are_refused(transform, mode) -> None:
 
     with pytest.raises(FcError, match="is asked for in a graph"):
         make_fx(lambda *x: TRANSFORMS[transform](fc.scaled_dot_product_attention, *x), tracing_mode=mode)(*draw())
+
+
+@pytest.mark.parametrize("made", ["before", "with them", "around them"])
+@pytest.mark.parametrize("name", GRAPHS)
+def test_dual_numbers_and_graphs(name, made) -> None:
+    torch._dynamo.reset()
+    (ours, want), (q, k, v), t = GRAPHS[name], draw(), half(B, H, M, D)
+
+    def moved(f):
+        with forward_ad.dual_level():
+            return forward_ad.unpack_dual(f(forward_ad.make_dual(q, t), k, v)).tangent
+
+    compiled = torch.compile(ours, backend="aot_eager")
+    if made == "before":
+        compiled(q, k, v)
+    got = torch.compile(lambda: moved(ours), backend="aot_eager")() if made == "around them" else moved(compiled)
+    close(got, func.jvp(lambda q: want(q, *doubles(k, v)), doubles(q), doubles(t))[1])
+    torch._dynamo.reset()
