@@ -38,8 +38,9 @@ def grad(spec: Spec, *of: str) -> Gradient:
     """A spec for the gradients of another one, by reverse mode: its kernels have the spec's grid and loops.
 
     Parameters of its kernels: those of the spec but for the outputs; `dNAME` for each output NAME, its gradient, in its dtype; and `dNAME`
-    for each tensor in `of` (all of floats that are read, if there is none), f32, to which its gradient is added. Loops may carry sums; what
-    has no derivative is refused where a kernel is traced, with its line.
+    for each tensor in `of` (all of floats that are read, if there is none), f32, to which its gradient is added. Loops may carry
+    anything; the gradient of sums, of an online softmax and of states that fade takes as many iterations as the spec, that of other states
+    their square. What has no derivative, as a branch, is refused where a kernel is traced, with its line.
     """
     if not isinstance(spec, Spec) or isinstance(spec, Gradient) or spec.stop is not None:
         raise mistake("trace/usage", "fc.grad takes a spec", expected="what @fc.kernel made", got=repr(spec)[:80])

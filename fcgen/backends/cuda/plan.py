@@ -296,10 +296,14 @@ def _merge(plan: Plan, a: Value, b: Value, force: bool = False) -> None:
 
 
 def _share(plan: Plan, block: Block) -> None:
+    """What must be one array comes first: what may be one then sees all that it would share with."""
     for op in walk(block):
         if op.kind == "for":
             for arg, out in zip(op.regions[0].args[1:], op.results):
                 _merge(plan, arg, out, force=True)
+        elif op.kind == "settle":
+            for v, settled in zip([o for o in op.operands if isinstance(o.type, Pending)], op.results):
+                _merge(plan, v, settled, force=True)
     _merge_loops(plan, block)
 
 
@@ -318,9 +322,6 @@ def _merge_loops(plan: Plan, block: Block) -> None:
                     _merge(plan, out, y)
         elif op.kind in ACCUMULATE and len(op.operands) > 2:
             _merge(plan, op.operands[2], op.result)
-        elif op.kind == "settle":
-            for v, settled in zip([o for o in op.operands if isinstance(o.type, Pending)], op.results):
-                _merge(plan, v, settled, force=True)
         elif op.kind in ("combine", "apart", "pend"):
             _merge(plan, op.result, op.operands[0])
         for r in op.regions:
