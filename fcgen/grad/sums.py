@@ -1,8 +1,8 @@
 """The gradient of a loop whose states are sums and what is largest (`states`): a second loop over the same tiles.
 
 Each addend's gradient is that of its sum. Sums against a reference are computed against its last value there, so nothing is rescaled. A
-largest passes its gradient on to what is as large, in equal shares, which a loop of its own counts; it has none where results hang on sums
-and reference in ways that make up for each other (`scaling`).
+largest passes its gradient on to what is as large (but for a few roundings), in equal shares, which a loop of its own counts; it has none
+where results hang on sums and reference in ways that make up for each other (`scaling`).
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ def through_sums(walker: Any, m: Writer, op: Op, known: Known, states: States, a
     for n, ct in shares.items():
         share = m.div(ct, counts[n])
         if inits[n] in walker.active:
-            add(m, known, inits[n], m.select(m.call("eq", inits[n], op.results[n]), share, 0.0))
+            add(m, known, inits[n], m.select(_equal(m, inits[n], op.results[n]), share, 0.0))
         for f in map(again.env.__getitem__, states.largest[n].of):
-            add(w, starting, f, w.fit(w.select(w.call("eq", f, op.results[n]), share, 0.0), f))
+            add(w, starting, f, w.fit(w.select(_equal(w, f, op.results[n]), share, 0.0), f))
     ops += behind.ops
 
     def run(w: Writer) -> list[Carried]:
@@ -113,6 +113,14 @@ def _of_largest(m: Writer, op: Op, known: Known, states: States, n: int, rest: S
     return ct
 
 
+def _equal(m: Writer, f: Value, largest: Value) -> Value:
+    """Whether a value is the largest: what a pass makes of one loop may round in another place than what it makes of the next."""
+    if largest.type.dtype.bits < 32:
+        return m.call("eq", f, largest)
+    near = m.call("le", m.call("abs", m.sub(f, largest)), m.mul(m.call("abs", largest), 2.0**-21))
+    return m.call("or", m.call("eq", f, largest), near)
+
+
 def _counts(m: Writer, op: Op, states: States, shares: dict[int, Value], kept: Sequence[int]) -> dict[int, Value]:
     """How many values are as large as the largest."""
     if not shares:
@@ -125,10 +133,10 @@ def _counts(m: Writer, op: Op, states: States, shares: dict[int, Value], kept: S
     for n in shares:
         r = op.results[n]
         counted = r.type.dtype.computed
-        inits.append(m.cast(m.call("eq", op.operands[2 + n], r), counted))
+        inits.append(m.cast(_equal(m, op.operands[2 + n], r), counted))
         args.append(Value(inits[-1].type, ""))
         total: Value = args[-1]
         for f in states.largest[n].of:
-            total = w.add(total, w.cast(w.call("eq", again.env[f], r), counted))
+            total = w.add(total, w.cast(_equal(w, again.env[f], r), counted))
         yields.append(total)
     return dict(zip(shares, again.close(m, args, inits, yields)))

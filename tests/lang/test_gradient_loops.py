@@ -133,6 +133,26 @@ def test_the_maximum_is_followed_where_something_hangs_on_it(what) -> None:
     assert str(program.tile).count("for %") == (3 if hangs else 2)
 
 
+@pytest.mark.parametrize("target, schedule", [("sm_89", fc.Schedule(tiles={"BM": 32, "BN": 32})),
+                                              ("sm_90a", fc.Schedule(tiles={"BM": 64, "BN": 64}, warps=4, math="wgmma", copy="tma"))])
+def test_a_maximum_of_products_is_found_again(target, schedule) -> None:
+    """The loop that counts what is as large, and that which hands the gradient on, make the products anew."""
+    def top(Q: "f16[M, D]", K: "f16[N, D]", S: "out f32[M]", T: "out f32[M]", *, scale: "f32 > 0"):
+        (rows,) = fc.grid(fc.tile(Q.M, "BM"))
+        q, soft = fc.load(Q[rows]), fc.online_softmax(rows)
+        for cols in fc.loop(fc.tile(K.N, "BN"), live=lambda cols: cols.index <= rows.index + 5):
+            soft.add(fc.dot(q, fc.load(K[cols]).T) * scale)
+        fc.store(S[rows], soft.max)
+        fc.store(T[rows], soft.sum)
+
+    def reference(Q, K, scale):
+        s = np.where(np.arange(len(K)) <= np.arange(len(Q))[:, None] + 5, Q @ K.T * scale, -np.inf)
+        return {"S": s.max(1), "T": np.exp(s - s.max(1, keepdims=True)).sum(1)}
+
+    given = {n: x.astype(np.float16).astype(float) for n, x in draw(Q=(70, 64), K=(90, 64)).items()}
+    compare(fc.kernel(top), reference, {**given, "scale": 0.1767}, {"D": 64}, schedule, target)
+
+
 def test_rows_that_see_nothing_have_no_gradient_and_spoil_none() -> None:
     @fc.kernel
     def masked(X: "f32[M, N]", V: "f32[N, E]", O: "out f32[M, E]"):
