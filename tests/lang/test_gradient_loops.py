@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import fcgen as fc
+from benchmarks.specs import CASES
 from tests.gradients import compare, example
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -376,3 +377,36 @@ def test_states_of_16_bits() -> None:
 
     given = {n: x.astype(np.float16).astype(float) for n, x in draw(X=(20, 6), G=(6,)).items()}
     check(short, reference, given, tiles={"BM": 16}, tolerance=2e-2)
+
+
+class Probe(dict):
+    """Tiles of 32, by whatever names they are asked for."""
+
+    def __contains__(self, name):
+        return True
+
+    def __getitem__(self, name):
+        return self.setdefault(name, 32)
+
+
+@pytest.mark.parametrize("name", sorted(set(CASES) - {"backward", "backward_128", "totals"}))  # these add to what is given
+def test_kernels_of_many_kinds(name) -> None:
+    """In float32, along a direction of each tensor, by central differences of the kernel itself."""
+    case, rng, tiles = CASES[name], np.random.default_rng(0), Probe()
+    binding = {**case.binding, **({"T": fc.f32} if "T" in case.binding else {})}
+    case.spec.trace(tiles, **binding)
+    spec, gradient = (s.compile(target="sm_89", schedule=fc.Schedule(tiles=dict(tiles)), check=False, **binding) for s in (case.spec, fc.grad(case.spec)))
+    given = dict(case.given)
+    for p in spec.params:
+        if p.name not in given and not spec.is_output(p.name):
+            sizes = [case.sizes.get(d, d) for d in getattr(p.type, "dims", ())]
+            x = rng.standard_normal(sizes).astype(np.float32).astype(float) if p.type.dtype.is_float else rng.integers(0, 3, sizes)
+            given[p.name] = x if sizes else 0.3 if p.type.dtype.is_float else case.sizes.get(p.name, 2)
+    cotangents = {n: rng.standard_normal(x.shape) for n, x in spec.interpret(**given).items()}
+    sums = [p.name for p in gradient.params if gradient.is_output(p.name)]
+    found = gradient.interpret(**given, **{f"d{n}": c for n, c in cotangents.items()}, **{n: np.zeros(given[n[1:]].shape) for n in sums})
+    for n in sums:
+        step = 3e-3 * rng.standard_normal(found[n].shape).astype(np.float32)
+        ends = [sum((x.astype(float) * cotangents[o]).sum() for o, x in spec.interpret(**{**given, n[1:]: given[n[1:]] + s * step}).items()) for s in (1, -1)]
+        want, got = (ends[0] - ends[1]) / 2, (found[n].astype(float) * step).sum()
+        assert abs(got - want) < 3e-3 * (abs(want) + np.linalg.norm(found[n].astype(float) * 3e-3)), n
