@@ -47,7 +47,8 @@ def main() -> int:
             found, beside = result.pop("found"), result.pop("beside")
             for test, verdict in originals.get(suite.name, {}).items():
                 if verdict == "failed":
-                    found[test][:2] = ["not applicable", f"fails with the project's own functions too: {found[test][1].splitlines()[0][:99]}"]
+                    why = found[test][1].splitlines()[0][:100]
+                    found[test][:2] = ["not applicable", f"fails with the project's own functions too: {why}"]
             said = verdicts.summary(found, beside)
             failed += said["failed"] + ("problem" in result)
             record[suite.name] = {**result, **said}

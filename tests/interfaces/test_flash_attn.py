@@ -142,10 +142,10 @@ def test_one_graph_for_all_lengths(kernels, fresh):
 
 
 def test_a_window_is_any_two_whole_numbers(kernels):
-    q = rand((1, 5, 2, 16))
-    want = flash_attn_func(q, q, q, window_size=(2, 0))
-    for window in (torch.tensor([2, 0]), (torch.tensor(2), np.int64(0)), [2, 0], iter((2, 0))):
-        assert torch.equal(flash_attn_func(q, q, q, window_size=window), want)
-    for wrong in (torch.tensor([2.0, 0.0]), (2,), (1, 2, 3), 7, (2, "0"), torch.tensor(3)):
+    q = half(1, 5, 2, 16)
+    want = flash.flash_attn_func(q, q, q, window_size=(2, 0))
+    for window in (torch.tensor([2, 0]), (torch.tensor(2), torch.tensor([0])[0]), [2, 0]):
+        assert torch.equal(flash.flash_attn_func(q, q, q, window_size=window), want)
+    for wrong in (torch.tensor([2.0, 0.0]), (2,), (1, 2, 3), 7, (2, "0"), torch.tensor(3), (True, 2.5)):
         with pytest.raises(FcError, match="window_size"):
-            flash_attn_func(q, q, q, window_size=wrong)
+            flash.flash_attn_func(q, q, q, window_size=wrong)
