@@ -25,6 +25,8 @@ def refusal(text: str) -> str | None:
     found = _CODED.search(text)
     if found:
         return _NUMBERS.sub("n", found[1])[:120].rstrip()
+    if "NestedUserFunctionVariable" in text and "flex_graph.py" in text:
+        return "a function made inside of the compiled function cannot be read while that is traced"
     return "in a graph of torch.compile, which cannot say why" if _IN_A_GRAPH in text else None
 
 
