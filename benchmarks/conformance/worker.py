@@ -24,7 +24,7 @@ from . import adapters, verdicts
 from .adapters import ADAPTERS
 
 #: so many tests of a function are run at any rate
-LEAST = 4
+LEAST = 2
 
 
 def order(tests: list[tuple[str, str]], every: int) -> list[tuple[str, str]]:
