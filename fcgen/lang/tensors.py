@@ -71,7 +71,8 @@ class TensorParam(NotATile):
             raise mistake("trace/shape", f"too many indices for {self._param.name}", expected=f"at most {len(dims)}", got=len(index))
         index = (*index, *[slice(None)] * (len(dims) - len(index)))
         for i, dim in zip(index, dims):
-            if isinstance(i, bool) or (not isinstance(i, (int, Handle, Positions, slice, NotATile)) and not hasattr(i, "__index__")):
+            known = isinstance(i, (int, Handle, Positions, slice, NotATile)) or hasattr(i, "__index__") or hasattr(type(i), "lifted")
+            if isinstance(i, bool) or not known:
                 raise mistake("trace/usage", f"{self._param.name} is indexed by ranges, positions and `:`", got=repr(i)[:80],
                               expected=f"{self._param.name}[{', '.join(str(d).lower() for d in self._names)}]",
                               hint="dimensions at the end may be left away" if i is Ellipsis else None)

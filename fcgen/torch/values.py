@@ -18,6 +18,7 @@ import fcgen as fc
 from ..errors import FcError
 from ..ir.types import DTYPES, DType, f32, i1, i32, i64
 from ..lang.arith import elementwise, lift
+from ..lang.captured import Point
 from ..lang.handles import Handle
 from ..lang.mistakes import called
 from ..lang.trace import here
@@ -37,6 +38,7 @@ def _meet(a: DType, b: DType) -> DType:
 
 def _promoted(args: tuple[Any, ...], least: DType | None = None) -> list[Any]:
     """Operands of one dtype, as torch finds it. least: they are floats, whatever they were."""
+    args = tuple([x.lifted(None) if isinstance(x, Point) else x for x in args])
     handles = [x for x in args if isinstance(x, Handle)]
     dtype = handles[0].dtype
     for h in handles[1:]:

@@ -218,3 +218,47 @@ def test_a_gradient_that_would_not_reach_a_global_is_refused_in_a_graph(kernels,
     monkeypatch.setitem(globals(), "GLOBAL", torch.ones(N).requires_grad_())
     with pytest.raises(Exception, match="no gradient would reach it"):
         block(*inputs())
+
+
+POINTS = {
+    "added": lambda x: lambda s, b, h, i, j: s + x["whole"], "on the left": lambda x: lambda s, b, h, i, j: x["real"] * s - x["short"],
+    "an index": lambda x: lambda s, b, h, i, j: s + x["table"][h][x["whole"], i] + x["table"][x["short"], x["whole"], j],
+    "with positions": lambda x: lambda s, b, h, i, j: torch.where(i >= j - x["whole"], s + (i - j) * x["real"] / 90, -float("inf")),
+    "arguments": lambda x: lambda s, b, h, i, j: torch.clamp(s, max=x["real"]) + torch.maximum(s, x["half"]),
+    "a condition": lambda x: lambda s, b, h, i, j: torch.where(x["true"] & (i > j), s, s * 0.5), "negated": lambda x: lambda s, b, h, i, j: s + (-x["real"])}
+
+
+@pytest.mark.parametrize("name", POINTS)
+def test_captured_tensors_without_axes_are_read_on_the_gpu(kernels, monkeypatch, name):
+    from fcgen.lang import captures
+
+    monkeypatch.setattr(captures, "_on_gpu", lambda x: True)
+    x = {"whole": torch.tensor(3), "short": torch.tensor(2, dtype=torch.int32), "real": torch.tensor(1.5), "half": torch.tensor(0.5).half(),
+         "true": torch.tensor(True), "table": torch.randn(4, 4, N)}
+    q, k, v = (t.requires_grad_() for t in inputs())
+    score = POINTS[name](x)
+    for _ in range(2):
+        want = theirs.flex_attention(*(t.detach().float() for t in (q, k, v)), score)
+        assert (fcgen.flex_attention(q, k, v, score) - want).abs().max() < 8e-3
+        x["real"].add_(1.0)  # what it holds then counts
+    out = fcgen.flex_attention(q, k, v, score)
+    out.float().sum().backward()
+    assert len({id(p) for p in kernels if "attention" in p.name and "backward" not in p.name}) == 1
+
+
+def test_keys_in_pages_of_torchs(kernels, fresh):
+    from torch.nn.attention.experimental._paged_attention import PagedAttention
+
+    backend, _ = fresh
+    q, k, v = half(2, 2, 40, 16), half(2, 2, 64, 16), half(2, 2, 64, 16)
+    pages = PagedAttention(8, 16, 3, device="cpu")
+    for b, size in ((0, 20), (1, 64), (0, 64)):
+        pages.reserve(torch.tensor(b), torch.tensor(size))
+    stored = [torch.zeros(1, 2, 128, 16).half() for _ in range(2)]
+    pages.assign(torch.arange(2), torch.arange(64).expand(2, 64), k, v, *stored)
+    lengths, twice = torch.full((2,), 64), lambda s, b, h, i, j: s * 2
+    mask = theirs.create_block_mask(lambda b, h, i, j: i + 24 >= j, 2, 1, 40, 64, device="cpu", BLOCK_SIZE=16)
+    given = pages.get_score_mod(twice, kv_len=lengths), pages.convert_logical_block_mask(mask, kv_len=lengths)
+    want = theirs.flex_attention(q.float(), k.float(), v.float(), twice, mask)
+    for call in (fcgen.flex_attention, torch.compile(fcgen.flex_attention, fullgraph=True, backend=backend)):
+        assert (call(q, *stored, *given) - want).abs().max() < 4e-3
