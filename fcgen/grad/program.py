@@ -9,18 +9,15 @@ FcError "trace/grad" with its line.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import replace
 
 from ..errors import FcError
-from ..ir.core import Block, Kernel, Op, Value, definitions, uses, walk
+from ..ir.core import Block, Kernel, Op, Value, walk
 from ..ir.rewrite import Builder, Env, copy_block, copy_op, remove_dead
+from ..ir.sums import Addend, NoSum, leads_to, sum_of
 from ..ir.types import Tensor, f32, i32
 from .modes import READS, pull_op
 from .writer import Writer
-
-#: what is added to a sum: a value, or the operands of a product that adds to it
-Addend = Value | tuple[Value, ...]
 
 
 def gradient_of(kernel: Kernel, of: tuple[str, ...]) -> Kernel:
@@ -119,7 +116,10 @@ class _Walker:
             if result not in self.active:
                 again.append(n)
                 continue
-            chain, addends = _sum_of(body, arg, y, op)
+            try:
+                chain, addends = sum_of(body, arg, y)
+            except NoSum as e:
+                raise _no_sum(e.op or op, op) from None
             skipped |= chain
             ct = known.get(result)
             if ct is not None:
@@ -170,7 +170,7 @@ def _check_stores(kernel: Kernel) -> None:
                 if op.operands[0] in stored:
                     raise FcError("trace/grad", f"there is no derivative of a kernel that stores {op.operands[0].name} twice", loc=op.loc)
                 stored[op.operands[0]] = op
-                if not all(any(_leads_to(made, v, i) for v in op.operands[2:]) for i in around):
+                if not all(any(leads_to(made, v, i) for v in op.operands[2:]) for i in around):
                     raise FcError("trace/grad", "there is no derivative of a loop that stores over what it has stored", loc=op.loc)
             for n, r in enumerate(op.regions):
                 look(r, (*around, r.args[0]) if op.kind == "for" and n == 0 else around)
@@ -181,36 +181,6 @@ def _check_stores(kernel: Kernel) -> None:
 def _without_stores(op: Op) -> Op:
     blocks = (Block(r.args, tuple(_without_stores(x) for x in r.ops if x.kind != "store")) for r in op.regions)
     return replace(op, regions=tuple(blocks)) if op.regions else op
-
-
-def _sum_of(body: Block, arg: Value, y: Value, loop: Op) -> tuple[set[Op], list[Addend]]:
-    """(the ops that add to what is carried, what they add). Raises FcError "trace/grad" where it is no sum."""
-    made, used = definitions(body), uses(body)
-    chain: set[Op] = set()
-    addends: list[Addend] = []
-    v, after = y, body.ops[-1]
-    while True:
-        readers = [o for o in used.get(v, []) if o is not after and o is not body.ops[-1]]
-        if readers:  # what is summed up so far is part of something else
-            raise _no_sum(readers[0], loop)
-        if v is arg:
-            return chain, addends
-        op = made.get(v)
-        before = [x for x in op.operands if x is arg or _leads_to(made, x, arg)] if op is not None and op.kind in ("add", "dot") else []
-        if op is None or len(before) != 1 or (op.kind == "dot" and before[0] is not op.operands[-1]):
-            raise _no_sum(op or loop, loop)
-        chain.add(op)
-        addends.append(op.operands[:2] if op.kind == "dot" else next(o for o in op.operands if o is not before[0]))
-        v, after = before[0], op
-
-
-def _leads_to(made: dict[Value, Op], v: Value, arg: Value) -> bool:
-    op = made.get(v)
-    return v is arg or (op is not None and any(_leads_to(made, x, arg) for x in (*op.operands, *_inside(op))))
-
-
-def _inside(op: Op) -> Iterable[Value]:
-    return [v for r in op.regions for v in r.reads]
 
 
 def _no_sum(op: Op, loop: Op) -> FcError:

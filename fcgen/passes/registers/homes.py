@@ -19,7 +19,7 @@ from ...ir.layout import OpaqueLayout, RegLayout, in_runs, mma_a, mma_c, mma_run
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import Tile
-from ..facts.common import ELEMENTWISE
+from ..facts.common import ALIKE, ELEMENTWISE
 from ..facts.warp_grid import grid_of
 from .flights import find_flights
 
@@ -191,7 +191,7 @@ class Homes:
         t = op.result.type
         if op.kind == "dot":
             return self.accumulator(op)
-        if op.kind in ELEMENTWISE:
+        if op.kind in ALIKE:
             same = [v for v in op.operands if v.type.shape == t.shape]
             for v in same:
                 h = self.home.get(v)
@@ -259,7 +259,7 @@ class Homes:
         for u in self.uses.get(v, ()):
             if u.kind == "cumsum":
                 return self._result_home(u)
-            if (u.kind in ELEMENTWISE and isinstance(u.result.type, Tile)) or u.kind == "gather":
+            if (u.kind in ALIKE and isinstance(u.result.type, Tile)) or u.kind == "gather":
                 h = self.known(u.result) or self._wanted(u.result, seen)
                 if h is not None:
                     return h

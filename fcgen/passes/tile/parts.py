@@ -1,0 +1,80 @@
+"""parts: a loop that adds up is shared by the blocks of a cluster.
+
+In: tile IR. Out: with `parts`, the same with one more axis of the grid, along which so many blocks form a cluster. Each of them walks its
+part of the loop's iterations and begins with zeros; behind the loop the first one adds up what they found (`sum_blocks`), in their order,
+and alone writes. Guaranteed: the loop does nothing but add up, so only the order of its sums differs; the same order in every launch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ...errors import FcError
+from ...ir.core import Block, GridAxis, Kernel, Op, Value, definitions, walk
+from ...ir.rewrite import Builder
+from ...ir.schedule import Schedule
+from ...ir.sums import NoSum, sum_of
+from ...ir.target import Target
+from ...ir.types import Scalar, Tile, i32
+from ..facts.common import const_of, effect, without_effect
+
+
+def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
+    if schedule.parts == 1:
+        return kernel
+    loop = _loop(kernel.body, schedule.parts)
+    part, b = Value(Scalar(i32), "part"), Builder()
+    defs, first = definitions(kernel.body), None
+    for op in kernel.body.ops:
+        b.loc = op.loc
+        if op is loop:
+            _shared(op, part, schedule.parts, defs, b)
+        elif op.kind != "yield" and effect(op) == "write":
+            first = first or b.emit("eq", part, b.const(0), name="first_part")
+            b.do("if", first, regions=(Block((), (op, Op("yield"))), Block((), (Op("yield"),))))
+        else:
+            b.add(op)
+    grid = (*kernel.grid, GridAxis("part", schedule.parts, cluster=schedule.parts))
+    return replace(kernel.with_body(b.block((*kernel.body.args, part))), grid=grid)
+
+
+def _loop(body: Block, parts: int) -> Op:
+    """The loop that is shared. Raises FcError "compile/schedule" where there is none, or it is more than sums."""
+    loops = [op for op in body.ops if any(o.kind == "for" for o in walk(Block((), (op,))))]
+    if len(loops) != 1 or loops[0].kind != "for":
+        raise without_effect("parts", "blocks share the iterations of one loop", expected="one loop outside of all others", got=parts)
+    (loop,) = loops
+    inner = loop.regions[0]
+    other = next((o for o in walk(inner) if o.kind != "yield" and not o.regions and effect(o) == "write"), None)
+    if other is not None:
+        raise FcError("compile/schedule", "Schedule.parts: the loop does more than add up", expected="x <<= x + f(...) alone", got=other.kind,
+                      loc=other.loc)
+    for arg, y in zip(inner.args[1:], inner.yielded):
+        try:
+            sum_of(inner, arg, y)
+        except NoSum as e:
+            raise FcError("compile/schedule", "Schedule.parts: the loop does more than add up", expected="x <<= x + f(...), where f does not "
+                          "read x", got=f"%{arg.name}: {arg.type}", loc=(e.op or loop).loc or loop.loc) from None
+        if not isinstance(arg.type, Tile):
+            raise FcError("compile/schedule", "Schedule.parts: blocks add up tiles", expected="a tile", got=f"%{arg.name}: {arg.type}",
+                          loc=loop.loc)
+    if not inner.yielded:
+        raise without_effect("parts", "the loop carries nothing that blocks could add up", got=parts, loc=loop.loc)
+    return loop
+
+
+def _shared(loop: Op, part: Value, parts: int, defs: dict[Value, Op], b: Builder) -> None:
+    """This block's part of the loop, and the sums behind it. What sums begin with is added once, behind it all."""
+    low, high, *inits = loop.operands
+    count, n = b.emit("sub", high, low), b.const(parts)
+    bound = lambda p, name: b.emit("add", low, b.emit("floordiv", b.emit("mul", count, p), n), name=name)
+    bounds = bound(part, "part_from"), bound(b.emit("add", part, b.const(1)), "part_to")
+    begun = [const_of(v, defs) != 0 for v in inits]
+    zeros = [b.emit("full", b.emit("const", value=0, dtype=str(v.type.dtype)), shape=v.type.shape) if own else v for v, own in zip(inits, begun)]
+    found = tuple(Value(r.type, r.name) for r in loop.results)
+    b.add(replace(loop, operands=(*bounds, *zeros), results=found))
+    for v, init, own, result in zip(found, inits, begun, loop.results):
+        total = Value(result.type, result.name) if own else result
+        b.add(Op("sum_blocks", (v,), (total,), loc=loop.loc))
+        if own:
+            b.add(Op("add", (init, total), (result,), loc=loop.loc))
