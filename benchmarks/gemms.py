@@ -276,7 +276,8 @@ def measure(name: str, made: list[tuple[str, Made]], dtype: str, rounds: int) ->
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", action="append", choices=(*CASES, "shapes"), help="shapes: all products that no schedule was searched for")
+    parser.add_argument("--only", action="append", choices=(*CASES, "shapes"),
+                        help="shapes: all products that no schedule was searched for")
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="fp16")
     parser.add_argument("--candidates", metavar="FILE", help='lines of "case: schedule", timed beside the chosen ones')
     parser.add_argument("--target", help="the GPU's own; on Hopper sm_90a")

@@ -314,7 +314,8 @@ def _st_shared(em: Emitter, op: Op) -> None:
     there = "shared"
     if (block := op.get("block")) is not None:
         there = "cluster"
-        em.scalars[buffer] = em.hoist("uint32_t", f"{em.ring_name[buffer]}_there", call(em.fn("block_address"), em.scalars[buffer], X(str(block))))
+        at = call(em.fn("block_address"), em.scalars[buffer], X(str(block)))
+        em.scalars[buffer] = em.hoist("uint32_t", f"{em.ring_name[buffer]}_there", at)
     access, vec = _shared(em, op, v, buffer, row, col)
     name = stored(em, v)
 

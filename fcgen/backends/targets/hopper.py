@@ -201,13 +201,14 @@ def _records() -> dict[str, Instr]:
            # what it tells is that reads are over: it publishes no writes, for which .release.cluster would put MEMBAR.ALL.GPU in front
            "PTX ISA, mapa and mbarrier.arrive: on the barrier of the same place in a block of the cluster", "void"),
         fn("mbar_wait_cluster", "uint32_t bar, uint32_t parity",
-           'asm volatile("{\\n.reg .pred p;\\nWAIT:\\nmbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%0], %1;\\n@p bra DONE;\\n'
-           'bra WAIT;\\nDONE:\\n}"\n             :: "r"(bar), "r"(parity) : "memory");',
+           'asm volatile("{\\n.reg .pred p;\\nWAIT:\\nmbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%0], %1;\\n"\n'
+           '             "@p bra DONE;\\nbra WAIT;\\nDONE:\\n}" :: "r"(bar), "r"(parity) : "memory");',
            "as mbar_wait, and what other blocks of the cluster stored before they arrived is seen", "void"),
         fn("mbar_tell", "uint32_t bar, uint32_t block",
            'asm volatile("{\\n.reg .b32 there;\\nmapa.shared::cluster.u32 there, %0, %1;\\n"\n'
-           '             "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there];\\n}" :: "r"(bar), "r"(block) : "memory");',
-           "PTX ISA, mapa and mbarrier.arrive: on the barrier of the same place in a block of the cluster, which sees what was stored before",
+           '             "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there];\\n}"\n'
+           '             :: "r"(bar), "r"(block) : "memory");',
+           "PTX ISA, mapa and mbarrier.arrive: on the barrier of the same place in a block of the cluster, which sees what was stored",
            "void"),
         fn("block_address", "uint32_t at, uint32_t block",
            'uint32_t there;\n    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(at), "r"(block));\n    return there;',

@@ -36,7 +36,8 @@ def _sum(op: Op, b: Builder, env: Env, blocks: int, warps: int, buffers: list[Va
     (v,), name = op.operands, op.result.name
     t: Frag = v.type
     layout = SmemLayout(t.shape[-1], PAD // t.dtype.bytes if len(t.shape) > 1 else 0)
-    ring, full = Value(Buffer(t.dtype, t.shape, layout, blocks - 1), f"{name}_parts"), Value(Mbarrier(warps * (blocks - 1)), f"{name}_full")
+    ring = Value(Buffer(t.dtype, t.shape, layout, blocks - 1), f"{name}_parts")
+    full = Value(Mbarrier(warps * (blocks - 1)), f"{name}_full")
     buffers += [ring, full]
     zero, cursor = b.const(0), b.emit("cursor", slots=1)
     rank = b.emit("mod", b.emit("block_index", name="block"), b.const(blocks), name="rank")
@@ -44,8 +45,8 @@ def _sum(op: Op, b: Builder, env: Env, blocks: int, warps: int, buffers: list[Va
     take.do("mbar_wait", full, cursor, lag=0, cluster=True)
     total = v
     for n in range(blocks - 1):
-        one = take.emit("ld_shared", take.emit("slot", ring, take.const(n), ahead=0, name=ring.name), zero, zero, type=t, name=f"{name}_part",
-                        few=True)
+        slot = take.emit("slot", ring, take.const(n), ahead=0, name=ring.name)
+        one = take.emit("ld_shared", slot, zero, zero, type=t, name=f"{name}_part", few=True)
         total = take.emit("add", total, one, name=name)
     take.do("yield", total)
     place = give.emit("sub", give.emit("max", rank, give.const(1)), give.const(1))  # of the first block too, where addresses are computed

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ...errors import FcError
+from ...errors import FcError, Loc
 from ...ir.core import Block, GridAxis, Kernel, Op, Value, definitions, walk
 from ...ir.rewrite import Builder
 from ...ir.schedule import Schedule
@@ -47,20 +47,23 @@ def _loop(body: Block, parts: int) -> Op:
     inner = loop.regions[0]
     other = next((o for o in walk(inner) if o.kind != "yield" and not o.regions and effect(o) == "write"), None)
     if other is not None:
-        raise FcError("compile/schedule", "Schedule.parts: the loop does more than add up", expected="x <<= x + f(...) alone", got=other.kind,
-                      loc=other.loc)
+        raise _more(other.kind, other.loc)
     for arg, y in zip(inner.args[1:], inner.yielded):
         try:
             sum_of(inner, arg, y)
         except NoSum as e:
-            raise FcError("compile/schedule", "Schedule.parts: the loop does more than add up", expected="x <<= x + f(...), where f does not "
-                          "read x", got=f"%{arg.name}: {arg.type}", loc=(e.op or loop).loc or loop.loc) from None
+            raise _more(f"%{arg.name}: {arg.type}", (e.op or loop).loc or loop.loc) from None
         if not isinstance(arg.type, Tile):
             raise FcError("compile/schedule", "Schedule.parts: blocks add up tiles", expected="a tile", got=f"%{arg.name}: {arg.type}",
                           loc=loop.loc)
     if not inner.yielded:
         raise without_effect("parts", "the loop carries nothing that blocks could add up", got=parts, loc=loop.loc)
     return loop
+
+
+def _more(what: str, loc: Loc | None) -> FcError:
+    return FcError("compile/schedule", "Schedule.parts: the loop does more than add up", got=what, loc=loc,
+                   expected="x <<= x + f(...), where f does not read x")
 
 
 def _shared(loop: Op, part: Value, parts: int, defs: dict[Value, Op], b: Builder) -> None:
@@ -70,7 +73,8 @@ def _shared(loop: Op, part: Value, parts: int, defs: dict[Value, Op], b: Builder
     bound = lambda p, name: b.emit("add", low, b.emit("floordiv", b.emit("mul", count, p), n), name=name)
     bounds = bound(part, "part_from"), bound(b.emit("add", part, b.const(1)), "part_to")
     begun = [const_of(v, defs) != 0 for v in inits]
-    zeros = [b.emit("full", b.emit("const", value=0, dtype=str(v.type.dtype)), shape=v.type.shape) if own else v for v, own in zip(inits, begun)]
+    zero = lambda t: b.emit("full", b.emit("const", value=0, dtype=str(t.dtype)), shape=t.shape)
+    zeros = [zero(v.type) if own else v for v, own in zip(inits, begun)]
     found = tuple(Value(r.type, r.name) for r in loop.results)
     b.add(replace(loop, operands=(*bounds, *zeros), results=found))
     for v, init, own, result in zip(found, inits, begun, loop.results):
