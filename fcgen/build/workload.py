@@ -12,10 +12,12 @@ from functools import cached_property
 from dataclasses import dataclass, field
 from math import prod
 
+from ..errors import FcError
 from ..ir.op_table import having
 from ..ir.core import Block, GridAxis, Kernel, Op, Value, definitions, uses, walk
 from ..ir.elementwise import FNS
 from ..ir.types import Tile
+from ..passes.tile.parts import shared_loop
 
 Axis = int | str  # a size, or the BLOCK name that has it
 Shape = tuple[Axis, ...]
@@ -164,6 +166,14 @@ class Workload:
                 if n or not d.held]
         return any(self._from_loads(v) and (n or not self._by_element(v)) for n, v in read
                    if (op := self._defs.get(v)) is not None and op.kind != "load")
+
+    @cached_property
+    def sums(self) -> list[tuple[Shape, int]]:
+        """What blocks that share the program's loop would add up: shapes, bits. Nothing where they cannot."""
+        try:
+            return [(self.shape(v), v.type.dtype.bits) for v in shared_loop(self.kernel.body, 2).results]
+        except FcError:
+            return []
 
     def _by_element(self, v: Value) -> bool:
         """Does it follow from a loaded tile element by element?"""

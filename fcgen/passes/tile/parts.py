@@ -22,7 +22,7 @@ from ..facts.common import const_of, effect, without_effect
 def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
     if schedule.parts == 1:
         return kernel
-    loop = _loop(kernel.body, schedule.parts)
+    loop = shared_loop(kernel.body, schedule.parts)
     part, b = Value(Scalar(i32), "part"), Builder()
     defs, first = definitions(kernel.body), None
     for op in kernel.body.ops:
@@ -38,7 +38,7 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
     return replace(kernel.with_body(b.block((*kernel.body.args, part))), grid=grid)
 
 
-def _loop(body: Block, parts: int) -> Op:
+def shared_loop(body: Block, parts: int) -> Op:
     """The loop that is shared. Raises FcError "compile/schedule" where there is none, or it is more than sums."""
     loops = [op for op in body.ops if any(o.kind == "for" for o in walk(Block((), (op,))))]
     if len(loops) != 1 or loops[0].kind != "for":
