@@ -30,6 +30,8 @@ from .workload import Probe, Workload, size
 
 #: registers left by fragments from which on a loop that stages tiles is worth a copy with its mask: each has addresses of its own
 COPIES = 60
+#: clocks of a grid that so short a time as a launch takes shows in: it begins while the one in front of it ends
+SHORT = 100_000
 #: candidates that are lowered
 MOST = 10
 #: sizes that are tried for rows and columns of dots, for what they sum over, and where there is no dot
@@ -205,6 +207,8 @@ class Chooser(Streams):
                      and 4 * g[0] * g[1] < p.warps and (name := self.load.called(d))}
             if grids:
                 out["grid"] = tuple(sorted(grids.items()))
+            if self.load.known() and self.narrow and self.estimate(p).cycles < SHORT:
+                out["pdl"] = True
         return out
 
 
