@@ -1,6 +1,6 @@
 """Matrix products with something in front of them or behind them, beside cuBLAS's rate for the same products, and a copy's: plain, with
 bias and GELU, SwiGLU (two products), RMSNorm in front (factors in f32, and in the tensors' own dtype), and a right operand of 4 bits for
-few rows (timed in graphs) and for many; then plain products of many shapes.
+few rows (timed in graphs) and for many. With `--only shapes`, plain products of many shapes.
 
     python -m benchmarks.gemms --json out/gemms.json                        schedule_for's own choices, and what was found to be better
     python -m benchmarks.gemms --candidates schedules.txt --only swiglu     lines of "case: schedule"; # starts a comment
@@ -286,7 +286,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", metavar="PATH")
     args = parser.parse_args(argv)
     target = args.target or ("sm_90a" if args.compile_only else fc.gpu_target())
-    names = [n for asked in args.only or CASES for n in (SHAPES if asked == "shapes" else (asked,))]
+    names = [n for asked in args.only or (n for n in CASES if n not in SHAPES) for n in (SHAPES if asked == "shapes" else (asked,))]
     more = candidates(args.candidates)
     jobs = [(name, text, target, args.dtype) for name in names for text in ("", *more[name])]
     made = prepared(jobs)
