@@ -83,7 +83,7 @@ def test_it_is_near_what_was_tuned(name, head, target) -> None:
 @pytest.mark.parametrize(("name", "measured"), [
     ("norm", "tiles={BK: 64, BM: 128, BN: 256}, warps=8, math=wgmma, copy=tma, stages=3, epilogue=tma, persistent=static, l2=32"),
     ("norm-same", "tiles={BK: 64, BM: 128, BN: 256}, warps=8, math=wgmma, copy=tma, stages=3, epilogue=tma, persistent=static, l2=32"),
-    ("int4-16", "tiles={BLOCK_K: 128, BLOCK_M: 16, BLOCK_N: 256}, warps=8, math=wgmma, copy=tma, stages=5, epilogue=direct, pdl=True"),
+    ("int4-16", "tiles={BLOCK_K: 128, BLOCK_M: 16, BLOCK_N: 128}, warps=4, math=wgmma, copy=tma, stages=4, epilogue=direct, min_blocks=2, pdl=True"),
     ("int4-4096", "tiles={BLOCK_K: 64, BLOCK_M: 256, BLOCK_N: 128}, warps=8, math=wgmma, copy=tma, stages=2, epilogue=tma, persistent=static, l2=32"),
 ])
 def test_products_of_computed_operands_get_what_was_measured_to_be_good(name, measured) -> None:

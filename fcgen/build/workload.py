@@ -133,9 +133,9 @@ class Workload:
         return max(1, -(-n // size(loop.tile, tiles)) if loop.tile is not None else n)
 
     def programs(self, tiles: Tiles) -> int:
-        return prod(self._programs(a, tiles) for a in self.kernel.grid)
+        return prod(self.count_of(a, tiles) for a in self.kernel.grid)
 
-    def _programs(self, a: GridAxis, tiles: Tiles) -> int:
+    def count_of(self, a: GridAxis, tiles: Tiles) -> int:
         n = a.dim if isinstance(a.dim, int) else self.sizes.get(a.dim, LONG if a.tile > 1 else COUNT)
         return -(-n // size(self.axis(a.tile), tiles)) if a.tile > 1 else n
 
@@ -146,7 +146,7 @@ class Workload:
         for a in self.kernel.grid:
             n = a.dim if isinstance(a.dim, int) else self.sizes.get(a.dim)
             if n is not None and a.tile > 1 and self.axis(a.tile) in rows:
-                out *= n / (self._programs(a, tiles) * size(self.axis(a.tile), tiles))
+                out *= n / (self.count_of(a, tiles) * size(self.axis(a.tile), tiles))
         return out
 
     def known(self) -> bool:
