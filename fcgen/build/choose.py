@@ -15,7 +15,6 @@ from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any, NamedTuple
 
-from . import compiler
 from ..backends.budget import Usage, check_budget
 from ..errors import FcError
 from ..ir.alignment import promised
@@ -24,6 +23,7 @@ from ..ir.registers import at_launch
 from ..ir.schedule import NUMBERS, Schedule
 from ..ir.target import Target
 from ..lang.spec import Spec
+from . import compiler
 from .model import Estimate, Plan
 from .streams import Streams
 from .workload import Probe, Workload, size

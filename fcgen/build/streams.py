@@ -9,7 +9,6 @@ matrix instructions on tiles that bulk copies bring are among the plans: of 64 r
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import cached_property
 from itertools import product
 from math import prod
@@ -48,7 +47,7 @@ class Streams(Model):
         dims = [[w.sizes.get(d, 0) if isinstance(d, str) else d for d in v.type.dims] for v in read]
         self.bytes = sum(prod(n) * v.type.dtype.bytes for n, v in zip(dims, read))
         small = dict.fromkeys(w.names, 16)
-        flop = w.programs(small) * sum(w.trips(d.loops, small) * 2 * prod(elements((a,), small) for a in (d.rows, d.cols, d.inner)) for d in w.dots)
+        flop = w.programs(small) * sum(w.trips(d.loops, small) * 2 * elements((d.rows, d.cols, d.inner), small) for d in w.dots)
         return 0 < flop < DENSE * self.bytes
 
     def streaming(self, options: dict[str, list[int]]) -> Iterator[Plan]:
@@ -78,7 +77,8 @@ class Streams(Model):
         work, chain = max(max(units) if p.math == "wgmma" else sum(units), times["shared memory"]), float(START)
         for loops in w.loops:
             trips = -(-w.count(loops[0], tiles) // p.parts) * prod(w.count(n, tiles) for n in loops[1:])
-            brought = sum(elements(m.shape, tiles) * m.bits / 8 for m in w.moves if m.loops == loops and not m.write and (m.shared or m.raw))
+            loaded = [m for m in w.moves if m.loops == loops and not m.write and (m.shared or m.raw)]
+            brought = sum(elements(m.shape, tiles) * m.bits / 8 for m in loaded)
             chain += trips * max(STEP + FAR / (p.stages - 1), brought / SENT, work / trips) * slow
         programs = w.programs(tiles) * p.parts
         per_sm = -(-programs // r.sms)
@@ -88,4 +88,5 @@ class Streams(Model):
         told = sum(elements(shape, tiles) * bits / 8 for shape, bits in w.sums) * (p.parts - 1) / TOLD + TELL if p.parts > 1 else 0.0
         own = max(busy * per_sm + START / beside, chain / beside * per_sm)  # blocks side by side fill each other's beginnings and ends
         cycles = max(own, memory) + 0.1 * min(own, memory) + told
-        return Estimate(cycles, "memory" if memory > own else bound if busy >= chain / beside else "latency", beside, times["tensor cores"] / cycles)
+        limit = "memory" if memory > own else bound if busy >= chain / beside else "latency"
+        return Estimate(cycles, limit, beside, times["tensor cores"] / cycles)

@@ -8,14 +8,13 @@ what the spec says, not what passes make of it: it is for comparing tile sizes w
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from functools import cached_property
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import prod
 
 from ..errors import FcError
-from ..ir.op_table import having
 from ..ir.core import Block, GridAxis, Kernel, Op, Value, definitions, uses, walk
-from ..ir.elementwise import FNS
+from ..ir.op_table import having
 from ..ir.types import Tile
 from ..passes.tile.parts import shared_loop
 
