@@ -142,7 +142,8 @@ class Model:
         work = max(tensor * (STEPPING if first else 1.0), (tensor + alu + 2 * first) / groups) * max(1.0, 4 / p.warps)
         chain = work + START
         alone = self._stored(p) / SCATTERED if p.math == "wgmma" and not self._sent(p) else 0.0
-        alone += sum(SHARED_ROWS * w.trips(d.loops, tiles) for d in self.narrow if d.chain and (self.grid(d, p.math, p.warps, tiles) or (1, 1))[1] > 1)
+        across = [d for d in self.narrow if d.chain and (self.grid(d, p.math, p.warps, tiles) or (1, 1))[1] > 1]
+        alone += sum(SHARED_ROWS * w.trips(d.loops, tiles) for d in across)
         for loops in w.loops:
             trips, loaded = w.trips(loops, tiles), [m for m in w.moves if m.loops == loops and not m.write]
             ahead = p.stages - 1 if p.stages > 1 or p.math == "wgmma" else 0.5
@@ -161,7 +162,8 @@ class Model:
                         times["tensor cores" if w.dots else "loads and stores"] / each)
 
     def _flying(self, p: Plan) -> bool:
-        """Are there registers for what a loop computes for its products, for what it computed for those before, and for what that is made of?"""
+        """Are there registers for what a loop computes for its products, for what it computed for those before, and for what that is made
+        of?"""
         tiles, threads, made = dict(p.tiles), 32 * p.warps, [d for d in self.load.dots if d.computed]
         lefts = sum(size(d.rows, tiles) * size(d.inner, tiles) * d.bits / 32 for d in made) / threads
         accs = max((size(d.rows, tiles) * size(d.cols, tiles) / threads for d in made), default=0.0)
@@ -184,7 +186,8 @@ class Model:
                     if m.shared or (m.raw and p.bulk))
         if p.parts > 1:  # what the other blocks have found
             rings += (p.parts - 1) * sum(elements(shape, tiles) * bits // 8 * 5 // 4 for shape, bits in self.load.sums)
-        return rings + sum(elements(shape, tiles) * bits // 8 for shape, bits in self.load.staged.values()) * (2 if p.math == "wgmma" else 1)
+        staged = sum(elements(shape, tiles) * bits // 8 for shape, bits in self.load.staged.values())
+        return rings + staged * (2 if p.math == "wgmma" else 1)
 
     def _stored(self, p: Plan) -> int:
         """Bytes of the largest tile that a program stores."""

@@ -10,13 +10,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ...errors import FcError, Loc
-from ...ir.core import Block, GridAxis, Kernel, Op, Value, definitions, walk
+from ...ir.core import Block, GridAxis, Kernel, Op, Value, definitions, uses, walk
+from ...ir.known import const_of
 from ...ir.rewrite import Builder
 from ...ir.schedule import Schedule
-from ...ir.sums import NoSum, sum_of
 from ...ir.target import Target
 from ...ir.types import Scalar, Tile, i32
-from ..facts.common import const_of, effect, without_effect
+from ..facts.common import effect, without_effect
 
 
 def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
@@ -49,16 +49,35 @@ def shared_loop(body: Block, parts: int) -> Op:
     if other is not None:
         raise _more(other.kind, other.loc)
     for arg, y in zip(inner.args[1:], inner.yielded):
-        try:
-            sum_of(inner, arg, y)
-        except NoSum as e:
-            raise _more(f"%{arg.name}: {arg.type}", (e.op or loop).loc or loop.loc) from None
+        if (other := _more_than_sum(inner, arg, y)) is not None:
+            raise _more(f"%{arg.name}: {arg.type}", other.loc or loop.loc)
         if not isinstance(arg.type, Tile):
             raise FcError("compile/schedule", "Schedule.parts: blocks add up tiles", expected="a tile", got=f"%{arg.name}: {arg.type}",
                           loc=loop.loc)
     if not inner.yielded:
         raise without_effect("parts", "the loop carries nothing that blocks could add up", got=parts, loc=loop.loc)
     return loop
+
+
+def _more_than_sum(body: Block, arg: Value, y: Value) -> Op | None:
+    """What the loop does with a carried value besides adding to it, once in each iteration."""
+    made, used, after = definitions(body), uses(body), body.ops[-1]
+
+    def leads(v: Value) -> bool:
+        op = made.get(v)
+        return v is arg or (op is not None and any(map(leads, op.reads)))
+
+    while True:
+        others = [o for o in used.get(y, ()) if o not in (after, body.ops[-1])]
+        if others:  # what is summed up so far is part of something else
+            return others[0]
+        if y is arg:
+            return None
+        op = made.get(y)
+        before = [v for v in op.operands if leads(v)] if op is not None and op.kind in ("add", "dot") else []
+        if op is None or len(before) != 1 or (op.kind == "dot" and before[0] is not op.operands[-1]):
+            return op or after
+        y, after = before[0], op
 
 
 def _more(what: str, loc: Loc | None) -> FcError:
