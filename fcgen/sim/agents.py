@@ -298,7 +298,10 @@ class Agent(AsyncOps, StoreOps, TensorOps):
         t = op.operands[0].type
         at = self.units(op, t, op.operands[1].type, int(args[2]), int(args[3]))
         mine = registers.writers(t.layout, self.role.warps, self.warp)
-        self.put(op, args[1], at[mine], encode(args[0], t.dtype, self.shared.grain)[mine], LANE[mine][:, None, None])
+        (ring, base), rank = args[1], op.get("block", self.rank)
+        self.sim.reach.touches(self, rank, op)
+        self.put(op, (ring, base + (rank - self.rank) * self.sim.stretch), at[mine],
+                 encode(args[0], t.dtype, self.shared.grain)[mine], LANE[mine][:, None, None])
 
     def do_wmma_store(self, op: Op, args: list[Any]) -> None:
         t = op.operands[0].type
