@@ -31,6 +31,7 @@ from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import DType, Scalar, Tile
 from ..facts.common import const_of, writes
+from . import taken  # noqa: F401 (its rule is one of them)
 from .rules import apply_rules
 
 SWEEPS = 8
