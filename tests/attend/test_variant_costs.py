@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
+import fcgen as fc
 from fcgen import masks, scores
 from fcgen.attend import blocks
 from fcgen.attend.forward import compiled
-from fcgen.attend.variants import functions
+from fcgen.attend.variants import Choice, fitted, functions
 from fcgen.build.compiler import target
 from fcgen.ir.core import Kernel, walk, walk_kernel
 from fcgen.ir.elementwise import FNS
@@ -73,6 +74,26 @@ def test_lists_are_for_masks_that_leave_gaps() -> None:
     everywhere = lambda b, h, i, j: (j // 64) % 4 == 0
     for mask, gaps in ((masks.prefix(1000) | masks.causal(), False), (masks.prefix(64) | masks.window(100, 0), True),
                        (masks.causal() & (masks.window(100, None) | everywhere), True), (masks.neighbourhood((32, 32), 3), False)):
-        given = functions(mask=mask)
-        program = blocks._lister(given, "sm_90a", (128, 128), None).find({"keep": given.keep})[0]
-        assert blocks._reads(program).holes == gaps
+        assert reads(mask).holes == gaps
+
+
+def test_masks_that_leave_out_keys_in_front_take_other_tiles() -> None:
+    for mask, front in ((masks.prefix(1000) | masks.causal(), False), (masks.window(100, 0), True), (masks.padding(900), False),
+                        (masks.window(100, None), True), (masks.neighbourhood((32, 32), 3), True)):
+        assert reads(mask).front == front
+
+
+def reads(mask: Any) -> blocks.Reads:
+    given = functions(mask=mask)
+    return blocks._reads(blocks._lister(given, "sm_90a", (128, 128), None).find({"keep": given.keep})[0])
+
+
+def test_scores_are_masked_under_a_branch_where_no_sign_hangs_on_it() -> None:
+    """Where whole tiles know the sign of a distance and the others do not, they have a loop of their own."""
+    schedule = pick("sm_90a", 64, mask="causal_top_left")
+    squared = lambda s, b, h, i, j: (lambda d: s - d * d)(abs(i - j).to(fc.f32))  # of two readers
+    for score, split in ((scores.alibi(SLOPES), "branch"), (squared, "loops")):
+        given = functions(score=score)
+        make = lambda c, given=given: compiled.__wrapped__("f16", 64, 64, "causal_top_left", False, *c, False, given)
+        program = fitted(Choice("sm_90a", schedule, True, None, ""), given, False, make, lambda: schedule)
+        assert getattr(program, "first", program).schedule.split == split
