@@ -134,11 +134,62 @@ def raced(case: Case, texts: list[str], seconds: float) -> dict[str, Any]:
     return {"base": held_to, "chosen": chosen, "first": first, "again": again, "seconds": time.time() - begin}
 
 
+def packed_schedules(d: int) -> list[str]:
+    """For packed sequences, causal."""
+    base = replace(pick(d, "causal", 16384, 4096, 2048 // d, 132).schedule, from_end=(), l2=0)
+    k = dict(base.stages)["k"] if not isinstance(base.stages, int) else 2
+    changes: list[dict[str, Any]] = [{"stages": {"q": q, "k": n, "v": n}, "epilogue": e, "split": s}
+                                     for q, n in ((2, k), (1, k), (2, 2)) for e in ("quad", "tma") for s in ("loops", "branch")]
+    changes += [{"stages": {"q": q, "k": k, "v": k}, "persistent": "static"} for q in (1, 2)]
+    return [str(replace(base, **c)) for c in changes]
+
+
+def packed_fits(job: tuple[int, str]) -> tuple[int, str, int]:
+    from fcgen.attend import varlen
+
+    d, text = job
+    facts = varlen.Facts("f16", d, d, False, "bottom", True, ("Used", "KUsed", "left", "right"))
+    try:
+        return d, text, varlen.compiled(facts, Choice("sm_90a", fc.Schedule.parse(text), True, None, "")).resources.spill_loads
+    except fc.FcError:
+        return d, text, -1
+
+
+def packed(heads: list[int], args: argparse.Namespace) -> None:
+    """Equal lengths, against a padded batch."""
+    jobs = [(d, text) for d in heads for text in packed_schedules(d)]
+    with multiprocessing.get_context("spawn").Pool(args.jobs) as pool:
+        found = pool.map(packed_fits, jobs, chunksize=1)
+    if args.prepare:
+        return
+    import torch
+
+    for d in heads:
+        h, lengths = 2048 // d, [4096] * 4
+        q, k, v = (torch.randn(sum(lengths), h, d, device="cuda").half() for _ in range(3))
+        ends = torch.tensor([0, *lengths], device="cuda").cumsum(0).int()
+        x = [t.reshape(4, 4096, h, d).transpose(1, 2) for t in (q, k, v)]
+        padded = functools.partial(fc.attention, *x, causal=True)
+        want, spills = padded().transpose(1, 2).reshape(q.shape), {text: n for at, text, n in found if at == d}
+        calls = [Checked("padded", padded, 0.0, 0.0)]
+        for text in ("", *(t for t, n in spills.items() if n >= 0)):
+            run = functools.partial(fc.attention_varlen, q, k, v, ends, ends, 4096, causal=True,
+                                    schedule=fc.Schedule.parse(text) if text else None)
+            worst = float((run() - want).abs().max())
+            if worst < 1e-2:
+                calls.append(Checked(text or "the library's", run, worst, worst))
+            else:
+                print(f"WRONG packed {text} {worst}", flush=True)
+        times = {n: t.ms for n, t in graph_times(calls, 3, 7, 1).items()}
+        for n in sorted(times, key=times.__getitem__):
+            print(f"D={d} packed {times[n]:.4f} {times[n] / times['padded']:.3f} spills {spills.get(n, 0):4}  {n[:190]}", flush=True)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--heads", default="64,128")
     parser.add_argument("--only", default="alibi,bias,soft-cap,dropout,window")
-    parser.add_argument("--fits", required=True)
+    parser.add_argument("--fits", default="fits.json")
     parser.add_argument("--json")
     parser.add_argument("--jobs", type=int, default=12)
     parser.add_argument("--prepare", action="store_true")
@@ -146,6 +197,9 @@ def main() -> int:
     args = parser.parse_args()
     os.environ["FCGEN_CHECK"] = "0"
     heads = [int(d) for d in args.heads.split(",")]
+    if args.only == "packed":
+        packed(heads, args)
+        return 0
     names = [n for n in held(heads[0]) if any(w in n for w in args.only.split(","))]
     (prepare if args.prepare else measure)(heads, names, args)
     return 0
