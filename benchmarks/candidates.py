@@ -44,6 +44,7 @@ def held(d: int) -> dict[str, dict[str, Any]]:
         "alibi, causal": {"score": scores.alibi(np.ones(h, np.float32)), **causal},
         "bias per head": {"score": scores.bias(np.zeros((1, h, 4096, 4096), np.float16))},
         "dropout": {"dropout": fc.Dropout(0.1, 1)}, "window at 32k": {"mask": masks.window(WINDOW, 0), "table": "part"},
+        "prefix": {"mask": masks.prefix(1000) | masks.causal(), "table": "causal"},
         **{f"neighbours within {r}": {"mask": masks.neighbourhood((32, 32), r), "table": "part"} for r in (1, 3, 7, 15)}}
 
 
@@ -83,7 +84,11 @@ def fits(job: tuple[int, str, str]) -> tuple[int, str, str, int]:
 
 
 def prepare(heads: list[int], names: list[str], args: argparse.Namespace) -> None:
-    jobs = [(d, name, str(s)) for d in heads for name in names for s in schedules(d, name)]
+    if args.lines:
+        lines = [line.split(" | ") for line in Path(args.lines).read_text().splitlines() if line]
+        jobs = [(int(d), name, text) for d, name, text in lines if int(d) in heads and name in names]
+    else:
+        jobs = [(d, name, str(s)) for d in heads for name in names for s in schedules(d, name)]
     begin = time.time()
     with multiprocessing.get_context("spawn").Pool(args.jobs) as pool:
         found = pool.map(fits, jobs, chunksize=2)
@@ -192,6 +197,7 @@ def main() -> int:
     parser.add_argument("--fits", default="fits.json")
     parser.add_argument("--json")
     parser.add_argument("--jobs", type=int, default=12)
+    parser.add_argument("--lines", help="schedules to compile, a line each: 64 | window at 32k | tiles=...")
     parser.add_argument("--prepare", action="store_true")
     parser.add_argument("--seconds", type=float, default=5.0, help="until no more schedules of a case are tried")
     args = parser.parse_args()
