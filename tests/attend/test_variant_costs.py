@@ -97,3 +97,14 @@ def test_scores_are_masked_under_a_branch_where_no_sign_hangs_on_it() -> None:
         make = lambda c, given=given: compiled.__wrapped__("f16", 64, 64, "causal_top_left", False, *c, False, given)
         program = fitted(Choice("sm_90a", schedule, True, None, ""), given, False, make, lambda: schedule)
         assert getattr(program, "first", program).schedule.split == split
+
+
+def test_numbers_of_keys_are_tiles_that_are_loaded() -> None:
+    """As keys are, ahead of their use, and only where a mask is asked; those that do not begin on 16 bytes are read one by one."""
+    ids = np.zeros(8192 + 4, np.int32)
+    first = -(ids.__array_interface__["data"][0] // 4) % 4
+    for start, kind in ((first, "load"), (first + 1, "gather")):
+        kernel = lowered(mask=masks.documents(ids[start:start + 8192]))
+        loop = next(op for op in walk_kernel(kernel) if op.kind == "for")
+        rows = [o.kind for o in walk(loop.regions[0]) if o.results and o.result.type.shape == (loop["tile"],) and o.kind in ("load", "gather")]
+        assert set(rows) == {kind}
