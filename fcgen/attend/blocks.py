@@ -15,11 +15,11 @@ from ..build.captured import Family
 from ..build.program import Program
 from ..errors import FcError
 from ..ir.core import walk_kernel
+from ..ir.known import const_of
 from ..ir.schedule import Schedule
 from ..ir.types import DTYPES, Tile
 from ..kernels.listed import listed_attention, lists_of, merged_lists
 from ..passes import run_passes
-from ..passes.facts.common import const_of
 from ..runtime import tensors
 from . import plans
 from .outputs import _empty
