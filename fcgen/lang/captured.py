@@ -24,7 +24,7 @@ from .functions import load
 from .handles import Handle
 from .mistakes import called
 from .ranges import Range
-from .tensors import RunDim, TensorParam, View
+from .tensors import RunDim, TensorParam, View, as_of
 from .trace import current, here, mistake, place_in
 
 #: dtypes of what numbers meet -> the scalar that carries them
@@ -175,7 +175,7 @@ class CapturedTensor(TensorParam):
         tiles = len(set(ranges)) == len(ranges) in (1, 2) and not any(isinstance(r.dim, Handle) for r in ranges)
         rest = all(isinstance(p, (int, Range)) or (isinstance(p, Handle) and not p.labels) for p in parts)
         if tiles and rest and len(parts) == self._rank and self._captures.see(("lines", self._key)):
-            return load(View(self, tuple(parts)))
+            return as_of(index, load(View(self, tuple(parts))))
         return super()._gather(index)
 
 
