@@ -15,6 +15,7 @@ import torch
 
 from .. import masks, scores
 from ..attend import forward, learning
+from ..attend.calls import HEADS
 from ..attend.learning import moving
 from ..attend.operators import define, learnt
 from ..attend.torch_op import _OPS as PLAIN
@@ -186,6 +187,17 @@ def wants_gradient(*tensors: Any) -> bool:
 def derived(*tensors: Any) -> bool:
     """Whether a derivative may be taken, outside of graphs: `wants_gradient`, or transforms and tangents."""
     return wants_gradient(*tensors) or any([t is not None and moving(t) for t in tensors])
+
+
+def fits(size: int) -> bool:
+    """Is there a kernel for this head size? (In arithmetic, which graphs can write down.)"""
+    return size % HEADS.step == 0 and size >= HEADS.start
+
+
+def padded(x: Any) -> Any:
+    """With zeros beside it, up to a head size that there are kernels for."""
+    size = x.shape[-1]
+    return x if fits(size) else torch.nn.functional.pad(x, (0, max(HEADS.start, -(-size // HEADS.step) * HEADS.step) - size))
 
 
 @contextmanager

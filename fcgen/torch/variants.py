@@ -18,6 +18,13 @@ from .values import plain, values
 WRITTEN_IN_THE_LANGUAGE = True
 
 
+class Held:
+    """An object that a function of a graph holds: those of its attributes that the function names."""
+
+    def __init__(self, attributes: dict[str, Any]):
+        vars(self).update(attributes)
+
+
 def chunks(size: int, shift: Any) -> masks.Mask:
     """Row i, at i + shift, sees the keys of its own chunk of positions. shift: a number, or one per batch."""
     if isinstance(shift, torch.Tensor):
