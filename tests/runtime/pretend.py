@@ -151,6 +151,9 @@ class Tensor:
     def data_ptr(self):
         return self._ptr
 
+    def element_size(self):
+        return tensors.ITEMSIZE[tensors._OURS[str(self.dtype).rsplit(".", 1)[-1]]]
+
     def get_device(self):
         return int(self.device[-1])
 
@@ -195,6 +198,7 @@ def inside(out):
     out._C = types.SimpleNamespace(_cuda_getCurrentRawStream=lambda d: out.now.stream, _cuda_getDevice=lambda: out.now.device,
                                    _TorchDispatchModeKey=types.SimpleNamespace(PROXY="proxy"), _get_dispatch_mode=lambda key: None,
                                    _get_tracing_state=lambda: None, _len_torch_dispatch_stack=lambda: 0, _functorch=wrapped,
+                                   _are_functorch_transforms_active=lambda: False,
                                    _dynamo=types.SimpleNamespace(guards=types.SimpleNamespace(TensorGuards=Guards)))
     out.strided, out.is_grad_enabled, out.written = "strided", lambda: True, []
     dual = types.SimpleNamespace(unpack_dual=lambda x: types.SimpleNamespace(tangent=None), _current_level=-1)

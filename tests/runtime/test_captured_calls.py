@@ -55,7 +55,7 @@ def test_numbers_and_pointers_are_those_of_the_call(world: World) -> None:
     world.expect(p)
     p(*pair())
     assert number(world.last(p)["scalar f_0"], "f") == 2.0 and number(world.last(p)["ptr f_1"], "Q") == bias.data_ptr()
-    a, bias = -0.5, Tensor((9, 70), F32)
+    a, bias = -0.5, Tensor((9, 72), F32)
     p(*pair())
     assert number(world.last(p)["scalar f_0"], "f") == -0.5 and number(world.last(p)["ptr f_1"], "Q") == bias.data_ptr()
     assert (number(world.last(p)["stride f_1"], "q"), number(world.last(p)["size f_1_1"], "i")) == (70, 70)
