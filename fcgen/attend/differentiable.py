@@ -221,7 +221,7 @@ class _Second(_Function):
 def _leave(*functions: Any) -> None:
     """Dynamo leaves the frames of these alone, and all that they call: it would read them where a compiled function calls attention beside
     its graph."""
-    frames = getattr(torch._C._dynamo, "eval_frame", None)
+    frames: Any = getattr(torch._C._dynamo, "eval_frame", None)
     if hasattr(frames, "_FrameExecStrategy"):  # torch 2.7 and later
         skip = frames._FrameExecStrategy(frames._FrameAction.SKIP, frames._FrameAction.SKIP)
         for f in functions:
