@@ -104,8 +104,9 @@ def _block(block: Block, room: int) -> Block:
                 owner.then.append(op)
                 continue
         if flying and op.kind == "mbar_wait" and not op.reads & {r for f in flying for r in f.results} and _for_product(op, block):
-            out.insert(start, op)
-            start += 1
+            moved = op.reads & {r for o in out[start:] for r in o.results}  # a slot let go behind the first of the products
+            out.insert(len(out) if moved else start, op)
+            start += not moved
             continue
         late = max((k + 1 for k, f in enumerate(flying) if _needs(op, f)), default=0)
         land(late)

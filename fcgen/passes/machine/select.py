@@ -214,6 +214,8 @@ class _Selector:
         extra = () if self.zero(acc) else (acc,)
         beside = (self.tile_of_ones(right.type),) if ones else ()
         attrs: dict[str, Any] = {"ones": ones, **({"first": first} if before else {})} if ones else {}
+        if op.get("early"):
+            attrs["early"] = True
         out = b.emit("wgmma", a, right, *extra, *beside, type=Pending(acc.type), name=op.result.name, instr=name, ta=op["ta"], tb=op["tb"],
                      **attrs)
         b.do("wgmma_commit")
