@@ -100,7 +100,8 @@ class Cell:
 
         t = lambda x: x.transpose(1, 2)
         delta = (self.o.float() * self.do.float()).sum(-1).transpose(1, 2).contiguous()
-        given = {"Q": t(self.q), "K": t(self.k), "V": t(self.v), "dO": t(self.do), "LSE2": self.lse * LOG2E, "Delta": delta, "scale": self.scale}
+        given = {"Q": t(self.q), "K": t(self.k), "V": t(self.v), "dO": t(self.do), "LSE2": self.lse * LOG2E, "Delta": delta,
+                 "scale": self.scale}
         empty = lambda x: torch.full_like(x, float("nan"))
         sums = torch.zeros(t(self.q).shape, device="cuda")
         into = {"dQ": t(empty(self.q))} if rows else {"dQ": sums, "dK": t(empty(self.k)), "dV": t(empty(self.v))}
@@ -124,7 +125,8 @@ def cudnn(cell: Cell) -> Call:
 
 
 def fa3_call(folder: str, cell: Cell) -> Call:
-    run = functools.partial(_fa3(folder), cell.do, cell.q, cell.k, cell.v, cell.o, cell.lse, softmax_scale=cell.scale, is_causal=cell.causal)
+    run = functools.partial(_fa3(folder), cell.do, cell.q, cell.k, cell.v, cell.o, cell.lse, softmax_scale=cell.scale,
+                            is_causal=cell.causal)
     return Call(run, lambda grads: named(grads[:3]))
 
 

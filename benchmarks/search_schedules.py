@@ -48,9 +48,10 @@ WAYS: tuple[dict[str, Any], ...] = ({}, {"late": ("acc",)}, {"late": ("acc",), "
                                     {"late": ("acc",), "vote": True, "persistent": "dynamic", "l2": 32},
                                     {"late": ("acc",), "vote": True, "own_rows": True, "persistent": "dynamic", "l2": 32},
                                     {"late": ("acc",), "vote": True, "tokens": True, "persistent": "dynamic", "l2": 32})
-#: the same of backward programs: rows and keys of a tile, slots of the rings of both loaded tiles, products that run an iteration behind
-BACK_M, BACK_N, BACK_SLOTS = (64, 128), (64, 128, 192), ((2, 2), (2, 1), (1, 1))
-BEHIND = (("dq",), ("dk", "dq"), ("dv", "dk", "dq"))
+#: the same of backward programs: warpgroups and what they share (keys, or rows of backward_rows), the other side of a tile, ring slots of
+#: what loops load, products that run behind or ahead
+BACK_KEYS, BACK_ROWS, BACK_SLOTS = ((1, 64), (2, 64), (2, 128), (3, 192)), (64, 128), ((2, 2), (2, 1), (1, 1), (3, 2))
+BACK_WAYS: tuple[dict[str, Any], ...] = ({}, {"late": ("dq",)}, {"late": ("dv", "dk", "dq")}, {"early": ("s",)}, {"early": ("s", "dp")})
 #: candidates of one round robin, so that a turn comes back while the board is in the same state
 HEAT = 10
 SERIALISED = re.compile(r"\(?(C75\d\d)\)?")
@@ -84,7 +85,8 @@ def changes(base: fc.Schedule) -> Iterator[fc.Schedule]:
 
 
 def shipped(arch: str, d: int, mask: str, of: str = "plain") -> fc.Schedule:
-    """What the library runs, first of all for the backward pass; for a target of Hopper's own instructions that has no table yet, the table of the target without them."""
+    """What the library runs, first of all for the backward pass; for a target of Hopper's own instructions that has no table yet, the table
+    of the target without them."""
     if of in BACKWARD:
         return candidates(of, arch, d)[0]
     try:
@@ -102,13 +104,14 @@ def hopper() -> Iterator[fc.Schedule]:
 
 def hopper_backward(base: fc.Schedule, of: str) -> Iterator[fc.Schedule]:
     """The same of the backward pass, whose products are s, dp, dv, dk and dq (s, dp and dq of `backward_rows`)."""
-    late = BEHIND if of == "backward" else (("dq",),)
-    ways = [{**x, **y} for x in ({}, *({"late": names} for names in late)) for y in ({}, {"regs_a": ("dp",)}, {"regs_a": ("dp", "s")})]
-    for way, groups, m, n, blocks in product(ways, (1, *GROUPS), BACK_M, BACK_N, (1, 2)):
-        for q, do in BACK_SLOTS:
-            stages = {"q": q, "do": do} if of == "backward" else {"k": q, "v": do}
-            more: dict[str, Any] = {"late": (), "regs_a": (), **way}
-            yield replace(base, tiles={"BLOCK_M": m, "BLOCK_N": n}, warps=4 * groups, stages=stages, min_blocks=blocks, **more)
+    rings, keys = (("q", "do"), "BLOCK_N") if of == "backward" else (("k", "v"), "BLOCK_M")
+    other = "BLOCK_M" if keys == "BLOCK_N" else "BLOCK_N"
+    there = {"s", "dp", "dq"} if of != "backward" else {"s", "dp", "dv", "dk", "dq"}
+    for way, held, (groups, n), m, slots in product(BACK_WAYS, ((), ("dp", "s")), BACK_KEYS, BACK_ROWS, BACK_SLOTS):
+        if all(there.issuperset(names) for names in way.values()):
+            for blocks in (1, 2) if groups == 1 else (1,):
+                yield replace(base, tiles={keys: n, other: m}, warps=4 * groups, stages=dict(zip(rings, slots)), min_blocks=blocks,
+                              **{"late": (), "early": (), "regs_a": held, **way})  # type: ignore[arg-type]
 
 
 def built_in(base: fc.Schedule, arch: str = "sm_90", of: str = "plain") -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import fcgen as fc
 
-from .backward import LOG2E, derivative, each_head, step
+from .backward import LOG2E, each_head, step, weights
 
 
 def window(rows: Any, cols: Any, queries: Any, count: Any, align: str, causal: bool, left: Any, right: Any) -> Any:
@@ -106,6 +106,6 @@ def ragged_backward_rows(Q: T[M, H, D], K: T[N, G, D], V: T[N, G, E], dO: T[M, H
         for cols in fc.loop(fc.tile(count, "BLOCK_N"), live=live):
             k, v = fc.load(K[cols + first, g]), fc.load(V[cols + first, g])
             s, dp = fc.dot(q, k.T), fc.dot(do, v.T)
-            _, ds = derivative(s * scale, dp, lse2, delta, live(cols), (b, h, rows.index, cols.index), score, weigh, False)
-            dq <<= dq + fc.dot(ds.to(K.dtype), k)
+            _, gradient = weights(s * scale, lse2, live(cols), (b, h, rows.index, cols.index), score, weigh, False)
+            dq <<= dq + fc.dot(gradient(dp, delta).to(K.dtype), k)
         fc.store(dQ[(rows + start).until(End[b]), h], (dq * scale).to(Q.dtype))

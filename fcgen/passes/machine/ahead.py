@@ -18,7 +18,6 @@ from ...ir.target import Target
 from ...ir.types import Cursor
 from ..facts.common import followed, without_effect
 
-#: an early product, and the ops around it: fence, product, commit, settle
 BEFORE, AFTER = 1, 3
 #: what finds the operands of one
 FINDS = {"slot", "const", "full"}
@@ -30,8 +29,8 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
     done: list[Op] = []
     kernel = map_bodies(kernel, lambda body: _block(body, done, False))
     if not done:
-        raise without_effect("early", "no product of a loop is called so", expected="a dot that a loop runs in every iteration, made by wgmma",
-                             got="+".join(schedule.early))
+        raise without_effect("early", "no product of a loop is called so", got="+".join(schedule.early),
+                             expected="a dot that a loop runs in every iteration, made by wgmma")
     return kernel
 
 
@@ -41,7 +40,7 @@ def _block(block: Block, done: list[Op], inside: bool) -> Block:
         if op.kind == "wgmma" and op.get("early") and not inside:
             raise without_effect("early", f"%{op.result.name} is no product of a loop's own body", loc=op.loc)
         if op.kind == "for" and (early := [o for o in op.regions[0].ops if o.kind == "wgmma" and o.get("early")]):
-            done += early
+            done.extend(early)
             ops += _Early.of(op, early).rotated()
         else:
             ops.append(op.within(lambda r: _block(r, done, False)))
@@ -74,16 +73,15 @@ class _Early:
             made.append(around[-1].result)
             places = followed(dot.operands, defs, lambda o: o.kind in FINDS, lambda v: v not in body.args or isinstance(v.type, Cursor))
             if places is None:
-                raise FcError("compile/schedule", f"Schedule.early: %{dot.result.name} follows from what its own iteration computes", loc=dot.loc,
-                              expected="a product of tiles that are copied", hint="leave it out of Schedule.early")
-            at = {v for o in places.values() for v in o.operands if isinstance(v.type, Cursor)}
-            waits = [o for o in ops[:n] if o.kind == "mbar_wait" and o.operands[1] in at]
+                raise FcError("compile/schedule", f"Schedule.early: %{dot.result.name} follows from what its own iteration computes",
+                              expected="a product of tiles that are copied", loc=dot.loc, hint="leave it out of Schedule.early")
+            slots = {v for o in places.values() for v in o.operands if isinstance(v.type, Cursor)}
+            waits = [o for o in ops[:n] if o.kind == "mbar_wait" and o.operands[1] in slots]
             found.update({**places, **{id(o): o for o in (*waits, *around)}})
             only |= {id(o) for o in (*waits, *around)}
-        rest = [replace(o, attrs={k: a for k, a in o.attrs.items() if k != "early"}) if o.kind == "wgmma" else o for o in ops if id(o) not in only]
-        mine = [replace(o, attrs={k: a for k, a in o.attrs.items() if k != "early"}) if o.kind == "wgmma" else o for o in ops if id(o) in found]
-        args = {v for o in mine for v in o.operands if v in body.args}
-        steps = [body.yielded[body.args.index(v) - 1] for v in args]
+        rest = [o for o in ops if id(o) not in only]
+        mine = [o.with_attrs(early=False) if o.kind == "wgmma" else o for o in ops if id(o) in found]
+        steps = {body.yielded[n] for n, v in enumerate(body.args[1:]) if any(v in o.operands for o in mine)}
         at = max((n + 1 for n, o in enumerate(rest) if o.kind == "settle" or any(r in steps for r in o.results)), default=0)
         return _Early(loop, mine, rest, at, made)
 
