@@ -88,7 +88,7 @@ def shipped(arch: str, d: int, mask: str, of: str = "plain") -> fc.Schedule:
     """What the library runs, first of all for the backward pass; for a target of Hopper's own instructions that has no table yet, the table
     of the target without them."""
     if of in BACKWARD:
-        return candidates(of, arch, d)[0]
+        return candidates(of, arch, d, uneven=mask != "none")[0]
     try:
         return pick(arch, d, mask=mask)
     except (fc.FcError, KeyError):

@@ -298,7 +298,8 @@ def _compiled(spec: Spec, arch: str, facts: Mapping[str, Any], functions: Mappin
     what a model of the machine finds, for heads that fit anywhere. Raises FcError "compile/budget"."""
     head = max(facts.get("D", 0), facts["E"])
     adds = "dQ" not in facts
-    listed = [(arch, s) for s in candidates(spec.name, arch, head, adds)]
+    uneven, grouped = facts.get("mask", "none") != "none", bool(facts.get("grouped"))
+    listed = [(arch, s) for s in candidates(spec.name, arch, head, adds, uneven, grouped)]
     if arch.endswith("a"):
         listed += [(target(arch.rstrip("a")).arch, s) for s in candidates(spec.name, arch.rstrip("a"), head, adds)]
     possible: Program | None = None

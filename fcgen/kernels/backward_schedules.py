@@ -19,12 +19,16 @@ def _mma(m: int, n: int, warps: int, stages: int = 1, **more: object) -> Schedul
 
 
 _TWO = {"q": 2, "do": 2}
+#: MiB of L2 for what loops read of the heads that run side by side
+SIDE_BY_SIDE = 32
 #: for head sizes that eight warps do not divide into, and for functions with many values
 _SMALL = _mma(32, 32, 4), _mma(32, 32, 4, hold_a=False), _mma(16, 16, 2)
 #: head size up to which -> schedules of `backward`, on Hopper and elsewhere
 _BOTH: dict[str, dict[int, tuple[Schedule, ...]]] = {
-    "wgmma": {64: (_hopper(128, 128, 2, _TWO), _hopper(64, 128, 2, _TWO), _hopper(64, 64, 1, 2)),
-              128: (_hopper(64, 128, 2, _TWO), _hopper(64, 64, 2, 1), _hopper(64, 64, 1, 1)), 256: (_hopper(64, 64, 2, 1),)},
+    "wgmma": {64: (_hopper(128, 128, 2, _TWO, early="s"), _hopper(128, 128, 2, _TWO), _hopper(64, 128, 2, _TWO), _hopper(64, 64, 1, 2)),
+              128: (_hopper(64, 128, 2, {"q": 3, "do": 2}, early="s"), _hopper(64, 128, 2, _TWO), _hopper(64, 64, 2, 1),
+                    _hopper(64, 64, 1, 1)),
+              256: (_hopper(64, 64, 2, 1),)},
     "mma": {64: (_mma(64, 64, 8), _mma(32, 64, 8), _mma(32, 32, 8), *_SMALL), 128: (_mma(32, 32, 8), *_SMALL),
             256: (_mma(32, 32, 8), *_SMALL),
             512: (_mma(32, 32, 8, 2, hold_a=False, split="branch"), _mma(32, 32, 8, hold_a=False, split="branch"))}}
@@ -36,11 +40,17 @@ _ROWS: dict[str, dict[int, tuple[Schedule, ...]]] = {
             512: (_mma(32, 32, 8, 2, hold_a=False), _mma(32, 32, 8, hold_a=False), _mma(16, 32, 4, hold_a=False))}}
 
 
-def candidates(spec: str, arch: str, head: int, adds: bool = True) -> tuple[Schedule, ...]:
+def candidates(spec: str, arch: str, head: int, adds: bool = True, uneven: bool = False, grouped: bool = False) -> tuple[Schedule, ...]:
     """For a spec of `kernels.backward` or `kernels.ragged_backward`, and a head size (the larger of the key's and the value's). adds: it
-    adds up the gradient of q too; else its loop stores nothing, and is not split: all warps then walk the same tiles."""
+    adds up the gradient of q too; else its loop stores nothing, and is not split: all warps then walk the same tiles. uneven: tiles of keys
+    differ in work: the longest run first, of as many heads as lie in L2 together (B=1, 8 heads of keys, 4k: 0.63 of the multiprocessors
+    worked where one head's ran after the other's). grouped: heads of keys are shared, and two loops leave no registers for early products."""
     if spec.endswith("before"):
         return (Schedule(tiles={"BLOCK_M": 32 if head <= 128 else 16}),)
     table = (_ROWS if spec.endswith("rows") else _BOTH)["wgmma" if arch.endswith("a") else "mma"]
     found = next((found for most, found in table.items() if head <= most), ())
-    return found if adds else tuple(replace(s, split="none") for s in found)
+    if grouped or not adds:
+        found = tuple(s for s in found if not s.early)
+    if not adds:
+        found = tuple(replace(s, split="none") for s in found)
+    return (*(replace(s, l2=SIDE_BY_SIDE) for s in found), *found) if uneven and table is _BOTH["wgmma"] else found

@@ -118,9 +118,9 @@ class _Early:
         """An iteration, with the early products of the next one if there is one. Returns what is carried on."""
         body = self.loop.regions[0]
         env = Env(dict(zip((*body.args, *self.made), (index, *carried))))
-        ahead: list[Value] = []
-        for n, o in enumerate(self.rest):
-            if n == self.at and goes_on:
-                ahead = self.ahead(dict(zip(body.args[1:], env.all(body.yielded))), b)
+        for o in self.rest[:self.at]:
+            b.add(copy_op(o, env))
+        ahead = self.ahead(dict(zip(body.args[1:], env.all(body.yielded))), b) if goes_on else []
+        for o in self.rest[self.at:]:
             b.add(copy_op(o, env))
         return [*env.all(body.yielded), *ahead]
