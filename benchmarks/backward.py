@@ -94,8 +94,8 @@ class Cell:
                 most, rms = max(most, diff.abs().max().item()), max(rms, (diff.norm() / want.norm()).item())
         return Errors(most, rms)
 
-    def arguments(self, rows: bool) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Of the library's program for all gradients, or that for the rows' alone; and [B, S, H, D] views of the gradients in them."""
+    def arguments(self, which: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Of one of the library's programs (`pool.BACKWARD`); and [B, S, H, D] views of the gradients in them."""
         import torch
 
         t = lambda x: x.transpose(1, 2)
@@ -104,7 +104,9 @@ class Cell:
                  "scale": self.scale}
         empty = lambda x: torch.full_like(x, float("nan"))
         sums = torch.zeros(t(self.q).shape, device="cuda")
-        into = {"dQ": t(empty(self.q))} if rows else {"dQ": sums, "dK": t(empty(self.k)), "dV": t(empty(self.v))}
+        into = {} if which == "backward_rows" else {"dK": t(empty(self.k)), "dV": t(empty(self.v))}
+        if which != "backward_keys":
+            into["dQ"] = sums if into else t(empty(self.q))
         return {**given, **into}, {name: t(x) for name, x in into.items()}
 
 

@@ -16,8 +16,9 @@ from fcgen.ir.types import DTYPES
 from fcgen.kernels.attention import VARIANTS, attention
 from fcgen.kernels.backward import backward, backward_rows
 
-#: specs of the backward pass that a job may name
-BACKWARD = {"backward": backward, "backward_rows": backward_rows}
+#: programs of the backward pass that a job may name: (spec, its facts). "backward_keys" leaves out the gradient of q
+BACKWARD: dict[str, tuple[Any, dict[str, Any]]] = {"backward": (backward, {}), "backward_keys": (backward, {"dQ": None}),
+                                                   "backward_rows": (backward_rows, {})}
 #: Scores may exceed the running maximum by this much (a factor of 2^8) before the WMMA kernels rescale.
 LAZY = 2.77
 
@@ -51,8 +52,9 @@ def program(job: Job) -> fc.Program:
     from fcgen.attend.forward import sums_of
 
     if job.spec in BACKWARD:
-        return BACKWARD[job.spec].compile(target=job.arch, schedule=job.schedule, check=False, T=DTYPES[job.dtype], D=job.d, E=job.e,
-                                          mask=job.mask)
+        spec, more = BACKWARD[job.spec]
+        facts = {"T": DTYPES[job.dtype], "D": job.d, "E": job.e, "mask": job.mask, **more}
+        return spec.compile(target=job.arch, schedule=job.schedule, check=False, **facts)
     return attention.compile(**VARIANTS[job.spec], target=job.arch, schedule=job.schedule, check=False, T=DTYPES[job.dtype], D=job.d,
                              E=job.e, mask=job.mask, lazy=job.lazy, sums=job.sums or sums_of(job.schedule, job.lazy))
 

@@ -88,7 +88,7 @@ def shipped(arch: str, d: int, mask: str, of: str = "plain") -> fc.Schedule:
     """What the library runs, first of all for the backward pass; for a target of Hopper's own instructions that has no table yet, the table
     of the target without them."""
     if of in BACKWARD:
-        return candidates(of, arch, d, uneven=mask != "none")[0]
+        return candidates(of.replace("_keys", ""), arch, d, of != "backward_keys", mask != "none")[0]
     try:
         return pick(arch, d, mask=mask)
     except (fc.FcError, KeyError):
@@ -104,9 +104,9 @@ def hopper() -> Iterator[fc.Schedule]:
 
 def hopper_backward(base: fc.Schedule, of: str) -> Iterator[fc.Schedule]:
     """The same of the backward pass, whose products are s, dp, dv, dk and dq (s, dp and dq of `backward_rows`)."""
-    rings, keys = (("q", "do"), "BLOCK_N") if of == "backward" else (("k", "v"), "BLOCK_M")
+    rings, keys = (("q", "do"), "BLOCK_N") if of != "backward_rows" else (("k", "v"), "BLOCK_M")
     other = "BLOCK_M" if keys == "BLOCK_N" else "BLOCK_N"
-    there = {"s", "dp", "dq"} if of != "backward" else {"s", "dp", "dv", "dk", "dq"}
+    there = {"backward": {"s", "dp", "dv", "dk", "dq"}, "backward_keys": {"s", "dp", "dv", "dk"}, "backward_rows": {"s", "dp", "dq"}}[of]
     for way, held, (groups, n), m, slots in product(BACK_WAYS, ((), ("dp", "s")), BACK_KEYS, BACK_ROWS, BACK_SLOTS):
         if all(there.issuperset(names) for names in way.values()):
             for blocks in (1, 2) if groups == 1 else (1,):
@@ -272,17 +272,20 @@ class Search:
 
 @dataclass
 class Backward(Search):
-    """Of the kernel that adds up all gradients ("backward"), or that of q alone ("backward_rows"), without what runs beside it. Its peers
-    are whole passes."""
+    """Of the kernel that adds up all gradients ("backward"), or those of keys and values ("backward_keys") or of q ("backward_rows") alone,
+    without what runs beside it. Its peers are whole passes."""
 
-    work, slack = 2.5, 2.0
+    slack = 2.0
+
+    def __post_init__(self) -> None:
+        self.work = {"backward": 2.5, "backward_keys": 2.0, "backward_rows": 1.5}[self.spec]
 
     def given(self, cell: Cell) -> tuple[Any, Any]:
         x = back.Cell(cell.batch, cell.s, cell.heads, cell.d, cell.causal, {"fp16": "float16", "bf16": "bfloat16"}[self.dtype])
         return x, x
 
     def bind(self, text: str, x: Any) -> Call:
-        arguments, of = x.arguments(self.spec == "backward_rows")
+        arguments, of = x.arguments(self.spec)
         launch = launcher(self.good[text])
         return Call(lambda: launch(arguments), lambda _: of)
 

@@ -57,6 +57,7 @@ class Variant:
     heads: int | None = None
     head: int | None = None
     values: int | None = None
+    batch: int | None = None
     share: float = 1.0
 
 
@@ -86,6 +87,8 @@ def variants(n: int) -> list[Variant]:
     return [plain(False), plain(True),
             Variant("grouped 8 to 1, 64 heads", fa3={}, groups=8, heads=64),
             Variant("grouped 8 to 1, 64 heads, causal", True, None, lower, share=0.5, fa3={"is_causal": True}, groups=8, heads=64),
+            Variant("grouped 4 to 1, one sequence, causal", True, None, lower, share=0.5, fa3={"is_causal": True}, groups=4, heads=32,
+                    batch=1),
             Variant("192 and values of 128", fa3={}, head=192, values=128, heads=16),
             Variant("192 and values of 128, causal", True, None, lower, share=0.5, fa3={"is_causal": True}, head=192, values=128, heads=16),
             Variant("soft-cap", False, capped, None, lambda: {"score": scores.soft_cap(CAP)}, fa3={"softcap": CAP}),
@@ -107,7 +110,7 @@ class Cell:
 
         torch.manual_seed(0)
         d = variant.head or d
-        heads, batch, e = variant.heads or max(1, WIDTH // d), max(1, TOKENS // n), variant.values or d
+        heads, batch, e = variant.heads or max(1, WIDTH // d), variant.batch or max(1, TOKENS // n), variant.values or d
         draw = lambda h, w: torch.randn(batch, n, h, w, device="cuda", dtype=getattr(torch, KINDS[dtype]))
         kv = heads // variant.groups
         self.stored = [draw(heads, d), draw(kv, d), draw(kv, e)]
