@@ -92,6 +92,8 @@ CASES = {
     "80x128": ("option", 128, hopper(80, 128, 2), {(8, 1)}),
     "96x128": ("option", 64, hopper(96, 128, 2, grid={"dq": (1, 2)}), {(8, 1), (4, 2)}),
     "late": ("", 64, hopper(64, 128, 2, late="dk+dq"), {(8, 1), (4, 2)}),
+    "early": ("", 128, hopper(64, 128, 2, early="s"), {(8, 1), (4, 2)}),
+    "early, both": ("by_rows", 64, hopper(64, 128, 2, early="s+dp", epilogue="direct"), {(8, 1), (4, 2)}),
     "held operands": ("", 64, hopper(64, 128, 2, regs_a="s+dp"), {(8, 1), (4, 2)}),
     "ada": ("", 128, ada(32, 64, 8), {(4, 2), (2, 4)}),
     "ada rows": ("by_rows", 64, ada(32, 64, 4), {(4, 1), (2, 2)}),
