@@ -4,6 +4,7 @@
     python -m benchmarks.search_schedules --d 64 --limit 40                 the built-in candidates: the library's and changes of it
     python -m benchmarks.search_schedules --d 64 --compile-only             which fit without spills or serialised wgmma; needs no GPU
     python -m benchmarks.search_schedules --d 64 --of backward              of the backward pass (or backward_rows: dQ alone, in order)
+    python -m benchmarks.search_schedules --plan plan.txt                   lines of options (--of backward --d 64), candidates below each
 
 A file of candidates has one schedule a line (as `str(Schedule)` prints it; # starts a comment). Left out, each with its reason: what does
 not compile, spills, or draws a C75xx note of ptxas ("wgmma serialised"); what is wrong. FA3 and cuDNN run in the same rounds. A kernel that
@@ -18,6 +19,7 @@ import json
 import os
 import re
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -27,7 +29,7 @@ from typing import Any
 
 import fcgen as fc
 from fcgen.ir.schedule import CHOICES
-from fcgen.kernels.backward_schedules import candidates
+from fcgen.kernels.backward_schedules import FEW_BYTES, candidates
 from fcgen.kernels.schedules import pick
 
 from . import backward as back
@@ -60,9 +62,13 @@ SERIALISED = re.compile(r"\(?(C75\d\d)\)?")
 # ---- candidates --------------------------------------------------------------------------------------------------------
 
 
-def from_file(path: str) -> list[str]:
+def lines_of(path: str) -> list[str]:
     lines = (line.split("#")[0].strip() for line in Path(path).read_text(encoding="utf-8").splitlines())
-    return list(dict.fromkeys(line for line in lines if line))
+    return [line for line in lines if line]
+
+
+def from_file(path: str) -> list[str]:
+    return list(dict.fromkeys(lines_of(path)))
 
 
 def changes(base: fc.Schedule) -> Iterator[fc.Schedule]:
@@ -130,11 +136,11 @@ def built_in(base: fc.Schedule, arch: str = "sm_90", of: str = "plain") -> list[
 # ---- compiling ---------------------------------------------------------------------------------------------------------
 
 
-def refusal(made: Made) -> str | None:
-    """Why a compiled candidate is not timed."""
+def refusal(made: Made, few: int = 0) -> str | None:
+    """Why a compiled candidate is not timed. few: bytes that it may spill."""
     if made.error:
         return (made.error.splitlines() or ["error"])[0][:200]
-    if made.resources.spills:
+    if made.resources.spills and (made.resources.spill_stores or few + 1) > few:
         return f"spills {made.resources.spill_stores} bytes"
     if note := SERIALISED.search(made.built.log or ""):
         return f"ptxas says {note[1]}: its matrix products are serialised"
@@ -161,7 +167,7 @@ class Search:
     running: tuple[str, ...] = ()
     #: what of the library is searched for; its operations over the forward's; its errors over those that a forward may have
     spec: str = "plain"
-    work, slack = 1.0, 1.0
+    work, slack, few = 1.0, 1.0, 0
 
     def compile(self, texts: Sequence[str]) -> None:
         mask = Cell(self.d, 1, self.causal).mask
@@ -179,7 +185,7 @@ class Search:
         made = build_all(jobs.values()) if jobs else {}
         for text, job in jobs.items():
             r = made[job].resources
-            if why := refusal(made[job]):
+            if why := refusal(made[job], self.few):
                 self.left_out[text] = why
             else:
                 self.good[text] = made[job]
@@ -275,7 +281,7 @@ class Backward(Search):
     """Of the kernel that adds up all gradients ("backward"), or those of keys and values ("backward_keys") or of q ("backward_rows") alone,
     without what runs beside it. Its peers are whole passes."""
 
-    slack = 2.0
+    slack, few = 2.0, FEW_BYTES
 
     def __post_init__(self) -> None:
         self.work = {"backward": 2.5, "backward_keys": 2.0, "backward_rows": 1.5}[self.spec]
@@ -320,6 +326,19 @@ def run(search: Search, peers: dict[str, Any], keep: int, save: Any) -> None:
         save()
 
 
+def planned(path: str) -> Iterator[list[str]]:
+    """Of each search of a plan: the file of its candidates, and its options (a line that begins with --)."""
+    part: list[str] = []
+    for line in [*lines_of(path), "--"]:
+        if line.startswith("--") and part:
+            options, *texts = part
+            with tempfile.NamedTemporaryFile("w", suffix=".txt", delete=False) as f:
+                f.write("\n".join(texts) + "\n")
+            yield [f.name, *options.split()]
+            part = []
+        part.append(line)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--of", choices=("plain", *BACKWARD), default="plain", help="the forward, or of the backward pass")
@@ -337,7 +356,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--target", help="the GPU's own (sm_90 for --compile-only)")
     parser.add_argument("--compile-only", action="store_true")
     parser.add_argument("--json", metavar="PATH")
+    parser.add_argument("--plan", metavar="FILE", help="several searches in one process: lines of options, and of candidates below them")
     args = parser.parse_args(argv)
+    if args.plan:
+        return max(main([*(argv or sys.argv[1:]), "--plan", "", "--candidates", *options]) for options in planned(args.plan))
 
     arch = args.target or ("sm_90" if args.compile_only else fc.gpu_target())
     kind = functools.partial(Backward, spec=args.of) if args.of in BACKWARD else Search

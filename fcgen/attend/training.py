@@ -25,15 +25,13 @@ from ..build.program import Program
 from ..errors import FcError
 from ..ir.types import DTYPES
 from ..kernels import backward, ragged_backward
-from ..kernels.backward_schedules import candidates
+from ..kernels.backward_schedules import FEW_BYTES, candidates
 from ..lang.captures import identity
 from ..lang.spec import Spec
 from ..runtime import tensors
 from .learning import held_learn
 from .variants import Functions
 
-#: of a thread's values in memory cost less than smaller tiles do
-FEW_BYTES = 64
 #: heads that fit every target; larger ones have programs for multiples of the second number, where they fit
 WIDEST, STEP = 256, 32
 

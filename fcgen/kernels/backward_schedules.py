@@ -18,9 +18,11 @@ def _mma(m: int, n: int, warps: int, stages: int = 1, **more: object) -> Schedul
     return Schedule(tiles={"BLOCK_M": m, "BLOCK_N": n}, warps=warps, stages=stages, **more)  # type: ignore[arg-type]
 
 
+#: of a thread's values in memory cost less than smaller tiles do
+FEW_BYTES = 64
 _TWO = {"q": 2, "do": 2}
 #: MiB of L2 for what loops read of the heads that run side by side
-SIDE_BY_SIDE = 32
+SIDE_BY_SIDE = 8
 #: for head sizes that eight warps do not divide into, and for functions with many values
 _SMALL = _mma(32, 32, 4), _mma(32, 32, 4, hold_a=False), _mma(16, 16, 2)
 #: head size up to which -> schedules of `backward`, on Hopper and elsewhere
@@ -44,7 +46,7 @@ def candidates(spec: str, arch: str, head: int, adds: bool = True, uneven: bool 
     """For a spec of `kernels.backward` or `kernels.ragged_backward`, and a head size (the larger of the key's and the value's). adds: it
     adds up the gradient of q too; else its loop stores nothing, and is not split: all warps then walk the same tiles. uneven: tiles of keys
     differ in work: the longest run first, of as many heads as lie in L2 together (B=1, 8 heads of keys, 4k: 0.63 of the multiprocessors
-    worked where one head's ran after the other's). grouped: heads of keys are shared, and two loops leave no registers for early products."""
+    worked where one head's ran after the other's). grouped: heads of keys are shared; two loops leave no registers for early products."""
     if spec.endswith("before"):
         return (Schedule(tiles={"BLOCK_M": 32 if head <= 128 else 16}),)
     table = (_ROWS if spec.endswith("rows") else _BOTH)["wgmma" if arch.endswith("a") else "mma"]

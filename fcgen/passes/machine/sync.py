@@ -32,7 +32,7 @@ from ...ir.core import Block, Kernel, Op, Value, definitions, walk
 from ...ir.lifetimes import WRITES
 from ...ir.schedule import Schedule
 from ...ir.target import Target
-from ...ir.types import Buffer, Frag
+from ...ir.types import Buffer, Cursor, Frag
 from .accesses import READS, WHOLE, Access, area_of, conflict
 
 
@@ -41,6 +41,7 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
     roles = []
     used = [{v for o in walk(r.body) for v in o.operands if v in offsets} for r in kernel.roles]
     shared = {v for n, vs in enumerate(used) for v in vs if any(v in other for other in used[:n] + used[n + 1:])}
+    shared |= {o.operands[0] for r in kernel.roles for o in walk(r.body) if o.kind == "slot" and isinstance(o.operands[1].type, Cursor)}
     freed = _freed(kernel)
     for role in kernel.roles:
         s = _Sync(offsets, role.warps, definitions(role.body), shared, walk(role.body), freed)
@@ -117,6 +118,9 @@ class _Sync:
             elif op.kind == "settle":
                 state = replace(state, seen=state.seen | state.flying, lane=state.lane | state.flying,
                                 flying=state.flying if op["groups"] else frozenset())
+                out.append(op)
+            elif op.kind == "proxy_fence":
+                state = replace(state, read=frozenset())
                 out.append(op)
             elif op.kind == "barrier":  # another pass put it there
                 state = replace(state, seen=frozenset(), lane=frozenset())
