@@ -4,8 +4,8 @@ In: tile IR. Out: the same. Every load and dot has a `site`, a word of its own t
 decides about it: a dot its instruction family (`math`), over which warps it is spread (`grid`), whether it runs `late`, `early` or
 `behind`, makes a row sum too (`sums`) and takes its left operand from registers (`regs`); a load that `stages` names, its `stages`.
 Guaranteed: no later pass asks what a value is called or where an op comes from. A name that nothing here has is refused, with those that
-there are; so is a field that the other fields or the target leave without effect. What only a later pass can see of that, it refuses itself, in the same words
-(`without_effect`).
+there are; so is a field that the other fields or the target leave without effect. What only a later pass can see of that, it refuses
+itself, in the same words (`without_effect`).
 
 A dot is called by the value that it makes, or by the first named value that it alone flows into; a load by its value, or after its tensor.
 """
