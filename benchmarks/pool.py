@@ -15,6 +15,7 @@ import fcgen as fc
 from fcgen.ir.types import DTYPES
 from fcgen.kernels.attention import VARIANTS, attention
 from fcgen.kernels.backward import backward, backward_rows
+from fcgen.kernels.backward_schedules import turned
 
 #: programs of the backward pass that a job may name: (spec, its facts). "backward_keys" leaves out the gradient of q
 BACKWARD: dict[str, tuple[Any, dict[str, Any]]] = {"backward": (backward, {}), "backward_keys": (backward, {"dQ": None}),
@@ -53,7 +54,7 @@ def program(job: Job) -> fc.Program:
 
     if job.spec in BACKWARD:
         spec, more = BACKWARD[job.spec]
-        facts = {"T": DTYPES[job.dtype], "D": job.d, "E": job.e, "mask": job.mask, **more}
+        facts = {"T": DTYPES[job.dtype], "D": job.d, "E": job.e, "mask": job.mask, **more, **turned(job.schedule)}
         return spec.compile(target=job.arch, schedule=job.schedule, check=False, **facts)
     return attention.compile(**VARIANTS[job.spec], target=job.arch, schedule=job.schedule, check=False, T=DTYPES[job.dtype], D=job.d,
                              E=job.e, mask=job.mask, lazy=job.lazy, sums=job.sums or sums_of(job.schedule, job.lazy))

@@ -351,6 +351,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--keep", type=int, default=20, help="candidates that are timed at every length")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--lazy", type=float, default=LAZY, help="how stale a maximum may be, with vote or skip_ones (%(default)s)")
+    parser.add_argument("--spilled", type=int, help="bytes that a candidate may spill")
     parser.add_argument("--peers", default=",".join(BEST))
     parser.add_argument("--fa3", metavar="FOLDER", default=os.environ.get("FCGEN_PEERS", ".peers"))
     parser.add_argument("--target", help="the GPU's own (sm_90 for --compile-only)")
@@ -364,6 +365,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arch = args.target or ("sm_90" if args.compile_only else fc.gpu_target())
     kind = functools.partial(Backward, spec=args.of) if args.of in BACKWARD else Search
     search = kind(args.d, args.causal, args.lengths or LENGTHS, arch, args.dtype, args.rounds, args.lazy, hung=hung_before(args.json))
+    search.few = search.few if args.spilled is None else args.spilled
     now = shipped(arch, args.d, Cell(args.d, 1, args.causal).mask, args.of)
     search.compile(((from_file(args.candidates) if args.candidates else []) or built_in(now, arch, args.of))[:args.limit])
     save = lambda: write_json(args.json, search.to_json())

@@ -25,7 +25,7 @@ from ..build.program import Program
 from ..errors import FcError
 from ..ir.types import DTYPES
 from ..kernels import backward, ragged_backward
-from ..kernels.backward_schedules import FEW_BYTES, candidates
+from ..kernels.backward_schedules import FEW_BYTES, candidates, turned
 from ..lang.captures import identity
 from ..lang.spec import Spec
 from ..runtime import tensors
@@ -303,7 +303,7 @@ def _compiled(spec: Spec, arch: str, facts: Mapping[str, Any], functions: Mappin
     possible: Program | None = None
     for to, schedule in listed:
         try:
-            program = spec.compile(target=to, schedule=schedule, check=False, **facts, **functions)
+            program = spec.compile(target=to, schedule=schedule, check=False, **facts, **functions, **turned(schedule))
             if _fits(program.first if isinstance(program, Captured) else program):
                 return program  # type: ignore[no-any-return]
             possible = possible or program

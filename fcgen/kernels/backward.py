@@ -43,8 +43,9 @@ def weights(x: Any, lse2: Any, seen: Any, at: tuple[Any, ...], score: Any, weigh
     return w, gradient
 
 
-def step(rows: Sequence[Any], k: Any, v: Any, dk: Any, dv: Any, scale: Any, seen: Callable[[], Any], *functions: Any) -> None:
-    """A tile of rows adds to dk and dv, and its share of dQ where that is asked for. rows: its parts of Q, dO, LSE2, Delta and dQ. seen,
+def step(rows: Sequence[Any], k: Any, v: Any, dk: Any, dv: Any, scale: Any, turned: bool, seen: Callable[[], Any], *functions: Any) -> None:
+    """A tile of rows adds to dk and dv, and its share of dQ where that is asked for. rows: its parts of Q, dO, LSE2, Delta and dQ. turned:
+    that share is made as its transpose, so that rows are the columns of every product, and a tile has any multiple of 8 of them. seen,
     functions: what `weights` takes."""
     q, do = fc.load(rows[0]), fc.load(rows[1])
     s, dp = fc.dot(k, q.T), fc.dot(v, do.T)
@@ -53,8 +54,8 @@ def step(rows: Sequence[Any], k: Any, v: Any, dk: Any, dv: Any, scale: Any, seen
     ds = gradient(dp, fc.load(rows[3])).to(k.dtype)
     dk <<= dk + fc.dot(ds, q)
     if rows[4] is not None:
-        dq = fc.dot(ds.T, k)
-        fc.atomic_add(rows[4], dq * scale)
+        dq = fc.dot(k.T, ds) if turned else fc.dot(ds.T, k)
+        fc.atomic_add(rows[4], (dq.T if turned else dq) * scale)
 
 
 def each_head(head: Callable[[Any], None], g: Any, size: Any, grouped: bool) -> None:
@@ -84,7 +85,7 @@ def rows_before(O: T[B, H, M, E], dO: T[B, H, M, E], LSE: f32[B, H, M], dLSE: "f
 @fc.kernel
 def backward(Q: T[B, H, M, D], K: T[B, G, N, D], V: T[B, G, N, E], dO: T[B, H, M, E], LSE2: f32[B, H, M], Delta: f32[B, H, M],
              dQ: "inout f32[B, H, M, D] | None", dK: "out T[B, G, N, D]", dV: "out T[B, G, N, E]", *,
-             scale: f32, positive=True, mask="none", score=None, keep=None, weigh=None, grouped=False, held=True):
+             scale: f32, positive=True, mask="none", score=None, keep=None, weigh=None, grouped=False, held=True, turned=False):
     if positive:
         fc.positive(scale)
     b, g, cols = fc.grid(Q.B, K.G, fc.tile(K.N, "BLOCK_N"))
@@ -100,7 +101,7 @@ def backward(Q: T[B, H, M, D], K: T[B, G, N, D], V: T[B, G, N, E], dO: T[B, H, M
     def head(h):
         for rows in fc.loop(fc.tile(Q.M, "BLOCK_M"), live=functools.partial(live, h)):
             mine = [None if t is None else t[b, h, rows] for t in (Q, dO, LSE2, Delta, dQ)]
-            step(mine, k, v, dk, dv, scale, functools.partial(live, h, rows), (b, h, rows.index, cols.index), score, weigh, held)
+            step(mine, k, v, dk, dv, scale, turned, functools.partial(live, h, rows), (b, h, rows.index, cols.index), score, weigh, held)
 
     each_head(head, g, Q.H // K.G, grouped)
     fc.store(dK[b, g, cols], (dk * scale).to(K.dtype))

@@ -56,3 +56,8 @@ def candidates(spec: str, arch: str, head: int, adds: bool = True, uneven: bool 
     if not adds:
         found = tuple(replace(s, split="none") for s in found)
     return (*(replace(s, l2=SIDE_BY_SIDE) for s in found), *found) if uneven and table is _BOTH["wgmma"] else found
+
+
+def turned(schedule: Schedule) -> dict[str, bool]:
+    """What `backward` is compiled with for a schedule: a tile of rows that no warpgroups divide is the columns of every product."""
+    return {"turned": True} if schedule.math == "wgmma" and (schedule.tile("BLOCK_M") or 0) % 64 else {}
