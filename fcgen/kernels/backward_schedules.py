@@ -47,6 +47,8 @@ def candidates(spec: str, arch: str, head: int, adds: bool = True, uneven: bool 
     adds up the gradient of q too; else its loop stores nothing, and is not split: all warps then walk the same tiles. uneven: tiles of keys
     differ in work: the longest run first, of as many heads as lie in L2 together (B=1, 8 heads of keys, 4k: 0.63 of the multiprocessors
     worked where one head's ran after the other's). grouped: heads of keys are shared; two loops leave no registers for early products."""
+    if "tangent" in spec:
+        return ()  # a model of the machine finds them
     if spec.endswith("before"):
         return (Schedule(tiles={"BLOCK_M": 32 if head <= 128 else 16}),)
     table = (_ROWS if spec.endswith("rows") else _BOTH)["wgmma" if arch.endswith("a") else "mma"]

@@ -12,11 +12,12 @@ from dataclasses import dataclass, replace
 
 from ...errors import FcError
 from ...ir.core import Block, Kernel, Op, Value
+from ...ir.depends import followed
 from ...ir.rewrite import Builder, Env, copy_op, map_bodies, remove_dead
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import Cursor
-from ..facts.common import followed, without_effect
+from ..facts.common import without_effect
 
 BEFORE, AFTER = 1, 3
 #: what finds the operands of one

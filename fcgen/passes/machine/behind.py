@@ -12,13 +12,14 @@ from dataclasses import dataclass, replace
 
 from ...errors import FcError
 from ...ir.core import Block, Kernel, Op, Role, Value
+from ...ir.depends import followed
 from ...ir.lifetimes import WRITES
 from ...ir.ops import has_effect
 from ...ir.rewrite import Builder, Env, copy_op, remove_dead
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import Buffer, Cursor, Mbarrier, Scalar
-from ..facts.common import followed, without_effect
+from ..facts.common import without_effect
 from ..memory.cursors import thread_cursors
 
 #: slots of the channel

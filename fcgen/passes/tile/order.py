@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ...ir.core import Kernel, Op, Value, definitions, walk
+from ...ir.core import Kernel, walk
+from ...ir.depends import depending
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ..facts.clusters import axis_of
@@ -20,10 +21,10 @@ from ..facts.work import works
 
 def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
     axes = range(len(kernel.grid))
-    defs, ids, grid = definitions(kernel.body), kernel.body.args, kernel.grid
+    grid, follow = kernel.grid, [depending(kernel.body, i) for i in kernel.body.args]
     loops = [op for op in walk(kernel.body) if op.kind == "for"]
     tiles = [o for op in loops for o in walk(op.regions[0]) if o.kind == "load" and len(o.result.type.shape) > 1]
-    follows = {a: {o for o in tiles if any(_depends(v, ids[a], defs) for v in o.operands)} for a in axes}
+    follows = {a: {o for o in tiles if not follow[a].isdisjoint(o.operands)} for a in axes}
     tiled = [follows[a] for a in axes if grid[a].tile > 1]
     own = set(tiles).intersection(*tiled) if tiled else set()
     order = sorted(axes, key=lambda a: (not own - follows[a], grid[a].tile == 1, -a))
@@ -33,16 +34,3 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
     if cluster is not None:
         grid = tuple(replace(g, cluster=cluster[1]) if a == cluster[0] else g for a, g in enumerate(grid))
     return replace(kernel, order=tuple(order), grid=grid)
-
-
-def _depends(v: Value, on: Value, defs: dict[Value, Op]) -> bool:
-    seen: set[Value] = set()
-    todo = [v]
-    while todo:
-        v = todo.pop()
-        if v is on:
-            return True
-        if v not in seen and v in defs:
-            seen.add(v)
-            todo += defs[v].operands[:1] if defs[v].kind == "narrow" else defs[v].operands  # what holds for all rows
-    return False
