@@ -43,6 +43,12 @@ def weights(x: Any, lse2: Any, seen: Any, at: tuple[Any, ...], score: Any, weigh
     return w, gradient
 
 
+def derivative(x: Any, dw: Any, lse2: Any, delta: Any, *what: Any) -> tuple[Any, Any]:
+    """(weights of values, gradient of the scaled scores x) from the gradient of the weights. what: the rest of what `weights` takes."""
+    w, gradient = weights(x, lse2, *what)
+    return w, gradient(dw, delta)
+
+
 def step(rows: Sequence[Any], k: Any, v: Any, dk: Any, dv: Any, scale: Any, turned: bool, seen: Callable[[], Any], *functions: Any) -> None:
     """A tile of rows adds to dk and dv, and its share of dQ where that is asked for. rows: its parts of Q, dO, LSE2, Delta and dQ. turned:
     that share is made as its transpose, so that rows are the columns of every product, and a tile has any multiple of 8 of them. seen,
