@@ -23,7 +23,7 @@ from ..build.program import Program
 from ..errors import FcError
 from ..ir.types import DTYPES
 from ..kernels import backward, ragged_backward
-from ..kernels.backward_schedules import FEW_BYTES, candidates, turned
+from ..kernels.backward_schedules import ADDS_UP_TO, FEW_BYTES, candidates, turned
 from ..lang.captures import identity
 from ..lang.spec import Spec
 from ..runtime import tensors
@@ -140,7 +140,8 @@ def plan_of(call: Call, q: Any, k: Any, v: Any, for_q: bool, for_k: bool, held: 
     functions = {n: f for n, f in (("score", score), ("keep", keep), ("weigh", weigh)) if f is not None}
     first = _ready(call.specs.before, common, facts, {} if sink is None else {"sink": sink}, held)
     learns = held_learn(Functions(score=score, weigh=weigh))
-    adds = for_q and (for_k or learns) and not (in_order.get() or torch.are_deterministic_algorithms_enabled())
+    apart = arch.endswith("a") and max(q.shape[-1], v.shape[-1]) > ADDS_UP_TO
+    adds = for_q and (for_k or learns) and not apart and not (in_order.get() or torch.are_deterministic_algorithms_enabled())
     more = {"grouped": q.shape[call.heads] != k.shape[call.heads], **({} if adds else {"dQ": None})}
     keys = _ready(call.specs.keys, arch, {**facts, **more}, functions, held) if for_k or learns else None
     rows = _ready(call.specs.rows, arch, facts, functions, held) if for_q and not adds else None
