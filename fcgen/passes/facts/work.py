@@ -32,8 +32,8 @@ def _goes(v: Value, on: Value, defs: Mapping[Value, Op], fuel: int = 24) -> int 
         return _together(of[1:])
     if op.kind == "narrow":  # what holds for all rows
         return of[0]
-    if op.kind == "sub":
-        return _together([of[0], None if of[1] is None else -of[1]])
+    if op.kind in ("sub", "neg"):
+        return _together([*of[:-1], None if of[-1] is None else -of[-1]])
     if op.kind == "mul":
         sign = next((1 if d["value"] >= 0 else -1 for d in map(defs.get, op.operands) if d is not None and d.kind == "const"), None)
         moving = [x for x in of if x != 0]
