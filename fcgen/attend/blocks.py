@@ -113,8 +113,7 @@ def _of(x: Any, field: str, want: tuple[int | None, ...], axes: int, device: int
 
 @functools.lru_cache(maxsize=64)
 def _own(block: tuple[int, int]) -> Schedule:
-    many = block == (128, 128)  # 16 lanes' worth of columns, or other odd parts, leave each of them with more
-    return Schedule(tiles={"ROWS": block[0], "KEYS": block[1]}, warps=16 if many else 8 if block[0] * block[1] > 4096 else 4)
+    return Schedule(tiles={"ROWS": block[0], "KEYS": block[1]}, warps=8 if block[0] * block[1] > 4096 else 4)
 
 
 def _lister(given: Functions, arch: str, block: tuple[int, int], shift: int | None) -> Family:
@@ -155,7 +154,7 @@ def _reads(program: Program) -> Reads:
 def table(keys: int, given: Functions, choice: Choice, shift: int | None) -> str:
     """The kind of mask that one without lists is to the library's schedules."""
     block = _block(choice)
-    if keys <= 2 * block[1] or block[0] % 16 or block[1] % 16:
+    if given.keep is None or keys <= 2 * block[1] or block[0] % 16 or block[1] % 16:
         return "part"
     return "part" if _reads(_lister(given, choice.arch, block, shift).find({"keep": given.keep})[0]).front else "causal_bottom_right"
 
