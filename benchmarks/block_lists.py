@@ -85,7 +85,8 @@ def main() -> int:
             print(f"D={d} {name} {block} {warps}: {str(e)[:160]}", flush=True)
             continue
         table[f"D={d} {name}, {block[0]} x {block[1]}, {warps} warps, {parts} parts"] = times
-        print(f"D={d} {name:24} {block} {warps:2} warps {parts:2} parts: " + " ".join(f"{n} {ms:.4f}" for n, ms in times.items()), flush=True)
+        told = " ".join(f"{n} {ms:.4f}" for n, ms in times.items())
+        print(f"D={d} {name:24} {block} {warps:2} warps {parts:2} parts: {told}", flush=True)
         if args.json:
             Path(args.json).write_text(json.dumps(table, indent=1))
     return 0

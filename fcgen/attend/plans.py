@@ -73,6 +73,18 @@ class Text(Script):
                   f"device={self.known(self._like.device, 'device')})", f"{name}_p = {name}.data_ptr()")
         return View(f"{name}_p", tuple(shape), tuple(steps))
 
+    def together(self, dtype: Any, **shapes: Sequence[str]) -> list[View]:
+        """New tensors of 4 bytes an element, each from a multiple of 16 bytes on, in one piece of memory: to ask for one takes its time."""
+        out, begin = [], "0"
+        for name, shape in shapes.items():
+            self.line(f"{name}_n = {begin}", f"end = {name}_n + {' * '.join(shape)} + 3 & ~3")
+            begin = "end"
+            steps = [" * ".join(shape[n + 1:]) or "1" for n in range(len(shape))]
+            out.append(View(f"{name}_p", tuple(shape), tuple(steps)))
+        self.made("room", ("end",), dtype)
+        self.line(*(f"{name}_p = room_p + 4 * {name}_n" for name in shapes))
+        return out
+
     def captures(self, p: Part) -> tuple[dict[str, View], dict[str, str]]:
         """Views of the tensors and names of the numbers that a part's functions hold."""
         views, scalars = {}, {}
@@ -178,12 +190,14 @@ class Lister(NamedTuple):
         (tall, wide), i32 = self.block, s.torch.int32
         b, h = "q_0" if self.batch else "1", "q_1" if self.head else "1"
         s.line(f"tall, wide = -(-q_2 // {tall}), -(-k_2 // {wide})", f"each = -(-wide // {self.parts})", "parts = -(-wide // each)")
-        views |= {"Count": s.made("part_count", (b, h, "tall", "parts"), i32), "List": s.made("part_entries", (b, h, "tall", "wide"), i32)}
+        shape = b, h, "tall"
+        part_count, part_entries, count, entries = s.together(i32, part_count=(*shape, "parts"), part_entries=(*shape, "wide"), count=shape,
+                                                              entries=(*shape, "wide"))
+        views |= {"Count": part_count, "List": part_entries}
         scalars |= {"queries": "q_2", "keys": "k_2", "span": f"(each * {wide})"}
         scalars |= {"shift": self.shift} if "shift" in self.part.loaded.kinds else {}
         s.check(self.part.loaded, views, scalars)
-        joined = {"PartCount": views["Count"], "Part": views["List"], "Count": s.made("count", (b, h, "tall"), i32),
-                  "List": s.made("entries", (b, h, "tall", "wide"), i32)}
+        joined = {"PartCount": part_count, "Part": part_entries, "Count": count, "List": entries}
         s.check(self.join.loaded, joined, {"each": "each"})
         return joined
 

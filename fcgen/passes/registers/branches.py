@@ -97,7 +97,8 @@ def _only_for(block: Block, select: Op, u: _Uniform, stays: Callable[[Op], bool]
     for op in reversed(block.ops[:next(n for n, o in enumerate(block.ops) if o is select)]):
         read = [x for r in op.results for x in readers.get(r, ())]
         gone = bool(read) and all(any(x is c for c in chosen) for x in read) and not inside & set(op.results)
-        if gone and not op.regions and not has_effect(op) and not stays(op) and u.s not in op.results and not set(op.results) & set(select.operands[1:]):
+        wanted = u.s in op.results or bool(set(op.results) & set(select.operands[1:]))
+        if gone and not wanted and not op.regions and not has_effect(op) and not stays(op):
             chosen.append(op)
     # the condition itself and what it is spread by are left to be removed
     return sources([u.mask], Block((), tuple(reversed(chosen[1:])))) or []
