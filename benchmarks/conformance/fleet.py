@@ -14,6 +14,8 @@ from ..environment import ROOT
 from .adapters import ADAPTERS
 
 TICK, SAID = 0.3, 10.0
+#: a process of many has one core
+ALONE = {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
 COMMAND = [sys.executable, "-m", "benchmarks.conformance.worker"]
 LATE = ["not reached", "the limit of all tests"]
 
@@ -36,7 +38,7 @@ class Suite:
         with open(self.folder / f"{number}.out", "wb") as out:
             self.running[number] = subprocess.Popen(
                 [*COMMAND, json.dumps({**self.job, "number": number})], cwd=ROOT, stdout=out, stderr=subprocess.STDOUT,
-                env={**os.environ, "PYTHONPATH": path})
+                env={**os.environ, "PYTHONPATH": path, **ALONE})
 
     def lines(self, number: int | None = None) -> list[dict[str, Any]]:
         logs = [self.folder / f"{n}.jsonl" for n in (range(self.begun) if number is None else [number])]
