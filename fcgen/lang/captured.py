@@ -24,7 +24,7 @@ from .functions import load
 from .handles import Handle
 from .mistakes import called
 from .ranges import Range
-from .tensors import RunDim, TensorParam, View
+from .tensors import RunDim, TensorParam, View, as_of
 from .trace import current, here, mistake, place_in
 
 #: dtypes of what numbers meet -> the scalar that carries them
@@ -170,14 +170,14 @@ class CapturedTensor(TensorParam):
         raise Again(self._key, axis)
 
     def _gather(self, index: tuple[Any, ...]) -> Handle:
-        """Where positions are those of two ranges, of dimensions, that is a tile, which is loaded like any other."""
+        """Where positions are those of one range or two, of dimensions, that is a tile, which is loaded like any other."""
         runs = current().runs
         parts = [runs.get(i.value, i) if isinstance(i, Handle) and i.labels else i for i in index]
         ranges = [r for r in parts if isinstance(r, Range)]
-        tiles = len(set(ranges)) == len(ranges) == 2 and not any(isinstance(r.dim, Handle) for r in ranges)
+        tiles = len(set(ranges)) == len(ranges) in (1, 2) and not any(isinstance(r.dim, Handle) for r in ranges)
         rest = all(isinstance(p, (int, Range)) or (isinstance(p, Handle) and not p.labels) for p in parts)
         if tiles and rest and len(parts) == self._rank and self._captures.see(("lines", self._key)):
-            return load(View(self, tuple(parts)))
+            return as_of(index, load(View(self, tuple(parts))))
         return super()._gather(index)
 
 

@@ -99,8 +99,12 @@ class TensorParam(NotATile):
                 raise i.mistaken()
         handles = [_position(i.index if isinstance(i, Range) else i, self._param.name) for i in index]
         handles, labels = spread(handles)
-        out = Handle(current().emit("gather", self._param, *[h.value for h in handles]), labels)
-        return functools.reduce(lambda out, i: i.made(out) if isinstance(i, Handle) else out, index, out)
+        return as_of(index, Handle(current().emit("gather", self._param, *[h.value for h in handles]), labels))
+
+
+def as_of(index: tuple[Any, ...], out: Handle) -> Handle:
+    """What was read at these positions, as a value of their kind."""
+    return functools.reduce(lambda out, i: i.made(out) if isinstance(i, Handle) else out, index, out)
 
 
 class Dim(int):

@@ -19,6 +19,7 @@ from ..attend.calls import HEADS
 from ..attend.learning import moving
 from ..attend.operators import define, learnt
 from ..attend.torch_op import _OPS as PLAIN
+from ..attend.torch_op import beside, transforming
 from ..attend.training import in_order
 from ..attend.variants import Functions, functions
 from ..attend.varlen import attention_varlen
@@ -49,6 +50,9 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, table: torch.Te
     order.
     """
     if recorded(q, k, v):
+        if transforming():
+            return beside(attend, q, k, v, table=table, sinks=sinks, causal=causal, left=left, right=right, shift=shift, chunk=chunk,
+                          softcap=softcap, dropout=dropout, scale=scale, lse=lse, deterministic=deterministic)
         if wants_gradient(q, k, v, table, sinks):
             seed = new_seed() if dropout else None
             both = LEARNT(q, k, v, table, sinks, causal, left, right, shift, chunk, softcap, dropout, scale, seed, deterministic)
@@ -118,6 +122,8 @@ def attend_varlen(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rows: torch
     """`attend` for sequences that lie one behind the other: `fcgen.attention_varlen`. causal is "bottom_right"."""
     given = (q, k, v, rows, keys, used_rows, used_keys, sinks, most_rows, most_keys, causal, left, right, chunk, softcap, scale)
     if recorded(q, k, v):
+        if transforming():
+            return beside(_attend_varlen, *given, lse)
         if wants_gradient(q, k, v, sinks):
             both = LEARNT_VARLEN(*given, deterministic)
             return both if lse else both[0]

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch.nn.attention import flex_attention as theirs
 
+from ..attend.torch_op import beside, transforming
 from .block_masks import boundless, run
 from .core import fits, padded, recorded, refuse
 from .flex_graph import in_graph
@@ -30,7 +31,9 @@ def flex_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, 
         scale = (size**-0.5 if size else 1.0) if scale is None else scale
         query, key, value = padded(query), padded(key), padded(value)
     query, key, value = [x if x.stride(-1) == 1 else x.contiguous() for x in (query, key, value)]
-    if recorded(query, key, value):
+    if transforming():
+        out = beside(run, query, key, value, score_mod, block_mask, scale, lse)
+    elif recorded(query, key, value):
         out = in_graph(query, key, value, score_mod, block_mask, scale, lse)
     else:
         out = run(query, key, value, score_mod, block_mask, scale, lse)

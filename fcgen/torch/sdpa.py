@@ -76,9 +76,7 @@ def _functions_of(q: Any, k: Any, mask: Any) -> Functions | None:
     if type(mask) is not torch.Tensor or mask.requires_grad or mask.device != q.device:
         return None
     bools, (b, h, m, _), n = mask.dtype is torch.bool, q.shape, k.shape[2]
-    if mask.dim() == 2:
-        mask = mask[None, None]
-    mb, mh, mm, mn = mask.shape
+    mb, mh, mm, mn = mask.shape if mask.dim() != 2 else (1, 1, *mask.shape)
     if not ((mb == 1 or mb == b) and (mh == 1 or mh == h) and (mm == 1 or mm == m) and (mn == 1 or mn == n)):
         return None
     if not (bools or mask.dtype is torch.float32 or mask.dtype is q.dtype):
