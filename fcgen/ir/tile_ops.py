@@ -92,8 +92,15 @@ def _cast(types, attrs):
 define("cast", BOTH, "Convert, as `elementwise.convert` defines it.", _cast, to=DTYPE, traits="elementwise")
 
 
+def _sum_blocks(types, attrs):
+    need(len(types) == 1 and isinstance(types[0], (Tile, Frag)), "sum_blocks takes a tile", "a tile", types)
+    need(not isinstance(types[0], Frag) or (types[0].partial is None and isinstance(types[0].layout, RegLayout)),
+         "sum_blocks takes a complete tile in registers", "complete", types[0])
+    return types
+
+
 define("sum_blocks", BOTH, """The sum of what the blocks of a cluster have there: in the first block, which adds up the others' in their
-       order. The others keep what they have. All of them come here.""", lambda types, attrs: types, effect="write",
+       order. The others keep what they have. All of them come here.""", _sum_blocks, effect="write",
        phases="placed selected")
 
 
