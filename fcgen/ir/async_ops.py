@@ -26,7 +26,6 @@ from .attrs import FLAG, GUARD, INDEX, TEXT, one_of, whole
 from .core import Op, Value
 from .memory_map import boxes_problem
 from .op_table import define, need, need_region
-from .tile_ops import check_index
 from .types import Buffer, Cursor, Frag, Pending, Scalar, Tensor, i32
 
 #: slots of a ring; bytes that an mbarrier's phase may wait for (PTX ISA, 'mbarrier': tx-count); blocks of a cluster
@@ -58,7 +57,6 @@ define("mbar_wait", "machine", """`mbar_wait bars, cursor`: until the phase of t
 
 def _check_tma_load(op: Op) -> None:
     types = tuple(v.type for v in op.operands)
-    check_index(types[0], types[1:-3], types[-3].shape, op.attrs, "tma_load")
     need(types[-3].layout.pad == 0, "tma_load: rows without padding", "pad 0", types[-3].layout)
     need(boxes(types[-3].shape[0] if len(types[-3].shape) == 2 else 1) > 0 and types[-3].layout.panel <= MOST_BOX,
          f"tma_load: boxes of at most {MOST_BOX} positions along each axis, of rows in multiples of 8", MOST_BOX, types[-3])

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..errors import FcError, Loc
 from . import kernel_rules
+from .access import check_index
 from .alignment import promised
 from .attrs import MOST
 from .core import Block, Kernel, Op, Role, Value
@@ -159,6 +160,8 @@ class Verifier:
             got = tuple([r.type for r in op.results])
             if tuple(types) != got:
                 raise RuleError("result types follow from the operands", expected=_join(types), got=_join(got))
+        if d.reach is not None:
+            check_index(op, d.reach)
         if d.check is not None:
             d.check(op)
         need("regions" in d.traits or not op.regions, f"{op.kind} has no regions")
