@@ -280,7 +280,15 @@ def _over_lists(facts: tuple[Any, ...], given: Functions, choice: Choice, caller
         return program
 
     chosen = choice if caller else choice._replace(schedule=dividing(choice.schedule, block))
-    return fitted(chosen, given, caller, compiled, lambda: dividing(Schedule(tiles={"BLOCK_M": 64, "BLOCK_N": 64}), block))
+
+    def other() -> Schedule:  # the model tries tiles that divide no blocks
+        from ..api import schedule_for
+        from ..kernels.attention import attention
+
+        plain = {n: x for n, x in binding.items() if n not in ("block", "shift")}
+        return dividing(schedule_for(attention, choice.arch, positive=choice.positive, **plain, **given.given()), block)
+
+    return fitted(chosen, given, caller, compiled, other)
 
 
 _programs: dict[Any, Program] = {}
