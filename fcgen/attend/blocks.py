@@ -1,8 +1,8 @@
 """Lists of blocks of keys: what a mask that hangs on elements of tensors leaves of each block of rows, found by kernels.
 
-`fcgen.attention` makes the lists of such a mask in front of each call, in two launches and without waiting for them, and those of masks that
-may leave holes in long rows; `fcgen.block_lists` makes them once for many calls. Guaranteed: they are the mask's, whatever it holds then;
-where it tells batches, or heads, not apart, there is one list for all of them.
+`fcgen.attention` makes the lists of such a mask in front of each call, in two launches and without waiting for them, and those of masks
+that may leave holes in long rows; `fcgen.block_lists` makes them once for many calls. Guaranteed: they are the mask's, whatever it holds
+then; where it tells batches, or heads, not apart, there is one list for all of them.
 """
 
 from __future__ import annotations

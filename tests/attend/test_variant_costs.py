@@ -88,14 +88,17 @@ def reads(mask: Any) -> blocks.Reads:
 
 
 def test_scores_are_masked_under_a_branch_where_no_sign_hangs_on_it() -> None:
-    """Where whole tiles know the sign of a distance and the others do not, they have a loop of their own."""
+    """Where whole tiles know the sign of a distance and the others do not, they have a loop of their own. Warpgroups take turns where
+    positions enter the arithmetic, and no special function."""
     schedule = pick("sm_90a", 64, mask="causal_top_left")
     squared = lambda s, b, h, i, j: (lambda d: s - d * d)(abs(i - j).to(fc.f32))  # of two readers
-    for score, split in ((scores.alibi(SLOPES), "branch"), (squared, "loops")):
+    for score, split, turns in ((scores.alibi(SLOPES), "branch", True), (squared, "loops", False), (scores.soft_cap(9.0), "branch", False),
+                                (scores.temperature(SLOPES), "branch", False)):
         given = functions(score=score)
         make = lambda c, given=given: compiled.__wrapped__("f16", 64, 64, "causal_top_left", False, *c, False, given)
         program = fitted(Choice("sm_90a", schedule, True, None, ""), given, False, make, lambda: schedule)
-        assert getattr(program, "first", program).schedule.split == split
+        chosen = getattr(program, "first", program).schedule
+        assert (chosen.split, chosen.tokens) == (split, turns)
 
 
 def test_numbers_of_keys_are_tiles_that_are_loaded() -> None:
