@@ -6,7 +6,8 @@ a grid of its tiles would leave half of the multiprocessors idle, the rows of SM
 smaller tiles end sooner, those of FINE do. The spec's option `lazy` is in powers of e: 5.5 is a factor of 2**8. With it goes `sums`,
 whichever of the two kinds that know of the weights' rounding is the faster one: "rounded" where the tensor core makes the sums (`ones`:
 level in time at D = 64, 3 % slower at D = 128), and in short loops at D = 256 (2 to 3 %); else "corrected" (1 to 2 % at D = 128, where
-"rounded" costs 6 %).
+"rounded" costs 6 %). Of FEW keys it is "rounded": what the rounding of so few weights adds up to is a part of the row's result, and of the
+gradient of q three times of what else errs (measured: 4 keys in bf16, values of one sign).
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from ..errors import FcError
 from ..ir.schedule import Schedule
 
 LAZY = 5.5
+#: so many keys' weights do not make up for each other's rounding
+FEW = 64
 ANY = 1 << 31
 
 
@@ -163,7 +166,7 @@ def pick(head: int, mask: str, rows: int, keys: int, tiles: int, sms: int, posit
     fine = first(FINE) if positive and tiles * rows < 8 * sms * 128 and row not in SMALL else None
     if fine and row.steps(rows, keys, tiles, sms) > SLOWER * fine.steps(rows, keys, tiles, sms):
         row = fine
-    return Choice(row.schedule, LAZY, row.sums)
+    return Choice(row.schedule, LAZY, "rounded" if keys <= FEW else row.sums)
 
 
 def reach(keys: int) -> int:
@@ -171,4 +174,4 @@ def reach(keys: int) -> int:
     return bisect.bisect_left(_REACHES, keys)
 
 
-_REACHES = sorted({row.keys for row in rows()})
+_REACHES = sorted({FEW, *(row.keys for row in rows())})

@@ -84,7 +84,8 @@ def test_scaled_dot_product_attention(name) -> None:
 def test_masks_of_floats_that_are_learnt(shape) -> None:
     bias = torch.randn(shape).requires_grad_()
     xs = *draw(), bias
-    check(xs, fc.scaled_dot_product_attention, sdpa_exactly)
+    # added to all of a row's scores it changes nothing: the exact gradient is zero, and what is seen are the roundings of all rows' outputs
+    check(xs, fc.scaled_dot_product_attention, sdpa_exactly, 8e-3 if shape[-1] > 1 else 3e-2)
 
 
 def test_autocast_casts_as_for_torch() -> None:
