@@ -1,6 +1,6 @@
 """Matrix products with something in front of them or behind them, beside cuBLAS's rate for the same products, and a copy's: plain, with
 bias and GELU, SwiGLU (two products), RMSNorm in front (factors in f32, and in the tensors' own dtype), and a right operand of 4 bits for
-few rows (timed in graphs) and for many. With `--only shapes`, plain products of many shapes.
+few rows (timed in graphs) and for many. With `--only shapes` or `--shape MxNxK`, plain products of other shapes.
 
     python -m benchmarks.gemms --json out/gemms.json                        schedule_for's own choices, and what was found to be better
     python -m benchmarks.gemms --candidates schedules.txt --only swiglu     lines of "case: schedule"; # starts a comment
@@ -36,7 +36,7 @@ from .specs import example, gemm_nt, norm_gemm, norm_gemm_same, swiglu
 from .timing import Checked, finishes, round_robin
 
 SIZE, WIDE, FEW, MANY = 8192, 28672, 16, 4096
-#: rows, columns and depth of products that no schedule was searched for; those of at most SKINNY rows read weights that are in no cache
+#: rows, columns and depth of products that no schedule is kept for; of at most SKINNY rows, they read weights that are in no cache
 SHAPES = ("4096x11008x4096", "4096x4096x11008", "2048x2048x2048", "1024x1024x1024", "16384x1024x4096", "8192x512x8192", "512x8192x8192",
           "3000x5000x1024", *(f"{m}x{n}" for m in (1, 16, 64) for n in ("8192x8192", "4096x11008", "11008x4096", "4096x4096")))
 SKINNY = 64
@@ -167,13 +167,18 @@ CASES: dict[str, Case] = {
 }
 
 
+def case_of(name: str) -> Case:
+    """A case, or a plain product of rows x columns x depth."""
+    return CASES.get(name) or Case(gemm_nt, product, partial(_sizes, name))
+
+
 # ---- compiling ---------------------------------------------------------------------------------------------------------
 
 
 def compiled(job: tuple[str, str, str, str]) -> tuple[str, Made]:
     """(the schedule, what came of it) for a case, a schedule ("" for `schedule_for`'s), a target and a dtype."""
     name, text, target, dtype = job
-    case, types = CASES[name], {"T": {"fp16": fc.f16, "bf16": fc.bf16}[dtype]}
+    case, types = case_of(name), {"T": {"fp16": fc.f16, "bf16": fc.bf16}[dtype]}
     try:
         s = fc.Schedule.parse(text) if text else fc.schedule_for(case.spec, target, **case.sizes(), **types)
         p = case.spec.compile(target=target, schedule=s, check=False, **types)
@@ -193,10 +198,10 @@ def candidates(path: str | None) -> dict[str, list[str]]:
     """case -> schedules: those of the file, else what is kept here."""
     if path is None:
         return {name: list(case.tuned) for name, case in CASES.items()}
-    out: dict[str, list[str]] = {name: [] for name in CASES}
+    out: dict[str, list[str]] = {}
     for line in Path(path).read_text(encoding="utf-8").splitlines():
         if found := re.match(r"\s*([\w-]+)\s*:\s*([^#]+)", line):
-            out[found[1]].append(found[2].strip())
+            out.setdefault(found[1], []).append(found[2].strip())
     return out
 
 
@@ -243,7 +248,7 @@ def measure(name: str, made: list[tuple[str, Made]], dtype: str, rounds: int) ->
 
     torch.manual_seed(0)
     kind = {"fp16": torch.float16, "bf16": torch.bfloat16}[dtype]
-    problem = CASES[name].make(kind, CASES[name].sizes())
+    problem = case_of(name).make(kind, case_of(name).sizes())
     plain = next(iter(problem.library.values()))()
     ways = [Checked(n, run, 0.0, 0.0) for n, run in problem.library.items()]
     wrong: list[str] = []
@@ -277,7 +282,8 @@ def measure(name: str, made: list[tuple[str, Made]], dtype: str, rounds: int) ->
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", action="append", choices=(*CASES, "shapes"),
-                        help="shapes: all products that no schedule was searched for")
+                        help="shapes: all of the products that no schedule is kept for")
+    parser.add_argument("--shape", action="append", default=[], metavar="MxNxK", help="a plain product; may be given again")
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="fp16")
     parser.add_argument("--candidates", metavar="FILE", help='lines of "case: schedule", timed beside the chosen ones')
     parser.add_argument("--target", help="the GPU's own; on Hopper sm_90a")
@@ -286,9 +292,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", metavar="PATH")
     args = parser.parse_args(argv)
     target = args.target or ("sm_90a" if args.compile_only else fc.gpu_target())
-    names = [n for asked in args.only or (n for n in CASES if n not in SHAPES) for n in (SHAPES if asked == "shapes" else (asked,))]
+    asked = args.only or ([] if args.shape else [n for n in CASES if n not in SHAPES])
+    names = [n for one in (*asked, *args.shape) for n in (SHAPES if one == "shapes" else (one,))]
     more = candidates(args.candidates)
-    jobs = [(name, text, target, args.dtype) for name in names for text in ("", *more[name])]
+    jobs = [(name, text, target, args.dtype) for name in names for text in ("", *more.get(name, ()))]
     made = prepared(jobs)
     of = {name: [m for j, m in zip(jobs, made) if j[0] == name] for name in names}
     if args.compile_only:

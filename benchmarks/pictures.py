@@ -64,7 +64,7 @@ class Results:
         return sorted(out.items(), key=lambda kv: ("soft" in kv[0], kv[0].startswith("D=128"), "causal" in kv[0]))
 
     def shapes(self) -> list[tuple[str, float, float]]:
-        """Products that no schedule was searched for: rows x columns x depth, fcgen's choice over cuBLAS, and its bytes over a copy's."""
+        """Products that no schedule is kept for: rows x columns x depth, fcgen's choice over cuBLAS, and its bytes over a copy's."""
         run = self.read("gemms-shapes.json")
         cublas = {r["case"]: r for r in run["table"] if r["name"] == "cuBLAS"}
         return [(r["case"], r["tflops"] / cublas[r["case"]]["tflops"], r["gbps"] / run["ceilings"]["copy_gbps"])
@@ -127,6 +127,7 @@ def page(results: Results, folder: str) -> str:
     over = lambda t, head: [f"{t[head][w]:.2f}" if head in t and w in t[head] else "" for w in ("base", "fa3", "flex")]
     variants = [[what, *over(t, 64), *over(t, 128)] for what, t in results.variants().items()]
     training = [[what, *(f"{who[n]:.0f}" if n in who else "" for n in TRAINING.values())] for what, who in results.training()]
+    shapes = [[what, f"{over:.2f}", f"{moved:.2f}"] for what, over, moved in results.shapes()]
     gemms = [[what, f"{chosen:.2f}", f"{best:.2f}", held] for what, chosen, best, held in results.gemms()]
     said = ", ".join(f"{geomean(x):.3f} in {d} (worst cell {min(x):.2f})" for d, x in ratios.items())
     words = {"fcgen": "fcgen", "cudnn": "cuDNN", "fa3": "FlashAttention-3"}
@@ -176,6 +177,12 @@ Rate over that of the library call or calls that do the same. "chosen": what `fc
 ![Products](bench-gemms.svg)
 
 {rows(['', 'chosen', 'best', 'over'], gemms)}
+
+Plain products of other shapes, rows x columns x depth: what `fc.schedule_for` chooses over cuBLAS, and the bytes that must be moved
+per second over a copy's (`python -m benchmarks.gemms --only shapes`). No schedule is kept for any of them, but the constants of the model
+for up to 64 rows were fitted to measurements of these shapes, so those rows show the fit, not a forecast.
+
+{rows(['', 'over cuBLAS', 'over a copy'], shapes)}
 {_of_stack(results)}{_of_conformance(results)}
 ## Host time
 
