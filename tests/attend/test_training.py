@@ -318,8 +318,9 @@ def test_refused() -> None:
     np.testing.assert_equal(xs[0].grad, None)
 
 
-def test_a_schedule_that_tensors_of_the_first_call_left_room_for_is_left_for_another():
+def test_a_schedule_that_tensors_of_the_first_call_left_room_for_is_left_for_another(monkeypatch):
     """Rows of 301 numbers are read one by one, rows of 304 as tiles, which have no room beside three slots of q."""
+    monkeypatch.undo()
     from fcgen import scores
     from fcgen.ir.types import DTYPES
 
