@@ -274,8 +274,8 @@ def _beside_flash_attn(name: str) -> str | None:
 
 
 ADAPTERS = {
-    "sdpa": Adapter(("test/test_transformers.py",), "pytorch", _sdpa, beside=_of_torch),
-    "flex": Adapter(("test/inductor/test_flex_attention.py",), "pytorch", _flex, beside=_of_torch, collected=_flex_collected),
+    "sdpa": Adapter(("test/test_transformers.py",), "pytorch", _sdpa, lambda *_: _without_cases(), beside=_of_torch),
+    "flex": Adapter(("test/inductor/test_flex_attention.py",), "pytorch", _flex, lambda *_: _without_cpu(), _of_torch, _flex_collected),
     "varlen": Adapter(("test/test_varlen_attention.py",), "pytorch", _varlen, beside=_of_torch),
     "flash_attn": Adapter(("hopper/test_flash_attn.py",), "flash_attention", _flash_attn, _original_flash_attn, _beside_flash_attn,
                           alone=("test_flash_attn_race_condition",))}

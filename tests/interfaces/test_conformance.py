@@ -91,7 +91,7 @@ for n, t in enumerate(tests):
     say(begin=t, at=time.time())
     if t == "dies" and not job["only"]: os._exit(7)
     if t == "hangs": time.sleep(600)
-    say(test=t, verdict="failed" if t == "fails" else "passed", why="wrong" if t == "fails" else "", seconds=0.0)
+    say(test=t, verdict="failed" if t == "fails" else "passed", why=("AssertionError" if job["only"] else "wrong") if t == "fails" else "", seconds=0.0)
 """
 
 
@@ -107,6 +107,7 @@ def test_processes_share_the_tests_and_late_ones_are_told(tmp_path, monkeypatch,
     assert {n: said[n] for n in verdicts.NAMES} == {"passed": 3, "not applicable": 2, "failed": 1, "stopped": 1, "not reached": 0}
     assert "ended with 7" in said["failures"]["dies"] and said["stopped_tests"] == ["hangs"]
     assert said["not_applicable_because"] == {"of float8": 1, "fails with the project's own functions too: wrong": 1}
+    assert said["with_its_own_functions"]["fails"] == "failed" and said["with_its_own_functions"]["dies"] == "passed"
     assert "plain" in capsys.readouterr().out
 
 
