@@ -194,7 +194,7 @@ def inside(out):
                                     is_batchedtensor=lambda x: False)
     out._C = types.SimpleNamespace(_cuda_getCurrentRawStream=lambda d: out.now.stream, _cuda_getDevice=lambda: out.now.device,
                                    _TorchDispatchModeKey=types.SimpleNamespace(PROXY="proxy"), _get_dispatch_mode=lambda key: None,
-                                   _get_tracing_state=lambda: None, _len_torch_dispatch_stack=lambda: 0, _functorch=wrapped,
+                                   _get_tracing_state=lambda: None, _are_functorch_transforms_active=lambda: False, _len_torch_dispatch_stack=lambda: 0, _functorch=wrapped,
                                    _dynamo=types.SimpleNamespace(guards=types.SimpleNamespace(TensorGuards=Guards)))
     out.strided, out.is_grad_enabled, out.written = "strided", lambda: True, []
     dual = types.SimpleNamespace(unpack_dual=lambda x: types.SimpleNamespace(tangent=None), _current_level=-1)
