@@ -148,6 +148,9 @@ class Tensor:
     def stride(self):
         return self._strides
 
+    def element_size(self):
+        return {"float16": 2, "bfloat16": 2}.get(self.dtype.name, 4)
+
     def data_ptr(self):
         return self._ptr
 
