@@ -45,7 +45,8 @@ def _in_maker(t: str, change: Callable[[str], str]) -> str:
 def pointers(t: str) -> str:
     """Rows of a tensor are found from those before them."""
     def change(m: str) -> str:
-        out, first = [], {}
+        out: list[str] = []
+        first: dict[str, str] = {}
         for line in m.split("\n"):
             a = re.match(r"(\s*const f16\* )(([cs])_ptr(?:_\d+)?) = [cs]_base \+ \(long long\)(\w+) \* ([CS]_s0);", line)
             if a:
