@@ -85,9 +85,9 @@ class Rectangle:
                 continue
             thread = em.thread_part(layout, axis.along, f"{who or tensor.name.lower()}_{'col' if last else 'row'}")
             table = np.asarray(layout.part(axis.along, "r", regs))
-            of = lambda at: [scaled(add(at, thread), stride)] if at.depth == 0 else [scaled(thread, stride), scaled(at, stride)]
             shared, more = behind(em, axis.start) if axis.start is not None else (first, 0)
-            terms, near = [*terms, *of(first)], [*near, *of(shared)]
+            for sums, at in ((terms, first), (near, shared)):
+                sums += [scaled(add(at, thread), stride)] if at.depth == 0 else [scaled(thread, stride), scaled(at, stride)]
             further += [scaled(X(str(more)), stride)] if more else []
             self.axes.append((table, stride))
             if axis.guard:

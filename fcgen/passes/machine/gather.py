@@ -21,22 +21,18 @@ def run(kernel: Kernel) -> Kernel:
 
 def _block(block: Block) -> Block:
     out: list[Op] = []
-    held: list[Op] = []  # the fence, arrivals behind it, and steps of their cursors: at the end of `out`, or to go there
+    held: list[Op] = []  # the last fence, the arrivals behind it and steps of their cursors: they may go down from here
     ops = [o.within(_block) for o in block.ops]
-    for n, op in enumerate(ops):
-        opens = op.kind == "proxy_fence" and n + 1 < len(ops) and ops[n + 1].kind == "mbar_arrive"
-        if opens and held:
+    for op, after in zip(ops, (*ops[1:], None)):
+        if op.kind == "proxy_fence" and after is not None and after.kind == "mbar_arrive":
+            gone = {id(o) for o in held}
+            out = [o for o in out if id(o) not in gone]
             held = [op, *held[1:]]
-        elif opens:
-            held = [op]
-        elif held and op.kind == "mbar_arrive" and ops[n - 1].kind in ("proxy_fence", "advance", "mbar_arrive"):
+            out += held
+            continue
+        if held and out[-1] is held[-1] and op.kind in ("mbar_arrive", "advance"):
             held.append(op)
-        elif held and op.kind == "advance" and any(op.operands[0] in o.operands for o in held):
-            held.append(op)
-        else:
-            moved = {r for o in held for r in o.results}
-            if op.regions or op.kind == "yield" or (OPS[op.kind].effect == "write" and op.kind not in PLAIN) or moved & op.reads:
-                out += held
-                held = []
-            out.append(op)
-    return Block(block.args, (*out, *held))
+        elif op.regions or (OPS[op.kind].effect == "write" and op.kind not in PLAIN) or op.reads & {r for o in held for r in o.results}:
+            held = []
+        out.append(op)
+    return Block(block.args, tuple(out))
