@@ -179,10 +179,6 @@ class Emitter:
             before.line(line, self.w.loc)
         return name
 
-    def named(self, ctype: str, wish: str, x: X) -> X | None:
-        """What `hoist` would give, if it is in scope."""
-        return self.frames[min(x.depth, self.depth)].cache.get((ctype, x.text))
-
     def changed(self, *variables: str) -> None:
         """These variables have other values from here on: constants that were made of them are not shared any more."""
         mentions = re.compile(rf"\b({'|'.join(map(re.escape, variables))})\b").search

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
 from ...errors import FcError
@@ -37,17 +35,6 @@ def end_of(em: Emitter, axis: Axis) -> X:
     return em.hoist("int", "end", most if nonneg(em, axis.limit) else call("max", X("0"), most))
 
 
-def behind(em: Emitter, v: Value) -> tuple[X, int]:
-    """A position as one that others may share, and how many further."""
-    known, made = em.fold(v), em.plan.maker.get(v)
-    if known is not None:
-        return ZERO, known
-    for a, b in (made.operands, made.operands[::-1]) if made is not None and made.kind == "add" else ():
-        if (more := em.fold(b)) is not None:
-            return em.scalar(a), more
-    return em.scalar(v), 0
-
-
 class Rectangle:
     """The global side of an op: a pointer for the thread, offsets and guards per instance (a run of `vec` registers)."""
 
@@ -56,8 +43,6 @@ class Rectangle:
         self.em, self.tensor, self.vec = em, tensor, vec
         regs = np.arange(0, layout.regs, vec)
         terms: list[X] = []
-        near: list[X] = []  # terms of rows that this op's lie `further` behind
-        further: list[X] = []
         self.axes: list[tuple[np.ndarray, X]] = []
         self.guards: list[tuple[X, np.ndarray, X, str | int, bool]] = []
         self.before: set[int] = set()  # guards of runs that may begin in front of the tensor
@@ -76,7 +61,6 @@ class Rectangle:
                 self.inside_all.append(X(f"{call('unsigned', first)} < {call('unsigned', em.size(axis.dim))}", LESS))
             if axis.along is None:
                 terms.append(scaled(first, stride))
-                near.append(terms[-1])
                 continue
             if axis.is_listed:
                 assert axis.start is not None
@@ -85,17 +69,13 @@ class Rectangle:
                 continue
             thread = em.thread_part(layout, axis.along, f"{who or tensor.name.lower()}_{'col' if last else 'row'}")
             table = np.asarray(layout.part(axis.along, "r", regs))
-            shared, more = behind(em, axis.start) if axis.start is not None else (first, 0)
-            for sums, at in ((terms, first), (near, shared)):
-                sums += [scaled(add(at, thread), stride)] if at.depth == 0 else [scaled(thread, stride), scaled(at, stride)]
-            further += [scaled(X(str(more)), stride)] if more else []
+            terms += [scaled(add(first, thread), stride)] if first.depth == 0 else [scaled(thread, stride), scaled(first, stride)]
             self.axes.append((table, stride))
             if axis.guard:
                 if axis.start is not None and not nonneg(em, axis.start):
                     self.before.add(len(self.guards))
                 self.guards.append((add(first, thread), table, end_of(em, axis), axis.dim if axis.limit is None else "", last))
         self.terms = [t for t in terms if not t.is_zero]
-        self.near, self.further = [t for t in near if not t.is_zero], further
 
     def step(self) -> X | None:
         """Elements from one instance to the next where that is one run-time constant: the pointer can walk."""
@@ -112,7 +92,7 @@ class Rectangle:
         """A pointer of this op's own, to be moved by `step`."""
         em = self.em
         now = [t for t in self.terms if t.depth >= em.depth]
-        self.terms, self.further = [t for t in self.terms if t.depth < em.depth], []
+        self.terms = [t for t in self.terms if t.depth < em.depth]
         x = self.pointer()
         for t in now:
             x = X(f"{x} + {t.within(70)}", 70, em.depth)
@@ -125,27 +105,15 @@ class Rectangle:
         return f"{'' if self.tensor in self.em.written else 'const '}{memtype(self.tensor)}*"
 
     def pointer(self) -> X:
-        """The thread's pointer; what outer blocks know is added there. One that is in scope is moved to rows that lie behind its own: the
-        way there changes in no loop."""
-        em = self.em
-        if self.further and (found := self._sum(self.near, em.named)) is not None:
-            return em.hoist(self.ctype, f"{self.tensor.name.lower()}_ptr", X(" + ".join(map(str, (found, *self.further))), 70, found.depth))
-        base = self._sum(self.terms, em.hoist)
-        assert base is not None
-        return base
-
-    def _sum(self, terms: list[X], name: Callable[[str, str, X], X | None]) -> X | None:
-        """The sum of the tensor's pointer and these terms; each block's share gets a name."""
+        """The thread's pointer; what outer blocks know is added there."""
         em = self.em
         base = X(em.pname[self.tensor])
-        for depth in sorted({t.depth for t in terms}):
-            for t in terms:
+        for depth in sorted({t.depth for t in self.terms}):
+            for t in self.terms:
                 if t.depth == depth:
                     base = X(f"{base} + {t.within(70)}", 70, depth)
-            named = name(self.ctype, f"{self.tensor.name.lower()}_{'ptr' if depth == em.depth else 'base'}", base)
-            if named is None:
-                return None
-            base = named
+            wish = f"{self.tensor.name.lower()}_{'ptr' if depth == em.depth else 'base'}"
+            base = em.hoist(self.ctype, wish, base)
         return base
 
     def offset(self, i: X) -> X:
