@@ -1,4 +1,4 @@
-# ruff: noqa: E501, UP031
+# ruff: noqa: E501
 """What the rotary kernel's maker costs: its CUDA text with parts left out or written otherwise, timed beside the plain kernel.
 
     python -m benchmarks.maker_parts --json out/maker_parts.json
@@ -32,104 +32,88 @@ PLAIN = "tiles={BLOCK_M: 128, BLOCK_N: 128}, warps=8, math=wgmma, copy=tma, epil
 ROTARY = PLAIN.replace("copy=tma", "copy=tma, stages={c: 0, s: 0}") + ", makers=4"
 
 
-def fma(t: str) -> str:
-    """A product of halves and what it is added to are one instruction."""
-    return re.sub(r"(mul|add|sub)\.rn\.f16x2", r"\1.f16x2", t)
-
-
 def _in_maker(t: str, change: Callable[[str], str]) -> str:
     i, j = t.index("role make"), t.index("role main")
     return t[:i] + change(t[i:j]) + t[j:]
 
 
-def pointers(t: str) -> str:
-    """Rows of a tensor are found from those before them."""
+def in_place(t: str) -> str:
+    """What is made lies where it was copied to, in rings of four slots."""
+    for raw, new in (("x", "k0_tile"), ("y", "k1_tile")):
+        t = re.sub(rf"\b{new}_smem = smem_base \+ {new}_offset", f"{new}_smem = smem_base + {raw}_offset", t)
+        t = re.sub(rf"\b{new}_empty = smem_base \+ {new}_empty_offset", f"{new}_empty = smem_base + {raw}_empty_offset", t)
+        t = re.sub(rf"\+\+({raw}|{new})_slot == 2", r"++\1_slot == 4", t)
+        t = re.sub(rf"i < 2; \+\+i\) mbar_init\(smem_base \+ ({raw}|{new})_", r"i < 4; ++i) mbar_init(smem_base + \1_", t)
+        t = t.replace(f"mbar_init(smem_base + {raw}_empty_offset + 8 * i, 4)", f"mbar_init(smem_base + {raw}_empty_offset + 8 * i, 8)")
+        t = _in_maker(t, lambda m, raw=raw, new=new: re.sub(  # type: ignore[misc]
+            rf"mbar_wait\({new}_empty[^;]*;|if \(lane == 0\) mbar_arrive\({raw}_empty[^;]*;", ";", m))
+    at = {"v": 0, "x": 65536, "y": 131072, "q0_tile": 196608, "q1_tile": 212992}
+    bars = ("x_full", "x_empty", "y_full", "y_empty", "v_full", "v_empty", "k0_tile_full", "k0_tile_empty", "k1_tile_full", "k1_tile_empty")
+    at |= {"k0_tile": 65536, "k1_tile": 131072} | {b: 229376 + 32 * n for n, b in enumerate(bars)}
+    for name, offset in at.items():
+        t, n = re.subn(rf"(constexpr uint32_t {name}_offset = )\d+", rf"\g<1>{offset}", t)
+        assert n == 1, name
+    return t
+
+
+def makers_last(t: str) -> str:
+    """The makers are the block's last warps."""
+    t, n = re.subn(r"else if \(group < 2\)", "else if (group == 3)", t)
+    i, j = t.index("role make"), t.index("role main")
+    assert n == 1 and "/ 32, 0) - 4;" in t[i:j] and "/ 32, 0) - 8;" in t[j:]
+    return t[:i] + t[i:j].replace("/ 32, 0) - 4;", "/ 32, 0) - 12;") + t[j:].replace("/ 32, 0) - 8;", "/ 32, 0) - 4;")
+
+
+def spread(t: str) -> str:
+    """Tables are not read before the pieces that stand in front of them."""
     def change(m: str) -> str:
-        out: list[str] = []
-        first: dict[str, str] = {}
-        for line in m.split("\n"):
-            a = re.match(r"(\s*const f16\* )(([cs])_ptr(?:_\d+)?) = [cs]_base \+ \(long long\)(\w+) \* ([CS]_s0);", line)
-            if a:
-                k = re.match(r"cols_start_plus_(\d+)", a[4])
-                more = int(k[1]) if k else int(a[4]) if a[4].isdigit() else 0
-                if more and a[3] in first:
-                    line = f"{a[1]}{a[2]} = {first[a[3]]} + (long long){more} * {a[5]};"
-                elif not more:
-                    first[a[3]] = a[2]
-            if "for (int cols_tile" in line:
-                first = {}
-            out.append(line)
-        return "\n".join(out)
+        k = m.index("full part of the range")
+        end = m.index("masked part of the range", k)
+        loop, last = [], ""
+        for line in m[k:end].split("\n"):
+            if found := re.search(r"ld_shared_b32x4\((x_\d+),", line):
+                last = found[1]
+            if last:
+                line = re.sub(r"ld_global_b32x4\((\w+), (\w+)\)", rf"ld_global_b32x4(\1, \2 + ({last}[0] & none))", line)
+            loop.append(line)
+        at = m.index("\n", m.index("setmaxnreg")) + 1
+        return m[:at] + "const uint32_t none = M == -12345 ? ~0u : 0;\n" + m[at:k] + "\n".join(loop) + m[end:]
 
     return _in_maker(t, change)
 
 
-def fences(t: str) -> str:
-    """One fence for all arrivals of an iteration."""
-    def change(m: str) -> str:
-        for first, second in (("x", "y"), ("k0_tile", "k1_tile")):
-            p = re.compile(r"[ \t]*proxy_fence\(\);\n\s*__syncwarp\(\);\n(\s*if \(lane == 0\) mbar_arrive\(%s_(?:empty|full)[^\n]*\n\s*if \(\+\+%s_slot[^\n]*\n)"
-                           r"(.*?proxy_fence\(\);\n\s*__syncwarp\(\);\n)(?=\s*if \(lane == 0\) mbar_arrive\(%s_)" % (first, first, second), re.S)
-            m, n = p.subn(lambda k: k[2] + k[1], m)
-            assert n == 3, n
-        p = re.compile(r"[ \t]*proxy_fence\(\);\n\s*__syncwarp\(\);\n((?:\s*if \(lane == 0\) mbar_arrive\(\w+_empty[^\n]*\n\s*if \(\+\+\w+_slot[^\n]*\n)+)"
-                       r"(.*?proxy_fence\(\);\n\s*__syncwarp\(\);\n)", re.S)
-        m, n = p.subn(lambda k: k[2] + k[1], m)
-        assert n == 3, n
-        return m
-
-    return _in_maker(t, change)
-
-
-def no_fence(t: str) -> str:
-    return _in_maker(t, lambda m: m.replace("proxy_fence();", ";"))
-
-
-def no_math(t: str) -> str:
-    return re.sub(r"= (sub|add)_f16x2\(mul_f16x2\(([xy](_\d+)?\[i\]), c[^;]*;", r"= \2;", t)
+def nothing_else(t: str) -> str:
+    """No products, no exponentials: who consumes has next to nothing to do."""
+    i = t.index("role main")
+    return t[:i] + re.sub(r"wgmma_m64\w+<[^;]*;", ";", t[i:]).replace("exp2_approx(", "(")
 
 
 def no_stores(t: str) -> str:
-    return re.sub(r"st_shared_b32x4\(k[01]_tile[^;]*;", ";", t)
+    return _in_maker(t, lambda m: re.sub(r"st_shared_b32x4\([^;]*;", ";", m))
 
 
 def no_tables(t: str) -> str:
-    return re.sub(r"(?:if \([^()]*\) )?ld_global_b32x4\(([cs](?:_\d+)?), [^;]*;", r"\1[0] = \1[1] = \1[2] = \1[3] = 0x3c003800u;", _in_maker(t, lambda m: m))
-
-
-def registers(make: int, main: int) -> Callable[[str], str]:
-    def change(t: str) -> str:
-        t, n = re.subn(r"(role make: [^\n]*\n\s*)setmaxnreg_(dec|inc)<\d+>", rf"\1setmaxnreg_dec<{make}>", t)
-        t, k = re.subn(r"(role main: [^\n]*\n\s*)setmaxnreg_(dec|inc)<\d+>", rf"\1setmaxnreg_inc<{main}>", t)
-        assert n == k == 1
-        return t
-
-    return change
+    return _in_maker(t, lambda m: re.sub(r"(?:if \([^()]*\) )?ld_global_b32x4\(([cs](?:_\d+)?), [^;]*;",
+                                         r"\1[0] = \1[1] = \1[2] = \1[3] = 0x3c003800u;", m))
 
 
 Edits = tuple[Callable[[str], str], ...]
-ALL: Edits = (fma, pointers, fences)
+TOKENS = ", tokens=true"
 #: spec, schedule, pieces read ahead, label, is the result right, edits
 VARIANTS: list[tuple[str, str, dict[str, int], str, bool, Edits]] = [
     ("plain", PLAIN, {}, "plain", True, ()),
-    ("rotated", ROTARY, {}, "whole", True, ()),
-    ("rotated", ROTARY, {}, "fma", True, (fma,)),
-    ("rotated", ROTARY, {}, "pointers", True, (pointers,)),
-    ("rotated", ROTARY, {}, "fences", True, (fences,)),
-    ("rotated", ROTARY, {}, "fma, pointers", True, (fma, pointers)),
-    ("rotated", ROTARY, {}, "all three", True, ALL),
-    ("rotated", ROTARY, {"unstage": 2, "load": 4}, "all three, further ahead", True, ALL),
-    ("rotated", ROTARY, {"unstage": 1, "load": 2}, "all three, less ahead", True, ALL),
-    ("rotated", ROTARY, {}, "all three, no fence at all", False, (fma, pointers, no_fence)),
-    ("rotated", ROTARY, {}, "all three, no math", False, (no_math, pointers, fences)),
-    ("rotated", ROTARY, {}, "all three, no tables", False, (*ALL, no_tables)),
-    ("rotated", ROTARY, {}, "all three, no tables, no math", False, (no_math, no_tables, fences)),
-    ("rotated", ROTARY, {}, "all three, no stores", False, (*ALL, no_stores)),
-    ("rotated", ROTARY + ", persistent=static", {}, "static, all three", True, ALL),
-    ("rotated", ROTARY + ", tokens=true", {}, "tokens, all three", True, ALL),
-    ("plain", PLAIN + ", tokens=true", {}, "plain, tokens", True, ()),
-    ("rotary", PLAIN.replace("copy=tma", "copy=tma, stages={t: 0}") + ", makers=4", {}, "in floats, whole", True, ()),
-    ("rotary", PLAIN.replace("copy=tma", "copy=tma, stages={t: 0}") + ", makers=4", {}, "in floats, pointers, fences", True, (pointers, fences)),
+    ("plain", PLAIN + TOKENS, {}, "plain, tokens", True, ()),
+    ("rotated", ROTARY, {}, "as it is", True, ()),
+    ("rotated", ROTARY + TOKENS, {}, "tokens", True, ()),
+    ("rotated", ROTARY, {}, "makers last", True, (makers_last,)),
+    ("rotated", ROTARY, {}, "spread", True, (spread,)),
+    ("rotated", ROTARY, {}, "in place", True, (in_place,)),
+    ("rotated", ROTARY + TOKENS, {}, "in place, tokens", True, (in_place,)),
+    ("rotated", ROTARY, {}, "in place, makers last", True, (in_place, makers_last)),
+    ("rotated", ROTARY, {}, "no tables", False, (no_tables,)),
+    ("rotated", ROTARY, {}, "in place, no tables", False, (in_place, no_tables)),
+    ("rotated", ROTARY, {}, "in place, no stores", False, (in_place, no_stores)),
+    ("rotated", ROTARY, {}, "nothing else", False, (nothing_else,)),
 ]
 
 
@@ -185,7 +169,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             continue
         p = before.build((spec, 128, "sm_90a", fc.Schedule.parse(schedule)))
         assert not isinstance(p, str)
-        built = replace(p.built, cuda_text=text, cubin=cubin)
+        built = replace(p.built, cuda_text=text, cubin=cubin, facts=replace(p.built.facts, smem_bytes=p.built.facts.smem_bytes + 256))
         launch, call = launcher(Made(built, None)), before.arguments(p, 128)
         launch(call)
         if not finishes():
