@@ -1,10 +1,10 @@
 """roles: copies into shared memory become a role of their own, which runs ahead of the one that computes.
 
 In: machine IR with one role, for targets with bulk tensor copies and `copy="tma"`. Out: two roles; three where `makers` make operands for
-`main`, whose slots pass through channels as well, or lie where copied tiles were (`makers.made_in_place`). Every load into shared memory that `pipeline` has left becomes a *channel* between
-roles: a ring of slots with `full` and `empty` barriers, filled by the role `load` and read by the role `main`. `load` keeps the control
-flow and the scalars that its copies follow from; `main` keeps everything else. A tile is waited for in front of its first reader and
-released after its last one.
+`main`, whose slots pass through channels as well, or lie where copied tiles were (`makers.made_in_place`). Every load into shared memory
+that `pipeline` has left becomes a *channel* between roles: a ring of slots with `full` and `empty` barriers, filled by the role `load` and
+read by the role `main`. `load` keeps the control flow and the scalars that its copies follow from; `main` keeps everything else. A tile is
+waited for in front of its first reader and released after its last one.
 Cursors, which count a channel's tiles, are carried through loops and branches. In a cluster, a channel whose tiles are the same for all
 blocks (`clusters`) is filled by all of them, a part each, and its slots are free when the readers of all blocks have arrived; `main` ends
 with a `cluster_sync`.
