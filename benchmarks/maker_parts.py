@@ -11,8 +11,11 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+import os
 import re
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
@@ -20,7 +23,7 @@ from functools import partial
 from typing import Any
 
 import fcgen as fc
-from fcgen.passes.memory import pieces
+from fcgen.passes.memory import pieces, roles
 from fcgen.runtime import nvrtc
 
 from . import prologues as before
@@ -37,25 +40,6 @@ def _in_maker(t: str, change: Callable[[str], str]) -> str:
     return t[:i] + change(t[i:j]) + t[j:]
 
 
-def in_place(t: str) -> str:
-    """What is made lies where it was copied to, in rings of four slots."""
-    for raw, new in (("x", "k0_tile"), ("y", "k1_tile")):
-        t = re.sub(rf"\b{new}_smem = smem_base \+ {new}_offset", f"{new}_smem = smem_base + {raw}_offset", t)
-        t = re.sub(rf"\b{new}_empty = smem_base \+ {new}_empty_offset", f"{new}_empty = smem_base + {raw}_empty_offset", t)
-        t = re.sub(rf"\+\+({raw}|{new})_slot == 2", r"++\1_slot == 4", t)
-        t = re.sub(rf"i < 2; \+\+i\) mbar_init\(smem_base \+ ({raw}|{new})_", r"i < 4; ++i) mbar_init(smem_base + \1_", t)
-        t = t.replace(f"mbar_init(smem_base + {raw}_empty_offset + 8 * i, 4)", f"mbar_init(smem_base + {raw}_empty_offset + 8 * i, 8)")
-        t = _in_maker(t, lambda m, raw=raw, new=new: re.sub(  # type: ignore[misc]
-            rf"mbar_wait\({new}_empty[^;]*;|if \(lane == 0\) mbar_arrive\({raw}_empty[^;]*;", ";", m))
-    at = {"v": 0, "x": 65536, "y": 131072, "q0_tile": 196608, "q1_tile": 212992}
-    bars = ("x_full", "x_empty", "y_full", "y_empty", "v_full", "v_empty", "k0_tile_full", "k0_tile_empty", "k1_tile_full", "k1_tile_empty")
-    at |= {"k0_tile": 65536, "k1_tile": 131072} | {b: 229376 + 32 * n for n, b in enumerate(bars)}
-    for name, offset in at.items():
-        t, n = re.subn(rf"(constexpr uint32_t {name}_offset = )\d+", rf"\g<1>{offset}", t)
-        assert n == 1, name
-    return t
-
-
 def makers_last(t: str) -> str:
     """The makers are the block's last warps."""
     t, n = re.subn(r"else if \(group < 2\)", "else if (group == 3)", t)
@@ -64,22 +48,16 @@ def makers_last(t: str) -> str:
     return t[:i] + t[i:j].replace("/ 32, 0) - 4;", "/ 32, 0) - 12;") + t[j:].replace("/ 32, 0) - 8;", "/ 32, 0) - 4;")
 
 
-def spread(t: str) -> str:
-    """Tables are not read before the pieces that stand in front of them."""
-    def change(m: str) -> str:
-        k = m.index("full part of the range")
-        end = m.index("masked part of the range", k)
-        loop, last = [], ""
-        for line in m[k:end].split("\n"):
-            if found := re.search(r"ld_shared_b32x4\((x_\d+),", line):
-                last = found[1]
-            if last:
-                line = re.sub(r"ld_global_b32x4\((\w+), (\w+)\)", rf"ld_global_b32x4(\1, \2 + ({last}[0] & none))", line)
-            loop.append(line)
-        at = m.index("\n", m.index("setmaxnreg")) + 1
-        return m[:at] + "const uint32_t none = M == -12345 ? ~0u : 0;\n" + m[at:k] + "\n".join(loop) + m[end:]
+def apart(t: str) -> str:
+    """The consumers begin half a step apart."""
+    i = t.index("role main")
+    at = t.index("\n", t.index("const int lane", i)) + 1
+    return t[:at] + "if (warp / 4 == 1) __nanosleep(1000);\n" + t[at:]
 
-    return _in_maker(t, change)
+
+def later(t: str) -> str:
+    """The makers begin a tile somewhat later than they may."""
+    return _in_maker(t, lambda m: re.sub(r"(mbar_wait\(x_full[^;]*;)", r"\1 __nanosleep(200);", m))
 
 
 def nothing_else(t: str) -> str:
@@ -98,79 +76,103 @@ def no_tables(t: str) -> str:
 
 
 Edits = tuple[Callable[[str], str], ...]
-TOKENS = ", tokens=true"
-#: spec, schedule, pieces read ahead, label, is the result right, edits
-VARIANTS: list[tuple[str, str, dict[str, int], str, bool, Edits]] = [
-    ("plain", PLAIN, {}, "plain", True, ()),
-    ("plain", PLAIN + TOKENS, {}, "plain, tokens", True, ()),
-    ("rotated", ROTARY, {}, "as it is", True, ()),
-    ("rotated", ROTARY + TOKENS, {}, "tokens", True, ()),
-    ("rotated", ROTARY, {}, "makers last", True, (makers_last,)),
-    ("rotated", ROTARY, {}, "spread", True, (spread,)),
-    ("rotated", ROTARY, {}, "in place", True, (in_place,)),
-    ("rotated", ROTARY + TOKENS, {}, "in place, tokens", True, (in_place,)),
-    ("rotated", ROTARY, {}, "in place, makers last", True, (in_place, makers_last)),
-    ("rotated", ROTARY, {}, "no tables", False, (no_tables,)),
-    ("rotated", ROTARY, {}, "in place, no tables", False, (in_place, no_tables)),
-    ("rotated", ROTARY, {}, "in place, no stores", False, (in_place, no_stores)),
-    ("rotated", ROTARY, {}, "nothing else", False, (nothing_else,)),
+def static(s: str) -> str:
+    return s + ", persistent=static"
+
+
+def narrow(n: int) -> str:
+    return ROTARY.replace("BLOCK_N: 128", f"BLOCK_N: {n}")
+
+
+#: spec, schedule, (pieces read ahead, in place), label, is the result right, edits
+VARIANTS: list[tuple[str, str, tuple[dict[str, int], bool], str, bool, Edits]] = [
+    ("plain", PLAIN, ({}, False), "plain", True, ()),
+    ("rotated", ROTARY, ({}, False), "two rings", True, ()),
+    ("rotated", ROTARY, ({}, True), "in place", True, ()),
+    ("plain", PLAIN, ({}, False), "plain, apart", True, (apart,)),
+    ("rotated", ROTARY, ({}, False), "two rings, apart", True, (apart,)),
+    ("rotated", ROTARY, ({}, True), "in place, apart", True, (apart,)),
+    ("rotated", ROTARY, ({}, False), "two rings, later", True, (later,)),
+    ("rotated", ROTARY, ({}, True), "in place, later", True, (later,)),
+    ("rotated", ROTARY, ({"load": 2}, False), "two rings, tables 2 ahead", True, ()),
+    ("rotated", ROTARY, ({"load": 1}, False), "two rings, tables 1 ahead", True, ()),
+    ("rotated", ROTARY, ({"load": 1, "unstage": 2}, False), "two rings, tables 1 ahead, tiles 2", True, ()),
+    ("rotated", static(ROTARY), ({}, False), "two rings, static", True, ()),
+    ("rotated", narrow(96), ({}, False), "two rings, 96 columns", True, ()),
+    ("rotated", narrow(64), ({}, False), "two rings, 64 columns", True, ()),
+    ("rotated", narrow(64), ({}, True), "in place, 64 columns", True, ()),
 ]
 
 
-def made(variant: tuple[str, str, dict[str, int], str, bool, Edits]) -> tuple[Made, Any]:
-    spec, schedule, ahead, _, _, edits = variant
-    usual = dict(pieces.AHEAD)
+def compiled(spec: str, schedule: str) -> fc.Program:
+    return getattr(before.specs, spec).compile(target="sm_90a", schedule=fc.Schedule.parse(schedule), check=False,  # type: ignore[no-any-return]
+                                               **before.binding(spec, 128))
+
+
+def made(variant: tuple[str, str, tuple[dict[str, int], bool], str, bool, Edits]) -> Made:
+    spec, schedule, (ahead, together), _, _, edits = variant
+    usual, rule = dict(pieces.AHEAD), roles.made_in_place
     pieces.AHEAD.update(ahead)
+    if not together:
+        roles.made_in_place = lambda *_: {}
+    os.environ["FCGEN_CACHE_DIR"] = folder = tempfile.mkdtemp()  # a cache's key knows nothing of these switches
     try:
-        p = getattr(before.specs, spec).compile(target="sm_90a", schedule=fc.Schedule.parse(schedule), check=False, **before.binding(spec, 128))
+        p = compiled(spec, schedule)
         built, resources = p.built, p.resources
     except fc.FcError as e:
-        return Made(error=(str(e).splitlines() or [""])[0]), None
+        return Made(error=(str(e).splitlines() or [""])[0])
     finally:
         pieces.AHEAD.update(usual)
+        roles.made_in_place = rule
+        shutil.rmtree(folder)
     text = built.cuda_text
     try:
         for edit in edits:
             new = edit(text)
             if new == text:
-                return Made(error=f"{edit.__name__} changes nothing"), None
+                return Made(error=f"{edit.__name__} changes nothing")
             text = new
     except AssertionError as e:
-        return Made(error=f"an edit found {e}"), None
-    if not edits and not ahead:
-        return Made(built, resources), p
+        return Made(error=f"an edit found {e}")
+    if not edits:
+        return Made(built, resources)
     binary = nvrtc.compile_cuda(text, "sm_90a", name="edited")
     said = [w for w in binary.warnings if "(C7" in w]
-    return (Made(error=said[0]) if said else Made(replace(built, cuda_text=text, cubin=binary.cubin), resources)), p
+    return Made(error=said[0]) if said else Made(replace(built, cuda_text=text, cubin=binary.cubin), resources)
 
 
-def _cubin(n: int) -> tuple[str | None, bytes, str]:
-    m, _ = made(VARIANTS[n])
-    return m.error, m.built.cubin if m.built else b"", m.built.cuda_text if m.built else ""
+def made_of(n: int) -> Made:
+    return made(VARIANTS[n])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--compile-only", action="store_true")
+    parser.add_argument("--profile", metavar="LABEL", help="only launch this one, three times")
     parser.add_argument("--json", metavar="PATH")
     args = parser.parse_args(argv)
+    if args.profile:
+        v = next(v for v in VARIANTS if v[3] == args.profile)
+        m, p = made(v), compiled(v[0], v[1])
+        launch, call = launcher(m), before.arguments(p, 128)
+        for _ in range(3):
+            launch(call)
+        return 0 if finishes() else 1
     with ProcessPoolExecutor(min(processes(), len(VARIANTS)), mp_context=multiprocessing.get_context("spawn")) as executor:
-        cubins = list(executor.map(_cubin, range(len(VARIANTS))))
-    for v, (wrong, _, _) in zip(VARIANTS, cubins):
-        if wrong or args.compile_only:
-            print(f"{v[3]}: {wrong or 'compiles'}", flush=True)
+        all_made = list(executor.map(made_of, range(len(VARIANTS))))
+    for v, m in zip(VARIANTS, all_made):
+        if m.error or args.compile_only:
+            print(f"{v[3]}: {m.error or m.resources}", flush=True)
     if args.compile_only:
         return 0
     ways: list[Checked] = []
-    for v, (wrong, cubin, text) in zip(VARIANTS, cubins):
+    for v, m in zip(VARIANTS, all_made):
         spec, schedule, _, label, right, _ = v
-        if wrong:
+        if m.error:
             continue
-        p = before.build((spec, 128, "sm_90a", fc.Schedule.parse(schedule)))
-        assert not isinstance(p, str)
-        built = replace(p.built, cuda_text=text, cubin=cubin, facts=replace(p.built.facts, smem_bytes=p.built.facts.smem_bytes + 256))
-        launch, call = launcher(Made(built, None)), before.arguments(p, 128)
+        p = compiled(spec, schedule)
+        launch, call = launcher(m), before.arguments(p, 128)
         launch(call)
         if not finishes():
             raise SystemExit(f"{label}: the kernel does not end")
