@@ -38,8 +38,8 @@ def compiled(name, target, d=32, n=16, **more):
     return getattr(prologues, name).compile(target=target, schedule=replace(schedule, tiles=tuple(sorted(tiles.items()))), **binding)
 
 
-def agrees(p, name, length, seed=0, atol=6e-3, d=32):
-    held, exact = prologues.stored(p, prologues.draw(name, length, d=d, seed=seed))
+def agrees(p, name, length, seed=0, atol=6e-3):
+    held, exact = prologues.stored(p, prologues.draw(name, length, seed=seed))
     want = prologues.reference(name, exact)
     for got in (p.interpret(**held), p.simulate(seed=seed, **held)):
         for key in want:

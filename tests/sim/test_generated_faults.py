@@ -70,7 +70,7 @@ BENIGN: list[tuple[str, set[str], str, str]] = [
       for fault, op in (("drop-proxy-fence", "proxy_fence"), ("late-proxy-fence", "barrier"))),
     ("early-load", {"programs"}, r"^tma_load 1: tma_load K", "the first tile of a ring, which is empty"),
     ("early-load", {"staged"}, r"^tma_load 0: tma_load B", "the tile made in front of the loop is the first of a ring, which is empty"),
-    ("early-load", {"carried", "made"}, r"^tma_load 1: tma_load B",
+    ("early-load", {"carried"}, r"^tma_load 1: tma_load B",
      "A's slot was waited for, and is released behind the same settle as B's; bytes may come before they are announced"),
     ("drop-syncwarp", {"carried", "made"}, r"^syncwarp 0: syncwarp, before st_shared acc, acc_tile$",
      "arrivals since the last tile have gathered the warp; `sync` does not count them"),
@@ -83,8 +83,6 @@ MISLED = [
      "a K that nobody reads: it is let go before it has landed, and what shows is that its slot is filled again"),
     ("drop-phase-wait", {"carried"}, r"^mbar_wait 3: mbar_wait [ab]_tile_empty",
      "a slot is filled again too early, and those who let tiles go unread are a phase ahead of the others: they are named"),
-    ("drop-phase-wait", {"made"}, r"^mbar_wait \d: mbar_wait b_empty",
-     "a slot is filled again too early, made again at once, and read a phase ahead: those who let it go are named, with its barrier"),
 ]
 
 

@@ -46,17 +46,6 @@ class Channel:
         """The channel as a role sees it whose warps store its tiles: a slot is waited for until it is empty, and let go when it is full."""
         return replace(self, full=self.empty, empty=self.full, made=True)
 
-    def on(self, raw: Channel) -> tuple[Channel, Channel]:
-        """(raw, this), of which this one's tiles are made of raw's where these lie: one ring of all slots. Who reads what is made frees a
-        slot for the next copy; who makes it waits for the copy alone."""
-        assert raw.full is not None and raw.empty is not None and self.full is not None and self.empty is not None
-        slots = raw.slots + self.slots
-        ring = Value(replace(raw.ring.type, slots=slots), raw.ring.name)
-        empty = Value(Mbarrier(self.empty.type.count * raw.blocks, slots), raw.empty.name)
-        of = lambda c: replace(c, ring=ring, empty=empty, full=Value(replace(c.full.type, slots=slots), c.full.name), blocks=raw.blocks,
-                               cursor=Value(Cursor(slots), c.ring.name))
-        return of(raw), of(self)
-
     @property
     def slots(self) -> int:
         return self.ring.type.slots
@@ -99,13 +88,11 @@ class Channel:
 
     def release(self, b: Builder) -> None:
         """The tile has been read: its slot may be filled again."""
-        if self.cursor is None:
-            return
-        if self.made:
-            b.do("proxy_fence")  # by those who stored; what reads the tile comes through the async proxy
-        if self.empty is not None:
+        if self.empty is not None and self.cursor is not None:
+            if self.made:
+                b.do("proxy_fence")  # by those who stored; what reads the tile comes through the async proxy
             b.do("mbar_arrive", self.empty, self.cursor, **self.among("cluster"))
-        b.do("advance", self.cursor)
+            b.do("advance", self.cursor)
 
 
 # ---- who fills -----------------------------------------------------------------------------------------------------------

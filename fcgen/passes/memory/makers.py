@@ -8,7 +8,6 @@ such work outside of loops, for a first or last tile, fill the same ring. `roles
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 from ...errors import FcError
 from ...ir.access import Access
 from ...ir.core import Block, Kernel, Op, Value, definitions, walk
-from ...ir.layout import LANES, RegLayout, rowwise
+from ...ir.layout import RegLayout, rowwise
 from ...ir.ops import has_effect
 from ...ir.rewrite import Builder, Env, edited, remove_dead, substitute
 from ...ir.schedule import Schedule
@@ -284,39 +283,3 @@ def made_channels(body: Block, made: dict[int, Value], schedule: Schedule, first
 
     marked = edited(body, lambda o: o.with_attrs(channel=first + rings.index(o.operands[0])) if o.get("made") else o)
     return marked if made else body, [Channel.between(v, schedule.warps, fillers=schedule.makers) for v in rings]
-
-
-def made_in_place(body: Block, channels: list[Channel], outlets: list[Channel], makers: int) -> dict[int, int]:
-    """Outlet -> the channel upon whose copied tiles its own may lie: makers alone read those, and each thread stores to where it has read
-    before, all of it in the same block, and no other thread holds a copy."""
-    views = {o.result: o["channel"] for o in walk(body) if o.get("channel") is not None}
-    defs = definitions(body)
-    touched: list[dict[int, tuple[dict[Any, int], dict[Any, int]]]] = []  # per block: channel -> (place -> when it is read, stored last)
-    others: set[int] = set()  # channels that are read in another way
-
-    def visit(block: Block) -> None:
-        mine: dict[int, tuple[dict[Any, int], dict[Any, int]]] = {}
-        for n, op in enumerate(block.ops):
-            for c in (views[v] for v in op.operands if v in views):
-                if op.kind in ("ld_shared", "unstage", "st_shared"):
-                    frag, store = (op.operands[0], 1) if op.kind == "st_shared" else (op.result, 0)
-                    at = tuple(defs[v]["value"] if v in defs and defs[v].kind == "const" else v for v in op.operands[1 + store:]) or (0, 0)
-                    mine.setdefault(c, ({}, {}))[store][frag.type, at, op.get("transposed")] = n
-                    if frag.type.layout.regs * LANES * makers != math.prod(frag.type.shape):
-                        others.add(c)
-                else:
-                    others.add(c)
-            for r in op.regions:
-                visit(r)
-        touched.append(mine)
-
-    visit(body)
-    out: dict[int, int] = {}
-    for n, outlet in enumerate(outlets):
-        for m, raw in enumerate(channels):
-            both = [(t.get(m, ({}, {}))[0], t.get(len(channels) + n, ({}, {}))[1]) for t in touched]
-            alike = replace(raw.ring.type, slots=1) == replace(outlet.ring.type, slots=1) and m not in others and m not in out.values()
-            if n not in out and alike and all({p: stores[p] for p in reads if p in stores and reads[p] < stores[p]} == stores and
-                                              len(reads) == len(stores) for reads, stores in both):
-                out[n] = m
-    return out

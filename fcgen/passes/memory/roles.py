@@ -1,10 +1,10 @@
 """roles: copies into shared memory become a role of their own, which runs ahead of the one that computes.
 
 In: machine IR with one role, for targets with bulk tensor copies and `copy="tma"`. Out: two roles; three where `makers` make operands for
-`main`, whose slots pass through channels as well, or lie where copied tiles were (`makers.made_in_place`). Every load into shared memory
-that `pipeline` has left becomes a *channel* between roles: a ring of slots with `full` and `empty` barriers, filled by the role `load` and
-read by the role `main`. `load` keeps the control flow and the scalars that its copies follow from; `main` keeps everything else. A tile is
-waited for in front of its first reader and released after its last one.
+`main`, whose slots pass through channels as well. Every load into shared memory that `pipeline` has left becomes a *channel* between
+roles: a ring of slots with `full` and `empty` barriers, filled by the role `load` and read by the role `main`. `load` keeps the control
+flow and the scalars that its copies follow from; `main` keeps everything else. A tile is waited for in front of its first reader and
+released after its last one.
 Cursors, which count a channel's tiles, are carried through loops and branches. In a cluster, a channel whose tiles are the same for all
 blocks (`clusters`) is filled by all of them, a part each, and its slots are free when the readers of all blocks have arrived; `main` ends
 with a `cluster_sync`.
@@ -34,7 +34,7 @@ from ..facts.stores import check_bulk
 from .channels import Channel, find_channels, is_shared_load, mailbox, readers, tile_bytes
 from .cursors import thread_cursors
 from .grid import over_grid
-from .makers import chains, made_channels, made_in_place, rings_made, sides, warps_reading
+from .makers import chains, made_channels, rings_made, sides, warps_reading
 
 #: consumer warpgroups, and those of makers -> registers per thread (load, make, main); setmaxnreg takes multiples of 8 and moves what the
 #: block got at launch, which is 65536 over its threads
@@ -84,9 +84,6 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
     if schedule.slots > 2 and not any(v.type.slots == schedule.slots for v in (*kernel.buffers, *(c.ring for c in channels))):
         raise without_effect("stages", "no loop loads tiles into shared memory", got=schedule.slots)
     box = mailbox(kernel, schedule)
-    placed = made_in_place(body, channels, outlets, schedule.makers)
-    for n, m in placed.items():
-        channels[m], outlets[n] = outlets[n].on(channels[m])
     filled = _Filler(channels, schedule.hints).block(body)
     makes, reads = sides(body, rings_made(body)) if made else (None, body)
     roles = []
@@ -100,9 +97,7 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
                           hint='copy="cp_async" with math="mma"')
         roles.append(Role("load", 4, filling, regs[0]))
     if makes is not None:  # it works on the tiles of all rows, and waits for no turn
-        raw = [replace(c, empty=None) if n in placed.values() else c for n, c in enumerate(channels)]
-        out = [replace(c.outlet(), blocks=1, full=None if n in placed else c.empty) for n, c in enumerate(outlets)]
-        work = _Reader([*raw, *out], False, chains(makes)).block(makes)
+        work = _Reader([*channels, *(c.outlet() for c in outlets)], False, chains(makes)).block(makes)
         make = over_grid(kernel, work, replace(schedule, tokens=False), box, False)
         roles.append(Role("make", schedule.makers, remove_dead(thread_cursors(make)), regs[1]))
     read = _Reader([*channels, *outlets], schedule.tokens, shared_loops(reads)).block(reads)
@@ -110,7 +105,7 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
     if kernel.cluster > 1:  # no block may end while others copy into it or arrive on its barriers
         main = replace(main, ops=(*main.ops, Op("cluster_sync")))
     roles.append(Role("main", schedule.warps, main, regs[-1] if roles else 0))
-    buffers = dict.fromkeys(v for c in (*channels, *outlets, *([box] if box else [])) for v in c.buffers)
+    buffers = [v for c in (*channels, *outlets, *([box] if box else [])) for v in c.buffers]
     return replace(kernel, roles=tuple(roles), buffers=(*(v for v in kernel.buffers if v not in made.values()), *buffers)).with_meta(
         stage="pipelined", persistent=schedule.persistent
     )
