@@ -30,6 +30,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "benchmarks.cells": {"TOKENS": 64, "WIDTH": 256, "LENGTHS": (32, 64)}, "benchmarks.peers": {"STAND_IN": True},
     "benchmarks.ceilings": {"GEMM": 64, "COPY": 1 << 16}, "benchmarks.gemms": {"SIZE": 128, "WIDE": 192, "MANY": 96, "SETS": 2},
     "benchmarks.backward": {"TOKENS": 128, "WIDTH": 128, "LENGTH": 128},
+    "benchmarks.llama": {"HIDDEN": 64, "HEADS": 4, "GROUPS": 2, "HEAD": 16, "WIDE": 96, "LENGTH": 64},
     "benchmarks.prologues": {"LENGTH": 128, "HEADS": 1, "CHECKED": 72},
     "benchmarks.accuracy": {"CELLS": "D64:S32", "REPEATS": 3}, "benchmarks.search_schedules": {"LENGTHS": (32, 64)},
     "benchmarks.random_configs": {"LENGTHS": (1, 2, 7, 16, 33, 65)}, "ladder": {"H": 2, "S": 64}}
@@ -155,8 +156,8 @@ def install() -> None:
             return func(*args, **{k: "cpu" if _on_gpu(x) else x for k, x in (kwargs or {}).items()})
 
     ToCpu().__enter__()
-    generator = torch.Generator
-    torch.Generator = lambda device="cpu": generator("cpu")  # type: ignore[assignment,misc]
+    made: Any = torch.Generator
+    torch.Generator = type("Generator", (made,), {"__new__": lambda cls, device="cpu": made("cpu")})  # type: ignore[misc]
     fake: dict[str, Any] = {
         "synchronize": lambda *a: None, "is_available": lambda: True, "is_initialized": lambda: True, "current_device": lambda: 0,
         "Event": Event, "Stream": Stream, "current_stream": lambda *a: Stream(), "stream": lambda s: contextlib.nullcontext(),

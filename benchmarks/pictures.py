@@ -74,6 +74,15 @@ class Results:
             out.append((title, chosen / base["tflops"], best / base["tflops"], held))
         return out
 
+    def stack(self) -> list[tuple[str, str, float, float, float]]:
+        """Of layers end to end: what, who, milliseconds of all, of attention, and that over fcgen's attention. Empty without its file."""
+        if not (self.folder / "llama.json").exists():
+            return []
+        parts = {"prefill": "prefill", "step": "forward and backward"}
+        table = self.read("llama.json")["table"]
+        return [(what, who, t["whole"], t["attention"], t["attention"] / table[part]["fcgen"]["attention"])
+                for part, what in parts.items() for who, t in table[part].items()]
+
     def host(self) -> list[tuple[str, float]]:
         found = next((n for n in ("host_time-interfaces.json", "host_time.json") if (self.folder / n).exists()), None)
         return [(r["what"], r["us"]) for r in self.read(found)["rows"] if r["causal"]] if found else []
@@ -157,13 +166,31 @@ Rate over that of the library call or calls that do the same. "chosen": what `fc
 ![Products](bench-gemms.svg)
 
 {rows(['', 'chosen', 'best', 'over'], gemms)}
-
+{_of_stack(results)}
 ## Host time
 
 Microseconds until a call returns, causal, B=1, H=8, S=512, D=64 (`python -m benchmarks.host_time --quick --interfaces`). Host times
 hang on the machine: compare with the bare launch and with `torch.empty_like`, which is part of every call that makes its output.
 
 {rows(['', 'us'], [[what, f'{us:.1f}'] for what, us in results.host()])}
+"""
+
+
+def _of_stack(results: Results) -> str:
+    found = results.stack()
+    if not found:
+        return ""
+    shape = results.read("llama.json")["shape"]
+    of = "{layers} layers of Llama-8B's shape (hidden {hidden}, {heads} heads, {kv_heads} of keys, D={head}), {length} tokens, bf16,"
+    body = [[what, who, f"{whole:.2f}", f"{part:.2f}", f"{over:.2f}"] for what, who, whole, part, over in found]
+    return f"""
+## A stack of layers
+
+{of.format(**shape)}
+with attention through `scaled_dot_product_attention` of fcgen and of torch. Milliseconds of all, of attention (between CUDA events around
+its calls), and the latter over fcgen's. Outputs and gradients are checked against float64 first.
+
+{rows(['', '', 'all', 'attention', 'over fcgen'], body)}
 """
 
 

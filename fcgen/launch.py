@@ -15,7 +15,7 @@ from typing import Any
 
 from .build.compiler import Built, Facts
 from .errors import FcError
-from .ir.alignment import WIDEST, Promise, of_arguments, refusal
+from .ir.alignment import WIDEST, Promise, of_arguments
 from .ir.ranges import HIGHEST, WIDTHS, Admitted
 from .ir.sizes import number
 from .ir.types import DTYPES
@@ -117,10 +117,27 @@ class Launcher:
         out = {}
         for name, pointer, *strides in self.facts.aligned:
             a = described[name]
-            wrong = refusal(name, Promise(pointer, tuple(strides)), a.ptr, a.shape, a.strides, tensors.ITEMSIZE[a.dtype])
+            wrong = misaligned(name, Promise(pointer, tuple(strides)), a.ptr, a.shape, a.strides, tensors.ITEMSIZE[a.dtype])
             if wrong is not None:
                 out[name] = wrong
         return out
+
+
+def misaligned(name: str, want: Promise, pointer: int, shape: Sequence[int], strides: Sequence[int], itemsize: int) -> FcError | None:
+    """What is wrong with an argument that does not keep what a kernel was promised; None if it does."""
+    have = of_arguments(pointer, shape, strides, itemsize)
+    for axis, (w, h) in enumerate(zip(want.strides, have.strides)):
+        if h % w:
+            packed = shape[-1] * itemsize % w == 0
+            return FcError("call/argument", f"axis {axis} of argument `{name}` is not aligned",
+                           expected=f"a stride that is a multiple of {w} bytes", got=f"{strides[axis]} elements of {itemsize} bytes",
+                           hint=f"call {name}.contiguous()" if packed else
+                           f"pad the last axis of {name} to a multiple of {w // itemsize} elements")
+    if have.pointer % want.pointer:
+        return FcError("call/argument", f"argument `{name}` is not aligned", expected=f"a multiple of {want.pointer} bytes",
+                       got=f"{pointer:#x}, {pointer % want.pointer} bytes past one",
+                       hint=f"{name} looks like a slice that starts inside a row: call {name}.clone()")
+    return None
 
 
 class Loaded:

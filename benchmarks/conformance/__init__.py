@@ -1,10 +1,9 @@
 """Other projects' own tests of attention, run against fcgen: thin adapters, which fetch nothing.
 
-    python -m benchmarks.conformance sdpa --checkout PYTORCH [--every 20] [-k EXPRESSION] [--json FILE]
-    python -m benchmarks.conformance flex --checkout PYTORCH
-    python -m benchmarks.conformance varlen --checkout PYTORCH
-    python -m benchmarks.conformance flash_attn --checkout FLASH_ATTENTION
+    python -m benchmarks.conformance sdpa flex varlen --pytorch CHECKOUT --json FILE
+    python -m benchmarks.conformance flash_attn --flash-attention CHECKOUT --every 50 --processes 8 --limit 120
 
-The checkout is the caller's, best of the version that is installed. A test passes, fails, or is not applicable: it is skipped by itself,
-asks for what fcgen refuses (the reason is the refusal's), or never reaches one of fcgen's kernels.
+The checkouts are the caller's, best of the versions that are installed. A test passes, fails, or is not applicable: it skips itself,
+asks for what fcgen refuses (the reason is the refusal's), or has nothing to do with fcgen's kernels. Tests that a limit of time stopped,
+or did not let begin, are counted as such.
 """

@@ -1,51 +1,55 @@
-"""`python -m benchmarks.conformance NAME --checkout DIR`: see the package."""
+"""`python -m benchmarks.conformance NAME ... --pytorch DIR --flash-attention DIR`: see the package."""
 
 from __future__ import annotations
 
 import argparse
-import json
+import os
+import tempfile
+import time
 from pathlib import Path
 
-import pytest
-
 from .. import environment
+from ..pool import write_json
+from . import fleet, verdicts
 from .adapters import ADAPTERS
-from .verdicts import Verdicts
 
 
-def run(name: str, checkout: Path, every: int = 1, expression: str = "", more: tuple[str, ...] = ()) -> Verdicts:
-    """The verdicts of a project's tests."""
-    adapter = ADAPTERS[name]
-    files = [checkout / f for f in adapter.files]
-    for file in files:
-        if not file.is_file():
-            raise SystemExit(f"{file} is not there: --checkout names a checkout of the project that has it")
-    verdicts = Verdicts(every)
-    adapter.install(checkout)
-    verdicts.count_launches()
-    try:
-        options = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-c", "/dev/null", f"--rootdir={checkout}", "--no-header",
-                   "--tb=short", "-W", "ignore"]
-        pytest.main([*map(str, files), *options, *(["-k", expression] if expression else []), *more], plugins=[verdicts])
-    finally:
-        verdicts.restore()
-    return verdicts
-
-
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.conformance", description=__doc__)
-    parser.add_argument("name", choices=ADAPTERS)
-    parser.add_argument("--checkout", type=Path, required=True, help="where the project's source lies")
-    parser.add_argument("--every", type=int, default=1, help="run each n-th test")
+    parser.add_argument("names", nargs="+", choices=ADAPTERS)
+    parser.add_argument("--pytorch", type=Path, default=Path("pytorch"), help="where its source lies (%(default)s)")
+    parser.add_argument("--flash-attention", type=Path, default=Path("flash-attention"), help="likewise (%(default)s)")
+    parser.add_argument("--every", type=int, action="append", default=[], metavar="N",
+                        help="one of N tests of each function (1); given several times: of each name in turn")
     parser.add_argument("-k", dest="expression", default="", help="pytest's selection")
-    parser.add_argument("--json", type=Path, help="also write the verdicts")
+    parser.add_argument("--processes", type=int, default=max(1, min(12, len(os.sched_getaffinity(0)) - 2)), help="%(default)s")
+    parser.add_argument("--limit", type=float, default=300.0, metavar="SECONDS", help="of all tests (%(default)s)")
+    parser.add_argument("--test-limit", type=float, default=60.0, metavar="SECONDS", help="of one (%(default)s)")
+    parser.add_argument("--json", help="also write the verdicts")
     args = parser.parse_args()
-    verdicts = run(args.name, args.checkout.resolve(), args.every, args.expression)
-    print(verdicts.table())
-    if args.json:
-        said = {"facts": environment.facts(), "name": args.name, "every": args.every, "found": verdicts.found}
-        args.json.write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
+    begin = time.time()
+    every = {name: (args.every[n] if n < len(args.every) else (args.every or [1])[-1]) for n, name in enumerate(args.names)}
+    record = {"environment": environment.facts(), "every": every, "processes": args.processes, "test_limit": args.test_limit,
+              "limit": args.limit}
+    with tempfile.TemporaryDirectory(prefix="conformance-") as folder:
+        suites = []
+        for name in args.names:
+            suites += fleet.of_names([name], {"pytorch": args.pytorch, "flash_attention": args.flash_attention}, Path(folder),
+                                     every=every[name], expression=args.expression, until=begin + args.limit)
+        fleet.run(suites, args.processes, args.test_limit, begin + args.limit)
+        failed = 0
+        for suite in suites:
+            result = suite.result()
+            found, beside = result.pop("found"), result.pop("beside")
+            said = verdicts.summary(found, beside)
+            failed += said["failed"] + ("problem" in result)
+            record[suite.name] = {**result, **said}
+            print(f"== {suite.name}: {result}\n{verdicts.table(found, beside)}\n")
+    record["seconds"] = round(time.time() - begin, 1)
+    write_json(args.json, record)
+    print(f"{record['seconds']} s, {failed} failed")
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -1,13 +1,14 @@
 """What each project's tests call, and what stands in its place.
 
 An adapter's `install` puts fcgen's functions where the tests will look for torch's or FlashAttention's, before they are collected.
-References that tests compute with the same functions (in f32 and f64, or with torch's backends all turned off but its own formula) stay
-torch's.
+References that tests compute with the same functions stay torch's: in f32 and f64, with torch's backends all turned off but its own
+formula, and of FlexAttention what is not compiled. So gradients and results are compared with what torch computes.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import sys
 import types
 from collections.abc import Callable
@@ -16,12 +17,21 @@ from typing import Any, NamedTuple
 
 from fcgen.errors import FcError
 
+#: how often fcgen was called outside of graphs, and the refusals that a test went on after
+calls: list[str] = []
+partly: list[str] = []
+
 
 class Adapter(NamedTuple):
-    """files: below the checkout; install: given its folder."""
+    """files: below the checkout; project: whose that is; install: given its folder; beside: why a test, by its name, has nothing for fcgen
+    (None: it may have); collected: what to do with the modules of the tests; alone: tests that need a GPU of their own."""
 
     files: tuple[str, ...]
+    project: str
     install: Callable[[Path], None]
+    beside: Callable[[str], str | None] = lambda name: None
+    collected: Callable[[Any], None] = lambda module: None
+    alone: tuple[str, ...] = ()
 
 
 def _half(x: Any) -> bool:
@@ -38,6 +48,38 @@ def _formula_only() -> bool:
     return not (cuda.flash_sdp_enabled() or cuda.mem_efficient_sdp_enabled() or cuda.cudnn_sdp_enabled())
 
 
+def _called(name: str) -> None:
+    import torch
+
+    if not torch.compiler.is_compiling():
+        calls.append(name)
+
+
+#: torch's tests that hold torch to something of its own, by the beginnings of their names
+_TORCHS_OWN = {
+    "test_custom_op_": "is of torch's own operators, by their names",
+    "test_fused_backwards_throws_determinism_warning": "expects warnings of torch's kernels",
+    "test_cudnn_attention_fail_d128": "expects a refusal of torch's kernels",
+    "test_symmetric_bias": "expects a refusal of torch's compiler"}
+
+
+def _of_torch(name: str) -> str | None:
+    """Of torch's tests, whose names say device, dtype and parameters."""
+    test = name.rpartition("::")[2]
+    for begin, why in _TORCHS_OWN.items():
+        if test.startswith(begin):
+            return why
+    if test.startswith("test_flash_attention_vs_math_ref_grads") and re.search("dropout_p_0_[1-9]", test):
+        return "calls torch's operator by its name, for its dropout mask"
+    if re.search(r"(_cpu(_|$)|CPU(::|$))", name):
+        return "runs on the CPU"
+    found = re.search(r"(?<=[_:])float(32|64)(?=$|_|\])", name)
+    return f"is of {found[0]}: fcgen has f16 and bf16" if found else None
+
+
+# ---- torch.nn.functional.scaled_dot_product_attention -----------------------------------------------------------------------
+
+
 def _sdpa(checkout: Path) -> None:
     import torch
 
@@ -46,13 +88,34 @@ def _sdpa(checkout: Path) -> None:
     theirs = torch.nn.functional.scaled_dot_product_attention
 
     def function(query: Any, key: Any, value: Any, *args: Any, **named: Any) -> Any:
-        take = _half(query) and not _formula_only()
-        return (fcgen.scaled_dot_product_attention if take else theirs)(query, key, value, *args, **named)
+        if not _half(query) or _formula_only():
+            return theirs(query, key, value, *args, **named)
+        _called("scaled_dot_product_attention")
+        return fcgen.scaled_dot_product_attention(query, key, value, *args, **named)
 
     torch.nn.functional.scaled_dot_product_attention = function
+    torch._fill_mem_eff_dropout_mask_ = _kept  # type: ignore[attr-defined]
+
+
+def _kept(mask: Any, p: float, seed: int, offset: int) -> Any:
+    """Above p where fcgen keeps a weight. Tests seed torch anew in front of this, as they did in front of the call."""
+    import fcgen
+    from fcgen.torch.core import new_seed
+
+    b, h, rows, keys = mask.shape
+    mask.copy_(fcgen.dropout_mask(fcgen.Dropout(p, int(new_seed())), b, h, rows, keys, mask))
+    return mask
+
+
+# ---- FlexAttention ----------------------------------------------------------------------------------------------------------
+
+#: tests whose only calls are not compiled
+_EAGER = ("test_head_bias_req_grad", "test_comparison_vs_sdpa_with_learnable_bias")
+_here = [""]
 
 
 def _flex(checkout: Path) -> None:
+    import torch
     from torch.nn.attention import flex_attention as module
 
     import fcgen
@@ -60,9 +123,37 @@ def _flex(checkout: Path) -> None:
     theirs = module.flex_attention
 
     def function(query: Any, key: Any, value: Any, *args: Any, **named: Any) -> Any:
-        return (fcgen.flex_attention if _half(query) else theirs)(query, key, value, *args, **named)
+        if not _half(query) or not (torch.compiler.is_compiling() or _here[0].startswith(_EAGER)):
+            return theirs(query, key, value, *args, **named)
+        _called("flex_attention")
+        return fcgen.flex_attention(query, key, value, *args, **named)
 
     module.flex_attention = function
+
+
+def _flex_collected(module: Any) -> None:
+    """What a test does besides with pages is a part of its own: a refusal there leaves the other part to be judged."""
+    name = "run_test_with_paged_attention"
+    for cls in [x for x in vars(module).values() if isinstance(x, type) and name in vars(x)]:
+        setattr(cls, name, _in_part(vars(cls)[name]))
+
+
+def _in_part(method: Callable[..., Any]) -> Callable[..., Any]:
+    from .verdicts import refusal
+
+    def part(*args: Any, **named: Any) -> None:
+        try:
+            method(*args, **named)
+        except Exception as e:  # what is no refusal goes on
+            said = refusal(f"{type(e).__name__}: {e}")
+            if said is None:
+                raise
+            partly.append(f"with pages: {said}")
+
+    return part
+
+
+# ---- torch.nn.attention.varlen ------------------------------------------------------------------------------------------------
 
 
 def _varlen(checkout: Path) -> None:
@@ -77,6 +168,7 @@ def _varlen(checkout: Path) -> None:
             refuse("there are no pages of keys", "block_table=None", "a block table")
         if query.shape[1] != key.shape[1] and not enable_gqa:
             refuse("`query` and `key` differ in heads", query.shape[1], key.shape[1])
+        _called("varlen_attn")
         left, right = (-1 if n is None else n for n in window_size)
         lse = return_aux is not None and bool(return_aux.lse)
         return attend_varlen(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, None, seqused_k, causal=is_causal, left=left, right=right,
@@ -85,14 +177,26 @@ def _varlen(checkout: Path) -> None:
     module.varlen_attn = function
 
 
-def _flash_attn(checkout: Path) -> None:
-    """Forward and backward cases."""
+# ---- FlashAttention-3 ---------------------------------------------------------------------------------------------------------
 
+
+def _flash_attn(checkout: Path) -> None:
+    """Forward and backward cases. Tests of a cache of keys, of which there are tens of thousands and for which fcgen has no function, are
+    collected without their cases of pages and of new keys, by the tests' own switches."""
     from fcgen.compat import flash_attn_interface as ours
 
-    os.environ.update(FLASH_ATTENTION_DISABLE_BACKWARD="FALSE")
+    os.environ.update({f"FLASH_ATTENTION_DISABLE_{x}": y for x, y in (("BACKWARD", "FALSE"), ("PAGEDKV", "TRUE"), ("APPENDKV", "TRUE"))})
     sys.path.insert(0, str(checkout / "hopper"))
     module = types.ModuleType("flash_attn_interface")
+
+    def counted(name: str) -> Callable[..., Any]:
+        fn = getattr(ours, name)
+
+        def call(*args: Any, **named: Any) -> Any:
+            _called(name)
+            return fn(*args, **named)
+
+        return call
 
     def lacking(name: str) -> Callable[..., Any]:
         def refused(*_: Any, **__: Any) -> Any:
@@ -101,12 +205,28 @@ def _flash_attn(checkout: Path) -> None:
         return refused
 
     for name in ("flash_attn_func", "flash_attn_varlen_func", "flash_attn_qkvpacked_func", "flash_attn_combine"):
-        setattr(module, name, getattr(ours, name))
+        setattr(module, name, counted(name))
     for name in ("flash_attn_with_kvcache", "get_scheduler_metadata"):
         setattr(module, name, lacking(name))
     sys.modules["flash_attn_interface"] = module
 
 
+def _beside_flash_attn(name: str) -> str | None:
+    """Of parameters in the order of the tests' decorators, the innermost first."""
+    function, _, cases = name.rstrip("]").rpartition("::")[2].partition("[")
+    words = cases.split("-")
+    if function in ("test_flash_attn_output", "test_flash_attn_varlen_output"):
+        if words[-1] == "dtype2":
+            return "is of float8: fcgen has f16 and bf16"
+        return "asks for `qv`, which fcgen refuses" if words[-3] == "True" else None
+    if function == "test_flash_attn_kvcache":
+        return "asks for flash_attn_with_kvcache, which fcgen has not"
+    return "is of the operators' schemas" if function == "test_flash3_bw_compatibility" else None
+
+
 ADAPTERS = {
-    "sdpa": Adapter(("test/test_transformers.py",), _sdpa), "flex": Adapter(("test/inductor/test_flex_attention.py",), _flex),
-    "varlen": Adapter(("test/test_varlen_attention.py",), _varlen), "flash_attn": Adapter(("hopper/test_flash_attn.py",), _flash_attn)}
+    "sdpa": Adapter(("test/test_transformers.py",), "pytorch", _sdpa, _of_torch),
+    "flex": Adapter(("test/inductor/test_flex_attention.py",), "pytorch", _flex, _of_torch, _flex_collected),
+    "varlen": Adapter(("test/test_varlen_attention.py",), "pytorch", _varlen, _of_torch),
+    "flash_attn": Adapter(("hopper/test_flash_attn.py",), "flash_attention", _flash_attn, _beside_flash_attn,
+                          alone=("test_flash_attn_race_condition",))}

@@ -1,4 +1,4 @@
-"""A pytest plugin that sorts outcomes: passed, failed, or not applicable and why."""
+"""Outcomes of tests as verdicts (passed, failed, or not applicable and why), and tables of them."""
 
 from __future__ import annotations
 
@@ -6,76 +6,106 @@ import re
 from collections import Counter, defaultdict
 from typing import Any
 
-import pytest
+from . import adapters
 
-#: how many reasons, and names of failures, a table shows
+NAMES = ("passed", "not applicable", "failed", "stopped", "not reached")
+#: how many reasons, and failures, a table shows
 SHOWN = 12
 
+_CODED = re.compile(r"\[(?:call|compile|trace|grad)/[\w-]+\] ([^\n]+)")
+_IN_A_GRAPH = "fcgen refuses this call"
+#: in a class of its own each: parameters of tests, and sizes
+_NUMBERS = re.compile(r"\b\d+\b")
 
-class Verdicts:
-    """every: each n-th test is run, so that a sample covers all functions. found: test -> (verdict, reason)."""
 
-    def __init__(self, every: int = 1):
-        self.every, self.found, self._launched = every, {}, 0  # type: ignore[var-annotated]
-        self._undo: list[Any] = []
+def refusal(text: str) -> str | None:
+    """What fcgen said, where that is what a text ends in."""
+    found = _CODED.search(text)
+    if found:
+        return _NUMBERS.sub("n", found[1])[:120].rstrip()
+    return "in a graph of torch.compile, which cannot say why" if _IN_A_GRAPH in text else None
 
-    def count_launches(self) -> None:
-        """Know which tests reach a kernel."""
-        from fcgen.attend import forward
-        from fcgen.torch import core
 
-        for module, name in ((forward, "attention"), (core, "attention_varlen")):
-            theirs = getattr(module, name)
+def ours(traceback: Any) -> bool:
+    """Does this traceback pass through fcgen?"""
+    return any("/fcgen/" in str(entry.path).replace("\\", "/") for entry in traceback)
 
-            def counted(*args: Any, _theirs: Any = theirs, **named: Any) -> Any:
-                out = _theirs(*args, **named)
-                self._launched += 1
-                return out
 
-            setattr(module, name, counted)
-            self._undo.append((module, name, theirs))
+def launches() -> tuple[list[int], list[Any]]:
+    """A counter of calls that reached a kernel, and what undoes it."""
+    from fcgen.attend import forward
+    from fcgen.torch import core
 
-    def restore(self) -> None:
-        for module, name, theirs in self._undo:
-            setattr(module, name, theirs)
+    count, undo = [0], []
+    for module, name in ((forward, "attention"), (forward, "known"), (core, "attention_varlen")):
+        theirs = getattr(module, name)
 
-    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        items[:] = items[::self.every]
+        def counted(*args: Any, _theirs: Any = theirs, **named: Any) -> Any:
+            out = _theirs(*args, **named)
+            count[0] += out is not None
+            return out
 
-    @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_call(self, item: pytest.Item) -> Any:
-        self._launched = 0
-        return (yield)
+        setattr(module, name, counted)
+        undo.append((module, name, theirs))
+    return count, undo
 
-    @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_makereport(self, item: pytest.Item, call: Any) -> Any:
-        report = yield
-        if report.when == "call" or report.outcome != "passed":
-            self.found.setdefault(item.nodeid, self._verdict(report, call))
-        return report
 
-    def _verdict(self, report: Any, call: Any) -> tuple[str, str]:
-        text = str(report.longrepr or "")
-        if report.outcome == "skipped":
-            return "not applicable", "skipped by the test: " + re.sub(r"\s+", " ", text.rsplit("Skipped:", 1)[-1])[:100].strip("(')\" ")
-        refused = re.search(r"\[(?:call|compile|trace)/[\w-]+\] ([^\n]+)", text)
-        if report.outcome == "failed" and refused:
-            return "not applicable", "refused: " + refused[1][:120]
-        if not self._launched:
-            return "not applicable", "reaches no kernel of fcgen's" + ("" if report.outcome == "passed" else ", and fails without")
-        return ("passed", "") if report.outcome == "passed" else ("failed", str(call.excinfo.value)[:300] if call.excinfo else text[-300:])
+def judged(report: Any, info: Any, launched: int) -> tuple[str, str]:
+    """A verdict and its reason. report, info: pytest's; launched: how many calls reached a kernel."""
+    text = str(report.longrepr or "")
+    if report.outcome == "skipped":
+        return "not applicable", "skips itself: " + re.sub(r"\s+", " ", text.rsplit("Skipped:", 1)[-1])[:100].strip("(')\" ")
+    reached = bool(launched or adapters.calls)
+    if report.outcome == "passed":
+        if not reached:
+            return "not applicable", "reaches no kernel of fcgen's"
+        return "passed", "; ".join(dict.fromkeys(adapters.partly))
+    said = refusal(text)
+    if said is not None:
+        return "not applicable", f"refused: {said}"
+    why = f"{info.type.__name__}: {info.value}"[:600] if info else text[-600:]
+    if "out of memory" in why:
+        return "not reached", "out of memory, beside other processes"
+    if reached or (info and ours(info.traceback)):
+        return "failed", why
+    return "not applicable", f"fails before it calls fcgen: {why.splitlines()[0][:100]}"
 
-    def table(self) -> str:
-        """By test function, then the reasons and the failures."""
-        rows: dict[str, Counter[str]] = defaultdict(Counter)
-        for test, (verdict, _) in self.found.items():
-            rows[test.split("::")[-1].split("[")[0]][verdict] += 1
-        names = ("passed", "not applicable", "failed")
-        width = max([len(name) for name in rows] + [10])
-        out = [f"{'':{width}}  " + "  ".join(names)]
-        for name, counts in [*sorted(rows.items()), ("all", sum(rows.values(), Counter()))]:
-            out.append(f"{name:{width}}  " + "  ".join(f"{counts[n]:{len(n)}}" for n in names))
-        why = Counter(reason for verdict, reason in self.found.values() if verdict == "not applicable")
-        out += ["", "not applicable because:", *[f"{n:6}  {reason}" for reason, n in why.most_common(SHOWN)]]
-        failed = [f"{test}: {reason[:100]!r}" for test, (verdict, reason) in self.found.items() if verdict == "failed"]
-        return "\n".join([*out, *(["", f"failed ({len(failed)}):", *failed[:SHOWN]] if failed else [])])
+
+def summary(found: dict[str, list[str]], beside: list[list[Any]]) -> dict[str, Any]:
+    """Counts, reasons and failures. found: test -> verdict, reason, function; beside: function, reason, how many tests."""
+    why = Counter(reason for verdict, reason, _ in found.values() if verdict == "not applicable")
+    for _, reason, n in beside:
+        why[reason] += n
+    partly = Counter(reason for verdict, reason, _ in found.values() if verdict == "passed" and reason)
+    rows = _counts(found, beside)
+    counts = rows.pop("all")
+    return {**{name: counts[name] for name in NAMES}, "not_applicable_because": dict(why.most_common()),
+            "passed_but_for": dict(partly.most_common()), "by_function": {name: dict(row) for name, row in rows.items()},
+            "failures": {test: reason for test, (verdict, reason, _) in found.items() if verdict == "failed"},
+            "stopped_tests": [test for test, (verdict, *_) in found.items() if verdict == "stopped"]}
+
+
+def _counts(found: dict[str, list[str]], beside: list[list[Any]]) -> dict[str, Counter[str]]:
+    rows: dict[str, Counter[str]] = defaultdict(Counter)
+    for verdict, _, function in found.values():
+        rows[function][verdict] += 1
+    for function, _, n in beside:
+        rows[function]["not applicable"] += n
+    return {**dict(sorted(rows.items())), "all": sum(rows.values(), Counter())}
+
+
+def table(found: dict[str, list[str]], beside: list[list[Any]]) -> str:
+    """By test function, then the reasons and the failures."""
+    rows = _counts(found, beside)
+    width = max([len(name) for name in rows] + [10])
+    out = [f"{'':{width}}  " + "  ".join(NAMES)]
+    for name, counts in rows.items():
+        out.append(f"{name:{width}}  " + "  ".join(f"{counts[n]:{len(n)}}" for n in NAMES))
+    said = summary(found, beside)
+    for title, key in (("not applicable because:", "not_applicable_because"), ("passed, but for a part:", "passed_but_for")):
+        if said[key]:
+            out += ["", title, *[f"{n:6}  {reason}" for reason, n in list(said[key].items())[:SHOWN]]]
+    failed = [f"{test}: {reason[:160]!r}" for test, reason in said["failures"].items()]
+    stopped = said["stopped_tests"]
+    return "\n".join([*out, *(["", f"failed ({len(failed)}):", *failed[:SHOWN]] if failed else []),
+                      *(["", f"stopped ({len(stopped)}):", *stopped[:SHOWN]] if stopped else [])])

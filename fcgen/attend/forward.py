@@ -18,7 +18,7 @@ from ..ir.schedule import Schedule
 from ..ir.types import DTYPES
 from . import blocks as listed
 from . import calls, plans
-from .learning import learns
+from .learning import learns, recorded
 from .outputs import _empty, _fill
 from .variants import PLAIN, Choice, Functions, _arch, family, fitted, functions, lazy_of, run, sums_of
 
@@ -105,6 +105,10 @@ def _unknown(key: Any, q: Any, k: Any, v: Any, causal: Any, scale: float | None,
         _tracing = sys.modules["torch.compiler"].is_dynamo_compiling  # cheaper than to look for it each time
     if scale is not None:
         scale = _scale(scale)
+    if schedule is given is blocks is None and recorded(q, k, v):
+        from .torch_op import operator
+
+        return operator(q, k, v, causal, scale, return_lse, out)
     if learns(given or PLAIN, q, k, v):
         return _trained(q, k, v, causal, scale, return_lse, schedule, out, given or PLAIN, blocks)
     q, k, v = (_without_gradient(t) for t in (q, k, v))
@@ -150,7 +154,8 @@ def _trained(q: Any, k: Any, v: Any, causal: Any, scale: float | None, return_ls
              blocks: Any) -> Any:
     """A call through which a gradient flows."""
     from ..runtime import tensors
-    from .training import attend, widened
+    from .differentiable import attend
+    from .training import widened
 
     if out is not None:
         raise FcError("call/argument", "argument `out` is written, and a gradient is to flow through it",
@@ -174,7 +179,7 @@ def training_call(q: Any, k: Any, v: Any, causal: Any, scale: float | None, sche
     from ..runtime import tensors
     from .training import DENSE, Call
 
-    qa, ka, va = (tensors.describe(x.detach(), name) for x, name in zip((q, k, v), "qkv"))
+    qa, ka, va = (tensors.outline(x, name) for x, name in zip((q, k, v), "qkv"))
     _check_shapes(qa, ka, va)
     scale = 1.0 / math.sqrt(qa.shape[3]) if scale is None else scale
     run = functools.partial(_checked, causal=causal, scale=scale, return_lse=True, schedule=schedule, out=None, given=given, blocks=blocks)

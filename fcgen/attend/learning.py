@@ -1,4 +1,4 @@
-"""Whether a gradient may flow through a call of `fcgen.attention`. Loads nothing of torch's."""
+"""Whether a derivative may flow through a call of `fcgen.attention`, or a graph is made of it. Loads nothing of torch's."""
 
 from __future__ import annotations
 
@@ -16,20 +16,52 @@ _DEPTH = 6
 
 
 def learns(given: Functions, *tensors: Any) -> bool:
-    """Whether one of the tensors requires a gradient, or one that the functions hold."""
+    """Whether one of the tensors requires a gradient, or one that the functions hold, or a transform or tangents are about."""
     torch = sys.modules.get("torch")
     if torch is None or not all(isinstance(t, torch.Tensor) for t in tensors):
         return False
+    if any(moving(t) for t in tensors) or held_move(given):
+        return True
     return bool(torch.is_grad_enabled()) and (held_learn(given) or any(t.requires_grad for t in tensors))
+
+
+def recorded(*tensors: Any) -> bool:
+    """Whether torch writes operators down here, or looks at them (make_fx, torch.export, fake tensors, torch.jit.trace, modes), and so
+    would not see a launch."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return False
+    if torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state() is not None:
+        return True
+    return any([type(t) is not torch.Tensor and type(t).__name__ in ("FakeTensor", "FunctionalTensor") for t in tensors])
+
+
+def held_move(given: Functions) -> bool:
+    """Whether a tensor that the functions hold does."""
+    return any(moving(x) for x in _held(given))
+
+
+def moving(x: Any) -> bool:
+    """Whether a tensor of torch belongs to a transform of torch.func that takes derivatives or batches, or carries a tangent."""
+    torch = sys.modules["torch"]
+    of = torch._C._functorch
+    if of.is_gradtrackingtensor(x) or of.is_batchedtensor(x):
+        return True
+    forward = torch.autograd.forward_ad
+    return forward._current_level >= 0 and forward.unpack_dual(x).tangent is not None
 
 
 def held_learn(given: Functions) -> bool:
     """Whether a tensor that the functions hold requires one."""
-    found = [x for f in given if f is not None for x in _tensors_in(f, sys.modules["torch"].Tensor, _DEPTH) if x.requires_grad]
+    found = [x for x in _held(given) if x.requires_grad]
     for x in found:
         if not x.shape and sys.modules["torch"].is_grad_enabled():
             raise no_number(x)
     return bool(found)
+
+
+def _held(given: Functions) -> Iterator[Any]:
+    return (x for f in given if f is not None for x in _tensors_in(f, sys.modules["torch"].Tensor, _DEPTH))
 
 
 def _tensors_in(x: Any, kind: type, depth: int) -> Iterator[Any]:

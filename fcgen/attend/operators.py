@@ -1,7 +1,7 @@
 """Operators for graphs: what they are for torch, and those with a rule for their derivative, which is an operator too.
 
-Guaranteed of these: both do what the plain call does (`training.differentiated`); what the backward pass reads is saved by torch; second
-derivatives are refused. Imported where graphs are traced.
+Guaranteed of these: both do what the plain call does (`differentiable.differentiated`); what the backward pass reads is saved by torch;
+second derivatives are refused. Imported where graphs are traced.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from .training import differentiated, twice
+from .differentiable import differentiated, twice
 
 #: operators live as long as this
 LIBRARY = torch.library.Library("fcgen", "FRAGMENT")

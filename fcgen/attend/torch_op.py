@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ..errors import FcError
 from . import forward
 from .operators import define, learnt
 
@@ -61,23 +62,36 @@ _OPS = {
 TRAINED = learnt("attention_trained", f"{_HEAD}{_TAIL}", _lse_op, lambda q, k, v, *_: (_like(q, v), _rows(q)))
 
 
-@torch.compiler.disable
+@torch.compiler.disable(reason="fcgen.attention with functions, a schedule or blocks is no operator: it is called as it is")
 def _break(*args: Any, **named: Any) -> Any:
     return forward.attention(*args, **named)
 
 
 def traced(q: Any, k: Any, v: Any, causal: Any, scale: Any, return_lse: Any, schedule: Any, out: Any, more: dict[str, Any]) -> Any:
     """What Dynamo writes into the graph for a call."""
-    lost = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
     word = causal if isinstance(causal, str) else _WORDS[causal] if isinstance(causal, (bool, type(None))) else None
     special = schedule is not None or any(x is not None for x in more.values())
-    if lost and out is None and not special and word is not None and isinstance(scale, (float, int, type(None))):
-        o, lse = TRAINED(q, k, v, word, None if scale is None else float(scale))
-        return (o, lse) if return_lse else o
-    if lost or special or word is None or not isinstance(scale, (float, int, type(None))):
+    if special or (_learns(q, k, v) and out is not None) or word is None or not isinstance(scale, (float, int, type(None))):
         return _break(q, k, v, causal=causal, scale=scale, return_lse=return_lse, schedule=schedule, out=out, **more)
-    if scale is not None:
-        scale = float(scale)
+    return _written(q, k, v, word, None if scale is None else float(scale), return_lse, out)
+
+
+def operator(q: Any, k: Any, v: Any, causal: Any, scale: float | None, return_lse: bool, out: Any) -> Any:
+    """What a call is where torch writes operators down. (With functions or a schedule it is none, and its tensors are refused.)"""
+    if out is not None and _learns(q, k, v):
+        raise FcError("call/argument", "argument `out` is written, and a gradient is to flow through it",
+                      hint="leave it away, or call under torch.no_grad()")
+    return _written(q, k, v, causal if isinstance(causal, str) else _WORDS[causal], scale, return_lse, out)
+
+
+def _learns(*tensors: Any) -> bool:
+    return torch.is_grad_enabled() and any([t.requires_grad for t in tensors])
+
+
+def _written(q: Any, k: Any, v: Any, word: str, scale: float | None, return_lse: bool, out: Any) -> Any:
+    if out is None and _learns(q, k, v):
+        o, lse = TRAINED(q, k, v, word, scale)
+        return (o, lse) if return_lse else o
     if out is None:
         return _OPS[bool(return_lse), False](q, k, v, word, scale)
     lse = _OPS[bool(return_lse), True](q, k, v, out, word, scale)

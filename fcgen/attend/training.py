@@ -1,10 +1,9 @@
-"""`fcgen.attention` where gradients flow: a function of torch's autograd around the library's forward and backward programs.
+"""The gradients of a call of attention: the programs of `kernels.backward` and `kernels.ragged_backward`, on torch's tensors.
 
-Guaranteed: the value is the plain call's. Gradients are those of q, k and v, of the log-sum-exp where it is asked for, and of the float
+Guaranteed: gradients are those of q, k and v, of the log-sum-exp where it is asked for, and of the float
 tensors that score, dropout and sinks hold and that require one. Every tensor that the backward pass reads is saved by torch, which notices
 where one has been written to in between; numbers are those of the forward call. Under `torch.use_deterministic_algorithms`, or `in_order`,
-the gradient of q is summed up in one order, in a pass of its own. Transforms of torch.func that take gradients are followed; second
-derivatives, tangents and batches of theirs are refused.
+the gradient of q is summed up in one order, in a pass of its own. What torch's autograd is told of it: `differentiable`.
 
 Imported only where torch is in use.
 """
@@ -12,8 +11,7 @@ Imported only where torch is in use.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
@@ -107,116 +105,6 @@ def widened(q: Any, k: Any, v: Any) -> list[Any] | None:
 
 #: whether the gradient of q is summed up in one order, whatever torch's own switch says
 in_order: ContextVar[bool] = ContextVar("in_order", default=False)
-#: (out, log-sum-exp) of the call that is looked at, where they are known
-_known: ContextVar[tuple[Any, Any] | None] = ContextVar("known", default=None)
-
-
-class _Pass:
-    """A call and its plan. (No tuple: torch.func would look into one.)"""
-
-    __slots__ = ("call", "plan")
-
-    def __init__(self, call: Call, plan: Plan):
-        self.call, self.plan = call, plan
-
-
-def attend(call: Call, q: Any, k: Any, v: Any) -> tuple[Any, Any]:
-    """(out, log-sum-exp), with a gradient."""
-    held: list[Any] = []
-    with tensors.followed():
-        plan = plan_of(call, q, k, v, q.requires_grad, k.requires_grad or v.requires_grad, held)
-    saved = [x for x in call.saved if isinstance(x, torch.Tensor)]
-    return _Attention.apply(_Pass(call, plan), q, k, v, *held, *saved)  # type: ignore[no-any-return]
-
-
-@contextmanager
-def as_outside() -> Iterator[None]:
-    """In an operator's own code: autograd and transforms of torch.func work as around it, and what watches operators does not look on."""
-    excluded = torch._C._dispatch_tls_local_exclude_set()
-    for key in ("AutogradCUDA", "AutogradCPU", "AutogradOther", "ADInplaceOrView", "FuncTorchDynamicLayerFrontMode",
-                "FuncTorchDynamicLayerBackMode", "FuncTorchVmapMode", "FuncTorchBatched", "FuncTorchGradWrapper", "PythonTLSSnapshot"):
-        excluded = excluded.remove(getattr(torch._C.DispatchKey, key))
-    included, modes = torch._C._dispatch_tls_local_include_set(), torch.utils._python_dispatch
-    with modes._disable_current_modes(), torch._C._ForceDispatchKeyGuard(included, excluded):
-        yield
-
-
-def differentiated(run: Callable[..., Any], given: Sequence[Any], wanted: Sequence[int], known: tuple[Any, Any],
-                   of: tuple[Any, Any]) -> list[Any]:
-    """Gradients of the given tensors that are wanted, of what `run` makes of all of them: (out, log-sum-exp), which are known. of: the
-    gradients of both, or None. The forward programs do not run. It may be called in an operator's own code."""
-    before = _known.set(known)
-    try:
-        with as_outside(), torch.enable_grad():
-            leaves = [x.detach().requires_grad_(n in wanted) for n, x in enumerate(given)]
-            pairs = [(x, g) for x, g in zip(run(*leaves), of) if g is not None and x.requires_grad]
-            xs = [leaves[n] for n in wanted]
-            found = torch.autograd.grad([x for x, _ in pairs], xs, [g for _, g in pairs], allow_unused=True) if pairs else [None] * len(xs)
-    finally:
-        _known.reset(before)
-    return [torch.zeros_like(x, memory_format=torch.contiguous_format) if g is None else g.contiguous() for x, g in zip(xs, found)]
-
-
-class _Attention(torch.autograd.Function):
-    @staticmethod
-    def forward(run: _Pass, q: Any, k: Any, v: Any, *held: Any) -> Any:
-        known = _known.get()
-        if known is not None:
-            return known[0].detach(), known[1].detach()
-        with tensors.followed():
-            return run.call.run(q, k, v)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, Any]) -> None:
-        ctx.run, *saved = inputs
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*output, *saved)
-
-    @staticmethod
-    def backward(ctx: Any, do: Any, dlse: Any) -> Any:
-        needs = ctx.needs_input_grad[1:]
-        if do is None and dlse is None:
-            return None, *[None for _ in needs]
-        return None, *_Gradients.apply(ctx.run, needs, do, dlse, *ctx.saved_tensors)
-
-    @staticmethod
-    def jvp(ctx: Any, *_: Any) -> Any:
-        raise _no_derivative("fcgen.attention is given tangents (torch.func.jvp, jacfwd), and has no forward derivative")
-
-    @staticmethod
-    def vmap(*_: Any) -> Any:
-        raise _no_derivative("torch.func.vmap asks fcgen.attention for another axis", "pass it as part of the batch")
-
-
-class _Gradients(torch.autograd.Function):
-    """Gradients: they follow from tensors in a way that has no derivative here."""
-
-    @staticmethod
-    def forward(run: _Pass, needs: tuple[bool, ...], do: Any, dlse: Any, o: Any, lse: Any, q: Any, k: Any, v: Any, *held: Any) -> Any:
-        into: dict[int, Any] = {}
-        with torch.no_grad():
-            three = gradients(run.call, run.plan, o, lse, q, k, v, tuple(held), do, dlse, into)
-            every = [*three, *[into[n].to(x.dtype) if n in into else None for n, x in enumerate(held)]]
-        return tuple(g if need else None for g, need in zip(every, needs))
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        """Nothing is kept."""
-
-    @staticmethod
-    def backward(ctx: Any, *_: Any) -> Any:
-        raise twice()
-
-    jvp, vmap = _Attention.jvp, _Attention.vmap
-
-
-def twice() -> FcError:
-    return _no_derivative("the gradient of fcgen.attention is differentiated, and has no derivative",
-                          "for second derivatives write the attention in torch's functions")
-
-
-def _no_derivative(message: str, hint: str | None = None) -> FcError:
-    return FcError("call/argument", message, expected="first derivatives, in reverse", hint=hint)
 
 
 def gradients(call: Call, plan: Plan, o: Any, lse: Any, q: Any, k: Any, v: Any, held: tuple[Any, ...], do: Any, dlse: Any,
@@ -246,9 +134,9 @@ def gradients(call: Call, plan: Plan, o: Any, lse: Any, q: Any, k: Any, v: Any, 
 
 def plan_of(call: Call, q: Any, k: Any, v: Any, for_q: bool, for_k: bool, held: list[Any]) -> Plan:
     """for_q, for_k: whether gradients of q, and of k or v, are wanted. held: receives the tensors that the functions hold."""
-    like = tensors.describe(q.detach(), "q")
+    like = tensors.outline(q, "q")
     common = target(call.arch.rstrip("a")).arch
-    arch = call.arch if like.in_lines and all(tensors.describe(x.detach(), n).in_lines for x, n in ((k, "k"), (v, "v"))) else common
+    arch = call.arch if like.in_lines and all(tensors.outline(x, n).in_lines for x, n in ((k, "k"), (v, "v"))) else common
     score, keep, weigh, sink = call.given
     facts = {"T": DTYPES[like.dtype], "D": q.shape[-1], "E": v.shape[-1], **call.facts}
     functions = {n: f for n, f in (("score", score), ("keep", keep), ("weigh", weigh)) if f is not None}
@@ -311,7 +199,7 @@ def _compiled(spec: Spec, arch: str, facts: Mapping[str, Any], functions: Mappin
         except FcError as e:
             if not e.code.startswith("compile/"):
                 raise
-    if possible is None and head > WIDEST:
+    if possible is None and head > WIDEST and listed:
         raise FcError("compile/budget", f"no tile of the backward pass for these head sizes fits {arch}", got=facts,
                       expected="tiles of all four tensors in the registers and the shared memory of a block",
                       hint=f"heads of at most {WIDEST} fit every target; without a gradient: torch.no_grad()")

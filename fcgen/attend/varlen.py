@@ -89,7 +89,8 @@ def attention_varlen(q: Any, k: Any, v: Any, cu_seqlens_q: Any, cu_seqlens_k: An
             arguments["right"] = right
     shape = (qa.shape[0], qa.shape[1], va.shape[2])
     if trained and 0 not in shape and sequences and longest:
-        from .training import RAGGED, Call, attend, widened
+        from .differentiable import attend
+        from .training import RAGGED, Call, widened
 
         if out is not None:
             raise FcError("call/argument", "argument `out` is written, and a gradient is to flow through it",

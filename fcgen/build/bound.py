@@ -82,7 +82,9 @@ class _Bound:
         if word == "number":
             return of_type(rest[0])
         if word == "constant":
-            return self._is(x, rest[1]) if rest[1] is None or rest[0] in (bool, str, bytes) else f"{x} is {self.script.known(rest[1])} or {long}"
+            if rest[1] is None or rest[0] in (bool, str, bytes):
+                return self._is(x, rest[1])
+            return f"{x} is {self.script.known(rest[1])} or {long}"
         if word == "function":
             return f"type({x}) is {self._fn} and {x}.__code__ is {self.script.known(rest[0], 'code')}"
         if word == "itself" and isinstance(rest[0], Same):

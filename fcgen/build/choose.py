@@ -283,12 +283,14 @@ class Chooser:
 
     # ---- choosing ----------------------------------------------------------------------------------------------------
 
-    def choose(self) -> tuple[Schedule, Estimate, Usage]:
+    def choose(self, slow: bool = False, last: FcError | None = None) -> tuple[Schedule, Estimate, Usage]:
+        """slow: loops that wait for each of their tiles are taken too, which are asked for where no other ones fit. last: what was said of
+        those."""
         found: list[tuple[Estimate, Plan, Schedule, Usage, bool]] = []
         every = list(self.plans())
         near = [p for p in every if self._fits(p)] or sorted(every, key=self._regs)[:4 * MOST]
         ranked = sorted(((self.estimate(p), p) for p in near), key=lambda x: (x[0].cycles, x[1].warps, -x[1].stages, x[1].tiles))
-        tried, last = 0, None
+        tried = 0
         for guess, p in ranked:
             best = min((f[0].cycles for f in found if f[4]), default=None)
             if tried >= (MOST if found else 3 * MOST) or (best is not None and guess.cycles >= best):
@@ -299,7 +301,7 @@ class Chooser:
                 continue
             tried += 1
             try:
-                schedule, usage = self.lowered(p)
+                schedule, usage = self.lowered(p, slow)
             except FcError as e:
                 last = e
                 if e.code not in ("compile/budget", "compile/schedule", "compile/unsupported"):
@@ -311,13 +313,15 @@ class Chooser:
             if not fine:
                 self.refused.append((p, f"{usage.fragment_regs} of {usage.limit} registers are too many to be sure that none spills"))
             found.append((self.estimate(p, usage), p, schedule, usage, fine))
+        if not found and not slow:
+            return self.choose(True, last)
         if not found:
             raise last or FcError("compile/unsupported", f"no schedule is known for {self.load.kernel.name} on {self.target.arch}",
                                   expected="dots whose rows divide into multiples of 16", hint="pass a Schedule of your own")
         took, _, schedule, usage, _ = min(found, key=lambda f: (not f[4], f[0].cycles))
         return schedule, took, usage
 
-    def lowered(self, p: Plan) -> tuple[Schedule, Usage]:
+    def lowered(self, p: Plan, slow: bool = False) -> tuple[Schedule, Usage]:
         """The candidate as a schedule, without the fields that a pass finds nothing to do for."""
         fields = self.fields(p)
         while True:
@@ -325,7 +329,7 @@ class Chooser:
                 while name in fields and (name, fields[name]) in self.idle:
                     instead = _INSTEAD.get((name, fields.pop(name)))
                     fields |= {name: instead} if instead else {}
-            if "ahead" in self.fields(p) and "ahead" not in fields:
+            if "ahead" in self.fields(p) and "ahead" not in fields and not slow:
                 raise FcError("compile/schedule", "with one slot that no load comes ahead into, others are better")
             schedule = Schedule(**fields)
             self.lowerings += 1

@@ -16,13 +16,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from ..version import __version__
 from ..errors import FcError, Loc, did_you_mean
 from ..ir.core import Kernel, walk_kernel
-from ..ir.deep import with_room
-from ..ir.verify import verify
 from ..ir.schedule import Schedule
 from ..ir.target import Target
+from ..ir.verify import verify
+from ..version import __version__
+from .deep import with_room
 
 #: Beyond what every compilation has (`runtime/nvrtc.py`): functions without a word for where they run are the device's.
 NVRTC_OPTIONS: tuple[str, ...] = ("-default-device",)

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import compiler
 from ..errors import FcError, FcWarning, did_you_mean
 from ..ir.alignment import Promise, natural, nothing, of_arguments, promised, with_promises
 from ..ir.core import Kernel, Value, walk_kernel
 from ..ir.schedule import Schedule
 from ..ir.sizes import is_made
 from ..ir.types import DType, Tensor
+from . import compiler
 
 if TYPE_CHECKING:
     from ..launch import Launcher

@@ -8,13 +8,12 @@ what the spec says, not what passes make of it: it is for comparing tile sizes w
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from functools import cached_property
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import prod
 
-from ..ir.op_table import having
 from ..ir.core import Block, GridAxis, Kernel, Op, Value, definitions, uses, walk
-from ..ir.elementwise import FNS
+from ..ir.op_table import having
 from ..ir.types import Tile
 
 Axis = int | str  # a size, or the BLOCK name that has it

@@ -230,28 +230,28 @@ def explain(code: str | None) -> None:
 def layout(name: str, rows: int, cols: int, warps: int, svg: str | None) -> None:
     """Picture of a layout: which lane and register, or which bank, holds each element of a ROWS x COLS tile."""
     from ..ir import layout as layouts
-    from ..ir.picture import svg as draw
+    from . import picture
 
     if name == "smem":
         shared = layouts.native_smem(cols, 2)
-        text, value = shared.picture((rows, cols), 2), cast(Any, shared)
+        text, value = picture.chunks(shared, (rows, cols), 2), cast(Any, shared)
     elif name == "rowwise":
         value = layouts.rowwise(rows, cols, warps)
-        text = value.picture()
+        text = picture.registers(value)
     else:
         value = getattr(layouts, name)(rows, cols, (warps, 1))
         if value.shape != (rows, cols):
             raise FcError(
                 "compile/schedule", f"{name} covers whole fragments", expected="rows and columns of 16 and 8", got=f"{rows} x {cols}"
             )
-        text = value.picture()
+        text = picture.registers(value)
     if svg == "-":
-        click.echo(draw(value, shape=(rows, cols)))
+        click.echo(picture.svg(value, shape=(rows, cols)))
     elif svg:
         path = Path(svg)
         if path.suffix != ".svg":
             raise FcError("cli/usage", "a drawing is an .svg file", got=svg, hint=f"--svg {path.with_suffix('.svg')}")
-        for line in written(write_files({path: draw(value, shape=(rows, cols))})):
+        for line in written(write_files({path: picture.svg(value, shape=(rows, cols))})):
             click.echo(line)
     else:
         click.echo(f"{value}\n{text}")

@@ -1,10 +1,8 @@
 """The derivative of a whole kernel: a kernel of the same grid that adds the gradients of tensors that it reads to tensors of their own.
 
 The body runs again, without its stores; then it is walked backwards. Where it stored a tile, the gradient of that output is read; where it
-read a tensor, the tile's gradient is added, atomically, at the same places. A loop has a derivative if what it carries and depends on those
-tensors are sums, `x <<= x + f(...)` with an f that does not read x: the gradient of each addend is that of the sum, and a second loop over
-the same tiles computes f again and goes backwards through it. Nested loops are walked the same way. Guaranteed: what has no derivative is
-FcError "trace/grad" with its line.
+read a tensor, the tile's gradient is added, atomically, at the same places. Loops are walked as `loops` says. Guaranteed: what has no
+derivative is FcError "trace/grad" with its line.
 """
 
 from __future__ import annotations
@@ -13,14 +11,13 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from ..errors import FcError
-from ..ir.core import Block, Kernel, Op, Value, definitions, uses, walk
-from ..ir.rewrite import Builder, Env, copy_block, copy_op, remove_dead
+from ..ir.core import Block, Kernel, Op, Value, walk
+from ..ir.rewrite import Builder, remove_dead
 from ..ir.types import Tensor, f32, i32
+from .activity import spread
+from .loops import backwards
 from .modes import READS, pull_op
 from .writer import Writer
-
-#: what is added to a sum: a value, or the operands of a product that adds to it
-Addend = Value | tuple[Value, ...]
 
 
 def gradient_of(kernel: Kernel, of: tuple[str, ...]) -> Kernel:
@@ -48,7 +45,7 @@ def gradient_of(kernel: Kernel, of: tuple[str, ...]) -> Kernel:
     sums = {p: Value(replace(p.type, dtype=f32), named[p]) for p in inputs}
     walker = _Walker(given, sums)
     b = Builder()
-    walker.backwards(Writer(b), list(kernel.body.ops), {})
+    walker.backwards(Writer(b), list(remove_dead(kernel.body).ops), {})
     params = (*(p for p in kernel.params if p not in outs), *given.values(), *sums.values())
     flags = {n: f for n, f in kernel.flags.items() if n not in {p.name for p in outs}}
     flags |= {p.name: ("out", "kept") for p in sums.values()}
@@ -65,16 +62,15 @@ class _Walker:
 
     def backwards(self, m: Writer, ops: list[Op], known: dict[Value, Value]) -> dict[Value, Value]:
         """The ops again, and then the walk against them. known: the cotangents of their results; learns those of all that is active."""
+        ends = set(known)
         for op in ops:
             if op.kind == "if" and any(x.kind == "store" for r in op.regions for x in walk(r)):
                 raise FcError("trace/grad", "there is no derivative through a branch that stores", loc=op.loc,
                               hint="choose with fc.where what is stored")
             if op.kind not in ("store", "yield"):
-                m.builder.add(_without_stores(op))
-            touched = any(v in self.active for v in op.reads)
-            if touched:
-                self.active |= {r for r in op.results if r.type.dtype.is_float}
-        for op in reversed(ops):
+                m.builder.add(self.forward(op))
+            spread((op,), self.active)
+        for n, op in reversed(list(enumerate(ops))):
             m.at(op)
             if op.kind == "store":
                 self.stored(m, op, known)
@@ -83,10 +79,14 @@ class _Walker:
                     self.add(m, op, known[op.result])
             elif op.kind == "for":
                 if any(x.kind == "store" for x in walk(op.regions[0])) or any(r in known for r in op.results):
-                    self.loop(m, op, known)
+                    backwards(self, m, op, known, ops[n + 1:], ends)
             elif len(op.results) == 1 and op.result in known and op.result in self.active:
                 pull_op(m, op, known, self.active)
         return known
+
+    def forward(self, op: Op) -> Op:
+        """The op without the stores in it."""
+        return op.within(lambda r: Block(r.args, tuple(self.forward(x) for x in r.ops if x.kind != "store")))
 
     def stored(self, m: Writer, op: Op, known: dict[Value, Value]) -> None:
         to, value, *places = op.operands
@@ -106,57 +106,6 @@ class _Walker:
             raise FcError("trace/grad", "there is no derivative of what is read at positions of 64 bits", loc=op.loc)
         else:
             m.builder.do("store", to, ct, *places, index=("element",) * len(places), guard=(True,) * len(ct.type.shape), reduce="add")
-
-    def loop(self, m: Writer, op: Op, known: dict[Value, Value]) -> None:
-        """A second loop, that walks each iteration backwards and sums up what values from outside of it get."""
-        body = op.regions[0]
-        index, *carried = body.args
-        inits, skipped = op.operands[2:], set()
-        env, inner = Env(), Builder(op.loc)
-        again: list[int] = []  # of what is carried, what no gradient goes through: it is computed again
-        starts: list[tuple[Addend, Value]] = []  # an addend, the cotangent of its sum
-        for n, (arg, y, result) in enumerate(zip(carried, body.yielded, op.results)):
-            if result not in self.active:
-                again.append(n)
-                continue
-            chain, addends = _sum_of(body, arg, y, op)
-            skipped |= chain
-            ct = known.get(result)
-            if ct is not None:
-                starts += [(a, ct) for a in addends]
-                if inits[n] in self.active:
-                    known[inits[n]] = m.add(known[inits[n]], ct) if inits[n] in known else ct
-        # in the program's order: a set has another in each process
-        read = dict.fromkeys(v for o in walk(body) for v in o.operands if v in body.reads)
-        outer = [v for v in read if v in self.active and v not in self.sums]
-        at = Value(index.type, index.name)
-        env[index] = at
-        kept = [Value(carried[n].type, carried[n].name) for n in again]
-        for n, v in zip(again, kept):
-            env[carried[n]] = v
-        zeros = [m.zero(v) for v in outer]
-        sums = [Value(z.type, "") for z in zeros]
-        ops = [copy_op(o, env) for o in body.ops[:-1] if o not in skipped]
-        starting: dict[Value, Value] = {}
-        w = Writer(inner)
-        for a, ct in starts:
-            if isinstance(a, tuple):
-                ops.append(Op("dot", env.all(a), (Value(ct.type, ""),), {}, (), op.loc))
-                v = ops[-1].result
-            else:
-                v = env[a]
-            starting[v] = w.add(starting[v], ct) if v in starting else ct
-        self.backwards(w, ops, starting)
-        yields = [env[body.yielded[n]] for n in again]
-        for v, total in zip(outer, sums):
-            yields.append(w.add(total, starting[v]) if v in starting else total)
-        inner.do("yield", *yields)
-        regions = (inner.block((at, *kept, *sums)), *(copy_block(r, Env()) for r in op.regions[1:]))
-        results = tuple(Value(v.type, "") for v in (*kept, *sums))
-        operands = (*op.operands[:2], *(inits[n] for n in again), *zeros)
-        m.builder.add(Op("for", operands, results, op.attrs, regions, op.loc))
-        for v, total in zip(outer, results[len(again):]):
-            known[v] = m.add(known[v], total) if v in known else total
 
 
 def _check_stores(kernel: Kernel) -> None:
@@ -178,32 +127,6 @@ def _check_stores(kernel: Kernel) -> None:
     look(kernel.body, ())
 
 
-def _without_stores(op: Op) -> Op:
-    blocks = (Block(r.args, tuple(_without_stores(x) for x in r.ops if x.kind != "store")) for r in op.regions)
-    return replace(op, regions=tuple(blocks)) if op.regions else op
-
-
-def _sum_of(body: Block, arg: Value, y: Value, loop: Op) -> tuple[set[Op], list[Addend]]:
-    """(the ops that add to what is carried, what they add). Raises FcError "trace/grad" where it is no sum."""
-    made, used = definitions(body), uses(body)
-    chain: set[Op] = set()
-    addends: list[Addend] = []
-    v, after = y, body.ops[-1]
-    while True:
-        readers = [o for o in used.get(v, []) if o is not after and o is not body.ops[-1]]
-        if readers:  # what is summed up so far is part of something else
-            raise _no_sum(readers[0], loop)
-        if v is arg:
-            return chain, addends
-        op = made.get(v)
-        before = [x for x in op.operands if x is arg or _leads_to(made, x, arg)] if op is not None and op.kind in ("add", "dot") else []
-        if op is None or len(before) != 1 or (op.kind == "dot" and before[0] is not op.operands[-1]):
-            raise _no_sum(op or loop, loop)
-        chain.add(op)
-        addends.append(op.operands[:2] if op.kind == "dot" else next(o for o in op.operands if o is not before[0]))
-        v, after = before[0], op
-
-
 def _leads_to(made: dict[Value, Op], v: Value, arg: Value) -> bool:
     op = made.get(v)
     return v is arg or (op is not None and any(_leads_to(made, x, arg) for x in (*op.operands, *_inside(op))))
@@ -211,9 +134,3 @@ def _leads_to(made: dict[Value, Op], v: Value, arg: Value) -> bool:
 
 def _inside(op: Op) -> Iterable[Value]:
     return [v for r in op.regions for v in r.reads]
-
-
-def _no_sum(op: Op, loop: Op) -> FcError:
-    return FcError("trace/grad", "there is no derivative through a loop whose state is more than a sum", loc=op.loc or loop.loc,
-                   expected="x <<= x + f(...), where f does not read x",
-                   hint="write the gradient as a spec, with fc.vjp for what a tile goes through")

@@ -66,6 +66,16 @@ class Writer:
             return self.emit("full", v, shape=shape) if shape else v
         return self.emit("broadcast", v, axes=axes, shape=shape)
 
+    def along_axes(self, v: Value, axes: tuple[int, ...] | None, like: Value) -> Value:
+        """A value along these axes of a tile, None for all of them, everywhere along the others."""
+        return v if axes is None else self.spread(v, axes, like)
+
+    def sum_to(self, v: Value, axes: tuple[int, ...] | None) -> Value:
+        """The sums over all other axes."""
+        for axis in reversed([a for a in range(len(v.type.shape)) if axes is not None and a not in axes]):
+            v = self.sum(v, axis)
+        return v
+
     def fit(self, v: Value, like: Value) -> Value:
         """A derivative in the shape of its value: what a scalar gets of a tile is summed up, what a tile has of a scalar is everywhere."""
         if v.type.shape and not like.type.shape:

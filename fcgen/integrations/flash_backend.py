@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from ..attend.training import differentiated
+from ..attend.differentiable import differentiated
 from ..errors import FcError
 from ..torch.core import OPEN, attend, attend_varlen, refuse
 

@@ -18,9 +18,8 @@ known to be inside. Where elements have positions of their own, all are guarded.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -133,15 +132,6 @@ class Access:
             return f"a tensor of at most {MOST_CUT} axes where a limit cuts its rows off", MOST_CUT, len(self.axes)
         return None
 
-    def places(self, numbers: Mapping[Value, Any], sizes: Sequence[int], coords: Sequence[Any]) -> Iterator[tuple[Axis, Any, Any]]:
-        """(dimension, positions, which of them count) in a tensor of these sizes, for coordinates along each axis of the tile. numbers:
-        the scalars; of a vector, what it holds at each of the coordinates."""
-        for axis, n in zip(self.axes, sizes):
-            first = np.asarray(numbers[axis.start], np.int64) if axis.start is not None else 0
-            at = np.asarray(first if axis.along is None or axis.is_listed else first + coords[axis.along])
-            end = n if axis.limit is None else min(n, int(numbers[axis.limit]))
-            yield axis, at, (at >= 0) & (at < end)
-
 
 def along(layout: RegLayout, axis: int) -> tuple[RegLayout, np.ndarray]:
     """The layout of a vector along one axis of a tile, and for each register of the tile the one of the vector's."""
@@ -159,13 +149,3 @@ def guards(copies: Sequence[Op]) -> tuple[bool, ...]:
 def accesses(op: Op) -> Access | None:
     """What an op reaches of a tensor by an index; None for all others."""
     return Access.of(op) if OPS[op.kind].reach or op.kind == "gather" else None
-
-
-def numbers_of(op: Op, args: Sequence[Any]) -> dict[Value, Any]:
-    """The values of an op's operands, by operand."""
-    return dict(zip(op.operands, args))
-
-
-def coordinates(shape: tuple[int, ...]) -> list[np.ndarray]:
-    """0, 1, ... along each axis of a tile: what `places` takes."""
-    return [np.arange(n).reshape([-1 if a == axis else 1 for a in range(len(shape))]) for axis, n in enumerate(shape)]

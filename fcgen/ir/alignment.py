@@ -18,6 +18,7 @@ from typing import Any
 from ..errors import FcError
 from .access import Access, accesses
 from .core import Kernel, Op, Value, definitions, walk
+from .known import multiple
 from .types import Frag, Tensor
 
 #: bytes of the widest access of one thread, and of the grain of bulk copies
@@ -63,48 +64,6 @@ def of_arguments(pointer: int, shape: Sequence[int], strides: Sequence[int], ite
     """What a tensor that is given keeps. strides count elements; along an axis of one element nobody steps."""
     steps = tuple(gcd(s * itemsize, WIDEST) if n > 1 else WIDEST for n, s in zip(shape[:-1], strides[:-1]))
     return Promise(gcd(pointer, WIDEST), steps)
-
-
-def refusal(name: str, want: Promise, pointer: int, shape: Sequence[int], strides: Sequence[int], itemsize: int) -> FcError | None:
-    """What is wrong with an argument that does not keep what a kernel was promised; None if it does."""
-    have = of_arguments(pointer, shape, strides, itemsize)
-    for axis, (w, h) in enumerate(zip(want.strides, have.strides)):
-        if h % w:
-            packed = shape[-1] * itemsize % w == 0
-            return FcError("call/argument", f"axis {axis} of argument `{name}` is not aligned",
-                           expected=f"a stride that is a multiple of {w} bytes", got=f"{strides[axis]} elements of {itemsize} bytes",
-                           hint=f"call {name}.contiguous()" if packed else
-                           f"pad the last axis of {name} to a multiple of {w // itemsize} elements")
-    if have.pointer % want.pointer:
-        return FcError("call/argument", f"argument `{name}` is not aligned", expected=f"a multiple of {want.pointer} bytes",
-                       got=f"{pointer:#x}, {pointer % want.pointer} bytes past one",
-                       hint=f"{name} looks like a slice that starts inside a row: call {name}.clone()")
-    return None
-
-
-def pitched(t: Tensor, shape: Sequence[int], want: Promise) -> tuple[int, ...]:
-    """Strides, in elements, of a tensor that keeps a promise and no more: odd multiples of what is promised."""
-    out, step = [1], 1
-    for axis in range(len(shape) - 2, -1, -1):
-        unit = want.strides[axis] // t.dtype.bytes
-        step = (-(-step * max(shape[axis + 1], 1) // unit) | 1) * unit
-        out.append(step)
-    return tuple(reversed(out)) if shape else ()
-
-
-def multiple(v: Value | None, defs: Mapping[Value, Op]) -> int:
-    """A number that the scalar is a multiple of, whatever the sizes; 0 for one that is 0."""
-    op = defs.get(v) if v is not None else None
-    if op is None or op.regions:
-        return 1
-    if op.kind == "const":
-        return abs(int(op["value"]))
-    xs = [multiple(x, defs) for x in op.operands[1 if op.kind == "select" else 0:]]
-    if op.kind == "mul":
-        return xs[0] * xs[1]
-    if op.kind in ("add", "sub", "max", "min", "select", "neg", "cast", "narrow"):
-        return gcd(*xs)
-    return 1
 
 
 def demands(access: Access, size: int, defs: Mapping[Value, Op]) -> Promise | None:

@@ -42,26 +42,20 @@ define("advance", "machine", "One tile further.", "cursor -> cursor", makes=lamb
        traits="position")
 
 
-def _check_bars(op: Op) -> None:
-    bars, cursor = (v.type for v in op.operands[-2:])
-    need(bars.slots == cursor.slots, f"{op.kind}: the cursor counts as many slots as there are barriers", bars, cursor)
-
-
 define("mbar_expect", "machine", """`mbar_expect bars, cursor`: one arrival by one thread, and the phase ends only after `bytes` more
-       bytes have been copied (mbarrier.arrive.expect_tx).""", "bars, cursor ->", check=_check_bars, effect="write",
+       bytes have been copied (mbarrier.arrive.expect_tx).""", "bars, cursor ->", effect="write",
        phases="pipelined synced", bytes=whole(0, MOST_BYTES), traits="position")
 define("mbar_arrive", "machine", """`mbar_arrive bars, cursor`: one arrival per warp of the role; with `cluster`, on these barriers in
        each of its blocks (mapa, mbarrier.arrive). lag=1: for the tile before the cursor's.""",
-       "bars, cursor ->", check=_check_bars, effect="write", phases="pipelined synced", cluster=whole(1, MOST_BLOCKS).maybe,
+       "bars, cursor ->", effect="write", phases="pipelined synced", cluster=whole(1, MOST_BLOCKS).maybe,
        lag=whole(0, 1).maybe, traits="position")
 define("mbar_wait", "machine", """`mbar_wait bars, cursor`: until the phase of this slot that the cursor is in has ended; with lag=1 the
        phase before it, which for the first round of a ring is no wait at all (mbarrier.try_wait.parity in a loop).""", "bars, cursor ->",
-       check=_check_bars, effect="write", phases="pipelined synced", lag=whole(0, 1), traits="position")
+       effect="write", phases="pipelined synced", lag=whole(0, 1), traits="position")
 
 
 def _check_tma_load(op: Op) -> None:
     types = tuple(v.type for v in op.operands)
-    _check_bars(op)
     check_index(types[0], types[1:-3], types[-3].shape, op.attrs, "tma_load")
     need(types[-3].layout.pad == 0, "tma_load: rows without padding", "pad 0", types[-3].layout)
     need(boxes(types[-3].shape[0] if len(types[-3].shape) == 2 else 1) > 0 and types[-3].layout.panel <= MOST_BOX,

@@ -72,4 +72,4 @@ INDEX = every(one_of("at", "tile", "until", "all", "each", "also", "element"))
 GUARD = every(FLAG)
 #: elements per access, or lanes between those that one butterfly step combines
 VEC = Attribute((int,), "1, 2, 4, 8 or 16", (1, 2, 4, 8, 16).__contains__)
-LAYOUT = Attribute((RegLayout,), "a layout of at most 32 warps", lambda v: v.problem() is None)
+LAYOUT = Attribute((RegLayout,), "a layout of at most 32 warps", lambda v: v.problem is None)

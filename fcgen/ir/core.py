@@ -106,8 +106,8 @@ class Block:
 @dataclass(frozen=True)
 class GridAxis:
     """One axis of the launch grid: ceil(size / tile) programs. dim: a number, or the name of a tensor dimension or of an i32 parameter.
-    cluster: as many neighbours
-    along the axis run at the same time and reach each other's shared memory; the launch is rounded up to whole clusters."""
+    cluster: as many neighbours along the axis run at the same time and reach each other's shared memory; the launch is rounded up to whole
+    clusters."""
 
     name: str
     dim: str | int
@@ -206,6 +206,13 @@ def walk(block: Block) -> Iterator[Op]:
                 break
         else:
             rest.pop()
+
+
+def blocks(block: Block) -> Iterator[Block]:
+    """The block and all in it."""
+    yield block
+    for op in walk(block):
+        yield from op.regions
 
 
 def walk_kernel(kernel: Kernel) -> Iterator[Op]:

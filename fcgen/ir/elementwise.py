@@ -71,6 +71,10 @@ FNS: dict[str, Fn] = {f.name: f for f in [
     Fn("fma", 3, "float", lambda a, b, c: (np.asarray(a, np.float64) * b + c).astype(np.float32)),
 ]}
 
+#: comparison -> the one that says the same of swapped operands; the one that says the opposite (of floats that are no NaN)
+MIRROR = {"lt": "gt", "gt": "lt", "le": "ge", "ge": "le", "eq": "eq", "ne": "ne"}
+INVERSE = {"lt": "ge", "ge": "lt", "gt": "le", "le": "gt", "eq": "ne", "ne": "eq"}
+
 REDUCTIONS: dict[str, tuple[Callable[..., np.ndarray], str, float]] = {
     # kind -> (NumPy reduce, the binary function it folds, its neutral element)
     "sum": (np.add.reduce, "add", 0.0), "max": (np.maximum.reduce, "max", -np.inf), "min": (np.minimum.reduce, "min", np.inf)}
@@ -121,12 +125,3 @@ def apply(name: str, dtype: DType, *args: np.ndarray) -> np.ndarray:
     """`evaluate` without warnings."""
     with np.errstate(all="ignore"):
         return evaluate(name, dtype, *args)
-
-
-def add_at(memory: np.ndarray, where: tuple[Any, ...], value: np.ndarray, dtype: DType) -> None:
-    """Add to elements of a tensor; one that stands there several times gets as many shares."""
-    if not where or len(value) < 2 or len(np.unique(np.ravel_multi_index(where, memory.shape))) == len(value):
-        memory[where] = evaluate("add", dtype, memory[where], value)
-        return
-    np.add.at(memory, where, value)
-    memory[where] = convert(memory[where], dtype)

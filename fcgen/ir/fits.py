@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ..errors import FcError
-from .alignment import multiple
 from .core import Kernel, Op, Value, definitions, walk
+from .known import multiple
 from .layout import RegLayout, warp_grid, wgmma_c
 from .op_table import RuleError
 from .target import Target

@@ -15,7 +15,6 @@ import numpy as np
 
 LANES = 32
 WARPS = 32
-BANKS = 32
 
 
 @dataclass(frozen=True)
@@ -50,9 +49,8 @@ def _normal(axis: tuple[Factor, ...]) -> tuple[Factor, ...]:
 class RegLayout:
     """A tile over warps, lanes and registers.
 
-    axes: for each tile axis its digits, the most significant first: the coordinate is their mixed-radix number. A warp or
-    lane digit that no axis uses means copies: every such thread holds the element. Register digits are dense.
-    Text: `{w4@1 r2@2 l8@4 | r8@4 l4@1 r2@1}`.
+    axes: for each tile axis its digits, the most significant first: the coordinate is their mixed-radix number. A warp or lane digit that
+    no axis uses means copies: every such thread holds the element. Register digits are dense. Text: `{w4@1 r2@2 l8@4 | r8@4 l4@1 r2@1}`.
     """
 
     axes: tuple[tuple[Factor, ...], ...]
@@ -83,11 +81,7 @@ class RegLayout:
 
     def weights(self, axis: int) -> list[tuple[Factor, int]]:
         """(digit, what one step of it adds to the coordinate) for one axis, most significant first."""
-        out, w = [], 1
-        for f in reversed(self.axes[axis]):
-            out.append((f, w))
-            w *= f.size
-        return out[::-1]
+        return _weights(self.axes[axis])
 
     def part(self, axis: int, unit: str, index):
         """The share of one unit's index in the coordinate along `axis`; coordinates are the sum over w, l and r."""
@@ -126,8 +120,11 @@ class RegLayout:
         step = prod(f.size for f in rest)
         if first is None or first.unit != "r" or size % step:
             return None
-        axes = tuple((Factor("r", size // step, first.stride), *rest) if n == axis else a for n, a in enumerate(self.axes))
-        return RegLayout(_renumber(axes))
+        return self.counting(first, size // step)
+
+    def counting(self, digit: Factor, size: int) -> RegLayout:
+        """The layout in which one of its register digits counts so far, and registers are numbered densely."""
+        return RegLayout(_renumber(tuple(tuple(Factor("r", size, f.stride) if f is digit else f for f in a) for a in self.axes)))
 
     def transpose(self) -> RegLayout:
         return RegLayout(self.axes[::-1])
@@ -144,20 +141,13 @@ class RegLayout:
             return last[-1].size
         return 1
 
+    @cached_property
     def problem(self) -> str | None:
         """Why this is no layout, or None: each digit stands by itself, registers count without gaps, lanes are 32."""
-        return self._problem
-
-    @cached_property
-    def _problem(self) -> str | None:
         return _problem(self)
 
-    def picture(self, warp: int = 0, limit: int = 32) -> str:
-        """ASCII: for each element of a 2-d tile `warp.lane:register` (of several holders one, `warp` first), a line per row."""
-        return _ascii(self, warp, limit)
 
-
-def _weights(digits: list[Factor]) -> list[tuple[Factor, int]]:
+def _weights(digits: Sequence[Factor]) -> list[tuple[Factor, int]]:
     out, w = [], 1
     for f in reversed(digits):
         out.append((f, w))
@@ -165,7 +155,7 @@ def _weights(digits: list[Factor]) -> list[tuple[Factor, int]]:
     return out[::-1]
 
 
-def _place(value: np.ndarray, digits: list[Factor]) -> np.ndarray:
+def _place(value: np.ndarray, digits: Sequence[Factor]) -> np.ndarray:
     return sum((value // w % f.size * f.stride for f, w in _weights(digits)), start=value * 0)
 
 
@@ -205,32 +195,6 @@ def _coords(layout: RegLayout, warps: int) -> np.ndarray:
     return out
 
 
-def owners(layout: RegLayout, warp: int = 0) -> dict[tuple[int, ...], tuple[int, int, int]]:
-    """element -> the (warp, lane, register) that holds it: of several the first, those of `warp` before others."""
-    c = layout.coords()
-    out: dict[tuple[int, ...], tuple[int, int, int]] = {}
-    for w in sorted(range(c.shape[0]), key=lambda w: (w != warp, w)):
-        for l in range(LANES):
-            for r, at in enumerate(c[w, l].tolist()):
-                out.setdefault(tuple(at), (w, l, r))
-    return out
-
-
-def _ascii(layout: RegLayout, warp: int, limit: int) -> str:
-    if len(layout.axes) != 2:
-        raise ValueError("picture() draws two-dimensional tiles")
-    rows, cols = layout.shape
-    home = owners(layout, warp)
-    width = max(len(f"{w}.{l}:{r}") for w, l, r in home.values())
-    lines = []
-    for i in range(min(rows, limit)):
-        cells = ["{}.{}:{}".format(*home[i, j]) if (i, j) in home else "?" for j in range(min(cols, limit))]
-        lines.append(f"{i:>4} | " + " ".join(f"{c:<{width}}" for c in cells).rstrip())
-    if rows > limit or cols > limit:
-        lines.append(f"     ... {rows} x {cols} in all")
-    return "\n".join(lines)
-
-
 @dataclass(frozen=True)
 class OpaqueLayout:
     """A WMMA fragment grid: which thread holds which element is not specified (CUDA C++ guide, 'Warp matrix functions').
@@ -250,6 +214,16 @@ class OpaqueLayout:
     @property
     def warps(self) -> int:
         return self.warps_m * self.warps_n
+
+    @property
+    def parts(self) -> tuple[int, int]:
+        """Into how many parts the rows and the columns are divided: each warp has one of each."""
+        return 1 if self.role == "b" else self.warps_m, 1 if self.role == "a" else self.warps_n
+
+    def part_of(self, warp):
+        """Which part of the rows and of the columns a warp has. warp may be an array."""
+        down, across = self.parts
+        return warp // self.warps_n % self.warps_m % down, warp % self.warps_n % across
 
 
 @dataclass(frozen=True)
@@ -292,32 +266,6 @@ class SmemLayout:
         modes'): bits 7.. of the address into bits 4.. of it."""
         mask = {0: 0, 32: 0x10, 64: 0x30, 128: 0x70}[self.swizzle]
         return off ^ ((off >> 3) & mask)
-
-    def conflicts(self, shape: tuple[int, ...], size: int, rows, cols, width: int) -> int:
-        """Bank conflict degree of one warp access: element (rows[l], cols[l]) per lane, `width` bytes each. 1 is none.
-
-        Accesses wider than 4 bytes are served in phases of 128 bytes (8 lanes of 16 bytes, 16 of 8)."""
-        addr = np.asarray(self.address(shape, size, np.asarray(rows), np.asarray(cols)))
-        per_phase = max(1, 128 // max(4, width))
-        worst = 1
-        for p in range(0, len(addr), per_phase):
-            words: dict[int, set[int]] = {}
-            for a in addr[p: p + per_phase]:
-                for b in range(0, max(4, width), 4):
-                    word = (int(a) + b) // 4
-                    words.setdefault(word % BANKS, set()).add(word)
-            worst = max(worst, max(len(s) for s in words.values()))
-        return worst
-
-    def picture(self, shape: tuple[int, int], size: int, limit: int = 16) -> str:
-        """ASCII: the 16-byte chunk (address // 16) in which each run of 16 bytes of a row lands."""
-        step = 16 // size
-        rows, cols = shape
-        out = []
-        for i in range(min(rows, limit)):
-            chunks = [int(self.address(shape, size, i, j)) // 16 for j in range(0, cols, step)]
-            out.append(f"{i:>4} | " + " ".join(f"{c:>4}" for c in chunks[:limit]))
-        return "\n".join(out)
 
 
 def native_smem(cols: int, size: int, *holders: RegLayout, rows: int = 8) -> SmemLayout:

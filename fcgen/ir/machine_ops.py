@@ -92,28 +92,14 @@ define("st_global", "machine", """`st_global T, frag, scalars...`: registers to 
        check=_check_st_global, phases="selected synced", index=INDEX, guard=GUARD, vec=VEC, reduce=one_of("add").maybe, reach=(2, 0, 1))
 
 
-def region_fits(buffer: Buffer, t: Frag, transposed: bool, what: str) -> None:
-    shape = t.shape[::-1] if transposed else t.shape
-    if len(shape) == 2 and len(buffer.shape) == 2:
-        need(all(a <= b for a, b in zip(shape, buffer.shape)), f"{what}: the fragment fits the stored tile", buffer.shape, shape)
-
-
-def _check_ld_shared(op: Op) -> None:
-    region_fits(op.operands[0].type, op.result.type, op.get("transposed", False), "ld_shared")
-
-
 define("ld_shared", "machine", """`ld_shared buffer, row, col`: plain loads from a slot. A 1-d fragment runs along axis `along` of
        the stored tile. few: nothing is waited for between it and its readers, so that it need not be in registers all at once.""",
-       "slot, i32, i32 -> regs", effect="read", one_dtype=True, check=_check_ld_shared, phases="placed synced", transposed=FLAG.maybe,
+       "slot, i32, i32 -> regs", effect="read", one_dtype=True, phases="placed synced", transposed=FLAG.maybe,
        along=whole(0, 1).maybe, few=FLAG.maybe, traits="reads shared")
 
 
-def _check_st_shared(op: Op) -> None:
-    region_fits(op.operands[1].type, op.operands[0].type, op.get("transposed", False), "st_shared")
-
-
 define("st_shared", "machine", "`st_shared frag, buffer, row, col`: plain stores to a slot; of threads that hold copies one writes.",
-       "complete, slot, i32, i32 ->", effect="write", one_dtype=True, check=_check_st_shared, phases="placed synced",
+       "complete, slot, i32, i32 ->", effect="write", one_dtype=True, phases="placed synced",
        transposed=FLAG.maybe, along=whole(0, 1).maybe, traits="writes shared")
 
 
@@ -122,7 +108,6 @@ def _check_ldmatrix(op: Op) -> None:
     need(t.dtype.bits in (8, 16) and len(t.shape) == 2, "ldmatrix moves 2-d tiles of 16-bit elements, or pairs of bytes", "16 bits", t)
     need(t.dtype.bits == 16 or not op["trans"], "ldmatrix transposes elements of 16 bits", "trans = false", t)
     in_runs(buffer, 16, "ldmatrix")
-    region_fits(buffer, t, op["transposed"], "ldmatrix")
 
 
 define("ldmatrix", "machine", """`ldmatrix buffer, row, col`: blocks of 8 rows of 16 bytes (8x8 of 16-bit elements) from a slot, four at a

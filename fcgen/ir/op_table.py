@@ -1,10 +1,9 @@
 """The op table: one record per op with its rule, checked and inferred in one place.
 
-`OpDef.infer(operand types, attrs)` returns the result types, or raises `RuleError` naming the rule broken with expected and got.
-Ops whose result layout is a free choice (a load may fill any fragment) infer None and check the declared result instead. What an op takes
-and makes is a *signature* where words (`WORDS`) say it: "slot, i32, i32 -> regs", "tensor, *, slot ->" (any scalars and vectors between).
-The ops themselves are declared in `tile_ops`, `machine_ops`, `async_ops` and `store_ops`; adding one is adding a
-record there. `ops` has them all.
+`OpDef.infer(operand types, attrs)` returns the result types, or raises `RuleError` naming the rule broken with expected and got. Ops whose
+result layout is a free choice (a load may fill any fragment) infer None and check the declared result instead. What an op takes and makes
+is a *signature* where words (`WORDS`) say it: "slot, i32, i32 -> regs", "tensor, *, slot ->" (any scalars and vectors between). The ops
+themselves are declared in `tile_ops`, `machine_ops`, `async_ops` and `store_ops`; adding one is adding a record there. `ops` has them all.
 """
 
 from __future__ import annotations
@@ -138,6 +137,14 @@ class Signature:
         need(len(made) == len(self.results), f"{self.kind} makes {', '.join(self.results) or 'nothing'}", got=made)
         for w, t in zip(self.results, made):
             need(WORDS[w][0](t), f"{self.kind} makes {WORDS[w][1]}", w, t)
+        if self.front[-3:] == ("slot", "i32", "i32"):
+            t, buffer = (op.results or op.operands)[0].type, op.operands[-3].type
+            shape = t.shape[::-1] if op.get("transposed") else t.shape
+            fits = len(shape) != 2 or len(buffer.shape) != 2 or all(a <= b for a, b in zip(shape, buffer.shape))
+            need(fits, f"{self.kind}: the fragment fits the stored tile", buffer.shape, shape)
+        if (self.back or self.front)[-2:] == ("bars", "cursor"):
+            bars, cursor = (v.type for v in op.operands[-2:])
+            need(bars.slots == cursor.slots, f"{self.kind}: the cursor counts as many slots as there are barriers", bars, cursor)
         if self.one_dtype:
             named = (*(self.named(tuple(v.type for v in op.operands)) or ()), *made)
             dtypes = [t.dtype for t in named if isinstance(t, (Tensor, Buffer, Frag))]
@@ -171,7 +178,7 @@ def _of_signature(sig: Signature, also: Callable[[Op], None] | None, makes: Call
         if also is not None:
             also(op)
 
-    plain = also is None and not sig.one_dtype and (makes is not None or all(w in FIXED for w in sig.results))
+    plain = also is None and not sig.one_dtype and (makes is not None or all(w in FIXED for w in sig.results)) and "bars" not in sig.front
     return infer, None if plain else check
 
 

@@ -94,12 +94,9 @@ class _Reader(WordReader):
         self.tree = tree
         level, name, *items = tree.children
         if level not in ("tile", "machine"):
-            self.fail(level, f"there is no level {str(level)!r}", expected="tile or machine", hint=did_you_mean(level, ("tile",
-                                                                                                                   "machine")))
-
-        def lines(kind: str) -> Iterator[Any]:
-            return (t for t in items if t.data == kind)
-
+            hint = did_you_mean(level, ("tile", "machine"))
+            self.fail(level, f"there is no level {str(level)!r}", expected="tile or machine", hint=hint)
+        lines = lambda kind: (t for t in items if t.data == kind)
         for t in lines("source"):
             path = self.string(t.children[0])
             self.files[self.word(t.children[1]) if t.children[1] else path.replace("\\", "/").rsplit("/", 1)[-1]] = path
@@ -119,9 +116,8 @@ class _Reader(WordReader):
         if not roles:
             raise FcError("ir/parse", "the kernel has no body", expected="`{ ... }`, or `role NAME warps N { ... }`",
                           loc=self.at(len(self.source.rstrip().split("\n")), 0))
-        return Kernel(self.word(name), str(level), params, tuple(a for _, a in axes), roles, flags, self.order(lines("order"),
-                                                                                                               len(axes)),
-                      buffers, self.meta(lines("meta")))
+        order, meta = self.order(lines("order"), len(axes)), self.meta(lines("meta"))
+        return Kernel(self.word(name), str(level), params, tuple(a for _, a in axes), roles, flags, order, buffers, meta)
 
     def meta(self, lines: Iterator[Any]) -> dict[str, Any]:
         out: dict[str, Any] = {}
@@ -194,10 +190,7 @@ class _Reader(WordReader):
                               got=t.children[0])
             if depth == NESTING:
                 self.fail(kind, "regions are nested too deeply", expected=f"at most {NESTING}")
-            found = []
-            for t in (first, *(t.children[1] for t in more)):
-                found.append(self.region(t, scope, depth + 1))
-            regions = tuple(found)
+            regions = tuple([self.region(t, scope, depth + 1) for t in (first, *(t.children[1] for t in more))])
         results = tuple(self.define(t, ty, scope) for t, ty in zip(tokens, types))
         here = self.place(kind)
         loc = self.mark(marks[0]) if marks else Loc(self.filename, here.line) if self.locate else None
@@ -223,12 +216,9 @@ class _Reader(WordReader):
 
     def region(self, tree: Any, scope: dict[str, Value], depth: int) -> Block:
         head, *rest = tree.children
-        given = [self.arg(a) for a in head.children if a is not None] if head is not None else []
+        given = [(a.children[0], self.type(a.children[1])) for a in (head.children if head is not None else ()) if a is not None]
         args = tuple([self.define(token, type, scope) for token, type in given])
         return Block(args, self.ops(rest, scope, depth, [token for token, _ in given]))
-
-    def arg(self, tree: Any) -> tuple[Any, Any]:
-        return tree.children[0], self.type(tree.children[1])
 
     # ---- values ----
 
@@ -254,12 +244,8 @@ class _Reader(WordReader):
 
     def definition(self, name: str) -> Any:
         """The token that makes this value anywhere in the text, or None."""
-        for t in self.tree.iter_subtrees_topdown():
-            if t.data in ("results", "arg"):
-                for c in t.children:
-                    if isinstance(c, Token) and c == name:
-                        return c
-        return None
+        made = (c for t in self.tree.iter_subtrees_topdown() if t.data in ("results", "arg") for c in t.children)
+        return next((c for c in made if isinstance(c, Token) and c == name), None)
 
     def mark(self, token: Any) -> Loc:
         name, line = token[1:].rsplit(":", 1)

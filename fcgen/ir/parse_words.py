@@ -111,11 +111,7 @@ class WordReader:
             return Frag(self.dtype(c[0]), self.shape(c[1]), layout, partial)
         if tree.data == "pending_type":
             return Pending(self.type(Tree("frag_type", c, tree.meta)))
-        if tree.data == "cursor_type":
-            return Cursor(self.ring(c[0]))
-        if tree.data == "barrier_type":
-            return self.mbarrier(c[0])
-        return self.buffer(c)
+        return Cursor(self.ring(c[0])) if tree.data == "cursor_type" else self.shared(c)
 
     def shared(self, c: list[Any]) -> Buffer | Mbarrier:
         """What an `smem` line declares."""

@@ -105,13 +105,9 @@ def traced(kernel: Kernel) -> dict[str, Admitted]:
     ranges = found(kernel, symbols(kernel))
     for p in kernel.params:
         if p.type == Scalar(i32) and p.name not in kernel.dims and p not in kernel.counts:
-            cut = found(kernel, replaced(ranges, p.name, Admitted(max(ranges[p.name].lo, -REACH), REACH, True)), p.name)
+            cut = found(kernel, {**ranges, p.name: Admitted(max(ranges[p.name].lo, -REACH), REACH, True)}, p.name)
             ranges = cut if cut[p.name].saturates else ranges
     return ranges
-
-
-def replaced(ranges: Mapping[str, Admitted], name: str, r: Admitted) -> dict[str, Admitted]:
-    return {**ranges, name: r}
 
 
 def found(kernel: Kernel, ranges: dict[str, Admitted], cut: str = "") -> dict[str, Admitted]:
@@ -120,7 +116,7 @@ def found(kernel: Kernel, ranges: dict[str, Admitted], cut: str = "") -> dict[st
     while True:
         walk = _Walk(kernel, ranges, meant, cut)
         if walk.plain_use:
-            return replaced(start, cut, start[cut]._replace(saturates=False))
+            return {**start, cut: start[cut]._replace(saturates=False)}
         if not walk.over:
             return ranges
         op, of = next(iter(walk.over.items()))
@@ -128,13 +124,10 @@ def found(kernel: Kernel, ranges: dict[str, Admitted], cut: str = "") -> dict[st
         narrow = [n for n in of if ranges[n].hi > FLOOR and n != loose]
         if narrow:
             most = max(ranges[n].hi for n in narrow)
-            for n in narrow:
-                r = ranges[n]
-                if r.hi == most:
-                    half = (r.hi + 1) // 2
-                    ranges = replaced(ranges, n, r._replace(lo=max(r.lo, -half), hi=half))
+            half = (most + 1) // 2
+            ranges = {**ranges, **{n: ranges[n]._replace(lo=max(ranges[n].lo, -half), hi=half) for n in narrow if ranges[n].hi == most}}
         elif loose:
-            start = ranges = replaced(start, loose, start[loose]._replace(saturates=False))
+            start = ranges = {**start, loose: start[loose]._replace(saturates=False)}
             if loose == cut:
                 return start
         else:
@@ -218,16 +211,14 @@ class _Walk:
             return Span(0, op.results[0].type.shape[0] - 1)
         if kind == "cast" and not is_count(op.operands[0]):
             return None
-        if kind == "select":
-            return _hull(spans[1:])
         if kind == "mod" and spans[0] is None:
             spans = [Span(LOWEST, HIGHEST), spans[1]]
         if kind in ("min", "max") and spans.count(None) == 1:
             known = next(s for s in spans if s is not None)
             lo, hi = (LOWEST, known.hi) if kind == "min" else (known.lo, HIGHEST)
             return Span(lo, hi, known.of) if known.steps == {0} else None
-        if kind == "narrow":
-            return _hull(spans)
+        if kind in ("select", "narrow"):
+            return _hull(spans[-2:])
         if kind not in RULES or None in spans:
             return None
         return RULES[kind](*spans)
@@ -264,24 +255,17 @@ def _max(a: Span, b: Span) -> Span:
     return Span(max(a.lo, b.lo), max(a.hi, b.hi), a.of | b.of)
 
 
-def _min(a: Span, b: Span) -> Span:
-    return _neg(_max(_neg(a), _neg(b)))
-
-
 def _floordiv(a: Span, b: Span) -> Span | None:
     if b.lo < 1 or a.steps | b.steps != {0}:
         return None
     return Span(min(a.lo // b.lo, a.lo // b.hi), max(a.hi // b.lo, a.hi // b.hi), a.of | b.of)
 
 
-def _mod(a: Span, b: Span) -> Span | None:
-    return None if b.lo < 1 or a.steps | b.steps != {0} else Span(0, b.hi - 1, b.of)
-
-
 COMPARES = having("compare")
 #: ops that hand values on
 MOVES = ("full", "broadcast", "transpose", "cast", "slice", "narrow", "select", "max", "min")
-RULES: dict[str, Any] = {"add": _add, "sub": lambda a, b: _add(a, _neg(b)), "neg": _neg, "mul": _mul, "max": _max, "min": _min,
-                         "abs": lambda a: _max(a, _neg(a)), "floordiv": _floordiv, "mod": _mod,
-                         **dict.fromkeys(("full", "broadcast", "transpose", "cast"), lambda a: a),
-                         "slice": lambda a, *more: a}
+RULES: dict[str, Any] = {
+    "add": _add, "sub": lambda a, b: _add(a, _neg(b)), "neg": _neg, "mul": _mul, "max": _max, "abs": lambda a: _max(a, _neg(a)),
+    "min": lambda a, b: _neg(_max(_neg(a), _neg(b))), "floordiv": _floordiv,
+    "mod": lambda a, b: None if b.lo < 1 or a.steps | b.steps != {0} else Span(0, b.hi - 1, b.of),
+    **dict.fromkeys(("full", "broadcast", "transpose", "cast", "slice"), lambda a, *more: a)}

@@ -21,8 +21,7 @@ def frag_words(t: object) -> int:
     if not isinstance(t, Frag):
         return 0
     if isinstance(t.layout, OpaqueLayout):
-        split = {"a": t.layout.warps_m, "b": t.layout.warps_n, "acc": t.layout.warps}[t.layout.role]
-        return prod(t.shape) // split * t.dtype.bytes // 4 // 32 * (1 if t.layout.role == "acc" else 2)
+        return prod(t.shape) // prod(t.layout.parts) * t.dtype.bytes // 4 // 32 * (1 if t.layout.role == "acc" else 2)
     return -(-t.layout.regs * max(t.dtype.bits, 8 if t.dtype.bits == 1 else 0) // 32)
 
 

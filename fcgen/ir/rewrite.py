@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -90,10 +90,13 @@ def copy_block(block: Block, env: Env) -> Block:
     return Block(env.anew(block.args), tuple(copy_op(op, env) for op in block.ops))
 
 
-def edited(block: Block, fn: Callable[[Op], Op | None]) -> Block:
-    """The block, and all in it, with `fn(op)` in the place of each op, inner ones first; without those that it gives None for."""
-    ops = (fn(op.within(lambda r: edited(r, fn))) for op in block.ops)
-    return Block(block.args, tuple(op for op in ops if op is not None))
+def edited(block: Block, fn: Callable[[Op], Op | Sequence[Op] | None]) -> Block:
+    """The block, and all in it, with `fn(op)` in the place of each op, inner ones first: an op, several, or none. Itself where all stay."""
+    ops: list[Op] = []
+    for op in block.ops:
+        new = fn(op.within(partial(edited, fn=fn)))
+        ops += [new] if isinstance(new, Op) else new or ()
+    return block if same(tuple(ops), block.ops) else Block(block.args, tuple(ops))
 
 
 def rewrite(block: Block, rule: Callable[[Op, Builder, Env], bool], env: Env | None = None) -> Block:

@@ -111,13 +111,10 @@ class Schedule:
     makers: int = 0
 
     def __new__(cls, *args: Any, **given: Any) -> Schedule:
-        known = [f.name for f in fields(cls)]
         for name in given:
-            if name not in known:
-                raise FcError("compile/schedule", f"Schedule has no field {name!r}", expected=", ".join(known),
-                              got=f"{name}={given[name]!r}", hint=did_you_mean(name, known))
-        if len(args) > len(known):
-            raise FcError("compile/schedule", "Schedule has fewer fields", expected=len(known), got=len(args))
+            _check_field(name, f"{name}={given[name]!r}")
+        if len(args) > len(fields(cls)):
+            raise FcError("compile/schedule", "Schedule has fewer fields", expected=len(fields(cls)), got=len(args))
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
@@ -167,13 +164,10 @@ class Schedule:
     @staticmethod
     def parse(text: str) -> Schedule:
         """The inverse of `str`: `tiles={BLOCK_M: 128, BLOCK_N: 64}, stages=2, math={s: wmma, acc: fma}`. Evaluates nothing."""
-        known = [f.name for f in fields(Schedule)]
         values: dict[str, Any] = {}
         for part in _split(text):
             name, equals, value = (w.strip() for w in part.partition("="))
-            if name not in known:
-                raise FcError("compile/schedule", f"Schedule has no field {name!r}", expected=", ".join(known), got=part.strip(),
-                              hint=did_you_mean(name, known, "write field=value, separated by commas"))
+            _check_field(name, part.strip(), "write field=value, separated by commas")
             if not equals:
                 raise FcError("compile/schedule", f"Schedule.{name} has no value", expected=f"{name}=...", got=part.strip())
             if name in values:
@@ -206,6 +200,13 @@ class Schedule:
                     continue
                 out.append(f"{f.name}=" + ("{" + ", ".join(f"{k}: {_text(x)}" for k, x in v) + "}" if isinstance(v, tuple) else str(v)))
         return ", ".join(out)
+
+
+def _check_field(name: str, got: str, hint: str | None = None) -> None:
+    known = [f.name for f in fields(Schedule)]
+    if name not in known:
+        raise FcError("compile/schedule", f"Schedule has no field {name!r}", expected=", ".join(known), got=got,
+                      hint=did_you_mean(name, known, hint))
 
 
 def _split(text: str) -> list[str]:

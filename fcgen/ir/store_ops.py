@@ -12,7 +12,7 @@ from .access import Access
 from .async_ops import MOST_BOX
 from .attrs import FLAG, GUARD, INDEX, one_of, whole
 from .core import Op
-from .machine_ops import in_runs, region_fits
+from .machine_ops import in_runs
 from .memory_map import boxes_problem
 from .op_table import define, need
 from .tile_ops import check_added, check_index
@@ -78,7 +78,6 @@ def _check_stmatrix(op: Op) -> None:
     t, buffer = op.operands[0].type, op.operands[1].type
     need(t.dtype.bits == 16 and len(t.shape) == 2, "stmatrix moves 2-d tiles of 16-bit elements", "16 bits", t)
     in_runs(buffer, ROW_BYTES, "stmatrix")
-    region_fits(buffer, t, False, "stmatrix")
 
 
 define("stmatrix", "machine", """`stmatrix frag, buffer, row, col`: 8x8 blocks of 16-bit elements to a slot, four at a time; lane l supplies

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
@@ -30,7 +31,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import Loc
-from .core import WRITTEN, Block, Kernel, Op, Value
+from .core import WRITTEN, Block, Kernel, Op, Value, walk_kernel
 from .layout import OpaqueLayout, RegLayout, SmemLayout
 from .ops import OPS
 from .types import Frag, Pending
@@ -53,6 +54,13 @@ _PLAIN = re.compile(r"[^\W\d]\w*")
 def print_kernel(kernel: Kernel) -> str:
     """The kernel as text that `parse_kernel` reads back."""
     return _Printer(kernel).text()
+
+
+def value_names(kernel: Kernel) -> dict[Value, str]:
+    """Each value's name as the kernel's text has it: `s`, `s.1`, ..."""
+    p = _Printer(kernel)
+    p.text()
+    return {v: name.removeprefix("%") for names in p.roles for v, name in names.of.items()}
 
 
 def print_op(op: Op, kernel: Kernel | None = None) -> str:
@@ -148,7 +156,6 @@ class _Printer:
         self.lines: list[tuple[str, str]] = []
         self.files: dict[str, str] = {}
         self.types: dict[int, str] = {}  # by id: types are shared, and cheaper to recognise than to hash
-        self.layouts: dict[int, str] = {}
         self.aliases: dict[str, str] = {}
 
     # ---- kernel ----
@@ -186,31 +193,14 @@ class _Printer:
 
     def name_layouts(self, k: Kernel) -> None:
         """Register layouts that occur twice get `$n`, in order of appearance."""
-        count: dict[str, int] = {}
-
-        def see(layout: Any) -> None:
-            if layout.__class__ is RegLayout:
-                text = self.layouts.get(id(layout))
-                if text is None:
-                    text = self.layouts[id(layout)] = str(layout)
-                count[text] = count.get(text, 0) + 1
-
-        def scan(block: Block) -> None:
-            for v in block.args:
-                see(getattr(v.type, "layout", None))
-            for op in block.ops:
-                for v in op.results:
-                    see(getattr(v.type, "layout", None))
-                for a in op.attrs.values():
-                    see(a)
-                for r in op.regions:
-                    scan(r)
-
-        for role in k.roles:
-            scan(role.body)
+        count: Counter[RegLayout] = Counter()
+        for op in walk_kernel(k):
+            values = (*op.results, *(a for r in op.regions for a in r.args))
+            layouts = (*(getattr(v.type, "layout", None) for v in values), *op.attrs.values())
+            count.update(x for x in layouts if x.__class__ is RegLayout)
         for layout, n in count.items():
-            if n > 1 and len(layout) > 8:
-                self.aliases[layout] = f"${len(self.aliases)}"
+            if n > 1 and len(text := str(layout)) > 8:
+                self.aliases[text] = f"${len(self.aliases)}"
 
     def sources(self) -> list[str]:
         return [f"source {quoted(f)}" + (f" as {m}" if m != _basename(f) else "") for f, m in self.files.items()]

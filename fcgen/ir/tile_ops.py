@@ -5,7 +5,7 @@ An index names a rectangle of a tensor: see `access`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from .access import SCALARS, along
@@ -14,7 +14,7 @@ from .core import Op
 from .elementwise import FNS, REDUCTIONS
 from .layout import WARPS, RegLayout
 from .op_table import RuleError, define, need, need_region
-from .types import DTYPES, Frag, Scalar, Tensor, Tile, bf16, f16, f32, i1, i32, i64, u32, with_dtype
+from .types import DTYPES, DType, Frag, Scalar, Tensor, Tile, bf16, f16, f32, i1, i32, i64, u32, with_dtype
 
 BOTH = "tile machine"
 #: which load or dot of the traced program an op is, in each of its copies
@@ -45,6 +45,14 @@ def shaped(types: tuple[Any, ...], rule: str) -> Any:
     return out if out is not None else types[0]
 
 
+#: kind of an elementwise function -> (the dtypes that it takes, in words, which those are)
+TAKES: dict[str, tuple[Callable[[DType], bool], str, str | None]] = {
+    "float": (lambda d: d.is_float, "for floats", "f16, bf16, f32"), "int": (lambda d: d.is_int, "for integers", "i32, i64"),
+    "word": (lambda d: d in (i32, u32), "for integers of 32 bits", "i32, u32"),
+    "logic": (lambda d: not d.is_float, "for i1 and integers", "i1, i32, i64"), "arith": (lambda d: d != i1, "not defined on i1", None),
+    "bits": (lambda d: d == f32, "for 32-bit floats", "f32"), "from_bits": (lambda d: d == i32, "for 32-bit integers", "i32")}
+
+
 def infer_elementwise(name: str):
     fn = FNS[name]
 
@@ -54,20 +62,8 @@ def infer_elementwise(name: str):
         dtype = types[0].dtype
         if any([t.dtype is not dtype and t.dtype != dtype for t in types]):
             raise RuleError(f"{name}: operands have one dtype", got=", ".join(sorted({str(t.dtype) for t in types})))
-        if fn.kind == "float":
-            need(dtype.is_float, f"{name} is for floats", "f16, bf16, f32", dtype)
-        elif fn.kind == "int":
-            need(dtype.is_int, f"{name} is for integers", "i32, i64", dtype)
-        elif fn.kind == "word":
-            need(dtype in (i32, u32), f"{name} is for integers of 32 bits", "i32, u32", dtype)
-        elif fn.kind == "logic":
-            need(not dtype.is_float, f"{name} is for i1 and integers", "i1, i32, i64", dtype)
-        elif fn.kind == "arith":
-            need(dtype != i1, f"{name} is not defined on i1")
-        elif fn.kind == "bits":
-            need(dtype == f32, f"{name} is for 32-bit floats", "f32", dtype)
-        elif fn.kind == "from_bits":
-            need(dtype == i32, f"{name} is for 32-bit integers", "i32", dtype)
+        takes, what, expected = TAKES.get(fn.kind, (lambda d: True, "", None))
+        need(takes(dtype), f"{name} is {what}", expected, dtype if expected else None)
         return (with_dtype(base, {"compare": i1, "bits": i32, "from_bits": f32}.get(fn.kind, dtype)),)
 
     return run
@@ -365,12 +361,11 @@ def _check_for(op: Op) -> None:
         need([t.dtype for t in told] == [i1], "for: `live` yields one i1 scalar or tile", "i1", told)
 
 
-define("for", BOTH, """`for lo, hi, inits... -> (i, carried...)`: i runs over [lo, hi), downwards if descending. tile: the tile
-       size that i counts; label: its name. A second region `live(i)` yields an i1 tile: where it is false everywhere the
-       iteration may be left out. unroll: bounds are constants and the body is expanded (machine level); turns: so many
-       iterations are printed one behind the other, whose carried registers change places. chain: loops with one
-       number run one after the other over one range and share rings. part: which part of the range ("masked", "full"), for
-       people.""", _for, check=_check_for,
+define("for", BOTH, """`for lo, hi, inits... -> (i, carried...)`: i runs over [lo, hi), downwards if descending. tile: the tile size that i
+       counts; label: its name. A second region `live(i)` yields an i1 tile: where it is false everywhere the iteration may be left out.
+       unroll: bounds are constants and the body is expanded (machine level); turns: so many iterations are printed one behind the other,
+       whose carried registers change places. chain: loops with one number run one after the other over one range and share rings. part:
+       which part of the range ("masked", "full"), for people.""", _for, check=_check_for,
        descending=FLAG.maybe, label=TEXT.maybe, tile=whole(1).maybe, unroll=FLAG.maybe, turns=whole(2, 2).maybe, chain=whole().maybe,
        part=one_of("masked", "full").maybe, traits="regions, in flight, position")
 
@@ -390,8 +385,7 @@ define("row_part", BOTH, """Which of `parts` equal parts of the program's rows t
 
 define("narrow", BOTH, """`narrow all, own`: one end of a range. `all` holds for every row of the program; a group of warps that works on
        its own part of the rows may take `own` instead. chain: of the loops whose range it is; end: "first" where they start, "last" where
-       they
-       stop, "inner" between two of them.""",
+       they stop, "inner" between two of them.""",
        "i32, i32 -> i32", phases="placed pipelined", chain=whole(), end=one_of("first", "last", "inner"))
 
 

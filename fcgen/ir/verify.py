@@ -212,7 +212,7 @@ class Verifier:
     def frag_problem(self, t: Frag) -> RuleError | None:
         layout = t.layout
         if isinstance(layout, OpaqueLayout):
-            down, across = (layout.warps_m if layout.role != "b" else 1), (layout.warps_n if layout.role != "a" else 1)
+            down, across = layout.parts
             if layout.warps != self.warps:
                 return RuleError("the fragment is spread over the role's warps", self.warps, layout)
             if len(t.shape) != 2 or t.shape[0] % (16 * down) or t.shape[1] % (16 * across) or t.partial:
@@ -223,8 +223,8 @@ class Verifier:
             return RuleError("a fragment has a layout of registers", got=layout)
         if layout.shape != t.shape:
             return RuleError("the fragment's layout covers its shape", t.shape, layout.shape)
-        if layout.problem():
-            return RuleError(layout.problem() or "", got=layout)
+        if layout.problem:
+            return RuleError(layout.problem, got=layout)
         if layout.warps > self.warps:
             return RuleError("the fragment's layout tells more warps apart than its role has", self.warps, layout.warps)
         return None

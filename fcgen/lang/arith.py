@@ -9,12 +9,11 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from ..errors import FcError
 from ..ir.elementwise import FNS
 from ..ir.types import DType, f32, i1, i32, i64, u32
 from .handles import ARITHMETIC, Handle, Label, NotATile, label_name
 from .mistakes import HOLD
-from .trace import current, here
+from .trace import current, mistake
 
 #: how messages call the functions that are written as operators
 SYMBOLS = {"div": "/", "floordiv": "//", "mod": "%", "pow": "**", "max": "maximum", "min": "minimum", "not": "~",
@@ -36,23 +35,23 @@ def lift(x: Any, dtype: DType | None) -> Handle:
     if not isinstance(x, (int, float)):
         hint = "an optional parameter that was not given is None: ask with Python's `if x is not None`" if x is None else \
             HOLD if hasattr(x, "shape") and hasattr(x, "dtype") else None
-        raise FcError("trace/usage", "this is not a value of the program", expected="a tile, a scalar or a number", got=repr(x)[:80],
-                      loc=here(), hint=hint)
+        raise mistake("trace/usage", "this is not a value of the program", expected="a tile, a scalar or a number", got=repr(x)[:80],
+                      hint=hint)
     if dtype is None:
         dtype = i32 if isinstance(x, int) else f32
     if dtype == i1:
-        raise FcError("trace/dtype", "a number meets a condition", expected="i1", got=x, loc=here(),
+        raise mistake("trace/dtype", "a number meets a condition", expected="i1", got=x,
                       hint="choose with fc.where(c, a, b), or count conditions: c.to(fc.i32)")
     if dtype.is_float:
         return Handle(current().emit("const", value=float(x), dtype=dtype.name))
     if isinstance(x, float):
         whole = math.isfinite(x) and x.is_integer()
-        raise FcError("trace/dtype", f"a {'float' if whole else 'fractional number'} meets integers", expected=dtype, got=x, loc=here(),
+        raise mistake("trace/dtype", f"a {'float' if whole else 'fractional number'} meets integers", expected=dtype, got=x,
                       hint=f"write {int(x)}, or convert: .to(fc.f32)" if whole else "convert the tile: .to(fc.f32)")
     low, high = dtype.range
     if not low <= x <= high:
         wider = next((d for d in (i32, u32, i64) if d.range[0] <= x <= d.range[1]), None)
-        raise FcError("trace/dtype", f"the number does not fit {dtype}", expected=f"{low} to {high}", got=x, loc=here(),
+        raise mistake("trace/dtype", f"the number does not fit {dtype}", expected=f"{low} to {high}", got=x,
                       hint=f"convert what it meets: .to(fc.{wider})" if wider else None)
     return Handle(current().emit("const", value=int(x), dtype=dtype.name))
 
@@ -64,7 +63,7 @@ def common(what: str, args: Sequence[Any], dtype: DType | None) -> list[Handle]:
     if len(dtypes) > 1:
         a, b = (next(h for h in handles if h.dtype == d) for d in dtypes[:2])
         to = next((d for d in dtypes if d.is_float), dtypes[0])
-        raise FcError("trace/dtype", f"{what} of two dtypes", expected=repr(a), got=repr(b), loc=here(),
+        raise mistake("trace/dtype", f"{what} of two dtypes", expected=repr(a), got=repr(b),
                       hint=f"convert one of them: .to(fc.{i32 if to == i1 else to})")
     return handles
 
@@ -76,8 +75,8 @@ def joint_labels(handles: list[Handle]) -> tuple[Label, ...]:
         return shaped[0] if shaped else ()
     for h in handles:
         if len(set(h.labels)) < len(h.labels):
-            raise FcError("trace/shape", f"both axes of this tile run over {label_name(h.labels[0])}, so it is not clear which one the "
-                          "other operand meets", expected=repr(h), got="; ".join(repr(x) for x in handles if x is not h), loc=here(),
+            raise mistake("trace/shape", f"both axes of this tile run over {label_name(h.labels[0])}, so it is not clear which one the "
+                          "other operand meets", expected=repr(h), got="; ".join(repr(x) for x in handles if x is not h),
                           hint="give one of the two an axis of its own: another dimension name, or rows.again()")
     every = list(dict.fromkeys(l for h in handles for l in h.labels))
     for h in handles:
@@ -92,7 +91,7 @@ def aligned(h: Handle, labels: tuple[Label, ...], sizes: dict[Label, int] | None
     if h.labels == labels or not h.labels:
         return h
     if not set(h.labels) <= set(labels) or len(set(h.labels)) < len(h.labels):
-        raise FcError("trace/shape", "the tile runs over other axes", expected=", ".join(map(label_name, labels)), got=repr(h), loc=here(),
+        raise mistake("trace/shape", "the tile runs over other axes", expected=", ".join(map(label_name, labels)), got=repr(h),
                       hint="axes are told apart by the range or dimension they run over")
     t = current()
     if len(h.labels) == len(labels):
@@ -111,10 +110,10 @@ def spread(handles: list[Handle]) -> tuple[list[Handle], tuple[Label, ...]]:
     for h in handles:
         for l, n in zip(h.labels, h.shape):
             if sizes.setdefault(l, n) != n:
-                raise FcError("trace/shape", f"two axes called {label_name(l)} differ in size", expected=sizes[l], got=n, loc=here())
+                raise mistake("trace/shape", f"two axes called {label_name(l)} differ in size", expected=sizes[l], got=n)
     if len(labels) > 2:
-        raise FcError("trace/shape", "these operands do not share their axes, and together have more than two",
-                      expected="one or two axes in all", got="; ".join(map(repr, handles)), loc=here(),
+        raise mistake("trace/shape", "these operands do not share their axes, and together have more than two",
+                      expected="one or two axes in all", got="; ".join(map(repr, handles)),
                       hint="axes are told apart by the range or dimension they run over")
     return [aligned(h, labels, sizes) for h in handles], labels
 
@@ -137,17 +136,17 @@ def check_kind(name: str, h: Handle) -> None:
     if kind == "float" and not d.is_float:
         known = {"div": "use // for integers, or .to(fc.f32)", "pow": "multiply it out, or convert: .to(fc.f32)"}
         hint = known.get(name, "convert: .to(fc.f32)")
-        raise FcError("trace/dtype", f"{word} is for floats", expected="f16, bf16, f32", got=repr(h), loc=here(), hint=hint)
+        raise mistake("trace/dtype", f"{word} is for floats", expected="f16, bf16, f32", got=repr(h), hint=hint)
     if kind == "int" and not d.is_int:
         known = {"floordiv": "for floats: fc.floor(a / b)", "mod": "for floats: a - b * fc.floor(a / b)"} if d.is_float else {}
-        raise FcError("trace/dtype", f"{word} is for integers", expected="i32, i64", got=repr(h), loc=here(), hint=known.get(name))
+        raise mistake("trace/dtype", f"{word} is for integers", expected="i32, i64", got=repr(h), hint=known.get(name))
     if (kind == "word" and d not in (i32, u32)) or (name == "abs" and not d.signed):
         what, these = ("integers of 32 bits", "i32, u32") if kind == "word" else ("signed numbers", "i8, i32, i64, floats")
-        raise FcError("trace/dtype", f"{word} is for {what}", expected=these, got=repr(h), loc=here(), hint="convert: .to(fc.i32)")
+        raise mistake("trace/dtype", f"{word} is for {what}", expected=these, got=repr(h), hint="convert: .to(fc.i32)")
     if kind == "logic" and d.is_float:
-        raise FcError("trace/dtype", "&, |, ^ and ~ are for conditions and integers", got=repr(h), loc=here(), hint="compare first: x > 0")
+        raise mistake("trace/dtype", "&, |, ^ and ~ are for conditions and integers", got=repr(h), hint="compare first: x > 0")
     if kind == "arith" and d == i1:
-        raise FcError("trace/dtype", f"{word} is not defined on conditions", expected="a number", got=repr(h), loc=here(),
+        raise mistake("trace/dtype", f"{word} is not defined on conditions", expected="a number", got=repr(h),
                       hint="combine conditions with & | ^ ~, or make numbers of them: c.to(fc.i32)")
 
 

@@ -25,7 +25,7 @@ from .handles import Handle
 from .mistakes import called
 from .ranges import Range
 from .tensors import RunDim, TensorParam, View
-from .trace import current, here, place_in
+from .trace import current, here, mistake, place_in
 
 #: dtypes of what numbers meet -> the scalar that carries them
 _CARRIED = {"f32": "f32", "f16": "f32", "bf16": "f32", "i32": "i32", "i64": "i64"}
@@ -248,7 +248,7 @@ def with_own_arrays(fn: types.FunctionType, captures: Captures) -> types.Functio
 
 
 def _changed(self: Any, *_: Any, **__: Any) -> Any:
-    raise FcError("trace/capture", "a function of a spec changes what it holds", got=type(self).__name__.removeprefix("Shown "), loc=here(),
+    raise mistake("trace/capture", "a function of a spec changes what it holds", got=type(self).__name__.removeprefix("Shown "),
                   hint="it is called once, while it is traced: return what it computes, or make a list of its own")
 
 

@@ -214,18 +214,18 @@ def dtype_name(x: Any) -> str:
 def in_lines(x: Any) -> bool:
     """Whether an array's rows begin on multiples of 16 bytes, and their elements lie side by side: then copies can move tiles of it."""
     torch = sys.modules.get("torch")
-    while torch is not None and isinstance(x, torch.Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(x):
-        x = torch._C._functorch.get_unwrapped(x)  # what a transform follows has no memory of its own
-    if hasattr(x, "data_ptr"):
-        size = x.element_size()
-        ptr, steps = x.data_ptr(), [s * size for s in x.stride()]
-    else:
-        known = getattr(x, "__cuda_array_interface__", None) or getattr(x, "__array_interface__", None)
-        if known is None:
-            return False
-        size = np.dtype(known["typestr"]).itemsize
-        ptr = known["data"][0]
-        steps = known.get("strides") or [size * math.prod(x.shape[n + 1:]) for n in range(len(x.shape))]
+    if torch is not None and isinstance(x, torch.Tensor):
+        of = torch._C._functorch
+        while of.is_functorch_wrapped_tensor(x):
+            x = of.get_unwrapped(x)  # what a transform follows has no memory of its own
+        size, strides = x.element_size(), x.stride()  # (asked at each call)
+        return not x.data_ptr() % 16 and strides[-1] == 1 and not [n for n, s in zip(x.shape[:-1], strides) if s * size % 16 and n > 1]
+    known = getattr(x, "__cuda_array_interface__", None) or getattr(x, "__array_interface__", None)
+    if known is None:
+        return False
+    size = np.dtype(known["typestr"]).itemsize
+    ptr = known["data"][0]
+    steps = known.get("strides") or [size * math.prod(x.shape[n + 1:]) for n in range(len(x.shape))]
     return ptr % 16 == 0 and steps[-1] == size and all(s % 16 == 0 for n, s in zip(x.shape[:-1], steps) if n > 1)
 
 

@@ -18,21 +18,25 @@ from .mistakes import called
 from .ranges import Range, TiledSize, dim_size
 from .rebinding import check_branch, check_loop, in_for_statement, snapshot
 from .tensors import Dim, RunDim
-from .trace import current, here
+from .trace import current, here, mistake
 
 
 def tile(size: Any, block: str) -> TiledSize:
     """A dimension (`Q.M`), or a count that the program computes, cut into blocks whose size the schedule gives under the name `block`."""
-    if hasattr(type(size), "lifted"):  # a captured number
-        size = size.lifted(None)
+    size = _as_value(size)
     if isinstance(size, (Dim, RunDim)):
         return TiledSize(int(size) if isinstance(size, Dim) else size.name, block)
     if _is_count(size):
         return TiledSize(size, block)
     if isinstance(size, Handle) and not size.labels and size.dtype == i32:
         return TiledSize(Handle(size.value), block)
-    raise FcError("trace/usage", "fc.tile takes a tensor's dimension", expected='fc.tile(Q.M, "BLOCK_M")', got=repr(size), loc=here(),
+    raise mistake("trace/usage", "fc.tile takes a tensor's dimension", expected='fc.tile(Q.M, "BLOCK_M")', got=repr(size),
                   hint="a count is an i32 scalar" if isinstance(size, Handle) else None)
+
+
+def _as_value(n: Any) -> Any:
+    """A captured number as a scalar of the program; anything else as it is."""
+    return n.lifted(None) if hasattr(type(n), "lifted") else n
 
 
 def _is_count(n: Any) -> bool:
@@ -41,8 +45,7 @@ def _is_count(n: Any) -> bool:
 
 def _grid_size(n: Any) -> str | int:
     """What an axis of the grid runs over: known when the kernel is launched."""
-    if hasattr(type(n), "lifted"):
-        n = n.lifted(None)
+    n = _as_value(n)
     if isinstance(n, RunDim):
         return n.name
     if isinstance(n, Handle):
@@ -53,19 +56,19 @@ def _grid_size(n: Any) -> str | int:
             return name
     elif isinstance(n, str) or _is_count(n):
         return n if isinstance(n, str) else int(n)
-    raise FcError("trace/usage", "a grid axis is a tensor's dimension, a number, an i32 parameter, or fc.tile(...) of one", got=repr(n),
-                  loc=here(), hint="a launch has to know it: compute it before the call" if isinstance(n, Handle) else None)
+    raise mistake("trace/usage", "a grid axis is a tensor's dimension, a number, an i32 parameter, or fc.tile(...) of one", got=repr(n),
+                  hint="a launch has to know it: compute it before the call" if isinstance(n, Handle) else None)
 
 
 def grid(*axes: Any) -> tuple[Any, ...]:
     """The program's place in the launch: a scalar per dimension, a `Range` per tiled one. Called once, before anything else."""
     t = current()
     if t.grid:
-        raise FcError("trace/usage", "fc.grid is called twice", loc=here())
+        raise mistake("trace/usage", "fc.grid is called twice")
     if len(t.scope.builder.ops) > len(t.sizes):
-        raise FcError("trace/usage", "fc.grid comes first in a spec, before any operation", loc=here())
+        raise mistake("trace/usage", "fc.grid comes first in a spec, before any operation")
     if not axes:
-        raise FcError("trace/usage", "fc.grid needs at least one axis", loc=here())
+        raise mistake("trace/usage", "fc.grid needs at least one axis")
     out: list[Any] = []
     for n, axis in enumerate(axes):
         i = Value(Scalar(i32), "")
@@ -95,20 +98,19 @@ def loop(
     The body is traced once; variables that it assigns are carried.
     """
     if not current().grid:
-        raise FcError("trace/usage", "call fc.grid before the first loop", loc=here())
-    if hasattr(type(over), "lifted"):
-        over = over.lifted(None)
+        raise mistake("trace/usage", "call fc.grid before the first loop")
+    over = _as_value(over)
     if not isinstance(over, (TiledSize, Handle)) and not (_is_count(over) or (type(over) is int and over == 0)):
-        raise FcError("trace/usage", "fc.loop runs over a tiled dimension or a count", got=repr(over), loc=here(),
+        raise mistake("trace/usage", "fc.loop runs over a tiled dimension or a count", got=repr(over),
                       expected='fc.loop(fc.tile(K.N, "BLOCK_N")) or fc.loop(n)')
     if not isinstance(descending, bool):
-        raise FcError("trace/usage", "`descending` is a switch", expected="True or False", got=repr(descending), loc=here())
+        raise mistake("trace/usage", "`descending` is a switch", expected="True or False", got=repr(descending))
     if live is not None:
         try:
             inspect.signature(live).bind(None)
         except (TypeError, ValueError) as e:
-            raise FcError("trace/usage", "`live` is a function of the range", expected="live=lambda cols: cols.index <= n", got=str(e),
-                          loc=here()) from None
+            raise mistake("trace/usage", "`live` is a function of the range", expected="live=lambda cols: cols.index <= n",
+                          got=str(e)) from None
     return Loop(over, start, stop, descending, live)
 
 
@@ -126,14 +128,14 @@ class Loop(NotATile):
         return f"<fc.loop over {self.over!r}>"
 
     def mistaken(self) -> FcError:
-        return FcError("trace/usage", "a loop is not a tile", loc=here(), hint="for cols in fc.loop(...):")
+        return mistake("trace/usage", "a loop is not a tile", hint="for cols in fc.loop(...):")
 
     def __iter__(self) -> Iterator[Any]:
         if current().unused.pop(id(self), None) is None:
-            raise FcError("trace/usage", "this loop has run already", loc=here(), hint="call fc.loop(...) again")
+            raise mistake("trace/usage", "this loop has run already", hint="call fc.loop(...) again")
         if not in_for_statement(sys._getframe(1)):
-            raise FcError("trace/usage", "fc.loop belongs in a `for` statement: its body is traced once, so nothing else can count or "
-                          "collect its items", expected="for cols in fc.loop(...):", loc=here(),
+            raise mistake("trace/usage", "fc.loop belongs in a `for` statement: its body is traced once, so nothing else can count or "
+                          "collect its items", expected="for cols in fc.loop(...):",
                           hint="the number of a block is cols.start // cols.size; for a loop that Python unrolls use range(n)")
         return self._items()
 
@@ -213,7 +215,7 @@ class Loop(NotATile):
 def _bound(n: Any) -> Value:
     x = lift(n, i32)
     if x.labels or x.dtype != i32:
-        raise FcError("trace/dtype", "a loop counts in i32", expected="an i32 scalar or a number", got=repr(x), loc=here())
+        raise mistake("trace/dtype", "a loop counts in i32", expected="an i32 scalar or a number", got=repr(x))
     return x.value
 
 
@@ -240,8 +242,8 @@ def when(condition: Any) -> Branch:
     c = lift(condition, None)
     if c.labels or c.dtype != i1:
         hint = "for tiles use fc.where" if c.labels else "compare it: n > 0"
-        raise FcError("trace/python-if", "fc.when branches on one condition for the whole program", expected="an i1 scalar", got=repr(c),
-                      loc=here(), hint=hint)
+        raise mistake("trace/python-if", "fc.when branches on one condition for the whole program", expected="an i1 scalar", got=repr(c),
+                      hint=hint)
     return Branch(c)
 
 
@@ -256,11 +258,11 @@ class Branch(NotATile):
         current().unused[id(self)] = "when", here()
 
     def mistaken(self) -> FcError:
-        return FcError("trace/usage", "fc.when is a block, not a tile", loc=here(), hint="choose with fc.where(cond, a, b)")
+        return mistake("trace/usage", "fc.when is a block, not a tile", hint="choose with fc.where(cond, a, b)")
 
     def __enter__(self) -> None:
         if current().unused.pop(id(self), None) is None:
-            raise FcError("trace/usage", "this branch has run already", loc=here(), hint="call fc.when(...) again")
+            raise mistake("trace/usage", "this branch has run already", hint="call fc.when(...) again")
         return self._block.__enter__()
 
     def __exit__(self, *error: Any) -> bool | None:

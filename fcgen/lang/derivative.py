@@ -6,7 +6,8 @@ operands counts as constant, but for tensors that are named or, with `captured`,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from ..errors import FcError
@@ -19,7 +20,7 @@ from .handles import Handle, NotATile
 from .mistakes import called
 from .scatter import add_to_tensor
 from .tensors import TensorParam
-from .trace import Scope, current, here
+from .trace import Scope, current, mistake
 
 
 def vjp(f: Callable[..., Any], *primals: Any, captured: bool = False) -> tuple[Any, Callable[[Any], Any]]:
@@ -37,7 +38,7 @@ def vjp(f: Callable[..., Any], *primals: Any, captured: bool = False) -> tuple[A
     def gradient(value: Any) -> Any:
         outs = run.several(value, "gradient")
         if not run.scope.encloses(current().scope):
-            raise FcError("trace/unset", "a gradient is asked for outside of the block that the value was computed in", loc=here(),
+            raise mistake("trace/unset", "a gradient is asked for outside of the block that the value was computed in",
                           hint="call it where the value may be read")
         known: dict[Value, Value] = {}
         m = _writer()
@@ -66,7 +67,7 @@ def jvp(f: Callable[..., Any], primals: Sequence[Any], tangents: Sequence[Any]) 
     """(f(*primals), its tangent): how the value moves where each primal moves by its tangent. None is the tangent of what stays; a tensor's
     is a tensor."""
     if not isinstance(primals, (tuple, list)) or not isinstance(tangents, (tuple, list)) or len(primals) != len(tangents):
-        raise FcError("trace/usage", "fc.jvp takes the operands of a function and a tangent for each", loc=here(),
+        raise mistake("trace/usage", "fc.jvp takes the operands of a function and a tangent for each",
                       expected="fc.jvp(f, (x, y), (dx, dy))", got=f"{primals!r:.60}, {tangents!r:.60}")
     run = _Run(f, primals)
     known: dict[Value, Value] = {}
@@ -79,8 +80,7 @@ def jvp(f: Callable[..., Any], primals: Sequence[Any], tangents: Sequence[Any]) 
             t.check_readable()
             known[x._param] = t._param
         else:
-            raise FcError("trace/usage", "the tangent of a tensor is a tensor with its sizes", expected=repr(x), got=repr(t)[:80],
-                          loc=here())
+            raise mistake("trace/usage", "the tangent of a tensor is a tensor with its sizes", expected=repr(x), got=repr(t)[:80])
     m = _writer()
     with _places(m):
         found = push(m, run.ops, known)
@@ -103,8 +103,8 @@ class TensorGradient(NotATile):
         like = self.tensor._param.type.dims
         if not isinstance(tensor, TensorParam) or not tensor.written or tensor.dtype.bits < 32 or tensor._param.type.dims != like:
             want = ", ".join(map(str, like))
-            raise FcError("trace/store", "a tensor's gradient is added to a tensor with its sizes", expected=f'"inout f32[{want}]"',
-                          got=repr(tensor)[:80], loc=here())
+            raise mistake("trace/store", "a tensor's gradient is added to a tensor with its sizes", expected=f'"inout f32[{want}]"',
+                          got=repr(tensor)[:80])
         tensor.check_readable()
         p, m = tensor._param, _writer()
         current().stored.add(p.name)
@@ -113,7 +113,7 @@ class TensorGradient(NotATile):
                 add_to_tensor(m.at(op), op, ct, p)
 
     def mistaken(self) -> FcError:
-        return FcError("trace/usage", "the gradient of a tensor is no tile", loc=here(), hint="add it to an output: g.add_to(dX)")
+        return mistake("trace/usage", "the gradient of a tensor is no tile", hint="add it to an output: g.add_to(dX)")
 
 
 class _Run:
@@ -122,7 +122,7 @@ class _Run:
     def __init__(self, f: Callable[..., Any], primals: Sequence[Any], captured: bool = False):
         t = current()
         if not callable(f) or not (primals or captured):
-            raise FcError("trace/usage", "a derivative is that of a function with respect to its operands", got=repr(f)[:80], loc=here(),
+            raise mistake("trace/usage", "a derivative is that of a function with respect to its operands", got=repr(f)[:80],
                           expected="fc.vjp(f, x)")
         self.scope: Scope = t.scope
         ops = t.scope.builder.ops
@@ -131,7 +131,7 @@ class _Run:
         last = ops[-1] if ops else None
         self.value = f(*self.given)
         if t.scope is not self.scope:
-            raise FcError("trace/usage", "the function of a derivative leaves a block open", loc=here())
+            raise mistake("trace/usage", "the function of a derivative leaves a block open")
         first = next((n + 1 for n in reversed(range(len(ops))) if ops[n] is last), 0)
         self.ops = tuple(ops[first:])
         self.many = isinstance(self.value, (tuple, list))
@@ -141,15 +141,15 @@ class _Run:
     def several(self, value: Any, what: str) -> Sequence[Any]:
         outs = value if self.many else (value,)
         if not isinstance(outs, (tuple, list)) or len(outs) != len(self.outs):
-            raise FcError("trace/usage", f"there is one {what} for each value of the function", expected=f"{len(self.outs)} of them",
-                          got=repr(value)[:80], loc=here())
+            raise mistake("trace/usage", f"there is one {what} for each value of the function", expected=f"{len(self.outs)} of them",
+                          got=repr(value)[:80])
         return outs
 
 
 def _fresh(p: Any) -> Handle:
     x = lift(p, None)
     if not x.dtype.is_float:
-        raise FcError("trace/grad", "derivatives are with respect to floats", expected="f16, bf16, f32", got=repr(x), loc=here(),
+        raise mistake("trace/grad", "derivatives are with respect to floats", expected="f16, bf16, f32", got=repr(x),
                       hint="what the function needs besides, it may hold: lambda s: f(s, i)")
     return Handle(current().emit("cast", x.value, to=x.dtype.name), x.labels)
 
@@ -166,8 +166,8 @@ def _like(x: Any, like: Handle, what: str) -> Value:
     want = like.dtype.computed
     h = lift(x, want)
     if not h.dtype.is_float or not set(h.labels) <= set(like.labels):
-        raise FcError("trace/shape" if h.dtype.is_float else "trace/dtype", f"{what} has the axes of its value, in {want}", got=repr(h),
-                      expected=repr(like), loc=here())
+        raise mistake("trace/shape" if h.dtype.is_float else "trace/dtype", f"{what} has the axes of its value, in {want}", got=repr(h),
+                      expected=repr(like))
     h = aligned(h.to(want), like.labels, dict(zip(like.labels, like.shape)))
     return _writer().fit(h.value, like.value)
 
@@ -177,14 +177,9 @@ def _writer() -> Writer:
     return Writer(current().scope.builder)
 
 
-class _places:
+@contextmanager
+def _places(m: Writer) -> Iterator[None]:
     """What is written inside comes from the lines that the rules say; afterwards from nowhere in particular."""
-
-    def __init__(self, m: Writer):
-        self.builder = m.builder
-
-    def __enter__(self) -> None:
-        self.before = self.builder.loc
-
-    def __exit__(self, *error: Any) -> None:
-        self.builder.loc = self.before
+    before = m.builder.loc
+    yield
+    m.builder.loc = before

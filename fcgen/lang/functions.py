@@ -6,14 +6,13 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from ..errors import FcError
 from ..ir.types import DType, f32, i1, i32
 from .arith import aligned, common, elementwise, lift, spread
 from .handles import Handle, NotATile, label_name
 from .mistakes import dtype_of
 from .ranges import Range
 from .tensors import Dim, RunDim, TensorParam, View, tile_type
-from .trace import current, here
+from .trace import current, mistake
 
 inf = math.inf
 
@@ -32,14 +31,14 @@ def _axes(where: tuple[Any, ...]) -> tuple[tuple[Any, ...], tuple[int, ...]]:
             labels.append(w.name)
             shape.append(int(w))
         elif isinstance(w, RunDim):
-            raise FcError("trace/static", f"a tile's axis needs a compile-time size, and {w.name} is known only at run time", loc=here(),
+            raise mistake("trace/static", f"a tile's axis needs a compile-time size, and {w.name} is known only at run time",
                           hint=f"bind it: compile(..., {w.name}=64)")
         else:
-            raise FcError("trace/usage", "a tile's axis is a range or a tensor's dimension", got=repr(w), loc=here(),
+            raise mistake("trace/usage", "a tile's axis is a range or a tensor's dimension", got=repr(w),
                           expected="fc.zeros(rows) or fc.zeros(rows, V.E)")
     if not 1 <= len(labels) <= 2:
-        raise FcError("trace/shape", "a tile has one or two axes", expected="fc.zeros(rows) or fc.zeros(rows, V.E)", got=repr(where),
-                      loc=here(), hint="for one number write the number, or fc.var(0.0)" if not labels else None)
+        raise mistake("trace/shape", "a tile has one or two axes", expected="fc.zeros(rows) or fc.zeros(rows, V.E)", got=repr(where),
+                      hint="for one number write the number, or fc.var(0.0)" if not labels else None)
     return tuple(labels), tuple(shape)
 
 
@@ -49,7 +48,7 @@ def full(axes: Any, value: Any, dtype: DType | str | None = None) -> Handle:
     want = None if dtype is None else dtype_of(dtype)
     x = lift(value, want or (None if isinstance(value, Handle) else f32))
     if x.labels:
-        raise FcError("trace/shape", "fc.full makes a tile of one value", expected="a number or a scalar", got=repr(x), loc=here(),
+        raise mistake("trace/shape", "fc.full makes a tile of one value", expected="a number or a scalar", got=repr(x),
                       hint="a tile meets others axis by axis as it is")
     x = x if want is None else x.to(want)
     return Handle(current().emit("full", x.value, shape=shape), labels)
@@ -65,8 +64,7 @@ def positive(x: Any) -> Any:
     their order, so that it can be moved out of maxima."""
     h = lift(x, None)
     if h.value not in (*current().params, *current().captures.params):
-        raise FcError("trace/usage", "fc.positive is for a parameter", expected="a scalar parameter, or a captured number", got=repr(x),
-                      loc=here())
+        raise mistake("trace/usage", "fc.positive is for a parameter", expected="a scalar parameter, or a captured number", got=repr(x))
     current().positive.add(h.value.name)
     return x
 
@@ -81,7 +79,7 @@ def load(view: Any) -> Handle:
     if isinstance(view, TensorParam):
         view = View(view, tuple(slice(None) for _ in view._names))
     if not isinstance(view, View):
-        raise FcError("trace/usage", "fc.load takes a view of a tensor", expected="fc.load(Q[b, h, rows])", got=repr(view), loc=here())
+        raise mistake("trace/usage", "fc.load takes a view of a tensor", expected="fc.load(Q[b, h, rows])", got=repr(view))
     p = view.tensor._param
     view.tensor.check_readable()
     scalars, attrs = view.access(False)
@@ -101,27 +99,26 @@ def atomic_add(view: Any, value: Any) -> None:
 
 def _store(view: Any, value: Any, attrs: dict[str, Any]) -> None:
     if not isinstance(view, View):
-        raise FcError("trace/usage", "a store names a rectangle or one element of an output", expected="fc.store(O[b, h, rows], tile)",
-                      got=repr(view), loc=here(),
-                      hint='is the tensor annotated as an output: "out f32[...]"?' if isinstance(view, Handle) else None)
+        raise mistake("trace/usage", "a store names a rectangle or one element of an output", expected="fc.store(O[b, h, rows], tile)",
+                      got=repr(view), hint='is the tensor annotated as an output: "out f32[...]"?' if isinstance(view, Handle) else None)
     t, p = current(), view.tensor._param
     if not any(f in ("out", "inout") for f in view.tensor._flags):
-        raise FcError("trace/store", f"{p.name} is not an output", loc=here(), hint=f'annotate it: {p.name}: "out {p.type.dtype}[...]"')
+        raise mistake("trace/store", f"{p.name} is not an output", hint=f'annotate it: {p.name}: "out {p.type.dtype}[...]"')
     if attrs:
         view.tensor.check_readable()
         if p.type.dtype.bits <= 8 or p.type.dtype.name == "i64":
-            raise FcError("trace/dtype", f"memory has no atomic add of {p.type.dtype}", got=f"fc.atomic_add to {p.name}", loc=here(),
+            raise mistake("trace/dtype", f"memory has no atomic add of {p.type.dtype}", got=f"fc.atomic_add to {p.name}",
                           expected="f32, i32, u32, f16, bf16, f64", hint="add in a tensor of f32 or i32")
     view.check_covers()
     x = lift(value, p.type.dtype)
     if x.dtype != p.type.dtype:
-        raise FcError("trace/dtype", f"{p.name} holds another dtype", expected=p.type.dtype, got=x.dtype, loc=here(),
+        raise mistake("trace/dtype", f"{p.name} holds another dtype", expected=p.type.dtype, got=x.dtype,
                       hint=f"convert: .to({p.name}.dtype)")
     if not x.labels and view.labels:
         x = Handle(t.emit("full", x.value, shape=view.shape), view.labels)
     if not set(x.labels) <= set(view.labels):
-        raise FcError("trace/shape", f"the tile's axes are not those of the view of {p.name}",
-                      expected=", ".join(map(label_name, view.labels)), got=", ".join(map(label_name, x.labels)), loc=here())
+        raise mistake("trace/shape", f"the tile's axes are not those of the view of {p.name}",
+                      expected=", ".join(map(label_name, view.labels)), got=", ".join(map(label_name, x.labels)))
     x = aligned(x, view.labels, dict(zip(view.labels, view.shape)))
     t.stored.add(p.name)
     scalars, where = view.access(True)
@@ -131,10 +128,10 @@ def _store(view: Any, value: Any, attrs: dict[str, Any]) -> None:
 def gather(tensor: TensorParam, *index: Any) -> Handle:
     """One element per position: `tensor[i, j, ...]` with integer tiles and scalars. Positions outside read as zero."""
     if isinstance(tensor, (Handle, View)):
-        raise FcError("trace/usage", "fc.gather takes a tensor and one position for each of its dimensions", got=repr(tensor), loc=here(),
+        raise mistake("trace/usage", "fc.gather takes a tensor and one position for each of its dimensions", got=repr(tensor),
                       expected="fc.gather(Bias, h, at)", hint="Bias[h, at] with a tile of positions reads the elements by itself")
     if not isinstance(tensor, TensorParam):
-        raise FcError("trace/usage", "fc.gather takes a tensor", expected="fc.gather(Bias, h, at)", got=repr(tensor)[:80], loc=here())
+        raise mistake("trace/usage", "fc.gather takes a tensor", expected="fc.gather(Bias, h, at)", got=repr(tensor)[:80])
     return tensor._gather(index)
 
 
@@ -185,8 +182,7 @@ def where(condition: Any, a: Any, b: Any) -> Handle:
     """a where the condition holds, b elsewhere. (What is chosen says in which order the axes of the result are, before the condition.)"""
     c = lift(condition, None)
     if c.dtype != i1:
-        raise FcError("trace/dtype", "the condition of fc.where is not a truth value", expected="i1", got=repr(c), loc=here(),
-                      hint="compare: x > 0")
+        raise mistake("trace/dtype", "the condition of fc.where is not a truth value", expected="i1", got=repr(c), hint="compare: x > 0")
     whole = all(isinstance(x, int) for x in (a, b))
     known = next((x.dtype for x in (a, b) if isinstance(x, Handle)), i32 if whole else f32)
     x, y = common("fc.where", (a, b), known)
@@ -203,10 +199,9 @@ def _check_folded(name: str, x: Any, axis: Any, hint: str | None = None) -> None
     if isinstance(x, NotATile):
         raise x.mistaken()
     if not isinstance(x, Handle) or not x.labels or isinstance(axis, Handle):
-        raise FcError("trace/shape", f"fc.{name} {'adds along an axis of' if hint is None else 'reduces'} a tile", got=repr(x), loc=here(),
-                      hint=hint)
+        raise mistake("trace/shape", f"fc.{name} {'adds along an axis of' if hint is None else 'reduces'} a tile", got=repr(x), hint=hint)
     if x.dtype == i1:
-        raise FcError("trace/dtype", f"fc.{name} folds numbers, not conditions", got=repr(x), loc=here(), hint="convert: c.to(fc.i32)")
+        raise mistake("trace/dtype", f"fc.{name} folds numbers, not conditions", got=repr(x), hint="convert: c.to(fc.i32)")
 
 
 def _reduction(name: str) -> Callable[..., Handle]:
@@ -229,11 +224,11 @@ def _axis_of(x: Handle, axis: Any) -> int:
     if isinstance(axis, (Range, str, Dim)):
         label = axis.name if isinstance(axis, Dim) else axis
         if x.labels.count(label) != 1:
-            raise FcError("trace/shape", f"the tile has {'two axes' if label in x.labels else 'no axis'} {label_name(label)}",
-                          got=repr(x), loc=here(), hint="name the axis by its number: 0 or 1")
+            raise mistake("trace/shape", f"the tile has {'two axes' if label in x.labels else 'no axis'} {label_name(label)}", got=repr(x),
+                          hint="name the axis by its number: 0 or 1")
         axis = x.labels.index(label)
     if not isinstance(axis, int) or isinstance(axis, bool) or not -len(x.labels) <= axis < len(x.labels):
-        raise FcError("trace/shape", "no such axis", expected=f"0 to {len(x.labels) - 1}, or a range", got=repr(axis), loc=here(),
+        raise mistake("trace/shape", "no such axis", expected=f"0 to {len(x.labels) - 1}, or a range", got=repr(axis),
                       hint="one axis, or all of them: axis=None" if isinstance(axis, (tuple, list)) else None)
     return axis % len(x.labels)
 
@@ -254,20 +249,18 @@ def dot(a: Any, b: Any, acc: Any = None) -> Handle:
     """Matrix product a [M, K] b [K, N] (+ acc) in f32, of integers of 8 bits in i32; a and b of one dtype."""
     for x, what in ((a, "left"), (b, "right")):
         if not isinstance(x, Handle) or len(x.labels) != 2:
-            raise FcError("trace/shape", f"the {what} operand of fc.dot is a 2-d tile", got=repr(x), loc=here(),
+            raise mistake("trace/shape", f"the {what} operand of fc.dot is a 2-d tile", got=repr(x),
                           hint="load views first: fc.load(K[b, h, cols])" if isinstance(x, View) else None)
     if a.dtype != b.dtype:
-        raise FcError(
-            "trace/dtype", "fc.dot of two dtypes", expected=a.dtype, got=b.dtype, loc=here(), hint=f"convert one: .to(fc.{b.dtype})"
-        )
+        raise mistake("trace/dtype", "fc.dot of two dtypes", expected=a.dtype, got=b.dtype, hint=f"convert one: .to(fc.{b.dtype})")
     inner_a, inner_b = a.labels[1], b.labels[0]
     names = not isinstance(inner_a, Range) and not isinstance(inner_b, Range)
     if (inner_a != inner_b and not names) or a.shape[1] != b.shape[0]:
         flip = " (did you mean .T?)" if b.labels[1] == inner_a else ""
-        raise FcError("trace/shape", f"fc.dot contracts the last axis of a with the first of b{flip}",
-                      expected=f"b [{label_name(inner_a)}: {a.shape[1]}, ...]", got=repr(b), loc=here())
+        raise mistake("trace/shape", f"fc.dot contracts the last axis of a with the first of b{flip}",
+                      expected=f"b [{label_name(inner_a)}: {a.shape[1]}, ...]", got=repr(b))
     if a.labels[0] == b.labels[1] and isinstance(a.labels[0], Range):
-        raise FcError("trace/shape", "both axes of the product would be the same range", got=repr(a), loc=here(),
+        raise mistake("trace/shape", "both axes of the product would be the same range", got=repr(a),
                       hint="give one side an axis of its own: cols = rows.again()")
     labels = (a.labels[0], b.labels[1])
     more = () if acc is None else (_accumulator(acc, labels, a.dtype.computed).value,)
@@ -277,6 +270,6 @@ def dot(a: Any, b: Any, acc: Any = None) -> Handle:
 def _accumulator(acc: Any, labels: tuple[Any, ...], dtype: DType) -> Handle:
     x = lift(acc, dtype)
     if x.dtype != dtype or set(x.labels) != set(labels):
-        raise FcError("trace/shape" if x.dtype == dtype else "trace/dtype", f"fc.dot adds to a tile with the product's axes, in {dtype}",
-                      expected=f"{dtype} [{', '.join(map(label_name, labels))}]", got=repr(x), loc=here())
+        raise mistake("trace/shape" if x.dtype == dtype else "trace/dtype", f"fc.dot adds to a tile with the product's axes, in {dtype}",
+                      expected=f"{dtype} [{', '.join(map(label_name, labels))}]", got=repr(x))
     return aligned(x, labels)

@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 from ..errors import FcError
 from ..ir.core import Value
 from ..ir.types import DType, i1
-from .mistakes import Traced, called, dtype_of
-from .trace import Named, Scope, current, here
+from .mistakes import Traced, called, dtype_of, refuses
+from .trace import Named, Scope, current, mistake
 
 Label = Any  # Range | str | int
 
@@ -37,7 +37,7 @@ class NotATile(Traced):
 
     def mistaken(self) -> FcError:
         """What to write instead. Kinds that know better say so."""
-        return FcError("trace/static", f"a {type(self).__name__} is no tile", expected="a tile or a number", loc=here())
+        return mistake("trace/static", f"a {type(self).__name__} is no tile", expected="a tile or a number")
 
     def _mistaken(self, *_: Any) -> Any:
         raise self.mistaken()
@@ -70,7 +70,7 @@ class Handle(Named, Traced):
     @property
     def value(self) -> Value:
         if self._value is None:
-            raise FcError("trace/unset", "this variable has not been set", loc=here(), hint="assign it first: v <<= ...")
+            raise mistake("trace/unset", "this variable has not been set", hint="assign it first: v <<= ...")
         self.check_scope()
         return self._value
 
@@ -81,9 +81,9 @@ class Handle(Named, Traced):
             t.check_loops()
             kind = self.scope.kind
             if kind == "kernel":
-                raise FcError("trace/unset", "a value of another trace is read", got=repr(self), loc=here(),
+                raise mistake("trace/unset", "a value of another trace is read", got=repr(self),
                               hint="handles live as long as one trace: make the value inside this spec")
-            raise FcError("trace/unset", f"a value made inside a {kind} is read outside of it", loc=here(),
+            raise mistake("trace/unset", f"a value made inside a {kind} is read outside of it",
                           hint=f"carry it out in a variable: v = fc.var(...) before the {kind}, v <<= value inside, v after it")
 
     @property
@@ -105,7 +105,7 @@ class Handle(Named, Traced):
         """Converted to another dtype (round to nearest even)."""
         d = dtype_of(dtype)
         if d == i1 != self.dtype:
-            raise FcError("trace/dtype", "a number is not converted to a condition", got=repr(self), loc=here(), hint="compare it: x != 0")
+            raise mistake("trace/dtype", "a number is not converted to a condition", got=repr(self), hint="compare it: x != 0")
         return self if d == self.dtype else Handle(current().emit("cast", self.value, to=d.name), self.labels)
 
     def made(self, h: Handle) -> Handle:
@@ -116,29 +116,18 @@ class Handle(Named, Traced):
     def T(self) -> Handle:
         """The transposed view of a 2-d tile."""
         if len(self.shape) != 2:
-            raise FcError("trace/shape", ".T is for 2-d tiles", got=repr(self), loc=here())
+            raise mistake("trace/shape", ".T is for 2-d tiles", got=repr(self))
         return Handle(current().emit("transpose", self.value), self.labels[::-1])
 
-    def __bool__(self) -> bool:
-        raise FcError("trace/python-if", "a value of the program has no truth value while it is traced", got=repr(self), loc=here(),
-                      hint="choose with fc.where(cond, a, b), fc.maximum or fc.minimum, or branch on a scalar with `with fc.when(cond):`; "
-                           "`and`, `or`, `not` are &, |, ~, and a < x < b is (a < x) & (x < b)")
-
-    def __iter__(self) -> Any:
-        raise FcError("trace/usage", "a tile cannot be iterated over", got=repr(self), loc=here(),
-                      hint="loop over a range: fc.loop(...); Python's sum, max and min are fc.sum, fc.max and fc.min of one axis")
-
-    def __index__(self) -> int:
-        raise FcError("trace/usage", "a value of the program is not a Python integer", got=repr(self), loc=here(),
-                      hint="sizes that Python needs must be bound when the spec is compiled")
-
-    def __float__(self) -> float:
-        raise FcError("trace/usage", "a value of the program is not a Python number", got=repr(self), loc=here(),
-                      hint="functions of the program are fcgen's: fc.exp, fc.sqrt, fc.floor; a float of it is x.to(fc.f32)")
-
-    def __int__(self) -> int:
-        raise FcError("trace/usage", "a value of the program is not a Python integer", got=repr(self), loc=here(),
-                      hint="an integer of the program is x.to(fc.i32)")
+    __bool__ = refuses("a value of the program has no truth value while it is traced",
+                       "choose with fc.where(cond, a, b), fc.maximum or fc.minimum, or branch on a scalar with `with fc.when(cond):`; "
+                       "`and`, `or`, `not` are &, |, ~, and a < x < b is (a < x) & (x < b)", "trace/python-if")
+    __iter__ = refuses("a tile cannot be iterated over",
+                       "loop over a range: fc.loop(...); Python's sum, max and min are fc.sum, fc.max and fc.min of one axis")
+    __index__ = refuses("a value of the program is not a Python integer", "sizes that Python needs must be bound when the spec is compiled")
+    __float__ = refuses("a value of the program is not a Python number",
+                        "functions of the program are fcgen's: fc.exp, fc.sqrt, fc.floor; a float of it is x.to(fc.f32)")
+    __int__ = refuses("a value of the program is not a Python integer", "an integer of the program is x.to(fc.i32)")
 
     def __copy__(self) -> Handle:
         return Handle(self.value, self.labels)  # of a variable: what it holds now
@@ -174,7 +163,7 @@ class Handle(Named, Traced):
         return elementwise("not", self)
 
     def __ilshift__(self, other: Any) -> Any:
-        raise FcError("trace/usage", "`<<=` assigns to a variable, and this is none", got=repr(self), loc=here(),
+        raise mistake("trace/usage", "`<<=` assigns to a variable, and this is none", got=repr(self),
                       hint="make it one before: v = fc.var(init)")
 
 
@@ -196,7 +185,7 @@ class Var(Handle):
     @property
     def value(self) -> Value:
         if self.closed is not None:
-            raise FcError("trace/usage", f"variable {self.name or 'v'} {self.closed}", loc=here(),
+            raise mistake("trace/usage", f"variable {self.name or 'v'} {self.closed}",
                           hint="`live` sees what is known before the loop: ranges, sizes, and variables that the loop does not assign")
         return super().value
 
@@ -208,10 +197,10 @@ class Var(Handle):
         else:
             x = lift(other, self._value.type.dtype)
             if x.value.type.dtype != self._value.type.dtype:
-                raise FcError("trace/dtype", "a variable keeps its dtype", expected=self._value.type.dtype, got=x.value.type.dtype,
-                              loc=here(), hint=f"convert: .to(fc.{self._value.type.dtype})")
+                raise mistake("trace/dtype", "a variable keeps its dtype", expected=self._value.type.dtype, got=x.value.type.dtype,
+                              hint=f"convert: .to(fc.{self._value.type.dtype})")
             if set(x.labels) != set(self.labels) or len(x.labels) != len(self.labels):
-                raise FcError("trace/shape", "a variable keeps its axes", expected=repr(self), got=repr(x), loc=here())
+                raise mistake("trace/shape", "a variable keeps its axes", expected=repr(self), got=repr(x))
             if x.labels != self.labels:
                 x = x.T
         self._value = x.value

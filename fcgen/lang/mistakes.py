@@ -13,8 +13,9 @@ from types import FrameType, TracebackType
 from typing import Any, ClassVar, TypeVar
 
 from ..errors import FcError, Loc, closest, did_you_mean
+from ..ir.elementwise import MIRROR
 from ..ir.types import DType, as_dtype
-from .trace import HERE, here, place_of
+from .trace import HERE, here, mistake, place_of
 
 C = TypeVar("C", bound=type)
 
@@ -27,8 +28,6 @@ VOCABULARY: dict[str, Any] = {}
 OPERATORS = {"add": "add", "subtract": "sub", "multiply": "mul", "divide": "truediv", "true_divide": "truediv", "floor_divide": "floordiv",
              "remainder": "mod", "power": "pow", "less": "lt", "less_equal": "le", "greater": "gt", "greater_equal": "ge", "equal": "eq",
              "not_equal": "ne", "bitwise_and": "and", "bitwise_or": "or", "bitwise_xor": "xor"}
-#: comparisons seen from their right operand
-MIRRORED = {"lt": "gt", "le": "ge", "gt": "lt", "ge": "le", "eq": "eq", "ne": "ne"}
 #: what other libraries call it -> what a spec writes
 ELSEWHERE = {"amax": "fc.max", "amin": "fc.min", "clip": "fc.minimum(fc.maximum(x, low), high)", "matmul": "fc.dot", "mm": "fc.dot",
              "bmm": "fc.dot", "mean": "fc.sum(x, axis=1) / X.D", "relu": "fc.maximum(x, 0.0)", "absolute": "fc.abs", "power": "x ** n",
@@ -89,6 +88,14 @@ def dtype_of(value: Any) -> DType:
         raise e.at(here()) from None
 
 
+def refuses(what: str, hint: str, code: str = "trace/usage") -> Any:
+    """A method for what Python may ask of an object and a trace cannot answer."""
+    def method(self: Any, *_: Any) -> Any:
+        raise mistake(code, what, got=repr(self), hint=hint)
+
+    return method
+
+
 class Traced:
     """What a spec's function holds. NumPy's functions are refused, since they would make arrays of objects; its numbers may stand in
     expressions."""
@@ -101,7 +108,7 @@ class Traced:
         word = OPERATORS.get(ufunc.__name__, "")
         if method == "__call__" and word and not kwargs:
             a, b = (x.item() if getattr(x, "shape", None) == () and hasattr(x, "item") else x for x in inputs)
-            mine, other, word = (a, b, word) if isinstance(a, Traced) else (b, a, MIRRORED.get(word, f"r{word}"))
+            mine, other, word = (a, b, word) if isinstance(a, Traced) else (b, a, MIRROR.get(word, f"r{word}"))
             if hasattr(mine, f"__{word}__"):
                 return getattr(mine, f"__{word}__")(other)
         raise _foreign("NumPy", ufunc.__name__)
@@ -119,7 +126,7 @@ class Traced:
 
 def _foreign(library: str, name: str) -> FcError:
     hint = HOLD if name in ("asarray", "__getitem__") else instead(name)
-    return FcError("trace/usage", f"{library} works on arrays, and a spec's values are known only on the GPU", got=name, loc=here(),
+    return mistake("trace/usage", f"{library} works on arrays, and a spec's values are known only on the GPU", got=name,
                    hint=hint or "use the functions of fcgen: fc.exp, fc.maximum, fc.sum, fc.where")
 
 
@@ -145,7 +152,7 @@ def told(error: Exception, spec: Loc) -> FcError | None:
     file = lambda f: f.f_code.co_filename
     loc = next((place_of(f, at) for f, at in reversed(frames) if not file(f).startswith(HERE) and not file(f).startswith(_LIBRARIES)), spec)
     text = str(error)
-    if isinstance(error, AttributeError) and _is_ours(error.obj) and "for setting" not in text:
+    if isinstance(error, AttributeError) and isinstance(error.obj, (Traced, DType)) and "for setting" not in text:
         name, own = error.name or "", getattr(error.obj, "PUBLIC", ())
         kind = type(error.obj).__name__.replace("fcgen ", "")
         known = kind in ("value", "variable", "size") and (name in VOCABULARY or name in ELSEWHERE or name in _RESHAPED)
@@ -177,7 +184,3 @@ def _bad_call(owner: str, name: str, complaint: str, loc: Loc) -> FcError:
         hint = "positions past the tensor's end read as zero and are not written; for other masks use fc.where"
     return FcError("trace/usage", f"{'fc' if owner == 'fc' else 'a ' + owner}.{name} {complaint}".replace(f"a {owner}.", f"{owner}."),
                    expected=f"fc.{name}({shown})" if fn is not None else None, loc=loc, hint=hint)
-
-
-def _is_ours(x: Any) -> bool:
-    return isinstance(x, (Traced, DType))

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import keyword
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, TypeVar
 
-from ..errors import FcError
-from ..ir.core import Block, Op, Value, uses, walk
+from ..ir.core import Block, Value, uses, walk
+from ..ir.rewrite import edited
 from .handles import Handle, Var
 from .ranges import Range
 from .tensors import RunDim
-from .trace import current, here
+from .trace import current, here, mistake
 
 X = TypeVar("X")
 
@@ -24,15 +23,15 @@ X = TypeVar("X")
 def name(word: str, x: X) -> X:
     """`x`, which schedules may then call `word`. x: a tile or scalar, a variable, a range, or an index of the grid."""
     if not isinstance(word, str) or not word.isidentifier() or keyword.iskeyword(word):
-        raise FcError("trace/usage", "a name is a word that Python could call a variable", expected='fc.name("s", x)', got=repr(word)[:80],
-                      loc=here(), hint="the name comes first" if isinstance(word, (Handle, Range)) else None)
+        raise mistake("trace/usage", "a name is a word that Python could call a variable", expected='fc.name("s", x)', got=repr(word)[:80],
+                      hint="the name comes first" if isinstance(word, (Handle, Range)) else None)
     given: Any = x
     t = current()
     if not isinstance(given, (Handle, Range)) or isinstance(given, RunDim):
-        raise FcError("trace/usage", "fc.name names a tile, a scalar, a variable or a range", got=repr(x)[:80], loc=here(),
+        raise mistake("trace/usage", "fc.name names a tile, a scalar, a variable or a range", got=repr(x)[:80],
                       hint="load it first: fc.load(...)" if hasattr(given, "tensor") else None)
     if word in t.given:
-        raise FcError("trace/usage", f"two values are called {word}", got=word, loc=here(), notes=[f"the first is at {t.given[word]}"],
+        raise mistake("trace/usage", f"two values are called {word}", got=word, notes=[f"the first is at {t.given[word]}"],
                       hint='a helper that is called twice takes the name as an argument, or numbers it: fc.name(f"s{i}", x)')
     values: dict[Any, str] = {}
     if isinstance(given, Range):
@@ -41,7 +40,7 @@ def name(word: str, x: X) -> X:
         values = {given.value: word}
     before = next((t.told[v] for v in values if v in t.told), given.name if isinstance(given, Var) and given.told else "")
     if before:
-        raise FcError("trace/usage", f"this value is called {before} already", got=word, loc=here(), hint="name it once")
+        raise mistake("trace/usage", f"this value is called {before} already", got=word, hint="name it once")
     if isinstance(given, Var):
         given.name, given.told = word, True
     for v, text in values.items():
@@ -65,12 +64,4 @@ def sites(block: Block, told: Mapping[Value, str]) -> Block:
                 v = nexts[0].result
             if v in told:
                 found[op] = told[v]
-    return _marked(block, found)
-
-
-def _marked(block: Block, found: Mapping[Op, str]) -> Block:
-    ops = []
-    for op in block.ops:
-        more = {"site": found[op]} if op in found else {}
-        ops.append(replace(op, attrs={**op.attrs, **more}, regions=tuple(_marked(r, found) for r in op.regions)))
-    return Block(block.args, tuple(ops))
+    return edited(block, lambda op: op.with_attrs(site=found[op]) if op in found else op)

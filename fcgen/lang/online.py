@@ -21,7 +21,7 @@ from .handles import Handle, NotATile, Var, label_name
 from .mistakes import called
 from .ranges import Range
 from .tensors import View
-from .trace import current, here
+from .trace import current, mistake
 
 
 def online_softmax(rows: Any, values: Any = None) -> OnlineSoftmax:
@@ -43,8 +43,8 @@ class OnlineSoftmax(NotATile):
 
     def __init__(self, rows: Any, values: Any):
         if not isinstance(rows, Range):
-            raise FcError("trace/usage", "fc.online_softmax takes the range of its rows", expected="fc.online_softmax(rows, V.E)",
-                          got=repr(rows)[:80], loc=here())
+            raise mistake("trace/usage", "fc.online_softmax takes the range of its rows", expected="fc.online_softmax(rows, V.E)",
+                          got=repr(rows)[:80])
         self.rows = rows
         self.max: Var = _variable("m", full(rows, -math.inf))
         self.sum: Var = _variable("l", zeros(rows))
@@ -54,28 +54,27 @@ class OnlineSoftmax(NotATile):
         return f"<online softmax over rows of {self.rows!r}>"
 
     def mistaken(self) -> FcError:
-        return FcError("trace/usage", "an online softmax is no tile", got=repr(self), loc=here(),
+        return mistake("trace/usage", "an online softmax is no tile", got=repr(self),
                        hint="its result is .out(), the logarithm of its sum .lse()")
 
     @property
     def acc(self) -> Var:
         """The sum of weights * values, before it is divided by the sum of weights."""
         if self._acc is None:
-            raise FcError("trace/usage", "this softmax sums up no values", loc=here(),
-                          hint="give it their width: fc.online_softmax(rows, V.E)")
+            raise mistake("trace/usage", "this softmax sums up no values", hint="give it their width: fc.online_softmax(rows, V.E)")
         return self._acc
 
     def add(self, scores: Any, values: Any = None, where: Any = None) -> None:
         """Take the next tile of scores, f32 [rows, columns], and the values of its columns: a tile [columns, width], or a view, which is
         then loaded as late as it can be. where: which scores count, beside the axis' end and the loop's `live`."""
         if not isinstance(scores, Handle) or len(scores.labels) != 2 or self.rows not in scores.labels:
-            raise FcError("trace/shape", "an online softmax takes tiles of scores with its rows", got=repr(scores)[:80], loc=here(),
+            raise mistake("trace/shape", "an online softmax takes tiles of scores with its rows", got=repr(scores)[:80],
                           expected=f"f32 [{label_name(self.rows)}, columns]")
         if scores.dtype != f32:
-            raise FcError("trace/dtype", "scores are added up in float32", expected="f32", got=scores.dtype, loc=here(), hint=".to(fc.f32)")
+            raise mistake("trace/dtype", "scores are added up in float32", expected="f32", got=scores.dtype, hint=".to(fc.f32)")
         if (values is None) != (self._acc is None):
-            raise FcError("trace/usage", "an online softmax takes values with every tile of scores, or with none", got=repr(values)[:80],
-                          loc=here(), expected="state.add(s)" if self._acc is None else "state.add(s, V[b, h, cols])",
+            raise mistake("trace/usage", "an online softmax takes values with every tile of scores, or with none", got=repr(values)[:80],
+                          expected="state.add(s)" if self._acc is None else "state.add(s, V[b, h, cols])",
                           hint="fc.online_softmax(rows, V.E) sums up values of that width" if self._acc is None else None)
         cols = scores.labels[1 if scores.labels[0] is self.rows else 0]
         s = _called("s", _masked(aligned(scores, (self.rows, cols)), cols, where))

@@ -11,8 +11,8 @@ from ..ir.core import Value
 from ..ir.types import i1, i32
 from .arith import elementwise, lift
 from .handles import Handle, NotATile
-from .mistakes import called
-from .trace import current, here
+from .mistakes import called, refuses
+from .trace import current, mistake
 
 Extent = Any  # str | int | Handle: a dimension, a number, or a scalar of the program
 
@@ -48,7 +48,7 @@ def _moved(kind: str, a: Handle | None, n: Any, whose: Any) -> Handle:
         raise n.mistaken() if not isinstance(n, Positions) else whose.mistaken()
     h = lift(n, i32)
     if h.labels or h.dtype != i32:
-        raise FcError("trace/usage", "a range is moved, or cut off, by a whole number", expected="an i32 scalar", got=repr(h), loc=here(),
+        raise mistake("trace/usage", "a range is moved, or cut off, by a whole number", expected="an i32 scalar", got=repr(h),
                       hint="the positions of a range, as a tile, are rows.index")
     return h if a is None and kind == "add" else elementwise(kind, 0 if a is None else a, h)
 
@@ -72,12 +72,11 @@ class Range(Positions):
         self.number = Range.count
 
     def mistaken(self) -> FcError:
-        return FcError("trace/usage", "a range is not a tile", got=repr(self), loc=here(),
+        return mistake("trace/usage", "a range is not a tile", got=repr(self),
                        hint="its positions are .index, the first one is .start; rows + n, with a scalar n, indexes a tensor further on")
 
-    def __bool__(self) -> bool:
-        raise FcError("trace/python-if", "a range has no truth value", got=repr(self), loc=here(),
-                      hint="its positions are .index; choose with fc.where")
+    __bool__ = refuses("a range has no truth value", "its positions are .index; choose with fc.where", "trace/python-if")
+    __iter__ = refuses("a range is not a loop", "for cols in fc.loop(fc.tile(K.N, 'BLOCK_N')):")
 
     def __repr__(self) -> str:
         return f"<range {self.block} of {self.size} along {extent_name(self.dim)}>"
@@ -117,11 +116,6 @@ class Range(Positions):
         h.check_scope()
         return h
 
-    def __iter__(self) -> Any:
-        raise FcError(
-            "trace/usage", "a range is not a loop", got=repr(self), loc=here(), hint="for cols in fc.loop(fc.tile(K.N, 'BLOCK_N')):"
-        )
-
 
 @called("range")
 class Placed(Positions):
@@ -134,8 +128,8 @@ class Placed(Positions):
         self.range, self.shift, self.stop = range, shift, stop
 
     def mistaken(self) -> FcError:
-        return FcError("trace/usage", "a range that was moved indexes a tensor, and is no tile", got=repr(self), loc=here(),
-                       expected="X[rows + start]", hint="as a tile, its positions are rows.index + start")
+        return mistake("trace/usage", "a range that was moved indexes a tensor, and is no tile", got=repr(self), expected="X[rows + start]",
+                       hint="as a tile, its positions are rows.index + start")
 
     def __repr__(self) -> str:
         return f"{self.range!r}{' + ...' if self.shift is not None else ''}{' until ...' if self.stop is not None else ''}"
@@ -169,11 +163,11 @@ class TiledSize(NotATile):
         self.dim, self.block = dim, block
         t = current()
         if not isinstance(block, str):
-            raise FcError("trace/usage", "fc.tile names its block size, and the schedule says how large it is", expected='"BLOCK_M"',
-                          got=block, loc=here(), hint='Schedule(tiles={"BLOCK_M": 64, ...})')
+            raise mistake("trace/usage", "fc.tile names its block size, and the schedule says how large it is", expected='"BLOCK_M"',
+                          got=block, hint='Schedule(tiles={"BLOCK_M": 64, ...})')
         if block not in t.tiles:
             near = closest(block, t.tiles)
-            raise FcError("trace/static", f"no tile size is given for {block}", loc=here(), got=", ".join(t.tiles) or "no tile sizes",
+            raise mistake("trace/static", f"no tile size is given for {block}", got=", ".join(t.tiles) or "no tile sizes",
                           hint=f'Schedule(tiles={{"{block}": 64, ...}})' + (f"; or did you mean {near}?" if near else ""))
         self.size = t.tiles[block]
         t.used_tiles.add(block)
@@ -185,16 +179,14 @@ class TiledSize(NotATile):
         """Block `number`, a scalar of the program."""
         n = lift(number, i32)
         if n.labels or n.dtype != i32:
-            raise FcError("trace/usage", "the number of a block is a whole number", expected="an i32 scalar", got=repr(n), loc=here())
+            raise mistake("trace/usage", "the number of a block is a whole number", expected="an i32 scalar", got=repr(n))
         return Range(self.block, self.size, elementwise("mul", n, self.size).value, self.dim, n.value)
 
     def mistaken(self) -> FcError:
-        return FcError("trace/usage", "fc.tile(...) is a way to cut a dimension, not a tile", loc=here(),
+        return mistake("trace/usage", "fc.tile(...) is a way to cut a dimension, not a tile",
                        hint="fc.grid and fc.loop take it and hand out ranges")
 
-    def __iter__(self) -> Any:
-        raise FcError("trace/usage", "fc.tile(...) is not a loop yet", got=repr(self), loc=here(),
-                      hint="for cols in fc.loop(fc.tile(K.N, \"BLOCK_N\")):")
+    __iter__ = refuses("fc.tile(...) is not a loop yet", 'for cols in fc.loop(fc.tile(K.N, "BLOCK_N")):')
 
 
 def extent_name(dim: Extent) -> str:

@@ -21,7 +21,7 @@ from .naming import sites
 from .owners import shared_stores
 from .ranges import Range
 from .tensors import TensorParam
-from .trace import Trace, here, shown, tracing
+from .trace import Trace, mistake, shown, tracing
 from .until import until
 
 #: set by the package: what `spec.compile` and a call of a spec do (the language itself knows no compiler)
@@ -204,5 +204,5 @@ class Spec:
 def kernel(fn: Callable[..., Any]) -> Spec:
     """Decorator: make a spec of a function over tiles. Parameters are annotated as `annotations` says."""
     if not inspect.isfunction(fn):
-        raise FcError("trace/usage", "@fc.kernel decorates a function", got=repr(fn), loc=here())
+        raise mistake("trace/usage", "@fc.kernel decorates a function", got=repr(fn))
     return Spec(fn)

@@ -10,9 +10,9 @@ from ..ir.core import Value
 from ..ir.types import DType, Scalar, Tile, i32, i64
 from .arith import lift, spread
 from .handles import Handle, Label, NotATile, label_name
-from .mistakes import called
+from .mistakes import called, refuses
 from .ranges import Placed, Positions, Range, dim_size, extent_name
-from .trace import current, here
+from .trace import current, here, mistake
 
 
 @called("tensor")
@@ -29,8 +29,7 @@ class TensorParam(NotATile):
 
     def mistaken(self) -> FcError:
         name = self._param.name
-        return FcError("trace/usage", f"{name} is a tensor, not a tile", got=repr(self), loc=here(),
-                       hint=f"load a part of it: fc.load({name}[...])")
+        return mistake("trace/usage", f"{name} is a tensor, not a tile", got=repr(self), hint=f"load a part of it: fc.load({name}[...])")
 
     @property
     def written(self) -> bool:
@@ -39,13 +38,13 @@ class TensorParam(NotATile):
     def check_readable(self) -> None:
         if "out" in self._flags:
             name = self._param.name
-            raise FcError("trace/usage", f"{name} is an output: what it holds before the kernel is not known", loc=here(),
+            raise mistake("trace/usage", f"{name} is an output: what it holds before the kernel is not known",
                           hint=f'annotate it as read and written: {name}: "inout {self._param.type.dtype}[...]"')
 
     def whole(self, axis: int) -> int:
         """The size of an axis along which it is used whole."""
         dim = self._param.type.dims[axis]
-        raise FcError("trace/static", f"{self._param.name} is used whole along {dim}, so {dim} must be known at compile time", loc=here(),
+        raise mistake("trace/static", f"{self._param.name} is used whole along {dim}, so {dim} must be known at compile time",
                       hint=f"bind it: compile(..., {dim}=64)")
 
     @property
@@ -63,27 +62,23 @@ class TensorParam(NotATile):
         size = self._param.type.dims[self._names.index(name)]
         return Dim(name, size) if isinstance(size, int) else RunDim(name)
 
-    def __iter__(self) -> Any:
-        raise FcError("trace/usage", "a tensor cannot be iterated over", got=repr(self), loc=here(),
-                      hint="for rows in fc.loop(fc.tile(X.M, \"BLOCK_M\")): then fc.load(X[rows])")
+    __iter__ = refuses("a tensor cannot be iterated over", 'for rows in fc.loop(fc.tile(X.M, "BLOCK_M")): then fc.load(X[rows])')
 
     def __getitem__(self, index: Any) -> Any:
         index = index if isinstance(index, tuple) else (index,)
         dims = self._param.type.dims
         if len(index) > len(dims):
-            raise FcError(
-                "trace/shape", f"too many indices for {self._param.name}", expected=f"at most {len(dims)}", got=len(index), loc=here()
-            )
+            raise mistake("trace/shape", f"too many indices for {self._param.name}", expected=f"at most {len(dims)}", got=len(index))
         index = (*index, *[slice(None)] * (len(dims) - len(index)))
         for i, dim in zip(index, dims):
             if isinstance(i, bool) or (not isinstance(i, (int, Handle, Positions, slice, NotATile)) and not hasattr(i, "__index__")):
-                raise FcError("trace/usage", f"{self._param.name} is indexed by ranges, positions and `:`", got=repr(i)[:80], loc=here(),
+                raise mistake("trace/usage", f"{self._param.name} is indexed by ranges, positions and `:`", got=repr(i)[:80],
                               expected=f"{self._param.name}[{', '.join(str(d).lower() for d in self._names)}]",
                               hint="dimensions at the end may be left away" if i is Ellipsis else None)
             if isinstance(i, int) and i < 0:
-                raise FcError("trace/usage", "positions count from the start of a dimension", expected="0 or more", got=i, loc=here())
+                raise mistake("trace/usage", "positions count from the start of a dimension", expected="0 or more", got=i)
             if isinstance(i, int) and isinstance(dim, int) and i >= dim:
-                raise FcError("trace/usage", f"a position outside {self._param.name}", expected=f"0 to {dim - 1}", got=i, loc=here())
+                raise mistake("trace/usage", f"a position outside {self._param.name}", expected=f"0 to {dim - 1}", got=i)
         whole = all(not isinstance(i, (Positions, slice)) for i in index)
         listed = any(isinstance(i, Handle) and i.labels for i in index)
         readable = "out" not in self._flags
@@ -93,11 +88,11 @@ class TensorParam(NotATile):
 
     def _gather(self, index: tuple[Any, ...]) -> Handle:
         if any(isinstance(i, slice) for i in index):
-            raise FcError("trace/usage", "element positions need one index per dimension", got=f"{self._param.name}[...]", loc=here())
+            raise mistake("trace/usage", "element positions need one index per dimension", got=f"{self._param.name}[...]")
         self.check_readable()
         if len(index) != len(self._names):
-            raise FcError("trace/shape", f"{self._param.name} needs one position per dimension", expected=", ".join(map(str, self._names)),
-                          got=len(index), loc=here())
+            raise mistake("trace/shape", f"{self._param.name} needs one position per dimension", expected=", ".join(map(str, self._names)),
+                          got=len(index))
         for i in index:
             if isinstance(i, Placed):
                 raise i.mistaken()
@@ -153,7 +148,7 @@ class View(NotATile):
                 shape.append(p.range.size)
             elif isinstance(i, slice):
                 if i != slice(None):
-                    raise FcError("trace/usage", "a tile is named by a range, not a Python slice", got=repr(i), loc=here(),
+                    raise mistake("trace/usage", "a tile is named by a range, not a Python slice", got=repr(i),
                                   hint="fc.tile(...) in the grid or a loop makes ranges")
                 dim = dim if isinstance(dim, int) else tensor.whole(len(self.index))
                 self.index.append(None)
@@ -186,11 +181,11 @@ class View(NotATile):
         """A vector of positions: of a new axis, or of the one that the vector before it runs along."""
         name, before = self.tensor._param.name, [i.labels for i in self.index[:-1] if isinstance(i, Handle) and i.labels]
         if len(h.labels) != 1 or h.dtype != i32:
-            raise FcError("trace/shape", f"rows of {name} are found by a vector of positions", expected="i32 [rows]", got=repr(h),
-                          loc=here(), hint="one position for each element is X[i, j], with as many indices as X has dimensions")
+            raise mistake("trace/shape", f"rows of {name} are found by a vector of positions", expected="i32 [rows]", got=repr(h),
+                          hint="one position for each element is X[i, j], with as many indices as X has dimensions")
         if before and before[-1] != h.labels:
-            raise FcError("trace/shape", f"two vectors of positions in {name} run along different axes", expected=label_name(before[-1][0]),
-                          got=label_name(h.labels[0]), loc=here(), hint="one position for each element is X[i, j], without `:`")
+            raise mistake("trace/shape", f"two vectors of positions in {name} run along different axes", expected=label_name(before[-1][0]),
+                          got=label_name(h.labels[0]), hint="one position for each element is X[i, j], without `:`")
         if not before:
             labels += h.labels
             shape += h.shape
@@ -221,13 +216,13 @@ class View(NotATile):
                 over = next((g.dim for x, g in zip(t.ids, t.grid) if i is not None and x is i.value), dim)
                 what = f"the grid's index along {over}"
             if "out" in tensor._flags and (isinstance(over, Handle) or over != dim):
-                raise FcError("trace/store", f"axis {name} of {tensor._param.name} is indexed by what runs over {extent_name(over)}: where "
+                raise mistake("trace/store", f"axis {name} of {tensor._param.name} is indexed by what runs over {extent_name(over)}: where "
                               f"{name} is larger, the rest is never written", expected=f"a range or index over {name}", got=what,
-                              loc=here(), hint="give what is always of one size one name; if the rest is kept, "
+                              hint="give what is always of one size one name; if the rest is kept, "
                               f'{tensor._param.name} is "inout {tensor.dtype}[...]"')
 
     def mistaken(self) -> FcError:
-        return FcError("trace/usage", f"a view of {self.tensor._param.name} is not a tile yet", got=repr(self), loc=here(),
+        return mistake("trace/usage", f"a view of {self.tensor._param.name} is not a tile yet", got=repr(self),
                        hint="load it: fc.load(...)")
 
     def __repr__(self) -> str:
@@ -237,7 +232,7 @@ class View(NotATile):
 def _position(i: Any, name: str) -> Handle:
     h = lift(i, i32)
     if h.dtype not in (i32, i64):
-        raise FcError("trace/dtype", f"a position in {name} is a whole number", expected="i32", got=repr(h), loc=here(),
+        raise mistake("trace/dtype", f"a position in {name} is a whole number", expected="i32", got=repr(h),
                       hint="convert: .to(fc.i32)" if h.dtype.is_float else None)
     return h
 

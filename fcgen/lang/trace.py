@@ -218,6 +218,11 @@ def here() -> Loc:
     return Loc("<unknown>", 0) if frame is None else place_of(frame, frame.f_lasti)
 
 
+def mistake(code: str, message: str, **more: Any) -> FcError:
+    """A mistake of the spec, at the user's line."""
+    return FcError(code, message, loc=here(), **more)
+
+
 def place_of(frame: FrameType, instruction: int) -> Loc:
     """The place of an instruction of a frame's code."""
     return place_in(frame.f_code, instruction, frame.f_lineno)

@@ -12,12 +12,14 @@ from dataclasses import replace
 
 from ..errors import FcError
 from ..ir.core import Block, Kernel, Op, Value, definitions, walk
-from ..ir.rewrite import Builder, remove_dead
+from ..ir.depends import followed
+from ..ir.rewrite import Builder, edited, remove_dead
+from ..ir.text import value_names
 from ..ir.types import Tensor, i1, i32
 
 
 def until(kernel: Kernel, name: str) -> Kernel:
-    texts = text_names(kernel)
+    texts = value_names(kernel)
     made = [(op, r) for op in walk(kernel.body) for r in op.results if r.name]
     exact = name.removesuffix(".0") if name.endswith(".0") else name
     found = [(op, r) for op, r in made if (texts[r] == exact if "." in name else r.name == name)]
@@ -41,40 +43,11 @@ def until(kernel: Kernel, name: str) -> Kernel:
                    meta={**kernel.meta, "until_loops": counted}).with_body(body)
 
 
-def text_names(kernel: Kernel) -> dict[Value, str]:
-    """Each value's name as the kernel's text has it: `s`, `s.1`, ..."""
-    from ..ir.text import Names
-
-    names = Names()
-    for p in kernel.params:
-        names.define(p)
-    for axis, i in zip(kernel.grid, kernel.body.args):
-        names.of[i] = names.fresh(axis.name)
-
-    def visit(block: Block) -> None:
-        for op in block.ops:
-            for v in op.results:
-                names.define(v)
-            for r in op.regions:
-                for v in r.args:
-                    names.define(v)
-                visit(r)
-
-    visit(kernel.body)
-    return {v: n.removeprefix("%") for v, n in names.of.items()}
-
-
 def _dimension(loop: Op, defs: dict[Value, Op]) -> str | None:
     """The tensor dimension that a loop's upper bound counts the tiles of, if it is one."""
     if not loop.get("tile"):
         return None
-    sizes, todo = set(), [loop.operands[1]]
-    while todo:
-        op = defs.get(todo.pop())
-        if op is not None:
-            if op.kind == "size":
-                sizes.add(op["dim"])
-            todo += op.operands
+    sizes = {op["dim"] for op in (followed(loop.operands[1:2], defs) or {}).values() if op.kind == "size"}
     return sizes.pop() if len(sizes) == 1 else None
 
 
@@ -91,22 +64,14 @@ def _enclosing(block: Block, target: Op) -> tuple[Op, ...] | None:
 
 
 def _written(block: Block, target: Op, value: Value, out: Value, at: tuple[Value, ...]) -> Block:
-    ops: list[Op] = []
-    for op in block.ops:
-        if op.kind == "store":
-            continue
-        ops.append(op.within(lambda r: _written(r, target, value, out, at)))
-        if op is target:
-            b = Builder(op.loc)
-            v = value
-            if value.type.dtype == i1:
-                one, zero = (b.emit("const", value=n, dtype="i32") for n in (1, 0))
-                if value.type.shape:
-                    one, zero = (b.emit("full", n, shape=value.type.shape) for n in (one, zero))
-                v = b.emit("select", value, one, zero)
-            index = ("at",) * len(at) + ("all",) * len(value.type.shape)
-            b.do("store", out, v, *at, index=index, guard=(False,) * len(value.type.shape))
-            ops += b.ops
-    return Block(block.args, tuple(ops))
-
-
+    """With a store of the value behind the op that makes it, and no other store."""
+    b = Builder(target.loc)
+    v = value
+    if value.type.dtype == i1:
+        one, zero = (b.emit("const", value=n, dtype="i32") for n in (1, 0))
+        if value.type.shape:
+            one, zero = (b.emit("full", n, shape=value.type.shape) for n in (one, zero))
+        v = b.emit("select", value, one, zero)
+    index = ("at",) * len(at) + ("all",) * len(value.type.shape)
+    b.do("store", out, v, *at, index=index, guard=(False,) * len(value.type.shape))
+    return edited(block, lambda op: () if op.kind == "store" else [op, *b.ops] if value in op.results else op)

@@ -84,6 +84,15 @@ def describe(x: Any, name: str, *, cpu_ok: bool = False) -> TensorArg:
     return arg
 
 
+def outline(x: Any, name: str) -> TensorArg:
+    """The facts of a tensor of torch's that may stand for others (of a transform of torch.func): it may not be launched with."""
+    inner, of = x, sys.modules["torch"]._C._functorch
+    while of.is_functorch_wrapped_tensor(inner):
+        inner = of.get_unwrapped(inner)
+    arg = describe(inner.detach(), name)
+    return arg if inner is x else arg._replace(shape=tuple(x.shape), strides=tuple(x.stride()))
+
+
 def check(arg: TensorArg, *, name: str, dtype: str | tuple[str, ...] | None = None,
           shape: Sequence[int | None] | None = None, device: int | None = None, contiguous_last: bool = True) -> None:
     """Refuse an argument that no kernel can take. None in `shape`: any size. What a kernel asks of pointer and strides: `ir.alignment`."""
@@ -169,7 +178,8 @@ _followed: ContextVar[bool] = ContextVar("followed", default=False)
 
 @contextmanager
 def followed() -> Iterator[None]:
-    """In here somebody else sees to it that gradients flow, those of torch.func's transforms included: tensors are their values."""
+    """In here somebody else sees to it that gradients and tangents flow, those of torch.func's transforms included: tensors are their
+    values."""
     before = _followed.set(True)
     try:
         with sys.modules["torch"].no_grad():
@@ -198,7 +208,8 @@ def _from_torch(x: Any, name: str) -> TensorArg:
 
 
 #: a line of advice for the classes that people meet
-_UNWRAP = {"DTensor": "call it on each device with {name}.to_local()", "FakeTensor": "a fake tensor has a shape and no values",
+_UNWRAP = {"DTensor": "call it on each device with {name}.to_local()",
+           "FakeTensor": "it has no values; fcgen.attention without functions and fcgen.scaled_dot_product_attention take it",
            "FunctionalTensor": "call it outside of torch.func.functionalize", "NestedTensor": "call it on each of {name}.unbind()"}
 
 
@@ -214,6 +225,10 @@ def _check_plain(x: Any, name: str) -> None:
         raise FcError("call/argument", f"argument `{name}` belongs to a transform of torch.func (vmap, grad, jvp, ...)",
                       expected="a plain tensor", got="a tensor without memory of its own",
                       hint="call it outside of the transform; a batch axis can be passed as it is")
+    if torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None or torch._C._get_tracing_state() is not None:
+        raise FcError("call/argument", f"argument `{name}` is used in a graph that torch writes down, and a launch is no operator",
+                      expected="a call outside of make_fx, torch.export and torch.jit.trace", got="a graph without the launch",
+                      hint="put the call into a torch.library.custom_op; attention: fcgen.scaled_dot_product_attention is one")
     if x.layout is not torch.strided or x.is_nested:
         raise FcError("call/argument", f"argument `{name}` is not a strided tensor", expected="torch.strided",
                       got="a nested tensor" if x.is_nested else str(x.layout), hint=f"call {name}.to_dense()")
@@ -225,7 +240,7 @@ def _check_plain(x: Any, name: str) -> None:
                       expected="a tensor from which no gradient flows", got="requires_grad=True",
                       hint=f"call it under torch.no_grad(), or pass {name}.detach()")
     forward = torch.autograd.forward_ad
-    if forward.unpack_dual(x).tangent is not None:
+    if not _followed.get() and forward.unpack_dual(x).tangent is not None:
         raise FcError("call/argument", f"argument `{name}` carries a forward-mode tangent, which would be lost",
                       expected="a tensor without a tangent", hint=f"pass torch.autograd.forward_ad.unpack_dual({name}).primal")
 

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..ir.access import Access, numbers_of
-from ..ir.alignment import WIDEST, Promise, nothing, of_arguments, pitched, promised, run
+from ..ir.access import Access
+from ..ir.alignment import WIDEST, Promise, nothing, of_arguments, promised, run
 from ..ir.core import Kernel, Op
 from ..ir.types import Tensor
+from .tensors import numbers_of
 
 if TYPE_CHECKING:
     from .agents import Agent
@@ -31,6 +32,16 @@ def row_strides(x: Any) -> tuple[int, ...] | None:
 
 def row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(prod(shape[axis + 1:]) for axis in range(len(shape)))
+
+
+def pitched(t: Tensor, shape: Sequence[int], want: Promise) -> tuple[int, ...]:
+    """Strides, in elements, of a tensor that keeps a promise and no more: odd multiples of what is promised."""
+    out, step = [1], 1
+    for axis in range(len(shape) - 2, -1, -1):
+        unit = want.strides[axis] // t.dtype.bytes
+        step = (-(-step * max(shape[axis + 1], 1) // unit) | 1) * unit
+        out.append(step)
+    return tuple(reversed(out)) if shape else ()
 
 
 class Addresses:

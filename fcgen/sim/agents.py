@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..ir.access import Access, along, numbers_of
+from ..ir.access import Access, along
 from ..ir.core import Block, Op, Role, Value
-from ..ir.elementwise import REDUCTIONS, add_at, convert, evaluate
+from ..ir.elementwise import REDUCTIONS, convert, evaluate
 from ..ir.layout import LANES, OpaqueLayout, warp_grid
 from ..ir.types import DTYPES, Buffer, Frag, Scalar
 from . import registers
@@ -25,7 +25,7 @@ from .memory import WARP, decode, encode
 from .product import product
 from .steps import steps
 from .stores import StoreOps
-from .tensors import Stamp, taken
+from .tensors import Stamp, add_at, numbers_of, reached, taken
 
 if TYPE_CHECKING:
     from .machine import Simulation
@@ -223,10 +223,9 @@ class Agent(AsyncOps, StoreOps):
         return args[2] + product(np.asarray(args[0], np.float32), np.asarray(args[1], np.float32))
 
     def opaque_shape(self, t: Frag) -> tuple[int, int]:
-        rows, cols = t.shape
-        layout = t.layout
-        assert isinstance(layout, OpaqueLayout)
-        return (rows // (1 if layout.role == "b" else layout.warps_m), cols // (1 if layout.role == "a" else layout.warps_n))
+        assert isinstance(t.layout, OpaqueLayout)
+        down, across = t.layout.parts
+        return t.shape[0] // down, t.shape[1] // across
 
     # ---- shared memory ---------------------------------------------------------------------------------------------
 
@@ -270,10 +269,8 @@ class Agent(AsyncOps, StoreOps):
         layout = t.layout
         assert isinstance(layout, OpaqueLayout)
         rows, cols = self.opaque_shape(t)
-        i, j = np.meshgrid(np.arange(rows), np.arange(cols), indexing="ij")
-        i = i + (0 if layout.role == "b" else self.warp // layout.warps_n * rows)
-        j = j + (0 if layout.role == "a" else self.warp % layout.warps_n * cols)
-        return np.stack([i, j], -1)
+        down, across = layout.part_of(self.warp)
+        return np.moveaxis(np.mgrid[:rows, :cols], 0, -1) + np.array([down * rows, across * cols])
 
     def fetch(self, op: Op, view: Any, at: np.ndarray, lanes: np.ndarray | int) -> np.ndarray:
         """Raw units at offsets from a view, recorded as reads."""
@@ -364,7 +361,7 @@ class Agent(AsyncOps, StoreOps):
         coords = [c[..., axis] for axis in range(c.shape[-1])]
         access, numbers = Access.of(op), numbers_of(op, args)
         numbers.update({v: numbers[v][:, along(layout, axis)[1]] for v, axis in access.listed.items()})
-        for dim, (axis, i, ok) in enumerate(access.places(numbers, data.shape, coords)):
+        for dim, (axis, i, ok) in enumerate(reached(op, numbers, data.shape, coords)):
             i, ok = np.broadcast_to(i, inside.shape), np.broadcast_to(ok, inside.shape)
             if not axis.guard and not ok.all():
                 self.sim.report("sim/bounds", f"{op.kind} outside {tensor}", op, expected=f"0..{data.shape[dim] - 1} along axis {dim}",
@@ -399,7 +396,7 @@ class Agent(AsyncOps, StoreOps):
     def do_gather(self, op: Op, args: list[Any]) -> Any:
         data, index = self.sim.memory[args[0]], np.broadcast_arrays(*args[1:])
         inside = np.logical_and.reduce([np.broadcast_to(ok, index[0].shape)
-                                        for *_, ok in Access.of(op).places(numbers_of(op, args), data.shape, ())])
+                                        for *_, ok in reached(op, numbers_of(op, args), data.shape, ())])
         self.touch(op, args[0], tuple(index), inside, "read")
         out = taken(data, tuple(np.where(inside, i, 0) for i in index), inside)
         return out[()] if isinstance(op.result.type, Scalar) else out

@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..ir.access import Access, coordinates, numbers_of
 from ..ir.async_ops import share
 from ..ir.core import Op, Value
 from .cluster import Touch
 from .mbarriers import PhaseBarrier
 from .memory import WARP, encode
-from .tensors import taken
+from .tensors import coordinates, numbers_of, reached, taken
 from .words import describe
 
 if TYPE_CHECKING:
@@ -132,7 +131,7 @@ class BulkEngine:
         tensor, shape = args[0], buffer.shape
         data, inside, index = self.sim.memory[tensor], np.ones(shape, bool), []
         agent.sim.addresses.check_bulk(agent, op, tensor, args)
-        for axis, i, ok in Access.of(op).places(numbers_of(op, args), data.shape, coordinates(shape)):
+        for axis, i, ok in reached(op, numbers_of(op, args), data.shape, coordinates(shape)):
             if axis.limit is not None and i.min() < 0:
                 agent.sim.report("sim/bounds", f"a bulk copy with a limit begins in front of {tensor}, and brings nothing", op,
                                  notes=[agent.who], hint='a start that is never below 0, or copy="cp_async"')

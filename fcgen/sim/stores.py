@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..ir.access import Access, coordinates, numbers_of
 from ..ir.core import Op
 from ..ir.elementwise import to_dtype
 from ..ir.layout import LANES
 from . import registers
 from .mbarriers import Blocked
 from .memory import WARP, decode, encode
-from .tensors import Stamp
+from .tensors import Stamp, coordinates, numbers_of, reached
 from .words import describe
 
 if TYPE_CHECKING:
@@ -78,7 +77,7 @@ class StoreEngine:
         if bad is not None:
             sim.conflict(bad, agent, op, ring, sim.offsets[ring])
         sim.addresses.check_bulk(agent, op, args[0], args)
-        places = list(Access.of(op).places(numbers_of(op, args), sim.memory[args[0]].shape, coordinates((rows, cols))))
+        places = list(reached(op, numbers_of(op, args), sim.memory[args[0]].shape, coordinates((rows, cols))))
         index = [np.broadcast_to(i, (rows, cols)) for _, i, _ in places]
         inside = np.logical_and.reduce([np.broadcast_to(ok, (rows, cols)) for *_, ok in places])
         if any(i[own].size and i[own].min() < 0 for i in index):

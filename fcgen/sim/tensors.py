@@ -6,13 +6,46 @@ also by `syncwarp`. Atomic adds never race with each other. Inputs have no histo
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ..ir.core import Op
+from ..ir.access import Access, Axis
+from ..ir.core import Op, Value
+from ..ir.elementwise import convert, evaluate
+from ..ir.types import DType
 from .memory import NOBODY, SEVERAL, count
+
+
+def coordinates(shape: tuple[int, ...]) -> list[np.ndarray]:
+    """0, 1, ... along each axis of a tile: what `reached` takes."""
+    return [np.arange(n).reshape([-1 if a == axis else 1 for a in range(len(shape))]) for axis, n in enumerate(shape)]
+
+
+def numbers_of(op: Op, args: Sequence[Any]) -> dict[Value, Any]:
+    """The values of an op's operands, by operand."""
+    return dict(zip(op.operands, args))
+
+
+def reached(op: Op, numbers: Mapping[Value, Any], sizes: Sequence[int], coords: Sequence[Any]) -> Iterator[tuple[Axis, Any, Any]]:
+    """(dimension, positions, which of them count) of an access of a tensor of these sizes, for coordinates along each axis of the tile.
+    numbers: the scalars; of a vector, what it holds at each of the coordinates."""
+    for axis, n in zip(Access.of(op).axes, sizes):
+        first = np.asarray(numbers[axis.start], np.int64) if axis.start is not None else 0
+        at = np.asarray(first if axis.along is None or axis.is_listed else first + coords[axis.along])
+        end = n if axis.limit is None else min(n, int(numbers[axis.limit]))
+        yield axis, at, (at >= 0) & (at < end)
+
+
+def add_at(memory: np.ndarray, where: tuple[Any, ...], value: np.ndarray, dtype: DType) -> None:
+    """Add to elements of a tensor; one that stands there several times gets as many shares."""
+    if not where or len(value) < 2 or len(np.unique(np.ravel_multi_index(where, memory.shape))) == len(value):
+        memory[where] = evaluate("add", dtype, memory[where], value)
+        return
+    np.add.at(memory, where, value)
+    memory[where] = convert(memory[where], dtype)
 
 
 @dataclass(frozen=True)

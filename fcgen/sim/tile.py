@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 
 from ..errors import FcError, did_you_mean
-from ..ir.access import Access, coordinates, numbers_of
+from ..ir.access import Access
 from ..ir.core import Block, Kernel, Op, Value, walk_kernel
-from ..ir.elementwise import FNS, REDUCTIONS, add_at, convert, evaluate, to_dtype
+from ..ir.elementwise import FNS, REDUCTIONS, convert, evaluate, to_dtype
 from ..ir.ranges import HIGHEST, Admitted, admitted
 from ..ir.sizes import is_made, number, output_shape
 from ..ir.types import DTYPES, DType, Tensor, i1
 from .product import product
+from .tensors import add_at, coordinates, numbers_of, reached
 
 
 def interpret(kernel: Kernel, arguments: Mapping[str, Any], *, skip_dead: bool = False,
@@ -226,7 +227,7 @@ class _Interpreter:
         inside = np.ones(shape, bool)
         access, numbers, coords = Access.of(op), numbers_of(op, args), coordinates(shape)
         numbers.update({v: numbers[v].reshape(coords[axis].shape) for v, axis in access.listed.items()})
-        for dim, (axis, at, ok) in enumerate(access.places(numbers, sizes, coords)):
+        for dim, (axis, at, ok) in enumerate(reached(op, numbers, sizes, coords)):
             if not axis.guard and not ok.all():
                 got = f"{at.min()}..{at.max()}" if axis.is_run else at
                 raise FcError("sim/bounds", f"{op.kind} outside {tensor}", expected=f"0..{sizes[dim] - 1} along axis {dim}", got=got,
@@ -280,7 +281,7 @@ class _Interpreter:
         if not data.size:
             return np.zeros(op.result.type.shape, data.dtype)[()]
         inside = np.logical_and.reduce([np.broadcast_to(ok, index[0].shape)
-                                        for *_, ok in Access.of(op).places(numbers_of(op, args), data.shape, ())])
+                                        for *_, ok in reached(op, numbers_of(op, args), data.shape, ())])
         if args[0] in self.touched:
             self.touch(op, args[0], "reads", tuple(i[inside] for i in index))
         out = np.where(inside, data[tuple(np.where(inside, i, 0) for i in index)], np.zeros((), data.dtype))

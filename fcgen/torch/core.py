@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from .. import masks, scores
-from ..attend import forward
+from ..attend import forward, learning
+from ..attend.learning import moving
 from ..attend.operators import define, learnt
 from ..attend.torch_op import _OPS as PLAIN
 from ..attend.training import in_order
@@ -30,11 +31,7 @@ OPEN = -1
 
 def recorded(*tensors: Any) -> bool:
     """Is this call being written down, rather than made?"""
-    if torch.compiler.is_compiling():
-        return True
-    if torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state() is not None:
-        return True
-    return any([type(t) is not torch.Tensor and type(t).__name__ in ("FakeTensor", "FunctionalTensor") for t in tensors])
+    return torch.compiler.is_compiling() or learning.recorded(*tensors)
 
 
 def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, table: torch.Tensor | None = None, sinks: torch.Tensor | None = None,
@@ -75,9 +72,9 @@ def _attend(q: Any, k: Any, v: Any, table: Any, sinks: Any, causal: str, left: i
     if causal == "shifted" and shift in (0, below):
         causal = "bottom_right" if shift == below else "top_left"
     if table is None and sinks is None and left < 0 and right < 0 and not chunk and not softcap and not dropout and causal != "shifted":
-        out = None if q.shape[3] == v.shape[3] or wants_gradient(q, k, v) else like_q(q, v)
+        out = None if q.shape[3] == v.shape[3] or derived(q, k, v) else like_q(q, v)
         return forward.attention(q, k, v, causal=False if causal == "none" else causal, scale=scale, return_lse=lse, out=out)
-    learns = wants_gradient(q, k, v, table, sinks)
+    learns = derived(q, k, v, table, sinks)
     return _with_functions(q, k, v, table, sinks, causal, left, right, shift, chunk, softcap, dropout, scale, lse, learns, seed)
 
 
@@ -167,11 +164,22 @@ def drawn(p: float | None, like: Any, seed: Any = None) -> Dropout | None:
     if like.is_cuda and torch.cuda.is_current_stream_capturing():
         raise FcError("call/argument", "dropout draws its seed on the host, and a CUDA graph would repeat it", expected="dropout_p=0.0",
                       got=p, hint="call fcgen.attention with a Dropout whose seed you change")
-    return Dropout(p, int(new_seed() if seed is None else seed))
+    seed, of = new_seed() if seed is None else seed, torch._C._functorch
+    while of.is_gradtrackingtensor(seed):
+        seed = of.get_unwrapped(seed)
+    if of.is_batchedtensor(seed):
+        refuse("torch.func.vmap gives dropout another seed for each index", 'vmap(..., randomness="same")', 'randomness="different"',
+               "pass the axis as part of the batch: its elements drop other weights")
+    return Dropout(p, int(seed))
 
 
 def wants_gradient(*tensors: Any) -> bool:
     return torch.is_grad_enabled() and any([t is not None and t.requires_grad for t in tensors])
+
+
+def derived(*tensors: Any) -> bool:
+    """Whether a derivative may be taken, outside of graphs: `wants_gradient`, or transforms and tangents."""
+    return wants_gradient(*tensors) or any([t is not None and moving(t) for t in tensors])
 
 
 @contextmanager

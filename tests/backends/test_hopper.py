@@ -7,6 +7,7 @@ import pytest
 
 import fcgen as fc
 from benchmarks import prologue_specs, prologues
+from fcgen.backends.cuda.plan import make_plan
 from fcgen.backends.cuda.printer import print_cuda
 from fcgen.backends.cuda.wgmma import _row_step, _steps
 from fcgen.backends.targets.hopper import INSTRS, TARGETS
@@ -160,3 +161,26 @@ def test_no_address_outlives_its_slot(name):
     schedule = fc.Schedule(tiles={"BLOCK_M": 128, "BLOCK_N": 128}, warps=8, math="wgmma", copy="tma", stages=2, epilogue="quad", late="acc")
     p = getattr(prologue_specs, name).compile(target="sm_90a", schedule=schedule, check=False, **prologues.binding(name, 128))
     assert "_slot == 2" in p.cuda and not stale_addresses(p.cuda)
+
+
+@fc.kernel
+def read_behind(Q: "f16[B, M, D]", K: "f16[B, M, D]", V: "f16[B, M, D]", O: "out f32[B, M, D]", *, w: "f32"):
+    """What the loop carries is scaled, and added to by a product; what it was is read behind that."""
+    (b,) = fc.grid(Q.B)
+    state = fc.var(fc.zeros(K.D, V.D))
+    for rows in fc.loop(fc.tile(Q.M, "BM")):
+        q, k, v = fc.load(Q[b, rows]), fc.load(K[b, rows]), fc.load(V[b, rows])
+        new = state * w + fc.dot(k.T, v)
+        fc.store(O[b, rows], fc.dot(q, state.to(Q.dtype)))
+        state <<= new
+
+
+def test_no_array_holds_two_values_at_a_time():
+    """An accumulator's registers are its product's and its result's: they are none of a value that is read while the product runs, nor
+    afterwards."""
+    schedule = fc.Schedule(tiles={"BM": 64}, warps=4, math="wgmma", copy="tma")
+    program = read_behind.compile(target="sm_90a", schedule=schedule, D=64, check=False)
+    plan = make_plan(program.machine)
+    for group in plan.group.values():
+        assert not any(b in plan.near[a] for a in group for b in group)
+    assert program.cubin

@@ -11,6 +11,7 @@ import fcgen as fc
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore")]
 torch = pytest.importorskip("torch")
 from benchmarks import random_gradients as drawn  # noqa: E402
+from tests.gradients import compare, example  # noqa: E402
 
 F = torch.nn.functional
 
@@ -110,3 +111,25 @@ def test_the_gradient_of_a_spec(monkeypatch):
     program(**dict(zip(("A", "B", "bias", "dC", "dA", "dB", "dbias"), (*xs, dc, *found))))
     for x, y in zip(found, ys):
         assert (x - y.grad).abs().max() < 1e-2 * y.grad.abs().max()
+
+
+_TILES = {"BLOCK_M": 64, "BLOCK_N": 64}
+_HOPPER = {"warps": 8, "math": "wgmma", "copy": "tma", "epilogue": "direct", "persistent": "static"}
+#: spec -> sizes, binding, schedules on Hopper and elsewhere
+LOOPS = {
+    "sigmoid_attention": ({"m": 200, "n": 136}, {"E": 64}, fc.Schedule(tiles=_TILES, **_HOPPER), fc.Schedule(tiles={"BLOCK_M": 64, "BLOCK_N": 32}, warps=4)),
+    "differential_attention": ({"m": 200, "n": 264}, {"E": 64}, fc.Schedule(tiles=_TILES, late="acc", grid={"s": (1, 1)}, **_HOPPER),
+                               fc.Schedule(tiles={"BLOCK_M": 64, "BLOCK_N": 16}, warps=8, hold_a=False)),
+    "attention": ({"n": 200}, {"E": 64}, fc.Schedule(tiles=_TILES, **_HOPPER), fc.Schedule(tiles={"BLOCK_M": 64, "BLOCK_N": 32}, warps=4)),
+    "linear_attention": ({"m": 200}, {"E": 64}, fc.Schedule(tiles={"BLOCK_M": 64}, makers=4, **_HOPPER), fc.Schedule(tiles={"BLOCK_M": 32}, warps=4)),
+    "softmax": ({"m": 50, "n": 456}, {}, *[fc.Schedule(tiles={"BLOCK_M": 4, "BLOCK_N": 128}, warps=4)] * 2)}
+
+
+@pytest.mark.parametrize("path", ["own", "mma"])
+@pytest.mark.parametrize("name", LOOPS)
+def test_gradients_of_loops(name, path):
+    sizes, binding, hopper, mma = LOOPS[name]
+    e, given = example(name, **sizes)
+    own = fc.gpu_target()
+    target, schedule = (own, hopper) if path == "own" and own == "sm_90a" else (own.rstrip("a"), mma)
+    compare(e.spec, e.reference, given, {"T": fc.f16, **({"D": 64, **binding} if binding else {})}, schedule, target, runs=("run",))

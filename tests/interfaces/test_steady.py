@@ -11,7 +11,6 @@ import fcgen  # noqa: E402
 from fcgen import masks, scores  # noqa: E402
 from fcgen.attend import calls, forward, packed, varlen  # noqa: E402
 from fcgen.build import compiler  # noqa: E402
-from fcgen.errors import FcError  # noqa: E402
 from fcgen.launch import Launcher  # noqa: E402
 from fcgen.runtime import cache, cubin, nvrtc  # noqa: E402
 from fcgen.torch.core import attend  # noqa: E402
@@ -154,11 +153,11 @@ def test_what_is_not_such_a_call_goes_the_slow_way(launched):
     count = len(launched)
     assert call(q.clone().requires_grad_()).grad_fn is not None and len(launched) == count + 1
     del launched[-1]
-    with pytest.raises(FcError, match="transform"):
-        torch.vmap(call)(q[None])
-    with torch.autograd.forward_ad.dual_level(), pytest.raises(FcError, match="tangent"):
-        call(torch.autograd.forward_ad.make_dual(q, torch.ones_like(q)))
-    assert len(launched) == count
+    assert torch.vmap(call)(q[None]).shape == (1, *q.shape) and len(launched) == count + 1
+    with torch.autograd.forward_ad.dual_level():
+        out = call(torch.autograd.forward_ad.make_dual(q, torch.ones_like(q)))
+        assert torch.autograd.forward_ad.unpack_dual(out).tangent is not None
+    del launched[count:]
     others = {"unaligned": lambda: call(torch.zeros(q.numel() + 8, dtype=torch.float16)[1:q.numel() + 1].view(q.shape)), "another length": lambda: call(half(1, 4, 40, 64)),
               "another number": lambda: call(q, left=10), "one tensor twice": lambda: call(q, k, k)}
     for n, (name, other) in enumerate(others.items()):

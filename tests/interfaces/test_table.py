@@ -79,7 +79,9 @@ def test_a_cell(kernels, what, name, word):
     x = given("varlen" in name, **SHAPES.get(what, {}))
     assert word in ("yes", "refused")
     if word == "yes":
-        result = call(name, x, options(what, name, x))
+        again = (lambda f, *t: torch.vmap(f)(*(y[None] for y in t))[0]) if "vmap" in what else lambda f, *t: f(*t)
+        more = options(what, name, x)
+        result = again(lambda *t: call(name, t, more), *x)
         assert (result[0] if isinstance(result, tuple) else result).shape[-1] == x[2].shape[-1] and (kernels or what == "no keys at all")
     elif "vmap" in what:
         with pytest.raises(FcError):

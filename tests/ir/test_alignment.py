@@ -7,11 +7,14 @@ import pytest
 
 from fcgen.errors import FcError
 from fcgen.ir.access import Access
-from fcgen.ir.alignment import Promise, demands, multiple, natural, of_arguments, pitched, promised, refusal, widest
+from fcgen.ir.alignment import Promise, demands, natural, of_arguments, promised, widest
 from fcgen.ir.core import Op, Value
+from fcgen.ir.known import multiple
 from fcgen.ir.parse import parse_kernel
 from fcgen.ir.rewrite import Builder
 from fcgen.ir.types import Scalar, Tensor, Tile, bf16, f16, f32, f64, i32, i64
+from fcgen.launch import misaligned
+from fcgen.sim.addresses import pitched
 
 
 def scalar(text, b, args):
@@ -114,7 +117,7 @@ def test_a_promise_is_kept_and_nothing_more():
     ((64, 60), (60, 1), 0x1000, ("axis 0 of argument `X`", "pad the last axis of X to a multiple of 8 elements")),
     ((64, 64), (64, 1), 0x1006, ("argument `X` is not aligned", "6 bytes past one"))])
 def test_what_is_refused(shape, strides, pointer, said):
-    e = refusal("X", Promise(16, (16,)), pointer, shape, strides, 2)
+    e = misaligned("X", Promise(16, (16,)), pointer, shape, strides, 2)
     assert (e is None) == (said is None)
     if said is not None:
         assert e.code == "call/argument" and all(s in str(e) for s in said) and "multiple of 16 bytes" in str(e)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import fcgen as fc
+from tests.gradients import compare, example
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -16,43 +17,6 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 @pytest.fixture(autouse=True)
 def path(monkeypatch):
     monkeypatch.syspath_prepend(str(EXAMPLES))
-
-
-def numerical(reference, given, name, cotangents, step=1e-5, places=12):
-    """(places, the derivative there) of the weighted sum of the outputs."""
-    rng, x = np.random.default_rng(0), given[name]
-    at = [tuple(rng.integers(0, n) for n in x.shape) for _ in range(places)]
-    out = []
-    for place in at:
-        ends = []
-        for sign in (1, -1):
-            moved = x.copy()
-            moved[place] += sign * step
-            ends.append(sum((reference(**{**given, name: moved})[o] * c).sum() for o, c in cotangents.items()))
-        out.append((ends[0] - ends[1]) / (2 * step))
-    return at, np.array(out)
-
-
-def compare(spec, reference, given, binding, schedule, target="sm_89", of=(), runs=("interpret", "simulate"), tolerance=1e-2):
-    program = fc.grad(spec, *of).compile(target=target, schedule=schedule, check=False, **binding)
-    rng, outs = np.random.default_rng(7), reference(**given)
-    cotangents = {n: rng.standard_normal(x.shape).astype(np.float16).astype(float) for n, x in outs.items()}
-    sums = [p.name for p in program.params if program.is_output(p.name)]
-    zeros = {n: np.zeros(given[n[1:]].shape) for n in sums}
-    for how in runs:
-        found = getattr(program, how)(**given, **{f"d{n}": c for n, c in cotangents.items()}, **zeros)
-        assert set(found) == set(sums)
-        for n in sums:
-            at, want = numerical(reference, given, n[1:], cotangents)
-            got = np.array([found[n][place] for place in at])
-            assert np.abs(got - want).max() < tolerance * (1 + np.abs(want).max()), (how, n, got, want)
-    return program
-
-
-def example(name, **sizes):
-    e = importlib.import_module(name).example
-    given, _ = e.draw(seed=3, **sizes)
-    return e, {n: x.astype(float) if isinstance(x, np.ndarray) else x for n, x in given.items()}
 
 
 @pytest.mark.parametrize("target, schedule", [
@@ -104,19 +68,6 @@ def test_loops_that_store_loops_in_loops_and_places_of_a_table() -> None:
     compare(polynomial, reference, given, {}, fc.Schedule(tiles={"BLOCK_M": 16, "BLOCK_N": 32}), tolerance=1e-3)
 
 
-def line_of(spec, text):
-    source = Path(spec.fn.__code__.co_filename).read_text(encoding="utf-8").splitlines()
-    return next(n for n, line in enumerate(source, 1) if text in line and n > spec.fn.__code__.co_firstlineno)
-
-
-@pytest.mark.parametrize("name, tiles, text", [("linear_attention", None, "fc.dot(q, state"), ("softmax", None, "fc.max"), ("attention", None, "fc.max")])
-def test_states_that_are_no_sums_are_refused_with_their_line(name, tiles, text) -> None:
-    e = importlib.import_module(name).example
-    with pytest.raises(fc.FcError, match="more than a sum") as said:
-        fc.grad(e.spec).trace(dict(e.schedule.tiles), **e.binding)
-    assert said.value.code == "trace/grad" and said.value.loc.file.endswith(f"{name}.py")
-
-
 def traced(fn):
     return fc.grad(fc.kernel(fn)).trace({"BM": 16, "BN": 16})
 
@@ -145,38 +96,6 @@ def test_what_is_stored_over_or_read_back_is_refused() -> None:
         with pytest.raises(fc.FcError, match=said) as e:
             traced(fn)
         assert e.value.code == "trace/grad"
-
-
-def test_a_sum_so_far_that_is_part_of_something_else_is_refused() -> None:
-    """What is summed up is more than a sum where the loop reads it: before or after an addend, in another sum, or in what it stores."""
-    def sums(X: "f32[M, N]", Y: "out f32[M]"):
-        (rows,) = fc.grid(fc.tile(X.M, "BM"))
-        one, other = fc.var(fc.zeros(rows)), fc.var(fc.zeros(rows))
-        for cols in fc.loop(fc.tile(X.N, "BN")):
-            one <<= one + fc.sum(fc.load(X[rows, cols]), axis=1)
-            other <<= other + one
-        fc.store(Y[rows], other)
-
-    def stored(X: "f32[M, N]", Y: "out f32[M, N]"):
-        (rows,) = fc.grid(fc.tile(X.M, "BM"))
-        total = fc.var(fc.zeros(rows))
-        for cols in fc.loop(fc.tile(X.N, "BN")):
-            x = fc.load(X[rows, cols])
-            total <<= total + fc.sum(x, axis=1)
-            fc.store(Y[rows, cols], total + x * 0.0)
-
-    def branch(X: "f32[M, N]", Y: "out f32[M]"):
-        (rows,) = fc.grid(fc.tile(X.M, "BM"))
-        one, other = fc.var(fc.zeros(rows)), fc.var(fc.zeros(rows))
-        for cols in fc.loop(fc.tile(X.N, "BN")):
-            one <<= one + fc.sum(fc.load(X[rows, cols]), axis=1)
-            with fc.when(cols.start > 16):
-                other <<= one
-        fc.store(Y[rows], one + other)
-
-    for fn in (sums, stored, branch):
-        with pytest.raises(fc.FcError, match="more than a sum"):
-            traced(fn)
 
 
 def test_a_spec_that_reads_no_floats_has_no_gradient() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import fcgen as fc
-from fcgen.lang.until import text_names
+from fcgen.ir.text import value_names
 from fcgen.sim.tile import interpret
 
 TILES = {"BM": 16, "BN": 16}
@@ -321,7 +321,7 @@ def test_until_reaches_every_value() -> None:
     np.testing.assert_array_equal(value("high"), (2 * padded + 2).max(-1) > 50)
     np.testing.assert_array_equal(value("twice"), [[0, 0], [2, 2]])
     kernel = spec.trace(TILES)
-    assert all(f"%{n} " in str(kernel) or f"%{n}," in str(kernel) or f"%{n}:" in str(kernel) for n in text_names(kernel).values())
+    assert all(f"%{n} " in str(kernel) or f"%{n}," in str(kernel) or f"%{n}:" in str(kernel) for n in value_names(kernel).values())
     with pytest.raises(fc.FcError) as e:
         spec.until("nothing").trace(TILES)
     assert e.value.code == "trace/usage" and "s, s.1, s.2, top" in str(e.value.expected)

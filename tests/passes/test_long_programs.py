@@ -11,7 +11,7 @@ import pytest
 
 import fcgen as fc
 from fcgen.build.compiler import to_cuda
-from fcgen.ir.deep import with_room
+from fcgen.build.deep import with_room
 
 STEPS = 300
 

@@ -119,21 +119,13 @@ def _tma_load(em: Emitter, op: Op) -> None:
 # ---- turns, and tiles to work on ---------------------------------------------------------------------------------------
 
 
-def _turn(em: Emitter, first: int, ahead: int) -> X:
-    groups = em.kernel.warps // 4
-    if ahead == 0:
-        return X(f"{first} + warp / 4", 70)
-    return X(f"{first} + (warp / 4 + {ahead}) % {groups}", 70)
-
-
-@emits("token_take")
-def _take(em: Emitter, op: Op) -> None:
-    em.w.line(f"{em.fn('bar_sync')}({em.hoist('int', 'my_turn', _turn(em, op['id'], 0))}, 256);")
-
-
-@emits("token_give")
-def _give(em: Emitter, op: Op) -> None:
-    em.w.line(f"{em.fn('bar_arrive')}({em.hoist('int', 'next_turn', _turn(em, op['id'], 1))}, 256);")
+@emits("token_take", "token_give")
+def _turn(em: Emitter, op: Op) -> None:
+    """A group waits at its own barrier, and arrives at that of the next one."""
+    takes = op.kind == "token_take"
+    whose = "warp / 4" if takes else f"(warp / 4 + 1) % {em.kernel.warps // 4}"
+    turn = em.hoist("int", "my_turn" if takes else "next_turn", X(f"{op['id']} + {whose}", 70))
+    em.w.line(f"{em.fn('bar_sync' if takes else 'bar_arrive')}({turn}, 256);")
 
 
 @emits("token_start")

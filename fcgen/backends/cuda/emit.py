@@ -43,6 +43,9 @@ class Unrolled:
     values: list[int]
 
 
+#: (on Python's numbers: addresses are folded by the thousand)
+FOLDED: dict[str, Callable[[int, int], int]] = {"add": int.__add__, "sub": int.__sub__, "mul": int.__mul__, "max": max, "min": min,
+                                                "floordiv": int.__floordiv__, "mod": int.__mod__}
 CALLED = re.compile(r"\b\w+(?=\()")
 
 
@@ -223,16 +226,14 @@ class Emitter:
             return None
         if op.kind == "const":
             return int(op["value"]) if v.type.dtype.is_int else None
-        if op.kind in ("add", "sub", "mul", "floordiv", "mod", "max", "min") and v.type.dtype.is_int:
-            a = self.fold(op.operands[0], env)
-            b = None if a is None else self.fold(op.operands[1], env)
-            if a is None or b is None or (b == 0 and op.kind in ("floordiv", "mod")):
-                return None
-            out = {"add": a + b, "sub": a - b, "mul": a * b, "max": max(a, b), "min": min(a, b),
-                   "floordiv": a // b if b else 0, "mod": a % b if b else 0}[op.kind]
-            low, high = v.type.dtype.range
-            return out if low <= out <= high else None
-        return None
+        if op.kind not in FOLDED or not v.type.dtype.is_int:
+            return None
+        a = self.fold(op.operands[0], env)
+        b = None if a is None else self.fold(op.operands[1], env)
+        if a is None or b is None or (b == 0 and op.kind in ("floordiv", "mod")):
+            return None
+        (low, high), out = v.type.dtype.range, FOLDED[op.kind](a, b)
+        return out if low <= out <= high else None
 
     def varies(self, v: Value, seen: set[Value] | None = None) -> list[Value]:
         """Indices of expanded loops that the scalar depends on."""

@@ -148,18 +148,12 @@ def _size(em: Emitter, op: Op) -> None:
     em.scalars[op.result] = em.size(op["dim"])
 
 
-@emits(*FNS, "select", "cast")
+@emits(*FNS, "select", "cast", "iota", "full", "broadcast")
 def _pointwise(em: Emitter, op: Op) -> None:
     if isinstance(op.result.type, Scalar):
         args = [em.scalar(o) for o in op.operands]
         define_scalar(em, op, rounded(em, _apply_op(em, op, args), op.result.type.dtype))
     elif op.result not in em.plan.fused:
-        EMIT["materialise"](em, op)
-
-
-@emits("iota", "full", "broadcast")
-def _cheap(em: Emitter, op: Op) -> None:
-    if op.result not in em.plan.fused:
         EMIT["materialise"](em, op)
 
 

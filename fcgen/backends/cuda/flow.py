@@ -55,8 +55,7 @@ def move(em: Emitter, pairs: list[tuple[Value, Value]], scalar_names: dict[Value
             continue
         d, s = todo.pop(ready)
         evaluate_into(em, em.arrays[d], s)
-    _move_scalars(em, [(scalar_names[d], em.scalar(s)) for d, s in pairs if isinstance(d.type, Scalar)],
-                  [CTYPES[d.type.dtype.name] for d, _ in pairs if isinstance(d.type, Scalar)])
+    _move_scalars(em, [(scalar_names[d], em.scalar(s), CTYPES[d.type.dtype.name]) for d, s in pairs if isinstance(d.type, Scalar)])
 
 
 def _save(em: Emitter, root: Value, todo: list[tuple[Value, Value]]) -> None:
@@ -71,21 +70,17 @@ def _save(em: Emitter, root: Value, todo: list[tuple[Value, Value]]) -> None:
             todo[n] = (d, fresh)
 
 
-def _move_scalars(em: Emitter, pairs: list[tuple[str, X]], ctypes: list[str]) -> None:
-    live = [(d, s, t) for (d, s), t in zip(pairs, ctypes) if d != s.text]
+def _move_scalars(em: Emitter, moves: list[tuple[str, X, str]]) -> None:
+    """moves: variable, its next value, C++ type."""
+    live = [(d, s, t) for d, s, t in moves if d != s.text]
     names = {d for d, _, _ in live}
-    tangled = any(set(re.findall(r"\w+", s.text)) & (names - {d}) for d, s, _ in live)
-    if tangled:
-        temps = []
-        for d, s, t in live:
-            n = em.names(f"{d}_next")
+    sources: list[X | str] = [s for _, s, _ in live]
+    if any(set(re.findall(r"\w+", s.text)) & (names - {d}) for d, s, _ in live):
+        sources = [em.names(f"{d}_next") for d, _, _ in live]
+        for n, (_, s, t) in zip(sources, live):
             em.w.line(f"const {t} {n} = {s};")
-            temps.append((d, n))
-        for d, n in temps:
-            em.w.line(f"{d} = {n};")
-        return
-    for d, s, _ in live:
-        em.w.line(f"{d} = {s};")
+    for (d, _, _), source in zip(live, sources):
+        em.w.line(f"{d} = {source};")
 
 
 @emits("for")

@@ -204,6 +204,12 @@ def _gather(em: Emitter, op: Op) -> None:
     fill(em, name, t, lambda regs: element([regs.value(p, _full(t)) for p in positions]))
 
 
+def check_wide(v: Value, op: Op) -> None:
+    if v.type.dtype.bits < 32:
+        raise FcError("compile/unsupported", f"{op.kind}: sums and extrema are kept in 32 bits or more", got=v.type, loc=op.loc,
+                      hint=f"cast the tile to {v.type.dtype.computed} first")
+
+
 # ---- folds -----------------------------------------------------------------------------------------------------------
 
 
@@ -219,9 +225,7 @@ def _reduce(em: Emitter, op: Op) -> None:
     members = np.array([np.flatnonzero(drop == r) for r in range(rows)])
     per_row, f = members.shape[1], REDUCTIONS[op["fn"]][1]
     dtype = v.type.dtype
-    if dtype.per_register > 1:
-        raise FcError("compile/unsupported", "reduce: sums and extrema are kept in 32 bits or more", got=v.type, loc=op.loc,
-                      hint=f"cast the tile to {dtype.computed} first")
+    check_wide(v, op)
     starts, steps = members[:, 0], members[0] - members[0, 0]
     assert (members - starts[:, None] == steps).all(), "rows of a register layout are laid out alike"
     ctype = CTYPES[dtype.name]
@@ -295,8 +299,7 @@ def _combine(em: Emitter, op: Op) -> None:
     src, v = op.operands[0], op.result
     f = REDUCTIONS[src.type.partial][1]
     dtype = v.type.dtype
-    if dtype.bits < 32:
-        raise FcError("compile/unsupported", "combine: sums and extrema are kept in 32 bits or more", got=v.type, loc=op.loc)
+    check_wide(v, op)
     name = em.declare(v)
     shfl = em.fn(f"shfl_xor_{dtype.name}")
 

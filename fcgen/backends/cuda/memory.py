@@ -328,11 +328,18 @@ def _st_shared(em: Emitter, op: Op) -> None:
         em.w.loop(layout.regs // vec, "i", body)
 
 
+def matrix_rows(em: Emitter, op: Op, rows: np.ndarray, cols: np.ndarray, count: int) -> Addresses:
+    """What the lanes supply to move `count` blocks of 8 x 8 at once, which begin at these positions, int [warps, blocks]: each a row."""
+    buffer, row, col = op.operands[-3:]
+    which, down = np.arange(LANES) // 8 % count, np.arange(LANES)[:, None] % 8
+    lr, lc = (x.reshape(len(x), -1, count)[:, :, which].transpose(0, 2, 1) for x in (rows, cols))
+    return Addresses(em, buffer, row, col, lr + down, lc)
+
+
 @emits("ldmatrix")
 def _ldmatrix(em: Emitter, op: Op) -> None:
     """A 32-bit register is a block; the lanes' row addresses of 4 blocks go into one instruction."""
-    buffer, row, col = op.operands
-    v = op.result
+    buffer, v = op.operands[0], op.result
     rows, cols = stored_positions(em, op, v)
     per = v.type.dtype.per_register
     lane, e = np.arange(LANES)[None, :, None, None], np.arange(per)
@@ -347,12 +354,9 @@ def _ldmatrix(em: Emitter, op: Op) -> None:
                       got=v.type.layout, loc=op.loc,
                       hint="the .trans form is for fragments whose pairs run down the stored columns")
     count = next(n for n in (4, 2, 1) if blocks % n == 0)
-    which = np.arange(LANES) // 8 % count
-    lr = br.reshape(-1, blocks // count, count)[:, :, which].transpose(0, 2, 1) + (np.arange(LANES) % 8)[None, :, None]
-    lc = bc.reshape(-1, blocks // count, count)[:, :, which].transpose(0, 2, 1)
     em.comment([op.loc])
     name = em.declare(v)
-    access = Addresses(em, buffer, row, col, lr, lc)
+    access = matrix_rows(em, op, br, bc, count)
     aligned = byte_address(buffer.type, access.rows, access.cols) % 16 == 0
     assert not access.split or aligned.all(), "ldmatrix rows start on 16 bytes"
     fn = em.fn(f"ldmatrix_x{count}{'_trans' if op['trans'] else ''}")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from ...ir.core import Op, Value
+from ...ir.known import const_of
 from ...ir.types import DType, Scalar, f16, i8, u8
 from .emit import Emitter
 from .expr import Registers
@@ -128,18 +129,12 @@ class Words:
 
     def number(self, v: Value) -> float | None:
         """What all elements are, if it is a constant."""
-        made = self.em.plan.maker.get(v)
-        if made is not None and made.kind in ("full", "broadcast"):
-            return self.number(made.operands[0])
-        return made["value"] if made is not None and made.kind == "const" else None
+        return const_of(v, self.em.plan.maker)  # type: ignore[no-any-return]
 
     def alike(self, v: Value, dtype: DType) -> X:
         """All elements are the same."""
-        made = self.em.plan.maker.get(v)
-        if made is not None and made.kind == "const":
-            if not dtype.is_float:
-                return _bytes(made["value"] & 255)
-            return _halves(made["value"])
+        if (number := self.number(v)) is not None:
+            return _halves(number) if dtype.is_float else _bytes(int(number) & 255)
         return call(self.em.fn(f"pack_{dtype.name}"), *[self.em.scalar(v)] * dtype.per_register)
 
     def one_by_one(self, v: Value, table: np.ndarray) -> X:

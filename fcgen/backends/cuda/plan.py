@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from ...ir.core import Block, Kernel, Op, Value, walk
+from ...ir.core import Block, Kernel, Op, Value, blocks, walk
+from ...ir.known import const_of
 from ...ir.layout import OpaqueLayout
 from ...ir.op_table import having
 from ...ir.registers import frag_words
@@ -109,8 +110,7 @@ def _any_number(op: Op, maker: dict[Value, Op]) -> bool:
     if op.kind == "cast":
         return op.operands[0].type.dtype.is_float or not op.operands[0].type.dtype.signed
     if op.kind == "mul":
-        known = [maker[v]["value"] for v in op.operands if v in maker and maker[v].kind == "const"]
-        return any(abs(n) >= HASH for n in known)
+        return any(abs(const_of(v, maker) or 0) >= HASH for v in op.operands)
     return op.kind in ("ld_global", "ld_shared", "gather", "bits")
 
 
@@ -120,7 +120,7 @@ def make_plan(kernel: Kernel) -> Plan:
         _index(plan, role.body)
     for role in kernel.roles:
         _choose_fused(plan, role.body)
-    for v in [*plan.maker, *_args(kernel)]:
+    for v in [*plan.maker, *(a for role in kernel.roles for b in blocks(role.body) for a in b.args)]:
         if isinstance(v.type, (Frag, Pending)) and v not in plan.fused and not (v in plan.maker and plan.maker[v].kind in VIEWS):
             plan.parent[v] = v
             plan.group[v] = [v]
@@ -130,17 +130,6 @@ def make_plan(kernel: Kernel) -> Plan:
     for role in kernel.roles:
         _share(plan, role.body)
     return plan
-
-
-def _args(kernel: Kernel) -> Iterator[Value]:
-    def inner(b: Block) -> Iterator[Value]:
-        yield from b.args
-        for op in b.ops:
-            for r in op.regions:
-                yield from inner(r)
-
-    for role in kernel.roles:
-        yield from inner(role.body)
 
 
 def _index(plan: Plan, block: Block) -> None:
@@ -242,10 +231,8 @@ def _conflict(plan: Plan, a: Value, b: Value) -> None:
 
 def _define(plan: Plan, defs: list[Value], live: set[Value]) -> None:
     for d in defs:
-        for v in live:
+        for v in (*live, *defs):
             _conflict(plan, d, v)
-        for e in defs:
-            _conflict(plan, d, e)
 
 
 def _liveness(plan: Plan, block: Block, live_out: set[Value]) -> set[Value]:
@@ -309,10 +296,14 @@ def _merge(plan: Plan, a: Value, b: Value, force: bool = False) -> None:
 
 
 def _share(plan: Plan, block: Block) -> None:
+    """What must be one array comes first: what may be one then sees all that it would share with."""
     for op in walk(block):
         if op.kind == "for":
             for arg, out in zip(op.regions[0].args[1:], op.results):
                 _merge(plan, arg, out, force=True)
+        elif op.kind == "settle":
+            for v, settled in zip([o for o in op.operands if isinstance(o.type, Pending)], op.results):
+                _merge(plan, v, settled, force=True)
     _merge_loops(plan, block)
 
 
@@ -331,9 +322,6 @@ def _merge_loops(plan: Plan, block: Block) -> None:
                     _merge(plan, out, y)
         elif op.kind in ACCUMULATE and len(op.operands) > 2:
             _merge(plan, op.operands[2], op.result)
-        elif op.kind == "settle":
-            for v, settled in zip([o for o in op.operands if isinstance(o.type, Pending)], op.results):
-                _merge(plan, v, settled, force=True)
         elif op.kind in ("combine", "apart", "pend"):
             _merge(plan, op.result, op.operands[0])
         for r in op.regions:

@@ -4,27 +4,20 @@ from __future__ import annotations
 
 import numpy as np
 
-from ...errors import FcError
-from ...ir.core import Op, Value
+from ...ir.core import Op
 from ...ir.elementwise import REDUCTIONS
 from ...ir.layout import Factor
 from .emit import Emitter, emits
 from .expr import apply
-from .frag import stored
+from .frag import check_wide, stored
 from .text import CTYPES, X, call
-
-
-def _wide(v: Value, op: Op) -> None:
-    if v.type.dtype.bits < 32:
-        raise FcError("compile/unsupported", f"{op.kind}: sums and extrema are kept in 32 bits or more", got=v.type, loc=op.loc,
-                      hint=f"cast the tile to {v.type.dtype.computed} first")
 
 
 @emits("fold")
 def _fold(em: Emitter, op: Op) -> None:
     em.comment([op.loc])
     src = op.operands[0]
-    _wide(src, op)
+    check_wide(src, op)
     dtype, layout = src.type.dtype, src.type.layout
     source, name, fn = stored(em, src), X(em.names(op.result.name, op["fn"]), depth=em.depth), REDUCTIONS[op["fn"]][1]
     em.w.line(f"{CTYPES[dtype.name]} {name} = {source}[0];")
@@ -40,7 +33,7 @@ def _cumsum(em: Emitter, op: Op) -> None:
     """In each row: the thread's own run, what the lanes before it have together, and that added to the run."""
     em.comment([op.loc])
     src, axis = op.operands[0], op["axis"]
-    _wide(src, op)
+    check_wide(src, op)
     layout = src.type.layout
     source, name, ctype = stored(em, src), em.declare(op.result), CTYPES[src.type.dtype.name]
     order = np.argsort(layout.part(axis, "r", np.arange(layout.regs)), kind="stable")

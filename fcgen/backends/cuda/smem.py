@@ -149,34 +149,23 @@ class Addresses:
         return 1
 
 
-def slot_view(em: Emitter, op: Op) -> None:
-    """A slot by cursor: its address is written where it is used, since the cursor moves on."""
-    ring, cursor = op.operands
-    em.ring_name[op.result] = em.ring_name[ring]
-    slot, _ = em.cursors[cursor]
-    ahead = op["ahead"] % ring.type.slots
-    if ahead:
-        slot = f"(({slot} + {ahead}) % {ring.type.slots})"
-    base = em.buffer_base(ring)
-    em.slots[op.result] = (ring, slot or None)
-    em.scalars[op.result] = add(base, X(f"{slot} * {ring.type.slot_bytes}", 80, em.depth)) if slot else base
-
-
 @emits("slot")
 def _slot(em: Emitter, op: Op) -> None:
+    """A slot by cursor has its address written where it is used, since the cursor moves on."""
     ring, n = op.operands
-    t = ring.type
-    if isinstance(n.type, Cursor):
-        slot_view(em, op)
-        return
-    name = em.ring_name[ring]
+    t, name, base = ring.type, em.ring_name[ring], em.buffer_base(ring)
+    ahead = op["ahead"] % t.slots
     em.ring_name[op.result] = name
-    base = em.buffer_base(ring)
+    if isinstance(n.type, Cursor):
+        slot = em.cursors[n][0]
+        slot = f"(({slot} + {ahead}) % {t.slots})" if ahead else slot
+        em.slots[op.result] = (ring, slot or None)
+        em.scalars[op.result] = add(base, X(f"{slot} * {t.slot_bytes}", 80, em.depth)) if slot else base
+        return
     if t.slots == 1:
         em.scalars[op.result] = base
         return
     fixed = em.fold(n)
-    ahead = op["ahead"] % t.slots
     if fixed is not None:
         which = X(str((fixed + ahead) % t.slots))
     else:

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ...ir.alignment import multiple
 from ...ir.core import Op, Value
 from ...ir.elementwise import FNS
+from ...ir.known import multiple
 from ...ir.types import DType, Scalar, i32
 from .emit import Emitter
 from .text import X, add, binary, call, literal

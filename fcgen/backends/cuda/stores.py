@@ -7,22 +7,20 @@ import numpy as np
 from ...errors import FcError
 from ...ir.access import Access
 from ...ir.core import Op
-from ...ir.layout import LANES
 from ...ir.moves import matrix_blocks
 from ...ir.store_ops import part_shape
 from ...ir.types import Buffer, Tensor
 from .boxes import Boxes
 from .emit import Emitter, emits
 from .frag import stored
-from .memory import registers, stored_positions
-from .smem import Addresses
+from .memory import matrix_rows, registers, stored_positions
 from .text import ZERO, X, add, mul
 
 
 @emits("stmatrix")
 def _stmatrix(em: Emitter, op: Op) -> None:
     """Registers 2p, 2p+1 are block p; the lanes' row addresses of 4 blocks go into one instruction, of fewer where not all 4s lie alike."""
-    v, buffer, row, col = op.operands
+    v = op.operands[0]
     layout = v.type.layout
     if matrix_blocks(layout, em.kernel.warps) != ("columns" if op["trans"] else "rows"):
         raise FcError("compile/unsupported", "stmatrix: the fragment's registers are not 8 x 8 blocks of the stored tile", got=layout,
@@ -32,11 +30,9 @@ def _stmatrix(em: Emitter, op: Op) -> None:
     corners = np.stack([rows[0, 0, ::2], cols[0, 0, ::2]])
     alike = lambda n: not np.diff(corners.reshape(2, -1, n) - corners.reshape(2, -1, n)[:, :, :1], axis=1).any()
     count = next(n for n in (4, 2, 1) if blocks % n == 0 and alike(n))
-    which = np.arange(LANES) // 8 % count
-    lr, lc = (x[:, 0, ::2].reshape(-1, blocks // count, count)[:, :, which].transpose(0, 2, 1) for x in (rows, cols))
     em.comment([op.loc])
     name = stored(em, v)
-    access = Addresses(em, buffer, row, col, lr + (np.arange(LANES) % 8)[None, :, None], lc)
+    access = matrix_rows(em, op, rows[:, 0, ::2], cols[:, 0, ::2], count)
     fn = em.fn(f"stmatrix_x{count}{'_trans' if op['trans'] else ''}")
     em.w.loop(blocks // count, "i", lambda i: [f"{fn}({access.address(i)}, {registers(v.type.dtype, name, i, 2 * count)[0]});"])
 

@@ -60,21 +60,14 @@ def _fence(em: Emitter, op: Op) -> None:
     em.w.line(f"{em.fn('wgmma_fence')}();")
 
 
-@emits("wgmma_wait")
-def _wait(em: Emitter, op: Op) -> None:
-    em.w.line(f"{em.fn('wgmma_wait')}<{op['groups']}>();")
-    for v in op.operands:
-        _touch(em, v)
-
-
 @emits("pend")
 def _pend(em: Emitter, op: Op) -> None:
     put(em, op.operands[0], op.result)
     _touch(em, op.result)
 
 
-@emits("settle")
-def _settle(em: Emitter, op: Op) -> None:
+@emits("wgmma_wait", "settle")
+def _wait(em: Emitter, op: Op) -> None:
     em.w.line(f"{em.fn('wgmma_wait')}<{op['groups']}>();")
     for v in op.operands:
         _touch(em, v)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import prod
+
 import numpy as np
 
 from ...errors import FcError
@@ -20,10 +22,14 @@ def grid(t: Frag) -> tuple[int, int]:
     """16 x 16 fragments per warp: rows, columns."""
     lay, (rows, cols) = t.layout, t.shape
     assert isinstance(lay, OpaqueLayout)
-    m, n = {"acc": (lay.warps_m, lay.warps_n), "a": (lay.warps_m, 1), "b": (1, lay.warps_n)}[lay.role]
+    m, n = lay.parts
     if rows % (16 * m) or cols % (16 * n):
         raise FcError("compile/unsupported", "wmma: a tile is whole 16 x 16 fragments per warp", got=t)
     return rows // m // 16, cols // n // 16
+
+
+def count(t: Frag) -> int:
+    return prod(grid(t))
 
 
 def _declare(em: Emitter, v: Value, transposed: bool = False) -> str:
@@ -37,8 +43,7 @@ def _declare(em: Emitter, v: Value, transposed: bool = False) -> str:
         kind = {"acc": "accumulator", "a": "matrix_a", "b": "matrix_b"}[t.layout.role]
         order = "" if kind == "accumulator" else f", wmma::{'col' if transposed else 'row'}_major"
         em.arrays[root] = name = em.names(v.name, "frag")
-        r, c = grid(t)
-        em.w.line(f"wmma::fragment<wmma::{kind}, 16, 16, 16, {el}{order}> {name}[{r * c}];")
+        em.w.line(f"wmma::fragment<wmma::{kind}, 16, 16, 16, {el}{order}> {name}[{count(t)}];")
     return em.arrays[root]
 
 
@@ -50,13 +55,15 @@ def _opaque_declare(em: Emitter, op: Op) -> None:
 @emits("opaque_into")
 def _into(em: Emitter, op: Op) -> None:
     v, name = op.operands[0], op["into"]
-    n = int(np.prod(grid(v.type)))
     if v in em.plan.fused:
-        value = em.scalar(em.plan.maker[v].operands[0])
-        em.w.loop(n, "i", lambda i: [f"wmma::fill_fragment({name}[{i}], {value});"])
+        _fill(em, name, em.plan.maker[v])
     else:
-        src = em.array(v)
-        em.w.loop(n, "i", lambda i: [f"{name}[{i}] = {src}[{i}];"])
+        em.w.loop(count(v.type), "i", lambda i: [f"{name}[{i}] = {em.array(v)}[{i}];"])
+
+
+def _fill(em: Emitter, name: str, full: Op) -> None:
+    value = em.scalar(full.operands[0])
+    em.w.loop(count(full.result.type), "i", lambda i: [f"wmma::fill_fragment({name}[{i}], {value});"])
 
 
 @emits("opaque")
@@ -65,8 +72,7 @@ def _opaque(em: Emitter, op: Op) -> None:
     v = op.result
     name = _declare(em, v)
     if op.kind == "full":
-        value = em.scalar(op.operands[0])
-        em.w.loop(int(np.prod(grid(v.type))), "i", lambda i: [f"wmma::fill_fragment({name}[{i}], {value});"])
+        _fill(em, name, op)
         return
     if v.type.dtype.name != "f32" or any(o.type.dtype.name != "f32" for o in op.operands if isinstance(o.type, Frag)):
         raise FcError("compile/unsupported", "elementwise work on an opaque fragment is in f32", got=v.type, loc=op.loc,
@@ -83,7 +89,7 @@ def _opaque(em: Emitter, op: Op) -> None:
     args = [element(o) for o in op.operands]
     x = choose(*args) if op.kind == "select" else apply(em, op.kind, op.operands[0].type.dtype, args)
     em.w.line("#pragma unroll")
-    em.w.line(f"for (int i = 0; i < {int(np.prod(grid(v.type)))}; ++i)")
+    em.w.line(f"for (int i = 0; i < {count(v.type)}; ++i)")
     em.w.line("    #pragma unroll")
     em.w.line(f"    for (int e = 0; e < {name}[i].num_elements; ++e)")
     em.w.line(f"        {name}[i].x[e] = {x};")
@@ -98,9 +104,7 @@ def _places(em: Emitter, op: Op, t: Frag, buffer: Value, row: Value, col: Value,
         raise FcError("compile/unsupported", "wmma: the position is not known when the kernel is compiled", loc=op.loc)
     over, at = known
     r, c = grid(t)
-    warp = np.arange(em.kernel.warps)
-    wm, wn = {"acc": (warp // lay.warps_n, warp % lay.warps_n), "a": (warp // lay.warps_n % lay.warps_m, warp * 0),
-              "b": (warp * 0, warp % lay.warps_n)}[lay.role]
+    wm, wn = lay.part_of(np.arange(em.kernel.warps))
     i = np.arange(r * c)
     fr, fc = (wm[:, None] * r + i // c) * 16, (wn[:, None] * c + i % c) * 16
     if transposed:
@@ -133,8 +137,8 @@ def _load(em: Emitter, op: Op) -> None:
     offset, ld = _places(em, op, v.type, buffer, row, col, transposed)
     el = _ELEMENT[v.type.dtype.name]
     order = f", wmma::mem_{'col' if transposed else 'row'}_major" if v.type.layout.role == "acc" else ""
-    em.w.loop(int(np.prod(grid(v.type))), "i",
-              lambda i: [f"wmma::load_matrix_sync({name}[{i}], {_pointer('const ' + el, offset)}, {ld}{order});"])
+    em.w.loop(count(v.type), "i", lambda i: [
+        f"wmma::load_matrix_sync({name}[{i}], {_pointer('const ' + el, offset)}, {ld}{order});"])
 
 
 @emits("wmma_store")
@@ -143,7 +147,7 @@ def _store(em: Emitter, op: Op) -> None:
     em.comment([op.loc])
     offset, ld = _places(em, op, v.type, buffer, row, col, False)
     el = _ELEMENT[v.type.dtype.name]
-    em.w.loop(int(np.prod(grid(v.type))), "i",
+    em.w.loop(count(v.type), "i",
               lambda i: [f"wmma::store_matrix_sync({_pointer(el, offset)}, {em.array(v)}[{i}], {ld}, wmma::mem_row_major);"])
 
 

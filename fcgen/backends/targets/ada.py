@@ -16,9 +16,9 @@ from . import narrow
 from .ptx import does, fn, pure
 
 
-def _matrix(layout: RegLayout, regs: np.ndarray) -> np.ndarray:
-    """One warp's registers [lanes, regs] as the matrix they hold."""
-    c = layout.coords(1)[0]
+def matrix(layout: RegLayout, regs: np.ndarray) -> np.ndarray:
+    """The registers [lanes, regs] of a warp, or [warps, lanes, regs] of several, as the matrix they hold."""
+    c = layout.coords(len(regs)) if regs.ndim == 3 else layout.coords(1)[0]
     out = np.zeros(layout.shape, np.float64)
     out[c[..., 0], c[..., 1]] = regs
     return out
@@ -28,7 +28,7 @@ def _mma_effect(a_map: RegLayout, b_map: RegLayout, c_map: RegLayout):
     """Meaning of one matrix instruction on physical registers: products in float32, summed in float64, rounded once."""
 
     def effect(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
-        full = (_matrix(c_map, c) + _matrix(a_map, a) @ _matrix(b_map, b)).astype(c.dtype)
+        full = (matrix(c_map, c) + matrix(a_map, a) @ matrix(b_map, b)).astype(c.dtype)
         at = c_map.coords(1)[0]
         return full[at[..., 0], at[..., 1]]
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
-from ...ir.layout import LANES, RegLayout, wgmma_a, wgmma_c
+from ...ir.layout import LANES, wgmma_a, wgmma_c
 from ...ir.target import Instr, Target
 from . import ada
 from .ptx import does, fn
@@ -27,14 +27,6 @@ def wgmma_name(cols: int, dtype: str, regs: bool) -> str:
     return f"wgmma_m64n{cols}k{32 // TYPES[dtype][1]}_{dtype}" + ("_rs" if regs else "")
 
 
-def _matrix(layout: RegLayout, regs: np.ndarray) -> np.ndarray:
-    """The registers [warps, lanes, regs] of a warpgroup as the matrix they hold."""
-    at = layout.coords(4)
-    out = np.zeros(layout.shape, np.float64)
-    out[at[..., 0], at[..., 1]] = regs
-    return out
-
-
 def _wgmma_effect(cols: int, regs: bool, size: int = 2) -> Callable[..., np.ndarray]:
     """a: the operand [64, 16], or the registers [4, lanes, 8] that hold it; b: the operand [16, cols]; c: [4, lanes, cols / 2]; of elements
     of one byte the depth is 32. How the stored operands lie is the descriptors' matter. Summed in float64, rounded once; of integers
@@ -42,8 +34,8 @@ def _wgmma_effect(cols: int, regs: bool, size: int = 2) -> Callable[..., np.ndar
     a_map, c_map = wgmma_a(64, 32 // size, 1, size), wgmma_c(64, cols, 1)
 
     def effect(a: np.ndarray, b: np.ndarray, c: np.ndarray, add: bool = True) -> np.ndarray:
-        left = _matrix(a_map, a) if regs else a.astype(np.float64)
-        full = (left @ b.astype(np.float64) + (_matrix(c_map, c) if add else 0.0)).astype(c.dtype)
+        left = ada.matrix(a_map, a) if regs else a.astype(np.float64)
+        full = (left @ b.astype(np.float64) + (ada.matrix(c_map, c) if add else 0.0)).astype(c.dtype)
         at = c_map.coords(4)
         return full[at[..., 0], at[..., 1]]
 

@@ -14,6 +14,8 @@ from ...errors import FcError
 from ...ir.access import Access
 from ...ir.async_ops import share
 from ...ir.core import Block, GridAxis, Kernel, Op, Value, definitions, walk
+from ...ir.depends import depending
+from ...ir.known import const_of
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import Buffer
@@ -71,36 +73,6 @@ def shared_loads(kernel: Kernel) -> dict[int, int]:
     return out
 
 
-def depending(block: Block, index: Value) -> set[Value]:
-    """Values that are made from `index`. What is narrowed for a part of the rows counts as what holds for all; the index of a loop whose
-    bounds depend is not among them: who shares what such a loop copies is refused for its bounds."""
-    out = {index}
-    while True:
-        before = len(out)
-        for op in walk(block):
-            _spread(op, out)
-        if len(out) == before:
-            return out
-
-
-def _spread(op: Op, out: set[Value]) -> None:
-    if op.kind == "for":
-        lo_hi, inits = op.operands[:2], op.operands[2:]
-        body = op.regions[0]
-        if any(v in out for v in lo_hi):
-            out.update((*body.args[1:], *op.results))
-        for init, arg, y, result in zip(inits, body.args[1:], body.yielded, op.results):
-            if init in out or y in out or arg in out:
-                out.update((arg, result))
-    elif op.kind == "if":
-        chosen = op.operands[0] in out
-        out.update(r for n, r in enumerate(op.results) if chosen or any(x.yielded[n] in out for x in op.regions))
-    else:
-        read = op.operands[:1] if op.kind == "narrow" else op.operands
-        if any(v in out for v in read):
-            out.update(op.results)
-
-
 def _check_lockstep(block: Block, varying: set[Value], same: set[int], name: str) -> None:
     for op in block.ops:
         if not op.regions:
@@ -144,5 +116,4 @@ def _start(v: Value, grid: GridAxis, index: Value, defs: dict[Value, Op]) -> boo
     d = defs.get(v)
     if d is None or d.kind != "mul" or index not in d.operands:
         return False
-    factor = defs.get(d.operands[1] if d.operands[0] is index else d.operands[0])
-    return factor is not None and factor.kind == "const" and factor["value"] == grid.tile
+    return bool(const_of(d.operands[1] if d.operands[0] is index else d.operands[0], defs) == grid.tile)

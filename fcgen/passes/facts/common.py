@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Container, Mapping
 from math import gcd, inf, isinf
 from typing import Any
 
 from ...errors import FcError, Loc
 from ...ir import tile_ops  # noqa: F401  (fills the op table)
 from ...ir.core import Block, Kernel, Op, Value, walk
+from ...ir.depends import sources
 from ...ir.elementwise import FNS
 from ...ir.layout import RegLayout, rowwise
 from ...ir.op_table import having
@@ -30,14 +31,6 @@ def effect(op: Op) -> str:
 
 def writes(block: Block) -> bool:
     return any(o.kind != "yield" and OPS[o.kind].effect == "write" for o in walk(block))
-
-
-def const_of(v: Value, defs: Mapping[Value, Op]) -> Any:
-    """The number that the scalar, or every element of the tile, is known to be; else None."""
-    op = defs.get(v)
-    while op is not None and op.kind in ("full", "broadcast"):
-        op = defs.get(op.operands[0])
-    return op["value"] if op is not None and op.kind == "const" else None
 
 
 def is_position(v: Value, defs: Mapping[Value, Op], known: Callable[[Value], bool], fuel: int = 12) -> bool:
@@ -81,33 +74,6 @@ AHEAD = "a load in a loop with dots, from a place that the loop's index or a tab
 def not_ahead(op: Op) -> FcError:
     """For slots that `stages` gives a load which no copy can make before its tile is wanted."""
     return without_effect("stages", f"%{op['site']} is not loaded ahead", expected=AHEAD, got=op["stages"], loc=op.loc)
-
-
-def followed(values: Iterable[Value], made: Mapping[Value, Op], allowed: Callable[[Op], bool] = lambda op: True,
-             given: Callable[[Value], bool] = lambda v: True, stop: Container[Value] = ()) -> dict[int, Op] | None:
-    """By id the ops of `made` that values follow from, as far as those in `stop`. None if one of them is not allowed, or a value that none
-    of them makes is not `given`."""
-    need: dict[int, Op] = {}
-    todo = list(values)
-    while todo:
-        v = todo.pop()
-        op = made.get(v)
-        if op is None and not given(v):
-            return None
-        if op is None or v in stop or id(op) in need:
-            continue
-        if not allowed(op):
-            return None
-        need[id(op)] = op
-        todo += op.operands
-    return need
-
-
-def sources(values: Iterable[Value], block: Block, allowed: Callable[[Op], bool] = lambda op: True,
-            stop: Container[Value] = ()) -> list[Op] | None:
-    """The ops of a block that values follow from, in order, as far as those in `stop`. None if one is not allowed, or a loop carries it."""
-    need = followed(values, {r: o for o in block.ops for r in o.results}, allowed, lambda v: v not in block.args[1:], stop)
-    return None if need is None else [o for o in block.ops if id(o) in need]
 
 
 def index_slice(body: Block, operands: tuple[Value, ...], written: Container[Value] = ()) -> list[Op] | None:

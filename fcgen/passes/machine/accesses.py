@@ -102,12 +102,8 @@ def _mask(area: tuple, shape: tuple[int, ...], warps: int) -> np.ndarray:
 def _positions(layout, tile: tuple[int, ...], transposed: bool, along: int, warp: int, warps: int) -> tuple[np.ndarray, np.ndarray]:
     """Stored (row, col) of every element that the warp holds of a fragment."""
     if isinstance(layout, OpaqueLayout):
-        (rows, cols), at = tile, (warp // layout.warps_n % layout.warps_m, warp % layout.warps_n)
-        down, across = (1 if layout.role == "b" else layout.warps_m), (1 if layout.role == "a" else layout.warps_n)
-        part = np.zeros(tile, bool)
-        r, c = rows // down, cols // across
-        part[at[0] % down * r:(at[0] % down + 1) * r, at[1] % across * c:(at[1] % across + 1) * c] = True
-        i, j = np.nonzero(part)
+        (r, c), (row, col) = (n // parts for n, parts in zip(tile, layout.parts)), layout.part_of(warp)
+        i, j = (x.ravel() for x in np.mgrid[row * r:(row + 1) * r, col * c:(col + 1) * c])
     else:
         assert isinstance(layout, RegLayout)
         c = layout.coords(max(warps, layout.warps))[warp].reshape(-1, len(tile))

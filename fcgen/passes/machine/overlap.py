@@ -77,12 +77,11 @@ def _block(block: Block, room: int) -> Block:
             continue
         if op.kind == "settle":
             wgmma = next(o for o in reversed(out) if o.kind == "wgmma")
-            f = _Flight(op, {v for v in wgmma.operands if isinstance(v.type, Buffer)})
-            if added is not None:
-                f = _Flight(replace(op, operands=(*op.operands, *added.settle.operands[1:])), f.reads | added.reads, added.groups + 1,
-                            added.then)
-                added = None
-            flying.append(f)
+            reads = {v for v in wgmma.operands if isinstance(v.type, Buffer)}
+            before = added or _Flight(op, set(), 0)
+            settle = replace(op, operands=(*op.operands, *before.settle.operands[1:])) if added is not None else op
+            flying.append(_Flight(settle, reads | before.reads, before.groups + 1, before.then))
+            added = None
             continue
         if op.kind == "wgmma_fence":
             product = next(o for o in block.ops[n:] if o.kind == "wgmma")
@@ -144,8 +143,6 @@ def _for_product(wait: Op, block: Block) -> bool:
 
 def _needs(op: Op, f: _Flight) -> bool:
     """Whether the op may not run before the product is done."""
-    if op.kind in ("for", "while") or (
-        op.regions and any(o.kind in ("wgmma", "mbar_wait", "barrier") for r in op.regions for o in walk(r))
-    ):
+    if op.kind in ("for", "while") or any(o.kind in ("wgmma", "mbar_wait", "barrier") for r in op.regions for o in walk(r)):
         return True
     return bool(op.reads & f.results) or (op.kind in {*WRITES, "ld_shared"} and any(v in f.reads for v in op.operands))

@@ -13,6 +13,7 @@ from typing import Any
 from ...errors import FcError
 from ...ir.alignment import demanded, with_promises
 from ...ir.core import Block, Kernel, Op, Value, walk
+from ...ir.known import const_of
 from ...ir.layout import Factor, OpaqueLayout, RegLayout, SmemLayout, mma_a, mma_b, mma_run, rowwise, warp_grid
 from ...ir.lifetimes import WRITES
 from ...ir.rewrite import Builder, Env
@@ -241,11 +242,7 @@ class _Selector:
 
     def zero(self, v: Value) -> bool:
         """Whether an accumulator is zero everywhere: then the first instruction overwrites."""
-        d = self.defs.get(v)
-        if d is None or d.kind != "full":
-            return False
-        c = self.defs.get(d.operands[0])
-        return c is not None and c.kind == "const" and c["value"] == 0
+        return bool(const_of(v, self.defs) == 0)
 
     def wmma(self, op: Op, b: Builder) -> Value:
         a, right, acc = op.operands

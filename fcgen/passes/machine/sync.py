@@ -30,12 +30,16 @@ from dataclasses import dataclass, replace
 
 from ...errors import FcError
 from ...ir.core import Block, Kernel, Op, Value, definitions, walk
+from ...ir.known import const_of
 from ...ir.lifetimes import WRITES
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import Buffer, Frag
 from . import gather
 from .accesses import READS, WHOLE, Access, area_of, conflict
+
+#: ops that order what was before them, and touch nothing
+ORDERS = {"settle", "barrier", "mbar_arrive", "commit_group", "proxy_fence"}
 
 
 def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
@@ -116,54 +120,53 @@ class _Sync:
                 state = self.loop(op, state, out)
             elif op.kind == "if":
                 state = self.branch(op, state, out)
-            elif op.kind == "settle":
-                state = replace(state, seen=state.seen | state.flying, lane=state.lane | state.flying,
-                                flying=state.flying if op["groups"] else frozenset())
-                out.append(op)
-            elif op.kind == "barrier":  # another pass put it there
-                state = replace(state, seen=frozenset(), lane=frozenset())
-                out.append(op)
-            elif op.kind == "proxy_fence":
-                state = replace(state, read=frozenset())
-                out.append(op)
-            elif op.kind == "mbar_arrive":
-                if state.read & self.freed.get(op.operands[0], set()):
-                    out.append(Op("proxy_fence", loc=op.loc))
-                    state = replace(state, read=frozenset())
-                out.append(op)
-            elif op.kind == "commit_group":
-                state = replace(state, groups=(*state.groups, state.open), open=frozenset()).trim()
+            elif op.kind in ORDERS:
+                state = self.ordered(op, state, out)
                 out.append(op)
             else:
-                accesses = self.accesses(op)
                 ahead = next((o for o in ops[n:] if o.kind == "wgmma"), None) if op.kind == "wgmma_fence" else None
-                state = self.before(self.accesses(ahead) if ahead is not None else accesses, state, out, op)
-                if op.kind == "acquire":
-                    continue
-                if op.kind == "wgmma":
-                    state = replace(state, flying=state.flying | frozenset(accesses))
-                copies = frozenset(a for a in accesses if a.copy)
-                plain = frozenset(accesses) - copies
-                if op.kind == "tma_store":
-                    out.append(op)
-                    state = replace(state, bulk=(*state.bulk, frozenset(plain)), sent=state.sent | {_target(op)})
-                    continue
-                read = {self.place(op.operands[0])[0]} if op.kind in READS - {"acquire"} else set()
-                state = replace(state, seen=state.seen | plain, lane=state.lane | plain, open=state.open | copies, read=state.read | read)
-                out.append(op)
-                if any(a.ring in self.parts for a in plain):
-                    out.append(Op("proxy_fence", loc=op.loc))
-                    state = replace(state, read=frozenset())
+                state = self.access(op, state, out, ahead or op)
         return out, state
+
+    def ordered(self, op: Op, state: _State, out: list[Op]) -> _State:
+        """What an op that other passes have put there orders."""
+        if op.kind == "settle":
+            return replace(state, seen=state.seen | state.flying, lane=state.lane | state.flying,
+                           flying=state.flying if op["groups"] else frozenset())
+        if op.kind == "barrier":
+            return replace(state, seen=frozenset(), lane=frozenset())
+        if op.kind == "commit_group":
+            return replace(state, groups=(*state.groups, state.open), open=frozenset()).trim()
+        if op.kind == "proxy_fence":
+            return replace(state, read=frozenset())
+        if state.read & self.freed.get(op.operands[0], set()):
+            out.append(Op("proxy_fence", loc=op.loc))
+            return replace(state, read=frozenset())
+        return state
+
+    def access(self, op: Op, state: _State, out: list[Op], by: Op) -> _State:
+        """An op that may touch shared memory, with what must stand in front of it, and of what touches it (`by`)."""
+        state, accesses = self.before(self.accesses(by), state, out, op), frozenset(self.accesses(op))
+        if op.kind == "acquire":
+            return state
+        out.append(op)
+        if op.kind == "tma_store":
+            return replace(state, bulk=(*state.bulk, accesses), sent=state.sent | {_target(op)})
+        if op.kind == "wgmma":
+            state = replace(state, flying=state.flying | accesses)
+        copies = frozenset(a for a in accesses if a.copy)
+        plain = accesses - copies
+        read = {self.place(op.operands[0])[0]} if op.kind in READS - {"acquire"} else set()
+        state = replace(state, seen=state.seen | plain, lane=state.lane | plain, open=state.open | copies, read=state.read | read)
+        if any(a.ring in self.parts for a in plain):
+            out.append(Op("proxy_fence", loc=op.loc))
+            state = replace(state, read=frozenset())
+        return state
 
     def before(self, accesses: list[Access], state: _State, out: list[Op], op: Op) -> _State:
         """Emit what must stand between the past and these accesses."""
         state = self.bulk(accesses, state, out, op)
-        wait = None
-        for n, group in enumerate(reversed(state.groups)):
-            if any(conflict(g, a, self.offsets, self.warps) for g in group for a in accesses):
-                wait = n  # the newest group that matters; older ones are done when it is
-                break
+        wait = self.newest(state.groups, accesses)
         if any(conflict(g, a, self.offsets, self.warps) for g in state.open for a in accesses if not (g.copy and a.copy)):
             raise FcError("ir/verify", "a tile is used while its copy is not yet committed to a group", loc=op.loc)
         if wait is not None:
@@ -192,13 +195,18 @@ class _Sync:
             out.append(Op("bulk_wait", attrs={"n": 0, "read": False}, loc=op.loc))
             out.append(Op("barrier", loc=op.loc))
             return replace(state, seen=frozenset(), lane=frozenset(), bulk=(), sent=frozenset())
-        for n, group in enumerate(reversed(state.bulk)):
-            if any(conflict(g, a, self.offsets, self.warps) for g in group for a in accesses):
-                out.append(Op("bulk_wait", attrs={"n": n, "read": True}, loc=op.loc))
-                done = len(state.bulk) - n
-                read = frozenset(a for g in state.bulk[:done] for a in g)
-                return replace(state, seen=state.seen | read, lane=state.lane | read, bulk=state.bulk[done:])
-        return state
+        n = self.newest(state.bulk, accesses)
+        if n is None:
+            return state
+        out.append(Op("bulk_wait", attrs={"n": n, "read": True}, loc=op.loc))
+        done = len(state.bulk) - n
+        read = frozenset(a for g in state.bulk[:done] for a in g)
+        return replace(state, seen=state.seen | read, lane=state.lane | read, bulk=state.bulk[done:])
+
+    def newest(self, groups: tuple[frozenset[Access], ...], accesses: list[Access]) -> int | None:
+        """How many groups came after the newest one that matters; older ones are done when it is."""
+        meets = lambda group: any(conflict(g, a, self.offsets, self.warps) for g in group for a in accesses)
+        return next((n for n, group in enumerate(reversed(groups)) if meets(group)), None)
 
     def of_parts(self, past: frozenset[Access], accesses: list[Access]) -> int:
         """The parts whose own barriers are enough: all that meets is in staging buffers of as many parts. 1 if the role's is
@@ -296,7 +304,7 @@ class _Sync:
         assert isinstance(frag.type, Frag)
         if self.place(buffer)[0] in self.shared:
             return []
-        area = area_of(op, frag.type, buffer.type, self.const(row), self.const(col))
+        area = area_of(op, frag.type, buffer.type, const_of(row, self.defs), const_of(col, self.defs))
         return [Access(*self.place(buffer), write, area)]
 
     def place(self, view: Value) -> tuple[Value, int | None]:
@@ -306,12 +314,7 @@ class _Sync:
             return view, 0
         assert op.kind == "slot", f"a view made by {op.kind}"
         ring, ordinal = op.operands
-        base = self.const(ordinal)
-        return ring, op["ahead"] + (base or 0)
-
-    def const(self, v: Value) -> int | None:
-        d = self.defs.get(v)
-        return d["value"] if d is not None and d.kind == "const" else None
+        return ring, op["ahead"] + (const_of(ordinal, self.defs) or 0)
 
 
 def _freed(kernel: Kernel) -> dict[Value, set[Value]]:

@@ -6,12 +6,12 @@ alone, since where they are computed is a decision.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
 from ...ir.core import Block, Kernel, Op, Value
-from ...ir.elementwise import FNS, apply
+from ...ir.elementwise import FNS
+from ...ir.known import number_of
 from ...ir.rewrite import Builder, Env, map_bodies, remove_dead
 from ...ir.schedule import Schedule
 from ...ir.target import Target
@@ -28,8 +28,6 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
 
 def _tidy(block: Block, env: Env, seen: dict[Any, Value], consts: dict[Value, Any],
           bounds: dict[Value, tuple[str, frozenset[Value]]]) -> Block:
-    from dataclasses import replace
-
     seen = dict(seen)
     b = Builder()
 
@@ -47,10 +45,8 @@ def _tidy(block: Block, env: Env, seen: dict[Any, Value], consts: dict[Value, An
             continue
         if _is_scalar_fn(op):
             known = [consts.get(v) for v in op.operands]
-            if all(k is not None for k in known):
-                dtype = op.result.type.dtype
-                folded = apply(op.kind, op.operands[0].type.dtype, *map(np.asarray, known)).item()
-                env[op.result] = constant(folded, dtype.name, op.loc)
+            if (folded := number_of(op, known)) is not None:
+                env[op.result] = constant(folded, op.result.type.dtype.name, op.loc)
                 continue
             if len(known) == 2 and (op.kind, known[1]) in UNIT and op.operands[0].type == op.result.type:
                 env[op.result] = op.operands[0]

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 
 from ...errors import Loc
 from ...ir.access import Access
-from ...ir.core import Block, Kernel, Op, Value, walk
+from ...ir.core import Block, Kernel, Op, Value, blocks, walk
 from ...ir.layout import SmemLayout
 from ...ir.rewrite import Builder, edited
 from ...ir.schedule import Schedule
@@ -167,7 +168,7 @@ def mailbox(kernel: Kernel, schedule: Schedule) -> Channel | None:
 
 def _held_together(others: list[Op], load: Op, body: Block) -> bool:
     """Whether a tile of `others` is still read after `load` stands, in the block of both or around it."""
-    for block in _blocks(body):
+    for block in blocks(body):
         at = [n for n, o in enumerate(block.ops) if o is load or any(x is load for r in o.regions for x in walk(r))]
         for other in others:
             mine = [n for n, o in enumerate(block.ops) if o is other]
@@ -176,16 +177,9 @@ def _held_together(others: list[Op], load: Op, body: Block) -> bool:
     return False
 
 
-def _blocks(block: Block) -> list[Block]:
-    return [block, *(b for o in block.ops for r in o.regions for b in _blocks(r))]
-
-
 def tile_bytes(ring: Buffer) -> int:
     """What a copy of one tile brings: all panels, with the rows and columns outside the tensor as zeros."""
-    n = ring.dtype.bytes
-    for s in ring.shape:
-        n *= s
-    return n
+    return prod(ring.shape) * ring.dtype.bytes
 
 
 def readers(v: Value, block: Block) -> list[int]:

@@ -15,12 +15,12 @@ from typing import Any
 from ...errors import FcError
 from ...ir.access import Access
 from ...ir.core import Block, Kernel, Op, Value, definitions, walk
+from ...ir.depends import followed
 from ...ir.layout import RegLayout, rowwise
 from ...ir.ops import has_effect
 from ...ir.rewrite import Builder, Env, edited, remove_dead, substitute
 from ...ir.schedule import Schedule
 from ...ir.types import Frag
-from ..facts.common import followed
 from .channels import Channel
 from .prefetch import PLACES
 
@@ -88,7 +88,7 @@ class _Makers:
         made = {r: o for o in block.ops for r in o.results}
         out: list[_Group] = []
         counts: dict[Any, int] = {}
-        for stage in (o for o in block.ops if o.kind == "stage" and _read_by_products(o.result, block)):
+        for stage in (o for o in block.ops if o.kind == "stage" and read_by_products(o.result, block)):
             ops = self.slice(stage, made, carried)
             spread = ops and _spread(self.around(o for o in block.ops if id(o) in ops), self.schedule)
             if not ops or not spread or not any(o.kind in ("load", "gather") for o in ops.values()):
@@ -115,13 +115,8 @@ class _Makers:
     def around(self, ops: Iterable[Op]) -> list[Op]:
         """The ops, and those of other blocks that make tiles and vectors for them."""
         out = {id(o): o for o in ops}
-        todo = [v for o in out.values() for v in o.operands]
-        while todo:
-            op = self.defs.get(v := todo.pop())
-            if op is not None and isinstance(v.type, Frag) and id(op) not in out:
-                out[id(op)] = op
-                todo += op.operands
-        return list(out.values())
+        tiles = {v: o for v, o in self.defs.items() if isinstance(v.type, Frag)}
+        return [*(out | (followed([v for o in out.values() for v in o.operands], tiles) or {})).values()]
 
     def wanted(self, v: Value, spread: dict[Any, Any]) -> Value:
         """A value of a block around the work, as the work wants it."""
@@ -136,13 +131,11 @@ class _Makers:
 
     def beside(self, block: Block) -> Block:
         """With what `wanted` promised, each beside the op that makes the value of the other layout."""
-        b = Builder()
-        for op in block.ops:
-            b.add(op.within(self.beside))
-            for (v, where), new in self.moved.items():
-                if v in op.results:
-                    b.add(replace(op, operands=tuple(self.moved.get((x, where), x) for x in op.operands), results=(new,)))
-        return b.block(block.args)
+        def beside(op: Op) -> list[Op]:
+            return [op, *(replace(op, operands=tuple(self.moved.get((x, where), x) for x in op.operands), results=(new,))
+                          for (v, where), new in self.moved.items() if v in op.results)]
+
+        return edited(block, beside)
 
     def known(self, v: Value) -> bool:
         """Whether any role can make a value of another block: from the grid, indices of loops, sizes and what is loaded."""
@@ -203,10 +196,10 @@ def _moved(t: Frag, spread: dict[Any, Any]) -> Frag:
     return replace(t, layout=spread[t.layout])
 
 
-def _read_by_products(v: Value, block: Block) -> bool:
-    inside = {id(o) for o in block.ops}
+def read_by_products(v: Value, block: Block) -> bool:
+    """Whether products of the block itself read a tile, and nothing else."""
     readers = [o for o in walk(block) if v in o.operands]
-    return bool(readers) and all(o.kind == "dot" and id(o) in inside for o in readers)
+    return bool(readers) and all(o.kind == "dot" and o in block.ops for o in readers)
 
 
 def _spread(ops: Iterable[Op], schedule: Schedule) -> dict[Any, Any] | None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from ...ir.access import SCALARS, Access
 from ...ir.core import Block, Kernel, Op, Value
-from ...ir.layout import Factor, RegLayout
+from ...ir.layout import RegLayout
 from ...ir.registers import least
 from ...ir.rewrite import Builder, Env, map_bodies, substitute
 from ...ir.schedule import Schedule
@@ -119,24 +119,14 @@ class _Group:
 def _part(layout: RegLayout, count: int) -> RegLayout | None:
     """The layout of a `count`-th of the rows, where a thread has so many times the same ones."""
     digit = max((f for f in layout.axes[0] if f.unit == "r"), key=lambda f: f.size, default=None)
-    if digit is None or digit.size % count:
-        return None
-    regs = sorted((f for a in layout.axes for f in a if f.unit == "r"), key=lambda f: f.stride)
-    stride, new = 1, {}
-    for f in regs:
-        size = f.size // count if f is digit else f.size
-        new[f], stride = Factor("r", size, stride), stride * size
-    return RegLayout(tuple(tuple(new.get(f, f) for f in a) for a in layout.axes))
+    return None if digit is None or digit.size % count else layout.counting(digit, digit.size // count)
 
 
 def _start_of_rows(load: Op) -> int:
     """The operand that says where a loaded tile's rows begin; 0 if none does."""
-    at = 1
-    for axis in Access.of(load).axes:
-        if axis.along == 0:
-            return at if axis.is_run else 0
-        at += SCALARS[axis.word]
-    return 0
+    axes = Access.of(load).axes
+    n = next((n for n, a in enumerate(axes) if a.along == 0), 0)
+    return 1 + sum(SCALARS[a.word] for a in axes[:n]) if axes and axes[n].along == 0 and axes[n].is_run else 0
 
 
 def _first(block: Block, apart: bool) -> _Group | None:

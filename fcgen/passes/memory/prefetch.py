@@ -14,14 +14,15 @@ from dataclasses import dataclass, replace
 
 from ...ir.access import Access
 from ...ir.core import Block, Kernel, Op, Value, walk, walk_kernel
+from ...ir.depends import sources
 from ...ir.layout import RegLayout
 from ...ir.op_table import having
 from ...ir.registers import frag_words, least, limit_of
-from ...ir.rewrite import Builder, Env, copy_op, map_bodies, remove_dead, substitute
+from ...ir.rewrite import Builder, Env, copy_op, edited, map_bodies, remove_dead, substitute
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import Frag, Scalar
-from ..facts.common import ELEMENTWISE, sources
+from ..facts.common import ELEMENTWISE
 
 ENGINES = having("fills") | {"dot"}
 #: what may stand between the index and a place that is read
@@ -34,21 +35,16 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
     written = {o.operands[0] for o in walk_kernel(kernel) if o.kind == "store"}
     found: list[_Read] = []
     regs = limit_of(kernel, target) - OTHERS
-    after = map_bodies(kernel, lambda body: _block(body, written, regs, found))
+
+    def ahead(op: Op) -> Op | list[Op]:
+        if op.kind != "for" or op.get("unroll") or not any(o.kind in ENGINES for o in walk(op.regions[0])):
+            return op
+        reads = _reads(op.regions[0], written, regs - least(op.regions[0]))
+        found.extend(reads)
+        return _Ahead(op, reads).ops() if reads else op
+
+    after = map_bodies(kernel, lambda body: edited(body, ahead))
     return map_bodies(after, remove_dead) if found else kernel
-
-
-def _block(block: Block, written: set[Value], regs: int, found: list[_Read]) -> Block:
-    b = Builder()
-    for op in block.ops:
-        op = op.within(lambda r: _block(r, written, regs, found))
-        if op.kind == "for" and not op.get("unroll") and any(o.kind in ENGINES for o in walk(op.regions[0])):
-            reads = _reads(op.regions[0], written, regs - least(op.regions[0]))
-            if reads:
-                found.extend(reads)
-                op = _Ahead(op, reads).loop(b)
-        b.add(op)
-    return b.block(block.args)
 
 
 @dataclass
@@ -107,10 +103,10 @@ class _Ahead:
         self.op, self.reads, self.body = loop, reads, loop.regions[0]
         self.held = {r.op.result: [r.op.result.anew() for _ in range(r.ahead)] for r in reads}
 
-    def loop(self, before: Builder) -> Op:
-        op, body = self.op, self.body
+    def ops(self) -> list[Op]:
+        """The first reads, and the loop."""
+        op, body, before = self.op, self.body, Builder(self.op.loc)
         down = bool(op.get("descending"))
-        before.loc = op.loc
         one = before.const(1)
         start = before.emit("sub", op.operands[1], one) if down else op.operands[0]
         first: dict[Value, list[Value]] = {r.op.result: [] for r in self.reads}
@@ -125,8 +121,9 @@ class _Ahead:
         last = substitute(body.ops[-1], env)
         inner.add(replace(last, operands=(*last.operands, *carried)))
         args = [a for held in self.held.values() for a in held]
-        return replace(op, operands=(*op.operands, *(x for xs in first.values() for x in xs)),
-                       results=(*op.results, *(a.anew() for a in args)), regions=(inner.block((*body.args, *args)),))
+        before.add(replace(op, operands=(*op.operands, *(x for xs in first.values() for x in xs)),
+                           results=(*op.results, *(a.anew() for a in args)), regions=(inner.block((*body.args, *args)),)))
+        return before.ops
 
     def made(self, r: _Read, ahead: int, index: Value, down: bool, known: dict[Value, list[Value]], b: Builder) -> Value:
         """The read for so many iterations after an index; `known` has the reads that its place follows from."""

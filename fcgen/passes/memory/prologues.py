@@ -12,13 +12,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from ...ir.alignment import promised
-from ...ir.core import Block, Kernel, Op, Value, walk, walk_kernel
-from ...ir.rewrite import Builder, Env, copy_op, substitute
+from ...ir.core import Block, Kernel, Op, Value, walk_kernel
+from ...ir.depends import sources
+from ...ir.rewrite import Builder, Env, copy_op, edited, substitute
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import Scalar
-from ..facts.common import sources, without_effect
-from .makers import WORK, apart
+from ..facts.common import without_effect
+from .makers import WORK, apart, read_by_products
 from .prefetch import guarded, with_guards
 
 
@@ -29,7 +30,13 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
         return kernel
     buffers: list[Value] = []
     written = {o.operands[0] for o in walk_kernel(kernel) if o.kind == "store"}
-    body = _block(kernel.body, written, buffers)
+
+    def ahead(op: Op) -> Op | list[Op]:
+        work = _work(op.regions[0], written) if op.kind == "for" and not op.get("unroll") else None
+        buffers.extend(work.rings.values() if work is not None else ())
+        return op if work is None else work.ahead(op)
+
+    body = edited(kernel.body, ahead)
     return replace(kernel.with_body(body), buffers=(*kernel.buffers, *buffers)) if buffers else kernel
 
 
@@ -39,18 +46,6 @@ def _made_apart(kernel: Kernel, schedule: Schedule) -> Kernel:
         raise without_effect("makers", "no loop computes an operand of a dot from loads alone", got=schedule.makers,
                              expected="a tile that is loaded in a loop with dots, changed, and then an operand of one")
     return out or kernel
-
-
-def _block(block: Block, written: set[Value], buffers: list[Value]) -> Block:
-    b = Builder()
-    for op in block.ops:
-        op = op.within(lambda r: _block(r, written, buffers))
-        work = _work(op.regions[0], written) if op.kind == "for" and not op.get("unroll") else None
-        if work is not None:
-            buffers.extend(work.rings.values())
-            op = work.ahead(op, b)
-        b.add(op)
-    return b.block(block.args)
 
 
 @dataclass
@@ -63,9 +58,9 @@ class _Work:
     rings: dict[Value, Value] = field(default_factory=dict)
     at: int = 0
 
-    def ahead(self, loop: Op, before: Builder) -> Op:
-        index, down = self.body.args[0], bool(loop.get("descending"))
-        before.loc = loop.loc
+    def ahead(self, loop: Op) -> list[Op]:
+        """The first tile's work, and the loop."""
+        index, down, before = self.body.args[0], bool(loop.get("descending")), Builder(loop.loc)
         start = before.emit("sub", loop.operands[1], before.const(1)) if down else loop.operands[0]
         self.make(start, start, 0, before)
         inner = Builder(loop.loc)
@@ -78,7 +73,8 @@ class _Work:
                 self.make(inner.emit("sub" if down else "add", index, one, name="after"), index, 1, inner)
             if id(op) not in mine:
                 inner.add(substitute(op, env))
-        return replace(loop, regions=(inner.block(self.body.args),))
+        before.add(replace(loop, regions=(inner.block(self.body.args),)))
+        return before.ops
 
     def make(self, tile: Value, index: Value, ahead: int, b: Builder) -> None:
         """The work for a tile; its slot is `ahead` of the index's."""
@@ -95,7 +91,8 @@ class _Work:
 
 def _work(body: Block, written: set[Value]) -> _Work | None:
     made = {r for o in body.ops for r in o.results}
-    stages = [o for o in body.ops if o.kind == "stage" and _feeds_products(o.result, body)]
+    others = {v for o in body.ops if o.get("math", "wgmma") != "wgmma" for v in o.operands}
+    stages = [o for o in body.ops if o.kind == "stage" and o.result not in others and read_by_products(o.result, body)]
     chosen = [(s, ops) for s in stages if (ops := _leads_to(s, body, made, written)) is not None]
     while True:  # what others read of the work cannot be moved
         inside = {id(o) for _, ops in chosen for o in ops}
@@ -113,11 +110,6 @@ def _work(body: Block, written: set[Value]) -> _Work | None:
     last = max(n for n, o in enumerate(body.ops) if set(o.operands) & set(rings))
     at = next(n for n, o in enumerate(body.ops) if n > last and (o.kind == "yield" or (o.kind != "dot" and o.reads & products)))
     return _Work(body, work, rings, at)
-
-
-def _feeds_products(v: Value, body: Block) -> bool:
-    readers = [o for o in walk(body) if v in o.operands]
-    return bool(readers) and all(o.kind == "dot" and o["math"] == "wgmma" and any(o is x for x in body.ops) for o in readers)
 
 
 def _leads_to(stage: Op, body: Block, made: set[Value], written: set[Value]) -> list[Op] | None:

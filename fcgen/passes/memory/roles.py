@@ -106,9 +106,8 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
         main = replace(main, ops=(*main.ops, Op("cluster_sync")))
     roles.append(Role("main", schedule.warps, main, regs[-1] if roles else 0))
     buffers = [v for c in (*channels, *outlets, *([box] if box else [])) for v in c.buffers]
-    return replace(kernel, roles=tuple(roles), buffers=(*(v for v in kernel.buffers if v not in made.values()), *buffers)).with_meta(
-        stage="pipelined", persistent=schedule.persistent
-    )
+    buffers = [*(v for v in kernel.buffers if v not in made.values()), *buffers]
+    return replace(kernel, roles=tuple(roles), buffers=tuple(buffers)).with_meta(stage="pipelined", persistent=schedule.persistent)
 
 
 class _Filler:

@@ -10,14 +10,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from ...ir.core import Block, Kernel, Op, Value, definitions, uses
+from ...ir.depends import sources
+from ...ir.elementwise import INVERSE
 from ...ir.ops import has_effect
 from ...ir.rewrite import Builder, map_bodies, remove_dead
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import Frag, Scalar
-from ..facts.common import sources
-
-OPPOSITE = {"lt": "ge", "ge": "lt", "le": "gt", "gt": "le"}
 
 
 def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
@@ -82,8 +81,8 @@ def _branch(block: Block, select: Op, u: _Uniform, defs: dict[Value, Op]) -> Blo
 
 def _opposite(s: Value, defs: dict[Value, Op], out: Builder) -> Value:
     d = defs.get(s)
-    if d is not None and d.kind in OPPOSITE and all(v.type.dtype.is_int for v in d.operands):
-        return out.emit(OPPOSITE[d.kind], *d.operands, name="masked")
+    if d is not None and d.kind in INVERSE and all(v.type.dtype.is_int for v in d.operands):
+        return out.emit(INVERSE[d.kind], *d.operands, name="masked")
     return out.emit("not", s, name="masked")
 
 

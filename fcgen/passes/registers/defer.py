@@ -20,6 +20,7 @@ from dataclasses import replace
 import numpy as np
 
 from ...ir.core import Block, Kernel, Op, Value, walk
+from ...ir.known import const_of
 from ...ir.op_table import having
 from ...ir.rewrite import Builder, Env, map_bodies, substitute
 from ...ir.schedule import Schedule
@@ -90,9 +91,7 @@ class _Sums:
         while True:
             kept = {v for v in members if self.linear(v, members) and not self.leaks(v, members)}
             if kept == members:  # a square of a sum is not linear
-                kept -= {
-                    v for v in members if v in self.defs and self.defs[v].kind == "mul" and all(x in members for x in self.defs[v].operands)
-                }
+                kept -= {v for v in members if v in self.defs and self.defs[v].kind == "mul" and members.issuperset(self.defs[v].operands)}
                 if kept == members:
                     break
             members = kept
@@ -112,8 +111,7 @@ class _Sums:
             return all(s in members for s in self.sources[v])
         op = self.defs[v]
         if op.kind == "full":
-            d = self.defs.get(op.operands[0])
-            return d is not None and d.kind == "const" and self.may_start(d["value"])
+            return (x := const_of(v, self.defs)) is not None and self.may_start(x)
         return self.step(op, members)
 
     def may_start(self, x: float) -> bool:
@@ -155,7 +153,7 @@ class _Maxima(_Sums):
     def __init__(self, block: Block, like: Op, bits: bool):
         super().__init__(block, like, bits)
         self.members = self.carried()
-        starts = [self.defs[op.operands[0]]["value"] for v in self.members if (op := self.defs.get(v)) is not None and op.kind == "full"]
+        starts = [x for v in self.members if (x := const_of(v, self.defs)) is not None]
         self.bits = bits and all(v.type.dtype == f32 for v in self.members) and all(x >= 0 for x in starts)
 
     def carried(self) -> set[Value]:
@@ -205,10 +203,7 @@ class _Rewriter:
                     if r in self.read_whole:
                         whole[r] = self.whole(r, b)
                 continue
-            if op.kind == "yield":
-                b.add(op)
-                continue
-            b.add(replace(op.within(self.block), operands=tuple(whole.get(v, v) for v in op.operands)))
+            b.add(op if op.kind == "yield" else replace(op.within(self.block), operands=tuple(whole.get(v, v) for v in op.operands)))
         return [substitute(o, Env(whole)) for o in b.ops] if whole else b.ops
 
     def whole(self, v: Value, b: Builder) -> Value:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from ...ir.core import Block, Kernel, Op, Value, walk_kernel
-from ...ir.rewrite import Builder, Env, copy_op, map_bodies, remove_dead, substitute
+from ...ir.rewrite import Builder, Env, copy_op, edited, map_bodies, remove_dead, substitute
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from .vote import is_row_work
@@ -20,21 +20,13 @@ from .vote import is_row_work
 def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
     if not any(op.kind == "vote_any" for op in walk_kernel(kernel)):
         return kernel
-    return map_bodies(kernel, lambda body: remove_dead(_block(body)))
+    return map_bodies(kernel, lambda body: remove_dead(edited(body, _held)))
 
 
-def _block(block: Block) -> Block:
-    b = Builder()
-    for op in block.ops:
-        op = op.within(_block)
-        if op.kind == "for" and len(op.regions) == 1:
-            for inner in op.regions[0].ops:
-                found = _follows(op, inner) if inner.kind == "if" else None
-                if found is not None:
-                    op = found.held(op, b)
-                    break
-        b.add(op)
-    return b.block(block.args)
+def _held(op: Op) -> Op | list[Op]:
+    branches = [o for o in op.regions[0].ops if o.kind == "if"] if op.kind == "for" and len(op.regions) == 1 else []
+    found = next((f for branch in branches if (f := _follows(op, branch)) is not None), None)
+    return op if found is None else found.held(op)
 
 
 @dataclass
@@ -47,8 +39,9 @@ class _Held:
     work: list[Op]
     carried: list[Value]
 
-    def held(self, loop: Op, before: Builder) -> Op:
-        """The loop that carries the work; where it starts from is computed in front of it."""
+    def held(self, loop: Op) -> list[Op]:
+        """The loop that carries the work, behind what it starts from."""
+        before = Builder()
         starts = Env({v: loop.operands[1 + j] for v, (_, j) in self.changed.items()})
         for op in self.work:
             before.add(copy_op(op, starts))
@@ -61,16 +54,17 @@ class _Held:
             elif id(op) not in mine:
                 out.add(self.with_own(substitute(op, env)))
         last = out.ops[-1]
-        out.ops[-1] = replace(last, operands=(*last.operands, *env.all(tuple(self.carried))))
-        return replace(loop, operands=(*loop.operands, *starts.all(tuple(self.carried))), regions=(out.block((*body.args, *args)),),
-                       results=(*loop.results, *(v.anew() for v in self.carried)))
+        out.ops[-1] = replace(last, operands=(*last.operands, *env.all(self.carried)))
+        before.add(replace(loop, operands=(*loop.operands, *starts.all(self.carried)), regions=(out.block((*body.args, *args)),),
+                           results=(*loop.results, *(v.anew() for v in self.carried))))
+        return before.ops
 
     def again(self, op: Op, new: tuple[Value, ...], args: tuple[Value, ...]) -> Op:
         """The branch, which gives the carried values for what it has changed, or those that there were."""
         then, other = op.regions
         env = Env({v: then.yielded[k] for v, (k, _) in self.changed.items()})
         ops = [*then.ops[:-1], *(copy_op(o, env) for o in self.work)]
-        taken = Block(then.args, (*ops, replace(then.ops[-1], operands=(*then.yielded, *env.all(tuple(self.carried))))))
+        taken = Block(then.args, (*ops, replace(then.ops[-1], operands=(*then.yielded, *env.all(self.carried)))))
         kept = Block(other.args, (*other.ops[:-1], replace(other.ops[-1], operands=(*other.yielded, *args))))
         return replace(op, results=(*op.results, *new), regions=(taken, kept))
 

@@ -14,7 +14,7 @@ from typing import Any
 from ...errors import FcError
 from ...ir.access import Access
 from ...ir.alignment import allowed, widest
-from ...ir.core import Block, Kernel, Op, Value, definitions, uses, walk
+from ...ir.core import Block, Kernel, Op, Value, blocks, definitions, uses, walk
 from ...ir.layout import OpaqueLayout, RegLayout, in_runs, mma_a, mma_c, mma_run, rowwise, wgmma_a, wgmma_c
 from ...ir.schedule import Schedule
 from ...ir.target import Target
@@ -44,7 +44,7 @@ class Homes:
         self.defs = definitions(body)
         self.uses = uses(body)
         self.made_with: dict[Value, set[Value]] = {}  # value -> all that its block makes
-        for block in (body, *(r for op in walk(body) for r in op.regions)):
+        for block in blocks(body):
             made = {v for op in block.ops for v in op.results}
             self.made_with |= dict.fromkeys(made, made)
             if block is not body:
@@ -192,28 +192,20 @@ class Homes:
         if op.kind == "dot":
             return self.accumulator(op)
         if op.kind in ELEMENTWISE:
-            same = [v for v in op.operands if v.type.shape == t.shape]
-            for v in same:
-                h = self.home.get(v)
-                if isinstance(h, OpaqueLayout):
-                    return h if self._only_accumulates(op.result) else self.partner(t)
-            return next((self.home[v] for v in same if isinstance(self.home.get(v), RegLayout)), None)
+            same = [self.home.get(v) for v in op.operands if v.type.shape == t.shape]
+            if (opaque := next((h for h in same if isinstance(h, OpaqueLayout)), None)) is not None:
+                return opaque if self._only_accumulates(op.result) else self.partner(t)
+            return next((h for h in same if isinstance(h, RegLayout)), None)
         if op.kind == "gather":
             return next((h for v in op.operands[1:] if isinstance(h := self.home.get(v), RegLayout)), None)
-        if op.kind == "transpose":
-            k = self.known(op.operands[0])
-            return k.transpose() if k is not None else None
-        if op.kind == "slice":
-            k = self.known(op.operands[0])
-            return k.part_of(op["axis"], t.shape[op["axis"]]) if k is not None else None
         if op.kind == "cumsum":
             return in_runs(t.shape, op["axis"], self.schedule.warps)
-        if op.kind == "reduce":
-            k = self.known(op.operands[0])
-            if k is None:
-                return None
-            return self.reducible(op, k).drop(op["axis"])
-        return None
+        k = self.known(op.operands[0]) if op.kind in ("transpose", "slice", "reduce") else None
+        if k is None:
+            return None
+        if op.kind == "transpose":
+            return k.transpose()
+        return k.part_of(op["axis"], t.shape[op["axis"]]) if op.kind == "slice" else self.reducible(op, k).drop(op["axis"])
 
     def reducible(self, op: Op, layout: RegLayout) -> RegLayout:
         """The layout a reduce wants its operand in: of one axis, one that stays inside a warp."""
@@ -239,16 +231,10 @@ class Homes:
             self.forced[op.result] = self.plain(op.result.type, self.widest(op))
             return True
         for op in walk(body):
-            if op.kind == "for":
-                for arg in op.regions[0].args[1:]:
-                    if isinstance(arg.type, Tile) and self.home.get(arg) is None:
-                        self.forced[arg] = self._wanted(arg, set()) or self.plain(arg.type)
-                        return True
-            if op.kind == "if":
-                for r in op.results:
-                    if isinstance(r.type, Tile) and self.home.get(r) is None:
-                        self.forced[r] = self._wanted(r, set()) or self.plain(r.type)
-                        return True
+            for v in op.regions[0].args[1:] if op.kind == "for" else op.results if op.kind == "if" else ():
+                if isinstance(v.type, Tile) and self.home.get(v) is None:
+                    self.forced[v] = self._wanted(v, set()) or self.plain(v.type)
+                    return True
         return False
 
     def _wanted(self, v: Value, seen: set[Value]) -> RegLayout | None:
@@ -259,14 +245,10 @@ class Homes:
         for u in self.uses.get(v, ()):
             if u.kind == "cumsum":
                 return self._result_home(u)
-            if (u.kind in ELEMENTWISE and isinstance(u.result.type, Tile)) or u.kind == "gather":
+            if (u.kind in ELEMENTWISE and isinstance(u.result.type, Tile)) or u.kind in ("gather", "broadcast"):
                 h = self.known(u.result) or self._wanted(u.result, seen)
                 if h is not None:
-                    return h
-            elif u.kind == "broadcast":
-                h = self.known(u.result) or self._wanted(u.result, seen)
-                if h is not None:
-                    return h.keep(u["axes"])
+                    return h.keep(u["axes"]) if u.kind == "broadcast" else h
         return None
 
     def _multiplied(self, v: Value, made_with: set[Value]) -> RegLayout | None:

@@ -107,36 +107,27 @@ class _Placer:
             self.dot(op, b, env)
         elif op.kind == "load":
             self.load(op, b, env)
-        elif op.kind == "yield":
-            raise AssertionError("yield is written by its loop")
         elif op.kind == "reduce" and isinstance(op.result.type, Scalar):
             x = op.operands[0]
             src = self.want(x, self.homes.reducible(op, self.homes.known(x) or self.homes.plain(x.type)), b, env)
             env[op.result] = b.emit("fold", src, fn=op["fn"], name=op.result.name)
         elif not any(isinstance(r.type, Tile) for r in op.results):
-            self.plain(op, b, env)
+            b.add(replace(op, operands=env.all(op.operands), results=env.anew(op.results)))
         elif self.homes[op.result] is None:
             return  # flexible: made where it is read, in the layout wanted there
         elif op.kind in ELEMENTWISE:
             self.element(op, b, env)
         elif op.kind == "reduce":
-            self.reduce(op, b, env)
+            env[op.result] = self.reduced(op, self.homes.known(op.operands[0]), b, env)
         elif op.kind == "cumsum":
             src = self.want(op.operands[0], self.homes[op.result], b, env)
             env[op.result] = b.emit("cumsum", src, name=op.result.name, axis=op["axis"])
-        elif op.kind == "transpose":
-            layout = self.homes[op.result]
-            src = self.want(op.operands[0], layout.transpose(), b, env)
-            env[op.result] = b.emit("transpose", src, type=_frag(op.result, layout), name=op.result.name)
         elif op.kind == "slice":
             src = self.want(op.operands[0], self.homes.known(op.operands[0]), b, env)
             env[op.result] = b.emit("slice", src, env[op.operands[1]], type=_frag(op.result, self.homes[op.result]), name=op.result.name,
                                     axis=op["axis"])
         else:
             env[op.result] = self.make(op, self.homes[op.result], b, env)
-
-    def plain(self, op: Op, b: Builder, env: Env) -> None:
-        b.add(replace(op, operands=env.all(op.operands), results=env.anew(op.results)))
 
     def loop(self, op: Op, b: Builder, env: Env) -> None:
         body = op.regions[0]
@@ -241,11 +232,8 @@ class _Placer:
     # ---- ops -----------------------------------------------------------------------------------------------------
 
     def element(self, op: Op, b: Builder, env: Env) -> None:
-        home = self.homes[op.result]
-        if self.schedule.skip_ones and (pair := self.row_factor(op)) is not None:
-            env[op.result] = self.skipped(op, *pair, home, b, env)
-            return
-        env[op.result] = self.compute(op, home, b, env)
+        home, pair = self.homes[op.result], self.row_factor(op) if self.schedule.skip_ones else None
+        env[op.result] = self.compute(op, home, b, env) if pair is None else self.skipped(op, *pair, home, b, env)
 
     def compute(self, op: Op, home: Any, b: Builder, env: Env) -> Value:
         shape = op.result.type.shape
@@ -279,18 +267,13 @@ class _Placer:
         keep.do("yield", self.want(tile, home, keep, env))
         return b.emit("if", moved, type=_at(op.result, home), name=op.result.name, regions=(inner.block(), keep.block()))
 
-    def reduced(self, op: Op, layout: RegLayout, b: Builder, env: Env) -> Value:
+    def reduced(self, op: Op, layout: Any, b: Builder, env: Env) -> Value:
         src = self.want(op.operands[0], self.homes.reducible(op, layout), b, env)
         out = b.emit("reduce", src, name=op.result.name, **op.attrs)
         lanes, warps = src.type.layout.reduces_over(op["axis"])
         if warps.axes[0]:
             return b.emit("combine_across", out, name=op.result.name, lanes=tuple(lanes), warps=warps)
         return b.emit("combine", out, name=op.result.name, lanes=tuple(lanes)) if lanes else out
-
-    def reduce(self, op: Op, b: Builder, env: Env) -> None:
-        layout = self.homes.known(op.operands[0])
-        assert layout is not None
-        env[op.result] = self.reduced(op, layout, b, env)
 
     def load(self, op: Op, b: Builder, env: Env) -> None:
         home, t = self.homes[op.result], op.result.type
@@ -331,13 +314,8 @@ class _Placer:
 
     def reader(self, v: Value) -> str:
         """The instruction family that reads a shared tile; one that mixes families takes the plainest layout."""
-        families: set[str] = set()
-        for u in self.homes.uses.get(v, ()):
-            if u.kind == "dot":
-                families.add(u["math"])
-            elif u.kind == "transpose":
-                families.add(self.reader(u.result))
-        families -= {"plain"}
+        users = [u for u in self.homes.uses.get(v, ()) if u.kind in ("dot", "transpose")]
+        families = {u["math"] if u.kind == "dot" else self.reader(u.result) for u in users}
         return next((f for f in ("wmma", "fma", "wgmma", "mma") if f in families), "plain")
 
     def dot(self, op: Op, b: Builder, env: Env) -> None:

@@ -15,6 +15,8 @@ from __future__ import annotations
 from typing import Any
 
 from ...ir.core import Block, Kernel, Op, Value, definitions, uses, walk_kernel
+from ...ir.depends import followed
+from ...ir.known import const_of
 from ...ir.op_table import having
 from ...ir.rewrite import Builder, Env, copy_op, map_bodies, remove_dead, substitute
 from ...ir.schedule import Schedule
@@ -107,7 +109,7 @@ class _Vote:
                 constant = self.one_or_zero(other)
                 if constant is not None:
                     self.neutral[v] = constant
-                elif self.is_full(other):  # a start value, which hardly stays
+                elif other in self.defs and self.defs[other].kind == "full":  # a start value, which hardly stays
                     self.same.clear()
                     return
                 elif isinstance(other.type, Frag):
@@ -120,15 +122,9 @@ class _Vote:
                     if self.neutral.get(f) == (1.0 if op.kind == "mul" else 0.0) and isinstance(x.type, Frag) and x.type == v.type:
                         self.same[v] = self.same.get(x, x)
 
-    def is_full(self, v: Value) -> bool:
-        d = self.defs.get(v)
-        return d is not None and d.kind == "full"
-
     def one_or_zero(self, v: Value) -> float | None:
-        d = self.defs.get(v)
-        if d is not None and d.kind == "full":
-            d = self.defs.get(d.operands[0])
-        return d["value"] if d is not None and d.kind == "const" and d.result.type.dtype.is_float and d["value"] in (0.0, 1.0) else None
+        x = const_of(v, self.defs)
+        return x if v.type.dtype.is_float and x in (0.0, 1.0) else None
 
     # ---- what goes into the branch ----
 
@@ -152,15 +148,7 @@ class _Vote:
         for o in self.block.ops:
             if any(v in hangs for v in o.operands):
                 hangs |= set(o.results)
-        need: dict[int, Op] = {}
-        todo = list(outputs)
-        while todo:
-            op = self.local.get(todo.pop())
-            if op is None or id(op) in need or op.regions:
-                continue
-            if any(r in hangs for r in op.results):
-                need[id(op)] = op
-                todo += op.operands
+        need = followed(outputs, {r: o for o in self.block.ops if not o.regions and hangs & set(o.results) for r in o.results}) or {}
         stays = {self.same[v] for v in outputs}
         changed = True
         while changed:  # ops that turned out to serve only the branch
@@ -177,13 +165,9 @@ class _Vote:
 
     def rewrite(self, outputs: list[Value], inside: list[Op], at: int) -> Block:
         covered = {id(o) for o in inside}
-        todo = [v for o in self.block.ops if id(o) not in covered for v in o.reads]
-        while todo:  # what ops outside read stays for them too, unless the branch gives it
-            v = todo.pop()
-            op = self.local.get(v)
-            if op is not None and id(op) in covered and v not in outputs:
-                covered.discard(id(op))
-                todo += op.operands
+        read = [v for o in self.block.ops if id(o) not in covered for v in o.reads]
+        # what ops outside read stays for them too, unless the branch gives it
+        covered -= set(followed(read, {r: o for o in inside for r in o.results if r not in outputs}) or ())
         b, env = Builder(), Env()
         for n, op in enumerate(self.block.ops):
             if n == at:

@@ -16,13 +16,11 @@ from functools import reduce
 from typing import Any
 
 from ...ir.core import Op, Value
+from ...ir.elementwise import INVERSE, MIRROR
 from ...ir.rewrite import Builder
 from ...ir.types import Scalar, i1, i32, i64
-from .forms import ALL, BIG, EMPTY, NO_TERMS, Form, Range, Rows, Span, number
+from .forms import ALL, BIG, EMPTY, NO_TERMS, Form, Range, Rows, Span, number, symbol
 from .quotients import compared, distance, divided, divisor, quotient
-
-MIRROR = {"lt": "gt", "gt": "lt", "le": "ge", "ge": "le", "eq": "eq", "ne": "ne"}
-INVERSE = {"lt": "ge", "ge": "lt", "gt": "le", "le": "gt", "eq": "ne", "ne": "eq"}
 
 
 class Affine:
@@ -45,7 +43,7 @@ class Affine:
 
     def symbol(self, v: Value) -> Form:
         self.order.setdefault(v, len(self.order))
-        return Form(0, frozenset(((v, 1),)), 0)
+        return symbol(v)
 
     def size(self, dim: str | int) -> Form:
         if isinstance(dim, int):
@@ -150,44 +148,39 @@ class Affine:
             if key not in self.scalars and op.result not in self.inside:
                 self.scalars[key] = self.symbol(op.result)
             return _point(self.size(op["dim"]))
-        if kind not in ("full", "broadcast", "transpose", "cast", "neg", "add", "sub", "mul", "floordiv", "mod", "max", "min", "abs"):
-            return None
         if kind in ("full", "broadcast", "transpose", "cast"):
             return self.through(op, self.span)
-        if kind == "mod" and (d := divisor(op.operands[1], self)) is not None:
-            return Span(number(0), self.symbol(d).shift(-1))
-        spans = [self.span(x) for x in op.operands]
-        if any(s is None for s in spans):
-            return None
-        a = spans[0]
-        assert a is not None
-        if kind == "neg":
-            return Span(a.hi * -1, a.lo * -1)
-        if kind == "abs":
-            if a.lo.step or a.hi.step:
-                return None  # of the two signs, `comparison` asks about each
-            least = self.extreme("max", self.extreme("max", a.lo, a.hi * -1), number(0))
-            return Span(least, self.extreme("max", a.hi, a.lo * -1))
-        b = spans[1]
-        assert b is not None
-        if kind == "add":
-            return Span(a.lo + b.lo, a.hi + b.hi)
-        if kind == "sub":
-            return Span(a.lo - b.hi, a.hi - b.lo)
-        k = b.lo.known if b.lo == b.hi else None
-        if kind == "mul":
-            if k is None and a.lo == a.hi and a.lo.known is not None:
-                a, k = b, a.lo.known
-            return None if k is None else Span(a.lo * k, a.hi * k) if k >= 0 else Span(a.hi * k, a.lo * k)
         if kind in ("floordiv", "mod"):
-            if k is None and (d := divisor(op.operands[1], self)) is not None:
-                return None if a.lo.step or a.hi.step else Span(divided(a.lo, d, self), divided(a.hi, d, self))
-            if k is None or k <= 0:
-                return None
-            return Span(number(0), number(k - 1)) if kind == "mod" else self.divided(op, a, k)
-        if a.lo.step or a.hi.step or b.lo.step or b.hi.step:
+            return self.quotient(op, *op.operands)
+        spans = [self.span(x) for x in op.operands] if kind in SPANS else [None]
+        return None if None in spans else SPANS[kind](self, *spans)
+
+    def quotient(self, op: Op, x: Value, y: Value) -> Span | None:
+        """Of a `floordiv`, or the rest of it (`mod`)."""
+        by = self.exact(y)
+        k, d = by.known if by is not None else None, divisor(y, self)
+        if op.kind == "mod" and (d is not None or (k is not None and k > 0 and self.span(x) is not None)):
+            return Span(number(0), (self.symbol(d) if d is not None else number(k or 0)).shift(-1))
+        a = self.span(x)
+        if op.kind == "mod" or a is None:
             return None
-        return Span(self.extreme(kind, a.lo, b.lo), self.extreme(kind, a.hi, b.hi))
+        if k is None and d is not None and not a.moves:
+            return Span(divided(a.lo, d, self), divided(a.hi, d, self))
+        return self.divided(op, a, k) if k is not None and k > 0 else None
+
+    def product(self, a: Span, b: Span) -> Span | None:
+        for x, y in ((a, b), (b, a)):
+            if y.lo == y.hi and (k := y.lo.known) is not None:
+                return Span(x.lo * k, x.hi * k) if k >= 0 else Span(x.hi * k, x.lo * k)
+        return None
+
+    def size_of(self, a: Span) -> Span | None:
+        """Of an absolute value; of one that changes in the loop, `comparison` asks about each of the two signs."""
+        least = lambda: self.extreme("max", self.extreme("max", a.lo, a.hi * -1), number(0))
+        return None if a.moves else Span(least(), self.extreme("max", a.hi, a.lo * -1))
+
+    def extremes(self, kind: str, a: Span, b: Span) -> Span | None:
+        return None if a.moves or b.moves else Span(self.extreme(kind, a.lo, b.lo), self.extreme(kind, a.hi, b.hi))
 
     def divided(self, op: Op, a: Span, d: int) -> Span | None:
         if a.lo == a.hi and not a.lo.step and op.result not in self.inside and op.result.type == Scalar(i32):
@@ -246,6 +239,10 @@ class Affine:
         pick = lambda x, y: self.symbol(self.b.emit("select", longer, self.value(x), self.value(y)))
         return Range(pick(a.lo, b.lo), pick(a.hi, b.hi))
 
+    def joined(self, a: Range, b: Range, must: bool, whole: Range) -> Range:
+        """Where one of two conditions holds, or may hold."""
+        return self.either(a, b, whole) if must else self.hull(a, b)
+
     def may(self, cond: Value, negated: bool = False) -> Range:
         return self.tree(cond, negated, False, ALL)
 
@@ -263,9 +260,7 @@ class Affine:
             return ALL if bool(op["value"]) != negated else EMPTY
         if op is not None and kind in ("and", "or"):
             a, b = (self.tree(x, negated, must, whole) for x in op.operands)
-            if (kind == "and") != negated:
-                return self.both(a, b)
-            return self.either(a, b, whole) if must else self.hull(a, b)
+            return self.both(a, b) if (kind == "and") != negated else self.joined(a, b, must, whole)
         if op is not None and kind in INVERSE:
             x, y = op.operands
             found = self.comparison(INVERSE[kind] if negated else kind, x, y, must, whole)
@@ -280,18 +275,21 @@ class Affine:
         return EMPTY if must else ALL
 
     def comparison(self, kind: str, x: Value, y: Value, must: bool, whole: Range) -> Range | None:
+        if kind in ("eq", "ne"):
+            a, b = (self.comparison(k, x, y, must, whole) for k in (("ge", "le") if kind == "eq" else ("gt", "lt")))
+            if a is None or b is None:
+                return None
+            return self.both(a, b) if kind == "eq" else self.joined(a, b, must, whole)
         for k, left, right in ((kind, x, y), (MIRROR[kind], y, x)):
             q, s = quotient(left, self), self.span(right)
-            if q is not None and s is not None and not (s.lo.step or s.hi.step):
-                return compared(k, *q, s, self, must, whole)
-            found = distance(k, left, s, self, must, whole) if s is not None else None
+            if q is not None and s is not None and not s.moves:
+                return compared(k, *q, s, self, must)
+            found = distance(k, left, s, self, must) if s is not None else None
             if found is not None:
                 return found
         xs, ys = self.signs(x), self.signs(y)
         if xs is None or ys is None:
             return None
-        if len(xs) == len(ys) == 1:
-            return self.compare(kind, xs[0], ys[0], must, whole)
         return self.largest(kind, xs, ys, must, whole)
 
     def signs(self, v: Value) -> list[Span] | None:
@@ -309,25 +307,22 @@ class Affine:
         """max(xs) kind max(ys)."""
         if kind in ("lt", "le"):
             kind, xs, ys = MIRROR[kind], ys, xs
-        if kind == "eq":
-            return self.both(self.largest("ge", xs, ys, must, whole), self.largest("le", xs, ys, must, whole))
-        join = (lambda a, b: self.either(a, b, whole)) if must else self.hull
-        if kind == "ne":
-            return join(self.largest("gt", xs, ys, must, whole), self.largest("lt", xs, ys, must, whole))
-        return reduce(join, [reduce(self.both, [self.compare(kind, a, b, must, whole) for b in ys]) for a in xs])
+        join = lambda a, b: self.joined(a, b, must, whole)
+        return reduce(join, [reduce(self.both, [self.compare(kind, a, b, must) for b in ys]) for a in xs])
 
-    def compare(self, kind: str, a: Span, b: Span, must: bool, whole: Range) -> Range:
+    def compare(self, kind: str, a: Span, b: Span, must: bool) -> Range:
         if kind in ("lt", "le"):
             kind, a, b = MIRROR[kind], b, a
         over = (a.lo - b.hi) if must else (a.hi - b.lo)  # a - b, seen from the side that decides
-        under = (b.lo - a.hi) if must else (b.hi - a.lo)
-        if kind == "eq":
-            return self.both(self.at_least_zero(over), self.at_least_zero(under))
-        if kind == "ne":
-            parts = self.at_least_zero(over.shift(-1)), self.at_least_zero(under.shift(-1))
-            return self.either(*parts, whole) if must else self.hull(*parts)
         return self.at_least_zero(over.shift(-1) if kind == "gt" else over)
 
 
 def _point(f: Form) -> Span:
     return Span(f, f)
+
+
+#: op -> the span of its result, of those of its operands
+SPANS: dict[str, Callable[..., Span | None]] = {
+    "neg": lambda s, a: Span(a.hi * -1, a.lo * -1), "abs": Affine.size_of, "mul": Affine.product,
+    "add": lambda s, a, b: Span(a.lo + b.lo, a.hi + b.hi), "sub": lambda s, a, b: Span(a.lo - b.hi, a.hi - b.lo),
+    "max": lambda s, a, b: s.extremes("max", a, b), "min": lambda s, a, b: s.extremes("min", a, b)}

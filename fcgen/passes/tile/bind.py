@@ -13,14 +13,13 @@ A dot is called by the value that it makes, or by the first named value that it 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from difflib import get_close_matches
 from typing import Any
 
 from ...errors import FcError
 from ...ir.access import Access
-from ...ir.core import Block, Kernel, Op, Value, uses, walk, walk_kernel
-from ...ir.rewrite import map_bodies
+from ...ir.core import Kernel, Op, Value, uses, walk, walk_kernel
+from ...ir.rewrite import edited, map_bodies
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.text import base_name
@@ -36,7 +35,11 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
     names = _names(kernel)
     _check_names(names, schedule, target)
     sites = _sites(names)
-    return map_bodies(kernel, lambda body: _bound(body, names, sites, schedule, target))
+
+    def bound(op: Op) -> Op:
+        return op.with_attrs(**_decided(op, names[op], schedule, target), site=sites[op]) if op in names else op
+
+    return map_bodies(kernel, lambda body: edited(body, bound))
 
 
 # ---- names ---------------------------------------------------------------------------------------------------------------
@@ -162,20 +165,6 @@ def _check_fields(s: Schedule, target: Target) -> None:
     for field, asked, fine, expected in needs:
         if asked and not fine:
             raise without_effect(field, "it goes with other fields", expected=expected, got=f"copy={s.copy}, warps={s.warps}")
-
-
-# ---- writing it down -----------------------------------------------------------------------------------------------------
-
-
-def _bound(block: Block, names: Mapping[Op, str], sites: Mapping[Op, str], schedule: Schedule, target: Target) -> Block:
-    ops = []
-    for op in block.ops:
-        if op in names:
-            op = replace(op, attrs={**op.attrs, **_decided(op, names[op], schedule, target), "site": sites[op]})
-        if op.regions:
-            op = op.within(lambda r: _bound(r, names, sites, schedule, target))
-        ops.append(op)
-    return Block(block.args, tuple(ops))
 
 
 def _decided(op: Op, name: str, schedule: Schedule, target: Target) -> dict[str, Any]:

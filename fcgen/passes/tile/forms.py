@@ -1,8 +1,9 @@
-"""Linear forms in a loop's index, and ranges of it: what `affine` knows about integers, as values."""
+"""Linear forms of scalars and a loop's index, and ranges of it: what `affine` and `gaps` know about integers, as values."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from ...ir.core import Value
 
@@ -11,10 +12,10 @@ BIG = 2**30  # past any tile number, and far enough from overflow
 
 @dataclass(frozen=True)
 class Form:
-    """step * i + sum(terms) + const. terms: pairs of a scalar value and its coefficient, none of them 0."""
+    """step * i + sum(terms) + const. terms: pairs of a scalar value (or whatever stands for one) and its coefficient, none of them 0."""
 
     step: int
-    terms: frozenset[tuple[Value, int]]
+    terms: frozenset[tuple[Any, int]]
     const: int
 
     def __add__(self, other: Form) -> Form:
@@ -38,11 +39,15 @@ class Form:
         return None if self.step or self.terms else self.const
 
 
-NO_TERMS: frozenset[tuple[Value, int]] = frozenset()
+NO_TERMS: frozenset[tuple[Any, int]] = frozenset()
 
 
 def number(n: int) -> Form:
     return Form(0, NO_TERMS, n)
+
+
+def symbol(v: Any) -> Form:
+    return Form(0, frozenset(((v, 1),)), 0)
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,11 @@ class Span:
 
     lo: Form
     hi: Form
+
+    @property
+    def moves(self) -> bool:
+        """Whether it changes with the loop's index."""
+        return bool(self.lo.step or self.hi.step)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from dataclasses import replace
 from ...errors import FcError
 from ...ir.access import Access
 from ...ir.core import Block, GridAxis, Kernel, Op, Value, definitions, walk
+from ...ir.known import const_of
 from ...ir.rewrite import Builder, Env, map_bodies, substitute
 from ...ir.schedule import Schedule
 from ...ir.target import Target
@@ -43,8 +44,7 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
 def _starts(body: Block, axis: GridAxis, index: Value) -> list[Op]:
     """The ops that say where the axis's tile begins."""
     defs = definitions(body)
-    tile = lambda v: (d := defs.get(v)) is not None and d.kind == "const" and d["value"] == axis.tile
-    return [o for o in body.ops if o.kind == "mul" and index in o.operands and any(tile(v) for v in o.operands)]
+    return [o for o in body.ops if o.kind == "mul" and index in o.operands and any(const_of(v, defs) == axis.tile for v in o.operands)]
 
 
 def _check(kernel: Kernel, axis: GridAxis, index: Value, name: str) -> None:

@@ -8,12 +8,13 @@ where remainders are known: what is 1 past a multiple of 64 leaves 1 or 65 of 12
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import product
 from math import gcd
 
 from ...ir.core import Op, Value
-from ..facts.common import const_of
+from ...ir.known import const_of
+from .forms import Form, number, symbol
 
-Sum = tuple[frozenset[tuple[object, int]], int]  # of (a value, or (numerator, n) for a quotient) and its coefficient; and a number
 #: conditions that are tried both ways
 CASES = 3
 
@@ -22,10 +23,7 @@ def at_most(high: Value, low: Value, gap: int, defs: Mapping[Value, Op]) -> bool
     conditions = _conditions([high, low], defs)
     if len(conditions) > CASES:
         return False
-    cases: list[dict[Value, bool]] = [{}]
-    for c in conditions:
-        cases = [{**case, c: truth} for case in cases for truth in (True, False)]
-    return all(_Case(defs, case).at_most(high, low, gap) for case in cases)
+    return all(_Case(defs, dict(zip(conditions, case))).at_most(high, low, gap) for case in product((True, False), repeat=len(conditions)))
 
 
 def _conditions(values: list[Value], defs: Mapping[Value, Op]) -> list[Value]:
@@ -76,43 +74,30 @@ class _Case:
 
     def differ(self, high: Value, low: Value, gap: int) -> bool:
         """Whether the sums differ by that much at most: in a number, and in pairs of quotients."""
-        terms, rest = _less(self.sum(high), self.sum(low))
-        up = {t: n for t, n in terms if n > 0}
-        down = {t: n for t, n in terms if n < 0}
-        for t, n in up.items():
-            found = next(((o, apart) for o, m in down.items() if m == -n and (apart := _quotients(t, o)) is not None), None)
+        apart = self.sum(high) - self.sum(low)
+        down, rest = {t: n for t, n in apart.terms if n < 0}, apart.const
+        for t, n in ((t, n) for t, n in apart.terms if n > 0):
+            found = next(((o, most) for o, m in down.items() if m == -n and (most := _quotients(t, o)) is not None), None)
             if found is None:
                 return False
             del down[found[0]]
             rest += n * found[1]
         return not down and rest <= gap
 
-    def sum(self, v: Value) -> Sum:
+    def sum(self, v: Value) -> Form:
+        """Of values, and of (numerator, n) for quotients."""
         v = self.chosen(v)
-        number = const_of(v, self.defs)
-        if isinstance(number, int):
-            return frozenset(), number
+        constant = const_of(v, self.defs)
+        if isinstance(constant, int):
+            return number(constant)
         kind, xs = self.op(v)
         if kind in ("add", "sub"):
             a, b = map(self.sum, xs)
-            return _less(a, b if kind == "sub" else _times(b, -1))
+            return a + b if kind == "add" else a - b
         n = const_of(xs[1], self.defs) if kind in ("mul", "floordiv") else None
         if isinstance(n, int) and kind == "mul":
-            return _times(self.sum(xs[0]), n)
-        if isinstance(n, int) and kind == "floordiv" and n > 0:
-            return frozenset({((self.sum(xs[0]), n), 1)}), 0
-        return frozenset({(v, 1)}), 0
-
-
-def _times(a: Sum, k: int) -> Sum:
-    return frozenset((t, n * k) for t, n in a[0] if k), a[1] * k
-
-
-def _less(a: Sum, b: Sum) -> Sum:
-    terms = dict(a[0])
-    for t, n in b[0]:
-        terms[t] = terms.get(t, 0) - n
-    return frozenset((t, n) for t, n in terms.items() if n), a[1] - b[1]
+            return self.sum(xs[0]) * n
+        return symbol((self.sum(xs[0]), n) if isinstance(n, int) and kind == "floordiv" and n > 0 else v)
 
 
 def _quotients(high: object, low: object) -> int | None:
@@ -120,8 +105,8 @@ def _quotients(high: object, low: object) -> int | None:
     if not (isinstance(high, tuple) and isinstance(low, tuple)) or high[1] != low[1]:
         return None
     (x, n), (y, _) = high, low
-    terms, apart = _less(x, y)
-    if terms:
+    apart = (x - y).known
+    if apart is None:
         return None
-    step = gcd(n, *(k for _, k in y[0]))
-    return max((y[1] + step * i) % n + apart for i in range(n // step)) // n
+    step = gcd(n, *(k for _, k in y.terms))
+    return max((y.const + step * i) % n + apart for i in range(n // step)) // n

@@ -107,15 +107,13 @@ def _below(v: Value, defs: dict[Value, Op]) -> _Below | None:
         inner = defs.get(op.operands[0])
         if inner is None or inner.kind not in ORDER:
             return None
-        turned, extra = ORDER[inner.kind]
-        x, y = inner.operands[::-1] if turned else inner.operands
+        x, y, extra = _sides(inner)
         if not isinstance(y.type, Scalar) or isinstance(x.type, Scalar) or not _is_row(x, defs):
             return None
         return _Below(*_plain(x, defs), op["axes"][0], y, extra)
     if op.kind not in ORDER:
         return None
-    turned, extra = ORDER[op.kind]
-    x, y = op.operands[::-1] if turned else op.operands
+    x, y, extra = _sides(op)
     left, right = defs.get(x), defs.get(y)
     apart: Value | None = None
     if left is not None and left.kind == "sub" and isinstance(y.type, Scalar):  # a distance of two positions
@@ -126,6 +124,12 @@ def _below(v: Value, defs: dict[Value, Op]) -> _Below | None:
     if not _is_row(left.operands[0], defs) or right is None or right.kind != "broadcast" or tuple(right["axes"]) != (1 - axis,):
         return None
     return _Below(*_plain(left.operands[0], defs), axis, right.operands[0], extra, apart)
+
+
+def _sides(op: Op) -> tuple[Value, Value, int]:
+    """(x, y, n) where a comparison says x < y + n."""
+    turned, extra = ORDER[op.kind]
+    return (*reversed(op.operands), extra) if turned else (*op.operands, extra)  # type: ignore[return-value]
 
 
 def _is_row(x: Value, defs: dict[Value, Op]) -> bool:

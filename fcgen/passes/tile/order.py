@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ...ir.core import Kernel, Op, Value, definitions, walk
+from ...ir.core import Kernel, walk
+from ...ir.depends import depending
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ..facts.clusters import axis_of
@@ -19,31 +20,17 @@ from ..facts.clusters import axis_of
 
 def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
     axes = range(len(kernel.grid))
-    defs, ids, grid = definitions(kernel.body), kernel.body.args, kernel.grid
+    grid, follow = kernel.grid, [depending(kernel.body, i) for i in kernel.body.args]
     loops = [op for op in walk(kernel.body) if op.kind == "for"]
     tiles = [o for op in loops for o in walk(op.regions[0]) if o.kind == "load" and len(o.result.type.shape) > 1]
-    follows = {a: {o for o in tiles if any(_depends(v, ids[a], defs) for v in o.operands)} for a in axes}
+    follows = {a: {o for o in tiles if not follow[a].isdisjoint(o.operands)} for a in axes}
     tiled = [follows[a] for a in axes if grid[a].tile > 1]
     own = set(tiles).intersection(*tiled) if tiled else set()
     order = sorted(axes, key=lambda a: (not own - follows[a], grid[a].tile == 1, -a))
     if schedule.longest_first:
         bounds = [op.operands[1] for op in loops]
-        grid = tuple(replace(g, reverse=True) if g.tile > 1 and any(_depends(b, i, defs) for b in bounds) else g
-                     for g, i in zip(grid, ids))
+        grid = tuple(replace(g, reverse=True) if g.tile > 1 and not mine.isdisjoint(bounds) else g for g, mine in zip(grid, follow))
     cluster = axis_of(kernel, schedule, target)
     if cluster is not None:
         grid = tuple(replace(g, cluster=cluster[1]) if a == cluster[0] else g for a, g in enumerate(grid))
     return replace(kernel, order=tuple(order), grid=grid)
-
-
-def _depends(v: Value, on: Value, defs: dict[Value, Op]) -> bool:
-    seen: set[Value] = set()
-    todo = [v]
-    while todo:
-        v = todo.pop()
-        if v is on:
-            return True
-        if v not in seen and v in defs:
-            seen.add(v)
-            todo += defs[v].operands[:1] if defs[v].kind == "narrow" else defs[v].operands  # what holds for all rows
-    return False

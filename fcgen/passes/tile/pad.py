@@ -24,12 +24,13 @@ import numpy as np
 from ...errors import FcError
 from ...ir.access import Access, accesses
 from ...ir.core import Block, Kernel, Op, Value, walk_kernel
-from ...ir.elementwise import FNS, REDUCTIONS, apply, to_dtype
+from ...ir.elementwise import REDUCTIONS
+from ...ir.known import const_of, number_of
 from ...ir.rewrite import Builder, map_bodies
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import Tile
-from ..facts.common import const_of, rank
+from ..facts.common import ELEMENTWISE, rank
 
 GRANULE = 16
 #: elements of a row that two lanes can hold in registers
@@ -214,12 +215,7 @@ class _Pad:
         if kind == "reduce":
             x = self.fill[operands[0]].get(axis + (axis >= op["axis"]))
             return x if op["fn"] != "sum" or _same(x, 0) else None
-        if kind == "cast":
-            x = self.fill[operands[0]].get(axis)
-            if x is None or not isfinite(x):
-                return None
-            return to_dtype(np.asarray(x, op.operands[0].type.dtype.np_dtype), op.result.type.dtype).item()
-        if kind in FNS or kind == "select":
+        if kind in ELEMENTWISE:
             xs = [self.fill[v].get(axis) if rank(v) else self.scalar(v) for v in operands]
             return self.elementwise(op, operands, xs)
         return None
@@ -232,13 +228,7 @@ class _Pad:
         if op.kind == "mul" and any(_same(x, 0) for x in xs):
             # zero times a run-time scalar counts as zero: a scalar that is not finite spoils the real elements just the same
             return 0.0 if all((x is not None and isfinite(x)) or not rank(v) for x, v in zip(xs, operands)) else None
-        if any(x is None for x in xs):
-            return None
-        if op.kind in ("floordiv", "mod") and xs[1] == 0:
-            return None
-        dtype = op.operands[0].type.dtype
-        out = apply(op.kind, dtype, *[np.asarray(x, dtype.np_dtype) for x in xs]).item()
-        return None if out != out else out
+        return number_of(op, xs)
 
     def scalar(self, v: Value) -> Any:
         """The number that a scalar, or all of a tile made from one, is known to be."""

@@ -62,28 +62,22 @@ def quotient(v: Value, affine: Affine) -> tuple[Span, Value] | None:
     if op is None or op.kind != "floordiv":
         return None
     d, x = divisor(op.operands[1], affine), affine.span(op.operands[0])
-    return (x, d) if d is not None and x is not None and (x.lo.step or x.hi.step) else None
+    return (x, d) if d is not None and x is not None and x.moves else None
 
 
-def compared(kind: str, x: Span, d: Value, y: Span, affine: Affine, must: bool, whole: Range) -> Range:
+def compared(kind: str, x: Span, d: Value, y: Span, affine: Affine, must: bool) -> Range:
     """The range of `x // d kind y`."""
-    at = Span(times(y.lo, d, affine), times(y.hi, d, affine))
     if kind in ("ge", "lt"):
-        return affine.compare(kind, x, at, must, whole)
-    if kind in ("gt", "le"):
-        past = Span(times(y.lo.shift(1), d, affine), times(y.hi.shift(1), d, affine))
-        return affine.compare("ge" if kind == "gt" else "lt", x, past, must, whole)
-    a, b = (compared(k, x, d, y, affine, must, whole) for k in (("ge", "le") if kind == "eq" else ("gt", "lt")))
-    if kind == "eq":
-        return affine.both(a, b)
-    return affine.either(a, b, whole) if must else affine.hull(a, b)
+        return affine.compare(kind, x, Span(times(y.lo, d, affine), times(y.hi, d, affine)), must)
+    past = Span(times(y.lo.shift(1), d, affine), times(y.hi.shift(1), d, affine))
+    return affine.compare("ge" if kind == "gt" else "lt", x, past, must)
 
 
-def distance(kind: str, v: Value, most: Span, affine: Affine, must: bool, whole: Range) -> Range | None:
+def distance(kind: str, v: Value, most: Span, affine: Affine, must: bool) -> Range | None:
     """The range of `abs(a - x // d) kind most`, where a and most do not depend on the index: a quotient between two ends."""
     op = affine.defs.get(v)
     if op is not None and op.kind in ("broadcast", "transpose"):
-        return affine.through(op, lambda x: distance(kind, x, most, affine, must, whole))
+        return affine.through(op, lambda x: distance(kind, x, most, affine, must))
     inner = affine.defs.get(op.operands[0]) if op is not None and op.kind == "abs" else None
     if kind not in ("lt", "le") or inner is None or inner.kind != "sub":
         return None
@@ -91,6 +85,6 @@ def distance(kind: str, v: Value, most: Span, affine: Affine, must: bool, whole:
         q, a = quotient(x, affine), affine.span(y)
         if q is not None and a is not None and not any(f.step for f in (a.lo, a.hi, most.lo, most.hi)):
             above, below = Span(a.lo + most.lo, a.hi + most.hi), Span(a.lo - most.hi, a.hi - most.lo)
-            return affine.both(compared(kind, *q, above, affine, must, whole),
-                               compared("ge" if kind == "le" else "gt", *q, below, affine, must, whole))
+            return affine.both(compared(kind, *q, above, affine, must),
+                               compared("ge" if kind == "le" else "gt", *q, below, affine, must))
     return None

@@ -15,11 +15,11 @@ from dataclasses import dataclass, replace
 
 from ...errors import FcError
 from ...ir.core import Block, Kernel, Op, Value, definitions, uses, walk_kernel
+from ...ir.known import const_of
 from ...ir.rewrite import Builder, Env, copy_op, map_bodies, remove_dead, substitute, substitute_block
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import Tile
-from ..facts.common import const_of
 
 COLUMNS = 8
 

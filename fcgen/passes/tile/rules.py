@@ -15,13 +15,14 @@ Signs of zero and payloads of NaNs are not kept.
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import e, inf, isfinite, isnan, log, log2
+from math import e, inf, log, log2
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ...ir.core import Op, Value
-from ...ir.elementwise import FNS, apply, to_dtype
+from ...ir.elementwise import FNS, INVERSE, to_dtype
+from ...ir.known import number_of
 from ...ir.types import DTYPES, DType, Scalar, Tile, f32, i1
 from ..facts.common import ELEMENTWISE, is_position, rank
 
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
 Rule = Callable[["Sweep", Op], "Value | None"]
 RULES: dict[str, list[Rule]] = {}
-INVERSE = {"lt": "ge", "ge": "lt", "gt": "le", "le": "gt", "eq": "ne", "ne": "eq"}
 
 
 def rule(*kinds: str) -> Callable[[Rule], Rule]:
@@ -55,22 +55,8 @@ def apply_rules(s: Sweep, op: Op) -> Value | None:
 
 @rule(*sorted(ELEMENTWISE))
 def fold_constants(s: Sweep, op: Op) -> Value | None:
-    values = [s.const(v) for v in op.operands]
-    if any(v is None for v in values):
-        return None
-    out = op.result.type
-    if op.kind == "select":
-        number = values[1] if values[0] else values[2]
-    elif op.kind == "cast":
-        if not out.dtype.is_float and not isfinite(values[0]):
-            return None
-        number = to_dtype(np.asarray(values[0], op.operands[0].type.dtype.np_dtype), out.dtype).item()
-    else:
-        if op.kind in ("floordiv", "mod") and values[1] == 0:
-            return None
-        dtype = op.operands[0].type.dtype
-        number = apply(op.kind, dtype, *[np.asarray(v, dtype.np_dtype) for v in values]).item()
-    return None if isnan(number) else s.spread(s.number(number, out.dtype), out)
+    number = number_of(op, [s.const(v) for v in op.operands])
+    return None if number is None else s.spread(s.number(number, op.result.type.dtype), op.result.type)
 
 
 @rule(*sorted(ELEMENTWISE))

@@ -21,11 +21,12 @@ from math import prod
 
 from ...ir.core import Block, Kernel, Op, Value, definitions, walk, walk_kernel
 from ...ir.elementwise import FNS
+from ...ir.known import const_of
 from ...ir.rewrite import map_bodies, remove_dead
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import Scalar, f32
-from ..facts.common import COMPARISONS, const_of, positive, promised_positive, rank, scale_free
+from ..facts.common import COMPARISONS, positive, promised_positive, rank, scale_free
 
 LOOP_WEIGHT = 16
 MAX_FACTORS = 8

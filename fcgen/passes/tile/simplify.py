@@ -24,13 +24,14 @@ from typing import Any
 from ...errors import Loc
 from ...ir.core import Block, Kernel, Op, Value, walk
 from ...ir.elementwise import FNS
+from ...ir.known import const_of
 from ...ir.op_table import having
 from ...ir.ops import OPS, infer
 from ...ir.rewrite import carrying, map_bodies, remove_dead
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import DType, Scalar, Tile
-from ..facts.common import const_of, writes
+from ..facts.common import writes
 from .rules import apply_rules
 
 SWEEPS = 8
@@ -182,15 +183,17 @@ class Sweep:
         if at < here:
             self.changed = True
             lifted = tuple(self.lift(v, at) for v in op.operands)
-            if lifted != op.operands:
-                op = replace(op, operands=lifted)
-                key = self.key(op)
-                if key in self.scopes[at].table:
-                    return self.scopes[at].table[key]
-        self.append(op, at)
-        self.floor[op.result] = home
-        self.scopes[at].table[key] = op.result
-        return op.result
+            op = replace(op, operands=lifted) if lifted != op.operands else op
+        return self.kept(op, at, home)
+
+    def kept(self, op: Op, at: int, home: int) -> Value:
+        """The value of an op in scope `at`: the one that is there, or what the op makes there now."""
+        key = self.key(op)
+        if key not in self.scopes[at].table:
+            self.append(op, at)
+            self.floor[op.result] = home
+            self.scopes[at].table[key] = op.result
+        return self.scopes[at].table[key]
 
     def is_simpler(self, a: Value, b: Value) -> bool:
         """Whether a should be the right operand: constants before scalars before tiles."""
@@ -231,14 +234,8 @@ class Sweep:
         if self.depth.get(v, 0) <= at:
             return v
         op = self.defs[v]
-        op = replace(op, operands=tuple(self.lift(x, at) for x in op.operands), results=(Value(v.type, v.name),))
-        key = self.key(op)
-        if key in self.scopes[at].table:
-            return self.scopes[at].table[key]
-        self.append(op, at)
-        self.floor[op.result] = min(self.floor.get(v, at), at)
-        self.scopes[at].table[key] = op.result
-        return op.result
+        again = replace(op, operands=tuple(self.lift(x, at) for x in op.operands), results=(v.anew(),))
+        return self.kept(again, at, min(self.floor.get(v, at), at))
 
     # ---- regions -----------------------------------------------------------------------------------------------------
 

@@ -24,12 +24,13 @@ from dataclasses import dataclass, replace
 from ...errors import FcError
 from ...ir.access import guards
 from ...ir.core import Block, Kernel, Op, Value, definitions, uses, walk, walk_kernel
+from ...ir.depends import followed
 from ...ir.ops import has_effect
 from ...ir.rewrite import Builder, Env, copy_op, map_bodies, remove_dead, substitute, substitute_block
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import Scalar
-from ..facts.common import followed, without_effect
+from ..facts.common import without_effect
 from .gaps import at_most
 
 VIEWS = {"load", "transpose"}

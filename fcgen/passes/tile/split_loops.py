@@ -25,11 +25,12 @@ from functools import reduce
 
 from ...ir.access import Access
 from ...ir.core import Block, Kernel, Op, Value, definitions, walk, walk_kernel
+from ...ir.known import const_of
 from ...ir.rewrite import Builder, Env, map_bodies, remove_dead
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import Scalar, Tile
-from ..facts.common import const_of, promised_positive, without_effect
+from ..facts.common import promised_positive, without_effect
 from ..facts.rows import independent_rows, stored_rows
 from ..facts.warp_grid import along_rows
 from .affine import Affine

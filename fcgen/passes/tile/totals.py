@@ -8,10 +8,11 @@ fewer; only the order of sums differs.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from ...ir.core import Block, Kernel, Op, Value, walk_kernel
-from ...ir.rewrite import Builder, map_bodies
+from ...ir.rewrite import Builder, edited, map_bodies
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import Scalar
@@ -20,22 +21,14 @@ from ..facts.common import rank
 
 def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
     only_added = {p for p in kernel.params if all(_adds(op) for op in walk_kernel(kernel) if p in op.operands)}
-    return map_bodies(kernel, lambda block: _block(block, only_added))
+    return map_bodies(kernel, lambda block: edited(block, lambda op: _loop(op, only_added) if op.kind == "for" else op))
 
 
 def _adds(op: Op) -> bool:
     return op.kind == "store" and op.get("reduce") == "add"
 
 
-def _block(block: Block, tensors: set[Value]) -> Block:
-    ops: list[Op] = []
-    for op in block.ops:
-        op = op.within(lambda r: _block(r, tensors))
-        ops += _loop(op, tensors) if op.kind == "for" else [op]
-    return Block(block.args, tuple(ops))
-
-
-def _loop(loop: Op, tensors: set[Value]) -> list[Op]:
+def _loop(loop: Op, tensors: set[Value]) -> Sequence[Op]:
     """The loop, and the atomic adds that stand behind it now."""
     body = loop.regions[0]
     defs = {r: op for op in body.ops for r in op.results}
@@ -60,7 +53,7 @@ def _loop(loop: Op, tensors: set[Value]) -> list[Op]:
         again = replace(store, operands=(store.operands[0], total, *store.operands[2:]))
         after.add(again if op is store else replace(op, regions=(Block((), (again, op.regions[0].ops[-1])), op.regions[1])))
     if not args:
-        return [loop]
+        return (loop,)
     last = body.ops[-1]
     inner.add(replace(last, operands=(*last.operands, *sums)))
     new = replace(loop, operands=(*loop.operands, *inits), results=(*loop.results, *results),

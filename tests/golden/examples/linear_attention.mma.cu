@@ -5,6 +5,7 @@
 // grid:     h over H
 // shared:   57344 bytes
 
+#define INF __int_as_float(0x7f800000)
 using uint32_t = unsigned int;
 using f16 = unsigned short;  // its bits
 
@@ -128,8 +129,6 @@ linear_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s1
     const float w = unsigned(h) < unsigned(H) ? log_decay[h] : 0.0f;
     // for rows in fc.loop(fc.tile(Q.M, "BLOCK_M")):  [linear_attention.py:18]
     const int rows_tile_to = (M + 63) / 64;
-    // inside = fc.dot(q, k.T) * fc.where(i >= j, fc.exp((i - j) * w), 0.0)  [linear_attention.py:22]
-    const float w_log2e = w * 1.442695f;
     // fade = fc.exp((float(rows.size) - 1.0 - j) * w)  [linear_attention.py:25]
     const float w_times_63 = w * 63.0f;
     // state <<= state * fc.exp(w * float(rows.size)) + fc.dot((k.to(fc.f32) * fade).to(K.dtype).T, v)  [linear_attention.py:26]
@@ -233,7 +232,7 @@ linear_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s1
             }
         }
         commit_group();
-        // inside = fc.dot(q, k.T) * fc.where(i >= j, fc.exp((i - j) * w), 0.0)  [linear_attention.py:22]
+        // inside = fc.dot(q, k.T) * fc.exp(fc.where(i >= j, (i - j) * w, -fc.inf))  # inf nowhere, so that it has a gradient everywhere  [linear_attention.py:22]
         float tmp[32];
         #pragma unroll
         for (int i = 0; i < 32; ++i)
@@ -294,15 +293,16 @@ linear_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s1
         #pragma unroll
         for (int i = 0; i < 32; ++i)
             across[i] = tmp_2[i] * tmp_3[row_across(i)];
-        // inside = fc.dot(q, k.T) * fc.where(i >= j, fc.exp((i - j) * w), 0.0)  [linear_attention.py:22]
+        // inside = fc.dot(q, k.T) * fc.exp(fc.where(i >= j, (i - j) * w, -fc.inf))  # inf nowhere, so that it has a gradient everywhere  [linear_attention.py:22]
         // fc.store(O[b, h, rows], (across + fc.dot(inside.to(V.dtype), v)).to(O.dtype))  [linear_attention.py:24]
         uint32_t inside[16];
         #pragma unroll
         for (int i = 0; i < 16; ++i) {
-            const float x = exp2_approx((i_[row_across(2 * i)] - i_2[col_inside(2 * i)]) * w_log2e);
-            const float x_2 = exp2_approx((i_[row_across(2 * i + 1)] - i_2[col_inside(2 * i + 1)]) * w_log2e);
-            const float inside_2 = tmp[2 * i + 1] * (i_[row_across(2 * i + 1)] >= i_2[col_inside(2 * i + 1)] ? x_2 : 0.0f);
-            inside[i] = pack_f16(tmp[2 * i] * (i_[row_across(2 * i)] >= i_2[col_inside(2 * i)] ? x : 0.0f), inside_2);
+            const float x = i_[row_across(2 * i)] >= i_2[col_inside(2 * i)] ? (i_[row_across(2 * i)] - i_2[col_inside(2 * i)]) * w : -INF;
+            const float x_2 = i_[row_across(2 * i + 1)] >= i_2[col_inside(2 * i + 1)] ? (i_[row_across(2 * i + 1)] - i_2[col_inside(2 * i + 1)]) * w : -INF;
+            const float lo = tmp[2 * i] * exp2_approx(x * 1.442695f);
+            const float hi = tmp[2 * i + 1] * exp2_approx(x_2 * 1.442695f);
+            inside[i] = pack_f16(lo, hi);
         }
         const uint32_t v_at = v + tile_lane_2;
         #pragma unroll
@@ -353,9 +353,9 @@ linear_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s1
         uint32_t tmp_5[16];
         #pragma unroll
         for (int i = 0; i < 16; ++i) {
-            const float lo = at_f16(k_7, 2 * i) * tmp_4[row_tmp_5(2 * i)];
-            const float hi = at_f16(k_7, 2 * i + 1) * tmp_4[row_tmp_5(2 * i + 1)];
-            tmp_5[i] = pack_f16(lo, hi);
+            const float lo_2 = at_f16(k_7, 2 * i) * tmp_4[row_tmp_5(2 * i)];
+            const float hi_2 = at_f16(k_7, 2 * i + 1) * tmp_4[row_tmp_5(2 * i + 1)];
+            tmp_5[i] = pack_f16(lo_2, hi_2);
         }
         __syncwarp();
         #pragma unroll

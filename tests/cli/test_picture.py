@@ -1,14 +1,17 @@
-"""SVG pictures are well-formed and say what the layout says."""
+"""Pictures of layouts say what the layout says; those in SVG are well-formed."""
 
 from __future__ import annotations
 
 import re
+from math import prod
 from xml.etree import ElementTree
 
 import pytest
+from hypothesis import given, settings
 
-from fcgen.ir.layout import SmemLayout, blocked, mma_c, native_smem
-from fcgen.ir.picture import bank_colour, lane_colour, svg
+from fcgen.cli.picture import bank_colour, chunks, lane_colour, owners, registers, svg
+from fcgen.ir.layout import SmemLayout, blocked, mma_c, native_smem, rowwise
+from tests.ir import strategies
 
 NS = "{http://www.w3.org/2000/svg}"
 
@@ -54,3 +57,25 @@ def test_what_cannot_be_drawn():
         svg(SmemLayout(64))
     with pytest.raises(ValueError, match="two-dimensional"):
         svg(mma_c(16, 8, (1, 1)).drop(0))
+
+
+# ---- as text -------------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=20, deadline=None)
+@given(strategies.row_layouts())
+def test_owners_prefer_the_warp_asked_for(layout):
+    for warp in {0, layout.warps // 2, layout.warps - 1}:
+        home = owners(layout, warp)
+        assert len(home) == prod(layout.shape)
+        mine = {tuple(x) for x in layout.coords()[warp].reshape(-1, 2).tolist()}
+        assert {at for at, (w, _, _) in home.items() if w == warp} == mine
+
+
+def test_pictures_as_text():
+    assert registers(mma_c(16, 8, (1, 1)), limit=2).split("\n") == [
+        "   0 | 0.0:0  0.0:1", "   1 | 0.4:0  0.4:1", "     ... 16 x 8 in all"]
+    assert chunks(native_smem(64, 2), (64, 64), 2, 2).split("\n")[1].split() == ["1", "|", "9", "8"]
+    with pytest.raises(ValueError):
+        registers(mma_c(16, 8, (1, 1)).drop(0))
+    assert registers(rowwise(4, 8, 1, 4, 2)).startswith("   0 | 0.0:0  0.0:1  0.1:0")

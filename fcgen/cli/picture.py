@@ -1,6 +1,6 @@
-"""Layouts as SVG: who holds each element of a register tile, and where each 16 bytes of a shared-memory tile lie.
+"""Layouts as text and as SVG: who holds each element of a register tile, and where each 16 bytes of a shared-memory tile lie.
 
-Plain string building, one `<g>` per kind of mark; colours are by lane (hue) or by bank group, and a legend says so.
+Plain string building; in SVG one `<g>` per kind of mark. Colours are by lane (hue) or by bank group, and a legend says so.
 """
 
 from __future__ import annotations
@@ -8,11 +8,49 @@ from __future__ import annotations
 from colorsys import hls_to_rgb
 from html import escape
 
-from .layout import LANES, RegLayout, SmemLayout, owners
+from ..ir.layout import LANES, RegLayout, SmemLayout
 
 FONT = "font-family='ui-monospace, Menlo, Consolas, DejaVu Sans Mono, monospace'"
 INK, FAINT, PAPER = "#1f2430", "#7a8194", "#ffffff"
 LEFT, TOP, EDGE = 44, 58, 16
+
+
+def owners(layout: RegLayout, warp: int = 0) -> dict[tuple[int, ...], tuple[int, int, int]]:
+    """element -> the (warp, lane, register) that holds it: of several the first, those of `warp` before others."""
+    c = layout.coords()
+    out: dict[tuple[int, ...], tuple[int, int, int]] = {}
+    for w in sorted(range(c.shape[0]), key=lambda w: (w != warp, w)):
+        for l in range(LANES):
+            for r, at in enumerate(c[w, l].tolist()):
+                out.setdefault(tuple(at), (w, l, r))
+    return out
+
+
+def registers(layout: RegLayout, warp: int = 0, limit: int = 32) -> str:
+    """For each element of a 2-d tile `warp.lane:register` (of several holders one, `warp` first), a line per row."""
+    if len(layout.axes) != 2:
+        raise ValueError("two-dimensional tiles are drawn")
+    rows, cols = layout.shape
+    home = owners(layout, warp)
+    width = max(len(f"{w}.{l}:{r}") for w, l, r in home.values())
+    lines = []
+    for i in range(min(rows, limit)):
+        cells = ["{}.{}:{}".format(*home[i, j]) if (i, j) in home else "?" for j in range(min(cols, limit))]
+        lines.append(f"{i:>4} | " + " ".join(f"{c:<{width}}" for c in cells).rstrip())
+    if rows > limit or cols > limit:
+        lines.append(f"     ... {rows} x {cols} in all")
+    return "\n".join(lines)
+
+
+def chunks(layout: SmemLayout, shape: tuple[int, int], size: int, limit: int = 16) -> str:
+    """The 16-byte chunk (address // 16) in which each run of 16 bytes of a row lands."""
+    step = 16 // size
+    rows, cols = shape
+    out = []
+    for i in range(min(rows, limit)):
+        at = [int(layout.address(shape, size, i, j)) // 16 for j in range(0, cols, step)]
+        out.append(f"{i:>4} | " + " ".join(f"{c:>4}" for c in at[:limit]))
+    return "\n".join(out)
 
 
 def svg(layout: RegLayout | SmemLayout, shape: tuple[int, int] | None = None, size: int = 2, title: str = "",
@@ -65,7 +103,7 @@ def _axes(rows: int, columns: list[float], h: float, step: int = 1) -> list[str]
 
 def _registers(layout: RegLayout, title: str, limit: tuple[int, int]) -> str:
     if len(layout.axes) != 2:
-        raise ValueError("svg() draws two-dimensional tiles")
+        raise ValueError("two-dimensional tiles are drawn")
     home = owners(layout)
     rows, cols = (min(n, m) for n, m in zip(layout.shape, limit))
     w, h = 34.0, 22.0
