@@ -1,6 +1,6 @@
 """Matrix products with something in front of them or behind them, beside cuBLAS's rate for the same products, and a copy's: plain, with
 bias and GELU, SwiGLU (two products), RMSNorm in front (factors in f32, and in the tensors' own dtype), and a right operand of 4 bits for
-few rows (timed in graphs) and for many.
+few rows (timed in graphs) and for many. With `--only shapes`, plain products of many shapes.
 
     python -m benchmarks.gemms --json out/gemms.json                        schedule_for's own choices, and what was found to be better
     python -m benchmarks.gemms --candidates schedules.txt --only swiglu     lines of "case: schedule"; # starts a comment
@@ -36,6 +36,12 @@ from .specs import example, gemm_nt, norm_gemm, norm_gemm_same, swiglu
 from .timing import Checked, finishes, round_robin
 
 SIZE, WIDE, FEW, MANY = 8192, 28672, 16, 4096
+#: rows, columns and depth of products that no schedule was searched for; those of at most SKINNY rows read weights that are in no cache
+SHAPES = ("4096x11008x4096", "4096x4096x11008", "2048x2048x2048", "1024x1024x1024", "16384x1024x4096", "8192x512x8192", "512x8192x8192",
+          "3000x5000x1024", *(f"{m}x{n}" for m in (1, 16, 64) for n in ("8192x8192", "4096x11008", "11008x4096", "4096x4096")))
+SKINNY = 64
+#: FLOP below which calls are timed as a graph: the host needs longer for them
+SHORT = 1e11
 SAMPLE = 128
 LIMIT = {"fp16": 1e-3, "bf16": 8e-3}
 #: weights that a call of few rows finds in no cache: as many sets, in turns
@@ -84,10 +90,11 @@ def _bytes(*tensors: Any, out: int) -> float:
 
 
 def product(kind: Any, n: dict[str, int]) -> Problem:
-    a, b = drawn(kind, n["M"], n["K"]), drawn(kind, n["N"], n["K"])
-    exact = lambda r, c: a[r].double() @ b[c].double().T
-    return Problem([{"A": a, "B": b}], "C", (n["M"], n["N"]), exact, {"cuBLAS": lambda: a @ b.T}, 2.0 * prod(n.values()),
-                   _bytes(a, b, out=n["M"] * n["N"]))
+    a, every = drawn(kind, n["M"], n["K"]), [drawn(kind, n["N"], n["K"]) for _ in range(SETS if n["M"] <= SKINNY else 1)]
+    turn = itertools.cycle(every)
+    exact = lambda r, c: a[r].double() @ every[0][c].double().T
+    return Problem([{"A": a, "B": b} for b in every], "C", (n["M"], n["N"]), exact, {"cuBLAS": lambda: a @ next(turn).T},
+                   2.0 * prod(n.values()), _bytes(a, every[0], out=n["M"] * n["N"]))
 
 
 def with_gelu(kind: Any, n: dict[str, int]) -> Problem:
@@ -143,6 +150,10 @@ def of_4_bits(kind: Any, n: dict[str, int]) -> Problem:
                    4.0 * m * cols * e, _bytes(x, packed[0], s, out=m * cols))
 
 
+def _sizes(shape: str) -> dict[str, int]:
+    return dict(zip("MNK", map(int, shape.split("x"))))
+
+
 def _of(rows: int) -> Callable[[], dict[str, int]]:
     return lambda: {"M": {16: FEW, 4096: MANY}[rows], "N": WIDE, "E": SIZE // 2}
 
@@ -152,6 +163,7 @@ CASES: dict[str, Case] = {
     "swiglu": Case(swiglu, gated, square), "norm": Case(norm_gemm, normed, square),
     "norm-same": Case(norm_gemm_same, partial(normed, same=True), square),
     "int4-16": Case(example("int4_gemm").spec, of_4_bits, _of(16)), "int4-4096": Case(example("int4_gemm").spec, of_4_bits, _of(4096)),
+    **{shape: Case(gemm_nt, product, partial(_sizes, shape)) for shape in SHAPES},
 }
 
 
@@ -250,7 +262,7 @@ def measure(name: str, made: list[tuple[str, Made]], dtype: str, rounds: int) ->
             wrong.append(f"{label}: rms error {off[1]:.1e}, at most {LIMIT[dtype]:.1e}")
             continue
         ways.append(Checked(label, partial(_next, launch, itertools.cycle(given)), *off))
-    calls = 1 if problem.shape[0] > FEW else CALLS
+    calls = 1 if problem.products > SHORT else CALLS
     kept = ways if calls == 1 else [replace(w, run=recorded(w.run, calls)) for w in ways]
     times = round_robin(kept, max(8, round(10e-3 / (problem.products / 6e14))) if calls == 1 else 10, rounds, warm=2)
     table = []
@@ -264,7 +276,8 @@ def measure(name: str, made: list[tuple[str, Made]], dtype: str, rounds: int) ->
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", action="append", choices=tuple(CASES))
+    parser.add_argument("--only", action="append", choices=(*CASES, "shapes"),
+                        help="shapes: all products that no schedule was searched for")
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="fp16")
     parser.add_argument("--candidates", metavar="FILE", help='lines of "case: schedule", timed beside the chosen ones')
     parser.add_argument("--target", help="the GPU's own; on Hopper sm_90a")
@@ -273,7 +286,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", metavar="PATH")
     args = parser.parse_args(argv)
     target = args.target or ("sm_90a" if args.compile_only else fc.gpu_target())
-    names, more = args.only or list(CASES), candidates(args.candidates)
+    names = [n for asked in args.only or (n for n in CASES if n not in SHAPES) for n in (SHAPES if asked == "shapes" else (asked,))]
+    more = candidates(args.candidates)
     jobs = [(name, text, target, args.dtype) for name in names for text in ("", *more[name])]
     made = prepared(jobs)
     of = {name: [m for j, m in zip(jobs, made) if j[0] == name] for name in names}

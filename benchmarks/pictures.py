@@ -21,6 +21,7 @@ TRAINING = {"fcgen": "fcgen", "fcgen, deterministic": "fcgen, deterministic", "s
             "sdpa FLASH_ATTENTION": "torch's flash"}
 GEMMS = {"product": ("product, 8192³", "cuBLAS"), "gelu": ("with bias and GELU, 8192³", "cuBLAS, then the rest"),
          "swiglu": ("SwiGLU, 8192³", "cuBLAS, then the rest"), "norm": ("RMSNorm in front, 8192³", "a norm, then cuBLAS"),
+         "norm-same": ("RMSNorm in front, factors of 16 bits, 8192³", "a norm, then cuBLAS"),
          "int4-4096": ("4-bit weights, 4096 rows", "cuBLAS"), "int4-16": ("4-bit weights, 16 rows", "cuBLAS")}
 
 
@@ -59,6 +60,13 @@ class Results:
             if r["name"] in TRAINING:
                 out.setdefault(what, {})[TRAINING[r["name"]]] = r["tflops"]
         return sorted(out.items(), key=lambda kv: ("soft" in kv[0], kv[0].startswith("D=128"), "causal" in kv[0]))
+
+    def shapes(self) -> list[tuple[str, float, float]]:
+        """Products that no schedule was searched for: rows x columns x depth, fcgen's choice over cuBLAS, and its bytes over a copy's."""
+        run = self.read("gemms-shapes.json")
+        cublas = {r["case"]: r for r in run["table"] if r["name"] == "cuBLAS"}
+        return [(r["case"], r["tflops"] / cublas[r["case"]]["tflops"], r["gbps"] / run["ceilings"]["copy_gbps"])
+                for r in run["table"] if r["case"].count("x") == 2 and "chosen" in r["name"]]
 
     def gemms(self) -> list[tuple[str, float, float, str]]:
         """What, TFLOP/s of fcgen's choice, of the best of a search, of what it is held to and which that is, all over the latter's."""

@@ -83,7 +83,7 @@ def test_it_is_near_what_was_tuned(name, head, target) -> None:
 @pytest.mark.parametrize(("name", "measured"), [
     ("norm", "tiles={BK: 64, BM: 128, BN: 256}, warps=8, math=wgmma, copy=tma, stages=3, epilogue=tma, persistent=static, l2=32"),
     ("norm-same", "tiles={BK: 64, BM: 128, BN: 256}, warps=8, math=wgmma, copy=tma, stages=3, epilogue=tma, persistent=static, l2=32"),
-    ("int4-16", "tiles={BLOCK_K: 128, BLOCK_M: 16, BLOCK_N: 256}, warps=8, math=wgmma, copy=tma, stages=4, epilogue=tma"),
+    ("int4-16", "tiles={BLOCK_K: 128, BLOCK_M: 16, BLOCK_N: 128}, warps=4, math=wgmma, copy=tma, stages=4, epilogue=direct, min_blocks=2, pdl=True"),
     ("int4-4096", "tiles={BLOCK_K: 64, BLOCK_M: 256, BLOCK_N: 128}, warps=8, math=wgmma, copy=tma, stages=2, epilogue=tma, persistent=static, l2=32"),
 ])
 def test_products_of_computed_operands_get_what_was_measured_to_be_good(name, measured) -> None:
@@ -159,3 +159,19 @@ def test_products_in_flight_have_slots_to_come(name) -> None:
 def test_blocks_that_all_run_at_once_take_one_tile_each() -> None:
     s = fc.schedule_for(CASES["gemm_nt"].spec, "sm_90a", T=fc.bf16, M=1024, N=1024, K=4096)
     assert s.math == "wgmma" and s.persistent == "none"
+
+
+@pytest.mark.parametrize("rows", [1, 16, 64])
+@pytest.mark.parametrize(("cols", "depth"), [(8192, 8192), (4096, 11008), (11008, 4096), (4096, 4096), (28672, 8192), (1024, 8192)])
+def test_few_rows_keep_all_multiprocessors_reading(rows, cols, depth) -> None:
+    """As many blocks as multiprocessors, or nearly, each with several tiles under way; no tile is mostly rows that are not there."""
+    s = chosen("gemm_nt", "sm_90a", M=rows, N=cols, K=depth).schedule
+    assert s.copy == "tma" and s.pdl and s.slots >= 4 and s.tile("BM") == max(rows, 16)
+    blocks = -(-cols // s.tile("BN")) * s.parts
+    assert blocks >= 110 and (s.parts == 1 or blocks <= 132 * s.min_blocks)
+
+
+def test_small_grids_share_what_two_blocks_read() -> None:
+    """Not large ones, whose blocks meet in the second level: measured to be as fast without."""
+    pick = lambda m, n: dict(chosen("gemm_nt", "sm_90a", M=m, N=n, K=8192).schedule.cluster)
+    assert (pick(8192, 512), pick(512, 8192), pick(8192, 8192)) == ({"cols": 2}, {"rows": 2}, {})

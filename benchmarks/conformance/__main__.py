@@ -25,6 +25,9 @@ def main() -> int:
     parser.add_argument("--processes", type=int, default=max(1, min(12, len(os.sched_getaffinity(0)) - 2)), help="%(default)s")
     parser.add_argument("--limit", type=float, default=300.0, metavar="SECONDS", help="of all tests (%(default)s)")
     parser.add_argument("--test-limit", type=float, default=60.0, metavar="SECONDS", help="of one (%(default)s)")
+    parser.add_argument("--originals", type=float, default=0.0, metavar="SECONDS",
+                        help="run what failed once more, with the project's own functions, for so long (%(default)s)")
+    parser.add_argument("--peers", default="", help="where FlashAttention's own kernels lie: see benchmarks/peers.py")
     parser.add_argument("--json", help="also write the verdicts")
     args = parser.parse_args()
     begin = time.time()
@@ -35,12 +38,17 @@ def main() -> int:
         suites = []
         for name in args.names:
             suites += fleet.of_names([name], {"pytorch": args.pytorch, "flash_attention": args.flash_attention}, Path(folder),
-                                     every=every[name], expression=args.expression, until=begin + args.limit)
+                                     every=every[name], expression=args.expression, peers=args.peers, until=begin + args.limit)
         fleet.run(suites, args.processes, args.test_limit, begin + args.limit)
+        originals = fleet.with_originals(suites, args.processes, args.test_limit, time.time() + args.originals) if args.originals else {}
         failed = 0
         for suite in suites:
             result = suite.result()
             found, beside = result.pop("found"), result.pop("beside")
+            for test, verdict in originals.get(suite.name, {}).items():
+                if verdict == "failed":
+                    why = found[test][1].splitlines()[0][:100]
+                    found[test][:2] = ["not applicable", f"fails with the project's own functions too: {why}"]
             said = verdicts.summary(found, beside)
             failed += said["failed"] + ("problem" in result)
             record[suite.name] = {**result, **said}

@@ -11,6 +11,7 @@ import os
 import re
 import sys
 import types
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,12 +24,14 @@ partly: list[str] = []
 
 
 class Adapter(NamedTuple):
-    """files: below the checkout; project: whose that is; install: given its folder; beside: why a test, by its name, has nothing for fcgen
-    (None: it may have); collected: what to do with the modules of the tests; alone: tests that need a GPU of their own."""
+    """files: below the checkout; project: whose that is; install: given its folder; original: what the project's own functions need, given
+    that folder and the one of benchmarks/peers.py (none: nothing); beside: why a test, by its name, has nothing for fcgen (None: it may
+    have); collected: what to do with the modules of the tests; alone: tests that need a GPU of their own."""
 
     files: tuple[str, ...]
     project: str
     install: Callable[[Path], None]
+    original: Callable[[Path, str], None] = lambda checkout, peers: None
     beside: Callable[[str], str | None] = lambda name: None
     collected: Callable[[Any], None] = lambda module: None
     alone: tuple[str, ...] = ()
@@ -211,6 +214,24 @@ def _flash_attn(checkout: Path) -> None:
     sys.modules["flash_attn_interface"] = module
 
 
+def _original_flash_attn(checkout: Path, peers: str) -> None:
+    """The checkout's own module, on kernels that were built elsewhere."""
+    import ctypes
+
+    import torch
+
+    from ..peers import _unpacked
+
+    folder = Path(peers).resolve()
+    ctypes.CDLL(f"{folder}/libcudart.so.12", mode=ctypes.RTLD_GLOBAL)
+    torch.ops.load_library(str(_unpacked(folder)))
+    sys.path.insert(0, str(checkout / "hopper"))
+    sys.modules["flash_attn_3"], sys.modules["flash_attn_3._C"] = types.ModuleType("flash_attn_3"), types.ModuleType("flash_attn_3._C")
+    config = types.ModuleType("flash_attn_config")
+    config.CONFIG = {"build_flags": defaultdict(bool)}  # type: ignore[attr-defined]
+    sys.modules["flash_attn_config"] = config
+
+
 def _beside_flash_attn(name: str) -> str | None:
     """Of parameters in the order of the tests' decorators, the innermost first."""
     function, _, cases = name.rstrip("]").rpartition("::")[2].partition("[")
@@ -225,8 +246,8 @@ def _beside_flash_attn(name: str) -> str | None:
 
 
 ADAPTERS = {
-    "sdpa": Adapter(("test/test_transformers.py",), "pytorch", _sdpa, _of_torch),
-    "flex": Adapter(("test/inductor/test_flex_attention.py",), "pytorch", _flex, _of_torch, _flex_collected),
-    "varlen": Adapter(("test/test_varlen_attention.py",), "pytorch", _varlen, _of_torch),
-    "flash_attn": Adapter(("hopper/test_flash_attn.py",), "flash_attention", _flash_attn, _beside_flash_attn,
+    "sdpa": Adapter(("test/test_transformers.py",), "pytorch", _sdpa, beside=_of_torch),
+    "flex": Adapter(("test/inductor/test_flex_attention.py",), "pytorch", _flex, beside=_of_torch, collected=_flex_collected),
+    "varlen": Adapter(("test/test_varlen_attention.py",), "pytorch", _varlen, beside=_of_torch),
+    "flash_attn": Adapter(("hopper/test_flash_attn.py",), "flash_attention", _flash_attn, _original_flash_attn, _beside_flash_attn,
                           alone=("test_flash_attn_race_condition",))}

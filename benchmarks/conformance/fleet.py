@@ -100,6 +100,19 @@ def run(suites: list[Suite], processes: int, test_limit: float, until: float) ->
                 max(waiting, key=lambda s: s.left() / (len(s.running) + 1)).start()
 
 
+def with_originals(suites: list[Suite], processes: int, test_limit: float, until: float) -> dict[str, dict[str, str]]:
+    """Of the tests that failed: what became of each with the project's own functions."""
+    again = {}
+    for suite in suites:
+        failed = [test for test, (verdict, *_) in suite.result()["found"].items() if verdict == "failed"]
+        if failed:
+            job = {**suite.job, "only": failed, "every": 1, "until": until}
+            again[suite.name] = Suite(suite.name, job, suite.folder / "originals")
+    if again:
+        run(list(again.values()), min(processes, 2 * len(again)), test_limit, until)
+    return {name: {test: verdict for test, (verdict, *_) in suite.result()["found"].items()} for name, suite in again.items()}
+
+
 def of_names(names: list[str], checkouts: dict[str, Path], folder: Path, **job: Any) -> list[Suite]:
     out = []
     for name in names:
@@ -108,5 +121,5 @@ def of_names(names: list[str], checkouts: dict[str, Path], folder: Path, **job: 
         for file in adapter.files:
             if not (checkout / file).is_file():
                 raise SystemExit(f"{checkout / file} is not there: --{adapter.project.replace('_', '-')} names a checkout that has it")
-        out.append(Suite(name, {**job, "checkout": str(checkout)}, folder / name))
+        out.append(Suite(name, {"only": [], "peers": "", **job, "checkout": str(checkout)}, folder / name))
     return out

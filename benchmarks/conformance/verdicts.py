@@ -13,6 +13,8 @@ NAMES = ("passed", "not applicable", "failed", "stopped", "not reached")
 SHOWN = 12
 
 _CODED = re.compile(r"\[(?:call|compile|trace|grad)/[\w-]+\] ([^\n]+)")
+#: what torch.compile was at when it failed
+_OURS = re.compile(r'File "[^"\n]*/fcgen/')
 _IN_A_GRAPH = "fcgen refuses this call"
 #: in a class of its own each: parameters of tests, and sizes
 _NUMBERS = re.compile(r"\b\d+\b")
@@ -23,6 +25,8 @@ def refusal(text: str) -> str | None:
     found = _CODED.search(text)
     if found:
         return _NUMBERS.sub("n", found[1])[:120].rstrip()
+    if "NestedUserFunctionVariable" in text and "flex_graph.py" in text:
+        return "a function made inside of the compiled function cannot be read while that is traced"
     return "in a graph of torch.compile, which cannot say why" if _IN_A_GRAPH in text else None
 
 
@@ -57,16 +61,15 @@ def judged(report: Any, info: Any, launched: int) -> tuple[str, str]:
         return "not applicable", "skips itself: " + re.sub(r"\s+", " ", text.rsplit("Skipped:", 1)[-1])[:100].strip("(')\" ")
     reached = bool(launched or adapters.calls)
     if report.outcome == "passed":
-        if not reached:
-            return "not applicable", "reaches no kernel of fcgen's"
-        return "passed", "; ".join(dict.fromkeys(adapters.partly))
+        parts = "; ".join(dict.fromkeys(adapters.partly))
+        return ("passed", parts) if reached else ("not applicable", f"refused: {parts}" if parts else "reaches no kernel of fcgen's")
     said = refusal(text)
     if said is not None:
         return "not applicable", f"refused: {said}"
     why = f"{info.type.__name__}: {info.value}"[:600] if info else text[-600:]
     if "out of memory" in why:
         return "not reached", "out of memory, beside other processes"
-    if reached or (info and ours(info.traceback)):
+    if reached or (info and ours(info.traceback)) or _OURS.search(text):
         return "failed", why
     return "not applicable", f"fails before it calls fcgen: {why.splitlines()[0][:100]}"
 

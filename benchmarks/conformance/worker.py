@@ -24,7 +24,7 @@ from . import adapters, verdicts
 from .adapters import ADAPTERS
 
 #: so many tests of a function are run at any rate
-LEAST = 4
+LEAST = 2
 
 
 def order(tests: list[tuple[str, str]], every: int) -> list[tuple[str, str]]:
@@ -47,14 +47,15 @@ def function_of(item: Any) -> str:
 
 
 class Worker:
-    """job: name, folder, number (0: the first), every, until (seconds since the epoch)."""
+    """job: name, folder, number (0: the first), every, until (seconds since the epoch). only: tests that failed, which now run with the
+    project's own functions."""
 
     def __init__(self, job: dict[str, Any]):
         self.job, self.adapter = job, ADAPTERS[job["name"]]
         self.folder = Path(job["folder"])
         self.log = open(self.folder / f"{job['number']}.jsonl", "a", encoding="utf-8", buffering=1)  # noqa: SIM115 (until the end)
         self.count, self.undo = verdicts.launches()
-        self.last: tuple[Any, Any] = (None, None)
+        self.last: Any = (None, None)
         self.alone: set[str] = set()
 
     def write(self, **line: Any) -> None:
@@ -65,6 +66,8 @@ class Worker:
             self.adapter.collected(module)
         beside: Counter[tuple[str, str]] = Counter()
         tests = []
+        if self.job["only"]:
+            items[:] = [item for item in items if item.nodeid in self.job["only"]]
         for item in items:
             function, why = function_of(item), self.adapter.beside(item.nodeid)
             if why is None:
@@ -104,7 +107,7 @@ class Worker:
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
             item.config.hook.pytest_runtest_protocol(item=item, nextitem=None)
         report, info = self.last
-        verdict, why = verdicts.judged(report, info, self.count[0])
+        verdict, why = (report.outcome, "") if self.job["only"] else verdicts.judged(report, info, self.count[0])
         self.write(test=item.nodeid, verdict=verdict, why=why, seconds=round(time.time() - begin, 2))
         if verdict in ("failed", "not reached"):
             self.still_works()
@@ -133,7 +136,10 @@ class Worker:
 def run(job: dict[str, Any]) -> Worker:
     """In this process. job: see Worker; also checkout, expression."""
     checkout = Path(job["checkout"])
-    ADAPTERS[job["name"]].install(checkout)
+    if job["only"]:
+        ADAPTERS[job["name"]].original(checkout, job["peers"])
+    else:
+        ADAPTERS[job["name"]].install(checkout)
     worker = Worker(job)
     options = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-c", os.devnull, f"--rootdir={checkout}", "--no-header", "--tb=short",
                "-W", "ignore", *(["-k", job["expression"]] if job["expression"] else [])]

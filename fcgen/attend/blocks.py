@@ -15,6 +15,7 @@ from ..build.captured import Family
 from ..build.program import Program
 from ..errors import FcError
 from ..ir.core import walk_kernel
+from ..ir.known import const_of
 from ..ir.schedule import Schedule
 from ..ir.types import DTYPES, Tile
 from ..kernels.listed import listed_attention, lists_of, merged_lists
@@ -130,12 +131,13 @@ def _lister(given: Functions, arch: str, block: tuple[int, int], shift: int | No
 
 class Reads(NamedTuple):
     """What a mask hangs on: the batch, the head, elements of tensors that decide about single positions; and whether one of two conditions
-    is enough, so that there may be holes between the keys that a row sees."""
+    is enough, so that there may be holes between the keys that a row sees; whether rows leave out keys in front of those that they see."""
 
     batch: bool
     head: bool
     elements: bool
     holes: bool
+    front: bool
 
 
 @functools.lru_cache(maxsize=1024)
@@ -143,13 +145,24 @@ def _reads(program: Program) -> Reads:
     ids, ops = program.tile.body.args, list(walk_kernel(program.tile))
     asks = lambda n: any(ids[n] in op.operands for op in ops if op.kind != "store")
     tiles = {op.kind for op in ops for r in op.results if isinstance(r.type, Tile)}
-    return Reads(asks(0), asks(1), "gather" in tiles or "load" in tiles, "or" in tiles and _gaps(program))
-
-
-def _gaps(program: Program) -> bool:
-    """Whether the tiles that one of two conditions needs may lie apart from those that the other one needs."""
     lowered = run_passes(program.tile, program.schedule, program.target, stop_after="split_loops")
-    return any(kind == "gaps" for kind, _ in lowered.meta.get("remarks", ()))
+    gaps = any(kind == "gaps" for kind, _ in lowered.meta.get("remarks", ()))  # tiles that one of two conditions needs may lie apart
+    first = next((op for op in walk_kernel(lowered) if op.kind == "for"), None)
+    front = first is not None and const_of(first.operands[0], {r: o for o in walk_kernel(lowered) for r in o.results}) != 0
+    return Reads(asks(0), asks(1), "gather" in tiles or "load" in tiles, "or" in tiles and gaps, front)
+
+
+def table(keys: int, given: Functions, choice: Choice, shift: int | None) -> str:
+    """The kind of mask that one without lists is to the library's schedules."""
+    block = _block(choice)
+    if keys <= 2 * block[1] or block[0] % 16 or block[1] % 16:
+        return "part"
+    return "part" if _reads(_lister(given, choice.arch, block, shift).find({"keep": given.keep})[0]).front else "causal_bottom_right"
+
+
+def _block(choice: Choice) -> tuple[int, int]:
+    tiles = dict(two_groups(choice.schedule).tiles)
+    return tiles["BLOCK_M"], tiles["BLOCK_N"]
 
 
 def _made(given: Functions, lister: Family, sizes: tuple[int, ...], like: Any, block: tuple[int, int], shift: int | None) -> Lists:
@@ -175,8 +188,7 @@ class Wanted(NamedTuple):
 def wanted(keys: int, given: Functions, choice: Choice, shift: int | None) -> Wanted:
     """Lists are made of a mask that hangs on elements of tensors, or may leave holes in long rows; for others, whose loops leave out what
     lies outside of one interval, and where there is little to leave out, there are none."""
-    tiles = dict(two_groups(choice.schedule).tiles)
-    block = tiles["BLOCK_M"], tiles["BLOCK_N"]
+    block = _block(choice)
     few, many, none = 2 * block[1], _LONG * block[1], 2**62
     if given.keep is None or block[0] % 16 or block[1] % 16:
         return Wanted(None, block, (-1, none))

@@ -14,7 +14,7 @@ Imported only where torch is in use.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any
 
@@ -39,7 +39,9 @@ def attend(call: Call, q: Any, k: Any, v: Any) -> tuple[Any, Any]:
         plan = plan_of(call, q, k, v, q.requires_grad or moves, k.requires_grad or v.requires_grad or moves, held)
     run = Pass(call, plan, held)
     saved = [x for x in call.saved if isinstance(x, torch.Tensor)]
-    return _Attention.apply(run, q, k, v, *held, *saved)  # type: ignore[no-any-return]
+    dual = torch.autograd.forward_ad._current_level >= 0 and not torch._C._are_functorch_transforms_active()
+    with as_outside() if dual else nullcontext():  # a graph that is called with dual numbers runs below torch's autograd
+        return _Attention.apply(run, q, k, v, *held, *saved)  # type: ignore[no-any-return]
 
 
 @contextmanager
@@ -214,3 +216,17 @@ class _Second(_Function):
         """Nothing is kept."""
 
     backward = jvp = _thrice
+
+
+def _leave(*functions: Any) -> None:
+    """Dynamo leaves the frames of these alone, and all that they call: it would read them where a compiled function calls attention beside
+    its graph."""
+    frames = torch._C._dynamo.eval_frame
+    if hasattr(frames, "_FrameExecStrategy"):  # torch 2.7 and later
+        skip = frames._FrameExecStrategy(frames._FrameAction.SKIP, frames._FrameAction.SKIP)
+        for f in functions:
+            frames.set_code_exec_strategy(f.__code__, skip)
+
+
+_leave(attend, vars(_Function)["vmap"].__func__, *[f for c in (_Attention, _Gradients, _Tangent, _Second)
+                                          for f in (c.forward, c.setup_context, c.backward, c.jvp)])

@@ -136,7 +136,7 @@ def _plan(kept: plans.Kept, return_lse: bool, schedule: Schedule | None, out: bo
         found: Any = listed.wanted(k[2], given, choice, shift)
         lister = None
         if found.lister is None:
-            choice = _choice((device, q, k, e, mask, scale), given, schedule, True, "part")
+            choice = _choice((device, q, k, e, mask, scale), given, schedule, True, listed.table(k[2], given, choice, shift))
             programs = _family(facts, choice, given, schedule)
         else:
             absent = tuple(n for n, there in (("shift", shift is not None), ("LSE", return_lse)) if not there)
@@ -245,7 +245,7 @@ def launch(facts: tuple[Any, ...], sizes: tuple[Any, ...], given: Functions, sch
         if lists is not None:
             listed.launch(facts, given, choice, schedule is not None, arguments, lists, shift)
             return
-        choice = _choice(sizes, given, schedule, aligned, "part")
+        choice = _choice(sizes, given, schedule, aligned, listed.table(k[2], given, choice, shift))
     run(_family(facts, choice, given, schedule), given, arguments)
 
 
@@ -256,7 +256,7 @@ def _shift(kind: str, rows: int, keys: int) -> int | None:
 
 def _choice(sizes: tuple[Any, ...], given: Functions, schedule: Schedule | None, aligned: bool,
             masked: str = "causal_bottom_right") -> Choice:
-    """masked: the kind of mask that a function of the call is taken for; "part" where there are no lists of its blocks."""
+    """masked: the kind of mask that a function of the call is taken for, `listed.table`'s where there are no lists of its blocks."""
     device, q, k, e, kind, scale = sizes
     table = kind if given.keep is None or (kind != "none" and masked != "part") else masked
     return Choice(*_chosen(device, q, k, e, table, scale, schedule, aligned))

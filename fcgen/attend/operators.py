@@ -6,12 +6,15 @@ second derivatives are refused. Imported where graphs are traced.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 
+from ..errors import FcError
 from .differentiable import differentiated, twice
+from .learning import recorded
 
 #: operators live as long as this
 LIBRARY = torch.library.Library("fcgen", "FRAGMENT")
@@ -22,8 +25,22 @@ def define(name: str, arguments: str, result: str, function: Any, fake: Any, *ta
     one: a call costs a third. Gradients are refused, but for `learnt`, and writes are told by what it calls.)"""
     LIBRARY.define(f"{name}{arguments} -> {result}", tags=(torch.Tag.pt2_compliant_tag, *tags))
     LIBRARY.impl(name, function, "CompositeExplicitAutograd")
+    LIBRARY.impl(name, functools.partial(_transformed, name, function), "FuncTorchDynamicLayerFrontMode")
     torch.library.register_fake(f"fcgen::{name}", fake, lib=LIBRARY)
     return getattr(torch.ops.fcgen, name).default
+
+
+def _transformed(name: str, function: Callable[..., Any], *args: Any) -> Any:
+    """An operator in a transform of torch.func: the plain call, which the transform follows. (The operator by itself has a gradient of zero
+    there, and no batches.)"""
+    of, inner = torch._C._functorch, _tensors(args)
+    while any(of.is_functorch_wrapped_tensor(x) for x in inner):
+        inner = [of.get_unwrapped(x) if of.is_functorch_wrapped_tensor(x) else x for x in inner]
+    if recorded(*inner):
+        raise FcError("call/argument", f"a transform of torch.func is asked for in a graph that torch writes down, around fcgen::{name}",
+                      expected="the transform outside of make_fx, torch.export and fullgraph=True",
+                      hint="gradients of a graph: tensors that require grad, and backward()")
+    return function(*args)
 
 
 #: where a tensor stood

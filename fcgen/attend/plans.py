@@ -73,6 +73,18 @@ class Text(Script):
                   f"device={self.known(self._like.device, 'device')})", f"{name}_p = {name}.data_ptr()")
         return View(f"{name}_p", tuple(shape), tuple(steps))
 
+    def together(self, dtype: Any, **shapes: Sequence[str]) -> list[View]:
+        """New tensors of 4 bytes an element, each from a multiple of 16 bytes on, in one piece of memory: to ask for one takes its time."""
+        out, begin = [], "0"
+        for name, shape in shapes.items():
+            self.line(f"{name}_n = {begin}", f"end = {name}_n + {' * '.join(shape)} + 3 & ~3")
+            begin = "end"
+            steps = [" * ".join(shape[n + 1:]) or "1" for n in range(len(shape))]
+            out.append(View(f"{name}_p", tuple(shape), tuple(steps)))
+        self.made("room", ("end",), dtype)
+        self.line(*(f"{name}_p = room_p + 4 * {name}_n" for name in shapes))
+        return out
+
     def captures(self, p: Part) -> tuple[dict[str, View], dict[str, str]]:
         """Views of the tensors and names of the numbers that a part's functions hold."""
         views, scalars = {}, {}
@@ -174,7 +186,7 @@ class Lister(NamedTuple):
         (tall, wide), i32 = self.block, s.torch.int32
         b, h = "q_0" if self.batch else "1", "q_1" if self.head else "1"
         s.line(f"tall, wide = -(-q_2 // {tall}), -(-k_2 // {wide})")
-        views |= {"Count": s.made("count", (b, h, "tall"), i32), "List": s.made("entries", (b, h, "tall", "wide"), i32)}
+        views |= dict(zip(("Count", "List"), s.together(i32, count=(b, h, "tall"), entries=(b, h, "tall", "wide"))))
         scalars |= {"queries": "q_2", "keys": "k_2", **({"shift": self.shift} if "shift" in self.part.loaded.kinds else {})}
         s.check(self.part.loaded, views, scalars)
         steps = lambda v: (v.strides[0] if self.batch else "0", v.strides[1] if self.head else "0", *v.strides[2:])

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
 from ..errors import FcError
 from . import forward
@@ -62,6 +63,17 @@ _OPS = {
 TRAINED = learnt("attention_trained", f"{_HEAD}{_TAIL}", _lse_op, lambda q, k, v, *_: (_like(q, v), _rows(q)))
 
 
+def transforming() -> bool:
+    """Does Dynamo read this in a transform of torch.func, or where tangents are about? Operators have no derivatives there."""
+    return bool(torch.compiler.is_dynamo_compiling() and (torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0))
+
+
+@torch.compiler.disable(reason="transforms of torch.func and tangents follow fcgen's attention outside of graphs only")
+def beside(call: Any, *args: Any, **named: Any) -> Any:
+    """The call, outside of the graph."""
+    return call(*args, **named)
+
+
 @torch.compiler.disable(reason="fcgen.attention with functions, a schedule or blocks is no operator: it is called as it is")
 def _break(*args: Any, **named: Any) -> Any:
     return forward.attention(*args, **named)
@@ -69,6 +81,8 @@ def _break(*args: Any, **named: Any) -> Any:
 
 def traced(q: Any, k: Any, v: Any, causal: Any, scale: Any, return_lse: Any, schedule: Any, out: Any, more: dict[str, Any]) -> Any:
     """What Dynamo writes into the graph for a call."""
+    if transforming():
+        return beside(forward.attention, q, k, v, causal=causal, scale=scale, return_lse=return_lse, schedule=schedule, out=out, **more)
     word = causal if isinstance(causal, str) else _WORDS[causal] if isinstance(causal, (bool, type(None))) else None
     special = schedule is not None or any(x is not None for x in more.values())
     if special or (_learns(q, k, v) and out is not None) or word is None or not isinstance(scale, (float, int, type(None))):

@@ -12,9 +12,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
 
+from ..errors import FcError
 from ..ir.core import Block, GridAxis, Kernel, Op, Value, definitions, uses, walk
 from ..ir.op_table import having
 from ..ir.types import Tile
+from ..passes.tile.parts import shared_loop
 
 Axis = int | str  # a size, or the BLOCK name that has it
 Shape = tuple[Axis, ...]
@@ -130,9 +132,9 @@ class Workload:
         return max(1, -(-n // size(loop.tile, tiles)) if loop.tile is not None else n)
 
     def programs(self, tiles: Tiles) -> int:
-        return prod(self._programs(a, tiles) for a in self.kernel.grid)
+        return prod(self.count_of(a, tiles) for a in self.kernel.grid)
 
-    def _programs(self, a: GridAxis, tiles: Tiles) -> int:
+    def count_of(self, a: GridAxis, tiles: Tiles) -> int:
         n = a.dim if isinstance(a.dim, int) else self.sizes.get(a.dim, LONG if a.tile > 1 else COUNT)
         return -(-n // size(self.axis(a.tile), tiles)) if a.tile > 1 else n
 
@@ -143,7 +145,7 @@ class Workload:
         for a in self.kernel.grid:
             n = a.dim if isinstance(a.dim, int) else self.sizes.get(a.dim)
             if n is not None and a.tile > 1 and self.axis(a.tile) in rows:
-                out *= n / (self._programs(a, tiles) * size(self.axis(a.tile), tiles))
+                out *= n / (self.count_of(a, tiles) * size(self.axis(a.tile), tiles))
         return out
 
     def known(self) -> bool:
@@ -163,6 +165,14 @@ class Workload:
                 if n or not d.held]
         return any(self._from_loads(v) and (n or not self._by_element(v)) for n, v in read
                    if (op := self._defs.get(v)) is not None and op.kind != "load")
+
+    @cached_property
+    def sums(self) -> list[tuple[Shape, int]]:
+        """What blocks that share the program's loop would add up: shapes, bits. Nothing where they cannot."""
+        try:
+            return [(self.shape(v), v.type.dtype.bits) for v in shared_loop(self.kernel.body, 2).results]
+        except FcError:
+            return []
 
     def _by_element(self, v: Value) -> bool:
         """Does it follow from a loaded tile element by element?"""

@@ -8,6 +8,7 @@ Gradients flow; with `deterministic` they are summed up in one order, as all for
 
 from __future__ import annotations
 
+from operator import index
 from typing import Any
 
 import torch
@@ -129,9 +130,11 @@ def _rows(x: Any) -> Any:
 
 def _window(window: Any, causal: Any) -> tuple[int, int]:
     """(left, right), -1 for no end. What a causal mask says of the right is the causal mask's."""
-    if not isinstance(window, (tuple, list)) or len(window) != 2 or not all([isinstance(n, int) or n is None for n in window]):
+    try:
+        left, right = [-1 if n is None else n if type(n) is int else index(n) for n in window]
+    except (TypeError, ValueError):
         refuse("argument `window_size` is not (left, right)", "two whole numbers, -1 for no end", repr(window))
-    left, right = [-1 if n is None or n < 0 else n for n in window]
+    left, right = [max(n, -1) for n in (left, right)]
     return left, -1 if causal else right
 
 

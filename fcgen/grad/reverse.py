@@ -82,7 +82,7 @@ def _apart(walker: Any, m: Writer, op: Op, known: Known, active: Sequence[int]) 
     stored = _of_what_is_stored(walker, Writer(b), op, learnt, active, factors)
     for n, x in factors.items():
         if op.results[n] in known:
-            stored[n] = Writer(b).add(stored[n], m.sum_to(m.mul(first[n], op.results[n]), x.axes))
+            stored[n] = Writer(b).add(stored[n], m.sum_to(m.mul(first[n], m.wide(op.results[n])), x.axes))
     states = _of_states(walker, Writer(b), op, learnt, active, factors, first, stored)
     ops = remove_dead(Block((), tuple(b.ops)), {*learnt.values(), *b.ops[-1].results}).ops
     if any(v in states for o in ops for v in o.reads):
@@ -106,7 +106,7 @@ def _of_what_is_stored(walker: Any, m: Writer, op: Op, known: Known, active: Seq
             s = states[n]
             share = m.sum_to(m.zero(s), x.axes)
             so_far = Value(share.type, "")
-            total = w.add(so_far, w.sum_to(w.mul(starting[s], s), x.axes)) if s in starting else so_far
+            total = w.add(so_far, w.sum_to(w.mul(starting[s], w.wide(s)), x.axes)) if s in starting else so_far
             out.append((so_far, share, total))
         ops, behind = again.copied(set()), Builder(op.loc)
         for x, (_, _, total) in zip(factors.values(), out):
@@ -141,10 +141,10 @@ def _of_states(walker: Any, m: Writer, op: Op, known: Known, active: Sequence[in
             for vs, sign in x.addends:
                 v = again.env[vs[0]] if len(vs) == 1 else b.emit("dot", *again.env.all(vs))
                 ct = args[n] if sign > 0 else b.call("neg", args[n])
-                total = b.add(total, b.sum_to(b.mul(ct, v), x.axes))
+                total = b.add(total, b.sum_to(b.mul(ct, b.wide(v)), x.axes))
                 add(b, starting, v, ct)
             sums.append((so_far, zero, total))
-            add(b, starting, states[n], b.mul(args[n], b.along_axes(again.env[x.factor], x.axes, args[n])))
+            add(b, starting, states[n], b.mul(args[n], b.along_axes(b.wide(again.env[x.factor]), x.axes, args[n])))
             _of_factor(b, starting, again, x.factor, b.sub(stored[n], total))
         walker.backwards(w, [*_without_stores(walker, ops), *behind.ops], starting)
         return [*((args[n], first[n], starting.get(states[n]) or w.zero(states[n])) for n in active), *sums]
@@ -158,7 +158,7 @@ def _of_states(walker: Any, m: Writer, op: Op, known: Known, active: Sequence[in
 def _of_factor(m: Writer, starting: Known, again: Again, factor: Value, share: Value) -> None:
     """What a factor is made of gets its part. share: the gradient of the factor times the factor."""
     maker = definitions(again.body)[factor]
-    add(m, starting, again.env[maker.operands[0]], RELATIVE[maker.kind](m, share, again.env[factor]))
+    add(m, starting, again.env[maker.operands[0]], RELATIVE[maker.kind](m, share, m.wide(again.env[factor])))
 
 
 def _without_stores(walker: Any, ops: Sequence[Op]) -> list[Op]:

@@ -3,7 +3,8 @@
 A value *grows* by d if it is d more for each 1 that the reference is more, and is *scaled* by d if it is exp(d) times as large; the rest
 stays as it is, ("scaled", 0). exp of what grows is scaled, log of what is scaled grows, products add up what their factors are scaled by,
 sums and choices keep what their operands have in common. So a weighted mean whose weights are exp(score - largest) is found to hang on no
-maximum, whatever it is made of. Guaranteed: what is not known to follow from the table is `UNKNOWN`.
+maximum, whatever it is made of. Each element of a reference moves by itself: what adds up over several of them is not known.
+Guaranteed: what is not known to follow from the table is `UNKNOWN`.
 """
 
 from __future__ import annotations
@@ -11,16 +12,24 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from fractions import Fraction
 from math import isinf
+from typing import NamedTuple
 
 from ..ir.core import Op, Value
 
-#: (how, by how much); None as much: by any amount, as 0 is scaled and an infinity grows
-Moves = tuple[str, Fraction | None]
-STAYS: Moves = ("scaled", Fraction(0))
-GROWS: Moves = ("grows", Fraction(1))
-NOUGHT: Moves = ("scaled", None)
-ENDLESS: Moves = ("grows", None)
-UNKNOWN: Moves = ("unknown", None)
+
+class Moves(NamedTuple):
+    """by: None is any amount, as 0 is scaled and an infinity grows. along: the axes that elements of the reference stand along, each of
+    which moves by itself."""
+
+    how: str
+    by: Fraction | None
+    along: tuple[int, ...] = ()
+
+
+STAYS = Moves("scaled", Fraction(0))
+NOUGHT = Moves("scaled", None)
+ENDLESS = Moves("grows", None)
+UNKNOWN = Moves("unknown", None)
 
 #: a function -> its inverse, either of which the reference may be in
 INVERSE = {"exp": "log", "exp2": "log2"}
@@ -29,46 +38,48 @@ INVERSE = {"exp": "log", "exp2": "log2"}
 def _common(x: Moves, y: Moves) -> Moves:
     """Of what either may be."""
     for a, b in ((x, y), (y, x)):
-        if a == b or (b[0] == a[0] and b[1] is None) or (b == ENDLESS and a == STAYS):
+        if a == b or (b.how == a.how and b.by is None) or (b == ENDLESS and a == STAYS):
             return a
     return UNKNOWN
 
 
 def _combined(x: Moves, y: Moves, how: str, sign: int) -> Moves:
     """x and y times sign, which are both scaled, or grow."""
-    x, y = ((how, m[1]) if m == STAYS else m for m in (x, y))
-    if x[0] != how or y[0] != how:
+    if STAYS in (x, y):
+        other, turn = (y, sign) if x == STAYS else (x, 1)
+        return UNKNOWN if other.how != how else other if other.by is None else other._replace(by=other.by * turn)
+    if x.how != how or y.how != how:
         return UNKNOWN
-    if x[1] is None or y[1] is None:
-        return how, None
-    return _plain((how, x[1] + sign * y[1]))
+    if x.by is None or y.by is None:
+        return Moves(how, None)
+    return _plain(Moves(how, x.by + sign * y.by, x.along)) if x.along == y.along else UNKNOWN
 
 
 def _plain(m: Moves) -> Moves:
-    return STAYS if m[1] == 0 else m
+    return STAYS if m.by == 0 else m
 
 
 def _added(x: Moves, y: Moves, sign: int) -> Moves:
+    x, y = (STAYS if a == NOUGHT and b.how == "grows" else a for a, b in ((x, y), (y, x)))
     same = _common(x, y)
-    return same if same[0] == "scaled" else _combined(x, y, "grows", sign)
+    return same if same.how == "scaled" else _combined(x, y, "grows", sign)
 
 
 def _turned(x: Moves, by: Fraction) -> Moves:
-    return UNKNOWN if x[0] != "scaled" else x if x[1] is None else _plain(("scaled", x[1] * by))
+    return UNKNOWN if x.how != "scaled" else x if x.by is None else _plain(x._replace(by=x.by * by))
 
 
 def _kept(x: Moves, *more: Moves) -> Moves:
     return x
 
 
-_linear: Callable[[Moves], Moves] = lambda x: x if x[0] == "scaled" else UNKNOWN
+_linear: Callable[[Moves], Moves] = lambda x: x if x.how == "scaled" else UNKNOWN
 
 RULES: dict[str, Callable[..., Moves]] = {
-    **dict.fromkeys(("broadcast", "full", "transpose", "cast"), _kept), **dict.fromkeys(("neg", "abs", "cumsum"), _linear),
+    **dict.fromkeys(("full", "cast"), _kept), **dict.fromkeys(("neg", "abs"), _linear),
     **dict.fromkeys(("max", "min"), _common),
     "add": lambda x, y: _added(x, y, 1), "sub": lambda x, y: _added(x, y, -1),
     "mul": lambda x, y: _combined(x, y, "scaled", 1), "div": lambda x, y: _combined(x, y, "scaled", -1),
-    "dot": lambda x, y, *acc: _common(_combined(x, y, "scaled", 1), *acc) if acc else _combined(x, y, "scaled", 1),
     "fma": lambda x, y, z: _added(_combined(x, y, "scaled", 1), z, 1),
     "rcp": lambda x: _turned(x, Fraction(-1)), "sqrt": lambda x: _turned(x, Fraction(1, 2)), "rsqrt": lambda x: _turned(x, Fraction(-1, 2)),
     "select": lambda c, x, y: _common(x, y) if c == STAYS else UNKNOWN,
@@ -111,12 +122,12 @@ class Scaling:
             return xs[0] if op.kind in ("broadcast", "full", "cast") else STAYS
         if UNKNOWN in xs:
             return UNKNOWN
-        if op.kind == "reduce":
-            return _linear(xs[0]) if op["fn"] == "sum" else xs[0]
-        if op.kind == self.fn and xs[0][0] == "grows":
-            return "scaled", xs[0][1]
-        if op.kind == INVERSE[self.fn] and xs[0][0] == "scaled":
-            return "grows", xs[0][1]
+        if op.kind in ("broadcast", "transpose", "reduce", "cumsum", "dot"):
+            return self._placed(op, xs)
+        if op.kind == self.fn and xs[0].how == "grows":
+            return xs[0]._replace(how="scaled")
+        if op.kind == INVERSE[self.fn] and xs[0].how == "scaled":
+            return xs[0]._replace(how="grows")
         if op.kind == "eq" and ENDLESS in xs:
             self.infinite[op.result] = op.operands[xs.index(ENDLESS) - 1]
         if op.kind == "select" and self.infinite.get(op.operands[0]) is op.operands[2] and not self.moves(op.operands[1]):
@@ -124,3 +135,31 @@ class Scaling:
         if op.kind not in RULES or (op.kind == "cast" and not op.result.type.dtype.is_float):
             return UNKNOWN
         return RULES[op.kind](*xs)
+
+    def _placed(self, op: Op, xs: list[Moves]) -> Moves:
+        """Of ops that change axes, or add up along one, which must not be the reference's."""
+        x = xs[0]
+        if op.kind == "broadcast":
+            return x._replace(along=tuple(op["axes"][a] for a in x.along))
+        if op.kind == "transpose":
+            return x._replace(along=tuple(1 - a for a in x.along))
+        if op.kind == "dot":
+            if any(m.along and m.along != (axis,) for axis, m in enumerate(xs[:2])):
+                return UNKNOWN
+            product = _combined(x, xs[1], "scaled", 1)
+            return _common(product, xs[2]) if len(xs) > 2 else product
+        if op["axis"] in x.along:
+            return UNKNOWN
+        if op.kind == "cumsum":
+            return _linear(x)
+        x = x._replace(along=tuple(a - (a > op["axis"]) for a in x.along))
+        return x if op["fn"] != "sum" else _linear(x)
+
+
+def grows(reference: Value) -> Moves:
+    return Moves("grows", Fraction(1), tuple(range(len(reference.type.shape))))
+
+
+def shrinks(reference: Value, axes: tuple[int, ...] | None) -> Moves:
+    """A sum of exp(u - reference). axes: those of it that the reference runs along, None for all."""
+    return Moves("scaled", Fraction(-1), tuple(range(len(reference.type.shape))) if axes is None else axes)

@@ -10,11 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from fractions import Fraction
 from math import inf
 
 from ..ir.core import Op, Value, definitions
-from .scaling import GROWS, INVERSE, Scaling
+from .scaling import INVERSE, Scaling, grows, shrinks
 
 #: what is added to a sum: a value, or the operands of a product that adds to it; and its sign
 Addend = tuple[tuple[Value, ...], int]
@@ -223,24 +222,27 @@ def _against(body: _Body, n: int, m: Largest, out: States, others: list[Value]) 
     """Whether what is added to the sums against a largest, and nothing else, hangs on its base, and is exp(d) times as small where that is
     d more; and nothing where there was no number yet."""
     assert m.base is not None
-    scaling = Scaling({m.base: GROWS}, m.fn)
+    scaling = Scaling({m.base: grows(m.base)}, m.fn)
     ops = [op for op in body.block.ops[:-1] if op not in out.spent]
     if not scaling.run(ops) or any(scaling.moves(v) for v in (*others, *(v for x in out.largest.values() for v in x.of))):
         return False
     for x in out.sums.values():
-        small = [("scaled", Fraction(-1))] if x.reference == n else []
+        small = shrinks(m.base, x.axes)
         for operands, _ in x.addends:
-            if sorted(scaling[v] for v in operands if scaling.moves(v)) != small:
+            moving = [(axis, v) for axis, v in enumerate(operands) if scaling.moves(v)]
+            if len(moving) != (x.reference == n) or any(scaling[v] != small or (len(operands) > 1 and scaling[v].along not in ((), (axis,)))
+                                                        for axis, v in moving):
                 return False
     for op in ops:
-        grow = [scaling[v][0] == "grows" and scaling.moves(v) for v in op.operands]
+        grow = [scaling[v].how == "grows" and scaling.moves(v) for v in op.operands]
         if any(grow) and op.kind not in ("broadcast", "full", m.fn) and not (
-                op.kind == "sub" and grow == [False, True] and _below(body, op.operands[0], m)):
+                op.kind == "sub" and grow == [False, True] and _below(body, op.operands[0], m, scaling[op.operands[1]].along)):
             return False
     return True
 
 
-def _below(body: _Body, u: Value, m: Largest) -> bool:
-    """Whether m is a largest of u."""
+def _below(body: _Body, u: Value, m: Largest, along: tuple[int, ...]) -> bool:
+    """Whether m is a largest of u. along: the axes of u that m runs along."""
     made = [body.made.get(f) for f in m.of]
-    return u in m.of or any(op is not None and op.kind == "reduce" and op["fn"] == "max" and op.operands[0] is u for op in made)
+    return u in m.of or any(op is not None and op.kind == "reduce" and op["fn"] == "max" and op.operands[0] is u and op["axis"] not in along
+                            for op in made)

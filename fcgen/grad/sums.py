@@ -1,21 +1,20 @@
 """The gradient of a loop whose states are sums and what is largest (`states`): a second loop over the same tiles.
 
 Each addend's gradient is that of its sum. Sums against a reference are computed against its last value there, so nothing is rescaled. A
-largest passes its gradient on to what is as large, in equal shares, which a loop of its own counts; it has none where results hang on sums
-and reference in ways that make up for each other (`scaling`).
+largest passes its gradient on to what is as large (but for a few roundings), in equal shares, which a loop of its own counts; it has none
+where results hang on sums and reference in ways that make up for each other (`scaling`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from fractions import Fraction
 from math import inf, log
 from typing import Any
 
 from ..ir.core import Op, Value
 from ..ir.rewrite import Builder, Env, copy_op
 from .again import Again, Carried, Known, add, walk
-from .scaling import GROWS, Scaling
+from .scaling import Scaling, grows, shrinks
 from .states import States
 from .writer import Writer
 
@@ -49,9 +48,9 @@ def through_sums(walker: Any, m: Writer, op: Op, known: Known, states: States, a
     for n, ct in shares.items():
         share = m.div(ct, counts[n])
         if inits[n] in walker.active:
-            add(m, known, inits[n], m.select(m.call("eq", inits[n], op.results[n]), share, 0.0))
+            add(m, known, inits[n], m.select(_equal(m, inits[n], op.results[n]), share, 0.0))
         for f in map(again.env.__getitem__, states.largest[n].of):
-            add(w, starting, f, w.fit(w.select(w.call("eq", f, op.results[n]), share, 0.0), f))
+            add(w, starting, f, w.fit(w.select(_equal(w, f, op.results[n]), share, 0.0), f))
     ops += behind.ops
 
     def run(w: Writer) -> list[Carried]:
@@ -87,9 +86,9 @@ def _of_first(walker: Any, m: Writer, op: Op, known: Known, states: States, n: i
     if k is not None:
         m.at(op)
         left = m.call(states.largest[k].fn, m.sub(inits[k], _base(m, op, states, k)))
-        ct = m.mul(ct, m.along_axes(left, x.axes, ct))
+        ct = m.mul(ct, m.along_axes(m.wide(left), x.axes, ct))
         if inits[k] in walker.active:
-            part = m.sum_to(m.mul(ct, inits[n]), x.axes)
+            part = m.sum_to(m.mul(ct, m.wide(inits[n])), x.axes)
             add(m, known, inits[k], part if states.largest[k].fn == "exp" else m.mul(part, log(2)))
     if inits[n] in walker.active:
         add(m, known, inits[n], ct)
@@ -100,17 +99,26 @@ def _of_largest(m: Writer, op: Op, known: Known, states: States, n: int, rest: S
     ct = known.get(op.results[n])
     against = [k for k, x in states.sums.items() if x.reference == n]
     if against:
-        moved = {op.results[n]: GROWS, **{op.results[k]: ("scaled", Fraction(-1)) for k in against}}
+        reference = op.results[n]
+        moved = {reference: grows(reference), **{op.results[k]: shrinks(reference, states.sums[k].axes) for k in against}}
         scaling = Scaling(moved, states.largest[n].fn)
         if scaling.run(rest) and not any(scaling.moves(v) for v in ends):
             return None
     for k in against:
         own = known.get(op.results[k])
         if own is not None:
-            part = m.sum_to(m.mul(own, op.results[k]), states.sums[k].axes)
+            part = m.sum_to(m.mul(own, m.wide(op.results[k])), states.sums[k].axes)
             part = part if states.largest[n].fn == "exp" else m.mul(part, log(2))
             ct = m.call("neg", part) if ct is None else m.sub(ct, part)
     return ct
+
+
+def _equal(m: Writer, f: Value, largest: Value) -> Value:
+    """Whether a value is the largest: what a pass makes of one loop may round in another place than what it makes of the next."""
+    if largest.type.dtype.bits < 32:
+        return m.call("eq", f, largest)
+    near = m.call("le", m.call("abs", m.sub(f, largest)), m.mul(m.call("abs", largest), 2.0**-21))
+    return m.call("or", m.call("eq", f, largest), near)
 
 
 def _counts(m: Writer, op: Op, states: States, shares: dict[int, Value], kept: Sequence[int]) -> dict[int, Value]:
@@ -124,10 +132,11 @@ def _counts(m: Writer, op: Op, states: States, shares: dict[int, Value], kept: S
     args, inits, yields = [], [], []
     for n in shares:
         r = op.results[n]
-        inits.append(m.cast(m.call("eq", op.operands[2 + n], r), r.type.dtype))
-        args.append(Value(r.type, ""))
+        counted = r.type.dtype.computed
+        inits.append(m.cast(_equal(m, op.operands[2 + n], r), counted))
+        args.append(Value(inits[-1].type, ""))
         total: Value = args[-1]
         for f in states.largest[n].of:
-            total = w.add(total, w.cast(w.call("eq", again.env[f], r), r.type.dtype))
+            total = w.add(total, w.cast(_equal(w, again.env[f], r), counted))
         yields.append(total)
     return dict(zip(shares, again.close(m, args, inits, yields)))

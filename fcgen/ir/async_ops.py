@@ -46,12 +46,14 @@ define("mbar_expect", "machine", """`mbar_expect bars, cursor`: one arrival by o
        bytes have been copied (mbarrier.arrive.expect_tx).""", "bars, cursor ->", effect="write",
        phases="pipelined synced", bytes=whole(0, MOST_BYTES), traits="position")
 define("mbar_arrive", "machine", """`mbar_arrive bars, cursor`: one arrival per warp of the role; with `cluster`, on these barriers in
-       each of its blocks (mapa, mbarrier.arrive). lag=1: for the tile before the cursor's.""",
+       each of its blocks (mapa, mbarrier.arrive). lag=1: for the tile before the cursor's. block: on that of one block of the
+       cluster, which then sees what the warp stored there.""",
        "bars, cursor ->", effect="write", phases="pipelined synced", cluster=whole(1, MOST_BLOCKS).maybe,
-       lag=whole(0, 1).maybe, traits="position")
+       lag=whole(0, 1).maybe, block=whole(0, MOST_BLOCKS - 1).maybe, traits="position")
 define("mbar_wait", "machine", """`mbar_wait bars, cursor`: until the phase of this slot that the cursor is in has ended; with lag=1 the
-       phase before it, which for the first round of a ring is no wait at all (mbarrier.try_wait.parity in a loop).""", "bars, cursor ->",
-       effect="write", phases="pipelined synced", lag=whole(0, 1), traits="position")
+       phase before it, which for the first round of a ring is no wait at all (mbarrier.try_wait.parity in a loop). cluster: arrivals of
+       other blocks have published what these stored.""", "bars, cursor ->",
+       effect="write", phases="pipelined synced", lag=whole(0, 1), cluster=FLAG.maybe, traits="position")
 
 
 def _check_tma_load(op: Op) -> None:

@@ -98,9 +98,10 @@ define("ld_shared", "machine", """`ld_shared buffer, row, col`: plain loads from
        along=whole(0, 1).maybe, few=FLAG.maybe, traits="reads shared")
 
 
-define("st_shared", "machine", "`st_shared frag, buffer, row, col`: plain stores to a slot; of threads that hold copies one writes.",
+define("st_shared", "machine", """`st_shared frag, buffer, row, col`: plain stores to a slot; of threads that hold copies one writes. block:
+       to the same place in that block of the cluster.""",
        "complete, slot, i32, i32 ->", effect="write", one_dtype=True, phases="placed synced",
-       transposed=FLAG.maybe, along=whole(0, 1).maybe, traits="writes shared")
+       transposed=FLAG.maybe, along=whole(0, 1).maybe, block=whole(0, 15).maybe, traits="writes shared")
 
 
 def _check_ldmatrix(op: Op) -> None:

@@ -31,7 +31,8 @@ NUMBERS: dict[str, tuple[str, str, Container[int]]] = {
     "min_blocks": ("counts blocks per multiprocessor", "1 to 32", range(1, 33)),
     "l2": ("counts MiB of the L2 cache", "0 to 1024", range(1025)),
     "cluster": ("counts the blocks of a cluster along an axis", "1, 2, 4 or 8", (1, 2, 4, 8)),
-    "makers": ("counts the warps of a role that makes operands", "0 or 4", (0, 4))}
+    "makers": ("counts the warps of a role that makes operands", "0 or 4", (0, 4)),
+    "parts": ("counts the blocks that share the iterations of a loop", "1 to 8", range(1, 9))}
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,8 @@ class Schedule:
     programmatic dependent launch: a launch begins while the one in front of it on the stream still runs, and waits for its end before it
     touches a tensor. makers: with copy "tma", so many more warps are a role of their own, which makes the operands of dots that loops
     compute from loads alone (scaled, rotated, normed, converted): it reads what bulk copies brought and fills a ring of ready operands,
-    ahead of the dots.
+    ahead of the dots. parts: with copy "tma", so many blocks, a cluster, share the iterations of the program's loop, which does nothing but
+    add up; the first of them adds up what they found, always in the same order, and does what comes behind it.
     """
 
     tiles: Any = ()
@@ -109,6 +111,7 @@ class Schedule:
     pdl: bool = False
     grid: Any = ()
     makers: int = 0
+    parts: int = 1
 
     def __new__(cls, *args: Any, **given: Any) -> Schedule:
         for name in given:

@@ -92,6 +92,11 @@ def _cast(types, attrs):
 define("cast", BOTH, "Convert, as `elementwise.convert` defines it.", _cast, to=DTYPE, traits="elementwise")
 
 
+define("sum_blocks", BOTH, """The sum of what the blocks of a cluster have there: in the first block, which adds up the others' in their
+       order. The others keep what they have. All of them come here.""", lambda types, attrs: types, effect="write",
+       phases="placed selected")
+
+
 def _const(types, attrs):
     need(not types, "const takes no operands")
     dtype, value = DTYPES[attrs["dtype"]], attrs["value"]

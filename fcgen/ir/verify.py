@@ -27,7 +27,7 @@ NESTING = 200
 AXES = 8
 #: ops with rules about the kernel around them
 NAMED = having("named barrier")
-PLACED = NAMED | {"slot", "barrier", "syncwarp", "row_part", "mbar_arrive", "tma_load"}
+PLACED = NAMED | {"slot", "barrier", "syncwarp", "row_part", "mbar_arrive", "tma_load", "st_shared"}
 #: (level, warps, one thread) -> types, and kinds with attributes and types, that were found right there, by identity
 Known = dict[tuple[Any, ...], dict[Any, Any]]
 
@@ -185,6 +185,8 @@ class Verifier:
             self.named.see(op, self.number)
         elif op.kind == "row_part" and self.warps:
             need(self.warps % op["parts"] == 0, "row_part: equal parts of the role's warps", f"a divisor of {self.warps}", op["parts"])
+        elif op.get("block") is not None:
+            need(op["block"] < self.kernel.cluster, f"{op.kind}: a block of the cluster", f"below {self.kernel.cluster}", op["block"])
         elif op.kind in ("mbar_arrive", "tma_load"):
             blocks = op.get("cluster") or op.get("multicast") or 1
             need(blocks in (1, self.kernel.cluster), f"{op.kind}: it reaches all blocks of the cluster", self.kernel.cluster, blocks)

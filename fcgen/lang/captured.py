@@ -12,7 +12,7 @@ import math
 import operator
 import types
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from .functions import load
 from .handles import Handle
 from .mistakes import called
 from .ranges import Range
-from .tensors import RunDim, TensorParam, View
+from .tensors import RunDim, TensorParam, View, as_of
 from .trace import current, here, mistake, place_in
 
 #: dtypes of what numbers meet -> the scalar that carries them
@@ -108,7 +108,9 @@ def _arithmetic(name: str, swapped: bool, compares: bool) -> Callable[[Number, A
     return op
 
 
-for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow"):
+_ARITHMETIC = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow")
+_BOTH_SIDES = (*_ARITHMETIC, *[f"r{name}" for name in _ARITHMETIC])
+for _name in _ARITHMETIC:
     setattr(Number, f"__{_name}__", _arithmetic(_name, False, False))
     setattr(Number, f"__r{_name}__", _arithmetic(_name, True, False))
 for _name in ("lt", "le", "gt", "ge", "eq", "ne"):
@@ -168,15 +170,44 @@ class CapturedTensor(TensorParam):
         raise Again(self._key, axis)
 
     def _gather(self, index: tuple[Any, ...]) -> Handle:
-        """Where positions are those of two ranges, of dimensions, that is a tile, which is loaded like any other."""
+        """Where positions are those of one range or two, of dimensions, that is a tile, which is loaded like any other."""
         runs = current().runs
         parts = [runs.get(i.value, i) if isinstance(i, Handle) and i.labels else i for i in index]
         ranges = [r for r in parts if isinstance(r, Range)]
-        tiles = len(set(ranges)) == len(ranges) == 2 and not any(isinstance(r.dim, Handle) for r in ranges)
+        tiles = len(set(ranges)) == len(ranges) in (1, 2) and not any(isinstance(r.dim, Handle) for r in ranges)
         rest = all(isinstance(p, (int, Range)) or (isinstance(p, Handle) and not p.labels) for p in parts)
         if tiles and rest and len(parts) == self._rank and self._captures.see(("lines", self._key)):
-            return load(View(self, tuple(parts)))
+            return as_of(index, load(View(self, tuple(parts))))
         return super()._gather(index)
+
+
+class Point:
+    """A captured tensor without axes on the GPU: a scalar of the program, which every launch reads."""
+
+    __slots__ = ("_line",)
+
+    def __init__(self, key: Key, captures: Captures, dtype: str):
+        self._line = CapturedTensor(("line", key), captures, dtype, 1)
+
+    def lifted(self, dtype: DType | None) -> Handle:
+        """Of the dtype of what it meets, unless that would round it."""
+        h = cast(Handle, self._line[0])
+        return h if dtype is None or h.dtype == dtype or (h.dtype.is_float and not dtype.is_float) else h.to(dtype)
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return NotImplemented  # the value that it meets knows
+
+    def __bool__(self) -> bool:
+        return bool(self.lifted(None))
+
+
+def _of_point(name: str) -> Callable[..., Any]:
+    return lambda self, *other: NotImplemented if other and isinstance(other[0], Handle) else getattr(self.lifted(None), name)(*other)
+
+
+for _name in (*_BOTH_SIDES, "neg", "abs", "lt", "le", "gt", "ge", "eq", "ne"):
+    setattr(Point, f"__{_name}__", _of_point(f"__{_name}__"))
 
 
 # ---- what holds others -----------------------------------------------------------------------------------------------
@@ -329,4 +360,5 @@ _MAKE: dict[str, Callable[..., Any]] = {
     "constant": lambda x, *_: x, "itself": lambda x, *_: x, "number": lambda x, key, captures, kind: Number(captures, key),
     "plain": lambda x, key, captures, kind: seen_by_trace(x.item(), ("plain", key), captures),
     "tensor": lambda x, key, captures, dtype, rank: CapturedTensor(key, captures, dtype, rank),
+    "point": lambda x, key, captures, dtype: Point(key, captures, dtype),
     "function": _function, "sequence": _sequence, "dict": _dict, "object": _object}

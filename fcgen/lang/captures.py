@@ -57,7 +57,8 @@ _READ: dict[str, Callable[[Any, Any], Any]] = {
 _COMPUTE: dict[str, Callable[..., Any]] = {
     **{name: getattr(operator, name) for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "neg", "pos", "abs",
                                                   "lt", "le", "gt", "ge", "eq", "ne")},
-    "lines": lambda x: in_lines(x), "plain": lambda x: x.item(), "kind": lambda x: kind_of(x), "value": lambda x: x, "same": operator.is_,
+    "lines": lambda x: in_lines(x), "line": lambda x: x.reshape(1), "plain": lambda x: x.item(), "kind": lambda x: kind_of(x),
+    "value": lambda x: x, "same": operator.is_,
     "wants": lambda x: bool(getattr(x, "requires_grad", True)),
     "f16": lambda x: float(np.float16(x)), "bf16": lambda x: float(_bf16(x)), "f32": float, "i32": int, "i64": int}
 
@@ -137,10 +138,10 @@ def kind_of(x: Any) -> tuple[Any, ...]:
         return "itself", Same(x)
     if isinstance(x, type):
         return "object", t
-    if isinstance(x, np.generic) or (is_array(x) and not len(x.shape) and not str(getattr(x, "device", "cpu")).startswith("cuda")):
+    if isinstance(x, np.generic) or (is_array(x) and not len(x.shape)):
         if getattr(x, "requires_grad", False) and sys.modules["torch"].is_grad_enabled():
             raise no_number(x)
-        return "plain", t
+        return ("point", dtype_name(x)) if _on_gpu(x) else ("plain", t)
     if is_array(x):
         return "tensor", dtype_name(x), len(x.shape)
     if isinstance(x, types.FunctionType):
@@ -157,6 +158,10 @@ def kind_of(x: Any) -> tuple[Any, ...]:
         "capture float(x)" if isinstance(x, numbers.Number) else "capture the numbers and tensors in it"
     raise FcError("trace/capture", f"a {t.__name__} cannot be captured by a function of a spec", got=repr(x)[:80], hint=hint,
                   expected="numbers, arrays, tensors, strings, functions, and tuples, dicts or objects that hold them")
+
+
+def _on_gpu(x: Any) -> bool:
+    return str(getattr(x, "device", "cpu")).startswith("cuda")
 
 
 def no_number(x: Any) -> FcError:
@@ -190,9 +195,18 @@ def _as_it_is(x: Any) -> bool:
     if isinstance(x, types.FunctionType):
         file = x.__code__.co_filename
         name = str(x.__module__)
-        foreign = name.split(".")[0] in _FOREIGN and (_ours(name) or not name.startswith("fcgen"))
-        return foreign or (file.startswith(_STDLIB) and not file.startswith(tuple(_INSTALLED)))
+        if name.split(".")[0] in _FOREIGN and (_ours(name) or not name.startswith("fcgen")):
+            return name.startswith("fcgen") or not any(c != types.CellType() and _of_the_user(c.cell_contents) for c in x.__closure__ or ())
+        return (file.startswith(_STDLIB) and not file.startswith(tuple(_INSTALLED)))
     return isinstance(x, (types.MethodDescriptorType, types.WrapperDescriptorType, types.MethodWrapperType))
+
+
+def _of_the_user(x: Any) -> bool:
+    """Does what a foreign package's function holds come from its caller: arrays, their functions, objects with arrays?"""
+    if isinstance(x, types.FunctionType):
+        return not _as_it_is(x)
+    inside = vars(x).values() if hasattr(x, "__dict__") and not isinstance(x, (type, types.ModuleType)) else ()
+    return not isinstance(x, type) and any(is_array(y) for y in (x, *inside))
 
 
 def is_array(x: Any) -> bool:
@@ -204,10 +218,9 @@ def dtype_name(x: Any) -> str:
     """An array's dtype, by our name for it. Raises FcError for those we have none for."""
     word = str(x.dtype).rsplit(".", 1)[-1]
     name = word if word in DTYPES else ELSEWHERE.get(word)
-    if name is None or not x.shape:
-        raise FcError("trace/capture", "an array of this dtype cannot be captured" if x.shape else "a number on the GPU cannot be captured",
-                      expected=", ".join(DTYPES), got=word, hint="convert it before" if x.shape else
-                      "reshape it to one axis and index that, or capture float(x)")
+    if name is None:
+        raise FcError("trace/capture", "an array of this dtype cannot be captured", expected=", ".join(DTYPES), got=word,
+                      hint="convert it before")
     return name
 
 

@@ -71,7 +71,8 @@ class TensorParam(NotATile):
             raise mistake("trace/shape", f"too many indices for {self._param.name}", expected=f"at most {len(dims)}", got=len(index))
         index = (*index, *[slice(None)] * (len(dims) - len(index)))
         for i, dim in zip(index, dims):
-            if isinstance(i, bool) or (not isinstance(i, (int, Handle, Positions, slice, NotATile)) and not hasattr(i, "__index__")):
+            known = isinstance(i, (int, Handle, Positions, slice, NotATile)) or hasattr(i, "__index__") or hasattr(type(i), "lifted")
+            if isinstance(i, bool) or not known:
                 raise mistake("trace/usage", f"{self._param.name} is indexed by ranges, positions and `:`", got=repr(i)[:80],
                               expected=f"{self._param.name}[{', '.join(str(d).lower() for d in self._names)}]",
                               hint="dimensions at the end may be left away" if i is Ellipsis else None)
@@ -98,8 +99,12 @@ class TensorParam(NotATile):
                 raise i.mistaken()
         handles = [_position(i.index if isinstance(i, Range) else i, self._param.name) for i in index]
         handles, labels = spread(handles)
-        out = Handle(current().emit("gather", self._param, *[h.value for h in handles]), labels)
-        return functools.reduce(lambda out, i: i.made(out) if isinstance(i, Handle) else out, index, out)
+        return as_of(index, Handle(current().emit("gather", self._param, *[h.value for h in handles]), labels))
+
+
+def as_of(index: tuple[Any, ...], out: Handle) -> Handle:
+    """What was read at these positions, as a value of their kind."""
+    return functools.reduce(lambda out, i: i.made(out) if isinstance(i, Handle) else out, index, out)
 
 
 class Dim(int):
@@ -131,12 +136,35 @@ class RunDim(Handle):
 
 @called("view")
 class View(NotATile):
-    """A rectangle of a tensor, not loaded yet."""
+    """A rectangle of a tensor, not loaded yet. `X[b][i]` is `X[b, i]`: an index of a view is one of the axes that it has whole."""
 
-    __slots__ = ("index", "labels", "shape", "tensor")
+    __slots__ = ("given", "index", "labels", "shape", "tensor")
 
     def __init__(self, tensor: TensorParam, index: tuple[Any, ...]):
-        self.tensor = tensor
+        self.tensor, self.given = tensor, index
+        if not any(i == slice(None) and isinstance(dim, str) for i, dim in zip(index, tensor._param.type.dims) if isinstance(i, slice)):
+            self._look()
+
+    def __getattr__(self, name: str) -> Any:
+        """Of a view that has an axis whole, whose size must be known for that: looked at when it is used."""
+        if name not in ("index", "labels", "shape"):
+            raise AttributeError(name)
+        self._look()
+        return getattr(self, name)
+
+    def __getitem__(self, index: Any) -> Any:
+        more = list(index if isinstance(index, tuple) else (index,))
+        whole = [n for n, i in enumerate(self.given) if isinstance(i, slice)]
+        if len(more) > len(whole):
+            raise mistake("trace/shape", f"too many indices for a view of {self.tensor._param.name}", expected=f"at most {len(whole)}",
+                          got=len(more))
+        index = list(self.given)
+        for n, i in zip(whole, more):
+            index[n] = i
+        return self.tensor[tuple(index)]
+
+    def _look(self) -> None:
+        tensor, index = self.tensor, self.given
         self.index: list[Any] = []
         labels: list[Label] = []
         shape: list[int] = []

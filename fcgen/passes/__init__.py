@@ -14,10 +14,10 @@ from ..ir.core import Kernel
 from ..ir.schedule import Schedule
 from ..ir.target import Target
 from ..ir.verify import Known, verify
-from .machine import alloc, alternate, at_use, early_launch, early_reads, overlap, select, sync, tidy
+from .machine import alloc, alternate, at_use, early_launch, early_reads, overlap, select, sync, tidy, together
 from .memory import pieces, pipeline, prefetch, prologues, roles
 from .registers import branches, defer, held, place, vote
-from .tile import bind, from_end, limits, order, pad, ranges, row_sums, scale, simplify, skew, split_loops, totals
+from .tile import bind, from_end, limits, order, pad, parts, ranges, row_sums, scale, simplify, skew, split_loops, totals
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ PIPELINE: tuple[Pass, ...] = (
     Pass("totals", totals.run, "what a loop adds to one place of memory is summed up, and added once behind it"),
     Pass("scale", scale.run, "positive factors move out of maxima, masks and loops to where they cost least"),
     Pass("simplify.2", simplify.run, "merge the factors that have met"),
+    Pass("parts", parts.run, "blocks of a cluster share a loop that adds up, and one of them adds up what they found"),
     Pass("pad", pad.run, "axes become multiples of what matrix instructions work on"),
     Pass("from_end", from_end.run, "tiles of the axes named in `from_end` are counted from the end: the ragged one comes first"),
     Pass("split_loops", split_loops.run, "leave out dead tiles; separate copies of a loop for masked and for whole tiles"),
@@ -63,6 +64,7 @@ PIPELINE: tuple[Pass, ...] = (
     Pass("tidy", tidy.run, "scalar constants folded, nothing computed twice"),
     Pass("early_launch", early_launch.run, "with `pdl`: what touches tensors waits for the kernels in front, the rest does not"),
     Pass("alternate", alternate.run, "tiles that a loop stages for its products lie in two places in turn, where there is room"),
+    Pass("together", together.run, "what blocks of a cluster found comes into shared memory of the first one"),
     Pass("alloc", alloc.run, "shared-memory offsets; buffers whose uses are apart share bytes"),
     Pass("sync", sync.run, "barriers and waits where the hazards are"),
 )

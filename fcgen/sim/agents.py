@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..ir.access import Access, along
 from ..ir.core import Block, Op, Role, Value
 from ..ir.elementwise import REDUCTIONS, convert, evaluate
 from ..ir.layout import LANES, OpaqueLayout, warp_grid
-from ..ir.types import DTYPES, Buffer, Frag, Scalar
+from ..ir.types import DTYPES, Buffer, Frag
 from . import registers
 from .async_agents import AsyncOps
 from .engines import CopyEngine
@@ -25,16 +24,14 @@ from .memory import WARP, decode, encode
 from .product import product
 from .steps import steps
 from .stores import StoreOps
-from .tensors import Stamp, add_at, numbers_of, reached, taken
+from .tensor_ops import LANE, TensorOps
 
 if TYPE_CHECKING:
     from .machine import Simulation
     from .tensorcore import TensorCore
 
-LANE = np.arange(LANES)
 
-
-class Agent(AsyncOps, StoreOps):
+class Agent(AsyncOps, StoreOps, TensorOps):
     """number: among all agents of the cluster; rank: the block's in its cluster; warp: within its role. program: the number of the block's
     program among all that have run. A role that works on no fragments is one thread, and one agent."""
 
@@ -114,9 +111,6 @@ class Agent(AsyncOps, StoreOps):
         env.update(zip(op.results, carried))
 
     FLOWS: dict[str, Any] = {"barrier": stop, "cluster_sync": stop, "for": loop, "while": AsyncOps.repeat, "if": branch}
-
-    def coords(self, t: Frag) -> np.ndarray:
-        return registers.coords(t.layout, self.role.warps, self.warp)
 
     # ---- values ----------------------------------------------------------------------------------------------------
 
@@ -304,7 +298,10 @@ class Agent(AsyncOps, StoreOps):
         t = op.operands[0].type
         at = self.units(op, t, op.operands[1].type, int(args[2]), int(args[3]))
         mine = registers.writers(t.layout, self.role.warps, self.warp)
-        self.put(op, args[1], at[mine], encode(args[0], t.dtype, self.shared.grain)[mine], LANE[mine][:, None, None])
+        (ring, base), rank = args[1], op.get("block", self.rank)
+        self.sim.reach.touches(self, rank, op)
+        self.put(op, (ring, base + (rank - self.rank) * self.sim.stretch), at[mine],
+                 encode(args[0], t.dtype, self.shared.grain)[mine], LANE[mine][:, None, None])
 
     def do_wmma_store(self, op: Op, args: list[Any]) -> None:
         t = op.operands[0].type
@@ -350,64 +347,3 @@ class Agent(AsyncOps, StoreOps):
 
     def do_syncwarp(self, op: Op, args: list[Any]) -> None:
         self.shared.sync_warp(self.number)
-
-    # ---- global memory ---------------------------------------------------------------------------------------------
-
-    def rectangle(self, op: Op, tensor: str, args: list[Any], layout: Any, c: np.ndarray) -> tuple[tuple[Any, ...], np.ndarray]:
-        """(index arrays of shape [32, regs], which are inside) for tile coordinates c."""
-        data = self.sim.memory[tensor]
-        inside = np.ones(c.shape[:-1], bool)
-        index, places = [], []
-        coords = [c[..., axis] for axis in range(c.shape[-1])]
-        access, numbers = Access.of(op), numbers_of(op, args)
-        numbers.update({v: numbers[v][:, along(layout, axis)[1]] for v, axis in access.listed.items()})
-        for dim, (axis, i, ok) in enumerate(reached(op, numbers, data.shape, coords)):
-            i, ok = np.broadcast_to(i, inside.shape), np.broadcast_to(ok, inside.shape)
-            if not axis.guard and not ok.all():
-                self.sim.report("sim/bounds", f"{op.kind} outside {tensor}", op, expected=f"0..{data.shape[dim] - 1} along axis {dim}",
-                                got=f"{i.min()}..{i.max()}", hint="a guard on this axis", notes=[f"{self.who}"])
-            inside &= ok
-            index.append(np.where(ok, i, 0))
-            places.append(i)
-        self.sim.addresses.check(self, op, tensor, places, inside)
-        return tuple(index), inside
-
-    def do_ld_global(self, op: Op, args: list[Any]) -> Any:
-        index, inside = self.rectangle(op, args[0], args, op.result.type.layout, self.coords(op.result.type))
-        self.touch(op, args[0], index, inside, "read")
-        return taken(self.sim.memory[args[0]], index, inside)
-
-    def touch(self, op: Op, tensor: str, index: tuple[Any, ...], inside: np.ndarray, kind: str) -> None:
-        """Record an access of elements [32, regs] of a tensor, or of one element by the whole warp."""
-        history = self.sim.history.get(tensor)
-        if history is None:
-            return
-        lanes = np.broadcast_to(LANE[:, None] if inside.ndim else WARP, inside.shape)[inside]
-        who = self.stamp(op)
-        bad = history.access(who, tuple(np.broadcast_to(i, inside.shape)[inside] for i in index), lanes, kind)
-        if bad is not None:
-            self.sim.tensor_conflict(bad, self, op, tensor)
-
-    def stamp(self, op: Op) -> Stamp:
-        shared = self.shared
-        return Stamp(self.program, self.number, shared.clock[self.number], int(shared.sync[self.number]), op,
-                     self.sim.peers[self.rank, self.role.name])
-
-    def do_gather(self, op: Op, args: list[Any]) -> Any:
-        data, index = self.sim.memory[args[0]], np.broadcast_arrays(*args[1:])
-        inside = np.logical_and.reduce([np.broadcast_to(ok, index[0].shape)
-                                        for *_, ok in reached(op, numbers_of(op, args), data.shape, ())])
-        self.touch(op, args[0], tuple(index), inside, "read")
-        out = taken(data, tuple(np.where(inside, i, 0) for i in index), inside)
-        return out[()] if isinstance(op.result.type, Scalar) else out
-
-    def do_st_global(self, op: Op, args: list[Any]) -> None:
-        tensor, t = args[0], op.operands[1].type
-        index, inside = self.rectangle(op, tensor, args, t.layout, self.coords(t))
-        inside = inside & registers.writers(t.layout, self.role.warps, self.warp)[:, None]
-        where, value = tuple(i[inside] for i in index), args[1][inside]
-        self.touch(op, tensor, index, inside, "add" if op.get("reduce") else "store")
-        if op.get("reduce"):
-            add_at(self.sim.memory[tensor], where, value, t.dtype)
-        else:
-            self.sim.memory[tensor][where] = value

@@ -69,7 +69,7 @@ class AsyncOps:
 
     def mbar_arrive(self, op: Op, args: list[Any]) -> Iterator[Blocked | None]:
         self.shared.sync_warp(self.number)  # one lane arrives for all: they meet before
-        for rank in range(op["cluster"]) if op.get("cluster") else [self.rank]:
+        for rank in range(op["cluster"]) if op.get("cluster") else [op.get("block", self.rank)]:
             barrier, phase = self.sim.barriers[rank].phase(args[0][0], args[1] - op.get("lag", 0))
             self.sim.reach.touches(self, rank, op)  # type: ignore[arg-type]
             barrier.arrive(self, op, phase)  # type: ignore[arg-type]

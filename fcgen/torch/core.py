@@ -15,9 +15,11 @@ import torch
 
 from .. import masks, scores
 from ..attend import forward, learning
+from ..attend.calls import HEADS
 from ..attend.learning import moving
 from ..attend.operators import define, learnt
 from ..attend.torch_op import _OPS as PLAIN
+from ..attend.torch_op import beside, transforming
 from ..attend.training import in_order
 from ..attend.variants import Functions, functions
 from ..attend.varlen import attention_varlen
@@ -48,6 +50,9 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, table: torch.Te
     order.
     """
     if recorded(q, k, v):
+        if transforming():
+            return beside(attend, q, k, v, table=table, sinks=sinks, causal=causal, left=left, right=right, shift=shift, chunk=chunk,
+                          softcap=softcap, dropout=dropout, scale=scale, lse=lse, deterministic=deterministic)
         if wants_gradient(q, k, v, table, sinks):
             seed = new_seed() if dropout else None
             both = LEARNT(q, k, v, table, sinks, causal, left, right, shift, chunk, softcap, dropout, scale, seed, deterministic)
@@ -117,6 +122,8 @@ def attend_varlen(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rows: torch
     """`attend` for sequences that lie one behind the other: `fcgen.attention_varlen`. causal is "bottom_right"."""
     given = (q, k, v, rows, keys, used_rows, used_keys, sinks, most_rows, most_keys, causal, left, right, chunk, softcap, scale)
     if recorded(q, k, v):
+        if transforming():
+            return beside(_attend_varlen, *given, lse)
         if wants_gradient(q, k, v, sinks):
             both = LEARNT_VARLEN(*given, deterministic)
             return both if lse else both[0]
@@ -180,6 +187,17 @@ def wants_gradient(*tensors: Any) -> bool:
 def derived(*tensors: Any) -> bool:
     """Whether a derivative may be taken, outside of graphs: `wants_gradient`, or transforms and tangents."""
     return wants_gradient(*tensors) or any([t is not None and moving(t) for t in tensors])
+
+
+def fits(size: int) -> bool:
+    """Is there a kernel for this head size? (In arithmetic, which graphs can write down.)"""
+    return size % HEADS.step == 0 and size >= HEADS.start
+
+
+def padded(x: Any) -> Any:
+    """With zeros beside it, up to a head size that there are kernels for."""
+    size = x.shape[-1]
+    return x if fits(size) else torch.nn.functional.pad(x, (0, max(HEADS.start, -(-size // HEADS.step) * HEADS.step) - size))
 
 
 @contextmanager

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch.nn.attention import flex_attention as theirs
 
+from ..attend.torch_op import beside, transforming
 from .block_masks import boundless, run
-from .core import recorded, refuse
+from .core import fits, padded, recorded, refuse
 from .flex_graph import in_graph
 
 
@@ -25,11 +26,19 @@ def flex_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, 
     lse = bool(return_lse or (return_aux is not None and return_aux.lse))
     if key.shape[0] != query.shape[0]:
         key, value = key.expand(query.shape[0], -1, -1, -1), value.expand(query.shape[0], -1, -1, -1)
+    size, width = query.shape[-1], value.shape[-1]
+    if not fits(size) or not fits(width):
+        scale = (size**-0.5 if size else 1.0) if scale is None else scale
+        query, key, value = padded(query), padded(key), padded(value)
     query, key, value = [x if x.stride(-1) == 1 else x.contiguous() for x in (query, key, value)]
-    if recorded(query, key, value):
+    if transforming():
+        out = beside(run, query, key, value, score_mod, block_mask, scale, lse)
+    elif recorded(query, key, value):
         out = in_graph(query, key, value, score_mod, block_mask, scale, lse)
     else:
         out = run(query, key, value, score_mod, block_mask, scale, lse)
+    if value.shape[-1] != width:
+        out = (out[0][..., :width], out[1]) if lse else out[..., :width]
     if return_aux is None:
         return out
     return (out[0], theirs.AuxOutput(lse=out[1])) if lse else (out, theirs.AuxOutput())

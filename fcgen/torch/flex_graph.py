@@ -1,8 +1,9 @@
 """`flex_attention` in a graph of torch.compile: functions written as text, and what they hold as the operator's own arguments.
 
 A function is its code, which stands in a table of this process, and what its closure holds: tensors and numbers, which are inputs of the
-graph, and functions. Guaranteed: one graph for all lengths, tensors and numbers; each call computes with what its function holds then. Made
-inside of the compiled function, a closure is not there to be read: that is refused, as is what cannot be written, and export.
+graph, functions, and those attributes of objects that it names. Guaranteed: one graph for all lengths, tensors and numbers; each call
+computes with what its function holds then. Made inside of the compiled function, a closure is not there to be read: that is refused, as is
+what cannot be written, and export.
 """
 
 from __future__ import annotations
@@ -17,27 +18,53 @@ from typing import Any
 import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from ..errors import FcError
 from ..masks import Mask
 from ..scores import Score
 from . import block_masks
 from .core import define, learnt, like_q, refuse, rows_of, wants_gradient
+from .variants import Held
 
 #: code, and the module whose globals it reads
 _codes: list[tuple[types.CodeType, str]] = []
+#: names of attributes
+_attributes: list[tuple[str, ...]] = []
 #: lists of blocks -> (what they and the function were, whether the function says them all)
 _seen: Any = WeakTensorKeyDictionary()
 
 
 @torch._dynamo.assume_constant_result  # (a code object is a constant of the graph, and guarded as one)
 def _number_of(code: types.CodeType, module: str) -> int:
+    held = sys.modules[module].__dict__
+    for name in _names(code):
+        x = held.get(name)
+        if isinstance(x, torch.Tensor) and x.requires_grad and torch.is_grad_enabled():
+            raise FcError("call/argument", "a function in a graph reads a global tensor that requires grad: no gradient would reach it",
+                          expected="a tensor that its closure holds", got=name, hint="hold it in a closure, or pass its .detach()")
     known = (code, module)
     if known not in _codes:
         _codes.append(known)
     return _codes.index(known)
 
 
-def _written(x: Any, tensors: list[Any], whole: list[Any], real: list[Any]) -> str:
-    """A function or what one holds as text; tensors and numbers go into the lists."""
+def _names(code: types.CodeType) -> tuple[str, ...]:
+    """What code, and what is written in it, names: globals and attributes."""
+    inner = [name for c in code.co_consts if isinstance(c, types.CodeType) for name in _names(c)]
+    return tuple(dict.fromkeys([*code.co_names, *inner]))
+
+
+_names_of = torch._dynamo.assume_constant_result(_names)
+
+
+@torch._dynamo.assume_constant_result
+def _number_of_attributes(*names: str) -> int:
+    if names not in _attributes:
+        _attributes.append(names)
+    return _attributes.index(names)
+
+
+def _written(x: Any, tensors: list[Any], whole: list[Any], real: list[Any], names: tuple[str, ...] = ()) -> str:
+    """A function or what one holds as text; tensors and numbers go into the lists. names: what the function that holds it names."""
     if isinstance(x, torch.Tensor):
         tensors.append(x)
         return f"t{len(tensors) - 1}"
@@ -50,12 +77,18 @@ def _written(x: Any, tensors: list[Any], whole: list[Any], real: list[Any]) -> s
         real.append(x)
         return f"r{len(real) - 1}"
     if isinstance(x, (tuple, list)):
-        return "(" + "".join([_written(y, tensors, whole, real) + "," for y in x]) + ")"
+        return "(" + "".join([_written(y, tensors, whole, real, names) + "," for y in x]) + ")"
     if isinstance(x, (Mask, Score)):
         return _written(x.fn, tensors, whole, real)
+    if isinstance(x, (str, type, dict, types.ModuleType, types.MethodType, types.BuiltinFunctionType)):
+        refuse("what a function holds cannot be written into a graph", "tensors, numbers, functions, tuples and objects of them",
+               type(x).__name__, "call it outside of torch.compile, or capture the numbers and tensors in it")
     if not isinstance(x, types.FunctionType):
-        refuse("what a function holds cannot be written into a graph", "tensors, numbers, functions and tuples of them", type(x).__name__,
-               "call it outside of torch.compile, or capture the numbers and tensors in it")
+        own = [name for name in names if hasattr(x, name)]
+        out = f"o{_number_of_attributes(*own)}("
+        for name in own:
+            out += _written(getattr(x, name), tensors, whole, real, names) + ","
+        return out + ")"
     try:
         cells, defaults = x.__closure__ or (), x.__defaults__
     except AttributeError:
@@ -63,13 +96,13 @@ def _written(x: Any, tensors: list[Any], whole: list[Any], real: list[Any]) -> s
                x.__name__, "make it outside, or pass what it holds as a tensor")
     if defaults:
         refuse("a function with default arguments cannot be written into a graph", "a closure", x.__name__)
-    out = f"f{_number_of(x.__code__, x.__module__)}("
+    out, names = f"f{_number_of(x.__code__, x.__module__)}(", _names_of(x.__code__)
     for cell in cells:
-        out += _written(cell.cell_contents, tensors, whole, real) + ","
+        out += _written(cell.cell_contents, tensors, whole, real, names) + ","
     return out + ")"
 
 
-_TOKEN = re.compile(r"([tirf])(\d+)|(None|True|False)|([(),])")
+_TOKEN = re.compile(r"([tirfo])(\d+)|(None|True|False)|([(),])")
 
 
 def _read(text: str, tensors: Any, whole: Any, real: Any) -> Any:
@@ -86,9 +119,11 @@ def _one(tokens: Iterator[re.Match[str]], *lists: Any) -> Any:
         return _several(tokens, *lists)
     if mark:
         return mark
-    if kind != "f":
+    if kind in "tir":
         return lists["tir".index(kind)][int(number)]
     next(tokens)
+    if kind == "o":
+        return Held(dict(zip(_attributes[int(number)], _several(tokens, *lists))))
     code, module = _codes[int(number)]
     cells = tuple(types.CellType(x) for x in _several(tokens, *lists))
     out = types.FunctionType(code, sys.modules[module].__dict__, code.co_name, None, cells)

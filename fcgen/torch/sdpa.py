@@ -1,6 +1,7 @@
 """`scaled_dot_product_attention` with torch's signature and torch's meaning of every corner.
 
-As torch has it: causal is aligned top left; a mask of bools says which keys count, one of floats is added; a row that sees no key is 0;
+As torch has it: causal is aligned top left, a CausalBias as it says;
+a mask of bools says which keys count, one of floats is added; a row that sees no key is 0;
 leading axes broadcast; heads are grouped only where `enable_gqa` says so; under autocast arguments are cast first. Head sizes that kernels
 have not are padded with zeros. Guaranteed: what is not taken is an FcError that says why, before anything runs; torch is called instead
 only where `fallback="torch"` asks for it.
@@ -12,13 +13,14 @@ import math
 from typing import Any
 
 import torch
+from torch.nn.attention.bias import CausalBias, CausalVariant
 
 from ..attend import forward
 from ..attend.calls import HEADS
 from ..attend.variants import Functions, functions
 from ..errors import FcError
 from . import variants
-from .core import attend, refuse
+from .core import attend, fits, padded, refuse
 
 #: what fcgen has no kernel for, and torch perhaps has
 _LACKING = ("call/argument", "compile/unsupported", "compile/budget")
@@ -74,9 +76,7 @@ def _functions_of(q: Any, k: Any, mask: Any) -> Functions | None:
     if type(mask) is not torch.Tensor or mask.requires_grad or mask.device != q.device:
         return None
     bools, (b, h, m, _), n = mask.dtype is torch.bool, q.shape, k.shape[2]
-    if mask.dim() == 2:
-        mask = mask[None, None]
-    mb, mh, mm, mn = mask.shape
+    mb, mh, mm, mn = mask.shape if mask.dim() != 2 else (1, 1, *mask.shape)
     if not ((mb == 1 or mb == b) and (mh == 1 or mh == h) and (mm == 1 or mm == m) and (mn == 1 or mn == n)):
         return None
     if not (bools or mask.dtype is torch.float32 or mask.dtype is q.dtype):
@@ -87,6 +87,8 @@ def _functions_of(q: Any, k: Any, mask: Any) -> Functions | None:
 
 def _attention(q: Any, k: Any, v: Any, mask: Any, dropout: float, causal: bool, scale: float | None, gqa: bool) -> Any:
     word = "top_left" if causal else "none"
+    if isinstance(mask, CausalBias):
+        word, mask = "bottom_right" if mask.variant == CausalVariant.LOWER_RIGHT else "top_left", None
     size, width, shape = q.shape[-1], v.shape[-1], q.shape[:-1]
     lead = q.shape[:-2]
     if len(shape) != 3 or k.shape[:-2] != lead or v.shape[:-2] != lead:
@@ -94,9 +96,9 @@ def _attention(q: Any, k: Any, v: Any, mask: Any, dropout: float, causal: bool, 
         shape = (*lead, shape[-1])
     if mask is not None:
         mask = _as_table(mask, lead, shape[-1], k.shape[2])
-    if not _fits(size) or not _fits(width):
+    if not fits(size) or not fits(width):
         scale = (size**-0.5 if size else 1.0) if scale is None else scale
-        q, k, v = _padded(q), _padded(k), _padded(v)
+        q, k, v = padded(q), padded(k), padded(v)
     q, k, v = (x if x.stride(-1) == 1 or not x.numel() else x.contiguous() for x in (q, k, v))
     out = attend(q, k, v, table=mask, causal=word, dropout=dropout or None, scale=scale)
     if out.shape[-1] != width:
@@ -107,8 +109,8 @@ def _attention(q: Any, k: Any, v: Any, mask: Any, dropout: float, causal: bool, 
 def _autocast(*tensors: Any) -> list[Any]:
     """As autocast's list of functions in lower precision has it."""
     dtype = torch.get_autocast_dtype("cuda")
-    return [x.to(dtype) if isinstance(x, torch.Tensor) and x.is_floating_point() and x.dtype != torch.float64 and x.dtype != dtype else x
-            for x in tensors]
+    lower = lambda x: isinstance(x, torch.Tensor) and not isinstance(x, CausalBias) and x.is_floating_point()
+    return [x.to(dtype) if lower(x) and x.dtype != torch.float64 and x.dtype != dtype else x for x in tensors]
 
 
 #: what is wrong with a call: message, expected, got, hint
@@ -145,16 +147,19 @@ def _problem(q: Any, k: Any, v: Any, mask: Any, dropout: Any, causal: Any, scale
         return "argument `dropout_p` is not a probability", "a number from 0 to 1", repr(dropout), None
     if scale is not None and (isinstance(scale, bool) or not isinstance(scale, (int, float))):
         return "argument `scale` is not a number", "a number or None", repr(scale), None
-    return _problem_of_mask(q, mask, causal) or _problem_of_leads(q, k, v, gqa)
+    return _problem_of_mask(q, k, mask, causal) or _problem_of_leads(q, k, v, gqa)
 
 
-def _problem_of_mask(q: Any, mask: Any, causal: bool) -> Problem | None:
+def _problem_of_mask(q: Any, k: Any, mask: Any, causal: bool) -> Problem | None:
     if mask is None:
         return None
     if causal:
         return "`attn_mask` is given and `is_causal` set", "one of them", "both", "take is_causal into the mask"
     if not isinstance(mask, torch.Tensor):
         return "argument `attn_mask` is not a tensor", "a torch tensor", f"a {type(mask).__name__}", None
+    if isinstance(mask, CausalBias):
+        made, lengths = (mask.seq_len_q, mask.seq_len_kv), (q.shape[-2], k.shape[-2])
+        return None if made == lengths else ("the causal bias was made for other lengths", lengths, made, None)
     if mask.dtype not in (torch.bool, torch.float32, q.dtype):
         return "argument `attn_mask` has the wrong dtype", f"torch.bool, torch.float32 or {q.dtype}", mask.dtype, None
     if mask.device != q.device:
@@ -222,15 +227,3 @@ def _as_table(mask: Any, lead: tuple[int, ...], rows: int, columns: int) -> Any:
         mask = mask.expand(*outer, *have[-3:])
         have = (math.prod(outer), *have[-3:])
     return mask.reshape(have)
-
-
-def _fits(size: int) -> bool:
-    """Is there a kernel for this head size? (In arithmetic, which graphs can write down.)"""
-    return size % HEADS.step == 0 and size >= HEADS.start
-
-
-def _padded(x: Any) -> Any:
-    size = x.shape[-1]
-    return x if _fits(size) else torch.nn.functional.pad(x, (0, max(HEADS.start, -(-size // HEADS.step) * HEADS.step) - size))
-
-

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
+from math import pi
 from typing import Any, ClassVar
 
 import torch
@@ -17,6 +18,7 @@ import fcgen as fc
 from ..errors import FcError
 from ..ir.types import DTYPES, DType, f32, i1, i32, i64
 from ..lang.arith import elementwise, lift
+from ..lang.captured import Point
 from ..lang.handles import Handle
 from ..lang.mistakes import called
 from ..lang.trace import here
@@ -36,6 +38,7 @@ def _meet(a: DType, b: DType) -> DType:
 
 def _promoted(args: tuple[Any, ...], least: DType | None = None) -> list[Any]:
     """Operands of one dtype, as torch finds it. least: they are floats, whatever they were."""
+    args = tuple([x.lifted(None) if isinstance(x, Point) else x for x in args])
     handles = [x for x in args if isinstance(x, Handle)]
     dtype = handles[0].dtype
     for h in handles[1:]:
@@ -75,6 +78,27 @@ def _logic(name: str) -> Callable[..., Any]:
     return lambda *args: Value.of(elementwise(name, *[truth(x) for x in args]))
 
 
+def _activation(fn: Callable[[Any], Any]) -> Callable[..., Any]:
+    """A function of torch.nn.functional that may be asked not to write into its argument."""
+    def call(x: Any, inplace: bool = False) -> Any:
+        if inplace:
+            raise FcError("trace/usage", "a value of a kernel is not written to", expected="inplace=False", got="inplace=True", loc=here())
+        return fn(Value.of(_promoted((x,), f32)[0]))
+
+    return call
+
+
+def _gelu(x: Any, approximate: str = "none") -> Any:
+    x = Value.of(_promoted((x,), f32)[0])
+    inner = NAMES["erf"](x * 0.5**0.5) if approximate == "none" else NAMES["tanh"]((x + 0.044715 * x * x * x) * (2 / pi)**0.5)
+    return x * 0.5 * (1.0 + inner)
+
+
+def _softplus(x: Any, beta: float = 1.0, threshold: float = 20.0) -> Any:
+    x = Value.of(_promoted((x,), f32)[0]) * beta
+    return _where(x > threshold, x, _op("max")(x, 0.0) + NAMES["log"](1.0 + NAMES["exp"](-abs(x)))) / beta
+
+
 _BINARY = {"add": "add", "sub": "sub", "subtract": "sub", "mul": "mul", "multiply": "mul", "floor_divide": "floordiv", "remainder": "mod",
            "lt": "lt", "less": "lt", "le": "le", "less_equal": "le", "gt": "gt", "greater": "gt", "ge": "ge", "greater_equal": "ge",
            "eq": "eq", "ne": "ne", "not_equal": "ne", "maximum": "max", "minimum": "min", "bitwise_and": "and", "bitwise_or": "or",
@@ -86,6 +110,8 @@ NAMES: dict[str, Callable[..., Any]] = {
     **{name: (lambda fn: lambda x: Value.of(fn(_promoted((x,), f32)[0])))(getattr(fc, name)) for name in _FLOAT},
     "div": _op("div", True), "divide": _op("div", True), "true_divide": _op("div", True), "pow": _op("pow"),
     "where": _where, "clamp": _clamp, "clip": _clamp, "square": lambda x: x * x, "reciprocal": lambda x: _op("div", True)(1.0, x),
+    "relu": _activation(lambda x: _op("max")(x, 0.0)), "silu": _activation(lambda x: x * NAMES["sigmoid"](x)),
+    "tan": lambda x: NAMES["sin"](x) / NAMES["cos"](x), "gelu": _gelu, "softplus": _softplus,
     "logical_and": _logic("and"), "logical_or": _logic("or"), "logical_xor": _logic("xor"), "logical_not": _logic("not")}
 #: conversions
 _CASTS = {"float": f32, "half": DTYPES["f16"], "bfloat16": DTYPES["bf16"], "double": DTYPES["f64"], "int": i32, "long": i64}

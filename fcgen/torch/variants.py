@@ -18,6 +18,13 @@ from .values import plain, values
 WRITTEN_IN_THE_LANGUAGE = True
 
 
+class Held:
+    """An object that a function of a graph holds: those of its attributes that the function names."""
+
+    def __init__(self, attributes: dict[str, Any]):
+        vars(self).update(attributes)
+
+
 def chunks(size: int, shift: Any) -> masks.Mask:
     """Row i, at i + shift, sees the keys of its own chunk of positions. shift: a number, or one per batch."""
     if isinstance(shift, torch.Tensor):
@@ -26,19 +33,20 @@ def chunks(size: int, shift: Any) -> masks.Mask:
 
 
 def table(given: torch.Tensor, shape: tuple[int, ...]) -> Callable[..., Any]:
-    """The element of a table for (b, h, i, j). given: 4 axes that broadcast to `shape`; those of one element are not read for. Where a
-    gradient is to flow into it, nothing is expanded: it is added up where the element was read."""
+    """The element of a table for (b, h, i, j). given: 4 axes that broadcast to `shape`, or the last 2; those of one element are not read
+    for. Where a gradient is to flow into it, it has 4 and nothing is expanded: it is added up where the element was read."""
     (b, h, m, n), learns = shape, given.requires_grad and torch.is_grad_enabled()
     batches, heads = not learns or given.shape[0] != 1, not learns or given.shape[1] != 1
-    rows, columns = given.shape[2] != 1 or m == 1, given.shape[3] != 1 or n == 1
+    *_, tall, wide = given.shape
+    rows, columns = tall != 1 or m == 1, wide != 1 or n == 1
+    if not rows:
+        given = given[..., 0, :]
     if not columns:
         given = given[..., 0]
-    if not rows:
-        given = given[:, :, 0]
     if given.stride(-1) != 1 and given.shape[-1] > 1:
         given = given.contiguous()
     if not learns:
-        given = given.expand(b, h, *given.shape[2:])
+        given = given.expand(b, h, *[tall] * rows, *[wide] * columns)
     held = given if rows or columns else given.contiguous()
 
     def at(b: Any, h: Any, i: Any, j: Any) -> Any:

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
+import fcgen as fc
 from fcgen import masks, scores
 from fcgen.attend import blocks
 from fcgen.attend.forward import compiled
-from fcgen.attend.variants import functions
+from fcgen.attend.variants import Choice, fitted, functions
 from fcgen.build.compiler import target
 from fcgen.ir.core import Kernel, walk, walk_kernel
 from fcgen.ir.elementwise import FNS
@@ -28,18 +29,18 @@ def lowered(causal: bool = False, **options: Any) -> Kernel:
     return run_passes(getattr(program, "first", program).tile, schedule, target("sm_90a"), stop_after="order")
 
 
-def work(causal: bool = False, **options: Any) -> Counter[str]:
-    """Of the last loop (the one without a mask): functions of tiles with the shape of the scores."""
+def work(causal: bool = False, loop: int = -1, **options: Any) -> Counter[str]:
+    """Of a loop (the last one is that without a mask): functions of tiles with the shape of the scores."""
     kernel = lowered(causal, **options)
     shape = next(op.result.type.shape for op in walk_kernel(kernel) if op.kind == "dot")
-    loop = [op for op in walk_kernel(kernel) if op.kind == "for" and any(o.kind == "dot" for o in walk(op.regions[0]))][-1]
-    return Counter(op.kind for op in walk(loop.regions[0]) if op.kind in FNS or op.kind in ("cast", "select")
+    body = [op for op in walk_kernel(kernel) if op.kind == "for" and any(o.kind == "dot" for o in walk(op.regions[0]))][loop].regions[0]
+    return Counter(op.kind for op in walk(body) if op.kind in FNS or op.kind in ("cast", "select")
                    for r in op.results if r.type.shape == shape)
 
 
-def more(causal: bool = False, **options: Any) -> dict[str, int]:
+def more(causal: bool = False, loop: int = -1, **options: Any) -> dict[str, int]:
     """Than the plain kernel has."""
-    return dict(work(causal, **options) - work(causal))
+    return dict(work(causal, loop, **options) - work(causal, loop))
 
 
 def test_a_cap_is_a_factor_of_no_element() -> None:
@@ -48,7 +49,9 @@ def test_a_cap_is_a_factor_of_no_element() -> None:
 
 
 def test_a_distance_takes_no_sign_where_its_sign_is_known() -> None:
-    assert more(True, score=scores.alibi(SLOPES)) == {"sub": 2, "cast": 1, "mul": 2}
+    """In whole tiles, and in those that a mask goes through: a score of a key that comes behind its row counts nowhere."""
+    for loop in (-1, 0):
+        assert more(True, loop, score=scores.alibi(SLOPES)) == {"sub": 2, "cast": 1, "mul": 2}
 
 
 def test_programs_that_share_a_bias_run_together() -> None:
@@ -71,6 +74,37 @@ def test_lists_are_for_masks_that_leave_gaps() -> None:
     everywhere = lambda b, h, i, j: (j // 64) % 4 == 0
     for mask, gaps in ((masks.prefix(1000) | masks.causal(), False), (masks.prefix(64) | masks.window(100, 0), True),
                        (masks.causal() & (masks.window(100, None) | everywhere), True), (masks.neighbourhood((32, 32), 3), False)):
-        given = functions(mask=mask)
-        program = blocks._lister(given, "sm_90a", (128, 128), None).find({"keep": given.keep})[0]
-        assert blocks._reads(program).holes == gaps
+        assert reads(mask).holes == gaps
+
+
+def test_masks_that_leave_out_keys_in_front_take_other_tiles() -> None:
+    for mask, front in ((masks.prefix(1000) | masks.causal(), False), (masks.window(100, 0), True), (masks.padding(900), False),
+                        (masks.window(100, None), True), (masks.neighbourhood((32, 32), 3), True)):
+        assert reads(mask).front == front
+
+
+def reads(mask: Any) -> blocks.Reads:
+    given = functions(mask=mask)
+    return blocks._reads(blocks._lister(given, "sm_90a", (128, 128), None).find({"keep": given.keep})[0])
+
+
+def test_scores_are_masked_under_a_branch_where_no_sign_hangs_on_it() -> None:
+    """Where whole tiles know the sign of a distance and the others do not, they have a loop of their own."""
+    schedule = pick("sm_90a", 64, mask="causal_top_left")
+    squared = lambda s, b, h, i, j: (lambda d: s - d * d)(abs(i - j).to(fc.f32))  # of two readers
+    for score, split in ((scores.alibi(SLOPES), "branch"), (squared, "loops")):
+        given = functions(score=score)
+        make = lambda c, given=given: compiled.__wrapped__("f16", 64, 64, "causal_top_left", False, *c, False, given)
+        program = fitted(Choice("sm_90a", schedule, True, None, ""), given, False, make, lambda: schedule)
+        assert getattr(program, "first", program).schedule.split == split
+
+
+def test_numbers_of_keys_are_tiles_that_are_loaded() -> None:
+    """As keys are, ahead of their use, and only where a mask is asked; those that do not begin on 16 bytes are read one by one."""
+    ids = np.zeros(8192 + 4, np.int32)
+    first = -(ids.__array_interface__["data"][0] // 4) % 4
+    for start, kind in ((first, "load"), (first + 1, "gather")):
+        kernel = lowered(mask=masks.documents(ids[start:start + 8192]))
+        loop = next(op for op in walk_kernel(kernel) if op.kind == "for")
+        rows = [o.kind for o in walk(loop.regions[0]) if o.results and o.result.type.shape == (loop["tile"],) and o.kind in ("load", "gather")]
+        assert set(rows) == {kind}

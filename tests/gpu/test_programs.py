@@ -54,3 +54,27 @@ def test_until(name, mask):
     written = ~np.isnan(got)
     assert written.any() and (written.all() or mask != "none")
     np.testing.assert_allclose(got[written], want[written], rtol=1e-4, atol=1e-4)
+
+
+@fc.kernel
+def divided(X: "i32[N]", Q: "out i32[N]", R: "out i32[N]", P: "out i32[N]", *, n: "i32"):
+    fc.positive(n)
+    (at,) = fc.grid(fc.tile(X.N, "B"))
+    x = fc.load(X[at])
+    fc.store(Q[at], x // n)
+    fc.store(R[at], x % n)
+    fc.store(P[at], at.index // n)
+
+
+def test_division_by_a_number_of_the_call():
+    """By a product, for numbers of either sign and for positions."""
+    p = divided.compile(target=fc.gpu_target(), schedule=fc.Schedule(tiles={"B": 256}))
+    rng, top = np.random.default_rng(0), 2**31 - 1
+    divisors = [1, 2, 3, 7, 32, 641, 65535, 65536, 65537, 2**29 + 1, 2**30 - 1, 2**30, *rng.integers(1, 5000, 20).tolist()]
+    for n in divisors:
+        near = rng.integers(-(2**31) // n + 2, 2**31 // n - 1, 5000) * n if n < 2**29 else np.zeros(1, np.int64)
+        x = np.concatenate([near, near - 1, near + 1, rng.integers(-(2**31), 2**31, 5000), [0, -1, top, 1 - 2**31]]).astype(np.int32)
+        out = p.run(X=x, n=n)
+        wide, at = x.astype(np.int64), np.arange(len(x))
+        for name, want in (("Q", wide // n), ("R", wide % n), ("P", at // n)):
+            np.testing.assert_array_equal(out[name], want.astype(np.int32), err_msg=f"{name} {n}")

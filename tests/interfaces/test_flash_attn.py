@@ -139,3 +139,13 @@ def test_one_graph_for_all_lengths(kernels, fresh):
             q, k = half(n, 4, 16), half(n + 5, 2, 16)
             assert near(ragged(q, k, k, a, b, n), flash.flash_attn_varlen_func(q, k, k, a, b, n, n, causal=True), 1e-6)
     assert len(made) == 2
+
+
+def test_a_window_is_any_two_whole_numbers(kernels):
+    q = half(1, 5, 2, 16)
+    want = flash.flash_attn_func(q, q, q, window_size=(2, 0))
+    for window in (torch.tensor([2, 0]), (torch.tensor(2), torch.tensor([0])[0]), [2, 0]):
+        assert torch.equal(flash.flash_attn_func(q, q, q, window_size=window), want)
+    for wrong in (torch.tensor([2.0, 0.0]), (2,), (1, 2, 3), 7, (2, "0"), torch.tensor(3), (True, 2.5)):
+        with pytest.raises(FcError, match="window_size"):
+            flash.flash_attn_func(q, q, q, window_size=wrong)

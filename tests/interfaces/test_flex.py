@@ -10,6 +10,7 @@ from fcgen.errors import FcError
 torch = pytest.importorskip("torch", reason="needs torch: pip install fcgen[torch]")
 theirs = pytest.importorskip("torch.nn.attention.flex_attention", reason="needs a torch with FlexAttention")
 pytestmark = pytest.mark.filterwarnings("ignore")
+F = torch.nn.functional
 M, N = 70, 90
 
 
@@ -41,6 +42,9 @@ SCORES = {
     "where": lambda x: lambda s, b, h, i, j: torch.where((x["doc"][i] - x["doc"][j]).abs() < 2, s, s * 0.5),
     "where of a number": lambda x: lambda s, b, h, i, j: torch.where(i >= j, s, -float("inf")),
     "distances": lambda x: lambda s, b, h, i, j: s + (i - j) / 8, "clamp": lambda x: lambda s, b, h, i, j: torch.clamp(s, min=-1.0, max=x["cap"] / 10) + torch.minimum(i, j) / 30,
+    "one index after the other": lambda x: lambda s, b, h, i, j: s + x["bias"][b][h][i, j] + x["bias"][1][h, i][j] + x["slopes"][h],
+    "activations": lambda x: lambda s, b, h, i, j: torch.nn.functional.silu(s) + F.gelu(s) - F.gelu(s, approximate="tanh") + F.softplus(s, 2.0) + F.relu(i - j) / 50,
+    "tangents": lambda x: lambda s, b, h, i, j: s + torch.tan(s / 9).relu(),
     "methods": lambda x: lambda s, b, h, i, j: (s.exp().log() + (i - j).abs().float().sqrt() * 0.1).to(torch.float32)}
 MASKS = {
     "causal": lambda x: lambda b, h, i, j: i >= j, "window": lambda x: lambda b, h, i, j: torch.abs(i - j) <= 10,
@@ -173,3 +177,88 @@ def test_a_function_made_inside_of_a_graph_is_refused_there_and_works_around_it(
         torch.compile(block, fullgraph=True, backend="eager")(*inputs())
     q, k, v = inputs()
     assert (torch.compile(block, backend="eager")(q, k, v) - fcgen.flex_attention(q, k, v)).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("sizes", [(17, 17), (24, 30), (94, 121)], ids=str)
+def test_head_sizes_that_kernels_have_not_are_padded(kernels, sizes):
+    q, k, v = half(2, 4, M, sizes[0]), half(2, 4, N, sizes[0]), half(2, 4, N, sizes[1])
+    compare(q, k, v, SCORES["where of a number"](None))
+    out, lse = fcgen.flex_attention(q, k, v, return_lse=True)
+    assert out.shape == (2, 4, M, sizes[1]) and lse.shape == (2, 4, M)
+
+
+class Shift:
+    def __init__(self):
+        self.by, self.table, self.unused = 3, torch.randn(N + 8), "words"
+
+    def score_mod(self, inner):
+        return lambda s, b, h, i, j: inner(s, b, h, i, j) + self.table[j + self.by]
+
+
+def test_a_graph_holds_the_attributes_that_a_function_names(kernels, fresh):
+    backend, _ = fresh
+    block = torch.compile(lambda q, k, v, score: fcgen.flex_attention(q, k, v, score), fullgraph=True, backend=backend)
+    q, k, v = inputs()
+    for by in (1, 5):
+        shift = Shift()
+        shift.by = by
+        score = shift.score_mod(SCORES["where of a number"](None))
+        assert torch.equal(block(q, k, v, score), fcgen.flex_attention(q, k, v, score))
+        assert (block(q, k, v, score) - theirs.flex_attention(q.float(), k.float(), v.float(), score)).abs().max() < 4e-3
+
+
+GLOBAL = torch.ones(N)
+
+
+def test_a_gradient_that_would_not_reach_a_global_is_refused_in_a_graph(kernels, fresh, monkeypatch):
+    score = lambda s, b, h, i, j: s + GLOBAL[j]
+    block = torch.compile(lambda q, k, v: fcgen.flex_attention(q, k, v, score), backend="eager")
+    block(*inputs())
+    torch._dynamo.reset()
+    monkeypatch.setitem(globals(), "GLOBAL", torch.ones(N).requires_grad_())
+    with pytest.raises(Exception, match="no gradient would reach it"):
+        block(*inputs())
+
+
+POINTS = {
+    "added": lambda x: lambda s, b, h, i, j: s + x["whole"], "on the left": lambda x: lambda s, b, h, i, j: x["real"] * s - x["short"],
+    "an index": lambda x: lambda s, b, h, i, j: s + x["table"][h][x["whole"], i] + x["table"][x["short"], x["whole"], j],
+    "with positions": lambda x: lambda s, b, h, i, j: torch.where(i >= j - x["whole"], s + (i - j) * x["real"] / 90, -float("inf")),
+    "arguments": lambda x: lambda s, b, h, i, j: torch.clamp(s, max=x["real"]) + torch.maximum(s, x["half"]),
+    "a condition": lambda x: lambda s, b, h, i, j: torch.where(x["true"] & (i > j), s, s * 0.5), "negated": lambda x: lambda s, b, h, i, j: s + (-x["real"])}
+
+
+@pytest.mark.parametrize("name", POINTS)
+def test_captured_tensors_without_axes_are_read_on_the_gpu(kernels, monkeypatch, name):
+    from fcgen.lang import captures
+
+    monkeypatch.setattr(captures, "_on_gpu", lambda x: True)
+    x = {"whole": torch.tensor(3), "short": torch.tensor(2, dtype=torch.int32), "real": torch.tensor(1.5), "half": torch.tensor(0.5).half(),
+         "true": torch.tensor(True), "table": torch.randn(4, 4, N)}
+    q, k, v = (t.requires_grad_() for t in inputs())
+    score = POINTS[name](x)
+    for _ in range(2):
+        want = theirs.flex_attention(*(t.detach().float() for t in (q, k, v)), score)
+        assert (fcgen.flex_attention(q, k, v, score) - want).abs().max() < 8e-3
+        x["real"].add_(1.0)  # what it holds then counts
+    out = fcgen.flex_attention(q, k, v, score)
+    out.float().sum().backward()
+    assert len({id(p) for p in kernels if "attention" in p.name and "backward" not in p.name}) == 1
+
+
+def test_keys_in_pages_of_torchs(kernels, fresh):
+    from torch.nn.attention.experimental._paged_attention import PagedAttention
+
+    backend, _ = fresh
+    q, k, v = half(2, 2, 40, 16), half(2, 2, 64, 16), half(2, 2, 64, 16)
+    pages = PagedAttention(8, 16, 3, device="cpu")
+    for b, size in ((0, 20), (1, 64), (0, 64)):
+        pages.reserve(torch.tensor(b), torch.tensor(size))
+    stored = [torch.zeros(1, 2, 128, 16).half() for _ in range(2)]
+    pages.assign(torch.arange(2), torch.arange(64).expand(2, 64), k, v, *stored)
+    lengths, twice = torch.full((2,), 64), lambda s, b, h, i, j: s * 2
+    mask = theirs.create_block_mask(lambda b, h, i, j: i + 24 >= j, 2, 1, 40, 64, device="cpu", BLOCK_SIZE=16)
+    given = pages.get_score_mod(twice, kv_len=lengths), pages.convert_logical_block_mask(mask, kv_len=lengths)
+    want = theirs.flex_attention(q.float(), k.float(), v.float(), twice, mask)
+    for call in (fcgen.flex_attention, torch.compile(fcgen.flex_attention, fullgraph=True, backend=backend)):
+        assert (call(q, *stored, *given) - want).abs().max() < 4e-3

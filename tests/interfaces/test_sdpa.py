@@ -187,3 +187,26 @@ def test_what_is_wrong_is_said_without_a_full_graph_too(kernels, fresh):
 def test_a_trace_of_torch_jit_holds_the_operator(kernels):
     traced = torch.jit.trace(lambda q: SDPA(q, q, q), (Q,))
     assert "fcgen::attention" in str(traced.graph)
+
+
+@pytest.mark.parametrize("size", [16, 15])
+@pytest.mark.parametrize("lengths", [(9, 9), (9, 20), (20, 9)], ids=str)
+@pytest.mark.parametrize("corner", ["causal_upper_left", "causal_lower_right"])
+def test_a_causal_bias_of_torchs(kernels, fresh, corner, lengths, size):
+    backend, _ = fresh
+    bias = getattr(torch.nn.attention.bias, corner)(*lengths)
+    q, k, v = half(2, 3, lengths[0], size), half(2, 3, lengths[1], size), half(2, 3, lengths[1], size)
+    if corner == "causal_upper_left" or lengths[0] <= lengths[1]:
+        compare(q, k, v, attn_mask=bias._materialize())
+    want = SDPA(q, k, v, attn_mask=bias._materialize())
+    assert (SDPA(q, k, v, attn_mask=bias) - want).abs().max() < 2e-3
+    assert (torch.compile(SDPA, fullgraph=True, backend=backend)(q, k, v, attn_mask=bias) - want).abs().max() < 2e-3
+    torch.set_autocast_enabled("cuda", True)
+    try:
+        assert (SDPA(q.float(), k, v, attn_mask=bias) - want).abs().max() < 2e-3
+    finally:
+        torch.set_autocast_enabled("cuda", False)
+    with pytest.raises(FcError, match="is_causal"):
+        SDPA(q, k, v, attn_mask=bias, is_causal=True)
+    with pytest.raises(FcError, match="other lengths"):
+        SDPA(q, k[:, :, 1:], v[:, :, 1:], attn_mask=bias)

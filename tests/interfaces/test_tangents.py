@@ -243,3 +243,66 @@ def test_a_number_that_has_changed_since_the_call_is_noticed() -> None:
     factor = 0.25
     with pytest.raises(FcError, match="has changed"):
         g.sum().backward()
+
+
+# ---- in graphs, and operators by themselves -------------------------------------------------------------------------------------------
+
+GRAPHS = {"attention": (lambda *x: fc.attention(*x), exactly), "scaled_dot_product_attention": (lambda *x: fc.scaled_dot_product_attention(*x), exactly),
+          "flex_attention": WAYS["flex_attention"][:2]}
+TRANSFORMS = {"grad": lambda f, q, k, v: func.grad(lambda q: f(q, k, v).double().square().sum())(q), "vmap": lambda f, q, k, v: func.vmap(f)(q[None], k[None], v[None]),
+              "jvp": lambda f, q, k, v: func.jvp(lambda q: f(q, k, v), (q,), (k[:, :, :M],))[1]}
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS)
+@pytest.mark.parametrize("name", GRAPHS)
+def test_transforms_break_a_graph(name, transform) -> None:
+    """Operators of graphs have no derivatives of torch.func: they had a gradient of zero there."""
+    torch._dynamo.reset()
+    (ours, want), run, xs = GRAPHS[name], TRANSFORMS[transform], draw()
+    close(torch.compile(lambda *x: run(ours, *x), backend="aot_eager")(*xs), run(want, *doubles(*xs)), 1e-2)
+    with pytest.raises(torch._dynamo.exc.Unsupported, match=r"transforms of torch\.func and tangents follow"):
+        torch.compile(lambda *x: run(ours, *x), backend="aot_eager", fullgraph=True)(*xs)
+    torch._dynamo.reset()
+
+
+OPERATORS = {"attention": lambda q, k, v: torch.ops.fcgen.attention(q, k, v, "none", None),
+             "attention_lse": lambda q, k, v: torch.ops.fcgen.attention_lse(q, k, v, "none", None)[0],
+             "attention_trained": lambda q, k, v: torch.ops.fcgen.attention_trained(q, k, v, "none", None)[0],
+             "attend": lambda q, k, v: torch.ops.fcgen.attend(q, k, v, None, None, "none", -1, -1, None, 0, None, None, None),
+             "attend_learnt": lambda q, k, v: torch.ops.fcgen.attend_learnt(q, k, v, None, None, "none", -1, -1, None, 0, None, None, None, None, False)[0]}
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS)
+@pytest.mark.parametrize("name", OPERATORS)
+def test_transforms_of_operators(name, transform) -> None:
+    import fcgen.torch.core  # noqa: F401
+
+    xs = draw()
+    close(TRANSFORMS[transform](OPERATORS[name], *xs), TRANSFORMS[transform](exactly, *doubles(*xs)), 1e-2)
+
+
+@pytest.mark.parametrize("mode", ["real", "fake"])
+@pytest.mark.parametrize("transform", TRANSFORMS)
+def test_transforms_that_are_written_down_are_refused(transform, mode) -> None:
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    with pytest.raises(FcError, match="is asked for in a graph"):
+        make_fx(lambda *x: TRANSFORMS[transform](fc.scaled_dot_product_attention, *x), tracing_mode=mode)(*draw())
+
+
+@pytest.mark.parametrize("made", ["before", "with them", "around them"])
+@pytest.mark.parametrize("name", GRAPHS)
+def test_dual_numbers_and_graphs(name, made) -> None:
+    torch._dynamo.reset()
+    (ours, want), (q, k, v), t = GRAPHS[name], draw(), half(B, H, M, D)
+
+    def moved(f):
+        with forward_ad.dual_level():
+            return forward_ad.unpack_dual(f(forward_ad.make_dual(q, t), k, v)).tangent
+
+    compiled = torch.compile(ours, backend="aot_eager")
+    if made == "before":
+        compiled(q, k, v)
+    got = torch.compile(lambda: moved(ours), backend="aot_eager")() if made == "around them" else moved(compiled)
+    close(got, func.jvp(lambda q: want(q, *doubles(k, v)), doubles(q), doubles(t))[1])
+    torch._dynamo.reset()

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import fcgen as fc
+from benchmarks.specs import CASES
 from tests.gradients import compare, example
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -70,19 +71,87 @@ def test_what_hangs_on_the_maximum_of_a_softmax_has_its_gradient() -> None:
     check(statistics, of_statistics, draw(X=(20, 40), V=(40, 16)), binding={"E": 16})
 
 
-@pytest.mark.parametrize("leave, loops", [("SA", 2), ("", 3)])
-def test_the_maximum_is_followed_only_where_something_hangs_on_it(leave, loops) -> None:
-    def part(X: "f32[M, N]", V: "f32[N, E]", L: "out f32[M]", S: "out f32[M] | None"):
+#: what is stored of a softmax of square tiles: as a function of the language's words, whether it hangs on the maximum, its width
+STORED = {
+    "mean": (lambda w, x, v: w.acc / w.l, False), "log-sum-exp": (lambda w, x, v: w.rows(w.m + w.log(w.l)), False),
+    "written otherwise": (lambda w, x, v: w.acc * w.exp(w.rows(-w.m * 1.0)) * w.exp(w.rows(w.m)) / w.l, True),
+    "squares of both": (lambda w, x, v: w.acc * w.acc / (w.l * w.l), False), "root": (lambda w, x, v: w.acc * w.acc / w.sqrt(w.l), True),
+    "sum": (lambda w, x, v: w.rows(w.l), True), "twice the maximum": (lambda w, x, v: w.rows(w.m * 2.0 + w.log(w.l)), True),
+    "weights": (lambda w, x, v: w.dot(w.exp(x - w.m), v) / w.l, False), "of the row's sum": (lambda w, x, v: w.acc / w.sum(w.acc, 1), False),
+    "of all rows' sum": (lambda w, x, v: w.acc / w.sum(w.rows(w.l), 0), True), "product with values": (lambda w, x, v: w.dot(w.acc, v) / w.l, False),
+    "product over rows": (lambda w, x, v: w.dot(x, w.dot(x.T, w.acc)) / w.l, True), "chosen": (lambda w, x, v: w.where(w.acc > 0.0, w.acc, 2.0 * w.acc) / w.l, False)}
+
+
+class OfLanguage:
+    exp, log, sqrt, where = staticmethod(fc.exp), staticmethod(fc.log), staticmethod(fc.sqrt), staticmethod(fc.where)
+
+    def __init__(self, soft, like):
+        self.m, self.l, self.acc, self.like = soft.max + 0.0, soft.sum + 0.0, soft.acc + 0.0, like
+
+    def rows(self, x):
+        return x + fc.zeros(*self.like)
+
+    def sum(self, x, axis):
+        return fc.sum(x, axis=axis)
+
+    def dot(self, x, y):
+        return fc.dot(x, y)
+
+
+class OfNumPy:
+    exp, log, sqrt, where = staticmethod(np.exp), staticmethod(np.log), staticmethod(np.sqrt), staticmethod(np.where)
+
+    def __init__(self, x, v):
+        self.m = x.max(1, keepdims=True)
+        p = np.exp(x - self.m)
+        self.l, self.acc = p.sum(1, keepdims=True), p @ v
+
+    def rows(self, x):
+        return x + np.zeros((16, 16))
+
+    def sum(self, x, axis):
+        return x.sum(axis, keepdims=True)
+
+    def dot(self, x, y):
+        return x @ y
+
+
+@pytest.mark.parametrize("what", STORED)
+def test_the_maximum_is_followed_where_something_hangs_on_it(what) -> None:
+    """There are three loops then: what is as large is counted. All tiles are square, so that rows and columns may be taken for each other."""
+    stored, hangs = STORED[what]
+
+    def part(X: "f32[M, N]", V: "f32[N, E]", Y: "out f32[M, E]"):
         (rows,) = fc.grid(fc.tile(X.M, "BM"))
         soft = fc.online_softmax(rows, V.E)
-        for cols in fc.loop(fc.tile(X.N, "BN")):
-            soft.add(fc.load(X[rows, cols]), V[cols])
-        fc.store(L[rows], fc.sum(soft.out(), axis=1) + soft.lse())
-        if S is not None:
-            fc.store(S[rows], soft.sum)
+        for _ in fc.loop(1):
+            soft.add(fc.load(X[rows]), fc.load(V))
+        fc.store(Y[rows], stored(OfLanguage(soft, (rows, V.E)), fc.load(X[rows]), fc.load(V)))
 
-    kernel = fc.grad(fc.kernel(part)).trace({"BM": 16, "BN": 16}, E=16, **({"S": None} if leave else {}))
-    assert sum(" for %" in line for line in str(kernel).splitlines()) == loops
+    given = draw(X=(16, 16), V=(16, 16))
+    program = check(part, lambda X, V: {"Y": stored(OfNumPy(X, V), X, V)}, given, tiles={"BM": 16}, runs=("interpret",),
+                    tolerance=2e-3, binding={"N": 16, "E": 16})
+    assert str(program.tile).count("for %") == (3 if hangs else 2)
+
+
+@pytest.mark.parametrize("target, schedule", [("sm_89", fc.Schedule(tiles={"BM": 32, "BN": 32})),
+                                              ("sm_90a", fc.Schedule(tiles={"BM": 64, "BN": 64}, warps=4, math="wgmma", copy="tma"))])
+def test_a_maximum_of_products_is_found_again(target, schedule) -> None:
+    """The loop that counts what is as large, and that which hands the gradient on, make the products anew."""
+    def top(Q: "f16[M, D]", K: "f16[N, D]", S: "out f32[M]", T: "out f32[M]", *, scale: "f32 > 0"):
+        (rows,) = fc.grid(fc.tile(Q.M, "BM"))
+        q, soft = fc.load(Q[rows]), fc.online_softmax(rows)
+        for cols in fc.loop(fc.tile(K.N, "BN"), live=lambda cols: cols.index <= rows.index + 5):
+            soft.add(fc.dot(q, fc.load(K[cols]).T) * scale)
+        fc.store(S[rows], soft.max)
+        fc.store(T[rows], soft.sum)
+
+    def reference(Q, K, scale):
+        s = np.where(np.arange(len(K)) <= np.arange(len(Q))[:, None] + 5, Q @ K.T * scale, -np.inf)
+        return {"S": s.max(1), "T": np.exp(s - s.max(1, keepdims=True)).sum(1)}
+
+    given = {n: x.astype(np.float16).astype(float) for n, x in draw(Q=(70, 64), K=(90, 64)).items()}
+    compare(fc.kernel(top), reference, {**given, "scale": 0.1767}, {"D": 64}, schedule, target)
 
 
 def test_rows_that_see_nothing_have_no_gradient_and_spoil_none() -> None:
@@ -285,3 +354,59 @@ def test_a_branch_in_a_loop_is_refused_with_its_line() -> None:
     with pytest.raises(fc.FcError, match="no derivative through a branch") as e:
         fc.grad(fc.kernel(branch)).trace({"BM": 16, "BN": 16})
     assert e.value.code == "trace/grad" and "fc.when(cols.start > 16)" in str(e.value)
+
+
+def test_states_of_16_bits() -> None:
+    """Their gradients are f32."""
+    def short(X: "f16[M, N]", G: "f16[N]", Y: "out f32[M, N]", Z: "out f32[M]"):
+        (rows,) = fc.grid(fc.tile(X.M, "BM"))
+        top, state = fc.var(fc.load(X[rows, 0])), fc.var(fc.load(X[rows, 0]) * 0.5)
+        for n in fc.loop(X.N):
+            x = X[rows.index, n]
+            fc.store(Y[rows, n], (state * x).to(fc.f32))
+            state <<= state * fc.sigmoid(G[n]) + x
+            top <<= fc.maximum(top, x)
+        fc.store(Z[rows], top.to(fc.f32))
+
+    def reference(X, G):
+        state, out = X[:, 0] * 0.5, 0 * X
+        for n in range(X.shape[1]):
+            out[:, n] = state * X[:, n]
+            state = state / (1 + np.exp(-G[n])) + X[:, n]
+        return {"Y": out, "Z": X.max(1)}
+
+    given = {n: x.astype(np.float16).astype(float) for n, x in draw(X=(20, 6), G=(6,)).items()}
+    check(short, reference, given, tiles={"BM": 16}, tolerance=2e-2)
+
+
+class Probe(dict):
+    """Tiles of 32, by whatever names they are asked for."""
+
+    def __contains__(self, name):
+        return True
+
+    def __getitem__(self, name):
+        return self.setdefault(name, 32)
+
+
+@pytest.mark.parametrize("name", sorted(set(CASES) - {"backward", "backward_128", "totals"}))  # these add to what is given
+def test_kernels_of_many_kinds(name) -> None:
+    """In float32, along a direction of each tensor, by central differences of the kernel itself."""
+    case, rng, tiles = CASES[name], np.random.default_rng(0), Probe()
+    binding = {**case.binding, **({"T": fc.f32} if "T" in case.binding else {})}
+    case.spec.trace(tiles, **binding)
+    spec, gradient = (s.compile(target="sm_89", schedule=fc.Schedule(tiles=dict(tiles)), check=False, **binding) for s in (case.spec, fc.grad(case.spec)))
+    given = dict(case.given)
+    for p in spec.params:
+        if p.name not in given and not spec.is_output(p.name):
+            sizes = [case.sizes.get(d, d) for d in getattr(p.type, "dims", ())]
+            x = rng.standard_normal(sizes).astype(np.float32).astype(float) if p.type.dtype.is_float else rng.integers(0, 3, sizes)
+            given[p.name] = x if sizes else 0.3 if p.type.dtype.is_float else case.sizes.get(p.name, 2)
+    cotangents = {n: rng.standard_normal(x.shape) for n, x in spec.interpret(**given).items()}
+    sums = [p.name for p in gradient.params if gradient.is_output(p.name)]
+    found = gradient.interpret(**given, **{f"d{n}": c for n, c in cotangents.items()}, **{n: np.zeros(given[n[1:]].shape) for n in sums})
+    for n in sums:
+        step = 3e-3 * rng.standard_normal(found[n].shape).astype(np.float32)
+        ends = [sum((x.astype(float) * cotangents[o]).sum() for o, x in spec.interpret(**{**given, n[1:]: given[n[1:]] + s * step}).items()) for s in (1, -1)]
+        want, got = (ends[0] - ends[1]) / 2, (found[n].astype(float) * step).sum()
+        assert abs(got - want) < 3e-3 * (abs(want) + np.linalg.norm(found[n].astype(float) * 3e-3)), n

@@ -58,6 +58,18 @@ def after(fn) -> tuple[list[str], Kernel]:
     return [o.kind for o in walk_kernel(k) if o.kind not in ("load", "const", "store")], k
 
 
+def _row(n: Names) -> E:
+    return n.t.iota(M).col(N)
+
+
+def _col(n: Names) -> E:
+    return n.t.iota(N).row(M)
+
+
+def _nearer(n: Names, x: E, y: E) -> E:
+    return n.t.where(y <= x, n.t.fn("abs", x - y), 0)
+
+
 CASES = {
     "x * 1": (lambda n: n.x * 1.0, []),
     "1 * x": (lambda n: 1.0 * n.x, []),
@@ -96,6 +108,11 @@ CASES = {
     "not lt floats": (lambda n: n.t.where(~((n.x < n.y) & (n.y < 0.0)), 0.0, n.x), ["lt", "lt", "and", "select"]),
     "and true": (lambda n: n.t.where((n.i < n.k) & n.t.full(True, M, N, dtype="i1"), n.x, 0.0), ["lt", "select"]),
     "or true": (lambda n: n.t.where((n.i < n.k) | n.t.full(True, M, N, dtype="i1"), n.x, 0.0), []),
+    "a distance where its sign is known": (lambda n: _nearer(n, _row(n), _col(n)),
+                                           ["iota", "broadcast", "iota", "broadcast", "le", "sub", "select"]),
+    "a difference that may wrap": (lambda n: _nearer(n, n.i, n.t.full(n.k, M, N)), ["le", "sub", "abs", "select"]),
+    "the larger one where it is known": (lambda n: n.t.where(_row(n) < _col(n), n.t.fn("max", _row(n), _col(n)), 0),
+                                         ["iota", "broadcast", "iota", "broadcast", "lt", "select"]),
     "transpose twice": (lambda n: n.x.T.T, []),
     "transpose broadcast": (lambda n: n.r.col(N).T, ["broadcast"]),
     "cast same": (lambda n: n.x.to("f32"), []),

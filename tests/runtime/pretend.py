@@ -190,9 +190,12 @@ def torch():
 def inside(out):
     """What a call looks at in torch besides tensors: streams, guards, autograd."""
     out.now = types.SimpleNamespace(stream=0, device=0)
-    wrapped = types.SimpleNamespace(is_functorch_wrapped_tensor=lambda x: False)
+    wrapped = types.SimpleNamespace(is_functorch_wrapped_tensor=lambda x: False, is_gradtrackingtensor=lambda x: False,
+                                    is_batchedtensor=lambda x: False)
     out._C = types.SimpleNamespace(_cuda_getCurrentRawStream=lambda d: out.now.stream, _cuda_getDevice=lambda: out.now.device,
-                                   _functorch=wrapped, _dynamo=types.SimpleNamespace(guards=types.SimpleNamespace(TensorGuards=Guards)))
+                                   _TorchDispatchModeKey=types.SimpleNamespace(PROXY="proxy"), _get_dispatch_mode=lambda key: None,
+                                   _get_tracing_state=lambda: None, _len_torch_dispatch_stack=lambda: 0, _functorch=wrapped,
+                                   _dynamo=types.SimpleNamespace(guards=types.SimpleNamespace(TensorGuards=Guards)))
     out.strided, out.is_grad_enabled, out.written = "strided", lambda: True, []
     dual = types.SimpleNamespace(unpack_dual=lambda x: types.SimpleNamespace(tangent=None), _current_level=-1)
     out.autograd = types.SimpleNamespace(Function=object, forward_ad=dual, graph=types.SimpleNamespace(increment_version=lambda x: out.written.append(x.data_ptr())))

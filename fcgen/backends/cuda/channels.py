@@ -56,7 +56,8 @@ def _wait(em: Emitter, op: Op) -> None:
     bars, cursor = op.operands
     em.comment([op.loc])
     _, parity = em.cursors[cursor]
-    em.w.line(f"{em.fn('mbar_wait')}({_bar(em, bars, cursor)}, {parity}{' ^ 1' if op['lag'] else ''});")
+    wait = "mbar_wait_cluster" if op.get("cluster") else "mbar_wait"
+    em.w.line(f"{em.fn(wait)}({_bar(em, bars, cursor)}, {parity}{' ^ 1' if op['lag'] else ''});")
 
 
 @emits("mbar_expect")
@@ -71,6 +72,10 @@ def _arrive(em: Emitter, op: Op) -> None:
     blocks = op.get("cluster") or 1
     bar = _bar(em, bars, cursor, op.get("lag", 0))
     one = "" if em.one_thread else "if (lane == 0) "
+    if (block := op.get("block")) is not None:
+        em.w.line("__syncwarp();")  # lane 0 speaks for the others: they have stored
+        em.w.line(f"{one}{em.fn('mbar_tell')}({bar}, {block});")
+        return
     if not em.one_thread and any(op.kind in ("ld_shared", "ldmatrix") for op in em.plan.maker.values()):
         em.w.line("__syncwarp();")  # lane 0 speaks for the others: their loads are done too
     if blocks == 1:

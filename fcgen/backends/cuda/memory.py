@@ -311,18 +311,24 @@ def _st_shared(em: Emitter, op: Op) -> None:
     v, buffer, row, col = op.operands
     dtype, layout = v.type.dtype, v.type.layout
     em.comment([op.loc])
+    there = "shared"
+    if (block := op.get("block")) is not None:
+        there = "cluster"
+        at = call(em.fn("block_address"), em.scalars[buffer], X(str(block)))
+        em.scalars[buffer] = em.hoist("uint32_t", f"{em.ring_name[buffer]}_there", at)
     access, vec = _shared(em, op, v, buffer, row, col)
     name = stored(em, v)
+
     def body(i: X) -> list[str]:
         if dtype.bits == 1:
             at = mul(i, vec)
             both = f"{name}[{at}]" if vec == 1 else f"{name}[{at}] | {name}[{add(at, X('1'))}] << 8"
-            return [f"{em.fn(f'st_shared_b{8 * vec}')}({access.address(i)}, {both});"]
+            return [f"{em.fn(f'st_{there}_b{8 * vec}')}({access.address(i)}, {both});"]
         if vec < dtype.per_register:
             each = vec * dtype.bits
-            return [f"{em.fn(f'st_shared_b{each}')}({access.address(i)}, {em.fn(_PART[each])}({name}, {i}));"]
+            return [f"{em.fn(f'st_{there}_b{each}')}({access.address(i)}, {em.fn(_PART[each])}({name}, {i}));"]
         into, per = registers(dtype, name, i, vec)
-        return [f"{em.fn(f'st_shared_{_TAGS[dtype.name]}x{per}')}({access.address(i)}, {into});"]
+        return [f"{em.fn(f'st_{there}_{_TAGS[dtype.name]}x{per}')}({access.address(i)}, {into});"]
 
     with em.only(em.writer_predicate(layout, op.loc)):
         em.w.loop(layout.regs // vec, "i", body)

@@ -186,6 +186,13 @@ def _numeric() -> list[Instr]:
         fn("floor_div", "int a, int b", "const int q = a / b;\n    return q - (q * b != a && (a < 0) != (b < 0));",
             "a / b rounded down", "int"),
         fn("floor_mod", "int a, int b", "return a - floor_div(a, b) * b;", "the rest of floor_div: has the sign of b", "int"),
+        fn("div_shift", "unsigned d", "return 32 - __clz(int(d) - 1);", "the power of two at or above d", "int"),
+        fn("div_magic", "unsigned d", "return uint32_t((1ull << (31 + div_shift(d))) / d + 1);",
+            "2**(31 + shift) / d, too large by at most 1: x times it is x / d and less than 1 / d more for x below 2**31", "uint32_t"),
+        fn("div_by", "unsigned x, uint32_t magic, int shift", "return __umulhi(2 * x, magic) >> shift;",
+            "x / d rounded down for x below 2**31", "unsigned"),
+        fn("floor_div_by", "int x, uint32_t magic, int shift",
+            "const int sign = x >> 31;\n    return int(div_by(unsigned(x ^ sign), magic, shift)) ^ sign;", "x / d rounded down", "int"),
     ]
 
 

@@ -7,6 +7,7 @@ the generic and what the async proxy does is told apart in `ir.async_ops`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 
 import numpy as np
 
@@ -191,6 +192,21 @@ def _records() -> dict[str, Instr]:
            '             "mbarrier.arrive.shared::cluster.b64 _, [there];\\n}" :: "r"(bar), "r"(block) : "memory");',
            # what it tells is that reads are over: it publishes no writes, for which .release.cluster would put MEMBAR.ALL.GPU in front
            "PTX ISA, mapa and mbarrier.arrive: on the barrier of the same place in a block of the cluster", "void"),
+        fn("mbar_wait_cluster", "uint32_t bar, uint32_t parity",
+           'asm volatile("{\\n.reg .pred p;\\nWAIT:\\nmbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%0], %1;\\n"\n'
+           '             "@p bra DONE;\\nbra WAIT;\\nDONE:\\n}" :: "r"(bar), "r"(parity) : "memory");',
+           "as mbar_wait, and what other blocks of the cluster stored before they arrived is seen", "void"),
+        fn("mbar_tell", "uint32_t bar, uint32_t block",
+           'asm volatile("{\\n.reg .b32 there;\\nmapa.shared::cluster.u32 there, %0, %1;\\n"\n'
+           '             "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there];\\n}"\n'
+           '             :: "r"(bar), "r"(block) : "memory");',
+           "PTX ISA, mapa and mbarrier.arrive: on the barrier of the same place in a block of the cluster, which sees what was stored",
+           "void"),
+        fn("block_address", "uint32_t at, uint32_t block",
+           'uint32_t there;\n    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(at), "r"(block));\n    return there;',
+           "PTX ISA, mapa: the same place in shared memory of a block of the cluster"),
+        *(replace(i, name=name.replace("shared", "cluster"), body=i.body.replace("st.shared", "st.shared::cluster"))
+          for name, i in ada.INSTRS.items() if name.startswith("st_shared_")),
         fn("cluster_rank", "", 'int x;\n    asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(x));\n    return x;',
            "PTX ISA, %cluster_ctarank: this block's number in its cluster", "int"),
         does("cluster_sync", "", "barrier.cluster.arrive.release;\\nbarrier.cluster.wait.acquire;",

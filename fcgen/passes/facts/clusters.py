@@ -52,8 +52,8 @@ def shared_loads(kernel: Kernel) -> dict[int, int]:
 
     Raises FcError "compile/schedule" where the blocks cannot run as a cluster, or have nothing to share."""
     axis = next((a for a, g in enumerate(kernel.grid) if g.cluster > 1), None)
-    if axis is None:
-        return {}
+    if axis is None or any(op.kind == "sum_blocks" for op in walk(kernel.body)):
+        return {}  # blocks that share a loop's iterations have no tile in common
     grid, n = kernel.grid[axis], kernel.grid[axis].cluster
     name = grid.name.removesuffix("_tile")
     index = kernel.body.args[axis]

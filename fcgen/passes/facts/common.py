@@ -18,6 +18,8 @@ from ...ir.schedule import Schedule
 from ...ir.types import Frag, Scalar, Tensor, Tile, i32
 
 ELEMENTWISE = having("elementwise")
+#: ops whose result lies as their operands do
+ALIKE = ELEMENTWISE | {"sum_blocks"}
 COMPARISONS = having("compare")
 
 

@@ -37,6 +37,8 @@ def offsets_of(kernel: Kernel, target: Target) -> tuple[int, dict[Value, int], i
     """(how much had to be shared with what bulk stores read: 0 nothing, buffer that is used -> its offset, bytes in all)."""
     live: dict[Value, tuple[int, int]] = {}
     posted = {o.operands[-1] for o in walk_kernel(kernel) if o.kind == "post"}  # on its own, it is ordered by barriers that others need
+    told = {o.operands[1] for o in walk_kernel(kernel) if o.kind == "st_shared" and o.get("block") is not None}
+    posted |= {o.operands[0] for o in walk_kernel(kernel) if o.kind == "slot" and o.result in told}  # other blocks store there at any time
     for role in kernel.roles:
         for b, span in spans(role.body, set(kernel.buffers)).items():
             alone = b in live or b in posted or isinstance(b.type, Mbarrier)  # what two roles share has no order of its own

@@ -90,9 +90,12 @@ class _Group:
                 envs[n][o.result] = Value(t, o.result.name)
                 b.add(replace(o, operands=(*o.operands[:at], start, *o.operands[at + 1:]), results=(envs[n][o.result],)))
                 return
-            zero = b.const(0)
-            place = (first, zero) if len(o.result.type.shape) == 2 else (zero, first)
-            envs[n][o.result] = b.emit("ld_shared", o.operands[0], *place, type=t, name=o.result.name)
+            envs[n][o.result] = b.emit("ld_shared", o.operands[0], *place(o.result, n), type=t, name=o.result.name)
+
+        def place(v: Value, n: int) -> tuple[Value, Value]:
+            """Where a piece begins in the stored tile: a vector is one row."""
+            first, zero = b.const(n * rows), b.const(0)
+            return (first, zero) if len(v.type.shape) == 2 else (zero, first)
 
         for o in reads:
             for n in range(min(AHEAD[o.kind], self.count)):
@@ -107,8 +110,7 @@ class _Group:
                 env[o.result] = out
             for s in self.stores:
                 to = named[s.result] if s.kind == "stage" else s.operands[1]
-                first, zero = b.const(n * rows), b.const(0)
-                b.do("st_shared", env[s.operands[0]], to, first, zero)
+                b.do("st_shared", env[s.operands[0]], to, *place(s.operands[0], n))
 
     def piece(self, v: Value, rows: int, small: RegLayout) -> Frag:
         t = v.type

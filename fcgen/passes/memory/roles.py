@@ -102,7 +102,7 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
         roles.append(Role("make", schedule.makers, remove_dead(thread_cursors(make)), regs[1]))
     read = _Reader([*channels, *outlets], schedule.tokens, shared_loops(reads)).block(reads)
     main = thread_cursors(over_grid(kernel, read, schedule, box, False))
-    if kernel.cluster > 1:  # no block may end while others copy into it or arrive on its barriers
+    if any(c.blocks > 1 for c in channels):  # no block may end while others copy into it or arrive on its barriers
         main = replace(main, ops=(*main.ops, Op("cluster_sync")))
     roles.append(Role("main", schedule.warps, main, regs[-1] if roles else 0))
     buffers = [v for c in (*channels, *outlets, *([box] if box else [])) for v in c.buffers]

@@ -7,6 +7,7 @@ s then spend nothing on masks of tiles that are whole.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from ...ir.core import Block, Kernel, Op, Value, definitions, uses
@@ -17,18 +18,20 @@ from ...ir.rewrite import Builder, map_bodies, remove_dead
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import Frag, Scalar
+from ..memory.channels import fills_itself
 
 
 def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
-    return map_bodies(kernel, lambda body: remove_dead(_block(body, definitions(body))))
+    stays = lambda op: op.kind == "load" and op.get("stages", 1) > 1 and fills_itself(op, schedule)  # a ring is filled by every iteration
+    return map_bodies(kernel, lambda body: remove_dead(_block(body, definitions(body), stays)))
 
 
-def _block(block: Block, defs: dict[Value, Op]) -> Block:
-    block = Block(block.args, tuple(o.within(lambda r: _block(r, defs)) for o in block.ops))
+def _block(block: Block, defs: dict[Value, Op], stays: Callable[[Op], bool]) -> Block:
+    block = Block(block.args, tuple(o.within(lambda r: _block(r, defs, stays)) for o in block.ops))
     for op in block.ops:
         found = _uniform(op, defs)
         if found is not None:
-            block = _branch(block, op, found, defs)
+            block = _branch(block, op, found, defs, stays)
     return block
 
 
@@ -60,8 +63,8 @@ def _uniform(op: Op, defs: dict[Value, Op]) -> _Uniform | None:
     return None
 
 
-def _branch(block: Block, select: Op, u: _Uniform, defs: dict[Value, Op]) -> Block:
-    moved = _only_for(block, select, u)
+def _branch(block: Block, select: Op, u: _Uniform, defs: dict[Value, Op], stays: Callable[[Op], bool]) -> Block:
+    moved = _only_for(block, select, u, stays)
     masked, plain = Builder(select.loc), Builder(select.loc)
     masked.ops += moved
     mask = u.mask
@@ -86,7 +89,7 @@ def _opposite(s: Value, defs: dict[Value, Op], out: Builder) -> Value:
     return out.emit("not", s, name="masked")
 
 
-def _only_for(block: Block, select: Op, u: _Uniform) -> list[Op]:
+def _only_for(block: Block, select: Op, u: _Uniform, stays: Callable[[Op], bool]) -> list[Op]:
     """The ops of the block that the mask is made of and nothing else reads, but for what the select's condition is spread by; in order."""
     readers = uses(block)
     inside = {v for o in block.ops for r in o.regions for v in r.reads}
@@ -94,7 +97,8 @@ def _only_for(block: Block, select: Op, u: _Uniform) -> list[Op]:
     for op in reversed(block.ops[:next(n for n, o in enumerate(block.ops) if o is select)]):
         read = [x for r in op.results for x in readers.get(r, ())]
         gone = bool(read) and all(any(x is c for c in chosen) for x in read) and not inside & set(op.results)
-        if gone and not op.regions and not has_effect(op) and u.s not in op.results and not set(op.results) & set(select.operands[1:]):
+        wanted = u.s in op.results or bool(set(op.results) & set(select.operands[1:]))
+        if gone and not wanted and not op.regions and not has_effect(op) and not stays(op):
             chosen.append(op)
     # the condition itself and what it is spread by are left to be removed
     return sources([u.mask], Block((), tuple(reversed(chosen[1:])))) or []

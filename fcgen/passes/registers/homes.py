@@ -19,7 +19,7 @@ from ...ir.layout import OpaqueLayout, RegLayout, in_runs, mma_a, mma_c, mma_run
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import Tile
-from ..facts.common import ELEMENTWISE
+from ..facts.common import ALIKE, ELEMENTWISE
 from ..facts.warp_grid import grid_of
 from .flights import find_flights
 
@@ -191,7 +191,7 @@ class Homes:
         t = op.result.type
         if op.kind == "dot":
             return self.accumulator(op)
-        if op.kind in ELEMENTWISE:
+        if op.kind in ALIKE:
             same = [self.home.get(v) for v in op.operands if v.type.shape == t.shape]
             if (opaque := next((h for h in same if isinstance(h, OpaqueLayout)), None)) is not None:
                 return opaque if self._only_accumulates(op.result) else self.partner(t)
@@ -245,7 +245,7 @@ class Homes:
         for u in self.uses.get(v, ()):
             if u.kind == "cumsum":
                 return self._result_home(u)
-            if (u.kind in ELEMENTWISE and isinstance(u.result.type, Tile)) or u.kind in ("gather", "broadcast"):
+            if (u.kind in ALIKE and isinstance(u.result.type, Tile)) or u.kind in ("gather", "broadcast"):
                 h = self.known(u.result) or self._wanted(u.result, seen)
                 if h is not None:
                     return h.keep(u["axes"]) if u.kind == "broadcast" else h

@@ -26,7 +26,7 @@ from ...ir.target import Target
 from ...ir.types import Buffer, Frag, Scalar, Tensor, Tile, i1, i32
 from ..facts.common import copy_threads, without_effect
 from .flights import ring_buffer
-from .homes import ELEMENTWISE, SMEM, Homes
+from .homes import ALIKE, ELEMENTWISE, SMEM, Homes
 
 
 def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
@@ -115,7 +115,7 @@ class _Placer:
             b.add(replace(op, operands=env.all(op.operands), results=env.anew(op.results)))
         elif self.homes[op.result] is None:
             return  # flexible: made where it is read, in the layout wanted there
-        elif op.kind in ELEMENTWISE:
+        elif op.kind in ALIKE:
             self.element(op, b, env)
         elif op.kind == "reduce":
             env[op.result] = self.reduced(op, self.homes.known(op.operands[0]), b, env)

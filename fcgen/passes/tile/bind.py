@@ -161,7 +161,9 @@ def _check_fields(s: Schedule, target: Target) -> None:
                       got=f"warps={s.warps}")
     needs = (("hints", s.hints, bulk, 'copy="tma"'), ("makers", s.makers, bulk and s.warps < 16, 'copy="tma", and warps=4, 8 or 12'),
              ("tokens", s.tokens, bulk and s.warps > 4, 'copy="tma" and several warpgroups: warps=8 or more'),
-             ("ahead", s.ahead, s.copy == "cp_async", 'copy="cp_async" (bulk copies run ahead by themselves)'))
+             ("ahead", s.ahead, s.copy == "cp_async", 'copy="cp_async" (bulk copies run ahead by themselves)'),
+             ("parts", s.parts > 1, bulk and s.persistent == "none" and not any(n > 1 for _, n in s.cluster),
+              'copy="tma", one tile for each block (persistent="none"), and no other cluster'))
     for field, asked, fine, expected in needs:
         if asked and not fine:
             raise without_effect(field, "it goes with other fields", expected=expected, got=f"copy={s.copy}, warps={s.warps}")

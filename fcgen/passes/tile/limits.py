@@ -3,8 +3,8 @@
 In: tile IR with its loops split. Out: the same masks, written with less per element. For positions x along one axis of a tile and bounds
 along the other or none, `x < a and x <= b` is `x < min(a, b + 1)`, whatever else is in the conjunction, and where x is a scalar further
 on than plain positions the scalar goes to the other side. A limit of columns from below (`row - w < column`, `row - column < w`) beside one
-from above becomes `column > row - w`, so that the row's part is known per row too. `ranges` sees to it that nothing overflows. This
-comes after `split_loops`, which asks about each bound on its own.
+from above becomes `column > row - w`, so that the row's part is known per row too, and a distance of the two at most w is both limits.
+`ranges` sees to it that nothing overflows. This comes after `split_loops`, which asks about each bound on its own.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
         def rule(op: Op, b: Builder, env: Env) -> bool:
             if op.kind != "and" or not isinstance(op.result.type, Tile) or len(op.result.type.shape) != 2:
                 return False
-            parts = [(v, _below(v, defs)) for v in _conjunction(op.result, defs)]
-            keys = [(x.axis, x.position) if x is not None and x.less is None else None for _, x in parts]
-            count, done = Counter(k for k in keys if k), set[Any]()
             terms: list[Value] = []
+            parts = [(v, _near(v, op, defs, b, env, terms) or _below(v, defs)) for v in _conjunction(op.result, defs)]
+            keys = [(x.axis, x.position) if x is not None and x.less is None else None for _, x in parts]
+            count, done, near = Counter(k for k in keys if k), set[Any](), bool(terms)
             for (v, x), key in zip(parts, keys):
                 if key in done:
                     continue
-                if key and count[key] > 1:
+                if key and (count[key] > 1 or (x is not None and x.made)):
                     done.add(key)
                     terms.append(_write([y for (_, y), k in zip(parts, keys) if y is not None and k == key], op, b, env))
                 else:
                     terms.append(_turned(x, count, op, defs, b, env) or env[v])
-            if len(terms) == len(parts) and all(t is env[v] for t, (v, _) in zip(terms, parts)):
+            if not near and len(terms) == len(parts) and all(t is env[v] for t, (v, _) in zip(terms, parts)):
                 return False
             env[op.result] = reduce(lambda all_of, term: b.emit("and", all_of, term), terms)
             return True
@@ -97,6 +97,29 @@ class _Below:
     bound: Value
     extra: int
     less: Value | None = None  # a scalar that is taken from the position
+    made: bool = False  # the bound is new
+
+
+def _near(v: Value, op: Op, defs: dict[Value, Op], b: Builder, env: Env, terms: list[Value]) -> _Below | None:
+    """The upper limit of columns at most (or less than) so far from rows; the lower one is a term."""
+    test = defs.get(v)
+    if test is None or test.kind not in ORDER or not isinstance(test.result.type, Tile):
+        return None
+    turned, extra = ORDER[test.kind]
+    distance, most = test.operands[::-1] if turned else test.operands
+    size = defs.get(distance)
+    apart = defs.get(size.operands[0]) if size is not None and size.kind == "abs" else None
+    if apart is None or apart.kind != "sub" or not isinstance(most.type, Scalar):
+        return None
+    spread = {o["axes"][0]: o.operands[0] for o in map(defs.get, apart.operands)
+              if o is not None and o.kind == "broadcast" and len(o["axes"]) == 1 and _is_row(o.operands[0], defs)}
+    if len(spread) != 2:
+        return None
+    row, col = env[spread[0]], spread[1]
+    far = b.emit("add", env[most], b.const(extra), name="far") if extra else env[most]
+    as_tile = lambda x, axis: b.emit("broadcast", x, axes=(axis,), shape=op.result.type.shape)
+    terms.append(b.emit("gt", as_tile(env[col], 1), as_tile(b.emit("sub", row, far, name="start"), 0)))
+    return _Below(*_plain(col, defs), 1, b.emit("add", row, far, name="limit"), 0, made=True)
 
 
 def _below(v: Value, defs: dict[Value, Op]) -> _Below | None:

@@ -32,6 +32,7 @@ from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import DType, Scalar, Tile
 from ..facts.common import writes
+from . import taken  # noqa: F401 (its rule is one of them)
 from .rules import apply_rules
 
 SWEEPS = 8

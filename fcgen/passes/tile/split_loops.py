@@ -192,6 +192,8 @@ class _Splitter:
             return
         if self.split == "branch":
             self.branched = True
+            if sometimes.signs:
+                self.remarks.append(("signs", 'whole tiles know signs that split="branch" has no copy of the loop for'))
             self.one(op, out, affine, bounds, always, sometimes, full)
             return
         ranges = self.ranges(affine, bounds, full, left, right)
