@@ -15,15 +15,16 @@ import functools
 import importlib
 import multiprocessing
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import fcgen as fc
 
+from .cells import BAD, Errors
 from .environment import facts
-from .peers import Absent, _unpacked, reason
+from .peers import Absent, Call, _unpacked, reason
 from .pool import processes, write_json
 from .timing import Checked, finishes, round_robin
 
@@ -51,11 +52,11 @@ def example() -> Any:
 class Cell:
     """Inputs of one shape, and the exact gradients of its first batch and two heads."""
 
-    def __init__(self, batch: int, length: int, heads: int, d: int, causal: bool = False):
+    def __init__(self, batch: int, length: int, heads: int, d: int, causal: bool = False, dtype: str = "float16"):
         import torch
 
         torch.manual_seed(0)
-        draw = lambda: torch.randn(batch, length, heads, d, device="cuda", dtype=torch.float16)
+        draw = lambda: torch.randn(batch, length, heads, d, device="cuda", dtype=getattr(torch, dtype))
         self.q, self.k, self.v, self.do = draw(), draw(), draw(), draw()
         self.scale, self.causal = d**-0.5, causal
         self.work = 2.5 * 4 * batch * heads * length**2 * d / (2 if causal else 1)
@@ -69,7 +70,7 @@ class Cell:
             for h in range(heads):
                 s = masked((q[b, h].float() @ k[b, h].float().T) * self.scale)
                 self.lse[b, h] = s.logsumexp(-1)
-                self.o[b, :, h] = (s.softmax(-1) @ v[b, h].float()).half()
+                self.o[b, :, h] = (s.softmax(-1) @ v[b, h].float()).to(self.o.dtype)
         for h in range(min(2, heads)):
             eq, ek, ev, edo = (x[0, :, h].double() for x in (self.q, self.k, self.v, self.do))
             p = masked((eq @ ek.T) * self.scale).softmax(-1)
@@ -77,16 +78,69 @@ class Cell:
             for name, x in (("dQ", ds @ ek * self.scale), ("dK", ds.T @ eq * self.scale), ("dV", p.T @ edo)):
                 self.exact[name].append(x)
 
-    def error(self, dq: Any, dk: Any, dv: Any) -> tuple[float, float]:
+    def error(self, dQ: Any, dK: Any, dV: Any) -> tuple[float, float]:
         """(largest error, largest rms error over the rms) of [B, S, H, D] gradients; inf where something is not finite."""
+        found = self.errors({"dQ": dQ, "dK": dK, "dV": dV})
+        return found.max, found.rms
+
+    def errors(self, grads: dict[str, Any]) -> Errors:
+        """Of some of the gradients; BAD where something is not finite."""
         most = rms = 0.0
-        for name, got in (("dQ", dq), ("dK", dk), ("dV", dv)):
+        for name, got in grads.items():
             if not bool(got.isfinite().all()):
-                return float("inf"), float("inf")
+                return BAD
             for h, want in enumerate(self.exact[name]):
                 diff = got[0, :, h].double() - want
                 most, rms = max(most, diff.abs().max().item()), max(rms, (diff.norm() / want.norm()).item())
-        return most, rms
+        return Errors(most, rms)
+
+    def arguments(self, which: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Of one of the library's programs (`pool.BACKWARD`); and [B, S, H, D] views of the gradients in them."""
+        import torch
+
+        t = lambda x: x.transpose(1, 2)
+        delta = (self.o.float() * self.do.float()).sum(-1).transpose(1, 2).contiguous()
+        given = {"Q": t(self.q), "K": t(self.k), "V": t(self.v), "dO": t(self.do), "LSE2": self.lse * LOG2E, "Delta": delta,
+                 "scale": self.scale}
+        empty = lambda x: torch.full_like(x, float("nan"))
+        sums = torch.zeros(t(self.q).shape, device="cuda")
+        into = {} if which == "backward_rows" else {"dK": t(empty(self.k)), "dV": t(empty(self.v))}
+        if which != "backward_keys":
+            into["dQ"] = sums if into else t(empty(self.q))
+        return {**given, **into}, {name: t(x) for name, x in into.items()}
+
+
+def named(grads: Sequence[Any]) -> dict[str, Any]:
+    return dict(zip(("dQ", "dK", "dV"), grads))
+
+
+def cudnn(cell: Cell) -> Call:
+    """The backward pass of torch's scaled_dot_product_attention, of a forward call that was made once."""
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    inputs = [x.detach().transpose(1, 2).requires_grad_() for x in (cell.q, cell.k, cell.v)]
+    with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+        out = torch.nn.functional.scaled_dot_product_attention(*inputs, is_causal=cell.causal)
+    run = functools.partial(torch.autograd.grad, out, inputs, cell.do.transpose(1, 2), retain_graph=True)
+    return Call(run, lambda grads: named([x.transpose(1, 2) for x in grads]))
+
+
+def fa3_call(folder: str, cell: Cell) -> Call:
+    run = functools.partial(_fa3(folder), cell.do, cell.q, cell.k, cell.v, cell.o, cell.lse, softmax_scale=cell.scale,
+                            is_causal=cell.causal)
+    return Call(run, lambda grads: named(grads[:3]))
+
+
+def peers(names: Sequence[str], folder: str) -> tuple[dict[str, Callable[[Cell], Call]], dict[str, str]]:
+    """(name -> the backward pass of a peer, name -> why it is absent)."""
+    here: dict[str, Callable[[Cell], Call]] = {"cudnn": cudnn, "fa3": functools.partial(fa3_call, folder)}
+    absent: dict[str, str] = {}
+    try:
+        _fa3(folder)
+    except Exception as error:  # in whatever way a library says that it cannot run here
+        absent["fa3"] = reason(error)
+    return {n: here[n] for n in names if n in here and n not in absent}, absent
 
 
 def compiled(candidate: Candidate, target: str) -> fc.Program:
@@ -186,9 +240,8 @@ def _fa3(folder: str) -> Any:
 
 
 def fa3(cell: Cell, folder: str) -> Checked:
-    back = _fa3(folder)
-    run = lambda: back(cell.do, cell.q, cell.k, cell.v, cell.o, cell.lse, softmax_scale=cell.scale, is_causal=cell.causal)
-    return Checked("fa3", run, *cell.error(*run()[:3]))
+    call = fa3_call(folder, cell)
+    return Checked("fa3", call.run, *cell.error(**call.output(call.run())))
 
 
 def read(path: str) -> list[Candidate]:

@@ -23,29 +23,25 @@ from fcgen.attend import blocks, calls, variants
 from fcgen.errors import FcError
 
 NAMES = ("documents, causal", "first keys and a window")
-#: rows and keys of a block, warps of the kernel that finds them
-WAYS = [(block, warps) for block in ((128, 128), (192, 128), (192, 80)) for warps in (4, 8, 16)]
+#: rows and keys of a block, warps of the kernel that finds them, into how many parts the keys fall
+WAYS = [((128, 128), warps, parts) for warps in (4, 8) for parts in (4, 8, 16)]
 
 
-def with_way(block: tuple[int, int], warps: int) -> None:
-    """From here on calls have such blocks, and lists are made by so many warps."""
+def with_way(block: tuple[int, int], warps: int, parts: int) -> None:
+    """From here on calls have such blocks, and lists are made by so many warps for so many parts."""
     tiles = fc.Schedule(tiles={"ROWS": block[0], "KEYS": block[1]}, warps=warps)
     blocks._own = lambda _: tiles  # type: ignore[assignment]
     blocks._block = lambda _: block  # type: ignore[assignment]
+    blocks.PARTS = parts
     variants._kept.clear()
     calls.kinds.clear()
     calls.last = None
 
 
-def wanted(d: int, block: tuple[int, int], warps: int) -> bool:
-    return block[1] in ((128,) if d == 64 else (128, 80)) and (block[0] == 128 or block[1] == (128 if d == 64 else 80)) \
-        and (warps != 4 or block[1] == 80)
-
-
-def compile_one(job: tuple[int, str, tuple[int, int], int]) -> str:
-    d, name, block, warps = job
+def compile_one(job: tuple[int, str, tuple[int, int], int, int]) -> str:
+    d, name, block, warps, parts = job
     os.environ["FCGEN_CHECK"] = "0"
-    with_way(block, warps)
+    with_way(block, warps, parts)
     case = next(c for c in cases(d) if c.name == name)
     try:
         case.run()
@@ -67,15 +63,15 @@ def main() -> int:
     parser.add_argument("--json")
     args = parser.parse_args()
     os.environ["FCGEN_CHECK"] = "0"
-    jobs = [(d, name, *way) for d in (64, 128) for name in NAMES for way in WAYS if wanted(d, *way)]
+    jobs = [(d, name, *way) for d in (64, 128) for name in NAMES for way in WAYS]
     if args.compile:
         with multiprocessing.get_context("spawn").Pool(8) as pool:
             print("\n".join(filter(None, pool.map(compile_one, jobs, chunksize=1))), flush=True)
         return 0
     table: dict[str, dict[str, float]] = {}
-    for d, name, block, warps in jobs:
+    for d, name, block, warps, parts in jobs:
         case = next(c for c in cases(d) if c.name == name)
-        with_way(block, warps)
+        with_way(block, warps, parts)
         try:
             worst = error(case, case.run())
             if not worst < 1e-2:
@@ -88,8 +84,9 @@ def main() -> int:
         except FcError as e:
             print(f"D={d} {name} {block} {warps}: {str(e)[:160]}", flush=True)
             continue
-        table[f"D={d} {name}, {block[0]} x {block[1]}, {warps} warps"] = times
-        print(f"D={d} {name:24} {block} {warps:2} warps: " + " ".join(f"{n} {ms:.4f}" for n, ms in times.items()), flush=True)
+        table[f"D={d} {name}, {block[0]} x {block[1]}, {warps} warps, {parts} parts"] = times
+        told = " ".join(f"{n} {ms:.4f}" for n, ms in times.items())
+        print(f"D={d} {name:24} {block} {warps:2} warps {parts:2} parts: {told}", flush=True)
         if args.json:
             Path(args.json).write_text(json.dumps(table, indent=1))
     return 0

@@ -170,8 +170,8 @@ class Errors:
     rms: float
     row: float = 0.0
 
-    def problem(self, dtype: str) -> str | None:
-        limit = LIMIT[dtype]
+    def problem(self, dtype: str, slack: float = 1.0) -> str | None:
+        limit = LIMIT[dtype] * slack
         if not self.rms <= limit:
             return f"rms error {self.rms:.1e}, at most {limit:.1e}"
         if not self.row <= limit * ROW_FACTOR:

@@ -31,7 +31,7 @@ from fcgen.ir.types import DTYPES
 from fcgen.ir.verify import Known, verify
 from fcgen.kernels import backward
 from fcgen.kernels.attention import VARIANTS, attention
-from fcgen.kernels.backward_schedules import candidates
+from fcgen.kernels.backward_schedules import candidates, turned
 from fcgen.kernels.hopper_schedules import LAZY, ROWS, SMALL
 from fcgen.passes import PIPELINE
 from fcgen.runtime import nvrtc
@@ -70,7 +70,7 @@ class Case:
     def trace(self) -> Kernel:
         facts = {"T": DTYPES[self.dtype], "D": self.head, "E": self.value or self.head, "mask": self.mask}
         if self.backward:
-            return backward.backward.trace(dict(self.schedule.tiles), **facts)
+            return backward.backward.trace(dict(self.schedule.tiles), **facts, **turned(self.schedule))
         return attention.trace(dict(self.schedule.tiles), **VARIANTS["lse" if self.lse else "plain"], **facts, lazy=LAZY, sums=self.sums)
 
 
@@ -89,7 +89,7 @@ def backward_cases(dtypes: tuple[str, ...]) -> Iterator[Case]:
     for dtype in dtypes:
         for head in (64, 128):
             for mask in MASKS[:2]:
-                yield Case(head, candidates("backward", ARCH, head)[0], mask, dtype, backward=True)
+                yield Case(head, candidates("backward", ARCH, head, uneven=mask != "none")[0], mask, dtype, backward=True)
 
 
 class Watch:

@@ -29,6 +29,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "benchmarks.attention_forward": {"TOKENS": 128, "WIDTH": 128, "LENGTHS": (32, 128)},
     "benchmarks.cells": {"TOKENS": 64, "WIDTH": 256, "LENGTHS": (32, 64)}, "benchmarks.peers": {"STAND_IN": True},
     "benchmarks.ceilings": {"GEMM": 64, "COPY": 1 << 16}, "benchmarks.gemms": {"SIZE": 128, "WIDE": 192, "MANY": 96, "SETS": 2},
+    "benchmarks.training": {"TOKENS": 64, "WIDTH": 128, "WINDOW": 8},
     "benchmarks.backward": {"TOKENS": 128, "WIDTH": 128, "LENGTH": 128},
     "benchmarks.llama": {"HIDDEN": 64, "HEADS": 4, "GROUPS": 2, "HEAD": 16, "WIDE": 96, "LENGTH": 64},
     "benchmarks.prologues": {"LENGTH": 128, "HEADS": 1, "CHECKED": 72},

@@ -121,7 +121,7 @@ def with_functions(q: Any, k: Any, v: Any, causal: bool) -> dict[str, Callable[[
         "fcgen.attention, a window": lambda: fcgen.attention(q, k, v, mask=window),
         "fcgen.attention, a window and causal, made at each call":
             lambda: fcgen.attention(q, k, v, mask=masks.causal() & masks.window(100)),
-        "fcgen.attention, documents (two kernels)": lambda: fcgen.attention(q, k, v, mask=masks.documents(ids)),
+        "fcgen.attention, documents (three kernels)": lambda: fcgen.attention(q, k, v, mask=masks.documents(ids)),
         "fcgen.attention, sinks": lambda: fcgen.attention(q, k, v, causal=causal, sinks=slopes),
         "fcgen.attention_varlen (two kernels)": lambda: fcgen.attention_varlen(a, b, c, ends, causal=causal)}
 

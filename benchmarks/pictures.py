@@ -14,6 +14,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+SUITES = {"sdpa": "PyTorch, SDPA", "flex": "PyTorch, FlexAttention", "varlen": "PyTorch, varlen", "flash_attn": "FlashAttention-3"}
+VERDICTS, MOST_REASONS = ("passed", "failed", "not applicable", "not reached", "stopped"), 5
 OURS, OTHER, THEIRS, FLEX, GOOD, BAD = "#0072b2", "#56b4e9", "#d55e00", "#e69f00", (0.0, 0.45, 0.70), (0.84, 0.37, 0.0)
 FORWARD = {"fp16": "forward_fp16.json", "bf16": "forward_bf16.json"}
 #: rows of training.json; cases of gemms.json, and what each is held to
@@ -174,7 +176,7 @@ Rate over that of the library call or calls that do the same. "chosen": what `fc
 ![Products](bench-gemms.svg)
 
 {rows(['', 'chosen', 'best', 'over'], gemms)}
-{_of_stack(results)}
+{_of_stack(results)}{_of_conformance(results)}
 ## Host time
 
 Microseconds until a call returns, causal, B=1, H=8, S=512, D=64 (`python -m benchmarks.host_time --quick --interfaces`). Host times
@@ -199,6 +201,35 @@ with attention through `scaled_dot_product_attention` of fcgen and of torch. Mil
 its calls), and the latter over fcgen's. Outputs and gradients are checked against float64 first.
 
 {rows(['', '', 'all', 'attention', 'over fcgen'], body)}
+"""
+
+
+def _of_conformance(results: Results) -> str:
+    if not (results.folder / "conformance.json").exists():
+        return ""
+    record = results.read("conformance.json")
+    suites = [(name, record[name]) for name in SUITES if name in record]
+    body = [[SUITES[name], *(f"{r[n]:,}" for n in ("collected", "passed", "failed", "not applicable")),
+             f"{r['not reached'] + r['stopped']:,}", f"{r['collected'] - sum(r[n] for n in VERDICTS):,}"] for name, r in suites]
+    why = [f"- {SUITES[name]}: " + "; ".join(f"{reason} ({n:,})" for reason, n in list(r["not_applicable_because"].items())[:MOST_REASONS])
+           for name, r in suites]
+    sources = "\n".join(f"- {line}" for line in record.get("sources", []))
+    return f"""
+## Other projects' own tests
+
+`python -m benchmarks.conformance` runs PyTorch's and FlashAttention's own tests, forward and backward, with fcgen's functions in place of
+theirs: {record['seconds']:.0f} s in {record['processes']} processes that share the GPU. Of functions with many cases a sample is taken,
+spread evenly over their parameters; what the limit of time cut off is counted as not reached.
+
+{rows(['', 'cases', 'passed', 'failed', 'not applicable', 'not reached', 'not in the sample'], body)}
+
+Most of what is not applicable:
+
+{chr(10).join(why)}
+
+The tests are those of
+
+{sources}
 """
 
 

@@ -14,14 +14,20 @@ from typing import Any
 import fcgen as fc
 from fcgen.ir.types import DTYPES
 from fcgen.kernels.attention import VARIANTS, attention
+from fcgen.kernels.backward import backward, backward_rows
+from fcgen.kernels.backward_schedules import turned
 
+#: programs of the backward pass that a job may name: (spec, its facts). "backward_keys" leaves out the gradient of q
+BACKWARD: dict[str, tuple[Any, dict[str, Any]]] = {"backward": (backward, {}), "backward_keys": (backward, {"dQ": None}),
+                                                   "backward_rows": (backward_rows, {})}
 #: Scores may exceed the running maximum by this much (a factor of 2^8) before the WMMA kernels rescale.
 LAZY = 2.77
 
 
 @dataclass(frozen=True)
 class Job:
-    """One attention kernel: which spec of the library, its compile-time facts, its schedule and target."""
+    """One attention kernel: which spec of the library (a variant of the forward, or of BACKWARD), its compile-time facts, its schedule and
+    target."""
 
     schedule: fc.Schedule
     d: int = 64
@@ -46,6 +52,10 @@ class Made:
 def program(job: Job) -> fc.Program:
     from fcgen.attend.forward import sums_of
 
+    if job.spec in BACKWARD:
+        spec, more = BACKWARD[job.spec]
+        facts = {"T": DTYPES[job.dtype], "D": job.d, "E": job.e, "mask": job.mask, **more, **turned(job.schedule)}
+        return spec.compile(target=job.arch, schedule=job.schedule, check=False, **facts)
     return attention.compile(**VARIANTS[job.spec], target=job.arch, schedule=job.schedule, check=False, T=DTYPES[job.dtype], D=job.d,
                              E=job.e, mask=job.mask, lazy=job.lazy, sums=job.sums or sums_of(job.schedule, job.lazy))
 

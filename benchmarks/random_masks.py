@@ -90,7 +90,7 @@ class Drawn:
             if several else 0.0
         self.dropout = fc.Dropout(float(rng.choice([0.1, 0.5, 0.9])), int(rng.integers(0, 2**62)), int(rng.integers(0, 2**40))) \
             if kind.random() < 0.25 else None
-        self.lists = kind.random() < 0.15 and self.gpu and self.mask is not None and not self.varlen
+        self.lists = kind.random() < 0.3 and self.gpu and self.mask is not None and not self.varlen and not self.causal
         self.odd = rng.random() < 0.2  # infinities and NaN among the elements
         self.turned = rng.random() < 0.3  # heads lie within rows
 

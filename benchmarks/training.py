@@ -1,120 +1,295 @@
-"""The backward pass of `fcgen.attention` beside torch's scaled_dot_product_attention and, with --flex, FlexAttention: TFLOP/s of five
-products (2.5 times the forward's), fp16, whole calls of autograd.
+"""Backward passes of `fcgen.attention` beside cuDNN's, FlashAttention-3's and FlexAttention's: TFLOP/s of five products (2.5 times the
+forward's), whole calls of autograd, FlashAttention-3's by its own call.
 
-    python -m benchmarks.training --heads 64,128 --length 4096 --json out/training.json
+    python -m benchmarks.training --fa3 .peers --json out/race.json                     all cells: head sizes, lengths, masks, dtypes
+    python -m benchmarks.training --heads 64,128 --lengths 4k --dtypes fp16
+    python -m benchmarks.training --variants --flex --lengths 4k --heads 128            grouped heads, soft-cap, window, bias, ... instead
+    python -m benchmarks.training --prepare                                          compile the race's programs, no more
 
-Gradients of two heads are compared with float64 before anything is timed. "deterministic" sums the gradient of q in a pass of its own.
+Gradients of the first heads are compared with float64 before anything is timed; "deterministic" adds up that of q in its own pass.
+A ratio is that to the better of cuDNN and FlashAttention-3.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
+import multiprocessing
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import fcgen as fc
 
+from .backward import _fa3
+from .cells import length, number
 from .environment import facts
-from .pool import write_json
-from .timing import Checked, finishes, round_robin
+from .peers import reason
+from .pool import processes, warm_library, write_json
+from .timing import Checked, finishes, geomean, round_robin
 
-LIMIT = 3e-3
+#: rms error over the gradient's rms
+LIMIT = {"fp16": 3e-3, "bf16": 2.4e-2}
+KINDS = {"fp16": "float16", "bf16": "bfloat16"}
 #: batch x length, heads x head size
 TOKENS, WIDTH = 16384, 2048
-CAP = 20.0
+WINDOW, CAP = 1024, 20.0
+FA3 = "fa3"
+#: milliseconds of work of one candidate in one turn
+TURN = 8e-3
+
+
+@dataclass(frozen=True)
+class Variant:
+    """score, seen: what it computes, on torch's tensors (also FlexAttention's). options: of fcgen.attention, of the tensors that learn.
+    learns: their shapes, of heads and length. fa3: options of its backward, where it has the variant."""
+
+    name: str = ""
+    causal: bool = False
+    score: Callable[..., Any] | None = None
+    seen: Callable[..., Any] | None = None
+    options: Callable[..., dict[str, Any]] = lambda *learned: {}
+    learns: Callable[[int, int], tuple[tuple[int, ...], ...]] = lambda heads, n: ()
+    fa3: dict[str, Any] | None = None
+    flex: bool = True
+    groups: int = 1
+    heads: int | None = None
+    head: int | None = None
+    values: int | None = None
+    batch: int | None = None
+    share: float = 1.0
+
+
+def lower(b: Any, h: Any, i: Any, j: Any) -> Any:
+    return j <= i
+
+
+def inside(b: Any, h: Any, i: Any, j: Any) -> Any:
+    return (j <= i) & (j >= i - WINDOW)
+
+
+def capped(s: Any, b: Any, h: Any, i: Any, j: Any) -> Any:
+    import torch
+
+    return CAP * torch.tanh(s / CAP)
+
+
+def plain(causal: bool) -> Variant:
+    return Variant("causal" if causal else "full", causal, None, lower if causal else None, share=0.5 if causal else 1.0,
+                   fa3={"is_causal": causal})
+
+
+def variants(n: int) -> list[Variant]:
+    from fcgen import masks, scores
+
+    slope = lambda heads, n: ((heads,),)
+    return [plain(False), plain(True),
+            Variant("grouped 8 to 1, 64 heads", fa3={}, groups=8, heads=64),
+            Variant("grouped 8 to 1, 64 heads, causal", True, None, lower, share=0.5, fa3={"is_causal": True}, groups=8, heads=64),
+            Variant("grouped 4 to 1, one sequence, causal", True, None, lower, share=0.5, fa3={"is_causal": True}, groups=4, heads=32,
+                    batch=1),
+            Variant("192 and values of 128", fa3={}, head=192, values=128, heads=16),
+            Variant("192 and values of 128, causal", True, None, lower, share=0.5, fa3={"is_causal": True}, head=192, values=128, heads=16),
+            Variant("soft-cap", False, capped, None, lambda: {"score": scores.soft_cap(CAP)}, fa3={"softcap": CAP}),
+            Variant("soft-cap, causal", True, capped, lower, lambda: {"score": scores.soft_cap(CAP)}, share=0.5,
+                    fa3={"softcap": CAP, "is_causal": True}),
+            Variant("window", False, None, inside, lambda: {"mask": masks.window(WINDOW, 0)}, share=min(1.0, WINDOW / n),
+                    fa3={"window_size_left": WINDOW, "window_size_right": 0}),
+            Variant("alibi, causal", True, lambda s, b, h, i, j, slopes: s - slopes[h] * (i - j), lower,
+                    lambda slopes: {"score": scores.alibi(slopes)}, slope, share=0.5),
+            Variant("bias", False, lambda s, b, h, i, j, bias: s + bias[h, i, j], None, lambda bias: {"score": scores.bias(bias)},
+                    lambda heads, n: ((heads, n, n),)),
+            Variant("sinks, causal", True, None, lower, lambda sinks: {"sinks": sinks}, slope, share=0.5, flex=False),
+            Variant("dropout", options=lambda: {"dropout": fc.Dropout(0.1, 1)}, flex=False)]
 
 
 class Cell:
-    def __init__(self, batch: int, length: int, heads: int, d: int, causal: bool, cap: float | None):
+    def __init__(self, n: int, d: int, dtype: str, variant: Variant):
         import torch
 
         torch.manual_seed(0)
-        draw = lambda: torch.randn(batch, heads, length, d, device="cuda", dtype=torch.float16)
-        self.inputs = [draw().requires_grad_() for _ in range(3)]
-        self.g, self.causal, self.cap, self.scale = draw(), causal, cap, d**-0.5
-        self.work = 2.5 * 4 * batch * heads * length**2 * d / (2 if causal else 1)
-        self.exact = [self._exact(0, h) for h in range(min(2, heads))]
+        d = variant.head or d
+        heads, batch, e = variant.heads or max(1, WIDTH // d), variant.batch or max(1, TOKENS // n), variant.values or d
+        draw = lambda h, w: torch.randn(batch, n, h, w, device="cuda", dtype=getattr(torch, KINDS[dtype]))
+        kv = heads // variant.groups
+        self.stored = [draw(heads, d), draw(kv, d), draw(kv, e)]
+        self.inputs = [x.transpose(1, 2).requires_grad_() for x in self.stored]
+        self.learned = [torch.randn(*s, device="cuda").mul_(0.1).to(torch.float32 if len(s) == 1 else self.stored[0].dtype).requires_grad_()
+                        for s in variant.learns(heads, n)]
+        self.into = draw(heads, e)
+        self.g, self.n, self.dtype, self.variant, self.scale = self.into.transpose(1, 2), n, dtype, variant, d**-0.5
+        self.work = 2.5 * 2 * batch * heads * n**2 * (d + e) * variant.share
+        self.exact = [self._exact(h) for h in range(min(2, kv))]
 
-    def _exact(self, b: int, h: int) -> list[Any]:
+    def _exact(self, group: int) -> list[Any]:
+        """Gradients of one head of keys of the first batch and of its group's rows; of what is learned, of these heads and every batch."""
         import torch
 
-        q, k, v = (x.detach()[b, h].double().requires_grad_() for x in self.inputs)
-        s = q @ k.T * self.scale
-        s = s if self.cap is None else self.cap * torch.tanh(s / self.cap)
-        if self.causal:
-            s = s.masked_fill(torch.ones_like(s, dtype=torch.bool).triu(1), -torch.inf)
-        return list(torch.autograd.grad(s.softmax(-1) @ v, (q, k, v), self.g[b, h].double()))
+        v, rows = self.variant, range(group * self.variant.groups, (group + 1) * self.variant.groups)
+        leaves = [x.detach().double().requires_grad_() for x in self.learned]
+        found: list[Any] = []
+        i, j = (torch.arange(self.n, device="cuda") for _ in range(2))
+        for b in range(self.g.shape[0] if self.learned else 1):
+            at = slice(rows.start, rows.stop), group, group
+            q, k, w = (x.detach()[b, heads].double().requires_grad_() for x, heads in zip(self.inputs, at))
+            out = []
+            for m, h in enumerate(rows):
+                s = q[m] @ k.T * self.scale
+                s = s if v.score is None else v.score(s, b, h, i[:, None], j[None], *leaves)
+                s = s if v.seen is None else s.masked_fill(~v.seen(b, h, i[:, None], j[None]), -torch.inf)
+                top = s.logsumexp(-1, keepdim=True)
+                if "sinks" in v.name:
+                    top = torch.logaddexp(top, leaves[0][h])
+                p = torch.exp(s - top)
+                if "dropout" in v.name:
+                    drop = v.options()["dropout"]
+                    p = p * fc.dropout_mask(drop, b + 1, h + 1, self.n, self.n, self.stored[0])[b, h].double() * drop.factor
+                out.append(p @ w)
+            grads = torch.autograd.grad(torch.stack(out), (q, k, w, *leaves), self.g[b, rows.start:rows.stop].double())
+            found = list(grads) if not found else [*found[:3], *(x + y for x, y in zip(found[3:], grads[3:]))]
+        return [*found[:3], *(x[rows.start:rows.stop] for x in found[3:])]
 
-    def way(self, name: str, call: Callable[..., Any], **mode: Any) -> Checked:
-        """The backward pass of a forward call that was made once."""
-        import torch
-
-        out = call(*self.inputs)
-        run = functools.partial(torch.autograd.grad, out, self.inputs, self.g, retain_graph=True)
+    def way(self, name: str, run: Callable[[], Any], learned: bool = True) -> Checked:
+        """run: gradients of q, k, v [B, H, S, D] and, where it has them, of what is learned."""
         got = run()
         if not finishes():
             raise SystemExit(f"{name}: a kernel does not end")
         rms = most = 0.0
-        for h, exact in enumerate(self.exact):
-            for x, want in zip(got, exact):
-                diff = x[0, h].double() - want
+        size = self.variant.groups
+        for group, exact in enumerate(self.exact):
+            rows = slice(group * size, (group + 1) * size)
+            mine = [got[0][0, rows], got[1][0, group], got[2][0, group], *(x[rows] for x in got[3:])]
+            for x, want in zip(mine, exact):
+                diff = x.double() - want
                 most, rms = max(most, diff.abs().max().item()), max(rms, (diff.norm() / want.norm()).item())
         return Checked(name, run, most, rms if all(bool(x.isfinite().all()) for x in got) else float("inf"))
 
+    def autograd(self, name: str, call: Callable[..., Any]) -> Checked:
+        """The backward pass of a forward call that was made once."""
+        import torch
 
-def ways(cell: Cell, flex: bool) -> list[Checked]:
+        out = call(*self.inputs)
+        wanted = [*self.inputs, *self.learned]
+        return self.way(name, functools.partial(torch.autograd.grad, out, wanted, self.g, retain_graph=True))
+
+    def fa3(self, folder: str) -> Checked:
+        q, k, v = self.stored
+        back, options = _fa3(folder), dict(self.variant.fa3 or {})
+        import torch
+
+        out, lse = torch.ops.flash_attn_3.fwd(q, k, v, softmax_scale=self.scale, **options)[:2]
+        run = functools.partial(back, self.into, q, k, v, out, lse, softmax_scale=self.scale, **options)
+        found = self.way(FA3, lambda: [x.transpose(1, 2) for x in run()[:3]])
+        return Checked(FA3, run, found.max_error, found.rms_error)
+
+
+def ways(cell: Cell, flex: bool, folder: str, log: Callable[[str], None]) -> list[Checked]:
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    cap = cell.cap
-    score = None if cap is None else lambda s, b, h, i, j: cap * fc.tanh(s * (1.0 / cap))
-    ours = lambda q, k, v: fc.attention(q, k, v, causal=cell.causal, score=score)
-    out = [cell.way("fcgen", ours)]
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    out.append(cell.way("fcgen, deterministic", ours))
-    torch.use_deterministic_algorithms(False)
-    if cap is None:
-        def theirs(backend: Any, q: Any, k: Any, v: Any) -> Any:
-            with sdpa_kernel(backend):
-                return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=cell.causal)
+    v = cell.variant
+    ours = lambda q, k, w: fc.attention(q, k, w, causal=v.causal, **v.options(*cell.learned))
 
-        out += [cell.way(f"sdpa {b.name}", functools.partial(theirs, b)) for b in (SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION)]
-    if flex:
+    def in_order() -> Checked:
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        try:
+            return cell.autograd("fcgen, deterministic", ours)
+        finally:
+            torch.use_deterministic_algorithms(False)
+
+    def cudnn(q: Any, k: Any, w: Any) -> Any:
+        with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+            return torch.nn.functional.scaled_dot_product_attention(q, k, w, is_causal=v.causal, enable_gqa=v.groups > 1)
+
+    def flexed() -> Checked:
         from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-        n = cell.g.shape[2]
-        mask = create_block_mask(lambda b, h, i, j: i >= j, None, None, n, n) if cell.causal else None
-        mod = None if cap is None else lambda s, b, h, i, j: cap * torch.tanh(s / cap)
-        compiled = torch.compile(flex_attention, dynamic=False)
-        out.append(cell.way("flex", lambda q, k, v: compiled(q, k, v, score_mod=mod, block_mask=mask)))
+        torch._dynamo.reset()
+        mask = None if v.seen is None else create_block_mask(v.seen, None, None, cell.n, cell.n)
+        score, compiled = v.score, torch.compile(flex_attention, dynamic=False)
+        mod = None if score is None else lambda s, b, h, i, j: score(s, b, h, i, j, *cell.learned)
+        return cell.autograd("flex", lambda q, k, w: compiled(q, k, w, score_mod=mod, block_mask=mask, enable_gqa=v.groups > 1))
+
+    every: dict[str, Callable[[], Checked]] = {"fcgen": lambda: cell.autograd("fcgen", ours), "fcgen, deterministic": in_order}
+    if v.score is None and not cell.learned and v.name not in ("window", "dropout"):
+        every["cudnn"] = lambda: cell.autograd("cudnn", cudnn)
+    if v.fa3 is not None:
+        every[FA3] = lambda: cell.fa3(folder)
+    if flex and v.flex:
+        every["flex"] = flexed
+    out = []
+    for name, make in every.items():
+        try:
+            out.append(make())
+        except fc.FcError:
+            raise
+        except Exception as error:  # in whatever way a library says that it cannot
+            log(f"without {name}: {reason(error)}")
     return out
+
+
+def compiled(job: tuple[str, int, str, bool]) -> None:
+    """The race's backward programs, in the cache on disk."""
+    from fcgen.attend import training
+    from fcgen.ir.types import DTYPES
+
+    which, d, dtype, causal = job
+    mask = "causal_top_left" if causal else "none"
+    known = {"T": DTYPES[{"fp16": "f16", "bf16": "bf16"}[dtype]], "D": d, "E": d, "mask": mask, "grouped": False}
+    training._ready(getattr(training.DENSE, which), "sm_90" if which == "before" else "sm_90a", known, {}, []).make().built  # noqa: B018
+
+
+def prepare(heads: Sequence[int], dtypes: Sequence[str]) -> None:
+    jobs = [(w, d, t, c) for w in ("before", "keys", "rows") for d in heads for t in dtypes for c in (False, True)]
+    with ProcessPoolExecutor(min(processes(), len(jobs)), mp_context=multiprocessing.get_context("spawn")) as pool:
+        list(pool.map(compiled, jobs))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--heads", default="64,128", help="head sizes (%(default)s); heads x size is 2048")
-    parser.add_argument("--length", type=int, default=4096, help="%(default)s; batch x length is 16384")
-    parser.add_argument("--cap", action="store_true", help="with a soft-cap too")
+    parser.add_argument("--heads", default="64,128,256", help="head sizes (%(default)s); heads x size is 2048")
+    parser.add_argument("--lengths", default="1k,4k,16k", help="%(default)s; batch x length is 16384")
+    parser.add_argument("--dtypes", default="fp16,bf16")
+    parser.add_argument("--variants", action="store_true", help="masks, scores, grouped heads, instead of the plain cells")
+    parser.add_argument("--only", help="variants whose names have this in them")
     parser.add_argument("--flex", action="store_true", help="FlexAttention too, which takes a while to compile")
+    parser.add_argument("--fa3", default=".peers", metavar="FOLDER")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--prepare", action="store_true", help="only compile")
     parser.add_argument("--json", metavar="PATH")
     args = parser.parse_args(argv)
-    table, wrong = [], []
-    for d in map(int, args.heads.split(",")):
-        for causal in (False, True):
-            for cap in (None, CAP) if args.cap else (None,):
-                cell = Cell(max(1, TOKENS // args.length), args.length, max(1, WIDTH // d), d, causal, cap)
-                every = ways(cell, args.flex)
-                wrong += [f"D={d} {w.name}: rms error {w.rms_error:.1e}" for w in every if not (w.rms_error or 0) <= LIMIT]
-                right = [w for w in every if (w.rms_error or 0) <= LIMIT]
-                times = round_robin(right, max(2, round(8e-3 / (cell.work / 4e14))), args.rounds, preheat_ms=50.0, warm=1) if right else {}
-                for w in right:
-                    t = times[w.name]
-                    table.append({"head": d, "length": args.length, "causal": causal, "cap": cap, "name": w.name, "ms": t.ms,
-                                  "spread": t.spread, "tflops": cell.work / t.ms / 1e9, "rms_error": w.rms_error})
-                    kind = ("causal" if causal else "full") + (" cap" if cap else "")
-                    print(f"D={d} {kind:10} {table[-1]['tflops']:6.0f} TFLOP/s  {t.ms:.3f} ms  rms {w.rms_error:.1e}  {w.name}", flush=True)
+    heads, dtypes = list(map(int, args.heads.split(","))), args.dtypes.split(",")
+    prepare(heads, dtypes)
+    if args.prepare:
+        for dtype in dtypes:
+            warm_library([(d, m) for d in heads for m in ("none", "causal_top_left")], dtype)
+        return 0
+    table: list[dict[str, Any]] = []
+    wrong: list[str] = []
+    for dtype, d, n in ((t, d, number(s)) for t in dtypes for d in heads for s in args.lengths.split(",")):
+        for v in variants(n) if args.variants else [plain(False), plain(True)]:
+            if args.only and args.only not in v.name:
+                continue
+            called = f"{dtype} D={d} {length(n)} {v.name}"
+            cell = Cell(n, d, dtype, v)
+            every = ways(cell, args.flex, args.fa3, lambda said, called=called: print(f"{called}: {said}", flush=True))  # type: ignore[misc]
+            wrong += [f"{called} {w.name}: rms error {w.rms_error:.1e}" for w in every if not (w.rms_error or 0) <= LIMIT[dtype]]
+            right = [w for w in every if (w.rms_error or 0) <= LIMIT[dtype]]
+            times = round_robin(right, max(2, round(TURN / (cell.work / 4e14))), args.rounds, preheat_ms=50.0, warm=1) if right else {}
+            rates = {w.name: cell.work / times[w.name].ms / 1e9 for w in right}
+            best = max((x for name, x in rates.items() if name in ("cudnn", FA3)), default=None)
+            for w in right:
+                t = times[w.name]
+                table.append({"dtype": dtype, "head": d, "length": n, "causal": v.causal, "variant": v.name, "name": w.name, "ms": t.ms,
+                              "spread": t.spread, "tflops": rates[w.name], "ratio": rates[w.name] / best if best else None,
+                              "max_error": w.max_error, "rms_error": w.rms_error})
+            said = f"{rates['fcgen'] / best:.3f} of the best" if best and "fcgen" in rates else ""
+            print(f"{called:40} {said:18}" + "; ".join(f"{name} {x:.0f}" for name, x in rates.items()), flush=True)
+            del cell
+    ratios = [r["ratio"] for r in table if r["name"] == "fcgen" and r["ratio"]]
+    if ratios:
+        print(f"geometric mean {geomean(ratios):.3f}, worst {min(ratios):.3f} of {len(ratios)} cells, over the better of cuDNN and FA3")
     print("\n".join(wrong) or "all that was timed was right")
     write_json(args.json, {"part": "training", "environment": facts(), "table": table, "problems": wrong})
     return bool(wrong)

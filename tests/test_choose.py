@@ -162,9 +162,10 @@ def test_blocks_that_all_run_at_once_take_one_tile_each() -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 16, 64])
-@pytest.mark.parametrize(("cols", "depth"), [(8192, 8192), (4096, 11008), (11008, 4096), (4096, 4096), (28672, 8192), (1024, 8192)])
+@pytest.mark.parametrize(("cols", "depth"), [(8192, 8192), (4096, 11008), (11008, 4096), (4096, 4096), (28672, 8192)])
 def test_few_rows_keep_all_multiprocessors_reading(rows, cols, depth) -> None:
-    """As many blocks as multiprocessors, or nearly, each with several tiles under way; no tile is mostly rows that are not there."""
+    """As many blocks as multiprocessors, or nearly, each with several tiles under way; no tile is mostly rows that are not there. Two blocks
+    share a loop at most."""
     s = chosen("gemm_nt", "sm_90a", M=rows, N=cols, K=depth).schedule
     assert s.copy == "tma" and s.pdl and s.slots >= 4 and s.tile("BM") == max(rows, 16)
     blocks = -(-cols // s.tile("BN")) * s.parts

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
+import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from .. import environment
 from ..pool import write_json
@@ -30,33 +33,47 @@ def main() -> int:
     parser.add_argument("--peers", default="", help="where FlashAttention's own kernels lie: see benchmarks/peers.py")
     parser.add_argument("--json", help="also write the verdicts")
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     begin = time.time()
     every = {name: (args.every[n] if n < len(args.every) else (args.every or [1])[-1]) for n, name in enumerate(args.names)}
-    record = {"environment": environment.facts(), "every": every, "processes": args.processes, "test_limit": args.test_limit,
-              "limit": args.limit}
-    with tempfile.TemporaryDirectory(prefix="conformance-") as folder:
+    record: dict[str, Any] = {"environment": environment.facts(), "every": every, "processes": args.processes, "limit": args.limit,
+                              "test_limit": args.test_limit}
+    for checkout in (args.pytorch, args.flash_attention):
+        if (checkout / "SOURCES").is_file():
+            record.setdefault("sources", []).extend((checkout / "SOURCES").read_text("utf-8").splitlines())
+    with tempfile.TemporaryDirectory(prefix="conformance-", ignore_cleanup_errors=True) as folder:
         suites = []
         for name in args.names:
-            suites += fleet.of_names([name], {"pytorch": args.pytorch, "flash_attention": args.flash_attention}, Path(folder),
-                                     every=every[name], expression=args.expression, peers=args.peers, until=begin + args.limit)
-        fleet.run(suites, args.processes, args.test_limit, begin + args.limit)
-        originals = fleet.with_originals(suites, args.processes, args.test_limit, time.time() + args.originals) if args.originals else {}
-        failed = 0
-        for suite in suites:
-            result = suite.result()
-            found, beside = result.pop("found"), result.pop("beside")
-            for test, verdict in originals.get(suite.name, {}).items():
-                if verdict == "failed":
-                    why = found[test][1].splitlines()[0][:100]
-                    found[test][:2] = ["not applicable", f"fails with the project's own functions too: {why}"]
-            said = verdicts.summary(found, beside)
-            failed += said["failed"] + ("problem" in result)
-            record[suite.name] = {**result, **said}
-            print(f"== {suite.name}: {result}\n{verdicts.table(found, beside)}\n")
-    record["seconds"] = round(time.time() - begin, 1)
-    write_json(args.json, record)
+            checkouts = {"pytorch": args.pytorch, "flash_attention": args.flash_attention}
+            suites += fleet.of_names([name], checkouts, Path(folder), every=every[name], expression=args.expression, peers=args.peers,
+                                     until=begin + args.limit)
+        try:
+            fleet.run(suites, args.processes, args.test_limit, begin + args.limit)
+        finally:  # stopped from outside too: what was found until then
+            record["seconds"] = round(time.time() - begin, 1)
+            failed = said(record, suites, {}, args.json)
+        if failed and args.originals:
+            until = time.time() + args.originals
+            failed = said(record, suites, fleet.with_originals(suites, args.processes, args.test_limit, until), args.json)
+    for suite in suites:
+        r = record[suite.name]
+        print(f"== {suite.name}: {r['collected']} collected, {r['chosen']} chosen {r.get('problem', '')}\n{r['table']}\n")
     print(f"{record['seconds']} s, {failed} failed")
     return 1 if failed else 0
+
+
+def said(record: dict[str, Any], suites: list[fleet.Suite], originals: dict[str, dict[str, str]], path: str | None) -> int:
+    """Write what was found; how many tests failed. originals: what became of those with the projects' own functions."""
+    for suite in suites:
+        result = suite.result()
+        found, beside = result.pop("found"), result.pop("beside")
+        for test, verdict in originals.get(suite.name, {}).items():
+            if verdict == "failed":
+                why = found[test][1].splitlines()[0][:100]
+                found[test][:2] = ["not applicable", f"fails with the project's own functions too: {why}"]
+        record[suite.name] = {**result, **verdicts.summary(found, beside), "table": verdicts.table(found, beside)}
+    write_json(path, {k: {n: x for n, x in v.items() if n != "table"} if isinstance(v, dict) else v for k, v in record.items()})
+    return sum(record[s.name]["failed"] + ("problem" in record[s.name]) for s in suites)
 
 
 if __name__ == "__main__":

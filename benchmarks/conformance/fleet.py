@@ -13,7 +13,10 @@ from typing import Any
 from ..environment import ROOT
 from .adapters import ADAPTERS
 
-TICK = 0.2
+TICK, SAID = 0.3, 10.0
+#: a process of many has one core
+ALONE = {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+COMMAND = [sys.executable, "-m", "benchmarks.conformance.worker"]
 LATE = ["not reached", "the limit of all tests"]
 
 
@@ -25,6 +28,7 @@ class Suite:
         self.job = {**job, "name": name, "folder": str(folder)}
         self.running: dict[int, subprocess.Popen[bytes]] = {}
         self.begun = 0
+        self.chosen: int | None = None
         self.stopped: dict[str, list[str]] = {}
         folder.mkdir(parents=True)
 
@@ -33,8 +37,8 @@ class Suite:
         path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
         with open(self.folder / f"{number}.out", "wb") as out:
             self.running[number] = subprocess.Popen(
-                [sys.executable, "-m", "benchmarks.conformance.worker", json.dumps({**self.job, "number": number})], cwd=ROOT, stdout=out,
-                stderr=subprocess.STDOUT, env={**os.environ, "PYTHONPATH": path})
+                [*COMMAND, json.dumps({**self.job, "number": number})], cwd=ROOT, stdout=out, stderr=subprocess.STDOUT,
+                env={**os.environ, "PYTHONPATH": path, **ALONE})
 
     def lines(self, number: int | None = None) -> list[dict[str, Any]]:
         logs = [self.folder / f"{n}.jsonl" for n in (range(self.begun) if number is None else [number])]
@@ -45,12 +49,9 @@ class Suite:
         for number, process in list(self.running.items()):
             ended, now = process.poll() is not None, time.time()
             at = self.at(number)
-            late = at is not None and (now - at["at"] > limit or now > until)
-            if not ended and not late and now <= until + limit:
+            if not ended and now <= until and (at is None or now - at["at"] <= limit):
                 continue
-            if not ended:
-                process.kill()
-                process.wait()
+            process.kill()  # (nobody waits for its end: one that the GPU holds may take its time)
             if at is not None:
                 verdict = ["stopped", f"took more than {limit:g} s"] if now - at["at"] > limit else LATE
                 died = ["failed", f"its process ended with {process.returncode}: {self.tail(number)}"]
@@ -67,8 +68,9 @@ class Suite:
 
     def left(self) -> int:
         """How many tests nobody has taken; -1: not known yet."""
-        chosen = [line["chosen"] for line in self.lines(0) if "chosen" in line]
-        return len(chosen[0]) - len(list(self.folder.glob("taken-*"))) if chosen else -1
+        if self.chosen is None:
+            self.chosen = next((len(line["chosen"]) for line in self.lines(0) if "chosen" in line), None)
+        return self.chosen - sum(x.name.startswith("taken-") for x in os.scandir(self.folder)) if self.chosen is not None else -1
 
     def result(self) -> dict[str, Any]:
         """collected, chosen: how many; found: test -> verdict, reason, function; beside: function, reason, how many tests that have nothing
@@ -89,8 +91,12 @@ def run(suites: list[Suite], processes: int, test_limit: float, until: float) ->
     """Until all tests have run, or it is late."""
     for n in range(processes):
         suites[n % len(suites)].start()
+    said = time.time()
     while any(suite.running for suite in suites):
         time.sleep(TICK)
+        if time.time() > said + SAID:
+            said = time.time()
+            print("; ".join(f"{s.name}: {len(s.running)} processes, {s.left()} tests left" for s in suites), flush=True)
         for suite in suites:
             suite.watch(test_limit, until)
         free = processes - sum(len(suite.running) for suite in suites)

@@ -22,7 +22,7 @@ import torch
 
 from ..errors import FcError
 from ..runtime import tensors
-from .learning import held_move, moving
+from .learning import moves
 from .tangents import Pass, Point, check, refused, second, tangent
 from .training import DENSE, Call, gradients, plan_of
 from .variants import PLAIN
@@ -34,9 +34,9 @@ _known: ContextVar[tuple[Any, Any] | None] = ContextVar("known", default=None)
 def attend(call: Call, q: Any, k: Any, v: Any) -> tuple[Any, Any]:
     """(out, log-sum-exp), with derivatives."""
     held: list[Any] = []
-    moves = any(moving(x) for x in (q, k, v)) or held_move(call.given)
+    moved = moves(call.given, q, k, v)
     with tensors.followed():
-        plan = plan_of(call, q, k, v, q.requires_grad or moves, k.requires_grad or v.requires_grad or moves, held)
+        plan = plan_of(call, q, k, v, q.requires_grad or moved, k.requires_grad or v.requires_grad or moved, held)
     run = Pass(call, plan, held)
     saved = [x for x in call.saved if isinstance(x, torch.Tensor)]
     dual = torch.autograd.forward_ad._current_level >= 0 and not torch._C._are_functorch_transforms_active()

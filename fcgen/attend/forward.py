@@ -141,7 +141,8 @@ def _plan(kept: plans.Kept, return_lse: bool, schedule: Schedule | None, out: bo
         else:
             absent = tuple(n for n, there in (("shift", shift is not None), ("LSE", return_lse)) if not there)
             programs = listed.over_lists(facts, given, choice, schedule is not None, found.block, absent)
-            lister = listed.planned(found, given, device, "0" if mask == "causal_top_left" else "(k_2 - q_2)")
+            where = shift, "0" if mask == "causal_top_left" else "(k_2 - q_2)"
+            lister = listed.planned(found, given, device, choice.arch, where)
         program, values, bind = programs.bound(given.given())
         part = plans.part(program, device, values, bind, list(given.given()))
         write = functools.partial(plans.plan, part, device, like, lse=return_lse, given=out, lists=lister, keys=found.keys)

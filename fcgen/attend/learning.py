@@ -20,7 +20,7 @@ def learns(given: Functions, *tensors: Any) -> bool:
     torch = sys.modules.get("torch")
     if torch is None or not all(isinstance(t, torch.Tensor) for t in tensors):
         return False
-    if any(moving(t) for t in tensors) or held_move(given):
+    if moves(given, *tensors):
         return True
     return bool(torch.is_grad_enabled()) and (held_learn(given) or any(t.requires_grad for t in tensors))
 
@@ -33,12 +33,15 @@ def recorded(*tensors: Any) -> bool:
         return False
     if torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state() is not None:
         return True
-    return any([type(t) is not torch.Tensor and type(t).__name__ in ("FakeTensor", "FunctionalTensor") for t in tensors])
+    return all([type(t) is not torch.Tensor and type(t).__name__ in ("FakeTensor", "FunctionalTensor") for t in tensors])
 
 
-def held_move(given: Functions) -> bool:
-    """Whether a tensor that the functions hold does."""
-    return any(moving(x) for x in _held(given))
+def moves(given: Functions, *tensors: Any) -> bool:
+    """Whether one of the tensors, or one that the functions hold, is `moving`."""
+    torch = sys.modules["torch"]
+    if torch.autograd.forward_ad._current_level < 0 and not torch._C._are_functorch_transforms_active():
+        return False
+    return any(moving(t) for t in tensors) or any(moving(x) for x in _held(given))
 
 
 def moving(x: Any) -> bool:

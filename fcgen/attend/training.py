@@ -23,15 +23,13 @@ from ..build.program import Program
 from ..errors import FcError
 from ..ir.types import DTYPES
 from ..kernels import backward, ragged_backward
-from ..kernels.backward_schedules import candidates
+from ..kernels.backward_schedules import ADDS_UP_TO, FEW_BYTES, candidates, turned
 from ..lang.captures import identity
 from ..lang.spec import Spec
 from ..runtime import tensors
 from .learning import held_learn
 from .variants import Functions
 
-#: of a thread's values in memory cost less than smaller tiles do
-FEW_BYTES = 64
 #: heads that fit every target; larger ones have programs for multiples of the second number, where they fit
 WIDEST, STEP = 256, 32
 
@@ -142,7 +140,8 @@ def plan_of(call: Call, q: Any, k: Any, v: Any, for_q: bool, for_k: bool, held: 
     functions = {n: f for n, f in (("score", score), ("keep", keep), ("weigh", weigh)) if f is not None}
     first = _ready(call.specs.before, common, facts, {} if sink is None else {"sink": sink}, held)
     learns = held_learn(Functions(score=score, weigh=weigh))
-    adds = for_q and (for_k or learns) and not (in_order.get() or torch.are_deterministic_algorithms_enabled())
+    apart = arch.endswith("a") and max(q.shape[-1], v.shape[-1]) > ADDS_UP_TO
+    adds = for_q and (for_k or learns) and not apart and not (in_order.get() or torch.are_deterministic_algorithms_enabled())
     more = {"grouped": q.shape[call.heads] != k.shape[call.heads], **({} if adds else {"dQ": None})}
     keys = _ready(call.specs.keys, arch, {**facts, **more}, functions, held) if for_k or learns else None
     rows = _ready(call.specs.rows, arch, facts, functions, held) if for_q and not adds else None
@@ -186,13 +185,14 @@ def _compiled(spec: Spec, arch: str, facts: Mapping[str, Any], functions: Mappin
     what a model of the machine finds, for heads that fit anywhere. Raises FcError "compile/budget"."""
     head = max(facts.get("D", 0), facts["E"])
     adds = "dQ" not in facts
-    listed = [(arch, s) for s in candidates(spec.name, arch, head, adds)]
+    uneven, grouped = facts.get("mask", "none") != "none", bool(facts.get("grouped"))
+    listed = [(arch, s) for s in candidates(spec.name, arch, head, adds, uneven, grouped)]
     if arch.endswith("a"):
         listed += [(target(arch.rstrip("a")).arch, s) for s in candidates(spec.name, arch.rstrip("a"), head, adds)]
     possible: Program | None = None
     for to, schedule in listed:
         try:
-            program = spec.compile(target=to, schedule=schedule, check=False, **facts, **functions)
+            program = spec.compile(target=to, schedule=schedule, check=False, **facts, **functions, **turned(schedule))
             if _fits(program.first if isinstance(program, Captured) else program):
                 return program  # type: ignore[no-any-return]
             possible = possible or program

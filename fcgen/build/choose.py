@@ -200,7 +200,9 @@ class Chooser(Streams):
         if p.stages == 1 and p.math == "mma":
             out["ahead"] = True
         if p.sent:
-            out |= {"math": p.math, "copy": "tma", "epilogue": "direct", "pdl": True, "min_blocks": p.blocks, "parts": p.parts}
+            sent = p.math == "wgmma" and p.blocks == 1 and self._sent(p)
+            out |= {"math": p.math, "copy": "tma", "epilogue": "tma" if sent else "direct", "pdl": True, "min_blocks": p.blocks,
+                    "parts": p.parts}
         elif p.math == "wgmma":
             late = {name for d in self.load.dots if d.late and (name := self.load.called(d))}
             out |= {"math": "wgmma", "copy": "tma", "epilogue": "tma" if self._sent(p) else "quad", "vote": True}

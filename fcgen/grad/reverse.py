@@ -74,7 +74,8 @@ def _recomputed(walker: Any, m: Writer, op: Op, known: Known, active: Sequence[i
 def _apart(walker: Any, m: Writer, op: Op, known: Known, active: Sequence[int]) -> bool:
     """Write the two loops, if the second needs no states."""
     made, inside = definitions(op.regions[0]), within(op, walker.active)
-    factors = {n: x for n in active if (x := faded(op, n)) is not None and x.factor in inside and
+    exact = [n for n in active if op.results[n].type.dtype.bits >= 32]  # what is rounded at each step would add up
+    factors = {n: x for n in exact if (x := faded(op, n)) is not None and x.factor in inside and
                x.factor in made and made[x.factor].kind in RELATIVE}
     first = _adjoints(m, op, known, active)
     held, b = set(walker.active), Builder(op.loc)

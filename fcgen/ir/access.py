@@ -25,8 +25,8 @@ import numpy as np
 
 from .core import Op, Value
 from .layout import RegLayout
-from .op_table import OPS
-from .types import Tensor
+from .op_table import OPS, Reach, need
+from .types import Frag, Scalar, Tensor, Tile, i32, i64
 
 #: Of a run with a limit, a bulk copy has a map that counts positions so that the limit is always at this one: it has two more axes, whose
 #: strides are the run's own and 2**34 bytes less that, and a coordinate of CUT along the latter takes the address around 64 bits.
@@ -149,3 +149,43 @@ def guards(copies: Sequence[Op]) -> tuple[bool, ...]:
 def accesses(op: Op) -> Access | None:
     """What an op reaches of a tensor by an index; None for all others."""
     return Access.of(op) if OPS[op.kind].reach or op.kind == "gather" else None
+
+
+def check_index(op: Op, reach: Reach) -> None:
+    """Index, guard and scalars say where in the tensor each axis of the tile lies, as above."""
+    tensor, tile = op.operands[0].type, (op.result if reach.tile is None else op.operands[reach.tile]).type
+    need(isinstance(tensor, Tensor), "the first operand is a tensor parameter", "tensor", tensor)
+    index, guard, shape, layout = op["index"], op["guard"], tile.shape, op.get("threads", getattr(tile, "layout", None))
+    scalars = [v.type for v in op.operands[reach.before:len(op.operands) - reach.after]]
+    need(len(index) == len(tensor.dims), "one index word per tensor dimension", len(tensor.dims), len(index))
+    count = sum(SCALARS[w] for w in index)
+    need(len(scalars) == count, "one scalar per 'at' and 'tile', two per 'until'", count, len(scalars))
+    if "element" in index:
+        stores = op.kind in ("store", "st_global")
+        need(stores and set(index) == {"element"}, "stores have positions of elements, in all dimensions", got=index)
+        need(guard == (True,) * len(shape), "elements with positions of their own are guarded", (True,) * len(shape), guard)
+        need(all(t.dtype == i32 for t in scalars), "positions are integers", "i32", scalars)
+        for t in (t for t in scalars if t.shape):
+            need(t.shape == shape and getattr(t, "layout", None) == layout, "positions of elements have the tile's shape and layout",
+                 f"{shape} {layout or ''}", t)
+        return
+    axes = [(d, w) for d, w in zip(tensor.dims, index) if w not in ("at", "also")]
+    need(len(axes) == len(shape), "one tile axis per 'tile', 'until', 'each' and 'all'", len(axes), len(shape))
+    need("also" not in index or "each" in index[:index.index("also")], "'also' comes after an 'each'", got=index)
+    given, axis, each = iter(scalars), -1, 0
+    for word in index:
+        axis += word not in ("at", "also")
+        each = axis if word == "each" else each
+        for t in (next(given) for _ in range(SCALARS[word])):
+            if word in ("each", "also"):
+                need(isinstance(t, (Tile, Frag)) and t.shape == shape[each:each + 1] and t.dtype == i32,
+                     "a vector says the positions", f"i32[{shape[each]}]", t)
+                need(isinstance(t, Tile) or not isinstance(layout, RegLayout) or t.layout == along(layout, each)[0],
+                     "the vector has the tile's layout along its axis", layout, t)
+            else:
+                need(isinstance(t, Scalar) and t.dtype in (i32, i64), "positions are integer scalars", "i32", t)
+    need(len(guard) == len(axes), "one guard per tile axis", len(axes), len(guard))
+    for (dim, word), n, g in zip(axes, shape, guard):
+        if word == "all":
+            need(isinstance(dim, int), "'all' is for compile-time dimensions", "a number", dim)
+            need(n == dim or (n > dim and g), "the axis is the whole dimension, or longer with a guard", dim, n)

@@ -26,7 +26,6 @@ from .attrs import FLAG, GUARD, INDEX, TEXT, one_of, whole
 from .core import Op, Value
 from .memory_map import boxes_problem
 from .op_table import define, need, need_region
-from .tile_ops import check_index
 from .types import Buffer, Cursor, Frag, Pending, Scalar, Tensor, i32
 
 #: slots of a ring; bytes that an mbarrier's phase may wait for (PTX ISA, 'mbarrier': tx-count); blocks of a cluster
@@ -58,7 +57,6 @@ define("mbar_wait", "machine", """`mbar_wait bars, cursor`: until the phase of t
 
 def _check_tma_load(op: Op) -> None:
     types = tuple(v.type for v in op.operands)
-    check_index(types[0], types[1:-3], types[-3].shape, op.attrs, "tma_load")
     need(types[-3].layout.pad == 0, "tma_load: rows without padding", "pad 0", types[-3].layout)
     need(boxes(types[-3].shape[0] if len(types[-3].shape) == 2 else 1) > 0 and types[-3].layout.panel <= MOST_BOX,
          f"tma_load: boxes of at most {MOST_BOX} positions along each axis, of rows in multiples of 8", MOST_BOX, types[-3])
@@ -141,9 +139,9 @@ define("wgmma", "machine", """`wgmma a, b` or `wgmma a, b, acc`: [acc +] a b by 
        rows; ta, tb: the stored tile is the transpose of the operand. ones: so many columns to the right of b's come from the last operand,
        16
        stored rows that every step of the depth reads again; `instr` then takes b's last panel and the ones, and `first` the panels before.
-       Asynchronous: it belongs to the group that the next `wgmma_commit` closes.""", lambda types, attrs: None, effect="write",
-       check=_check_wgmma, phases="selected synced", instr=TEXT, ta=FLAG, tb=FLAG, ones=whole(8, 8).maybe, first=TEXT.maybe,
-       traits="product, in flight")
+       Asynchronous: it belongs to the group that the next `wgmma_commit` closes. early, behind: passes `ahead` and `behind` move it.""",
+       lambda types, attrs: None, effect="write", check=_check_wgmma, phases="selected synced", instr=TEXT, ta=FLAG, tb=FLAG,
+       ones=whole(8, 8).maybe, first=TEXT.maybe, early=FLAG.maybe, behind=FLAG.maybe, traits="product, in flight")
 define("wgmma_fence", "machine", """Orders this thread's accesses of accumulators and operand registers before the wgmmas that follow;
        needed before the first one and after every such access.""", "->", effect="write", phases="selected synced")
 define("pend", "machine", "An accumulator that products will be added to; from here on it is theirs until a `settle`.", "frag -> pending",

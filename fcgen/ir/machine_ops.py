@@ -19,7 +19,7 @@ from .elementwise import REDUCTIONS
 from .layout import RegLayout
 from .moves import quad_rows
 from .op_table import define, need
-from .tile_ops import check_added, check_index
+from .tile_ops import check_added
 from .types import Buffer, Cursor, Frag, Scalar, f32, i1, i32
 
 
@@ -48,9 +48,7 @@ define("acquire", "machine", """`acquire views...`: from here on these tiles are
 
 
 def _check_cp_async(op: Op) -> None:
-    tensor, buffer = op.operands[0].type, op.operands[-1].type
-    check_index(tensor, tuple(v.type for v in op.operands[1:-1]), buffer.shape, op.attrs, "cp_async", op["threads"])
-    t = op["threads"]
+    buffer, t = op.operands[-1].type, op["threads"]
     need(t.shape == buffer.shape, "cp_async: `threads` covers the tile", buffer.shape, t.shape)
     vec = op.get("vec", t.vector())
     need(vec >= 1 and t.vector() % vec == 0, "cp_async: `threads` keeps whole runs of `vec` elements together", vec, t)
@@ -71,25 +69,14 @@ define("barrier", "machine", """All warps of the block; orders shared memory amo
 define("syncwarp", "machine", "All lanes of the warp; orders shared memory among them.", "->", effect="write", phases="synced synced")
 
 
-def _check_ld_global(op: Op) -> None:
-    tensor, t = op.operands[0].type, op.result.type
-    check_index(tensor, tuple(v.type for v in op.operands[1:]), t.shape, op.attrs, "ld_global", t.layout)
-
-
 define("ld_global", "machine", """`ld_global T, scalars...`: a rectangle of a tensor into registers; guarded-out elements are
        zero. vec: at most this many elements per load.""", "tensor, * -> frag", effect="read", one_dtype=True,
-       check=_check_ld_global, phases="pipelined synced", index=INDEX, guard=GUARD, vec=VEC, reach=(1, 0, None))
-
-
-def _check_st_global(op: Op) -> None:
-    tensor, t = op.operands[0].type, op.operands[1].type
-    check_index(tensor, tuple(v.type for v in op.operands[2:]), t.shape, op.attrs, "st_global", t.layout)
-    check_added(op, tensor)
+       phases="pipelined synced", index=INDEX, guard=GUARD, vec=VEC, reach=(1, 0, None))
 
 
 define("st_global", "machine", """`st_global T, frag, scalars...`: registers to a rectangle of a tensor; of threads that hold
        copies one writes. reduce="add" adds atomically.""", "tensor, complete, * ->", effect="write", one_dtype=True,
-       check=_check_st_global, phases="selected synced", index=INDEX, guard=GUARD, vec=VEC, reduce=one_of("add").maybe, reach=(2, 0, 1))
+       check=check_added, phases="selected synced", index=INDEX, guard=GUARD, vec=VEC, reduce=one_of("add").maybe, reach=(2, 0, 1))
 
 
 define("ld_shared", "machine", """`ld_shared buffer, row, col`: plain loads from a slot. A 1-d fragment runs along axis `along` of

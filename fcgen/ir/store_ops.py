@@ -15,7 +15,7 @@ from .core import Op
 from .machine_ops import in_runs
 from .memory_map import boxes_problem
 from .op_table import define, need
-from .tile_ops import check_added, check_index
+from .tile_ops import check_added
 from .types import Buffer
 
 #: what a tensor map can describe: axes, positions of a box along each of them, bytes that a box's rows are multiples of
@@ -50,12 +50,11 @@ def refusal(access: Access, buffer: Buffer, rows: int) -> tuple[str, object, obj
 def _check_tma_store(op: Op) -> None:
     types = tuple(v.type for v in op.operands)
     buffer, parts, across = types[-1], op["parts"], op.get("across", False)
-    check_index(types[0], types[1:-1], buffer.shape, op.attrs, "tma_store")
     need(len(buffer.shape) == 2 and buffer.layout.pad == 0, "tma_store: a tile of two axes, its rows without padding", "pad 0", buffer)
     rows, cols = part_shape(buffer, parts, across)
     need(buffer.shape == ((rows, cols * parts) if across else (rows * parts, cols)) and cols % buffer.layout.panel == 0,
          "tma_store: equal parts of the rows, or of the panels", buffer.shape, parts)
-    check_added(op, types[0])
+    check_added(op)
     wrong = refusal(Access.of(op), buffer, rows)
     need(wrong is None, f"tma_store: {wrong[0]}" if wrong else "", *(wrong or ("", ""))[1:])
 

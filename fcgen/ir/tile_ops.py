@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from .access import SCALARS, along
 from .attrs import AXES, DTYPE, FLAG, GUARD, INDEX, NUMBER, SHAPE, TEXT, VEC, every, one_of, whole
 from .core import Op
 from .elementwise import FNS, REDUCTIONS
@@ -92,8 +91,15 @@ def _cast(types, attrs):
 define("cast", BOTH, "Convert, as `elementwise.convert` defines it.", _cast, to=DTYPE, traits="elementwise")
 
 
+def _sum_blocks(types, attrs):
+    need(len(types) == 1 and isinstance(types[0], (Tile, Frag)), "sum_blocks takes a tile", "a tile", types)
+    need(not isinstance(types[0], Frag) or (types[0].partial is None and isinstance(types[0].layout, RegLayout)),
+         "sum_blocks takes a complete tile in registers", "complete", types[0])
+    return types
+
+
 define("sum_blocks", BOTH, """The sum of what the blocks of a cluster have there: in the first block, which adds up the others' in their
-       order. The others keep what they have. All of them come here.""", lambda types, attrs: types, effect="write",
+       order. The others keep what they have. All of them come here.""", _sum_blocks, effect="write",
        phases="placed selected")
 
 
@@ -234,10 +240,11 @@ def _dot(types, attrs):
 
 
 define("dot", BOTH, """Matrix product with accumulation in f32, of integers in i32: a[M,K] b[K,N] (+ acc[M,N]) -> f32[M,N]. Machine level,
-       until `select` expands it: an operand may be a shared-memory tile, stored transposed where ta / tb says so. math, late, sums,
-       regs, grid: what the schedule decides about it (`bind`). ones: so many columns of ones stand to the right of b, and the result is
-       that much wider.""", _dot, phases="placed pipelined", ta=FLAG.maybe, tb=FLAG.maybe, math=one_of("mma", "wmma", "wgmma", "fma").maybe,
-       ones=whole(8, 8).maybe, **SITE, late=FLAG.maybe, sums=FLAG.maybe, regs=FLAG.maybe, grid=every(whole(1, WARPS), 2, 2).maybe)
+       until `select` expands it: an operand may be a shared-memory tile, stored transposed where ta / tb says so. math, late, early,
+       behind, sums, regs, grid: what the schedule decides about it (`bind`). ones: so many columns of ones stand to the right of b, and the
+       result is that much wider.""", _dot, phases="placed pipelined", ta=FLAG.maybe, tb=FLAG.maybe,
+       math=one_of("mma", "wmma", "wgmma", "fma").maybe, ones=whole(8, 8).maybe, **SITE, late=FLAG.maybe, early=FLAG.maybe,
+       behind=FLAG.maybe, sums=FLAG.maybe, regs=FLAG.maybe, grid=every(whole(1, WARPS), 2, 2).maybe)
 
 
 def _slice(types, attrs):
@@ -262,52 +269,12 @@ define("slice", BOTH, """`slice tile, first`: the part that starts at `first` al
        check=_check_slice, axis=whole(0, 7), size=whole(1).maybe, traits="view")
 
 
-def check_index(tensor: Any, scalars: tuple[Any, ...], shape: tuple[int, ...], attrs: Mapping[str, Any], what: str,
-                layout: Any = None) -> None:
-    """The rule of `access`. layout: of the registers that the tile goes through."""
-    need(isinstance(tensor, Tensor), f"{what}: the first operand is a tensor parameter", "tensor", tensor)
-    index, guard = attrs["index"], attrs["guard"]
-    need(len(index) == len(tensor.dims), f"{what}: one index word per tensor dimension", len(tensor.dims), len(index))
-    count = sum(SCALARS[w] for w in index)
-    need(len(scalars) == count, f"{what}: one scalar per 'at' and 'tile', two per 'until'", count, len(scalars))
-    if "element" in index:
-        need(set(index) == {"element"} and what in ("store", "st_global"), f"{what}: stores have positions of elements, in all dimensions",
-             got=index)
-        need(guard == (True,) * len(shape), f"{what}: elements with positions of their own are guarded", (True,) * len(shape), guard)
-        need(all(t.dtype == i32 for t in scalars), f"{what}: positions are integers", "i32", scalars)
-        for t in (t for t in scalars if t.shape):
-            need(t.shape == shape and (layout is None or (isinstance(t, Frag) and t.layout == layout)),
-                 f"{what}: positions of elements have the tile's shape and layout", f"{shape} {layout or ''}", t)
-        return
-    axes = [(d, w) for d, w in zip(tensor.dims, index) if w not in ("at", "also")]
-    need(len(axes) == len(shape), f"{what}: one tile axis per 'tile', 'until', 'each' and 'all'", len(axes), len(shape))
-    need("also" not in index or "each" in index[:index.index("also")], f"{what}: 'also' comes after an 'each'", got=index)
-    given, axis, each = iter(scalars), -1, 0
-    for word in index:
-        axis += word not in ("at", "also")
-        each = axis if word == "each" else each
-        for t in (next(given) for _ in range(SCALARS[word])):
-            if word in ("each", "also"):
-                need(isinstance(t, (Tile, Frag)) and t.shape == shape[each:each + 1] and t.dtype == i32,
-                     f"{what}: a vector says the positions", f"i32[{shape[each]}]", t)
-                need(not isinstance(t, Frag) or layout is None or t.layout == along(layout, each)[0],
-                     f"{what}: the vector has the tile's layout along its axis", layout, t)
-            else:
-                need(isinstance(t, Scalar) and t.dtype in (i32, i64), f"{what}: positions are integer scalars", "i32", t)
-    need(len(guard) == len(axes), f"{what}: one guard per tile axis", len(axes), len(guard))
-    for (dim, word), n, g in zip(axes, shape, guard):
-        if word == "all":
-            need(isinstance(dim, int), f"{what}: 'all' is for compile-time dimensions", "a number", dim)
-            need(n == dim or (n > dim and g), f"{what}: the axis is the whole dimension, or longer with a guard", dim, n)
-
-
 def _none(types, attrs):
     return None
 
 
 def _check_load(op: Op) -> None:
     tensor, t = op.operands[0].type, op.result.type
-    check_index(tensor, tuple(v.type for v in op.operands[1:]), t.shape, op.attrs, "load")
     need(t.dtype == tensor.dtype, "load: the tile has the tensor's dtype", tensor.dtype, t.dtype)
 
 
@@ -318,14 +285,14 @@ define("load", BOTH, """Read a rectangle of a tensor: `load T, scalars...`. See 
 
 def _check_store(op: Op) -> None:
     tensor, value = op.operands[0].type, op.operands[1].type
-    check_index(tensor, tuple(v.type for v in op.operands[2:]), value.shape, op.attrs, "store")
     need(value.dtype == tensor.dtype, "store: the tile has the tensor's dtype", tensor.dtype, value.dtype,
          hint="cast it: x.to(T.dtype)")
-    check_added(op, tensor)
+    check_added(op)
 
 
-def check_added(op: Op, tensor: Any) -> None:
+def check_added(op: Op) -> None:
     """Memory adds words, and halves of them."""
+    tensor = op.operands[0].type
     need(not op.get("reduce") or (tensor.dtype.bits > 8 and tensor.dtype.name != "i64"), f"{op.kind}: atomic adds are for 16 bits and more",
          "f16, bf16, f32, f64, i32, u32", tensor.dtype)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..errors import FcError, Loc
 from . import kernel_rules
+from .access import check_index
 from .alignment import promised
 from .attrs import MOST
 from .core import Block, Kernel, Op, Role, Value
@@ -27,7 +28,7 @@ NESTING = 200
 AXES = 8
 #: ops with rules about the kernel around them
 NAMED = having("named barrier")
-PLACED = NAMED | {"slot", "barrier", "syncwarp", "row_part", "mbar_arrive", "tma_load", "st_shared"}
+PLACED = NAMED | {"slot", "barrier", "syncwarp", "row_part", "mbar_arrive", "tma_load", "st_shared", "sum_blocks"}
 #: (level, warps, one thread) -> types, and kinds with attributes and types, that were found right there, by identity
 Known = dict[tuple[Any, ...], dict[Any, Any]]
 
@@ -159,6 +160,8 @@ class Verifier:
             got = tuple([r.type for r in op.results])
             if tuple(types) != got:
                 raise RuleError("result types follow from the operands", expected=_join(types), got=_join(got))
+        if d.reach is not None:
+            check_index(op, d.reach)
         if d.check is not None:
             d.check(op)
         need("regions" in d.traits or not op.regions, f"{op.kind} has no regions")
@@ -185,6 +188,8 @@ class Verifier:
             self.named.see(op, self.number)
         elif op.kind == "row_part" and self.warps:
             need(self.warps % op["parts"] == 0, "row_part: equal parts of the role's warps", f"a divisor of {self.warps}", op["parts"])
+        elif op.kind == "sum_blocks":
+            need(self.kernel.cluster > 1, "sum_blocks: its blocks form a cluster", "a grid axis with a cluster", self.kernel.cluster)
         elif op.get("block") is not None:
             need(op["block"] < self.kernel.cluster, f"{op.kind}: a block of the cluster", f"below {self.kernel.cluster}", op["block"])
         elif op.kind in ("mbar_arrive", "tma_load"):

@@ -28,31 +28,40 @@ from .attention import visible
 LOG2E = 1.4426950408889634
 
 
-def derivative(x: Any, dw: Any, lse2: Any, delta: Any, seen: Any, at: tuple[Any, ...], score: Any, weigh: Any, held: bool) -> Any:
-    """(weights of values, gradient of the scaled scores x) of a tile, from the gradient of its weights.
+def weights(x: Any, lse2: Any, seen: Any, at: tuple[Any, ...], score: Any, weigh: Any, held: bool) -> tuple[Any, Callable[[Any, Any], Any]]:
+    """Weights of values of a tile of scaled scores x, and what makes the gradient of x from theirs and Delta.
 
     seen: which scores count. at: batch, head, and positions of rows and keys. held: what score and weigh hold gets its gradient as well."""
     s, into = (x, None) if score is None else fc.vjp(lambda x: score(x, *at), x, captured=held)
     p = fc.exp2(fc.where(seen, s * LOG2E, -fc.inf) - lse2)
     w, back = (p, None) if weigh is None else fc.vjp(lambda p: weigh(p, *at), p, captured=held)
-    ds = p * ((dw if back is None else back(dw)) - delta)
-    if into is not None:
-        ds = fc.where(seen, into(ds), 0.0)  # slopes may be infinite where nothing is seen
-    return w, ds
+
+    def gradient(dw: Any, delta: Any) -> Any:
+        ds = p * ((dw if back is None else back(dw)) - delta)
+        return ds if into is None else fc.where(seen, into(ds), 0.0)  # slopes may be infinite where nothing is seen
+
+    return w, gradient
 
 
-def step(rows: Sequence[Any], k: Any, v: Any, dk: Any, dv: Any, scale: Any, seen: Callable[[], Any], *functions: Any) -> None:
-    """A tile of rows adds to dk and dv, and its share of dQ where that is asked for. rows: its parts of Q, dO, LSE2, Delta and dQ. seen,
-    functions: what `derivative` takes."""
+def derivative(x: Any, dw: Any, lse2: Any, delta: Any, *what: Any) -> tuple[Any, Any]:
+    """(weights of values, gradient of the scaled scores x) from the gradient of the weights. what: the rest of what `weights` takes."""
+    w, gradient = weights(x, lse2, *what)
+    return w, gradient(dw, delta)
+
+
+def step(rows: Sequence[Any], k: Any, v: Any, dk: Any, dv: Any, scale: Any, turned: bool, seen: Callable[[], Any], *functions: Any) -> None:
+    """A tile of rows adds to dk and dv, and its share of dQ where that is asked for. rows: its parts of Q, dO, LSE2, Delta and dQ. turned:
+    that share is made as its transpose, so that rows are the columns of every product, and a tile has any multiple of 8 of them. seen,
+    functions: what `weights` takes."""
     q, do = fc.load(rows[0]), fc.load(rows[1])
     s, dp = fc.dot(k, q.T), fc.dot(v, do.T)
-    w, ds = derivative(s * scale, dp, fc.load(rows[2]), fc.load(rows[3]), seen(), *functions)
-    ds = ds.to(k.dtype)
+    w, gradient = weights(s * scale, fc.load(rows[2]), seen(), *functions)
     dv <<= dv + fc.dot(w.to(v.dtype), do)
+    ds = gradient(dp, fc.load(rows[3])).to(k.dtype)
     dk <<= dk + fc.dot(ds, q)
     if rows[4] is not None:
-        dq = fc.dot(ds.T, k)
-        fc.atomic_add(rows[4], dq * scale)
+        dq = fc.dot(k.T, ds) if turned else fc.dot(ds.T, k)
+        fc.atomic_add(rows[4], (dq.T if turned else dq) * scale)
 
 
 def each_head(head: Callable[[Any], None], g: Any, size: Any, grouped: bool) -> None:
@@ -82,7 +91,7 @@ def rows_before(O: T[B, H, M, E], dO: T[B, H, M, E], LSE: f32[B, H, M], dLSE: "f
 @fc.kernel
 def backward(Q: T[B, H, M, D], K: T[B, G, N, D], V: T[B, G, N, E], dO: T[B, H, M, E], LSE2: f32[B, H, M], Delta: f32[B, H, M],
              dQ: "inout f32[B, H, M, D] | None", dK: "out T[B, G, N, D]", dV: "out T[B, G, N, E]", *,
-             scale: f32, positive=True, mask="none", score=None, keep=None, weigh=None, grouped=False, held=True):
+             scale: f32, positive=True, mask="none", score=None, keep=None, weigh=None, grouped=False, held=True, turned=False):
     if positive:
         fc.positive(scale)
     b, g, cols = fc.grid(Q.B, K.G, fc.tile(K.N, "BLOCK_N"))
@@ -98,7 +107,7 @@ def backward(Q: T[B, H, M, D], K: T[B, G, N, D], V: T[B, G, N, E], dO: T[B, H, M
     def head(h):
         for rows in fc.loop(fc.tile(Q.M, "BLOCK_M"), live=functools.partial(live, h)):
             mine = [None if t is None else t[b, h, rows] for t in (Q, dO, LSE2, Delta, dQ)]
-            step(mine, k, v, dk, dv, scale, functools.partial(live, h, rows), (b, h, rows.index, cols.index), score, weigh, held)
+            step(mine, k, v, dk, dv, scale, turned, functools.partial(live, h, rows), (b, h, rows.index, cols.index), score, weigh, held)
 
     each_head(head, g, Q.H // K.G, grouped)
     fc.store(dK[b, g, cols], (dk * scale).to(K.dtype))
@@ -125,6 +134,6 @@ def backward_rows(Q: T[B, H, M, D], K: T[B, G, N, D], V: T[B, G, N, E], dO: T[B,
     for cols in fc.loop(fc.tile(K.N, "BLOCK_N"), live=live):
         k, v = fc.load(K[b, g, cols]), fc.load(V[b, g, cols])
         s, dp = fc.dot(q, k.T), fc.dot(do, v.T)
-        _, ds = derivative(s * scale, dp, lse2, delta, live(cols), (b, h, rows.index, cols.index), score, weigh, False)
-        dq <<= dq + fc.dot(ds.to(K.dtype), k)
+        _, gradient = weights(s * scale, lse2, live(cols), (b, h, rows.index, cols.index), score, weigh, False)
+        dq <<= dq + fc.dot(gradient(dp, delta).to(K.dtype), k)
     fc.store(dQ[b, h, rows], (dq * scale).to(Q.dtype))

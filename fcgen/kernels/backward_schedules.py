@@ -18,31 +18,64 @@ def _mma(m: int, n: int, warps: int, stages: int = 1, **more: object) -> Schedul
     return Schedule(tiles={"BLOCK_M": m, "BLOCK_N": n}, warps=warps, stages=stages, **more)  # type: ignore[arg-type]
 
 
-_TWO = {"q": 2, "do": 2}
+#: of a thread's values in memory cost less than smaller tiles do
+FEW_BYTES = 64
+#: larger heads have dQ in a pass of its own, in order, where there is wgmma: two products more are faster than adding up as many numbers in
+#: L2 (H200, D=256, 4k: 665 and 530 TFLOP/s for 3 and 4 products, 400 for 5 with the additions)
+ADDS_UP_TO = 128
+_TWO, _QUEUED = {"q": 2, "do": 2}, {"q": 3, "do": 2}
+#: MiB of L2 for what loops read of the heads that run side by side
+SIDE_BY_SIDE = 32
 #: for head sizes that eight warps do not divide into, and for functions with many values
 _SMALL = _mma(32, 32, 4), _mma(32, 32, 4, hold_a=False), _mma(16, 16, 2)
 #: head size up to which -> schedules of `backward`, on Hopper and elsewhere
 _BOTH: dict[str, dict[int, tuple[Schedule, ...]]] = {
-    "wgmma": {64: (_hopper(128, 128, 2, _TWO), _hopper(64, 128, 2, _TWO), _hopper(64, 64, 1, 2)),
-              128: (_hopper(64, 128, 2, _TWO), _hopper(64, 64, 2, 1), _hopper(64, 64, 1, 1)), 256: (_hopper(64, 64, 2, 1),)},
+    "wgmma": {64: (_hopper(128, 128, 2, _TWO, behind="dq", early="s"), _hopper(128, 128, 2, _TWO), _hopper(64, 128, 2, _TWO),
+                   _hopper(64, 64, 1, 2)),
+              128: (_hopper(80, 128, 2, _TWO, early="s"), _hopper(64, 128, 2, _QUEUED, early="s"),
+                    _hopper(64, 128, 2, _TWO), _hopper(64, 64, 2, 1), _hopper(64, 64, 1, 1)),
+              256: (_hopper(64, 64, 2, 1),)},
     "mma": {64: (_mma(64, 64, 8), _mma(32, 64, 8), _mma(32, 32, 8), *_SMALL), 128: (_mma(32, 32, 8), *_SMALL),
             256: (_mma(32, 32, 8), *_SMALL),
             512: (_mma(32, 32, 8, 2, hold_a=False, split="branch"), _mma(32, 32, 8, hold_a=False, split="branch"))}}
+#: the same where tiles of keys differ in work
+_UNEVEN = {64: (_hopper(128, 128, 2, _TWO, behind="dq"),), 128: (_hopper(64, 128, 2, _QUEUED, early="s"),)}
+#: and where dQ has a pass of its own
+_KEYS = {128: (_hopper(64, 128, 2, _TWO), _hopper(64, 64, 2, 1), _hopper(64, 64, 1, 1)),
+         256: (_hopper(64, 64, 2, _TWO), _hopper(64, 64, 2, 1))}
 #: and of `backward_rows`
 _ROWS: dict[str, dict[int, tuple[Schedule, ...]]] = {
-    "wgmma": {64: (_hopper(128, 64, 2, 4), _hopper(64, 64, 1, 2)), 128: (_hopper(128, 64, 2), _hopper(64, 64, 1, 1)),
-              256: (_hopper(64, 64, 2, 1),), 512: (_hopper(64, 32, 2, 1, epilogue="quad"),)},
+    "wgmma": {64: (_hopper(128, 128, 2, 2), _hopper(128, 64, 2, 4), _hopper(64, 64, 1, 2)),
+              128: (_hopper(128, 64, 2), _hopper(64, 64, 1, 1)),
+              256: (_hopper(128, 32, 2, 2, epilogue="quad"), _hopper(64, 64, 2, 2), _hopper(64, 64, 2, 1)),
+              512: (_hopper(64, 32, 2, 1, epilogue="quad"),)},
     "mma": {64: (_mma(64, 32, 4, 2), _mma(32, 32, 4)), 128: (_mma(64, 32, 8), _mma(32, 32, 4)), 256: (_mma(32, 32, 8), _mma(16, 32, 4)),
             512: (_mma(32, 32, 8, 2, hold_a=False), _mma(32, 32, 8, hold_a=False), _mma(16, 32, 4, hold_a=False))}}
 
 
-def candidates(spec: str, arch: str, head: int, adds: bool = True) -> tuple[Schedule, ...]:
+def candidates(spec: str, arch: str, head: int, adds: bool = True, uneven: bool = False, grouped: bool = False) -> tuple[Schedule, ...]:
     """For a spec of `kernels.backward` or `kernels.ragged_backward`, and a head size (the larger of the key's and the value's). adds: it
-    adds up the gradient of q too; else its loop stores nothing, and is not split: all warps then walk the same tiles."""
+    adds up the gradient of q too. uneven: tiles of keys differ in work: the longest run first, of as many heads as lie in L2 together
+    (B=1, 8 heads of keys, 4k: 0.63 of the multiprocessors worked where one head's ran after the other's). grouped: heads of keys are
+    shared; two loops leave no registers for products ahead or behind."""
     if "tangent" in spec:
         return ()  # a model of the machine finds them
     if spec.endswith("before"):
         return (Schedule(tiles={"BLOCK_M": 32 if head <= 128 else 16}),)
-    table = (_ROWS if spec.endswith("rows") else _BOTH)["wgmma" if arch.endswith("a") else "mma"]
-    found = next((found for most, found in table.items() if head <= most), ())
-    return found if adds else tuple(replace(s, split="none") for s in found)
+    rows, wgmma = spec.endswith("rows"), arch.endswith("a")
+    pick = lambda table: next((found for most, found in table.items() if head <= most), ())
+    found: tuple[Schedule, ...] = pick((_ROWS if rows else _BOTH)["wgmma" if wgmma else "mma"])
+    if rows or not wgmma:
+        return found if adds or rows else tuple(replace(s, split="none") for s in found)
+    if not adds:
+        found = (*pick(_KEYS), *(replace(s, split="none") for s in found if not (s.early or s.behind)))
+    elif uneven:
+        found = (*pick(_UNEVEN), *(s for s in found if not (s.early or s.behind)))
+    if grouped:
+        found = tuple(s for s in found if not (s.early or s.behind))
+    return (*(replace(s, l2=SIDE_BY_SIDE) for s in found), *found) if uneven else found
+
+
+def turned(schedule: Schedule) -> dict[str, bool]:
+    """What `backward` is compiled with for a schedule: a tile of rows that no warpgroups divide is the columns of every product."""
+    return {"turned": True} if schedule.math == "wgmma" and (schedule.tile("BLOCK_M") or 0) % 64 else {}

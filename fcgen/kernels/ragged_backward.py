@@ -12,7 +12,7 @@ from typing import Any
 
 import fcgen as fc
 
-from .backward import LOG2E, derivative, each_head, step
+from .backward import LOG2E, each_head, step, weights
 
 
 def window(rows: Any, cols: Any, queries: Any, count: Any, align: str, causal: bool, left: Any, right: Any) -> Any:
@@ -49,7 +49,7 @@ def ragged_backward(Q: T[M, H, D], K: T[N, G, D], V: T[N, G, E], dO: T[M, H, E],
                     End: i32[S], KBegin: i32[S], KEnd: i32[S], Used: "i32[S] | None", KUsed: "i32[S] | None",
                     dQ: "inout f32[M, H, D] | None", dK: "out T[N, G, D]", dV: "out T[N, G, E]", *, scale: f32, longest_k: i32,
                     left: "i32 | None", right: "i32 | None", positive=True, align="bottom", causal=False, score=None, keep=None, weigh=None,
-                    grouped=False):
+                    grouped=False, turned=False):
     if positive:
         fc.positive(scale)
     b, g, cols = fc.grid(Begin.S, K.G, fc.tile(longest_k, "BLOCK_N"))
@@ -68,7 +68,7 @@ def ragged_backward(Q: T[M, H, D], K: T[N, G, D], V: T[N, G, E], dO: T[M, H, E],
         for rows in fc.loop(fc.tile(queries, "BLOCK_M"), live=lambda rows: live(h, rows)):
             at = rows + start
             mine = Q[at, h], dO[at, h], LSE2[h, at], Delta[h, at], None if dQ is None else dQ[at, h]
-            step(mine, k, v, dk, dv, scale, functools.partial(live, h, rows), (b, h, rows.index, cols.index), score, weigh, True)
+            step(mine, k, v, dk, dv, scale, turned, functools.partial(live, h, rows), (b, h, rows.index, cols.index), score, weigh, True)
 
     with fc.when(cols.start < held):
         used = (cols + first).until(first + count)
@@ -106,6 +106,6 @@ def ragged_backward_rows(Q: T[M, H, D], K: T[N, G, D], V: T[N, G, E], dO: T[M, H
         for cols in fc.loop(fc.tile(count, "BLOCK_N"), live=live):
             k, v = fc.load(K[cols + first, g]), fc.load(V[cols + first, g])
             s, dp = fc.dot(q, k.T), fc.dot(do, v.T)
-            _, ds = derivative(s * scale, dp, lse2, delta, live(cols), (b, h, rows.index, cols.index), score, weigh, False)
-            dq <<= dq + fc.dot(ds.to(K.dtype), k)
+            _, gradient = weights(s * scale, lse2, live(cols), (b, h, rows.index, cols.index), score, weigh, False)
+            dq <<= dq + fc.dot(gradient(dp, delta).to(K.dtype), k)
         fc.store(dQ[(rows + start).until(End[b]), h], (dq * scale).to(Q.dtype))

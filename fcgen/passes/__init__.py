@@ -14,7 +14,7 @@ from ..ir.core import Kernel
 from ..ir.schedule import Schedule
 from ..ir.target import Target
 from ..ir.verify import Known, verify
-from .machine import alloc, alternate, at_use, early_launch, early_reads, overlap, select, sync, tidy, together
+from .machine import ahead, alloc, alternate, at_use, behind, early_launch, early_reads, overlap, select, sync, tidy, together
 from .memory import pieces, pipeline, prefetch, prologues, roles
 from .registers import branches, defer, held, place, vote
 from .tile import bind, from_end, limits, order, pad, parts, ranges, row_sums, scale, simplify, skew, split_loops, totals
@@ -58,12 +58,14 @@ PIPELINE: tuple[Pass, ...] = (
     Pass("roles", roles.run, "bulk copies become a role of their own; tiles pass through channels of full and empty barriers"),
     Pass("prefetch", prefetch.run, "tables, and rows that no ring takes, are read an iteration before they are used"),
     Pass("select", select.run, "dots, staging, loads and stores become the target's instructions"),
+    Pass("behind", behind.run, "products named in `behind` follow an iteration behind what they read, which goes through a channel"),
+    Pass("alternate", alternate.run, "tiles that a loop stages for its products lie in two places in turn, where there is room"),
+    Pass("ahead", ahead.run, "products named in `early` are issued behind the last product of the iteration before"),
     Pass("early_reads", early_reads.run, "tiles that meet a product's result are read while it runs"),
     Pass("overlap", overlap.run, "products in flight are waited for where their results are needed"),
     Pass("at_use", at_use.run, "rows in rings are read where element work uses them, and let go behind it"),
     Pass("tidy", tidy.run, "scalar constants folded, nothing computed twice"),
     Pass("early_launch", early_launch.run, "with `pdl`: what touches tensors waits for the kernels in front, the rest does not"),
-    Pass("alternate", alternate.run, "tiles that a loop stages for its products lie in two places in turn, where there is room"),
     Pass("together", together.run, "what blocks of a cluster found comes into shared memory of the first one"),
     Pass("alloc", alloc.run, "shared-memory offsets; buffers whose uses are apart share bytes"),
     Pass("sync", sync.run, "barriers and waits where the hazards are"),

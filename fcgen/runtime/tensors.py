@@ -108,7 +108,7 @@ def check(arg: TensorArg, *, name: str, dtype: str | tuple[str, ...] | None = No
         where = "the CPU" if arg.device == CPU else f"cuda:{arg.device}"
         raise FcError("call/argument", f"argument `{name}` is on {where}", expected=f"cuda:{device}", got=where,
                       hint="all tensors of one call must be on the same GPU")
-    if contiguous_last and arg.shape and arg.strides[-1] != 1 and arg.shape[-1] > 1:
+    if contiguous_last and arg.shape and arg.strides[-1] != 1 and arg.shape[-1] > 1 and 0 not in arg.shape:
         raise FcError("call/argument", f"the last axis of argument `{name}` is not contiguous", expected="stride 1",
                       got=f"stride {arg.strides[-1]} (strides {arg.strides})", hint=f"call {name}.contiguous()")
 

@@ -84,8 +84,7 @@ def test_masks_that_leave_out_keys_in_front_take_other_tiles() -> None:
 
 
 def reads(mask: Any) -> blocks.Reads:
-    given = functions(mask=mask)
-    return blocks._reads(blocks._lister(given, "sm_90a", (128, 128), None).find({"keep": given.keep})[0])
+    return blocks._reads_of(functions(mask=mask), "sm_90a", (128, 128), None)
 
 
 def test_scores_are_masked_under_a_branch_where_no_sign_hangs_on_it() -> None:

@@ -238,6 +238,20 @@ def test_backward(tmp_path):
     assert {r["name"].split(":")[0] for r in saved["table"]} == parts and not saved["problems"] and "fa3:" in said
 
 
+def test_the_race_of_backward_passes(tmp_path):
+    saved, said = dry("training", tmp_path / "t.json", "--heads", "64", "--lengths", "32", "--dtypes", "bf16", "--variants", "--only", "bias",
+                      "--rounds", "2")
+    assert {(r["variant"], r["name"]) for r in saved["table"]} >= {("bias", "fcgen")} and not saved["problems"] and "timed was right" in said
+
+
+@pytest.mark.parametrize("of", ["backward", "backward_keys", "backward_rows"])
+def test_search_of_the_backward_programs(of, tmp_path):
+    path = tmp_path / "c.txt"
+    path.write_text("tiles={BLOCK_M: 32, BLOCK_N: 32}, stages=1\nwarps=3\n")
+    saved, _ = dry("search_schedules", tmp_path / "s.json", "--of", of, "--d", "64", "--lengths", "32", "--candidates", str(path))
+    assert saved["of"] == of and len(saved["ranking"]) == len(saved["left_out"]) == 1
+
+
 def test_prologues(tmp_path):
     saved, _ = dry("prologues", tmp_path / "p.json", "--only", "rotary", "--only", "backward-64")
     assert [r["spec"] for r in saved["table"]] == ["plain", "rotary", "rotated", "backward"] and not saved["problems"]

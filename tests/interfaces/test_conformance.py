@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 
@@ -9,6 +10,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="needs torch: pip install fcgen[torch]")
 from benchmarks.conformance import adapters, fleet, verdicts, worker  # noqa: E402
+from benchmarks.conformance.__main__ import main  # noqa: E402
 from benchmarks.conformance.adapters import ADAPTERS  # noqa: E402
 
 CALLS = {
@@ -72,19 +74,48 @@ def test_outcomes_are_sorted(kernels, name, tmp_path, monkeypatch):
     assert "all" in table and "failed (1):" in table and result["collected"] == 46
 
 
-def test_processes_share_the_tests_and_late_ones_are_told(tmp_path):
+#: a process that runs tests by their names
+STAND_IN = """
+import json, os, sys, time
+job = json.loads(sys.argv[1])
+log = open(f"{job['folder']}/{job['number']}.jsonl", "a", buffering=1)
+say = lambda **line: log.write(json.dumps(line) + "\\n")
+tests = ["plain0", "dies", "hangs", "plain1", "plain2", "fails"]
+if job["number"] == 0: say(collected=7, chosen=[[t, t.rstrip("012")] for t in tests], beside=[["other", "of float8", 1]])
+for n, t in enumerate(tests):
+    if job["only"] and t not in job["only"]: continue
+    try: os.close(os.open(f"{job['folder']}/taken-{n}", os.O_CREAT | os.O_EXCL))
+    except FileExistsError: continue
+    say(begin=t, at=time.time())
+    if t == "dies" and not job["only"]: os._exit(7)
+    if t == "hangs": time.sleep(600)
+    say(test=t, verdict="failed" if t == "fails" else "passed", why="wrong" if t == "fails" else "", seconds=0.0)
+"""
+
+
+def test_processes_share_the_tests_and_late_ones_are_told(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(fleet, "COMMAND", [sys.executable, "-c", STAND_IN])
     (file,) = ADAPTERS["flash_attn"].files
-    path = tmp_path / "checkout" / file
-    path.parent.mkdir(parents=True)
-    path.write_text("import os, time, pytest\n@pytest.mark.parametrize('n', range(6))\ndef test_plain(n): pass\n"
-                    "def test_hangs(): time.sleep(600)\ndef test_dies(): os._exit(7)\n")
-    (suite,) = fleet.of_names(["flash_attn"], {"flash_attention": tmp_path / "checkout"}, tmp_path, every=1, expression="", until=time.time() + 90)
-    fleet.run([suite], 2, 2.0, time.time() + 90)
-    found = found_by(suite)
-    assert len(found) == 8 and suite.begun >= 3
-    assert found["test_hangs"][:2] == ["stopped", "took more than 2 s"]
-    assert found["test_dies"][0] == "failed" and "ended with 7" in found["test_dies"][1]
-    assert all(x[0] == "not applicable" for test, x in found.items() if "plain" in test)
+    (tmp_path / file).parent.mkdir()
+    (tmp_path / file).touch()
+    monkeypatch.setattr(sys, "argv", ["conformance", "flash_attn", "--flash-attention", str(tmp_path), "--processes", "2", "--limit", "20", "--test-limit", "1",
+                                      "--originals", "5", "--json", str(tmp_path / "out.json")])
+    assert main() == 1
+    said = json.loads((tmp_path / "out.json").read_text())["flash_attn"]
+    assert {n: said[n] for n in verdicts.NAMES} == {"passed": 3, "not applicable": 2, "failed": 1, "stopped": 1, "not reached": 0}
+    assert "ended with 7" in said["failures"]["dies"] and said["stopped_tests"] == ["hangs"]
+    assert said["not_applicable_because"] == {"of float8": 1, "fails with the project's own functions too: wrong": 1}
+    assert "plain" in capsys.readouterr().out
+
+
+def test_the_limit_of_all_tests_is_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(fleet, "COMMAND", [sys.executable, "-c", "import time; time.sleep(600)"])
+    (tmp_path / ADAPTERS["flash_attn"].files[0]).parent.mkdir()
+    (tmp_path / ADAPTERS["flash_attn"].files[0]).touch()
+    (suite,) = fleet.of_names(["flash_attn"], {"flash_attention": tmp_path}, tmp_path / "w", until=0.0)
+    begin = time.time()
+    fleet.run([suite], 2, 60.0, begin + 0.5)
+    assert time.time() - begin < 3 and "nothing was collected" in suite.result()["problem"]
 
 
 def test_a_limit_of_all_tests_leaves_a_sample_of_each_function():

@@ -51,7 +51,7 @@ def launched(monkeypatch):
 
 
 #: tensors that calls make
-MADE = ("O", "LSE", "Sequence", "Number", "Count", "List")
+MADE = ("O", "LSE", "Sequence", "Number", "Count", "List", "PartCount", "Part")
 
 
 class Anything(dict):

@@ -92,6 +92,10 @@ CASES = {
     "80x128": ("option", 128, hopper(80, 128, 2), {(8, 1)}),
     "96x128": ("option", 64, hopper(96, 128, 2, grid={"dq": (1, 2)}), {(8, 1), (4, 2)}),
     "late": ("", 64, hopper(64, 128, 2, late="dk+dq"), {(8, 1), (4, 2)}),
+    "early": ("", 128, hopper(64, 128, 2, early="s"), {(8, 1), (4, 2)}),
+    "early, both": ("by_rows", 64, hopper(64, 128, 2, early="s+dp", epilogue="direct"), {(8, 1), (4, 2)}),
+    "behind": ("", 64, hopper(64, 128, 2, behind="dq"), {(8, 1), (4, 2)}),
+    "behind and early": ("", 64, hopper(64, 128, 2, behind="dq", early="s"), {(8, 1), (4, 2)}),
     "held operands": ("", 64, hopper(64, 128, 2, regs_a="s+dp"), {(8, 1), (4, 2)}),
     "ada": ("", 128, ada(32, 64, 8), {(4, 2), (2, 4)}),
     "ada rows": ("by_rows", 64, ada(32, 64, 4), {(4, 1), (2, 2)}),
@@ -144,6 +148,32 @@ def test_an_iteration_has_one_barrier_of_all_and_holds_no_rows(name, by_columns)
     for n in reads:
         assert {"sub", "mul", "exp2"} & set(kinds[n + 1:n + 4])
     assert check_budget(p.machine, p.target).fragment_regs <= 208
+
+
+def test_no_barrier_keeps_warpgroups_in_step_where_the_product_follows_behind(by_columns):
+    """What they store for it goes through a channel, of which nobody waits for the last tile: each has a place to store the next one in."""
+    p, args, _ = case("behind", by_columns, "sm_90a", (250, 128))
+    ops = iteration(p)
+    assert [o["parts"] for o in ops if o.kind == "barrier"] == [2, 2]
+    waits = [o for o in ops if o.kind == "mbar_wait" and o.operands[0].name.startswith("ds_tile")]
+    stored, product = (next(n for n, o in enumerate(ops) if o.kind == kind) for kind in ("stmatrix", "tma_store"))
+    assert [ops.index(w) < stored for w in waits] == [True, False] and ops.index(waits[1]) < product
+    for wait in waits:
+        kernel = replace(p.machine, roles=tuple(replace(r, body=without(r.body, wait)) for r in p.machine.roles))
+        with pytest.raises(fc.FcError, match="sim/"):
+            check(kernel, args, p.target)
+
+
+def without(block, op):
+    return Block(block.args, tuple(replace(o, regions=tuple(without(r, op) for r in o.regions)) for o in block.ops if o is not op))
+
+
+@pytest.mark.parametrize("field, name, why", [
+    ("behind", "s", "it reads no tile that its iteration stages"), ("behind", "dk", "it reads no tile"), ("early", "dv", "its own iteration"),
+    ("early", "dq", "its own iteration")])
+def test_products_that_cannot_move_are_named(field, name, why, by_columns):
+    with pytest.raises(fc.FcError, match=why):
+        by_columns.backward.compile(target="sm_90a", T=fc.f16, D=64, schedule=hopper(64, 128, 2, **{field: name})).machine  # noqa: B018
 
 
 def test_the_simulator_sees_a_slot_that_is_let_go_in_front_of_the_fence(by_columns):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ from benchmarks.specs import gemm_nt, norm_gemm
 from fcgen.errors import FcError
 from fcgen.ir.core import Op, walk_kernel
 from fcgen.ir.rewrite import edited, map_bodies
+from fcgen.ir.verify import verify
+from fcgen.passes import run_passes
 from fcgen.sim.machine import simulate
 
 BULK = dict(math="wgmma", copy="tma", epilogue="direct", warps=4)
@@ -123,7 +126,7 @@ def alone(A: "T[M, 64]", B: "T[N, 64]", C: "out f32[M, N]"):
     (each, {"tiles": {"BM": 64, "BK": 64}, "binding": {"D": 64}}, "does more than add up"),
     (alone, {"tiles": {"BM": 64, "BN": 64}}, "one loop"),
     (gemm_nt, {"persistent": "static"}, "no effect"), (gemm_nt, {"cluster": {"rows": 2}}, "no effect"),
-    (gemm_nt, {"math": "mma", "copy": "cp_async"}, "no effect")])
+    (gemm_nt, {"math": "mma", "copy": "cp_async"}, "no effect"), (gemm_nt, {"math": "fma"}, "plain loads")])
 def test_what_is_no_plain_sum_is_refused(spec: Any, fields: dict[str, Any], says: str) -> None:
     with pytest.raises(FcError) as e:
         str(compiled(spec, **fields).machine)
@@ -140,3 +143,15 @@ def test_norms_of_rows_are_whole() -> None:
     want = (wide * g) @ w.astype(float).T / np.sqrt((wide**2).mean(1, keepdims=True) + 1e-5)
     assert not result.reports, result.reports[0]
     np.testing.assert_allclose(result.outputs["Y"].astype(float), want, atol=3e-3 * np.abs(want).max())
+
+
+def test_what_makes_no_sense_is_refused() -> None:
+    """Blocks that are no cluster, and what is no tile."""
+    p = compiled()
+    kernel = run_passes(p.tile, p.schedule, p.target, stop_after="parts")
+    verify(kernel)
+    apart = replace(kernel, grid=tuple(replace(a, cluster=1) for a in kernel.grid))
+    nothing = map_bodies(kernel, lambda body: edited(body, lambda o: replace(o, operands=()) if o.kind == "sum_blocks" else o))
+    for broken, says in ((apart, "form a cluster"), (nothing, "takes a tile")):
+        with pytest.raises(FcError, match=says):
+            verify(broken)

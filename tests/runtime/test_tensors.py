@@ -245,6 +245,7 @@ def test_an_argument_that_does_not_fit_is_refused_with_both_sides(change, wanted
     assert said in str(caught.value) and "`q`" in caught.value.message
 
 
-def test_axes_of_size_one_may_have_any_stride():
+def test_axes_of_size_one_and_tensors_without_elements_may_have_any_stride():
+    check(GOOD._replace(shape=(0, 4, 100, 64), strides=(0, 0, 0, 0)), name="q")
     check(GOOD._replace(shape=(2, 4, 1, 1), strides=(8, 8, 3, 7)), name="q")
     check(GOOD._replace(shape=(), strides=()), name="q")

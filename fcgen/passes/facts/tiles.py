@@ -20,10 +20,11 @@ from ...ir.core import Kernel, Value, walk
 from ...ir.rewrite import Builder, extent
 from ...ir.schedule import Schedule
 from ...ir.types import Tensor
+from .work import works
 
 #: tiles per block that a group has at least
 WAVES = 2
-#: blocks that a strip is shaped for: multiprocessors of the GPUs that have these instructions, about
+#: blocks that run together where each has a tile of its own: multiprocessors of the GPUs that have these instructions, about
 TOGETHER = 128
 
 
@@ -41,13 +42,14 @@ class Tiles:
                 name = f"{axis.name}_clusters" if axis.cluster > 1 else f"{axis.name}_tiles"
                 size = b.emit("floordiv", b.emit("add", size, b.const(span - 1)), b.const(span), name=name)
             self.counts[a] = size
-        uneven = [a for a in self.order if kernel.grid[a].reverse]
+        uneven = [a for a in self.order if schedule.longest_first and kernel.grid[a].tile > 1 and works(kernel, a)]
         self.long = uneven[0] if schedule.l2 and len(uneven) == 1 and len(self.order) > 1 else None
         if self.long is not None:
             self.others = self.product([a for a in self.order if a != self.long], b, "others")
             one = b.const(1)
             room = b.emit("floordiv", b.const(schedule.l2 << 20), b.emit("max", self.looped_bytes(b), one), name="fit_in_l2")
-            blocks = self.fewer(b.emit("block_count", name="blocks"), b)
+            together = b.const(TOGETHER) if schedule.persistent == "none" else b.emit("block_count", name="blocks")
+            blocks = self.fewer(together, b)
             waves = b.emit("mul", blocks, b.const(WAVES))
             enough = b.emit("add", b.emit("floordiv", waves, self.counts[self.long]), one, name="enough")
             most = b.emit("min", b.emit("max", room, enough), self.others, name="most_beside")

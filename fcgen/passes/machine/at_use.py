@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from ...ir.core import Block, Kernel, Op, Value
 from ...ir.rewrite import map_bodies
-from ...ir.rings import RELEASES, read_from
+from ...ir.rings import RELEASES, position, read_from
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ..facts.common import ELEMENTWISE
@@ -48,7 +48,7 @@ def _sink(read: Op, cursor: Value, ops: list[Op]) -> None:
         end += 1
     end = max(end, _issued(end, ops))
     between = ops[ops.index(release[0]):end]
-    if any(o.regions or o.kind == "mbar_wait" for o in ops[start:end]) or any(cursor in o.operands and o not in release for o in between):
+    if any(o.regions or _waits(o, ops) for o in ops[start:end]) or any(cursor in o.operands and o not in release for o in between):
         return
     ops[start] = read.with_attrs(few=True)
     _move([ops[start], *views], users[0], ops)
@@ -59,13 +59,23 @@ def _issued(start: int, ops: list[Op]) -> int:
     """Behind the issue of the first product that reads what is stored from here on; 0 where none does, or a tile is waited for before."""
     stored: set[Value] = set()
     for n, op in enumerate(ops[start:], start):
-        if op.regions or op.kind == "mbar_wait":
+        if op.regions or _waits(op, ops):
             break
+        if op.kind == "proxy_fence" and stored:
+            return n + 1
         if op.kind in STORES:
             stored.add(op.operands[1])
         if op.kind == "wgmma" and stored & set(op.operands):
             return next(k for k in range(n, len(ops)) if ops[k].kind == "wgmma_commit") + 1
     return 0
+
+
+def _waits(op: Op, ops: list[Op]) -> bool:
+    """Whether an op waits for what another role brings. A slot that this one stores to is let go by its own warps, of tiles before."""
+    if op.kind != "mbar_wait":
+        return False
+    made = {r: o for o in ops for r in o.results}
+    return not any(position(v, made) is op.operands[1] for o in ops if o.kind in STORES for v in o.operands)
 
 
 def _move(some: list[Op], at: int, ops: list[Op]) -> None:

@@ -103,8 +103,9 @@ def _block(block: Block, room: int) -> Block:
                 owner.then.append(op)
                 continue
         if flying and op.kind == "mbar_wait" and not op.reads & {r for f in flying for r in f.results} and _for_product(op, block):
-            out.insert(start, op)
-            start += 1
+            moved = op.reads & {r for o in out[start:] for r in o.results}  # a slot let go behind the first of the products
+            out.insert(len(out) if moved else start, op)
+            start += not moved
             continue
         late = max((k + 1 for k, f in enumerate(flying) if _needs(op, f)), default=0)
         land(late)
@@ -137,8 +138,16 @@ def _for_product(wait: Op, block: Block) -> bool:
     one between products would keep the slots of others."""
     made = {r: o for o in block.ops for r in o.results}
     views = {v for v in made if position(v, made) is wait.operands[1]}
+    if any(o.kind in WRITES and not views.isdisjoint(o.operands) for o in block.ops) or _stored_here(wait, block, made):
+        return False
     reader = next((o for o in block.ops if o.reads & views), None)
     return reader is None or reader.kind not in ("ld_shared", "ldmatrix") or len(reader.result.type.shape) == 1
+
+
+def _stored_here(wait: Op, block: Block, made: dict[Value, Op]) -> bool:
+    """Whether the tile that is waited for is one that warps of this role store."""
+    rings = {made[v].operands[0] for o in block.ops if o.kind in WRITES for v in o.operands if position(v, made) is not None}
+    return any(position(v, made) is wait.operands[1] and made[v].operands[0] in rings for v in made)
 
 
 def _needs(op: Op, f: _Flight) -> bool:

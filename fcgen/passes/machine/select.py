@@ -215,6 +215,7 @@ class _Selector:
         extra = () if self.zero(acc) else (acc,)
         beside = (self.tile_of_ones(right.type),) if ones else ()
         attrs: dict[str, Any] = {"ones": ones, **({"first": first} if before else {})} if ones else {}
+        attrs |= {name: True for name in ("early", "behind") if op.get(name)}
         out = b.emit("wgmma", a, right, *extra, *beside, type=Pending(acc.type), name=op.result.name, instr=name, ta=op["ta"], tb=op["tb"],
                      **attrs)
         b.do("wgmma_commit")

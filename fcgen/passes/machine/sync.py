@@ -34,7 +34,7 @@ from ...ir.known import const_of
 from ...ir.lifetimes import WRITES
 from ...ir.schedule import Schedule
 from ...ir.target import Target
-from ...ir.types import Buffer, Frag
+from ...ir.types import Buffer, Cursor, Frag
 from . import gather
 from .accesses import READS, WHOLE, Access, area_of, conflict
 
@@ -47,6 +47,7 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
     roles = []
     used = [{v for o in walk(r.body) for v in o.operands if v in offsets} for r in kernel.roles]
     shared = {v for n, vs in enumerate(used) for v in vs if any(v in other for other in used[:n] + used[n + 1:])}
+    shared |= {o.operands[0] for r in kernel.roles for o in walk(r.body) if o.kind == "slot" and isinstance(o.operands[1].type, Cursor)}
     freed = _freed(kernel)
     for role in kernel.roles:
         s = _Sync(offsets, role.warps, definitions(role.body), shared, walk(role.body), freed)
@@ -135,10 +136,10 @@ class _Sync:
                            flying=state.flying if op["groups"] else frozenset())
         if op.kind == "barrier":
             return replace(state, seen=frozenset(), lane=frozenset())
-        if op.kind == "commit_group":
-            return replace(state, groups=(*state.groups, state.open), open=frozenset()).trim()
         if op.kind == "proxy_fence":
             return replace(state, read=frozenset())
+        if op.kind == "commit_group":
+            return replace(state, groups=(*state.groups, state.open), open=frozenset()).trim()
         if state.read & self.freed.get(op.operands[0], set()):
             out.append(Op("proxy_fence", loc=op.loc))
             return replace(state, read=frozenset())

@@ -18,14 +18,15 @@ def thread_cursors(block: Block) -> Block:
     """`block` is a role's whole body."""
     b = Builder()
     now: dict[Value, Value] = {}
-    for v in dict.fromkeys(v for o in walk(block) for v in o.operands if isinstance(v.type, Cursor)):
+    given = {v for o in walk(block) for v in (*o.results, *(a for r in o.regions for a in r.args))}
+    for v in dict.fromkeys(v for o in walk(block) for v in o.operands if isinstance(v.type, Cursor) and v not in given):
         now[v] = b.emit("cursor", slots=v.type.slots, name=f"{v.name}_at")
     ops, _ = _ops(block.ops, now)
     return Block(block.args, (*b.ops, *ops))
 
 
 def _moved(blocks: tuple[Block, ...]) -> list[Value]:
-    return list(dict.fromkeys(o.operands[0] for r in blocks for o in walk(r) if o.kind == "advance"))
+    return list(dict.fromkeys(o.operands[0] for r in blocks for o in walk(r) if o.kind == "advance" and not o.results))
 
 
 def _ops(ops: tuple[Op, ...], now: dict[Value, Value]) -> tuple[list[Op], dict[Value, Value]]:
@@ -33,7 +34,7 @@ def _ops(ops: tuple[Op, ...], now: dict[Value, Value]) -> tuple[list[Op], dict[V
     now = dict(now)
     for op in ops:
         operands = tuple(now.get(v, v) for v in op.operands)
-        if op.kind == "advance":
+        if op.kind == "advance" and not op.results:
             v = op.operands[0]
             new = Value(v.type, f"{v.name}_at")
             out.append(replace(op, operands=operands, results=(new,)))

@@ -329,8 +329,8 @@ class _Placer:
             dtype = op.result.type.dtype
             zero = b.emit("const", value=0.0 if dtype.is_float else 0, dtype=dtype.name)
             acc = b.emit("full", zero, type=_frag(op.result, home), name=op.result.name)
-        extra = {"ones": op["ones"]} if op.get("ones") else {}
-        if extra and (family != "wgmma" or tb):
+        extra = {name: op[name] for name in ("ones", "early", "behind") if op.get(name)}
+        if "ones" in extra and (family != "wgmma" or tb):
             raise FcError("compile/schedule", f"the dot %{op['site']} cannot read ones beside its right operand",
                           expected="math wgmma, and a right operand that is stored as it is read",
                           got=f"{family}, {'transposed ' if tb else ''}{bv.type}", loc=op.loc, hint="leave it out of Schedule.ones")

@@ -1,11 +1,11 @@
 """bind: what a schedule says is looked up once, in the program as it was traced.
 
 In: tile IR. Out: the same. Every load and dot has a `site`, a word of its own that all its copies keep, and carries what the schedule
-decides about it: a dot its instruction family (`math`), over which warps it is spread (`grid`), whether it runs `late`, whether it makes a
-row sum too (`sums`) and takes its left operand from registers (`regs`); a load that `stages` names, its `stages`. Guaranteed: no later pass
-asks what a value is called or where an op comes from. A name that nothing here has is refused, with those that there are; so is a field
-that the other fields or the target leave without effect. What only a later pass can see of that, it refuses itself, in the same words
-(`without_effect`).
+decides about it: a dot its instruction family (`math`), over which warps it is spread (`grid`), whether it runs `late`, `early` or
+`behind`, makes a row sum too (`sums`) and takes its left operand from registers (`regs`); a load that `stages` names, its `stages`.
+Guaranteed: no later pass asks what a value is called or where an op comes from. A name that nothing here has is refused, with those that
+there are; so is a field that the other fields or the target leave without effect. What only a later pass can see of that, it refuses
+itself, in the same words (`without_effect`).
 
 A dot is called by the value that it makes, or by the first named value that it alone flows into; a load by its value, or after its tensor.
 """
@@ -26,7 +26,7 @@ from ...ir.text import base_name
 from ..facts.common import loaded_name, without_effect
 
 #: field that names dots -> the attribute that tells a dot
-OF_DOTS = {"late": "late", "ones": "sums", "regs_a": "regs"}
+OF_DOTS = {"late": "late", "early": "early", "behind": "behind", "ones": "sums", "regs_a": "regs"}
 
 
 def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:

@@ -71,6 +71,12 @@ class Range:
     hi: Form | None = None
 
     @property
+    def ends(self) -> tuple[Form, Form]:
+        """Of a range that has both."""
+        assert self.lo is not None and self.hi is not None
+        return self.lo, self.hi
+
+    @property
     def is_empty(self) -> bool:
         """Empty whatever the run-time sizes are."""
         if self.lo is None or self.hi is None:

@@ -126,7 +126,7 @@ class _Splitter:
         if len(op.regions) == 2:
             live, index = op.regions[1], affine.index
             affine.index = live.args[0]
-            lo, affine.gaps = bounds.lo, False
+            start, affine.gaps = bounds.lo, False
             bounds = affine.both(bounds, affine.may(live.yielded[0]))
             if affine.gaps and not affine.rows:
                 self.remarks.append(("gaps", f"the loop over {op.get('label') or live.args[0].name} may run over tiles that nobody needs, "
@@ -137,7 +137,7 @@ class _Splitter:
                                           f"{reason(affine, v)}") for v in affine.open]
             affine.index = index
             if bounds.is_empty:
-                bounds = Range(lo, lo)
+                bounds = Range(start, start)
         return bounds
 
     def compare(self, full_op: Op, op: Op, ends: Range, bounds: Range, always: Facts, sometimes: Facts, full: Range) -> None:
@@ -152,35 +152,29 @@ class _Splitter:
             return
         # an empty range of all rows has no part: the own ends stay on the right side of it, and so does what is left of a part outside.
         # (It may end before it begins: its own is then empty where it begins. A part's may too: it is then empty where that begins.)
-        assert mine.lo is not None and bounds.lo is not None and bounds.hi is not None
-        low = mine.lo if mine.lo == bounds.lo else own.extreme("min", mine.lo, own.extreme("max", bounds.hi, bounds.lo))
-        mine = self.unless_outside(own, Range(low, mine.hi), op)
-        assert None not in (mine.lo, mine.hi, bounds.lo, bounds.hi)
-        high = mine.hi if mine.hi == bounds.hi else own.extreme("max", mine.hi, low)  # type: ignore[arg-type]
-        self.mine = Range(low, high)
+        (low, high), (lo, hi) = mine.ends, bounds.ends
+        low = low if low == lo else own.extreme("min", low, own.extreme("max", hi, lo))
+        high = self.unless_outside(own, low, high, op)
+        self.mine = Range(low, high if high == hi else own.extreme("max", high, low))
         self.mine_full = f
 
-    def unless_outside(self, own: Affine, mine: Range, op: Op) -> Range:
-        """No iterations for a part whose rows are all past the end, or limit, of every tensor they are stored to."""
+    def unless_outside(self, own: Affine, lo: Form, hi: Form, op: Op) -> Form:
+        """The end of a part's iterations: there are none if its rows are all past the end, or limit, of every tensor they are stored to."""
         rows = own.rows
         if self.stored is None or rows is None or self.stored[2] != rows.count:
-            return mine
+            return hi
         if any(v in own.inside or (v in own.defs and v not in self.before) for v in self.stored[:2]):  # made in the loop, or behind it
-            return mine
+            return hi
         first, end, _ = self.stored
-        assert mine.lo is not None and mine.hi is not None
         at = own.symbol(first) + own.symbol(rows.part) * rows.each
-        lo, hi = mine.lo, mine.hi
         last = own.symbol(end) if isinstance(end, Value) else own.size(end)
         inside = lambda: own.b.emit("lt", own.value(at), own.value(last))
         make = lambda: own.b.emit("select", own.flag(("inside", at), inside), own.value(hi), own.value(lo), name="own_to")
-        return Range(lo, own.once(("inside", at, lo, hi), make))
+        return own.once(("inside", at, lo, hi), make)
 
     def copies(self, op: Op, out: Builder, affine: Affine, bounds: Range, always: Facts, sometimes: Facts, full: Range) -> None:
-        lo, hi = bounds.lo, bounds.hi
-        assert lo is not None and hi is not None
-        left = full.lo is not None and not _at_least(lo, full.lo)
-        right = full.hi is not None and not _at_least(full.hi, hi)
+        rest = self.clip(full, bounds)
+        left, right = rest.lo is not None, rest.hi is not None
         if not sometimes.conditions and any(o.kind == "dot" for o in walk(op.regions[0])):
             sometimes = Facts()  # guards alone: copies that run ahead need theirs in every copy of the loop
         if not sometimes or full.is_empty or not (left or right):
@@ -236,14 +230,10 @@ class _Splitter:
     @staticmethod
     def ranges(affine: Affine, bounds: Range, full: Range, left: bool, right: bool) -> list[Range]:
         """The iterations of each copy, in ascending order."""
-        lo, hi = bounds.lo, bounds.hi
-        assert lo is not None and hi is not None
-        start, end = lo, hi
-        if left:
-            assert full.lo is not None
+        start, end = lo, hi = bounds.ends
+        if left and full.lo is not None:
             start = affine.extreme("min", affine.extreme("max", lo, full.lo), hi, "whole_from")
-        if right:
-            assert full.hi is not None
+        if right and full.hi is not None:
             end = affine.extreme("max", affine.extreme("min", hi, full.hi), start, "whole_to")
         return [Range(lo, start)] * left + [Range(start, end)] + [Range(end, hi)] * right
 
@@ -309,9 +299,8 @@ class _Splitter:
     @staticmethod
     def clip(r: Range, bounds: Range) -> Range:
         """Without the ends that the loop has anyway."""
-        assert bounds.lo is not None and bounds.hi is not None
-        return Range(None if r.lo is not None and _at_least(bounds.lo, r.lo) else r.lo,
-                     None if r.hi is not None and _at_least(r.hi, bounds.hi) else r.hi)
+        lo, hi = bounds.ends
+        return Range(None if r.lo is not None and _at_least(lo, r.lo) else r.lo, None if r.hi is not None and _at_least(r.hi, hi) else r.hi)
 
     def wanted(self, block: Block) -> Iterator[tuple[Value, bool]]:
         """Conditions that selects hang on, and the value that makes the select the branch that is not a constant."""

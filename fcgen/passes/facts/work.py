@@ -1,0 +1,46 @@
+"""Along which axes of the grid programs have more and more work, or less and less: by how the bounds of their loops go."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ...ir.core import Kernel, Op, Value, definitions, walk
+from ...ir.types import Scalar
+
+
+def works(kernel: Kernel, axis: int) -> int:
+    """1 where a loop's end grows with the axis, -1 where its begin alone does, so that the last program has the least work; else 0."""
+    defs, on = definitions(kernel.body), kernel.body.args[axis]
+    ends = [(_goes(op.operands[0], on, defs), _goes(op.operands[1], on, defs)) for op in walk(kernel.body) if op.kind == "for"]
+    if any(end not in (0, -1) for _, end in ends):
+        return 1
+    return -1 if any(begin == 1 or end == -1 for begin, end in ends) else 0
+
+
+def _goes(v: Value, on: Value, defs: Mapping[Value, Op], fuel: int = 24) -> int | None:
+    """Whether a number grows with another one (1), falls (-1), or neither (0, where only conditions hang on it too); None if that cannot be
+    said."""
+    op = defs.get(v)
+    if v is on or op is None or not isinstance(v.type, Scalar):
+        return int(v is on)
+    if fuel == 0:
+        return None
+    of = [_goes(o, on, defs, fuel - 1) for o in op.operands]
+    if not any(x != 0 for x in of):
+        return 0
+    if op.kind == "select":
+        return _together(of[1:])
+    if op.kind == "narrow":  # what holds for all rows
+        return of[0]
+    if op.kind in ("sub", "neg"):
+        return _together([*of[:-1], None if of[-1] is None else -of[-1]])
+    if op.kind == "mul":
+        sign = next((1 if d["value"] >= 0 else -1 for d in map(defs.get, op.operands) if d is not None and d.kind == "const"), None)
+        moving = [x for x in of if x != 0]
+        return None if sign is None or len(moving) != 1 or moving[0] is None else sign * moving[0]
+    return _together(of) if op.kind in ("add", "min", "max", "floordiv", "cast") and (op.kind != "floordiv" or of[1] == 0) else None
+
+
+def _together(of: list[int | None]) -> int | None:
+    moving = {x for x in of if x != 0}
+    return moving.pop() if len(moving) == 1 else None if moving else 0

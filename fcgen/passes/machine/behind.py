@@ -1,0 +1,147 @@
+"""behind: a product of what its loop computes, which is only stored, follows one iteration behind.
+
+In: selected machine IR in which every wgmma is settled at once. Out: the same, where the operand that a loop stages for a product marked
+`behind` travels through a channel: warps store it, say so and go on; the product of an iteration, and what is made of it, stand at the end
+of the next one, when all warps have long stored their part, and after the loop. So no barrier keeps warpgroups in step: one computes while
+the other's products run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from ...errors import FcError
+from ...ir.core import Block, Kernel, Op, Role, Value
+from ...ir.depends import followed
+from ...ir.lifetimes import WRITES
+from ...ir.ops import has_effect
+from ...ir.rewrite import Builder, Env, copy_op, remove_dead
+from ...ir.schedule import Schedule
+from ...ir.target import Target
+from ...ir.types import Buffer, Cursor, Mbarrier, Scalar
+from ..facts.common import without_effect
+from ..memory.cursors import thread_cursors
+
+#: slots of the channel
+SLOTS = 2
+
+
+def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
+    if not schedule.behind:
+        return kernel
+    buffers = list(kernel.buffers)
+    roles = tuple(_role(r, buffers) for r in kernel.roles)
+    if len(buffers) == len(kernel.buffers):
+        raise without_effect("behind", "no product of a loop is called so", got="+".join(schedule.behind),
+                             expected="a dot of what its loop computes, made by wgmma and only stored")
+    used = {v for r in roles for o in _all(r.body) for v in o.operands}
+    return replace(kernel, roles=roles, buffers=tuple(v for v in buffers if v in used))
+
+
+def _all(block: Block) -> list[Op]:
+    return [x for o in block.ops for x in (o, *(y for r in o.regions for y in _all(r)))]
+
+
+def _role(role: Role, buffers: list[Value]) -> Role:
+    before = len(buffers)
+    body = _block(role.body, role.warps, buffers)
+    return role if len(buffers) == before else replace(role, body=remove_dead(thread_cursors(body)))
+
+
+def _block(block: Block, warps: int, buffers: list[Value]) -> Block:
+    ops: list[Op] = []
+    for op in block.ops:
+        dot = next((o for o in op.regions[0].ops if o.kind == "wgmma" and o.get("behind")), None) if op.kind == "for" else None
+        ops += _Behind(op, dot, warps, buffers).loops() if dot is not None else [op.within(lambda r: _block(r, warps, buffers))]
+    return Block(block.args, tuple(ops))
+
+
+@dataclass
+class _Behind:
+    loop: Op
+    dot: Op
+    warps: int
+    buffers: list[Value]
+
+    def __post_init__(self) -> None:
+        ops = list(self.loop.regions[0].ops[:-1])
+        self.made = {r: o for o in ops for r in o.results}
+        n = next(n for n, o in enumerate(ops) if o is self.dot)
+        stores = [o for o in ops if o.kind in WRITES and o.operands[1] in self.dot.operands]
+        if len(stores) != 1 or not isinstance(stores[0].operands[1].type, Buffer):
+            raise self.cannot("it reads no tile that its iteration stages")
+        self.store, self.staged = stores[0], stores[0].operands[1]
+        late = {id(o) for o in ops[n - 1:n + 3]}
+        found = {ops[n + 2].result}
+        for before, o in zip(ops[n + 2:], ops[n + 3:]):
+            if found.intersection(o.operands) or (o.kind == "bulk_commit" and id(before) in late):
+                late.add(id(o))
+                found |= {*o.results, *(v for v in o.operands if o.kind in WRITES and isinstance(v.type, Buffer))}
+        self.settle, self.late = ops[n + 2], [o for o in ops if id(o) in late]
+        self.rest = [o for o in ops if id(o) not in late]
+        if found.intersection(self.loop.regions[0].ops[-1].operands) or any(found.intersection(o.operands) for o in self.rest):
+            raise self.cannot("its own iteration reads the result")
+        mine = {r for o in self.late for r in o.results} | {self.staged}
+        self.reads = followed([v for o in self.late for v in o.operands if v not in mine], self.made, lambda o: not has_effect(o))
+        if self.reads is None or any(not isinstance(r.type, Scalar) for o in self.reads.values() for r in o.results if o.kind != "full"):
+            raise self.cannot("it reads more than that tile of its iteration")
+        self.ring = Value(replace(self.staged.type, slots=SLOTS), self.staged.name)
+        self.full, self.empty = (Value(Mbarrier(self.warps, SLOTS), f"{self.staged.name}_{word}") for word in ("full", "empty"))
+        self.into, self.out = (Value(Cursor(SLOTS), f"{self.staged.name}_{word}") for word in ("in", "out"))
+        self.buffers += [self.ring, self.full, self.empty]
+
+    def cannot(self, why: str) -> FcError:
+        return FcError("compile/schedule", f"Schedule.behind: %{self.dot.result.name} cannot follow an iteration behind: {why}",
+                       loc=self.dot.loc, expected="a product of what its loop computes, which is only stored",
+                       hint="leave it out of Schedule.behind")
+
+    def loops(self) -> list[Op]:
+        loop, body, down = self.loop, self.loop.regions[0], bool(self.loop.get("descending"))
+        lo, hi, *inits = loop.operands
+        out, b = Builder(loop.loc), Builder(loop.loc)
+        some = out.emit("lt", lo, hi)
+        one = b.const(1)
+        first = b.emit("sub", hi, one) if down else lo
+        values = self.stored(first, tuple(inits), b, False)
+        args = tuple(a.anew() for a in body.args)
+        inner = Builder(loop.loc)
+        carried = self.stored(args[0], args[1:], inner, True)
+        self.product(inner.emit("add" if down else "sub", args[0], inner.const(1)), inner)
+        inner.do("yield", *carried, loc=body.ops[-1].loc)
+        bounds = (lo, first) if down else (b.emit("add", lo, one), hi)
+        results = tuple(a.anew() for a in args[1:])
+        b.add(replace(loop, operands=(*bounds, *values), results=results, regions=(inner.block(args),)))
+        self.product(lo if down else b.emit("sub", hi, one), b)
+        b.do("yield", *results)
+        idle = Builder(loop.loc)
+        idle.do("yield", *inits)
+        out.add(Op("if", (some,), loop.results, {}, (b.block(), idle.block()), loop.loc))
+        return out.ops
+
+    def stored(self, index: Value, carried: tuple[Value, ...], b: Builder, looped: bool) -> list[Value]:
+        """An iteration without the product, in the loop or in front of it. Returns what is carried on."""
+        body = self.loop.regions[0]
+        env = Env(dict(zip(body.args, (index, *carried))))
+        for o in self.rest:
+            b.loc = o.loc
+            if o is self.store:
+                env[self.staged] = b.emit("slot", self.ring, self.into, ahead=0, name=self.staged.name)
+                b.do("mbar_wait", self.empty, self.into, lag=1)
+            b.add(copy_op(o.with_attrs(early=False) if o.get("early") and not looped else o, env))
+            if o is self.store:
+                b.do("proxy_fence")
+                b.do("mbar_arrive", self.full, self.into)
+                b.do("advance", self.into)
+        return list(env.all(body.yielded))
+
+    def product(self, index: Value, b: Builder) -> None:
+        env = Env({self.loop.regions[0].args[0]: index})
+        b.loc = self.dot.loc
+        env[self.staged] = b.emit("slot", self.ring, self.out, ahead=0, name=self.staged.name)
+        b.do("mbar_wait", self.full, self.out, lag=0)
+        for o in [*(o for o in self.made.values() if id(o) in (self.reads or ())), *self.late]:
+            b.loc = o.loc
+            b.add(copy_op(o.with_attrs(behind=False) if o is self.dot else o, env))
+            if o is self.settle:
+                b.do("mbar_arrive", self.empty, self.out)
+                b.do("advance", self.out)

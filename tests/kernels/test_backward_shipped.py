@@ -1,0 +1,50 @@
+"""The backward schedules that the library runs first on Hopper, simulated against float64: rings go round, tiles are ragged."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import fcgen as fc
+from fcgen.kernels.backward import LOG2E, backward, backward_rows
+from fcgen.kernels.backward_schedules import ADDS_UP_TO, candidates, turned
+
+#: head size, mask, heads of rows for each of keys, tiles of rows that a program walks
+CASES = [(64, "none", 1, 6), (64, "causal_top_left", 1, 4), (128, "none", 1, 6), (128, "causal_top_left", 1, 4), (128, "none", 2, 2),
+         (256, "none", 1, 2)]
+
+
+def problem(head, mask, group, m, n):
+    """Arguments, and the gradients in float64."""
+    rng = np.random.default_rng(m)
+    q, do, k, v = (rng.standard_normal((1, h, s, head)).astype(np.float16).astype(float) for h, s in ((group, m), (group, m), (1, n), (1, n)))
+    scale = head**-0.5
+    s = q @ k.swapaxes(2, 3) * scale
+    s = np.where(np.tri(m, n, dtype=bool), s, -np.inf) if mask != "none" else s
+    lse = np.log(np.exp(s).sum(-1))
+    p = np.exp(s - lse[..., None])
+    delta = (p @ v * do).sum(-1)
+    ds = p * (do @ v.swapaxes(2, 3) - delta[..., None]) * scale
+    over = lambda x: x.sum(1, keepdims=True)
+    half, single = (lambda x: x.astype(np.float16)), (lambda x: x.astype(np.float32))
+    given = {"Q": half(q), "K": half(k), "V": half(v), "dO": half(do), "LSE2": single(lse * LOG2E), "Delta": single(delta), "scale": scale}
+    return given, {"dQ": ds @ k, "dK": over(ds.swapaxes(2, 3) @ q), "dV": over(p.swapaxes(2, 3) @ do)}
+
+
+@pytest.mark.parametrize("head, mask, group, tiles", CASES)
+def test_shipped_schedules_of_hopper(head, mask, group, tiles):
+    adds = head <= ADDS_UP_TO
+    schedule = candidates("backward", "sm_90a", head, adds, mask != "none", group > 1)[0]
+    facts = {"T": fc.f16, "D": head, "E": head, "mask": mask}
+    keys = backward.compile(target="sm_90a", schedule=schedule, check=False, **facts, grouped=group > 1, **turned(schedule),
+                            **({} if adds else {"dQ": None}))
+    rows = [] if adds else [backward_rows.compile(target="sm_90a", schedule=candidates("backward_rows", "sm_90a", head)[0], check=False, **facts)]
+    keys.quiet = True
+    given, want = problem(head, mask, group, tiles * dict(schedule.tiles)["BLOCK_M"] - 7, dict(schedule.tiles)["BLOCK_N"] + 7)
+    got = {}
+    for program in (keys, *rows):
+        sums = {"dQ": np.zeros(given["Q"].shape, np.float32)} if adds else {}
+        got |= program.simulate(**given, **sums)
+    for name, exact in want.items():
+        assert np.abs(got[name] - exact).max() < 6e-3, name
+    assert keys.resources.spill_stores is None or keys.resources.spill_stores <= 64
