@@ -91,6 +91,10 @@ def functions(score: Any = None, mask: Any = None, sinks: Any = None, dropout: A
 PLAIN = Functions()
 
 
+#: what is said of a program that needs more registers or shared memory than there are
+TOO_MUCH = ("compile/budget", "compile/ptxas")
+
+
 class Choice(NamedTuple):
     """target, schedule, whether the scale is positive, and the spec's options `lazy` and `sums` ("" and None: what goes with it)."""
 
@@ -118,6 +122,8 @@ def fitted(choice: Choice, given: Functions, caller: bool, make: Callable[[Choic
                 if not (_odd(schedule) and _reads_tiles(first)) and _fits(first):
                     return program
             except FcError as e:
+                if e.code in TOO_MUCH:
+                    continue
                 if e.code != "compile/schedule":
                     raise
                 if schedule is base:
@@ -206,7 +212,7 @@ def _fits(program: Program) -> bool:
         found = program.resources
         return not found.spills if found.spill_stores is None else found.spill_stores <= FEW_BYTES
     except FcError as e:
-        if e.code not in ("compile/budget", "compile/ptxas"):
+        if e.code not in TOO_MUCH:
             raise
         return False
 

@@ -13,6 +13,7 @@ from fcgen.attend import blocks
 from fcgen.attend.forward import compiled
 from fcgen.attend.variants import Choice, fitted, functions
 from fcgen.build.compiler import target
+from fcgen.errors import FcError
 from fcgen.ir.core import Kernel, walk, walk_kernel
 from fcgen.ir.elementwise import FNS
 from fcgen.kernels.schedules import pick
@@ -99,6 +100,21 @@ def test_scores_are_masked_under_a_branch_where_no_sign_hangs_on_it() -> None:
         program = fitted(Choice("sm_90a", schedule, True, None, ""), given, False, make, lambda: schedule)
         chosen = getattr(program, "first", program).schedule
         assert (chosen.split, chosen.tokens) == (split, turns)
+
+
+def test_a_schedule_without_registers_gives_way_to_a_smaller_one() -> None:
+    """Also where a pass refuses it (D = 512 under a soft cap, ALiBi, a table and documents: 240 live registers of 232)."""
+    given, tried = functions(score=scores.soft_cap(9.0)), []
+
+    def make(choice: Choice) -> Any:
+        tried.append(choice.schedule)
+        if len(tried) < 3:
+            raise FcError("compile/budget", "the fragments do not fit the registers of a thread")
+        return compiled.__wrapped__("f16", 64, 64, "none", False, *choice, False, given)
+
+    first = pick("sm_90a", 64, mask="none")
+    program = fitted(Choice("sm_90a", first, True, None, ""), given, False, make, lambda: first)
+    assert getattr(program, "first", program).schedule == tried[-1] != first
 
 
 def test_numbers_of_keys_are_tiles_that_are_loaded() -> None:
