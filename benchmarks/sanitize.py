@@ -1,4 +1,4 @@
-"""A few small kernels that together use every field of a schedule, to be run under compute-sanitizer (see sanitize.sh).
+"""A few small kernels that together use every field of a schedule but those of `ELSEWHERE`, for compute-sanitizer (see sanitize.sh).
 
 `--list` names them, `--kernel NAME` runs one (or all) and compares it with float64. `--summary` reads the logs of sanitize.sh.
 
@@ -81,7 +81,8 @@ TOOLS = ("memcheck", "racecheck", "initcheck")
 
 
 #: fields that have nothing to do in attention without functions, and who runs kernels with them on a GPU
-ELSEWHERE = {"makers": "tests/gpu/test_prologues.py", "parts": "tests/gpu/test_parts.py"}
+ELSEWHERE = {"makers": "tests/gpu/test_prologues.py", "parts": "tests/gpu/test_parts.py", "early": "tests/gpu/test_training.py",
+             "behind": "tests/gpu/test_training.py"}
 
 
 def uncovered() -> list[str]:

@@ -24,7 +24,7 @@ def spread(X: "f16[M, D]", Y: "f16[N, D]", W: "f16[N, M]", dX: "inout f32[M, D]"
 
 
 def compiled(shared: bool, **fields):
-    schedule = fc.Schedule(tiles={"BM": 64, "BN": 128}, warps=8, math="wgmma", copy="tma", **{"epilogue": "tma", **fields})
+    schedule = fc.Schedule(tiles={"BM": 64, "BN": 128}, warps=8, copy="tma", **{"math": "wgmma", "epilogue": "tma", **fields})
     return spread.compile(target="sm_90a", schedule=schedule, D=64, shared=shared)
 
 
@@ -46,3 +46,10 @@ def test_what_cannot_run_ahead_or_behind_is_refused_at_its_line(shared, fields, 
     with pytest.raises(fc.FcError) as caught:
         assert compiled(shared, **fields).machine
     assert caught.value.code == "compile/schedule" and words in str(caught.value) and "fc.dot" in str(caught.value)
+
+
+@pytest.mark.parametrize("field", ["early", "behind"])
+def test_products_of_other_instructions_do_not_run_ahead_or_behind(field):
+    with pytest.raises(fc.FcError) as caught:
+        assert compiled(False, math="mma", **{field: "dx"}).machine
+    assert caught.value.message == f"Schedule.{field} has no effect: no product that wgmma makes in a loop is called so"

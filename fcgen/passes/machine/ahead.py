@@ -30,8 +30,8 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
     done: list[Op] = []
     kernel = map_bodies(kernel, lambda body: _block(body, done, False))
     if not done:
-        raise without_effect("early", "no product of a loop is called so", got="+".join(schedule.early),
-                             expected="a dot that a loop runs in every iteration, made by wgmma")
+        raise without_effect("early", "no product that wgmma makes in a loop is called so", got="+".join(schedule.early),
+                             expected="a dot that a loop runs in every iteration, with math=\"wgmma\"")
     return kernel
 
 

@@ -32,8 +32,8 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
     buffers = list(kernel.buffers)
     roles = tuple(_role(r, buffers) for r in kernel.roles)
     if len(buffers) == len(kernel.buffers):
-        raise without_effect("behind", "no product of a loop is called so", got="+".join(schedule.behind),
-                             expected="a dot of what its loop computes, made by wgmma and only stored")
+        raise without_effect("behind", "no product that wgmma makes in a loop is called so", got="+".join(schedule.behind),
+                             expected="a dot of what its loop computes, only stored, with math=\"wgmma\"")
     used = {v for r in roles for o in walk(r.body) for v in o.operands}
     return replace(kernel, roles=roles, buffers=tuple(v for v in buffers if v in used))
 
