@@ -28,7 +28,7 @@ def compiled(shared: bool, **fields):
     return spread.compile(target="sm_90a", schedule=schedule, D=64, shared=shared)
 
 
-@pytest.mark.parametrize("fields", [{"early": "s"}, {"behind": "dx"}, {"early": "s", "behind": "dx"}], ids=str)
+@pytest.mark.parametrize("fields", [{"early": "s"}, {"behind": "dx"}, {"early": "s", "behind": "dx"}, {"behind": "dx", "late": "dy"}], ids=str)
 def test_products_ahead_and_behind_give_the_same_numbers(fields):
     rng = np.random.default_rng(0)
     x, y, w = (rng.standard_normal(shape).astype(np.float16) / 4 for shape in ((88, 64), (136, 64), (136, 88)))
