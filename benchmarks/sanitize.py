@@ -1,4 +1,4 @@
-"""A few small kernels that together use every field of a schedule, to be run under compute-sanitizer (see sanitize.sh).
+"""A few small kernels that together use every field of a schedule but those of `ELSEWHERE`, for compute-sanitizer (see sanitize.sh).
 
 `--list` names them, `--kernel NAME` runs one (or all) and compares it with float64. `--summary` reads the logs of sanitize.sh.
 

@@ -133,6 +133,13 @@ def test_architecture_names_every_pass_and_folder():
     assert not missing, missing
 
 
+def test_architecture_names_every_file_of_the_folders_that_it_lists():
+    text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    for folder in ("kernels", "build", "attend", "torch"):
+        row = next(line for line in text.splitlines() if line.startswith(f"| `fcgen/{folder}/`"))
+        assert [p.name for p in sorted((PACKAGE / folder).glob("[!_]*.py")) if f"`{p.stem}`" not in row] == []
+
+
 def commands() -> dict[str, str]:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     return dict(re.findall(r"<!-- (\w+) -->\n```\w*\n(.*?)\n```", text, re.DOTALL))

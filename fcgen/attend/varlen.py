@@ -37,7 +37,7 @@ def attention_varlen(q: Any, k: Any, v: Any, cu_seqlens_q: Any, cu_seqlens_k: An
     q: [rows, H, D]; k: [keys, Hkv, D]; v: [keys, Hkv, E]; f16 or bf16, any strides with a contiguous last axis; H a multiple of Hkv.
     cu_seqlens_q, cu_seqlens_k: i32 [sequences + 1], where each begins and the last one ends; the keys' are the rows' if None.
     max_seqlen_q, max_seqlen_k: the longest sequence of each, or more; they help to choose a schedule, and may be left out.
-    Gradients reach no further.
+    Rows and keys past it get no gradient.
     seqused_q, seqused_k: i32 [sequences], how many rows and keys of each count; other rows are zero.
     causal: False, True or "bottom_right" (the last row sees the last key), "top_left". window: (left, right): row i sees the keys from
     i + shift - left to i + shift + right, where shift is a sequence's keys less its rows, and 0 with "top_left"; None or -1: no end.

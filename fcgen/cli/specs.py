@@ -205,7 +205,8 @@ def _load_file(path: Path) -> Any:
 
 
 def _member(module: Any, member: str, where: str) -> Found:
-    specs = {k: v for k, v in vars(module).items() if isinstance(v, Spec) and v.fn.__module__ == module.__name__}
+    every = {k: v for k, v in vars(module).items() if isinstance(v, Spec)}
+    specs = {k: v for k, v in every.items() if v.fn.__module__ == module.__name__} or every
     named: Any = getattr(module, member or "example", None)
     if isinstance(getattr(named, "spec", None), Spec) and hasattr(named, "binding"):
         return Found(named.spec, binding=named.binding, example=named)

@@ -137,6 +137,8 @@ def _read(name: str, annotation: Any, default: Any, types: Mapping[str, Any], po
         return Param(name, "static", default=default)
     word = re.match(r"[\w.]*", text)[0].split(".")[-1]  # type: ignore[index]
     near = dtype_meant(word) if looks_like_dtype(word) or word.islower() else None
+    if text.count("[") != text.count("]"):
+        raise _unread(name, text, "its brackets do not match")
     numbers = ("f32", "i32", "u32", "i64")
     raise _unread(name, text, f"did you mean {near}?" if near in numbers and near != text else 'a run-time number is "f32", "i32" or "i64"'
                   if looks_like_dtype(word) else did_you_mean(text.split(" ")[0], ("out", "inout")))

@@ -43,7 +43,8 @@ def grad(spec: Spec, *of: str) -> Gradient:
     their square. What has no derivative, as a branch, is refused where a kernel is traced, with its line.
     """
     if not isinstance(spec, Spec) or isinstance(spec, Gradient) or spec.stop is not None:
-        raise mistake("trace/usage", "fc.grad takes a spec", expected="what @fc.kernel made", got=repr(spec)[:80])
+        what = "the spec of a gradient has no gradient" if isinstance(spec, Gradient) else "fc.grad takes a spec"
+        raise mistake("trace/usage", what, expected="what @fc.kernel made", got=repr(spec)[:80])
     wrong = [x for x in of if not isinstance(x, str)]
     if wrong:
         raise mistake("trace/usage", "fc.grad takes names of tensors", expected='fc.grad(spec, "A")', got=repr(wrong[0])[:80])

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import FcError
-from ..ir.core import Kernel
+from ..ir.core import Kernel, walk_kernel
 from ..ir.elementwise import to_dtype
 from ..ir.target import Target
 from ..ir.types import DType, Tensor
@@ -89,8 +89,10 @@ class Oracle:
         place = tuple(int(i) for i in np.argwhere(bad)[0])
         store = next((op for op in got.stores.get(name, ())), None)
         message = f"the kernel computes something else than {self.name} in {name}[{', '.join(map(str, place))}]"
+        live = self.says.level == "tile" and any(op.kind == "for" and len(op.regions) > 1 for op in walk_kernel(self.says))
         return FcError("sim/value", message, expected=x[place], got=got.outputs[name][place], loc=store.loc if store is not None else None,
-                       notes=[f"{int(bad.sum())} of {bad.size} elements of {name}"])
+                       notes=[f"{int(bad.sum())} of {bad.size} elements of {name}"],
+                       hint="a loop's `live` masks nothing: the tiles that it leaves out must change nothing" if live else None)
 
 
 def close(want: np.ndarray, got: np.ndarray, dtype: DType, slack: np.ndarray | float = 0.0) -> np.ndarray:

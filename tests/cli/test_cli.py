@@ -211,6 +211,15 @@ def test_mistakes_are_errors_with_a_hint_not_tracebacks(arguments: list[str], wo
     assert all(w in result.output for w in words), result.output
 
 
+def test_a_file_may_hold_specs_of_other_modules_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("one.py").write_text("import fcgen as fc\nimport benchmarks.specs\ngradient = fc.grad(benchmarks.specs.gemm_nt)\n")
+    Path("two.py").write_text("from benchmarks.specs import gemm_nt, norm_gemm\n")
+    assert "tile kernel gemm_nt_gradient" in output("dump", "one.py", "--target", "sm_89", "--set", "T=f16", "--stage", "tile")
+    said = fcgen("dump", "two.py").output
+    assert "does not say which spec" in said and "gemm_nt, norm_gemm" in said and "write two.py:gemm_nt" in said
+
+
 def test_a_module_of_the_current_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "my_specs_here.py").write_text((ROOT / "examples" / "softmax.py").read_text().replace("from harness import Example, main\n", "")
                                                .partition("\n\ndef inputs")[0])

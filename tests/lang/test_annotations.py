@@ -47,7 +47,7 @@ def test_a_capital_word_is_bound_later(word: str) -> None:
 @pytest.mark.parametrize(("annotation", "hint"), [
     ("'int32'", "did you mean i32?"), ("'half'", "i32"), ("'fp32 > 0'", "did you mean f32?"), ("'f32 >= 0'", "f32"), ("'f32 > 1'", "f32"),
     ("'f16'", "f32"), ("'i8'", "i32"), ("f99", "f32"), ("fc.f32", "did you mean f32?"), ("'causal or none'", "compile-time value"),
-    ("'outt f32[M]'", "out"), ("'f32[M - 1]'", "dimension"), ("'f32[M'", "understood"), ("'f32[0]'", "dimension"), (fc.f32, "quote it")])
+    ("'outt f32[M]'", "out"), ("'f32[M - 1]'", "dimension"), ("'f32[M, N'", "brackets"), ("'f32[0]'", "dimension"), (fc.f32, "quote it")])
 def test_other_slips(annotation: Any, hint: str) -> None:
     refused(annotation, hint)
 

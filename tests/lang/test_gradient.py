@@ -109,7 +109,7 @@ def test_a_spec_that_reads_no_floats_has_no_gradient() -> None:
 
 def test_it_is_of_a_spec_and_compiled_before_it_is_called() -> None:
     spec = importlib.import_module("gemm").gemm_bias_gelu
-    for wrong, said in ((lambda: fc.grad(3), "takes a spec"), (lambda: fc.grad(fc.grad(spec)), "takes a spec"), (lambda: fc.grad(spec.until("acc")), "takes a spec"), (lambda: fc.grad(spec, 3), "takes names"),
+    for wrong, said in ((lambda: fc.grad(3), "takes a spec"), (lambda: fc.grad(fc.grad(spec)), "no gradient"), (lambda: fc.grad(spec.until("acc")), "takes a spec"), (lambda: fc.grad(spec, 3), "takes names"),
                         (lambda: fc.grad(spec)(1), "compiled before"), (lambda: fc.grad(spec).until("x"), "not stopped")):
         with pytest.raises(fc.FcError, match=said):
             wrong()

@@ -157,6 +157,21 @@ def test_a_loop_that_goes_on_for_too_long_is_reported(program: Any, monkeypatch:
     assert e.value.code == "sim/deadlock"
 
 
+def test_a_live_that_leaves_out_what_counts_is_reported_with_a_hint() -> None:
+    @fc.kernel
+    def sums(X: "f32[M, N]", Y: "out f32[M]"):  # type: ignore
+        (rows,) = fc.grid(fc.tile(X.M, "BM"))
+        total = fc.var(fc.zeros(rows))
+        for cols in fc.loop(fc.tile(X.N, "BN"), live=lambda cols: cols.index <= rows.index):
+            total <<= total + fc.sum(fc.load(X[rows, cols]), axis=cols)
+        fc.store(Y[rows], total)
+
+    program = sums.compile(target="sm_89", schedule=fc.Schedule(tiles={"BM": 16, "BN": 16}))
+    with pytest.raises(FcError, match="`live` masks nothing") as e:
+        run_trials(program.machine, program.target, against=Oracle(program.tile, program.target))
+    assert e.value.code == "sim/value" and "fc.store(Y[rows], total)" in str(e.value)
+
+
 # ---- what it is compared with ----------------------------------------------------------------------------------------------
 
 

@@ -17,7 +17,7 @@ from ...ir.rewrite import Builder, Env, copy_op, map_bodies, remove_dead
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import Cursor
-from ..facts.common import without_effect
+from ..facts.common import called, without_effect
 
 BEFORE, AFTER = 1, 3
 #: what finds the operands of one
@@ -30,8 +30,8 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
     done: list[Op] = []
     kernel = map_bodies(kernel, lambda body: _block(body, done, False))
     if not done:
-        raise without_effect("early", "no product of a loop is called so", got="+".join(schedule.early),
-                             expected="a dot that a loop runs in every iteration, made by wgmma")
+        raise without_effect("early", "no product that wgmma makes in a loop is called so", got="+".join(schedule.early),
+                             expected="a dot that a loop runs in every iteration, with math=\"wgmma\"")
     return kernel
 
 
@@ -39,7 +39,7 @@ def _block(block: Block, done: list[Op], inside: bool) -> Block:
     out, ops = Builder(), []
     for op in block.ops:
         if op.kind == "wgmma" and op.get("early") and not inside:
-            raise without_effect("early", f"%{op.result.name} is no product of a loop's own body", loc=op.loc)
+            raise without_effect("early", f"{called(op.result)} is no product of a loop's own body", loc=op.loc)
         if op.kind == "for" and (early := [o for o in op.regions[0].ops if o.kind == "wgmma" and o.get("early")]):
             done.extend(early)
             ops += _Early.of(op, early).rotated()
@@ -74,7 +74,7 @@ class _Early:
             made.append(around[-1].result)
             places = followed(dot.operands, defs, lambda o: o.kind in FINDS, lambda v: v not in body.args or isinstance(v.type, Cursor))
             if places is None:
-                raise FcError("compile/schedule", f"Schedule.early: %{dot.result.name} follows from what its own iteration computes",
+                raise FcError("compile/schedule", f"Schedule.early: {called(dot.result)} follows from what its own iteration computes",
                               expected="a product of tiles that are copied", loc=dot.loc, hint="leave it out of Schedule.early")
             slots = {v for o in places.values() for v in o.operands if isinstance(v.type, Cursor)}
             waits = [o for o in ops[:n] if o.kind == "mbar_wait" and o.operands[1] in slots]

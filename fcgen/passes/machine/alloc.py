@@ -3,7 +3,8 @@
 In: selected machine IR. Out: the same with `smem_offsets` and `smem_bytes`. Buffers that are in use at the same time never overlap. A
 buffer is in use from its first to its last access, counted in the ops of the innermost block that holds them all: a tile staged and
 read within one iteration is in use for that part of the iteration only, one that lives across iterations for the whole loop. Buffers
-whose uses are apart share bytes; `sync` comes after this pass and orders them. What a bulk store reads shares none, since it reads as late
+whose uses are apart share bytes; `sync` comes after this pass and orders them. Channels share none: `sync` leaves their order to their
+mbarriers. What a bulk store reads shares none, since it reads as late
 as it likes and others would wait for it. Where the block does not fit then, it shares with what other bulk stores read, else with all.
 """
 
@@ -17,7 +18,7 @@ from ...ir.core import Kernel, Value, walk_kernel
 from ...ir.lifetimes import meet, spans
 from ...ir.schedule import Schedule
 from ...ir.target import Target
-from ...ir.types import Mbarrier
+from ...ir.types import Cursor, Mbarrier
 
 ALWAYS = (0, 1 << 60)
 ALIGN = 1024  # one period of the widest swizzle: addresses are swizzled by their absolute bits
@@ -38,7 +39,9 @@ def offsets_of(kernel: Kernel, target: Target) -> tuple[int, dict[Value, int], i
     live: dict[Value, tuple[int, int]] = {}
     posted = {o.operands[-1] for o in walk_kernel(kernel) if o.kind == "post"}  # on its own, it is ordered by barriers that others need
     told = {o.operands[1] for o in walk_kernel(kernel) if o.kind == "st_shared" and o.get("block") is not None}
-    posted |= {o.operands[0] for o in walk_kernel(kernel) if o.kind == "slot" and o.result in told}  # other blocks store there at any time
+    posted |= {o.operands[0] for o in walk_kernel(kernel) if o.kind == "slot"
+               and (o.result in told  # other blocks store there at any time
+                    or isinstance(o.operands[1].type, Cursor))}  # a channel: its mbarriers order it, and nothing else
     for role in kernel.roles:
         for b, span in spans(role.body, set(kernel.buffers)).items():
             alone = b in live or b in posted or isinstance(b.type, Mbarrier)  # what two roles share has no order of its own

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from ...errors import FcError
-from ...ir.core import Block, Kernel, Op, Role, Value
+from ...ir.core import Block, Kernel, Op, Role, Value, walk
 from ...ir.depends import followed
 from ...ir.lifetimes import WRITES
 from ...ir.ops import has_effect
@@ -19,7 +19,7 @@ from ...ir.rewrite import Builder, Env, copy_op, remove_dead
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import Buffer, Cursor, Mbarrier, Scalar
-from ..facts.common import without_effect
+from ..facts.common import called, without_effect
 from ..memory.cursors import thread_cursors
 
 #: slots of the channel
@@ -32,14 +32,10 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
     buffers = list(kernel.buffers)
     roles = tuple(_role(r, buffers) for r in kernel.roles)
     if len(buffers) == len(kernel.buffers):
-        raise without_effect("behind", "no product of a loop is called so", got="+".join(schedule.behind),
-                             expected="a dot of what its loop computes, made by wgmma and only stored")
-    used = {v for r in roles for o in _all(r.body) for v in o.operands}
+        raise without_effect("behind", "no product that wgmma makes in a loop is called so", got="+".join(schedule.behind),
+                             expected="a dot of what its loop computes, only stored, with math=\"wgmma\"")
+    used = {v for r in roles for o in walk(r.body) for v in o.operands}
     return replace(kernel, roles=roles, buffers=tuple(v for v in buffers if v in used))
-
-
-def _all(block: Block) -> list[Op]:
-    return [x for o in block.ops for x in (o, *(y for r in o.regions for y in _all(r)))]
 
 
 def _role(role: Role, buffers: list[Value]) -> Role:
@@ -79,8 +75,11 @@ class _Behind:
                 found |= {*o.results, *(v for v in o.operands if o.kind in WRITES and isinstance(v.type, Buffer))}
         self.settle, self.late = ops[n + 2], [o for o in ops if id(o) in late]
         self.rest = [o for o in ops if id(o) not in late]
-        if found.intersection(self.loop.regions[0].ops[-1].operands) or any(found.intersection(o.operands) for o in self.rest):
+        others = {v for o in walk(Block((), (*self.rest, self.loop.regions[0].ops[-1]))) if o is not self.store for v in o.operands}
+        if found & others:
             raise self.cannot("its own iteration reads the result")
+        if self.staged in others:
+            raise self.cannot("another op reads the tile that its iteration stages for it")
         mine = {r for o in self.late for r in o.results} | {self.staged}
         self.reads = followed([v for o in self.late for v in o.operands if v not in mine], self.made, lambda o: not has_effect(o))
         if self.reads is None or any(not isinstance(r.type, Scalar) for o in self.reads.values() for r in o.results if o.kind != "full"):
@@ -91,7 +90,7 @@ class _Behind:
         self.buffers += [self.ring, self.full, self.empty]
 
     def cannot(self, why: str) -> FcError:
-        return FcError("compile/schedule", f"Schedule.behind: %{self.dot.result.name} cannot follow an iteration behind: {why}",
+        return FcError("compile/schedule", f"Schedule.behind: {called(self.dot.result)} cannot follow an iteration behind: {why}",
                        loc=self.dot.loc, expected="a product of what its loop computes, which is only stored",
                        hint="leave it out of Schedule.behind")
 

@@ -166,7 +166,7 @@ def _check_fields(s: Schedule, target: Target) -> None:
               'copy="tma", one tile for each block (persistent="none"), and no other cluster'))
     for field, asked, fine, expected in needs:
         if asked and not fine:
-            raise without_effect(field, "it goes with other fields", expected=expected, got=f"copy={s.copy}, warps={s.warps}")
+            raise without_effect(field, "it goes with other fields", expected=expected, got=str(s))
 
 
 def _decided(op: Op, name: str, schedule: Schedule, target: Target) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ...ir.core import Op, Value
 from ...ir.ops import OPS
-from ..facts.common import COMPARISONS
+from ..facts.common import COMPARISONS, called
 from .affine import Affine
 
 
@@ -33,7 +33,6 @@ def _source(affine: Affine, v: Value) -> Value:
 
 
 def _told(v: Value, op: Op | None) -> str:
-    name = f"%{v.name}" if v.name else "a value"
     if op is None:
-        return name
-    return f"{name} ({op.kind}{f', {op.loc.short}' if op.loc else ''})"
+        return called(v)
+    return f"{called(v)} ({op.kind}{f', {op.loc.short}' if op.loc else ''})"
