@@ -83,9 +83,9 @@ class Results:
                 out.setdefault(what, {})[TRAINING[r["name"]]] = r["tflops"]
         return sorted(out.items(), key=lambda kv: ("soft" in kv[0], kv[0].startswith("D=128"), "causal" in kv[0]))
 
-    def shapes(self) -> list[tuple[str, float, float]]:
+    def shapes(self, name: str) -> list[tuple[str, float, float]]:
         """Products that no schedule is kept for: rows x columns x depth, fcgen's choice over cuBLAS, and its bytes over a copy's."""
-        run = self.read("gemms-shapes.json")
+        run = self.read(name)
         cublas = {r["case"]: r for r in run["table"] if r["name"] == "cuBLAS"}
         return [(r["case"], r["tflops"] / cublas[r["case"]]["tflops"], r["gbps"] / run["ceilings"]["copy_gbps"])
                 for r in run["table"] if r["case"].count("x") == 2 and "chosen" in r["name"]]
@@ -147,7 +147,8 @@ def page(results: Results, folder: str) -> str:
     over = lambda t, head: [f"{t[head][w]:.2f}" if head in t and w in t[head] else "" for w in ("base", "fa3", "flex")]
     variants = [[what, *over(t, 64), *over(t, 128)] for what, t in results.variants().items()]
     training = [[what, *(f"{who[n]:.0f}" if n in who else "" for n in TRAINING.values())] for what, who in results.training()]
-    shapes = [[what, f"{over:.2f}", f"{moved:.2f}"] for what, over, moved in results.shapes()]
+    shapes, others = ([[what, f"{over:.2f}", f"{moved:.2f}"] for what, over, moved in results.shapes(name)]
+                      for name in ("gemms-shapes.json", "gemms-held-out.json"))
     gemms = [[what, f"{chosen:.2f}", f"{best:.2f}", held] for what, chosen, best, held in results.gemms()]
     said = ", ".join(f"{geomean(x):.3f} in {d} (worst cell {min(x):.2f})" for d, x in ratios.items())
     words = {"fcgen": "fcgen", "cudnn": "cuDNN", "fa3": "FlashAttention-3"}
@@ -184,7 +185,8 @@ faster. All are timed as CUDA graphs; what the host needs for a call is in `vari
 
 ## Backward
 
-TFLOP/s of the backward pass under torch's autograd at 4k, for 16k tokens and 2048 columns of heads, every launch counted.
+TFLOP/s of the backward pass under torch's autograd at 4k, for 16k tokens and 2048 columns of heads, every launch counted: an earlier run,
+with torch's own flash kernels and a soft cap beside it. The cells below it are of the state after it.
 
 ![Backward passes](bench-backward.svg)
 
@@ -203,6 +205,10 @@ per second over a copy's (`python -m benchmarks.gemms --only shapes`). No schedu
 for up to 64 rows were fitted to measurements of these shapes, so those rows show the fit, not a forecast.
 
 {rows(['', 'over cuBLAS', 'over a copy'], shapes)}
+
+Ten shapes that nothing was fitted to:
+
+{rows(['', 'over cuBLAS', 'over a copy'], others)}
 {_of_stack(results)}{_of_conformance(results)}
 ## Host time
 
