@@ -107,6 +107,11 @@ def scale_free(x: Any) -> bool:
     return x is not None and not isinstance(x, bool) and (x == 0 or (isinstance(x, float) and isinf(x)))
 
 
+def called(op: Op) -> str:
+    """Of an op with one result, how a report names it."""
+    return f"%{op.result.name}" if op.result.name else "the product"
+
+
 def without_effect(field: str, why: str, *, expected: Any = None, got: Any = None, loc: Loc | None = None,
                    hint: str | None = None) -> FcError:
     """For a field of the schedule that asks for something which this program, on this target, cannot have."""

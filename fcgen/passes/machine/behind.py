@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from ...errors import FcError
-from ...ir.core import Block, Kernel, Op, Role, Value
+from ...ir.core import Block, Kernel, Op, Role, Value, walk
 from ...ir.depends import followed
 from ...ir.lifetimes import WRITES
 from ...ir.ops import has_effect
@@ -19,7 +19,7 @@ from ...ir.rewrite import Builder, Env, copy_op, remove_dead
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import Buffer, Cursor, Mbarrier, Scalar
-from ..facts.common import without_effect
+from ..facts.common import called, without_effect
 from ..memory.cursors import thread_cursors
 
 #: slots of the channel
@@ -34,6 +34,9 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
     if len(buffers) == len(kernel.buffers):
         raise without_effect("behind", "no product of a loop is called so", got="+".join(schedule.behind),
                              expected="a dot of what its loop computes, made by wgmma and only stored")
+    if (left := next((o for r in roles for o in walk(r.body) if o.kind == "wgmma" and o.get("behind")), None)) is not None:
+        raise without_effect("behind", "one product of each loop's own body can follow behind it", got="+".join(schedule.behind),
+                             loc=left.loc)
     used = {v for r in roles for o in _all(r.body) for v in o.operands}
     return replace(kernel, roles=roles, buffers=tuple(v for v in buffers if v in used))
 
@@ -91,7 +94,7 @@ class _Behind:
         self.buffers += [self.ring, self.full, self.empty]
 
     def cannot(self, why: str) -> FcError:
-        return FcError("compile/schedule", f"Schedule.behind: %{self.dot.result.name} cannot follow an iteration behind: {why}",
+        return FcError("compile/schedule", f"Schedule.behind: {called(self.dot)} cannot follow an iteration behind: {why}",
                        loc=self.dot.loc, expected="a product of what its loop computes, which is only stored",
                        hint="leave it out of Schedule.behind")
 
