@@ -34,7 +34,8 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
         raise without_effect("early", "no product of a loop is called so", got="+".join(schedule.early),
                              expected="a dot that a loop runs in every iteration, made by wgmma")
     if (left := next((o for o in walk_kernel(kernel) if o.kind == "wgmma" and o.get("early")), None)) is not None:
-        raise without_effect("early", f"{called(left)} is a product of a loop in another's body", got="+".join(schedule.early), loc=left.loc)
+        raise without_effect("early", f"{called(left)} is a product of a loop in another's body", got="+".join(schedule.early),
+                             loc=left.loc)
     return kernel
 
 

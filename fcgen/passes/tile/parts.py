@@ -44,6 +44,9 @@ def shared_loop(body: Block, parts: int) -> Op:
     if len(loops) != 1 or loops[0].kind != "for":
         raise without_effect("parts", "blocks share the iterations of one loop", expected="one loop outside of all others", got=parts)
     (loop,) = loops
+    if (made := next((o for o in body.ops if o is not loop and o.results and effect(o) == "write"), None)) is not None:
+        raise FcError("compile/schedule", f"Schedule.parts: %{made.results[0].name} is made beside what only the first block writes",
+                      expected="branches that either make values, or write", got=made.kind, loc=made.loc)
     inner = loop.regions[0]
     other = next((o for o in walk(inner) if o.kind != "yield" and not o.regions and effect(o) == "write"), None)
     if other is not None:
