@@ -163,7 +163,8 @@ class Schedule:
             raise wrong("of all loads counts ring slots", "1 to 8", hint="0 is for loads by name: stages={'x': 0}")
         for x in values:
             if name in CHOICES and not (isinstance(x, str) and x in CHOICES[name]):
-                raise wrong("has no such choice", ", ".join(CHOICES[name]), x, did_you_mean(x, CHOICES[name]) if isinstance(x, str) else None)
+                raise wrong("has no such choice", ", ".join(CHOICES[name]), x,
+                            did_you_mean(x, CHOICES[name]) if isinstance(x, str) else None)
             if name in NUMBERS and not (_is_int(x) and x in NUMBERS[name][2]):
                 what, legal, _ = NUMBERS[name]
                 raise wrong(what, legal, x)
