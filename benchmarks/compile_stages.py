@@ -57,6 +57,7 @@ class Case:
     lse: bool = False
     sums: str = "corrected"
     backward: bool = False
+    value: int = 0  # the value's head size, where it is another
 
     def __str__(self) -> str:
         m, n = (dict(self.schedule.tiles)[k] for k in ("BLOCK_M", "BLOCK_N"))
@@ -67,20 +68,20 @@ class Case:
         return BACKWARD if self.backward else next(s for head, s in LIMITS.items() if self.head <= head)
 
     def trace(self) -> Kernel:
-        facts = {"T": DTYPES[self.dtype], "D": self.head, "E": self.head, "mask": self.mask}
+        facts = {"T": DTYPES[self.dtype], "D": self.head, "E": self.value or self.head, "mask": self.mask}
         if self.backward:
             return backward.backward.trace(dict(self.schedule.tiles), **facts, **turned(self.schedule))
         return attention.trace(dict(self.schedule.tiles), **VARIANTS["lse" if self.lse else "plain"], **facts, lazy=LAZY, sums=self.sums)
 
 
 def cases(dtypes: tuple[str, ...], lse: tuple[bool, ...]) -> Iterator[Case]:
-    """Each row of the tables at its largest head size, with the masks that it is for."""
+    """Each row of the tables at its largest head sizes, with the masks that it is for."""
     for dtype in dtypes:
         for with_lse in lse:
             for row in (*ROWS, *SMALL):
                 for mask in MASKS:
                     if row.masks == "any" or row.masks == ("none" if mask == "none" else "causal"):
-                        yield Case(row.head, row.schedule, mask, dtype, with_lse, row.sums)
+                        yield Case(row.head, row.schedule, mask, dtype, with_lse, row.sums, value=min(row.head, row.value))
 
 
 def backward_cases(dtypes: tuple[str, ...]) -> Iterator[Case]:

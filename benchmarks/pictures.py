@@ -27,6 +27,10 @@ GEMMS = {"product": ("product, 8192³", "cuBLAS"), "gelu": ("with bias and GELU,
          "int4-4096": ("4-bit weights, 4096 rows", "cuBLAS"), "int4-16": ("4-bit weights, 16 rows", "cuBLAS")}
 
 
+#: (head size, mask) -> length -> TFLOP/s, over the fastest other's, which that is
+Race = dict[tuple[int, str], dict[int, tuple[float, float, str]]]
+
+
 class Results:
     def __init__(self, folder: Path):
         self.folder = folder
@@ -34,9 +38,9 @@ class Results:
     def read(self, name: str) -> Any:
         return json.loads((self.folder / name).read_text(encoding="utf-8"))
 
-    def race(self, dtype: str) -> dict[tuple[int, str], dict[int, tuple[float, float, str]]]:
+    def race(self, dtype: str) -> Race:
         """(head size, mask) -> length -> TFLOP/s, over the fastest other's, which that is."""
-        out: dict[tuple[int, str], dict[int, tuple[float, float, str]]] = {}
+        out: Race = {}
         for row in self.read(FORWARD[dtype])["table"]:
             others = {n: r["tflops"] for n, r in row["results"].items() if n in ("fa3", "cudnn")}
             best = max(others, key=lambda n: others[n])
@@ -52,6 +56,22 @@ class Results:
             t = case["times"]
             others = {word: t[key] for key, word in (("base", "base"), ("padded", "base"), ("fa3", "fa3"), ("flex", "flex")) if key in t}
             out.setdefault(what, {})[int(head)] = {word: t["fcgen"] / x for word, x in others.items()}
+        return out
+
+    def backward(self, dtype: str) -> Race:
+        """The same of backward passes."""
+        out: Race = {}
+        for (kind, d, mask, n), by in self.backward_rates("backward-race.json").items():
+            if kind == dtype:
+                best = max((x for x in by if x in ("fa3", "cudnn")), key=lambda x: by[x])
+                out.setdefault((d, mask), {})[n] = by["fcgen"], by["fcgen"] / by[best], best
+        return out
+
+    def backward_rates(self, name: str) -> dict[tuple[str, int, str, int], dict[str, float]]:
+        """(dtype, head size, variant, length) -> who -> TFLOP/s."""
+        out: dict[tuple[str, int, str, int], dict[str, float]] = {}
+        for r in self.read(name)["table"]:
+            out.setdefault((r["dtype"], r["head"], r["variant"], r["length"]), {})[r["name"]] = r["tflops"]
         return out
 
     def training(self) -> list[tuple[str, dict[str, float]]]:
@@ -169,7 +189,7 @@ TFLOP/s of the backward pass under torch's autograd at 4k, for 16k tokens and 20
 ![Backward passes](bench-backward.svg)
 
 {rows(['', *TRAINING.values()], training)}
-
+{_of_backward(results)}
 ## Products with something before or behind
 
 Rate over that of the library call or calls that do the same. "chosen": what `fc.schedule_for` gives without help; "best": of a search.
@@ -208,6 +228,31 @@ with attention through `scaled_dot_product_attention` of fcgen and of torch. Mil
 its calls), and the latter over fcgen's. Outputs and gradients are checked against float64 first.
 
 {rows(['', '', 'all', 'attention', 'over fcgen'], body)}
+"""
+
+
+def _of_backward(results: Results) -> str:
+    by = {d: results.backward(d) for d in FORWARD}
+    ratios = {d: [c[1] for cells in r.values() for c in cells.values()] for d, r in by.items()}
+    lengths = sorted({s for cells in by["fp16"].values() for s in cells})
+    said = ", ".join(f"{geomean(x):.3f} in {d} (worst cell {min(x):.2f})" for d, x in ratios.items() if x)
+    cells = [[f"{d} {mask}", *(f"{c[s][0]:.0f} ({c[s][1]:.2f})" for s in lengths)] for (d, mask), c in by["fp16"].items()]
+    more = ""
+    if (results.folder / "backward-variants.json").exists():
+        names = {"fcgen": "fcgen", "fcgen, deterministic": "fcgen, deterministic", "cudnn": "cuDNN", "fa3": "FlashAttention-3",
+                 "flex": "FlexAttention"}
+        table = [[what, *(f"{rates[n]:.0f}" if n in rates else "" for n in names)]
+                 for (_, _, what, _), rates in results.backward_rates("backward-variants.json").items()]
+        more = f"\nWith masks, scores and grouped heads, D=128 at 4k:\n\n{rows(['', *names.values()], table)}\n"
+    return f"""
+Every cell, in f16 (in brackets over the faster of cuDNN's and FlashAttention-3's, which is timed by its own call):
+geometric mean {said}. Where a pass takes less than a millisecond (1k), what the host needs for a call
+counts too; that machine's had other work beside it.
+
+![Each cell over the faster of FlashAttention-3 and cuDNN](bench-backward-race.svg)
+
+{rows(['', *map(short, lengths)], cells)}
+{more}
 """
 
 
@@ -266,8 +311,15 @@ def _plain(a: Any, *kept: str) -> None:
 
 
 def draw_race(results: Results, path: Path) -> None:
+    _squares({d: results.race(d) for d in FORWARD if (results.folder / FORWARD[d]).exists()}, path)
+
+
+def draw_backward_race(results: Results, path: Path) -> None:
+    _squares({d: found for d in FORWARD if (found := results.backward(d))}, path)
+
+
+def _squares(by: dict[str, Race], path: Path) -> None:
     """A square per cell: blue where fcgen is faster, red where it is slower, the ratio in it."""
-    by = {f"{d}": results.race(d) for d in FORWARD if (results.folder / FORWARD[d]).exists()}
     lengths = sorted({s for race in by.values() for cells in race.values() for s in cells})
     names = list(by["fp16"])
     figure, a = _figure(1.6 + 0.62 * len(lengths) * len(by), 0.9 + 0.42 * len(names))
@@ -365,7 +417,8 @@ def draw_gemms(results: Results, path: Path) -> None:
     _save(figure, path)
 
 
-PICTURES = {"race": draw_race, "variants": draw_variants, "backward": draw_backward, "gemms": draw_gemms}
+PICTURES = {"race": draw_race, "backward-race": draw_backward_race,
+            "variants": draw_variants, "backward": draw_backward, "gemms": draw_gemms}
 
 
 def main(argv: list[str] | None = None) -> None:

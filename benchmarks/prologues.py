@@ -36,7 +36,7 @@ MADE, FIXED = replace(ATTENTION, makers=4), replace(ATTENTION, persistent="stati
 #: the first of those of `plain` is what the others are compared with
 HOPPER = {"backward": [fc.Schedule(tiles={"BLOCK_M": 64, "BLOCK_N": 64}, math="wgmma", copy="tma")],
           "plain": [ATTENTION, FIXED],
-          "rotary": [ATTENTION, MADE], "rotated": [ATTENTION, MADE],
+          "rotary": [ATTENTION, MADE], "rotated": [ATTENTION, MADE, replace(MADE, stages={"c": 0, "s": 0})],
           "normed": [ATTENTION, MADE, replace(MADE, stages={"k_tile": 0})], "biased": [ATTENTION, FIXED]}
 ADA = {"backward": fc.Schedule(tiles={"BLOCK_M": 64, "BLOCK_N": 64})}
 SMALL = fc.Schedule(tiles={"BLOCK_M": 64, "BLOCK_N": 32})

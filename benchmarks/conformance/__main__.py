@@ -75,6 +75,8 @@ def said(record: dict[str, Any], suites: list[fleet.Suite], originals: dict[str,
             if verdict == "failed":
                 why = found[test][1].splitlines()[0][:100]
                 found[test][:2] = ["not applicable", f"fails with the project's own functions too: {why}"]
+        if originals.get(suite.name):
+            result["with_its_own_functions"] = originals[suite.name]
         record[suite.name] = {**result, **verdicts.summary(found, beside), "table": verdicts.table(found, beside)}
     write_json(path, {k: {n: x for n, x in v.items() if n != "table"} if isinstance(v, dict) else v for k, v in record.items()})
     return sum(record[s.name]["failed"] + ("problem" in record[s.name]) for s in suites)

@@ -13,8 +13,10 @@ import sys
 import types
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 from fcgen.errors import FcError
 
@@ -96,8 +98,26 @@ def _sdpa(checkout: Path) -> None:
         _called("scaled_dot_product_attention")
         return fcgen.scaled_dot_product_attention(query, key, value, *args, **named)
 
+    _without_cases()
     torch.nn.functional.scaled_dot_product_attention = function
     torch._fill_mem_eff_dropout_mask_ = _kept  # type: ignore[attr-defined]
+
+
+def _without_cases() -> None:
+    """Cases of f32, and those of dropout that call torch's flash operator by its name, are not made: they are half of all cases, and every
+    process makes all."""
+    import torch
+    from torch.testing._internal.common_utils import parametrize
+
+    make = parametrize.__init__
+
+    def fewer(self: Any, names: str, values: Any, *more: Any, **named: Any) -> None:
+        values = list(values)
+        if names == "dtype":
+            values = [x for x in values if x is not torch.float32] or values
+        make(self, names, [0.0] if names == "dropout_p" and len(values) == 3 else values, *more, **named)
+
+    parametrize.__init__ = fewer
 
 
 def _kept(mask: Any, p: float, seed: int, offset: int) -> Any:
@@ -123,6 +143,7 @@ def _flex(checkout: Path) -> None:
 
     import fcgen
 
+    _without_cpu()
     theirs = module.flex_attention
 
     def function(query: Any, key: Any, value: Any, *args: Any, **named: Any) -> Any:
@@ -132,6 +153,14 @@ def _flex(checkout: Path) -> None:
         return fcgen.flex_attention(query, key, value, *args, **named)
 
     module.flex_attention = function
+
+
+def _without_cpu() -> None:
+    """torch's helpers of tests compile C++ when they are imported, to see whether they can: in many processes at once for minutes."""
+    from torch._inductor.codecache import CppCodeCache
+
+    with patch.object(CppCodeCache, "load", side_effect=OSError("no tests of the CPU")), suppress(ImportError):
+        import torch.testing._internal.inductor_utils  # noqa: F401
 
 
 def _flex_collected(module: Any) -> None:
@@ -184,11 +213,12 @@ def _varlen(checkout: Path) -> None:
 
 
 def _flash_attn(checkout: Path) -> None:
-    """Forward and backward cases. Tests of a cache of keys, of which there are tens of thousands and for which fcgen has no function, are
-    collected without their cases of pages and of new keys, by the tests' own switches."""
+    """Forward and backward cases. By the tests' own switches there are none of float8, and those of a cache of keys, for which fcgen has no
+    function, are without pages and new keys."""
     from fcgen.compat import flash_attn_interface as ours
 
-    os.environ.update({f"FLASH_ATTENTION_DISABLE_{x}": y for x, y in (("BACKWARD", "FALSE"), ("PAGEDKV", "TRUE"), ("APPENDKV", "TRUE"))})
+    switches = {"BACKWARD": "FALSE", "PAGEDKV": "TRUE", "APPENDKV": "TRUE", "FP8": "TRUE"}
+    os.environ.update({f"FLASH_ATTENTION_DISABLE_{name}": word for name, word in switches.items()})
     sys.path.insert(0, str(checkout / "hopper"))
     module = types.ModuleType("flash_attn_interface")
 
@@ -237,8 +267,6 @@ def _beside_flash_attn(name: str) -> str | None:
     function, _, cases = name.rstrip("]").rpartition("::")[2].partition("[")
     words = cases.split("-")
     if function in ("test_flash_attn_output", "test_flash_attn_varlen_output"):
-        if words[-1] == "dtype2":
-            return "is of float8: fcgen has f16 and bf16"
         return "asks for `qv`, which fcgen refuses" if words[-3] == "True" else None
     if function == "test_flash_attn_kvcache":
         return "asks for flash_attn_with_kvcache, which fcgen has not"
@@ -246,8 +274,8 @@ def _beside_flash_attn(name: str) -> str | None:
 
 
 ADAPTERS = {
-    "sdpa": Adapter(("test/test_transformers.py",), "pytorch", _sdpa, beside=_of_torch),
-    "flex": Adapter(("test/inductor/test_flex_attention.py",), "pytorch", _flex, beside=_of_torch, collected=_flex_collected),
+    "sdpa": Adapter(("test/test_transformers.py",), "pytorch", _sdpa, lambda *_: _without_cases(), beside=_of_torch),
+    "flex": Adapter(("test/inductor/test_flex_attention.py",), "pytorch", _flex, lambda *_: _without_cpu(), _of_torch, _flex_collected),
     "varlen": Adapter(("test/test_varlen_attention.py",), "pytorch", _varlen, beside=_of_torch),
     "flash_attn": Adapter(("hopper/test_flash_attn.py",), "flash_attention", _flash_attn, _original_flash_attn, _beside_flash_attn,
                           alone=("test_flash_attn_race_condition",))}

@@ -107,7 +107,7 @@ def run(suites: list[Suite], processes: int, test_limit: float, until: float) ->
 
 
 def with_originals(suites: list[Suite], processes: int, test_limit: float, until: float) -> dict[str, dict[str, str]]:
-    """Of the tests that failed: what became of each with the project's own functions."""
+    """Of the tests that failed: what became of each with the project's own functions ("failed": their results did)."""
     again = {}
     for suite in suites:
         failed = [test for test, (verdict, *_) in suite.result()["found"].items() if verdict == "failed"]
@@ -116,7 +116,8 @@ def with_originals(suites: list[Suite], processes: int, test_limit: float, until
             again[suite.name] = Suite(suite.name, job, suite.folder / "originals")
     if again:
         run(list(again.values()), min(processes, 2 * len(again)), test_limit, until)
-    return {name: {test: verdict for test, (verdict, *_) in suite.result()["found"].items()} for name, suite in again.items()}
+    return {name: {test: verdict if verdict != "failed" or why == "AssertionError" else "did not run"
+                   for test, (verdict, why, _) in suite.result()["found"].items()} for name, suite in again.items()}
 
 
 def of_names(names: list[str], checkouts: dict[str, Path], folder: Path, **job: Any) -> list[Suite]:

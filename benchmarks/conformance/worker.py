@@ -107,7 +107,9 @@ class Worker:
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
             item.config.hook.pytest_runtest_protocol(item=item, nextitem=None)
         report, info = self.last
-        verdict, why = (report.outcome, "") if self.job["only"] else verdicts.judged(report, info, self.count[0])
+        verdict, why = verdicts.judged(report, info, self.count[0])
+        if self.job["only"]:  # of the project's own functions: did what they computed fail, or did they not run?
+            verdict, why = report.outcome, info.type.__name__ if info else ""
         self.write(test=item.nodeid, verdict=verdict, why=why, seconds=round(time.time() - begin, 2))
         if verdict in ("failed", "not reached"):
             self.still_works()

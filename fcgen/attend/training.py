@@ -155,7 +155,7 @@ def _ready(spec: Spec, arch: str, facts: Mapping[str, Any], functions: Mapping[s
     key = spec, arch, tuple(facts.items()), tuple((n, identity(f)) for n, f in functions.items())
     if not functions:
         return Ready(functools.partial(_plain, spec, arch, tuple(facts.items())), {}, {}, {})
-    if key not in _families:
+    if key not in _families or not _stands(_families[key].find(functions)[0]):
         if len(_families) >= 256:
             _families.clear()
         made = _compiled(spec, arch, facts, functions)
@@ -209,6 +209,17 @@ def _compiled(spec: Spec, arch: str, facts: Mapping[str, Any], functions: Mappin
 def _lines_like(rows: torch.Tensor) -> torch.Tensor:
     """Room for a float32 per row, each head's from a multiple of 16 bytes on, as bulk copies read them whatever the number of rows is."""
     return rows.new_empty((*rows.shape[:-1], -(-rows.shape[-1] // 4) * 4), dtype=torch.float32)[..., :rows.shape[-1]]
+
+
+def _stands(program: Program) -> bool:
+    """Whether the schedule that was found for the first functions of a text is possible with what others hold: tensors whose rows begin on
+    multiples of 16 bytes are read tile by tile, which takes shared memory."""
+    try:
+        return program.built is not None
+    except FcError as e:
+        if not e.code.startswith("compile/"):
+            raise
+        return False
 
 
 def _fits(program: Program) -> bool:

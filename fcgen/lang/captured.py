@@ -176,6 +176,7 @@ class CapturedTensor(TensorParam):
         ranges = [r for r in parts if isinstance(r, Range)]
         tiles = len(set(ranges)) == len(ranges) in (1, 2) and not any(isinstance(r.dim, Handle) for r in ranges)
         rest = all(isinstance(p, (int, Range)) or (isinstance(p, Handle) and not p.labels) for p in parts)
+        tiles = tiles and (len(ranges) == 2 or not any(isinstance(p, int) for p in parts))  # a number may lie past the end: that reads 0
         if tiles and rest and len(parts) == self._rank and self._captures.see(("lines", self._key)):
             return as_of(index, load(View(self, tuple(parts))))
         return super()._gather(index)

@@ -11,12 +11,13 @@ from ..errors import FcError
 from ..ir.async_ops import reaches_tensors
 from ..ir.core import Block, Kernel, Op, Value, walk
 from ..ir.elementwise import FNS, convert, meaning
-from ..ir.types import DTYPES, Frag, f32
+from ..ir.types import DTYPES, Frag, f16, f32
 from .mbarriers import Blocked
 
 if TYPE_CHECKING:
     from .agents import Agent
 
+CONTRACTED = (f16, f32)
 Env = dict[Value, Any]
 Flow = Callable[["Agent", Op], Iterator[Blocked | None]]
 
@@ -101,19 +102,23 @@ def _method(op: Op, do: Callable[[Agent, Op, list[Any]], Any]) -> Callable[[Agen
 
 
 def _fused(op: Op, at: int) -> Callable[..., Any]:
-    """A sum with one rounding, as nvcc makes it of a product and what is added to it (float64 holds the product of two f32)."""
+    """A sum with one rounding, as nvcc and ptxas make it of a product and what is added to it (float64 holds the product of two f32)."""
+    into = op.result.type.dtype.np_dtype
+
     def run(other: Any, a: Any, b: Any) -> Any:
         exact, rest = np.asarray(a, np.float64) * np.asarray(b, np.float64), np.asarray(other, np.float64)
-        return np.asarray(exact + rest if op.kind == "add" else exact - rest if at == 0 else rest - exact, np.float32)
+        return np.asarray(exact + rest if op.kind == "add" else exact - rest if at == 0 else rest - exact, into)
 
     return run
 
 
 def contracted(kernel: Kernel) -> dict[Op, tuple[int, Op]]:
-    """f32 sums and differences of fragments -> which operand is a product that nvcc takes into them (-fmad), and the op that made it."""
+    """Sums and differences of fragments -> which operand is a product that is taken into them (-fmad), and the op that made it: of
+    f32, and of f16, whose packed functions say so by not rounding explicitly."""
     out: dict[Op, tuple[int, Op]] = {}
     for block in (b for role in kernel.roles for b in (role.body, *(r for op in walk(role.body) for r in op.regions))):
-        made = {op.result: op for op in block.ops if op.kind == "mul" and isinstance(op.result.type, Frag) and op.result.type.dtype == f32}
+        made = {op.result: op for op in block.ops
+                if op.kind == "mul" and isinstance(op.result.type, Frag) and op.result.type.dtype in CONTRACTED}
         for op in block.ops:
             if op.kind in ("add", "sub") and (at := next((n for n, v in enumerate(op.operands) if v in made), None)) is not None:
                 out[op] = at, made[op.operands[at]]

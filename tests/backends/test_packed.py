@@ -45,3 +45,18 @@ def test_rounding_twice_is_rounding_once(op) -> None:
         exact = op(a.astype(np.float64), b.astype(np.float64))  # no sum or product of two halves needs more bits
         once, twice = exact.astype(np.float16), op(a.astype(np.float32), b.astype(np.float32)).astype(np.float16)
     np.testing.assert_array_equal(once[~np.isnan(once)], twice[~np.isnan(once)])
+
+
+def test_a_product_of_halves_is_rounded_once_with_what_is_added() -> None:
+    """(1 + 2^-10)^2 - (1 + 2^-9) is 2^-20, and nothing where the product is rounded first."""
+    @fc.kernel
+    def rest(X: "f16[M]", Y: "f16[M]", Z: "out f16[M]"):
+        (rows,) = fc.grid(fc.tile(X.M, "BM"))
+        x = fc.load(X[rows])
+        fc.store(Z[rows], x * x - fc.load(Y[rows]))
+
+    p = rest.compile(target="sm_89", schedule=fc.Schedule(tiles={"BM": 256}, warps=4), check=False)
+    x = np.full(256, 1 + 2**-10, np.float16)
+    got = p.simulate(X=x, Y=np.full(256, 1 + 2**-9, np.float16))["Z"]
+    np.testing.assert_array_equal(got.astype(np.float64), 2.0**-20)
+    assert '"mul.f16x2' in p.cuda and '"sub.f16x2' in p.cuda, "with .rn, ptxas keeps them apart"

@@ -59,6 +59,23 @@ def test_the_makers_take_the_tile_a_few_rows_at_a_time():
     assert sum(r.warps * r.regs for r in p.machine.roles) * 32 <= 65536
 
 
+def test_arrivals_that_stand_close_share_a_fence():
+    """Two tiles are read and two are made in a step: a fence waits for all that was read and stored, and there is one."""
+    p = specs.rotated.compile(target="sm_90a", schedule=MADE, check=False, **binding("rotated", 128))
+    steps = [[o.kind for o in b.ops] for b in blocks(p.machine.roles[1].body) if any(o.kind == "st_shared" for o in b.ops)]
+    assert len(steps) == 3
+    for kinds in steps:
+        assert kinds.count("proxy_fence") == 1 and kinds.count("mbar_arrive") == 4
+        assert "mbar_arrive" not in kinds[:kinds.index("proxy_fence")] and "st_shared" not in kinds[kinds.index("proxy_fence"):]
+
+
+def blocks(block):
+    yield block
+    for o in block.ops:
+        for r in o.regions:
+            yield from blocks(r)
+
+
 @fc.kernel
 def bent(A: "f16[M, K]", B: "f16[K, N]", C: "out f32[M, N]"):
     """The right operand follows from the product before it."""

@@ -1,8 +1,9 @@
 """Elementwise functions on packed elements, a register at a time: two halves, or four integers of 8 bits.
 
 Sums, differences and products of halves are what the same in floats would be, rounded once: 24 bits hold twice the 11 of a half and two
-more, so rounding twice is rounding once. Bits of bytes are those of a word, but for what a shift moves past a byte's end. What a register
-does not hold as it is wanted, or no function takes packed, is computed one by one and packed.
+more, so rounding twice is rounding once. A product that is added to something is rounded once with it, as that of floats is. Bits of bytes
+are those of a word, but for what a shift moves past a byte's end. What a register does not hold as it is wanted, or no function takes
+packed, is computed one by one and packed.
 """
 
 from __future__ import annotations

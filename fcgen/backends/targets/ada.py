@@ -160,7 +160,8 @@ def _numeric() -> list[Instr]:
             'uint32_t d;\n    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(d) : "f"(hi), "f"(lo));\n    return d;',
             "PTX ISA, cvt: two floats to packed bfloat16, the first in the low half", "uint32_t"),
         pure("to_f32_f16", "unsigned short h", "cvt.f32.f16 %0, %1;", "PTX ISA, cvt: half to float, exact"),
-        *(pure(f"{name}_f16x2", "uint32_t a, uint32_t b", f"{name}.rn.f16x2 %0, %1, %2;",
+        # without .rn: ptxas then makes one instruction of a product and what it is added to, as of floats
+        *(pure(f"{name}_f16x2", "uint32_t a, uint32_t b", f"{name}.f16x2 %0, %1, %2;",
                f"PTX ISA, {name}: two halves at once, each rounded to nearest even", "uint32_t") for name in ("add", "sub", "mul")),
         pure("fma_f16x2", "uint32_t a, uint32_t b, uint32_t c", "fma.rn.f16x2 %0, %1, %2, %3;",
              "PTX ISA, fma: two halves at once, each rounded once", "uint32_t"),

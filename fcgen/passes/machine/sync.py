@@ -13,7 +13,8 @@ need them. The pass walks the program once in order with a state of what has hap
   st_shared, stmatrix -> tma_store                   proxy_fence right behind the store, then barrier
   tma_store -> st_shared, stmatrix                   bulk_wait n (read), n = groups of bulk stores since, then barrier
   tma_store -> tma_store of the same tensor          bulk_wait 0, then barrier: bulk stores of one program have no order of their own
-  ld_shared, ldmatrix -> tma_load into the slot      proxy_fence in front of the arrival that frees it: an arrival does not wait for loads
+  ld_shared, ldmatrix -> tma_load into the slot      proxy_fence in front of the arrival that frees it: an arrival does not wait for loads;
+                                                     arrivals that stand close share one (`gather`)
 
 Where a tile is staged in parts, each by warps of its own, a barrier is only that of the part. What two roles share is a channel: its
 barriers were put there by `roles`.
@@ -34,6 +35,7 @@ from ...ir.lifetimes import WRITES
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import Buffer, Cursor, Frag
+from . import gather
 from .accesses import READS, WHOLE, Access, area_of, conflict
 
 #: ops that order what was before them, and touch nothing
@@ -55,7 +57,7 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
         if any(state.groups) or state.open:
             ops.append(Op("wait_group", attrs={"n": 0}, loc=role.body.ops[-1].loc))
         roles.append(replace(role, body=Block(role.body.args, tuple(ops))))
-    return replace(kernel, roles=tuple(roles)).with_meta(stage="synced")
+    return gather.run(replace(kernel, roles=tuple(roles))).with_meta(stage="synced")
 
 
 @dataclass(frozen=True)

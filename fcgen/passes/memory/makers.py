@@ -28,6 +28,8 @@ from .prefetch import PLACES
 WORK = PLACES | {"load", "gather", "unstage", "reduce", "combine", "stage"}
 #: scalars that each role finds by itself
 KNOWN = PLACES | {"size", "narrow", "row_part", "load", "gather", "combine", "reduce"}
+#: Of a ring of its own. In one ring with what was copied, of the slots of both, the makers run ahead, and their loads and stores come in
+#: bursts that hold up the consumers' shuffles: 1.29 times the plain kernel's time, for 1.14 (H200, rotated keys, D = 128, 4k)
 SLOTS = 2
 #: lanes that share a row where rows are reduced: as many as reach all banks of shared memory with 16 bytes each
 LANES_OF_A_ROW = 8

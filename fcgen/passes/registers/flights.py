@@ -47,7 +47,8 @@ def find_flights(homes: Homes, stored: set[Value]) -> dict[Value, int]:
     written: set[Value] = {o.operands[0] for o in walk(homes.kernel.body) if o.kind == "store"}
     able = [copies for copies in sites.values()
             if not any(o.result in stored or o.operands[0] in written or _says_where(homes, o.result) for o, _ in copies)
-            and any(loop is not None for _, loop in copies) and all(_copied(homes, o, loop, written) for o, loop in copies)]
+            and any(loop is not None for _, loop in copies) and all(_copied(homes, o, loop, written) for o, loop in copies)
+            and (homes.schedule.copy == "tma" or _in_all(copies, sites))]
     _check_none([o for copies in sites.values() for o, _ in copies], [o for copies in able for o, _ in copies], stored)
     room = _room(homes, stored)
     able.sort(key=lambda c: (len(c[0][0].result.type.shape), ring_buffer(c[0][0].result.type).bytes))
@@ -69,6 +70,13 @@ def find_flights(homes: Homes, stored: set[Value]) -> dict[Value, int]:
             room -= size
             out.update((o.result, slots) for o, _ in copies)
     return out
+
+
+def _in_all(copies: list[tuple[Op, Block | None]], sites: dict[str, list[tuple[Op, Block | None]]]) -> bool:
+    """Whether all loops that walk the same tiles have the load: those for masked and for whole tiles share the rings that they fill."""
+    mine = {loop for _, loop in copies if loop is not None}
+    found = [{loop for _, loop in others if loop is not None} for others in sites.values()]
+    return all(loops <= mine for loops in found if loops & mine)
 
 
 def _for_makers(homes: Homes, op: Op) -> bool:
