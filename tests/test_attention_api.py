@@ -79,6 +79,12 @@ def test_refused(words: list[str], given: dict[str, Any]) -> None:
     refused(*words, **given)
 
 
+@pytest.mark.parametrize("schedule", ["x", 5, []])
+def test_what_is_no_schedule_is_refused(schedule: Any) -> None:
+    with pytest.raises(fc.FcError, match="not a Schedule"):
+        attention(*(Tensor((2, 2, 20, 64)) for _ in range(3)), schedule=schedule)
+
+
 @pytest.mark.parametrize("head", [4, 20, 100, 520])
 def test_head_sizes_are_multiples_of_eight_up_to_512(head: int) -> None:
     refused("head size of `q`", "multiple of 8", str(head), q=(2, 4, 10, head), k=(2, 2, 20, head))

@@ -33,6 +33,10 @@ def main() -> int:
     parser.add_argument("--peers", default="", help="where FlashAttention's own kernels lie: see benchmarks/peers.py")
     parser.add_argument("--json", help="also write the verdicts")
     args = parser.parse_args()
+    for name, least, value in (*(("every", 1, n) for n in args.every), ("processes", 1, args.processes), ("limit", 1, args.limit),
+                               ("test-limit", 1, args.test_limit), ("originals", 0, args.originals)):
+        if not least <= value < float("inf"):  # nor what is no number
+            parser.error(f"argument --{name}: {value} is not a number of at least {least}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     begin = time.time()
     every = {name: (args.every[n] if n < len(args.every) else (args.every or [1])[-1]) for n, name in enumerate(args.names)}

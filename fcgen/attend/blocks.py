@@ -61,7 +61,7 @@ def block_lists(mask: Any, batch: int, heads: int, rows: int, keys: int, like: A
     if given.keep is None:
         raise FcError("call/argument", "there are no lists without a mask", expected="a function (b, h, q_idx, kv_idx) -> condition")
     for name, n in (("batch", batch), ("heads", heads), ("rows", rows), ("keys", keys)):
-        if isinstance(n, bool) or not hasattr(n, "__index__") or int(n) < 1:
+        if isinstance(n, bool) or not hasattr(n, "__index__") or getattr(n, "shape", ()) != () or int(n) < 1:
             raise FcError("call/argument", f"argument `{name}` is not a number of at least one", got=repr(n)[:80])
     _check_block(block)
     given.check((batch, heads, rows, keys))
@@ -76,6 +76,9 @@ def _check_block(block: Any) -> None:
 
 def merged(lists: BlockLists) -> Lists:
     """One list of two, by one kernel."""
+    if not isinstance(lists, BlockLists) or lists.counts is None or lists.indices is None:
+        raise FcError("call/argument", "these are no two lists of blocks to merge", got=repr(lists)[:80],
+                      expected="fcgen.BlockLists(counts, indices, full_counts, full_indices)")
     _check_block(lists.block)
     if (lists.full_counts is None) != (lists.full_indices is None):
         raise FcError("call/argument", "lists of full blocks have counts and indices, or neither")
@@ -247,6 +250,7 @@ def launch(facts: tuple[Any, ...], given: Functions, choice: Choice, caller: boo
     if not isinstance(lists, Lists):
         raise FcError("call/argument", "argument `blocks` holds no lists of blocks", got=repr(lists)[:80],
                       expected="fcgen.block_lists(...), or fcgen.BlockLists(...)")
+    _check_block(lists.block)
     q = arguments["Q"]
     want = (*q.shape[:2], -(-q.shape[2] // lists.block[0]))
     arguments = {**arguments, "Count": _of(lists.counts, "counts", want, 3, q.device),

@@ -106,8 +106,9 @@ class _Function(torch.autograd.Function):
             if run.held and any(d is not None for _, d in pairs[-len(run.held):]):
                 raise refused("torch.func.vmap gives a tensor that a function holds another axis",
                               "let the function index that axis itself", "one tensor for all calls")
-            each = [cls.apply(*args[:n], *[x if d is None else x.select(d, i) for x, d in pairs]) for i in range(size)]
-            out = tuple(None if x is None else torch.stack([e[i] for e in each]) for i, x in enumerate(each[0]))
+            at = lambda x, d, i: x if d is None else x.select(d, i) if size else x.sum(d)  # of none, what the shapes of one would be
+            each = [cls.apply(*args[:n], *[at(x, d, i) for x, d in pairs]) for i in range(max(size, 1))]
+            out = tuple(None if x is None else torch.stack([e[i] for e in each])[:size] for i, x in enumerate(each[0]))
         return out, tuple(None if x is None else 0 for x in out)
 
 

@@ -105,6 +105,7 @@ def _unknown(key: Any, q: Any, k: Any, v: Any, causal: Any, scale: float | None,
         _tracing = sys.modules["torch.compiler"].is_dynamo_compiling  # cheaper than to look for it each time
     if scale is not None:
         scale = _scale(scale)
+    _check_schedule(schedule)
     if schedule is given is blocks is None and recorded(q, k, v):
         from .torch_op import operator
 
@@ -118,6 +119,12 @@ def _unknown(key: Any, q: Any, k: Any, v: Any, causal: Any, scale: float | None,
     mask = MASKS["top_left"] if causal is True else MASKS[causal or None]
     calls.learn(key, calls.Options(mask, causal is True, return_lse, schedule, plan, program), q, k, v, out)
     return result
+
+
+def _check_schedule(schedule: Any) -> None:
+    from ..api import a_schedule
+
+    a_schedule(schedule)
 
 
 def _plan(kept: plans.Kept, return_lse: bool, schedule: Schedule | None, out: bool, dtype: str, device: int, q: tuple[int, ...],

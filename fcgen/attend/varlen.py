@@ -62,6 +62,7 @@ def attention_varlen(q: Any, k: Any, v: Any, cu_seqlens_q: Any, cu_seqlens_k: An
                           given if given != PLAIN else None)
             if result is not None:
                 return result
+    forward._check_schedule(schedule)
     trained, plain = learns(given, q, k, v), (q, k, v)
     q, k, v = (t.detach() if trained else forward._without_gradient(t) for t in plain)
     with tensors.followed() if trained else nullcontext():

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from math import prod
 
 from ..errors import FcError
 from ..ir.core import Block, GridAxis, Kernel, Op, Value, definitions, uses, walk
+from ..ir.depends import readers
 from ..ir.op_table import having
 from ..ir.types import Tile
 from ..passes.tile.parts import shared_loop
@@ -176,16 +177,24 @@ class Workload:
 
     def _by_element(self, v: Value) -> bool:
         """Does it follow from a loaded tile element by element?"""
-        op = self._defs.get(v)
-        return op is not None and (op.kind == "load" or (op.kind in POINTWISE and any(
-            self._by_element(x) for x in op.operands if isinstance(x.type, Tile) and x.type.shape == v.type.shape)))
+        @cache
+        def loaded(v: Value) -> bool:
+            op = self._defs.get(v)
+            return op is not None and (op.kind == "load" or (op.kind in POINTWISE and any(
+                loaded(x) for x in op.operands if isinstance(x.type, Tile) and x.type.shape == v.type.shape)))
+
+        return loaded(v)
 
     def _from_loads(self, v: Value) -> bool:
-        op = self._defs.get(self._source_of(v))
-        if op is None or op.regions or op.kind == "dot":
-            return False
-        tiles = [x for x in op.operands if isinstance(x.type, Tile)]
-        return op.kind == "load" or (bool(tiles) and all(map(self._from_loads, tiles)))
+        @cache
+        def loaded(v: Value) -> bool:
+            op = self._defs.get(self._source_of(v))
+            if op is None or op.regions or op.kind == "dot":
+                return False
+            tiles = [x for x in op.operands if isinstance(x.type, Tile)]
+            return op.kind == "load" or (bool(tiles) and all(map(loaded, tiles)))
+
+        return loaded(v)
 
     def called(self, d: Dot) -> str:
         """What a schedule calls a dot: as the pass `bind` does, by its site or the first named value that it alone flows into."""
@@ -206,8 +215,8 @@ class Workload:
 
     def _leads(self, v: Value) -> bool:
         """Does a left operand of a dot follow from the tile, element by element?"""
-        return any((u.kind == "dot" and v is u.operands[0]) or (u.kind in POINTWISE and u.results and u.result.type.shape == v.type.shape
-                   and self._leads(u.result)) for u in self._uses.get(v, ()))
+        same = lambda v, u: u.kind in POINTWISE and bool(u.results) and u.result.type.shape == v.type.shape
+        return any(u.kind == "dot" and x is u.operands[0] for x, u in readers(v, self._uses, same))
 
     def _source(self, v: Value) -> Value:
         while (op := self._defs.get(v)) is not None and op.kind == "transpose":

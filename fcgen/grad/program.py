@@ -7,7 +7,6 @@ derivative is FcError "trace/grad" with its line.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import replace
 
 from ..errors import FcError
@@ -128,9 +127,10 @@ def _check_stores(kernel: Kernel) -> None:
 
 
 def _leads_to(made: dict[Value, Op], v: Value, arg: Value) -> bool:
-    op = made.get(v)
-    return v is arg or (op is not None and any(_leads_to(made, x, arg) for x in (*op.operands, *_inside(op))))
-
-
-def _inside(op: Op) -> Iterable[Value]:
-    return [v for r in op.regions for v in r.reads]
+    todo, seen = [v], {v}
+    while todo:
+        op = made.get(todo.pop())
+        new = op.reads - seen if op is not None else set()
+        todo += new
+        seen |= new
+    return arg in seen

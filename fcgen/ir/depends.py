@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 
 from .core import Block, Op, Value, walk
 
@@ -31,6 +31,19 @@ def _spread(op: Op, out: set[Value], indices: bool) -> None:
         out.update(r for n, r in enumerate(op.results) if chosen or any(x.yielded[n] in out for x in op.regions))
     elif not out.isdisjoint(op.operands[:1] if op.kind == "narrow" else op.operands):
         out.update(op.results)
+
+
+def readers(v: Value, uses: Mapping[Value, Iterable[Op]], through: Callable[[Value, Op], bool]) -> Iterator[tuple[Value, Op]]:
+    """(value, an op that reads it): of a value, and of the results of ops that it flows `through`. Each value once, however many ways lead
+    to it: those double where a program squares and adds, and so would the time to walk them."""
+    todo, seen = [v], {v}
+    while todo:
+        v = todo.pop()
+        for op in uses.get(v, ()):
+            yield v, op
+            if through(v, op):
+                todo += [r for r in op.results if r not in seen]
+                seen.update(op.results)
 
 
 def followed(values: Iterable[Value], made: Mapping[Value, Op], allowed: Callable[[Op], bool] = lambda op: True,

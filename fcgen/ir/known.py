@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from math import gcd, isfinite
 from typing import Any
 
@@ -38,12 +39,16 @@ def number_of(op: Op, numbers: Sequence[Any]) -> Any:
 
 def multiple(v: Value | None, defs: Mapping[Value, Op]) -> int:
     """A number that the scalar is a multiple of; 0 for one that is 0."""
-    op = defs.get(v) if v is not None else None
-    if op is None or op.regions:
-        return 1
-    if op.kind == "const":
-        return abs(int(op["value"]))
-    xs = [multiple(x, defs) for x in op.operands[1 if op.kind == "select" else 0:]]
-    if op.kind == "mul":
-        return xs[0] * xs[1]
-    return gcd(*xs) if op.kind in ("add", "sub", "max", "min", "select", "neg", "cast", "narrow") else 1
+    @cache
+    def of(v: Value | None) -> int:
+        op = defs.get(v) if v is not None else None
+        if op is None or op.regions:
+            return 1
+        if op.kind == "const":
+            return abs(int(op["value"]))
+        xs = [of(x) for x in op.operands[1 if op.kind == "select" else 0:]]
+        if op.kind == "mul":
+            return xs[0] * xs[1]
+        return gcd(*xs) if op.kind in ("add", "sub", "max", "min", "select", "neg", "cast", "narrow") else 1
+
+    return of(v)

@@ -128,7 +128,7 @@ class Schedule:
         for name in NAMES:
             v = getattr(self, name)
             if isinstance(v, str):
-                object.__setattr__(self, name, tuple(w for w in v.split("+") if w))
+                object.__setattr__(self, name, tuple(w.strip() for w in v.split("+")) if v else ())
         for name in BY_NAME:
             v = getattr(self, name)
             if isinstance(v, Mapping):
@@ -149,19 +149,22 @@ class Schedule:
                 raise wrong("is a switch", "True or False")
             return
         if name in NAMES:
-            if not isinstance(v, tuple) or not all(isinstance(w, str) and w.isidentifier() for w in v):
-                raise wrong("lists names of the spec", "a tuple of names, or acc+s")
+            if not isinstance(v, tuple) or not all(isinstance(w, str) and w.isidentifier() for w in v) or len({*v}) < len(v):
+                raise wrong("lists names of the spec, each once", "a tuple of names, or acc+s")
             return
         values = [v]
         if name in BY_NAME and (isinstance(v, tuple) or name in MAPS):
             if not isinstance(v, tuple) or not all(isinstance(kv, tuple) and len(kv) == 2 and str(kv[0]).isidentifier() for kv in v):
                 raise wrong("has a value for each name of the spec", MAPS.get(name, "{acc: ..., s: ...}"))
+            if len({str(key) for key, _ in v}) < len(v):
+                raise wrong("has one value for each name of the spec", MAPS.get(name, "{acc: ..., s: ...}"))
             values = [x for _, x in v]
-        if name == "stages" and v == 0:
+        if name == "stages" and isinstance(v, int) and v == 0:
             raise wrong("of all loads counts ring slots", "1 to 8", hint="0 is for loads by name: stages={'x': 0}")
         for x in values:
-            if name in CHOICES and x not in CHOICES[name]:
-                raise wrong("has no such choice", ", ".join(CHOICES[name]), x, did_you_mean(x, CHOICES[name]))
+            if name in CHOICES and not (isinstance(x, str) and x in CHOICES[name]):
+                raise wrong("has no such choice", ", ".join(CHOICES[name]), x,
+                            did_you_mean(x, CHOICES[name]) if isinstance(x, str) else None)
             if name in NUMBERS and not (_is_int(x) and x in NUMBERS[name][2]):
                 what, legal, _ = NUMBERS[name]
                 raise wrong(what, legal, x)
@@ -171,6 +174,8 @@ class Schedule:
     @staticmethod
     def parse(text: str) -> Schedule:
         """The inverse of `str`: `tiles={BLOCK_M: 128, BLOCK_N: 64}, stages=2, math={s: wmma, acc: fma}`. Evaluates nothing."""
+        if not isinstance(text, str):
+            raise FcError("compile/schedule", "Schedule.parse reads text", expected='"tiles={BLOCK_M: 128}, stages=2"', got=repr(text)[:80])
         values: dict[str, Any] = {}
         for part in _split(text):
             name, equals, value = (w.strip() for w in part.partition("="))

@@ -12,6 +12,7 @@ import fcgen as fc
 from benchmarks.eager import eager
 from benchmarks.on_cpu import Array, on_cpu
 from fcgen import masks, scores
+from fcgen.attend.blocks import Lists
 from fcgen.ir.core import walk_kernel
 
 B, H, G, M, N, D = 2, 4, 2, 75, 140, 32
@@ -174,7 +175,8 @@ def test_lists_as_torch_has_them(target: str, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize(("words", "given"), [
     ("takes other arguments", {"mask": lambda q, k: q > k}), ("is not a function", {"mask": 3}), ("of the mask alone", {"blocks": fc.BlockLists(None, None), "causal": "top_left"}),
-    ("holds no lists", {"blocks": 3}), ("has the wrong shape", {"blocks": fc.BlockLists(*(Array(np.zeros((1, 1, 3), np.int32)) for _ in range(2)))}),
+    ("holds no lists", {"blocks": 3}), ("no two lists", {"blocks": fc.BlockLists(None, None)}), ("two multiples of 16", {"blocks": Lists(1, 2, None)}),
+    ("has the wrong shape", {"blocks": fc.BlockLists(*(Array(np.zeros((1, 1, 3), np.int32)) for _ in range(2)))}),
     ("has the wrong shape", {"blocks": fc.BlockLists(Array(np.zeros((3, 1, 3), np.int32)), Array(np.zeros((3, 1, 3, 1), np.int32)))}),
     ("and counts, or neither|counts and indices", {"blocks": fc.BlockLists(1, 2, 3)}), ("two multiples of 16", {"blocks": fc.BlockLists(1, 2, block=(3, 3))}),
     ("no tensor of 1 axes", {"sinks": np.zeros((2, 2), np.float32)}), ("no dropout", {"dropout": "much"}), ("not between 0 and 1", {"dropout": 1.5}),

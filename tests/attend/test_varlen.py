@@ -112,7 +112,7 @@ def test_nothing_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
     ("no such mask", {"causal": "left"}), ("`cu_seqlens_k` has the wrong length", {"cu_seqlens_k": Array(np.zeros(2, np.int32))}),
     ("`cu_seqlens_q` has the wrong dtype", {"cu_seqlens_q": Array(np.zeros(3, np.int64))}),
     ("`seqused_k` has the wrong shape", {"seqused_k": Array(np.zeros(3, np.int32))}), ("takes other arguments", {"mask": lambda q, k: q > k}),
-    ("is not a function", {"score": 3}), ("no dropout", {"dropout": "much"}),
+    ("is not a function", {"score": 3}), ("not a Schedule", {"schedule": {}}), ("no dropout", {"dropout": "much"}),
 ])
 def test_refused(words: str, given: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     on_cpu(monkeypatch)

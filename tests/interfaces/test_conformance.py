@@ -133,3 +133,11 @@ def test_a_limit_of_all_tests_leaves_a_sample_of_each_function():
 def test_a_folder_without_the_tests_is_told(tmp_path):
     with pytest.raises(SystemExit, match="--pytorch"):
         fleet.of_names(["sdpa"], {"pytorch": tmp_path}, tmp_path, every=1, expression="", until=0)
+
+
+@pytest.mark.parametrize("words", [["--every", "0"], ["--processes", "0"], ["--limit", "nan"], ["--test-limit", "-1"], ["--originals", "inf"]])
+def test_numbers_that_count_nothing_are_refused(words, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["conformance", "sdpa", *words])
+    with pytest.raises(SystemExit):
+        main()
+    assert f"argument {words[0]}: " in capsys.readouterr().err

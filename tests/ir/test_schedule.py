@@ -6,6 +6,7 @@ import copy
 import pickle
 from dataclasses import fields, replace
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -56,7 +57,7 @@ def test_any_other_text_is_a_schedule_or_an_error_of_ours(text: str) -> None:
     ("min_blocks=--5", "1 to 32"), ("min_blocks=0", "1 to 32"), ("warps=True", "1, 2, 4, 8, 12 or 16"), ("ahead=1", "True or False"),
     ("copy={k: vector}", "takes one value"), ("cluster=2", "{rows: 2}"), ("cluster={rows: 3}", "1, 2, 4 or 8"),
     ("cluster={rows: 2, cols: 2}", "along one axis"), ("math=tensor", "mma, wmma, fma"), ("tiles={A: 16} x", "each name once"),
-    ("__class__=1", "no field"), ("warps=__import__('os').getpid()", "1, 2, 4, 8, 12 or 16")])
+    ("__class__=1", "no field"), ("late=acc+acc", "each once"), ("early=s+", "each once"), ("behind=+", "each once"), ("warps=__import__('os').getpid()", "1, 2, 4, 8, 12 or 16")])
 def test_slips_are_named(text: str, words: str) -> None:
     with pytest.raises(FcError) as caught:
         Schedule.parse(text)
@@ -64,7 +65,8 @@ def test_slips_are_named(text: str, words: str) -> None:
 
 
 WRONG = [None, "x", "", -1, 0, 10**20, 2.5, True, [], {}, (), (1, 2), ("a", "b"), {"A": None}, {"A B": 16}, {"A": "x\ny"}, {3: 16}, object(), [16], ("a\nb",),
-         {"A": 10**20}, {"A": [2]}, ((("A", 2), 3),), b"mma", float("nan")]
+         {"A": 10**20}, {"A": [2]}, ((("A", 2), 3),), b"mma", float("nan"), np.array([1, 2]), np.array("mma"),
+         (("A", 16), ("A", 32))]
 
 
 @pytest.mark.parametrize("field", [f.name for f in fields(Schedule)])
@@ -77,6 +79,19 @@ def test_every_field_with_every_kind_of_thing(field: str) -> None:
             assert e.code == "compile/schedule" and f"Schedule.{field} " in e.message and e.expected, str(e)
         else:
             assert Schedule.parse(str(schedule)) == schedule and hash(schedule) == hash(Schedule(**{field: value}))
+
+
+@pytest.mark.parametrize("text", [None, 5, b"warps=4", ["warps=4"]])
+def test_what_is_no_text_is_not_parsed(text: object) -> None:
+    with pytest.raises(FcError, match="reads text"):
+        Schedule.parse(text)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("field", ["tiles", "stages", "grid"])
+def test_a_name_has_one_value(field: str) -> None:
+    one = (1, 1) if field == "grid" else 1
+    with pytest.raises(FcError, match="one value for each name"):
+        Schedule(**{field: (("A", one), ("A", one))})
 
 
 def test_fields_that_do_not_exist() -> None:

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 import fcgen as fc
+from fcgen.errors import FcError
+from fcgen.sim.machine import simulate
 
 
 @fc.kernel
@@ -31,3 +33,44 @@ def test_tiles_of_products_in_flight_share_no_bytes(late, reuse):
         rng = np.random.default_rng(seed)
         args = {n: (rng.standard_normal((s, 16)) / 4).astype(np.float16) for n, s in (("X", 70), ("W", 75), ("U", 75))}
         np.testing.assert_allclose(p.simulate(seed=seed, **args)["Y"], p.interpret(**args)["Y"], atol=2e-3)
+
+
+@fc.kernel
+def two_sums(X: T[M, D], W: T[V, D], U: T[V, E], P: "inout f32[M, E]", R: "inout f32[M, E]"):
+    """Two products per step that are only stored, each of a tile that the step stages."""
+    (words,) = fc.grid(fc.tile(W.V, "BV"))
+    w, u = fc.load(W[words]), fc.load(U[words])
+    for rows in fc.loop(fc.tile(X.M, "BM")):
+        s = fc.dot(fc.load(X[rows]), w.T)
+        p = fc.dot(fc.maximum(s, 0.0).to(U.dtype), u)
+        r = fc.dot(fc.minimum(s, 0.0).to(U.dtype), u)
+        fc.atomic_add(P[rows], p)
+        fc.atomic_add(R[rows], r)
+
+
+def lowered(**fields):
+    return two_sums.compile(target="sm_90a", T=fc.f16, D=64, E=64, check=False, schedule=fc.Schedule(
+        **{"tiles": {"BM": 64, "BV": 64}, "math": "wgmma", "copy": "tma", "epilogue": "direct", "reuse_frags": False, **fields}))
+
+
+@pytest.mark.parametrize("m", [1, 65, 130])
+@pytest.mark.parametrize("fields", [{"behind": "p"}, {"behind": "r", "early": "s"}, {"early": "s", "stages": 1, "persistent": "dynamic"}])
+def test_products_an_iteration_ahead_or_behind(fields, m):
+    rng = np.random.default_rng(m)
+    args = {n: (rng.standard_normal((k, 64)) / 4).astype(np.float16) for n, k in (("X", m), ("W", 70), ("U", 70))}
+    p, (x, w, u) = lowered(**fields), (args[n].astype(float) for n in "XWU")
+    result = simulate(p.machine, {**args, **{n: np.zeros((m, 64), np.float32) for n in "PR"}}, p.target)
+    assert not result.reports, result.reports[0]
+    for name, of in (("P", np.maximum), ("R", np.minimum)):
+        np.testing.assert_allclose(result.outputs[name], of(x @ w.T, 0) @ u, atol=4e-3)
+
+
+@pytest.mark.parametrize("fields, says", [
+    ({"early": "s+r"}, "what its own iteration computes"), ({"early": "p", "behind": "r"}, "what its own iteration computes"),
+    ({"behind": "p+r"}, "one product of each loop"), ({"behind": "p", "math": {"s": "wgmma", "p": "mma", "r": "wgmma"}}, "p by mma"),
+    ({"early": "s+p", "math": {"s": "wgmma", "p": "mma", "r": "wgmma"}}, "p by mma")])
+def test_products_that_can_be_neither_are_refused_each(fields, says):
+    """Whatever becomes of the others: a staged tile that its own iteration fills is no tile that was copied."""
+    with pytest.raises(FcError, match=says) as e:
+        str(lowered(**fields).machine)
+    assert e.value.code == "compile/schedule" and e.value.loc is not None

@@ -49,6 +49,62 @@ def test_unrolled_steps(body: Callable[..., Any]) -> None:
     assert "__global__" in to_cuda(program.machine, program.target).text
 
 
+def squares(x: Any) -> Any:
+    """Of which each step reads the one before twice: there are 2**60 ways through them."""
+    for _ in range(30):
+        x = x * x + x
+    return x
+
+
+@fc.kernel
+def operands(A: "f16[M, K]", B: "f16[N, K]", C: "out f32[M, N]"):
+    rows, cols = fc.grid(fc.tile(A.M, "BM"), fc.tile(B.N, "BN"))
+    acc = fc.var(fc.zeros(rows, cols))
+    for ks in fc.loop(fc.tile(A.K, "BK")):
+        acc <<= acc + fc.dot(squares(fc.load(A[rows, ks])), squares(fc.load(B[cols, ks])).T)
+    fc.store(C[rows, cols], squares(acc))
+
+
+@fc.kernel
+def weights(Q: "f16[M, D]", K: "f16[N, D]", O: "out f32[M, D]"):
+    (rows,) = fc.grid(fc.tile(Q.M, "BM"))
+    q, acc, l = fc.load(Q[rows]), fc.var(fc.zeros(rows, Q.D)), fc.var(fc.zeros(rows))
+    for ns in fc.loop(fc.tile(K.N, "BN")):
+        k = fc.load(K[ns])
+        p = squares(fc.dot(q, k.T))
+        f = squares(l)
+        l <<= l * f + fc.sum(p, axis=1)
+        acc <<= acc * f + fc.dot(p.to(Q.dtype), k)
+    fc.store(O[rows], acc / squares(l))
+
+
+@fc.kernel
+def places(A: "f16[M, K]", B: "f16[N, K]", C: "out f32[M, N]", *, n: "f32"):
+    rows, cols = fc.grid(fc.tile(A.M, "BM"), fc.tile(B.N, "BN"))
+    acc = fc.var(fc.zeros(rows, cols))
+    for ks in fc.loop(fc.tile(A.K, "BK"), live=lambda ks: squares(ks.index) <= squares(rows.index)):
+        s = fc.dot(fc.load(A[rows, ks]), fc.load(B[cols, ks]).T) * squares(n)
+        acc <<= acc + fc.where(squares(rows.index) > cols.index, s, 0.0)
+    fc.store(C[rows, cols], acc)
+
+
+HOPPER = {"math": "wgmma", "copy": "tma", "epilogue": "direct"}
+
+
+@pytest.mark.parametrize(("spec", "fields", "arch", "binding"), [
+    (operands, {}, "sm_89", {}), (operands, {**HOPPER, "makers": 4}, "sm_90a", {}), (weights, {**HOPPER, "late": "acc"}, "sm_90a", {"D": 64}),
+    (places, {}, "sm_89", {}), (places, HOPPER, "sm_90a", {})])
+def test_values_that_are_read_twice_at_each_step(spec: Any, fields: dict[str, Any], arch: str, binding: dict[str, int]) -> None:
+    """Each value is looked at once, however many ways lead to it, and its text is written once."""
+    tiles = {"BM": 64, "BN": 64, **({} if spec is weights else {"BK": 64})}
+    program = spec.compile(target=arch, schedule=fc.Schedule(tiles=tiles, **fields), check=False, **binding)
+    assert len(to_cuda(program.machine, program.target).text) < 100_000
+
+
+def test_a_schedule_for_values_that_are_read_twice() -> None:
+    assert fc.schedule_for(weights, "sm_90a", D=64).tiles
+
+
 @pytest.mark.parametrize(("kind", "levels"), [("branch", 300), ("loop", 20)])
 def test_deep_nests_are_refused(kind: str, levels: int) -> None:
     def spec(X: "f32[M]", Y: "out f32[M]", *, k: "i32"):

@@ -16,6 +16,7 @@ from fcgen.ir.core import Op, walk_kernel
 from fcgen.ir.rewrite import edited, map_bodies
 from fcgen.ir.verify import verify
 from fcgen.passes import run_passes
+from fcgen.passes.tile.parts import shared_loop
 from fcgen.sim.machine import simulate
 
 BULK = dict(math="wgmma", copy="tma", epilogue="direct", warps=4)
@@ -121,8 +122,56 @@ def alone(A: "T[M, 64]", B: "T[N, 64]", C: "out f32[M, N]"):
     fc.store(C[rows, cols], fc.dot(fc.load(A[rows]), fc.load(B[cols]).T))
 
 
+@fc.kernel
+def onto(A: "T[M, K]", B: "T[N, K]", C: "inout f32[M, N]"):
+    rows, cols = fc.grid(fc.tile(A.M, "BM"), fc.tile(B.N, "BN"))
+    acc = fc.var(fc.zeros(rows, cols))
+    for ks in fc.loop(fc.tile(A.K, "BK")):
+        acc <<= acc + fc.dot(fc.load(A[rows, ks]), fc.load(B[cols, ks]).T)
+    fc.store(C[rows, cols], acc + fc.load(C[rows, cols]))
+
+
+@fc.kernel
+def onto_begun(A: "T[M, K]", B: "T[N, K]", C: "inout f32[M, N]"):
+    rows, cols = fc.grid(fc.tile(A.M, "BM"), fc.tile(B.N, "BN"))
+    acc = fc.var(fc.load(C[rows, cols]))
+    for ks in fc.loop(fc.tile(A.K, "BK")):
+        acc <<= acc + fc.dot(fc.load(A[rows, ks]), fc.load(B[cols, ks]).T)
+    fc.store(C[rows, cols], acc)
+
+
+@fc.kernel
+def beside(A: "T[M, K]", B: "T[N, K]", C: "out f32[M, N]", D: "inout f32[M, N]", *, n: "i32"):
+    rows, cols = fc.grid(fc.tile(A.M, "BM"), fc.tile(B.N, "BN"))
+    acc, factor = fc.var(fc.zeros(rows, cols)), fc.var(fc.full(rows, 1.0))
+    with fc.when(n > 3):
+        fc.store(D[rows, cols], fc.zeros(rows, cols))
+        factor <<= factor * 2.0
+    for ks in fc.loop(fc.tile(A.K, "BK")):
+        acc <<= acc + fc.dot(fc.load(A[rows, ks]), fc.load(B[cols, ks]).T)
+    fc.store(C[rows, cols], acc * factor)
+
+
+def test_what_is_added_may_come_of_much() -> None:
+    """The search for what is carried looks at each value once, not along every way to it."""
+    @fc.kernel
+    def deep(A: "T[M, K]", B: "T[N, K]", C: "out f32[M, N]"):
+        rows, cols = fc.grid(fc.tile(A.M, "BM"), fc.tile(B.N, "BN"))
+        acc = fc.var(fc.zeros(rows, cols))
+        for ks in fc.loop(fc.tile(A.K, "BK")):
+            x = fc.dot(fc.load(A[rows, ks]), fc.load(B[cols, ks]).T)
+            for _ in range(40):
+                x = x * x + x
+            acc <<= acc + x
+        fc.store(C[rows, cols], acc)
+
+    p = compiled(deep)
+    assert shared_loop(p.tile.body, 2).kind == "for"
+
+
 @pytest.mark.parametrize("spec, fields, says", [
-    (largest, {}, "does more than add up"),
+    (onto, {}, "the first one writes it"), (onto_begun, {}, "the first one writes it"),
+    (beside, {}, "%factor is made beside"), (largest, {}, "does more than add up"),
     (each, {"tiles": {"BM": 64, "BK": 64}, "binding": {"D": 64}}, "does more than add up"),
     (alone, {"tiles": {"BM": 64, "BN": 64}}, "one loop"),
     (gemm_nt, {"persistent": "static"}, "no effect"), (gemm_nt, {"cluster": {"rows": 2}}, "no effect"),

@@ -8,6 +8,7 @@ rounding is the packing. Accuracy: div within 2 ulp, exp2 2 ulp, log absolute 2e
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import numpy as np
 
@@ -266,10 +267,14 @@ class Registers:
 
     def length(self, v: Value) -> int:
         """Functions that are computed for it here."""
-        op = self.em.plan.maker.get(v)
-        if op is None or isinstance(v.type, Scalar) or v not in self.em.plan.fused:
-            return 0
-        return (op.kind in FNS or op.kind == "cast") + sum(map(self.length, op.operands))
+        @cache
+        def length(v: Value) -> int:
+            op = self.em.plan.maker.get(v)
+            if op is None or isinstance(v.type, Scalar) or v not in self.em.plan.fused:
+                return 0
+            return (op.kind in FNS or op.kind == "cast") + sum(map(length, op.operands))
+
+        return length(v)
 
     def against_position(self, op: Op, table: np.ndarray) -> tuple[X, X] | None:
         """Both sides of `position < bound` with the thread's part of the position on the bound's side: what is left is a number in an

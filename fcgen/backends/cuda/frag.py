@@ -20,9 +20,11 @@ from .text import CTYPES, X, add, binary, call, literal, mul
 def locs_of(em: Emitter, op: Op) -> list[Loc | None]:
     """The op's place and those of the expressions it evaluates, in program order."""
     out: list[Loc | None] = []
+    seen: set[Value] = set()
 
     def visit(v: Value) -> None:
-        if v in em.plan.fused:
+        if v in em.plan.fused and v not in seen:
+            seen.add(v)
             src = em.plan.maker[v]
             for o in src.operands:
                 visit(o)

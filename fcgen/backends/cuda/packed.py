@@ -14,9 +14,10 @@ from ...ir.core import Op, Value
 from ...ir.known import const_of
 from ...ir.types import DType, Scalar, f16, i8, u8
 from .emit import Emitter
-from .expr import Registers
+from .expr import LONG, Registers
 from .spread import broadcast_map
 from .text import X, binary, call
+from .words import wished
 
 #: function -> the record that does it to two halves
 HALVES = {"add": "add_f16x2", "sub": "sub_f16x2", "mul": "mul_f16x2"}
@@ -49,6 +50,7 @@ class Words:
     def __init__(self, em: Emitter, i: X, lines: list[str], domain: str):
         self.em, self.i = em, i
         self.single = Registers(em, i, lines, domain)
+        self.known: dict[tuple[Value, bytes], X] = {}
 
     def value(self, v: Value, table: np.ndarray) -> X:
         """The elements table[i] of v, packed. table: int [words, elements of one]."""
@@ -58,7 +60,14 @@ class Words:
         op = em.plan.maker.get(v)
         if v in em.plan.fused:
             assert op is not None
-            return self.compute(op, table)
+            key = v, table.tobytes()
+            if key not in self.known:
+                x = self.compute(op, table)
+                if len(x.text) <= LONG:
+                    return x
+                self.known[key] = X(em.names(wished(em.plan, v), "x"))  # else a value that is read twice would be written twice each time
+                self.single.lines.append(f"const uint32_t {self.known[key]} = {x};")
+            return self.known[key]
         whole = (table == table[:, :1] + np.arange(table.shape[1])).all() and not (table[:, 0] % v.type.dtype.per_register).any()
         if em.plan.base(v) is v and whole and table.shape[1] == v.type.dtype.per_register:
             name = em.array(v)

@@ -80,16 +80,19 @@ class Plan:
         return self.loose[v]
 
     def leaves(self, v: Value, direct: bool = True) -> Iterator[tuple[Value, bool]]:
-        """Stored fragments read by evaluating `v`, and whether at the same register that is being computed."""
-        if isinstance(v.type, Scalar):
-            return
-        if v in self.fused:
-            op = self.maker[v]
-            for o in op.operands:
-                yield from self.leaves(o, direct and op.kind != "broadcast")
-        elif isinstance(v.type, (Frag, Pending)):
-            b = self.base(v)
-            yield b, direct and b is v
+        """Stored fragments read by evaluating `v`, and whether at the same register that is being computed. Each of both once."""
+        todo, seen = [(v, direct)], set[tuple[Value, bool]]()
+        while todo:
+            v, direct = todo.pop()
+            if isinstance(v.type, Scalar) or (v, direct) in seen:
+                continue
+            seen.add((v, direct))
+            if v in self.fused:
+                op = self.maker[v]
+                todo += [(o, direct and op.kind != "broadcast") for o in reversed(op.operands)]
+            elif isinstance(v.type, (Frag, Pending)):
+                b = self.base(v)
+                yield b, direct and b is v
 
     def reads(self, op: Op) -> list[tuple[Value, bool]]:
         """Stored fragments that the op reads where it is printed."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 
 from ...ir.access import Access
 from ...ir.core import Block, Op, Value, walk
@@ -25,18 +26,22 @@ def stored_rows(block: Block, defs: Mapping[Value, Op]) -> tuple[Value, Value | 
 
 def _keeps_rows(v: Value, defs: Mapping[Value, Op]) -> bool:
     """Are the rows of a tile, or the elements of a vector, those with the same number of all loops that it follows from?"""
-    op = defs.get(v)
-    if op is None or not _looped(v, defs):
-        return True
-    if op.kind == "for":
-        return independent_rows(op.regions[0]) is not None and all(_keeps_rows(x, defs) for x in op.operands[2:])
-    if op.kind == "broadcast":
-        return tuple(op["axes"]) == (0,) and _keeps_rows(op.operands[0], defs)
-    if op.kind in ("reduce", "cumsum"):
-        return op["axis"] == 1 and len(op.operands[0].type.shape) == 2 and _keeps_rows(op.operands[0], defs)
-    if op.kind == "dot":
-        return not _looped(op.operands[1], defs) and all(_keeps_rows(x, defs) for x in op.operands)
-    return op.kind != "transpose" and not op.regions and all(_keeps_rows(x, defs) for x in op.operands)
+    @cache
+    def keeps(v: Value) -> bool:
+        op = defs.get(v)
+        if op is None or not _looped(v, defs):
+            return True
+        if op.kind == "for":
+            return independent_rows(op.regions[0]) is not None and all(map(keeps, op.operands[2:]))
+        if op.kind == "broadcast":
+            return tuple(op["axes"]) == (0,) and keeps(op.operands[0])
+        if op.kind in ("reduce", "cumsum"):
+            return op["axis"] == 1 and len(op.operands[0].type.shape) == 2 and keeps(op.operands[0])
+        if op.kind == "dot":
+            return not _looped(op.operands[1], defs) and all(map(keeps, op.operands))
+        return op.kind != "transpose" and not op.regions and all(map(keeps, op.operands))
+
+    return keeps(v)
 
 
 def _looped(v: Value, defs: Mapping[Value, Op]) -> bool:

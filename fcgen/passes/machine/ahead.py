@@ -11,12 +11,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from ...errors import FcError
-from ...ir.core import Block, Kernel, Op, Value
+from ...ir.core import Block, Kernel, Op, Value, walk, walk_kernel
 from ...ir.depends import followed
+from ...ir.lifetimes import WRITES
 from ...ir.rewrite import Builder, Env, copy_op, map_bodies, remove_dead
 from ...ir.schedule import Schedule
 from ...ir.target import Target
-from ...ir.types import Cursor
+from ...ir.types import Buffer, Cursor
 from ..facts.common import called, without_effect
 
 BEFORE, AFTER = 1, 3
@@ -32,6 +33,9 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
     if not done:
         raise without_effect("early", "no product that wgmma makes in a loop is called so", got="+".join(schedule.early),
                              expected="a dot that a loop runs in every iteration, with math=\"wgmma\"")
+    if (left := next((o for o in walk_kernel(kernel) if o.kind == "wgmma" and o.get("early")), None)) is not None:
+        raise without_effect("early", f"{called(left.result)} is a product of a loop in another's body", got="+".join(schedule.early),
+                             loc=left.loc)
     return kernel
 
 
@@ -66,6 +70,8 @@ class _Early:
         ops = list(body.ops[:-1])
         defs = {r: o for o in ops for r in o.results}
         found: dict[int, Op] = {}
+        filled = {o.operands[1] for o in walk(body) if o.kind in WRITES and isinstance(o.operands[1].type, Buffer)}
+        filled |= {o.operands[0] for v, o in defs.items() if v in filled and o.kind == "slot"}
         only: set[int] = set()  # those that no later op runs again
         made: list[Value] = []
         for dot in early:
@@ -73,7 +79,7 @@ class _Early:
             around = ops[n - BEFORE:n + AFTER]
             made.append(around[-1].result)
             places = followed(dot.operands, defs, lambda o: o.kind in FINDS, lambda v: v not in body.args or isinstance(v.type, Cursor))
-            if places is None:
+            if places is None or not filled.isdisjoint((*dot.operands, *(v for o in places.values() for v in o.operands))):
                 raise FcError("compile/schedule", f"Schedule.early: {called(dot.result)} follows from what its own iteration computes",
                               expected="a product of tiles that are copied", loc=dot.loc, hint="leave it out of Schedule.early")
             slots = {v for o in places.values() for v in o.operands if isinstance(v.type, Cursor)}

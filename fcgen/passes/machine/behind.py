@@ -34,6 +34,9 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
     if len(buffers) == len(kernel.buffers):
         raise without_effect("behind", "no product that wgmma makes in a loop is called so", got="+".join(schedule.behind),
                              expected="a dot of what its loop computes, only stored, with math=\"wgmma\"")
+    if (left := next((o for r in roles for o in walk(r.body) if o.kind == "wgmma" and o.get("behind")), None)) is not None:
+        raise without_effect("behind", "one product of each loop's own body can follow behind it", got="+".join(schedule.behind),
+                             loc=left.loc)
     used = {v for r in roles for o in walk(r.body) for v in o.operands}
     return replace(kernel, roles=roles, buffers=tuple(v for v in buffers if v in used))
 

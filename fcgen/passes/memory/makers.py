@@ -141,10 +141,8 @@ class _Makers:
 
     def known(self, v: Value) -> bool:
         """Whether any role can make a value of another block: from the grid, indices of loops, sizes and what is loaded."""
-        if v in self.indices or v in self.params:
-            return True
-        op = self.defs.get(v)
-        return op is not None and op.kind in KNOWN and not op.regions and all(map(self.known, op.operands))
+        made = {x: o for x, o in self.defs.items() if x not in self.indices and x not in self.params}
+        return followed([v], made, lambda o: o.kind in KNOWN and not o.regions, lambda x: x in self.indices or x in self.params) is not None
 
 
 class _Group:

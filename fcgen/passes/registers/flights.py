@@ -9,12 +9,14 @@ two of straight from the tensor.
 
 from __future__ import annotations
 
+from functools import cache
 from math import prod
 from typing import TYPE_CHECKING, Any
 
 from ...ir.access import Access
 from ...ir.alignment import WIDEST
 from ...ir.core import Block, Op, Value, walk
+from ...ir.depends import readers
 from ...ir.layout import SmemLayout, native_smem
 from ...ir.store_ops import MOST_AXES, MOST_BOX
 from ...ir.types import Buffer, Tile
@@ -79,6 +81,7 @@ def _in_all(copies: list[tuple[Op, Block | None]], sites: dict[str, list[tuple[O
 
 def _for_makers(homes: Homes, op: Op) -> bool:
     """Whether a tile is only read by a role that makes operands, which can as well read it from its tensor, a few rows at a time."""
+    @cache
     def made(v: Value) -> bool:
         users = homes.uses.get(v, ())
         return bool(users) and all((u.kind == "dot" and v in u.operands[:2]) or (u.kind in MADE_OF and made(u.result)) for u in users)
@@ -112,7 +115,7 @@ def _loads(block: Block, loop: Block | None) -> list[tuple[Op, Block | None]]:
 
 def _says_where(homes: Homes, v: Value) -> bool:
     """Whether other reads hang on these numbers: such are wanted in registers, an iteration before the tile that they lead to."""
-    return any(u.kind == "gather" or (u.kind in VIEWS and _says_where(homes, u.result)) for u in homes.uses.get(v, ()))
+    return any(u.kind == "gather" for _, u in readers(v, homes.uses, lambda _, u: u.kind in VIEWS))
 
 
 def _copied(homes: Homes, op: Op, loop: Block | None, written: set[Value]) -> bool:

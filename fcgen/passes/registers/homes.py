@@ -222,7 +222,7 @@ class Homes:
         """Give the next undecided load (or carried value) a home: what its readers want, else the default. False when none is left."""
         pending = [op for op in walk(body) if op.kind == "load" and self.home.get(op.result) is None and isinstance(op.result.type, Tile)]
         for op in pending:
-            want = self._wanted(op.result, set()) or self._multiplied(op.result, self.made_with[op.result])
+            want = self._wanted(op.result, set()) or self._multiplied(op.result, self.made_with[op.result], set())
             if want is not None:
                 self.forced[op.result] = want
                 return True
@@ -251,12 +251,15 @@ class Homes:
                     return h.keep(u["axes"]) if u.kind == "broadcast" else h
         return None
 
-    def _multiplied(self, v: Value, made_with: set[Value]) -> RegLayout | None:
+    def _multiplied(self, v: Value, made_with: set[Value], seen: set[Value]) -> RegLayout | None:
         """The layout of the left operand that is computed from a tile element by element, among what is made in its block: products take
         that from registers. What a loop only reads is stored, and leaves it the registers."""
+        if v in seen:
+            return None
+        seen.add(v)
         for u in self.uses.get(v, ()):
             if u.kind in ELEMENTWISE and isinstance(u.result.type, Tile) and u.result.type.shape == v.type.shape:
-                if (found := self._multiplied(u.result, made_with)) is not None:
+                if (found := self._multiplied(u.result, made_with, seen)) is not None:
                     return found
             elif u.kind == "dot" and v is u.operands[0] and u["math"] in ("mma", "wgmma") and self.schedule.reuse_frags:
                 return self.a_layout(u) if u.result in made_with else None

@@ -270,10 +270,8 @@ class _Vote:
         return part
 
     def from_combine(self, v: Value) -> bool:
-        op = self.local.get(v)
-        if op is None:
-            return False
-        return op.kind == "combine" or (op.kind in MONOTONE and any(self.from_combine(x) for x in op.operands))
+        chain = followed([v], {r: o for r, o in self.local.items() if o.kind == "combine" or o.kind in MONOTONE}) or {}
+        return any(o.kind == "combine" for o in chain.values())
 
     def is_positive(self, v: Value) -> bool:
         return positive(v, self.positive, self.defs)

@@ -106,6 +106,11 @@ def _check_names(names: Mapping[Op, str], schedule: Schedule, target: Target) ->
             raise FcError("compile/schedule", f"Schedule.grid: %{name} is not spread over so many {what}", expected=f"rows x columns that "
                           f"divide {units} {what}", got=grid, loc=dots[name].loc,
                           hint=None if family == "wmma" else "where they are fewer, the others hold copies")
+    for field in ("early", "behind"):
+        for name in getattr(schedule, field):
+            if (family := _decided(dots[name], name, schedule, target)["math"]) != "wgmma":
+                raise without_effect(field, f"%{name} waits for its result", expected='a dot made by wgmma', got=f"{name} by {family}",
+                                     loc=dots[name].loc)
     able = [name for name, op in dots.items() if multiplies(op, schedule.math_of(name), target)]
     for name in _keys(schedule.math):
         if name not in able:

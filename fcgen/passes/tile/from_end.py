@@ -13,6 +13,7 @@ from dataclasses import replace
 from ...errors import FcError
 from ...ir.access import Access
 from ...ir.core import Block, GridAxis, Kernel, Op, Value, definitions, walk
+from ...ir.depends import followed
 from ...ir.known import const_of
 from ...ir.rewrite import Builder, Env, map_bodies, substitute
 from ...ir.schedule import Schedule
@@ -97,10 +98,9 @@ def _is_size(v: Value, axis: GridAxis, defs: dict[Value, Op]) -> bool:
 
 def _follows(v: Value, first: set[Value], defs: dict[Value, Op]) -> bool:
     """Whether a position is the start, or the start and something."""
-    if v in first:
-        return True
-    op = defs.get(v)
-    return op is not None and op.kind in ("add", "broadcast", "full", "transpose") and any(_follows(x, first, defs) for x in op.operands)
+    sums = {r: o for r, o in defs.items() if o.kind in ("add", "broadcast", "full", "transpose")}
+    found = followed([v], sums, stop=first) or {}
+    return v in first or any(x in first for o in found.values() for x in o.operands)
 
 
 def _shifted(body: Block, axis: GridAxis, index: Value) -> Block:

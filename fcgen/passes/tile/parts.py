@@ -15,7 +15,7 @@ from ...ir.known import const_of
 from ...ir.rewrite import Builder
 from ...ir.schedule import Schedule
 from ...ir.target import Target
-from ...ir.types import Scalar, Tile, i32
+from ...ir.types import Scalar, Tensor, Tile, i32
 from ..facts.common import effect, without_effect
 
 
@@ -44,6 +44,9 @@ def shared_loop(body: Block, parts: int) -> Op:
     if len(loops) != 1 or loops[0].kind != "for":
         raise without_effect("parts", "blocks share the iterations of one loop", expected="one loop outside of all others", got=parts)
     (loop,) = loops
+    if (made := next((o for o in body.ops if o is not loop and o.results and effect(o) == "write"), None)) is not None:
+        raise FcError("compile/schedule", f"Schedule.parts: %{made.results[0].name} is made beside what only the first block writes",
+                      expected="branches that either make values, or write", got=made.kind, loc=made.loc)
     inner = loop.regions[0]
     other = next((o for o in walk(inner) if o.kind != "yield" and not o.regions and effect(o) == "write"), None)
     if other is not None:
@@ -56,16 +59,21 @@ def shared_loop(body: Block, parts: int) -> Op:
                           loc=loop.loc)
     if not inner.yielded:
         raise without_effect("parts", "the loop carries nothing that blocks could add up", got=parts, loc=loop.loc)
+    reached = {word: {v: o for o in walk(body) if not o.regions and effect(o) == word for v in o.operands if isinstance(v.type, Tensor)}
+               for word in ("read", "write")}
+    for v, o in reached["read"].items():
+        if v in reached["write"]:  # the first block does not wait for what the others read
+            raise FcError("compile/schedule", f"Schedule.parts: all blocks read {v.name}, and the first one writes it", loc=o.loc,
+                          expected="tensors that are read, or written", got=parts, hint=f"write another tensor than {v.name}")
     return loop
 
 
 def _more_than_sum(body: Block, arg: Value, y: Value) -> Op | None:
     """What the loop does with a carried value besides adding to it, once in each iteration."""
-    made, used, after = definitions(body), uses(body), body.ops[-1]
-
-    def leads(v: Value) -> bool:
-        op = made.get(v)
-        return v is arg or (op is not None and any(map(leads, op.reads)))
+    made, used, after, led = definitions(body), uses(body), body.ops[-1], {arg}
+    for o in body.ops:
+        if not led.isdisjoint(o.reads):
+            led.update(o.results)
 
     while True:
         others = [o for o in used.get(y, ()) if o not in (after, body.ops[-1])]
@@ -74,7 +82,7 @@ def _more_than_sum(body: Block, arg: Value, y: Value) -> Op | None:
         if y is arg:
             return None
         op = made.get(y)
-        before = [v for v in op.operands if leads(v)] if op is not None and op.kind in ("add", "dot") else []
+        before = [v for v in op.operands if v in led] if op is not None and op.kind in ("add", "dot") else []
         if op is None or len(before) != 1 or (op.kind == "dot" and before[0] is not op.operands[-1]):
             return op or after
         y, after = before[0], op
