@@ -52,4 +52,4 @@ def test_what_cannot_run_ahead_or_behind_is_refused_at_its_line(shared, fields, 
 def test_products_of_other_instructions_do_not_run_ahead_or_behind(field):
     with pytest.raises(fc.FcError) as caught:
         assert compiled(False, math="mma", **{field: "dx"}).machine
-    assert caught.value.message == f"Schedule.{field} has no effect: no product that wgmma makes in a loop is called so"
+    assert caught.value.message == f"Schedule.{field} has no effect: %dx waits for its result"

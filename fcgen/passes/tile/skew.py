@@ -210,11 +210,11 @@ class _Skew:
         return results
 
     def peel(self, n: int, index: Value, carried: list[Value], b: Builder) -> tuple[list[Value], list[Value]]:
-        """The early ops of the first tile."""
+        """The early ops of the first tile, which stand in no loop that a product could follow behind."""
         parts = self.parts[n]
         env = Env(dict(zip(parts.body.args, [index, *carried])))
         for op in parts.early:
-            b.add(copy_op(op, env))
+            b.add(copy_op(op.with_attrs(behind=False) if op.get("behind") else op, env))
         return [v if k in parts.finished else env[y] for k, (v, y) in enumerate(zip(carried, parts.body.yielded))], list(env.all(parts.cut))
 
     def loop(self, n: int, op: Op, bounds: tuple[Value, ...], values: list[Value], cut: list[Value], one: Value,
