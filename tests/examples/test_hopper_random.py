@@ -26,7 +26,7 @@ SIDES = {"backward": (64, 128)}
 
 
 #: programs that run, of each example; all six with FCGEN_ALL=1
-MOST = 6 if os.environ.get("FCGEN_ALL") == "1" else 3
+MOST = 6 if os.environ.get("FCGEN_ALL") == "1" else 2
 
 
 def drawn(rng: random.Random, default: fc.Schedule, dots: bool, sides: tuple[int, ...] = (16, 32, 64)) -> fc.Schedule:
