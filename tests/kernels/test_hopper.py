@@ -100,7 +100,8 @@ def test_a_missing_op_is_reported(kind):
     assert e.value.code.startswith("sim/")
 
 
-@pytest.mark.parametrize(("d", "mask"), [(16, "causal_top_left"), (72, "none"), *((d, m) for d in (64, 128, 192, 256) for m in ("none", "causal_top_left"))])
+@pytest.mark.parametrize(("d", "mask"), [(16, "causal_top_left"), (72, "none"), (192, "none"), (256, "causal_top_left"),
+                                           *((d, m) for d in (64, 128) for m in ("none", "causal_top_left"))])
 def test_no_library_schedule_spills_or_serialises(d, mask):
     for length, tiles in ((512, 1 << 20), (4096, 1 << 20), (512, 2)):
         schedule, lazy, sums = hopper_schedules.pick(d, mask, length, length, tiles, 132)
