@@ -39,7 +39,7 @@ def module(kind: str, device: str) -> Any:
             if kind == "fcgen":
                 out = fc.scaled_dot_product_attention(q, k, v, is_causal=True)
             else:
-                out = q * k + v if kind == "torch" else torch.ops.somebody.sum_of.default(q, k, v)
+                out = q * k + v if kind == "torch" else torch.ops.example.sum_of.default(q, k, v)
             return out.transpose(1, 2).reshape(x.shape)
 
     return Block()
@@ -48,10 +48,10 @@ def module(kind: str, device: str) -> Any:
 def one(kind: str, device: str) -> None:
     import torch
 
-    library = torch.library.Library("somebody", "FRAGMENT")
+    library = torch.library.Library("example", "FRAGMENT")
     library.define("sum_of(Tensor q, Tensor k, Tensor v) -> Tensor")
     library.impl("sum_of", lambda q, k, v: q * k + v, "CompositeExplicitAutograd")
-    torch.library.register_fake("somebody::sum_of", lambda q, k, v: torch.empty_like(q), lib=library)
+    torch.library.register_fake("example::sum_of", lambda q, k, v: torch.empty_like(q), lib=library)
     block = module(kind, device)
     print("made", flush=True)
     dims = {0: torch.export.Dim("b", max=64), 1: torch.export.Dim("n", min=2, max=4096)}

@@ -30,6 +30,12 @@ def part(tensor: Any, *at: Any) -> Any:
     return None if tensor is None else fc.load(tensor[at])
 
 
+def shown(b: Any, h: Any, rows: Any, cols: Any, sizes: tuple[Any, Any], mask: str, keep: Any) -> Any:
+    """Which keys a tile of rows sees."""
+    seen = visible(mask, rows, cols, *sizes)
+    return seen if keep is None else seen & keep(b, h, rows.index, cols.index)
+
+
 def product(*pairs: tuple[Any, Any]) -> Any:
     """The sum of products, of those both of whose operands are there; None if there are none."""
     there = [fc.dot(a, b) for a, b in pairs if a is not None and b is not None]
@@ -60,9 +66,7 @@ def tangent(Q: T[B, H, M, D], K: T[B, G, N, D], V: T[B, G, N, E], LSE: f32[B, H,
     lse = fc.where(lse == -fc.inf, fc.inf, lse)  # weights of rows without a key are zero
     tlse, acc = fc.var(fc.zeros(rows)), fc.var(fc.zeros(rows, V.E))
 
-    def live(cols):
-        seen = visible(mask, rows, cols, Q.M, K.N)
-        return seen if keep is None else seen & keep(b, h, rows.index, cols.index)
+    live = lambda cols: shown(b, h, rows, cols, (Q.M, K.N), mask, keep)
 
     def weights(cols):
         """Of a tile of keys, and how its scores move."""
@@ -107,12 +111,7 @@ def backward_tangent(Q: T[B, H, M, D], K: T[B, G, N, D], V: T[B, G, N, E], dO: T
     dk, dv = fc.var(fc.zeros(cols, K.D)), fc.var(fc.zeros(cols, V.E))
 
     def head(dk, dv, h):
-        def live(rows):
-            seen = visible(mask, rows, cols, Q.M, K.N)
-            if keep is not None:
-                seen = seen & keep(b, h, rows.index, cols.index)
-            return seen & rows.valid
-
+        live = lambda rows: shown(b, h, rows, cols, (Q.M, K.N), mask, keep) & rows.valid
         for rows in fc.loop(fc.tile(Q.M, "BLOCK_M"), live=live):
             q, do, tq, tdo = fc.load(Q[b, h, rows]), fc.load(dO[b, h, rows]), part(tQ, b, h, rows), part(tdO, b, h, rows)
             ends = tuple(fc.load(t[b, h, rows]) for t in (LSE2, Delta, tLSE2, tDelta))
@@ -140,12 +139,7 @@ def backward_tangent_rows(Q: T[B, H, M, D], K: T[B, G, N, D], V: T[B, G, N, E], 
     ends = tuple(fc.load(t[b, h, rows]) for t in (LSE2, Delta, tLSE2, tDelta))
     dq = fc.var(fc.zeros(rows, Q.D))
 
-    def live(cols):
-        seen = visible(mask, rows, cols, Q.M, K.N)
-        if keep is not None:
-            seen = seen & keep(b, h, rows.index, cols.index)
-        return seen & rows.valid
-
+    live = lambda cols: shown(b, h, rows, cols, (Q.M, K.N), mask, keep) & rows.valid
     for cols in fc.loop(fc.tile(K.N, "BLOCK_N"), live=live):
         k, v, tk, tv = fc.load(K[b, g, cols]), fc.load(V[b, g, cols]), part(tK, b, g, cols), part(tV, b, g, cols)
         x, dp = fc.dot(q, k.T) * scale, fc.dot(do, v.T)
