@@ -29,3 +29,14 @@ def fresh():
 
     yield backend, made
     torch._dynamo.reset()
+
+
+@pytest.fixture
+def gradient_kernels(kernels, monkeypatch):
+    """The same for backward passes: whatever fits a schedule is taken, and nothing is kept from another test."""
+    from fcgen.attend import training
+
+    monkeypatch.setattr(training, "_fits", lambda program: True)
+    monkeypatch.setattr(training, "_families", {})
+    monkeypatch.setattr(training, "_plain", training._plain.__wrapped__)
+    return kernels

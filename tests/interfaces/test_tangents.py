@@ -16,15 +16,12 @@ B, H, M, N, D = 2, 2, 9, 11, 16
 
 
 @pytest.fixture(autouse=True)
-def programs(kernels, monkeypatch):
+def programs(gradient_kernels, monkeypatch):
     from fcgen.attend import training
 
-    monkeypatch.setattr(training, "_fits", lambda program: True)
-    monkeypatch.setattr(training, "_families", {})
-    monkeypatch.setattr(training, "_plain", training._plain.__wrapped__)
     listed, small = training.candidates, fc.Schedule(tiles={"BLOCK_M": 16, "BLOCK_N": 16}, warps=2)
     monkeypatch.setattr(training, "candidates", lambda name, *more: (small,) if "tangent" in name else listed(name, *more))
-    return kernels
+    return gradient_kernels
 
 
 def half(*shape):
