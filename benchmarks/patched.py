@@ -164,8 +164,63 @@ def unadded(text: str) -> str:
 def unstaged(text: str) -> str:
     """Not even stored to shared memory; the products stay."""
     text = unadded(text)
-    return sub(r"st_shared_f32x2\((\(dq_tile_at[^;]*), (&\w+\[i \* 2\])\);",
-               r'asm volatile("" :: "f"((\2)[0]), "f"((\2)[1]));', text)
+    return sub(r"\n\s+#pragma unroll\n\s+for [^\n]*\n(\s+)st_shared_f32x2\((?:\(dq_tile_at[^;]*), &(\w+)\[i \* 2\]\);",
+               r"\n\1float any_\2 = 0; for (int i = 0; i < int(sizeof(\2) / 4); ++i) any_\2 += \2[i]; if (any_\2 == 1.2345e30f) "
+               r"st_shared_f32x2(dq_tile_at, \2);", text)
+
+
+def hoisted(text: str) -> str:
+    """What comes with dO is waited for beside the products of the iteration before."""
+    wait = "mbar_wait(do_full + do_slot * 8, do_parity);"
+    begin = text.index("#pragma unroll 1\n            for (int rows_tile_2")
+    head, body = text[:begin], text[begin:]
+    body = body.replace(wait, "", 2)
+    at = "wgmma_wait<0>();\n                touch(s);"
+    assert at in body
+    return head + wait + "\n" + body.replace(at, wait + "\n" + at, 1)
+
+
+POINTER = "DQ_POINTER"
+
+
+def staged(text: str, to: Callable[[str, str, str, str, str], str]) -> str:
+    """The whole of the staging, from the wait to the copies, by other means. to: of (array, row, column of the warpgroup's part, h, b)."""
+    def one(m: Any) -> str:
+        col, row, h, b = (a.strip() for a in m["args"].split(", ")[:4])
+        return to(m["v"], row, col, h, b)
+    return sub(r"bulk_wait_read<0>\(\);\n\s+bar_sync\(8 \+ warp / 4, 128\);\n\s+#pragma unroll\n\s+for [^\n]*\n\s+st_shared_f32x2\([^\n]*&(?P<v>\w+)\[i \* 2\]\);\n"
+               r"\s+proxy_fence\(\);\n\s+bar_sync\(8 \+ warp / 4, 128\);\n\s+if \(warp % 4 == 0 && lane == 0\) \{\n\s+tma_add_4d\(dq_map, (?P<args>[^\n]*)\);\n[^\n]*\n\s+\}",
+               one, text)
+
+
+def head_of(text: str) -> int:
+    return 64 if "{panel 64 swizzle 128}" in text and "f32[128,64]" in text else 128
+
+
+def red(text: str) -> str:
+    """Added from registers: quads of lanes have 32 bytes of a row."""
+    d = head_of(text)
+    return staged(text, lambda v, row, col, h, b: (
+        f"{{ float* at = (float*){POINTER}ULL + ((size_t)({b} * H + {h}) * M + {row} + warp % 4 * 16 + lane / 4) * {d} + {col} + lane % 4 * 2;\n"
+        f"#pragma unroll\nfor (int i = 0; i < 16; ++i) asm volatile(\"red.global.add.v2.f32 [%0], {{%1, %2}};\" :: \"l\"(at + i % 2 * 8 * {d} + i / 2 * 8), "
+        f"\"f\"({v}[2 * i]), \"f\"({v}[2 * i + 1]) : \"memory\"); }}"))
+
+
+def linear(warps: int) -> Patch:
+    """Staged and added as the registers lie: 16 bytes per lane, one copy by so many warps."""
+    def patch(text: str) -> str:
+        d = head_of(text)
+        wait, bar = ("__syncwarp();",) * 2 if warps == 1 else ("bar_sync(8 + warp / 4, 128);",) * 2
+        first = "lane == 0" if warps == 1 else "warp % 4 == 0 && lane == 0"
+        part = f"warp / {warps}" if warps > 1 else "warp"
+        return staged(text, lambda v, row, col, h, b: (
+            f"bulk_wait_read<0>(); {wait}\n"
+            f"#pragma unroll\nfor (int i = 0; i < 8; ++i) asm volatile(\"st.shared.v4.f32 [%0], {{%1, %2, %3, %4}};\" :: \"r\"(dq_tile_smem + warp * 4096 + i * 512 + lane * 16), "
+            f"\"f\"({v}[4 * i]), \"f\"({v}[4 * i + 1]), \"f\"({v}[4 * i + 2]), \"f\"({v}[4 * i + 3]) : \"memory\");\n"
+            f"proxy_fence(); {bar}\nif ({first}) asm volatile(\"cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;\" :: "
+            f"\"l\"((float*){POINTER}ULL + ((size_t)({b} * H + {h}) * M + ({row}) / {64 if d == 128 else 128} * {64 if d == 128 else 128}) * {d} + {part} * {1024 * warps}), "
+            f"\"r\"(dq_tile_smem + {part} * {4096 * warps}), \"r\"({4096 * warps}) : \"memory\");"))
+    return patch
 
 
 def turns(text: str) -> str:
@@ -190,30 +245,32 @@ S80 = f"tiles={{BLOCK_M: 80, BLOCK_N: 128}}, stages={{do: 2, q: 2}}, early=s, {H
 S64 = f"tiles={{BLOCK_M: 128, BLOCK_N: 128}}, stages={{do: 2, q: 2}}, behind=dq, {H}"
 #: (head, causal, name) -> (schedule, patches, whether it is right)
 MOST: list[tuple[str, list[Patch], bool]] = [
-    ("printed", [], True), ("warp", [warp], True), ("spread", [spread], True), ("warp spread", [warp, spread], True), ("reads", [reads], True),
-    ("merged", [merged], True), ("warp spread merged", [warp, spread, merged], True),
-    ("warp spread reads merged", [warp, spread, reads, merged], True), ("pieces2", [pieces(2)], True),
-    ("all", [warp, spread, reads, merged, pieces(2)], True), ("all4", [warp, spread, reads, merged, pieces(4)], True),
-    ("unadded", [unadded], False), ("unstaged", [unstaged], False), ("unscaled", [unscaled], False)]
-FIRST: list[tuple[str, list[Patch], bool]] = [("first", [first], True), ("first warp spread", [first, warp, spread], True),
-                                              ("first all", [first, warp, spread, reads, merged], True),
-                                              ("first all2", [first, warp, spread, reads, merged, pieces(2)], True)]
-SIDE: list[tuple[str, list[Patch], bool]] = [(f"beside {n}", [beside(n)], True) for n in (1, 2, 4)] + [
-    ("first all2 beside 2", [first, warp, spread, reads, merged, pieces(2), beside(2)], True),
-    ("all beside 2", [warp, spread, reads, merged, pieces(2), beside(2)], True)]
-LONG: list[tuple[str, list[Patch], bool]] = [v for v in MOST if reads not in v[1]] + [
-    ("all", [warp, spread, merged, pieces(2)], True), ("all4", [warp, spread, merged, pieces(4)], True), ("merged pieces4", [merged, pieces(4)], True)]
-EIGHTY: list[tuple[str, list[Patch]]] = [("", []), ("pairs", [pairs]), ("reads", [reads]), ("pieces", [pieces(5)]),
-                                         ("pairs pieces", [pairs, pieces(5)]), ("pairs unscaled", [pairs, unscaled])]
+    ("printed", [], True), ("warp", [warp], True), ("spread", [spread], True), ("warp spread", [warp, spread], True),
+    ("merged", [merged], True), ("spread merged", [spread, merged], True), ("pieces4", [pieces(4)], True),
+    ("spread pieces4", [spread, pieces(4)], True), ("spread merged pieces2", [spread, merged, pieces(2)], True),
+    ("spread merged pieces4", [spread, merged, pieces(4)], True), ("warp spread merged pieces4", [warp, spread, merged, pieces(4)], True),
+    ("warp spread merged pieces2", [warp, spread, merged, pieces(2)], True),
+    ("red", [red], True), ("red merged pieces4", [red, merged, pieces(4)], True), ("linear1 merged pieces4", [linear(1), merged, pieces(4)], False),
+    ("linear4 merged pieces4", [linear(4), merged, pieces(4)], False), ("linear4", [linear(4)], False),
+    ("unadded", [unadded], False), ("unstaged", [unstaged], False), ("unstaged merged pieces4", [unstaged, merged, pieces(4)], False),
+    ("unscaled", [unscaled], False)]
+FIRST: list[tuple[str, list[Patch], bool]] = [
+    ("spread reads merged", [spread, reads, merged], True), ("spread reads merged pieces4", [spread, reads, merged, pieces(4)], True),
+    ("warp spread reads merged pieces4", [warp, spread, reads, merged, pieces(4)], True),
+    ("spread reads merged hoisted pieces4", [spread, reads, merged, hoisted, pieces(4)], True),
+    ("first spread merged pieces4", [first, spread, merged, pieces(4)], True),
+    ("first spread reads merged pieces4", [first, spread, reads, merged, pieces(4)], True)]
+SIDE: list[tuple[str, list[Patch], bool]] = [(f"beside {n}", [beside(n)], True) for n in (1, 2, 4)]
+EIGHTY: list[tuple[str, list[Patch]]] = [("", []), ("pairs", [pairs]), ("pieces", [pieces(5)]), ("pairs pieces", [pairs, pieces(5)])]
 WORK: dict[tuple[int, bool], list[tuple[str, str, list[Patch], bool]]] = {
-    (128, True): [(n, S128 + ", l2=32", p, r) for n, p, r in MOST + FIRST + SIDE] + [
-        (f"80 {n}", S80 + ", l2=32", p, True) for n, p in [*EIGHTY, ("pairs pieces beside 2", [pairs, pieces(5), beside(2)]), ("beside 2", [beside(2)])]],
+    (128, True): [(n, S128 + ", l2=32", p, r) for n, p, r in [v for v in MOST + FIRST if "printed" in v[0] or "pieces4" in v[0] and "linear" not in v[0]] + SIDE] + [
+        (f"80 {n}", S80 + ", l2=32", p, True) for n, p in [("", []), ("pairs", [pairs]), ("pairs beside 2", [pairs, beside(2)])]],
     (128, False): [(n, S128, p, r) for n, p, r in MOST + FIRST + [("turns", [turns], True)]] + [(f"80 {n}", S80, p, True) for n, p in EIGHTY],
-    (64, True): [(n, S64 + ", l2=32", p, r) for n, p, r in LONG],
-    (64, False): [(n, S64, p, r) for n, p, r in LONG]}
+    (64, False): [(n, S64, p, r) for n, p, r in MOST] + [("early " + n, S64 + ", early=s", p, r) for n, p, r in MOST if n in (
+        "printed", "spread merged pieces4", "spread merged", "warp spread merged pieces4", "red merged pieces4", "pieces4")]}
 
 
-def made(work: tuple[int, bool, str, str, list[Patch]]) -> Any:
+def made(work: tuple[int, bool, str, str, list[Patch]], pointer: int = 0) -> Any:
     from fcgen.runtime.nvrtc import compile_cuda
 
     d, causal, _, text, patches = work
@@ -221,6 +278,7 @@ def made(work: tuple[int, bool, str, str, list[Patch]]) -> Any:
     cuda = built.cuda_text
     for p in patches:
         cuda = p(cuda)
+    cuda = cuda.replace(POINTER, hex(pointer))
     file = FOLDER / hashlib.sha256(cuda.encode()).hexdigest()
     flat = built.facts.flat
     if warp in patches:
@@ -253,11 +311,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json")
     parser.add_argument("--only", help="d128, d64: a head size alone")
     parser.add_argument("--names", help="substring of variants")
-    parser.add_argument("--cells", default="128c16384,128c4096,128f4096,64c16384,64f4096")
+    parser.add_argument("--cells", default="128f4096,64f4096,128c16384")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--once", action="store_true", help="each kernel once, for a profiler that counts cycles")
     args = parser.parse_args(argv)
     work = [(d, causal, n) for (d, causal), vs in WORK.items() for n, *_ in vs
-            if (not args.only or f"d{d}" == args.only) and (not args.names or args.names in n)]
+            if (not args.only or f"d{d}" == args.only) and (not args.names or args.names in n or n in args.names.split("="))]
     with ProcessPoolExecutor(processes(), mp_context=multiprocessing.get_context("spawn")) as pool:
         kernels = dict(pool.map(safely, work))
     for k, v in kernels.items():
@@ -287,7 +346,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             if (dd, cc) != (d, causal) or isinstance(v, str):
                 continue
             arguments, into = x.arguments("backward")
+            text, patches = next((t, p) for n, t, p, _ in WORK[d, causal] if n == name)
+            if any(p is red or p.__qualname__.startswith("linear") for p in patches):
+                v = made((d, causal, name, text, patches), arguments["dQ"].data_ptr())
             launch = Launcher(v[0])
+            if args.once:
+                launch(arguments)
+                torch.cuda.synchronize()
+                rows.append({"head": d, "causal": causal, "length": s, "name": name, "flops": 2.5 * c.flops})
+                continue
             launch(arguments)
             if not finishes():
                 print(f"{name}: does not end")
@@ -298,6 +365,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 continue
             run = lambda launch=launch, arguments=arguments: launch(arguments)
             todo.append(Checked(name, run, *(e if math.isfinite(e[1]) else (0.0, 0.0))))
+        if args.once:
+            continue
         times = round_robin(todo, max(2, round(launches(c) / 2.5)), args.rounds, warm=1)
         rates = {n: 2.5 * c.flops / t.ms / 1e9 for n, t in times.items()}
         print(f"D={d} {'causal' if causal else 'full'} {s}: " + "; ".join(
