@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 VIEWS = ELEMENTWISE | {"broadcast", "transpose"}
 MADE_OF = VIEWS | {"reduce"}
-#: bytes that barriers, rows of ones and the like take of shared memory
-OTHERS = 2048
+#: bytes that barriers and the like take of shared memory, and tiles of ones beside them
+OTHERS, ONES = 1024, 2048
 
 
 def ring_buffer(t: Tile, slots: int = 1) -> Buffer:
@@ -136,7 +136,7 @@ def _room(homes: Homes, stored: set[Value]) -> int:
     """Bytes of shared memory that nothing else is known to take. Tiles that wait for bulk stores share bytes where the block would not fit
     without that, as in `alloc`."""
     schedule, target = homes.schedule, homes.target
-    room = min(target.smem_per_block, target.smem_per_sm // schedule.min_blocks - target.smem_reserved) - OTHERS
+    room = min(target.smem_per_block, target.smem_per_sm // schedule.min_blocks - target.smem_reserved) - (ONES if schedule.ones else OTHERS)
     rings: dict[str, int] = {}
     for op, loop in _loads(homes.kernel.body, None):
         if op.result in stored:
