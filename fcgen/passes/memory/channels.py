@@ -168,21 +168,23 @@ def find_channels(body: Block, schedule: Schedule, shared: Mapping[int, int], wa
 
 
 def _led(ops: list[Op], ring: Value, body: Block, channels: list[Channel], number: dict[int, int], warps: Mapping[int, int]) -> Channel | None:
-    """The channel of tiles that rows come and go with: loaded in all the same blocks, last before them, into as many slots, for as many
-    warps, and not read ahead of their iteration. Each barrier less is a wait less between a loop's products."""
-    found: set[int | None] = set()
-    for block in blocks(body):
-        for n, op in enumerate(block.ops):
-            if any(op is o for o in ops):
-                before = [x for x in block.ops[:n] if id(x) in number and len(x.result.type.shape) == 2]
-                found.add(number[id(before[-1])] if before else None)
-    at = found.pop() if len(found) == 1 else None
-    if at is None or len(ring.type.shape) != 1:
+    """The channel whose tiles rows come and go with: loaded in all the same blocks, in front of them, into as many slots, for as many warps,
+    and not read ahead of their iteration; a tile of two axes rather than rows, the last rather than others. Each barrier less is a wait
+    less between a loop's products."""
+    if len(ring.type.shape) != 1:
         return None
-    lead, tiles = channels[at], [o for o in walk(body) if number.get(id(o)) == at]
     early = {v for o in walk(body) if o.get("early") for v in o.reads}
-    fits = len(tiles) == len(ops) and lead.slots == ring.type.slots and lead.blocks == 1 and warps[id(tiles[0])] == warps[id(ops[0])]
-    return lead if fits and not any(o.result in early for o in tiles) else None
+    around = [(block, next(n for n, x in enumerate(block.ops) if x is o)) for o in ops for block in blocks(body)
+              if any(x is o for x in block.ops)]
+
+    def fits(at: int) -> bool:
+        lead, tiles = channels[at], [o for o in walk(body) if number.get(id(o)) == at]
+        alike = lead.slots == ring.type.slots and lead.blocks == 1 and lead.lead is None and warps[id(tiles[0])] == warps[id(ops[0])]
+        beside = [any(x is t for x in block.ops[:n] for t in tiles) for block, n in around]
+        return alike and len(tiles) == len(ops) and all(beside) and not any(o.result in early for o in tiles)
+
+    able = [c for n, c in enumerate(channels) if fits(n)]
+    return max(reversed(able), key=lambda c: len(c.ring.type.shape), default=None)
 
 
 def mailbox(kernel: Kernel, schedule: Schedule) -> Channel | None:
