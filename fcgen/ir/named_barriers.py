@@ -1,7 +1,7 @@
 """Hardware barriers by number: who uses which of the block's 16, for what, and with how many threads.
 
-0 is the block's own. Tokens name theirs (`id`: one per warpgroup of the role, counted upwards); parts of a role have those from `PARTS` on
-(smaller ones than warpgroups behind those of warpgroups), whole roles those from `LAST` downwards, in the kernel's order. One number serves one purpose with one count of threads: two purposes on one
+0 is the block's own. Tokens name theirs (`id`: one per warpgroup of the role, counted upwards); parts of a role have those from `PARTS` on,
+whole roles those from `LAST` downwards, in the kernel's order. One number serves one purpose with one count of threads: two purposes on one
 number would let go of each other's warps.
 """
 
@@ -18,11 +18,6 @@ WARPGROUP = 4
 def of_role(number: int) -> int:
     """The barrier of all warps of a kernel's role, where roles have their own."""
     return LAST - number
-
-
-def of_parts(parts: int, warps: int) -> int:
-    """The first of the barriers of equal parts of a role of so many warps."""
-    return PARTS + (warps // WARPGROUP if warps // parts < WARPGROUP else 0)
 
 
 def is_one_thread(role: Role) -> bool:
@@ -49,8 +44,7 @@ class NamedBarriers:
             ids, purpose, threads = range(op["id"], op["id"] + groups), f"turns of role {name}", 2 * WARPGROUP * 32
         elif parts > 1:
             need(warps % parts == 0, "barrier: equal parts of the role's warps", f"a divisor of {warps}", parts)
-            first = of_parts(parts, warps)
-            ids, purpose, threads = range(first, first + parts), f"{parts} parts of role {name}", warps // parts * 32
+            ids, purpose, threads = range(PARTS, PARTS + parts), f"{parts} parts of role {name}", warps // parts * 32
         elif self.own:
             ids, purpose, threads = range(of_role(role), of_role(role) + 1), f"role {name}", warps * 32
         else:

@@ -24,15 +24,10 @@ MOST_AXES, ROW_BYTES = 5, 16
 DTYPES = ("f16", "bf16", "f32", "i32", "u32", "i8", "u8", "f8e4m3", "f8e5m2")
 
 
-def part_shape(buffer: Buffer, parts: int, across: int) -> tuple[int, int]:
-    """Of one of equal parts of a staged tile, so many of which lie beside each other."""
+def part_shape(buffer: Buffer, parts: int, across: bool) -> tuple[int, int]:
+    """Of one of equal parts of a staged tile, which lie below each other or, across, beside each other."""
     rows, cols = buffer.shape
-    return rows * across // parts, cols // across
-
-
-def part_at(n: int, parts: int, across: int) -> tuple[int, int]:
-    """Where the n-th part stands among those below and beside each other: parts are counted downwards first, as warpgroups are."""
-    return n % (parts // across), n // (parts // across)
+    return (rows, cols // parts) if across else (rows // parts, cols)
 
 
 def refusal(access: Access, buffer: Buffer, rows: int) -> tuple[str, object, object] | None:
@@ -54,11 +49,10 @@ def refusal(access: Access, buffer: Buffer, rows: int) -> tuple[str, object, obj
 
 def _check_tma_store(op: Op) -> None:
     types = tuple(v.type for v in op.operands)
-    buffer, parts, across = types[-1], op["parts"], op.get("across", 1)
+    buffer, parts, across = types[-1], op["parts"], op.get("across", False)
     need(len(buffer.shape) == 2 and buffer.layout.pad == 0, "tma_store: a tile of two axes, its rows without padding", "pad 0", buffer)
-    need(parts % across == 0, "tma_store: as many parts in each row of parts", f"a multiple of {across}", parts)
     rows, cols = part_shape(buffer, parts, across)
-    need(buffer.shape == (rows * (parts // across), cols * across) and cols % buffer.layout.panel == 0,
+    need(buffer.shape == ((rows, cols * parts) if across else (rows * parts, cols)) and cols % buffer.layout.panel == 0,
          "tma_store: equal parts of the rows, or of the panels", buffer.shape, parts)
     check_added(op)
     wrong = refusal(Access.of(op), buffer, rows)
@@ -66,11 +60,11 @@ def _check_tma_store(op: Op) -> None:
 
 
 define("tma_store", "machine", """`tma_store T, scalars..., buffer`: one thread of each of `parts` equal parts of the role's warps starts
-       the copy of as large a part of a staged tile to a rectangle of a tensor (cp.async.bulk.tensor, one per panel); `across`: so many
-       parts lie beside each other, counted after those below each other. Positions outside the tensor, or past a limit, are left out, guarded or not. reduce="add" adds atomically. It belongs
+       the copy of as large a part of a staged tile's rows, with `across` of its columns, to a rectangle of a tensor (cp.async.bulk.tensor,
+       one per panel). Positions outside the tensor, or past a limit, are left out, guarded or not. reduce="add" adds atomically. It belongs
        to the group that the thread's next `bulk_commit` closes.""", "tensor, *, slot ->", effect="write", one_dtype=True,
        check=_check_tma_store,
-       phases="selected synced", index=INDEX, guard=GUARD, parts=whole(1, 32), across=whole(1, 32).maybe, reduce=one_of("add").maybe,
+       phases="selected synced", index=INDEX, guard=GUARD, parts=whole(1, 32), across=FLAG.maybe, reduce=one_of("add").maybe,
        reach=(1, 1, -1))
 define("bulk_commit", "machine", "Close this thread's group of bulk stores (an empty group counts).", "->", effect="write",
        phases="selected synced")

@@ -16,7 +16,6 @@ import numpy as np
 from ..ir.core import Op
 from ..ir.elementwise import to_dtype
 from ..ir.layout import LANES
-from ..ir.store_ops import part_at, part_shape
 from . import registers
 from .mbarriers import Blocked
 from .memory import WARP, decode, encode
@@ -62,9 +61,10 @@ class StoreEngine:
         agent, shared, sim = self.agent, self.agent.shared, self.sim
         parts, buffer, (ring, base) = op["parts"], op.operands[-1].type, args[-1]
         rows, cols = buffer.shape
-        across = op.get("across", 1)
-        at, size = part_at(agent.warp * parts // agent.role.warps, parts, across), part_shape(buffer, parts, across)
-        own = tuple(slice(n * each, (n + 1) * each) for n, each in zip(at, size))
+        part = agent.warp * parts // agent.role.warps
+        axis = int(op.get("across", False))
+        along = slice(part * buffer.shape[axis] // parts, (part + 1) * buffer.shape[axis] // parts)
+        own = (slice(None), along) if axis else (along, slice(None))
         where = sim.bulk.destination(op, buffer, base).reshape(rows, cols, -1)[own].ravel()
         shared.acquire(self.owner, shared.clock[agent.number])
         shared.clock[agent.number, agent.number] += 1  # what the thread does from here on, the store does not know

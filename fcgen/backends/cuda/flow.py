@@ -7,7 +7,7 @@ import re
 from ...errors import FcError
 from ...ir.core import Block, Op, Value
 from ...ir.layout import OpaqueLayout
-from ...ir.named_barriers import of_parts
+from ...ir.named_barriers import PARTS
 from ...ir.types import Cursor, Frag, Scalar
 from .emit import EMIT, Emitter, Unrolled, emits
 from .expr import nonneg
@@ -209,8 +209,7 @@ def _call(em: Emitter, op: Op) -> None:
 def _barrier(em: Emitter, op: Op) -> None:
     if op.get("parts", 1) > 1:
         warps = em.kernel.warps // op["parts"]
-        first = of_parts(op["parts"], em.kernel.warps)
-        em.w.line(f"{em.fn('bar_sync')}({first} + warp / {warps}, {warps * 32});")
+        em.w.line(f"{em.fn('bar_sync')}({PARTS} + warp / {warps}, {warps * 32});")
         return
     if op.kind == "barrier" and em.role_barrier:
         em.w.line(f"{em.fn('bar_sync')}({em.role_barrier}, {em.kernel.warps * 32});")

@@ -43,21 +43,19 @@ def _tma_store(em: Emitter, op: Op) -> None:
     t: Buffer = view.type
     assert isinstance(tensor.type, Tensor)
     em.comment([op.loc])
-    parts, across = op["parts"], op.get("across", 1)
+    parts, across = op["parts"], op.get("across", False)
     (rows, cols), warps = part_shape(t, parts, across), em.kernel.warps // parts
-    part = "warp" if warps == 1 else f"warp / {warps}"
-    below = ZERO if parts == across else X(f"{part} % {parts // across}" if across > 1 else part, 100 if part == "warp" and across == 1 else 80)
-    beside = ZERO if across == 1 else X(f"warp / {warps * (parts // across)}", 80)
+    part = X(f"warp / {warps}", 80) if parts > 1 else ZERO
     box = Boxes(em, Access.of(op), (rows, t.layout.panel))
-    for axis, moved in ((0, mul(below, rows)), (1, mul(beside, cols))):
-        if not moved.is_zero:
-            box.shift(axis, moved)
+    if parts > 1:
+        box.shift(1, mul(part, cols)) if across else box.shift(0, mul(part, rows))
     name = em.map_of(tensor, box.detail(t.layout.swizzle))
     fn = em.fn(f"tma_{'add' if op.get('reduce') else 'store'}_{box.rank}d")
     first = "warp == 0" if parts == 1 else f"warp % {warps} == 0" if warps > 1 else ""
     em.open(f"if ({first}{' && ' if first else ''}lane == 0) {{" if em.kernel.warps > 1 else "if (lane == 0) {")
     wide = t.layout.panel_bytes(t.shape, t.dtype.bytes)
-    src = add(add(em.scalars[view], mul(beside, cols // t.layout.panel * wide)), mul(below, rows * t.layout.row_bytes(t.dtype.bytes)))
+    step = cols // t.layout.panel * wide if across else rows * t.layout.row_bytes(t.dtype.bytes)
+    src = add(em.scalars[view], mul(part, step)) if parts > 1 else em.scalars[view]
     for p in range(cols // t.layout.panel):
         panel = add(src, X(str(p * wide)))
         em.w.line(f"{fn}({name}, {box.coords(p * t.layout.panel)}, {panel});")

@@ -13,7 +13,7 @@ from ...ir.alignment import WIDEST, demands, promised
 from ...ir.core import Kernel, Op, Value, walk_kernel
 from ...ir.layout import RegLayout, native_smem
 from ...ir.moves import matrix_blocks
-from ...ir.store_ops import part_at, refusal
+from ...ir.store_ops import refusal
 from ...ir.target import Target
 from ...ir.types import Buffer, Tensor
 from .common import without_effect
@@ -25,19 +25,17 @@ INSTEAD = 'Schedule(epilogue="quad") or epilogue="smem"'
 
 @dataclass(frozen=True)
 class Staging:
-    """buffer: the staged tile. parts: into how many parts the warps divide so that each stages one of its own; across: how many of them
-    lie beside each other. blocks: how its registers are 8 x 8 blocks (`matrix_blocks`), where they are and the target stores such."""
+    """buffer: the staged tile. parts: into how many parts the warps divide so that each stages rows of its own, or columns (across).
+    blocks: how its registers are 8 x 8 blocks (`matrix_blocks`), where they are and the target stores such."""
 
     buffer: Buffer
     parts: int
-    across: int
+    across: bool
     blocks: str | None
 
 
-def staging(op: Op, warps: int, target: Target, often: bool) -> Staging:
-    """For a store of a fragment of two axes. often: it stands in a loop, so parts are as small as keep rows of panels whole: warps that
-    wait for nobody are worth more copies (H200: a sixth of the backward pass's time went by at the barriers of warpgroups there). Raises
-    FcError where the target, or the tensor map, cannot do it."""
+def staging(op: Op, warps: int, target: Target) -> Staging:
+    """For a store of a fragment of two axes. Raises FcError where the target, or the tensor map, cannot do it."""
     tensor, frag = op.operands[0], op.operands[1].type
     assert isinstance(tensor.type, Tensor)
     if "tma_store_2d" not in target.instrs:
@@ -45,14 +43,11 @@ def staging(op: Op, warps: int, target: Target, often: bool) -> Staging:
                       got=f'epilogue="tma" on {target.arch}', hint=INSTEAD)
     layout = frag.layout
     assert isinstance(layout, RegLayout)
-    rows, cols = frag.shape
     groups = max(1, warps // GROUP)
-    panel = native_smem(cols, frag.dtype.bytes).panel
-    grids = [(1, 1), (1, groups), (groups, 1)]  # the last that fits
-    if often:
-        grids += [(n // m, m) for n in (2 * groups, warps) for m in range(n, 0, -1) if n % m == 0 and cols // m % panel == 0]
-    down, across = next(g for g in reversed(grids) if _own(layout, warps, *g))
-    parts, below, beside = down * across, rows // down, cols // across
+    axis = next((n for n in (0, 1) if groups > 1 and _own(layout, n, warps, groups)), None)
+    parts, across = 1 if axis is None else groups, axis == 1
+    rows, cols = frag.shape
+    below, beside = (rows, cols // parts) if across else (rows // parts, cols)
     buffer = Buffer(frag.dtype, frag.shape, native_smem(beside, frag.dtype.bytes, layout, rows=below))
     wrong = refusal(Access.of(op), buffer, below)
     if wrong is not None:
@@ -104,17 +99,14 @@ def is_box(store: Op) -> bool:
     return len(access.shape) == 2 and not access.listed and not access.scattered
 
 
-def _own(layout: RegLayout, warps: int, down: int, across: int) -> bool:
-    """Whether the n-th of a tile's parts, so many below and beside each other, is what the n-th part of the warps holds: in whole periods of
-    any swizzle, and whole panels of one."""
-    parts = down * across
-    if parts == 1:
-        return True
-    rows, cols = layout.shape
-    if warps % parts or (down > 1 and rows % (8 * down)) or (across > 1 and cols % (16 * across)):
+def _own(layout: RegLayout, axis: int, warps: int, parts: int) -> bool:
+    """Whether the tile's n-th part of rows, or columns, is what the n-th part of the warps holds: in whole periods of any swizzle, or whole
+    panels of one."""
+    each = layout.shape[axis] // parts
+    if layout.shape[axis] % ((8, 16)[axis] * parts) or warps % parts:
         return False
-    at = layout.coords(warps).reshape(parts, -1, 2) // (rows // down, cols // across)
-    return bool((at == np.array([part_at(n, parts, across) for n in range(parts)])[:, None]).all())
+    at = layout.coords(warps)[..., axis].reshape(parts, -1)
+    return bool((at // each == np.arange(parts)[:, None]).all())
 
 
 def check_alone(kernel: Kernel) -> None:

@@ -14,7 +14,6 @@ import numpy as np
 from ...ir.core import Op, Value
 from ...ir.layout import OpaqueLayout, RegLayout
 from ...ir.op_table import having
-from ...ir.store_ops import part_at
 from ...ir.types import Buffer, Frag
 
 READS = having("reads shared") | {"acquire"}
@@ -86,12 +85,10 @@ def _mask(area: tuple, shape: tuple[int, ...], warps: int) -> np.ndarray:
     if area == WHOLE:
         out[:] = True
         return out
-    if area[0] == "parts":  # the first warp of each part, for the engine that reads the part
-        _, parts, across = area
-        tall, wide = rows * across // parts, cols // across
-        for n in range(parts):
-            i, j = part_at(n, parts, across)
-            out[n * warps // parts, i * tall:(i + 1) * tall, j * wide:(j + 1) * wide] = True
+    if area[0] == "parts":  # the first warp of each part, for the engine that reads the part's rows or columns
+        for n in range(area[1]):
+            part = np.moveaxis(out[n * warps // area[1]], area[2], 0)
+            part[n * len(part) // area[1]:(n + 1) * len(part) // area[1]] = True
         return out
     layout, tile, transposed, along, row, col = area
     for w in range(warps):

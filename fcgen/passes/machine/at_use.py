@@ -17,14 +17,14 @@ from ...ir.rewrite import map_bodies
 from ...ir.rings import RELEASES, position, read_from
 from ...ir.schedule import Schedule
 from ...ir.target import Target
-from ...ir.types import Frag
+from ...ir.types import Cursor, Frag
 from ..facts.common import ELEMENTWISE
 
 STORES = {"st_shared", "stmatrix"}
 #: element work, and what only names a value
 PURE = ELEMENTWISE | {"broadcast", "const", "full", "iota"}
-#: registers of a thread that are left for what is no fragment, and what is computed of those
-OTHERS = 28
+#: registers of a thread that are left for addresses and the like, and for each position in a ring that a loop carries
+OTHERS, POSITION = 26, 2
 #: issuing products, and waiting for them
 PRODUCTS = {"wgmma_fence", "wgmma", "wgmma_commit", "settle"}
 
@@ -36,13 +36,14 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
 
 def _block(block: Block, room: int) -> Block:
     ops = [o.within(lambda r: _block(r, room)) for o in block.ops]
+    left = room - POSITION * sum(isinstance(a.type, Cursor) for a in block.args)
     made = {r: o for o in ops for r in o.results}
     for read in ops[:]:
         cursor = read_from(read, made)
         if cursor is not None and len(read.result.type.shape) == 1:
             at = _sink(read, cursor, ops)
             if at is not None:
-                ops = _raised(at, ops, room)
+                ops = _raised(at, ops, left)
     return Block(block.args, tuple(ops))
 
 

@@ -48,7 +48,6 @@ class _Selector:
     copies: dict[tuple[Any, ...], Value] = field(default_factory=dict)  # n-th staging buffer of a kind in each loop of a chain -> it
     chain: Any = None  # of the loop whose body is selected; staged: how many buffers of a kind it has had
     staged: dict[Any, int] = field(default_factory=dict)
-    loops: int = 0  # around the ops that are selected
 
     def block(self, block: Block, env: Env, warps: int) -> Block:
         self.warps = warps
@@ -64,11 +63,11 @@ class _Selector:
                 continue
             results = env.anew(op.results)
             self.defs |= dict.fromkeys(results, op)
-            outer = self.chain, self.staged, self.loops
+            outer = self.chain, self.staged
             if op.kind == "for":
-                self.chain, self.staged, self.loops = op.get("chain"), {}, self.loops + 1
+                self.chain, self.staged = op.get("chain"), {}
             b.add(replace(op.within(lambda r: self.block(r, env, warps)), results=results))
-            self.chain, self.staged, self.loops = outer
+            self.chain, self.staged = outer
         self.held = held  # what was fetched in this block does not reach the ops outside it
         return b.block(block.args)
 
@@ -90,11 +89,11 @@ class _Selector:
     def bulk_store(self, op: Op, b: Builder) -> None:
         """Through a buffer of its own, from which one thread of each group of warps with rows of their own starts a copy."""
         frag = op.operands[1]
-        s = staging(op, self.warps, self.target, self.loops > 0)
+        s = staging(op, self.warps, self.target)
         check_bulk(op, self.kernel, self.defs, INSTEAD)
         buffer = self.staging(s.buffer, f"{op.operands[0].name.lower()}_tile", op.operands[0])
         self.put(frag, buffer, b)
-        across: dict[str, Any] = {"across": s.across} if s.across > 1 else {}
+        across: dict[str, Any] = {"across": True} if s.across else {}
         b.do("tma_store", op.operands[0], *op.operands[2:], buffer, parts=s.parts, **across,
              **{k: a for k, a in op.attrs.items() if k != "vec"})
         b.do("bulk_commit")

@@ -290,7 +290,7 @@ class _Sync:
         if op.kind == "cp_async":
             return [Access(*self.place(op.operands[-1]), True, WHOLE, True)]
         if op.kind == "tma_store":
-            return [Access(*self.place(op.operands[-1]), False, ("parts", op["parts"], op.get("across", 1)))]
+            return [Access(*self.place(op.operands[-1]), False, ("parts", op["parts"], int(op.get("across", False))))]
         if op.kind == "wgmma":
             read = [v for v in op.operands if isinstance(v.type, Buffer)]
             return [Access(ring, rel, False, WHOLE) for ring, rel in map(self.place, read) if ring not in self.shared]
