@@ -134,8 +134,8 @@ def main(argv: list[str] | None = None) -> int:
     problems = [*said["failures"], *(f"not run: {n}" for n in said["not_run"]), *(f"process {n} ended badly" for n in broken)]
     if not said["passed"]:
         problems.append("no test ran: is there a GPU, and torch?")
-    record = {"part": "tests", "environment": facts(), "seconds": seconds, "processes": args.processes, "gpus": len(among), **said, "broken": broken,
-              "problems": problems}
+    record = {"part": "tests", "environment": facts(), "seconds": seconds, "processes": args.processes, "gpus": len(among), **said,
+              "broken": broken, "problems": problems}
     write_json(args.json, record)
     for name, text in said["failures"].items():
         print(f"FAILED {name}\n{text}\n")
