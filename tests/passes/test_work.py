@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -34,4 +35,10 @@ def test_the_longest_tiles_of_all_heads_run_first():
     """One sequence of 8 heads of keys: one head's tiles after the other's kept 0.63 of 132 multiprocessors at work (the last head's longest
     tiles began when all others had ended)."""
     text = backward.compile(schedule=replace(SCHEDULE, l2=32), mask="causal_top_left", grouped=True, **HOPPER).cuda
-    assert "cols_tile = floor_div(in_group, members)" in text and "cols_tile_tiles - 1" not in text
+    assert "cols_tile = floor_div(in_group, members)" in text and "cols_tile_tiles - 1 -" not in text
+
+
+def test_what_a_loop_adds_to_counts_among_what_lies_in_l2():
+    """Q, dO and the sums of dQ: 40 MiB have two heads of 16k rows of 128 (H200, D=128, 16k: three heads side by side sent additions to memory)."""
+    text = backward.compile(schedule=replace(SCHEDULE, l2=40), mask="causal_top_left", **HOPPER).cuda
+    assert re.search(r"sum = M_times_\d+ \+ M_times_\d+ \+ M_times_4 \+ M_times_4 \+ \d+ \* M;", text)
