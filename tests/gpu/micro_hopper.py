@@ -51,7 +51,7 @@ COVERS = {
     "test_a_ring": {"mbar_wait", "mbar_arrive", "mbar_expect", "tma_load_2d"},
     "test_named_barriers": {"bar_sync", "bar_arrive"},
     "test_registers_move_between_warpgroups": {"setmaxnreg_inc", "setmaxnreg_dec"},
-    "test_what_is_kept": {"opaque", "touch", "touch_b32"},
+    "test_what_is_kept": {"opaque", "touch", "touch_b32", "pin_b32"},
     "test_largest_of_three": {"vmax3"},
     "test_a_grid_begins_early_and_waits": {"grid_wait", "launch_dependents"},
 }
@@ -352,6 +352,7 @@ KEPT = """KERNEL(128) t_kept(uint32_t* y, const uint32_t* x, float* g, const flo
     for (int i = 0; i < 3; ++i) { r[i] = f[i * 128 + threadIdx.x]; w[i] = opaque(x[i * 128 + threadIdx.x]); }
     touch(r);
     touch_b32(w);
+    pin_b32(w[0]);
 #pragma unroll
     for (int i = 0; i < 3; ++i) { g[i * 128 + threadIdx.x] = r[i]; y[i * 128 + threadIdx.x] = w[i]; }
 }"""

@@ -51,21 +51,22 @@ def delayed(em: Emitter) -> dict[Value, Op]:
         home = em.plan.home[product.result]
         fence = next(n for n, o in enumerate(home.ops) if product in em.fences.get(id(o), ()))
         behind = {id(o) for o in home.ops[fence:]}
-
-        def late(v: Value) -> bool:
-            """Whether all that read v stand behind the fence, or are computed there."""
-            return all(id(u) in behind or any(out.get(r) is product or (r in em.plan.fused and late(r)) for r in u.results)
-                       for u, _ in em.plan.users[v])
-
         todo = [a]
         while todo:
             v = todo.pop()
             maker = em.plan.maker.get(v)
-            if maker is not None and maker.kind in POINTWISE and em.plan.home[v] is home and v not in out and late(v):
+            if maker is not None and maker.kind in POINTWISE and em.plan.home[v] is home and v not in out \
+                    and _late(em, v, behind, {r for r, p in out.items() if p is product}):
                 if v not in em.plan.fused:
                     out[v] = product
                 todo += [b for o in maker.operands for b, direct in em.plan.leaves(o) if direct]
     return out
+
+
+def _late(em: Emitter, v: Value, behind: set[int], there: set[Value]) -> bool:
+    """Whether all that read v are among some ops, or are computed there."""
+    return all(id(u) in behind or any(r in there or (r in em.plan.fused and _late(em, r, behind, there)) for r in u.results)
+               for u, _ in em.plan.users[v])
 
 
 def _parts(depth: int) -> int:
