@@ -28,7 +28,8 @@ partly: list[str] = []
 class Adapter(NamedTuple):
     """files: below the checkout; project: whose that is; install: given its folder; original: what the project's own functions need, given
     that folder and the one of benchmarks/peers.py (none: nothing); beside: why a test, by its name, has nothing for fcgen (None: it may
-    have); collected: what to do with the modules of the tests; alone: tests that need a GPU of their own."""
+    have); collected: what to do with the modules of the tests; alone: tests that need a GPU of their own; alike: what of a test's name
+    says which kernels it needs; most: how many processes of a GPU may run these tests, for their memory."""
 
     files: tuple[str, ...]
     project: str
@@ -37,12 +38,43 @@ class Adapter(NamedTuple):
     beside: Callable[[str], str | None] = lambda name: None
     collected: Callable[[Any], None] = lambda module: None
     alone: tuple[str, ...] = ()
+    alike: Callable[[str], str] = lambda name: name
+    most: int = 99
+
+
+def _without(pattern: str) -> Callable[[str], str]:
+    """Names without what says lengths, counts and scales, which few kernels hang on."""
+    sizes = re.compile(pattern)
+    return lambda name: sizes.sub("", name)
+
+
+#: what is taken for a tensor of a GPU
+_on_gpu: list[Callable[[Any], bool]] = [lambda x: x.is_cuda]
 
 
 def _half(x: Any) -> bool:
     import torch
 
-    return isinstance(x, torch.Tensor) and x.is_cuda and x.dtype in (torch.float16, torch.bfloat16)
+    return isinstance(x, torch.Tensor) and _on_gpu[0](x) and x.dtype in (torch.float16, torch.bfloat16)
+
+
+def without_gpu() -> None:
+    """From here on torch's tensors on the CPU are a GPU's, and kernels are interpreted."""
+    import torch
+    from torch.testing._internal import common_utils
+
+    from .. import dry
+
+    dry.install()
+    _on_gpu[0] = lambda x: True
+    for policy in (common_utils.CudaNonDefaultStream, common_utils.CudaMemoryLeakCheck):
+        policy.__init__ = policy.__exit__ = lambda *_: None
+        policy.__enter__ = lambda self: self
+    more: dict[str, Any] = {"device_count": lambda: 1, "get_device_capability": lambda *_: (9, 0), "manual_seed": lambda n: None,
+                            "manual_seed_all": lambda n: None, "memory_reserved": lambda *_: 0,
+                            "is_current_stream_capturing": lambda: False}
+    for name, value in more.items():
+        setattr(torch.cuda, name, value)
 
 
 def _formula_only() -> bool:
@@ -274,8 +306,11 @@ def _beside_flash_attn(name: str) -> str | None:
 
 
 ADAPTERS = {
-    "sdpa": Adapter(("test/test_transformers.py",), "pytorch", _sdpa, lambda *_: _without_cases(), beside=_of_torch),
-    "flex": Adapter(("test/inductor/test_flex_attention.py",), "pytorch", _flex, lambda *_: _without_cpu(), _of_torch, _flex_collected),
-    "varlen": Adapter(("test/test_varlen_attention.py",), "pytorch", _varlen, beside=_of_torch),
+    "sdpa": Adapter(("test/test_transformers.py",), "pytorch", _sdpa, lambda *_: _without_cases(), beside=_of_torch, most=12,
+                    alike=_without(r"_(batch_size|(max_)?seq_len_(q|k|kv))_\d+|_scale(0|_l\d)")),
+    "flex": Adapter(("test/inductor/test_flex_attention.py",), "pytorch", _flex, lambda *_: _without_cpu(), _of_torch, _flex_collected,
+                    most=7, alike=_without(r"_batch_dims\d+|batch:\d+_|seq_len:\d+_|mode_[a-z-]+_|_BLOCK_SIZE[\d_]+(?=cuda)")),
+    "varlen": Adapter(("test/test_varlen_attention.py",), "pytorch", _varlen, beside=_of_torch,
+                      alike=_without(r"_num_perms_\d+|_scale_?[\d_]+")),
     "flash_attn": Adapter(("hopper/test_flash_attn.py",), "flash_attention", _flash_attn, _original_flash_attn, _beside_flash_attn,
-                          alone=("test_flash_attn_race_condition",))}
+                          alone=("test_flash_attn_race_condition",), alike=_without(r"(?<=\[)\d+-\d+-"))}
