@@ -37,7 +37,7 @@ def collecting(facts: dict[str, Any]) -> Iterator[None]:
         *((torch.cuda, name, lambda *_, _x=x: _x) for name, x in (
             ("is_available", True), ("device_count", 1), ("current_device", 0), ("get_device_capability", (major, minor)),
             ("get_device_name", facts["name"]), ("get_device_properties", properties), ("synchronize", None), ("is_bf16_supported", True))),
-        (torch.backends.cudnn, "is_acceptable", lambda *_: True), (torch.backends.cudnn, "version", lambda: facts.get("cudnn"))]
+        (torch.backends.cudnn, "is_acceptable", lambda *_: True), (torch.backends.cudnn, "version", lambda: facts.get("cudnn") or 90000)]
     on_gpu = lambda x: (isinstance(x, str) and x.split(":")[0] == "cuda") or (isinstance(x, torch.device) and x.type == "cuda")
 
     class ToCpu(TorchFunctionMode):
