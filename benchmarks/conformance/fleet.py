@@ -19,6 +19,8 @@ from . import verdicts
 from .adapters import ADAPTERS
 
 TICK, SAID = 0.3, 10.0
+#: seconds that collecting tests may take; so many processes or tests without CUDA say that forking does not work
+LONG, VAIN = 100.0, 4
 #: a process of many has one core; what the simulator finds is not asked for here
 ALONE = {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1", "FCGEN_CHECK": "0", "PYTHONUNBUFFERED": "1"}
 COMMAND = [sys.executable, "-m", "benchmarks.conformance.worker"]
@@ -69,8 +71,10 @@ class Suite:
         self.running: dict[int, tuple[int, bool]] = {}  # number -> GPU, takes tests that are alone
         self.processes: dict[int, subprocess.Popen[bytes]] = {}
         self.logs: dict[Any, Log] = {}
+        self.since = time.time()
         self.head: dict[str, Any] | None = None  # what was collected; None: that is not known yet
         self.taken = {True: 0, False: 0}  # units, of tests that want to be alone and others
+        self.vain = 0  # processes that ended, and tests that ended, without CUDA
         self.spent = 0.0  # seconds, on tests that have ended
         self.over: dict[int, int] = {}  # what forked processes ended with
         self.stopped: dict[str, list[str]] = {}
@@ -115,6 +119,7 @@ class Suite:
                     self.head = line
                 elif "test" in line:
                     self.spent += line["seconds"]
+                    self.vain += line["why"].startswith(verdicts.NO_CUDA)
                 elif "ended" in line:
                     self.over[line["ended"]] = line["code"]
 
@@ -132,9 +137,9 @@ class Suite:
 
     def watch(self, limit: float, until: float) -> None:
         """Ends processes at a limit; notes what they were at, and what they leave behind."""
+        self._without_server()
         over = {number: self.ended(number) for number in self.running}  # before what they wrote last is read
         self.read()
-        self._without_server()
         for number in list(self.running):
             lines, ended, now = self.logs[number].lines, over[number] is not None, time.time()
             at = lines[-1] if lines and "begin" in lines[-1] else None
@@ -146,15 +151,22 @@ class Suite:
                 verdict = ["stopped", f"took more than {limit:g} s"] if now - at["at"] > limit else LATE
                 died = ["failed", f"its process ended with {over[number]}: {self.tail(number)}"]
                 self.stopped[at["begin"]] = died if ended else verdict
+            self.vain += over[number] not in (None, 0) and not any("begin" in line for line in lines)
             unit: list[str] = next((line["tests"] for line in reversed(lines) if "unit" in line), [])
             tried = {line["begin"] for line in lines if "begin" in line}
             self.left_behind += [test for test in unit if test not in tried]
             del self.running[number]
 
     def _without_server(self) -> None:
-        """Where the server ended, or has touched CUDA, each process begins by itself from here on."""
-        if self.server is not None and self.server.poll() is not None:
-            self.server, self.head = None, None
+        """Where the server ended, takes long, or forks processes that cannot use CUDA, each process begins by itself from here on."""
+        if self.server is None:
+            return
+        late = self.head is None and time.time() > self.since + LONG
+        if self.server.poll() is not None or late or self.vain >= VAIN:
+            self.server.kill()
+            for number in self.running:
+                self.kill(number)
+            self.running, self.left_behind, self.server, self.head, self.vain = {}, [], None, None, 0
             self.job = {k: x for k, x in self.job.items() if k != "serve"}
             self.start()
 
@@ -171,7 +183,8 @@ class Suite:
     def wants(self) -> bool:
         """Would one more process find something to do?"""
         left, alone = self.left()
-        return left - alone > 0 or (alone > 0 and not any(takes for _, takes in self.running.values()))
+        free = left - alone > 0 or (alone > 0 and not any(takes for _, takes in self.running.values()))
+        return free and self.vain < 4 * VAIN
 
     def need(self) -> float:
         """Seconds that one more process would have to do, if all units were like those so far."""
@@ -189,7 +202,7 @@ class Suite:
         for fcgen; ran: of the tests that ran here what their processes wrote."""
         self.read()
         lines, head = [line for log in self.logs.values() for line in log.lines], self.head
-        if head is None:
+        if head is None or not head["collected"]:
             return {"collected": 0, "chosen": 0, "found": {}, "beside": [], "ran": [],
                     "problem": f"nothing was collected: {self.tail('server') or self.tail(0)}"}
         ran = {line["test"]: line for line in lines if "test" in line}

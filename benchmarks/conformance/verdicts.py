@@ -91,6 +91,7 @@ class Meter:
         return timed
 
 
+NO_CUDA = "CUDA does not work in this process"
 #: verdicts that another run of the same tests need not find again
 SETTLED = ("passed", "not applicable")
 
@@ -122,6 +123,8 @@ def judged(report: Any, info: Any, launched: int) -> tuple[str, str]:
     why = f"{info.type.__name__}: {info.value}"[:600] if info else text[-600:]
     if "out of memory" in why:
         return "not reached", "out of memory, beside other processes"
+    if not reached and re.search("CUDA error|re-initialize CUDA|AcceleratorError", why):
+        return "not reached", f"{NO_CUDA}: {why.splitlines()[0][:100]}"
     if reached or (info and ours(info.traceback)) or _OURS.search(text):
         return "failed", why
     return "not applicable", f"fails before it calls fcgen: {why.splitlines()[0][:100]}"

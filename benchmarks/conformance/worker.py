@@ -99,9 +99,8 @@ class Worker:
         left = [some for unit in chosen if (some := [t for t in unit if t[0] not in done])]
         self.alone = {n for n, unit in enumerate(left) if unit[0][1] in self.adapter.alone}
         self.units = [[at[name] for name, _ in unit] for unit in left]
-        if self.job["number"] in (0, "server"):
-            self.write(collected=len(items), chosen=[t for unit in chosen for t in unit], units=len(left), alone=len(self.alone),
-                       beside=[[*key, n] for key, n in beside.items()])
+        self.write(collected=len(items), chosen=[t for unit in chosen for t in unit], units=len(left), alone=len(self.alone),
+                   beside=[[*key, n] for key, n in beside.items()])
 
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         if "serve" in self.job:
@@ -117,6 +116,10 @@ class Worker:
         self.open(str(order["number"]))
         if self.job.get("dry"):
             adapters.without_gpu()
+        else:
+            import torch
+
+            torch.cuda.init()
         self.takes_part(order["also"], order["alone"])
 
     def takes_part(self, also: Iterable[str], alone: bool) -> None:
@@ -133,8 +136,8 @@ class Worker:
         for item in items:
             if time.time() > self.job["until"]:
                 break
-            if not self.one(item) and not self.one(item):  # once more where there was no memory
-                self.write(test=item.nodeid, verdict="not reached", why="out of memory, beside other processes", seconds=0.0)
+            if self.one(item) and (why := self.one(item)):  # once more where there was no memory
+                self.write(test=item.nodeid, verdict="not reached", why=why, seconds=0.0)
 
     def takes(self, n: int) -> bool:
         try:
@@ -143,8 +146,8 @@ class Worker:
             return False
         return True
 
-    def one(self, item: pytest.Item) -> bool:
-        """Run a test; False, and no verdict, where it ran out of memory."""
+    def one(self, item: pytest.Item) -> str:
+        """Run a test; where it was not reached no verdict, and why."""
         self.meter.reset()
         self.last = (None, None)
         adapters.calls.clear()
@@ -162,7 +165,7 @@ class Worker:
             self.write(test=item.nodeid, verdict=verdict, why=why, seconds=round(time.time() - begin, 2), **self.meter.facts())
         self.last = (None, None)  # which holds its tensors
         self.still_works(verdict in ("failed", "not reached"))
-        return verdict != "not reached"
+        return why if verdict == "not reached" else ""
 
     def still_works(self, doubtful: bool) -> None:
         """After an error in a kernel nothing works in this process any more: another one goes on. Memory is left to the other processes."""

@@ -155,20 +155,43 @@ for t in job["also"] or "ab":
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
-def test_processes_are_forked_where_tests_were_collected(tmp_path, monkeypatch):
-    path = tmp_path / ADAPTERS["varlen"].files[0]
+def test_processes_are_forked_where_tests_were_collected(tmp_path):
+    suite = forked(tmp_path)
+    result = suite.result()
+    assert len(result["found"]) == 40 and result["forked"] and not (tmp_path / "w/varlen/0.jsonl").read_text().count("chosen")
+    assert {why for _, why, _ in result["found"].values()} == {"skips itself: GPU 0", "skips itself: GPU 1"}
+
+
+def test_where_forked_processes_have_no_gpu_each_process_begins_by_itself(tmp_path, monkeypatch):
+    serving = """
+import json, sys
+job = json.loads(sys.argv[1])
+if "serve" in job:
+    log = open(f"{job['folder']}/server.jsonl", "a", buffering=1)
+    log.write(json.dumps(dict(collected=7, chosen=[["plain0", "plain"]], units=6, alone=0, beside=[])) + "\\n")
+    for line in sys.stdin:
+        log.write(json.dumps(dict(ended=json.loads(line)["number"], code=1)) + "\\n")
+    sys.exit(0)
+"""
+    monkeypatch.setattr(fleet, "COMMAND", [sys.executable, "-c", serving + STAND_IN.replace('if job["number"] == 0: ', "")])
+    (tmp_path / ADAPTERS["flash_attn"].files[0]).parent.mkdir()
+    (tmp_path / ADAPTERS["flash_attn"].files[0]).touch()
+    (suite,) = fleet.of_names(["flash_attn"], {"flash_attention": tmp_path}, tmp_path / "w", until=0.0, done=None, serve={})
+    fleet.run([suite], 2, 1.0, time.time() + 20)
+    result = suite.result()
+    assert not result["forked"] and [verdict for verdict, *_ in result["found"].values()].count("passed") == 3
+
+
+def forked(folder):
+    path = folder / ADAPTERS["varlen"].files[0]
     path.parent.mkdir()
     path.write_text("import os, pytest, torch\nassert torch.cuda.get_device_capability() == (9, 0) and torch.ones(2, device='cuda').sum() == 2\n"
                     "at = os.getpid()\n@pytest.mark.parametrize('n', range(40))\n"
-                    "def test_forked(n): assert os.getpid() != at and torch.cuda.get_device_capability() == (9, 1); pytest.skip(str(os.environ['CUDA_VISIBLE_DEVICES']))\n")
-    monkeypatch.setattr(adapters, "without_gpu", lambda: None)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+                    "def test_forked(n):\n    assert os.getpid() != at\n    pytest.skip('GPU ' + os.environ['CUDA_VISIBLE_DEVICES'])\n")
     facts = {"name": "a GPU", "capability": [9, 0], "memory": 1 << 30}
-    (suite,) = fleet.of_names(["varlen"], {"pytorch": tmp_path}, tmp_path / "w", every=1, expression="", until=time.time() + 60, done=None, serve=facts)
+    (suite,) = fleet.of_names(["varlen"], {"pytorch": folder}, folder / "w", every=1, expression="", until=time.time() + 60, done=None, dry=True, serve=facts)
     fleet.run([suite], 2, 60.0, time.time() + 60, 2)
-    result = suite.result()
-    # (the real functions are back in those processes, where they find no GPU)
-    assert len(result["found"]) == 40 and result["forked"] and not any("assert os.getpid" in why for _, why, _ in result["found"].values())
+    return suite
 
 
 def test_the_limit_of_all_tests_is_kept(tmp_path, monkeypatch):
