@@ -62,7 +62,9 @@ def main() -> int:
         for name in args.names:
             checkouts = {"pytorch": args.pytorch, "flash_attention": args.flash_attention}
             suites += fleet.of_names([name], checkouts, Path(folder), every=every[name], expression=args.expression, peers=args.peers,
-                                     until=begin + args.limit, done=args.done, dry=args.dry, several=len(cards) > 1, **facts)
+                                     until=begin + args.limit, done=args.done, dry=args.dry,
+                                     cards={str(n): card["index"] for n, card in enumerate(cards)},
+                                     **facts)
         try:
             fleet.run(suites, args.processes, args.test_limit, begin + args.limit, len(cards) or 1)
         finally:  # stopped from outside too: what was found until then

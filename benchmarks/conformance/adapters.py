@@ -324,4 +324,6 @@ ADAPTERS = {
     "varlen": Adapter(("test/test_varlen_attention.py",), "pytorch", _varlen, beside=_of_torch,
                       alike=_without(r"_num_perms_\d+|_scale_?[\d_]+")),
     "flash_attn": Adapter(("hopper/test_flash_attn.py",), "flash_attention", _flash_attn, _original_flash_attn, _beside_flash_attn,
-                          alone=("test_flash_attn_race_condition",), alike=_without(r"(?<=\[)\d+-\d+-"))}
+                          alone=("test_flash_attn_race_condition",),
+                          alike=_without(r"(?<=\[)\d+-\d+(_\d)?-|(?<=\d)-(True|False)(?=-(True|False)-(True|False)-\d)|"
+                                         r"(?<=False-False-)(mha|mqa|gqa)-"))}

@@ -28,15 +28,16 @@ LATE = ["not reached", "the limit of all tests"]
 
 
 def gpus() -> list[dict[str, Any]]:
-    """What `nvidia-smi` says of each; empty where there is none."""
+    """What `nvidia-smi` says of each that CUDA_VISIBLE_DEVICES lets programs see; empty where there is none."""
     try:
-        said = subprocess.run(["nvidia-smi", "--query-gpu=name,compute_cap,memory.total", "--format=csv,noheader,nounits"],
+        said = subprocess.run(["nvidia-smi", "--query-gpu=index,name,compute_cap,memory.total", "--format=csv,noheader,nounits"],
                               capture_output=True, text=True, timeout=30, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return []
     rows = [line.split(", ") for line in said.splitlines()]
-    return [{"name": name, "capability": [int(n) for n in capability.split(".")], "memory": int(memory) << 20}
-            for name, capability, memory in rows]
+    seen = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(row[0] for row in rows)).split(",")
+    return [{"index": index, "name": name, "capability": [int(n) for n in capability.split(".")], "memory": int(memory) << 20}
+            for index, name, capability, memory in rows if index in seen]
 
 
 class Log:
@@ -98,7 +99,8 @@ class Suite:
     def start(self, gpu: int = 0) -> None:
         number = self.begun
         alone = not any(takes for _, takes in self.running.values())
-        order = {"number": number, "gpu": gpu, "also": self.left_behind, "alone": alone}
+        card = self.job.get("cards", {}).get(str(gpu), gpu)
+        order = {"number": number, "gpu": card, "also": self.left_behind, "alone": alone}
         self.left_behind = []
         self.running[number] = gpu, alone
         if self.server is not None:
@@ -107,7 +109,7 @@ class Suite:
             self.server.stdin.write(json.dumps(order).encode() + b"\n")
             self.server.stdin.flush()
         else:
-            env = {"CUDA_VISIBLE_DEVICES": str(gpu)} if self.job.get("several") else {}
+            env = {"CUDA_VISIBLE_DEVICES": str(card)} if self.job.get("cards") else {}
             self.processes[number] = self._process(number, order=order, env=env)
 
     def read(self) -> None:
