@@ -150,8 +150,9 @@ def parts_of(blocks: int) -> tuple[int, int]:
 
 
 class Reads(NamedTuple):
-    """What a mask hangs on: the batch, the head, elements of tensors that decide about single positions; and whether one of two conditions
-    is enough, so that there may be holes between the keys that a row sees; whether rows leave out keys in front of those that they see."""
+    """What a mask hangs on: the batch, the head, elements of tensors that decide about single positions; and whether one of several
+    conditions is enough, so that there may be more holes between the keys that a row sees than the one that a loop jumps over; whether rows
+    leave out keys in front of those that they see, or in between."""
 
     batch: bool
     head: bool
@@ -170,10 +171,11 @@ def _reads(program: Program) -> Reads:
     asks = lambda n: any(ids[n] in op.operands for op in ops if op.kind != "store")
     tiles = {op.kind for op in ops for r in op.results if isinstance(r.type, Tile)}
     lowered = run_passes(program.tile, program.schedule, program.target, stop_after="split_loops")
-    gaps = any(kind == "gaps" for kind, _ in lowered.meta.get("remarks", ()))  # tiles that one of two conditions needs may lie apart
+    said = {kind for kind, _ in lowered.meta.get("remarks", ())}
     first = next((op for op in walk_kernel(lowered) if op.kind == "for"), None)
     front = first is not None and const_of(first.operands[0], {r: o for o in walk_kernel(lowered) for r in o.results}) != 0
-    return Reads(asks(0), asks(1), "gather" in tiles or "load" in tiles, "or" in tiles and gaps, front)
+    # "gaps": tiles that one of several conditions needs may lie apart, in more than two ranges
+    return Reads(asks(0), asks(1), "gather" in tiles or "load" in tiles, "or" in tiles and "gaps" in said, front or "hole" in said)
 
 
 def table(keys: int, given: Functions, choice: Choice, shift: int | None) -> str:
