@@ -82,10 +82,12 @@ def fits(job: tuple[int, str, str]) -> tuple[int, str, str, str]:
     try:
         choice = Choice("sm_90a", fc.Schedule.parse(text), True, None, "")
         program = compiled.__wrapped__("f16", d, d, "none", False, *choice, False, functions(mask=masks.window(1024, 0)))
-        spilled = getattr(program, "first", program).resources.spill_loads
-        return (*job, "" if spilled < FEW else f"{spilled} spilled")
-    except fc.FcError as e:
-        return (*job, str(e)[:160].replace("\n", " "))
+        found = getattr(program, "first", program).resources
+        # (some toolkits tell only that something is spilled)
+        few = not found.spills if found.spill_loads is None else found.spill_loads < FEW
+        return (*job, "" if few else f"{found.spill_loads} spilled")
+    except Exception as e:  # a candidate less
+        return (*job, f"{type(e).__name__} {str(e)[:160]}".replace("\n", " "))
 
 
 def main() -> int:
@@ -124,23 +126,29 @@ def race(d: int, wanted: list[tuple[str, str]]) -> dict[str, Any]:
         for name, schedule in schedules.items():
             if (name.split(" | ")[0] if schedule is not None else "") != way:
                 continue
-            for w in WIDTHS:
-                run = functools.partial(fc.attention, *x, mask=masks.window(w, 0), schedule=schedule)
-                inside = lambda b, h, i, j, w=w: (j <= i) & (j >= i - w)
-                worst = error(Case("", *x, seen=inside), run()) if w == 1024 else 0.0
-                if not worst < 1e-2:
-                    print(f"WRONG D={d} {name} {w} {worst}", flush=True)
-                now.append(Checked(f"{w}/{name}", run, worst, worst))
+            runs = {w: functools.partial(fc.attention, *x, mask=masks.window(w, 0), schedule=schedule) for w in WIDTHS}
+            inside = lambda b, h, i, j: (j <= i) & (j >= i - 1024)
+            try:
+                worst = error(Case("", *x, seen=inside), runs[1024]())
+            except fc.FcError as e:
+                print(f"D={d} {name}: {str(e)[:160]}", flush=True)
+                continue
+            if not worst < 1e-2:
+                print(f"WRONG D={d} {name} {worst}", flush=True)
+                continue
+            now += [Checked(f"{w}/{name}", run, worst, worst) for w, run in runs.items()]
             good.append(name)
         samples |= {n: t.ms for n, t in graph_times([*now, *timed], 3, 5, 1).items()}
     ideals = [samples["dense"] * (w + 1) / (KEYS / 2) for w in WIDTHS]
     print(f"D={d}: dense causal {samples['dense']:.3f} ms; ideal at {WIDTHS}: {' '.join(f'{t:.4f}' for t in ideals)}", flush=True)
     out = {}
-    for name in sorted(good, key=lambda n: samples[f"1024/{n}"]):
+    for n, name in enumerate(sorted(good, key=lambda n: samples[f"1024/{n}"])):
         ms = [samples[f"{w}/{name}"] for w in WIDTHS]
         step = (ms[2] - ms[0]) / (WIDTHS[2] - WIDTHS[0]) * 64
         ideal = ideals[1]
         out[name] = {"ms": ms, "step": step, "start": ms[1] / step - 1025 / 64, "ratio": ms[1] / ideal}
+        if n >= 25 and name not in ("the library's",):
+            continue
         print(f"{' '.join(f'{t:.4f}' for t in ms)}  ratio {ms[1] / ideal:.3f} step {step * 1e3:5.2f} us start {out[name]['start']:5.2f}  "
               f"{short(name)}", flush=True)
     return {"dense": samples["dense"], "found": out}
