@@ -134,7 +134,7 @@ def test_random_bits_are_fair() -> None:
 
 @pytest.mark.parametrize("target", SMALL)
 def test_everything_at_once_over_lists(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A mask that hangs on tensors goes by lists that a kernel makes; all else stands beside it."""
+    """A mask that hangs on tensors goes by lists that one kernel makes; all else stands beside it."""
     seen = on_cpu(monkeypatch, target, "simulate")
     drop = fc.Dropout(0.2, 9)
     got = called(mask=masks.documents(IDS[:, :M], IDS) & masks.padding(LENGTHS), causal="bottom_right", score=SCORES["in a row"][0],
@@ -142,7 +142,7 @@ def test_everything_at_once_over_lists(target: str, monkeypatch: pytest.MonkeyPa
     want = eager(Q, K, V, seen=lambda b, h, i, j: MASKS["documents"][1](b, h, i, j) & (j < LENGTHS[b]) & (j <= i + N - M),
                  score=SCORES["in a row"][1], sinks=SINKS, kept=drop.mask(B, H, M, N), factor=1 / 0.8)
     check(got, want, 8e-3)
-    assert [p.name for p in seen] == ["lists_of", "joined_lists", "listed_attention"]
+    assert [p.name for p in seen] == ["bounded_lists", "listed_attention"]
 
 
 @pytest.mark.parametrize("target", ["sm_89", "sm_90a"])
@@ -153,7 +153,7 @@ def test_lists_that_are_given(target: str, block: tuple[int, int], monkeypatch: 
     lists = fc.block_lists(mask, B, H, M, N, Array(Q), block=block)
     assert lists.counts.shape == (1, 1, -(-M // block[0])) and lists.entries.shape[3] == -(-N // block[1])
     check(called(mask=mask, blocks=lists), eager(Q, K, V, seen=wanted))
-    assert [p.name for p in seen] == ["lists_of", "joined_lists", "listed_attention"]
+    assert [p.name for p in seen] == ["bounded_lists", "listed_attention"]
 
 
 @pytest.mark.parametrize("target", ["sm_89", "sm_90a"])
