@@ -145,8 +145,9 @@ def _bounded(given: Functions, arch: str, block: tuple[int, int], shift: int | N
     """The programs that make a mask's lists in one launch, where it can be asked about whole blocks."""
 
     def make() -> Program:
-        program = bounded_lists.compile(target=arch, schedule=Schedule(tiles={"BLOCKS": 64}, warps=8), check=False, keep=given.keep, block=block,
-                                        **({"shift": None} if shift is None else {}))
+        absent: dict[str, Any] = {"shift": None} if shift is None else {}
+        schedule = Schedule(tiles={"BLOCKS": 64}, warps=8)
+        program = bounded_lists.compile(target=arch, schedule=schedule, check=False, keep=given.keep, block=block, **absent)
         program.quiet = True
         return program
 

@@ -1,6 +1,6 @@
 """A loop without the iterations between two ranges of them: it counts those that are left.
 
-Iteration n of the new loop is iteration n of the old one in front of the hole, and n + size behind where it begins; both ends of the hole are
+Iteration n of the new loop is iteration n of the old one in front of the hole, and n + size from there on; both ends of the hole are
 scalars in front of the loop, and a hole may have no size.
 """
 
