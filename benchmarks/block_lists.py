@@ -34,13 +34,14 @@ NAME = "documents, causal"
 def schedules(d: int) -> Iterator[fc.Schedule]:
     """Tiles are the blocks of the lists."""
     base = replace(pick(d, "part", 8192, 8192, 4096 // d, 132).schedule, from_end=(), split="loops")
-    changes: tuple[dict[str, Any], ...] = ({}, {"tokens": True}, {"ones": ()}, {"late": (), "ones": ()}, {"l2": 0}, {"persistent": "static"})
+    changes: tuple[dict[str, Any], ...] = (
+        {}, {"tokens": True}, {"ones": ()}, {"late": (), "ones": ()}, {"l2": 0}, {"persistent": "static"})
     for m, n, rings in ((128, 128, ((2, 3), (2, 4), (1, 2))), (128, 64, ((2, 3), (2, 5), (2, 6))), (192, 64, ((2, 3), (2, 5))),
                         (192, 128, ((2, 3), (1, 3))), (64, 64, ((1, 4),)), (64, 128, ((1, 2),))):
         for q, k in rings:
             for change in changes:
-                few = {"min_blocks": 3 if d == 64 and n == 64 else 2} if m == 64 else {}
-                if not (m == 64 and "tokens" in change):
+                few: dict[str, Any] = {} if m != 64 else {"min_blocks": 3 if d == n == 64 else 2}
+                if m > 64 or "tokens" not in change:
                     yield replace(base, tiles={"BLOCK_M": m, "BLOCK_N": n}, warps=m // 16, stages={"q": q, "k": k, "v": k}, **few, **change)
 
 
@@ -87,7 +88,7 @@ def main() -> int:
         n, calls_of = case.q.shape[2], []
         for text in ("", *(t for at, t, why in found if at == d and not why)):
             schedule = fc.Schedule.parse(text) if text else None
-            blocks._block = own if schedule is None else lambda _, b=block_of(schedule): b  # type: ignore[misc]
+            blocks._block = own if schedule is None else functools.partial(lambda b, _: b, block_of(schedule))
             variants._kept.clear()
             calls.kinds.clear()
             calls.last = None

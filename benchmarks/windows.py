@@ -45,8 +45,8 @@ def ways(d: int) -> Iterator[tuple[str, fc.Schedule]]:
                                                     stages={"q": q, "k": k, "v": k}, **more)
     for way in ("", "late drains"):
         for q, k in rings:
-            for change in ({}, {"split": "loops"}):
-                yield way, with_tiles(192, 64, q, k, **change)
+            yield way, with_tiles(192, 64, q, k)
+            yield way, with_tiles(192, 64, q, k, split="loops")
     deep = rings[2]
     changes: tuple[dict[str, Any], ...] = (
         {"own_rows": False}, {"epilogue": "tma"}, {"tokens": True}, {"persistent": "static"}, {"l2": 0}, {"l2": 8}, {"from_end": ()},
@@ -55,11 +55,13 @@ def ways(d: int) -> Iterator[tuple[str, fc.Schedule]]:
         yield "", with_tiles(192, 64, *deep, **change)
     for n in (32, 48, 80, 96, 128):
         yield "", with_tiles(192, n, 2 if d == 64 else 1, 4 if d == 64 and n > 64 else 6 if n < 64 else 3)
+    turns: tuple[dict[str, Any], ...] = ({}, {"tokens": True}, {"tokens": True, "split": "loops"})
+    sums: tuple[dict[str, Any], ...] = ({}, {"ones": ()}, {"late": (), "ones": ()})
     for n in (32, 64, 96, 128):
-        for change in ({}, {"tokens": True}, {"tokens": True, "split": "loops"}):
+        for change in turns:
             yield "", with_tiles(128, n, 2, 6 if d == 64 and n < 128 else 5 if n <= 64 and d == 128 else 3 if d == 64 else 2, **change)
     for n in (32, 48, 64):
-        for change in ({}, {"ones": ()}, {"late": (), "ones": ()}):
+        for change in sums:
             yield "", with_tiles(128, n, 1, 4 if d == 64 else 2, min_blocks=2, **change)
             yield "", with_tiles(64, n, 1, 4 if d == 64 else 2, min_blocks=3 if d == 64 else 2, **change)
             yield "", with_tiles(64, n, 1, 3 if d == 64 else 2, min_blocks=4 if d == 64 else 3, **change)
