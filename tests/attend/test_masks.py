@@ -153,7 +153,7 @@ def test_lists_that_are_given(target: str, block: tuple[int, int], monkeypatch: 
     lists = fc.block_lists(mask, B, H, M, N, Array(Q), block=block)
     assert lists.counts.shape == (1, 1, -(-M // block[0])) and lists.entries.shape[3] == -(-N // block[1])
     check(called(mask=mask, blocks=lists), eager(Q, K, V, seen=wanted))
-    assert [p.name for p in seen] == ["bounded_lists", "listed_attention"]
+    assert [p.name for p in seen] == ["lists_of", "joined_lists", "listed_attention"]
 
 
 @pytest.mark.parametrize("target", ["sm_89", "sm_90a"])
