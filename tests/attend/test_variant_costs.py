@@ -71,16 +71,17 @@ def test_tiles_outside_of_a_neighbourhood_are_left_out() -> None:
 
 
 def test_lists_are_for_masks_that_leave_gaps() -> None:
-    """Of two conditions that both end at some key, or begin at one, a loop needs no list."""
+    """Of two conditions that both end at some key, or begin at one, a loop needs no list; nor between two ranges, over which it jumps."""
     everywhere = lambda b, h, i, j: (j // 64) % 4 == 0
-    for mask, gaps in ((masks.prefix(1000) | masks.causal(), False), (masks.prefix(64) | masks.window(100, 0), True),
+    for mask, gaps in ((masks.prefix(1000) | masks.causal(), False), (masks.prefix(64) | masks.window(100, 0), False),
+                       (masks.prefix(64) | masks.window(100, 0) | masks.window(-1000, 1100), True),
                        (masks.causal() & (masks.window(100, None) | everywhere), True), (masks.neighbourhood((32, 32), 3), False)):
         assert reads(mask).holes == gaps
 
 
 def test_masks_that_leave_out_keys_in_front_take_other_tiles() -> None:
     for mask, front in ((masks.prefix(1000) | masks.causal(), False), (masks.window(100, 0), True), (masks.padding(900), False),
-                        (masks.window(100, None), True), (masks.neighbourhood((32, 32), 3), True)):
+                        (masks.window(100, None), True), (masks.prefix(64) | masks.window(100, 0), True), (masks.neighbourhood((32, 32), 3), True)):
         assert reads(mask).front == front
 
 
