@@ -24,8 +24,8 @@ FEW_BYTES = 64
 #: L2 (H200, D=256, 4k: 665 and 530 TFLOP/s for 3 and 4 products, 400 for 5 with the additions)
 ADDS_UP_TO = 128
 _TWO, _QUEUED = {"q": 2, "do": 2}, {"q": 3, "do": 2}
-#: MiB of L2 for what loops read of the heads that run side by side
-SIDE_BY_SIDE = 32
+#: MiB of L2 for what loops read of the heads that run side by side, and add to
+SIDE_BY_SIDE = 40
 #: for head sizes that eight warps do not divide into, and for functions with many values
 _SMALL = _mma(32, 32, 4), _mma(32, 32, 4, hold_a=False), _mma(16, 16, 2)
 #: head size up to which -> schedules of `backward`, on Hopper and elsewhere
