@@ -78,8 +78,8 @@ _WIDE = replace(_s(64, 80, 2, 1, grid={"s": (1, 1)}, persistent="none"), late=()
 #: A value's head size of 128 at D = 192, FINE, CHUNK and l2=64 (1 % at D = 128, 16k): benchmarks/shapes.py, H200, 2026-11-27.
 #: A window of 1024 at 32k and D = 128: 0.267 ms with 64 keys a tile, 0.288 with 80, FlashAttention-3 0.312; at D = 64 0.341 and with 128
 #: 0.348. Where warpgroups leave out tiles of their own, deeper rings let them: on an H100 0.262 for 0.273 with three slots, at D = 64 0.341
-#: for 0.352. Neighbours within 7 on a grid of 32 x 32: D = 128 0.232 with a branch, without 0.260; D = 64 0.340, with 128 x 128 0.380. (H200,
-#: 2026-11-27)
+#: for 0.352. Neighbours within 7 on a grid of 32 x 32: D = 128 0.232 with a branch, without 0.260; D = 64 0.340, with 128 x 128 0.380.
+#: (H200, 2026-11-27)
 #: H200, 2026-11-21
 ROWS: tuple[Row, ...] = (
     Row(64, "causal", 512, _s(192, 128, 3, _THREE, ones="acc", epilogue="tma", split="branch"), "rounded"),

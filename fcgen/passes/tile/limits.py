@@ -4,8 +4,8 @@ In: tile IR with its loops split. Out: the same masks, written with less per ele
 along the other or none, `x < a and x <= b` is `x < min(a, b + 1)`, whatever else is in the conjunction, and where x is a scalar further
 on than plain positions the scalar goes to the other side. A limit of columns from below (`row - w < column`, `row - column < w`) beside one
 from above becomes `column > row - w`, so that the row's part is known per row too, and a distance of the two at most w is both limits.
-A condition on one axis
-alone goes into numbers along that axis. `ranges` sees to it that nothing overflows. This comes after `split_loops`, which asks about each bound on its own.
+A condition on one axis alone goes into numbers along that axis. `ranges` sees to it that nothing overflows. This comes after `split_loops`,
+which asks about each bound on its own.
 """
 
 from __future__ import annotations
