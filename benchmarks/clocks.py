@@ -34,7 +34,20 @@ def stamped(text: str) -> str:
     begin = text.index("role main")
     head, body = text[:begin], text[begin:]
     stamp = lambda n: f" STAMP({n})"
-    body = re.sub(r"(\n *)(while \(go\w*\) \{)", lambda m: f"{m[1]}int tile_no = -1; {m[2]} ++tile_no;{stamp(0)}", body, count=1)
+    body = re.sub(r"(\n *)(while \(go\w*\) \{)", lambda m: f"{m[1]}int tile_no = -1; SPAN(0); {m[2]} ++tile_no;{stamp(0)}", body, count=1)
+    end = body.rindex("\n    }\n}")
+    body = body[:end] + " SPAN(1);" + body[end:]
+    define = (f'extern "C" __device__ unsigned int stamps[132 * 3 * {TILES * POINTS}];\n'
+              f"#define STAMP(n) if (threadIdx.x % 128 == 0 && tile_no < {TILES}) "
+              f"stamps[((blockIdx.x * 3 + warp / 4) * {TILES} + tile_no) * {POINTS} + n] = clock();\n"
+              'extern "C" __device__ unsigned long long spans[132 * 4];\n'
+              "#define SPAN(n) if (threadIdx.x % 128 == 0 && warp == 0) { unsigned long long t; "
+              'asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(t)); spans[blockIdx.x * 4 + n] = t; '
+              "spans[blockIdx.x * 4 + 2 + n] = clock64(); }\n")
+    first = head.index('extern "C" __global__')
+    head = head[:first] + define + head[first:]
+    if "unread" not in body and "masked" not in body:
+        return head + body
     body = re.sub(r"(mbar_wait\(q_full[^\n]*)", lambda m: m[1] + stamp(1), body, count=1)
     body = re.sub(r"(wgmma_wait<0>\(\);)", lambda m: m[1] + stamp(2), body, count=1)
     loop = re.search(r"for \(int cols_tile\w* = first\w*", body)
@@ -57,11 +70,7 @@ def stamped(text: str) -> str:
     at = body.index("mbar_wait(next_full", last)
     at = body.index(";", at) + 1
     body = body[:at] + stamp(8) + body[at:]
-    define = (f'extern "C" __device__ unsigned int stamps[132 * 3 * {TILES * POINTS}];\n'
-              f"#define STAMP(n) if (threadIdx.x % 128 == 0 && tile_no < {TILES}) "
-              f"stamps[((blockIdx.x * 3 + warp / 4) * {TILES} + tile_no) * {POINTS} + n] = clock();\n")
-    first = head.index("extern \"C\" __global__")
-    return head[:first] + define + head[first:] + body
+    return head + body
 
 
 #: what is left out of the text, to see what it costs (results are then wrong)
@@ -70,13 +79,19 @@ LEFT_OUT: dict[str, tuple[str, str]] = {
     "stores": (r"(if \(unsigned\(o_pos[^\n]*)\) st_global", r"\1 && scale == 77.0f) st_global")}
 
 
-def ways(d: int) -> list[fc.Schedule]:
+def ways(d: int) -> list[fc.Schedule | None]:
+    """None: the dense kernel."""
     base = pick(d, "part", KEYS, KEYS, 1024 // d, 132).schedule
     deep = {"q": 2, "k": 6, "v": 6} if d == 64 else {"q": 2, "k": 4, "v": 4}
-    return [base, replace(base, stages=deep), replace(base, own_rows=False), replace(base, stages=deep, own_rows=False)]
+    return [None, replace(base, stages=deep), base, replace(base, own_rows=False), replace(base, stages=deep, own_rows=False)]
 
 
-def made(d: int, schedule: fc.Schedule) -> Any:
+def made(d: int, schedule: fc.Schedule | None) -> Any:
+    if schedule is None:
+        schedule = pick(d, "causal", KEYS, KEYS, 1024 // d, 132).schedule
+        program = compiled.__wrapped__("f16", d, d, "causal_top_left", False, "sm_90a", schedule, True, None, "", False, functions())
+        _ = program.cubin
+        return program
     program = compiled.__wrapped__("f16", d, d, "none", False, "sm_90a", schedule, True, None, "", False,
                                    functions(mask=masks.window(1024, 0)))
     program = getattr(program, "first", program)
@@ -118,22 +133,36 @@ def main() -> int:
         for n in range(60):
             if n == 40:
                 begin.record()
-            p(Q=q, K=k, V=v, O=o, scale=d**-0.5, keep_0=0, keep_1=1024, keep_2=0)
+            p(Q=q, K=k, V=v, O=o, scale=d**-0.5, **({} if s is None else {"keep_0": 0, "keep_1": 1024, "keep_2": 0}))
         end.record()
         torch.cuda.synchronize()
         ms = begin.elapsed_time(end) / 20
-        status, pointer, size = driver.cuModuleGetGlobal(loaded[-1]._module, b"stamps")
-        assert int(status) == 0
-        raw = np.empty(size // 4, np.uint32)
-        (status,) = driver.cuMemcpyDtoH(raw.ctypes.data, pointer, size)
-        x = raw.reshape(132, 3, TILES, POINTS)
+
+        def read(name: bytes, dtype: Any) -> Any:
+            status, pointer, size = driver.cuModuleGetGlobal(loaded[-1]._module, name)
+            raw = np.empty(size // np.dtype(dtype).itemsize, dtype)
+            assert int(status) == 0 and int(driver.cuMemcpyDtoH(raw.ctypes.data, pointer, size)[0]) == 0
+            return raw
+
+        span = read(b"spans", np.uint64).astype(np.int64).reshape(132, 4)
+        ghz = float(np.median((span[:, 3] - span[:, 2]) / (span[:, 1] - span[:, 0])))
+        first, last = span[:, 0].min(), span[:, 1].max()
+        what = f"D={d} " + (f"own rows {s.own_rows} {dict(s.stages)} without {word or 'nothing'}" if s else "dense")  # type: ignore[call-overload]
+        begun, ended = (span[:, 0].max() - first) / 1e3, (last - span[:, 1]) / 1e3
+        print(f"{what}: {ms:.4f} ms a launch, {(last - first) / 1e6:.4f} in its blocks, which begin within {begun:.1f} us and end within "
+              f"{ended.max():.1f} (mean {ended.mean():.1f}), {ghz:.3f} GHz", flush=True)
+        found: dict[str, Any] = {"ms": ms, "ghz": ghz, "blocks": float(last - first)}
+        table[f"{d} {s} {word}"] = found
+        if s is None:
+            steps = KEYS / 2 / 64 * KEYS / 192 * (1024 // d) / 132
+            print(f"  clocks for 64 keys of 192 rows: {np.median(span[:, 3] - span[:, 2]) / steps:.0f}")
+            continue
+        x = read(b"stamps", np.uint32).reshape(132, 3, TILES, POINTS).astype(np.int64)
         tiles = min(KEYS // 192 * (1024 // d) // 132, TILES) - 1
-        x = x[:, :, 1:tiles].astype(np.int64)
+        each = [float(np.median((x[:, :, n, 8] - x[:, :, n, 0]) % 2**32)) for n in range(tiles + 1)]
+        print(f"  clocks of each tile of rows: {' '.join(f'{t:.0f}' for t in each)}")
+        x = x[:, :, 1:tiles]
         steps = (x[..., 1:9] - x[..., :8]) % 2**32
-        total = (x[..., 8] - x[..., 0]) % 2**32
-        what = f"D={d} own rows {s.own_rows} {dict(s.stages)} without {word or 'nothing'}"  # type: ignore[call-overload]
-        print(f"{what}: {ms:.4f} ms, {np.median(total):.0f} clocks a tile of rows", flush=True)
-        table[f"{d} {s} {word}"] = found = {"ms": ms}
         for n, name in enumerate(NAMES[1:]):
             found[name] = [float(np.median(steps[:, w, :, n])) for w in range(3)]
             print(f"  {name:32} {' '.join(f'{t:7.0f}' for t in found[name])}", flush=True)

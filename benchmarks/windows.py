@@ -26,61 +26,42 @@ from benchmarks.environment import facts
 from benchmarks.timing import Checked, graph_times
 from benchmarks.variants import Case, error, tensors
 from fcgen import masks
-from fcgen.attend import calls, variants
 from fcgen.attend.forward import compiled
 from fcgen.attend.variants import Choice, functions
-from fcgen.build import compiler
 from fcgen.kernels.hopper_schedules import pick
-from fcgen.passes.memory import roles
 
 KEYS = 32768
 WIDTHS = (512, 1024, 2048)
 
 
-def ways(d: int) -> Iterator[tuple[str, fc.Schedule]]:
-    """("", schedule), or with a word for another way of the compiler."""
+def ways(d: int) -> Iterator[fc.Schedule]:
     base = pick(d, "part", KEYS, KEYS, 1024 // d, 132).schedule
     rings = ((2, 3), (2, 4), (2, 6), (1, 6), (2, 8)) if d == 64 else ((2, 3), (2, 4), (1, 4), (1, 5))
     with_tiles = lambda m, n, q, k, **more: replace(base, tiles={"BLOCK_M": m, "BLOCK_N": n}, warps=m // 16,
                                                     stages={"q": q, "k": k, "v": k}, **more)
-    for way in ("", "late drains"):
-        for q, k in rings:
-            yield way, with_tiles(192, 64, q, k)
-            yield way, with_tiles(192, 64, q, k, split="loops")
-    deep = rings[2]
+    for q, k in rings:
+        yield with_tiles(192, 64, q, k)
+        yield with_tiles(192, 64, q, k, split="loops")
     changes: tuple[dict[str, Any], ...] = (
         {"own_rows": False}, {"epilogue": "tma"}, {"tokens": True}, {"persistent": "static"}, {"l2": 0}, {"l2": 8}, {"from_end": ()},
         {"ones": ()}, {"late": (), "ones": ()}, {"hints": True})
     for change in changes:
-        yield "", with_tiles(192, 64, *deep, **change)
+        yield with_tiles(192, 64, *rings[2], **change)
     for n in (32, 48, 80, 96, 128):
-        yield "", with_tiles(192, n, 2 if d == 64 else 1, 4 if d == 64 and n > 64 else 6 if n < 64 else 3)
+        yield with_tiles(192, n, 2 if d == 64 else 1, 4 if d == 64 and n > 64 else 6 if n < 64 else 3)
     turns: tuple[dict[str, Any], ...] = ({}, {"tokens": True}, {"tokens": True, "split": "loops"})
-    sums: tuple[dict[str, Any], ...] = ({}, {"ones": ()}, {"late": (), "ones": ()})
-    for n in (32, 64, 96, 128):
+    for n in (64, 96, 128):
         for change in turns:
-            yield "", with_tiles(128, n, 2, 6 if d == 64 and n < 128 else 5 if n <= 64 and d == 128 else 3 if d == 64 else 2, **change)
-    for n in (32, 48, 64):
-        for change in sums:
-            yield "", with_tiles(128, n, 1, 4 if d == 64 else 2, min_blocks=2, **change)
-            yield "", with_tiles(64, n, 1, 4 if d == 64 else 2, min_blocks=3 if d == 64 else 2, **change)
-            yield "", with_tiles(64, n, 1, 3 if d == 64 else 2, min_blocks=4 if d == 64 else 3, **change)
+            yield with_tiles(128, n, 2, 6 if d == 64 and n < 128 else 5 if n <= 64 and d == 128 else 3 if d == 64 else 2, **change)
+    for n in (32, 64):
+        yield with_tiles(128, n, 1, 4 if d == 64 else 2, min_blocks=2, ones=())
+        yield with_tiles(64, n, 1, 4 if d == 64 else 2, min_blocks=3 if d == 64 else 2)
 
 
-def on(way: str) -> None:
-    """From here on the compiler goes that way."""
-    roles.LATE_DRAINS = way == "late drains"
-    compiler.NVRTC_OPTIONS = ("-default-device", *([f"-DWAY={len(way)}"] if way else []))
-    variants._kept.clear()
-    calls.kinds.clear()
-    calls.last = None
-
-
-def fits(job: tuple[int, str, str]) -> tuple[int, str, str, str]:
+def fits(job: tuple[int, str]) -> tuple[int, str, str]:
     """Why a schedule's program does not compile without spills, or nothing. It is in the cache on disk then."""
     os.environ["FCGEN_CHECK"] = "0"
-    d, way, text = job
-    on(way)
+    d, text = job
     try:
         choice = Choice("sm_90a", fc.Schedule.parse(text), True, None, "")
         program = compiled.__wrapped__("f16", d, d, "none", False, *choice, False, functions(mask=masks.window(1024, 0)))
@@ -100,59 +81,48 @@ def main() -> int:
     parser.add_argument("--json")
     args = parser.parse_args()
     os.environ["FCGEN_CHECK"] = "0"
-    jobs = [(d, way, str(s)) for d in map(int, args.heads.split(",")) for way, s in ways(d)]
+    jobs = [(d, str(s)) for d in map(int, args.heads.split(",")) for s in ways(d)]
     with multiprocessing.get_context("spawn").Pool(args.jobs) as pool:
         found = pool.map(fits, jobs, chunksize=1)
     if args.compile:
-        for d, way, text, why in found:
-            print(f"{d} {why or 'fits':50.90} {way} {text}", flush=True)
+        for d, text, why in found:
+            print(f"{d} {why or 'fits':50.90} {text}", flush=True)
         return 0
     table: dict[str, Any] = {"environment": facts()}
-    for d in dict.fromkeys(d for d, *_ in jobs):
-        table[f"D={d}"] = race(d, [(way, text) for at, way, text, why in found if at == d and not why])
+    for d in dict.fromkeys(d for d, _ in jobs):
+        table[f"D={d}"] = race(d, [text for at, text, why in found if at == d and not why])
         if args.json:
             Path(args.json).write_text(json.dumps(table, indent=1))
     return 0
 
 
-def race(d: int, wanted: list[tuple[str, str]]) -> dict[str, Any]:
+def race(d: int, wanted: list[str], most: int = 25) -> dict[str, Any]:
     x = tensors(1, 1024 // d, KEYS, d)
-    timed: list[Checked] = [Checked("dense", functools.partial(fc.attention, *x, causal=True), 0.0, 0.0)]
-    schedules: dict[str, fc.Schedule | None] = {"the library's": None, **{f"{w} | {t}": fc.Schedule.parse(t) for w, t in wanted}}
-    # graphs are captured one after the other: each call is of the way that was set when it was captured
-    samples: dict[str, float] = {n: t.ms for n, t in graph_times(timed, 3, 5, 1).items()}
-    good = []
-    for way in ("", "late drains"):
-        on(way)
-        now: list[Checked] = []
-        for name, schedule in schedules.items():
-            if (name.split(" | ")[0] if schedule is not None else "") != way:
-                continue
-            runs = {w: functools.partial(fc.attention, *x, mask=masks.window(w, 0), schedule=schedule) for w in WIDTHS}
-            inside = lambda b, h, i, j: (j <= i) & (j >= i - 1024)
-            try:
-                worst = error(Case("", *x, seen=inside), runs[1024]())
-            except fc.FcError as e:
-                print(f"D={d} {name}: {str(e)[:160]}", flush=True)
-                continue
-            if not worst < 1e-2:
-                print(f"WRONG D={d} {name} {worst}", flush=True)
-                continue
-            now += [Checked(f"{w}/{name}", run, worst, worst) for w, run in runs.items()]
-            good.append(name)
-        samples |= {n: t.ms for n, t in graph_times([*now, *timed], 3, 5, 1).items()}
+    calls, good = [Checked("dense", functools.partial(fc.attention, *x, causal=True), 0.0, 0.0)], []
+    for name in ("the library's", *wanted):
+        schedule = fc.Schedule.parse(name) if name in wanted else None
+        runs = {w: functools.partial(fc.attention, *x, mask=masks.window(w, 0), schedule=schedule) for w in WIDTHS}
+        try:
+            worst = error(Case("", *x, seen=lambda b, h, i, j: (j <= i) & (j >= i - 1024)), runs[1024]())
+        except fc.FcError as e:
+            print(f"D={d} {name}: {str(e)[:160]}", flush=True)
+            continue
+        if not worst < 1e-2:
+            print(f"WRONG D={d} {name} {worst}", flush=True)
+            continue
+        calls += [Checked(f"{w}/{name}", run, worst, worst) for w, run in runs.items()]
+        good.append(name)
+    samples = {n: t.ms for n, t in graph_times(calls, 3, 5, 1).items()}
     ideals = [samples["dense"] * (w + 1) / (KEYS / 2) for w in WIDTHS]
     print(f"D={d}: dense causal {samples['dense']:.3f} ms; ideal at {WIDTHS}: {' '.join(f'{t:.4f}' for t in ideals)}", flush=True)
     out = {}
     for n, name in enumerate(sorted(good, key=lambda n: samples[f"1024/{n}"])):
         ms = [samples[f"{w}/{name}"] for w in WIDTHS]
         step = (ms[2] - ms[0]) / (WIDTHS[2] - WIDTHS[0]) * 64
-        ideal = ideals[1]
-        out[name] = {"ms": ms, "step": step, "start": ms[1] / step - 1025 / 64, "ratio": ms[1] / ideal}
-        if n >= 25 and name not in ("the library's",):
-            continue
-        print(f"{' '.join(f'{t:.4f}' for t in ms)}  ratio {ms[1] / ideal:.3f} step {step * 1e3:5.2f} us start {out[name]['start']:5.2f}  "
-              f"{short(name)}", flush=True)
+        out[name] = {"ms": ms, "step": step, "start": ms[1] / step - 1025 / 64, "ratio": ms[1] / ideals[1]}
+        if n < most or name == "the library's":
+            print(f"{' '.join(f'{t:.4f}' for t in ms)}  ratio {ms[1] / ideals[1]:.3f} step {step * 1e3:5.2f} us "
+                  f"start {out[name]['start']:5.2f}  {short(name)}", flush=True)
     return {"dense": samples["dense"], "found": out}
 
 

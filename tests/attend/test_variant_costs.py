@@ -55,6 +55,11 @@ def test_a_distance_takes_no_sign_where_its_sign_is_known() -> None:
         assert more(True, loop, score=scores.alibi(SLOPES)) == {"sub": 2, "cast": 1, "mul": 2}
 
 
+def test_where_a_tensor_ends_is_asked_once_for_a_key() -> None:
+    """Not for each element, where numbers of keys are compared with limits anyway."""
+    assert more(mask=masks.neighbourhood((32, 32), 3)) == {"gt": 2, "lt": 2, "and": 3, "select": 1}
+
+
 def test_programs_that_share_a_bias_run_together() -> None:
     """Batches read the same tiles of it, heads and rows other ones."""
     axes = lambda **options: [lowered(**options).grid[a].name for a in lowered(**options).order]

@@ -44,7 +44,6 @@ REGISTERS = {(1, 0): (56, 240), (2, 0): (40, 232), (3, 0): (32, 160), (4, 0): (2
 #: too; beside makers where it has SHORT too many (masks, which are counted among fragments, lie in predicates)
 TIGHT = {(2, 0): (24, 240), (2, 1): (24, 72, 208)}
 FEWEST, SHORT = 28, 8
-LATE_DRAINS = bool(__import__('os').environ.get('LATE_DRAINS'))
 
 
 def _registers(groups: int, makers: int, body: Block, schedule: Schedule, target: Target) -> tuple[int, ...]:
@@ -215,7 +214,6 @@ class _Reader:
                 last.setdefault(span[-1] if span else -1, []).append(c)
         b = Builder(loc)
         before, after = self.drains(block)
-        rest: list[Op] = []
         for c in last.get(-1, ()):
             c.release(b)
         for n, op in enumerate(block.ops):
@@ -232,9 +230,7 @@ class _Reader:
                 b.add(substitute(op.within(partial(self._walk, passed=inner, loc=op.loc)), env))
             for c in last.get(n, ()):
                 c.release(b)
-            (rest if LATE_DRAINS else b.ops).extend(substitute(o, env) for o in after.get(n, ()))
-        end = len(b.ops) - (bool(b.ops) and b.ops[-1].kind == "yield")
-        b.ops[end:end] = rest
+            b.ops += [substitute(o, env) for o in after.get(n, ())]
         return b.block(block.args)
 
 
