@@ -113,7 +113,8 @@ def _block(block: Block, room: int) -> Block:
             start += not moved
             continue
         late = max((k + 1 for k, f in enumerate(flying) if _needs(op, f)), default=0)
-        if flying and not late and op.kind in ELEMENTWISE and op.reads & kept and not op.reads & {r for o in out[start:] for r in o.results}:
+        ready = not late and op.reads.isdisjoint(r for o in out[start:] for r in o.results)
+        if flying and ready and op.kind in ELEMENTWISE and op.reads & kept:
             out.insert(start, op)
             start += 1
             continue
