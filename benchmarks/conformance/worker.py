@@ -49,7 +49,7 @@ def order(tests: list[tuple[str, str]], every: int, alike: Callable[[str], str] 
             units[n // UNIT, at, group].append(t)
         begun = 0
         for _, unit in sorted(units.items()):
-            places.append(((begun + len(unit) / 2) / len(chosen), unit))
+            places.append((begun / len(chosen), unit))
             begun += len(unit)
     return [unit for _, unit in sorted(places)]
 
