@@ -213,7 +213,8 @@ class Suite:
         found = {name: [*said.get(name, self.stopped.get(name, LATE)), function] for name, function in head["chosen"]}
         return {"collected": head["collected"], "chosen": len(head["chosen"]), "found": found, "beside": head["beside"],
                 "ran": [{**earlier.get(name, {}), **ran.get(name, {})} for name in found if name in ran or name in earlier],
-                "dead": [line["dead"] for line in lines if "dead" in line], "forked": self.server is not None}
+                "dead": [line["dead"] for line in lines if "dead" in line], "forked": self.server is not None,
+                "touched_by": [name for line in lines for name in line.get("touched", ())]}
 
 
 def run(suites: list[Suite], processes: int, test_limit: float, until: float, cards: int = 1) -> None:

@@ -119,7 +119,8 @@ def judged(report: Any, info: Any, launched: int) -> tuple[str, str]:
         return ("passed", parts) if reached else ("not applicable", f"refused: {parts}" if parts else "reaches no kernel of fcgen's")
     said = refusal(text)
     if said is not None:
-        return "not applicable", f"refused: {said}"
+        known = next((why for begin, why in adapters.IN_GRAPHS.items() if adapters._here[0].startswith(begin)), said)
+        return "not applicable", f"refused: {known if _IN_A_GRAPH in text else said}"
     why = f"{info.type.__name__}: {info.value}"[:600] if info else text[-600:]
     if "out of memory" in why:
         return "not reached", "out of memory, beside other processes"

@@ -27,6 +27,8 @@ from .adapters import ADAPTERS
 
 #: so many tests of a function are run at any rate; so many of a group make a unit
 LEAST, UNIT = 2, 4
+#: torch's helpers of tests ask them for GPUs, which takes seconds and memory in each process
+UNASKED = ("jax", "numba", "cupy")
 #: memory that torch keeps is given back beyond this, after each test: processes share a GPU
 KEPT = 1 << 30
 
@@ -47,7 +49,7 @@ def order(tests: list[tuple[str, str]], every: int, alike: Callable[[str], str] 
             units[n // UNIT, at, group].append(t)
         begun = 0
         for _, unit in sorted(units.items()):
-            places.append(((begun + len(unit) / 2) / len(chosen), unit))
+            places.append((begun / len(chosen), unit))
             begun += len(unit)
     return [unit for _, unit in sorted(places)]
 
@@ -191,6 +193,7 @@ class Worker:
 def run(job: dict[str, Any]) -> Worker:
     """In this process. job: see Worker; also checkout, expression."""
     checkout = Path(job["checkout"])
+    sys.modules.update({name: None for name in UNASKED if name not in sys.modules})  # type: ignore[misc]
     with contextlib.ExitStack() as pretence:
         if "serve" in job:
             pretence.enter_context(server.collecting(job["serve"]))
@@ -203,7 +206,7 @@ def run(job: dict[str, Any]) -> Worker:
         def collected() -> None:
             pretence.close()
             if server.touched():
-                worker.write(touched=True)
+                worker.write(touched=[name for name in (*UNASKED, "pynvml", "cuda", "triton.runtime.driver") if sys.modules.get(name)])
                 os._exit(4)
 
         worker.collected = collected

@@ -119,9 +119,14 @@ def test_refused_by_name(kernels, name):
 def test_bad_tensors_are_refused(kernels):
     q = half(2, 9, 4, 16)
     for given, said in (((q[0], q, q), "`q` has the wrong number of axes"), ((q, q, [1]), "`v` is not a tensor"), ((q.float(),) * 3, "wrong dtype"),
-                        ((q, q[:, :, :3], q[:, :, :3]), "multiple of those")):
+                        ((q, q[:, :, :3], q[:, :, :3]), "multiple of those"), ((q, q, q.to_sparse()), "not a strided tensor")):
         with pytest.raises(FcError, match=said):
             flash.flash_attn_func(*given)
+    at = torch.tensor([0, 9], dtype=torch.int32)
+    with pytest.raises(FcError, match="not a strided tensor"):
+        flash.flash_attn_varlen_func(q[0], q[0].to_sparse(), q[0], at, at, 9, 9)
+    with pytest.raises(FcError, match="not a strided tensor"):
+        flash.flash_attn_combine(q.float().to_sparse(), torch.ones(2, 9, 4))
     with pytest.raises(FcError, match="num_heads_q"):
         flash.flash_attn_qkvpacked_func(half(1, 9, 8, 16), num_heads_q=3)
 
