@@ -42,12 +42,13 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
 @dataclass
 class _Flight:
     """A product in flight, or several that are added up: their settle, the slots they read, their groups, and the ops that follow their
-    completion."""
+    completion. cursors: where a loop's body begins, the positions of the slots that a product of the iteration before reads."""
 
     settle: Op
     reads: set[Value]
     groups: int = 1
     then: list[Op] = field(default_factory=list)
+    cursors: frozenset[Value] = frozenset()
 
     @property
     def results(self) -> set[Value]:
@@ -171,8 +172,14 @@ def _across(loop: Op, flying: list[_Flight], readers: Mapping[Value, list[Op]], 
         return None
     pending = lambda v: Value(Pending(v.type), v.name)
     args = {n: pending(body.args[1 + n]) for n in at}
-    settle = lambda v, of: _Flight(Op("settle", (of,), (v,), {"groups": 0}, (), loop.loc), set())
-    inner, left = _block(body, room, [settle(body.args[1 + n], args[n]) for n in at])
+    settle = lambda v, of, *cursors: _Flight(Op("settle", (of,), (v,), {"groups": 0}, (), loop.loc), set(), 1, [], frozenset(cursors))
+    made = {r: o for o in body.ops for r in o.results}
+    found = [[position(v, made) for v in made[made[body.yielded[n]].operands[0]].operands if isinstance(v.type, Buffer)] for n in at]
+    slots = [[c for c in cursors if c is not None and c not in body.args] for cursors in found]
+    if any(c not in body.yielded for cursors in slots for c in cursors):
+        return None
+    mine = [[body.args[1 + body.yielded.index(c)] for c in cursors] for cursors in slots]
+    inner, left = _block(body, room, [settle(body.args[1 + n], args[n], *cursors) for n, cursors in zip(at, mine)])
     if [body.yielded.index(f.settle.result) for f in left] != at:
         return None
     results = {n: pending(loop.results[n]) for n in at}
@@ -186,7 +193,7 @@ def _across(loop: Op, flying: list[_Flight], readers: Mapping[Value, list[Op]], 
 def _frees(op: Op, f: _Flight, out: list[Op]) -> bool:
     """Whether an arrival (or the step after it) is for a slot that the product reads."""
     cursor = op.operands[-1]
-    if any(cursor in o.operands for o in f.then):
+    if cursor in f.cursors or any(cursor in o.operands for o in f.then):
         return True
     made = {r: o for o in out for r in o.results}
     return any(position(v, made) is cursor for v in f.reads)

@@ -14,7 +14,7 @@ from typing import Any
 
 from ...errors import Loc
 from ...ir.access import Access
-from ...ir.core import Block, Kernel, Op, Value, blocks, walk
+from ...ir.core import Block, Kernel, Op, Value, blocks, uses, walk
 from ...ir.layout import SmemLayout
 from ...ir.rewrite import Builder, edited
 from ...ir.schedule import Schedule
@@ -168,12 +168,12 @@ def find_channels(body: Block, schedule: Schedule, shared: Mapping[int, int], wa
 
 
 def _led(ops: list[Op], ring: Value, body: Block, channels: list[Channel], number: dict[int, int], warps: Mapping[int, int]) -> Channel | None:
-    """The channel whose tiles rows come and go with: loaded in all the same blocks, in front of them, into as many slots, for as many warps,
-    and not read ahead of their iteration; a tile of two axes rather than rows, the last rather than others. Each barrier less is a wait
-    less between a loop's products."""
+    """The channel whose tiles rows come and go with: operands of products alone, loaded in all the same blocks, in front of them, into as
+    many slots, for as many warps, and not read ahead of their iteration; the last of several. Each barrier less is a wait less between a
+    loop's products."""
     if len(ring.type.shape) != 1:
         return None
-    early = {v for o in walk(body) if o.get("early") for v in o.reads}
+    readers_of = uses(body)
     around = [(block, next(n for n, x in enumerate(block.ops) if x is o)) for o in ops for block in blocks(body)
               if any(x is o for x in block.ops)]
 
@@ -181,10 +181,10 @@ def _led(ops: list[Op], ring: Value, body: Block, channels: list[Channel], numbe
         lead, tiles = channels[at], [o for o in walk(body) if number.get(id(o)) == at]
         alike = lead.slots == ring.type.slots and lead.blocks == 1 and lead.lead is None and warps[id(tiles[0])] == warps[id(ops[0])]
         beside = [any(x is t for x in block.ops[:n] for t in tiles) for block, n in around]
-        return alike and len(tiles) == len(ops) and all(beside) and not any(o.result in early for o in tiles)
+        dots = all(u.kind == "dot" and not u.get("early") for o in tiles for u in readers_of[o.result])
+        return alike and len(tiles) == len(ops) and all(beside) and dots
 
-    able = [c for n, c in enumerate(channels) if fits(n)]
-    return max(reversed(able), key=lambda c: len(c.ring.type.shape), default=None)
+    return next((c for n, c in reversed([*enumerate(channels)]) if fits(n)), None)
 
 
 def mailbox(kernel: Kernel, schedule: Schedule) -> Channel | None:

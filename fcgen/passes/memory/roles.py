@@ -110,6 +110,17 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
     return replace(kernel, roles=tuple(roles), buffers=tuple(buffers)).with_meta(stage="pipelined", persistent=schedule.persistent)
 
 
+def companions(ops: Sequence[Op], channels: Sequence[Channel]) -> list[list[tuple[Op, Channel]]]:
+    """Those ops of a block that go through channels, together where their tiles come together, the one that leads in front."""
+    out: list[list[tuple[Op, Channel]]] = []
+    for op in ops:
+        if "channel" in op.attrs:
+            channel = channels[op["channel"]]
+            led = next((group for group in reversed(out) if channel.lead is not None and group[0][1] is channel.lead), None)
+            out.append([(op, channel)]) if led is None else led.append((op, channel))
+    return out
+
+
 class _Filler:
     """The role that copies: loads become waits, announcements and copies; nothing else has an effect."""
 
@@ -122,15 +133,13 @@ class _Filler:
     def _block(self, block: Block, env: Env) -> Block:
         b = Builder()
         args = env.anew(block.args)
-        together: dict[Any, list[Op]] = {}
-        for op in block.ops:
-            if op.kind == "load" and "channel" in op.attrs:
-                together.setdefault(self.channels[op["channel"]].full, []).append(op)
+        together = {id(o): [x for x, _ in group] for group in companions([o for o in block.ops if o.kind == "load"], self.channels)
+                    for o, _ in group}
         for op in block.ops:
             b.loc = op.loc
             if op.kind == "load" and "channel" in op.attrs:
                 channel = self.channels[op["channel"]]
-                self.copy(op, channel, together[channel.full], b, env)
+                self.copy(op, channel, together[id(op)], b, env)
             elif op.regions:
                 copied = op.within(lambda r: self._block(r, env))
                 b.add(replace(copied, operands=env.all(op.operands), results=env.anew(op.results)))
@@ -198,14 +207,13 @@ class _Reader:
         env = Env()
         first: dict[int, list[Channel]] = {}
         last: dict[int, list[Channel]] = {}
-        here = [(o, c) for o in block.ops if (c := self.of(o)) is not None]
         mine: list[tuple[tuple[Value, ...], Channel]] = []
-        for o, c in here:
-            if not readers(o.result, block):
-                raise FcError("compile/unsupported", "a tile is loaded that nothing in its block reads", loc=o.loc)
-            if c.lead is None:
-                mine.append(((o.result, *(x.result for x, other in here if other.lead is c)), c))
-                first.setdefault(min(n for v in mine[-1][0] for n in readers(v, block)), []).append(c)
+        for group in companions(block.ops, self.channels):
+            unread = next((o for o, _ in group if not readers(o.result, block)), None)
+            if unread is not None:
+                raise FcError("compile/unsupported", "a tile is loaded that nothing in its block reads", loc=unread.loc)
+            mine.append((tuple(o.result for o, _ in group), group[0][1]))
+            first.setdefault(min(n for v in mine[-1][0] for n in readers(v, block)), []).append(group[0][1])
         for vs, c in (*mine, *passed):  # those of an outer block that are let go in here too
             span = sorted({n for v in vs for n in readers(v, block)})
             if span and block.ops[span[-1]].kind == "if":
