@@ -220,7 +220,8 @@ class Writer:
         many = {v: n for v, n in loops.items() if n > 1}
         for v, n in many.items():
             self.line("#pragma unroll")
-            self.line(f"for (int {v} = {self.first(n)}; {v} < {self.end(n)}; ++{v})" + (" {" if len(lines) > 1 and v == [*many][-1] else ""))
+            opens = " {" if len(lines) > 1 and v == [*many][-1] else ""
+            self.line(f"for (int {v} = {self.first(n)}; {v} < {self.end(n)}; ++{v})" + opens)
             self.indent += 1
         for line in lines:
             self.line(line)

@@ -52,7 +52,7 @@ def delayed(em: Emitter) -> dict[Value, Op]:
         fence = next(n for n, o in enumerate(home.ops) if product in em.fences.get(id(o), ()))
         behind = {id(o) for o in home.ops[fence:]}
 
-        def late(v: Value) -> bool:
+        def late(v: Value, behind: set[int] = behind, product: Op = product) -> bool:
             """Whether all that read v stand behind the fence, or are computed there."""
             return all(id(u) in behind or any(out.get(r) is product or (r in em.plan.fused and late(r)) for r in u.results)
                        for u, _ in em.plan.users[v])

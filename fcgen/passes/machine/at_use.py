@@ -70,7 +70,7 @@ def _raised(read: Op, ops: list[Op], room: int) -> list[Op]:
         first -= 1
     issued = any(o.kind == "wgmma" for o in ops[first:at])
     to = next((n for n in range(first, at) if ops[n].kind in PRODUCTS), at) if issued else at
-    need, mine = set(read.operands), []
+    need, mine = set(read.operands), list[Op]()
     for op in reversed(ops[to:at]):
         if need & set(op.results):
             mine.insert(0, op)

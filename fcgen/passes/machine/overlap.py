@@ -4,10 +4,10 @@ In: selected machine IR in which every wgmma is settled at once. Out: the same w
 first op that reads its result, and of anything that would touch what is in flight. What a settle lets go (the arrival that frees a ring's
 slot) moves with it. Products complete in the order of their groups, so a settle leaves as many groups in flight as were issued after its
 own. A product that is added to the one before it, which nothing else reads, follows it without a wait. A loop whose accumulator only
-products touch carries it in flight (`carried`); one that issues products for its next iteration (`ahead`) carries those. A turn is taken in front of its first product and given
-on when that is done. Waits for tiles that stand between two products are moved in front of the first, so that the second is issued right
-behind it; so is arithmetic on a carried accumulator that needs nothing else, since ptxas (C7517) waits for everything in flight before
-ordinary instructions read what a product of the iteration before has made.
+products touch carries it in flight (`carried`); one that issues products for its next iteration (`ahead`) carries those. A turn is taken
+in front of its first product and given on when that is done. Waits for tiles that stand between two products are moved in front of the
+first, so that the second is issued right behind it; so is arithmetic on a carried accumulator that needs nothing else, since ptxas (C7517)
+waits for everything in flight before ordinary instructions read what a product of the iteration before has made.
 """
 
 from __future__ import annotations

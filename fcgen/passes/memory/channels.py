@@ -167,7 +167,8 @@ def find_channels(body: Block, schedule: Schedule, shared: Mapping[int, int], wa
     return edited(body, lambda o: o.with_attrs(channel=number[id(o)]) if id(o) in number else o), channels
 
 
-def _led(ops: list[Op], ring: Value, body: Block, channels: list[Channel], number: dict[int, int], warps: Mapping[int, int]) -> Channel | None:
+def _led(ops: list[Op], ring: Value, body: Block, channels: list[Channel], number: dict[int, int],
+         warps: Mapping[int, int]) -> Channel | None:
     """The channel whose tiles rows come and go with: operands of products alone, loaded in all the same blocks, in front of them, into as
     many slots, for as many warps, and not read ahead of their iteration; the last of several. Each barrier less is a wait less between a
     loop's products."""

@@ -187,7 +187,8 @@ class _Reader:
             if not at:
                 continue
             inner = Builder(op.loc)
-            for c in dict.fromkeys(c.lead or c for _, loops in at for l in loops for o in walk(l.regions[0]) if (c := self.of(o)) is not None):
+            inside = (self.of(o) for _, loops in at for l in loops for o in walk(l.regions[0]))
+            for c in dict.fromkeys(c.lead or c for c in inside if c is not None):
                 c.wait(inner)
                 c.release(inner)
             if self.turns and inner.ops:

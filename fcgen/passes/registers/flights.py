@@ -136,7 +136,8 @@ def _room(homes: Homes, stored: set[Value]) -> int:
     """Bytes of shared memory that nothing else is known to take. Tiles that wait for bulk stores share bytes where the block would not fit
     without that, as in `alloc`; those behind the loops also with what is staged in the loops, in a block that ends there."""
     schedule, target = homes.schedule, homes.target
-    room = min(target.smem_per_block, target.smem_per_sm // schedule.min_blocks - target.smem_reserved) - (ONES if schedule.ones else OTHERS)
+    most = min(target.smem_per_block, target.smem_per_sm // schedule.min_blocks - target.smem_reserved)
+    room = most - (ONES if schedule.ones else OTHERS)
     rings: dict[str, int] = {}
     for op, loop in _loads(homes.kernel.body, None):
         if op.result in stored:
