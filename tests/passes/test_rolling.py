@@ -55,6 +55,11 @@ def test_a_product_that_cannot_roll_is_named(name, why):
         compiled(rolling=name).cuda  # noqa: B018
 
 
+def test_a_product_of_several_instructions_a_step_does_not_roll():
+    with pytest.raises(fc.FcError, match="more than 64 rows"):
+        compiled(64, rolling="dv", tiles={"BLOCK_M": 64, "BLOCK_N": 128}, warps=4).cuda  # noqa: B018
+
+
 def test_a_loop_carries_what_it_issues_for_its_next_iteration():
     """Scores run on across the end of an iteration: the wait for them stands behind the next one's wait for its tile."""
     text = loop_of(compiled(early="s", stages={"q": 3, "do": 2}).cuda)

@@ -219,6 +219,9 @@ class _Selector:
         attrs |= {name: True for name in ("early", "behind", "rolling") if op.get(name)}
         if op.get("rolling") and (isinstance(a.type, Buffer) or self.kind_of(a) not in ELEMENTWISE):
             raise without_effect("rolling", f"no element work makes the left operand of {called(op.result)} in registers", loc=op.loc)
+        if op.get("rolling") and acc.type.shape[0] // warp_grid(acc.type.layout)[0] > 16:
+            raise without_effect("rolling", f"a warpgroup has more than 64 rows of {called(op.result)}", loc=op.loc,
+                                 expected="one instruction for each step of the depth")
         out = b.emit("wgmma", a, right, *extra, *beside, type=Pending(acc.type), name=op.result.name, instr=name, ta=op["ta"], tb=op["tb"],
                      **attrs)
         b.do("wgmma_commit")
