@@ -101,7 +101,8 @@ SPECS: dict[str, Spec] = {
                   {"math": ({"g": "wmma", "r": "fma", "y": "mma"}, {"y": "fma"}),
                    "stages": ({"u": 3, "w": 2}, {"u": 1}), "late": ("y", "g"),
                    "early": ("g", "g+r"), "behind": ("y", "g"), "rolling": ("y",), "ones": ("y",), "regs_a": ("g", "g+r"),
-                   "from_end": ("rows",), "cluster": ({"rows": 2},), "grid": ({"y": (1, 2)}, {"g": (2, 2), "r": (1, 1)})}, {"M": 70, "N": 100}),
+                   "from_end": ("rows",), "cluster": ({"rows": 2},),
+                   "grid": ({"y": (1, 2)}, {"g": (2, 2), "r": (1, 1)})}, {"M": 70, "N": 100}),
 }
 #: values of the fields that do not depend on the spec
 FIELDS: dict[str, tuple[Any, ...]] = {
