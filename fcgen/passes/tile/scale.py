@@ -7,7 +7,7 @@ A value v has the factor c when v = c * x for a value x that can be had instead 
 positive scale: max, min, reductions, select, broadcast, transpose, neg, abs, sums of two such values, with 0 and the infinities
 counting as c * themselves; and through values carried by a loop, if what they start from and what the body yields have the
 factor too. A comparison of two such values needs no factor at all, and a later `v * k` becomes `x * (c * k)`: there the
-multiplication has gone.
+multiplication has gone. What is added to such a value may be any `z * k`, which is c * (z * (k / c)); the sum is then what a dot starts from.
 
 For every c in turn the program is rewritten this way and kept if it got cheaper. Each factored v stays available as `x * c`
 right where it was made, for readers that need it; what nobody reads is dropped before costs are compared.
@@ -61,23 +61,31 @@ def is_root(op: Op) -> bool:
 
 
 def cost(kernel: Kernel) -> int:
-    """Elementwise float work; a product that only feeds one sum is free (one multiply-add)."""
+    """Elementwise float work; a sum has one product of its own for nothing (one multiply-add), and is free itself where a dot starts from
+    what is added."""
     total = 0
     for role in kernel.roles:
         reads = Counter(v for op in walk(role.body) for v in op.operands)
-        fused = {v for op in walk(role.body) if op.kind in ("add", "sub") for v in op.operands if reads[v] == 1}
-        total += _cost(role.body, fused)
+        made = {r: op.kind for op in walk(role.body) for r in op.results}
+        free: set[Value] = set()
+        for op in walk(role.body):
+            own = [made.get(v) for v in op.operands if reads[v] == 1] if op.kind in ("add", "sub") else []
+            if "dot" in own and made.get(op.operands[0]) == "dot":
+                free.add(op.result)
+            elif "mul" in own:
+                free.add(next(v for v in op.operands if reads[v] == 1 and made.get(v) == "mul"))
+        total += _cost(role.body, free)
     return total
 
 
-def _cost(block: Block, fused: set[Value]) -> int:
+def _cost(block: Block, free: set[Value]) -> int:
     total = 0
     for op in block.ops:
-        if op.kind in FNS and op.result.type.dtype.is_float and not (op.kind == "mul" and op.result in fused):
+        if op.kind in FNS and op.result.type.dtype.is_float and op.result not in free:
             total += prod(op.result.type.shape)
         if op.regions:
-            total += _cost(op.regions[0], fused) * (LOOP_WEIGHT if op.kind == "for" else 1)
-            total += _cost(op.regions[1], fused) if op.kind == "if" else 0
+            total += _cost(op.regions[0], free) * (LOOP_WEIGHT if op.kind == "for" else 1)
+            total += _cost(op.regions[1], free) if op.kind == "if" else 0
     return total
 
 
@@ -112,6 +120,16 @@ class Factor:
     def unscaled(self, v: Value) -> Value | None:
         return self.of.get(v) or (v if self.free(v) else None)
 
+    def divided(self, v: Value, out: list[Op]) -> Value | None:
+        """z * (k / c) for a v = z * k: what is added to a value with the factor c."""
+        op = self.defs.get(v)
+        if op is None or not is_root(op):
+            return None
+        k, x = Value(op.operands[1].type), v.anew()
+        out.append(Op("div", (op.operands[1], self.c), (k,), {}, (), op.loc))
+        out.append(replace(op, operands=(op.operands[0], k), results=(x,)))
+        return x
+
     def op(self, op: Op, out: list[Op]) -> None:
         if is_root(op) and op.operands[1] is self.c:
             self.of[op.result] = op.operands[0]
@@ -127,11 +145,13 @@ class Factor:
             out.append(replace(op, operands=(self.of[op.operands[0]], both)))
             return
         start = 1 if kind == "select" else 0
-        values = [self.unscaled(v) for v in op.operands[start:]]
+        more: list[Op] = []
+        values = [self.unscaled(v) or (self.divided(v, more) if kind in ("add", "sub") else None) for v in op.operands[start:]]
         usable = kind in EVERY or kind in THROUGH or kind == "select" or kind in COMPARISONS
         if not usable or any(v is None for v in values):
             out.append(op)
             return
+        out += more
         operands = (*op.operands[:start], *(v for v in values if v is not None))
         if kind in COMPARISONS:
             out.append(replace(op, operands=operands))
