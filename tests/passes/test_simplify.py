@@ -225,6 +225,44 @@ def test_scale_through_a_sum():
     same(before, k, {})
 
 
+def _best(n: Names, added: E) -> E:
+    return (n.x.T.dot(n.y) * n.c - added).reduce("max", 1)
+
+
+def _steps(n: Names) -> E:
+    return (n.t.iota(N).col(N) - n.t.iota(N).row(N)).to("f32")
+
+
+ADDED = {"positions times a number": (lambda n: _steps(n) * n.a, ["mul"]), "a number of 16 bits": (lambda n: n.h.T.dot(n.h).to("f16").to("f32"), ["mul"]),
+         "any number": (lambda n: n.x.T.dot(n.x), None)}
+
+
+@pytest.mark.parametrize("name", ADDED)
+def test_a_dot_starts_from_what_a_factor_leaves_in_range(name):
+    """32 bits divided by the factor may be more than 32 bits hold."""
+    added, want = ADDED[name]
+    before = simplify.run(verify(program(lambda n: _best(n, added(n)))), Schedule(), None)
+    k = simplify.run(verify(scale.run(before, Schedule(), None)), Schedule(), None)
+    same(before, verify(k), {})
+    last = [o for o in walk_kernel(k) if o.kind == "dot"][-1]
+    assert (len(last.operands) == 3) == (want is not None), str(k)
+    wide = [o.kind for o in walk_kernel(k) if o.kind in ("mul", "add", "sub") and o.result.type == last.result.type]
+    assert want is None or wide == want, str(k)
+
+
+@pytest.mark.parametrize("a", [3.4e38, math.inf, math.nan, -0.5])
+def test_a_number_that_a_factor_would_drive_out_of_range_stays_as_large_as_it_is(a):
+    """Where 0 * a and 1 * a are told apart by a mask of ones, so are they afterwards."""
+    before = simplify.run(verify(program(lambda n: _best(n, n.t.where(_steps(n) > 0.0, 1.0, 0.0) * n.a))), Schedule(), None)
+    k = simplify.run(verify(scale.run(before, Schedule(), None)), Schedule(), None)
+    assert [len(o.operands) for o in walk_kernel(k) if o.kind == "dot"] == [3]
+    rng = np.random.default_rng(3)
+    arrays = {"X": rng.standard_normal((M, N)), "Y": rng.standard_normal((M, N)), "Out": np.zeros(N)}
+    arrays |= {"R": np.zeros(M), "I": np.zeros((M, N)), "H": np.zeros((M, N))}
+    one, other = (Run(p, {n: v.copy() for n, v in arrays.items()}, {"a": a, "c": 0.1, "k": 3}).run().arrays["Out"] for p in (before, k))
+    np.testing.assert_allclose(other, one, rtol=1e-5, atol=1e-6)
+
+
 # ---- random expressions ----------------------------------------------------------------------------------------------
 
 FLOAT2, FLOAT1 = ["add", "sub", "mul", "max", "min"], ["neg", "abs", "exp", "tanh", "sigmoid"]

@@ -7,7 +7,9 @@ A value v has the factor c when v = c * x for a value x that can be had instead 
 positive scale: max, min, reductions, select, broadcast, transpose, neg, abs, sums of two such values, with 0 and the infinities
 counting as c * themselves; and through values carried by a loop, if what they start from and what the body yields have the
 factor too. A comparison of two such values needs no factor at all, and a later `v * k` becomes `x * (c * k)`: there the
-multiplication has gone. What is added to such a value may be any `z * k`, which is c * (z * (k / c)); the sum is then what a dot starts from.
+multiplication has gone. To such a value may be added what a division by c keeps in range: any `z * k`, which is c * (z * (k / c)), and
+numbers of few bits; where the factor was a dot's, the dot then starts from what is added, with no register besides its own. (Where
+k / c is infinite and k is not, k stands for it: it may be the least number that there is, for what a mask leaves out.)
 
 For every c in turn the program is rewritten this way and kept if it got cheaper. Each factored v stays available as `x * c`
 right where it was made, for readers that need it; what nobody reads is dropped before costs are compared.
@@ -17,7 +19,8 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
-from math import prod
+from math import inf, prod
+from typing import Any
 
 from ...ir.core import Block, Kernel, Op, Value, definitions, walk, walk_kernel
 from ...ir.elementwise import FNS
@@ -25,10 +28,11 @@ from ...ir.known import const_of
 from ...ir.rewrite import map_bodies, remove_dead
 from ...ir.schedule import Schedule
 from ...ir.target import Target
-from ...ir.types import Scalar, f32
+from ...ir.types import Scalar, f32, i1
 from ..facts.common import COMPARISONS, positive, promised_positive, rank, scale_free
 
 LOOP_WEIGHT = 16
+SMALL = 2.0**64
 MAX_FACTORS = 8
 EVERY = ("max", "min", "add", "sub")  # each operand has the factor, or is scale-free
 THROUGH = ("reduce", "broadcast", "transpose", "neg", "abs")  # the one operand has the factor
@@ -61,31 +65,31 @@ def is_root(op: Op) -> bool:
 
 
 def cost(kernel: Kernel) -> int:
-    """Elementwise float work; a sum has one product of its own for nothing (one multiply-add), and is free itself where a dot starts from
-    what is added."""
+    """Elementwise float work, in halves of an instruction per element. A sum has one product of its own for nothing (one multiply-add). What
+    a dot starts from is added for nothing, and a product that makes it is done while others wait for theirs, and held in no register."""
     total = 0
     for role in kernel.roles:
         reads = Counter(v for op in walk(role.body) for v in op.operands)
         made = {r: op.kind for op in walk(role.body) for r in op.results}
-        free: set[Value] = set()
+        less: dict[Value, int] = {}
         for op in walk(role.body):
-            own = [made.get(v) for v in op.operands if reads[v] == 1] if op.kind in ("add", "sub") else []
-            if "dot" in own and made.get(op.operands[0]) == "dot":
-                free.add(op.result)
-            elif "mul" in own:
-                free.add(next(v for v in op.operands if reads[v] == 1 and made.get(v) == "mul"))
-        total += _cost(role.body, free)
+            if op.kind in ("add", "sub"):
+                own = {made.get(v): v for v in op.operands if reads[v] == 1}
+                starts = made.get(op.operands[0]) == "dot" and "dot" in own
+                less |= {op.result: 0} if starts else {}
+                less |= {own["mul"]: int(starts)} if "mul" in own else {}
+        total += _cost(role.body, less)
     return total
 
 
-def _cost(block: Block, free: set[Value]) -> int:
+def _cost(block: Block, less: dict[Value, int]) -> int:
     total = 0
     for op in block.ops:
-        if op.kind in FNS and op.result.type.dtype.is_float and op.result not in free:
-            total += prod(op.result.type.shape)
+        if op.kind in FNS and op.result.type.dtype.is_float:
+            total += less.get(op.result, 2) * prod(op.result.type.shape)
         if op.regions:
-            total += _cost(op.regions[0], free) * (LOOP_WEIGHT if op.kind == "for" else 1)
-            total += _cost(op.regions[1], free) if op.kind == "if" else 0
+            total += _cost(op.regions[0], less) * (LOOP_WEIGHT if op.kind == "for" else 1)
+            total += _cost(op.regions[1], less) if op.kind == "if" else 0
     return total
 
 
@@ -121,14 +125,27 @@ class Factor:
         return self.of.get(v) or (v if self.free(v) else None)
 
     def divided(self, v: Value, out: list[Op]) -> Value | None:
-        """z * (k / c) for a v = z * k: what is added to a value with the factor c."""
+        """v / c, where that is as far from overflowing as v is."""
         op = self.defs.get(v)
-        if op is None or not is_root(op):
+        if op is None:
             return None
-        k, x = Value(op.operands[1].type), v.anew()
-        out.append(Op("div", (op.operands[1], self.c), (k,), {}, (), op.loc))
-        out.append(replace(op, operands=(op.operands[0], k), results=(x,)))
-        return x
+
+        def make(kind: str, *operands: Value, to: Any = f32, **attrs: Any) -> Value:
+            out.append(Op(kind, operands, (Value(Scalar(to)),), attrs, (), op.loc))
+            return out[-1].result
+
+        if is_root(op):
+            x, k = op.operands
+            by = make("div", k, self.c)
+            known = const_of(k, self.defs)
+            if known is None or not abs(known) <= SMALL:
+                by = make("select", make("eq", make("abs", by), make("const", value=inf, dtype="f32"), to=i1), k, by)
+        elif op.kind == "cast" and (op.operands[0].type.dtype.is_int or op.operands[0].type.dtype.name == "f16") and rank(v):
+            x, by = v, make("rcp", self.c)
+        else:
+            return None
+        out.append(Op("mul", (x, by), (v.anew(),), {}, (), op.loc))
+        return out[-1].result
 
     def op(self, op: Op, out: list[Op]) -> None:
         if is_root(op) and op.operands[1] is self.c:
