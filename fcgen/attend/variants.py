@@ -108,8 +108,9 @@ class Choice(NamedTuple):
 def fitted(choice: Choice, given: Functions, caller: bool, make: Callable[[Choice], Program], other: Callable[[], Schedule]) -> Program:
     """The program with functions for a choice. caller: the schedule is the caller's, and taken as it is. make: compiles a choice. other: a
     schedule by the model, where the table's cannot be."""
-    if given.weigh is not None and not caller:  # sums are of the weights before they change; rows 8 apart share random numbers
-        choice = choice._replace(schedule=replace(choice.schedule, ones=(), from_end=()), sums="exact")
+    if given.weigh is not None and not caller:
+        # sums are of the weights before they change; rows 8 apart share random numbers, for which two warpgroups have registers
+        choice = choice._replace(schedule=replace(two_groups(choice.schedule), ones=(), from_end=()), sums="exact")
     if caller:
         return make(choice)
     base: Schedule | None = choice.schedule

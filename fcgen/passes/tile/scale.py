@@ -65,8 +65,8 @@ def is_root(op: Op) -> bool:
 
 
 def cost(kernel: Kernel) -> int:
-    """Elementwise float work, in halves of an instruction per element. A sum has one product of its own for nothing (one multiply-add). What
-    a dot starts from is added for nothing, and a product that makes it is done while others wait for theirs, and held in no register."""
+    """Elementwise float work, in halves of an instruction per element. A sum has one product of its own for nothing (one multiply-add).
+    What a dot starts from is added for nothing, and a product that makes it is held in no register, and done while others wait."""
     total = 0
     for role in kernel.roles:
         reads = Counter(v for op in walk(role.body) for v in op.operands)
