@@ -39,19 +39,19 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
 
 def _block(block: Block, room: int, defs: Mapping[Value, Op]) -> Block:
     ops = [o.within(lambda r: _block(r, room, defs)) for o in block.ops]
-    last = max((n for n, o in enumerate(ops) if o.kind == "settle"), default=None)
-    if last is None:
+    products = [o for o in ops if o.kind == "settle"]
+    settled = {r for o in products for r in o.results}
+    first = next((n for n, o in enumerate(ops) if o.reads & settled), None)
+    if first is None:
         return Block(block.args, tuple(ops))
-    settled = {r for o in ops[:last + 1] if o.kind == "settle" for r in o.results}
-    first = next((n for n in range(last + 1, len(ops)) if ops[n].reads & settled), len(ops))
-    late, free = {r for o in ops[first:] for r in o.results}, dict[Value, Op]()
-    for op in ops[first:]:
+    behind = ops[ops.index(products[0]) + 1:]
+    late, free = {r for o in behind for r in o.results}, dict[Value, Op]()
+    for op in behind:
         if op.kind in _WORK and not op.regions and all(v in free or v not in late | settled for v in op.operands):
             free |= dict.fromkeys(op.results, op)
-    meets = dict.fromkeys(v for o in ops[first:] if not free.keys() & set(o.results) for v in o.reads if v in free)
-    need = {v for o in ops[first:] for v in o.reads} | {v for o in ops[:first] if o.kind == "settle" for v in o.operands}
-    held = {v for v in need - late if v not in defs or defs[v].kind not in VIEWS}
-    room -= sum(frag_words(v.type) for v in held if v not in {x for o in ops if o.kind == "settle" for x in o.operands[:1]})
+    meets = dict.fromkeys(v for o in behind if not free.keys() & set(o.results) for v in o.reads if v in free)
+    need = {v for o in (*products, *behind) for v in o.reads} - {o.operands[0] for o in products}
+    room -= sum(frag_words(v.type) for v in need - late if v not in defs or defs[v].kind not in VIEWS)
     for v in meets:
         best = _cut(v, free, defs)
         if best is not None and best[1] <= room:
@@ -122,8 +122,16 @@ def _elements(v: Value, defs: Mapping[Value, Op], known: dict[Value, np.ndarray]
 
 
 def _moved(ops: list[Op], first: int, best: tuple[Value, int], free: Mapping[Value, Op]) -> list[Op]:
+    """The tile made ready in front of ops[first], with what it follows from before it, and what follows from it behind it."""
     v, words = best
     mine = {id(o) for o in _cone(v, free)}
+    after = {v}
+    for op in ops[:first]:
+        after |= set(op.results) if op.reads & after else set()
+    down = [o for o in ops[:first] if o.reads & after]
+    if any(o.results[:1] == () or o.results[0] not in free for o in down):
+        return ops  # it has a reader in front
     ready = Op("ready", (v,), (v.anew(),), {"words": words}, (), free[v].loc)
-    behind = [substitute(o, Env({v: ready.result})) for o in ops[first:] if id(o) not in mine]
-    return [*ops[:first], *(o for o in ops[first:] if id(o) in mine), ready, *behind]
+    behind = [substitute(o, Env({v: ready.result})) for o in (*down, *ops[first:]) if id(o) not in mine]
+    moved = {id(o) for o in down}
+    return [*(o for o in ops[:first] if id(o) not in moved), *(o for o in ops[first:] if id(o) in mine), ready, *behind]
