@@ -1,14 +1,14 @@
 """early_work: element work that hangs on no product is done while the product runs whose result it meets.
 
 In: selected machine IR in which every product is settled where it stands. Out: the same, where a tile that follows from positions and
-numbers by a long way (random numbers of an element's place, say) is computed, and made `ready`, in front of the first op that needs a
-product's result, if its registers are free that long. Of the tiles on its way to where it meets the result that is one that takes the
+numbers by a long way (random numbers of places, elements of a table) is computed, and made `ready`, in front of the first op that needs
+a product's result, if its registers are free that long. Of the tiles on its way to where it meets the result that is one that takes the
 fewest registers: elements that are the same in all lanes, whatever the numbers, share one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from ...ir.registers import VIEWS, frag_words, limit_of
 from ...ir.rewrite import Env, map_bodies, substitute
 from ...ir.schedule import Schedule
 from ...ir.target import Target
-from ...ir.types import Frag, i1
+from ...ir.types import Frag, Tensor, i1
 
 #: functions per element that are worth a register
 LONG = 8
@@ -34,11 +34,13 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
         return kernel
     room = limit_of(kernel, target) - OTHERS
     defs = {v: o for r in kernel.roles for v, o in definitions(r.body).items()}
-    return map_bodies(kernel, lambda body: _block(body, room, defs))
+    known = frozenset(p for p in kernel.params if not {"out", "inout"} & set(kernel.flags.get(p.name, ())))
+    return map_bodies(kernel, lambda body: _block(body, room, defs, known))
 
 
-def _block(block: Block, room: int, defs: Mapping[Value, Op]) -> Block:
-    ops = [o.within(lambda r: _block(r, room, defs)) for o in block.ops]
+def _block(block: Block, room: int, defs: Mapping[Value, Op], known: frozenset[Value]) -> Block:
+    """known: tensors that the kernel does not write."""
+    ops = [o.within(lambda r: _block(r, room, defs, known)) for o in block.ops]
     products = [o for o in ops if o.kind == "settle"]
     settled = {r for o in products for r in o.results}
     first = next((n for n, o in enumerate(ops) if o.reads & settled), None)
@@ -47,7 +49,8 @@ def _block(block: Block, room: int, defs: Mapping[Value, Op]) -> Block:
     behind = ops[ops.index(products[0]) + 1:]
     late, free = {r for o in behind for r in o.results}, dict[Value, Op]()
     for op in behind:
-        if op.kind in _WORK and not op.regions and all(v in free or v not in late | settled for v in op.operands):
+        may = op.kind in _WORK or (op.kind == "gather" and op.operands[0] in known)
+        if may and not op.regions and all(v in free or v not in late | settled for v in op.operands):
             free |= dict.fromkeys(op.results, op)
     meets = dict.fromkeys(v for o in behind if not free.keys() & set(o.results) for v in o.reads if v in free)
     need = {v for o in (*products, *behind) for v in o.reads} - {o.operands[0] for o in products}
@@ -73,7 +76,7 @@ def _cone(v: Value, free: Mapping[Value, Op], leaf: Value | None = None) -> list
 
 
 def _work(ops: list[Op]) -> int:
-    return sum(o.kind in FNS and len(o.result.type.shape) == 2 for o in ops)
+    return sum(LONG if o.kind == "gather" else o.kind in FNS for o in ops if len(o.result.type.shape) == 2)
 
 
 def _cut(v: Value, free: Mapping[Value, Op], defs: Mapping[Value, Op]) -> tuple[Value, int] | None:
@@ -104,15 +107,17 @@ def _elements(v: Value, defs: Mapping[Value, Op], known: dict[Value, np.ndarray]
     op, t = defs.get(v), v.type
     shape: tuple[int, ...] = t.shape
     dtype = t.dtype
-    if op is not None and op.kind in (*FNS, "select", "cast", "broadcast", "full", "iota", "const"):
-        args = [_elements(o, defs, known) for o in op.operands]
+    if op is not None and op.kind in (*FNS, "select", "cast", "broadcast", "full", "iota", "const", "gather"):
+        args = [_elements(o, defs, known) for o in op.operands if not isinstance(o.type, Tensor)]
         if op.kind in FNS:
             x = apply(op.kind, op.operands[0].type.dtype, *args)
         elif op.kind == "broadcast":
             x = np.expand_dims(args[0], tuple(n for n in range(len(shape)) if n not in op["axes"]))
         else:
-            make = {"select": lambda: np.where(*args), "cast": lambda: to_dtype(args[0], dtype), "full": lambda: args[0],
-                    "iota": lambda: np.arange(shape[0], dtype=np.int32), "const": lambda: np.asarray(op["value"], dtype.np_dtype)}
+            make: dict[str, Callable[[], np.ndarray]] = {
+                "select": lambda: np.where(*args), "cast": lambda: to_dtype(args[0], dtype), "full": lambda: args[0],
+                "iota": lambda: np.arange(shape[0], dtype=np.int32), "const": lambda: np.asarray(op["value"], dtype.np_dtype),
+                "gather": lambda: sum((x * 40503.0**n for n, x in enumerate(args)), np.zeros(()))}
             x = make[op.kind]()
     else:
         rng = np.random.default_rng(len(known))
