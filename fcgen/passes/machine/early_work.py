@@ -24,6 +24,8 @@ from ...ir.types import Frag, Tensor, i1
 
 #: functions per element that are worth a register
 LONG = 8
+#: so many tiles, from where the result is met on, may be the one that is kept
+NEAR = 64
 #: registers of a thread that hold no fragment
 OTHERS = 20
 _WORK = having("elementwise") | having("cheap")
@@ -87,7 +89,7 @@ def _cut(v: Value, free: Mapping[Value, Op], defs: Mapping[Value, Op]) -> tuple[
     tiles = [o.result for o in whole if isinstance(o.result.type, Frag) and len(o.result.type.shape) == 2 and o.result.type.dtype != i1
              and isinstance(o.result.type.layout, RegLayout) and o.kind not in VIEWS]
     known: dict[Value, np.ndarray] = {}
-    good = [(x, _registers(x, defs, known)) for x in tiles if 4 * _work(_cone(v, free, x)) <= _work(_cone(x, free))]
+    good = [(x, _registers(x, defs, known)) for x in tiles[:NEAR] if 4 * _work(_cone(v, free, x)) <= _work(_cone(x, free))]
     return min(good, key=lambda c: c[1], default=None)
 
 
