@@ -233,8 +233,8 @@ def _steps(n: Names) -> E:
     return (n.t.iota(N).col(N) - n.t.iota(N).row(N)).to("f32")
 
 
-ADDED = {"positions times a number": (lambda n: _steps(n) * n.a, ["mul"]), "a number of 16 bits": (lambda n: n.h.T.dot(n.h).to("f16").to("f32"), ["mul"]),
-         "any number": (lambda n: n.x.T.dot(n.x), None)}
+ADDED = {"positions times a number": (lambda n: _steps(n) * n.a, ["mul"]), "any number": (lambda n: n.t.fn("tanh", _steps(n)), None),
+         "a number of 16 bits": (lambda n: n.t.fn("tanh", _steps(n)).to("f16").to("f32"), ["mul"])}
 
 
 @pytest.mark.parametrize("name", ADDED)
@@ -248,6 +248,13 @@ def test_a_dot_starts_from_what_a_factor_leaves_in_range(name):
     assert (len(last.operands) == 3) == (want is not None), str(k)
     wide = [o.kind for o in walk_kernel(k) if o.kind in ("mul", "add", "sub") and o.result.type == last.result.type]
     assert want is None or wide == want, str(k)
+
+
+def test_a_dot_beside_others_starts_from_nothing():
+    """Its accumulator would be written while they are in flight."""
+    before = simplify.run(verify(program(lambda n: _best(n, _steps(n) * n.a) + n.x.T.dot(n.x).reduce("max", 1))), Schedule(), None)
+    k = simplify.run(verify(scale.run(before, Schedule(), None)), Schedule(), None)
+    assert [len(o.operands) for o in walk_kernel(k) if o.kind == "dot"] == [2, 2]
 
 
 @pytest.mark.parametrize("a", [3.4e38, math.inf, math.nan, -0.5])

@@ -7,9 +7,10 @@ A value v has the factor c when v = c * x for a value x that can be had instead 
 positive scale: max, min, reductions, select, broadcast, transpose, neg, abs, sums of two such values, with 0 and the infinities
 counting as c * themselves; and through values carried by a loop, if what they start from and what the body yields have the
 factor too. A comparison of two such values needs no factor at all, and a later `v * k` becomes `x * (c * k)`: there the
-multiplication has gone. To such a value may be added what a division by c keeps in range: any `z * k`, which is c * (z * (k / c)), and
-numbers of few bits; where the factor was a dot's, the dot then starts from what is added, with no register besides its own. (Where
-k / c is infinite and k is not, k stands for it: it may be the least number that there is, for what a mask leaves out.)
+multiplication has gone. To a dot with a factor may be added what a division by c keeps in range: any `z * k`, which is c * (z * (k / c)),
+and numbers of few bits; the dot then starts from what is added, with no register besides its own. (Where k / c is infinite and k is not,
+k stands for it: it may be the least number that there is, for what a mask leaves out.) That is for dots that all others of their block
+follow from: accumulators are not touched while other products are in flight.
 
 For every c in turn the program is rewritten this way and kept if it got cheaper. Each factored v stays available as `x * c`
 right where it was made, for readers that need it; what nobody reads is dropped before costs are compared.
@@ -22,7 +23,8 @@ from dataclasses import replace
 from math import inf, prod
 from typing import Any
 
-from ...ir.core import Block, Kernel, Op, Value, definitions, walk, walk_kernel
+from ...ir.core import Block, Kernel, Op, Value, blocks, definitions, walk, walk_kernel
+from ...ir.depends import depending
 from ...ir.elementwise import FNS
 from ...ir.known import const_of
 from ...ir.rewrite import map_bodies, remove_dead
@@ -33,6 +35,7 @@ from ..facts.common import COMPARISONS, positive, promised_positive, rank, scale
 
 LOOP_WEIGHT = 16
 SMALL = 2.0**64
+FEW_DOTS = 8
 MAX_FACTORS = 8
 EVERY = ("max", "min", "add", "sub")  # each operand has the factor, or is scale-free
 THROUGH = ("reduce", "broadcast", "transpose", "neg", "abs")  # the one operand has the factor
@@ -124,6 +127,15 @@ class Factor:
     def unscaled(self, v: Value) -> Value | None:
         return self.of.get(v) or (v if self.free(v) else None)
 
+    def comes_first(self, v: Value) -> bool:
+        """Whether v is a dot that all others of its block follow from, and that runs in its own iteration."""
+        op = self.defs.get(v)
+        if op is None or op.kind != "dot" or op.get("early") or op.get("behind"):
+            return False
+        body = next(b for b in blocks(self.block) if op in b.ops)
+        dots = [o for o in body.ops if o.kind == "dot" and o is not op]
+        return len(dots) < FEW_DOTS and depending(body, v).issuperset(o.result for o in dots)
+
     def divided(self, v: Value, out: list[Op]) -> Value | None:
         """v / c, where that is as far from overflowing as v is."""
         op = self.defs.get(v)
@@ -163,7 +175,8 @@ class Factor:
             return
         start = 1 if kind == "select" else 0
         more: list[Op] = []
-        values = [self.unscaled(v) or (self.divided(v, more) if kind in ("add", "sub") else None) for v in op.operands[start:]]
+        dot = kind in ("add", "sub") and any(v in self.of and self.comes_first(self.of[v]) for v in op.operands)
+        values = [self.unscaled(v) or (self.divided(v, more) if dot else None) for v in op.operands[start:]]
         usable = kind in EVERY or kind in THROUGH or kind == "select" or kind in COMPARISONS
         if not usable or any(v is None for v in values):
             out.append(op)
