@@ -145,14 +145,6 @@ define("quad_transpose", "machine", """The same tile with eight columns in a row
        swap pairs of columns (shfl.xor).""", "regs -> regs", makes=_quad_transpose)
 
 
-def _same(types, attrs):
-    return types
-
-
-define("ready", "machine", "The same fragment: computed where this stands, and kept. words: the registers that it takes; elements that are "
-       "the same in all lanes share them.", "regs -> regs", makes=_same, words=whole(1))
-
-
 def _whole(types, attrs):
     return (replace(types[0], partial=None),)
 

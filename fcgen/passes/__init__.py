@@ -14,7 +14,7 @@ from ..ir.core import Kernel
 from ..ir.schedule import Schedule
 from ..ir.target import Target
 from ..ir.verify import Known, verify
-from .machine import ahead, alloc, alternate, at_use, behind, early_launch, early_reads, early_work, overlap, select, sync, tidy, together
+from .machine import ahead, alloc, alternate, at_use, behind, early_launch, early_reads, overlap, select, sync, tidy, together
 from .memory import pieces, pipeline, prefetch, prologues, roles
 from .registers import branches, defer, held, place, vote
 from .tile import bind, from_end, limits, order, pad, parts, ranges, row_sums, scale, simplify, skew, split_loops, totals
@@ -62,7 +62,6 @@ PIPELINE: tuple[Pass, ...] = (
     Pass("alternate", alternate.run, "tiles that a loop stages for its products lie in two places in turn, where there is room"),
     Pass("ahead", ahead.run, "products named in `early` are issued behind the last product of the iteration before"),
     Pass("early_reads", early_reads.run, "tiles that meet a product's result are read while it runs"),
-    Pass("early_work", early_work.run, "long element work that hangs on no product is done while one runs"),
     Pass("overlap", overlap.run, "products in flight are waited for where their results are needed"),
     Pass("at_use", at_use.run, "rows in rings are read where element work uses them, and let go behind it"),
     Pass("tidy", tidy.run, "scalar constants folded, nothing computed twice"),

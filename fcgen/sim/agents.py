@@ -176,9 +176,6 @@ class Agent(AsyncOps, StoreOps, TensorOps):
 
     do_apart = do_combine
 
-    def do_ready(self, op: Op, args: list[Any]) -> Any:
-        return args[0]
-
     def do_quad_transpose(self, op: Op, args: list[Any]) -> Any:
         lane, reg = registers.exchange(op.operands[0].type.layout, op.result.type.layout, self.role.warps, self.warp)
         return args[0][lane, reg]

@@ -14,7 +14,7 @@ from ...ir.types import Frag, Scalar, Tensor
 from .emit import EMIT, Emitter, emits
 from .expr import LONG, Registers, apply, choose, is_opaque, view_index
 from .packed import Words, takes
-from .text import CTYPES, X, add, binary, call, literal, mul, register_type
+from .text import CTYPES, X, add, binary, call, literal, mul
 
 
 def locs_of(em: Emitter, op: Op) -> list[Loc | None]:
@@ -338,14 +338,6 @@ def _vote(em: Emitter, op: Op) -> None:
         em.w.loop(src.type.layout.regs, "i", body)
         em.w.line(f"{name} = __any_sync(0xffffffffu, {name});")
     em.scalars[op.result] = X(name, depth=em.depth)
-
-
-@emits("ready")
-def _ready(em: Emitter, op: Op) -> None:
-    em.comment(locs_of(em, op))
-    name = em.declare(op.result)
-    evaluate_into(em, name, op.operands[0])
-    em.w.line(f"{em.fn({'float': 'keep', 'int': 'keep_i32'}.get(register_type(op.result.type.dtype), 'keep_b32'))}({name});")
 
 
 @emits("quad_transpose")

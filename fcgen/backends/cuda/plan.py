@@ -29,7 +29,7 @@ ACCUMULATE = having("product")
 #: no stride or tile size is so large: who multiplies by it wants the lower bits
 HASH = 1 << 16
 #: consumers that evaluate an expression register by register, and those that can evaluate one into an array they own
-_EVALUATE = POINTWISE | {"reduce", "vote_any", "gather", "ready"}
+_EVALUATE = POINTWISE | {"reduce", "vote_any", "gather"}
 _COPY_IN = ACCUMULATE | {"for", "yield", "pend"}
 
 
@@ -55,8 +55,7 @@ class Plan:
     def words(self, v: Value) -> int:
         """The 32-bit registers that a fragment needs while it lives."""
         if v not in self.taken:
-            told = self.maker[v].attrs if v in self.maker and self.maker[v].kind in ("ld_shared", "ready") else {}
-            self.taken[v] = 0 if told.get("few") else told.get("words", frag_words(v.type))
+            self.taken[v] = 0 if v in self.maker and self.maker[v].get("few") else frag_words(v.type)
         return self.taken[v]
 
     def root(self, v: Value) -> Value:
@@ -99,7 +98,7 @@ class Plan:
         """Stored fragments that the op reads where it is printed."""
         if (op.results and op.results[0] in self.fused) or op.kind in VIEWS:
             return []
-        same = op.kind in POINTWISE or op.kind in ("combine", "apart", "gather", "ready", "for", "yield", "pend")
+        same = op.kind in POINTWISE or op.kind in ("combine", "apart", "gather", "for", "yield", "pend")
         late = op.kind == "settle"
         out: list[tuple[Value, bool]] = []
         for n, o in enumerate(op.operands):

@@ -64,7 +64,7 @@ def _of(plan: Plan, op: Op, fuel: int) -> str:
             str(int(x)) if not isinstance(x, bool) and 0 <= x < 10_000 and x == int(x) else ""
     if kind == "size":
         return str(op["dim"])
-    if kind in ("cast", "full", "broadcast", "combine", "apart", "transpose", "slice", "unstage", "quad_transpose", "ready"):
+    if kind in ("cast", "full", "broadcast", "combine", "apart", "transpose", "slice", "unstage", "quad_transpose"):
         return word(plan, operands[0], fuel)
     if kind in ACCUMULATE:
         return _joined(word(plan, operands[0], fuel), "dot", word(plan, operands[1], fuel))

@@ -163,11 +163,6 @@ def _touch(name: str, ctype: str, constraint: str, doc: str = "as touch") -> Ins
     return fn(name, f"<int N> {ctype} (&r)[N]", each, doc, "void", np.copy)
 
 
-def _keep(name: str, ctype: str, constraint: str, doc: str = "as keep") -> Instr:
-    each = f'#pragma unroll\n    for (int i = 0; i < N; ++i) asm volatile("" :: "{constraint}"(r[i]));'
-    return fn(name, f"<int N> const {ctype} (&r)[N]", each, doc, "void", np.copy)
-
-
 def _records() -> dict[str, Instr]:
     out = [_tma(rank, hint, multicast) for rank in range(2, 6) for hint in (False, True) for multicast in (False, True)]
     out += [
@@ -179,9 +174,6 @@ def _records() -> dict[str, Instr]:
         _touch("touch", "float", "f", "no instruction: the compiler may not move accesses of these registers over this point"),
         _touch("touch_b32", "uint32_t", "r"),
         _touch("touch_i32", "int", "r"),
-        _keep("keep", "float", "f", "no instruction: the compiler has computed these registers here; equal ones stay one"),
-        _keep("keep_b32", "uint32_t", "r"),
-        _keep("keep_i32", "int", "r"),
         fn("smem_desc", "<int Swizzle, int Lbo, int Sbo> uint32_t addr",
            "return uint64_t(Swizzle) << 62 | uint64_t(Sbo >> 4) << 32 | uint64_t(Lbo >> 4) << 16 | (addr & 0x3ffff) >> 4;",
            "PTX ISA, matrix descriptor: address, byte offsets of panels and of 8-row groups, swizzle code", "uint64_t", _desc_effect),

@@ -245,8 +245,6 @@ class Homes:
         for u in self.uses.get(v, ()):
             if u.kind == "cumsum":
                 return self._result_home(u)
-            if u.kind == "dot" and v in u.operands[2:] and isinstance(h := self.accumulator(u), RegLayout):
-                return h  # what it starts from
             if (u.kind in ALIKE and isinstance(u.result.type, Tile)) or u.kind in ("gather", "broadcast"):
                 h = self.known(u.result) or self._wanted(u.result, seen)
                 if h is not None:
