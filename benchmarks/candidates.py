@@ -78,7 +78,7 @@ def fits(job: tuple[int, str, str]) -> tuple[int, str, str, int]:
     try:
         program = compiled.__wrapped__("f16", d, d, kind, False, *choice, False, given)
         found = getattr(program, "first", program).resources
-        return (*job, found.spill_loads)
+        return (*job, FEW * found.spills if found.spill_loads is None else found.spill_loads)  # some toolkits say only that there are
     except fc.FcError:
         return (*job, -1)
 

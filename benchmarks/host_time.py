@@ -135,6 +135,7 @@ def through_interfaces(q: Any, k: Any, v: Any, causal: bool) -> dict[str, Callab
 
     word = "top_left" if causal else "none"
     a, b, c = (x.transpose(1, 2) for x in (q, k, v))
+    n, ends = q.shape[2], torch.tensor([0, q.shape[2] // 4, q.shape[2]], device="cuda", dtype=torch.int32)
     mask = torch.ones(q.shape[2], k.shape[2], device="cuda", dtype=torch.bool).tril()
     compiled = torch.compile(lambda q, k, v: fcgen.scaled_dot_product_attention(q, k, v, is_causal=causal), fullgraph=True)
     from torch.nn.attention.flex_attention import create_block_mask
@@ -149,9 +150,12 @@ def through_interfaces(q: Any, k: Any, v: Any, causal: bool) -> dict[str, Callab
     return {
         "fcgen.scaled_dot_product_attention": lambda: fcgen.scaled_dot_product_attention(q, k, v, is_causal=causal),
         "fcgen.scaled_dot_product_attention, a mask of bools": lambda: fcgen.scaled_dot_product_attention(q, k, v, mask),
+        "fcgen.flex_attention": lambda: fcgen.flex_attention(q, k, v),
         "fcgen.flex_attention, a block mask and a score_mod": lambda: fcgen.flex_attention(q, k, v, biased, block),
         "fcgen's flash_attn_func": lambda: flash.flash_attn_func(a, b, c, causal=causal),
         "fcgen's flash_attn_func, a window": lambda: flash.flash_attn_func(a, b, c, causal=causal, window_size=(64, 0)),
+        "fcgen's flash_attn_varlen_func (two kernels)":
+            lambda: flash.flash_attn_varlen_func(a[0], b[0], c[0], ends, ends, n, n, causal=causal),
         "the operator fcgen::attention": lambda: torch.ops.fcgen.attention.default(q, k, v, word, None),
         "compiled by torch, fcgen inside": lambda: compiled(q, k, v), "compiled by torch, SDPA inside": lambda: sdpa(q, k, v)}
 

@@ -68,7 +68,8 @@ def cases(d: int) -> list[Case]:
     slopes = (2.0 ** -torch.arange(1, h + 1, device="cuda") * 8 / h).float()
     bias = torch.randn(1, h, 4096, 4096, device="cuda").half()
     ids = torch.sort(torch.randint(0, 8, (8192,), device="cuda")).values.int()
-    sinks = torch.randn(h, device="cuda")
+    sinks, factors, far_table = torch.randn(h, device="cuda"), torch.rand(h, device="cuda") + 0.5, torch.randn(h, 257, device="cuda")
+    by_distance = lambda s, b, h, i, j: s + far_table[h, (j - i).clamp(-128, 128) + 128]
     causal = lambda b, h, i, j: j <= i
     plain: tuple[dict[str, Any], float] = ({}, 1.0)
     lower: tuple[dict[str, Any], float] = ({"causal": True}, 1.0)
@@ -84,6 +85,9 @@ def cases(d: int) -> list[Case]:
              lambda s, b, h, i, j: s - slopes[h] * (i - j).abs(), lower, (lambda s, b, h, i, j: s - slopes[h] * (i - j), causal)),
         Case("bias per head", *x4, {"score": scores.bias(bias)}, score=lambda s, b, h, i, j: s + bias[0, h, i, j], base=plain,
              flex=(lambda s, b, h, i, j: s + bias[0, h, i, j], None)),
+        Case("temperature per head", *x4, {"score": scores.temperature(factors)}, score=lambda s, b, h, i, j: s * factors[h], base=plain),
+        Case("relative table", *x4, {"score": scores.relative(far_table)}, score=by_distance, base=plain, flex=(by_distance, None)),
+        Case("off by one, causal", *x4, {"sinks": 0.0, "causal": True}, causal, base=lower, sinks=torch.zeros(h, device="cuda")),
         Case("sinks, causal", *x4, {"sinks": sinks, "causal": True}, causal, base=lower, sinks=sinks),
         Case("dropout", *x4, {"dropout": fc.Dropout(0.1, 1)}, base=plain),
         Case("window at 32k", *far, {"mask": masks.window(WINDOW, 0)}, inside, base=({"causal": True}, area), flex=(None, inside),

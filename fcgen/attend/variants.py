@@ -135,15 +135,17 @@ def fitted(choice: Choice, given: Functions, caller: bool, make: Callable[[Choic
 
 def _made(make: Callable[[Choice], Program], choice: Choice, scored: bool) -> tuple[Program, Program]:
     """The program of a choice, and the first one that it stands for. What is known of signs in whole tiles is known in their copy. Three
-    warpgroups whose scores are computed from positions take turns (ALiBi, causal, D = 64: 0.595 ms, without 0.630; H200, 2026-11-27), but
-    not where special functions are what they wait for (a soft cap: 1.65 and 1.52)."""
+    warpgroups whose scores are computed from positions take turns, but not where special functions are what they wait for (a soft cap: 1.65
+    ms and 1.52). ALiBi, causal, of the causal kernel's time: D = 64 1.049 in turns with loops apart, 1.064 with a branch, 1.060 and 1.082
+    without turns; D = 128 1.048 in turns with a branch and sums by the tensor core, 1.054 as the table has it (H200, 2026-11-28)."""
     program, schedule = make(choice), choice.schedule
     first = cast(Captured, program).first if isinstance(program, Captured) else program
     if schedule.split == "branch" and "signs" in dict(first.machine.meta.get("remarks", ())):
         return _made(make, choice._replace(schedule=replace(schedule, split="loops")), scored)
-    three = schedule.warps == 12 and schedule.ones and schedule.late and not schedule.tokens
-    if scored and schedule.split == "branch" and three and _from_positions(first):
-        return _made(make, choice._replace(schedule=replace(schedule, tokens=True)), False)
+    three = schedule.warps == 12 and schedule.late and not schedule.tokens
+    if scored and three and (schedule.split == "branch" or schedule.from_end) and _from_positions(first):
+        turns = replace(schedule, tokens=True, ones=schedule.late, split="loops" if schedule.ones else "branch")
+        return _made(make, choice._replace(schedule=turns, sums="rounded"), False)
     return program, first
 
 

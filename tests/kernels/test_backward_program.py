@@ -12,6 +12,8 @@ import pytest
 
 import fcgen as fc
 from fcgen.backends.budget import check_budget
+from fcgen.ir.async_ops import accumulator
+from fcgen.ir.core import walk_kernel
 from fcgen.kernels.backward import backward, backward_rows, rows_before
 from fcgen.kernels.backward_schedules import candidates
 
@@ -224,3 +226,11 @@ def test_schedules_of_large_heads_in_the_simulator(target, spec) -> None:
         for name, x in program.interpret(**args).items():
             close(got[name], x, name)
     assert ran
+
+
+def test_products_that_run_ahead_start_from_nothing() -> None:
+    """What a score adds of positions stands behind them: their accumulators are taken an iteration earlier."""
+    schedule = next(s for s in candidates("backward", "sm_90a", 128) if s.early and s.tile("BLOCK_M") == 64)
+    program = backward.compile(target="sm_90a", schedule=schedule, check=False, T=fc.f16, D=64, E=64, score=alibi, grouped=False)
+    ahead = [o for o in walk_kernel(program.machine) if o.kind == "wgmma" and "early" in o.attrs]
+    assert ahead and all(accumulator(o) is None for o in ahead)

@@ -225,6 +225,46 @@ def test_scale_through_a_sum():
     same(before, k, {})
 
 
+def _best(n: Names, added: E) -> E:
+    return (n.x.T.dot(n.y) * n.c - added).reduce("max", 1)
+
+
+def _steps(n: Names) -> E:
+    return (n.t.iota(N).col(N) - n.t.iota(N).row(N)).to("f32")
+
+
+@pytest.mark.parametrize(("added", "starts"), [(lambda n: _steps(n) * n.a, True), (lambda n: n.t.fn("tanh", _steps(n)), False)],
+                         ids=["times a number", "any"])
+def test_a_dot_starts_from_what_its_factor_divides(added, starts):
+    before = simplify.run(verify(program(lambda n: _best(n, added(n)))), Schedule(), None)
+    k = simplify.run(verify(scale.run(before, Schedule(), None)), Schedule(), None)
+    same(before, verify(k), {})
+    (dot,) = [o for o in walk_kernel(k) if o.kind == "dot"]
+    assert (len(dot.operands) == 3) == starts, str(k)
+    wide = [o.kind for o in walk_kernel(k) if o.kind in ("mul", "add", "sub") and o.result.type == dot.result.type]
+    assert not starts or wide == ["mul"], str(k)
+
+
+def test_a_dot_beside_others_starts_from_nothing():
+    """Its accumulator would be written while they are in flight."""
+    before = simplify.run(verify(program(lambda n: _best(n, _steps(n) * n.a) + n.x.T.dot(n.x).reduce("max", 1))), Schedule(), None)
+    k = simplify.run(verify(scale.run(before, Schedule(), None)), Schedule(), None)
+    assert [len(o.operands) for o in walk_kernel(k) if o.kind == "dot"] == [2, 2]
+
+
+@pytest.mark.parametrize("a", [3.4e38, math.inf, math.nan, -0.5])
+def test_a_number_that_a_factor_would_drive_out_of_range_stays_as_large_as_it_is(a):
+    """Where 0 * a and 1 * a are told apart by a mask of ones, so are they afterwards."""
+    before = simplify.run(verify(program(lambda n: _best(n, n.t.where(_steps(n) > 0.0, 1.0, 0.0) * n.a))), Schedule(), None)
+    k = simplify.run(verify(scale.run(before, Schedule(), None)), Schedule(), None)
+    assert [len(o.operands) for o in walk_kernel(k) if o.kind == "dot"] == [3]
+    rng = np.random.default_rng(3)
+    arrays = {"X": rng.standard_normal((M, N)), "Y": rng.standard_normal((M, N)), "Out": np.zeros(N)}
+    arrays |= {"R": np.zeros(M), "I": np.zeros((M, N)), "H": np.zeros((M, N))}
+    one, other = (Run(p, {n: v.copy() for n, v in arrays.items()}, {"a": a, "c": 0.1, "k": 3}).run().arrays["Out"] for p in (before, k))
+    np.testing.assert_allclose(other, one, rtol=1e-5, atol=1e-6)
+
+
 # ---- random expressions ----------------------------------------------------------------------------------------------
 
 FLOAT2, FLOAT1 = ["add", "sub", "mul", "max", "min"], ["neg", "abs", "exp", "tanh", "sigmoid"]

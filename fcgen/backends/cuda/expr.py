@@ -238,7 +238,7 @@ class Registers:
         key = (v, table.tobytes())
         if key in self.known:
             return self.known[key]
-        apart = spread(em, v, table) if op.kind in GAINS else None
+        apart = spread(em, v, table, here=True) if op.kind in GAINS else None
         if apart is not None and (op.kind == "and" or (apart.at != apart.at[0]).any()):
             x = apart.value(em, self.i, t.dtype)
         else:

@@ -44,12 +44,12 @@ class Spread:
         return binary("+", self.base, x) if self.factor is None else call("fmaf", x, self.factor, self.base)
 
 
-def spread(em: Emitter, v: Value, table: np.ndarray) -> Spread | None:
-    """Value v at registers table[i], if it is made of positions and scalars."""
+def spread(em: Emitter, v: Value, table: np.ndarray, here: bool = False) -> Spread | None:
+    """Value v at registers table[i], if it is made of positions and scalars. here: it is what is being computed."""
     dtype, op = v.type.dtype, em.plan.maker.get(v)
     if isinstance(v.type, Scalar):
         return _scalar(em, v, table) if dtype == i32 else None
-    if op is None or v not in em.plan.fused or (dtype == i32 and em.plan.wraps(v)):
+    if op is None or not (here or v in em.plan.fused) or (dtype == i32 and em.plan.wraps(v)):
         return None
     if op.kind == "broadcast":
         return spread(em, op.operands[0], broadcast_map(op)[table])

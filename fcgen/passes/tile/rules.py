@@ -384,13 +384,19 @@ def power_of_a_difference(s: Sweep, op: Op) -> Value | None:
     return s.make("exp2", s.make("sub", s.make("mul", s.make("sub", x, as_tile(d)), k), as_tile(b)))
 
 
-@rule("add")
+@rule("add", "sub")
 def dot_accumulates(s: Sweep, op: Op) -> Value | None:
+    """x + dot(a, b), and dot(a, b) - x for an x = z * k, which is z * -k as well."""
     if op.result.type.dtype != f32:
         return None
-    for dot, x in (op.operands[::-1], op.operands):
+    for dot, x in (op.operands[::-1], op.operands) if op.kind == "add" else (op.operands,):
         d = s.made_by(dot, "dot")
         if d and len(d.operands) == 2 and x is not dot and x.type == dot.type and s.once_here(dot):
+            if op.kind == "sub":
+                product = s.made_by(x, "mul")
+                if product is None or rank(product.operands[1]):
+                    return None
+                x = s.make("mul", product.operands[0], s.make("neg", product.operands[1]))
             return s.make("dot", *d.operands, x, name=dot.name or op.result.name, **d.attrs)
     return None
 
