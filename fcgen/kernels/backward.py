@@ -7,12 +7,14 @@ With x the scaled scores, s = score(x), p = exp(s - LSE), w = weigh(p), O = sum_
     dV = w^T dO      dp = weigh'(dO V^T)      ds = p (dp - Delta)      dx = score'(ds)      dQ = dx K scale      dK = dx^T Q scale
 
 where Delta is the row sum of O * dO, less the gradient of the log-sum-exp. The derivatives of score and weigh are made by `fc.vjp`, and so
-are the gradients of the tensors that these functions hold (parameters `NAME_grad`). Three programs:
+are the gradients of the tensors that these functions hold (parameters `NAME_grad`). Programs:
 
 `rows_before`: Delta, the log-sum-exp in powers of two (+inf in rows without a key: their weights are then 0), and the gradient of sinks.
 `backward`: one pass over tiles of rows for each tile of keys. dK and dV stay in registers, over all heads of a group; each program adds its
 share of dQ to memory, unless it is left out. S and dP are made as their transposes: P^T and dS^T are left operands as they are.
-`backward_rows`: dQ alone, one pass over tiles of keys for each tile of rows: every sum in one order, the same bits each time.
+`backward_in_order`: the same with every sum in one order, the same bits each time. A program takes every S-th tile of keys, one after the
+other, and adds to the S-th of dQ that nobody else adds to.
+`backward_rows`: dQ alone, one pass over tiles of keys for each tile of rows: every sum in one order, too.
 """
 
 from __future__ import annotations
@@ -88,13 +90,11 @@ def rows_before(O: T[B, H, M, E], dO: T[B, H, M, E], LSE: f32[B, H, M], dLSE: "f
         into(-fc.sum(fc.where(rows.valid & (lse != -fc.inf), fc.exp(logit - lse) * delta, 0.0)))
 
 
-@fc.kernel
-def backward(Q: T[B, H, M, D], K: T[B, G, N, D], V: T[B, G, N, E], dO: T[B, H, M, E], LSE2: f32[B, H, M], Delta: f32[B, H, M],
-             dQ: "inout f32[B, H, M, D] | None", dK: "out T[B, G, N, D]", dV: "out T[B, G, N, E]", *,
-             scale: f32, positive=True, mask="none", score=None, keep=None, weigh=None, grouped=False, held=True, turned=False):
-    if positive:
-        fc.positive(scale)
-    b, g, cols = fc.grid(Q.B, K.G, fc.tile(K.N, "BLOCK_N"))
+def gradients_of_keys(b: Any, g: Any, cols: Any, tensors: tuple[Any, ...], heads: Any, dq: Callable[[Any, Any], Any], scale: Any,
+                      mask: Any, score: Any, keep: Any, weigh: Any, grouped: bool, held: bool, turned: bool) -> None:
+    """A tile of keys: its own gradients, of all rows of the heads that share it, and its share of dQ. heads: how many there are. dq(head,
+    rows): where that share is added to, or None."""
+    Q, K, V, dO, LSE2, Delta, dK, dV = tensors
     k, v = fc.load(K[b, g, cols]), fc.load(V[b, g, cols])
     dk, dv = fc.var(fc.zeros(cols, K.D)), fc.var(fc.zeros(cols, V.E))
 
@@ -106,12 +106,39 @@ def backward(Q: T[B, H, M, D], K: T[B, G, N, D], V: T[B, G, N, E], dO: T[B, H, M
 
     def head(h):
         for rows in fc.loop(fc.tile(Q.M, "BLOCK_M"), live=functools.partial(live, h)):
-            mine = [None if t is None else t[b, h, rows] for t in (Q, dO, LSE2, Delta, dQ)]
+            mine = [*(t[b, h, rows] for t in (Q, dO, LSE2, Delta)), dq(h, rows)]
             step(mine, k, v, dk, dv, scale, turned, functools.partial(live, h, rows), (b, h, rows.index, cols.index), score, weigh, held)
 
-    each_head(head, g, Q.H // K.G, grouped)
+    each_head(head, g, heads, grouped)
     fc.store(dK[b, g, cols], (dk * scale).to(K.dtype))
     fc.store(dV[b, g, cols], dv.to(V.dtype))
+
+
+@fc.kernel
+def backward(Q: T[B, H, M, D], K: T[B, G, N, D], V: T[B, G, N, E], dO: T[B, H, M, E], LSE2: f32[B, H, M], Delta: f32[B, H, M],
+             dQ: "inout f32[B, H, M, D] | None", dK: "out T[B, G, N, D]", dV: "out T[B, G, N, E]", *,
+             scale: f32, positive=True, mask="none", score=None, keep=None, weigh=None, grouped=False, held=True, turned=False):
+    if positive:
+        fc.positive(scale)
+    b, g, cols = fc.grid(Q.B, K.G, fc.tile(K.N, "BLOCK_N"))
+    dq = lambda h, rows: None if dQ is None else dQ[b, h, rows]
+    tensors = Q, K, V, dO, LSE2, Delta, dK, dV
+    gradients_of_keys(b, g, cols, tensors, Q.H // K.G, dq, scale, mask, score, keep, weigh, grouped, held, turned)
+
+
+@fc.kernel
+def backward_in_order(Q: T[B, H, M, D], K: T[B, G, N, D], V: T[B, G, N, E], dO: T[B, H, M, E], LSE2: f32[B, H, M], Delta: f32[B, H, M],
+                      dQ: "inout f32[S, B, H, M, D]", dK: "out T[B, G, N, D]", dV: "out T[B, G, N, E]", *,
+                      scale: f32, positive=True, mask="none", score=None, keep=None, weigh=None, grouped=False, held=True, turned=False):
+    if positive:
+        fc.positive(scale)
+    b, g, c = fc.grid(Q.B, K.G, dQ.S)
+    tiles = fc.tile(K.N, "BLOCK_N")
+    count = (K.N + (tiles.size - 1)) // tiles.size
+    place = lambda n: fc.where(n % 2 == 0, c, dQ.S - 1 - c)  # there and back: tiles have more work than those behind them, or less
+    for n in fc.loop(count // dQ.S + fc.where(place(count // dQ.S) < count % dQ.S, 1, 0)):
+        gradients_of_keys(b, g, tiles[n * dQ.S + place(n)], (Q, K, V, dO, LSE2, Delta, dK, dV), Q.H // K.G,
+                          lambda h, rows: dQ[c, b, h, rows], scale, mask, score, keep, weigh, grouped, held, turned)
 
 
 @fc.kernel
