@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import fcgen as fc
-from fcgen.kernels.backward_schedules import slices
 
 from .cells import BAD, Errors
 from .environment import facts
@@ -95,8 +94,8 @@ class Cell:
                 most, rms = max(most, diff.abs().max().item()), max(rms, (diff.norm() / want.norm()).item())
         return Errors(most, rms)
 
-    def arguments(self, which: str) -> tuple[dict[str, Any], Callable[[], dict[str, Any]]]:
-        """Of one of the library's programs (`pool.BACKWARD`); and what gives [B, S, H, D] gradients behind a launch with them."""
+    def arguments(self, which: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Of one of the library's programs (`pool.BACKWARD`); and [B, S, H, D] views of the gradients in them."""
         import torch
 
         t = lambda x: x.transpose(1, 2)
@@ -104,13 +103,13 @@ class Cell:
         given = {"Q": t(self.q), "K": t(self.k), "V": t(self.v), "dO": t(self.do), "LSE2": self.lse * LOG2E, "Delta": delta,
                  "scale": self.scale}
         empty = lambda x: torch.full_like(x, float("nan"))
+        sums = torch.zeros(t(self.q).shape, device="cuda")
         into = {} if which == "backward_rows" else {"dK": t(empty(self.k)), "dV": t(empty(self.v))}
-        if which == "backward_in_order":
-            b, n, h, _ = self.k.shape
-            into["dQ"] = torch.zeros((slices(b * h, -(-n // 128), 132), *t(self.q).shape), device="cuda")
-        elif which != "backward_keys":
-            into["dQ"] = torch.zeros(t(self.q).shape, device="cuda") if into else t(empty(self.q))
-        return {**given, **into}, lambda: {name: t(x.sum(0) if x.dim() == 5 else x) for name, x in into.items()}
+        if which != "backward_keys":
+            into["dQ"] = sums if into else t(empty(self.q))
+        if which == "backward_rows":
+            given |= {"O": t(self.o), "LSE": self.lse, "LSE2": torch.empty_like(self.lse), "Delta": torch.empty_like(self.lse)}
+        return {**given, **into}, {name: t(x) for name, x in into.items()}
 
 
 def named(grads: Sequence[Any]) -> dict[str, Any]:

@@ -94,7 +94,7 @@ def shipped(arch: str, d: int, mask: str, of: str = "plain") -> fc.Schedule:
     """What the library runs, first of all for the backward pass; for a target of Hopper's own instructions that has no table yet, the table
     of the target without them."""
     if of in BACKWARD:
-        return candidates(of.removesuffix("_keys"), arch, d, of != "backward_keys", mask != "none")[0]
+        return candidates(of.replace("_keys", ""), arch, d, of != "backward_keys", mask != "none")[0]
     try:
         return pick(arch, d, mask=mask)
     except (fc.FcError, KeyError):
@@ -112,8 +112,7 @@ def hopper_backward(base: fc.Schedule, of: str) -> Iterator[fc.Schedule]:
     """The same of the backward pass, whose products are s, dp, dv, dk and dq (s, dp and dq of `backward_rows`)."""
     rings, keys = (("q", "do"), "BLOCK_N") if of != "backward_rows" else (("k", "v"), "BLOCK_M")
     other = "BLOCK_M" if keys == "BLOCK_N" else "BLOCK_N"
-    five = {"s", "dp", "dv", "dk", "dq"}
-    there = {"backward": five, "backward_in_order": five, "backward_keys": {"s", "dp", "dv", "dk"}, "backward_rows": {"s", "dp", "dq"}}[of]
+    there = {"backward": {"s", "dp", "dv", "dk", "dq"}, "backward_keys": {"s", "dp", "dv", "dk"}, "backward_rows": {"s", "dp", "dq"}}[of]
     for way, held, (groups, n), m, slots in product(BACK_WAYS, ((), ("dp", "s")), BACK_KEYS, BACK_ROWS, BACK_SLOTS):
         if all(there.issuperset(names) for names in way.values()):
             for blocks in (1, 2) if groups == 1 else (1,):
@@ -279,13 +278,13 @@ class Search:
 
 @dataclass
 class Backward(Search):
-    """Of the kernel that adds up all gradients ("backward", "backward_in_order"), or those of keys and values ("backward_keys") or of q
-    ("backward_rows") alone, without what runs beside it. Its peers are whole passes."""
+    """Of the kernel that adds up all gradients ("backward"), or those of keys and values ("backward_keys") or of q ("backward_rows") alone,
+    without what runs beside it. Its peers are whole passes."""
 
     slack, few = 2.0, FEW_BYTES
 
     def __post_init__(self) -> None:
-        self.work = {"backward": 2.5, "backward_in_order": 2.5, "backward_keys": 2.0, "backward_rows": 1.5}[self.spec]
+        self.work = {"backward": 2.5, "backward_keys": 2.0, "backward_rows": 1.5}[self.spec]
 
     def given(self, cell: Cell) -> tuple[Any, Any]:
         x = back.Cell(cell.batch, cell.s, cell.heads, cell.d, cell.causal, {"fp16": "float16", "bf16": "bfloat16"}[self.dtype])
@@ -294,7 +293,7 @@ class Backward(Search):
     def bind(self, text: str, x: Any) -> Call:
         arguments, of = x.arguments(self.spec)
         launch = launcher(self.good[text])
-        return Call(lambda: launch(arguments), lambda _: of())
+        return Call(lambda: launch(arguments), lambda _: of)
 
 
 def show(search: Search, now: str, most: int = 25) -> None:

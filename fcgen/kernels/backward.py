@@ -9,12 +9,12 @@ With x the scaled scores, s = score(x), p = exp(s - LSE), w = weigh(p), O = sum_
 where Delta is the row sum of O * dO, less the gradient of the log-sum-exp. The derivatives of score and weigh are made by `fc.vjp`, and so
 are the gradients of the tensors that these functions hold (parameters `NAME_grad`). Programs:
 
-`rows_before`: Delta, the log-sum-exp in powers of two (+inf in rows without a key: their weights are then 0), and the gradient of sinks.
+`rows_before`: Delta, the log-sum-exp in powers of two (+inf in rows without a key: their weights are then 0), and the gradient of sinks. It
+clears the sums of dQ, which `rows_after` rounds.
 `backward`: one pass over tiles of rows for each tile of keys. dK and dV stay in registers, over all heads of a group; each program adds its
 share of dQ to memory, unless it is left out. S and dP are made as their transposes: P^T and dS^T are left operands as they are.
-`backward_in_order`: the same with every sum in one order, the same bits each time. A program takes every S-th tile of keys, one after the
-other, and adds to the S-th of dQ that nobody else adds to.
-`backward_rows`: dQ alone, one pass over tiles of keys for each tile of rows: every sum in one order, too.
+`backward_rows`: dQ alone, one pass over tiles of keys for each tile of rows: every sum in one order, the same bits each time. It makes
+Delta and LSE2 itself, and leaves them to `backward` where that follows.
 """
 
 from __future__ import annotations
@@ -75,26 +75,43 @@ def each_head(head: Callable[[Any], None], g: Any, size: Any, grouped: bool) -> 
         head(g * size)
 
 
-@fc.kernel
-def rows_before(O: T[B, H, M, E], dO: T[B, H, M, E], LSE: f32[B, H, M], dLSE: "f32[B, H, M] | None", Delta: "out f32[B, H, M]",
-                LSE2: "out f32[B, H, M]", *, sink=None):
-    b, h, rows = fc.grid(O.B, O.H, fc.tile(O.M, "BLOCK_M"))
-    o, do, lse = fc.load(O[b, h, rows]), fc.load(dO[b, h, rows]), fc.load(LSE[b, h, rows])
-    delta = fc.sum(o.to(fc.f32) * do.to(fc.f32), axis=1)
+def facts_of_rows(b: Any, h: Any, rows: Any, do: Any, O: Any, LSE: Any, dLSE: Any, Delta: Any, LSE2: Any, sink: Any) -> tuple[Any, Any]:
+    """(LSE2, Delta) of a tile of rows, also in memory where there is a place for them; and what the rows add to the gradient of a sink."""
+    o, lse = fc.load(O[b, h, rows]), fc.load(LSE[b, h, rows])
+    delta, lse2 = fc.sum(o.to(fc.f32) * do.to(fc.f32), axis=1), fc.where(lse == -fc.inf, fc.inf, lse * LOG2E)
     if dLSE is not None:
         delta = delta - fc.load(dLSE[b, h, rows])
-    fc.store(Delta[b, h, rows], delta)
-    fc.store(LSE2[b, h, rows], fc.where(lse == -fc.inf, fc.inf, lse * LOG2E))
+    if Delta is not None:
+        fc.store(Delta[b, h, rows], delta)
+        fc.store(LSE2[b, h, rows], lse2)
     if sink is not None:
         logit, into = fc.vjp(lambda: fc.cast(sink(h), fc.f32), captured=True)
         into(-fc.sum(fc.where(rows.valid & (lse != -fc.inf), fc.exp(logit - lse) * delta, 0.0)))
+    return lse2, delta
 
 
-def gradients_of_keys(b: Any, g: Any, cols: Any, tensors: tuple[Any, ...], heads: Any, dq: Callable[[Any, Any], Any], scale: Any,
-                      mask: Any, score: Any, keep: Any, weigh: Any, grouped: bool, held: bool, turned: bool) -> None:
-    """A tile of keys: its own gradients, of all rows of the heads that share it, and its share of dQ. heads: how many there are. dq(head,
-    rows): where that share is added to, or None."""
-    Q, K, V, dO, LSE2, Delta, dK, dV = tensors
+@fc.kernel
+def rows_before(O: T[B, H, M, E], dO: T[B, H, M, E], LSE: f32[B, H, M], dLSE: "f32[B, H, M] | None", Delta: "out f32[B, H, M]",
+                LSE2: "out f32[B, H, M]", Sums: "out f32[B, H, M, D] | None", *, sink=None):
+    b, h, rows = fc.grid(O.B, O.H, fc.tile(O.M, "BLOCK_M"))
+    if Sums is not None:
+        fc.store(Sums[b, h, rows], fc.zeros(rows, Sums.D))
+    facts_of_rows(b, h, rows, fc.load(dO[b, h, rows]), O, LSE, dLSE, Delta, LSE2, sink)
+
+
+@fc.kernel
+def rows_after(Sums: f32[B, H, M, D], dQ: "out T[B, H, M, D]"):
+    b, h, rows = fc.grid(dQ.B, dQ.H, fc.tile(dQ.M, "BLOCK_M"))
+    fc.store(dQ[b, h, rows], fc.load(Sums[b, h, rows]).to(dQ.dtype))
+
+
+@fc.kernel
+def backward(Q: T[B, H, M, D], K: T[B, G, N, D], V: T[B, G, N, E], dO: T[B, H, M, E], LSE2: f32[B, H, M], Delta: f32[B, H, M],
+             dQ: "inout f32[B, H, M, D] | None", dK: "out T[B, G, N, D]", dV: "out T[B, G, N, E]", *,
+             scale: f32, positive=True, mask="none", score=None, keep=None, weigh=None, grouped=False, held=True, turned=False):
+    if positive:
+        fc.positive(scale)
+    b, g, cols = fc.grid(Q.B, K.G, fc.tile(K.N, "BLOCK_N"))
     k, v = fc.load(K[b, g, cols]), fc.load(V[b, g, cols])
     dk, dv = fc.var(fc.zeros(cols, K.D)), fc.var(fc.zeros(cols, V.E))
 
@@ -106,50 +123,24 @@ def gradients_of_keys(b: Any, g: Any, cols: Any, tensors: tuple[Any, ...], heads
 
     def head(h):
         for rows in fc.loop(fc.tile(Q.M, "BLOCK_M"), live=functools.partial(live, h)):
-            mine = [*(t[b, h, rows] for t in (Q, dO, LSE2, Delta)), dq(h, rows)]
+            mine = [None if t is None else t[b, h, rows] for t in (Q, dO, LSE2, Delta, dQ)]
             step(mine, k, v, dk, dv, scale, turned, functools.partial(live, h, rows), (b, h, rows.index, cols.index), score, weigh, held)
 
-    each_head(head, g, heads, grouped)
+    each_head(head, g, Q.H // K.G, grouped)
     fc.store(dK[b, g, cols], (dk * scale).to(K.dtype))
     fc.store(dV[b, g, cols], dv.to(V.dtype))
 
 
 @fc.kernel
-def backward(Q: T[B, H, M, D], K: T[B, G, N, D], V: T[B, G, N, E], dO: T[B, H, M, E], LSE2: f32[B, H, M], Delta: f32[B, H, M],
-             dQ: "inout f32[B, H, M, D] | None", dK: "out T[B, G, N, D]", dV: "out T[B, G, N, E]", *,
-             scale: f32, positive=True, mask="none", score=None, keep=None, weigh=None, grouped=False, held=True, turned=False):
-    if positive:
-        fc.positive(scale)
-    b, g, cols = fc.grid(Q.B, K.G, fc.tile(K.N, "BLOCK_N"))
-    dq = lambda h, rows: None if dQ is None else dQ[b, h, rows]
-    tensors = Q, K, V, dO, LSE2, Delta, dK, dV
-    gradients_of_keys(b, g, cols, tensors, Q.H // K.G, dq, scale, mask, score, keep, weigh, grouped, held, turned)
-
-
-@fc.kernel
-def backward_in_order(Q: T[B, H, M, D], K: T[B, G, N, D], V: T[B, G, N, E], dO: T[B, H, M, E], LSE2: f32[B, H, M], Delta: f32[B, H, M],
-                      dQ: "inout f32[S, B, H, M, D]", dK: "out T[B, G, N, D]", dV: "out T[B, G, N, E]", *,
-                      scale: f32, positive=True, mask="none", score=None, keep=None, weigh=None, grouped=False, held=True, turned=False):
-    if positive:
-        fc.positive(scale)
-    b, g, c = fc.grid(Q.B, K.G, dQ.S)
-    tiles = fc.tile(K.N, "BLOCK_N")
-    count = (K.N + (tiles.size - 1)) // tiles.size
-    place = lambda n: fc.where(n % 2 == 0, c, dQ.S - 1 - c)  # there and back: tiles have more work than those behind them, or less
-    for n in fc.loop(count // dQ.S + fc.where(place(count // dQ.S) < count % dQ.S, 1, 0)):
-        gradients_of_keys(b, g, tiles[n * dQ.S + place(n)], (Q, K, V, dO, LSE2, Delta, dK, dV), Q.H // K.G,
-                          lambda h, rows: dQ[c, b, h, rows], scale, mask, score, keep, weigh, grouped, held, turned)
-
-
-@fc.kernel
-def backward_rows(Q: T[B, H, M, D], K: T[B, G, N, D], V: T[B, G, N, E], dO: T[B, H, M, E], LSE2: f32[B, H, M], Delta: f32[B, H, M],
-                  dQ: "out T[B, H, M, D]", *, scale: f32, positive=True, mask="none", score=None, keep=None, weigh=None):
+def backward_rows(Q: T[B, H, M, D], K: T[B, G, N, D], V: T[B, G, N, E], dO: T[B, H, M, E], O: T[B, H, M, E], LSE: f32[B, H, M],
+                  dLSE: "f32[B, H, M] | None", dQ: "out T[B, H, M, D]", Delta: "out f32[B, H, M] | None", LSE2: "out f32[B, H, M] | None",
+                  *, scale: f32, positive=True, mask="none", score=None, keep=None, weigh=None, sink=None):
     if positive:
         fc.positive(scale)
     b, h, rows = fc.grid(Q.B, Q.H, fc.tile(Q.M, "BLOCK_M"))
     g = h // (Q.H // K.G)
     q, do = fc.load(Q[b, h, rows]), fc.load(dO[b, h, rows])
-    lse2, delta = fc.load(LSE2[b, h, rows]), fc.load(Delta[b, h, rows])
+    lse2, delta = facts_of_rows(b, h, rows, do, O, LSE, dLSE, Delta, LSE2, sink)
     dq = fc.var(fc.zeros(rows, Q.D))
 
     def live(cols):

@@ -24,11 +24,11 @@ FEW_BYTES = 64
 #: L2 (H200, D=256, 4k: 665 and 530 TFLOP/s for 3 and 4 products, 400 for 5 with the additions)
 ADDS_UP_TO = 128
 _TWO, _QUEUED = {"q": 2, "do": 2}, {"q": 3, "do": 2}
-_ONE = {**_TWO, "k": 1, "v": 1}
-#: sums of dQ, each as large as q in 32 bits
-MOST_SLICES = 32
-#: MiB of L2 for what loops read of the heads that run side by side
-SIDE_BY_SIDE = 32
+#: keys of a tile, of most schedules
+KEYS = 128
+#: MiB of L2 for what loops read of the heads that run side by side, where programs are not so many that it does not matter when the longest
+#: of them begin
+SIDE_BY_SIDE, MANY_WAVES = 32, 8
 #: for head sizes that eight warps do not divide into, and for functions with many values
 _SMALL = _mma(32, 32, 4), _mma(32, 32, 4, hold_a=False), _mma(16, 16, 2)
 #: head size up to which -> schedules of `backward`, on Hopper and elsewhere
@@ -46,9 +46,6 @@ _UNEVEN = {64: (_hopper(128, 128, 2, _TWO, behind="dq"),), 128: (_hopper(64, 128
 #: and where dQ has a pass of its own
 _KEYS = {128: (_hopper(64, 128, 2, _TWO), _hopper(64, 64, 2, 1), _hopper(64, 64, 1, 1)),
          256: (_hopper(64, 64, 2, _TWO), _hopper(64, 64, 2, 1))}
-#: of `backward_in_order`, whose two loops leave no registers for products ahead or behind
-_IN_ORDER = {64: (_hopper(128, 128, 2, _TWO), _hopper(64, 64, 1, 2)),
-             128: (_hopper(80, 128, 2, _ONE), _hopper(64, 128, 2, _ONE), _hopper(64, 64, 2, 1), _hopper(64, 64, 1, 1))}
 #: and of `backward_rows`
 _ROWS: dict[str, dict[int, tuple[Schedule, ...]]] = {
     "wgmma": {64: (_hopper(128, 128, 2, 2), _hopper(128, 64, 2, 4), _hopper(64, 64, 1, 2)),
@@ -59,18 +56,21 @@ _ROWS: dict[str, dict[int, tuple[Schedule, ...]]] = {
             512: (_mma(32, 32, 8, 2, hold_a=False), _mma(32, 32, 8, hold_a=False), _mma(16, 32, 4, hold_a=False))}}
 
 
-def candidates(spec: str, arch: str, head: int, adds: bool = True, uneven: bool = False, grouped: bool = False) -> tuple[Schedule, ...]:
+def candidates(spec: str, arch: str, head: int, adds: bool = True, uneven: bool = False, grouped: bool = False,
+               waves: int = 0) -> tuple[Schedule, ...]:
     """For a spec of `kernels.backward` or `kernels.ragged_backward`, and a head size (the larger of the key's and the value's). adds: it
     adds up the gradient of q too. uneven: tiles of keys differ in work: the longest run first, of as many heads as lie in L2 together
-    (B=1, 8 heads of keys, 4k: 0.63 of the multiprocessors worked where one head's ran after the other's). grouped: heads of keys are
-    shared; two loops leave no registers for products ahead or behind."""
+    (B=1, 8 heads of keys, 4k: 0.63 of the multiprocessors worked where one head's ran after the other's). waves: how many programs each
+    multiprocessor has, one after the other: with many, one head's tiles run behind another's, and what is added up stays in L2 (H100,
+    1k, 16k tokens: 361 for 273 TFLOP/s at D=64, 384 for 351 at D=128). grouped: heads of keys are shared; two loops leave no registers for
+    products ahead or behind."""
     if "tangent" in spec:
         return ()  # a model of the machine finds them
-    if spec.endswith("before"):
+    if spec == "ragged_rows_before":
         return (Schedule(tiles={"BLOCK_M": 32 if head <= 128 else 16}),)
+    if spec in ("rows_before", "rows_after"):
+        return (Schedule(tiles={"BLOCK_M": 8}, warps=2 if head <= 64 else 4, epilogue="direct"),)
     rows, wgmma = spec.endswith("rows"), arch.endswith("a")
-    if spec.endswith("in_order"):
-        return next((found for most, found in _IN_ORDER.items() if head <= most and wgmma), ())
     pick = lambda table: next((found for most, found in table.items() if head <= most), ())
     found: tuple[Schedule, ...] = pick((_ROWS if rows else _BOTH)["wgmma" if wgmma else "mma"])
     if rows or not wgmma:
@@ -81,15 +81,7 @@ def candidates(spec: str, arch: str, head: int, adds: bool = True, uneven: bool 
         found = (*pick(_UNEVEN), *(s for s in found if not (s.early or s.behind)))
     if grouped:
         found = tuple(s for s in found if not (s.early or s.behind))
-    return (*(replace(s, l2=SIDE_BY_SIDE) for s in found), *found) if uneven else found
-
-
-def slices(programs: int, tiles: int, multiprocessors: int) -> int:
-    """How many sums of dQ `backward_in_order` has: what its programs of a head, or group of heads, share tiles of keys by. programs: how
-    many heads of keys there are. A sum is cleared, written back and read again, which takes as long as a hundredth of a tile's products on
-    one multiprocessor, for each head of keys."""
-    every = range(1, min(tiles, MOST_SLICES) + 1)
-    return min(every, key=lambda s: -(-programs * s // multiprocessors) * -(-tiles // s) + s * programs / 100, default=1)
+    return (*(replace(s, l2=SIDE_BY_SIDE) for s in found), *found) if uneven and waves < MANY_WAVES else found
 
 
 def turned(schedule: Schedule) -> dict[str, bool]:

@@ -244,7 +244,7 @@ def test_the_race_of_backward_passes(tmp_path):
     assert {(r["variant"], r["name"]) for r in saved["table"]} >= {("bias", "fcgen")} and not saved["problems"] and "timed was right" in said
 
 
-@pytest.mark.parametrize("of", ["backward", "backward_in_order", "backward_keys", "backward_rows"])
+@pytest.mark.parametrize("of", ["backward", "backward_keys", "backward_rows"])
 def test_search_of_the_backward_programs(of, tmp_path):
     path = tmp_path / "c.txt"
     path.write_text("tiles={BLOCK_M: 32, BLOCK_N: 32}, stages=1\nwarps=3\n")
