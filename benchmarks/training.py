@@ -214,7 +214,9 @@ def ways(cell: Cell, flex: bool, folder: str | None, log: Callable[[str], None])
         mod = None if score is None else lambda s, b, h, i, j: score(s, b, h, i, j, *cell.learned)
         return cell.autograd("flex", lambda q, k, w: compiled(q, k, w, score_mod=mod, block_mask=mask, enable_gqa=v.groups > 1))
 
-    every: dict[str, Callable[[], Checked]] = {"fcgen": lambda: cell.autograd("fcgen", ours), "fcgen, deterministic": in_order}
+    every: dict[str, Callable[[], Checked]] = {"fcgen": lambda: cell.autograd("fcgen", ours)}
+    if v.name in ("full", "causal"):
+        every["fcgen, deterministic"] = in_order
     if folder and v.score is None and not cell.learned and v.name not in ("window", "dropout"):
         every["cudnn"] = lambda: cell.autograd("cudnn", cudnn)
     if folder and v.fa3 is not None:
