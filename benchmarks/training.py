@@ -234,19 +234,26 @@ def ways(cell: Cell, flex: bool, folder: str | None, log: Callable[[str], None])
     return out
 
 
-def compiled(job: tuple[str, int, str, bool]) -> None:
-    """The race's backward programs, in the cache on disk."""
+#: what the race launches: which program, and what more it is compiled for
+PROGRAMS: tuple[tuple[str, dict[str, Any]], ...] = (("before", {"dLSE": None}), ("keys", {}), ("after", {}), ("rows", {"dLSE": None}),
+                                                    ("keys", {"dQ": None}))
+
+
+def compiled(job: tuple[int, int, str, bool]) -> None:
+    """One of the race's backward programs, in the cache on disk."""
     from fcgen.attend import training
     from fcgen.ir.types import DTYPES
 
-    which, d, dtype, causal = job
-    mask = "causal_top_left" if causal else "none"
-    known = {"T": DTYPES[{"fp16": "f16", "bf16": "bf16"}[dtype]], "D": d, "E": d, "mask": mask, "grouped": False}
-    training._ready(getattr(training.DENSE, which), "sm_90" if which == "before" else "sm_90a", known, {}, []).make().built  # noqa: B018
+    n, d, dtype, causal = job
+    which, more = PROGRAMS[n]
+    known = {"T": DTYPES[{"fp16": "f16", "bf16": "bf16"}[dtype]], "D": d, "E": d, "mask": "causal_top_left" if causal else "none",
+             "grouped": False, **more}
+    arch = "sm_90" if which in ("before", "after") else "sm_90a"
+    training._ready(getattr(training.DENSE, which), arch, known, {}, [], waves=TOKENS * WIDTH // d // 128 // 132).make().built  # noqa: B018
 
 
 def prepare(heads: Sequence[int], dtypes: Sequence[str]) -> None:
-    jobs = [(w, d, t, c) for w in ("before", "keys", "rows") for d in heads for t in dtypes for c in (False, True)]
+    jobs = [(n, d, t, c) for n in range(len(PROGRAMS)) for d in heads for t in dtypes for c in (False, True)]
     with ProcessPoolExecutor(min(processes(), len(jobs)), mp_context=multiprocessing.get_context("spawn")) as pool:
         list(pool.map(compiled, jobs))
 
