@@ -27,8 +27,9 @@ from ..kernels.backward_schedules import ADDS_UP_TO, FEW_BYTES, KEYS, MANY_WAVES
 from ..lang.captures import identity
 from ..lang.spec import Spec
 from ..runtime import driver, tensors
+from . import backward_plans
 from .learning import held_learn
-from .variants import Functions
+from .variants import PLAIN, Functions
 
 #: heads that fit every target; larger ones have programs for multiples of the second number, where they fit
 WIDEST, STEP = 256, 32
@@ -96,7 +97,8 @@ Pair = tuple[Ready, Ready]
 
 class Plan(NamedTuple):
     """The programs of a backward pass, None where nobody wants what they compute: rows is run in front of keys, after behind it, which
-    then adds up the gradient of q. rows_before: first with the gradient of the log-sum-exp, and with nothing to clear."""
+    then adds up the gradient of q. rows_before: first with the gradient of the log-sum-exp, and with nothing to clear. kinds: how calls are
+    launched that are known (`backward_plans`)."""
 
     first: Pair | None
     rows: Pair | None
@@ -104,6 +106,7 @@ class Plan(NamedTuple):
     after: Ready | None
     adds: bool
     rows_before: Ready
+    kinds: list[Any]
 
 
 def widened(q: Any, k: Any, v: Any) -> list[Any] | None:
@@ -122,6 +125,10 @@ def gradients(call: Call, plan: Plan, o: Any, lse: Any, q: Any, k: Any, v: Any, 
     """Those of q, k and v, of what is wanted; those of the held tensors are added to `into`."""
     if 0 in q.shape or 0 in k.shape or 0 in v.shape:
         return torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
+    every = (q, k, v, o, lse, do) if dlse is None and do is not None and call.given == PLAIN and call.specs is DENSE else None
+    found = None if every is None else backward_plans.known(plan, call.scale, every)
+    if found is not None:
+        return found  # type: ignore[no-any-return]
     do = torch.zeros_like(o) if do is None else do.resolve_neg()
     if do.stride(-1) != 1 or not tensors.describe(do, "dO").in_lines:
         do = do.contiguous()
@@ -146,6 +153,8 @@ def gradients(call: Call, plan: Plan, o: Any, lse: Any, q: Any, k: Any, v: Any, 
     if plan.after is not None:
         dq = new(q)
         plan.after.launch({"Sums": total, "dQ": dq}, held, into)
+    if every is not None:
+        backward_plans.learn(plan, every)
     return (dq if total is None or plan.after is not None else total.to(q.dtype)), dk, dv
 
 
@@ -160,33 +169,52 @@ def _like(x: torch.Tensor) -> torch.Tensor:
 
 def plan_of(call: Call, q: Any, k: Any, v: Any, for_q: bool, for_k: bool, held: list[Any]) -> Plan:
     """for_q, for_k: whether gradients of q, and of k or v, are wanted. held: receives the tensors that the functions hold."""
-    like = tensors.outline(q, "q")
-    common = target(call.arch.rstrip("a")).arch
-    arch = call.arch if like.in_lines and all(tensors.outline(x, n).in_lines for x, n in ((k, "k"), (v, "v"))) else common
+    like, dense = tensors.outline(q, "q"), call.specs is DENSE
+    lines = like.in_lines and all(tensors.outline(x, n).in_lines for x, n in ((k, "k"), (v, "v")))
+    ordered = in_order.get() or torch.are_deterministic_algorithms_enabled()
+    waves = 0
+    if dense:  # of packed sequences nobody knows here
+        tiles = k.shape[0] * k.shape[1] * -(-k.shape[2] // KEYS)
+        waves = min(tiles // driver.device_info(like.device).sm_count, MANY_WAVES)
+    grouped = q.shape[call.heads] != k.shape[call.heads]
+    if call.given != PLAIN:
+        return _plan(call, like, q.shape[-1], v.shape[-1], lines, ordered, waves, grouped, for_q, for_k, held)
+    key = (call.specs, call.arch, *call.facts.items(), like.device, like.dtype, q.shape[-1], v.shape[-1], lines, ordered, waves, grouped,
+           for_q, for_k)
+    if key not in _plans:
+        if len(_plans) >= 1024:
+            _plans.clear()
+        _plans[key] = _plan(call, like, q.shape[-1], v.shape[-1], lines, ordered, waves, grouped, for_q, for_k, held)
+    return _plans[key]
+
+
+_plans: dict[Any, Plan] = {}
+
+
+def _plan(call: Call, like: tensors.TensorArg, d: int, e: int, lines: bool, ordered: bool, waves: int, grouped: bool, for_q: bool,
+          for_k: bool, held: list[Any]) -> Plan:
+    """lines: bulk copies can move q, k and v. waves, grouped: as `candidates` takes them."""
+    common, dense = target(call.arch.rstrip("a")).arch, call.specs is DENSE
+    arch = call.arch if lines else common
     score, keep, weigh, sink = call.given
-    facts = {"T": DTYPES[like.dtype], "D": q.shape[-1], "E": v.shape[-1], **call.facts}
+    facts = {"T": DTYPES[like.dtype], "D": d, "E": e, **call.facts}
     functions = {n: f for n, f in (("score", score), ("keep", keep), ("weigh", weigh)) if f is not None}
     sinks = {} if sink is None else {"sink": sink}
-    learns, alone = held_learn(Functions(score=score, weigh=weigh)), call.specs.after is not None
-    every = for_k or learns
-    apart = arch.endswith("a") and max(q.shape[-1], v.shape[-1]) > ADDS_UP_TO
-    adds = for_q and every and not apart and not (in_order.get() or torch.are_deterministic_algorithms_enabled())
-    more = {"grouped": q.shape[call.heads] != k.shape[call.heads], **({} if adds else {"dQ": None})}
-    waves = 0
-    if alone:  # packed sequences: nobody knows here
-        waves = k.shape[0] * k.shape[1] * -(-k.shape[2] // KEYS) // driver.device_info(like.device).sm_count
+    every = for_k or held_learn(Functions(score=score, weigh=weigh))
+    adds = for_q and every and not ordered and not (arch.endswith("a") and max(d, e) > ADDS_UP_TO)
+    more = {"grouped": grouped, **({} if adds else {"dQ": None})}
     keys = _ready(call.specs.keys, arch, {**facts, **more}, functions, held, waves) if every else None
     whole = _ready(call.specs.before, common, {**facts, "Sums": None}, sinks, held)
     first: Pair | None = None
     rows: Pair | None = None
-    if adds or not for_q or not alone:
-        clears = {} if adds and alone and not sinks else {"Sums": None}
+    if adds or not for_q or not dense:
+        clears = {} if adds and dense and not sinks else {"Sums": None}
         first = (whole, whole) if sinks else _pair(call.specs.before, common, {**facts, **clears}, {}, held)
     if for_q and not adds:
         unread = {} if every else {"Delta": None, "LSE2": None}
-        rows = _pair(call.specs.rows, arch, {**facts, **unread}, {**functions, **(sinks if alone else {})}, held)
+        rows = _pair(call.specs.rows, arch, {**facts, **unread}, {**functions, **(sinks if dense else {})}, held)
     after = _ready(call.specs.after, common, facts, {}, held) if adds and call.specs.after is not None else None
-    return Plan(first, rows, keys, after, adds, whole)
+    return Plan(first, rows, keys, after, adds, whole, [])
 
 
 def _pair(spec: Spec, arch: str, facts: Mapping[str, Any], functions: Mapping[str, Any], held: list[Any]) -> Pair:
@@ -197,7 +225,6 @@ def _pair(spec: Spec, arch: str, facts: Mapping[str, Any], functions: Mapping[st
 
 def _ready(spec: Spec, arch: str, facts: Mapping[str, Any], functions: Mapping[str, Any], held: list[Any],
            waves: int = 0) -> Ready:
-    waves = min(waves, MANY_WAVES)  # which tell schedules apart
     signature = spec.signature
     known = {*signature.dims, *signature.dtype_names, *(p.name for p in signature.params if p.kind == "static" or p.optional)}
     facts = {n: x for n, x in facts.items() if n in known}
