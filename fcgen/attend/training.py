@@ -23,10 +23,10 @@ from ..build.program import Program
 from ..errors import FcError
 from ..ir.types import DTYPES
 from ..kernels import backward, ragged_backward
-from ..kernels.backward_schedules import ADDS_UP_TO, FEW_BYTES, KEYS, MANY_WAVES, candidates, turned
+from ..kernels.backward_schedules import FEW_BYTES, apart, candidates, turned
 from ..lang.captures import identity
 from ..lang.spec import Spec
-from ..runtime import driver, tensors
+from ..runtime import tensors
 from . import backward_plans
 from .learning import held_learn
 from .variants import PLAIN, Functions
@@ -169,31 +169,29 @@ def _like(x: torch.Tensor) -> torch.Tensor:
 
 def plan_of(call: Call, q: Any, k: Any, v: Any, for_q: bool, for_k: bool, held: list[Any]) -> Plan:
     """for_q, for_k: whether gradients of q, and of k or v, are wanted. held: receives the tensors that the functions hold."""
-    like, dense = tensors.outline(q, "q"), call.specs is DENSE
+    like = tensors.outline(q, "q")
     lines = like.in_lines and all(tensors.outline(x, n).in_lines for x, n in ((k, "k"), (v, "v")))
-    ordered = in_order.get() or torch.are_deterministic_algorithms_enabled()
-    waves = 0
-    if dense:  # of packed sequences nobody knows here
-        tiles = k.shape[0] * k.shape[1] * -(-k.shape[2] // KEYS)
-        waves = min(tiles // driver.device_info(like.device).sm_count, MANY_WAVES)
+    uneven, rows = call.facts.get("mask", "none") != "none", q.shape[2]
+    two = in_order.get() or torch.are_deterministic_algorithms_enabled() or (
+        call.arch.endswith("a") and lines and apart(max(q.shape[-1], v.shape[-1]), uneven, rows))
     grouped = q.shape[call.heads] != k.shape[call.heads]
     if call.given != PLAIN:
-        return _plan(call, like, q.shape[-1], v.shape[-1], lines, ordered, waves, grouped, for_q, for_k, held)
-    key = (call.specs, call.arch, *call.facts.items(), like.device, like.dtype, q.shape[-1], v.shape[-1], lines, ordered, waves, grouped,
+        return _plan(call, like, q.shape[-1], v.shape[-1], lines, two, grouped, for_q, for_k, held)
+    key = (call.specs, call.arch, *call.facts.items(), like.device, like.dtype, q.shape[-1], v.shape[-1], lines, two, grouped,
            for_q, for_k)
     if key not in _plans:
         if len(_plans) >= 1024:
             _plans.clear()
-        _plans[key] = _plan(call, like, q.shape[-1], v.shape[-1], lines, ordered, waves, grouped, for_q, for_k, held)
+        _plans[key] = _plan(call, like, q.shape[-1], v.shape[-1], lines, two, grouped, for_q, for_k, held)
     return _plans[key]
 
 
 _plans: dict[Any, Plan] = {}
 
 
-def _plan(call: Call, like: tensors.TensorArg, d: int, e: int, lines: bool, ordered: bool, waves: int, grouped: bool, for_q: bool,
+def _plan(call: Call, like: tensors.TensorArg, d: int, e: int, lines: bool, two: bool, grouped: bool, for_q: bool,
           for_k: bool, held: list[Any]) -> Plan:
-    """lines: bulk copies can move q, k and v. waves, grouped: as `candidates` takes them."""
+    """lines: bulk copies can move q, k and v. two: q's has a pass of its own. grouped: heads of keys are shared."""
     common, dense = target(call.arch.rstrip("a")).arch, call.specs is DENSE
     arch = call.arch if lines else common
     score, keep, weigh, sink = call.given
@@ -201,9 +199,9 @@ def _plan(call: Call, like: tensors.TensorArg, d: int, e: int, lines: bool, orde
     functions = {n: f for n, f in (("score", score), ("keep", keep), ("weigh", weigh)) if f is not None}
     sinks = {} if sink is None else {"sink": sink}
     every = for_k or held_learn(Functions(score=score, weigh=weigh))
-    adds = for_q and every and not ordered and not (arch.endswith("a") and max(d, e) > ADDS_UP_TO)
+    adds = for_q and every and not two
     more = {"grouped": grouped, **({} if adds else {"dQ": None})}
-    keys = _ready(call.specs.keys, arch, {**facts, **more}, functions, held, waves) if every else None
+    keys = _ready(call.specs.keys, arch, {**facts, **more}, functions, held) if every else None
     whole = _ready(call.specs.before, common, {**facts, "Sums": None}, sinks, held)
     first: Pair | None = None
     rows: Pair | None = None
@@ -223,18 +221,17 @@ def _pair(spec: Spec, arch: str, facts: Mapping[str, Any], functions: Mapping[st
     return (whole if functions else _ready(spec, arch, {**facts, "dLSE": None}, {}, held)), whole
 
 
-def _ready(spec: Spec, arch: str, facts: Mapping[str, Any], functions: Mapping[str, Any], held: list[Any],
-           waves: int = 0) -> Ready:
+def _ready(spec: Spec, arch: str, facts: Mapping[str, Any], functions: Mapping[str, Any], held: list[Any]) -> Ready:
     signature = spec.signature
     known = {*signature.dims, *signature.dtype_names, *(p.name for p in signature.params if p.kind == "static" or p.optional)}
     facts = {n: x for n, x in facts.items() if n in known}
-    key = spec, arch, waves, tuple(facts.items()), tuple((n, identity(f)) for n, f in functions.items())
+    key = spec, arch, tuple(facts.items()), tuple((n, identity(f)) for n, f in functions.items())
     if not functions:
-        return Ready(functools.partial(_plain, spec, arch, tuple(facts.items()), waves), {}, {}, {})
+        return Ready(functools.partial(_plain, spec, arch, tuple(facts.items())), {}, {}, {})
     if key not in _families or not _stands(_families[key].find(functions)[0]):
         if len(_families) >= 256:
             _families.clear()
-        made = _compiled(spec, arch, facts, functions, waves)
+        made = _compiled(spec, arch, facts, functions)
         assert isinstance(made, Captured)
         _families[key] = made.family
     program, found, values = _families[key].find(functions)
@@ -252,17 +249,17 @@ _families: dict[Any, Family] = {}
 
 
 @functools.lru_cache(maxsize=1024)
-def _plain(spec: Spec, arch: str, facts: tuple[tuple[str, Any], ...], waves: int = 0) -> Program:
-    return _compiled(spec, arch, dict(facts), {}, waves)
+def _plain(spec: Spec, arch: str, facts: tuple[tuple[str, Any], ...]) -> Program:
+    return _compiled(spec, arch, dict(facts), {})
 
 
-def _compiled(spec: Spec, arch: str, facts: Mapping[str, Any], functions: Mapping[str, Any], waves: int) -> Program:
+def _compiled(spec: Spec, arch: str, facts: Mapping[str, Any], functions: Mapping[str, Any]) -> Program:
     """With the first schedule that leaves registers for everything; where none does, with the first one that can be; where none can, with
     what a model of the machine finds, for heads that fit anywhere. Raises FcError "compile/budget"."""
     head = max(facts.get("D", 0), facts.get("E", 0))
     adds = "dQ" not in facts
     uneven, grouped = facts.get("mask", "none") != "none", bool(facts.get("grouped"))
-    listed = [(arch, s) for s in candidates(spec.name, arch, head, adds, uneven, grouped, waves)]
+    listed = [(arch, s) for s in candidates(spec.name, arch, head, adds, uneven, grouped)]
     if arch.endswith("a"):
         listed += [(target(arch.rstrip("a")).arch, s) for s in candidates(spec.name, arch.rstrip("a"), head, adds)]
     possible: Program | None = None

@@ -23,12 +23,12 @@ FEW_BYTES = 64
 #: larger heads have dQ in a pass of its own, in order, where there is wgmma: two products more are faster than adding up as many numbers in
 #: L2 (H200, D=256, 4k: 665 and 530 TFLOP/s for 3 and 4 products, 400 for 5 with the additions)
 ADDS_UP_TO = 128
+#: so have heads of more than 64 where tiles of keys differ in work and rows are few: clearing and rounding sums takes as long whatever the
+#: mask leaves of the products (H100, causal, 1k, 16k tokens: 548 us for 643 at D=128)
+FEW_ROWS = 1536
 _TWO, _QUEUED = {"q": 2, "do": 2}, {"q": 3, "do": 2}
-#: keys of a tile, of most schedules
-KEYS = 128
-#: MiB of L2 for what loops read of the heads that run side by side, where programs are not so many that it does not matter when the longest
-#: of them begin
-SIDE_BY_SIDE, MANY_WAVES = 32, 8
+#: MiB of L2 for what loops read of the heads that run side by side, and add to
+SIDE_BY_SIDE = 40
 #: for head sizes that eight warps do not divide into, and for functions with many values
 _SMALL = _mma(32, 32, 4), _mma(32, 32, 4, hold_a=False), _mma(16, 16, 2)
 #: head size up to which -> schedules of `backward`, on Hopper and elsewhere
@@ -56,14 +56,11 @@ _ROWS: dict[str, dict[int, tuple[Schedule, ...]]] = {
             512: (_mma(32, 32, 8, 2, hold_a=False), _mma(32, 32, 8, hold_a=False), _mma(16, 32, 4, hold_a=False))}}
 
 
-def candidates(spec: str, arch: str, head: int, adds: bool = True, uneven: bool = False, grouped: bool = False,
-               waves: int = 0) -> tuple[Schedule, ...]:
+def candidates(spec: str, arch: str, head: int, adds: bool = True, uneven: bool = False, grouped: bool = False) -> tuple[Schedule, ...]:
     """For a spec of `kernels.backward` or `kernels.ragged_backward`, and a head size (the larger of the key's and the value's). adds: it
     adds up the gradient of q too. uneven: tiles of keys differ in work: the longest run first, of as many heads as lie in L2 together
-    (B=1, 8 heads of keys, 4k: 0.63 of the multiprocessors worked where one head's ran after the other's). waves: how many programs each
-    multiprocessor has, one after the other: with many, one head's tiles run behind another's, and what is added up stays in L2 (H100,
-    1k, 16k tokens: 361 for 273 TFLOP/s at D=64, 384 for 351 at D=128). grouped: heads of keys are shared; two loops leave no registers for
-    products ahead or behind."""
+    (B=1, 8 heads of keys, 4k: 0.63 of the multiprocessors worked where one head's ran after the other's). grouped: heads of keys are
+    shared; two loops leave no registers for products ahead or behind."""
     if "tangent" in spec:
         return ()  # a model of the machine finds them
     if spec == "ragged_rows_before":
@@ -81,7 +78,12 @@ def candidates(spec: str, arch: str, head: int, adds: bool = True, uneven: bool 
         found = (*pick(_UNEVEN), *(s for s in found if not (s.early or s.behind)))
     if grouped:
         found = tuple(s for s in found if not (s.early or s.behind))
-    return (*(replace(s, l2=SIDE_BY_SIDE) for s in found), *found) if uneven and waves < MANY_WAVES else found
+    return (*(replace(s, l2=SIDE_BY_SIDE) for s in found), *found) if uneven else found
+
+
+def apart(head: int, uneven: bool, rows: int) -> bool:
+    """Whether dQ has a pass of its own, where there is wgmma."""
+    return head > ADDS_UP_TO or (head > 64 and uneven and rows <= FEW_ROWS)
 
 
 def turned(schedule: Schedule) -> dict[str, bool]:
