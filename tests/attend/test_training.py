@@ -9,7 +9,7 @@ import pytest
 
 import fcgen as fc
 from benchmarks.on_cpu import Runs
-from fcgen.attend import calls, forward, packed, variants
+from fcgen.attend import backward_plans, calls, forward, packed, variants
 from fcgen.build.program import Program
 from fcgen.errors import FcError
 from fcgen.runtime import driver, tensors
@@ -35,6 +35,7 @@ def on_cpu(monkeypatch):
     monkeypatch.setattr(Runs, "seen", [])
     monkeypatch.setattr(training, "_fits", lambda program: True)
     monkeypatch.setattr("fcgen.attend.variants._fits", lambda program: True)
+    monkeypatch.setattr(backward_plans, "learn", lambda *_: None)
     for module in (calls, packed):  # what is known is launched by other means
         monkeypatch.setattr(module, "learn", lambda *_: None)
         monkeypatch.setattr(module, "kinds", {})
@@ -150,7 +151,8 @@ def test_heads_that_no_backward_program_fits_are_refused(monkeypatch) -> None:
     """Of 512 on 100 KB of shared memory: its key and value alone are 64 KB for 32 keys."""
     xs = [torch.randn(1, 1, 16, 512).half().requires_grad_() for _ in range(3)]
     monkeypatch.setattr("fcgen.attend.training._fits", lambda program: program.machine is not None)
-    monkeypatch.setattr("fcgen.attend.training._plain", training._plain.__wrapped__)
+    monkeypatch.setattr(training, "_plain", training._plain.__wrapped__)
+    monkeypatch.setattr(training, "_plans", {})
     with pytest.raises(FcError, match="no tile of the backward pass") as said:
         fc.attention(*xs).sum().backward()
     assert said.value.code == "compile/budget" and "256" in said.value.hint
