@@ -258,8 +258,9 @@ def _compiled(spec: Spec, arch: str, facts: Mapping[str, Any], functions: Mappin
     what a model of the machine finds, for heads that fit anywhere. Raises FcError "compile/budget"."""
     head = max(facts.get("D", 0), facts.get("E", 0))
     adds = "dQ" not in facts
-    uneven, grouped = facts.get("mask", "none") != "none", bool(facts.get("grouped"))
-    listed = [(arch, s) for s in candidates(spec.name, arch, head, adds, uneven, grouped)]
+    uneven = facts.get("mask", "none") != "none"
+    nested = bool(facts.get("grouped")) and (uneven or "keep" in functions or spec is RAGGED.keys)
+    listed = [(arch, s) for s in candidates(spec.name, arch, head, adds, uneven, nested)]
     if arch.endswith("a"):
         listed += [(target(arch.rstrip("a")).arch, s) for s in candidates(spec.name, arch.rstrip("a"), head, adds)]
     possible: Program | None = None

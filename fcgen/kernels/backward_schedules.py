@@ -35,7 +35,7 @@ _SMALL = _mma(32, 32, 4), _mma(32, 32, 4, hold_a=False), _mma(16, 16, 2)
 _BOTH: dict[str, dict[int, tuple[Schedule, ...]]] = {
     "wgmma": {64: (_hopper(128, 128, 2, _TWO, behind="dq", early="s"), _hopper(128, 128, 2, _TWO), _hopper(64, 128, 2, _TWO),
                    _hopper(64, 64, 1, 2)),
-              128: (_hopper(80, 128, 2, _TWO, early="s"), _hopper(64, 128, 2, _QUEUED, early="s"),
+              128: (_hopper(80, 128, 2, _TWO, early="s"), _hopper(64, 128, 2, _QUEUED, early="s"), _hopper(80, 128, 2, _TWO),
                     _hopper(64, 128, 2, _TWO), _hopper(64, 64, 2, 1), _hopper(64, 64, 1, 1)),
               256: (_hopper(64, 64, 2, 1),)},
     "mma": {64: (_mma(64, 64, 8), _mma(32, 64, 8), _mma(32, 32, 8), *_SMALL), 128: (_mma(32, 32, 8), *_SMALL),
@@ -44,23 +44,28 @@ _BOTH: dict[str, dict[int, tuple[Schedule, ...]]] = {
 #: the same where tiles of keys differ in work
 _UNEVEN = {64: (_hopper(128, 128, 2, _TWO, behind="dq"),), 128: (_hopper(64, 128, 2, _QUEUED, early="s"),)}
 #: and where dQ has a pass of its own
-_KEYS = {128: (_hopper(64, 128, 2, _TWO), _hopper(64, 64, 2, 1), _hopper(64, 64, 1, 1)),
+_KEYS = {64: (_hopper(128, 128, 2, _TWO, persistent="dynamic"), _hopper(128, 128, 2, _TWO), _hopper(64, 128, 2, _TWO)),
+         128: (_hopper(64, 128, 2, _TWO, early="s"), _hopper(64, 128, 2, _TWO), _hopper(64, 64, 2, 1), _hopper(64, 64, 1, 1)),
+         192: (_hopper(32, 128, 2, _TWO), _hopper(64, 64, 2, _TWO), _hopper(64, 64, 2, 1)),
          256: (_hopper(64, 64, 2, _TWO), _hopper(64, 64, 2, 1))}
+_KEYS_UNEVEN = {128: (_hopper(64, 128, 2, _TWO, persistent="dynamic"), _hopper(64, 128, 2, _TWO))}
 #: and of `backward_rows`
 _ROWS: dict[str, dict[int, tuple[Schedule, ...]]] = {
-    "wgmma": {64: (_hopper(128, 128, 2, 2), _hopper(128, 64, 2, 4), _hopper(64, 64, 1, 2)),
-              128: (_hopper(128, 64, 2), _hopper(64, 64, 1, 1)),
-              256: (_hopper(128, 32, 2, 2, epilogue="quad"), _hopper(64, 64, 2, 2), _hopper(64, 64, 2, 1)),
+    "wgmma": {64: (_hopper(192, 96, 3, 2, persistent="dynamic"), _hopper(128, 128, 2, 2), _hopper(128, 64, 2, 4), _hopper(64, 64, 1, 2)),
+              128: (_hopper(128, 80, 2), _hopper(128, 64, 2), _hopper(64, 64, 1, 1)),
+              192: (_hopper(128, 64, 2), _hopper(128, 48, 2), _hopper(128, 32, 2, 2, epilogue="quad"), _hopper(64, 64, 2, 1)),
+              256: (_hopper(128, 48, 2, 2, epilogue="quad"), _hopper(128, 32, 2, 2, epilogue="quad"), _hopper(64, 64, 2, 2),
+                    _hopper(64, 64, 2, 1)),
               512: (_hopper(64, 32, 2, 1, epilogue="quad"),)},
     "mma": {64: (_mma(64, 32, 4, 2), _mma(32, 32, 4)), 128: (_mma(64, 32, 8), _mma(32, 32, 4)), 256: (_mma(32, 32, 8), _mma(16, 32, 4)),
             512: (_mma(32, 32, 8, 2, hold_a=False), _mma(32, 32, 8, hold_a=False), _mma(16, 32, 4, hold_a=False))}}
 
 
-def candidates(spec: str, arch: str, head: int, adds: bool = True, uneven: bool = False, grouped: bool = False) -> tuple[Schedule, ...]:
+def candidates(spec: str, arch: str, head: int, adds: bool = True, uneven: bool = False, nested: bool = False) -> tuple[Schedule, ...]:
     """For a spec of `kernels.backward` or `kernels.ragged_backward`, and a head size (the larger of the key's and the value's). adds: it
     adds up the gradient of q too. uneven: tiles of keys differ in work: the longest run first, of as many heads as lie in L2 together
-    (B=1, 8 heads of keys, 4k: 0.63 of the multiprocessors worked where one head's ran after the other's). grouped: heads of keys are
-    shared; two loops leave no registers for products ahead or behind."""
+    (B=1, 8 heads of keys, 4k: 0.63 of the multiprocessors worked where one head's ran after the other's). nested: it has two loops, of
+    heads and of their rows, which leave no registers for products ahead."""
     if "tangent" in spec:
         return ()  # a model of the machine finds them
     if spec == "ragged_rows_before":
@@ -70,14 +75,17 @@ def candidates(spec: str, arch: str, head: int, adds: bool = True, uneven: bool 
     rows, wgmma = spec.endswith("rows"), arch.endswith("a")
     pick = lambda table: next((found for most, found in table.items() if head <= most), ())
     found: tuple[Schedule, ...] = pick((_ROWS if rows else _BOTH)["wgmma" if wgmma else "mma"])
-    if rows or not wgmma:
+    if not wgmma:
         return found if adds or rows else tuple(replace(s, split="none") for s in found)
+    if rows:
+        return (replace(found[0], persistent="dynamic"), *found) if uneven and found else found
     if not adds:
-        found = (*pick(_KEYS), *(replace(s, split="none") for s in found if not (s.early or s.behind)))
+        own = (*(pick(_KEYS_UNEVEN) if uneven else ()), *pick(_KEYS))
+        found = (*own, *(replace(s, split="none") for s in found if not (s.early or s.behind)))
     elif uneven:
         found = (*pick(_UNEVEN), *(s for s in found if not (s.early or s.behind)))
-    if grouped:
-        found = tuple(s for s in found if not (s.early or s.behind))
+    if nested:
+        found = tuple(s for s in found if not s.early)
     return (*(replace(s, l2=SIDE_BY_SIDE) for s in found), *found) if uneven else found
 
 
