@@ -125,7 +125,9 @@ def gradients(call: Call, plan: Plan, o: Any, lse: Any, q: Any, k: Any, v: Any, 
     """Those of q, k and v, of what is wanted; those of the held tensors are added to `into`."""
     if 0 in q.shape or 0 in k.shape or 0 in v.shape:
         return torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
-    every = (q, k, v, o, lse, do) if dlse is None and do is not None and call.given == PLAIN and call.specs is DENSE else None
+    still = dlse is None and _one_key(call, k)
+    usual = dlse is None and do is not None and call.given == PLAIN and call.specs is DENSE and not still
+    every = (q, k, v, o, lse, do) if usual else None
     found = None if every is None else backward_plans.known(plan, call.scale, every)
     if found is not None:
         return found  # type: ignore[no-any-return]
@@ -153,9 +155,13 @@ def gradients(call: Call, plan: Plan, o: Any, lse: Any, q: Any, k: Any, v: Any, 
     if plan.after is not None:
         dq = new(q)
         plan.after.launch({"Sums": total, "dQ": dq}, held, into)
+    elif total is not None:
+        dq = total.to(q.dtype)
     if every is not None:
         backward_plans.learn(plan, every)
-    return (dq if total is None or plan.after is not None else total.to(q.dtype)), dk, dv
+    if still:  # (infinities and what is no number stay none)
+        dq, dk = (None if x is None else x.mul_(0) for x in (dq, dk))
+    return dq, dk, dv
 
 
 def _zeros(x: torch.Tensor) -> torch.Tensor:
@@ -165,6 +171,12 @@ def _zeros(x: torch.Tensor) -> torch.Tensor:
 def _like(x: torch.Tensor) -> torch.Tensor:
     """A new tensor, its axes in memory in x's order if its rows are."""
     return torch.empty_like(x) if x.stride(-1) == 1 else torch.empty(x.shape, dtype=x.dtype, device=x.device)
+
+
+def _one_key(call: Call, k: Any) -> bool:
+    """Is the weight of each row's only key 1, whatever its score? Nothing flows into it then: programs find sums whose orders differ."""
+    _, _, weigh, sink = call.given
+    return weigh is None and sink is None and (call.arguments["longest_k"] if call.specs is RAGGED else k.shape[2]) == 1
 
 
 def plan_of(call: Call, q: Any, k: Any, v: Any, for_q: bool, for_k: bool, held: list[Any]) -> Plan:
