@@ -198,7 +198,7 @@ def shrink() -> None:
     """Small sizes in the loaded modules that have large ones (defaults of arguments that hold them change too), and one round of timing."""
     from . import timing
 
-    whole = timing.round_robin
+    whole, alone = timing.round_robin, timing.gpu_times
     for name, module in list(sys.modules.items()):
         for key, value in SMALL.get(name, {}).items():
             old = getattr(module, key)
@@ -208,6 +208,8 @@ def shrink() -> None:
                     f.__defaults__ = tuple(value if d is old else d for d in f.__defaults__)
         if name.startswith("benchmarks.") and getattr(module, "round_robin", None) is whole:
             module.round_robin = lambda ways, launches, rounds=1, preheat_ms=0.0, warm=0: whole(ways, 1, 1, 0.0)  # type: ignore[attr-defined]
+        if name.startswith("benchmarks.") and getattr(module, "gpu_times", None) is alone:
+            module.gpu_times = lambda ways, launches, rounds=1, preheat_ms=0.0, warm=0: whole(ways, 1, 1, 0.0)  # type: ignore[attr-defined]
 
 
 def pytest_configure(config: Any) -> None:

@@ -10,6 +10,7 @@ The queue is drained between rounds, and `--calls` stays below its depth (about 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import statistics
 import time
@@ -64,7 +65,7 @@ def candidates(shape: Shape, causal: bool, interfaces: bool = False) -> dict[str
         "bare launch": bare(q, k, v, out, causal),
         "torch SDPA": lambda: sdpa(q, k, v, is_causal=causal),
     }
-    runs |= of_lengths(shape, causal)
+    runs |= of_lengths(shape, causal) | learning(q, k, v, causal)
     if interfaces:
         runs |= with_functions(q, k, v, causal) | through_interfaces(q, k, v, causal)
     runs["torch.empty_like"] = lambda: torch.empty_like(q)
@@ -97,6 +98,22 @@ def of_lengths(shape: Shape, causal: bool) -> dict[str, Callable[[], Any]]:
         return fcgen.attention(*short[turn[1]], causal=causal)
 
     return {"fcgen.attention, one row, another number of keys each call": decode, "fcgen.attention, another length each call": square}
+
+
+def learning(q: Any, k: Any, v: Any, causal: bool) -> dict[str, Callable[[], Any]]:
+    """A call through which gradients flow, and its backward pass: of three kernels, or of two where q's gradient has a pass of its own."""
+    import torch
+    from torch.nn.functional import scaled_dot_product_attention as sdpa
+
+    import fcgen
+
+    xs, into = [x.detach().requires_grad_() for x in (q, k, v)], torch.randn_like(q)
+    ways = {"fcgen.attention": lambda: fcgen.attention(*xs, causal=causal), "torch SDPA": lambda: sdpa(*xs, is_causal=causal)}
+    runs: dict[str, Callable[[], Any]] = {}
+    for name, call in ways.items():
+        runs[f"{name}, learning"] = call
+        runs[f"{name}, its backward pass"] = functools.partial(torch.autograd.grad, call(), xs, into, retain_graph=True)
+    return runs
 
 
 def with_functions(q: Any, k: Any, v: Any, causal: bool) -> dict[str, Callable[[], Any]]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fcgen.attend import calls, forward, packed, variants
+from fcgen.attend import backward_plans, calls, forward, packed, variants
 from fcgen.backends.budget import check_budget
 from fcgen.build.program import Program
 from fcgen.errors import FcError
@@ -110,7 +110,7 @@ def on_cpu(monkeypatch: Any = Patch, target: str = "sm_90a", how: str = "interpr
     monkeypatch.setattr(Program, "launcher", property(Runs))
     monkeypatch.setattr(Runs, "seen", [])
     monkeypatch.setattr(Runs, "how", how)
-    for one in (calls, packed):  # there is no kernel that a later call could launch
+    for one in (calls, packed, backward_plans):  # there is no kernel that a later call could launch
         monkeypatch.setattr(one, "learn", lambda *_: None)
     if fits:
         monkeypatch.setattr(variants, "_fits", fits_on_paper)

@@ -10,9 +10,12 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
+
+#: milliseconds that the GPU is held for while a turn's calls are enqueued, the next one where that was too short; its cycles in one
+HOLDS, CYCLES = (4.0, 16.0, 64.0, 256.0), 1.9e6
 
 
 @dataclass(frozen=True)
@@ -29,10 +32,12 @@ class Checked:
 
 @dataclass(frozen=True)
 class Time:
-    """Milliseconds per call: the median of the rounds, and (slowest - fastest) / median."""
+    """Milliseconds per call: the median of the rounds, and (slowest - fastest) / median. host: what enqueuing a call took, where that was
+    taken apart."""
 
     ms: float
     spread: float
+    host: float | None = None
 
 
 def refuse_unchecked(candidates: Iterable[Checked]) -> None:
@@ -62,6 +67,51 @@ def turned(candidates: Sequence[Checked], n: int) -> list[Checked]:
 
 def round_robin(candidates: Sequence[Checked], launches: int, rounds: int = 7, preheat_ms: float = 200.0, warm: int = 0) -> dict[str, Time]:
     """Each round times `launches` calls of every candidate between two events, after `warm` calls of it that are not timed."""
+    samples = _turns(candidates, lambda c: _sample(c, launches, warm), rounds, preheat_ms)
+    return {name: summary(s) for name, s in samples.items()}
+
+
+def gpu_times(candidates: Sequence[Checked], launches: int, rounds: int = 7, preheat_ms: float = 200.0, warm: int = 1) -> dict[str, Time]:
+    """As `round_robin`, but of the GPU alone, whatever the host takes to enqueue a call: the GPU is held until a turn's calls have all been
+    enqueued. A turn in which it went on before that does not count: it is taken again, and held for longer."""
+    held = {c.name: HOLDS[0] for c in candidates}
+    hosts: dict[str, list[float]] = {c.name: [] for c in candidates}
+
+    def sample(c: Checked) -> float:
+        for ms in HOLDS:
+            if ms >= held[c.name]:
+                held[c.name] = ms
+                found = _held_sample(c, launches, warm, ms)
+                if found is not None:
+                    hosts[c.name].append(found[1])
+                    return found[0]
+        raise RuntimeError(f"{c.name}: {launches} calls are not enqueued in {HOLDS[-1]} ms")
+
+    samples = _turns(candidates, sample, rounds, preheat_ms)
+    return {name: replace(summary(s), host=statistics.median(hosts[name])) for name, s in samples.items()}
+
+
+def _held_sample(c: Checked, launches: int, warm: int, hold: float) -> tuple[float, float] | None:
+    """Milliseconds per call, and of the host; None if the GPU was let go before all had been enqueued."""
+    import torch
+
+    start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    torch.cuda._sleep(int(hold * CYCLES))
+    begin = time.perf_counter()
+    for _ in range(warm):
+        c.run()
+    start.record()
+    for _ in range(launches):
+        c.run()
+    host = (time.perf_counter() - begin) * 1e3 / (warm + launches)
+    stop.record()
+    waits = not start.query()
+    torch.cuda.synchronize()
+    return (start.elapsed_time(stop) / launches, host) if waits else None
+
+
+def _turns(candidates: Sequence[Checked], sample: Callable[[Checked], float], rounds: int, preheat_ms: float) -> dict[str, list[float]]:
+    """Samples of each candidate, one per round."""
     refuse_unchecked(candidates)
     import torch
 
@@ -72,8 +122,8 @@ def round_robin(candidates: Sequence[Checked], launches: int, rounds: int = 7, p
     samples: dict[str, list[float]] = {c.name: [] for c in candidates}
     for n in range(rounds):
         for c in turned(candidates, n):
-            samples[c.name].append(_sample(c, launches, warm))
-    return {name: summary(s) for name, s in samples.items()}
+            samples[c.name].append(sample(c))
+    return samples
 
 
 def _sample(c: Checked, launches: int, warm: int) -> float:

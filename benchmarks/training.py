@@ -3,11 +3,13 @@ forward's), whole calls of autograd, FlashAttention-3's by its own call.
 
     python -m benchmarks.training --fa3 .peers --json out/race.json                     all cells: head sizes, lengths, masks, dtypes
     python -m benchmarks.training --heads 64,128 --lengths 4k --dtypes fp16
-    python -m benchmarks.training --variants --flex --lengths 4k --heads 128            grouped heads, soft-cap, window, bias, ... instead
-    python -m benchmarks.training --prepare                                          compile the race's programs, no more
+    python -m benchmarks.training --variants --flex --lengths 4k --heads 64,128         grouped heads, soft-cap, window, bias, ... instead
+    python -m benchmarks.training --variants --flex --prepare                        compile all that it runs, side by side, no more
+    python -m benchmarks.training --lengths 1k --parts                               what each kernel of a pass takes, too
 
-Gradients of the first heads are compared with float64 before anything is timed; "deterministic" adds up that of q in its own pass.
-A ratio is that to the better of cuDNN and FlashAttention-3.
+Gradients of the first heads are compared with float64 before anything is timed; "deterministic" adds up that of q in one order. Times are
+the GPU's alone: it is held until all calls of a turn have been enqueued; what a call costs the host stands beside them.
+A ratio is that to the better of cuDNN and FlashAttention-3; of the variants also that to FlexAttention.
 """
 
 from __future__ import annotations
@@ -27,10 +29,11 @@ from .cells import length, number
 from .environment import facts
 from .peers import reason
 from .pool import processes, warm_library, write_json
-from .timing import Checked, finishes, geomean, round_robin
+from .timing import Checked, finishes, geomean, gpu_times
 
-#: rms error over the gradient's rms
+#: rms error over the gradient's rms; of gradients of what is learned so many times as much
 LIMIT = {"fp16": 3e-3, "bf16": 2.4e-2}
+LEARNED = 10
 KINDS = {"fp16": "float16", "bf16": "bfloat16"}
 #: batch x length, heads x head size
 TOKENS, WIDTH = 16384, 2048
@@ -104,8 +107,12 @@ def variants(n: int) -> list[Variant]:
             Variant("dropout", options=lambda: {"dropout": fc.Dropout(0.1, 1)}, flex=False)]
 
 
+def chosen(v: Variant, only: str | None) -> bool:
+    return only is None or any(part in v.name for part in only.split(","))
+
+
 class Cell:
-    def __init__(self, n: int, d: int, dtype: str, variant: Variant):
+    def __init__(self, n: int, d: int, dtype: str, variant: Variant, exact: bool = True):
         import torch
 
         torch.manual_seed(0)
@@ -118,9 +125,9 @@ class Cell:
         self.learned = [torch.randn(*s, device="cuda").mul_(0.1).to(torch.float32 if len(s) == 1 else self.stored[0].dtype).requires_grad_()
                         for s in variant.learns(heads, n)]
         self.into = draw(heads, e)
-        self.g, self.n, self.dtype, self.variant, self.scale = self.into.transpose(1, 2), n, dtype, variant, d**-0.5
+        self.g, self.n, self.d, self.dtype, self.variant, self.scale = self.into.transpose(1, 2), n, d, dtype, variant, d**-0.5
         self.work = 2.5 * 2 * batch * heads * n**2 * (d + e) * variant.share
-        self.exact = [self._exact(h) for h in range(min(2, kv))]
+        self.exact = [self._exact(h) for h in range(min(2, kv))] if exact else []
 
     def _exact(self, group: int) -> list[Any]:
         """Gradients of one head of keys of the first batch and of its group's rows; of what is learned, of these heads and every batch."""
@@ -151,7 +158,7 @@ class Cell:
         return [*found[:3], *(x[rows.start:rows.stop] for x in found[3:])]
 
     def way(self, name: str, run: Callable[[], Any], learned: bool = True) -> Checked:
-        """run: gradients of q, k, v [B, H, S, D] and, where it has them, of what is learned."""
+        """run: gradients of q, k, v [B, H, S, D] and, where it has them, of what is learned (sums of rounded numbers of both signs)."""
         got = run()
         if not finishes():
             raise SystemExit(f"{name}: a kernel does not end")
@@ -160,9 +167,9 @@ class Cell:
         for group, exact in enumerate(self.exact):
             rows = slice(group * size, (group + 1) * size)
             mine = [got[0][0, rows], got[1][0, group], got[2][0, group], *(x[rows] for x in got[3:])]
-            for x, want in zip(mine, exact):
+            for n, (x, want) in enumerate(zip(mine, exact)):
                 diff = x.double() - want
-                most, rms = max(most, diff.abs().max().item()), max(rms, (diff.norm() / want.norm()).item())
+                most, rms = max(most, diff.abs().max().item()), max(rms, (diff.norm() / want.norm()).item() / (LEARNED if n > 2 else 1))
         return Checked(name, run, most, rms if all(bool(x.isfinite().all()) for x in got) else float("inf"))
 
     def autograd(self, name: str, call: Callable[..., Any]) -> Checked:
@@ -184,7 +191,8 @@ class Cell:
         return Checked(FA3, run, found.max_error, found.rms_error)
 
 
-def ways(cell: Cell, flex: bool, folder: str, log: Callable[[str], None]) -> list[Checked]:
+def ways(cell: Cell, flex: bool, folder: str | None, log: Callable[[str], None]) -> list[Checked]:
+    """folder: FlashAttention-3's; None leaves out it and cuDNN."""
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -211,10 +219,12 @@ def ways(cell: Cell, flex: bool, folder: str, log: Callable[[str], None]) -> lis
         mod = None if score is None else lambda s, b, h, i, j: score(s, b, h, i, j, *cell.learned)
         return cell.autograd("flex", lambda q, k, w: compiled(q, k, w, score_mod=mod, block_mask=mask, enable_gqa=v.groups > 1))
 
-    every: dict[str, Callable[[], Checked]] = {"fcgen": lambda: cell.autograd("fcgen", ours), "fcgen, deterministic": in_order}
-    if v.score is None and not cell.learned and v.name not in ("window", "dropout"):
+    every: dict[str, Callable[[], Checked]] = {"fcgen": lambda: cell.autograd("fcgen", ours)}
+    if v.name in ("full", "causal"):
+        every["fcgen, deterministic"] = in_order
+    if folder and v.score is None and not cell.learned and v.name not in ("window", "dropout"):
         every["cudnn"] = lambda: cell.autograd("cudnn", cudnn)
-    if v.fa3 is not None:
+    if folder and v.fa3 is not None:
         every[FA3] = lambda: cell.fa3(folder)
     if flex and v.flex:
         every["flex"] = flexed
@@ -229,21 +239,63 @@ def ways(cell: Cell, flex: bool, folder: str, log: Callable[[str], None]) -> lis
     return out
 
 
-def compiled(job: tuple[str, int, str, bool]) -> None:
-    """The race's backward programs, in the cache on disk."""
+#: what the race launches: which program, and what more it is compiled for
+PROGRAMS: tuple[tuple[str, dict[str, Any]], ...] = (("before", {"dLSE": None}), ("keys", {}), ("after", {}), ("rows", {"dLSE": None}),
+                                                    ("keys", {"dQ": None}))
+
+
+def compiled(job: tuple[int, int, str, bool]) -> None:
+    """One of the race's backward programs, in the cache on disk."""
     from fcgen.attend import training
     from fcgen.ir.types import DTYPES
 
-    which, d, dtype, causal = job
-    mask = "causal_top_left" if causal else "none"
-    known = {"T": DTYPES[{"fp16": "f16", "bf16": "bf16"}[dtype]], "D": d, "E": d, "mask": mask, "grouped": False}
-    training._ready(getattr(training.DENSE, which), "sm_90" if which == "before" else "sm_90a", known, {}, []).make().built  # noqa: B018
+    n, d, dtype, causal = job
+    which, more = PROGRAMS[n]
+    known = {"T": DTYPES[{"fp16": "f16", "bf16": "bf16"}[dtype]], "D": d, "E": d, "mask": "causal_top_left" if causal else "none",
+             "grouped": False, **more}
+    arch = "sm_90" if which in ("before", "after") else "sm_90a"
+    training._ready(getattr(training.DENSE, which), arch, known, {}, []).make().built  # noqa: B018
 
 
 def prepare(heads: Sequence[int], dtypes: Sequence[str]) -> None:
-    jobs = [(w, d, t, c) for w in ("before", "keys", "rows") for d in heads for t in dtypes for c in (False, True)]
+    jobs = [(n, d, t, c) for n in range(len(PROGRAMS)) for d in heads for t in dtypes for c in (False, True)]
     with ProcessPoolExecutor(min(processes(), len(jobs)), mp_context=multiprocessing.get_context("spawn")) as pool:
         list(pool.map(compiled, jobs))
+
+
+def compiled_variant(job: tuple[int, int, str, str, bool]) -> str:
+    """A variant's programs, ours and FlexAttention's, in their caches on disk; what could not be compiled."""
+    n, d, dtype, name, flex = job
+    said: list[str] = []
+    variant = next(v for v in variants(n) if v.name == name)
+    ways(Cell(n, d, dtype, variant, exact=False), flex, None, said.append)
+    return "; ".join(said)
+
+
+def prepare_variants(cells: Sequence[tuple[int, int, str]], only: str | None, flex: bool) -> None:
+    jobs = [(n, d, t, v.name, flex) for n, d, t in cells for v in variants(n) if chosen(v, only)]
+    with ProcessPoolExecutor(min(processes(), 12, len(jobs)), mp_context=multiprocessing.get_context("spawn")) as pool:
+        for job, said in zip(jobs, pool.map(compiled_variant, jobs)):
+            if said:
+                print(job, said, flush=True)
+
+
+def parts(run: Callable[[], Any], calls: int = 5) -> list[tuple[str, int, float]]:
+    """What the kernels of a pass take: (name, how many of them in a call, microseconds of a call), the longest first. None where torch has
+    no profiler for the GPU."""
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
+    try:
+        with profile(activities=[ProfilerActivity.CUDA]) as seen:
+            for _ in range(calls):
+                run()
+            torch.cuda.synchronize()
+    except (AssertionError, RuntimeError) as error:
+        print(f"    no parts: {reason(error)}")
+        return []
+    found = [(e.key, e.count // calls, e.device_time_total / calls) for e in seen.key_averages() if e.device_time_total]
+    return sorted(found, key=lambda p: -p[2])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -252,47 +304,62 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--lengths", default="1k,4k,16k", help="%(default)s; batch x length is 16384")
     parser.add_argument("--dtypes", default="fp16,bf16")
     parser.add_argument("--variants", action="store_true", help="masks, scores, grouped heads, instead of the plain cells")
-    parser.add_argument("--only", help="variants whose names have this in them")
+    parser.add_argument("--only", help="variants whose names have one of these (a,b,c) in them")
     parser.add_argument("--flex", action="store_true", help="FlexAttention too, which takes a while to compile")
     parser.add_argument("--fa3", default=".peers", metavar="FOLDER")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--parts", action="store_true", help="also what each kernel takes, by torch's profiler")
     parser.add_argument("--prepare", action="store_true", help="only compile")
     parser.add_argument("--json", metavar="PATH")
     args = parser.parse_args(argv)
     heads, dtypes = list(map(int, args.heads.split(","))), args.dtypes.split(",")
-    prepare(heads, dtypes)
+    cells = [(number(s), d, t) for t in dtypes for d in heads for s in args.lengths.split(",")]
+    if not args.variants:
+        prepare(heads, dtypes)
     if args.prepare:
-        for dtype in dtypes:
+        if args.variants:
+            prepare_variants(cells, args.only, args.flex)
+        for dtype in dtypes[:0 if args.variants else None]:
             warm_library([(d, m) for d in heads for m in ("none", "causal_top_left")], dtype)
         return 0
     table: list[dict[str, Any]] = []
     wrong: list[str] = []
-    for dtype, d, n in ((t, d, number(s)) for t in dtypes for d in heads for s in args.lengths.split(",")):
+    for n, d, dtype in cells:
         for v in variants(n) if args.variants else [plain(False), plain(True)]:
-            if args.only and args.only not in v.name:
-                continue
-            called = f"{dtype} D={d} {length(n)} {v.name}"
-            cell = Cell(n, d, dtype, v)
-            every = ways(cell, args.flex, args.fa3, lambda said, called=called: print(f"{called}: {said}", flush=True))  # type: ignore[misc]
-            wrong += [f"{called} {w.name}: rms error {w.rms_error:.1e}" for w in every if not (w.rms_error or 0) <= LIMIT[dtype]]
-            right = [w for w in every if (w.rms_error or 0) <= LIMIT[dtype]]
-            times = round_robin(right, max(2, round(TURN / (cell.work / 4e14))), args.rounds, preheat_ms=50.0, warm=1) if right else {}
-            rates = {w.name: cell.work / times[w.name].ms / 1e9 for w in right}
-            best = max((x for name, x in rates.items() if name in ("cudnn", FA3)), default=None)
-            for w in right:
-                t = times[w.name]
-                table.append({"dtype": dtype, "head": d, "length": n, "causal": v.causal, "variant": v.name, "name": w.name, "ms": t.ms,
-                              "spread": t.spread, "tflops": rates[w.name], "ratio": rates[w.name] / best if best else None,
-                              "max_error": w.max_error, "rms_error": w.rms_error})
-            said = f"{rates['fcgen'] / best:.3f} of the best" if best and "fcgen" in rates else ""
-            print(f"{called:40} {said:18}" + "; ".join(f"{name} {x:.0f}" for name, x in rates.items()), flush=True)
-            del cell
-    ratios = [r["ratio"] for r in table if r["name"] == "fcgen" and r["ratio"]]
-    if ratios:
-        print(f"geometric mean {geomean(ratios):.3f}, worst {min(ratios):.3f} of {len(ratios)} cells, over the better of cuDNN and FA3")
+            if chosen(v, args.only):
+                table += measured(Cell(n, d, dtype, v), f"{dtype} D={d} {length(n)} {v.name}", args, wrong)
+                write_json(args.json, {"part": "training", "environment": facts(), "table": table, "problems": wrong})
+    for to in ("ratio", "over_flex"):
+        ratios = [r[to] for r in table if r["name"] == "fcgen" and r[to]]
+        if ratios:
+            print(f"{to}: geometric mean {geomean(ratios):.3f}, worst {min(ratios):.3f} of {len(ratios)} cells")
     print("\n".join(wrong) or "all that was timed was right")
-    write_json(args.json, {"part": "training", "environment": facts(), "table": table, "problems": wrong})
     return bool(wrong)
+
+
+def measured(cell: Cell, called: str, args: argparse.Namespace, wrong: list[str]) -> list[dict[str, Any]]:
+    """A row for each way; wrong: receives what is not right, and is not timed."""
+    dtype, v = cell.dtype, cell.variant
+    every = ways(cell, args.flex, args.fa3, lambda said: print(f"{called}: {said}", flush=True))
+    wrong += [f"{called} {w.name}: rms error {w.rms_error:.1e}" for w in every if not (w.rms_error or 0) <= LIMIT[dtype]]
+    right = [w for w in every if (w.rms_error or 0) <= LIMIT[dtype]]
+    times = gpu_times(right, max(2, round(TURN / (cell.work / 4e14))), args.rounds, preheat_ms=50.0) if right else {}
+    rates = {w.name: cell.work / times[w.name].ms / 1e9 for w in right}
+    best = max((x for name, x in rates.items() if name in ("cudnn", FA3)), default=None)
+    table: list[dict[str, Any]] = []
+    for w in right:
+        t = times[w.name]
+        table.append({"dtype": dtype, "head": cell.d, "length": cell.n, "causal": v.causal, "variant": v.name, "name": w.name, "ms": t.ms,
+                      "spread": t.spread, "host_ms": t.host, "tflops": rates[w.name], "ratio": rates[w.name] / best if best else None,
+                      "over_flex": rates[w.name] / rates["flex"] if "flex" in rates else None,
+                      "max_error": w.max_error, "rms_error": w.rms_error, "parts": parts(w.run) if args.parts else None})
+        for name, count, us in table[-1]["parts"] or ():
+            print(f"    {w.name:21} {us:8.1f} us  {count} x {name[:90]}")
+    ours = next((r for r in table if r["name"] == "fcgen"), None)
+    said = "".join(f"{ours[to]:.3f} of {whose} " for to, whose in (("ratio", "the best"), ("over_flex", "flex")) if ours and ours[to])
+    each = (f"{name} {x:.0f} (host {times[name].host or 0:.2f} of {times[name].ms:.2f} ms)" for name, x in rates.items())
+    print(f"{called:40} {said:18}" + "; ".join(each), flush=True)
+    return table
 
 
 if __name__ == "__main__":

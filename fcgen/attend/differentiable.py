@@ -13,6 +13,7 @@ Imported only where torch is in use.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
@@ -82,6 +83,12 @@ def _thrice(*_: Any) -> Any:
                   "second derivatives: the gradient of a gradient, the tangent of a gradient, the gradient of a tangent")
 
 
+def _watched() -> bool:
+    """Whether somebody wants derivatives of what is computed here, or looks at operators."""
+    return bool(torch.is_grad_enabled() or torch.autograd.forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
+                or torch._C._len_torch_dispatch_stack())
+
+
 def _here(xs: Sequence[Any]) -> list[Any]:
     """Values without the tangents of this level."""
     return [x if x is None else torch.autograd.forward_ad.unpack_dual(x).primal for x in xs]
@@ -133,7 +140,8 @@ class _Attention(_Function):
         needs = ctx.needs_input_grad[1:]
         if do is None and dlse is None:
             return None, *[None for _ in needs]
-        return None, *_Gradients.apply(ctx.run, needs, do, dlse, *ctx.saved_tensors)
+        run = _Gradients.apply if _watched() else _Gradients.forward  # torch spends as much on a function as the launches take
+        return None, *run(ctx.run, needs, do, dlse, *ctx.saved_tensors)
 
     @staticmethod
     def jvp(ctx: Any, _: Any, tq: Any, tk: Any, tv: Any, *of_held: Any) -> Any:
@@ -228,6 +236,9 @@ def _leave(*functions: Any) -> None:
         for f in functions:
             frames.set_code_exec_strategy(f.__code__, skip)
 
+
+for _c in (_Attention, _Gradients, _Tangent, _Second):
+    vars(_c)["forward"].__func__.__signature__ = inspect.signature(_c.forward)  # torch asks for it at every call
 
 _leave(attend, vars(_Function)["vmap"].__func__, *[f for c in (_Attention, _Gradients, _Tangent, _Second)
                                           for f in (c.forward, c.setup_context, c.backward, c.jvp)])

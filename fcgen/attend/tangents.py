@@ -117,7 +117,7 @@ def prepared(run: Pass, spec: Any, at: Point, absent: tuple[str, ...]) -> Ready:
              "grouped": at.q.shape[1] != at.k.shape[1]}
     with tensors.followed():
         ready = _ready(spec, target(call.arch.rstrip("a")).arch, facts, functions, held)
-    then = {name: x for part in (run.plan.keys, run.plan.rows) if part is not None for name, x in part.numbers.items()}
+    then = {name: x for part in (run.plan.keys, *(run.plan.rows or ())) if part is not None for name, x in part.numbers.items()}
     if len(held) != len(run.held) or any(then.get(name, x) != x for name, x in ready.numbers.items()):
         raise refused("what a score or mask function holds has changed since attention was called",
                       "derivatives of derivatives read it again: leave it as it is until they are taken", "the same tensors and numbers")

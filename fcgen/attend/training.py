@@ -23,26 +23,29 @@ from ..build.program import Program
 from ..errors import FcError
 from ..ir.types import DTYPES
 from ..kernels import backward, ragged_backward
-from ..kernels.backward_schedules import ADDS_UP_TO, FEW_BYTES, candidates, turned
+from ..kernels.backward_schedules import FEW_BYTES, apart, candidates, turned
 from ..lang.captures import identity
 from ..lang.spec import Spec
 from ..runtime import tensors
+from . import backward_plans
 from .learning import held_learn
-from .variants import Functions
+from .variants import PLAIN, Functions
 
 #: heads that fit every target; larger ones have programs for multiples of the second number, where they fit
 WIDEST, STEP = 256, 32
 
 
 class Specs(NamedTuple):
-    """The programs of a backward pass: of rows, before the others; of keys and, if it adds them up, of q; of q alone."""
+    """The programs of a backward pass: of rows, before the others; of keys and, if it adds them up, of q; of q alone; of q's sums, which
+    the first one has cleared. Where there is that, what is of q alone makes what the first one does."""
 
     before: Spec
     keys: Spec
     rows: Spec
+    after: Spec | None = None
 
 
-DENSE = Specs(backward.rows_before, backward.backward, backward.backward_rows)
+DENSE = Specs(backward.rows_before, backward.backward, backward.backward_rows, backward.rows_after)
 RAGGED = Specs(ragged_backward.ragged_rows_before, ragged_backward.ragged_backward, ragged_backward.ragged_backward_rows)
 
 
@@ -71,6 +74,9 @@ class Ready(NamedTuple):
     held: Mapping[str, int]
     gradients: Mapping[str, int]
 
+    def takes(self, parameter: str) -> bool:
+        return any(p.name == parameter for p in self.make().params)
+
     def launch(self, arguments: Mapping[str, Any], saved: tuple[Any, ...], into: dict[int, Any]) -> None:
         """arguments: those that it has parameters for, and others."""
         for n in self.gradients.values():
@@ -85,13 +91,22 @@ class Ready(NamedTuple):
         program.launcher({**given, **held})
 
 
-class Plan(NamedTuple):
-    """The programs of a backward pass; keys, rows: None where nobody wants what they compute. adds: `keys` adds up the gradient of q."""
+#: a program without the gradient of the log-sum-exp, and with it
+Pair = tuple[Ready, Ready]
 
-    rows_before: Ready
+
+class Plan(NamedTuple):
+    """The programs of a backward pass, None where nobody wants what they compute: rows is run in front of keys, after behind it, which
+    then adds up the gradient of q. rows_before: first with the gradient of the log-sum-exp, and with nothing to clear. kinds: how calls are
+    launched that are known (`backward_plans`)."""
+
+    first: Pair | None
+    rows: Pair | None
     keys: Ready | None
-    rows: Ready | None
+    after: Ready | None
     adds: bool
+    rows_before: Ready
+    kinds: list[Any]
 
 
 def widened(q: Any, k: Any, v: Any) -> list[Any] | None:
@@ -110,27 +125,52 @@ def gradients(call: Call, plan: Plan, o: Any, lse: Any, q: Any, k: Any, v: Any, 
     """Those of q, k and v, of what is wanted; those of the held tensors are added to `into`."""
     if 0 in q.shape or 0 in k.shape or 0 in v.shape:
         return torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
+    still = dlse is None and _one_key(call, k)
+    usual = dlse is None and do is not None and call.given == PLAIN and call.specs is DENSE and not still
+    every = (q, k, v, o, lse, do) if usual else None
+    found = None if every is None else backward_plans.known(plan, call.scale, every)
+    if found is not None:
+        return found  # type: ignore[no-any-return]
     do = torch.zeros_like(o) if do is None else do.resolve_neg()
     if do.stride(-1) != 1 or not tensors.describe(do, "dO").in_lines:
         do = do.contiguous()
-    still = dlse is None and _one_key(call, k)
-    dlse = torch.zeros_like(lse) if dlse is None else dlse.resolve_neg().contiguous()
-    given = {**call.arguments, "Q": q, "K": k, "V": v, "O": o, "dO": do, "LSE": lse, "dLSE": dlse, "Delta": _lines_like(lse),
-             "LSE2": _lines_like(lse), "scale": call.scale}
-    plan.rows_before.launch(given, held, into)
-    new = torch.zeros if call.specs is RAGGED else torch.empty  # of what lies in no sequence nothing is written
-    dq, dk, dv = None, None, None
+    given = {**call.arguments, "Q": q, "K": k, "V": v, "O": o, "dO": do, "LSE": lse, "Delta": _lines_like(lse), "LSE2": _lines_like(lse),
+             "scale": call.scale}
+    new = _zeros if call.specs is RAGGED else _like  # of what lies in no sequence nothing is written
+    dq, dk, dv, total = None, None, None, None
+    if plan.adds:
+        cleared = plan.first is not None and plan.first[0].takes("Sums")
+        total = (torch.empty if cleared else torch.zeros)(q.shape, dtype=torch.float32, device=q.device)
+    for pair in (plan.first, plan.rows):
+        if pair is not None:
+            part = pair[dlse is not None]
+            if "dLSE" not in given and part.takes("dLSE"):
+                given["dLSE"] = torch.zeros_like(lse) if dlse is None else dlse.resolve_neg().contiguous()
+            if pair is plan.rows:
+                dq = new(q)
+            part.launch({**given, "dQ": dq, "Sums": total}, held, into)
     if plan.keys is not None:
-        dk, dv = (new(x.shape, dtype=x.dtype, device=x.device) for x in (k, v))
-        total = torch.zeros(q.shape, dtype=torch.float32, device=q.device) if plan.adds else None
+        dk, dv = new(k), new(v)
         plan.keys.launch({**given, "dK": dk, "dV": dv, "dQ": total}, held, into)
-        dq = total.to(q.dtype) if total is not None else None
-    if plan.rows is not None:
-        dq = new(q.shape, dtype=q.dtype, device=q.device)
-        plan.rows.launch({**given, "dQ": dq}, held, into)
+    if plan.after is not None:
+        dq = new(q)
+        plan.after.launch({"Sums": total, "dQ": dq}, held, into)
+    elif total is not None:
+        dq = total.to(q.dtype)
+    if every is not None:
+        backward_plans.learn(plan, every)
     if still:  # (infinities and what is no number stay none)
         dq, dk = (None if x is None else x.mul_(0) for x in (dq, dk))
     return dq, dk, dv
+
+
+def _zeros(x: torch.Tensor) -> torch.Tensor:
+    return torch.zeros(x.shape, dtype=x.dtype, device=x.device)
+
+
+def _like(x: torch.Tensor) -> torch.Tensor:
+    """A new tensor, its axes in memory in x's order if its rows are."""
+    return torch.empty_like(x) if x.stride(-1) == 1 else torch.empty(x.shape, dtype=x.dtype, device=x.device)
 
 
 def _one_key(call: Call, k: Any) -> bool:
@@ -142,19 +182,55 @@ def _one_key(call: Call, k: Any) -> bool:
 def plan_of(call: Call, q: Any, k: Any, v: Any, for_q: bool, for_k: bool, held: list[Any]) -> Plan:
     """for_q, for_k: whether gradients of q, and of k or v, are wanted. held: receives the tensors that the functions hold."""
     like = tensors.outline(q, "q")
-    common = target(call.arch.rstrip("a")).arch
-    arch = call.arch if like.in_lines and all(tensors.outline(x, n).in_lines for x, n in ((k, "k"), (v, "v"))) else common
+    lines = like.in_lines and all(tensors.outline(x, n).in_lines for x, n in ((k, "k"), (v, "v")))
+    uneven, rows = call.facts.get("mask", "none") != "none", q.shape[2]
+    two = in_order.get() or torch.are_deterministic_algorithms_enabled() or (
+        call.arch.endswith("a") and lines and apart(max(q.shape[-1], v.shape[-1]), uneven, rows))
+    grouped = q.shape[call.heads] != k.shape[call.heads]
+    if call.given != PLAIN:
+        return _plan(call, like, q.shape[-1], v.shape[-1], lines, two, grouped, for_q, for_k, held)
+    key = (call.specs, call.arch, *call.facts.items(), like.device, like.dtype, q.shape[-1], v.shape[-1], lines, two, grouped,
+           for_q, for_k)
+    if key not in _plans:
+        if len(_plans) >= 1024:
+            _plans.clear()
+        _plans[key] = _plan(call, like, q.shape[-1], v.shape[-1], lines, two, grouped, for_q, for_k, held)
+    return _plans[key]
+
+
+_plans: dict[Any, Plan] = {}
+
+
+def _plan(call: Call, like: tensors.TensorArg, d: int, e: int, lines: bool, two: bool, grouped: bool, for_q: bool,
+          for_k: bool, held: list[Any]) -> Plan:
+    """lines: bulk copies can move q, k and v. two: q's has a pass of its own. grouped: heads of keys are shared."""
+    common, dense = target(call.arch.rstrip("a")).arch, call.specs is DENSE
+    arch = call.arch if lines else common
     score, keep, weigh, sink = call.given
-    facts = {"T": DTYPES[like.dtype], "D": q.shape[-1], "E": v.shape[-1], **call.facts}
+    facts = {"T": DTYPES[like.dtype], "D": d, "E": e, **call.facts}
     functions = {n: f for n, f in (("score", score), ("keep", keep), ("weigh", weigh)) if f is not None}
-    first = _ready(call.specs.before, common, facts, {} if sink is None else {"sink": sink}, held)
-    learns = held_learn(Functions(score=score, weigh=weigh))
-    apart = arch.endswith("a") and max(q.shape[-1], v.shape[-1]) > ADDS_UP_TO
-    adds = for_q and (for_k or learns) and not apart and not (in_order.get() or torch.are_deterministic_algorithms_enabled())
-    more = {"grouped": q.shape[call.heads] != k.shape[call.heads], **({} if adds else {"dQ": None})}
-    keys = _ready(call.specs.keys, arch, {**facts, **more}, functions, held) if for_k or learns else None
-    rows = _ready(call.specs.rows, arch, facts, functions, held) if for_q and not adds else None
-    return Plan(first, keys, rows, adds)
+    sinks = {} if sink is None else {"sink": sink}
+    every = for_k or held_learn(Functions(score=score, weigh=weigh))
+    adds = for_q and every and not two
+    more = {"grouped": grouped, **({} if adds else {"dQ": None})}
+    keys = _ready(call.specs.keys, arch, {**facts, **more}, functions, held) if every else None
+    whole = _ready(call.specs.before, common, {**facts, "Sums": None}, sinks, held)
+    first: Pair | None = None
+    rows: Pair | None = None
+    if adds or not for_q or not dense:
+        clears = {} if adds and dense and not sinks else {"Sums": None}
+        first = (whole, whole) if sinks else _pair(call.specs.before, common, {**facts, **clears}, {}, held)
+    if for_q and not adds:
+        unread = {} if every else {"Delta": None, "LSE2": None}
+        rows = _pair(call.specs.rows, arch, {**facts, **unread}, {**functions, **(sinks if dense else {})}, held)
+    after = _ready(call.specs.after, common, facts, {}, held) if adds and call.specs.after is not None else None
+    return Plan(first, rows, keys, after, adds, whole, [])
+
+
+def _pair(spec: Spec, arch: str, facts: Mapping[str, Any], functions: Mapping[str, Any], held: list[Any]) -> Pair:
+    """Where there are functions one program for both, of which zeros make the other."""
+    whole = _ready(spec, arch, facts, functions, held)
+    return (whole if functions else _ready(spec, arch, {**facts, "dLSE": None}, {}, held)), whole
 
 
 def _ready(spec: Spec, arch: str, facts: Mapping[str, Any], functions: Mapping[str, Any], held: list[Any]) -> Ready:
@@ -192,10 +268,11 @@ def _plain(spec: Spec, arch: str, facts: tuple[tuple[str, Any], ...]) -> Program
 def _compiled(spec: Spec, arch: str, facts: Mapping[str, Any], functions: Mapping[str, Any]) -> Program:
     """With the first schedule that leaves registers for everything; where none does, with the first one that can be; where none can, with
     what a model of the machine finds, for heads that fit anywhere. Raises FcError "compile/budget"."""
-    head = max(facts.get("D", 0), facts["E"])
+    head = max(facts.get("D", 0), facts.get("E", 0))
     adds = "dQ" not in facts
-    uneven, grouped = facts.get("mask", "none") != "none", bool(facts.get("grouped"))
-    listed = [(arch, s) for s in candidates(spec.name, arch, head, adds, uneven, grouped)]
+    uneven = facts.get("mask", "none") != "none"
+    nested = bool(facts.get("grouped")) and (uneven or "keep" in functions or spec is RAGGED.keys)
+    listed = [(arch, s) for s in candidates(spec.name, arch, head, adds, uneven, nested)]
     if arch.endswith("a"):
         listed += [(target(arch.rstrip("a")).arch, s) for s in candidates(spec.name, arch.rstrip("a"), head, adds)]
     possible: Program | None = None

@@ -7,12 +7,14 @@ With x the scaled scores, s = score(x), p = exp(s - LSE), w = weigh(p), O = sum_
     dV = w^T dO      dp = weigh'(dO V^T)      ds = p (dp - Delta)      dx = score'(ds)      dQ = dx K scale      dK = dx^T Q scale
 
 where Delta is the row sum of O * dO, less the gradient of the log-sum-exp. The derivatives of score and weigh are made by `fc.vjp`, and so
-are the gradients of the tensors that these functions hold (parameters `NAME_grad`). Three programs:
+are the gradients of the tensors that these functions hold (parameters `NAME_grad`). Programs:
 
-`rows_before`: Delta, the log-sum-exp in powers of two (+inf in rows without a key: their weights are then 0), and the gradient of sinks.
+`rows_before`: Delta, the log-sum-exp in powers of two (+inf in rows without a key: their weights are then 0), and the gradient of sinks. It
+clears the sums of dQ, which `rows_after` rounds.
 `backward`: one pass over tiles of rows for each tile of keys. dK and dV stay in registers, over all heads of a group; each program adds its
 share of dQ to memory, unless it is left out. S and dP are made as their transposes: P^T and dS^T are left operands as they are.
-`backward_rows`: dQ alone, one pass over tiles of keys for each tile of rows: every sum in one order, the same bits each time.
+`backward_rows`: dQ alone, one pass over tiles of keys for each tile of rows: every sum in one order, the same bits each time. It makes
+Delta and LSE2 itself, and leaves them to `backward` where that follows.
 """
 
 from __future__ import annotations
@@ -73,19 +75,34 @@ def each_head(head: Callable[[Any], None], g: Any, size: Any, grouped: bool) -> 
         head(g * size)
 
 
-@fc.kernel
-def rows_before(O: T[B, H, M, E], dO: T[B, H, M, E], LSE: f32[B, H, M], dLSE: "f32[B, H, M] | None", Delta: "out f32[B, H, M]",
-                LSE2: "out f32[B, H, M]", *, sink=None):
-    b, h, rows = fc.grid(O.B, O.H, fc.tile(O.M, "BLOCK_M"))
-    o, do, lse = fc.load(O[b, h, rows]), fc.load(dO[b, h, rows]), fc.load(LSE[b, h, rows])
-    delta = fc.sum(o.to(fc.f32) * do.to(fc.f32), axis=1)
+def facts_of_rows(b: Any, h: Any, rows: Any, do: Any, O: Any, LSE: Any, dLSE: Any, Delta: Any, LSE2: Any, sink: Any) -> tuple[Any, Any]:
+    """(LSE2, Delta) of a tile of rows, also in memory where there is a place for them; and what the rows add to the gradient of a sink."""
+    o, lse = fc.load(O[b, h, rows]), fc.load(LSE[b, h, rows])
+    delta, lse2 = fc.sum(o.to(fc.f32) * do.to(fc.f32), axis=1), fc.where(lse == -fc.inf, fc.inf, lse * LOG2E)
     if dLSE is not None:
         delta = delta - fc.load(dLSE[b, h, rows])
-    fc.store(Delta[b, h, rows], delta)
-    fc.store(LSE2[b, h, rows], fc.where(lse == -fc.inf, fc.inf, lse * LOG2E))
+    if Delta is not None:
+        fc.store(Delta[b, h, rows], delta)
+        fc.store(LSE2[b, h, rows], lse2)
     if sink is not None:
         logit, into = fc.vjp(lambda: fc.cast(sink(h), fc.f32), captured=True)
         into(-fc.sum(fc.where(rows.valid & (lse != -fc.inf), fc.exp(logit - lse) * delta, 0.0)))
+    return lse2, delta
+
+
+@fc.kernel
+def rows_before(O: T[B, H, M, E], dO: T[B, H, M, E], LSE: f32[B, H, M], dLSE: "f32[B, H, M] | None", Delta: "out f32[B, H, M]",
+                LSE2: "out f32[B, H, M]", Sums: "out f32[B, H, M, D] | None", *, sink=None):
+    b, h, rows = fc.grid(O.B, O.H, fc.tile(O.M, "BLOCK_M"))
+    if Sums is not None:
+        fc.store(Sums[b, h, rows], fc.zeros(rows, Sums.D))
+    facts_of_rows(b, h, rows, fc.load(dO[b, h, rows]), O, LSE, dLSE, Delta, LSE2, sink)
+
+
+@fc.kernel
+def rows_after(Sums: f32[B, H, M, D], dQ: "out T[B, H, M, D]"):
+    b, h, rows = fc.grid(dQ.B, dQ.H, fc.tile(dQ.M, "BLOCK_M"))
+    fc.store(dQ[b, h, rows], fc.load(Sums[b, h, rows]).to(dQ.dtype))
 
 
 @fc.kernel
@@ -104,25 +121,35 @@ def backward(Q: T[B, H, M, D], K: T[B, G, N, D], V: T[B, G, N, E], dO: T[B, H, M
             seen = seen & keep(b, h, rows.index, cols.index)
         return seen if score is None and weigh is None else seen & rows.valid
 
+    def tile(h, rows):
+        mine = [None if t is None else t[b, h, rows] for t in (Q, dO, LSE2, Delta, dQ)]
+        step(mine, k, v, dk, dv, scale, turned, functools.partial(live, h, rows), (b, h, rows.index, cols.index), score, weigh, held)
+
     def head(h):
         for rows in fc.loop(fc.tile(Q.M, "BLOCK_M"), live=functools.partial(live, h)):
-            mine = [None if t is None else t[b, h, rows] for t in (Q, dO, LSE2, Delta, dQ)]
-            step(mine, k, v, dk, dv, scale, turned, functools.partial(live, h, rows), (b, h, rows.index, cols.index), score, weigh, held)
+            tile(h, rows)
 
-    each_head(head, g, Q.H // K.G, grouped)
+    if grouped and mask == "none" and keep is None:  # one loop over the tiles of all heads: it has registers for products ahead
+        tiles = fc.tile(Q.M, "BLOCK_M")
+        count, group = (Q.M + (tiles.size - 1)) // tiles.size, Q.H // K.G
+        for n in fc.loop(group * count):
+            tile(g * group + n // count, tiles[n % count])
+    else:
+        each_head(head, g, Q.H // K.G, grouped)
     fc.store(dK[b, g, cols], (dk * scale).to(K.dtype))
     fc.store(dV[b, g, cols], dv.to(V.dtype))
 
 
 @fc.kernel
-def backward_rows(Q: T[B, H, M, D], K: T[B, G, N, D], V: T[B, G, N, E], dO: T[B, H, M, E], LSE2: f32[B, H, M], Delta: f32[B, H, M],
-                  dQ: "out T[B, H, M, D]", *, scale: f32, positive=True, mask="none", score=None, keep=None, weigh=None):
+def backward_rows(Q: T[B, H, M, D], K: T[B, G, N, D], V: T[B, G, N, E], dO: T[B, H, M, E], O: T[B, H, M, E], LSE: f32[B, H, M],
+                  dLSE: "f32[B, H, M] | None", dQ: "out T[B, H, M, D]", Delta: "out f32[B, H, M] | None", LSE2: "out f32[B, H, M] | None",
+                  *, scale: f32, positive=True, mask="none", score=None, keep=None, weigh=None, sink=None):
     if positive:
         fc.positive(scale)
     b, h, rows = fc.grid(Q.B, Q.H, fc.tile(Q.M, "BLOCK_M"))
     g = h // (Q.H // K.G)
     q, do = fc.load(Q[b, h, rows]), fc.load(dO[b, h, rows])
-    lse2, delta = fc.load(LSE2[b, h, rows]), fc.load(Delta[b, h, rows])
+    lse2, delta = facts_of_rows(b, h, rows, do, O, LSE, dLSE, Delta, LSE2, sink)
     dq = fc.var(fc.zeros(rows, Q.D))
 
     def live(cols):

@@ -23,6 +23,9 @@ FEW_BYTES = 64
 #: larger heads have dQ in a pass of its own, in order, where there is wgmma: two products more are faster than adding up as many numbers in
 #: L2 (H200, D=256, 4k: 665 and 530 TFLOP/s for 3 and 4 products, 400 for 5 with the additions)
 ADDS_UP_TO = 128
+#: so have heads of more than 64 where tiles of keys differ in work and rows are few: clearing and rounding sums takes as long whatever the
+#: mask leaves of the products (H100, causal, 1k, 16k tokens: 548 us for 643 at D=128)
+FEW_ROWS = 1536
 _TWO, _QUEUED = {"q": 2, "do": 2}, {"q": 3, "do": 2}
 #: warpgroups that meet at no barrier, scores an iteration ahead, dV begun with its first weights (H200, D=128, causal, 16k: 578 TFLOP/s
 #: where S ahead alone has 545)
@@ -33,10 +36,12 @@ SIDE_BY_SIDE = 40
 _SMALL = _mma(32, 32, 4), _mma(32, 32, 4, hold_a=False), _mma(16, 16, 2)
 #: head size up to which -> schedules of `backward`, on Hopper and elsewhere
 _BOTH: dict[str, dict[int, tuple[Schedule, ...]]] = {
-    "wgmma": {64: (_hopper(128, 128, 2, _TWO, behind="dq", rolling="dv"), _hopper(128, 128, 2, _TWO), _hopper(64, 128, 2, _TWO),
-                   _hopper(64, 64, 1, 2)),
-              128: (_hopper(64, 128, 2, _TWO, **_APART), _hopper(64, 128, 2, _QUEUED, early="s"),
-                    _hopper(64, 128, 2, _TWO), _hopper(64, 64, 2, 1), _hopper(64, 64, 1, 1)),
+    "wgmma": {64: (_hopper(128, 128, 2, _TWO, behind="dq", rolling="dv"), _hopper(128, 128, 2, _TWO, behind="dq", early="s"),
+                   _hopper(128, 128, 2, _TWO), _hopper(96, 128, 2, _TWO, early="s"), _hopper(64, 128, 2, _TWO, early="s"),
+                   _hopper(64, 128, 2, _TWO), _hopper(64, 64, 1, 2)),
+              128: (_hopper(64, 128, 2, _TWO, **_APART), _hopper(80, 128, 2, _TWO, early="s"), _hopper(64, 128, 2, _QUEUED, early="s"),
+                    _hopper(80, 128, 2, _TWO), _hopper(64, 128, 2, _TWO), _hopper(48, 128, 2, _TWO), _hopper(64, 64, 2, _TWO),
+                    _hopper(64, 64, 2, 1), _hopper(64, 64, 1, 1)),
               256: (_hopper(64, 64, 2, 1),)},
     "mma": {64: (_mma(64, 64, 8), _mma(32, 64, 8), _mma(32, 32, 8), *_SMALL), 128: (_mma(32, 32, 8), *_SMALL),
             256: (_mma(32, 32, 8), *_SMALL),
@@ -45,39 +50,54 @@ _BOTH: dict[str, dict[int, tuple[Schedule, ...]]] = {
 _UNEVEN = {64: (_hopper(96, 128, 2, _TWO, **_APART), _hopper(128, 128, 2, _TWO, behind="dq", rolling="dv")),
            128: (_hopper(64, 128, 2, _TWO, **_APART), _hopper(64, 128, 2, _QUEUED, early="s"))}
 #: and where dQ has a pass of its own
-_KEYS = {128: (_hopper(64, 128, 2, _TWO), _hopper(64, 64, 2, 1), _hopper(64, 64, 1, 1)),
+_KEYS = {64: (_hopper(128, 128, 2, _TWO, persistent="dynamic"), _hopper(128, 128, 2, _TWO), _hopper(64, 128, 2, _TWO)),
+         128: (_hopper(64, 128, 2, _TWO, early="s"), _hopper(64, 128, 2, _TWO), _hopper(64, 64, 2, 1), _hopper(64, 64, 1, 1)),
+         192: (_hopper(32, 128, 2, _TWO), _hopper(64, 64, 2, _TWO), _hopper(64, 64, 2, 1)),
          256: (_hopper(64, 64, 2, _TWO), _hopper(64, 64, 2, 1))}
+_KEYS_UNEVEN = {128: (_hopper(64, 128, 2, _TWO, persistent="dynamic"), _hopper(64, 128, 2, _TWO))}
 #: and of `backward_rows`
 _ROWS: dict[str, dict[int, tuple[Schedule, ...]]] = {
-    "wgmma": {64: (_hopper(128, 128, 2, 2), _hopper(128, 64, 2, 4), _hopper(64, 64, 1, 2)),
-              128: (_hopper(128, 64, 2), _hopper(64, 64, 1, 1)),
-              256: (_hopper(128, 32, 2, 2, epilogue="quad"), _hopper(64, 64, 2, 2), _hopper(64, 64, 2, 1)),
+    "wgmma": {64: (_hopper(192, 96, 3, 2, persistent="dynamic"), _hopper(128, 128, 2, 2), _hopper(128, 64, 2, 4), _hopper(64, 64, 1, 2)),
+              128: (_hopper(128, 80, 2), _hopper(128, 64, 2), _hopper(64, 64, 1, 1)),
+              192: (_hopper(128, 64, 2), _hopper(128, 48, 2), _hopper(128, 32, 2, 2, epilogue="quad"), _hopper(64, 64, 2, 1)),
+              256: (_hopper(128, 48, 2, 2, epilogue="quad"), _hopper(128, 32, 2, 2, epilogue="quad"), _hopper(64, 64, 2, 2),
+                    _hopper(64, 64, 2, 1)),
               512: (_hopper(64, 32, 2, 1, epilogue="quad"),)},
     "mma": {64: (_mma(64, 32, 4, 2), _mma(32, 32, 4)), 128: (_mma(64, 32, 8), _mma(32, 32, 4)), 256: (_mma(32, 32, 8), _mma(16, 32, 4)),
             512: (_mma(32, 32, 8, 2, hold_a=False), _mma(32, 32, 8, hold_a=False), _mma(16, 32, 4, hold_a=False))}}
 
 
-def candidates(spec: str, arch: str, head: int, adds: bool = True, uneven: bool = False, grouped: bool = False) -> tuple[Schedule, ...]:
+def candidates(spec: str, arch: str, head: int, adds: bool = True, uneven: bool = False, nested: bool = False) -> tuple[Schedule, ...]:
     """For a spec of `kernels.backward` or `kernels.ragged_backward`, and a head size (the larger of the key's and the value's). adds: it
     adds up the gradient of q too. uneven: tiles of keys differ in work: the longest run first, of as many heads as lie in L2 together
-    (B=1, 8 heads of keys, 4k: 0.63 of the multiprocessors worked where one head's ran after the other's). grouped: heads of keys are
-    shared; two loops leave no registers for products ahead or behind."""
+    (B=1, 8 heads of keys, 4k: 0.63 of the multiprocessors worked where one head's ran after the other's). nested: it has two loops, of
+    heads and of their rows, which leave no registers for products ahead."""
     if "tangent" in spec:
         return ()  # a model of the machine finds them
-    if spec.endswith("before"):
+    if spec == "ragged_rows_before":
         return (Schedule(tiles={"BLOCK_M": 32 if head <= 128 else 16}),)
+    if spec in ("rows_before", "rows_after"):
+        return (Schedule(tiles={"BLOCK_M": 8}, warps=2 if head <= 64 else 4, epilogue="direct"),)
     rows, wgmma = spec.endswith("rows"), arch.endswith("a")
     pick = lambda table: next((found for most, found in table.items() if head <= most), ())
     found: tuple[Schedule, ...] = pick((_ROWS if rows else _BOTH)["wgmma" if wgmma else "mma"])
-    if rows or not wgmma:
+    if not wgmma:
         return found if adds or rows else tuple(replace(s, split="none") for s in found)
+    if rows:
+        return (replace(found[0], persistent="dynamic"), *found) if uneven and found else found
     if not adds:
-        found = (*pick(_KEYS), *(replace(s, split="none") for s in found if not (s.early or s.behind)))
+        own = (*(pick(_KEYS_UNEVEN) if uneven else ()), *pick(_KEYS))
+        found = (*own, *(replace(s, split="none") for s in found if not (s.early or s.behind)))
     elif uneven:
-        found = (*pick(_UNEVEN), *(s for s in found if not (s.early or s.behind)))
-    if grouped:
-        found = tuple(s for s in found if not (s.early or s.behind))
+        found = (*pick(_UNEVEN), *found)
+    if nested:
+        found = tuple(s for s in found if not s.early)
     return (*(replace(s, l2=SIDE_BY_SIDE) for s in found), *found) if uneven else found
+
+
+def apart(head: int, uneven: bool, rows: int) -> bool:
+    """Whether dQ has a pass of its own, where there is wgmma."""
+    return head > ADDS_UP_TO or (head > 64 and uneven and rows <= FEW_ROWS)
 
 
 def turned(schedule: Schedule) -> dict[str, bool]:

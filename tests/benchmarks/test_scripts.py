@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -52,11 +53,31 @@ def test_shell_scripts(path):
 
 
 @pytest.mark.parametrize("errors", [(None, None), (1e-3, None), (None, 1e-4), (math.nan, 1e-4), (1e-3, math.inf)])
-@pytest.mark.parametrize("measure", [timing.round_robin, timing.graph_times])
+@pytest.mark.parametrize("measure", [timing.round_robin, timing.graph_times, timing.gpu_times])
 def test_what_was_not_checked_is_refused(measure, errors):
     run = lambda: pytest.fail("it ran")
     with pytest.raises(ValueError, match="only what was compared"):
         measure([timing.Checked("kernel", run, *errors)], 1)
+
+
+def test_a_turn_whose_queue_ran_dry_is_taken_again_and_held_for_longer(monkeypatch):
+    held, runs = [], []
+
+    class Event:
+        def __init__(self, **_):
+            self.record = lambda: None
+            self.query = lambda: held[-1] < 10 * timing.CYCLES  # the GPU was let go while calls were still being enqueued
+            self.elapsed_time = lambda other: 6.0
+
+    cuda = types.SimpleNamespace(Event=Event, synchronize=lambda: None, _sleep=held.append)
+    monkeypatch.setitem(sys.modules, "torch", types.SimpleNamespace(cuda=cuda))
+    monkeypatch.setattr(timing, "_preheat", lambda run, ms: None)
+    found = timing.gpu_times([timing.Checked("kernel", lambda: runs.append(1), 0.0, 0.0)], launches=3, rounds=2, warm=1)
+    assert [x / timing.CYCLES for x in held] == [4.0, 16.0, 16.0] and len(runs) == 1 + 3 * 4
+    assert found["kernel"].ms == 2.0 and 0 < found["kernel"].host < 1e3
+    monkeypatch.setattr(Event, "__init__", lambda self, **_: self.__dict__.update(record=lambda: None, query=lambda: True))
+    with pytest.raises(RuntimeError, match="3 calls are not enqueued in 256"):
+        timing.gpu_times([timing.Checked("kernel", lambda: None, 0.0, 0.0)], launches=3)
 
 
 def test_summary_and_geomean():

@@ -141,3 +141,26 @@ def test_ragged_batches(causal, d):
     total.backward()
     for x, y in zip(xs, ys):
         assert (x.grad.double() - y.grad).abs().max() < 1e-2 * y.grad.abs().max()
+
+
+@pytest.mark.parametrize("d, e, groups, causal, in_order", [(64, 64, 4, False, True), (64, 64, 4, True, True), (128, 128, 4, False, True),
+                                                             (128, 128, 4, True, False), (128, 128, 1, False, False), (64, 64, 1, False, False),
+                                                             (128, 128, 1, True, False), (192, 128, 4, True, False), (256, 256, 4, True, False)])
+def test_passes_that_are_known_where_blocks_take_many_tiles(d, e, groups, causal, in_order):
+    """The second pass over other tensors is launched by what the first one left behind; several times as many tiles as multiprocessors.
+    Summed up in one order, the same bits come again."""
+    torch.use_deterministic_algorithms(in_order, warn_only=True)
+    try:
+        for turn in range(2):
+            xs = [x.detach().mul(1 + turn).requires_grad_() for x in draw(b=6, h=16 if groups == 1 else 4, g=groups, m=1100, n=1100, d=d, e=e)]
+            ys = [x.detach().double().requires_grad_() for x in xs]
+            out, g = fc.attention(*xs, causal=causal), torch.randn(6, xs[0].shape[1], 1100, e, device="cuda").half()
+            grads = torch.autograd.grad(out, xs, g, retain_graph=True)
+            at = torch.arange(1100, device="cuda")
+            want = torch.autograd.grad(exact(*ys, seen=at[:, None] >= at if causal else None)[0], ys, g.double())
+            for x, y in zip(grads, want):
+                assert ((x.double() - y).norm() / y.norm()).item() < 5e-3
+            again = torch.autograd.grad(out, xs, g)
+            assert not in_order or all(bool((x == y).all()) for x, y in zip(grads, again))
+    finally:
+        torch.use_deterministic_algorithms(False)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from fcgen.attend import blocks, calls, forward, packed, variants, varlen
+from fcgen.attend import backward_plans, blocks, calls, forward, packed, variants, varlen
 from fcgen.build import captured
 from fcgen.build.program import Program
 from fcgen.ir.sizes import is_made
@@ -72,7 +72,7 @@ def interpreted(monkeypatch: Any) -> list[Program]:
     real_torch(monkeypatch)
     monkeypatch.setattr(Program, "launcher", property(Interpreted))
     monkeypatch.setattr(variants, "_fits", lambda program: True)
-    for module in (calls, packed):
+    for module in (calls, packed, backward_plans):
         monkeypatch.setattr(module, "learn", lambda *_: None)
     monkeypatch.setattr(Interpreted, "seen", [])
     return Interpreted.seen

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs torch: pip install fcgen[torch]")
 import fcgen  # noqa: E402
 from fcgen import masks, scores  # noqa: E402
-from fcgen.attend import calls, forward, packed, varlen  # noqa: E402
+from fcgen.attend import backward_plans, calls, forward, packed, training, varlen  # noqa: E402
 from fcgen.build import compiler  # noqa: E402
 from fcgen.launch import Launcher  # noqa: E402
 from fcgen.runtime import cache, cubin, nvrtc  # noqa: E402
@@ -51,7 +52,7 @@ def launched(monkeypatch):
 
 
 #: tensors that calls make
-MADE = ("O", "LSE", "Sequence", "Number", "Count", "List", "PartCount", "Part")
+MADE = ("O", "LSE", "Sequence", "Number", "Count", "List", "PartCount", "Part", "dQ", "dK", "dV", "Delta", "LSE2", "Sums")
 
 
 class Anything(dict):
@@ -88,6 +89,60 @@ def test_other_tensors_of_the_same_sizes_are_launched_as_the_slow_way_would(laun
     first, _, known, slow = (dict(arguments) | {"grid": grid} for grid, arguments in launched)
     assert [key for key in slow if slow[key] != known.get(key)] == [] and known != first
     assert isinstance(out, tuple) == bool(DENSE[name].get("lse"))
+
+
+def alone_here(monkeypatch):
+    """Programs and plans of backward passes are this test's."""
+    monkeypatch.setattr(training, "_plans", {})
+    monkeypatch.setattr(training, "_plain", functools.lru_cache(training._plain.__wrapped__))
+
+
+BACKWARD = {"full": ({}, "qkv", False), "causal": ({"causal": "top_left"}, "qkv", False), "in order": ({}, "qkv", True), "of q alone": ({}, "q", False),
+            "of keys alone": ({"causal": "top_left"}, "kv", False)}
+
+
+@pytest.mark.parametrize("name", BACKWARD)
+def test_a_backward_pass_that_is_known_launches_what_the_slow_way_would(launched, name, monkeypatch):
+    options, learn, in_order = BACKWARD[name]
+    alone_here(monkeypatch)
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: in_order)
+    given = [tuple(x.requires_grad_(n in learn) for n, x in zip("qkv", (half(2, m, 4, 64).transpose(1, 2), half(2, 50, 2, 64).transpose(1, 2),
+                                                                       half(2, 50, 2, 64).transpose(1, 2)))) for m in (33, 33, 35)]
+    outs, into = [fcgen.attention(*xs, **options) for xs in given], [half(2, m, 4, 64).transpose(1, 2) for m in (33, 33, 35)]
+
+    def run(n):
+        del launched[:]
+        wanted = [x for x in given[n] if x.requires_grad]
+        grads = torch.autograd.grad(outs[n], wanted, into[n], retain_graph=True)
+        assert all(g.shape == x.shape and g.stride() == x.stride() for g, x in zip(grads, wanted))
+        return [(dict(arguments) | {"grid": grid}) for grid, arguments in launched]
+
+    run(0)
+    with monkeypatch.context() as patch:
+        patch.setattr(training.Ready, "launch", lambda *_: pytest.fail("the slow way"))
+        known = [run(1), run(2)]
+    for plan in training._plans.values():
+        plan.kinds.clear()
+    monkeypatch.setattr(backward_plans, "learn", lambda *_: None)
+    assert known == [run(1), run(2)] and known[0] != known[1] and len(known[0]) == {"full": 3, "causal": 3, "of q alone": 1}.get(name, 2)
+
+
+def test_a_backward_pass_that_is_not_quite_ordinary_goes_the_slow_way(launched, monkeypatch):
+    alone_here(monkeypatch)
+    xs = [x.requires_grad_() for x in tensors()]
+    out, lse = fcgen.attention(*xs, return_lse=True)
+    into = half(*out.shape)
+    grads = lambda of, into: torch.autograd.grad(of, xs, into, retain_graph=True)
+    grads(out, into)
+    slow: list = []
+    launch = training.Ready.launch
+    monkeypatch.setattr(training.Ready, "launch", lambda *args: (slow.append(args[0]), launch(*args)))
+    grads(out, into)
+    assert not slow
+    for of, g in (((out, lse), (into, torch.ones_like(lse))), (out, into.neg().resolve_neg().mT.contiguous().mT), (out, half(1).expand(out.shape))):
+        grads(of, g)
+        assert len(slow) == 3
+        slow.clear()
 
 
 CU, KU, USED = (torch.tensor(x, dtype=torch.int32) for x in ([0, 10, 10, 33], [0, 20, 40, 50], [8, 0, 23]))
