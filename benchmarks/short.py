@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import argparse
 import functools
 import os
 import sys
@@ -51,6 +52,9 @@ def made(d: int, mask: Any, guard: bool, schedule: fc.Schedule, plain: Callable[
 
 
 def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--compile", action="store_true")
+    args = parser.parse_args()
     os.environ["FCGEN_CHECK"] = "0"
     programs: list[tuple[int, str, str, Any, Any]] = []
     for d in (64, 128):
@@ -60,7 +64,7 @@ def main() -> int:
                 programs.append((d, name, told, *made(d, mask, guard, s)))
             except fc.FcError as e:
                 print(d, name, str(e)[:100], flush=True)
-    if "--compile" in sys.argv:
+    if args.compile:
         print(len(programs))
         return 0
     import torch
