@@ -83,7 +83,7 @@ def main() -> int:
         n, calls_of = case.q.shape[2], []
         for text in ("", *(t for at, t, why in found if at == d and not why)):
             schedule = fc.Schedule.parse(text) if text else None
-            blocks._block = own if schedule is None else functools.partial(lambda b, _: b, block_of(schedule))
+            blocks._block = own if schedule is None else functools.partial(lambda b, *_: b, block_of(schedule))
             variants._kept.clear()
             calls.kinds.clear()
             calls.last = None

@@ -93,6 +93,16 @@ def test_a_mask(name: str, target: str, monkeypatch: pytest.MonkeyPatch) -> None
     check(called(mask=mask, schedule=SMALL[target]), eager(Q, K, V, seen=seen))
 
 
+@pytest.mark.parametrize("split", ["branch", "loops"])
+def test_warpgroups_jump_over_a_hole_together(split: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each leaves out tiles of its own at both ends; what lies between is left out by what all rows see."""
+    on_cpu(monkeypatch, "sm_90a", "simulate")
+    mask, seen = MASKS["first keys and a window"]
+    schedule = fc.Schedule(tiles={"BLOCK_M": 128, "BLOCK_N": 16}, math="wgmma", copy="tma", warps=8, late="acc", vote=True, split=split,
+                           stages={"q": 1, "k": 3, "v": 3}, persistent="dynamic", from_end="rows", epilogue="quad")
+    check(called(mask=mask, schedule=schedule), eager(Q, K, V, seen=seen))
+
+
 @pytest.mark.parametrize(("name", "target"), in_turns(SCORES))
 def test_a_score(name: str, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
     on_cpu(monkeypatch, target, "simulate")

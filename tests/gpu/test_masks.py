@@ -89,6 +89,18 @@ def test_dropout_and_its_mask(d: int, causal: bool) -> None:
     close(got, eager(q, k, v, seen=seen, kept=kept.double() * drop.factor), 8e-3)
 
 
+@pytest.mark.parametrize("d", [64, 128])
+def test_long_rows_leave_out_what_lies_between(d: int) -> None:
+    """A loop jumps over the keys between the first ones and a window; documents go by lists that one kernel makes."""
+    q, k, v = tensors(1, 2, 1, 4097, 4097, d, d)
+    ids = gpu(np.sort(np.random.default_rng(4).integers(0, 6, 4097)).astype(np.int32))
+    mask = (masks.prefix(70) | masks.window(500, 0)) & masks.causal()
+    want = eager(q, k, v, seen=lambda b, h, i, j: (j <= i) & ((j < 70) | (j >= i - 500)))
+    close(fc.attention(q, k, v, mask=mask, return_lse=True), want)
+    want = eager(q, k, v, seen=lambda b, h, i, j: (ids[i] == ids[j]) & (j <= i))
+    close(fc.attention(q, k, v, mask=masks.documents(ids), causal=True, return_lse=True), want)
+
+
 def test_lists_of_a_mask_are_made_once_and_captured_in_a_graph() -> None:
     q, k, v = tensors(1, 2, 2, 700, 700, 64, 64)
     ids = gpu(np.sort(np.random.default_rng(3).integers(0, 4, 700)).astype(np.int32))
