@@ -145,10 +145,10 @@ _elements: set[Any] = set()
 def _bounded(given: Functions, arch: str, block: tuple[int, int], shift: int | None) -> Family | None:
     """The programs that make a mask's lists in one launch, where it can be asked about whole blocks."""
 
-    def make() -> Program:
+    def make(functions: Mapping[str, Any]) -> Program:
         absent: dict[str, Any] = {"shift": None} if shift is None else {}
         schedule = Schedule(tiles={"BLOCKS": 64}, warps=8)
-        program = bounded_lists.compile(target=arch, schedule=schedule, check=False, keep=given.keep, block=block, **absent)
+        program = bounded_lists.compile(target=arch, schedule=schedule, check=False, **functions, block=block, **absent)
         program.quiet = True
         return program
 
