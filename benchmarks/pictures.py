@@ -272,12 +272,18 @@ def _of_conformance(results: Results) -> str:
     why = [f"- {SUITES[name]}: " + "; ".join(f"{reason} ({n:,})" for reason, n in list(r["not_applicable_because"].items())[:MOST_REASONS])
            for name, r in suites]
     sources = "\n".join(f"- {line}" for line in record.get("sources", []))
+    runs = record.get("runs", [record])
+    took = " and ".join(f"{run['seconds']:.0f} s in {run['processes']} processes" for run in runs)
+    made = sum(r["time"]["kernels_made"] for _, r in suites if "time" in r)
+    spent = sum(r["time"]["compile_seconds"] for _, r in suites if "time" in r)
+    cards = record.get("gpus") or 1
+    compiled = f" {made:,.0f} kernels were compiled for them, in {spent / made:.1f} s each." if made else ""
     return f"""
 ## Other projects' own tests
 
 `python -m benchmarks.conformance` runs PyTorch's and FlashAttention's own tests, forward and backward, with fcgen's functions in place of
-theirs: {record['seconds']:.0f} s in {record['processes']} processes that share the GPU. Of functions with many cases a sample is taken,
-spread evenly over their parameters; what the limit of time cut off is counted as not reached.
+theirs: {took} that share {cards} GPU{"s" * (cards > 1)}. Of functions with many cases a sample is taken,
+spread evenly over their parameters; what the limit of time cut off is counted as not reached.{compiled}
 
 {rows(['', 'cases', 'passed', 'failed', 'not applicable', 'not reached', 'not in the sample'], body)}
 

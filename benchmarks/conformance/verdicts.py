@@ -16,7 +16,8 @@ NAMES = ("passed", "not applicable", "failed", "stopped", "not reached")
 #: how many reasons, and failures, a table shows
 SHOWN = 12
 
-_CODED = re.compile(r"\[(?:call|compile|trace|grad)/[\w-]+\] ([^\n]+)")
+#: what no kernel could be made for is no refusal: the interfaces have said that they take it
+_CODED = re.compile(r"\[(?:call|trace|grad)/[\w-]+\] ([^\n]+)")
 #: what torch.compile was at when it failed
 _OURS = re.compile(r'File "[^"\n]*/fcgen/')
 _IN_A_GRAPH = "fcgen refuses this call"

@@ -9,6 +9,7 @@ not, whatever the mask holds then; where it tells batches, or heads, not apart, 
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -128,9 +129,9 @@ def _own(block: tuple[int, int]) -> Schedule:
 def _lister(given: Functions, arch: str, block: tuple[int, int], shift: int | None, parts: bool = True) -> Family:
     """The programs that make a mask's lists, of parts of the keys or of all of them."""
 
-    def make() -> Program:
+    def make(functions: Mapping[str, Any]) -> Program:
         absent = dict.fromkeys([*(["shift"] if shift is None else []), *([] if parts else ["span"])])
-        program = lists_of.compile(target=arch, schedule=_own(block), check=False, keep=given.keep, **absent)
+        program = lists_of.compile(target=arch, schedule=_own(block), check=False, **functions, **absent)
         program.quiet = True
         return program
 
@@ -144,10 +145,10 @@ _elements: set[Any] = set()
 def _bounded(given: Functions, arch: str, block: tuple[int, int], shift: int | None) -> Family | None:
     """The programs that make a mask's lists in one launch, where it can be asked about whole blocks."""
 
-    def make() -> Program:
+    def make(functions: Mapping[str, Any]) -> Program:
         absent: dict[str, Any] = {"shift": None} if shift is None else {}
         schedule = Schedule(tiles={"BLOCKS": 64}, warps=8)
-        program = bounded_lists.compile(target=arch, schedule=schedule, check=False, keep=given.keep, block=block, **absent)
+        program = bounded_lists.compile(target=arch, schedule=schedule, check=False, **functions, block=block, **absent)
         program.quiet = True
         return program
 
@@ -325,7 +326,8 @@ def launch(facts: tuple[Any, ...], given: Functions, choice: Choice, caller: boo
 def over_lists(facts: tuple[Any, ...], given: Functions, choice: Choice, caller: bool, block: tuple[int, int],
                absent: tuple[str, ...]) -> Family:
     """The programs with functions over lists of such blocks."""
-    return family((facts, choice, block, absent), given, functools.partial(_over_lists, facts, given, choice, caller, block, absent))
+    return family((facts, choice, block, absent), given,
+                  lambda functions: _over_lists(facts, Functions(**functions), choice, caller, block, absent))
 
 
 def _over_lists(facts: tuple[Any, ...], given: Functions, choice: Choice, caller: bool, block: tuple[int, int],

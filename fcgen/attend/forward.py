@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -274,14 +274,15 @@ def _family(facts: tuple[Any, ...], choice: Choice, given: Functions, schedule: 
     """The programs with functions for a choice."""
     from ..kernels.attention import attention as spec
 
-    def other() -> Schedule:
+    def other(like: Functions) -> Schedule:
         from ..api import schedule_for
 
-        more = {**given.given(), **({} if facts[4] else {"LSE": None})}
+        more = {**like.given(), **({} if facts[4] else {"LSE": None})}
         return schedule_for(spec, choice.arch, T=DTYPES[facts[0]], D=facts[1], E=facts[2], mask=facts[3], positive=choice.positive, **more)
 
-    def make() -> Program:
-        return fitted(choice, given, schedule is not None, lambda c: compiled.__wrapped__(*facts, *c, functions=given), other)
+    def make(functions: Mapping[str, Any]) -> Program:
+        like = Functions(**functions)
+        return fitted(choice, like, schedule is not None, lambda c: compiled.__wrapped__(*facts, *c, functions=like), lambda: other(like))
 
     return family((facts, choice), given, make)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 from ..build.program import Program
@@ -27,7 +26,7 @@ def dropout_mask(dropout: Dropout, batch: int, heads: int, rows: int, keys: int,
     out = _empty(like, (batch, heads, rows, keys), "int8")
     if 0 not in out.shape:
         arch = _arch(tensors.describe(like, "like").device)
-        programs = family(("kept", arch), Functions(weigh=dropout), functools.partial(_program, arch, dropout))
+        programs = family(("kept", arch), Functions(weigh=dropout), lambda functions: _program(arch, **functions))
         programs.run({"dropout": dropout}, {"Kept": out})
     return out
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
-from ..build.captured import Captured, Family
+from ..build.captured import Bind, Captured, Family
 from ..build.compiler import own_target, target
 from ..build.program import Program
 from ..dropout import Dropout
@@ -22,7 +22,7 @@ from ..errors import FcError
 from ..ir.core import Op, walk
 from ..ir.schedule import Schedule
 from ..ir.types import i32
-from ..lang.captures import identity
+from ..lang.captures import Held, identity
 from ..masks import Mask, takes
 from ..scores import Score, Sinks
 
@@ -222,13 +222,24 @@ def _fits(program: Program) -> bool:
 _kept: dict[Any, Family] = {}
 
 
-def family(kind: Any, given: Functions, make: Callable[[], Program]) -> Family:
-    """The programs for functions like these. kind: everything else that a program hangs on."""
+class _Fitted(Family):
+    """The programs for functions of one text, with a schedule each that suits what that one computes: functions that a function holds, and
+    tests of what it holds, are part of the program, not of the text. make: the program of functions, by the spec's names."""
+
+    def __init__(self, make: Callable[[Mapping[str, Any]], Program]):
+        self._make, self._known = make, ()
+
+    def _made(self, given: Mapping[str, Any]) -> tuple[Held, Program, Bind]:
+        return cast(Captured, self._make(given)).family.entry(given)
+
+
+def family(kind: Any, given: Functions, make: Callable[[Mapping[str, Any]], Program]) -> Family:
+    """The programs for functions like these. kind: everything else that a program hangs on. make: see _Fitted."""
     key = tuple(identity(getattr(x, "fn", x)) for x in given), kind
     if key not in _kept:
         if len(_kept) >= 256:
             _kept.clear()
-        _kept[key] = cast(Captured, make()).family
+        _kept[key] = _Fitted(make)
     return _kept[key]
 
 

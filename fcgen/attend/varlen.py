@@ -12,6 +12,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
+from ..build.captured import Family
 from ..build.program import Program
 from ..errors import FcError
 from ..ir.schedule import Schedule
@@ -121,7 +122,7 @@ def attention_varlen(q: Any, k: Any, v: Any, cu_seqlens_q: Any, cu_seqlens_k: An
             n for n in ("Used", "KUsed", "left", "right") if n not in arguments))
         sizes = qa.device, (1, qa.shape[1], qa.shape[0], qa.shape[2]), (1, ka.shape[1], most, ka.shape[2])
         choice = _choice(facts, sizes, value, schedule, aligned, given)
-        kept = family((facts, choice), given, lambda: _fitted(facts, choice, given, schedule is not None)) if given.given() else None
+        kept = _family(facts, choice, given, schedule is not None) if given.given() else None
         program = kept.find(given.given())[0] if kept is not None else _plain(facts, choice, schedule is not None)
         arguments |= _tiles(q, arguments, choice.arch, sequences, qa.shape[0], dict(program.schedule.tiles)["BLOCK_M"])
         if kept is not None:
@@ -144,7 +145,7 @@ def _planned(written: plans.Kept, facts: Facts, schedule: Schedule | None, out: 
     try:
         choice = _choice(facts, (device, (1, heads, rows, d), (1, groups, most, d)), scale, schedule, True, given)
         if given.given():
-            kept = family((facts, choice), given, lambda: _fitted(facts, choice, given, schedule is not None))
+            kept = _family(facts, choice, given, schedule is not None)
             program, values, bind = kept.bound(given.given())
             part = plans.part(program, device, values, bind, list(given.given()))
         else:
@@ -189,6 +190,10 @@ def compiled(facts: Facts, choice: Choice, given: Functions = forward.PLAIN, che
                                        sums=sums or forward.sums_of(schedule, lazy), **facts.binding(), **given.given())
     program.quiet = True
     return program
+
+
+def _family(facts: Facts, choice: Choice, given: Functions, caller: bool) -> Family:
+    return family((facts, choice), given, lambda functions: _fitted(facts, choice, Functions(**functions), caller))
 
 
 def _fitted(facts: Facts, choice: Choice, given: Functions, caller: bool) -> Program:

@@ -64,25 +64,35 @@ class Family:
             values = bind(*[given[name] for name in sorted(given)])
             if values is not None:
                 return program, held, dict(zip([name for name, _ in held.values], values))
-        kernel, held = self._trace(given)
+        held, program, bind = self._made(given)
         named = held.bind(given)
         if named is None:
-            raise FcError("trace/capture", f"what a function of {kernel.name} holds is another thing each time it is looked at",
+            raise FcError("trace/capture", f"what a function of {program.name} holds is another thing each time it is looked at",
                           expected=", ".join(f"`{name}`" for name in given), hint="a property that computes, or counts its reads?")
+        self._known = ((held, program, bind), *self._known[:_EACH - 1])
+        return program, held, named
+
+    def _made(self, given: Mapping[str, Any]) -> tuple[Held, Program, Bind]:
+        """For functions that no program here is for."""
+        kernel, held = self._trace(given)
         key = nameless(kernel, frozenset(re.findall(r"\w+", repr(self._schedule)))), self._schedule, self._arch, self._trust
         if key not in _shared:
             if len(_shared) >= _ALL:
                 _shared.clear()
             _shared[key] = Program(kernel, self._schedule, self._arch)
             _shared[key].trust = self._trust
-        self._known = ((held, _shared[key], written_out(held, sorted(given))), *self._known[:_EACH - 1])
-        return _shared[key], held, named
+        return held, _shared[key], written_out(held, sorted(given))
+
+    def entry(self, given: Mapping[str, Any]) -> tuple[Held, Program, Bind]:
+        """The program for these functions, what it asks of them, and what tells whether it is that of others: of functions in the order of
+        their names."""
+        held = self.find(given)[1]
+        return next(each for each in self._known if each[0] is held)
 
     def bound(self, given: Mapping[str, Any]) -> tuple[Program, dict[str, Any], Bind]:
-        """The program for these functions, the values of its captured parameters, and what tells whether it is that of others: of functions
-        in the order of their names."""
-        program, held, values = self.find(given)
-        return program, values, next(bind for h, _, bind in self._known if h is held)
+        """The program for these functions, the values of its captured parameters, and what tells whether it is that of others."""
+        program, _, values = self.find(given)
+        return program, values, self.entry(given)[2]
 
     def run(self, given: Mapping[str, Any], arguments: Mapping[str, Any], stream: Any = None) -> None:
         """Launch the program for these functions. arguments: all that is not captured, by name."""

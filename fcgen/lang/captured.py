@@ -180,7 +180,9 @@ class CapturedTensor(TensorParam):
         rest = all(isinstance(p, Range) or (p.value in places if isinstance(p, Handle) else type(p) is int and p == 0) for p in parts)
         if tiles and rest and len(parts) == self._rank and self._captures.see(("lines", self._key)):
             return as_of(index, load(View(self, tuple(parts))))
-        return super()._gather(index)
+        known = lambda p: isinstance(p, Range) or getattr(p, "value", None) in places  # to be no position below 0
+        counted = [i.counted(n) if hasattr(i, "counted") and not known(p) else i for i, p, n in zip(index, parts, self.shape)]
+        return super()._gather((*counted, *index[len(counted):]))
 
 
 class Point:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from math import pi
+from math import inf, pi
 from typing import Any, ClassVar
 
 import torch
@@ -99,6 +99,12 @@ def _softplus(x: Any, beta: float = 1.0, threshold: float = 20.0) -> Any:
     return _where(x > threshold, x, _op("max")(x, 0.0) + NAMES["log"](1.0 + NAMES["exp"](-abs(x)))) / beta
 
 
+def _filled(x: Any, fill_value: Any) -> Any:
+    """As large as x, and of its dtype."""
+    number = lift(fill_value, x.dtype)
+    return Value.of(fc.where(x == x, number, number))
+
+
 _BINARY = {"add": "add", "sub": "sub", "subtract": "sub", "mul": "mul", "multiply": "mul", "floor_divide": "floordiv", "remainder": "mod",
            "lt": "lt", "less": "lt", "le": "le", "less_equal": "le", "gt": "gt", "greater": "gt", "ge": "ge", "greater_equal": "ge",
            "eq": "eq", "ne": "ne", "not_equal": "ne", "maximum": "max", "minimum": "min", "bitwise_and": "and", "bitwise_or": "or",
@@ -112,6 +118,9 @@ NAMES: dict[str, Callable[..., Any]] = {
     "where": _where, "clamp": _clamp, "clip": _clamp, "square": lambda x: x * x, "reciprocal": lambda x: _op("div", True)(1.0, x),
     "relu": _activation(lambda x: _op("max")(x, 0.0)), "silu": _activation(lambda x: x * NAMES["sigmoid"](x)),
     "tan": lambda x: NAMES["sin"](x) / NAMES["cos"](x), "gelu": _gelu, "softplus": _softplus,
+    "zeros_like": lambda x: _filled(x, 0), "ones_like": lambda x: _filled(x, 1), "full_like": _filled,
+    "isnan": lambda x: x != x, "isinf": lambda x: abs(x) == inf,
+    "log1p": lambda x: NAMES["log"](x + 1.0), "expm1": lambda x: NAMES["exp"](x) - 1.0,
     "logical_and": _logic("and"), "logical_or": _logic("or"), "logical_xor": _logic("xor"), "logical_not": _logic("not")}
 #: conversions
 _CASTS = {"float": f32, "half": DTYPES["f16"], "bfloat16": DTYPES["bf16"], "double": DTYPES["f64"], "int": i32, "long": i64}
@@ -137,6 +146,10 @@ class Value(Handle):
         if dtype == i1:
             return self.bool()  # type: ignore[no-any-return]
         return Value.of(Handle.to(self, dtype))
+
+    def counted(self, size: Any) -> Value:
+        """As a position of torch's: below 0 it is counted from the end."""
+        return _where(self < 0, self + lift(size, None), self)  # type: ignore[no-any-return]
 
     def __getattr__(self, name: str) -> Any:
         if name in _CASTS:

@@ -9,7 +9,7 @@ import numpy as np
 
 import fcgen as fc
 from fcgen import masks, scores
-from fcgen.attend import blocks
+from fcgen.attend import blocks, forward, variants
 from fcgen.attend.forward import compiled
 from fcgen.attend.variants import Choice, fitted, functions
 from fcgen.build.compiler import target
@@ -132,3 +132,22 @@ def test_numbers_of_keys_are_tiles_that_are_loaded() -> None:
         loop = next(op for op in walk_kernel(kernel) if op.kind == "for")
         rows = [o.kind for o in walk(loop.regions[0]) if o.results and o.result.type.shape == (loop["tile"],) and o.kind in ("load", "gather")]
         assert set(rows) == {kind}
+
+
+def test_functions_of_one_text_that_hold_other_functions_have_schedules_of_their_own(monkeypatch: Any) -> None:
+    """A wrapper's text says nothing of what it wraps. (Each interface that takes another library's functions wraps them all alike.)"""
+    monkeypatch.setattr(variants, "_kept", {})
+    monkeypatch.setattr(variants, "_fits", lambda program: bool(program.machine))
+    wrapped = lambda f: functions(mask=lambda b, h, i, j: f(i, j))
+    schedule = fc.Schedule(tiles={"BLOCK_M": 64, "BLOCK_N": 64}, warps=4, math="wgmma", copy="tma", stages=4, epilogue="tma", late="acc", vote=True, l2=32)
+    choice = Choice("sm_90a", schedule, True, 2.0, "exact")
+    facts = "f16", 16, 16, "none", False
+    found = {}
+    for name, f in (("causal", lambda i, j: i >= j), ("rows", lambda i, j: i < 9), ("causal again", lambda i, j: i >= j)):
+        given = wrapped(f)
+        program, _, _ = forward._family(facts, choice, given, None).find(given.given())
+        assert program.machine
+        found[name] = program
+    assert found["causal"].schedule.l2 and not found["rows"].schedule.l2  # which asks for work that differs along an axis
+    assert found["causal again"] is found["causal"]
+    assert len(variants._kept) == 1

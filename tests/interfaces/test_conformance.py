@@ -233,6 +233,11 @@ def test_lengths_do_not_tell_groups_apart_and_head_sizes_do(name, first, second)
     assert len({alike(x.replace(n, "96")) for x in (first, second) for n in ("dim_8_", "headdim:16", "-64-", "size1")}) > 1
 
 
+def test_a_kernel_that_cannot_be_made_is_no_refusal():
+    assert verdicts.refusal("FcError: [call/argument] there are no pages of 16 keys") == "there are no pages of n keys"
+    assert verdicts.refusal("FcError: [compile/budget] the fragments do not fit") is None
+
+
 def test_a_folder_without_the_tests_is_told(tmp_path):
     with pytest.raises(SystemExit, match="--pytorch"):
         fleet.of_names(["sdpa"], {"pytorch": tmp_path}, tmp_path, every=1, expression="", until=0)

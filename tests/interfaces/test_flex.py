@@ -33,7 +33,8 @@ def block_mask(fn, B=None, H=None):
 
 
 def held():
-    return {"slopes": torch.randn(4), "bias": half(2, 4, M, N), "doc": torch.arange(N) // 23, "cap": 20.0, "number": torch.tensor(3), "keys": torch.rand(N) > 0.4}
+    return {"slopes": torch.randn(4), "bias": half(2, 4, M, N), "doc": torch.arange(N) // 23, "cap": 20.0, "number": torch.tensor(3), "keys": torch.rand(N) > 0.4, "table": torch.randn(N),
+            "signed": torch.randint(-N, N, (N,))}
 
 
 SCORES = {
@@ -44,6 +45,9 @@ SCORES = {
     "distances": lambda x: lambda s, b, h, i, j: s + (i - j) / 8, "clamp": lambda x: lambda s, b, h, i, j: torch.clamp(s, min=-1.0, max=x["cap"] / 10) + torch.minimum(i, j) / 30,
     "one index after the other": lambda x: lambda s, b, h, i, j: s + x["bias"][b][h][i, j] + x["bias"][1][h, i][j] + x["slopes"][h],
     "activations": lambda x: lambda s, b, h, i, j: torch.nn.functional.silu(s) + F.gelu(s) - F.gelu(s, approximate="tanh") + F.softplus(s, 2.0) + F.relu(i - j) / 50,
+    "positions from the end": lambda x: lambda s, b, h, i, j: s + x["table"][i - j] + x["table"][x["signed"][j]] + x["bias"][b, h, i - M, j - N],
+    "filled": lambda x: lambda s, b, h, i, j: torch.where(i > 3 + torch.zeros_like(j), s, torch.full_like(s, -1.0)) + torch.ones_like(s),
+    "odd numbers": lambda x: lambda s, b, h, i, j: torch.where(torch.isnan(s) | s.isinf(), 0.0, s) + torch.log1p(s.abs()) + torch.expm1(-s.abs()),
     "tangents": lambda x: lambda s, b, h, i, j: s + torch.tan(s / 9).relu(),
     "methods": lambda x: lambda s, b, h, i, j: (s.exp().log() + (i - j).abs().float().sqrt() * 0.1).to(torch.float32)}
 MASKS = {
