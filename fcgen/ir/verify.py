@@ -116,7 +116,8 @@ class Verifier:
     def op(self, op: Op) -> None:
         if not self.seen.issuperset(op.operands):
             self.exists(op)
-            raise self.bad(op, RuleError(f"operand %{next(v for v in op.operands if v not in self.seen).name} is used before it is defined"))
+            unknown = next(v for v in op.operands if v not in self.seen)
+            raise self.bad(op, RuleError(f"operand %{unknown.name} is used before it is defined"))
         if op.kind not in self.kinds:
             self.exists(op)
         if op.regions:

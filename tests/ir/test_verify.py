@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import pytest
 
@@ -43,10 +43,10 @@ def refused(text: str, code: str = "ir/verify") -> FcError:
 
 
 #: what a pass has nothing to do for has the text of the pass before
-parsed = lru_cache(maxsize=None)(parse_kernel)
+parsed = cache(parse_kernel)
 
 
-@lru_cache(maxsize=None)
+@cache
 def refused_by_the_printer(text: str) -> str:
     """The message, for IR that prints again as it was read."""
     kernel = parsed(text)
