@@ -1,5 +1,5 @@
 """Nothing that orders a generated kernel can be left out unseen: each such op is dropped, alone, and the simulator says so, naming the role
-and the spec's line; or the op is in a table, with the reason why the kernel is right without it. A site of each fault in each kernel
+and the spec's line; or the op is in a table, with the reason why the kernel is right without it. One site of each fault in each kernel
 is run, and all of them with FCGEN_ALL=1 in the environment."""
 
 from __future__ import annotations
