@@ -118,7 +118,8 @@ class Program:
                 raise
             # which products this toolkit keeps in flight is known when it has compiled them; the schedule was ours to choose
             self.schedule, self.why = replace(self.schedule, late=(), tokens=False), (*self.why, "no dot runs late: ptxas serialised them")
-            self.__dict__.pop("machine", None)
+            for made in ("machine", "_printed"):
+                self.__dict__.pop(made, None)
             built = build()
         for kind, text in built.remarks:
             if kind in TOLD and not self.quiet:
