@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import gc
 import os
 from pathlib import Path
 
@@ -20,6 +21,8 @@ settings.load_profile("ci" if os.environ.get("CI") else "dev")
 os.environ["FCGEN_CHECK"] = "0"
 #: workers, which start after this, keep NumPy to one thread each: threads of several that wait for each other cost more than products
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+#: programs are graphs of small objects without cycles: to look for cycles after every 700 new ones takes a twentieth of a compilation
+gc.set_threshold(20_000, 20, 20)
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -29,6 +32,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
     marked = [item for item in items if item.get_closest_marker("gpu")]
     ok, reason = driver.available() if marked else (True, "")
     if not ok:

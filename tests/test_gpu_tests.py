@@ -16,6 +16,7 @@ def on_a_pretend_gpu(*paths):
     return done.returncode, done.stdout
 
 
+@pytest.mark.long
 def test_every_gpu_test_reaches_its_first_number():
     status, said = on_a_pretend_gpu("tests/gpu")
     assert status == 0, said

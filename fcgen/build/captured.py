@@ -150,6 +150,10 @@ class Captured(Program):
         return self.first.machine
 
     @property
+    def cuda(self) -> str:
+        return self.first.cuda
+
+    @property
     def launcher(self) -> Any:
         return self.first.launcher
 

@@ -40,8 +40,8 @@ def by_name(owner: str, names: list[str], given: Sequence[Any], named: Mapping[s
 
 
 class Program:
-    """What `spec.compile(...)` returns. Nothing is compiled before it is needed: `tile` and `machine` only run passes, `cubin` and a call
-    run NVRTC (or find the result on disk).
+    """What `spec.compile(...)` returns. Nothing is compiled before it is needed: `tile`, `machine` and `cuda` only run passes and the
+    printer, `cubin` and a call run NVRTC (or find the result on disk).
 
     A call takes the spec's tensors and scalars, by position or name, and writes the `out` tensors; sizes are read from the tensors. stream:
     torch's current one, or any library's stream, or its address.
@@ -118,7 +118,8 @@ class Program:
                 raise
             # which products this toolkit keeps in flight is known when it has compiled them; the schedule was ours to choose
             self.schedule, self.why = replace(self.schedule, late=(), tokens=False), (*self.why, "no dot runs late: ptxas serialised them")
-            self.__dict__.pop("machine", None)
+            for made in ("machine", "_printed"):
+                self.__dict__.pop(made, None)
             built = build()
         for kind, text in built.remarks:
             if kind in TOLD and not self.quiet:
@@ -127,8 +128,14 @@ class Program:
 
     @property
     def cuda(self) -> str:
-        """The generated CUDA C++."""
-        return self.built.cuda_text
+        """The generated CUDA C++. NVRTC is asked only where it has a say in the schedule (`built`)."""
+        if "built" in self.__dict__ or (self.why and self.schedule.late):
+            return self.built.cuda_text
+        return self._printed
+
+    @functools.cached_property
+    def _printed(self) -> str:
+        return compiler.to_cuda(self.machine, self.target).text
 
     @property
     def cubin(self) -> bytes:
@@ -170,7 +177,7 @@ class Program:
 
         inputs = self._inputs(arguments)
         program = self._for_arrays(inputs)
-        compiler.to_cuda(program.machine, program.target)
+        _ = program._printed
         return check(program.machine, inputs, self.target, seed=seed).outputs
 
     def _for_arrays(self, inputs: Mapping[str, Any]) -> Program:

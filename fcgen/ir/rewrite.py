@@ -140,7 +140,7 @@ def remove_dead(block: Block, live: set[Value] | None = None) -> Block:
         if op.kind in ("for", "if") and op.results:
             op = _shrink(op, live)
         op = op.within(partial(remove_dead, live=live))
-        live |= op.reads
+        live.update(op.operands, *(r.reads for r in op.regions))
         kept.append(op)
     ops = tuple(reversed(kept))
     return block if same(ops, block.ops) else Block(block.args, ops)

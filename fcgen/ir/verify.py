@@ -115,17 +115,21 @@ class Verifier:
             self.right[id(v.type)] = v.type
 
     def op(self, op: Op) -> None:
-        for v in op.operands:
-            if v not in self.seen:
-                self.exists(op)
-                raise self.bad(op, RuleError(f"operand %{v.name} is used before it is defined"))
-        types = [v.type for v in op.operands], [v.type for v in op.results]
-        key = op.kind, id(op.attrs), *map(id, types[0]), None, *map(id, types[1])
+        if not self.seen.issuperset(op.operands):
+            self.exists(op)
+            unknown = next(v for v in op.operands if v not in self.seen)
+            raise self.bad(op, RuleError(f"operand %{unknown.name} is used before it is defined"))
         if op.kind not in self.kinds:
             self.exists(op)
-        if op.regions or key not in self.right:
+        if op.regions:
             self.alone(op)
-            self.right[key] = op.attrs, types
+        elif id(op) not in self.right:
+            types = [v.type for v in op.operands], [v.type for v in op.results]
+            key = op.kind, id(op.attrs), *map(id, types[0]), None, *map(id, types[1])
+            if key not in self.right:
+                self.alone(op)
+                self.right[key] = op.attrs, types
+            self.right[id(op)] = op
         if op.kind in PLACED:
             self.holds(self.placed, op)
 

@@ -83,7 +83,7 @@ class Agent(AsyncOps, StoreOps, TensorOps):
                            key=("launch", op, self.role.name), hint="grid_wait in each role, before it touches tensors")
             if run is not None:
                 run(self, env)
-                if core is not None:
+                if core is not None and touched is not None:
                     core.touch(op, *touched, env)
             elif flow is not None:
                 yield from flow(self, op)

@@ -16,7 +16,7 @@ from ..ir.async_ops import share
 from ..ir.core import Op, Value
 from .cluster import Touch
 from .mbarriers import PhaseBarrier
-from .memory import WARP, encode
+from .memory import WARP, Where, encode, runs
 from .tensors import coordinates, numbers_of, reached, taken
 from .words import describe
 
@@ -32,6 +32,7 @@ class Load:
     owner: int
     time: int
     at: np.ndarray
+    runs: list[Where]  # the same units, in order
     data: np.ndarray
     barrier: PhaseBarrier
     phase: int
@@ -62,24 +63,30 @@ class BulkEngine:
         buffer = op.operands[-3].type
         data = self.source(agent, op, args, buffer)
         blocks = op.get("multicast") or 1
-        part = self.part(buffer, agent.rank, blocks)
+        part = self.part(op, buffer, agent.rank, blocks)
         for rank in range(blocks) if blocks > 1 else [agent.rank]:
             there = view[0], view[1] + (rank - agent.rank) * self.sim.stretch
             self.launch(agent, op, there, rank, args[-2][0], args[-1], part, data[part])
 
-    def part(self, buffer: Any, rank: int, blocks: int) -> np.ndarray:
+    def part(self, op: Op, buffer: Any, rank: int, blocks: int) -> Where:
         """Units that a block copies of a tile which so many share, as `destination` counts them."""
+        if blocks == 1:
+            return slice(None)
+        key = ("part", id(op), rank)
+        if key not in self.sim.maps:
+            self.sim.maps[key] = self.shared_part(buffer, rank, blocks)
+        return self.sim.maps[key]
+
+    def shared_part(self, buffer: Any, rank: int, blocks: int) -> np.ndarray:
         rows, cols = buffer.shape if len(buffer.shape) == 2 else (1, buffer.shape[0])
         units = buffer.dtype.bytes // self.sim.grain
-        if blocks == 1:
-            return np.arange(rows * cols * units)
         i, j = np.divmod(np.arange(rows * cols), cols)
         found = share(buffer, blocks)
         assert found is not None, "verified"
         mine = i // found[0] == rank if found[0] < rows else j // (found[1] * buffer.layout.panel) == rank
         return np.flatnonzero(np.repeat(mine, units))
 
-    def launch(self, agent: Agent, op: Op, view: tuple[Value, int], rank: int, bars: Value, cursor: int, part: np.ndarray,
+    def launch(self, agent: Agent, op: Op, view: tuple[Value, int], rank: int, bars: Value, cursor: int, part: Where,
                data: np.ndarray) -> None:
         """To one block: `part` of a slot, and its barrier."""
         shared, sim, (ring, base) = agent.shared, self.sim, view
@@ -93,18 +100,24 @@ class BulkEngine:
         if rank != agent.rank:
             sim.reach.touched.append(Touch(owner, time, rank, op, agent.who))
 
-        where = self.destination(op, buffer, base)[part]
-        bad = shared.unfenced(owner, where)
-        if bad is not None:
-            sim.conflict(bad, agent, op, ring, sim.offsets[ring])
-        bad = shared.launch(owner, where, np.full(where.shape, WARP), op) or shared.unfenced_read(owner, where)
-        if bad is not None:
-            sim.conflict(bad, agent, op, ring, sim.offsets[ring])
+        where, stretches = self.places(op, buffer, base, part, agent.rank)
+        for at in stretches:
+            for bad in (shared.unfenced(owner, at), shared.launch(owner, at, WARP, op) or shared.unfenced_read(owner, at)):
+                if bad is not None:
+                    sim.conflict(bad, agent, op, ring, sim.offsets[ring])
         if phase != barrier.phase:
             barrier.fault(op, agent.who,
                           f"{op.kind} starts for phase {phase} of {barrier.name}, which is in phase {barrier.phase}", "start")
-        self.flying.append(Load(op, agent.who, owner, time, where, data, barrier, phase, sim.grain * len(part), shared.clock[owner].copy(),
-                                agent.rank))
+        self.flying.append(Load(op, agent.who, owner, time, where, stretches, data, barrier, phase, sim.grain * len(where),
+                                shared.clock[owner].copy(), agent.rank))
+
+    def places(self, op: Op, buffer: Any, base: int, part: Where, rank: int) -> tuple[np.ndarray, list[Where]]:
+        """Units of the part of a tile that a block copies; also in order, as `runs` gives them."""
+        key = ("places", id(op), base, rank)
+        if key not in self.sim.maps:
+            at = self.destination(op, buffer, base)[part]
+            self.sim.maps[key] = at, runs(at)
+        return self.sim.maps[key]
 
     def destination(self, op: Op, buffer: Any, base: int) -> np.ndarray:
         """Units of the tile's elements, row by row: boxes of one panel each, swizzled on absolute address bits."""
@@ -148,7 +161,7 @@ class BulkEngine:
         self.flying.remove(load)
         shared = self.sim.shared
         self.landed[load.barrier, load.phase] = load
-        shared.land(load.owner, load.at, load.data, np.full(load.at.shape, WARP), load.op, load.time)
+        shared.land_whole(load.owner, load.at, load.runs, load.data, load.op, load.time)
         load.barrier.complete(load.bytes, load.clock, load.op, load.who, load.phase)
 
     def check_idle(self) -> None:

@@ -22,8 +22,8 @@ WARP = -3  # as a lane: all lanes of the warp together, as ldmatrix and wmma rea
 Where = np.ndarray | slice
 
 
-#: whether anything is true: it costs a quarter of what `any` does
-count = np.count_nonzero
+#: whether anything is true: it costs a quarter of what `any` does; and what `min` and `max` come to
+count, smallest, largest = np.count_nonzero, np.minimum.reduce, np.maximum.reduce
 
 
 def runs(at: np.ndarray) -> list[Where]:
@@ -122,7 +122,7 @@ class SharedMemory:
         """An element written through the generic proxy that an access of an engine does not see: its writer made no proxy fence after the
         write and before what orders the two."""
         who = self.w_agent[at]
-        least, most = (int(who.min()), int(who.max())) if who.size else (NOBODY, NOBODY)
+        least, most = (int(smallest(who)), int(largest(who))) if who.size else (NOBODY, NOBODY)
         if most < 0 or least >= self.generic:
             return None
         for a in [least] if least == most else np.unique(who[(who >= 0) & (who < self.generic)]):
@@ -201,6 +201,17 @@ class SharedMemory:
         self.w_time[at] = self.clock[agent, agent] if time is None else time
         self.w_lane[at], self.w_op[at] = lanes, self.number(op)
 
+    def land_whole(self, agent: int, at: np.ndarray, stretches: list[Where], data: np.ndarray, op: Op, time: int) -> None:
+        """As `land`, of an engine's copy, whose units are also given in order: quick where no other write came in between."""
+        number = self.number(op)
+        if any(count(self.flight[part] != number) for part in stretches):
+            self.land(agent, at, data, np.full(at.shape, WARP), op, time)
+            return
+        self.units[at] = data
+        for part in stretches:
+            self.flight[part], self.w_agent[part], self.w_sync[part] = NOBODY, agent, self.sync[agent]
+            self.w_time[part], self.w_lane[part], self.w_op[part] = time, WARP, number
+
     def _one_lane_each(self, at: np.ndarray, lanes: np.ndarray | int) -> np.ndarray:
         """Lanes, SEVERAL where one access touches an element by more than one of them."""
         self.scratch[at] = lanes
@@ -225,7 +236,7 @@ class SharedMemory:
         if not who.size:
             return None
         one = int(who[0])
-        if one != agent and (who == one).all() and (one == NOBODY or time.max() <= self.clock[agent, one]):
+        if one != agent and not count(who != one) and (one == NOBODY or largest(time) <= self.clock[agent, one]):
             return None  # one writer, and its last write is known: by far the most frequent case
         other = (who != NOBODY) & (who != agent) & (time > self.clock[agent, np.maximum(who, 0)])
         lane = (who == agent) & (self.w_sync[at] == self.sync[agent]) & (self.w_lane[at] != lanes)

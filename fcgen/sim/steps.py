@@ -24,13 +24,13 @@ Flow = Callable[["Agent", Op], Iterator[Blocked | None]]
 
 class Step(NamedTuple):
     """run: does the op, and puts its results into the agent's values. flow: of an op at which the agent may stop, in place of `run`; a
-    `yield` has neither. registers: the fragments that an ordinary instruction reads, and those that it writes. reaches: it accesses a
-    tensor."""
+    `yield` has neither. registers: the fragments that an ordinary instruction reads, and those that it writes; None where there are
+    none. reaches: it accesses a tensor."""
 
     op: Op
     run: Callable[[Agent, Env], None] | None
     flow: Flow | None
-    registers: tuple[tuple[Value, ...], tuple[Value, ...]]
+    registers: tuple[tuple[Value, ...], tuple[Value, ...]] | None
     reaches: bool
 
 
@@ -47,7 +47,7 @@ def _step(op: Op, of: type[Agent], contracted: dict[Op, tuple[int, Op]]) -> Step
     read, written = (tuple(v for v in values if isinstance(v.type, Frag)) for values in (op.operands, op.results))
     ordinary = op.kind not in ("wgmma", "settle")
     run = None if flow is not None or op.kind == "yield" else _run(op, of, contracted)
-    return Step(op, run, flow, (read, written) if ordinary else ((), ()), reaches_tensors(op))
+    return Step(op, run, flow, (read, written) if ordinary and (read or written) else None, reaches_tensors(op))
 
 
 def _run(op: Op, of: type[Agent], contracted: dict[Op, tuple[int, Op]]) -> Callable[[Agent, Env], None]:

@@ -159,13 +159,16 @@ class TensorCore:
 
     def unit(self, op: Op) -> tuple[RegLayout, RegLayout]:
         """What one warp holds of an instruction's accumulator and of a left operand in registers (PTX ISA, wgmma)."""
+        known = self.sim.maps.get(("unit", id(op)))
+        if known is not None:
+            return known
         cols, size = 0, op.operands[1].type.dtype.bytes
         for instr in (op.get("first"), op["instr"]):
             m = re.search(rf"m64n(\d+)k{32 // size}_", instr or f"m64n0k{32 // size}_")
             if m is None:
                 raise FcError("compile/unsupported", f"the simulator does not know {instr}", loc=op.loc, expected=f"m64nNk{32 // size}")
             cols += int(m[1])
-        return mma_c(16, cols, (1, 1)), mma_a(16, 32 // size, (1, 1), size)
+        return self.sim.maps.setdefault(("unit", id(op)), (mma_c(16, cols, (1, 1)), mma_a(16, 32 // size, (1, 1), size)))
 
     def blocks(self, op: Op) -> list[int]:
         """First row of each block of 64 rows that this warp's warpgroup works on."""

@@ -48,7 +48,7 @@ def test_an_example_is_right_or_refused_with_a_reason(name: str) -> None:
         schedule = drawn(rng, example.schedule, name != "softmax", SIDES.get(name, (16, 32, 64)))
         p = example.spec.compile(target="sm_90a", schedule=schedule, **example.binding)
         try:
-            assert p.cuda, schedule
+            assert p.cubin, schedule
         except FcError as refused:
             assert refused.code.startswith("compile/"), schedule
             continue

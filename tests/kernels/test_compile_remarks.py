@@ -42,6 +42,14 @@ def test_a_schedule_is_tried_in_the_first_compilation_alone(tried: list[str]) ->
     assert rows(schedule={"copy": "scalar"}).cubin and len(tried) == 2
 
 
+def test_the_text_is_printed_without_a_compiler_and_is_what_is_compiled(tried: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    program = rows()
+    with monkeypatch.context() as without:
+        without.setattr(compiler, "build", lambda *_, **__: pytest.fail("to be read, a text needs no compiler"))
+        text = program.cuda
+    assert "__global__" in text and not tried and program.built.cuda_text == text == program.cuda
+
+
 def test_it_can_be_left_out(tried: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     assert rows(check=False).cubin and not tried
     assert rows().built.cached and len(tried) == 1, "the cubin is there, the verdict was not"

@@ -6,12 +6,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from fcgen.build.compiler import refuse_serialised
 from fcgen.errors import FcError
-from fcgen.ir.core import walk, walk_kernel
+from fcgen.ir.core import Block, walk, walk_kernel
 from fcgen.ir.schedule import Schedule
 from fcgen.ir.types import DTYPES
 from fcgen.kernels import hopper_schedules
 from fcgen.kernels.attention import VARIANTS, attention
+from fcgen.sim.machine import check
 
 
 def schedule(m, n, groups, stages=2, **more):
@@ -77,11 +79,6 @@ def test_rows_without_keys_and_groups_without_rows_stop_nobody(m, n):
 @pytest.mark.parametrize("kind", ["mbar_arrive", "mbar_wait", "wgmma_fence", "settle"])
 def test_a_missing_op_is_reported(kind):
     """The protocol that `roles`, `overlap` and `sync` wrote, with one op taken out of `main`'s loop."""
-    from dataclasses import replace
-
-    from fcgen.ir.core import Block
-    from fcgen.sim.machine import check
-
     p = compiled(SCHEDULES["one_group"])
     role = p.machine.roles[1]
     loop = next(o for o in walk(role.body) if o.kind == "for" and any(x.kind == "wgmma" for x in walk(o.regions[0])))
@@ -100,14 +97,18 @@ def test_a_missing_op_is_reported(kind):
     assert e.value.code.startswith("sim/")
 
 
+def neither_spills_nor_serialises(p):
+    assert p.resources.spill_stores == 0
+    assert "C75" not in p.built.log
+
+
 @pytest.mark.parametrize(("d", "mask"), [(16, "causal_top_left"), (72, "none"), (192, "none"), (256, "causal_top_left"),
                                            *((d, m) for d in (64, 128) for m in ("none", "causal_top_left"))])
 def test_no_library_schedule_spills_or_serialises(d, mask):
     for length, tiles in ((512, 1 << 20), (4096, 1 << 20), (512, 2)):
         schedule, lazy, sums = hopper_schedules.pick(d, mask, length, length, tiles, 132)
         p = compiled(schedule, mask, d, d, lazy=lazy, sums=sums)
-        assert p.resources.spill_stores == 0
-        assert "C75" not in p.built.log
+        neither_spills_nor_serialises(p)
 
 
 NARROW = [row for row in hopper_schedules.rows() if row.value < row.head or row in (*hopper_schedules.FINE, *hopper_schedules.CHUNK)]
@@ -117,8 +118,7 @@ NARROW = [row for row in hopper_schedules.rows() if row.value < row.head or row 
 def test_nor_does_one_for_few_tiles_or_a_narrow_value(row):
     p = compiled(row.schedule, "none" if row.masks == "none" else "causal_bottom_right", row.head, min(row.head, row.value),
                  lazy=hopper_schedules.LAZY, sums=row.sums)
-    assert p.resources.spill_stores == 0
-    assert "C75" not in p.built.log
+    neither_spills_nor_serialises(p)
 
 
 @pytest.mark.parametrize(("rows", "keys", "heads", "tile"), [
@@ -133,8 +133,7 @@ def test_nor_does_one_for_a_scale_that_may_be_negative(d):
     for tiles in (1 << 20, 2):
         schedule, lazy, sums = hopper_schedules.pick(d, "causal_top_left", *((4096, 4096) if tiles > 2 else (512, 512)), tiles, 132, positive=False)
         p = compiled(schedule, "causal_top_left", d, d, spec="any_scale_lse", lazy=lazy, sums=sums)
-        assert p.resources.spill_stores == 0
-        assert "C75" not in p.built.log
+        neither_spills_nor_serialises(p)
 
 
 @pytest.mark.parametrize("run", ["interpreted", "simulated"])
@@ -164,8 +163,6 @@ def test_a_tile_that_does_not_divide_over_the_warpgroups_is_refused():
 
 
 def test_a_note_of_ptxas_on_serialised_products_fails_the_build_at_the_products_line():
-    from fcgen.build.compiler import refuse_serialised
-
     machine = compiled(SCHEDULES["one_group"]).machine
     refuse_serialised("ptxas info : Used 128 registers", machine)
     note = "ptxas info : (C7510) Potential Performance Loss: wgmma.mma_async instructions are serialized due to ..."

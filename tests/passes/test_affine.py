@@ -11,11 +11,14 @@ from fcgen.ir.core import GridAxis, Kernel
 from fcgen.ir.schedule import Schedule
 from fcgen.ir.verify import verify
 from fcgen.passes.tile import simplify, split_loops
+from tests.sim.cases import EVERYTHING
 
 from .mini import Run
 from .programs import E, T, ceil_div, f32, i32, kernel, scalar, tensor
 
 BM, BN = 8, 4
+#: of conditions; three times as many with FCGEN_ALL=1
+draws = settings(max_examples=300 if EVERYTHING else 100, deadline=None)
 
 # kind, and of `a * col <kind> b * row + c * w + d` the coefficients; or one of the other kinds of comparison
 leaves = st.tuples(st.sampled_from(["lt", "le", "gt", "ge", "eq", "ne"]), st.integers(-3, 3), st.integers(-2, 2),
@@ -126,7 +129,7 @@ def exact(tr) -> bool:
     return tr[0] not in ("and", "or", "not", "eq", "ne") and tr[5] == "plain"
 
 
-@settings(max_examples=300, deadline=None)
+@draws
 @given(trees, st.integers(1, 20), st.integers(1, 30), st.integers(-10, 10), st.integers(1, 30), st.booleans())
 def test_bounds_keep_every_live_tile(tree, m, n, w, p, descending):
     k = simplify.run(verify(build(tree, None, descending)), Schedule(), None)
@@ -141,7 +144,7 @@ def test_bounds_keep_every_live_tile(tree, m, n, w, p, descending):
             assert (ran == want).all(), "a dead tile was kept"
 
 
-@settings(max_examples=300, deadline=None)
+@draws
 @given(trees, trees, st.integers(1, 20), st.integers(1, 30), st.integers(-10, 10), st.integers(1, 30), st.booleans(), st.booleans())
 def test_split_writes_the_same(tree, live, m, n, w, p, descending, simple):
     before = verify(build(None if simple else live, tree, descending))

@@ -1,4 +1,5 @@
-"""Whole programs through every tile-level pass: each result verifies and writes what the original writes."""
+"""Whole programs through every tile-level pass: each result verifies and writes what the original writes.
+Where masked tiles are no loops of their own, every second size is run; all with FCGEN_ALL=1."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ from fcgen.ir.core import Kernel, walk, walk_kernel
 from fcgen.ir.schedule import Schedule
 from fcgen.ir.verify import verify
 from fcgen.passes import PIPELINE, run_passes
+from tests.sim.cases import EVERYTHING
 from tests.work import calls
 
 from .check import execute, inputs, same
@@ -77,10 +79,13 @@ UNMASKED = ("gemm", "gemm whole", "gemm tail", "norm", "linear")
 def test_every_stage_writes_the_same(split, name):
     kernel = verify(PROGRAMS[name]())
     after = stages(kernel, Schedule(split=split))
+    changed = {id(k): (stage, k) for stage, k in reversed(after.items()) if k is not kernel}  # by the first pass that wrote it
     for n, sizes in enumerate(SIZES):
+        if split != "loops" and not EVERYTHING and n % 2 != len(name) % 2:
+            continue
         arrays, scalars = inputs(kernel, sizes, n)
         want = execute(kernel, arrays, scalars)
-        for stage, k in after.items():
+        for stage, k in changed.values():
             got = execute(k, arrays, scalars)
             for a in arrays:
                 np.testing.assert_allclose(got.arrays[a], want.arrays[a], rtol=2e-5, atol=2e-5,
