@@ -1,5 +1,5 @@
-"""How long axes of tensors must be: a program reads or writes there at its own place in the grid, or at a number, and no guard stands in
-front.
+"""How long axes of tensors must be: a program reads or writes there at its own place in the grid, or at a number, and neither guard nor
+condition stands in front.
 
 Where tensor and grid name one dimension, that they agree is checked like any other size. What is left stands in `meta covers`, a line
 (NAME, axis, dimension of the grid or a number) each, and is checked by the launch, the interpreter and the simulator. It follows from the
@@ -8,12 +8,12 @@ program as it was traced: later, a persistent kernel's places are computed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 
 from ..errors import FcError
 from .access import Access
-from .core import Kernel, Op, Value, walk, walk_kernel
+from .core import Block, Kernel, Op, Value, walk_kernel
 from .op_table import OPS
 from .types import Tensor
 
@@ -41,7 +41,7 @@ def _found(kernel: Kernel) -> tuple[Cover, ...]:
     made = {r: op for op in walk_kernel(kernel) for r in op.results}
     for role in kernel.roles:
         places = {arg: axis.dim for arg, axis in zip(role.body.args, kernel.grid) if axis.tile == 1}
-        for op in walk(role.body):
+        for op in _unconditional(role.body):
             if OPS[op.kind].reach is not None:
                 for n, axis in enumerate(Access.of(op).axes):
                     want = _least(axis.start, places, made) if axis.word == "at" and axis.start is not None else None
@@ -49,6 +49,14 @@ def _found(kernel: Kernel) -> tuple[Cover, ...]:
                     if want is not None and not enough:
                         out[op.operands[0].name, n, want] = None
     return tuple(out)
+
+
+def _unconditional(block: Block) -> Iterator[Op]:
+    """The ops of a block and of loops in it, without those under a condition, which may ask for the size."""
+    for op in block.ops:
+        yield op
+        for region in op.regions if op.kind == "for" else ():
+            yield from _unconditional(region)
 
 
 def _least(at: Value, places: Mapping[Value, str | int], made: Mapping[Value, Op]) -> str | int | None:

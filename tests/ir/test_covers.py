@@ -39,6 +39,21 @@ def test_a_tensor_shorter_than_the_grid_is_refused(run, h, g, want):
     assert e.value.code == "call/argument" and e.value.expected == want and e.value.got == g
 
 
+def test_what_stands_under_a_condition_may_be_shorter():
+    @fc.kernel
+    def spec(X: "f32[H, M]", W: "f32[G, M]", Y: "out f32[H, M]"):
+        h, rows = fc.grid(X.H, fc.tile(X.M, "BM"))
+        x = fc.var(fc.load(X[h, rows]))
+        with fc.when(h < W.G):
+            x <<= x + fc.load(W[h, rows])
+        fc.store(Y[h, rows], x)
+
+    p = spec.compile(target="sm_89", schedule=fc.Schedule(tiles={"BM": 16}), check=False)
+    assert not covered(p.tile)
+    x, w = np.ones((4, 8), np.float32), np.ones((2, 8), np.float32)
+    np.testing.assert_allclose(p.simulate(X=x, W=w)["Y"].sum(axis=1), [16, 16, 8, 8])
+
+
 def test_what_must_be_as_long_is_a_line_of_the_machine_ir():
     machine = program(persistent="static").machine
     text = str(machine)
