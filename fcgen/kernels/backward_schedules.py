@@ -23,8 +23,8 @@ FEW_BYTES = 64
 #: larger heads have dQ in a pass of its own, in order, where there is wgmma: two products more are faster than adding up as many numbers in
 #: L2 (H200, D=256, 4k: 665 and 530 TFLOP/s for 3 and 4 products, 400 for 5 with the additions)
 ADDS_UP_TO = 128
-#: so have heads of more than 64 where tiles of keys differ in work and rows are few: clearing and rounding sums takes as long whatever the
-#: mask leaves of the products (H100, causal, 1k, 16k tokens: 548 us for 643 at D=128)
+#: so have heads of any size where tiles of keys differ in work and rows are few: clearing and rounding sums takes as long whatever the mask
+#: leaves of the products (H200, causal, 1k, 16k tokens: 620 us for 640 at D=64; H100: 548 for 643 at D=128)
 FEW_ROWS = 1536
 _TWO, _QUEUED = {"q": 2, "do": 2}, {"q": 3, "do": 2}
 #: warpgroups that meet at no barrier, scores an iteration ahead, dV begun with its first weights (H200, D=128, causal, 16k: 578 TFLOP/s
@@ -49,7 +49,7 @@ _BOTH: dict[str, dict[int, tuple[Schedule, ...]]] = {
 #: the same where tiles of keys differ in work
 _UNEVEN = {64: (_hopper(96, 128, 2, _TWO, **_APART), _hopper(128, 128, 2, _TWO, behind="dq", rolling="dv")),
            128: (_hopper(64, 128, 2, _TWO, **_APART), _hopper(64, 128, 2, _QUEUED, early="s"))}
-#: and where dQ has a pass of its own
+#: and where dQ has a pass of its own (H200, 4k, two passes: 3.5 ms for 3.9 at D=64; at 192 and values of 128 3.8 for 5.1)
 _KEYS = {64: (_hopper(128, 128, 2, _TWO, persistent="dynamic"), _hopper(128, 128, 2, _TWO), _hopper(64, 128, 2, _TWO)),
          128: (_hopper(64, 128, 2, _TWO, early="s"), _hopper(64, 128, 2, _TWO), _hopper(64, 64, 2, 1), _hopper(64, 64, 1, 1)),
          192: (_hopper(32, 128, 2, _TWO), _hopper(64, 64, 2, _TWO), _hopper(64, 64, 2, 1)),
@@ -97,7 +97,7 @@ def candidates(spec: str, arch: str, head: int, adds: bool = True, uneven: bool 
 
 def apart(head: int, uneven: bool, rows: int) -> bool:
     """Whether dQ has a pass of its own, where there is wgmma."""
-    return head > ADDS_UP_TO or (head > 64 and uneven and rows <= FEW_ROWS)
+    return head > ADDS_UP_TO or (uneven and rows <= FEW_ROWS)
 
 
 def turned(schedule: Schedule) -> dict[str, bool]:

@@ -187,7 +187,7 @@ def test_flash_attn_func(deterministic, programs) -> None:
     seen = (j <= i + N - M) & (j >= i + N - M - 5)
     want = of_rows(lambda q, k, v: F.scaled_dot_product_attention(q, k, v, seen, enable_gqa=True))
     check(xs, lambda *x: flash.flash_attn_func(*x, causal=True, window_size=(5, 0), deterministic=deterministic), want)
-    assert ("backward_rows" in [p.name for p in programs]) == deterministic
+    assert not deterministic or "backward_rows" in [p.name for p in programs]
 
 
 def test_packed_heads_with_the_log_sum_exp() -> None:

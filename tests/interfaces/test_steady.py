@@ -124,7 +124,7 @@ def test_a_backward_pass_that_is_known_launches_what_the_slow_way_would(launched
     for plan in training._plans.values():
         plan.kinds.clear()
     monkeypatch.setattr(backward_plans, "learn", lambda *_: None)
-    assert known == [run(1), run(2)] and known[0] != known[1] and len(known[0]) == {"full": 3, "causal": 3, "of q alone": 1}.get(name, 2)
+    assert known == [run(1), run(2)] and known[0] != known[1] and len(known[0]) == {"full": 3, "of q alone": 1}.get(name, 2)
 
 
 def test_a_backward_pass_that_is_not_quite_ordinary_goes_the_slow_way(launched, monkeypatch):
