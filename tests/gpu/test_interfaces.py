@@ -170,3 +170,30 @@ def test_torchs_own_sdpa_through_the_registered_backend():
     near(out, want)
     for got, w in zip(grads, torch.autograd.grad(want.sum(), (q, k, v))):
         near(got, w, 2e-2)
+
+
+def test_masks_of_batches_and_heads_alone():
+    q, k, v = half(2, 4, 70, 64), half(2, 4, 90, 64), half(2, 4, 90, 64)
+    for mask in (torch.rand(2, 4, 1, 1, device="cuda") > 0.5, torch.ones(1, 1, 1, 1, dtype=torch.bool, device="cuda")):
+        near(SDPA(q, k, v, mask), exact(q, k, v, mask))
+
+
+def test_block_masks_one_after_the_other_have_schedules_of_their_own():
+    """Their functions are all wrapped alike, and ask for other work."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    q, k, v = half(2, 4, 200, 64), half(2, 4, 200, 64), half(2, 4, 200, 64)
+    doc, table = torch.arange(200, device="cuda") // 31, torch.randn(200, device="cuda")
+    i = torch.arange(200, device="cuda")
+    for mask, seen in ((lambda b, h, i, j: i >= j, i[:, None] >= i), (lambda b, h, i, j: i < 9, (i[:, None] < 9).expand(200, 200)),
+                       (lambda b, h, i, j: doc[i] == doc[j], doc[:, None] == doc)):
+        near(fcgen.flex_attention(q, k, v, block_mask=create_block_mask(mask, None, None, 200, 200, device="cuda")), exact(q, k, v, seen))
+    near(fcgen.flex_attention(q, k, v, lambda s, b, h, i, j: s + table[i - j]), exact(q, k, v, table[i[:, None] - i]))
+
+
+def test_nothing_flows_into_the_score_of_an_only_key():
+    from fcgen.compat.flash_attn_interface import flash_attn_func
+
+    q, k, v = (half(2, n, 4, 64).requires_grad_() for n in (9, 1, 1))
+    dq, dk, dv = torch.autograd.grad(flash_attn_func(q, k, v).sum(), (q, k, v))
+    assert not dq.any() and not dk.any() and (dv == 9).all()
