@@ -188,6 +188,23 @@ def one_fence_4(t: str) -> str:
     return head + out
 
 
+def maps_ahead(t: str) -> str:
+    """Tensor maps are fetched while barriers are set up."""
+    names = re.findall(r"const __grid_constant__ TensorMap (\w+)", t)
+    at = t.index("{", t.index("if (threadIdx.x == 0)")) + 1
+    return t[:at] + "".join(f'\n        asm volatile("prefetch.tensormap [%0];" :: "l"(&{n}) : "memory");' for n in names) + t[at:]
+
+
+def scales_early(t: str) -> str:
+    """What the result is multiplied by is loaded in front of the loop."""
+    head, body = main_of(t)
+    found = re.search(r"        grid_wait\(\);[^\n]*\n(?:        //[^\n]*\n)?        float s\[4\];.*?: 0\.0f;\n", body, re.S)
+    assert found
+    body = body.replace(found[0], "", 1)
+    at = body.index("        float acc[")
+    return head + body[:at] + found[0] + body[at:]
+
+
 Edits = tuple[Callable[[str], str], ...]
 VARIANTS: dict[str, list[tuple[str, str, bool, Edits]]] = {
     "norm-same": [(NORM, "as it is", True, ()), (NORM, "one fence", True, (one_fence,)), (NORM, "one fence, waits first", True, (one_fence, waits_first)),
@@ -207,9 +224,12 @@ VARIANTS: dict[str, list[tuple[str, str, bool, Edits]]] = {
                 (MMA, "ldmatrix, short, one fence", False, (blocks_of_words, short_unpacking, one_fence_4)),
                 (MMA, "ldmatrix, short, words of X", False, (blocks_of_words, short_unpacking, words_of_x)),
                 (MMA, "ldmatrix, short, words of X, one fence", False, (blocks_of_words, short_unpacking, words_of_x, one_fence_4)),
+                (RS, "maps ahead", True, (maps_ahead,)), (RS, "scales early", True, (scales_early,)),
+                (RS, "maps ahead, scales early", True, (maps_ahead, scales_early)), (MMA, "short, maps, scales", True, (short_unpacking, interleaved, one_fence_4, maps_ahead, scales_early)),
                 (RS, "wgmma, short", True, (short_unpacking, interleaved)), (MMA, "short", True, (short_unpacking, interleaved)),
                 (MMA, "short, one fence", True, (short_unpacking, interleaved, one_fence_4)),
                 (MMA.replace("warps=4", "warps=8"), "8 warps, short", True, (short_unpacking, interleaved))],
+    **{shape: [("", "as it is", True, ()), ("", "maps ahead", True, (maps_ahead,))] for shape in ("16x8192x8192", "1024x1024x1024", "16x4096x4096")},
 }
 
 
