@@ -44,30 +44,6 @@ def sub(pattern: str, to: Any, t: str, count: int = 1) -> str:
     return head + body
 
 
-def deep(t: str) -> str:
-    """The products of two iterations stay in flight while the next one's operand is made."""
-    made = re.search(r"tmp\[i\] = (tmp_\d+)\[i\];", t)[1]  # type: ignore[index]
-    t = sub(r"(uint32_t tmp\[16\];)", r"\1\n            uint32_t older[16];", t)
-    t = sub(r"tmp\[i\] = pack_f16\(0\.0f, 0\.0f\);", "older[i] = tmp[i] = pack_f16(0.0f, 0.0f);", t)
-    t = sub(r"#pragma unroll 2\n", "#pragma unroll 3\n", t)
-    t = sub(r"wgmma_wait<1>\(\);\s*touch_b32\(tmp\);\s*//[^\n]*\n\s*const bool ks_tile_isnt_0.*?\n                \}\n", "", t)
-    t = sub(r"(mbar_wait\(w_tile_full)", r"""wgmma_wait<1>();
-                touch_b32(older);
-                if (ks_tile_2 > 1) {
-                    __syncwarp();
-                    if (lane == 0) mbar_arrive(w_tile_empty + (w_tile_slot == 2 ? 0 : w_tile_slot + 1) * 8);
-                }
-                \1""", t)
-    t = sub(r"tmp\[i\] = " + made, f"older[i] = tmp[i], tmp[i] = {made}", t)
-    t = sub(r"(touch_b32\(tmp\);\n)", r"""\1            touch_b32(older);
-            if (ks_tile_to_2 > 1) {
-                __syncwarp();
-                if (lane == 0) mbar_arrive(w_tile_empty + (w_tile_slot == 2 ? 0 : w_tile_slot + 1) * 8);
-            }
-""", t)
-    return t
-
-
 def tiles_ahead(t: str) -> str:
     """What is worked upon is asked for an iteration before what is not: its slots are free earlier."""
     loop = re.search(r"                for \(int ks_tile = 0; ks_tile < ks_tile_to; \+\+ks_tile\) \{\n(\s*const int ks_start = ks_tile \* 64;\n)(.*?)(                    mbar_wait\(w_tile_empty.*?)                \}\n", t, re.S)
@@ -97,14 +73,42 @@ def waits_first(t: str) -> str:
     return sub(r"(mbar_wait\(x(?:_tile)?_full[^\n]*\n)", r"\1                mbar_wait(g_tile_full + g_tile_slot * 8, g_tile_parity);\n", t)
 
 
+def all_waits_first(t: str) -> str:
+    """The tile that is read as it is, too."""
+    t = sub(r"                mbar_wait\(w_tile_full \+ w_tile_slot \* 8, w_tile_parity\);\n", "", t)
+    return sub(r"(mbar_wait\(g_tile_full[^\n]*\n)", r"\1                mbar_wait(w_tile_full + w_tile_slot * 8, w_tile_parity);\n", t)
+
+
+def apart(t: str) -> str:
+    """The second warpgroup begins each tile half a step later."""
+    return sub(r"(float acc\[128\];)", r"if (warp / 4 == 1) __nanosleep(300);\n            \1", t)
+
+
+def squares_later(t: str) -> str:
+    """The squares are added behind the wait for the product before."""
+    head, body = main_of(t)
+    found = re.search(r"                // squares <<=.*?squares\[i\] = squares\[i\] \+ sum_x_times_x\[i\];\n", body, re.S)
+    assert found
+    body = body.replace(found[0], "", 1)
+    at = body.index("if (++w_tile_slot == 3)")
+    at = body.rindex("\n", 0, at) + 1
+    return head + body[:at] + found[0] + body[at:]
+
+
+def four_chains(t: str) -> str:
+    """Sums of squares of a row in four parts."""
+    t = sub(r"float part\[2\];", "float part[4];", t)
+    t = sub(r"part\[i % 2\] = i < 2 \? ([^:]*) : part\[i % 2\] \+", r"part[i % 4] = i < 4 ? \1 : part[i % 4] +", t)
+    return sub(r"= part\[0\] \+ part\[1\];", "= (part[0] + part[1]) + (part[2] + part[3]);", t)
+
+
 def squares_first(t: str) -> str:
     """The squares are added before the product is issued."""
     head, body = main_of(t)
     found = re.search(r"                // squares <<=.*?squares\[i\] = squares\[i\] \+ sum_x_times_x\[i\];\n", body, re.S)
     assert found
     body = body.replace(found[0], "", 1)
-    at = body.index("touch_b32(older)") if "touch_b32(older)" in body else body.index("mbar_wait(w_tile_full")
-    at = body.rindex("wgmma_wait<1>", 0, at) if "touch_b32(older)" in body else at
+    at = body.index("wgmma_fence();")
     at = body.rindex("\n", 0, at) + 1
     return head + body[:at] + found[0] + body[at:]
 
@@ -206,30 +210,27 @@ def scales_early(t: str) -> str:
 
 
 Edits = tuple[Callable[[str], str], ...]
+BOTH = (one_fence, waits_first)
 VARIANTS: dict[str, list[tuple[str, str, bool, Edits]]] = {
-    "norm-same": [(NORM, "as it is", True, ()), (NORM, "one fence", True, (one_fence,)), (NORM, "one fence, waits first", True, (one_fence, waits_first)),
-                  (NORM, "deep", True, (deep,)), (NORM, "deep, one fence", True, (deep, one_fence, waits_first)),
-                  (NORM, "deep, one fence, squares first", True, (deep, one_fence, waits_first, squares_first)),
-                  (NORM, "one fence, squares first", True, (one_fence, waits_first, squares_first)),
-                  (NORM, "deep, tiles ahead", True, (deep, one_fence, waits_first, tiles_ahead)), (NORM, "tiles ahead", True, (one_fence, waits_first, tiles_ahead)),
-                  (NORM, "deep, tiles ahead, squares first", True, (deep, one_fence, waits_first, squares_first, tiles_ahead)),
-                  (NORM, "no row", False, (no_row,)), (NORM, "no row, no squares", False, (no_row, no_squares)),
-                  (NORM, "deep, no row", False, (deep, one_fence, waits_first, no_row)), (NORM.replace("256", "240"), "deep, 240", True, (deep, one_fence, waits_first))],
-    "norm": [(NORM, "as it is", True, ()), (NORM, "one fence", True, (one_fence, waits_first)), (NORM, "deep, one fence", True, (deep, one_fence, waits_first)),
-             (NORM, "deep, tiles ahead", True, (deep, one_fence, waits_first, tiles_ahead)),
-             (NORM, "no row", False, (no_row,)), (NORM.replace("256", "240"), "deep, 240", True, (deep, one_fence, waits_first))],
-    "int4-16": [(RS, "wgmma", True, ()), (MMA, "as it is", True, ()), (MMA, "no fences", True, (no_fences,)), (MMA, "one fence", True, (one_fence_4,)),
-                (MMA, "no products", False, (no_products,)), (MMA, "no X", False, (no_x,)), (MMA, "no reads", False, (no_reads,)),
-                (MMA, "ldmatrix", False, (blocks_of_words,)), (MMA, "ldmatrix, short", False, (blocks_of_words, short_unpacking)),
-                (MMA, "ldmatrix, short, one fence", False, (blocks_of_words, short_unpacking, one_fence_4)),
-                (MMA, "ldmatrix, short, words of X", False, (blocks_of_words, short_unpacking, words_of_x)),
-                (MMA, "ldmatrix, short, words of X, one fence", False, (blocks_of_words, short_unpacking, words_of_x, one_fence_4)),
-                (RS, "maps ahead", True, (maps_ahead,)), (RS, "scales early", True, (scales_early,)),
-                (RS, "maps ahead, scales early", True, (maps_ahead, scales_early)), (MMA, "short, maps, scales", True, (short_unpacking, interleaved, one_fence_4, maps_ahead, scales_early)),
-                (RS, "wgmma, short", True, (short_unpacking, interleaved)), (MMA, "short", True, (short_unpacking, interleaved)),
-                (MMA, "short, one fence", True, (short_unpacking, interleaved, one_fence_4)),
-                (MMA.replace("warps=4", "warps=8"), "8 warps, short", True, (short_unpacking, interleaved))],
-    **{shape: [("", "as it is", True, ()), ("", "maps ahead", True, (maps_ahead,))] for shape in ("16x8192x8192", "1024x1024x1024", "16x4096x4096")},
+    "norm-same": [(NORM, "as it is", True, ()), (NORM, "one fence, waits first", True, BOTH), (NORM, "waits first", True, (waits_first,)),
+                  (NORM, "all waits first", True, (*BOTH, all_waits_first)), (NORM, "one fence, waits first, again", True, BOTH),
+                  (NORM, "all waits first, squares first", True, (*BOTH, all_waits_first, squares_first)),
+                  (NORM, "all waits first, four chains", True, (*BOTH, all_waits_first, four_chains)),
+                  (NORM, "one fence, waits first, squares later", True, (*BOTH, squares_later)),
+                  (NORM, "all waits first, squares later", True, (*BOTH, all_waits_first, squares_later)),
+                  (NORM, "one fence, waits first, apart", True, (*BOTH, apart)), (NORM, "as it is, apart", True, (apart,)),
+                  (NORM, "no squares", False, (*BOTH, no_squares)), (NORM, "as it is, again", True, ())],
+    "norm": [(NORM, "as it is", True, ()), (NORM, "one fence, waits first", True, BOTH), (NORM, "waits first", True, (waits_first,)), (NORM, "one fence", True, (one_fence,)),
+             (NORM, "all waits first", True, (*BOTH, all_waits_first)), (NORM, "all waits first, squares later", True, (*BOTH, all_waits_first, squares_later)),
+             (NORM, "one fence, waits first, squares later", True, (*BOTH, squares_later)),
+             (NORM, "all waits first, four chains", True, (*BOTH, all_waits_first, four_chains)), (NORM, "one fence, waits first, apart", True, (*BOTH, apart)),
+             (NORM, "squares later", True, (squares_later,)), (NORM, "no squares", False, (*BOTH, no_squares))],
+    "int4-16": [(RS, "as printed", True, ()), (MMA, "mma", True, ()), (MMA, "mma, one fence", True, (one_fence_4,)), (RS, "wgmma, short", True, (short_unpacking, interleaved)),
+                (MMA, "mma, ldmatrix, short, one fence", False, (blocks_of_words, short_unpacking, one_fence_4)),
+                (MMA, "mma, no reads", False, (no_reads,)), (MMA, "mma, no products", False, (no_products,)), (MMA, "mma, no X", False, (no_x,)),
+                (MMA, "mma, no fences", True, (no_fences,)),
+                (RS, "maps ahead", True, (maps_ahead,)), (RS, "scales early", True, (scales_early,)), (RS, "maps ahead, scales early", True, (maps_ahead, scales_early))],
+    **{shape: [("", "as it is", True, ()), ("", "maps ahead", True, (maps_ahead,))] for shape in ("16x8192x8192", "1024x1024x1024")},
 }
 
 
@@ -286,8 +287,8 @@ def measure(case: str, all_made: list[Made], rounds: int) -> list[dict[str, Any]
     rows = []
     for w in ways:
         ms = times[w.name].ms / calls
-        rows.append({"case": case, "name": w.name, "ms": ms, "of_cublas": times[ways[0].name].ms / calls / ms, "gbps": problem.moved / ms / 1e6})
-        print(f"{ms * 1e3:9.1f} us  {rows[-1]['of_cublas']:.3f} of cuBLAS  {rows[-1]['gbps']:5.0f} GB/s  {case}: {w.name}", flush=True)
+        rows.append({"case": case, "name": w.name, "ms": ms, "of_cublas": times[ways[0].name].ms / calls / ms, "gbps": problem.moved / ms / 1e6, "spread": times[w.name].spread})
+        print(f"{ms * 1e3:9.1f} us  {rows[-1]['of_cublas']:.3f} of cuBLAS  {rows[-1]['gbps']:5.0f} GB/s  +-{times[w.name].spread:.3f}  {case}: {w.name}", flush=True)
     return rows
 
 
