@@ -28,8 +28,6 @@ from .pool import Made, launcher, processes, write_json
 from .timing import Checked, finishes, round_robin
 
 NORM = "tiles={BK: 64, BM: 128, BN: 256}, warps=8, math=wgmma, copy=tma, stages=3, epilogue=tma, persistent=static, l2=32"
-MMA = "tiles={BLOCK_K: 128, BLOCK_M: 16, BLOCK_N: 128}, warps=4, math=mma, copy=tma, stages=4, epilogue=direct, min_blocks=2, pdl=True"
-RS = MMA.replace("math=mma", "math=wgmma")
 
 
 def main_of(t: str) -> tuple[str, str]:
@@ -44,44 +42,28 @@ def sub(pattern: str, to: Any, t: str, count: int = 1) -> str:
     return head + body
 
 
-def tiles_ahead(t: str) -> str:
-    """What is worked upon is asked for an iteration before what is not: its slots are free earlier."""
-    loop = re.search(r"                for \(int ks_tile = 0; ks_tile < ks_tile_to; \+\+ks_tile\) \{\n(\s*const int ks_start = ks_tile \* 64;\n)(.*?)(                    mbar_wait\(w_tile_empty.*?)                \}\n", t, re.S)
-    assert loop
-    first, made, rest = loop[1], loop[2], loop[3]
-    new = "                if (ks_tile_to > 0) {\n                    const int ks_start = 0;\n" + made + "                }\n"
-    new += "                #pragma unroll 1\n                for (int ks_tile = 0; ks_tile < ks_tile_to; ++ks_tile) {\n                    if (ks_tile + 1 < ks_tile_to) {\n"
-    new += "                    const int ks_start = ks_tile * 64 + 64;\n" + made + "                    }\n" + first + rest + "                }\n"
-    return t.replace("                #pragma unroll 1\n" + loop[0], new)
-
-
-def one_fence(t: str) -> str:
-    """The tile and the row are let go together."""
-    for x, g in (("x", "g_tile"), ("x_tile", "g_tile")):
-        if f"{x}_empty" in main_of(t)[1]:
-            gone = rf"proxy_fence\(\);\s*__syncwarp\(\);\s*if \(lane == 0\) mbar_arrive\({x}_empty \+ {x}_slot \* 8\);\s*if \(\+\+{x}_slot == 3\)[^\n]*\n"
-            t = sub(gone, "", t)
-            put = rf"if \(lane == 0\) mbar_arrive\({g}_empty \+ {g}_slot \* 8\);\n"
-            return sub(put, f"if (lane == 0) {{ mbar_arrive({x}_empty + {x}_slot * 8); mbar_arrive({g}_empty + {g}_slot * 8); }}\n"
-                       f"                if (++{x}_slot == 3) {{ {x}_slot = 0; {x}_parity ^= 1; }}\n", t)
-    raise AssertionError("no tile")
-
-
-def waits_first(t: str) -> str:
-    """The row is waited for with the tile."""
+def waits_apart(t: str) -> str:
+    """The row is waited for where it is read."""
     t = sub(r"mbar_wait\(g_tile_full \+ g_tile_slot \* 8, g_tile_parity\);\n", "", t)
-    return sub(r"(mbar_wait\(x(?:_tile)?_full[^\n]*\n)", r"\1                mbar_wait(g_tile_full + g_tile_slot * 8, g_tile_parity);\n", t)
+    return sub(r"(                (?:uint32_t|float) tmp_\d+\[\d+\];\n                const uint32_t g_tile_at)", r"                mbar_wait(g_tile_full + g_tile_slot * 8, g_tile_parity);\n\1", t)
 
 
-def all_waits_first(t: str) -> str:
-    """The tile that is read as it is, too."""
-    t = sub(r"                mbar_wait\(w_tile_full \+ w_tile_slot \* 8, w_tile_parity\);\n", "", t)
-    return sub(r"(mbar_wait\(g_tile_full[^\n]*\n)", r"\1                mbar_wait(w_tile_full + w_tile_slot * 8, w_tile_parity);\n", t)
-
-
-def apart(t: str) -> str:
-    """The second warpgroup begins each tile half a step later."""
-    return sub(r"(float acc\[128\];)", r"if (warp / 4 == 1) __nanosleep(300);\n            \1", t)
+def halves(t: str) -> str:
+    """The first half of the operand is multiplied while the second is made."""
+    head, body = main_of(t)
+    made = re.search(r"touch_b32\((tmp_\d+)\);\n                wgmma_fence", body)[1]  # type: ignore[index]
+    first = re.search(r"                #pragma unroll\n                for \(int i = 0; i < 16; \+\+i\)\n                    " + made + r"\[i\] = [^\n]*\n", body)
+    product = re.search(r"                mbar_wait\(w_tile_full[^\n]*\n                touch_b32.*?wgmma_commit\(\);\n", body, re.S)
+    release = re.search(r"                proxy_fence\(\);\n                __syncwarp.*?(?=                mbar_wait\(w_tile_full)", body, re.S)
+    assert first and product and release
+    touch = lambda a, b: f"                #pragma unroll\n                for (int i = {a}; i < {b}; ++i) asm volatile(\"\" : \"+r\"({made}[i]) :: \"memory\");\n"
+    gemm = re.search(r"                #pragma unroll\n                for \(int k = 0; k < 4; \+\+k\)\n[^\n]*\n", product[0])
+    wait = product[0].split("\n", 1)[0] + "\n"
+    assert gemm
+    half = lambda a, b: touch(8 * a, 8 * b) + "                wgmma_fence();\n" + gemm[0].replace("k = 0; k < 4", f"k = {2 * a}; k < {2 * b}") + "                wgmma_commit();\n"
+    new = first[0].replace("i < 16", "i < 8") + wait + half(0, 1) + first[0].replace("i = 0", "i = 8") + release[0] + half(1, 2)
+    body = body.replace(product[0], "", 1).replace(release[0], "", 1).replace(first[0], new, 1)
+    return head + body.replace("wgmma_wait<1>();", "wgmma_wait<2>();", 1)
 
 
 def squares_later(t: str) -> str:
@@ -124,113 +106,18 @@ def no_squares(t: str) -> str:
     return sub(r"squares\[i\] = squares\[i\] \+ sum_x_times_x\[i\];", ";", t)
 
 
-# ---- int4 ----
-
-
-def blocks_of_words(t: str) -> str:
-    """The bytes are read by ldmatrix, each lane four that lie next to each other: of the right cost, with wrong numbers."""
-    loop = re.search(r"for \(int i = 0; i < 32; \+\+i\) \{\s*const uint32_t lo = ld_shared_b16.*?\n            \}", t, re.S)
-    assert loop
-    t = t.replace(loop[0], "for (int i = 0; i < 8; ++i)\n                ldmatrix_x4(&w[i * 4], (w_at ^ (i % 4 * 32)) + i / 4 * 2048);")
-    return t.replace("const uint32_t w_lane = swizzle<0x70>(warp * 4096 + lane / 4 * 128 + lane % 4 * 2);",
-                     "const uint32_t w_lane = swizzle<0x70>(warp * 4096 + lane % 16 * 128 + lane / 16 * 16);")
-
-
-def words_of_x(t: str) -> str:
-    """X is read 8 bytes a lane."""
-    def pair(m: re.Match[str]) -> str:
-        return (f"#pragma unroll\n                for (int j = 0; j < 2; ++j)\n                    asm volatile(\"ld.shared.v2.b32 {{%0, %1}}, [%2];\" : \"=r\"({m[1]}[j * 2]), "
-                f"\"=r\"({m[1]}[j * 2 + 1]) : \"r\"((({m[2]}) ^ ({m[3]} % 4 * 32)) + {m[3]} / 4 * 2048 + j * 1024) : \"memory\");")
-
-    t, n = re.subn(r"ldmatrix_x4\((x_tile(?:_2)?), \((\w+) \^ \((\w+) % 4 \* 32\)\) \+ \w+ / 4 \* 2048\);", pair, t)
-    assert n == 2, n
-    return t.replace("swizzle<0x70>(lane / 16 * 1024 + lane / 8 % 2 * 16 + lane % 8 * 128)", "swizzle<0x70>(lane / 4 * 128 + lane % 4 * 8)")
-
-
-def short_unpacking(t: str) -> str:
-    """Two numbers by one logical operation, of words whose bytes lie as they are wanted."""
-    t = t.replace("add_f16x2(spread_bytes(w[word_w(i)], i % 2) & 0x640f640fu, 0xe408e408u)", "add_f16x2(((i % 2 ? w[i / 2] >> 8 : w[i / 2]) & 0x000f000fu) | 0x64006400u, 0xe408e408u)")
-    t = t.replace("fma_f16x2(spread_bytes(w[word_w(i)], i % 2) & 0x64f064f0u, 0x2c002c00u, 0xd480d480u)", "fma_f16x2(((i % 2 ? w[i / 2] >> 8 : w[i / 2]) & 0x00f000f0u) | 0x64006400u, 0x2c002c00u, 0xd480d480u)")
-    return t
-
-
-def interleaved(t: str) -> str:
-    """Bytes lie in a word as two of them are wanted."""
-    return t.replace("w[i] = lo | hi << 16;", "w[i] = __byte_perm(lo, hi, 0x5140);")
-
-
-def no_products(t: str) -> str:
-    return sub(r"mma_m16n8k16_f16\(&(\w+)\[([^\]]*)\], &(\w+)\[([^\]]*)\], &(\w+)\[([^\]]*)\]\);",
-               r"\1[\2] += float(\3[\4] ^ \3[\4 + 1] ^ \3[\4 + 2] ^ \3[\4 + 3] ^ \5[\6] ^ \5[\6 + 1]);", t, 0)
-
-
-def no_x(t: str) -> str:
-    return sub(r"ldmatrix_x4\(x_tile(_2)?, [^;]*;", r"x_tile\1[0] = x_tile\1[1] = x_tile\1[2] = x_tile\1[3] = lane;", t, 0)
-
-
-def no_reads(t: str) -> str:
-    loop = re.search(r"for \(int i = 0; i < 32; \+\+i\) \{\s*const uint32_t lo = ld_shared_b16.*?\n            \}", t, re.S)
-    assert loop
-    return t.replace(loop[0], "for (int i = 0; i < 32; ++i)\n                w[i] = lane + i + w_slot;")
-
-
-def no_fences(t: str) -> str:
-    head, body = main_of(t)
-    return head + body.replace("proxy_fence();", "")
-
-
-def one_fence_4(t: str) -> str:
-    """All three tiles are let go at the end of an iteration."""
-    head, body = main_of(t)
-    gone = r"            proxy_fence\(\);\s*__syncwarp\(\);\s*if \(lane == 0\) mbar_arrive\((w_empty|x_tile_empty|x_tile_empty_2) \+ (\w+) \* 8\);\s*if \(\+\+\w+ == 4\) [^\n]*\n"
-    parts = list(re.finditer(gone, body, re.S))
-    assert len(parts) == 3, len(parts)
-    end = parts[-1].end()
-    tail = "            proxy_fence();\n            __syncwarp();\n            if (lane == 0) { " + " ".join(f"mbar_arrive({p[1]} + {p[2]} * 8);" for p in parts) + " }\n"
-    tail += "".join(f"            if (++{p[2]} == 4) {{ {p[2]} = 0; {p[2].replace('slot', 'parity')} ^= 1; }}\n" for p in parts)
-    out = body[:parts[0].start()] + body[parts[0].end():parts[1].start()] + body[parts[1].end():parts[2].start()] + tail + body[end:]
-    return head + out
-
-
-def maps_ahead(t: str) -> str:
-    """Tensor maps are fetched while barriers are set up."""
-    names = re.findall(r"const __grid_constant__ TensorMap (\w+)", t)
-    at = t.index("{", t.index("if (threadIdx.x == 0)")) + 1
-    return t[:at] + "".join(f'\n        asm volatile("prefetch.tensormap [%0];" :: "l"(&{n}) : "memory");' for n in names) + t[at:]
-
-
-def scales_early(t: str) -> str:
-    """What the result is multiplied by is loaded in front of the loop."""
-    head, body = main_of(t)
-    found = re.search(r"        grid_wait\(\);[^\n]*\n(?:        //[^\n]*\n)?        float s\[4\];.*?: 0\.0f;\n", body, re.S)
-    assert found
-    body = body.replace(found[0], "", 1)
-    at = body.index("        float acc[")
-    return head + body[:at] + found[0] + body[at:]
-
-
 Edits = tuple[Callable[[str], str], ...]
-BOTH = (one_fence, waits_first)
 VARIANTS: dict[str, list[tuple[str, str, bool, Edits]]] = {
-    "norm-same": [(NORM, "as it is", True, ()), (NORM, "one fence, waits first", True, BOTH), (NORM, "waits first", True, (waits_first,)),
-                  (NORM, "all waits first", True, (*BOTH, all_waits_first)), (NORM, "one fence, waits first, again", True, BOTH),
-                  (NORM, "all waits first, squares first", True, (*BOTH, all_waits_first, squares_first)),
-                  (NORM, "all waits first, four chains", True, (*BOTH, all_waits_first, four_chains)),
-                  (NORM, "one fence, waits first, squares later", True, (*BOTH, squares_later)),
-                  (NORM, "all waits first, squares later", True, (*BOTH, all_waits_first, squares_later)),
-                  (NORM, "one fence, waits first, apart", True, (*BOTH, apart)), (NORM, "as it is, apart", True, (apart,)),
-                  (NORM, "no squares", False, (*BOTH, no_squares)), (NORM, "as it is, again", True, ())],
-    "norm": [(NORM, "as it is", True, ()), (NORM, "one fence, waits first", True, BOTH), (NORM, "waits first", True, (waits_first,)), (NORM, "one fence", True, (one_fence,)),
-             (NORM, "all waits first", True, (*BOTH, all_waits_first)), (NORM, "all waits first, squares later", True, (*BOTH, all_waits_first, squares_later)),
-             (NORM, "one fence, waits first, squares later", True, (*BOTH, squares_later)),
-             (NORM, "all waits first, four chains", True, (*BOTH, all_waits_first, four_chains)), (NORM, "one fence, waits first, apart", True, (*BOTH, apart)),
-             (NORM, "squares later", True, (squares_later,)), (NORM, "no squares", False, (*BOTH, no_squares))],
-    "int4-16": [(RS, "as printed", True, ()), (MMA, "mma", True, ()), (MMA, "mma, one fence", True, (one_fence_4,)), (RS, "wgmma, short", True, (short_unpacking, interleaved)),
-                (MMA, "mma, ldmatrix, short, one fence", False, (blocks_of_words, short_unpacking, one_fence_4)),
-                (MMA, "mma, no reads", False, (no_reads,)), (MMA, "mma, no products", False, (no_products,)), (MMA, "mma, no X", False, (no_x,)),
-                (MMA, "mma, no fences", True, (no_fences,)),
-                (RS, "maps ahead", True, (maps_ahead,)), (RS, "scales early", True, (scales_early,)), (RS, "maps ahead, scales early", True, (maps_ahead, scales_early))],
-    **{shape: [("", "as it is", True, ()), ("", "maps ahead", True, (maps_ahead,))] for shape in ("16x8192x8192", "1024x1024x1024")},
+    "norm-same": [(NORM, "as it is", True, ()), (NORM, "squares first", True, (squares_first,)), (NORM, "squares later", True, (squares_later,)),
+                  (NORM, "halves", True, (halves,)), (NORM, "halves, squares later", True, (halves, squares_later)),
+                  (NORM, "waits apart", True, (waits_apart,)), (NORM, "four chains", True, (four_chains,)), (NORM + ", cluster={cols: 2}", "cluster", True, ()),
+                  (NORM, "no row", False, (no_row,))],
+    "norm": [(NORM, "as it is", True, ()), (NORM, "waits apart", True, (waits_apart,)), (NORM, "waits apart, squares first", True, (waits_apart, squares_first)),
+             (NORM, "waits apart, squares later", True, (waits_apart, squares_later)), (NORM, "halves", True, (halves,)),
+             (NORM, "halves, waits apart", True, (waits_apart, halves)), (NORM, "halves, squares later", True, (halves, squares_later)),
+             (NORM, "halves, waits apart, squares later", True, (waits_apart, halves, squares_later)), (NORM, "squares first", True, (squares_first,)),
+             (NORM, "waits apart, four chains", True, (waits_apart, four_chains)), (NORM, "no row", False, (no_row,)),
+             (NORM, "waits apart, no row", False, (waits_apart, no_row)), (NORM, "waits apart, no squares", False, (waits_apart, no_squares))],
 }
 
 

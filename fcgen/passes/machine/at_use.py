@@ -18,6 +18,7 @@ from ...ir.target import Target
 from ..facts.common import ELEMENTWISE
 
 STORES = {"st_shared", "stmatrix"}
+READS = {"slot", "ld_shared", "ldmatrix"}
 #: element work, and what only names a value
 PURE = ELEMENTWISE | {"broadcast", "const", "full", "iota"}
 
@@ -66,9 +67,8 @@ def _together(cursor: Value, ops: list[Op]) -> None:
     if before is None or ops[before].operands[1].type.slots < 2:
         return
     made = {r: o for o in ops for r in o.results}
-    between = ops[before + 1:mine]
-    tile = ops[before].operands[1]
-    if any(read_from(o, made) is tile for o in between) and all(o.kind in ({"slot", "ld_shared", "ldmatrix"} | PURE | RELEASES) for o in between):
+    between, tile = ops[before + 1:mine], ops[before].operands[1]
+    if any(read_from(o, made) is tile for o in between) and all(o.kind in READS | PURE | RELEASES for o in between):
         ops.insert(before + 1, ops.pop(mine))
 
 
