@@ -18,6 +18,12 @@ QUERY = ("name", "driver_version", "clocks.sm", "clocks.mem", "clocks.max.sm", "
          "temperature.gpu", "persistence_mode")
 
 
+def gpus() -> list[str]:
+    """The GPUs that programs see, as CUDA_VISIBLE_DEVICES names them."""
+    seen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return seen.split(",") if seen is not None else [str(n) for n, _ in enumerate((_output("nvidia-smi", "-L") or "").splitlines())]
+
+
 def _output(*command: str) -> str | None:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=30, cwd=ROOT)

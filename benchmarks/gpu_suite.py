@@ -1,4 +1,4 @@
-"""All tests that need a GPU, in several processes that share it; one JSON record of what they said.
+"""All tests that need a GPU, in several processes that share it, or those there are; one JSON record of what they said.
 
     python -m benchmarks.gpu_suite --json out/gpu_suite.json            everything marked `gpu`
     python -m benchmarks.gpu_suite --processes 4 tests/gpu/test_clusters.py
@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from .environment import ROOT, facts
+from .environment import ROOT, facts, gpus
 from .pool import write_json
 
 #: "2/8 PATH" tells a process of pytest which share of the tests is its own (the third of eight) and where it writes what happens
@@ -65,11 +65,11 @@ def pytest_collectreport(report: Any) -> None:
 # ---- the process that starts them -----------------------------------------------------------------------------------------
 
 
-def start(marks: str, share: str, log: Path, paths: list[str]) -> subprocess.Popen[bytes]:
+def start(marks: str, share: str, log: Path, paths: list[str], gpu: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "pytest", "-m", marks, "-p", "benchmarks.gpu_suite", "-p", "no:cacheprovider", "-q", *paths]
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     return subprocess.Popen(command, cwd=ROOT, stdout=open(log.with_suffix(".out"), "wb"), stderr=subprocess.STDOUT,
-                            env={**os.environ, SHARE: f"{share} {log}", "PYTHONPATH": path})
+                            env={**os.environ, SHARE: f"{share} {log}", "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": gpu})
 
 
 def wait(processes: list[subprocess.Popen[bytes]], until: float) -> None:
@@ -121,9 +121,11 @@ def main(argv: list[str] | None = None) -> int:
     begin = time.time()
     with tempfile.TemporaryDirectory(prefix="gpu-suite-") as folder:
         logs = [Path(folder, f"{n}.jsonl") for n in range(args.processes + 1)]
-        parallel = [start("gpu and not alone", f"{n}/{args.processes}", log, paths) for n, log in enumerate(logs[:-1])]
+        among = gpus() or [""]
+        parallel = [start("gpu and not alone", f"{n}/{args.processes}", log, paths, among[n % len(among)])
+                    for n, log in enumerate(logs[:-1])]
         wait(parallel, begin + args.limit)
-        alone = start("gpu and alone", "0/1", logs[-1], paths)
+        alone = start("gpu and alone", "0/1", logs[-1], paths, among[0])
         wait([alone], max(begin + args.limit, time.time() + 60))
         said = summary(logs)
         broken = {str(n): log.with_suffix(".out").read_text(errors="replace")[-2000:]
@@ -132,8 +134,8 @@ def main(argv: list[str] | None = None) -> int:
     problems = [*said["failures"], *(f"not run: {n}" for n in said["not_run"]), *(f"process {n} ended badly" for n in broken)]
     if not said["passed"]:
         problems.append("no test ran: is there a GPU, and torch?")
-    record = {"part": "tests", "environment": facts(), "seconds": seconds, "processes": args.processes, **said, "broken": broken,
-              "problems": problems}
+    record = {"part": "tests", "environment": facts(), "seconds": seconds, "processes": args.processes, "gpus": len(among), **said,
+              "broken": broken, "problems": problems}
     write_json(args.json, record)
     for name, text in said["failures"].items():
         print(f"FAILED {name}\n{text}\n")

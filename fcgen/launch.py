@@ -16,6 +16,7 @@ from typing import Any
 from .build.compiler import Built, Facts
 from .errors import FcError
 from .ir.alignment import WIDEST, Promise, of_arguments
+from .ir.covers import check_covers
 from .ir.ranges import HIGHEST, WIDTHS, Admitted
 from .ir.sizes import number
 from .ir.types import DTYPES
@@ -88,7 +89,8 @@ class Launcher:
     def _plan(self, described: dict[str, tensors.TensorArg], device: int, counts: tuple[int, ...]) -> steady.SteadyLaunch:
         """Check shapes, dtypes, devices and alignment; then what is the same for every call like this one."""
         check_arch(self.facts, device)
-        sizes_of(self.facts, {n: a.shape for n, a in described.items()})
+        sizes = sizes_of(self.facts, {n: a.shape for n, a in described.items()})
+        check_covers(self.facts.covers, {p[0]: p[3] for p in self.facts.params}, {**sizes, **dict(zip(self._counts, counts))})
         for name, kind, dtype, _, flags in self.facts.params:
             if kind == "tensor":
                 tensors.check(described[name], name=name, dtype=dtype, device=device)
@@ -109,8 +111,8 @@ class Launcher:
             return narrower._plan(described, device, counts)
         # nobody steps along an axis of one element, but addresses that are not used are made of its stride too
         steps = {name: [s if n > 1 else 0 for n, s in zip(a.shape[:-1], a.strides)] for name, a in described.items()}
-        sizes = [x for name, a in described.items() for x in (*a.shape, *steps[name], *a.strides[-1:])]
-        return self.loaded(device).launch([*sizes, *counts])
+        numbers = [x for name, a in described.items() for x in (*a.shape, *steps[name], *a.strides[-1:])]
+        return self.loaded(device).launch([*numbers, *counts])
 
     def _misaligned(self, described: dict[str, tensors.TensorArg]) -> dict[str, FcError]:
         """What is wrong with each tensor that does not keep what the kernel's accesses need."""
@@ -186,7 +188,8 @@ class Loaded:
 
     def unusual(self, views: Mapping[str, View], wide: Sequence[str]) -> str:
         """Do tensors disagree, is a row not contiguous, a stride not a multiple of what is asked for (of 16 bytes in those that are
-        `wide`), or a number large or, of what bulk copies read, 0? As text. What this lets pass, `Launcher._plan` and TMA take as it is;
+        `wide`), or a number large or, of what bulk copies read, 0, or a
+        tensor shorter than the grid? As text. What this lets pass, `Launcher._plan` and TMA take as it is;
         what it does not may be legal or not."""
         asked = {name: strides for name, _, *strides in self.facts.aligned}
         limits = {limit: r for limit, _, *r in self.facts.ranges}
@@ -216,6 +219,9 @@ class Loaded:
         for (bits, mask), names in steps.items():
             tests += [f"({' | '.join(names)}) >> {bits}", *([f"({' | '.join(names)}) & {mask}"] if mask else [])] if names else []
         tests += [f"not ({' and '.join(equal[d][0] for d in some)})"] if some else []
+        for name, axis, dim in self.facts.covers:
+            want = str(dim) if isinstance(dim, int) else equal[dim][0] if dim in equal else str(HIGHEST)
+            tests.append(f"{views[name].shape[axis]} < {want}")
         return " or ".join(tests)
 
     def launch(self, sizes: Sequence[int]) -> steady.SteadyLaunch:

@@ -37,7 +37,7 @@ class Facts:
     pdl: the kernel itself waits for those in front of it, and may be launched before they have ended. aligned: for each tensor
     (name, bytes that its pointer is a multiple of, and those of each stride but the last). ranges: (name, least, greatest, saturates)
     of sizes and i32 scalars, where something is known. resident: blocks of a multiprocessor that registers and shared memory were made
-    for.
+    for. covers: (tensor, axis, dimension of the grid) where the tensor must be as long.
     """
 
     name: str
@@ -52,6 +52,7 @@ class Facts:
     aligned: tuple[tuple[Any, ...], ...] = ()
     ranges: tuple[tuple[Any, ...], ...] = ()
     resident: int = 1
+    covers: tuple[tuple[Any, ...], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return {k: getattr(self, k) for k in self.__dataclass_fields__}
@@ -262,6 +263,7 @@ def _unpack(files: Mapping[str, bytes], meta: Mapping[str, Any], hit: bool, sche
 def facts_of(machine: Kernel, cuda: Any, to: Target) -> Facts:
     from ..ir.alignment import asked
     from ..ir.core import walk_kernel
+    from ..ir.covers import covered
     from ..ir.ranges import admitted
     from ..ir.types import Tensor
 
@@ -276,7 +278,8 @@ def facts_of(machine: Kernel, cuda: Any, to: Target) -> Facts:
     grid = tuple((a.name, a.dim, a.tile, a.cluster) for a in machine.grid)
     return Facts(cuda.name, to.arch, cuda.threads, cuda.smem_bytes, tuple(params), flat, grid, machine.meta.get("persistent", "none"),
                  any(op.kind == "grid_wait" for op in walk_kernel(machine)), asked(machine),
-                 tuple((name, *r) for name, r in admitted(machine).items()), machine.meta.get("min_blocks", 1) or 1)
+                 tuple((name, *r) for name, r in admitted(machine).items()), machine.meta.get("min_blocks", 1) or 1,
+                 covered(machine))
 
 
 @functools.cache

@@ -28,6 +28,7 @@ META: dict[str, tuple[Attribute, str]] = {
     "target": (TEXT, "the target that the kernel was compiled for"),
     "aligned": (Attribute((tuple,), "lines of (NAME, 16, 16, ...)"), "what pointers and strides are multiples of (see `alignment`)"),
     "ranges": (Attribute((tuple,), "lines of (NAME, least, most, false)"), "which sizes and scalars it takes (see `ranges`)"),
+    "covers": (Attribute((tuple,), "lines of (NAME, axis, DIM)"), "which axes of tensors are as long as the grid (see `covers`)"),
     "remarks": (Attribute((tuple,), "lines of (KIND, TEXT)", lambda v: all([*map(type, x)] == [str, str] for x in v if type(x) is tuple)),
                 "what is worth knowing of the kernel, for people"),
     "until_loops": (every(_LOOP, 64), "loops that an output of `until` counts"),
@@ -38,7 +39,7 @@ META: dict[str, tuple[Attribute, str]] = {
     "smem_bytes": (whole(0), "shared memory of a block, in bytes"),
     "smem_offsets": (every(whole(0), 1000), "where each buffer starts, in bytes"),
 }
-TILE_META = ("target", "aligned", "ranges", "until_loops", "remarks")
+TILE_META = ("target", "aligned", "ranges", "covers", "until_loops", "remarks")
 #: from this phase on
 ALLOCATED = ("smem_bytes", "smem_offsets")
 FLAGS = {"out": (Tensor, "a tensor that is written"), "kept": (Tensor, "a tensor whose rest is kept where nothing is written"),

@@ -12,6 +12,7 @@ from .access import check_index
 from .alignment import promised
 from .attrs import MOST
 from .core import Block, Kernel, Op, Role, Value
+from .covers import covered
 from .layout import OpaqueLayout, RegLayout
 from .memory_map import buffer_problem
 from .named_barriers import NamedBarriers, is_one_thread
@@ -52,7 +53,7 @@ class Verifier:
             raise FcError("ir/verify", "a kernel is at one of two levels", expected="tile or machine", got=k.level)
         for key, e in kernel_rules.problems(k):
             raise self.misfit(key, e)
-        for name, read in (("aligned", promised), ("ranges", admitted)):
+        for name, read in (("aligned", promised), ("ranges", admitted), ("covers", covered)):
             try:
                 if name in k.meta:
                     read(k)

@@ -118,7 +118,8 @@ def _store(view: Any, value: Any, attrs: dict[str, Any]) -> None:
         x = Handle(t.emit("full", x.value, shape=view.shape), view.labels)
     if not set(x.labels) <= set(view.labels):
         raise mistake("trace/shape", f"the tile's axes are not those of the view of {p.name}",
-                      expected=", ".join(map(label_name, view.labels)), got=", ".join(map(label_name, x.labels)))
+                      expected=", ".join(map(label_name, view.labels)), got=", ".join(map(label_name, x.labels)),
+                      hint="axes are told apart by the range they run over; each call of again() makes another one: keep it in a variable")
     x = aligned(x, view.labels, dict(zip(view.labels, view.shape)))
     t.stored.add(p.name)
     scalars, where = view.access(True)

@@ -103,7 +103,7 @@ class Agent(AsyncOps, StoreOps, TensorOps):
         steps = range(int(env[op.operands[0]]), int(env[op.operands[1]]))
         carried = [env[v] for v in op.operands[2:]]
         for i in reversed(steps) if op.get("descending") else steps:
-            if self.sim.limit is not None and self.sim.steps > self.sim.limit:
+            if self.sim.steps > self.sim.last:
                 yield None
             env.update(zip(body.args, (np.int32(i), *carried)))
             yield from self.block(body)

@@ -15,6 +15,7 @@ import numpy as np
 
 from ..ir.access import Axis, accesses
 from ..ir.core import Block, Kernel, Op, Value, walk_kernel
+from ..ir.covers import covered
 from ..ir.elementwise import to_dtype
 from ..ir.sizes import is_made
 from ..ir.types import Buffer, Tensor
@@ -231,6 +232,10 @@ class Draws:
                 out[d] += (out[self.rows[0]] - 64 * (1 + n // 6 % 2) + n // 3 % 2 - out[d]) % t
             if n == EMPTY and d not in self.rows and d not in self.meaning.needed():
                 out[d] = 0
+        for name, axis, dim in covered(self.kernel):
+            own = next(p.type.dims[axis] for p in self.kernel.params if p.name == name)
+            if own in out and own not in self.given:
+                out[own] = max(out[own], out.get(str(dim), 0) if isinstance(dim, str) else dim)
         return {d: out[d] for d in self.dims}
 
     def number(self, p: Value, rng: np.random.Generator, sizes: Mapping[str, int], n: int) -> Any:

@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from math import prod
+from math import inf, prod
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -58,7 +58,7 @@ def simulate(kernel: Kernel, arguments: Mapping[str, Any], target: Target, *, se
              programs: Iterable[tuple[int, ...]] | None = None, blocks: int | None = None, coverage: Coverage | None = None,
              limit: int | None = None, excused: Collection[str] = (), stop: bool = False) -> Result:
     """Run a machine kernel. programs: which grid points (all if None). blocks: of a kernel whose blocks take several tiles (few enough for
-    that if None). coverage: learns what ran. limit: a kernel that has not ended after so many ops is reported. excused: outputs that
+    that if None). coverage: learns what ran. limit: a program that has not ended after so many ops is reported. excused: outputs that
     are written where drawn arguments say, possibly nowhere or by two programs. stop: end with the first report. Raises FcError only for
     wrong arguments."""
     if kernel.level != "machine":
@@ -98,6 +98,8 @@ class Simulation(Reports):
         self.target, self.memory, self.sizes, self.rng = target, memory, sizes, rng
         self.addresses = Addresses(kernel, given, memory)
         self.steps = 0
+        self.limit: int | None = None
+        self.last = inf  # the op at which the programs that run now are said to be endless
         #: addresses by op, warp and position, and blocks as they are run: the same in every program, and in every launch without reports
         self.maps, self.code = _found.get(kernel) or (dict[Any, Any](), dict[Block, list[Step]]())
         self.offsets = dict(zip(kernel.buffers, self._offsets()))
@@ -111,7 +113,6 @@ class Simulation(Reports):
         self.block_count, self.claimed = 1, 1
         self.persistent = kernel.meta.get("persistent", "none") != "none"
         self.contracted = contracted(kernel)
-        self.limit: int | None = None
         self.stop = False
         self.patience = 1000  # rounds of a `while`
         self.retired: set[int] = set()  # blocks that said claim_done
@@ -176,6 +177,9 @@ class Simulation(Reports):
     def run(self, blocks: list[tuple[tuple[int, ...], int]]) -> None:
         """One cluster, or a block of its own: (program, number) of each block."""
         agents = self.make_agents(blocks)
+        if self.limit is not None:
+            tiles = prod(axis.clusters(self.sizes) for axis in self.kernel.grid) * self.kernel.cluster
+            self.last = self.steps + self.limit * -(-tiles // self.block_count) * len(blocks)
         self.play(agents)
         if not self.stopped:
             self.flush()
@@ -216,8 +220,8 @@ class Simulation(Reports):
                 continue
             if stop is not None:
                 waiting[agent] = stop
-            if self.limit is not None and self.steps > self.limit:
-                self.report("sim/deadlock", f"the kernel has not ended after {self.steps} ops: a loop that goes on for too long", agent.at,
+            if self.steps > self.last:
+                self.report("sim/deadlock", f"a program has not ended after {self.limit} ops: a loop that goes on for too long", agent.at,
                             notes=[f"{agent.who} is in it"], key=("endless",), hint="the bounds of the loops, and what a `while` waits for")
                 return
         self.bulk.check_idle()

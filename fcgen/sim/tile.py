@@ -16,6 +16,7 @@ import numpy as np
 from ..errors import FcError, did_you_mean
 from ..ir.access import Access
 from ..ir.core import Block, Kernel, Op, Value, walk_kernel
+from ..ir.covers import check_covers, covered
 from ..ir.elementwise import FNS, REDUCTIONS, convert, evaluate, to_dtype
 from ..ir.ranges import HIGHEST, Admitted, admitted
 from ..ir.sizes import is_made, number, output_shape
@@ -87,6 +88,8 @@ def bind(kernel: Kernel, arguments: Mapping[str, Any]) -> tuple[dict[str, Any], 
                 raise FcError("call/argument", f"argument `{p.name}` disagrees on the size of {dim}", expected=want, got=n)
         memory[p.name] = np.array(to_dtype(x, p.type.dtype))
     sizes |= {p.name: int(memory[p.name]) for p in kernel.counts}
+    given = tuple(line for line in covered(kernel) if line[0] in memory)
+    check_covers(given, {p.name: p.type.dims for p in kernel.params if isinstance(p.type, Tensor)}, sizes)
     for p in kernel.params:
         if isinstance(p.type, Tensor) and p.name not in memory:
             shape = output_shape(kernel, p.name, sizes)

@@ -32,7 +32,7 @@ ORDERS = ("as late as they may", "at once", "in any order")
 LEAST, ENOUGH, MOST = 14, 18, 60
 #: runs without anything new after which what has not run is taken for what cannot
 STALE = 8
-#: ops of one run that no kernel needs at drawn sizes
+#: ops of one program that none needs at drawn sizes
 ENDLESS = 200_000
 #: fragment elements that may be computed, in millions: some seconds of one core
 WORK = 500

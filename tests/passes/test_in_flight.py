@@ -7,6 +7,7 @@ import pytest
 
 import fcgen as fc
 from fcgen.errors import FcError
+from fcgen.ir.core import walk_kernel
 from fcgen.sim.machine import simulate
 
 
@@ -74,3 +75,28 @@ def test_products_that_can_be_neither_are_refused_each(fields, says):
     with pytest.raises(FcError, match=says) as e:
         str(lowered(**fields).machine)
     assert e.value.code == "compile/schedule" and e.value.loc is not None
+
+
+@fc.kernel
+def chunked_sums(Q: T[H, M, D], K: T[H, M, D], V: T[H, M, E], O: "out f32[H, M, E]", R: "out f32[H, M, M]"):
+    """A state that is read as it was, beside a product that is already in flight."""
+    (h,) = fc.grid(Q.H)
+    state = fc.var(fc.zeros(K.D, V.E))
+    for rows in fc.loop(fc.tile(Q.M, "BM")):
+        cols = rows.again()
+        q, k, v = fc.load(Q[h, rows]), fc.load(K[h, cols]), fc.load(V[h, cols])
+        weights, across = fc.dot(q, k.T), fc.dot(q, state.to(V.dtype))
+        fc.store(R[h, rows, cols], weights)
+        fc.store(O[h, rows], across)
+        state <<= state + fc.dot(k.T, v)
+
+
+def test_a_carried_accumulator_is_read_in_front_of_what_is_in_flight():
+    """ptxas makes products wait (C7517) where ordinary instructions read what the iteration before accumulated while others are in flight;
+    the cubin would be refused."""
+    p = chunked_sums.compile(target="sm_90a", T=fc.f16, D=64, E=64, check=False, schedule=fc.Schedule(
+        tiles={"BM": 64}, math="wgmma", copy="tma", stages=2, epilogue="direct"))
+    loops = ([o.kind for o in op.regions[0].ops] for op in walk_kernel(p.machine) if op.kind == "for")
+    kinds = next(kinds for kinds in loops if "wgmma" in kinds)
+    assert kinds.index("cast") < kinds.index("wgmma_fence") and kinds.count("settle") == 3
+    assert p.cubin

@@ -12,6 +12,7 @@ from pretend import Driver, Dtype, Tensor, install, number, torch
 import fcgen as fc
 from fcgen import api
 from fcgen.build import captured
+from fcgen.errors import FcError
 
 F32, F16 = Dtype("float32"), Dtype("float16")
 SIZES = {"ptr": 8, "stride": 8, "size": 4, "scalar": 4, "map": 128, "counter": 8}
@@ -132,8 +133,8 @@ def test_a_grid_is_as_large_as_its_scalars_say(world: World) -> None:
     before = len(world.fake.launches)
     p(x, y, n=0, m=5)
     assert len(world.fake.launches) == before
-    for n in (-1, 2**30 + 2**29 + 1):
-        with pytest.raises(fc.FcError, match=r"out of range|more blocks"):
+    for n in (-1, 65, 2**30 + 2**29 + 1):  # X has 64 rows
+        with pytest.raises(fc.FcError, match=r"out of range|too short"):
             p(x, y, n=n, m=64)
 
 
@@ -190,3 +191,24 @@ def test_an_array_of_the_specs_own_is_bound_at_the_call(world: World, monkeypatc
         spec(*pair(), schedule=SCHEDULE)
         assert number(world.last(p)["ptr own_0"], "Q") == row.data_ptr()
     assert len(world.fake.cubins) == 1
+
+
+@fc.kernel
+def mapped_heads(X: "f32[H, M, N]", Y: "out f32[H, M, N]", *, f):
+    h, rows = fc.grid(X.H, fc.tile(X.M, "BLOCK_M"))
+    for cols in fc.loop(fc.tile(X.N, "BLOCK_N")):
+        fc.store(Y[h, rows, cols], f(fc.load(X[h, rows, cols]), h, rows.index, cols.index))
+
+
+def test_a_table_with_fewer_heads_than_the_call_is_refused(world: World) -> None:
+    """It is loaded tile by tile, from places that no guard looks at."""
+    table = Tensor((4, 16, 16), F32)
+    schedule = fc.Schedule(tiles={"BLOCK_M": 16, "BLOCK_N": 16}, warps=1)
+    p = mapped_heads.compile(target="sm_90", schedule=schedule, f=lambda x, h, i, j: x + table[h, i, j])
+    world.expect(p)
+    tensors = lambda: (Tensor((4, 16, 16), F32), Tensor((4, 16, 16), F32))
+    p(*tensors())
+    table = Tensor((3, 16, 16), F32)
+    with pytest.raises(FcError, match="axis 0 of argument `f_0` is too short"):
+        p(*tensors())
+    assert len(world.fake.launches) == 1

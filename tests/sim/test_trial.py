@@ -157,6 +157,13 @@ def test_a_loop_that_goes_on_for_too_long_is_reported(program: Any, monkeypatch:
     assert e.value.code == "sim/deadlock"
 
 
+def test_a_grid_of_many_programs_is_no_endless_loop(program: Any) -> None:
+    inputs = {n: np.zeros((1, 4, 64, 32), np.float16) for n in "QKV"} | {"window": 1}
+    whole = simulate(program.machine, inputs, program.target).steps
+    assert not simulate(program.machine, inputs, program.target, limit=whole // 3).reports
+    assert simulate(program.machine, inputs, program.target, limit=whole // 100, stop=True).reports
+
+
 def test_a_live_that_leaves_out_what_counts_is_reported_with_a_hint() -> None:
     @fc.kernel
     def sums(X: "f32[M, N]", Y: "out f32[M]"):  # type: ignore

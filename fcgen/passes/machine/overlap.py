@@ -6,7 +6,8 @@ slot) moves with it. Products complete in the order of their groups, so a settle
 own. A product that is added to the one before it, which nothing else reads, follows it without a wait. A loop whose accumulator only
 products touch carries it in flight (`carried`). A turn is taken in front of its first product and given
 on when that is done. Waits for tiles that stand between two products are moved in front of the first, so that the second is issued right
-behind it.
+behind it; so is arithmetic on a carried accumulator that needs nothing else, since ptxas (C7517) waits for everything in flight before
+ordinary instructions read what a product of the iteration before has made.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from ...ir.rings import RELEASES, position
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import Buffer
+from ..facts.common import ELEMENTWISE
 from ..memory.grid import TOKENS
 from .carried import carried
 
@@ -58,6 +60,9 @@ def _block(block: Block, room: int) -> Block:
     added: _Flight | None = None  # what the next product is added to
     start = 0  # where the run of products in flight begins in `out`
 
+    ends = {r for o in block.ops if o.kind == "settle" for r in o.results}
+    kept = {a for a, v in zip(block.args[1:], block.yielded) if v in ends}  # accumulators that the loop carries
+
     turn: Op | None = None  # a turn that has not been taken, or not been given on
 
     def land(n: int) -> None:
@@ -91,9 +96,9 @@ def _block(block: Block, room: int) -> Block:
             land(max((k + 1 for k, f in enumerate(flying) if _needs(product, f)), default=0))
         if op.kind == "wgmma" and added is not None:
             op = replace(op, operands=tuple(added.settle.operands[0] if v in added.settle.results else v for v in op.operands))
-        kept = carried(op, room) if op.kind == "for" and not flying else None
-        if kept is not None:
-            out += kept
+        in_flight = carried(op, room) if op.kind == "for" and not flying else None
+        if in_flight is not None:
+            out += in_flight
             continue
         if op.regions:
             op = op.within(lambda r: _block(r, room))
@@ -108,6 +113,11 @@ def _block(block: Block, room: int) -> Block:
             start += not moved
             continue
         late = max((k + 1 for k, f in enumerate(flying) if _needs(op, f)), default=0)
+        ready = not late and op.reads.isdisjoint(r for o in out[start:] for r in o.results)
+        if flying and ready and op.kind in ELEMENTWISE and op.reads & kept:
+            out.insert(start, op)
+            start += 1
+            continue
         land(late)
         if not flying and added is None and op.kind == "wgmma_fence":
             start = len(out)
