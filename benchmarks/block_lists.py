@@ -1,4 +1,4 @@
-"""Masks that go by lists of blocks, with other blocks and other kernels that make the lists: the call, the lists alone, the dense kernel.
+"""Masks that go by lists of blocks, with other blocks, tiles and rings: the call, the lists alone, the dense kernel.
 
     python -m benchmarks.block_lists --compile      into the cache on disk
     python -m benchmarks.block_lists --json out/block_lists.json
@@ -12,81 +12,101 @@ import json
 import multiprocessing
 import os
 import sys
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+
+import numpy as np
 
 import fcgen as fc
 from benchmarks.timing import Checked, graph_times
-from benchmarks.variants import Case, cases, error
+from benchmarks.variants import cases, error
 from fcgen import masks
 from fcgen.attend import blocks, calls, variants
+from fcgen.attend.variants import Choice, functions
 from fcgen.errors import FcError
+from fcgen.kernels.hopper_schedules import pick
 
-NAMES = ("documents, causal", "first keys and a window")
-#: rows and keys of a block, warps of the kernel that finds them, into how many parts the keys fall
-WAYS = [((128, 128), warps, parts) for warps in (4, 8) for parts in (4, 8, 16)]
-
-
-def with_way(block: tuple[int, int], warps: int, parts: int) -> None:
-    """From here on calls have such blocks, and lists are made by so many warps for so many parts."""
-    tiles = fc.Schedule(tiles={"ROWS": block[0], "KEYS": block[1]}, warps=warps)
-    blocks._own = lambda _: tiles  # type: ignore[assignment]
-    blocks._block = lambda _: block  # type: ignore[assignment]
-    blocks.PARTS = parts
-    variants._kept.clear()
-    calls.kinds.clear()
-    calls.last = None
+NAME = "documents, causal"
 
 
-def compile_one(job: tuple[int, str, tuple[int, int], int, int]) -> str:
-    d, name, block, warps, parts = job
+def schedules(d: int) -> Iterator[fc.Schedule]:
+    """Tiles are the blocks of the lists."""
+    base = replace(pick(d, "part", 8192, 8192, 4096 // d, 132).schedule, from_end=(), split="loops")
+    for m, n, q, k, change in (
+            (128, 128, 2, 3, {}), (128, 128, 2, 3, {"tokens": True}), (128, 128, 1, 2, {"tokens": True}), (128, 64, 2, 5, {}),
+            (128, 64, 2, 5, {"tokens": True}), (128, 64, 2, 3, {"l2": 0}), (192, 64, 2, 3, {}), (192, 64, 2, 5, {}), (192, 128, 2, 3, {}),
+            (64, 64, 1, 4, {"min_blocks": 3 if d == 64 else 2}), (64, 128, 1, 2, {"min_blocks": 2})):
+        yield replace(base, tiles={"BLOCK_M": m, "BLOCK_N": n}, warps=m // 16, stages={"q": q, "k": k, "v": k}, **change)  # type: ignore[arg-type]
+
+
+def block_of(schedule: fc.Schedule) -> tuple[int, int]:
+    tiles = dict(schedule.tiles)
+    return tiles["BLOCK_M"], tiles["BLOCK_N"]
+
+
+def fits(job: tuple[int, str]) -> tuple[int, str, str]:
+    """Why a schedule's program does not compile with few spills, or nothing. It is in the cache on disk then."""
     os.environ["FCGEN_CHECK"] = "0"
-    with_way(block, warps, parts)
-    case = next(c for c in cases(d) if c.name == name)
+    d, text = job
+    schedule, ids = fc.Schedule.parse(text), np.zeros(8192 + 4, np.int32)
+    first = -(ids.__array_interface__["data"][0] // 4) % 4
     try:
-        case.run()
-        lists(case, block)
-    except FcError as e:
-        return f"{job}: {str(e)[:200]}"
-    return ""
-
-
-def lists(case: Case, block: tuple[int, int]) -> Any:
-    mask = case.options["mask"]
-    n = case.q.shape[2]
-    return fc.block_lists(mask & masks.causal() if case.options.get("causal") else mask, 1, 1, n, n, case.q, block=block)
+        given = functions(mask=masks.documents(ids[first:first + 8192]))
+        program = blocks._over_lists(("f16", d, d, "causal_top_left", False), given, Choice("sm_90a", schedule, True, None, ""), True,
+                                     block_of(schedule), ("LSE",))
+        found = getattr(program, "first", program).resources
+        few = not found.spills if found.spill_loads is None else found.spill_loads < 60
+        return (*job, "" if few else f"{found.spill_loads} spilled")
+    except Exception as e:  # a candidate less
+        return (*job, f"{type(e).__name__} {str(e)[:120]}".replace("\n", " "))
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--jobs", type=int, default=12)
     parser.add_argument("--json")
     args = parser.parse_args()
     os.environ["FCGEN_CHECK"] = "0"
-    jobs = [(d, name, *way) for d in (64, 128) for name in NAMES for way in WAYS]
+    jobs = [(d, str(s)) for d in (64, 128) for s in schedules(d)]
+    with multiprocessing.get_context("spawn").Pool(args.jobs) as pool:
+        found = pool.map(fits, jobs, chunksize=1)
     if args.compile:
-        with multiprocessing.get_context("spawn").Pool(8) as pool:
-            print("\n".join(filter(None, pool.map(compile_one, jobs, chunksize=1))), flush=True)
+        for d, text, why in found:
+            print(f"{d} {why or 'fits':50.90} {text}", flush=True)
         return 0
-    table: dict[str, dict[str, float]] = {}
-    for d, name, block, warps, parts in jobs:
-        case = next(c for c in cases(d) if c.name == name)
-        with_way(block, warps, parts)
-        try:
-            worst = error(case, case.run())
-            if not worst < 1e-2:
-                print(f"WRONG {d} {name} {block} {warps}: {worst}", flush=True)
-                continue
-            dense = functools.partial(fc.attention, case.q, case.k, case.v, causal=True)
-            timed = [Checked("call", case.run, worst, worst), Checked("lists", functools.partial(lists, case, block), 0.0, 0.0),
-                     Checked("dense", dense, 0.0, 0.0)]
-            times = {n: t.ms for n, t in graph_times(timed, 2, 5, 1).items()}
-        except FcError as e:
-            print(f"D={d} {name} {block} {warps}: {str(e)[:160]}", flush=True)
-            continue
-        table[f"D={d} {name}, {block[0]} x {block[1]}, {warps} warps, {parts} parts"] = times
-        told = " ".join(f"{n} {ms:.4f}" for n, ms in times.items())
-        print(f"D={d} {name:24} {block} {warps:2} warps {parts:2} parts: {told}", flush=True)
+    own = blocks._block
+    table: dict[str, float] = {}
+    for d in (64, 128):
+        case = next(c for c in cases(d) if c.name == NAME)
+        n, calls_of = case.q.shape[2], []
+        for text in ("", *(t for at, t, why in found if at == d and not why)):
+            schedule = fc.Schedule.parse(text) if text else None
+            blocks._block = own if schedule is None else functools.partial(lambda b, _: b, block_of(schedule))
+            variants._kept.clear()
+            calls.kinds.clear()
+            calls.last = None
+            try:
+                run = functools.partial(case.run, schedule)
+                worst = error(case, run())
+                if not worst < 1e-2:
+                    print(f"WRONG {d} {text}: {worst}", flush=True)
+                    continue
+                one = graph_times([Checked("", run, worst, worst)], 2, 3, 1)[""].ms
+                calls_of.append((one, text))
+            except (FcError, AssertionError) as e:
+                print(f"D={d} {text}: {str(e)[:160]}", flush=True)
+        blocks._block = own
+        mask = case.options["mask"] & masks.causal()
+        lists = functools.partial(fc.block_lists, mask, 1, 1, n, n, case.q)
+        dense = functools.partial(fc.attention, case.q, case.k, case.v, causal=True)
+        times = {k: t.ms for k, t in graph_times([Checked("lists of every element", lists, 0.0, 0.0), Checked("dense", dense, 0.0, 0.0)],
+                                                 2, 5, 1).items()}
+        print(f"D={d} {' '.join(f'{k} {ms:.4f}' for k, ms in times.items())}", flush=True)
+        for ms, text in sorted(calls_of)[:14] + [(ms, "the library's") for ms, text in calls_of if not text]:
+            print(f"D={d} {ms:.4f}  {text}", flush=True)
+        table |= {f"D={d} {text or 'the library'}": ms for ms, text in calls_of}
         if args.json:
             Path(args.json).write_text(json.dumps(table, indent=1))
     return 0

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
+import time
 from collections import Counter, defaultdict
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from . import adapters
@@ -35,23 +39,73 @@ def ours(traceback: Any) -> bool:
     return any("/fcgen/" in str(entry.path).replace("\\", "/") for entry in traceback)
 
 
-def launches() -> tuple[list[int], list[Any]]:
-    """A counter of calls that reached a kernel, and what undoes it."""
-    from fcgen.attend import forward
-    from fcgen.torch import core
+class Meter:
+    """What a test asked of fcgen. launched: calls that reached a kernel; made, seconds: kernels that were compiled, and how long that took,
+    those that another process compiled meanwhile included."""
 
-    count, undo = [0], []
-    for module, name in ((forward, "attention"), (forward, "known"), (core, "attention_varlen")):
+    def __init__(self) -> None:
+        from fcgen.attend import forward
+        from fcgen.build import compiler
+        from fcgen.torch import core
+
+        self.undone: list[tuple[Any, str, Any]] = []
+        for module, name in ((forward, "attention"), (forward, "known"), (core, "attention_varlen")):
+            self._stands_for(module, name, self._counted)
+        self._stands_for(compiler, "build", self._timed)
+        self.reset()
+
+    def reset(self) -> None:
+        self.launched, self.made, self.asked, self.seconds = 0, 0, 0, 0.0
+
+    def facts(self) -> dict[str, Any]:
+        return {"compile": round(self.seconds, 2), "kernels": self.asked, "made": self.made}
+
+    def _stands_for(self, module: Any, name: str, way: Callable[[Any], Any]) -> None:
         theirs = getattr(module, name)
+        setattr(module, name, way(theirs))
+        self.undone.append((module, name, theirs))
 
-        def counted(*args: Any, _theirs: Any = theirs, **named: Any) -> Any:
-            out = _theirs(*args, **named)
-            count[0] += out is not None
+    def undo(self) -> None:
+        for module, name, theirs in self.undone:
+            setattr(module, name, theirs)
+
+    def _counted(self, theirs: Any) -> Any:
+        def counted(*args: Any, **named: Any) -> Any:
+            out = theirs(*args, **named)
+            self.launched += out is not None
             return out
 
-        setattr(module, name, counted)
-        undo.append((module, name, theirs))
-    return count, undo
+        return counted
+
+    def _timed(self, theirs: Any) -> Any:
+        def timed(*args: Any, **named: Any) -> Any:
+            begin = time.perf_counter()
+            self.asked += 1
+            try:
+                built = theirs(*args, **named)
+                self.made += not built.cached
+            finally:
+                self.seconds += time.perf_counter() - begin
+            return built
+
+        return timed
+
+
+NO_CUDA = "CUDA does not work in this process"
+#: verdicts that another run of the same tests need not find again
+SETTLED = ("passed", "not applicable")
+
+
+def kept(path: str | None) -> list[dict[str, Any]]:
+    """The lines of a file of verdicts: of each test its suite, verdict, reason, seconds; of each run that found some, `ran` and on what."""
+    if not path or not Path(path).is_file():
+        return []
+    return [json.loads(line) for line in Path(path).read_text("utf-8").splitlines()]
+
+
+def settled(path: str | None, suite: str) -> dict[str, dict[str, Any]]:
+    """Of a suite's tests those whose verdict a file of verdicts has."""
+    return {line["test"]: line for line in kept(path) if line.get("suite") == suite and line["verdict"] in SETTLED}
 
 
 def judged(report: Any, info: Any, launched: int) -> tuple[str, str]:
@@ -65,10 +119,13 @@ def judged(report: Any, info: Any, launched: int) -> tuple[str, str]:
         return ("passed", parts) if reached else ("not applicable", f"refused: {parts}" if parts else "reaches no kernel of fcgen's")
     said = refusal(text)
     if said is not None:
-        return "not applicable", f"refused: {said}"
+        known = next((why for begin, why in adapters.IN_GRAPHS.items() if adapters._here[0].startswith(begin)), said)
+        return "not applicable", f"refused: {known if _IN_A_GRAPH in text else said}"
     why = f"{info.type.__name__}: {info.value}"[:600] if info else text[-600:]
     if "out of memory" in why:
         return "not reached", "out of memory, beside other processes"
+    if not reached and re.search("CUDA error|re-initialize CUDA|AcceleratorError", why):
+        return "not reached", f"{NO_CUDA}: {why.splitlines()[0][:100]}"
     if reached or (info and ours(info.traceback)) or _OURS.search(text):
         return "failed", why
     return "not applicable", f"fails before it calls fcgen: {why.splitlines()[0][:100]}"
@@ -86,6 +143,16 @@ def summary(found: dict[str, list[str]], beside: list[list[Any]]) -> dict[str, A
             "passed_but_for": dict(partly.most_common()), "by_function": {name: dict(row) for name, row in rows.items()},
             "failures": {test: reason for test, (verdict, reason, _) in found.items() if verdict == "failed"},
             "stopped_tests": [test for test, (verdict, *_) in found.items() if verdict == "stopped"]}
+
+
+def times(ran: list[dict[str, Any]]) -> dict[str, Any]:
+    """Where the seconds of tests went. ran: what their processes wrote."""
+    total = lambda key: round(sum(line.get(key, 0) for line in ran), 1)
+    slowest = sorted(ran, key=lambda line: -line.get("seconds", 0.0))[:5]
+    middle = sorted(line.get("seconds", 0.0) for line in ran)
+    return {"tests": len(ran), "seconds": total("seconds"), "median_seconds": middle[len(middle) // 2] if ran else None,
+            "compile_seconds": total("compile"), "kernels_asked": total("kernels"), "kernels_made": total("made"),
+            "slowest": [[line.get("seconds"), line.get("compile"), line["test"]] for line in slowest]}
 
 
 def _counts(found: dict[str, list[str]], beside: list[list[Any]]) -> dict[str, Counter[str]]:

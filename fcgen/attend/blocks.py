@@ -1,8 +1,9 @@
 """Lists of blocks of keys: what a mask that hangs on elements of tensors leaves of each block of rows, found by kernels.
 
-`fcgen.attention` makes the lists of such a mask in front of each call, in two launches and without waiting for them, and those of masks
-that may leave holes in long rows; `fcgen.block_lists` makes them once for many calls. Guaranteed: they are the mask's, whatever it holds
-then; where it tells batches, or heads, not apart, there is one list for all of them.
+`fcgen.attention` makes the lists of such a mask in front of each call, without waiting for them, and those of masks that may leave several
+holes in long rows: in one launch where the mask can be asked about whole blocks (`lang.bounds`), else in two that look at every element.
+`fcgen.block_lists` makes them once for many calls, exactly. Guaranteed: no block is left out that a row sees, none is called whole that is
+not, whatever the mask holds then; where it tells batches, or heads, not apart, there is one list for all of them.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from ..ir.core import walk_kernel
 from ..ir.known import const_of
 from ..ir.schedule import Schedule
 from ..ir.types import DTYPES, Tile
-from ..kernels.listed import joined_lists, listed_attention, lists_of, merged_lists
+from ..kernels.listed import bounded_lists, joined_lists, listed_attention, lists_of, merged_lists
+from ..lang.captures import identity
 from ..passes import run_passes
 from ..runtime import tensors
 from . import plans
@@ -135,6 +137,36 @@ def _lister(given: Functions, arch: str, block: tuple[int, int], shift: int | No
     return family(("lists", arch, block, shift is None, parts), Functions(keep=given.keep), make)
 
 
+#: kinds of masks that cannot be asked about whole blocks
+_elements: set[Any] = set()
+
+
+def _bounded(given: Functions, arch: str, block: tuple[int, int], shift: int | None) -> Family | None:
+    """The programs that make a mask's lists in one launch, where it can be asked about whole blocks."""
+
+    def make() -> Program:
+        absent: dict[str, Any] = {"shift": None} if shift is None else {}
+        schedule = Schedule(tiles={"BLOCKS": 64}, warps=8)
+        program = bounded_lists.compile(target=arch, schedule=schedule, check=False, keep=given.keep, block=block, **absent)
+        program.quiet = True
+        return program
+
+    key = identity(getattr(given.keep, "fn", given.keep)), arch, block, shift is None
+    if key in _elements:
+        return None
+    try:
+        found = family(("bounds", *key[1:]), Functions(keep=given.keep), make)
+        found.find({"keep": given.keep})
+    except FcError as e:
+        if e.code != "compile/unsupported":
+            raise
+        if len(_elements) >= 256:
+            _elements.clear()
+        _elements.add(key)
+        return None
+    return found
+
+
 @functools.lru_cache(maxsize=16)
 def _joiner(arch: str) -> Program:
     program = joined_lists.compile(target=arch, schedule=Schedule(tiles={"ENTRIES": 32}, warps=1), check=False)
@@ -150,8 +182,9 @@ def parts_of(blocks: int) -> tuple[int, int]:
 
 
 class Reads(NamedTuple):
-    """What a mask hangs on: the batch, the head, elements of tensors that decide about single positions; and whether one of two conditions
-    is enough, so that there may be holes between the keys that a row sees; whether rows leave out keys in front of those that they see."""
+    """What a mask hangs on: the batch, the head, elements of tensors that decide about single positions; and whether one of several
+    conditions is enough, so that there may be more holes between the keys that a row sees than the one that a loop jumps over; whether rows
+    leave out keys in front of those that they see, or in between."""
 
     batch: bool
     head: bool
@@ -170,10 +203,11 @@ def _reads(program: Program) -> Reads:
     asks = lambda n: any(ids[n] in op.operands for op in ops if op.kind != "store")
     tiles = {op.kind for op in ops for r in op.results if isinstance(r.type, Tile)}
     lowered = run_passes(program.tile, program.schedule, program.target, stop_after="split_loops")
-    gaps = any(kind == "gaps" for kind, _ in lowered.meta.get("remarks", ()))  # tiles that one of two conditions needs may lie apart
+    said = {kind for kind, _ in lowered.meta.get("remarks", ())}
     first = next((op for op in walk_kernel(lowered) if op.kind == "for"), None)
     front = first is not None and const_of(first.operands[0], {r: o for o in walk_kernel(lowered) for r in o.results}) != 0
-    return Reads(asks(0), asks(1), "gather" in tiles or "load" in tiles, "or" in tiles and gaps, front)
+    # "gaps": tiles that one of several conditions needs may lie apart, in more than two ranges
+    return Reads(asks(0), asks(1), "gather" in tiles or "load" in tiles, "or" in tiles and "gaps" in said, front or "hole" in said)
 
 
 def table(keys: int, given: Functions, choice: Choice, shift: int | None) -> str:
@@ -189,14 +223,20 @@ def _block(choice: Choice) -> tuple[int, int]:
     return tiles["BLOCK_M"], tiles["BLOCK_N"]
 
 
-def _made(given: Functions, arch: str, sizes: tuple[int, ...], like: Any, block: tuple[int, int], shift: int | None) -> Lists:
-    """Launch the kernels that make the lists. sizes: batch, heads, rows, keys."""
+def _made(given: Functions, arch: str, sizes: tuple[int, ...], like: Any, block: tuple[int, int], shift: int | None,
+          bounded: Family | None = None) -> Lists:
+    """Launch the kernels that make the lists. sizes: batch, heads, rows, keys. bounded: the one that does it alone."""
     b, h, rows, keys = sizes
     reads, wide = _reads_of(given, arch, block, shift), -(-keys // block[1])
     each, parts = parts_of(wide)
     shape = (b if reads.batch else 1, h if reads.head else 1, -(-rows // block[0]))
-    part, made = ((_empty(like, (*shape, *more), "int32"), _empty(like, (*shape, wide), "int32")) for more in ((parts,), ()))
-    scalars = {"queries": rows, "keys": keys, "span": each * block[1], **({} if shift is None else {"shift": shift})}
+    one = lambda *more: (_empty(like, (*shape, *more), "int32"), _empty(like, (*shape, wide), "int32"))
+    scalars = {"queries": rows, "keys": keys, **({} if shift is None else {"shift": shift})}
+    made = one()
+    if bounded is not None:
+        bounded.run({"keep": given.keep}, {"Count": made[0], "List": made[1], **scalars})
+        return Lists(*made, block)
+    part, scalars["span"] = one(parts), each * block[1]
     _lister(given, arch, block, shift).run({"keep": given.keep}, {"Count": part[0], "List": part[1], **scalars})
     _joiner(arch).launcher({"PartCount": part[0], "Part": part[1], "Count": made[0], "List": made[1], "each": each})
     return Lists(*made, block)
@@ -204,11 +244,12 @@ def _made(given: Functions, arch: str, sizes: tuple[int, ...], like: Any, block:
 
 class Wanted(NamedTuple):
     """What is known before a call about lists of its mask. lister: makes them, if there are to be any, for such blocks. keys: that holds
-    for more than, and at most, so many."""
+    for more than, and at most, so many. bounded: it does so alone."""
 
     lister: Family | None
     block: tuple[int, int]
     keys: tuple[int, int]
+    bounded: bool = False
 
 
 def wanted(keys: int, given: Functions, choice: Choice, shift: int | None) -> Wanted:
@@ -221,17 +262,19 @@ def wanted(keys: int, given: Functions, choice: Choice, shift: int | None) -> Wa
     if keys <= few:
         return Wanted(None, block, (-1, few))
     reads = _reads_of(given, choice.arch, block, shift)
-    lister = _lister(given, choice.arch, block, shift) if reads.elements or reads.holes else None
-    if reads.elements or not reads.holes:
-        return Wanted(lister, block, (few, none))
-    return Wanted(lister, block, (many, none)) if keys > many else Wanted(None, block, (few, many))
+    if not (reads.elements or reads.holes) or (not reads.elements and keys <= many):
+        return Wanted(None, block, (few, many if reads.holes else none))
+    bounded = _bounded(given, choice.arch, block, shift)
+    return Wanted(bounded or _lister(given, choice.arch, block, shift), block, (few if reads.elements else many, none), bounded is not None)
 
 
 def automatic(sizes: tuple[Any, ...], given: Functions, choice: Choice, like: Any, shift: int | None) -> Lists | None:
     """The lists for a call, where it is to have some."""
     _, q, k = sizes[:3]
-    lister, block, _ = wanted(k[2], given, choice, shift)
-    return None if lister is None else _made(given, choice.arch, (q[0], q[1], q[2], k[2]), like, block, shift)
+    found = wanted(k[2], given, choice, shift)
+    if found.lister is None:
+        return None
+    return _made(given, choice.arch, (q[0], q[1], q[2], k[2]), like, found.block, shift, found.lister if found.bounded else None)
 
 
 def planned(found: Wanted, given: Functions, device: int, arch: str, shift: tuple[int | None, str]) -> plans.Lister:
@@ -239,8 +282,8 @@ def planned(found: Wanted, given: Functions, device: int, arch: str, shift: tupl
     assert found.lister is not None
     program, values, bind = found.lister.bound({"keep": given.keep})
     reads = _reads_of(given, arch, found.block, shift[0])
-    return plans.Lister(plans.part(program, device, values, bind, ["keep"]), plans.part(_joiner(arch), device), found.block, reads.batch,
-                        reads.head, shift[1], PARTS)
+    join = None if found.bounded else plans.part(_joiner(arch), device)
+    return plans.Lister(plans.part(program, device, values, bind, ["keep"]), join, found.block, reads.batch, reads.head, shift[1], PARTS)
 
 
 def launch(facts: tuple[Any, ...], given: Functions, choice: Choice, caller: bool, arguments: dict[str, Any], lists: Any,

@@ -174,11 +174,11 @@ def _rows(views: dict[str, View], s: Script) -> list[str]:
 
 
 class Lister(NamedTuple):
-    """The programs that make a mask's lists of blocks: of parts of the keys, at most `parts` of them, and one of these. block: rows and
-    keys of one. batch, head: it tells them apart. shift: the text of where the diagonal is."""
+    """The programs that make a mask's lists of blocks: of parts of the keys, at most `parts` of them, and one of these, or of all at once.
+    block: rows and keys of one. batch, head: it tells them apart. shift: the text of where the diagonal is."""
 
     part: Part
-    join: Part
+    join: Part | None
     block: tuple[int, int]
     batch: bool
     head: bool
@@ -189,13 +189,19 @@ class Lister(NamedTuple):
         """Make the lists; the views of those of parts and of the whole ones."""
         (tall, wide), i32 = self.block, s.torch.int32
         b, h = "q_0" if self.batch else "1", "q_1" if self.head else "1"
-        s.line(f"tall, wide = -(-q_2 // {tall}), -(-k_2 // {wide})", f"each = -(-wide // {self.parts})", "parts = -(-wide // each)")
+        s.line(f"tall, wide = -(-q_2 // {tall}), -(-k_2 // {wide})")
         shape = b, h, "tall"
+        scalars |= {"queries": "q_2", "keys": "k_2"} | ({"shift": self.shift} if "shift" in self.part.loaded.kinds else {})
+        if self.join is None:
+            joined = dict(zip(("Count", "List"), s.together(i32, count=shape, entries=(*shape, "wide"))))
+            views |= joined
+            s.check(self.part.loaded, views, scalars)
+            return joined
+        s.line(f"each = -(-wide // {self.parts})", "parts = -(-wide // each)")
         part_count, part_entries, count, entries = s.together(i32, part_count=(*shape, "parts"), part_entries=(*shape, "wide"), count=shape,
                                                               entries=(*shape, "wide"))
         views |= {"Count": part_count, "List": part_entries}
-        scalars |= {"queries": "q_2", "keys": "k_2", "span": f"(each * {wide})"}
-        scalars |= {"shift": self.shift} if "shift" in self.part.loaded.kinds else {}
+        scalars["span"] = f"(each * {wide})"
         s.check(self.part.loaded, views, scalars)
         joined = {"PartCount": part_count, "Part": part_entries, "Count": count, "List": entries}
         s.check(self.join.loaded, joined, {"each": "each"})
@@ -209,4 +215,5 @@ class Lister(NamedTuple):
     def go(self, s: Text, views: dict[str, View], scalars: dict[str, str], joined: dict[str, View]) -> None:
         """Fill them."""
         s.go(self.part.loaded, views, scalars, s.stream)
-        s.go(self.join.loaded, joined, {"each": "each"}, s.stream)
+        if self.join is not None:
+            s.go(self.join.loaded, joined, {"each": "each"}, s.stream)

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ..torch.core import attend, attend_varlen, refuse, wants_gradient
+from ..torch.core import attend, attend_varlen, lined, refuse, wants_gradient
 
 Window = tuple[int, int]
 NO_WINDOW: Window = (-1, -1)
@@ -72,8 +72,7 @@ def flash_attn_varlen_func(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cu
             refuse(f"argument `{name}` is not a tensor", "an int32 tensor [sequences + 1]", f"a {type(x).__name__}",
                    "keys in a padded batch: flash_attn_func with a mask, or fcgen.attention with fcgen.masks.padding")
     left, right = _window(window_size, causal)
-    q, k, v = [x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v)]
-    return attend_varlen(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q,
+    return attend_varlen(lined(q), lined(k), lined(v), cu_seqlens_q, cu_seqlens_k, max_seqlen_q,
                          max_seqlen_k, seqused_q, seqused_k, causal=bool(causal), left=left, right=right, chunk=_chunk(attention_chunk),
                          softcap=_cap(softcap), scale=softmax_scale, lse=bool(return_attn_probs), deterministic=_switch(deterministic))
 
@@ -83,8 +82,8 @@ def flash_attn_combine(out_partial: torch.Tensor, lse_partial: torch.Tensor, out
     """One result of several over parts of the keys. out_partial: f32 [parts, ..., M, H, D]; lse_partial: f32 [parts, ..., M, H]. Returns
     the output [..., M, H, D] and its log-sum-exp [..., M, H]; what no part has seen is 0 and -inf."""
     for name, x in (("out_partial", out_partial), ("lse_partial", lse_partial)):
-        if not isinstance(x, torch.Tensor) or x.dtype != torch.float32:
-            refuse(f"argument `{name}` has the wrong dtype", torch.float32, getattr(x, "dtype", type(x)))
+        if not isinstance(x, torch.Tensor) or x.dtype != torch.float32 or x.layout is not torch.strided:
+            refuse(f"argument `{name}` is not a strided tensor of f32", torch.float32, getattr(x, "dtype", type(x)))
     if out_partial.dim() not in (4, 5) or out_partial.shape[:-1] != lse_partial.shape or out_partial.device != lse_partial.device:
         refuse("`lse_partial` is not of `out_partial`", f"{tuple(out_partial.shape[:-1])} on {out_partial.device}",
                f"{tuple(lse_partial.shape)} on {lse_partial.device}")
@@ -125,7 +124,7 @@ def _axes(count: Any, **tensors: Any) -> None:
 
 def _rows(x: Any) -> Any:
     """[B, H, M, D], with a contiguous last axis."""
-    return (x if x.stride(-1) == 1 else x.contiguous()).transpose(1, 2)
+    return lined(x).transpose(1, 2)
 
 
 def _window(window: Any, causal: Any) -> tuple[int, int]:

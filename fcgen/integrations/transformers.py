@@ -19,7 +19,7 @@ from transformers import masking_utils as theirs
 from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_utils import AttentionInterface
 
-from ..torch.core import OPEN, attend, refuse
+from ..torch.core import OPEN, attend, lined, refuse
 
 #: of arguments that models pass along and that decide nothing here
 _NEUTRAL = (None, False)
@@ -84,7 +84,7 @@ def attention(module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.
     if position_bias is not None:
         table = position_bias if table is None else torch.where(table, position_bias, -torch.inf) if table.dtype == torch.bool \
             else position_bias + table
-    query, key, value = [x if x.stride(-1) == 1 else x.contiguous() for x in (query, key, value)]
+    query, key, value = [lined(x) for x in (query, key, value)]
     out = attend(query, key, value, table=table, sinks=s_aux, causal=causal, left=left, shift=shift, softcap=softcap, scale=scaling,
                  dropout=dropout if dropout else None)
     return out.transpose(1, 2).contiguous(), None

@@ -141,7 +141,8 @@ define("wgmma", "machine", """`wgmma a, b` or `wgmma a, b, acc`: [acc +] a b by 
        stored rows that every step of the depth reads again; `instr` then takes b's last panel and the ones, and `first` the panels before.
        Asynchronous: it belongs to the group that the next `wgmma_commit` closes. early, behind: passes `ahead` and `behind` move it.""",
        lambda types, attrs: None, effect="write", check=_check_wgmma, phases="selected synced", instr=TEXT, ta=FLAG, tb=FLAG,
-       ones=whole(8, 8).maybe, first=TEXT.maybe, early=FLAG.maybe, behind=FLAG.maybe, traits="product, in flight")
+       ones=whole(8, 8).maybe, first=TEXT.maybe, early=FLAG.maybe, behind=FLAG.maybe, rolling=FLAG.maybe,
+       traits="product, in flight")
 define("wgmma_fence", "machine", """Orders this thread's accesses of accumulators and operand registers before the wgmmas that follow;
        needed before the first one and after every such access.""", "->", effect="write", phases="selected synced")
 define("pend", "machine", "An accumulator that products will be added to; from here on it is theirs until a `settle`.", "frag -> pending",

@@ -19,7 +19,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
 #: Fields that take one value for all, or one per name of the spec.
 BY_NAME = ("tiles", "math", "stages", "cluster", "grid")
 #: Fields that list names: of dots, `from_end` of axes.
-NAMES = ("late", "early", "behind", "ones", "regs_a", "from_end")
+NAMES = ("late", "early", "behind", "rolling", "ones", "regs_a", "from_end")
 #: Fields that only make sense by name, and how one is written.
 MAPS = {"tiles": "{BLOCK_M: 128, BLOCK_N: 64}", "cluster": "{rows: 2}", "grid": "{acc: 1x2}"}
 #: Fields that count: what they count, and which numbers are legal, in words and as a set.
@@ -66,7 +66,8 @@ class Schedule:
     of the consumer warpgroups, four each, and a producer warpgroup is added. late: names of dots that run one iteration behind the rest of
     their loop, so that two dots are in flight together. early: names of dots of loaded tiles that are issued behind the last dot of the
     iteration before. behind: names of dots of what their loop computes, which are only stored: they follow one iteration behind, and no
-    barrier waits for all warps to have stored that. vote: a row condition that is rarely true is tested first, with one vote per warp,
+    barrier waits for all warps to have stored that. rolling: names of wgmma dots whose left operand is computed part by part, each part
+    multiplied while the next one is computed. vote: a row condition that is rarely true is tested first, with one vote per warp,
     and what hangs on it is skipped. tokens: consumer warpgroups take turns at issuing their dots.
     own_rows: a consumer warpgroup leaves out the tiles that only other rows than its own need.
     compare_bits: with vote, a threshold on a row maximum is tested on bit patterns, two elements per instruction.
@@ -116,6 +117,7 @@ class Schedule:
     parts: int = 1
     early: Any = ()
     behind: Any = ()
+    rolling: Any = ()
 
     def __new__(cls, *args: Any, **given: Any) -> Schedule:
         for name in given:

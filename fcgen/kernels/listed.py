@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fcgen as fc
 
+from ..lang.bounds import Bounds, Verdict, verdict
 from .attention import Rows
 
 
@@ -75,6 +76,31 @@ def lists_of(Count: "inout i32[B, H, R, P]", List: "inout i32[B, H, R, C]", *, q
             fc.store(List[b, h, r, found + first], cols.start // cols.size * 2 + fc.where(both < 1 << 16, 1, 0))
         found <<= found + fc.where(wanted, 1, 0)
     fc.store(Count[b, h, r, part], found)
+
+
+@fc.kernel
+def bounded_lists(Count: "out i32[B, H, R]", List: "inout i32[B, H, R, C]", *, queries: i32, keys: i32, shift: "i32 | None", keep=None,
+                  block=(128, 128)):
+    """The same of a mask that is asked about whole blocks (`lang.bounds`): blocks that it may see somewhere, in ascending order. No element
+    is looked at but those of tensors, each once for a block of rows."""
+    b, h, r = fc.grid(Count.B, Count.H, Count.R)
+    found = fc.var(0)
+    ends = lambda first, n, end: Bounds(first, fc.minimum(first + (n - 1), end - 1), n)
+    rows = ends(r * block[0], block[0], queries)
+    for blocks in fc.loop(fc.tile(List.C, "BLOCKS")):
+        cols = ends(blocks.index * block[1], block[1], keys)
+        seen = verdict(keep, b, h, rows, cols)
+        if seen is None:
+            raise fc.FcError("compile/unsupported", "what this mask says of blocks of positions is not known")
+        seen = seen & Verdict(blocks.valid, cols.lo + block[1] <= keys)  # one that hangs over is not whole
+        seen = seen if shift is None else seen & (cols <= rows + shift)
+        some = fc.where(seen.may, 1, 0)
+        entries, which = blocks.again(), fc.cumsum(some) - 1 + blocks.start
+        one = (which == entries.index) & seen.may
+        packed = fc.sum(fc.where(one, blocks.index * 2 + fc.where(seen.must, 1, 0), 0), axis=blocks)
+        fc.store(List[b, h, r, (entries + (found - blocks.start)).until(found + fc.sum(some))], packed)
+        found <<= found + fc.sum(some)
+    fc.store(Count[b, h, r], found)
 
 
 @fc.kernel

@@ -70,6 +70,9 @@ class TensorParam(NotATile):
         if len(index) > len(dims):
             raise mistake("trace/shape", f"too many indices for {self._param.name}", expected=f"at most {len(dims)}", got=len(index))
         index = (*index, *[slice(None)] * (len(dims) - len(index)))
+        known_ends = next((i for i in index if hasattr(type(i), "read")), None)
+        if known_ends is not None:  # `bounds`
+            return known_ends.read(self, index)
         for i, dim in zip(index, dims):
             known = isinstance(i, (int, Handle, Positions, slice, NotATile)) or hasattr(i, "__index__") or hasattr(type(i), "lifted")
             if isinstance(i, bool) or not known:

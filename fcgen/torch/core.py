@@ -200,6 +200,15 @@ def padded(x: Any) -> Any:
     return x if fits(size) else torch.nn.functional.pad(x, (0, max(HEADS.start, -(-size // HEADS.step) * HEADS.step) - size))
 
 
+def lined(x: Any) -> Any:
+    """With a contiguous last axis."""
+    if x.stride(-1) == 1:
+        return x
+    if x.layout is not torch.strided:
+        refuse("an argument is not a strided tensor", torch.strided, x.layout, "call its to_dense()")
+    return x.contiguous()
+
+
 @contextmanager
 def ordered() -> Iterator[None]:
     """Gradients of calls in here are summed up in one order."""

@@ -10,7 +10,7 @@ from torch.nn.attention import flex_attention as theirs
 
 from ..attend.torch_op import beside, transforming
 from .block_masks import boundless, run
-from .core import fits, padded, recorded, refuse
+from .core import fits, lined, padded, recorded, refuse
 from .flex_graph import in_graph
 
 
@@ -30,7 +30,7 @@ def flex_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, 
     if not fits(size) or not fits(width):
         scale = (size**-0.5 if size else 1.0) if scale is None else scale
         query, key, value = padded(query), padded(key), padded(value)
-    query, key, value = [x if x.stride(-1) == 1 else x.contiguous() for x in (query, key, value)]
+    query, key, value = [lined(x) for x in (query, key, value)]
     if transforming():
         out = beside(run, query, key, value, score_mod, block_mask, scale, lse)
     elif recorded(query, key, value):

@@ -124,6 +124,8 @@ def _problem(q: Any, k: Any, v: Any, mask: Any, dropout: Any, causal: Any, scale
             return f"argument `{name}` is not a tensor", "a torch tensor", f"a {type(x).__name__}", None
         if x.is_nested:
             return f"argument `{name}` is a nested tensor", "a plain tensor", None, "ragged batches: fcgen.compat.flash_attn_interface"
+        if x.layout is not torch.strided:
+            return f"argument `{name}` is not a strided tensor", torch.strided, x.layout, f"call {name}.to_dense()"
         if x.dim() < 2:
             return f"argument `{name}` has too few axes", "[..., length, head size]", tuple(x.shape), None
         if x.dtype != q.dtype:
@@ -157,6 +159,8 @@ def _problem_of_mask(q: Any, k: Any, mask: Any, causal: bool) -> Problem | None:
         return "`attn_mask` is given and `is_causal` set", "one of them", "both", "take is_causal into the mask"
     if not isinstance(mask, torch.Tensor):
         return "argument `attn_mask` is not a tensor", "a torch tensor", f"a {type(mask).__name__}", None
+    if mask.layout is not torch.strided:
+        return "argument `attn_mask` is not a strided tensor", torch.strided, mask.layout, "call attn_mask.to_dense()"
     if isinstance(mask, CausalBias):
         made, lengths = (mask.seq_len_q, mask.seq_len_kv), (q.shape[-2], k.shape[-2])
         return None if made == lengths else ("the causal bias was made for other lengths", lengths, made, None)

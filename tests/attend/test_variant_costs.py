@@ -55,6 +55,11 @@ def test_a_distance_takes_no_sign_where_its_sign_is_known() -> None:
         assert more(True, loop, score=scores.alibi(SLOPES)) == {"sub": 2, "cast": 1, "mul": 2}
 
 
+def test_where_a_tensor_ends_is_asked_once_for_a_key() -> None:
+    """Not for each element, where numbers of keys are compared with limits anyway."""
+    assert more(mask=masks.neighbourhood((32, 32), 3)) == {"gt": 2, "lt": 2, "and": 3, "select": 1}
+
+
 def test_programs_that_share_a_bias_run_together() -> None:
     """Batches read the same tiles of it, heads and rows other ones."""
     axes = lambda **options: [lowered(**options).grid[a].name for a in lowered(**options).order]
@@ -71,16 +76,17 @@ def test_tiles_outside_of_a_neighbourhood_are_left_out() -> None:
 
 
 def test_lists_are_for_masks_that_leave_gaps() -> None:
-    """Of two conditions that both end at some key, or begin at one, a loop needs no list."""
+    """Of two conditions that both end at some key, or begin at one, a loop needs no list; nor between two ranges, over which it jumps."""
     everywhere = lambda b, h, i, j: (j // 64) % 4 == 0
-    for mask, gaps in ((masks.prefix(1000) | masks.causal(), False), (masks.prefix(64) | masks.window(100, 0), True),
+    for mask, gaps in ((masks.prefix(1000) | masks.causal(), False), (masks.prefix(64) | masks.window(100, 0), False),
+                       (masks.prefix(64) | masks.window(100, 0) | masks.window(-1000, 1100), True),
                        (masks.causal() & (masks.window(100, None) | everywhere), True), (masks.neighbourhood((32, 32), 3), False)):
         assert reads(mask).holes == gaps
 
 
 def test_masks_that_leave_out_keys_in_front_take_other_tiles() -> None:
     for mask, front in ((masks.prefix(1000) | masks.causal(), False), (masks.window(100, 0), True), (masks.padding(900), False),
-                        (masks.window(100, None), True), (masks.neighbourhood((32, 32), 3), True)):
+                        (masks.window(100, None), True), (masks.prefix(64) | masks.window(100, 0), True), (masks.neighbourhood((32, 32), 3), True)):
         assert reads(mask).front == front
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 
@@ -62,7 +63,7 @@ def test_outcomes_are_sorted(kernels, name, tmp_path, monkeypatch):
     path.parent.mkdir(parents=True)
     path.write_text(CALLS[name] + TESTS)
     (suite,) = fleet.of_names([name], {ADAPTERS[name].project: tmp_path / "checkout"}, tmp_path, every=8, expression="", until=time.time() + 60)
-    suite.begun = 1
+    suite.logs[0] = fleet.Log(suite.folder / "0.jsonl")
     worker.run({**suite.job, "number": 0})
     found = found_by(suite)
     assert {test: verdict for test, (verdict, *_) in found.items() if "many" not in test} == {
@@ -83,11 +84,14 @@ job = json.loads(sys.argv[1])
 log = open(f"{job['folder']}/{job['number']}.jsonl", "a", buffering=1)
 say = lambda **line: log.write(json.dumps(line) + "\\n")
 tests = ["plain0", "dies", "hangs", "plain1", "plain2", "fails"]
-if job["number"] == 0: say(collected=7, chosen=[[t, t.rstrip("012")] for t in tests], beside=[["other", "of float8", 1]])
+done = [x["test"] for x in map(json.loads, open(job["done"])) if x.get("suite") == "flash_attn" and x["verdict"] == "passed"] if job["done"] else []
+if job["number"] == 0: say(collected=7, chosen=[[t, t.rstrip("012")] for t in tests], units=6, alone=0, beside=[["other", "of float8", 1]])
 for n, t in enumerate(tests):
     if job["only"] and t not in job["only"]: continue
     try: os.close(os.open(f"{job['folder']}/taken-{n}", os.O_CREAT | os.O_EXCL))
     except FileExistsError: continue
+    say(unit=n, tests=[t], alone=False)
+    if t in done: continue
     say(begin=t, at=time.time())
     if t == "dies" and not job["only"]: os._exit(7)
     if t == "hangs": time.sleep(600)
@@ -111,6 +115,85 @@ def test_processes_share_the_tests_and_late_ones_are_told(tmp_path, monkeypatch,
     assert "plain" in capsys.readouterr().out
 
 
+def test_what_an_earlier_run_found_is_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(fleet, "COMMAND", [sys.executable, "-c", STAND_IN])
+    monkeypatch.setattr(fleet, "gpus", lambda: [])
+    (tmp_path / "hopper").mkdir()
+    (tmp_path / ADAPTERS["flash_attn"].files[0]).touch()
+    kept, out = tmp_path / "kept.jsonl", tmp_path / "out.json"
+    kept.write_text("".join(json.dumps(line) + "\n" for line in (
+        {"ran": {"environment": {"date": "before"}, "seconds": 9}}, {"suite": "sdpa", "test": "dies", "verdict": "passed", "why": "", "run": "before"},
+        *({"suite": "flash_attn", "test": t, "verdict": v, "why": "", "run": "before"} for t, v in (("hangs", "passed"), ("dies", "passed"), ("fails", "failed"))))))
+    monkeypatch.setattr(sys, "argv", ["conformance", "flash_attn", "--flash-attention", str(tmp_path), "--processes", "1", "--limit", "20", "--done", str(kept),
+                                      "--keep", str(kept), "--json", str(out)])
+    assert main() == 1  # what failed was run again
+    said = json.loads(out.read_text())
+    assert said["flash_attn"]["passed"] == 5 and {r["seconds"]: r["tests"] for r in said["runs"]}.get(9) == 2
+    lines = verdicts.kept(str(kept))
+    assert sum("ran" in line for line in lines) == 2 and sum(line.get("suite") == "sdpa" for line in lines) == 1
+    assert set(verdicts.settled(str(kept), "flash_attn")) == {"plain0", "plain1", "plain2", "dies", "hangs"}
+
+
+def test_a_test_that_ends_its_process_leaves_the_rest_of_its_unit_to_another(tmp_path, monkeypatch):
+    monkeypatch.setattr(fleet, "COMMAND", [sys.executable, "-c", """
+import json, os, sys
+job = json.loads(sys.argv[1])
+log = open(f"{job['folder']}/{job['number']}.jsonl", "a", buffering=1)
+say = lambda **line: log.write(json.dumps(line) + "\\n")
+if job["number"] == 0: say(collected=3, chosen=[[t, t] for t in "abc"], units=1, alone=0, beside=[])
+if job["number"] == 0: say(unit=0, tests=["a", "b", "c"], alone=False)
+for t in job["also"] or "ab":
+    say(begin=t, at=0.0)
+    if t == "b": os._exit(1)
+    say(test=t, verdict="passed", why="", seconds=0.0)
+"""])
+    (tmp_path / ADAPTERS["flash_attn"].files[0]).parent.mkdir()
+    (tmp_path / ADAPTERS["flash_attn"].files[0]).touch()
+    (suite,) = fleet.of_names(["flash_attn"], {"flash_attention": tmp_path}, tmp_path / "w", until=0.0)
+    fleet.run([suite], 1, 1e12, time.time() + 20)
+    assert {t: v for t, (v, *_) in suite.result()["found"].items()} == {"a": "passed", "b": "failed", "c": "passed"}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_processes_are_forked_where_tests_were_collected(tmp_path):
+    suite = forked(tmp_path)
+    result = suite.result()
+    assert len(result["found"]) == 40 and result["forked"] and not (tmp_path / "w/varlen/0.jsonl").read_text().count("chosen")
+    assert {why for _, why, _ in result["found"].values()} == {"skips itself: GPU 0", "skips itself: GPU 1"}
+
+
+def test_where_forked_processes_have_no_gpu_each_process_begins_by_itself(tmp_path, monkeypatch):
+    serving = """
+import json, sys
+job = json.loads(sys.argv[1])
+if "serve" in job:
+    log = open(f"{job['folder']}/server.jsonl", "a", buffering=1)
+    log.write(json.dumps(dict(collected=7, chosen=[["plain0", "plain"]], units=6, alone=0, beside=[])) + "\\n")
+    for line in sys.stdin:
+        log.write(json.dumps(dict(ended=json.loads(line)["number"], code=1)) + "\\n")
+    sys.exit(0)
+"""
+    monkeypatch.setattr(fleet, "COMMAND", [sys.executable, "-c", serving + STAND_IN.replace('if job["number"] == 0: ', "")])
+    (tmp_path / ADAPTERS["flash_attn"].files[0]).parent.mkdir()
+    (tmp_path / ADAPTERS["flash_attn"].files[0]).touch()
+    (suite,) = fleet.of_names(["flash_attn"], {"flash_attention": tmp_path}, tmp_path / "w", until=0.0, done=None, serve={})
+    fleet.run([suite], 2, 1.0, time.time() + 20)
+    result = suite.result()
+    assert not result["forked"] and [verdict for verdict, *_ in result["found"].values()].count("passed") == 3
+
+
+def forked(folder):
+    path = folder / ADAPTERS["varlen"].files[0]
+    path.parent.mkdir()
+    path.write_text("import os, pytest, torch\nassert torch.cuda.get_device_capability() == (9, 0) and torch.ones(2, device='cuda').sum() == 2\n"
+                    "at = os.getpid()\n@pytest.mark.parametrize('n', range(40))\n"
+                    "def test_forked(n):\n    assert os.getpid() != at\n    pytest.skip('GPU ' + os.environ['CUDA_VISIBLE_DEVICES'])\n")
+    facts = {"name": "a GPU", "capability": [9, 0], "memory": 1 << 30}
+    (suite,) = fleet.of_names(["varlen"], {"pytorch": folder}, folder / "w", every=1, expression="", until=time.time() + 60, done=None, dry=True, serve=facts)
+    fleet.run([suite], 2, 60.0, time.time() + 60, 2)
+    return suite
+
+
 def test_the_limit_of_all_tests_is_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(fleet, "COMMAND", [sys.executable, "-c", "import time; time.sleep(600)"])
     (tmp_path / ADAPTERS["flash_attn"].files[0]).parent.mkdir()
@@ -123,11 +206,31 @@ def test_the_limit_of_all_tests_is_kept(tmp_path, monkeypatch):
 
 def test_a_limit_of_all_tests_leaves_a_sample_of_each_function():
     tests = [(f"test_{f}[{n}]", f"test_{f}") for f in "ab" for n in range(100 if f == "a" else 20)]
-    ordered = worker.order(tests, 1)
+    whole = lambda units: [t for unit in units for t in unit]
+    ordered = whole(worker.order(tests, 1))
     assert sorted(ordered) == sorted(tests)
     half = [f for _, f in ordered[:60]]
     assert half.count("test_a") == 50 and half.count("test_b") == 10
-    assert [f for _, f in worker.order(tests, 10)].count("test_b") == worker.LEAST
+    assert [f for _, f in whole(worker.order(tests, 10))].count("test_b") == worker.LEAST
+
+
+def test_tests_that_need_the_same_kernels_are_units_and_groups_take_turns():
+    tests = [(f"test_a[{d}-{n}]", "test_a") for d in (64, 128) for n in range(10)]
+    alike = lambda name: name.split("-")[0]
+    units = worker.order(tests, 1, alike)
+    assert [len(unit) for unit in units] == [4, 4, 4, 4, 2, 2] and all(len({alike(t) for t, _ in unit}) == 1 for unit in units)
+    assert {alike(units[0][0][0]), alike(units[1][0][0])} == {"test_a[64", "test_a[128"}
+    assert sorted(len(unit) for unit in worker.order(tests, 5, alike)) == [2, 2]  # of each group as many
+
+
+@pytest.mark.parametrize("name,first,second", [
+    ("sdpa", "t_batch_size_1_seq_len_q_4_seq_len_k_8_head_dim_8_is_causal_True_scale0", "t_batch_size_8_seq_len_q_312_seq_len_k_4_head_dim_8_is_causal_True_scale_l1"),
+    ("flex", "t_batch:2_head:4_seq_len:37_headdim:16_mode_default_cuda", "t_batch:2_head:4_seq_len:277_headdim:16_mode_max-autotune_cuda"),
+    ("flash_attn", "t[512-256-64-False-mha-dtype1]", "t[1-239-64-False-mha-dtype1]"), ("varlen", "t_window_size1_num_perms_1", "t_window_size1_num_perms_5")])
+def test_lengths_do_not_tell_groups_apart_and_head_sizes_do(name, first, second):
+    alike = ADAPTERS[name].alike
+    assert alike(first) == alike(second)
+    assert len({alike(x.replace(n, "96")) for x in (first, second) for n in ("dim_8_", "headdim:16", "-64-", "size1")}) > 1
 
 
 def test_a_folder_without_the_tests_is_told(tmp_path):

@@ -119,9 +119,14 @@ def test_refused_by_name(kernels, name):
 def test_bad_tensors_are_refused(kernels):
     q = half(2, 9, 4, 16)
     for given, said in (((q[0], q, q), "`q` has the wrong number of axes"), ((q, q, [1]), "`v` is not a tensor"), ((q.float(),) * 3, "wrong dtype"),
-                        ((q, q[:, :, :3], q[:, :, :3]), "multiple of those")):
+                        ((q, q[:, :, :3], q[:, :, :3]), "multiple of those"), ((q, q, q.to_sparse()), "not a strided tensor")):
         with pytest.raises(FcError, match=said):
             flash.flash_attn_func(*given)
+    at = torch.tensor([0, 9], dtype=torch.int32)
+    with pytest.raises(FcError, match="not a strided tensor"):
+        flash.flash_attn_varlen_func(q[0], q[0].to_sparse(), q[0], at, at, 9, 9)
+    with pytest.raises(FcError, match="not a strided tensor"):
+        flash.flash_attn_combine(q.float().to_sparse(), torch.ones(2, 9, 4))
     with pytest.raises(FcError, match="num_heads_q"):
         flash.flash_attn_qkvpacked_func(half(1, 9, 8, 16), num_heads_q=3)
 
@@ -149,3 +154,25 @@ def test_a_window_is_any_two_whole_numbers(kernels):
     for wrong in (torch.tensor([2.0, 0.0]), (2,), (1, 2, 3), 7, (2, "0"), torch.tensor(3), (True, 2.5)):
         with pytest.raises(FcError, match="window_size"):
             flash.flash_attn_func(q, q, q, window_size=wrong)
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["dense", "packed"])
+@pytest.mark.parametrize("options", [{}, {"causal": True}, {"softcap": 3.0}], ids=str)
+def test_nothing_flows_into_the_score_of_an_only_key(gradient_kernels, options, packed):
+    """Its weight is 1. (Sums of the same products in other orders differ by 1e-6.)"""
+    q, k, v = (half(*((5, 4) if packed else (1, 5, 4)), 40).requires_grad_() for _ in range(3))
+    if packed:
+        at = torch.tensor([0, 1, 3, 5], dtype=torch.int32)
+        q, k, v, at_k = q, k[:3].detach().requires_grad_(), v[:3].detach().requires_grad_(), torch.tensor([0, 1, 2, 3], dtype=torch.int32)
+        call = lambda **more: flash.flash_attn_varlen_func(q, k, v, at, at_k, 2, 1, **options, **more)
+    else:
+        k, v = (x[:, :1].detach().requires_grad_() for x in (k, v))
+        call = lambda **more: flash.flash_attn_func(q, k, v, **options, **more)
+    out = call()
+    dq, dk, dv = torch.autograd.grad(out, (q, k, v), torch.randn_like(out))
+    assert (dq == 0).all() and (dk == 0).all() and (dv != 0).any()
+    out, lse = call(return_attn_probs=True)
+    assert (torch.autograd.grad(lse.sum(), q)[0] != 0).any()  # the logarithm of their sum is the score
+    with torch.no_grad():
+        v[..., 0] = math.inf
+    assert torch.autograd.grad(call().sum(), q)[0].isnan().any()

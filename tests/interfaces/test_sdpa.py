@@ -109,6 +109,7 @@ REFUSED = {
     "mask rank": ((Q,) * 3, {"attn_mask": torch.ones(1, 1, 1, 9, 9)}, "does not broadcast"), "dropout": ((Q,) * 3, {"dropout_p": 1.5}, "probability"),
     "causal": ((Q,) * 3, {"is_causal": 1}, "not a bool"), "scale": ((Q,) * 3, {"scale": "1"}, "not a number"), "nan scale": ((Q,) * 3, {"scale": math.nan}, "not finite"),
     "no tensor": ((Q, [1], Q), {}, "not a tensor"), "fallback": ((Q,) * 3, {"fallback": "x"}, "fallback"),
+    "sparse": ((Q, Q.to_sparse(), Q), {}, "`key` is not a strided"), "sparse mask": ((Q,) * 3, {"attn_mask": torch.ones(9, 9).to_sparse()}, "`attn_mask` is not a strided"),
     "functionalize": (None, {}, "transform of torch"), "nested": ((torch.nested.nested_tensor([Q[0], Q[1]]),) * 3, {}, "nested")}
 
 

@@ -161,12 +161,19 @@ def test_split_writes_the_same(tree, live, m, n, w, p, descending, simple):
         assert run.iterations["full"] == whole
 
 
+#: the first columns, and those that begin where a row says
+APART = ("or", ("lt", 1, 0, 0, 6, "plain"), ("ge", 1, 1, 0, 50, "plain"))
+
+
 @pytest.mark.parametrize(("leaf", "p"), [(("lt", 1, 3, 0, 9, "abs"), 1), (("le", 1, 0, 0, 6, "abs"), 1), (("eq", 1, 0, 0, 0, "quotients"), 9),
-                                         (("lt", 1, 0, 0, 3, "quotient"), 7), (("ge", 1, 0, 0, 2, "quotient"), 11)])
-def test_such_a_mask_shrinks_its_loop(leaf, p):
-    """Of 30 tiles, only those run in which the condition holds somewhere."""
+                                         (("lt", 1, 0, 0, 3, "quotient"), 7), (("ge", 1, 0, 0, 2, "quotient"), 11),
+                                         (("gt", 1, -40, 0, 30, "abs"), 1), (APART, 1),
+                                         (("and", ("le", 1, 1, 0, 70, "plain"), APART), 1)])
+@pytest.mark.parametrize("descending", [False, True])
+def test_such_a_mask_shrinks_its_loop(leaf, p, descending):
+    """Of 30 tiles, only those run in which the condition holds somewhere, also where these are two ranges."""
     m, n = 8, 30 * BN
-    k = verify(split_loops.run(simplify.run(verify(build(leaf, None, False)), Schedule(), None), Schedule(split="none"), None))
+    k = verify(split_loops.run(simplify.run(verify(build(leaf, None, descending)), Schedule(), None), Schedule(split="none"), None))
     arrays = marks(m, n, 1)
     Run(k, arrays, {"w": 0, "p": p}).run()
     want = np.array([x.any() for x in tiles_of(leaf, 0, n, 0, arrays["doc"], p)])

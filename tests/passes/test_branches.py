@@ -155,3 +155,16 @@ def test_waits_stand_in_front_of_a_rare_branch() -> None:
         votes += len(rare)
         assert not rare or not {"barrier", "wait_group"} & set(kinds[kinds.index("rare"):])
     assert votes
+
+
+@pytest.mark.parametrize("target", ["sm_89", "sm_90a"])
+def test_a_side_may_be_one_number_for_the_whole_tile(target: str) -> None:
+    fields = {"sm_89": {}, "sm_90a": HOPPER}[target]
+    p = attention.compile(target=target, schedule=fc.Schedule(tiles={"BLOCK_M": 64, "BLOCK_N": 64}, warps=4, **fields), T=fc.f16, D=32, E=32, lazy=2.0,
+                          keep=lambda b, h, i, j: (h == 0) & (j < 70))
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.standard_normal((1, 2, s, 32)).astype(np.float16) for s in (64, 100, 100))
+    got = p.simulate(Q=q, K=k, V=v, scale=0.3)["O"]
+    want, _ = attention_reference(q[:, :1], k[:, :1, :70], v[:, :1, :70], scale=0.3)
+    np.testing.assert_allclose(np.asarray(got[:, :1], np.float64), want, atol=3e-3)
+    assert not np.asarray(got[:, 1]).any()

@@ -76,6 +76,7 @@ class Emitter:
         self.slots: dict[Value, tuple[Value, str | None]] = {}  # view -> (ring, slot variable)
         self.maps: dict[tuple[Value, tuple[int, ...]], str] = {}
         self.fences: dict[int, list[Op]] = {}
+        self.delayed: dict[Value, Op] = {}  # what is computed where a product that reads it begins
         self.one_thread = False   # the role is a single thread
         self.role_barrier = 0     # the named barrier of a role's warps; 0: the whole block's
         self.counter = False

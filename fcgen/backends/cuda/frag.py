@@ -113,7 +113,7 @@ def evaluate_into(em: Emitter, name: str, v: Value) -> None:
         return
     op = em.plan.maker.get(v)
     if v in em.plan.fused and op is not None:
-        _evaluate(em, name, op)
+        evaluate(em, name, op)
     else:
         fill(em, name, t, lambda regs: regs.value(v, _full(t), final=True))
 
@@ -126,7 +126,7 @@ def put(em: Emitter, v: Value | None, into: Value) -> str:
     return name
 
 
-def _evaluate(em: Emitter, name: str, op: Op) -> None:
+def evaluate(em: Emitter, name: str, op: Op) -> None:
     """Compute what the op makes into the array `name`, packed elements together where there are instructions for that."""
     t = op.result.type
     per = t.dtype.per_register
@@ -161,13 +161,15 @@ def stored(em: Emitter, v: Value) -> str:
 
 @emits("materialise")
 def _materialise(em: Emitter, op: Op) -> None:
-    em.comment(locs_of(em, op))
     v = op.result
+    if v in em.delayed:
+        return
+    em.comment(locs_of(em, op))
     if is_opaque(v):
         EMIT["opaque"](em, op)
         return
     name = em.declare(v)
-    _evaluate(em, name, op)
+    evaluate(em, name, op)
 
 
 @emits("slice", "transpose")

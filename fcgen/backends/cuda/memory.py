@@ -14,7 +14,7 @@ from .emit import Emitter, emits, memtype
 from .expr import nonneg
 from .frag import one_by_one, stored
 from .smem import Addresses, byte_address
-from .text import LESS, UNARY, ZERO, X, add, binary, call, mul
+from .text import ADD, BITS, CTYPES, LESS, UNARY, ZERO, X, add, binary, call, mul
 
 _TAGS = {d.name: "b32" if d.per_register > 1 or d.name == "u32" else d.name for d in DTYPES.values()}
 
@@ -328,8 +328,19 @@ def _st_shared(em: Emitter, op: Op) -> None:
             each = vec * dtype.bits
             return [f"{em.fn(f'st_{there}_b{each}')}({access.address(i)}, {em.fn(_PART[each])}({name}, {i}));"]
         into, per = registers(dtype, name, i, vec)
-        return [f"{em.fn(f'st_{there}_{_TAGS[dtype.name]}x{per}')}({access.address(i)}, {into});"]
+        fn = em.fn(f"st_{there}_{_TAGS[dtype.name]}x{per}")
+        if crossing is None:
+            return [f"{fn}({access.address(i)}, {into});"]
+        of = lambda at: [f"{name}[{add(mul(at, per), X(str(e)))}]" for e in range(per)]
+        crossed = [f"{lanes} ? {b} : {a}" for a, b in zip(of(i), of(X(f"({i} ^ {crossing[1]})")))]
+        return [f"const {CTYPES[dtype.name]} run[{per}] = {{{', '.join(crossed)}}};", f"{fn}({access.address(i)}, run);"]
 
+    crossing = access.crossing(vec) if dtype.bits == 32 and block is None else None
+    if crossing is not None:
+        bit, _, turned = crossing
+        lanes = em.hoist("bool", "crossed", X(f"lane & {bit}", BITS))
+        to = X(f"{access.base.within(ADD)} ^ (lane & {bit}) * {turned // bit}", BITS, access.base.depth)
+        access.base = em.hoist("uint32_t", f"{em.ring_name[buffer]}_crossed", to)
     with em.only(em.writer_predicate(layout, op.loc)):
         em.w.loop(layout.regs // vec, "i", body)
 

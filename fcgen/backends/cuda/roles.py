@@ -22,7 +22,7 @@ from .flow import emit_block
 from .grid import grid
 from .names import comment, words_in
 from .text import Segment, X
-from .wgmma import fences
+from .wgmma import delayed, fences
 
 CONSTANT = re.compile(r"const [\w ]+ (\w+) = |const \w+\* (\w+) = ")
 
@@ -38,6 +38,7 @@ def prepare(em: Emitter) -> None:
             em.scalars[b] = em.buffer_base(b)
     for role in kernel.roles:
         em.fences.update(fences(role.body))
+        em.delayed.update(delayed(em))
     em.walked = walked(kernel)
 
 

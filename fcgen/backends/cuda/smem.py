@@ -7,14 +7,17 @@ immediate in an unrolled loop. The split is computed from `SmemLayout.address` f
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 
 from ...ir.core import Op, Value
+from ...ir.layout import LANES
 from ...ir.types import Buffer, Cursor
 from .emit import Emitter, emits
 from .text import ADD, BITS, ZERO, X, add, binary, mul
 
+BANK = 4  # bytes
 SWIZZLE_MASK = {32: 0x10, 64: 0x30, 128: 0x70}
 
 
@@ -41,6 +44,13 @@ def split(t: Buffer, rows: np.ndarray, cols: np.ndarray) -> Split | None:
     out = Split(base[:, :, 0, 0], flip[0, 0], step[0, 0])
     assert (((out.thread[:, :, None, None] ^ out.flip) + out.step) == addr).all(), "an address split is exact"
     return out
+
+
+def passes(addr: np.ndarray, words: int) -> int:
+    """In how many passes a warp stores so many words per lane, instruction by instruction. addr: int [lanes, instructions], in bytes."""
+    together = addr.reshape(words, LANES // words, -1)[:, :, :, None] // BANK + np.arange(words)
+    together = np.sort(together.transpose(0, 2, 1, 3).reshape(-1, LANES), axis=1)
+    return int(sum(np.bincount(np.unique(group) % LANES).max() for group in together))
 
 
 def byte_address(t: Buffer, rows: np.ndarray, cols: np.ndarray) -> np.ndarray:
@@ -99,6 +109,25 @@ class Addresses:
             self.address = self._full_address
             self.lane_r, self.lane_c = rows, cols
             self.known = known is not None
+
+    def crossing(self, vec: int) -> tuple[int, int, int] | None:
+        """(bit of a lane, bits of an instance's number, bits of an address): lanes with that bit store instances of the number with those
+        bits changed, at the address with those bits changed, where fewer lanes that store together then meet in a bank."""
+        if self.split is None or self.address != self._split_address or len(self.split.step) > 1:
+            return None
+        words = max(1, vec * self.t.dtype.bytes // 4)
+        addr = byte_address(self.t, self.rows, self.cols)[0, :, 0]
+        n, lanes, best = addr.shape[1], np.arange(LANES)[:, None], None
+        fewest = passes(addr, words)
+        for bit, swap in product((1, 2, 4, 8, 16), (1 << b for b in range(n.bit_length()) if n % (2 << b) == 0)):
+            other = np.arange(n) ^ swap
+            step, flip = self.split.step[0], self.split.flip[0]
+            turned = flip[other] ^ flip
+            if (step[other] == step).all() and (turned == turned[0]).all() and turned[0] % bit == 0:
+                count = passes(addr[lanes, np.where(lanes & bit, other, np.arange(n))], words)
+                if count < fewest:
+                    fewest, best = count, (bit, swap, int(turned[0]))
+        return best
 
     def _two(self, table: np.ndarray, i: X, wish: str) -> X:
         """table[trip][i] as a sum of the two indices' parts."""

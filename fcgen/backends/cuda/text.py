@@ -189,6 +189,7 @@ class Writer:
         self.indent = indent
         self.root = Segment(indent)
         self.loc: Loc | None = None
+        self.part: tuple[str, int] | None = None  # unrolled loops go over a part of their range: (which, of how many)
 
     def line(self, text: str) -> None:
         for part in text.split("\n"):
@@ -207,12 +208,20 @@ class Writer:
         self.root.items.append(seg)
         return seg
 
+    def first(self, n: int, start: int = 0) -> str:
+        """Where a loop over [start, n), or over the part of it that is written, begins."""
+        return str(start) if self.part is None else f"{self.part[0]} * {n // self.part[1]}"
+
+    def end(self, n: int) -> str:
+        return str(n) if self.part is None else f"({self.part[0]} + 1) * {n // self.part[1]}"
+
     def nest(self, loops: dict[str, int], lines: list[str]) -> None:
         """Lines inside of unrolled loops, variable -> how many trips; one of a single trip is left out."""
         many = {v: n for v, n in loops.items() if n > 1}
         for v, n in many.items():
             self.line("#pragma unroll")
-            self.line(f"for (int {v} = 0; {v} < {n}; ++{v})" + (" {" if len(lines) > 1 and v == [*many][-1] else ""))
+            opens = " {" if len(lines) > 1 and v == [*many][-1] else ""
+            self.line(f"for (int {v} = {self.first(n)}; {v} < {self.end(n)}; ++{v})" + opens)
             self.indent += 1
         for line in lines:
             self.line(line)
@@ -221,7 +230,8 @@ class Writer:
             self.root.line("}", self.loc, self.indent + len(many) - 1)
 
     def loop(self, n: int, var: str, body: Callable[[X], list[str]], start: int = 0, block: bool = False) -> None:
-        """An unrolled loop over [start, n); one trip is written without the loop. block: as a block of its own."""
+        """An unrolled loop over [start, n); one trip is written without the loop. block: as a block of its own. Within a `part`, over as
+        large a part of it."""
         if n - start == 1:
             if block:
                 self.open("{")
@@ -232,13 +242,14 @@ class Writer:
         if n - start <= 1:
             return
         lines = body(X(var))
+        head = f"for (int {var} = {self.first(n, start)}; {var} < {self.end(n)}; ++{var})"
         if len(lines) == 1 and len(lines[0]) > 0 and not lines[0].rstrip().endswith("}"):
             self.line("#pragma unroll")
-            self.line(f"for (int {var} = {start}; {var} < {n}; ++{var})")
+            self.line(head)
             self.line("    " + lines[0])
             return
         self.line("#pragma unroll")
-        self.open(f"for (int {var} = {start}; {var} < {n}; ++{var}) {{")
+        self.open(head + " {")
         for t in lines:
             self.line(t)
         self.close()

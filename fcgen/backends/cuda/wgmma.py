@@ -14,7 +14,8 @@ from ...ir.core import Block, Op, Value
 from ...ir.layout import warp_grid, wgmma_a
 from ...ir.types import Buffer, Frag, Pending
 from .emit import Emitter, emits
-from .frag import locs_of, put, stored
+from .frag import evaluate, locs_of, put, stored
+from .plan import POINTWISE
 from .text import ZERO, X, add, mul, register_type
 
 SWIZZLE_CODE = {128: 1, 64: 2, 32: 3}
@@ -41,6 +42,37 @@ def fences(block: Block) -> dict[int, list[Op]]:
     return out
 
 
+def delayed(em: Emitter) -> dict[Value, Op]:
+    """What is computed part by part in front of the parts of a rolling product: the left operand, and element work in its block that it is
+    made of, register by register, and that nothing else reads before; and of which product."""
+    out: dict[Value, Op] = {}
+    for product in (o for products in em.fences.values() for o in products if o.get("rolling")):
+        a = product.operands[0]
+        home = em.plan.home[product.result]
+        fence = next(n for n, o in enumerate(home.ops) if product in em.fences.get(id(o), ()))
+        behind = {id(o) for o in home.ops[fence:]}
+
+        def late(v: Value, behind: set[int] = behind, product: Op = product) -> bool:
+            """Whether all that read v stand behind the fence, or are computed there."""
+            return all(id(u) in behind or any(out.get(r) is product or (r in em.plan.fused and late(r)) for r in u.results)
+                       for u, _ in em.plan.users[v])
+
+        todo = [a]
+        while todo:
+            v = todo.pop()
+            maker = em.plan.maker.get(v)
+            if maker is not None and maker.kind in POINTWISE and em.plan.home[v] is home and v not in out and late(v):
+                if v not in em.plan.fused:
+                    out[v] = product
+                todo += [b for o in maker.operands for b, direct in em.plan.leaves(o) if direct]
+    return out
+
+
+def _parts(depth: int) -> int:
+    """Into how many parts a rolling product of so many steps is divided."""
+    return next((n for n in (4, 5, 3, 2) if depth % n == 0), depth)
+
+
 def _touch(em: Emitter, v: Value) -> None:
     name = em.array(v)
     em.w.line(f"{em.fn({'float': 'touch', 'int': 'touch_i32'}.get(register_type(v.type.dtype), 'touch_b32'))}({name});")
@@ -54,6 +86,8 @@ def _fence(em: Emitter, op: Op) -> None:
         put(em, acc, product.result)
         if acc is not None and not isinstance(acc.type, Pending):
             _touch(em, product.result)
+        if product.get("rolling"):
+            return  # each part has its own
         if isinstance(a.type, Frag):
             stored(em, a)
             _touch(em, a)
@@ -75,6 +109,33 @@ def _wait(em: Emitter, op: Op) -> None:
 
 @emits("wgmma")
 def _wgmma(em: Emitter, op: Op) -> None:
+    if not op.get("rolling"):
+        _product(em, op)
+        return
+    a = op.operands[0]
+    todo = [o for o in em.plan.home[op.result].ops if o.kind in POINTWISE and em.delayed.get(o.result) is op]
+    for o in todo:
+        em.declare(o.result)
+    name = em.declare(a)
+    words = a.type.layout.regs // a.type.dtype.per_register
+    count = _parts(words // 4)
+    em.w.line("#pragma unroll")
+    em.open(f"for (int part = 0; part < {count}; ++part) {{")
+    em.w.part = "part", count
+    for o in todo:
+        em.comment(locs_of(em, o))
+        evaluate(em, em.array(o.result), o)
+    if a in em.plan.fused:
+        evaluate(em, name, em.plan.maker[a])
+    pin = em.fn("pin_b32")
+    em.w.loop(words, "i", lambda i: [f"{pin}({name}[{i}]);"])
+    em.w.line(f"{em.fn('wgmma_fence')}();")
+    _product(em, op)
+    em.w.part = None
+    em.close()
+
+
+def _product(em: Emitter, op: Op) -> None:
     a, b = op.operands[:2]
     t: Frag = op.result.type.frag
     rows, cols = t.shape

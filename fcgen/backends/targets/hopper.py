@@ -174,6 +174,7 @@ def _records() -> dict[str, Instr]:
         _touch("touch", "float", "f", "no instruction: the compiler may not move accesses of these registers over this point"),
         _touch("touch_b32", "uint32_t", "r"),
         _touch("touch_i32", "int", "r"),
+        fn("pin_b32", "uint32_t& x", 'asm volatile("" : "+r"(x) :: "memory");', "as touch, of one register", "void", np.copy),
         fn("smem_desc", "<int Swizzle, int Lbo, int Sbo> uint32_t addr",
            "return uint64_t(Swizzle) << 62 | uint64_t(Sbo >> 4) << 32 | uint64_t(Lbo >> 4) << 16 | (addr & 0x3ffff) >> 4;",
            "PTX ISA, matrix descriptor: address, byte offsets of panels and of 8-row groups, swizzle code", "uint64_t", _desc_effect),

@@ -51,7 +51,10 @@ class Tiles:
             together = b.const(TOGETHER) if schedule.persistent == "none" else b.emit("block_count", name="blocks")
             blocks = self.fewer(together, b)
             waves = b.emit("mul", blocks, b.const(WAVES))
-            enough = b.emit("add", b.emit("floordiv", waves, self.counts[self.long]), one, name="enough")
+            if schedule.persistent == "none":
+                enough = self.ceil(waves, self.counts[self.long], b, "enough")
+            else:
+                enough = b.emit("add", b.emit("floordiv", waves, self.counts[self.long]), one, name="enough")
             most = b.emit("min", b.emit("max", room, enough), self.others, name="most_beside")
             groups = self.ceil(self.others, most, b, "groups")
             self.group = b.emit("max", self.ceil(self.others, b.emit("max", groups, one), b), one, name="side_by_side")
@@ -82,11 +85,11 @@ class Tiles:
         return out
 
     def looped_bytes(self, b: Builder) -> Value:
-        """Bytes that the loops of one program read from tensors, as if they ran over whole axes."""
+        """Bytes that the loops of one program read from tensors, or add to them, as if they ran over whole axes."""
         seen: dict[Value, Value] = {}
         for loop in (o for o in walk(self.kernel.body) if o.kind == "for"):
             for op in walk(loop.regions[0]):
-                if op.kind != "load" or op.operands[0] in seen:
+                if op.kind not in ("load", "store") or op.operands[0] in seen:
                     continue
                 t = op.operands[0].type
                 assert isinstance(t, Tensor)

@@ -6,56 +6,103 @@ two nothing is waited for, so the target's compiler reads a few numbers at a tim
 then stored for a product, the slot is let go behind that one's issue: the fence in front of it, which `sync` puts there, says that the
 reads are over too. A slot is never let go behind a wait that its own next tile could be in front of. A row is waited for together with
 the tile that is read in front of it: both are then let go behind one fence (`gather`), and the target's compiler sees one piece of code.
+Where products are waited for, or issued, between a row's arrival and its use, and registers are left for it, it is read in front of them:
+the answer, for which it stands in line with what products read, is there when it is used.
 """
 
 from __future__ import annotations
 
 from ...ir.core import Block, Kernel, Op, Value
+from ...ir.registers import frag_words, limit_of
 from ...ir.rewrite import map_bodies
 from ...ir.rings import RELEASES, position, read_from
 from ...ir.schedule import Schedule
 from ...ir.target import Target
+from ...ir.types import Cursor, Frag
 from ..facts.common import ELEMENTWISE
 
 STORES = {"st_shared", "stmatrix"}
 READS = {"slot", "ld_shared", "ldmatrix"}
 #: element work, and what only names a value
 PURE = ELEMENTWISE | {"broadcast", "const", "full", "iota"}
+#: registers of a thread that are left for addresses and the like, and for each position in a ring that a loop carries
+OTHERS, POSITION = 26, 2
+#: issuing products, and waiting for them
+PRODUCTS = {"wgmma_fence", "wgmma", "wgmma_commit", "settle"}
 
 
 def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
-    return map_bodies(kernel, _block)
+    room = limit_of(kernel, target) - OTHERS
+    return map_bodies(kernel, lambda body: _block(body, room))
 
 
-def _block(block: Block) -> Block:
-    ops = [o.within(_block) for o in block.ops]
+def _block(block: Block, room: int) -> Block:
+    ops = [o.within(lambda r: _block(r, room)) for o in block.ops]
+    left = room - POSITION * sum(isinstance(a.type, Cursor) for a in block.args)
     made = {r: o for o in ops for r in o.results}
     for read in ops[:]:
         cursor = read_from(read, made)
         if cursor is not None and len(read.result.type.shape) == 1:
-            _sink(read, cursor, ops)
+            at = _sink(read, cursor, ops)
+            if at is not None:
+                ops = _raised(at, ops, left)
     return Block(block.args, tuple(ops))
 
 
-def _sink(read: Op, cursor: Value, ops: list[Op]) -> None:
+def _taken(ops: list[Op], first: int, last: int) -> int:
+    """Registers that fragments take in front of any of some ops, of values that are there and read later."""
+    most, there = 0, {v for o in ops[first:] for v in o.reads} - {r for o in ops[first:] for r in o.results}
+    for n in range(first, last):
+        read = {v for o in ops[n:] for v in o.reads}
+        most = max(most, sum(frag_words(v.type) for v in there & read))
+        there |= set(ops[n].results)
+    return most
+
+
+def _raised(read: Op, ops: list[Op], room: int) -> list[Op]:
+    """The ops with a row's read in front of the products of tiles in shared memory, and waits, that it stands behind."""
+    at = first = ops.index(read)
+
+    def passed(op: Op) -> bool:
+        """Of products, those of two tiles in shared memory: at others registers come and go."""
+        inside = {o.kind for r in op.regions for o in r.ops} if op.kind == "if" else {op.kind}
+        return inside <= PURE | PRODUCTS | {"slot", "yield"} and not (op.kind == "wgmma" and isinstance(op.operands[0].type, Frag))
+
+    while first and passed(ops[first - 1]):
+        first -= 1
+    issued = any(o.kind == "wgmma" for o in ops[first:at])
+    to = next((n for n in range(first, at) if ops[n].kind in PRODUCTS), at) if issued else at
+    need, mine = set(read.operands), list[Op]()
+    for op in reversed(ops[to:at]):
+        if need & set(op.results):
+            mine.insert(0, op)
+            need |= set(op.operands)
+    if to == at or any(o.kind not in PURE | {"slot"} for o in mine) or _taken(ops, to, at) + frag_words(read.result.type) > room:
+        return ops
+    return [*ops[:to], *mine, read, *(o for o in ops[to:at] if o not in mine), *ops[at + 1:]]
+
+
+def _sink(read: Op, cursor: Value, ops: list[Op]) -> Op | None:
+    """Moves a read to its first use, if that can be, and what lets the slot go behind the last. Returns the read as it then is."""
     views = [o for o in ops if o.kind == "broadcast" and o.operands[0] is read.result]
     values = {read.result, *(o.result for o in views)}
     users = [n for n, o in enumerate(ops) if o not in views and o.reads & values]
     start = ops.index(read)
     release = [o for o in ops[start:] if o.kind in RELEASES and cursor in o.operands]
     if not users or not release or any(ops[n].kind not in PURE for n in users):
-        return
+        return None
     end = users[-1] + 1
     while ops[end].kind in PURE:
         end += 1
     end = max(end, _issued(end, ops))
     between = ops[ops.index(release[0]):end]
     if any(o.regions or _waits(o, ops) for o in ops[start:end]) or any(cursor in o.operands and o not in release for o in between):
-        return
-    ops[start] = read.with_attrs(few=True)
-    _move([ops[start], *views], users[0], ops)
+        return None
+    ops[start] = moved = read.with_attrs(few=True)
+    _move([moved, *views], users[0], ops)
     _move(release, end, ops)
     _together(cursor, ops)
+    return moved
 
 
 def _together(cursor: Value, ops: list[Op]) -> None:

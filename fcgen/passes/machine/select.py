@@ -20,6 +20,7 @@ from ...ir.rewrite import Builder, Env
 from ...ir.schedule import Schedule
 from ...ir.target import Target
 from ...ir.types import Buffer, Frag, Pending, Scalar, f32, i32
+from ..facts.common import ELEMENTWISE, called, without_effect
 from ..facts.stores import INSTEAD, check_alone, check_bulk, is_box, staging, stored_blocks
 
 
@@ -215,12 +216,17 @@ class _Selector:
         extra = () if self.zero(acc) else (acc,)
         beside = (self.tile_of_ones(right.type),) if ones else ()
         attrs: dict[str, Any] = {"ones": ones, **({"first": first} if before else {})} if ones else {}
-        attrs |= {name: True for name in ("early", "behind") if op.get(name)}
+        attrs |= {name: True for name in ("early", "behind", "rolling") if op.get(name)}
+        if op.get("rolling") and (isinstance(a.type, Buffer) or self.kind_of(a) not in ELEMENTWISE):
+            raise without_effect("rolling", f"no element work makes the left operand of {called(op.result)} in registers", loc=op.loc)
         out = b.emit("wgmma", a, right, *extra, *beside, type=Pending(acc.type), name=op.result.name, instr=name, ta=op["ta"], tb=op["tb"],
                      **attrs)
         b.do("wgmma_commit")
         read = (a,) if isinstance(a.type, Frag) else ()
         return b.emit("settle", out, *read, type=acc.type, name=op.result.name, groups=0)
+
+    def kind_of(self, v: Value) -> str:
+        return self.defs[v].kind if v in self.defs else ""
 
     def tile_of_ones(self, right: Any) -> Value:
         """16 rows of ones, stored like those of a right operand; one tile for the whole kernel."""

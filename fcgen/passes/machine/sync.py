@@ -39,7 +39,7 @@ from . import gather
 from .accesses import READS, WHOLE, Access, area_of, conflict
 
 #: ops that order what was before them, and touch nothing
-ORDERS = {"settle", "barrier", "mbar_arrive", "commit_group", "proxy_fence"}
+ORDERS = {"settle", "wgmma_wait", "barrier", "mbar_arrive", "commit_group", "proxy_fence"}
 
 
 def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
@@ -64,8 +64,8 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
 class _State:
     """seen: accesses since the last barrier. lane: those since the last syncwarp or barrier. groups: copies committed and not waited for,
     oldest first. open: copies not yet committed. bulk: what groups of bulk stores may still read, oldest first. sent: (tensor, whether it
-    is added to) of bulk stores of this program that may not be complete. flying: what products in flight may still read: a barrier before
-    their `settle` orders nothing. read: rings that plain loads have read from since the last proxy fence."""
+    is added to) of bulk stores of this program that may not be complete. flying: what products in flight may still read, by group, oldest
+    first: a barrier before their `settle` orders nothing. read: rings that plain loads have read from since the last proxy fence."""
 
     seen: frozenset[Access]
     lane: frozenset[Access]
@@ -73,7 +73,7 @@ class _State:
     open: frozenset[Access]
     bulk: tuple[frozenset[Access], ...] = ()
     sent: frozenset[tuple[Value, bool]] = frozenset()
-    flying: frozenset[Access] = frozenset()
+    flying: tuple[frozenset[Access], ...] = ()
     read: frozenset[Value] = frozenset()
 
     def join(self, other: _State) -> _State:
@@ -84,19 +84,18 @@ class _State:
             return tuple(a | b for a, b in zip(pad(mine), pad(others)))
 
         return _State(self.seen | other.seen, self.lane | other.lane, both(self.groups, other.groups), self.open | other.open,
-                      both(self.bulk, other.bulk), self.sent | other.sent, self.flying | other.flying, self.read | other.read).trim()
+                      both(self.bulk, other.bulk), self.sent | other.sent, both(self.flying, other.flying),
+                      self.read | other.read).trim()
 
     def trim(self) -> _State:
         """Without empty groups at the old end: nobody waits for those."""
-        i = 0
-        while i < len(self.groups) and not self.groups[i]:
-            i += 1
-        return replace(self, groups=self.groups[i:])
+        old = lambda groups: tuple(g for n, g in enumerate(groups) if any(groups[:n + 1]))
+        return replace(self, groups=old(self.groups), flying=old(self.flying))
 
     def map(self, fn: Callable[[Access], Access]) -> _State:
         each = lambda accesses: frozenset(map(fn, accesses))
         return replace(self, seen=each(self.seen), lane=each(self.lane), groups=tuple(map(each, self.groups)), open=each(self.open),
-                       bulk=tuple(map(each, self.bulk)), flying=each(self.flying))
+                       bulk=tuple(map(each, self.bulk)), flying=tuple(map(each, self.flying)))
 
 
 class _Sync:
@@ -131,9 +130,10 @@ class _Sync:
 
     def ordered(self, op: Op, state: _State, out: list[Op]) -> _State:
         """What an op that other passes have put there orders."""
-        if op.kind == "settle":
-            return replace(state, seen=state.seen | state.flying, lane=state.lane | state.flying,
-                           flying=state.flying if op["groups"] else frozenset())
+        if op.kind in ("settle", "wgmma_wait"):
+            done = len(state.flying) - op["groups"]
+            read = frozenset(a for g in state.flying[:max(done, 0)] for a in g)
+            return replace(state, seen=state.seen | read, lane=state.lane | read, flying=state.flying[max(done, 0):])
         if op.kind == "barrier":
             return replace(state, seen=frozenset(), lane=frozenset())
         if op.kind == "proxy_fence":
@@ -154,7 +154,7 @@ class _Sync:
         if op.kind == "tma_store":
             return replace(state, bulk=(*state.bulk, accesses), sent=state.sent | {_target(op)})
         if op.kind == "wgmma":
-            state = replace(state, flying=state.flying | accesses)
+            state = replace(state, flying=(*state.flying, accesses)).trim()
         copies = frozenset(a for a in accesses if a.copy)
         plain = accesses - copies
         read = {self.place(op.operands[0])[0]} if op.kind in READS - {"acquire"} else set()

@@ -14,7 +14,7 @@ from typing import Any
 
 from ...errors import Loc
 from ...ir.access import Access
-from ...ir.core import Block, Kernel, Op, Value, blocks, walk
+from ...ir.core import Block, Kernel, Op, Value, blocks, uses, walk
 from ...ir.layout import SmemLayout
 from ...ir.rewrite import Builder, edited
 from ...ir.schedule import Schedule
@@ -26,7 +26,8 @@ from ..facts.common import copied_run, copy_threads, loaded_name
 class Channel:
     """full, empty: mbarriers, or None where the role that reads fills too. again: other blocks read the same tiles, so L2 should keep them.
     blocks: how many of a cluster fill it together, and free its slots together. cursor: stands for the channel's position until
-    `thread_cursors` gives each role values of its own; None where a loop's index says it. made: it is an `outlet`."""
+    `thread_cursors` gives each role values of its own; None where a loop's index says it. made: it is an `outlet`. lead: the channel whose
+    barriers and position are this one's too: their tiles come and go together."""
 
     ring: Value
     full: Value | None = None
@@ -35,6 +36,7 @@ class Channel:
     blocks: int = 1
     cursor: Value | None = None
     made: bool = False
+    lead: Channel | None = None
 
     @staticmethod
     def between(ring: Value, readers: int, again: bool = False, blocks: int = 1, fillers: int = 1) -> Channel:
@@ -42,6 +44,10 @@ class Channel:
         slots = ring.type.slots
         full, empty = Value(Mbarrier(fillers, slots), f"{ring.name}_full"), Value(Mbarrier(readers * blocks, slots), f"{ring.name}_empty")
         return Channel(ring, full, empty, again, blocks, Value(Cursor(slots), ring.name))
+
+    def beside(self, ring: Value) -> Channel:
+        """A channel of other tiles that come and go with this one's."""
+        return replace(self, ring=ring, lead=self)
 
     def outlet(self) -> Channel:
         """The channel as a role sees it whose warps store its tiles: a slot is waited for until it is empty, and let go when it is full."""
@@ -53,7 +59,7 @@ class Channel:
 
     @property
     def buffers(self) -> list[Value]:
-        return [v for v in (self.ring, self.full, self.empty) if v is not None]
+        return [v for v in (self.ring, *(() if self.lead else (self.full, self.empty))) if v is not None]
 
     def among(self, word: str) -> dict[str, Any]:
         """The attribute that says how many blocks an op of the channel reaches, where it is more than its own."""
@@ -68,19 +74,23 @@ class Channel:
 
     # ---- the tile at the cursor: between roles, or of one slot -----------------------------------------------------------
 
-    def fill(self, b: Builder, write: Callable[[Value], Any], bytes: int = 0) -> Value:
-        """Wait for a free slot and write it. bytes: what an engine will bring; else it is full once `write` has been there."""
+    def fill(self, b: Builder, write: Callable[[Value], Any], bytes: int = 0, first: bool = True, last: bool = True) -> Value:
+        """Wait for a free slot and write it. bytes: what an engine will bring; else it is full once `write` has been there. Of tiles that
+        come together the first one waits, and says what all of them are; the last one goes on to the next slot."""
         view = self.view(b)
         if self.full is None or self.empty is None or self.cursor is None:
             write(view)
             return view
-        b.do("mbar_wait", self.empty, self.cursor, lag=1)
+        if first:
+            b.do("mbar_wait", self.empty, self.cursor, lag=1)
         if not bytes:
             write(view)
-        b.do("mbar_expect", self.full, self.cursor, bytes=bytes)
+        if first:
+            b.do("mbar_expect", self.full, self.cursor, bytes=bytes)
         if bytes:
             write(view)
-        b.do("advance", self.cursor)
+        if last:
+            b.do("advance", self.cursor)
         return view
 
     def wait(self, b: Builder) -> None:
@@ -150,9 +160,32 @@ def find_channels(body: Block, schedule: Schedule, shared: Mapping[int, int], wa
         looped = any(id(o) in inside for o in ops)
         ring = Value(replace(ops[0].result.type, slots=ops[0].get("stages", schedule.slots if looped else 1)), loaded_name(ops[0]))
         number.update((id(o), len(channels)) for o in ops)
-        channels.append(Channel.between(ring, warps[id(ops[0])], looped, min(shared.get(id(o), 1) for o in ops)))
+        beside = _led(ops, ring, body, channels, number, warps)
+        blocks = min(shared.get(id(o), 1) for o in ops)
+        channels.append(beside.beside(ring) if beside and blocks == 1 else Channel.between(ring, warps[id(ops[0])], looped, blocks))
 
     return edited(body, lambda o: o.with_attrs(channel=number[id(o)]) if id(o) in number else o), channels
+
+
+def _led(ops: list[Op], ring: Value, body: Block, channels: list[Channel], number: dict[int, int],
+         warps: Mapping[int, int]) -> Channel | None:
+    """The channel whose tiles rows come and go with: operands of products alone, loaded in all the same blocks, in front of them, into as
+    many slots, for as many warps, and not read ahead of their iteration; the last of several. Each barrier less is a wait less between a
+    loop's products."""
+    if len(ring.type.shape) != 1:
+        return None
+    readers_of = uses(body)
+    around = [(block, next(n for n, x in enumerate(block.ops) if x is o)) for o in ops for block in blocks(body)
+              if any(x is o for x in block.ops)]
+
+    def fits(at: int) -> bool:
+        lead, tiles = channels[at], [o for o in walk(body) if number.get(id(o)) == at]
+        alike = lead.slots == ring.type.slots and lead.blocks == 1 and lead.lead is None and warps[id(tiles[0])] == warps[id(ops[0])]
+        beside = [any(x is t for x in block.ops[:n] for t in tiles) for block, n in around]
+        dots = all(u.kind == "dot" and not u.get("early") for o in tiles for u in readers_of[o.result])
+        return alike and len(tiles) == len(ops) and all(beside) and dots
+
+    return next((c for n, c in reversed([*enumerate(channels)]) if fits(n)), None)
 
 
 def mailbox(kernel: Kernel, schedule: Schedule) -> Channel | None:

@@ -110,6 +110,17 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
     return replace(kernel, roles=tuple(roles), buffers=tuple(buffers)).with_meta(stage="pipelined", persistent=schedule.persistent)
 
 
+def companions(ops: Sequence[Op], channels: Sequence[Channel]) -> list[list[tuple[Op, Channel]]]:
+    """Those ops of a block that go through channels, together where their tiles come together, the one that leads in front."""
+    out: list[list[tuple[Op, Channel]]] = []
+    for op in ops:
+        if "channel" in op.attrs:
+            channel = channels[op["channel"]]
+            led = next((group for group in reversed(out) if channel.lead is not None and group[0][1] is channel.lead), None)
+            out.append([(op, channel)]) if led is None else led.append((op, channel))
+    return out
+
+
 class _Filler:
     """The role that copies: loads become waits, announcements and copies; nothing else has an effect."""
 
@@ -122,10 +133,13 @@ class _Filler:
     def _block(self, block: Block, env: Env) -> Block:
         b = Builder()
         args = env.anew(block.args)
+        together = {id(o): [x for x, _ in group] for group in companions([o for o in block.ops if o.kind == "load"], self.channels)
+                    for o, _ in group}
         for op in block.ops:
             b.loc = op.loc
             if op.kind == "load" and "channel" in op.attrs:
-                self.copy(op, self.channels[op["channel"]], b, env)
+                channel = self.channels[op["channel"]]
+                self.copy(op, channel, together[id(op)], b, env)
             elif op.regions:
                 copied = op.within(lambda r: self._block(r, env))
                 b.add(replace(copied, operands=env.all(op.operands), results=env.anew(op.results)))
@@ -135,13 +149,14 @@ class _Filler:
                 b.add(copy_op(op, env))
         return b.block(args)
 
-    def copy(self, op: Op, channel: Channel, b: Builder, env: Env) -> None:
+    def copy(self, op: Op, channel: Channel, together: list[Op], b: Builder, env: Env) -> None:
+        """together: the loads of the block whose tiles come with this one's."""
         hint: dict[str, Any] = {"hint": "evict_last" if channel.again else "evict_first"} if self.hints else {}
         assert channel.full is not None and channel.cursor is not None
         bar, at = channel.full, channel.cursor
         env[op.result] = channel.fill(b, lambda view: b.do(
             "tma_load", *env.all(op.operands), view, bar, at, index=op["index"], guard=op["guard"], **hint,
-            **channel.among("multicast")), tile_bytes(channel.ring.type))
+            **channel.among("multicast")), sum(tile_bytes(o.result.type) for o in together), op is together[0], op is together[-1])
 
 
 class _Reader:
@@ -150,7 +165,7 @@ class _Reader:
 
     def __init__(self, channels: Sequence[Channel], turns: bool, shared: set[int]):
         self.channels, self.turns, self.shared = channels, turns, shared
-        self.inner: dict[int, list[tuple[Value, Channel]]] = {}  # branch -> the tiles that are let go inside it
+        self.inner: dict[int, list[tuple[tuple[Value, ...], Channel]]] = {}  # branch -> the tiles that are let go inside it
 
     def block(self, block: Block) -> Block:
         return self._walk(copy_block(block, Env()))
@@ -172,7 +187,8 @@ class _Reader:
             if not at:
                 continue
             inner = Builder(op.loc)
-            for c in dict.fromkeys(c for _, loops in at for l in loops for o in walk(l.regions[0]) if (c := self.of(o)) is not None):
+            inside = (self.of(o) for _, loops in at for l in loops for o in walk(l.regions[0]))
+            for c in dict.fromkeys(c.lead or c for c in inside if c is not None):
                 c.wait(inner)
                 c.release(inner)
             if self.turns and inner.ops:
@@ -186,20 +202,23 @@ class _Reader:
                 (before if first else after).setdefault(at[0][0] if first else at[-1][0], []).append(loop)
         return before, after
 
-    def _walk(self, block: Block, passed: tuple[tuple[Value, Channel], ...] = (), loc: Loc | None = None) -> Block:
-        """passed: tiles of an outer block whose last reader is in here, or in the other branch: this block, at `loc`, lets them go."""
+    def _walk(self, block: Block, passed: tuple[tuple[tuple[Value, ...], Channel], ...] = (), loc: Loc | None = None) -> Block:
+        """passed: tiles of an outer block, those that come together, whose last reader is in here, or in the other branch: this block, at
+        `loc`, lets them go."""
         env = Env()
         first: dict[int, list[Channel]] = {}
         last: dict[int, list[Channel]] = {}
-        here = [(o, c) for o in block.ops if (c := self.of(o)) is not None]
-        for o, c in here:
-            if not (span := readers(o.result, block)):
-                raise FcError("compile/unsupported", "a tile is loaded that nothing in its block reads", loc=o.loc)
-            first.setdefault(span[0], []).append(c)
-        for v, c in (*((o.result, c) for o, c in here), *passed):  # those of an outer block that are let go in here too
-            span = readers(v, block)
+        mine: list[tuple[tuple[Value, ...], Channel]] = []
+        for group in companions(block.ops, self.channels):
+            unread = next((o for o, _ in group if not readers(o.result, block)), None)
+            if unread is not None:
+                raise FcError("compile/unsupported", "a tile is loaded that nothing in its block reads", loc=unread.loc)
+            mine.append((tuple(o.result for o, _ in group), group[0][1]))
+            first.setdefault(min(n for v in mine[-1][0] for n in readers(v, block)), []).append(group[0][1])
+        for vs, c in (*mine, *passed):  # those of an outer block that are let go in here too
+            span = sorted({n for v in vs for n in readers(v, block)})
             if span and block.ops[span[-1]].kind == "if":
-                self.inner.setdefault(id(block.ops[span[-1]]), []).append((v, c))
+                self.inner.setdefault(id(block.ops[span[-1]]), []).append((vs, c))
             else:
                 last.setdefault(span[-1] if span else -1, []).append(c)
         b = Builder(loc)
@@ -213,8 +232,8 @@ class _Reader:
                 c.wait(b)
             if op.kind == "narrow":
                 env[op.result] = env[op.operands[op["chain"] not in self.shared]]
-            elif (mine := self.of(op)) is not None:
-                env[op.result] = mine.view(b)
+            elif (own := self.of(op)) is not None:
+                env[op.result] = own.view(b)
             else:
                 inner = tuple(self.inner.get(id(op), ()))
                 b.add(substitute(op.within(partial(self._walk, passed=inner, loc=op.loc)), env))

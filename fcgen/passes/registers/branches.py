@@ -71,7 +71,8 @@ def _branch(block: Block, select: Op, u: _Uniform, defs: dict[Value, Op], stays:
     for op in u.spread:
         mask = masked.add(replace(op, operands=(mask,), results=(Value(op.result.type),))).result
     masked.do("yield", masked.emit("select", mask, *select.operands[1:], name=select.result.name))
-    plain.do("yield", select.operands[1 if u.either else 2])
+    chosen = select.operands[1 if u.either else 2]
+    plain.do("yield", chosen if isinstance(chosen.type, Frag) else plain.emit("full", chosen, type=select.result.type))
     out = Builder(select.loc)
     for op in block.ops:
         if op is select:

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 VIEWS = ELEMENTWISE | {"broadcast", "transpose"}
 MADE_OF = VIEWS | {"reduce"}
-#: bytes that barriers, rows of ones and the like take of shared memory
-OTHERS = 2048
+#: bytes that barriers and the like take of shared memory, and tiles of ones beside them
+OTHERS, ONES = 1024, 2048
 
 
 def ring_buffer(t: Tile, slots: int = 1) -> Buffer:
@@ -134,9 +134,10 @@ def _copied(homes: Homes, op: Op, loop: Block | None, written: set[Value]) -> bo
 
 def _room(homes: Homes, stored: set[Value]) -> int:
     """Bytes of shared memory that nothing else is known to take. Tiles that wait for bulk stores share bytes where the block would not fit
-    without that, as in `alloc`."""
+    without that, as in `alloc`; those behind the loops also with what is staged in the loops, in a block that ends there."""
     schedule, target = homes.schedule, homes.target
-    room = min(target.smem_per_block, target.smem_per_sm // schedule.min_blocks - target.smem_reserved) - OTHERS
+    most = min(target.smem_per_block, target.smem_per_sm // schedule.min_blocks - target.smem_reserved)
+    room = most - (ONES if schedule.ones else OTHERS)
     rings: dict[str, int] = {}
     for op, loop in _loads(homes.kernel.body, None):
         if op.result in stored:
@@ -144,6 +145,8 @@ def _room(homes: Homes, stored: set[Value]) -> int:
             rings[op["site"]] = max(rings.get(op["site"], 0), slots * _bytes(op.result.type))
     staged: dict[Any, int] = {}
     sent: dict[Value, int] = {}
+    looped: dict[Value, int] = {}
+    inside = {id(o) for f in walk(homes.kernel.body) if f.kind == "for" for o in walk(f.regions[0])}
     for op in walk(homes.kernel.body):
         if op.kind == "dot":
             for n, v in enumerate(op.operands[:2]):
@@ -152,10 +155,13 @@ def _room(homes: Homes, stored: set[Value]) -> int:
                     slots = 2 if n and op["math"] == "wgmma" else 1  # `prologues` makes it ahead
                     staged[op["site"], n] = slots * _bytes(v.type)
         elif op.kind == "store" and schedule.copy == "tma" and schedule.epilogue in ("tma", "smem") and len(op.operands[1].type.shape) == 2:
-            sent[op.operands[0]] = _bytes(op.operands[1].type)
-    room -= sum(rings.values()) + sum(staged.values())
-    apart = room - sum(sent.values())
-    return apart if apart >= 0 else room - max(sent.values(), default=0)
+            (looped if id(op) in inside and schedule.persistent == "none" else sent)[op.operands[0]] = _bytes(op.operands[1].type)
+    room -= sum(rings.values())
+    mine = sum(staged.values()) + sum(looped.values())
+    apart = room - mine - sum(sent.values())
+    if apart >= 0 or schedule.persistent != "none":
+        return apart if apart >= 0 else room - mine - max(sent.values(), default=0)
+    return room - max(mine, max(sent.values(), default=0))
 
 
 def _bytes(t: Tile) -> int:

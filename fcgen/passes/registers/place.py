@@ -329,7 +329,7 @@ class _Placer:
             dtype = op.result.type.dtype
             zero = b.emit("const", value=0.0 if dtype.is_float else 0, dtype=dtype.name)
             acc = b.emit("full", zero, type=_frag(op.result, home), name=op.result.name)
-        extra = {name: op[name] for name in ("ones", "early", "behind") if op.get(name)}
+        extra = {name: op[name] for name in ("ones", "early", "behind", "rolling") if op.get(name)}
         if "ones" in extra and (family != "wgmma" or tb):
             raise FcError("compile/schedule", f"the dot %{op['site']} cannot read ones beside its right operand",
                           expected="math wgmma, and a right operand that is stored as it is read",

@@ -36,7 +36,7 @@ class Affine:
         self.scalars: dict[object, Form] = {}
         self.flags: dict[object, Value] = {}
         self.open: list[Value] = []  # conditions that `may` could say nothing about
-        self.gaps = False  # whether a hull was made of two ranges that may lie apart, or be no ranges
+        self.gaps = 0  # of how many hulls the two ranges may lie apart, or be no ranges
         self.order: dict[Value, int] = {}  # in which order scalars were met: equal programs get equal text
 
     # ---- scalars before the loop -------------------------------------------------------------------------------------
@@ -212,15 +212,25 @@ class Affine:
             return EMPTY
         lo = b.lo if a.lo is None else a.lo if b.lo is None else self.extreme("max", a.lo, b.lo)
         hi = b.hi if a.hi is None else a.hi if b.hi is None else self.extreme("min", a.hi, b.hi)
-        return Range(lo, hi)
+        return Range(lo, hi, a.gap or b.gap)
 
     def hull(self, a: Range, b: Range) -> Range:
         if a.is_empty or b.is_empty:
             return b if a.is_empty else a
-        self.gaps |= a.is_all or b.is_all or not ((a.lo is None and b.lo is None) or (a.hi is None and b.hi is None))
+        apart = a.is_all or b.is_all or not ((a.lo is None and b.lo is None) or (a.hi is None and b.hi is None))
+        self.gaps += apart
         lo = None if a.lo is None or b.lo is None else self.extreme("min", a.lo, b.lo)
         hi = None if a.hi is None or b.hi is None else self.extreme("max", a.hi, b.hi)
-        return Range(lo, hi)
+        return Range(lo, hi, self.between(a, b) if apart else None)
+
+    def between(self, a: Range, b: Range) -> Range | None:
+        """What lies between two ranges, if they are apart."""
+        lows = [r.lo for r in (a, b) if r.lo is not None]
+        # (one that ends before it begins is empty where it begins)
+        highs = [r.hi if r.lo is None else self.extreme("max", r.hi, r.lo) for r in (a, b) if r.hi is not None]
+        if a.is_all or b.is_all or not lows or not highs:
+            return None
+        return Range(reduce(lambda x, y: self.extreme("min", x, y), highs), reduce(lambda x, y: self.extreme("max", x, y), lows))
 
     def either(self, a: Range, b: Range, whole: Range) -> Range:
         """An interval inside the union of two: the union where it is surely one, else the longer of the two."""

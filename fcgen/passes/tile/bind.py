@@ -26,7 +26,7 @@ from ...ir.text import base_name
 from ..facts.common import loaded_name, without_effect
 
 #: field that names dots -> the attribute that tells a dot
-OF_DOTS = {"late": "late", "early": "early", "behind": "behind", "ones": "sums", "regs_a": "regs"}
+OF_DOTS = {"late": "late", "early": "early", "behind": "behind", "rolling": "rolling", "ones": "sums", "regs_a": "regs"}
 
 
 def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
@@ -106,7 +106,7 @@ def _check_names(names: Mapping[Op, str], schedule: Schedule, target: Target) ->
             raise FcError("compile/schedule", f"Schedule.grid: %{name} is not spread over so many {what}", expected=f"rows x columns that "
                           f"divide {units} {what}", got=grid, loc=dots[name].loc,
                           hint=None if family == "wmma" else "where they are fewer, the others hold copies")
-    for field in ("early", "behind"):
+    for field in ("early", "behind", "rolling"):
         for name in getattr(schedule, field):
             if (family := _decided(dots[name], name, schedule, target)["math"]) != "wgmma":
                 raise without_effect(field, f"%{name} waits for its result", expected='a dot made by wgmma', got=f"{name} by {family}",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ...ir.core import Value
@@ -65,10 +65,11 @@ class Span:
 
 @dataclass(frozen=True)
 class Range:
-    """Loop indices [lo, hi); None is unbounded."""
+    """Loop indices [lo, hi); None is unbounded. gap: a part of it, if it ends behind where it begins, that is left out."""
 
     lo: Form | None = None
     hi: Form | None = None
+    gap: Range | None = field(default=None, compare=False)
 
     @property
     def ends(self) -> tuple[Form, Form]:

@@ -4,7 +4,8 @@ In: tile IR with its loops split. Out: the same masks, written with less per ele
 along the other or none, `x < a and x <= b` is `x < min(a, b + 1)`, whatever else is in the conjunction, and where x is a scalar further
 on than plain positions the scalar goes to the other side. A limit of columns from below (`row - w < column`, `row - column < w`) beside one
 from above becomes `column > row - w`, so that the row's part is known per row too, and a distance of the two at most w is both limits.
-`ranges` sees to it that nothing overflows. This comes after `split_loops`, which asks about each bound on its own.
+A condition on one axis alone goes into numbers along that axis. `ranges` sees to it that nothing overflows. This comes after `split_loops`,
+which asks about each bound on its own.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
                     terms.append(_turned(x, count, op, defs, b, env) or env[v])
             if not near and len(terms) == len(parts) and all(t is env[v] for t, (v, _) in zip(terms, parts)):
                 return False
+            _guarded(terms, {**defs, **definitions(b.block())}, b)
             env[op.result] = reduce(lambda all_of, term: b.emit("and", all_of, term), terms)
             return True
 
@@ -68,6 +70,26 @@ def _turned(x: _Below | None, groups: Mapping[Any, int], op: Op, defs: dict[Valu
     limit = b.emit("sub", limit, b.const(x.extra), name="start") if x.extra else limit
     spread = lambda v, axis: b.emit("broadcast", v, axes=(axis,), shape=op.result.type.shape)
     return b.emit("gt", spread(env[position], 1), spread(limit, 0))
+
+
+def _guarded(terms: list[Value], defs: Mapping[Value, Op], b: Builder) -> None:
+    """A condition on the positions of one axis goes into numbers of that axis which are compared with limits anyway: where it does not hold
+    they are beyond all of these. That is done once for a position, and no element asks."""
+    for t in [t for t in terms if (o := defs.get(t)) is not None and o.kind == "broadcast"]:
+        held = defs[t]
+        tests: dict[Value, list[int]] = {}  # vectors of such numbers -> the terms that compare them with limits along the other axis
+        for n, op in enumerate(map(defs.get, terms)):
+            x, y = map(defs.get, op.operands) if op is not None and op.kind in ("lt", "gt") else (None, None)
+            spread = x is not None and y is not None and x.kind == y.kind == "broadcast" and y["axes"] != x["axes"] == held["axes"]
+            if x is not None and spread and x.operands[0].type == Tile(i32, held.operands[0].type.shape):
+                tests.setdefault(x.operands[0], []).append(n)
+        for v, at in list(tests.items())[:1]:
+            beyond = b.const(i32.range[defs[terms[at[0]]].kind == "lt"])  # of the first one; the others may say what they like
+            guarded = b.emit("select", held.operands[0], v, b.emit("full", beyond, shape=v.type.shape))
+            one = b.emit("broadcast", guarded, axes=held["axes"], shape=t.type.shape)
+            for n in at:
+                terms[n] = b.emit(defs[terms[n]].kind, one, defs[terms[n]].operands[1])
+            terms.remove(t)
 
 
 def _conjunction(v: Value, defs: dict[Value, Op]) -> list[Value]:

@@ -3,6 +3,8 @@
 In: a tile program. Out: an equal one in which, for every loop,
   - the bounds are shrunk to the iterations whose `live` tile can be true somewhere (that is what `live` allows), and the `live`
     region is gone;
+  - where two ranges of iterations can be live that lie apart, no iteration lies between them: a loop counts those that are left, and its
+    body asks at which one it is (`hole`);
   - if `schedule.split` is not "none" and the loop has no loop inside: there is a copy (part="full") for the iterations in which the
     conditions of its selects are decided everywhere in the tile and its guarded runs of positions lie inside their tensors. In
     that copy those conditions are constants and those guards are off, and integers that follow to be no less than 0 are their own
@@ -35,6 +37,7 @@ from ..facts.rows import independent_rows, stored_rows
 from ..facts.warp_grid import along_rows
 from .affine import Affine
 from .forms import ALL, EMPTY, Form, Range, Rows, number
+from .hole import Hole
 from .loop_copies import Facts, asking, known, specialise
 from .unbounded import reason
 
@@ -60,7 +63,8 @@ class _Splitter:
         self.positive: frozenset[Value] = frozenset()
         self.own: Affine | None = None  # the loop's questions, asked about one part of the rows
         self.mine = self.mine_full = ALL
-        self.narrow: dict[tuple[Form, Form], Value] = {}
+        self.narrow: dict[tuple[Form, Form, bool], Value] = {}
+        self.hole: Hole | None = None
         self.remarks: list[tuple[str, str]] = []
         self.down = self.branched = False
         self.depth = 0  # loops around: what a part leaves unread would be let go of once, in front of them
@@ -111,6 +115,10 @@ class _Splitter:
             self.own = None
         full_op = op
         bounds = self.live_bounds(op, affine, Range(lo, hi))
+        self.hole = Hole.of(bounds, affine)
+        if self.hole is not None:
+            label = op.get("label") or full_op.regions[1].args[0].name
+            self.remarks.append(("hole", f"the loop over {label} leaves out what lies between two ranges of its `live` condition"))
         op = replace(op, regions=(body,))
         if self.split == "none" or nested:
             self.own = None
@@ -126,9 +134,9 @@ class _Splitter:
         if len(op.regions) == 2:
             live, index = op.regions[1], affine.index
             affine.index = live.args[0]
-            start, affine.gaps = bounds.lo, False
+            start, affine.gaps = bounds.lo, 0
             bounds = affine.both(bounds, affine.may(live.yielded[0]))
-            if affine.gaps and not affine.rows:
+            if affine.gaps > (bounds.gap is not None) and not affine.rows:
                 self.remarks.append(("gaps", f"the loop over {op.get('label') or live.args[0].name} may run over tiles that nobody needs, "
                                              "between some that are needed by one part of its `live` condition or another"))
             if affine.open and not affine.rows:
@@ -222,7 +230,7 @@ class _Splitter:
         self.chain += self.own is None
         side = "hi" if op.get("descending") else "lo"
         wide, own = getattr(bounds, side), getattr(self.mine, side) if self.own is not None else None
-        self.end(affine, wide, own, out, chain["chain"], side)
+        self.end(affine, wide, own, out, chain["chain"], side, self.hole)
         results = self.emit(op, out, affine, Range(wide, wide), always, "masked", chain, last=False, own=Range(own, own))
         one = replace(one, operands=one.operands[:2] + results)
         self.emit(one, out, affine, bounds, always, "full", chain, own=self.mine if self.own is not None else ALL)
@@ -241,25 +249,29 @@ class _Splitter:
              last: bool = True, own: Range = ALL) -> tuple[Value, ...]:
         """One copy of the loop; the last one makes the loop's own results."""
         number = (attrs or {}).get("chain", -1)
-        ends = tuple(self.end(affine, f, g, out, number, w) for f, g, w in ((r.lo, own.lo, "lo"), (r.hi, own.hi, "hi")))
+        ends = tuple(self.end(affine, f, g, out, number, w, self.hole) for f, g, w in ((r.lo, own.lo, "lo"), (r.hi, own.hi, "hi")))
         env = Env()
         for v, truth in facts.conditions.items():
             if v not in affine.inside:
                 env[v] = known(out, v, truth)
         body = specialise(op.regions[0], env, facts) if facts or attrs else op.regions[0]
+        body = body if self.hole is None else self.hole.jumped(body, affine)
         results = op.results if last else tuple(v.anew() for v in op.results)
         more = {**(attrs or {}), **({"part": part} if part else {})}
         out.add(replace(op, operands=(*ends, *op.operands[2:]), results=results, attrs={**op.attrs, **more}, regions=(body,)))
         return results
 
-    def end(self, affine: Affine, wide: Form | None, own: Form | None, out: Builder, chain: int, side: str) -> Value:
-        """One end of a range, as all rows have it; where a part of the rows has another one, it is told."""
+    def end(self, affine: Affine, wide: Form | None, own: Form | None, out: Builder, chain: int, side: str,
+            hole: Hole | None = None) -> Value:
+        """One end of a range, as all rows have it; where a part of the rows has another one, it is told. hole: what the loop jumps over, if
+        its iterations are asked for."""
         assert wide is not None
+        walked = lambda f, a: f if hole is None else hole.walked(f, a)
         if self.own is None or own is None:
-            return affine.value(wide)
-        key = (wide, own)
+            return affine.value(walked(wide, affine))
+        key = (wide, own, hole is None)
         if key not in self.narrow:
-            v, w = affine.value(wide), self.own.value(own)
+            v, w = affine.value(walked(wide, affine)), self.own.value(walked(own, self.own))
             outer = self.mine.lo if side == "lo" else self.mine.hi
             word = "inner" if own != outer else "first" if (side == "hi") == self.down else "last"
             self.narrow[key] = v if v is w or not own.terms else out.emit("narrow", v, w, name=v.name or "own", chain=chain, end=word)
