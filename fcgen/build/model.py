@@ -12,7 +12,7 @@ from ..backends.targets.rates import RATES, Rates
 from ..ir.registers import at_launch
 from ..ir.target import Target
 from ..passes.facts.warp_grid import spread
-from .workload import Dot, Loop, Workload, elements, size
+from .workload import Dot, Workload, elements, size
 
 #: clocks: until a load from L2 has come, what an iteration's barriers cost, what a program costs besides its work
 LATENCY, STEP, START = 700, 70, 2500
@@ -24,9 +24,6 @@ ISSUE = 1.6 / (2 * 16 * 8 * 16) / 4
 SECTOR, CROWD = 32, 0.15
 #: bytes per clock that leave registers for the second level, row by row, with nothing beside them
 SCATTERED = 4.0
-#: bytes per clock that a multiprocessor can be sent, other than by the memory, and clocks for 128 bytes outside of a tensor, which bulk
-#: copies fill with zeros
-SENT, EMPTY = 54, 7
 #: how much more what a loop stores costs where no bulk copy writes it: part of a line by each lane, or an atomic for each number
 STRAY = 4
 #: clocks until warps that share rows of a tile have told each other what they found in theirs
@@ -156,8 +153,6 @@ class Model:
             wait = max(LATENCY, sum(elements(m.shape, tiles) * m.bits / 8 for m in loaded if m.shared) / far)
             chain += trips * (STEP + (max(0.0, wait - hidden) if loaded else 0.0))
         programs = w.programs(tiles)
-        if p.bulk and w.known():  # those that all run at once are done when the slowest is
-            chain = max(chain, START + sum(w.trips(loops, tiles) * self.brought(loops, tiles, programs > r.sms) for loops in w.loops))
         own = (1.0 + w.covered(tiles)) / 2 if p.math == "wgmma" else 1.0  # warpgroups leave out rows outside
         per_sm = -(-programs // r.sms) if w.known() else max(1.0, programs / r.sms)
         bound = max(times, key=lambda k: times[k])
@@ -165,17 +160,6 @@ class Model:
         each = max(busy, chain / min(blocks, per_sm)) + alone
         return Estimate(per_sm * each * own, bound if busy >= each else "latency", blocks,
                         times["tensor cores" if w.dots else "loads and stores"] / each)
-
-    def brought(self, loops: tuple[Loop, ...], tiles: Mapping[str, int], mean: bool = False) -> float:
-        """Clocks that bulk copies take to bring what an iteration reads: where tiles reach furthest outside of their tensors, or in the
-        mean."""
-        clocks = 0.0
-        for m in self.load.moves:
-            if m.loops == loops and not m.write and (m.shared or m.raw) and m.shape:
-                rows, row = size(m.shape[0], tiles), elements(m.shape[1:], tiles) * m.bits / 8
-                out = self.load.outside(m.shape[0], tiles, mean)
-                clocks += (rows - out) * row / SENT + out * EMPTY * max(1.0, row / 128)
-        return clocks
 
     def _flying(self, p: Plan) -> bool:
         """Are there registers for what a loop computes for its products, for what it computed for those before, and for what that is made

@@ -16,18 +16,22 @@ from math import prod
 from ..backends.budget import Usage
 from ..ir.core import walk
 from .model import START, STEP, Estimate, Model, Plan
-from .workload import elements
+from .workload import elements, size
 
 #: clocks until memory answers, with all of it asked
 FAR = 2100
 #: FLOP for each byte of the operands below which it is the memory's time
 DENSE = 150
+#: bytes per clock that a multiprocessor can be sent, other than by the memory
+SENT = 54
 #: clocks until blocks of a cluster have told the first one what they found, and bytes per clock of it
 TELL, TOLD = 2500, 16
 #: how much longer it takes where one multiprocessor has so much more to do than the mean: the others' share of the memory is free
 UNEVEN = 0.8
 #: what it costs the memory that blocks ask for the same tile of its largest tensor at about the same time, for each after the first
 AGAIN = 0.5
+#: rows of a tile outside of the tensor that bulk copies fill with zeros at no cost, and those that double their time
+FREE, OUTSIDE = 16, 48
 #: how much of the other units' time comes on top of the busiest one's, and how much longer arithmetic takes that small products wait for
 BESIDES, COMPUTED = 0.05, 1.25
 #: slots of rings, blocks that share a multiprocessor, and blocks that share a loop: clusters of three or four leave multiprocessors idle
@@ -70,11 +74,15 @@ class Streams(Model):
             times["arithmetic"] *= COMPUTED
         bound = max(times, key=lambda k: times[k])
         busy = times[bound] + BESIDES * (sum(times.values()) - times[bound])
+        outside = max(size(d.rows, tiles) for d in w.dots) * (1.0 - w.covered(tiles))
+        slow = 1.0 + max(0.0, outside - FREE) / OUTSIDE
         units = times["tensor cores"], times["arithmetic"]
         work, chain = max(max(units) if p.math == "wgmma" else sum(units), times["shared memory"]), float(START)
         for loops in w.loops:
             trips = -(-w.count(loops[0], tiles) // p.parts) * prod(w.count(n, tiles) for n in loops[1:])
-            chain += trips * max(STEP + FAR / (p.stages - 1), self.brought(loops, tiles), work / trips)
+            loaded = [m for m in w.moves if m.loops == loops and not m.write and (m.shared or m.raw)]
+            brought = sum(elements(m.shape, tiles) * m.bits / 8 for m in loaded)
+            chain += trips * max(STEP + FAR / (p.stages - 1), brought / SENT, work / trips) * slow
         programs = w.programs(tiles) * p.parts
         per_sm = -(-programs // r.sms)
         beside = min(self._blocks(p, usage), per_sm)

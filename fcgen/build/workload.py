@@ -149,14 +149,6 @@ class Workload:
                 out *= n / (self.count_of(a, tiles) * size(self.axis(a.tile), tiles))
         return out
 
-    def outside(self, axis: Axis, tiles: Tiles, mean: bool) -> float:
-        """How far the last tile of one of the grid's axes reaches outside, or all of them in the mean."""
-        for a in self.kernel.grid:
-            n = a.dim if isinstance(a.dim, int) else self.sizes.get(a.dim)
-            if n is not None and a.tile > 1 and self.axis(a.tile) == axis:
-                return (self.count_of(a, tiles) * size(axis, tiles) - n) / (self.count_of(a, tiles) if mean else 1)
-        return 0.0
-
     def known(self) -> bool:
         """Is the size of the grid known?"""
         return all(isinstance(a.dim, int) or a.dim in self.sizes for a in self.kernel.grid)
