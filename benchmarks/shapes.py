@@ -2,6 +2,7 @@
 
     python -m benchmarks.shapes --fa3 .peers --json out/shapes.json
     python -m benchmarks.shapes --only mla --candidates schedules.txt       what else the shape could run with, in the same rounds
+    python -m benchmarks.shapes --compile-only                              what spills; all else is in the disk cache then. Needs no GPU
 
 A candidate is a line "NAME-PREFIX | sums | schedule": a shape's name or the beginning of it, the spec's option `sums`, and a schedule as
 `str(Schedule)` prints it. Every result is compared with float64 before it is timed; outputs are NaN before.
@@ -11,9 +12,11 @@ from __future__ import annotations
 
 import argparse
 import math
+import multiprocessing
 import os
 import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +28,7 @@ from . import peers as peers_of
 from .cells import DTYPES, LIMIT
 from .environment import facts
 from .peers import BEST, reason
-from .pool import write_json
+from .pool import processes, write_json
 from .timing import Checked, finishes, geomean, graph_times, round_robin
 
 #: (prefix of a shape's name, the spec's option `sums`, schedule)
@@ -135,6 +138,30 @@ class Problem:
         return worst, math.sqrt(square / total)
 
 
+def compiled(s: Shape, way: tuple[str, fc.Schedule] | None, arch: str) -> Any:
+    """The program that a shape runs with a candidate, or None: with the library's choice."""
+    from fcgen.attend import forward
+    from fcgen.kernels.schedules import choose
+
+    kind = "none" if not s.causal else "causal_top_left" if s.m == s.n else "causal_bottom_right"
+    if way is None:
+        chosen, lazy, sums = choose(arch, (s.b, s.h, s.m, s.d), (s.b, s.g, s.n, s.d), s.e, kind, 132)
+    else:
+        sums, chosen = way
+        lazy = LAZY if chosen.vote else 0.0
+    program = forward.compiled(DTYPES[s.dtype], s.d, s.e, kind, False, arch, chosen, True, lazy, sums, False)
+    if program.resources.spills:
+        raise fc.FcError("compile/budget", "it spills", got=program.resources.spill_stores)
+    return program
+
+
+def _compiled(job: tuple[Shape, tuple[str, fc.Schedule] | None]) -> str:
+    try:
+        return f"{compiled(*job, 'sm_90a').resources.registers} registers"
+    except fc.FcError as error:
+        return reason(error)
+
+
 def ways(p: Problem, fa3: str, candidates: Sequence[Candidate]) -> dict[str, Way]:
     """All that can run this problem."""
     import torch
@@ -153,12 +180,7 @@ def ways(p: Problem, fa3: str, candidates: Sequence[Candidate]) -> dict[str, Way
         into = out.transpose(1, 2)
         if schedule is None:
             return lambda: fc.attention(q, k, v, causal=mask, scale=p.scale, out=into).transpose(1, 2)
-        sums, chosen = schedule
-        kind = forward._mask_kind(mask, s.m, s.n) if s.causal else "none"
-        lazy = LAZY if chosen.vote else 0.0
-        program = forward.compiled(DTYPES[s.dtype], s.d, s.e, kind, False, forward._arch(0, chosen), chosen, True, lazy, sums)
-        if program.resources.spills:
-            raise fc.FcError("compile/budget", "it spills", got=program.resources.spill_stores)
+        program = compiled(s, schedule, forward._arch(0, schedule[1]))
 
         def run() -> Any:
             program(q, k, v, into, p.scale)
@@ -228,6 +250,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="shapes whose name begins so; several with commas")
     parser.add_argument("--candidates", metavar="FILE")
+    parser.add_argument("--compile-only", action="store_true", help="for sm_90a; needs no GPU")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--fa3", metavar="FOLDER", default=os.environ.get("FCGEN_PEERS", ".peers"))
     parser.add_argument("--json", metavar="PATH")
@@ -236,6 +259,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not wanted:
         parser.error(f"no such shape: {args.only}; there are {', '.join(s.name for s in SHAPES)}")
     candidates = read(args.candidates)
+    if args.compile_only:
+        jobs = [(s, way) for s in wanted for way in (None, *(c[1:] for c in candidates if s.name.startswith(c[0])))]
+        with ProcessPoolExecutor(min(processes(), len(jobs)), mp_context=multiprocessing.get_context("spawn")) as executor:
+            for (s, way), said in zip(jobs, executor.map(_compiled, jobs)):
+                print(f"{s.name}: {said}   {f'{way[0]} | {way[1]}' if way else 'as chosen'}")
+        return 0
     rows: list[dict[str, Any]] = []
     for shape in wanted:
         rows.append(race(shape, args.fa3, candidates, args.rounds))

@@ -8,7 +8,7 @@ matrix instructions on tiles that bulk copies bring are among the plans: of 64 r
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from itertools import product
 from math import prod
@@ -28,6 +28,8 @@ SENT = 54
 TELL, TOLD = 2500, 16
 #: how much longer it takes where one multiprocessor has so much more to do than the mean: the others' share of the memory is free
 UNEVEN = 0.8
+#: what it costs the memory that blocks ask for the same tile of its largest tensor at about the same time, for each after the first
+AGAIN = 0.5
 #: rows of a tile outside of the tensor that bulk copies fill with zeros at no cost, and those that double their time
 FREE, OUTSIDE = 16, 48
 #: how much of the other units' time comes on top of the busiest one's, and how much longer arithmetic takes that small products wait for
@@ -85,9 +87,19 @@ class Streams(Model):
         per_sm = -(-programs // r.sms)
         beside = min(self._blocks(p, usage), per_sm)
         uneven = 1 + UNEVEN * (per_sm * r.sms / programs - 1)
-        memory = self.bytes / (r.memory * r.sms) * uneven
+        memory = (self.bytes + AGAIN * self._again(tiles)) / (r.memory * r.sms) * uneven
         told = sum(elements(shape, tiles) * bits / 8 for shape, bits in w.sums) * (p.parts - 1) / TOLD + TELL if p.parts > 1 else 0.0
         own = max(busy * per_sm + START / beside, chain / beside * per_sm)  # blocks side by side fill each other's beginnings and ends
         cycles = max(own, memory) + 0.1 * min(own, memory) + told
         limit = "memory" if memory > own else bound if busy >= chain / beside else "latency"
         return Estimate(cycles, limit, beside, times["tensor cores"] / cycles)
+
+    def _again(self, tiles: Mapping[str, int]) -> float:
+        """Bytes of the largest tensor that blocks ask for after others have."""
+        w, once, again = self.load, 0.0, 0.0
+        for m in w.moves:
+            if not m.write and len(m.shape) > 1:
+                others = prod(w.count_of(a, tiles) for a in w.kernel.grid if a.tile > 1 and w.axis(a.tile) not in m.shape)
+                size_of = w.programs(tiles) / others * w.trips(m.loops, tiles) * elements(m.shape, tiles) * m.bits / 8
+                once, again = max((once, again), (size_of, size_of * (others - 1)))
+        return again

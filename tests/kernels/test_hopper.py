@@ -111,7 +111,8 @@ def test_no_library_schedule_spills_or_serialises(d, mask):
         neither_spills_nor_serialises(p)
 
 
-NARROW = [row for row in hopper_schedules.rows() if row.value < row.head or row in (*hopper_schedules.FINE, *hopper_schedules.CHUNK)]
+NARROW = [row for row in hopper_schedules.rows()
+          if row.value < row.head or row in (*hopper_schedules.FINE, *hopper_schedules.ALONE, *hopper_schedules.CHUNK)]
 
 
 @pytest.mark.parametrize("row", NARROW, ids=lambda row: f"{row.head}-{row.masks}-{row.keys}")
@@ -126,6 +127,13 @@ def test_nor_does_one_for_few_tiles_or_a_narrow_value(row):
 def test_tiles_are_chosen_by_how_they_fill_the_multiprocessors(rows, keys, heads, tile):
     """132 of them: 6 heads of 22 tiles of 192 rows are one whole wave, 8 heads of 11 are two thirds of one."""
     assert dict(hopper_schedules.pick(128, "none", rows, keys, heads, 132).schedule.tiles)["BLOCK_M"] == tile
+
+
+@pytest.mark.parametrize(("heads", "claims"), [(32, "none"), (34, "dynamic")])
+def test_tiles_that_all_run_at_once_are_not_claimed(heads, claims):
+    """32 heads of 4 tiles of 128 rows are 128 blocks, on 132 multiprocessors."""
+    s = hopper_schedules.pick(128, "causal_bottom_right", 512, 16384, heads, 132).schedule
+    assert s.persistent == claims
 
 
 @pytest.mark.parametrize("d", [16, 64, 128, 256])

@@ -19,7 +19,7 @@ from fcgen.kernels.reference import attention_reference
 from fcgen.sim.machine import simulate
 from tests.sim.cases import EVERYTHING
 
-TABLES = ("ROWS", "SMALL", "FINE", "CHUNK", "ANY_SCALE")
+TABLES = ("ROWS", "SMALL", "FINE", "ALONE", "CHUNK", "ANY_SCALE")
 ROWS = {f"{table}-{n}-{row[0]}": row for table in TABLES for n, row in enumerate(getattr(hopper_schedules, table))}
 MASKS = {"none": ["none"], "causal": ["causal_top_left", "causal_bottom_right"]}
 MASKS["part"] = MASKS["causal"][-1:]

@@ -134,6 +134,16 @@ def test_operands_in_registers_are_carried_with_what_reads_them(spec, trips, mor
     np.testing.assert_allclose(p.simulate(**args)["C"], p.interpret(**args)["C"], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("stages, together", [(3, True), (1, False)])
+def test_a_row_is_waited_for_with_the_tile_that_it_changes(stages, together):
+    """Both are then let go behind one fence. With one slot, what fills it could wait for it before it comes to the row."""
+    p = compiled(prepared, tiles=TILES[prepared], stages={"a_tile": stages, "b_tile": 2})
+    kinds = [k for k in loop_kinds(p) if k in ("mbar_wait", "ldmatrix", "ld_shared", "proxy_fence")]
+    assert (kinds[:2] == ["mbar_wait"] * 2, kinds.count("proxy_fence")) == (together, 1 if together else 2)
+    args = drawn(prepared, 155)
+    np.testing.assert_allclose(p.simulate(**args)["C"], p.interpret(**args)["C"], rtol=1e-4, atol=1e-4)
+
+
 def test_operands_that_two_iterations_have_no_registers_for_are_waited_for():
     p = compiled(prepared, tiles={"BLOCK_M": 64, "BLOCK_N": 256, "BLOCK_K": 32}, warps=4)
     q = compiled(prepared, tiles={"BLOCK_M": 64, "BLOCK_N": 256, "BLOCK_K": 128}, warps=4)

@@ -21,7 +21,7 @@ from .emit import Emitter
 from .flow import emit_block
 from .grid import grid
 from .names import comment, words_in
-from .text import X
+from .text import Segment, X
 from .wgmma import delayed, fences
 
 CONSTANT = re.compile(r"const [\w ]+ (\w+) = |const \w+\* (\w+) = ")
@@ -59,7 +59,7 @@ def print_roles(kernel: Kernel, target: Target, written: set[Value]) -> Emitter:
     w = main.w
     w.line(f"const uint32_t smem_base = {main.fn('opaque')}(static_cast<uint32_t>(__cvta_generic_to_shared(smem)));")
     w.line("const int group = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0);  // warpgroup: known to be the same in all lanes")
-    _barriers(main)
+    setup = _barriers(main)
     first, parts = 0, []
     for n, role in enumerate(kernel.roles):
         em = Emitter(replace(kernel, roles=(role,)), target)
@@ -88,15 +88,19 @@ def print_roles(kernel: Kernel, target: Target, written: set[Value]) -> Emitter:
             w.indent -= indent
     w.loc = None
     w.close()
+    for name in main.maps.values():
+        setup.line(f"{main.fn('tensormap_prefetch')}({name});")
     return main
 
 
-def _barriers(em: Emitter) -> None:
+def _barriers(em: Emitter) -> Segment:
+    """Returns the place for what one thread does before all else."""
+    w = em.w
     bars = [b for b in em.kernel.buffers if isinstance(b.type, Mbarrier)]
     if not bars:
-        return
-    w = em.w
+        return w.mark()
     w.open("if (threadIdx.x == 0) {")
+    setup = w.mark()
     for b in bars:
         each, at = (f"for (int i = 0; i < {b.type.slots}; ++i) ", " + 8 * i") if b.type.slots > 1 else ("", "")
         w.line(f"{each}{em.fn('mbar_init')}(smem_base + {em.offset(b)}{at}, {b.type.count});")
@@ -104,6 +108,7 @@ def _barriers(em: Emitter) -> None:
     w.line(f"{em.fn('proxy_fence')}();")
     w.close()
     w.line("__syncthreads();" if em.kernel.cluster == 1 else f"{em.fn('cluster_sync')}();")
+    return setup
 
 
 def _role(em: Emitter, role: Role, first: int) -> list[tuple[int, str, Loc | None]]:

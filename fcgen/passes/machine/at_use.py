@@ -4,7 +4,8 @@ In: selected machine IR whose products have been settled where their results are
 channel's slot stands in front of the first op that computes with it, and the slot is let go behind the element work that does. Between the
 two nothing is waited for, so the target's compiler reads a few numbers at a time (`few`), and no register holds the row. Where a tile is
 then stored for a product, the slot is let go behind that one's issue: the fence in front of it, which `sync` puts there, says that the
-reads are over too. A slot is never let go behind a wait that its own next tile could be in front of.
+reads are over too. A slot is never let go behind a wait that its own next tile could be in front of. A row is waited for together with
+the tile that is read in front of it: both are then let go behind one fence (`gather`), and the target's compiler sees one piece of code.
 Where products are waited for, or issued, between a row's arrival and its use, and registers are left for it, it is read in front of them:
 the answer, for which it stands in line with what products read, is there when it is used.
 """
@@ -21,6 +22,7 @@ from ...ir.types import Cursor, Frag
 from ..facts.common import ELEMENTWISE
 
 STORES = {"st_shared", "stmatrix"}
+READS = {"slot", "ld_shared", "ldmatrix"}
 #: element work, and what only names a value
 PURE = ELEMENTWISE | {"broadcast", "const", "full", "iota"}
 #: registers of a thread that are left for addresses and the like, and for each position in a ring that a loop carries
@@ -100,7 +102,22 @@ def _sink(read: Op, cursor: Value, ops: list[Op]) -> Op | None:
     ops[start] = moved = read.with_attrs(few=True)
     _move([moved, *views], users[0], ops)
     _move(release, end, ops)
+    _together(cursor, ops)
     return moved
+
+
+def _together(cursor: Value, ops: list[Op]) -> None:
+    """Move a row's wait up to the one in front of it, if between them a tile is read into registers and nothing else is waited for. What
+    fills that tile's ring comes to the row before it needs the slot again."""
+    waits = [n for n, o in enumerate(ops) if o.kind == "mbar_wait"]
+    mine = next((n for n in waits if ops[n].operands[1] is cursor), 0)
+    before = max((n for n in waits if n < mine), default=None)
+    if before is None or ops[before].operands[1].type.slots < 2:
+        return
+    made = {r: o for o in ops for r in o.results}
+    between, tile = ops[before + 1:mine], ops[before].operands[1]
+    if any(read_from(o, made) is tile for o in between) and all(o.kind in READS | PURE | RELEASES for o in between):
+        ops.insert(before + 1, ops.pop(mine))
 
 
 def _issued(start: int, ops: list[Op]) -> int:
