@@ -175,11 +175,12 @@ class CapturedTensor(TensorParam):
         parts = [runs.get(i.value, i) if isinstance(i, Handle) and i.labels else i for i in index]
         ranges = [r for r in parts if isinstance(r, Range)]
         tiles = len(set(ranges)) == len(ranges) in (1, 2) and not any(isinstance(r.dim, Handle) for r in ranges)
-        t = current()
-        places = {i for i, axis in zip(t.ids, t.grid) if axis.tile == 1}  # which a launch checks; any other may lie outside, and reads 0
-        rest = all(isinstance(p, Range) or (p.value in places if isinstance(p, Handle) else type(p) is int and p == 0) for p in parts)
+        rest = all(isinstance(p, (int, Range)) or (isinstance(p, Handle) and not p.labels) for p in parts)
+        tiles = tiles and (len(ranges) == 2 or not any(isinstance(p, int) for p in parts))  # a number may lie past the end: that reads 0
         if tiles and rest and len(parts) == self._rank and self._captures.see(("lines", self._key)):
             return as_of(index, load(View(self, tuple(parts))))
+        t = current()
+        places = {i for i, axis in zip(t.ids, t.grid) if axis.tile == 1}
         known = lambda p: isinstance(p, Range) or getattr(p, "value", None) in places  # to be no position below 0
         counted = [i.counted(n) if hasattr(i, "counted") and not known(p) else i for i, p, n in zip(index, parts, self.shape)]
         return super()._gather((*counted, *index[len(counted):]))
