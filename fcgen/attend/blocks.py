@@ -28,7 +28,7 @@ from . import plans
 from .outputs import _empty
 from .variants import Choice, Functions, _arch, family, fitted, functions, lazy_of, run, sums_of, two_groups
 
-#: blocks of keys, of 128 at least, from which on it pays to look for holes
+#: tiles of keys from which on it pays to look for holes
 _LONG = 16
 #: of keys, whose lists are made side by side
 PARTS = 8
@@ -214,7 +214,7 @@ def _reads(program: Program) -> Reads:
 def table(keys: int, given: Functions, choice: Choice, shift: int | None) -> str:
     """The kind of mask that one without lists is to the library's schedules."""
     block = _block(choice, given)
-    if given.keep is None or keys <= 2 * max(block[1], 128) or block[0] % 16 or block[1] % 16:
+    if given.keep is None or keys <= 2 * block[1] or block[0] % 16 or block[1] % 16:
         return "part"
     return "part" if _reads_of(given, choice.arch, block, shift).front else "causal_bottom_right"
 
@@ -270,8 +270,7 @@ def wanted(keys: int, given: Functions, choice: Choice, shift: int | None) -> Wa
     """Lists are made of a mask that hangs on elements of tensors, or may leave holes in long rows; for others, whose loops leave out what
     lies outside of one interval, and where there is little to leave out, there are none."""
     block = _block(choice, given)
-    wide, none = max(block[1], 128), 2**62
-    few, many = 2 * wide, _LONG * wide
+    few, many, none = 2 * block[1], _LONG * block[1], 2**62
     if given.keep is None or block[0] % 16 or block[1] % 16:
         return Wanted(None, block, (-1, none))
     if keys <= few:
