@@ -321,12 +321,12 @@ def test_refused() -> None:
 
 
 def test_a_schedule_that_tensors_of_the_first_call_left_room_for_is_left_for_another(monkeypatch):
-    """Rows of 301 numbers are read one by one, rows of 304 as tiles, which have no room beside three slots of q."""
+    """Rows of 301 numbers are read one by one, rows of 304 as tiles, which have no room beside the rings of the others."""
     monkeypatch.undo()
     from fcgen import scores
     from fcgen.ir.types import DTYPES
 
-    facts = {"T": DTYPES["f16"], "D": 96, "E": 96, "mask": "causal_top_left", "grouped": False}
+    facts = {"T": DTYPES["f16"], "D": 64, "E": 64, "mask": "causal_top_left", "grouped": False}
     score = lambda n: {"score": scores.bias(torch.zeros(2, 200, n, requires_grad=True))}
     made = [training._ready(training.DENSE.keys, "sm_90a", facts, score(n), []).make() for n in (301, 304)]
     assert [p.built.facts.smem_bytes <= 232448 for p in made] == [True, True] and made[0].schedule != made[1].schedule
