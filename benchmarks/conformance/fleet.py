@@ -209,6 +209,8 @@ class Suite:
                     "problem": f"nothing was collected: {self.tail('server') or self.tail(0)}"}
         ran = {line["test"]: line for line in lines if "test" in line}
         earlier = {} if self.job["only"] else verdicts.settled(self.job.get("done"), self.name, self.job.get("gathers", False))
+        if self.job.get("gathers"):
+            earlier = {**verdicts.amiss(self.job["done"], self.name), **earlier}
         for name in set(self.job.get("mended", ())) & set(earlier):
             why = f"failed, is mended, and was not run again: {earlier[name]['why']}"
             earlier[name] = {**earlier[name], "verdict": "not reached", "why": why}

@@ -153,6 +153,12 @@ def summary(found: dict[str, list[str]], beside: list[list[Any]]) -> dict[str, A
             "stopped_tests": [test for test, (verdict, *_) in found.items() if verdict == "stopped"]}
 
 
+def amiss(path: str | None, suite: str) -> dict[str, dict[str, Any]]:
+    """Of a suite's tests those that this harness broke."""
+    return {line["test"]: {**line, "verdict": "not reached", "why": f"a mistake of this harness: {line['why'].splitlines()[0][:100]}"}
+            for line in kept(path) if line.get("suite") == suite and _AMISS.search(line["why"])}
+
+
 def times(ran: list[dict[str, Any]]) -> dict[str, Any]:
     """Where the seconds of tests went. ran: what their processes wrote."""
     total = lambda key: round(sum(line.get(key, 0) for line in ran), 1)
