@@ -273,8 +273,8 @@ def _of_conformance(results: Results) -> str:
            for name, r in suites]
     lost = {word: sum(n for _, r in suites for reason, n in r.get("not_reached_because", {}).items() if word in reason)
             for word in ("is mended", "mistake of this harness")}
-    said = (f"\n{lost['is mended']} failed, are mended since and were not run again; {lost['mistake of this harness']:,} were lost to a mistake"
-            " of the harness: both are counted as not reached too." if any(lost.values()) else "")
+    said = (f"\n{lost['is mended']} failed, are mended since and were not run again; {lost['mistake of this harness']:,} were lost to a"
+            " mistake of the harness: both are counted as not reached too." if any(lost.values()) else "")
     sources = "\n".join(f"- {line}" for line in record.get("sources", []))
     runs = record.get("runs", [record])
     took = " and ".join(f"{run['seconds']:.0f} s in {run['processes']} processes" for run in runs)
