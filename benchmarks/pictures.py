@@ -271,6 +271,10 @@ def _of_conformance(results: Results) -> str:
              f"{r['not reached'] + r['stopped']:,}", f"{r['collected'] - sum(r[n] for n in VERDICTS):,}"] for name, r in suites]
     why = [f"- {SUITES[name]}: " + "; ".join(f"{reason} ({n:,})" for reason, n in list(r["not_applicable_because"].items())[:MOST_REASONS])
            for name, r in suites]
+    lost = {word: sum(n for _, r in suites for reason, n in r.get("not_reached_because", {}).items() if word in reason)
+            for word in ("is mended", "mistake of this harness")}
+    said = (f"\n{lost['is mended']} failed, are mended since and were not run again; {lost['mistake of this harness']:,} were lost to a"
+            " mistake of the harness: both are counted as not reached too." if any(lost.values()) else "")
     sources = "\n".join(f"- {line}" for line in record.get("sources", []))
     runs = record.get("runs", [record])
     took = " and ".join(f"{run['seconds']:.0f} s in {run['processes']} processes" for run in runs)
@@ -283,7 +287,7 @@ def _of_conformance(results: Results) -> str:
 
 `python -m benchmarks.conformance` runs PyTorch's and FlashAttention's own tests, forward and backward, with fcgen's functions in place of
 theirs: {took} that share {cards} GPU{"s" * (cards > 1)}. Of functions with many cases a sample is taken,
-spread evenly over their parameters; what the limit of time cut off is counted as not reached.{compiled}
+spread evenly over their parameters; what the limit of time cut off is counted as not reached.{said}{compiled}
 
 {rows(['', 'cases', 'passed', 'failed', 'not applicable', 'not reached', 'not in the sample'], body)}
 

@@ -30,7 +30,8 @@ def main() -> int:
     parser.add_argument("--every", type=int, action="append", default=[], metavar="N",
                         help="one of N tests of each function (1); given several times: of each name in turn")
     parser.add_argument("-k", dest="expression", default="", help="pytest's selection")
-    parser.add_argument("--processes", type=int, default=max(1, min(12, len(os.sched_getaffinity(0)) - 2)), help="%(default)s")
+    parser.add_argument("--processes", type=int, default=max(1, min(12, len(os.sched_getaffinity(0)) - 2)),
+                        help="%(default)s; 0: run none, and tell what --done has")
     parser.add_argument("--limit", type=float, default=300.0, metavar="SECONDS", help="of all tests (%(default)s)")
     parser.add_argument("--test-limit", type=float, default=60.0, metavar="SECONDS", help="of one (%(default)s)")
     parser.add_argument("--originals", type=float, default=0.0, metavar="SECONDS",
@@ -38,11 +39,13 @@ def main() -> int:
     parser.add_argument("--peers", default="", help="where FlashAttention's own kernels lie: see benchmarks/peers.py")
     parser.add_argument("--done", metavar="FILE", help="verdicts of earlier runs: what passed or is not applicable there is not run again")
     parser.add_argument("--keep", metavar="FILE", help="write those verdicts and this run's, for the next run's --done")
+    parser.add_argument("--mended", action="append", default=[], metavar="TEST",
+                        help="with --processes 0: failed, and is mended since: it counts as not reached")
     parser.add_argument("--dry", action="store_true", help="on the CPU, with kernels that are interpreted (needs small cases: see -k)")
     parser.add_argument("--apart", action="store_true", help="each process collects the tests, instead of one that forks the others")
     parser.add_argument("--json", help="also write the verdicts")
     args = parser.parse_args()
-    for name, least, value in (*(("every", 1, n) for n in args.every), ("processes", 1, args.processes), ("limit", 1, args.limit),
+    for name, least, value in (*(("every", 1, n) for n in args.every), ("processes", 0, args.processes), ("limit", 1, args.limit),
                                ("test-limit", 1, args.test_limit), ("originals", 0, args.originals)):
         if not least <= value < float("inf"):  # nor what is no number
             parser.error(f"argument --{name}: {value} is not a number of at least {least}")
@@ -52,7 +55,7 @@ def main() -> int:
     every = {name: (args.every[n] if n < len(args.every) else (args.every or [1])[-1]) for n, name in enumerate(args.names)}
     record: dict[str, Any] = {"environment": environment.facts(), "every": every, "processes": args.processes, "gpus": len(cards),
                               "limit": args.limit, "test_limit": args.test_limit}
-    forks = (cards or args.dry) and not args.apart
+    forks = (cards or args.dry or not args.processes) and not args.apart
     facts = {"serve": {**(cards or [PRETENDED])[0], "cudnn": record["environment"]["cudnn"]}} if forks else {}
     for checkout in (args.pytorch, args.flash_attention):
         if (checkout / "SOURCES").is_file():
@@ -63,6 +66,7 @@ def main() -> int:
             checkouts = {"pytorch": args.pytorch, "flash_attention": args.flash_attention}
             suites += fleet.of_names([name], checkouts, Path(folder), every=every[name], expression=args.expression, peers=args.peers,
                                      until=begin + args.limit, done=args.done, dry=args.dry,
+                                     gathers=not args.processes, mended=args.mended,
                                      cards={str(n): card["index"] for n, card in enumerate(cards)},
                                      **facts)
         try:
@@ -100,6 +104,8 @@ def said(record: dict[str, Any], suites: list[fleet.Suite], originals: dict[str,
     runs = {line["ran"]["environment"]["date"]: line["ran"] for line in verdicts.kept(args.done) if "ran" in line}
     runs[run["environment"]["date"]] = run
     tests = Counter(line["run"] for line in lines)
+    if not args.processes:  # what is told is not of this machine
+        record.update({"gathered": run["environment"], **list(runs.values())[-2]})
     record["runs"] = [{**x, "tests": tests[date]} for date, x in sorted(runs.items()) if tests[date]]
     if args.keep:
         here = {(line["suite"], line["test"]) for line in lines}

@@ -100,6 +100,13 @@ _TORCHS_OWN = {
     "test_custom_op_": "is of torch's own operators, by their names",
     "test_fused_backwards_throws_determinism_warning": "expects warnings of torch's kernels",
     "test_symmetric_bias": "expects a refusal of torch's compiler",
+    "test_zero_length_sequence_error": "expects a refusal of torch's compiler",
+    "test_fused_sdp_priority_order": "is of the speed of torch's own kernels",
+    "test_fused_sdp_choice": "is of torch's choice among its kernels",
+    "test_math_backend_high_precision": "is of torch's own formula",
+    "test_multiheadattention_fastpath_fp16_head_dim_alignment": "is of MultiheadAttention's own kernel",
+    **dict.fromkeys(("test_script_", "test_transformerencoderlayer_subclass"),
+                    "is of TorchScript, which takes no function in another's place"),
     "test_fused_attention_vs_math_ref_grads_cudagraph": "is of torch's own operators, by their names",
     **dict.fromkeys((
         "test_cudnn_attention_fail_d128", "test_invalid_fused_inputs_", "test_invalid_last_dim_stride", "test_mask_invalid_last_dim_stride",

@@ -208,7 +208,12 @@ class Suite:
             return {"collected": 0, "chosen": 0, "found": {}, "beside": [], "ran": [],
                     "problem": f"nothing was collected: {self.tail('server') or self.tail(0)}"}
         ran = {line["test"]: line for line in lines if "test" in line}
-        earlier = {} if self.job["only"] else verdicts.settled(self.job.get("done"), self.name)
+        earlier = {} if self.job["only"] else verdicts.settled(self.job.get("done"), self.name, self.job.get("gathers", False))
+        if self.job.get("gathers"):
+            earlier = {**verdicts.amiss(self.job["done"], self.name), **earlier}
+        for name in set(self.job.get("mended", ())) & set(earlier):
+            why = f"failed, is mended, and was not run again: {earlier[name]['why']}"
+            earlier[name] = {**earlier[name], "verdict": "not reached", "why": why}
         said = {name: [line["verdict"], line["why"]] for name, line in (*earlier.items(), *ran.items())}
         found = {name: [*said.get(name, self.stopped.get(name, LATE)), function] for name, function in head["chosen"]}
         return {"collected": head["collected"], "chosen": len(head["chosen"]), "found": found, "beside": head["beside"],
@@ -243,7 +248,7 @@ def run(suites: list[Suite], processes: int, test_limit: float, until: float, ca
                 if not waiting or late:
                     break
                 max(waiting, key=Suite.need).start(gpu)
-            if not (collecting or any(s.running for s in suites) or (any(s.wants() for s in suites) and not late)):
+            if not (collecting or any(s.running for s in suites) or (processes and any(s.wants() for s in suites) and not late)):
                 break
     finally:
         for suite in suites:

@@ -27,6 +27,7 @@ TICK = 0.1
 def collecting(facts: dict[str, Any]) -> Iterator[None]:
     """torch has a GPU with these facts (name, capability, memory, cudnn), and tensors that are made on it lie in the CPU's memory."""
     import torch
+    import torch._dynamo.device_interface  # keeps what torch.cuda holds when it is imported
     from torch.overrides import TorchFunctionMode
 
     major, minor = facts["capability"]
@@ -34,7 +35,7 @@ def collecting(facts: dict[str, Any]) -> Iterator[None]:
                                  gcnArchName="", warp_size=32, max_threads_per_multi_processor=2048,
                                  shared_memory_per_block_optin=227 << 10)
     fake: list[tuple[Any, str, Any]] = [
-        *((torch.cuda, name, lambda *_, _x=x: _x) for name, x in (
+        *((torch.cuda, name, lambda *_, _x=x, **__: _x) for name, x in (
             ("is_available", True), ("device_count", 1), ("current_device", 0), ("get_device_capability", (major, minor)),
             ("get_device_name", facts["name"]), ("get_device_properties", properties), ("synchronize", None), ("is_bf16_supported", True))),
         (torch.backends.cudnn, "is_acceptable", lambda *_: True), (torch.backends.cudnn, "version", lambda: facts.get("cudnn") or 90000)]

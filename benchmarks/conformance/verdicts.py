@@ -92,6 +92,8 @@ class Meter:
         return timed
 
 
+#: mistakes of this harness
+_AMISS = re.compile(r"halted; None in sys\.modules|collecting\.<locals>")
 NO_CUDA = "CUDA does not work in this process"
 #: verdicts that another run of the same tests need not find again
 SETTLED = ("passed", "not applicable")
@@ -104,9 +106,10 @@ def kept(path: str | None) -> list[dict[str, Any]]:
     return [json.loads(line) for line in Path(path).read_text("utf-8").splitlines()]
 
 
-def settled(path: str | None, suite: str) -> dict[str, dict[str, Any]]:
-    """Of a suite's tests those whose verdict a file of verdicts has."""
-    return {line["test"]: line for line in kept(path) if line.get("suite") == suite and line["verdict"] in SETTLED}
+def settled(path: str | None, suite: str, failed: bool = False) -> dict[str, dict[str, Any]]:
+    """Of a suite's tests those whose verdict a file of verdicts has. failed: those that failed too, which another run would run again."""
+    return {line["test"]: line for line in kept(path) if line.get("suite") == suite and not _AMISS.search(line["why"])
+            and line["verdict"] in (*SETTLED, *(["failed"] if failed else []))}
 
 
 def judged(report: Any, info: Any, launched: int) -> tuple[str, str]:
@@ -127,6 +130,8 @@ def judged(report: Any, info: Any, launched: int) -> tuple[str, str]:
         return "not reached", "out of memory, beside other processes"
     if not reached and re.search("CUDA error|re-initialize CUDA|AcceleratorError", why):
         return "not reached", f"{NO_CUDA}: {why.splitlines()[0][:100]}"
+    if _AMISS.search(why):
+        return "not reached", f"a mistake of this harness: {why.splitlines()[0][:100]}"
     if reached or (info and ours(info.traceback)) or _OURS.search(text):
         return "failed", why
     return "not applicable", f"fails before it calls fcgen: {why.splitlines()[0][:100]}"
@@ -141,9 +146,17 @@ def summary(found: dict[str, list[str]], beside: list[list[Any]]) -> dict[str, A
     rows = _counts(found, beside)
     counts = rows.pop("all")
     return {**{name: counts[name] for name in NAMES}, "not_applicable_because": dict(why.most_common()),
+            "not_reached_because": dict(Counter(reason.split("\n")[0] for verdict, reason, _ in found.values()
+                                                if verdict == "not reached").most_common()),
             "passed_but_for": dict(partly.most_common()), "by_function": {name: dict(row) for name, row in rows.items()},
             "failures": {test: reason for test, (verdict, reason, _) in found.items() if verdict == "failed"},
             "stopped_tests": [test for test, (verdict, *_) in found.items() if verdict == "stopped"]}
+
+
+def amiss(path: str | None, suite: str) -> dict[str, dict[str, Any]]:
+    """Of a suite's tests those that this harness broke."""
+    return {line["test"]: {**line, "verdict": "not reached", "why": f"a mistake of this harness: {line['why'].splitlines()[0][:100]}"}
+            for line in kept(path) if line.get("suite") == suite and _AMISS.search(line["why"])}
 
 
 def times(ran: list[dict[str, Any]]) -> dict[str, Any]:

@@ -105,6 +105,9 @@ class Worker:
                    beside=[[*key, n] for key, n in beside.items()])
 
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        for name in UNASKED:  # tests may look whether these are imported, and then use them
+            if sys.modules.get(name, self) is None:
+                del sys.modules[name]
         if "serve" in self.job:
             self.collected()
             server.serve(self.write, self.folder, self.child)

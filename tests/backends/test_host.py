@@ -234,3 +234,25 @@ def test_exponents_of_large_numbers_are_differences(tmp_path):
     a = x.astype(np.float64) * np.float64(np.float32(0.0883))
     want = np.exp(a - a.max(1, keepdims=True))
     np.testing.assert_allclose(y, want / want.sum(1, keepdims=True), rtol=1e-3, atol=1e-7)
+
+
+@fc.kernel
+def divided(A: "T[N]", B: "T[N]", Q: "out T[N]", R: "out T[N]"):
+    n = fc.grid(fc.tile(A.N, "BLOCK"))
+    a, b = fc.load(A[n]), fc.load(B[n])
+    fc.store(Q[n], a // b)
+    fc.store(R[n], a % b)
+
+
+@pytest.mark.parametrize("dtype, much", [(np.int32, 2**20), (np.int64, 2**40)], ids=["i32", "i64"])
+def test_integers_are_divided_downwards_whatever_their_signs(dtype, much, tmp_path):
+    p = divided.compile(target="sm_89", schedule=fc.Schedule(tiles={"BLOCK": 128}, warps=4), check=False, T=fc.i32 if dtype == np.int32 else fc.i64)
+    rng = np.random.default_rng(0)  # (whole tiles: a zero beside them, which a GPU divides by, ends a program of the CPU)
+    a, b = rng.integers(-much, much, 384).astype(dtype), rng.integers(1, 99, 384).astype(dtype)
+    b *= rng.choice([-1, 1], 384).astype(dtype)
+    a[:8], b[:8] = [7, -7, 7, -7, 0, 6, -6, 6], [2, 2, -2, -2, -3, -3, 3, 3]
+    q, r = np.zeros_like(a), np.zeros_like(a)
+    run_on_host(print_cuda(p.machine, TARGETS["sm_89"]), tmp_path, 3, {"A": a, "B": b, "Q": q, "R": r}, {}, {"N": 384})
+    np.testing.assert_array_equal(q, a // b)
+    np.testing.assert_array_equal(r, a % b)
+    assert p.built

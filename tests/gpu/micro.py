@@ -109,7 +109,7 @@ def kernels(arch: str) -> list[str]:
     out += [elementwise(n, "float", "float") for n in FLOAT] + [elementwise("div_approx", "float", "float", "float")]
     out += [elementwise(f"pack_{t}", "uint32_t", "float", "float") for t in ("f16", "bf16")]
     out += [elementwise(f"to_f32_{t}", "float", "unsigned short") for t in ("f16", "bf16")]
-    out += [elementwise(n, "int", "int", "int") for n in ("floor_div", "floor_mod")]
+    out += [elementwise(n + t, c, c, c) for n in ("floor_div", "floor_mod") for t, c in (("", "int"), ("_i64", "long long"))]
     out += [elementwise(f"{n}_f16x2", "uint32_t", "uint32_t", "uint32_t") for n in ("add", "sub", "mul")]
     out += [elementwise("fma_f16x2", "uint32_t", "uint32_t", "uint32_t", "uint32_t"), elementwise("spread_bytes", "uint32_t", "uint32_t", "int")]
     out += [elementwise(f"shfl_xor_{t}", c, c, "int") for t, c in SHUFFLES.items()]

@@ -112,11 +112,13 @@ def test_bytes_that_are_unpacked():
         np.testing.assert_array_equal(got.view(np.float16).reshape(-1, 2), (pair >> 4) - 8.0)
 
 
+@pytest.mark.parametrize("dtype, much", [(np.int32, 1000), (np.int64, 2**40)], ids=["i32", "i64"])
 @pytest.mark.parametrize("name, exact", [("floor_div", np.floor_divide), ("floor_mod", np.mod)])
-def test_integer_division(name, exact):
-    a, b = rng.integers(-1000, 1000, COUNT, dtype=np.int32), rng.integers(1, 50, COUNT, dtype=np.int32)
-    b *= rng.choice([-1, 1], COUNT).astype(np.int32)
-    np.testing.assert_array_equal(apply(name, gpu(a), gpu(b), out=torch.int32), exact(a, b))
+def test_integer_division(name, exact, dtype, much):
+    a, b = rng.integers(-much, much, COUNT, dtype=dtype), rng.integers(1, 50, COUNT, dtype=dtype)
+    b *= rng.choice([-1, 1], COUNT).astype(dtype)
+    got = apply(name + ("_i64" if dtype == np.int64 else ""), gpu(a), gpu(b), out=gpu(a).dtype)
+    np.testing.assert_array_equal(got, exact(a, b))
 
 
 @pytest.mark.parametrize("kind", micro.SHUFFLES)

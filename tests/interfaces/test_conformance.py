@@ -134,6 +134,26 @@ def test_what_an_earlier_run_found_is_kept(tmp_path, monkeypatch):
     assert set(verdicts.settled(str(kept), "flash_attn")) == {"plain0", "plain1", "plain2", "dies", "hangs"}
 
 
+def test_what_earlier_runs_found_is_told_without_running_anything(tmp_path, monkeypatch):
+    path = tmp_path / ADAPTERS["varlen"].files[0]
+    path.parent.mkdir()
+    path.write_text("import pytest\n@pytest.mark.parametrize('n', range(5))\ndef test_told(n): raise SystemExit(9)\n")
+    monkeypatch.setattr(fleet, "gpus", lambda: [])
+    kept, out, name = tmp_path / "kept.jsonl", tmp_path / "out.json", "test/test_varlen_attention.py::test_told[%d]"
+    ran = {"environment": {"date": "before", "gpu": {"name": "a GPU"}}, "seconds": 9, "processes": 3, "gpus": 2, "limit": 9, "test_limit": 9}
+    why = ("", "AssertionError", "[compile/unsupported] x", "import of cupy halted; None in sys.modules")
+    kept.write_text("".join(json.dumps(line) + "\n" for line in ({"ran": ran}, *(
+        {"suite": "varlen", "test": name % n, "verdict": v, "why": why[n], "run": "before"} for n, v in enumerate(("passed", "failed", "failed", "not applicable"))))))
+    monkeypatch.setattr(sys, "argv", ["conformance", "varlen", "--pytorch", str(tmp_path), "--processes", "0", "--limit", "60", "--done", str(kept),
+                                      "--mended", name % 2, "--json", str(out)])
+    assert main() == 1
+    said = json.loads(out.read_text())
+    assert {n: said["varlen"][n] for n in verdicts.NAMES} == {"passed": 1, "not applicable": 0, "failed": 1, "stopped": 0, "not reached": 3}
+    assert list(said["varlen"]["failures"]) == [name % 1] and len(said["varlen"]["not_reached_because"]) == 3
+    assert all(any(word in why for why in said["varlen"]["not_reached_because"]) for word in ("is mended", "this harness", "the limit"))
+    assert said["environment"]["date"] == "before" and said["gpus"] == 2 and said["gathered"]["date"] != "before"
+
+
 def test_a_test_that_ends_its_process_leaves_the_rest_of_its_unit_to_another(tmp_path, monkeypatch):
     monkeypatch.setattr(fleet, "COMMAND", [sys.executable, "-c", """
 import json, os, sys
@@ -243,7 +263,7 @@ def test_a_folder_without_the_tests_is_told(tmp_path):
         fleet.of_names(["sdpa"], {"pytorch": tmp_path}, tmp_path, every=1, expression="", until=0)
 
 
-@pytest.mark.parametrize("words", [["--every", "0"], ["--processes", "0"], ["--limit", "nan"], ["--test-limit", "-1"], ["--originals", "inf"]])
+@pytest.mark.parametrize("words", [["--every", "0"], ["--processes", "-1"], ["--limit", "nan"], ["--test-limit", "-1"], ["--originals", "inf"]])
 def test_numbers_that_count_nothing_are_refused(words, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["conformance", "sdpa", *words])
     with pytest.raises(SystemExit):

@@ -56,9 +56,8 @@ def apply(em: Emitter, name: str, dtype: DType, args: list[X], nonneg: bool = Fa
         if name in ("floordiv", "mod"):
             if nonneg or not dtype.signed:
                 return binary("/" if name == "floordiv" else "%", *args)
-            if dtype.name == "i64":
-                raise FcError("compile/unsupported", "rounding division of 64-bit integers that may be negative")
-            return call(em.fn("floor_div" if name == "floordiv" else "floor_mod"), *args)
+            wide = "_i64" if dtype.name == "i64" else ""
+            return call(em.fn(("floor_div" if name == "floordiv" else "floor_mod") + wide), *args)
         return call({"max": "max", "min": "min", "abs": "abs"}[name], *args)
     if dtype.name == "f64":
         if name == "rcp":

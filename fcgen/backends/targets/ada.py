@@ -183,9 +183,10 @@ def _numeric() -> list[Instr]:
                                ("i64", "long long", "unsigned long long", 63))
           for word, shifted, gone in (("shl", f"static_cast<{c}>(static_cast<{u}>(a) << n)", "0"),
                                       ("shr", "a >> n", "0" if t == "u32" else "a < 0 ? -1 : 0"))),
-        fn("floor_div", "int a, int b", "const int q = a / b;\n    return q - (q * b != a && (a < 0) != (b < 0));",
-            "a / b rounded down", "int"),
-        fn("floor_mod", "int a, int b", "return a - floor_div(a, b) * b;", "the rest of floor_div: has the sign of b", "int"),
+        *(f for t, c in (("", "int"), ("_i64", "long long")) for f in (
+            fn(f"floor_div{t}", f"{c} a, {c} b", f"const {c} q = a / b;\n    return q - (q * b != a && (a < 0) != (b < 0));",
+               "a / b rounded down", c),
+            fn(f"floor_mod{t}", f"{c} a, {c} b", f"return a - floor_div{t}(a, b) * b;", "the rest of floor_div: has the sign of b", c))),
         fn("div_shift", "unsigned d", "return 32 - __clz(int(d) - 1);", "the power of two at or above d", "int"),
         fn("div_magic", "unsigned d", "return uint32_t((1ull << (31 + div_shift(d))) / d + 1);",
             "2**(31 + shift) / d, too large by at most 1: x times it is x / d and less than 1 / d more for x below 2**31", "uint32_t"),
