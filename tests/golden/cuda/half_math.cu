@@ -103,7 +103,7 @@ half_math_sm_89(const f16* __restrict__ X, long long X_s0, f16* __restrict__ Y, 
     float ones[8];
     #pragma unroll
     for (int i = 0; i < 8; ++i)
-        ones[i] = (float(x_col) + float(i)) * s;
+        ones[i] = fmaf(float(i), s, float(x_col) * s);
     float* t_ptr = T + x_col;
     if (lane < 8 && warp == 0) {
         #pragma unroll

@@ -255,11 +255,11 @@ linear_attention_sm_89(const f16* __restrict__ Q, long long Q_s0, long long Q_s1
         float i_[2];
         #pragma unroll
         for (int i = 0; i < 2; ++i)
-            i_[i] = float(pos0 + i * 8);
+            i_[i] = float(pos0) + float(i * 8);
         float i_2[16];
         #pragma unroll
         for (int i = 0; i < 16; ++i)
-            i_2[i] = float(pos0_2 + i / 2 * 8 + i % 2);
+            i_2[i] = float(pos0_2) + float(i / 2 * 8 + i % 2);
         // across = fc.dot(q, state.to(V.dtype)) * fc.exp((i + 1.0) * w)  [linear_attention.py:23]
         uint32_t state_2[16];
         #pragma unroll
