@@ -49,13 +49,17 @@ class Results:
         return {key: dict(sorted(cells.items())) for key, cells in sorted(out.items(), key=lambda kv: (kv[0][0], kv[0][1] == "causal"))}
 
     def variants(self) -> dict[str, dict[int, dict[str, float]]]:
-        """variant -> head size -> over what it is held to (base, or a padded batch) and FlashAttention-3's time"""
+        """variant -> head size -> over what it is held to (base, or a padded batch) and other libraries' times, each of the last run that
+        had it"""
         out: dict[str, dict[int, dict[str, float]]] = {}
-        for name, case in self.read("variants.json")["cases"].items():
-            head, what = re.fullmatch(r"D=(\d+) (.*)", name).groups()  # type: ignore[union-attr]
-            t = case["times"]
-            others = {word: t[key] for key, word in (("base", "base"), ("padded", "base"), ("fa3", "fa3"), ("flex", "flex")) if key in t}
-            out.setdefault(what, {})[int(head)] = {word: t["fcgen"] / x for word, x in others.items()}
+        again = sorted(self.folder.glob("variants-*.json"), key=lambda p: self.read(p.name)["environment"]["date"])
+        for file in ("variants.json", *(p.name for p in again)):
+            for name, case in self.read(file)["cases"].items():
+                head, what = re.fullmatch(r"D=(\d+) (.*)", name).groups()  # type: ignore[union-attr]
+                t = case["times"]
+                words = {"base": "base", "padded": "base", "fa3": "fa3", "flex": "flex"}
+                others = {word: t[key] for key, word in words.items() if key in t}
+                out.setdefault(what, {}).setdefault(int(head), {}).update({word: t["fcgen"] / x for word, x in others.items()})
         return out
 
     def backward(self, dtype: str) -> Race:
@@ -178,6 +182,7 @@ Small problems (B=1, H=8, S=512, D=64, replayed from a CUDA graph): {tiny}.
 Time over that of what a variant is held to (the plain kernel of the same shape; for masks scaled by what is seen, for packed sequences
 of equal lengths the padded batch), over FlashAttention-3's where it has the variant, and over compiled FlexAttention's. Below 1 is
 faster. All are timed as CUDA graphs; what the host needs for a call is in `variants.json` (`host`) and in `host_time-interfaces.json`.
+Each number is of the last run that had it (`variants.json`, then `variants-*.json`): FlexAttention ran in the first one alone.
 
 ![Variants over what they are held to](bench-variants.svg)
 
@@ -252,8 +257,7 @@ def _of_backward(results: Results) -> str:
         more = f"\nWith masks, scores and grouped heads, D=128 at 4k:\n\n{rows(['', *names.values()], table)}\n"
     return f"""
 Every cell, in f16 (in brackets over the faster of cuDNN's and FlashAttention-3's, which is timed by its own call):
-geometric mean {said}. Where a pass takes less than a millisecond (1k), what the host needs for a call
-counts too; that machine's had other work beside it.
+geometric mean {said}. Time of the GPU alone: it is held until all calls of a turn are in its queue.
 
 ![Each cell over the faster of FlashAttention-3 and cuDNN](bench-backward-race.svg)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.machinery
 import importlib.util
 import inspect
 import math
@@ -187,11 +188,18 @@ def _text(path: Path) -> str:
                       hint="SPEC is a Python file, or IR text as `fcgen dump` prints it") from None
 
 
+class _AsWritten(importlib.machinery.SourceFileLoader):
+    """Compiles a file as it stands: Python's own cache takes it for the same where second and size of its last change are."""
+
+    def get_code(self, fullname: str) -> Any:
+        return self.source_to_code(self.get_data(self.path), self.path)
+
+
 def _load_file(path: Path) -> Any:
     if not path.is_file():
         raise _no_file(path)
     sys.path.insert(0, str(path.parent.resolve()))
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    spec = importlib.util.spec_from_file_location(path.stem, path, loader=_AsWritten(path.stem, str(path)))
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     added = sys.modules.setdefault(path.stem, module) is module
