@@ -241,8 +241,12 @@ class Program:
 
     def run(self, **arguments: Any) -> dict[str, np.ndarray]:
         """Run on the GPU with NumPy arrays: inputs are copied there, outputs come back (poisoned with NaN before, unless they are inputs
-        too). Uses torch."""
-        import torch
+        too). Uses torch; FcError "call/driver" without it."""
+        try:
+            import torch
+        except ModuleNotFoundError as e:
+            raise FcError("call/driver", "`run` moves arrays with torch, which is not installed", got=str(e),
+                          hint="pip install 'fcgen[torch]'; `simulate` needs none, and a call takes CUDA tensors of any library") from e
 
         from ..ir.elementwise import to_dtype
         from ..ir.sizes import output_shape

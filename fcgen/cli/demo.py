@@ -76,7 +76,7 @@ def run_demo(target: str | None, out: Path) -> None:
     else:
         click.echo("\nno GPU here that runs this: the kernel was checked in the simulator and compiled, not run")
     click.echo(f"\nnext: fcgen dump {out}/attention.tile.fc --target {arch} --stop-after place\n"
-               f"      cp {out}/attention.machine.fc mine.fc, edit it, then: fcgen build mine.fc")
+               f"      cp -r {out} mine, edit mine/attention.machine.fc, then: fcgen build mine/attention.machine.fc")
 
 
 def count(kernel: Any) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 
 import pytest
@@ -139,3 +140,10 @@ def test_what_cannot_be_printed_is_not_simulated() -> None:
     with pytest.raises(FcError) as simulated:
         program.simulate(**inputs)
     assert str(simulated.value) == str(printed.value) and simulated.value.code == "compile/budget"
+
+
+def test_run_without_torch_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(FcError, match="torch, which is not installed") as e:
+        rows().run()
+    assert e.value.code == "call/driver" and e.value.hint is not None and "simulate" in e.value.hint
