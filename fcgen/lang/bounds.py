@@ -103,28 +103,38 @@ class Bounds(_Blocks):
     def dtype(self) -> Any:
         return self.lo.dtype
 
+    def met(self, other: Any) -> Bounds:
+        """The other one of a sum. What tensors hold may be anything, and a sum of its ends may wrap where an element's does not."""
+        other = self.of(other)
+        if isinstance(self, Elements) or isinstance(other, Elements):
+            self._no_value()
+        return other
+
     def _wide(self, other: Bounds) -> int | None:
         return None if self.width is None or other.width is None else self.width + other.width - 1
 
     def __add__(self, other: Any) -> Bounds:
-        other = self.of(other)
+        other = self.met(other)
         return Bounds(self.lo + other.lo, self.hi + other.hi, self._wide(other))
 
     def __sub__(self, other: Any) -> Bounds:
-        other = self.of(other)
+        other = self.met(other)
         return Bounds(self.lo - other.hi, self.hi - other.lo, self._wide(other))
 
     def __rsub__(self, other: Any) -> Bounds:
         return self.of(other) - self
 
     def __neg__(self) -> Bounds:
+        self.met(0)
         return Bounds(-self.hi, -self.lo, self.width)
 
     def __abs__(self) -> Bounds:
+        self.met(0)
         return Bounds(maximum(maximum(self.lo, -self.hi), 0), maximum(self.hi, -self.lo), self.width)
 
     def __floordiv__(self, other: Any) -> Bounds:
         """By one number, of either sign."""
+        self.met(0)
         by = lift(other, self.dtype)
         a, b = self.lo // by, self.hi // by
         return Bounds(minimum(a, b), maximum(a, b), self.width)
@@ -162,7 +172,13 @@ class Bounds(_Blocks):
         if found.dtype.is_float or found.dtype.bits < 8:  # NaN lies between no bounds
             self._no_value()
         found = found if found.dtype.bits >= 32 else found.to("i32")
-        return Bounds(least(found, axis), largest(found, axis))
+        return Elements(least(found, axis), largest(found, axis))
+
+
+class Elements(Bounds):
+    """Of what a tensor holds: it is compared, and nothing else."""
+
+    __slots__ = ()
 
 
 def verdict(condition: Callable[..., Any], *positions: Any) -> Verdict | None:

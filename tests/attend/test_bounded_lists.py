@@ -26,8 +26,8 @@ MASKS: dict[str, Any] = {
                           lambda i, j: (SORTED[i] == SORTED[j]) & (j < 400), True),
     "documents in no order": (masks.documents(MIXED[:M], MIXED), lambda i, j: MIXED[i] == MIXED[j], False),
     "other documents": (~masks.documents(SORTED[:M], SORTED), lambda i, j: SORTED[i] != SORTED[j], True),
-    "later documents": (lambda b, h, i, j: (SORTED[i] - 1 < SORTED[j]) | (j // -7 >= abs(i - 200) - 50),
-                        lambda i, j: (SORTED[i] - 1 < SORTED[j]) | (j // -7 >= abs(i - 200) - 50), False),
+    "later documents": (lambda b, h, i, j: (SORTED[i] < SORTED[j]) | (j // -7 >= abs(i - 200) - 50),
+                        lambda i, j: (SORTED[i] < SORTED[j]) | (j // -7 >= abs(i - 200) - 50), False),
     "a few keys further on": (lambda b, h, i, j: SORTED[i + 3] == SORTED[2 + j // 2],
                               lambda i, j: SORTED[i + 3] == SORTED[2 + j // 2], False),
 }
@@ -59,8 +59,11 @@ def test_no_block_is_missing_and_none_is_called_whole(name: str, shift: int | No
 
 
 def test_masks_without_bounds_are_asked_about_every_element() -> None:
-    """A remainder has no rule; nor has a float, which may be no number."""
-    floats = SORTED.astype(np.float32)
+    """A remainder has no rule; nor has a float, which may be no number, nor a sum of what tensors hold, which may wrap for one element and
+    not for the next."""
+    floats, small = SORTED.astype(np.float32), SORTED.astype(np.uint8)
     for mask, one in ((masks.documents(SORTED), True), (masks.documents(SORTED) & masks.dilated(3), False),
-                      (lambda b, h, i, j: floats[i] == floats[j], False)):
+                      (lambda b, h, i, j: floats[i] == floats[j], False), (lambda b, h, i, j: small[i] == small[j], True),
+                      (lambda b, h, i, j: small[i] - small[j] > 1, False), (lambda b, h, i, j: j - SORTED[j] > i, False),
+                      (lambda b, h, i, j: abs(SORTED[j]) > 3, False), (lambda b, h, i, j: -SORTED[j] > i, False)):
         assert (blocks._bounded(functions(mask=mask), "sm_90a", (128, 128), None) is not None) == one

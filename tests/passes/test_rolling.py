@@ -104,3 +104,26 @@ def test_halves_of_a_warp_that_store_pairs_of_f32_meet_in_no_bank():
     assert passes(crossed, 2) == 2 * addr.shape[1] and np.array_equal(np.sort(crossed, axis=None), np.sort(addr, axis=None))
     turned = np.where(lanes & bit, addr[:, n ^ swap] ^ addr, 0)
     assert set(turned.ravel()) == {0, bit * int(base[2])}, "the printed base has the bits that change"
+
+
+@fc.kernel
+def carried_weights(X: "f16[M, D]", W: "f16[L, E, D]", Y: "out f32[M, D]", *, own=False):
+    """A left operand of what the loop carries, which is set anew between it and its product."""
+    (rows,) = fc.grid(fc.tile(X.M, "BM"))
+    t = fc.var(fc.dot(fc.load(X[rows]), fc.load(W[0]).T))
+    acc = fc.var(fc.zeros(rows, W.D))
+    for n in fc.loop(W.L):
+        w = ((acc if own else t) * 0.5).to(fc.f16)
+        t <<= t * 2.0 + 1.0
+        acc <<= acc + fc.dot(w, fc.load(W[n]))
+    fc.store(Y[rows], acc + fc.sum(t, axis=1))
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_a_left_operand_of_what_changes_in_between_is_computed_in_front(own):
+    p = carried_weights.compile(target="sm_90a", D=64, E=64, own=own, check=False, schedule=fc.Schedule(
+        tiles={"BM": 64}, math="wgmma", copy="tma", stages=2, warps=4, rolling="acc"))
+    text = p.cuda[p.cuda.index("n < "):]
+    made, product = text.index("pack_f16("), text.index("_rs<1>(")
+    assert made < (product if own else text.index("t[i] = t[i] * 2.0f"))
+    assert "pack_f16(" not in text[text.index("for (int part"):product] if "for (int part" in text[:product] else own

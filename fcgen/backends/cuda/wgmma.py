@@ -10,7 +10,7 @@ import numpy as np
 
 from ...errors import FcError
 from ...ir.async_ops import accumulator
-from ...ir.core import Block, Op, Value
+from ...ir.core import Block, Op, Value, walk
 from ...ir.layout import warp_grid, wgmma_a
 from ...ir.types import Buffer, Frag, Pending
 from .emit import Emitter, emits
@@ -44,7 +44,7 @@ def fences(block: Block) -> dict[int, list[Op]]:
 
 def delayed(em: Emitter) -> dict[Value, Op]:
     """What is computed part by part in front of the parts of a rolling product: the left operand, and element work in its block that it is
-    made of, register by register, and that nothing else reads before; and of which product."""
+    made of, register by register, and that nothing else reads before, if what that is made of is still there; and of which product."""
     out: dict[Value, Op] = {}
     for product in (o for products in em.fences.values() for o in products if o.get("rolling")):
         a = product.operands[0]
@@ -56,7 +56,7 @@ def delayed(em: Emitter) -> dict[Value, Op]:
             v = todo.pop()
             maker = em.plan.maker.get(v)
             if maker is not None and maker.kind in POINTWISE and em.plan.home[v] is home and v not in out \
-                    and _late(em, v, behind, {r for r, p in out.items() if p is product}):
+                    and _late(em, v, behind, {r for r, p in out.items() if p is product}) and _there(em, v, product, out):
                 if v not in em.plan.fused:
                     out[v] = product
                 todo += [b for o in maker.operands for b, direct in em.plan.leaves(o) if direct]
@@ -67,6 +67,21 @@ def _late(em: Emitter, v: Value, behind: set[int], there: set[Value]) -> bool:
     """Whether all that read v are among some ops, or are computed there."""
     return all(id(u) in behind or any(r in there or (r in em.plan.fused and _late(em, r, behind, there)) for r in u.results)
                for u, _ in em.plan.users[v])
+
+
+def _there(em: Emitter, v: Value, product: Op, out: dict[Value, Op]) -> bool:
+    """Whether what v is made of is in its registers until the product is issued, and is not what the product adds to."""
+    ops = em.plan.home[v].ops
+    first, last = ops.index(em.plan.maker[v]), ops.index(product)
+    between = (o for op in ops[first + 1:last + 1] for o in walk(Block((), (op,))) if not any(r in out for r in o.results))
+    written = {em.plan.root(r) for o in between for r in (*o.results, *(a for region in o.regions for a in region.args))}
+    return written.isdisjoint(em.plan.root(b) for o in em.plan.maker[v].operands for b, _ in em.plan.leaves(o))
+
+
+def _rolls(em: Emitter, product: Op) -> bool:
+    """Whether a product's left operand is computed part by part: not one that is made of what the product adds to."""
+    acc = em.plan.root(product.result)
+    return bool(product.get("rolling")) and not any(em.plan.root(b) is acc for b, _ in em.plan.leaves(product.operands[0]))
 
 
 def _parts(depth: int) -> int:
@@ -87,7 +102,7 @@ def _fence(em: Emitter, op: Op) -> None:
         put(em, acc, product.result)
         if acc is not None and not isinstance(acc.type, Pending):
             _touch(em, product.result)
-        if product.get("rolling"):
+        if _rolls(em, product):
             return  # each part has its own
         if isinstance(a.type, Frag):
             stored(em, a)
@@ -110,7 +125,7 @@ def _wait(em: Emitter, op: Op) -> None:
 
 @emits("wgmma")
 def _wgmma(em: Emitter, op: Op) -> None:
-    if not op.get("rolling"):
+    if not _rolls(em, op):
         _product(em, op)
         return
     a = op.operands[0]
