@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -116,3 +116,15 @@ def write_json(path: str | None, data: Any) -> None:
     if path:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         Path(path).write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+
+
+def why_not(make: Callable[[], Any], few: int) -> str:
+    """Why what this makes does not compile with few bytes spilled, or nothing. It is in the cache on disk then."""
+    try:
+        program = make()
+        found = getattr(program, "first", program).resources
+        # (some toolkits tell only that something is spilled)
+        fits = not found.spills if found.spill_loads is None else found.spill_loads < few
+        return "" if fits else f"{found.spill_loads} spilled"
+    except Exception as e:  # a candidate less
+        return f"{type(e).__name__} {str(e)[:160]}".replace("\n", " ")
