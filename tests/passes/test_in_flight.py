@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 import fcgen as fc
+from benchmarks.schedule_pairs import SPECS, unlike
 from fcgen.errors import FcError
 from fcgen.ir.core import walk_kernel
 from fcgen.sim.machine import simulate
+from fcgen.sim.trial import random_inputs
 
 
 @fc.kernel
@@ -100,3 +102,14 @@ def test_a_carried_accumulator_is_read_in_front_of_what_is_in_flight():
     kinds = next(kinds for kinds in loops if "wgmma" in kinds)
     assert kinds.index("cast") < kinds.index("wgmma_fence") and kinds.count("settle") == 3
     assert p.cubin
+
+
+@pytest.mark.parametrize("stages", [1, 2])
+@pytest.mark.parametrize("early", ["g", "g+r"])
+def test_behind_a_loop_slots_are_let_go_when_the_products_it_left_in_flight_are_done(early, stages):
+    """Its last iteration stands behind the loop, and begins with the arrival for the tile of the product that the loop issued last."""
+    spec = SPECS["gated"]
+    schedule = fc.Schedule(tiles={"BM": 64, "BN": 32}, math="wgmma", copy="tma", stages={"u": stages}, early=early)
+    p = spec.spec.compile(target="sm_90a", schedule=schedule, check=False, **spec.binding)
+    for n in (32, 100):
+        assert unlike(p, random_inputs(p.machine, {"M": 70, "N": n}), 1e-2) == ""
