@@ -53,3 +53,11 @@ def test_products_of_other_instructions_do_not_run_ahead_or_behind(field):
     with pytest.raises(fc.FcError) as caught:
         assert compiled(False, math="mma", **{field: "dx"}).machine
     assert caught.value.message == f"Schedule.{field} has no effect: %dx waits for its result"
+
+
+def test_products_ahead_of_claimed_tiles_are_refused():
+    """A kernel of the backward pass once gave a wrong sum so; nobody knows why."""
+    with pytest.raises(fc.FcError, match="not known to be right") as caught:
+        assert compiled(False, early="s", persistent="dynamic").machine
+    assert caught.value.code == "compile/schedule"
+    assert compiled(False, early="s", persistent="static").machine

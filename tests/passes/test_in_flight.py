@@ -55,7 +55,7 @@ def lowered(**fields):
 
 
 @pytest.mark.parametrize("m", [1, 65, 130])
-@pytest.mark.parametrize("fields", [{"behind": "p"}, {"behind": "r", "early": "s"}, {"early": "s", "stages": 1, "persistent": "dynamic"}])
+@pytest.mark.parametrize("fields", [{"behind": "p"}, {"behind": "r", "early": "s"}, {"early": "s", "stages": 1, "persistent": "static"}])
 def test_products_an_iteration_ahead_or_behind(fields, m):
     rng = np.random.default_rng(m)
     args = {n: (rng.standard_normal((k, 64)) / 4).astype(np.float16) for n, k in (("X", m), ("W", 70), ("U", 70))}

@@ -133,13 +133,18 @@ class _Parts:
         self.early = [o for o in ops if id(o) not in chosen]
         #: carried values whose next value a late op makes
         self.finished = [n for n, y in enumerate(body.yielded) if y in made]
-        read = {v for o in self.late for v in o.operands}
+        read, changes = {v for o in self.late for v in o.operands}, set(body.args[1:])
         #: of these, the ones that the next tile's late ops go on with
         self.onward = [n for n in self.finished if body.args[1 + n] in read]
-        scalars = {r: o for o in self.early for r in o.results if isinstance(r.type, Scalar)}
-        #: values of early ops that late ops read, except what follows from the loop's index
+        scalars: dict[Value, Op] = {}  # what follows from the loop's index alone
+        for op in self.early:
+            if not op.regions and all(isinstance(r.type, Scalar) for r in op.results) and not changes.intersection(op.operands):
+                scalars.update((r, op) for r in op.results)
+            else:
+                changes.update(op.results)
+        #: what late ops read of the others, and of carried values as they were in front of early ops that change them
         self.cut = list(dict.fromkeys(v for o in self.late for v in o.operands
-                                      if any(v in e.results for e in self.early) and v not in scalars))
+                                      if v in changes and v not in made and v not in {body.args[1 + n] for n in self.finished}))
         self.index_ops = _slice([v for o in self.late for v in o.operands if v in scalars], scalars)
 
     def check(self, loop: Op) -> None:
