@@ -100,3 +100,27 @@ def test_a_carried_accumulator_is_read_in_front_of_what_is_in_flight():
     kinds = next(kinds for kinds in loops if "wgmma" in kinds)
     assert kinds.index("cast") < kinds.index("wgmma_fence") and kinds.count("settle") == 3
     assert p.cubin
+
+
+@fc.kernel
+def from_one(X: T[M, D], W: T[V, D], U: T[V, D], Y: "out f32[M, V]", Z: "out f32[M, V]", O: "out f32[M, V]"):
+    """Two products start from one tile, which is read while they run."""
+    rows, cols = fc.grid(fc.tile(X.M, "BM"), fc.tile(W.V, "BV"))
+    x = fc.load(X[rows])
+    s = fc.dot(x, fc.load(W[cols]).T)
+    y, z = s + fc.dot(x, fc.load(U[cols]).T), s + fc.dot(x * 2.0, fc.load(U[cols]).T)
+    o = s * 2.0
+    fc.store(Y[rows, cols], y)
+    fc.store(Z[rows, cols], z)
+    fc.store(O[rows, cols], o)
+
+
+def test_a_tile_that_products_start_from_is_still_there():
+    """A wgmma that adds to what is read again works on a copy."""
+    rng = np.random.default_rng(0)
+    x, w, u = (rng.standard_normal((64, 64)).astype(np.float16) for _ in range(3))
+    schedule = fc.Schedule(tiles={"BM": 64, "BV": 64}, warps=4, math="wgmma", copy="tma")
+    p = from_one.compile(target="sm_90a", T=fc.f16, D=64, schedule=schedule, check=False)
+    got, (s, t) = p.simulate(X=x, W=w, U=u), (x.astype(float) @ y.astype(float).T for y in (w, u))
+    for name, want in (("Y", s + t), ("Z", s + 2 * t), ("O", 2 * s)):
+        np.testing.assert_allclose(got[name], want, atol=2e-3)
