@@ -85,7 +85,9 @@ def bind(kernel: Kernel, arguments: Mapping[str, Any]) -> tuple[dict[str, Any], 
             want = dim if isinstance(dim, int) else sizes.setdefault(dim, n)
             limits.get(dim, Admitted(0, HIGHEST)).size(p.name, n)
             if want != n:
-                raise FcError("call/argument", f"argument `{p.name}` disagrees on the size of {dim}", expected=want, got=n)
+                what = "has the wrong shape" if isinstance(dim, int) else f"disagrees on the size of {dim}"
+                raise FcError("call/argument", f"argument `{p.name}` {what}", expected=f"[{', '.join(map(str, p.type.dims))}]"
+                              if isinstance(dim, int) else want, got=x.shape if isinstance(dim, int) else n)
         memory[p.name] = np.array(to_dtype(x, p.type.dtype))
     scalars = {p.name: int(memory[p.name]) for p in kernel.params if p.type == Scalar(i32)}
     sizes |= {p.name: scalars[p.name] for p in kernel.counts}
