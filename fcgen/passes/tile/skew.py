@@ -89,11 +89,26 @@ def _block(block: Block, defs: dict[Value, Op], turns: bool, done: set[str]) -> 
                     continue
                 out.add(substitute(o, env).within(lambda r: _block(r, defs, turns, done)))
             continue
+        for p in parts:
+            _alone(p)
         done.update(o["site"] for p in parts for o in p.late if o.kind == "dot")
         results = _Skew(chain, parts, defs, turns).build(out)
         for old, new in zip(chain[-1].results, results):
             env[old] = new
     return out.block(block.args)
+
+
+def _alone(parts: _Parts) -> None:
+    """Refuse what late dots leave no room for: others ahead of their iteration, and work on an operand that has been carried."""
+    late = next(o for o in parts.late if o.kind == "dot")
+    for op in parts.body.ops:
+        if op.get("early"):
+            raise FcError("compile/schedule", f"Schedule.early: %{op['site']} is issued an iteration ahead already, where %{late['site']} runs "
+                          "late", loc=op.loc, hint="late or early, not both in one loop")
+        for field, why in (("rolling", "its left operand is made an iteration before, as a whole"), ("behind", "it is an iteration behind")):
+            if op.get(field) and any(op is o for o in parts.late):
+                raise FcError("compile/schedule", f"Schedule.{field}: %{op['site']} runs late: {why}", loc=op.loc,
+                              hint=f"late or {field}, not both of one dot")
 
 
 def _up_to_next(ops: list[Op], i: int) -> list[Op] | None:
