@@ -132,9 +132,10 @@ class Chooser(Streams):
             try:
                 schedule, usage = self.lowered(p, slow)
             except FcError as e:
-                last = e
+                last = e.noted(f"nobody gave a schedule; this is of one that was tried: {', '.join(f'{k}={v}' for k, v in p.tiles)}, "
+                               f"warps={p.warps}, stages={p.stages}, math={p.math}")
                 if e.code not in ("compile/budget", "compile/schedule", "compile/unsupported"):
-                    raise
+                    raise last from None
                 if e.code == "compile/budget":
                     self.refused.append((p, e.message))
                 continue
@@ -246,9 +247,12 @@ def choose(spec: Spec, to: Target, binding: Mapping[str, Any], sizes: Mapping[st
         traced = spec.trace(probe, **binding)
     except FcError as e:
         if e.code != "ir/verify":
-            raise
+            raise e.named(probe) from None
         probe = Probe(taken, small=True)
-        traced = spec.trace(probe, **binding)
+        try:
+            traced = spec.trace(probe, **binding)
+        except FcError as e:
+            raise e.named(probe) from None
     return _kept(Workload(traced, dict(probe), sizes), to, lambda tiles: spec.trace(tiles, **binding))
 
 

@@ -37,7 +37,7 @@ class Facts:
     pdl: the kernel itself waits for those in front of it, and may be launched before they have ended. aligned: for each tensor
     (name, bytes that its pointer is a multiple of, and those of each stride but the last). ranges: (name, least, greatest, saturates)
     of sizes and i32 scalars, where something is known. resident: blocks of a multiprocessor that registers and shared memory were made
-    for. covers: (tensor, axis, dimension of the grid) where the tensor must be as long.
+    for. covers: places that tensors must have (`ir.covers`).
     """
 
     name: str

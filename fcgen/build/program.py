@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import functools
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import FcError, FcWarning, did_you_mean
+from ..errors import FcError, FcWarning, did_you_mean, warn
 from ..ir.alignment import Promise, natural, nothing, of_arguments, promised, with_promises
 from ..ir.core import Kernel, Value, walk_kernel
 from ..ir.schedule import Schedule
@@ -123,7 +122,7 @@ class Program:
             built = build()
         for kind, text in built.remarks:
             if kind in TOLD and not self.quiet:
-                warnings.warn(FcWarning(text), stacklevel=4)
+                warn(FcWarning(text))
         return built
 
     @property

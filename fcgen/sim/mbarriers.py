@@ -55,13 +55,15 @@ class PhaseBarrier:
 
     @property
     def name(self) -> str:
-        return f"{self.bars.name or 'mbarrier'}" + (f"[slot {self.slot}]" if self.bars.type.slots > 1 else "") + \
+        return self.sim.called.get(self.bars, "mbarrier") + (f"[slot {self.slot}]" if self.bars.type.slots > 1 else "") + \
             (f" of block {self.rank}" if len(self.sim.barriers) > 1 else "")
 
     def state(self) -> str:
-        copies = f"and {self.bytes} bytes to come" if self.bytes >= 0 else f"to come and {-self.bytes} bytes more than it was told of"
+        lacks = [f"{self.pending} of its {self.count} arrivals"] if self.pending else []
+        lacks += [f"{self.bytes} bytes"] if self.bytes > 0 else []
+        more = f" and has {-self.bytes} bytes more than it was told of" if self.bytes < 0 else ""
         came = f" ({crowd(sorted(self.here, key=lambda a: a.number))} came)" if self.here else ""
-        return f"{self.name} is in phase {self.phase} with {self.pending} of {self.count} arrivals {copies}{came}"
+        return f"{self.name} is in phase {self.phase} and lacks {' and '.join(lacks) or 'nothing'}{more}{came}"
 
     def fault(self, op: Op, who: str, message: str, key: str) -> None:
         self.sim.report(PROTOCOL, message, op, notes=[f"{who}: {describe(op)}", self.state()], key=(PROTOCOL, key, id(op)))

@@ -90,8 +90,9 @@ def test_the_librarys_own_schedules_are_not_tried(tried: list[str]) -> None:
 def test_spills_are_said_when_a_kernel_is_compiled(tried: list[str]) -> None:
     spec = SPECS["gated"]
     program = spec.spec.compile(target="sm_80", schedule=fc.Schedule(tiles=spec.tiles[0], stages=1, min_blocks=7), **spec.binding)
-    with pytest.warns(fc.FcWarning, match="gated has more values than registers: .* smaller Schedule.tiles"):
+    with pytest.warns(fc.FcWarning, match="gated has more values than registers: .* smaller Schedule.tiles") as told:
         built = program.built
+    assert told[0].filename == __file__, "it points to who asked for the kernel"
     assert [kind for kind, _ in built.remarks] == ["spills"]
     assert program.resources.spills and "has more values than registers" in report(program)
 
