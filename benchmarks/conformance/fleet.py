@@ -250,7 +250,7 @@ def run(suites: list[Suite], processes: int, test_limit: float, until: float, ca
                 waiting = [s for s in suites if s.wants(gpu) and there[s.name] < ADAPTERS[s.name].most and len(s.running) < share]
                 if not waiting or late:
                     break
-                max(waiting, key=Suite.need).start(gpu)
+                max(waiting, key=lambda s: (not s.running, s.need())).start(gpu)  # a few tests do not wait for many others
             wanted = processes and not late and any(s.wants(gpu) for s in suites for gpu in range(cards))
             if not (collecting or any(s.running for s in suites) or wanted):
                 break
