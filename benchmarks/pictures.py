@@ -1,7 +1,8 @@
-"""The page of benchmarks and its pictures, from the result files of one GPU: `python -m benchmarks.pictures RESULTS_FOLDER docs`.
+"""The page of benchmarks and its pictures, from the result files of one GPU: `python -m benchmarks.pictures RESULTS_FOLDER ... docs`.
 
-Writes docs/benchmarks.md (`--text` writes nothing else) and docs/bench-*.svg; pictures need matplotlib (pip install 'fcgen[plot]'). Every
-number of the page is read from the files, so that a test can tell when it is not theirs any more.
+Of files of one name in several folders those of the last folder count. Writes docs/benchmarks.md (`--text` writes nothing else) and
+docs/bench-*.svg; pictures need matplotlib (pip install 'fcgen[plot]'). Every number of the page is read from the files, so that a test can
+tell when it is not theirs any more.
 """
 
 from __future__ import annotations
@@ -32,11 +33,18 @@ Race = dict[tuple[int, str], dict[int, tuple[float, float, str]]]
 
 
 class Results:
-    def __init__(self, folder: Path):
-        self.folder = folder
+    def __init__(self, *folders: Path):
+        self.folders = folders
+
+    def has(self, name: str) -> bool:
+        return bool(self.names(name))
+
+    def names(self, pattern: str) -> set[str]:
+        return {path.name for folder in self.folders for path in folder.glob(pattern)}
 
     def read(self, name: str) -> Any:
-        return json.loads((self.folder / name).read_text(encoding="utf-8"))
+        last = next((folder for folder in reversed(self.folders) if (folder / name).exists()), self.folders[0])
+        return json.loads((last / name).read_text(encoding="utf-8"))
 
     def race(self, dtype: str) -> Race:
         """(head size, mask) -> length -> TFLOP/s, over the fastest other's, which that is."""
@@ -52,8 +60,8 @@ class Results:
         """variant -> head size -> over what it is held to (base, or a padded batch) and other libraries' times, each of the last run that
         had it"""
         out: dict[str, dict[int, dict[str, float]]] = {}
-        again = sorted(self.folder.glob("variants-*.json"), key=lambda p: self.read(p.name)["environment"]["date"])
-        for file in ("variants.json", *(p.name for p in again)):
+        again = sorted(self.names("variants-*.json"), key=lambda name: self.read(name)["environment"]["date"])
+        for file in ("variants.json", *again):
             for name, case in self.read(file)["cases"].items():
                 head, what = re.fullmatch(r"D=(\d+) (.*)", name).groups()  # type: ignore[union-attr]
                 t = case["times"]
@@ -96,7 +104,7 @@ class Results:
 
     def gemms(self) -> list[tuple[str, float, float, str]]:
         """What, TFLOP/s of fcgen's choice, of the best of a search, of what it is held to and which that is, all over the latter's."""
-        runs = [self.read(path.name)["table"] for path in sorted(self.folder.glob("gemms*.json"), key=lambda x: x.stem, reverse=True)]
+        runs = [self.read(name)["table"] for name in sorted(self.names("gemms*.json"), key=lambda x: Path(x).stem, reverse=True)]
         out = []
         for case, (title, held) in GEMMS.items():
             mine = next((found for run in runs if (found := [r for r in run if r["case"] == case])), [])  # of the last run that has it
@@ -110,7 +118,7 @@ class Results:
 
     def stack(self) -> list[tuple[str, str, float, float, float]]:
         """Of layers end to end: what, who, milliseconds of all, of attention, and that over fcgen's attention. Empty without its file."""
-        if not (self.folder / "llama.json").exists():
+        if not self.has("llama.json"):
             return []
         parts = {"prefill": "prefill", "step": "forward and backward"}
         table = self.read("llama.json")["table"]
@@ -118,7 +126,7 @@ class Results:
                 for part, what in parts.items() for who, t in table[part].items()]
 
     def host(self) -> list[tuple[str, float]]:
-        found = next((n for n in ("host_time-interfaces.json", "host_time.json") if (self.folder / n).exists()), None)
+        found = next((n for n in ("host_time-interfaces.json", "host_time.json") if self.has(n)), None)
         return [(r["what"], r["us"]) for r in self.read(found)["rows"] if r["causal"]] if found else []
 
 
@@ -139,11 +147,12 @@ def rows(head: list[str], body: Iterable[Iterable[Any]]) -> str:
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
-def page(results: Results, folder: str) -> str:
+def page(results: Results, *folders: str) -> str:
     """docs/benchmarks.md."""
+    read = ", then ".join(f"[{folder}](../{folder})" for folder in folders)
     env = results.read(FORWARD["fp16"])["environment"]
     gpu, commit = env["gpu"].get("name", "one GPU"), str(env.get("commit", ""))[:7]
-    race = {d: results.race(d) for d in FORWARD if (results.folder / FORWARD[d]).exists()}
+    race = {d: results.race(d) for d in FORWARD if results.has(FORWARD[d])}
     ratios = {d: [c[1] for cells in r.values() for c in cells.values()] for d, r in race.items()}
     lengths = sorted({s for cells in race["fp16"].values() for s in cells})
     cells = [[f"{d} {mask}", *(f"{by[s][0]:.0f} ({by[s][1]:.2f})" for s in lengths)] for (d, mask), by in race["fp16"].items()]
@@ -161,8 +170,8 @@ def page(results: Results, folder: str) -> str:
     return f"""# Benchmarks
 
 One {gpu}, torch {env.get('torch', '')}, all in one process, in turns, preheated, each result checked against float64 before it is timed.
-The numbers are read from [{folder}](../{folder}); pictures and page are made by
-`python -m benchmarks.pictures {folder} docs`.
+The numbers are read from {read}; pictures and page are made by
+`python -m benchmarks.pictures {' '.join(folders)} docs`.
 
 ## Attention forward: the race
 
@@ -249,7 +258,7 @@ def _of_backward(results: Results) -> str:
     said = ", ".join(f"{geomean(x):.3f} in {d} (worst cell {min(x):.2f})" for d, x in ratios.items() if x)
     cells = [[f"{d} {mask}", *(f"{c[s][0]:.0f} ({c[s][1]:.2f})" for s in lengths)] for (d, mask), c in by["fp16"].items()]
     more = ""
-    if (results.folder / "backward-variants.json").exists():
+    if results.has("backward-variants.json"):
         names = {"fcgen": "fcgen", "fcgen, deterministic": "fcgen, deterministic", "cudnn": "cuDNN", "fa3": "FlashAttention-3",
                  "flex": "FlexAttention"}
         table = [[what, *(f"{rates[n]:.0f}" if n in rates else "" for n in names)]
@@ -267,7 +276,7 @@ geometric mean {said}. Time of the GPU alone: it is held until all calls of a tu
 
 
 def _of_conformance(results: Results) -> str:
-    if not (results.folder / "conformance.json").exists():
+    if not results.has("conformance.json"):
         return ""
     record = results.read("conformance.json")
     suites = [(name, record[name]) for name in SUITES if name in record]
@@ -331,7 +340,7 @@ def _plain(a: Any, *kept: str) -> None:
 
 
 def draw_race(results: Results, path: Path) -> None:
-    _squares({d: results.race(d) for d in FORWARD if (results.folder / FORWARD[d]).exists()}, path)
+    _squares({d: results.race(d) for d in FORWARD if results.has(FORWARD[d])}, path)
 
 
 def draw_backward_race(results: Results, path: Path) -> None:
@@ -443,12 +452,12 @@ PICTURES = {"race": draw_race, "backward-race": draw_backward_race,
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", type=Path)
+    parser.add_argument("results", type=Path, nargs="+", help="folders; what a later one has counts")
     parser.add_argument("docs", type=Path)
     parser.add_argument("--text", action="store_true", help="the page only")
     args = parser.parse_args(argv)
-    results = Results(args.results)
-    (args.docs / "benchmarks.md").write_text(page(results, args.results.as_posix()), encoding="utf-8")
+    results = Results(*args.results)
+    (args.docs / "benchmarks.md").write_text(page(results, *(folder.as_posix() for folder in args.results)), encoding="utf-8")
     for name, draw in {} if args.text else PICTURES.items():
         draw(results, args.docs / f"bench-{name}.svg")
 
