@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import pictures
+from benchmarks import page, pictures
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
 FOLDERS = re.findall(r"\.\./(benchmarks/results/[\w.-]+)\)", TEXT.split("##")[0])
-RESULTS = pictures.Results(*(ROOT / folder for folder in FOLDERS))
+RESULTS = page.Results(*(ROOT / folder for folder in FOLDERS))
 
 
 def test_the_page_is_of_the_result_files() -> None:
-    assert pictures.page(RESULTS, *FOLDERS) == TEXT, f"python -m benchmarks.pictures {' '.join(FOLDERS)} docs"
+    assert page.page(RESULTS, *FOLDERS) == TEXT, f"python -m benchmarks.pictures {' '.join(FOLDERS)} docs"
 
 
 def test_of_files_of_one_name_the_last_folder_counts(tmp_path: Path) -> None:
@@ -24,7 +24,7 @@ def test_of_files_of_one_name_the_last_folder_counts(tmp_path: Path) -> None:
         (tmp_path / str(n)).mkdir()
         for name in names:
             (tmp_path / str(n) / name).write_text(str(n))
-    found = pictures.Results(tmp_path / "0", tmp_path / "1")
+    found = page.Results(tmp_path / "0", tmp_path / "1")
     assert found.read("a.json") == 1 and found.read("b-1.json") == 0 and found.names("b-*.json") == {"b-1.json", "b-2.json"}
     assert found.has("a.json") and not found.has("c.json")
 
