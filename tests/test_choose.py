@@ -54,6 +54,11 @@ def test_what_bulk_copies_cannot_move_takes_another_schedule() -> None:
         _ = spec.compile(target="sm_90a", schedule=p.schedule, T=fc.f16).narrowed({"A": odd}).machine
 
 
+@pytest.mark.parametrize(("name", "target"), [("gemm_nn", "sm_80"), ("swiglu", "sm_90a"), ("library_causal", "sm_90a"), ("paged", "sm_90a")])
+def test_sizes_of_zero_have_a_schedule(name, target) -> None:
+    assert chosen(name, target, **dict.fromkeys(CASES[name].large, 0)).schedule.warps
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_random_schedules_are_right_or_refused(seed) -> None:
     d = draw(seed)

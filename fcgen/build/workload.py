@@ -136,8 +136,9 @@ class Workload:
         return prod(self.count_of(a, tiles) for a in self.kernel.grid)
 
     def count_of(self, a: GridAxis, tiles: Tiles) -> int:
+        """(As many as one where there is nothing: for that is no launch, and any schedule does.)"""
         n = a.dim if isinstance(a.dim, int) else self.sizes.get(a.dim, LONG if a.tile > 1 else COUNT)
-        return -(-n // size(self.axis(a.tile), tiles)) if a.tile > 1 else n
+        return max(1, -(-n // size(self.axis(a.tile), tiles)) if a.tile > 1 else n)
 
     def covered(self, tiles: Tiles) -> float:
         """The part of all rows of dots' tiles that lies inside of the grid's dimensions."""
