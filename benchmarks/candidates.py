@@ -96,6 +96,7 @@ def prepare(heads: list[int], names: list[str], args: argparse.Namespace) -> Non
     with multiprocessing.get_context("spawn").Pool(args.jobs) as pool:
         found = pool.map(fits, jobs, chunksize=2)
     good = [x for x in found if 0 <= x[3] < FEW]
+    Path(args.fits).parent.mkdir(parents=True, exist_ok=True)
     Path(args.fits).write_text(json.dumps(good))
     print(f"{len(jobs)} schedules, {len(good)} fit, {time.time() - begin:.0f} s", flush=True)
 
