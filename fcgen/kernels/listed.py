@@ -8,6 +8,8 @@ is to be asked, 2 * n + 1 a block that is seen whole and lies inside of the tens
 
 from __future__ import annotations
 
+from typing import Any
+
 import fcgen as fc
 
 from ..lang.bounds import Verdict, positions, verdict
@@ -90,7 +92,7 @@ def bounded_lists(Count: "out i32[B, H, R]", List: "inout i32[B, H, R, C]", *, q
     for blocks in fc.loop(fc.tile(List.C, "BLOCKS")):
         first = blocks.index * block[1]
         cols = ends(first, block[1], keys, "keys of a block")
-        seen = verdict(keep, b, h, rows, cols)
+        seen: Any = verdict(keep, b, h, rows, cols)
         if seen is None:
             raise fc.FcError("compile/unsupported", "what this mask says of blocks of positions is not known")
         seen = seen & Verdict(blocks.valid, first + block[1] <= keys)  # one that hangs over is not whole

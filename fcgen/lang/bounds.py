@@ -73,8 +73,9 @@ class Verdict(_Blocks):
 
 
 class Bounds(_Blocks):
-    """lo <= x <= hi, where ends are known. axis: whose positions alone it follows from (None: from none; "": from more than one's); each: makes
-    its elements, where it follows from one. held: it may be anything, and a sum of its ends may wrap where an element's does not."""
+    """ends: lo <= x <= hi, where they are known. axis: whose positions alone it follows from (None: from none; "": from more than one's);
+    each: makes its elements, where it follows from one. held: it may be anything, and a sum of its ends may wrap where an element's does
+    not."""
 
     __slots__ = ("axis", "each", "ends", "held", "kind")
 
@@ -98,7 +99,7 @@ class Bounds(_Blocks):
     def to(self, dtype: Any) -> Any:
         d, each = dtype_of(dtype), self.each
         known = None if self.ends is None or self.held else (self.ends[0].to(d), self.ends[1].to(d))
-        return Bounds(d, known, self.axis, None if each is None else lambda: each().to(d), True)
+        return Bounds(d, known, self.axis, (lambda: each().to(d)) if each is not None else None, True)
 
     def among(self, name: str, args: tuple[Any, ...]) -> Any:
         """A function of such values."""
@@ -107,7 +108,8 @@ class Bounds(_Blocks):
         xs = [self.of(x) for x in args]
         axes = {x.axis for x in xs} - {None}
         known = all(x.ends is not None and not x.held for x in xs)
-        each = None if len(axes) > 1 or "" in axes else lambda: elementwise(name, *[x.each() for x in xs])  # type: ignore[misc]
+        every: list[Each] = [x.each for x in xs if x.each is not None]
+        each = (lambda: elementwise(name, *[make() for make in every])) if len(axes) < 2 and len(every) == len(xs) else None
         if name in COMPARED:
             return self.of_each(each(), axes.pop()) if each and axes and not known else COMPARED[name](*xs)  # type: ignore[arg-type]
         rule = RULES.get(name) if known and self.kind.is_int else None
@@ -128,17 +130,17 @@ class Bounds(_Blocks):
             x = _wide(self.each())
             if not x.dtype.is_float:
                 return least(x, self.axis), largest(x, self.axis), True
-            number = x == x  # noqa: PLR0124
+            number = x == x
             all_are = least(where(number, 1, 0), self.axis) > 0
             return least(where(number, x, inf), self.axis), largest(where(number, x, -inf), self.axis), all_are
         lo, hi = map(_wide, self.ends)
-        return lo, hi, (lo == lo) & (hi == hi) if lo.dtype.is_float else True  # noqa: PLR0124
+        return lo, hi, (lo == lo) & (hi == hi) if lo.dtype.is_float else True
 
     def read(self, tensor: Any, index: tuple[Any, ...]) -> Any:
         """A tensor's elements at these positions, which are of one axis."""
         if any(isinstance(i, Verdict) or (isinstance(i, Bounds) and (i.each is None or i.axis != self.axis)) for i in index):
             self._no_value()
-        found = tensor._gather(tuple(i.each() if isinstance(i, Bounds) else i for i in index))
+        found = tensor._gather(tuple(i.each() if isinstance(i, Bounds) and i.each is not None else i for i in index))
         if found.dtype == i1:
             return self.of_each(found, self.axis)
         if found.dtype.bits < 8:
@@ -207,8 +209,10 @@ def _rule(fn: Callable[..., Ends | None]) -> Callable[..., Ends | None]:
 
 RULES: dict[str, Callable[..., Ends | None]] = {
     "add": _rule(lambda a, b, c, d: (a + c, b + d)), "sub": _rule(lambda a, b, c, d: (a - d, b - c)), "neg": _rule(lambda a, b: (-b, -a)),
-    "abs": _rule(lambda a, b: (maximum(maximum(a, -b), 0), maximum(b, -a))), "min": _rule(lambda a, b, c, d: (minimum(a, c), minimum(b, d))),
-    "max": _rule(lambda a, b, c, d: (maximum(a, c), maximum(b, d))), "mul": _products, "floordiv": _quotients, "mod": _remainders}
+    "abs": _rule(lambda a, b: (maximum(maximum(a, -b), 0), maximum(b, -a))),
+    "min": _rule(lambda a, b, c, d: (minimum(a, c), minimum(b, d))),
+    "max": _rule(lambda a, b, c, d: (maximum(a, c), maximum(b, d))),
+    "mul": _products, "floordiv": _quotients, "mod": _remainders}
 
 
 def verdict(condition: Callable[..., Any], *where_: Any) -> Verdict | None:
