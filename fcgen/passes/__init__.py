@@ -17,7 +17,7 @@ from ..ir.verify import Known, verify
 from .machine import ahead, alloc, alternate, at_use, behind, early_launch, early_reads, overlap, select, sync, tidy, together
 from .memory import pieces, pipeline, prefetch, prologues, roles
 from .registers import branches, defer, held, place, vote
-from .tile import bind, from_end, limits, order, pad, parts, ranges, row_sums, scale, simplify, skew, split_loops, totals
+from .tile import bind, from_end, limits, order, pad, parts, ranges, row_sums, scale, signs, simplify, skew, split_loops, totals
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ PIPELINE: tuple[Pass, ...] = (
     Pass("totals", totals.run, "what a loop adds to one place of memory is summed up, and added once behind it"),
     Pass("scale", scale.run, "positive factors move out of maxima, masks and loops to where they cost least"),
     Pass("simplify.2", simplify.run, "merge the factors that have met"),
+    Pass("signs", signs.run, "a loop that multiplies by a number of unknown sign is written twice, once for one above zero"),
     Pass("parts", parts.run, "blocks of a cluster share a loop that adds up, and one of them adds up what they found"),
     Pass("pad", pad.run, "axes become multiples of what matrix instructions work on"),
     Pass("from_end", from_end.run, "tiles of the axes named in `from_end` are counted from the end: the ragged one comes first"),
