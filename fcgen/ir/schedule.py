@@ -25,7 +25,7 @@ MAPS = {"tiles": "{BLOCK_M: 128, BLOCK_N: 64}", "cluster": "{rows: 2}", "grid": 
 #: Fields that count: what they count, and which numbers are legal, in words and as a set.
 NUMBERS: dict[str, tuple[str, str, Container[int]]] = {
     "tiles": ("has a size that does not divide over warps and lanes", "a power of two or a multiple of 16, up to 65536",
-              frozenset(n for n in range(1, 2**16 + 1) if not n & (n - 1) or n % 16 == 0)),
+              {1, 2, 4, 8, *range(16, 2**16 + 1, 16)}),
     "warps": ("is the number of warps in a block", "1, 2, 4, 8, 12 or 16", (1, 2, 4, 8, 12, 16)),
     "stages": ("counts ring slots", "1 to 8; of a load that goes straight to registers, 0", range(9)),
     "min_blocks": ("counts blocks per multiprocessor", "1 to 32", range(1, 33)),
