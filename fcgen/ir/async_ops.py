@@ -42,7 +42,7 @@ define("advance", "machine", "One tile further.", "cursor -> cursor", makes=lamb
        traits="position")
 
 
-PARTS = {"parts": whole(2, MOST_PARTS).maybe, "part": whole(0, MOST_PARTS - 1).maybe}
+_PARTS, _PART = whole(2, MOST_PARTS).maybe, whole(0, MOST_PARTS - 1).maybe
 
 
 def _check_part(op: Op) -> None:
@@ -59,11 +59,12 @@ define("mbar_arrive", "machine", """`mbar_arrive bars, cursor`: one arrival per 
        cluster, which then sees what the warp stored there. parts: barriers of as many equal parts of a role's warps lie behind each other;
        a warp's is that of its part, or, for a role that is one thread, that of `part`.""",
        "bars, cursor ->", effect="write", phases="pipelined synced", cluster=whole(1, MOST_BLOCKS).maybe,
-       lag=whole(0, 1).maybe, block=whole(0, MOST_BLOCKS - 1).maybe, **PARTS, check=_check_part, traits="position")
+       lag=whole(0, 1).maybe, block=whole(0, MOST_BLOCKS - 1).maybe, parts=_PARTS, part=_PART, check=_check_part, traits="position")
 define("mbar_wait", "machine", """`mbar_wait bars, cursor`: until the phase of this slot that the cursor is in has ended; with lag=1 the
        phase before it, which for the first round of a ring is no wait at all (mbarrier.try_wait.parity in a loop). cluster: arrivals of
        other blocks have published what these stored. parts, part: as above.""", "bars, cursor ->",
-       effect="write", phases="pipelined synced", lag=whole(0, 1), cluster=FLAG.maybe, **PARTS, check=_check_part, traits="position")
+       effect="write", phases="pipelined synced", lag=whole(0, 1), cluster=FLAG.maybe, parts=_PARTS, part=_PART,
+       check=_check_part, traits="position")
 
 
 def _check_tma_load(op: Op) -> None:

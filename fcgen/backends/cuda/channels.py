@@ -8,7 +8,9 @@ from typing import Any
 from ...errors import FcError
 from ...ir.access import Access
 from ...ir.async_ops import boxes, share
-from ...ir.core import Op, Value
+from ...ir.core import Op, Value, walk
+from ...ir.lifetimes import WRITES
+from ...ir.rings import position
 from ...ir.types import Buffer, Cursor, Scalar, Tensor
 from ..targets.hopper import HINTS
 from .boxes import Boxes
@@ -81,6 +83,13 @@ def _expect(em: Emitter, op: Op) -> None:
     em.w.line(f"{em.fn('mbar_expect')}({_bar(em, bars, cursor)}, {op['bytes']});")
 
 
+def _lanes_touch(em: Emitter) -> bool:
+    """Whether lanes of the role read shared memory, or store into a channel."""
+    made = em.plan.maker
+    return any(op.kind in ("ld_shared", "ldmatrix") for op in made.values()) or any(
+        op.kind in WRITES and position(op.operands[1], made) is not None for role in em.kernel.roles for op in walk(role.body))
+
+
 @emits("mbar_arrive")
 def _arrive(em: Emitter, op: Op) -> None:
     bars, cursor = op.operands
@@ -91,8 +100,8 @@ def _arrive(em: Emitter, op: Op) -> None:
         em.w.line("__syncwarp();")  # lane 0 speaks for the others: they have stored
         em.w.line(f"{one}{em.fn('mbar_tell')}({bar}, {block});")
         return
-    if not em.one_thread and any(op.kind in ("ld_shared", "ldmatrix") for op in em.plan.maker.values()):
-        em.w.line("__syncwarp();")  # lane 0 speaks for the others: their loads are done too
+    if not em.one_thread and _lanes_touch(em):
+        em.w.line("__syncwarp();")  # lane 0 speaks for the others: their loads and stores are done too
     if blocks == 1:
         em.w.line(f"{one}{em.fn('mbar_arrive')}({bar});")
     elif em.one_thread:

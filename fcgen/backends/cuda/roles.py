@@ -108,8 +108,8 @@ def _branches(kernel: Kernel) -> list[list[Role]]:
             out.append([role])
     for branch in out:
         if sum(r.warps for r in branch) % 4 or (len(branch) > 1 and not all(map(_is_one_thread, branch))):
-            raise FcError("compile/unsupported", f"role {branch[-1].name} is not made of whole warpgroups", expected="a multiple of 4 warps",
-                          got=branch[-1].warps)
+            raise FcError("compile/unsupported", f"role {branch[-1].name} is not made of whole warpgroups", got=branch[-1].warps,
+                          expected="a multiple of 4 warps, or one thread beside another")
         if len({r.regs for r in branch}) > 1:
             raise FcError("compile/unsupported", f"roles {', '.join(r.name for r in branch)} share a warpgroup, and so its registers",
                           expected=branch[0].regs, got=branch[-1].regs)

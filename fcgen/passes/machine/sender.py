@@ -9,18 +9,19 @@ channel has a second slot where that costs no block its room.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from ...errors import FcError
-from ...ir.core import Block, Kernel, Op, Role, Value, walk
+from ...ir.core import Block, Kernel, Role, Value, walk
 from ...ir.lifetimes import WRITES
 from ...ir.named_barriers import WARPGROUP, is_one_thread
 from ...ir.ops import has_effect
 from ...ir.rewrite import Builder, Env, copy_block, remove_dead
 from ...ir.schedule import Schedule
 from ...ir.target import Target
-from ...ir.types import Buffer, Cursor, Frag, Mbarrier
-from ..facts.common import called, without_effect
+from ...ir.types import Buffer, Frag
+from ..facts.common import without_effect
+from ..memory.channels import Channel
 from ..memory.cursors import thread_cursors
 from .alloc import offsets_of
 
@@ -39,47 +40,28 @@ def run(kernel: Kernel, schedule: Schedule, target: Target) -> Kernel:
     if len(kernel.roles) == 1 or not is_one_thread(first) or first.warps != WARPGROUP:
         raise without_effect("sender", "no thread of its own copies tiles", got=True)
     kernel = _through(kernel, sent, 2, schedule, target) or _through(kernel, sent, 1, schedule, target) or kernel
-    odd = next(((o, v) for o in walk(kernel.roles[1].body) for v in o.operands if isinstance(v.type, Frag)), None)
+    odd = next((o for o in walk(kernel.roles[1].body) if o.kind == "row_part" or any(isinstance(v.type, Frag) for v in o.operands)), None)
     if odd is not None:
-        raise FcError("compile/unsupported", "whether or where a tile is stored follows from another tile, and the role that stores is one "
-                      "thread", loc=odd[0].loc, expected="numbers of the grid and of loops", got=called(odd[1]), hint="leave sender out")
+        raise FcError("compile/unsupported", "whether or where a tile is stored follows from what each warp has, and the role that stores "
+                      "is one thread", loc=odd.loc, expected="numbers of the grid and of loops", got=odd.kind, hint="leave sender out")
     return kernel
 
 
 def _through(kernel: Kernel, sent: dict[Value, int], slots: int, schedule: Schedule, target: Target) -> Kernel | None:
     """The kernel with channels of so many slots; None where more than one take a block its room."""
     first, *others, main = kernel.roles
-    channels = {v: _Channel.of(v, parts, slots, main.warps) for v, parts in sent.items()}
+    ring = lambda v: Value(replace(v.type, slots=slots), v.name)
+    channels = {v: Channel.between(ring(v), 1, fillers=main.warps // parts, parts=parts) for v, parts in sent.items()}
     send = remove_dead(thread_cursors(_sends(copy_block(main.body, Env()), channels)))
-    staged = thread_cursors(_stages(main.body, channels))
+    staged = thread_cursors(_stages(main.body, {v: c.outlet() for v, c in channels.items()}))
     roles = (replace(first, warps=first.warps - WARPS), Role("send", WARPS, send, first.regs), *others, replace(main, body=staged))
-    buffers = (*(v for v in kernel.buffers if v not in channels), *(v for c in channels.values() for v in (c.ring, c.full, c.empty)))
+    buffers = (*(v for v in kernel.buffers if v not in channels), *(v for c in channels.values() for v in c.buffers))
     out = replace(kernel, roles=roles, buffers=buffers)
     fit = lambda k: target.smem_per_sm // (offsets_of(k, target)[2] + target.smem_reserved)
     return out if slots == 1 or fit(out) >= max(1, min(fit(kernel), schedule.min_blocks)) else None
 
 
-@dataclass(frozen=True)
-class _Channel:
-    """parts: of the warps that stage, each with barriers of its own."""
-
-    ring: Value
-    full: Value
-    empty: Value
-    cursor: Value
-    parts: int
-
-    @staticmethod
-    def of(buffer: Value, parts: int, slots: int, warps: int) -> _Channel:
-        bars = lambda count, word: Value(Mbarrier(count, slots * parts), f"{buffer.name}_{word}")
-        return _Channel(Value(replace(buffer.type, slots=slots), buffer.name), bars(warps // parts, "full"), bars(1, "empty"),
-                        Value(Cursor(slots), buffer.name), parts)
-
-    def view(self, b: Builder) -> Value:
-        return b.emit("slot", self.ring, self.cursor, ahead=0, name=self.ring.name)
-
-
-def _stages(block: Block, channels: dict[Value, _Channel]) -> Block:
+def _stages(block: Block, channels: dict[Value, Channel]) -> Block:
     """What is left for the warps that compute."""
     b, env, closes = Builder(), Env(), False
     for op in block.ops:
@@ -94,12 +76,10 @@ def _stages(block: Block, channels: dict[Value, _Channel]) -> Block:
         c = channels[buffer]
         if op.kind in WRITES and buffer not in env.map:
             env[buffer] = c.view(b)
-            b.do("mbar_wait", c.empty, c.cursor, lag=1, **_own(c))
+            c.wait(b)
             b.add(replace(op, operands=env.all(op.operands)))
         elif op.kind == "tma_store" and buffer in env.map:
-            b.do("proxy_fence")
-            b.do("mbar_arrive", c.full, c.cursor, **_own(c))
-            b.do("advance", c.cursor)
+            c.release(b)
             del env.map[buffer]
             closes = True
         else:
@@ -108,25 +88,19 @@ def _stages(block: Block, channels: dict[Value, _Channel]) -> Block:
     return b.block(block.args)
 
 
-def _own(c: _Channel) -> dict[str, int]:
-    return {"parts": c.parts} if c.parts > 1 else {}
-
-
-def _sends(block: Block, channels: dict[Value, _Channel]) -> Block:
+def _sends(block: Block, channels: dict[Value, Channel]) -> Block:
     """What the sender does: the loops and scalars that stores follow from, and the stores."""
     b = Builder()
     for op in block.ops:
         b.loc = op.loc
         c = channels.get(op.operands[-1]) if op.kind == "tma_store" else None
         if c is not None:
-            view, every = c.view(b), [{"part": p, "parts": c.parts} if c.parts > 1 else {} for p in range(c.parts)]
-            for part in every:
-                b.do("mbar_wait", c.full, c.cursor, lag=0, **part)
-                b.add(replace(op, operands=(*op.operands[:-1], view), attrs={**op.attrs, **part}))
+            view = c.view(b)
+            for part in range(c.parts):
+                c.wait(b, part)
+                b.add(replace(op, operands=(*op.operands[:-1], view), attrs={**op.attrs, **c.of_part(part)}))
                 b.do("bulk_commit")
-            for part in every:
-                b.do("mbar_arrive", c.empty, c.cursor, **part)
-            b.do("advance", c.cursor)
+            c.release(b, range(c.parts))
         elif op.regions or op.kind == "yield" or not has_effect(op):
             b.add(op.within(lambda r: _sends(r, channels)))
     return b.block(block.args)
