@@ -172,7 +172,7 @@ def test_no_barrier_keeps_warpgroups_in_step_where_the_product_follows_behind(by
 @pytest.mark.parametrize("name", ["sender", "sender, two slots"])
 def test_warps_that_compute_start_no_store_of_a_loop_where_there_is_a_sender(name, by_columns):
     """They meet at no barrier either; each wait and arrival of the channel is one that a race or a deadlock shows to be missing."""
-    p, args, _ = case(name, by_columns, "sm_90a", (250, 128))
+    p, args, _ = case(name, by_columns, "sm_90a", (410, 128))
     send, main = p.machine.roles[1:]
     assert [r.warps for r in p.machine.roles] == [2, 2, 8] and send.name == "send"
     assert not any(o.kind == "tma_store" for loop in walk(main.body) if loop.kind == "for" for o in walk(loop.regions[0]))
