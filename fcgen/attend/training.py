@@ -155,9 +155,9 @@ def gradients(call: Call, plan: Plan, o: Any, lse: Any, q: Any, k: Any, v: Any, 
         plan.keys.launch({**given, "dK": dk, "dV": dv, "dQ": total}, held, into)
     if plan.after is not None:
         dq = new(q)
-        plan.after.launch({"Sums": total, "dQ": dq}, held, into)
+        plan.after.launch({"Sums": total, "dQ": dq, "scale": call.scale}, held, into)
     elif total is not None:
-        dq = total.to(q.dtype)
+        dq = torch.mul(total, call.scale, out=torch.empty_like(total, dtype=q.dtype))
     if every is not None:
         backward_plans.learn(plan, every)
     if still:  # (infinities and what is no number stay none)

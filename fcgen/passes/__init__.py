@@ -14,7 +14,7 @@ from ..ir.core import Kernel
 from ..ir.schedule import Schedule
 from ..ir.target import Target
 from ..ir.verify import Known, verify
-from .machine import ahead, alloc, alternate, at_use, behind, early_launch, early_reads, overlap, select, sync, tidy, together
+from .machine import ahead, alloc, alternate, at_use, behind, early_launch, early_reads, overlap, select, sender, sync, tidy, together
 from .memory import pieces, pipeline, prefetch, prologues, roles
 from .registers import branches, defer, held, place, vote
 from .tile import bind, from_end, limits, order, pad, parts, ranges, row_sums, scale, signs, simplify, skew, split_loops, totals
@@ -65,6 +65,7 @@ PIPELINE: tuple[Pass, ...] = (
     Pass("early_reads", early_reads.run, "tiles that meet a product's result are read while it runs"),
     Pass("overlap", overlap.run, "products in flight are waited for where their results are needed"),
     Pass("at_use", at_use.run, "rows in rings are read where element work uses them, and let go behind it"),
+    Pass("sender", sender.run, "with `sender`: a thread of its own starts the bulk stores of loops and waits for them"),
     Pass("tidy", tidy.run, "scalar constants folded, nothing computed twice"),
     Pass("early_launch", early_launch.run, "with `pdl`: what touches tensors waits for the kernels in front, the rest does not"),
     Pass("together", together.run, "what blocks of a cluster found comes into shared memory of the first one"),

@@ -196,9 +196,11 @@ class Barriers:
         self.phases: dict[tuple[Value, int], PhaseBarrier] = {}
         self.named: dict[int, NamedBarrier] = {}
 
-    def phase(self, bars: Value, cursor: int) -> tuple[PhaseBarrier, int]:
-        """(barrier of the slot that a cursor is in, number of its phase)."""
-        round_, slot = divmod(cursor, bars.type.slots)
+    def phase(self, bars: Value, cursor: int, parts: int = 1, part: int = 0) -> tuple[PhaseBarrier, int]:
+        """(barrier of the slot that a cursor is in, of one of its parts; number of its phase)."""
+        slots = bars.type.slots // parts
+        round_, slot = divmod(cursor, slots)
+        slot += part * slots
         self.sim.coverage.passed(bars, cursor + 1)
         if (bars, slot) not in self.phases:
             self.phases[bars, slot] = PhaseBarrier(self.sim, bars, slot, self.rank)
