@@ -30,13 +30,14 @@ from .attention import visible
 LOG2E = 1.4426950408889634
 
 
-def weights(x: Any, lse2: Any, seen: Any, at: tuple[Any, ...], score: Any, weigh: Any, held: bool) -> tuple[Any, Callable[[Any, Any], Any]]:
+def weights(x: Any, lse2: Any, seen: Any, at: tuple[Any, ...], score: Any, weigh: Any, held: bool | str) -> tuple[Any, Callable[[Any, Any], Any]]:
     """Weights of values of a tile of scaled scores x, and what makes the gradient of x from theirs and Delta.
 
-    seen: which scores count. at: batch, head, and positions of rows and keys. held: what score and weigh hold gets its gradient as well."""
-    s, into = (x, None) if score is None else fc.vjp(lambda x: score(x, *at), x, captured=held)
+    seen: which scores count. at: batch, head, and positions of rows and keys. held: what score and weigh hold gets its gradient as well;
+    "few": as `fc.vjp` says."""
+    s, into = (x, None) if score is None else fc.vjp(lambda x: score(x, *at), x, captured=held, places=at)
     p = fc.exp2(fc.where(seen, s * LOG2E, -fc.inf) - lse2)
-    w, back = (p, None) if weigh is None else fc.vjp(lambda p: weigh(p, *at), p, captured=held)
+    w, back = (p, None) if weigh is None else fc.vjp(lambda p: weigh(p, *at), p, captured=bool(held))
 
     def gradient(dw: Any, delta: Any) -> Any:
         ds = p * ((dw if back is None else back(dw)) - delta)
