@@ -286,8 +286,7 @@ def _compiled(spec: Spec, arch: str, facts: Mapping[str, Any], functions: Mappin
     head = max(facts.get("D", 0), facts.get("E", 0))
     adds = "dQ" not in facts
     uneven = facts.get("mask", "none") != "none"
-    nested = bool(facts.get("grouped")) and (uneven or "keep" in functions or spec is RAGGED.keys)
-    listed = [(arch, s) for s in candidates(spec.name, arch, head, adds, uneven, nested)]
+    listed = [(arch, s) for s in candidates(spec.name, arch, head, adds, uneven)]
     if arch.endswith("a"):
         listed += [(target(arch.rstrip("a")).arch, s) for s in candidates(spec.name, arch.rstrip("a"), head, adds)]
     possible: Program | None = None

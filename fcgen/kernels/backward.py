@@ -122,21 +122,12 @@ def backward(Q: T[B, H, M, D], K: T[B, G, N, D], V: T[B, G, N, E], dO: T[B, H, M
             seen = seen & keep(b, h, rows.index, cols.index)
         return seen if score is None and weigh is None else seen & rows.valid
 
-    def tile(h, rows):
-        mine = [None if t is None else t[b, h, rows] for t in (Q, dO, LSE2, Delta, dQ)]
-        step(mine, k, v, dk, dv, scale, turned, functools.partial(live, h, rows), (b, h, rows.index, cols.index), score, weigh, held)
-
     def head(h):
         for rows in fc.loop(fc.tile(Q.M, "BLOCK_M"), live=functools.partial(live, h)):
-            tile(h, rows)
+            mine = [None if t is None else t[b, h, rows] for t in (Q, dO, LSE2, Delta, dQ)]
+            step(mine, k, v, dk, dv, scale, turned, functools.partial(live, h, rows), (b, h, rows.index, cols.index), score, weigh, held)
 
-    if grouped and mask == "none" and keep is None:  # one loop over the tiles of all heads: it has registers for products ahead
-        tiles = fc.tile(Q.M, "BLOCK_M")
-        count, group = (Q.M + (tiles.size - 1)) // tiles.size, Q.H // K.G
-        for n in fc.loop(group * count):
-            tile(g * group + n // count, tiles[n % count])
-    else:
-        each_head(head, g, Q.H // K.G, grouped)
+    each_head(head, g, Q.H // K.G, grouped)
     fc.store(dK[b, g, cols], (dk * scale).to(K.dtype))
     fc.store(dV[b, g, cols], dv.to(V.dtype))
 

@@ -14,10 +14,10 @@ from ..ir.core import Kernel
 from ..ir.schedule import Schedule
 from ..ir.target import Target
 from ..ir.verify import Known, verify
-from .machine import ahead, alloc, alternate, at_use, behind, early_launch, early_reads, overlap, select, sync, tidy, together
+from .machine import ahead, alloc, alternate, at_use, behind, counted, early_launch, early_reads, overlap, select, sync, tidy, together
 from .memory import pieces, pipeline, prefetch, prologues, roles
 from .registers import branches, defer, held, place, vote
-from .tile import bind, from_end, limits, order, pad, parts, ranges, row_sums, scale, simplify, skew, split_loops, totals
+from .tile import bind, flatten, from_end, limits, order, pad, parts, ranges, row_sums, scale, simplify, skew, split_loops, totals
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ PIPELINE: tuple[Pass, ...] = (
     Pass("limits", limits.run, "masks on positions become one comparison per element"),
     Pass("order", order.run, "programs that share tiles run together, those with the most work first"),
     Pass("row_sums", row_sums.run, "row sums named in `ones` become columns of the dots that read the same tile"),
+    Pass("flatten", flatten.run, "a loop that does nothing but run another one becomes one loop with it"),
     Pass("skew", skew.run, "dots named in `late` run one iteration behind, so that two are in flight"),
     Pass("ranges.2", ranges.run, "the same, for the bounds and limits that were made"),
     # from here on: machine IR
@@ -64,6 +65,7 @@ PIPELINE: tuple[Pass, ...] = (
     Pass("early_reads", early_reads.run, "tiles that meet a product's result are read while it runs"),
     Pass("overlap", overlap.run, "products in flight are waited for where their results are needed"),
     Pass("at_use", at_use.run, "rows in rings are read where element work uses them, and let go behind it"),
+    Pass("counted", counted.run, "what a loop divides its index by is counted along"),
     Pass("tidy", tidy.run, "scalar constants folded, nothing computed twice"),
     Pass("early_launch", early_launch.run, "with `pdl`: what touches tensors waits for the kernels in front, the rest does not"),
     Pass("together", together.run, "what blocks of a cluster found comes into shared memory of the first one"),

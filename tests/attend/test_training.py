@@ -327,6 +327,7 @@ def test_a_schedule_that_tensors_of_the_first_call_left_room_for_is_left_for_ano
     from fcgen.ir.types import DTYPES
 
     facts = {"T": DTYPES["f16"], "D": 64, "E": 64, "mask": "causal_top_left", "grouped": False}
-    score = lambda n: {"score": scores.bias(torch.zeros(2, 200, n, requires_grad=True))}
+    table = lambda *shape: scores.bias(torch.zeros(*shape, requires_grad=True))
+    score = lambda n: {"score": table(2, 200, n) + table(200, n)}
     made = [training._ready(training.DENSE.keys, "sm_90a", facts, score(n), []).make() for n in (301, 304)]
     assert [p.built.facts.smem_bytes <= 232448 for p in made] == [True, True] and made[0].schedule != made[1].schedule
