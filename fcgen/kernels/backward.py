@@ -30,7 +30,8 @@ from .attention import visible
 LOG2E = 1.4426950408889634
 
 
-def weights(x: Any, lse2: Any, seen: Any, at: tuple[Any, ...], score: Any, weigh: Any, held: bool | str) -> tuple[Any, Callable[[Any, Any], Any]]:
+def weights(x: Any, lse2: Any, seen: Any, at: tuple[Any, ...], score: Any, weigh: Any,
+            held: bool | str) -> tuple[Any, Callable[[Any, Any], Any]]:
     """Weights of values of a tile of scaled scores x, and what makes the gradient of x from theirs and Delta.
 
     seen: which scores count. at: batch, head, and positions of rows and keys. held: what score and weigh hold gets its gradient as well;

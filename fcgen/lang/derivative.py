@@ -174,7 +174,7 @@ def _into(tensor: Value, how: str) -> tuple[Value, str]:
     """Where a captured tensor's gradient goes, and how: what another derivative began to add up goes on like that."""
     to, before = current().captures.gradient(tensor, how)
     if before != how and before != SUM:
-        raise mistake("trace/grad", f"the gradient of {tensor.name} is stored where a first function read it, and a second one reads it too",
+        raise mistake("trace/grad", f"the gradient of {tensor.name} is stored where one function read it, and another one reads it too",
                       expected="places for none of both, or one function", got=tensor.name, hint="fc.vjp(f, x, captured=True)")
     return to, before
 

@@ -1,13 +1,15 @@
 """Where the gradient of what was read from a tensor goes: the places that it was read from.
 
-It is added there, or stored where each place is one element's alone. A load's are the rectangle that it read. A gather's are a rectangle too where each of its positions is one scalar or runs along an axis of
-the tile, as in `bias[h, rows.index, cols.index]`; else each element has a place of its own. What lies outside of the tensor goes nowhere.
+It is added there, or stored where each place is one element's alone. A load's are the rectangle that it read. A gather's are a rectangle
+too where each of its positions is one scalar or runs along an axis of the tile, as in `bias[h, rows.index, cols.index]`; else each element
+has a place of its own. What lies outside of the tensor goes nowhere.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from ..grad.writer import Writer
 from ..ir.core import Block, Op, Value
@@ -43,7 +45,8 @@ def _first(v: Value, defs: Mapping[Value, Op]) -> Value:
 
 def add_to_tensor(m: Writer, op: Op, ct: Value, to: Value, stored: bool = False) -> None:
     """Add `ct`, the cotangent of what `op` reads, to the tensor `to` at the same places; stored: or store it there."""
-    ct, how = m.cast(ct, to.type.dtype), {} if stored else {"reduce": "add"}
+    how: dict[str, Any] = {} if stored else {"reduce": "add"}
+    ct = m.cast(ct, to.type.dtype)
     if op.kind == "load":
         m.builder.do("store", to, ct, *op.operands[1:], index=op["index"], guard=op["guard"], **how)
         return

@@ -1,9 +1,9 @@
 """flatten: a loop that does nothing but run another one runs as one loop.
 
-In: tile IR with its loops split. Out: the same, where an outer loop's body is an inner loop with products, over a range that does not change in the outer
-one, that carries all that the outer one carries, with scalars in front of it: one loop counts the iterations of both, and the two indices
-are its index divided by how many iterations the inner one has, and what is left over. Guaranteed: the same iterations in the same order;
-what runs an iteration ahead or behind does so from one outer iteration to the next.
+In: tile IR with its loops split. Out: the same, where an outer loop's body is an inner loop with products, over a range that does not
+change in the outer one, that carries all that the outer one carries, with scalars in front of it: one loop counts the iterations of both,
+and the two indices are its index divided by how many iterations the inner one has, and what is left over. Guaranteed: the same iterations
+in the same order; what runs an iteration ahead or behind does so from one outer iteration to the next.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ def _loop(outer: Op) -> Op | Sequence[Op]:
                inner.regions[0].args[0]: inside.emit("add", low, inside.emit("mod", index, by))})
     env.map |= dict(zip(body.args[1:], inner.regions[0].args[1:]))
     ops = (*inside.ops, *(substitute(op, env) for op in (*scalars, *inner.regions[0].ops)))
-    return [*before.ops, Op("for", (zero, count, *outer.operands[2:]), outer.results, {}, (Block((index, *inner.regions[0].args[1:]), ops),),
-                            inner.loc)]
+    whole = Block((index, *inner.regions[0].args[1:]), ops)
+    return [*before.ops, Op("for", (zero, count, *outer.operands[2:]), outer.results, {}, (whole,), inner.loc)]
 
 
 def _runs(outer: Op, scalars: Sequence[Op], inner: Op, last: Op) -> bool:
