@@ -375,6 +375,9 @@ def _backward(case: Case, xs: list[Any], results: tuple[Any, Any], u: float = 0.
 
 def one_kind(number: int, calls: int, until: float) -> dict[str, Any]:
     """All calls of a kind, in this process."""
+    import torch
+
+    torch.cuda.set_device(number % torch.cuda.device_count())
     k = kind(number)
     found: dict[str, Any] = {"kind": number, "ran": 0, "worst": 0.0, "failures": []}
     for n in range(min(calls, IN_GRAPHS) if k.interface == "graph" else calls):

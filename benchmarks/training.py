@@ -365,7 +365,8 @@ def measured(cell: Cell, called: str, args: argparse.Namespace, wrong: list[str]
         table.append({"dtype": dtype, "head": cell.d, "length": cell.n, "causal": v.causal, "variant": v.name, "name": w.name, "ms": t.ms,
                       "spread": t.spread, "host_ms": t.host, "tflops": rates[w.name], "ratio": rates[w.name] / best if best else None,
                       "over_flex": rates[w.name] / rates["flex"] if "flex" in rates else None,
-                      "max_error": w.max_error, "rms_error": w.rms_error, "errors": cell.errors.get(w.name), "parts": parts(w.run) if args.parts else None})
+                      "max_error": w.max_error, "rms_error": w.rms_error, "errors": cell.errors.get(w.name),
+                      "parts": parts(w.run) if args.parts else None})
         for name, count, us in table[-1]["parts"] or ():
             print(f"    {w.name:21} {us:8.1f} us  {count} x {name[:90]}")
     ours = next((r for r in table if r["name"] == "fcgen"), None)

@@ -36,7 +36,7 @@ def weights(x: Any, lse2: Any, seen: Any, at: tuple[Any, ...], score: Any, weigh
 
     seen: which scores count. at: batch, head, and positions of rows and keys. held: what score and weigh hold gets its gradient as well;
     "few": as `fc.vjp` says."""
-    s, into = (x, None) if score is None else fc.vjp(lambda x: score(x, *at), x, captured=held, places=at)
+    s, into = (x, None) if score is None else fc.vjp(lambda x: score(x, *at), x, captured=held, places=at if held else ())
     p = fc.exp2(fc.where(seen, s * LOG2E, -fc.inf) - lse2)
     w, back = (p, None) if weigh is None else fc.vjp(lambda p: weigh(p, *at), p, captured=bool(held))
 

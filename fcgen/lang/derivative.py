@@ -37,6 +37,9 @@ def vjp(f: Callable[..., Any], *primals: Any, captured: bool | str = False, plac
     tensor's dtype. captured="few" says that few elements have the same positions where some are left out: what is read at all that run
     along axes is then added in the tensor's dtype too.
     """
+    if captured not in (True, False, "few") or (places and not captured):
+        raise mistake("trace/usage", "captured: whether what the function holds gets gradients; places: of which elements alone",
+                      expected='captured=True or captured="few"', got=f"captured={captured!r}, {len(places)} places")
     run = _Run(f, primals, bool(captured))
     read = _captured_reads(run.ops) if captured else {}
     apart = [lift(x, None).value for x in places]
